@@ -1,0 +1,9 @@
+"""The one error that is meant for the person at the keyboard."""
+
+
+class InputError(ValueError):
+    """A mistake in what was typed or in a file, told in one sentence.
+
+    The sentence names the field or file, what was found and what is allowed. Commands
+    print it without a traceback and exit with status 2 (see `imagepiece_jax.cli`).
+    """

@@ -1,0 +1,149 @@
+"""How many tokens are in each block? Plain Python, known before anything is traced.
+
+A method's recipe names steps; `build` turns them into one `LayerPlan` a block. The
+model, the MAC counter, the benchmark, the pictures and the tests all read this plan.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+from imagepiece_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One reduction: at `block`, by `rule` and `amount`, decided by `reducer`.
+
+    `site` is "mid" (between attention and MLP) or "pre" (before the block). `reducer`
+    is a frozen dataclass or an unbound Flax module; nothing here looks inside it.
+    """
+
+    block: int
+    reducer: Any
+    rule: str
+    amount: Any
+    site: str = "mid"
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """Image tokens into and out of a step, candidates of a merge, step number."""
+
+    n_in: int
+    n_out: int
+    candidates: int | None = None
+    stage: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerPlan:
+    """Tokens (prefix included) into the attention and the MLP of one block.
+
+    `counts` is None where there is no step, or where a step changes nothing: the
+    program is then the dense one, yet the step stays, so that its parameters exist.
+    """
+
+    attn_tokens: int
+    mlp_tokens: int
+    step: Step | None = None
+    counts: Counts | None = None
+
+
+def ceil(x):
+    """Ceiling that binary rounding cannot change: 0.07 * 100 is 7, not 8."""
+    return math.ceil(x - 1e-9)
+
+
+def floor(x):
+    """Floor that binary rounding cannot change: 0.7 * 90 is 63, not 62."""
+    return math.floor(x + 1e-9)
+
+
+def check_rate(name, value):
+    """`value` as a float in [0, 1], else an InputError that names the field."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0 <= value <= 1:
+        raise InputError(
+            f"config.reduction.{name} is {value!r}; allowed are numbers from 0 to 1"
+        )
+    return float(value)
+
+
+def check_choice(name, value, allowed):
+    """`value` if it is one of `allowed`, else an InputError that lists them."""
+    if value not in allowed:
+        listed = ", ".join(repr(a) for a in allowed)
+        raise InputError(f"config.reduction.{name} is {value!r}; allowed are {listed}")
+    return value
+
+
+def _keep(amount, n, n0):
+    kept = max(1, ceil(amount * n))
+    return None if kept == n else (kept, None)
+
+
+def _keep_fuse(amount, n, n0):
+    kept = max(1, ceil(amount * n))
+    return None if kept == n else (kept + 1, None)
+
+
+def _merge(amount, n, n0):
+    merge_ratio, candidate_ratio, base = amount
+    candidates = floor(candidate_ratio * n)
+    # The class token counts in the published arithmetic: 197 tokens merge by 16.
+    wanted = ceil(merge_ratio * (candidates if base == "candidates" else n + 1))
+    merges = min(wanted, candidates // 2)
+    return None if merges == 0 else (n - merges, candidates)
+
+
+# rule -> (amount, image tokens now, image tokens at first) -> (n_out, candidates) |
+# None
+RULES = {"keep": _keep, "keep_fuse": _keep_fuse, "merge": _merge}
+
+
+def count(step, n, n0, stage=1):
+    """Counts of `step` on `n` image tokens (`n0` before any step); None: no change."""
+    check_choice("rule", step.rule, tuple(RULES))
+    result = RULES[step.rule](step.amount, n, n0)
+    if result is None:
+        return None
+    n_out, candidates = result
+    return Counts(n_in=n, n_out=n_out, candidates=candidates, stage=stage)
+
+
+def build(depth, n0, steps, num_prefix=1):
+    """Token counts of every block: a tuple of `depth` LayerPlans.
+
+    `n0` image tokens enter block 0, beside `num_prefix` class and distillation tokens,
+    which no step touches. Raises InputError for a step outside the model and for two
+    steps on one block.
+    """
+    at = {}
+    for stage, step in enumerate(sorted(steps, key=lambda s: s.block), start=1):
+        if not 0 <= step.block < depth:
+            raise InputError(
+                f"config.reduction has a step at block {step.block}, but the model has "
+                f"blocks 0 to {depth - 1}"
+            )
+        if step.block in at:
+            raise InputError(
+                f"config.reduction has two steps at block {step.block}; allowed is one "
+                "a block"
+            )
+        at[step.block] = (stage, step)
+    plan, n = [], n0
+    for block in range(depth):
+        stage, step = at.get(block, (0, None))
+        counts = step and count(step, n, n0, stage)
+        after = counts.n_out if counts else n
+        before = after if step and step.site == "pre" else n
+        plan.append(LayerPlan(before + num_prefix, after + num_prefix, step, counts))
+        n = after
+    return tuple(plan)
+
+
+def image_tokens(plan, n0):
+    """Image tokens that leave the last block of `plan`, of `n0` that entered."""
+    changed = [layer.counts.n_out for layer in plan if layer.counts]
+    return changed[-1] if changed else n0

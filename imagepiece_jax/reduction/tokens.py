@@ -1,0 +1,96 @@
+"""What is a token, and where did each one go? The types that all rooms share."""
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+Array = jax.Array
+
+DROPPED = -1
+
+
+@struct.dataclass
+class TokenState:
+    """Tokens between two blocks, prefix (class token) first.
+
+    x: [B, prefix + n, D]; size: [B, prefix + n] float32, patches behind each token;
+    source: [B, n0] int32, image slot 0..n-1 that holds each patch, or DROPPED; None
+    when it is not traced, or can no longer be told.
+    """
+
+    x: Array
+    size: Array
+    source: Array | None = None
+    num_prefix: int = struct.field(pytree_node=False, default=1)
+
+
+@struct.dataclass
+class Taps:
+    """What a block can tell a reducer, about image tokens only.
+
+    x: [B, n, D] residual stream at the step's site; size: [B, n]; metric: [B, n, d]
+    what is compared (mean over heads of key, query or value; or the token itself);
+    cls_attn: [B, n] float32 class-attention row, mean over heads, class column dropped;
+    rng: [B] keys of (seed, step, position in the global batch, block). A field that the
+    reducer's `needs` does not name is None.
+    """
+
+    x: Array
+    size: Array
+    metric: Array | None = None
+    cls_attn: Array | None = None
+    rng: Array | None = None
+
+
+@struct.dataclass
+class Assignment:
+    """A hard reduction: every token goes to one slot, or nowhere.
+
+    dest: [B, n] int32 in [0, n_out) or DROPPED, onto all slots; weight: [B, n] feature
+    weights, None means size; mean: weighted mean of a slot's tokens, else weighted sum;
+    merged: at most so many slots have several sources (None: not known).
+    """
+
+    dest: Array
+    weight: Array | None = None
+    n_out: int = struct.field(pytree_node=False, default=0)
+    mean: bool = struct.field(pytree_node=False, default=True)
+    merged: int | None = struct.field(pytree_node=False, default=None)
+
+
+def start(x, num_prefix=1, trace_source=False):
+    """State before any reduction. x [B, prefix + n, D]: every token is one patch."""
+    batch, total = x.shape[:2]
+    patches = jnp.arange(total - num_prefix, dtype=jnp.int32)
+    source = jnp.broadcast_to(patches, (batch, total - num_prefix))
+    return TokenState(
+        x=x,
+        size=jnp.ones((batch, total), jnp.float32),
+        source=source if trace_source else None,
+        num_prefix=num_prefix,
+    )
+
+
+def compose(outer, inner):
+    """Slots of `inner` sent through `outer`; dropped stays dropped.
+
+    [B, n] int, [B, m] int in [0, n) or DROPPED -> [B, m].
+    """
+    chex.assert_rank([outer, inner], 2)
+    # Minus one would wrap to the last slot: guard the gather, then mask.
+    out = jnp.take_along_axis(outer, jnp.maximum(inner, 0), axis=-1)
+    return jnp.where(inner == DROPPED, DROPPED, out)
+
+
+def unmerge(values, source, fill=0.0):
+    """Spread slot values back over the patches.
+
+    values [B, n, D], source [B, n0] -> [B, n0, D]. Dropped patches get `fill`: a
+    number, or one vector an image [B, D] (the class token, say).
+    """
+    chex.assert_rank([values, source], [3, 2])
+    spread = jnp.take_along_axis(values, jnp.maximum(source, 0)[:, :, None], axis=1)
+    fill = jnp.asarray(fill, values.dtype)
+    fill = fill[:, None, :] if fill.ndim else fill[None, None, None]
+    return jnp.where((source == DROPPED)[:, :, None], fill, spread)

@@ -1,0 +1,174 @@
+"""What should have come out? Slow NumPy truths, one image at a time, in float64.
+
+Written from the papers' definitions with Python loops and sorts; nothing here is
+imported from the package, so a mistake cannot be on both sides of a comparison.
+Legend: n image tokens, n_out image tokens left, n0 patches, D width, H heads, d = D / H.
+"""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+
+DROPPED = -1
+
+
+# How many tokens?
+
+
+def keep_count(rate, n):
+    """Tokens kept of `n`: ceil(rate * n), at least one; `rate` as the decimal it reads."""
+    return max(1, math.ceil(Fraction(str(rate)) * n))
+
+
+def merge_counts(n, merge_ratio, candidate_ratio, base="all"):
+    """ImagePiece's (candidates, merges) for `n` tokens; `base` all counts the class token.
+
+    base="all": ceil(m * (n + 1)) merges, base="candidates": ceil(m * candidates); never
+    more than half of the candidates.
+    """
+    candidates = math.floor(Fraction(str(candidate_ratio)) * n)
+    counted = n + 1 if base == "all" else candidates
+    wanted = math.ceil(Fraction(str(merge_ratio)) * counted)
+    return candidates, min(wanted, candidates // 2)
+
+
+# Which tokens?
+
+
+def by_score(scores):
+    """Token indices by falling score, ties to the lower index, NaN as minus infinity."""
+    values = [-math.inf if math.isnan(s) else float(s) for s in scores]
+    return sorted(range(len(values)), key=lambda i: (-values[i], i))
+
+
+def rank_by_score(scores):
+    """Place of every token in `by_score`. [n] -> [n] int."""
+    places = np.zeros(len(scores), int)
+    for place, token in enumerate(by_score(scores)):
+        places[token] = place
+    return places
+
+
+def top_k(scores, k):
+    """Slot map that keeps the `k` best tokens in spatial order. [n] -> dest [n]."""
+    dest = np.full(len(scores), DROPPED)
+    for slot, token in enumerate(sorted(by_score(scores)[:k])):
+        dest[token] = slot
+    return dest
+
+
+def evit_fuse(x, scores, k):
+    """EViT: the `k` best tokens, then the score-weighted sum of the others.
+
+    x [n, D], scores [n] -> tokens [k + 1, D], dest [n] where the fused slot is k.
+    """
+    kept = sorted(by_score(scores)[:k])
+    fused, dest = np.zeros(x.shape[1]), np.full(len(scores), k)
+    for token in range(len(scores)):
+        if token in kept:
+            dest[token] = kept.index(token)
+        else:
+            fused += float(scores[token]) * np.asarray(x[token], float)
+    rows = [np.asarray(x[token], float) for token in kept]
+    return np.stack([*rows, fused]), dest
+
+
+def cosine(a, b, eps=1e-6):
+    """Cosine of every pair of rows, `eps` inside the roots. [n, d], [m, d] -> [n, m]."""
+    out = np.zeros((len(a), len(b)))
+    for i, row in enumerate(np.asarray(a, float)):
+        for j, other in enumerate(np.asarray(b, float)):
+            lengths = math.sqrt(row @ row + eps) * math.sqrt(other @ other + eps)
+            out[i, j] = (row @ other) / lengths
+    return out
+
+
+def retokenize(
+    scores,
+    similarity,
+    candidates,
+    merges,
+    order="descending",
+    parity=0,
+):
+    """ImagePiece's merge. scores [n], similarity [n, n] -> dest [n], slots in order.
+
+    The last `candidates` tokens by score stand in a line, most attentive first
+    (order="ascending": least attentive first); every other one, from `parity` on, is in
+    A, the rest in B. The `merges` of A that resemble their nearest B most join it.
+    Ties: the earlier in the line wins.
+    """
+    n = len(scores)
+    line = by_score(scores)[n - candidates :]
+    if order == "ascending":
+        line.reverse()
+    movers, targets = line[parity::2], line[1 - parity :: 2]
+    pairs = []
+    for place, a in enumerate(movers if targets else []):
+        best = max(range(len(targets)), key=lambda j: (similarity[a][targets[j]], -j))
+        pairs.append((-similarity[a][targets[best]], place, a, targets[best]))
+    into = {a: target for _, _, a, target in sorted(pairs)[:merges]}
+    survivors = [token for token in range(n) if token not in into]
+    return np.array([survivors.index(into.get(token, token)) for token in range(n)])
+
+
+# What do they hold?
+
+
+def apply_map(x, size, dest, weight=None, n_out=None, mean=True):
+    """Move tokens to their slots. x [n, D], size [n], dest [n] -> [n_out, D], [n_out].
+
+    Features are averaged with `weight` (None: size), or summed where `mean` is false;
+    sizes are added. `n_out` None: one more than the highest slot.
+    """
+    x, size = np.asarray(x, float), np.asarray(size, float)
+    weight = size if weight is None else np.asarray(weight, float)
+    n_out = max(dest) + 1 if n_out is None else n_out
+    total, share, sizes = np.zeros((n_out, x.shape[1])), np.zeros(n_out), np.zeros(n_out)
+    for token, slot in enumerate(dest):
+        if slot != DROPPED:
+            total[slot] += weight[token] * x[token]
+            share[slot] += weight[token]
+            sizes[slot] += size[token]
+    return (total / share[:, None] if mean else total), sizes
+
+
+def compose(outer, inner):
+    """Where each patch ends: `inner` first, then `outer`; dropped stays dropped."""
+    return np.array([DROPPED if slot == DROPPED else outer[slot] for slot in inner])
+
+
+def count_sources(source, n):
+    """Patches behind each of `n` slots. source [n0] -> [n]."""
+    return np.array([sum(slot == k for slot in source) for k in range(n)])
+
+
+def unmerge(values, source, fill=0.0):
+    """Give every patch its slot's value, dropped ones `fill` (number or [D]).
+
+    values [n, D], source [n0] -> [n0, D].
+    """
+    out = np.zeros((len(source), values.shape[1]))
+    for patch, slot in enumerate(source):
+        out[patch] = fill if slot == DROPPED else values[slot]
+    return out
+
+
+def cls_attention(q, k, size=None, num_prefix=1):
+    """Attention of the class token to the image tokens, mean over heads.
+
+    q, k [H, N, d], `size` [N] of proportional attention -> [N - num_prefix]. The softmax
+    runs over all N tokens; prefix columns are dropped, the rest is not renormalised.
+    """
+    q, k = np.asarray(q, float), np.asarray(k, float)
+    heads, n, d = k.shape
+    total = np.zeros(n)
+    for h in range(heads):
+        logits = np.array([q[h, 0] @ k[h, j] for j in range(n)])
+        logits = logits / math.sqrt(d)
+        if size is not None:
+            logits = logits + np.log(np.asarray(size, float))
+        odds = np.exp(logits - logits.max())
+        total += odds / odds.sum()
+    return (total / heads)[num_prefix:]
