@@ -1,0 +1,128 @@
+"""Self-attention that can tell a reducer what it saw without building the N x N matrix.
+
+The class token's attention row is one extra q.k product, so the values can go through a
+fused kernel. Query, key and value are separate projections: each is then one product
+with its bias in the epilogue and a contiguous result, where a joint one must be split.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+
+from imagepiece_jax.errors import InputError
+
+BACKENDS = ("auto", "xla", "cudnn")
+INIT = nn.initializers.normal(0.02)
+
+
+@struct.dataclass
+class AttentionTaps:
+    """What a reducer asked for; prefix columns are dropped, the rest is None.
+
+    cls_attn: [B, n] float32, mean over heads; metric: [B, n, d], mean over heads.
+    """
+
+    cls_attn: jax.Array | None = None
+    metric: jax.Array | None = None
+
+
+def resolve_backend(requested, dtype):
+    """The attention kernel to use: "xla" or "cudnn".
+
+    "auto" takes cuDNN's fused attention on an NVIDIA GPU of compute capability 8.0 or
+    more in half precision, which is all that it supports, and XLA's otherwise.
+    """
+    if requested not in BACKENDS:
+        listed = ", ".join(repr(b) for b in BACKENDS)
+        raise InputError(
+            f"config.model.attention is {requested!r}; allowed are {listed}"
+        )
+    if requested != "auto":
+        return requested
+    device = jax.local_devices()[0]
+    capability = float(getattr(device, "compute_capability", 0) or 0)
+    half = jnp.dtype(dtype).itemsize == 2
+    cudnn = device.platform == "gpu" and capability >= 8.0 and half
+    return "cudnn" if cudnn else "xla"
+
+
+def class_attention(query, key, key_bias=None):
+    """Attention of the class token to every token, mean over heads, in float32.
+
+    query [B, H, d] of the class token, key [B, N, H, d], key_bias [B, N] added to the
+    logits -> [B, N]. The softmax runs over all N columns (EViT, section 3.2).
+    """
+    scale = query.shape[-1] ** -0.5
+    logits = jnp.einsum("bhd,bnhd->bhn", query, key, preferred_element_type=jnp.float32)
+    logits = logits * scale
+    if key_bias is not None:
+        logits = logits + key_bias[:, None, :]
+    return jnp.mean(jax.nn.softmax(logits, axis=-1), axis=1)
+
+
+def attend(query, key, value, key_bias=None, *, backend="xla", train=False):
+    """softmax(q k^T / sqrt(d) + key_bias) v. [B, N, H, d] three times -> [B, N, H, d].
+
+    `key_bias` [B, N] float32 is proportional attention's log size. cuDNN's backward
+    pass refuses odd lengths, so training pads one masked token where N is odd.
+    """
+    batch, length = query.shape[:2]
+    bias = None if key_bias is None else key_bias[:, None, None, :]
+    lengths = None
+    if backend == "cudnn" and train and length % 2:
+        pad = ((0, 0), (0, 1), (0, 0), (0, 0))
+        query, key, value = (jnp.pad(a, pad) for a in (query, key, value))
+        bias = None if bias is None else jnp.pad(bias, ((0, 0),) * 3 + ((0, 1),))
+        lengths = jnp.full((batch,), length, jnp.int32)
+    if bias is not None and backend == "cudnn":
+        bias = bias.astype(query.dtype)
+    out = jax.nn.dot_product_attention(
+        query,
+        key,
+        value,
+        bias=bias,
+        query_seq_lengths=lengths,
+        key_value_seq_lengths=lengths,
+        implementation=backend,
+    )
+    return out[:, :length]
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention of DeiT, with taps for a reducer."""
+
+    num_heads: int
+    backend: str = "xla"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x, key_bias=None, *, needs=(), metric=None, num_prefix=1, train=False
+    ):
+        """x [B, N, D] -> ([B, N, D], AttentionTaps).
+
+        `needs` is a reducer's: "cls_attn", "metric"; `metric` names the projection that
+        is compared: "key", "query" or "value".
+        """
+        batch, length, dim = x.shape
+        heads = (batch, length, self.num_heads, dim // self.num_heads)
+
+        def project(name, x):
+            return nn.Dense(dim, kernel_init=INIT, dtype=self.dtype, name=name)(x)
+
+        # One matrix of tokens: with [B, N, D] XLA may choose batch-minor layouts, and
+        # then transposes whole arrays in the backward pass.
+        flat = x.reshape(-1, dim)
+        query, key, value = (project(name, flat).reshape(heads) for name in "qkv")
+        out = attend(query, key, value, key_bias, backend=self.backend, train=train)
+        out = project("proj", out.reshape(-1, dim)).reshape(x.shape)
+        taps = AttentionTaps()
+        if "cls_attn" in needs:
+            row = class_attention(query[:, 0], key, key_bias)
+            taps = taps.replace(cls_attn=row[:, num_prefix:])
+        if "metric" in needs and metric != "token":
+            features = {"query": query, "key": key, "value": value}[metric]
+            mean = jnp.mean(features[:, num_prefix:], axis=2, dtype=jnp.float32)
+            taps = taps.replace(metric=mean)
+        return out, taps

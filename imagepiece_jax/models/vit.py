@@ -1,0 +1,203 @@
+"""The vision transformer (DeiT), and the only place where a plan meets the reducers."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+
+from imagepiece_jax.models.attention import INIT, Attention
+from imagepiece_jax.models.stems import ConvStem, PatchStem
+from imagepiece_jax.reduction import ops, tokens
+from imagepiece_jax.reduction.schedule import LayerPlan
+from imagepiece_jax.reduction.tokens import Assignment, Taps, TokenState
+
+STEMS = {"patch": PatchStem, "conv": ConvStem}
+
+
+@struct.dataclass
+class Outputs:
+    """What a forward pass gives; what is not used is not computed under jit.
+
+    logits: [B, num_classes] float32; tokens: [B, N, D] after the final norm; state: the
+    tokens before it; results: the Assignment of every step that changed something;
+    taps: what each of these steps was told.
+    """
+
+    logits: jax.Array
+    tokens: jax.Array
+    state: TokenState
+    results: tuple[Assignment, ...]
+    taps: tuple[Taps, ...]
+
+
+def layer_norm(dtype, name=None):
+    """Layer norm with float32 statistics; two passes: XLA makes one kernel of them."""
+    return nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, dtype=dtype, name=name)
+
+
+def drop_path_scale(keys, depth, rate):
+    """Factor of each residual branch, 0 or 1 / (1 - p). [B] keys -> [B, depth, 2].
+
+    p grows linearly over the blocks up to `rate` and is the same for both branches of a
+    block (stochastic depth as in DeiT). The two draws of a block are independent.
+    """
+    keep = 1 - jnp.linspace(0.0, rate, depth, dtype=jnp.float32)[:, None]
+
+    def draw(key):
+        alive = jax.random.uniform(key, (depth, 2)) < keep
+        return alive / keep
+
+    return jax.vmap(draw)(keys)
+
+
+class Mlp(nn.Module):
+    """Two layers with exact GELU: [M, D] -> [M, D]."""
+
+    hidden_dim: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        dim = x.shape[-1]
+        x = nn.Dense(self.hidden_dim, kernel_init=INIT, dtype=self.dtype, name="fc1")(x)
+        x = nn.gelu(x, approximate=False)
+        return nn.Dense(dim, kernel_init=INIT, dtype=self.dtype, name="fc2")(x)
+
+
+class Block(nn.Module):
+    """A pre-norm block in two halves, so that a reduction can stand between them."""
+
+    dim: int
+    num_heads: int
+    mlp_ratio: float
+    backend: str = "xla"
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        self.norm1 = layer_norm(self.dtype)
+        self.attn = Attention(self.num_heads, self.backend, self.dtype)
+        self.norm2 = layer_norm(self.dtype)
+        self.mlp = Mlp(int(self.dim * self.mlp_ratio), self.dtype)
+
+    def attend(self, x, scale=None, key_bias=None, **options):
+        """x + attention(norm(x)), and the taps.
+
+        [B, N, D]; `scale` [B] is drop path's.
+        """
+        out, taps = self.attn(self.norm1(x), key_bias, **options)
+        return x + _scaled(out, scale), taps
+
+    def feed_forward(self, x, scale=None):
+        """x + mlp(norm(x)). [B, N, D] -> [B, N, D]."""
+        out = self.mlp(self.norm2(x).reshape(-1, self.dim)).reshape(x.shape)
+        return x + _scaled(out, scale)
+
+
+def _scaled(branch, scale):
+    if scale is None:
+        return branch
+    return branch * scale[:, None, None].astype(branch.dtype)
+
+
+class ViT(nn.Module):
+    """DeiT with a plan of token reductions; without one, the dense model.
+
+    `plan` has one LayerPlan a block (reduction.schedule.build). `prop_attn` adds
+    log(size) to the attention logits; `trace_source` keeps the map from patches to
+    tokens; `axis_name` is the device axis over which batch norm is synchronised.
+    Parameters are float32, the arithmetic of the layers is in `dtype`; scores, softmax
+    and logits are float32.
+    """
+
+    plan: tuple[LayerPlan, ...]
+    embed_dim: int
+    num_heads: int
+    patch_size: int = 16
+    num_classes: int = 1000
+    mlp_ratio: float = 4.0
+    stem: str = "patch"
+    drop_path_rate: float = 0.0
+    prop_attn: bool = False
+    trace_source: bool = False
+    backend: str = "xla"
+    dtype: jnp.dtype = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, images, train=False, keys=None):
+        """images [B, H, W, 3], normalised -> Outputs.
+
+        `keys` (training): {"drop_path": [B] keys, "reducer": [B] keys}, one a sample.
+        """
+        depth = len(self.plan)
+        state = tokens.start(self._embed(images, train), 1, self.trace_source)
+        scale = None
+        if train and self.drop_path_rate:
+            scale = drop_path_scale(keys["drop_path"], depth, self.drop_path_rate)
+        results, told = [], []
+        for i, layer in enumerate(self.plan):
+            block = Block(
+                self.embed_dim,
+                self.num_heads,
+                self.mlp_ratio,
+                self.backend,
+                self.dtype,
+                name=f"blocks_{i}",
+            )
+            branch = (None, None) if scale is None else (scale[:, i, 0], scale[:, i, 1])
+            reducer = layer.step.reducer if layer.counts else None
+            x, seen = block.attend(
+                state.x,
+                branch[0],
+                jnp.log(state.size) if self.prop_attn else None,
+                needs=getattr(reducer, "needs", ()),
+                metric=getattr(reducer, "metric", None),
+                num_prefix=state.num_prefix,
+                train=train,
+            )
+            state = state.replace(x=x)
+            if reducer is not None:
+                taps = self._taps(state, seen, reducer)
+                result = reducer(taps, layer.counts, train)
+                state = ops.apply(state, result)
+                results.append(result)
+                told.append(taps)
+            state = state.replace(x=block.feed_forward(state.x, branch[1]))
+        norm = layer_norm(self.dtype, name="norm")
+        head = nn.Dense(
+            self.num_classes, kernel_init=INIT, dtype=jnp.float32, name="head"
+        )
+        # The head reads one row; norm of the others is computed only if it is used.
+        return Outputs(
+            logits=head(norm(state.x[:, 0])),
+            tokens=norm(state.x),
+            state=state,
+            results=tuple(results),
+            taps=tuple(told),
+        )
+
+    def _embed(self, images, train):
+        """[B, H, W, 3] -> [B, 1 + n, D]: patches, class token in front, positions."""
+        options = {"axis_name": self.axis_name} if self.stem == "conv" else {}
+        stem = STEMS[self.stem](
+            self.embed_dim,
+            self.patch_size,
+            dtype=self.dtype,
+            name="patch_embed",
+            **options,
+        )
+        x = stem(images.astype(self.dtype), train)
+        batch, height, width, dim = x.shape
+        x = x.reshape(batch, height * width, dim)
+        cls_token = self.param("cls_token", INIT, (1, 1, dim))
+        pos_embed = self.param("pos_embed", INIT, (1, 1 + height * width, dim))
+        cls_token = jnp.broadcast_to(cls_token.astype(self.dtype), (batch, 1, dim))
+        return jnp.concatenate([cls_token, x], axis=1) + pos_embed.astype(self.dtype)
+
+    def _taps(self, state, seen, reducer):
+        prefix = state.num_prefix
+        image = state.x[:, prefix:]
+        metric = image if getattr(reducer, "metric", None) == "token" else seen.metric
+        return Taps(
+            x=image, size=state.size[:, prefix:], metric=metric, cls_attn=seen.cls_attn
+        )

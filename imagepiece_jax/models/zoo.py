@@ -1,0 +1,113 @@
+"""Which models are there? Names to fields, and fields to a model."""
+
+import jax.numpy as jnp
+
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models.attention import resolve_backend
+from imagepiece_jax.models.vit import STEMS, ViT
+from imagepiece_jax.reduction import flops, methods, schedule
+
+MODELS = {
+    "deit_ti": dict(patch_size=16, embed_dim=192, depth=12, num_heads=3),
+    "deit_s": dict(patch_size=16, embed_dim=384, depth=12, num_heads=6),
+    "deit_b": dict(patch_size=16, embed_dim=768, depth=12, num_heads=12),
+    "vit_mini": dict(patch_size=2, embed_dim=64, depth=6, num_heads=4),
+}
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def create_model(
+    name,
+    *,
+    image_size=224,
+    num_classes=1000,
+    reduction=None,
+    stem="patch",
+    dtype="float32",
+    attention="auto",
+    drop_path_rate=0.0,
+    prop_attn=False,
+    trace_source=False,
+    axis_name=None,
+    **fields,
+):
+    """A ViT by name, with a reduction such as {"name": "evit", "keep_rate": 0.7}.
+
+    `fields` override the size that the name stands for: patch_size, embed_dim, depth,
+    num_heads, mlp_ratio; None leaves it. InputError for anything that does not fit.
+    """
+    if name not in MODELS:
+        known = ", ".join(sorted(MODELS))
+        raise InputError(f"config.model.name is {name!r}; the models are {known}")
+    size = {"mlp_ratio": 4.0} | MODELS[name]
+    for field, value in fields.items():
+        if field not in size:
+            raise InputError(
+                f"config.model.{field} is not a field; a size has {', '.join(size)}"
+            )
+        if value is not None:
+            if value <= 0:
+                raise InputError(
+                    f"config.model.{field} is {value}; allowed are positive numbers"
+                )
+            size[field] = value
+    _check(size, image_size, num_classes, stem, dtype, drop_path_rate)
+    depth = size.pop("depth")
+    side = image_size // size["patch_size"]
+    steps = methods.steps(depth, **(reduction or {}))
+    return ViT(
+        plan=schedule.build(depth, side * side, steps),
+        num_classes=num_classes,
+        stem=stem,
+        dtype=jnp.dtype(dtype),
+        backend=resolve_backend(attention, dtype),
+        drop_path_rate=drop_path_rate,
+        prop_attn=prop_attn,
+        trace_source=trace_source,
+        axis_name=axis_name,
+        **size,
+    )
+
+
+def _check(size, image_size, num_classes, stem, dtype, drop_path_rate):
+    if image_size < 1 or image_size % size["patch_size"]:
+        raise InputError(
+            f"config.image_size is {image_size}; allowed are multiples of "
+            f"config.model.patch_size, {size['patch_size']}"
+        )
+    if size["embed_dim"] % size["num_heads"]:
+        raise InputError(
+            f"config.model.num_heads is {size['num_heads']}; allowed are divisors of "
+            f"config.model.embed_dim, {size['embed_dim']}"
+        )
+    if num_classes < 1:
+        raise InputError(f"config.num_classes is {num_classes}; allowed are 1 or more")
+    if stem not in STEMS:
+        raise InputError(
+            f"config.model.stem is {stem!r}; the stems are {', '.join(STEMS)}"
+        )
+    if stem == "conv":
+        flops.conv_stem_widths(size["embed_dim"], size["patch_size"])
+    if dtype not in DTYPES:
+        raise InputError(
+            f"config.model.dtype is {dtype!r}; allowed are {', '.join(DTYPES)}"
+        )
+    if not 0 <= drop_path_rate < 1:
+        raise InputError(
+            f"config.model.drop_path_rate is {drop_path_rate}; allowed are numbers "
+            "from 0 to below 1"
+        )
+
+
+def model_macs(model, image_size):
+    """MACs of one image through `model`, counted from its plan."""
+    return flops.macs(
+        model.plan,
+        model.embed_dim,
+        model.num_heads,
+        stem=model.stem,
+        num_classes=model.num_classes,
+        image_size=image_size,
+        patch_size=model.patch_size,
+        mlp_ratio=model.mlp_ratio,
+    )
