@@ -7,3 +7,10 @@ class InputError(ValueError):
     The sentence names the field or file, what was found and what is allowed. Commands
     print it without a traceback and exit with status 2 (see `imagepiece_jax.cli`).
     """
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on (a loss that is not finite), told in one sentence.
+
+    Commands print it without a traceback and exit with status 1.
+    """

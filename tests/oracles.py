@@ -2,7 +2,7 @@
 
 Written from the papers' definitions with Python loops and sorts; nothing here is
 imported from the package, so a mistake cannot be on both sides of a comparison.
-Legend: n image tokens, n_out image tokens left, n0 patches, D width, H heads, d = D / H.
+Legend: n image tokens, n_out of them left, n0 patches, D width, H heads, d = D / H.
 """
 
 import math
@@ -17,15 +17,15 @@ DROPPED = -1
 
 
 def keep_count(rate, n):
-    """Tokens kept of `n`: ceil(rate * n), at least one; `rate` as the decimal it reads."""
+    """Tokens kept of `n`: ceil(rate * n), at least 1; `rate` is a decimal."""
     return max(1, math.ceil(Fraction(str(rate)) * n))
 
 
 def merge_counts(n, merge_ratio, candidate_ratio, base="all"):
-    """ImagePiece's (candidates, merges) for `n` tokens; `base` all counts the class token.
+    """ImagePiece's (candidates, merges) for `n` image tokens.
 
-    base="all": ceil(m * (n + 1)) merges, base="candidates": ceil(m * candidates); never
-    more than half of the candidates.
+    base="all": ceil(m * (n + 1)) merges (the class token counts), base="candidates":
+    ceil(m * candidates); never more than half of the candidates.
     """
     candidates = math.floor(Fraction(str(candidate_ratio)) * n)
     counted = n + 1 if base == "all" else candidates
@@ -37,7 +37,7 @@ def merge_counts(n, merge_ratio, candidate_ratio, base="all"):
 
 
 def by_score(scores):
-    """Token indices by falling score, ties to the lower index, NaN as minus infinity."""
+    """Tokens by falling score: ties to the lower index, a NaN is minus infinity."""
     values = [-math.inf if math.isnan(s) else float(s) for s in scores]
     return sorted(range(len(values)), key=lambda i: (-values[i], i))
 
@@ -75,7 +75,7 @@ def evit_fuse(x, scores, k):
 
 
 def cosine(a, b, eps=1e-6):
-    """Cosine of every pair of rows, `eps` inside the roots. [n, d], [m, d] -> [n, m]."""
+    """Cosine of all pairs of rows, `eps` inside the roots. [n, d], [m, d] -> [n, m]."""
     out = np.zeros((len(a), len(b)))
     for i, row in enumerate(np.asarray(a, float)):
         for j, other in enumerate(np.asarray(b, float)):
@@ -125,7 +125,11 @@ def apply_map(x, size, dest, weight=None, n_out=None, mean=True):
     x, size = np.asarray(x, float), np.asarray(size, float)
     weight = size if weight is None else np.asarray(weight, float)
     n_out = max(dest) + 1 if n_out is None else n_out
-    total, share, sizes = np.zeros((n_out, x.shape[1])), np.zeros(n_out), np.zeros(n_out)
+    total, share, sizes = (
+        np.zeros((n_out, x.shape[1])),
+        np.zeros(n_out),
+        np.zeros(n_out),
+    )
     for token, slot in enumerate(dest):
         if slot != DROPPED:
             total[slot] += weight[token] * x[token]
@@ -158,8 +162,8 @@ def unmerge(values, source, fill=0.0):
 def cls_attention(q, k, size=None, num_prefix=1):
     """Attention of the class token to the image tokens, mean over heads.
 
-    q, k [H, N, d], `size` [N] of proportional attention -> [N - num_prefix]. The softmax
-    runs over all N tokens; prefix columns are dropped, the rest is not renormalised.
+    q, k [H, N, d], `size` [N] for proportional attention -> [N - num_prefix]. The
+    softmax runs over all N tokens; prefix columns are dropped, the rest stays as it is.
     """
     q, k = np.asarray(q, float), np.asarray(k, float)
     heads, n, d = k.shape

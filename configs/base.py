@@ -1,0 +1,76 @@
+"""Every field with its default: DeiT's recipe on ImageNet-1k (Touvron et al., 2021).
+
+Any field can be changed on the command line: --config.batch_size=256. The other files
+of this folder start from this one and state only what differs.
+"""
+
+from ml_collections import config_dict
+
+
+def get_config():
+    """DeiT-S as its authors trained it: 300 epochs, 1,024 images a step."""
+    config = config_dict.ConfigDict()
+    config.seed = 0  # every random draw is a function of it, the step and the sample
+    config.image_size = 224  # pixels a side, a multiple of the patch size
+    config.num_classes = 1000
+
+    config.model = config_dict.ConfigDict()
+    config.model.name = "deit_s"  # deit_ti, deit_s, deit_b, vit_mini
+    config.model.stem = "patch"  # "patch", or "conv": ImagePiece's local coherence bias
+    config.model.drop_path_rate = 0.1  # of the last block; linear from 0 at the first
+    config.model.prop_attn = False  # proportional attention: + log(size) on the logits
+    config.model.trace_source = False  # keep which patches are in which token
+    config.model.dtype = "bfloat16"  # of the layers; parameters are always float32
+    config.model.attention = "auto"  # "xla", "cudnn", or "auto": by device and dtype
+    # These override the size that the name stands for; empty means: as named.
+    config.model.patch_size = config_dict.placeholder(int)
+    config.model.embed_dim = config_dict.placeholder(int)
+    config.model.depth = config_dict.placeholder(int)
+    config.model.num_heads = config_dict.placeholder(int)
+    config.model.mlp_ratio = config_dict.placeholder(float)
+
+    # A method of imagepiece_jax.reduction.methods and the fields of its recipe.
+    config.reduction = config_dict.ConfigDict()
+    config.reduction.name = "none"
+
+    config.data = config_dict.ConfigDict()
+    config.data.name = "imagenet2012"  # or folder:PATH, csv:FILE, digits
+    config.data.dir = ""  # where TFDS keeps its data sets; empty: its own default
+    config.data.crop = "random_resized"  # training: or "shift", "none"
+    config.data.area = (0.08, 1.0)  # share of the image that a random crop covers
+    config.data.shift = 4  # pixels, for crop="shift"
+    config.data.flip = True  # left and right, half of the time
+    config.data.resize = "deit"  # evaluation: short side to size / 0.875, centre crop;
+    #                              "none": images have the right size already
+    config.data.workers = 8  # threads that read and decode; 0: none
+
+    config.epochs = 300
+    config.batch_size = 1024  # images a step, over all devices and micro-batches
+    config.grad_accum_steps = 1  # micro-batches a step
+    config.lr = 5e-4  # per 512 images: scaled by batch_size / 512
+    config.min_lr = 1e-5  # at the end of the cosine, not scaled
+    config.warmup_lr = 1e-6  # at the start, not scaled
+    config.warmup_epochs = 5.0
+    config.lr_offset = 0  # 1: by whole epochs and one late, as DeiT's own code
+    config.weight_decay = 0.05  # not on biases, 1-D parameters, positions, class token
+    config.betas = (0.9, 0.999)
+    config.eps = 1e-8
+    config.clip_grad_norm = 0.0  # 0: no clipping
+    config.label_smoothing = 0.1
+    config.mixup = 0.8  # alpha of Beta(alpha, alpha); 0: off
+    config.cutmix = 1.0  # likewise
+    config.mixup_prob = 1.0  # of mixing a batch at all
+    config.mixup_switch_prob = 0.5  # of cutmix where both are on
+    config.ema_decay = 0.99996  # average of the weights, reported beside; 0: off
+
+    config.init = config_dict.ConfigDict()
+    config.init.weights = ""  # start from a weights file or a run's folder
+    config.init.fresh = ()  # what may be new then, such as ("head",)
+
+    config.eval_batch_size = 512
+    config.eval_every_epochs = 1
+    config.checkpoint_every_steps = 1250  # beside one after each evaluation
+    config.log_every_steps = 50
+    config.progress = True  # a progress bar
+    config.pictures = 6  # test images in the picture of the tokens at the end; 0: none
+    return config

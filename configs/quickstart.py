@@ -1,0 +1,37 @@
+"""A small ImagePiece on 1,797 handwritten digits: minutes on a laptop, no download.
+
+python train.py --config configs/quickstart.py
+"""
+
+from configs import base, deit_s_imagepiece
+
+
+def get_config():
+    """Conv stem, retokenise and prune: the code path of DeiT-S on 64 tokens."""
+    config = base.get_config()
+    config.image_size = 16
+    config.num_classes = 10
+    config.model.name = "vit_mini"
+    config.model.stem = "conv"
+    config.model.drop_path_rate = 0.0
+    config.model.dtype = "float32"
+    config.reduction = deit_s_imagepiece.imagepiece()
+    config.reduction.merge_blocks = (0, 1, 3, 4)
+    config.reduction.prune_blocks = (2, 5)
+    config.data.name = "digits"
+    config.data.crop = "shift"
+    config.data.shift = 2
+    config.data.flip = False
+    config.data.resize = "none"
+    config.data.workers = 0
+    config.epochs = 40
+    config.batch_size = 128
+    config.lr = 6e-3
+    config.mixup = 0.0
+    config.cutmix = 0.0
+    config.ema_decay = 0.99
+    config.eval_batch_size = 360
+    config.eval_every_epochs = 4
+    config.checkpoint_every_steps = 1000
+    config.log_every_steps = 11
+    return config

@@ -1,0 +1,95 @@
+"""How do a batch and its targets become what the loss sees, on the device?
+
+Normalised pixels, smoothed targets, and mixup and cutmix with one draw a batch (DeiT's
+recipe). Pure functions; all draws come from the key that is passed in.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+MEAN = (0.485, 0.456, 0.406)  # ImageNet, RGB, of pixels in [0, 1]
+STD = (0.229, 0.224, 0.225)
+
+
+def normalise(images, mean=MEAN, std=STD):
+    """Pixels less `mean`, over `std`. uint8 [..., 3] -> float32 [..., 3]."""
+    channels = (1,) * (images.ndim - 1) + (3,)
+    mean = jnp.asarray(mean, jnp.float32).reshape(channels)
+    std = jnp.asarray(std, jnp.float32).reshape(channels)
+    return (images.astype(jnp.float32) / 255 - mean) / std
+
+
+def soft_targets(labels, num_classes, smoothing):
+    """Smoothed one-hot rows, float32. [...] int -> [..., num_classes].
+
+    Off is smoothing / num_classes, on is 1 - smoothing more, so a row sums to 1.
+    """
+    one_hot = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
+    return one_hot * (1 - smoothing) + smoothing / num_classes
+
+
+@struct.dataclass
+class Mix:
+    """How much of its partner every image of a batch takes."""
+
+    lam: jax.Array  # [] float32, share of the image's own target
+    box: jax.Array  # [4] int32, the partner's top, bottom, left, right if `cut`
+    cut: jax.Array  # [] bool, cutmix; else mixup
+
+
+def draw(key, height, width, *, mixup, cutmix, prob=1.0, switch_prob=0.5):
+    """One `Mix` for a batch of height x width images; None where both are switched off.
+
+    `mixup` and `cutmix` are the alphas of Beta(alpha, alpha), 0 switches one off. With
+    probability `prob` the batch is mixed at all; where both are on, `switch_prob` is
+    the share of cutmix.
+    """
+    if mixup <= 0 and cutmix <= 0:
+        return None
+    mixed_key, cut_key, lam_key, centre_key = jax.random.split(key, 4)
+    share = switch_prob if mixup > 0 and cutmix > 0 else float(cutmix > 0)
+    cut = jax.random.uniform(cut_key) < share
+    alpha = jnp.where(cut, jnp.float32(cutmix), jnp.float32(mixup))
+    mixed = jax.random.uniform(mixed_key) < prob
+    lam = jnp.where(mixed, jax.random.beta(lam_key, alpha, alpha), 1.0)
+    centre = jax.random.randint(centre_key, (2,), 0, jnp.array([height, width]))
+    box, box_lam = cutmix_box(lam, centre, height, width)
+    return Mix(lam=jnp.where(cut, box_lam, lam), box=box, cut=cut)
+
+
+def cutmix_box(lam, centre, height, width):
+    """Box [4] (top, bottom, left, right) and the lam that its clipped area stands for.
+
+    The box has 1 - lam of the area around `centre` (row, column) before the image's
+    edges clip it.
+    """
+    side = jnp.array([height, width])
+    half = (side * jnp.sqrt(1 - lam)).astype(jnp.int32) // 2
+    low = jnp.clip(centre - half, 0, side)
+    high = jnp.clip(centre + half, 0, side)
+    area = jnp.prod(high - low)
+    box = jnp.stack([low[0], high[0], low[1], high[1]])
+    return box, 1 - area.astype(jnp.float32) / (height * width)
+
+
+def apply(mix, images, targets, partner_images, partner_targets):
+    """Images [B, H, W, 3] and targets [B, C] with their partners' share mixed in.
+
+    The caller supplies the partners (the reversed global batch). Images must be
+    normalised floats; they keep their dtype, the arithmetic is float32.
+    """
+    if mix is None:
+        return images, targets
+    height, width = images.shape[1:3]
+    row = jnp.arange(height)[:, None]
+    column = jnp.arange(width)[None, :]
+    top, bottom, left, right = mix.box
+    inside = ((row >= top) & (row < bottom)) & ((column >= left) & (column < right))
+    own = jnp.where(mix.cut, 1 - inside.astype(jnp.float32), mix.lam)[None, :, :, None]
+    mixed = _blend(own, images.astype(jnp.float32), partner_images.astype(jnp.float32))
+    return mixed.astype(images.dtype), _blend(mix.lam, targets, partner_targets)
+
+
+def _blend(share, mine, other):
+    return share * mine + (1 - share) * other

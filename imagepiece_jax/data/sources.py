@@ -1,0 +1,292 @@
+"""Where do images and labels come from?
+
+`open_source(name, split, ...)` checks everything that can be checked without decoding
+and returns a `Source`, an indexed collection of (RGB image, label). Nothing here knows
+batches, epochs or augmentation.
+"""
+
+import abc
+import csv
+import io
+import os
+
+import numpy as np
+from PIL import Image
+
+from imagepiece_jax.data.decode import Unreadable, decode
+from imagepiece_jax.errors import InputError
+
+KNOWN_NAMES = ("imagenet2012", "digits", "folder:PATH", "csv:FILE")
+SPLITS = ("train", "val")
+EXTENSIONS = (".jpg", ".jpeg", ".png")
+
+
+class Source(abc.ABC):
+    """Images and labels by index. `unreadable` is the record of its damaged files."""
+
+    def __init__(self, num_classes):
+        self.num_classes = num_classes
+        self.unreadable = Unreadable()
+
+    @abc.abstractmethod
+    def __len__(self):
+        """Number of images, damaged ones included."""
+
+    @abc.abstractmethod
+    def read(self, index):
+        """(uint8 RGB [H, W, 3], int label) of image `index`; UnreadableImage."""
+
+    @abc.abstractmethod
+    def name(self, index):
+        """What a log calls image `index`: its file name where it has one."""
+
+
+def open_source(name, split, *, num_classes, data_dir=None):
+    """The `Source` of `split` ("train" or "val") that `config.data.name` asks for.
+
+    imagenet2012    ImageNet-1k, prepared by TFDS as array_record files in `data_dir`
+    digits          scikit-learn's 1,797 handwritten digits, 16x16, inside the package
+    folder:PATH     PATH/train/CLASS/..., PATH/val/CLASS/...; classes sorted by name
+    csv:FILE        columns filename,label; paths relative to FILE; the same rows for
+                    either split
+
+    Raises InputError for an unknown name, for missing, empty or unreadable files and
+    for labels that do not fit `num_classes`.
+    """
+    if split not in SPLITS:
+        raise InputError(f"the split is {split!r}: allowed are {' and '.join(SPLITS)}")
+    kind, _, path = name.partition(":")
+    path = os.path.expanduser(path)
+    if name == "imagenet2012":
+        return _open_imagenet(split, num_classes, data_dir)
+    if name == "digits":
+        return _open_digits(split, num_classes)
+    if kind == "folder" and path:
+        return _open_folder(path, split, num_classes)
+    if kind == "csv" and path:
+        return _open_csv(path, num_classes)
+    raise InputError(
+        f"config.data.name is {name!r}: allowed are {', '.join(KNOWN_NAMES)}"
+    )
+
+
+def _check_classes(num_classes, found, what):
+    if num_classes != found:
+        raise InputError(
+            f"config.num_classes is {num_classes}, but {what} has {found} classes"
+        )
+
+
+class FileSource(Source):
+    """Image files below `root`, read one by one."""
+
+    def __init__(self, root, files, labels, num_classes):
+        super().__init__(num_classes)
+        self.root = root
+        self.files = files
+        self.labels = np.asarray(labels, np.int32)
+
+    def __len__(self):
+        return len(self.files)
+
+    def read(self, index):
+        path = os.path.join(self.root, self.files[index])
+        return decode(path, path), int(self.labels[index])
+
+    def name(self, index):
+        return os.path.join(self.root, self.files[index])
+
+
+def _open_folder(root, split, num_classes):
+    classes = _class_names(root, split)
+    other = SPLITS[1 - SPLITS.index(split)]
+    if os.path.isdir(os.path.join(root, other)):
+        difference = set(classes) ^ set(_class_names(root, other))
+        if difference:
+            raise InputError(
+                f"folder {root} has class {min(difference)!r} in only one of train and "
+                "val: both must have the same classes"
+            )
+    _check_classes(num_classes, len(classes), f"folder {root}")
+    files, labels = [], []
+    for label, name in enumerate(classes):
+        folder = os.path.join(root, split, name)
+        found = [
+            entry.name
+            for entry in _entries(folder)
+            if entry.name.lower().endswith(EXTENSIONS) and entry.is_file()
+        ]
+        if not found:
+            raise InputError(
+                f"folder {folder} holds no image: allowed are {', '.join(EXTENSIONS)}"
+            )
+        files += [os.path.join(split, name, file) for file in found]
+        labels += [label] * len(found)
+    return FileSource(root, files, labels, num_classes)
+
+
+def _class_names(root, split):
+    folder = os.path.join(root, split)
+    names = [entry.name for entry in _entries(folder) if entry.is_dir()]
+    if not names:
+        raise InputError(
+            f"folder {folder} is empty: it must hold one folder of images for each "
+            "class"
+        )
+    return names
+
+
+def _entries(folder):
+    """Entries of a folder sorted by name, hidden ones left out."""
+    try:
+        with os.scandir(folder) as entries:
+            shown = [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        raise InputError(
+            f"folder {folder} cannot be read ({error.strerror}): folder:PATH needs "
+            "PATH/train and PATH/val with one folder of images for each class"
+        ) from error
+    return sorted(shown, key=lambda entry: entry.name)
+
+
+def _open_csv(path, num_classes):
+    files, labels = [], []
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file)
+            missing = {"filename", "label"} - set(rows.fieldnames or ())
+            if missing:
+                raise InputError(
+                    f"{path} has no column {min(missing)!r}: it must have the columns "
+                    "filename and label"
+                )
+            for row in rows:
+                where = f"{path} line {rows.line_num}"
+                files.append(_csv_file(row["filename"], path, where))
+                labels.append(_csv_label(row["label"], num_classes, where))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} is not a CSV file in UTF-8 ({error})") from error
+    if not files:
+        raise InputError(f"{path} has no rows: it must name at least one image")
+    return FileSource(os.path.dirname(path), files, labels, num_classes)
+
+
+def _csv_file(name, path, where):
+    if not name or not os.path.isfile(os.path.join(os.path.dirname(path), name)):
+        raise InputError(
+            f"{where} names {name!r}, which is no file: filename must be a path "
+            f"relative to {path}"
+        )
+    return name
+
+
+def _csv_label(text, num_classes, where):
+    try:
+        label = int(text)
+    except (TypeError, ValueError):
+        label = -1
+    if not 0 <= label < num_classes:
+        raise InputError(
+            f"{where} has label {text!r}: allowed are the whole numbers "
+            f"0..{num_classes - 1} (config.num_classes is {num_classes})"
+        )
+    return label
+
+
+class ArraySource(Source):
+    """Images [N, H, W, 3] uint8 that are in memory."""
+
+    def __init__(self, images, labels, names, num_classes):
+        super().__init__(num_classes)
+        self.images = images
+        self.labels = labels
+        self.names = names
+
+    def __len__(self):
+        return len(self.images)
+
+    def read(self, index):
+        return self.images[index], int(self.labels[index])
+
+    def name(self, index):
+        return self.names[index]
+
+
+def _open_digits(split, num_classes):
+    from sklearn.datasets import load_digits  # a second of import that others spare
+
+    _check_classes(num_classes, 10, "data set digits")
+    digits = load_digits()
+    chosen = np.flatnonzero(_held_out(digits.target) == (split == "val"))
+    images = np.stack([_enlarged(digits.images[index]) for index in chosen])
+    names = [f"digits/{index:04d}" for index in chosen]
+    return ArraySource(images, digits.target[chosen].astype(np.int32), names, 10)
+
+
+def _held_out(labels):
+    """True for a fifth of every class, the same in every run and on every machine.
+
+    RandomState, because NumPy has frozen its streams for good; a Generator's
+    permutation may change with a release, and the split with it.
+    """
+    draw = np.random.RandomState(0)
+    held_out = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        members = draw.permutation(np.flatnonzero(labels == label))
+        held_out[members[: round(len(members) / 5)]] = True
+    return held_out
+
+
+def _enlarged(digit):
+    """8x8 values 0..16 -> 16x16x3 uint8, bicubic as one would enlarge a photograph."""
+    grey = Image.fromarray(np.round(digit * (255 / 16)).astype(np.uint8))
+    large = np.asarray(grey.resize((16, 16), Image.Resampling.BICUBIC))
+    return np.repeat(large[:, :, None], 3, axis=2)
+
+
+class RecordSource(Source):
+    """Records of a TFDS data source whose images are still encoded."""
+
+    def __init__(self, records, num_classes):
+        super().__init__(num_classes)
+        self.records = records
+
+    def __len__(self):
+        return len(self.records)
+
+    def read(self, index):
+        record = self.records[index]
+        name = record["file_name"].decode()
+        return decode(io.BytesIO(record["image"]), name), int(record["label"])
+
+    def name(self, index):
+        return self.records[index]["file_name"].decode()
+
+
+def _open_imagenet(split, num_classes, data_dir):
+    import tensorflow_datasets as tfds  # slow to import, and only this source needs it
+
+    _check_classes(num_classes, 1000, "data set imagenet2012")
+    try:
+        builder = tfds.builder(
+            "imagenet2012", data_dir=data_dir, file_format="array_record"
+        )
+        records = builder.as_data_source(
+            split={"train": "train", "val": "validation"}[split],
+            decoders={"image": tfds.decode.SkipDecoding()},
+        )
+        _ = records[0]  # a missing or torn file shows only when it is read
+    except Exception as error:  # TFDS has no error of its own for "not prepared"
+        where = data_dir or tfds.core.constants.DATA_DIR
+        raise InputError(
+            f"config.data.name is 'imagenet2012', but config.data.data_dir {where} "
+            "does not hold it as complete array_record files: put "
+            "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar into "
+            f"{os.path.join(where, 'downloads', 'manual')}, install the extra "
+            "'prepare' (TensorFlow, for this step only) and run `tfds build "
+            f"imagenet2012 --file_format=array_record --data_dir={where}`; `python "
+            "train.py --config configs/quickstart.py` runs without it"
+        ) from error
+    return RecordSource(records, num_classes)

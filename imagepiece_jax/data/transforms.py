@@ -1,0 +1,156 @@
+"""What happens to one image on the host, before it joins a batch?
+
+Pure functions of a uint8 RGB array [H, W, 3] and a NumPy Generator, and two small
+descriptions, `TrainTransform` and `EvalTransform`, that chain them. Each function takes
+a fixed number of draws from its generator, so what comes after it does not depend on
+how many tries it needed.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+from PIL import Image
+
+from imagepiece_jax.errors import InputError
+
+TRIES = 10
+EVAL_CROP = 0.875  # share of the resized short side that evaluation looks at
+SMALL = 32  # images of up to this side are never resized in evaluation
+
+CROPS = ("random_resized", "shift", "none")
+RESIZES = ("deit", "none")
+
+
+def crop_box(height, width, rng, area=(0.08, 1.0), aspect=(3 / 4, 4 / 3)):
+    """A random box (top, left, box height, box width) inside height x width pixels.
+
+    Its share of the area is uniform in `area` and the logarithm of width / height
+    uniform in `aspect`; after 10 boxes that do not fit, the largest centred box whose
+    aspect is within bounds (the Inception crop as DeiT uses it).
+    """
+    low, high = (math.log(ratio) for ratio in aspect)
+    for share, ratio, down, right in rng.random((TRIES, 4)):
+        pixels = height * width * (area[0] + share * (area[1] - area[0]))
+        ratio = math.exp(low + ratio * (high - low))
+        box_width = round(math.sqrt(pixels * ratio))
+        box_height = round(math.sqrt(pixels / ratio))
+        if 0 < box_width <= width and 0 < box_height <= height:
+            top = int(down * (height - box_height + 1))
+            left = int(right * (width - box_width + 1))
+            return top, left, box_height, box_width
+    ratio = min(max(width / height, aspect[0]), aspect[1])
+    box_width = min(width, round(height * ratio))
+    box_height = min(height, round(width / ratio))
+    top, left = (height - box_height) // 2, (width - box_width) // 2
+    return top, left, box_height, box_width
+
+
+def random_resized_crop(image, size, rng, area=(0.08, 1.0), aspect=(3 / 4, 4 / 3)):
+    """A `crop_box` of the image, resized to size x size. -> [size, size, 3]."""
+    height, width = image.shape[:2]
+    top, left, box_height, box_width = crop_box(height, width, rng, area, aspect)
+    return _resize(image[top : top + box_height, left : left + box_width], size, size)
+
+
+def shift(image, rng, pixels):
+    """Move the image by up to `pixels` in either direction, zeros flow in. Same shape.
+
+    Padding by `pixels` and a random crop of the old size, DeiT's way with small images.
+    """
+    height, width = image.shape[:2]
+    top, left = rng.integers(0, 2 * pixels + 1, size=2)
+    padded = np.pad(image, ((pixels, pixels), (pixels, pixels), (0, 0)))
+    return padded[top : top + height, left : left + width]
+
+
+def flip(image, rng):
+    """Mirror left and right with probability 1/2. Same shape."""
+    return image[:, ::-1] if rng.random() < 0.5 else image
+
+
+def resize_crop(image, size):
+    """DeiT's evaluation crop. [H, W, 3] -> [size, size, 3].
+
+    The short side is resized to int(size / 0.875) (256 for 224), then the centre is
+    cut out; both round as torchvision does, a half goes to the even pixel.
+    """
+    height, width = image.shape[:2]
+    short = int(size / EVAL_CROP)
+    if height <= width:
+        height, width = short, int(short * width / height)
+    else:
+        height, width = int(short * height / width), short
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    return _resize(image, height, width)[top : top + size, left : left + size]
+
+
+def unresized(image, size):
+    """The image itself, which must be size x size already; InputError."""
+    height, width = image.shape[:2]
+    if (height, width) != (size, size):
+        raise InputError(
+            f"the image has {height}x{width} pixels and is used unresized: "
+            f"config.image_size={size} needs {size}x{size}"
+        )
+    return image
+
+
+def _resize(image, height, width):
+    """Bicubic with antialiasing (Pillow widens the kernel when it shrinks)."""
+    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(resized)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainTransform:
+    """Random crop, then random flip; called with (image, rng) -> [S, S, 3] uint8.
+
+    `crop`: "random_resized" (shares of the area in `area`), "shift" (by up to `shift`
+    pixels) or "none"; the latter two want images of image_size x image_size.
+    """
+
+    image_size: int
+    crop: str = "random_resized"
+    area: tuple[float, float] = (0.08, 1.0)
+    shift: int = 4
+    flip: bool = True
+
+    def __post_init__(self):
+        _check("crop", self.crop, CROPS)
+
+    def __call__(self, image, rng):
+        if self.crop == "random_resized":
+            image = random_resized_crop(image, self.image_size, rng, self.area)
+        else:
+            image = unresized(image, self.image_size)
+            if self.crop == "shift":
+                image = shift(image, rng, self.shift)
+        return flip(image, rng) if self.flip else image
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalTransform:
+    """The fixed crop of evaluation; called with (image) -> [S, S, 3] uint8.
+
+    `resize`: "deit" or "none" for images that are image_size x image_size already;
+    up to 32 pixels DeiT resizes nothing either.
+    """
+
+    image_size: int
+    resize: str = "deit"
+
+    def __post_init__(self):
+        _check("resize", self.resize, RESIZES)
+
+    def __call__(self, image):
+        if self.resize == "none" or self.image_size <= SMALL:
+            return unresized(image, self.image_size)
+        return resize_crop(image, self.image_size)
+
+
+def _check(field, value, allowed):
+    if value not in allowed:
+        raise InputError(
+            f"config.data.{field} is {value!r}: allowed are {', '.join(allowed)}"
+        )

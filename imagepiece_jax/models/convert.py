@@ -1,0 +1,208 @@
+"""How do public weights become this model's, and back? timm's names, checked strictly.
+
+A parameter's path here and its name there follow one rule: `blocks_3/attn/proj/kernel`
+is `blocks.3.attn.proj.weight`. Two things differ in layout. PyTorch keeps outputs
+before inputs (linear [out, in], convolution OIHW; Flax [in, out] and HWIO), and timm
+stores the projections q, k and v stacked, in this order, as one `attn.qkv`.
+"""
+
+import math
+import re
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from flax import traverse_util
+
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models.weight_files import read_state_dict
+
+_LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+_STACKED = ("q", "k", "v")
+# Order of a kernel's axes by its rank: linear layers and convolutions.
+_TO_TORCH = {2: (1, 0), 4: (3, 2, 0, 1)}
+_TO_FLAX = {2: (1, 0), 4: (2, 3, 1, 0)}
+# Parts that another task, stem or method replaces while the rest still fits.
+_REPLACEABLE = ("head", "patch_embed", "pos_embed", "reducer")
+
+
+class _Place(NamedTuple):
+    """Where a parameter of ours stands in a timm state dict."""
+
+    path: str  # ours, without the collection: blocks_3/attn/q/kernel
+    name: str  # timm's: blocks.3.attn.qkv.weight
+    third: int | None  # 0, 1, 2 in a stacked tensor; None where it has its own
+    shape: tuple[int, ...]  # of the whole timm tensor
+
+
+def load(path, like, fresh=()):
+    """`from_timm` of a weights file; its errors name the file."""
+    state_dict = read_state_dict(path)
+    try:
+        return from_timm(state_dict, like, fresh)
+    except InputError as error:
+        raise InputError(f"weights file {path}: {error}") from error
+
+
+def from_timm(state_dict, like, fresh=()):
+    """Variables of the shapes and types of `like`, with the values of `state_dict`.
+
+    `like` is the model's variables tree, of arrays or of ShapeDtypeStructs. `fresh`
+    names what keeps the value that it has in `like` (which must be an array there),
+    whatever the file says: paths such as "head" or "blocks_3/mlp"; a name without
+    block number, such as "reducer", stands for those of all blocks. Position embeddings
+    of another square grid are resized. All else must fit: a tensor that is missing or
+    left over, of another shape, or not finite raises InputError. Apart from `fresh`,
+    the values are NumPy arrays.
+    """
+    leaves = traverse_util.flatten_dict(like, sep="/")
+    places = {key: _place(key, leaves[key].shape) for key in sorted(leaves)}
+    _check_fresh(fresh, places.values())
+    needed = {k: p for k, p in places.items() if not _matches(p.path, fresh)}
+    state_dict = _fit_pos_embed(state_dict, needed.values())
+    _check_fit(state_dict, places.values(), needed.values(), fresh)
+    for key, place in needed.items():
+        leaves[key] = _take(state_dict, place, leaves[key].dtype)
+    return traverse_util.unflatten_dict(leaves, sep="/")
+
+
+def to_timm(variables):
+    """The inverse of `from_timm`: a flat state dict of NumPy arrays, qkv stacked."""
+    tensors = {}  # name -> third -> array
+    for key, leaf in traverse_util.flatten_dict(variables, sep="/").items():
+        place, array = _place(key, leaf.shape), np.asarray(leaf)
+        if place.name.endswith(".weight"):
+            array = array.transpose(_order(_TO_TORCH, array.ndim))
+        tensors.setdefault(place.name, {})[place.third] = array
+    for name, parts in tensors.items():
+        stack = [parts[third] for third in sorted(parts)]
+        whole = stack[0] if len(stack) == 1 else np.concatenate(stack)
+        tensors[name] = np.array(whole, order="C")  # the order that file formats have
+    return tensors
+
+
+def _place(key, shape):
+    """`key` is the path of a leaf with its collection: params/blocks_3/mlp/fc1/bias."""
+    path = key.partition("/")[2]
+    *modules, leaf = path.split("/")
+    third = None
+    if modules[-2:-1] == ["attn"] and modules[-1] in _STACKED:
+        third = _STACKED.index(modules[-1])
+        modules[-1] = "qkv"
+    modules = [re.sub(r"_(\d+)$", r".\1", module) for module in modules]
+    name = ".".join([*modules, _LEAVES.get(leaf, leaf)])
+    if name.endswith(".weight"):
+        shape = [shape[axis] for axis in _order(_TO_TORCH, len(shape))]
+    if third is not None:
+        shape = (len(_STACKED) * shape[0], *shape[1:])
+    return _Place(path, name, third, tuple(shape))
+
+
+def _order(orders, ndim):
+    return orders.get(ndim, tuple(range(ndim)))
+
+
+def _take(state_dict, place, dtype):
+    """The value of one parameter in this model's layout and type."""
+    array = state_dict[place.name]
+    if place.third is not None:
+        array = np.split(array, len(_STACKED))[place.third]
+    if place.name.endswith(".weight"):
+        array = array.transpose(_order(_TO_FLAX, array.ndim))
+    with np.errstate(over="ignore"):  # what overflows is infinite, refused below
+        array = np.array(array, dtype, order="C")
+    if not np.isfinite(array.astype(np.float32)).all():
+        raise InputError(
+            f"tensor {place.name} holds a value that is not finite in {array.dtype}, "
+            "only finite weights are allowed"
+        )
+    return array
+
+
+def _matches(path, names):
+    """Whether a path lies in one of `names`, given with or without a block number."""
+    return any(re.match(rf"{re.escape(name)}(_\d+)?(/|$)", path) for name in names)
+
+
+def _check_fresh(fresh, places):
+    for name in fresh:
+        if not any(_matches(place.path, [name]) for place in places):
+            parts = {re.sub(r"_\d+$", "", p.path.partition("/")[0]) for p in places}
+            raise InputError(
+                f"config.init.fresh names {name!r}, but the parts of this model are "
+                f"{', '.join(sorted(parts))}"
+            )
+
+
+def _check_fit(state_dict, places, needed, fresh):
+    """Raise InputError for the first tensor left over, missing or of another shape."""
+    known = {place.name for place in places}
+    problems = []  # (path, sentence)
+    for name, tensor in state_dict.items():
+        path = re.sub(r"\.(\d+)", r"_\1", name).replace(".", "/")
+        if name not in known and not _matches(path, fresh):
+            found = f"tensor {name} of shape {tensor.shape} is left over"
+            problems.append((path, f"{found}, this model has no such part"))
+    for place in needed:
+        path, name, _, shape = place
+        tensor = state_dict.get(name)
+        if tensor is None:
+            problem = f"tensor {name} is missing, {path} needs it in shape {shape}"
+        elif tensor.shape != shape:
+            problem = f"tensor {name} has shape {tensor.shape}, {path} needs {shape}"
+        elif not jnp.issubdtype(tensor.dtype, jnp.floating):
+            problem = f"tensor {name} is of type {tensor.dtype}, {path} needs floats"
+        else:
+            continue
+        problems.append((path, problem))
+    if problems:
+        wrong = [path for path, _ in problems]
+        raise InputError(problems[0][1] + _remedy(wrong, places, fresh))
+
+
+def _remedy(wrong, places, fresh):
+    """The `config.init.fresh` that would allow all of `wrong`; empty if none does."""
+    parts = [
+        part
+        for part in _REPLACEABLE
+        if any(_matches(place.path, [part]) for place in places)
+    ]
+    if not all(_matches(path, parts) for path in wrong):
+        return ""
+    parts = [part for part in parts if any(_matches(path, [part]) for path in wrong)]
+    return f" (config.init.fresh={(*fresh, *parts)} would start what differs anew)"
+
+
+def _fit_pos_embed(state_dict, needed):
+    """Resize the position embedding's grid if only that differs and both are square.
+
+    Whatever cannot be resized stays as it is, for the check of shapes to report.
+    """
+    place = next((place for place in needed if place.path == "pos_embed"), None)
+    found = None if place is None else state_dict.get(place.name)
+    if found is None or found.shape == place.shape:
+        return state_dict
+    if found.ndim != 3 or found.shape[::2] != place.shape[::2]:
+        return state_dict
+    counts = found.shape[1] - 1, place.shape[1] - 1
+    old, new = (math.isqrt(max(0, count)) for count in counts)
+    if old == 0 or (old * old, new * new) != counts:
+        return state_dict
+    logging.info("position embeddings: %dx%d resized to %dx%d", old, old, new, new)
+    return {**state_dict, place.name: _resize_pos_embed(found, old, new)}
+
+
+def _resize_pos_embed(pos_embed, old, new):
+    """Bicubic (a = -0.5) with antialiasing; the class row stays. [1, 1 + n, D]."""
+    width = pos_embed.shape[2]
+    grid = jnp.asarray(pos_embed[0, 1:], jnp.float32).reshape(old, old, width)
+    grid = jax.image.resize(grid, (new, new, width), "cubic", antialias=True)
+    rows = np.asarray(grid).reshape(1, new * new, width)
+    return np.concatenate([pos_embed[:, :1].astype(np.float32), rows], axis=1)

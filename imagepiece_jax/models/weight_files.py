@@ -1,0 +1,188 @@
+"""Which tensors are in this file? Reads .npz, .safetensors and PyTorch's .pth.
+
+PyTorch is not needed: a .pth file is a zip archive that holds a pickle (names, shapes,
+strides) and one raw file per storage. The pickle may name nothing but the few globals
+that a state dict is made of, so reading a file never runs code that came with it.
+"""
+
+import collections
+import pathlib
+import pickle
+import zipfile
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+
+from imagepiece_jax.errors import InputError
+
+# PyTorch's storages by name; complex and quantised ones hold no weights of ours.
+_STORAGE_DTYPES = {
+    "DoubleStorage": np.dtype("<f8"),
+    "FloatStorage": np.dtype("<f4"),
+    "HalfStorage": np.dtype("<f2"),
+    "BFloat16Storage": np.dtype(jnp.bfloat16),
+    "LongStorage": np.dtype("<i8"),
+    "IntStorage": np.dtype("<i4"),
+    "ShortStorage": np.dtype("<i2"),
+    "CharStorage": np.dtype("i1"),
+    "ByteStorage": np.dtype("u1"),
+    "BoolStorage": np.dtype("?"),
+}
+# What PyTorch before 1.6 wrote is no zip archive: it starts with this pickled number.
+_OLD_TORCH_MAGIC = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
+# Training scripts save weights beside optimiser and epoch, under one of these names.
+_WRAPPERS = ("model", "state_dict")
+
+
+def read_state_dict(path) -> dict[str, np.ndarray]:
+    """Named tensors of a weights file, with the shapes and types that they have there.
+
+    The ending chooses the reader: .npz, .safetensors, .pth or .pt. A state dict under
+    the key "model" or "state_dict" is unwrapped. Raises InputError where the file is
+    missing, of an unknown kind, damaged, truncated, or anything but named tensors.
+    """
+    path = pathlib.Path(path)
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise InputError(
+            f"weights file {path} ends in {path.suffix!r}: only "
+            f"{', '.join(_READERS)} can be read"
+        )
+    if not path.is_file():
+        found = "is a folder" if path.is_dir() else "does not exist"
+        raise InputError(f"weights file {path} {found}")
+    try:
+        content = reader(path)
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(f"weights file {path} cannot be read: {error}") from error
+    except Exception as error:  # a damaged pickle or header can raise anything at all
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise InputError(
+            f"weights file {path} is damaged, truncated or no {path.suffix} file: "
+            f"{reason}"
+        ) from error
+    return _named_tensors(path, content)
+
+
+def _named_tensors(path, content):
+    """Unwrap `content` and make sure that it is a state dict and nothing else."""
+    if isinstance(content, dict):
+        inner = (content[key] for key in _WRAPPERS if key in content)
+        content = next((value for value in inner if isinstance(value, dict)), content)
+    if not isinstance(content, dict) or not content:
+        raise InputError(
+            f"weights file {path} is not a state dict: needed named tensors, found "
+            f"{'none' if isinstance(content, dict) else type(content).__name__}"
+        )
+    for name, value in content.items():
+        if not (isinstance(name, str) and isinstance(value, np.ndarray)):
+            raise InputError(
+                f"weights file {path} is not a state dict: {name!r} is of type "
+                f"{type(value).__name__}, only named tensors are allowed"
+            )
+        if value.dtype.kind not in "biuf" and value.dtype != jnp.bfloat16:
+            raise InputError(
+                f"weights file {path}: tensor {name} is of type {value.dtype}, only "
+                "floats, integers and booleans are allowed"
+            )
+    return dict(content)
+
+
+def _read_npz(path):
+    with open(path, "rb") as file:
+        archive = np.load(file, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            return archive
+        return {name: archive[name] for name in archive.files}
+
+
+def _read_torch(path):
+    with open(path, "rb") as file:
+        if file.read(len(_OLD_TORCH_MAGIC)) == _OLD_TORCH_MAGIC:
+            raise InputError(
+                f"weights file {path} has the format of PyTorch before 1.6: load it "
+                "and save it again with a newer PyTorch, or as .safetensors"
+            )
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        pickles = [name for name in names if name.split("/")[1:] == ["data.pkl"]]
+        if len(pickles) != 1:
+            raise InputError(f"weights file {path} is a zip archive without a data.pkl")
+        folder = pickles[0].removesuffix("data.pkl")
+        if f"{folder}byteorder" in names:
+            order = archive.read(f"{folder}byteorder").decode()
+            if order != "little":
+                raise InputError(
+                    f"weights file {path} has byte order {order!r}: only 'little' can "
+                    "be read"
+                )
+        with archive.open(pickles[0]) as file:
+            return _StateDictUnpickler(file, path, archive, folder).load()
+
+
+class _StateDictUnpickler(pickle.Unpickler):
+    """Builds NumPy arrays where PyTorch builds tensors; refuses all other globals."""
+
+    def __init__(self, file, path, archive, folder):
+        super().__init__(file)
+        self._path, self._archive, self._folder = path, archive, folder
+        self._storages = {}
+
+    def find_class(self, module, name):
+        # Bound methods, because a pickle can overwrite the defaults of plain functions.
+        if (module, name) == ("collections", "OrderedDict"):
+            return collections.OrderedDict
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return self._tensor
+        if (module, name) == ("torch._utils", "_rebuild_parameter"):
+            return self._parameter
+        if module == "torch" and name in _STORAGE_DTYPES:
+            return name
+        raise InputError(
+            f"weights file {self._path} asks for {module}.{name}: only tensors are "
+            "allowed, so save model.state_dict() alone"
+        )
+
+    def persistent_load(self, pid):
+        """The flat array behind a tensor: pid is (kind, type, file, device, length)."""
+        kind, storage, key, _, length = pid
+        if kind != "storage":
+            raise pickle.UnpicklingError(f"persistent id of kind {kind!r}")
+        if key not in self._storages:  # tensors may be views of one storage
+            dtype = _STORAGE_DTYPES[storage]
+            entry = self._archive.getinfo(f"{self._folder}data/{key}")
+            if entry.file_size != length * dtype.itemsize:
+                raise pickle.UnpicklingError(
+                    f"storage {key} has {entry.file_size} bytes, needed "
+                    f"{length * dtype.itemsize}"
+                )
+            self._storages[key] = np.frombuffer(self._archive.read(entry), dtype)
+        return self._storages[key]
+
+    def _tensor(self, storage, offset, shape, strides, *_ignored):
+        """PyTorch's strided tensor as an array of its own; strides count elements."""
+        count = int(np.prod(shape, dtype=object))
+        last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+        # The bounds are checked here because as_strided would read foreign memory.
+        if min((offset, *shape, *strides)) < 0 or count > storage.size:
+            raise pickle.UnpicklingError(f"tensor of impossible shape {shape}")
+        if count == 0:
+            return np.zeros(shape, storage.dtype)
+        if last >= storage.size:
+            raise pickle.UnpicklingError(f"tensor of shape {shape} leaves its storage")
+        steps = [s * storage.itemsize for s in strides]
+        return np.lib.stride_tricks.as_strided(storage[offset:], shape, steps).copy()
+
+    def _parameter(self, tensor, *_ignored):
+        return tensor
+
+
+_READERS = {
+    ".npz": _read_npz,
+    ".safetensors": safetensors.numpy.load_file,
+    ".pth": _read_torch,
+    ".pt": _read_torch,
+}

@@ -1,0 +1,192 @@
+"""What did the tokens become? Pictures on which every token is one outlined area.
+
+`source` is the provenance map of a reduction: for each patch of the image, row by row,
+the slot of the token that holds it, or DROPPED.
+"""
+
+import math
+import os
+import pathlib
+import textwrap
+
+import numpy as np
+from matplotlib import colors
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from imagepiece_jax.reduction.tokens import DROPPED
+
+# Shares in a blend: of the group's mean colour in a kept patch, of black or white in
+# the outline of a token that holds one patch, of the stripes in a dropped patch.
+_MEAN, _PALE, _FADED = 0.55, 0.3, 0.8
+# Stripes, because no even tone tells a dropped patch from a grey one of a grey image.
+_STRIPES = np.array([[244, 244, 246], [208, 211, 218]], np.float32)
+_STRIPE_WIDTH = 4
+
+# The page, in pixels.
+_PANEL = 224  # sides of a picture, at least
+_MARGIN, _GAP, _LABEL, _LINE = 20, 16, 58, 22
+_DPI, _FONT_SIZE, _LETTER = 100, 11, 8.2
+_CAPTION = (
+    "Each outlined area is one token, filled with the mean colour of its patches. "
+    "Patches merged into one token share a coloured outline, wherever they lie. "
+    "Striped patches were dropped."
+)
+
+
+def draw_groups(image, source, grid, scale=1):
+    """The image with its tokens: uint8 [H, W, 3] -> uint8 [H * scale, W * scale, 3].
+
+    `source` is int [h * w] and `grid` (h, w), which divides (H, W). A kept patch is
+    blended with the mean colour of its group, a dropped one fades into stripes. Pixels
+    beside another group are outline: two wide and of a bright colour where several
+    patches were merged, one wide and pale where the token is a single patch. The bright
+    colour belongs to the group's first patch, so it stays from step to step.
+    """
+    image, source = np.asarray(image), np.asarray(source)
+    _check(image, source, grid)
+    slots = _to_pixels(source.reshape(grid), image, scale)
+    hues = _to_pixels(_hues(source).reshape(*grid, 3), image, scale)
+    means = _to_pixels(mean_colours(image, source, grid), image, scale)
+    pixels = image.repeat(scale, 0).repeat(scale, 1).astype(np.float32)
+    kept = (slots != DROPPED)[..., None]
+    drawn = np.where(kept, _blend(pixels, means, _MEAN), _fade(pixels))
+    merged = _to_pixels(_is_merged(source).reshape(grid), image, scale)[..., None]
+    pale = kept & ~merged & _border(slots, 1)[..., None]
+    contrast = np.where(drawn.mean(axis=-1, keepdims=True) < 128, 255, 0)
+    drawn = np.where(pale, _blend(drawn, contrast, _PALE), drawn)
+    bright = kept & merged & _border(slots, 2)[..., None]
+    return np.rint(np.where(bright, hues, drawn)).astype(np.uint8)
+
+
+def mean_colours(image, source, grid):
+    """Mean colour of the pixels of each patch's group: [H, W, 3], [h * w] -> [h, w, 3].
+
+    Dropped patches form no group: each has its own mean.
+    """
+    (height, width), (h, w) = image.shape[:2], grid
+    patches = image.reshape(h, height // h, w, width // w, 3).astype(np.float64)
+    own = patches.mean(axis=(1, 3)).reshape(-1, 3)
+    kept = source != DROPPED
+    _, group, counts = np.unique(source[kept], return_inverse=True, return_counts=True)
+    sums = np.zeros((len(counts), 3))
+    np.add.at(sums, group, own[kept])
+    own[kept] = (sums / counts[:, None])[group]
+    return own.reshape(h, w, 3).astype(np.float32)
+
+
+def token_page(path, images, sources, grid, titles):
+    """Write one PNG with a row an image: the input, then its tokens after each step.
+
+    images: uint8 [H, W, 3], all of one size; sources: for each image a list of (title,
+    source), one picture each, such as ("after block 3", source); titles: what stands
+    over each input. The number of tokens is written under each title. The file appears
+    whole or not at all.
+    """
+    scale = max(1, -(-_PANEL // images[0].shape[0]))
+    height, width = (scale * side for side in images[0].shape[:2])
+    rows = [
+        [(title, image.repeat(scale, 0).repeat(scale, 1), f"{math.prod(grid)} patches")]
+        + [
+            (step, draw_groups(image, source, grid, scale), f"{_count(source)} tokens")
+            for step, source in steps
+        ]
+        for image, steps, title in zip(images, sources, titles, strict=True)
+    ]
+    columns = max(map(len, rows))
+    page_width = 2 * _MARGIN + columns * (width + _GAP) - _GAP
+    caption = textwrap.wrap(_CAPTION, int((page_width - 2 * _MARGIN) / _LETTER))
+    below = 2 * _MARGIN + len(caption) * _LINE
+    page_height = len(rows) * (height + _LABEL) + below
+
+    figure = Figure((page_width / _DPI, page_height / _DPI), _DPI)
+    FigureCanvasAgg(figure)
+    for row, panels in enumerate(rows):
+        for column, (title, pixels, tokens) in enumerate(panels):
+            left = _MARGIN + column * (width + _GAP)
+            bottom = page_height - (row + 1) * (height + _LABEL)
+            size = (width / page_width, height / page_height)
+            axes = figure.add_axes((left / page_width, bottom / page_height, *size))
+            axes.imshow(pixels, interpolation="nearest", aspect="auto")
+            axes.set_axis_off()
+            title = textwrap.shorten(title, int(width / _LETTER), placeholder="…")
+            axes.set_title(f"{title}\n{tokens}", fontsize=_FONT_SIZE, loc="left", pad=5)
+    figure.text(
+        _MARGIN / page_width,
+        (below - _MARGIN) / page_height,
+        "\n".join(caption),
+        fontsize=_FONT_SIZE,
+        verticalalignment="top",
+    )
+    _save(figure, pathlib.Path(path))
+
+
+def _save(figure, path):
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        figure.savefig(temporary, format="png")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _count(source):
+    return len(np.unique(source[source != DROPPED]))
+
+
+def _is_merged(source):
+    """Which patches share their slot with another one. [n0] -> bool [n0]."""
+    return (source[:, None] == source[None, :]).sum(axis=1) > 1
+
+
+def _blend(below, above, share):
+    return (1 - share) * below + share * above
+
+
+def _fade(pixels):
+    """Stripes through which the image is just visible, without its colours."""
+    y, x = np.indices(pixels.shape[:2])
+    stripes = _STRIPES[(x + y) // _STRIPE_WIDTH % 2]
+    return _blend(pixels.mean(axis=-1, keepdims=True), stripes, _FADED)
+
+
+def _hues(source):
+    """A bright colour for each patch, that of its group's first one. [n0] -> [n0, 3].
+
+    The hue turns by sqrt(3) from patch to patch, which keeps patches beside and below
+    each other apart on grids of 7, 8, 12, 14 and 16; the golden ratio fails on 8.
+    """
+    first = (source[:, None] == source[None, :]).argmax(axis=1)
+    hue = first * 3**0.5 % 1.0
+    hsv = np.stack([hue, np.full_like(hue, 0.85), np.ones_like(hue)], axis=-1)
+    return 255 * colors.hsv_to_rgb(hsv)
+
+
+def _to_pixels(values, image, scale):
+    """The value of each patch at each of its pixels. [h, w, ...] -> [H, W, ...]."""
+    for axis in (0, 1):
+        values = values.repeat(scale * image.shape[axis] // values.shape[axis], axis)
+    return values
+
+
+def _border(slots, width):
+    """Pixels at most `width` from one of another group in their row or column."""
+    border = np.zeros(slots.shape, bool)
+    for step in range(1, width + 1):
+        down, right = slots[step:] != slots[:-step], slots[:, step:] != slots[:, :-step]
+        border[step:] |= down
+        border[:-step] |= down
+        border[:, step:] |= right
+        border[:, :-step] |= right
+    return border
+
+
+def _check(image, source, grid):
+    height, width = image.shape[:2]
+    if image.shape != (height, width, 3) or image.dtype != np.uint8:
+        raise ValueError(f"image is {image.dtype} {image.shape}, not uint8 [H, W, 3]")
+    if height % grid[0] or width % grid[1] or source.shape != (grid[0] * grid[1],):
+        raise ValueError(
+            f"source {source.shape} and image {height}x{width} do not fit a grid of "
+            f"{grid[0]}x{grid[1]} patches"
+        )

@@ -1,0 +1,74 @@
+"""How accurate is a model on a whole split? Every image once, padding masked out."""
+
+import functools
+import time
+
+import jax.numpy as jnp
+import optax
+
+from imagepiece_jax.data import mix
+from imagepiece_jax.training import parallel
+from imagepiece_jax.training.metrics import correct_at
+
+
+def eval_step(variables, batch, *, model):
+    """Sums over all devices of loss, acc1, acc5 and images for one batch.
+
+    batch: image uint8 [m, S, S, 3], label [m], mask [m] of this device. The loss is the
+    cross-entropy with the hard label.
+    """
+    logits = model.apply(variables, mix.normalise(batch["image"])).logits
+    label, mask = batch["label"], batch["mask"]
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, label)
+    sums = {
+        "loss": losses,
+        "acc1": correct_at(logits, label, 1),
+        "acc5": correct_at(logits, label, min(5, logits.shape[-1])),
+        "images": jnp.ones_like(mask),
+    }
+    # A masked image may give anything, NaN too: select, do not multiply.
+    sums = {
+        name: jnp.sum(jnp.where(mask > 0, value.astype(jnp.float32), 0))
+        for name, value in sums.items()
+    }
+    return parallel.total(sums)
+
+
+def compiled(model):
+    """`eval_step` of `model` on all devices: (replicated variables, batch) -> sums."""
+    return parallel.pmap(functools.partial(eval_step, model=model))
+
+
+def evaluate(step, variables, batches):
+    """One pass: dict of acc1, acc5 (percent), loss, images and throughput (img/s).
+
+    `step` is from `compiled`, `variables` replicated. The rate includes reading and
+    decoding; the first batch, which may compile, is left out where there are several.
+    """
+    totals = {"loss": 0.0, "acc1": 0.0, "acc5": 0.0, "images": 0.0}
+    began, seen, pending = time.perf_counter(), 0.0, None
+    counted = 0
+
+    def collect(sums):
+        for name, value in parallel.unreplicate(sums).items():
+            totals[name] += float(value)
+
+    for batch in batches:
+        fields = {name: batch[name] for name in ("image", "label", "mask")}
+        sums = step(variables, fields)
+        if pending is not None:  # one behind: the device works while the host reads
+            collect(pending)
+            counted += 1
+            if counted == 1:
+                began, seen = time.perf_counter(), totals["images"]
+        pending = sums
+    collect(pending)
+    seconds = time.perf_counter() - began
+    images = max(totals["images"], 1.0)
+    return {
+        "acc1": 100 * totals["acc1"] / images,
+        "acc5": 100 * totals["acc5"] / images,
+        "loss": totals["loss"] / images,
+        "images": int(totals["images"]),
+        "throughput": (totals["images"] - seen) / seconds,
+    }

@@ -1,0 +1,286 @@
+"""How does a run go? Start or resume, train, evaluate, keep, and say what came out.
+
+Where a run's weights come from, in this order: its own newest checkpoint in the
+workdir; `config.init.weights`; fresh ones drawn from the seed.
+"""
+
+import functools
+import importlib.metadata
+import math
+import pathlib
+import platform
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from imagepiece_jax.data import loader
+from imagepiece_jax.errors import RunError
+from imagepiece_jax.training import evaluation, parallel, report, setup, weights
+from imagepiece_jax.training.checkpoint import Checkpoints
+from imagepiece_jax.training.metrics import MetricWriter
+from imagepiece_jax.training.record import record_run
+from imagepiece_jax.training.steps import Recipe, init_state, train_step
+
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def train_and_evaluate(config, workdir, dry_run=False):
+    """Train as `config` says in `workdir`; returns the last evaluation's numbers.
+
+    A workdir with checkpoints of the same config is gone on with, a finished one only
+    reported. `dry_run` prints plan, cost and memory, and writes nothing. InputError for
+    a config or file that does not fit, RunError where training cannot go on.
+    """
+    workdir = pathlib.Path(workdir)
+    setup.check(config)
+    run = _Run(config, workdir)
+    print(report.plan_text(run.model, run.dense, config.image_size), flush=True)
+    run.open_data()
+    state, meta, restored = run.start(write=not dry_run)
+    if dry_run:
+        print(run.memory_text(state))
+        return None
+    if restored == run.length.steps:
+        print(f"this run is complete: {restored} steps; nothing is left to do")
+    else:
+        if restored is not None:
+            print(f"going on from step {restored} of {run.length.steps}")
+        state, meta = run.train(state, meta, restored)
+    if parallel.is_main():
+        run.show(state)
+        print(run.final_text(meta))
+    return meta["last"]
+
+
+class _Run:
+    """The parts of one run; made once, in the order in which mistakes should show."""
+
+    def __init__(self, config, workdir):
+        self.config = config
+        self.workdir = workdir
+        self.model = setup.model(config, axis_name=parallel.AXIS)
+        self.dense = setup.dense(config)
+        self.place = setup.placement(config)
+        self.train_transform = setup.train_transform(config)
+        self.eval_transform = setup.eval_transform(config)
+        self.checkpoints = Checkpoints(workdir)
+        self.eval_step = evaluation.compiled(self.model)
+
+    def open_data(self):
+        """Open both splits; the length of the run follows."""
+        self.train_source = setup.source(self.config, "train")
+        self.val_source = setup.source(self.config, "val")
+        self.length = setup.length(self.config, len(self.train_source))
+        self.rate = setup.schedule(self.config, self.length.steps_per_epoch)
+        self.optimizer = setup.adamw(self.config, self.rate)
+
+    def start(self, write=True):
+        """(state, meta, restored step or None) that training starts from."""
+        variables = weights.initial(self.config, self.model)
+        state = init_state(variables, self.optimizer, self.config.ema_decay > 0)
+        if write:
+            record_run(
+                self.workdir,
+                self.config.to_dict(),
+                setup.MAY_CHANGE,
+                _versions(),
+                parallel.is_main(),
+            )
+        if self.checkpoints.latest_step() is None:
+            return state, {"best": {"acc1": -1.0, "step": 0}, "last": None}, None
+        return self.checkpoints.restore(state)
+
+    def compiled_step(self):
+        """`train_step` for all devices, with its state donated."""
+        fields = ("seed", "num_classes", "label_smoothing", "mixup", "cutmix")
+        fields += ("mixup_prob", "mixup_switch_prob", "ema_decay", "log_every_steps")
+        step = functools.partial(
+            train_step,
+            model=self.model,
+            optimizer=self.optimizer,
+            rate=self.rate,
+            recipe=Recipe(**{name: self.config[name] for name in fields}),
+        )
+        return parallel.pmap(step, donate_argnums=(0,))
+
+    def train(self, state, meta, restored):
+        """All steps that are left: (last state on the host, last meta)."""
+        config, first = self.config, restored or 0
+        writer = MetricWriter(self.workdir, restored, parallel.is_main())
+        bar = tqdm(
+            total=self.length.steps,
+            initial=first,
+            disable=not (config.progress and parallel.is_main()),
+            unit="step",
+            dynamic_ncols=True,
+        )
+        batches = loader.train_batches(
+            self.train_source,
+            self.train_transform,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            start_step=first,
+            stop_step=self.length.steps,
+            placement=self.place,
+            workers=config.data.workers,
+        )
+        log = _Log(self, writer, bar)
+        step_fn, state = self.compiled_step(), parallel.replicate(state)
+        try:
+            for step, batch in enumerate(batches, start=first + 1):
+                state, metrics = step_fn(state, batch)
+                log.later(step, metrics)
+                epoch, rest = divmod(step, self.length.steps_per_epoch)
+                last = step == self.length.steps
+                if last or (rest == 0 and epoch % config.eval_every_epochs == 0):
+                    log.now()
+                    meta = self._evaluate(state, step, meta, writer)
+                    log.restart_clock()
+                elif step % config.checkpoint_every_steps == 0:
+                    log.now()
+                    self.checkpoints.save(step, parallel.unreplicate(state), meta)
+        finally:
+            batches.close()
+            bar.close()
+            writer.close()
+            self.checkpoints.close()
+        return parallel.unreplicate(state), meta
+
+    def _evaluate(self, state, step, meta, writer):
+        """Accuracy on the whole val split; a checkpoint, and the best one if it is."""
+        last = self._accuracy(state.variables)
+        if state.ema is not None:
+            average = self._accuracy(state.ema)
+            last |= {f"ema_{name}": average[name] for name in ("acc1", "acc5", "loss")}
+        writer.write("eval", step, epoch=step / self.length.steps_per_epoch, **last)
+        host = parallel.unreplicate(state)
+        # Rates differ from run to run; a checkpoint holds what does not.
+        last = {k: v for k, v in last.items() if k != "throughput"}
+        meta = meta | {"last": last}
+        if last["acc1"] > meta["best"]["acc1"]:
+            meta = meta | {"best": {"acc1": last["acc1"], "step": step}}
+            self.checkpoints.save_best(step, host, meta)
+        self.checkpoints.save(step, host, meta)
+        return meta
+
+    def _accuracy(self, variables):
+        batches = loader.eval_batches(
+            self.val_source,
+            self.eval_transform,
+            batch_size=setup.eval_batch_size(self.config, self.place),
+            placement=self.place,
+            workers=self.config.data.workers,
+        )
+        return evaluation.evaluate(self.eval_step, variables, batches)
+
+    def show(self, state):
+        """The picture of what the tokens of some test images became."""
+        count = min(self.config.pictures, len(self.val_source))
+        if count == 0:
+            return
+        # Spread over the split, which is often sorted by class.
+        chosen = [i * len(self.val_source) // count for i in range(count)]
+        examples = [self.val_source.read(i) for i in chosen]
+        images = np.stack([self.eval_transform(image) for image, _ in examples])
+        titles = [f"label {label}" for _, label in examples]
+        model = self.model.clone(axis_name=None)
+        report.save_token_picture(self.workdir, model, state.variables, images, titles)
+
+    def final_text(self, meta):
+        return report.final_table(
+            self.workdir, self.model, self.dense, self.config.image_size, meta
+        )
+
+    def memory_text(self, state):
+        """Bytes of the state and of the compiled step, without running it."""
+        size = self.config.image_size
+        shape = self.place.positions(self.config.batch_size).shape
+        batch = {
+            "image": jax.ShapeDtypeStruct((*shape, size, size, 3), jnp.uint8),
+            "label": jax.ShapeDtypeStruct(shape, jnp.int32),
+        }
+        devices = len(parallel.local_devices())
+        stacked = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((devices, *x.shape), x.dtype), state
+        )
+        began = time.perf_counter()
+        compiled = self.compiled_step().lower(stacked, batch).compile()
+        seconds = time.perf_counter() - began
+        held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+        working = compiled.memory_analysis().temp_size_in_bytes
+        return (
+            f"memory on each of {devices} devices: {held / 1e6:,.0f} MB of weights, "
+            f"optimiser and averages, {working / 1e6:,.0f} MB of working space "
+            f"({jax.devices()[0].device_kind}; compiled in {seconds:.0f} s)\n"
+            f"{self.length.steps} steps: {self.length.epochs} epochs of "
+            f"{self.length.steps_per_epoch}; dry run: nothing was written"
+        )
+
+
+class _Log:
+    """Metrics of a step, fetched while the next one runs, to bar, file and check."""
+
+    def __init__(self, run, writer, bar):
+        self._run, self._writer, self._bar = run, writer, bar
+        self._waiting = None
+        self.restart_clock()
+
+    def restart_clock(self):
+        """Count img/s from here on: evaluation and checkpoints are not training."""
+        self._began, self._images = time.perf_counter(), 0
+
+    def later(self, step, metrics):
+        """Take step's metrics; those of the step before are dealt with now."""
+        self.now()
+        self._waiting = step, metrics
+
+    def now(self):
+        """Deal with what was taken last. RunError where it is not finite."""
+        if self._waiting is None:
+            return
+        (step, metrics), self._waiting = self._waiting, None
+        metrics = parallel.unreplicate(metrics)
+        config = self._run.config
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(metrics[name]):
+                self._stop(step, name, metrics[name])
+        self._images += config.batch_size
+        rate = self._images / (time.perf_counter() - self._began)
+        window = metrics["window"]
+        mean = {k: window[k] / window["samples"] for k in ("loss", "acc1", "acc5")}
+        self._bar.update(1)
+        self._bar.set_postfix_str(
+            f"loss {mean['loss']:.3f} acc {100 * mean['acc1']:.1f}% {rate:,.0f} img/s"
+        )
+        if step % config.log_every_steps == 0 or step == self._run.length.steps:
+            self._writer.write(
+                "train",
+                step,
+                epoch=step / self._run.length.steps_per_epoch,
+                loss=mean["loss"],
+                acc1=100 * mean["acc1"],
+                acc5=100 * mean["acc5"],
+                lr=metrics["lr"],
+                grad_norm=metrics["grad_norm"],
+                throughput=rate,
+            )
+            self.restart_clock()
+
+    def _stop(self, step, name, value):
+        kept = self._run.checkpoints.latest_step()
+        where = f"the checkpoint of step {kept} is kept" if kept else "none was saved"
+        raise RunError(
+            f"{name} is {value} at step {step}: training stopped, {where} in "
+            f"{self._run.workdir}; try a lower config.lr or config.clip_grad_norm=1.0"
+        )
+
+
+def _versions():
+    return {
+        "python": platform.python_version(),
+        "devices": [str(d.device_kind) for d in parallel.local_devices()],
+        "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+    }

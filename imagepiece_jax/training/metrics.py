@@ -1,0 +1,127 @@
+"""How well does it do? Right answers of a batch, and the curves of a run on disk.
+
+`metrics.jsonl` in the run's folder holds one JSON object a line; the same numbers go to
+TensorBoard. Both survive a kill: what was written past the restored step is taken back,
+so that a resumed run leaves the file of an uninterrupted one.
+"""
+
+import json
+import pathlib
+
+import chex
+import jax.numpy as jnp
+import numpy as np
+from tensorboardX import SummaryWriter
+
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.training.record import replace_file
+
+FILE = "metrics.jsonl"
+
+
+def correct_at(logits, labels, k):
+    """Is the label among the k largest logits? [B, C], int [B] -> bool [B].
+
+    Of equal logits the lower class counts as larger, so a network that says the same
+    for every class is right for k classes only. A label whose logit is NaN is never
+    found.
+    """
+    chex.assert_rank([logits, labels], [2, 1])
+    mine = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+    lower = jnp.arange(logits.shape[-1])[None, :] < labels[:, None]
+    ahead = jnp.sum((logits > mine) | ((logits == mine) & lower), axis=-1)
+    return (ahead < k) & ~jnp.isnan(mine[:, 0])
+
+
+class MetricWriter:
+    """Appends lines to `workdir/metrics.jsonl` and scalars to `workdir/tensorboard`.
+
+    `restored_step` is the step that the run goes on from: later lines, which a killed
+    run left behind, are cut, and so is a last line that it did not finish. None means
+    that nothing was restored: every line goes. Where `is_main` is false nothing is
+    written.
+    """
+
+    def __init__(self, workdir, restored_step=None, is_main=True):
+        self._lines = self._scalars = None
+        if not is_main:
+            return
+        workdir = pathlib.Path(workdir)
+        workdir.mkdir(parents=True, exist_ok=True)
+        last_kept = -1 if restored_step is None else restored_step
+        _cut(workdir / FILE, last_kept)
+        self._lines = open(workdir / FILE, "a", encoding="utf-8")
+        self._scalars = SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=last_kept + 1
+        )
+
+    def write(self, kind, step, **values):
+        """One line: `kind` ("train", "eval", ...), `step`, then `values` as given.
+
+        Values are strings, None, or numbers in whatever form (0-d arrays too); NaN and
+        infinities become null. Finite numbers go to TensorBoard as `kind/name`. The
+        line is on disk when this returns: write a step's lines before saving its
+        checkpoint, else a kill between the two loses them.
+        """
+        if self._lines is None:
+            return
+        values = {name: _plain(value) for name, value in values.items()}
+        line = {"kind": kind, "step": int(step), **values}
+        self._lines.write(json.dumps(line, allow_nan=False) + "\n")
+        self._lines.flush()
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                self._scalars.add_scalar(f"{kind}/{name}", value, int(step))
+        self._scalars.flush()
+
+    def close(self):
+        """Close both files; closing twice is allowed."""
+        if self._lines is not None:
+            self._lines.close()
+            self._scalars.close()
+            self._lines = self._scalars = None
+
+
+def read_metrics(workdir):
+    """The lines of `workdir/metrics.jsonl` as dicts, in order; [] where there is none.
+
+    A last line that was not finished is left out; any other line that is no JSON object
+    with a step is an InputError.
+    """
+    return [line for _, line in _parse(pathlib.Path(workdir) / FILE)]
+
+
+def _cut(path, last_kept):
+    """Take back lines past step `last_kept`, and a torn last one, all at once."""
+    if path.exists():
+        kept = [text for text, line in _parse(path) if line["step"] <= last_kept]
+        replace_file(path, "".join(text + "\n" for text in kept))
+
+
+def _parse(path):
+    """Pairs (text, dict) of a file's whole lines."""
+    if not path.exists():
+        return []
+    texts = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    pairs = []
+    for number, text in enumerate(texts, start=1):
+        try:
+            line = json.loads(text)
+            whole = isinstance(line, dict) and isinstance(line.get("step"), int)
+        except json.JSONDecodeError:
+            whole = False
+        if whole:
+            pairs.append((text, line))
+        elif number < len(texts):
+            raise InputError(
+                f"{path}, line {number}: found {text[:40]!r}, but every line must be a "
+                "JSON object with an integer step; mend or remove the line"
+            )
+    return pairs
+
+
+def _plain(value):
+    if value is None or isinstance(value, str):
+        return value
+    value = np.asarray(value).item()
+    return None if isinstance(value, float) and not np.isfinite(value) else value

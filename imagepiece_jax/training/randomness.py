@@ -1,0 +1,47 @@
+"""Where does chance come from? Every draw is a function of what it is for.
+
+A key depends on (seed, step, purpose) for draws that a whole batch shares, and on the
+sample's position in the global batch too for draws of one sample. Nothing depends on
+the number of devices or hosts, and no state is carried: a resumed run draws what the
+uninterrupted one would have drawn.
+"""
+
+import enum
+
+import jax
+
+
+class Purpose(enum.IntEnum):
+    """What a draw is for. The numbers are part of every run: never change one."""
+
+    INIT = 0  # fresh parameters
+    AUGMENT = 1  # crops, flips, RandAugment, random erasing of one sample
+    MIX = 2  # mixup and cutmix: one draw a batch
+    DROP_PATH = 3
+    DROPOUT = 4
+    REDUCER = 5  # reducers that draw, in training: position in the global batch
+    REDUCER_EVAL = 6  # the same in evaluation: step 0, position = index in the data set
+
+
+# Two branches, so that a batch-wide draw and the keys of the samples never share a key.
+_WHOLE_BATCH, _EACH_SAMPLE = 0, 1
+
+
+def batch_key(seed, step, purpose):
+    """One typed key for the whole batch; `seed` and `step` are integers or scalars."""
+    return jax.random.fold_in(_step_key(seed, step, purpose), _WHOLE_BATCH)
+
+
+def sample_keys(seed, step, positions, purpose):
+    """Typed keys [B] for `positions` [B], the samples' places in the global batch.
+
+    Under gradient accumulation the positions count on through the step's micro-batches.
+    """
+    branch = jax.random.fold_in(_step_key(seed, step, purpose), _EACH_SAMPLE)
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(branch, positions)
+
+
+def _step_key(seed, step, purpose):
+    # The generator is named: a run must not depend on jax's configurable default.
+    key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), int(purpose))
+    return jax.random.fold_in(key, step)

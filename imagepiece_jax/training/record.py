@@ -1,0 +1,113 @@
+"""Which run lives in this folder? Its config, and what code and versions ran it.
+
+`config.json` is the whole config; a folder belongs to one config, apart from the fields
+that may change when a run goes on. `run.json` has one entry for each time it was
+started.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+
+from imagepiece_jax.errors import InputError
+
+CONFIG = "config.json"
+RUN = "run.json"
+PACKAGE = pathlib.Path(__file__).resolve().parent.parent
+
+
+def record_run(workdir, config_dict, may_change=(), extra=None, is_main=True):
+    """Write `workdir/config.json` and add this start to `workdir/run.json`.
+
+    `config_dict` is a nested dict of JSON values (tuples count as lists). Where the
+    folder already holds a config, it must be equal in every field but those in
+    `may_change`: dotted names, a group's name standing for all of its fields. 1, 1.0
+    and True are three different values. The new config then replaces the old one.
+
+    `extra` (library versions, devices, ...) is kept with the git revision of the code,
+    which is null outside a git repository. Processes other than the main one compare
+    but write nothing.
+
+    Raises InputError naming the first field that differs, both values, and the ways
+    out.
+    """
+    workdir = pathlib.Path(workdir)
+    text = json.dumps(config_dict, indent=2)
+    if (workdir / CONFIG).exists():
+        _compare(workdir, _read(workdir / CONFIG), json.loads(text), may_change)
+    if not is_main:
+        return
+    starts = _read(workdir / RUN)["starts"] if (workdir / RUN).exists() else []
+    starts.append({"git": git_revision(), **(extra or {})})
+    workdir.mkdir(parents=True, exist_ok=True)
+    replace_file(workdir / RUN, json.dumps({"starts": starts}, indent=2) + "\n")
+    replace_file(workdir / CONFIG, text + "\n")
+
+
+def git_revision():
+    """Commit of the running code, with "-dirty" after it where files were changed.
+
+    None where the code is not tracked by git, as in an installed package: even inside
+    somebody's repository, whose revision would say nothing about this code.
+    """
+    tracked = _git("ls-files", "--error-unmatch", "errors.py")
+    if tracked is None:
+        return None
+    return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+
+
+def replace_file(path, text):
+    """Write a whole file or nothing: a kill leaves the old one or the new one."""
+    path = pathlib.Path(path)
+    new = path.with_name(path.name + ".tmp")
+    with open(new, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(new, path)
+
+
+def _compare(workdir, old, new, may_change):
+    old, new = _flat(old), _flat(new)
+    for name in [*new, *(name for name in old if name not in new)]:
+        before, now = old.get(name, "no such field"), new.get(name, "no such field")
+        if before != now and not _allowed(name, may_change):
+            raise InputError(
+                f"{workdir} holds a run with {name} = {before}, but this config has "
+                f"{now}: choose another --workdir, or go back to the old value"
+            )
+
+
+def _allowed(name, may_change):
+    return any(name == field or name.startswith(field + ".") for field in may_change)
+
+
+def _flat(tree, prefix=""):
+    """{"a": {"b": 1}} -> {"a.b": "1"}: JSON text, so that 1, 1.0 and true differ."""
+    fields = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            fields |= _flat(value, f"{prefix}{key}.")
+        else:
+            fields[prefix + key] = json.dumps(value)
+    return fields
+
+
+def _read(path):
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(
+            f"{path} is no valid JSON ({error}): mend it, or choose another --workdir"
+        ) from None
+
+
+def _git(*words):
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(PACKAGE), *words], capture_output=True, text=True
+        )
+    except OSError:  # git is not installed
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

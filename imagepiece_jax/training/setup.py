@@ -1,0 +1,176 @@
+"""What does the config ask for? Its fields as objects, checked before any compile."""
+
+import dataclasses
+import numbers
+
+import jax.numpy as jnp
+
+from imagepiece_jax.data import loader, sources, transforms
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import zoo
+from imagepiece_jax.training import optimizer, parallel
+
+# Fields that a run may change when it goes on; anything else makes another run.
+MAY_CHANGE = (
+    "data.dir",
+    "data.workers",
+    "checkpoint_every_steps",
+    "log_every_steps",
+    "progress",
+    "pictures",
+)
+# field -> (lowest, highest) allowed value
+RANGES = {
+    "epochs": (1, None),
+    "batch_size": (1, None),
+    "eval_batch_size": (1, None),
+    "grad_accum_steps": (1, None),
+    "eval_every_epochs": (1, None),
+    "checkpoint_every_steps": (1, None),
+    "log_every_steps": (1, None),
+    "pictures": (0, None),
+    "data.workers": (0, None),
+    "data.shift": (0, None),
+    "lr": (0, None),
+    "min_lr": (0, None),
+    "warmup_lr": (0, None),
+    "weight_decay": (0, None),
+    "clip_grad_norm": (0, None),
+    "label_smoothing": (0, 1),
+    "mixup": (0, None),
+    "cutmix": (0, None),
+    "mixup_prob": (0, 1),
+    "mixup_switch_prob": (0, 1),
+    "ema_decay": (0, 1),
+}
+
+
+def check(config):
+    """InputError for the first number of `config` that is out of its range."""
+    for field, (low, high) in RANGES.items():
+        value = config
+        for name in field.split("."):
+            value = value[name]
+        fits = isinstance(value, numbers.Real) and value >= low
+        if not fits or (high is not None and value > high):
+            allowed = f"{low} or more" if high is None else f"{low} to {high}"
+            raise InputError(f"config.{field} is {value}; allowed are {allowed}")
+
+
+def model(config, axis_name=None):
+    """The ViT that `config` describes; `axis_name` synchronises batch norm."""
+    return zoo.create_model(
+        image_size=config.image_size,
+        num_classes=config.num_classes,
+        reduction=config.reduction.to_dict(),
+        axis_name=axis_name,
+        **config.model.to_dict(),
+    )
+
+
+def dense(config, **changes):
+    """The same model without reduction: what a reduced one is compared with."""
+    fields = config.model.to_dict() | changes
+    return zoo.create_model(
+        image_size=config.image_size, num_classes=config.num_classes, **fields
+    )
+
+
+def source(config, split):
+    """The images of `split`, "train" or "val", that `config.data` names."""
+    return sources.open_source(
+        config.data.name,
+        split,
+        num_classes=config.num_classes,
+        data_dir=config.data.dir or None,
+    )
+
+
+def train_transform(config):
+    """Random crop and flip of one image."""
+    return transforms.TrainTransform(
+        image_size=config.image_size,
+        crop=config.data.crop,
+        area=tuple(config.data.area),
+        shift=config.data.shift,
+        flip=config.data.flip,
+    )
+
+
+def eval_transform(config):
+    """The fixed crop of evaluation."""
+    return transforms.EvalTransform(config.image_size, resize=config.data.resize)
+
+
+def placement(config):
+    """Which samples of a batch this process holds; checks that batches divide."""
+    place = loader.Placement(
+        process_index=parallel.process_index(),
+        process_count=parallel.process_count(),
+        local_devices=len(parallel.local_devices()),
+        accumulation=config.grad_accum_steps,
+    )
+    place.positions(config.batch_size)
+    mixes = (config.mixup > 0 or config.cutmix > 0) and config.mixup_prob > 0
+    micro = config.batch_size // config.grad_accum_steps
+    if mixes and micro % 2:
+        raise InputError(
+            f"config.batch_size is {config.batch_size}, {micro} a micro-batch; mixup "
+            "and cutmix pair images, so allowed are even numbers"
+        )
+    return place
+
+
+def eval_batch_size(config, place):
+    """config.eval_batch_size, rounded up to a multiple of all devices."""
+    devices = place.process_count * place.local_devices
+    return -(-config.eval_batch_size // devices) * devices
+
+
+@dataclasses.dataclass(frozen=True)
+class Length:
+    """How long a run is, in steps."""
+
+    steps_per_epoch: int
+    epochs: int
+
+    @property
+    def steps(self):
+        return self.steps_per_epoch * self.epochs
+
+
+def length(config, images):
+    """Length of a run over `images` training images; the last partial batch is left."""
+    return Length(loader.steps_per_epoch(images, config.batch_size), config.epochs)
+
+
+def schedule(config, steps_per_epoch):
+    """Learning rate as a function of the step, for the global batch of `config`."""
+
+    def rate(step):
+        return optimizer.learning_rate(
+            step,
+            lr=optimizer.scaled_lr(config.lr, config.batch_size),
+            min_lr=config.min_lr,
+            warmup_lr=config.warmup_lr,
+            warmup_epochs=config.warmup_epochs,
+            epochs=config.epochs,
+            steps_per_epoch=steps_per_epoch,
+            lr_offset=config.lr_offset,
+        )
+
+    rate(jnp.int32(0))  # its own checks, now and not in the middle of a compile
+    return rate
+
+
+def adamw(config, rate):
+    """The optimiser of `config` with the learning-rate function `rate`."""
+    b1, b2 = config.betas
+    return optimizer.adamw(
+        rate,
+        weight_decay=config.weight_decay,
+        b1=b1,
+        b2=b2,
+        eps=config.eps,
+        clip_norm=config.clip_grad_norm,
+    )

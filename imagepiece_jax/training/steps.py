@@ -1,0 +1,176 @@
+"""What is one step of training? A function of state and batch, inside `pmap`."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from imagepiece_jax.data import mix
+from imagepiece_jax.training import parallel
+from imagepiece_jax.training.losses import soft_cross_entropy
+from imagepiece_jax.training.metrics import correct_at
+from imagepiece_jax.training.optimizer import ema
+from imagepiece_jax.training.randomness import Purpose, batch_key, sample_keys
+
+
+@struct.dataclass
+class TrainState:
+    """All that a run carries from step to step, and all that a checkpoint holds.
+
+    ema: {"params", "batch_stats"} averaged, or None; window: sums of the metrics since
+    the last logged step, here so that a resumed run logs what the first would have.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    ema: Any
+    window: dict[str, jax.Array]
+
+    @property
+    def variables(self):
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+WINDOW = ("loss", "acc1", "acc5", "samples")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What a training step does besides the model and the optimiser (DeiT's recipe)."""
+
+    seed: int
+    num_classes: int
+    label_smoothing: float = 0.1
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mixup_prob: float = 1.0
+    mixup_switch_prob: float = 0.5
+    ema_decay: float = 0.0
+    log_every_steps: int = 50
+
+
+def init_state(variables, optimizer, with_ema):
+    """State of step 0 from the model's variables."""
+    params = variables["params"]
+    batch_stats = variables.get("batch_stats", {})
+    average = {"params": params, "batch_stats": batch_stats}
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=optimizer.init(params),
+        ema=jax.tree.map(jnp.copy, average) if with_ema else None,
+        window={name: jnp.zeros((), jnp.float32) for name in WINDOW},
+    )
+
+
+def train_step(state, batch, *, model, optimizer, rate, recipe):
+    """One update: (state, metrics).
+
+    batch: image uint8 [A, m, S, S, 3] and label int32 [A, m] of this device, A
+    micro-batches whose gradients are averaged. Metrics are of the whole global batch:
+    loss, grad_norm, lr, and `window`, the sums since the last logged step.
+    """
+    count, micro_batch = batch["label"].shape
+    devices = jax.lax.axis_size(parallel.AXIS)
+
+    def micro_step(carry, slices):
+        batch_stats, grads, sums = carry
+        image, label, index = slices
+        positions = index * (micro_batch * devices) + parallel.positions(micro_batch)
+        image, targets = _prepare(image, label, state.step, index, recipe)
+        keys = {
+            "drop_path": sample_keys(
+                recipe.seed, state.step, positions, Purpose.DROP_PATH
+            ),
+            "reducer": sample_keys(recipe.seed, state.step, positions, Purpose.REDUCER),
+        }
+
+        def loss_fn(params):
+            outputs, changed = model.apply(
+                {"params": params, "batch_stats": batch_stats},
+                image,
+                train=True,
+                keys=keys,
+                mutable=["batch_stats"],
+            )
+            loss = jnp.mean(soft_cross_entropy(outputs.logits, targets))
+            return loss, (outputs.logits, changed.get("batch_stats", {}))
+
+        (loss, (logits, batch_stats)), grad = jax.value_and_grad(loss_fn, has_aux=True)(
+            state.params
+        )
+        grads = jax.tree.map(lambda total, g: total + g / count, grads, grad)
+        sums = jax.tree.map(jnp.add, sums, _sums(loss, logits, targets))
+        return (batch_stats, grads, sums), None
+
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    carry = (state.batch_stats, zeros, jax.tree.map(jnp.zeros_like, state.window))
+    slices = (batch["image"], batch["label"], jnp.arange(count, dtype=jnp.int32))
+    if count == 1:
+        carry, _ = micro_step(carry, jax.tree.map(lambda x: x[0], slices))
+    else:
+        carry, _ = jax.lax.scan(micro_step, carry, slices)
+    batch_stats, grads, sums = carry
+    grads, sums = parallel.mean(grads), parallel.total(sums)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    average = state.ema
+    if average is not None:
+        new = {"params": params, "batch_stats": batch_stats}
+        average = ema(average, new, recipe.ema_decay)
+    fresh = state.step % recipe.log_every_steps == 0
+    window = jax.tree.map(
+        lambda old, new: jnp.where(fresh, new, old + new), state.window, sums
+    )
+    metrics = {
+        "loss": sums["loss"] / sums["samples"],
+        "grad_norm": optax.global_norm(grads),
+        "lr": rate(state.step),
+        "window": window,
+    }
+    state = TrainState(
+        step=state.step + 1,
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=opt_state,
+        ema=average,
+        window=window,
+    )
+    return state, metrics
+
+
+def _prepare(image, label, step, index, recipe):
+    """uint8 pixels and labels -> normalised, mixed images and soft targets."""
+    image = mix.normalise(image)
+    targets = mix.soft_targets(label, recipe.num_classes, recipe.label_smoothing)
+    key = jax.random.fold_in(batch_key(recipe.seed, step, Purpose.MIX), index)
+    drawn = mix.draw(
+        key,
+        image.shape[1],
+        image.shape[2],
+        mixup=recipe.mixup,
+        cutmix=recipe.cutmix,
+        prob=recipe.mixup_prob,
+        switch_prob=recipe.mixup_switch_prob,
+    )
+    if drawn is None:
+        return image, targets
+    return mix.apply(drawn, image, targets, *parallel.reverse((image, targets)))
+
+
+def _sums(loss, logits, targets):
+    """Sums over this device's samples; the label of a mixed one is its larger share."""
+    samples, classes = targets.shape
+    label = jnp.argmax(targets, axis=-1)
+    return {
+        "loss": loss * samples,
+        "acc1": jnp.sum(correct_at(logits, label, 1), dtype=jnp.float32),
+        "acc5": jnp.sum(correct_at(logits, label, min(5, classes)), dtype=jnp.float32),
+        "samples": jnp.float32(samples),
+    }

@@ -1,0 +1,54 @@
+"""Which weights does a model start from, or get evaluated with?"""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import convert
+from imagepiece_jax.training.checkpoint import Checkpoints
+from imagepiece_jax.training.randomness import Purpose, batch_key
+
+COLLECTIONS = ("params", "batch_stats")
+
+
+def fresh(model, image_size, seed):
+    """Variables drawn from `seed`."""
+    images = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
+    key = batch_key(seed, 0, Purpose.INIT)
+    # The device axis exists only inside a step, and statistics do not depend on it.
+    return jax.jit(model.clone(axis_name=None).init)(key, images)
+
+
+def initial(config, model):
+    """Variables that training starts from: `config.init.weights`, else fresh ones."""
+    variables = fresh(model, config.image_size, config.seed)
+    allowed = tuple(config.init.fresh)
+    if not config.init.weights:
+        if allowed:
+            raise InputError(
+                f"config.init.fresh is {allowed}, but config.init.weights is empty; "
+                "everything is fresh then"
+            )
+        return variables
+    return load(config.init.weights, variables, allowed)
+
+
+def load(path, like, allowed_fresh=(), which="best"):
+    """Variables of the shapes of `like` from a weights file or a run's workdir.
+
+    `allowed_fresh` names the parts that keep their values of `like`. InputError for
+    anything else that is missing, left over or of another shape.
+    """
+    path = pathlib.Path(path)
+    if not path.exists():
+        raise InputError(f"weights {path}: no such file or folder")
+    if not path.is_dir():
+        return convert.load(path, like, fresh=allowed_fresh)
+    saved = Checkpoints(path).restore_variables(which)
+    found = {name: saved[name] for name in COLLECTIONS if saved.get(name)}
+    try:
+        return convert.from_timm(convert.to_timm(found), like, fresh=allowed_fresh)
+    except InputError as error:
+        raise InputError(f"run {path}: {error}") from error

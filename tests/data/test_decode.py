@@ -1,0 +1,103 @@
+"""Decoding against Pillow's own colours, and the record of files that do not decode."""
+
+import io
+import logging
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from imagepiece_jax.data.decode import Unreadable, UnreadableImage, decode
+from imagepiece_jax.errors import InputError
+
+
+def encoded(image, format, **options):
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    file.seek(0)
+    return file
+
+
+def plain(mode, colour):
+    return Image.new(mode, (6, 4), colour)
+
+
+@pytest.mark.parametrize(
+    "image, format, expected",
+    [
+        (plain("RGB", (200, 30, 90)), "JPEG", (200, 30, 90)),
+        (plain("L", 77), "JPEG", (77, 77, 77)),
+        (plain("CMYK", (0, 255, 255, 0)), "JPEG", (255, 0, 0)),
+        (plain("RGB", (200, 30, 90)), "PNG", (200, 30, 90)),
+        (plain("RGBA", (200, 30, 90, 0)), "PNG", (200, 30, 90)),
+        (plain("LA", (50, 128)), "PNG", (50, 50, 50)),
+        (plain("1", 1), "PNG", (255, 255, 255)),
+        (plain("I;16", 0x4D10), "PNG", (0x4D, 0x4D, 0x4D)),
+    ],
+)
+def test_every_colour_mode_becomes_rgb(image, format, expected):
+    pixels = decode(encoded(image, format), "x")
+    assert pixels.shape == (4, 6, 3) and pixels.dtype == np.uint8
+    difference = np.abs(pixels.astype(int) - np.array(expected))
+    assert difference.max() <= 3, pixels[0, 0]  # JPEG rounds
+
+
+def test_palette_with_transparency_becomes_rgb_without_a_warning():
+    image = Image.new("P", (6, 4), 1)
+    image.putpalette([0, 0, 0, 10, 200, 30])
+    file = encoded(image, "PNG", transparency=b"\x00\x80")
+    assert decode(file, "x")[2, 3].tolist() == [10, 200, 30]
+
+
+def test_exif_orientation_is_not_applied():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "rotate by 90 degrees to show"
+    file = encoded(plain("RGB", (1, 2, 3)), "JPEG", exif=exif)
+    assert decode(file, "x").shape == (4, 6, 3)
+
+
+def test_damaged_bytes_are_an_unreadable_image():
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    whole = encoded(Image.fromarray(noise), "JPEG").getvalue()
+    for data in (b"", b"no image at all", whole[: len(whole) // 2]):
+        with pytest.raises(UnreadableImage) as caught:
+            decode(io.BytesIO(data), "cat.jpg")
+        assert caught.value.name == "cat.jpg" and caught.value.reason
+
+
+def test_a_file_that_vanished_is_an_unreadable_image(tmp_path):
+    with pytest.raises(UnreadableImage, match="No such file"):
+        decode(str(tmp_path / "gone.jpg"), "gone.jpg")
+
+
+def test_unreadable_image_survives_pickling():
+    error = pickle.loads(pickle.dumps(UnreadableImage("a.jpg", "torn")))
+    assert (error.name, error.reason) == ("a.jpg", "torn")
+
+
+def test_record_names_a_file_once(caplog):
+    record = Unreadable()
+    with caplog.at_level(logging.WARNING, "imagepiece_jax.data"):
+        for _ in range(3):
+            record.record([UnreadableImage("a.jpg", "torn")], 1000, "left out")
+    assert [entry.getMessage() for entry in caplog.records] == [
+        "a.jpg cannot be read (torn): left out"
+    ]
+    assert record.count == 1 and record.names == {"a.jpg": "torn"}
+
+
+def test_one_per_cent_is_allowed_and_one_more_is_not():
+    record = Unreadable()
+    for index in range(3):
+        record.record([UnreadableImage(f"{index}.jpg", "torn")], 300, "left out")
+    with pytest.raises(InputError, match=r"4 of 300 .* first is 0\.jpg \(torn\).* 1%"):
+        record.record([UnreadableImage("3.jpg", "torn")], 300, "left out")
+
+
+def test_nineteen_in_a_row_are_allowed_and_twenty_are_not():
+    row = [UnreadableImage(f"{index}.jpg", "torn") for index in range(20)]
+    record = Unreadable()
+    record.record(row[:19], 10_000, "left out")
+    with pytest.raises(InputError, match=r"20 images in a row .* first is 0\.jpg"):
+        record.record(row, 10_000, "left out")

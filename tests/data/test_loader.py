@@ -1,0 +1,342 @@
+"""The same arrays on any devices, hosts and threads and after any restart, bit for bit;
+every evaluation image exactly once; and damaged files that do not stop a run."""
+
+import logging
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from imagepiece_jax.data import loader
+from imagepiece_jax.data.decode import UnreadableImage
+from imagepiece_jax.data.loader import Placement, eval_batches, train_batches
+from imagepiece_jax.data.sources import Source
+from imagepiece_jax.data.transforms import EvalTransform, TrainTransform
+from imagepiece_jax.errors import InputError
+
+
+class Noise(Source):
+    """`length` noise images of various sizes; label i belongs to image i."""
+
+    def __init__(self, length, bad=(), size=None):
+        super().__init__(num_classes=length)
+        self.length, self.bad, self.size = length, set(bad), size
+
+    def __len__(self):
+        return self.length
+
+    def read(self, index):
+        if index in self.bad:
+            raise UnreadableImage(self.name(index), "torn")
+        rng = np.random.default_rng(index)
+        height, width = (self.size, self.size) if self.size else rng.integers(9, 30, 2)
+        return rng.integers(0, 256, (height, width, 3), np.uint8), index
+
+    def name(self, index):
+        return f"{index}.jpg"
+
+
+def train(source, placement=loader.WHOLE, start=0, stop=9, seed=3, workers=0, size=8):
+    batches = train_batches(
+        source,
+        TrainTransform(8),
+        batch_size=size,
+        seed=seed,
+        start_step=start,
+        stop_step=stop,
+        placement=placement,
+        workers=workers,
+    )
+    return list(batches)
+
+
+def evaluate(source, placement=loader.WHOLE, workers=0, size=8):
+    transform = EvalTransform(8, resize="none")
+    options = dict(batch_size=size, placement=placement, workers=workers)
+    return list(eval_batches(source, transform, **options))
+
+
+def whole(parts):
+    """Global batches from the batches of all processes, in order of position.
+
+    Position a * B/A + d * m + k is element [d, a, k] of the devices together.
+    """
+    out = []
+    for batches in zip(*parts, strict=True):
+        joined = {}
+        for field in batches[0]:
+            array = np.concatenate([batch[field] for batch in batches])  # [D, A, m, .]
+            joined[field] = array.swapaxes(0, 1).reshape((-1,) + array.shape[3:])
+        out.append(joined)
+    return out
+
+
+def same(one, two):
+    assert len(one) == len(two)
+    for a, b in zip(one, two, strict=True):
+        assert a.keys() == b.keys()
+        for field in a:
+            np.testing.assert_array_equal(a[field], b[field])
+            assert a[field].dtype == b[field].dtype
+
+
+def test_placement_deals_micro_batches_to_devices_in_order():
+    # 2 hosts of 2 devices, 2 accumulation steps, 16 images: m = 2
+    first = Placement(0, 2, 2, 2).positions(16)
+    second = Placement(1, 2, 2, 2).positions(16)
+    assert first.tolist() == [[[0, 1], [8, 9]], [[2, 3], [10, 11]]]
+    assert second.tolist() == [[[4, 5], [12, 13]], [[6, 7], [14, 15]]]
+
+
+@pytest.mark.parametrize("batch_size", [12, 0, -8])
+def test_batches_that_cannot_be_dealt_are_refused(batch_size):
+    message = f"config.batch_size is {batch_size}: .* accumulation steps = 4 . 2"
+    with pytest.raises(InputError, match=message):
+        Placement(0, 2, 2, 2).positions(batch_size)
+
+
+def test_epoch_order_is_a_permutation_of_its_own():
+    orders = [loader.epoch_order(s, e, 50) for s in (0, 1) for e in (0, 1, 2)]
+    for order in orders:
+        assert sorted(order) == list(range(50))
+    assert len({order.tobytes() for order in orders}) == 6
+    loader.epoch_order.cache_clear()
+    np.testing.assert_array_equal(loader.epoch_order(0, 0, 50), orders[0])
+
+
+def test_an_epoch_shows_every_image_at_most_once():
+    batches = train(Noise(35), stop=8, size=8)  # 35 // 8 = 4 steps, 3 images left out
+    for epoch in (batches[:4], batches[4:]):
+        labels = np.concatenate([batch["label"].ravel() for batch in epoch])
+        assert len(set(labels.tolist())) == 32
+    assert loader.steps_per_epoch(35, 8) == 4
+    order = loader.epoch_order(3, 1, 35)
+    np.testing.assert_array_equal(batches[4]["label"].ravel(), order[:8])
+
+
+def test_shapes_and_dtypes():
+    batch = train(Noise(20), Placement(1, 2, 2, 2), stop=1, size=16)[0]
+    assert batch["image"].shape == (2, 2, 2, 8, 8, 3)
+    assert batch["image"].dtype == np.uint8
+    assert batch["label"].shape == (2, 2, 2) and batch["label"].dtype == np.int32
+
+
+@pytest.mark.parametrize("bad", [(), (4, 5, 17)])
+@pytest.mark.parametrize(
+    "processes, devices, accumulation", [(1, 8, 1), (2, 1, 1), (2, 2, 2), (1, 1, 4)]
+)
+def test_devices_hosts_and_accumulation_do_not_matter(
+    processes, devices, accumulation, bad
+):
+    truth = whole([train(Noise(350, bad), stop=46)])  # two steps into the second epoch
+    parts = [
+        train(Noise(350, bad), Placement(p, processes, devices, accumulation), stop=46)
+        for p in range(processes)
+    ]
+    same(whole(parts), truth)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_threads_do_not_matter(workers):
+    same(train(Noise(20), workers=workers), train(Noise(20)))
+    source = Noise(20, size=8)
+    same(evaluate(source, workers=workers), evaluate(source))
+
+
+@pytest.mark.parametrize("start", [1, 4, 8])
+def test_a_restart_at_any_step_does_not_matter(start):
+    same(train(Noise(20), start=start), train(Noise(20))[start:])
+
+
+def test_seed_step_and_position_change_the_draws():
+    source = Noise(1)  # one image: all differences come from the crop
+    batches = train(source, stop=6, size=1) + train(source, stop=6, size=1, seed=4)
+    images = {batch["image"].tobytes() for batch in batches}
+    assert len(images) == 12
+    repeated = Noise(8)
+    repeated.read = lambda index: (Noise(1).read(0)[0], index)
+    batch = train(repeated, stop=1)[0]["image"][0, 0]
+    assert len({image.tobytes() for image in batch}) == 8
+
+
+def test_no_workers_means_the_calling_thread():
+    source, seen = Noise(8), set()
+    read = source.read
+
+    def spy(index):
+        seen.add(threading.current_thread())
+        return read(index)
+
+    source.read = spy
+    train(source, stop=1)
+    assert seen == {threading.current_thread()}
+    train(source, stop=1, workers=2)
+    assert len(seen) > 1
+
+
+@pytest.mark.parametrize("finish", ["close", "exhaust", "fail"])
+def test_threads_end_with_the_iterator(finish):
+    before = set(threading.enumerate())
+    source = Noise(20, bad=range(20) if finish == "fail" else ())
+    stop = 2 if finish == "exhaust" else 1000
+    batches = train_batches(
+        source,
+        TrainTransform(8),
+        batch_size=4,
+        seed=0,
+        start_step=0,
+        stop_step=stop,
+        workers=2,
+    )
+    if finish == "close":
+        next(batches)
+        assert set(threading.enumerate()) - before
+        batches.close()
+    elif finish == "exhaust":
+        assert len(list(batches)) == 2
+    else:
+        with pytest.raises(InputError, match="cannot be read"):
+            next(batches)
+    deadline = time.monotonic() + 5
+    while set(threading.enumerate()) - before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not set(threading.enumerate()) - before
+
+
+def test_reading_ahead_is_bounded():
+    source, read = Noise(1000), []
+    source.read = lambda index: (read.append(index), Noise(1000).read(index))[1]
+    batches = train_batches(
+        source,
+        TrainTransform(8),
+        batch_size=4,
+        seed=0,
+        start_step=0,
+        stop_step=250,
+        workers=2,
+    )
+    next(batches)
+    time.sleep(0.2)
+    batches.close()
+    assert 4 <= len(read) <= 4 * (1 + loader.BATCHES_AHEAD)
+
+
+def test_no_steps_left_is_an_empty_iterator():
+    assert train(Noise(20), start=9, stop=9) == []
+
+
+@pytest.mark.parametrize("length", [1, 7, 8, 9, 19])
+@pytest.mark.parametrize("processes, devices", [(1, 1), (1, 4), (2, 2)])
+def test_evaluation_sees_every_image_exactly_once(length, processes, devices):
+    counts, seen = set(), []
+    for process in range(processes):
+        placement = Placement(process, processes, devices, accumulation=3)
+        batches = evaluate(Noise(length, size=8), placement)
+        counts.add(len(batches))
+        for batch in batches:
+            assert batch["image"].shape == (devices, 8 // processes // devices, 8, 8, 3)
+            assert batch["mask"].dtype == np.float32
+            assert batch["index"].dtype == batch["label"].dtype == np.int32
+            live = batch["mask"] == 1
+            assert ((batch["index"] < length) == live).all()
+            assert (batch["image"][~live] == 0).all()
+            np.testing.assert_array_equal(batch["label"][live], batch["index"][live])
+            for index, image in zip(
+                batch["index"][live], batch["image"][live], strict=True
+            ):
+                np.testing.assert_array_equal(image, Noise(1, size=8).read(index)[0])
+            seen += batch["index"][live].tolist()
+    assert sorted(seen) == list(range(length))
+    assert counts == {-(-length // 8)}
+
+
+def test_training_puts_the_next_readable_image_in_place():
+    order = loader.epoch_order(3, 0, 400).tolist()
+    bad = {order[2], order[3], order[9]}
+    batch = train(Noise(400, bad), stop=2)
+    labels = np.concatenate([part["label"].ravel() for part in batch]).tolist()
+    expected = order[:16]
+    expected[2] = expected[3] = order[4]
+    expected[9] = order[10]
+    assert labels == expected
+
+
+def test_training_wraps_round_at_the_end_of_the_order():
+    order = loader.epoch_order(3, 0, 104).tolist()
+    labels = train(Noise(104, {order[103]}), stop=13)[-1]["label"].ravel().tolist()
+    assert labels == order[96:103] + [order[0]]
+
+
+def test_evaluation_masks_unreadable_images_and_counts_them():
+    source = Noise(400, {5, 6, 399}, size=8)
+    batches = evaluate(source)
+    mask = np.concatenate([batch["mask"].ravel() for batch in batches])
+    assert np.flatnonzero(mask == 0).tolist() == [5, 6, 399]
+    index = np.concatenate([batch["index"].ravel() for batch in batches])
+    assert index.tolist() == list(range(400))
+    assert source.unreadable.count == 3
+    assert list(source.unreadable.names) == ["5.jpg", "6.jpg", "399.jpg"]
+
+
+def test_unreadable_images_are_named_once_in_the_log(caplog):
+    order = loader.epoch_order(3, 0, 200).tolist()
+    bad = {order[1], order[30]}
+    source = Noise(200, bad)
+    val = Noise(200, {7}, size=8)
+    with caplog.at_level(logging.WARNING, "imagepiece_jax.data"):
+        train(source, stop=60, workers=2)  # two epochs and more
+        evaluate(val)
+        evaluate(val)
+    messages = [record.getMessage() for record in caplog.records]
+    takes = (
+        "cannot be read (torn): the next readable image of the epoch takes its place"
+    )
+    assert messages == [
+        f"{order[1]}.jpg {takes}",
+        f"{order[30]}.jpg {takes}",
+        "7.jpg cannot be read (torn): it is left out of the evaluation",
+    ]
+    assert source.unreadable.count == 2 and val.unreadable.count == 1
+
+
+def test_twenty_unreadable_images_in_a_row_stop_the_run():
+    order = loader.epoch_order(3, 0, 4000).tolist()
+    assert len(train(Noise(4000, order[10:29]), stop=4)) == 4
+    message = rf"20 images in a row cannot be read, the first is {order[10]}\.jpg"
+    with pytest.raises(InputError, match=message):
+        train(Noise(4000, order[10:30]), stop=4)
+
+    assert len(evaluate(Noise(4000, range(10, 29), size=8))) == 500
+    with pytest.raises(InputError, match=r"20 images in a row .* first is 10\.jpg"):
+        evaluate(Noise(4000, range(10, 30), size=8))
+
+
+def test_rows_do_not_run_on_from_one_evaluation_to_the_next():
+    source = Noise(4000, [*range(10), *range(3990, 4000)], size=8)
+    for _ in range(2):
+        assert sum(batch["mask"].sum() for batch in evaluate(source)) == 3980
+
+
+def test_more_than_one_per_cent_stops_the_run():
+    assert len(evaluate(Noise(300, {1, 50, 99}, size=8))) == 38
+    with pytest.raises(InputError, match=r"4 of 300 .* the first is 1\.jpg \(torn\)"):
+        evaluate(Noise(300, {1, 50, 99, 200}, size=8))
+
+
+def test_an_image_that_does_not_fit_the_transform_is_named():
+    message = r"^0\.jpg: the image has \d+x\d+ pixels .* config.image_size=8 needs 8x8"
+    with pytest.raises(InputError, match=message):
+        evaluate(Noise(5))
+
+
+def test_bad_arguments_are_refused_before_the_first_batch():
+    options = dict(start_step=0, stop_step=1)
+    with pytest.raises(InputError, match="batch_size is 21, .* only 20 .* 1..20"):
+        train_batches(Noise(20), None, batch_size=21, seed=0, **options)
+    with pytest.raises(InputError, match="config.seed is -1"):
+        train_batches(Noise(20), None, batch_size=4, seed=-1, **options)
+    with pytest.raises(InputError, match="config.batch_size is 9"):
+        eval_batches(
+            Noise(20), EvalTransform(8), batch_size=9, placement=Placement(0, 2)
+        )

@@ -1,0 +1,165 @@
+"""Crops against hand-computed positions: in a ramp a value tells its place."""
+
+import numpy as np
+import pytest
+
+from imagepiece_jax.data import transforms
+from imagepiece_jax.data.transforms import EvalTransform, TrainTransform
+from imagepiece_jax.errors import InputError
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def ramp(height, width, slope=4):
+    """Red is slope * row, green slope * column, blue 7."""
+    image = np.full((height, width, 3), 7, np.uint8)
+    image[:, :, 0] = slope * np.arange(height)[:, None]
+    image[:, :, 1] = slope * np.arange(width)[None, :]
+    return image
+
+
+# int(28 / .875) = 32 is the short side; the long one is cut down to a whole pixel, and
+# half a pixel of offset goes to the even one: 52 -> int(41.6) = 41 -> 6.5 -> 6 and
+# 54 -> int(43.2) = 43 -> 7.5 -> 8
+@pytest.mark.parametrize(
+    "width, resized, left", [(40, 32, 2), (50, 40, 6), (52, 41, 6), (54, 43, 8)]
+)
+@pytest.mark.parametrize("upright", [False, True])
+def test_evaluation_crop_is_where_torchvision_puts_it(width, resized, left, upright):
+    image = ramp(40, width)
+    out = transforms.resize_crop(image.swapaxes(0, 1) if upright else image, 28)
+    assert out.shape == (28, 28, 3) and out.dtype == np.uint8
+    if upright:
+        out = out.swapaxes(0, 1)
+    # A resize maps pixel centres linearly, and bicubic keeps a ramp a ramp.
+    along = 4 * ((left + np.arange(28) + 0.5) * width / resized - 0.5)
+    down = 4 * ((2 + np.arange(28) + 0.5) * 40 / 32 - 0.5)
+    assert np.abs(out[:, :, 1] - along[None, :])[:, 2:-2].max() <= 1
+    assert np.abs(out[:, :, 0] - down[:, None])[2:-2].max() <= 1
+    assert (out[:, :, 2] == 7).all()
+
+
+def test_evaluation_crop_of_imagenet_sizes():
+    out = EvalTransform(224)(np.zeros((375, 500, 3), np.uint8))
+    assert out.shape == (224, 224, 3)
+
+
+def test_shrinking_averages_instead_of_skipping_pixels():
+    stripes = np.zeros((256, 256, 3), np.uint8)
+    stripes[:, ::2] = 200
+    out = transforms.random_resized_crop(stripes, 16, rng(), area=(1.0, 1.0))
+    assert np.abs(out.astype(int) - 100).max() <= 12
+
+
+def test_evaluation_leaves_small_images_alone():
+    image = ramp(32, 32)
+    np.testing.assert_array_equal(EvalTransform(32)(image), image)
+    image = ramp(48, 48)
+    np.testing.assert_array_equal(EvalTransform(48, resize="none")(image), image)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        EvalTransform(48, resize="none"),
+        EvalTransform(16),
+        lambda image: TrainTransform(48, crop="none")(image, rng()),
+        lambda image: TrainTransform(48, crop="shift")(image, rng()),
+    ],
+)
+def test_images_of_another_size_are_refused_where_nothing_resizes(call):
+    with pytest.raises(InputError, match=r"has 47x48 pixels .* config.image_size="):
+        call(ramp(47, 48))
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(InputError, match="crop is 'zoom': allowed are random_resized"):
+        TrainTransform(16, crop="zoom")
+    with pytest.raises(InputError, match="resize is 'half': allowed are deit, none"):
+        EvalTransform(16, resize="half")
+
+
+def test_crop_boxes_have_the_recipe_s_distribution():
+    height, width = 300, 400
+    boxes = np.array(
+        [transforms.crop_box(height, width, rng(seed)) for seed in range(4000)]
+    )
+    top, left, tall, wide = boxes.T
+    assert (top >= 0).all() and (top + tall <= height).all()
+    assert (left >= 0).all() and (left + wide <= width).all()
+    # Without rejection the area is uniform and the log aspect symmetric; boxes that do
+    # not fit are large ones, so look at the lower half: P(a < .31) / P(a < .54) = 1/2.
+    area = tall * wide / (height * width)
+    small = area[area < 0.54]
+    assert 0.075 < area.min() < 0.09
+    assert abs((small < 0.31).mean() - 0.5) < 0.04  # 4 standard deviations
+    aspect = np.log(wide / tall)[area < 0.31]
+    assert abs(aspect.mean()) < 0.03 and abs(aspect).max() < np.log(4 / 3) + 0.02
+    assert abs(aspect.std() - np.log(16 / 9) / np.sqrt(12)) < 0.01
+    # Where there is room the box's place is uniform: both ends are reached.
+    place = (left / (width - wide))[area < 0.31]
+    assert abs(place.mean() - 0.5) < 0.04 and place.min() < 0.02 and place.max() > 0.98
+
+
+@pytest.mark.parametrize(
+    "height, width, box",
+    [
+        (10, 1000, (0, 493, 10, 13)),  # 13 = round(10 * 4/3), 493 = (1000 - 13) // 2
+        (1000, 12, (492, 0, 16, 12)),  # 16 = 12 / (3/4), 492 = (1000 - 16) // 2
+    ],
+)
+def test_thin_images_fall_back_to_the_centre(height, width, box):
+    assert transforms.crop_box(height, width, rng(), area=(0.9, 1.0)) == box
+
+
+def test_random_resized_crop_shows_the_box_it_drew():
+    image = ramp(40, 60)
+    top, left, tall, wide = transforms.crop_box(40, 60, rng(5))
+    out = transforms.random_resized_crop(image, 20, rng(5))
+    along = 4 * (left + (np.arange(20) + 0.5) * wide / 20 - 0.5)
+    down = 4 * (top + (np.arange(20) + 0.5) * tall / 20 - 0.5)
+    assert np.abs(out[:, :, 1] - along[None, :])[:, 3:-3].max() <= 1.5
+    assert np.abs(out[:, :, 0] - down[:, None])[3:-3].max() <= 1.5
+
+
+def test_draws_after_a_crop_do_not_depend_on_its_tries():
+    one, two = rng(3), rng(3)
+    transforms.crop_box(300, 300, one)  # fits soon
+    transforms.crop_box(3, 3000, two)  # never fits
+    assert one.random() == two.random()
+
+
+def test_shift_moves_by_every_offset_and_pads_with_zeros():
+    image = ramp(8, 8) + 1  # no zero inside
+    padded = np.zeros((12, 12, 3), np.uint8)
+    padded[2:10, 2:10] = image
+    every = {padded[y : y + 8, x : x + 8].tobytes() for y in range(5) for x in range(5)}
+    seen = {transforms.shift(image, rng(seed), 2).tobytes() for seed in range(300)}
+    assert seen == every
+
+
+def test_flip_mirrors_half_of_the_images():
+    image = ramp(4, 6)
+    flipped = 0
+    for seed in range(1000):
+        out = transforms.flip(image, rng(seed))
+        flipped += out[0, 0, 1] == 20
+        np.testing.assert_array_equal(out, image[:, ::-1] if out[0, 0, 1] else image)
+    assert abs(flipped - 500) < 64  # 4 standard deviations
+
+
+def test_train_transform_chains_crop_and_flip():
+    image = ramp(16, 16)
+    plain = TrainTransform(16, crop="none", flip=False)
+    np.testing.assert_array_equal(plain(image, rng()), image)
+    shifted = TrainTransform(16, crop="shift", shift=2, flip=False)
+    np.testing.assert_array_equal(
+        shifted(image, rng(1)), transforms.shift(image, rng(1), 2)
+    )
+    default = TrainTransform(8)
+    generator = rng(2)
+    expected = transforms.random_resized_crop(image, 8, generator)
+    expected = transforms.flip(expected, generator)
+    np.testing.assert_array_equal(default(image, rng(2)), expected)

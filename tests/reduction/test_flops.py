@@ -1,0 +1,167 @@
+"""Do plan and MAC counter give the published costs, integer for integer?
+
+`flops_vectors.json` holds, for every configuration, the tokens into attention and MLP
+of each block (class token included) and the MACs, computed apart from this code.
+"""
+
+import json
+import pathlib
+import re
+
+import pytest
+
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.reduction import flops
+from imagepiece_jax.reduction.methods import METHODS
+from imagepiece_jax.reduction.schedule import LayerPlan, Step, build
+
+VECTORS = json.loads(
+    pathlib.Path(__file__).with_name("flops_vectors.json").read_text("utf-8")
+)
+MODELS = {  # embed_dim, num_heads; depth 12, 196 patches
+    "Ti": (192, 3),
+    "S": (384, 6),
+    "B": (768, 12),
+}
+COVERED = 52  # deit 5, imagepiece 29, evit 18
+
+
+def _dense(match):
+    return "none", {}
+
+
+def _imagepiece(match):
+    return "imagepiece", {
+        "schedule": match["schedule"],
+        "keep_rate": float(match["keep"]),
+    }
+
+
+def _imagepiece_merge_only(match):
+    fields = {"merge_ratio": float(match["m"]), "prune_blocks": ()}
+    if match["last"]:
+        fields["merge_blocks"] = tuple(range(int(match["last"]) + 1))
+    return "imagepiece", fields
+
+
+def _imagepiece_default(match):
+    return "imagepiece", {}
+
+
+def _evit(match):
+    fuse_token = match["form"] == "fused"
+    return "evit", {"keep_rate": float(match["keep"]), "fuse_token": fuse_token}
+
+
+# How the name of an entry says which method it is, with which fields.
+NAMES = {
+    r"deit-\w+( conv-stem)?": _dense,
+    r"imagepiece (?P<schedule>[AB]) keep=(?P<keep>[\d.]+)( no-LCB)?": _imagepiece,
+    r"imagepiece merge-only (B|blocks 0-(?P<last>\d+)) m=(?P<m>[\d.]+)": (
+        _imagepiece_merge_only
+    ),
+    r"imagepiece\+evit B \(= imagepiece\)": _imagepiece_default,
+    r"evit keep=(?P<keep>[\d.]+) (?P<form>drop|fused)": _evit,
+}
+
+
+def parse(name):
+    """(method, recipe fields) of an entry's name, or None: not one of ours."""
+    for pattern, fields in NAMES.items():
+        if match := re.fullmatch(pattern, name):
+            return fields(match)
+    return None
+
+
+def cases():
+    known = ((entry, parse(entry["name"])) for entry in VECTORS)
+    return [
+        pytest.param(entry, *found, id=f"{entry['name']} {entry['model']}")
+        for entry, found in known
+        if found
+    ]
+
+
+def test_no_vector_is_left_out():
+    assert len(VECTORS) == 90
+    assert len(cases()) == COVERED
+
+
+@pytest.mark.parametrize("entry, method, fields", cases())
+def test_published_trace_and_macs(entry, method, fields):
+    plan = build(12, 196, METHODS[method].recipe(12, **fields))
+    trace = [[layer.attn_tokens, layer.mlp_tokens] for layer in plan]
+    assert trace == entry["trace"]
+    assert trace[-1][1] == entry["final"]
+    embed_dim, num_heads = MODELS[entry["model"]]
+    extra = METHODS[method].extra_macs
+    total = flops.macs(plan, embed_dim, num_heads, entry["stem"], extra_macs=extra)
+    assert total == entry["macs"]
+    assert type(total) is int
+
+
+@pytest.mark.parametrize(
+    "rate, gmacs", [(0.9, 4.0), (0.8, 3.5), (0.7, 3.0), (0.6, 2.6), (0.5, 2.3)]
+)
+def test_evit_gmacs_are_those_of_its_authors(rate, gmacs):
+    """EViT-DeiT-S with its fused token, as its repository prints the costs."""
+    plan = build(12, 196, METHODS["evit"].recipe(12, keep_rate=rate, fuse_token=True))
+    assert round(flops.macs(plan, embed_dim=384, num_heads=6) / 1e9, 1) == gmacs
+
+
+def test_block_macs_by_hand():
+    """D = 4: projections 4 * 3 * 16 + attention 2 * 9 * 4 + MLP 8 * 2 * 16."""
+    layer = LayerPlan(attn_tokens=3, mlp_tokens=2)
+    assert flops.block_macs(layer, 4, 4) == 192 + 72 + 256
+    assert flops.block_macs(layer, 4, 2) == 192 + 72 + 128
+
+
+@pytest.mark.parametrize(
+    "stem, embed_dim, expected",
+    [
+        ("patch", 192, 28_901_376),
+        ("patch", 384, 57_802_752),
+        # 112^2 * 27 * 48 + 56^2 * 9 * 48 * 96 + 28^2 * 9 * 96 * 192
+        # + 14^2 * 9 * 192 * 384 + 14^2 * 384^2
+        ("conv", 384, 435_326_976),
+        ("conv", 192, 112_896_000),
+    ],
+)
+def test_stem_macs(stem, embed_dim, expected):
+    assert flops.macs((), embed_dim, 1, stem, num_classes=0) == expected
+
+
+def test_conv_stem_of_another_patch_size():
+    """Patch 4 at 8 pixels, D = 6: 4^2 * 9 * 3 * 3, 2^2 * 9 * 3 * 6, then 2^2 * 6^2."""
+    total = flops.macs(
+        (), 6, 1, "conv", num_classes=0, image_size=8, patch_size=4, mlp_ratio=4
+    )
+    assert total == 1296 + 648 + 144
+
+
+def test_head_costs_width_times_classes():
+    with_head = flops.macs((), 192, 3, num_classes=10)
+    assert with_head - flops.macs((), 192, 3, num_classes=0) == 1920
+
+
+def test_extra_macs_are_asked_for_steps_that_exist():
+    steps = [
+        Step(block=0, reducer=None, rule="keep", amount=1.0),
+        Step(block=1, reducer=None, rule="keep", amount=0.5),
+    ]
+    asked = []
+
+    def extra(step, n_in, embed_dim, num_heads):
+        asked.append((step.block, n_in, embed_dim, num_heads))
+        return 7
+
+    plan = build(2, 16, steps)
+    more = flops.macs(plan, 8, 2, extra_macs=extra)
+    assert asked == [(1, 16, 8, 2)]
+    assert more - flops.macs(plan, 8, 2) == 7
+
+
+@pytest.mark.parametrize("patch_size, embed_dim", [(12, 384), (1, 384), (16, 100)])
+def test_conv_stem_that_cannot_be_built_is_named(patch_size, embed_dim):
+    with pytest.raises(InputError, match=f"patch_size {patch_size}.*{embed_dim}"):
+        flops.macs((), embed_dim, 1, "conv", patch_size=patch_size)

@@ -1,0 +1,378 @@
+"""Do the deciders pick the tokens that the papers' definitions pick?
+
+The oracle is fed the same scores and the same similarities, so a tie is a tie on both
+sides; metrics with ties are scaled unit vectors, whose products have one rounding.
+"""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagepiece_jax.reduction import ops
+from imagepiece_jax.reduction.reducers import Retokenize, TopK, TopKFuse
+from imagepiece_jax.reduction.schedule import Counts
+from imagepiece_jax.reduction.tokens import DROPPED, Taps, start
+from tests import oracles
+
+NAN = np.nan
+FORMS = ("gather", "one_hot")
+SWITCHES = [
+    (order, parity) for order in ("descending", "ascending") for parity in (0, 1)
+]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def decide(reducer, taps, counts):
+    return reducer(taps, counts)
+
+
+apply = jax.jit(ops.apply, static_argnames="form")
+
+
+def make_taps(scores, metric, x=None, size=None, dtype=jnp.float32):
+    """Taps of a batch: scores [B, n], metric [B, n, d]; x defaults to the metric."""
+    return Taps(
+        x=jnp.asarray(metric if x is None else x, dtype),
+        size=jnp.ones(np.shape(scores)) if size is None else jnp.asarray(size),
+        metric=jnp.asarray(metric, dtype),
+        cls_attn=jnp.asarray(scores, jnp.float32),
+    )
+
+
+def images(n, seed=0):
+    """Scores [8, n] and metric [8, n, 6], most of them full of ties."""
+    rng = np.random.default_rng(seed)
+    some = rng.random((3, n))
+    few = rng.integers(3, size=(2, n)).astype(float)
+    nans = np.where(rng.random((2, n)) < 0.4, NAN, rng.random((2, n)))
+    scores = np.concatenate([some, few, nans, np.full((1, n), 0.25)])
+    metric = rng.normal(size=(8, n, 6))
+    axes = np.eye(6)[rng.integers(6, size=(8, n))] * rng.choice([-1, 1], (8, n, 1))
+    scaled = axes * rng.choice([0.001, 1.0], (8, n, 1))  # three sizes of cosine
+    metric[1], metric[3:] = scaled[1], scaled[3:]
+    metric[5, : n // 2] = 0.0  # zero vectors resemble nothing
+    metric[6] = metric[6, :1]  # all tokens are the same
+    return scores.astype(np.float32), metric.astype(np.float32)
+
+
+def filled(dest, n_out):
+    """Whether every row of `dest` uses each slot 0..n_out - 1."""
+    return all(set(row.tolist()) - {DROPPED} == set(range(n_out)) for row in dest)
+
+
+# The hand-computed examples
+
+ANGLES = np.deg2rad([5, 30, 80, 33, 60, 70, 20, 75, 28, 0])
+ATTENTION = [0.20, 0.05, 0.15, 0.02, 0.12, 0.04, 0.10, 0.03, 0.01, 0.18]
+CIRCLE = np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=-1)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "candidates, merges, values, sizes",
+    [
+        # A = 6 5 3, B = 1 7 8: 6 joins 8, 5 joins 7, 3 joins 1
+        (6, 3, [0, 2, 2, 4, 6, 7, 9], [1, 2, 1, 1, 2, 2, 1]),
+        # A = 7 8, B = 3: only 8 joins
+        (3, 1, [0, 1, 2, 5.5, 4, 5, 6, 7, 9], [1, 1, 1, 2, 1, 1, 1, 1, 1]),
+    ],
+)
+def test_imagepiece_merges_as_computed_by_hand(candidates, merges, values, sizes, form):
+    counts = Counts(n_in=10, n_out=10 - merges, candidates=candidates)
+    result = decide(Retokenize(), make_taps([ATTENTION], [CIRCLE]), counts)
+    x = jnp.arange(-1.0, 10.0)[None, :, None]  # class token -1, then token i is i
+    got = apply(start(x, trace_source=True), result, form=form)
+    np.testing.assert_allclose(got.x[0, :, 0], [-1, *values], rtol=1e-6)
+    assert got.size[0].tolist() == [1, *sizes]
+
+    dest = oracles.retokenize(
+        np.float32(ATTENTION), oracles.cosine(CIRCLE, CIRCLE), candidates, merges
+    )
+    np.testing.assert_array_equal(result.dest[0], dest)
+
+
+def test_the_similarities_of_the_example():
+    """Cosines of 8, 5 and 3 degrees; 12 degrees apart lose to 5."""
+    cosines = oracles.cosine(CIRCLE, CIRCLE, eps=0.0)
+    assert cosines[6, 8] == pytest.approx(0.990268, abs=5e-7)
+    assert cosines[5, 7] == pytest.approx(0.996195, abs=5e-7)
+    assert cosines[3, 1] == pytest.approx(0.998630, abs=5e-7)
+    assert cosines[7, 3] == pytest.approx(0.743145, abs=5e-7)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_pruning_as_computed_by_hand(form):
+    scores = [[0.10, 0.05, 0.30, 0.15, 0.20]]
+    counts = Counts(n_in=5, n_out=3)
+    result = decide(TopK(), make_taps(scores, np.ones((1, 5, 1))), counts)
+    assert result.dest.tolist() == [[DROPPED, DROPPED, 0, 1, 2]]
+    x = jnp.arange(0.0, 6.0)[None, :, None]  # class token 0, then 1..5
+    got = apply(start(x), result, form=form)
+    assert got.x[0, :, 0].tolist() == [0, 3, 4, 5]
+    assert got.size[0].tolist() == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_evit_fuses_as_computed_by_hand(form):
+    scores = [[0.10, 0.05, 0.30, 0.15, 0.20]]
+    counts = Counts(n_in=5, n_out=4)
+    result = decide(TopKFuse(), make_taps(scores, np.ones((1, 5, 1))), counts)
+    x = jnp.arange(0.0, 6.0)[None, :, None]
+    got = apply(start(x, trace_source=True), result, form=form)
+    np.testing.assert_allclose(got.x[0, :, 0], [0, 3, 4, 5, 0.2], rtol=1e-6)
+    assert got.size[0].tolist() == [1, 1, 1, 1, 2]
+    assert got.source.tolist() == [[3, 3, 0, 1, 2]]
+
+
+# Agreement with the oracle, from one token up, full of ties
+
+RATES = ("0", "0.3", "0.7", "1")
+MERGES = [("0.08", "0.3", "all"), ("0.5", "0.6", "candidates"), ("1", "1", "all")]
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def decide_all(taps, work):
+    """One program for all decisions at one n: compiling is what takes the time."""
+    return [reducer(taps, counts) for reducer, counts in work]
+
+
+def work_at(n):
+    """(reducer, counts) of every rate and switch that changes something at `n`."""
+    work = []
+    for kept in sorted({oracles.keep_count(rate, n) for rate in RATES} - {n}):
+        work.append((TopK(), Counts(n_in=n, n_out=kept)))
+        work.append((TopKFuse(), Counts(n_in=n, n_out=kept + 1)))
+    splits = {oracles.merge_counts(n, *amount) for amount in MERGES}
+    for candidates, merges in sorted(splits):
+        counts = Counts(n_in=n, n_out=n - merges, candidates=candidates)
+        if merges:
+            work += [(Retokenize(*switch), counts) for switch in SWITCHES]
+    return tuple(work)
+
+
+def truth(reducer, counts, scores, similarity):
+    """The oracle's slot map of one image."""
+    if isinstance(reducer, TopK):
+        return oracles.top_k(scores, counts.n_out)
+    if isinstance(reducer, TopKFuse):
+        nothing = np.zeros((len(scores), 1))
+        return oracles.evit_fuse(nothing, scores, counts.n_out - 1)[1]
+    merges = counts.n_in - counts.n_out
+    return oracles.retokenize(
+        scores, similarity, counts.candidates, merges, reducer.order, reducer.parity
+    )
+
+
+SIZES = [
+    n if n in (1, 2, 5, 19, 64) else pytest.param(n, marks=pytest.mark.slow)
+    for n in (*range(1, 21), 64)
+]
+
+
+@pytest.mark.parametrize("n", SIZES)
+def test_decisions_equal_the_oracle(n):
+    scores, metric = images(n, seed=n)
+    taps = make_taps(scores, metric)
+    similarity = np.asarray(ops.cosine(taps.metric, taps.metric))
+    work = work_at(n)
+    assert bool(work) == (n > 1)  # a single token is left alone by every rule
+    for (reducer, counts), result in zip(work, decide_all(taps, work), strict=True):
+        assert result.n_out == counts.n_out
+        assert result.dest.dtype == jnp.int32
+        assert filled(np.asarray(result.dest), counts.n_out)
+        for image, dest in enumerate(np.asarray(result.dest)):
+            want = truth(reducer, counts, scores[image], similarity[image])
+            case = f"{reducer} {counts} image {image}"
+            np.testing.assert_array_equal(dest, want, err_msg=case)
+            several = np.bincount(dest[dest != DROPPED]) > 1
+            assert several.sum() <= result.merged, case
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("size_weighting", [True, False])
+def test_merged_tokens_equal_the_oracle(size_weighting, dtype, form):
+    """Tokens and sizes after a merge, over patches or over tokens."""
+    rng = np.random.default_rng(0)
+    scores, metric = images(19)
+    state = start(jnp.asarray(rng.normal(size=(8, 20, 5)), dtype))
+    state = state.replace(size=jnp.asarray(rng.integers(1, 9, (8, 20)), jnp.float32))
+    counts = Counts(n_in=19, n_out=14, candidates=11)
+    taps = make_taps(scores, metric, state.x[:, 1:], state.size[:, 1:], dtype)
+    result = decide(Retokenize(size_weighting=size_weighting), taps, counts)
+    got = apply(state, result, form=form)
+    assert got.x.dtype == dtype
+    tolerance = 1e-5 if dtype == "float32" else 2**-8
+    for image in range(8):
+        x, size = oracles.apply_map(
+            np.asarray(state.x[image, 1:], float),
+            state.size[image, 1:],
+            np.asarray(result.dest[image]),
+            None if size_weighting else np.ones(19),
+        )
+        moved = np.asarray(got.x[image, 1:], float)
+        np.testing.assert_allclose(moved, x, rtol=tolerance, atol=1e-6)
+        np.testing.assert_array_equal(got.size[image, 1:], size)
+    np.testing.assert_array_equal(got.x[:, 0], state.x[:, 0])
+    assert (got.size.sum(axis=1) == state.size.sum(axis=1)).all()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("n, kept", [(2, 1), (19, 13), (19, 18)])
+def test_fused_tokens_equal_the_oracle(n, kept, dtype, form):
+    rng = np.random.default_rng(0)
+    state = start(jnp.asarray(rng.normal(size=(3, n + 1, 5)), dtype))
+    scores = rng.dirichlet(np.ones(n), size=3).astype(np.float32)
+    taps = make_taps(scores, state.x[:, 1:], dtype=dtype)
+    counts = Counts(n_in=n, n_out=kept + 1)
+    got = apply(state, decide(TopKFuse(), taps, counts), form=form)
+    tolerance = 1e-5 if dtype == "float32" else 2**-8
+    for image in range(3):
+        patches = np.asarray(state.x[image, 1:], float)
+        want, _ = oracles.evit_fuse(patches, scores[image], kept)
+        moved = np.asarray(got.x[image, 1:], float)
+        np.testing.assert_allclose(moved, want, rtol=tolerance, atol=1e-6)
+    assert got.size[:, -1].tolist() == [n - kept] * 3
+
+
+def test_fusing_passes_gradient_to_the_attention():
+    """The slope of a dropped token's score is the token itself, of a kept one 0."""
+    rng = np.random.default_rng(0)
+    state = start(jnp.asarray(rng.normal(size=(2, 8, 5)), jnp.float32))
+    scores = jnp.asarray(rng.dirichlet(np.ones(7), size=2), jnp.float32)
+    counts = Counts(n_in=7, n_out=5)
+
+    def loss(scores):
+        result = TopKFuse()(make_taps(scores, state.x[:, 1:]), counts)
+        return ops.apply(state, result).x.sum()
+
+    slope = jax.jit(jax.grad(loss))(scores)
+    for image in range(2):
+        dropped = oracles.rank_by_score(scores[image]) >= 4
+        want = np.where(dropped, np.asarray(state.x[image, 1:]).sum(axis=-1), 0)
+        np.testing.assert_allclose(slope[image], want, rtol=1e-5)
+
+
+def test_merging_decides_without_gradient():
+    """Indices and similarities only choose: neither score nor metric gets a slope."""
+    rng = np.random.default_rng(0)
+    scores, metric = rng.random((2, 9)), rng.normal(size=(2, 9, 4))
+    state = start(jnp.asarray(rng.normal(size=(2, 10, 4)), jnp.float32))
+    counts = Counts(n_in=9, n_out=6, candidates=8)
+
+    def loss(scores, metric):
+        result = Retokenize()(make_taps(scores, metric), counts)
+        return ops.apply(state, result).x.sum()
+
+    given = jnp.asarray(scores, jnp.float32), jnp.asarray(metric, jnp.float32)
+    slopes = jax.jit(jax.grad(loss, argnums=(0, 1)))(*given)
+    assert not any(np.asarray(slope).any() for slope in slopes)
+
+
+# What may and may not change a decision
+
+REDUCERS = [
+    pytest.param(TopK(), Counts(n_in=12, n_out=7), id="top-k"),
+    pytest.param(TopKFuse(), Counts(n_in=12, n_out=8), id="fuse"),
+    *(
+        pytest.param(
+            Retokenize(*switch),
+            Counts(n_in=12, n_out=9, candidates=7),
+            id="-".join(map(str, switch)),
+        )
+        for switch in (SWITCHES[0], SWITCHES[-1])
+    ),
+]
+
+
+def groups(dest, names):
+    """Sets of names that share a slot, and the set of those dropped."""
+    slots = {}
+    for slot, name in zip(dest.tolist(), names, strict=True):
+        slots.setdefault(slot, set()).add(name)
+    dropped = frozenset(slots.pop(DROPPED, ()))
+    return dropped, {frozenset(group) for group in slots.values()}
+
+
+@pytest.mark.parametrize("reducer, counts", REDUCERS)
+def test_a_permutation_permutes_the_groups_and_nothing_else(reducer, counts):
+    rng = np.random.default_rng(0)
+    scores, metric = rng.random((4, 12)), rng.normal(size=(4, 12, 6))
+    order = rng.permutation(12)
+    plain = decide(reducer, make_taps(scores, metric), counts).dest
+    moved = decide(reducer, make_taps(scores[:, order], metric[:, order]), counts).dest
+    assert not np.array_equal(plain, moved)
+    for a, b in zip(np.asarray(plain), np.asarray(moved), strict=True):
+        assert groups(a, range(12)) == groups(b, order.tolist())
+
+
+@pytest.mark.parametrize("reducer, counts", REDUCERS)
+def test_bad_numbers_still_fill_every_slot(reducer, counts):
+    """NaN scores count as minus infinity; NaN metrics may not lose a slot either."""
+    scores, metric = images(12)
+    for bad_scores, bad_metric in (
+        (np.full((8, 12), NAN), metric),
+        (scores, np.full_like(metric, NAN)),
+        (scores, np.zeros_like(metric)),
+        (np.full((8, 12), -np.inf), np.where(metric > 0, NAN, metric)),
+    ):
+        result = decide(reducer, make_taps(bad_scores, bad_metric), counts)
+        assert filled(np.asarray(result.dest), counts.n_out)
+
+
+def test_a_token_with_nan_score_goes_first():
+    scores = np.array([[0.1, NAN, 0.3, 0.2]])
+    taps = make_taps(scores, np.ones((1, 4, 2)))
+    kept = decide(TopK(), taps, Counts(n_in=4, n_out=3)).dest
+    assert kept.tolist() == [[0, DROPPED, 1, 2]]
+
+
+def test_equal_attention_makes_the_last_tokens_candidates():
+    """Candidates 6 7 8 9 in this order: 6 and 8 are A, both resemble 7 first."""
+    taps = make_taps(np.full((1, 10), 0.1), np.ones((1, 10, 3)))
+    counts = Counts(n_in=10, n_out=8, candidates=4)
+    result = decide(Retokenize(), taps, counts)
+    assert result.dest.tolist() == [[0, 1, 2, 3, 4, 5, 6, 6, 6, 7]]
+
+
+@pytest.mark.parametrize("reducer, counts", REDUCERS)
+def test_the_same_eager_jitted_mapped_and_stacked(reducer, counts):
+    scores, metric = images(12)
+    taps = make_taps(scores, metric)
+    jitted = decide(reducer, taps, counts)
+
+    def run(taps):
+        return reducer(taps, counts)
+
+    chex.assert_trees_all_equal(jitted, run(taps))
+    two = jax.tree.map(lambda a: jnp.stack([a, a[::-1]]), taps)
+    twice = jax.tree.map(lambda a: jnp.stack([a, a[::-1]]), jitted)
+    chex.assert_trees_all_equal(twice, jax.vmap(run)(two))
+    one = jax.tree.map(lambda a: a[None], taps)
+    mapped = jax.tree.map(lambda a: a[0], jax.pmap(run)(one))
+    chex.assert_trees_all_equal(jitted, mapped)
+
+
+@pytest.mark.parametrize("reducer, counts", REDUCERS)
+def test_one_trace_serves_all_values(reducer, counts):
+    chex.clear_trace_counter()
+    run = jax.jit(chex.assert_max_traces(lambda taps: reducer(taps, counts), n=1))
+    a, b = (run(make_taps(*images(12, seed))).dest for seed in (0, 1))
+    assert not np.array_equal(a, b)
+
+
+@pytest.mark.parametrize("reducer, counts", REDUCERS)
+def test_needs_names_what_is_read(reducer, counts):
+    """A block computes only what `needs` asks for; the rest of the taps is None."""
+    scores, metric = images(12)
+    taps = make_taps(scores, metric)
+    bare = taps.replace(
+        metric=taps.metric if "metric" in reducer.needs else None,
+        cls_attn=taps.cls_attn if "cls_attn" in reducer.needs else None,
+    )
+    chex.assert_trees_all_equal(reducer(bare, counts), reducer(taps, counts))

@@ -1,0 +1,147 @@
+"""Does the map from patches to tokens stay true through any stack of reductions?"""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagepiece_jax.reduction import ops
+from imagepiece_jax.reduction.tokens import (
+    DROPPED,
+    Assignment,
+    TokenState,
+    compose,
+    start,
+    unmerge,
+)
+from tests import oracles
+
+
+def random_maps(rng, batch, n, n_out, drop=0.2):
+    """Slot maps onto 0..n_out - 1 of `batch` images. -> [batch, n] int32."""
+    dest = rng.integers(n_out, size=(batch, n))
+    dest = np.where(rng.random((batch, n)) < drop, DROPPED, dest)
+    for row in dest:
+        row[rng.permutation(n)[:n_out]] = np.arange(n_out)
+    return dest.astype(np.int32)
+
+
+def test_dropped_is_minus_one():
+    assert DROPPED == -1
+
+
+@pytest.mark.parametrize("n0, n, n_out", [(1, 1, 1), (9, 5, 2), (33, 20, 7)])
+def test_compose_equals_the_oracle(n0, n, n_out):
+    rng = np.random.default_rng(0)
+    inner, outer = random_maps(rng, 4, n0, n), random_maps(rng, 4, n, n_out)
+    got = compose(jnp.asarray(outer), jnp.asarray(inner))
+    assert got.dtype == jnp.int32
+    for image in range(4):
+        want = oracles.compose(outer[image], inner[image])
+        np.testing.assert_array_equal(got[image], want)
+
+
+def test_a_dropped_patch_does_not_wrap_to_the_last_slot():
+    inner, outer = jnp.asarray([[0, DROPPED, 1]]), jnp.asarray([[DROPPED, 5]])
+    assert compose(outer, inner).tolist() == [[DROPPED, DROPPED, 5]]
+
+
+def test_compose_is_associative():
+    rng = np.random.default_rng(1)
+    a, b, c = (random_maps(rng, 3, n, m) for n, m in ((16, 11), (11, 6), (6, 4)))
+    left = compose(compose(c, b), a)
+    np.testing.assert_array_equal(left, compose(c, compose(b, a)))
+
+
+@pytest.mark.parametrize("fill", ["default", "number", "class token"])
+def test_unmerge_equals_the_oracle(fill):
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(3, 5, 4)).astype(np.float32)
+    source = random_maps(rng, 3, 12, 5, drop=0.5)
+    cls = rng.normal(size=(3, 4)).astype(np.float32)
+    given = {
+        "default": {},
+        "number": {"fill": -2.5},
+        "class token": {"fill": jnp.asarray(cls)},
+    }
+    got = unmerge(jnp.asarray(values), jnp.asarray(source), **given[fill])
+    for image in range(3):
+        what = {"default": 0.0, "number": -2.5, "class token": cls[image]}[fill]
+        want = oracles.unmerge(values[image], source[image], what)
+        np.testing.assert_array_equal(got[image], want.astype(np.float32))
+
+
+def test_unmerge_keeps_the_dtype():
+    values, source = jnp.ones((1, 2, 3), jnp.bfloat16), jnp.asarray([[1, DROPPED]])
+    assert unmerge(values, source).dtype == jnp.bfloat16
+    assert unmerge(values, source, jnp.zeros((1, 3))).dtype == jnp.bfloat16
+
+
+def test_unmerge_has_a_gradient():
+    """Every patch of a slot adds to it, dropped patches add to nothing."""
+    source = jnp.asarray([[0, 1, 1, DROPPED, 1]])
+    slope = jax.grad(lambda values: unmerge(values, source).sum())(jnp.ones((1, 2, 1)))
+    assert slope[0, :, 0].tolist() == [1.0, 3.0]
+
+
+def test_compose_and_unmerge_are_the_same_jitted_mapped_and_stacked():
+    rng = np.random.default_rng(2)
+    inner, outer = random_maps(rng, 4, 9, 5), random_maps(rng, 4, 5, 3)
+    values = rng.normal(size=(4, 3, 2)).astype(np.float32)
+
+    def paint(outer, inner, values):
+        source = compose(outer, inner)
+        return source, unmerge(values, source)
+
+    arrays = tuple(jnp.asarray(a) for a in (outer, inner, values))
+    eager = paint(*arrays)
+    chex.assert_trees_all_equal(eager, jax.jit(paint)(*arrays))
+    for transform in (jax.pmap, jax.vmap):
+        extra = transform(paint)(*(a[None] for a in arrays))
+        chex.assert_trees_all_equal(eager, jax.tree.map(lambda a: a[0], extra))
+
+
+def test_start_is_one_patch_a_token():
+    state = start(jnp.zeros((2, 6, 3)), num_prefix=2, trace_source=True)
+    assert state.size.tolist() == [[1.0] * 6] * 2
+    assert state.size.dtype == jnp.float32
+    assert state.source.tolist() == [[0, 1, 2, 3]] * 2
+    assert start(jnp.zeros((2, 6, 3))).source is None
+
+
+def test_the_prefix_is_not_an_array():
+    """A traced prefix would make shapes depend on data."""
+    state = TokenState(x=jnp.zeros((1, 3, 2)), size=jnp.ones((1, 3)), num_prefix=2)
+    assert len(jax.tree.leaves(state)) == 2
+    again = jax.jit(lambda given: given)(state)
+    assert again.num_prefix == 2
+
+
+@pytest.mark.parametrize("form", ["gather", "one_hot"])
+@pytest.mark.parametrize("drop", [0.0, 0.3])
+def test_a_stack_of_reductions_stays_honest(form, drop):
+    """Sizes are counts of patches, features their means, slots none empty."""
+    rng = np.random.default_rng(3)
+    patches = rng.normal(size=(3, 24, 4))
+    x = np.concatenate([rng.normal(size=(3, 1, 4)), patches], axis=1)
+    state = start(jnp.asarray(x, jnp.float32), trace_source=True)
+    move = jax.jit(ops.apply, static_argnames="form")
+    whole = np.tile(np.arange(24), (3, 1))
+    for n, n_out in ((24, 15), (15, 15), (15, 8), (8, 3), (3, 1)):
+        dest = random_maps(rng, 3, n, n_out, drop)
+        step = Assignment(dest=jnp.asarray(dest), n_out=n_out, merged=n_out)
+        state = move(state, step, form=form)
+        for image in range(3):
+            whole[image] = oracles.compose(dest[image], whole[image])
+            counts = oracles.count_sources(whole[image], n_out)
+            assert counts.min() >= 1
+            np.testing.assert_array_equal(state.size[image, 1:], counts)
+            means, _ = oracles.apply_map(
+                patches[image], np.ones(24), whole[image], n_out=n_out
+            )
+            np.testing.assert_allclose(state.x[image, 1:], means, rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(state.source, whole)
+    kept = (whole != DROPPED).sum(axis=1)
+    np.testing.assert_array_equal(state.size[:, 1:].sum(axis=1), kept)
+    assert drop or (kept == 24).all()

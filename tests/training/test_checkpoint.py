@@ -1,0 +1,370 @@
+"""Checkpoints: exact, checked, kept, and whole after a kill."""
+
+import logging
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import struct
+
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.training.checkpoint import Checkpoints
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+@struct.dataclass
+class State:
+    step: Any
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    ema_params: Any = None
+
+
+def make_state(seed=0, width=64, with_ema=True):
+    rng = np.random.default_rng(seed)
+    params = {
+        "head": {
+            "kernel": rng.normal(size=(8, width)).astype(np.float32),
+            "bias": rng.normal(size=width).astype(np.float32),
+        },
+        "scale": np.asarray(jnp.asarray(rng.normal(size=5), jnp.bfloat16)),
+    }
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
+    return State(
+        step=np.asarray(seed, np.int32),
+        params=params,
+        batch_stats={"norm": {"mean": np.full(3, seed, np.float32)}},
+        opt_state=jax.device_get(optimizer.init(params)),
+        ema_params=params if with_ema else None,
+    )
+
+
+def abstract(state):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+
+
+def assert_same(got, want):
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert isinstance(a, np.ndarray)
+        assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
+
+
+def saved(workdir, steps, **options):
+    checkpoints = Checkpoints(workdir, **options)
+    for step in steps:
+        checkpoints.save(step, make_state(step), {"epoch": step / 2})
+    checkpoints.close()
+    return checkpoints
+
+
+def folders(workdir, kind="latest"):
+    return sorted(p.name for p in (workdir / "checkpoints" / kind).iterdir())
+
+
+def data_files(workdir, step):
+    """Files of a step that hold arrays, the largest first."""
+    files = (workdir / "checkpoints" / "latest" / str(step) / "state").rglob("*")
+    found = [p for p in files if p.is_file() and p.parent.name == "d"]
+    return sorted(found, key=lambda p: -p.stat().st_size)
+
+
+@pytest.mark.parametrize("with_ema", [True, False])
+def test_state_comes_back_to_the_last_bit(tmp_path, with_ema):
+    state = make_state(7, with_ema=with_ema)
+    meta = {"best_acc1": 97.25, "seen": [1, 2], "note": None}
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.latest_step() is None
+    checkpoints.save(7, state, meta)
+    got, got_meta, step = checkpoints.restore(abstract(state))
+    assert_same(got, state)
+    assert (got_meta, step, checkpoints.latest_step()) == (meta, 7, 7)
+    checkpoints.close()
+
+
+def test_state_may_be_changed_when_save_returns(tmp_path):
+    state = make_state(1, width=40_000)
+    want = state.params["head"]["kernel"].copy()
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state, {})
+    state.params["head"]["kernel"][:] = 0
+    got, _, _ = checkpoints.restore(abstract(state))
+    np.testing.assert_array_equal(got.params["head"]["kernel"], want)
+    checkpoints.close()
+
+
+def test_newest_two_and_every_nth_are_kept(tmp_path):
+    saved(tmp_path, range(1, 9), keep_every=3)
+    assert folders(tmp_path) == ["3", "6", "7", "8"]
+
+
+def test_best_is_kept_although_older_than_the_kept_latest(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save_best(1, make_state(1), {"acc1": 90.0})
+    for step in (2, 3, 4):
+        checkpoints.save(step, make_state(step), {})
+    state, meta, step = checkpoints.restore_best(abstract(make_state()))
+    assert_same(state, make_state(1))
+    assert (meta, step, folders(tmp_path)) == ({"acc1": 90.0}, 1, ["3", "4"])
+    checkpoints.close()
+
+
+def test_one_step_can_be_asked_for(tmp_path):
+    checkpoints = saved(tmp_path, [1, 2])
+    assert_same(checkpoints.restore(abstract(make_state()), step=1)[0], make_state(1))
+    with pytest.raises(InputError, match="latest holds no checkpoint of step 5"):
+        checkpoints.restore(abstract(make_state()), step=5)
+
+
+def test_variables_without_the_optimiser(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(3, make_state(3), {})
+    checkpoints.save_best(2, make_state(2), {})
+    for which, seed in [("best", 2), ("latest", 3)]:
+        got, want = checkpoints.restore_variables(which), make_state(seed)
+        assert set(got) == {"step", "params", "batch_stats", "ema_params"}
+        assert_same(got["params"], want.params)
+        assert_same(got["batch_stats"], want.batch_stats)
+    checkpoints.close()
+    with pytest.raises(InputError, match="'newest': allowed are latest and best"):
+        checkpoints.restore_variables("newest")
+
+
+def test_reading_changes_nothing_on_disk(tmp_path):
+    saved(tmp_path, [1, 2])
+    (tmp_path / "checkpoints" / "latest" / "3.orbax-checkpoint-tmp").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    reader = Checkpoints(tmp_path)
+    assert reader.restore(abstract(make_state()))[2] == 2
+    reader.close()
+    assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(InputError, match="best holds no checkpoint"):
+        reader.restore_variables("best")
+    assert not (tmp_path / "checkpoints" / "best").exists()
+
+
+def test_unfinished_steps_of_killed_runs_are_removed_by_the_first_save(tmp_path):
+    saved(tmp_path, [1])
+    stale = tmp_path / "checkpoints" / "latest" / "2.orbax-checkpoint-tmp" / "state"
+    stale.mkdir(parents=True)
+    (stale / "data").write_text("half")
+    saved(tmp_path, [3])
+    assert folders(tmp_path) == ["1", "3"]
+
+
+def flip_bit(workdir):
+    path = data_files(workdir, 2)[0]
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+def truncate(workdir):
+    for path in data_files(workdir, 2):
+        os.truncate(path, path.stat().st_size // 2)
+
+
+def remove_index(workdir):
+    (workdir / "checkpoints" / "latest" / "2" / "state" / "manifest.ocdbt").unlink()
+
+
+def change_meta(workdir):
+    path = workdir / "checkpoints" / "latest" / "2" / "meta" / "metadata"
+    path.write_text(path.read_text().replace("1.0", "9.0"))
+    assert "9.0" in path.read_text()
+
+
+def half_removed(workdir):
+    shutil.rmtree(workdir / "checkpoints" / "latest" / "2" / "meta")
+
+
+DAMAGES = [flip_bit, truncate, remove_index, change_meta, half_removed]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_step_is_skipped_with_one_warning(tmp_path, caplog, damage):
+    checkpoints = saved(tmp_path, [1, 2])
+    damage(tmp_path)
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        state, meta, step = checkpoints.restore(abstract(make_state()))
+    assert_same(state, make_state(1))
+    assert (meta, step) == ({"epoch": 0.5}, 1)
+    warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert len(warnings) == 1 and "latest/2" in warnings[0]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_run_that_fell_back_replaces_the_damaged_step(tmp_path, damage):
+    saved(tmp_path, [1, 2])
+    damage(tmp_path)
+    checkpoints = saved(tmp_path, [2])
+    state, _, step = checkpoints.restore(abstract(make_state()))
+    assert step == 2
+    assert_same(state, make_state(2))
+    assert folders(tmp_path) == ["1", "2"]
+
+
+def test_step_without_orbax_metadata_is_read_by_our_own_table(tmp_path):
+    checkpoints = saved(tmp_path, [1, 2])
+    (tmp_path / "checkpoints" / "latest" / "2" / "state" / "_METADATA").unlink()
+    state, _, step = checkpoints.restore(abstract(make_state()))
+    assert step == 2
+    assert_same(state, make_state(2))
+
+
+def test_every_flipped_bit_is_noticed(tmp_path):
+    """Orbax alone restores most of them silently."""
+    checkpoints = saved(tmp_path, [2])
+    path = data_files(tmp_path, 2)[0]
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    noticed = 0
+    for place in rng.integers(len(whole), size=12):
+        data = bytearray(whole)
+        data[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(data)
+        try:
+            state = checkpoints.restore(abstract(make_state()))[0]
+        except InputError:
+            noticed += 1
+        else:
+            assert_same(state, make_state(2))  # a bit that no array depends on
+    assert noticed >= 6
+
+
+def test_nothing_whole_is_an_error_that_names_the_folder(tmp_path):
+    checkpoints = saved(tmp_path, [2])
+    truncate(tmp_path)
+    with pytest.raises(InputError, match=r"checkpoints/latest: .* damaged \(steps \[2"):
+        checkpoints.restore(abstract(make_state()))
+    with pytest.raises(InputError, match="damaged"):
+        checkpoints.restore(abstract(make_state()), step=2)
+
+
+def test_a_step_that_is_there_and_equal_is_left_alone(tmp_path):
+    saved(tmp_path, [1, 2])
+    file = data_files(tmp_path, 2)[0]
+    saved(tmp_path, [2])
+    assert file.exists()
+    other = Checkpoints(tmp_path)
+    other.save(2, make_state(5), {"epoch": 1.0})
+    state, _, _ = other.restore(abstract(make_state()))
+    other.close()
+    assert_same(state, make_state(5))
+
+
+def test_later_steps_of_a_course_given_up_are_removed(tmp_path):
+    saved(tmp_path, [4, 6])
+    saved(tmp_path, [5])
+    assert folders(tmp_path) == ["4", "5"]
+
+
+@pytest.mark.parametrize(
+    "other, sentence",
+    [
+        (
+            lambda: make_state(width=65),
+            r"latest/2: params/head/bias is float32 \[64\] in the checkpoint, but this "
+            r"config asks for float32 \[65\]",
+        ),
+        (
+            lambda: make_state().replace(params={"more": np.zeros(1)}),
+            "latest/2 has no params/more, which this config asks for",
+        ),
+        (
+            lambda: make_state(with_ema=False),
+            "latest/2 has ema_params/head/bias, but this config has no such array",
+        ),
+    ],
+)
+def test_state_of_another_config_is_an_error(tmp_path, other, sentence):
+    checkpoints = saved(tmp_path, [1, 2])
+    with pytest.raises(InputError, match=sentence):
+        checkpoints.restore(abstract(other()))
+
+
+def numbers(step):
+    """What a killed process saves at `step`: 8 MB that do not compress."""
+    rng = np.random.default_rng(step)
+    return {"params": {"a": rng.normal(size=1_000_000), "step": np.asarray(step)}}
+
+
+def save_until_killed(workdir):
+    checkpoints = Checkpoints(workdir)
+    for step in range(1, 1000):
+        checkpoints.save(step, numbers(step), {"step": step})
+        if step > 1:
+            print(step - 1, flush=True)  # `save` has waited for the step before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delay", [0.0, 0.013, 0.04])
+def test_kill_while_saving_loses_no_finished_step(tmp_path, delay):
+    command = [sys.executable, __file__, "kill", str(tmp_path)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as child:
+        for _ in range(4):
+            assert child.stdout.readline()
+        time.sleep(delay)
+        child.send_signal(signal.SIGKILL)
+        rest = child.stdout.read().split()
+    finished = int(rest[-1]) if rest else 4
+    checkpoints = Checkpoints(tmp_path)
+    state, meta, step = checkpoints.restore(abstract(numbers(0)))
+    assert step in (finished, finished + 1)
+    assert meta == {"step": step}
+    assert_same(state, numbers(step))
+    checkpoints.save(step + 1, numbers(step + 1), {})
+    checkpoints.close()
+    assert all(name.isdecimal() for name in folders(tmp_path))
+
+
+def save_together(workdir, port, process):
+    from imagepiece_jax.training import parallel
+
+    parallel.initialize(f"127.0.0.1:{port}", 2, int(process))
+    assert parallel.is_main() == (process == "0")
+    checkpoints = Checkpoints(workdir)
+    for step in (1, 2, 3):
+        checkpoints.save(step, numbers(step), {"step": step})
+    checkpoints.save(3, numbers(3), {"step": 3})
+    state, meta, step = checkpoints.restore(abstract(numbers(0)))
+    assert (meta, step) == ({"step": 3}, 3)
+    assert_same(state, numbers(3))
+    checkpoints.save(2, numbers(5), {"step": 2})
+    checkpoints.close()
+
+
+@pytest.mark.slow
+def test_two_processes_save_together_and_one_reads(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, __file__, "together", str(tmp_path), str(port)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    children = [subprocess.Popen([*command, i], env=env) for i in "01"]
+    try:
+        assert [child.wait(timeout=120) for child in children] == [0, 0]
+    finally:
+        for child in children:
+            child.kill()
+    assert folders(tmp_path) == ["2"]
+    got = Checkpoints(tmp_path).restore_variables("latest")
+    assert_same(got, numbers(5))
+
+
+if __name__ == "__main__":
+    {"kill": save_until_killed, "together": save_together}[sys.argv[1]](*sys.argv[2:])

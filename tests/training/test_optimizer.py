@@ -1,0 +1,162 @@
+"""Learning rate against DeiT's published table, AdamW against a slow NumPy one."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.training.optimizer import (
+    adamw,
+    decay_mask,
+    ema,
+    learning_rate,
+    scaled_lr,
+)
+
+STEPS = 1251  # 1281167 images // 1024
+DEIT = dict(
+    lr=1e-3,
+    min_lr=1e-5,
+    warmup_lr=1e-6,
+    warmup_epochs=5,
+    epochs=300,
+    steps_per_epoch=STEPS,
+)
+# Printed to 6 digits: half a unit of the last one, and float32's rounding of t.
+TABLE = [
+    (0, 1e-6),
+    (1, 2.008e-4),
+    (4, 8.002e-4),
+    (5, 9.99322e-4),
+    (150, 5.05e-4),
+    (299, 1.00271e-5),
+]
+RTOL = 2e-6
+
+
+@pytest.mark.parametrize("batch_size, lr", [(512, 5e-4), (1024, 1e-3), (128, 1.25e-4)])
+def test_rate_is_proportional_to_the_batch(batch_size, lr):
+    assert scaled_lr(5e-4, batch_size) == pytest.approx(lr, rel=1e-12)
+
+
+@pytest.mark.parametrize("epoch, lr", TABLE)
+def test_rate_at_the_start_of_an_epoch(epoch, lr):
+    got = learning_rate(epoch * STEPS, **DEIT)
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got, lr, rtol=RTOL)
+
+
+@pytest.mark.parametrize("epoch, lr", TABLE)
+def test_offset_of_one_holds_an_epochs_rate_one_epoch_later(epoch, lr):
+    step = (epoch + 1) * STEPS
+    for within in (0, 1, STEPS - 1):
+        got = learning_rate(step + within, **DEIT, lr_offset=1)
+        np.testing.assert_allclose(got, lr, rtol=RTOL)
+    assert learning_rate(0, **DEIT, lr_offset=1) == np.float32(1e-6)
+
+
+def test_rate_moves_within_an_epoch_and_under_jit():
+    steps = np.array([1, 700, 5 * STEPS - 1, 5 * STEPS + 1, 100_000, 300 * STEPS - 1])
+    t = steps / STEPS
+    want = np.where(
+        t < 5,
+        1e-6 + t * (1e-3 - 1e-6) / 5,
+        1e-5 + (1e-3 - 1e-5) * (1 + np.cos(math.pi * t / 300)) / 2,
+    )
+    got = jax.jit(lambda step: learning_rate(step, **DEIT))(steps)
+    np.testing.assert_allclose(got, want, rtol=RTOL)
+
+
+def test_rate_ends_at_the_minimum_and_stays():
+    steps = np.array([300, 301, 450]) * STEPS
+    np.testing.assert_allclose(learning_rate(steps, **DEIT), 1e-5, rtol=RTOL)
+
+
+def test_no_warmup_starts_at_the_peak():
+    got = learning_rate(0, **{**DEIT, "warmup_epochs": 0})
+    np.testing.assert_allclose(got, 1e-3, rtol=RTOL)
+
+
+def test_impossible_schedules_are_named():
+    with pytest.raises(InputError, match="lr_offset is 2, but allowed are 0"):
+        learning_rate(0, **DEIT, lr_offset=2)
+    with pytest.raises(InputError, match=r"warmup_epochs is 301, .* to epochs \(300\)"):
+        learning_rate(0, **{**DEIT, "warmup_epochs": 301})
+    with pytest.raises(InputError, match="clip_norm is -1.0"):
+        adamw(lambda step: 0.1, weight_decay=0, b1=0, b2=0, eps=0, clip_norm=-1.0)
+
+
+def test_decay_mask():
+    two, one = np.zeros((2, 2)), np.zeros(2)
+    params = {
+        "cls_token": np.zeros((1, 1, 4)),
+        "pos_embed": np.zeros((1, 5, 4)),
+        "patch_embed": {"kernel": np.zeros((4, 4, 3, 8)), "bias": one},
+        "blocks_0": {"norm1": {"scale": one, "bias": one}, "attn": {"bias": two}},
+        "head": {"kernel": two, "bias": one, "temperature": np.zeros(())},
+    }
+    assert decay_mask(params) == {
+        "cls_token": False,
+        "pos_embed": False,
+        "patch_embed": {"kernel": True, "bias": False},
+        "blocks_0": {"norm1": {"scale": False, "bias": False}, "attn": {"bias": False}},
+        "head": {"kernel": True, "bias": False, "temperature": False},
+    }
+
+
+def slow_adamw(params, gradients, rates, *, weight_decay, b1, b2, eps, clip_norm):
+    """Loshchilov & Hutter, algorithm 2, in float64 with torch's lr on the decay."""
+    params = {name: p.astype(np.float64) for name, p in params.items()}
+    m = {name: np.zeros_like(p) for name, p in params.items()}
+    v = {name: np.zeros_like(p) for name, p in params.items()}
+    for t, (grads, lr) in enumerate(zip(gradients, rates, strict=True), start=1):
+        norm = math.sqrt(sum(float((g.astype(np.float64) ** 2).sum()) for g in grads))
+        shrink = min(1.0, clip_norm / norm) if clip_norm else 1.0
+        for name, g in zip(params, grads, strict=True):
+            g = g.astype(np.float64) * shrink
+            m[name] = b1 * m[name] + (1 - b1) * g
+            v[name] = b2 * v[name] + (1 - b2) * g * g
+            m_hat, v_hat = m[name] / (1 - b1**t), v[name] / (1 - b2**t)
+            decay = weight_decay if name == "kernel" else 0.0
+            params[name] -= lr * (m_hat / (np.sqrt(v_hat) + eps) + decay * params[name])
+    return params
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 1.5])
+def test_adamw_equals_a_slow_one(clip_norm):
+    rng = np.random.default_rng(0)
+    shapes = {"kernel": (3, 4), "bias": (4,)}
+    params = {n: rng.normal(size=s).astype(np.float32) for n, s in shapes.items()}
+    gradients = [
+        [rng.normal(size=s).astype(np.float32) * scale for s in shapes.values()]
+        for scale in (1.0, 0.1, 3.0, 1e-4, 1.0)
+    ]
+    rates = [1e-3, 1e-1, 3e-2, 2e-2, 1e-2]
+    numbers = dict(weight_decay=0.5, b1=0.9, b2=0.999, eps=1e-4, clip_norm=clip_norm)
+    want = slow_adamw(params, gradients, rates, **numbers)
+
+    optimizer = adamw(lambda step: jnp.asarray(rates)[step], **numbers)
+    state = optimizer.init(params)
+    for grads in gradients:
+        tree = dict(zip(shapes, grads, strict=True))
+        updates, state = optimizer.update(tree, state, params)
+        params = optax.apply_updates(params, updates)
+    for name in shapes:
+        np.testing.assert_allclose(params[name], want[name], rtol=1e-5, atol=1e-6)
+
+
+def test_ema_by_hand():
+    average = {"a": jnp.array([1.0, 2.0]), "norm": {"mean": jnp.array([0.0])}}
+    new = {"a": jnp.array([3.0, 2.0]), "norm": {"mean": jnp.array([1.0])}}
+    got = ema(ema(average, new, 0.9), new, 0.9)
+    np.testing.assert_allclose(got["a"], [1.38, 2.0], rtol=1e-6)  # 3 - 2 * .9^2
+    np.testing.assert_allclose(got["norm"]["mean"], [0.19], rtol=1e-6)  # 1 - .9^2
+
+
+def test_ema_of_a_constant_is_that_constant():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=1000).astype(np.float32))
+    assert (ema({"x": x}, {"x": x}, 0.99996)["x"] == x).all()

@@ -1,0 +1,142 @@
+"""Many devices behave as one: checked in processes that have eight, or two each."""
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.training import parallel
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def start(devices, *arguments):
+    """This file as a script in a process of its own, with that many CPU devices."""
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    }
+    return subprocess.Popen([sys.executable, __file__, *arguments], env=env)
+
+
+def test_eight_devices():
+    assert start(8, "eight").wait(timeout=120) == 0
+
+
+@pytest.mark.slow
+def test_two_processes_of_two_devices():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    children = [start(2, "process", process, port) for process in "01"]
+    try:
+        assert [child.wait(timeout=120) for child in children] == [0, 0]
+    finally:
+        for child in children:
+            child.kill()
+
+
+def test_one_device_is_a_special_case_of_many():
+    check_exchange(devices=1)
+    check_round_trip(devices=1)
+    assert (parallel.process_index(), parallel.process_count()) == (0, 1)
+    assert parallel.is_main()
+
+
+def test_nothing_happens_when_the_process_is_alone():
+    parallel.initialize()
+    assert not jax.distributed.is_initialized()
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        ((None, 2, 0), "coordinator is missing although num_processes is 2"),
+        (("host:1", None, None), r"needs num_processes \(found None\)"),
+        (("host:1", 2, 2), r"process_id from 0 to num_processes - 1 \(found 2\)"),
+        (("host:1", 2, None), r"process_id from 0 .* \(found None\)"),
+    ],
+)
+def test_half_given_processes_are_named(arguments, sentence):
+    with pytest.raises(InputError, match=sentence):
+        parallel.initialize(*arguments)
+
+
+def check_exchange(devices, first=0, local=None):
+    """Global batch 0 .. 3 W - 1, three samples a device, two numbers a sample."""
+    local = local or devices
+    samples = np.arange(3 * devices)
+    batch = np.stack([samples, -samples], axis=1)[3 * first : 3 * (first + local)]
+
+    def step(x):
+        at = parallel.positions(3)
+        sums = parallel.mean({"x": x.sum(0)}), parallel.total({"n": jnp.ones(())})
+        return at, parallel.reverse({"x": x, "i": x[:, 0]}), *sums
+
+    at, back, mean, total = parallel.pmap(step)(parallel.shard(batch))
+    mine = samples[3 * first : 3 * (first + local)]
+    assert at.dtype == jnp.int32
+    np.testing.assert_array_equal(np.ravel(at), mine)
+    np.testing.assert_array_equal(np.ravel(back["i"]), 3 * devices - 1 - mine)
+    np.testing.assert_array_equal(
+        np.reshape(back["x"], (-1, 2))[:, 1], -(back["i"].ravel())
+    )
+    # The sum of 0 .. 3 W - 1, over W devices.
+    want = 3 * (3 * devices - 1) / 2
+    np.testing.assert_allclose(parallel.unreplicate(mean)["x"], [want, -want])
+    assert parallel.unreplicate(total)["n"] == devices
+
+
+def check_round_trip(devices):
+    """There and back: values, dtypes, memory of its own; donation copies nothing."""
+    state = {"w": np.arange(1 << 18, dtype=np.float32), "step": np.asarray(4, np.int32)}
+    want = {name: x.copy() for name, x in state.items()}
+    there = parallel.replicate(state)
+    assert there["w"].shape == (devices, 1 << 18)
+    grow = parallel.pmap(
+        lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0
+    )
+    later = grow(there)
+    back = parallel.unreplicate(later)
+    kept = {name: x.copy() for name, x in back.items()}
+    last = grow(grow(later))
+    assert there["w"].is_deleted() and later["w"].is_deleted()
+    for name in state:
+        assert isinstance(back[name], np.ndarray) and back[name].flags.writeable
+        assert back[name].dtype == want[name].dtype
+        np.testing.assert_array_equal(state[name], want[name])
+        np.testing.assert_array_equal(back[name], want[name] + 1)
+        np.testing.assert_array_equal(back[name], kept[name])
+        np.testing.assert_array_equal(parallel.unreplicate(last)[name], want[name] + 3)
+
+
+def check_eight():
+    assert parallel.device_count() == len(parallel.local_devices()) == 8
+    check_exchange(devices=8)
+    check_round_trip(devices=8)
+    with pytest.raises(InputError, match="12 samples cannot be split over 8 local"):
+        parallel.shard({"x": np.zeros((12, 2))})
+
+
+def check_process(process, port):
+    parallel.initialize(f"127.0.0.1:{port}", 2, int(process))
+    assert (parallel.process_index(), parallel.process_count()) == (int(process), 2)
+    assert parallel.is_main() == (process == "0")
+    assert (parallel.device_count(), len(parallel.local_devices())) == (4, 2)
+    check_exchange(devices=4, first=2 * int(process), local=2)
+    check_round_trip(devices=2)
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("error")
+    {"eight": check_eight, "process": check_process}[sys.argv[1]](*sys.argv[2:])

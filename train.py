@@ -1,0 +1,38 @@
+"""Train a model: python train.py --config configs/deit_s_imagepiece.py
+
+Any field of the config can be changed: --config.batch_size=256. The same command goes
+on where an earlier one stopped.
+"""
+
+import pathlib
+
+from absl import flags
+
+from imagepiece_jax import cli
+
+CONFIG = cli.define_config()
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "folder of the run; default: runs/NAME for configs/NAME.py"
+)
+DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "build everything, print plan, cost and memory, and stop"
+)
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, 'several hosts: HOST:PORT of process 0, or "auto" (SLURM, MPI)'
+)
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "how many hosts take part")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "number of this host, from 0")
+
+
+def main():
+    config = cli.required(CONFIG)
+    from imagepiece_jax.training import loop, parallel  # imports JAX: after the flags
+
+    parallel.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+    name = pathlib.Path(cli.config_path().split(":")[0]).stem
+    workdir = WORKDIR.value or pathlib.Path("runs") / name
+    loop.train_and_evaluate(config, workdir, DRY_RUN.value)
+
+
+if __name__ == "__main__":
+    cli.run(main)
