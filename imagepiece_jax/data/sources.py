@@ -281,7 +281,7 @@ def _open_imagenet(split, num_classes, data_dir):
     except Exception as error:  # TFDS has no error of its own for "not prepared"
         where = data_dir or tfds.core.constants.DATA_DIR
         raise InputError(
-            f"config.data.name is 'imagenet2012', but config.data.data_dir {where} "
+            f"config.data.name is 'imagenet2012', but config.data.dir {where} "
             "does not hold it as complete array_record files: put "
             "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar into "
             f"{os.path.join(where, 'downloads', 'manual')}, install the extra "

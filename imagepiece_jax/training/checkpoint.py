@@ -237,7 +237,8 @@ class _PatientEventLoop(asyncio.SelectorEventLoop):
 
 
 class _PatientPolicy(asyncio.DefaultEventLoopPolicy):
-    _loop_factory = _PatientEventLoop
+    def new_event_loop(self):
+        return _PatientEventLoop()
 
 
 @contextlib.contextmanager

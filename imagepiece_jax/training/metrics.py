@@ -1,8 +1,9 @@
 """How well does it do? Right answers of a batch, and the curves of a run on disk.
 
 `metrics.jsonl` in the run's folder holds one JSON object a line; the same numbers go to
-TensorBoard. Both survive a kill: what was written past the restored step is taken back,
-so that a resumed run leaves the file of an uninterrupted one.
+TensorBoard. What a killed run wrote past the restored step is taken back, so that the
+file of a resumed run is that of an uninterrupted one; TensorBoard's curves may lack the
+last ten seconds before the kill.
 """
 
 import json
@@ -52,7 +53,7 @@ class MetricWriter:
         _cut(workdir / FILE, last_kept)
         self._lines = open(workdir / FILE, "a", encoding="utf-8")
         self._scalars = SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=last_kept + 1
+            str(workdir / "tensorboard"), purge_step=last_kept + 1, flush_secs=10
         )
 
     def write(self, kind, step, **values):
@@ -72,7 +73,6 @@ class MetricWriter:
         for name, value in values.items():
             if isinstance(value, int | float):
                 self._scalars.add_scalar(f"{kind}/{name}", value, int(step))
-        self._scalars.flush()
 
     def close(self):
         """Close both files; closing twice is allowed."""

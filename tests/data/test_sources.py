@@ -279,7 +279,7 @@ def test_imagenet_reads_encoded_records_without_tensorflow(imagenet, monkeypatch
 
 def test_absent_imagenet_says_how_to_prepare_it(imagenet, tmp_path):
     message = (
-        f"(?s)data_dir {tmp_path} does not hold it.*ILSVRC2012_img_train.tar.*"
+        f"(?s)config.data.dir {tmp_path} does not hold it.*ILSVRC2012_img_train.tar.*"
         f"{tmp_path}/downloads/manual.*file_format=array_record --data_dir={tmp_path}"
         ".*configs/quickstart.py"
     )

@@ -114,6 +114,12 @@ def test_thin_images_fall_back_to_the_centre(height, width, box):
     assert transforms.crop_box(height, width, rng(), area=(0.9, 1.0)) == box
 
 
+def test_crop_boxes_reach_every_place():
+    quarter = dict(area=(0.25, 0.25), aspect=(1.0, 1.0))
+    boxes = {transforms.crop_box(2, 2, rng(seed), **quarter) for seed in range(100)}
+    assert boxes == {(0, 0, 1, 1), (0, 1, 1, 1), (1, 0, 1, 1), (1, 1, 1, 1)}
+
+
 def test_random_resized_crop_shows_the_box_it_drew():
     image = ramp(40, 60)
     top, left, tall, wide = transforms.crop_box(40, 60, rng(5))

