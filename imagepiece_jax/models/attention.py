@@ -27,24 +27,41 @@ class AttentionTaps:
     metric: jax.Array | None = None
 
 
-def resolve_backend(requested, dtype):
+def resolve_backend(requested, dtype, head_dim=64):
     """The attention kernel to use: "xla" or "cudnn".
 
-    "auto" takes cuDNN's fused attention on an NVIDIA GPU of compute capability 8.0 or
-    more in half precision, which is all that it supports, and XLA's otherwise.
+    "auto" takes cuDNN's fused attention where it runs, XLA's otherwise. InputError for
+    an unknown name, and for "cudnn" where it does not run.
     """
     if requested not in BACKENDS:
         listed = ", ".join(repr(b) for b in BACKENDS)
         raise InputError(
             f"config.model.attention is {requested!r}; allowed are {listed}"
         )
-    if requested != "auto":
-        return requested
-    device = jax.local_devices()[0]
-    capability = float(getattr(device, "compute_capability", 0) or 0)
-    half = jnp.dtype(dtype).itemsize == 2
-    cudnn = device.platform == "gpu" and capability >= 8.0 and half
-    return "cudnn" if cudnn else "xla"
+    obstacle = _no_cudnn(jax.local_devices()[0], jnp.dtype(dtype), head_dim)
+    if requested == "cudnn" and obstacle:
+        raise InputError(
+            f"config.model.attention is 'cudnn', which needs {obstacle}; allowed here "
+            "are 'xla' and 'auto'"
+        )
+    if requested == "auto":
+        return "xla" if obstacle else "cudnn"
+    return requested
+
+
+def _no_cudnn(device, dtype, head_dim):
+    """What cuDNN's fused attention lacks, in words; None where it runs."""
+    try:
+        capability = float(device.compute_capability)
+    except (AttributeError, ValueError):  # no GPU; AMD's capabilities are names
+        capability = 0.0
+    if device.platform != "gpu" or capability < 8.0:
+        return f"an NVIDIA GPU of compute capability 8.0 or more, not {device}"
+    if dtype.itemsize != 2:
+        return f"config.model.dtype 'bfloat16' or 'float16', not {dtype.name!r}"
+    if head_dim % 8 or head_dim > 128:
+        return f"heads of a width of 8, 16, .. 128, not {head_dim}"
+    return None
 
 
 def class_attention(query, key, key_bias=None):

@@ -54,13 +54,14 @@ def create_model(
     _check(size, image_size, num_classes, stem, dtype, drop_path_rate)
     depth = size.pop("depth")
     side = image_size // size["patch_size"]
+    head_dim = size["embed_dim"] // size["num_heads"]
     steps = methods.steps(depth, **(reduction or {}))
     return ViT(
         plan=schedule.build(depth, side * side, steps),
         num_classes=num_classes,
         stem=stem,
         dtype=jnp.dtype(dtype),
-        backend=resolve_backend(attention, dtype),
+        backend=resolve_backend(attention, dtype, head_dim),
         drop_path_rate=drop_path_rate,
         prop_attn=prop_attn,
         trace_source=trace_source,

@@ -15,7 +15,10 @@ from imagepiece_jax.reduction.tokens import DROPPED, Assignment, Taps, TokenStat
 from tests import oracles
 
 FORMS = ("gather", "one_hot")
-apply = jax.jit(ops.apply, static_argnames="form")
+
+# Compiling is what takes the time here: leave out what only makes programs faster.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+apply = jit(ops.apply, static_argnames="form")
 NAN, INF = np.nan, np.inf
 
 
@@ -264,7 +267,7 @@ def test_apply_is_traced_once():
 # Gradients
 
 
-@functools.partial(jax.jit, static_argnames="form")
+@functools.partial(jit, static_argnames="form")
 def gradients(state, assignment, probe, form):
     """Gradients of sum(tokens * probe): of x and, where there is one, of weight."""
 

@@ -25,12 +25,16 @@ SWITCHES = [
 ]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2))
+# Compiling is what takes the time here: leave out what only makes programs faster.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@functools.partial(jit, static_argnums=(0, 2))
 def decide(reducer, taps, counts):
     return reducer(taps, counts)
 
 
-apply = jax.jit(ops.apply, static_argnames="form")
+apply = jit(ops.apply, static_argnames="form")
 
 
 def make_taps(scores, metric, x=None, size=None, dtype=jnp.float32):
@@ -130,13 +134,13 @@ def test_evit_fuses_as_computed_by_hand(form):
 
 # Agreement with the oracle, from one token up, full of ties
 
-RATES = ("0", "0.3", "0.7", "1")
-MERGES = [("0.08", "0.3", "all"), ("0.5", "0.6", "candidates"), ("1", "1", "all")]
+RATES = ("0", "0.7", "1")
+MERGES = [("0", "0.3", "all"), ("0.5", "0.6", "candidates"), ("1", "1", "all")]
 
 
-@functools.partial(jax.jit, static_argnums=1)
+@functools.partial(jit, static_argnums=1)
 def decide_all(taps, work):
-    """One program for all decisions at one n: compiling is what takes the time."""
+    """All decisions at one n as one program."""
     return [reducer(taps, counts) for reducer, counts in work]
 
 

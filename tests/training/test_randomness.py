@@ -65,6 +65,14 @@ def test_no_two_draws_share_a_key():
     assert len(set(keys)) == len(keys)
 
 
+def test_samples_do_not_descend_from_the_key_that_the_batch_draws_with():
+    """A key is either drawn with or folded further: else streams may overlap."""
+    parent = batch_key(0, 1, Purpose.MIX)
+    children = jax.vmap(jax.random.fold_in, (None, 0))(parent, jnp.arange(17))
+    each = sample_keys(0, 1, jnp.arange(17), Purpose.MIX)
+    assert not set(data(children)) & set(data(each))
+
+
 def test_keys_do_not_follow_the_configurable_generator():
     want = data(batch_key(0, 1, Purpose.INIT))
     with jax.default_prng_impl("rbg"):

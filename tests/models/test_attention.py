@@ -1,0 +1,212 @@
+"""Is attention what the definition says, whatever kernel runs and whatever it taps?"""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import attention
+from imagepiece_jax.models.attention import attend, class_attention, resolve_backend
+
+
+def random_qkv(length, heads=3, width=5, batch=2, seed=0):
+    """Query, key and value, [batch, length, heads, width] each."""
+    values = np.random.default_rng(seed).normal(size=(3, batch, length, heads, width))
+    return tuple(jnp.asarray(v, jnp.float32) for v in values)
+
+
+def random_bias(length, batch=2):
+    """Log sizes, [batch, length]."""
+    sizes = np.random.default_rng(1).integers(1, 9, size=(batch, length))
+    return jnp.log(jnp.asarray(sizes, jnp.float32))
+
+
+def slow_attention(query, key, value, bias=None):
+    """float64 loops over images and heads -> (output, weights [B, H, N, N])."""
+    query, key, value = (np.asarray(a, float) for a in (query, key, value))
+    batch, length, heads, width = query.shape
+    out, weights = np.zeros(query.shape), np.zeros((batch, heads, length, length))
+    for b in range(batch):
+        for h in range(heads):
+            logits = query[b, :, h] @ key[b, :, h].T / np.sqrt(width)
+            if bias is not None:
+                logits = logits + np.asarray(bias[b], float)[None]
+            powers = np.exp(logits)
+            weights[b, h] = powers / powers.sum(axis=1, keepdims=True)
+            out[b, :, h] = weights[b, h] @ value[b, :, h]
+    return out, weights
+
+
+# Values
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("length", [1, 2, 7])
+def test_attend_and_the_class_row_equal_slow_attention(length, biased):
+    query, key, value = random_qkv(length)
+    bias = random_bias(length) if biased else None
+    out, weights = slow_attention(query, key, value, bias)
+    np.testing.assert_allclose(attend(query, key, value, bias), out, atol=2e-6)
+    row = class_attention(query[:, 0], key, bias)
+    assert row.dtype == jnp.float32
+    np.testing.assert_allclose(row, weights[:, :, 0].mean(axis=1), atol=2e-7)
+
+
+def test_the_class_row_of_bfloat16_is_computed_in_float32():
+    query, key, _ = (a.astype(jnp.bfloat16) for a in random_qkv(40, width=64))
+    row = class_attention(query[:, 0], key)
+    _, weights = slow_attention(query, key, key)
+    assert row.dtype == jnp.float32
+    # bfloat16 logits would be wrong by some 2**-8 of a weight.
+    np.testing.assert_allclose(row, weights[:, :, 0].mean(axis=1), rtol=1e-5)
+
+
+def test_proportional_attention_by_hand():
+    """Two equal keys are one key of size 2: e / (2 e + 1), e = exp(1 / sqrt(2))."""
+    query = jnp.array([1.0, 0.0])[None, None]
+    keys = jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])[None, :, None]
+    apart = class_attention(query, keys)
+    np.testing.assert_allclose(apart[0], [0.401112, 0.401112, 0.197776], atol=1e-6)
+    together = class_attention(query, keys[:, 1:], jnp.log(jnp.array([[2.0, 1.0]])))
+    np.testing.assert_allclose(together[0], [0.802224, 0.197776], atol=1e-6)
+
+
+def test_a_token_of_size_three_is_three_copies_of_it():
+    query, key, value = random_qkv(6)
+    bias = jnp.log(jnp.array([[1.0, 1, 3, 1, 1, 1]] * 2))
+    copies = np.array([0, 1, 2, 2, 2, 3, 4, 5])
+    want = attend(query[:, copies], key[:, copies], value[:, copies])
+    got = attend(query, key, value, bias)
+    np.testing.assert_allclose(got[:, 2], want[:, 4], atol=2e-6)
+    np.testing.assert_allclose(got, want[:, [0, 1, 2, 5, 6, 7]], atol=2e-6)
+
+
+# The road to cuDNN, which runs on GPUs alone: its kernel is replaced by XLA's here.
+
+
+@pytest.fixture
+def cudnn_calls(monkeypatch):
+    """Calls that would have gone to cuDNN: (length, bias type, lengths)."""
+    calls, plain = [], jax.nn.dot_product_attention
+
+    def stand_in(query, key, value, *, bias, implementation, **options):
+        assert implementation == "cudnn"
+        kind = None if bias is None else bias.dtype
+        calls.append((query.shape[1], kind, options["key_value_seq_lengths"]))
+        return plain(query, key, value, bias=bias, implementation="xla", **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+    return calls
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("length", [1, 6, 7])
+def test_training_pads_odd_lengths_and_changes_nothing(cudnn_calls, length, biased):
+    arrays = random_qkv(length)
+    bias = random_bias(length) if biased else None
+    probe = random_qkv(length, seed=2)[0]
+
+    def loss(arrays, bias, attend):
+        out = attend(*arrays, bias)
+        return jnp.sum(out * probe), out
+
+    def on_cudnn(*arguments):
+        return attend(*arguments, backend="cudnn", train=True)
+
+    def plainly(query, key, value, bias):
+        logits = jnp.einsum("bnhd,bmhd->bhnm", query, key) / jnp.sqrt(query.shape[-1])
+        logits = logits if bias is None else logits + bias[:, None, None, :]
+        return jnp.einsum("bhnm,bmhd->bnhd", jax.nn.softmax(logits), value)
+
+    both = jax.grad(loss, has_aux=True)
+    got, want = both(arrays, bias, on_cudnn), both(arrays, bias, plainly)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=5e-6), got, want)
+    [(called, _, lengths)] = cudnn_calls
+    assert called == length + length % 2
+    assert lengths is None if length == called else lengths.tolist() == [length] * 2
+
+
+def test_inference_pads_nothing_and_gives_the_bias_in_the_type_of_the_keys(cudnn_calls):
+    query, key, value = (a.astype(jnp.bfloat16) for a in random_qkv(7))
+    out = attend(query, key, value, random_bias(7), backend="cudnn")
+    assert cudnn_calls == [(7, jnp.bfloat16, None)]
+    assert out.shape == (2, 7, 3, 5) and out.dtype == jnp.bfloat16
+
+
+# Which kernel
+
+
+def device(platform, capability=None):
+    found = types.SimpleNamespace(platform=platform)
+    if capability is not None:
+        found.compute_capability = capability
+    return found
+
+
+@pytest.mark.parametrize(
+    "found, dtype, head_dim, backend",
+    [
+        (device("gpu", "8.0"), "bfloat16", 64, "cudnn"),
+        (device("gpu", "10.0"), "float16", 8, "cudnn"),
+        (device("gpu", "9.0"), "float32", 64, "xla"),
+        (device("gpu", "7.5"), "bfloat16", 64, "xla"),
+        (device("gpu", "9.0"), "bfloat16", 12, "xla"),
+        (device("gpu", "9.0"), "bfloat16", 136, "xla"),
+        (device("gpu", "gfx942"), "bfloat16", 64, "xla"),
+        (device("tpu"), "bfloat16", 64, "xla"),
+        (device("cpu"), "bfloat16", 64, "xla"),
+    ],
+)
+def test_auto_takes_cudnn_where_it_runs(monkeypatch, found, dtype, head_dim, backend):
+    monkeypatch.setattr(jax, "local_devices", lambda: [found])
+    assert resolve_backend("auto", dtype, head_dim) == backend
+    assert resolve_backend("xla", dtype, head_dim) == "xla"
+    if backend == "cudnn":
+        assert resolve_backend("cudnn", dtype, head_dim) == "cudnn"
+    else:
+        with pytest.raises(InputError, match="config.model.attention is 'cudnn'"):
+            resolve_backend("cudnn", dtype, head_dim)
+
+
+@pytest.mark.parametrize(
+    "found, dtype, head_dim, needed",
+    [
+        (device("cpu"), "bfloat16", 64, "an NVIDIA GPU of compute capability 8.0"),
+        (device("gpu", "9.0"), "float32", 64, "'bfloat16' or 'float16', not 'float32'"),
+        (device("gpu", "9.0"), "bfloat16", 20, "8, 16, .. 128, not 20"),
+    ],
+)
+def test_cudnn_where_it_cannot_run_says_why(
+    monkeypatch, found, dtype, head_dim, needed
+):
+    monkeypatch.setattr(jax, "local_devices", lambda: [found])
+    with pytest.raises(InputError, match=needed):
+        resolve_backend("cudnn", dtype, head_dim)
+
+
+def test_an_unknown_kernel_lists_the_known_ones():
+    with pytest.raises(InputError, match="is 'flash'; allowed are 'auto', 'xla', 'cu"):
+        resolve_backend("flash", "float32")
+
+
+# The module
+
+
+def test_only_what_is_needed_is_tapped():
+    module = attention.Attention(num_heads=3)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 7, 12)), jnp.float32)
+    variables = module.init(jax.random.key(0), x)
+
+    def taps(**options):
+        return module.apply(variables, x, **options)[1]
+
+    assert taps() == attention.AttentionTaps()
+    row = taps(needs=("cls_attn",), num_prefix=2)
+    assert row.metric is None and row.cls_attn.shape == (2, 5)
+    tokens = taps(needs=("cls_attn", "metric"), metric="token")
+    assert tokens.metric is None and tokens.cls_attn.shape == (2, 6)
+    key = taps(needs=("metric",), metric="key")
+    assert key.cls_attn is None and key.metric.shape == (2, 6, 4)
