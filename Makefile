@@ -12,7 +12,7 @@ train: $(VENV)/installed
 	$(BIN)/python train.py --config configs/quickstart.py --workdir $(WORKDIR)
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -73,4 +73,4 @@ def get_config():
     config.log_every_steps = 50
     config.progress = True  # a progress bar
     config.pictures = 6  # test images in the picture of the tokens at the end; 0: none
-    return config
+    return config.lock()

@@ -20,18 +20,20 @@ def get_config():
     config.reduction.prune_blocks = (2, 5)
     config.data.name = "digits"
     config.data.crop = "shift"
-    config.data.shift = 2
+    config.data.shift = 1
     config.data.flip = False
     config.data.resize = "none"
     config.data.workers = 0
     config.epochs = 40
-    config.batch_size = 128
-    config.lr = 6e-3
+    config.batch_size = 64
+    config.lr = 1.6e-2  # 2e-3 at 64 images
+    config.warmup_epochs = 4.0
+    config.clip_grad_norm = 1.0
     config.mixup = 0.0
     config.cutmix = 0.0
     config.ema_decay = 0.99
     config.eval_batch_size = 360
     config.eval_every_epochs = 4
     config.checkpoint_every_steps = 1000
-    config.log_every_steps = 11
+    config.log_every_steps = 22
     return config

@@ -1,25 +1,55 @@
 """How does a command start and end? Flags in, one sentence for a mistake out."""
 
+import re
 import sys
 
 from absl import app, flags, logging
-from ml_collections import config_flags
 
+from imagepiece_jax import config_files
 from imagepiece_jax.errors import InputError, RunError
 
 EXIT_INPUT, EXIT_RUN, EXIT_INTERRUPT = 2, 1, 130
 
+flags.disclaim_key_flags()  # --config belongs to the command, whose --help shows it
+
+
+class _ConfigFlag(flags.Flag):
+    """--config FILE: `value` is the config, `path` what was typed."""
+
+    path = None
+
+    def __init__(self, help_text):
+        # Commands can be imported side by side, and each of them has this flag.
+        super().__init__(
+            flags.ArgumentParser(),
+            flags.ArgumentSerializer(),
+            "config",
+            default=None,
+            help_string=help_text,
+            allow_override=True,
+        )
+
+    def parse(self, argument):
+        self.path, self.value = argument, config_files.load(argument)
+
 
 def define_config(help_text="a config file, such as configs/quickstart.py"):
     """The --config flag with its --config.FIELD=VALUE overrides; returns its holder."""
-    return config_flags.DEFINE_config_file("config", None, help_text, lock_config=True)
+    help_text += "; --config.FIELD=VALUE changes a field of it"
+    return flags.DEFINE_flag(_ConfigFlag(help_text))
 
 
 def required(holder):
     """Value of a flag that the command cannot do without."""
     if holder.value is None:
-        raise InputError(f"--{holder.name} is missing; see --help")
+        help_text = flags.FLAGS[holder.name].help
+        raise InputError(f"--{holder.name} is missing: {help_text}")
     return holder.value
+
+
+def config_path():
+    """What was typed after --config."""
+    return flags.FLAGS["config"].path
 
 
 def run(main):
@@ -32,7 +62,7 @@ def run(main):
     def guarded(argv):
         try:
             if len(argv) > 1:
-                raise InputError(f"unexpected argument {argv[1]!r}; see --help")
+                raise InputError(_unexpected(argv[1]))
             return main() or 0
         except InputError as error:
             return _complain(error, EXIT_INPUT)
@@ -49,25 +79,66 @@ def run(main):
 
 
 def _parse(argv):
-    """absl's parser, with every mistake in a flag or a config file as one line."""
+    """What is left of `argv` once flags and overrides are taken; mistakes end here."""
     try:
-        return flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        sys.exit(_complain(lines[0] if lines else repr(error), EXIT_INPUT))
-    except SyntaxError as error:
-        message = f"config file {error.filename}, line {error.lineno}: {error.msg}"
-        sys.exit(_complain(message, EXIT_INPUT))
-    except OSError as error:
-        message = f"config file {error.filename}: {error.strerror}"
-        sys.exit(_complain(message, EXIT_INPUT))
+        argv, overrides = _split(argv)
+        try:
+            rest = flags.FLAGS(argv)
+        except SystemExit:  # --help ends absl's commands with 1
+            sys.exit(0)
+        if overrides:
+            config = required(flags.FLAGS["config"])
+            for field, text in overrides:
+                config_files.override(config, field, text)
+        return rest
+    except flags.UnrecognizedFlagError as error:
+        sys.exit(_complain(_unknown(error.flagname), EXIT_INPUT))
+    except (InputError, flags.Error) as error:
+        sys.exit(_complain(error, EXIT_INPUT))
+
+
+def _split(argv):
+    """(the rest of `argv`, overrides): of each override the field and its text.
+
+    An override is --config.FIELD=VALUE or --config.FIELD VALUE; for a switch
+    --config.FIELD (its text is None) or --noconfig.FIELD.
+    """
+    rest, overrides, words = [], [], list(argv)
+    while words:
+        word = words.pop(0)
+        found = re.fullmatch(r"--?(no)?config\.([^=]*)(?:=(.*))?", word, re.DOTALL)
+        if not found:
+            rest.append(word)
+            continue
+        negated, field, text = found.groups()
+        if negated and text is None:
+            text = "false"
+        elif text is None and words and not re.match(r"--?[a-z]", words[0]):
+            text = words.pop(0)
+        overrides.append((field, text))
+    return rest, overrides
+
+
+def _unknown(name):
+    """One sentence for a flag that there is not, with the one that may be meant."""
+    known = [flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])]
+    head, dot, tail = name.partition(".")
+    meant = config_files.closest(head, known)
+    if meant is not None:
+        return f"--{name} is not a flag; did you mean --{meant}{dot}{tail}?"
+    listed = ", ".join(f"--{flag}" for flag in known)
+    return (
+        f"--{name} is not a flag; allowed are {listed} and, for a field of the config, "
+        "--config.FIELD=VALUE"
+    )
+
+
+def _unexpected(word):
+    if word.endswith(".py"):
+        return f"{word} stands alone; did you mean --config {word}?"
+    return f"{word!r} stands alone; allowed are flags, see --help"
 
 
 def _complain(error, status):
     print(f"error: {error}", file=sys.stderr)
     return status
-
-
-def config_path():
-    """What was typed after --config."""
-    return config_flags.get_config_filename(flags.FLAGS["config"])

@@ -12,11 +12,13 @@ def main():
     config = cli.required(CONFIG)
     from imagepiece_jax.training import report, setup
 
+    setup.check(config)
     model, dense = setup.model(config), setup.dense(config)
-    print(report.plan_text(model, dense, config.image_size))
-    if model.stem != "patch":
-        patch = setup.dense(config, stem="patch")
-        print(report.against(model, patch, config.image_size))
+    # The same stem shows what the reduction saves; papers compare with the patch stem.
+    others = [dense, setup.dense(config, stem="patch")]
+    others = [other for other in dict.fromkeys(others) if other != model]
+    print(report.cost_table(model, dense, config.image_size))
+    print(report.cost_line(model, others, config.image_size))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,18 @@
 """How accurate are these weights? Top-1, top-5 and loss over every image of a set.
 
-python -m imagepiece_jax.evaluate --config configs/deit_ti.py --weights FILE_OR_WORKDIR \\
-    --data folder:PATH
+python -m imagepiece_jax.evaluate --config configs/deit_ti.py --data folder:PATH \\
+    --weights FILE_OR_WORKDIR
 """
 
+import errno
 import json
+import os
+import pathlib
 
 from absl import flags
 
 from imagepiece_jax import cli
+from imagepiece_jax.errors import InputError
 
 CONFIG = cli.define_config()
 WEIGHTS = flags.DEFINE_string(
@@ -28,6 +32,8 @@ JSON = flags.DEFINE_string("json", None, "also write the results to this file")
 
 def main():
     config, path = cli.required(CONFIG), cli.required(WEIGHTS)
+    if JSON.value:
+        check_writable(JSON.value)
     from imagepiece_jax.data import loader
     from imagepiece_jax.models import zoo
     from imagepiece_jax.training import evaluation, parallel, setup, weights
@@ -36,14 +42,14 @@ def main():
     config.data.name = DATA.value or config.data.name
     config.data.resize = RESIZE.value or config.data.resize
     setup.check(config)
-    model = setup.model(config)
+    model, transform = setup.model(config), setup.eval_transform(config)
     source = setup.source(config, "val")
-    like = weights.fresh(model, config.image_size, config.seed)
+    like = weights.shapes(model, config.image_size)
     variables = weights.load(path, like, which=CHECKPOINT.value)
     place = loader.Placement(local_devices=len(parallel.local_devices()))
     batches = loader.eval_batches(
         source,
-        setup.eval_transform(config),
+        transform,
         batch_size=setup.eval_batch_size(config, place),
         placement=place,
         workers=config.data.workers,
@@ -56,8 +62,26 @@ def main():
         "acc1 {acc1:.2f} %  acc5 {acc5:.2f} %  loss {loss:.4f}  images {images}  "
         "gmacs {gmacs:.3f}  throughput {throughput:.1f} img/s".format(**result)
     )
+    if result["unreadable"]:
+        print(f"left out: {result['unreadable']} images that cannot be read")
     if JSON.value:
         replace_file(JSON.value, json.dumps(result, indent=2) + "\n")
+
+
+def check_writable(path):
+    """InputError for a file that cannot be written: now, not after the evaluation."""
+    path = pathlib.Path(path)
+    new = path.with_name(path.name + ".tmp")  # written first, see `replace_file`
+    try:
+        new.touch()
+        new.unlink()
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    except OSError as error:
+        raise InputError(
+            f"--json {path} cannot be written ({error.strerror}); allowed is a file in "
+            "a folder that exists"
+        ) from error
 
 
 if __name__ == "__main__":

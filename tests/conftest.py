@@ -3,8 +3,12 @@
 import os
 import pathlib
 
-import jax
-import pytest
+# Tests compile hundreds of tiny programs and run each once: compile them fast. Runs in
+# processes of their own (tests/runs.py) are compiled as users compile them.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -38,15 +38,15 @@ def resolve_backend(requested, dtype, head_dim=64):
         raise InputError(
             f"config.model.attention is {requested!r}; allowed are {listed}"
         )
+    if requested == "xla":
+        return requested
     obstacle = _no_cudnn(jax.local_devices()[0], jnp.dtype(dtype), head_dim)
     if requested == "cudnn" and obstacle:
         raise InputError(
             f"config.model.attention is 'cudnn', which needs {obstacle}; allowed here "
             "are 'xla' and 'auto'"
         )
-    if requested == "auto":
-        return "xla" if obstacle else "cudnn"
-    return requested
+    return "xla" if obstacle else "cudnn"
 
 
 def _no_cudnn(device, dtype, head_dim):

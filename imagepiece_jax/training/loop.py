@@ -81,14 +81,13 @@ class _Run:
         """(state, meta, restored step or None) that training starts from."""
         variables = weights.initial(self.config, self.model)
         state = init_state(variables, self.optimizer, self.config.ema_decay > 0)
-        if write:
-            record_run(
-                self.workdir,
-                self.config.to_dict(),
-                setup.MAY_CHANGE,
-                _versions(),
-                parallel.is_main(),
-            )
+        record_run(
+            self.workdir,
+            self.config.to_dict(),
+            setup.MAY_CHANGE,
+            _versions(),
+            is_main=write and parallel.is_main(),
+        )
         if self.checkpoints.latest_step() is None:
             return state, {"best": {"acc1": -1.0, "step": 0}, "last": None}, None
         return self.checkpoints.restore(state)

@@ -44,12 +44,13 @@ def learning_rate(
     """
     if lr_offset not in (0, 1):
         raise InputError(
-            f"lr_offset is {lr_offset!r}, but allowed are 0 (a rate for each "
+            f"config.lr_offset is {lr_offset!r}; allowed are 0 (a rate for each "
             "iteration) and 1 (DeiT's: a rate for each epoch, one epoch late)"
         )
     if not 0 <= warmup_epochs <= epochs:
         raise InputError(
-            f"warmup_epochs is {warmup_epochs}, but allowed is 0 to epochs ({epochs})"
+            f"config.warmup_epochs is {warmup_epochs}; allowed are 0 to config.epochs, "
+            f"{epochs}"
         )
     # Whole epochs in integers: t is then exact where an epoch begins, on any device.
     epoch, rest = jnp.divmod(jnp.asarray(step), steps_per_epoch)
@@ -87,7 +88,9 @@ def adamw(schedule, *, weight_decay, b1, b2, eps, clip_norm):
     scaled down to a global norm of `clip_norm`; 0.0 means no clipping.
     """
     if clip_norm < 0:
-        raise InputError(f"clip_norm is {clip_norm}, but allowed is 0.0 (none) or more")
+        raise InputError(
+            f"config.clip_grad_norm is {clip_norm}; allowed are 0.0 (none) or more"
+        )
     optimizer = optax.adamw(
         schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decay_mask
     )

@@ -1,8 +1,10 @@
 """What does the config ask for? Its fields as objects, checked before any compile."""
 
 import dataclasses
+import math
 import numbers
 
+import jax
 import jax.numpy as jnp
 
 from imagepiece_jax.data import loader, sources, transforms
@@ -21,6 +23,9 @@ MAY_CHANGE = (
 )
 # field -> (lowest, highest) allowed value
 RANGES = {
+    "seed": (0, 2**32 - 1),  # more bits than a JAX key would take are cut off
+    "image_size": (1, None),
+    "num_classes": (1, None),
     "epochs": (1, None),
     "batch_size": (1, None),
     "eval_batch_size": (1, None),
@@ -34,7 +39,9 @@ RANGES = {
     "lr": (0, None),
     "min_lr": (0, None),
     "warmup_lr": (0, None),
+    "warmup_epochs": (0, None),
     "weight_decay": (0, None),
+    "eps": (0, None),
     "clip_grad_norm": (0, None),
     "label_smoothing": (0, 1),
     "mixup": (0, None),
@@ -46,15 +53,43 @@ RANGES = {
 
 
 def check(config):
-    """InputError for the first number of `config` that is out of its range."""
+    """InputError for the first number of `config` that is missing or out of range."""
     for field, (low, high) in RANGES.items():
-        value = config
-        for name in field.split("."):
-            value = value[name]
-        fits = isinstance(value, numbers.Real) and value >= low
-        if not fits or (high is not None and value > high):
+        value = _value(config, field)
+        if not _within(value, low, high):
             allowed = f"{low} or more" if high is None else f"{low} to {high}"
             raise InputError(f"config.{field} is {value}; allowed are {allowed}")
+    betas, area = _value(config, "betas"), _value(config, "data.area")
+    if not _pair(betas) or max(betas) == 1:
+        raise InputError(
+            f"config.betas is {betas}; allowed are two numbers from 0 to below 1"
+        )
+    if not _pair(area) or not 0 < area[0] <= area[1]:
+        raise InputError(
+            f"config.data.area is {area}; allowed are two shares of the image above 0 "
+            "and up to 1, the lower one first"
+        )
+
+
+def _pair(values):
+    return len(values) == 2 and all(_within(value, 0, 1) for value in values)
+
+
+def _value(config, field):
+    value = config
+    for name in field.split("."):
+        value = value.get(name)
+        if value is None:
+            raise InputError(
+                f"config.{field} is missing; a config starts from configs/base.py"
+            )
+    return value
+
+
+def _within(value, low, high):
+    if not isinstance(value, numbers.Real) or not math.isfinite(value):
+        return False
+    return value >= low and (high is None or value <= high)
 
 
 def model(config, axis_name=None):
@@ -159,7 +194,7 @@ def schedule(config, steps_per_epoch):
             lr_offset=config.lr_offset,
         )
 
-    rate(jnp.int32(0))  # its own checks, now and not in the middle of a compile
+    jax.eval_shape(rate, jnp.int32(0))  # its own checks, now and not in a compile
     return rate
 
 

@@ -130,7 +130,7 @@ def train_step(state, batch, *, model, optimizer, rate, recipe):
     )
     metrics = {
         "loss": sums["loss"] / sums["samples"],
-        "grad_norm": optax.global_norm(grads),
+        "grad_norm": optax.tree.norm(grads),
         "lr": rate(state.step),
         "window": window,
     }

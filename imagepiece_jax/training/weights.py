@@ -21,24 +21,44 @@ def fresh(model, image_size, seed):
     return jax.jit(model.clone(axis_name=None).init)(key, images)
 
 
+def shapes(model, image_size):
+    """Shapes and types of `fresh`, without computing anything."""
+    return jax.eval_shape(lambda: fresh(model, image_size, seed=0))
+
+
 def initial(config, model):
-    """Variables that training starts from: `config.init.weights`, else fresh ones."""
-    variables = fresh(model, config.image_size, config.seed)
+    """Variables that training starts from: `config.init.weights`, else fresh ones.
+
+    The file is read before anything is compiled. InputError where it does not fit.
+    """
     allowed = tuple(config.init.fresh)
+    if not all(isinstance(name, str) for name in allowed):
+        raise InputError(
+            f"config.init.fresh is {allowed}; allowed are names of parts, such as head"
+        )
     if not config.init.weights:
         if allowed:
             raise InputError(
                 f"config.init.fresh is {allowed}, but config.init.weights is empty; "
                 "everything is fresh then"
             )
-        return variables
-    return load(config.init.weights, variables, allowed)
+        return fresh(model, config.image_size, config.seed)
+    like = shapes(model, config.image_size)
+    loaded = load(config.init.weights, like, allowed)
+    if not allowed:
+        return loaded
+    drawn = fresh(model, config.image_size, config.seed)
+
+    def choose(value, new):
+        return new if isinstance(value, jax.ShapeDtypeStruct) else value
+
+    return jax.tree.map(choose, loaded, drawn)
 
 
 def load(path, like, allowed_fresh=(), which="best"):
     """Variables of the shapes of `like` from a weights file or a run's workdir.
 
-    `allowed_fresh` names the parts that keep their values of `like`. InputError for
+    `allowed_fresh` names the parts that keep what `like` has for them. InputError for
     anything else that is missing, left over or of another shape.
     """
     path = pathlib.Path(path)

@@ -1,5 +1,6 @@
 """Is attention what the definition says, whatever kernel runs and whatever it taps?"""
 
+import functools
 import types
 
 import jax
@@ -10,6 +11,11 @@ import pytest
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import attention
 from imagepiece_jax.models.attention import attend, class_attention, resolve_backend
+from tests.models import tiny
+
+# One compile a shape instead of one an operation.
+attend_jit = tiny.jit(attend)
+class_row = tiny.jit(class_attention)
 
 
 def random_qkv(length, heads=3, width=5, batch=2, seed=0):
@@ -43,21 +49,20 @@ def slow_attention(query, key, value, bias=None):
 # Values
 
 
-@pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize("length", [1, 2, 7])
+@pytest.mark.parametrize("length, biased", [(1, True), (2, False), (7, True)])
 def test_attend_and_the_class_row_equal_slow_attention(length, biased):
     query, key, value = random_qkv(length)
     bias = random_bias(length) if biased else None
     out, weights = slow_attention(query, key, value, bias)
-    np.testing.assert_allclose(attend(query, key, value, bias), out, atol=2e-6)
-    row = class_attention(query[:, 0], key, bias)
+    np.testing.assert_allclose(attend_jit(query, key, value, bias), out, atol=2e-6)
+    row = class_row(np.asarray(query)[:, 0], key, bias)
     assert row.dtype == jnp.float32
     np.testing.assert_allclose(row, weights[:, :, 0].mean(axis=1), atol=2e-7)
 
 
 def test_the_class_row_of_bfloat16_is_computed_in_float32():
     query, key, _ = (a.astype(jnp.bfloat16) for a in random_qkv(40, width=64))
-    row = class_attention(query[:, 0], key)
+    row = class_row(np.asarray(query)[:, 0], key)
     _, weights = slow_attention(query, key, key)
     assert row.dtype == jnp.float32
     # bfloat16 logits would be wrong by some 2**-8 of a weight.
@@ -66,20 +71,19 @@ def test_the_class_row_of_bfloat16_is_computed_in_float32():
 
 def test_proportional_attention_by_hand():
     """Two equal keys are one key of size 2: e / (2 e + 1), e = exp(1 / sqrt(2))."""
-    query = jnp.array([1.0, 0.0])[None, None]
-    keys = jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])[None, :, None]
-    apart = class_attention(query, keys)
+    query = np.float32([1, 0])[None, None]
+    keys = np.float32([[1, 0], [1, 0], [0, 1]])[None, :, None]
+    apart = class_row(query, keys)
     np.testing.assert_allclose(apart[0], [0.401112, 0.401112, 0.197776], atol=1e-6)
-    together = class_attention(query, keys[:, 1:], jnp.log(jnp.array([[2.0, 1.0]])))
+    together = class_row(query, keys[:, 1:], np.log([[2.0, 1.0]], dtype=np.float32))
     np.testing.assert_allclose(together[0], [0.802224, 0.197776], atol=1e-6)
 
 
 def test_a_token_of_size_three_is_three_copies_of_it():
-    query, key, value = random_qkv(6)
-    bias = jnp.log(jnp.array([[1.0, 1, 3, 1, 1, 1]] * 2))
-    copies = np.array([0, 1, 2, 2, 2, 3, 4, 5])
-    want = attend(query[:, copies], key[:, copies], value[:, copies])
-    got = attend(query, key, value, bias)
+    qkv = [np.asarray(a) for a in random_qkv(6)]
+    bias = np.log([[1, 1, 3, 1, 1, 1]] * 2).astype(np.float32)
+    want = np.asarray(attend_jit(*(a[:, [0, 1, 2, 2, 2, 3, 4, 5]] for a in qkv)))
+    got = np.asarray(attend_jit(*qkv, bias))
     np.testing.assert_allclose(got[:, 2], want[:, 4], atol=2e-6)
     np.testing.assert_allclose(got, want[:, [0, 1, 2, 5, 6, 7]], atol=2e-6)
 
@@ -89,21 +93,23 @@ def test_a_token_of_size_three_is_three_copies_of_it():
 
 @pytest.fixture
 def cudnn_calls(monkeypatch):
-    """Calls that would have gone to cuDNN: (length, bias type, lengths)."""
+    """Calls that would have gone to cuDNN: (length, type of the bias, masked?)."""
     calls, plain = [], jax.nn.dot_product_attention
 
     def stand_in(query, key, value, *, bias, implementation, **options):
         assert implementation == "cudnn"
         kind = None if bias is None else bias.dtype
-        calls.append((query.shape[1], kind, options["key_value_seq_lengths"]))
+        masked = options["key_value_seq_lengths"] is not None
+        calls.append((query.shape[1], kind, masked))
         return plain(query, key, value, bias=bias, implementation="xla", **options)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
     return calls
 
 
-@pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize("length", [1, 6, 7])
+@pytest.mark.parametrize(
+    "length, biased", [(6, True), (7, True), (7, False), (1, True)]
+)
 def test_training_pads_odd_lengths_and_changes_nothing(cudnn_calls, length, biased):
     arrays = random_qkv(length)
     bias = random_bias(length) if biased else None
@@ -121,22 +127,24 @@ def test_training_pads_odd_lengths_and_changes_nothing(cudnn_calls, length, bias
         logits = logits if bias is None else logits + bias[:, None, None, :]
         return jnp.einsum("bhnm,bmhd->bnhd", jax.nn.softmax(logits), value)
 
-    both = jax.grad(loss, has_aux=True)
+    both = tiny.jit(jax.grad(loss, has_aux=True), static_argnames="attend")
     got, want = both(arrays, bias, on_cudnn), both(arrays, bias, plainly)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=5e-6), got, want)
-    [(called, _, lengths)] = cudnn_calls
+    [(called, _, masked)] = cudnn_calls
     assert called == length + length % 2
-    assert lengths is None if length == called else lengths.tolist() == [length] * 2
+    assert masked == (called != length)
 
 
 def test_inference_pads_nothing_and_gives_the_bias_in_the_type_of_the_keys(cudnn_calls):
-    query, key, value = (a.astype(jnp.bfloat16) for a in random_qkv(7))
-    out = attend(query, key, value, random_bias(7), backend="cudnn")
-    assert cudnn_calls == [(7, jnp.bfloat16, None)]
+    qkv = [a.astype(jnp.bfloat16) for a in random_qkv(7)]
+    out = jax.eval_shape(
+        lambda *arrays: attend(*arrays, backend="cudnn"), *qkv, random_bias(7)
+    )
+    assert cudnn_calls == [(7, jnp.bfloat16, False)]
     assert out.shape == (2, 7, 3, 5) and out.dtype == jnp.bfloat16
 
 
-# Which kernel
+# Which kernel?
 
 
 def device(platform, capability=None):
@@ -192,16 +200,17 @@ def test_an_unknown_kernel_lists_the_known_ones():
         resolve_backend("flash", "float32")
 
 
-# The module
+# What is tapped?
 
 
 def test_only_what_is_needed_is_tapped():
     module = attention.Attention(num_heads=3)
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 7, 12)), jnp.float32)
-    variables = module.init(jax.random.key(0), x)
+    x = jax.ShapeDtypeStruct((2, 7, 12), jnp.float32)
+    variables = jax.eval_shape(module.init, jax.random.key(0), x)
 
     def taps(**options):
-        return module.apply(variables, x, **options)[1]
+        apply = functools.partial(module.apply, **options)
+        return jax.eval_shape(apply, variables, x)[1]
 
     assert taps() == attention.AttentionTaps()
     row = taps(needs=("cls_attn",), num_prefix=2)
@@ -210,3 +219,16 @@ def test_only_what_is_needed_is_tapped():
     assert tokens.metric is None and tokens.cls_attn.shape == (2, 6)
     key = taps(needs=("metric",), metric="key")
     assert key.cls_attn is None and key.metric.shape == (2, 6, 4)
+
+
+@pytest.mark.parametrize("metric", ["query", "key", "value"])
+def test_the_metric_is_the_mean_over_heads_of_one_projection(metric):
+    module = attention.Attention(num_heads=3)
+    x = np.random.default_rng(0).normal(size=(2, 7, 12)).astype(np.float32)
+    variables = tiny.fill(jax.eval_shape(module.init, jax.random.key(0), x))
+    apply = functools.partial(module.apply, needs=("metric",), metric=metric)
+    _, taps = tiny.jit(apply)(variables, x)
+    layer = variables["params"][metric[0]]
+    want = (x.astype(float) @ layer["kernel"] + layer["bias"]).reshape(2, 7, 3, 4)
+    assert taps.metric.dtype == jnp.float32
+    np.testing.assert_allclose(taps.metric, want[:, 1:].mean(axis=2), atol=2e-6)

@@ -82,11 +82,12 @@ def test_no_warmup_starts_at_the_peak():
 
 
 def test_impossible_schedules_are_named():
-    with pytest.raises(InputError, match="lr_offset is 2, but allowed are 0"):
+    with pytest.raises(InputError, match="config.lr_offset is 2; allowed are 0"):
         learning_rate(0, **DEIT, lr_offset=2)
-    with pytest.raises(InputError, match=r"warmup_epochs is 301, .* to epochs \(300\)"):
+    allowed = "config.warmup_epochs is 301; allowed are 0 to config.epochs, 300"
+    with pytest.raises(InputError, match=allowed):
         learning_rate(0, **{**DEIT, "warmup_epochs": 301})
-    with pytest.raises(InputError, match="clip_norm is -1.0"):
+    with pytest.raises(InputError, match="config.clip_grad_norm is -1.0"):
         adamw(lambda step: 0.1, weight_decay=0, b1=0, b2=0, eps=0, clip_norm=-1.0)
 
 

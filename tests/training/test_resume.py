@@ -77,5 +77,5 @@ def test_a_finished_run_says_so_and_another_config_is_refused(tmp_path):
     other = runs.start(tmp_path / "run", fields | {"lr": 0.001}, tmp_path / "cache")
     assert other.wait(timeout=100) == 2
     message = (tmp_path / "run.log").read_text().splitlines()[-1]
-    assert message.startswith("error: ") and "lr = 0.006" in message
+    assert message.startswith("error: ") and "lr = 0.016" in message
     assert read_metrics(tmp_path / "run") == before

@@ -1,0 +1,188 @@
+"""Do both stems compute what slow loops do, and do batch statistics add up?"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from imagepiece_jax.models.stems import ConvStem, PatchStem
+from tests.models import tiny
+
+SLOT = 4  # images on each of the devices that share batch statistics
+
+
+def random_images(batch, side, seed=0):
+    noise = np.random.default_rng(seed).normal(size=(batch, side, side, 3))
+    return noise.astype(np.float32)
+
+
+def random_variables(stem, side):
+    return tiny.fill(tiny.shapes(stem, side))
+
+
+def slow_convolution(image, kernel, stride, pad):
+    """Loops over the output's pixels. [H, W, C], [k, k, C, D] -> [H', W', D]."""
+    image = np.pad(np.asarray(image, float), ((pad, pad), (pad, pad), (0, 0)))
+    width = kernel.shape[0]
+    places = range(0, image.shape[0] - width + 1, stride)
+    out = np.zeros((len(places), len(places), kernel.shape[3]))
+    for i, top in enumerate(places):
+        for j, left in enumerate(places):
+            window = image[top : top + width, left : left + width]
+            out[i, j] = np.tensordot(window, np.asarray(kernel, float), 3)
+    return out
+
+
+def test_patch_stem_equals_a_slow_convolution():
+    stem, images = PatchStem(embed_dim=5, patch_size=4), random_images(2, 12)
+    variables = random_variables(stem, 12)
+    proj = variables["params"]["proj"]
+    out = tiny.jit(stem.apply)(variables, images)
+    assert out.shape == (2, 3, 3, 5)
+    for image, got in zip(images, out, strict=True):
+        want = slow_convolution(image, proj["kernel"], 4, 0) + proj["bias"]
+        np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", [8, 12])
+def test_conv_stem_equals_slow_convolutions(side):
+    """Padding is one pixel on both sides, so an even side reads its first border."""
+    stem, images = ConvStem(embed_dim=6, patch_size=4), random_images(2, side)
+    variables = random_variables(stem, side)
+    params, running = variables["params"], variables["batch_stats"]
+    out = tiny.jit(stem.apply)(variables, images)
+    for image, got in zip(images, out, strict=True):
+        x = image
+        for i in range(2):
+            scale, bias = params[f"norm_{i}"]["scale"], params[f"norm_{i}"]["bias"]
+            mean, var = running[f"norm_{i}"]["mean"], running[f"norm_{i}"]["var"]
+            x = slow_convolution(x, params[f"conv_{i}"]["kernel"], 2, 1)
+            x = (x - mean) / np.sqrt(np.asarray(var, float) + 1e-5) * scale + bias
+            x = np.maximum(x, 0)
+        proj = params["proj"]
+        want = slow_convolution(x, proj["kernel"], 1, 0) + proj["bias"]
+        np.testing.assert_allclose(got, want, atol=2e-5)
+
+
+def layers(stem, side):
+    """Shapes [H, W, C] of what each layer puts out, by name."""
+    images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    run = functools.partial(stem.apply, capture_intermediates=True, mutable=True)
+    _, seen = jax.eval_shape(run, tiny.shapes(stem, side), images)
+    seen = traverse_util.flatten_dict(seen["intermediates"], sep="/")
+    return {name.split("/")[0]: out[0].shape[1:] for name, out in seen.items()}
+
+
+def test_sizes_of_the_conv_stem_of_deit_s():
+    """3-48-96-192-384, each halving the side, then 1x1: 1,021,488 parameters."""
+    stem = ConvStem(embed_dim=384, patch_size=16)
+    seen = layers(stem, 224)
+    assert [seen[f"conv_{i}"] for i in range(4)] == [
+        (112, 112, 48),
+        (56, 56, 96),
+        (28, 28, 192),
+        (14, 14, 384),
+    ]
+    assert seen["proj"] == (14, 14, 384)
+    assert tiny.count(tiny.shapes(stem, 224)["params"]) == 1_021_488
+
+
+@pytest.mark.parametrize("patch_size, widths", [(2, [64]), (8, [16, 32, 64])])
+def test_a_patch_of_two_to_the_k_takes_k_convolutions(patch_size, widths):
+    seen = layers(ConvStem(embed_dim=64, patch_size=patch_size), 16)
+    assert [seen[f"conv_{i}"][2] for i in range(len(widths))] == widths
+    assert f"conv_{len(widths)}" not in seen
+    assert seen["proj"] == (16 // patch_size, 16 // patch_size, 64)
+
+
+def test_convolutions_start_uniform_within_one_over_the_root_of_their_fan_in():
+    images, key = jnp.zeros((1, 8, 8, 3)), jax.random.key(0)
+    conv = tiny.jit(ConvStem(embed_dim=64, patch_size=4).init)(key, images)["params"]
+    patch = tiny.jit(PatchStem(embed_dim=64, patch_size=4).init)(key, images)["params"]
+    drawn = [(conv["conv_0"]["kernel"], 27), (conv["conv_1"]["kernel"], 9 * 32)]
+    drawn += [(conv["proj"][name], 64) for name in ("kernel", "bias")]
+    drawn += [(patch["proj"][name], 48) for name in ("kernel", "bias")]
+    for values, fan_in in drawn:
+        values = np.asarray(values).ravel() * fan_in**0.5  # now U(-1, 1)
+        tolerance = 4 / len(values) ** 0.5  # some four standard errors
+        assert np.abs(values).max() <= 1 + 1e-6
+        assert np.abs(values).max() > 1 - 8 / len(values)
+        assert abs(values.mean()) < tolerance
+        assert abs((values**2).mean() - 1 / 3) < tolerance
+    assert set(conv["conv_0"]) == {"kernel"}  # batch norm has the bias
+
+
+# Batch norm
+
+
+def train(stem, variables, images):
+    """(output, new statistics) of a training pass."""
+    out, changed = stem.apply(variables, images, True, mutable=["batch_stats"])
+    return out, changed["batch_stats"]
+
+
+def test_training_uses_the_batch_and_moves_the_running_statistics_a_tenth():
+    stem, images = ConvStem(embed_dim=6, patch_size=2), random_images(3, 8)
+    variables = random_variables(stem, 8)
+    params, old = variables["params"], variables["batch_stats"]["norm_0"]
+    out, new = tiny.jit(functools.partial(train, stem))(variables, images)
+    kernel = params["conv_0"]["kernel"]
+    x = np.stack([slow_convolution(image, kernel, 2, 1) for image in images])
+    mean, var = x.mean(axis=(0, 1, 2)), x.var(axis=(0, 1, 2))
+    for name, value in (("mean", mean), ("var", var)):
+        want = 0.9 * old[name] + 0.1 * value
+        np.testing.assert_allclose(new["norm_0"][name], want, rtol=1e-5, atol=1e-6)
+    scale, bias = params["norm_0"]["scale"], params["norm_0"]["bias"]
+    x = np.maximum((x - mean) / np.sqrt(var + 1e-5) * scale + bias, 0)
+    want = x @ np.asarray(params["proj"]["kernel"][0, 0]) + params["proj"]["bias"]
+    np.testing.assert_allclose(out, want, atol=2e-5)
+
+
+def test_statistics_of_bfloat16_are_float32():
+    stem = ConvStem(embed_dim=6, patch_size=2, dtype=jnp.bfloat16)
+    images = random_images(2, 8).astype(jnp.bfloat16)
+    out, new = jax.eval_shape(
+        functools.partial(train, stem), tiny.shapes(stem, 8), images
+    )
+    assert out.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(new)} == {jnp.dtype("float32")}
+
+
+def test_two_devices_normalise_by_the_whole_batch():
+    """Outputs, statistics and gradients of 2 x 4 images are those of 8 images."""
+    images = random_images(2 * SLOT, 8)
+    probe = random_images(2 * SLOT, 4, seed=1).reshape(2 * SLOT, 2, 2, 12)
+    whole = ConvStem(embed_dim=12, patch_size=4)
+    shared = whole.clone(axis_name="devices")
+    variables = random_variables(whole, 8)
+
+    def step(stem, images, probe):
+        def loss(params):
+            out, new = train(stem, variables | {"params": params}, images)
+            return jnp.sum(out * probe), (out, new)
+
+        return jax.grad(loss, has_aux=True)(variables["params"])
+
+    def split(x):
+        return x.reshape(2, SLOT, *x.shape[1:])
+
+    both = jax.vmap(functools.partial(step, shared), axis_name="devices")
+    gradients, (out, new) = tiny.jit(both)(split(images), split(probe))
+    want_gradients, (want, want_new) = tiny.jit(functools.partial(step, whole))(
+        images, probe
+    )
+
+    def equal(got, want):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=2e-5)
+
+    equal(out.reshape(want.shape), want)
+    for device in range(2):
+        jax.tree.map(lambda got, want, d=device: equal(got[d], want), new, want_new)
+    jax.tree.map(
+        lambda got, want: equal(got.sum(axis=0), want), gradients, want_gradients
+    )
+    alone = tiny.jit(functools.partial(train, whole))(variables, images[:SLOT])[0]
+    assert np.abs(alone - want[:SLOT]).max() > 0.01

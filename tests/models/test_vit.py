@@ -1,0 +1,293 @@
+"""Does the transformer equal a slow one, dense and reduced, however it is run?"""
+
+import functools
+import itertools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from imagepiece_jax.models import vit, zoo
+from imagepiece_jax.reduction.methods import METHODS
+from tests import oracles
+from tests.models import slow_deit, tiny
+
+
+def forward(model):
+    """Compiled (variables, images) -> Outputs."""
+    return tiny.jit(model.apply)
+
+
+def close(got, want, atol=2e-5):
+    chex.assert_trees_all_close(got, want, atol=atol, rtol=2e-5)
+
+
+# Values
+
+
+def slow_outputs(model, variables, images, results=(), **options):
+    """The float64 model's answers, stacked: (logits, tokens, size, seen by image)."""
+    steps = [block for block, layer in enumerate(model.plan) if layer.counts]
+    answers = []
+    for b, image in enumerate(images):
+        moves = {
+            block: slow_deit.Move(
+                dest=np.asarray(result.dest[b]),
+                n_out=result.n_out,
+                weight=None if result.weight is None else np.asarray(result.weight[b]),
+                mean=result.mean,
+            )
+            for block, result in zip(steps, results, strict=True)
+        }
+        answers.append(
+            slow_deit.forward(
+                jax.tree.map(lambda a: np.asarray(a, float), variables["params"]),
+                np.asarray(image, float),
+                heads=tiny.HEADS,
+                patch=tiny.PATCH,
+                moves=moves,
+                **{k: v[b] if k == "scale" else v for k, v in options.items()},
+            )
+        )
+    logits, tokens, size, seen = zip(*answers, strict=True)
+    return np.stack(logits), np.stack(tokens), np.stack(size), seen
+
+
+def test_dense_equals_a_slow_deit():
+    model, images = tiny.model(), tiny.images()
+    variables = tiny.variables(model)
+    out = forward(model)(variables, images)
+    logits, tokens, _, _ = slow_outputs(model, variables, images)
+    close(out.logits, logits)
+    close(out.tokens, tokens)
+    assert out.results == () and out.taps == ()
+
+
+@pytest.mark.parametrize(
+    "reduction, prop_attn",
+    [
+        (tiny.IMAGEPIECE, True),
+        (tiny.IMAGEPIECE | {"metric": "token", "size_weighting": False}, False),
+        (tiny.FUSED, True),
+    ],
+    ids=["key", "token", "fused"],
+)
+def test_reduced_equals_a_slow_deit_that_makes_the_same_moves(reduction, prop_attn):
+    """Attention's bias, what reducers are told, features, sizes, the patches' map."""
+    model = tiny.model(reduction, prop_attn=prop_attn, trace_source=True)
+    variables, images = tiny.variables(model), tiny.images(2)
+    out = forward(model)(variables, images)
+    logits, tokens, size, seen = slow_outputs(
+        model, variables, images, out.results, prop_attn=prop_attn
+    )
+    close(out.logits, logits)
+    close(out.tokens, tokens)
+    np.testing.assert_array_equal(out.state.size, size)
+    steps = [block for block, layer in enumerate(model.plan) if layer.counts]
+    assert len(out.results) == len(out.taps) == len(steps) > 1
+    for b, (block, taps) in itertools.product(
+        range(2), zip(steps, out.taps, strict=True)
+    ):
+        close(taps.cls_attn[b], seen[b][block].rows.mean(axis=0)[1:], atol=1e-6)
+        close(taps.x[b], seen[b][block].x[1:])
+        if reduction.get("metric") == "token" and taps.metric is not None:
+            close(taps.metric[b], seen[b][block].x[1:])
+        elif taps.metric is not None:
+            close(taps.metric[b], seen[b][block].key[1:].mean(axis=1))
+    for b in range(2):
+        source = np.arange(tiny.TOKENS)
+        for result in out.results:
+            source = oracles.compose(np.asarray(result.dest[b]), source)
+        np.testing.assert_array_equal(out.state.source[b], source)
+        counted = oracles.count_sources(source, size.shape[1] - 1)
+        np.testing.assert_array_equal(size[b, 1:], counted)
+
+
+def test_what_is_compared_decides_who_merges():
+    """Two metrics that always agreed would be one metric under two names."""
+    images, decided = tiny.images(), {}
+    first_block = tiny.IMAGEPIECE | {"merge_blocks": (0,), "prune_blocks": ()}
+    for metric in ("key", "query", "value", "token"):
+        model = tiny.model(first_block | {"metric": metric}, depth=1)
+        outputs = forward(model)(tiny.variables(model), images)
+        decided[metric] = np.asarray(outputs.results[0].dest)
+    for one, other in itertools.combinations(decided, 2):
+        assert (decided[one] != decided[other]).any(), (one, other)
+
+
+# The plan
+
+
+def all_plans():
+    """Every method at its default fields, and a few others."""
+    fields = [{"name": name} for name in METHODS]
+    fields += [{"name": "imagepiece", "schedule": "A", "keep_rate": 0.6}]
+    fields += [{"name": "evit", "keep_rate": 0.5, "fuse_token": True}]
+    return fields
+
+
+@pytest.mark.parametrize("reduction", all_plans(), ids=str)
+def test_shapes_follow_the_plan(reduction):
+    """Of DeiT-S at 224 pixels; nothing is computed."""
+    model = zoo.create_model("deit_s", reduction=reduction, trace_source=True)
+    images = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
+    out = jax.eval_shape(model.apply, tiny.shapes(model, 224), images)
+    counts = [layer.counts for layer in model.plan if layer.counts]
+    last = model.plan[-1].mlp_tokens
+    assert out.logits.shape == (2, 1000)
+    assert out.tokens.shape == out.state.x.shape == (2, last, 384)
+    assert out.state.size.shape == (2, last)
+    assert out.state.source.shape == (2, 196)
+    assert [r.dest.shape for r in out.results] == [(2, c.n_in) for c in counts]
+    assert [r.n_out for r in out.results] == [c.n_out for c in counts]
+    assert [t.cls_attn.shape for t in out.taps] == [(2, c.n_in) for c in counts]
+
+
+def test_the_patches_are_not_followed_unless_asked():
+    model = tiny.model(tiny.IMAGEPIECE)
+    out = jax.eval_shape(model.apply, tiny.shapes(model), tiny.images())
+    assert out.state.source is None
+
+
+# Types
+
+
+def test_bfloat16_keeps_parameters_and_logits_in_float32():
+    model = tiny.model(tiny.FUSED, dtype="bfloat16", stem="conv", prop_attn=True)
+    variables, images = tiny.variables(model), tiny.images()
+    kinds = {leaf.dtype for leaf in jax.tree.leaves(tiny.shapes(model))}
+    assert kinds == {jnp.dtype("float32")}
+
+    def loss(params):
+        out, _ = model.apply(
+            variables | {"params": params}, images, True, mutable=["batch_stats"]
+        )
+        return jnp.sum(out.logits**2), out
+
+    gradients, out = tiny.jit(jax.grad(loss, has_aux=True))(variables["params"])
+    assert out.logits.dtype == jnp.float32
+    assert out.state.x.dtype == out.tokens.dtype == jnp.bfloat16
+    assert out.state.size.dtype == out.taps[0].cls_attn.dtype == jnp.float32
+    for path, leaf in traverse_util.flatten_dict(gradients, sep="/").items():
+        assert leaf.dtype == jnp.float32, path
+        assert np.isfinite(leaf).all() and np.asarray(leaf).any(), path
+
+
+# Where it starts
+
+
+def test_weights_start_from_an_untruncated_normal_of_std_002():
+    """Cut at two deviations it would be another distribution: none beyond 0.04."""
+    model = tiny.model(embed_dim=96, depth=1)
+    params = tiny.jit(model.init)(jax.random.key(0), tiny.images(1))["params"]
+    params = traverse_util.flatten_dict(params, sep="/")
+    normal = {
+        name: np.asarray(leaf).ravel()
+        for name, leaf in params.items()
+        if name.endswith("kernel")
+        and "patch_embed" not in name
+        or name in ("pos_embed", "cls_token")
+    }
+    assert len(normal) == 9
+    for name, values in normal.items():
+        four_errors = 4 / (2 * len(values)) ** 0.5
+        assert abs(values.std() / 0.02 - 1) < four_errors, name
+        assert abs(values.mean() / 0.02) < 2 * four_errors, name
+    big = normal["blocks_0/mlp/fc1/kernel"]
+    assert 0.05 < np.abs(big).max() < 0.12
+    assert abs((np.abs(big) > 0.04).mean() - 0.0455) < 0.005
+    for name, leaf in params.items():
+        if name.endswith("bias") and "patch_embed" not in name:
+            assert not np.asarray(leaf).any(), name
+        if name.endswith("scale"):
+            assert (np.asarray(leaf) == 1).all(), name
+
+
+# Drop path
+
+RATE, BLOCKS = 0.4, 5
+
+
+def sample_keys(count, seed=0):
+    return jax.random.split(jax.random.key(seed), count)
+
+
+def test_drop_path_drops_linearly_more_with_depth():
+    count = 4000
+    scale = np.asarray(vit.drop_path_scale(sample_keys(count), BLOCKS, RATE))
+    assert scale.shape == (count, BLOCKS, 2)
+    assert (scale[:, 0] == 1).all()
+    for block, rate in enumerate([0, 0.1, 0.2, 0.3, 0.4]):
+        alive = scale[:, block] != 0
+        np.testing.assert_allclose(scale[:, block][alive], 1 / (1 - rate), rtol=1e-6)
+        deviation = (rate * (1 - rate) / count) ** 0.5
+        np.testing.assert_allclose(alive.mean(0), 1 - rate, atol=4 * deviation + 1e-9)
+        both = alive.all(axis=1).mean()  # the two branches are drawn apart
+        np.testing.assert_allclose(both, (1 - rate) ** 2, atol=0.035)
+
+
+def test_drop_path_of_a_sample_depends_on_its_key_alone():
+    keys = sample_keys(6)
+    whole = vit.drop_path_scale(keys, BLOCKS, RATE)
+    part = vit.drop_path_scale(keys[np.array([4, 1])], BLOCKS, RATE)
+    np.testing.assert_array_equal(part, np.asarray(whole)[[4, 1]])
+    assert len({row.tobytes() for row in np.asarray(whole)}) > 1
+
+
+def test_training_scales_both_branches_of_every_block():
+    model, images = tiny.model(drop_path_rate=0.5), tiny.images()
+    variables, keys = tiny.variables(model), {"drop_path": sample_keys(3)}
+    out = tiny.jit(model.apply, static_argnums=2)(variables, images, True, keys)
+    scale = np.asarray(vit.drop_path_scale(keys["drop_path"], tiny.DEPTH, 0.5), float)
+    assert (scale == 0).any()
+    logits, _, _, _ = slow_outputs(model, variables, images, scale=scale)
+    close(out.logits, logits)
+
+
+def test_drop_path_is_for_training():
+    model, images = tiny.model(drop_path_rate=0.5), tiny.images()
+    shapes, keys = tiny.shapes(model), {"drop_path": sample_keys(3)}
+    with_keys = functools.partial(model.apply, train=False, keys=keys)
+    evaluated = str(jax.make_jaxpr(with_keys)(shapes, images))
+    never = tiny.model(drop_path_rate=0.0).apply
+    assert evaluated == str(jax.make_jaxpr(never)(shapes, images))
+
+
+# However it is run
+
+
+def test_the_same_jitted_mapped_and_stacked():
+    reduction = tiny.IMAGEPIECE | {"merge_blocks": (0,), "prune_blocks": (1,)}
+    model = tiny.model(reduction, trace_source=True, depth=2)
+    variables, images = tiny.variables(model), tiny.images(4)
+    want = forward(model)(variables, images)
+    pairs = images.reshape(2, 2, *images.shape[1:])
+    stacked = tiny.jit(jax.vmap(model.apply, in_axes=(None, 0)))(variables, pairs)
+    close(jax.tree.map(lambda a: a.reshape(4, *a.shape[2:]), stacked), want)
+    mapped = jax.pmap(model.apply, in_axes=(None, 0))(variables, images[None])
+    close(jax.tree.map(lambda a: a[0], mapped), want)
+
+
+@pytest.mark.slow  # without jit every operation is compiled apart
+@pytest.mark.parametrize("reduction", [tiny.IMAGEPIECE, tiny.FUSED], ids=str)
+def test_the_same_without_jit(reduction):
+    model, images = tiny.model(reduction, trace_source=True), tiny.images()
+    variables = tiny.variables(model)
+    close(model.apply(variables, images), forward(model)(variables, images))
+
+
+def test_one_trace_serves_all_values():
+    model = tiny.model(tiny.IMAGEPIECE, depth=3)
+    chex.clear_trace_counter()
+
+    @tiny.jit
+    @chex.assert_max_traces(n=1)
+    def run(variables, images):
+        return model.apply(variables, images).results[0].dest
+
+    first = run(tiny.variables(model), tiny.images())
+    second = run(tiny.variables(model, seed=1), tiny.images(seed=1))
+    assert (first != second).any()

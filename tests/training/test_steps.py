@@ -1,0 +1,148 @@
+"""The training step: what it sums, averages and carries."""
+
+import functools
+
+import chex
+import jax
+import numpy as np
+import optax
+import pytest
+
+from imagepiece_jax.models import zoo
+from imagepiece_jax.training import parallel, weights
+from imagepiece_jax.training.optimizer import decay_mask
+from imagepiece_jax.training.steps import Recipe, init_state, train_step
+
+SIZE, CLASSES, BATCH = 8, 10, 8
+DENSE = dict(image_size=SIZE, num_classes=CLASSES, depth=2, embed_dim=8, num_heads=2)
+
+
+def rate(step):
+    return 0.1 + 0.0 * step
+
+
+def make(recipe=None, optimizer=None, seed=0, **fields):
+    """(one step on one device, its replicated first state) of a tiny model."""
+    fields = DENSE | {"axis_name": parallel.AXIS} | fields
+    model = zoo.create_model("vit_mini", **fields)
+    recipe = recipe or Recipe(seed=seed, num_classes=CLASSES, log_every_steps=3)
+    optimizer = optimizer or optax.sgd(0.1)
+    variables = weights.fresh(model, SIZE, seed)
+    state = init_state(variables, optimizer, recipe.ema_decay > 0)
+    step = functools.partial(
+        train_step, model=model, optimizer=optimizer, rate=rate, recipe=recipe
+    )
+    return step, parallel.replicate(state)
+
+
+def batch(seed, micro=1):
+    """A batch of one device in `micro` micro-batches."""
+    draw = np.random.default_rng(seed)
+    image = draw.integers(0, 256, (1, micro, BATCH // micro, SIZE, SIZE, 3), np.uint8)
+    label = draw.integers(0, CLASSES, (1, micro, BATCH // micro), np.int32)
+    return {"image": image, "label": label}
+
+
+def run(step, state, batches):
+    traces, metrics = [], []
+
+    def counted(state, one):
+        traces.append(1)
+        return step(state, one)
+
+    compiled = parallel.pmap(counted)
+    for one in batches:
+        state, values = compiled(state, one)
+        metrics.append(parallel.unreplicate(values))
+    assert len(traces) == 1, "one program for all steps"
+    return parallel.unreplicate(state), metrics
+
+
+def test_the_window_starts_anew_after_each_logged_step():
+    step, state = make()
+    _, metrics = run(step, state, [batch(i) for i in range(5)])
+    seen = [m["window"]["samples"] for m in metrics]
+    assert seen == [8, 16, 24, 8, 16]
+    losses = [m["loss"] for m in metrics]
+    sums = [m["window"]["loss"] / BATCH for m in metrics]
+    np.testing.assert_allclose(sums[2], sum(losses[:3]), rtol=1e-6)
+    np.testing.assert_allclose(sums[4], sum(losses[3:]), rtol=1e-6)
+    assert all(m["window"]["acc1"] <= m["window"]["acc5"] for m in metrics)
+    # Fresh weights guess.
+    assert abs(losses[0] - np.log(CLASSES)) < 0.1
+
+
+def test_micro_batches_give_the_gradient_of_the_batch():
+    """The same eight images at once, or as two and four micro-batches."""
+    states = []
+    for micro in (1, 2, 4):
+        step, state = make()
+        states.append(run(step, state, [batch(0, micro), batch(1, micro)])[0])
+    for other in states[1:]:
+        chex.assert_trees_all_close(other.params, states[0].params, atol=1e-6)
+        assert int(other.step) == 2
+
+
+def test_average_is_a_moving_one_over_weights_and_statistics():
+    recipe = Recipe(seed=0, num_classes=CLASSES, ema_decay=0.75)
+    step, state = make(recipe, stem="conv")
+    first = parallel.unreplicate(state)
+    one, _ = run(step, state, [batch(0)])
+    for name, tree in (("params", one.params), ("batch_stats", one.batch_stats)):
+        old = getattr(first, name)
+        expected = jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, old, tree)
+        chex.assert_trees_all_close(one.ema[name], expected, atol=1e-6)
+    before, after = first.batch_stats, one.batch_stats
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), before, after)
+    assert min(jax.tree.leaves(moved)) > 0
+
+
+def test_mixup_pairs_an_image_with_its_mirror_in_the_batch():
+    """With lam drawn once a batch, two equal images stay what they are."""
+    recipe = Recipe(seed=0, num_classes=CLASSES, mixup=1.0)
+    plain = Recipe(seed=0, num_classes=CLASSES)
+    same = batch(0)
+    same["image"][:] = same["image"][:, :, :1]
+    same["label"][:] = 3
+    losses = []
+    for chosen in (recipe, plain):
+        step, state = make(chosen)
+        losses.append(run(step, state, [same])[1][0]["loss"])
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    different = []
+    for chosen in (recipe, plain):
+        step, state = make(chosen)
+        different.append(run(step, state, [batch(0)])[1][0]["grad_norm"])
+    assert abs(different[0] - different[1]) > 1e-3
+
+
+@pytest.mark.parametrize("drop_path_rate, equal", [(0.0, True), (0.5, False)])
+def test_draws_depend_on_seed_and_step(drop_path_rate, equal):
+    """Without anything that draws, the seed of the step changes nothing."""
+    losses = []
+    for seed in (1, 2):
+        recipe = Recipe(seed=seed, num_classes=CLASSES)
+        step, state = make(recipe, drop_path_rate=drop_path_rate, seed=0)
+        losses.append(run(step, state, [batch(0), batch(1)])[1][1]["loss"])
+    assert (losses[0] == losses[1]) == equal
+
+
+def test_decay_spares_what_deit_spares():
+    _, state = make(stem="conv")
+    mask = decay_mask(parallel.unreplicate(state).params)
+    assert not mask["cls_token"] and not mask["pos_embed"]
+    assert not any(jax.tree.leaves(mask["patch_embed"]["norm_0"]))
+    assert mask["patch_embed"]["conv_0"]["kernel"]
+    assert mask["blocks_0"]["attn"]["q"] == {"kernel": True, "bias": False}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_reduced_model_trains_with_finite_gradients(dtype):
+    fields = dict(dtype=dtype, drop_path_rate=0.1, stem="conv")
+    reduction = dict(name="imagepiece", merge_blocks=(0,), prune_blocks=(1,))
+    reduction["candidate_ratio"] = 0.5
+    recipe = Recipe(seed=0, num_classes=CLASSES, mixup=0.8, cutmix=1.0)
+    step, state = make(recipe, reduction=reduction, **fields)
+    after, metrics = run(step, state, [batch(i) for i in range(2)])
+    assert all(np.isfinite(m["grad_norm"]) and m["grad_norm"] > 0 for m in metrics)
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(after.params))
