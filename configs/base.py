@@ -12,7 +12,7 @@ def get_config():
     config = config_dict.ConfigDict()
     config.seed = 0  # every random draw is a function of it, the step and the sample
     config.image_size = 224  # pixels a side, a multiple of the patch size
-    config.num_classes = 1000
+    config.num_classes = 1000  # outputs; labels are 0 .. num_classes - 1
 
     config.model = config_dict.ConfigDict()
     config.model.name = "deit_s"  # deit_ti, deit_s, deit_b, vit_mini
@@ -23,15 +23,15 @@ def get_config():
     config.model.dtype = "bfloat16"  # of the layers; parameters are always float32
     config.model.attention = "auto"  # "xla", "cudnn", or "auto": by device and dtype
     # These override the size that the name stands for; empty means: as named.
-    config.model.patch_size = config_dict.placeholder(int)
-    config.model.embed_dim = config_dict.placeholder(int)
-    config.model.depth = config_dict.placeholder(int)
-    config.model.num_heads = config_dict.placeholder(int)
-    config.model.mlp_ratio = config_dict.placeholder(float)
+    config.model.patch_size = config_dict.placeholder(int)  # pixels a side
+    config.model.embed_dim = config_dict.placeholder(int)  # width of a token
+    config.model.depth = config_dict.placeholder(int)  # blocks
+    config.model.num_heads = config_dict.placeholder(int)  # of attention
+    config.model.mlp_ratio = config_dict.placeholder(float)  # MLP's width / token's
 
     # A method of imagepiece_jax.reduction.methods and the fields of its recipe.
     config.reduction = config_dict.ConfigDict()
-    config.reduction.name = "none"
+    config.reduction.name = "none"  # no reduction: the dense model
 
     config.data = config_dict.ConfigDict()
     config.data.name = "imagenet2012"  # or folder:PATH, csv:FILE, digits
@@ -44,19 +44,19 @@ def get_config():
     #                              "none": images have the right size already
     config.data.workers = 8  # threads that read and decode; 0: none
 
-    config.epochs = 300
+    config.epochs = 300  # passes over the training images
     config.batch_size = 1024  # images a step, over all devices and micro-batches
     config.grad_accum_steps = 1  # micro-batches a step
     config.lr = 5e-4  # per 512 images: scaled by batch_size / 512
     config.min_lr = 1e-5  # at the end of the cosine, not scaled
     config.warmup_lr = 1e-6  # at the start, not scaled
-    config.warmup_epochs = 5.0
+    config.warmup_epochs = 5.0  # linear, from warmup_lr
     config.lr_offset = 0  # 1: by whole epochs and one late, as DeiT's own code
     config.weight_decay = 0.05  # not on biases, 1-D parameters, positions, class token
-    config.betas = (0.9, 0.999)
-    config.eps = 1e-8
+    config.betas = (0.9, 0.999)  # AdamW's averages of gradient and square
+    config.eps = 1e-8  # AdamW's, beside the root of the square
     config.clip_grad_norm = 0.0  # 0: no clipping
-    config.label_smoothing = 0.1
+    config.label_smoothing = 0.1  # share of the target spread over all classes
     config.mixup = 0.8  # alpha of Beta(alpha, alpha); 0: off
     config.cutmix = 1.0  # likewise
     config.mixup_prob = 1.0  # of mixing a batch at all
@@ -67,10 +67,10 @@ def get_config():
     config.init.weights = ""  # start from a weights file or a run's folder
     config.init.fresh = ()  # what may be new then, such as ("head",)
 
-    config.eval_batch_size = 512
-    config.eval_every_epochs = 1
+    config.eval_batch_size = 512  # images at once, over all devices
+    config.eval_every_epochs = 1  # and after the last
     config.checkpoint_every_steps = 1250  # beside one after each evaluation
-    config.log_every_steps = 50
+    config.log_every_steps = 50  # a line of metrics, over the steps since the last
     config.progress = True  # a progress bar
     config.pictures = 6  # test images in the picture of the tokens at the end; 0: none
     return config.lock()

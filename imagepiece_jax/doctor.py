@@ -21,14 +21,17 @@ EXTRAS = {
 
 
 def lines():
-    """What to print, a line each."""
-    import jax
-
-    from imagepiece_jax.models.attention import resolve_backend
-
+    """What to print, a line each; those after the versions only where JAX imports."""
     yield f"python {platform.python_version()} on {platform.platform()}"
     for name in LIBRARIES:
-        yield f"{name} {importlib.metadata.version(name)}"
+        yield f"{name} {version(name)}"
+    try:
+        import jax
+    except ImportError as error:
+        yield f"JAX cannot be imported: {error}"
+        return
+    from imagepiece_jax.models.attention import resolve_backend
+
     devices = jax.devices()
     kinds = ", ".join(sorted({device.device_kind for device in devices}))
     yield f"devices: {len(devices)} x {devices[0].platform} ({kinds})"
@@ -38,6 +41,14 @@ def lines():
         found = importlib.util.find_spec(module) is not None
         state = "installed" if found else f"missing: pip install '.[{extra}]'"
         yield f"extra {extra} ({purpose}): {state}"
+
+
+def version(name):
+    """Installed version of a library, or how to get it."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "is missing: pip install -r requirements.txt"
 
 
 def main():

@@ -92,8 +92,9 @@ def attend(query, key, value, key_bias=None, *, backend="xla", train=False):
         query, key, value = (jnp.pad(a, pad) for a in (query, key, value))
         bias = None if bias is None else jnp.pad(bias, ((0, 0),) * 3 + ((0, 1),))
         lengths = jnp.full((batch,), length, jnp.int32)
-    if bias is not None and backend == "cudnn":
-        bias = bias.astype(query.dtype)
+    if bias is not None and backend == "cudnn":  # which wants a row for every query
+        shape = (batch, 1, query.shape[1], key.shape[1])
+        bias = jnp.broadcast_to(bias.astype(query.dtype), shape)
     out = jax.nn.dot_product_attention(
         query,
         key,

@@ -117,7 +117,7 @@ def _shares(result, size):
 
     A token that is alone in its slot of a mean has exactly 1 (w / w).
     """
-    if result.weight is None and result.merged == 0:
+    if result.weight is None and result.merged == 0 and result.mean:
         return None
     weight = size if result.weight is None else result.weight
     weight = weight.astype(jnp.float32)

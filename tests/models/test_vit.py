@@ -15,6 +15,9 @@ from imagepiece_jax.reduction.methods import METHODS
 from tests import oracles
 from tests.models import slow_deit, tiny
 
+# Merging in one block alone, for models of depth 1: they compile fast.
+FIRST_BLOCK = tiny.IMAGEPIECE | {"merge_blocks": (0,), "prune_blocks": ()}
+
 
 def forward(model):
     """Compiled (variables, images) -> Outputs."""
@@ -108,12 +111,14 @@ def test_reduced_equals_a_slow_deit_that_makes_the_same_moves(reduction, prop_at
 
 def test_what_is_compared_decides_who_merges():
     """Two metrics that always agreed would be one metric under two names."""
-    images, decided = tiny.images(), {}
-    first_block = tiny.IMAGEPIECE | {"merge_blocks": (0,), "prune_blocks": ()}
-    for metric in ("key", "query", "value", "token"):
-        model = tiny.model(first_block | {"metric": metric}, depth=1)
-        outputs = forward(model)(tiny.variables(model), images)
-        decided[metric] = np.asarray(outputs.results[0].dest)
+    metrics = ("key", "query", "value", "token")
+    models = {m: tiny.model(FIRST_BLOCK | {"metric": m}, depth=1) for m in metrics}
+
+    @tiny.jit
+    def decide(variables, images):
+        return {m: models[m].apply(variables, images).results[0].dest for m in metrics}
+
+    decided = decide(tiny.variables(models["key"]), tiny.images())
     for one, other in itertools.combinations(decided, 2):
         assert (decided[one] != decided[other]).any(), (one, other)
 
@@ -134,7 +139,7 @@ def test_shapes_follow_the_plan(reduction):
     """Of DeiT-S at 224 pixels; nothing is computed."""
     model = zoo.create_model("deit_s", reduction=reduction, trace_source=True)
     images = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
-    out = jax.eval_shape(model.apply, tiny.shapes(model, 224), images)
+    out, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
     counts = [layer.counts for layer in model.plan if layer.counts]
     last = model.plan[-1].mlp_tokens
     assert out.logits.shape == (2, 1000)
@@ -156,7 +161,9 @@ def test_the_patches_are_not_followed_unless_asked():
 
 
 def test_bfloat16_keeps_parameters_and_logits_in_float32():
-    model = tiny.model(tiny.FUSED, dtype="bfloat16", stem="conv", prop_attn=True)
+    fused = tiny.FUSED | {"blocks": (0,)}
+    options = {"dtype": "bfloat16", "stem": "conv", "prop_attn": True, "depth": 2}
+    model = tiny.model(fused, **options)
     variables, images = tiny.variables(model), tiny.images()
     kinds = {leaf.dtype for leaf in jax.tree.leaves(tiny.shapes(model))}
     assert kinds == {jnp.dtype("float32")}
@@ -173,7 +180,9 @@ def test_bfloat16_keeps_parameters_and_logits_in_float32():
     assert out.state.size.dtype == out.taps[0].cls_attn.dtype == jnp.float32
     for path, leaf in traverse_util.flatten_dict(gradients, sep="/").items():
         assert leaf.dtype == jnp.float32, path
-        assert np.isfinite(leaf).all() and np.asarray(leaf).any(), path
+        assert np.isfinite(leaf).all(), path
+        # What a key bias adds to a row of logits, softmax takes away.
+        assert np.asarray(leaf).any() or path.endswith("attn/k/bias"), path
 
 
 # Where it starts
@@ -260,8 +269,7 @@ def test_drop_path_is_for_training():
 
 
 def test_the_same_jitted_mapped_and_stacked():
-    reduction = tiny.IMAGEPIECE | {"merge_blocks": (0,), "prune_blocks": (1,)}
-    model = tiny.model(reduction, trace_source=True, depth=2)
+    model = tiny.model(FIRST_BLOCK, trace_source=True, depth=1)
     variables, images = tiny.variables(model), tiny.images(4)
     want = forward(model)(variables, images)
     pairs = images.reshape(2, 2, *images.shape[1:])
@@ -280,7 +288,7 @@ def test_the_same_without_jit(reduction):
 
 
 def test_one_trace_serves_all_values():
-    model = tiny.model(tiny.IMAGEPIECE, depth=3)
+    model = tiny.model(FIRST_BLOCK, depth=1)
     chex.clear_trace_counter()
 
     @tiny.jit

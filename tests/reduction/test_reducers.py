@@ -344,6 +344,7 @@ def test_equal_attention_makes_the_last_tokens_candidates():
     assert result.dest.tolist() == [[0, 1, 2, 3, 4, 5, 6, 6, 6, 7]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reducer, counts", REDUCERS)
 def test_the_same_eager_jitted_mapped_and_stacked(reducer, counts):
     scores, metric = images(12)

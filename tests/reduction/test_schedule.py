@@ -10,7 +10,14 @@ from tests import oracles
 
 SIZES = (*range(1, 41), 75, 90, 100, 137, 165, 180, 196, 256, 576)
 RATES = ("0", "0.01", "0.07", "0.3", "0.55", "0.6", "0.7", "0.8", "0.9", "0.999", "1")
-MERGES = (("0.08", "0.3"), ("0.15", "0.3"), ("0", "0.3"), ("0.08", "0"), ("1", "1"))
+MERGES = (
+    ("0.08", "0.3"),
+    ("0.15", "0.3"),
+    ("0.5", "0.7"),  # float64: floor(0.7 * 90) is 62
+    ("0", "0.3"),
+    ("0.08", "0"),
+    ("1", "1"),
+)
 
 
 def step(rule, amount, block=0, site="mid"):
@@ -63,7 +70,6 @@ def test_merge_counts_are_exact(merge_ratio, candidate_ratio, base):
     [
         ("keep", 0.07, 100, 7),  # float64: ceil(0.07 * 100) is 8
         ("keep", 0.55, 100, 55),  # float64: ceil(0.55 * 100) is 56
-        ("merge", (1.0, 0.7, "all"), 90, 90 - 31),  # float64: floor(0.7 * 90) is 62
         ("merge", (0.08, 0.3, "all"), 196, 180),  # first step of ImagePiece
         ("merge", (0.08, 0.3, "all"), 180, 165),
         ("merge", (0.15, 0.3, "all"), 196, 196 - 29),  # 30 wanted, 58 // 2 possible

@@ -1,0 +1,64 @@
+"""Commands as a person starts them: in this process, or in one of their own."""
+
+import contextlib
+import io
+import logging
+import os
+import subprocess
+import sys
+from typing import NamedTuple
+from unittest import mock
+
+from absl import flags
+from absl.testing import flagsaver
+
+from imagepiece_jax import cli
+from tests.runs import ROOT
+
+
+class Ended(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+def call(main, *words):
+    """The command `main` with these words behind its name, in this process."""
+    out, err, root = io.StringIO(), io.StringIO(), logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    argv = [main.__module__, *map(str, words)]  # absl's name for where flags are from
+    with (
+        mock.patch.object(sys, "argv", argv),
+        flagsaver.flagsaver(),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        flags.FLAGS.unparse_flags()
+        try:
+            cli.run(main)
+        except SystemExit as end:
+            status = end.code
+        finally:
+            root.handlers[:] = handlers
+            root.setLevel(level)
+    return Ended(status, out.getvalue(), err.getvalue())
+
+
+def start(*words, cwd=ROOT, **environment):
+    """The same words in a process of their own, after `python`."""
+    done = subprocess.run(
+        [sys.executable, *map(str, words)],
+        cwd=cwd,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    return Ended(done.returncode, done.stdout, done.stderr)
+
+
+def sentence(ended):
+    """What a command that found a mistake says: one line, and exit status 2."""
+    assert ended.status == 2, ended
+    assert ended.err.startswith("error: ") and ended.err.count("\n") == 1, ended.err
+    return ended.err.removeprefix("error: ").rstrip("\n")

@@ -1,0 +1,172 @@
+"""Do published weights give the outputs and the accuracy that others measured?
+
+Reference outputs are timm's for the dense DeiT-Ti and the authors' own code's for EViT,
+float32 on a CPU.
+"""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import deit_ti
+from imagepiece_jax.data import loader, mix
+from imagepiece_jax.models import convert, zoo
+from imagepiece_jax.models.attention import class_attention
+from imagepiece_jax.reduction.tokens import DROPPED
+from imagepiece_jax.training import evaluation, parallel, setup, weights
+from tests.models import tiny
+
+pytestmark = pytest.mark.slow
+
+BLOCKS = (0, 5, 11)  # those whose outputs are in the reference file
+HEADS = 3
+WEIGHTS = "weights/deit_tiny_patch16_224"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return zoo.create_model("deit_ti", attention="xla")
+
+
+@pytest.fixture(scope="module")
+def variables(assets, model):
+    return convert.load(assets / f"{WEIGHTS}.npz", tiny.shapes(model, 224))
+
+
+@pytest.fixture(scope="module")
+def reference(assets):
+    """timm's outputs for four images, as arrays by name."""
+    with np.load(assets / "fixtures/deit_tiny_timm.npz") as file:
+        return types.SimpleNamespace(**file)
+
+
+@pytest.fixture(scope="module")
+def images(reference):
+    return mix.normalise(jnp.asarray(reference.images_uint8))
+
+
+@pytest.fixture(scope="module")
+def passed(model, variables, images):
+    """(Outputs, what every layer put out, by path) of the dense model."""
+    run = jax.jit(
+        lambda variables, images: model.apply(
+            variables, images, capture_intermediates=True, mutable=["intermediates"]
+        )
+    )
+    outputs, seen = run(variables, images)
+    return outputs, seen["intermediates"]
+
+
+def test_both_formats_hold_the_same_weights(assets, model, variables):
+    other = convert.load(assets / f"{WEIGHTS}.pth", tiny.shapes(model, 224))
+    jax.tree.map(np.testing.assert_array_equal, other, variables)
+    assert tiny.count(variables) == 5_717_416
+
+
+def test_patch_projection_and_embeddings(passed, reference, variables):
+    _, seen = passed
+    (patches,) = seen["patch_embed"]["__call__"]
+    patches = patches.reshape(4, 196, 192)
+    np.testing.assert_allclose(patches[:1], reference.patch_embed, atol=1e-4)
+    (embeddings,) = seen["_embed"]
+    np.testing.assert_allclose(embeddings[:2], reference.embeddings, atol=1e-4)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_block_outputs(passed, reference, block):
+    """In block 11 one token is ill-conditioned: timm's own float32 is off by 1.3e-3
+    there, measured against float64, so that only the class token is held to 1e-4."""
+    (out,) = passed[1][f"blocks_{block}"]["feed_forward"]
+    want = getattr(reference, f"block{block}_out")
+    np.testing.assert_allclose(out[:2, 0], want[:, 0], atol=1e-4)
+    np.testing.assert_allclose(out[:2], want, atol=5e-3 if block == 11 else 1e-4)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_class_rows_of_every_head(passed, reference, block):
+    attention = passed[1][f"blocks_{block}"]["attn"]
+    shape = (4, 197, HEADS, 64)
+    query, key = (attention[name]["__call__"][0].reshape(shape) for name in "qk")
+    want = getattr(reference, f"block{block}_cls_attn")
+    for head in range(HEADS):
+        one = slice(head, head + 1)
+        row = class_attention(query[:, 0, one], key[:, :, one])
+        np.testing.assert_allclose(row, want[:, head], atol=1e-4)
+
+
+def test_logits(passed, reference):
+    outputs, _ = passed
+    np.testing.assert_allclose(outputs.tokens[:, 0], reference.prelogits, atol=1e-4)
+    np.testing.assert_allclose(outputs.logits, reference.logits, atol=1e-4)
+
+
+# EViT
+
+
+@pytest.fixture(scope="module")
+def evit(assets, variables, images):
+    """(the authors' arrays by name, our plan, our Outputs) for two images."""
+    with np.load(assets / "fixtures/deit_tiny_reduced.npz") as file:
+        named = {name.removeprefix("evit_keep0.7_fuse_"): file[name] for name in file}
+    reduction = {"name": "evit", "keep_rate": 0.7, "fuse_token": True}
+    model = zoo.create_model("deit_ti", reduction=reduction, attention="xla")
+    outputs = jax.jit(model.apply)(variables, images[:2])
+    return types.SimpleNamespace(**named), model.plan, outputs
+
+
+def test_evit_has_its_authors_logits_and_token_counts(evit, reference):
+    theirs, plan, outputs = evit
+    np.testing.assert_allclose(outputs.logits, theirs.logits, atol=1e-4)
+    assert np.abs(outputs.logits - reference.logits[:2]).max() > 0.1
+    assert [layer.mlp_tokens for layer in plan] == theirs.tokens.tolist()
+
+
+@pytest.mark.parametrize("image", [0, 1])
+def test_evit_keeps_the_tokens_that_its_authors_keep(evit, image):
+    """A token is the set of its patches: they order by score, we by place."""
+    theirs, _, outputs = evit
+    kept_by_them = [theirs.idx0, theirs.idx1, theirs.idx2]
+    mine = yours = [frozenset([patch]) for patch in range(196)]
+    for indices, result in zip(kept_by_them, outputs.results, strict=True):
+        dest = np.asarray(result.dest[image])
+        assert DROPPED not in dest
+        mine = [
+            frozenset.union(*(mine[i] for i in np.flatnonzero(dest == slot)))
+            for slot in range(result.n_out)
+        ]
+        kept = indices[image].tolist()
+        fused = [yours[i] for i in range(len(yours)) if i not in kept]
+        yours = [yours[i] for i in kept] + [frozenset.union(*fused)]
+        assert len(mine) == len(yours) and set(mine) == set(yours)
+        assert mine[-1] == yours[-1]  # the fused token is last in both
+
+
+# Accuracy
+
+
+def test_accuracy_on_a_thousand_images_is_timms(assets):
+    """84.9 and 97.3, measured with timm; as the evaluate command does."""
+    config = deit_ti.get_config()
+    config.model.dtype = "float32"
+    config.data.name = f"csv:{assets / 'data/nips2017_224_jpg/labels.csv'}"
+    config.data.resize = "none"
+    config.eval_batch_size = 100
+    model = setup.model(config)
+    variables = weights.load(assets / f"{WEIGHTS}.npz", tiny.shapes(model, 224))
+    place = loader.Placement(local_devices=len(parallel.local_devices()))
+    batches = loader.eval_batches(
+        setup.source(config, "val"),
+        setup.eval_transform(config),
+        batch_size=setup.eval_batch_size(config, place),
+        placement=place,
+        workers=2,
+    )
+    step = evaluation.compiled(model)
+    result = evaluation.evaluate(step, parallel.replicate(variables), batches)
+    assert result["images"] == 1000
+    assert abs(result["acc1"] - 84.9) <= 0.2 + 1e-9
+    assert abs(result["acc5"] - 97.3) <= 0.2 + 1e-9
+    assert round(zoo.model_macs(model, 224) / 1e9, 3) == 1.254

@@ -1,0 +1,176 @@
+"""Every config builds a model, and says truly what it costs."""
+
+import ast
+import functools
+import inspect
+import operator
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs import base
+from imagepiece_jax import config_files
+from imagepiece_jax.models import zoo
+from imagepiece_jax.reduction.methods import METHODS
+from imagepiece_jax.training import setup
+from tests.runs import ROOT
+
+FILES = sorted((ROOT / "configs").glob("*.py"))
+NAMES = [path.stem for path in FILES]
+WANTED = """base deit_ti deit_s deit_b deit_ti_imagepiece deit_ti_imagepiece_patch_stem
+deit_s_imagepiece deit_s_imagepiece_fast deit_s_imagepiece_merge_only
+deit_s_imagepiece_patch_stem deit_s_conv_stem deit_s_evit deit_s_evit_fused
+quickstart""".split()
+
+
+@pytest.fixture(scope="module")
+def configs():
+    return {path.stem: config_files.load(path) for path in FILES}
+
+
+def source(name):
+    return (ROOT / "configs" / f"{name}.py").read_text()
+
+
+def fields(config, prefix=""):
+    """(dotted name, value) of every field."""
+    for name, value in config.items():
+        if hasattr(value, "items"):
+            yield from fields(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def test_all_that_should_be_there_are():
+    assert set(WANTED) <= set(NAMES)
+
+
+def test_every_method_has_a_config(configs):
+    used = {config.reduction.name for config in configs.values()}
+    assert used == set(METHODS), "add configs/NAME.py or drop the line in METHODS"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_config_builds_a_model_and_passes_the_checks(configs, name):
+    config = configs[name]
+    setup.check(config)
+    setup.placement(config)
+    setup.train_transform(config), setup.eval_transform(config)
+    setup.schedule(config, steps_per_epoch=10)
+    setup.adamw(config, rate=1e-3)
+    model, size = setup.model(config), config.image_size
+    images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
+
+    def forward(images):
+        return model.init_with_output(jax.random.key(0), images)[0]
+
+    logits = jax.eval_shape(forward, images).logits
+    assert (logits.shape, logits.dtype) == ((2, config.num_classes), jnp.float32)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_reduction_fields_are_those_of_the_recipe(configs, name):
+    """All of them stand in the config, so that each can be overridden."""
+    given = dict(configs[name].reduction)
+    recipe = METHODS[given.pop("name")].recipe
+    assert set(given) == set(inspect.signature(recipe).parameters) - {"depth"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_docstring_names_command_cost_and_tokens(configs, name):
+    text = ast.get_docstring(ast.parse(source(name)))
+    if name == "base":
+        return
+    assert f"python train.py --config configs/{name}.py" in text
+    config = configs[name]
+    model = setup.model(config)
+    gmacs = zoo.model_macs(model, config.image_size) / 1e9
+    told = re.search(r"([\d.]+) GMACs", text)
+    if name != "quickstart":
+        assert told[1] == f"{gmacs:.2f}"
+    tokens = re.search(r"(\d+) final tokens", text)
+    if tokens:
+        assert int(tokens[1]) == model.plan[-1].mlp_tokens
+
+
+# Published figures; tokens are those of the last block, class token included.
+@pytest.mark.parametrize(
+    "name, gmacs, tokens",
+    [
+        ("deit_ti", 1.25, 197),
+        ("deit_s", 4.6, 197),
+        ("deit_b", 17.56, 197),
+        ("deit_s_imagepiece", 2.78, 61),
+        ("deit_s_imagepiece_fast", 2.17, 26),
+        ("deit_s_evit", 3.0, 69),
+        ("deit_s_evit_fused", 3.03, 72),
+    ],
+)
+def test_cost_and_tokens_are_the_published_ones(configs, name, gmacs, tokens):
+    model = setup.model(configs[name])
+    assert zoo.model_macs(model, 224) / 1e9 == pytest.approx(gmacs, abs=0.005)
+    assert model.plan[-1].mlp_tokens == tokens
+
+
+def test_deit_recipe():
+    """Touvron et al. 2021, table 9, for a batch of 1,024."""
+    wanted = {
+        "epochs": 300,
+        "batch_size": 1024,
+        "lr": 5e-4,
+        "weight_decay": 0.05,
+        "warmup_epochs": 5,
+        "label_smoothing": 0.1,
+        "mixup": 0.8,
+        "cutmix": 1.0,
+        "mixup_prob": 1.0,
+        "mixup_switch_prob": 0.5,
+        "model.drop_path_rate": 0.1,
+    }
+    assert wanted.items() <= dict(fields(base.get_config())).items()
+
+
+def test_every_field_of_base_has_a_comment():
+    lines = source("base").splitlines()
+    bare = [
+        line.strip()
+        for line in lines
+        if re.match(r"    config\.[\w.]+ = ", line)
+        and "#" not in line
+        and "ConfigDict()" not in line
+    ]
+    assert bare == []
+
+
+TEXTS = {bool: "true", int: "3", float: "0.25", str: "text", tuple: "(0.5, 0.5)"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_every_field_can_be_overridden(path):
+    config = config_files.load(path)
+    for name, before in list(fields(config)):
+        *groups, leaf = name.split(".")
+        kind = functools.reduce(operator.getitem, groups, config).get_type(leaf)
+        rest = dict(fields(config))
+        config_files.override(config, name, TEXTS[kind])
+        changed = dict(fields(config))
+        assert type(changed[name]) is kind and changed[name] != before or kind is bool
+        assert rest | {name: changed[name]} == changed
+
+
+def test_numbers_of_base_are_checked():
+    """A field that is a number has a range, or is looked at where it is used."""
+    numbers = {
+        name
+        for name, value in fields(base.get_config())
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
+    elsewhere = {"model.drop_path_rate", "lr_offset"}
+    assert numbers == set(setup.RANGES) | elsewhere
+
+
+def test_fields_that_may_change_exist():
+    names = {name for name, _ in fields(base.get_config())}
+    assert set(setup.MAY_CHANGE) <= names
