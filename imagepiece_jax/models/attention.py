@@ -20,10 +20,12 @@ INIT = nn.initializers.normal(0.02)
 class AttentionTaps:
     """What a reducer asked for; prefix columns are dropped, the rest is None.
 
-    cls_attn: [B, n] float32, mean over heads; metric: [B, n, d], mean over heads.
+    cls_attn: [B, n] float32, mean over heads; attn_columns: [B, n] float32, attention
+    received, summed over heads and queries; metric: [B, n, d], mean over heads.
     """
 
     cls_attn: jax.Array | None = None
+    attn_columns: jax.Array | None = None
     metric: jax.Array | None = None
 
 
@@ -107,6 +109,45 @@ def attend(query, key, value, key_bias=None, *, backend="xla", train=False):
     return out[:, :length]
 
 
+def masked_attend(query, key, value, mask, key_bias=None, eps=1e-6):
+    """Attention in which masked tokens are read by nobody but themselves.
+
+    [B, N, H, d] three times, mask [B, N] (1 live, 0 masked, differentiable) -> [B, N,
+    H, d]. With P the exponentials and W the mask's columns, 1 on the diagonal: (P W +
+    eps / N) / (sum P W + eps), finite when everything is masked (DynamicViT, Rao et al.
+    2021). Needs the whole matrix, in float32.
+    """
+    length, width = key.shape[1], query.shape[-1]
+    logits = jnp.einsum(
+        "bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32
+    )
+    logits = logits * width**-0.5
+    if key_bias is not None:
+        logits = logits + key_bias[:, None, None, :]
+    top = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+    itself = jnp.eye(length, dtype=jnp.float32)[None]
+    seen = itself + (1 - itself) * mask.astype(jnp.float32)[:, None, :]
+    weights = jnp.exp(logits - top) * seen[:, None]
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    share = (weights + eps / length) / (total + eps)
+    return jnp.einsum("bhqk,bkhd->bqhd", share.astype(value.dtype), value)
+
+
+def attention_columns(query, key, key_bias=None):
+    """Attention that each token receives. [B, N, H, d] twice -> [B, N] float32.
+
+    Summed over heads and queries; needs the whole matrix (Token Pooling, Marin et al.
+    2023).
+    """
+    logits = jnp.einsum(
+        "bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32
+    )
+    logits = logits * query.shape[-1] ** -0.5
+    if key_bias is not None:
+        logits = logits + key_bias[:, None, None, :]
+    return jnp.sum(jax.nn.softmax(logits, axis=-1), axis=(1, 2))
+
+
 class Attention(nn.Module):
     """Multi-head self-attention of DeiT, with taps for a reducer."""
 
@@ -116,12 +157,21 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x, key_bias=None, *, needs=(), metric=None, num_prefix=1, train=False
+        self,
+        x,
+        key_bias=None,
+        mask=None,
+        *,
+        needs=(),
+        metric=None,
+        num_prefix=1,
+        train=False,
     ):
         """x [B, N, D] -> ([B, N, D], AttentionTaps).
 
-        `needs` is a reducer's: "cls_attn", "metric"; `metric` names the projection that
-        is compared: "key", "query" or "value".
+        `needs` is a reducer's: "cls_attn", "attn_columns", "metric"; `metric` names the
+        projection that is compared: "key", "query" or "value". `mask` [B, N] is masked
+        training's.
         """
         batch, length, dim = x.shape
         heads = (batch, length, self.num_heads, dim // self.num_heads)
@@ -133,12 +183,21 @@ class Attention(nn.Module):
         # then transposes whole arrays in the backward pass.
         flat = x.reshape(-1, dim)
         query, key, value = (project(name, flat).reshape(heads) for name in "qkv")
-        out = attend(query, key, value, key_bias, backend=self.backend, train=train)
+        if mask is None:
+            out = attend(query, key, value, key_bias, backend=self.backend, train=train)
+        else:
+            out = masked_attend(query, key, value, mask, key_bias)
+            # Taps choose tokens: they see live ones alone, and carry no gradient.
+            live = jnp.where(mask > 0.5, 0.0, -jnp.inf)
+            key_bias = live if key_bias is None else key_bias + live
         out = project("proj", out.reshape(-1, dim)).reshape(x.shape)
         taps = AttentionTaps()
         if "cls_attn" in needs:
             row = class_attention(query[:, 0], key, key_bias)
             taps = taps.replace(cls_attn=row[:, num_prefix:])
+        if "attn_columns" in needs:
+            received = attention_columns(query, key, key_bias)
+            taps = taps.replace(attn_columns=received[:, num_prefix:])
         if "metric" in needs and metric != "token":
             features = {"query": query, "key": key, "value": value}[metric]
             mean = jnp.mean(features[:, num_prefix:], axis=2, dtype=jnp.float32)

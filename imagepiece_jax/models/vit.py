@@ -5,11 +5,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from imagepiece_jax.models.attention import INIT, Attention
+from imagepiece_jax.models.attention import INIT, Attention, AttentionTaps
 from imagepiece_jax.models.stems import ConvStem, PatchStem
 from imagepiece_jax.reduction import ops, tokens
-from imagepiece_jax.reduction.schedule import LayerPlan
-from imagepiece_jax.reduction.tokens import Assignment, Taps, TokenState
+from imagepiece_jax.reduction.schedule import Counts, LayerPlan
+from imagepiece_jax.reduction.tokens import Taps, TokenState
 
 STEMS = {"patch": PatchStem, "conv": ConvStem}
 
@@ -19,14 +19,14 @@ class Outputs:
     """What a forward pass gives; what is not used is not computed under jit.
 
     logits: [B, num_classes] float32; tokens: [B, N, D] after the final norm; state: the
-    tokens before it; results: the Assignment of every step that changed something;
+    tokens before it; results: what each step that changes something decided;
     taps: what each of these steps was told.
     """
 
     logits: jax.Array
     tokens: jax.Array
     state: TokenState
-    results: tuple[Assignment, ...]
+    results: tuple
     taps: tuple[Taps, ...]
 
 
@@ -79,12 +79,12 @@ class Block(nn.Module):
         self.norm2 = layer_norm(self.dtype)
         self.mlp = Mlp(int(self.dim * self.mlp_ratio), self.dtype)
 
-    def attend(self, x, scale=None, key_bias=None, **options):
+    def attend(self, x, scale=None, key_bias=None, mask=None, **options):
         """x + attention(norm(x)), and the taps.
 
         [B, N, D]; `scale` [B] is drop path's.
         """
-        out, taps = self.attn(self.norm1(x), key_bias, **options)
+        out, taps = self.attn(self.norm1(x), key_bias, mask, **options)
         return x + _scaled(out, scale), taps
 
     def feed_forward(self, x, scale=None):
@@ -105,8 +105,9 @@ class ViT(nn.Module):
     `plan` has one LayerPlan a block (reduction.schedule.build). `prop_attn` adds
     log(size) to the attention logits; `trace_source` keeps the map from patches to
     tokens; `axis_name` is the device axis over which batch norm is synchronised.
-    Parameters are float32, the arithmetic of the layers is in `dtype`; scores, softmax
-    and logits are float32.
+    Without `class_token` the head reads the mean over patches (each token counts by its
+    size). Parameters are float32, the arithmetic of the layers is in `dtype`; scores,
+    softmax and logits are float32.
     """
 
     plan: tuple[LayerPlan, ...]
@@ -116,6 +117,7 @@ class ViT(nn.Module):
     num_classes: int = 1000
     mlp_ratio: float = 4.0
     stem: str = "patch"
+    class_token: bool = True
     drop_path_rate: float = 0.0
     prop_attn: bool = False
     trace_source: bool = False
@@ -127,15 +129,22 @@ class ViT(nn.Module):
     def __call__(self, images, train=False, keys=None):
         """images [B, H, W, 3], normalised -> Outputs.
 
-        `keys` (training): {"drop_path": [B] keys, "reducer": [B] keys}, one a sample.
+        `keys`: {"drop_path": [B] keys, "reducer": [B] keys}, one a sample; drop path
+        needs its in training, reducers that draw take theirs in evaluation too (fixed
+        ones where there are none).
         """
-        depth = len(self.plan)
-        state = tokens.start(self._embed(images, train), 1, self.trace_source)
+        x, grid = self._embed(images, train)
+        patches = grid[0] * grid[1]
+        state = tokens.start(x, int(self.class_token), self.trace_source)
         scale = None
         if train and self.drop_path_rate:
+            depth = len(self.plan)
             scale = drop_path_scale(keys["drop_path"], depth, self.drop_path_rate)
-        results, told = [], []
+        records, seen = [], AttentionTaps()
         for i, layer in enumerate(self.plan):
+            step = _Reduction(self, i, layer, grid, train, keys)
+            if layer.step and layer.step.site == "pre":
+                state = step.reduce(state, seen, records)
             block = Block(
                 self.embed_dim,
                 self.num_heads,
@@ -145,39 +154,53 @@ class ViT(nn.Module):
                 name=f"blocks_{i}",
             )
             branch = (None, None) if scale is None else (scale[:, i, 0], scale[:, i, 1])
-            reducer = layer.step.reducer if layer.counts else None
+            needs, metric = self._wanted(i)
             x, seen = block.attend(
                 state.x,
                 branch[0],
                 jnp.log(state.size) if self.prop_attn else None,
-                needs=getattr(reducer, "needs", ()),
-                metric=getattr(reducer, "metric", None),
+                _with_prefix(state.mask, state.num_prefix),
+                needs=needs,
+                metric=metric,
                 num_prefix=state.num_prefix,
                 train=train,
             )
             state = state.replace(x=x)
-            if reducer is not None:
-                taps = self._taps(state, seen, reducer)
-                result = reducer(taps, layer.counts, train)
-                state = ops.apply(state, result)
-                results.append(result)
-                told.append(taps)
+            if layer.step and layer.step.site == "mid":
+                state = step.reduce(state, seen, records)
             state = state.replace(x=block.feed_forward(state.x, branch[1]))
+            grid = None if layer.counts else grid
         norm = layer_norm(self.dtype, name="norm")
         head = nn.Dense(
             self.num_classes, kernel_init=INIT, dtype=jnp.float32, name="head"
         )
-        # The head reads one row; norm of the others is computed only if it is used.
+        if self.class_token:
+            # The head reads one row; norm of the others is computed only if it is used.
+            pooled = norm(state.x[:, 0])
+        else:
+            share = state.size[:, :, None] / patches
+            pooled = jnp.sum(norm(state.x).astype(jnp.float32) * share, axis=1)
         return Outputs(
-            logits=head(norm(state.x[:, 0])),
+            logits=head(pooled),
             tokens=norm(state.x),
             state=state,
-            results=tuple(results),
-            taps=tuple(told),
+            results=tuple(result for result, _ in records),
+            taps=tuple(taps for _, taps in records),
         )
 
+    def _wanted(self, block):
+        """What block's attention must tell: its own reducer's needs, and the next's."""
+        needs, metric = set(), None
+        following = self.plan[block + 1] if block + 1 < len(self.plan) else None
+        for layer, site in ((self.plan[block], "mid"), (following, "pre")):
+            active = layer and layer.step and layer.step.site == site
+            if active and (layer.counts or self.is_initializing()):
+                needs |= layer.step.reducer.needs
+                metric = getattr(layer.step.reducer, "metric", metric)
+        return needs, metric
+
     def _embed(self, images, train):
-        """[B, H, W, 3] -> [B, 1 + n, D]: patches, class token in front, positions."""
+        """[B, H, W, 3] -> [B, prefix + n, D] with positions, and the patch grid."""
         options = {"axis_name": self.axis_name} if self.stem == "conv" else {}
         stem = STEMS[self.stem](
             self.embed_dim,
@@ -189,15 +212,65 @@ class ViT(nn.Module):
         x = stem(images.astype(self.dtype), train)
         batch, height, width, dim = x.shape
         x = x.reshape(batch, height * width, dim)
-        cls_token = self.param("cls_token", INIT, (1, 1, dim))
-        pos_embed = self.param("pos_embed", INIT, (1, 1 + height * width, dim))
-        cls_token = jnp.broadcast_to(cls_token.astype(self.dtype), (batch, 1, dim))
-        return jnp.concatenate([cls_token, x], axis=1) + pos_embed.astype(self.dtype)
+        if self.class_token:
+            cls_token = self.param("cls_token", INIT, (1, 1, dim)).astype(self.dtype)
+            x = jnp.concatenate([jnp.broadcast_to(cls_token, (batch, 1, dim)), x], 1)
+        pos_embed = self.param("pos_embed", INIT, (1, x.shape[1], dim))
+        return x + pos_embed.astype(self.dtype), (height, width)
+
+
+class _Reduction:
+    """The reduction of one block: binds the reducer, tells it, applies what it says."""
+
+    def __init__(self, model, block, layer, grid, train, keys):
+        self.model, self.block, self.layer = model, block, layer
+        self.grid, self.train, self.keys = grid, train, keys
+
+    def reduce(self, state, seen, records):
+        """The state after it; `records` grows by (result, taps)."""
+        reducer, counts = self.layer.step.reducer, self.layer.counts
+        learned = isinstance(reducer, nn.Module)
+        if counts is None and not (learned and self.model.is_initializing()):
+            return state
+        if learned:
+            name = f"reducer_{self.block}"
+            reducer = reducer.clone(parent=self.model, name=name)
+        taps = self._taps(state, seen, reducer)
+        if counts is None:  # its parameters exist at every rate
+            n = taps.x.shape[1]
+            reducer(taps, Counts(n_in=n, n_out=n), self.train)
+            return state
+        result = reducer(taps, counts, self.train)
+        records.append((result, taps))
+        return ops.apply(state, result)
 
     def _taps(self, state, seen, reducer):
         prefix = state.num_prefix
         image = state.x[:, prefix:]
         metric = image if getattr(reducer, "metric", None) == "token" else seen.metric
         return Taps(
-            x=image, size=state.size[:, prefix:], metric=metric, cls_attn=seen.cls_attn
+            x=image,
+            size=state.size[:, prefix:],
+            metric=metric,
+            cls_attn=seen.cls_attn,
+            attn_columns=seen.attn_columns,
+            mask=state.mask,
+            rng=self._rng(image.shape[0]) if "rng" in reducer.needs else None,
+            grid=self.grid,
+            num_prefix=prefix,
         )
+
+    def _rng(self, batch):
+        if self.keys is None:
+            start = jax.random.key(0, impl="threefry2x32")
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(start, jnp.arange(batch))
+        else:
+            keys = self.keys["reducer"]
+        return jax.vmap(jax.random.fold_in, (0, None))(keys, self.block)
+
+
+def _with_prefix(mask, prefix):
+    """Mask of image tokens -> of all tokens: the prefix is always live."""
+    if mask is None:
+        return None
+    return jnp.pad(mask, ((0, 0), (prefix, 0)), constant_values=1)

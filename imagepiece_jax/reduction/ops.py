@@ -10,7 +10,13 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from imagepiece_jax.reduction.tokens import DROPPED, TokenState, compose
+from imagepiece_jax.reduction.tokens import (
+    DROPPED,
+    Masking,
+    Mixing,
+    TokenState,
+    compose,
+)
 
 
 def rank(score):
@@ -64,14 +70,18 @@ def cosine(a, b, eps=1e-6):
 
 
 def apply(state, result, form=None):
-    """Move the tokens of `state` to the slots that `result` names; returns a
-    TokenState.
+    """`state` after a reduction: an Assignment, a Mixing or a Masking -> TokenState.
 
-    The prefix stays in front. Features are the weighted mean (or sum) of a slot's
-    tokens, sizes add up, the source map is composed. `form`: "gather" (needs
-    `result.merged`), "one_hot" (a batched product: the oracle, and for export), None:
-    gather where it can.
+    The prefix stays in front. An Assignment moves tokens to the slots it names:
+    features are the weighted mean (or sum) of a slot's tokens, sizes add up, the source
+    map is composed. `form`: "gather" (needs `result.merged`), "one_hot" (a batched
+    product: the oracle, and for export), None: gather where it can.
     """
+    chex.assert_rank(state.x, 3)
+    if isinstance(result, Masking):
+        return _apply_masking(state, result)
+    if isinstance(result, Mixing):
+        return _apply_mixing(state, result)
     n_in, n_out, prefix = result.dest.shape[1], result.n_out, state.num_prefix
     chex.assert_shape(state.x, (None, prefix + n_in, None))
     if form is None:
@@ -79,11 +89,8 @@ def apply(state, result, form=None):
     size = state.size[:, prefix:]
     share = _shares(result, size)
     dest = _prepend(result.dest, prefix)
-    share = (
-        share
-        if share is None
-        else jnp.pad(share, ((0, 0), (prefix, 0)), constant_values=1.0)
-    )
+    if share is not None:
+        share = jnp.pad(share, ((0, 0), (prefix, 0)), constant_values=1.0)
     if form == "one_hot":
         x = _move_by_product(state.x, share, dest, prefix + n_out)
     else:
@@ -91,11 +98,42 @@ def apply(state, result, form=None):
             state.x, share, dest, prefix + n_out, result.merged, result.mean
         )
     belongs = _belongs(dest, prefix + n_out)
+    mask = state.mask
+    if mask is not None:  # a slot is live if any of its tokens is
+        live = jnp.where(belongs[:, prefix:, prefix:], mask[:, None, :], 0)
+        mask = jnp.max(live, axis=-1)
     return TokenState(
         x=x,
         size=jnp.sum(jnp.where(belongs, state.size[:, None, :], 0), axis=-1),
         source=None if state.source is None else compose(result.dest, state.source),
+        mask=mask,
         num_prefix=prefix,
+    )
+
+
+def _apply_mixing(state, result):
+    """Rows overlap: every token counts as one, and no patch is in one token alone."""
+    prefix = state.num_prefix
+    mixed = jnp.einsum(
+        "bon,bnd->bod",
+        result.matrix.astype(jnp.float32),
+        state.x[:, prefix:].astype(jnp.float32),
+    )
+    x = jnp.concatenate([state.x[:, :prefix], mixed.astype(state.x.dtype)], axis=1)
+    return TokenState(x=x, size=jnp.ones(x.shape[:2], jnp.float32), num_prefix=prefix)
+
+
+def _apply_masking(state, result):
+    """Shapes stay, or grow by the appended token; where patches are is not traced."""
+    state = state.replace(mask=result.keep, source=None)
+    if result.append is None:
+        return state
+    last = result.append[:, None].astype(state.x.dtype)
+    one = jnp.ones((last.shape[0], 1), jnp.float32)
+    return state.replace(
+        x=jnp.concatenate([state.x, last], axis=1),
+        size=jnp.concatenate([state.size, one], axis=1),
+        mask=jnp.concatenate([result.keep, one.astype(result.keep.dtype)], axis=1),
     )
 
 

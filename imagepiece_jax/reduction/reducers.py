@@ -76,6 +76,8 @@ class Retokenize:
     def __call__(self, taps, counts, train=False):
         n, b, r = counts.n_in, counts.candidates, counts.n_in - counts.n_out
         score = jax.lax.stop_gradient(taps.cls_attn)
+        if taps.mask is not None:  # what is masked is never a candidate
+            score = jnp.where(taps.mask > 0.5, score, jnp.inf)
         metric = jax.lax.stop_gradient(taps.metric)
         # Position among the candidates, most attended first; negative: not one of them.
         place = rank(score) - (n - b)

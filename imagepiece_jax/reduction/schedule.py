@@ -15,6 +15,8 @@ from imagepiece_jax.errors import InputError
 class Step:
     """One reduction: at `block`, by `rule` and `amount`, decided by `reducer`.
 
+    `when_masked` is for methods that train with a mask instead of removing tokens: how
+    many tokens the step adds then; None: it removes what it removes in evaluation.
     `site` is "mid" (between attention and MLP) or "pre" (before the block). `reducer`
     is a frozen dataclass or an unbound Flax module; nothing here looks inside it.
     """
@@ -24,6 +26,7 @@ class Step:
     rule: str
     amount: Any
     site: str = "mid"
+    when_masked: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,17 +81,38 @@ def check_choice(name, value, allowed):
     return value
 
 
-def _keep(amount, n, n0):
+def _keep(amount, n, n0, stage):
     kept = max(1, ceil(amount * n))
     return None if kept == n else (kept, None)
 
 
-def _keep_fuse(amount, n, n0):
+def _keep_fuse(amount, n, n0, stage):
     kept = max(1, ceil(amount * n))
     return None if kept == n else (kept + 1, None)
 
 
-def _merge(amount, n, n0):
+def _keep_half(amount, n, n0, stage):
+    kept = max(1, ceil(amount * n))
+    # A bipartite matching cannot remove more than one of its two sides.
+    return None if kept == n else (max(kept, n - n // 2), None)
+
+
+def _keep_initial(amount, n, n0, stage):
+    kept = max(1, floor(amount * n0))
+    return None if kept >= n else (kept, None)
+
+
+def _keep_initial_package(amount, n, n0, stage):
+    kept = max(1, floor(amount * n0)) + stage
+    return None if kept >= n else (kept, None)
+
+
+def _remove(amount, n, n0, stage):
+    removed = min(amount, n // 2)
+    return None if removed == 0 else (n - removed, None)
+
+
+def _merge(amount, n, n0, stage):
     merge_ratio, candidate_ratio, base = amount
     candidates = floor(candidate_ratio * n)
     # The class token counts in the published arithmetic: 197 tokens merge by 16.
@@ -97,27 +121,41 @@ def _merge(amount, n, n0):
     return None if merges == 0 else (n - merges, candidates)
 
 
-# rule -> (amount, image tokens now, image tokens at first) -> (n_out, candidates) |
-# None
-RULES = {"keep": _keep, "keep_fuse": _keep_fuse, "merge": _merge}
+def _fixed(amount, n, n0, stage):
+    return (amount, None)
+
+
+# rule -> (amount, image tokens now, at first, number of the step)
+#         -> (image tokens after, candidates of a merge), or None: no change
+RULES = {
+    "keep": _keep,
+    "keep_fuse": _keep_fuse,
+    "keep_half": _keep_half,
+    "keep_initial": _keep_initial,
+    "keep_initial_package": _keep_initial_package,
+    "remove": _remove,
+    "merge": _merge,
+    "fixed": _fixed,
+}
 
 
 def count(step, n, n0, stage=1):
     """Counts of `step` on `n` image tokens (`n0` before any step); None: no change."""
     check_choice("rule", step.rule, tuple(RULES))
-    result = RULES[step.rule](step.amount, n, n0)
+    result = RULES[step.rule](step.amount, n, n0, stage)
     if result is None:
         return None
     n_out, candidates = result
     return Counts(n_in=n, n_out=n_out, candidates=candidates, stage=stage)
 
 
-def build(depth, n0, steps, num_prefix=1):
+def build(depth, n0, steps, num_prefix=1, masked=False):
     """Token counts of every block: a tuple of `depth` LayerPlans.
 
     `n0` image tokens enter block 0, beside `num_prefix` class and distillation tokens,
-    which no step touches. Raises InputError for a step outside the model and for two
-    steps on one block.
+    which no step touches. `masked` gives the plan of masked training: a step with
+    `when_masked` removes nothing there. Raises InputError for a step outside the model
+    and for two steps on one block.
     """
     at = {}
     for stage, step in enumerate(sorted(steps, key=lambda s: s.block), start=1):
@@ -132,15 +170,25 @@ def build(depth, n0, steps, num_prefix=1):
                 "a block"
             )
         at[step.block] = (stage, step)
-    plan, n = [], n0
+    plan, n, held = [], n0, n0  # tokens in evaluation, tokens held in this plan
     for block in range(depth):
         stage, step = at.get(block, (0, None))
         counts = step and count(step, n, n0, stage)
-        after = counts.n_out if counts else n
-        before = after if step and step.site == "pre" else n
+        if counts:
+            n = counts.n_out
+            counts = _held_counts(step, counts, held) if masked else counts
+        after = counts.n_out if counts else held
+        before = after if step and step.site == "pre" else held
         plan.append(LayerPlan(before + num_prefix, after + num_prefix, step, counts))
-        n = after
+        held = after
     return tuple(plan)
+
+
+def _held_counts(step, counts, held):
+    """`counts` of evaluation -> those of masked training, where `held` tokens are."""
+    change = counts.n_out - counts.n_in
+    change = change if step.when_masked is None else step.when_masked
+    return dataclasses.replace(counts, n_in=held, n_out=held + change)
 
 
 def image_tokens(plan, n0):

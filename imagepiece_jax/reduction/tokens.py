@@ -16,12 +16,14 @@ class TokenState:
 
     x: [B, prefix + n, D]; size: [B, prefix + n] float32, patches behind each token;
     source: [B, n0] int32, image slot 0..n-1 that holds each patch, or DROPPED; None
-    when it is not traced, or can no longer be told.
+    when it is not traced, or can no longer be told; mask: [B, n] float, 1 for image
+    tokens that are live, 0 for those removed in all but shape (masked training only).
     """
 
     x: Array
     size: Array
     source: Array | None = None
+    mask: Array | None = None
     num_prefix: int = struct.field(pytree_node=False, default=1)
 
 
@@ -32,15 +34,22 @@ class Taps:
     x: [B, n, D] residual stream at the step's site; size: [B, n]; metric: [B, n, d]
     what is compared (mean over heads of key, query or value; or the token itself);
     cls_attn: [B, n] float32 class-attention row, mean over heads, class column dropped;
-    rng: [B] keys of (seed, step, position in the global batch, block). A field that the
-    reducer's `needs` does not name is None.
+    attn_columns: [B, n] float32 attention received, summed over heads and queries;
+    mask: [B, n] live tokens in masked training; rng: [B] keys of (seed, step, position
+    in the global batch, block), in evaluation of (seed, index in the data set, block).
+    At site "pre" the attention fields are those of the block before. A field that the
+    reducer's `needs` does not name is None. grid: (height, width) while there is one.
     """
 
     x: Array
     size: Array
     metric: Array | None = None
     cls_attn: Array | None = None
+    attn_columns: Array | None = None
+    mask: Array | None = None
     rng: Array | None = None
+    grid: tuple[int, int] | None = struct.field(pytree_node=False, default=None)
+    num_prefix: int = struct.field(pytree_node=False, default=1)
 
 
 @struct.dataclass
@@ -57,6 +66,25 @@ class Assignment:
     n_out: int = struct.field(pytree_node=False, default=0)
     mean: bool = struct.field(pytree_node=False, default=True)
     merged: int | None = struct.field(pytree_node=False, default=None)
+
+
+@struct.dataclass
+class Mixing:
+    """A soft reduction: every slot is a weighted sum of all tokens. [B, n_out, n]."""
+
+    matrix: Array
+
+
+@struct.dataclass
+class Masking:
+    """A reduction that training only marks: shapes stay, attention reads the mask.
+
+    keep: [B, n] float, 1 for live tokens, differentiable by straight-through; append:
+    [B, D], one more token that is always live (a package token), or None.
+    """
+
+    keep: Array
+    append: Array | None = None
 
 
 def start(x, num_prefix=1, trace_source=False):

@@ -1,18 +1,63 @@
 """What one method exports, and all that any other room may ask of it."""
 
 import dataclasses
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from imagepiece_jax.reduction.schedule import Step
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
-    """A token reduction.
+class Group:
+    """How one parameter is trained where that differs from the rest.
 
-    recipe: (depth, **fields) -> steps; its keywords are the method's config fields.
-    extra_macs: (step, n_in, embed_dim, num_heads) -> MACs of its own layers, if any.
+    lr: (rate of the schedule at this step, its peak) -> rate; frozen_epochs: first
+    epochs without any update (infinity: never updated).
+    """
+
+    lr: Callable[[Any, float], Any] | None = None
+    frozen_epochs: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A token reduction. An absent hook means: nothing special.
+
+    Hooks take what is said here and, as keywords, the method's config fields that they
+    name; the fields are the keywords of all hooks together.
+
+    recipe: (depth, **fields) -> steps.
+    extra_macs: (step, n_in, embed_dim, num_heads) -> MACs of its own layers.
+    loss: (outputs, teacher_outputs, plan, **fields) -> {name: extra loss term}.
+    param_groups: (path such as "blocks_3/attn/q/kernel", **fields) -> Group.
+    rate_at: (epoch, **fields) -> keep rate during that epoch, for warm-ups.
+    needs_teacher: whether training compares with a frozen dense model.
+    model_fields: fields of the model that the method is meant to be used with.
     """
 
     recipe: Callable[..., tuple[Step, ...]]
     extra_macs: Callable[..., int] | None = None
+    loss: Callable[..., dict[str, Any]] | None = None
+    param_groups: Callable[..., Group] | None = None
+    rate_at: Callable[..., float] | None = None
+    needs_teacher: bool = False
+    model_fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def fields(self):
+        """Names of the config fields that the hooks take, in order."""
+        names = {}
+        for hook in (self.recipe, self.loss, self.param_groups, self.rate_at):
+            if hook is not None:
+                parameters = inspect.signature(hook).parameters.values()
+                names |= {p.name: None for p in parameters if p.default is not p.empty}
+        return tuple(names)
+
+    def call(self, hook, *args, **fields):
+        """`hook(*args)` with those of `fields` that it takes; None if it is absent."""
+        function = getattr(self, hook)
+        if function is None:
+            return None
+        takes = inspect.signature(function).parameters
+        return function(*args, **{k: v for k, v in fields.items() if k in takes})
