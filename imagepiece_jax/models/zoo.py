@@ -23,6 +23,8 @@ def create_model(
     num_classes=1000,
     reduction=None,
     stem="patch",
+    class_token=True,
+    masked=False,
     dtype="float32",
     attention="auto",
     drop_path_rate=0.0,
@@ -34,7 +36,10 @@ def create_model(
     """A ViT by name, with a reduction such as {"name": "evit", "keep_rate": 0.7}.
 
     `fields` override the size that the name stands for: patch_size, embed_dim, depth,
-    num_heads, mlp_ratio; None leaves it. InputError for anything that does not fit.
+    num_heads, mlp_ratio; None leaves it. Without `class_token` the head reads the mean
+    over patches. `masked` gives the model that training uses: methods that train with a
+    mask keep all tokens there; for the others it is the same. InputError for anything
+    that does not fit.
     """
     if name not in MODELS:
         known = ", ".join(sorted(MODELS))
@@ -56,10 +61,13 @@ def create_model(
     side = image_size // size["patch_size"]
     head_dim = size["embed_dim"] // size["num_heads"]
     steps = methods.steps(depth, **(reduction or {}))
+    plan = schedule.build(depth, side * side, steps, int(class_token), masked)
+    _check_taps(plan, class_token)
     return ViT(
-        plan=schedule.build(depth, side * side, steps),
+        plan=plan,
         num_classes=num_classes,
         stem=stem,
+        class_token=class_token,
         dtype=jnp.dtype(dtype),
         backend=resolve_backend(attention, dtype, head_dim),
         drop_path_rate=drop_path_rate,
@@ -100,14 +108,39 @@ def _check(size, image_size, num_classes, stem, dtype, drop_path_rate):
         )
 
 
+def _check_taps(plan, class_token):
+    """InputError for a step that asks the model for what it does not have."""
+    for block, layer in enumerate(plan):
+        if layer.step is None:
+            continue
+        needs = layer.step.reducer.needs
+        if "cls_attn" in needs and not class_token:
+            raise InputError(
+                f"config.model.class_token is False, but the reduction at block {block} "
+                "chooses tokens by the attention of the class token"
+            )
+        seen = needs & {"cls_attn", "attn_columns", "metric"}
+        if block == 0 and layer.step.site == "pre" and seen:
+            raise InputError(
+                "config.reduction has a step before block 0 that reads the attention of "
+                "the block before it; allowed are blocks from 1"
+            )
+
+
 def model_macs(model, image_size):
     """MACs of one image through `model`, counted from its plan."""
+
+    def extra_macs(step, n_in, embed_dim, num_heads):
+        own = getattr(step.reducer, "extra_macs", None)
+        return own(n_in, embed_dim, num_heads) if own else 0
+
     return flops.macs(
         model.plan,
         model.embed_dim,
         model.num_heads,
         stem=model.stem,
         num_classes=model.num_classes,
+        extra_macs=extra_macs,
         image_size=image_size,
         patch_size=model.patch_size,
         mlp_ratio=model.mlp_ratio,

@@ -53,7 +53,7 @@ def macs(
 ):
     """MACs of one image through the whole model, as an int.
 
-    `extra_macs(step, n_in, embed_dim, num_heads)` is the method's own cost of a step
+    `extra_macs(step, n_in, embed_dim, num_heads)` is the reducer's own cost of a step
     (learned selectors), for the steps that change something.
     """
     total = stem_macs(stem, embed_dim, image_size, patch_size) + embed_dim * num_classes

@@ -28,7 +28,6 @@ class Method:
     name; the fields are the keywords of all hooks together.
 
     recipe: (depth, **fields) -> steps.
-    extra_macs: (step, n_in, embed_dim, num_heads) -> MACs of its own layers.
     loss: (outputs, teacher_outputs, plan, **fields) -> {name: extra loss term}.
     param_groups: (path such as "blocks_3/attn/q/kernel", **fields) -> Group.
     rate_at: (epoch, **fields) -> keep rate during that epoch, for warm-ups.
@@ -37,7 +36,6 @@ class Method:
     """
 
     recipe: Callable[..., tuple[Step, ...]]
-    extra_macs: Callable[..., int] | None = None
     loss: Callable[..., dict[str, Any]] | None = None
     param_groups: Callable[..., Group] | None = None
     rate_at: Callable[..., float] | None = None
