@@ -17,6 +17,7 @@ def get_config():
     config.model = config_dict.ConfigDict()
     config.model.name = "deit_s"  # deit_ti, deit_s, deit_b, vit_mini
     config.model.stem = "patch"  # "patch", or "conv": ImagePiece's local coherence bias
+    config.model.class_token = True  # False: the head reads the mean over patches
     config.model.drop_path_rate = 0.1  # of the last block; linear from 0 at the first
     config.model.prop_attn = False  # proportional attention: + log(size) on the logits
     config.model.trace_source = False  # keep which patches are in which token
@@ -62,6 +63,9 @@ def get_config():
     config.mixup_prob = 1.0  # of mixing a batch at all
     config.mixup_switch_prob = 0.5  # of cutmix where both are on
     config.ema_decay = 0.99996  # average of the weights, reported beside; 0: off
+
+    config.teacher = config_dict.ConfigDict()
+    config.teacher.weights = ""  # of the dense model that some methods learn from
 
     config.init = config_dict.ConfigDict()
     config.init.weights = ""  # start from a weights file or a run's folder

@@ -116,14 +116,14 @@ def _check_taps(plan, class_token):
         needs = layer.step.reducer.needs
         if "cls_attn" in needs and not class_token:
             raise InputError(
-                f"config.model.class_token is False, but the reduction at block {block} "
-                "chooses tokens by the attention of the class token"
+                "config.model.class_token is False, but the reduction at block "
+                f"{block} chooses tokens by the attention of the class token"
             )
         seen = needs & {"cls_attn", "attn_columns", "metric"}
         if block == 0 and layer.step.site == "pre" and seen:
             raise InputError(
-                "config.reduction has a step before block 0 that reads the attention of "
-                "the block before it; allowed are blocks from 1"
+                "config.reduction has a step before block 0 that reads the attention "
+                "of the block before it; allowed are blocks from 1"
             )
 
 

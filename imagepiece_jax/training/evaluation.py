@@ -9,15 +9,19 @@ import optax
 from imagepiece_jax.data import mix
 from imagepiece_jax.training import parallel
 from imagepiece_jax.training.metrics import correct_at
+from imagepiece_jax.training.randomness import Purpose, sample_keys
 
 
-def eval_step(variables, batch, *, model):
+def eval_step(variables, batch, *, model, seed=0):
     """Sums over all devices of loss, acc1, acc5 and images for one batch.
 
-    batch: image uint8 [m, S, S, 3], label [m], mask [m] of this device. The loss is the
-    cross-entropy with the hard label.
+    batch: image uint8 [m, S, S, 3], label, mask and index (of the image in its set) [m]
+    of this device. The loss is the cross-entropy with the hard label. A reducer that
+    draws does so by (seed, index): the same in every pass.
     """
-    logits = model.apply(variables, mix.normalise(batch["image"])).logits
+    keys = {"reducer": sample_keys(seed, 0, batch["index"], Purpose.REDUCER_EVAL)}
+    images = mix.normalise(batch["image"])
+    logits = model.apply(variables, images, keys=keys).logits
     label, mask = batch["label"], batch["mask"]
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, label)
     sums = {
@@ -34,9 +38,9 @@ def eval_step(variables, batch, *, model):
     return parallel.total(sums)
 
 
-def compiled(model):
+def compiled(model, seed=0):
     """`eval_step` of `model` on all devices: (replicated variables, batch) -> sums."""
-    return parallel.pmap(functools.partial(eval_step, model=model))
+    return parallel.pmap(functools.partial(eval_step, model=model, seed=seed))
 
 
 def evaluate(step, variables, batches):
@@ -54,8 +58,7 @@ def evaluate(step, variables, batches):
             totals[name] += float(value)
 
     for batch in batches:
-        fields = {name: batch[name] for name in ("image", "label", "mask")}
-        sums = step(variables, fields)
+        sums = step(variables, batch)
         if pending is not None:  # one behind: the device works while the host reads
             collect(pending)
             counted += 1

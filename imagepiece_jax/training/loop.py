@@ -67,7 +67,9 @@ class _Run:
         self.train_transform = setup.train_transform(config)
         self.eval_transform = setup.eval_transform(config)
         self.checkpoints = Checkpoints(workdir)
-        self.eval_step = evaluation.compiled(self.model)
+        self.eval_step = evaluation.compiled(self.model, config.seed)
+        self.method = setup.method(config)
+        self.step_of_plan = {}
 
     def open_data(self):
         """Open both splits; the length of the run follows."""
@@ -75,12 +77,18 @@ class _Run:
         self.val_source = setup.source(self.config, "val")
         self.length = setup.length(self.config, len(self.train_source))
         self.rate = setup.schedule(self.config, self.length.steps_per_epoch)
-        self.optimizer = setup.adamw(self.config, self.rate)
+        self.optimizer = setup.adamw(
+            self.config, self.rate, self.length.steps_per_epoch
+        )
 
     def start(self, write=True):
         """(state, meta, restored step or None) that training starts from."""
         variables = weights.initial(self.config, self.model)
         state = init_state(variables, self.optimizer, self.config.ema_decay > 0)
+        self.teacher_model = self.teacher = None
+        if self.method.needs_teacher:
+            self.teacher_model = self.dense.clone(drop_path_rate=0.0)
+            self.teacher = weights.teacher(self.config, self.teacher_model)
         record_run(
             self.workdir,
             self.config.to_dict(),
@@ -92,18 +100,28 @@ class _Run:
             return state, {"best": {"acc1": -1.0, "step": 0}, "last": None}, None
         return self.checkpoints.restore(state)
 
-    def compiled_step(self):
-        """`train_step` for all devices, with its state donated."""
+    def compiled_step(self, epoch):
+        """`train_step` for all devices as of `epoch`, with its state donated.
+
+        One program a plan: only a keep rate that warms up has several.
+        """
+        model = setup.train_model(self.config, epoch, parallel.AXIS)
+        if model.plan in self.step_of_plan:
+            return self.step_of_plan[model.plan]
         fields = ("seed", "num_classes", "label_smoothing", "mixup", "cutmix")
         fields += ("mixup_prob", "mixup_switch_prob", "ema_decay", "log_every_steps")
         step = functools.partial(
             train_step,
-            model=self.model,
+            model=model,
             optimizer=self.optimizer,
             rate=self.rate,
             recipe=Recipe(**{name: self.config[name] for name in fields}),
+            loss_terms=setup.loss_terms(self.config, model.plan),
+            teacher_model=self.teacher_model,
         )
-        return parallel.pmap(step, donate_argnums=(0,))
+        compiled = parallel.pmap(step, donate_argnums=(0,))
+        self.step_of_plan[model.plan] = compiled
+        return compiled
 
     def train(self, state, meta, restored):
         """All steps that are left: (last state on the host, last meta)."""
@@ -127,10 +145,13 @@ class _Run:
             workers=config.data.workers,
         )
         log = _Log(self, writer, bar)
-        step_fn, state = self.compiled_step(), parallel.replicate(state)
+        state, teacher = parallel.replicate(state), parallel.replicate(self.teacher)
         try:
             for step, batch in enumerate(batches, start=first + 1):
-                state, metrics = step_fn(state, batch)
+                epoch, rest = divmod(step - 1, self.length.steps_per_epoch)
+                if rest == 0 or step == first + 1:
+                    step_fn = self.compiled_step(epoch)
+                state, metrics = step_fn(state, batch, teacher)
                 log.later(step, metrics)
                 epoch, rest = divmod(step, self.length.steps_per_epoch)
                 last = step == self.length.steps
@@ -202,11 +223,16 @@ class _Run:
             "label": jax.ShapeDtypeStruct(shape, jnp.int32),
         }
         devices = len(parallel.local_devices())
-        stacked = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct((devices, *x.shape), x.dtype), state
-        )
+
+        def stack(tree):
+            return jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct((devices, *x.shape), x.dtype), tree
+            )
+
         began = time.perf_counter()
-        compiled = self.compiled_step().lower(stacked, batch).compile()
+        teacher = None if self.teacher is None else stack(self.teacher)
+        last = self.compiled_step(self.length.epochs - 1)
+        compiled = last.lower(stack(state), batch, teacher).compile()
         seconds = time.perf_counter() - began
         held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
         working = compiled.memory_analysis().temp_size_in_bytes
@@ -215,7 +241,8 @@ class _Run:
             f"optimiser and averages, {working / 1e6:,.0f} MB of working space "
             f"({jax.devices()[0].device_kind}; compiled in {seconds:.0f} s)\n"
             f"{self.length.steps} steps: {self.length.epochs} epochs of "
-            f"{self.length.steps_per_epoch}; dry run: nothing was written"
+            f"{self.length.steps_per_epoch}; programs to compile: "
+            f"{len(setup.train_plans(self.config))}; dry run: nothing was written"
         )
 
 
@@ -265,6 +292,7 @@ class _Log:
                 lr=metrics["lr"],
                 grad_norm=metrics["grad_norm"],
                 throughput=rate,
+                **metrics["terms"],
             )
             self.restart_clock()
 

@@ -99,6 +99,37 @@ def adamw(schedule, *, weight_decay, b1, b2, eps, clip_norm):
     return optax.chain(optax.clip_by_global_norm(clip_norm), optimizer)
 
 
+def scale_by_group(group_of, rate, peak, steps_per_epoch):
+    """Scale AdamW's updates, made with `rate(step)`, where a parameter has its own
+    rate.
+
+    `group_of(path)` is the Group of the parameter "blocks_3/attn/q/kernel", whose `lr`
+    maps (the schedule's rate, its peak) to the rate it gets, and whose updates are zero
+    in its first `frozen_epochs`. Moments go on meanwhile, as with a rate of zero.
+    """
+
+    def factor(path, step):
+        group = group_of(jax.tree_util.keystr(path, simple=True, separator="/"))
+        if group is None or group.frozen_epochs == float("inf"):
+            return 1.0 if group is None else 0.0
+        thawed = step >= group.frozen_epochs * steps_per_epoch
+        scale = 1.0
+        if group.lr is not None:
+            scale = group.lr(rate(step), peak) / jnp.maximum(rate(step), 1e-30)
+        return jnp.where(thawed, scale, 0.0)
+
+    def init(params):
+        return optax.ScaleByScheduleState(count=jnp.zeros((), jnp.int32))
+
+    def update(updates, state, params=None):
+        scaled = jax.tree_util.tree_map_with_path(
+            lambda path, u: (u * factor(path, state.count)).astype(u.dtype), updates
+        )
+        return scaled, optax.ScaleByScheduleState(count=state.count + 1)
+
+    return optax.GradientTransformation(init, update)
+
+
 def ema(average, new, decay):
     """Moving average over any tree: `average + (1 - decay) (new - average)`.
 

@@ -6,10 +6,12 @@ import numbers
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from imagepiece_jax.data import loader, sources, transforms
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import zoo
+from imagepiece_jax.reduction import methods
 from imagepiece_jax.training import optimizer, parallel
 
 # Fields that a run may change when it goes on; anything else makes another run.
@@ -94,13 +96,49 @@ def _within(value, low, high):
 
 def model(config, axis_name=None):
     """The ViT that `config` describes; `axis_name` synchronises batch norm."""
+    return _create(config, config.reduction.to_dict(), axis_name=axis_name)
+
+
+def train_model(config, epoch, axis_name=None):
+    """The form of `model` that `epoch` trains: masked, or on its way to a rate."""
+    fields = config.reduction.to_dict()
+    keep_rate = methods.find(**fields).call("rate_at", epoch, **_hook_fields(fields))
+    if keep_rate is not None:
+        fields["keep_rate"] = keep_rate
+    return _create(config, fields, axis_name=axis_name, masked=True)
+
+
+def train_plans(config):
+    """The different plans that a run compiles, in order of first use."""
+    models = (train_model(config, epoch) for epoch in range(config.epochs))
+    return list(dict.fromkeys(model.plan for model in models))
+
+
+def _create(config, reduction, **options):
     return zoo.create_model(
         image_size=config.image_size,
         num_classes=config.num_classes,
-        reduction=config.reduction.to_dict(),
-        axis_name=axis_name,
+        reduction=reduction,
+        **options,
         **config.model.to_dict(),
     )
+
+
+def _hook_fields(fields):
+    return {name: value for name, value in fields.items() if name != "name"}
+
+
+def method(config):
+    """The Method that `config.reduction` names."""
+    return methods.find(**config.reduction.to_dict())
+
+
+def loss_terms(config, plan):
+    """The method's own loss: (outputs, teacher_outputs) -> terms by name; or None."""
+    chosen, fields = method(config), _hook_fields(config.reduction.to_dict())
+    if chosen.loss is None:
+        return None
+    return lambda outputs, taught: chosen.call("loss", outputs, taught, plan, **fields)
 
 
 def dense(config, **changes):
@@ -198,10 +236,10 @@ def schedule(config, steps_per_epoch):
     return rate
 
 
-def adamw(config, rate):
+def adamw(config, rate, steps_per_epoch):
     """The optimiser of `config` with the learning-rate function `rate`."""
     b1, b2 = config.betas
-    return optimizer.adamw(
+    adam = optimizer.adamw(
         rate,
         weight_decay=config.weight_decay,
         b1=b1,
@@ -209,3 +247,13 @@ def adamw(config, rate):
         eps=config.eps,
         clip_norm=config.clip_grad_norm,
     )
+    chosen, fields = method(config), _hook_fields(config.reduction.to_dict())
+    if chosen.param_groups is None:
+        return adam
+    groups = optimizer.scale_by_group(
+        lambda path: chosen.call("param_groups", path, **fields),
+        rate,
+        optimizer.scaled_lr(config.lr, config.batch_size),
+        steps_per_epoch,
+    )
+    return optax.chain(adam, groups)

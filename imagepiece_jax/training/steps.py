@@ -69,12 +69,26 @@ def init_state(variables, optimizer, with_ema):
     )
 
 
-def train_step(state, batch, *, model, optimizer, rate, recipe):
+def train_step(
+    state,
+    batch,
+    teacher=None,
+    *,
+    model,
+    optimizer,
+    rate,
+    recipe,
+    loss_terms=None,
+    teacher_model=None,
+):
     """One update: (state, metrics).
 
     batch: image uint8 [A, m, S, S, 3] and label int32 [A, m] of this device, A
-    micro-batches whose gradients are averaged. Metrics are of the whole global batch:
-    loss, grad_norm, lr, and `window`, the sums since the last logged step.
+    micro-batches whose gradients are averaged. `loss_terms(outputs, teacher_outputs)`
+    gives a method's own terms by name, which are added to the loss; `teacher` are the
+    frozen variables of `teacher_model`, None where there is none. Metrics are of the
+    whole global batch: loss, grad_norm, lr, the terms, and `window`, the sums since the
+    last logged step.
     """
     count, micro_batch = batch["label"].shape
     devices = jax.lax.axis_size(parallel.AXIS)
@@ -91,6 +105,10 @@ def train_step(state, batch, *, model, optimizer, rate, recipe):
             "reducer": sample_keys(recipe.seed, state.step, positions, Purpose.REDUCER),
         }
 
+        taught = None
+        if teacher_model is not None:
+            taught = jax.lax.stop_gradient(teacher_model.apply(teacher, image))
+
         def loss_fn(params):
             outputs, changed = model.apply(
                 {"params": params, "batch_stats": batch_stats},
@@ -100,22 +118,23 @@ def train_step(state, batch, *, model, optimizer, rate, recipe):
                 mutable=["batch_stats"],
             )
             loss = jnp.mean(soft_cross_entropy(outputs.logits, targets))
-            return loss, (outputs.logits, changed.get("batch_stats", {}))
+            own = loss_terms(outputs, taught) if loss_terms else {}
+            loss = sum(own.values(), loss)
+            return loss, (outputs.logits, changed.get("batch_stats", {}), own)
 
-        (loss, (logits, batch_stats)), grad = jax.value_and_grad(loss_fn, has_aux=True)(
-            state.params
-        )
+        gradient = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, (logits, batch_stats, own)), grad = gradient(state.params)
         grads = jax.tree.map(lambda total, g: total + g / count, grads, grad)
         sums = jax.tree.map(jnp.add, sums, _sums(loss, logits, targets))
-        return (batch_stats, grads, sums), None
+        return (batch_stats, grads, sums), own
 
     zeros = jax.tree.map(jnp.zeros_like, state.params)
     carry = (state.batch_stats, zeros, jax.tree.map(jnp.zeros_like, state.window))
     slices = (batch["image"], batch["label"], jnp.arange(count, dtype=jnp.int32))
     if count == 1:
-        carry, _ = micro_step(carry, jax.tree.map(lambda x: x[0], slices))
+        carry, terms = micro_step(carry, jax.tree.map(lambda x: x[0], slices))
     else:
-        carry, _ = jax.lax.scan(micro_step, carry, slices)
+        carry, terms = jax.lax.scan(micro_step, carry, slices)
     batch_stats, grads, sums = carry
     grads, sums = parallel.mean(grads), parallel.total(sums)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -132,6 +151,7 @@ def train_step(state, batch, *, model, optimizer, rate, recipe):
         "loss": sums["loss"] / sums["samples"],
         "grad_norm": optax.tree.norm(grads),
         "lr": rate(state.step),
+        "terms": parallel.mean(jax.tree.map(jnp.mean, terms)),
         "window": window,
     }
     state = TrainState(

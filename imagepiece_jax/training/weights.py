@@ -55,6 +55,20 @@ def initial(config, model):
     return jax.tree.map(choose, loaded, drawn)
 
 
+def teacher(config, model):
+    """The frozen variables of the method's teacher, a dense `model`."""
+    path = config.teacher.weights
+    if not path:
+        raise InputError(
+            f"config.teacher.weights is empty, but {config.reduction.name!r} learns "
+            "from a dense model: name a weights file or the folder of a run"
+        )
+    try:
+        return load(path, fresh(model, config.image_size, config.seed))
+    except InputError as error:
+        raise InputError(f"config.teacher.weights: {error}") from error
+
+
 def load(path, like, allowed_fresh=(), which="best"):
     """Variables of the shapes of `like` from a weights file or a run's workdir.
 

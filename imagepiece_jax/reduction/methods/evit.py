@@ -1,5 +1,7 @@
 """EViT: keep what the class token attends to (Liang et al., ICLR 2022)."""
 
+import math
+
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.reducers import TopK, TopKFuse
 from imagepiece_jax.reduction.schedule import Step, check_rate
@@ -16,4 +18,18 @@ def recipe(depth, keep_rate=0.7, blocks=(3, 6, 9), fuse_token=False):
     return tuple(Step(block, reducer, rule, keep_rate) for block in blocks)
 
 
-METHOD = Method(recipe=recipe)
+def rate_at(epoch, keep_rate=0.7, rate_warmup_start=0, rate_warmup_epochs=0):
+    """Keep rate of an epoch: 1 until `rate_warmup_start`, then by a cosine to
+    keep_rate.
+
+    EViT's authors change it every iteration (start 10, 100 epochs); by epoch there are
+    fewer programs to compile: at most one an epoch.
+    """
+    progress = (epoch - rate_warmup_start) / max(rate_warmup_epochs, 1e-9)
+    if progress >= 1:
+        return keep_rate
+    fall = 0.5 * (1 - math.cos(math.pi * max(progress, 0.0)))
+    return 1 - (1 - keep_rate) * fall
+
+
+METHOD = Method(recipe=recipe, rate_at=rate_at)
