@@ -63,6 +63,7 @@ def create_model(
     steps = methods.steps(depth, **(reduction or {}))
     plan = schedule.build(depth, side * side, steps, int(class_token), masked)
     _check_taps(plan, class_token)
+    _check_grid(plan, side)
     return ViT(
         plan=plan,
         num_classes=num_classes,
@@ -125,6 +126,19 @@ def _check_taps(plan, class_token):
                 "config.reduction has a step before block 0 that reads the attention "
                 "of the block before it; allowed are blocks from 1"
             )
+
+
+def _check_grid(plan, side):
+    """Reducers that read the grid of patches refuse one that does not suit them.
+
+    Their `check_grid` gets (height, width), or None after the first reduction.
+    """
+    grid = (side, side)
+    for layer in plan:
+        check = getattr(layer.step and layer.step.reducer, "check_grid", None)
+        if check and layer.counts:
+            check(grid)
+        grid = None if layer.counts else grid
 
 
 def model_macs(model, image_size):

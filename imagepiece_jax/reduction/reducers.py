@@ -20,6 +20,13 @@ from imagepiece_jax.reduction.ops import (
 from imagepiece_jax.reduction.tokens import DROPPED, Assignment
 
 
+def keep_highest(score, n_out):
+    """Assignment that keeps the `n_out` highest scores, in spatial order. [B, n]."""
+    keep = rank(score) < n_out
+    dest = jnp.where(keep, count_before(keep), DROPPED)
+    return Assignment(dest=dest, n_out=n_out, merged=0)
+
+
 @dataclasses.dataclass(frozen=True)
 class TopK:
     """Keep the `n_out` tokens the class token attends to most, in spatial order."""
@@ -27,9 +34,7 @@ class TopK:
     needs: ClassVar[frozenset[str]] = frozenset({"cls_attn"})
 
     def __call__(self, taps, counts, train=False):
-        keep = rank(taps.cls_attn) < counts.n_out
-        dest = jnp.where(keep, count_before(keep), DROPPED)
-        return Assignment(dest=dest, n_out=counts.n_out, merged=0)
+        return keep_highest(taps.cls_attn, counts.n_out)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,3 +106,45 @@ class Retokenize:
             n_out=counts.n_out,
             merged=r,
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Bipartite:
+    """Merge the most similar pairs between every other token and the rest (ToMe).
+
+    Of all tokens, prefix included, those at even positions are side A, the others side
+    B; the tokens of A whose best partner in B is most similar are merged into it. The
+    prefix takes no part. The slots are the rest of A, then B: the next split by
+    position so mixes the two (Bolya et al. 2023, section 3).
+
+    metric: what is compared ("key", "query", "value", "token").
+    """
+
+    metric: str = "key"
+    needs: ClassVar[frozenset[str]] = frozenset({"metric"})
+
+    def __call__(self, taps, counts, train=False):
+        merges = counts.n_in - counts.n_out
+        metric = jax.lax.stop_gradient(taps.metric)
+        first = taps.num_prefix % 2  # the first image token at an even position
+        sources, targets = metric[:, first::2], metric[:, 1 - first :: 2]
+        similarity = cosine(sources, targets)
+        order = rank(jnp.max(similarity, axis=-1))  # [B, |A|]
+        leaves = order < merges
+        # Without class token the rest of A stands by falling similarity.
+        slot = count_before(~leaves) if taps.num_prefix else order - merges
+        rest = sources.shape[1] - merges
+        partner = jnp.argmax(similarity, axis=-1).astype(jnp.int32)
+        source_dest = jnp.where(leaves, rest + partner, slot)
+        target_dest = rest + jnp.arange(targets.shape[1], dtype=jnp.int32)
+        target_dest = jnp.broadcast_to(target_dest, targets.shape[:2])
+        sides = (target_dest, source_dest) if first else (source_dest, target_dest)
+        return Assignment(dest=_alternate(*sides), n_out=counts.n_out, merged=merges)
+
+
+def _alternate(first, second):
+    """Take turns: [B, ceil(n / 2)] and [B, n // 2] -> [B, n], `first` first."""
+    batch, half = first.shape
+    n = half + second.shape[1]
+    second = jnp.pad(second, ((0, 0), (0, half - second.shape[1])))
+    return jnp.stack([first, second], axis=-1).reshape(batch, 2 * half)[:, :n]

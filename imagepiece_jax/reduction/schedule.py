@@ -73,6 +73,16 @@ def check_rate(name, value):
     return float(value)
 
 
+def check_count(name, value, least=0):
+    """`value` if it is an int of `least` or more, else an InputError."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InputError(
+            f"config.reduction.{name} is {value!r}; allowed are whole numbers from "
+            f"{least}"
+        )
+    return value
+
+
 def check_choice(name, value, allowed):
     """`value` if it is one of `allowed`, else an InputError that lists them."""
     if value not in allowed:

@@ -111,14 +111,36 @@ def compose(outer, inner):
     return jnp.where(inner == DROPPED, DROPPED, out)
 
 
-def unmerge(values, source, fill=0.0):
+def unmerge(values, source, fill=0.0, history=None):
     """Spread slot values back over the patches.
 
     values [B, n, D], source [B, n0] -> [B, n0, D]. Dropped patches get `fill`: a
-    number, or one vector an image [B, D] (the class token, say).
+    number, or one vector an image [B, D] (the class token, say). With `history` they
+    get the value of their token at the step that dropped it: one pair a step, from the
+    first on, of values [B, n, D] of the tokens before it and its dest [B, n]; `fill` is
+    then for those that no step of it drops.
     """
     chex.assert_rank([values, source], [3, 2])
-    spread = jnp.take_along_axis(values, jnp.maximum(source, 0)[:, :, None], axis=1)
     fill = jnp.asarray(fill, values.dtype)
     fill = fill[:, None, :] if fill.ndim else fill[None, None, None]
+    if history is not None:
+        fill = _last_values(history, source, fill)
+    spread = _read_slots(values, source)
     return jnp.where((source == DROPPED)[:, :, None], fill, spread)
+
+
+def _last_values(history, source, fill):
+    """Value of each patch at the step that dropped it, else `fill`. -> [B, n0, D]."""
+    slot = jnp.broadcast_to(jnp.arange(source.shape[1]), source.shape)
+    for values, dest in history:
+        after = compose(dest, slot)
+        leaves = (slot != DROPPED) & (after == DROPPED)
+        here = _read_slots(values, slot).astype(fill.dtype)
+        fill = jnp.where(leaves[:, :, None], here, fill)
+        slot = after
+    return fill
+
+
+def _read_slots(values, slot):
+    """[B, n, D], [B, m] -> [B, m, D]; where `slot` is DROPPED, whatever slot 0 has."""
+    return jnp.take_along_axis(values, jnp.maximum(slot, 0)[:, :, None], axis=1)

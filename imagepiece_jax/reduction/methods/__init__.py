@@ -1,13 +1,25 @@
 """The methods by name: a new one is a file in this folder and a line in `METHODS`."""
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction.methods import evit, imagepiece, none
+from imagepiece_jax.reduction.methods import (
+    evit,
+    grid_pooling,
+    imagepiece,
+    imagepiece_tome,
+    none,
+    random,
+    tome,
+)
 from imagepiece_jax.reduction.methods.method import Method
 
 METHODS: dict[str, Method] = {
     "none": none.METHOD,
     "imagepiece": imagepiece.METHOD,
     "evit": evit.METHOD,
+    "tome": tome.METHOD,
+    "random": random.METHOD,
+    "grid_pooling": grid_pooling.METHOD,
+    "imagepiece_tome": imagepiece_tome.METHOD,
 }
 
 

@@ -1,0 +1,57 @@
+"""Grid pooling: average neighbours once, without looking at what they show."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax.numpy as jnp
+
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.reduction.methods.method import Method
+from imagepiece_jax.reduction.schedule import Step, check_count
+from imagepiece_jax.reduction.tokens import Assignment
+
+
+@dataclasses.dataclass(frozen=True)
+class Cells:
+    """Average the tokens of each cell of a `size` x `size` grid, row by row.
+
+    Row i of `height` goes to row i * size // height of the cells, columns likewise: the
+    cells differ by at most one row and column where the patches do not divide evenly.
+    """
+
+    size: int
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def check_grid(self, grid):
+        """InputError unless `grid` (height, width) of patches is there, and holds
+        it."""
+        if grid is None:
+            raise InputError(
+                "config.reduction.grid_size needs the grid of patches, but the tokens "
+                "are reduced before: allowed is pooling before any other step"
+            )
+        if self.size > min(grid):
+            raise InputError(
+                f"config.reduction.grid_size is {self.size}, but there are {grid[0]} x "
+                f"{grid[1]} patches: allowed are whole numbers from 1 to {min(grid)}"
+            )
+
+    def __call__(self, taps, counts, train=False):
+        self.check_grid(taps.grid)
+        rows, columns = (jnp.arange(n) * self.size // n for n in taps.grid)
+        cell = rows[:, None] * self.size + columns[None, :]
+        dest = jnp.broadcast_to(cell.reshape(1, -1).astype(jnp.int32), taps.size.shape)
+        return Assignment(dest=dest, n_out=counts.n_out)
+
+
+def recipe(depth, grid_size=7, block=6):
+    """Before `block`, average the image tokens over a `grid_size` x `grid_size` grid.
+
+    On DeiT-S at 224 pixels the defaults cost 2.87 GMACs, among the other methods' 2.7
+    to 3.0, and a cell is exactly 2 x 2 patches.
+    """
+    cells = check_count("grid_size", grid_size, least=1) ** 2
+    return (Step(block, Cells(grid_size), "fixed", cells, site="pre"),)
+
+
+METHOD = Method(recipe=recipe)

@@ -1,0 +1,147 @@
+"""TokenLearner: a few learned summaries take the place of all tokens.
+
+Ryoo et al., NeurIPS 2021. `TokenFuser`, the way back, is not used by the method: it is
+for tasks that need a value for every patch.
+"""
+
+import functools
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.reduction.methods.method import Method
+from imagepiece_jax.reduction.schedule import Step, check_choice, check_count
+from imagepiece_jax.reduction.tokens import Mixing
+
+
+def layer_norm(name):
+    """Layer norm of TokenLearner's modules, which compute in float32 throughout."""
+    return nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, name=name)
+
+
+class Scores(nn.Module):
+    """One score a token for each of `num_tokens`: norm, D -> bottleneck -> S.
+
+    [B, n, D] -> [B, n, S] float32; GELU in its tanh form.
+    """
+
+    num_tokens: int
+    bottleneck_dim: int = 64
+
+    @nn.compact
+    def __call__(self, x):
+        init = nn.initializers.xavier_uniform()
+        x = layer_norm("norm")(x.astype(jnp.float32))
+        x = nn.Dense(self.bottleneck_dim, kernel_init=init, name="fc1")(x)
+        x = nn.gelu(x, approximate=True)
+        return nn.Dense(self.num_tokens, kernel_init=init, name="fc2")(x)
+
+
+class TokenLearner(nn.Module):
+    """Version 1.1: each new token is a weighted mean of all, wherever they stand.
+
+    Its weights are the softmax, over the tokens, of its scores.
+    """
+
+    num_tokens: int
+    bottleneck_dim: int = 64
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    @nn.compact
+    def __call__(self, taps, counts, train=False):
+        scores = Scores(self.num_tokens, self.bottleneck_dim, name="scores")(taps.x)
+        return Mixing(jax.nn.softmax(jnp.swapaxes(scores, 1, 2), axis=-1))
+
+    def extra_macs(self, n_in, embed_dim, num_heads):
+        """Scores of `n_in` tokens, and the weighted means."""
+        scores = self.bottleneck_dim * (embed_dim + self.num_tokens)
+        return n_in * (scores + self.num_tokens * embed_dim)
+
+
+class ConvTokenLearner(nn.Module):
+    """Version 1.0: weights are sigmoids of four 3 x 3 convolutions over the grid.
+
+    pooling: new tokens are weighted sums ("sum") of the tokens, or these divided by the
+    number of tokens ("mean"). InputError where the grid is not square.
+    """
+
+    num_tokens: int
+    pooling: str = "sum"
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def check_grid(self, grid):
+        """InputError unless `grid` (height, width) of tokens is there, and square."""
+        if grid is None or grid[0] != grid[1]:
+            found = f"{grid[0]} x {grid[1]}" if grid else "tokens without a grid"
+            raise InputError(
+                "config.reduction.version is 'v1.0', which needs a square grid of "
+                f"tokens, but found {found}; allowed here is 'v1.1'"
+            )
+
+    @nn.compact
+    def __call__(self, taps, counts, train=False):
+        self.check_grid(taps.grid)
+        batch, n, dim = taps.x.shape
+        conv = functools.partial(nn.Conv, self.num_tokens, (3, 3), use_bias=False)
+        x = layer_norm("norm")(taps.x.astype(jnp.float32))
+        x = x.reshape(batch, *taps.grid, dim)
+        for name in ("conv1", "conv2", "conv3"):
+            x = nn.gelu(conv(name=name)(x), approximate=True)
+        x = conv(name="conv4")(x).reshape(batch, n, self.num_tokens)
+        gates = jnp.swapaxes(nn.sigmoid(x), 1, 2)
+        return Mixing(gates / n if self.pooling == "mean" else gates)
+
+    def extra_macs(self, n_in, embed_dim, num_heads):
+        """Four convolutions at `n_in` places, and the weighted sums."""
+        width_in = embed_dim + 3 * self.num_tokens
+        return n_in * self.num_tokens * (9 * width_in + embed_dim)
+
+
+class TokenFuser(nn.Module):
+    """Add to every token its share of the learned ones: a soft `unmerge`.
+
+    learned [B, S, D], original [B, n, D] -> [B, n, D]. The learned tokens are
+    normalised, mixed among each other and normalised again; a token takes of each as
+    much as the sigmoid of its score says. At first it changes nothing: the mixture
+    starts from zero.
+    """
+
+    bottleneck_dim: int = 64
+
+    @nn.compact
+    def __call__(self, learned, original):
+        num_tokens = learned.shape[1]
+        learned = layer_norm("norm1")(learned.astype(jnp.float32))
+        among = nn.Dense(num_tokens, kernel_init=nn.initializers.zeros, name="among")
+        learned = jnp.swapaxes(among(jnp.swapaxes(learned, 1, 2)), 1, 2)
+        learned = layer_norm("norm2")(learned)
+        gates = nn.sigmoid(
+            Scores(num_tokens, self.bottleneck_dim, name="scores")(original)
+        )
+        share = jnp.einsum("bns,bsd->bnd", gates, learned)
+        return (original + share).astype(original.dtype)
+
+
+def recipe(
+    depth, num_tokens=16, block=7, version="v1.1", bottleneck_dim=64, pooling="sum"
+):
+    """Before `block`, learn `num_tokens` tokens from all; the class token stays.
+
+    version: "v1.1" (with `bottleneck_dim`, the width of its MLP) or "v1.0" (with
+    `pooling`, "sum" or "mean").
+    """
+    check_count("num_tokens", num_tokens, 1)
+    check_count("bottleneck_dim", bottleneck_dim, 1)
+    check_choice("pooling", pooling, ("sum", "mean"))
+    reducers = {
+        "v1.1": TokenLearner(num_tokens, bottleneck_dim),
+        "v1.0": ConvTokenLearner(num_tokens, pooling),
+    }
+    reducer = reducers[check_choice("version", version, tuple(reducers))]
+    return (Step(block, reducer, "fixed", num_tokens, site="pre"),)
+
+
+METHOD = Method(recipe=recipe)

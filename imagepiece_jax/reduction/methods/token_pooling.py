@@ -1,0 +1,138 @@
+"""Token Pooling: cluster the tokens, keep one for each cluster (Marin et al., WACV 2023).
+
+Distances are those of the tokens themselves; a token weighs what attention paid to it.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from imagepiece_jax.reduction.methods.method import Method
+from imagepiece_jax.reduction.ops import count_before, gather_rows, invert, rank
+from imagepiece_jax.reduction.schedule import (
+    Step,
+    check_choice,
+    check_count,
+    check_rate,
+)
+from imagepiece_jax.reduction.tokens import Assignment
+
+SCORES = {"columns": "attn_columns", "cls": "cls_attn"}  # score -> what tells it
+
+
+def distances(a, b):
+    """Euclidean distances. [B, n, D], [B, m, D] float32 -> [B, n, m].
+
+    Summed from differences: |a|^2 + |b|^2 - 2 a.b would be a fast product, but noise
+    for tokens that are nearly equal. XLA builds no array of the differences. What
+    float32 cannot hold counts as its largest number.
+    """
+    squares = jnp.sum((a[:, :, None] - b[:, None]) ** 2, axis=-1)
+    largest = jnp.finfo(jnp.float32).max
+    return jnp.sqrt(jnp.where(squares < largest, squares, largest))
+
+
+@dataclasses.dataclass(frozen=True)
+class Clustering:
+    """What both algorithms share: they start from the most significant tokens.
+
+    score: significance is the attention that a token receives in the block before, over
+    all heads and queries ("columns"), or from the class token ("cls").
+    """
+
+    score: str = "columns"
+    iterations: int = 3
+
+    @property
+    def needs(self):
+        return frozenset({SCORES[self.score]})
+
+    def __call__(self, taps, counts, train=False):
+        x = jax.lax.stop_gradient(taps.x).astype(jnp.float32)
+        score = jax.lax.stop_gradient(getattr(taps, SCORES[self.score]))
+        first = rank(score) < counts.n_out
+        # Weights of a softmax can underflow; a cluster's must not add up to zero.
+        tiny = jnp.finfo(jnp.float32).tiny
+        weight = jnp.where(score > tiny, score, tiny)
+        dest, share = self.cluster(x, weight, first, counts.n_out)
+        joining = counts.n_in - counts.n_out  # no more clusters have several tokens
+        return Assignment(
+            dest=dest,
+            weight=share,
+            n_out=counts.n_out,
+            merged=min(counts.n_out, joining),
+        )
+
+
+class KMedoids(Clustering):
+    """A cluster becomes the member with the least weighted distance to the others.
+
+    Slots are in the order of these tokens, which come through as they are.
+    """
+
+    def cluster(self, x, weight, is_medoid, n_out):
+        distance, index = distances(x, x), jnp.arange(x.shape[1])
+        earlier = (index[:, None] > index[None])[None]  # [1, n, n], j < i
+        for _ in range(self.iterations):
+            far = jnp.where(is_medoid[:, None, :], distance, jnp.inf)
+            owner = jnp.where(is_medoid, index[None], jnp.argmin(far, axis=-1))
+            together = owner[:, :, None] == owner[:, None, :]
+            # Everybody's weighted distance to the members of the own cluster.
+            cost = jnp.where(together, weight[:, None, :] * distance, 0).sum(axis=-1)
+            mine, other = cost[:, :, None], cost[:, None, :]
+            better = (other < mine) | ((other == mine) & earlier)
+            is_medoid = ~jnp.any(together & better, axis=-1)
+        slot = jnp.where(is_medoid, count_before(is_medoid), 0)
+        dest = jnp.where(together, slot[:, None, :], 0).sum(axis=-1, dtype=jnp.int32)
+        return dest, is_medoid.astype(jnp.float32)
+
+
+class KMeans(Clustering):
+    """A cluster becomes the mean of its members, by their significance.
+
+    Slots are in the order of the tokens that the centres started from; each of them
+    stays in its cluster.
+    """
+
+    def cluster(self, x, weight, first, n_out):
+        n, slot = x.shape[1], count_before(first)
+        centres = gather_rows(x, invert(jnp.where(first, slot, n), n_out))
+        slots = jnp.arange(n_out, dtype=jnp.int32)[None, :, None]
+        for iteration in range(self.iterations):
+            if iteration:
+                share = jnp.where(dest[:, None, :] == slots, weight[:, None, :], 0)
+                share = share / jnp.sum(share, axis=-1, keepdims=True)
+                centres = jnp.einsum("bkn,bnd->bkd", share, x, precision="highest")
+            nearest = jnp.argmin(distances(x, centres), axis=-1).astype(jnp.int32)
+            dest = jnp.where(first, slot, nearest)
+        return dest, weight
+
+
+ALGORITHMS = {"kmedoids": KMedoids, "kmeans": KMeans}
+
+
+def recipe(
+    depth,
+    keep_rate=0.7,
+    blocks=(3, 6, 9),
+    algorithm="kmedoids",
+    score="columns",
+    iterations=3,
+):
+    """Before the s-th of `blocks`, cluster into keep_rate ** s of the first count.
+
+    algorithm: "kmedoids" or "kmeans"; score: see `Clustering`.
+    """
+    check_rate("keep_rate", keep_rate)
+    check_choice("algorithm", algorithm, tuple(ALGORITHMS))
+    check_choice("score", score, tuple(SCORES))
+    check_count("iterations", iterations, 1)
+    reducer = ALGORITHMS[algorithm](score, iterations)
+    return tuple(
+        Step(block, reducer, "keep_initial", keep_rate**stage, site="pre")
+        for stage, block in enumerate(sorted(blocks), start=1)
+    )
+
+
+METHOD = Method(recipe=recipe)
