@@ -63,7 +63,7 @@ def main():
         "gmacs {gmacs:.3f}  throughput {throughput:.1f} img/s".format(**result)
     )
     if result["unreadable"]:
-        print(f"left out: {result['unreadable']} images that cannot be read")
+        print(f"unreadable images left out: {result['unreadable']}")
     if JSON.value:
         replace_file(JSON.value, json.dumps(result, indent=2) + "\n")
 
@@ -71,12 +71,12 @@ def main():
 def check_writable(path):
     """InputError for a file that cannot be written: now, not after the evaluation."""
     path = pathlib.Path(path)
-    new = path.with_name(path.name + ".tmp")  # written first, see `replace_file`
     try:
-        new.touch()
-        new.unlink()
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        new = path.with_name(path.name + ".tmp")  # written first, see `replace_file`
+        new.touch()
+        new.unlink()
     except OSError as error:
         raise InputError(
             f"--json {path} cannot be written ({error.strerror}); allowed is a file in "

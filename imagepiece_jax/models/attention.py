@@ -70,10 +70,17 @@ def class_attention(query, key, key_bias=None):
     """Attention of the class token to every token, mean over heads, in float32.
 
     query [B, H, d] of the class token, key [B, N, H, d], key_bias [B, N] added to the
-    logits -> [B, N]. The softmax runs over all N columns (EViT, section 3.2).
+    logits -> [B, N]. The softmax runs over all N columns, the class
+    token's too; callers drop those they do not rank.
     """
     scale = query.shape[-1] ** -0.5
-    logits = jnp.einsum("bhd,bnhd->bhn", query, key, preferred_element_type=jnp.float32)
+    logits = jnp.einsum(
+        "bhd,bnhd->bhn",
+        query,
+        key,
+        precision="highest",  # less may flip near ties
+        preferred_element_type=jnp.float32,
+    )
     logits = logits * scale
     if key_bias is not None:
         logits = logits + key_bias[:, None, :]

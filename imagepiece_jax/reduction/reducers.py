@@ -42,7 +42,7 @@ class TopKFuse:
     """Keep the `n_out - 1` most attended tokens; the others become one, at the end.
 
     That token is the attention-weighted sum of the dropped ones, not normalised, and
-    its gradient reaches the attention (EViT, Liang et al. 2022, section 3.2).
+    its gradient reaches the attention (EViT, Liang et al. 2022).
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"cls_attn"})

@@ -99,6 +99,8 @@ def cudnn_calls(monkeypatch):
     def stand_in(query, key, value, *, bias, implementation, **options):
         assert implementation == "cudnn"
         kind = None if bias is None else bias.dtype
+        if bias is not None:  # cuDNN refuses one row for all queries
+            assert bias.shape == (len(query), 1, query.shape[1], key.shape[1])
         masked = options["key_value_seq_lengths"] is not None
         calls.append((query.shape[1], kind, masked))
         return plain(query, key, value, bias=bias, implementation="xla", **options)

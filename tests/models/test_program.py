@@ -62,6 +62,14 @@ def test_programs_that_differ_are_told_apart():
     assert text(program(tiny.model(tiny.EVIT))) != dense_text("patch", "float32")
 
 
+def test_training_alone_changes_the_conv_stem_alone():
+    """Batch norm; drop path, where there is any, is tested with the model's values."""
+    for stem in ("patch", "conv"):
+        model = tiny.model(tiny.EVIT, stem=stem)
+        same = text(program(model, train=True)) == text(program(model, train=False))
+        assert same == (stem == "patch")
+
+
 def text(jaxpr):
     """The jaxpr in words, without the addresses of functions."""
     return re.sub(r"0x[0-9a-f]+", "", str(jaxpr))

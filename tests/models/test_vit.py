@@ -91,18 +91,18 @@ def test_reduced_equals_a_slow_deit_that_makes_the_same_moves(reduction, prop_at
     np.testing.assert_array_equal(out.state.size, size)
     steps = [block for block, layer in enumerate(model.plan) if layer.counts]
     assert len(out.results) == len(out.taps) == len(steps) > 1
-    for b, (block, taps) in itertools.product(
-        range(2), zip(steps, out.taps, strict=True)
-    ):
-        close(taps.cls_attn[b], seen[b][block].rows.mean(axis=0)[1:], atol=1e-6)
-        close(taps.x[b], seen[b][block].x[1:])
-        if reduction.get("metric") == "token" and taps.metric is not None:
-            close(taps.metric[b], seen[b][block].x[1:])
-        elif taps.metric is not None:
-            close(taps.metric[b], seen[b][block].key[1:].mean(axis=1))
     for b in range(2):
         source = np.arange(tiny.TOKENS)
-        for result in out.results:
+        for block, taps, result in zip(steps, out.taps, out.results, strict=True):
+            told = seen[b][block]
+            close(taps.cls_attn[b], told.rows.mean(axis=0)[1:], atol=1e-6)
+            close(taps.x[b], told.x[1:])
+            if reduction.get("metric") == "token" and taps.metric is not None:
+                close(taps.metric[b], told.x[1:])
+            elif taps.metric is not None:
+                close(taps.metric[b], told.key[1:].mean(axis=1))
+            counted = oracles.count_sources(source, len(told.x) - 1)
+            np.testing.assert_array_equal(taps.size[b], counted)
             source = oracles.compose(np.asarray(result.dest[b]), source)
         np.testing.assert_array_equal(out.state.source[b], source)
         counted = oracles.count_sources(source, size.shape[1] - 1)

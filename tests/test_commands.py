@@ -1,0 +1,324 @@
+"""describe, evaluate and doctor: what they print, and that it is true."""
+
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import quickstart
+from imagepiece_jax import describe, doctor, evaluate
+from imagepiece_jax.data import mix
+from imagepiece_jax.models import convert
+from imagepiece_jax.training import setup, weights
+from tests.command import call, sentence, start
+from tests.runs import ROOT
+
+KEYS = {"acc1", "acc5", "loss", "images", "gmacs", "throughput", "unreadable"}
+# A model of a few parameters for images of 16x16, as flags.
+TINY = ["--config", f"{ROOT}/configs/quickstart.py", "--config.model.depth=2"]
+TINY += ["--config.model.embed_dim=8", "--config.model.num_heads=2"]
+TINY += ["--config.reduction.merge_blocks=(0,)", "--config.reduction.prune_blocks=(1,)"]
+
+
+def tiny_config(**fields):
+    config = quickstart.get_config()
+    size = {"model.depth": 2, "model.embed_dim": 8, "model.num_heads": 2}
+    blocks = {"reduction.merge_blocks": (0,), "reduction.prune_blocks": (1,)}
+    config.update_from_flattened_dict(size | blocks | fields)
+    return config
+
+
+def described(name, *words):
+    ended = call(describe.main, "--config", f"{ROOT}/configs/{name}.py", *words)
+    assert (ended.status, ended.err) == (0, "")
+    *table, cost = ended.out.rstrip("\n").split("\n")
+    return table, cost
+
+
+def test_describe_imagepiece_against_both_dense_models():
+    table, cost = described("deit_s_imagepiece")
+    assert cost == (
+        "2.783 GMACs an image; dense 4.976 with a conv stem, 1.79 times as many; "
+        "dense 4.599 with a patch stem, 1.65 times as many"
+    )
+    heading, stem, *blocks, head, total = [line.split() for line in table]
+    assert heading == "attention MLP MMACs dense parameters image tokens".split()
+    assert (
+        blocks[0]
+        == "block 0 197 181 359.5 378.4 1,774,464 Retokenize: 196 - 16".split()
+    )
+    assert blocks[2] == "block 2 166 133 276.0 378.4 1,774,464 TopK: 165 - 33".split()
+    assert blocks[11] == "block 11 61 61 110.8 378.4 1,774,464".split()
+    assert stem == "stem 435.3 435.3 1,097,520".split()
+    # 384 * 1000 weights, 1000 biases and the norm's 2 * 384
+    assert head == "head 0.4 0.4 385,768".split()
+    assert total == "total 2783.2 4976.4 22,776,856".split()
+
+
+@pytest.mark.parametrize(
+    "name, told",
+    [
+        ("deit_s", "4.599 GMACs an image"),
+        (
+            "deit_s_conv_stem",
+            "4.976 GMACs an image; dense 4.599 with a patch stem, 0.92 times as many",
+        ),
+        (
+            "deit_s_evit",
+            "2.997 GMACs an image; dense 4.599 with a patch stem, 1.53 times as many",
+        ),
+    ],
+)
+def test_describe_compares_with_others_only(name, told):
+    assert described(name)[1] == told
+
+
+def test_describe_takes_overrides():
+    table, cost = described(
+        "deit_s_imagepiece",
+        "--config.model.name=deit_ti",
+        "--config.model.stem=patch",
+        "--config.reduction.merge_blocks=()",
+        "--config.reduction.prune_blocks=(3,)",
+        "--config.reduction.keep_rate=0.5",
+    )
+    assert [line.split()[2:4] for line in table[4:7]] == [
+        ["197", "197"],
+        ["197", "99"],
+        ["99", "99"],
+    ]
+    assert table[-1].split()[-1] == "5,717,416"
+
+
+@pytest.fixture(scope="module")
+def model_and_variables():
+    """The tiny model with weights that tell classes apart by chance alone."""
+    config = tiny_config()
+    model = setup.model(config)
+    variables = weights.fresh(model, 16, seed=3)
+    # Larger than what training starts from, so that logits differ clearly.
+    return model, jax.tree.map(lambda x: np.asarray(x) * 3, variables)
+
+
+@pytest.fixture(scope="module")
+def weights_file(model_and_variables, tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "tiny.npz"
+    np.savez(path, **convert.to_timm(model_and_variables[1]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def image_set(tmp_path_factory):
+    """150 images of 16x16 as PNG with a CSV file: (folder, pixels, labels)."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (150, 16, 16, 3), dtype=np.uint8)
+    labels = rng.integers(0, 10, 150)
+    rows = ["filename,label"]
+    for i, (image, label) in enumerate(zip(pixels, labels, strict=True)):
+        Image.fromarray(image).save(folder / f"{i}.png")
+        rows.append(f"{i}.png,{label}")
+    (folder / "labels.csv").write_text("\n".join(rows) + "\n")
+    return folder, pixels, labels
+
+
+def evaluated(tmp_path, *words):
+    """(what was printed, what the JSON file holds)."""
+    out = tmp_path / "result.json"
+    ended = call(evaluate.main, *TINY, "--json", out, *words)
+    assert ended.status == 0, ended
+    assert sorted(tmp_path.glob("result*")) == [out]  # written whole, nothing beside it
+    return ended, json.loads(out.read_text())
+
+
+def by_hand(model_and_variables, pixels, labels):
+    """acc1, acc5 and loss in NumPy from the model's logits, one image at a time."""
+    model, variables = model_and_variables
+    forward = jax.jit(lambda image: model.apply(variables, image).logits)
+    logits = np.stack(
+        [np.asarray(forward(mix.normalise(image[None])))[0] for image in pixels]
+    ).astype(np.float64)
+    own = logits[np.arange(len(labels)), labels][:, None]
+    place = (logits > own).sum(axis=1)
+    losses = np.log(np.exp(logits).sum(axis=1)) - own[:, 0]
+    return 100 * (place < 1).mean(), 100 * (place < 5).mean(), losses.mean()
+
+
+@pytest.mark.parametrize("batch_size", [150, 64])
+def test_evaluate_counts_every_image_once(
+    tmp_path, model_and_variables, weights_file, image_set, batch_size
+):
+    """150 is no multiple of 64: the padding of the last batch counts nothing."""
+    folder, pixels, labels = image_set
+    ended, result = evaluated(
+        tmp_path,
+        f"--weights={weights_file}",
+        f"--data=csv:{folder}/labels.csv",
+        f"--config.eval_batch_size={batch_size}",
+    )
+    acc1, acc5, loss = by_hand(model_and_variables, pixels, labels)
+    assert set(result) == KEYS and result["images"] == 150
+    assert result["acc1"] == pytest.approx(acc1, abs=1e-9)
+    assert result["acc5"] == pytest.approx(acc5, abs=1e-9)
+    assert result["loss"] == pytest.approx(loss, rel=1e-5)
+    assert result["throughput"] > 0 and result["unreadable"] == 0
+    told = dict(re.findall(r"(\w+) ([\d.]+)", ended.out))
+    assert set(told) == KEYS - {"unreadable"}
+    assert told["acc1"] == f"{acc1:.2f}" and told["images"] == "150"
+
+
+def test_evaluate_leaves_a_corrupt_image_out_and_names_it(
+    tmp_path, model_and_variables, weights_file, image_set, caplog
+):
+    folder, pixels, labels = image_set
+    damaged = folder / "77.png"
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:100])
+    try:
+        ended, result = evaluated(
+            tmp_path,
+            f"--weights={weights_file}",
+            f"--data=csv:{folder}/labels.csv",
+            "--config.eval_batch_size=64",
+        )
+    finally:
+        damaged.write_bytes(whole)
+    rest = np.arange(150) != 77
+    acc1, acc5, loss = by_hand(model_and_variables, pixels[rest], labels[rest])
+    assert (result["images"], result["unreadable"]) == (149, 1)
+    assert result["acc1"] == pytest.approx(acc1, abs=1e-9)
+    assert result["loss"] == pytest.approx(loss, rel=1e-5)
+    assert "unreadable images left out: 1" in ended.out
+    assert f"{damaged} cannot be read" in caplog.text
+
+
+def test_evaluate_stops_where_more_than_one_percent_is_corrupt(tmp_path, weights_file):
+    rows = ["filename,label"]
+    for i in range(3):
+        Image.new("RGB", (16, 16)).save(tmp_path / f"{i}.png")
+        rows.append(f"{i}.png,{i}")
+    (tmp_path / "1.png").write_bytes(b"nothing")
+    (tmp_path / "set.csv").write_text("\n".join(rows))
+    out = tmp_path / "result.json"
+    words = [f"--weights={weights_file}", f"--data=csv:{tmp_path}/set.csv"]
+    assert sentence(call(evaluate.main, *TINY, *words, "--json", out)) == (
+        f"1 of 3 images cannot be read, the first is {tmp_path}/1.png (no known image "
+        "format): allowed is 1%"
+    )
+    assert not out.exists()
+
+
+def test_evaluate_digits_and_folder_agree(tmp_path, weights_file):
+    """The same 359 digits, from the package and from PNG files."""
+    source = setup.source(tiny_config(), "val")
+    for index in range(len(source)):
+        image, label = source.read(index)
+        for split in ("train", "val"):
+            folder = tmp_path / "set" / split / str(label)
+            folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{index}.png")
+    words = [f"--weights={weights_file}", "--resize=none"]
+    _, digits = evaluated(tmp_path, *words, "--data=digits")
+    _, folder = evaluated(tmp_path, *words, f"--data=folder:{tmp_path}/set")
+    assert digits["images"] == folder["images"] == 359
+    assert digits["acc1"] == folder["acc1"] and digits["acc5"] == folder["acc5"]
+    assert digits["loss"] == pytest.approx(folder["loss"], rel=1e-5)
+
+
+def test_evaluate_resizes_only_where_asked(tmp_path, weights_file):
+    """40x40 pixels: as DeiT does for the 48-pixel model, refused as they are."""
+    rows = ["filename,label"]
+    for i in range(4):
+        pixels = np.full((40, 60, 3), 60 * i, np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+        rows.append(f"{i}.png,{i}")
+    (tmp_path / "set.csv").write_text("\n".join(rows))
+    config = tiny_config(image_size=48, **{"model.stem": "patch"})
+    variables = weights.fresh(setup.model(config), 48, seed=0)
+    np.savez(tmp_path / "w.npz", **convert.to_timm(variables))
+    words = ["--config.image_size=48", "--config.model.stem=patch"]
+    words += [f"--data=csv:{tmp_path}/set.csv", f"--weights={tmp_path}/w.npz"]
+    words += ["--config.eval_batch_size=4"]
+    _, result = evaluated(tmp_path, *words, "--resize=deit")
+    assert result["images"] == 4
+    told = sentence(call(evaluate.main, *TINY, *words, "--resize=none"))
+    assert told == (
+        f"{tmp_path}/0.png: the image has 40x60 pixels and is used unresized: "
+        "config.image_size=48 needs 48x48"
+    )
+
+
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        ([], "--weights is missing: a .npz, .safetensors or .pth file, or the folder"),
+        (
+            ["--weights=w.npz", "--json=no/such/folder/x.json"],
+            "--json no/such/folder/x.json cannot be written (No such file or dir",
+        ),
+        (
+            ["--weights=w.npz", "--json=."],
+            "--json . cannot be written (Is a directory)",
+        ),
+        (["--weights=no.npz"], "weights no.npz: no such file or folder"),
+        (["--weights=."], "holds no checkpoint"),
+        (["--weights=w.npz", "--checkpoint=first"], "flag --checkpoint=first: value"),
+        (
+            ["--weights=w.npz", "--data=digit"],
+            "config.data.name is 'digit': allowed are",
+        ),
+        (["--weights=w.npz", "--data=csv:no.csv"], "no.csv cannot be read (No such fi"),
+        (
+            ["--weights=w.npz", "--config.data.resize=big"],
+            "config.data.resize is 'big': allowed are deit, none",
+        ),
+    ],
+)
+def test_evaluate_finds_mistakes_before_anything_else(
+    tmp_path, monkeypatch, words, told
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "w.npz").write_bytes(b"")
+    assert told in sentence(call(evaluate.main, *TINY, *words))
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "w.npz"]
+
+
+def test_doctor_says_each_thing_in_one_line():
+    ended = call(doctor.main)
+    assert (ended.status, ended.err) == (0, "")
+    lines = ended.out.splitlines()
+    assert lines[0].startswith("python 3.")
+    assert f"jax {jax.__version__}" in lines
+    device = jax.devices()[0]
+    assert f"devices: 1 x {device.platform} ({device.device_kind})" in lines
+    for dtype in ("bfloat16", "float32"):
+        assert sum(line.startswith(f"attention in {dtype}: ") for line in lines) == 1
+    extras = [line.split()[1] for line in lines if line.startswith("extra ")]
+    assert extras == ["gpu", "prepare", "onnx", "torch", "dev"]
+    assert "extra dev (tests): installed" in lines
+
+
+def test_doctor_names_what_is_missing(monkeypatch):
+    monkeypatch.setattr(doctor, "LIBRARIES", ("no-such-library",))
+    monkeypatch.setitem(doctor.EXTRAS, "dev", ("no_such_module", "tests"))
+    lines = call(doctor.main).out.splitlines()
+    assert "no-such-library is missing: pip install -r requirements.txt" in lines
+    assert "extra dev (tests): missing: pip install '.[dev]'" in lines
+
+
+def test_doctor_goes_on_without_jax(tmp_path):
+    (tmp_path / "jax.py").write_text("raise ImportError('broken on purpose')")
+    ended = start("-m", "imagepiece_jax.doctor", PYTHONPATH=str(tmp_path))
+    assert (ended.status, ended.err) == (0, "")
+    assert ended.out.endswith("JAX cannot be imported: broken on purpose\n")
+
+
+def test_commands_run_as_modules_from_anywhere(tmp_path):
+    config = ROOT / "configs" / "deit_s_evit.py"
+    words = ["-m", "imagepiece_jax.describe", "--config", config]
+    ended = start(*words, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert (ended.status, ended.err) == (0, "")
+    assert "2.997 GMACs an image" in ended.out

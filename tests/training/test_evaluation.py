@@ -1,0 +1,97 @@
+"""Accuracy over a whole split, from a model whose logits are known."""
+
+import types
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagepiece_jax.data import mix
+from imagepiece_jax.training import evaluation, parallel
+
+
+class Lookup:
+    """Logits by the red value of an image's first pixel: row r of `table`."""
+
+    def __init__(self, table):
+        self.table = jnp.asarray(table, jnp.float32)
+
+    def apply(self, variables, images):
+        red = images[:, 0, 0, 0] * mix.STD[0] + mix.MEAN[0]  # what was normalised
+        rows = self.table[jnp.round(red * 255).astype(jnp.int32)]
+        return types.SimpleNamespace(logits=rows * variables["scale"])
+
+
+def batch(rows, labels, mask=None):
+    """One device's batch: image i shows row rows[i]."""
+    images = np.zeros((1, len(rows), 2, 2, 3), np.uint8)
+    images[0, :, 0, 0, 0] = rows
+    mask = np.ones(len(rows)) if mask is None else mask
+    return {
+        "image": images,
+        "label": np.asarray([labels], np.int32),
+        "mask": np.asarray([mask], np.float32),
+        "index": np.zeros((1, len(rows)), np.int32),
+    }
+
+
+def run(table, batches):
+    variables = parallel.replicate({"scale": np.float32(1)})
+    step = evaluation.compiled(Lookup(table))
+    return evaluation.evaluate(step, variables, iter(batches))
+
+
+# Row 0: class 0 first, 6 last. Row 1: the other way round. Row 2: not a number.
+TABLE = [[7, 6, 5, 4, 3, 2, 1], [1, 2, 3, 4, 5, 6, 7], [np.nan] * 7]
+
+
+def test_sums_of_two_batches():
+    result = run(TABLE, [batch([0, 0, 0], [0, 4, 5]), batch([1, 1, 1], [6, 6, 0])])
+    # right: (0, 0), (1, 6) twice; among five: these, (0, 4); not: (0, 5), (1, 0)
+    assert result["images"] == 6
+    assert result["acc1"] == pytest.approx(100 * 3 / 6)
+    assert result["acc5"] == pytest.approx(100 * 4 / 6)
+    total = np.log(np.exp(np.arange(1, 8)).sum())
+    losses = total - np.array([7, 3, 2, 7, 7, 1])
+    assert result["loss"] == pytest.approx(losses.mean(), rel=1e-6)
+
+
+def test_masked_images_count_nothing_even_where_they_are_not_a_number():
+    whole = run(TABLE, [batch([0, 1, 1], [0, 6, 0])])
+    padded = run(TABLE, [batch([0, 2, 1, 1, 2], [0, 0, 6, 0, 3], [1, 0, 1, 1, 0])])
+    assert padded["images"] == 3
+    for name in ("acc1", "acc5", "loss"):
+        assert padded[name] == whole[name] and np.isfinite(padded[name])
+
+
+def test_a_bad_image_that_counts_is_seen():
+    result = run(TABLE, [batch([0, 2], [0, 0])])
+    assert np.isnan(result["loss"]) and result["acc1"] == 50.0
+
+
+def test_fewer_than_five_classes():
+    """Then any answer is among the first five."""
+    result = run([[1, 2, 3]], [batch([0, 0], [2, 0])])
+    assert (result["acc1"], result["acc5"]) == (50.0, 100.0)
+
+
+def test_nothing_but_masked_images():
+    result = run(TABLE, [batch([0], [0], [0])])
+    assert (result["images"], result["acc1"], result["loss"]) == (0, 0.0, 0.0)
+
+
+def set_clock(monkeypatch, *times):
+    clock = types.SimpleNamespace(perf_counter=iter(times).__next__)
+    monkeypatch.setattr(evaluation, "time", clock)
+
+
+def test_throughput_leaves_the_first_batch_out(monkeypatch):
+    """The clock: 100 s for the first batch, 1 s for each of the two others."""
+    set_clock(monkeypatch, 0.0, 100.0, 102.0)
+    batches = [batch([0] * 3, [0] * 3) for _ in range(3)]
+    assert run(TABLE, batches)["throughput"] == pytest.approx(6 / 2)
+
+
+def test_throughput_of_a_single_batch_counts_all(monkeypatch):
+    set_clock(monkeypatch, 0.0, 4.0)
+    assert run(TABLE, [batch([0] * 3, [0] * 3)])["throughput"] == pytest.approx(3 / 4)
