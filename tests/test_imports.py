@@ -49,10 +49,19 @@ ALLOWED = {
             ANY,
         ),
     ),
+    f"{REDUCTION}.learned": (f"{REDUCTION}.ops", f"{REDUCTION}.tokens", ERRORS, ANY),
     f"{REDUCTION}.methods": (
         *(
             f"{REDUCTION}.{name}"
-            for name in ("methods", "reducers", "ops", "kernels", "tokens", "schedule")
+            for name in (
+                "methods",
+                "learned",
+                "reducers",
+                "ops",
+                "kernels",
+                "tokens",
+                "schedule",
+            )
         ),
         ERRORS,
         ANY,

@@ -134,7 +134,6 @@ class ViT(nn.Module):
         ones where there are none).
         """
         x, grid = self._embed(images, train)
-        patches = grid[0] * grid[1]
         state = tokens.start(x, int(self.class_token), self.trace_source)
         scale = None
         if train and self.drop_path_rate:
@@ -178,8 +177,11 @@ class ViT(nn.Module):
             # The head reads one row; norm of the others is computed only if it is used.
             pooled = norm(state.x[:, 0])
         else:
-            share = state.size[:, :, None] / patches
-            pooled = jnp.sum(norm(state.x).astype(jnp.float32) * share, axis=1)
+            size = state.size if state.mask is None else state.size * state.mask
+            # At least 1, but for an image in which all is masked.
+            share = size / jnp.maximum(jnp.sum(size, axis=1, keepdims=True), 1.0)
+            weighted = norm(state.x).astype(jnp.float32) * share[:, :, None]
+            pooled = jnp.sum(weighted, axis=1)
         return Outputs(
             logits=head(pooled),
             tokens=norm(state.x),
@@ -258,6 +260,7 @@ class _Reduction:
             rng=self._rng(image.shape[0]) if "rng" in reducer.needs else None,
             grid=self.grid,
             num_prefix=prefix,
+            num_heads=self.model.num_heads,
         )
 
     def _rng(self, batch):

@@ -31,7 +31,10 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """Image tokens into and out of a step, candidates of a merge, step number."""
+    """Image tokens into and out of a step, candidates of a merge, step number.
+
+    `stage` counts, from 1, the steps that change something.
+    """
 
     n_in: int
     n_out: int
@@ -81,6 +84,16 @@ def check_count(name, value, least=0):
             f"{least}"
         )
     return value
+
+
+def check_weight(name, value):
+    """`value` as a float of 0 or more, else an InputError that names the field."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0 <= value < math.inf:
+        raise InputError(
+            f"config.reduction.{name} is {value!r}; allowed are numbers from 0"
+        )
+    return float(value)
 
 
 def check_choice(name, value, allowed):
@@ -168,7 +181,7 @@ def build(depth, n0, steps, num_prefix=1, masked=False):
     and for two steps on one block.
     """
     at = {}
-    for stage, step in enumerate(sorted(steps, key=lambda s: s.block), start=1):
+    for step in steps:
         if not 0 <= step.block < depth:
             raise InputError(
                 f"config.reduction has a step at block {step.block}, but the model has "
@@ -179,13 +192,14 @@ def build(depth, n0, steps, num_prefix=1, masked=False):
                 f"config.reduction has two steps at block {step.block}; allowed is one "
                 "a block"
             )
-        at[step.block] = (stage, step)
-    plan, n, held = [], n0, n0  # tokens in evaluation, tokens held in this plan
+        at[step.block] = step
+    plan, stage = [], 1
+    n, held = n0, n0  # tokens in evaluation, tokens held in this plan
     for block in range(depth):
-        stage, step = at.get(block, (0, None))
+        step = at.get(block)
         counts = step and count(step, n, n0, stage)
         if counts:
-            n = counts.n_out
+            n, stage = counts.n_out, stage + 1
             counts = _held_counts(step, counts, held) if masked else counts
         after = counts.n_out if counts else held
         before = after if step and step.site == "pre" else held

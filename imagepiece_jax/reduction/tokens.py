@@ -38,7 +38,8 @@ class Taps:
     mask: [B, n] live tokens in masked training; rng: [B] keys of (seed, step, position
     in the global batch, block), in evaluation of (seed, index in the data set, block).
     At site "pre" the attention fields are those of the block before. A field that the
-    reducer's `needs` does not name is None. grid: (height, width) while there is one.
+    reducer's `needs` does not name is None. grid: (height, width) while there is one;
+    num_heads: heads of the block's attention, slices of D that belong together.
     """
 
     x: Array
@@ -50,6 +51,7 @@ class Taps:
     rng: Array | None = None
     grid: tuple[int, int] | None = struct.field(pytree_node=False, default=None)
     num_prefix: int = struct.field(pytree_node=False, default=1)
+    num_heads: int = struct.field(pytree_node=False, default=1)
 
 
 @struct.dataclass

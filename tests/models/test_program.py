@@ -20,6 +20,8 @@ REDUCED = {
     "imagepiece": tiny.IMAGEPIECE,
     "fused": tiny.FUSED,
     "token": tiny.IMAGEPIECE | {"metric": "token", "size_weighting": False},
+    "tome": {"name": "tome", "r_list": (2, 2, 4)},
+    "random": {"name": "random", "keep_rate": 0.7, "blocks": (1, 2)},
 }
 
 
@@ -49,8 +51,10 @@ def program(model, train=True):
         tiny.IMAGEPIECE | {"keep_rate": 1.0, "merge_ratio": 0.0},
         tiny.EVIT | {"keep_rate": 1.0},
         tiny.FUSED | {"keep_rate": 1.0},
+        {"name": "tome", "r": 0},
+        {"name": "random", "keep_rate": 1.0, "blocks": (1, 2)},
     ],
-    ids=["imagepiece", "dropped", "fused"],
+    ids=["imagepiece", "dropped", "fused", "tome", "random"],
 )
 def test_a_method_that_reduces_nothing_is_the_dense_program(reduction, stem, dtype):
     """One program has one result, bit for bit; outputs and gradients alike."""

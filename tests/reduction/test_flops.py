@@ -30,6 +30,11 @@ COVERED = {  # entries of each method
     "evit": 18,
     "tome": 13,
     "imagepiece_tome": 1,
+    "token_learner": 4,
+    "token_pooling": 2,
+    "dynamicvit": 15,
+    "spvit": 2,
+    "imagepiece_dynamicvit": 1,
 }
 
 
@@ -68,6 +73,31 @@ def _imagepiece_tome(match):
     return "imagepiece_tome", {"keep_rate": float(match["keep"])}
 
 
+def _token_learner(match):
+    return "token_learner", {
+        "version": match["version"],
+        "num_tokens": int(match["tokens"]),
+        "block": int(match["block"]),
+    }
+
+
+def _token_pooling(match):
+    return "token_pooling", {"keep_rate": float(match["keep"])}
+
+
+def _dynamicvit(match):
+    return "dynamicvit", {"keep_rate": float(match["keep"])}
+
+
+def _spvit(match):
+    rates = tuple(float(rate) for rate in match["keep"].split("/"))
+    return "spvit", {"keep_rates": rates}
+
+
+def _imagepiece_dynamicvit(match):
+    return "imagepiece_dynamicvit", {}
+
+
 # How the name of an entry says which method it is, with which fields.
 NAMES = {
     r"deit-\w+( conv-stem)?": _dense,
@@ -79,6 +109,12 @@ NAMES = {
     r"evit keep=(?P<keep>[\d.]+) (?P<form>drop|fused)": _evit,
     r"tome r=\(?(?P<r>\d+)(, (?P<inflection>-?[\d.]+)\))?": _tome,
     r"imagepiece\+tome B r=n-ceil\((?P<keep>[\d.]+)n\)": _imagepiece_tome,
+    r"tokenlearner (?P<version>v[\d.]+) S=(?P<tokens>\d+) before block (?P<block>\d+)"
+    r" \(CLS kept\)": _token_learner,
+    r"tokenpooling rho=(?P<keep>[\d.]+)": _token_pooling,
+    r"dynamicvit rho=(?P<keep>[\d.]+) (blocks only|\+predictors)": _dynamicvit,
+    r"spvit (?P<keep>[\d./]+) \+selectors": _spvit,
+    r"imagepiece\+dynamicvit B \(\+predictors\)": _imagepiece_dynamicvit,
 }
 
 

@@ -6,19 +6,22 @@ method is covered by its line in `METHODS`.
 
 import functools
 import inspect
+import itertools
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import flops, ops
 from imagepiece_jax.reduction.methods import METHODS, steps
 from imagepiece_jax.reduction.schedule import build
-from imagepiece_jax.reduction.tokens import DROPPED, Taps, start
+from imagepiece_jax.reduction.tokens import DROPPED, Taps, start, unmerge
 from tests import oracles
+from tests.models import tiny
 
 VARIANTS = {
     "imagepiece": [
@@ -27,32 +30,93 @@ VARIANTS = {
         {"keep_rate": 0.0, "merge_ratio": 1.0, "candidate_ratio": 1.0},
     ],
     "evit": [{"fuse_token": True}, {"keep_rate": 0.0, "blocks": (0, 1)}],
+    "tome": [{"r": 3, "inflection": -1.0}, {"r_list": (0, 1, 99)}],
+    "random": [{"keep_rate": 0.0}],
+    "grid_pooling": [{"grid_size": 3, "block": 0}, {"grid_size": 1}],
+    "imagepiece_tome": [{"keep_rate": 0.0, "schedule": "A"}],
+    "token_learner": [{"version": "v1.0"}, {"num_tokens": 25, "block": 0}],
+    "token_pooling": [
+        {"algorithm": "kmeans"},
+        {"keep_rate": 0.0, "score": "cls", "blocks": (1, 2)},
+    ],
+    "dynamicvit": [{"keep_rate": 0.0}],
+    "spvit": [
+        {"share_heads": False, "package_norm": "none"},
+        {"keep_rates": (1.0, 0.5, 0.0), "package_norm": "count"},
+    ],
+    "imagepiece_dynamicvit": [
+        {"mode": "topk", "predictor_pos": "pre"},
+        {"keep_rate": 0.0, "schedule": "A"},
+    ],
 }
-CASES = [
-    pytest.param(name, fields, id=f"{name} {fields or ''}".strip())
-    for name in METHODS
-    for fields in ({}, *VARIANTS.get(name, ()))
-]
-DEPTH, N0, D = 10, 19, 8
+# What has to be smaller than the default for the few tokens here.
+SMALLER = {"grid_pooling": {"grid_size": 2}}
+# Where patches are decides with these, not only what they are.
+BY_POSITION = {"tome", "imagepiece_tome", "random", "grid_pooling"}
+# Tokens are mixtures of all patches: there are no groups, and sizes say nothing.
+SOFT = {"token_learner"}
+
+
+def cases(names):
+    return [
+        pytest.param(
+            name, SMALLER.get(name, {}) | fields, id=f"{name} {fields or ''}".strip()
+        )
+        for name in names
+        for fields in ({}, *VARIANTS.get(name, ()))
+    ]
+
+
+CASES = cases(METHODS)
+DEPTH, GRID, D = 10, (5, 5), 8
+N0 = GRID[0] * GRID[1]
 
 
 def plan_of(name, fields, n0=N0):
     return build(DEPTH, n0, METHODS[name].recipe(DEPTH, **fields))
 
 
-def walk(plan, x, form=None):
+def image_keys(batch):
+    """What reducers that draw are given: one key an image. -> [batch]."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(batch))
+
+
+def decide(reducer, taps, counts):
+    """What a reducer says; one that learns has random parameters that leave no tie."""
+    if not isinstance(reducer, nn.Module):
+        return reducer(taps, counts)
+
+    def run(key):
+        return reducer.init_with_output(key, taps, counts)
+
+    parameters = tiny.fill(jax.eval_shape(run, jax.random.key(0))[1])
+    return reducer.apply(parameters, taps, counts)
+
+
+def walk(plan, x, form=None, keys=None):
     """States after each step of `plan`. x [B, 1 + n0, D]; the blocks do nothing.
 
     Scores and metric are functions of the tokens themselves, as in a real model.
     """
-    states = [start(x, trace_source=True)]
-    for layer in plan:
+    states, grid = [start(x, trace_source=True)], GRID
+    keys = image_keys(len(x)) if keys is None else keys
+    for block, layer in enumerate(plan):
         if layer.counts:
             x, size = states[-1].x[:, 1:], states[-1].size[:, 1:]
             scores = jax.nn.softmax(4 * x[..., 0].astype(jnp.float32))
-            taps = Taps(x=x, size=size, metric=x, cls_attn=scores)
-            result = layer.step.reducer(taps, layer.counts)
+            taps = Taps(
+                x=x,
+                size=size,
+                metric=x,
+                cls_attn=scores,
+                attn_columns=scores,
+                rng=jax.vmap(jax.random.fold_in, (0, None))(keys, block),
+                grid=grid,
+                num_heads=2,
+            )
+            result = decide(layer.step.reducer, taps, layer.counts)
             states.append(ops.apply(states[-1], result, form))
+            grid = None
     return states
 
 
@@ -80,11 +144,15 @@ def test_promises_hold_after_every_step(name, fields):
     assert len(states) == 1 + len(counts)
     assert bool(counts) == (name != "none")
     assert states[-1].x.shape[1] == plan[-1].mlp_tokens
+    assert (states[-1].source is None) == (name in SOFT)
     before = np.asarray(states[0].source)
     for state, count in zip(states[1:], counts, strict=True):
         assert state.x.shape == (3, 1 + count.n_out, D)
         np.testing.assert_array_equal(state.x[:, 0], x[:, 0])
         np.testing.assert_array_equal(state.size[:, 0], 1)
+        if name in SOFT:
+            np.testing.assert_array_equal(state.size, 1)
+            continue
         source = np.asarray(state.source)
         assert (source[before == DROPPED] == DROPPED).all()
         for image in range(3):
@@ -94,7 +162,9 @@ def test_promises_hold_after_every_step(name, fields):
         before = source
 
 
-@pytest.mark.parametrize("name, fields", CASES)
+@pytest.mark.parametrize(
+    "name, fields", cases(sorted(set(METHODS) - BY_POSITION - SOFT))
+)
 def test_a_permutation_of_patches_moves_groups_and_nothing_else(name, fields):
     run, x = program(name, *fields.items()), random_tokens()
     order = np.random.default_rng(1).permutation(N0)
@@ -113,6 +183,49 @@ def test_a_permutation_of_patches_moves_groups_and_nothing_else(name, fields):
         )
 
 
+@pytest.mark.parametrize("name", sorted(BY_POSITION))
+def test_where_position_counts_a_permutation_changes_the_groups(name):
+    """Otherwise the name stands in `BY_POSITION` for nothing."""
+    fields = SMALLER.get(name, {})
+    run, x = program(name, *fields.items()), random_tokens()
+    order = np.random.default_rng(1).permutation(N0)
+    moved = jnp.concatenate([x[:, :1], x[:, 1:][:, order]], axis=1)
+    # In the first step that is not ImagePiece's own.
+    rules = [layer.step.rule for layer in plan_of(name, fields) if layer.counts]
+    first = 1 + next(i for i, rule in enumerate(rules) if rule != "merge")
+    a, b = (np.asarray(run(tokens)[first].source) for tokens in (x, moved))
+    a = a[:, order]
+    assert ((a[:, :, None] == a[:, None]) != (b[:, :, None] == b[:, None])).any()
+
+
+@pytest.mark.parametrize("name, fields", cases(sorted(SOFT)))
+def test_mixtures_are_the_same_for_a_permutation_of_patches(name, fields):
+    """But for version 1.0 of TokenLearner, which looks at neighbours."""
+    run, x = program(name, *fields.items()), random_tokens()
+    order = np.random.default_rng(1).permutation(N0)
+    moved = jnp.concatenate([x[:, :1], x[:, 1:][:, order]], axis=1)
+    apart = jnp.abs(run(x)[-1].x - run(moved)[-1].x).max()
+    assert apart > 0.01 if fields.get("version") == "v1.0" else apart < 1e-5
+
+
+@pytest.mark.parametrize("name, fields", cases(sorted(set(METHODS) - SOFT)))
+def test_a_patch_can_be_given_the_last_value_of_its_token(name, fields):
+    """Whatever was merged and dropped: what its token was when it was last there."""
+    states = jax.tree.map(np.asarray, program(name, *fields.items())(random_tokens()))
+    history = []
+    for before, after in itertools.pairwise(states):
+        dest = np.full(before.size[:, 1:].shape, DROPPED)
+        for slots, old, new in zip(dest, before.source, after.source, strict=True):
+            slots[old[old != DROPPED]] = new[old != DROPPED]
+        history.append((before.x[:, 1:], dest))
+    last = states[-1]
+    got = unmerge(last.x[:, 1:], last.source, history=history)
+    for image, patch in itertools.product(range(3), range(N0)):
+        *_, there = (s for s in states if s.source[image, patch] != DROPPED)
+        want = there.x[image, 1 + there.source[image, patch]]
+        np.testing.assert_array_equal(got[image, patch], want)
+
+
 @pytest.mark.parametrize("name, fields", CASES)
 def test_one_trace_serves_all_values(name, fields):
     """A second trace would raise: see `program`."""
@@ -127,8 +240,9 @@ def test_stacked_on_a_mapped_device_the_same_comes_out(name, fields):
     """pmap over one device of vmap over an extra axis, against plain jit."""
     plan, x = plan_of(name, fields), random_tokens()
     plain = program(name, *fields.items())(x)[-1]
-    run = jax.pmap(jax.vmap(lambda x: walk(plan, x)[-1]))
-    both = run(jnp.stack([x, x[::-1]])[None])
+    run = jax.pmap(jax.vmap(lambda x, keys: walk(plan, x, keys=keys)[-1]))
+    keys = image_keys(3)
+    both = run(*(jnp.stack([a, a[::-1]])[None] for a in (x, keys)))
     want = jax.tree.map(lambda a: jnp.stack([a, a[::-1]])[None], plain)
     chex.assert_trees_all_close(both, want, rtol=1e-5, atol=1e-6)
 
@@ -202,6 +316,14 @@ def test_a_schedule_needs_four_blocks():
         ("imagepiece", {"keep_rate": 1.0, "candidate_ratio": 0.0}),
         ("evit", {"keep_rate": 1.0}),
         ("evit", {"keep_rate": 1.0, "fuse_token": True}),
+        ("tome", {"r": 0}),
+        ("tome", {"r_list": ()}),
+        ("random", {"keep_rate": 1.0}),
+        ("token_pooling", {"keep_rate": 1.0}),
+        ("imagepiece_tome", {"keep_rate": 1.0, "merge_ratio": 0.0}),
+        ("dynamicvit", {"keep_rate": 1.0}),
+        ("spvit", {"keep_rates": (1.0, 1.0, 1.0)}),
+        ("imagepiece_dynamicvit", {"keep_rate": 1.0, "merge_ratio": 0.0}),
     ],
 )
 def test_a_method_that_reduces_nothing_is_the_dense_plan(name, fields):
@@ -229,13 +351,24 @@ def test_a_rate_outside_zero_to_one_is_named(name, field, value):
 
 def test_rates_are_found():
     """The test above finds its fields by their names: it must find these."""
-    assert ("evit", "keep_rate") in RATE_FIELDS
+    for name in ("evit", "random", "dynamicvit"):
+        assert (name, "keep_rate") in RATE_FIELDS
     for field in ("keep_rate", "merge_ratio", "candidate_ratio"):
         assert ("imagepiece", field) in RATE_FIELDS
+        assert ("imagepiece_tome", field) in RATE_FIELDS
+        assert ("imagepiece_dynamicvit", field) in RATE_FIELDS
 
 
 @pytest.mark.parametrize(
-    "name, field", [("imagepiece", "prune_blocks"), ("evit", "blocks")]
+    "name, field",
+    [
+        ("imagepiece", "prune_blocks"),
+        ("evit", "blocks"),
+        ("random", "blocks"),
+        ("imagepiece_tome", "prune_blocks"),
+        ("dynamicvit", "blocks"),
+        ("imagepiece_dynamicvit", "prune_blocks"),
+    ],
 )
 @pytest.mark.parametrize("blocks", [(12,), (-1,), (3, 3)])
 def test_blocks_that_do_not_fit_are_refused(name, field, blocks):

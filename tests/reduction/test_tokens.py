@@ -1,5 +1,7 @@
 """Does the map from patches to tokens stay true through any stack of reductions?"""
 
+import itertools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -76,6 +78,69 @@ def test_unmerge_keeps_the_dtype():
     values, source = jnp.ones((1, 2, 3), jnp.bfloat16), jnp.asarray([[1, DROPPED]])
     assert unmerge(values, source).dtype == jnp.bfloat16
     assert unmerge(values, source, jnp.zeros((1, 3))).dtype == jnp.bfloat16
+
+
+def random_stack(rng, counts, drop, dim=4):
+    """Reductions by random maps. -> ([(values, dest) of each], the whole map)."""
+    history, whole = [], np.tile(np.arange(counts[0]), (3, 1))
+    for n, n_out in itertools.pairwise(counts):
+        dest = random_maps(rng, 3, n, n_out, drop)
+        history.append((rng.normal(size=(3, n, dim)).astype(np.float32), dest))
+        for image in range(3):
+            whole[image] = oracles.compose(dest[image], whole[image])
+    return history, whole
+
+
+def slow_last_value(patch, history, image, values):
+    """Follow one patch through its slots until it is dropped, or to the end."""
+    slot = patch
+    for before, dest in history:
+        after = dest[image][slot]
+        if after == DROPPED:
+            return before[image][slot]
+        slot = after
+    return values[image][slot]
+
+
+@pytest.mark.parametrize("drop", [0.0, 0.3])
+def test_dropped_patches_can_have_the_last_value_they_had(drop):
+    rng = np.random.default_rng(0)
+    history, source = random_stack(rng, (24, 15, 15, 8, 3), drop)
+    values = rng.normal(size=(3, 3, 4)).astype(np.float32)
+    got = jax.jit(unmerge)(values, source, history=history)
+    assert (source == DROPPED).any() == bool(drop)
+    for image, patch in itertools.product(range(3), range(24)):
+        want = slow_last_value(patch, history, image, values)
+        np.testing.assert_array_equal(got[image, patch], want)
+
+
+def test_a_history_by_hand():
+    """Patch 1 goes at once, with its own value; 2 and 3 later, as their mean."""
+    first = (jnp.asarray([[[1.0], [2], [3], [5]]]), jnp.asarray([[0, DROPPED, 1, 1]]))
+    second = (jnp.asarray([[[10.0], [40]]]), jnp.asarray([[0, DROPPED]]))
+    source = jnp.asarray([[0, DROPPED, DROPPED, DROPPED]])
+    last = unmerge(jnp.asarray([[[7.0]]]), source, history=[first, second])
+    assert last[0, :, 0].tolist() == [7, 2, 40, 40]
+    # A history that ends early leaves the rest to `fill`.
+    part = unmerge(jnp.asarray([[[7.0]]]), source, fill=-1.0, history=[first])
+    assert part[0, :, 0].tolist() == [7, 2, -1, -1]
+    cls = jnp.asarray([[9.0]])
+    none = unmerge(jnp.asarray([[[7.0]]]), source, fill=cls, history=[])
+    assert none[0, :, 0].tolist() == [7, 9, 9, 9]
+
+
+def test_last_values_keep_the_dtype_and_pass_gradients():
+    dest = jnp.asarray([[0, DROPPED, 0]])
+
+    def paint(before, values):
+        return unmerge(values, dest, history=[(before, dest)])
+
+    before, values = jnp.ones((1, 3, 2), jnp.bfloat16), jnp.ones((1, 1, 2))
+    assert paint(before, values).dtype == jnp.float32
+    assert paint(before, values.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+    slopes = jax.grad(lambda *args: paint(*args).sum(), argnums=(0, 1))(before, values)
+    assert slopes[0][0].tolist() == [[0, 0], [1, 1], [0, 0]]
+    assert slopes[1][0].tolist() == [[2, 2]]
 
 
 def test_unmerge_has_a_gradient():

@@ -2,12 +2,17 @@
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.methods import (
+    dynamicvit,
     evit,
     grid_pooling,
     imagepiece,
+    imagepiece_dynamicvit,
     imagepiece_tome,
     none,
     random,
+    spvit,
+    token_learner,
+    token_pooling,
     tome,
 )
 from imagepiece_jax.reduction.methods.method import Method
@@ -16,10 +21,15 @@ METHODS: dict[str, Method] = {
     "none": none.METHOD,
     "imagepiece": imagepiece.METHOD,
     "evit": evit.METHOD,
+    "dynamicvit": dynamicvit.METHOD,
+    "spvit": spvit.METHOD,
     "tome": tome.METHOD,
+    "token_learner": token_learner.METHOD,
+    "token_pooling": token_pooling.METHOD,
     "random": random.METHOD,
     "grid_pooling": grid_pooling.METHOD,
     "imagepiece_tome": imagepiece_tome.METHOD,
+    "imagepiece_dynamicvit": imagepiece_dynamicvit.METHOD,
 }
 
 

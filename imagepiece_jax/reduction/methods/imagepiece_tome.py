@@ -1,26 +1,24 @@
 """ImagePiece + ToMe: retokenise, and merge by likeness where ImagePiece prunes."""
 
 import dataclasses
-import functools
 
 from imagepiece_jax.reduction.methods import imagepiece
-from imagepiece_jax.reduction.methods.method import Method
+from imagepiece_jax.reduction.methods.method import Method, takes_fields_of
 from imagepiece_jax.reduction.reducers import Bipartite
 
 
-@functools.wraps(imagepiece.recipe, assigned=())  # its fields are ImagePiece's
-def recipe(depth, **fields):
-    """ImagePiece's steps; where they prune, bipartite matching removes as many.
+@takes_fields_of(imagepiece.recipe)
+def recipe(depth, metric="key", **fields):
+    """ImagePiece's steps; where they prune, bipartite matching merges to the same
+    count.
 
-    It is over all image tokens and removes at most half of them, so that below
-    keep_rate .5 more tokens stay than ImagePiece keeps.
+    It is over all image tokens and removes at most half of them: with a keep_rate below
+    .5 more tokens stay than ImagePiece keeps. `metric` is what both compare.
     """
-    steps = imagepiece.recipe(depth, **fields)
-    matching = Bipartite(fields.get("metric", "key"))
+    steps = imagepiece.recipe(depth, metric=metric, **fields)
+    prune = {"reducer": Bipartite(metric), "rule": "keep_half"}
     return tuple(
-        dataclasses.replace(step, reducer=matching, rule="keep_half")
-        if step.rule == "keep"
-        else step
+        dataclasses.replace(step, **prune) if step.rule == "keep" else step
         for step in steps
     )
 

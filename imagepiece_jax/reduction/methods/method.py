@@ -20,6 +20,19 @@ class Group:
     frozen_epochs: float = 0.0
 
 
+def takes_fields_of(recipe):
+    """Decorator of a combination's recipe: its **fields are those of `recipe`."""
+
+    def wrap(combined):
+        known = inspect.signature(recipe).parameters
+        *own, _ = inspect.signature(combined).parameters.values()
+        more = [known[name] for name in known if name not in {p.name for p in own}]
+        combined.__signature__ = inspect.Signature(own + more)
+        return combined
+
+    return wrap
+
+
 @dataclasses.dataclass(frozen=True)
 class Method:
     """A token reduction. An absent hook means: nothing special.

@@ -1,4 +1,4 @@
-"""Token Pooling: cluster the tokens, keep one for each cluster (Marin et al., WACV 2023).
+"""Token Pooling: cluster the tokens, keep one a cluster (Marin et al., WACV 2023).
 
 Distances are those of the tokens themselves; a token weighs what attention paid to it.
 """
@@ -9,28 +9,28 @@ import jax
 import jax.numpy as jnp
 
 from imagepiece_jax.reduction.methods.method import Method
-from imagepiece_jax.reduction.ops import count_before, gather_rows, invert, rank
+from imagepiece_jax.reduction.ops import count_before, rank
 from imagepiece_jax.reduction.schedule import (
     Step,
     check_choice,
     check_count,
     check_rate,
 )
-from imagepiece_jax.reduction.tokens import Assignment
+from imagepiece_jax.reduction.tokens import DROPPED, Assignment
 
 SCORES = {"columns": "attn_columns", "cls": "cls_attn"}  # score -> what tells it
 
 
-def distances(a, b):
-    """Euclidean distances. [B, n, D], [B, m, D] float32 -> [B, n, m].
+def squared_distances(x):
+    """Of all pairs of tokens. [B, n, D] float32 -> [B, n, n].
 
     Summed from differences: |a|^2 + |b|^2 - 2 a.b would be a fast product, but noise
-    for tokens that are nearly equal. XLA builds no array of the differences. What
-    float32 cannot hold counts as its largest number.
+    for tokens that are nearly equal. XLA builds no array of the differences, as long as
+    they are used once. What float32 cannot hold counts as its largest number.
     """
-    squares = jnp.sum((a[:, :, None] - b[:, None]) ** 2, axis=-1)
+    squares = jnp.sum((x[:, :, None] - x[:, None]) ** 2, axis=-1)
     largest = jnp.finfo(jnp.float32).max
-    return jnp.sqrt(jnp.where(squares < largest, squares, largest))
+    return jnp.where(squares < largest, squares, largest)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Clustering:
         # Weights of a softmax can underflow; a cluster's must not add up to zero.
         tiny = jnp.finfo(jnp.float32).tiny
         weight = jnp.where(score > tiny, score, tiny)
-        dest, share = self.cluster(x, weight, first, counts.n_out)
+        dest, share = self.cluster(squared_distances(x), weight, first, counts.n_out)
         joining = counts.n_in - counts.n_out  # no more clusters have several tokens
         return Assignment(
             dest=dest,
@@ -71,8 +71,8 @@ class KMedoids(Clustering):
     Slots are in the order of these tokens, which come through as they are.
     """
 
-    def cluster(self, x, weight, is_medoid, n_out):
-        distance, index = distances(x, x), jnp.arange(x.shape[1])
+    def cluster(self, squares, weight, is_medoid, n_out):
+        distance, index = jnp.sqrt(squares), jnp.arange(squares.shape[1])
         earlier = (index[:, None] > index[None])[None]  # [1, n, n], j < i
         for _ in range(self.iterations):
             far = jnp.where(is_medoid[:, None, :], distance, jnp.inf)
@@ -95,18 +95,27 @@ class KMeans(Clustering):
     stays in its cluster.
     """
 
-    def cluster(self, x, weight, first, n_out):
-        n, slot = x.shape[1], count_before(first)
-        centres = gather_rows(x, invert(jnp.where(first, slot, n), n_out))
+    def cluster(self, squares, weight, first, n_out):
+        slot = count_before(first)
         slots = jnp.arange(n_out, dtype=jnp.int32)[None, :, None]
-        for iteration in range(self.iterations):
-            if iteration:
-                share = jnp.where(dest[:, None, :] == slots, weight[:, None, :], 0)
-                share = share / jnp.sum(share, axis=-1, keepdims=True)
-                centres = jnp.einsum("bkn,bnd->bkd", share, x, precision="highest")
-            nearest = jnp.argmin(distances(x, centres), axis=-1).astype(jnp.int32)
+        dest = jnp.where(first, slot, DROPPED)  # a centre is one token at first
+        for _ in range(self.iterations):
+            share = jnp.where(dest[:, None, :] == slots, weight[:, None, :], 0)
+            share = share / jnp.sum(share, axis=-1, keepdims=True)
+            nearest = jnp.argmin(_to_means(squares, share), axis=1).astype(jnp.int32)
             dest = jnp.where(first, slot, nearest)
         return dest, weight
+
+
+def _to_means(squares, share):
+    """Squared distances of means to tokens. [B, n, n], [B, k, n] -> [B, k, n].
+
+    |x - sum p a|^2 = sum p |x - a|^2 - sum p q |a - b|^2 / 2 for shares p that add up
+    to one (q of b likewise): the means themselves are not needed.
+    """
+    outer = jnp.einsum("bkj,bji->bki", share, squares, precision="highest")
+    inner = jnp.sum(share * outer, axis=-1, keepdims=True) / 2
+    return outer - inner
 
 
 ALGORITHMS = {"kmedoids": KMedoids, "kmeans": KMeans}

@@ -1,0 +1,63 @@
+"""Tiny models in masked training, and what becomes of them if masks become real."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from imagepiece_jax.models import vit
+from imagepiece_jax.reduction import schedule
+from imagepiece_jax.reduction.schedule import Step
+from imagepiece_jax.reduction.tokens import DROPPED, Assignment
+from tests.models import tiny
+
+
+def keys(batch=3, seed=0):
+    """Keys of the reducers, one an image, as a training step hands them over."""
+    return {"reducer": jax.random.split(jax.random.key(seed), batch)}
+
+
+def train(model):
+    """Compiled (variables, images, keys) -> Outputs in training."""
+    return tiny.jit(
+        lambda variables, *args: model.apply(variables, args[0], True, args[1])
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Keep:
+    """Drops all tokens but those named, in every image alike."""
+
+    tokens: tuple[int, ...]
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def __call__(self, taps, counts, train=False):
+        dest = [
+            self.tokens.index(i) if i in self.tokens else DROPPED
+            for i in range(counts.n_in)
+        ]
+        dest = jnp.broadcast_to(jnp.asarray(dest), taps.x.shape[:2])
+        return Assignment(dest=dest, n_out=len(self.tokens), merged=0)
+
+
+def without(model, masks):
+    """`model` with the tokens really gone that are masked: {block: [n] of 0 and 1}.
+
+    A mask covers the tokens of the first block; each is part of the one before.
+    """
+    steps, held = [], list(range(tiny.TOKENS))
+    for block, mask in masks.items():
+        rest = [token for token in held if mask[token] > 0.5]
+        keep = Keep(tuple(held.index(token) for token in rest))
+        steps.append(Step(block, keep, "fixed", len(rest), "pre"))
+        held = rest
+    plan = schedule.build(tiny.DEPTH, tiny.TOKENS, steps, int(model.class_token))
+    return vit.ViT(
+        plan=plan,
+        embed_dim=model.embed_dim,
+        num_heads=model.num_heads,
+        patch_size=model.patch_size,
+        num_classes=model.num_classes,
+        class_token=model.class_token,
+    )

@@ -1,0 +1,84 @@
+"""How much attention does each token receive, of all queries and heads together?"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagepiece_jax.models.attention import Attention, attention_columns
+from tests.models import tiny
+
+
+def slow_columns(query, key, bias=None):
+    """float64 loops over images, heads and queries. [B, N, H, d] -> [B, N]."""
+    query, key = (np.asarray(a, float) for a in (query, key))
+    batch, length, heads, width = query.shape
+    received = np.zeros((batch, length))
+    for b in range(batch):
+        for h in range(heads):
+            for reader in query[b, :, h]:
+                logits = np.array([reader @ other for other in key[b, :, h]])
+                logits = logits / np.sqrt(width)
+                if bias is not None:
+                    logits = logits + np.asarray(bias[b], float)
+                odds = np.exp(logits - logits.max())
+                received[b] += odds / odds.sum()
+    return received
+
+
+def random_heads(length, dtype="float32", seed=0):
+    """Query and key of two images with three heads of width 5."""
+    values = np.random.default_rng(seed).normal(size=(2, 2, length, 3, 5))
+    return jnp.asarray(values, dtype)
+
+
+def test_by_hand():
+    """Two queries share 1 : 3 and 1 : 1 of their attention: 3 / 4 and 5 / 4."""
+    query = jnp.float32([np.log(3), 0]).reshape(1, 2, 1, 1)
+    key = jnp.float32([0, 1]).reshape(1, 2, 1, 1)
+    np.testing.assert_allclose(attention_columns(query, key), [[0.75, 1.25]], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "length, biased", [(1, True), (2, False), (7, False), (7, True)]
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_columns_equal_slow_ones_in_float32(length, biased, dtype):
+    query, key = random_heads(length, dtype)
+    sizes = np.random.default_rng(1).integers(1, 9, size=(2, length))
+    bias = jnp.log(jnp.asarray(sizes, jnp.float32)) if biased else None
+    got = tiny.jit(attention_columns)(query, key, bias)
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got, slow_columns(query, key, bias), rtol=1e-5)
+    np.testing.assert_allclose(got.sum(axis=1), 3 * length, rtol=1e-6)
+
+
+def test_logits_that_are_far_apart_stay_finite():
+    query, key = 100 * random_heads(6)
+    got = tiny.jit(attention_columns)(query, key)
+    np.testing.assert_allclose(got, slow_columns(query, key), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 2])
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_tap_has_image_columns_of_all_queries(prefix, masked):
+    """The prefix reads as well; what is masked is read by nobody."""
+    module = Attention(num_heads=3)
+    x = np.random.default_rng(0).normal(size=(2, 7, 12)).astype(np.float32)
+    variables = tiny.fill(jax.eval_shape(module.init, jax.random.key(0), x))
+    mask = np.float32([[1, 1, 0, 1, 1, 0, 1], [1] * 7]) if masked else None
+
+    @tiny.jit
+    def tap(variables, x):
+        options = {"needs": ("attn_columns",), "num_prefix": prefix}
+        return module.apply(variables, x, mask=mask, **options)[1].attn_columns
+
+    params = variables["params"]
+    heads = (
+        (x.astype(float) @ params[name]["kernel"] + params[name]["bias"])
+        for name in "qk"
+    )
+    query, key = (a.reshape(2, 7, 3, 4) for a in heads)
+    bias = np.where(mask, 0, -1e9) if masked else None
+    want = slow_columns(query, key, bias)[:, prefix:]
+    np.testing.assert_allclose(tap(variables, x), want, rtol=1e-4, atol=1e-5)

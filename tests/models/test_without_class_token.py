@@ -1,0 +1,100 @@
+"""Does the head of a model without class token read the mean over patches?"""
+
+import jax
+import numpy as np
+import pytest
+
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.reduction.methods import METHODS
+from imagepiece_jax.reduction.tokens import unmerge
+from tests import oracles, oracles_tome
+from tests.models import tiny
+
+TOME = {"name": "tome", "r": 4}  # 25 image tokens, 21, 17, 13
+RANDOM = {"name": "random", "keep_rate": 0.6, "blocks": (1,)}  # 25, 15
+GRID = {"name": "grid_pooling", "grid_size": 2, "block": 1}  # 25, 4: unequal cells
+
+
+def run(reduction=None, class_token=False, seed=0, **options):
+    """(head's parameters, Outputs) of a tiny model for three images."""
+    model = tiny.model(reduction, class_token=class_token, trace_source=True, **options)
+    variables = tiny.variables(model, seed)
+    outputs = tiny.jit(model.apply)(variables, tiny.images())
+    return variables["params"]["head"], outputs
+
+
+def read(head, pooled):
+    """What the head makes of [B, D], in float64."""
+    return np.asarray(pooled, float) @ head["kernel"] + head["bias"]
+
+
+def close(got, want):
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("reduction", [None, TOME | {"r": 0}], ids=["dense", "r=0"])
+def test_dense_it_is_the_plain_mean(reduction):
+    head, out = run(reduction)
+    assert out.tokens.shape == (3, tiny.TOKENS, tiny.WIDTH)
+    close(out.logits, read(head, np.asarray(out.tokens).mean(axis=1)))
+
+
+@pytest.mark.parametrize("reduction", [TOME, GRID], ids=["tome", "grid"])
+def test_merged_tokens_count_by_their_patches(reduction):
+    """sum s_i x_i / n0: the mean of what every patch reads back."""
+    head, out = run(reduction, prop_attn=True)
+    tokens, size = np.asarray(out.tokens, float), np.asarray(out.state.size)
+    assert (size.sum(axis=1) == tiny.TOKENS).all() and size.max() > 1
+    pooled = np.einsum("bn,bnd->bd", size, tokens) / tiny.TOKENS
+    close(out.logits, read(head, pooled))
+    spread = unmerge(out.tokens, out.state.source)
+    close(out.logits, read(head, np.asarray(spread).mean(axis=1)))
+    plain = read(head, tokens.mean(axis=1))
+    assert np.abs(out.logits - plain).max() > 0.01
+
+
+def test_dropped_patches_do_not_count():
+    """The mean is over those that are left: it does not shrink with them."""
+    head, out = run(RANDOM)
+    assert out.tokens.shape == (3, 15, tiny.WIDTH)
+    close(out.logits, read(head, np.asarray(out.tokens).mean(axis=1)))
+
+
+@pytest.mark.parametrize("class_token", [False, True])
+def test_tome_splits_by_position_in_the_whole_sequence(class_token):
+    """The class token moves every patch to the other side."""
+    _, out = run(TOME, class_token, prop_attn=True)
+    prefix = int(class_token)
+    for result, taps in zip(out.results, out.taps, strict=True):
+        assert taps.num_prefix == prefix
+        for image in range(3):
+            features = np.asarray(taps.metric[image], float)
+            features = np.concatenate([np.zeros((prefix, features.shape[1])), features])
+            similarity = oracles.cosine(features, features)
+            groups = oracles_tome.bipartite(similarity, 4, prefix)
+            want = oracles_tome.slots(groups, prefix)
+            np.testing.assert_array_equal(result.dest[image], want)
+
+
+@pytest.mark.parametrize("class_token", [False, True])
+def test_tome_that_merges_nothing_is_dense_bit_for_bit(class_token):
+    """Proportional attention of single patches too: log 1 is 0."""
+    _, dense = run(class_token=class_token)
+    _, nothing = run(TOME | {"r": 0}, class_token, prop_attn=True)
+    for one, other in zip(
+        jax.tree.leaves(nothing), jax.tree.leaves(dense), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_proportional_attention_changes_what_merged_tokens_do():
+    _, without = run(TOME)
+    _, with_it = run(TOME, **METHODS["tome"].model_fields)
+    assert np.abs(with_it.logits - without.logits).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["imagepiece", "imagepiece_tome", "evit"])
+def test_methods_that_ask_the_class_token_are_refused(name):
+    blocks = {"blocks": (1,)} if name == "evit" else tiny.IMAGEPIECE
+    with pytest.raises(InputError, match="class_token is False, but the .* block"):
+        run(blocks | {"name": name})

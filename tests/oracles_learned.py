@@ -1,0 +1,111 @@
+"""What should a learned reduction say? Slow NumPy truths, one image, in float64.
+
+Written from the papers' definitions with loops over tokens and heads; nothing here is
+imported from the package. Parameters are nested dictionaries of arrays as Flax names
+them. Legend: n tokens, D width, H heads, N tokens with the prefix.
+"""
+
+import math
+
+import numpy as np
+
+
+def dense(parameters, row):
+    """One linear layer on one vector. [D] -> [D']."""
+    return row @ np.asarray(parameters["kernel"], float) + parameters["bias"]
+
+
+def gelu(row):
+    """x times the normal distribution function of x, exact."""
+    return np.array([v * 0.5 * (1 + math.erf(v / math.sqrt(2))) for v in row])
+
+
+def log_softmax(row):
+    """[C] -> [C]."""
+    top = max(row)
+    return row - top - math.log(sum(math.exp(v - top) for v in row))
+
+
+def keep_scores(parameters, x, mask=None):
+    """Log probabilities of (keep, drop), half from the token, half from all live ones.
+
+    x [n, D], mask [n] -> [n, 2].
+    """
+    n, dim = x.shape
+    mask = np.ones(n) if mask is None else mask
+    own, common = [], np.zeros(dim - dim // 2)
+    for token in range(n):
+        row = np.asarray(x[token], float)
+        row = (row - row.mean()) / math.sqrt(row.var() + 1e-5)
+        row = row * parameters["norm"]["scale"] + parameters["norm"]["bias"]
+        row = gelu(dense(parameters["embed"], row))
+        own.append(row[: dim // 2])
+        common += mask[token] * row[dim // 2 :]
+    common /= sum(mask) + 1e-6
+    out = []
+    for token in range(n):
+        row = gelu(dense(parameters["half"], np.concatenate([own[token], common])))
+        row = gelu(dense(parameters["quarter"], row))
+        out.append(log_softmax(dense(parameters["score"], row)))
+    return np.array(out)
+
+
+def select(parameters, x, heads, mask=None):
+    """SPViT's selector with one score network for all heads, or one for each.
+
+    x [n, D] -> log probabilities [n, 2] and keep probabilities [n], both means over
+    heads with the weights that each token gives them.
+    """
+    n, dim = x.shape
+    width = dim // heads
+    parts = [x[:, h * width : (h + 1) * width] for h in range(heads)]
+    nets = [parameters.get("scores") or parameters[f"scores_{h}"] for h in range(heads)]
+    scores = [
+        keep_scores(net, part, mask) for net, part in zip(nets, parts, strict=True)
+    ]
+    logs, kept = np.zeros((n, 2)), np.zeros(n)
+    for token in range(n):
+        means = np.array([part[token].mean() for part in parts])
+        hidden = gelu(dense(parameters["vote_in"], means))
+        votes = 1 / (1 + np.exp(-dense(parameters["vote_out"], hidden)))
+        for h in range(heads):
+            logs[token] += votes[h] * scores[h][token] / sum(votes)
+            kept[token] += votes[h] * math.exp(scores[h][token][0]) / sum(votes)
+    return logs, kept
+
+
+def package(probability, dropped, x, norm="score"):
+    """The token that stands for those `dropped`. [n], [n] bool, [n, D] -> [D]."""
+    total, share = np.zeros(x.shape[1]), 0.0
+    for token in np.flatnonzero(dropped):
+        weight = 1.0 if norm == "count" else probability[token]
+        total += weight * x[token]
+        share += weight
+    return total if norm == "none" else total / (share + 1e-6)
+
+
+def masked_attention(q, k, v, mask, eps=1e-6):
+    """Attention in which masked tokens are seen by themselves alone.
+
+    q, k, v [N, H, d], mask [N] -> [N, H, d].
+    """
+    n, heads, width = q.shape
+    out = np.zeros(v.shape)
+    for h in range(heads):
+        for i in range(n):
+            logits = [q[i, h] @ k[j, h] / math.sqrt(width) for j in range(n)]
+            odds = [math.exp(value - max(logits)) for value in logits]
+            odds = [o if i == j else o * mask[j] for j, o in enumerate(odds)]
+            for j in range(n):
+                share = (odds[j] + eps / n) / (sum(odds) + eps)
+                out[i, h] += share * v[j, h]
+    return out
+
+
+def kl(student, teacher):
+    """KL(teacher || student) of logits, mean over rows. [B, C] twice -> float."""
+    total = 0.0
+    for a, b in zip(student, teacher, strict=True):
+        a, b = log_softmax(np.asarray(a, float)), log_softmax(np.asarray(b, float))
+        total += sum(math.exp(t) * (t - s) for s, t in zip(a, b, strict=True))
+    return total / len(student)

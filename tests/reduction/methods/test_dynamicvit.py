@@ -1,0 +1,292 @@
+"""Does DynamicViT mask while it learns, remove when it has, and learn its share?"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import traverse_util
+
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import zoo
+from imagepiece_jax.reduction import learned
+from imagepiece_jax.reduction.methods import METHODS
+from imagepiece_jax.reduction.schedule import build, image_tokens
+from tests import oracles, oracles_learned
+from tests.models import masked, tiny
+
+METHOD = METHODS["dynamicvit"]
+FIELDS = {"name": "dynamicvit", "keep_rate": 0.6, "blocks": (1, 2)}  # 25, 15, 9
+
+
+def student(**options):
+    """(evaluation model, training model, variables) of the tiny DynamicViT."""
+    model = tiny.model(FIELDS, **options)
+    return model, tiny.model(FIELDS, masked=True, **options), tiny.variables(model)
+
+
+def lean(variables, to, spread=1.0):
+    """Change both predictors: log odds of keeping are `to`, and so much `spread`."""
+    for block in (1, 2):
+        score = variables["params"][f"reducer_{block}"]["scores"]["score"]
+        score["kernel"] *= np.float32(spread)
+        score["bias"] = np.float32([to / 2, -to / 2])
+    return variables
+
+
+# Counts and sizes
+
+
+@pytest.mark.parametrize(
+    "rate, tokens",
+    [(0.7, [137, 96, 67]), (0.5, [98, 49, 24]), (0.1, [19, 1, 1]), (0.0, [1, 1, 1])],
+)
+def test_tokens_are_shares_of_the_first_ones(rate, tokens):
+    plan = build(12, 196, METHOD.recipe(12, keep_rate=rate))
+    assert [plan[block].attn_tokens - 1 for block in (3, 6, 9)] == tokens
+    assert plan[2].mlp_tokens == 197
+    assert image_tokens(plan, 196) == tokens[-1]
+
+
+def test_in_training_all_tokens_stay():
+    plan = build(12, 196, METHOD.recipe(12), masked=True)
+    assert {layer.attn_tokens for layer in plan} == {197}
+    assert [bool(layer.counts) for layer in plan].count(True) == 3
+
+
+def test_blocks_in_any_order_are_stages_by_depth():
+    assert METHOD.recipe(12, blocks=(9, 3, 6)) == METHOD.recipe(12, blocks=(3, 6, 9))
+
+
+@pytest.mark.parametrize("name, each", [("deit_s", 241_250), ("deit_ti", 60_722)])
+def test_published_parameters_of_a_predictor(name, each):
+    images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    for is_masked in (False, True):
+        model = zoo.create_model(
+            name, reduction={"name": "dynamicvit"}, masked=is_masked
+        )
+        params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+        sizes = {k: tiny.count(v) for k, v in params.items() if "reducer" in k}
+        assert sizes == {f"reducer_{block}": each for block in (3, 6, 9)}
+
+
+# Evaluation
+
+
+def test_evaluation_keeps_the_best_scores_of_what_is_left():
+    model, _, variables = student()
+    out = tiny.jit(model.apply)(variables, tiny.images())
+    assert out.state.x.shape == (3, 1 + 9, tiny.WIDTH)
+    for block, result, taps in zip((1, 2), out.results, out.taps, strict=True):
+        params = variables["params"][f"reducer_{block}"]["scores"]
+        for image in range(3):
+            scores = oracles_learned.keep_scores(
+                params, np.asarray(taps.x[image], float)
+            )
+            want = oracles.top_k(scores[:, 0], result.n_out)
+            np.testing.assert_array_equal(result.dest[image], want)
+
+
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_a_rate_of_one_is_the_dense_model_bit_for_bit(is_masked):
+    model = tiny.model(FIELDS | {"keep_rate": 1.0}, masked=is_masked)
+    variables, images = tiny.variables(model), tiny.images()
+    assert {"reducer_1", "reducer_2"} <= set(variables["params"])
+    got = tiny.jit(model.apply)(variables, images)
+    want = tiny.jit(tiny.model().apply)(variables, images)
+    np.testing.assert_array_equal(got.logits, want.logits)
+
+
+# Masks
+
+
+def test_masks_shrink_and_are_zero_or_one():
+    _, model, variables = student()
+    out = masked.train(model)(variables, tiny.images(), masked.keys())
+    first, second = (np.asarray(result.keep) for result in out.results)
+    assert set(np.unique(first)) == set(np.unique(second)) == {0.0, 1.0}
+    assert (second <= first).all() and (second < first).any()
+    assert out.state.x.shape == (3, 1 + tiny.TOKENS, tiny.WIDTH)
+    np.testing.assert_array_equal(out.state.mask, second)
+
+
+@pytest.mark.parametrize("prefix", [1, 0])
+def test_to_mask_is_to_remove(prefix):
+    """Logits and live tokens equal those of a model that never had the others."""
+    _, model, variables = student(class_token=bool(prefix))
+    variables, images = lean(variables, 1.0), tiny.images(1)
+    out = masked.train(model)(variables, images, masked.keys(1))
+    masks = dict(zip((1, 2), (result.keep[0] for result in out.results), strict=True))
+    live = np.flatnonzero(masks[2])
+    assert 0 < len(live) < masks[1].sum() < tiny.TOKENS
+    want = tiny.jit(masked.without(model, masks).apply)(variables, images)
+    np.testing.assert_allclose(out.logits, want.logits, atol=1e-4)
+    rows = out.tokens[0, prefix + live]
+    np.testing.assert_allclose(rows, want.tokens[0, prefix:], atol=1e-4)
+
+
+def test_draws_follow_their_keys():
+    _, model, variables = student()
+    run, images = masked.train(model), tiny.images()
+    masks = [
+        np.asarray(run(variables, images, masked.keys(seed=seed)).state.mask)
+        for seed in (0, 0, 1)
+    ]
+    np.testing.assert_array_equal(masks[0], masks[1])
+    assert (masks[0] != masks[2]).any()
+
+
+@pytest.mark.parametrize("options", [{}, {"class_token": False, "dtype": "bfloat16"}])
+def test_all_masked_is_finite_with_all_its_gradients(options):
+    """A predictor that drops everything: the class token is left, if there is one."""
+    _, model, variables = student(**options)
+    variables = lean(variables, -120.0)
+    teacher = tiny.model(**options)
+
+    def objective(params):
+        taught = teacher.apply(tiny.variables(teacher), tiny.images())
+        out = model.apply({"params": params}, tiny.images(), True, masked.keys())
+        terms = METHOD.loss(out, taught, model.plan)
+        total = jnp.sum(out.logits**2) + sum(terms.values())
+        return total, (out.logits, out.state.mask, terms)
+
+    run = tiny.jit(jax.grad(objective, has_aux=True))
+    slopes, (logits, mask, terms) = run(variables["params"])
+    for path, slope in traverse_util.flatten_dict(slopes).items():
+        assert np.isfinite(slope).all(), path
+    assert np.isfinite(logits).all()
+    assert not np.asarray(mask).any()
+    assert float(terms["tokens"]) == 0
+    assert float(terms["ratio"]) == pytest.approx(0.6**2 + 0.36**2)
+
+
+# Loss
+
+
+def test_terms_of_the_loss():
+    """Shares of both stages at .6 and .36; weights 2, .5 and .5 by default."""
+    _, model, variables = student()
+    out = masked.train(model)(variables, tiny.images(), masked.keys())
+    teacher = tiny.model()
+    taught = tiny.jit(teacher.apply)(tiny.variables(teacher, seed=5), tiny.images())
+    terms = METHOD.loss(out, taught, model.plan)
+    assert list(terms) == ["ratio", "kl", "tokens"]
+    errors = [
+        np.mean((np.asarray(result.keep).mean(axis=1) - target) ** 2)
+        for result, target in zip(out.results, (0.6, 0.36), strict=True)
+    ]
+    live = np.asarray(out.state.mask) > 0.5
+    gap = np.asarray(out.tokens - taught.tokens, float)[:, 1:][live]
+    wanted = {
+        "ratio": 2 * np.mean(errors),
+        "kl": 0.5 * oracles_learned.kl(out.logits, taught.logits),
+        "tokens": 0.5 * np.mean(gap**2),
+    }
+    for name, value in wanted.items():
+        assert value > 1e-3
+        assert float(terms[name]) == pytest.approx(value, rel=1e-4)
+    weights = {"ratio_weight": 4.0, "kl_weight": 1.0, "token_weight": 0.0}
+    other = METHOD.loss(out, taught, model.plan, **weights)
+    assert float(other["ratio"]) == pytest.approx(2 * wanted["ratio"], rel=1e-4)
+    assert float(other["kl"]) == pytest.approx(2 * wanted["kl"], rel=1e-4)
+    assert float(other["tokens"]) == 0
+
+
+def test_predictors_learn_through_what_attention_reads_and_the_ratio():
+    """After the last attention a mask changes no logit: only the ratio moves it."""
+    _, model, variables = student()
+    early, late = METHOD.recipe(tiny.DEPTH, 0.6, (1, 2))
+    steps = (early, dataclasses.replace(late, site="mid"))
+    model = model.clone(plan=build(tiny.DEPTH, tiny.TOKENS, steps, masked=True))
+
+    def objectives(params):
+        out = model.apply({"params": params}, tiny.images(), True, masked.keys())
+        shares = [jnp.mean(result.keep, axis=1) for result in out.results]
+        return jnp.stack(
+            [jnp.sum(out.logits**2), learned.ratio_loss(shares, [0.1, 0.1])]
+        )
+
+    slopes = tiny.jit(jax.jacrev(objectives))(variables["params"])
+    found = {
+        block: np.max(
+            [
+                np.abs(leaf).reshape(2, -1).max(axis=1)
+                for leaf in jax.tree.leaves(slopes[f"reducer_{block}"])
+            ],
+            axis=0,
+        )
+        for block in (1, 2)
+    }
+    assert (found[1] > 1e-4).all()
+    logits, ratio = found[2]
+    assert logits == 0 and ratio > 1e-4
+
+
+@pytest.mark.parametrize("start", [-3.0, 3.0])
+def test_a_few_steps_bring_the_shares_to_their_targets(start):
+    """From nearly none and nearly all tokens live, with the ratio term alone."""
+    _, model, variables = student()
+    params = lean(variables, start, spread=0.1)["params"]
+    optimizer = optax.adam(0.02)
+
+    def objective(params, seed):
+        keys = {"reducer": jax.random.split(jax.random.key(seed), 3)}
+        out = model.apply({"params": params}, tiny.images(), True, keys)
+        shares = [jnp.mean(result.keep, axis=1) for result in out.results]
+        return learned.ratio_loss(shares, [0.6, 0.36]), [jnp.mean(s) for s in shares]
+
+    @tiny.jit
+    def step(params, state, seed):
+        grad = jax.value_and_grad(objective, has_aux=True)
+        (loss, shares), slope = grad(params, seed)
+        updates, state = optimizer.update(slope, state)
+        return optax.apply_updates(params, updates), state, loss, shares
+
+    state, history = optimizer.init(params), []
+    for seed in range(90):
+        params, state, loss, shares = step(params, state, seed)
+        history.append([loss, *shares])
+    history = np.array(history, float)
+    assert history[-10:, 0].mean() < 0.2 * history[:10, 0].mean()
+    np.testing.assert_allclose(history[-10:, 1:].mean(axis=0), [0.6, 0.36], atol=0.06)
+
+
+# Groups and mistakes
+
+
+def test_groups_of_parameters():
+    predictor = METHOD.param_groups("reducer_3/scores/norm/scale")
+    assert predictor.lr is None and predictor.frozen_epochs == 0
+    for name in ("cls_token", "pos_embed"):
+        assert METHOD.param_groups(name).frozen_epochs == math.inf
+    for path in ("blocks_3/attn/q/kernel", "head/bias", "patch_embed/proj/kernel"):
+        group = METHOD.param_groups(path)
+        assert group.frozen_epochs == 5
+        assert group.lr(2e-4, 1e-3) == pytest.approx(2e-6)
+        assert group == METHOD.param_groups("norm/scale")
+    other = METHOD.param_groups("norm/scale", backbone_lr=0.5, frozen_epochs=0)
+    assert (other.lr(2e-4, 1e-3), other.frozen_epochs) == (1e-4, 0)
+    assert METHOD.needs_teacher
+
+
+@pytest.mark.parametrize(
+    "hook, field, value, allowed",
+    [
+        ("loss", "ratio_weight", -1.0, "from 0"),
+        ("loss", "kl_weight", float("nan"), "from 0"),
+        ("loss", "token_weight", "1", "from 0"),
+        ("param_groups", "backbone_lr", 1.5, "from 0 to 1"),
+        ("param_groups", "frozen_epochs", -1, "from 0"),
+    ],
+)
+def test_bad_fields_are_named(hook, field, value, allowed):
+    arguments = (None,) * 3 if hook == "loss" else ("norm/scale",)
+    message = rf"reduction\.{field} is {value!r}; allowed are numbers {allowed}"
+    with pytest.raises(InputError, match=message):
+        if hook == "loss":
+            empty = type("Outputs", (), {"results": ()})
+            arguments = (empty, None, ())
+        METHOD.call(hook, *arguments, **{field: value})

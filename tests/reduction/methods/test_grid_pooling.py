@@ -1,0 +1,134 @@
+"""Are neighbours averaged, as many in each cell as there are patches?"""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import zoo
+from imagepiece_jax.reduction import ops
+from imagepiece_jax.reduction.methods import grid_pooling
+from imagepiece_jax.reduction.methods.grid_pooling import Cells
+from imagepiece_jax.reduction.schedule import Counts, build
+from imagepiece_jax.reduction.tokens import Taps, start
+from tests.models import tiny
+
+
+def taps_of(grid, batch=2):
+    """Taps of a grid of patches; what they hold does not matter."""
+    n = grid[0] * grid[1]
+    return Taps(x=jnp.zeros((batch, n, 1)), size=jnp.ones((batch, n)), grid=grid)
+
+
+@functools.partial(tiny.jit, static_argnums=(1, 2, 3))
+def pooled(x, grid, size, prefix=1):
+    """State after pooling the tokens x [B, prefix + n, D]."""
+    counts = Counts(n_in=grid[0] * grid[1], n_out=size * size)
+    result = Cells(size)(taps_of(grid, len(x)), counts)
+    return ops.apply(start(x, prefix, trace_source=True), result)
+
+
+def slow_cells(x, grid, size):
+    """Patches of each cell, and their mean, by going through them. x [n, D]."""
+    height, width = grid
+    cells = {}
+    for i in range(height):
+        for j in range(width):
+            cell = (i * size // height) * size + j * size // width
+            cells.setdefault(cell, []).append(i * width + j)
+    patches = [cells[cell] for cell in range(size * size)]
+    return patches, np.stack([np.asarray(x, float)[p].mean(axis=0) for p in patches])
+
+
+def test_two_by_two_patches_by_hand():
+    """Rows 1 2 3 4 / 5 6 7 8 / ...: the first cell is 1 2 5 6, whose mean is 3.5."""
+    x = jnp.arange(17.0)[None, :, None]  # class token 0, then 1..16
+    got = pooled(x, (4, 4), 2)
+    assert got.x[0, :, 0].tolist() == [0, 3.5, 5.5, 11.5, 13.5]
+    assert got.size[0].tolist() == [1, 4, 4, 4, 4]
+    assert got.source.tolist() == [[0, 0, 1, 1] * 2 + [2, 2, 3, 3] * 2]
+
+
+def test_cells_of_a_grid_that_does_not_divide_by_hand():
+    """Five in two: rows 0 1 2 and 3 4."""
+    got = pooled(jnp.zeros((1, 26, 1)), (5, 5), 2)
+    assert got.size[0].tolist() == [1, 9, 6, 6, 4]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("prefix", [0, 1, 2])
+@pytest.mark.parametrize(
+    "grid, size", [((1, 1), 1), ((5, 5), 3), ((4, 6), 4), ((7, 3), 1), ((5, 5), 5)]
+)
+def test_cells_equal_the_slow_truth(grid, size, prefix, dtype):
+    n = grid[0] * grid[1]
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, prefix + n, 3)), dtype)
+    got = pooled(x, grid, size, prefix)
+    assert got.x.dtype == dtype
+    tolerance = 1e-6 if dtype == "float32" else 2**-8
+    for image in range(2):
+        patches, means = slow_cells(x[image, prefix:], grid, size)
+        moved = np.asarray(got.x[image, prefix:], float)
+        np.testing.assert_allclose(moved, means, rtol=tolerance, atol=1e-6)
+        np.testing.assert_array_equal(
+            got.size[image, prefix:], [len(cell) for cell in patches]
+        )
+        for cell, inside in enumerate(patches):
+            assert (np.asarray(got.source[image])[inside] == cell).all()
+    np.testing.assert_array_equal(got.x[:, :prefix], x[:, :prefix])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_as_many_cells_as_patches_change_no_bit(dtype):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 26, 3)), dtype)
+    got = pooled(x, (5, 5), 5)
+    np.testing.assert_array_equal(got.x, x)
+    np.testing.assert_array_equal(got.size, 1)
+
+
+def test_the_same_jitted_and_stacked():
+    counts, taps = Counts(n_in=20, n_out=9), taps_of((4, 5))
+    run = functools.partial(Cells(3), counts=counts)
+    want = run(taps)
+    chex.assert_trees_all_equal(jax.jit(run)(taps), want)
+    one = jax.tree.map(lambda a: a[None], taps)
+    mapped = jax.tree.map(lambda a: a[0], jax.vmap(run)(one))
+    chex.assert_trees_all_equal(mapped, want)
+
+
+def test_it_stands_before_the_block():
+    plan = build(12, 196, grid_pooling.recipe(12, grid_size=8, block=3))
+    both = [(layer.attn_tokens, layer.mlp_tokens) for layer in plan]
+    assert both == [(197, 197)] * 3 + [(65, 65)] * 9
+
+
+def test_the_default_costs_what_the_learned_methods_cost():
+    """2.87 GMACs, between ToMe's 2.70 and EViT's 3.00."""
+    model = zoo.create_model("deit_s", reduction={"name": "grid_pooling"})
+    assert round(zoo.model_macs(model, 224) / 1e9, 2) == 2.87
+    assert model.plan[-1].mlp_tokens == 50
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.0, True, "7"])
+def test_a_grid_that_is_no_number_of_cells_is_named(size):
+    with pytest.raises(InputError, match="reduction.grid_size is .* numbers from 1"):
+        grid_pooling.recipe(12, grid_size=size)
+
+
+def test_a_grid_larger_than_that_of_the_patches_is_refused():
+    """By the model, before anything runs; by the reducer for images of other sizes."""
+    with pytest.raises(InputError, match="grid_size is 6, but there are 5 x 5 .* to 5"):
+        tiny.model({"name": "grid_pooling", "grid_size": 6, "block": 1})
+    with pytest.raises(InputError, match="grid_size is 4, but there are 9 x 3 .* to 3"):
+        Cells(4)(taps_of((9, 3)), Counts(n_in=27, n_out=16))
+
+
+def test_pooling_after_another_reduction_is_refused():
+    taps = taps_of((4, 4)).replace(grid=None)
+    with pytest.raises(InputError, match="grid_size needs the grid .* before"):
+        Cells(2)(taps, Counts(n_in=16, n_out=4))

@@ -1,0 +1,63 @@
+"""Is the combination ImagePiece where it merges, and ToMe where ImagePiece prunes?"""
+
+import inspect
+
+import pytest
+
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.reduction.methods import imagepiece, imagepiece_tome
+from imagepiece_jax.reduction.reducers import Bipartite
+from imagepiece_jax.reduction.schedule import build
+from tests import oracles
+
+FIELDS = [
+    {},
+    {"schedule": "A", "order": "ascending", "parity": 1, "size_weighting": False},
+    {"merge_blocks": (1,), "prune_blocks": (0, 2), "merge_base": "candidates"},
+    {"metric": "value", "merge_ratio": 0.15, "candidate_ratio": 0.5},
+]
+
+
+@pytest.mark.parametrize("fields", FIELDS)
+def test_merge_steps_are_imagepieces_and_the_others_match(fields):
+    ours = imagepiece_tome.recipe(12, **fields)
+    theirs = imagepiece.recipe(12, **fields)
+    metric = fields.get("metric", "key")
+    assert {step.rule for step in ours} == {"merge", "keep_half"}
+    for step, other in zip(ours, theirs, strict=True):
+        assert (step.block, step.amount) == (other.block, other.amount)
+        assert (step.site, step.when_masked) == ("mid", None)
+        if other.rule == "merge":
+            assert step == other
+        else:
+            assert step.reducer == Bipartite(metric)
+
+
+@pytest.mark.parametrize("rate", ["0.5", "0.6", "0.8", "0.9", "1.0"])
+@pytest.mark.parametrize("fields", FIELDS)
+def test_it_has_as_many_tokens_as_imagepiece(fields, rate):
+    ours, theirs = (
+        build(12, 196, recipe(12, keep_rate=float(rate), **fields))
+        for recipe in (imagepiece_tome.recipe, imagepiece.recipe)
+    )
+    tokens = [[layer.mlp_tokens for layer in plan] for plan in (ours, theirs)]
+    assert tokens[0] == tokens[1]
+
+
+@pytest.mark.parametrize("rate", ["0.0", "0.1", "0.45"])
+def test_one_step_merges_at_most_half(rate):
+    fields = {"merge_blocks": (), "prune_blocks": (0,), "keep_rate": float(rate)}
+    for n in (1, 2, 7, 196):
+        plan = build(1, n, imagepiece_tome.recipe(1, **fields))
+        kept = max(oracles.keep_count(rate, n), n - n // 2)
+        assert plan[0].mlp_tokens == 1 + kept
+
+
+def test_its_fields_are_imagepieces():
+    names = set(inspect.signature(imagepiece_tome.recipe).parameters)
+    assert names == set(inspect.signature(imagepiece.recipe).parameters)
+    assert set(imagepiece_tome.METHOD.fields) == set(imagepiece.METHOD.fields)
+    with pytest.raises(InputError, match="metric is 'keys'"):
+        imagepiece_tome.recipe(12, metric="keys")
+    with pytest.raises(InputError, match="keep_rate is 2"):
+        imagepiece_tome.recipe(12, keep_rate=2)

@@ -1,0 +1,71 @@
+"""Is what the random control keeps drawn uniformly, and by nothing but the keys?"""
+
+import functools
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagepiece_jax.reduction.methods import random
+from imagepiece_jax.reduction.schedule import Counts, build
+from imagepiece_jax.reduction.tokens import DROPPED, Taps
+
+
+def keys(batch, seed=0):
+    """One key an image. -> [batch]."""
+    fold = jax.vmap(jax.random.fold_in, (None, 0))
+    return fold(jax.random.key(seed), jnp.arange(batch))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def draw(keys, counts):
+    tokens = jnp.zeros((len(keys), counts.n_in))
+    taps = Taps(x=tokens[:, :, None], size=tokens + 1, rng=keys)
+    return random.Draw()(taps, counts)
+
+
+@pytest.mark.parametrize("n, n_out", [(1, 1), (2, 1), (19, 7), (19, 18), (19, 19)])
+def test_as_many_as_wanted_stay_in_spatial_order(n, n_out):
+    result = draw(keys(5), Counts(n_in=n, n_out=n_out))
+    assert (result.n_out, result.merged) == (n_out, 0)
+    for dest in np.asarray(result.dest):
+        assert dest[dest != DROPPED].tolist() == list(range(n_out))
+
+
+def test_every_set_of_tokens_is_equally_likely():
+    """Two of five: ten pairs, 400 of 4,000 images each."""
+    dest = np.asarray(draw(keys(4000), Counts(n_in=5, n_out=2)).dest)
+    pairs, times = np.unique(dest != DROPPED, axis=0, return_counts=True)
+    assert len(pairs) == 10
+    assert np.abs(times - 400).max() < 4 * math.sqrt(4000 * 0.1 * 0.9)
+
+
+def test_an_image_gets_what_its_key_says_wherever_it_stands():
+    counts = Counts(n_in=19, n_out=9)
+    whole = np.asarray(draw(keys(6), counts).dest)
+    np.testing.assert_array_equal(draw(keys(6), counts).dest, whole)
+    part = draw(keys(6)[np.array([4, 1])], counts).dest
+    np.testing.assert_array_equal(part, whole[[4, 1]])
+    assert len({row.tobytes() for row in whole}) == 6
+    other = np.asarray(draw(keys(6, seed=1), counts).dest)
+    assert (other != whole).any(axis=1).all()
+
+
+def test_the_same_eager_stacked_and_in_training():
+    counts, reducer = Counts(n_in=8, n_out=3), random.Draw()
+    want = draw(keys(4), counts)
+    taps = Taps(x=jnp.zeros((4, 8, 1)), size=jnp.ones((4, 8)), rng=keys(4))
+    chex.assert_trees_all_equal(reducer(taps, counts), want)
+    chex.assert_trees_all_equal(reducer(taps, counts, train=True), want)
+    stacked = jax.tree.map(lambda a: a[None], taps)
+    mapped = jax.vmap(lambda taps: reducer(taps, counts))(stacked)
+    chex.assert_trees_all_equal(jax.tree.map(lambda a: a[0], mapped), want)
+
+
+def test_it_keeps_as_many_as_evit():
+    plan = build(12, 196, random.recipe(12, keep_rate=0.7))
+    tokens = [layer.mlp_tokens for layer in plan]
+    assert tokens == [197] * 3 + [139] * 3 + [98] * 3 + [69] * 3

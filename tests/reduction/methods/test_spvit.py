@@ -1,0 +1,319 @@
+"""Do SPViT's heads vote, and does its package carry what they drop?"""
+
+import math
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import zoo
+from imagepiece_jax.reduction import ops
+from imagepiece_jax.reduction.methods import METHODS
+from imagepiece_jax.reduction.methods.spvit import Selector, package_weights
+from imagepiece_jax.reduction.schedule import Counts, build
+from imagepiece_jax.reduction.tokens import Assignment, Masking, Taps, start
+from tests import oracles, oracles_learned
+from tests.models import masked, tiny
+
+METHOD = METHODS["spvit"]
+FIELDS = {"name": "spvit", "keep_rates": (0.6, 0.3), "blocks": (1, 2)}  # 25, 16, 9
+BATCH, HEADS, D = 3, 3, 12
+
+
+def numbers(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def run(selector, counts, x, mask=None, seed=0):
+    """(parameters, result) of a selector with random parameters."""
+
+    def taps(x, mask):
+        keys = jax.random.split(jax.random.key(seed), len(x))
+        size = jnp.ones(x.shape[:2])
+        return Taps(x=x, size=size, mask=mask, rng=keys, num_heads=HEADS)
+
+    def init(key):
+        return selector.init(key, taps(x, mask), counts)
+
+    parameters = tiny.fill(jax.eval_shape(init, jax.random.key(0)))
+
+    @tiny.jit
+    def call(parameters, x, mask):
+        return selector.apply(parameters, taps(x, mask), counts)
+
+    return parameters["params"], call(parameters, x, mask)
+
+
+# Counts and sizes
+
+
+@pytest.mark.parametrize(
+    "rates, tokens",
+    [
+        ((0.617, 0.369, 0.137), [122, 75, 30]),
+        ((0.7, 0.49, 0.343), [139, 99, 71]),
+        ((0.0, 0.0, 0.0), [3, 3, 3]),  # one and a package: the next steps cannot shrink
+        ((0.1, 0.001, 0.0), [21, 4, 4]),
+    ],
+)
+def test_published_tokens_with_packages_and_class_token(rates, tokens):
+    plan = build(12, 196, METHOD.recipe(12, keep_rates=rates))
+    assert [plan[block].attn_tokens for block in (3, 6, 9)] == tokens
+
+
+def test_in_training_each_step_adds_its_package():
+    plan = build(12, 196, METHOD.recipe(12), masked=True)
+    assert [plan[block].attn_tokens for block in (2, 3, 6, 9)] == [197, 198, 199, 200]
+
+
+def test_a_step_that_changes_nothing_leaves_no_package():
+    plan = build(12, 196, METHOD.recipe(12, keep_rates=(1.0, 0.5, 0.5)))
+    assert [plan[block].attn_tokens - 1 for block in (3, 6, 9)] == [196, 99, 99]
+    assert plan[6].counts.stage == 1
+    assert plan[3].counts is plan[9].counts is None
+
+
+# LN 2 d, then d^2 + d, d^2 / 2 + d / 2, d^2 / 8 + d / 4, d / 2 + 2 at d = 64: 6,930;
+# votes of H heads: H (H // 2) + H // 2 + (H // 2) H + H.
+@pytest.mark.parametrize(
+    "share_heads, each", [(True, 6_930 + 45), (False, 6 * 6_930 + 45)]
+)
+def test_parameters_of_a_selector(share_heads, each):
+    reduction = {"name": "spvit", "share_heads": share_heads}
+    images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    for is_masked in (False, True):
+        model = zoo.create_model("deit_s", reduction=reduction, masked=is_masked)
+        params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+        sizes = {k: tiny.count(v) for k, v in params.items() if "reducer" in k}
+        assert sizes == {f"reducer_{block}": each for block in (3, 6, 9)}
+
+
+# Package
+
+
+def test_package_by_hand():
+    """Keep probabilities .9 .2 .4 .6; tokens 2 and 3 are dropped, 1 .. 4 their values."""
+    probability, x = jnp.asarray([[0.9, 0.2, 0.4, 0.6]]), np.arange(1.0, 5.0)
+    dropped = jnp.asarray([[0, 1, 1, 0]])
+    for norm, value in (("none", 1.6), ("score", 2.666667), ("count", 2.5)):
+        weight = package_weights(probability, dropped, norm)
+        assert float(weight[0] @ x) == pytest.approx(value, rel=3e-6)
+
+
+@pytest.mark.parametrize("norm", ["none", "score", "count"])
+def test_nothing_dropped_is_a_package_of_zeros_with_a_tame_gradient(norm):
+    probability, before = jnp.full((1, 4), 0.5), jnp.ones((1, 4))
+
+    def package(probability, keep):
+        weight = package_weights(probability, before - keep, norm)
+        return jnp.sum(weight * jnp.arange(1.0, 5.0)[None])
+
+    run = tiny.jit(jax.value_and_grad(package, argnums=(0, 1)))
+    value, slopes = run(probability, before)
+    assert float(value) == 0
+    assert max(float(jnp.abs(slope).max()) for slope in slopes) <= 4
+
+
+# Selector
+
+
+@pytest.mark.parametrize("share_heads", [True, False])
+@pytest.mark.parametrize("norm", ["none", "score", "count"])
+def test_evaluation_equals_the_oracle(share_heads, norm):
+    """The best stay in order, then older packages, then the new one."""
+    x = numbers(BATCH, 10, D)
+    counts = Counts(n_in=10, n_out=6, stage=3)  # two packages: 3 + 2 + 1 stay
+    parameters, result = run(Selector(share_heads, norm), counts, x)
+    assert isinstance(result, Assignment) and result.n_out == 6
+    state = ops.apply(start(jnp.asarray(x), num_prefix=0), result)
+    for image in range(BATCH):
+        tokens = x[image].astype(float)
+        _, probability = oracles_learned.select(parameters, tokens, HEADS)
+        dest = oracles.top_k(probability[:8], 3)
+        dropped = np.append(dest == -1, [False, False])
+        want = np.append(np.where(dest == -1, 5, dest), [3, 4])
+        np.testing.assert_array_equal(result.dest[image], want)
+        package = oracles_learned.package(probability, dropped, tokens, norm)
+        rows = np.vstack([tokens[~dropped], package])
+        np.testing.assert_allclose(state.x[image], rows, rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(state.size[image], [1] * 5 + [5])
+
+
+@pytest.mark.parametrize("norm", ["none", "score", "count"])
+def test_training_equals_the_oracle(norm):
+    """Two packages are among the tokens; what was masked is in no new package."""
+    x, before = numbers(BATCH, 10, D), np.ones((BATCH, 10), np.float32)
+    before[:, [1, 4]] = 0
+    counts = Counts(n_in=10, n_out=11, stage=3)
+    parameters, result = run(Selector(True, norm), counts, x, before)
+    assert isinstance(result, Masking)
+    keep = np.asarray(result.keep)
+    assert set(np.unique(keep)) == {0.0, 1.0}
+    assert (keep[:, 8:] == 1).all() and (keep <= before).all()
+    for image in range(BATCH):
+        tokens = x[image].astype(float)
+        _, probability = oracles_learned.select(
+            parameters, tokens, HEADS, before[image]
+        )
+        dropped = before[image] > keep[image]
+        assert dropped.any()
+        want = oracles_learned.package(probability, dropped, tokens, norm)
+        np.testing.assert_allclose(result.append[image], want, rtol=1e-4, atol=1e-5)
+
+
+def test_draws_follow_the_votes():
+    """Over many images alike, tokens live as often as their mean log odds say."""
+    count = 2000
+    x = np.broadcast_to(numbers(1, 4, D), (count, 4, D))
+    parameters, result = run(Selector(), Counts(n_in=4, n_out=5), x)
+    scores, _ = oracles_learned.select(parameters, x[0].astype(float), HEADS)
+    odds = np.exp(scores[:, 0]) / np.exp(scores).sum(axis=1)
+    np.testing.assert_allclose(result.keep.mean(axis=0), odds, atol=0.045)
+
+
+def test_votes_that_underflow_still_count():
+    x = numbers(BATCH, 5, D)
+    parameters, _ = run(Selector(), Counts(n_in=5, n_out=3), x)
+    parameters["vote_out"]["bias"] = np.float32([-300, -302, -301])
+    size = jnp.ones((BATCH, 5))
+
+    @tiny.jit
+    @jax.value_and_grad
+    def total(x):
+        taps = Taps(x=x, size=size, num_heads=HEADS)
+        selector, counts = Selector(), Counts(n_in=5, n_out=3)
+        return jnp.sum(selector.apply({"params": parameters}, taps, counts).weight)
+
+    value, slope = total(jnp.asarray(x))
+    assert np.isfinite(value) and np.isfinite(slope).all()
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_few_tokens(n):
+    """Masked training of one or two patches; of the second, evaluation too."""
+    x = numbers(BATCH, n, D)
+    _, result = run(Selector(), Counts(n_in=n, n_out=n + 1), x)
+    assert result.append.shape == (BATCH, D) and np.isfinite(result.append).all()
+    _, result = run(Selector(), Counts(n_in=n + 1, n_out=n), numbers(BATCH, n + 1, D))
+    for row in np.asarray(result.dest):
+        assert set(row) == set(range(n))
+
+
+# In the model
+
+
+def test_packages_travel_at_the_end():
+    """Evaluation removes tokens; training keeps all and grows by the packages."""
+    model, trained = (tiny.model(FIELDS, masked=m) for m in (False, True))
+    variables, images = tiny.variables(model), tiny.images()
+    small = tiny.jit(model.apply)(variables, images)
+    assert small.state.x.shape == (3, 1 + 7 + 2, tiny.WIDTH)
+    assert all((taps.num_heads == tiny.HEADS) for taps in small.taps)
+    out = masked.train(trained)(variables, images, masked.keys())
+    assert out.state.x.shape == (3, 1 + tiny.TOKENS + 2, tiny.WIDTH)
+    first, second = out.results
+    np.testing.assert_array_equal(out.taps[1].x.shape, (3, tiny.TOKENS + 1, tiny.WIDTH))
+    np.testing.assert_array_equal(second.keep[:, tiny.TOKENS :], 1)
+    np.testing.assert_array_equal(out.state.mask[:, :-1], second.keep)
+    np.testing.assert_array_equal(out.state.mask[:, -1], 1)
+
+
+# Loss
+
+
+def masks_of(*masks):
+    """Outputs that carry nothing but masks, one a stage."""
+    results = tuple(Masking(jnp.asarray(mask, jnp.float32)) for mask in masks)
+    tokens, logits = jnp.zeros((2, 5, 3)), jnp.zeros((2, 4))
+    first = Taps(x=tokens[:, 1:], size=jnp.ones((2, 4)))
+    return types.SimpleNamespace(
+        results=results,
+        taps=(first,),
+        tokens=tokens,
+        logits=logits,
+        state=start(tokens),
+    )
+
+
+def test_the_ratio_is_of_the_whole_batch_without_packages():
+    """Shares .5 and .75 of four are .625 together: (.625 - .7)^2, and (.25 - .3)^2."""
+    first = [[1, 1, 0, 0], [1, 1, 1, 0]]
+    second = [[1, 0, 0, 0, 1], [1, 0, 0, 0, 1]]  # the fifth is a package
+    out = masks_of(first, second)
+    steps = METHOD.recipe(3, keep_rates=(0.7, 0.3), blocks=(1, 2))
+    plan = build(3, 10, steps, masked=True)  # shares of more tokens, the same targets
+    terms = METHOD.loss(out, out, plan, ratio_weight=1.0)
+    assert float(terms["ratio"]) == pytest.approx((0.075**2 + 0.05**2) / 2, rel=1e-5)
+    assert float(terms["kl"]) == float(terms["tokens"]) == 0
+
+
+def test_a_few_steps_bring_the_shares_to_their_targets():
+    """All terms of the loss together, from most tokens live; the ratio's falls."""
+    model, teacher = tiny.model(FIELDS, masked=True), tiny.model()
+    params = tiny.variables(model)["params"]
+    for block in (1, 2):
+        score = params[f"reducer_{block}"]["scores"]["score"]
+        score["kernel"] *= np.float32(0.1)
+        score["bias"] = np.float32([1.5, -1.5])
+    taught = tiny.jit(teacher.apply)({"params": params}, tiny.images())
+    optimizer = optax.adam(0.02)
+
+    def objective(params, seed):
+        keys = {"reducer": jax.random.split(jax.random.key(seed), 3)}
+        out = model.apply({"params": params}, tiny.images(), True, keys)
+        terms = METHOD.loss(out, taught, model.plan)
+        keeps = [jnp.mean(result.keep[:, : tiny.TOKENS]) for result in out.results]
+        return sum(terms.values()), (terms["ratio"], *keeps)
+
+    @tiny.jit
+    def step(params, state, seed):
+        slope, seen = jax.grad(objective, has_aux=True)(params, seed)
+        updates, state = optimizer.update(slope, state)
+        return optax.apply_updates(params, updates), state, seen
+
+    state, history = optimizer.init(params), []
+    for seed in range(80):
+        params, state, seen = step(params, state, seed)
+        history.append(seen)
+    history = np.array(history, float)
+    assert history[-10:, 0].mean() < 0.2 * history[:10, 0].mean()
+    np.testing.assert_allclose(history[-10:, 1:].mean(axis=0), [0.6, 0.3], atol=0.12)
+
+
+# Groups and mistakes
+
+
+def test_the_backbone_is_slow_until_the_schedule_is_slower():
+    group = METHOD.param_groups("blocks_0/attn/q/kernel")
+    assert group.frozen_epochs == 5
+    assert float(group.lr(jnp.float32(5e-4), 1e-3)) == pytest.approx(1e-5)
+    assert float(group.lr(jnp.float32(2e-6), 1e-3)) == pytest.approx(2e-6)
+    assert group == METHOD.param_groups("head/kernel")
+    assert METHOD.param_groups("reducer_9/vote_in/kernel").lr is None
+    assert METHOD.param_groups("cls_token").frozen_epochs == math.inf
+    assert METHOD.needs_teacher
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"keep_rates": (0.5,)}, "keep_rates has 1 .*one for each.*blocks, 3"),
+        ({"keep_rates": (0.5, 1.5, 0.2)}, "keep_rates is 1.5.*0 to 1"),
+        ({"package_norm": "mean"}, "package_norm is 'mean'.*'none'.*'score'.*'count'"),
+        ({"share_heads": 2}, "share_heads is 2; allowed are True, False"),
+    ],
+)
+def test_bad_fields_are_named(fields, message):
+    with pytest.raises(InputError, match=rf"config.reduction.{message}"):
+        METHOD.recipe(12, **fields)
+
+
+@pytest.mark.parametrize("block", [12, -1])
+def test_blocks_outside_the_model_are_named(block):
+    steps = METHOD.recipe(12, keep_rates=(0.5,), blocks=(block,))
+    with pytest.raises(InputError, match=rf"block {block}\b"):
+        build(12, 196, steps)

@@ -1,0 +1,319 @@
+"""Does TokenLearner weigh tokens as its authors' code does, and its fuser undo it?"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.reduction import ops
+from imagepiece_jax.reduction.methods import METHODS
+from imagepiece_jax.reduction.methods.token_learner import (
+    ConvTokenLearner,
+    TokenFuser,
+    TokenLearner,
+)
+from imagepiece_jax.reduction.schedule import Counts, build
+from imagepiece_jax.reduction.tokens import Taps, start
+from tests.models import tiny
+
+
+def taps_of(x, grid=None):
+    x = jnp.asarray(x)
+    return Taps(x=x, size=jnp.ones(x.shape[:2], jnp.float32), grid=grid)
+
+
+def weigh(learner, params, x, grid=None):
+    """The Mixing matrix of a learner with `params`. x [B, n, D] -> [B, S, n]."""
+    counts = Counts(x.shape[1], learner.num_tokens)
+
+    @tiny.jit
+    def run(params, x):
+        return learner.apply({"params": params}, taps_of(x, grid), counts).matrix
+
+    return run(params, jnp.asarray(x))
+
+
+def parameters(learner, x, grid=None, seed=0):
+    """Random values for all parameters of a learner."""
+    counts = Counts(x.shape[1], learner.num_tokens)
+    init = functools.partial(learner.init, counts=counts)
+    shapes = jax.eval_shape(lambda key: init(key, taps_of(x, grid)), jax.random.key(0))
+    return tiny.fill(shapes, seed)["params"]
+
+
+def tokens(n, width=6, batch=2, seed=0):
+    values = np.random.default_rng(seed).normal(1, 2, size=(batch, n, width))
+    return values.astype(np.float32)
+
+
+# Slow truths: one image at a time, in float64
+
+
+def slow_norm(x, params):
+    out = np.zeros(x.shape)
+    for i, row in enumerate(np.asarray(x, float)):
+        centred = row - row.sum() / len(row)
+        out[i] = centred / np.sqrt((centred**2).sum() / len(row) + 1e-6)
+    return out * np.asarray(params["scale"], float) + np.asarray(params["bias"], float)
+
+
+def slow_gelu(x):
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def slow_scores(x, params):
+    """[n, D] -> [n, S]."""
+    hidden = slow_norm(x, params["norm"]) @ params["fc1"]["kernel"].astype(float)
+    hidden = slow_gelu(hidden + params["fc1"]["bias"])
+    return hidden @ params["fc2"]["kernel"].astype(float) + params["fc2"]["bias"]
+
+
+def slow_convolution(x, kernel):
+    """Zeros around, 3 x 3. [h, w, C], [3, 3, C, S] -> [h, w, S]."""
+    height, width, _ = x.shape
+    out = np.zeros((height, width, kernel.shape[-1]))
+    for i in range(height):
+        for j in range(width):
+            for di in (-1, 0, 1):
+                for dj in (-1, 0, 1):
+                    if 0 <= i + di < height and 0 <= j + dj < width:
+                        out[i, j] += x[i + di, j + dj] @ kernel[di + 1, dj + 1]
+    return out
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+# Version 1.1
+
+
+def test_by_hand():
+    """Scores of the tokens (1, 0), (0, 1), (1, 1): 0 0 0 for one, 1 0 -1 for the other.
+
+    The norm makes (1, -1), (-1, 1), (0, 0) of them; the second layer is solved for.
+    """
+    x = np.float32([[[1, 0], [0, 1], [1, 1]]])
+    learner = TokenLearner(num_tokens=2, bottleneck_dim=2)
+    params = parameters(learner, x)["scores"]
+    params["norm"] = {"scale": np.ones(2, np.float32), "bias": np.zeros(2, np.float32)}
+    hidden = slow_scores(x[0], params | {"fc2": {"kernel": np.eye(2), "bias": 0}})
+    columns = np.linalg.solve(np.c_[hidden, np.ones(3)], [[0, 1], [0, 0], [0, -1]])
+    params["fc2"] = {
+        "kernel": np.float32(columns[:2]),
+        "bias": np.float32(columns[2]),
+    }
+    matrix = weigh(learner, {"scores": params}, x)
+    want = [[1 / 3, 1 / 3, 1 / 3], [0.665241, 0.244728, 0.090031]]
+    np.testing.assert_allclose(matrix[0], want, atol=1e-5)
+    np.testing.assert_allclose(
+        matrix[0] @ x[0], [[2 / 3, 2 / 3], [0.755272, 0.334759]], atol=1e-5
+    )
+
+
+# one token; fewer tokens than are learned; as many; more
+@pytest.mark.parametrize("n", [1, 3, 5, 11])
+@pytest.mark.parametrize("dtype, atol", [("float32", 2e-6), ("bfloat16", 2e-6)])
+def test_weights_are_a_softmax_over_tokens_of_the_scores(n, dtype, atol):
+    learner, x = TokenLearner(num_tokens=5, bottleneck_dim=4), tokens(n)
+    x = jnp.asarray(x, dtype)
+    params = parameters(learner, x)
+    matrix = weigh(learner, params, x)
+    assert matrix.shape == (2, 5, n) and matrix.dtype == jnp.float32
+    for image in range(2):
+        powers = np.exp(slow_scores(np.asarray(x[image], float), params["scores"])).T
+        want = powers / powers.sum(axis=1, keepdims=True)
+        np.testing.assert_allclose(matrix[image], want, atol=atol)
+
+
+def test_parameters_and_where_they_start():
+    learner, x = TokenLearner(num_tokens=16), taps_of(np.ones((1, 4, 384), np.float32))
+    params = learner.init(jax.random.key(0), x, Counts(4, 16))["params"]
+    assert tiny.count(params) == 26_448  # 2 * 384 + 384 * 64 + 64 + 64 * 16 + 16
+    for name in ("fc1", "fc2"):
+        kernel = params["scores"][name]["kernel"]
+        limit = np.sqrt(6 / sum(kernel.shape))  # Xavier, uniform
+        assert 0.9 * limit < np.abs(kernel).max() <= limit
+        assert not params["scores"][name]["bias"].any()
+
+
+def test_the_order_of_tokens_changes_nothing():
+    learner, x = TokenLearner(num_tokens=3), tokens(9)
+    params, order = parameters(learner, x), np.random.default_rng(1).permutation(9)
+    plain, moved = weigh(learner, params, x), weigh(learner, params, x[:, order])
+    np.testing.assert_allclose(moved, plain[:, :, order], atol=1e-6)
+
+
+# Version 1.0
+
+
+@pytest.mark.parametrize("pooling, share", [("sum", 1), ("mean", 1 / 9)])
+def test_gates_are_sigmoids_of_four_convolutions(pooling, share):
+    learner, x = ConvTokenLearner(num_tokens=4, pooling=pooling), tokens(9)
+    params = parameters(learner, x, (3, 3))
+    assert tiny.count(params) == 2 * 6 + 9 * 6 * 4 + 3 * 9 * 4 * 4
+    matrix = weigh(learner, params, x, (3, 3))
+    for image in range(2):
+        grid = slow_norm(x[image], params["norm"]).reshape(3, 3, 6)
+        for i in (1, 2, 3, 4):
+            grid = slow_gelu(grid) if i > 1 else grid
+            grid = slow_convolution(grid, params[f"conv{i}"]["kernel"].astype(float))
+        want = share * sigmoid(grid).reshape(9, 4).T
+        np.testing.assert_allclose(matrix[image], want, atol=1e-6)
+
+
+def test_where_tokens_stand_counts():
+    learner, x = ConvTokenLearner(num_tokens=4), tokens(9)
+    params, order = parameters(learner, x, (3, 3)), np.roll(np.arange(9), 1)
+    plain = weigh(learner, params, x, (3, 3))
+    moved = weigh(learner, params, x[:, order], (3, 3))
+    assert np.abs(moved - plain[:, :, order]).max() > 0.01
+
+
+@pytest.mark.parametrize(
+    "grid, found", [((2, 3), "2 x 3"), (None, "tokens without a grid")]
+)
+def test_a_grid_that_is_not_square_is_named(grid, found):
+    learner = ConvTokenLearner(num_tokens=4)
+    sentence = f"version is 'v1.0'.*square.*found {found}; .*'v1.1'"
+    with pytest.raises(InputError, match=sentence):
+        learner.check_grid(grid)
+    with pytest.raises(InputError, match=sentence):
+        parameters(learner, tokens(6), grid)
+
+
+def test_a_square_grid_is_not():
+    ConvTokenLearner(num_tokens=4).check_grid((3, 3))
+    TokenLearner(num_tokens=4).init(
+        jax.random.key(0), taps_of(tokens(6), (2, 3)), Counts(6, 4)
+    )
+
+
+def test_macs_by_hand():
+    """5 tokens of width 6, 4 learned: the convolutions read 6, 4, 4 and 4 channels."""
+    v11 = TokenLearner(num_tokens=4, bottleneck_dim=3).extra_macs(5, 6, 2)
+    assert v11 == 5 * (6 * 3 + 3 * 4 + 4 * 6)
+    v10 = ConvTokenLearner(num_tokens=4).extra_macs(5, 6, 2)
+    assert v10 == 5 * (9 * (6 + 4 + 4 + 4) * 4 + 4 * 6)
+
+
+# Both
+
+
+@pytest.mark.parametrize("version", ["v1.1", "v1.0"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_all_parameters_learn(version, dtype):
+    """Gradients through `apply` are finite and reach parameters and tokens."""
+    (step,) = METHODS["token_learner"].recipe(12, num_tokens=4, version=version)
+    learner, x = step.reducer, jnp.asarray(tokens(10), dtype)
+    params = parameters(learner, x[:, 1:], (3, 3))
+
+    @tiny.jit
+    @functools.partial(jax.grad, argnums=(0, 1))
+    def slopes(params, x):
+        taps = taps_of(x[:, 1:], (3, 3))
+        result = learner.apply({"params": params}, taps, Counts(9, 4))
+        return jnp.sum(jnp.sin(ops.apply(start(x), result).x.astype(jnp.float32)))
+
+    for leaf in jax.tree.leaves(slopes(params, x)):
+        assert np.isfinite(np.asarray(leaf, float)).all()
+        assert np.asarray(leaf, float).any()
+
+
+@pytest.mark.parametrize("version", ["v1.1", "v1.0"])
+@pytest.mark.parametrize("class_token", [True, False])
+def test_in_a_model_it_takes_the_place_of_all_tokens(version, class_token):
+    reduction = {
+        "name": "token_learner",
+        "num_tokens": 4,
+        "block": 1,
+        "version": version,
+    }
+    model = tiny.model(reduction, class_token=class_token, trace_source=True)
+    variables = tiny.variables(model)
+    assert set(variables["params"]) >= {"reducer_1", "blocks_1"}
+    out = tiny.jit(model.apply)(variables, tiny.images())
+    state, (result,), (taps,) = out.state, out.results, out.taps
+    assert state.x.shape == (3, class_token + 4, tiny.WIDTH)
+    assert state.source is None and (np.asarray(state.size) == 1).all()
+    learned = weigh(
+        model.plan[1].step.reducer, variables["params"]["reducer_1"], taps.x, (5, 5)
+    )
+    np.testing.assert_allclose(result.matrix, learned, atol=1e-6)
+    assert jnp.isfinite(out.logits).all()
+
+
+def test_images_that_are_not_square_are_refused_by_version_1_0():
+    images = jax.ShapeDtypeStruct((1, tiny.SIDE, 2 * tiny.SIDE, 3), jnp.float32)
+    for version, refused in (("v1.1", False), ("v1.0", True)):
+        model = tiny.model({"name": "token_learner", "block": 1, "version": version})
+        if refused:
+            with pytest.raises(InputError, match="square.*found 5 x 10"):
+                jax.eval_shape(model.init, jax.random.key(0), images)
+        else:
+            jax.eval_shape(model.init, jax.random.key(0), images)
+
+
+# The recipe
+
+
+def test_one_step_before_the_block():
+    plan = build(12, 196, METHODS["token_learner"].recipe(12))
+    tokens = [(layer.attn_tokens, layer.mlp_tokens) for layer in plan]
+    assert tokens == [(197, 197)] * 7 + [(17, 17)] * 5
+
+
+@pytest.mark.parametrize(
+    "field, value, allowed",
+    [
+        ("num_tokens", 0, "from 1"),
+        ("num_tokens", 2.0, "from 1"),
+        ("bottleneck_dim", -1, "from 1"),
+        ("version", "v2", "'v1.1', 'v1.0'"),
+        ("pooling", "max", "'sum', 'mean'"),
+    ],
+)
+def test_a_bad_field_is_named(field, value, allowed):
+    with pytest.raises(InputError, match=f"reduction.{field} is .*{allowed}"):
+        METHODS["token_learner"].recipe(12, **{field: value})
+
+
+def test_a_block_outside_the_model_is_named():
+    with pytest.raises(InputError, match="step at block 12"):
+        build(12, 196, METHODS["token_learner"].recipe(12, block=12))
+
+
+# The fuser
+
+
+def test_the_fuser_changes_nothing_at_first():
+    learned, original = (jnp.asarray(tokens(n)) for n in (4, 9))
+    fuser = TokenFuser()
+    variables = fuser.init(jax.random.key(0), learned, original)
+    assert (fuser.apply(variables, learned, original) == original).all()
+
+
+@pytest.mark.parametrize(
+    "n, dtype, rtol", [(9, "float32", 1e-5), (1, "bfloat16", 8e-3)]
+)
+def test_the_fuser_adds_to_each_token_what_its_gates_let_through(n, dtype, rtol):
+    learned, original = (jnp.asarray(tokens(m), dtype) for m in (4, n))
+    fuser = TokenFuser(bottleneck_dim=3)
+    shapes = jax.eval_shape(fuser.init, jax.random.key(0), learned, original)
+    params = tiny.fill(shapes)["params"]
+    out = tiny.jit(fuser.apply)({"params": params}, learned, original)
+    assert out.shape == original.shape and out.dtype == original.dtype
+    for image in range(2):
+        new = slow_norm(np.asarray(learned[image], float), params["norm1"])
+        among = params["among"]
+        mixed = np.zeros((4, 6))
+        for channel in range(6):
+            mixed[:, channel] = new[:, channel] @ among["kernel"] + among["bias"]
+        mixed = slow_norm(mixed, params["norm2"])
+        before = np.asarray(original[image], float)
+        want = before + sigmoid(slow_scores(before, params["scores"])) @ mixed
+        got = np.asarray(out[image], float)
+        np.testing.assert_allclose(got, want, rtol=rtol, atol=rtol)

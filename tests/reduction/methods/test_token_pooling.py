@@ -1,0 +1,353 @@
+"""Does Token Pooling cluster as slow loops do, and hand its medoids on unchanged?"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.reduction import ops
+from imagepiece_jax.reduction.methods import METHODS
+from imagepiece_jax.reduction.methods.token_pooling import (
+    KMeans,
+    KMedoids,
+    squared_distances,
+)
+from imagepiece_jax.reduction.schedule import Counts
+from imagepiece_jax.reduction.tokens import Taps, start
+from tests import oracles
+from tests.models import tiny
+
+
+@functools.partial(tiny.jit, static_argnames=("reducer", "n_out", "prefix"))
+def run(reducer, x, weight, n_out, prefix=0):
+    """dest, and the state after a reduction in both forms. x [B, prefix + n, D]."""
+    image = x[:, prefix:]
+    size = jnp.ones(image.shape[:2], jnp.float32)
+    taps = Taps(x=image, size=size, attn_columns=weight)
+    result = reducer(taps, Counts(image.shape[1], n_out))
+    before = start(x, prefix, trace_source=True)
+    return result.dest, [ops.apply(before, result, f) for f in ("gather", "one_hot")]
+
+
+def pool(reducer, x, weight, n_out):
+    """(dest [B, n], image tokens [B, n_out, D], sizes [B, n_out]) after a reduction."""
+    dest, (state, product) = run(reducer, x, weight, n_out)
+    np.testing.assert_allclose(state.x, product.x, rtol=1e-5, atol=1e-5)
+    return np.asarray(dest), np.asarray(state.x), np.asarray(state.size)
+
+
+# Slow truths: one image, in float64
+
+
+def distance(a, b):
+    return math.sqrt(sum((float(p) - float(q)) ** 2 for p, q in zip(a, b, strict=True)))
+
+
+def slow_kmedoids(x, weight, k, iterations=3):
+    """[n, D], [n] -> medoids in order, dest [n]."""
+    medoids = sorted(oracles.by_score(weight)[:k])
+    for _ in range(iterations):
+        clusters = {m: [m] for m in medoids}
+        for i in range(len(x)):
+            if i not in clusters:
+                nearest = min(medoids, key=lambda m: (distance(x[i], x[m]), m))
+                clusters[nearest].append(i)
+        found = {}
+        for members in clusters.values():
+            costs = {
+                i: sum(float(weight[j]) * distance(x[i], x[j]) for j in members)
+                for i in members
+            }
+            found[min(members, key=lambda i: (costs[i], i))] = members
+        medoids = sorted(found)
+    dest = np.full(len(x), -1)
+    for slot, medoid in enumerate(medoids):
+        dest[found[medoid]] = slot
+    return medoids, dest
+
+
+def slow_kmeans(x, weight, k, iterations=3):
+    """[n, D], [n] -> centres [k, D], dest [n]."""
+    x = np.asarray(x, float)
+    first = sorted(oracles.by_score(weight)[:k])
+    centres = [x[i] for i in first]
+    for _ in range(iterations):
+        dest = []
+        for i in range(len(x)):
+            near = min(range(k), key=lambda c: (distance(x[i], centres[c]), c))
+            dest.append(first.index(i) if i in first else near)
+        for c in range(k):
+            members = [i for i in range(len(x)) if dest[i] == c]
+            total = sum(float(weight[i]) for i in members)
+            centres[c] = sum(float(weight[i]) / total * x[i] for i in members)
+    return np.stack(centres), np.array(dest)
+
+
+def check_medoids(x, weight, n_out, iterations=3):
+    """`pool` against the slow truth, medoids bit for bit."""
+    dest, rows, sizes = pool(KMedoids(iterations=iterations), x, weight, n_out)
+    for image in range(len(x)):
+        medoids, want = slow_kmedoids(x[image], weight[image], n_out, iterations)
+        np.testing.assert_array_equal(dest[image], want)
+        np.testing.assert_array_equal(rows[image], np.asarray(x[image])[medoids])
+        np.testing.assert_array_equal(sizes[image], np.bincount(want))
+
+
+def check_means(x, weight, n_out, iterations=3):
+    dest, rows, sizes = pool(KMeans(iterations=iterations), x, weight, n_out)
+    for image in range(len(x)):
+        centres, want = slow_kmeans(x[image], weight[image], n_out, iterations)
+        np.testing.assert_array_equal(dest[image], want)
+        np.testing.assert_allclose(rows[image], centres, rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(sizes[image], np.bincount(want))
+
+
+def random_tokens(n, width=5, batch=3, seed=0):
+    """Tokens and significances, float32."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(batch, n, width)).astype(np.float32)
+    return x, rng.uniform(0.1, 3, size=(batch, n)).astype(np.float32)
+
+
+# By hand
+
+LINE = np.float32([0, 1, 2, 10, 11])[None, :, None]
+WEIGHT = np.float32([[1, 5, 1, 1, 2]])
+
+
+@pytest.mark.parametrize("iterations", [1, 3, 20])
+def test_by_hand(iterations):
+    """Clusters 0 1 2 and 10 11; nothing changes after the first iteration."""
+    dest, rows, sizes = pool(KMedoids(iterations=iterations), LINE, WEIGHT, 2)
+    np.testing.assert_array_equal(dest, [[0, 0, 0, 1, 1]])
+    np.testing.assert_array_equal(rows[..., 0], [[1, 11]])
+    np.testing.assert_array_equal(sizes, [[3, 2]])
+    dest, rows, sizes = pool(KMeans(iterations=iterations), LINE, WEIGHT, 2)
+    np.testing.assert_array_equal(dest, [[0, 0, 0, 1, 1]])
+    np.testing.assert_allclose(rows[..., 0], [[1, 10.666667]], rtol=1e-6)
+    np.testing.assert_array_equal(sizes, [[3, 2]])
+
+
+def test_a_medoid_moves_to_the_middle_of_its_cluster():
+    """0 1 2 3 | 9 from 0 and 9: the tie of the costs 6 4 4 6 goes to 1."""
+    x = np.float32([0, 1, 2, 3, 9])[None, :, None]
+    _, rows, _ = pool(KMedoids(), x, np.float32([[1, 1, 1, 1, 3]]), 2)
+    np.testing.assert_array_equal(rows[..., 0], [[1, 9]])
+    # From 3 and 9: costs 15, 10, 7 and 3 + 2 + 1 = 6, so the heavy one stays.
+    _, rows, _ = pool(KMedoids(), x, np.float32([[1, 1, 1, 4, 5]]), 2)
+    np.testing.assert_array_equal(rows[..., 0], [[3, 9]])
+
+
+# Against the slow truth
+
+
+@pytest.mark.parametrize("check", [check_medoids, check_means])
+@pytest.mark.parametrize(
+    "n, n_out, iterations",
+    [(1, 1, 3), (2, 1, 3), (7, 7, 3), (19, 13, 3), (19, 2, 1), (30, 9, 5), (30, 1, 3)],
+)
+def test_equals_slow_clustering(check, n, n_out, iterations):
+    check(*random_tokens(n, seed=n), n_out, iterations)
+
+
+@pytest.mark.parametrize("slow", [slow_kmedoids, slow_kmeans])
+def test_one_iteration_is_not_enough_for_these(slow):
+    """So that the cases above tell one from five."""
+    once, often = (
+        [
+            slow(*image, 9, iterations)[1]
+            for image in zip(*random_tokens(30, seed=30), strict=True)
+        ]
+        for iterations in (1, 5)
+    )
+    assert np.not_equal(once, often).any()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_ties_and_duplicates_go_to_the_lower_index(seed):
+    """Tokens on a line at whole numbers: most distances, weights and costs are tied."""
+    rng = np.random.default_rng(seed)
+    x = np.zeros((5, 16, 2), np.float32)
+    x[..., 0] = rng.integers(0, 6, size=(5, 16))
+    weight = rng.integers(1, 4, size=(5, 16)).astype(np.float32)
+    check_medoids(x, weight, 7)
+    check_means(x, weight, 7, iterations=1)  # later centres are no whole numbers
+
+
+@pytest.mark.parametrize("reducer", [KMedoids(), KMeans()])
+@pytest.mark.parametrize("n_out", [1, 4, 9, 10])
+def test_tokens_that_are_all_the_same_fill_every_slot(reducer, n_out):
+    x, weight = np.ones((2, 10, 3), np.float32), np.ones((2, 10), np.float32)
+    dest, rows, sizes = pool(reducer, x, weight, n_out)
+    for row in dest:
+        assert set(row.tolist()) == set(range(n_out))
+    np.testing.assert_allclose(rows, 1, rtol=1e-6)
+    assert (sizes.sum(axis=1) == 10).all()
+    # The first medoids keep themselves; who is neither goes to the first of them.
+    np.testing.assert_array_equal(dest[0], [*range(n_out)] + [0] * (10 - n_out))
+
+
+def test_small_differences_beside_a_large_offset_are_seen():
+    """Squares of 1,000 have steps of 0.06 in float32; the tokens are 0.01 apart."""
+    x, weight = random_tokens(25)
+    x = np.float32(1000 + 0.01 * x)
+    check_medoids(x, weight, 8)
+    check_means(x, weight, 8)
+    near = tiny.jit(squared_distances)(x)
+    want = [[distance(a, b) ** 2 for b in x[0]] for a in x[0]]
+    np.testing.assert_allclose(near[0], want, rtol=1e-5)
+
+
+def test_a_common_factor_of_the_weights_changes_nothing():
+    x, weight = random_tokens(20)
+    plain = pool(KMedoids(), x, weight, 6)
+    for one, other in zip(
+        plain, pool(KMedoids(), x, 2.0**-90 * weight, 6), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
+# What can go wrong with numbers
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("prefix", [0, 1, 2])
+def test_medoids_and_prefix_come_through_bit_for_bit(dtype, prefix):
+    x, weight = random_tokens(20 + prefix)
+    x, weight = jnp.asarray(x, dtype), weight[:, prefix:]
+    dest, states = run(KMedoids(), x, weight, 6, prefix)
+    x = np.asarray(x)
+    for state in states:
+        assert state.x.dtype == dtype and state.x.shape == (3, prefix + 6, 5)
+        for image in range(3):
+            medoids, want = slow_kmedoids(x[image, prefix:], weight[image], 6)
+            rows = [*range(prefix), *(prefix + m for m in medoids)]
+            np.testing.assert_array_equal(state.x[image], x[image][rows])
+            np.testing.assert_array_equal(state.source[image], want)
+            np.testing.assert_array_equal(dest[image], want)
+
+
+@pytest.mark.parametrize("reducer", [KMedoids(), KMeans()])
+@pytest.mark.parametrize("scale", [1e-30, 1e18, 1e38])
+def test_tokens_of_any_size_give_slots_that_are_filled(reducer, scale):
+    """Squares overflow, or vanish; what is finite stays so."""
+    x, weight = random_tokens(20)
+    dest, rows, _ = pool(reducer, np.float32(scale) * np.clip(x, -2, 2), weight, 6)
+    assert np.isfinite(rows).all()
+    for row in dest:
+        assert set(row.tolist()) == set(range(6))
+
+
+@pytest.mark.parametrize("reducer", [KMedoids(), KMeans()])
+@pytest.mark.parametrize("bad", [0.0, float("nan")])
+def test_tokens_without_significance_do_no_harm(reducer, bad):
+    """A softmax can underflow to zero; a cluster of such tokens has a mean still."""
+    x, weight = random_tokens(20)
+    weight[:, 5:] = bad
+    dest, rows, _ = pool(reducer, x, weight, 12)
+    assert np.isfinite(rows).all()
+    for row in dest:
+        assert set(row.tolist()) == set(range(12))
+    weight[:] = bad
+    dest, rows, _ = pool(reducer, x, weight, 12)
+    assert np.isfinite(rows).all()
+
+
+@pytest.mark.parametrize("reducer", [KMedoids(), KMeans()])
+def test_keeping_all_is_the_identity(reducer):
+    x, weight = random_tokens(9)
+    dest, rows, sizes = pool(reducer, x, weight, 9)
+    np.testing.assert_array_equal(dest, [range(9)] * 3)
+    np.testing.assert_array_equal(rows, x)
+    np.testing.assert_array_equal(sizes, 1)
+
+
+def test_the_gradient_is_that_of_a_gather_or_of_a_mean():
+    """E.g. of the hand example; the significance gets none."""
+    probe = jnp.float32([[3.0, 5.0]])[..., None]
+
+    def slope(reducer):
+        def loss(x, weight):
+            taps = Taps(x=x, size=jnp.ones((1, 5)), attn_columns=weight)
+            state = ops.apply(start(x, 0), reducer(taps, Counts(5, 2)))
+            return jnp.sum(state.x * probe)
+
+        return tiny.jit(jax.grad(loss, (0, 1)))(LINE, WEIGHT)
+
+    to_x, to_weight = slope(KMedoids())
+    np.testing.assert_array_equal(to_x[0, :, 0], [0, 3, 0, 0, 5])
+    assert not to_weight.any()
+    to_x, to_weight = slope(KMeans())
+    want = [3 / 7, 15 / 7, 3 / 7, 5 / 3, 10 / 3]
+    np.testing.assert_allclose(to_x[0, :, 0], want, rtol=1e-6)
+    assert not to_weight.any()
+
+
+# In a model
+
+
+@pytest.mark.parametrize("algorithm", ["kmedoids", "kmeans"])
+@pytest.mark.parametrize(
+    "score, tap", [("columns", "attn_columns"), ("cls", "cls_attn")]
+)
+def test_a_model_clusters_by_what_the_block_before_attends_to(algorithm, score, tap):
+    reduction = {"name": "token_pooling", "blocks": (1, 2), "keep_rate": 0.6}
+    fields = {"algorithm": algorithm, "score": score}
+    model = tiny.model(reduction | fields, trace_source=True)
+    out = tiny.jit(model.apply)(tiny.variables(model), tiny.images())
+    assert [layer.attn_tokens for layer in model.plan] == [26, 16, 10]
+    slow = slow_kmedoids if algorithm == "kmedoids" else slow_kmeans
+    for taps, result, n_out in zip(out.taps, out.results, (15, 9), strict=True):
+        other = {"attn_columns", "cls_attn"} - {tap}
+        assert getattr(taps, other.pop()) is None
+        weight = np.asarray(getattr(taps, tap))
+        # All columns of all queries and heads, without the class token's own column.
+        queries = {"columns": (1 + taps.x.shape[1]) * tiny.HEADS, "cls": 1}[score]
+        assert (weight.sum(axis=1) < queries).all()
+        assert (weight.sum(axis=1) > 0.5 * queries).all()
+        for image in range(3):
+            _, dest = slow(np.asarray(taps.x[image]), weight[image], n_out)
+            np.testing.assert_array_equal(result.dest[image], dest)
+    np.testing.assert_array_equal(out.state.size[:, 1:].sum(axis=1), tiny.TOKENS)
+
+
+def test_clustering_before_the_first_block_is_refused():
+    with pytest.raises(InputError, match="step before block 0"):
+        tiny.model({"name": "token_pooling", "blocks": (0, 2)})
+
+
+def test_the_class_score_needs_a_class_token():
+    reduction = {"name": "token_pooling", "blocks": (1,)}
+    with pytest.raises(InputError, match="class_token is False"):
+        tiny.model(reduction | {"score": "cls"}, class_token=False)
+    tiny.model(reduction, class_token=False)
+
+
+# The recipe
+
+
+def test_amounts_are_powers_of_the_rate_in_the_order_of_the_blocks():
+    found = METHODS["token_pooling"].recipe(12, blocks=(9, 3, 6), keep_rate=0.5)
+    assert [(s.block, s.amount, s.rule, s.site) for s in found] == [
+        (3, 0.5, "keep_initial", "pre"),
+        (6, 0.25, "keep_initial", "pre"),
+        (9, 0.125, "keep_initial", "pre"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "field, value, allowed",
+    [
+        ("keep_rate", 1.5, "0 to 1"),
+        ("algorithm", "dbscan", "'kmedoids', 'kmeans'"),
+        ("score", "rows", "'columns', 'cls'"),
+        ("iterations", 0, "from 1"),
+    ],
+)
+def test_a_bad_field_is_named(field, value, allowed):
+    with pytest.raises(InputError, match=f"reduction.{field} is .*{allowed}"):
+        METHODS["token_pooling"].recipe(12, **{field: value})

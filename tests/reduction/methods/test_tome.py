@@ -1,0 +1,299 @@
+"""Does ToMe merge what its paper merges, and put it where its paper puts it?"""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.reduction import ops
+from imagepiece_jax.reduction.methods import tome
+from imagepiece_jax.reduction.reducers import Bipartite
+from imagepiece_jax.reduction.schedule import Counts, Step, build, count
+from imagepiece_jax.reduction.tokens import Taps, start
+from tests import oracles, oracles_tome
+
+FORMS = ("gather", "one_hot")
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@functools.partial(jit, static_argnums=1)
+def decide(taps, counts):
+    return Bipartite()(taps, counts)
+
+
+apply = jit(ops.apply, static_argnames="form")
+
+
+def circle(degrees):
+    """Unit vectors at these angles. [n] -> [n, 2]."""
+    angles = np.deg2rad(degrees)
+    return np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+
+
+def taps_of(metric, num_prefix=1, size=None, x=None, dtype="float32"):
+    """Taps of image tokens from a metric [B, prefix + n, d] of all tokens."""
+    metric = jnp.asarray(metric, dtype)[:, num_prefix:]
+    return Taps(
+        x=metric if x is None else x,
+        size=jnp.ones(metric.shape[:2]) if size is None else size,
+        metric=metric,
+        num_prefix=num_prefix,
+    )
+
+
+def removing(r, n):
+    """Counts of a step that merges `r` of `n` tokens away; None: it changes nothing."""
+    return count(Step(0, Bipartite(), "remove", r), n=n, n0=n)
+
+
+# Examples computed by hand; position 0 is the class token
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "r, values, sizes",
+    [
+        (2, [0, 20, 10, 35, 55], [1, 1, 1, 2, 2]),  # 4 joins 3, 6 joins 5
+        (9, [0, 15, 35, 55], [1, 2, 2, 2]),  # at most 3; 2 joins 1
+    ],
+)
+def test_seven_tokens(r, values, sizes, form):
+    taps = taps_of(circle([[0, 10, 14, 50, 47, 90, 88]]))
+    state = start(10 * jnp.arange(7.0)[None, :, None])
+    got = apply(state, decide(taps, removing(r, 6)), form=form)
+    np.testing.assert_allclose(got.x[0, :, 0], values, rtol=1e-6)
+    assert got.size[0].tolist() == sizes
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_two_join_one_and_count_by_their_patches(form):
+    """(10 * 1 + 20 * 2 + 40 * 3) / 6 = 28.333."""
+    size = jnp.asarray([[1.0, 1, 2, 1, 3]])
+    taps = taps_of(circle([[0, 10, 12, 50, 11]]), size=size[:, 1:])
+    state = start(10 * jnp.arange(5.0)[None, :, None]).replace(size=size)
+    got = apply(state, decide(taps, removing(2, 4)), form=form)
+    np.testing.assert_allclose(got.x[0, :, 0], [0, 170 / 6, 30], rtol=1e-6)
+    assert got.size[0].tolist() == [1, 6, 1]
+
+
+@pytest.mark.parametrize(
+    "degrees, dest",
+    [
+        # 0 is 5 degrees from its partner, 2 is 25, 4 is 1
+        ([0, 5, 35, 60, 91, 90], [0, 2, 1, 3, 4, 4]),
+        # 0 is 30 degrees from its partner, 2 is 5, 4 is 1: 2 stands before 0
+        ([30, 0, 85, 60, 91, 90], [1, 2, 0, 3, 4, 4]),
+    ],
+)
+def test_without_a_class_token_the_rest_stands_by_falling_similarity(degrees, dest):
+    taps = taps_of(circle([degrees]), num_prefix=0)
+    assert decide(taps, removing(1, 6)).dest.tolist() == [dest]
+
+
+# The slow truth
+
+
+def metrics(n, seed=0):
+    """[6, n, 5]: three images without ties, three full of them."""
+    rng = np.random.default_rng(seed)
+    metric = rng.normal(size=(6, n, 5))
+    axes = np.eye(5)[rng.integers(5, size=(3, n))] * rng.choice([-1, 1], (3, n, 1))
+    metric[3:] = axes * rng.choice([0.001, 1.0], (3, n, 1))  # three sizes of cosine
+    metric[4, : n // 2] = 0.0  # zero vectors resemble nothing
+    metric[5] = metric[5, :1]  # all tokens are the same
+    return metric.astype(np.float32)
+
+
+@pytest.mark.parametrize("num_prefix", [0, 1, 2])
+@pytest.mark.parametrize("n", [1, 2, 3, 8, 19])
+def test_groups_and_their_order_equal_the_slow_truth(n, num_prefix):
+    metric = metrics(num_prefix + n)
+    similarity = [oracles.cosine(m, m) for m in metric]
+    seen = set()
+    for r in (0, 1, n // 3, n // 2, n, 10 * n):
+        counts = removing(r, n)
+        if counts is None:
+            assert min(r, n // 2) == 0
+            continue
+        if counts in seen:
+            continue
+        seen.add(counts)
+        result = decide(taps_of(metric, num_prefix), counts)
+        assert result.dest.dtype == jnp.int32
+        assert result.merged == counts.n_in - counts.n_out
+        for image, dest in enumerate(np.asarray(result.dest)):
+            groups = oracles_tome.bipartite(similarity[image], r, num_prefix)
+            want = oracles_tome.slots(groups, num_prefix)
+            case = f"r {r} image {image}"
+            np.testing.assert_array_equal(dest, want, err_msg=case)
+            assert set(dest.tolist()) == set(range(counts.n_out)), case
+            assert (np.bincount(dest) > 1).sum() <= result.merged, case
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("num_prefix", [0, 1, 2])
+def test_a_stack_of_merges_equals_the_slow_truth(num_prefix, dtype, form):
+    """Features are means over patches however often merged; the prefix rests."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, num_prefix + 19, 4)), dtype)
+    state = start(x, num_prefix, trace_source=True)
+    groups = [[[i] for i in range(num_prefix + 19)]] * 2
+    for step in range(3):
+        n = state.x.shape[1] - num_prefix
+        metric = metrics(num_prefix + n, seed=step)[:2]
+        taps = taps_of(metric, num_prefix, state.size[:, num_prefix:])
+        state = apply(state, decide(taps, removing(4, n)), form=form)
+        for image in range(2):
+            similarity = oracles.cosine(metric[image], metric[image])
+            joined = oracles_tome.bipartite(similarity, 4, num_prefix)
+            groups[image] = [
+                sum((groups[image][i] for i in group), []) for group in joined
+            ]
+    tolerance = 1e-5 if dtype == "float32" else 2e-2  # rounded once a step
+    for image in range(2):
+        source = oracles_tome.slots(groups[image], num_prefix)
+        np.testing.assert_array_equal(state.source[image], source)
+        sizes = [len(group) for group in groups[image]]
+        np.testing.assert_array_equal(state.size[image], sizes)
+        means = [np.asarray(x[image], float)[group].mean(0) for group in groups[image]]
+        moved = np.asarray(state.x[image], float)
+        np.testing.assert_allclose(moved, means, rtol=tolerance, atol=tolerance)
+    assert state.x.shape[1] == num_prefix + 19 - 12
+
+
+# Bad numbers, gradients, transformations
+
+
+@pytest.mark.parametrize("num_prefix", [0, 1])
+def test_a_metric_that_is_not_finite_still_fills_every_slot(num_prefix):
+    metric = metrics(12)
+    metric[0] = np.nan
+    metric[1, 5] = np.nan
+    metric[2, ::2] = np.inf
+    metric[3] = 0.0
+    counts = removing(3, 12 - num_prefix)
+    for dest in np.asarray(decide(taps_of(metric, num_prefix), counts).dest):
+        assert set(dest.tolist()) == set(range(counts.n_out))
+
+
+def test_the_metric_decides_without_gradient_and_tokens_pass_theirs():
+    rng = np.random.default_rng(0)
+    metric = jnp.asarray(metrics(10)[:2])
+    x = jnp.asarray(rng.normal(size=(2, 10, 3)), jnp.float32)
+    counts = removing(3, 9)
+
+    def loss(metric, x):
+        result = Bipartite()(taps_of(metric), counts)
+        return ops.apply(start(x), result).x.sum()
+
+    for_metric, for_x = jit(jax.grad(loss, argnums=(0, 1)))(metric, x)
+    assert not np.asarray(for_metric).any()
+    # A token that is one of c in its mean moves the sum by 1 / c.
+    dest = np.asarray(decide(taps_of(metric), counts).dest)
+    for image in range(2):
+        want = 1 / np.bincount(dest[image])[dest[image]]
+        got = np.asarray(for_x[image, 1:])
+        np.testing.assert_allclose(got, np.tile(want[:, None], 3), rtol=1e-6)
+
+
+def test_the_same_in_bfloat16_eager_jitted_mapped_and_stacked():
+    taps, counts = taps_of(metrics(12), dtype="bfloat16"), removing(4, 11)
+    jitted = decide(taps, counts)
+
+    def run(taps):
+        return Bipartite()(taps, counts)
+
+    chex.assert_trees_all_equal(jitted, run(taps))
+    two = jax.tree.map(lambda a: jnp.stack([a, a[::-1]]), taps)
+    twice = jax.tree.map(lambda a: jnp.stack([a, a[::-1]]), jitted)
+    chex.assert_trees_all_equal(twice, jax.vmap(run)(two))
+    one = jax.tree.map(lambda a: a[None], taps)
+    mapped = jax.tree.map(lambda a: a[0], jax.pmap(run)(one))
+    chex.assert_trees_all_equal(jitted, mapped)
+
+
+def test_it_reads_the_metric_alone():
+    """No class token is needed, and no attention row is computed for it."""
+    assert Bipartite.needs == {"metric"}
+    taps = taps_of(metrics(8))
+    assert taps.cls_attn is None and taps.rng is None
+    assert Bipartite()(taps, Counts(n_in=7, n_out=5)).n_out == 5
+
+
+# How many, block by block
+
+
+@pytest.mark.parametrize(
+    "depth, r, inflection, published",
+    [
+        (12, 16, 0.0, [16] * 12),
+        (12, 16, -1.0, [32, 29, 26, 23, 20, 17, 14, 11, 8, 5, 2, 0]),
+        (12, 16, 1.0, [0, 2, 5, 8, 11, 14, 17, 20, 23, 26, 29, 32]),
+        (12, 13, -1.0, [26, 23, 21, 18, 16, 14, 11, 9, 7, 4, 2, 0]),
+        (12, 16, -0.5, [24, 22, 21, 19, 18, 16, 15, 13, 12, 10, 9, 8]),
+        (24, 8, -1.0, "16 15 14 13 13 12 11 11 10 9 9 8 7 6 6 5 4 4 3 2 2 1 0 0"),
+    ],
+)
+def test_schedules_of_its_authors(depth, r, inflection, published):
+    if isinstance(published, str):
+        published = [int(number) for number in published.split()]
+    assert list(tome.merges(depth, r, inflection)) == published
+    assert oracles_tome.merges(depth, r, inflection) == published
+
+
+@pytest.mark.parametrize("inflection", [-1.0, -0.75, -0.3, 0.0, 0.5, 0.9, 1])
+def test_schedules_equal_the_slow_truth(inflection):
+    for depth in (2, 6, 12, 24):
+        for r in range(41):
+            want = oracles_tome.merges(depth, r, inflection)
+            assert list(tome.merges(depth, r, inflection)) == want
+    assert tome.merges(1, 8, inflection) == (int(8 * (1 - inflection)),)
+
+
+def test_a_list_overrides_and_is_filled_with_zeros():
+    assert tome.merges(12, 13, -1.0, r_list=(5, 5)) == (5, 5) + (0,) * 10
+    assert tome.merges(3, 13, r_list=(1, 2, 3)) == (1, 2, 3)
+    steps = tome.recipe(4, r_list=(0, 3))
+    assert [layer.mlp_tokens for layer in build(4, 16, steps)] == [17, 14, 14, 14]
+    assert [layer.counts is None for layer in build(4, 16, steps)] == [1, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "r, tokens",
+    [
+        (16, [181, 165, 149, 133, 117, 101, 85, 69, 53, 37, 21, 11]),  # last: only 10
+        (25, [172, 147, 122, 97, 72, 47, 24, 13, 7, 4, 3, 2]),
+        (1000, [99, 50, 26, 14, 8, 5, 3, 2, 2, 2, 2, 2]),
+    ],
+)
+def test_a_block_merges_at_most_half(r, tokens):
+    plan = build(12, 196, tome.recipe(12, r=r))
+    assert [layer.mlp_tokens for layer in plan] == tokens
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"r": -1}, "reduction.r is -1; allowed are whole numbers from 0"),
+        ({"r": 2.5}, "reduction.r is 2.5; allowed are whole numbers"),
+        ({"r": True}, "reduction.r is True; allowed are whole numbers"),
+        ({"inflection": 1.5}, "reduction.inflection is 1.5; .* from -1 to 1"),
+        ({"inflection": "0"}, "reduction.inflection is '0'; .* from -1 to 1"),
+        ({"inflection": float("nan")}, "reduction.inflection is nan"),
+        ({"r_list": (1,) * 13}, "r_list has 13 entries; allowed are at most 12"),
+        ({"r_list": (4, -4)}, "reduction.r_list is -4; allowed are whole numbers"),
+        ({"metric": "keys"}, "metric is 'keys'.*'key'.*'query'.*'value'.*'token'"),
+    ],
+)
+def test_a_wrong_field_is_named(fields, message):
+    with pytest.raises(InputError, match=message):
+        tome.recipe(12, **fields)
+
+
+def test_it_is_meant_for_proportional_attention():
+    assert tome.METHOD.model_fields == {"prop_attn": True}
