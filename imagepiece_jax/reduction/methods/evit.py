@@ -2,7 +2,7 @@
 
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.reducers import TopK, TopKFuse
-from imagepiece_jax.reduction.schedule import Step, check_rate
+from imagepiece_jax.reduction.schedule import Step, check_blocks, check_rate
 
 
 def recipe(depth, keep_rate=0.7, blocks=(3, 6, 9), fuse_token=False):
@@ -13,7 +13,10 @@ def recipe(depth, keep_rate=0.7, blocks=(3, 6, 9), fuse_token=False):
     """
     keep_rate = check_rate("keep_rate", keep_rate)
     reducer, rule = (TopKFuse(), "keep_fuse") if fuse_token else (TopK(), "keep")
-    return tuple(Step(block, reducer, rule, keep_rate) for block in blocks)
+    return tuple(
+        Step(block, reducer, rule, keep_rate)
+        for block in check_blocks("blocks", blocks)
+    )
 
 
 METHOD = Method(recipe=recipe)
