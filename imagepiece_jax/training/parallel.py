@@ -35,7 +35,8 @@ def initialize(coordinator=None, num_processes=None, process_id=None):
     if num_processes is None or process_id not in range(num_processes):
         raise InputError(
             f"--coordinator {coordinator} needs --num_processes, found "
-            f"{num_processes}, and a --process_id from 0 to num_processes - 1, found {process_id}"
+            f"{num_processes}, and a --process_id from 0 to num_processes - 1, found "
+            f"{process_id}"
         )
     jax.distributed.initialize(coordinator, num_processes, process_id)
 
