@@ -1,5 +1,6 @@
 """How does a command start and end? Flags in, one sentence for a mistake out."""
 
+import os
 import re
 import sys
 
@@ -68,6 +69,9 @@ def run(main):
             return _complain(error, EXIT_INPUT)
         except RunError as error:
             return _complain(error, EXIT_RUN)
+        except BrokenPipeError:  # the reader of our output has gone: `... | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return EXIT_RUN
         except KeyboardInterrupt:
             return _complain(
                 "interrupted; the same command goes on from the last checkpoint",

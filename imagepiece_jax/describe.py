@@ -10,15 +10,14 @@ CONFIG = cli.define_config()
 
 def main():
     config = cli.required(CONFIG)
-    from imagepiece_jax.training import report, setup
+    from imagepiece_jax.models import summary
+    from imagepiece_jax.training import setup
 
     setup.check(config)
     model, dense = setup.model(config), setup.dense(config)
     # The same stem shows what the reduction saves; papers compare with the patch stem.
     others = [dense, setup.dense(config, stem="patch")]
-    others = [other for other in dict.fromkeys(others) if other != model]
-    print(report.cost_table(model, dense, config.image_size))
-    print(report.cost_line(model, others, config.image_size))
+    print(summary.describe(model, others, config.image_size))
 
 
 if __name__ == "__main__":

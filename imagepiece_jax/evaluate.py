@@ -35,7 +35,7 @@ def main():
     if JSON.value:
         check_writable(JSON.value)
     from imagepiece_jax.data import loader
-    from imagepiece_jax.models import zoo
+    from imagepiece_jax.models import summary, zoo
     from imagepiece_jax.training import evaluation, parallel, setup, weights
     from imagepiece_jax.training.record import replace_file
 
@@ -44,7 +44,7 @@ def main():
     setup.check(config)
     model, transform = setup.model(config), setup.eval_transform(config)
     source = setup.source(config, "val")
-    like = weights.shapes(model, config.image_size)
+    like = summary.shapes(model, config.image_size)
     variables = weights.load(path, like, which=CHECKPOINT.value)
     place = loader.Placement(local_devices=len(parallel.local_devices()))
     batches = loader.eval_batches(

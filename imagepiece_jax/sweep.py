@@ -72,7 +72,9 @@ def _literal(text):
 def label(setting):
     """A setting in a few words: "evit keep_rate=0.7"."""
     fields = [f"{k}={v}" for k, v in setting.items() if k != "name"]
-    return " ".join(["dense" if setting["name"] == "none" else setting["name"], *fields])
+    return " ".join(
+        ["dense" if setting["name"] == "none" else setting["name"], *fields]
+    )
 
 
 def run(config, path, settings, source, batches, folder, which="best"):
@@ -99,7 +101,9 @@ def run(config, path, settings, source, batches, folder, which="best"):
         replace_file(folder / "sweep.jsonl", lines)
         print(_line(row), flush=True)
     replace_file(folder / "sweep.md", table(rows))
-    points = [(r["setting"].split()[0], r["gmacs"], r["acc1"], r["error"]) for r in rows]
+    points = [
+        (r["setting"].split()[0], r["gmacs"], r["acc1"], r["error"]) for r in rows
+    ]
     pictures.accuracy_plot(folder / "sweep.png", points)
     return rows
 
@@ -118,7 +122,10 @@ def _model(config, setting):
 
 def _measure(config, model, variables, batches, images):
     """(row of figures, whether each image was right: [images] bool, False if masked)."""
-    step, variables = evaluation.compiled(model, config.seed), parallel.replicate(variables)
+    step, variables = (
+        evaluation.compiled(model, config.seed),
+        parallel.replicate(variables),
+    )
     right, first = np.zeros(images, bool), None
 
     def noted(batches):
@@ -165,7 +172,9 @@ def _line(row):
 
 def table(rows):
     """The rows as a Markdown table."""
-    head = "| setting | acc1, % | to dense (paired) | acc5, % | tokens | GMACs | img/s |"
+    head = (
+        "| setting | acc1, % | to dense (paired) | acc5, % | tokens | GMACs | img/s |"
+    )
     lines = [head, "|---|---|---|---|---|---|---|"]
     for r in rows:
         untrained = " (untrained selectors)" if r["untrained_reducers"] else ""

@@ -11,7 +11,7 @@ from PIL import Image
 import train
 from configs import quickstart
 from imagepiece_jax import describe, evaluate
-from imagepiece_jax.models import convert
+from imagepiece_jax.models import convert, summary
 from imagepiece_jax.training import parallel, setup, weights
 from tests.command import call, sentence, start
 from tests.runs import ROOT
@@ -252,7 +252,7 @@ def test_imagenet_that_was_not_prepared(compiled):
 def test_weights_files(compiled):
     """Truncated, of another width, of other classes, and no weights at all."""
     config = quickstart.get_config()
-    variables = weights.shapes(setup.model(config), 16)
+    variables = summary.shapes(setup.model(config), 16)
     tensors = convert.to_timm(
         jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), variables)
     )
@@ -275,14 +275,13 @@ def test_weights_files(compiled):
     assert said.startswith("weights file w.txt ends in '.txt': only .npz, .safetensors")
 
 
-def test_workdir_of_another_run():
+def test_workdir_of_another_run(compiled):
     config = quickstart.get_config()
     config.lr = 0.5
     WORKDIR.mkdir()
     saved = WORKDIR / "config.json"
     saved.write_text(json.dumps(config.to_dict()))
-    words = ["--config", QUICKSTART, "--workdir", WORKDIR, "--config.lr=0.25"]
-    assert sentence(call(train.main, *words)) == (
+    assert refused(compiled, "lr=0.25") == (
         "run holds a run with lr = 0.5, but this config has 0.25: choose another "
         "--workdir, or go back to the old value"
     )
@@ -293,6 +292,7 @@ def test_what_may_change_is_no_other_run(compiled):
     """The fields of `MAY_CHANGE` differ; the file that is missing stops this start."""
     config = quickstart.get_config()
     config.log_every_steps, config.data.workers = 7, 3
+    config.init.weights = "no.npz"
     WORKDIR.mkdir()
     (WORKDIR / "config.json").write_text(json.dumps(config.to_dict()))
     said = refused(compiled, "init.weights=no.npz")
@@ -323,7 +323,10 @@ def test_other_commands_find_the_same_mistakes(compiled, command):
             "config.batch_size is 20: it must be a positive multiple of devices * "
             "accumulation steps = 8 * 1",
         ),
-        (["--num_processes=2"], "coordinator is missing although num_processes is 2"),
+        (
+            ["--num_processes=2"],
+            "--coordinator is missing although --num_processes is 2",
+        ),
     ],
 )
 def test_in_a_process_of_its_own(words, told):

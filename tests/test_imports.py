@@ -26,7 +26,8 @@ ALLOWED = {
     # commands, experiments and the public interface: all rooms
     PACKAGE: EVERYTHING,
     ERRORS: (),
-    f"{PACKAGE}.cli": (ERRORS, ANY),
+    f"{PACKAGE}.config_files": (ERRORS, ANY),
+    f"{PACKAGE}.cli": (f"{PACKAGE}.config_files", ERRORS, ANY),
     "train": (f"{PACKAGE}.training", f"{PACKAGE}.cli", ERRORS, ANY),
     # the rooms
     f"{PACKAGE}.training": (*ROOMS, ERRORS, ANY),

@@ -1,21 +1,61 @@
-"""What does a model cost, block by block? A table for people to read."""
+"""What does a model cost, part by part? A table for people to read."""
+
+import math
 
 import jax
-import numpy as np
 
-from imagepiece_jax.models.zoo import model_macs
+from imagepiece_jax.models.zoo import model_macs, reducer_macs
 from imagepiece_jax.reduction import flops
 
 
-def parameters(model, image_size):
-    """Parameters of `model`: (all of them, those of one block), without making any."""
-    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), "float32")
-    shapes = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+def describe(model, others, image_size):
+    """The cost table of `model` beside the first of `others`, and a line on all.
 
-    def size(tree):
-        return int(sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(tree)))
+    `others` are without reduction; the model itself is not compared with.
+    """
+    table = cost_table(model, others[0], image_size)
+    others = [other for other in dict.fromkeys(others) if other != model]
+    return f"{table}\n{cost_line(model, others, image_size)}"
 
-    return size(shapes), size(shapes["blocks_0"])
+
+def cost_table(model, dense, image_size):
+    """Tokens, MMACs beside those of `dense`, and parameters of every part, as text.
+
+    Class token and positions count to the stem, the last norm to the head, what a
+    reduction learns to its block.
+    """
+
+    def row(name, layer, ours, theirs, parameters):
+        cost = (f"{ours / 1e6:.1f}", f"{theirs / 1e6:.1f}", f"{parameters:,}")
+        if layer is None:
+            return (name, "", "", *cost, "")
+        tokens = (layer.attn_tokens, layer.mlp_tokens)
+        return (name, *tokens, *cost, action(layer))
+
+    blocks = [f"block {i}" for i in range(len(model.plan))]
+    columns = (
+        _part_macs(model, image_size),
+        _part_macs(dense, image_size),
+        _part_parameters(model, image_size),
+    )
+    rows = zip(
+        ["stem", *blocks, "head", "total"],
+        [None, *model.plan, None, None],
+        *([*parts, sum(parts)] for parts in columns),
+        strict=True,
+    )
+    heading = ("", "attention", "MLP", "MMACs", "dense", "parameters", "image tokens")
+    return format_table([heading, *(row(*cells) for cells in rows)])
+
+
+def cost_line(model, others, image_size):
+    """GMACs of `model`, and how many times as many the `others` without reduction."""
+    ours, *theirs = (model_macs(m, image_size) / 1e9 for m in (model, *others))
+    parts = [
+        f"{macs:#.4g} with a {other.stem} stem, {macs / ours:.2f} times as many"
+        for other, macs in zip(others, theirs, strict=True)
+    ]
+    return f"{ours:#.4g} GMACs an image" + "".join(f"; dense {part}" for part in parts)
 
 
 def action(layer):
@@ -26,17 +66,6 @@ def action(layer):
     name = type(layer.step.reducer).__name__
     place = " before the block" if layer.step.site == "pre" else ""
     return f"{name}: {layer.counts.n_in} - {removed}{place}"
-
-
-def block_table(model):
-    """Rows (block, tokens into attention, into the MLP, MMACs, reduction) as text."""
-    rows = [("block", "attention", "MLP", "MMACs", "reduction of image tokens")]
-    for i, layer in enumerate(model.plan):
-        cost = flops.block_macs(layer, model.embed_dim, model.mlp_ratio) / 1e6
-        rows.append(
-            (i, layer.attn_tokens, layer.mlp_tokens, f"{cost:.1f}", action(layer))
-        )
-    return format_table(rows)
 
 
 def format_table(rows):
@@ -51,16 +80,32 @@ def format_table(rows):
     return "\n".join(line(row) for row in rows)
 
 
-def cost_lines(model, dense, image_size):
-    """GMACs and parameters of `model` against the `dense` one, a sentence a line."""
-    ours, theirs = model_macs(model, image_size), model_macs(dense, image_size)
-    total, per_block = parameters(model, image_size)
-    stem = flops.stem_macs(model.stem, model.embed_dim, image_size, model.patch_size)
-    return [
-        f"{ours / 1e9:.3f} GMACs an image, {theirs / ours:.2f} times fewer than the "
-        f"dense model with a {dense.stem} stem ({theirs / 1e9:.3f})",
-        f"of these {stem / 1e9:.3f} in the {model.stem} stem",
-        f"{total:,} parameters, {per_block:,} in each block",
-        f"{model.plan[0].attn_tokens} tokens at first, {model.plan[-1].mlp_tokens} at "
-        "last, class token included",
+def shapes(model, image_size):
+    """Variables of `model` as shapes and types, without computing anything."""
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), "float32")
+    return jax.eval_shape(model.clone(axis_name=None).init, jax.random.key(0), images)
+
+
+def _part_macs(model, image_size):
+    """MACs of the stem, of each block and of the head."""
+    width = model.embed_dim
+    stem = flops.stem_macs(model.stem, width, image_size, model.patch_size)
+    blocks = [
+        flops.block_macs(layer, width, model.mlp_ratio)
+        + reducer_macs(layer, width, model.num_heads)
+        for layer in model.plan
     ]
+    return [stem, *blocks, width * model.num_classes]
+
+
+def _part_parameters(model, image_size):
+    """Parameters of the stem, of each block and of the head, without making any."""
+    params = shapes(model, image_size)["params"]
+
+    def size(*names):
+        leaves = jax.tree.leaves([params.get(name, {}) for name in names])
+        return sum(math.prod(leaf.shape) for leaf in leaves)
+
+    stem = size("patch_embed", "cls_token", "pos_embed")
+    blocks = [size(f"blocks_{i}", f"reducer_{i}") for i in range(len(model.plan))]
+    return [stem, *blocks, size("norm", "head")]

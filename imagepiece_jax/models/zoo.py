@@ -141,20 +141,27 @@ def _check_grid(plan, side):
         grid = None if layer.counts else grid
 
 
+def reducer_macs(layer, embed_dim, num_heads):
+    """MACs of what the reducer of a block computes itself (a learned selector)."""
+    if layer.counts is None:
+        return 0
+    return _own_macs(layer.step, layer.counts.n_in, embed_dim, num_heads)
+
+
+def _own_macs(step, n_in, embed_dim, num_heads):
+    own = getattr(step.reducer, "extra_macs", None)
+    return own(n_in, embed_dim, num_heads) if own else 0
+
+
 def model_macs(model, image_size):
     """MACs of one image through `model`, counted from its plan."""
-
-    def extra_macs(step, n_in, embed_dim, num_heads):
-        own = getattr(step.reducer, "extra_macs", None)
-        return own(n_in, embed_dim, num_heads) if own else 0
-
     return flops.macs(
         model.plan,
         model.embed_dim,
         model.num_heads,
         stem=model.stem,
         num_classes=model.num_classes,
-        extra_macs=extra_macs,
+        extra_macs=_own_macs,
         image_size=image_size,
         patch_size=model.patch_size,
         mlp_ratio=model.mlp_ratio,

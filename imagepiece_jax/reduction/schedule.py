@@ -96,6 +96,16 @@ def check_weight(name, value):
     return float(value)
 
 
+def check_blocks(name, blocks):
+    """`blocks` as a tuple of ints, else an InputError that names the field."""
+    if not isinstance(blocks, tuple | list) or any(type(b) is not int for b in blocks):
+        raise InputError(
+            f"config.reduction.{name} is {blocks!r}; allowed are whole numbers, such "
+            "as (3, 6, 9)"
+        )
+    return tuple(blocks)
+
+
 def check_choice(name, value, allowed):
     """`value` if it is one of `allowed`, else an InputError that lists them."""
     if value not in allowed:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from imagepiece_jax.data import loader
 from imagepiece_jax.errors import RunError
+from imagepiece_jax.models import summary
 from imagepiece_jax.training import evaluation, parallel, report, setup, weights
 from imagepiece_jax.training.checkpoint import Checkpoints
 from imagepiece_jax.training.metrics import MetricWriter
@@ -37,7 +38,7 @@ def train_and_evaluate(config, workdir, dry_run=False):
     workdir = pathlib.Path(workdir)
     setup.check(config)
     run = _Run(config, workdir)
-    print(report.plan_text(run.model, run.dense, config.image_size), flush=True)
+    print(summary.describe(run.model, [run.dense], config.image_size), flush=True)
     run.open_data()
     state, meta, restored = run.start(write=not dry_run)
     if dry_run:
@@ -83,22 +84,29 @@ class _Run:
 
     def start(self, write=True):
         """(state, meta, restored step or None) that training starts from."""
-        variables = weights.initial(self.config, self.model)
+        record = functools.partial(
+            record_run,
+            self.workdir,
+            self.config.to_dict(),
+            setup.MAY_CHANGE,
+            _versions(),
+        )
+        record(is_main=False)  # only compares: a mistake leaves no folder behind
+        resumed = self.checkpoints.latest_step() is not None
+        if resumed:
+            variables = weights.fresh(self.model, self.config.image_size, 0)
+        else:
+            variables = weights.initial(self.config, self.model)
         state = init_state(variables, self.optimizer, self.config.ema_decay > 0)
         self.teacher_model = self.teacher = None
         if self.method.needs_teacher:
             self.teacher_model = self.dense.clone(drop_path_rate=0.0)
             self.teacher = weights.teacher(self.config, self.teacher_model)
-        record_run(
-            self.workdir,
-            self.config.to_dict(),
-            setup.MAY_CHANGE,
-            _versions(),
-            is_main=write and parallel.is_main(),
-        )
-        if self.checkpoints.latest_step() is None:
-            return state, {"best": {"acc1": -1.0, "step": 0}, "last": None}, None
-        return self.checkpoints.restore(state)
+        if write:
+            record(is_main=parallel.is_main())
+        if resumed:
+            return self.checkpoints.restore(state)
+        return state, {"best": {"acc1": -1.0, "step": 0}, "last": None}, None
 
     def compiled_step(self, epoch):
         """`train_step` for all devices as of `epoch`, with its state donated.

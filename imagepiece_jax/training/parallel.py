@@ -25,8 +25,8 @@ def initialize(coordinator=None, num_processes=None, process_id=None):
     if coordinator is None:
         if num_processes is not None or process_id is not None:
             raise InputError(
-                f"coordinator is missing although num_processes is {num_processes} and "
-                f"process_id is {process_id}: give host:port of process 0, or auto"
+                f"--coordinator is missing although --num_processes is {num_processes} "
+                f"and --process_id {process_id}: give HOST:PORT of process 0, or auto"
             )
         return
     if coordinator == "auto":
@@ -34,8 +34,9 @@ def initialize(coordinator=None, num_processes=None, process_id=None):
         return
     if num_processes is None or process_id not in range(num_processes):
         raise InputError(
-            f"coordinator {coordinator} needs num_processes (found {num_processes}) "
-            f"and a process_id from 0 to num_processes - 1 (found {process_id})"
+            f"--coordinator {coordinator} needs --num_processes, found "
+            f"{num_processes}, and a --process_id from 0 to num_processes - 1, found "
+            f"{process_id}"
         )
     jax.distributed.initialize(coordinator, num_processes, process_id)
 

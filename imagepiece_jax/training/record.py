@@ -40,7 +40,12 @@ def record_run(workdir, config_dict, may_change=(), extra=None, is_main=True):
         return
     starts = _read(workdir / RUN)["starts"] if (workdir / RUN).exists() else []
     starts.append({"git": git_revision(), **(extra or {})})
-    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"--workdir {workdir} cannot be made ({error.strerror}): choose another"
+        ) from error
     replace_file(workdir / RUN, json.dumps({"starts": starts}, indent=2) + "\n")
     replace_file(workdir / CONFIG, text + "\n")
 

@@ -1,6 +1,5 @@
 """What should a person know before and after a run? Plan, cost, results, pictures."""
 
-import math
 import pathlib
 
 import jax
@@ -9,76 +8,7 @@ import numpy as np
 from imagepiece_jax import pictures
 from imagepiece_jax.data import mix
 from imagepiece_jax.models import summary
-from imagepiece_jax.reduction import flops
 from imagepiece_jax.reduction.tokens import compose
-from imagepiece_jax.training import weights
-
-
-def plan_text(model, dense, image_size):
-    """The block table and the cost against the dense model."""
-    return "\n".join(
-        [summary.block_table(model), *summary.cost_lines(model, dense, image_size)]
-    )
-
-
-def cost_table(model, dense, image_size):
-    """Tokens, MMACs beside those of `dense`, and parameters of every part, as text.
-
-    Class token and positions count to the stem, the last norm to the head.
-    """
-
-    def row(name, layer, ours, theirs, parameters):
-        cost = (f"{ours / 1e6:.1f}", f"{theirs / 1e6:.1f}", f"{parameters:,}")
-        if layer is None:
-            return (name, "", "", *cost, "")
-        tokens = (layer.attn_tokens, layer.mlp_tokens)
-        return (name, *tokens, *cost, summary.action(layer))
-
-    blocks = [f"block {i}" for i in range(len(model.plan))]
-    columns = (
-        _part_macs(model, image_size),
-        _part_macs(dense, image_size),
-        _part_parameters(model, image_size),
-    )
-    rows = zip(
-        ["stem", *blocks, "head", "total"],
-        [None, *model.plan, None, None],
-        *([*parts, sum(parts)] for parts in columns),
-        strict=True,
-    )
-    heading = ("", "attention", "MLP", "MMACs", "dense", "parameters", "image tokens")
-    return summary.format_table([heading, *(row(*cells) for cells in rows)])
-
-
-def cost_line(model, others, image_size):
-    """GMACs of `model`, and how many times as many the `others` without reduction."""
-    ours, *theirs = (summary.model_macs(m, image_size) / 1e9 for m in (model, *others))
-    parts = [
-        f"{macs:#.4g} with a {other.stem} stem, {macs / ours:.2f} times as many"
-        for other, macs in zip(others, theirs, strict=True)
-    ]
-    return f"{ours:#.4g} GMACs an image" + "".join(f"; dense {part}" for part in parts)
-
-
-def _part_macs(model, image_size):
-    """MACs of the stem, of each block and of the head."""
-    width = model.embed_dim
-    stem = flops.stem_macs(model.stem, width, image_size, model.patch_size)
-    blocks = [flops.block_macs(layer, width, model.mlp_ratio) for layer in model.plan]
-    return [stem, *blocks, width * model.num_classes]
-
-
-def _part_parameters(model, image_size):
-    """Parameters of the stem, of each block and of the head, without making any."""
-    params = weights.shapes(model, image_size)["params"]
-
-    def size(*names):
-        leaves = jax.tree.leaves([params[name] for name in names])
-        return sum(math.prod(leaf.shape) for leaf in leaves)
-
-    stem = size("patch_embed", "cls_token", "pos_embed")
-    blocks = [size(f"blocks_{i}") for i in range(len(model.plan))]
-    return [stem, *blocks, size("norm", "head")]
 
 
 def final_table(workdir, model, dense, image_size, meta):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import convert
+from imagepiece_jax.models import convert, summary
 from imagepiece_jax.training.checkpoint import Checkpoints
 from imagepiece_jax.training.randomness import Purpose, batch_key
 
@@ -19,11 +19,6 @@ def fresh(model, image_size, seed):
     key = batch_key(seed, 0, Purpose.INIT)
     # The device axis exists only inside a step, and statistics do not depend on it.
     return jax.jit(model.clone(axis_name=None).init)(key, images)
-
-
-def shapes(model, image_size):
-    """Shapes and types of `fresh`, without computing anything."""
-    return jax.eval_shape(lambda: fresh(model, image_size, seed=0))
 
 
 def initial(config, model):
@@ -43,7 +38,7 @@ def initial(config, model):
                 "everything is fresh then"
             )
         return fresh(model, config.image_size, config.seed)
-    like = shapes(model, config.image_size)
+    like = summary.shapes(model, config.image_size)
     loaded = load(config.init.weights, like, allowed)
     if not allowed:
         return loaded
@@ -64,7 +59,7 @@ def teacher(config, model):
             "from a dense model: name a weights file or the folder of a run"
         )
     try:
-        return load(path, fresh(model, config.image_size, config.seed))
+        return load(path, summary.shapes(model, config.image_size))
     except InputError as error:
         raise InputError(f"config.teacher.weights: {error}") from error
 

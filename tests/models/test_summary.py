@@ -1,30 +1,20 @@
 """Does the table tell the plan and its cost, in columns that line up?"""
 
+import jax
+import numpy as np
+import pytest
+
+from imagepiece_jax import config_files
 from imagepiece_jax.models import summary, zoo
+from imagepiece_jax.training import setup
 from tests.models import tiny
+from tests.runs import ROOT
 
 
-def test_parameters_of_the_model_and_of_one_block():
-    """DeiT-Ti: two norms, four projections and an MLP of four times the width."""
-    width = 192
-    block = 2 * 2 * width + 4 * (width + 1) * width + 2 * width * 4 * width + 5 * width
-    model = zoo.create_model("deit_ti")
-    assert summary.parameters(model, 224) == (5_717_416, block)
-
-
-def test_block_table_line_by_line():
-    model = tiny.model(tiny.IMAGEPIECE)
-    lines = summary.block_table(model).splitlines()
-    assert lines[0].split() == [
-        *("block", "attention", "MLP", "MMACs"),
-        *("reduction", "of", "image", "tokens"),
-    ]
-    # 4 N D^2 + 2 N^2 D and 8 N D^2 at width 30: 93,600 + 40,560 + 172,800 at first.
-    assert [line.split() for line in lines[1:]] == [
-        ["0", "26", "24", "0.3", "Retokenize:", "25", "-", "2"],
-        ["1", "24", "22", "0.3", "Retokenize:", "23", "-", "2"],
-        ["2", "22", "18", "0.2", "TopK:", "21", "-", "4"],
-    ]
+def config(**fields):
+    made = config_files.load(ROOT / "configs" / "quickstart.py")
+    made.update_from_flattened_dict(fields)
+    return made
 
 
 def test_a_step_that_changes_nothing_is_not_in_the_table():
@@ -41,12 +31,48 @@ def test_columns_line_up():
     ]
 
 
-def test_cost_lines_compare_with_the_dense_model():
-    fields = {"reduction": {"name": "imagepiece"}, "stem": "conv"}
-    model, dense = zoo.create_model("deit_s", **fields), zoo.create_model("deit_s")
-    text = "\n".join(summary.cost_lines(model, dense, 224))
-    assert "2.783 GMACs an image, 1.65 times fewer" in text
-    assert "patch stem (4.599)" in text
-    assert "0.435 in the conv stem" in text
-    assert "22,776,856 parameters" in text
-    assert "197 tokens at first, 61 at last" in text
+@pytest.mark.parametrize("name", ["quickstart", "deit_b", "deit_ti_imagepiece"])
+def test_parts_add_up_to_the_model(name):
+    made = config_files.load(ROOT / "configs" / f"{name}.py")
+    model, size = setup.model(made), made.image_size
+    *_, total = summary.cost_table(model, setup.dense(made), size).split("\n")
+    _, ours, theirs, parameters = total.split()
+    assert ours == f"{zoo.model_macs(model, size) / 1e6:.1f}"
+    assert theirs == f"{zoo.model_macs(setup.dense(made), size) / 1e6:.1f}"
+    leaves = jax.tree.leaves(summary.shapes(model, size)["params"])
+    assert parameters == f"{sum(np.prod(leaf.shape) for leaf in leaves):,.0f}"
+
+
+def test_cost_table_of_a_model_counted_by_hand():
+    """Two blocks of width 4 on 2x2 patches of 2x2 pixels, three classes."""
+    made = config(
+        image_size=4,
+        num_classes=3,
+        **{
+            "model.stem": "patch",
+            "model.depth": 2,
+            "model.embed_dim": 4,
+            "model.num_heads": 1,
+            "reduction.merge_blocks": (),
+            "reduction.prune_blocks": (0,),
+            "reduction.keep_rate": 0.5,
+        },
+    )
+    model = setup.model(made)
+    table = summary.cost_table(model, setup.dense(made), 4).split("\n")
+    rows = [line.split() for line in table]
+    # Parameters. Stem: 12 * 4 + 4, class token 4, positions 5 * 4. Block: norms 4 * 4,
+    # attention 4 * (16 + 4), MLP 4 * 16 + 16 + 16 * 4 + 4. Head: norm 8, 4 * 3 + 3.
+    assert [row[-1] for row in (rows[1], rows[4], rows[5])] == ["76", "23", "587"]
+    assert rows[3][-1] == "244" and rows[2][6] == "244"
+    # Image tokens: 4, of which 2 are kept. All MACs round to 0.0 million.
+    assert rows[2][2:4] == ["5", "3"] and rows[3][2:4] == ["3", "3"]
+    assert " ".join(rows[2][7:]) == "TopK: 4 - 2"
+    # Stem 4 * 12 * 4, head 4 * 3. Block: 4 N D^2 + 2 N^2 D and 8 N D^2.
+    macs = 192 + 12 + (320 + 200 + 384) + (192 + 72 + 384)
+    dense = 192 + 12 + 2 * (320 + 200 + 640)
+    assert (macs, dense) == (1756, 2524)
+    assert summary.cost_line(model, [setup.dense(made)], 4) == (
+        "1.756e-06 GMACs an image; dense 2.524e-06 with a patch stem, 1.44 times as "
+        "many"
+    )

@@ -61,10 +61,10 @@ def test_nothing_happens_when_the_process_is_alone():
 @pytest.mark.parametrize(
     "arguments, sentence",
     [
-        ((None, 2, 0), "coordinator is missing although num_processes is 2"),
-        (("host:1", None, None), r"needs num_processes \(found None\)"),
-        (("host:1", 2, 2), r"process_id from 0 to num_processes - 1 \(found 2\)"),
-        (("host:1", 2, None), r"process_id from 0 .* \(found None\)"),
+        ((None, 2, 0), "--coordinator is missing although --num_processes is 2"),
+        (("host:1", None, None), "needs --num_processes, found None"),
+        (("host:1", 2, 2), "process_id from 0 to num_processes - 1, found 2"),
+        (("host:1", 2, None), "process_id from 0 .*, found None"),
     ],
 )
 def test_half_given_processes_are_named(arguments, sentence):

@@ -6,7 +6,7 @@ import pytest
 
 from configs import quickstart
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import convert
+from imagepiece_jax.models import convert, summary
 from imagepiece_jax.training import setup, weights
 from imagepiece_jax.training.checkpoint import Checkpoints
 
@@ -48,7 +48,7 @@ def test_fresh_is_a_function_of_the_seed():
     first, again, other = drawn(made), drawn(made), drawn(made, seed=1)
     assert all(jax.tree.leaves(equal(first, again)))
     assert not equal(first, other)["params"]["head"]["kernel"]
-    shapes = weights.shapes(setup.model(made), made.image_size)
+    shapes = summary.shapes(setup.model(made), made.image_size)
     assert shapes == jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), first
     )
@@ -108,12 +108,12 @@ def test_a_run_can_start_from_another_ones_folder(saved, tmp_path):
     checkpoints.save(4, latest, {})
     checkpoints.close()
     made = config()
-    like = weights.shapes(setup.model(made), made.image_size)
+    like = summary.shapes(setup.model(made), made.image_size)
     assert all(jax.tree.leaves(equal(weights.load(tmp_path, like), best)))
     loaded = weights.load(tmp_path, like, which="latest")
     assert all(jax.tree.leaves(equal(loaded, latest)))
     wider = config(**{"model.embed_dim": 16})
-    like = weights.shapes(setup.model(wider), wider.image_size)
+    like = summary.shapes(setup.model(wider), wider.image_size)
     with pytest.raises(InputError, match=f"run {tmp_path}: tensor .* has shape"):
         weights.load(tmp_path, like)
     with pytest.raises(InputError, match="holds no checkpoint"):

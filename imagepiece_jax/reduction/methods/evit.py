@@ -4,7 +4,7 @@ import math
 
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.reducers import TopK, TopKFuse
-from imagepiece_jax.reduction.schedule import Step, check_rate
+from imagepiece_jax.reduction.schedule import Step, check_blocks, check_rate
 
 
 def recipe(depth, keep_rate=0.7, blocks=(3, 6, 9), fuse_token=False):
@@ -15,7 +15,10 @@ def recipe(depth, keep_rate=0.7, blocks=(3, 6, 9), fuse_token=False):
     """
     keep_rate = check_rate("keep_rate", keep_rate)
     reducer, rule = (TopKFuse(), "keep_fuse") if fuse_token else (TopK(), "keep")
-    return tuple(Step(block, reducer, rule, keep_rate) for block in blocks)
+    return tuple(
+        Step(block, reducer, rule, keep_rate)
+        for block in check_blocks("blocks", blocks)
+    )
 
 
 def rate_at(epoch, keep_rate=0.7, rate_warmup_start=0, rate_warmup_epochs=0):

@@ -3,7 +3,12 @@
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.reducers import Retokenize, TopK
-from imagepiece_jax.reduction.schedule import Step, check_choice, check_rate
+from imagepiece_jax.reduction.schedule import (
+    Step,
+    check_blocks,
+    check_choice,
+    check_rate,
+)
 
 
 def blocks_of(schedule, depth):
@@ -63,6 +68,8 @@ def recipe(
         merges, prunes = blocks_of(schedule, depth)
         merge_blocks = merges if merge_blocks is None else merge_blocks
         prune_blocks = prunes if prune_blocks is None else prune_blocks
+    merge_blocks = check_blocks("merge_blocks", merge_blocks)
+    prune_blocks = check_blocks("prune_blocks", prune_blocks)
     reducer = Retokenize(order, parity, metric, size_weighting)
     amount = (merge_ratio, candidate_ratio, merge_base)
     merge = [Step(block, reducer, "merge", amount) for block in merge_blocks]
