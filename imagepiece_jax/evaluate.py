@@ -2,9 +2,13 @@
 
 python -m imagepiece_jax.evaluate --config configs/deit_ti.py --data folder:PATH \\
     --weights FILE_OR_WORKDIR
+
+With --sweep evit:keep_rate=.9,.7 --sweep tome:r=8,13 the same weights are evaluated
+with each of these reductions, beside the dense model: one table, one plot.
 """
 
 import errno
+import functools
 import json
 import os
 import pathlib
@@ -28,12 +32,17 @@ RESIZE = flags.DEFINE_enum(
     "resize", None, ["deit", "none"], "none: images have the right size already"
 )
 JSON = flags.DEFINE_string("json", None, "also write the results to this file")
+SWEEP = flags.DEFINE_multi_string(
+    "sweep", [], "METHOD:FIELD=V1,V2: these settings instead of config.reduction"
+)
+OUT = flags.DEFINE_string("out", "sweep", "folder of a sweep's table, plot and rows")
 
 
 def main():
     config, path = cli.required(CONFIG), cli.required(WEIGHTS)
     if JSON.value:
         check_writable(JSON.value)
+    from imagepiece_jax import sweep
     from imagepiece_jax.data import loader
     from imagepiece_jax.models import summary, zoo
     from imagepiece_jax.training import evaluation, parallel, setup, weights
@@ -42,20 +51,25 @@ def main():
     config.data.name = DATA.value or config.data.name
     config.data.resize = RESIZE.value or config.data.resize
     setup.check(config)
+    settings = [setting for text in SWEEP.value for setting in sweep.parse(text)]
     model, transform = setup.model(config), setup.eval_transform(config)
     source = setup.source(config, "val")
-    like = summary.shapes(model, config.image_size)
-    variables = weights.load(path, like, which=CHECKPOINT.value)
     place = loader.Placement(local_devices=len(parallel.local_devices()))
-    batches = loader.eval_batches(
+    batches = functools.partial(
+        loader.eval_batches,
         source,
         transform,
         batch_size=setup.eval_batch_size(config, place),
         placement=place,
         workers=config.data.workers,
     )
-    step = evaluation.compiled(model)
-    result = evaluation.evaluate(step, parallel.replicate(variables), batches)
+    load = functools.partial(weights.load, path, which=CHECKPOINT.value)
+    if settings:
+        sweep.run(config, settings, load, batches, len(source), OUT.value)
+        return
+    variables = load(summary.shapes(model, config.image_size))
+    step = evaluation.compiled(model, config.seed)
+    result = evaluation.evaluate(step, parallel.replicate(variables), batches())
     result["gmacs"] = zoo.model_macs(model, config.image_size) / 1e9
     result["unreadable"] = source.unreadable.count
     print(

@@ -121,6 +121,27 @@ def token_page(path, images, sources, grid, titles):
     _save(figure, pathlib.Path(path))
 
 
+def accuracy_plot(path, points):
+    """Write one PNG: accuracy against cost, a curve a method, bars for the intervals.
+
+    points: (method, GMACs, accuracy in %, half of its 95 % interval), in any order.
+    """
+    figure = Figure(figsize=(7, 5), dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    markers = "osD^vP*X<>ph"
+    for i, method in enumerate(dict.fromkeys(point[0] for point in points)):
+        own = sorted(point[1:] for point in points if point[0] == method)
+        gmacs, accuracy, error = zip(*own, strict=True)
+        style = dict(marker=markers[i % len(markers)], markersize=5, capsize=2)
+        axes.errorbar(gmacs, accuracy, yerr=error, linewidth=1.2, label=method, **style)
+    axes.set_xlabel("GMACs an image")
+    axes.set_ylabel("accuracy, % (bars: 95 % interval)")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    _save(figure, path)
+
+
 def _save(figure, path):
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -1,7 +1,7 @@
 """What do accuracy and cost become over methods and rates? One checkpoint, one table.
 
-`evaluate --sweep tome:r=4,8,13 --sweep evit:keep_rate=.9,.7` calls this. Every setting is
-evaluated on the same images, so differences to the dense model are paired.
+`evaluate --sweep tome:r=4,8,13 --sweep evit:keep_rate=.9,.7` calls this. Every setting
+is evaluated on the same images, so differences to the dense model are paired.
 """
 
 import ast
@@ -15,9 +15,9 @@ import numpy as np
 
 from imagepiece_jax import pictures
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import zoo
+from imagepiece_jax.models import summary, zoo
 from imagepiece_jax.reduction import methods
-from imagepiece_jax.training import evaluation, parallel, setup, weights
+from imagepiece_jax.training import evaluation, parallel, weights
 from imagepiece_jax.training.record import replace_file
 
 CONFIDENT = 1.96  # standard errors of a 95 % interval
@@ -29,8 +29,9 @@ TIMED_CALLS = 5
 def parse(text):
     """Settings of "METHOD:FIELD=V1,V2:FIELD=V": a list of dicts, one for each mix.
 
-    Values are Python literals; words without quotes are strings. A method without fields
-    is one setting. InputError for what cannot be read, or a field the method has not.
+    Values are Python literals; words without quotes are strings. A method without
+    fields is one setting. InputError for what cannot be read, or a field the method has
+    not.
     """
     name, *parts = text.split(":")
     names, choices = [], []
@@ -38,7 +39,7 @@ def parse(text):
         field, equals, values = part.partition("=")
         if not equals or not values:
             raise InputError(
-                f"--sweep {text}: found {part!r}; allowed is FIELD=VALUE,VALUE..., such "
+                f"--sweep {text}: found {part!r}; allowed is FIELD=VALUE,VALUE, such "
                 "as evit:keep_rate=.9,.7"
             )
         names.append(field)
@@ -77,11 +78,12 @@ def label(setting):
     )
 
 
-def run(config, path, settings, source, batches, folder, which="best"):
-    """Evaluate the weights at `path` for every setting; writes and returns the rows.
+def run(config, settings, load, batches, images, folder):
+    """Evaluate one checkpoint for every setting; writes and returns the rows.
 
-    `batches()` gives the evaluation batches anew. The dense model comes first. `folder`
-    gets sweep.jsonl (a row as soon as it is measured), sweep.md and sweep.png.
+    `load(like, fresh)` reads the weights, `batches()` gives the evaluation batches of
+    the `images` anew. The dense model comes first. `folder` gets sweep.jsonl (a row as
+    soon as it is measured), sweep.md and sweep.png.
     """
     settings = [{"name": "none"}, *(s for s in settings if s["name"] != "none")]
     models = [_model(config, setting) for setting in settings]
@@ -89,23 +91,36 @@ def run(config, path, settings, source, batches, folder, which="best"):
     folder.mkdir(parents=True, exist_ok=True)
     rows, dense = [], None
     for setting, model in zip(settings, models, strict=True):
-        like = weights.fresh(model, config.image_size, config.seed)
-        learned = sorted(k for k in like["params"] if k.startswith("reducer"))
-        variables = weights.load(path, like, ("reducer",) if learned else (), which)
-        row, right = _measure(config, model, variables, batches(), len(source))
+        variables, untrained = _variables(config, model, load)
+        row, right = _measure(config, model, variables, batches(), images)
         dense = right if dense is None else dense
-        row |= _difference(right, dense)
-        row |= {"setting": label(setting), "untrained_reducers": learned}
-        rows.append(row)
+        row = {"setting": label(setting), "untrained": untrained} | row
+        rows.append(row | _difference(right, dense))
         lines = "".join(json.dumps(r) + "\n" for r in rows)
         replace_file(folder / "sweep.jsonl", lines)
-        print(_line(row), flush=True)
+        print(_line(rows[-1]), flush=True)
     replace_file(folder / "sweep.md", table(rows))
     points = [
         (r["setting"].split()[0], r["gmacs"], r["acc1"], r["error"]) for r in rows
     ]
     pictures.accuracy_plot(folder / "sweep.png", points)
     return rows
+
+
+def _variables(config, model, load):
+    """(variables, whether they have reducers that the checkpoint lacks).
+
+    A dense checkpoint has no learned selectors: these are then fresh, which says
+    nothing about the method.
+    """
+    like = summary.shapes(model, config.image_size)
+    if not any(name.startswith("reducer") for name in like["params"]):
+        return load(like), False
+    try:
+        return load(like), False
+    except InputError:
+        drawn = weights.fresh(model, config.image_size, config.seed)
+        return load(drawn, ("reducer",)), True
 
 
 def _model(config, setting):
@@ -121,7 +136,7 @@ def _model(config, setting):
 
 
 def _measure(config, model, variables, batches, images):
-    """(row of figures, whether each image was right: [images] bool, False if masked)."""
+    """(row of figures, whether each image was classified right: [images] bool)."""
     step, variables = (
         evaluation.compiled(model, config.seed),
         parallel.replicate(variables),
@@ -177,7 +192,7 @@ def table(rows):
     )
     lines = [head, "|---|---|---|---|---|---|---|"]
     for r in rows:
-        untrained = " (untrained selectors)" if r["untrained_reducers"] else ""
+        untrained = " (untrained selectors)" if r["untrained"] else ""
         lines.append(
             f"| {r['setting']}{untrained} | {r['acc1']:.1f} ± {r['error']:.1f} "
             f"| {r['difference']:+.1f} ± {r['difference_error']:.1f} "

@@ -67,7 +67,7 @@ def test_a_compiled_model_would_be_seen(compiled):
         ),
         (
             "reduction.name=magic",
-            "config.reduction.name is 'magic'; the methods are evit, imagepiece, none",
+            "config.reduction.name is 'magic'; the methods are dynamicvit, evit, grid_",
         ),
         (
             "reduction.name=evit",

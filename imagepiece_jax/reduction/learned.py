@@ -113,7 +113,7 @@ def logit_loss(logits, teacher_logits):
 def token_loss(outputs, teacher_outputs):
     """Mean square between live tokens and the teacher's, over tokens and channels.
 
-    Both are after the final norm. Where the student merged tokens or dropped them, so are
+    Both are after the final norm. Where the student merged or dropped tokens, so are
     the teacher's; tokens that it appended have no counterpart and count for nothing.
     The mean is over the live tokens of this batch, 0 where there are none.
     """
@@ -138,8 +138,9 @@ def _check_teacher(outputs, teacher_outputs):
         return f"{patches} patches, width {width} and {classes} classes"
 
     given = teacher_outputs.tokens.shape[1] - teacher_outputs.state.num_prefix
-    first = [taps.x.shape[1] for taps in outputs.taps[:1]]  # what the first step saw
-    wanted, *_ = first or [outputs.tokens.shape[1] - outputs.state.num_prefix]
+    wanted = outputs.tokens.shape[1] - outputs.state.num_prefix
+    if outputs.taps:  # of the first step, which saw all patches
+        wanted = outputs.taps[0].x.shape[1]
     teacher, student = described(given, teacher_outputs), described(wanted, outputs)
     if teacher != student:
         raise InputError(

@@ -4,6 +4,7 @@ import functools
 import time
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from imagepiece_jax.data import mix
@@ -13,7 +14,7 @@ from imagepiece_jax.training.randomness import Purpose, sample_keys
 
 
 def eval_step(variables, batch, *, model, seed=0):
-    """Sums over all devices of loss, acc1, acc5 and images for one batch.
+    """Sums over all devices of loss, acc1, acc5 and images, and who was right [m].
 
     batch: image uint8 [m, S, S, 3], label, mask and index (of the image in its set) [m]
     of this device. The loss is the cross-entropy with the hard label. A reducer that
@@ -35,19 +36,22 @@ def eval_step(variables, batch, *, model, seed=0):
         name: jnp.sum(jnp.where(mask > 0, value.astype(jnp.float32), 0))
         for name, value in sums.items()
     }
-    return parallel.total(sums)
+    right = correct_at(logits, label, 1) & (mask > 0)
+    return parallel.total(sums), right
 
 
 def compiled(model, seed=0):
-    """`eval_step` of `model` on all devices: (replicated variables, batch) -> sums."""
+    """`eval_step` of `model` on all devices: (replicated variables, batch)."""
     return parallel.pmap(functools.partial(eval_step, model=model, seed=seed))
 
 
-def evaluate(step, variables, batches):
+def evaluate(step, variables, batches, right=None):
     """One pass: dict of acc1, acc5 (percent), loss, images and throughput (img/s).
 
     `step` is from `compiled`, `variables` replicated. The rate includes reading and
     decoding; the first batch, which may compile, is left out where there are several.
+    `right` [images of the set] bool, where given, becomes True for those of this
+    process that were classified right.
     """
     totals = {"loss": 0.0, "acc1": 0.0, "acc5": 0.0, "images": 0.0}
     began, seen, pending = time.perf_counter(), 0.0, None
@@ -58,7 +62,9 @@ def evaluate(step, variables, batches):
             totals[name] += float(value)
 
     for batch in batches:
-        sums = step(variables, batch)
+        sums, correct = step(variables, batch)
+        if right is not None:
+            right[batch["index"][np.asarray(correct)]] = True
         if pending is not None:  # one behind: the device works while the host reads
             collect(pending)
             counted += 1

@@ -70,7 +70,7 @@ class _Run:
         self.checkpoints = Checkpoints(workdir)
         self.eval_step = evaluation.compiled(self.model, config.seed)
         self.method = setup.method(config)
-        self.step_of_plan = {}
+        self.programs = {}
 
     def open_data(self):
         """Open both splits; the length of the run follows."""
@@ -111,11 +111,12 @@ class _Run:
     def compiled_step(self, epoch):
         """`train_step` for all devices as of `epoch`, with its state donated.
 
-        One program a plan: only a keep rate that warms up has several.
+        One program for all: only a keep rate that warms up has several.
         """
         model = setup.train_model(self.config, epoch, parallel.AXIS)
-        if model.plan in self.step_of_plan:
-            return self.step_of_plan[model.plan]
+        key = setup.program_key(model)
+        if key in self.programs:
+            return self.programs[key]
         fields = ("seed", "num_classes", "label_smoothing", "mixup", "cutmix")
         fields += ("mixup_prob", "mixup_switch_prob", "ema_decay", "log_every_steps")
         step = functools.partial(
@@ -128,7 +129,7 @@ class _Run:
             teacher_model=self.teacher_model,
         )
         compiled = parallel.pmap(step, donate_argnums=(0,))
-        self.step_of_plan[model.plan] = compiled
+        self.programs[key] = compiled
         return compiled
 
     def train(self, state, meta, restored):
@@ -250,7 +251,7 @@ class _Run:
             f"({jax.devices()[0].device_kind}; compiled in {seconds:.0f} s)\n"
             f"{self.length.steps} steps: {self.length.epochs} epochs of "
             f"{self.length.steps_per_epoch}; programs to compile: "
-            f"{len(setup.train_plans(self.config))}; dry run: nothing was written"
+            f"{setup.train_programs(self.config)}; dry run: nothing was written"
         )
 
 

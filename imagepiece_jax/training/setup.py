@@ -108,10 +108,15 @@ def train_model(config, epoch, axis_name=None):
     return _create(config, fields, axis_name=axis_name, masked=True)
 
 
-def train_plans(config):
-    """The different plans that a run compiles, in order of first use."""
+def program_key(model):
+    """What makes the program of one keep rate differ from that of another: counts."""
+    return tuple(layer.counts for layer in model.plan)
+
+
+def train_programs(config):
+    """How many programs a run's steps compile to: one for every set of counts."""
     models = (train_model(config, epoch) for epoch in range(config.epochs))
-    return list(dict.fromkeys(model.plan for model in models))
+    return len({program_key(model) for model in models})
 
 
 def _create(config, reduction, **options):

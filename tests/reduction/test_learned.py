@@ -122,6 +122,21 @@ def test_the_noise_of_an_image_is_its_own():
     assert (np.asarray(draw(scores, seed=1)) != whole).any()
 
 
+def test_scores_and_draws_are_the_same_jitted_and_stacked():
+    parameters, _ = network(2, 6, 8)
+    net, x, keys = learned.KeepScores(), jnp.asarray(numbers(2, 6, 8)), image_keys(2)
+    mask = jnp.asarray([[1, 0, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1]], jnp.float32)
+
+    def both(x, mask, keys):
+        scores = net.apply({"params": parameters}, x, mask)
+        return scores, learned.draw_mask(scores, mask, keys)
+
+    plain = tiny.jit(both)(x, mask, keys)
+    stacked = tiny.jit(jax.vmap(both))(x[:, None], mask[:, None], keys[:, None])
+    np.testing.assert_allclose(stacked[0][:, 0], plain[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(stacked[1][:, 0], plain[1])
+
+
 def test_gumbel_noise_has_its_mean_and_spread():
     noise = np.asarray(learned.gumbel(image_keys(4), (5000,)))
     assert noise.mean() == pytest.approx(np.euler_gamma, abs=0.04)

@@ -28,10 +28,10 @@ def rate_at(epoch, keep_rate=0.7, rate_warmup_start=0, rate_warmup_epochs=0):
     EViT's authors change it every iteration (start 10, 100 epochs); by epoch there are
     fewer programs to compile: at most one an epoch.
     """
-    progress = (epoch - rate_warmup_start) / max(rate_warmup_epochs, 1e-9)
-    if progress >= 1:
+    if epoch >= rate_warmup_start + rate_warmup_epochs:
         return keep_rate
-    fall = 0.5 * (1 - math.cos(math.pi * max(progress, 0.0)))
+    progress = max(0.0, (epoch - rate_warmup_start) / rate_warmup_epochs)
+    fall = 0.5 * (1 - math.cos(math.pi * progress))
     return 1 - (1 - keep_rate) * fall
 
 

@@ -51,6 +51,7 @@ def recipe(depth, grid_size=7, block=6):
     to 3.0, and a cell is exactly 2 x 2 patches.
     """
     cells = check_count("grid_size", grid_size, least=1) ** 2
+    block = check_count("block", block)
     return (Step(block, Cells(grid_size), "fixed", cells, site="pre"),)
 
 

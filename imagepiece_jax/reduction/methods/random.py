@@ -7,7 +7,7 @@ import jax
 
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.reducers import keep_highest
-from imagepiece_jax.reduction.schedule import Step, check_rate
+from imagepiece_jax.reduction.schedule import Step, check_blocks, check_rate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Draw:
 def recipe(depth, keep_rate=0.7, blocks=(3, 6, 9)):
     """At each of `blocks` keep ceil(keep_rate * n) tokens: EViT's counts."""
     keep_rate = check_rate("keep_rate", keep_rate)
+    blocks = check_blocks("blocks", blocks)
     return tuple(Step(block, Draw(), "keep", keep_rate) for block in blocks)
 
 

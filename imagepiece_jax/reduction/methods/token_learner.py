@@ -133,6 +133,7 @@ def recipe(
     version: "v1.1" (with `bottleneck_dim`, the width of its MLP) or "v1.0" (with
     `pooling`, "sum" or "mean").
     """
+    block = check_count("block", block)
     check_count("num_tokens", num_tokens, 1)
     check_count("bottleneck_dim", bottleneck_dim, 1)
     check_choice("pooling", pooling, ("sum", "mean"))

@@ -12,6 +12,7 @@ from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.ops import count_before, rank
 from imagepiece_jax.reduction.schedule import (
     Step,
+    check_blocks,
     check_choice,
     check_count,
     check_rate,
@@ -133,7 +134,8 @@ def recipe(
 
     algorithm: "kmedoids" or "kmeans"; score: see `Clustering`.
     """
-    check_rate("keep_rate", keep_rate)
+    keep_rate = check_rate("keep_rate", keep_rate)
+    blocks = check_blocks("blocks", blocks)
     check_choice("algorithm", algorithm, tuple(ALGORITHMS))
     check_choice("score", score, tuple(SCORES))
     check_count("iterations", iterations, 1)

@@ -3,7 +3,12 @@
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.reducers import Bipartite
-from imagepiece_jax.reduction.schedule import Step, check_choice, check_count
+from imagepiece_jax.reduction.schedule import (
+    Step,
+    check_blocks,
+    check_choice,
+    check_count,
+)
 
 
 def merges(depth, r, inflection=0.0, r_list=None):
@@ -21,6 +26,7 @@ def merges(depth, r, inflection=0.0, r_list=None):
             "-1 to 1"
         )
     if r_list is not None:
+        r_list = check_blocks("r_list", r_list)
         if len(r_list) > depth:
             raise InputError(
                 f"config.reduction.r_list has {len(r_list)} entries; allowed are at "

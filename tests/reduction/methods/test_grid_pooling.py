@@ -120,6 +120,13 @@ def test_a_grid_that_is_no_number_of_cells_is_named(size):
         grid_pooling.recipe(12, grid_size=size)
 
 
+def test_a_block_that_does_not_fit_is_named():
+    with pytest.raises(InputError, match="reduction.block is -1; .* numbers from 0"):
+        grid_pooling.recipe(12, block=-1)
+    with pytest.raises(InputError, match="block 12, .* blocks 0 to 11"):
+        build(12, 196, grid_pooling.recipe(12, block=12))
+
+
 def test_a_grid_larger_than_that_of_the_patches_is_refused():
     """By the model, before anything runs; by the reducer for images of other sizes."""
     with pytest.raises(InputError, match="grid_size is 6, but there are 5 x 5 .* to 5"):

@@ -271,6 +271,8 @@ def test_one_step_before_the_block():
     [
         ("num_tokens", 0, "from 1"),
         ("num_tokens", 2.0, "from 1"),
+        ("block", -1, "from 0"),
+        ("block", "7", "from 0"),
         ("bottleneck_dim", -1, "from 1"),
         ("version", "v2", "'v1.1', 'v1.0'"),
         ("pooling", "max", "'sum', 'mean'"),

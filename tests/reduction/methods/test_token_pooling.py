@@ -343,6 +343,8 @@ def test_amounts_are_powers_of_the_rate_in_the_order_of_the_blocks():
     "field, value, allowed",
     [
         ("keep_rate", 1.5, "0 to 1"),
+        ("blocks", (3, 6.5), "whole numbers"),
+        ("blocks", 3, "whole numbers"),
         ("algorithm", "dbscan", "'kmedoids', 'kmeans'"),
         ("score", "rows", "'columns', 'cls'"),
         ("iterations", 0, "from 1"),

@@ -1,0 +1,39 @@
+"""EViT's keep-rate warm-up: its published values, and how many programs it compiles."""
+
+import pytest
+
+from configs import deit_s_evit, deit_s_evit_finetune
+from imagepiece_jax.reduction.methods import evit
+from imagepiece_jax.training import setup
+
+
+@pytest.mark.parametrize(
+    "epoch, rate",
+    [(0, 1), (10, 1), (35, 0.95607), (60, 0.85), (85, 0.74393), (109, 0.70007)]
+    + [(110, 0.7), (299, 0.7)],
+)
+def test_rate_by_epoch(epoch, rate):
+    """1 for 10 epochs, then half a cosine of 100 epochs down to 0.7."""
+    warm_up = dict(rate_warmup_start=10, rate_warmup_epochs=100)
+    assert abs(evit.rate_at(epoch, 0.7, **warm_up) - rate) < 5e-6
+
+
+def test_without_warm_up_the_rate_is_there_from_the_start():
+    assert evit.rate_at(0, 0.7) == 0.7
+
+
+@pytest.mark.parametrize("fuse_token, programs", [(True, 74), (False, 76)])
+def test_programs_of_a_warm_up(fuse_token, programs):
+    """One plan an epoch at most; counted over DeiT-S's 300 epochs."""
+    config = deit_s_evit.get_config()
+    config.reduction.fuse_token = fuse_token
+    assert setup.train_programs(config) == programs
+    first, last = (setup.train_model(config, epoch) for epoch in (0, 299))
+    assert last.plan == setup.model(config).plan
+    assert not any(layer.counts for layer in first.plan)
+
+
+def test_the_fine_tuning_variant_is_one_program():
+    config = deit_s_evit_finetune.get_config()
+    assert setup.train_programs(config) == 1
+    assert setup.train_model(config, 0).plan == setup.model(config).plan
