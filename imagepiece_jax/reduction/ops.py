@@ -118,6 +118,7 @@ def _apply_mixing(state, result):
         "bon,bnd->bod",
         result.matrix.astype(jnp.float32),
         state.x[:, prefix:].astype(jnp.float32),
+        precision="highest",
     )
     x = jnp.concatenate([state.x[:, :prefix], mixed.astype(state.x.dtype)], axis=1)
     return TokenState(x=x, size=jnp.ones(x.shape[:2], jnp.float32), num_prefix=prefix)

@@ -1,5 +1,6 @@
 """What should a person know before and after a run? Plan, cost, results, pictures."""
 
+import itertools
 import pathlib
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 from imagepiece_jax import pictures
 from imagepiece_jax.data import mix
 from imagepiece_jax.models import summary
-from imagepiece_jax.reduction.tokens import compose
+from imagepiece_jax.reduction.tokens import Assignment, compose
 
 
 def final_table(workdir, model, dense, image_size, meta):
@@ -44,22 +45,26 @@ PICTURE = "tokens.png"
 def save_token_picture(workdir, model, variables, images, titles):
     """A PNG of what the tokens of some test images became; returns its path.
 
-    images: uint8 [B, S, S, 3]. Nothing is written for a model without reduction.
+    images: uint8 [B, S, S, 3]. Blocks after a soft reduction, whose tokens hold a share
+    of every patch, are left out; nothing is written where no block is left.
     """
-    reducing = [i for i, layer in enumerate(model.plan) if layer.counts]
-    if not reducing:
-        return None
 
     @jax.jit
     def decide(variables, images):
         results = model.apply(variables, mix.normalise(images)).results
-        return [result.dest for result in results]
+        hard = itertools.takewhile(lambda r: isinstance(r, Assignment), results)
+        return [result.dest for result in hard]
+
+    reducing = [i for i, layer in enumerate(model.plan) if layer.counts]
+    dests = decide(variables, images) if reducing else []
+    if not dests:
+        return None
 
     side = images.shape[1] // model.patch_size
     patches = np.arange(side * side, dtype=np.int32)
     source = np.broadcast_to(patches, (len(images), side * side))
     stages = []
-    for block, dest in zip(reducing, decide(variables, images), strict=True):
+    for block, dest in zip(reducing, dests, strict=False):
         source = np.asarray(compose(dest, source))
         stages.append((f"block {block}", source))
     path = pathlib.Path(workdir) / PICTURE

@@ -22,15 +22,23 @@ def test_without_warm_up_the_rate_is_there_from_the_start():
     assert evit.rate_at(0, 0.7) == 0.7
 
 
-@pytest.mark.parametrize("fuse_token, programs", [(True, 74), (False, 76)])
-def test_programs_of_a_warm_up(fuse_token, programs):
-    """One plan an epoch at most; counted over DeiT-S's 300 epochs."""
+@pytest.mark.parametrize(
+    "fuse_token, traces, programs", [(True, 74, 75), (False, 76, 76)]
+)
+def test_programs_of_a_warm_up(fuse_token, traces, programs):
+    """Token counts over DeiT-S's 300 epochs, and programs: one an epoch at most.
+
+    Fused, one set of counts stands for two programs: dense, and one token dropped for
+    the one that is added.
+    """
     config = deit_s_evit.get_config()
     config.reduction.fuse_token = fuse_token
+    models = [setup.train_model(config, epoch) for epoch in range(config.epochs)]
+    tokens = {tuple(layer.mlp_tokens for layer in model.plan) for model in models}
+    assert len(tokens) == traces
     assert setup.train_programs(config) == programs
-    first, last = (setup.train_model(config, epoch) for epoch in (0, 299))
-    assert last.plan == setup.model(config).plan
-    assert not any(layer.counts for layer in first.plan)
+    assert models[-1].plan == setup.model(config).plan
+    assert not any(layer.counts for layer in models[0].plan)
 
 
 def test_the_fine_tuning_variant_is_one_program():
