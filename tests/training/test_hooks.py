@@ -1,0 +1,129 @@
+"""What a method adds to training: its loss, its teacher, its own rates."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs import deit_ti_evit, quickstart
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import convert
+from imagepiece_jax.reduction.methods.method import Group, Method
+from imagepiece_jax.training import optimizer, parallel, setup, weights
+from tests.training.test_steps import batch, make, run
+
+PARAMS = {
+    "head": {"kernel": jnp.ones((2, 2))},
+    "reducer_3": {"kernel": jnp.ones((2, 2))},
+    "cls_token": jnp.ones((1, 1, 2)),
+}
+
+
+def rate(step):
+    return 0.5 + 0.0 * step
+
+
+def group_of(path):
+    """The predictor at the schedule's rate, the backbone slower and later."""
+    if path.startswith("reducer"):
+        return None
+    if path == "cls_token":
+        return Group(frozen_epochs=math.inf)
+    return Group(lr=lambda lr, peak: jnp.minimum(0.25 * peak, lr), frozen_epochs=2)
+
+
+def test_groups_scale_what_the_optimiser_did():
+    """Two steps an epoch, frozen for two epochs: updates from step 4 on."""
+    groups = optimizer.scale_by_group(group_of, rate, peak=1.0, steps_per_epoch=2)
+    tx = optax.chain(optax.sgd(rate), groups)
+    state, grads = tx.init(PARAMS), jax.tree.map(jnp.ones_like, PARAMS)
+    moved = []
+    for _ in range(6):
+        updates, state = tx.update(grads, state, PARAMS)
+        moved.append(
+            {
+                name: float(jax.tree.leaves(u)[0].ravel()[0])
+                for name, u in updates.items()
+            }
+        )
+    assert [m["reducer_3"] for m in moved] == [-0.5] * 6
+    assert [m["cls_token"] for m in moved] == [0.0] * 6
+    assert [m["head"] for m in moved] == [0.0] * 4 + [-0.25] * 2
+
+
+def terms(outputs, taught):
+    assert taught is None
+    return {"size": 0.5 * jnp.mean(outputs.logits**2)}
+
+
+def test_own_terms_join_the_loss():
+    step, state = make()
+    _, plain = run(step, state, [batch(0)])
+    step, state = make()
+    step.keywords["loss_terms"] = terms
+    _, more = run(step, state, [batch(0)])
+    own = more[0]["terms"]["size"]
+    assert own > 0
+    np.testing.assert_allclose(more[0]["loss"], plain[0]["loss"] + own, rtol=1e-6)
+    assert plain[0]["terms"] == {}
+
+
+def test_a_teacher_is_asked_and_stays_as_it_is():
+    """A student that equals its teacher learns nothing from it."""
+    step, state = make()
+    model = step.keywords["model"].clone(axis_name=None)
+    frozen = parallel.unreplicate(state).variables
+
+    def distil(outputs, taught):
+        return {"distil": jnp.mean((outputs.logits - taught.logits) ** 2)}
+
+    step.keywords.update(loss_terms=distil, teacher_model=model)
+    compiled = parallel.pmap(step)
+    teacher = parallel.replicate(frozen)
+    state, first = compiled(state, batch(0), teacher)
+    state, second = compiled(state, batch(0), teacher)
+    assert float(first["terms"]["distil"][0]) < 1e-12
+    assert float(second["terms"]["distil"][0]) > 1e-9
+
+
+def test_a_method_gets_the_fields_its_hooks_name():
+    def recipe(depth, keep_rate=0.5):
+        return (depth, keep_rate)
+
+    def loss(outputs, teacher_outputs, plan, weight=2.0):
+        return {"own": weight}
+
+    method = Method(recipe=recipe, loss=loss)
+    assert method.fields == ("keep_rate", "weight")
+    fields = {"keep_rate": 0.25, "weight": 3.0}
+    assert method.call("recipe", 4, **fields) == (4, 0.25)
+    assert method.call("loss", None, None, None, **fields) == {"own": 3.0}
+    assert method.call("rate_at", 0, **fields) is None
+
+
+def test_the_model_of_an_epoch_has_that_epochs_rate():
+    config = deit_ti_evit.get_config()
+    tokens = [setup.train_model(config, e).plan[-1].mlp_tokens for e in (0, 60, 110)]
+    # 196 * .85 = 166.6, 167 * .85 = 141.95, 142 * .85 = 120.7, each rounded up.
+    assert tokens == [197, 122, 69]
+    config.reduction.rate_warmup_epochs = config.reduction.rate_warmup_start = 0
+    assert setup.train_model(config, 0).plan[-1].mlp_tokens == 69
+
+
+def test_teacher_weights_are_asked_for_and_must_fit(tmp_path):
+    config = quickstart.get_config()
+    config.model.depth, config.model.embed_dim, config.model.num_heads = 1, 8, 2
+    dense = setup.dense(config)
+    with pytest.raises(InputError, match="config.teacher.weights is empty"):
+        weights.teacher(config, dense)
+    variables = weights.fresh(dense, 16, seed=0)
+    np.savez(tmp_path / "teacher.npz", **convert.to_timm(variables))
+    config.teacher.weights = str(tmp_path / "teacher.npz")
+    loaded = weights.teacher(config, dense)
+    jax.tree.map(np.testing.assert_array_equal, loaded, variables)
+    config.model.embed_dim = 16
+    with pytest.raises(InputError, match="config.teacher.weights: .*needs"):
+        weights.teacher(config, setup.dense(config))
