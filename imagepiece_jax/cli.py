@@ -2,14 +2,15 @@
 
 import os
 import re
+import signal
 import sys
 
 from absl import app, flags, logging
 
 from imagepiece_jax import config_files
-from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.errors import InputError, RunError, Stopped
 
-EXIT_INPUT, EXIT_RUN, EXIT_INTERRUPT = 2, 1, 130
+EXIT_INPUT, EXIT_RUN = 2, 1
 
 flags.disclaim_key_flags()  # --config belongs to the command, whose --help shows it
 
@@ -56,8 +57,8 @@ def config_path():
 def run(main):
     """Parse the flags, call `main()` and exit with its status (None: 0).
 
-    InputError exits with 2, RunError with 1, an interrupt with 130, each with one line
-    on stderr.
+    InputError exits with 2, RunError with 1, a signal with 128 and its number (Ctrl-C:
+    130, SIGTERM: 143), each with one line on stderr.
     """
 
     def guarded(argv):
@@ -72,11 +73,10 @@ def run(main):
         except BrokenPipeError:  # the reader of our output has gone: `... | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return EXIT_RUN
+        except Stopped as stopped:
+            return _complain(stopped, 128 + stopped.signum)
         except KeyboardInterrupt:
-            return _complain(
-                "interrupted; the same command goes on from the last checkpoint",
-                EXIT_INTERRUPT,
-            )
+            return _complain("interrupted", 128 + signal.SIGINT)
 
     logging.set_verbosity(logging.WARNING)  # libraries tell each of their steps
     app.run(guarded, flags_parser=_parse)

@@ -1,4 +1,4 @@
-"""The one error that is meant for the person at the keyboard."""
+"""The endings of a command that are meant for the person at the keyboard."""
 
 
 class InputError(ValueError):
@@ -14,3 +14,11 @@ class RunError(RuntimeError):
 
     Commands print it without a traceback and exit with status 1.
     """
+
+
+class Stopped(Exception):
+    """A run that was asked to stop, once its state is saved; `signum` asked for it."""
+
+    def __init__(self, signum, step):
+        super().__init__(f"stopped at step {step}; the same command goes on from there")
+        self.signum = signum

@@ -3,7 +3,7 @@
 import pytest
 
 from imagepiece_jax import cli, config_files
-from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.errors import InputError, RunError, Stopped
 from tests.command import call, sentence, start
 from tests.runs import ROOT
 
@@ -187,10 +187,11 @@ def test_a_field_of_a_type_that_no_text_can_set():
         (InputError("lr is -1"), 2, "error: lr is -1\n"),
         (RunError("loss is nan"), 1, "error: loss is nan\n"),
         (
-            KeyboardInterrupt(),
-            130,
-            "error: interrupted; the same command goes on from the last checkpoint\n",
+            Stopped(15, 7),
+            143,
+            "error: stopped at step 7; the same command goes on from there\n",
         ),
+        (KeyboardInterrupt(), 130, "error: interrupted\n"),
     ],
 )
 def test_how_a_command_ends(error, status, told):

@@ -177,7 +177,7 @@ def _remedy(wrong, places, fresh):
     if not all(_matches(path, parts) for path in wrong):
         return ""
     parts = [part for part in parts if any(_matches(path, [part]) for path in wrong)]
-    return f" (config.init.fresh={(*fresh, *parts)} would start what differs anew)"
+    return f" (to train it anew: config.init.fresh={(*fresh, *parts)})"
 
 
 def _fit_pos_embed(state_dict, needed):

@@ -137,6 +137,11 @@ class ViT(nn.Module):
         state = tokens.start(x, int(self.class_token), self.trace_source)
         scale = None
         if train and self.drop_path_rate:
+            if keys is None:
+                raise ValueError(
+                    'train=True draws for drop path: keys={"drop_path": [B] keys} is '
+                    "missing"
+                )
             depth = len(self.plan)
             scale = drop_path_scale(keys["drop_path"], depth, self.drop_path_rate)
         records, seen = [], AttentionTaps()

@@ -192,6 +192,7 @@ def build(depth, n0, steps, num_prefix=1, masked=False):
     """
     at = {}
     for step in steps:
+        check_blocks("blocks", (step.block,))
         if not 0 <= step.block < depth:
             raise InputError(
                 f"config.reduction has a step at block {step.block}, but the model has "

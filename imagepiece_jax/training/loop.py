@@ -4,11 +4,13 @@ Where a run's weights come from, in this order: its own newest checkpoint in the
 workdir; `config.init.weights`; fresh ones drawn from the seed.
 """
 
+import contextlib
 import functools
 import importlib.metadata
 import math
 import pathlib
 import platform
+import sys
 import time
 
 import jax
@@ -17,13 +19,14 @@ import numpy as np
 from tqdm import tqdm
 
 from imagepiece_jax.data import loader
-from imagepiece_jax.errors import RunError
+from imagepiece_jax.errors import RunError, Stopped
 from imagepiece_jax.models import summary
 from imagepiece_jax.training import evaluation, parallel, report, setup, weights
 from imagepiece_jax.training.checkpoint import Checkpoints
 from imagepiece_jax.training.metrics import MetricWriter
-from imagepiece_jax.training.record import record_run
+from imagepiece_jax.training.record import hold, record_run
 from imagepiece_jax.training.steps import Recipe, init_state, train_step
+from imagepiece_jax.training.stopping import StopRequest
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -37,23 +40,24 @@ def train_and_evaluate(config, workdir, dry_run=False):
     """
     workdir = pathlib.Path(workdir)
     setup.check(config)
-    run = _Run(config, workdir)
-    print(summary.describe(run.model, [run.dense], config.image_size), flush=True)
-    run.open_data()
-    state, meta, restored = run.start(write=not dry_run)
-    if dry_run:
-        print(run.memory_text(state))
-        return None
-    if restored == run.length.steps:
-        print(f"this run is complete: {restored} steps; nothing is left to do")
-    else:
-        if restored is not None:
-            print(f"going on from step {restored} of {run.length.steps}")
-        state, meta = run.train(state, meta, restored)
-    if parallel.is_main():
-        run.show(state)
-        print(run.final_text(meta))
-    return meta["last"]
+    with contextlib.closing(_Run(config, workdir)) as run:
+        dense = [run.dense]
+        print(summary.describe(run.model, dense, config.image_size), flush=True)
+        run.open_data()
+        state, meta, restored = run.start(write=not dry_run)
+        if dry_run:
+            print(run.memory_text(state))
+            return None
+        if restored == run.length.steps:
+            print(f"this run is complete: {restored} steps; nothing is left to do")
+        else:
+            if restored is not None:
+                print(f"going on from step {restored} of {run.length.steps}")
+            state, meta = run.train(state, meta, restored)
+        if parallel.is_main():
+            run.show(state)
+            print(run.final_text(meta))
+        return meta["last"]
 
 
 class _Run:
@@ -71,11 +75,22 @@ class _Run:
         self.eval_step = evaluation.compiled(self.model, config.seed)
         self.method = setup.method(config)
         self.programs = {}
+        self.lock = None
+
+    def close(self):
+        """Let others have the workdir."""
+        if self.lock is not None:
+            self.lock.close()
 
     def open_data(self):
         """Open both splits; the length of the run follows."""
         self.train_source = setup.source(self.config, "train")
         self.val_source = setup.source(self.config, "val")
+        # A size that does not fit shows here, not in the first step.
+        setup.try_first(
+            self.train_source, self.train_transform, rng=np.random.default_rng(0)
+        )
+        setup.try_first(self.val_source, self.eval_transform)
         self.length = setup.length(self.config, len(self.train_source))
         self.rate = setup.schedule(self.config, self.length.steps_per_epoch)
         self.optimizer = setup.adamw(
@@ -102,6 +117,8 @@ class _Run:
         if self.method.needs_teacher:
             self.teacher_model = self.dense.clone(drop_path_rate=0.0)
             self.teacher = weights.teacher(self.config, self.teacher_model)
+        if write and parallel.is_main():
+            self.lock = hold(self.workdir)
         if write:
             record(is_main=parallel.is_main())
         if resumed:
@@ -139,7 +156,8 @@ class _Run:
         bar = tqdm(
             total=self.length.steps,
             initial=first,
-            disable=not (config.progress and parallel.is_main()),
+            # None: shown where somebody watches, not in a file.
+            disable=None if config.progress and parallel.is_main() else True,
             unit="step",
             dynamic_ncols=True,
         )
@@ -155,7 +173,10 @@ class _Run:
         )
         log = _Log(self, writer, bar)
         state, teacher = parallel.replicate(state), parallel.replicate(self.teacher)
-        try:
+        with contextlib.ExitStack() as stack:
+            for part in (self.checkpoints, writer, bar, batches):
+                stack.enter_context(contextlib.closing(part))
+            request = stack.enter_context(StopRequest())
             for step, batch in enumerate(batches, start=first + 1):
                 epoch, rest = divmod(step - 1, self.length.steps_per_epoch)
                 if rest == 0 or step == first + 1:
@@ -171,11 +192,10 @@ class _Run:
                 elif step % config.checkpoint_every_steps == 0:
                     log.now()
                     self.checkpoints.save(step, parallel.unreplicate(state), meta)
-        finally:
-            batches.close()
-            bar.close()
-            writer.close()
-            self.checkpoints.close()
+                if request.signum and not last:
+                    log.now()
+                    self.checkpoints.save(step, parallel.unreplicate(state), meta)
+                    raise Stopped(request.signum, step)
         return parallel.unreplicate(state), meta
 
     def _evaluate(self, state, step, meta, writer):
@@ -184,7 +204,11 @@ class _Run:
         if state.ema is not None:
             average = self._accuracy(state.ema)
             last |= {f"ema_{name}": average[name] for name in ("acc1", "acc5", "loss")}
-        writer.write("eval", step, epoch=step / self.length.steps_per_epoch, **last)
+        epoch = step / self.length.steps_per_epoch
+        writer.write("eval", step, epoch=epoch, **last)
+        if parallel.is_main():
+            text = f"epoch {epoch:g}, step {step}: test accuracy {last['acc1']:.2f} %"
+            tqdm.write(f"{text}, loss {last['loss']:.3f}")
         host = parallel.unreplicate(state)
         # Rates differ from run to run; a checkpoint holds what does not.
         last = {k: v for k, v in last.items() if k != "throughput"}
@@ -286,10 +310,11 @@ class _Log:
         rate = self._images / (time.perf_counter() - self._began)
         window = metrics["window"]
         mean = {k: window[k] / window["samples"] for k in ("loss", "acc1", "acc5")}
-        self._bar.update(1)
         self._bar.set_postfix_str(
-            f"loss {mean['loss']:.3f} acc {100 * mean['acc1']:.1f}% {rate:,.0f} img/s"
+            f"loss {mean['loss']:.3f} acc {100 * mean['acc1']:.1f}% {rate:,.0f} img/s",
+            refresh=False,
         )
+        self._bar.update(1)
         if step % config.log_every_steps == 0 or step == self._run.length.steps:
             self._writer.write(
                 "train",
@@ -316,6 +341,8 @@ class _Log:
 
 def _versions():
     return {
+        "time": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "command": sys.argv,
         "python": platform.python_version(),
         "devices": [str(d.device_kind) for d in parallel.local_devices()],
         "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},

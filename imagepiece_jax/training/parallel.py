@@ -30,7 +30,13 @@ def initialize(coordinator=None, num_processes=None, process_id=None):
             )
         return
     if coordinator == "auto":
-        jax.distributed.initialize()
+        try:
+            jax.distributed.initialize()
+        except (ValueError, RuntimeError) as error:
+            raise InputError(
+                "--coordinator is auto, but neither SLURM nor Open MPI is found here: "
+                "give HOST:PORT of process 0, --num_processes and --process_id"
+            ) from error
         return
     if num_processes is None or process_id not in range(num_processes):
         raise InputError(

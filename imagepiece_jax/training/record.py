@@ -5,6 +5,7 @@ that may change when a run goes on. `run.json` has one entry for each time it wa
 started.
 """
 
+import fcntl
 import json
 import os
 import pathlib
@@ -40,14 +41,28 @@ def record_run(workdir, config_dict, may_change=(), extra=None, is_main=True):
         return
     starts = _read(workdir / RUN)["starts"] if (workdir / RUN).exists() else []
     starts.append({"git": git_revision(), **(extra or {})})
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"--workdir {workdir} cannot be made ({error.strerror}): choose another"
-        ) from error
+    _make(workdir)
     replace_file(workdir / RUN, json.dumps({"starts": starts}, indent=2) + "\n")
     replace_file(workdir / CONFIG, text + "\n")
+
+
+def hold(workdir):
+    """Keep other processes out of `workdir` for as long as the returned file is open.
+
+    InputError where one is at work there, or the folder cannot be made.
+    """
+    workdir = pathlib.Path(workdir)
+    _make(workdir)
+    file = open(workdir / ".lock", "w", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise InputError(
+            f"another process is training in {workdir}: wait for it, or choose another "
+            "--workdir"
+        ) from error
+    return file
 
 
 def git_revision():
@@ -71,6 +86,16 @@ def replace_file(path, text):
         file.flush()
         os.fsync(file.fileno())
     os.replace(new, path)
+
+
+def _make(workdir):
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "is a file" if workdir.is_file() else f"fails: {error.strerror}"
+        raise InputError(
+            f"--workdir {workdir} cannot be made ({reason}): choose another"
+        ) from error
 
 
 def _compare(workdir, old, new, may_change):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from imagepiece_jax.data import loader, sources, transforms
+from imagepiece_jax.data import decode, loader, sources, transforms
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import zoo
 from imagepiece_jax.reduction import methods
@@ -162,6 +162,20 @@ def source(config, split):
         num_classes=config.num_classes,
         data_dir=config.data.dir or None,
     )
+
+
+def try_first(source, transform, **options):
+    """InputError if the first readable image of `source` does not fit `transform`."""
+    for index in range(min(len(source), decode.MOST_IN_A_ROW)):
+        try:
+            image, _ = source.read(index)
+        except decode.UnreadableImage:
+            continue
+        try:
+            transform(image, **options)
+        except InputError as error:
+            raise InputError(f"{source.name(index)}: {error}") from error
+        return
 
 
 def train_transform(config):

@@ -208,8 +208,7 @@ ZEROS = np.zeros
         (
             change(head__weight=ZEROS((7, 6)), head__bias=ZEROS(7)),
             r"tensor head\.bias has shape \(7,\), head/bias needs \(5,\) "
-            r"\(config\.init\.fresh=\('head',\) would start what differs "
-            r"anew\)$",
+            r"\(to train it anew: config\.init\.fresh=\('head',\)\)$",
         ),
         (
             change(blocks__1__attn__qkv__weight=ZEROS((12, 6))),

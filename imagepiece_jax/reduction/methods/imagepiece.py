@@ -49,7 +49,8 @@ def recipe(
 
     keep_rate: share of image tokens that a prune step keeps; candidate_ratio: share
     that counts as meaning little; merge_ratio: share merged away, of all tokens (class
-    token included) or, by merge_base="candidates", of the candidates. merge_blocks and
+    token included) or, by merge_base="candidates", of the candidates; in any case
+    at most half of the candidates merge, into the other half. merge_blocks and
     prune_blocks, where given, override `schedule`. The rest goes to `Retokenize`.
     """
     rates = {
