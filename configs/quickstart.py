@@ -24,7 +24,7 @@ def get_config():
     config.data.flip = False
     config.data.resize = "none"
     config.data.workers = 0
-    config.epochs = 32
+    config.epochs = 40
     config.batch_size = 64
     config.lr = 1.6e-2  # 2e-3 at 64 images
     config.warmup_epochs = 4.0
