@@ -25,3 +25,10 @@ def assets():
             "weights/, data/ and fixtures/"
         )
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _free_programs():
+    """Compiled programs of one file are of no use to the next, and fill the memory."""
+    yield
+    jax.clear_caches()

@@ -16,7 +16,7 @@ class Lookup:
     def __init__(self, table):
         self.table = jnp.asarray(table, jnp.float32)
 
-    def apply(self, variables, images):
+    def apply(self, variables, images, keys):
         red = images[:, 0, 0, 0] * mix.STD[0] + mix.MEAN[0]  # what was normalised
         rows = self.table[jnp.round(red * 255).astype(jnp.int32)]
         return types.SimpleNamespace(logits=rows * variables["scale"])
@@ -35,10 +35,10 @@ def batch(rows, labels, mask=None):
     }
 
 
-def run(table, batches):
+def run(table, batches, right=None):
     variables = parallel.replicate({"scale": np.float32(1)})
     step = evaluation.compiled(Lookup(table))
-    return evaluation.evaluate(step, variables, iter(batches))
+    return evaluation.evaluate(step, variables, iter(batches), right)
 
 
 # Row 0: class 0 first, 6 last. Row 1: the other way round. Row 2: not a number.
@@ -67,6 +67,14 @@ def test_masked_images_count_nothing_even_where_they_are_not_a_number():
 def test_a_bad_image_that_counts_is_seen():
     result = run(TABLE, [batch([0, 2], [0, 0])])
     assert np.isnan(result["loss"]) and result["acc1"] == 50.0
+
+
+def test_who_was_right_is_told_by_index():
+    """Images 3, 1 and 0, the last one masked; 2 is not in the batch."""
+    one, right = batch([0, 1, 0], [0, 0, 0], [1, 1, 0]), np.zeros(4, bool)
+    one["index"] = np.array([[3, 1, 0]], np.int32)
+    run(TABLE, [one], right)
+    assert right.tolist() == [False, False, False, True]
 
 
 def test_fewer_than_five_classes():

@@ -130,7 +130,7 @@ def test_impossible_schedules_are_found_when_it_is_made():
 def test_first_step_of_the_optimiser():
     """AdamW's first step is the rate, against the sign; then decay of 2-D weights."""
     made = config(weight_decay=0.5, eps=0.0, clip_grad_norm=0.0)
-    optimizer = setup.adamw(made, lambda step: 0.1)
+    optimizer = setup.adamw(made, lambda step: 0.1, steps_per_epoch=1)
     params = {"kernel": np.full((1, 2), 2.0, np.float32), "bias": np.ones(2, "f")}
     grads = {"kernel": np.array([[3.0, -4.0]], "f"), "bias": np.array([1.0, -1], "f")}
     updates, _ = optimizer.update(grads, optimizer.init(params), params)

@@ -43,7 +43,8 @@ def find(name="none", **fields):
         if field not in known:
             listed = ", ".join(known) or "none"
             raise InputError(
-                f"config.reduction.{field} is not a field of {name!r}: it has {listed}"
+                f"config.reduction.{field} is not a field of {name!r}, which "
+                f"has {listed}"
             )
     return METHODS[name]
 
