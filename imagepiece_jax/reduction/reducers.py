@@ -19,6 +19,8 @@ from imagepiece_jax.reduction.ops import (
 )
 from imagepiece_jax.reduction.tokens import DROPPED, Assignment
 
+METRICS = ("key", "query", "value", "token")  # what a reducer may compare
+
 
 def keep_highest(score, n_out):
     """Assignment that keeps the `n_out` highest scores, in spatial order. [B, n]."""

@@ -108,11 +108,14 @@ class _Run:
         )
         record(is_main=False)  # only compares: a mistake leaves no folder behind
         resumed = self.checkpoints.latest_step() is not None
-        if resumed:
-            variables = weights.fresh(self.model, self.config.image_size, 0)
+        first_state = functools.partial(
+            init_state, optimizer=self.optimizer, with_ema=self.config.ema_decay > 0
+        )
+        if resumed:  # the checkpoint has the values: shapes will do
+            shapes = summary.shapes(self.model, self.config.image_size)
+            state = jax.eval_shape(first_state, shapes)
         else:
-            variables = weights.initial(self.config, self.model)
-        state = init_state(variables, self.optimizer, self.config.ema_decay > 0)
+            state = first_state(weights.initial(self.config, self.model))
         self.teacher_model = self.teacher = None
         if self.method.needs_teacher:
             self.teacher_model = self.dense.clone(drop_path_rate=0.0)

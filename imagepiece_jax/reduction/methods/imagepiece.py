@@ -2,7 +2,7 @@
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.methods.method import Method
-from imagepiece_jax.reduction.reducers import Retokenize, TopK
+from imagepiece_jax.reduction.reducers import METRICS, Retokenize, TopK
 from imagepiece_jax.reduction.schedule import (
     Step,
     check_blocks,
@@ -64,7 +64,7 @@ def recipe(
     check_choice("merge_base", merge_base, ("all", "candidates"))
     check_choice("order", order, ("descending", "ascending"))
     check_choice("parity", parity, (0, 1))
-    check_choice("metric", metric, ("key", "query", "value", "token"))
+    check_choice("metric", metric, METRICS)
     if merge_blocks is None or prune_blocks is None:
         merges, prunes = blocks_of(schedule, depth)
         merge_blocks = merges if merge_blocks is None else merge_blocks

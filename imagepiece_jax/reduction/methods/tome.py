@@ -2,7 +2,7 @@
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.methods.method import Method
-from imagepiece_jax.reduction.reducers import Bipartite
+from imagepiece_jax.reduction.reducers import METRICS, Bipartite
 from imagepiece_jax.reduction.schedule import (
     Step,
     check_blocks,
@@ -45,7 +45,7 @@ def recipe(depth, r=13, inflection=0.0, r_list=None, metric="key"):
     `inflection` and `r_list` spread them otherwise over the blocks (see `merges`);
     metric: what is compared ("key", "query", "value", "token").
     """
-    check_choice("metric", metric, ("key", "query", "value", "token"))
+    check_choice("metric", metric, METRICS)
     reducer = Bipartite(metric)
     wanted = merges(depth, r, inflection, r_list)
     return tuple(Step(i, reducer, "remove", amount) for i, amount in enumerate(wanted))
