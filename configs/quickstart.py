@@ -23,12 +23,16 @@ def get_config():
     config.data.shift = 1
     config.data.flip = False
     config.data.resize = "none"
+    config.data.repeats = 1
     config.data.workers = 0
+    config.data.threads = 0
     config.epochs = 40
     config.batch_size = 64
     config.lr = 1.6e-2  # 2e-3 at 64 images
     config.warmup_epochs = 4.0
     config.clip_grad_norm = 1.0
+    config.augment.layers = 0
+    config.augment.erase_prob = 0.0
     config.mixup = 0.0
     config.cutmix = 0.0
     config.ema_decay = 0.99
