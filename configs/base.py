@@ -43,7 +43,19 @@ def get_config():
     config.data.flip = True  # left and right, half of the time
     config.data.resize = "deit"  # evaluation: short side to size / 0.875, centre crop;
     #                              "none": images have the right size already
-    config.data.workers = 8  # threads that read and decode; 0: none
+    config.data.canvas = 0  # pixels a side of the square that an image is decoded to,
+    #                         to be cropped on the device; 0: cropped on the host
+    config.data.repeats = 3  # copies of an image in a row (repeated augmentation)
+    config.data.workers = 8  # processes that read and decode; 0: this one does
+    config.data.threads = 2  # that read and decode in each of them; 0: none
+
+    config.augment = config_dict.ConfigDict()
+    config.augment.where = "device"  # or "host": Pillow, in the reading processes
+    config.augment.layers = 2  # operations an image (RandAugment); 0: off
+    config.augment.prob = 0.5  # of each being applied
+    config.augment.magnitude = 9.0  # of 10, mean of the draws
+    config.augment.magnitude_std = 0.5  # their standard deviation
+    config.augment.erase_prob = 0.25  # of a random box of noise in an image; 0: off
 
     config.epochs = 300  # passes over the training images
     config.batch_size = 1024  # images a step, over all devices and micro-batches
@@ -57,6 +69,8 @@ def get_config():
     config.betas = (0.9, 0.999)  # AdamW's averages of gradient and square
     config.eps = 1e-8  # AdamW's, beside the root of the square
     config.clip_grad_norm = 0.0  # 0: no clipping
+    config.max_skipped_steps = 10  # in a row, not finite, before the run stops; 0: none
+    config.remat = False  # compute activations of a block twice to hold fewer
     config.label_smoothing = 0.1  # share of the target spread over all classes
     config.mixup = 0.8  # alpha of Beta(alpha, alpha); 0: off
     config.cutmix = 1.0  # likewise
@@ -70,11 +84,14 @@ def get_config():
     config.init = config_dict.ConfigDict()
     config.init.weights = ""  # start from a weights file or a run's folder
     config.init.fresh = ()  # what may be new then, such as ("head",)
+    config.init.evaluate = False  # first the accuracy of the dense model as given
 
     config.eval_batch_size = 512  # images at once, over all devices
     config.eval_every_epochs = 1  # and after the last
     config.checkpoint_every_steps = 1250  # beside one after each evaluation
+    config.keep_every_steps = 0  # checkpoints of its multiples stay for good; 0: none
     config.log_every_steps = 50  # a line of metrics, over the steps since the last
     config.progress = True  # a progress bar
     config.pictures = 6  # test images in the picture of the tokens at the end; 0: none
+    config.profile = False  # a trace of some early steps, for TensorBoard or Perfetto
     return config.lock()
