@@ -18,20 +18,26 @@ DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "build everything, print plan, cost and memory, and stop"
 )
 COORDINATOR = flags.DEFINE_string(
-    "coordinator", None, 'several hosts: HOST:PORT of process 0, or "auto" (SLURM, MPI)'
+    "coordinator",
+    None,
+    "several hosts: HOST:PORT of process 0; not needed under SLURM and Open MPI",
 )
-NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "how many hosts take part")
+NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "how many hosts take part; 1: this one alone"
+)
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "number of this host, from 0")
 
 
 def main():
     config = cli.required(CONFIG)
-    from imagepiece_jax.training import loop, parallel  # imports JAX: after the flags
+    # Imports JAX: after the flags.
+    from imagepiece_jax.training import hosts, loop, parallel
 
-    parallel.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+    job = hosts.find(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     name = pathlib.Path(cli.config_path().split(":")[0]).stem
     workdir = WORKDIR.value or pathlib.Path("runs") / name
-    loop.train_and_evaluate(config, workdir, DRY_RUN.value)
+    with parallel.joined(job):
+        loop.train_and_evaluate(config, workdir, DRY_RUN.value)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "num
 # extra -> (the module that shows it, what it is for)
 EXTRAS = {
     "gpu": ("jax_cuda13_plugin", "NVIDIA GPUs"),
-    "prepare": ("tensorflow", "preparing ImageNet from its tars, once"),
     "onnx": ("jax2onnx", "ONNX files"),
     "torch": ("timm", "comparisons with timm"),
     "dev": ("pytest", "tests"),

@@ -62,6 +62,7 @@ def main():
         batch_size=setup.eval_batch_size(config, place),
         placement=place,
         workers=config.data.workers,
+        threads=config.data.threads,
     )
     load = functools.partial(weights.load, path, which=CHECKPOINT.value)
     if settings:

@@ -34,8 +34,9 @@ def call(main, *words):
         contextlib.redirect_stderr(err),
     ):
         flags.FLAGS.unparse_flags()
-        # Every command defines --config; here, the one imported last has it.
-        flags.FLAGS.register_key_flag_for_module(argv[0], flags.FLAGS["config"])
+        # Many commands define --config; here, the one imported last has it.
+        if "config" in flags.FLAGS:
+            flags.FLAGS.register_key_flag_for_module(argv[0], flags.FLAGS["config"])
         try:
             cli.run(main)
         except SystemExit as end:

@@ -4,6 +4,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import uuid
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -33,31 +34,67 @@ def command(workdir, fields):
     return [*words, f"--workdir={workdir}", *overrides]
 
 
-def environment(cache, devices=1):
-    """Environment of a run: so many CPU devices, compiled programs kept in `cache`."""
+def environment(cache, devices=1, quick=False):
+    """Environment of a run: so many CPU devices, compiled programs kept in `cache`.
+
+    `quick`: compiled quickly rather than well.
+    """
+    flags = f"--xla_force_host_platform_device_count={devices}"
     return os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": flags + " --xla_backend_optimization_level=0" * quick,
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
 
 
-def start(workdir, fields, cache, devices=1):
-    """The running process, its output in workdir.log beside the workdir."""
-    log = open(f"{workdir}.log", "a", encoding="utf-8")
-    with log:
+def start(workdir, fields, cache, devices=1, quick=False, log="", **variables):
+    """The running process, its output in workdir.log beside the workdir.
+
+    With `log` "0" in workdir.0.log; `variables` are added to its environment.
+    """
+    name = ".".join(filter(None, (str(workdir), log, "log")))
+    with open(name, "a", encoding="utf-8") as output:
         return subprocess.Popen(
             command(workdir, fields),
             cwd=ROOT,
-            env=environment(cache, devices),
-            stdout=log,
-            stderr=log,
+            env=environment(cache, devices, quick) | variables,
+            stdout=output,
+            stderr=output,
         )
 
 
-def finish(workdir, fields, cache, devices=1):
+def start_two(workdir, fields, cache, **of_the_second):
+    """Two processes of one run with four devices each, as SLURM's srun starts them.
+
+    Their outputs are in workdir.0.log and workdir.1.log; `of_the_second` are fields
+    that only the second one is given.
+    """
+    job = {
+        "SLURM_JOB_ID": uuid.uuid4().hex,  # chooses the port
+        "SLURM_STEP_ID": "0",
+        "SLURM_STEP_NODELIST": "127.0.0.1",
+        "SLURM_STEP_TASKS_PER_NODE": "2",
+        "SLURM_STEP_NUM_TASKS": "2",
+    }
+    return [
+        start(
+            workdir,
+            fields | (of_the_second if process else {}),
+            cache,
+            devices=4,
+            quick=True,
+            log=str(process),
+            **job,
+            SLURM_PROCID=str(process),
+            SLURM_LOCALID=str(process),
+        )
+        for process in (0, 1)
+    ]
+
+
+def finish(workdir, fields, cache, devices=1, quick=False):
     """Run to the end; the output is shown where it fails."""
-    status = start(workdir, fields, cache, devices).wait(timeout=300)
+    status = start(workdir, fields, cache, devices, quick).wait(timeout=300)
     assert status == 0, pathlib.Path(f"{workdir}.log").read_text()[-3000:]

@@ -246,7 +246,7 @@ def test_imagenet_that_was_not_prepared(compiled):
         compiled, "data.name=imagenet2012", "num_classes=1000", "data.dir=nowhere"
     )
     assert "config.data.dir nowhere does not hold it" in said
-    assert "tfds build imagenet2012" in said and "configs/quickstart.py" in said
+    assert "imagepiece_jax.prepare --source" in said and "configs/quickstart.py" in said
 
 
 def test_weights_files(compiled):

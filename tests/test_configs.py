@@ -4,6 +4,7 @@ import ast
 import functools
 import operator
 import re
+import shlex
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ NAMES = [path.stem for path in FILES]
 WANTED = """base deit_ti deit_s deit_b deit_ti_imagepiece deit_ti_imagepiece_patch_stem
 deit_s_imagepiece deit_s_imagepiece_fast deit_s_imagepiece_merge_only
 deit_s_imagepiece_patch_stem deit_s_conv_stem deit_s_evit deit_s_evit_fused
+deit_ti_finetune deit_ti_imagepiece_finetune deit_ti_imagepiece_finetune_conv
 quickstart""".split()
 
 
@@ -94,6 +96,26 @@ def test_docstring_names_command_cost_and_tokens(configs, name):
         assert int(tokens[1]) == model.plan[-1].mlp_tokens
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_commands_of_a_docstring_can_be_given(name):
+    text = ast.get_docstring(ast.parse(source(name))).replace("\\\n", " ")
+    for command in re.findall(r"^python train\.py .*", text, flags=re.MULTILINE):
+        words = shlex.split(command)[2:]
+        path, *changes = [word.split("=", 1) for word in words if word != "--config"]
+        config = config_files.load(ROOT / path[0])
+        for flag, value in changes:
+            config_files.override(config, flag.removeprefix("--config."), value)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n.endswith("finetune")])
+def test_fine_tuning_starts_from_weights_at_small_steps(configs, name):
+    """The trained weights are evaluated first, and then move a little."""
+    tuned, whole = configs[name], base.get_config()
+    assert tuned.lr < whole.lr / 10 and tuned.epochs <= whole.epochs / 10
+    if "evit" not in name:
+        assert tuned.init.evaluate and tuned.data.repeats == 1
+
+
 # Published figures; tokens are those of the last block, class token included.
 @pytest.mark.parametrize(
     "name, gmacs, tokens",
@@ -148,7 +170,7 @@ def test_every_field_of_base_has_a_comment():
     assert bare == []
 
 
-TEXTS = {int: "977", float: "0.25", str: "text", tuple: "(0.5, 0.5)"}
+TEXTS = {int: "977", float: "0.125", str: "text", tuple: "(0.5, 0.5)"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=NAMES)

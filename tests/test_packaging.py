@@ -67,7 +67,7 @@ def test_tests_need_only_what_is_declared():
 def test_dev_extra_is_requirements_dev():
     extras = PROJECT["optional-dependencies"]
     assert extras["dev"] == requirements("requirements-dev.txt")
-    assert {"gpu", "prepare", "onnx", "torch", "dev"} <= set(extras)
+    assert {"gpu", "onnx", "torch", "dev"} <= set(extras)
 
 
 def test_every_requirement_has_a_tested_range_that_is_installed():

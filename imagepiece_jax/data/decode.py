@@ -4,9 +4,11 @@ One damaged file must not end a long run, many of them must: `decode` raises
 `UnreadableImage`, the loader goes on without it, `Unreadable` keeps the record.
 """
 
+import io
 import logging
 
 import numpy as np
+import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from imagepiece_jax.errors import InputError
@@ -34,12 +36,38 @@ def decode(file, name):
     that published accuracies compare).
     """
     try:
-        with Image.open(file) as image:
+        data = _bytes(file)
+        pixels = _fast_jpeg(data)
+        if pixels is not None:
+            return pixels
+        with Image.open(io.BytesIO(data)) as image:
             return np.asarray(_to_rgb(image))
     except UnidentifiedImageError as error:
         raise UnreadableImage(name, "no known image format") from error
     except Exception as error:  # Pillow raises nearly anything on damaged bytes
         raise UnreadableImage(name, str(error) or repr(error)) from error
+
+
+def _bytes(file):
+    if hasattr(file, "read"):
+        return file.read()
+    with open(file, "rb") as opened:
+        return opened.read()
+
+
+def _fast_jpeg(data):
+    """Pixels of a plain JPEG, the same as Pillow's in half the time; None for others.
+
+    Both call libjpeg-turbo, but Pillow hands it the bytes piece by piece. What is odd
+    (printing inks, damage, sizes that would fill the memory) is left to Pillow's rules.
+    """
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        if colours not in ("YCbCr", "Gray") or height * width > Image.MAX_IMAGE_PIXELS:
+            return None
+        return simplejpeg.decode_jpeg(data, "RGB")
+    except ValueError:
+        return None
 
 
 def _to_rgb(image):

@@ -1,24 +1,22 @@
-"""Which image is where in which batch, and how do batches get made in time?
+"""Which image is where in which batch?
 
 A run's images are numbered by (step, position in the global batch). `Placement` says
 which positions this process holds; order, crop and flip of a position are functions of
 (seed, step, position) alone. So one device, eight devices, two hosts, any number of
-reading threads and a restart at any step give the same arrays.
+reading processes and threads and a restart at any step give the same arrays.
 """
 
 import dataclasses
 import functools
 import itertools
 import math
-from typing import NamedTuple
+from typing import Any
 
-import grain
 import numpy as np
 
-from imagepiece_jax.data.decode import MOST_IN_A_ROW, UnreadableImage
+from imagepiece_jax.data import bundles, readers
+from imagepiece_jax.data.decode import MOST_IN_A_ROW
 from imagepiece_jax.errors import InputError
-
-BATCHES_AHEAD = 2  # read while the device works; more costs host memory only
 
 # First word of every random stream, so that no two purposes share one.
 _ORDER, _TRANSFORM = 0, 1
@@ -66,7 +64,7 @@ def steps_per_epoch(length, batch_size):
     return length // batch_size
 
 
-@functools.lru_cache(maxsize=2)  # threads ask at every sample, across one epoch's end
+@functools.lru_cache(maxsize=2)  # asked at every bundle, across one epoch's end
 def epoch_order(seed, epoch, length):
     """Permutation of 0..length-1 for one epoch, read-only int64 [length]."""
     order = _stream(seed, _ORDER, epoch, 0).permutation(length)
@@ -90,47 +88,49 @@ def train_batches(
     start_step,
     stop_step,
     placement=WHOLE,
+    repeats=1,
     workers=0,
+    threads=0,
 ):
     """Iterator over this process's part of the batches start_step..stop_step-1.
 
     Yields dict(image uint8 [L, A, m, S, S, 3], label int32 [L, A, m]) for L local
-    devices and A accumulation steps. `batch_size` is global, `transform` is called as
-    (image, rng), `workers` threads read ahead (0: the calling thread reads). An image
-    that cannot be read is replaced by the next readable one of the epoch's order and
-    recorded in `source.unreadable`. close() ends the threads.
+    devices and A accumulation steps; with a `CanvasTransform` also extent int32
+    [L, A, m, 2]. `batch_size` is global, `transform` is called as (image, rng).
+    `workers` processes with `threads` threads each read ahead (see `readers.read`). An
+    image that cannot be read is replaced by the next readable one of the epoch's order
+    and recorded in `source.unreadable`. close() ends processes and threads.
+
+    With `repeats` (repeated augmentation, Hoffer et al. 2020, as in DeiT) an epoch has
+    as many steps as without, but every image of it comes so many times in a row, each
+    time with other draws. A step then has just the images that DeiT's sampler deals
+    to its devices, however many these are, as long as whole batches are dealt.
 
     Raises InputError for a batch that cannot be dealt or filled, a seed that is no
     unsigned 64-bit number, images that do not fit the transform, or too many
-    unreadable ones.
+    unreadable ones; RunError where a reading process has died.
     """
     if not 0 <= seed < 2**64:
         raise InputError(f"config.seed is {seed}: allowed are 0..2**64-1")
     positions = placement.positions(batch_size)
-    epoch_steps = steps_per_epoch(len(source), batch_size)
-
-    def load(number):
-        step, slot = divmod(number, positions.size)
-        step, position = step + start_step, int(positions.flat[slot])
-        epoch, step_in_epoch = divmod(step, epoch_steps)
-        order = epoch_order(seed, epoch, len(source))
-        place = step_in_epoch * batch_size + position
-        candidates = (order[(place + k) % len(order)] for k in range(MOST_IN_A_ROW))
-        rng = _stream(seed, _TRANSFORM, step, position)
-        return _load_first(source, candidates, lambda image: transform(image, rng))
-
+    steps_per_epoch(len(source), batch_size)
+    read = _TrainBundles(
+        source, transform, positions.ravel(), batch_size, seed, start_step, repeats
+    )
     return _batches(
-        load,
-        source,
+        read,
         steps=stop_step - start_step,
         shape=positions.shape,
+        fields=(*transform.fields, "label"),
         workers=workers,
+        threads=threads,
         consequence="the next readable image of the epoch takes its place",
-        fields=("image", "label"),
     )
 
 
-def eval_batches(source, transform, *, batch_size, placement=WHOLE, workers=0):
+def eval_batches(
+    source, transform, *, batch_size, placement=WHOLE, workers=0, threads=0
+):
     """Iterator over this process's part of one pass over the source, in its order.
 
     Yields dict(image uint8 [L, m, S, S, 3], label int32, mask float32, index int32
@@ -139,101 +139,98 @@ def eval_batches(source, transform, *, batch_size, placement=WHOLE, workers=0):
     (recorded in `source.unreadable`) and for the padding of the last batch, whose
     indices lie beyond the source. `transform` is called as (image).
 
-    Raises InputError as `train_batches` does.
+    Raises InputError and RunError as `train_batches` does.
     """
     placement = dataclasses.replace(placement, accumulation=1)
     positions = placement.positions(batch_size)[:, 0]
-    blank = np.zeros((transform.image_size, transform.image_size, 3), np.uint8)
-
-    def load(number):
-        batch, slot = divmod(number, positions.size)
-        index = batch * batch_size + int(positions.flat[slot])
-        absent = _Sample(blank, 0, 0.0, index)
-        if index >= len(source):
-            return absent
-        sample = _load_first(source, [index], transform)
-        if sample.mask == 0:
-            return absent._replace(errors=sample.errors)
-        return sample
-
     return _batches(
-        load,
-        source,
+        _EvalBundles(source, transform, positions.ravel(), batch_size),
         steps=math.ceil(len(source) / batch_size),
         shape=positions.shape,
+        fields=(*transform.fields, "label", "mask", "index"),
         workers=workers,
+        threads=threads,
         consequence="it is left out of the evaluation",
-        fields=("image", "label", "mask", "index"),
     )
 
 
-class _Sample(NamedTuple):
-    image: np.ndarray | None
-    label: int
-    mask: float
-    index: int
-    errors: tuple = ()  # UnreadableImage of those tried before
+@dataclasses.dataclass(frozen=True)
+class _TrainBundles:
+    """Reads bundle 0, 1, ... of a training run; see `train_batches`."""
+
+    source: Any
+    transform: Any
+    positions: np.ndarray  # [slots] in the global batch
+    batch_size: int
+    seed: int
+    start_step: int
+    repeats: int
+
+    def __call__(self, number, room):
+        step, part = divmod(number, bundles.parts(len(self.positions)))
+        step += self.start_step
+        epoch_steps = steps_per_epoch(len(self.source), self.batch_size)
+        epoch, step_in_epoch = divmod(step, epoch_steps)
+        order = epoch_order(self.seed, epoch, len(self.source))
+        places = (step_in_epoch * self.batch_size + self.positions) // self.repeats
+        bundle = bundles.Builder(self.source, self.transform)
+        slots = bundles.slots(self.positions, places, part)
+        for place, copies in itertools.groupby(slots, key=lambda slot: places[slot]):
+            candidates = order[(place + np.arange(MOST_IN_A_ROW)) % len(order)]
+            bundle.add(candidates, {slot: (self._rng(step, slot),) for slot in copies})
+        return bundle.done(room)
+
+    def _rng(self, step, slot):
+        return _stream(self.seed, _TRANSFORM, step, int(self.positions[slot]))
 
 
-def _load_first(source, candidates, transform):
-    """The first readable image among the candidate indices; mask 0 if there is none."""
-    errors = []
-    for index in candidates:
-        try:
-            image, label = source.read(int(index))
-        except UnreadableImage as error:
-            errors.append(error)
-            continue
-        try:
-            return _Sample(transform(image), label, 1.0, int(index), tuple(errors))
-        except InputError as error:
-            raise InputError(f"{source.name(int(index))}: {error}") from error
-    return _Sample(None, 0, 0.0, -1, tuple(errors))
+@dataclasses.dataclass(frozen=True)
+class _EvalBundles:
+    """Reads bundle 0, 1, ... of an evaluation; see `eval_batches`."""
+
+    source: Any
+    transform: Any
+    positions: np.ndarray
+    batch_size: int
+    repeats: int = 1
+
+    def __call__(self, number, room):
+        batch, part = divmod(number, bundles.parts(len(self.positions)))
+        indices = batch * self.batch_size + self.positions
+        bundle = bundles.Builder(self.source, self.transform)
+        for slot in bundles.slots(self.positions, indices, part):
+            index = int(indices[slot])
+            bundle.add([index] if index < len(self.source) else [], {slot: ()}, index)
+        return bundle.done(room)
 
 
-_DTYPES = {
-    "image": np.uint8,
-    "label": np.int32,
-    "mask": np.float32,
-    "index": np.int32,
-}
-
-
-def _batches(load, source, *, steps, shape, workers, consequence, fields):
-    """Samples load(0), load(1), ... stacked into `steps` batches of `shape`.
+def _batches(read, *, steps, shape, fields, workers, threads, consequence):
+    """Bundles read(0), read(1), ... joined to `steps` batches of `shape`.
 
     The record of unreadable images is kept here, in the calling thread and in the order
-    of the samples, so that it does not depend on how many threads read.
+    of the positions, so that it does not depend on who reads.
     """
-    size = math.prod(shape)
-    samples = _read_ahead(load, steps * size, workers, BATCHES_AHEAD * size)
+    parts = bundles.parts(math.prod(shape))
+    source, transform = read.source, read.transform
+    rows = bundles.most_rows(read.positions, read.repeats, transform.random)
+    joined = readers.read(
+        read,
+        steps * parts,
+        group=parts,
+        join=functools.partial(bundles.join, shape=shape, fields=fields),
+        room=(rows, transform.side, transform.side, 3),
+        workers=workers,
+        threads=threads,
+    )
     in_a_row = ()
     try:
-        for _ in range(steps):
-            rows = list(itertools.islice(samples, size))
-            for row in rows:
-                if row.errors:
-                    in_a_row += row.errors
+        for batch, history in joined:
+            for errors, mask in history:
+                if errors:
+                    in_a_row += errors
                     source.unreadable.record(in_a_row, len(source), consequence)
-                if row.mask:
+                if mask:
                     in_a_row = ()
-            yield {field: _stacked(rows, field, shape) for field in fields}
+            yield batch
     finally:
-        samples.close()
-
-
-def _stacked(rows, field, shape):
-    """A new array each time: JAX on CPU may use a batch's memory as it is."""
-    array = np.stack([np.asarray(getattr(row, field), _DTYPES[field]) for row in rows])
-    return array.reshape(shape + array.shape[1:])
-
-
-def _read_ahead(load, count, workers, ahead):
-    """load(0) .. load(count - 1) in order, with up to `ahead` of them under way."""
-    options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=ahead)
-    dataset = grain.MapDataset.range(count).map(load).to_iter_dataset(options)
-    samples = iter(dataset)
-    try:
-        yield from samples
-    finally:
-        samples.close()
+        joined.close()

@@ -20,6 +20,15 @@ def normalise(images, mean=MEAN, std=STD):
     return (images.astype(jnp.float32) / 255 - mean) / std
 
 
+def to_pixels(images, mean=MEAN, std=STD):
+    """`normalise` taken back, clipped to what a pixel can be. -> uint8 [..., 3]."""
+    channels = (1,) * (images.ndim - 1) + (3,)
+    mean = jnp.asarray(mean, jnp.float32).reshape(channels)
+    std = jnp.asarray(std, jnp.float32).reshape(channels)
+    values = 255 * (images.astype(jnp.float32) * std + mean)
+    return jnp.round(jnp.clip(values, 0, 255)).astype(jnp.uint8)
+
+
 def soft_targets(labels, num_classes, smoothing):
     """Smoothed one-hot rows, float32. [...] int -> [..., num_classes].
 

@@ -8,6 +8,8 @@ batches, epochs or augmentation.
 import abc
 import csv
 import io
+import logging
+import math
 import os
 
 import numpy as np
@@ -19,6 +21,8 @@ from imagepiece_jax.errors import InputError
 KNOWN_NAMES = ("imagenet2012", "digits", "folder:PATH", "csv:FILE")
 SPLITS = ("train", "val")
 EXTENSIONS = (".jpg", ".jpeg", ".png")
+
+log = logging.getLogger("imagepiece_jax.data")
 
 
 class Source(abc.ABC):
@@ -40,18 +44,23 @@ class Source(abc.ABC):
     def name(self, index):
         """What a log calls image `index`: its file name where it has one."""
 
+    def encoded(self, index):
+        """Bytes of image `index` as it is stored; InputError where it is in memory."""
+        raise InputError(f"{self.name(index)} is no file, but pixels in memory")
 
-def open_source(name, split, *, num_classes, data_dir=None):
+
+def open_source(name, split, *, num_classes=None, data_dir=None):
     """The `Source` of `split` ("train" or "val") that `config.data.name` asks for.
 
-    imagenet2012    ImageNet-1k, prepared by TFDS as array_record files in `data_dir`
+    imagenet2012    ImageNet-1k as TFDS's array_record files in `data_dir`, which
+                    `python -m imagepiece_jax.prepare` writes
     digits          scikit-learn's 1,797 handwritten digits, 16x16, inside the package
     folder:PATH     PATH/train/CLASS/..., PATH/val/CLASS/...; classes sorted by name
     csv:FILE        columns filename,label; paths relative to FILE; the same rows for
                     either split
 
     Raises InputError for an unknown name, for missing, empty or unreadable files and
-    for labels that do not fit `num_classes`.
+    for labels that do not fit `num_classes` (None: as many as there are).
     """
     if split not in SPLITS:
         raise InputError(f"the split is {split!r}: allowed are {' and '.join(SPLITS)}")
@@ -71,30 +80,36 @@ def open_source(name, split, *, num_classes, data_dir=None):
 
 
 def _check_classes(num_classes, found, what):
-    if num_classes != found:
+    if num_classes not in (None, found):
         raise InputError(
             f"config.num_classes is {num_classes}, but {what} has {found} classes"
         )
 
 
 class FileSource(Source):
-    """Image files below `root`, read one by one."""
+    """Image files below `root`, read one by one; `labels` has one for each."""
 
     def __init__(self, root, files, labels, num_classes):
         super().__init__(num_classes)
         self.root = root
-        self.files = files
+        # Every reading process has a copy: as bytes a million names take 50 MB, as
+        # Python strings 130 MB.
+        self.files = np.array([os.fsencode(file) for file in files])
         self.labels = np.asarray(labels, np.int32)
 
     def __len__(self):
         return len(self.files)
 
     def read(self, index):
-        path = os.path.join(self.root, self.files[index])
+        path = self.name(index)
         return decode(path, path), int(self.labels[index])
 
     def name(self, index):
-        return os.path.join(self.root, self.files[index])
+        return os.path.join(self.root, os.fsdecode(self.files[index]))
+
+    def encoded(self, index):
+        with open(self.name(index), "rb") as file:
+            return file.read()
 
 
 def _open_folder(root, split, num_classes):
@@ -122,7 +137,7 @@ def _open_folder(root, split, num_classes):
             )
         files += [os.path.join(split, name, file) for file in found]
         labels += [label] * len(found)
-    return FileSource(root, files, labels, num_classes)
+    return FileSource(root, files, labels, len(classes))
 
 
 def _class_names(root, split):
@@ -170,6 +185,7 @@ def _open_csv(path, num_classes):
         raise InputError(f"{path} is not a CSV file in UTF-8 ({error})") from error
     if not files:
         raise InputError(f"{path} has no rows: it must name at least one image")
+    num_classes = num_classes or max(labels) + 1
     return FileSource(os.path.dirname(path), files, labels, num_classes)
 
 
@@ -187,10 +203,12 @@ def _csv_label(text, num_classes, where):
         label = int(text)
     except (TypeError, ValueError):
         label = -1
-    if not 0 <= label < num_classes:
+    if not 0 <= label < (num_classes or math.inf):
+        allowed = "0 and more"
+        if num_classes:
+            allowed = f"0..{num_classes - 1} (config.num_classes is {num_classes})"
         raise InputError(
-            f"{where} has label {text!r}: allowed are the whole numbers "
-            f"0..{num_classes - 1} (config.num_classes is {num_classes})"
+            f"{where} has label {text!r}: allowed are the whole numbers {allowed}"
         )
     return label
 
@@ -264,6 +282,9 @@ class RecordSource(Source):
     def name(self, index):
         return self.records[index]["file_name"].decode()
 
+    def encoded(self, index):
+        return self.records[index]["image"]
+
 
 def _open_imagenet(split, num_classes, data_dir):
     import tensorflow_datasets as tfds  # slow to import, and only this source needs it
@@ -282,11 +303,16 @@ def _open_imagenet(split, num_classes, data_dir):
         where = data_dir or tfds.core.constants.DATA_DIR
         raise InputError(
             f"config.data.name is 'imagenet2012', but config.data.dir {where} "
-            "does not hold it as complete array_record files: put "
-            "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar into "
-            f"{os.path.join(where, 'downloads', 'manual')}, install the extra "
-            "'prepare' (TensorFlow, for this step only) and run `tfds build "
-            f"imagenet2012 --file_format=array_record --data_dir={where}`; `python "
-            "train.py --config configs/quickstart.py` runs without it"
+            "does not hold it as complete array_record files: `python -m "
+            f"imagepiece_jax.prepare --source FOLDER --dir {where}` makes them from "
+            "the ILSVRC2012 tars in FOLDER; `python train.py --config "
+            "configs/quickstart.py` runs without it"
         ) from error
-    return RecordSource(records, num_classes)
+    note = dict(builder.info.metadata.items())
+    if note.get("short_side"):
+        log.warning(
+            "%s: images are not ImageNet's files but shrunk to short side %d",
+            builder.data_path,
+            note["short_side"],
+        )
+    return RecordSource(records, 1000)

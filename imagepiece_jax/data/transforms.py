@@ -1,17 +1,24 @@
 """What happens to one image on the host, before it joins a batch?
 
-Pure functions of a uint8 RGB array [H, W, 3] and a NumPy Generator, and two small
-descriptions, `TrainTransform` and `EvalTransform`, that chain them. Each function takes
-a fixed number of draws from its generator, so what comes after it does not depend on
-how many tries it needed.
+Pure functions of a uint8 RGB array [H, W, 3] and a NumPy Generator, and three small
+descriptions, `TrainTransform`, `CanvasTransform` and `EvalTransform`, that chain them.
+Each function takes a fixed number of draws from its generator, so what comes after it
+does not depend on how many tries it needed.
+
+Of a description the loader asks what comes out: `side`, the pixels of the square that
+it fits into, `fields`, what of it a batch carries, and `random`, whether copies of one
+image differ.
 """
 
 import dataclasses
 import math
+from typing import ClassVar
 
+import cv2
 import numpy as np
-from PIL import Image
 
+from imagepiece_jax.data import randaugment_host, resize
+from imagepiece_jax.data.policy import Policy
 from imagepiece_jax.errors import InputError
 
 TRIES = 10
@@ -50,7 +57,8 @@ def random_resized_crop(image, size, rng, area=(0.08, 1.0), aspect=(3 / 4, 4 / 3
     """A `crop_box` of the image, resized to size x size. -> [size, size, 3]."""
     height, width = image.shape[:2]
     top, left, box_height, box_width = crop_box(height, width, rng, area, aspect)
-    return _resize(image[top : top + box_height, left : left + box_width], size, size)
+    box = image[top : top + box_height, left : left + box_width]
+    return resize.fast(box, size, size)
 
 
 def shift(image, rng, pixels):
@@ -66,7 +74,19 @@ def shift(image, rng, pixels):
 
 def flip(image, rng):
     """Mirror left and right with probability 1/2. Same shape."""
-    return image[:, ::-1] if rng.random() < 0.5 else image
+    return cv2.flip(image, 1) if rng.random() < 0.5 else image
+
+
+def fit(image, side):
+    """Shrink the image, its aspect kept, to at most side x side pixels; never enlarge.
+
+    [H, W, 3] -> [h, w, 3].
+    """
+    height, width = image.shape[:2]
+    scale = min(1.0, side / max(height, width))
+    return resize.fast(
+        image, max(1, round(scale * height)), max(1, round(scale * width))
+    )
 
 
 def resize_crop(image, size):
@@ -82,7 +102,8 @@ def resize_crop(image, size):
     else:
         height, width = int(short * height / width), short
     top, left = round((height - size) / 2), round((width - size) / 2)
-    return _resize(image, height, width)[top : top + size, left : left + size]
+    resized = resize.exact(image, height, width)
+    return resized[top : top + size, left : left + size]
 
 
 def unresized(image, size):
@@ -96,18 +117,13 @@ def unresized(image, size):
     return image
 
 
-def _resize(image, height, width):
-    """Bicubic with antialiasing (Pillow widens the kernel when it shrinks)."""
-    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
-    return np.asarray(resized)
-
-
 @dataclasses.dataclass(frozen=True)
 class TrainTransform:
-    """Random crop, then random flip; called with (image, rng) -> [S, S, 3] uint8.
+    """Random crop, flip, RandAugment; called with (image, rng) -> [S, S, 3] uint8.
 
     `crop`: "random_resized" (shares of the area in `area`), "shift" (by up to `shift`
-    pixels) or "none"; the latter two want images of image_size x image_size.
+    pixels) or "none"; the latter two want images of image_size x image_size. `policy`
+    is RandAugment's, None where it is off or the device's work.
     """
 
     image_size: int
@@ -115,6 +131,14 @@ class TrainTransform:
     area: tuple[float, float] = (0.08, 1.0)
     shift: int = 4
     flip: bool = True
+    policy: Policy | None = None
+
+    fields: ClassVar = ("image",)
+    random: ClassVar = True
+
+    @property
+    def side(self):
+        return self.image_size
 
     def __post_init__(self):
         _check("crop", self.crop, CROPS)
@@ -126,7 +150,32 @@ class TrainTransform:
             image = unresized(image, self.image_size)
             if self.crop == "shift":
                 image = shift(image, rng, self.shift)
-        return flip(image, rng) if self.flip else image
+        if self.flip:
+            image = flip(image, rng)
+        if self.policy is not None:
+            image = randaugment_host.randaugment(image, rng, self.policy)
+        return image
+
+
+@dataclasses.dataclass(frozen=True)
+class CanvasTransform:
+    """The whole image, for a crop on the device; called with (image, rng) -> [h, w, 3].
+
+    It is shrunk where it is larger than canvas x canvas. In a batch it lies in the top
+    left corner of a canvas of zeros, and "extent" is its (h, w).
+    """
+
+    canvas: int
+
+    fields: ClassVar = ("image", "extent")
+    random: ClassVar = False
+
+    @property
+    def side(self):
+        return self.canvas
+
+    def __call__(self, image, rng=None):
+        return fit(image, self.canvas)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +188,13 @@ class EvalTransform:
 
     image_size: int
     resize: str = "deit"
+
+    fields: ClassVar = ("image",)
+    random: ClassVar = False
+
+    @property
+    def side(self):
+        return self.image_size
 
     def __post_init__(self):
         _check("resize", self.resize, RESIZES)

@@ -1,5 +1,7 @@
 """The vision transformer (DeiT), and the only place where a plan meets the reducers."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -104,7 +106,9 @@ class ViT(nn.Module):
 
     `plan` has one LayerPlan a block (reduction.schedule.build). `prop_attn` adds
     log(size) to the attention logits; `trace_source` keeps the map from patches to
-    tokens; `axis_name` is the device axis over which batch norm is synchronised.
+    tokens; `axis_name` is the device axis over which batch norm is synchronised;
+    `remat` computes the halves of a block again in the backward pass of training
+    instead of keeping what they computed.
     Without `class_token` the head reads the mean over patches (each token counts by its
     size). Parameters are float32, the arithmetic of the layers is in `dtype`; scores,
     softmax and logits are float32.
@@ -124,6 +128,7 @@ class ViT(nn.Module):
     backend: str = "xla"
     dtype: jnp.dtype = jnp.float32
     axis_name: str | None = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images, train=False, keys=None):
@@ -159,20 +164,27 @@ class ViT(nn.Module):
             )
             branch = (None, None) if scale is None else (scale[:, i, 0], scale[:, i, 1])
             needs, metric = self._wanted(i)
-            x, seen = block.attend(
-                state.x,
-                branch[0],
-                jnp.log(state.size) if self.prop_attn else None,
-                _with_prefix(state.mask, state.num_prefix),
+            attend = functools.partial(
+                Block.attend,
                 needs=needs,
                 metric=metric,
                 num_prefix=state.num_prefix,
                 train=train,
             )
+            feed_forward = Block.feed_forward
+            if self.remat and train:
+                attend, feed_forward = nn.remat(attend), nn.remat(feed_forward)
+            x, seen = attend(
+                block,
+                state.x,
+                branch[0],
+                jnp.log(state.size) if self.prop_attn else None,
+                _with_prefix(state.mask, state.num_prefix),
+            )
             state = state.replace(x=x)
             if layer.step and layer.step.site == "mid":
                 state = step.reduce(state, seen, records)
-            state = state.replace(x=block.feed_forward(state.x, branch[1]))
+            state = state.replace(x=feed_forward(block, state.x, branch[1]))
             grid = None if layer.counts else grid
         norm = layer_norm(self.dtype, name="norm")
         head = nn.Dense(

@@ -3,17 +3,18 @@
     workdir/checkpoints/latest/STEP/    the newest ones: what a run goes on from
     workdir/checkpoints/best/STEP/      apart from them, so that training on keeps it
 
-Orbax writes a step beside its place and renames it when it is complete, so a kill
-leaves no half step. It does not notice flipped bits: a CRC32 of every array is
-therefore stored with the step and compared when it is read. A damaged step is skipped
-for the one before.
+Orbax writes a step in the background, beside its place, renames it when it is complete
+and only then removes an older one: a kill or a full disk leaves no half step and takes
+no whole one. What is read is compared with checksums; a damaged step is skipped for the
+one before.
 """
 
-import asyncio
 import contextlib
 import json
+import os
 import pathlib
-import zlib
+import re
+import shutil
 
 import jax
 import numpy as np
@@ -22,14 +23,11 @@ from absl import logging
 from flax import traverse_util
 from orbax.checkpoint import checkpoint_managers as policies
 
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.training import checked
 
 KINDS = ("latest", "best")
 KEEP = 2  # of each kind: one more than needed, in case the newest is damaged
-
-
-class DamagedError(Exception):
-    """A step that cannot be read, or that reads differently from what was written."""
 
 
 class Checkpoints:
@@ -42,12 +40,16 @@ class Checkpoints:
 
     `keep_every`: steps that are multiples of it are never removed (None or 0: only the
     newest two are kept).
+
+    What cannot be written is a RunError: of `save` itself, or, as writing goes on in
+    the background, of the next call of `save`, `wait` or `close`.
     """
 
     def __init__(self, workdir, keep_every=None):
         self._root = pathlib.Path(workdir).resolve() / "checkpoints"
         self._keep_every = keep_every
         self._managers = {}
+        self._while_writing = contextlib.ExitStack()
 
     def save(self, step, state, meta):
         """Start saving `state` as the latest; returns when it may be changed again.
@@ -62,6 +64,26 @@ class Checkpoints:
     def save_best(self, step, state, meta):
         """As `save`, for a state that the caller found to be the best so far."""
         self._save("best", step, state, meta)
+
+    def check_room(self, state, steps):
+        """InputError where the disk cannot hold what a run of so many steps keeps.
+
+        `state`: any tree with its shapes and dtypes. Counted are the newest of each
+        kind and one more being written, and those that stay for good.
+        """
+        size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+        count = len(KINDS) * (KEEP + 1)
+        count += steps // self._keep_every if self._keep_every else 0
+        there = next(p for p in (self._root, *self._root.parents) if p.exists())
+        free = shutil.disk_usage(there).free
+        held = sum(p.stat().st_size for p in self._root.rglob("*") if p.is_file())
+        if free + held < count * size:
+            raise InputError(
+                f"{self._root} has {free / 1e9:.3g} GB of free disk, but the {count} "
+                f"checkpoints of {size / 1e6:,.0f} MB that this run keeps or writes at "
+                f"once need {(count * size - held) / 1e9:.3g} GB: make room, raise "
+                "config.keep_every_steps, or choose another --workdir"
+            )
 
     def latest_step(self):
         """The newest step that was completely written (damaged or not), or None."""
@@ -80,57 +102,73 @@ class Checkpoints:
         """As `restore`, for the newest whole best."""
         return self._restore("best", abstract_state)
 
-    def restore_variables(self, which="best"):
-        """Everything but the optimiser's state, without knowing what it should be.
+    def restore_variables(self, which="best", optimizer=False):
+        """The newest whole step, without knowing what it should be.
 
         A dict by the state's field names ("params", "batch_stats", "step", ...) of
-        nested dicts of NumPy arrays; `which` is "best" or "latest".
+        nested dicts of NumPy arrays; `which` is "best" or "latest". The optimiser's
+        state ("opt_state") is read where `optimizer` asks for it.
         """
         if which not in KINDS:
             raise InputError(f"checkpoint {which!r}: allowed are {' and '.join(KINDS)}")
 
         def choose(folder, table):
-            return [name for name in table if name.split("/")[0] != "opt_state"]
+            return [n for n in table if optimizer or n.split("/")[0] != "opt_state"]
 
         arrays, _, _ = self._read_newest(which, choose)
         return traverse_util.unflatten_dict(arrays, sep="/")
 
     def wait(self):
         """Return when everything is on disk."""
-        for manager in self._managers.values():
-            manager.wait_until_finished()
+        for kind, manager in self._managers.items():
+            with self._reported(kind):
+                manager.wait_until_finished()
 
     def close(self):
-        """Wait, then stop the threads that write."""
-        for manager in self._managers.values():
-            manager.close()
-        self._managers = {}
+        """Wait, then stop the threads that write. Closing twice is allowed."""
+        managers, self._managers = self._managers, {}
+        with self._while_writing as stack:  # each one, whatever the others say
+            for kind, manager in managers.items():
+                stack.enter_context(self._reported(kind))
+                stack.callback(manager.close)
 
     def _save(self, kind, step, state, meta):
         arrays = {name: np.asarray(leaf) for name, leaf in _named(state).items()}
-        table = {name: _entry(array) for name, array in arrays.items()}
-        content = json.dumps({"meta": meta, "arrays": table}, sort_keys=True)
-        manager = self._manager(kind)
-        manager.wait_until_finished()
-        if self._holds(kind, step, content):
-            return
-        for later in [s for s in manager.all_steps() if s >= step]:
-            manager.delete(later)
-        items = ocp.args.Composite(
-            state=ocp.args.PyTreeSave(traverse_util.unflatten_dict(arrays, sep="/")),
-            meta=ocp.args.JsonSave(
-                {"content": content, "crc32": zlib.crc32(content.encode())}
-            ),
-        )
-        manager.save(step, args=items, force=True)
+        content = checked.described(arrays, meta)
+        with self._reported(kind):
+            manager = self._manager(kind)
+            manager.wait_until_finished()
+            if self._holds(kind, step, content):
+                return
+            for later in [s for s in manager.all_steps() if s >= step]:
+                manager.delete(later)
+            manager.save(step, args=checked.items(arrays, content), force=True)
+
+    @contextlib.contextmanager
+    def _reported(self, kind):
+        """Whatever Orbax and TensorStore raise while writing, as one sentence."""
+        try:
+            yield
+        except (MemoryError, InputError, RunError):
+            raise
+        except Exception as error:
+            kept = []
+            with contextlib.suppress(OSError):  # the folder may be beyond reach
+                kept = sorted(self._steps(kind))
+            raise RunError(
+                f"{self._root / kind}: a checkpoint could not be written "
+                f"({_reason(error)}); whole ones there: {kept or 'none'}; mend this, "
+                "and the same command goes on from the newest"
+            ) from error
 
     def _holds(self, kind, step, content):
         """Is exactly this already on disk, and whole?"""
         if step not in self._steps(kind):
             return False
         try:
-            return _read(self._folder(kind, step), lambda _, table: table)[1] == content
-        except DamagedError:
+            folder = self._folder(kind, step)
+            return checked.read(folder, lambda _, table: table)[1] == content
+        except checked.DamagedError:
             return False
 
     def _restore(self, kind, abstract_state, step=None):
@@ -155,9 +193,9 @@ class Checkpoints:
         for candidate in sorted(steps, reverse=True):
             folder = self._folder(kind, candidate)
             try:
-                arrays, content = _read(folder, choose)
+                arrays, content = checked.read(folder, choose)
                 return arrays, json.loads(content)["meta"], candidate
-            except DamagedError as error:
+            except checked.DamagedError as error:
                 logging.warning("skipping the damaged checkpoint %s: %s", folder, error)
         raise InputError(
             f"{self._root / kind}: every checkpoint tried is damaged (steps "
@@ -176,6 +214,9 @@ class Checkpoints:
 
     def _manager(self, kind):
         # Made by the first save: making one writes, and removes unfinished steps.
+        if not self._managers:
+            self._while_writing.enter_context(checked.patient_event_loops())
+            logging.get_absl_logger().addFilter(_not_raised_too)
         if kind not in self._managers:
             keep = [policies.LatestN(KEEP)]
             if self._keep_every and kind == "latest":
@@ -183,76 +224,15 @@ class Checkpoints:
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy(keep),
                 cleanup_tmp_directories=True,
+                # Processes wait for each other by step, and both kinds save the same.
+                multiprocessing_options=ocp.options.MultiprocessingOptions(
+                    barrier_sync_key_prefix=kind
+                ),
             )
             self._managers[kind] = ocp.CheckpointManager(
-                self._root / kind, options=options, item_handlers=_handlers()
+                self._root / kind, options=options, item_handlers=checked.handlers()
             )
         return self._managers[kind]
-
-
-def _read(folder, choose):
-    """Arrays by name, and the content text, of a step; DamagedError if not whole.
-
-    `choose(folder, table)` names the arrays to read, and may raise an InputError.
-    """
-    meta = _read_item(folder, meta=ocp.args.JsonRestore())
-    content = meta.get("content", "")
-    if zlib.crc32(str(content).encode()) != meta.get("crc32"):
-        raise DamagedError("its meta data are not what was written (checksum)")
-    table = json.loads(content)["arrays"]
-    names = list(choose(folder, table))
-    tree = traverse_util.unflatten_dict(dict.fromkeys(names, 0), sep="/")
-    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-    restore = ocp.args.PyTreeRestore(tree, restore_args=as_numpy, partial_restore=True)
-    arrays = traverse_util.flatten_dict(_read_item(folder, state=restore), sep="/")
-    for name in names:
-        if _entry(arrays[name]) != table[name]:
-            raise DamagedError(f"{name} is not what was written (checksum)")
-    return arrays, content
-
-
-def _read_item(folder, **restore):
-    """One item of a step, as Orbax gives it."""
-    handler = ocp.CompositeCheckpointHandler(**_handlers())
-    with ocp.Checkpointer(handler) as checkpointer, _patient_event_loops():
-        try:
-            items = checkpointer.restore(folder, ocp.args.Composite(**restore))
-        except MemoryError:
-            raise
-        except Exception as error:  # Orbax and TensorStore raise many types
-            reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-            raise DamagedError(reason) from error
-    (item,) = items.values()
-    return item
-
-
-class _PatientEventLoop(asyncio.SelectorEventLoop):
-    """Closes when its tasks are done, even if one of them has failed."""
-
-    def close(self):
-        tasks = asyncio.all_tasks(self)
-        if tasks and not self.is_closed():
-            self.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-        super().close()
-
-
-class _PatientPolicy(asyncio.DefaultEventLoopPolicy):
-    def new_event_loop(self):
-        return _PatientEventLoop()
-
-
-@contextlib.contextmanager
-def _patient_event_loops():
-    """Else Orbax gives up at the first damaged array while others are being read.
-
-    Each of those would print "Event loop is closed" and a traceback when it arrives.
-    """
-    before = asyncio.get_event_loop_policy()
-    asyncio.set_event_loop_policy(_PatientPolicy())
-    try:
-        yield
-    finally:
-        asyncio.set_event_loop_policy(before)
 
 
 def _check_fit(folder, wanted, table):
@@ -280,11 +260,19 @@ def _named(tree):
     }
 
 
-def _entry(array):
-    """What the table says of an array: [dtype, shape, CRC32 of its bytes]."""
-    data = np.ascontiguousarray(array).view(np.uint8).data
-    return [str(array.dtype), list(array.shape), zlib.crc32(data)]
+def _reason(error):
+    """Why something was not written, in few words: those of the system if it said."""
+    told = re.search(r"os_error_code='(\d+)'", str(error))
+    if told:
+        return os.strerror(int(told[1]))
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 
-def _handlers():
-    return {"state": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
+def _not_raised_too(record):
+    """Filter of what is logged: Orbax logs an error in every thread it passes through.
+
+    It is raised as well, and told by `_reported`.
+    """
+    return not (record.exc_info and "/orbax/" in record.pathname)

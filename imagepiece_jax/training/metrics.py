@@ -1,11 +1,12 @@
 """How well does it do? Right answers of a batch, and the curves of a run on disk.
 
-`metrics.jsonl` in the run's folder holds one JSON object a line; the same numbers go to
-TensorBoard. What a killed run wrote past the restored step is taken back, so that the
-file of a resumed run is that of an uninterrupted one; TensorBoard's curves may lack the
-last ten seconds before the kill.
+`metrics.jsonl` in the run's folder holds one JSON object a line; the same numbers, and
+pictures, go to TensorBoard. What a killed run wrote past the restored step is taken
+back, so that the file of a resumed run is that of an uninterrupted one; TensorBoard's
+curves may lack the last ten seconds before the kill.
 """
 
+import contextlib
 import json
 import pathlib
 
@@ -15,9 +16,14 @@ import numpy as np
 from tensorboardX import SummaryWriter
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.training.record import replace_file
+from imagepiece_jax.training.record import append_line, replace_file
 
 FILE = "metrics.jsonl"
+# What a clock or a meter says: all else is equal when the same run is run again.
+MEASURED = ("throughput", "input_wait", "device_memory")
+# Events that may wait for TensorBoard's thread. It dies where the disk is full, and who
+# fills the queue then waits for ever: long before that a line cannot be written.
+QUEUE = 10_000
 
 
 def correct_at(logits, labels, k):
@@ -51,9 +57,10 @@ class MetricWriter:
         workdir.mkdir(parents=True, exist_ok=True)
         last_kept = -1 if restored_step is None else restored_step
         _cut(workdir / FILE, last_kept)
-        self._lines = open(workdir / FILE, "a", encoding="utf-8")
+        self._lines = open(workdir / FILE, "ab", buffering=0)
         self._scalars = SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=last_kept + 1, flush_secs=10
+            str(workdir / "tensorboard"), purge_step=last_kept + 1, flush_secs=10,
+            max_queue=QUEUE,
         )
 
     def write(self, kind, step, **values):
@@ -68,17 +75,22 @@ class MetricWriter:
             return
         values = {name: _plain(value) for name, value in values.items()}
         line = {"kind": kind, "step": int(step), **values}
-        self._lines.write(json.dumps(line, allow_nan=False) + "\n")
-        self._lines.flush()
+        append_line(self._lines, json.dumps(line, allow_nan=False))
         for name, value in values.items():
             if isinstance(value, int | float):
                 self._scalars.add_scalar(f"{kind}/{name}", value, int(step))
+
+    def write_image(self, name, step, pixels):
+        """A picture for TensorBoard, uint8 [H, W, 3]; None is no picture."""
+        if self._scalars is not None and pixels is not None:
+            self._scalars.add_image(name, pixels, int(step), dataformats="HWC")
 
     def close(self):
         """Close both files; closing twice is allowed."""
         if self._lines is not None:
             self._lines.close()
-            self._scalars.close()
+            with contextlib.suppress(OSError):  # a full disk: the lines have them all
+                self._scalars.close()
             self._lines = self._scalars = None
 
 

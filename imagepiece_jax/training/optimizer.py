@@ -139,3 +139,21 @@ def ema(average, new, decay):
     return jax.tree.map(
         lambda a, n: a + ((1.0 - decay) * (n - a)).astype(a.dtype), average, new
     )
+
+
+def skip_update(finite, new, old):
+    """The optimiser's state `new` where `finite` (bool []), else `old`.
+
+    Counts of schedules go on in any case, so that the rate stays the one of the run's
+    step; Adam's own count, which corrects its moments, waits with them.
+    """
+
+    def choose(new, old):
+        if isinstance(new, optax.ScaleByScheduleState):
+            return new
+        return jnp.where(finite, new, old)
+
+    def is_schedule(node):
+        return isinstance(node, optax.ScaleByScheduleState)
+
+    return jax.tree.map(choose, new, old, is_leaf=is_schedule)

@@ -6,45 +6,118 @@ samples over W devices (all processes together), device d holds samples d B/W ..
 B/W - 1.
 """
 
+import collections
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, Stopped
+from imagepiece_jax.training import parting
 
 AXIS = "devices"
+# Seconds without a sign of life until a process counts as dead, and that a process
+# which ends waits for the others to end too: all have stopped within a minute.
+HEARTBEAT, SHUTDOWN = 30, 15
 
 
-def initialize(coordinator=None, num_processes=None, process_id=None):
-    """Join the other processes of this run; call it before anything else uses JAX.
+@contextlib.contextmanager
+def joined(job):
+    """While entered, this process is one of those of `job` (from `hosts.find`).
 
-    `coordinator` None: this process is alone, nothing happens. "auto": SLURM, Open MPI
-    or a TPU pod says who takes part. "host:port" of process 0: then `num_processes` and
-    `process_id` (0 .. num_processes - 1) are needed.
+    Enter it before anything else uses JAX; None means that the process is alone, and
+    nothing happens. A process that cannot reach the others any more says so in one
+    sentence and ends with status 1; the others learn of an exception that leaves this
+    block, and do the same. InputError where they have not as many devices each.
     """
-    if coordinator is None:
-        if num_processes is not None or process_id is not None:
+    if job is None:
+        yield
+        return
+    lost = parting.sentence(job.process_id, job.num_processes)
+    parting.speak_at_abort(lost)
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM
+    jax.distributed.initialize(
+        job.coordinator,
+        job.num_processes,
+        job.process_id,
+        local_device_ids=job.local_devices,
+        cluster_detection_method="deactivate",
+        heartbeat_timeout_seconds=HEARTBEAT,
+        shutdown_timeout_seconds=SHUTDOWN,
+    )
+    try:
+        check_devices(jax.devices())
+        _meet()
+        yield
+        _wait_for_all()
+    except Stopped:  # which all of them do at the same step
+        _wait_for_all()
+        raise
+    except jax.errors.JaxRuntimeError as error:
+        if parting.is_loss(error):
+            parting.end(f"{error}\n{lost}")
+        parting.leave_quietly()
+        raise
+    except BaseException:
+        parting.leave_quietly()
+        raise
+
+
+def check_devices(devices):
+    """InputError where the processes do not have equally many of `devices`."""
+    counts = collections.Counter(device.process_index for device in devices)
+    for process, count in counts.items():
+        if count != counts[0]:
             raise InputError(
-                f"--coordinator is missing although --num_processes is {num_processes} "
-                f"and --process_id {process_id}: give HOST:PORT of process 0, or auto"
+                f"process {process} has {count} devices, but process 0 has "
+                f"{counts[0]}: give every process equally many"
             )
-        return
-    if coordinator == "auto":
-        try:
-            jax.distributed.initialize()
-        except (ValueError, RuntimeError) as error:
-            raise InputError(
-                "--coordinator is auto, but neither SLURM nor Open MPI is found here: "
-                "give HOST:PORT of process 0, --num_processes and --process_id"
-            ) from error
-        return
-    if num_processes is None or process_id not in range(num_processes):
-        raise InputError(
-            f"--coordinator {coordinator} needs --num_processes, found "
-            f"{num_processes}, and a --process_id from 0 to num_processes - 1, found "
-            f"{process_id}"
-        )
-    jax.distributed.initialize(coordinator, num_processes, process_id)
+
+
+def _meet():
+    """Connect all processes and all devices now, while nobody is busy compiling.
+
+    The first exchange does it, and on CPUs gives up after 30 seconds.
+    """
+    _wait_for_all()
+    jax.block_until_ready(Highest().exchange(replicate(np.int32(0))))
+
+
+def _wait_for_all():
+    multihost_utils.sync_global_devices("all processes")
+
+
+def gather(text):
+    """What every process gives here, in their order; all of them call it."""
+    if process_count() == 1:
+        return [text]
+    data = np.frombuffer(text.encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(data.size))
+    padded = np.zeros(max(sizes.max(), 1), np.uint8)
+    padded[: data.size] = data
+    rows = multihost_utils.process_allgather(padded)
+    return [bytes(row[:size]).decode() for row, size in zip(rows, sizes, strict=True)]
+
+
+class Highest:
+    """The highest number that any process gives: the same answer in all of them.
+
+    All call it equally often, with a number from 0. A process that is alone gets its
+    own number back. Several get the highest of the call before (at first 0): then the
+    answer is there by now, and the device need not wait for the host.
+    """
+
+    def __init__(self):
+        self.exchange = pmap(lambda number: jax.lax.pmax(number, AXIS))
+        self._given = None
+
+    def __call__(self, number):
+        if process_count() == 1:
+            return number
+        before, self._given = self._given, self.exchange(replicate(np.int32(number)))
+        return 0 if before is None else int(unreplicate(before))
 
 
 def process_index():

@@ -5,16 +5,18 @@ that may change when a run goes on. `run.json` has one entry for each time it wa
 started.
 """
 
+import contextlib
 import fcntl
 import json
 import os
 import pathlib
 import subprocess
 
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, RunError
 
 CONFIG = "config.json"
 RUN = "run.json"
+LOCK = ".lock"
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent
 
 
@@ -46,23 +48,50 @@ def record_run(workdir, config_dict, may_change=(), extra=None, is_main=True):
     replace_file(workdir / CONFIG, text + "\n")
 
 
-def hold(workdir):
-    """Keep other processes out of `workdir` for as long as the returned file is open.
+class Hold:
+    """Keeps other processes out of `workdir` until it is closed.
 
-    InputError where one is at work there, or the folder cannot be made.
+    InputError where one is at work there, or the folder cannot be made or written.
     """
-    workdir = pathlib.Path(workdir)
-    _make(workdir)
-    file = open(workdir / ".lock", "w", encoding="utf-8")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
-        raise InputError(
-            f"another process is training in {workdir}: wait for it, or choose another "
-            "--workdir"
-        ) from error
-    return file
+
+    def __init__(self, workdir):
+        self._path = pathlib.Path(workdir) / LOCK
+        _make(self._path.parent)
+        try:
+            self._file = open(self._path, "w", encoding="utf-8")
+        except OSError as error:
+            raise InputError(
+                f"--workdir {workdir} cannot be written ({error.strerror}): choose "
+                "another"
+            ) from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._file.close()
+            raise InputError(
+                f"another process is training in {workdir}: wait for it, or choose "
+                "another --workdir"
+            ) from error
+
+    def check(self):
+        """RunError if the folder is no longer where it was: moved, removed, unmounted.
+
+        What is written then would start a new folder, or end up in the removed one.
+        """
+        try:
+            same = os.path.samestat(os.fstat(self._file.fileno()), self._path.stat())
+        except OSError:
+            same = False
+        if not same:
+            raise RunError(
+                f"{self._path.parent} has vanished, or is not the folder that this run "
+                "began in: nothing more can be saved; once it is back, the same "
+                "command goes on from its newest checkpoint"
+            )
+
+    def close(self):
+        """Let others have the folder."""
+        self._file.close()
 
 
 def git_revision():
@@ -78,14 +107,46 @@ def git_revision():
 
 
 def replace_file(path, text):
-    """Write a whole file or nothing: a kill leaves the old one or the new one."""
+    """Write a whole file or nothing: a kill leaves the old one or the new one.
+
+    RunError where it cannot be written.
+    """
     path = pathlib.Path(path)
     new = path.with_name(path.name + ".tmp")
-    with open(new, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, path)
+    with _reported(path):
+        with open(new, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, path)
+
+
+def append_line(file, text):
+    """Append one line to `file`, open for unbuffered binary appending; or nothing.
+
+    RunError where it cannot be written whole (a full disk): what was is taken back.
+    """
+    before = os.fstat(file.fileno()).st_size
+    data = memoryview((text + "\n").encode())
+    with _reported(file.name):
+        try:
+            while data:
+                data = data[file.write(data) :]
+        except OSError:
+            os.ftruncate(file.fileno(), before)
+            raise
+
+
+@contextlib.contextmanager
+def _reported(path):
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise RunError(
+            f"{path} cannot be written ({reason}); mend this, and the same command "
+            "goes on from the newest checkpoint"
+        ) from error
 
 
 def _make(workdir):

@@ -1,34 +1,100 @@
-"""What should a person know before and after a run? Plan, cost, results, pictures."""
+"""What should a person know before and after a run? Memory; results, time, places."""
 
-import itertools
-import pathlib
+import statistics
+import time
 
 import jax
-import numpy as np
+import jax.numpy as jnp
+from tqdm import tqdm
 
-from imagepiece_jax import pictures
-from imagepiece_jax.data import mix
 from imagepiece_jax.models import summary
-from imagepiece_jax.reduction.tokens import Assignment, compose
+from imagepiece_jax.training import parallel, setup
+from imagepiece_jax.training.metrics import FILE, read_metrics
+from imagepiece_jax.training.panels import PICTURE
+from imagepiece_jax.training.watch import TRACE
+
+# (row, path in the run's folder), for what is there
+PLACES = (
+    ("checkpoints", "checkpoints"),
+    ("metrics", FILE),
+    ("tensorboard", "tensorboard"),
+    ("picture", PICTURE),
+    ("trace", TRACE),
+)
 
 
-def final_table(workdir, model, dense, image_size, meta):
-    """What came out: accuracy, tokens, cost, and where everything is."""
+def memory_text(run, state):
+    """What `run` takes: bytes of the state and of the compiled step, and its length."""
+    config, length = run.config, run.length
+    side = config.data.canvas or config.image_size
+    shape = run.place.positions(config.batch_size).shape
+    batch = {
+        "image": jax.ShapeDtypeStruct((*shape, side, side, 3), jnp.uint8),
+        "label": jax.ShapeDtypeStruct(shape, jnp.int32),
+    }
+    if config.data.canvas:
+        batch["extent"] = jax.ShapeDtypeStruct((*shape, 2), jnp.int32)
+    devices = len(parallel.local_devices())
+
+    def stack(tree):
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((devices, *x.shape), x.dtype), tree
+        )
+
+    began = time.perf_counter()
+    teacher = None if run.teacher is None else stack(run.teacher)
+    last = run.compiled_step(length.epochs - 1)
+    compiled = last.lower(stack(state), batch, teacher).compile()
+    seconds = time.perf_counter() - began
+    held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    working = compiled.memory_analysis().temp_size_in_bytes
+    return (
+        f"memory on each of {devices} devices: {held / 1e6:,.0f} MB of weights, "
+        f"optimiser and averages, {working / 1e6:,.0f} MB of working space "
+        f"({jax.devices()[0].device_kind}; compiled in {seconds:.0f} s)\n"
+        f"{length.steps} steps: {length.epochs} epochs of "
+        f"{length.steps_per_epoch}; programs to compile: "
+        f"{setup.train_programs(config)}; dry run: nothing was written"
+    )
+
+
+def final_table(workdir, config, model, dense, meta):
+    """What came out: accuracy, tokens, cost, time, and where everything is."""
     last, best = meta["last"], meta["best"]
-    ours = summary.model_macs(model, image_size) / 1e9
-    theirs = summary.model_macs(dense, image_size) / 1e9
+    ours = summary.model_macs(model, config.image_size) / 1e9
+    theirs = summary.model_macs(dense, config.image_size) / 1e9
     layers = [model.plan[0].attn_tokens, *(p.mlp_tokens for p in model.plan)]
     rows = [
         ("accuracy", _accuracy(last)),
         ("best", f"{best['acc1']:.2f} % at step {best['step']}"),
         ("tokens", " ".join(map(str, layers)) + "  (into block 0, then after each)"),
         ("cost", f"{ours:.4f} GMACs; dense {theirs:.4f}, {theirs / ours:.2f} times"),
-        ("checkpoints", workdir / "checkpoints"),
-        ("metrics", workdir / "metrics.jsonl"),
+        *_course(read_metrics(workdir), config.batch_size),
     ]
-    if (workdir / PICTURE).exists():
-        rows.append(("picture", workdir / PICTURE))
+    places = [(name, workdir / path) for name, path in PLACES]
+    rows += [(name, path) for name, path in places if path.exists()]
     return "\n".join(f"{name:12s} {value}" for name, value in rows)
+
+
+def _course(lines, batch_size):
+    """Rows of what the log tells: the start, the time, and steps that were skipped."""
+    for line in lines:
+        if line["kind"] == "init":
+            yield "at the start", f"{line['acc1']:.2f} %, the dense model as given"
+    train = [line for line in lines if line["kind"] == "train"]
+    if not train:
+        return
+    seconds, before = 0.0, 0
+    for line in train:
+        seconds += (line["step"] - before) * batch_size / line["throughput"]
+        before = line["step"]
+    rate = statistics.median(line["throughput"] for line in train)
+    spent = tqdm.format_interval(seconds)
+    course = f"{spent} of training, without compiling and evaluations"
+    yield "time", f"{course}; {rate:,.0f} images a second (median)"
+    skipped = sum(line["skipped"] for line in train)
+    if skipped:
+        yield "skipped", f"{skipped} of {before} steps, which were not finite"
 
 
 def _accuracy(last):
@@ -37,42 +103,3 @@ def _accuracy(last):
     if last.get("ema_acc1") is not None:
         text += f"; averaged weights {last['ema_acc1']:.2f} %"
     return text
-
-
-PICTURE = "tokens.png"
-
-
-def save_token_picture(workdir, model, variables, images, titles):
-    """A PNG of what the tokens of some test images became; returns its path.
-
-    images: uint8 [B, S, S, 3]. Blocks after a soft reduction, whose tokens hold a share
-    of every patch, are left out; nothing is written where no block is left.
-    """
-
-    @jax.jit
-    def decide(variables, images):
-        results = model.apply(variables, mix.normalise(images)).results
-        hard = itertools.takewhile(lambda r: isinstance(r, Assignment), results)
-        return [result.dest for result in hard]
-
-    reducing = [i for i, layer in enumerate(model.plan) if layer.counts]
-    dests = decide(variables, images) if reducing else []
-    if not dests:
-        return None
-
-    side = images.shape[1] // model.patch_size
-    patches = np.arange(side * side, dtype=np.int32)
-    source = np.broadcast_to(patches, (len(images), side * side))
-    stages = []
-    for block, dest in zip(reducing, dests, strict=False):
-        source = np.asarray(compose(dest, source))
-        stages.append((f"block {block}", source))
-    path = pathlib.Path(workdir) / PICTURE
-    pictures.token_page(
-        path,
-        images,
-        [[(title, maps[i]) for title, maps in stages] for i in range(len(images))],
-        (side, side),
-        titles,
-    )
-    return path

@@ -8,20 +8,26 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from imagepiece_jax.data import decode, loader, sources, transforms
+from imagepiece_jax.data import augment, decode, loader, sources, transforms
+from imagepiece_jax.data.policy import Policy
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import zoo
 from imagepiece_jax.reduction import methods
 from imagepiece_jax.training import optimizer, parallel
+from imagepiece_jax.training.steps import Recipe
 
 # Fields that a run may change when it goes on; anything else makes another run.
 MAY_CHANGE = (
     "data.dir",
     "data.workers",
+    "data.threads",
     "checkpoint_every_steps",
+    "keep_every_steps",
     "log_every_steps",
     "progress",
+    "max_skipped_steps",
     "pictures",
+    "profile",
 )
 # field -> (lowest, highest) allowed value
 RANGES = {
@@ -34,10 +40,19 @@ RANGES = {
     "grad_accum_steps": (1, None),
     "eval_every_epochs": (1, None),
     "checkpoint_every_steps": (1, None),
+    "keep_every_steps": (0, None),
     "log_every_steps": (1, None),
     "pictures": (0, None),
     "data.workers": (0, None),
+    "data.threads": (0, None),
+    "data.repeats": (1, None),
+    "data.canvas": (0, None),
     "data.shift": (0, None),
+    "augment.layers": (0, None),
+    "augment.prob": (0, 1),
+    "augment.magnitude": (0, 10),
+    "augment.magnitude_std": (0, None),
+    "augment.erase_prob": (0, 1),
     "lr": (0, None),
     "min_lr": (0, None),
     "warmup_lr": (0, None),
@@ -45,6 +60,7 @@ RANGES = {
     "weight_decay": (0, None),
     "eps": (0, None),
     "clip_grad_norm": (0, None),
+    "max_skipped_steps": (0, None),
     "label_smoothing": (0, 1),
     "mixup": (0, None),
     "cutmix": (0, None),
@@ -70,6 +86,30 @@ def check(config):
         raise InputError(
             f"config.data.area is {area}; allowed are two shares of the image above 0 "
             "and up to 1, the lower one first"
+        )
+    canvas = _value(config, "data.canvas")
+    if 0 < canvas < config.image_size:
+        raise InputError(
+            f"config.data.canvas is {canvas}; allowed are 0 and config.image_size "
+            f"({config.image_size}) or more"
+        )
+    _check_places(config, canvas)
+
+
+def _check_places(config, canvas):
+    """InputError where host and device cannot share the augmentation as asked."""
+    where, crop = _value(config, "augment.where"), _value(config, "data.crop")
+    if where not in ("device", "host"):
+        raise InputError(f"config.augment.where is {where!r}; allowed are device, host")
+    if canvas and crop != "random_resized":
+        raise InputError(
+            f"config.data.crop is {crop!r}; with config.data.canvas={canvas} the "
+            "device crops, and allowed is random_resized"
+        )
+    if canvas and where == "host":
+        raise InputError(
+            "config.augment.where is 'host'; RandAugment comes after the crop, so with "
+            f"config.data.canvas={canvas} allowed is device"
         )
 
 
@@ -105,7 +145,8 @@ def train_model(config, epoch, axis_name=None):
     keep_rate = methods.find(**fields).call("rate_at", epoch, **_hook_fields(fields))
     if keep_rate is not None:
         fields["keep_rate"] = keep_rate
-    return _create(config, fields, axis_name=axis_name, masked=True)
+    made = _create(config, fields, axis_name=axis_name, masked=True)
+    return made.clone(remat=config.remat)
 
 
 def program_key(model):
@@ -146,6 +187,42 @@ def loss_terms(config, plan):
     return lambda outputs, taught: chosen.call("loss", outputs, taught, plan, **fields)
 
 
+def recipe(config):
+    """What a step of training does besides the model and the optimiser."""
+    fields = ("seed", "num_classes", "label_smoothing", "mixup", "cutmix")
+    fields += ("mixup_prob", "mixup_switch_prob", "ema_decay", "log_every_steps")
+    return Recipe(
+        augment=augmentation(config), **{name: config[name] for name in fields}
+    )
+
+
+def augmentation(config):
+    """What of the augmentation of training images the device does."""
+    return augment.Augment(
+        crop=_device_crop(config) if config.data.canvas else None,
+        policy=_policy(config, "device"),
+        erase_prob=config.augment.erase_prob,
+    )
+
+
+def _device_crop(config):
+    return augment.Crop(
+        size=config.image_size, area=tuple(config.data.area), flip=config.data.flip
+    )
+
+
+def _policy(config, where):
+    """RandAugment as `config` has it, or None where it is off or done elsewhere."""
+    if config.augment.where != where or config.augment.layers == 0:
+        return None
+    return Policy(
+        layers=config.augment.layers,
+        prob=config.augment.prob,
+        magnitude=config.augment.magnitude,
+        magnitude_std=config.augment.magnitude_std,
+    )
+
+
 def dense(config, **changes):
     """The same model without reduction: what a reduced one is compared with."""
     fields = config.model.to_dict() | changes
@@ -179,13 +256,16 @@ def try_first(source, transform, **options):
 
 
 def train_transform(config):
-    """Random crop and flip of one image."""
+    """What the host does to one image; its canvas where the device crops."""
+    if config.data.canvas:
+        return transforms.CanvasTransform(config.data.canvas)
     return transforms.TrainTransform(
         image_size=config.image_size,
         crop=config.data.crop,
         area=tuple(config.data.area),
         shift=config.data.shift,
         flip=config.data.flip,
+        policy=_policy(config, "host"),
     )
 
 

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from imagepiece_jax.data import mix
+from imagepiece_jax.data import augment, mix
+from imagepiece_jax.data.augment import Augment
 from imagepiece_jax.training import parallel
 from imagepiece_jax.training.losses import soft_cross_entropy
 from imagepiece_jax.training.metrics import correct_at
-from imagepiece_jax.training.optimizer import ema
+from imagepiece_jax.training.optimizer import ema, skip_update
 from imagepiece_jax.training.randomness import Purpose, batch_key, sample_keys
 
 
@@ -21,7 +22,8 @@ class TrainState:
     """All that a run carries from step to step, and all that a checkpoint holds.
 
     ema: {"params", "batch_stats"} averaged, or None; window: sums of the metrics since
-    the last logged step, here so that a resumed run logs what the first would have.
+    the last logged step; skipped: steps in a row, up to this one, that changed nothing.
+    Both are here so that a resumed run does what the first would have done.
     """
 
     step: jax.Array
@@ -30,13 +32,14 @@ class TrainState:
     opt_state: Any
     ema: Any
     window: dict[str, jax.Array]
+    skipped: jax.Array
 
     @property
     def variables(self):
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
-WINDOW = ("loss", "acc1", "acc5", "samples")
+WINDOW = ("loss", "acc1", "acc5", "samples", "skipped")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Recipe:
     mixup_switch_prob: float = 0.5
     ema_decay: float = 0.0
     log_every_steps: int = 50
+    augment: Augment = Augment()
 
 
 def init_state(variables, optimizer, with_ema):
@@ -66,6 +70,7 @@ def init_state(variables, optimizer, with_ema):
         opt_state=optimizer.init(params),
         ema=jax.tree.map(jnp.copy, average) if with_ema else None,
         window={name: jnp.zeros((), jnp.float32) for name in WINDOW},
+        skipped=jnp.zeros((), jnp.int32),
     )
 
 
@@ -86,18 +91,23 @@ def train_step(
     batch: image uint8 [A, m, S, S, 3] and label int32 [A, m] of this device, A
     micro-batches whose gradients are averaged. `loss_terms(outputs, teacher_outputs)`
     gives a method's own terms by name, which are added to the loss; `teacher` are the
-    frozen variables of `teacher_model`, None where there is none. Metrics are of the
-    whole global batch: loss, grad_norm, lr, the terms, and `window`, the sums since the
-    last logged step.
+    frozen variables of `teacher_model`, None where there is none.
+
+    A step whose loss or gradient norm is not finite is skipped: parameters, statistics,
+    averages and the optimiser's moments stay, the step and the schedules go on.
+
+    Metrics are of the whole global batch: loss, grad_norm, lr, the terms, `skipped`
+    (such steps in a row, this one included), and `window`, the sums over the steps
+    since the last logged one that were not skipped, and how many were.
     """
     count, micro_batch = batch["label"].shape
     devices = jax.lax.axis_size(parallel.AXIS)
 
-    def micro_step(carry, slices):
+    def micro_step(carry, inputs):
         batch_stats, grads, sums = carry
-        image, label, index = slices
+        part, index = inputs
         positions = index * (micro_batch * devices) + parallel.positions(micro_batch)
-        image, targets = _prepare(image, label, state.step, index, recipe)
+        image, targets = _prepare(part, positions, state.step, index, recipe)
         keys = {
             "drop_path": sample_keys(
                 recipe.seed, state.step, positions, Purpose.DROP_PATH
@@ -130,11 +140,11 @@ def train_step(
 
     zeros = jax.tree.map(jnp.zeros_like, state.params)
     carry = (state.batch_stats, zeros, jax.tree.map(jnp.zeros_like, state.window))
-    slices = (batch["image"], batch["label"], jnp.arange(count, dtype=jnp.int32))
+    inputs = (batch, jnp.arange(count, dtype=jnp.int32))
     if count == 1:
-        carry, terms = micro_step(carry, jax.tree.map(lambda x: x[0], slices))
+        carry, terms = micro_step(carry, jax.tree.map(lambda x: x[0], inputs))
     else:
-        carry, terms = jax.lax.scan(micro_step, carry, slices)
+        carry, terms = jax.lax.scan(micro_step, carry, inputs)
     batch_stats, grads, sums = carry
     grads, sums = parallel.mean(grads), parallel.total(sums)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -143,32 +153,65 @@ def train_step(
     if average is not None:
         new = {"params": params, "batch_stats": batch_stats}
         average = ema(average, new, recipe.ema_decay)
+
+    loss, grad_norm = sums["loss"] / sums["samples"], optax.tree.norm(grads)
+    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    skipped = jnp.where(finite, 0, state.skipped + 1)
+    sums = _where(finite, sums, dict.fromkeys(sums, 0.0) | {"skipped": 1.0})
     fresh = state.step % recipe.log_every_steps == 0
     window = jax.tree.map(
         lambda old, new: jnp.where(fresh, new, old + new), state.window, sums
     )
     metrics = {
-        "loss": sums["loss"] / sums["samples"],
-        "grad_norm": optax.tree.norm(grads),
+        "loss": loss,
+        "grad_norm": grad_norm,
         "lr": rate(state.step),
         "terms": parallel.mean(jax.tree.map(jnp.mean, terms)),
         "window": window,
+        "skipped": skipped,
     }
     state = TrainState(
         step=state.step + 1,
-        params=params,
-        batch_stats=batch_stats,
-        opt_state=opt_state,
-        ema=average,
+        params=_where(finite, params, state.params),
+        batch_stats=_where(finite, batch_stats, state.batch_stats),
+        opt_state=skip_update(finite, opt_state, state.opt_state),
+        ema=_where(finite, average, state.ema),
         window=window,
+        skipped=skipped,
     )
     return state, metrics
 
 
-def _prepare(image, label, step, index, recipe):
-    """uint8 pixels and labels -> normalised, mixed images and soft targets."""
-    image = mix.normalise(image)
-    targets = mix.soft_targets(label, recipe.num_classes, recipe.label_smoothing)
+def _where(condition, new, old):
+    return jax.tree.map(lambda n, o: jnp.where(condition, n, o), new, old)
+
+
+def prepared_images(batch, step, *, recipe, count):
+    """The first `count` images of this device as the network sees them, uint8.
+
+    Inside `pmap`; `batch` is one of `train_step`'s and `step` the number that the state
+    had then. Values that no pixel can show (noise of random erasing) are clipped.
+    """
+    part = jax.tree.map(lambda x: x[0], batch)
+    positions = parallel.positions(part["label"].shape[0])
+    image, _ = _prepare(part, positions, step, jnp.int32(0), recipe)
+    return mix.to_pixels(image[:count])
+
+
+def _prepare(part, positions, step, index, recipe):
+    """A micro-batch as it was read -> normalised, mixed images and soft targets.
+
+    part: image uint8 [m, S, S, 3] and label int32 [m], at `positions` [m] of the global
+    batch; canvases, to be cropped, also bring extent int32 [m, 2]. `index` is the
+    micro-batch's.
+    """
+    keys = None
+    if recipe.augment.draws:
+        keys = sample_keys(recipe.seed, step, positions, Purpose.AUGMENT)
+    image = augment.device(part["image"], recipe.augment, keys, part.get("extent"))
+    targets = mix.soft_targets(
+        part["label"], recipe.num_classes, recipe.label_smoothing
+    )
     key = jax.random.fold_in(batch_key(recipe.seed, step, Purpose.MIX), index)
     drawn = mix.draw(
         key,
@@ -193,4 +236,5 @@ def _sums(loss, logits, targets):
         "acc1": jnp.sum(correct_at(logits, label, 1), dtype=jnp.float32),
         "acc5": jnp.sum(correct_at(logits, label, min(5, classes)), dtype=jnp.float32),
         "samples": jnp.float32(samples),
+        "skipped": jnp.float32(0),
     }

@@ -1,27 +1,142 @@
-"""How is a run asked to stop? By a signal, which it answers between two steps."""
+"""How is a run asked to stop? By a signal, which it answers between two pieces of work.
 
+Schedulers that take a machine away send SIGTERM and kill some 30 seconds later. Python
+notes a signal only between two of its own instructions, and a compile is one of them
+that may last minutes. A thread therefore counts the seconds, and ends the process when
+nobody has answered in time.
+"""
+
+import multiprocessing
+import os
 import signal
+import socket
+import sys
+import threading
+import time
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+PATIENCE = 20.0  # seconds until a signal must have been answered; saving comes on top
+
+
+class Interrupted(Exception):
+    """Work that was given up because of a signal; what it worked on is as before."""
 
 
 class StopRequest:
-    """While entered, Ctrl-C and SIGTERM are noted in `signum`; a second one kills."""
+    """While entered, Ctrl-C and SIGTERM are noted.
 
-    def __init__(self):
-        self.signum = None
+    Whoever is at work calls `asked` as often as it can; if so, `answered`, and saves.
+    After `patience` seconds without that the process ends as it is, with status 128 +
+    signum; before, what `rescue_by` was given is called. A second Ctrl-C ends it at
+    once. `patience` may be changed; 0 is for times when there is nothing to save.
+
+    `agree(number)` is what the processes of a run agree on when each has its own.
+    """
+
+    def __init__(self, patience=PATIENCE, agree=int):
+        self.patience = patience
+        self._agree = agree
+        self._signum = self._agreed = 0
+        self._rescue = self._writer = None
+        self._lock = threading.Lock()
 
     def __enter__(self):
         try:
             self._before = {s: signal.signal(s, self._note) for s in SIGNALS}
         except ValueError:  # not in the main thread, where signals do not arrive
             self._before = {}
+            return self
+        reader, self._writer = socket.socketpair()
+        self._writer.setblocking(False)
+        self._wakeup_before = signal.set_wakeup_fd(
+            self._writer.fileno(), warn_on_full_buffer=False
+        )
+        self._thread = threading.Thread(
+            target=self._watch, args=(reader,), name="stop request", daemon=True
+        )
+        self._thread.start()
         return self
 
     def __exit__(self, *error):
+        self.answered()
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
 
+    def asked(self):
+        """The signal that asks to stop, or 0.
+
+        All processes of a run ask equally often, and get the same.
+        """
+        self._agreed = self._agreed or self._agree(self._signum)
+        return self._agreed
+
+    def answered(self):
+        """No time limit any more: what was done is being saved. Twice is allowed."""
+        with self._lock:
+            if self._writer is None:
+                return
+            signal.set_wakeup_fd(self._wakeup_before)
+            self._writer.close()
+            self._writer = None
+        self._thread.join()
+
+    def rescue_by(self, save):
+        """From now on `save()` can save what was done, from any thread; None: nobody.
+
+        Does not return once the time is up and something is being rescued.
+        """
+        with self._lock:
+            self._rescue = save
+
+    def until_asked(self, items):
+        """The items as they come; after a signal, Interrupted instead of the next."""
+        for item in items:
+            if self.asked():
+                raise Interrupted
+            yield item
+
     def _note(self, signum, frame):
-        self.signum = signum
-        signal.signal(signum, signal.SIG_DFL)
+        self._signum = self._signum or signum
+
+    def _watch(self, reader):
+        """In a thread of its own: every signal arrives here as a byte, its number."""
+        asked = deadline = None
+        with reader:
+            while True:
+                if asked:
+                    reader.settimeout(max(deadline - time.monotonic(), 1e-3))
+                try:
+                    received = reader.recv(1)
+                except TimeoutError:
+                    with self._lock:
+                        if self._writer is not None:
+                            self._give_up(asked)
+                    return
+                if not received:  # answered
+                    return
+                (signum,) = received
+                if asked and signum == signal.SIGINT:
+                    _end_now(signum, "stopped without saving")
+                if signum in SIGNALS and not asked:
+                    asked, deadline = signum, time.monotonic() + self.patience
+
+    def _give_up(self, signum):
+        words = "stopped before there was anything to save"
+        if self.patience > 0:
+            words = "stopped in the middle of a step, without saving"
+        if self._rescue is not None:
+            try:
+                self._rescue()
+                words = "stopped"
+            except Exception as error:
+                words = f"stopped without saving ({error})"
+        _end_now(signum, words)
+
+
+def _end_now(signum, words):
+    """End this process and the ones that it started, whatever they are at."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    words += "; the same command goes on from the newest checkpoint, if there is one"
+    os.write(sys.stderr.fileno(), f"error: {words}\n".encode())
+    os._exit(128 + signum)

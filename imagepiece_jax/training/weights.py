@@ -50,6 +50,27 @@ def initial(config, model):
     return jax.tree.map(choose, loaded, drawn)
 
 
+def as_given(config, dense):
+    """Variables of the `dense` model from `config.init.weights`, none of them fresh.
+
+    What a model whose parts are fresh answers is a guess: InputError.
+    """
+    asked = "config.init.evaluate is True, but"
+    if not config.init.weights:
+        raise InputError(
+            f"{asked} config.init.weights is empty: name a weights file or the folder "
+            "of a run, or leave the evaluation out"
+        )
+    drawn = [name for name in config.init.fresh if not name.startswith("reducer")]
+    if drawn:
+        raise InputError(
+            f"{asked} config.init.fresh has {drawn[0]!r}, and a dense model with fresh "
+            "parts only guesses: allowed are config.init.evaluate=False, or all parts "
+            "from the weights"
+        )
+    return load(config.init.weights, summary.shapes(dense, config.image_size))
+
+
 def teacher(config, model):
     """The frozen variables of the method's teacher, a dense `model`."""
     path = config.teacher.weights

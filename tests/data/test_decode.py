@@ -43,6 +43,41 @@ def test_every_colour_mode_becomes_rgb(image, format, expected):
     assert difference.max() <= 3, pixels[0, 0]  # JPEG rounds
 
 
+PLAIN = [
+    ("RGB", {}),
+    ("RGB", {"subsampling": 0, "quality": 100}),
+    ("RGB", {"progressive": True}),
+    ("RGB", {"keep_rgb": True}),
+    ("L", {}),
+    ("CMYK", {}),
+]
+
+
+@pytest.mark.parametrize("mode, options", PLAIN)
+def test_jpeg_pixels_are_pillow_s(mode, options):
+    noise = np.random.default_rng(0).integers(0, 256, (45, 67, 3), np.uint8)
+    image = Image.fromarray(noise).resize((670, 450)).convert(mode)
+    file = encoded(image, "JPEG", **options)
+    truth = np.asarray(Image.open(file).convert("RGB"))
+    file.seek(0)
+    np.testing.assert_array_equal(decode(file, "x"), truth)
+
+
+def test_bytes_after_the_end_of_a_jpeg_are_ignored():
+    file = encoded(plain("RGB", (200, 30, 90)), "JPEG")
+    whole = decode(file, "x")
+    longer = io.BytesIO(file.getvalue() + b"and so on")
+    np.testing.assert_array_equal(decode(longer, "x"), whole)
+
+
+def test_a_header_that_would_fill_the_memory_is_an_unreadable_image():
+    data = bytearray(encoded(plain("RGB", (1, 2, 3)), "JPEG").getvalue())
+    size = data.index(b"\xff\xc0") + 5  # start of frame: length, precision, then it
+    data[size : size + 4] = b"\xff\xdc\xff\xdc"  # 65,500 x 65,500 pixels
+    with pytest.raises(UnreadableImage, match="decompression bomb"):
+        decode(io.BytesIO(data), "bomb.jpg")
+
+
 def test_palette_with_transparency_becomes_rgb_without_a_warning():
     image = Image.new("P", (6, 4), 1)
     image.putpalette([0, 0, 0, 10, 200, 30])
@@ -60,7 +95,7 @@ def test_exif_orientation_is_not_applied():
 def test_damaged_bytes_are_an_unreadable_image():
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     whole = encoded(Image.fromarray(noise), "JPEG").getvalue()
-    for data in (b"", b"no image at all", whole[: len(whole) // 2]):
+    for data in (b"", b"no image at all", whole[: len(whole) // 2], whole[:-2]):
         with pytest.raises(UnreadableImage) as caught:
             decode(io.BytesIO(data), "cat.jpg")
         assert caught.value.name == "cat.jpg" and caught.value.reason

@@ -8,36 +8,14 @@ import time
 import numpy as np
 import pytest
 
-from imagepiece_jax.data import loader
-from imagepiece_jax.data.decode import UnreadableImage
+from imagepiece_jax.data import loader, readers
 from imagepiece_jax.data.loader import Placement, eval_batches, train_batches
-from imagepiece_jax.data.sources import Source
 from imagepiece_jax.data.transforms import EvalTransform, TrainTransform
 from imagepiece_jax.errors import InputError
+from tests.data.noise import Noise, same, whole
 
 
-class Noise(Source):
-    """`length` noise images of various sizes; label i belongs to image i."""
-
-    def __init__(self, length, bad=(), size=None):
-        super().__init__(num_classes=length)
-        self.length, self.bad, self.size = length, set(bad), size
-
-    def __len__(self):
-        return self.length
-
-    def read(self, index):
-        if index in self.bad:
-            raise UnreadableImage(self.name(index), "torn")
-        rng = np.random.default_rng(index)
-        height, width = (self.size, self.size) if self.size else rng.integers(9, 30, 2)
-        return rng.integers(0, 256, (height, width, 3), np.uint8), index
-
-    def name(self, index):
-        return f"{index}.jpg"
-
-
-def train(source, placement=loader.WHOLE, start=0, stop=9, seed=3, workers=0, size=8):
+def train(source, placement=loader.WHOLE, start=0, stop=9, seed=3, size=8, **options):
     batches = train_batches(
         source,
         TrainTransform(8),
@@ -46,39 +24,15 @@ def train(source, placement=loader.WHOLE, start=0, stop=9, seed=3, workers=0, si
         start_step=start,
         stop_step=stop,
         placement=placement,
-        workers=workers,
+        **options,
     )
     return list(batches)
 
 
-def evaluate(source, placement=loader.WHOLE, workers=0, size=8):
+def evaluate(source, placement=loader.WHOLE, size=8, **options):
     transform = EvalTransform(8, resize="none")
-    options = dict(batch_size=size, placement=placement, workers=workers)
+    options |= dict(batch_size=size, placement=placement)
     return list(eval_batches(source, transform, **options))
-
-
-def whole(parts):
-    """Global batches from the batches of all processes, in order of position.
-
-    Position a * B/A + d * m + k is element [d, a, k] of the devices together.
-    """
-    out = []
-    for batches in zip(*parts, strict=True):
-        joined = {}
-        for field in batches[0]:
-            array = np.concatenate([batch[field] for batch in batches])  # [D, A, m, .]
-            joined[field] = array.swapaxes(0, 1).reshape((-1,) + array.shape[3:])
-        out.append(joined)
-    return out
-
-
-def same(one, two):
-    assert len(one) == len(two)
-    for a, b in zip(one, two, strict=True):
-        assert a.keys() == b.keys()
-        for field in a:
-            np.testing.assert_array_equal(a[field], b[field])
-            assert a[field].dtype == b[field].dtype
 
 
 def test_placement_deals_micro_batches_to_devices_in_order():
@@ -137,11 +91,11 @@ def test_devices_hosts_and_accumulation_do_not_matter(
     same(whole(parts), truth)
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_threads_do_not_matter(workers):
-    same(train(Noise(20), workers=workers), train(Noise(20)))
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_do_not_matter(threads):
+    same(train(Noise(20), threads=threads), train(Noise(20)))
     source = Noise(20, size=8)
-    same(evaluate(source, workers=workers), evaluate(source))
+    same(evaluate(source, threads=threads), evaluate(source))
 
 
 @pytest.mark.parametrize("start", [1, 4, 8])
@@ -160,7 +114,7 @@ def test_seed_step_and_position_change_the_draws():
     assert len({image.tobytes() for image in batch}) == 8
 
 
-def test_no_workers_means_the_calling_thread():
+def test_no_threads_means_the_calling_thread():
     source, seen = Noise(8), set()
     read = source.read
 
@@ -171,7 +125,7 @@ def test_no_workers_means_the_calling_thread():
     source.read = spy
     train(source, stop=1)
     assert seen == {threading.current_thread()}
-    train(source, stop=1, workers=2)
+    train(source, stop=2, threads=2)
     assert len(seen) > 1
 
 
@@ -187,7 +141,7 @@ def test_threads_end_with_the_iterator(finish):
         seed=0,
         start_step=0,
         stop_step=stop,
-        workers=2,
+        threads=2,
     )
     if finish == "close":
         next(batches)
@@ -214,12 +168,12 @@ def test_reading_ahead_is_bounded():
         seed=0,
         start_step=0,
         stop_step=250,
-        workers=2,
+        threads=2,
     )
     next(batches)
     time.sleep(0.2)
     batches.close()
-    assert 4 <= len(read) <= 4 * (1 + loader.BATCHES_AHEAD)
+    assert 4 <= len(read) <= 4 * (3 + readers.GROUPS_AHEAD)
 
 
 def test_no_steps_left_is_an_empty_iterator():
@@ -285,7 +239,7 @@ def test_unreadable_images_are_named_once_in_the_log(caplog):
     source = Noise(200, bad)
     val = Noise(200, {7}, size=8)
     with caplog.at_level(logging.WARNING, "imagepiece_jax.data"):
-        train(source, stop=60, workers=2)  # two epochs and more
+        train(source, stop=60, threads=2)  # two epochs and more
         evaluate(val)
         evaluate(val)
     messages = [record.getMessage() for record in caplog.records]

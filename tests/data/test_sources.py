@@ -128,6 +128,22 @@ def test_csv_reads_rows_in_order_for_either_split(table):
         assert source.name(0) == str(table.parent / "images" / "a.png")
 
 
+def test_the_number_of_classes_may_be_what_is_found(folder, table):
+    assert open_source(f"folder:{folder}", "val").num_classes == 2
+    assert open_source(f"csv:{table}", "val").num_classes == 5
+    assert open_source("digits", "val").num_classes == 10
+    table.write_text("filename,label\nimages/a.png,-1\n")
+    refuses("has label '-1': .* 0 and more", f"csv:{table}", num_classes=None)
+
+
+def test_images_as_they_are_stored(folder):
+    source = open_source(f"folder:{folder}", "val")
+    assert source.encoded(0) == (folder / "val" / "ant" / "0.png").read_bytes()
+    digits = open_source("digits", "val")
+    with pytest.raises(InputError, match="^digits/.* is no file"):
+        digits.encoded(0)
+
+
 def test_csv_with_byte_order_mark(table):
     table.write_bytes(b"\xef\xbb\xbf" + table.read_bytes())
     assert len(open_source(f"csv:{table}", "val", num_classes=5)) == 2
@@ -279,9 +295,8 @@ def test_imagenet_reads_encoded_records_without_tensorflow(imagenet, monkeypatch
 
 def test_absent_imagenet_says_how_to_prepare_it(imagenet, tmp_path):
     message = (
-        f"(?s)config.data.dir {tmp_path} does not hold it.*ILSVRC2012_img_train.tar.*"
-        f"{tmp_path}/downloads/manual.*file_format=array_record --data_dir={tmp_path}"
-        ".*configs/quickstart.py"
+        f"(?s)config.data.dir {tmp_path} does not hold it.*python -m "
+        f"imagepiece_jax.prepare --source FOLDER --dir {tmp_path}.*configs/quickstart"
     )
     refuses(message, "imagenet2012", num_classes=1000, data_dir=str(tmp_path))
     for shard in imagenet.glob("imagenet2012/*/*"):

@@ -3,8 +3,13 @@
 import numpy as np
 import pytest
 
-from imagepiece_jax.data import transforms
-from imagepiece_jax.data.transforms import EvalTransform, TrainTransform
+from imagepiece_jax.data import randaugment_host, transforms
+from imagepiece_jax.data.policy import Policy
+from imagepiece_jax.data.transforms import (
+    CanvasTransform,
+    EvalTransform,
+    TrainTransform,
+)
 from imagepiece_jax.errors import InputError
 
 
@@ -51,6 +56,27 @@ def test_shrinking_averages_instead_of_skipping_pixels():
     stripes[:, ::2] = 200
     out = transforms.random_resized_crop(stripes, 16, rng(), area=(1.0, 1.0))
     assert np.abs(out.astype(int) - 100).max() <= 12
+
+
+@pytest.mark.parametrize(
+    "size, canvas, fitted",
+    [
+        ((30, 40), 40, (30, 40)),  # just fits
+        ((30, 40), 64, (30, 40)),  # never enlarged
+        ((40, 30), 20, (20, 15)),
+        ((30, 41), 20, (15, 20)),  # 30 * 20 / 41 = 14.6
+        ((1000, 2), 20, (20, 1)),  # not 0
+    ],
+)
+def test_a_canvas_holds_the_whole_image(size, canvas, fitted):
+    image = ramp(*size, slope=1 if size[0] == 1000 else 4)
+    out = CanvasTransform(canvas)(image, rng())
+    assert out.shape == (*fitted, 3)
+    if fitted == size:
+        np.testing.assert_array_equal(out, image)
+    elif size[0] < 1000:  # corners stay in their corners
+        assert np.abs(out[0, 0].astype(int) - image[0, 0]).max() <= 4
+        assert np.abs(out[-1, -1].astype(int) - image[-1, -1]).max() <= 4
 
 
 def test_evaluation_leaves_small_images_alone():
@@ -169,3 +195,16 @@ def test_train_transform_chains_crop_and_flip():
     expected = transforms.random_resized_crop(image, 8, generator)
     expected = transforms.flip(expected, generator)
     np.testing.assert_array_equal(default(image, rng(2)), expected)
+
+
+def test_host_augments_after_crop_and_flip():
+    image, policy = ramp(16, 16), Policy(layers=2, prob=1.0)
+    plain = TrainTransform(16, crop="none", policy=policy, flip=False)
+    expected = randaugment_host.randaugment(image, rng(4), policy)
+    np.testing.assert_array_equal(plain(image, rng(4)), expected)
+    generator = rng(5)
+    expected = transforms.random_resized_crop(image, 8, generator)
+    expected = transforms.flip(expected, generator)
+    expected = randaugment_host.randaugment(expected, generator, policy)
+    out = TrainTransform(8, policy=policy)(image, rng(5))
+    np.testing.assert_array_equal(out, expected)

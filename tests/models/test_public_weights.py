@@ -167,7 +167,7 @@ def test_accuracy_on_a_thousand_images_is_timms(assets):
         setup.eval_transform(config),
         batch_size=setup.eval_batch_size(config, place),
         placement=place,
-        workers=2,
+        threads=2,
     )
     step = evaluation.compiled(model)
     result = evaluation.evaluate(step, parallel.replicate(variables), batches)

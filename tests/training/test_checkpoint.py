@@ -9,70 +9,15 @@ import socket
 import subprocess
 import sys
 import time
-from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-from flax import struct
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.training.checkpoint import Checkpoints
+from tests.training.states import abstract, assert_same, folders, make_state, saved
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-
-
-@struct.dataclass
-class State:
-    step: Any
-    params: Any
-    batch_stats: Any
-    opt_state: Any
-    ema_params: Any = None
-
-
-def make_state(seed=0, width=64, with_ema=True):
-    rng = np.random.default_rng(seed)
-    params = {
-        "head": {
-            "kernel": rng.normal(size=(8, width)).astype(np.float32),
-            "bias": rng.normal(size=width).astype(np.float32),
-        },
-        "scale": np.asarray(jnp.asarray(rng.normal(size=5), jnp.bfloat16)),
-    }
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
-    return State(
-        step=np.asarray(seed, np.int32),
-        params=params,
-        batch_stats={"norm": {"mean": np.full(3, seed, np.float32)}},
-        opt_state=jax.device_get(optimizer.init(params)),
-        ema_params=params if with_ema else None,
-    )
-
-
-def abstract(state):
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
-
-
-def assert_same(got, want):
-    assert jax.tree.structure(got) == jax.tree.structure(want)
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        assert isinstance(a, np.ndarray)
-        assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
-
-
-def saved(workdir, steps, **options):
-    checkpoints = Checkpoints(workdir, **options)
-    for step in steps:
-        checkpoints.save(step, make_state(step), {"epoch": step / 2})
-    checkpoints.close()
-    return checkpoints
-
-
-def folders(workdir, kind="latest"):
-    return sorted(p.name for p in (workdir / "checkpoints" / kind).iterdir())
 
 
 def data_files(workdir, step):
@@ -138,6 +83,8 @@ def test_variables_without_the_optimiser(tmp_path):
         assert set(got) == {"step", "params", "batch_stats", "ema_params"}
         assert_same(got["params"], want.params)
         assert_same(got["batch_stats"], want.batch_stats)
+        everything = checkpoints.restore_variables(which, optimizer=True)
+        assert set(everything) == {*got, "opt_state"}
     checkpoints.close()
     with pytest.raises(InputError, match="'newest': allowed are latest and best"):
         checkpoints.restore_variables("newest")
@@ -333,19 +280,20 @@ def test_kill_while_saving_loses_no_finished_step(tmp_path, delay):
 
 
 def save_together(workdir, port, process):
-    from imagepiece_jax.training import parallel
+    from imagepiece_jax.training import hosts, parallel
 
-    parallel.initialize(f"127.0.0.1:{port}", 2, int(process))
-    assert parallel.is_main() == (process == "0")
-    checkpoints = Checkpoints(workdir)
-    for step in (1, 2, 3):
-        checkpoints.save(step, numbers(step), {"step": step})
-    checkpoints.save(3, numbers(3), {"step": 3})
-    state, meta, step = checkpoints.restore(abstract(numbers(0)))
-    assert (meta, step) == ({"step": 3}, 3)
-    assert_same(state, numbers(3))
-    checkpoints.save(2, numbers(5), {"step": 2})
-    checkpoints.close()
+    with parallel.joined(hosts.Job(f"127.0.0.1:{port}", 2, int(process))):
+        assert parallel.is_main() == (process == "0")
+        checkpoints = Checkpoints(workdir)
+        for step in (1, 2, 3):
+            checkpoints.save_best(step, numbers(step), {"step": step})
+            checkpoints.save(step, numbers(step), {"step": step})
+        checkpoints.save(3, numbers(3), {"step": 3})
+        state, meta, step = checkpoints.restore(abstract(numbers(0)))
+        assert (meta, step) == ({"step": 3}, 3)
+        assert_same(state, numbers(3))
+        checkpoints.save(2, numbers(5), {"step": 2})
+        checkpoints.close()
 
 
 @pytest.mark.slow
@@ -364,6 +312,7 @@ def test_two_processes_save_together_and_one_reads(tmp_path):
     assert folders(tmp_path) == ["2"]
     got = Checkpoints(tmp_path).restore_variables("latest")
     assert_same(got, numbers(5))
+    assert_same(Checkpoints(tmp_path).restore_variables("best"), numbers(3))
 
 
 if __name__ == "__main__":

@@ -1,17 +1,21 @@
 """A whole run in this process: what it leaves, and how it stops."""
 
 import json
+import re
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from configs import quickstart
+from imagepiece_jax.data import mix
 from imagepiece_jax.errors import RunError
-from imagepiece_jax.training import loop
+from imagepiece_jax.training import loop, setup
 from imagepiece_jax.training.checkpoint import Checkpoints
 from imagepiece_jax.training.metrics import read_metrics
 from tests import runs
+from tests.training.test_metrics import events
 
 # 1,438 digits, 256 a step: 5 steps an epoch.
 FIELDS = runs.SMALL | {
@@ -31,7 +35,7 @@ def config(**fields):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
-    last = loop.train_and_evaluate(config(pictures=2), workdir)
+    last = loop.train_and_evaluate(config(pictures=2, profile=True), workdir)
     return workdir, last
 
 
@@ -40,8 +44,9 @@ def test_metrics_have_every_step_and_both_evaluations(finished):
     lines = read_metrics(workdir)
     train = [line for line in lines if line["kind"] == "train"]
     assert [line["step"] for line in train] == list(range(1, 11))
-    wanted = {"step", "epoch", "loss", "acc1", "acc5", "lr", "throughput"}
-    assert wanted <= set(train[0])
+    wanted = {"step", "epoch", "loss", "acc1", "acc5", "lr", "grad_norm", "skipped"}
+    assert wanted | {"throughput", "input_wait"} <= set(train[0])
+    assert all(0 <= line["input_wait"] < 1 for line in train)
     evaluated = [line for line in lines if line["kind"] == "eval"]
     assert [line["step"] for line in evaluated] == [10]
     assert evaluated[0]["images"] == 359  # 359 = 36 * 10 - 1: every image of the fifth
@@ -58,7 +63,21 @@ def test_run_leaves_config_versions_checkpoints_and_picture(finished):
     assert Checkpoints(workdir).latest_step() == 10
     with Image.open(workdir / "tokens.png") as picture:
         assert picture.width > 500
-    assert list((workdir / "tensorboard").iterdir())
+    assert list((workdir / "profile").rglob("*.trace.json.gz"))
+
+
+def test_tensorboard_has_the_panels(finished):
+    """The first batch, and batch and tokens at the only evaluation."""
+    workdir, _ = finished
+    found = [
+        (value.tag, event.step, value.image.width)
+        for event in events(workdir)
+        for value in event.summary.value
+        if value.HasField("image")
+    ]
+    sheet = 4 * 64  # eight images of 16 pixels, drawn four times as large
+    assert found[:2] == [("augmented", 1, sheet), ("augmented", 10, sheet)]
+    assert [entry[:2] for entry in found[2:]] == [("tokens", 10)]
 
 
 def test_a_finished_run_is_not_trained_again(finished, capsys):
@@ -77,12 +96,50 @@ def test_dry_run_says_what_would_happen_and_writes_nothing(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    """The step before is good; its checkpoint stays what a resumed run starts from."""
-    fields = {"lr": 1e30, "checkpoint_every_steps": 1}
-    with pytest.raises(RunError, match=r"(loss|grad_norm) is nan at step \d+.*kept"):
-        loop.train_and_evaluate(config(**fields), tmp_path)
-    saved = Checkpoints(tmp_path)
-    step = saved.latest_step()
-    assert read_metrics(tmp_path)[-1]["step"] == step
-    assert np.isfinite(read_metrics(tmp_path)[-1]["loss"])
+@pytest.fixture(scope="module")
+def stopped(finished, tmp_path_factory):
+    """A run from the finished one's weights, whose first step throws them far off."""
+    workdir = tmp_path_factory.mktemp("stopped")
+    fields = {
+        "lr": 1e30,
+        "checkpoint_every_steps": 1,
+        "max_skipped_steps": 2,
+        "init.weights": str(finished[0]),
+        "init.evaluate": True,
+    }
+    errors, lines = [], []
+    for _ in range(2):  # the second time from where the first was stopped
+        with pytest.raises(RunError) as error:
+            loop.train_and_evaluate(config(**fields), workdir)
+        errors.append(str(error.value))
+        lines.append(read_metrics(workdir))
+    return workdir, errors, lines
+
+
+def test_steps_that_are_not_finite_stop_the_run_and_stop_it_again(stopped):
+    workdir, errors, lines = stopped
+    told = r"(loss|grad_norm) is nan at step (\d+), as in 3 steps in a row: .* kept"
+    step = int(re.match(told, errors[0])[2])
+    assert errors[1] == errors[0]
+    # The last step has no line and no checkpoint: what is kept is as good as before.
+    assert Checkpoints(workdir).latest_step() == step - 1
+    steps = [line for line in lines[0] if line["kind"] == "train"]
+    assert [line["skipped"] for line in steps] == [0] * (step - 3) + [1, 1]
+    assert [line["loss"] is None for line in steps] == [False] * (step - 3) + [True] * 2
+    assert lines[1] == lines[0]
+
+
+def test_the_dense_model_is_evaluated_as_given(finished, stopped):
+    """The cross-entropy of the digits, by hand; a reduced model has another."""
+    (line,) = [line for line in stopped[2][0] if line["kind"] == "init"]
+    saved = Checkpoints(finished[0]).restore_variables("best")
+    weights = {name: saved[name] for name in ("params", "batch_stats")}
+    source, dense = setup.source(config(), "val"), setup.dense(config())
+    images, labels = zip(*(source.read(i) for i in range(len(source))), strict=True)
+    pixels = (np.stack(images) / 255 - mix.MEAN) / mix.STD
+    logits = jax.jit(dense.apply)(weights, pixels.astype(np.float32)).logits
+    odds = np.exp(np.asarray(logits, np.float64))
+    chance = odds[np.arange(359), labels] / odds.sum(axis=1)
+    assert (line["step"], line["images"]) == (0, 359)
+    assert line["loss"] == pytest.approx(-np.log(chance).mean(), rel=1e-6)
+    assert abs(line["loss"] - finished[1]["loss"]) > 1e-5

@@ -5,6 +5,7 @@ import pathlib
 import socket
 import subprocess
 import sys
+import types
 import warnings
 
 import jax
@@ -12,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.errors import InputError
-from imagepiece_jax.training import parallel
+from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.training import agreement, hosts, parallel
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -34,11 +35,11 @@ def test_eight_devices():
 
 
 @pytest.mark.slow
-def test_two_processes_of_two_devices():
+def test_two_processes_of_two_devices(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    children = [start(2, "process", process, port) for process in "01"]
+    children = [start(2, "process", process, port, str(tmp_path)) for process in "01"]
     try:
         assert [child.wait(timeout=120) for child in children] == [0, 0]
     finally:
@@ -54,22 +55,19 @@ def test_one_device_is_a_special_case_of_many():
 
 
 def test_nothing_happens_when_the_process_is_alone():
-    parallel.initialize()
-    assert not jax.distributed.is_initialized()
+    with parallel.joined(None):
+        assert not jax.distributed.is_initialized()
+    assert parallel.gather("alone") == ["alone"]
+    assert [parallel.Highest()(number) for number in (0, 15)] == [0, 15]
 
 
-@pytest.mark.parametrize(
-    "arguments, sentence",
-    [
-        ((None, 2, 0), "--coordinator is missing although --num_processes is 2"),
-        (("host:1", None, None), "needs --num_processes, found None"),
-        (("host:1", 2, 2), "process_id from 0 to num_processes - 1, found 2"),
-        (("host:1", 2, None), "process_id from 0 .*, found None"),
-    ],
-)
-def test_half_given_processes_are_named(arguments, sentence):
-    with pytest.raises(InputError, match=sentence):
-        parallel.initialize(*arguments)
+def test_processes_with_unequal_devices_are_refused():
+    devices = [types.SimpleNamespace(process_index=i) for i in (0, 0, 1, 1, 2)]
+    parallel.check_devices(devices[:4])
+    with pytest.raises(
+        InputError, match="process 2 has 1 devices, but process 0 has 2"
+    ):
+        parallel.check_devices(devices)
 
 
 def check_exchange(devices, first=0, local=None):
@@ -128,13 +126,57 @@ def check_eight():
         parallel.shard({"x": np.zeros((12, 2))})
 
 
-def check_process(process, port):
-    parallel.initialize(f"127.0.0.1:{port}", 2, int(process))
-    assert (parallel.process_index(), parallel.process_count()) == (int(process), 2)
-    assert parallel.is_main() == (process == "0")
-    assert (parallel.device_count(), len(parallel.local_devices())) == (4, 2)
-    check_exchange(devices=4, first=2 * int(process), local=2)
-    check_round_trip(devices=2)
+def check_process(process, port, folder):
+    process = int(process)
+    with parallel.joined(hosts.Job(f"127.0.0.1:{port}", 2, process)):
+        assert (parallel.process_index(), parallel.process_count()) == (process, 2)
+        assert parallel.is_main() == (process == 0)
+        assert (parallel.device_count(), len(parallel.local_devices())) == (4, 2)
+        check_exchange(devices=4, first=2 * process, local=2)
+        check_round_trip(devices=2)
+        assert parallel.gather(("ä" * 3, "")[process]) == ["äää", ""]
+        check_highest(process)
+        check_agreement(process, pathlib.Path(folder))
+
+
+def check_highest(process):
+    """One process asks for 15 in its second call: both know after their third."""
+    highest = parallel.Highest()
+    asked = [highest(15 if process == 1 and call >= 2 else 0) for call in range(1, 5)]
+    assert asked == [0, 0, 15, 15]
+
+
+def check_agreement(process, folder):
+    """What differs is refused in both; what may differ, and what is equal, is not."""
+    config = {"lr": 0.1, "model": {"blocks": (1, 2)}, "data": {"dir": f"/{process}"}}
+    agreement.check_config(config)
+    with pytest.raises(InputError, match=r"config.lr is 1 on process 1, but 0 on"):
+        agreement.check_config(config | {"lr": process})
+    with pytest.raises(InputError, match="a is missing on process 1, but 5 on process"):
+        agreement.check_same([{"a": 5}, {}][process])
+
+    arrays, images = {"w": np.arange(3.0)}, range(7)
+    agreement.check_start(None, arrays, images, images)
+    with pytest.raises(InputError, match="training images is 6 on process 1, but 7 on"):
+        agreement.check_start(4, arrays, range(7 - process), images)
+    with pytest.raises(InputError, match="checksum of the first weights is"):
+        agreement.check_start(4, {"w": np.arange(3) + process}, images, images)
+
+    agreement.PATIENCE = 0.3
+    agreement.check_workdir(folder)
+    if process == 0:
+        assert list(folder.iterdir()) == []
+    with pytest.raises(InputError, match=r"of process 1 \(.+\) is not the folder that"):
+        agreement.check_workdir((folder, folder / "other")[process])
+
+    with agreement.shared_fate():
+        pass
+    sentence = "disk is full" if process == 0 else r"process 0 stopped: disk is full \("
+    with pytest.raises((InputError, RunError), match=sentence):
+        with agreement.shared_fate():
+            if process == 0:
+                raise RunError("disk is full")
+            agreement.check_same({})
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.training import record
 from imagepiece_jax.training.record import git_revision, record_run, replace_file
 
@@ -102,7 +102,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError("disk is full")
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="disk is full"):
+    with pytest.raises(RunError, match=r"file cannot be written \(disk is full\)"):
         replace_file(path, "new and longer")
     assert path.read_text() == "old"
 

@@ -1,81 +1,102 @@
-"""A run that is killed and started again ends as if nothing had happened."""
+"""A run that is hurt and gone on with ends as if nothing had happened."""
 
-import random
 import signal
-import time
 
-import jax
 import numpy as np
 import pytest
 
+from configs import quickstart
+from imagepiece_jax import faults, trials
+from imagepiece_jax.errors import Stopped
+from imagepiece_jax.training import evaluation, loop
 from imagepiece_jax.training.checkpoint import Checkpoints
 from imagepiece_jax.training.metrics import read_metrics
 from tests import runs
 
-# 1,438 training digits: 44 steps an epoch. Checkpoints at evaluations (44, 88) too.
-FIELDS = runs.SMALL | {"epochs": 2, "checkpoint_every_steps": 9}
-STEPS = 88
+# 1,438 digits, 256 a step: 10 steps, in this process.
+SHORT = runs.DENSE | {"batch_size": 256, "epochs": 2, "warmup_epochs": 0.0}
 
 
-def without_times(line):
-    return {name: value for name, value in line.items() if name != "throughput"}
-
-
-def last_step(workdir):
-    lines = read_metrics(workdir)
-    return lines[-1]["step"] if lines else 0
-
-
-def kill_after(process, workdir, step, delay):
-    """SIGKILL a moment after the metrics of `step` were written."""
-    deadline = time.monotonic() + 200
-    while last_step(workdir) < step:
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    time.sleep(delay)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+def short(**fields):
+    made = quickstart.get_config()
+    made.update_from_flattened_dict(SHORT | fields)
+    return made
 
 
 @pytest.mark.slow
-def test_killed_runs_end_bit_identical(tmp_path):
-    cache = tmp_path / "cache"
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    runs.finish(whole, FIELDS, cache)
-    draw = random.Random(0)
-    resumed_from = []
-    for low, high in ((2, 8), (20, 40), (46, 80)):  # the first: before any checkpoint
-        process = runs.start(killed, FIELDS, cache)
-        kill_after(process, killed, draw.randint(low, high), draw.uniform(0, 0.3))
-        resumed_from.append(Checkpoints(killed).latest_step())
-    runs.finish(killed, FIELDS, cache)
+def test_the_last_evaluation_is_made_up_for(tmp_path, monkeypatch, capsys):
+    """It was given up because of a signal; also: which checkpoints stay for good."""
+    fields = {"checkpoint_every_steps": 4, "keep_every_steps": 3}
+    evaluate = evaluation.evaluate
 
-    assert resumed_from[0] is None or resumed_from[0] == 9
-    assert 0 < resumed_from[1] < resumed_from[2] < STEPS
-    expected = [without_times(line) for line in read_metrics(whole)]
-    assert [without_times(line) for line in read_metrics(killed)] == expected
-    assert [line["step"] for line in expected if line["kind"] == "train"] == [
-        *range(1, STEPS + 1)
+    def asked_to_stop(step, variables, batches):
+        signal.raise_signal(signal.SIGTERM)
+        return evaluate(step, variables, batches)
+
+    monkeypatch.setattr(evaluation, "evaluate", asked_to_stop)
+    with pytest.raises(Stopped, match="stopped at step 10") as stopped:
+        loop.train_and_evaluate(short(**fields), tmp_path)
+    assert stopped.value.signum == signal.SIGTERM
+    assert {line["kind"] for line in read_metrics(tmp_path)} == {"train"}
+    kept = sorted(int(p.name) for p in (tmp_path / "checkpoints/latest").iterdir())
+    assert kept == [3, 6, 9, 10]
+
+    monkeypatch.setattr(evaluation, "evaluate", evaluate)
+    last = loop.train_and_evaluate(short(**fields), tmp_path)
+    assert "going on from step 10 of 10" in capsys.readouterr().out
+    assert read_metrics(tmp_path)[-1]["kind"] == "eval"
+    assert read_metrics(tmp_path)[-1]["acc1"] == last["acc1"]
+    assert loop.train_and_evaluate(short(**fields), tmp_path) == last
+    assert "this run is complete: 10 steps" in capsys.readouterr().out
+    assert Checkpoints(tmp_path).restore_variables("best")["step"] == 10
+
+
+@pytest.fixture(scope="module")
+def course(tmp_path_factory):
+    return trials.Course(tmp_path_factory.mktemp("course"))
+
+
+def _met(hurt, trial, *args):
+    """The row of `hurt`, tried until its moment is met."""
+    while (row := hurt(trial, *args)) is None:
+        assert trial.step() < trials.STEPS
+    return row
+
+
+@pytest.mark.slow
+def test_a_run_that_much_happens_to_ends_bit_identical(course):
+    """One after the other, to one run: what the drill does to one run each."""
+    trial, rng = course.trial("hurt"), np.random.default_rng(0)
+    delay = rng.uniform(0, 0.02, size=3)
+    rows = [faults.kill(trial, 3, delay[0])]  # before any checkpoint
+    rows.append(_met(faults.kill_in_save, trial, trial.step() + 1, delay[1] / 4))
+    rows.append(_met(faults.terminate_in_evaluation, trial))
+    step = trial.step()
+    rows.append(faults.vanish(trial, step + 3))
+    rows.append(faults.kill(trial, min(step + 13, trials.STEPS - 4), delay[2]))
+
+    assert all(row.passed for row in rows), rows
+    assert [row.status for row in rows] == [137, 137, 143, 1, 137]
+    assert "during a save" in rows[1].moment
+    said = [row.said for row in rows]
+    assert said[2].endswith(f"at step {step}; the same command goes on from there")
+    assert said[3].startswith("WORKDIR has vanished, or is not the folder that")
+    assert 0 < trial.finish() < trials.STEPS
+    assert trial.outcome() == course.expected
+
+
+@pytest.mark.slow
+def test_another_config_is_refused_and_changes_nothing(course):
+    """The undisturbed run itself: it has every step and every evaluation."""
+    before = read_metrics(course.whole.workdir)
+    steps = [line["step"] for line in before if line["kind"] == "train"]
+    assert steps == [*range(1, trials.STEPS + 1)]
+    assert [line["step"] for line in before if line["kind"] == "eval"] == [
+        *range(trials.EPOCH, trials.STEPS + 1, trials.EPOCH)
     ]
-    for kind in ("latest", "best"):
-        ours = Checkpoints(killed).restore_variables(kind)
-        theirs = Checkpoints(whole).restore_variables(kind)
-        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
-
-
-@pytest.mark.slow
-def test_a_finished_run_says_so_and_another_config_is_refused(tmp_path):
-    fields = FIELDS | {"epochs": 1}
-    runs.finish(tmp_path / "run", fields, tmp_path / "cache")
-    before = read_metrics(tmp_path / "run")
-    runs.finish(tmp_path / "run", fields | {"log_every_steps": 3}, tmp_path / "cache")
-    log = (tmp_path / "run.log").read_text()
-    assert "this run is complete: 44 steps" in log
-    assert read_metrics(tmp_path / "run") == before
-
-    other = runs.start(tmp_path / "run", fields | {"lr": 0.001}, tmp_path / "cache")
-    assert other.wait(timeout=100) == 2
-    message = (tmp_path / "run.log").read_text().splitlines()[-1]
-    assert message.startswith("error: ") and "lr = 0.016" in message
-    assert read_metrics(tmp_path / "run") == before
+    other = trials.Trial(course.whole.workdir, course.folder / "cache", {"lr": 0.001})
+    other.start()
+    assert other.end() == 2
+    assert "lr = 0.016" in other.said()
+    assert read_metrics(course.whole.workdir) == before
+    assert Checkpoints(course.whole.workdir).latest_step() == trials.STEPS

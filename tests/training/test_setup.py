@@ -47,6 +47,15 @@ def test_area(area):
         setup.check(config(**{"data.area": area}))
 
 
+def test_a_canvas_holds_what_is_cropped_from_it():
+    made = config(**{"data.canvas": 15, "data.crop": "random_resized"})
+    with pytest.raises(InputError, match="data.canvas is 15; allowed are 0 and .*16"):
+        setup.check(made)
+    made.data.canvas = 16
+    setup.check(made)
+    assert setup.train_transform(made).side == 16
+
+
 @pytest.mark.parametrize(
     "gone, told",
     [("eval_batch_size", "eval_batch_size"), ("data", "data.workers"), ("eps", "eps")],

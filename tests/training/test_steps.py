@@ -4,14 +4,20 @@ import functools
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 from imagepiece_jax.models import zoo
 from imagepiece_jax.training import parallel, weights
-from imagepiece_jax.training.optimizer import decay_mask
-from imagepiece_jax.training.steps import Recipe, init_state, train_step
+from imagepiece_jax.training.optimizer import adamw, decay_mask
+from imagepiece_jax.training.steps import (
+    Recipe,
+    init_state,
+    prepared_images,
+    train_step,
+)
 
 SIZE, CLASSES, BATCH = 8, 10, 8
 DENSE = dict(image_size=SIZE, num_classes=CLASSES, depth=2, embed_dim=8, num_heads=2)
@@ -114,6 +120,108 @@ def test_mixup_pairs_an_image_with_its_mirror_in_the_batch():
         step, state = make(chosen)
         different.append(run(step, state, [batch(0)])[1][0]["grad_norm"])
     assert abs(different[0] - different[1]) > 1e-3
+
+
+class Poison:
+    """Stands in for a teacher: what it is given is what it says."""
+
+    def apply(self, variables, image):
+        return variables
+
+
+def poisoned(outputs, taught):
+    """A term whose value, or only whose gradient, is not finite where it is told so."""
+    size = jnp.sum(outputs.logits**2)
+    return {"value": taught["value"] * size, "root": jnp.sqrt(taught["root"] * size)}
+
+
+GOOD, BAD_LOSS = {"value": 0.0, "root": 1.0}, {"value": np.nan, "root": 1.0}
+BAD_GRADIENT = {"value": 0.0, "root": 0.0}  # the root of 0 is 0, but rises without end
+
+
+RATES = jnp.array([0.1, 5.0, 6.0, 7.0, 0.2])
+
+
+@pytest.fixture(scope="module")
+def poisoned_run():
+    """The step, and states and metrics after five of which three are not finite."""
+    numbers = dict(weight_decay=0.1, b1=0.9, b2=0.99, eps=1e-8, clip_norm=1.0)
+    recipe = Recipe(seed=0, num_classes=CLASSES, ema_decay=0.5, log_every_steps=3)
+    optimizer = adamw(lambda step: RATES[step], **numbers)
+    step, state = make(recipe, optimizer, stem="conv", depth=1)
+    step.keywords.update(loss_terms=poisoned, teacher_model=Poison())
+    compiled = parallel.pmap(step)
+
+    def advance(state, poison, seed):
+        poison = {name: np.float32(value) for name, value in poison.items()}
+        return compiled(state, batch(seed), parallel.replicate(poison))
+
+    states, metrics = [], []
+    poisons = [GOOD, BAD_LOSS, BAD_GRADIENT, BAD_LOSS, GOOD]
+    for seed, poison in enumerate(poisons):
+        state, numbers = advance(state, poison, seed)
+        states.append(parallel.unreplicate(state))
+        metrics.append(parallel.unreplicate(numbers))
+    return advance, states, metrics
+
+
+def test_a_step_that_is_not_finite_changes_nothing(poisoned_run):
+    _, states, metrics = poisoned_run
+    assert np.isnan(metrics[1]["loss"]) and np.isfinite(metrics[2]["loss"])
+    assert not np.isfinite(metrics[2]["grad_norm"])
+    for state in states[1:4]:
+        for kept in ("params", "batch_stats", "ema"):
+            chex.assert_trees_all_equal(getattr(state, kept), getattr(states[0], kept))
+    assert [int(state.step) for state in states] == [1, 2, 3, 4, 5]
+    assert [int(m["skipped"]) for m in metrics] == [0, 1, 2, 3, 0]
+    moved = np.abs(states[4].params["head"]["bias"] - states[0].params["head"]["bias"])
+    assert moved.max() > 0
+
+
+def test_the_step_after_skipped_ones_is_as_if_they_had_not_been(poisoned_run):
+    """Moments and their count are those of the first step, the rate is the fifth's."""
+    advance, states, _ = poisoned_run
+
+    def is_schedule(node):
+        return isinstance(node, optax.ScaleByScheduleState)
+
+    def later(node):
+        return optax.ScaleByScheduleState(np.int32(4)) if is_schedule(node) else node
+
+    opt_state = jax.tree.map(later, states[0].opt_state, is_leaf=is_schedule)
+    first = states[0].replace(step=np.int32(4), opt_state=opt_state)
+    expected = parallel.unreplicate(advance(parallel.replicate(first), GOOD, 4)[0])
+    for name in ("params", "batch_stats", "ema", "opt_state"):
+        ours, theirs = getattr(states[4], name), getattr(expected, name)
+        chex.assert_trees_all_equal(ours, theirs)
+
+
+def test_a_window_counts_skipped_steps_and_leaves_their_numbers_out(poisoned_run):
+    _, _, metrics = poisoned_run
+    windows = [m["window"] for m in metrics]
+    assert [w["samples"] for w in windows] == [8, 8, 8, 0, 8]
+    assert [w["skipped"] for w in windows] == [0, 1, 2, 1, 1]
+    for step in (0, 4):
+        np.testing.assert_allclose(windows[step]["loss"] / 8, metrics[step]["loss"])
+    assert windows[2]["loss"] == windows[0]["loss"] and windows[3]["loss"] == 0
+
+
+def test_prepared_images_are_the_pixels_of_a_batch():
+    """Without mixing what the network sees is what was read; mixed it is not."""
+    plain = Recipe(seed=0, num_classes=CLASSES)
+    mixed = Recipe(seed=0, num_classes=CLASSES, mixup=1.0)
+    one = batch(0)
+    seen = []
+    for recipe in (plain, mixed):
+        show = functools.partial(prepared_images, recipe=recipe, count=3)
+        shown = parallel.pmap(show)(one, parallel.replicate(np.int32(4)))
+        seen.append(parallel.unreplicate(shown))
+    np.testing.assert_array_equal(seen[0], one["image"][0, 0, :3])
+    assert seen[1].shape == seen[0].shape and seen[1].dtype == np.uint8
+    partner = one["image"][0, 0, ::-1][:3].astype(int)
+    low, high = np.minimum(seen[0], partner), np.maximum(seen[0], partner)
+    assert ((seen[1] >= low - 1) & (seen[1] <= high + 1)).all()
+    assert (seen[1] != seen[0]).mean() > 0.5
 
 
 @pytest.mark.parametrize("drop_path_rate, equal", [(0.0, True), (0.5, False)])

@@ -118,3 +118,27 @@ def test_a_run_can_start_from_another_ones_folder(saved, tmp_path):
         weights.load(tmp_path, like)
     with pytest.raises(InputError, match="holds no checkpoint"):
         weights.load(tmp_path / "checkpoints", like)
+
+
+def test_weights_as_given_are_those_of_the_dense_model(saved):
+    path, variables = saved
+    made = config(**{"init.weights": str(path), "init.fresh": ("reducer",)})
+    given = weights.as_given(made, setup.dense(made))
+    assert all(jax.tree.leaves(equal(given, variables)))
+
+
+@pytest.mark.parametrize(
+    "fields, told",
+    [
+        ({}, "init.weights is empty: name a weights file"),
+        (
+            {"init.weights": "f.npz", "init.fresh": ("reducer", "head")},
+            "init.fresh has 'head', and a dense model with fresh parts only guesses",
+        ),
+    ],
+)
+def test_what_is_fresh_is_not_evaluated(fields, told):
+    made = config(**{"init.evaluate": True}, **fields)
+    told = f"^config.init.evaluate is True, but config.{told}"
+    with pytest.raises(InputError, match=told):
+        weights.as_given(made, setup.dense(made))

@@ -1,0 +1,36 @@
+"""DeiT-Ti from public weights: 1.25 GMACs, 30 epochs instead of 300.
+
+python train.py --config configs/deit_ti_finetune.py --config.init.weights=FILE
+
+Its own accuracy comes first. Another set of images takes a fresh head, so that nothing
+can be evaluated first, and few images a larger rate; on a CPU float32 is faster:
+
+python train.py --config configs/deit_ti_finetune.py --config.init.weights=FILE \\
+    --config.data.name=folder:PATH --config.num_classes=10 \\
+    "--config.init.fresh=('head',)" --config.init.evaluate=False \\
+    --config.batch_size=64 --config.lr=8e-4 --config.epochs=4 \\
+    --config.model.dtype=float32 --config.data.workers=0
+"""
+
+from configs import base
+
+
+def get_config():
+    """Small steps and little augmentation: the weights have seen the images."""
+    config = base.get_config()
+    config.model.name = "deit_ti"
+    config.model.drop_path_rate = 0.0
+    config.data.area = (0.25, 1.0)
+    config.data.repeats = 1
+    config.augment.layers = 0
+    config.augment.erase_prob = 0.0
+    config.mixup = 0.0
+    config.cutmix = 0.0
+    config.epochs = 30
+    config.lr = 2e-5  # 4e-5 at 1,024 images
+    config.min_lr = 0.0  # these two are not scaled: small batches go below others
+    config.warmup_lr = 0.0
+    config.warmup_epochs = 1.0
+    config.ema_decay = 0.0
+    config.init.evaluate = True
+    return config

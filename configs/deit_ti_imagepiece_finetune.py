@@ -1,0 +1,17 @@
+"""ImagePiece on a public DeiT-Ti: 0.65 GMACs, 61 final tokens, 30 epochs.
+
+python train.py --config configs/deit_ti_imagepiece_finetune.py \\
+    --config.init.weights=FILE
+
+The dense model's accuracy comes first. No local coherence bias: the patch stem is what
+public weights have. Another set of images: see configs/deit_ti_finetune.py.
+"""
+
+from configs import deit_s_imagepiece, deit_ti_finetune
+
+
+def get_config():
+    """The weights learn to do without the tokens that are merged and pruned."""
+    config = deit_ti_finetune.get_config()
+    config.reduction = deit_s_imagepiece.imagepiece()
+    return config

@@ -1,0 +1,88 @@
+"""How do pixels get from one process to another without being sent?
+
+They are written to memory that both processes see, and only the number of their place
+is sent. The places are made once and used in turn: fresh shared memory for every few
+images costs more time than shrinking and cropping them.
+"""
+
+import contextlib
+import math
+import os
+import shutil
+import time
+from multiprocessing import shared_memory
+
+import numpy as np
+
+from imagepiece_jax.errors import InputError
+
+FOLDER = "/dev/shm"  # where Linux keeps shared memory; a container may have little
+FREE, TAKEN = 0, 1
+WAIT = 0.001  # seconds between looks at a place that is not free yet
+
+
+class Shelf:
+    """`places` arrays of uint8 [*shape]; number n has place n % places.
+
+    Who makes number n asks for its place by `put`, which waits until number n - places
+    is done with; who reads it says so by `free`. Numbers must be read in order. Other
+    processes get the shelf by pickling; the one that made it must `close` it.
+    InputError where there is too little shared memory for it.
+    """
+
+    def __init__(self, places, shape, name=None):
+        self.places, self.shape = places, tuple(shape)
+        self._stride = math.prod(self.shape)
+        size = places * self._stride + places + 1
+        if name is None:
+            _check_space(size)
+        self._memory = shared_memory.SharedMemory(name, create=name is None, size=size)
+
+    def __reduce__(self):
+        return Shelf, (self.places, self.shape, self._memory.name)
+
+    def put(self, number):
+        """The array to write `number` to; RuntimeError once the shelf is stopped."""
+        place = number % self.places
+        while self._state(place) == TAKEN:
+            if self._state(self.places) == TAKEN:
+                raise RuntimeError("the shelf is stopped")
+            time.sleep(WAIT)
+        self._set_state(place, TAKEN)
+        return self.look(number)
+
+    def look(self, number):
+        """The array of number `number`."""
+        offset = number % self.places * self._stride
+        return np.ndarray(self.shape, np.uint8, self._memory.buf, offset)
+
+    def free(self, number):
+        """Give the place of `number` to the next that has it."""
+        self._set_state(number % self.places, FREE)
+
+    def stop(self):
+        """Let nobody wait for a place any more."""
+        self._set_state(self.places, TAKEN)
+
+    def close(self):
+        """Give the memory back."""
+        with contextlib.suppress(BufferError):  # it goes with the last array of it
+            self._memory.close()
+        self._memory.unlink()
+
+    # One byte for each place, behind all of them, and one more: stopped.
+    def _state(self, place):
+        return self._memory.buf[self.places * self._stride + place]
+
+    def _set_state(self, place, state):
+        self._memory.buf[self.places * self._stride + place] = state
+
+
+def _check_space(size):
+    """Too little shows here, and not as a process that dies when it writes."""
+    if os.path.isdir(FOLDER) and (free := shutil.disk_usage(FOLDER).free) < size:
+        raise InputError(
+            f"reading in processes needs {size / 1e6:,.0f} MB in {FOLDER}, which has "
+            f"{free / 1e6:,.0f} MB free: allowed are more room (a container's "
+            "--shm-size) or config.data.workers=0, which reads in threads alone"
+        )

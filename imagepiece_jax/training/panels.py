@@ -1,0 +1,134 @@
+"""What do the images of a run look like? A batch as the network sees it, and tokens."""
+
+import functools
+import itertools
+import math
+import pathlib
+
+import jax
+import numpy as np
+from PIL import Image
+
+from imagepiece_jax import pictures
+from imagepiece_jax.data import mix
+from imagepiece_jax.data.decode import UnreadableImage
+from imagepiece_jax.errors import RunError
+from imagepiece_jax.reduction.tokens import Assignment, compose
+from imagepiece_jax.training import parallel
+from imagepiece_jax.training.steps import prepared_images
+
+PICTURE = "tokens.png"  # in the run's folder
+SHOWN = 8  # images of an augmented batch
+SMALLEST, WIDEST = 64, 1200  # pixels: a side of a small image, a panel's width
+
+
+class Panels:
+    """The pictures of one run, of which each program is compiled once.
+
+    `count` test images are followed through `model`; 0 switches all panels off.
+    """
+
+    def __init__(self, workdir, model, recipe, count):
+        self._workdir, self._count = workdir, count
+        self._model = model.clone(axis_name=None)
+        self._prepared = parallel.pmap(
+            functools.partial(prepared_images, recipe=recipe, count=SHOWN)
+        )
+        self._examples = None
+
+    def augmented(self, batch, step):
+        """Some images of `batch`, which is that of `step` (from 1), or None.
+
+        [local devices, A, m, ...] -> uint8 [H, W, 3]. All processes must call this:
+        mixing exchanges images between all devices.
+        """
+        if self._count == 0:
+            return None
+        before = parallel.replicate(np.int32(step - 1))
+        return sheet(parallel.unreplicate(self._prepared(batch, before)))
+
+    def tokens(self, source, transform, variables):
+        """What the tokens of some test images became, as uint8 [H, W, 3], or None.
+
+        The whole picture is written to the run's folder; what is returned is smaller.
+        Only this process's first device is used.
+        """
+        if self._examples is None:
+            self._examples = examples(source, transform, self._count)
+        images, titles = self._examples
+        if not titles:
+            return None
+        path = save_token_picture(self._workdir, self._model, variables, images, titles)
+        if path is None:
+            return None
+        with Image.open(path) as picture:
+            picture = picture.convert("RGB")
+            picture.thumbnail((WIDEST, 16 * WIDEST))
+            return np.asarray(picture)
+
+
+def sheet(images):
+    """Images side by side in rows of up to four: [B, S, S, 3] -> [H, W, 3].
+
+    Small ones are enlarged; places that stay empty are white.
+    """
+    scale = math.ceil(SMALLEST / images.shape[1])
+    images = images.repeat(scale, axis=1).repeat(scale, axis=2)
+    columns = min(4, len(images))
+    missing = -len(images) % columns
+    images = np.pad(images, [(0, missing), *[(0, 0)] * 3], constant_values=255)
+    rows = [np.concatenate(row, 1) for row in np.split(images, len(images) // columns)]
+    return np.concatenate(rows, axis=0)
+
+
+def examples(source, transform, count):
+    """Up to `count` readable test images as the network gets them, and their titles.
+
+    Spread over the split, which is often sorted by class.
+    """
+    count = min(count, len(source))
+    images, titles = [], []
+    for i in range(count):
+        try:
+            image, label = source.read(i * len(source) // count)
+        except UnreadableImage:
+            continue
+        images.append(transform(image))
+        titles.append(f"label {label}")
+    return np.array(images), titles
+
+
+def save_token_picture(workdir, model, variables, images, titles):
+    """A PNG of what the tokens of some test images became; returns its path.
+
+    images: uint8 [B, S, S, 3]. Blocks after a soft reduction, whose tokens hold a share
+    of every patch, are left out; None, and no file, where no block is left. RunError
+    where it cannot be written.
+    """
+    reducing = [i for i, layer in enumerate(model.plan) if layer.counts]
+    dests = _decide(variables, images, model) if reducing else []
+    if not dests:
+        return None
+
+    side = images.shape[1] // model.patch_size
+    patches = np.arange(side * side, dtype=np.int32)
+    source = np.broadcast_to(patches, (len(images), side * side))
+    stages = []
+    for block, dest in zip(reducing, dests, strict=False):
+        source = np.asarray(compose(dest, source))
+        stages.append((f"block {block}", source))
+    path = pathlib.Path(workdir) / PICTURE
+    maps = [[(title, stage[i]) for title, stage in stages] for i in range(len(images))]
+    try:
+        pictures.token_page(path, images, maps, (side, side), titles)
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror}") from error
+    return path
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _decide(variables, images, model):
+    """The slot map of every reduction up to the first soft one."""
+    results = model.apply(variables, mix.normalise(images)).results
+    hard = itertools.takewhile(lambda r: isinstance(r, Assignment), results)
+    return [result.dest for result in hard]

@@ -1,0 +1,133 @@
+"""What is a run made of? Model, data, optimiser and programs, from a config.
+
+Where a run's weights come from, in this order: its own newest checkpoint in the
+workdir; `config.init.weights`; fresh ones drawn from the seed.
+"""
+
+import functools
+import importlib.metadata
+import platform
+import sys
+import time
+
+import jax
+import numpy as np
+
+from imagepiece_jax.models import summary
+from imagepiece_jax.training import agreement, evaluation, parallel, setup, weights
+from imagepiece_jax.training.checkpoint import Checkpoints
+from imagepiece_jax.training.panels import Panels
+from imagepiece_jax.training.record import Hold, record_run
+from imagepiece_jax.training.steps import init_state, train_step
+
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+class Run:
+    """The parts of one run; made once, in the order in which mistakes should show."""
+
+    def __init__(self, config, workdir):
+        self.config = config
+        self.workdir = workdir
+        self.model = setup.model(config, axis_name=parallel.AXIS)
+        self.dense = setup.dense(config)
+        self.place = setup.placement(config)
+        self.train_transform = setup.train_transform(config)
+        self.eval_transform = setup.eval_transform(config)
+        self.checkpoints = Checkpoints(workdir, config.keep_every_steps)
+        self.eval_step = evaluation.compiled(self.model, config.seed)
+        self.method = setup.method(config)
+        self.recipe = setup.recipe(config)
+        self.panels = Panels(workdir, self.model, self.recipe, config.pictures)
+        self.programs = {}
+        self.lock = None
+
+    def close(self):
+        """Let others have the workdir."""
+        if self.lock is not None:
+            self.lock.close()
+
+    def open_data(self):
+        """Open both splits; the length of the run follows."""
+        self.train_source = setup.source(self.config, "train")
+        self.val_source = setup.source(self.config, "val")
+        # A size that does not fit shows here, not in the first step.
+        setup.try_first(
+            self.train_source, self.train_transform, rng=np.random.default_rng(0)
+        )
+        setup.try_first(self.val_source, self.eval_transform)
+        self.length = setup.length(self.config, len(self.train_source))
+        self.rate = setup.schedule(self.config, self.length.steps_per_epoch)
+        self.optimizer = setup.adamw(
+            self.config, self.rate, self.length.steps_per_epoch
+        )
+
+    def start(self, write=True):
+        """(state, meta, restored step or None) that training starts from."""
+        record = functools.partial(
+            record_run,
+            self.workdir,
+            self.config.to_dict(),
+            setup.MAY_CHANGE,
+            _versions(),
+        )
+        record(is_main=False)  # only compares: a mistake leaves no folder behind
+        resumed = self.checkpoints.latest_step() is not None
+        first_state = functools.partial(
+            init_state, optimizer=self.optimizer, with_ema=self.config.ema_decay > 0
+        )
+        evaluated = self.config.init.evaluate and not resumed
+        self.given = weights.as_given(self.config, self.dense) if evaluated else None
+        if resumed:  # the checkpoint has the values: shapes will do
+            shapes = summary.shapes(self.model, self.config.image_size)
+            state = jax.eval_shape(first_state, shapes)
+        else:
+            state = first_state(weights.initial(self.config, self.model))
+        self.teacher_model = self.teacher = None
+        if self.method.needs_teacher:
+            self.teacher_model = self.dense.clone(drop_path_rate=0.0)
+            self.teacher = weights.teacher(self.config, self.teacher_model)
+        if write and parallel.is_main():
+            self.lock = Hold(self.workdir)
+            self.checkpoints.check_room(state, self.length.steps)
+        if write:
+            record(is_main=parallel.is_main())
+            agreement.check_workdir(self.workdir)
+        meta = {"best": {"acc1": -1.0, "step": 0}, "last": None, "evaluated": 0}
+        step = None
+        if resumed:
+            state, meta, step = self.checkpoints.restore(state)
+        agreement.check_start(step, state, self.train_source, self.val_source)
+        return state, meta, step
+
+    def compiled_step(self, epoch):
+        """`train_step` for all devices as of `epoch`, with its state donated.
+
+        One program for all: only a keep rate that warms up has several.
+        """
+        model = setup.train_model(self.config, epoch, parallel.AXIS)
+        key = setup.program_key(model)
+        if key in self.programs:
+            return self.programs[key]
+        step = functools.partial(
+            train_step,
+            model=model,
+            optimizer=self.optimizer,
+            rate=self.rate,
+            recipe=self.recipe,
+            loss_terms=setup.loss_terms(self.config, model.plan),
+            teacher_model=self.teacher_model,
+        )
+        compiled = parallel.pmap(step, donate_argnums=(0,))
+        self.programs[key] = compiled
+        return compiled
+
+
+def _versions():
+    return {
+        "time": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "devices": [str(d.device_kind) for d in parallel.local_devices()],
+        "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+    }

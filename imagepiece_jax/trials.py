@@ -1,0 +1,204 @@
+"""What does a tiny run come to? Real ones, to be watched, hurt and gone on with.
+
+Every run is one of train.py in a process of its own: 60 steps on the digits that come
+with scikit-learn, an evaluation every 12 steps and a checkpoint at least every 5.
+"""
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+import jax
+
+from imagepiece_jax.errors import RunError
+from imagepiece_jax.training.checkpoint import KINDS, Checkpoints
+from imagepiece_jax.training.metrics import MEASURED, read_metrics
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+STEPS, EPOCH = 60, 12
+FIELDS = {
+    "model.depth": 2,
+    "model.embed_dim": 16,
+    "model.num_heads": 2,
+    "model.drop_path_rate": 0.1,
+    "reduction.merge_blocks": (0,),
+    "reduction.prune_blocks": (1,),
+    "mixup": 0.8,
+    "cutmix": 1.0,
+    "epochs": STEPS // EPOCH,
+    "batch_size": 112,  # of 1,438 training images: 12 steps an epoch
+    "eval_batch_size": 24,  # many, so that a signal can arrive between two
+    "warmup_epochs": 1.0,
+    "eval_every_epochs": 1,
+    "checkpoint_every_steps": 5,
+    "log_every_steps": 1,
+    "pictures": 0,
+    "progress": False,
+}
+UNFINISHED = "*.orbax-checkpoint-tmp*"
+PATIENCE = 300.0  # seconds for anything that a run should do
+
+
+class Course:
+    """A folder of runs that share compiled programs; `whole` is the undisturbed one."""
+
+    def __init__(self, folder):
+        self.folder = pathlib.Path(folder)
+        self.whole = self.trial("whole")
+        self.whole.finish()
+        self.expected = self.whole.outcome()
+
+    def trial(self, name, **fields):
+        return Trial(self.folder / name, self.folder / "cache", fields)
+
+
+class Trial:
+    """One run in its folder: started, waited for, ended, and gone on with."""
+
+    def __init__(self, workdir, cache, fields):
+        self.workdir, self._cache, self._fields = workdir, cache, fields
+        self.process, self._left = None, set()
+
+    def start(self, devices=None):
+        """Start or go on. `devices`: on so many CPU devices, instead of what is there.
+
+        The XLA flag is what makes a GPU add in the same order every time.
+        """
+        environment = os.environ | {
+            "JAX_COMPILATION_CACHE_DIR": str(self._cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
+        xla = [os.environ.get("XLA_FLAGS", ""), "--xla_gpu_deterministic_ops=true"]
+        if devices is not None:
+            environment["JAX_PLATFORMS"] = "cpu"
+            xla.append(f"--xla_force_host_platform_device_count={devices}")
+        environment["XLA_FLAGS"] = " ".join(xla)
+        words = [sys.executable, "train.py", "--config=configs/quickstart.py"]
+        fields = FIELDS | self._fields
+        words += [f"--config.{name}={value}" for name, value in fields.items()]
+        self._left = self._inodes()
+        with open(self.log, "w", encoding="utf-8") as log:
+            self.process = subprocess.Popen(
+                [*words, f"--workdir={self.workdir}"],
+                cwd=ROOT,
+                env=environment,
+                stdout=log,
+                stderr=log,
+            )
+
+    def finish(self, devices=None):
+        """To the end: the step that it went on from, 0 where it began anew."""
+        self.start(devices)
+        if self.end() != 0:
+            raise RunError(f"a run did not end well: see {self.log}")
+        found = re.search(r"going on from step (\d+)", self.log.read_text())
+        return int(found[1]) if found else 0
+
+    def until(self, condition, pause=0.002):
+        """Wait for it, or for the end of the run."""
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            if self.process.poll() is not None:
+                return
+            if time.monotonic() > deadline:
+                raise RunError(f"a run stands still: see {self.log}")
+            time.sleep(pause)
+
+    def until_step(self, step):
+        self.until(lambda: self.begun() and self.step() >= step)
+
+    def begun(self):
+        """Has this process opened its files? Earlier ones leave lines of their own."""
+        return bool(self._inodes("metrics.jsonl") - self._left)
+
+    def end(self, signum=None):
+        """Exit status of the run, to which `signum` is sent first."""
+        if signum is not None:
+            self.process.send_signal(signum)
+        status = self.process.wait(PATIENCE)
+        return 128 - status if status < 0 else status
+
+    def step(self):
+        """The newest step with a line of metrics."""
+        lines = read_metrics(self.workdir)
+        return lines[-1]["step"] if lines else 0
+
+    def on_disk(self):
+        return Checkpoints(self.workdir).latest_step()
+
+    def unfinished(self):
+        """Is there a checkpoint that this process was writing?"""
+        return bool(self._inodes(f"checkpoints/*/{UNFINISHED}") - self._left)
+
+    def _inodes(self, *patterns):
+        patterns = patterns or ("metrics.jsonl", f"checkpoints/*/{UNFINISHED}")
+        found = [path for pattern in patterns for path in self.workdir.glob(pattern)]
+        inodes = set()
+        for path in found:
+            with contextlib.suppress(FileNotFoundError):  # renamed meanwhile
+                inodes.add(path.stat().st_ino)
+        return inodes
+
+    def said(self):
+        """The sentence that the run ended with."""
+        told = re.findall(r"^error: (.*)", self.log.read_text(), re.MULTILINE)
+        return told[-1].replace(f"{self.workdir}", "WORKDIR") if told else ""
+
+    def path(self, *parts):
+        """A file or folder in the run's folder."""
+        return self.workdir.joinpath(*parts)
+
+    def evaluated(self, step):
+        """Is there the result of an evaluation after `step`?"""
+        lines = read_metrics(self.workdir)
+        return any((x["kind"], x["step"]) == ("eval", step) for x in lines)
+
+    def remove(self):
+        shutil.rmtree(self.workdir)
+
+    @property
+    def log(self):
+        return pathlib.Path(f"{self.workdir}.log")
+
+    def arrays(self, kind="latest"):
+        """All arrays of the newest whole checkpoint, as nested dicts."""
+        return Checkpoints(self.workdir).restore_variables(kind, optimizer=True)
+
+    def outcome(self):
+        """What the run left."""
+        lines = [
+            {name: value for name, value in line.items() if name not in MEASURED}
+            for line in read_metrics(self.workdir)
+        ]
+        return Outcome({kind: self.arrays(kind) for kind in KINDS}, lines)
+
+
+@dataclasses.dataclass(eq=False)
+class Outcome:
+    """What a run comes to; two are equal where they are so to the last bit."""
+
+    arrays: dict  # by checkpoint and name
+    lines: list  # of metrics, without what a clock says
+
+    def __eq__(self, other):
+        return equal(self.arrays, other.arrays) and self.lines == other.lines
+
+    def losses_apart(self, other):
+        """The largest difference of two losses at the same step."""
+        pairs = zip(self.lines, other.lines, strict=True)
+        return max(abs(ours["loss"] - theirs["loss"]) for ours, theirs in pairs)
+
+
+def equal(ours, theirs):
+    """Are two trees of arrays the same to the last bit?"""
+    if jax.tree.structure(ours) != jax.tree.structure(theirs):
+        return False
+    pairs = zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True)
+    return all(a.dtype == b.dtype and a.tobytes() == b.tobytes() for a, b in pairs)

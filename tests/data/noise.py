@@ -1,0 +1,52 @@
+"""A data set of noise images, for whoever deals images out."""
+
+import numpy as np
+
+from imagepiece_jax.data.decode import UnreadableImage
+from imagepiece_jax.data.sources import Source
+
+
+class Noise(Source):
+    """`length` noise images of various sizes; label i belongs to image i."""
+
+    def __init__(self, length, bad=(), size=None):
+        super().__init__(num_classes=length)
+        self.length, self.bad, self.size = length, set(bad), size
+
+    def __len__(self):
+        return self.length
+
+    def read(self, index):
+        if index in self.bad:
+            raise UnreadableImage(self.name(index), "torn")
+        rng = np.random.default_rng(index)
+        height, width = (self.size, self.size) if self.size else rng.integers(9, 30, 2)
+        return rng.integers(0, 256, (height, width, 3), np.uint8), index
+
+    def name(self, index):
+        return f"{index}.jpg"
+
+
+def whole(parts):
+    """Global batches from the batches of all processes, in order of position.
+
+    Position a * B/A + d * m + k is element [d, a, k] of the devices together.
+    """
+    out = []
+    for batches in zip(*parts, strict=True):
+        joined = {}
+        for field in batches[0]:
+            array = np.concatenate([batch[field] for batch in batches])  # [D, A, m, .]
+            joined[field] = array.swapaxes(0, 1).reshape((-1,) + array.shape[3:])
+        out.append(joined)
+    return out
+
+
+def same(one, two):
+    """The same batches, bit for bit."""
+    assert len(one) == len(two)
+    for a, b in zip(one, two, strict=True):
+        assert a.keys() == b.keys()
+        for field in a:
+            np.testing.assert_array_equal(a[field], b[field])
+            assert a[field].dtype == b[field].dtype

@@ -1,0 +1,143 @@
+"""Processes that read: the same arrays, and an end whatever happens."""
+
+import multiprocessing
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from imagepiece_jax.data import loader, readers
+from imagepiece_jax.data.transforms import CanvasTransform, EvalTransform
+from imagepiece_jax.errors import InputError, RunError
+from tests.data.noise import Noise, same
+
+SHARED = pathlib.Path("/dev/shm")
+
+
+@pytest.fixture(autouse=True)
+def _short_work(monkeypatch):
+    monkeypatch.setattr(readers, "WORTH", 1)
+
+
+def train(source, stop, transform=None, **options):
+    return loader.train_batches(
+        source,
+        transform or CanvasTransform(24),
+        batch_size=40,
+        seed=3,
+        start_step=0,
+        stop_step=stop,
+        repeats=3,
+        **options,
+    )
+
+
+def children():
+    return {process.pid for process in multiprocessing.active_children()}
+
+
+def ends(pids, seconds=10):
+    """Whether these processes are gone, or soon will be."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if not any(pathlib.Path(f"/proc/{pid}").exists() for pid in pids):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.slow
+def test_processes_do_not_matter_and_outlive_signals():
+    """Ctrl-C and SIGTERM reach the whole group: the run wants to finish its step."""
+    before, shared = children(), set(SHARED.glob("psm_*"))
+    source, alone = Noise(300, {7, 20}), Noise(300, {7, 20})
+    batches = train(source, 60, workers=2, threads=2)
+    seen = [next(batches)]
+    workers = children() - before
+    assert len(workers) == 2
+    for pid in workers:
+        os.kill(pid, signal.SIGINT)
+        os.kill(pid, signal.SIGTERM)
+    seen += batches
+    same(seen, list(train(alone, 60)))
+    assert list(source.unreadable.names) == list(alone.unreadable.names) != []
+    assert ends(workers)
+    assert set(SHARED.glob("psm_*")) <= shared
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_ends_the_run_with_a_sentence():
+    before = children()
+    batches = train(Noise(300), 10_000, workers=2)
+    next(batches)
+    workers = children() - before
+    os.kill(min(workers), signal.SIGKILL)
+    told = "ended with status -9, often for lack of memory; the same command goes on"
+    with pytest.raises(RunError, match=told):
+        for _ in batches:
+            pass
+    assert ends(workers)
+
+
+@pytest.mark.slow
+def test_a_mistake_in_a_process_is_told_as_in_this_one():
+    transform = EvalTransform(16, resize="none")
+    told = "0.jpg: the image has 8x8 pixels and is used unresized: config."
+    for workers in (0, 2):
+        batches = loader.eval_batches(
+            Noise(100, size=8), transform, batch_size=40, workers=workers
+        )
+        with pytest.raises(InputError) as caught:
+            next(batches)
+        assert str(caught.value).startswith(told)
+
+
+READS_FOREVER = """
+from tests.data import test_readers as tests
+if __name__ == "__main__":
+    batches = tests.train(tests.Noise(300), 10**6, workers=2)
+    next(batches)
+    print(*tests.children(), flush=True)
+    for _ in batches:
+        pass
+"""
+
+
+@pytest.mark.slow
+def test_processes_end_with_a_run_that_is_killed(tmp_path):
+    script = tmp_path / "reads.py"
+    script.write_text(READS_FOREVER)
+    running = subprocess.Popen(
+        [sys.executable, script],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": os.getcwd()},
+        text=True,
+    )
+    with running:
+        workers = [int(pid) for pid in running.stdout.readline().split()]
+        assert len(set(workers)) == 2
+        running.kill()
+    assert ends(workers)
+
+
+def test_short_work_starts_no_process(monkeypatch):
+    monkeypatch.setattr(readers, "WORTH", 16)
+    before = children()
+    batches = train(Noise(300), 7, workers=8)  # 14 bundles
+    next(batches)
+    assert children() == before
+    batches.close()
+
+
+def test_an_error_of_the_work_is_not_taken_for_a_death():
+    def work(number, room):
+        raise RuntimeError("of its own")
+
+    results = readers.read(work, 4, group=1, join=tuple, room=(1, 8), threads=1)
+    with pytest.raises(RuntimeError, match="of its own") as caught:
+        next(results)
+    assert not isinstance(caught.value, RunError)

@@ -1,0 +1,142 @@
+"""Repeated augmentation against DeiT's sampler, written anew and slowly from its words;
+and canvases, whose copies are one image until the device crops them."""
+
+import collections
+import math
+
+import numpy as np
+import pytest
+
+from imagepiece_jax.data import bundles, loader
+from imagepiece_jax.data.loader import Placement, train_batches
+from imagepiece_jax.data.transforms import CanvasTransform, TrainTransform
+from tests.data.noise import Noise, same, whole
+
+
+def train(source, size, stop, placement=loader.WHOLE, transform=None, **options):
+    options = dict(repeats=3, seed=3, start_step=0, stop_step=stop) | options
+    transform = transform or TrainTransform(8)
+    return list(
+        train_batches(
+            source, transform, batch_size=size, placement=placement, **options
+        )
+    )
+
+
+def sampler(order, workers):
+    """What each of `workers` devices sees in an epoch: DeiT's sampler.
+
+    Indices are repeated three times in a row and dealt round, filled up from the start
+    so that all get the same number; each keeps floor(length / 256) * 256 / workers.
+    """
+    dealt = [index for index in order for _ in range(3)]
+    total = math.ceil(len(order) * 3 / workers) * workers
+    dealt += dealt[: total - len(dealt)]
+    kept = math.floor(math.floor(len(order) / 256) * 256 / workers)
+    return [dealt[worker::workers][:kept] for worker in range(workers)]
+
+
+@pytest.mark.parametrize("workers", [1, 8])
+@pytest.mark.parametrize("length", [256, 800])
+def test_steps_have_the_images_of_deit_s_sampler(length, workers):
+    batches = train(Noise(length, size=8), 256, 2 * (length // 256))
+    steps = len(batches) // 2
+    for epoch in range(2):
+        shares = sampler(loader.epoch_order(3, epoch, length).tolist(), workers)
+        m = 256 // workers
+        assert {len(share) // m for share in shares} == {steps}
+        for step in range(steps):
+            expected = [i for share in shares for i in share[step * m : (step + 1) * m]]
+            seen = batches[epoch * steps + step]["label"].ravel().tolist()
+            assert collections.Counter(seen) == collections.Counter(expected)
+
+
+def test_copies_are_neighbours_with_draws_of_their_own():
+    batch = train(Noise(20), 12, 1)[0]
+    labels, images = batch["label"][0, 0], batch["image"][0, 0]
+    order = loader.epoch_order(3, 0, 20)
+    np.testing.assert_array_equal(labels, np.repeat(order[:4], 3))
+    assert len({image.tobytes() for image in images}) == 12
+
+
+def test_copies_go_on_in_the_next_step_and_end_with_the_epoch():
+    labels = [b["label"].ravel().tolist() for b in train(Noise(20), 8, 3)]
+    one, two = (loader.epoch_order(3, epoch, 20) for epoch in (0, 1))
+    assert labels[0] + labels[1] == np.repeat(one, 3)[:16].tolist()
+    assert labels[2] == np.repeat(two, 3)[:8].tolist()
+
+
+@pytest.mark.parametrize("bad", [(), (4, 5, 17)])
+@pytest.mark.parametrize("transform", [TrainTransform(8), CanvasTransform(16)])
+@pytest.mark.parametrize("processes, devices, accumulation", [(1, 8, 1), (2, 2, 2)])
+def test_devices_hosts_and_accumulation_do_not_matter(
+    processes, devices, accumulation, transform, bad
+):
+    # 96 images a step: three bundles on one process, one or two on the others
+    options = dict(transform=transform)
+    truth = whole([train(Noise(350, bad), 96, 4, **options)])
+    parts = []
+    for index in range(processes):
+        placement = Placement(index, processes, devices, accumulation)
+        parts.append(train(Noise(350, bad), 96, 4, placement, **options))
+    same(whole(parts), truth)
+
+
+@pytest.mark.parametrize("start", [1, 3])
+def test_a_restart_at_any_step_does_not_matter(start):
+    batches = train(Noise(40), 16, 5)
+    same(train(Noise(40), 16, 5, start_step=start), batches[start:])
+
+
+@pytest.mark.parametrize("processes, accumulation", [(1, 1), (2, 1), (2, 2)])
+def test_an_image_is_read_once_for_its_copies(processes, accumulation):
+    for index in range(processes):
+        source, read = Noise(400), []
+        source.read = lambda i, read=read: (read.append(i), Noise(400).read(i))[1]
+        placement = Placement(index, processes, 2, accumulation)
+        (batch,) = train(source, 192, 1, placement)
+        # A process's part may be several runs of positions, but no bundle cuts one.
+        assert batch["label"].size > bundles.SIZE
+        assert len(read) == len(set(read)) == len(np.unique(batch["label"]))
+
+
+def test_an_unreadable_image_is_reported_once_for_its_copies():
+    order = loader.epoch_order(3, 0, 400).tolist()
+    source = Noise(400, {order[1], order[2]})
+    labels = train(source, 12, 1)[0]["label"].ravel().tolist()
+    first, third, fourth = order[0], order[3], order[3]
+    assert labels == [first] * 3 + [third] * 6 + [fourth] * 3
+    assert list(source.unreadable.names) == [f"{order[1]}.jpg", f"{order[2]}.jpg"]
+
+
+def test_canvases_hold_the_image_and_say_where():
+    (batch,) = train(
+        Noise(40), 24, 1, Placement(0, 1, 2, 2), transform=CanvasTransform(24)
+    )
+    assert batch["image"].shape == (2, 2, 6, 24, 24, 3)
+    assert batch["extent"].shape == (2, 2, 6, 2)
+    assert batch["extent"].dtype == np.int32
+    for at in np.ndindex(2, 2, 6):
+        image, _ = Noise(40).read(int(batch["label"][at]))
+        height, width = batch["extent"][at]
+        canvas = batch["image"][at]
+        assert (canvas[height:] == 0).all() and (canvas[:, width:] == 0).all()
+        if max(image.shape) <= 24:
+            np.testing.assert_array_equal(canvas[:height, :width], image)
+        else:
+            assert max(height, width) == 24
+
+
+@pytest.mark.parametrize("repeats", [1, 3, 50])
+@pytest.mark.parametrize("count", [1, 33, 100])
+def test_every_slot_is_in_one_bundle_and_copies_are_not_parted(count, repeats):
+    positions = np.random.default_rng(0).permutation(count)
+    places = (positions + 5) // repeats
+    found = [
+        bundles.slots(positions, places, part) for part in range(bundles.parts(count))
+    ]
+    assert sorted(sum(found, [])) == list(range(count))
+    in_order = [positions[slot] for part in found for slot in part]
+    assert in_order == sorted(in_order)
+    kept = [{places[slot] for slot in part} for part in found]
+    assert sum(map(len, kept)) == len(set(places))

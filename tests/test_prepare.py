@@ -1,0 +1,125 @@
+"""The command that prepares ImageNet: from tars to what training reads."""
+
+import re
+import sys
+
+import pytest
+
+from imagepiece_jax import prepare
+from imagepiece_jax.data import records
+from imagepiece_jax.data.sources import open_source
+from tests import tars
+from tests.command import call, sentence, start
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return tars.write_tars(tmp_path_factory.mktemp("tars"), *tars.images())
+
+
+def flags(source, folder, *others):
+    return ["--source", source, "--dir", folder, "--partial", *others]
+
+
+@pytest.fixture(scope="module")
+def prepared(source, tmp_path_factory):
+    """(folder, how the command ended) of a run with two processes of its own.
+
+    Whoever of them imports TensorFlow fails.
+    """
+    folder, fake = tmp_path_factory.mktemp("prepared"), tmp_path_factory.mktemp("fake")
+    (fake / "tensorflow.py").write_text("raise SystemExit('TensorFlow is imported')")
+    words = flags(source, folder, "--workers", 2)
+    return folder, start("-m", "imagepiece_jax.prepare", *words, PYTHONPATH=str(fake))
+
+
+def test_from_tars_to_training_without_tensorflow(prepared):
+    folder, ended = prepared
+    assert ended.status == 0, ended
+    complete, train, validation, use = ended.out.splitlines()
+    assert complete == f"complete     {folder}/imagenet2012/5.1.0"
+    assert re.fullmatch(r"train        9 images in 1 files, [\d.]+kB", train)
+    assert re.fullmatch(r"validation   4 images in 1 files, [\d.]+kB", validation)
+    assert use == (
+        f"train with   --config.data.name=imagenet2012 --config.data.dir={folder}"
+    )
+    split = open_source("imagenet2012", "train", num_classes=1000, data_dir=folder)
+    labels = {split.name(i): split.read(i)[1] for i in range(len(split))}
+    truth = {"n01440764": 0, "n02105855": 230, "n15075141": 999}
+    assert labels == {f"{w}_{k}.JPEG": truth[w] for w in truth for k in (1, 8, 15)}
+    split = open_source("imagenet2012", "val", num_classes=1000, data_dir=folder)
+    labels = {split.name(i)[-6:]: split.read(i)[1] for i in range(len(split))}
+    assert labels == {"1.JPEG": 65, "2.JPEG": 970, "3.JPEG": 230, "4.JPEG": 809}
+    assert "tensorflow" not in sys.modules
+
+
+def test_the_number_of_processes_changes_no_byte(source, prepared, tmp_path):
+    folder, _ = prepared
+    assert call(prepare.main, *flags(source, tmp_path, "--workers", 0)).status == 0
+    for path in (folder / "imagenet2012" / "5.1.0").iterdir():
+        other = tmp_path / "imagenet2012" / "5.1.0" / path.name
+        assert path.read_bytes() == other.read_bytes()
+
+
+def test_a_complete_set_is_left_alone(source, prepared):
+    folder, first = prepared
+    ended = call(prepare.main, *flags("gone", folder))
+    assert (ended.status, ended.out) == (0, first.out)
+    ended = call(prepare.main, *flags(source, folder, "--short_side", 256))
+    assert sentence(ended) == (
+        f"--dir {folder} holds a complete set with --short_side 0, asked for is 256: "
+        "choose another --dir"
+    )
+
+
+def test_what_was_done_to_images_is_told(tmp_path):
+    train, val = tars.images(per_class=35)
+    train["n01440764"]["n01440764_8.JPEG"] = b"torn"
+    val["ILSVRC2012_val_00000002.JPEG"] = tars.encoded(tars.photo(0, 90, 70), "PNG")
+    source = tars.write_tars(tmp_path / "tars", train, val)
+    words = flags(source, tmp_path, "--workers", 0, "--short_side", 64)
+    ended = call(prepare.main, *words)
+    assert ended.out.splitlines()[3:6] == [
+        "short side   at most 64 pixels, JPEG quality 92",
+        "re-encoded   1 images",
+        "damaged      1 images left out: n01440764_8.JPEG",
+    ]
+
+
+def test_progress_where_nobody_watches(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "EVERY", 0)
+    ended = call(prepare.main, *flags(source, tmp_path, "--workers", 0))
+    *found, first, last = ended.err.splitlines()
+    assert len(found) == 13 and found[4].startswith("finding images: 5 images")
+    assert re.match(r"writing:  69%.* 9/13 \[00:00<00:00, .* images/s\]", first)
+    assert last.startswith("writing: 100%")
+
+
+def test_an_interrupted_run_says_how_to_go_on(source, tmp_path, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(records, "write", interrupted)
+    ended = call(prepare.main, *flags(source, tmp_path, "--workers", 0))
+    assert ended.status == 130
+    assert "what is finished is kept, and the same command goes on" in ended.err
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--dir", "x"], "--source is missing: folder of the ILSVRC2012 tars"),
+        (["--source", "x"], "--dir is missing: where the data set goes"),
+        (["--source", "gone", "--dir", "x"], "--source gone is no folder: it must"),
+        (["--source", ".", "--dir", "x"], "--source . has neither ILSVRC2012_img_tr"),
+        (flags("y", "x", "--short_side", 63), "--short_side is 63: allowed are 0 and"),
+        (flags("y", "x", "--short_side", 1025), "--short_side is 1025: allowed are 0"),
+        (flags("y", "x", "--workers", -1), "--workers is -1: allowed are whole numb"),
+        (flags("y", "file"), "file cannot be written (File exists): --dir must be a"),
+        (flags("y", "x", "--short_site", 64), "--short_site is not a flag; did you me"),
+    ],
+)
+def test_mistakes(tmp_path, monkeypatch, words, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    assert sentence(call(prepare.main, *words)).startswith(said)

@@ -1,0 +1,62 @@
+"""Small training states, saved and compared: what the tests of checkpoints share."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+
+from imagepiece_jax.training.checkpoint import Checkpoints
+
+
+@struct.dataclass
+class State:
+    step: Any
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    ema_params: Any = None
+
+
+def make_state(seed=0, width=64, with_ema=True):
+    rng = np.random.default_rng(seed)
+    params = {
+        "head": {
+            "kernel": rng.normal(size=(8, width)).astype(np.float32),
+            "bias": rng.normal(size=width).astype(np.float32),
+        },
+        "scale": np.asarray(jnp.asarray(rng.normal(size=5), jnp.bfloat16)),
+    }
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
+    return State(
+        step=np.asarray(seed, np.int32),
+        params=params,
+        batch_stats={"norm": {"mean": np.full(3, seed, np.float32)}},
+        opt_state=jax.device_get(optimizer.init(params)),
+        ema_params=params if with_ema else None,
+    )
+
+
+def abstract(state):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+
+
+def assert_same(got, want):
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert isinstance(a, np.ndarray)
+        assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
+
+
+def saved(workdir, steps, **options):
+    checkpoints = Checkpoints(workdir, **options)
+    for step in steps:
+        checkpoints.save(step, make_state(step), {"epoch": step / 2})
+    checkpoints.close()
+    return checkpoints
+
+
+def folders(workdir, kind="latest"):
+    return sorted(p.name for p in (workdir / "checkpoints" / kind).iterdir())

@@ -1,0 +1,98 @@
+"""Augmentation inside the step: whose draws are whose, and what the config asks for."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from configs import base
+from imagepiece_jax.data.augment import Augment, Crop
+from imagepiece_jax.data.policy import Policy
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.training import parallel, setup, steps
+from imagepiece_jax.training.steps import Recipe
+
+SIDE, CANVAS, BATCH = 8, 12, 8
+WHOLE = Augment(Crop(SIDE), Policy(layers=1, prob=1.0), erase_prob=0.5)
+
+
+def batch():
+    draw = np.random.default_rng(0)
+    return {
+        "image": draw.integers(0, 256, (BATCH, CANVAS, CANVAS, 3), np.uint8),
+        "extent": draw.integers(SIDE, CANVAS + 1, (BATCH, 2), np.int32),
+        "label": draw.integers(0, 10, BATCH, np.int32),
+    }
+
+
+@functools.cache
+def program():
+    recipe = Recipe(seed=3, num_classes=10, augment=WHOLE)
+    return parallel.pmap(functools.partial(steps._prepare, recipe=recipe))
+
+
+def prepared(part, positions, step=5, index=0):
+    """Images after `_prepare` on one device, mixup and cutmix switched off."""
+    positions = np.asarray(positions, np.int32)
+    inputs = (part, positions, np.int32(step), np.int32(index))
+    image, _ = program()(*jax.tree.map(lambda x: np.asarray(x)[None], inputs))
+    return np.asarray(image[0])
+
+
+def test_draws_belong_to_a_place_in_the_global_batch():
+    """Whatever device, micro-batch or neighbour is there; another step, other draws."""
+    whole = prepared(batch(), range(BATCH))
+    assert whole.shape == (BATCH, SIDE, SIDE, 3) and np.isfinite(whole).all()
+    order = np.array([6, 1, 7, 0, 3, 2, 5, 4])
+    moved = jax.tree.map(lambda x: x[order], batch())
+    np.testing.assert_array_equal(prepared(moved, order, index=1), whole[order])
+    same = jax.tree.map(lambda x: np.repeat(x[:1], BATCH, 0), batch())
+    copies = prepared(same, range(BATCH))
+    assert len({image.tobytes() for image in copies}) == BATCH
+    np.testing.assert_array_equal(copies[0], whole[0])
+    later = prepared(same, range(BATCH), step=6)
+    assert (later != copies).any((1, 2, 3)).all()
+
+
+def config(**fields):
+    made = base.get_config()
+    made.update_from_flattened_dict(fields)
+    return made
+
+
+def test_what_the_config_leaves_to_the_device():
+    """DeiT's rand-m9-mstd0.5-inc1 and erasing with .25, unless it says otherwise."""
+    deit = Policy(layers=2, prob=0.5, magnitude=9.0, magnitude_std=0.5)
+    assert setup.recipe(config()).augment == Augment(None, deit, 0.25)
+    assert setup.train_transform(config()).policy is None
+    other = {"augment.layers": 0, "augment.erase_prob": 0.0, "data.canvas": 384}
+    made = config(**other, **{"data.flip": False, "data.area": (0.3, 0.9)})
+    assert setup.augmentation(made) == Augment(Crop(224, (0.3, 0.9), False), None, 0.0)
+    host = config(**{"augment.where": "host", "augment.magnitude": 4.0})
+    assert setup.augmentation(host) == Augment(None, None, 0.25)
+    assert setup.train_transform(host).policy == Policy(2, 0.5, 4.0, 0.5)
+    off = config(**{"augment.where": "host", "augment.layers": 0})
+    assert setup.train_transform(off).policy is None
+
+
+@pytest.mark.parametrize(
+    "fields, told",
+    [
+        ({"augment.where": "gpu"}, "augment.where is 'gpu'; allowed are device, host"),
+        (
+            {"data.canvas": 384, "data.crop": "shift"},
+            r"data.crop is 'shift'; .*data.canvas=384 .* allowed is random_resized",
+        ),
+        (
+            {"data.canvas": 384, "augment.where": "host"},
+            r"augment.where is 'host'; .*data.canvas=384 allowed is device",
+        ),
+        ({"augment.prob": 1.5}, "augment.prob is 1.5; allowed are 0 to 1"),
+        ({"augment.magnitude": 11.0}, "augment.magnitude is 11.0; allowed are 0 to 10"),
+        ({"augment.layers": -1}, "augment.layers is -1; allowed are 0 or more"),
+    ],
+)
+def test_augmentation_that_cannot_be_is_refused(fields, told):
+    with pytest.raises(InputError, match=f"config.{told}"):
+        setup.check(config(**fields))

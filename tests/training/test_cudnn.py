@@ -1,0 +1,45 @@
+"""cuDNN's backward pass refuses odd lengths; training with it goes through them."""
+
+import jax
+import numpy as np
+import pytest
+
+from configs import quickstart
+from imagepiece_jax.training import loop, setup
+from imagepiece_jax.training.metrics import read_metrics
+from tests import runs
+
+# 1,438 digits, 719 a step: two steps. 64 image tokens and the class token: 65.
+FIELDS = runs.SMALL | {
+    "model.embed_dim": 64,
+    "model.dtype": "bfloat16",
+    "batch_size": 719,
+    "epochs": 1,
+    "warmup_epochs": 0.0,
+}
+
+
+def config(attention):
+    made = quickstart.get_config()
+    made.update_from_flattened_dict(FIELDS | {"model.attention": attention})
+    return made
+
+
+def check_training(workdir, attention):
+    """Finite losses, and those of XLA's attention up to bfloat16."""
+    attended = [layer.attn_tokens for layer in setup.model(config("xla")).plan]
+    assert any(count % 2 for count in attended), attended
+    losses = []
+    for name in ("xla", attention):
+        loop.train_and_evaluate(config(name), workdir / name)
+        lines = [x for x in read_metrics(workdir / name) if x["kind"] == "train"]
+        losses.append([line["loss"] for line in lines])
+    assert len(losses[0]) == 2
+    np.testing.assert_allclose(losses[1], losses[0], rtol=0, atol=0.02)
+
+
+@pytest.mark.gpu
+def test_training_on_odd_lengths(tmp_path):
+    if jax.default_backend() != "gpu":
+        pytest.skip("no GPU here")
+    check_training(tmp_path, "cudnn")

@@ -1,0 +1,135 @@
+"""What cannot be written is told in one sentence, and takes nothing whole with it."""
+
+import contextlib
+import io
+import os
+import resource
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.training.checkpoint import Checkpoints
+from imagepiece_jax.training.metrics import MetricWriter, read_metrics
+from imagepiece_jax.training.record import append_line
+from tests.training.states import abstract, assert_same, folders, make_state, saved
+
+
+@contextlib.contextmanager
+def full_disk(room=1000):
+    """No file may grow beyond so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+FULL = r"latest: a checkpoint could not be written \(File too large\); .*: \[1, 2\];"
+
+
+@pytest.mark.parametrize("surfaces", ["save", "wait", "close"])
+def test_full_disk_is_told_once_and_takes_no_checkpoint(tmp_path, capfd, surfaces):
+    """Writing goes on in the background: the error shows in the next call."""
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        checkpoints.save(step, make_state(step), {})
+    checkpoints.wait()
+    with full_disk():
+        checkpoints.save(3, make_state(3), {})
+        with pytest.raises(RunError, match=FULL):
+            if surfaces == "save":
+                checkpoints.save(4, make_state(4), {})
+            else:
+                getattr(checkpoints, surfaces)()
+    checkpoints.close()
+    assert_same(Checkpoints(tmp_path).restore(abstract(make_state()))[0], make_state(2))
+    assert_same(
+        Checkpoints(tmp_path).restore(abstract(make_state()), step=1)[0], make_state(1)
+    )
+    saved(tmp_path, [3])  # there is room again
+    assert folders(tmp_path) == ["2", "3"]
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_both_kinds_are_closed_although_one_fails(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    with full_disk():
+        checkpoints.save_best(1, make_state(1), {})
+        checkpoints.save(1, make_state(1), {})
+        with pytest.raises(RunError, match=r"could not be written .*whole .*: none"):
+            checkpoints.close()
+    checkpoints.close()
+
+
+def test_folder_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "checkpoints").touch()
+    with pytest.raises(RunError, match=r"could not be written \(Not a directory\)"):
+        Checkpoints(tmp_path).save(1, make_state(1), {})
+
+
+def test_room_for_all_checkpoints_is_asked_for_first(tmp_path, monkeypatch):
+    """8 MB a state: 2 kept and 1 written, of 2 kinds; 3 more for good."""
+    saved(tmp_path, [1])
+    held = sum(p.stat().st_size for p in tmp_path.rglob("*") if p.is_file())
+    state = {"params": {"a": jax.ShapeDtypeStruct((2_000_000,), np.float32)}}
+
+    def free(count):
+        usage = shutil._ntuple_diskusage(10**9, 0, count)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+
+    free(48_000_000 - held)
+    Checkpoints(tmp_path).check_room(state, steps=35)
+    free(72_000_000 - held)
+    Checkpoints(tmp_path, keep_every=10).check_room(state, steps=35)
+    free(48_000_000 - held - 1)
+    with pytest.raises(InputError, match=r"the 6 checkpoints of 8 MB that this run"):
+        Checkpoints(tmp_path).check_room(state, steps=35)
+    free(72_000_000 - held - 1)
+    with pytest.raises(InputError, match=r"0.072 GB of free disk, but the 9 checkpoin"):
+        Checkpoints(tmp_path, keep_every=10).check_room(state, steps=35)
+    free(0)
+    with pytest.raises(InputError, match="make room"):
+        Checkpoints(tmp_path / "not" / "there").check_room(state, steps=1)
+
+
+def test_a_line_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "lines"
+    with open(path, "ab", buffering=0) as file:
+        append_line(file, "a" * 60)
+        with full_disk(room=100):
+            with pytest.raises(
+                RunError, match=r"lines cannot be written \(File too la"
+            ):
+                append_line(file, "b" * 60)
+            assert path.read_text() == "a" * 60 + "\n"
+            append_line(file, "c" * 30)
+    assert path.read_text().split() == ["a" * 60, "c" * 30]
+
+
+def test_a_line_that_the_system_takes_in_parts_is_written_whole():
+    """As pipes and network file systems do."""
+    read, write = os.pipe()
+
+    class Slow(io.FileIO):
+        def write(self, data):
+            return super().write(data[:3])
+
+    with open(read, "rb") as reader, Slow(write, "wb") as file:
+        append_line(file, "abcdefgh")
+        file.close()
+        assert reader.read() == b"abcdefgh\n"
+
+
+def test_metrics_on_a_full_disk_end_in_a_sentence_and_are_not_torn(tmp_path):
+    writer = MetricWriter(tmp_path)
+    writer.write("train", 1, loss=1.0)
+    size = (tmp_path / "metrics.jsonl").stat().st_size
+    with full_disk(room=size + 10):
+        with pytest.raises(RunError, match="metrics.jsonl cannot be written"):
+            writer.write("train", 2, loss=0.5)
+    writer.close()
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1]
