@@ -70,6 +70,22 @@ def test_config_builds_a_model_and_passes_the_checks(configs, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_every_config_has_its_control_with_the_other_stem(configs, name):
+    """One override, which costs the difference of the stems and moves no token."""
+    config = configs[name].copy_and_resolve_references()
+    stems = {}
+    for config.model.stem in ("patch", "conv"):
+        model = setup.model(config)
+        stems[config.model.stem] = zoo.model_macs(model, config.image_size)
+        assert model.stem == config.model.stem
+        tokens = {layer.attn_tokens for layer in model.plan}
+    assert tokens == {layer.attn_tokens for layer in setup.model(configs[name]).plan}
+    dense = [setup.dense(config, stem=stem) for stem in ("conv", "patch")]
+    conv, patch = (zoo.model_macs(model, config.image_size) for model in dense)
+    assert stems["conv"] - stems["patch"] == conv - patch > 0
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_reduction_fields_are_those_of_the_method(configs, name):
     """All of them stand in the config, so that each can be overridden."""
     given = dict(configs[name].reduction)
