@@ -46,9 +46,12 @@ def test_all_that_should_be_there_are():
     assert set(WANTED) <= set(NAMES)
 
 
-def test_every_method_has_a_config(configs):
-    used = {config.reduction.name for config in configs.values()}
-    assert used == set(METHODS), "add configs/NAME.py or drop the line in METHODS"
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"none"}))
+def test_every_method_has_a_config_for_both_sizes(configs, name):
+    for size in ("deit_ti", "deit_s"):
+        config = configs.get(f"{size}_{name}")
+        assert config, f"add configs/{size}_{name}.py or drop the line in METHODS"
+        assert (config.model.name, config.reduction.name) == (size, name)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -2,6 +2,7 @@
 
 import inspect
 
+import numpy as np
 import pytest
 
 from imagepiece_jax.errors import InputError
@@ -73,17 +74,26 @@ def test_rates_are_found():
         assert ("imagepiece_dynamicvit", field) in RATE_FIELDS
 
 
-@pytest.mark.parametrize(
-    "name, field",
-    [
-        ("imagepiece", "prune_blocks"),
-        ("evit", "blocks"),
-        ("random", "blocks"),
-        ("imagepiece_tome", "prune_blocks"),
-        ("dynamicvit", "blocks"),
-        ("imagepiece_dynamicvit", "prune_blocks"),
-    ],
-)
+BLOCK_FIELDS = [
+    ("imagepiece", "prune_blocks"),
+    ("evit", "blocks"),
+    ("random", "blocks"),
+    ("imagepiece_tome", "prune_blocks"),
+    ("dynamicvit", "blocks"),
+    ("imagepiece_dynamicvit", "prune_blocks"),
+]
+
+
+@pytest.mark.parametrize("name, field", [*BLOCK_FIELDS, ("spvit", "blocks")])
+@pytest.mark.parametrize("blocks", [3, ("a", 3), (1.5,), (True,), None])
+def test_blocks_that_are_none_are_named(name, field, blocks):
+    if blocks is None and name.startswith("imagepiece"):
+        return  # the schedule decides
+    with pytest.raises(InputError, match=rf"reduction\.{field} is .*whole numbers"):
+        METHODS[name].recipe(DEPTH, **{field: blocks})
+
+
+@pytest.mark.parametrize("name, field", BLOCK_FIELDS)
 @pytest.mark.parametrize("blocks", [(12,), (-1,), (3, 3)])
 def test_blocks_that_do_not_fit_are_refused(name, field, blocks):
     found = METHODS[name].recipe(DEPTH, **{field: blocks})
@@ -104,6 +114,31 @@ def test_blocks_that_do_not_fit_are_refused(name, field, blocks):
 def test_an_unknown_choice_lists_the_known_ones(field, value, allowed):
     with pytest.raises(InputError, match=rf"{field} is {value!r}.*{allowed}"):
         METHODS["imagepiece"].recipe(DEPTH, **{field: value})
+
+
+@pytest.mark.parametrize("value", ["yes", "false", 1, None])
+@pytest.mark.parametrize(
+    "name, field",
+    [
+        ("evit", "fuse_token"),
+        ("imagepiece", "size_weighting"),
+        ("spvit", "share_heads"),
+    ],
+)
+def test_a_switch_is_true_or_false(name, field, value):
+    with pytest.raises(InputError, match=rf"{field} is {value!r}; .*True, False"):
+        METHODS[name].recipe(DEPTH, **{field: value})
+
+
+def test_numbers_of_numpy_are_numbers():
+    for name, fields in (
+        ("evit", {"keep_rate": np.float32(0.5), "blocks": tuple(np.arange(3))}),
+        ("tome", {"r": np.int64(5), "inflection": np.float64(0.5)}),
+    ):
+        plain = {k: v if isinstance(v, tuple) else v.item() for k, v in fields.items()}
+        assert METHODS[name].recipe(DEPTH, **fields) == METHODS[name].recipe(
+            DEPTH, **plain
+        )
 
 
 def test_unknown_names_list_the_known_ones():
