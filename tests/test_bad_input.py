@@ -265,8 +265,8 @@ def test_weights_files(compiled):
     )
     said = refused(compiled, "init.weights=whole.npz", "model.embed_dim=32")
     assert said == (
-        "weights file whole.npz: it holds a model of depth 6 and width 64, this one has "
-        "depth 6 and width 32"
+        "weights file whole.npz: it holds a model of depth 6 and width 64, this one "
+        "has depth 6 and width 32"
     )
     said = refused(compiled, "init.weights=whole.npz", "init.fresh=tail")
     assert said.startswith("weights file whole.npz: config.init.fresh names 'tail'")
