@@ -19,7 +19,8 @@ def get_config():
     config.model.stem = "patch"  # "patch", or "conv": ImagePiece's local coherence bias
     config.model.class_token = True  # False: the head reads the mean over patches
     config.model.drop_path_rate = 0.1  # of the last block; linear from 0 at the first
-    config.model.prop_attn = False  # proportional attention: + log(size) on the logits
+    config.model.prop_attn = config_dict.placeholder(bool)  # proportional attention:
+    #                     + log(size) on the logits; empty: as the method is meant
     config.model.trace_source = False  # keep which patches are in which token
     config.model.dtype = "bfloat16"  # of the layers; parameters are always float32
     config.model.attention = "auto"  # "xla", "cudnn", or "auto": by device and dtype

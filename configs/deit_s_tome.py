@@ -9,9 +9,8 @@ from configs import deit_s
 
 
 def get_config():
-    """Every block merges; trained so, like the published models of ToMe's authors."""
+    """Every block merges, sizes count in attention: trained as its authors did."""
     config = deit_s.get_config()
-    config.model.prop_attn = True
     config.reduction = tome()
     return config
 

@@ -35,7 +35,9 @@ JSON = flags.DEFINE_string("json", None, "also write the results to this file")
 SWEEP = flags.DEFINE_multi_string(
     "sweep", [], "METHOD:FIELD=V1,V2: these settings instead of config.reduction"
 )
-OUT = flags.DEFINE_string("out", "sweep", "folder of a sweep's table, plot and rows")
+OUT = flags.DEFINE_string(
+    "out", "runs/sweep", "folder of a sweep's table, plot and rows, replaced if there"
+)
 
 
 def main():

@@ -24,6 +24,7 @@ CONFIDENT = 1.96  # standard errors of a 95 % interval
 # Fields of the model that a setting may name beside those of its method.
 MODEL_FIELDS = ("prop_attn",)
 TIMED_CALLS = 5
+SWITCHES = ("true", "false")
 
 
 def parse(text):
@@ -47,7 +48,13 @@ def parse(text):
     found = [dict(zip(names, mix, strict=True)) for mix in itertools.product(*choices)]
     for fields in found:
         own = {k: v for k, v in fields.items() if k not in MODEL_FIELDS}
-        methods.find(name, **own)
+        known = methods.find(name, **own).fields_of("recipe")
+        for field in own:
+            if field not in known:
+                raise InputError(
+                    f"--sweep {text}: {field} changes training alone; allowed are "
+                    f"{', '.join(known + MODEL_FIELDS)}"
+                )
     return [{"name": name, **fields} for fields in found]
 
 
@@ -65,7 +72,7 @@ def _split(values):
 
 def _literal(text):
     try:
-        return ast.literal_eval(text)
+        return ast.literal_eval(text.capitalize() if text in SWITCHES else text)
     except (ValueError, SyntaxError):
         return text
 
@@ -101,9 +108,11 @@ def run(config, settings, load, batches, images, folder):
         print(_line(rows[-1]), flush=True)
     replace_file(folder / "sweep.md", table(rows))
     points = [
-        (r["setting"].split()[0], r["gmacs"], r["acc1"], r["error"]) for r in rows
+        (r["setting"].split()[0] + _untrained(r), r["gmacs"], r["acc1"], r["error"])
+        for r in rows
     ]
     pictures.accuracy_plot(folder / "sweep.png", points)
+    print(f"rows, table and plot: {folder}/sweep.jsonl, .md, .png")
     return rows
 
 
@@ -124,8 +133,7 @@ def _variables(config, model, load):
 
 
 def _model(config, setting):
-    model_fields = dict(methods.find(setting["name"]).model_fields)
-    model_fields |= {k: v for k, v in setting.items() if k in MODEL_FIELDS}
+    model_fields = {k: v for k, v in setting.items() if k in MODEL_FIELDS}
     reduction = {k: v for k, v in setting.items() if k not in MODEL_FIELDS}
     return zoo.create_model(
         image_size=config.image_size,
@@ -177,10 +185,15 @@ def _difference(right, dense):
     return {"difference": 100 * each.mean(), "difference_error": 100 * error}
 
 
+def _untrained(row):
+    return " (untrained selectors)" if row["untrained"] else ""
+
+
 def _line(row):
     return (
-        f"{row['setting']}: acc1 {row['acc1']:.1f} +- {row['error']:.1f} %, to dense "
-        f"{row['difference']:+.1f} +- {row['difference_error']:.1f}, {row['tokens']} "
+        f"{row['setting']}{_untrained(row)}: acc1 {row['acc1']:.1f} +- "
+        f"{row['error']:.1f} %, to dense {row['difference']:+.1f} +- "
+        f"{row['difference_error']:.1f}, {row['tokens']} "
         f"tokens, {row['gmacs']:.3f} GMACs, {row['throughput']:.0f} img/s"
     )
 
@@ -192,9 +205,8 @@ def table(rows):
     )
     lines = [head, "|---|---|---|---|---|---|---|"]
     for r in rows:
-        untrained = " (untrained selectors)" if r["untrained"] else ""
         lines.append(
-            f"| {r['setting']}{untrained} | {r['acc1']:.1f} ± {r['error']:.1f} "
+            f"| {r['setting']}{_untrained(r)} | {r['acc1']:.1f} ± {r['error']:.1f} "
             f"| {r['difference']:+.1f} ± {r['difference_error']:.1f} "
             f"| {r['acc5']:.1f} | {r['tokens']} | {r['gmacs']:.3f} "
             f"| {r['throughput']:.0f} |"

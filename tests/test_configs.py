@@ -48,9 +48,12 @@ def test_all_that_should_be_there_are():
     assert set(WANTED) <= set(NAMES)
 
 
-def test_every_method_has_a_config(configs):
-    used = {config.reduction.name for config in configs.values()}
-    assert used == set(METHODS), "add configs/NAME.py or drop the line in METHODS"
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"none"}))
+def test_every_method_has_a_config_for_both_sizes(configs, name):
+    for size in ("deit_ti", "deit_s"):
+        config = configs.get(f"{size}_{name}")
+        assert config, f"add configs/{size}_{name}.py or drop the line in METHODS"
+        assert (config.model.name, config.reduction.name) == (size, name)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -69,6 +72,22 @@ def test_config_builds_a_model_and_passes_the_checks(configs, name):
 
     logits = jax.eval_shape(forward, images).logits
     assert (logits.shape, logits.dtype) == ((2, config.num_classes), jnp.float32)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_config_has_its_control_with_the_other_stem(configs, name):
+    """One override, which costs the difference of the stems and moves no token."""
+    config = configs[name].copy_and_resolve_references()
+    stems = {}
+    for config.model.stem in ("patch", "conv"):
+        model = setup.model(config)
+        stems[config.model.stem] = zoo.model_macs(model, config.image_size)
+        assert model.stem == config.model.stem
+        tokens = {layer.attn_tokens for layer in model.plan}
+    assert tokens == {layer.attn_tokens for layer in setup.model(configs[name]).plan}
+    dense = [setup.dense(config, stem=stem) for stem in ("conv", "patch")]
+    conv, patch = (zoo.model_macs(model, config.image_size) for model in dense)
+    assert stems["conv"] - stems["patch"] == conv - patch > 0
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -40,6 +40,7 @@ def test_values_may_be_tuples_words_and_fields_of_the_model():
         ("evit:keep_rate=", "allowed is FIELD=VALUE"),
         ("evot:keep_rate=.5", "the methods are"),
         ("evit:r=8", "config.reduction.r is not a field of 'evit'"),
+        ("evit:rate_warmup_epochs=3", "rate_warmup_epochs changes training alone; al"),
     ],
 )
 def test_what_cannot_be_read_is_named(text, told):

@@ -42,16 +42,16 @@ class _Place(NamedTuple):
     shape: tuple[int, ...]  # of the whole timm tensor
 
 
-def load(path, like, fresh=()):
+def load(path, like, fresh=(), hint=True):
     """`from_timm` of a weights file; its errors name the file."""
     state_dict = read_state_dict(path)
     try:
-        return from_timm(state_dict, like, fresh)
+        return from_timm(state_dict, like, fresh, hint)
     except InputError as error:
         raise InputError(f"weights file {path}: {error}") from error
 
 
-def from_timm(state_dict, like, fresh=()):
+def from_timm(state_dict, like, fresh=(), hint=True):
     """Variables of the shapes and types of `like`, with the values of `state_dict`.
 
     `like` is the model's variables tree, of arrays or of ShapeDtypeStructs. `fresh`
@@ -60,14 +60,17 @@ def from_timm(state_dict, like, fresh=()):
     block number, such as "reducer", stands for those of all blocks. Position embeddings
     of another square grid are resized. All else must fit: a tensor that is missing or
     left over, of another shape, or not finite raises InputError. Apart from `fresh`,
-    the values are NumPy arrays.
+    the values are NumPy arrays. With `hint` the error says
+    what `fresh` would have to name for the rest to fit.
     """
     leaves = traverse_util.flatten_dict(like, sep="/")
     places = {key: _place(key, leaves[key].shape) for key in sorted(leaves)}
     _check_fresh(fresh, places.values())
     needed = {k: p for k, p in places.items() if not _matches(p.path, fresh)}
     state_dict = _fit_pos_embed(state_dict, needed.values())
-    _check_fit(state_dict, places.values(), needed.values(), fresh)
+    problem, remedy = _misfit(state_dict, places.values(), needed.values(), fresh)
+    if problem:
+        raise InputError(problem + (remedy if hint else ""))
     for key, place in needed.items():
         leaves[key] = _take(state_dict, place, leaves[key].dtype)
     return traverse_util.unflatten_dict(leaves, sep="/")
@@ -141,8 +144,14 @@ def _check_fresh(fresh, places):
             )
 
 
-def _check_fit(state_dict, places, needed, fresh):
-    """Raise InputError for the first tensor left over, missing or of another shape."""
+def _misfit(state_dict, places, needed, fresh):
+    """The first tensor left over, missing or of another shape, and the remedy.
+
+    Two texts, None and empty where everything fits.
+    """
+    wrong_size = _size_differs(state_dict, needed)
+    if wrong_size:
+        return wrong_size, ""
     known = {place.name for place in places}
     problems = []  # (path, sentence)
     for name, tensor in state_dict.items():
@@ -162,9 +171,28 @@ def _check_fit(state_dict, places, needed, fresh):
         else:
             continue
         problems.append((path, problem))
-    if problems:
-        wrong = [path for path, _ in problems]
-        raise InputError(problems[0][1] + _remedy(wrong, places, fresh))
+    if not problems:
+        return None, ""
+    wrong = [path for path, _ in problems]
+    return problems[0][1], _remedy(wrong, places, fresh)
+
+
+def _size_differs(state_dict, needed):
+    """A sentence on depth and width of a file of another size, or None."""
+
+    def size(named):
+        blocks = {n.split(".")[1] for n, _ in named if n.startswith("blocks.")}
+        widths = [shape[0] for n, shape in named if n == "norm.weight"]
+        return (len(blocks), *widths)
+
+    found = size([(name, tensor.shape) for name, tensor in state_dict.items()])
+    wanted = size([(place.name, place.shape) for place in needed])
+    if found == wanted or len(found) != len(wanted) or not found[0]:
+        return None
+    return (
+        f"it holds a model of depth {found[0]} and width {found[-1]}, this one has "
+        f"depth {wanted[0]} and width {wanted[-1]}"
+    )
 
 
 def _remedy(wrong, places, fresh):

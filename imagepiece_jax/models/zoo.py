@@ -1,5 +1,7 @@
 """Which models are there? Names to fields, and fields to a model."""
 
+from collections.abc import Mapping
+
 import jax.numpy as jnp
 
 from imagepiece_jax.errors import InputError
@@ -28,7 +30,7 @@ def create_model(
     dtype="float32",
     attention="auto",
     drop_path_rate=0.0,
-    prop_attn=False,
+    prop_attn=None,
     trace_source=False,
     axis_name=None,
     **fields,
@@ -36,11 +38,17 @@ def create_model(
     """A ViT by name, with a reduction such as {"name": "evit", "keep_rate": 0.7}.
 
     `fields` override the size that the name stands for: patch_size, embed_dim, depth,
-    num_heads, mlp_ratio; None leaves it. Without `class_token` the head reads the mean
-    over patches. `masked` gives the model that training uses: methods that train with a
-    mask keep all tokens there; for the others it is the same. InputError for anything
-    that does not fit.
+    num_heads, mlp_ratio; None leaves it. `prop_attn` None: as the reduction is meant
+    (ToMe: with proportional attention, the others: without). Without `class_token` the
+    head reads the mean over patches. `masked` gives the model that training uses:
+    methods that train with a mask keep all tokens there; for the others it is the same.
+    InputError for anything that does not fit.
     """
+    if not isinstance(reduction or {}, Mapping):
+        raise InputError(
+            f"reduction is {reduction!r}; allowed is a dict with a name and fields, "
+            'such as {"name": "evit", "keep_rate": 0.7}'
+        )
     if name not in MODELS:
         known = ", ".join(sorted(MODELS))
         raise InputError(f"config.model.name is {name!r}; the models are {known}")
@@ -60,7 +68,11 @@ def create_model(
     depth = size.pop("depth")
     side = image_size // size["patch_size"]
     head_dim = size["embed_dim"] // size["num_heads"]
-    steps = methods.steps(depth, **(reduction or {}))
+    reduction = dict(reduction or {})
+    steps = methods.steps(depth, **reduction)
+    if prop_attn is None:
+        meant = methods.find(**reduction).model_fields
+        prop_attn = meant.get("prop_attn", False)
     plan = schedule.build(depth, side * side, steps, int(class_token), masked)
     _check_taps(plan, class_token)
     _check_grid(plan, side)

@@ -84,6 +84,8 @@ def apply(state, result, form=None):
         return _apply_mixing(state, result)
     n_in, n_out, prefix = result.dest.shape[1], result.n_out, state.num_prefix
     chex.assert_shape(state.x, (None, prefix + n_in, None))
+    if form not in (None, "gather", "one_hot"):
+        raise ValueError(f"form is {form!r}; allowed are None, 'gather', 'one_hot'")
     if form is None:
         form = "one_hot" if result.merged is None else "gather"
     size = state.size[:, prefix:]

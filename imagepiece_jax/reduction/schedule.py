@@ -6,6 +6,7 @@ model, the MAC counter, the benchmark, the pictures and the tests all read this 
 
 import dataclasses
 import math
+import numbers
 from typing import Any
 
 from imagepiece_jax.errors import InputError
@@ -66,10 +67,14 @@ def floor(x):
     return math.floor(x + 1e-9)
 
 
+def is_number(value):
+    """Whether it is a real number, NumPy's included, and not a truth value."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
 def check_rate(name, value):
     """`value` as a float in [0, 1], else an InputError that names the field."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not 0 <= value <= 1:
+    if not is_number(value) or not 0 <= value <= 1:
         raise InputError(
             f"config.reduction.{name} is {value!r}; allowed are numbers from 0 to 1"
         )
@@ -78,18 +83,18 @@ def check_rate(name, value):
 
 def check_count(name, value, least=0):
     """`value` if it is an int of `least` or more, else an InputError."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not whole or value < least:
         raise InputError(
             f"config.reduction.{name} is {value!r}; allowed are whole numbers from "
             f"{least}"
         )
-    return value
+    return int(value)
 
 
 def check_weight(name, value):
     """`value` as a float of 0 or more, else an InputError that names the field."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not 0 <= value < math.inf:
+    if not is_number(value) or not 0 <= value < math.inf:
         raise InputError(
             f"config.reduction.{name} is {value!r}; allowed are numbers from 0"
         )
@@ -98,17 +103,27 @@ def check_weight(name, value):
 
 def check_blocks(name, blocks):
     """`blocks` as a tuple of ints, else an InputError that names the field."""
-    if not isinstance(blocks, tuple | list) or any(type(b) is not int for b in blocks):
+    if not isinstance(blocks, tuple | list) or not all(map(_is_block, blocks)):
         raise InputError(
             f"config.reduction.{name} is {blocks!r}; allowed are whole numbers, such "
             "as (3, 6, 9)"
         )
-    return tuple(blocks)
+    return tuple(int(block) for block in blocks)
+
+
+def _is_block(block):
+    return isinstance(block, numbers.Integral) and not isinstance(block, bool)
+
+
+def check_switch(name, value):
+    """`value` if it is a truth value, else an InputError that names the field."""
+    return check_choice(name, value, (True, False))
 
 
 def check_choice(name, value, allowed):
     """`value` if it is one of `allowed`, else an InputError that lists them."""
-    if value not in allowed:
+    # 1 == True: what is equal must be of the same kind, too.
+    if not any(value is a or (value == a and type(value) is type(a)) for a in allowed):
         listed = ", ".join(repr(a) for a in allowed)
         raise InputError(f"config.reduction.{name} is {value!r}; allowed are {listed}")
     return value

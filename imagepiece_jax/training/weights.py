@@ -34,8 +34,9 @@ def initial(config, model):
     if not config.init.weights:
         if allowed:
             raise InputError(
-                f"config.init.fresh is {allowed}, but config.init.weights is empty; "
-                "everything is fresh then"
+                f"config.init.fresh is {allowed}, so the rest has been trained, but "
+                "config.init.weights is empty: name a weights file or the folder of a "
+                "run, or set config.init.fresh=() to train everything anew"
             )
         return fresh(model, config.image_size, config.seed)
     like = summary.shapes(model, config.image_size)
@@ -85,20 +86,22 @@ def teacher(config, model):
         raise InputError(f"config.teacher.weights: {error}") from error
 
 
-def load(path, like, allowed_fresh=(), which="best"):
+def load(path, like, allowed_fresh=None, which="best"):
     """Variables of the shapes of `like` from a weights file or a run's workdir.
 
-    `allowed_fresh` names the parts that keep what `like` has for them. InputError for
-    anything else that is missing, left over or of another shape.
+    `allowed_fresh` names the parts that keep what `like` has for them; None: there are
+    none, and none can be asked for. InputError for anything else that is missing, left
+    over or of another shape.
     """
     path = pathlib.Path(path)
     if not path.exists():
         raise InputError(f"weights {path}: no such file or folder")
+    options = {"fresh": allowed_fresh or (), "hint": allowed_fresh is not None}
     if not path.is_dir():
-        return convert.load(path, like, fresh=allowed_fresh)
+        return convert.load(path, like, **options)
     saved = Checkpoints(path).restore_variables(which)
     found = {name: saved[name] for name in COLLECTIONS if saved.get(name)}
     try:
-        return convert.from_timm(convert.to_timm(found), like, fresh=allowed_fresh)
+        return convert.from_timm(convert.to_timm(found), like, **options)
     except InputError as error:
         raise InputError(f"run {path}: {error}") from error

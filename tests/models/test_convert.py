@@ -231,7 +231,7 @@ ZEROS = np.zeros
         ),
         (
             change(blocks__10__norm1__weight=ZEROS(6)),
-            r"tensor blocks\.10\.norm1\.weight of shape \(6,\) is left over",
+            "holds a model of depth 3 and width 6, this one has depth 2 and width 6$",
         ),
         (
             change(pos_embed=ZEROS((1, 13, 6))),
@@ -269,8 +269,12 @@ def test_remedy_names_every_part_that_differs():
     with pytest.raises(InputError, match=expected):
         convert.from_timm(state_dict, like, ("reducer_1",))
     convert.from_timm(state_dict, like, ("reducer_1", "head", "patch_embed", "reducer"))
-    with pytest.raises(InputError, match=r"blocks_0/attn/k/bias needs \(18,\)$"):
+    with pytest.raises(InputError, match="depth 2 and width 8, this .* 2 and width 6$"):
         convert.from_timm(convert.to_timm(variables(width=8)), variables())
+    with pytest.raises(InputError, match=r"is missing, .* in shape \(\d+,\)$"):
+        convert.from_timm(
+            convert.to_timm(variables()), variables(stem="conv"), hint=False
+        )
     with pytest.raises(InputError, match=r"reducer\.1\.\S+ .* no such part$"):
         convert.from_timm(convert.to_timm(like), variables(stem="conv"))
     with pytest.raises(InputError, match=r"fresh=\('patch_embed',\)"):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.reduction import ops
+from imagepiece_jax.reduction.methods import METHODS
 from tests.models import tiny
 
 BATCH = 2
@@ -132,18 +133,30 @@ def token_counts(model):
     return counts
 
 
-def unwanted(model):
-    """What a fused program must not contain, as a list of sentences."""
+def traced(model, **options):
+    """Name, and shapes of operands and results, of all that the program does."""
+    for equation in equations(program(model, **options)):
+        arrays = (*equation.invars, *equation.outvars)
+        yield equation.primitive.name, [v.aval.shape for v in arrays]
+
+
+def attention_weights(model, **options):
+    """Arrays of weights of one token for another by head, as a list of sentences."""
     counts, found = token_counts(model), []
-    for equation in equations(program(model)):
-        name = equation.primitive.name
-        shapes = [v.aval.shape for v in (*equation.invars, *equation.outvars)]
-        if re.search("sort|top_k|scatter|cumsum", name):
-            found.append(f"{name} of {shapes}")
+    for name, shapes in traced(model, **options):
         for shape in shapes:
             lengths = [n for n in shape if n in counts]
             if len(shape) >= 4 and tiny.HEADS in shape and len(lengths) > 1:
                 found.append(f"attention weights {shape} in {name}")
+    return found
+
+
+def unwanted(model):
+    """What a fused program must not contain, as a list of sentences."""
+    counts, found = token_counts(model), attention_weights(model)
+    for name, shapes in traced(model):
+        if re.search("sort|top_k|scatter|cumsum", name):
+            found.append(f"{name} of {shapes}")
         if name == "dot_general" and moves_tokens(*shapes[:2], counts):
             found.append(f"tokens {shapes[:2]} moved by a product")
     return found
@@ -166,6 +179,42 @@ def moves_tokens(left, right, counts):
 def test_no_sort_scatter_attention_matrix_or_one_hot_product(without_core, name):
     """Each is a chain of kernels, or an array far larger than what it decides."""
     assert unwanted(tiny.model(REDUCED[name], stem="conv")) == []
+
+
+# Fields with which every method has a step in three blocks, on few tokens.
+SMALL = REDUCED | {
+    "none": {"name": "none"},
+    "dynamicvit": {"name": "dynamicvit", "blocks": (1, 2)},
+    "spvit": {"name": "spvit", "blocks": (1, 2), "keep_rates": (0.7, 0.4)},
+    "token_learner": {"name": "token_learner", "num_tokens": 8, "block": 1},
+    "token_pooling": {"name": "token_pooling", "blocks": (1, 2), "score": "cls"},
+    "grid_pooling": {"name": "grid_pooling", "grid_size": 4, "block": 1},
+    "imagepiece_tome": tiny.IMAGEPIECE | {"name": "imagepiece_tome"},
+    "imagepiece_dynamicvit": tiny.IMAGEPIECE
+    | {"name": "imagepiece_dynamicvit", "keep_rate": 0.7}
+    | {"merge_blocks": (0,), "prune_blocks": (1,)},
+    "evit": tiny.EVIT | {"keep_rate": 0.7},
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("train", [False, True])
+def test_weights_are_built_in_the_core_alone(without_core, name, train):
+    """Where training does not mask, and no option asks for columns of the weights."""
+    model = tiny.model(SMALL[name], stem="conv")
+    assert name == "none" or any(layer.counts for layer in model.plan)
+    assert attention_weights(model, train=train) == []
+
+
+@pytest.mark.parametrize("name", ["dynamicvit", "spvit", "imagepiece_dynamicvit"])
+def test_training_with_masks_builds_them(without_core, name):
+    """Each image has its own mask, which the fused core does not take."""
+    assert attention_weights(tiny.model(SMALL[name], masked=True)) != []
+
+
+def test_columns_of_the_weights_need_them(without_core):
+    columns = SMALL["token_pooling"] | {"score": "columns"}
+    assert attention_weights(tiny.model(columns), train=False) != []
 
 
 def test_the_search_finds_a_one_hot_product(without_core, monkeypatch):

@@ -120,6 +120,7 @@ def test_a_conv_stem_needs_a_patch_size_that_halving_reaches():
     "reduction, message",
     [
         ({"name": "tomee"}, "config.reduction.name is 'tomee'; .* are .*evit, .*tome"),
+        ("tome", r"reduction is 'tome'; allowed is a dict with a name and fields"),
         ({"name": "evit", "r": 13}, "config.reduction.r is not a field of 'evit'"),
         ({"name": "none", "keep_rate": 0.7}, "config.reduction.keep_rate is not a"),
         ({"name": "evit", "blocks": (3, 12)}, "step at block 12, .*blocks 0 to 11"),
@@ -131,3 +132,13 @@ def test_a_conv_stem_needs_a_patch_size_that_halving_reaches():
 def test_a_reduction_that_does_not_fit_is_named(reduction, message):
     with pytest.raises(InputError, match=message):
         zoo.create_model("deit_s", reduction=reduction)
+
+
+def test_proportional_attention_is_as_the_method_is_meant_unless_it_is_said():
+    def used(name, **options):
+        return zoo.create_model(
+            "deit_ti", reduction={"name": name}, **options
+        ).prop_attn
+
+    assert used("tome") and not used("imagepiece") and not used("none")
+    assert not used("tome", prop_attn=False) and used("evit", prop_attn=True)

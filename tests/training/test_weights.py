@@ -79,7 +79,7 @@ def test_only_the_named_parts_are_new(saved):
 @pytest.mark.parametrize(
     "fields, told",
     [
-        ({"init.fresh": ("head",)}, "but config.init.weights is empty"),
+        ({"init.fresh": ("head",)}, "but config.init.weights is empty: name a"),
         ({"init.fresh": (1,)}, r"config.init.fresh is \(1,\); allowed are names"),
         ({"init.weights": "no.npz"}, "weights no.npz: no such file or folder"),
     ],
@@ -96,7 +96,7 @@ def test_unknown_part_and_wrong_shape_are_named(saved):
     with pytest.raises(InputError, match="config.init.fresh names 'tail', but the par"):
         weights.initial(made, setup.model(made))
     made = config(**{"init.weights": str(path), "model.embed_dim": 16})
-    with pytest.raises(InputError, match=r"one.npz: tensor \S+ has shape"):
+    with pytest.raises(InputError, match="one.npz: it holds a model of depth 1 and"):
         weights.initial(made, setup.model(made))
 
 
@@ -114,7 +114,7 @@ def test_a_run_can_start_from_another_ones_folder(saved, tmp_path):
     assert all(jax.tree.leaves(equal(loaded, latest)))
     wider = config(**{"model.embed_dim": 16})
     like = summary.shapes(setup.model(wider), wider.image_size)
-    with pytest.raises(InputError, match=f"run {tmp_path}: tensor .* has shape"):
+    with pytest.raises(InputError, match=f"run {tmp_path}: it holds a model of"):
         weights.load(tmp_path, like)
     with pytest.raises(InputError, match="holds no checkpoint"):
         weights.load(tmp_path / "checkpoints", like)

@@ -14,7 +14,12 @@ from flax import linen as nn
 from imagepiece_jax.reduction import learned
 from imagepiece_jax.reduction.methods.method import Group, Method
 from imagepiece_jax.reduction.reducers import keep_highest
-from imagepiece_jax.reduction.schedule import Step, check_rate, check_weight
+from imagepiece_jax.reduction.schedule import (
+    Step,
+    check_blocks,
+    check_rate,
+    check_weight,
+)
 from imagepiece_jax.reduction.tokens import Masking
 
 
@@ -38,6 +43,7 @@ class Predictor(nn.Module):
 def recipe(depth, keep_rate=0.7, blocks=(3, 6, 9)):
     """Before the s-th of `blocks` keep int(n0 * keep_rate**s) tokens, n0 at first."""
     keep_rate = check_rate("keep_rate", keep_rate)
+    blocks = check_blocks("blocks", blocks)
     return tuple(
         Step(block, Predictor(), "keep_initial", keep_rate**s, "pre", when_masked=0)
         for s, block in enumerate(sorted(blocks), start=1)

@@ -4,7 +4,13 @@ import math
 
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.reducers import TopK, TopKFuse
-from imagepiece_jax.reduction.schedule import Step, check_blocks, check_rate
+from imagepiece_jax.reduction.schedule import (
+    Step,
+    check_blocks,
+    check_rate,
+    check_switch,
+    check_weight,
+)
 
 
 def recipe(depth, keep_rate=0.7, blocks=(3, 6, 9), fuse_token=False):
@@ -14,6 +20,7 @@ def recipe(depth, keep_rate=0.7, blocks=(3, 6, 9), fuse_token=False):
     paper compares with the form without it.
     """
     keep_rate = check_rate("keep_rate", keep_rate)
+    check_switch("fuse_token", fuse_token)
     reducer, rule = (TopKFuse(), "keep_fuse") if fuse_token else (TopK(), "keep")
     return tuple(
         Step(block, reducer, rule, keep_rate)
@@ -26,11 +33,14 @@ def rate_at(epoch, keep_rate=0.7, rate_warmup_start=0, rate_warmup_epochs=0):
     keep_rate.
 
     EViT's authors change it every iteration (start 10, 100 epochs); by epoch there are
-    fewer programs to compile: at most one an epoch.
+    fewer programs to compile: at most one an epoch. Without `rate_warmup_epochs` it is
+    keep_rate from the first.
     """
-    if epoch >= rate_warmup_start + rate_warmup_epochs:
+    start = check_weight("rate_warmup_start", rate_warmup_start)
+    length = check_weight("rate_warmup_epochs", rate_warmup_epochs)
+    if length == 0 or epoch >= start + length:
         return keep_rate
-    progress = max(0.0, (epoch - rate_warmup_start) / rate_warmup_epochs)
+    progress = max(0.0, (epoch - start) / length)
     fall = 0.5 * (1 - math.cos(math.pi * progress))
     return 1 - (1 - keep_rate) * fall
 

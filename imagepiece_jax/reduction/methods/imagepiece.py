@@ -8,6 +8,7 @@ from imagepiece_jax.reduction.schedule import (
     check_blocks,
     check_choice,
     check_rate,
+    check_switch,
 )
 
 
@@ -65,6 +66,7 @@ def recipe(
     check_choice("order", order, ("descending", "ascending"))
     check_choice("parity", parity, (0, 1))
     check_choice("metric", metric, METRICS)
+    check_switch("size_weighting", size_weighting)
     if merge_blocks is None or prune_blocks is None:
         merges, prunes = blocks_of(schedule, depth)
         merge_blocks = merges if merge_blocks is None else merge_blocks

@@ -45,7 +45,8 @@ class Method:
     param_groups: (path such as "blocks_3/attn/q/kernel", **fields) -> Group.
     rate_at: (epoch, **fields) -> keep rate during that epoch, for warm-ups.
     needs_teacher: whether training compares with a frozen dense model.
-    model_fields: fields of the model that the method is meant to be used with.
+    model_fields: fields of the model that the method is meant to be used with, for
+        those that are left open.
     """
 
     recipe: Callable[..., tuple[Step, ...]]
@@ -58,12 +59,16 @@ class Method:
     @property
     def fields(self):
         """Names of the config fields that the hooks take, in order."""
-        names = {}
-        for hook in (self.recipe, self.loss, self.param_groups, self.rate_at):
-            if hook is not None:
-                parameters = inspect.signature(hook).parameters.values()
-                names |= {p.name: None for p in parameters if p.default is not p.empty}
-        return tuple(names)
+        hooks = ("recipe", "loss", "param_groups", "rate_at")
+        return tuple(dict.fromkeys(n for hook in hooks for n in self.fields_of(hook)))
+
+    def fields_of(self, hook):
+        """Names of the config fields that one hook takes; none if it is absent."""
+        function = getattr(self, hook)
+        if function is None:
+            return ()
+        parameters = inspect.signature(function).parameters.values()
+        return tuple(p.name for p in parameters if p.default is not p.empty)
 
     def call(self, hook, *args, **fields):
         """`hook(*args)` with those of `fields` that it takes; None if it is absent."""

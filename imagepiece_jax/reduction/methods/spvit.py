@@ -18,8 +18,10 @@ from imagepiece_jax.reduction.methods.method import Group, Method
 from imagepiece_jax.reduction.ops import count_before, rank
 from imagepiece_jax.reduction.schedule import (
     Step,
+    check_blocks,
     check_choice,
     check_rate,
+    check_switch,
     check_weight,
 )
 from imagepiece_jax.reduction.tokens import Assignment, Masking
@@ -117,20 +119,32 @@ def recipe(
     share_heads=True,
 ):
     """Before `blocks` keep these shares of the first tokens, and one package a step."""
+    blocks = check_blocks("blocks", blocks)
+    if not isinstance(keep_rates, tuple | list):
+        raise InputError(
+            f"config.reduction.keep_rates is {keep_rates!r}; allowed is a rate for "
+            "each of config.reduction.blocks, such as (0.617, 0.369, 0.137)"
+        )
     if len(keep_rates) != len(blocks):
         raise InputError(
             f"config.reduction.keep_rates has {len(keep_rates)} numbers; allowed is "
             f"one for each of config.reduction.blocks, {len(blocks)}"
         )
+    keep_rates = [check_rate("keep_rates", rate) for rate in keep_rates]
+    if [*blocks, *keep_rates] != sorted(blocks) + sorted(keep_rates, reverse=True):
+        raise InputError(
+            f"config.reduction.keep_rates is {tuple(keep_rates)} at blocks {blocks}; "
+            "allowed are rising blocks with rates, all of the first tokens, that do not"
+        )
     check_choice("package_norm", package_norm, NORMS)
-    check_choice("share_heads", share_heads, (True, False))
+    check_switch("share_heads", share_heads)
     selector = Selector(share_heads, package_norm)
     return tuple(
         Step(
             block,
             selector,
             "keep_initial_package",
-            check_rate("keep_rates", rate),
+            rate,
             "pre",
             when_masked=1,
         )

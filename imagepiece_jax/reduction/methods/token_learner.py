@@ -55,6 +55,7 @@ class TokenLearner(nn.Module):
         scores = Scores(self.num_tokens, self.bottleneck_dim, name="scores")(taps.x)
         return Mixing(jax.nn.softmax(jnp.swapaxes(scores, 1, 2), axis=-1))
 
+    @nn.nowrap
     def extra_macs(self, n_in, embed_dim, num_heads):
         """Scores of `n_in` tokens, and the weighted means."""
         scores = self.bottleneck_dim * (embed_dim + self.num_tokens)
@@ -94,6 +95,7 @@ class ConvTokenLearner(nn.Module):
         gates = jnp.swapaxes(nn.sigmoid(x), 1, 2)
         return Mixing(gates / n if self.pooling == "mean" else gates)
 
+    @nn.nowrap
     def extra_macs(self, n_in, embed_dim, num_heads):
         """Four convolutions at `n_in` places, and the weighted sums."""
         width_in = embed_dim + 3 * self.num_tokens

@@ -8,6 +8,7 @@ from imagepiece_jax.reduction.schedule import (
     check_blocks,
     check_choice,
     check_count,
+    is_number,
 )
 
 
@@ -19,8 +20,7 @@ def merges(depth, r, inflection=0.0, r_list=None):
     blocks after its end merge nothing.
     """
     check_count("r", r)
-    number = isinstance(inflection, (int, float)) and not isinstance(inflection, bool)
-    if not number or not -1 <= inflection <= 1:
+    if not is_number(inflection) or not -1 <= inflection <= 1:
         raise InputError(
             f"config.reduction.inflection is {inflection!r}; allowed are numbers from "
             "-1 to 1"

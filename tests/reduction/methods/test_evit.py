@@ -20,6 +20,8 @@ def test_rate_by_epoch(epoch, rate):
 
 def test_without_warm_up_the_rate_is_there_from_the_start():
     assert evit.rate_at(0, 0.7) == 0.7
+    off = {"rate_warmup_start": 10, "rate_warmup_epochs": 0}
+    assert evit.rate_at(0, 0.7, **off) == 0.7
 
 
 @pytest.mark.parametrize(

@@ -305,6 +305,12 @@ def test_the_backbone_is_slow_until_the_schedule_is_slower():
     [
         ({"keep_rates": (0.5,)}, "keep_rates has 1 .*one for each.*blocks, 3"),
         ({"keep_rates": (0.5, 1.5, 0.2)}, "keep_rates is 1.5.*0 to 1"),
+        ({"keep_rates": 0.5}, "keep_rates is 0.5; allowed is a rate for each of"),
+        (
+            {"keep_rates": (0.2, 0.5, 0.7)},
+            "keep_rates is .*allowed are rising blocks with",
+        ),
+        ({"blocks": (6, 3, 9)}, "keep_rates is .*allowed are rising blocks with"),
         ({"package_norm": "mean"}, "package_norm is 'mean'.*'none'.*'score'.*'count'"),
         ({"share_heads": 2}, "share_heads is 2; allowed are True, False"),
     ],

@@ -1,0 +1,78 @@
+"""Can what a method learns be learned, and is what it computes counted?
+
+Every method of `METHODS` whose reducers are Flax modules is tested, in the form that it
+trains: a new one is covered by its line there, and by its fields in `SMALL`.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import traverse_util
+
+from imagepiece_jax.models import zoo
+from imagepiece_jax.reduction.methods import METHODS
+from tests.models import masked, tiny
+from tests.models.test_program import SMALL
+
+MORE = {
+    "imagepiece_dynamicvit topk": SMALL["imagepiece_dynamicvit"] | {"mode": "topk"},
+    "spvit by heads": SMALL["spvit"] | {"share_heads": False},
+    "token_learner v1.0": SMALL["token_learner"] | {"version": "v1.0"},
+}
+
+
+def learns(reduction):
+    plan = tiny.model(reduction).plan
+    return any(
+        layer.step and isinstance(layer.step.reducer, nn.Module) for layer in plan
+    )
+
+
+LEARNED = {
+    name: fields
+    for name, fields in ({name: SMALL[name] for name in METHODS} | MORE).items()
+    if learns(fields)
+}
+
+
+def test_those_that_learn_are_found():
+    names = {fields["name"] for fields in LEARNED.values()}
+    learned = {"dynamicvit", "spvit", "token_learner", "imagepiece_dynamicvit"}
+    assert learned <= names
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_the_logits_teach_every_parameter_of_a_reducer(name):
+    """A choice without a gradient, such as a plain top-k of a score, learns nothing."""
+    model = tiny.model(LEARNED[name], masked=True)
+    variables, images = tiny.variables(model), tiny.images(4)
+    probe = np.random.default_rng(0).normal(size=(4, tiny.CLASSES))
+
+    @tiny.jit
+    def slope(params):
+        def loss(params):
+            out = model.apply({"params": params}, images, True, masked.keys(4))
+            return jnp.sum(out.logits * probe)
+
+        return jax.grad(loss)(params)
+
+    leaves = traverse_util.flatten_dict(slope(variables["params"]), sep="/")
+    own = {k: v for k, v in leaves.items() if k.startswith("reducer_")}
+    assert own
+    assert [path for path, value in own.items() if not jnp.any(value)] == []
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_what_a_reducer_multiplies_is_counted(name):
+    """By `extra_macs`: every weight is used once an image, most for every token."""
+    model = tiny.model(LEARNED[name])
+    told = sum(zoo.reducer_macs(layer, tiny.WIDTH, tiny.HEADS) for layer in model.plan)
+    params = traverse_util.flatten_dict(tiny.shapes(model)["params"], sep="/")
+    kernels = [
+        np.prod(value.shape)
+        for path, value in params.items()
+        if path.startswith("reducer_") and path.endswith("kernel")
+    ]
+    assert told >= sum(kernels) > 0
