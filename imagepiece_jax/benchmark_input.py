@@ -118,19 +118,12 @@ def _loader(sets):
                 threads=THREADS.value,
                 seconds=SECONDS.value,
             )
-            kind = (
-                f"canvas of {CANVAS.value}" if "extent" in transform.fields else "crop"
-            )
-            way = f"loader: {kind}, {repeats} copies"
-            row = {"files": files, "way": way, "images_per_s": rate, "memory": memory}
-            rows.append(row)
-            held = "" if None in memory else _held(memory)
-            print(f"{files}, {way}: {rate:,.0f} images/s{held}")
+            kind = type(transform).__name__
+            row = {"files": files, "way": f"loader: {kind}, {repeats} copies"}
+            rows.append(row | {"images_per_s": rate, "memory_mb": memory})
+            held = "" if None in memory else f", {max(memory):,.0f} MB at most"
+            print(f"{files}, {kind}, {repeats} copies: {rate:,.0f} images/s{held}")
     return rows
-
-
-def _held(memory):
-    return f", {max(memory):,.0f} MB at most, {memory[-1] - memory[0]:+,.0f} MB since start"
 
 
 if __name__ == "__main__":

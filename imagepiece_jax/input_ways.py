@@ -1,8 +1,8 @@
 """Which ways of reading images are compared, on which files, and how are they timed?"""
 
 import contextlib
-import functools
 import io
+import multiprocessing
 import os
 import pathlib
 import time
@@ -24,34 +24,29 @@ def ways(size, canvas, copies):
     """Name -> (function of a path and a generator, images that it makes)."""
     crop = transforms.TrainTransform(size)
     fit = transforms.CanvasTransform(canvas)
+    recipe = policy.Policy()
 
-    def ours(path, rng, transform, times):
-        image = decode(path, path)
-        return [transform(image, rng) for _ in range(times)]
+    def ours(transform, times):
+        def make(path, rng):
+            image = decode(path, path)
+            return [transform(image, rng) for _ in range(times)]
 
-    found = {
-        "Pillow: decode": (lambda path, rng: _opened(path).load(), 1),
-        "Pillow: decode, crop": (functools.partial(_pillow, size=size), 1),
-        BASE: (functools.partial(_pillow, size=size, policy=policy.Policy()), 1),
+        return make
+
+    def pillow(*arguments):
+        return lambda path, rng: _pillow(path, rng, size, *arguments)
+
+    return {
+        "Pillow: decode": (lambda path, rng: _opened(path), 1),
+        "Pillow: decode, crop": (pillow(), 1),
+        BASE: (pillow(recipe), 1),
+        **_timm(size),
         "ours: decode": (lambda path, rng: decode(path, path), 1),
-        "ours: decode, crop, flip": (
-            functools.partial(ours, transform=crop, times=1),
-            1,
-        ),
-        f"ours: decode once, crop and flip {copies} copies": (
-            functools.partial(ours, transform=crop, times=copies),
-            copies,
-        ),
-        f"ours: decode to a canvas of {canvas}": (
-            functools.partial(ours, transform=fit, times=1),
-            1,
-        ),
-        f"ours: decode to a canvas for {copies} copies": (
-            functools.partial(ours, transform=fit, times=1),
-            copies,
-        ),
+        "ours: decode, crop, flip": (ours(crop, 1), 1),
+        f"ours: decode; crop, flip {copies} times": (ours(crop, copies), copies),
+        f"ours: decode to a canvas of {canvas}": (ours(fit, 1), 1),
+        f"ours: the same for {copies} copies": (ours(fit, 1), copies),
     }
-    return found | _timm(size)
 
 
 def _opened(path):
@@ -209,19 +204,17 @@ def read_all(paths, transform, *, repeats, workers, threads, seconds):
     with contextlib.closing(batches):
         for _ in range(8):  # what was read ahead while the processes started
             next(batches)
-        began, steps, memory = time.perf_counter(), 0, [_memory()]
+        began, steps, held = time.perf_counter(), 0, [memory()]
         while (passed := time.perf_counter() - began) < seconds:
             next(batches)
             steps += 1
-            if passed > len(memory) * seconds / 10:
-                memory.append(_memory())
-    return steps * size / passed, memory
+            if passed > len(held) * seconds / 10:
+                held.append(memory())
+    return steps * size / passed, held
 
 
-def _memory():
+def memory():
     """MB of this process and its children, shared pages counted once; or None."""
-    import multiprocessing
-
     pids = [os.getpid(), *(p.pid for p in multiprocessing.active_children())]
     try:
         return sum(_proportional(pid) for pid in pids) / 1e3

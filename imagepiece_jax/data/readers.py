@@ -122,6 +122,7 @@ def _closing(groups, shelf):
 
 def _start(index, count):
     """First thing in a process that reads."""
+    import faulthandler; faulthandler.dump_traceback_later(12, exit=False)
     # Ctrl-C and a scheduler's SIGTERM reach the whole group of processes: the run
     # needs its batches while it finishes a step and writes a checkpoint.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -10,8 +10,13 @@ import time
 
 import pytest
 
+from imagepiece_jax import input_ways
 from imagepiece_jax.data import loader, readers
-from imagepiece_jax.data.transforms import CanvasTransform, EvalTransform
+from imagepiece_jax.data.transforms import (
+    CanvasTransform,
+    EvalTransform,
+    TrainTransform,
+)
 from imagepiece_jax.errors import InputError, RunError
 from tests.data.noise import Noise, same
 
@@ -122,6 +127,26 @@ def test_processes_end_with_a_run_that_is_killed(tmp_path):
         assert len(set(workers)) == 2
         running.kill()
     assert ends(workers)
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow():
+    """Batches have 5 MB: one kept in each epoch would be 100 MB at the end."""
+    batches = loader.train_batches(
+        Noise(64, size=64),
+        TrainTransform(160),
+        batch_size=64,
+        seed=0,
+        start_step=0,
+        stop_step=10_000,
+        workers=2,
+        threads=2,
+    )
+    epochs = [input_ways.memory() for _, _ in zip(range(40), batches, strict=False)]
+    batches.close()
+    if None in epochs:
+        pytest.skip("only Linux tells the memory of processes")
+    assert min(epochs[30:]) - min(epochs[10:20]) < 5, epochs
 
 
 def test_short_work_starts_no_process(monkeypatch):
