@@ -67,7 +67,7 @@ def main():
 
 def _resave(text):
     found = re.fullmatch(r"(\d+)x(\d+):(\d+)", text)
-    if not found or "0" in found.groups():
+    if not found or not all(map(int, found.groups())):
         raise InputError(
             f"--resave is {text!r}; allowed is WIDTHxHEIGHT:KB, such as 500x375:110"
         )
@@ -85,7 +85,7 @@ def _core(sets):
         kilobytes = np.mean([os.path.getsize(path) for path in paths]) / 1000
         print(
             f"\nfiles {files}: {len(paths)} of {kilobytes:.0f} KB on average\n"
-            f"{'one core, images/s':44}{'median':>8}{'lowest':>8}{'highest':>8}  ratio"
+            f"{'one core, images/s':50}{'median':>8}{'lowest':>8}{'highest':>8}  ratio"
         )
         for way, values in rates[files].items():
             row = {"files": files, "kilobytes": kilobytes, "way": way}
@@ -93,7 +93,7 @@ def _core(sets):
             row |= {"median": np.median(values), "ratio": np.median(values / base)}
             rows.append(row)
             print(
-                f"{way:44}{row['median']:8,.0f}{row['lowest']:8,.0f}"
+                f"{way:50}{row['median']:8,.0f}{row['lowest']:8,.0f}"
                 f"{row['highest']:8,.0f}  {row['ratio']:.2f}"
             )
     print(f"ratio: to {input_ways.BASE!r} on the files as they are, round by round")

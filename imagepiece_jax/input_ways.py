@@ -23,8 +23,8 @@ TRIED = 24  # images that the quality of a size is found on
 def ways(size, canvas, copies):
     """Name -> (function of a path and a generator, images that it makes)."""
     crop = transforms.TrainTransform(size)
+    host = transforms.TrainTransform(size, policy=policy.Policy())
     fit = transforms.CanvasTransform(canvas)
-    recipe = policy.Policy()
 
     def ours(transform, times):
         def make(path, rng):
@@ -39,10 +39,11 @@ def ways(size, canvas, copies):
     return {
         "Pillow: decode": (lambda path, rng: _opened(path), 1),
         "Pillow: decode, crop": (pillow(), 1),
-        BASE: (pillow(recipe), 1),
+        BASE: (pillow(policy.Policy()), 1),
         **_timm(size),
         "ours: decode": (lambda path, rng: decode(path, path), 1),
         "ours: decode, crop, flip": (ours(crop, 1), 1),
+        "ours: decode, crop, flip, RandAugment on the host": (ours(host, 1), 1),
         f"ours: decode; crop, flip {copies} times": (ours(crop, copies), copies),
         f"ours: decode to a canvas of {canvas}": (ours(fit, 1), 1),
         f"ours: the same for {copies} copies": (ours(fit, 1), copies),
@@ -76,9 +77,12 @@ def _timm(size):
     transform = create_transform(
         size, is_training=True, use_prefetcher=True, color_jitter=None, **recipe
     )
-    return {
-        "timm: decode, crop, flip, RandAugment": (lambda p, _: transform(_opened(p)), 1)
-    }
+
+    def make(path, rng):
+        with contextlib.suppress(ValueError):  # Pillow 13 refuses a posterize to 0 bits
+            return transform(_opened(path))
+
+    return {"timm: decode, crop, flip, RandAugment": (make, 1)}
 
 
 def rates(sets, found, rounds):
@@ -118,6 +122,7 @@ def save(source, count, folder, size=None, mean_bytes=None):
 
     With `size` (width, height) they are cut and resized to that instead, and saved as
     JPEGs of `mean_bytes` on average, as near as one quality for all of them comes.
+    InputError where no image can be read.
     """
     folder.mkdir()
     count = min(count, len(source))
@@ -125,7 +130,7 @@ def save(source, count, folder, size=None, mean_bytes=None):
     readable = {i: data for i in chosen if (data := _readable(source, i)) is not None}
     if size:
         pictures = [_cut(data, size) for data in readable.values()]
-        quality = _quality(pictures[:TRIED], mean_bytes)
+        quality = _quality(pictures[:: -(-len(pictures) // TRIED)], mean_bytes)
         stored = [_jpeg(picture, quality) for picture in pictures]
     else:
         stored = list(readable.values())
@@ -168,12 +173,13 @@ def _cut(data, size):
 
 
 def _quality(pictures, mean_bytes):
-    """The lowest quality that gives `mean_bytes`; 100 where none does."""
-    for quality in range(50, 100):
+    """The quality whose files come nearest to `mean_bytes` on average."""
+
+    def distance(quality):
         sizes = [len(_jpeg(picture, quality)) for picture in pictures]
-        if np.mean(sizes) >= mean_bytes:
-            return quality
-    return 100
+        return abs(np.mean(sizes) - mean_bytes)
+
+    return min(range(50, 101), key=distance)
 
 
 def _jpeg(picture, quality):

@@ -4,6 +4,7 @@ The work is numbered; results come back in the order of the numbers, whoever doe
 Grain deals the numbers out and brings the results back; a `Shelf` holds their pixels.
 """
 
+import atexit
 import dataclasses
 import functools
 import math
@@ -54,6 +55,7 @@ def read(work, count, *, group, join, room, workers=0, threads=0):
         # What the processes share is what limits how far they get ahead.
         share = math.ceil(ahead / workers)
         shelf = Shelf(workers * (share + math.ceil(group / workers)), room)
+        atexit.register(shelf.stop)  # for an iterator that nobody closed
         inside = grain.ReadOptions(
             num_threads=threads, prefetch_buffer_size=max(threads, 1)
         )
@@ -101,7 +103,8 @@ def _from_shelf(results, shelf, join):
 def _closing(groups, shelf):
     groups = iter(groups)
     try:
-        yield from groups
+        for result in groups:  # `yield from` would close them before the shelf stops
+            yield result
     except RuntimeError as error:
         gone = _GONE.search(str(error))
         if gone is None:
@@ -117,12 +120,12 @@ def _closing(groups, shelf):
             shelf.stop()
         groups.close()
         if shelf is not None:
+            atexit.unregister(shelf.stop)
             shelf.close()
 
 
 def _start(index, count):
     """First thing in a process that reads."""
-    import faulthandler; faulthandler.dump_traceback_later(12, exit=False)
     # Ctrl-C and a scheduler's SIGTERM reach the whole group of processes: the run
     # needs its batches while it finishes a step and writes a checkpoint.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

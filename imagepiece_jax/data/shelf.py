@@ -17,17 +17,16 @@ import numpy as np
 from imagepiece_jax.errors import InputError
 
 FOLDER = "/dev/shm"  # where Linux keeps shared memory; a container may have little
-FREE, TAKEN = 0, 1
-WAIT = 0.001  # seconds between looks at a place that is not free yet
+WAIT = 0.001  # seconds between two looks at a place that is not free yet
 
 
 class Shelf:
     """`places` arrays of uint8 [*shape]; number n has place n % places.
 
     Who makes number n asks for its place by `put`, which waits until number n - places
-    is done with; who reads it says so by `free`. Numbers must be read in order. Other
-    processes get the shelf by pickling; the one that made it must `close` it.
-    InputError where there is too little shared memory for it.
+    is done with; who reads it says so by `free`, number by number. Other processes get
+    the shelf by pickling; the one that made it must `close` it. InputError where there
+    is too little shared memory for it.
     """
 
     def __init__(self, places, shape, name=None):
@@ -43,12 +42,13 @@ class Shelf:
 
     def put(self, number):
         """The array to write `number` to; RuntimeError once the shelf is stopped."""
-        place = number % self.places
-        while self._state(place) == TAKEN:
-            if self._state(self.places) == TAKEN:
+        place, turn = number % self.places, number // self.places
+        # Not merely whether it is free: of two numbers in flight the later one, if it
+        # is made sooner, must not take the place of the one that is read first.
+        while self._byte(place) != turn % 256:
+            if self._byte(self.places):
                 raise RuntimeError("the shelf is stopped")
             time.sleep(WAIT)
-        self._set_state(place, TAKEN)
         return self.look(number)
 
     def look(self, number):
@@ -57,12 +57,12 @@ class Shelf:
         return np.ndarray(self.shape, np.uint8, self._memory.buf, offset)
 
     def free(self, number):
-        """Give the place of `number` to the next that has it."""
-        self._set_state(number % self.places, FREE)
+        """Give the place of `number` to number + places."""
+        self._set_byte(number % self.places, (number // self.places + 1) % 256)
 
     def stop(self):
         """Let nobody wait for a place any more."""
-        self._set_state(self.places, TAKEN)
+        self._set_byte(self.places, 1)
 
     def close(self):
         """Give the memory back."""
@@ -70,12 +70,12 @@ class Shelf:
             self._memory.close()
         self._memory.unlink()
 
-    # One byte for each place, behind all of them, and one more: stopped.
-    def _state(self, place):
-        return self._memory.buf[self.places * self._stride + place]
+    # Behind the places one byte for each, how often it was freed, and one: stopped.
+    def _byte(self, index):
+        return self._memory.buf[self.places * self._stride + index]
 
-    def _set_state(self, place, state):
-        self._memory.buf[self.places * self._stride + place] = state
+    def _set_byte(self, index, value):
+        self._memory.buf[self.places * self._stride + index] = value
 
 
 def _check_space(size):

@@ -40,33 +40,41 @@ def read(folder, choose):
 
     `choose(folder, table)` names the arrays to read, and may raise an InputError.
     """
-    meta = _read_item(folder, meta=ocp.args.JsonRestore())
-    content = meta.get("content", "")
-    if zlib.crc32(str(content).encode()) != meta.get("crc32"):
-        raise DamagedError("its meta data are not what was written (checksum)")
-    table = json.loads(content)["arrays"]
+    with _reported_as_damage():
+        meta = _read_item(folder, meta=ocp.args.JsonRestore())
+        content = meta["content"]
+        if zlib.crc32(content.encode()) != meta["crc32"]:
+            raise DamagedError("its meta data are not what was written (checksum)")
+        table = json.loads(content)["arrays"]
     names = list(choose(folder, table))
     tree = traverse_util.unflatten_dict(dict.fromkeys(names, 0), sep="/")
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
     restore = ocp.args.PyTreeRestore(tree, restore_args=as_numpy, partial_restore=True)
-    arrays = traverse_util.flatten_dict(_read_item(folder, state=restore), sep="/")
-    for name in names:
-        if _entry(arrays[name]) != table[name]:
-            raise DamagedError(f"{name} is not what was written (checksum)")
+    with _reported_as_damage():
+        arrays = traverse_util.flatten_dict(_read_item(folder, state=restore), sep="/")
+        for name in names:
+            if _entry(arrays[name]) != table[name]:
+                raise DamagedError(f"{name} is not what was written (checksum)")
     return arrays, content
+
+
+@contextlib.contextmanager
+def _reported_as_damage():
+    """Orbax and TensorStore raise many types, or give something else than arrays."""
+    try:
+        yield
+    except (MemoryError, DamagedError):
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise DamagedError(reason) from error
 
 
 def _read_item(folder, **restore):
     """One item of a step, as Orbax gives it."""
     handler = ocp.CompositeCheckpointHandler(**handlers())
     with ocp.Checkpointer(handler) as checkpointer, patient_event_loops():
-        try:
-            found = checkpointer.restore(folder, ocp.args.Composite(**restore))
-        except MemoryError:
-            raise
-        except Exception as error:  # Orbax and TensorStore raise many types
-            reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-            raise DamagedError(reason) from error
+        found = checkpointer.restore(folder, ocp.args.Composite(**restore))
     (item,) = found.values()
     return item
 

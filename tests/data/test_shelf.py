@@ -48,6 +48,21 @@ def test_a_place_is_not_given_away_before_it_is_free(two):
     assert done == [(3, 4)]
 
 
+def test_a_later_number_does_not_take_the_place_of_an_earlier_one(two):
+    two.put(0), two.free(0)  # now number 2 may come, and then 4
+    two.stop()
+    with pytest.raises(RuntimeError, match="stopped"):
+        two.put(4)
+    two.put(2)
+
+
+def test_places_are_used_many_times(two):
+    for number in range(2 * 300):  # more often than a byte counts
+        two.put(number)[:] = number % 200
+        assert (two.look(number) == number % 200).all()
+        two.free(number)
+
+
 def test_nobody_waits_once_it_is_stopped(two):
     two.put(0)
     two.stop()
