@@ -11,9 +11,9 @@ CONFIG = cli.define_config()
 def main():
     config = cli.required(CONFIG)
     from imagepiece_jax.models import summary
-    from imagepiece_jax.training import setup
+    from imagepiece_jax.training import checks, setup
 
-    setup.check(config)
+    checks.check(config)
     model, dense = setup.model(config), setup.dense(config)
     # The same stem shows what the reduction saves; papers compare with the patch stem.
     others = [dense, setup.dense(config, stem="patch")]

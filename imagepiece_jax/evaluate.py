@@ -47,12 +47,12 @@ def main():
     from imagepiece_jax import sweep
     from imagepiece_jax.data import loader
     from imagepiece_jax.models import summary, zoo
-    from imagepiece_jax.training import evaluation, parallel, setup, weights
+    from imagepiece_jax.training import checks, evaluation, parallel, setup, weights
     from imagepiece_jax.training.record import replace_file
 
     config.data.name = DATA.value or config.data.name
     config.data.resize = RESIZE.value or config.data.resize
-    setup.check(config)
+    checks.check(config)
     settings = [setting for text in SWEEP.value for setting in sweep.parse(text)]
     model, transform = setup.model(config), setup.eval_transform(config)
     source = setup.source(config, "val")

@@ -127,15 +127,13 @@ def save(source, count, folder, size=None, mean_bytes=None):
     folder.mkdir()
     count = min(count, len(source))
     chosen = [i * len(source) // count for i in range(count)]
-    readable = {i: data for i in chosen if (data := _readable(source, i)) is not None}
-    if size:
-        pictures = [_cut(data, size) for data in readable.values()]
-        quality = _quality(pictures[:: -(-len(pictures) // TRIED)], mean_bytes)
-        stored = [_jpeg(picture, quality) for picture in pictures]
-    else:
-        stored = list(readable.values())
+    stored = [data for i in chosen if (data := _readable(source, i)) is not None]
     if not stored:
         raise InputError(f"none of {count} images of the data set can be read")
+    if size:
+        pictures = [_cut(data, size) for data in stored]
+        quality = _quality(pictures[:: -(-len(pictures) // TRIED)], mean_bytes)
+        stored = [_jpeg(picture, quality) for picture in pictures]
     return _write(folder, stored)
 
 

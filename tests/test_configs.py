@@ -14,7 +14,7 @@ from configs import base
 from imagepiece_jax import config_files
 from imagepiece_jax.models import zoo
 from imagepiece_jax.reduction.methods import METHODS
-from imagepiece_jax.training import setup
+from imagepiece_jax.training import checks, setup
 from tests.runs import ROOT
 
 FILES = sorted((ROOT / "configs").glob("*.py"))
@@ -59,7 +59,7 @@ def test_every_method_has_a_config_for_both_sizes(configs, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_config_builds_a_model_and_passes_the_checks(configs, name):
     config = configs[name]
-    setup.check(config)
+    checks.check(config)
     setup.placement(config)
     setup.train_transform(config), setup.eval_transform(config)
     setup.schedule(config, steps_per_epoch=10)
@@ -213,9 +213,9 @@ def test_numbers_of_base_are_checked():
         if isinstance(value, (int, float)) and not isinstance(value, bool)
     }
     elsewhere = {"model.drop_path_rate", "lr_offset"}
-    assert numbers == set(setup.RANGES) | elsewhere
+    assert numbers == set(checks.RANGES) | elsewhere
 
 
 def test_fields_that_may_change_exist():
     names = {name for name, _ in fields(base.get_config())}
-    assert set(setup.MAY_CHANGE) <= names
+    assert set(checks.MAY_CHANGE) <= names

@@ -103,7 +103,8 @@ def _from_shelf(results, shelf, join):
 def _closing(groups, shelf):
     groups = iter(groups)
     try:
-        for result in groups:  # `yield from` would close them before the shelf stops
+        # `yield from` would close the groups before the shelf stops.
+        for result in groups:  # noqa: UP028
             yield result
     except RuntimeError as error:
         gone = _GONE.search(str(error))

@@ -4,9 +4,16 @@ import contextlib
 import pathlib
 
 from imagepiece_jax.data import loader
-from imagepiece_jax.errors import Stopped
+from imagepiece_jax.errors import RunError, Stopped
 from imagepiece_jax.models import summary
-from imagepiece_jax.training import agreement, evaluation, parallel, report, setup
+from imagepiece_jax.training import (
+    agreement,
+    checks,
+    evaluation,
+    parallel,
+    report,
+    setup,
+)
 from imagepiece_jax.training.metrics import MEASURED
 from imagepiece_jax.training.run import Run
 from imagepiece_jax.training.stopping import PATIENCE, Interrupted, StopRequest
@@ -23,7 +30,7 @@ def train_and_evaluate(config, workdir, dry_run=False):
     workdir = pathlib.Path(workdir)
     with contextlib.ExitStack() as stack:
         with agreement.shared_fate():
-            setup.check(config)
+            checks.check(config)
             agreement.check_config(config.to_dict())
             run = stack.enter_context(contextlib.closing(_Course(config, workdir)))
             _say(summary.describe(run.model, [run.dense], config.image_size))
@@ -72,7 +79,8 @@ class _Course(Run):
             watch = Watch(
                 self.workdir, config, length, restored, self.checkpoints.latest_step
             )
-            for part in (self.checkpoints, watch, batches):
+            stack.push(self._finish_saving)
+            for part in (watch, batches):
                 stack.enter_context(contextlib.closing(part))
 
             def rescue():
@@ -127,13 +135,35 @@ class _Course(Run):
 
     def _save(self, step, state, meta, watch, best=False):
         """Start saving the replicated `state`; RunError where that cannot work."""
-        if self.lock is not None:
-            self.lock.check()
         watch.now()  # lines first: a kill between the two loses nothing
         host = parallel.unreplicate(state)
-        if best:
-            self.checkpoints.save_best(step, host, meta)
-        self.checkpoints.save(step, host, meta)
+        self._check_place()
+        with self._in_place():
+            if best:
+                self.checkpoints.save_best(step, host, meta)
+            self.checkpoints.save(step, host, meta)
+
+    def _check_place(self):
+        if self.lock is not None:  # only the main process holds the folder
+            self.lock.check()
+
+    @contextlib.contextmanager
+    def _in_place(self):
+        """For writing into the run's folder: if that vanishes, it is what is said."""
+        try:
+            yield
+        except RunError:
+            self._check_place()
+            raise
+
+    def _finish_saving(self, kind, error, trace):
+        """Close the checkpoints; what they say does not hide why the run has ended."""
+        try:
+            with self._in_place():
+                self.checkpoints.close()
+        except RunError:
+            if not isinstance(error, RunError):
+                raise
 
     def _evaluate_given(self, watch, request):
         """Accuracy of the dense model with the weights that the run starts from."""

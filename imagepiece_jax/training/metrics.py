@@ -59,7 +59,9 @@ class MetricWriter:
         _cut(workdir / FILE, last_kept)
         self._lines = open(workdir / FILE, "ab", buffering=0)
         self._scalars = SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=last_kept + 1, flush_secs=10,
+            str(workdir / "tensorboard"),
+            purge_step=last_kept + 1,
+            flush_secs=10,
             max_queue=QUEUE,
         )
 

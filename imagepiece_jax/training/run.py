@@ -14,7 +14,14 @@ import jax
 import numpy as np
 
 from imagepiece_jax.models import summary
-from imagepiece_jax.training import agreement, evaluation, parallel, setup, weights
+from imagepiece_jax.training import (
+    agreement,
+    checks,
+    evaluation,
+    parallel,
+    setup,
+    weights,
+)
 from imagepiece_jax.training.checkpoint import Checkpoints
 from imagepiece_jax.training.panels import Panels
 from imagepiece_jax.training.record import Hold, record_run
@@ -68,7 +75,7 @@ class Run:
             record_run,
             self.workdir,
             self.config.to_dict(),
-            setup.MAY_CHANGE,
+            checks.MAY_CHANGE,
             _versions(),
         )
         record(is_main=False)  # only compares: a mistake leaves no folder behind

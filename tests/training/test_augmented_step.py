@@ -10,7 +10,7 @@ from configs import base
 from imagepiece_jax.data.augment import Augment, Crop
 from imagepiece_jax.data.policy import Policy
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.training import parallel, setup, steps
+from imagepiece_jax.training import checks, parallel, setup, steps
 from imagepiece_jax.training.steps import Recipe
 
 SIDE, CANVAS, BATCH = 8, 12, 8
@@ -95,4 +95,4 @@ def test_what_the_config_leaves_to_the_device():
 )
 def test_augmentation_that_cannot_be_is_refused(fields, told):
     with pytest.raises(InputError, match=f"config.{told}"):
-        setup.check(config(**fields))
+        checks.check(config(**fields))

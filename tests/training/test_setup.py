@@ -7,7 +7,7 @@ import pytest
 
 from configs import base, quickstart
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.training import parallel, setup
+from imagepiece_jax.training import checks, parallel, setup
 
 
 def config(**fields):
@@ -16,43 +16,43 @@ def config(**fields):
     return made
 
 
-@pytest.mark.parametrize("field", setup.RANGES)
+@pytest.mark.parametrize("field", checks.RANGES)
 def test_numbers_out_of_range(field):
-    low, high = setup.RANGES[field]
+    low, high = checks.RANGES[field]
     allowed = f"{low} or more" if high is None else f"{low} to {high}"
-    setup.check(config(**{field: low}))
+    checks.check(config(**{field: low}))
     for value in (low - 1, high and high + 1):
         if value is not None:
             told = rf"^config\.{field} is {value}(\.0)?; allowed are {allowed}$"
             with pytest.raises(InputError, match=told):
-                setup.check(config(**{field: value}))
+                checks.check(config(**{field: value}))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_numbers_that_are_none(value):
     told = f"config.lr is {value}; allowed are 0 or more"
     with pytest.raises(InputError, match=told):
-        setup.check(config(lr=value))
+        checks.check(config(lr=value))
 
 
 @pytest.mark.parametrize("betas", [(0.9,), (0.9, 1.0), (-0.1, 0.9), ("a", 0.9), ()])
 def test_betas(betas):
     with pytest.raises(InputError, match=r"config\.betas is .* from 0 to below 1"):
-        setup.check(config(betas=betas))
+        checks.check(config(betas=betas))
 
 
 @pytest.mark.parametrize("area", [(0.0, 1.0), (0.5, 0.4), (0.5, 1.5), (1.0,)])
 def test_area(area):
     with pytest.raises(InputError, match=r"config\.data\.area is .* lower one first"):
-        setup.check(config(**{"data.area": area}))
+        checks.check(config(**{"data.area": area}))
 
 
 def test_a_canvas_holds_what_is_cropped_from_it():
     made = config(**{"data.canvas": 15, "data.crop": "random_resized"})
     with pytest.raises(InputError, match="data.canvas is 15; allowed are 0 and .*16"):
-        setup.check(made)
+        checks.check(made)
     made.data.canvas = 16
-    setup.check(made)
+    checks.check(made)
     assert setup.train_transform(made).side == 16
 
 
@@ -66,7 +66,7 @@ def test_a_config_that_does_not_start_from_base(gone, told):
         del made[gone]
     told = f"config.{told} is missing; a config starts from configs/base.py"
     with pytest.raises(InputError, match=told):
-        setup.check(made)
+        checks.check(made)
 
 
 def test_models_of_a_config():
