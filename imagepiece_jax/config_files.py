@@ -145,11 +145,14 @@ def _no_such_field(config, field):
             break
         group, path = group[part], f"{path}.{part}"
     known = list(_fields(config))
-    meant = closest(leaf, group)
+    leaves = {name.rpartition(".")[2] for name in known}
+    meant = (
+        None if leaf in leaves else closest(leaf, group)
+    )  # that very name, elsewhere
     if meant is not None:
         fields = [f"{path}.{meant}"]
     else:
-        meant = closest(leaf, {name.rpartition(".")[2] for name in known})
+        meant = closest(leaf, leaves)
         fields = [
             f"config.{name}" for name in known if f".{name}".endswith(f".{meant}")
         ]

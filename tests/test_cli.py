@@ -116,16 +116,19 @@ def test_the_rest_is_as_in_the_file():
         ),
         (
             "--config.init.zebra=1",
-            "config.init.zebra is not a field; config.init has fresh, weights",
+            "config.init.zebra is not a field; config.init has evaluate, fresh, weights",
         ),
         (
             "--config.lr.x=1",
-            "config.lr.x is not a field; config has batch_size, betas,",
+            "config.lr.x is not a field; config has augment, batch_size, betas,",
         ),
-        ("--config.=1", "config. is not a field; config has batch_size, betas,"),
+        (
+            "--config.=1",
+            "config. is not a field; config has augment, batch_size, betas,",
+        ),
         (
             "--config.init=1",
-            "config.init is a group of fields; set one of them: fresh, weights",
+            "config.init is a group of fields; set one of them: evaluate, fresh, weights",
         ),
         (
             "--config.batch_size=abc",

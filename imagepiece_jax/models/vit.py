@@ -178,7 +178,8 @@ class ViT(nn.Module):
                 block,
                 state.x,
                 branch[0],
-                jnp.log(state.size) if self.prop_attn else None,
+                # Before the first reduction all sizes are 1.
+                jnp.log(state.size) if self.prop_attn and records else None,
                 _with_prefix(state.mask, state.num_prefix),
             )
             state = state.replace(x=x)
