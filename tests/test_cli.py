@@ -116,7 +116,8 @@ def test_the_rest_is_as_in_the_file():
         ),
         (
             "--config.init.zebra=1",
-            "config.init.zebra is not a field; config.init has evaluate, fresh, weights",
+            "config.init.zebra is not a field; config.init has evaluate, fresh, "
+            "weights",
         ),
         (
             "--config.lr.x=1",
@@ -128,7 +129,8 @@ def test_the_rest_is_as_in_the_file():
         ),
         (
             "--config.init=1",
-            "config.init is a group of fields; set one of them: evaluate, fresh, weights",
+            "config.init is a group of fields; set one of them: evaluate, fresh, "
+            "weights",
         ),
         (
             "--config.batch_size=abc",
