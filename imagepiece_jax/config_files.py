@@ -146,9 +146,8 @@ def _no_such_field(config, field):
         group, path = group[part], f"{path}.{part}"
     known = list(_fields(config))
     leaves = {name.rpartition(".")[2] for name in known}
-    meant = (
-        None if leaf in leaves else closest(leaf, group)
-    )  # that very name, elsewhere
+    # A name that is there elsewhere is meant before one that looks like it here.
+    meant = None if leaf in leaves else closest(leaf, group)
     if meant is not None:
         fields = [f"{path}.{meant}"]
     else:
