@@ -53,31 +53,53 @@ def evaluate(step, variables, batches, right=None):
     `right` [images of the set] bool, where given, becomes True for those of this
     process that were classified right.
     """
-    totals = {"loss": 0.0, "acc1": 0.0, "acc5": 0.0, "images": 0.0}
-    began, seen, pending = time.perf_counter(), 0.0, None
-    counted = 0
 
-    def collect(sums):
-        for name, value in parallel.unreplicate(sums).items():
-            totals[name] += float(value)
-
-    for batch in batches:
+    def noted(batch):
         sums, correct = step(variables, batch)
         if right is not None:
             right[batch["index"][np.asarray(correct)]] = True
+        return (sums,)
+
+    return _one_pass(noted, batches, 1)[0]
+
+
+def evaluate_each(step, models, batches):
+    """`evaluate` of several sets of variables in one pass: every image is read once."""
+
+    def each(batch):
+        return [step(variables, batch)[0] for variables in models]
+
+    return _one_pass(each, batches, len(models))
+
+
+def _one_pass(sums_of, batches, count):
+    """Results of `count` models, whose sums over a batch `sums_of(batch)` gives."""
+    totals = [dict.fromkeys(("loss", "acc1", "acc5", "images"), 0.0)] * count
+    began, seen, pending, counted = time.perf_counter(), 0.0, None, 0
+
+    def added(totals, sums):
+        sums = parallel.unreplicate(sums)
+        return {name: total + float(sums[name]) for name, total in totals.items()}
+
+    for batch in batches:
+        sums = sums_of(batch)
         if pending is not None:  # one behind: the device works while the host reads
-            collect(pending)
+            totals = list(map(added, totals, pending))
             counted += 1
             if counted == 1:
-                began, seen = time.perf_counter(), totals["images"]
+                began, seen = time.perf_counter(), totals[0]["images"]
         pending = sums
-    collect(pending)
+    totals = list(map(added, totals, pending))
     seconds = time.perf_counter() - began
+    return [_result(total, (total["images"] - seen) / seconds) for total in totals]
+
+
+def _result(totals, throughput):
     images = max(totals["images"], 1.0)
     return {
         "acc1": 100 * totals["acc1"] / images,
         "acc5": 100 * totals["acc5"] / images,
         "loss": totals["loss"] / images,
         "images": int(totals["images"]),
-        "throughput": (totals["images"] - seen) / seconds,
+        "throughput": throughput,
     }

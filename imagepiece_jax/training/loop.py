@@ -168,7 +168,8 @@ class _Course(Run):
     def _evaluate_given(self, watch, request):
         """Accuracy of the dense model with the weights that the run starts from."""
         step = evaluation.compiled(self.dense, self.config.seed)
-        result = self._accuracy(step, parallel.replicate(self.given), request)
+        given = parallel.replicate(self.given)
+        (result,) = self._accuracy(step, [given], request)
         watch.accuracy("init", 0, result, "the dense model as given has test accuracy")
         self.given = None
 
@@ -177,9 +178,9 @@ class _Course(Run):
 
         After a signal Interrupted, and neither of them.
         """
-        last = self._accuracy(self.eval_step, state.variables, request)
-        if state.ema is not None:
-            average = self._accuracy(self.eval_step, state.ema, request)
+        models = [state.variables] + ([] if state.ema is None else [state.ema])
+        last, *averages = self._accuracy(self.eval_step, models, request)
+        for average in averages:
             last |= {f"ema_{name}": average[name] for name in ("acc1", "acc5", "loss")}
         watch.accuracy("eval", step, last)
         if parallel.is_main():
@@ -198,7 +199,8 @@ class _Course(Run):
         self._save(step, state, meta, watch, best)
         return meta
 
-    def _accuracy(self, eval_step, variables, request):
+    def _accuracy(self, eval_step, models, request):
+        """One pass over the val split for all these variables: a result for each."""
         batches = loader.eval_batches(
             self.val_source,
             self.eval_transform,
@@ -209,4 +211,4 @@ class _Course(Run):
         )
         with contextlib.closing(batches):
             asked = request.until_asked(batches)
-            return evaluation.evaluate(eval_step, variables, asked)
+            return evaluation.evaluate_each(eval_step, models, asked)

@@ -103,3 +103,15 @@ def test_throughput_leaves_the_first_batch_out(monkeypatch):
 def test_throughput_of_a_single_batch_counts_all(monkeypatch):
     set_clock(monkeypatch, 0.0, 4.0)
     assert run(TABLE, [batch([0] * 3, [0] * 3)])["throughput"] == pytest.approx(3 / 4)
+
+
+def test_several_sets_of_variables_share_one_pass():
+    """Each gets its own result; every batch is read once. Scale -1 turns ranks over."""
+    batches = [batch([0, 1, 1], [0, 6, 0]), batch([1, 0], [0, 0])]
+    step = evaluation.compiled(Lookup(TABLE))
+    models = [parallel.replicate({"scale": np.float32(s)}) for s in (1, -1)]
+    each = evaluation.evaluate_each(step, models, iter(batches))
+    alone = [evaluation.evaluate(step, model, iter(batches)) for model in models]
+    for result, single in zip(each, alone, strict=True):
+        assert result | {"throughput": 0} == single | {"throughput": 0}
+    assert each[0]["loss"] != each[1]["loss"]
