@@ -46,7 +46,8 @@ def get_config():
     #                              "none": images have the right size already
     config.data.canvas = 0  # pixels a side of the square that an image is decoded to,
     #                         to be cropped on the device; 0: cropped on the host
-    config.data.repeats = 3  # copies of an image in a row (repeated augmentation)
+    config.data.repeats = 3  # copies of an image in a row (repeated augmentation): an
+    #                          epoch has its steps, with a third of the images
     config.data.workers = 8  # processes that read and decode; 0: this one does
     config.data.threads = 2  # that read and decode in each of them; 0: none
 
@@ -94,7 +95,7 @@ def get_config():
     config.checkpoint_every_steps = 1250  # beside one after each evaluation
     config.keep_every_steps = 0  # checkpoints of its multiples stay for good; 0: none
     config.log_every_steps = 50  # a line of metrics, over the steps since the last
-    config.progress = True  # a progress bar
+    config.progress = True  # a progress bar, in a terminal; else lines
     config.pictures = 6  # test images in the picture of the tokens, drawn after each
     #                      evaluation; 0: no pictures, in TensorBoard neither
     config.profile = False  # a trace of some early steps, for TensorBoard or Perfetto

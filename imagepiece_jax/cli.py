@@ -90,6 +90,10 @@ def _parse(argv):
             rest = flags.FLAGS(argv)
         except SystemExit:  # --help ends absl's commands with 1
             sys.exit(0)
+        if overrides and "config" not in flags.FLAGS:
+            raise InputError(
+                f"--config.{overrides[0][0]}: this command has no config; see --help"
+            )
         if overrides:
             config = required(flags.FLAGS["config"])
             for field, text in overrides:
@@ -130,11 +134,12 @@ def _unknown(name):
     meant = config_files.closest(head, known)
     if meant is not None:
         return f"--{name} is not a flag; did you mean --{meant}{dot}{tail}?"
+    if not known:
+        return f"--{name} is not a flag; this command has none"
     listed = ", ".join(f"--{flag}" for flag in known)
-    return (
-        f"--{name} is not a flag; allowed are {listed} and, for a field of the config, "
-        "--config.FIELD=VALUE"
-    )
+    fields = " and, for a field of the config, --config.FIELD=VALUE"
+    fields = fields if "config" in known else ""
+    return f"--{name} is not a flag; allowed are {listed}{fields}"
 
 
 def _unexpected(word):

@@ -87,8 +87,18 @@ def summary(data_dir, note):
     if note["left_out"]:
         names = ", ".join(note["left_out"])
         rows.append(("damaged", f"{len(note['left_out'])} images left out: {names}"))
+    missing = [name for name in ("train", "validation") if name not in note["splits"]]
+    if missing:
+        rows += [
+            (name, "missing: nothing can be trained on this set") for name in missing
+        ]
+        return _lined_up(rows)
     words = f"--config.data.name=imagenet2012 --config.data.dir={data_dir}"
     rows.append(("train with", words))
+    return _lined_up(rows)
+
+
+def _lined_up(rows):
     return "\n".join(f"{name:12s} {text}" for name, text in rows)
 
 

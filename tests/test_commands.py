@@ -322,3 +322,15 @@ def test_commands_run_as_modules_from_anywhere(tmp_path):
     ended = start(*words, cwd=tmp_path, PYTHONPATH=str(ROOT))
     assert (ended.status, ended.err) == (0, "")
     assert "2.997 GMACs an image" in ended.out
+
+
+@pytest.mark.parametrize(
+    "word, told",
+    [
+        ("--config.lr=1", "--config.lr: this command has no config; see --help"),
+        ("--config=x.py", "--config is not a flag; this command has none"),
+    ],
+)
+def test_a_command_without_a_config_says_so(word, told):
+    ended = start("-m", "imagepiece_jax.doctor", word)
+    assert (ended.status, ended.err) == (2, f"error: {told}\n")

@@ -7,6 +7,7 @@ batches, epochs or augmentation.
 
 import abc
 import csv
+import functools
 import io
 import logging
 import math
@@ -286,19 +287,36 @@ class RecordSource(Source):
         return self.records[index]["image"]
 
 
+@functools.cache  # once, though a run opens two splits
+def _tell_shrunk(folder, short_side):
+    log.warning(
+        "%s: images are not ImageNet's files but shrunk to short side %d",
+        folder,
+        short_side,
+    )
+
+
 def _open_imagenet(split, num_classes, data_dir):
     import tensorflow_datasets as tfds  # slow to import, and only this source needs it
 
     _check_classes(num_classes, 1000, "data set imagenet2012")
+    wanted = {"train": "train", "val": "validation"}[split]
     try:
         builder = tfds.builder(
             "imagenet2012", data_dir=data_dir, file_format="array_record"
         )
+        if builder.info.splits and wanted not in builder.info.splits:
+            raise InputError(
+                f"{builder.data_path} has no split {wanted}: prepare a --source that "
+                "has both into a new folder"
+            )
         records = builder.as_data_source(
-            split={"train": "train", "val": "validation"}[split],
+            split=wanted,
             decoders={"image": tfds.decode.SkipDecoding()},
         )
         _ = records[0]  # a missing or torn file shows only when it is read
+    except InputError:
+        raise
     except Exception as error:  # TFDS has no error of its own for "not prepared"
         where = data_dir or tfds.core.constants.DATA_DIR
         raise InputError(
@@ -310,9 +328,5 @@ def _open_imagenet(split, num_classes, data_dir):
         ) from error
     note = dict(builder.info.metadata.items())
     if note.get("short_side"):
-        log.warning(
-            "%s: images are not ImageNet's files but shrunk to short side %d",
-            builder.data_path,
-            note["short_side"],
-        )
+        _tell_shrunk(builder.data_path, note["short_side"])
     return RecordSource(records, 1000)

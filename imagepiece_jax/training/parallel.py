@@ -8,6 +8,8 @@ B/W - 1.
 
 import collections
 import contextlib
+import socket
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +37,10 @@ def joined(job):
     if job is None:
         yield
         return
-    lost = parting.sentence(job.process_id, job.num_processes)
+    _check_name(job.coordinator)
+    lost = parting.sentence(job.process_id, job.num_processes, job.coordinator)
+    where = f"process {job.process_id} of {job.num_processes}: waiting for the others"
+    print(f"{where} at {job.coordinator}, for up to 5 minutes", file=sys.stderr)
     parting.speak_at_abort(lost)
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM
     jax.distributed.initialize(
@@ -118,6 +123,18 @@ class Highest:
             return number
         before, self._given = self._given, self.exchange(replicate(np.int32(number)))
         return 0 if before is None else int(unreplicate(before))
+
+
+def _check_name(coordinator):
+    """InputError where nobody knows the coordinator's host; else one would wait."""
+    host = coordinator.rpartition(":")[0]
+    try:
+        socket.getaddrinfo(host.strip("[]"), None)
+    except OSError as error:
+        raise InputError(
+            f"--coordinator is {coordinator}, but there is no host {host} "
+            f"({error.strerror}): allowed are HOST:PORT of process 0"
+        ) from error
 
 
 def process_index():

@@ -18,12 +18,12 @@ SIGNS = ("gloo", "nccl", "coordination", "barrier", "connection", "socket")
 _handlers = []  # kept here: C code calls them when nothing else knows them any more
 
 
-def sentence(process_id, num_processes):
+def sentence(process_id, num_processes, coordinator):
     """What is said by a process that cannot go on without another."""
     return (
         f"error: process {process_id} of {num_processes} stops, for another one has "
-        "ended or cannot be reached; start all of them again with the same command: "
-        "they go on from the newest checkpoint, if there is one"
+        f"ended or cannot be reached at {coordinator}; start all of them again with "
+        "the same command: they go on from the newest checkpoint, if there is one"
     )
 
 

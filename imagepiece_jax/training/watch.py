@@ -24,7 +24,7 @@ class Watch:
 
     `last_saved()` is the step of the newest checkpoint, or None, for the message of a
     run that cannot go on. With `config.progress` there is a bar with the time left
-    where the output is a terminal, else a line whenever metrics are logged.
+    where the output is a terminal; without a bar, a line whenever metrics are logged.
     """
 
     def __init__(self, workdir, config, length, restored, last_saved):
@@ -41,7 +41,7 @@ class Watch:
             unit="step",
             dynamic_ncols=True,
         )
-        self._lines = shown and self._bar.disable
+        self._lines = main and self._bar.disable
         first = min(self._first - 1 + TRACED_STEPS.start, length.steps)
         last = min(first + len(TRACED_STEPS) - 1, length.steps)
         self._trace = _Trace(workdir / TRACE, first, last, config.profile and main)

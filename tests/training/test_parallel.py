@@ -182,3 +182,10 @@ def check_agreement(process, folder):
 if __name__ == "__main__":
     warnings.simplefilter("error")
     {"eight": check_eight, "process": check_process}[sys.argv[1]](*sys.argv[2:])
+
+
+def test_a_coordinator_that_nobody_knows_is_named_at_once():
+    job = hosts.Job("no-such-host.invalid:61500", 2, 1)
+    with pytest.raises(InputError, match="there is no host no-such-host.invalid"):
+        with parallel.joined(job):
+            pass

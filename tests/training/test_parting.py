@@ -52,6 +52,6 @@ def test_losing_another_process_is_told_from_other_errors(message, lost):
 
 
 def test_the_sentence_says_who_and_what_to_do():
-    text = parting.sentence(1, 4)
+    text = parting.sentence(1, 4, "gpu1:61500")
     assert text.startswith("error: process 1 of 4 stops")
     assert "start all of them again" in text and "\n" not in text
