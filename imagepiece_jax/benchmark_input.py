@@ -26,7 +26,7 @@ from imagepiece_jax.data import sources, transforms
 from imagepiece_jax.errors import InputError
 
 DATA = flags.DEFINE_string("data", None, "folder:PATH, csv:FILE or imagenet2012")
-DIR = flags.DEFINE_string("dir", None, "where imagenet2012 is prepared")
+DIR = flags.DEFINE_string("data_dir", None, "where imagenet2012 is prepared")
 IMAGES = flags.DEFINE_integer("images", 200, "how many, spread over the data set", 1)
 ROUNDS = flags.DEFINE_integer(
     "rounds", 5, "turns of every way: their median is told", 1

@@ -26,17 +26,25 @@ CHECKPOINT = flags.DEFINE_enum(
     "checkpoint", "best", ["best", "latest"], "which of a run's checkpoints"
 )
 DATA = flags.DEFINE_string(
-    "data", None, "csv:FILE, folder:PATH, imagenet2012 or digits; default: config.data"
+    "data",
+    None,
+    "csv:FILE, folder:PATH, imagenet2012 or digits; default: config.data",
+    allow_override=True,  # other commands have a flag of this name, too
 )
 RESIZE = flags.DEFINE_enum(
     "resize", None, ["deit", "none"], "none: images have the right size already"
 )
-JSON = flags.DEFINE_string("json", None, "also write the results to this file")
+JSON = flags.DEFINE_string(
+    "json", None, "also write the results to this file", allow_override=True
+)
 SWEEP = flags.DEFINE_multi_string(
     "sweep", [], "METHOD:FIELD=V1,V2: these settings instead of config.reduction"
 )
 OUT = flags.DEFINE_string(
-    "out", "runs/sweep", "folder of a sweep's table, plot and rows, replaced if there"
+    "out",
+    "runs/sweep",
+    "folder of a sweep's table, plot and rows, replaced if there",
+    allow_override=True,
 )
 
 

@@ -32,8 +32,8 @@ SHORT_SIDE = flags.DEFINE_integer(
     "shrink larger images to this short side, in pixels, which decode several times as "
     "fast; 0: keep the files as they are",
 )
-WORKERS = flags.DEFINE_integer(
-    "workers", None, "processes that write; 0: this one; default: one a core"
+PROCESSES = flags.DEFINE_integer(
+    "processes", None, "that write; 0: this one does; default: one a core"
 )
 PARTIAL = flags.DEFINE_bool(
     "partial", False, "accept one split alone, or fewer images than ImageNet has"
@@ -42,7 +42,7 @@ PARTIAL = flags.DEFINE_bool(
 
 def main():
     source, data_dir = cli.required(SOURCE), os.path.expanduser(cli.required(DIR))
-    short_side, workers = SHORT_SIDE.value, WORKERS.value
+    short_side, workers = SHORT_SIDE.value, PROCESSES.value
     if short_side and not SHORT_SIDES[0] <= short_side <= SHORT_SIDES[1]:
         raise InputError(
             f"--short_side is {short_side}: allowed are 0 and {SHORT_SIDES[0]} to "
@@ -51,7 +51,7 @@ def main():
     if workers is None:
         workers = len(os.sched_getaffinity(0))
     if workers < 0:
-        raise InputError(f"--workers is {workers}: allowed are whole numbers from 0")
+        raise InputError(f"--processes is {workers}: allowed are whole numbers from 0")
     from imagepiece_jax.data import imagenet, records, shards
 
     note = records.existing(data_dir)

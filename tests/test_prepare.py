@@ -29,7 +29,7 @@ def prepared(source, tmp_path_factory):
     """
     folder, fake = tmp_path_factory.mktemp("prepared"), tmp_path_factory.mktemp("fake")
     (fake / "tensorflow.py").write_text("raise SystemExit('TensorFlow is imported')")
-    words = flags(source, folder, "--workers", 2)
+    words = flags(source, folder, "--processes", 2)
     return folder, start("-m", "imagepiece_jax.prepare", *words, PYTHONPATH=str(fake))
 
 
@@ -55,7 +55,7 @@ def test_from_tars_to_training_without_tensorflow(prepared):
 
 def test_the_number_of_processes_changes_no_byte(source, prepared, tmp_path):
     folder, _ = prepared
-    assert call(prepare.main, *flags(source, tmp_path, "--workers", 0)).status == 0
+    assert call(prepare.main, *flags(source, tmp_path, "--processes", 0)).status == 0
     for path in (folder / "imagenet2012" / "5.1.0").iterdir():
         other = tmp_path / "imagenet2012" / "5.1.0" / path.name
         assert path.read_bytes() == other.read_bytes()
@@ -77,7 +77,7 @@ def test_what_was_done_to_images_is_told(tmp_path):
     train["n01440764"]["n01440764_8.JPEG"] = b"torn"
     val["ILSVRC2012_val_00000002.JPEG"] = tars.encoded(tars.photo(0, 90, 70), "PNG")
     source = tars.write_tars(tmp_path / "tars", train, val)
-    words = flags(source, tmp_path, "--workers", 0, "--short_side", 64)
+    words = flags(source, tmp_path, "--processes", 0, "--short_side", 64)
     ended = call(prepare.main, *words)
     assert ended.out.splitlines()[3:6] == [
         "short side   at most 64 pixels, JPEG quality 92",
@@ -88,7 +88,7 @@ def test_what_was_done_to_images_is_told(tmp_path):
 
 def test_progress_where_nobody_watches(source, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "EVERY", 0)
-    ended = call(prepare.main, *flags(source, tmp_path, "--workers", 0))
+    ended = call(prepare.main, *flags(source, tmp_path, "--processes", 0))
     *found, first, last = ended.err.splitlines()
     assert len(found) == 13 and found[4].startswith("finding images: 5 images")
     assert re.match(r"writing:  69%.* 9/13 \[00:00<00:00, .* images/s\]", first)
@@ -100,7 +100,7 @@ def test_an_interrupted_run_says_how_to_go_on(source, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(records, "write", interrupted)
-    ended = call(prepare.main, *flags(source, tmp_path, "--workers", 0))
+    ended = call(prepare.main, *flags(source, tmp_path, "--processes", 0))
     assert ended.status == 130
     assert "what is finished is kept, and the same command goes on" in ended.err
 
@@ -114,7 +114,10 @@ def test_an_interrupted_run_says_how_to_go_on(source, tmp_path, monkeypatch):
         (["--source", ".", "--dir", "x"], "--source . has neither ILSVRC2012_img_tr"),
         (flags("y", "x", "--short_side", 63), "--short_side is 63: allowed are 0 and"),
         (flags("y", "x", "--short_side", 1025), "--short_side is 1025: allowed are 0"),
-        (flags("y", "x", "--workers", -1), "--workers is -1: allowed are whole numb"),
+        (
+            flags("y", "x", "--processes", -1),
+            "--processes is -1: allowed are whole numb",
+        ),
         (flags("y", "file"), "file cannot be written (File exists): --dir must be a"),
         (flags("y", "x", "--short_site", 64), "--short_site is not a flag; did you me"),
     ],

@@ -65,7 +65,7 @@ def run(work, wanted, short_side, workers):
     except concurrent.futures.BrokenExecutor as error:
         raise RunError(
             f"a worker process has died, perhaps of too little memory: {GO_ON}, with "
-            "fewer --workers"
+            "fewer --processes"
         ) from error
     finally:
         ours = set(multiprocessing.active_children()) - set(before)

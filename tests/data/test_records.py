@@ -280,7 +280,7 @@ def test_a_worker_that_dies_ends_the_run(tmp_path):
 
     thread = threading.Thread(target=kill)
     thread.start()
-    with pytest.raises(RunError, match="a worker process has died.*fewer --workers"):
+    with pytest.raises(RunError, match="a worker process has died.*fewer --processes"):
         records.write(found, tmp_path, workers=1)
     thread.join()
     assert multiprocessing.active_children() == []

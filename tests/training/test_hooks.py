@@ -125,5 +125,5 @@ def test_teacher_weights_are_asked_for_and_must_fit(tmp_path):
     loaded = weights.teacher(config, dense)
     jax.tree.map(np.testing.assert_array_equal, loaded, variables)
     config.model.embed_dim = 16
-    with pytest.raises(InputError, match="config.teacher.weights: .*needs"):
+    with pytest.raises(InputError, match="config.teacher.weights: .*depth 1 and"):
         weights.teacher(config, setup.dense(config))
