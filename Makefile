@@ -12,7 +12,7 @@ train: $(VENV)/installed
 	$(BIN)/python train.py --config configs/quickstart.py --workdir $(WORKDIR)
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -208,10 +208,11 @@ def read_all(paths, transform, *, repeats, workers, threads, seconds):
     with contextlib.closing(batches):
         for _ in range(8):  # what was read ahead while the processes started
             next(batches)
-        began, steps, held = time.perf_counter(), 0, [memory()]
-        while (passed := time.perf_counter() - began) < seconds:
+        held, steps, passed = [memory()], 0, 0.0
+        began = time.perf_counter()
+        while passed < seconds:
             next(batches)
-            steps += 1
+            steps, passed = steps + 1, time.perf_counter() - began
             if passed > len(held) * seconds / 10:
                 held.append(memory())
     return steps * size / passed, held

@@ -15,6 +15,15 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first, so that none is left to one worker at the end.
+
+    `--no-loadscope-reorder` of `make test` keeps this order.
+    """
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def assets():
     """Folder with weights, data and reference outputs; skips where it is absent."""

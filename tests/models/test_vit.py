@@ -289,9 +289,8 @@ def test_the_same_jitted_mapped_and_stacked():
 
 
 @pytest.mark.slow  # without jit every operation is compiled apart
-@pytest.mark.parametrize("reduction", [tiny.IMAGEPIECE, tiny.FUSED], ids=str)
-def test_the_same_without_jit(reduction):
-    model, images = tiny.model(reduction, trace_source=True), tiny.images()
+def test_the_same_without_jit():
+    model, images = tiny.model(tiny.FUSED, trace_source=True), tiny.images()
     variables = tiny.variables(model)
     close(model.apply(variables, images), forward(model)(variables, images))
 

@@ -20,7 +20,7 @@ def losses(workdir):
 def both(tmp_path, fields):
     for devices in (1, 8):
         workdir = tmp_path / f"{devices}"
-        runs.finish(workdir, fields, tmp_path / "cache", devices)
+        runs.finish(workdir, fields, tmp_path / "cache", devices, quick=True)
     one, eight = (losses(tmp_path / name) for name in ("1", "8"))
     assert len(one) == 20
     return one, eight

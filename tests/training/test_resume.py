@@ -27,13 +27,13 @@ def short(**fields):
 def test_the_last_evaluation_is_made_up_for(tmp_path, monkeypatch, capsys):
     """It was given up because of a signal; also: which checkpoints stay for good."""
     fields = {"checkpoint_every_steps": 4, "keep_every_steps": 3}
-    evaluate = evaluation.evaluate
+    evaluate = evaluation.evaluate_each
 
-    def asked_to_stop(step, variables, batches):
+    def asked_to_stop(step, models, batches):
         signal.raise_signal(signal.SIGTERM)
-        return evaluate(step, variables, batches)
+        return evaluate(step, models, batches)
 
-    monkeypatch.setattr(evaluation, "evaluate", asked_to_stop)
+    monkeypatch.setattr(evaluation, "evaluate_each", asked_to_stop)
     with pytest.raises(Stopped, match="stopped at step 10") as stopped:
         loop.train_and_evaluate(short(**fields), tmp_path)
     assert stopped.value.signum == signal.SIGTERM
@@ -41,7 +41,7 @@ def test_the_last_evaluation_is_made_up_for(tmp_path, monkeypatch, capsys):
     kept = sorted(int(p.name) for p in (tmp_path / "checkpoints/latest").iterdir())
     assert kept == [3, 6, 9, 10]
 
-    monkeypatch.setattr(evaluation, "evaluate", evaluate)
+    monkeypatch.setattr(evaluation, "evaluate_each", evaluate)
     last = loop.train_and_evaluate(short(**fields), tmp_path)
     assert "going on from step 10 of 10" in capsys.readouterr().out
     assert read_metrics(tmp_path)[-1]["kind"] == "eval"
