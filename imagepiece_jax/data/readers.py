@@ -8,11 +8,8 @@ import atexit
 import dataclasses
 import functools
 import math
-import multiprocessing
-import os
 import re
 import signal
-import threading
 from typing import Any
 
 import grain
@@ -20,6 +17,7 @@ import numpy as np
 from absl import flags
 from grain.experimental import ThreadPrefetchIterDataset
 
+from imagepiece_jax.data import children
 from imagepiece_jax.data.shelf import Shelf
 from imagepiece_jax.errors import RunError
 
@@ -127,13 +125,5 @@ def _closing(groups, shelf):
 
 def _start(index, count):
     """First thing in a process that reads."""
-    # Ctrl-C and a scheduler's SIGTERM reach the whole group of processes: the run
-    # needs its batches while it finishes a step and writes a checkpoint.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent():
-    multiprocessing.parent_process().join()
-    os._exit(1)
+    # The run needs its batches while it finishes a step and writes a checkpoint.
+    children.leave_to_parent(signal.SIGINT, signal.SIGTERM)

@@ -13,9 +13,8 @@ import multiprocessing
 import os
 import shutil
 import signal
-import threading
 
-from imagepiece_jax.data import reencode
+from imagepiece_jax.data import children, reencode
 from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.errors import RunError
 
@@ -76,14 +75,8 @@ def run(work, wanted, short_side, workers):
 
 
 def _start_worker():
-    """Ctrl-C is for the parent to handle, and no worker outlives it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent():
-    multiprocessing.parent_process().join()
-    os._exit(1)
+    """Ctrl-C is for the parent to handle; SIGTERM is how it ends a worker."""
+    children.leave_to_parent(signal.SIGINT)
 
 
 def _write(work, name, entries, short_side):
