@@ -17,6 +17,7 @@ def get_config():
     config.model = config_dict.ConfigDict()
     config.model.name = "deit_s"  # deit_ti, deit_s, deit_b, vit_mini
     config.model.stem = "patch"  # "patch", or "conv": ImagePiece's local coherence bias
+    config.model.gelu = "exact"  # or "tanh": faster on GPUs, another function
     config.model.class_token = True  # False: the head reads the mean over patches
     config.model.drop_path_rate = 0.1  # of the last block; linear from 0 at the first
     config.model.prop_attn = config_dict.placeholder(bool)  # proportional attention:

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from imagepiece_jax.models.attention import INIT, Attention, AttentionTaps
+from imagepiece_jax.models.attention import INIT, AttentionTaps
+from imagepiece_jax.models.block import Block, layer_norm
 from imagepiece_jax.models.stems import ConvStem, PatchStem
 from imagepiece_jax.reduction import ops, tokens
 from imagepiece_jax.reduction.schedule import Counts, LayerPlan
@@ -32,11 +33,6 @@ class Outputs:
     taps: tuple[Taps, ...]
 
 
-def layer_norm(dtype, name=None):
-    """Layer norm with float32 statistics; two passes: XLA makes one kernel of them."""
-    return nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, dtype=dtype, name=name)
-
-
 def drop_path_scale(keys, depth, rate):
     """Factor of each residual branch, 0 or 1 / (1 - p). [B] keys -> [B, depth, 2].
 
@@ -50,55 +46,6 @@ def drop_path_scale(keys, depth, rate):
         return alive / keep
 
     return jax.vmap(draw)(keys)
-
-
-class Mlp(nn.Module):
-    """Two layers with exact GELU: [M, D] -> [M, D]."""
-
-    hidden_dim: int
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x):
-        dim = x.shape[-1]
-        x = nn.Dense(self.hidden_dim, kernel_init=INIT, dtype=self.dtype, name="fc1")(x)
-        x = nn.gelu(x, approximate=False)
-        return nn.Dense(dim, kernel_init=INIT, dtype=self.dtype, name="fc2")(x)
-
-
-class Block(nn.Module):
-    """A pre-norm block in two halves, so that a reduction can stand between them."""
-
-    dim: int
-    num_heads: int
-    mlp_ratio: float
-    backend: str = "xla"
-    dtype: jnp.dtype = jnp.float32
-
-    def setup(self):
-        self.norm1 = layer_norm(self.dtype)
-        self.attn = Attention(self.num_heads, self.backend, self.dtype)
-        self.norm2 = layer_norm(self.dtype)
-        self.mlp = Mlp(int(self.dim * self.mlp_ratio), self.dtype)
-
-    def attend(self, x, scale=None, key_bias=None, mask=None, **options):
-        """x + attention(norm(x)), and the taps.
-
-        [B, N, D]; `scale` [B] is drop path's.
-        """
-        out, taps = self.attn(self.norm1(x), key_bias, mask, **options)
-        return x + _scaled(out, scale), taps
-
-    def feed_forward(self, x, scale=None):
-        """x + mlp(norm(x)). [B, N, D] -> [B, N, D]."""
-        out = self.mlp(self.norm2(x).reshape(-1, self.dim)).reshape(x.shape)
-        return x + _scaled(out, scale)
-
-
-def _scaled(branch, scale):
-    if scale is None:
-        return branch
-    return branch * scale[:, None, None].astype(branch.dtype)
 
 
 class ViT(nn.Module):
@@ -121,6 +68,7 @@ class ViT(nn.Module):
     num_classes: int = 1000
     mlp_ratio: float = 4.0
     stem: str = "patch"
+    gelu: str = "exact"
     class_token: bool = True
     drop_path_rate: float = 0.0
     prop_attn: bool = False
@@ -158,6 +106,7 @@ class ViT(nn.Module):
                 self.embed_dim,
                 self.num_heads,
                 self.mlp_ratio,
+                self.gelu,
                 self.backend,
                 self.dtype,
                 name=f"blocks_{i}",

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.attention import resolve_backend
+from imagepiece_jax.models.block import GELUS
 from imagepiece_jax.models.vit import STEMS, ViT
 from imagepiece_jax.reduction import flops, methods, schedule
 
@@ -25,6 +26,7 @@ def create_model(
     num_classes=1000,
     reduction=None,
     stem="patch",
+    gelu="exact",
     class_token=True,
     masked=False,
     dtype="float32",
@@ -64,7 +66,7 @@ def create_model(
                     f"config.model.{field} is {value}; allowed are positive numbers"
                 )
             size[field] = value
-    _check(size, image_size, num_classes, stem, dtype, drop_path_rate)
+    _check(size, image_size, num_classes, stem, gelu, dtype, drop_path_rate)
     depth = size.pop("depth")
     side = image_size // size["patch_size"]
     head_dim = size["embed_dim"] // size["num_heads"]
@@ -80,6 +82,7 @@ def create_model(
         plan=plan,
         num_classes=num_classes,
         stem=stem,
+        gelu=gelu,
         class_token=class_token,
         dtype=jnp.dtype(dtype),
         backend=resolve_backend(attention, dtype, head_dim),
@@ -91,7 +94,7 @@ def create_model(
     )
 
 
-def _check(size, image_size, num_classes, stem, dtype, drop_path_rate):
+def _check(size, image_size, num_classes, stem, gelu, dtype, drop_path_rate):
     if image_size < 1 or image_size % size["patch_size"]:
         raise InputError(
             f"config.image_size is {image_size}; allowed are multiples of "
@@ -110,6 +113,10 @@ def _check(size, image_size, num_classes, stem, dtype, drop_path_rate):
         )
     if stem == "conv":
         flops.conv_stem_widths(size["embed_dim"], size["patch_size"])
+    if gelu not in GELUS:
+        raise InputError(
+            f"config.model.gelu is {gelu!r}; allowed are {', '.join(GELUS)}"
+        )
     if dtype not in DTYPES:
         raise InputError(
             f"config.model.dtype is {dtype!r}; allowed are {', '.join(DTYPES)}"
