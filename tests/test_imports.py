@@ -31,6 +31,13 @@ ALLOWED = {
     "train": (f"{PACKAGE}.training", f"{PACKAGE}.cli", ERRORS, ANY),
     # the rooms
     f"{PACKAGE}.training": (*ROOMS, ERRORS, ANY),
+    f"{PACKAGE}.measure": (
+        *ROOMS,
+        f"{PACKAGE}.measure",
+        f"{PACKAGE}.inference",
+        ERRORS,
+        ANY,
+    ),
     f"{PACKAGE}.models": (f"{PACKAGE}.models", REDUCTION, ERRORS, ANY),
     f"{PACKAGE}.data": (f"{PACKAGE}.data", ERRORS, ANY),
     f"{PACKAGE}.pictures": (f"{PACKAGE}.pictures", f"{REDUCTION}.tokens", ERRORS, ANY),
@@ -40,17 +47,19 @@ ALLOWED = {
     f"{REDUCTION}.flops": (f"{REDUCTION}.schedule", ERRORS),
     f"{REDUCTION}.tokens": (ERRORS, ANY),
     f"{REDUCTION}.ops": (f"{REDUCTION}.tokens", ERRORS, ANY),
+    f"{REDUCTION}.moving": (f"{REDUCTION}.ops", f"{REDUCTION}.tokens", ERRORS, ANY),
     **dict.fromkeys(
         (f"{REDUCTION}.kernels", f"{REDUCTION}.reducers"),
         (
             f"{REDUCTION}.kernels",
+            f"{REDUCTION}.moving",
             f"{REDUCTION}.ops",
             f"{REDUCTION}.tokens",
             ERRORS,
             ANY,
         ),
     ),
-    f"{REDUCTION}.learned": (f"{REDUCTION}.ops", f"{REDUCTION}.tokens", ERRORS, ANY),
+    f"{REDUCTION}.learned": (f"{REDUCTION}.moving", f"{REDUCTION}.tokens", ERRORS, ANY),
     f"{REDUCTION}.methods": (
         *(
             f"{REDUCTION}.{name}"
@@ -161,6 +170,8 @@ def test_rooms_import_only_what_they_may():
         ("imagepiece_jax.data.loader", "def f():\n    import imagepiece_jax.cli"),
         ("imagepiece_jax.training.loop", "import imagepiece_jax.describe"),
         ("imagepiece_jax.training.loop", "from configs import base"),
+        ("imagepiece_jax.measure.clock", "from imagepiece_jax import benchmark"),
+        ("imagepiece_jax.training.loop", "from imagepiece_jax.measure import clock"),
         ("imagepiece_jax.pictures", "from imagepiece_jax.reduction import ops"),
         ("imagepiece_jax.describe", "import configs.base"),
         ("imagepiece_jax.describe", "from tests import oracles"),

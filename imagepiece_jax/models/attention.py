@@ -11,6 +11,7 @@ from flax import linen as nn
 from flax import struct
 
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import gradients
 
 BACKENDS = ("auto", "xla", "cudnn")
 INIT = nn.initializers.normal(0.02)
@@ -29,8 +30,8 @@ class AttentionTaps:
     metric: jax.Array | None = None
 
 
-def resolve_backend(requested, dtype, head_dim=64):
-    """The attention kernel to use: "xla" or "cudnn".
+def resolve_backend(requested, dtype, head_dim=64, device=None):
+    """The attention kernel to use on `device` (None: the first): "xla" or "cudnn".
 
     "auto" takes cuDNN's fused attention where it runs, XLA's otherwise. InputError for
     an unknown name, and for "cudnn" where it does not run.
@@ -42,7 +43,8 @@ def resolve_backend(requested, dtype, head_dim=64):
         )
     if requested == "xla":
         return requested
-    obstacle = _no_cudnn(jax.local_devices()[0], jnp.dtype(dtype), head_dim)
+    device = device or jax.local_devices()[0]
+    obstacle = _no_cudnn(device, jnp.dtype(dtype), head_dim)
     if requested == "cudnn" and obstacle:
         raise InputError(
             f"config.model.attention is 'cudnn', which needs {obstacle}; allowed here "
@@ -73,47 +75,60 @@ def class_attention(query, key, key_bias=None):
     logits -> [B, N]. The softmax runs over all N columns, the class
     token's too; callers drop those they do not rank.
     """
-    scale = query.shape[-1] ** -0.5
-    logits = jnp.einsum(
-        "bhd,bnhd->bhn",
-        query,
-        key,
-        precision="highest",  # less may flip near ties
-        preferred_element_type=jnp.float32,
-    )
-    logits = logits * scale
+    query, key = query.astype(jnp.float32), key.astype(jnp.float32)
+    logits = jnp.sum(query[:, None] * key, axis=-1) * query.shape[-1] ** -0.5
     if key_bias is not None:
-        logits = logits + key_bias[:, None, :]
-    return jnp.mean(jax.nn.softmax(logits, axis=-1), axis=1)
+        logits = logits + key_bias[:, :, None]
+    weights = jnp.exp(logits - log_sum_exp(logits)[:, None, :])
+    return jnp.mean(weights, axis=2)
 
 
-def attend(query, key, value, key_bias=None, *, backend="xla", train=False):
+@jax.custom_jvp
+def log_sum_exp(logits):
+    """log of the sum over axis 1 of exp: [B, N, H] float32 -> [B, H], in one pass."""
+    # Not minus infinity, whose difference with itself is NaN: e^-1e30 is 0 as well.
+    logits = jnp.maximum(logits, -1e30)
+
+    def join(a, b):
+        top = jnp.maximum(a[0], b[0])
+        return top, a[1] * jnp.exp(a[0] - top) + b[1] * jnp.exp(b[0] - top)
+
+    start = (jnp.float32(-1e30), jnp.float32(0))
+    top, total = jax.lax.reduce((logits, jnp.ones_like(logits)), start, join, (1,))
+    return top + jnp.log(total)
+
+
+@log_sum_exp.defjvp
+def _log_sum_exp_jvp(primals, tangents):
+    (logits,), (tangent,) = primals, tangents
+    out = log_sum_exp(logits)
+    return out, jnp.sum(jnp.exp(logits - out[:, None]) * tangent, axis=1)
+
+
+def padded_length(length, backend):
+    """The length with which `backend` can be trained: cuDNN refuses odd ones."""
+    return length + length % 2 if backend == "cudnn" else length
+
+
+def attend(query, key, value, key_bias=None, *, backend="xla", length=None):
     """softmax(q k^T / sqrt(d) + key_bias) v. [B, N, H, d] three times -> [B, N, H, d].
 
-    `key_bias` [B, N] float32 is proportional attention's log size. cuDNN's backward
-    pass refuses odd lengths, so training pads one masked token where N is odd.
+    `key_bias` [B, N] float32 is proportional attention's log size. Keys from `length`
+    on (None: there are none) are padding that nobody reads, whose gradient is zero; as
+    a query padding is like any other, so that all that comes out is finite.
     """
-    batch, length = query.shape[:2]
+    batch, padded = query.shape[:2]
     bias = None if key_bias is None else key_bias[:, None, None, :]
-    lengths = None
-    if backend == "cudnn" and train and length % 2:
-        pad = ((0, 0), (0, 1), (0, 0), (0, 0))
-        query, key, value = (jnp.pad(a, pad) for a in (query, key, value))
-        bias = None if bias is None else jnp.pad(bias, ((0, 0),) * 3 + ((0, 1),))
-        lengths = jnp.full((batch,), length, jnp.int32)
+    lengths = {}
+    if length is not None and length != padded:
+        key, value = (gradients.padded_from(a, length) for a in (key, value))
+        sizes = {"query_seq_lengths": padded, "key_value_seq_lengths": length}
+        lengths = {k: jnp.full((batch,), n, jnp.int32) for k, n in sizes.items()}
     if bias is not None and backend == "cudnn":  # which wants a row for every query
-        shape = (batch, 1, query.shape[1], key.shape[1])
-        bias = jnp.broadcast_to(bias.astype(query.dtype), shape)
-    out = jax.nn.dot_product_attention(
-        query,
-        key,
-        value,
-        bias=bias,
-        query_seq_lengths=lengths,
-        key_value_seq_lengths=lengths,
-        implementation=backend,
+        bias = jnp.broadcast_to(bias.astype(query.dtype), (batch, 1, padded, padded))
+    return jax.nn.dot_product_attention(
+        query, key, value, bias=bias, implementation=backend, **lengths
     )
-    return out[:, :length]
 
 
 def masked_attend(query, key, value, mask, key_bias=None, eps=1e-6):
@@ -155,6 +170,13 @@ def attention_columns(query, key, key_bias=None):
     return jnp.sum(jax.nn.softmax(logits, axis=-1), axis=(1, 2))
 
 
+def _pad(x, length):
+    """[B, N, ...] -> [B, length, ...], zeros at the end."""
+    if x.shape[1] == length:
+        return x
+    return jnp.pad(x, [(0, 0), (0, length - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
+
+
 class Attention(nn.Module):
     """Multi-head self-attention of DeiT, with taps for a reducer."""
 
@@ -181,7 +203,12 @@ class Attention(nn.Module):
         training's.
         """
         batch, length, dim = x.shape
-        heads = (batch, length, self.num_heads, dim // self.num_heads)
+        padded = length
+        if train and mask is None:
+            # Here x is written anyway: no copies of query, key and value for it.
+            padded = padded_length(length, self.backend)
+            x = _pad(x, padded)
+        heads = (batch, padded, self.num_heads, dim // self.num_heads)
 
         def project(name, x):
             return nn.Dense(dim, kernel_init=INIT, dtype=self.dtype, name=name)(x)
@@ -191,13 +218,15 @@ class Attention(nn.Module):
         flat = x.reshape(-1, dim)
         query, key, value = (project(name, flat).reshape(heads) for name in "qkv")
         if mask is None:
-            out = attend(query, key, value, key_bias, backend=self.backend, train=train)
+            bias = None if key_bias is None else _pad(key_bias, padded)
+            out = attend(query, key, value, bias, backend=self.backend, length=length)
         else:
             out = masked_attend(query, key, value, mask, key_bias)
             # Taps choose tokens: they see live ones alone, and carry no gradient.
             live = jnp.where(mask > 0.5, 0.0, -jnp.inf)
             key_bias = live if key_bias is None else key_bias + live
-        out = project("proj", out.reshape(-1, dim)).reshape(x.shape)
+        out = project("proj", out.reshape(-1, dim)).reshape(x.shape)[:, :length]
+        query, key, value = (a[:, :length] for a in (query, key, value))
         taps = AttentionTaps()
         if "cls_attn" in needs:
             row = class_attention(query[:, 0], key, key_bias)

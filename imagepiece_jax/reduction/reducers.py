@@ -9,24 +9,74 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from imagepiece_jax.reduction.ops import (
     cosine,
+    cosine_within,
     count_before,
     gather_rows,
     invert,
+    largest,
+    order_key,
+    pick,
+    place_among,
     rank,
+    sums,
 )
-from imagepiece_jax.reduction.tokens import DROPPED, Assignment
+from imagepiece_jax.reduction.tokens import DROPPED, Assignment, Lists
 
 METRICS = ("key", "query", "value", "token")  # what a reducer may compare
 
 
 def keep_highest(score, n_out):
     """Assignment that keeps the `n_out` highest scores, in spatial order. [B, n]."""
-    keep = rank(score) < n_out
-    dest = jnp.where(keep, count_before(keep), DROPPED)
-    return Assignment(dest=dest, n_out=n_out, merged=0)
+    place = place_among(rank(score) < n_out)
+    return Assignment(
+        dest=jnp.maximum(place, DROPPED),
+        lists=Lists.without_joiners(invert(place, n_out)),
+        n_out=n_out,
+        merged=0,
+    )
+
+
+def find_partners(similarity, tokens):
+    """Similarity [B, a, t] to `tokens` [B or 1, t] -> best [B, a], its token [B, a].
+
+    `best` is a key (`ops.order_key`); of equally similar tokens the first in `tokens`.
+    """
+    order = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None] << 16
+    code = jnp.broadcast_to((order + tokens)[:, None, :], similarity.shape)
+    best, code = largest(order_key(similarity), code)
+    return best, code & 0xFFFF
+
+
+def merge_in_place(joiners, partners, counts):
+    """Assignment in which `joiners` go to their partners and all others keep order.
+
+    joiners, partners: [B, r], distinct tokens that leave, and tokens that stay.
+    """
+    index = jnp.arange(counts.n_in, dtype=jnp.int32)[None]
+
+    def before(tokens):  # which of the joiners stand before each of them
+        return (joiners[:, None, :] < tokens[:, :, None]).astype(jnp.int32)
+
+    behind, ahead = sums((before(partners), before(joiners)), axis=2)
+    slots, followed = partners - behind, joiners - ahead
+    leaves = joiners[:, None, :] == index[:, :, None]
+    joined = jnp.max(jnp.where(leaves, slots[:, None, :], DROPPED), axis=-1)
+    stays = index - jnp.sum(before(index), axis=-1)
+    place = jnp.arange(counts.n_out, dtype=jnp.int32)[None]
+    skipped = followed[:, None, :] <= place[:, :, None]
+    owner = place + jnp.sum(skipped, axis=-1, dtype=jnp.int32)
+    return Assignment(
+        dest=jnp.where(joined == DROPPED, stays, joined),
+        lists=Lists(
+            owner=owner, joiners=joiners, slots=slots, groups=slots, heads=partners
+        ),
+        n_out=counts.n_out,
+        merged=joiners.shape[1],
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,28 +136,18 @@ class Retokenize:
         if taps.mask is not None:  # what is masked is never a candidate
             score = jnp.where(taps.mask > 0.5, score, jnp.inf)
         metric = jax.lax.stop_gradient(taps.metric)
-        # Position among the candidates, most attended first; negative: not one of them.
-        place = rank(score) - (n - b)
-        tokens = invert(jnp.where(place < 0, n, place), b)  # [B, b]
-        if self.order == "ascending":
-            tokens, place = tokens[:, ::-1], jnp.where(place < 0, -1, b - 1 - place)
-        sources, targets = tokens[:, self.parity :: 2], tokens[:, 1 - self.parity :: 2]
-        similarity = cosine(gather_rows(metric, sources), gather_rows(metric, targets))
-        chosen = rank(jnp.max(similarity, axis=-1)) < r  # [B, |A|]
-        partner = gather_rows(targets, jnp.argmax(similarity, axis=-1))
-
-        side = (place - self.parity) // 2  # place of a token of side A within it
-        on_side = (place >= 0) & (place % 2 == self.parity)
-        side = jnp.clip(side, 0, sources.shape[1] - 1)
-        leaves = on_side & gather_rows(chosen, side)
-        slot = count_before(~leaves)
-        joined = gather_rows(slot, gather_rows(partner, side))
-        return Assignment(
-            dest=jnp.where(leaves, joined, slot),
-            weight=None if self.size_weighting else jnp.ones_like(taps.size),
-            n_out=counts.n_out,
-            merged=r,
-        )
+        # The candidates by their place, most attended first; side A before side B.
+        place = np.arange(b) if self.order == "descending" else np.arange(b)[::-1]
+        place = np.concatenate([place[self.parity :: 2], place[1 - self.parity :: 2]])
+        first = (b + 1 - self.parity) // 2
+        candidates = invert(rank(score), n - b + place)  # [B, b]
+        similarity = cosine_within(gather_rows(metric, candidates))[:, :first, first:]
+        best, partner = find_partners(similarity, candidates[:, first:])
+        joiners, partners = pick(rank(best), r, candidates[:, :first], partner)
+        result = merge_in_place(joiners, partners, counts)
+        if self.size_weighting:
+            return result
+        return result.replace(weight=jnp.ones_like(taps.size))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,22 +166,42 @@ class Bipartite:
     needs: ClassVar[frozenset[str]] = frozenset({"metric"})
 
     def __call__(self, taps, counts, train=False):
-        merges = counts.n_in - counts.n_out
+        merges, prefix = counts.n_in - counts.n_out, taps.num_prefix
         metric = jax.lax.stop_gradient(taps.metric)
-        first = taps.num_prefix % 2  # the first image token at an even position
-        sources, targets = metric[:, first::2], metric[:, 1 - first :: 2]
-        similarity = cosine(sources, targets)
-        order = rank(jnp.max(similarity, axis=-1))  # [B, |A|]
+        first = prefix % 2  # the first image token at an even position
+        sources = jnp.arange(first, counts.n_in, 2, dtype=jnp.int32)[None]
+        targets = jnp.arange(1 - first, counts.n_in, 2, dtype=jnp.int32)[None]
+        similarity = cosine(metric[:, first::2], metric[:, 1 - first :: 2])
+        best, partner = find_partners(similarity, targets)
+        order = rank(best)  # [B, |A|]
         leaves = order < merges
-        # Without class token the rest of A stands by falling similarity.
-        slot = count_before(~leaves) if taps.num_prefix else order - merges
         rest = sources.shape[1] - merges
-        partner = jnp.argmax(similarity, axis=-1).astype(jnp.int32)
-        source_dest = jnp.where(leaves, rest + partner, slot)
-        target_dest = rest + jnp.arange(targets.shape[1], dtype=jnp.int32)
-        target_dest = jnp.broadcast_to(target_dest, targets.shape[:2])
-        sides = (target_dest, source_dest) if first else (source_dest, target_dest)
-        return Assignment(dest=_alternate(*sides), n_out=counts.n_out, merged=merges)
+        if prefix:
+            place = place_among(~leaves)
+            staying = invert(place, rest)
+        else:  # the rest of A stands by falling similarity
+            place = order - merges
+            staying = invert(order, merges + np.arange(rest))
+        slot_of = (
+            rest + partner // 2
+        )  # the place of a token on side B is half its index
+        target_dest = jnp.broadcast_to(
+            rest + targets // 2, (best.shape[0], targets.size)
+        )
+        sides = (jnp.where(leaves, slot_of, place), target_dest)
+        sources = jnp.broadcast_to(sources, order.shape)
+        joiners, heads, slots = pick(order, merges, sources, partner, slot_of)
+        owner = jnp.concatenate(
+            [first + 2 * staying, targets + 0 * target_dest], axis=1
+        )
+        return Assignment(
+            dest=_alternate(*(sides[::-1] if first else sides)),
+            lists=Lists(
+                owner=owner, joiners=joiners, slots=slots, groups=slots, heads=heads
+            ),
+            n_out=counts.n_out,
+            merged=merges,
+        )
 
 
 def _alternate(first, second):

@@ -18,8 +18,10 @@ class Step:
 
     `when_masked` is for methods that train with a mask instead of removing tokens: how
     many tokens the step adds then; None: it removes what it removes in evaluation.
-    `site` is "mid" (between attention and MLP) or "pre" (before the block). `reducer`
-    is a frozen dataclass or an unbound Flax module; nothing here looks inside it.
+    `site` is "mid" (between attention and MLP) or "pre" (before the block). `round_to`:
+    the tokens after the step, prefix included, are a multiple of it; 0: as the rule
+    says. `reducer` is a frozen dataclass or an unbound Flax module; nothing here looks
+    inside it.
     """
 
     block: int
@@ -28,6 +30,7 @@ class Step:
     amount: Any
     site: str = "mid"
     when_masked: int | None = None
+    round_to: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,13 +200,42 @@ def count(step, n, n0, stage=1):
     return Counts(n_in=n, n_out=n_out, candidates=candidates, stage=stage)
 
 
+def rounded(steps, round_to):
+    """`steps`, each to leave a multiple of `round_to` tokens; 0 leaves them alone.
+
+    The prefix counts: attention and products run over all tokens. Each step leaves the
+    multiple nearest to what it would leave without rounding (of two the smaller), so
+    what one step adds another takes back. A matching still takes at most one of its
+    two sides; a step that could only stay where it is disappears.
+    """
+    round_to = check_count("round_to", round_to)
+    return tuple(dataclasses.replace(step, round_to=round_to) for step in steps)
+
+
+def _to_multiple(step, counts, n, num_prefix):
+    """`counts` without rounding -> those of `step` on `n` tokens; None: no change."""
+    fewest, candidates = 1, None
+    if step.rule == "merge":
+        candidates = floor(step.amount[1] * n)
+        fewest = n - candidates // 2
+    elif step.rule in ("remove", "keep_half"):
+        fewest = n - n // 2
+    multiple = step.round_to
+    nearest = (counts.n_out + num_prefix + (multiple - 1) // 2) // multiple
+    least = -(-(fewest + num_prefix) // multiple)
+    n_out = max(nearest, least) * multiple - num_prefix
+    if n_out >= n:
+        return None
+    return Counts(n_in=n, n_out=n_out, candidates=candidates, stage=counts.stage)
+
+
 def build(depth, n0, steps, num_prefix=1, masked=False):
     """Token counts of every block: a tuple of `depth` LayerPlans.
 
     `n0` image tokens enter block 0, beside `num_prefix` class and distillation tokens,
     which no step touches. `masked` gives the plan of masked training: a step with
-    `when_masked` removes nothing there. Raises InputError for a step outside the model
-    and for two steps on one block.
+    `when_masked` removes nothing there. Raises InputError for a step outside the model,
+    for two steps on one block, and for multiples that no step can reach.
     """
     at = {}
     for step in steps:
@@ -218,12 +250,24 @@ def build(depth, n0, steps, num_prefix=1, masked=False):
                 f"config.reduction has two steps at block {step.block}; allowed is one "
                 "a block"
             )
+        if step.round_to >= n0 + num_prefix:
+            raise InputError(
+                f"config.reduction.round_to is {step.round_to}; allowed are numbers "
+                f"below the {n0 + num_prefix} tokens of the model, and 0: off"
+            )
         at[step.block] = step
     plan, stage = [], 1
     n, held = n0, n0  # tokens in evaluation, tokens held in this plan
+    exact = n0  # tokens in evaluation if no step had rounded
     for block in range(depth):
         step = at.get(block)
-        counts = step and count(step, n, n0, stage)
+        counts = None
+        if step:
+            counts = count(step, exact if step.round_to else n, n0, stage)
+        if counts:
+            exact = counts.n_out
+        if counts and step.round_to:
+            counts = _to_multiple(step, counts, n, num_prefix)
         if counts:
             n, stage = counts.n_out, stage + 1
             counts = _held_counts(step, counts, held) if masked else counts

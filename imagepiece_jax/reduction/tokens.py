@@ -55,16 +55,41 @@ class Taps:
 
 
 @struct.dataclass
+class Lists:
+    """A slot map as lists, the form in which tokens are moved.
+
+    owner: [B, n_out] a token of each slot; joiners: [B, e] the tokens that go to a slot
+    beside its owner, slots: [B, e] where each goes, or n_out for places that are left
+    over; groups: [B, m] every slot that is joined, in any order; it may name slots more
+    than once, and others; heads: [B, m] the owners of the groups.
+    """
+
+    owner: Array
+    joiners: Array
+    slots: Array
+    groups: Array
+    heads: Array
+
+    @classmethod
+    def without_joiners(cls, owner):
+        """Every slot has one token."""
+        none = jnp.zeros((owner.shape[0], 0), jnp.int32)
+        return cls(owner=owner, joiners=none, slots=none, groups=none, heads=none)
+
+
+@struct.dataclass
 class Assignment:
     """A hard reduction: every token goes to one slot, or nowhere.
 
     dest: [B, n] int32 in [0, n_out) or DROPPED, onto all slots; weight: [B, n] feature
     weights, None means size; mean: weighted mean of a slot's tokens, else weighted sum;
-    merged: at most so many slots have several sources (None: not known).
+    merged: at most so many slots have several sources (None: not known); lists: the
+    same map as `moving.lists_of` would make it, from a reducer that has it already.
     """
 
     dest: Array
     weight: Array | None = None
+    lists: Lists | None = None
     n_out: int = struct.field(pytree_node=False, default=0)
     mean: bool = struct.field(pytree_node=False, default=True)
     merged: int | None = struct.field(pytree_node=False, default=None)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from imagepiece_jax.reduction import flops, ops
+from imagepiece_jax.reduction import flops, moving
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.schedule import build
 from imagepiece_jax.reduction.tokens import DROPPED, Taps, start, unmerge
@@ -26,9 +26,14 @@ VARIANTS = {
         {"schedule": "A", "order": "ascending", "parity": 1, "size_weighting": False},
         {"prune_blocks": (), "merge_ratio": 0.15},
         {"keep_rate": 0.0, "merge_ratio": 1.0, "candidate_ratio": 1.0},
+        {"round_to": 4},
     ],
     "evit": [{"fuse_token": True}, {"keep_rate": 0.0, "blocks": (0, 1)}],
-    "tome": [{"r": 3, "inflection": -1.0}, {"r_list": (0, 1, 99)}],
+    "tome": [
+        {"r": 3, "inflection": -1.0},
+        {"r_list": (0, 1, 99)},
+        {"r": 2, "round_to": 8},
+    ],
     "random": [{"keep_rate": 0.0}],
     "grid_pooling": [{"grid_size": 3, "block": 0}, {"grid_size": 1}],
     "imagepiece_tome": [{"keep_rate": 0.0, "schedule": "A"}],
@@ -113,7 +118,7 @@ def walk(plan, x, form=None, keys=None):
                 num_heads=2,
             )
             result = decide(layer.step.reducer, taps, layer.counts)
-            states.append(ops.apply(states[-1], result, form))
+            states.append(moving.apply(states[-1], result, form))
             grid = None
     return states
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.reduction.flops import macs
 from imagepiece_jax.reduction.methods import METHODS, steps
 from imagepiece_jax.reduction.schedule import build
 
@@ -128,6 +129,54 @@ def test_an_unknown_choice_lists_the_known_ones(field, value, allowed):
 def test_a_switch_is_true_or_false(name, field, value):
     with pytest.raises(InputError, match=rf"{field} is {value!r}; .*True, False"):
         METHODS[name].recipe(DEPTH, **{field: value})
+
+
+ROUNDED = [name for name, m in METHODS.items() if "round_to" in m.fields_of("recipe")]
+
+
+def test_methods_that_round():
+    combined = {"imagepiece_tome", "imagepiece_dynamicvit"}
+    assert set(ROUNDED) == {"imagepiece", "evit", "tome"} | combined
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_counts_are_rounded_where_asked_for_and_only_there(name):
+    recipe = METHODS[name].recipe
+    assert {step.round_to for step in recipe(DEPTH)} == {0}
+    assert {step.round_to for step in recipe(DEPTH, round_to=8)} == {8}
+    plan = build(DEPTH, 196, recipe(DEPTH, round_to=8))
+    assert all(layer.mlp_tokens % 8 == 0 for layer in plan if layer.counts)
+    with pytest.raises(InputError, match="reduction.round_to is -1; .*from 0"):
+        recipe(DEPTH, round_to=-1)
+
+
+# Fewer and larger reductions, for docs/schedules.md: the cost stays within 1 %.
+@pytest.mark.parametrize(
+    "fields, tokens",
+    [
+        (
+            {"merge_blocks": (0, 3, 6), "merge_ratio": 0.15},
+            [168, 168, 135, 115, 115, 93, 80, 80, 65, 65, 65, 65],
+        ),
+        (
+            {"merge_blocks": (0, 3), "prune_blocks": (2, 5)}
+            | {"merge_ratio": 0.2, "candidate_ratio": 0.4},
+            [158, 158, 127, 102, 102, 82, 82, 82, 82, 82, 82, 82],
+        ),
+        (
+            {"merge_blocks": (0,), "prune_blocks": (2, 6)}
+            | {"merge_ratio": 0.15, "keep_rate": 0.65},
+            [168, 168, 110, 110, 110, 110, 72, 72, 72, 72, 72, 72],
+        ),
+    ],
+)
+def test_fewer_and_larger_steps_cost_the_same(fields, tokens):
+    plans = [
+        build(12, 196, METHODS["imagepiece"].recipe(12, **f)) for f in ({}, fields)
+    ]
+    assert [layer.mlp_tokens for layer in plans[1]] == tokens
+    nine, fewer = (macs(plan, embed_dim=384, num_heads=6) for plan in plans)
+    assert fewer == pytest.approx(nine, rel=0.01)
 
 
 def test_numbers_of_numpy_are_numbers():

@@ -5,7 +5,13 @@ import dataclasses
 import pytest
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction.schedule import Step, build, count, image_tokens
+from imagepiece_jax.reduction.schedule import (
+    Step,
+    build,
+    count,
+    image_tokens,
+    rounded,
+)
 from tests import oracles
 
 SIZES = (*range(1, 41), 75, 90, 100, 137, 165, 180, 196, 256, 576)
@@ -146,3 +152,105 @@ def test_plans_are_frozen():
     for part, field in ((layer, "attn_tokens"), (layer.counts, "n_out")):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(part, field, 0)
+
+
+# Counts that fit the hardware
+
+
+def totals(steps, **options):
+    """Tokens after each block of a 12-block model on 196 patches, prefix included."""
+    return [layer.mlp_tokens for layer in build(12, 196, steps, **options)]
+
+
+def rounded_steps(rules, round_to):
+    """One step a rule, in blocks 0, 1, ..."""
+    return rounded(
+        [step(rule, amount, block) for block, (rule, amount) in enumerate(rules)],
+        round_to,
+    )
+
+
+MERGE, PRUNE = ("merge", (0.08, 0.3, "all")), ("keep", 0.8)
+IMAGEPIECE = [MERGE, MERGE, PRUNE] * 3  # 181 166 133, 122 112 90, 82 75 61
+
+
+@pytest.mark.parametrize(
+    "round_to, expected",
+    [
+        (0, [181, 166, 133, 122, 112, 90, 82, 75, 61]),
+        (1, [181, 166, 133, 122, 112, 90, 82, 75, 61]),
+        (8, [184, 168, 136, 120, 112, 88, 80, 72, 64]),  # 133: 136 is 3 away, 128 5
+        (16, [176, 160, 128, 128, 112, 96, 96, 96, 64]),  # 90: 96; 82: 80 is too few
+        (64, [192, 192, 128, 128, 128, 64, 64, 64, 64]),
+    ],
+)
+def test_rounded_counts_stay_near_the_exact_ones(round_to, expected):
+    """Each is the multiple nearest to its exact count, so errors do not add up.
+
+    By hand: 96 tokens merge at most half of floor(.3 * 95) candidates, 14, so that 80
+    is out of reach from there; the step waits, and the next has 64 in reach.
+    """
+    steps = rounded_steps(IMAGEPIECE, round_to)
+    assert totals(steps) == [*expected, *[expected[-1]] * 3]
+
+
+def test_a_tie_goes_to_fewer_tokens_and_one_multiple_always_stays():
+    # Of 196 tokens 100, 95, 108 and 1 stay: with the class token 101, 96, 109 and 2.
+    for rate, total in ((0.51, 96), (0.48, 96), (0.55, 112), (0.0, 16)):
+        assert totals(rounded_steps([("keep", rate)], 16))[0] == total
+    assert n_out("keep", 0.525, 196) == 103  # 104 with the class token: 96 or 112
+    assert totals(rounded_steps([("keep", 0.525)], 16))[0] == 96
+
+
+def test_the_prefix_counts_whatever_it_is():
+    for prefix in (0, 1, 2):
+        counts = totals(rounded_steps([PRUNE, PRUNE], 8), num_prefix=prefix)
+        assert all(total % 8 == 0 for total in counts)
+    # With two prefix tokens 2 is no count: an image token has to stay.
+    assert totals(rounded_steps([("keep", 0.0)], 2), num_prefix=2)[0] == 4
+
+
+def test_a_matching_takes_at_most_one_side():
+    """From 196: at most 98 leave, and 99 tokens are not 64."""
+    halves = [("remove", 98), ("remove", 98)]
+    assert totals(rounded_steps(halves, 64))[:2] == [128, 128]
+    assert totals(rounded_steps(halves, 32))[:2] == [128, 96]
+    assert totals(rounded_steps([("keep_half", 0.4)], 64))[0] == 128
+    assert totals(rounded_steps([("keep", 0.4)], 64))[0] == 64
+
+
+def test_candidates_are_those_of_the_tokens_that_are_there():
+    """184 tokens hold 183 patches, floor(.3 * 183) = 54 candidates."""
+    first, second, *_ = build(12, 196, rounded_steps(IMAGEPIECE, 8))
+    assert (first.counts.n_in, first.counts.n_out) == (196, 183)
+    assert (second.counts.n_in, second.counts.candidates) == (183, 54)
+
+
+def test_a_step_that_could_only_stay_disappears():
+    plan = build(12, 196, rounded_steps(IMAGEPIECE, 64))
+    changed = [block for block, layer in enumerate(plan) if layer.counts]
+    assert changed == [0, 2, 5]
+    assert [plan[block].counts.stage for block in changed] == [1, 2, 3]
+    assert all(plan[block].step for block in range(9))
+
+
+def test_a_step_that_changes_nothing_is_not_rounded():
+    assert totals(rounded_steps([("keep", 1.0)], 8)) == [197] * 12
+
+
+def test_masked_training_keeps_what_evaluation_would_remove():
+    steps = rounded_steps([PRUNE], 8)
+    held = [dataclasses.replace(s, when_masked=0) for s in steps]
+    assert totals(held, masked=True) == [197] * 12
+
+
+@pytest.mark.parametrize("round_to", [197, 256])
+def test_multiples_that_no_step_can_reach_are_refused(round_to):
+    with pytest.raises(InputError, match=f"round_to is {round_to}; .*below the 197"):
+        build(12, 196, rounded_steps([PRUNE], round_to))
+
+
+@pytest.mark.parametrize("round_to", [-8, 2.5, "8", True, None])
+def test_what_is_no_multiple_is_refused(round_to):
+    with pytest.raises(InputError, match="round_to is .*whole numbers from 0"):
+        rounded([], round_to)

@@ -10,7 +10,7 @@ import pytest
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import zoo
-from imagepiece_jax.reduction import ops
+from imagepiece_jax.reduction import moving
 from imagepiece_jax.reduction.methods import grid_pooling
 from imagepiece_jax.reduction.methods.grid_pooling import Cells
 from imagepiece_jax.reduction.schedule import Counts, build
@@ -29,7 +29,7 @@ def pooled(x, grid, size, prefix=1):
     """State after pooling the tokens x [B, prefix + n, D]."""
     counts = Counts(n_in=grid[0] * grid[1], n_out=size * size)
     result = Cells(size)(taps_of(grid, len(x)), counts)
-    return ops.apply(start(x, prefix, trace_source=True), result)
+    return moving.apply(start(x, prefix, trace_source=True), result)
 
 
 def slow_cells(x, grid, size):

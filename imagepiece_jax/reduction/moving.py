@@ -1,0 +1,251 @@
+"""How do tokens move? A reducer's result applied to the tokens, in every form.
+
+Tokens move by gathers alone, forward and backward: nothing here scatters.
+"""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from imagepiece_jax.reduction.ops import gather_rows, invert, place_among
+from imagepiece_jax.reduction.tokens import (
+    DROPPED,
+    Lists,
+    Masking,
+    Mixing,
+    TokenState,
+    compose,
+)
+
+
+def apply(state, result, form=None):
+    """`state` after a reduction: an Assignment, a Mixing or a Masking -> TokenState.
+
+    The prefix stays in front. An Assignment moves tokens to the slots it names:
+    features are the weighted mean (or sum) of a slot's tokens, sizes add up, the source
+    map is composed. `form`: "gather" (needs `result.merged`), "one_hot" (a batched
+    product: the oracle, and for export), None: gather where it can.
+    """
+    chex.assert_rank(state.x, 3)
+    if isinstance(result, Masking):
+        return _apply_masking(state, result)
+    if isinstance(result, Mixing):
+        return _apply_mixing(state, result)
+    n_in, n_out, prefix = result.dest.shape[1], result.n_out, state.num_prefix
+    chex.assert_shape(state.x, (None, prefix + n_in, None))
+    if form not in (None, "gather", "one_hot"):
+        raise ValueError(f"form is {form!r}; allowed are None, 'gather', 'one_hot'")
+    if form is None:
+        form = "one_hot" if result.merged is None else "gather"
+    image_size = state.size[:, prefix:]
+    if form == "one_hot":
+        size = _sum_by_slot(image_size, result.dest, n_out)
+        share = _shares(result, image_size)
+        x = _move_by_product(state.x, share, result.dest, n_out)
+    else:
+        lists = result.lists or lists_of(result.dest, n_out, result.merged)
+        size = _sum_by_lists(image_size, lists)
+        if result.weight is None and result.mean and result.merged:
+            share, total = image_size, size
+        else:
+            share, total = _shares(result, image_size), None
+        x = _move_by_lists(state.x, share, total, lists, result.dest, result.mean)
+    return TokenState(
+        x=x,
+        size=jnp.concatenate([state.size[:, :prefix], size], axis=1),
+        source=None if state.source is None else compose(result.dest, state.source),
+        mask=None if state.mask is None else _live(state.mask, result),
+        num_prefix=prefix,
+    )
+
+
+def _apply_mixing(state, result):
+    """Rows overlap: every token counts as one, and no patch is in one token alone."""
+    prefix = state.num_prefix
+    mixed = jnp.einsum(
+        "bon,bnd->bod",
+        result.matrix.astype(jnp.float32),
+        state.x[:, prefix:].astype(jnp.float32),
+        precision="highest",
+    )
+    x = jnp.concatenate([state.x[:, :prefix], mixed.astype(state.x.dtype)], axis=1)
+    return TokenState(x=x, size=jnp.ones(x.shape[:2], jnp.float32), num_prefix=prefix)
+
+
+def _apply_masking(state, result):
+    """Shapes stay, or grow by the appended token; where patches are is not traced."""
+    state = state.replace(mask=result.keep, source=None)
+    if result.append is None:
+        return state
+    last = result.append[:, None].astype(state.x.dtype)
+    one = jnp.ones((last.shape[0], 1), jnp.float32)
+    return state.replace(
+        x=jnp.concatenate([state.x, last], axis=1),
+        size=jnp.concatenate([state.size, one], axis=1),
+        mask=jnp.concatenate([result.keep, one.astype(result.keep.dtype)], axis=1),
+    )
+
+
+def lists_of(dest, n_out, merged):
+    """Lists of any slot map: the first token of a slot owns it, the others join it.
+
+    dest [B, n] in [0, n_out) or DROPPED; at most `merged` slots have several tokens.
+    """
+    n = dest.shape[1]
+    belongs = _belongs(dest, n_out)
+    index = jnp.arange(n, dtype=jnp.int32)[None, None, :]
+    owner = jnp.min(jnp.where(belongs, index, n - 1), axis=-1)
+    if merged == 0:
+        return Lists.without_joiners(owner)
+    owned = gather_rows(owner, jnp.maximum(dest, 0)) == index[:, 0]
+    joins = (dest != DROPPED) & ~owned
+    joiners = invert(place_among(joins), n - n_out)
+    real = jnp.arange(n - n_out)[None] < jnp.sum(joins, axis=-1, keepdims=True)
+    several = jnp.sum(belongs, axis=-1, dtype=jnp.int32) > 1
+    # Places in `groups` that are left over name slot 0: its row is right there, too.
+    groups = invert(place_among(several), merged)
+    return Lists(
+        owner=owner,
+        joiners=joiners,
+        slots=jnp.where(real, gather_rows(dest, joiners), n_out),
+        groups=groups,
+        heads=gather_rows(owner, groups),
+    )
+
+
+def _belongs(dest, n_out):
+    """Which tokens go to which slot. [B, n] -> [B, n_out, n] bool."""
+    return dest[:, None, :] == jnp.arange(n_out, dtype=dest.dtype)[None, :, None]
+
+
+def _sum_by_slot(values, dest, n_out):
+    """[B, n] -> [B, n_out], the sum of what goes to each slot."""
+    return jnp.sum(jnp.where(_belongs(dest, n_out), values[:, None, :], 0), axis=-1)
+
+
+def _sum_by_lists(values, lists):
+    """As `_sum_by_slot`, by lists. [B, n] -> [B, n_out]."""
+    own = gather_rows(values, lists.owner)
+    if not lists.joiners.shape[1]:
+        return own
+    joined = gather_rows(values, lists.joiners)
+    return own + _sum_by_slot(joined, lists.slots, own.shape[1])
+
+
+def _live(mask, result):
+    """A slot is live if any of its tokens is. [B, n] -> [B, n_out]."""
+    belongs = _belongs(result.dest, result.n_out)
+    return jnp.max(jnp.where(belongs, mask[:, None, :], 0), axis=-1)
+
+
+def _shares(result, size):
+    """Factor of each token within its slot, [B, n] float32; None where all are 1.
+
+    A token that is alone in its slot of a mean has exactly 1 (w / w).
+    """
+    if result.weight is None and result.merged == 0 and result.mean:
+        return None
+    weight = size if result.weight is None else result.weight
+    weight = weight.astype(jnp.float32)
+    if not result.mean:
+        return weight
+    together = result.dest[:, :, None] == result.dest[:, None, :]
+    return weight / jnp.sum(jnp.where(together, weight[:, None, :], 0), axis=-1)
+
+
+def _move_by_product(x, share, dest, n_out):
+    """[B, N, D] -> [B, N_out, D] as a product with the map written out as a matrix."""
+    share = jnp.ones(dest.shape, jnp.float32) if share is None else share
+    matrix = jnp.where(_belongs(dest, n_out), share[:, None, :], 0)
+    prefix = x.shape[1] - dest.shape[1]
+    moved = jnp.einsum(
+        "bon,bnd->bod", matrix, x[:, prefix:].astype(jnp.float32), precision="highest"
+    )
+    return jnp.concatenate([x[:, :prefix], moved.astype(x.dtype)], axis=1)
+
+
+# The map is known, so the backward pass is a gather too: without a rule of its own a
+# gather differentiates into a scatter-add, slow and on GPUs not deterministic.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _move_by_lists(x, weight, total, lists, dest, mean):
+    """[B, prefix + n, D] -> [B, prefix + n_out, D] in one pass over x.
+
+    `weight` [B, n], `total` [B, n_out] its sums by slot, or None where the weights are
+    shares already. Each slot reads its owner's row of x or, where others join it, a row
+    of a small [B, m, D] array of weighted sums.
+    """
+    prefix = x.shape[1] - dest.shape[1]
+    place = jnp.arange(prefix + lists.owner.shape[1], dtype=jnp.int32)[None]
+    front = ((0, 0), (prefix, 0))
+    owner = jnp.where(place < prefix, place, jnp.pad(lists.owner + prefix, front))
+    alone = gather_rows(x, owner)
+    if weight is not None and not mean:
+        factor = jnp.pad(gather_rows(weight, lists.owner), front, constant_values=1.0)
+        alone = (alone.astype(jnp.float32) * factor[:, :, None]).astype(x.dtype)
+    if weight is None or not lists.groups.shape[1]:
+        return alone
+    rows = _group_rows(x, weight, total, lists, prefix)
+    grouped = _belongs(lists.groups, lists.owner.shape[1])  # [B, n_out, m]
+    which = jnp.arange(rows.shape[1], dtype=jnp.int32)[None, None, :]
+    which, several = _last_and_any(jnp.where(grouped, which, 0), grouped)
+    together = gather_rows(rows.astype(x.dtype), jnp.pad(which, front))
+    return jnp.where(jnp.pad(several, front)[:, :, None], together, alone)
+
+
+def _group_rows(x, weight, total, lists, prefix):
+    """Weighted sum of each group's head and of whoever joins it. -> [B, m, D] float32.
+
+    As a sum over the few joiners, not as a product: a matrix product here would want
+    its operand gathered, converted and padded first.
+    """
+    joins = lists.groups[:, :, None] == lists.slots[:, None, :]  # [B, m, e]
+    joiners = jnp.where(joins, lists.joiners[:, None, :], 0)
+    tokens = jnp.concatenate([lists.heads[:, :, None], joiners], axis=2)
+    taking = jnp.pad(joins, ((0, 0), (0, 0), (1, 0)), constant_values=True)
+    factor = jnp.where(taking, gather_rows(weight, tokens), 0)
+    if total is not None:
+        factor = factor / gather_rows(total, lists.groups)[:, :, None]
+    rows = gather_rows(x, tokens + prefix).astype(jnp.float32)
+    return jnp.sum(rows * factor[..., None], axis=2)
+
+
+def _last_and_any(values, flags):
+    """Largest of int32 >= 0 and any of bool over the last axis, in one pass."""
+
+    def join(a, b):
+        return jnp.maximum(a[0], b[0]), a[1] | b[1]
+
+    start = (jnp.int32(0), jnp.bool_(False))
+    return jax.lax.reduce((values, flags), start, join, (values.ndim - 1,))
+
+
+def _move_forward(x, weight, total, lists, dest, mean):
+    moved = _move_by_lists(x, weight, total, lists, dest, mean)
+    share = weight
+    if total is not None:
+        share = weight / gather_rows(total, jnp.maximum(dest, 0))
+    return moved, (x, share, total, dest)
+
+
+def _move_backward(mean, saved, gradient):
+    x, share, total, dest = saved
+    prefix = x.shape[1] - dest.shape[1]
+    front = ((0, 0), (prefix, 0))
+    place = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
+    slot = jnp.pad(jnp.maximum(dest, 0) + prefix, front)
+    rows = gather_rows(gradient, jnp.where(place < prefix, place, slot))
+    dropped = jnp.pad(dest == DROPPED, front)[:, :, None]
+    rows = jnp.where(dropped, 0, rows)
+    if share is None:
+        return rows, None, None, None, None
+    rows = rows.astype(jnp.float32)
+    d_share = None
+    if total is None:
+        d_share = jnp.sum(rows * x.astype(jnp.float32), axis=-1)[:, prefix:]
+    factor = jnp.pad(share, front, constant_values=1.0)[:, :, None]
+    return (rows * factor).astype(x.dtype), d_share, None, None, None
+
+
+_move_by_lists.defvjp(_move_forward, _move_backward)
