@@ -25,6 +25,8 @@ def get_config():
     config.model.trace_source = False  # keep which patches are in which token
     config.model.dtype = "bfloat16"  # of the layers; parameters are always float32
     config.model.attention = "auto"  # "xla", "cudnn", or "auto": by device and dtype
+    config.model.kernels = "plain"  # of reductions: "fused" into one kernel each where
+    #                                 there is one, "auto": fused on GPUs that can
     # These override the size that the name stands for; empty means: as named.
     config.model.patch_size = config_dict.placeholder(int)  # pixels a side
     config.model.embed_dim = config_dict.placeholder(int)  # width of a token

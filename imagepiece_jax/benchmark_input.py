@@ -21,13 +21,16 @@ import tempfile
 import numpy as np
 from absl import flags
 
-from imagepiece_jax import cli, input_ways
+from imagepiece_jax import cli
 from imagepiece_jax.data import sources, transforms
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.measure import input_ways
 
 DATA = flags.DEFINE_string("data", None, "folder:PATH, csv:FILE or imagenet2012")
 DIR = flags.DEFINE_string("data_dir", None, "where imagenet2012 is prepared")
-IMAGES = flags.DEFINE_integer("images", 200, "how many, spread over the data set", 1)
+IMAGES = flags.DEFINE_integer(
+    "images", 200, "how many, spread over the data set", 1, allow_override=True
+)
 ROUNDS = flags.DEFINE_integer(
     "rounds", 5, "turns of every way: their median is told", 1
 )

@@ -16,9 +16,13 @@ flags.disclaim_key_flags()  # --config belongs to the command, whose --help show
 
 
 class _ConfigFlag(flags.Flag):
-    """--config FILE: `value` is the config, `path` what was typed."""
+    """--config FILE: `value` is the config; `given` has a pair for each time.
 
-    path = None
+    The pairs are (what was typed, config): commands that compare configs take them all,
+    the others the last.
+    """
+
+    given = ()
 
     def __init__(self, help_text):
         # Commands can be imported side by side, and each of them has this flag.
@@ -32,7 +36,12 @@ class _ConfigFlag(flags.Flag):
         )
 
     def parse(self, argument):
-        self.path, self.value = argument, config_files.load(argument)
+        self.value = config_files.load(argument)
+        self.given = (*self.given, (argument, self.value))
+
+    def unparse(self):
+        super().unparse()
+        self.given = ()
 
 
 def define_config(help_text="a config file, such as configs/quickstart.py"):
@@ -51,7 +60,13 @@ def required(holder):
 
 def config_path():
     """What was typed after --config."""
-    return flags.FLAGS["config"].path
+    return required_configs()[-1][0]
+
+
+def required_configs():
+    """All configs of a command that takes several: (what was typed, config) pairs."""
+    required(flags.FLAGS["config"])
+    return flags.FLAGS["config"].given
 
 
 def run(main):
@@ -95,14 +110,22 @@ def _parse(argv):
                 f"--config.{overrides[0][0]}: this command has no config; see --help"
             )
         if overrides:
-            config = required(flags.FLAGS["config"])
-            for field, text in overrides:
-                config_files.override(config, field, text)
+            _override(required_configs(), overrides)
         return rest
     except flags.UnrecognizedFlagError as error:
         sys.exit(_complain(_unknown(error.flagname), EXIT_INPUT))
     except (InputError, flags.Error) as error:
         sys.exit(_complain(error, EXIT_INPUT))
+
+
+def _override(given, overrides):
+    """Every override in every config; of several, the mistake names the file."""
+    for path, config in given:
+        for field, text in overrides:
+            try:
+                config_files.override(config, field, text)
+            except InputError as error:
+                raise InputError(f"{path}: {error}" if given[1:] else error) from None
 
 
 def _split(argv):

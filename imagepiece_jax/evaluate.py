@@ -4,14 +4,13 @@ python -m imagepiece_jax.evaluate --config configs/deit_ti.py --data folder:PATH
     --weights FILE_OR_WORKDIR
 
 With --sweep evit:keep_rate=.9,.7 --sweep tome:r=8,13 the same weights are evaluated
-with each of these reductions, beside the dense model: one table, one plot.
+with each of these reductions, beside the dense model: one table, one plot. With
+--optimized the fast program (`imagepiece_jax.optimize`) is evaluated beside the float32
+model: what it costs in accuracy, --gelu=tanh included.
 """
 
-import errno
 import functools
 import json
-import os
-import pathlib
 
 from absl import flags
 
@@ -40,6 +39,12 @@ JSON = flags.DEFINE_string(
 SWEEP = flags.DEFINE_multi_string(
     "sweep", [], "METHOD:FIELD=V1,V2: these settings instead of config.reduction"
 )
+OPTIMIZED = flags.DEFINE_bool(
+    "optimized", False, "compare the optimised program with the float32 model"
+)
+GELU = flags.DEFINE_enum(
+    "gelu", None, ["exact", "tanh"], "of the optimised program; default: the model's"
+)
 OUT = flags.DEFINE_string(
     "out",
     "runs/sweep",
@@ -50,13 +55,15 @@ OUT = flags.DEFINE_string(
 
 def main():
     config, path = cli.required(CONFIG), cli.required(WEIGHTS)
+    from imagepiece_jax.training.record import check_writable, replace_file
+
+    _check_flags()
     if JSON.value:
-        check_writable(JSON.value)
-    from imagepiece_jax import sweep
+        check_writable("--json", JSON.value)
+    from imagepiece_jax import fidelity, sweep
     from imagepiece_jax.data import loader
     from imagepiece_jax.models import summary, zoo
     from imagepiece_jax.training import checks, evaluation, parallel, setup, weights
-    from imagepiece_jax.training.record import replace_file
 
     config.data.name = DATA.value or config.data.name
     config.data.resize = RESIZE.value or config.data.resize
@@ -79,34 +86,35 @@ def main():
         sweep.run(config, settings, load, batches, len(source), OUT.value)
         return
     variables = load(summary.shapes(model, config.image_size))
-    step = evaluation.compiled(model, config.seed)
-    result = evaluation.evaluate(step, parallel.replicate(variables), batches())
-    result["gmacs"] = zoo.model_macs(model, config.image_size) / 1e9
-    result["unreadable"] = source.unreadable.count
-    print(
-        "acc1 {acc1:.2f} %  acc5 {acc5:.2f} %  loss {loss:.4f}  images {images}  "
-        "gmacs {gmacs:.3f}  throughput {throughput:.1f} img/s".format(**result)
-    )
+    gmacs = zoo.model_macs(model, config.image_size) / 1e9
+    if OPTIMIZED.value:
+        result = fidelity.compare(
+            config, model, variables, batches, len(source), GELU.value
+        )
+    else:
+        step = evaluation.compiled(model, config.seed)
+        result = evaluation.evaluate(step, parallel.replicate(variables), batches())
+        print(
+            "acc1 {acc1:.2f} %  acc5 {acc5:.2f} %  loss {loss:.4f}  images {images}  "
+            "gmacs {gmacs:.3f}  throughput {throughput:.1f} img/s".format(
+                gmacs=gmacs, **result
+            )
+        )
+    result |= {"gmacs": gmacs, "unreadable": source.unreadable.count}
     if result["unreadable"]:
         print(f"unreadable images left out: {result['unreadable']}")
     if JSON.value:
         replace_file(JSON.value, json.dumps(result, indent=2) + "\n")
 
 
-def check_writable(path):
-    """InputError for a file that cannot be written: now, not after the evaluation."""
-    path = pathlib.Path(path)
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        new = path.with_name(path.name + ".tmp")  # written first, see `replace_file`
-        new.touch()
-        new.unlink()
-    except OSError as error:
+def _check_flags():
+    if SWEEP.value and OPTIMIZED.value:
+        raise InputError("--sweep and --optimized are both given; allowed is one")
+    if GELU.value and not OPTIMIZED.value:
         raise InputError(
-            f"--json {path} cannot be written ({error.strerror}); allowed is a file in "
-            "a folder that exists"
-        ) from error
+            "--gelu is of the optimised program: add --optimized, or set "
+            "--config.model.gelu for the model itself"
+        )
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ def run(config, settings, load, batches, images, folder):
         row, right = _measure(config, model, variables, batches(), images)
         dense = right if dense is None else dense
         row = {"setting": label(setting), "untrained": untrained} | row
-        rows.append(row | _difference(right, dense))
+        rows.append(row | paired_difference(right, dense))
         lines = "".join(json.dumps(r) + "\n" for r in rows)
         replace_file(folder / "sweep.jsonl", lines)
         print(_line(rows[-1]), flush=True)
@@ -178,8 +178,11 @@ def _measure(config, model, variables, batches, images):
     return row, right
 
 
-def _difference(right, dense):
-    """Mean of the paired differences to the dense model and its 95 % interval."""
+def paired_difference(right, dense):
+    """Mean difference of acc1, image by image, and its 95 % interval, in points.
+
+    right, dense: whether each image was classified right, [images] bool.
+    """
     each = right.astype(float) - dense.astype(float)
     error = CONFIDENT * each.std() / np.sqrt(len(each))
     return {"difference": 100 * each.mean(), "difference_error": 100 * error}

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagepiece_jax import benchmark_input, input_ways
+from imagepiece_jax import benchmark_input
 from imagepiece_jax.data.sources import open_source
+from imagepiece_jax.measure import input_ways
 from tests.command import call, sentence
 
 

@@ -214,6 +214,32 @@ def test_status_of_main_and_path_of_the_config():
     assert (ended.status, paths) == (0, [IMAGEPIECE])
 
 
+def test_overrides_reach_all_configs_and_the_last_is_the_one():
+    names = [f"configs/{name}.py" for name in ("deit_ti", "deit_s")]
+    seen = []
+
+    def main():
+        seen.append((cli.required_configs(), cli.required(CONFIG), cli.config_path()))
+
+    words = [word for name in names for word in ("--config", name)]
+    for _ in range(2):  # what was given once is forgotten
+        assert call(main, *words, "--config.lr=0.5").status == 0
+        given, last, path = seen.pop()
+        assert [name for name, _ in given] == names
+        assert [config.model.name for _, config in given] == ["deit_ti", "deit_s"]
+        assert [config.lr for _, config in given] == [0.5, 0.5]
+        assert last is given[1][1] and path == names[1]
+
+
+def test_of_several_configs_a_mistake_names_the_file():
+    said = refused(
+        *("--config", IMAGEPIECE, "--config", "configs/deit_s.py"),
+        "--config.reduction.keep_rate=0.5",
+    )
+    told = "configs/deit_s.py: config.reduction.keep_rate is not a field; "
+    assert said.startswith(told)
+
+
 def config_file(folder, text):
     """A file beside copies of nothing: FOLDER/configs/mine.py, and its path."""
     path = folder / "configs" / "mine.py"

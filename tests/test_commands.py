@@ -195,6 +195,32 @@ def test_evaluate_leaves_a_corrupt_image_out_and_names_it(
     assert f"{damaged} cannot be read" in caplog.text
 
 
+def test_evaluate_compares_the_optimised_program(
+    tmp_path, model_and_variables, weights_file, image_set
+):
+    """Both rows by hand, and the difference between them."""
+    folder, pixels, labels = image_set
+    ended, result = evaluated(
+        tmp_path,
+        f"--weights={weights_file}",
+        f"--data=csv:{folder}/labels.csv",
+        "--config.eval_batch_size=64",
+        "--config.model.dtype=float32",
+        "--optimized",
+        "--gelu=tanh",
+    )
+    acc1, acc5, loss = by_hand(model_and_variables, pixels, labels)
+    for name, gelu in (("reference", "exact"), ("optimized", "tanh")):
+        row = result[name]
+        assert (row["images"], row["dtype"], row["gelu"]) == (150, "float32", gelu)
+        assert row["acc1"] == pytest.approx(acc1, abs=1.5)  # two images
+        assert row["loss"] == pytest.approx(loss, rel=1e-4)
+    assert result["reference"]["acc5"] == pytest.approx(acc5, abs=1e-9)
+    change = result["optimized"]["acc1"] - result["reference"]["acc1"]
+    assert result["optimized"]["difference"] == pytest.approx(change, abs=1e-9)
+    assert f"the program's cost: {change:+.2f} +- " in ended.out
+
+
 def test_evaluate_stops_where_more_than_one_percent_is_corrupt(tmp_path, weights_file):
     rows = ["filename,label"]
     for i in range(3):
@@ -264,6 +290,11 @@ def test_evaluate_resizes_only_where_asked(tmp_path, weights_file):
             "--json . cannot be written (Is a directory)",
         ),
         (["--weights=no.npz"], "weights no.npz: no such file or folder"),
+        (
+            ["--weights=w.npz", "--optimized", "--sweep=tome:r=2"],
+            "--sweep and --optimized are both given; allowed is one",
+        ),
+        (["--weights=w.npz", "--gelu=tanh"], "--gelu is of the optimised program: add"),
         (["--weights=."], "holds no checkpoint"),
         (["--weights=w.npz", "--checkpoint=first"], "flag --checkpoint=first: value"),
         (

@@ -26,7 +26,7 @@ INSTALLED_AS = {
     "tensorflow_datasets": "tensorflow-datasets",
 }
 # Needed by what we import, which does not say so itself.
-NOT_IMPORTED = {"importlib_resources"}
+NOT_IMPORTED = {"flatbuffers", "importlib_resources"}
 # Imported where they are installed, by an extra, and done without elsewhere.
 OPTIONAL = {"timm"}
 

@@ -57,6 +57,6 @@ def test_python_example_runs(tmp_path, monkeypatch, assets):
     (tmp_path / weights.name).symlink_to(weights)
     monkeypatch.chdir(tmp_path)
     space = {}
-    exec(compile(block("import jax\n"), "README", "exec"), space)
+    exec(compile(block("import imagepiece_jax\n"), "README", "exec"), space)
     assert space["logits"].shape == (8, 1000)
     assert bool(jnp.isfinite(space["logits"]).all())

@@ -50,7 +50,7 @@ def test_what_cannot_be_read_is_named(text, told):
 
 def test_paired_difference():
     """Right on 3 of 4 where dense is right on 2: one gained, none lost."""
-    row = sweep._difference(np.array([1, 1, 1, 0]), np.array([1, 1, 0, 0]))
+    row = sweep.paired_difference(np.array([1, 1, 1, 0]), np.array([1, 1, 0, 0]))
     assert row["difference"] == 25
     # Differences 0 0 1 0: deviation sqrt(3) / 4, over sqrt(4).
     np.testing.assert_allclose(row["difference_error"], 196 * 3**0.5 / 8)

@@ -8,7 +8,6 @@ import io
 import logging
 
 import numpy as np
-import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from imagepiece_jax.errors import InputError
@@ -42,6 +41,8 @@ def decode(file, name):
             return pixels
         with Image.open(io.BytesIO(data)) as image:
             return np.asarray(_to_rgb(image))
+    except ImportError:  # of a library, not damage of this image
+        raise
     except UnidentifiedImageError as error:
         raise UnreadableImage(name, "no known image format") from error
     except Exception as error:  # Pillow raises nearly anything on damaged bytes
@@ -61,6 +62,8 @@ def _fast_jpeg(data):
     Both call libjpeg-turbo, but Pillow hands it the bytes piece by piece. What is odd
     (printing inks, damage, sizes that would fill the memory) is left to Pillow's rules.
     """
+    import simplejpeg  # only where images are decoded: others do without it
+
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         if colours not in ("YCbCr", "Gray") or height * width > Image.MAX_IMAGE_PIXELS:

@@ -12,10 +12,8 @@ import re
 import signal
 from typing import Any
 
-import grain
 import numpy as np
 from absl import flags
-from grain.experimental import ThreadPrefetchIterDataset
 
 from imagepiece_jax.data import children
 from imagepiece_jax.data.shelf import Shelf
@@ -45,6 +43,9 @@ def read(work, count, *, group, join, room, workers=0, threads=0):
 
     What `work` raises is raised here. RunError where a process has died.
     """
+    import grain  # only where something is read: others do without it
+    from grain.experimental import ThreadPrefetchIterDataset
+
     tasks, shelf = grain.MapDataset.range(count), None
     workers, ahead = min(workers, count // WORTH), GROUPS_AHEAD * group
     if workers:

@@ -22,12 +22,15 @@ class AttentionTaps:
     """What a reducer asked for; prefix columns are dropped, the rest is None.
 
     cls_attn: [B, n] float32, mean over heads; attn_columns: [B, n] float32, attention
-    received, summed over heads and queries; metric: [B, n, d], mean over heads.
+    received, summed over heads and queries; metric: [B, n, d], mean over heads; query,
+    key: [B, N, H, d], prefix included, for a kernel that makes its own of them.
     """
 
     cls_attn: jax.Array | None = None
     attn_columns: jax.Array | None = None
     metric: jax.Array | None = None
+    query: jax.Array | None = None
+    key: jax.Array | None = None
 
 
 def resolve_backend(requested, dtype, head_dim=64, device=None):
@@ -198,9 +201,9 @@ class Attention(nn.Module):
     ):
         """x [B, N, D] -> ([B, N, D], AttentionTaps).
 
-        `needs` is a reducer's: "cls_attn", "attn_columns", "metric"; `metric` names the
-        projection that is compared: "key", "query" or "value". `mask` [B, N] is masked
-        training's.
+        `needs` is a reducer's: "cls_attn", "attn_columns", "metric"; or "heads", for
+        query and key themselves. `metric` names the projection that is compared: "key",
+        "query" or "value". `mask` [B, N] is masked training's.
         """
         batch, length, dim = x.shape
         padded = length
@@ -228,6 +231,8 @@ class Attention(nn.Module):
         out = project("proj", out.reshape(-1, dim)).reshape(x.shape)[:, :length]
         query, key, value = (a[:, :length] for a in (query, key, value))
         taps = AttentionTaps()
+        if "heads" in needs:
+            taps = taps.replace(query=query, key=key)
         if "cls_attn" in needs:
             row = class_attention(query[:, 0], key, key_bias)
             taps = taps.replace(cls_attn=row[:, num_prefix:])

@@ -3,14 +3,23 @@
 import jax.numpy as jnp
 from flax import linen as nn
 
+from imagepiece_jax.models import gradients
 from imagepiece_jax.models.attention import INIT, Attention
 
 GELUS = ("exact", "tanh")
 
 
-def layer_norm(dtype, name=None):
-    """Layer norm with float32 statistics; two passes: XLA makes one kernel of them."""
-    return nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, dtype=dtype, name=name)
+class LayerNorm(nn.Module):
+    """Layer norm over the last axis with float32 statistics. [..., D] -> [..., D]."""
+
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        dim = x.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones, dim)
+        bias = self.param("bias", nn.initializers.zeros, dim)
+        return gradients.layer_norm(x, scale, bias, self.dtype)
 
 
 class Mlp(nn.Module):
@@ -24,7 +33,7 @@ class Mlp(nn.Module):
     def __call__(self, x):
         dim = x.shape[-1]
         x = nn.Dense(self.hidden_dim, kernel_init=INIT, dtype=self.dtype, name="fc1")(x)
-        x = nn.gelu(x, approximate=self.gelu == "tanh")
+        x = gradients.gelu(x, self.gelu)
         return nn.Dense(dim, kernel_init=INIT, dtype=self.dtype, name="fc2")(x)
 
 
@@ -39,9 +48,9 @@ class Block(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
-        self.norm1 = layer_norm(self.dtype)
+        self.norm1 = LayerNorm(self.dtype)
         self.attn = Attention(self.num_heads, self.backend, self.dtype)
-        self.norm2 = layer_norm(self.dtype)
+        self.norm2 = LayerNorm(self.dtype)
         self.mlp = Mlp(int(self.dim * self.mlp_ratio), self.gelu, self.dtype)
 
     def attend(self, x, scale=None, key_bias=None, mask=None, **options):
@@ -49,16 +58,29 @@ class Block(nn.Module):
 
         [B, N, D]; `scale` [B] is drop path's.
         """
-        out, taps = self.attn(self.norm1(x), key_bias, mask, **options)
-        return x + _scaled(out, scale), taps
+        normed = self.norm1(_rows(x)).reshape(x.shape)
+        out, taps = self.attn(normed, key_bias, mask, **options)
+        return _add(x, out, scale), taps
 
     def feed_forward(self, x, scale=None):
         """x + mlp(norm(x)). [B, N, D] -> [B, N, D]."""
-        out = self.mlp(self.norm2(x).reshape(-1, self.dim)).reshape(x.shape)
-        return x + _scaled(out, scale)
+        return _add(x, self.mlp(self.norm2(_rows(x))), scale)
 
 
-def _scaled(branch, scale):
-    if scale is None:
-        return branch
-    return branch * scale[:, None, None].astype(branch.dtype)
+def _rows(x):
+    """All tokens as one matrix, [B, N, D] -> [B N, D].
+
+    With three dimensions XLA may choose layouts with the batch innermost, and then
+    transposes whole arrays in the backward pass.
+    """
+    return x.reshape(-1, x.shape[-1])
+
+
+def _add(x, branch, scale):
+    """x + branch, of which each image has its `scale` [B]. [B, N, D], any shape."""
+    branch = _rows(branch)
+    if scale is not None:
+        scale = scale.astype(branch.dtype)[:, None]
+        scale = jnp.broadcast_to(scale, x.shape[:2]).reshape(-1, 1)
+        branch = branch * scale
+    return (_rows(x) + branch).reshape(x.shape)

@@ -8,6 +8,7 @@ from imagepiece_jax.reduction.flops import conv_stem_widths
 
 # U(-1/sqrt(fan_in), 1/sqrt(fan_in)): what the reference's convolutions start from.
 KERNEL_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+NORM_EPSILON = 1e-5
 
 
 def bias_init(fan_in):
@@ -77,7 +78,7 @@ class ConvStem(nn.Module):
             x = nn.BatchNorm(
                 use_running_average=not train,
                 momentum=0.9,
-                epsilon=1e-5,
+                epsilon=NORM_EPSILON,
                 axis_name=self.axis_name if train else None,
                 dtype=self.dtype,
                 name=f"norm_{i}",
@@ -91,3 +92,102 @@ class ConvStem(nn.Module):
             dtype=self.dtype,
             name="proj",
         )(x)
+
+
+class FoldedPatchStem(nn.Module):
+    """`PatchStem` as inference computes it, its variables from `fold`.
+
+    Pixels of a row that belong to one patch lie side by side in memory, so the image is
+    [B, H, W/p, 3 p] for nothing, and a convolution over p rows reads it in place: a GPU
+    needs no copy with the patches in order.
+    """
+
+    embed_dim: int
+    patch_size: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        p, (batch, height, width, channels) = self.patch_size, images.shape
+        rows = images.reshape(batch, height, width // p, channels * p)
+        shape = (self.embed_dim, p, 1, channels * p)
+        return _Convolution(shape, (p, 1), 0, self.dtype, name="proj")(rows)
+
+
+class FoldedConvStem(nn.Module):
+    """`ConvStem` as inference computes it, its variables from `fold`.
+
+    Bias and ReLU end each convolution, which a GPU does in one kernel; the batch norms
+    are in the weights.
+    """
+
+    embed_dim: int
+    patch_size: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        x = images
+        for i, width in enumerate(conv_stem_widths(self.embed_dim, self.patch_size)):
+            shape = (width, 3, 3, x.shape[-1])
+            x = _Convolution(shape, (2, 2), 1, self.dtype, name=f"conv_{i}")(x)
+            x = nn.relu(x)
+        shape = (self.embed_dim, 1, 1, x.shape[-1])
+        return _Convolution(shape, (1, 1), 0, self.dtype, name="proj")(x)
+
+
+class _Convolution(nn.Module):
+    """A convolution with bias whose kernel, `shape` [out, h, w, in], is as cuDNN's."""
+
+    shape: tuple[int, int, int, int]
+    strides: tuple[int, int]
+    padding: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x):
+        kernel = self.param("kernel", nn.initializers.zeros, self.shape)
+        bias = self.param("bias", nn.initializers.zeros, (self.shape[0],))
+        out = jax.lax.conv_general_dilated(
+            x,
+            kernel.astype(self.dtype),
+            self.strides,
+            [(self.padding, self.padding)] * 2,
+            dimension_numbers=("NHWC", "OHWI", "NHWC"),
+        )
+        return out + _channels(bias.astype(self.dtype))
+
+
+STEMS = {"patch": PatchStem, "conv": ConvStem}
+FOLDED_STEMS = {"patch": FoldedPatchStem, "conv": FoldedConvStem}
+
+
+def fold(stem, params, stats):
+    """Parameters of the folded form of a stem of the name `stem`, float32.
+
+    `params` and `stats` (batch norms' means and variances) are those of the stem as it
+    was trained. A norm in evaluation is a product and a sum a channel, which move into
+    the kernel and the bias of the convolution before it.
+    """
+    if stem == "patch":
+        kernel = params["proj"]["kernel"]  # [p, p, 3, D]
+        p, _, channels, dim = kernel.shape
+        kernel = jnp.moveaxis(kernel.reshape(p, 1, p * channels, dim), 3, 0)
+        return {"proj": {"kernel": kernel, "bias": params["proj"]["bias"]}}
+    folded = {}
+    for name, mean_and_variance in stats.items():  # norm_0, norm_1, ..
+        conv = name.replace("norm", "conv")
+        scale = params[name]["scale"]
+        scale = scale / jnp.sqrt(mean_and_variance["var"] + NORM_EPSILON)
+        folded[conv] = {
+            "kernel": jnp.moveaxis(params[conv]["kernel"] * _channels(scale), 3, 0),
+            "bias": params[name]["bias"] - mean_and_variance["mean"] * scale,
+        }
+    proj = params["proj"]
+    kernel = jnp.moveaxis(proj["kernel"], 3, 0)
+    return folded | {"proj": {"kernel": kernel, "bias": proj["bias"]}}
+
+
+def _channels(values):
+    """[D] -> [1, 1, 1, D]."""
+    return values.reshape(1, 1, 1, -1)

@@ -7,14 +7,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
+from imagepiece_jax.models import gradients
 from imagepiece_jax.models.attention import INIT, AttentionTaps
-from imagepiece_jax.models.block import Block, layer_norm
-from imagepiece_jax.models.stems import ConvStem, PatchStem
-from imagepiece_jax.reduction import ops, tokens
+from imagepiece_jax.models.block import Block, LayerNorm
+from imagepiece_jax.models.stems import FOLDED_STEMS, STEMS
+from imagepiece_jax.reduction import moving, tokens
 from imagepiece_jax.reduction.schedule import Counts, LayerPlan
 from imagepiece_jax.reduction.tokens import Taps, TokenState
-
-STEMS = {"patch": PatchStem, "conv": ConvStem}
 
 
 @struct.dataclass
@@ -55,7 +54,10 @@ class ViT(nn.Module):
     log(size) to the attention logits; `trace_source` keeps the map from patches to
     tokens; `axis_name` is the device axis over which batch norm is synchronised;
     `remat` computes the halves of a block again in the backward pass of training
-    instead of keeping what they computed.
+    instead of keeping what they computed; `folded` is the form for inference, whose
+    stem has variables of its own (stems.fold). `kernels` names the device whose fused
+    kernels do the reductions that have one ("cpu", or a GPU's compute capability): they
+    decide alike, but leave scores and features out of `taps`.
     Without `class_token` the head reads the mean over patches (each token counts by its
     size). Parameters are float32, the arithmetic of the layers is in `dtype`; scores,
     softmax and logits are float32.
@@ -77,6 +79,8 @@ class ViT(nn.Module):
     dtype: jnp.dtype = jnp.float32
     axis_name: str | None = None
     remat: bool = False
+    kernels: str | None = None
+    folded: bool = False
 
     @nn.compact
     def __call__(self, images, train=False, keys=None):
@@ -112,7 +116,7 @@ class ViT(nn.Module):
                 name=f"blocks_{i}",
             )
             branch = (None, None) if scale is None else (scale[:, i, 0], scale[:, i, 1])
-            needs, metric = self._wanted(i)
+            needs, metric = self._wanted(i, state)
             attend = functools.partial(
                 Block.attend,
                 needs=needs,
@@ -136,7 +140,7 @@ class ViT(nn.Module):
                 state = step.reduce(state, seen, records)
             state = state.replace(x=feed_forward(block, state.x, branch[1]))
             grid = None if layer.counts else grid
-        norm = layer_norm(self.dtype, name="norm")
+        norm = LayerNorm(self.dtype, name="norm")
         head = nn.Dense(
             self.num_classes, kernel_init=INIT, dtype=jnp.float32, name="head"
         )
@@ -157,8 +161,16 @@ class ViT(nn.Module):
             taps=tuple(taps for _, taps in records),
         )
 
-    def _wanted(self, block):
+    def _fuses(self, block, state):
+        """Whether one kernel does the reduction in this block."""
+        layer = self.plan[block]
+        plain = self.kernels is None or state.mask is not None
+        return not plain and bool(layer.counts) and kernel_of(layer) is not None
+
+    def _wanted(self, block, state):
         """What block's attention must tell: its own reducer's needs, and the next's."""
+        if self._fuses(block, state):
+            return {"heads"}, None
         needs, metric = set(), None
         following = self.plan[block + 1] if block + 1 < len(self.plan) else None
         for layer, site in ((self.plan[block], "mid"), (following, "pre")):
@@ -170,8 +182,10 @@ class ViT(nn.Module):
 
     def _embed(self, images, train):
         """[B, H, W, 3] -> [B, prefix + n, D] with positions, and the patch grid."""
-        options = {"axis_name": self.axis_name} if self.stem == "conv" else {}
-        stem = STEMS[self.stem](
+        stems = FOLDED_STEMS if self.folded else STEMS
+        normed = self.stem == "conv" and not self.folded
+        options = {"axis_name": self.axis_name} if normed else {}
+        stem = stems[self.stem](
             self.embed_dim,
             self.patch_size,
             dtype=self.dtype,
@@ -185,7 +199,18 @@ class ViT(nn.Module):
             cls_token = self.param("cls_token", INIT, (1, 1, dim)).astype(self.dtype)
             x = jnp.concatenate([jnp.broadcast_to(cls_token, (batch, 1, dim)), x], 1)
         pos_embed = self.param("pos_embed", INIT, (1, x.shape[1], dim))
-        return x + pos_embed.astype(self.dtype), (height, width)
+        x = x + pos_embed.astype(self.dtype)
+        return gradients.token_major(x), (height, width)
+
+
+def kernel_of(layer):
+    """Name of the fused kernel for a layer's reduction; None: it has none.
+
+    Fused kernels stand between attention and MLP, and read keys of that attention.
+    """
+    if layer.step is None or layer.step.site != "mid":
+        return None
+    return getattr(layer.step.reducer, "kernel", None)
 
 
 class _Reduction:
@@ -205,13 +230,19 @@ class _Reduction:
             name = f"reducer_{self.block}"
             reducer = reducer.clone(parent=self.model, name=name)
         taps = self._taps(state, seen, reducer)
+        if self.model._fuses(self.block, state):
+            state, result = reducer.fused(
+                seen.query, seen.key, state, counts, self.model.prop_attn
+            )
+            records.append((result, taps))
+            return state
         if counts is None:  # its parameters exist at every rate
             n = taps.x.shape[1]
             reducer(taps, Counts(n_in=n, n_out=n), self.train)
             return state
         result = reducer(taps, counts, self.train)
         records.append((result, taps))
-        return ops.apply(state, result)
+        return moving.apply(state, result)
 
     def _taps(self, state, seen, reducer):
         prefix = state.num_prefix

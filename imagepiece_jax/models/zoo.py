@@ -2,13 +2,16 @@
 
 from collections.abc import Mapping
 
+import jax
 import jax.numpy as jnp
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.attention import resolve_backend
 from imagepiece_jax.models.block import GELUS
-from imagepiece_jax.models.vit import STEMS, ViT
+from imagepiece_jax.models.stems import STEMS
+from imagepiece_jax.models.vit import ViT, kernel_of
 from imagepiece_jax.reduction import flops, methods, schedule
+from imagepiece_jax.reduction.kernels import fused
 
 MODELS = {
     "deit_ti": dict(patch_size=16, embed_dim=192, depth=12, num_heads=3),
@@ -16,6 +19,7 @@ MODELS = {
     "deit_b": dict(patch_size=16, embed_dim=768, depth=12, num_heads=12),
     "vit_mini": dict(patch_size=2, embed_dim=64, depth=6, num_heads=4),
 }
+KERNELS = ("plain", "fused", "auto")  # of reductions
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -31,6 +35,7 @@ def create_model(
     masked=False,
     dtype="float32",
     attention="auto",
+    kernels="plain",
     drop_path_rate=0.0,
     prop_attn=None,
     trace_source=False,
@@ -86,11 +91,52 @@ def create_model(
         class_token=class_token,
         dtype=jnp.dtype(dtype),
         backend=resolve_backend(attention, dtype, head_dim),
+        kernels=resolve_kernels(
+            kernels, plan, size["embed_dim"], head_dim, dtype, int(class_token)
+        ),
         drop_path_rate=drop_path_rate,
         prop_attn=prop_attn,
         trace_source=trace_source,
         axis_name=axis_name,
         **size,
+    )
+
+
+def resolve_kernels(requested, plan, embed_dim, head_dim, dtype, num_prefix=1):
+    """The device whose fused kernels do the reductions of `plan`; None: plain JAX.
+
+    "plain", "fused" (InputError where they do not run) or "auto" (an NVIDIA GPU's where
+    they run, else none). Reductions that have no fused kernel stay plain.
+    """
+    if requested not in KERNELS:
+        listed = ", ".join(repr(k) for k in KERNELS)
+        raise InputError(f"config.model.kernels is {requested!r}; allowed are {listed}")
+    fusing = [layer for layer in plan if layer.counts and kernel_of(layer)]
+    device = jax.local_devices()[0]
+    if requested == "plain" or not fusing:
+        return None
+    if requested == "auto" and device.platform == "cpu":
+        return None
+    capability = getattr(device, "compute_capability", None)
+    obstacle = fused.obstacle(device.platform, capability)
+    for layer in fusing if obstacle is None else ():
+        tokens = layer.counts.n_in + num_prefix
+        obstacle = obstacle or fused.misfit(
+            kernel_of(layer),
+            jax.ShapeDtypeStruct((1, tokens, embed_dim // head_dim, head_dim), dtype),
+            jax.ShapeDtypeStruct((1, tokens, embed_dim), dtype),
+            candidates=layer.counts.candidates or 0,
+            num_prefix=num_prefix,
+            platform=device.platform,
+            compute_capability=capability,
+        )
+    if obstacle is None:
+        return "cpu" if device.platform == "cpu" else str(capability)
+    if requested == "auto":
+        return None
+    raise InputError(
+        f"config.model.kernels is 'fused', which needs {obstacle}; allowed here are "
+        "'plain' and 'auto'"
     )
 
 

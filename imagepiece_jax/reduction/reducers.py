@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from imagepiece_jax.reduction.kernels import fused
 from imagepiece_jax.reduction.ops import (
     cosine,
     cosine_within,
@@ -24,7 +25,13 @@ from imagepiece_jax.reduction.ops import (
     rank,
     sums,
 )
-from imagepiece_jax.reduction.tokens import DROPPED, Assignment, Lists
+from imagepiece_jax.reduction.tokens import (
+    DROPPED,
+    Assignment,
+    Lists,
+    TokenState,
+    compose,
+)
 
 METRICS = ("key", "query", "value", "token")  # what a reducer may compare
 
@@ -79,14 +86,36 @@ def merge_in_place(joiners, partners, counts):
     )
 
 
+def after_kernel(state, moved, counts, merged):
+    """(state, Assignment) from what a fused kernel gives: x, sizes and dest."""
+    x, size, dest = moved
+    source = None if state.source is None else compose(dest, state.source)
+    state = TokenState(x=x, size=size, source=source, num_prefix=state.num_prefix)
+    return state, Assignment(dest=dest, n_out=counts.n_out, merged=merged)
+
+
 @dataclasses.dataclass(frozen=True)
 class TopK:
     """Keep the `n_out` tokens the class token attends to most, in spatial order."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"cls_attn"})
+    kernel: ClassVar[str] = "prune"
 
     def __call__(self, taps, counts, train=False):
         return keep_highest(taps.cls_attn, counts.n_out)
+
+    def fused(self, query, key, state, counts, prop_attn=False):
+        """Class attention, decision and move in one kernel (kernels.fused.prune)."""
+        moved = fused.prune(
+            query,
+            key,
+            state.x,
+            state.size,
+            n_out=counts.n_out,
+            num_prefix=state.num_prefix,
+            prop_attn=prop_attn,
+        )
+        return after_kernel(state, moved, counts, merged=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +178,33 @@ class Retokenize:
             return result
         return result.replace(weight=jnp.ones_like(taps.size))
 
+    @property
+    def kernel(self):
+        """The fused kernel that does the same, where there is one."""
+        return "retokenize" if self.metric == "key" else None
+
+    def fused(self, query, key, state, counts, prop_attn=False):
+        """Class attention, decision and move in one (kernels.fused.retokenize)."""
+        moved = fused.retokenize(
+            query,
+            key,
+            state.x,
+            state.size,
+            candidates=counts.candidates,
+            n_out=counts.n_out,
+            order=self.order,
+            parity=self.parity,
+            size_weighting=self.size_weighting,
+            num_prefix=state.num_prefix,
+            prop_attn=prop_attn,
+        )
+        merged = counts.n_in - counts.n_out
+        state, result = after_kernel(state, moved, counts, merged)
+        if not self.size_weighting:
+            weight = jnp.ones(result.dest.shape, jnp.float32)
+            result = result.replace(weight=weight)
+        return state, result
+
 
 @dataclasses.dataclass(frozen=True)
 class Bipartite:
@@ -202,6 +258,19 @@ class Bipartite:
             n_out=counts.n_out,
             merged=merges,
         )
+
+    @property
+    def kernel(self):
+        """The fused kernel that does the same, where there is one."""
+        return "bipartite" if self.metric == "key" else None
+
+    def fused(self, query, key, state, counts, prop_attn=False):
+        """Matching and move in one kernel (kernels.fused.bipartite)."""
+        prefix = state.num_prefix
+        moved = fused.bipartite(
+            key, state.x, state.size, n_out=counts.n_out, num_prefix=prefix
+        )
+        return after_kernel(state, moved, counts, counts.n_in - counts.n_out)
 
 
 def _alternate(first, second):

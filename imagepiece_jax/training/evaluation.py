@@ -3,6 +3,7 @@
 import functools
 import time
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -23,6 +24,12 @@ def eval_step(variables, batch, *, model, seed=0):
     keys = {"reducer": sample_keys(seed, 0, batch["index"], Purpose.REDUCER_EVAL)}
     images = mix.normalise(batch["image"])
     logits = model.apply(variables, images, keys=keys).logits
+    sums, right = _score(logits, batch)
+    return parallel.total(sums), right
+
+
+def _score(logits, batch):
+    """Sums over one device's batch, and who was right [m]."""
     label, mask = batch["label"], batch["mask"]
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, label)
     sums = {
@@ -36,8 +43,7 @@ def eval_step(variables, batch, *, model, seed=0):
         name: jnp.sum(jnp.where(mask > 0, value.astype(jnp.float32), 0))
         for name, value in sums.items()
     }
-    right = correct_at(logits, label, 1) & (mask > 0)
-    return parallel.total(sums), right
+    return sums, correct_at(logits, label, 1) & (mask > 0)
 
 
 def compiled(model, seed=0):
@@ -45,13 +51,27 @@ def compiled(model, seed=0):
     return parallel.pmap(functools.partial(eval_step, model=model, seed=seed))
 
 
+def of_program(program):
+    """A step as from `compiled`, of a function of pixels: (anything, batch).
+
+    `program`: uint8 [m, S, S, 3] -> logits, on one device; it has its own weights.
+    """
+    score = jax.jit(jax.vmap(_score))
+
+    def step(_, batch):
+        logits = program(batch["image"][0])[None]  # the leading axis of devices
+        return score(logits, {name: batch[name] for name in ("label", "mask")})
+
+    return step
+
+
 def evaluate(step, variables, batches, right=None):
     """One pass: dict of acc1, acc5 (percent), loss, images and throughput (img/s).
 
-    `step` is from `compiled`, `variables` replicated. The rate includes reading and
-    decoding; the first batch, which may compile, is left out where there are several.
-    `right` [images of the set] bool, where given, becomes True for those of this
-    process that were classified right.
+    `step` is from `compiled` or `of_program`, `variables` replicated. The rate includes
+    reading and decoding; the first batch, which may compile, is left out where there
+    are several. `right` [images of the set] bool, where given, becomes True for those
+    of this process that were classified right.
     """
 
     def noted(batch):

@@ -13,7 +13,6 @@ import pathlib
 import chex
 import jax.numpy as jnp
 import numpy as np
-from tensorboardX import SummaryWriter
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.training.record import append_line, replace_file
@@ -53,6 +52,8 @@ class MetricWriter:
         self._lines = self._scalars = None
         if not is_main:
             return
+        from tensorboardX import SummaryWriter  # only where a run is logged
+
         workdir = pathlib.Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         last_kept = -1 if restored_step is None else restored_step

@@ -6,6 +6,7 @@ started.
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -119,6 +120,25 @@ def replace_file(path, text):
             file.flush()
             os.fsync(file.fileno())
         os.replace(new, path)
+
+
+def check_writable(flag, path):
+    """InputError for a file that cannot be written: now, not after the work.
+
+    `flag` is what it was given by, such as "--json".
+    """
+    path = pathlib.Path(path)
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        new = path.with_name(path.name + ".tmp")  # written first, see `replace_file`
+        new.touch()
+        new.unlink()
+    except OSError as error:
+        raise InputError(
+            f"{flag} {path} cannot be written ({error.strerror}); allowed is a file in "
+            "a folder that exists"
+        ) from error
 
 
 def append_line(file, text):

@@ -25,7 +25,7 @@ from imagepiece_jax.training import (
 from imagepiece_jax.training.checkpoint import Checkpoints
 from imagepiece_jax.training.panels import Panels
 from imagepiece_jax.training.record import Hold, record_run
-from imagepiece_jax.training.steps import init_state, train_step
+from imagepiece_jax.training.steps import init_state
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -108,7 +108,7 @@ class Run:
         return state, meta, step
 
     def compiled_step(self, epoch):
-        """`train_step` for all devices as of `epoch`, with its state donated.
+        """`steps.train_step` for all devices as of `epoch`, with its state donated.
 
         One program for all: only a keep rate that warms up has several.
         """
@@ -116,14 +116,8 @@ class Run:
         key = setup.program_key(model)
         if key in self.programs:
             return self.programs[key]
-        step = functools.partial(
-            train_step,
-            model=model,
-            optimizer=self.optimizer,
-            rate=self.rate,
-            recipe=self.recipe,
-            loss_terms=setup.loss_terms(self.config, model.plan),
-            teacher_model=self.teacher_model,
+        step = setup.step(
+            self.config, model, self.optimizer, self.rate, self.teacher_model
         )
         compiled = parallel.pmap(step, donate_argnums=(0,))
         self.programs[key] = compiled

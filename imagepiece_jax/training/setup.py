@@ -1,6 +1,7 @@
 """What does the config ask for? Its fields as objects, checked before any compile."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import zoo
 from imagepiece_jax.reduction import methods
 from imagepiece_jax.training import optimizer, parallel
-from imagepiece_jax.training.steps import Recipe
+from imagepiece_jax.training.steps import Recipe, train_step
 
 
 def model(config, axis_name=None):
@@ -74,6 +75,19 @@ def recipe(config):
     fields += ("mixup_prob", "mixup_switch_prob", "ema_decay", "log_every_steps")
     return Recipe(
         augment=augmentation(config), **{name: config[name] for name in fields}
+    )
+
+
+def step(config, model, optimizer, rate, teacher_model=None):
+    """`train_step` as `config` has it: a function of (state, batch, teacher)."""
+    return functools.partial(
+        train_step,
+        model=model,
+        optimizer=optimizer,
+        rate=rate,
+        recipe=recipe(config),
+        loss_terms=loss_terms(config, model.plan),
+        teacher_model=teacher_model,
     )
 
 

@@ -13,7 +13,7 @@ from imagepiece_jax.data.augment import Augment
 from imagepiece_jax.training import parallel
 from imagepiece_jax.training.losses import soft_cross_entropy
 from imagepiece_jax.training.metrics import correct_at
-from imagepiece_jax.training.optimizer import ema, skip_update
+from imagepiece_jax.training.optimizer import ema, global_norm, skip_update
 from imagepiece_jax.training.randomness import Purpose, batch_key, sample_keys
 
 
@@ -154,7 +154,7 @@ def train_step(
         new = {"params": params, "batch_stats": batch_stats}
         average = ema(average, new, recipe.ema_decay)
 
-    loss, grad_norm = sums["loss"] / sums["samples"], optax.tree.norm(grads)
+    loss, grad_norm = sums["loss"] / sums["samples"], global_norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     skipped = jnp.where(finite, 0, state.skipped + 1)
     sums = _where(finite, sums, dict.fromkeys(sums, 0.0) | {"skipped": 1.0})

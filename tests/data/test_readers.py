@@ -10,7 +10,6 @@ import time
 
 import pytest
 
-from imagepiece_jax import input_ways
 from imagepiece_jax.data import loader, readers
 from imagepiece_jax.data.transforms import (
     CanvasTransform,
@@ -18,6 +17,7 @@ from imagepiece_jax.data.transforms import (
     TrainTransform,
 )
 from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.measure import input_ways
 from tests.data.noise import Noise, same
 
 SHARED = pathlib.Path("/dev/shm")

@@ -10,7 +10,12 @@ import pytest
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import attention
-from imagepiece_jax.models.attention import attend, class_attention, resolve_backend
+from imagepiece_jax.models.attention import (
+    Attention,
+    attend,
+    class_attention,
+    resolve_backend,
+)
 from tests.models import tiny
 
 # One compile a shape instead of one an operation.
@@ -101,39 +106,49 @@ def cudnn_calls(monkeypatch):
         kind = None if bias is None else bias.dtype
         if bias is not None:  # cuDNN refuses one row for all queries
             assert bias.shape == (len(query), 1, query.shape[1], key.shape[1])
-        masked = options["key_value_seq_lengths"] is not None
+        masked = options.get("key_value_seq_lengths") is not None
         calls.append((query.shape[1], kind, masked))
+        if masked:
+            key, value = spoilt(key), spoilt(value)
         return plain(query, key, value, bias=bias, implementation="xla", **options)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
     return calls
 
 
+@jax.custom_vjp
+def spoilt(keys):
+    """As cuDNN leaves it: nothing is written into the gradient of what is masked."""
+    return keys
+
+
+spoilt.defvjp(lambda keys: (keys, None), lambda _, g: (g.at[:, -1].set(jnp.nan),))
+
+
 @pytest.mark.parametrize(
     "length, biased", [(6, True), (7, True), (7, False), (1, True)]
 )
 def test_training_pads_odd_lengths_and_changes_nothing(cudnn_calls, length, biased):
-    arrays = random_qkv(length)
+    """Output, taps and all gradients are those of a layer that does not train."""
+    layer = Attention(num_heads=3, backend="cudnn")
+    rng = np.random.default_rng(0)
+    x, probe = rng.normal(size=(2, 2, length, 15)).astype(np.float32)
     bias = random_bias(length) if biased else None
-    probe = random_qkv(length, seed=2)[0]
+    variables = tiny.fill(jax.eval_shape(layer.init, jax.random.key(0), x))
+    del cudnn_calls[:]
 
-    def loss(arrays, bias, attend):
-        out = attend(*arrays, bias)
-        return jnp.sum(out * probe), out
+    def loss(variables, x, train):
+        needs = {"cls_attn", "metric"}
+        out = layer.apply(variables, x, bias, needs=needs, metric="key", train=train)
+        return jnp.sum(out[0] * probe), out
 
-    def on_cudnn(*arguments):
-        return attend(*arguments, backend="cudnn", train=True)
-
-    def plainly(query, key, value, bias):
-        logits = jnp.einsum("bnhd,bmhd->bhnm", query, key) / jnp.sqrt(query.shape[-1])
-        logits = logits if bias is None else logits + bias[:, None, None, :]
-        return jnp.einsum("bhnm,bmhd->bnhd", jax.nn.softmax(logits), value)
-
-    both = tiny.jit(jax.grad(loss, has_aux=True), static_argnames="attend")
-    got, want = both(arrays, bias, on_cudnn), both(arrays, bias, plainly)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=5e-6), got, want)
-    [(called, _, masked)] = cudnn_calls
-    assert called == length + length % 2
+    both = tiny.jit(
+        jax.grad(loss, argnums=(0, 1), has_aux=True), static_argnames="train"
+    )
+    got, want = both(variables, x, train=True), both(variables, x, train=False)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, want)
+    [(called, _, masked), (plainly, _, _)] = cudnn_calls
+    assert (called, plainly) == (length + length % 2, length)
     assert masked == (called != length)
 
 

@@ -24,15 +24,13 @@ from tests.models import tiny
 VARIANTS = {
     "imagepiece": [
         {"schedule": "A", "order": "ascending", "parity": 1, "size_weighting": False},
-        {"prune_blocks": (), "merge_ratio": 0.15},
+        {"prune_blocks": (), "merge_ratio": 0.15, "round_to": 4},
         {"keep_rate": 0.0, "merge_ratio": 1.0, "candidate_ratio": 1.0},
-        {"round_to": 4},
     ],
     "evit": [{"fuse_token": True}, {"keep_rate": 0.0, "blocks": (0, 1)}],
     "tome": [
-        {"r": 3, "inflection": -1.0},
+        {"r": 3, "inflection": -1.0, "round_to": 8},
         {"r_list": (0, 1, 99)},
-        {"r": 2, "round_to": 8},
     ],
     "random": [{"keep_rate": 0.0}],
     "grid_pooling": [{"grid_size": 3, "block": 0}, {"grid_size": 1}],

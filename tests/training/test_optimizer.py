@@ -13,6 +13,7 @@ from imagepiece_jax.training.optimizer import (
     adamw,
     decay_mask,
     ema,
+    global_norm,
     learning_rate,
     scaled_lr,
 )
@@ -161,3 +162,14 @@ def test_ema_by_hand():
 def test_ema_of_a_constant_is_that_constant():
     x = jnp.asarray(np.random.default_rng(0).normal(size=1000).astype(np.float32))
     assert (ema({"x": x}, {"x": x}, 0.99996)["x"] == x).all()
+
+
+def test_norm_is_that_of_all_leaves_together():
+    tree = {
+        "kernel": np.full((2, 2), 3.0),
+        "bias": np.array([-4.0]),
+        "one": np.ones(()),
+    }
+    tree = jax.tree.map(np.float32, tree)
+    np.testing.assert_allclose(global_norm(tree), math.sqrt(4 * 9 + 16 + 1), rtol=1e-7)
+    assert not np.isfinite(global_norm(tree | {"bias": np.float32([np.nan])}))

@@ -10,22 +10,23 @@ from imagepiece_jax.reduction.schedule import (
     check_rate,
     check_switch,
     check_weight,
+    rounded,
 )
 
 
-def recipe(depth, keep_rate=0.7, blocks=(3, 6, 9), fuse_token=False):
+def recipe(depth, keep_rate=0.7, blocks=(3, 6, 9), fuse_token=False, round_to=0):
     """At each of `blocks` keep ceil(keep_rate * n) tokens; `fuse_token` adds one more.
 
     The fused token is the attention-weighted sum of the dropped ones. ImagePiece's
-    paper compares with the form without it.
+    paper compares with the form without it. round_to: every step leaves a multiple of
+    so many tokens (0: off).
     """
     keep_rate = check_rate("keep_rate", keep_rate)
     check_switch("fuse_token", fuse_token)
     reducer, rule = (TopKFuse(), "keep_fuse") if fuse_token else (TopK(), "keep")
-    return tuple(
-        Step(block, reducer, rule, keep_rate)
-        for block in check_blocks("blocks", blocks)
-    )
+    blocks = check_blocks("blocks", blocks)
+    steps = [Step(block, reducer, rule, keep_rate) for block in blocks]
+    return rounded(steps, round_to)
 
 
 def rate_at(epoch, keep_rate=0.7, rate_warmup_start=0, rate_warmup_epochs=0):

@@ -9,6 +9,7 @@ from imagepiece_jax.reduction.schedule import (
     check_choice,
     check_rate,
     check_switch,
+    rounded,
 )
 
 
@@ -45,6 +46,7 @@ def recipe(
     parity=0,
     metric="key",
     size_weighting=True,
+    round_to=0,
 ):
     """Merge steps over the least attended tokens, then prune steps by class attention.
 
@@ -52,7 +54,8 @@ def recipe(
     that counts as meaning little; merge_ratio: share merged away, of all tokens (class
     token included) or, by merge_base="candidates", of the candidates; in any case
     at most half of the candidates merge, into the other half. merge_blocks and
-    prune_blocks, where given, override `schedule`. The rest goes to `Retokenize`.
+    prune_blocks, where given, override `schedule`; round_to: every step leaves a
+    multiple of so many tokens (0: off). The rest goes to `Retokenize`.
     """
     rates = {
         "merge_ratio": merge_ratio,
@@ -77,7 +80,8 @@ def recipe(
     amount = (merge_ratio, candidate_ratio, merge_base)
     merge = [Step(block, reducer, "merge", amount) for block in merge_blocks]
     prune = [Step(block, TopK(), "keep", keep_rate) for block in prune_blocks]
-    return tuple(sorted(merge + prune, key=lambda step: step.block))
+    steps = sorted(merge + prune, key=lambda step: step.block)
+    return rounded(steps, round_to)
 
 
 METHOD = Method(recipe=recipe)

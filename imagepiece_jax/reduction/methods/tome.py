@@ -9,6 +9,7 @@ from imagepiece_jax.reduction.schedule import (
     check_choice,
     check_count,
     is_number,
+    rounded,
 )
 
 
@@ -39,16 +40,18 @@ def merges(depth, r, inflection=0.0, r_list=None):
     return tuple(low + i * (high - low) // max(depth - 1, 1) for i in range(depth))
 
 
-def recipe(depth, r=13, inflection=0.0, r_list=None, metric="key"):
+def recipe(depth, r=13, inflection=0.0, r_list=None, metric="key", round_to=0):
     """In every block merge `r` tokens, or as many as half of the image tokens.
 
     `inflection` and `r_list` spread them otherwise over the blocks (see `merges`);
-    metric: what is compared ("key", "query", "value", "token").
+    metric: what is compared ("key", "query", "value", "token"); round_to: every step
+    leaves a multiple of so many tokens (0: off).
     """
     check_choice("metric", metric, METRICS)
     reducer = Bipartite(metric)
     wanted = merges(depth, r, inflection, r_list)
-    return tuple(Step(i, reducer, "remove", amount) for i, amount in enumerate(wanted))
+    steps = [Step(i, reducer, "remove", amount) for i, amount in enumerate(wanted)]
+    return rounded(steps, round_to)
 
 
 METHOD = Method(recipe=recipe, model_fields={"prop_attn": True})

@@ -1,0 +1,168 @@
+"""What does `import imagepiece_jax` offer? Models, weights, speed and predictions.
+
+    model, variables = load("deit_tiny_patch16_224.pth")
+    fast = optimize(model, variables, batch_size=64)
+    logits = fast(images)
+
+The package itself imports this file when one of its names is used.
+"""
+
+import json
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.inference import image_side, optimize
+from imagepiece_jax.models import convert, summary
+from imagepiece_jax.models.recognise import recognise
+from imagepiece_jax.models.weight_files import read_state_dict
+from imagepiece_jax.models.zoo import create_model
+
+__all__ = ["Prediction", "Predictor", "create_model", "load", "optimize"]
+
+RUN_CONFIG = "config.json"
+
+
+def load(path, *, checkpoint="best", **fields):
+    """(model, variables) of a weights file, or of the folder of a run.
+
+    A file (.npz, .safetensors, .pth) is a timm state dict: sizes, stem and classes are
+    told by its tensors. A run's folder tells them by its config; `checkpoint` is "best"
+    or "latest". `fields` are those of create_model that are to differ or cannot be
+    told, such as reduction={"name": "evit", "keep_rate": 0.7}; another image_size
+    resizes the position embeddings. InputError for what does not fit.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        return _of_run(path, checkpoint, fields)
+    state_dict = read_state_dict(path)
+    try:
+        told = recognise(state_dict, fields.get("num_heads"))
+        model, like = _model(told | fields)
+        return model, convert.from_timm(state_dict, like, hint=False)
+    except InputError as error:
+        raise InputError(f"weights file {path}: {error}") from error
+
+
+def _of_run(folder, checkpoint, fields):
+    from imagepiece_jax.training import weights  # and with it the checkpoint library
+
+    try:
+        config = json.loads((folder / RUN_CONFIG).read_text(encoding="utf-8"))
+        told = config["model"] | {
+            name: config[name] for name in ("image_size", "num_classes", "reduction")
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{folder} is a folder without a run's {RUN_CONFIG} ({error!r}); allowed "
+            "are a weights file and the folder of a run"
+        ) from error
+    told["reduction"] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in told["reduction"].items()
+    }
+    model, like = _model(told | fields)
+    return model, weights.load(folder, like, which=checkpoint)
+
+
+def _model(fields):
+    """The model and the shapes of its variables."""
+    model = create_model(**fields)
+    return model, summary.shapes(model, fields["image_size"])
+
+
+class Prediction(NamedTuple):
+    """One of the classes that an image may show; `label` is its name, or its index."""
+
+    label: str | int
+    index: int
+    probability: float
+
+
+class Predictor:
+    """What is on these pictures? Called with images, gives the likeliest classes.
+
+    variables: as from `load`; labels: a name for each class, None for indices;
+    top: how many classes; resize: "deit" is evaluation's crop, "none" for images that
+    have the right size; batch_size and `options` are `optimize`'s.
+    """
+
+    def __init__(
+        self,
+        model,
+        variables,
+        *,
+        labels=None,
+        top=5,
+        batch_size=32,
+        resize="deit",
+        **options,
+    ):
+        from imagepiece_jax.data import transforms
+
+        if labels is not None and len(labels) != model.num_classes:
+            raise InputError(
+                f"labels has {len(labels)} names; the model has {model.num_classes} "
+                "classes"
+            )
+        if not 1 <= top <= model.num_classes:
+            raise InputError(f"top is {top}; allowed are 1 to {model.num_classes}")
+        side = image_side(model, variables)
+        self._labels, self._top = labels, top
+        self._transform = transforms.EvalTransform(side, resize=resize)
+        self.program = optimize(
+            model, variables, batch_size=batch_size, pixels=True, **options
+        )
+
+    def __call__(self, images):
+        """A list of `top` Predictions for each image, the likeliest first.
+
+        images: a list of, or one of: the path of a file, a PIL image, an array [H, W,
+        3] uint8. One alone gives its list alone. InputError for anything else, with
+        the place of the image.
+        """
+        if not isinstance(images, list | tuple):
+            return self([images])[0]
+        found, size = [], self.program.batch_size
+        for start in range(0, len(images), size):
+            part = images[start : start + size]
+            pixels = [self._pixels(image, start + i) for i, image in enumerate(part)]
+            logits = np.asarray(self.program(np.stack(pixels)))
+            found += [self._best(row) for row in logits]
+        return found
+
+    def _pixels(self, image, place):
+        """[S, S, 3] uint8 as the program takes them."""
+        try:
+            return self._transform(_rgb(image))
+        except InputError as error:
+            raise InputError(f"image {place}: {error}") from error
+
+    def _best(self, logits):
+        odds = np.exp(logits - logits.max())
+        odds /= odds.sum()
+        order = np.argsort(-logits, kind="stable")[: self._top].tolist()
+        name = (lambda i: i) if self._labels is None else self._labels.__getitem__
+        return [Prediction(name(i), i, float(odds[i])) for i in order]
+
+
+def _rgb(image):
+    """Pixels [H, W, 3] uint8 of a file, a PIL image or an array."""
+    from imagepiece_jax.data import decode
+
+    if isinstance(image, str | pathlib.Path):
+        try:
+            return decode.decode(image, str(image))
+        except decode.UnreadableImage as error:
+            raise InputError(f"{error.name} cannot be read: {error.reason}") from error
+    if hasattr(image, "convert"):
+        return np.asarray(image.convert("RGB"))
+    shape, dtype = getattr(image, "shape", ()), getattr(image, "dtype", None)
+    if len(shape) != 3 or shape[2] != 3 or dtype != np.uint8:
+        found = type(image).__name__ if dtype is None else f"{dtype} {list(shape)}"
+        raise InputError(
+            f"found {found}; allowed are paths, PIL images and uint8 arrays [H, W, 3]"
+        )
+    return np.asarray(image)

@@ -1,0 +1,124 @@
+"""How do other programs run this model? As one file that needs only JAX.
+
+python -m imagepiece_jax.export --config configs/deit_s_imagepiece.py \\
+    --weights FILE_OR_WORKDIR --out model.jax
+
+The file holds the program that `imagepiece_jax.optimize` compiles, weights included,
+for any batch size, for CPUs and NVIDIA GPUs; FILE.json beside it says what goes in and
+out. Whoever runs it needs neither this package nor Flax:
+
+    from jax import export
+    program = export.deserialize(open("model.jax", "rb").read())
+    logits = jax.jit(program.call)(images)
+"""
+
+import importlib.util
+import json
+import pathlib
+
+from absl import flags
+
+from imagepiece_jax import cli
+from imagepiece_jax.errors import InputError
+
+CONFIG = cli.define_config()
+WEIGHTS = flags.DEFINE_string(
+    "weights",
+    None,
+    "a .npz, .safetensors or .pth file, or the folder of a run",
+    allow_override=True,
+)
+CHECKPOINT = flags.DEFINE_enum(
+    "checkpoint",
+    "best",
+    ["best", "latest"],
+    "which of a run's checkpoints",
+    allow_override=True,
+)
+OUT = flags.DEFINE_string(
+    "out", None, "the file to write, replaced if there", allow_override=True
+)
+
+PLATFORMS = ("cpu", "cuda")
+
+
+def main():
+    config, path = cli.required(CONFIG), cli.required(WEIGHTS)
+    out = pathlib.Path(cli.required(OUT))
+    from imagepiece_jax.models import summary
+    from imagepiece_jax.training import checks, setup, weights
+    from imagepiece_jax.training.record import check_writable, replace_file
+
+    for file in (out, facts_file(out)):
+        check_writable("--out", file)
+    if importlib.util.find_spec("flatbuffers") is None:
+        raise InputError(
+            "flatbuffers is not installed, and JAX writes programs with it; install "
+            "it: pip install flatbuffers"
+        )
+    checks.check(config)
+    config.model.attention = "xla"  # one program for both platforms
+    model = setup.model(config)
+    variables = weights.load(
+        path, summary.shapes(model, config.image_size), which=CHECKPOINT.value
+    )
+    data = serialized(model, variables, config.image_size)
+    told = facts(model, config)
+    new = out.with_name(out.name + ".tmp")
+    new.write_bytes(data)
+    new.replace(out)
+    replace_file(facts_file(out), json.dumps(told, indent=2) + "\n")
+    print(
+        f"{out}: {len(data) / 1e6:.1f} MB, {told['dtype']}, {told['gmacs']:.3f} GMACs "
+        f"an image, for {' and '.join(told['platforms'])}; {facts_file(out).name} says "
+        "what goes in"
+    )
+
+
+def facts_file(out):
+    """Where the facts on the program of file `out` stand."""
+    return out.with_name(out.name + ".json")
+
+
+def serialized(model, variables, image_size):
+    """The bytes of `jax.export` of images [batch, S, S, 3] float32 -> logits.
+
+    `batch` stays open; layers are of the model's dtype. `model` must have XLA's
+    attention, the only one of both platforms.
+    """
+    import jax
+
+    from imagepiece_jax import inference
+
+    fast, fixed = inference.prepare(model, variables, dtype=model.dtype.name)
+    logits = inference.forward(fast)
+    (batch,) = jax.export.symbolic_shape("batch")
+    images = jax.ShapeDtypeStruct((batch, image_size, image_size, 3), "float32")
+    program = jax.jit(lambda images: logits(fixed, images))
+    return jax.export.export(program, platforms=PLATFORMS)(images).serialize()
+
+
+def facts(model, config):
+    """What a caller of the program must know, as JSON values."""
+    import jax
+
+    from imagepiece_jax.data import mix
+    from imagepiece_jax.models import zoo
+
+    side = config.image_size
+    return {
+        "input": {"shape": ["batch", side, side, 3], "dtype": "float32"},
+        "normalisation": {"pixels": "0 to 1", "mean": mix.MEAN, "std": mix.STD},
+        "output": {"shape": ["batch", model.num_classes], "dtype": "float32"},
+        "labels": model.num_classes,
+        "model": config.model.to_dict(),
+        "method": config.reduction.to_dict(),
+        "dtype": model.dtype.name,
+        "gmacs": zoo.model_macs(model, side) / 1e9,
+        "platforms": PLATFORMS,
+        "jax": jax.__version__,
+    }
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,168 @@
+"""What would these configs cost on a GPU that is not here? Kernels and guesses.
+
+`benchmark --compile-only h200` prints this. Nothing is run: XLA compiles for a GPU that
+is only described, and the time of each kernel is guessed from its bytes and products.
+"""
+
+import functools
+
+import jax
+import numpy as np
+
+from imagepiece_jax import inference
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.measure import h200
+from imagepiece_jax.models import summary, zoo
+from imagepiece_jax.models.attention import resolve_backend
+from imagepiece_jax.training import parallel, setup
+from imagepiece_jax.training.steps import init_state, train_step
+
+NOTE = (
+    "Compiled for an NVIDIA H200, not run: the times are guesses, good for comparing "
+    "two versions of a program and 10 % off as times (see docs/performance.md)."
+)
+OPTIONS = inference.COMPILER_OPTIONS["gpu"]
+STEPS_PER_EPOCH = 1251  # of the schedules: any number gives the same program
+
+
+def report(configs, batch_size, mode="inference", kernels=False):
+    """A table of `configs`, [(name, config)], for people to read.
+
+    One row a config: kernels and guessed milliseconds by kind, GMACs, and how many
+    times as fast as the first. mode: "inference" (the program of `inference.optimize`)
+    or "train" (a whole step); kernels: below it every kernel of every program.
+    InputError without JAX's CUDA wheels, for what does not fit, and for another mode.
+    """
+    if mode not in PROGRAMS:
+        raise InputError(
+            f"--mode is {mode!r} with --compile-only; allowed are {', '.join(PROGRAMS)}"
+        )
+    h200.device()  # before JAX is used otherwise
+    programs = []
+    for name, config in configs:
+        config = config.copy_and_resolve_references()
+        config.batch_size = batch_size
+        programs.append((name, PROGRAMS[mode](config), _gmacs(config)))
+    title = f"mode {mode}, batch size {batch_size}; by kind: guess in ms (kernels)"
+    parts = [NOTE, title, _overview(programs)]
+    if kernels:
+        parts += [f"{name}\n{h200.table(text)}" for name, text, _ in programs]
+    return "\n\n".join(parts)
+
+
+def _overview(programs):
+    """[(name, compiled text, GMACs)] -> one row each, the kinds side by side."""
+    found = [h200.summary(text) for _, text, _ in programs]
+    kinds = list(dict.fromkeys(kind for row in found for kind in row))
+    rows = [("kernels", "guess, ms", *kinds, "GMACs", "times as fast", "config")]
+    first = _total(found[0])[1]
+    for (name, _, gmacs), row in zip(programs, found, strict=True):
+        count, ms = _total(row)
+        cells = (_cell(row.get(kind)) for kind in kinds)
+        speed = f"{first / ms:.3f}"
+        rows.append((count, f"{ms:.3f}", *cells, f"{gmacs:.3f}", speed, name))
+    return summary.format_table(rows)
+
+
+def _total(found):
+    counts, times = zip(*found.values(), strict=True)
+    return sum(counts), sum(times)
+
+
+def _cell(found):
+    """ "0.401 (12)": milliseconds of 12 kernels."""
+    return f"{found[1]:.3f} ({found[0]})" if found else "-"
+
+
+def _gmacs(config):
+    """Of one image, forward."""
+    return zoo.model_macs(setup.model(_unplaced(config)), config.image_size) / 1e9
+
+
+def _unplaced(config):
+    """`config` with an attention that any device has."""
+    config = config.copy_and_resolve_references()
+    config.model.attention = "xla"
+    return config
+
+
+def _placed(model, config):
+    """`model` with the attention that `config` asks for on an H200."""
+    head_dim = model.embed_dim // model.num_heads
+    asked = config.model.attention
+    backend = resolve_backend(asked, model.dtype, head_dim, h200.device())
+    return model.clone(backend=backend)
+
+
+def inference_text(config):
+    """Compiled text of the program that `inference.optimize` makes of `config`."""
+    model, dtype = setup.model(_unplaced(config)), config.model.dtype
+    shapes = summary.shapes(model, config.image_size)
+    prepare = functools.partial(inference.prepare, model, dtype=dtype)
+    fast = []
+
+    def variables(given):
+        made, weights = prepare(given)
+        fast.append(made)
+        return weights
+
+    shapes = jax.eval_shape(variables, shapes)
+    side = config.image_size
+    images = jax.ShapeDtypeStruct((config.batch_size, side, side, 3), dtype)
+    forward = inference.forward(_placed(fast[0], config))
+    return h200.compile_for(forward, shapes, images, options=OPTIONS)
+
+
+def train_text(config):
+    """Compiled text of a step of training as `config` has it, on one device."""
+    unplaced = _unplaced(config)
+    model = setup.train_model(unplaced, config.epochs - 1, parallel.AXIS)
+    rate = setup.schedule(config, STEPS_PER_EPOCH)
+    optimizer = setup.adamw(config, rate, STEPS_PER_EPOCH)
+    shapes = summary.shapes(model, config.image_size)
+    first = functools.partial(
+        init_state, optimizer=optimizer, with_ema=config.ema_decay > 0
+    )
+    teacher_model = teacher = None
+    if setup.method(config).needs_teacher:
+        dense = setup.dense(unplaced, drop_path_rate=0.0)
+        teacher_model = _placed(dense, config)
+        teacher = summary.shapes(dense, config.image_size)
+    step = functools.partial(
+        train_step,
+        model=_placed(model, config),
+        optimizer=optimizer,
+        rate=rate,
+        recipe=setup.recipe(config),
+        loss_terms=setup.loss_terms(config, model.plan),
+        teacher_model=teacher_model,
+    )
+    state = jax.eval_shape(first, shapes)
+    return h200.compile_for(
+        _alone(step), state, _batch(config), teacher, options=OPTIONS, donate=(0,)
+    )
+
+
+PROGRAMS = {"inference": inference_text, "train": train_text}
+
+
+def _alone(step):
+    """`step`, which knows an axis of devices, on the one that is described."""
+    mesh = jax.sharding.Mesh(np.array([h200.device()]), (parallel.AXIS,))
+    everywhere = jax.sharding.PartitionSpec()
+    return jax.shard_map(
+        step, mesh=mesh, in_specs=everywhere, out_specs=everywhere, check_vma=False
+    )
+
+
+def _batch(config):
+    """Shapes of what the loader gives one device: pixels and labels."""
+    dealt = (config.grad_accum_steps, config.batch_size // config.grad_accum_steps)
+    side = config.data.canvas or config.image_size
+    batch = {
+        "image": jax.ShapeDtypeStruct((*dealt, side, side, 3), "uint8"),
+        "label": jax.ShapeDtypeStruct(dealt, "int32"),
+    }
+    if config.data.canvas:
+        batch["extent"] = jax.ShapeDtypeStruct((*dealt, 2), "int32")
+    return batch

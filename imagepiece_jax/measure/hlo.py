@@ -1,0 +1,251 @@
+"""Which kernels does a compiled GPU program launch, and what does each of them move?
+
+Reads the text of XLA's optimised program (`compiled.as_text()`): every instruction of
+its entry that is no mere view is one kernel. Nothing is run.
+"""
+
+import collections
+import dataclasses
+import math
+import re
+
+ITEMSIZE = {
+    **dict.fromkeys(("f64", "s64", "u64"), 8),
+    **dict.fromkeys(("bf16", "f16", "s16", "u16"), 2),
+    **dict.fromkeys(("s8", "u8", "pred"), 1),
+}  # what is not here has 4 bytes
+VIEWS = {"parameter", "constant", "bitcast", "tuple", "get-tuple-element", "after-all"}
+MOVES = VIEWS | {"copy", "transpose", "reshape", "slice", "pad", "concatenate"}
+MOVES |= {"broadcast", "iota", "convert"}
+TILE = 64  # tokens that a kernel of fused attention computes at once
+BACKWARD = 2.5  # products of its backward pass for one of the forward pass: 5 and 2
+
+_INSTRUCTION = re.compile(
+    r"\s+(ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*?)\)(?:,|$)"
+)
+_HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) .*\{$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """One launch: what it is, the bytes that it reads and writes, and its arithmetic.
+
+    kind: "gemm", "attention", "convolution", "custom" (a call to other code), "move" (a
+    fusion that only copies, casts or rearranges) or "fusion"; op: the library call, or
+    the kind of fusion; source: the line of the model that it comes from; flops: of
+    products alone (a multiply-add is two), in whole tiles for attention.
+    """
+
+    name: str
+    kind: str
+    op: str
+    shape: str
+    bytes: int
+    flops: float
+    source: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Instruction:
+    name: str
+    shape: str
+    op: str
+    operands: tuple[str, ...]
+    inside: str  # what stands in the parentheses
+    line: str
+
+    def find(self, pattern):
+        """The first group of `pattern` in the line, or ""."""
+        found = re.search(pattern, self.line)
+        return found[1] if found else ""
+
+
+def kernels(text):
+    """The Kernels of a compiled program's text, in the order of their launch.
+
+    The body of a loop counts as often as it runs where XLA knows that, else once; of
+    a conditional the branch with most bytes counts.
+    """
+    entry, computations = _parse(text)
+    return _launches(computations[entry], computations)
+
+
+def _parse(text):
+    """(name of the entry, {computation: its instructions})."""
+    entry, current, computations = None, None, {}
+    for line in text.splitlines():
+        header = None if line.startswith(" ") else _HEADER.match(line)
+        if header:
+            current = computations[header[2]] = []
+            entry = header[2] if header[1] else entry
+            continue
+        found = _INSTRUCTION.match(line)
+        if found and current is not None:
+            _, name, shape, op, inside = found.groups()
+            names = tuple(re.findall(r"%([\w.\-]+)", inside))
+            current.append(_Instruction(name, shape, op, names, inside, line))
+    return entry, computations
+
+
+def _launches(body, computations):
+    shapes = {i.name: i.shape for i in body}
+    found = []
+    for i in body:
+        if i.op in VIEWS or i.op.endswith("-done"):  # the end of what -start launched
+            continue
+        called = [name for name in _called(i) if name in computations]
+        if i.op in ("call", "async-start", "while", "conditional"):
+            parts = [_launches(computations[name], computations) for name in called]
+            if parts:
+                most = max(parts, key=lambda part: sum(k.bytes for k in part))
+                times = i.find(r'"known_trip_count":\{"n":"(\d+)"')
+                found += most * int(times or 1)
+            continue
+        fused = computations[called[0]] if i.op == "fusion" and called else None
+        found.append(_kernel(i, fused, shapes))
+    return found
+
+
+def _called(i):
+    """Names of the computations that an instruction runs."""
+    listed = i.find(r"branch_computations=\{([^}]*)\}")
+    single = re.findall(r"(?:calls|body|to_apply|_computation)=%?([\w.\-]+)", i.line)
+    return re.findall(r"[\w.\-]+", listed) + single
+
+
+def _kernel(i, fused, shapes):
+    target = i.find(r'custom_call_target="([^"]+)"')
+    library = target.startswith("__cu")  # cuBLAS, cuDNN: with workspaces
+    product = next((f for f in fused or () if f.op == "dot"), None)
+    if fused:
+        read = _bytes_read(fused)
+    else:
+        sizes = {name: _elements(shapes.get(name, "")) for name in i.operands}
+        wanted = _wanted(i, _elements(i.shape), sizes | {i.name: _elements(i.shape)})
+        read = sum(n * _itemsize(shapes.get(name, "")) for name, n in wanted.items())
+    if product:
+        inner = {f.name: f.shape for f in fused}
+        flops = _product_flops([inner[name] for name in product.operands], product)
+    else:
+        flops = _call_flops(target, [shapes.get(name, "") for name in i.operands], i)
+    return Kernel(
+        name=i.name,
+        kind="gemm" if product else _kind(i, target, fused),
+        op=target or i.find(r"kind=(\w+)") or i.op,
+        shape=i.shape,
+        bytes=round(read) + _bytes(i.shape, without_workspace=library),
+        flops=flops,
+        source=i.find(r'op_name="([^"]+)"'),
+    )
+
+
+def _kind(i, target, fused):
+    for part, kind in (
+        ("fmha", "attention"),
+        ("cublas", "gemm"),
+        ("conv", "convolution"),
+    ):
+        if target.startswith("__cu") and part in target:
+            return kind
+    if i.op == "custom-call":
+        return "custom"
+    ops = {f.op for f in fused} if fused else {i.op}
+    return "move" if ops <= MOVES else "fusion"
+
+
+# Arrays
+
+
+def _arrays(shape):
+    """[(type, lengths)] of an array or a tuple of arrays."""
+    found = re.findall(r"(\w+)\[([\d,]*)\]", shape)
+    return [(kind, [int(n) for n in dims.split(",") if n]) for kind, dims in found]
+
+
+def _bytes(shape, without_workspace=False):
+    """Of all arrays of a shape; workspaces are the bytes beside a library's results."""
+    found = _arrays(shape)
+    if without_workspace and len(found) > 1:
+        found = [(kind, dims) for kind, dims in found if kind not in ("s8", "u8")]
+    return sum(ITEMSIZE.get(kind, 4) * math.prod(dims) for kind, dims in found)
+
+
+def _elements(shape):
+    return sum(math.prod(dims) for _, dims in _arrays(shape))
+
+
+def _itemsize(shape):
+    return _bytes(shape) / max(1, _elements(shape))
+
+
+# What is read
+
+
+def _bytes_read(fused):
+    """Bytes of its parameters that a fusion reads, each of them at most once.
+
+    Of an array that is sliced or gathered only what is taken counts, whatever views,
+    casts and sums stand between: followed from the result backwards.
+    """
+    sizes = {i.name: _elements(i.shape) for i in fused}
+    needed = collections.Counter({fused[-1].name: sizes[fused[-1].name]})
+    total = 0
+    for i in reversed(fused):  # users stand behind what they use
+        elements = min(needed[i.name], sizes[i.name])
+        if i.op == "parameter":
+            total += elements * _itemsize(i.shape)
+        else:
+            needed.update(_wanted(i, elements, sizes))
+    return total
+
+
+def _wanted(i, elements, sizes):
+    """Elements of each operand that so many `elements` of the result are made of."""
+    share = elements / max(1, sizes[i.name])
+    wanted = {name: share * sizes.get(name, 0) for name in i.operands}
+    if i.op in ("slice", "gather", "dynamic-slice", "broadcast"):
+        first = i.operands[0]
+        wanted[first] = min(sizes.get(first, 0), elements)
+    return wanted
+
+
+# What is computed
+
+
+def _product_flops(shapes, out):
+    """Of [.., M, K] times [.., K, N], whatever the order of the axes."""
+    a, b = (_elements(shape) for shape in shapes[:2])
+    _, dims = _arrays(out.shape)[0]
+    batch = max(1, math.prod(dims[:-2]))
+    return 2 * math.sqrt(a * b * math.prod(dims) / batch)
+
+
+def _call_flops(target, operands, i):
+    """Of the library calls that multiply; 0 for all else."""
+    if not target.startswith("__cu"):
+        return 0.0
+    if "fmha" in target:
+        batch, heads, tokens, width = _arrays(i.shape)[0][1][:4]
+        tiles = -(-tokens // TILE) * TILE
+        passes = BACKWARD if "Backward" in target else 1
+        return passes * 4.0 * batch * heads * tiles**2 * width
+    if "cublas" in target:
+        return _product_flops(operands, i)
+    if "conv" in target:
+        return _convolution_flops(target, operands, i)
+    return 0.0
+
+
+def _convolution_flops(target, operands, i):
+    """A kernel's weights, without its output channels, for each value of the output."""
+    shapes = [_arrays(shape)[0][1] for shape in (*operands[:2], i.shape)]
+    # Which of left, right and result are the kernel and, in the forward pass, the
+    # output: the gradient of the one is computed from the other two.
+    kernel, output = (1, 2)
+    if "BackwardInput" in target:
+        kernel, output = (1, 0)
+    elif "BackwardFilter" in target:
+        kernel, output = (2, 1)
+    labels = re.split("_|->", i.find(r"dim_labels=([\w>\-]+)"))[kernel]
+    channels = shapes[kernel][labels.index("o")]
+    return 2.0 * math.prod(shapes[output]) * math.prod(shapes[kernel]) / channels

@@ -1,0 +1,1 @@
+"""Reductions as one kernel: read the keys, decide, move the tokens (`fused`)."""

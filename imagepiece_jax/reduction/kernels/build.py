@@ -1,0 +1,138 @@
+"""Is there a compiled library for this device? Found in a cache, or built at first use.
+
+The sources lie beside this file. A library's name is a hash of all that goes into it,
+so that another JAX, compiler or processor builds its own; processes that build the same
+one at once do no harm. Where nothing can be built, the reason is told in words, and the
+plain version does the work.
+"""
+
+import ctypes
+import functools
+import hashlib
+import importlib.util
+import os
+import pathlib
+import platform
+import shutil
+import subprocess
+import tempfile
+
+import jax
+
+SOURCES = pathlib.Path(__file__).parent
+FLAGS = ("-std=c++17", "-O3", "-shared")
+TIME_LIMIT = 600  # seconds that a compiler may take
+
+
+@functools.cache
+def library(device, capability=None):
+    """The library for "cpu" or "cuda": a ctypes.CDLL, or what is missing, in words.
+
+    `capability`: of the GPU, as "9.0"; the first call may compile for some ten seconds.
+    """
+    compilers = _host_compilers() if device == "cpu" else _cuda_compilers()
+    if not compilers:
+        wanted = "a C++ compiler (g++ or clang++)" if device == "cpu" else "nvcc"
+        return f"{wanted}, and there is none"
+    for compiler in compilers:
+        command, source = _command(device, compiler, capability)
+        found = _built(command, source)
+        if not isinstance(found, str):
+            return found
+    return found
+
+
+def cache_folder():
+    """Where libraries are kept: below $XDG_CACHE_HOME, else ~/.cache."""
+    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(base) / "imagepiece_jax" / "kernels"
+
+
+def _command(device, compiler, capability):
+    """(command without its output, main source) of a library."""
+    headers = f"-I{jax.ffi.include_dir()}"
+    if device == "cpu":
+        native = "-march" if platform.machine().lower() in ("x86_64", "amd64") else "-mcpu"
+        flags = ["-fPIC", f"{native}=native"]
+        return [compiler, *FLAGS, *flags, headers], SOURCES / "reduce_cpu.cc"
+    number = capability.replace(".", "")
+    flags = ["-Xcompiler", "-fPIC", f"-gencode=arch=compute_{number},code=sm_{number}"]
+    flags += [f"-L{folder}" for folder in _library_folders(compiler)]
+    return [compiler, *FLAGS, *flags, headers], SOURCES / "reduce_cuda.cu"
+
+
+def _host_compilers():
+    """C++ compilers at hand, the preferred first."""
+    names = (os.environ.get("CXX"), "c++", "g++", "clang++")
+    return _unique(shutil.which(name) for name in names if name)
+
+
+def _cuda_compilers():
+    """The nvcc of PATH, of $CUDA_HOME, and of JAX's CUDA wheels."""
+    found = [shutil.which("nvcc")]
+    if home := os.environ.get("CUDA_HOME"):
+        found.append(shutil.which("nvcc", path=pathlib.Path(home) / "bin"))
+    wheels = importlib.util.find_spec("nvidia")
+    for folder in wheels.submodule_search_locations if wheels else ():
+        for path in sorted(pathlib.Path(folder).glob("*/bin/nvcc")):
+            found.append(shutil.which(path))
+    return _unique(found)
+
+
+def _library_folders(nvcc):
+    """Folders of the CUDA runtime; the wheels' compiler does not look into its own."""
+    root = pathlib.Path(nvcc).resolve().parent.parent
+    return [folder for folder in (root / "lib64", root / "lib") if folder.is_dir()]
+
+
+def _unique(paths):
+    return list(dict.fromkeys(path for path in paths if path))
+
+
+def _built(command, source):
+    """The library that `command` makes of `source`: a CDLL, or what went wrong."""
+    path = cache_folder() / f"{source.stem}-{_fingerprint(command)}.so"
+    try:
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+                new = pathlib.Path(folder) / path.name
+                done = subprocess.run(
+                    [*command, str(source), "-o", str(new)],
+                    capture_output=True,
+                    text=True,
+                    timeout=TIME_LIMIT,
+                )
+                if done.returncode:
+                    return f"what {command[0]} could build: {_complaint(done)}"
+                os.replace(new, path)  # whole, whoever else builds it
+        return ctypes.CDLL(str(path))
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"a library in {path.parent}, and there is none: {error}"
+
+
+def _complaint(done):
+    """The first line of a compiler's output that names an error."""
+    lines = (done.stderr + done.stdout).splitlines() or [f"status {done.returncode}"]
+    return next((line for line in lines if "error" in line), lines[-1]).strip()
+
+
+def _fingerprint(command):
+    """Hash of the sources, the command, its compiler, JAX and the processor."""
+    compiler = pathlib.Path(command[0]).resolve()
+    parts = [*command, jax.__version__, str(compiler), str(compiler.stat().st_mtime_ns)]
+    parts.append(_processor())
+    for file in sorted(SOURCES.glob("*")):
+        if file.suffix in (".h", ".cc", ".cu"):
+            parts += [file.name, file.read_text()]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _processor():
+    """What tells processors apart: "native" code of one may be illegal on another."""
+    info = pathlib.Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    kinds = ("flags", "Features", "model name")
+    return "\n".join(sorted({line for line in lines if line.startswith(kinds)})) or (
+        platform.processor()
+    )

@@ -1,0 +1,249 @@
+"""A whole reduction in one kernel: keys and x are read once, decided, and moved.
+
+Each function does what class attention, a reducer of `reducers` and `moving.apply` do
+together, with the same decisions from the same scores, ties included. Where it runs
+(`obstacle`, `misfit`) it replaces a chain of small kernels; gradients are the plain
+version's. The code is the same for CPU and GPU: reduce.h.
+"""
+
+import ctypes
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from imagepiece_jax.reduction import moving
+from imagepiece_jax.reduction.kernels import build
+from imagepiece_jax.reduction.tokens import Assignment, TokenState
+
+TARGET = "imagepiece_reduce"
+RULES = {"prune": 0, "retokenize": 1, "bipartite": 2}  # as in problem.h
+DTYPES = ("float32", "bfloat16")
+# Shared memory that one thread block may have, in KiB, by compute capability (CUDA C++
+# Programming Guide, technical specifications); other cards from 8.0 on have 99.
+SHARED_KIB = {"8.0": 163, "8.7": 163, "9.0": 227, "10.0": 227, "10.3": 227}
+
+
+def obstacle(platform, compute_capability=None):
+    """What the fused reductions lack on a platform, in words; None where they run.
+
+    platform: "cpu", "gpu" or "cuda" (NVIDIA), "tpu" ..; compute_capability: of the GPU
+    that programs are compiled for, as "9.0"; None: this machine's first one. The first
+    call builds the library, which takes some seconds.
+    """
+    if platform == "cpu":
+        return _register("cpu", None)
+    if platform not in ("gpu", "cuda"):
+        return f"a CPU or an NVIDIA GPU, not {platform!r}"
+    here = compute_capability is None
+    if here:
+        device = jax.local_devices(backend="gpu")[0]
+        compute_capability = getattr(device, "compute_capability", "unknown")
+    try:
+        capable = float(compute_capability) >= 8.0
+    except ValueError:  # AMD's capabilities are names
+        capable = False
+    if not capable:
+        return (
+            "an NVIDIA GPU of compute capability 8.0 or more, not "
+            f"{compute_capability!r}"
+        )
+    lacking = _register("cuda", str(compute_capability))
+    if lacking is None and here:
+        ask = build.library("cuda", str(compute_capability)).imagepiece_obstacle
+        ask.restype = ctypes.c_char_p
+        if answer := ask():
+            lacking = f"a driver that runs it: {answer.decode()}"
+    return lacking
+
+
+def misfit(
+    rule,
+    key,
+    x,
+    *,
+    candidates=0,
+    num_prefix=1,
+    platform="cpu",
+    compute_capability=None,
+):
+    """Why arrays of these shapes and types cannot be reduced so; None if they can.
+
+    rule: "prune", "retokenize" or "bipartite"; key [B, N, H, d] and x [B, N, D], arrays
+    or what has their `shape` and `dtype`. Asked where `obstacle` has nothing to say.
+    """
+    dtypes = sorted({jnp.dtype(key.dtype).name, jnp.dtype(x.dtype).name})
+    if len(dtypes) > 1 or dtypes[0] not in DTYPES:
+        return f"keys and x both in float32 or both in bfloat16, not {dtypes}"
+    (_, length, heads, width), dim = key.shape, x.shape[-1]
+    if width % 8 or width > 128:
+        return f"heads of a width of 8, 16, .. 128, not {width}"
+    if dim % 8:
+        return f"tokens of a width that is a multiple of 8, not {dim}"
+    if num_prefix == 0 and rule != "bipartite":
+        return f"a class token, which {rule!r} ranks by"
+    if platform == "cpu":
+        return None
+    if compute_capability is None:
+        device = jax.local_devices(backend="gpu")[0]
+        compute_capability = device.compute_capability
+    count = build.library("cuda", str(compute_capability)).imagepiece_shared_bytes
+    count.restype = ctypes.c_int64
+    dealt, parity = _dealt(rule, length, num_prefix, candidates)
+    numbers = (RULES[rule], length, num_prefix, heads, width, dealt, parity)
+    bytes_needed = count(*map(ctypes.c_int64, numbers))
+    limit = 1024 * SHARED_KIB.get(str(compute_capability), 99)
+    if bytes_needed > limit:
+        return f"at most {limit} bytes of shared memory an image, not {bytes_needed}"
+    return None
+
+
+def prune(query, key, x, size, *, n_out, num_prefix=1, prop_attn=False):
+    """Keep the `n_out` image tokens that the class token attends to most (TopK).
+
+    query, key [B, N, H, d], x [B, N, D], size [B, N] float32, N = num_prefix + n ->
+    x [B, num_prefix + n_out, D], size [B, num_prefix + n_out], dest [B, n] int32: image
+    slots or DROPPED. Of the query only row 0 is read; `prop_attn` adds log(size) to the
+    logits.
+    """
+    call = _Call("prune", n_out, num_prefix, prop_attn=prop_attn)
+    return _call(call, query, key, x, size)
+
+
+def retokenize(
+    query,
+    key,
+    x,
+    size,
+    *,
+    candidates,
+    n_out,
+    order="descending",
+    parity=0,
+    size_weighting=True,
+    num_prefix=1,
+    prop_attn=False,
+):
+    """Merge the least attended tokens with their most similar partners (Retokenize).
+
+    Arrays as for `prune`; the options are those of the reducer. Partners are compared
+    by the mean key over heads.
+    """
+    call = _Call(
+        "retokenize",
+        n_out,
+        num_prefix,
+        candidates=candidates,
+        parity=parity,
+        ascending=order == "ascending",
+        by_size=size_weighting,
+        prop_attn=prop_attn,
+    )
+    return _call(call, query, key, x, size)
+
+
+def bipartite(key, x, size, *, n_out, num_prefix=1):
+    """Merge the most similar pairs between every other token and the rest (Bipartite).
+
+    Arrays as for `prune`; partners are compared by the mean key over heads.
+    """
+    dealt, parity = _dealt("bipartite", key.shape[1], num_prefix)
+    call = _Call("bipartite", n_out, num_prefix, candidates=dealt, parity=parity)
+    return _call(call, key, key, x, size)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """What stays the same from image to image; the handlers' attributes."""
+
+    rule: str
+    n_out: int
+    num_prefix: int
+    candidates: int = 0
+    parity: int = 0
+    ascending: bool = False
+    by_size: bool = True
+    prop_attn: bool = False
+
+
+def _dealt(rule, length, num_prefix, candidates=0):
+    """(tokens that are dealt to two sides, which of the first two leaves)."""
+    if rule == "bipartite":  # all; of all positions the even ones leave
+        return length - num_prefix, num_prefix % 2
+    return candidates, 0
+
+
+def _call(call, query, key, x, size):
+    """Decisions carry no gradient: that of query and key is none."""
+    query, key = jax.lax.stop_gradient((query, key))
+    return _reduce(call, query, key, x, size)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _reduce(call, query, key, x, size):
+    batch, length, width = x.shape
+    total = call.num_prefix + call.n_out
+    run = jax.ffi.ffi_call(
+        TARGET,
+        (
+            jax.ShapeDtypeStruct((batch, total, width), x.dtype),
+            jax.ShapeDtypeStruct((batch, total), jnp.float32),
+            jax.ShapeDtypeStruct((batch, length - call.num_prefix), jnp.int32),
+        ),
+        vmap_method="sequential",
+    )
+    return run(
+        query,
+        key,
+        x,
+        size,
+        rule=np.int64(RULES[call.rule]),
+        num_prefix=np.int64(call.num_prefix),
+        candidates=np.int64(call.candidates),
+        parity=np.int64(call.parity),
+        ascending=call.ascending,
+        by_size=call.by_size,
+        prop_attn=call.prop_attn,
+    )
+
+
+def _forward(call, query, key, x, size):
+    out = _reduce(call, query, key, x, size)
+    return out, (x, size, out[2])
+
+
+def _backward(call, saved, gradients):
+    """The plain version's rule: `dest` is known, so that each token reads its slot's."""
+    x, size, dest = saved
+
+    def plain(x, size):
+        prefix = call.num_prefix
+        state = TokenState(x=x, size=size, num_prefix=prefix)
+        result = Assignment(
+            dest=dest,
+            weight=None if call.by_size else jnp.ones_like(size[:, prefix:]),
+            n_out=call.n_out,
+            merged=0 if call.rule == "prune" else dest.shape[1] - call.n_out,
+        )
+        state = moving.apply(state, result)
+        return state.x, state.size
+
+    _, pull = jax.vjp(plain, x, size)
+    return None, None, *pull(gradients[:2])
+
+
+_reduce.defvjp(_forward, _backward)
+
+
+@functools.cache
+def _register(device, capability):
+    """Makes the library known to XLA, once; what is missing, in words, or None."""
+    library = build.library(device, capability)
+    if isinstance(library, str):
+        return library
+    handler = jax.ffi.pycapsule(library.ImagepieceReduce)
+    platform = {"cpu": "cpu", "cuda": "CUDA"}[device]
+    jax.ffi.register_ffi_target(TARGET, handler, platform=platform)
+    return None

@@ -1,0 +1,132 @@
+// The reduction on an NVIDIA GPU: a thread block takes an image. Compute capability 8.0
+// and more.
+#include <cuda_runtime.h>
+
+#include <string>
+
+#include "call.h"
+#include "reduce.h"
+
+namespace imagepiece {
+namespace {
+
+constexpr int kThreads = 512, kBlocks = 2;  // that many blocks share a multiprocessor
+
+// Lanes are neighbours in a warp: eight of them read 128 bytes of bfloat16 at once.
+template <Rule rule, int own, class T>
+struct Block {
+  static constexpr int kLanes = 8, kOwn = own, kAhead = sizeof(T) * own == 2 ? 3 : 1;
+  // A first ToMe step has 98 x 98 pairs, ImagePiece's some 29 x 29: tiles for which most
+  // threads have one.
+  static constexpr int kRows = 2, kCols = rule == Rule::kBipartite ? 10 : 2;
+  struct alignas(16) Step {
+    float v[4];
+  };
+  using Sum = float;
+  __device__ static void add(Sum& sum, const Step& a, const Step& b) {
+    IMAGEPIECE_UNROLL
+    for (int j = 0; j < 4; ++j) sum += a.v[j] * b.v[j];
+  }
+  __device__ static float total(Sum sum) { return sum; }
+
+  __device__ int thread() const { return threadIdx.x; }
+  __device__ int threads() const { return kThreads; }
+  __device__ int lane() const { return threadIdx.x % kLanes; }
+  __device__ int group() const { return threadIdx.x / kLanes; }
+  __device__ int groups() const { return kThreads / kLanes; }
+
+  template <class V>
+  __device__ V sum(V value) const {
+    for (int far = kLanes / 2; far; far /= 2) {
+      value += __shfl_xor_sync(members(), value, far);
+    }
+    return value;
+  }
+
+  __device__ float max(float value) const {
+    for (int far = kLanes / 2; far; far /= 2) {
+      value = fmaxf(value, __shfl_xor_sync(members(), value, far));
+    }
+    return value;
+  }
+
+  __device__ void sync() const { __syncthreads(); }
+
+  __device__ void prefetch(const void* at) const {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
+  }
+
+ private:
+  // Groups of a warp part ways, so each shuffles among its own.
+  __device__ unsigned members() const {
+    return 0xffu << (threadIdx.x % 32 / kLanes * kLanes);
+  }
+};
+
+template <Rule rule, int own, class T>
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    reduce_images(const Call call, const Layout sizes) {
+  extern __shared__ __align__(16) char memory[];
+  reduce<rule>(Block<rule, own, T>(), call.problem, call.image<T>(blockIdx.x),
+               sizes.at(memory));
+}
+
+template <Rule rule, int own, class T>
+cudaError_t launch(cudaStream_t stream, const Call& call) {
+  const auto kernel = reduce_images<rule, own, T>;
+  const Layout sizes = layout<rule, Block<rule, own, T>>(call.problem, kThreads);
+  const auto limit = cudaFuncAttributeMaxDynamicSharedMemorySize;
+  if (auto error = cudaFuncSetAttribute(kernel, limit, sizes.bytes)) return error;
+  kernel<<<call.batch, kThreads, sizes.bytes, stream>>>(call, sizes);
+  return cudaGetLastError();
+}
+
+template <class... Args>
+ffi::Error handle(cudaStream_t stream, Args... args) {
+  Call call;
+  if (auto error = read_call(args..., &call); error.failure()) return error;
+  if (call.batch == 0) return ffi::Error::Success();
+  const auto error = dispatch(call, [&](auto rule, auto type) {
+    const bool narrow = call.problem.head_width <= 8 * kChunk;
+    return narrow ? launch<rule, 1, decltype(type)>(stream, call)
+                  : launch<rule, 2, decltype(type)>(stream, call);
+  });
+  if (error == cudaSuccess) return ffi::Error::Success();
+  return ffi::Error::Internal(std::string("token reduction: ") +
+                              cudaGetErrorString(error));
+}
+
+}  // namespace
+}  // namespace imagepiece
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    ImagepieceReduce, [](auto... args) { return imagepiece::handle(args...); },
+    imagepiece::signature<xla::ffi::PlatformStream<cudaStream_t>>(),
+    {xla::ffi::Traits::kCmdBufferCompatible});
+
+// Shared memory that an image takes, in bytes.
+extern "C" int64_t imagepiece_shared_bytes(int64_t rule, int64_t tokens, int64_t prefix,
+                                           int64_t heads, int64_t head_width,
+                                           int64_t candidates, int64_t parity) {
+  imagepiece::Call call = {};
+  call.rule = static_cast<imagepiece::Rule>(rule);
+  call.problem.tokens = tokens;
+  call.problem.prefix = prefix;
+  call.problem.heads = heads;
+  call.problem.head_width = head_width;
+  call.problem.candidates = candidates;
+  call.problem.parity = parity;
+  return imagepiece::dispatch(call, [&](auto rule, auto type) {
+    using Team = imagepiece::Block<rule, 1, decltype(type)>;
+    return imagepiece::layout<rule, Team>(call.problem, imagepiece::kThreads).bytes;
+  });
+}
+
+// What keeps this library from running on the current device; null where nothing does.
+extern "C" const char* imagepiece_obstacle() {
+  cudaFuncAttributes unused;
+  const auto kernel =
+      imagepiece::reduce_images<imagepiece::Rule::kPrune, 1, float>;
+  const auto error = cudaFuncGetAttributes(&unused, kernel);
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}

@@ -1,0 +1,125 @@
+"""Traced programs of tiny models, forward and backward, and what is found in them.
+
+Only shapes are needed: nothing is compiled or computed.
+"""
+
+import re
+
+import jax
+
+from tests.models import tiny
+
+BATCH = 2
+REDUCED = {
+    "imagepiece": tiny.IMAGEPIECE,
+    "fused": tiny.FUSED,
+    "token": tiny.IMAGEPIECE | {"metric": "token", "size_weighting": False},
+    "tome": {"name": "tome", "r_list": (2, 2, 4)},
+    "random": {"name": "random", "keep_rate": 0.7, "blocks": (1, 2)},
+}
+
+# Fields with which every method has a step in three blocks, on few tokens.
+SMALL = REDUCED | {
+    "none": {"name": "none"},
+    "dynamicvit": {"name": "dynamicvit", "blocks": (1, 2)},
+    "spvit": {"name": "spvit", "blocks": (1, 2), "keep_rates": (0.7, 0.4)},
+    "token_learner": {"name": "token_learner", "num_tokens": 8, "block": 1},
+    "token_pooling": {"name": "token_pooling", "blocks": (1, 2), "score": "cls"},
+    "grid_pooling": {"name": "grid_pooling", "grid_size": 4, "block": 1},
+    "imagepiece_tome": tiny.IMAGEPIECE | {"name": "imagepiece_tome"},
+    "imagepiece_dynamicvit": tiny.IMAGEPIECE
+    | {"name": "imagepiece_dynamicvit", "keep_rate": 0.7}
+    | {"merge_blocks": (0,), "prune_blocks": (1,)},
+    "evit": tiny.EVIT | {"keep_rate": 0.7},
+}
+
+
+def program(model, train=True):
+    """Jaxpr of outputs, new statistics and the gradient of all logits."""
+    images = tiny.images(BATCH)
+
+    def loss(params, rest):
+        out, changed = model.apply(
+            {"params": params, **rest}, images, train, mutable=["batch_stats"]
+        )
+        return out.logits.sum(), (out, changed)
+
+    rest = dict(tiny.shapes(model))
+    params = rest.pop("params")
+    return jax.make_jaxpr(jax.grad(loss, has_aux=True))(params, rest)
+
+
+def equations(jaxpr):
+    """All equations, those of inner jaxprs too."""
+    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        yield equation
+        inner = jax.tree.leaves(
+            list(equation.params.values()),
+            is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr"),
+        )
+        for value in inner:
+            if hasattr(value, "eqns") or hasattr(value, "jaxpr"):
+                yield from equations(value)
+
+
+def replace_core(monkeypatch):
+    """Fused attention becomes a sum that has no array of N x N weights."""
+
+    def stand_in(query, key, value, **options):
+        return query + key + value
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+
+
+def token_counts(model):
+    """Numbers of tokens that an array of tokens can have, with and without prefix."""
+    totals = {layer.attn_tokens for layer in model.plan}
+    totals |= {layer.mlp_tokens for layer in model.plan}
+    counts = totals | {total - 1 for total in totals}
+    other = {BATCH, tiny.HEADS, tiny.WIDTH, 4 * tiny.WIDTH, tiny.WIDTH // 2}
+    assert not counts & (other | {tiny.SIDE, tiny.SIDE // 2, tiny.SIDE // 4})
+    return counts
+
+
+def traced(model, **options):
+    """Name, and shapes of operands and results, of all that the program does."""
+    for equation in equations(program(model, **options)):
+        arrays = (*equation.invars, *equation.outvars)
+        yield equation.primitive.name, [v.aval.shape for v in arrays]
+
+
+def unwanted(model, **options):
+    """What a fused program must not contain, as a list of sentences."""
+    counts, found = token_counts(model), []
+    for name, shapes in traced(model, **options):
+        if re.search("sort|top_k|scatter|cumsum", name):
+            found.append(f"{name} of {shapes}")
+        if name == "dot_general" and moves_tokens(*shapes[:2], counts):
+            found.append(f"product that moves tokens {shapes[:2]}")
+        found += [
+            f"attention weights {shape} in {name}"
+            for shape in shapes
+            if len(shape) >= 4
+            and tiny.HEADS in shape
+            and len([n for n in shape if n in counts]) > 1
+        ]
+    return found
+
+
+def attention_weights(model, **options):
+    """Arrays of weights of one token for another by head, as a list of sentences."""
+    found = unwanted(model, **options)
+    return [line for line in found if line.startswith("attention weights")]
+
+
+def moves_tokens(left, right, counts):
+    """Whether one operand holds all tokens of an image and the other a map of them."""
+
+    def tokens(shape):
+        whole = len(shape) == 3 and shape[0] == BATCH and tiny.WIDTH in shape
+        return whole and bool(counts & set(shape))
+
+    def slots(shape):
+        return len(shape) == 3 and shape[0] == BATCH and set(shape[1:]) <= counts
+
+    return tokens(left) and slots(right) or tokens(right) and slots(left)

@@ -1,0 +1,156 @@
+"""Is a library built once, kept, and is what is missing told in words?"""
+
+import _ctypes
+import ctypes
+import re
+import subprocess
+
+import jax
+import pytest
+
+from imagepiece_jax.reduction.kernels import build, fused
+from tests.runs import ROOT
+
+HOST = build._host_compilers()
+NVCC = build._cuda_compilers()
+LIBRARY = _ctypes.__file__  # any shared library
+needs_host = pytest.mark.skipif(not HOST, reason="needs a C++ compiler")
+needs_nvcc = pytest.mark.skipif(not (HOST and NVCC), reason="needs nvcc")
+
+
+@pytest.fixture
+def compilers(tmp_path, monkeypatch):
+    """An empty cache and PATH, and a maker of executables: its folder, by name."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    for name in ("CXX", "CUDA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: None)
+
+    def make(name, text):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{text}\n")
+        path.chmod(0o755)
+        return path
+
+    return make
+
+
+def library(device="cpu", capability=None):
+    return build.library.__wrapped__(device, capability)
+
+
+def copier(folder):
+    """Text of a compiler that makes a library of any kind, and notes that it ran."""
+    # The output is the last word of the command.
+    return f"echo ran >> {folder}/log\nfor last; do :; done\n/bin/cp {LIBRARY} $last"
+
+
+@pytest.mark.parametrize("device, wanted", [("cpu", "g++"), ("cuda", "nvcc")])
+def test_no_compiler_is_told(compilers, device, wanted):
+    found = library(device, "9.0")
+    assert wanted in found and found.endswith("there is none")
+
+
+def test_a_compiler_that_fails_is_told(compilers, tmp_path):
+    compilers("bin/g++", "echo reduce.h:1: error: wrong word >&2; exit 1")
+    found = library()
+    assert "bin/g++ could build: reduce.h:1: error: wrong word" in found
+    assert not any(build.cache_folder().iterdir())
+
+
+def test_a_second_compiler_is_tried(compilers, tmp_path):
+    compilers("bin/c++", "exit 1")
+    compilers("bin/clang++", copier(tmp_path))
+    assert isinstance(library(), ctypes.CDLL)
+
+
+def test_a_library_is_built_once_for_each_that_differs(
+    compilers, tmp_path, monkeypatch
+):
+    compilers("bin/g++", copier(tmp_path))
+    for _ in range(2):
+        assert isinstance(library(), ctypes.CDLL)
+    assert (tmp_path / "log").read_text() == "ran\n"
+    monkeypatch.setattr(build, "_processor", lambda: "another")
+    library()
+    monkeypatch.setattr(jax, "__version__", "0.0.1")
+    library()
+    assert (tmp_path / "log").read_text() == "ran\n" * 3
+    assert len([*build.cache_folder().iterdir()]) == 3
+
+
+def test_a_cache_that_cannot_be_written_is_told(compilers, tmp_path, monkeypatch):
+    compilers("bin/g++", copier(tmp_path))
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert str(tmp_path / "file") in library()
+
+
+def test_nvcc_is_looked_for_in_three_places(compilers, tmp_path, monkeypatch):
+    spec = type("Spec", (), {"submodule_search_locations": [str(tmp_path / "nvidia")]})
+    monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: spec)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "home"))
+    places = ("bin/nvcc", "home/bin/nvcc", "nvidia/cu13/bin/nvcc")
+    made = [str(compilers(place, "exit 1")) for place in places]
+    (tmp_path / "nvidia/cu13/lib").mkdir()
+    assert build._cuda_compilers() == made
+    command, source = build._command("cuda", made[-1], "12.0")
+    assert f"-L{tmp_path}/nvidia/cu13/lib" in command
+    assert "-gencode=arch=compute_120,code=sm_120" in command
+    assert source.exists()
+
+
+@pytest.mark.slow
+@needs_host
+def test_a_thread_block_decides_what_one_thread_does(tmp_path):
+    """Threads stand for a GPU's: the sanitizer finds barriers that are missing."""
+    program = tmp_path / "race"
+    command = [HOST[0], "-std=c++17", "-O1", "-fsanitize=thread", "-pthread"]
+    source = ROOT / "tests/reduction/kernels/race.cc"
+    command += [f"-I{build.SOURCES}", str(source), "-o", str(program)]
+    if subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("the compiler has no thread sanitizer")
+    done = subprocess.run([program], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr[-2000:]
+
+
+@pytest.mark.slow
+@needs_nvcc
+def test_it_compiles_for_gpus_without_spills(tmp_path):
+    """64 registers a thread, so that two blocks of 512 share a multiprocessor."""
+    command, source = build._command("cuda", NVCC[0], "8.0")
+    command += ["-Xptxas=-v", "-gencode=arch=compute_90,code=sm_90"]
+    done = subprocess.run(
+        [*command, str(source), "-o", str(tmp_path / "reduce.so")],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    told = done.stdout + done.stderr
+    spills = [int(n) for n in re.findall(r"(\d+) bytes spill loads", told)]
+    registers = [int(n) for n in re.findall(r"Used (\d+) registers", told)]
+    assert len(spills) == len(registers) == 2 * 12  # rules, types, widths of a head
+    assert max(spills) <= 8 and max(registers) <= 64
+
+
+@pytest.mark.slow
+@needs_nvcc
+def test_shared_memory_of_an_image():
+    """197 tokens fit on every card, 577 on some, 1025 in bipartite matching on none."""
+    assert fused.obstacle("cuda", "9.0") is None
+
+    def misfit(rule, n, capability, **options):
+        key = jax.ShapeDtypeStruct((1, n, 6, 64), "bfloat16")
+        x = jax.ShapeDtypeStruct((1, n, 384), "bfloat16")
+        return fused.misfit(
+            rule, key, x, platform="cuda", compute_capability=capability, **options
+        )
+
+    for capability in ("8.0", "8.9", "9.0"):
+        assert misfit("bipartite", 197, capability) is None
+        assert misfit("prune", 1025, capability) is None
+    assert misfit("retokenize", 577, "9.0", candidates=172) is None
+    assert "101376 bytes" in misfit("retokenize", 577, "8.9", candidates=172)
+    assert "232448 bytes" in misfit("bipartite", 1025, "9.0")

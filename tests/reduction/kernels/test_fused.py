@@ -1,0 +1,315 @@
+"""Does the one kernel do what class attention, a reducer and the move do together?
+
+Truths: the slow NumPy oracles where arithmetic is exact, ties and NaN included, and the
+plain version on random inputs, where images that differ must be near ties.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagepiece_jax import config_files
+from imagepiece_jax.check_kernels import random_inputs, real_inputs, rules
+from imagepiece_jax.measure.near_ties import NEAR, Comparison, Reduction
+from imagepiece_jax.reduction.kernels import fused
+from tests import oracles, oracles_tome
+
+OBSTACLE = fused.obstacle("cpu")
+pytestmark = pytest.mark.skipif(OBSTACLE is not None, reason=f"needs {OBSTACLE}")
+
+BATCH, N = 3, 19
+PRUNE = Reduction("prune", n_out=12)
+RETOKENIZE = Reduction("retokenize", n_out=15, candidates=11)
+BIPARTITE = Reduction("bipartite", n_out=13)
+ALL = (PRUNE, RETOKENIZE, BIPARTITE)
+
+
+def integers(seed, prefix=1, heads=2, width=8, dim=24, dtype="float32"):
+    """Inputs whose sums are exact in any order, and whose scores have many ties.
+
+    The query has one component that is not zero, keys are -1 and 1: their logits, and
+    the cosines between mean keys, are few different numbers.
+    """
+    draw = np.random.default_rng(seed)
+    shape = (BATCH, N + prefix, heads, width)
+    query = np.zeros(shape)
+    query[..., 0] = 3
+    key = draw.choice([-1.0, 1.0], shape)
+    key[:, :, 1:] = key[:, :, :1]  # the mean over heads is one of them
+    x = draw.integers(-4, 5, (BATCH, N + prefix, dim))
+    size = 2.0 ** draw.integers(0, 2, (BATCH, N + prefix))
+    return *(jnp.asarray(a, dtype) for a in (query, key, x)), jnp.float32(size)
+
+
+def truth(reduction, query, key, x, size):
+    """(x, size, dest) of one image by the oracles; arrays of this image."""
+    prefix, n = reduction.num_prefix, N
+    query, key = np.float64(query).swapaxes(0, 1), np.float64(key).swapaxes(0, 1)
+    sizes = np.float64(size) if reduction.prop_attn else None
+    # Equal logits have equal scores; float32 keeps what rounding may have split equal.
+    scores = np.float32(oracles.cls_attention(query, key, sizes, prefix))
+    mean = key.mean(0)
+    cosines = np.float32(oracles.cosine(mean, mean))
+    leaving = n - reduction.n_out
+    if reduction.rule == "prune":
+        dest = oracles.top_k(scores, reduction.n_out)
+    elif reduction.rule == "bipartite":
+        groups = oracles_tome.bipartite(cosines, leaving, prefix)
+        dest = oracles_tome.slots(groups, prefix)
+    else:
+        dest = oracles.retokenize(
+            scores,
+            cosines[prefix:, prefix:],
+            reduction.candidates,
+            leaving,
+            reduction.order,
+            reduction.parity,
+        )
+    weight = None if reduction.size_weighting else np.ones(n)
+    moved, counted = oracles.apply_map(
+        np.float64(x[prefix:]), size[prefix:], dest, weight, reduction.n_out
+    )
+    return (
+        np.concatenate([x[:prefix], moved]),
+        np.concatenate([size[:prefix], counted]),
+        dest,
+    )
+
+
+@pytest.mark.parametrize(
+    "reduction",
+    [
+        PRUNE,
+        dataclasses.replace(PRUNE, num_prefix=2, prop_attn=True),
+        RETOKENIZE,
+        dataclasses.replace(RETOKENIZE, order="ascending", parity=1),
+        dataclasses.replace(RETOKENIZE, num_prefix=2, size_weighting=False),
+        dataclasses.replace(RETOKENIZE, prop_attn=True, candidates=18, n_out=10),
+        BIPARTITE,
+        dataclasses.replace(BIPARTITE, num_prefix=2, n_out=10),
+        dataclasses.replace(BIPARTITE, num_prefix=0, n_out=11),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_decisions_with_ties_are_the_oracles(reduction, dtype):
+    arrays = integers(7, reduction.num_prefix, dtype=dtype)
+    moved, size, dest = map(np.asarray, reduction.fused(*arrays))
+    assert moved.dtype == arrays[2].dtype
+    for image in range(BATCH):
+        one = [np.asarray(a[image], np.float64) for a in arrays]
+        want = truth(reduction, *one)
+        np.testing.assert_array_equal(dest[image], want[2])
+        np.testing.assert_array_equal(size[image], want[1])
+        error = 2e-6 if dtype == "float32" else 0.02  # of numbers up to 4
+        np.testing.assert_allclose(np.float64(moved[image]), want[0], atol=error)
+
+
+@pytest.mark.parametrize("reduction", ALL, ids=lambda r: r.rule)
+def test_all_equal(reduction):
+    """Every comparison is a tie: what stands first stays, or leaves."""
+    ones = jnp.ones((1, N + 1, 2, 8))
+    x = jnp.arange((N + 1) * 8, dtype=jnp.float32).reshape(1, N + 1, 8)
+    _, _, (dest,) = reduction.fused(ones, ones, x, jnp.ones((1, N + 1)))
+    leaving = N - reduction.n_out
+    want = {
+        # the last seven are dropped
+        "prune": [*range(12), *[-1] * leaving],
+        # of the candidates 8, 9, .. 18 every other, from 8 on, joins the second: 9
+        "retokenize": [*range(8), 8, 8, 8, 9, 8, 10, 8, 11, 12, 13, 14],
+        # image tokens 1, 3, .. 11 join the first of side B, token 0; 13 15 17 in front
+        "bipartite": [3, 3, 4, 3, 5, 3, 6, 3, 7, 3, 8, 3, 9, 0, 10, 1, 11, 2, 12],
+    }
+    assert dest.tolist() == want[reduction.rule]
+
+
+@pytest.mark.parametrize(
+    "reduction, token",
+    [(PRUNE, 0), (RETOKENIZE, 4), (BIPARTITE, 4), (BIPARTITE, 9)],
+    ids=lambda value: getattr(value, "rule", value),
+)
+def test_nan_keys_decide_as_in_the_plain_version(reduction, token):
+    """A key that is NaN makes all scores NaN, and all similarities to it."""
+    query, key, x, size = integers(3)
+    key = key.at[1, token].set(jnp.nan)
+    ours, plain = (
+        jax.jit(run)(query, key, x, size) for run in (reduction.fused, reduction.plain)
+    )
+    np.testing.assert_array_equal(ours[2], plain[2])
+    np.testing.assert_array_equal(ours[1], plain[1])
+
+
+@pytest.mark.parametrize(
+    "dtype, batch, n, heads, width",
+    [("float32", 65, 196, 3, 64), ("bfloat16", 3, 41, 2, 80)],
+)
+def test_random_images_are_decided_as_in_the_plain_version(
+    dtype, batch, n, heads, width
+):
+    arrays = random_inputs(0, batch, n, heads, width, dtype)
+    for reduction in rules(n):
+        comparison = Comparison()
+        prop_attn = dtype == "float32"
+        comparison.add(dataclasses.replace(reduction, prop_attn=prop_attn), arrays)
+        assert comparison.agrees, comparison
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_photographs_are_decided_as_in_the_plain_version(assets, dtype, tmp_path):
+    rows = (assets / "data/nips2017_224_jpg/labels.csv").read_text().splitlines()
+    (tmp_path / "images").symlink_to(assets / "data/nips2017_224_jpg/images")
+    (tmp_path / "labels.csv").write_text("\n".join(rows[:13]))
+    config = config_files.load("configs/deit_ti_imagepiece_patch_stem.py")
+    config.data.resize = "none"
+    weights = str(assets / "weights/deit_tiny_patch16_224.npz")
+    data = f"csv:{tmp_path / 'labels.csv'}"
+    comparisons = [Comparison() for _ in rules(1)]
+    for arrays in real_inputs(config, weights, data, dtype):
+        n = arrays[2].shape[1] - 1
+        for comparison, reduction in zip(comparisons, rules(n), strict=True):
+            comparison.add(reduction, arrays)
+    assert all(c.images > 60 and c.agrees for c in comparisons), comparisons
+
+
+# How near is a tie?
+
+
+def test_gap_of_the_class_row():
+    """Logits 0, 1, 2, ..: the gap is between the last that stays and the next."""
+    n = 6
+    query, key = np.zeros((1, n + 1, 1, 8)), np.zeros((1, n + 1, 1, 8))
+    query[..., 0], key[0, :, 0, 0] = np.sqrt(8), np.arange(n + 1)
+    key[0, 3, 0, 0] += 1e-6  # tokens 3 and 4 of all, 2 and 3 of the image
+    arrays = jnp.float32(query), jnp.float32(key), jnp.ones((1, n + 1))
+    wide = Reduction("prune", n_out=3).gap(*arrays)
+    key[0, 3, 0, 0] = key[0, 4, 0, 0] - 1e-6
+    arrays = jnp.float32(query), jnp.float32(key), jnp.ones((1, n + 1))
+    narrow = Reduction("prune", n_out=3).gap(*arrays)
+    assert wide > 1e6 and 4 < narrow < 40
+
+
+def test_gap_of_similarities():
+    """Cosines of three pairs: 1 - 2e-7 (two partners), and 0."""
+    keys = np.zeros((1, 5, 1, 8), np.float32)
+    keys[0, 1:, 0, :2] = [[1, 0], [1, 0], [0, 1], [0, 1]]
+    arrays = jnp.asarray(keys), jnp.asarray(keys), jnp.ones((1, 5))
+    # A: image tokens 1 and 3, B: 0 and 2; each has a partner at 1 and one at 0.
+    assert Reduction("bipartite", n_out=3).gap(*arrays) == 0  # which of the two leaves
+    assert Reduction("bipartite", n_out=2).gap(*arrays) > 1e6
+
+
+def test_a_wrong_version_does_not_agree():
+    """What is no near tie is found: here two options that decide differently."""
+
+    class Wrong(Reduction):
+        def fused(self, *arrays):
+            return Reduction(**dataclasses.asdict(self) | {"parity": 1}).fused(*arrays)
+
+    arrays = random_inputs(1, 8, 41, 2, 8, "float32")
+    comparison = Comparison()
+    comparison.add(Wrong("retokenize", n_out=35, candidates=14), arrays)
+    assert len(comparison.gaps) == 8 and max(comparison.gaps) > NEAR
+    assert not comparison.agrees
+
+
+# As part of a program
+
+
+@pytest.mark.parametrize("reduction", ALL, ids=lambda r: r.rule)
+def test_gradients_are_the_plain_ones(reduction):
+    arrays = random_inputs(2, 2, N, 2, 8, "float32")
+    weight = jax.random.normal(jax.random.key(1), (2, reduction.n_out + 1, 16))
+
+    def loss(run):
+        def of(query, key, x, size):
+            moved, counted, _ = run(query, key, x, size)
+            return jnp.sum(moved * weight) + jnp.sum(counted**2)
+
+        return jax.jit(jax.grad(of, argnums=(0, 1, 2, 3)))(*arrays)
+
+    for ours, plain in zip(loss(reduction.fused), loss(reduction.plain), strict=True):
+        np.testing.assert_allclose(ours, plain, atol=1e-6)
+
+
+def test_the_gradient_of_a_pruned_image_by_hand():
+    """Kept tokens have their slot's gradient, dropped ones none."""
+    query, key, x, size = integers(5)
+    _, _, dest = PRUNE.fused(query, key, x, size)
+    rows = jnp.arange(13.0)[None, :, None]  # the gradient of slot s is s, the prefix 0
+    loss = jax.jit(lambda x: jnp.sum(PRUNE.fused(query, key, x, size)[0] * rows))
+    gradient = jax.jit(jax.grad(loss))(x)
+    want = np.where(dest < 0, 0, dest + 1)
+    want = np.concatenate([np.zeros((BATCH, 1)), want], axis=1)
+    np.testing.assert_array_equal(gradient, want[:, :, None] + np.zeros(x.shape))
+
+
+def test_vmap_and_single_images():
+    """Images do not know of each other: alone, in a batch, over an axis."""
+    arrays = integers(11)
+    whole = RETOKENIZE.fused(*arrays)
+    stacked = [a[:, None] for a in arrays]
+    mapped = jax.jit(jax.vmap(RETOKENIZE.fused))(*stacked)
+    alone = RETOKENIZE.fused(*(a[1:2] for a in arrays))
+    for w, m, a in zip(whole, mapped, alone, strict=True):
+        np.testing.assert_array_equal(w, m[:, 0])
+        np.testing.assert_array_equal(w[1:2], a)
+
+
+def test_many_calls_at_once_give_the_same():
+    """Threads of the pool are shared by calls that run side by side."""
+    arrays = random_inputs(4, 16, 41, 2, 8, "float32")
+    reduction = Reduction("bipartite", n_out=30)
+    run = jax.jit(lambda *a: [reduction.fused(*a) for _ in range(8)])
+    first, *others = run(*arrays)
+    for other in others:
+        for a, b in zip(first, other, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+# What does not fit
+
+
+def shapes(n=19, heads=2, width=8, dim=16, key="float32", x="float32"):
+    return (
+        jax.ShapeDtypeStruct((1, n + 1, heads, width), key),
+        jax.ShapeDtypeStruct((1, n + 1, dim), x),
+    )
+
+
+@pytest.mark.parametrize(
+    "rule, arrays, options, words",
+    [
+        ("prune", shapes(key="float16", x="float16"), {}, "not ['float16']"),
+        ("prune", shapes(x="bfloat16"), {}, "not ['bfloat16', 'float32']"),
+        ("bipartite", shapes(width=12), {}, "not 12"),
+        ("bipartite", shapes(width=136), {}, "not 136"),
+        ("retokenize", shapes(dim=12), {}, "not 12"),
+        ("retokenize", shapes(), {"num_prefix": 0}, "'retokenize'"),
+    ],
+)
+def test_what_does_not_fit_is_told(rule, arrays, options, words):
+    assert words in fused.misfit(rule, *arrays, **options)
+
+
+def test_what_fits():
+    assert fused.misfit("retokenize", *shapes()) is None
+    assert fused.misfit("bipartite", *shapes(), num_prefix=0) is None
+    half = shapes(n=576, heads=12, width=128, dim=768, key="bfloat16", x="bfloat16")
+    assert fused.misfit("prune", *half) is None
+
+
+@pytest.mark.parametrize(
+    "platform, capability", [("tpu", None), ("cuda", "7.5"), ("gpu", "gfx942")]
+)
+def test_other_devices_are_an_obstacle(platform, capability):
+    assert (capability or platform) in fused.obstacle(platform, capability)
+
+
+def test_wrong_shapes_end_the_call():
+    query, key, x, size = integers(1)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="differ in batch"):
+        jax.block_until_ready(PRUNE.fused(query, key, x[:, :, :16], size[:, :-1]))

@@ -1,0 +1,75 @@
+"""Does a model decide and compute alike with fused kernels and without?"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.reduction.kernels import fused
+from tests.models import tiny
+
+needs_compiler = pytest.mark.skipif(
+    fused.obstacle("cpu") is not None, reason=f"lacks {fused.obstacle('cpu')}"
+)
+METHODS = {"imagepiece": tiny.IMAGEPIECE, "evit": tiny.EVIT, "tome": {"r": 4}}
+
+
+def make(name, **options):
+    reduction = METHODS[name] | {"name": name}
+    return tiny.model(reduction, trace_source=True, embed_dim=48, **options)
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", METHODS)
+def test_a_model_with_fused_kernels_equals_the_plain_one(name):
+    plain, fast = make(name), make(name, kernels="fused")
+    assert (plain.kernels, fast.kernels) == (None, "cpu")
+    variables, images = tiny.variables(plain), tiny.images()
+    want = tiny.jit(plain.apply)(variables, images)
+    got = tiny.jit(fast.apply)(variables, images)
+    assert len(got.results) == len(want.results) > 0
+    np.testing.assert_array_equal(got.state.source, want.state.source)
+    np.testing.assert_array_equal(got.state.size, want.state.size)
+    np.testing.assert_allclose(got.logits, want.logits, atol=2e-5)
+    program = str(jax.make_jaxpr(fast.apply)(variables, images))
+    assert program.count("ffi_call[") == len(got.results)
+
+
+@needs_compiler
+def test_the_gradient_is_that_of_the_plain_model():
+    plain, fast = make("imagepiece"), make("imagepiece", kernels="fused")
+    variables, images = tiny.variables(plain), tiny.images()
+
+    def gradient(model):
+        def loss(v):
+            return jnp.sum(jnp.sin(model.apply(v, images, train=True).logits))
+
+        return tiny.jit(jax.grad(loss))(variables)
+
+    model_gradients = zip(
+        jax.tree.leaves(gradient(plain)), jax.tree.leaves(gradient(fast)), strict=True
+    )
+    for want, got in model_gradients:
+        np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max() + 1e-6)
+
+
+def test_what_has_no_fused_kernel_stays_plain():
+    reduction = tiny.FUSED  # EViT with a fused token
+    assert tiny.model(reduction, embed_dim=48, kernels="auto").kernels is None
+    assert tiny.model(None, kernels="fused").kernels is None
+    by_value = tiny.IMAGEPIECE | {"metric": "value", "prune_blocks": ()}
+    assert tiny.model(by_value, embed_dim=48, kernels="fused").kernels is None
+
+
+@needs_compiler
+def test_heads_that_do_not_fit_are_named():
+    with pytest.raises(
+        InputError, match=r"config\.model\.kernels is 'fused', which .*"
+    ):
+        tiny.model(tiny.EVIT, kernels="fused")  # heads of a width of 10
+
+
+def test_an_unknown_name_is_refused():
+    with pytest.raises(InputError, match="config.model.kernels is 'cuda'; allowed are"):
+        tiny.model(tiny.EVIT, kernels="cuda")

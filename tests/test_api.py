@@ -1,0 +1,195 @@
+"""`import imagepiece_jax`: what it offers, from weights on disk to names of classes."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import imagepiece_jax
+from imagepiece_jax import api
+from imagepiece_jax.data import mix
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import convert
+from tests.command import start
+from tests.models import tiny
+from tests.runs import ROOT
+
+HEADS = {"num_heads": tiny.HEADS}
+NAMES = [f"class {i}" for i in range(tiny.CLASSES)]
+
+
+@pytest.fixture(scope="module")
+def trained():
+    model = tiny.model(depth=1)
+    return model, tiny.variables(model)
+
+
+@pytest.fixture(scope="module")
+def weights_file(trained, tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "tiny.npz"
+    np.savez(path, **convert.to_timm(trained[1]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def predictor(trained):
+    options = {"compiler_options": {"xla_backend_optimization_level": 0}}
+    return imagepiece_jax.Predictor(
+        *trained, labels=NAMES, top=3, batch_size=2, dtype="float32", **options
+    )
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    shape = (3, tiny.SIDE, tiny.SIDE, 3)
+    return np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+
+
+def test_the_package_imports_nothing_until_it_is_used():
+    code = (
+        "import sys, imagepiece_jax as i; assert 'jax' not in sys.modules; "
+        "assert set(i.__all__) <= set(dir(i)); i.create_model; print('jax' in "
+        "sys.modules, 'orbax' in sys.modules, 'ml_collections' in sys.modules)"
+    )
+    ended = start("-c", code, PYTHONPATH=str(ROOT))
+    assert (ended.out, ended.err) == ("True False False\n", "")
+
+
+def test_what_it_has_not_is_an_attribute_error():
+    assert imagepiece_jax.load is api.load
+    with pytest.raises(AttributeError, match="no attribute 'lode'"):
+        _ = imagepiece_jax.lode
+
+
+def test_load_tells_the_model_by_its_tensors(trained, weights_file):
+    model, variables = imagepiece_jax.load(weights_file, **HEADS)
+    assert model == trained[0]
+    np.testing.assert_array_equal(
+        variables["params"]["blocks_0"]["attn"]["k"]["kernel"],
+        trained[1]["params"]["blocks_0"]["attn"]["k"]["kernel"],
+    )
+
+
+def test_load_takes_a_reduction_and_another_size(weights_file):
+    reduction = {"name": "tome", "r": 4}
+    model, variables = imagepiece_jax.load(
+        weights_file, reduction=reduction, image_size=32, gelu="tanh", **HEADS
+    )
+    assert [model.plan[0].attn_tokens, model.plan[0].mlp_tokens] == [65, 61]
+    assert variables["params"]["pos_embed"].shape == (1, 65, tiny.WIDTH)
+    assert model.gelu == "tanh"
+
+
+def test_load_reads_the_config_of_a_run(trained, weights_file, tmp_path, monkeypatch):
+    """The folder's weights come from the checkpoint library, tested elsewhere."""
+    size = {"patch_size": 4, "embed_dim": 30, "depth": 1, "num_heads": 3}
+    config = {
+        "image_size": tiny.SIDE,
+        "num_classes": tiny.CLASSES,
+        "model": {"name": "vit_mini", "stem": "patch", **size},
+        "reduction": {"name": "evit", "keep_rate": 0.6, "blocks": [0]},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    from imagepiece_jax.training import weights
+
+    asked = []
+
+    def restore(path, like, which):
+        asked.append((path, which))
+        return convert.load(weights_file, like)
+
+    monkeypatch.setattr(weights, "load", restore)
+    model, _ = imagepiece_jax.load(tmp_path, checkpoint="latest")
+    assert model.plan[0].mlp_tokens == 16  # 0.6 * 25, and the class token
+    dense, _ = imagepiece_jax.load(tmp_path, reduction={"name": "none"})
+    assert dense == trained[0]
+    assert asked == [(tmp_path, "latest"), (tmp_path, "best")]
+
+
+def test_predictions_of_arrays_pictures_and_files(
+    trained, predictor, pictures, tmp_path
+):
+    """Three images through batches of two: probabilities by hand, likeliest first."""
+    Image.fromarray(pictures[2]).save(tmp_path / "2.png")
+    images = [pictures[0], Image.fromarray(pictures[1]), tmp_path / "2.png"]
+    model, variables = trained
+    normalised = (pictures / 255 - np.array(mix.MEAN)) / np.array(mix.STD)
+    images_in = jnp.asarray(normalised, jnp.float32)
+    logits = np.asarray(tiny.jit(model.apply)(variables, images_in).logits, float)
+    odds = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    found = predictor(images)
+    assert len(found) == 3
+    for row, got in zip(odds, found, strict=True):
+        order = np.argsort(-row)[:3]
+        assert [p.index for p in got] == order.tolist()
+        assert [p.label for p in got] == [NAMES[i] for i in order]
+        assert [p.probability for p in got] == pytest.approx(row[order], rel=1e-4)
+    assert predictor(images[0]) == found[0]
+    assert predictor([]) == []
+
+
+@pytest.mark.parametrize(
+    "image, told",
+    [
+        ("no.png", "image 0: no.png cannot be read: "),
+        (3, "image 0: found int; allowed are paths, PIL images and uint8 arrays"),
+        (np.zeros((20, 20, 3)), r"image 0: found float64 \[20, 20, 3\]; allowed"),
+        (np.zeros((20, 24, 3), np.uint8), "image 0: the image has 20x24 pixels"),
+    ],
+)
+def test_images_that_are_none(predictor, image, told):
+    with pytest.raises(InputError, match=told):
+        predictor([image])
+
+
+@pytest.mark.parametrize(
+    "options, told",
+    [
+        ({"labels": ["cat"]}, "labels has 1 names; the model has 7 classes"),
+        ({"top": 8}, "top is 8; allowed are 1 to 7"),
+        ({"resize": "big"}, "is 'big': allowed are deit, none"),
+        ({"batch_size": -1}, "batch_size is -1"),
+    ],
+)
+def test_a_predictor_that_cannot_be(trained, options, told):
+    with pytest.raises(InputError, match=told):
+        imagepiece_jax.Predictor(*trained, **options)
+
+
+def changed(weights_file, *names, **others):
+    """The tensors of a file but for `names`, and `others`."""
+    with np.load(weights_file) as tensors:
+        return {k: v for k, v in tensors.items() if k not in names} | others
+
+
+@pytest.mark.parametrize(
+    "names, others, options, told",
+    [
+        (["pos_embed"], {}, HEADS, "tensor pos_embed is missing; a DeiT or ViT has it"),
+        ([], {"pos_embed": np.zeros(3)}, HEADS, r"tensor pos_embed is of \(3,\); a D"),
+        ([], {"pos_embed": np.zeros((1, 24, 30))}, HEADS, "has 24 rows; allowed are a"),
+        ([], {}, {}, "the tokens are 30 wide, not a multiple of 64, so the number"),
+        ([], {"extra": np.zeros(3)}, HEADS, "tensor extra of shape .* is left over"),
+        ([], {}, HEADS | {"depht": 2}, "config.model.depht is not a field"),
+    ],
+)
+def test_weights_that_are_none_of_ours(
+    weights_file, tmp_path, names, others, options, told
+):
+    path = tmp_path / "w.npz"
+    np.savez(path, **changed(weights_file, *names, **others))
+    with pytest.raises(InputError, match=told) as caught:
+        imagepiece_jax.load(path, **options)
+    assert str(caught.value).startswith(f"weights file {path}: ")
+
+
+def test_a_folder_that_is_no_run(tmp_path):
+    with pytest.raises(InputError, match="is a folder without a run's config.json"):
+        imagepiece_jax.load(tmp_path)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(InputError, match="w.npz does not exist"):
+        imagepiece_jax.load(tmp_path / "w.npz")

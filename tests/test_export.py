@@ -1,0 +1,109 @@
+"""Does the exported program run where this package is not, and compute the same?"""
+
+import json
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import quickstart
+from imagepiece_jax import export
+from imagepiece_jax.data import mix
+from imagepiece_jax.models import convert, zoo
+from tests.command import call, sentence
+from tests.models import tiny
+from tests.runs import ROOT
+
+FIELDS = {"embed_dim": 8, "depth": 2, "num_heads": 2, "dtype": "float32"}
+BLOCKS = {"merge_blocks": "(0,)", "prune_blocks": "(1,)"}
+WORDS = ["--config", f"{ROOT}/configs/quickstart.py"]
+WORDS += [f"--config.model.{name}={value}" for name, value in FIELDS.items()]
+WORDS += [f"--config.reduction.{name}={value}" for name, value in BLOCKS.items()]
+
+# What somebody else would write, who has JAX alone.
+READER = """
+import sys
+sys.modules["imagepiece_jax"] = sys.modules["flax"] = None  # importing them fails
+import jax, numpy as np
+with open(sys.argv[1], "rb") as file:
+    program = jax.export.deserialize(bytearray(file.read()))
+images = np.load(sys.argv[2])
+logits = {str(b): jax.jit(program.call)(images[:b]) for b in (1, 3)}
+np.savez(sys.argv[3], **logits)
+"""
+
+
+@pytest.fixture(scope="module")
+def model():
+    config = quickstart.get_config()
+    fields = config.model.to_dict() | FIELDS
+    reduction = config.reduction.to_dict()
+    reduction |= {"merge_blocks": (0,), "prune_blocks": (1,)}
+    return zoo.create_model(
+        image_size=16, num_classes=10, reduction=reduction, **fields
+    )
+
+
+@pytest.fixture(scope="module")
+def weights_file(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "w.npz"
+    np.savez(path, **convert.to_timm(tiny.fill(tiny.shapes(model, 16))))
+    return path
+
+
+@pytest.mark.slow
+def test_it_runs_without_this_package(model, weights_file, tmp_path):
+    out, images_file = tmp_path / "model.jax", tmp_path / "images.npy"
+    words = [*WORDS, f"--weights={weights_file}", f"--out={out}"]
+    ended = call(export.main, *words)
+    assert (ended.status, ended.err) == (0, "")
+    assert "float32" in ended.out and "for cpu and cuda" in ended.out
+    noise = np.random.default_rng(0).normal(size=(3, 16, 16, 3)).astype(np.float32)
+    np.save(images_file, noise)
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", READER, out, images_file, tmp_path / "out.npz"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    variables = convert.load(weights_file, tiny.shapes(model, 16))
+    want = np.asarray(tiny.jit(model.apply)(variables, jnp.asarray(noise)).logits)
+    with np.load(tmp_path / "out.npz") as found:
+        np.testing.assert_allclose(found["3"], want, atol=1e-5)
+        np.testing.assert_allclose(found["1"], want[:1], atol=1e-5)
+    told = json.loads((tmp_path / "model.jax.json").read_text())
+    assert told["input"] == {"shape": ["batch", 16, 16, 3], "dtype": "float32"}
+    assert told["output"]["shape"] == ["batch", 10] and told["labels"] == 10
+    assert told["normalisation"]["mean"] == list(mix.MEAN)
+    assert told["normalisation"]["std"] == list(mix.STD)
+    assert told["method"]["name"] == "imagepiece"
+    assert told["platforms"] == ["cpu", "cuda"]
+    assert told["gmacs"] == pytest.approx(zoo.model_macs(model, 16) / 1e9)
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        ([], "--weights is missing: a .npz"),
+        (["--weights=w.npz", "--out=no/m"], "--out no/m cannot be written (No such"),
+        (["--weights=w.npz", "--out=m"], "weights w.npz: no such file or folder"),
+        (["--weights=w.npz", "--out=m", "--config.num_classes=0"], "config.num_clas"),
+    ],
+)
+def test_mistakes_are_told_at_once(tmp_path, monkeypatch, words, told):
+    monkeypatch.chdir(tmp_path)
+    assert told in sentence(call(export.main, *WORDS, *words))
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_flatbuffers(tmp_path, monkeypatch):
+    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
+    words = [f"--out={tmp_path}/m", "--weights=w.npz"]
+    assert sentence(call(export.main, *WORDS, *words)).startswith(
+        "flatbuffers is not installed"
+    )
