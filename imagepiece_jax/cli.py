@@ -1,5 +1,7 @@
 """How does a command start and end? Flags in, one sentence for a mistake out."""
 
+import functools
+import inspect
 import os
 import re
 import signal
@@ -72,12 +74,18 @@ def required_configs():
 def run(main):
     """Parse the flags, call `main()` and exit with its status (None: 0).
 
-    InputError exits with 2, RunError with 1, a signal with 128 and its number (Ctrl-C:
-    130, SIGTERM: 143), each with one line on stderr.
+    A `main` with a parameter gets the words that belong to no flag, such as names of
+    images; they may stand before, between and behind flags. InputError exits with 2,
+    RunError with 1, a signal with 128 and its number (Ctrl-C: 130, SIGTERM: 143), each
+    with one line on stderr.
     """
+
+    takes_words = bool(inspect.signature(main).parameters)
 
     def guarded(argv):
         try:
+            if takes_words:
+                return main(argv[1:]) or 0
             if len(argv) > 1:
                 raise InputError(_unexpected(argv[1]))
             return main() or 0
@@ -94,11 +102,15 @@ def run(main):
             return _complain("interrupted", 128 + signal.SIGINT)
 
     logging.set_verbosity(logging.WARNING)  # libraries tell each of their steps
-    app.run(guarded, flags_parser=_parse)
+    app.run(guarded, flags_parser=functools.partial(_parse, anywhere=takes_words))
 
 
-def _parse(argv):
-    """What is left of `argv` once flags and overrides are taken; mistakes end here."""
+def _parse(argv, anywhere):
+    """What is left of `argv` once flags and overrides are taken; mistakes end here.
+
+    `anywhere`: flags are also read behind the first word that is none.
+    """
+    flags.FLAGS.set_gnu_getopt(anywhere)
     try:
         argv, overrides = _split(argv)
         try:

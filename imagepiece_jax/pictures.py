@@ -10,15 +10,16 @@ import pathlib
 import textwrap
 
 import numpy as np
-from matplotlib import colors
+from matplotlib import colormaps, colors
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from imagepiece_jax.reduction.tokens import DROPPED
 
 # Shares in a blend: of the group's mean colour in a kept patch, of black or white in
-# the outline of a token that holds one patch, of the stripes in a dropped patch.
-_MEAN, _PALE, _FADED = 0.55, 0.3, 0.8
+# the outline of a token that holds one patch, of the stripes in a dropped patch, of the
+# colour that stands for a number.
+_MEAN, _PALE, _FADED, _VALUE = 0.55, 0.3, 0.8, 0.75
 # Stripes, because no even tone tells a dropped patch from a grey one of a grey image.
 _STRIPES = np.array([[244, 244, 246], [208, 211, 218]], np.float32)
 _STRIPE_WIDTH = 4
@@ -27,7 +28,7 @@ _STRIPE_WIDTH = 4
 _PANEL = 224  # sides of a picture, at least
 _MARGIN, _GAP, _LABEL, _LINE = 20, 16, 58, 22
 _DPI, _FONT_SIZE, _LETTER = 100, 11, 8.2
-_CAPTION = (
+CAPTION = (
     "Each outlined area is one token, filled with the mean colour of its patches. "
     "Patches merged into one token share a coloured outline, wherever they lie. "
     "Striped patches were dropped."
@@ -75,6 +76,34 @@ def mean_colours(image, source, grid):
     return own.reshape(h, w, 3).astype(np.float32)
 
 
+def value_colours(values, colours="inferno"):
+    """A colour for each of `values` in 0..1: float [...] -> uint8 RGBA [..., 4].
+
+    It covers what is below by three quarters. NaN, which stands for a dropped patch,
+    is a pale tone. `colours` names one of matplotlib's maps.
+    """
+    values = np.asarray(values, float)
+    painted = colormaps[colours](np.nan_to_num(values), bytes=True)
+    painted[..., 3] = round(255 * _VALUE)
+    pale = [*_STRIPES.mean(axis=0), 255 * _FADED]
+    return np.where(np.isnan(values)[..., None], pale, painted).astype(np.uint8)
+
+
+def draw_values(image, values, grid, colours="inferno", scale=1):
+    """A number for each patch over the grey image: uint8 [H * scale, W * scale, 3].
+
+    values: float [h * w] in 0..1, NaN for dropped patches, which fade into stripes.
+    """
+    image, values = np.asarray(image), np.asarray(values)
+    _check(image, values, grid)
+    painted = _to_pixels(value_colours(values, colours).reshape(*grid, 4), image, scale)
+    dropped = _to_pixels(np.isnan(values).reshape(grid), image, scale)[..., None]
+    pixels = image.repeat(scale, 0).repeat(scale, 1).astype(np.float32)
+    grey = pixels.mean(axis=-1, keepdims=True)
+    drawn = np.where(dropped, _fade(pixels), _blend(grey, painted[..., :3], _VALUE))
+    return np.rint(drawn).astype(np.uint8)
+
+
 def token_page(path, images, sources, grid, titles):
     """Write one PNG with a row an image: the input, then its tokens after each step.
 
@@ -83,8 +112,7 @@ def token_page(path, images, sources, grid, titles):
     over each input. The number of tokens is written under each title. The file appears
     whole or not at all.
     """
-    scale = max(1, -(-_PANEL // images[0].shape[0]))
-    height, width = (scale * side for side in images[0].shape[:2])
+    scale = enlargement(images[0])
     rows = [
         [(title, image.repeat(scale, 0).repeat(scale, 1), f"{math.prod(grid)} patches")]
         + [
@@ -93,16 +121,34 @@ def token_page(path, images, sources, grid, titles):
         ]
         for image, steps, title in zip(images, sources, titles, strict=True)
     ]
+    panel_page(path, rows, CAPTION)
+
+
+def enlargement(image):
+    """How many times a picture of `image` [H, W, 3] is enlarged on a page."""
+    return max(1, -(-_PANEL // image.shape[0]))
+
+
+def panel_page(path, rows, caption):
+    """Write one PNG of pictures in rows: (title, uint8 [H, W, 3], note), or None.
+
+    All pictures are of one size; None leaves a place empty. `caption` stands below.
+    The file appears whole or not at all.
+    """
+    height, width = next(panel for row in rows for panel in row if panel)[1].shape[:2]
     columns = max(map(len, rows))
     page_width = 2 * _MARGIN + columns * (width + _GAP) - _GAP
-    caption = textwrap.wrap(_CAPTION, int((page_width - 2 * _MARGIN) / _LETTER))
+    caption = textwrap.wrap(caption, int((page_width - 2 * _MARGIN) / _LETTER))
     below = 2 * _MARGIN + len(caption) * _LINE
     page_height = len(rows) * (height + _LABEL) + below
 
     figure = Figure((page_width / _DPI, page_height / _DPI), _DPI)
     FigureCanvasAgg(figure)
     for row, panels in enumerate(rows):
-        for column, (title, pixels, tokens) in enumerate(panels):
+        for column, panel in enumerate(panels):
+            if panel is None:
+                continue
+            title, pixels, note = panel
             left = _MARGIN + column * (width + _GAP)
             bottom = page_height - (row + 1) * (height + _LABEL)
             size = (width / page_width, height / page_height)
@@ -110,7 +156,7 @@ def token_page(path, images, sources, grid, titles):
             axes.imshow(pixels, interpolation="nearest", aspect="auto")
             axes.set_axis_off()
             title = textwrap.shorten(title, int(width / _LETTER), placeholder="…")
-            axes.set_title(f"{title}\n{tokens}", fontsize=_FONT_SIZE, loc="left", pad=5)
+            axes.set_title(f"{title}\n{note}", fontsize=_FONT_SIZE, loc="left", pad=5)
     figure.text(
         _MARGIN / page_width,
         (below - _MARGIN) / page_height,

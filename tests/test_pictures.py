@@ -134,6 +134,24 @@ def test_dropped_patches_are_dimmed():
         assert len(np.unique(patch.reshape(-1, 3), axis=0)) == 2
 
 
+def test_values_are_painted_over_the_grey_image():
+    """Black below: three quarters of the colour. A dropped patch gets no colour."""
+    values = np.array([0.0, 1, 0.5, np.nan, 0.25, 0.75])
+    drawn = pictures.draw_values(np.zeros((4, 6, 3), np.uint8), values, (2, 3))
+    painted = pictures.value_colours(values)
+    for patch, (colour, value) in enumerate(zip(painted, values, strict=True)):
+        row, column = divmod(patch, 3)
+        pixels = drawn[2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
+        if np.isnan(value):
+            assert pixels.min() > 160 and np.ptp(pixels.astype(int), axis=-1).max() < 15
+        else:
+            assert colour[3] == 191
+            assert abs(pixels - 0.75 * colour[:3]).max() <= 0.5
+    assert painted[3].tolist() == [226, 227, 232, 204]
+    lightness = painted[[0, 4, 2, 5, 1], :3].sum(axis=1)
+    assert (np.diff(lightness.astype(int)) > 0).all()
+
+
 def test_all_dropped_and_all_in_one():
     image = random_image(8, 8)
     drawn = pictures.draw_groups(image, np.full(4, DROPPED), (2, 2))

@@ -1,0 +1,26 @@
+"""DeiT-Ti on a thousand images of 160 pixels: 0.60 GMACs, 4 epochs of 31 steps.
+
+python train.py --config configs/deit_ti_finetune_small.py --config.init.weights=FILE \\
+    --config.data.name=folder:PATH --config.num_classes=10 \\
+    "--config.init.fresh=('head',)"
+
+`python -m imagepiece_jax.experiments ... --small` trains every method so: minutes each
+on two CPU cores. 10 x 10 patches are enough for every method's arithmetic.
+"""
+
+from configs import deit_ti_finetune
+
+
+def get_config():
+    """Few small steps; float32, which CPUs compute faster."""
+    config = deit_ti_finetune.get_config()
+    config.image_size = 160
+    config.model.dtype = "float32"
+    config.data.workers = 0
+    config.data.threads = 0
+    config.epochs = 4
+    config.batch_size = 32
+    config.lr = 1.6e-3  # 1e-4 at 32 images
+    config.eval_batch_size = 100
+    config.init.evaluate = False  # the head is fresh
+    return config

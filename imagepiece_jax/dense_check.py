@@ -1,0 +1,207 @@
+"""How good are the feature maps that reduced models give back? A table for weights.
+
+python -m imagepiece_jax.dense_check --weights FILE_OR_WORKDIR --data csv:FILE \\
+    --sweep imagepiece --sweep tome:r=8 --sweep evit:keep_rate=.7 [--images 100]
+
+Every method's map (`dense.feature_map`, after the final norm) is compared with that of
+the dense model on the same images; `dense_agreement` says by what. Methods that drop
+patches have a row for each way to fill them. Sizes and stem come from the run or the
+weights, else from --config.
+"""
+
+import functools
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from imagepiece_jax import cli, dense
+from imagepiece_jax import dense_agreement as agreement
+from imagepiece_jax.errors import InputError
+
+CONFIG = cli.define_config()
+WEIGHTS = flags.DEFINE_string(
+    "weights",
+    None,
+    "a .npz, .safetensors or .pth file, or the folder of a run",
+    allow_override=True,  # other commands have flags of these names, too
+)
+DATA = flags.DEFINE_string(
+    "data", None, "csv:FILE, folder:PATH, imagenet2012 or digits", allow_override=True
+)
+SWEEP = flags.DEFINE_multi_string(
+    "sweep", [], "METHOD:FIELD=V1,V2: the methods to compare", allow_override=True
+)
+IMAGES = flags.DEFINE_integer(
+    "images", None, "so many, spread over the set; default: 100", allow_override=True
+)
+OUT = flags.DEFINE_string(
+    "out",
+    None,
+    "folder of the table, replaced if there; default: runs/dense",
+    allow_override=True,
+)
+
+BATCH = 10
+FEWEST = 4  # images: half of them remember, the others are asked, and both vary
+FATES = ("alone", "merged", "dropped")
+FILLED = {"last": "their last feature", "zero": "zero", "class": "the class token's"}
+POSITION = "position alone"
+
+
+def main():
+    path, data = cli.required(WEIGHTS), cli.required(DATA)
+    if not SWEEP.value:
+        raise InputError("--sweep is missing: name methods, such as --sweep tome:r=8")
+    count = 100 if IMAGES.value is None else IMAGES.value
+    if count < FEWEST:
+        raise InputError(f"--images is {count}; allowed are {FEWEST} or more")
+    from imagepiece_jax import sweep, variants
+    from imagepiece_jax.training.record import replace_file
+
+    settings = [setting for text in SWEEP.value for setting in sweep.parse(text)]
+    settings = [setting for setting in settings if setting["name"] != "none"]
+    config = CONFIG.value
+    whole, *reduced = variants.variants(path, [{"name": "none"}, *settings], config)
+    images = read(data, whole, count)
+    rows = []
+    for row in compare(whole, reduced, images):
+        rows.append(row)
+        print("  ".join(filter(None, _cells(row))), flush=True)
+    out = pathlib.Path(OUT.value or "runs/dense")
+    out.mkdir(parents=True, exist_ok=True)
+    replace_file(out / "dense.json", json.dumps(rows, indent=1) + "\n")
+    replace_file(out / "dense.md", table(rows, len(images)))
+    print(f"{len(images)} images; table: {out}/dense.md, data: {out}/dense.json")
+
+
+def read(data, variant, count):
+    """`count` images of a set, spread over it, as uint8 [B, S, S, 3].
+
+    Images of the model's size are taken as they are, unreadable ones are left out.
+    """
+    from imagepiece_jax.data.decode import UnreadableImage
+    from imagepiece_jax.data.sources import open_source
+    from imagepiece_jax.data.transforms import resize_crop
+
+    source = open_source(data, "val", num_classes=variant.model.num_classes)
+    images, side = [], variant.image_size
+    for index in np.linspace(0, len(source) - 1, min(count, len(source))).astype(int):
+        try:
+            image, _ = source.read(int(index))
+        except UnreadableImage:
+            continue
+        fits = image.shape[:2] == (side, side)
+        images.append(image if fits else resize_crop(image, side))
+    if len(images) < FEWEST:
+        raise InputError(
+            f"--data {data} has {len(images)} readable images; allowed are {FEWEST} or "
+            "more"
+        )
+    return np.stack(images)
+
+
+def compare(whole, reduced, images):
+    """Rows of the table, as they come: the dense model, what position tells, methods.
+
+    whole: the Variant without reduction; reduced: the others; images: uint8.
+    """
+    theirs, _, tokens = maps(whole, images)
+    theirs = theirs["last"]
+    memory = np.arange(len(images)) % 2 == 0
+    pairs = agreement.self_similarity(theirs)
+    labels = agreement.cluster_labels(theirs, memory)
+
+    def figures(ours, right):
+        alike = agreement.correlation(ours, pairs)
+        return {
+            "self_similarity": agreement.over_images(alike),
+            "probe": agreement.over_images(right),
+        }
+
+    right = agreement.probe(theirs, labels, memory)
+    told = {"setting": "dense", "tokens": tokens, "gmacs": whole.gmacs}
+    yield told | figures(pairs, right)
+    right = agreement.probe_position(labels, memory)
+    yield {"setting": POSITION} | figures(agreement.of_other_images(pairs), right)
+    for variant in reduced:
+        ours, fate, tokens = maps(variant, images)
+        told = {"setting": variant.label, "tokens": tokens, "gmacs": variant.gmacs}
+        drops = "dropped" in fate
+        fills = [fill for fill in dense.FILLS if fill in ours]
+        for fill in fills if drops else fills[:1]:
+            near = agreement.cosine(ours[fill], theirs)
+            told["fill"] = fill if drops else None
+            told["cosine"] = {
+                f: float(near[fate == f].mean()) for f in FATES if f in fate
+            }
+            right = agreement.probe(ours[fill], labels, memory)
+            yield told | figures(agreement.self_similarity(ours[fill]), right)
+
+
+def table(rows, images):
+    """The rows as a Markdown table."""
+    head = "setting, dropped patches get, tokens, GMACs, self-similarity, probe".split(
+        ", "
+    )
+    head += [f"cosine, {fate}" for fate in FATES]
+    lines = [head, ["---"] * len(head), *map(_cells, rows)]
+    lines = [f"| {' | '.join(cells)} |" for cells in lines]
+    note = f"{images} images, 95 % intervals; the probe is asked about half of them."
+    return "\n".join(lines) + f"\n\n{note}\n"
+
+
+def _cells(row):
+    near = row.get("cosine", {})
+    return [
+        row["setting"],
+        FILLED.get(row.get("fill"), ""),
+        str(row.get("tokens", "")),
+        f"{row['gmacs']:.3f}" if "gmacs" in row else "",
+        str(row["self_similarity"]),
+        str(row["probe"]),
+        *(f"{near[fate]:.3f}" if fate in near else "" for fate in FATES),
+    ]
+
+
+def maps(variant, images):
+    """(maps [B, n, D] by fill, fate [B, n] of each patch, image tokens at the end).
+
+    A fate is "alone", "merged" or "dropped"; after a soft reduction all are merged.
+    """
+    parts = [
+        jax.device_get(_maps(variant.variables, images[i : i + BATCH], variant.model))
+        for i in range(0, len(images), BATCH)
+    ]
+    features, behind = jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
+    fate = np.array(FATES)[np.select([behind == 1, behind > 1], [0, 1], 2)]
+    prefix = int(variant.model.class_token)
+    return features, fate, variant.model.plan[-1].mlp_tokens - prefix
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _maps(variables, images, model):
+    """Maps by fill, and the patches behind each patch's token, 0 where it is gone."""
+    from imagepiece_jax.data import mix
+    from imagepiece_jax.reduction.tokens import unmerge
+
+    outputs = model.clone(trace_source=True).apply(variables, mix.normalise(images))
+    side = images.shape[1] // model.patch_size
+    norm = dense.final_norm(variables)
+    fills = [fill for fill in dense.FILLS if fill != "class" or model.class_token]
+    features = {
+        fill: dense.feature_map(outputs, (side, side), fill, norm) for fill in fills
+    }
+    features = {k: v.reshape(v.shape[0], side * side, -1) for k, v in features.items()}
+    state = outputs.state
+    if state.source is None:
+        return features, jnp.full(features["last"].shape[:2], 2.0)
+    size = state.size[:, state.num_prefix :, None]
+    return features, unmerge(size, state.source)[..., 0]
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,258 @@
+"""What does the paper claim, and what is measured here? One command a table or figure.
+
+python -m imagepiece_jax.experiments table1 --data folder:PATH --weights FILE_OR_RUN
+python -m imagepiece_jax.experiments table1 --data ... --runs FOLDER_OF_TRAINED_RUNS
+python -m imagepiece_jax.experiments table1 --data ... --weights FILE --small
+python -m imagepiece_jax.experiments search --data ... --weights FILE --budget 0.5
+
+With --weights alone one checkpoint stands for every row, off the shelf; --runs takes
+the runs that were trained with each reduction; --small fine-tunes the weights with each
+of them, a few epochs and seeds. Points that were measured are kept: the same command
+goes on where it was stopped.
+"""
+
+import contextlib
+import importlib
+import pathlib
+
+from absl import flags
+
+from imagepiece_jax import cli
+from imagepiece_jax.errors import InputError
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+# Those that one checkpoint can be asked for, and those beside.
+NAMES = (
+    *("table1", "table2", "hyperspeed", "table3", "masking", "reassess", "similarity"),
+    *("overlap", "lcb-similarity", "combos", "ablation", "tome-offtheshelf"),
+    *("evit-table", "throughput"),
+)
+BESIDE = ("search", "all")
+# What --small has something to train for.
+TRAINS = (
+    *("table1", "table2", "hyperspeed", "masking", "reassess", "similarity", "overlap"),
+    *("lcb-similarity", "combos", "ablation", "evit-table"),
+)
+SMALL_CONFIG = ROOT / "configs" / "deit_ti_finetune_small.py"
+
+CONFIG = cli.define_config("of --weights that do not tell it, and of --small's runs")
+WEIGHTS = flags.DEFINE_string(
+    "weights", None, "a weights file, or a run's folder", allow_override=True
+)
+RUNS = flags.DEFINE_string("runs", None, "a folder of trained runs, one a model")
+SMALL = flags.DEFINE_bool("small", False, "fine-tune --weights for every model")
+SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "of --small's runs")
+DATA = flags.DEFINE_string(
+    "data", None, "csv:FILE, folder:PATH, imagenet2012 or digits", allow_override=True
+)
+RESIZE = flags.DEFINE_enum(
+    "resize", None, ["deit", "none"], "none: right size already", allow_override=True
+)
+SUBSET = flags.DEFINE_integer("subset", None, "images of the data; default: all")
+OUT = flags.DEFINE_string(
+    "out", None, "folder; default: runs/experiments", allow_override=True
+)
+AGAIN = flags.DEFINE_bool("again", False, "measure what was measured before, too")
+EVAL_BATCH = flags.DEFINE_integer("eval_batch_size", 100, "images at once", 1)
+READERS = flags.DEFINE_integer("readers", 0, "processes that read images", 0)
+DTYPE = flags.DEFINE_enum(
+    "dtype",
+    None,
+    ["float32", "bfloat16", "float16"],
+    "of the layers; default: bfloat16, and float32 on CPUs",
+    allow_override=True,
+)
+SPEED = flags.DEFINE_bool("speed", True, "also measure speeds")
+SPEED_BATCH = flags.DEFINE_integer("speed_batch_size", 64, "of speeds in tables", 1)
+WARMUP = flags.DEFINE_integer("warmup", 20, "calls before", 2, allow_override=True)
+REPEATS = flags.DEFINE_integer("repeats", 5, "turns of each", 1, allow_override=True)
+SECONDS = flags.DEFINE_float("seconds", 1.0, "of a turn", 0.0, allow_override=True)
+SIZES = flags.DEFINE_list("batch_sizes", ["1,8,32,64,128,256"], "of throughput")
+MODES = flags.DEFINE_list("modes", ["inference", "copy", "train"], "of throughput")
+SIZE = flags.DEFINE_enum("size", "deit_s", ["deit_ti", "deit_s"], "of throughput")
+MASK_FILL = flags.DEFINE_enum(
+    "mask_fill", "mean", ["mean", "black", "noise"], "masking"
+)
+MASK_GRID = flags.DEFINE_bool("mask_grid", False, "masking: on different patches")
+BUDGET = flags.DEFINE_list(
+    "budget", ["0.5"], "search: shares of the dense model's cost"
+)
+METRIC = flags.DEFINE_enum("metric", "gmacs", ["gmacs", "ms"], "search: what is budget")
+CANDIDATES = flags.DEFINE_integer(
+    "candidates", 48, "search: settings beside published ones", 1
+)
+
+
+def main(words):
+    names = _names(words)
+    numbers = {
+        "seeds": [_number("seeds", text, int, 0) for text in SEEDS.value],
+        "budgets": [_number("budget", text, float, 0.0) for text in BUDGET.value],
+    }
+    if any(not 0 < budget < 1 for budget in numbers["budgets"]):
+        raise InputError(f"--budget is {','.join(BUDGET.value)}; allowed are shares")
+    if names != ["throughput"]:
+        cli.required(DATA)
+    with contextlib.ExitStack() as stack:
+        lab = _lab(stack, names, numbers)
+        for name in names:
+            lab.points.experiment = name
+            _told(name, names, lab)
+    if len(names) > 1:
+        from imagepiece_jax.training.record import replace_file
+
+        pages = [lab.out / f"{name}.md" for name in names]
+        text = "\n".join(page.read_text() for page in pages if page.exists())
+        replace_file(lab.out / "results.md", text)
+        print(f"all pages: {lab.out}/results.md")
+
+
+def _names(words):
+    """The experiments to run; InputError for anything but one known name."""
+    known = (*NAMES, *BESIDE)
+    if len(words) != 1 or words[0] not in known:
+        found = " ".join(words) or "missing"
+        raise InputError(f"NAME is {found}; allowed is one of {', '.join(known)}")
+    if words[0] != "all":
+        return [words[0]]
+    # With --small all that trains; without a clock nothing that only the clock tells.
+    names = TRAINS if SMALL.value else NAMES
+    return [name for name in names if SPEED.value or name != "throughput"]
+
+
+def _told(name, names, lab):
+    """Run one experiment; among all, what it lacks is said and the others go on."""
+    module = f"imagepiece_jax.experiments.{name.replace('-', '_')}"
+    try:
+        importlib.import_module(module).run(lab)
+    except InputError as error:
+        if len(names) == 1:
+            raise
+        print(f"{name} is left out: {error}\n", flush=True)
+
+
+def _number(flag, text, kind, least):
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not value >= least:
+        raise InputError(f"--{flag} is {text!r}; allowed are numbers from {least}")
+    return value
+
+
+def _lab(stack, names, numbers):
+    """The Lab of the flags; every mistake that can be told now is."""
+    from imagepiece_jax.experiments import runner, subjects
+    from imagepiece_jax.experiments.lab import Lab
+    from imagepiece_jax.measure import clock, device
+
+    if names == ["search"] and METRIC.value == "ms" and not SPEED.value:
+        raise InputError("--metric ms is of the clock; allowed is it without --nospeed")
+    if RUNS.value and SMALL.value:
+        raise InputError("--runs and --small are both given; allowed is one")
+    lacking = [name for name in names if name not in TRAINS]
+    if SMALL.value and lacking:
+        raise InputError(
+            f"--small: {lacking[0]} trains nothing; allowed are {', '.join(TRAINS)}"
+        )
+    dtype = DTYPE.value or device.fast_dtype()
+    out = pathlib.Path(OUT.value or "runs/experiments")
+    subject = trained = small = None
+    if RUNS.value:
+        trained = tuple(subjects.runs(RUNS.value, dtype))
+    elif names != ["throughput"]:
+        path = cli.required(WEIGHTS)
+        subject = subjects.of(path, None if SMALL.value else CONFIG.value, dtype)
+    if SMALL.value:
+        small, subject = _small(subject, out / "small", numbers["seeds"], dtype), None
+    points = stack.enter_context(
+        contextlib.closing(runner.Points(out, AGAIN.value, device.versions()))
+    )
+    return Lab(
+        points=points,
+        images=_images(subject, trained, small),
+        out=out,
+        subject=subject,
+        trained=trained or (),
+        small=small,
+        rules=clock.Rules(WARMUP.value, REPEATS.value, SECONDS.value),
+        speed_batch=SPEED_BATCH.value,
+        timed=SPEED.value,
+        options=_options(numbers["budgets"]),
+    )
+
+
+def _options(budgets):
+    from imagepiece_jax.benchmark import batch_sizes
+
+    base = CONFIG.value
+    if base is None:
+        from imagepiece_jax import config_files
+
+        base = config_files.load(ROOT / "configs" / "base.py")
+    return {
+        "mask_fill": MASK_FILL.value,
+        "mask_grid": MASK_GRID.value,
+        "budgets": budgets,
+        "metric": METRIC.value,
+        "candidates": CANDIDATES.value,
+        "base_config": base,
+        "dtype": DTYPE.value,
+        "batch_sizes": batch_sizes(SIZES.value),
+        "modes": MODES.value,
+        "size": SIZE.value,
+        "configs": ROOT / "configs",
+    }
+
+
+def _images(subject, trained, small):
+    """The images that all models are asked about; None where there are no models."""
+    from imagepiece_jax.experiments.images import Images
+
+    if small is not None:
+        classes, side = small.classes, small.config.image_size
+    elif trained or subject:
+        models = trained or (subject,)
+        fields = {(m.fields["num_classes"], m.image_size) for m in models}
+        if len(fields) > 1:
+            raise InputError(
+                f"--runs {RUNS.value} has models of different classes or image sizes, "
+                f"{sorted(fields)}; allowed are those of one data set"
+            )
+        ((classes, side),) = fields
+    else:
+        return None
+    return Images.open(
+        DATA.value,
+        classes,
+        side,
+        limit=SUBSET.value,
+        resize=RESIZE.value or "deit",
+        batch_size=EVAL_BATCH.value,
+        workers=READERS.value,
+    )
+
+
+def _small(subject, folder, seeds, dtype):
+    """What fine-tunes: by --config, else by the repository's config for it."""
+    from imagepiece_jax import config_files
+    from imagepiece_jax.experiments.small import Small
+
+    config = CONFIG.value or config_files.load(SMALL_CONFIG)
+    config.model.dtype = dtype
+    config.data.resize = RESIZE.value or config.data.resize
+    config.data.workers = READERS.value
+    config.data.threads = 2 if READERS.value else 0
+    given = {"stem": config.model.stem, "class_token": config.model.class_token}
+    for name, value in given.items():
+        if value != subject.fields.get(name, value):
+            raise InputError(
+                f"config.model.{name} is {value!r}, but the weights have "
+                f"{subject.fields[name]!r}; allowed is that"
+            )
+    return Small(config, subject, DATA.value, folder, seeds)
+
+
+if __name__ == "__main__":
+    cli.run(main)

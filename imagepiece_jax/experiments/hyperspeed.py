@@ -1,0 +1,138 @@
+"""Figure 3: how does accuracy fall when a trained model is made faster and faster?
+
+Nothing is trained for the harsher rates: each method's weights (or one checkpoint for
+all) are evaluated at one rate after another. DynamicViT's selectors then keep another
+share than they were trained for.
+"""
+
+import numpy as np
+
+from imagepiece_jax.experiments import published, render, statistics, table1, table2
+from imagepiece_jax.experiments.compare import DENSE, find, form
+
+RATES = (0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
+SWEEPS = {
+    "ImagePiece": (
+        (table1.IMAGEPIECE, table1.IMAGEPIECE_PATCH),
+        [{"keep_rate": rate} for rate in RATES],
+    ),
+    "EViT": ((table1.EVIT,), [{"keep_rate": r} for r in (*RATES[1:], 0.27)]),
+    "DynamicViT": ((table1.DYNAMICVIT,), [{"keep_rate": r} for r in RATES[1:]]),
+    "ToMe": ((table2.TOME,), [{"r": r} for r in (13, 16, 18, 20, 23, 25)]),
+}
+"""Method -> rows that may be trained, the first that is there; its rates."""
+
+
+def run(lab):
+    """Measure the curves, and write hyperspeed.md and two plots."""
+    dense = find(lab, DENSE)
+    base = [lab.answers(*model) for model in dense]
+    curves = {}
+    for name, (rows, rates) in SWEEPS.items():
+        models = next(filter(None, (find(lab, row) for row in rows)), [])
+        if models:
+            curves[name] = [_point(lab, models, rate, base) for rate in rates]
+    parts = [_table(curves), _areas(curves, "gmacs", "GMACs")]
+    by_cost = {name: [(p["gmacs"], p["acc1"]) for p in c] for name, c in curves.items()}
+    path = lab.out / "hyperspeed_gmacs.png"
+    render.curves(path, "GMACs an image", "accuracy, %", by_cost)
+    if lab.timed:
+        by_speed = {
+            name: [(p["speed"]["ratio"], p["acc1"]) for p in c]
+            for name, c in curves.items()
+        }
+        path = lab.out / "hyperspeed_speed.png"
+        render.curves(path, "times as fast as dense", "accuracy, %", by_speed)
+        parts.append(_areas(curves, "ratio", "times as fast as dense"))
+    told = [render.images_note(lab), form(lab), render.speed_note(lab)]
+    parts += [_printed(), " ".join(filter(None, [*told, "No rate was trained for."]))]
+    render.page(lab, "hyperspeed", "accuracy against speed", *parts)
+
+
+def _point(lab, models, rate, base):
+    """What is known of the models, one a seed, at this rate."""
+    models = [(subject, reduction | rate) for subject, reduction in models]
+    answers = [lab.answers(*model) for model in models]
+    rights = [each.right for each in answers]
+    speed = lab.speed(*models[0])
+    beside = (
+        [base[min(i, len(base) - 1)].right for i in range(len(rights))] if base else []
+    )
+    return {
+        "rate": ", ".join(f"{k}={v}" for k, v in rate.items()),
+        "rights": rights,
+        "acc1": statistics.accuracy(rights),
+        "difference": statistics.difference(rights, beside) if base else None,
+        "gmacs": answers[0]["gmacs"],
+        "tokens": answers[0]["tokens"],
+        "untrained": answers[0]["untrained_selectors"],
+        "speed": speed,
+        "ratio": speed["ratio"] if speed else None,
+    }
+
+
+def _table(curves):
+    lines = [
+        [
+            name + (" (untrained selectors)" if point["untrained"] else ""),
+            point["rate"],
+            f"{point['gmacs']:.3f}",
+            point["tokens"],
+            render.speed_cell(point["speed"]),
+            statistics.text(point["acc1"]),
+            statistics.difference_text(point["difference"]),
+        ]
+        for name, curve in curves.items()
+        for point in curve
+    ]
+    head = ["method", "rate", "GMACs", "tokens left", "x dense, measured"]
+    return render.table([*head, "acc1, %", "to dense, points"], lines)
+
+
+def area(x, accuracy, low, high):
+    """Mean of a curve of straight lines over low..high, in the unit of `accuracy`.
+
+    x, accuracy: [points], in any order of x; both ends lie inside its range.
+    """
+    order = np.argsort(x)
+    x, accuracy = np.asarray(x)[order], np.asarray(accuracy)[order]
+    inside = x[(x > low) & (x < high)]
+    at = np.concatenate([[low], inside, [high]])
+    return float(np.trapezoid(np.interp(at, x, accuracy), at) / (high - low))
+
+
+def common_range(curves, axis):
+    """Where all curves are defined: (low, high), None where nowhere."""
+    low = max(min(point[axis] for point in curve) for curve in curves.values())
+    high = min(max(point[axis] for point in curve) for curve in curves.values())
+    return (low, high) if low < high else None
+
+
+def _areas(curves, axis, name):
+    """Table of the mean accuracy over the common range, by bootstrap over images."""
+    span = common_range(curves, axis) if len(curves) > 1 else None
+    if span is None:
+        return ""
+    lines = []
+    for method, curve in curves.items():
+        x = [point[axis] for point in curve]
+        rights = np.stack([np.mean(point["rights"], axis=0) for point in curve])
+
+        def mean(index, x=x, rights=rights):
+            return area(x, 100 * rights[:, index].mean(axis=1), *span)
+
+        found = statistics.bootstrap(mean, rights.shape[1], repeats=500)
+        lines.append([method, statistics.text(found)])
+    head = ["method", f"mean acc1 from {span[0]:.3f} to {span[1]:.3f} {name}, %"]
+    return render.table(head, lines)
+
+
+def _printed():
+    """The one speed that the paper's text gives figures for."""
+    speed, base = published.HYPERSPEED["speed"], 79.83
+    drops = published.HYPERSPEED["drop"].items()
+    lines = [[name, f"-{drop:.2f}", f"{base - drop:.2f}"] for name, drop in drops]
+    head = ["DeiT-S", "to dense, points", "acc1, %"]
+    return f"{published.LABEL}, at {speed} times DeiT-S's speed:\n\n" + render.table(
+        head, lines
+    )

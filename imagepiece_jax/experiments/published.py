@@ -1,0 +1,125 @@
+"""What did the papers print? Their figures, to stand beside measured ones, not mixed.
+
+Accuracies are top-1 in percent on the 50,000 validation images of ImageNet-1k, by
+models trained on it; img/s on one RTX 3090 (batch size and precision are not stated)
+where nothing else is said. Source: ImagePiece (AAAI 2025) unless a comment names
+another; its own slips are kept out (its SPViT row prints a difference of -0.39 where
+the accuracies give -0.49; its text on masks does not match its table).
+"""
+
+LABEL = "ImageNet-1k, published"
+
+# Tables 1 and 2: (acc1, img/s)
+ACCURACY_SPEED = {
+    "deit_ti": {
+        "DeiT": (72.13, 6429.2),
+        "DynamicViT": (71.20, 9351.0),
+        "SPViT": (72.09, 9245.2),
+        "EViT": (71.70, 9432.9),
+        "ImagePiece": (72.61, 9450.2),
+    },
+    "deit_s": {
+        "DeiT": (79.83, 2531.1),
+        "DynamicViT": (79.32, 3762.0),
+        "SPViT": (79.34, 3722.1),
+        "EViT": (79.37, 3787.5),
+        "Token Pooling": (71.35, 3571.0),
+        "TokenLearner": (79.01, 3747.7),
+        "ToMe": (79.36, 3806.1),
+        "ImagePiece, no pruning": (79.67, 3890.1),
+        "ImagePiece": (80.22, 3891.9),
+        # Table 9
+        "ImagePiece + DynamicViT": (80.11, 3857.1),
+        "ImagePiece + ToMe": (80.08, 3876.5),
+        "ImagePiece + EViT": (80.22, 3891.9),
+        # Table 3
+        "ImagePiece, keep .6": (79.38, 4868.0),
+        # the text on the local coherence bias
+        "ImagePiece, patch stem": (79.81, None),
+    },
+}
+
+# Figure 3, of which the text gives one speed: points below DeiT-S at 2.51 times its.
+HYPERSPEED = {
+    "speed": 2.51,
+    "drop": {"DynamicViT": 20.05, "EViT": 13.99, "ToMe": 9.24, "ImagePiece": 6.28},
+}
+
+# Table 3, DeiT-S: tokens after the last block, class token included.
+OUTPUT_TOKENS = {"DynamicViT": 68, "EViT": 69, "ToMe": 41, "ImagePiece, keep .6": 26}
+
+# Table 4, DeiT-S: acc1 behind so many masks of 16 x 16 pixels.
+MASKS = (7, 10, 15, 20, 25, 50)
+MASKING = {
+    "DeiT": (79.05, 78.65, 77.78, 76.52, 75.29, 68.28),
+    "DynamicViT": (78.54, 78.06, 77.09, 75.95, 74.81, 68.17),
+    "EViT": (78.21, 77.72, 76.77, 75.42, 74.47, 68.10),
+    "ToMe": (78.41, 77.73, 76.49, 74.99, 73.68, 65.41),
+    "ImagePiece": (79.63, 79.13, 78.36, 77.20, 76.63, 71.42),
+}
+
+# Table 5, by block counted from 0 (the paper counts layers from 1), percent.
+REASSESS = {1: 27.99, 2: 44.39, 4: 35.49, 5: 58.77, 7: 28.97, 8: 43.27}
+
+# Table 6, DeiT-S: cosine similarity of merged pairs at the first and last merge.
+SIMILARITY = {"ToMe": (0.7852, 0.6763), "ImagePiece": (0.8091, 0.8096)}
+
+# Table 7: percent of ToMe's merged tokens among the top k % by class attention.
+OVERLAP_K = (15, 20, 30, 70)
+OVERLAP = {
+    "deit_ti": (43.29, 52.83, 65.16, 91.80),
+    "deit_s": (39.35, 48.28, 60.10, 88.70),
+}
+
+# Table 8, DeiT-S: similarity at the first merge by stem.
+LCB_SIMILARITY = {"patch": 0.5293, "conv": 0.8091}
+
+# EViT (Liang et al., ICLR 2022), DeiT-S: keep rate -> acc1 with the fused token, and
+# without.
+EVIT = {
+    0.9: (79.8, 79.9),
+    0.8: (79.8, 79.7),
+    0.7: (79.5, 79.4),
+    0.6: (78.9, 79.1),
+    0.5: (78.5, 78.4),
+}
+
+# ToMe (Bolya et al., ICLR 2023), V100: model, kind, (embed_dim, depth, patch size,
+# pixels), r, acc1 and img/s of the dense model, acc1 and img/s with r. Some models
+# share their shapes with others. "MAE, public": without proportional attention.
+_SHELF, _TRAINED = "off-the-shelf", "trained"
+TOME = (
+    ("ViT-S/16 (AugReg)", _SHELF, (384, 12, 16, 224), 13, 81.41, 953, 79.30, 1564),
+    ("ViT-B/16 (AugReg)", _SHELF, (768, 12, 16, 224), 13, 84.57, 309, 82.60, 511),
+    ("ViT-L/16 (AugReg)", _SHELF, (1024, 24, 16, 224), 7, 85.82, 95, 84.26, 167),
+    ("ViT-L/16 @384", _SHELF, (1024, 24, 16, 384), 23, 86.92, 28, 86.14, 56),
+    ("ViT-B/16 @384 (SWAG)", _SHELF, (768, 12, 16, 384), 45, 85.30, 85.7, 84.59, 167.7),
+    ("ViT-L/16 @512 (SWAG)", _SHELF, (1024, 24, 16, 512), 40, 88.06, 12.8, 87.80, 26.3),
+    ("ViT-H/14 @518 (SWAG)", _SHELF, (1280, 32, 14, 518), 40, 88.55, 4.7, 88.25, 9.8),
+    ("ViT-L/16 (MAE, public)", _SHELF, (1024, 24, 16, 224), 8, 85.96, 93, 84.22, 183),
+    ("ViT-B/16 (MAE)", _TRAINED, (768, 12, 16, 224), 16, 83.62, 309, 81.91, 603),
+    ("ViT-L/16 (MAE)", _TRAINED, (1024, 24, 16, 224), 8, 85.66, 93, 85.09, 183),
+    ("ViT-H/14 (MAE)", _TRAINED, (1280, 32, 14, 224), 7, 86.88, 35, 86.46, 63),
+    ("DeiT-S", _TRAINED, (384, 12, 16, 224), 13, 79.8, 930, 79.36, 1550),
+    ("DeiT-S", _TRAINED, (384, 12, 16, 224), 8, 79.8, 930, 79.7, None),
+    ("DeiT-S", _TRAINED, (384, 12, 16, 224), 16, 79.8, 930, 79.1, None),
+    ("DeiT-Ti", _TRAINED, (192, 12, 16, 224), 13, 71.8, 2558, 71.27, 3980),
+    ("DeiT-Ti", _TRAINED, (192, 12, 16, 224), 8, 71.8, 2558, 71.7, None),
+    ("DeiT-Ti", _TRAINED, (192, 12, 16, 224), 12, 71.8, 2558, 71.4, None),
+    ("DeiT-Ti", _TRAINED, (192, 12, 16, 224), 16, 71.8, 2558, 70.7, None),
+)
+
+# Speeds on one RTX 3090, times that of DeiT-S (ImagePiece, from its tables' img/s).
+THROUGHPUT = {
+    "dynamicvit": 1.486,
+    "spvit": 1.471,
+    "evit": 1.496,
+    "tome": 1.504,
+    "token_learner": 1.481,
+    "token_pooling": 1.411,
+    "imagepiece": 1.538,
+    "imagepiece_merge_only": 1.537,
+    "imagepiece_fast": 1.923,
+    "imagepiece_dynamicvit": 1.524,
+    "imagepiece_tome": 1.532,
+}

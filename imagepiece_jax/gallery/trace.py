@@ -1,0 +1,152 @@
+"""What became of every patch, and what did the class token look at, block by block?
+
+One forward pass tells both: reductions report their decisions, and the attention of
+every block is asked for the class token's row, whatever its reducer needs.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from imagepiece_jax.data import mix
+from imagepiece_jax.models.block import Block
+from imagepiece_jax.reduction.tokens import DROPPED, Mixing, compose
+
+BATCH = 8  # images at a time; the last ones are filled up, so one program does
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """What the reduction at one block made of the patches of B images.
+
+    site: "mid", between attention and MLP of the block, or "pre", before it.
+    source: [B, n0] int32 token that holds each patch, or DROPPED, and sizes: [B, n_out]
+    int32 patches of each token; of a soft reduction (TokenLearner) they are None, and
+    weights: [B, n_out, n0] float32 is how much of each patch a token took.
+    attention: [B, m] float32, class attention (mean over heads) in the last block
+    before the step, of the tokens that `attended` [B, n0] places on the patches; None
+    where there is no block before, or no class token.
+    """
+
+    block: int
+    site: str
+    tokens: int
+    source: np.ndarray | None = None
+    sizes: np.ndarray | None = None
+    weights: np.ndarray | None = None
+    attention: np.ndarray | None = None
+    attended: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """The stages of one model on B images, and where they ended.
+
+    grid: (height, width) in patches; depth: blocks; tokens: image tokens at the end;
+    top: [B] int32 likeliest class, confidence: [B] float32 its probability; attention,
+    attended: as of a Stage, in the last block (None after a soft reduction).
+    """
+
+    grid: tuple[int, int]
+    depth: int
+    stages: tuple[Stage, ...]
+    tokens: int
+    top: np.ndarray
+    confidence: np.ndarray
+    attention: np.ndarray | None = None
+    attended: np.ndarray | None = None
+
+
+def trace(model, variables, images):
+    """The Trace of uint8 images [B, S, S, 3].
+
+    It ends at the first soft reduction: its tokens overlap, and later ones have no
+    place on the image. `model` has plain kernels, and its plan is not that of masked
+    training.
+    """
+    decided, attention, top, confidence = _in_batches(model, variables, images)
+    side = images.shape[1] // model.patch_size
+    source = np.tile(np.arange(side * side, dtype=np.int32), (len(images), 1))
+    stages, looks, decided = [], [(None, None)], iter(decided)
+    for block, layer in enumerate(model.plan):
+        site = layer.step.site if layer.counts else None
+        if site == "pre":
+            stages.append(_stage(block, site, next(decided), source, looks[-1]))
+            source = stages[-1].source
+        if source is None:
+            looks.append((None, None))
+            break
+        looks.append((attention[block], source) if attention else (None, None))
+        if site == "mid":
+            stages.append(_stage(block, site, next(decided), source, looks[-1]))
+            source = stages[-1].source
+    tokens = model.plan[-1].mlp_tokens - int(model.class_token)
+    ended = (tuple(stages), tokens, top, confidence, *looks[-1])
+    return Trace((side, side), len(model.plan), *ended)
+
+
+def _stage(block, site, decision, source, look):
+    """The Stage after `decision`: a slot map [B, n] or a matrix [B, n_out, n]."""
+    if decision.ndim == 3:
+        # A token gives what is taken of it in equal parts, from each of its patches.
+        at = np.maximum(source, 0)[:, None]
+        shared = (source[:, :, None] == source[:, None, :]).sum(axis=2)
+        part = (source != DROPPED) / np.maximum(shared, 1)
+        weights = np.take_along_axis(decision, at, axis=2) * part[:, None]
+        kept = {"weights": weights.astype(np.float32)}
+        return Stage(block, site, decision.shape[1], **kept, **_look(look))
+    source = np.asarray(compose(decision, source))
+    tokens = int(decision.max()) + 1
+    sizes = (source[:, :, None] == np.arange(tokens)).sum(axis=1, dtype=np.int32)
+    return Stage(block, site, tokens, source, sizes, **_look(look))
+
+
+def _look(look):
+    return dict(zip(("attention", "attended"), look, strict=True))
+
+
+def _in_batches(model, variables, images):
+    """`_run` of all images, BATCH at a time, as NumPy arrays."""
+    parts = []
+    for start in range(0, len(images), BATCH):
+        part = images[start : start + BATCH]
+        missing = min(BATCH, len(images)) - len(part)
+        part = np.concatenate([part, np.repeat(part[:1], missing, axis=0)])
+        parts.append(jax.device_get(_run(variables, part, model)))
+    together = jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
+    return jax.tree.map(lambda rows: rows[: len(images)], together)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _run(variables, images, model):
+    """(decisions up to the first soft one, class attention a block, top, confidence).
+
+    A decision is a slot map [B, n] or, where it is soft, a matrix [B, n_out, n].
+    """
+    attention = []
+
+    def ask(attend, args, kwargs, context):
+        """Ask the attention of each block for the class token's row, too."""
+        if context.method_name != "attend" or not isinstance(context.module, Block):
+            return attend(*args, **kwargs)
+        kwargs = kwargs | {"needs": kwargs["needs"] | {"cls_attn"}}
+        x, taps = attend(*args, **kwargs)
+        attention.append(taps.cls_attn)
+        return x, taps
+
+    listen = ask if model.class_token else (lambda call, args, kw, _: call(*args, **kw))
+    with nn.intercept_methods(listen):
+        outputs = model.apply(variables, mix.normalise(images))
+    decisions = []
+    for result in outputs.results:
+        if isinstance(result, Mixing):
+            decisions.append(result.matrix)
+            break
+        decisions.append(result.dest)
+    odds = jax.nn.softmax(outputs.logits)
+    top = jnp.argmax(odds, axis=-1).astype(jnp.int32)
+    return decisions, attention, top, jnp.max(odds, axis=-1)

@@ -1,0 +1,52 @@
+"""A tiny model on digits; four blocks, the fewest that ImagePiece's schedule takes."""
+
+import numpy as np
+
+from imagepiece_jax.experiments import subjects
+from imagepiece_jax.experiments.images import Images
+from imagepiece_jax.experiments.lab import Lab
+from imagepiece_jax.experiments.runner import Points
+from imagepiece_jax.measure.clock import Rules
+from imagepiece_jax.models import convert, summary, zoo
+from tests.models.tiny import fill
+
+SIZE = {"patch_size": 2, "embed_dim": 8, "depth": 4, "num_heads": 2}
+FIELDS = {
+    "name": "vit_mini",
+    "image_size": 16,
+    "num_classes": 10,
+    "stem": "patch",
+    "gelu": "exact",
+    "class_token": True,
+    "mlp_ratio": 2.0,
+    "dtype": "float32",
+    **SIZE,
+}
+
+
+def subject(folder, seed=0):
+    """The Subject of random weights, as a file that a dense model fits."""
+    model = zoo.create_model(**FIELDS)
+    variables = fill(summary.shapes(model, 16), seed)
+    path = folder / f"tiny{seed}.npz"
+    np.savez(path, **convert.to_timm(variables))
+    return subjects.Subject(path, FIELDS, subjects.completed(None), seed)
+
+
+def images(count=24):
+    """Some of the digits that training never sees."""
+    options = {"resize": "none", "batch_size": 12, "workers": 0}
+    return Images.open("digits", 10, 16, limit=count, **options)
+
+
+def lab(folder, **fields):
+    """A Lab of the tiny model, without a clock."""
+    given = {
+        "points": Points(folder),
+        "images": images(),
+        "out": folder,
+        "rules": Rules(2, 1, 0.0),
+        "timed": False,
+        "options": {"mask_fill": "mean", "mask_grid": False},
+    }
+    return Lab(**(given | fields))

@@ -1,0 +1,122 @@
+"""The command: what it refuses in a sentence, and one experiment from end to end."""
+
+import importlib
+import json
+
+import grain  # noqa: F401  its flags must not first be defined inside of a call
+import numpy as np
+import pytest
+
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.experiments import __main__ as command
+from tests.command import call, sentence
+from tests.experiments import small_lab
+
+MODEL = [
+    *("--config", "configs/quickstart.py", "--config.model.stem=patch"),
+    *(f"--config.model.{name}={value}" for name, value in small_lab.SIZE.items()),
+    *("--config.model.mlp_ratio=2", "--config.reduction.merge_blocks=(0,)"),
+    "--config.reduction.prune_blocks=(2,)",
+]
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    """Flags that fit the tiny weights."""
+    made = small_lab.subject(tmp_path_factory.mktemp("weights"))
+    few = ("--subset", 20, "--eval_batch_size", 10, "--nospeed")
+    return [*MODEL, "--data", "digits", "--weights", made.path, *few]
+
+
+def test_every_name_is_a_file_with_a_run():
+    for name in (*command.NAMES, "search"):
+        module = f"imagepiece_jax.experiments.{name.replace('-', '_')}"
+        assert callable(importlib.import_module(module).run)
+    assert set(command.TRAINS) <= set(command.NAMES)
+
+
+@pytest.mark.parametrize(
+    "given, told",
+    [
+        ([], "NAME is missing; allowed is one of table1, table2"),
+        (["table9"], "NAME is table9; allowed is one of"),
+        (["table1", "table2"], "NAME is table1 table2; allowed is one"),
+        (["table1"], "--data is missing"),
+        (["table1", "--data", "digits"], "--weights is missing"),
+        (["table1", "--data", "digits", "--small"], "--weights is missing"),
+        (
+            ["search", "--data=digits", "--budget=2"],
+            "--budget is 2; allowed are shares",
+        ),
+        (["search", "--data=digits", "--budget=x"], "--budget is 'x'; allowed are num"),
+        (["table1", "--data=digits", "--seeds=-1"], "--seeds is '-1'; allowed are num"),
+        (["throughput", "--batch_sizes=0"], "--batch_size is '0'"),
+        (["table1", "--data=digits", "--runs=none"], "--runs none holds no run"),
+    ],
+)
+def test_mistakes_are_told_in_a_sentence(tmp_path, given, told):
+    assert told in sentence(call(command.main, *given, "--out", tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    "given, told",
+    [
+        (["table1", "--small", "--runs=x"], "--runs and --small are both given"),
+        (["search", "--metric=ms"], "--metric ms is of the clock; allowed"),
+        (["table3", "--small"], "--small: table3 trains nothing; allowed are table1"),
+    ],
+)
+def test_forms_that_do_not_fit_are_told(tmp_path, words, given, told):
+    ended = call(command.main, *given, *words, "--out", tmp_path / "out")
+    assert told in sentence(ended)
+
+
+@pytest.mark.slow
+def test_all_says_what_it_leaves_out_and_measures_nothing_twice(tmp_path, words):
+    """At four blocks EViT's default blocks do not exist; overlap has no such row."""
+    names = ("overlap", "evit-table")
+    patched = pytest.MonkeyPatch()
+    with patched.context() as patch:
+        patch.setattr(command, "NAMES", names)
+        first = call(command.main, "all", *words, "--out", tmp_path)
+        before = (tmp_path / "points.jsonl").read_text()
+        second = call(command.main, *words, "all", "--out", tmp_path)
+    assert first.status == second.status == 0, (first, second)
+    assert "evit-table is left out: config.reduction has a step at block" in first.out
+    assert (tmp_path / "points.jsonl").read_text() == before
+    page = (tmp_path / "overlap.md").read_text()
+    assert page in first.out and page in second.out
+    assert "0.0 [0.0, 0.0] | 0.0 [0.0, 0.0]" in page  # ImagePiece's
+    assert page in (tmp_path / "results.md").read_text()
+    kinds = [json.loads(line)["experiment"] for line in before.splitlines()]
+    assert kinds.count("overlap") == 2
+    again = call(command.main, "overlap", *words, "--out", tmp_path, "--again")
+    lines = (tmp_path / "points.jsonl").read_text().splitlines()
+    assert again.status == 0 and len(lines) == len(kinds) + 2
+    old, new = (json.loads(lines[i])["result"] for i in (0, -2))
+    assert np.allclose(old["src 30"], new["src 30"])
+
+
+def test_one_experiment_alone_ends_with_its_mistake(tmp_path, words):
+    ended = call(command.main, "evit-table", *words, "--out", tmp_path)
+    assert "config.reduction has a step at block" in sentence(ended)
+
+
+def test_runs_of_different_data_sets_are_a_mistake(monkeypatch):
+    from imagepiece_jax.experiments import subjects
+
+    made = [
+        subjects.Subject(None, {"num_classes": classes, "image_size": 16}, {})
+        for classes in (10, 11)
+    ]
+    with pytest.raises(InputError, match="models of different classes or image sizes"):
+        call_images(command, made)
+
+
+def call_images(module, models):
+    """`_images` with the flags at their defaults."""
+    from absl import flags
+
+    flags.FLAGS.unparse_flags()
+    flags.FLAGS(["test"])
+    return module._images(None, tuple(models), None)

@@ -1,0 +1,164 @@
+"""Masks that are the same for all, lie inside the image, and only ever take away."""
+
+import types
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagepiece_jax.data import mix
+from imagepiece_jax.experiments import masking, statistics
+from imagepiece_jax.experiments.compare import DENSE
+from imagepiece_jax.experiments.lab import Answers
+from imagepiece_jax.experiments.masking import SIDE, corners_of, cover
+from imagepiece_jax.experiments.published import MASKS
+
+INDEX = np.array([[3, 0, 7]])
+
+
+@pytest.mark.parametrize("grid", [False, True])
+def test_squares_depend_on_seed_and_image_alone(grid):
+    whole = corners_of(INDEX, 50, 1, 224, grid)
+    assert whole.shape == (1, 3, 50, 2)
+    alone = corners_of(np.array([7]), 50, 1, 224, grid)
+    assert (alone[0] == whole[0, 2]).all()
+    for other in (corners_of(INDEX, 50, 2, 224, grid), np.roll(whole, 1, axis=1)):
+        assert (other != whole).any()
+
+
+@pytest.mark.parametrize("grid", [False, True])
+def test_more_squares_are_the_fewer_and_others(grid):
+    most = corners_of(INDEX, 50, 0, 224, grid)
+    for count in MASKS:
+        assert (corners_of(INDEX, count, 0, 224, grid) == most[..., :count, :]).all()
+
+
+def test_squares_lie_anywhere_inside():
+    corners = corners_of(np.arange(400), 50, 0, 224)
+    assert corners.min() == 0 and corners.max() == 224 - SIDE
+    counts = np.bincount(corners.ravel(), minlength=209)
+    assert counts.min() > 0.6 * counts.mean()  # 40,000 draws of 209 places
+
+
+def test_squares_on_patches_are_all_different():
+    corners = corners_of(np.arange(5), 50, 0, 224, grid=True)
+    assert (corners % SIDE == 0).all() and corners.max() <= 208
+    for image in corners:
+        assert len({tuple(corner) for corner in image}) == 50
+
+
+@pytest.mark.parametrize("fill", masking.FILLS)
+def test_cover_is_a_slow_loop_over_squares(fill):
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(2, 40, 40, 3)).astype(np.float32)
+    corners = np.array([[[0, 24], [10, 3]], [[24, 24], [-SIDE, -SIDE]]], np.int32)
+    batch = {"corners": jnp.asarray(corners), "index": jnp.asarray([4, 9])}
+    found = np.asarray(cover(jnp.asarray(images), batch, fill))
+    covered = np.zeros((2, 40, 40), bool)
+    for image, squares in enumerate(corners):
+        for row, column in squares[squares[:, 0] >= 0].reshape(-1, 2):
+            covered[image, row : row + SIDE, column : column + SIDE] = True
+    assert (found[~covered] == images[~covered]).all()
+    black = (np.zeros(3) - mix.MEAN) / np.array(mix.STD)
+    if fill == "noise":
+        assert abs(found[covered].mean()) < 0.1 and abs(found[covered].std() - 1) < 0.1
+        assert (found[0][covered[0]][:9] != found[1][covered[1]][:9]).any()
+    else:
+        expected = {"mean": np.zeros(3), "black": black}[fill]
+        shown = np.broadcast_to(expected, found[covered].shape)
+        np.testing.assert_allclose(found[covered], shown, rtol=1e-5)
+
+
+class Brightness:
+    """A model that is right while enough of a white image is to be seen.
+
+    Of the labels, 0 .. 9, label k needs k tenths of it.
+    """
+
+    def apply(self, variables, images, keys):
+        white = (1 - mix.MEAN[0]) / mix.STD[0]
+        seen = jnp.mean((images[..., 0] > 0.5 * white).astype(jnp.float32), axis=(1, 2))
+        needed = jnp.arange(10.0)[None] / 10
+        enough = seen[:, None] >= needed
+        return types.SimpleNamespace(logits=jnp.where(enough, needed + 1, 0.0))
+
+
+def test_accuracy_falls_with_every_mask_of_a_model_that_counts_pixels(tmp_path):
+    """Nested masks: an image that was wrong behind fewer is wrong behind more."""
+    from imagepiece_jax.experiments import forward
+    from imagepiece_jax.training import parallel
+
+    index = np.arange(12)[None]
+    batch = {
+        "image": np.full((1, 12, 224, 224, 3), 255, np.uint8),
+        "label": np.full((1, 12), 9, np.int32),
+        "mask": np.ones((1, 12), np.float32),
+        "index": index.astype(np.int32),
+    }
+    step = forward.compiled(Brightness(), forward.answers, cover)
+    variables, found = parallel.replicate({}), []
+    for count in (0, *MASKS):
+        corners = corners_of(index, count, 0, 224)
+        spare = ((0, 0), (0, 0), (0, 50 - count), (0, 0))
+        corners = np.pad(corners, spare, constant_values=-SIDE)
+        one = batch | {"corners": corners}
+        found.append(forward.each_image(step, variables, [one])["right"])
+    found = np.stack(found)
+    assert (np.diff(found.astype(int), axis=0) <= 0).all()
+    assert found[0].all() and 0 < found[4].sum() < 12 and not found[-1].any()
+
+
+class Twenty:
+    """A set of twenty images."""
+
+    name, image_size = "made up", 224
+
+    def __len__(self):
+        return 20
+
+
+class FakeLab:
+    """Answers that are made up: right for images 0 .. 17 - masks / 5."""
+
+    images, small, trained, timed = Twenty(), None, (), False
+    options = {"mask_fill": "black", "mask_grid": True}
+
+    def __init__(self, out):
+        self.out, self.asked = out, []
+
+    def one(self):
+        lacking = ("dynamicvit",)
+        return types.SimpleNamespace(
+            stem="patch", untrained=lambda reduction: reduction["name"] in lacking
+        )
+
+    def answers(self, subject, reduction):
+        return self._told(0)
+
+    def altered(self, subject, reduction, alteration, alter, prepare):
+        batch = {"image": np.zeros((1, 3, 224, 224, 3), np.uint8), "index": INDEX}
+        self.asked.append((reduction["name"], alteration, prepare(batch)["corners"]))
+        return self._told(alteration["masks"])
+
+    def _told(self, count):
+        told = Answers.__new__(Answers)
+        told.right = np.arange(20) < 18 - count // 5
+        return told
+
+
+def test_all_methods_are_shown_the_same_masks(tmp_path):
+    lab = FakeLab(tmp_path)
+    masking.run(lab)
+    by_method = {}
+    for name, alteration, corners in lab.asked:
+        assert alteration["fill"] == "black" and alteration["grid"] is True
+        by_method.setdefault(name, []).append((str(alteration), corners.tobytes()))
+    dense = by_method.pop(DENSE.reduction["name"])
+    assert len(dense) == 18 and set(by_method) == {"evit", "tome", "imagepiece"}
+    assert all(shown == dense for shown in by_method.values())
+    page = (tmp_path / "masking.md").read_text()
+    assert "| DeiT | acc1, % (ImageNet-1k, published) |  | 79.05 |" in page
+    whole = statistics.text(statistics.proportion(np.arange(20) < 18))
+    assert f"| DeiT | acc1, % (measured) | {whole} |" not in page  # three mask seeds
+    assert "| DeiT | acc1, % (measured) | 90.0 [" in page
+    assert (tmp_path / "masking.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,181 @@
+"""Half of the images choose, the other half report; budgets hold; configs load."""
+
+import numpy as np
+import pytest
+
+from configs import base
+from imagepiece_jax import config_files
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.experiments import search, search_space, subjects
+from imagepiece_jax.training import checks, setup
+from tests.experiments import small_lab
+
+
+def test_halves_share_no_image_and_leave_none_out():
+    choosing, reporting = search.halves(101)
+    assert len(choosing) == 50 and len(reporting) == 51
+    assert sorted([*choosing, *reporting]) == list(range(101))
+    assert search.halves(101)[0].tolist() == choosing.tolist()
+    # The first few are from everywhere, as a set may be sorted by class.
+    assert max(search.halves(1000)[0][:20]) > 800
+    with pytest.raises(InputError, match="16 images or more; found 15"):
+        search.halves(15)
+
+
+def test_halving_spends_more_images_on_fewer_candidates():
+    """27 candidates whose score is their number: 27 on an eighth, 9 on half, 3 left."""
+    asked = []
+
+    def score(candidate, places):
+        asked.append((candidate, len(places)))
+        return candidate
+
+    left = search.halving(list(range(27)), np.arange(80), score)
+    assert left == [26, 25, 24]
+    assert [sum(size == n for _, size in asked) for n in (10, 40, 80)] == [27, 9, 0]
+    assert {c for c, size in asked if size == 40} == set(range(18, 27))
+
+
+def slow_frontier(points):
+    kept = []
+    for i, (cost, accuracy) in enumerate(points):
+        beaten = False
+        for j, (c, a) in enumerate(points):
+            if j != i and c <= cost and a >= accuracy and (c, a) != (cost, accuracy):
+                beaten = True
+        kept.append(not beaten)
+    return kept
+
+
+def test_frontier_is_that_of_a_slow_loop():
+    rng = np.random.default_rng(0)
+    points = [tuple(p) for p in rng.integers(0, 6, (40, 2)).tolist()]
+    found = search.frontier(points)
+    assert found == slow_frontier(points) and 0 < sum(found) < 40
+    assert search.frontier([(1, 5), (2, 6), (2, 5), (3, 6)]) == [
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
+@pytest.fixture(scope="module")
+def subject(tmp_path_factory):
+    return small_lab.subject(tmp_path_factory.mktemp("weights"))
+
+
+def test_candidates_use_their_budget_and_no_more(subject):
+    limit = 0.6 * subject.gmacs(subjects.DENSE)
+    found = search.fitted(subject, limit)
+    costs = [subject.gmacs(candidate.reduction) for candidate in found]
+    assert all(0.9 * limit <= cost <= limit for cost in costs)
+    assert len(found) > 20 and any(candidate.known for candidate in found)
+    kept = [str(subjects.completed(c.reduction)) for c in found]
+    assert len(set(kept)) == len(kept)
+    few = search.fitted(subject, limit, 3)
+    assert sum(not candidate.known for candidate in few) == 3
+
+
+def test_windows_of_tome_merge_in_their_blocks_alone():
+    rates = search_space.rates({"name": "tome", "blocks": (1, 3)}, 4)
+    assert rates[4] == {"name": "tome", "r_list": (0, 5, 5)}
+
+
+@pytest.fixture
+def few_shapes(monkeypatch):
+    """A published form that is good where it is chosen, and one that is not."""
+    shapes = ({"name": "tome"}, {"name": "random", "blocks": (1, 2)})
+    monkeypatch.setattr(search_space, "PUBLISHED", shapes)
+    others = [{"name": "evit", "blocks": (1, 2)}]
+    monkeypatch.setattr(search_space, "shapes", lambda depth: others)
+
+
+class FakeAnswers(dict):
+    right = None
+
+
+def fake_lab(folder, subject, metric="gmacs", ratio=2.5):
+    """A Lab whose answers are made up: on the choosing half evit is right throughout,
+    on the reporting half it never is; the others the other way round."""
+    lab = small_lab.lab(folder, subject=subject)
+    lab.options.update(
+        metric=metric, candidates=9, budgets=[0.6], base_config=base.get_config()
+    )
+    choosing = set(search.halves(24)[0].tolist())
+
+    def answers(subject, reduction, images=None):
+        indices = lab.images.source.indices
+        places = np.flatnonzero(np.isin(indices, indices[images.source.indices]))
+        chose = np.isin(places, list(choosing))
+        assert chose.all() or not chose.any()  # never both halves at once
+        best = reduction["name"] == "evit"
+        told = FakeAnswers(
+            acc1=100.0 * (best == chose.all()), probability=float(best == chose.all())
+        )
+        told |= {"gmacs": subject.gmacs(reduction), "tokens": 9}
+        told = FakeAnswers(told)
+        told.right = np.full(len(images), best == chose.all())
+        told.accuracy = (told["acc1"], told["acc1"], told["acc1"])
+        return told
+
+    object.__setattr__(lab, "answers", answers)
+    object.__setattr__(lab, "speed", lambda subject, reduction: {"ratio": ratio})
+    return lab
+
+
+def test_what_chose_is_never_reported(tmp_path, subject, few_shapes, monkeypatch):
+    """The winner is best on the choosing half; its page shows that it is worst."""
+    monkeypatch.setattr("imagepiece_jax.experiments.statistics.text", lambda e: e[0])
+    lab = fake_lab(tmp_path, subject)
+    search.run(lab)
+    lab.points.close()
+    page = (tmp_path / "search_gmacs.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| ")][2:]
+    assert rows[0].startswith("| evit ") and "| 0.0 |" in rows[0].replace("| yes", "")
+    assert sum("| 100.0 |" in row for row in rows) == 2
+    assert "Winner: evit" in page and "-100.0 [" in page
+    assert "12 of 24 images of digits" in page
+
+
+def test_finalists_that_are_too_slow_take_lower_rates(tmp_path, subject, few_shapes):
+    lab = fake_lab(tmp_path, subject, "ms")
+    limit = 0.6 * subject.gmacs(subjects.DENSE)
+    finalists = search.fitted(subject, limit)
+    asked = []
+
+    def speed(subject, reduction):  # by MACs, and a fifth slower
+        asked.append(reduction["name"])
+        cost = subject.gmacs(reduction) / subject.gmacs(subjects.DENSE)
+        return {"ratio": 0.8 / cost}
+
+    object.__setattr__(lab, "speed", speed)
+    found = search._within_time(lab, subject, finalists, 0.6)
+    dense = subject.gmacs(subjects.DENSE)
+    assert len(found) == len(finalists) and len(asked) > len(finalists)
+    assert all(subject.gmacs(c.reduction) <= 0.48 * dense for c in found)
+    object.__setattr__(lab, "speed", lambda *_: {"ratio": 0.1})
+    with pytest.raises(InputError, match="no finalist is that fast"):
+        search._within_time(lab, subject, finalists, 0.6)
+    lab.points.close()
+
+
+def test_a_budget_that_nothing_fits_is_a_mistake(tmp_path, subject):
+    lab = fake_lab(tmp_path, subject)
+    lab.options["budgets"] = [0.01]
+    with pytest.raises(InputError, match="--budget 0.01: no published reduction fits"):
+        search.run(lab)
+    lab.points.close()
+
+
+def test_the_winners_config_makes_its_model(tmp_path, subject):
+    lab = fake_lab(tmp_path, subject)
+    lab.points.close()
+    reduction = {"name": "tome", "r_list": (0, 5, 5), "prop_attn": False}
+    path = tmp_path / "search_gmacs_0.5.py"
+    search.write_config(path, lab, subject, reduction)
+    config = config_files.load(path)
+    checks.check(config)
+    assert setup.model(config) == subject.model(reduction)
+    assert config.data.name == "digits" and config.data.resize == "none"
+    config_files.override(config, "data.workers", "0")
