@@ -6,8 +6,8 @@ python -m imagepiece_jax.check_kernels --config configs/deit_ti_imagepiece.py \\
 
 Random queries, keys and tokens; with --config and --weights also those of a model, at
 every reduction of its plan, on the images of a set. One table: how many images were
-decided differently, and the largest gap, in float32 ulp, of what was compared there. The
-exit status is 1 if one of them is no near tie, or if they are 1 % or more.
+decided differently, and the largest gap, in float32 ulp, of what was compared there.
+The exit status is 1 if one of them is no near tie, or if they are 1 % or more.
 """
 
 import jax
@@ -41,7 +41,7 @@ def main():
     device = jax.local_devices()[0]
     if lacking := fused.obstacle(device.platform):
         raise RunError(f"there is no fused reduction to check here: it needs {lacking}")
-    print(f"on {device.device_kind}; gaps in float32 ulp, errors in units in last place")
+    print(f"on {device.device_kind}; gaps in float32 ulp, errors in last places")
     print("| inputs | dtype | rule | images | differ | largest gap | error | |")
     print("|---|---|---|---|---|---|---|---|")
     agree = [*_check_random(IMAGES.value)]
@@ -133,7 +133,8 @@ def _taken(model, variables, images):
     """[(query, key, x, size)] of the blocks that reduce behind their attention."""
 
     def wanted(module, method):
-        return method == "attend" or (method == "__call__" and module.name in ("q", "k"))
+        projects = method == "__call__" and module.name in ("q", "k")
+        return projects or method == "attend"
 
     outputs, seen = model.apply(
         variables, images, capture_intermediates=wanted, mutable=["intermediates"]

@@ -51,6 +51,7 @@ def optimize(
     dtype="bfloat16",
     gelu=None,
     attention="auto",
+    kernels=None,
     pixels=False,
     device=None,
     compiler_options=None,
@@ -64,6 +65,8 @@ def optimize(
     end in it. It is another function: DeiT-Ti, trained with the exact one, changes by
     -0.1 +- 0.2 points of acc1 (float32, 1,000 photographs, 95 %, paired).
     attention: "auto", "xla" or "cudnn", as config.model.attention.
+    kernels: of the reductions, "plain", "fused" or "auto", as config.model.kernels;
+    None: as the model was made.
     pixels: the program takes uint8 images and normalises them itself, which saves three
     quarters of the copy to the device.
     device: one of jax.devices(); None is the first.
@@ -94,7 +97,13 @@ def optimize(
     head_dim = fast.embed_dim // fast.num_heads
     if attention == "auto" and device.platform != "gpu":  # which need not be the first
         attention = "xla"
-    fast = fast.clone(backend=resolve_backend(attention, dtype, head_dim))
+    kernels = kernels or ("fused" if model.kernels else "plain")
+    fast = fast.clone(
+        backend=resolve_backend(attention, dtype, head_dim),
+        kernels=zoo.resolve_kernels(
+            kernels, fast.plan, fast.embed_dim, head_dim, dtype, int(fast.class_token)
+        ),
+    )
     weights = jax.device_put(weights, device)
     images = jax.ShapeDtypeStruct(
         (batch_size, side, side, 3),

@@ -29,6 +29,7 @@ INSTALLED_AS = {
 NOT_IMPORTED = {"flatbuffers", "importlib_resources"}
 # Imported where they are installed, by an extra, and done without elsewhere.
 OPTIONAL = {"timm"}
+SOURCES = (".py", ".h", ".cc", ".cu")  # kernels are compiled where they are used
 
 
 def requirements(name):
@@ -109,10 +110,11 @@ def test_the_package_can_be_built_and_is_whole(tmp_path):
     assert done.returncode == 0, done.stderr
     (wheel,) = (tmp_path / "wheels").glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        inside = {name for name in archive.namelist() if name.endswith(".py")}
+        inside = {name for name in archive.namelist() if name.endswith(SOURCES)}
         (metadata,) = (n for n in archive.namelist() if n.endswith("/METADATA"))
         lines = archive.read(metadata).decode().splitlines()
-    files = (ROOT / "imagepiece_jax").rglob("*.py")
+    files = (ROOT / "imagepiece_jax").rglob("*")
+    files = (file for file in files if file.name.endswith(SOURCES))
     assert inside == {str(pathlib.Path(file).relative_to(ROOT)) for file in files}
     assert f"Version: {PROJECT['version']}" in lines
     needed = [name_of(x[15:]) for x in lines if x.startswith("Requires-Dist: ")]

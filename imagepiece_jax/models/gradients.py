@@ -122,8 +122,8 @@ def _norm_backward(dtype, saved, gradient):
     along = jnp.mean(inner * unit, axis=-1, keepdims=True)
     d_x = factor * (inner - jnp.mean(inner, axis=-1, keepdims=True) - unit * along)
     tokens = tuple(range(x.ndim - 1))
-    d_scale = jnp.sum(gradient * unit, axis=tokens)
-    return d_x.astype(x.dtype), d_scale, jnp.sum(gradient, axis=tokens)
+    d_scale, d_bias = (jnp.sum(g, axis=tokens) for g in (gradient * unit, gradient))
+    return d_x.astype(x.dtype), d_scale.astype(scale.dtype), d_bias.astype(scale.dtype)
 
 
 layer_norm.defvjp(_norm_forward, _norm_backward)
