@@ -28,7 +28,8 @@ INSTALLED_AS = {
 # Needed by what we import, which does not say so itself.
 NOT_IMPORTED = {"flatbuffers", "importlib_resources"}
 # Imported where they are installed, by an extra, and done without elsewhere.
-OPTIONAL = {"timm"}
+OPTIONAL = {"timm", "torch"}
+LOCAL = {"imagepiece_jax", "configs", "scripts", "train"}
 SOURCES = (".py", ".h", ".cc", ".cu")  # kernels are compiled where they are used
 
 
@@ -52,7 +53,7 @@ def imported(*folders):
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 names.add(node.module)
     names = {name.partition(".")[0] for name in names}
-    return names - set(sys.stdlib_module_names) - {"imagepiece_jax", "configs", "train"}
+    return names - set(sys.stdlib_module_names) - LOCAL
 
 
 def test_requirements_are_what_the_package_imports():

@@ -3,7 +3,8 @@
 Each function does what class attention, a reducer of `reducers` and `moving.apply` do
 together, with the same decisions from the same scores, ties included. Where it runs
 (`obstacle`, `misfit`) it replaces a chain of small kernels; gradients are the plain
-version's. The code is the same for CPU and GPU: reduce.h.
+version's. The code is the same for CPU and GPU: reduce.h. Programs find the kernels of
+a platform once `obstacle` was asked about it.
 """
 
 import ctypes
