@@ -23,7 +23,9 @@ WEIGHTS = flags.DEFINE_string(
 DATA = flags.DEFINE_string(
     "data", None, "its images; default: config.data", allow_override=True
 )
-IMAGES = flags.DEFINE_integer("images", 10_000, "random images for each rule and dtype")
+RANDOM = flags.DEFINE_integer(
+    "random", 10_000, "random images for each rule and dtype", lower_bound=1
+)
 DTYPES = ("float32", "bfloat16")
 BATCH = 256
 # Tokens, heads and head width of the random inputs: the first step of DeiT-S, and odd
@@ -32,8 +34,6 @@ SHAPES = ((196, 6, 64), (121, 3, 64))
 
 
 def main():
-    if IMAGES.value < 1:
-        raise InputError(f"--images is {IMAGES.value}; allowed are 1 and more")
     if (CONFIG.value is None) != (WEIGHTS.value is None):
         raise InputError("real inputs need both --config and --weights, or neither")
     from imagepiece_jax.reduction.kernels import fused
@@ -44,7 +44,7 @@ def main():
     print(f"on {device.device_kind}; gaps in float32 ulp, errors in last places")
     print("| inputs | dtype | rule | images | differ | largest gap | error | |")
     print("|---|---|---|---|---|---|---|---|")
-    agree = [*_check_random(IMAGES.value)]
+    agree = [*_check_random(RANDOM.value)]
     if CONFIG.value is not None:
         agree += _check_real(CONFIG.value, WEIGHTS.value, DATA.value)
     if not all(agree):

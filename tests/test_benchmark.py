@@ -32,7 +32,9 @@ class Mean:
 
     compile_seconds = 1.0
 
-    def __init__(self, model, variables, *, batch_size, pixels, dtype, attention):
+    def __init__(
+        self, model, variables, *, batch_size, pixels, dtype, attention, kernels
+    ):
         self.model, self.seen = model, []
         shape = (batch_size, 16, 16, 3)
         images = jax.ShapeDtypeStruct(shape, "uint8" if pixels else dtype)
@@ -255,7 +257,7 @@ def test_mistakes_are_told_before_anything_is_measured(words, told, monkeypatch)
 
 
 def test_a_config_is_needed():
-    assert refused().startswith("--config is missing: a config file")
+    assert refused().startswith("--config is missing: ")
 
 
 def test_an_override_that_one_of_the_configs_lacks():

@@ -21,7 +21,7 @@ def small(monkeypatch):
 
 @needs_compiler
 def test_a_line_for_each_rule(small):
-    ended = call(check_kernels.main, "--images=5")
+    ended = call(check_kernels.main, "--random=5")
     assert (ended.status, ended.err) == (0, "")
     lines = ended.out.splitlines()[3:]
     assert [line.split(" | ")[2:5] for line in lines] == [
@@ -33,7 +33,7 @@ def test_a_line_for_each_rule(small):
 @needs_compiler
 def test_what_differs_ends_with_status_1(small, monkeypatch):
     monkeypatch.setattr(Comparison, "agrees", False)
-    ended = call(check_kernels.main, "--images=1")
+    ended = call(check_kernels.main, "--random=1")
     assert ended.status == 1 and "see the table" in ended.err
     assert ended.out.count("DIFFER") == 3
 
@@ -60,7 +60,7 @@ def test_no_kernels_end_with_status_1(monkeypatch):
 @pytest.mark.parametrize(
     "words, told",
     [
-        (["--images=0"], "--images is 0"),
+        (["--random=0"], "--random=0: 0 is not a positive integer"),
         (["--weights=a.npz"], "both --config and --weights"),
         (["--config=configs/deit_ti.py"], "both --config and --weights"),
     ],
