@@ -24,7 +24,10 @@ DATA = flags.DEFINE_string(
     "data", None, "its images; default: config.data", allow_override=True
 )
 RANDOM = flags.DEFINE_integer(
-    "random", 10_000, "random images for each rule and dtype", lower_bound=1
+    "random",
+    10_000,
+    "random images for each rule and dtype, in whole batches of 256",
+    lower_bound=1,
 )
 DTYPES = ("float32", "bfloat16")
 BATCH = 256

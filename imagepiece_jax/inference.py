@@ -16,6 +16,7 @@ import contextlib
 import math
 import pathlib
 import time
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import compiler, stems, summary, zoo
 from imagepiece_jax.models.attention import resolve_backend
 from imagepiece_jax.models.block import GELUS
+from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.program import Program
 
 # What layers compute in float32 whatever the dtype: casting would only lose digits.
@@ -160,6 +162,12 @@ def forward(model):
 
 def image_side(model, variables):
     """Pixels a side of the images that the position embeddings are for."""
+    if not isinstance(model, ViT) or not isinstance(variables, Mapping):
+        raise InputError(
+            f"model and variables are a {type(model).__name__} and a "
+            f"{type(variables).__name__}; allowed are a ViT and its variables, a dict, "
+            "such as load() returns"
+        )
     pos_embed = variables.get("params", {}).get("pos_embed")
     if pos_embed is None:
         raise InputError(

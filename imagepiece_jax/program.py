@@ -11,7 +11,7 @@ from flax import linen as nn
 from imagepiece_jax.errors import InputError
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Program:
     """A compiled model: `program(images)` gives logits.
 
@@ -81,6 +81,9 @@ class Program:
                 f"images is of type {images.dtype}; allowed are floats, normalised, or "
                 "uint8 for a program made with pixels=True"
             )
+
+    def __repr__(self):
+        return f"<Program: {self.describe()}>"
 
     def describe(self):
         """What it is, what it costs and how it was compiled, in a few lines."""

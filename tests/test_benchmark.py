@@ -226,7 +226,7 @@ def refused(*words):
         (["--batch_size=8,x"], "--batch_size is 'x'; allowed are whole numbers from"),
         (["--mode=fast"], "--mode is 'fast'; allowed are inference, copy, end_to_end"),
         (["--against=jax"], "--against is 'jax'; allowed are timm, tome"),
-        (["--device=gpu"], "--device is gpu, but JAX's device here is a cpu: allowed"),
+        (["--device=gpu"], "--device is gpu, but JAX finds no such device"),
         (["--kernels"], "--kernels goes with --compile-only h200"),
         (["--json=/no/such/a.json"], "--json /no/such/a.json cannot be written (No"),
         (["--plot=/no/such/a.png"], "--plot /no/such/a.png cannot be written (No su"),

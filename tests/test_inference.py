@@ -182,3 +182,12 @@ def test_a_program_for_pixels_refuses_floats(for_pixels):
     fast = for_pixels[2]
     with pytest.raises(InputError, match="type float32; allowed is uint8, because"):
         fast(tiny.images())
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_what_is_no_model_or_no_variables_is_told(swapped):
+    vit = tiny.model(None)
+    given = ({}, vit) if swapped else (vit, None)
+    told = "model and variables are a dict and a ViT" if swapped else "a ViT and a None"
+    with pytest.raises(InputError, match=told):
+        inference.optimize(*given, batch_size=1)

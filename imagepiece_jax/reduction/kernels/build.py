@@ -108,7 +108,11 @@ def _built(command, source):
                 os.replace(new, path)  # whole, whoever else builds it
         return ctypes.CDLL(str(path))
     except (OSError, subprocess.TimeoutExpired) as error:
-        return f"a library in {path.parent}, and there is none: {error}"
+        reason = error.strerror if isinstance(error, OSError) else "it takes too long"
+        return (
+            f"a library built in {path.parent}, a folder that XDG_CACHE_HOME can "
+            f"move ({reason or error})"
+        )
 
 
 def _complaint(done):
