@@ -28,9 +28,7 @@ from imagepiece_jax.measure import input_ways
 
 DATA = flags.DEFINE_string("data", None, "folder:PATH, csv:FILE or imagenet2012")
 DIR = flags.DEFINE_string("data_dir", None, "where imagenet2012 is prepared")
-IMAGES = flags.DEFINE_integer(
-    "images", 200, "how many, spread over the data set", 1, allow_override=True
-)
+IMAGES = flags.DEFINE_integer("images", 200, "how many, spread over the data set", 1)
 ROUNDS = flags.DEFINE_integer(
     "rounds", 5, "turns of every way: their median is told", 1
 )

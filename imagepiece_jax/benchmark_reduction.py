@@ -4,8 +4,9 @@ python -m imagepiece_jax.benchmark_reduction --batch 256 --dtype bfloat16
 
 By default the first step of DeiT-S on images of 224 pixels: 196 image tokens of width
 384. A program holds several reductions, one after the other, of different random
-inputs, so that what is timed is the device and not the launch. The floor is the time in
-which the device's copy rate moves keys, tokens and results once.
+inputs, so that what is timed is the device and not the launch. "Floor" is the time in
+which the device's copy rate moves keys, tokens and results once; what stays in a cache
+can be faster.
 """
 
 import dataclasses

@@ -6,8 +6,8 @@ python -m imagepiece_jax.check_kernels --config configs/deit_ti_imagepiece.py \\
 
 Random queries, keys and tokens; with --config and --weights also those of a model, at
 every reduction of its plan, on the images of a set. One table: how many images were
-decided differently, and the largest gap, in float32 ulp, of what was compared there. The
-exit status is 1 if one of them is no near tie, or if they are 1 % or more.
+decided differently, and the largest gap, in float32 ulp, of what was compared there.
+The exit status is 1 if one of them is no near tie, or if they are 1 % or more.
 """
 
 import jax
@@ -23,7 +23,12 @@ WEIGHTS = flags.DEFINE_string(
 DATA = flags.DEFINE_string(
     "data", None, "its images; default: config.data", allow_override=True
 )
-IMAGES = flags.DEFINE_integer("images", 10_000, "random images for each rule and dtype")
+RANDOM = flags.DEFINE_integer(
+    "random",
+    10_000,
+    "random images for each rule and dtype, in whole batches of 256",
+    lower_bound=1,
+)
 DTYPES = ("float32", "bfloat16")
 BATCH = 256
 # Tokens, heads and head width of the random inputs: the first step of DeiT-S, and odd
@@ -32,8 +37,6 @@ SHAPES = ((196, 6, 64), (121, 3, 64))
 
 
 def main():
-    if IMAGES.value < 1:
-        raise InputError(f"--images is {IMAGES.value}; allowed are 1 and more")
     if (CONFIG.value is None) != (WEIGHTS.value is None):
         raise InputError("real inputs need both --config and --weights, or neither")
     from imagepiece_jax.reduction.kernels import fused
@@ -41,10 +44,10 @@ def main():
     device = jax.local_devices()[0]
     if lacking := fused.obstacle(device.platform):
         raise RunError(f"there is no fused reduction to check here: it needs {lacking}")
-    print(f"on {device.device_kind}; gaps in float32 ulp, errors in units in last place")
+    print(f"on {device.device_kind}; gaps in float32 ulp, errors in last places")
     print("| inputs | dtype | rule | images | differ | largest gap | error | |")
     print("|---|---|---|---|---|---|---|---|")
-    agree = [*_check_random(IMAGES.value)]
+    agree = [*_check_random(RANDOM.value)]
     if CONFIG.value is not None:
         agree += _check_real(CONFIG.value, WEIGHTS.value, DATA.value)
     if not all(agree):
@@ -133,7 +136,8 @@ def _taken(model, variables, images):
     """[(query, key, x, size)] of the blocks that reduce behind their attention."""
 
     def wanted(module, method):
-        return method == "attend" or (method == "__call__" and module.name in ("q", "k"))
+        projects = method == "__call__" and module.name in ("q", "k")
+        return projects or method == "attend"
 
     outputs, seen = model.apply(
         variables, images, capture_intermediates=wanted, mutable=["intermediates"]

@@ -57,7 +57,7 @@ def main():
             "it: pip install flatbuffers"
         )
     checks.check(config)
-    config.model.attention = "xla"  # one program for both platforms
+    config.model.attention, config.model.kernels = "xla", "plain"  # run on both
     model = setup.model(config)
     variables = weights.load(
         path, summary.shapes(model, config.image_size), which=CHECKPOINT.value
@@ -84,7 +84,7 @@ def serialized(model, variables, image_size):
     """The bytes of `jax.export` of images [batch, S, S, 3] float32 -> logits.
 
     `batch` stays open; layers are of the model's dtype. `model` must have XLA's
-    attention, the only one of both platforms.
+    attention and plain reductions, which both platforms have.
     """
     import jax
 

@@ -5,17 +5,18 @@ stem's norms are folded into its convolutions, attention is the device's fastest
 the compiler gets the options under which it fuses best. Only `gelu="tanh"` is another
 function, and only where it is asked for.
 
-What was tried and left out, because the compiled program of an H200 is the same with
-it: folding layer norms' scale and bias into the next product (a norm is one kernel
-either way), scaling queries in advance (cuDNN takes the scale), joining class token and
-positions in advance (one kernel adds both). Images cannot be donated: no output has
-their size, so XLA refuses their memory.
+What is left out: folding layer norms' scale and bias into the next product (compiled
+for an H200 it is the same program: a norm is one kernel either way), scaling queries
+(cuDNN's attention does) and joining class token and positions in advance (one kernel
+adds both). Images cannot be donated: no output has their size, so XLA refuses their
+memory.
 """
 
 import contextlib
 import math
 import pathlib
 import time
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -25,19 +26,12 @@ from jax.sharding import SingleDeviceSharding
 
 from imagepiece_jax.data import mix
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import stems, summary, zoo
+from imagepiece_jax.models import compiler, stems, summary, zoo
 from imagepiece_jax.models.attention import resolve_backend
 from imagepiece_jax.models.block import GELUS
+from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.program import Program
 
-# By platform. Triton's matrix products leave bias, GELU and residual to kernels of
-# their own, cuBLASLt's end in them; but not where XLA joins products of one input.
-COMPILER_OPTIONS = {
-    "gpu": {
-        "xla_gpu_enable_triton_gemm": False,
-        "xla_gpu_dot_merger_threshold_mb": 0,
-    },
-}
 # What layers compute in float32 whatever the dtype: casting would only lose digits.
 STAYS_FLOAT32 = ("norm", "head", "reducer")
 
@@ -51,6 +45,7 @@ def optimize(
     dtype="bfloat16",
     gelu=None,
     attention="auto",
+    kernels=None,
     pixels=False,
     device=None,
     compiler_options=None,
@@ -64,10 +59,12 @@ def optimize(
     end in it. It is another function: DeiT-Ti, trained with the exact one, changes by
     -0.1 +- 0.2 points of acc1 (float32, 1,000 photographs, 95 %, paired).
     attention: "auto", "xla" or "cudnn", as config.model.attention.
+    kernels: of the reductions, "plain", "fused" or "auto", as config.model.kernels;
+    None: as the model was made.
     pixels: the program takes uint8 images and normalises them itself, which saves three
     quarters of the copy to the device.
     device: one of jax.devices(); None is the first.
-    compiler_options: XLA's, over those of COMPILER_OPTIONS.
+    compiler_options: XLA's, over those of models.compiler.
     cache_dir: a folder that keeps compiled programs for later processes (JAX's
     persistent compilation cache, for this program alone; for all of them set
     JAX_COMPILATION_CACHE_DIR instead).
@@ -89,12 +86,10 @@ def optimize(
             "dtype is 'float16', in which CPUs compute no attention; allowed there are "
             "'float32' and 'bfloat16'"
         )
-    options = COMPILER_OPTIONS.get(device.platform, {}) | dict(compiler_options or {})
+    options = compiler.options(device.platform) | dict(compiler_options or {})
     fast, weights = prepare(model, variables, dtype=dtype, gelu=gelu)
-    head_dim = fast.embed_dim // fast.num_heads
-    if attention == "auto" and device.platform != "gpu":  # which need not be the first
-        attention = "xla"
-    fast = fast.clone(backend=resolve_backend(attention, dtype, head_dim))
+    kernels = kernels or ("fused" if model.kernels else "plain")
+    fast = placed(fast, device, attention, kernels)
     weights = jax.device_put(weights, device)
     images = jax.ShapeDtypeStruct(
         (batch_size, side, side, 3),
@@ -113,6 +108,18 @@ def optimize(
         options=options,
         gmacs=zoo.model_macs(fast, side) / 1e9,
         compile_seconds=time.perf_counter() - began,
+    )
+
+
+def placed(model, device, attention="auto", kernels="plain"):
+    """`model` with the attention and the kernels that `device` has. See `optimize`."""
+    head_dim = model.embed_dim // model.num_heads
+    prefix = int(model.class_token)
+    return model.clone(
+        backend=resolve_backend(attention, model.dtype, head_dim, device),
+        kernels=zoo.resolve_kernels(
+            kernels, model.plan, model.embed_dim, head_dim, model.dtype, prefix, device
+        ),
     )
 
 
@@ -155,6 +162,12 @@ def forward(model):
 
 def image_side(model, variables):
     """Pixels a side of the images that the position embeddings are for."""
+    if not isinstance(model, ViT) or not isinstance(variables, Mapping):
+        raise InputError(
+            f"model and variables are a {type(model).__name__} and a "
+            f"{type(variables).__name__}; allowed are a ViT and its variables, a dict, "
+            "such as load() returns"
+        )
     pos_embed = variables.get("params", {}).get("pos_embed")
     if pos_embed is None:
         raise InputError(

@@ -11,7 +11,7 @@ from flax import linen as nn
 from imagepiece_jax.errors import InputError
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Program:
     """A compiled model: `program(images)` gives logits.
 
@@ -82,6 +82,9 @@ class Program:
                 "uint8 for a program made with pixels=True"
             )
 
+    def __repr__(self):
+        return f"<Program: {self.describe()}>"
+
     def describe(self):
         """What it is, what it costs and how it was compiled, in a few lines."""
         (batch, side, *_), kind = self.images.shape, self.images.dtype
@@ -92,7 +95,8 @@ class Program:
             f"{model.plan[0].attn_tokens} to {model.plan[-1].mlp_tokens} tokens, "
             f"{self.gmacs:.3f} GMACs an image\n"
             f"{model.dtype.name}, {model.gelu} GELU, {model.backend} attention, "
-            f"{model.stem} stem, folded\n"
+            f"{'fused' if model.kernels else 'plain'} reductions, {model.stem} stem, "
+            "folded\n"
             f"compiled in {self.compile_seconds:.1f} s; "
             f"{memory.argument_size_in_bytes / mega:.0f} MB of weights and images, "
             f"{memory.temp_size_in_bytes / mega:.0f} MB to work in\n"

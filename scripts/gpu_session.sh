@@ -44,12 +44,13 @@ configs() { # names -> flags
 inference() { # batch size: what the goals compare
   local all="deit_s deit_s_imagepiece deit_s_imagepiece_fast deit_s_evit deit_s_tome"
   bench "tanh_$1" 200 $(configs $all) $TANH --batch_size "$1" --against timm
-  bench "exact_$1" 110 $(configs deit_s deit_s_imagepiece) --batch_size "$1" \
-    --against timm
+  bench "exact_$1" 110 $(configs deit_s deit_s_imagepiece) $FUSED \
+    --batch_size "$1" --against timm
   bench "tiny_$1" 70 $(configs deit_ti deit_ti_imagepiece) $TANH --batch_size "$1"
 }
 
-TANH=--config.model.gelu=tanh
+FUSED=--config.model.kernels=auto
+TANH="--config.model.gelu=tanh $FUSED"
 # A step of training without what of the augmentation happens on the device.
 PLAIN="--config.augment.layers=0 --config.augment.erase_prob=0 --config.mixup=0
   --config.cutmix=0 --config.ema_decay=0"
@@ -58,7 +59,7 @@ PLAIN="--config.augment.layers=0 --config.augment.erase_prob=0 --config.mixup=0
 case ${1:-256} in
   256)
     part doctor 40 "$PYTHON" -m imagepiece_jax.doctor
-    part kernels 60 "$PYTHON" -m imagepiece_jax.check_kernels
+    part kernels 120 "$PYTHON" -m imagepiece_jax.check_kernels
     part reduction 60 "$PYTHON" -m imagepiece_jax.benchmark_reduction \
       --json "$OUT/reduction.json"
     inference 256
@@ -73,6 +74,7 @@ case ${1:-256} in
     bench tome 90 $(configs deit_s_tome) $TANH --against tome
     bench sweep 200 $(configs deit_s deit_s_imagepiece) $TANH --warmup 10 \
       --seconds 0.3 --batch_size 1,2,4,8,16,32,64,128,512
+    bench plain 60 $(configs deit_s deit_s_imagepiece) --config.model.gelu=tanh
     bench starts 60 $(configs deit_s deit_s_imagepiece) $TANH --mode copy
     ;;
   *)

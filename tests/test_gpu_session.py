@@ -19,7 +19,7 @@ PARTS = {
         *("tanh_256", "exact_256", "tiny_256"),
     ],
     "1024": ["tanh_1024", "exact_1024", "tiny_1024", "gpu_tests"],
-    "train": ["train", "tome", "sweep", "starts"],
+    "train": ["train", "tome", "sweep", "plain", "starts"],
 }
 
 

@@ -112,7 +112,7 @@ def test_it_says_what_it_is(program):
     text = program.describe()
     assert "3 images of 20x20, float32" in text
     assert "26 to 16 tokens, 0.000 GMACs an image" in text
-    assert "float32, exact GELU, xla attention, conv stem, folded" in text
+    assert "float32, exact GELU, xla attention, plain reductions, conv stem" in text
     assert "compiler options: xla_backend_optimization_level=0" in text
     assert program.compile_seconds > 0
     assert program.memory.output_size_in_bytes == 3 * tiny.CLASSES * 4
@@ -140,6 +140,7 @@ def test_programs_are_kept_where_asked_and_others_are_not(program, cache):
         ),
         ({"gelu": "relu"}, "gelu is 'relu'; allowed are exact, tanh"),
         ({"attention": "flash"}, "attention is 'flash'; allowed are"),
+        ({"kernels": "quick"}, "kernels is 'quick'; allowed are"),
         ({"compiler_options": {"xla_no": 1}}, "No such compile option: 'xla_no'"),
         ({"cache_dir": "/dev/null/x"}, "cache_dir /dev/null/x cannot be made"),
     ],
@@ -181,3 +182,12 @@ def test_a_program_for_pixels_refuses_floats(for_pixels):
     fast = for_pixels[2]
     with pytest.raises(InputError, match="type float32; allowed is uint8, because"):
         fast(tiny.images())
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_what_is_no_model_or_no_variables_is_told(swapped):
+    vit = tiny.model(None)
+    given = ({}, vit) if swapped else (vit, None)
+    told = "model and variables are a dict and a ViT" if swapped else "a ViT and a None"
+    with pytest.raises(InputError, match=told):
+        inference.optimize(*given, batch_size=1)

@@ -28,7 +28,9 @@ INSTALLED_AS = {
 # Needed by what we import, which does not say so itself.
 NOT_IMPORTED = {"flatbuffers", "importlib_resources"}
 # Imported where they are installed, by an extra, and done without elsewhere.
-OPTIONAL = {"timm"}
+OPTIONAL = {"timm", "torch"}
+LOCAL = {"imagepiece_jax", "configs", "scripts", "train"}
+SOURCES = (".py", ".h", ".cc", ".cu")  # kernels are compiled where they are used
 
 
 def requirements(name):
@@ -51,7 +53,7 @@ def imported(*folders):
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 names.add(node.module)
     names = {name.partition(".")[0] for name in names}
-    return names - set(sys.stdlib_module_names) - {"imagepiece_jax", "configs", "train"}
+    return names - set(sys.stdlib_module_names) - LOCAL
 
 
 def test_requirements_are_what_the_package_imports():
@@ -109,10 +111,11 @@ def test_the_package_can_be_built_and_is_whole(tmp_path):
     assert done.returncode == 0, done.stderr
     (wheel,) = (tmp_path / "wheels").glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        inside = {name for name in archive.namelist() if name.endswith(".py")}
+        inside = {name for name in archive.namelist() if name.endswith(SOURCES)}
         (metadata,) = (n for n in archive.namelist() if n.endswith("/METADATA"))
         lines = archive.read(metadata).decode().splitlines()
-    files = (ROOT / "imagepiece_jax").rglob("*.py")
+    files = (ROOT / "imagepiece_jax").rglob("*")
+    files = (file for file in files if file.name.endswith(SOURCES))
     assert inside == {str(pathlib.Path(file).relative_to(ROOT)) for file in files}
     assert f"Version: {PROJECT['version']}" in lines
     needed = [name_of(x[15:]) for x in lines if x.startswith("Requires-Dist: ")]

@@ -12,16 +12,15 @@ import numpy as np
 from imagepiece_jax import inference
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.measure import h200
-from imagepiece_jax.models import summary, zoo
-from imagepiece_jax.models.attention import resolve_backend
+from imagepiece_jax.models import compiler, summary, zoo
 from imagepiece_jax.training import parallel, setup
-from imagepiece_jax.training.steps import init_state, train_step
+from imagepiece_jax.training.steps import init_state
 
 NOTE = (
     "Compiled for an NVIDIA H200, not run: the times are guesses, good for comparing "
     "two versions of a program and 10 % off as times (see docs/performance.md)."
 )
-OPTIONS = inference.COMPILER_OPTIONS["gpu"]
+OPTIONS = compiler.options("gpu")
 STEPS_PER_EPOCH = 1251  # of the schedules: any number gives the same program
 
 
@@ -80,18 +79,16 @@ def _gmacs(config):
 
 
 def _unplaced(config):
-    """`config` with an attention that any device has."""
+    """`config` with an attention and reductions that any device has."""
     config = config.copy_and_resolve_references()
-    config.model.attention = "xla"
+    config.model.update(attention="xla", kernels="plain")
     return config
 
 
 def _placed(model, config):
-    """`model` with the attention that `config` asks for on an H200."""
-    head_dim = model.embed_dim // model.num_heads
-    asked = config.model.attention
-    backend = resolve_backend(asked, model.dtype, head_dim, h200.device())
-    return model.clone(backend=backend)
+    """`model` with the attention and kernels that `config` asks for on an H200."""
+    asked = config.model
+    return inference.placed(model, h200.device(), asked.attention, asked.kernels)
 
 
 def inference_text(config):
@@ -128,15 +125,7 @@ def train_text(config):
         dense = setup.dense(unplaced, drop_path_rate=0.0)
         teacher_model = _placed(dense, config)
         teacher = summary.shapes(dense, config.image_size)
-    step = functools.partial(
-        train_step,
-        model=_placed(model, config),
-        optimizer=optimizer,
-        rate=rate,
-        recipe=setup.recipe(config),
-        loss_terms=setup.loss_terms(config, model.plan),
-        teacher_model=teacher_model,
-    )
+    step = setup.step(config, _placed(model, config), optimizer, rate, teacher_model)
     state = jax.eval_shape(first, shapes)
     return h200.compile_for(
         _alone(step), state, _batch(config), teacher, options=OPTIONS, donate=(0,)

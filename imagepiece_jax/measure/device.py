@@ -28,8 +28,8 @@ def use(name):
         raise InputError(f"--device is {name}, but JAX finds none: {reason}") from error
     if name not in ("default", found):
         raise InputError(
-            f"--device is {name}, but JAX's device here is a {found}: allowed are "
-            f"default, cpu and {found}"
+            f"--device is {name}, but JAX finds no such device here, or lacks its "
+            f"plugin; allowed are {', '.join(dict.fromkeys(('default', 'cpu', found)))}"
         )
 
 

@@ -130,7 +130,7 @@ class Comparison:
     def agrees(self):
         """Below 1 % differ, all of them near ties, and outputs but for rounding."""
         near = all(gap <= NEAR for gap in self.gaps)
-        return near and len(self.gaps) <= 0.01 * self.images and self.error <= 2
+        return near and 100 * len(self.gaps) < self.images and self.error <= 2
 
     def add(self, reduction, arrays):
         """One batch: both versions of `reduction`, image by image."""

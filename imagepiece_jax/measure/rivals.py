@@ -178,7 +178,12 @@ def _workload(subject, call, macs, way, where):
         torch.cuda.reset_peak_memory_stats()
         _wait(call(1))
         peak = torch.cuda.max_memory_allocated()
-    facts = {"attention": "sdpa", "gelu": "exact", "stem": "patch"}
+    facts = {
+        "attention": "sdpa",
+        "kernels": "plain",
+        "gelu": "exact",
+        "stem": "patch",
+    }
     facts |= {"compile_s": compile_s, "peak_memory": peak}
     images, ahead = subject.batch_size, 0 if where == "cpu" else device.AHEAD
     return Workload(Job(call, _wait, ahead), images, images * macs, facts)

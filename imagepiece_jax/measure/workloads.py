@@ -76,6 +76,7 @@ class Subject:
             batch_size=self.batch_size,
             dtype=self.config.model.dtype,
             attention=self.config.model.attention,
+            kernels=self.config.model.kernels,
             pixels=pixels,
         )
 
@@ -116,9 +117,9 @@ class Subject:
         state, teacher = parallel.replicate(state), parallel.replicate(teacher)
         batches = [parallel.shard(_labelled(config, seed)) for seed in range(INPUTS)]
         step = setup.step(config, model, optimizer, rate, teacher_model)
-        step = parallel.pmap(step, donate_argnums=(0,))
+        step = parallel.pmap(step, donate_argnums=(0,), model=True)
         began = time.perf_counter()
-        compiled = step.lower(state, batches[0], teacher).compile()
+        compiled = step.compile(state, batches[0], teacher)
         seconds = time.perf_counter() - began
 
         def call(number):
@@ -148,7 +149,12 @@ def random_variables(model, image_size):
 
 
 def _facts(model):
-    return {"attention": model.backend, "gelu": model.gelu, "stem": model.stem}
+    return {
+        "attention": model.backend,
+        "kernels": "plain" if model.kernels is None else "fused",
+        "gelu": model.gelu,
+        "stem": model.stem,
+    }
 
 
 def _pixels(rng, shape):

@@ -15,7 +15,10 @@ def describe(model, others, image_size):
     """
     table = cost_table(model, others[0], image_size)
     others = [other for other in dict.fromkeys(others) if other != model]
-    return f"{table}\n{cost_line(model, others, image_size)}"
+    fused = (
+        f"\nreductions in fused kernels, for {model.kernels}" if model.kernels else ""
+    )
+    return f"{table}\n{cost_line(model, others, image_size)}{fused}"
 
 
 def cost_table(model, dense, image_size):

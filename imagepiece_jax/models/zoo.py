@@ -102,19 +102,22 @@ def create_model(
     )
 
 
-def resolve_kernels(requested, plan, embed_dim, head_dim, dtype, num_prefix=1):
+def resolve_kernels(
+    requested, plan, embed_dim, head_dim, dtype, num_prefix=1, device=None
+):
     """The device whose fused kernels do the reductions of `plan`; None: plain JAX.
 
     "plain", "fused" (InputError where they do not run) or "auto" (an NVIDIA GPU's where
-    they run, else none). Reductions that have no fused kernel stay plain.
+    they run, else none). `device` None is the first. Reductions that have no fused
+    kernel stay plain.
     """
     if requested not in KERNELS:
         listed = ", ".join(repr(k) for k in KERNELS)
         raise InputError(f"config.model.kernels is {requested!r}; allowed are {listed}")
     fusing = [layer for layer in plan if layer.counts and kernel_of(layer)]
-    device = jax.local_devices()[0]
     if requested == "plain" or not fusing:
         return None
+    device = jax.local_devices()[0] if device is None else device
     if requested == "auto" and device.platform == "cpu":
         return None
     capability = getattr(device, "compute_capability", None)

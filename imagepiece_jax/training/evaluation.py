@@ -48,7 +48,8 @@ def _score(logits, batch):
 
 def compiled(model, seed=0):
     """`eval_step` of `model` on all devices: (replicated variables, batch)."""
-    return parallel.pmap(functools.partial(eval_step, model=model, seed=seed))
+    step = functools.partial(eval_step, model=model, seed=seed)
+    return parallel.pmap(step, model=True)
 
 
 def of_program(program):

@@ -17,6 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from imagepiece_jax.errors import InputError, Stopped
+from imagepiece_jax.models import compiler
 from imagepiece_jax.training import parting
 
 AXIS = "devices"
@@ -162,19 +163,43 @@ def device_count():
     return jax.device_count()
 
 
-def pmap(fn, *, donate_argnums=(), static_broadcasted_argnums=(), in_axes=0):
+def pmap(
+    fn, *, donate_argnums=(), static_broadcasted_argnums=(), in_axes=0, model=False
+):
     """Compile `fn` for every device; inside, the functions below know the others.
 
     Arguments and results carry a leading axis of local devices. Donated arguments come
-    from `replicate`, `shard` or an earlier call, else they would be copied.
+    from `replicate`, `shard` or an earlier call, else they would be copied. `model`:
+    with the compiler options that suit a model (models.compiler), for one set of
+    shapes.
     """
-    return jax.pmap(
+    mapped = jax.pmap(
         fn,
         axis_name=AXIS,
         donate_argnums=donate_argnums,
         static_broadcasted_argnums=static_broadcasted_argnums,
         in_axes=in_axes,
     )
+    return _WithOptions(mapped) if model else mapped
+
+
+class _WithOptions:
+    """A mapped function with compiler options: `jax.pmap` itself takes none."""
+
+    def __init__(self, mapped):
+        self._mapped, self._compiled = mapped, None
+        self._options = compiler.options(local_devices()[0].platform)
+
+    def __call__(self, *args):
+        if not self._options:
+            return self._mapped(*args)
+        if self._compiled is None:
+            self._compiled = self.compile(*args)
+        return self._compiled(*args)
+
+    def compile(self, *args):
+        """The program for arguments of these shapes (`jax.stages.Compiled`)."""
+        return self._mapped.lower(*args).compile(self._options)
 
 
 def replicate(tree):

@@ -44,7 +44,7 @@ def memory_text(run, state):
     began = time.perf_counter()
     teacher = None if run.teacher is None else stack(run.teacher)
     last = run.compiled_step(length.epochs - 1)
-    compiled = last.lower(stack(state), batch, teacher).compile()
+    compiled = last.compile(stack(state), batch, teacher)
     seconds = time.perf_counter() - began
     held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     working = compiled.memory_analysis().temp_size_in_bytes

@@ -119,7 +119,7 @@ class Run:
         step = setup.step(
             self.config, model, self.optimizer, self.rate, self.teacher_model
         )
-        compiled = parallel.pmap(step, donate_argnums=(0,))
+        compiled = parallel.pmap(step, donate_argnums=(0,), model=True)
         self.programs[key] = compiled
         return compiled
 

@@ -27,12 +27,6 @@ def both(tmp_path, fields):
 
 
 @pytest.mark.slow
-def test_dense_model(tmp_path):
-    one, eight = both(tmp_path, runs.DENSE | FIELDS)
-    np.testing.assert_allclose(eight, one, rtol=0, atol=1e-5)
-
-
-@pytest.mark.slow
 def test_imagepiece(tmp_path):
     """A near tie may flip a rank once rounding differs, so the bound widens."""
     one, eight = both(tmp_path, runs.SMALL | FIELDS)
@@ -41,7 +35,7 @@ def test_imagepiece(tmp_path):
 
 
 @pytest.mark.slow
-def test_accumulated_gradients_on_eight_devices(tmp_path):
+def test_dense_model_with_accumulated_gradients(tmp_path):
     """Two micro-batches of all devices: the split of the work changes nothing."""
     one, eight = both(tmp_path, runs.DENSE | FIELDS | {"grad_accum_steps": 2})
     np.testing.assert_allclose(eight, one, rtol=0, atol=1e-5)

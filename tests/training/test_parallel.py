@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.models import compiler
 from imagepiece_jax.training import agreement, hosts, parallel
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -189,3 +190,22 @@ def test_a_coordinator_that_nobody_knows_is_named_at_once():
     with pytest.raises(InputError, match="there is no host no-such-host.invalid"):
         with parallel.joined(job):
             pass
+
+
+def test_a_mapped_model_is_compiled_with_the_options_of_its_platform(monkeypatch):
+    options = {"xla_backend_optimization_level": 0}
+    monkeypatch.setattr(compiler, "options", lambda platform: options)
+    given = []
+    compile_as_ever = jax.stages.Lowered.compile
+
+    def compile(lowered, compiler_options=None, **rest):
+        given.append(compiler_options)
+        return compile_as_ever(lowered, compiler_options, **rest)
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", compile)
+    add = parallel.pmap(lambda state, x: state + x, donate_argnums=(0,), model=True)
+    state, x = parallel.replicate(np.float32(1)), parallel.replicate(np.float32(2))
+    for _ in range(3):
+        state = add(state, x)
+    assert parallel.unreplicate(state) == 7.0
+    assert given == [options]  # once for all calls

@@ -52,8 +52,8 @@ def _command(device, compiler, capability):
     """(command without its output, main source) of a library."""
     headers = f"-I{jax.ffi.include_dir()}"
     if device == "cpu":
-        native = "-march" if platform.machine().lower() in ("x86_64", "amd64") else "-mcpu"
-        flags = ["-fPIC", f"{native}=native"]
+        x86 = platform.machine().lower() in ("x86_64", "amd64")
+        flags = ["-fPIC", "-march=native" if x86 else "-mcpu=native"]
         return [compiler, *FLAGS, *flags, headers], SOURCES / "reduce_cpu.cc"
     number = capability.replace(".", "")
     flags = ["-Xcompiler", "-fPIC", f"-gencode=arch=compute_{number},code=sm_{number}"]
@@ -71,11 +71,11 @@ def _cuda_compilers():
     """The nvcc of PATH, of $CUDA_HOME, and of JAX's CUDA wheels."""
     found = [shutil.which("nvcc")]
     if home := os.environ.get("CUDA_HOME"):
-        found.append(shutil.which("nvcc", path=pathlib.Path(home) / "bin"))
+        found.append(shutil.which("nvcc", path=os.path.join(home, "bin")))
     wheels = importlib.util.find_spec("nvidia")
     for folder in wheels.submodule_search_locations if wheels else ():
         for path in sorted(pathlib.Path(folder).glob("*/bin/nvcc")):
-            found.append(shutil.which(path))
+            found.append(shutil.which(str(path)))
     return _unique(found)
 
 
@@ -108,7 +108,11 @@ def _built(command, source):
                 os.replace(new, path)  # whole, whoever else builds it
         return ctypes.CDLL(str(path))
     except (OSError, subprocess.TimeoutExpired) as error:
-        return f"a library in {path.parent}, and there is none: {error}"
+        reason = error.strerror if isinstance(error, OSError) else "it takes too long"
+        return (
+            f"a library built in {path.parent}, a folder that XDG_CACHE_HOME can "
+            f"move ({reason or error})"
+        )
 
 
 def _complaint(done):

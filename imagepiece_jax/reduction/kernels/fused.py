@@ -3,7 +3,8 @@
 Each function does what class attention, a reducer of `reducers` and `moving.apply` do
 together, with the same decisions from the same scores, ties included. Where it runs
 (`obstacle`, `misfit`) it replaces a chain of small kernels; gradients are the plain
-version's. The code is the same for CPU and GPU: reduce.h.
+version's. The code is the same for CPU and GPU: reduce.h. Programs find the kernels of
+a platform once `obstacle` was asked about it.
 """
 
 import ctypes
@@ -37,10 +38,8 @@ def obstacle(platform, compute_capability=None):
         return _register("cpu", None)
     if platform not in ("gpu", "cuda"):
         return f"a CPU or an NVIDIA GPU, not {platform!r}"
-    here = compute_capability is None
-    if here:
-        device = jax.local_devices(backend="gpu")[0]
-        compute_capability = getattr(device, "compute_capability", "unknown")
+    if compute_capability is None:
+        compute_capability = _capability_here()
     try:
         capable = float(compute_capability) >= 8.0
     except ValueError:  # AMD's capabilities are names
@@ -50,13 +49,7 @@ def obstacle(platform, compute_capability=None):
             "an NVIDIA GPU of compute capability 8.0 or more, not "
             f"{compute_capability!r}"
         )
-    lacking = _register("cuda", str(compute_capability))
-    if lacking is None and here:
-        ask = build.library("cuda", str(compute_capability)).imagepiece_obstacle
-        ask.restype = ctypes.c_char_p
-        if answer := ask():
-            lacking = f"a driver that runs it: {answer.decode()}"
-    return lacking
+    return _register("cuda", str(compute_capability))
 
 
 def misfit(
@@ -87,8 +80,7 @@ def misfit(
     if platform == "cpu":
         return None
     if compute_capability is None:
-        device = jax.local_devices(backend="gpu")[0]
-        compute_capability = device.compute_capability
+        compute_capability = _capability_here()
     count = build.library("cuda", str(compute_capability)).imagepiece_shared_bytes
     count.restype = ctypes.c_int64
     dealt, parity = _dealt(rule, length, num_prefix, candidates)
@@ -215,7 +207,7 @@ def _forward(call, query, key, x, size):
 
 
 def _backward(call, saved, gradients):
-    """The plain version's rule: `dest` is known, so that each token reads its slot's."""
+    """The plain version's rule: `dest` is known, each token reads its slot's row."""
     x, size, dest = saved
 
     def plain(x, size):
@@ -237,12 +229,24 @@ def _backward(call, saved, gradients):
 _reduce.defvjp(_forward, _backward)
 
 
+def _capability_here():
+    """Compute capability of this machine's first GPU."""
+    try:
+        return jax.local_devices(backend="gpu")[0].compute_capability
+    except (RuntimeError, AttributeError):
+        return "none"
+
+
 @functools.cache
 def _register(device, capability):
     """Makes the library known to XLA, once; what is missing, in words, or None."""
     library = build.library(device, capability)
     if isinstance(library, str):
         return library
+    if device == "cuda" and jax.default_backend() == "gpu":  # else: compiled for one
+        library.imagepiece_obstacle.restype = ctypes.c_char_p
+        if answer := library.imagepiece_obstacle():
+            return f"a driver that runs it: {answer.decode()}"
     handler = jax.ffi.pycapsule(library.ImagepieceReduce)
     platform = {"cpu": "cpu", "cuda": "CUDA"}[device]
     jax.ffi.register_ffi_target(TARGET, handler, platform=platform)

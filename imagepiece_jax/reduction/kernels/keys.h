@@ -52,7 +52,9 @@ struct Piece {
       if (at >= chunks) break;
       const auto q = reinterpret_cast<const Chunk<float>*>(query)[at];
       IMAGEPIECE_UNROLL
-      for (int j = 0; j < kChunk; ++j) products[j] += to_float(chunk[own].v[j]) * q.v[j];
+      for (int j = 0; j < kChunk; ++j) {
+        products[j] += to_float(chunk[own].v[j]) * q.v[j];
+      }
     }
     return team.sum(sum_chunk(products));
   }
@@ -69,7 +71,9 @@ struct KeySum {
     for (int own = 0; own < Team::kOwn; ++own) {
       if (team.lane() + own * Team::kLanes >= chunks) break;
       IMAGEPIECE_UNROLL
-      for (int j = 0; j < kChunk; ++j) chunk[own].v[j] += to_float(piece.chunk[own].v[j]);
+      for (int j = 0; j < kChunk; ++j) {
+        chunk[own].v[j] += to_float(piece.chunk[own].v[j]);
+      }
     }
   }
 
@@ -100,8 +104,8 @@ struct KeySum {
 // Reads the keys -> s.logits (where the rule ranks by attention), s.metric (where it
 // compares). A group takes a token, head by head.
 template <Rule rule, class Team, class T>
-IMAGEPIECE_HERE void read_keys(const Team& team, const Problem& p, const Image<T>& image,
-                               const Scratch& s) {
+IMAGEPIECE_HERE void read_keys(const Team& team, const Problem& p,
+                               const Image<T>& image, const Scratch& s) {
   constexpr bool scores = rule != Rule::kBipartite, metric = rule != Rule::kPrune;
   constexpr int kAhead = Team::kAhead;
   const int chunks = p.head_width / kChunk, row = p.heads * p.head_width;
@@ -144,7 +148,8 @@ IMAGEPIECE_HERE void read_keys(const Team& team, const Problem& p, const Image<T
 
 // Softmax over all tokens, mean over heads, prefix dropped: s.logits -> s.score.
 template <class Team>
-IMAGEPIECE_HERE void score_tokens(const Team& team, const Problem& p, const Scratch& s) {
+IMAGEPIECE_HERE void score_tokens(const Team& team, const Problem& p,
+                                  const Scratch& s) {
   for (int h = team.group(); h < p.heads; h += team.groups()) {
     float* logits = s.logits + h * p.tokens;
     float top = -INFINITY, total = 0.0f;

@@ -43,8 +43,8 @@ struct Best {
 
 // Cosines of a tile of pairs, whose features begin at a[..] and b[..] of `metric`.
 template <class Team>
-IMAGEPIECE_HERE void cosines(const float* metric, int width, const int (&a)[Team::kRows],
-                             const int (&b)[Team::kCols],
+IMAGEPIECE_HERE void cosines(const float* metric, int width,
+                             const int (&a)[Team::kRows], const int (&b)[Team::kCols],
                              float (&out)[Team::kRows][Team::kCols]) {
   using Step = typename Team::Step;
   constexpr int kStep = sizeof(Step) / sizeof(float);

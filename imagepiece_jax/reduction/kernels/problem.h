@@ -90,7 +90,7 @@ struct Scratch {
   int* line;       // [n] candidates in the order in which they are dealt
   int* partner;    // [n] most similar token of side B of each row, by its place there
   int* leaver;     // [n] tokens that leave their place
-  int* joins;      // [n] whom a token joins: kNone if it stays, kNobody if it is dropped
+  int* joins;      // [n] whom a token joins; kNone: it stays, kNobody: it is dropped
   int* dest;       // [n] slots
   int* next;       // [n] next token of the same slot, or kNone
   int* first;      // [n] first token of each slot

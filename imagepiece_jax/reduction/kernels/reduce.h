@@ -1,7 +1,7 @@
 // One reduction of one image, from keys to moved tokens, for CPUs and GPUs alike.
 //
-// Decides what the reducers of reducers.py decide from the same scores. A barrier stands
-// at the end of each step that writes what the next one reads.
+// Decides what the reducers of reducers.py decide from the same scores. A barrier
+// stands at the end of each step that writes what the next one reads.
 #ifndef IMAGEPIECE_REDUCE_H_
 #define IMAGEPIECE_REDUCE_H_
 
@@ -63,7 +63,7 @@ IMAGEPIECE_HERE int slot(const Problem& p, const Scratch& s, int token) {
   return before;
 }
 
-// Slots of all tokens -> s.dest, and of each slot its tokens by index -> s.first, s.next.
+// Slots of all tokens -> s.dest; the tokens of each slot by index -> s.first, s.next.
 template <Rule rule, class Team>
 IMAGEPIECE_HERE void place(const Team& team, const Problem& p, const Scratch& s) {
   const int n = p.image_tokens(), merging = rule == Rule::kPrune ? 0 : p.leaving();

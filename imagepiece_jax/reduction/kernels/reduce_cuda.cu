@@ -16,7 +16,7 @@ constexpr int kThreads = 512, kBlocks = 2;  // that many blocks share a multipro
 template <Rule rule, int own, class T>
 struct Block {
   static constexpr int kLanes = 8, kOwn = own, kAhead = sizeof(T) * own == 2 ? 3 : 1;
-  // A first ToMe step has 98 x 98 pairs, ImagePiece's some 29 x 29: tiles for which most
+  // A first ToMe step has 98 x 98 pairs, ImagePiece some 29 x 29: with such tiles most
   // threads have one.
   static constexpr int kRows = 2, kCols = rule == Rule::kBipartite ? 10 : 2;
   struct alignas(16) Step {

@@ -7,8 +7,8 @@
 //   kOwn          chunks of a head that one lane can hold
 //   kAhead        heads whose keys are loaded before the first is used
 //   kRows, kCols  pairs that one thread compares at a time
-//   Step, Sum     elements of a row that it reads at once, and a sum of products of two:
-//                 add(sum, step, step), total(sum)
+//   Step, Sum     elements of a row that it reads at once, and a sum of products of
+//                 two: add(sum, step, step), total(sum)
 //   thread() threads() lane() group() groups()
 //   sum(v) max(v)  over the lanes of a group; every lane gets it, all must call
 //   sync()         all threads of the team; what one wrote before it all see after

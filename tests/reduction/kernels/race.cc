@@ -1,7 +1,7 @@
 // Does a team of many threads, in groups of eight lanes, decide what one thread does?
 //
-// The threads stand for a GPU's thread block: run under -fsanitize=thread, a barrier that
-// is missing in the kernel's code is found without a GPU. Exit status 0: all is equal.
+// The threads stand for a GPU's thread block: run under -fsanitize=thread, a barrier
+// that is missing in the kernel's code is found without a GPU. Exit status 0: all equal.
 #include <atomic>
 #include <cmath>
 #include <condition_variable>

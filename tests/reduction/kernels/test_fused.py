@@ -5,6 +5,7 @@ plain version on random inputs, where images that differ must be near ties.
 """
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -168,11 +169,12 @@ def test_photographs_are_decided_as_in_the_plain_version(assets, dtype, tmp_path
     weights = str(assets / "weights/deit_tiny_patch16_224.npz")
     data = f"csv:{tmp_path / 'labels.csv'}"
     comparisons = [Comparison() for _ in rules(1)]
-    for arrays in real_inputs(config, weights, data, dtype):
+    # Of the nine reductions the first, a late one and the last: shapes are compiled.
+    for arrays in itertools.islice(real_inputs(config, weights, data, dtype), 0, 9, 4):
         n = arrays[2].shape[1] - 1
         for comparison, reduction in zip(comparisons, rules(n), strict=True):
             comparison.add(reduction, arrays)
-    assert all(c.images > 60 and c.agrees for c in comparisons), comparisons
+    assert all(c.images == 36 and c.agrees for c in comparisons), comparisons
 
 
 # How near is a tie?
@@ -303,10 +305,21 @@ def test_what_fits():
 
 
 @pytest.mark.parametrize(
-    "platform, capability", [("tpu", None), ("cuda", "7.5"), ("gpu", "gfx942")]
+    "platform, capability, found",
+    [
+        ("tpu", None, "'tpu'"),
+        ("cuda", "7.5", "'7.5'"),
+        ("gpu", "gfx942", "'gfx942'"),
+        pytest.param(
+            "gpu",
+            None,
+            "'none'",
+            marks=pytest.mark.skipif(jax.default_backend() == "gpu", reason="one"),
+        ),
+    ],
 )
-def test_other_devices_are_an_obstacle(platform, capability):
-    assert (capability or platform) in fused.obstacle(platform, capability)
+def test_other_devices_are_an_obstacle(platform, capability, found):
+    assert f"not {found}" in fused.obstacle(platform, capability)
 
 
 def test_wrong_shapes_end_the_call():

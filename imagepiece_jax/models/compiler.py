@@ -1,0 +1,18 @@
+"""Which of XLA's options make the fastest program of a model?
+
+They are given program by program, never by XLA_FLAGS, so that nothing else changes.
+"""
+
+# By platform. Triton's matrix products leave bias, GELU and residual to kernels of
+# their own, cuBLASLt's end in them; but not where XLA joins products of one input.
+OPTIONS = {
+    "gpu": {
+        "xla_gpu_enable_triton_gemm": False,
+        "xla_gpu_dot_merger_threshold_mb": 0,
+    },
+}
+
+
+def options(platform):
+    """Options for "cpu", "gpu", ..: a new dict, empty where XLA's own are best."""
+    return dict(OPTIONS.get(platform, {}))

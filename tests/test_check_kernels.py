@@ -1,0 +1,70 @@
+"""Does the check of the kernels tell what it finds, and fail where it must?"""
+
+import pytest
+
+from imagepiece_jax import check_kernels
+from imagepiece_jax.measure.near_ties import Comparison
+from imagepiece_jax.reduction.kernels import fused
+from tests.command import call
+
+needs_compiler = pytest.mark.skipif(
+    fused.obstacle("cpu") is not None, reason=f"needs {fused.obstacle('cpu')}"
+)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(check_kernels, "SHAPES", ((12, 2, 8),))
+    monkeypatch.setattr(check_kernels, "BATCH", 4)
+    monkeypatch.setattr(check_kernels, "DTYPES", ("float32",))
+
+
+@needs_compiler
+def test_a_line_for_each_rule(small):
+    ended = call(check_kernels.main, "--random=5")
+    assert (ended.status, ended.err) == (0, "")
+    lines = ended.out.splitlines()[3:]
+    assert [line.split(" | ")[2:5] for line in lines] == [
+        [rule, "8", "0"] for rule in ("prune", "retokenize", "bipartite")
+    ]
+    assert all(line.endswith("agree |") for line in lines)
+
+
+@needs_compiler
+def test_what_differs_ends_with_status_1(small, monkeypatch):
+    monkeypatch.setattr(Comparison, "agrees", False)
+    ended = call(check_kernels.main, "--random=1")
+    assert ended.status == 1 and "see the table" in ended.err
+    assert ended.out.count("DIFFER") == 3
+
+
+@pytest.mark.parametrize(
+    "gaps, error, agrees",
+    [([], 2.0, True), ([4.0], 0, True), ([4.1], 0, False), ([], 2.1, False)],
+)
+def test_what_agrees(gaps, error, agrees):
+    assert Comparison(images=101, gaps=gaps, error=error).agrees is agrees
+
+
+def test_one_per_cent_is_too_many():
+    assert Comparison(images=101, gaps=[0.0]).agrees
+    assert not Comparison(images=100, gaps=[0.0]).agrees
+
+
+def test_no_kernels_end_with_status_1(monkeypatch):
+    monkeypatch.setattr(fused, "obstacle", lambda platform: "a compiler")
+    ended = call(check_kernels.main)
+    assert ended.status == 1 and "it needs a compiler" in ended.err
+
+
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        (["--random=0"], "--random=0: 0 is not a positive integer"),
+        (["--weights=a.npz"], "both --config and --weights"),
+        (["--config=configs/deit_ti.py"], "both --config and --weights"),
+    ],
+)
+def test_wrong_flags_are_told(words, told):
+    ended = call(check_kernels.main, *words)
+    assert ended.status == 2 and told in ended.err
