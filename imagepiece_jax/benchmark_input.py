@@ -28,7 +28,9 @@ from imagepiece_jax.measure import input_ways
 
 DATA = flags.DEFINE_string("data", None, "folder:PATH, csv:FILE or imagenet2012")
 DIR = flags.DEFINE_string("data_dir", None, "where imagenet2012 is prepared")
-IMAGES = flags.DEFINE_integer("images", 200, "how many, spread over the data set", 1)
+IMAGES = flags.DEFINE_integer(
+    "images", None, "so many, spread over the set; default: 200", 1, allow_override=True
+)
 ROUNDS = flags.DEFINE_integer(
     "rounds", 5, "turns of every way: their median is told", 1
 )
@@ -54,7 +56,11 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         paths = input_ways.save(
-            source, IMAGES.value, folder / "as they are", size, 1000 * (kilobytes or 0)
+            source,
+            IMAGES.value or 200,
+            folder / "as they are",
+            size,
+            1000 * (kilobytes or 0),
         )
         small = input_ways.shrink(paths, folder / "short side", SHORT_SIDE)
         sets = {"as they are": paths, f"short side {SHORT_SIDE}": small}

@@ -122,8 +122,8 @@ def test_it_compiles_for_gpus_and_hardly_spills(tmp_path):
     """64 registers a thread, so that two blocks of 512 share a multiprocessor; a few
     bytes that are put aside once a thread do no harm, what is spilled in a loop would.
     """
-    command, source = build._command("cuda", NVCC[0], "8.0")
-    command += ["-Xptxas=-v", "-gencode=arch=compute_90,code=sm_90"]
+    command, source = build._command("cuda", NVCC[0], "9.0")
+    command += ["-Xptxas=-v"]
     done = subprocess.run(
         [*command, str(source), "-o", str(tmp_path / "reduce.so")],
         capture_output=True,
@@ -133,7 +133,7 @@ def test_it_compiles_for_gpus_and_hardly_spills(tmp_path):
     told = done.stdout + done.stderr
     spills = [int(n) for n in re.findall(r"(\d+) bytes spill loads", told)]
     registers = [int(n) for n in re.findall(r"Used (\d+) registers", told)]
-    assert len(spills) == len(registers) == 2 * 12  # rules, types, widths of a head
+    assert len(spills) == len(registers) == 12  # rules, types, widths of a head
     assert max(spills) <= 24 and max(registers) <= 64
 
 
