@@ -67,16 +67,15 @@ def _met(hurt, trial, *args):
 def test_a_run_that_much_happens_to_ends_bit_identical(course):
     """One after the other, to one run: what the drill does to one run each."""
     trial, rng = course.trial("hurt"), np.random.default_rng(0)
-    delay = rng.uniform(0, 0.02, size=3)
+    delay = rng.uniform(0, 0.02, size=2)
     rows = [faults.kill(trial, 3, delay[0])]  # before any checkpoint
     rows.append(_met(faults.kill_in_save, trial, trial.step() + 1, delay[1] / 4))
     rows.append(_met(faults.terminate_in_evaluation, trial))
     step = trial.step()
     rows.append(faults.vanish(trial, step + 3))
-    rows.append(faults.kill(trial, min(step + 13, trials.STEPS - 4), delay[2]))
 
     assert all(row.passed for row in rows), rows
-    assert [row.status for row in rows] == [137, 137, 143, 1, 137]
+    assert [row.status for row in rows] == [137, 137, 143, 1]
     assert "during a save" in rows[1].moment
     said = [row.said for row in rows]
     assert said[2].endswith(f"at step {step}; the same command goes on from there")

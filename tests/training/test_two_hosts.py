@@ -110,22 +110,21 @@ def test_two_hosts_train_as_one_process(tmp_path, cache, start_two):
 
 
 def test_a_host_dies_and_the_run_goes_on(tmp_path, cache, start_two):
-    """Either one is killed, then one is asked to stop; one process does the rest."""
+    """The first is killed, then one is asked to stop; one process does the rest."""
     whole, run = tmp_path / "whole", tmp_path / "run"
     fields = runs.DENSE | FIELDS | {"model.depth": 1, "epochs": 2}
     fields["checkpoint_every_steps"] = 3
-    for round, victim in enumerate((1, 0), start=1):
-        processes = start_two(run, fields)
-        wait_for_step(run, 4 * round, processes)
-        processes[victim].kill()
-        killed = time.monotonic()
-        assert processes[1 - victim].wait(timeout=60) == 1
-        last = output(run, 1 - victim).strip().splitlines()[-1]
-        assert last.startswith(f"error: process {1 - victim} of 2 {GONE}"), last
-        assert time.monotonic() - killed < 60
+    processes = start_two(run, fields)
+    wait_for_step(run, 4, processes)
+    processes[0].kill()
+    killed = time.monotonic()
+    assert processes[1].wait(timeout=60) == 1
+    last = output(run, 1).strip().splitlines()[-1]
+    assert last.startswith(f"error: process 1 of 2 {GONE}"), last
+    assert time.monotonic() - killed < 60
 
     processes = start_two(run, fields)
-    wait_for_step(run, 12, processes)
+    wait_for_step(run, 8, processes)
     processes[1].send_signal(signal.SIGTERM)
     assert [process.wait(timeout=60) for process in processes] == [143, 143]
     step = Checkpoints(run).latest_step()
@@ -133,7 +132,7 @@ def test_a_host_dies_and_the_run_goes_on(tmp_path, cache, start_two):
         last = output(run, process).strip().splitlines()[-1]
         assert last.startswith(f"error: stopped at step {step}; the same command")
     assert "going on from step 3 " in output(run, 0)
-    assert train_lines(run)[-1]["step"] == step >= 12
+    assert train_lines(run)[-1]["step"] == step >= 8
 
     runs.finish(run, fields, cache, devices=8, quick=True)
     runs.finish(whole, fields, cache, devices=8, quick=True)

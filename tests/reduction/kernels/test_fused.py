@@ -134,7 +134,7 @@ def test_all_equal(reduction):
 )
 def test_nan_keys_decide_as_in_the_plain_version(reduction, token):
     """A key that is NaN makes all scores NaN, and all similarities to it."""
-    query, key, x, size = integers(3)
+    query, key, x, size = random_inputs(3, 3, 19, 3, 16, "float32")
     key = key.at[1, token].set(jnp.nan)
     ours, plain = (
         jax.jit(run)(query, key, x, size) for run in (reduction.fused, reduction.plain)
@@ -159,7 +159,7 @@ def test_random_images_are_decided_as_in_the_plain_version(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["bfloat16"])
 def test_photographs_are_decided_as_in_the_plain_version(assets, dtype, tmp_path):
     rows = (assets / "data/nips2017_224_jpg/labels.csv").read_text().splitlines()
     (tmp_path / "images").symlink_to(assets / "data/nips2017_224_jpg/images")
