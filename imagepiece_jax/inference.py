@@ -114,12 +114,9 @@ def optimize(
 def placed(model, device, attention="auto", kernels="plain"):
     """`model` with the attention and the kernels that `device` has. See `optimize`."""
     head_dim = model.embed_dim // model.num_heads
-    prefix = int(model.class_token)
     return model.clone(
         backend=resolve_backend(attention, model.dtype, head_dim, device),
-        kernels=zoo.resolve_kernels(
-            kernels, model.plan, model.embed_dim, head_dim, model.dtype, prefix, device
-        ),
+        kernels=zoo.resolve_kernels(kernels, model, device),
     )
 
 

@@ -127,8 +127,10 @@ def train_text(config):
         teacher = summary.shapes(dense, config.image_size)
     step = setup.step(config, _placed(model, config), optimizer, rate, teacher_model)
     state = jax.eval_shape(first, shapes)
+    dealt = (config.grad_accum_steps, config.batch_size // config.grad_accum_steps)
+    batch = setup.batch_shapes(config, dealt)
     return h200.compile_for(
-        _alone(step), state, _batch(config), teacher, options=OPTIONS, donate=(0,)
+        _alone(step), state, batch, teacher, options=OPTIONS, donate=(0,)
     )
 
 
@@ -142,16 +144,3 @@ def _alone(step):
     return jax.shard_map(
         step, mesh=mesh, in_specs=everywhere, out_specs=everywhere, check_vma=False
     )
-
-
-def _batch(config):
-    """Shapes of what the loader gives one device: pixels and labels."""
-    dealt = (config.grad_accum_steps, config.batch_size // config.grad_accum_steps)
-    side = config.data.canvas or config.image_size
-    batch = {
-        "image": jax.ShapeDtypeStruct((*dealt, side, side, 3), "uint8"),
-        "label": jax.ShapeDtypeStruct(dealt, "int32"),
-    }
-    if config.data.canvas:
-        batch["extent"] = jax.ShapeDtypeStruct((*dealt, 2), "int32")
-    return batch

@@ -12,7 +12,6 @@ import numpy as np
 
 from imagepiece_jax.models.attention import class_attention
 from imagepiece_jax.reduction import moving, ops, reducers
-from imagepiece_jax.reduction.kernels import fused
 from imagepiece_jax.reduction.schedule import Counts
 from imagepiece_jax.reduction.tokens import Taps, TokenState
 
@@ -37,19 +36,11 @@ class Reduction:
 
     def fused(self, query, key, x, size):
         """-> (x, size, dest), as one kernel."""
-        counts = {"n_out": self.n_out, "num_prefix": self.num_prefix}
-        if self.rule == "bipartite":
-            return fused.bipartite(key, x, size, **counts)
-        counts["prop_attn"] = self.prop_attn
-        if self.rule == "prune":
-            return fused.prune(query, key, x, size, **counts)
-        options = {
-            "candidates": self.candidates,
-            "order": self.order,
-            "parity": self.parity,
-            "size_weighting": self.size_weighting,
-        }
-        return fused.retokenize(query, key, x, size, **counts, **options)
+        state = TokenState(x=x, size=size, num_prefix=self.num_prefix)
+        state, result = self._reducer().fused(
+            query, key, state, self._counts(x), self.prop_attn
+        )
+        return state.x, state.size, result.dest
 
     def plain(self, query, key, x, size):
         """-> (x, size, dest), by class attention, a reducer and moving.apply."""
@@ -61,9 +52,7 @@ class Reduction:
             cls_attn=self.scores(query, key, size),
             num_prefix=prefix,
         )
-        n = x.shape[1] - prefix
-        counts = Counts(n_in=n, n_out=self.n_out, candidates=self.candidates)
-        result = self._reducer()(taps, counts)
+        result = self._reducer()(taps, self._counts(x))
         state = moving.apply(TokenState(x=x, size=size, num_prefix=prefix), result)
         return state.x, state.size, result.dest
 
@@ -75,6 +64,10 @@ class Reduction:
     def metric(self, key):
         """What is compared, [B, n, d] float32."""
         return jnp.mean(key[:, self.num_prefix :], axis=2, dtype=jnp.float32)
+
+    def _counts(self, x):
+        n = x.shape[1] - self.num_prefix
+        return Counts(n_in=n, n_out=self.n_out, candidates=self.candidates)
 
     def _reducer(self):
         if self.rule == "prune":

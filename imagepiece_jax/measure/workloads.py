@@ -165,11 +165,11 @@ def _labelled(config, seed):
     """A batch as the loader gives it, uint8 [A, m, S, S, 3] and labels [A, m]."""
     rng = np.random.default_rng(seed)
     dealt = (config.grad_accum_steps, config.batch_size // config.grad_accum_steps)
-    side = config.data.canvas or config.image_size
+    shapes = setup.batch_shapes(config, dealt)
     batch = {
-        "image": _pixels(rng, (*dealt, side, side, 3)),
+        "image": _pixels(rng, shapes["image"].shape),
         "label": rng.integers(0, config.num_classes, dealt, np.int32),
     }
     if config.data.canvas:
-        batch["extent"] = np.full((*dealt, 2), side, np.int32)
+        batch["extent"] = np.full(shapes["extent"].shape, config.data.canvas, np.int32)
     return batch

@@ -83,7 +83,7 @@ def create_model(
     plan = schedule.build(depth, side * side, steps, int(class_token), masked)
     _check_taps(plan, class_token)
     _check_grid(plan, side)
-    return ViT(
+    model = ViT(
         plan=plan,
         num_classes=num_classes,
         stem=stem,
@@ -91,21 +91,17 @@ def create_model(
         class_token=class_token,
         dtype=jnp.dtype(dtype),
         backend=resolve_backend(attention, dtype, head_dim),
-        kernels=resolve_kernels(
-            kernels, plan, size["embed_dim"], head_dim, dtype, int(class_token)
-        ),
         drop_path_rate=drop_path_rate,
         prop_attn=prop_attn,
         trace_source=trace_source,
         axis_name=axis_name,
         **size,
     )
+    return model.clone(kernels=resolve_kernels(kernels, model))
 
 
-def resolve_kernels(
-    requested, plan, embed_dim, head_dim, dtype, num_prefix=1, device=None
-):
-    """The device whose fused kernels do the reductions of `plan`; None: plain JAX.
+def resolve_kernels(requested, model, device=None):
+    """The device whose fused kernels do the reductions of `model`; None: plain JAX.
 
     "plain", "fused" (InputError where they do not run) or "auto" (an NVIDIA GPU's where
     they run, else none). `device` None is the first. Reductions that have no fused
@@ -114,7 +110,7 @@ def resolve_kernels(
     if requested not in KERNELS:
         listed = ", ".join(repr(k) for k in KERNELS)
         raise InputError(f"config.model.kernels is {requested!r}; allowed are {listed}")
-    fusing = [layer for layer in plan if layer.counts and kernel_of(layer)]
+    fusing = [layer for layer in model.plan if layer.counts and kernel_of(layer)]
     if requested == "plain" or not fusing:
         return None
     device = jax.local_devices()[0] if device is None else device
@@ -122,14 +118,15 @@ def resolve_kernels(
         return None
     capability = getattr(device, "compute_capability", None)
     obstacle = fused.obstacle(device.platform, capability)
+    dim, heads, prefix = model.embed_dim, model.num_heads, int(model.class_token)
     for layer in fusing if obstacle is None else ():
-        tokens = layer.counts.n_in + num_prefix
+        tokens = layer.counts.n_in + prefix
         obstacle = obstacle or fused.misfit(
             kernel_of(layer),
-            jax.ShapeDtypeStruct((1, tokens, embed_dim // head_dim, head_dim), dtype),
-            jax.ShapeDtypeStruct((1, tokens, embed_dim), dtype),
+            jax.ShapeDtypeStruct((1, tokens, heads, dim // heads), model.dtype),
+            jax.ShapeDtypeStruct((1, tokens, dim), model.dtype),
             candidates=layer.counts.candidates or 0,
-            num_prefix=num_prefix,
+            num_prefix=prefix,
             platform=device.platform,
             compute_capability=capability,
         )

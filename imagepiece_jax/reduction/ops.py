@@ -31,12 +31,16 @@ def rank(score):
     """
     chex.assert_rank(score, 2)
     key = score if jnp.issubdtype(score.dtype, jnp.integer) else order_key(score)
-    shape = score.shape + score.shape[-1:]
-    mine = jax.lax.broadcasted_iota(jnp.int32, shape, 1)
-    other = jax.lax.broadcasted_iota(jnp.int32, shape, 2)
+    mine, other = _indices(score)
     # Integers: other > mine, or equal and earlier, is one comparison.
     before = key[:, None, :] >= key[:, :, None] + (other >= mine)
     return jnp.sum(before, axis=-1, dtype=jnp.int32)
+
+
+def _indices(values):
+    """Index of both tokens of every pair: [B, n] -> [B, n, n] int32 twice."""
+    shape = values.shape + values.shape[-1:]
+    return (jax.lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (1, 2))
 
 
 def place_among(keep):
@@ -45,9 +49,7 @@ def place_among(keep):
     [B, n] bool -> [B, n] int32.
     """
     chex.assert_rank(keep, 2)
-    shape = keep.shape + keep.shape[-1:]
-    mine = jax.lax.broadcasted_iota(jnp.int32, shape, 1)
-    other = jax.lax.broadcasted_iota(jnp.int32, shape, 2)
+    mine, other = _indices(keep)
     # Its own term makes the sum of a token that is not kept negative: one pass.
     own = jnp.where((other == mine) & ~keep[:, None, :], -keep.shape[1], 0)
     earlier = (keep[:, None, :] & (other < mine)).astype(jnp.int32)
@@ -57,9 +59,7 @@ def place_among(keep):
 def count_before(keep):
     """How many kept tokens come before each token. [B, n] bool -> [B, n] int32."""
     chex.assert_rank(keep, 2)
-    shape = keep.shape + keep.shape[-1:]
-    mine = jax.lax.broadcasted_iota(jnp.int32, shape, 1)
-    other = jax.lax.broadcasted_iota(jnp.int32, shape, 2)
+    mine, other = _indices(keep)
     return jnp.sum(keep[:, None, :] & (other < mine), axis=-1, dtype=jnp.int32)
 
 

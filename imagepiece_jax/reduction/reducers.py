@@ -238,18 +238,15 @@ class Bipartite:
         else:  # the rest of A stands by falling similarity
             place = order - merges
             staying = invert(order, merges + np.arange(rest))
-        slot_of = (
-            rest + partner // 2
-        )  # the place of a token on side B is half its index
-        target_dest = jnp.broadcast_to(
-            rest + targets // 2, (best.shape[0], targets.size)
+        # The place of a token on side B is half its index.
+        slot_of = rest + partner // 2
+        sources, targets = (
+            jnp.broadcast_to(side, (order.shape[0], side.size))
+            for side in (sources, targets)
         )
-        sides = (jnp.where(leaves, slot_of, place), target_dest)
-        sources = jnp.broadcast_to(sources, order.shape)
+        sides = (jnp.where(leaves, slot_of, place), rest + targets // 2)
         joiners, heads, slots = pick(order, merges, sources, partner, slot_of)
-        owner = jnp.concatenate(
-            [first + 2 * staying, targets + 0 * target_dest], axis=1
-        )
+        owner = jnp.concatenate([first + 2 * staying, targets], axis=1)
         return Assignment(
             dest=_alternate(*(sides[::-1] if first else sides)),
             lists=Lists(

@@ -4,7 +4,6 @@ import statistics
 import time
 
 import jax
-import jax.numpy as jnp
 from tqdm import tqdm
 
 from imagepiece_jax.models import summary
@@ -26,14 +25,7 @@ PLACES = (
 def memory_text(run, state):
     """What `run` takes: bytes of the state and of the compiled step, and its length."""
     config, length = run.config, run.length
-    side = config.data.canvas or config.image_size
-    shape = run.place.positions(config.batch_size).shape
-    batch = {
-        "image": jax.ShapeDtypeStruct((*shape, side, side, 3), jnp.uint8),
-        "label": jax.ShapeDtypeStruct(shape, jnp.int32),
-    }
-    if config.data.canvas:
-        batch["extent"] = jax.ShapeDtypeStruct((*shape, 2), jnp.int32)
+    batch = setup.batch_shapes(config, run.place.positions(config.batch_size).shape)
     devices = len(parallel.local_devices())
 
     def stack(tree):

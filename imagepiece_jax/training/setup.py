@@ -91,6 +91,21 @@ def step(config, model, optimizer, rate, teacher_model=None):
     )
 
 
+def batch_shapes(config, dealt):
+    """What the loader gives `train_step`, as shapes and types.
+
+    `dealt` are the leading axes: [A, m], or [local devices, A, m].
+    """
+    side = config.data.canvas or config.image_size
+    batch = {
+        "image": jax.ShapeDtypeStruct((*dealt, side, side, 3), jnp.uint8),
+        "label": jax.ShapeDtypeStruct(dealt, jnp.int32),
+    }
+    if config.data.canvas:
+        batch["extent"] = jax.ShapeDtypeStruct((*dealt, 2), jnp.int32)
+    return batch
+
+
 def augmentation(config):
     """What of the augmentation of training images the device does."""
     return augment.Augment(

@@ -3,7 +3,6 @@
 import types
 
 import jax
-import numpy as np
 import pytest
 
 from configs import quickstart
@@ -98,11 +97,3 @@ def test_attention_is_that_of_the_described_gpu(monkeypatch):
 def test_other_modes_are_refused():
     with pytest.raises(InputError, match="--mode is 'copy'.*inference, train"):
         compile_only.report([("one", config())], 6, mode="copy")
-
-
-def test_batch_is_dealt_as_the_loader_does(monkeypatch):
-    made = config()
-    made.batch_size, made.grad_accum_steps, made.data.canvas = 6, 3, 20
-    shapes = jax.tree.map(lambda leaf: leaf.shape, compile_only._batch(made))
-    assert shapes == {"image": (3, 2, 20, 20, 3), "label": (3, 2), "extent": (3, 2, 2)}
-    assert np.dtype(compile_only._batch(made)["image"].dtype) == np.uint8

@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import numpy as np
 import pytest
 
@@ -160,3 +161,14 @@ def test_sources_and_transforms_are_those_of_the_config():
         setup.train_transform(config(**{"data.crop": "wild"}))
     with pytest.raises(InputError, match="config.data.resize is 'big': allowed are"):
         setup.eval_transform(config(**{"data.resize": "big"}))
+
+
+def test_shapes_of_a_batch_are_what_the_loader_gives():
+    config = base.get_config()
+    config.image_size, config.data.canvas = 16, 20
+    batch = setup.batch_shapes(config, (3, 2))
+    shapes = jax.tree.map(lambda leaf: leaf.shape, batch)
+    assert shapes == {"image": (3, 2, 20, 20, 3), "label": (3, 2), "extent": (3, 2, 2)}
+    assert batch["image"].dtype == np.uint8
+    config.data.canvas = 0
+    assert setup.batch_shapes(config, (4, 3, 2))["image"].shape == (4, 3, 2, 16, 16, 3)
