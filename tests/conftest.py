@@ -3,9 +3,11 @@
 import os
 import pathlib
 
-# Tests compile hundreds of tiny programs and run each once: compile them fast. Runs in
-# processes of their own (tests/runs.py) are compiled as users compile them.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+from tests import compiling
+
+# Tests compile hundreds of tiny programs and run each once: compile them fast. Some
+# runs in processes of their own (tests/runs.py) are compiled as users compile them.
+os.environ.setdefault("XLA_FLAGS", compiling.QUICK)
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

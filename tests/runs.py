@@ -6,6 +6,8 @@ import subprocess
 import sys
 import uuid
 
+from tests import compiling
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 # A quickstart that takes seconds: two narrow blocks, few images a step.
@@ -42,7 +44,7 @@ def environment(cache, devices=1, quick=False):
     flags = f"--xla_force_host_platform_device_count={devices}"
     return os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": flags + " --xla_backend_optimization_level=0" * quick,
+        "XLA_FLAGS": " ".join([flags, compiling.QUICK * quick]),
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
