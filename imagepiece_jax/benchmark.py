@@ -14,7 +14,7 @@ import pathlib
 
 from absl import flags
 
-from imagepiece_jax import cli
+from imagepiece_jax import cli, options
 from imagepiece_jax.errors import InputError
 
 MODES = ("inference", "copy", "end_to_end", "train")
@@ -23,13 +23,7 @@ cli.define_config("a config file; several are compared with the first")
 BATCH_SIZE = flags.DEFINE_multi_string(
     "batch_size", ["256"], "one or more, such as 1,8,256", allow_override=True
 )
-DTYPE = flags.DEFINE_enum(
-    "dtype",
-    None,
-    ["float32", "bfloat16", "float16"],
-    "of weights and layers; default: bfloat16, and float32 on CPUs",
-    allow_override=True,
-)
+DTYPE = options.dtype("of weights and layers")
 MODE = flags.DEFINE_list(
     "mode", ["inference"], f"one or more of {','.join(MODES)}", allow_override=True
 )
@@ -43,9 +37,7 @@ DEVICE = flags.DEFINE_enum(
 AGAINST = flags.DEFINE_list(
     "against", [], "timm, tome: PyTorch in turns with ours", allow_override=True
 )
-WARMUP = flags.DEFINE_integer("warmup", 20, "calls before", 2, allow_override=True)
-REPEATS = flags.DEFINE_integer("repeats", 5, "turns of each", 1, allow_override=True)
-SECONDS = flags.DEFINE_float("seconds", 1.0, "of a turn", 0.0, allow_override=True)
+RULES = options.rules()
 JSON = flags.DEFINE_string(
     "json", None, "a line for each figure, as they come", allow_override=True
 )
@@ -120,7 +112,7 @@ def _measure(configs, sizes):
 
     device.use(DEVICE.value)
     dtype = DTYPE.value or device.fast_dtype()
-    rules = clock.Rules(WARMUP.value, REPEATS.value, SECONDS.value)
+    rules = RULES()
     _note(rules, clock.Rules())
     groups = contest.groups(configs, sizes, dtype, MODE.value)
     print(f"{device.name()}, {dtype}, random weights and images", flush=True)

@@ -15,21 +15,13 @@ import pathlib
 
 from absl import flags
 
-from imagepiece_jax import cli
+from imagepiece_jax import cli, options
 
 BATCH = flags.DEFINE_integer("batch", 256, "images that are reduced at once", 1)
 TOKENS = flags.DEFINE_integer("tokens", 196, "of an image, before the step", 8)
 HEADS = flags.DEFINE_integer("heads", 6, "of attention, each 64 wide", 1)
-DTYPE = flags.DEFINE_enum(
-    "dtype",
-    None,
-    ["float32", "bfloat16", "float16"],
-    "of tokens; default: bfloat16, and float32 on CPUs",
-    allow_override=True,
-)
-WARMUP = flags.DEFINE_integer("warmup", 20, "calls before", 2, allow_override=True)
-REPEATS = flags.DEFINE_integer("repeats", 5, "turns of each", 1, allow_override=True)
-SECONDS = flags.DEFINE_float("seconds", 1.0, "of a turn", 0.0, allow_override=True)
+DTYPE = options.dtype("of tokens")
+RULES = options.rules()
 JSON = flags.DEFINE_string("json", None, "a line each", allow_override=True)
 CHAIN = 8  # reductions of one program
 HEAD_WIDTH = 64
@@ -43,7 +35,7 @@ def main():
     from imagepiece_jax.measure import ceilings, clock, device
     from imagepiece_jax.models.summary import format_table
 
-    rules = clock.Rules(WARMUP.value, REPEATS.value, SECONDS.value)
+    rules = RULES()
     dtype = DTYPE.value or device.fast_dtype()
     copy = ceilings.measure(dtype, rules).copy
     jobs, floors = _jobs(dtype)

@@ -13,16 +13,12 @@ The exit status is 1 if one of them is no near tie, or if they are 1 % or more.
 import jax
 from absl import flags
 
-from imagepiece_jax import cli
+from imagepiece_jax import cli, options
 from imagepiece_jax.errors import InputError, RunError
 
 CONFIG = cli.define_config("the config of a model, for real inputs")
-WEIGHTS = flags.DEFINE_string(
-    "weights", None, "its weights, for real inputs", allow_override=True
-)
-DATA = flags.DEFINE_string(
-    "data", None, "its images; default: config.data", allow_override=True
-)
+WEIGHTS = options.weights()
+DATA = options.data("config.data")
 RANDOM = flags.DEFINE_integer(
     "random",
     10_000,

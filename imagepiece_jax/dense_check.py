@@ -18,23 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from imagepiece_jax import cli, dense
+from imagepiece_jax import cli, dense, options
 from imagepiece_jax import dense_agreement as agreement
 from imagepiece_jax.errors import InputError
 
 CONFIG = cli.define_config()
-WEIGHTS = flags.DEFINE_string(
-    "weights",
-    None,
-    "a .npz, .safetensors or .pth file, or the folder of a run",
-    allow_override=True,  # other commands have flags of these names, too
-)
-DATA = flags.DEFINE_string(
-    "data", None, "csv:FILE, folder:PATH, imagenet2012 or digits", allow_override=True
-)
-SWEEP = flags.DEFINE_multi_string(
-    "sweep", [], "METHOD:FIELD=V1,V2: the methods to compare", allow_override=True
-)
+WEIGHTS = options.weights()
+DATA = options.data()
+SWEEP = options.sweep("the methods to compare")
 IMAGES = flags.DEFINE_integer(
     "images", None, "so many, spread over the set; default: 100", allow_override=True
 )

@@ -14,31 +14,18 @@ import json
 
 from absl import flags
 
-from imagepiece_jax import cli
+from imagepiece_jax import cli, options
 from imagepiece_jax.errors import InputError
 
 CONFIG = cli.define_config()
-WEIGHTS = flags.DEFINE_string(
-    "weights", None, "a .npz, .safetensors or .pth file, or the folder of a run"
-)
-CHECKPOINT = flags.DEFINE_enum(
-    "checkpoint", "best", ["best", "latest"], "which of a run's checkpoints"
-)
-DATA = flags.DEFINE_string(
-    "data",
-    None,
-    "csv:FILE, folder:PATH, imagenet2012 or digits; default: config.data",
-    allow_override=True,  # other commands have a flag of this name, too
-)
-RESIZE = flags.DEFINE_enum(
-    "resize", None, ["deit", "none"], "none: images have the right size already"
-)
+WEIGHTS = options.weights()
+CHECKPOINT = options.checkpoint()
+DATA = options.data("config.data")
+RESIZE = options.resize()
 JSON = flags.DEFINE_string(
     "json", None, "also write the results to this file", allow_override=True
 )
-SWEEP = flags.DEFINE_multi_string(
-    "sweep", [], "METHOD:FIELD=V1,V2: these settings instead of config.reduction"
-)
+SWEEP = options.sweep("these settings instead of config.reduction")
 OPTIMIZED = flags.DEFINE_bool(
     "optimized", False, "compare the optimised program with the float32 model"
 )

@@ -18,23 +18,12 @@ import pathlib
 
 from absl import flags
 
-from imagepiece_jax import cli
+from imagepiece_jax import cli, options
 from imagepiece_jax.errors import InputError
 
 CONFIG = cli.define_config()
-WEIGHTS = flags.DEFINE_string(
-    "weights",
-    None,
-    "a .npz, .safetensors or .pth file, or the folder of a run",
-    allow_override=True,
-)
-CHECKPOINT = flags.DEFINE_enum(
-    "checkpoint",
-    "best",
-    ["best", "latest"],
-    "which of a run's checkpoints",
-    allow_override=True,
-)
+WEIGHTS = options.weights()
+CHECKPOINT = options.checkpoint()
 OUT = flags.DEFINE_string(
     "out", None, "the file to write, replaced if there", allow_override=True
 )

@@ -20,22 +20,12 @@ import sys
 import numpy as np
 from absl import flags
 
-from imagepiece_jax import cli
+from imagepiece_jax import cli, options
 from imagepiece_jax.errors import InputError, RunError
 
 CONFIG = cli.define_config()
-WEIGHTS = flags.DEFINE_string(
-    "weights",
-    None,
-    "a .npz, .safetensors or .pth file, or the folder of a run",
-    allow_override=True,  # other commands have flags of these names, too
-)
-SWEEP = flags.DEFINE_multi_string(
-    "sweep",
-    [],
-    "METHOD:FIELD=V1,V2: these methods instead of the config's",
-    allow_override=True,
-)
+WEIGHTS = options.weights()
+SWEEP = options.sweep("these methods instead of the config's")
 OUT = flags.DEFINE_string(
     "out",
     None,

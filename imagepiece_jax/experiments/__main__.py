@@ -17,7 +17,7 @@ import pathlib
 
 from absl import flags
 
-from imagepiece_jax import cli
+from imagepiece_jax import cli, options
 from imagepiece_jax.errors import InputError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -36,18 +36,12 @@ TRAINS = (
 SMALL_CONFIG = ROOT / "configs" / "deit_ti_finetune_small.py"
 
 CONFIG = cli.define_config("of --weights that do not tell it, and of --small's runs")
-WEIGHTS = flags.DEFINE_string(
-    "weights", None, "a weights file, or a run's folder", allow_override=True
-)
+WEIGHTS = options.weights()
 RUNS = flags.DEFINE_string("runs", None, "a folder of trained runs, one a model")
 SMALL = flags.DEFINE_bool("small", False, "fine-tune --weights for every model")
 SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "of --small's runs")
-DATA = flags.DEFINE_string(
-    "data", None, "csv:FILE, folder:PATH, imagenet2012 or digits", allow_override=True
-)
-RESIZE = flags.DEFINE_enum(
-    "resize", None, ["deit", "none"], "none: right size already", allow_override=True
-)
+DATA = options.data()
+RESIZE = options.resize()
 SUBSET = flags.DEFINE_integer("subset", None, "images of the data; default: all")
 OUT = flags.DEFINE_string(
     "out", None, "folder; default: runs/experiments", allow_override=True
@@ -55,18 +49,10 @@ OUT = flags.DEFINE_string(
 AGAIN = flags.DEFINE_bool("again", False, "measure what was measured before, too")
 EVAL_BATCH = flags.DEFINE_integer("eval_batch_size", 100, "images at once", 1)
 READERS = flags.DEFINE_integer("readers", 0, "processes that read images", 0)
-DTYPE = flags.DEFINE_enum(
-    "dtype",
-    None,
-    ["float32", "bfloat16", "float16"],
-    "of the layers; default: bfloat16, and float32 on CPUs",
-    allow_override=True,
-)
+DTYPE = options.dtype("of the layers")
 SPEED = flags.DEFINE_bool("speed", True, "also measure speeds")
 SPEED_BATCH = flags.DEFINE_integer("speed_batch_size", 64, "of speeds in tables", 1)
-WARMUP = flags.DEFINE_integer("warmup", 20, "calls before", 2, allow_override=True)
-REPEATS = flags.DEFINE_integer("repeats", 5, "turns of each", 1, allow_override=True)
-SECONDS = flags.DEFINE_float("seconds", 1.0, "of a turn", 0.0, allow_override=True)
+RULES = options.rules()
 SIZES = flags.DEFINE_list("batch_sizes", ["1,8,32,64,128,256"], "of throughput")
 MODES = flags.DEFINE_list("modes", ["inference", "copy", "train"], "of throughput")
 SIZE = flags.DEFINE_enum("size", "deit_s", ["deit_ti", "deit_s"], "of throughput")
@@ -145,7 +131,7 @@ def _lab(stack, names, numbers):
     """The Lab of the flags; every mistake that can be told now is."""
     from imagepiece_jax.experiments import runner, subjects
     from imagepiece_jax.experiments.lab import Lab
-    from imagepiece_jax.measure import clock, device
+    from imagepiece_jax.measure import device
 
     if names == ["search"] and METRIC.value == "ms" and not SPEED.value:
         raise InputError("--metric ms is of the clock; allowed is it without --nospeed")
@@ -176,7 +162,7 @@ def _lab(stack, names, numbers):
         subject=subject,
         trained=trained or (),
         small=small,
-        rules=clock.Rules(WARMUP.value, REPEATS.value, SECONDS.value),
+        rules=RULES(),
         speed_batch=SPEED_BATCH.value,
         timed=SPEED.value,
         options=_options(numbers["budgets"]),

@@ -1,6 +1,7 @@
 """How are figures shown? Markdown tables, and curves with bands of their intervals."""
 
 import os
+import pathlib
 
 from imagepiece_jax.experiments import statistics
 from imagepiece_jax.training.record import replace_file
@@ -26,9 +27,15 @@ def images_note(lab):
     """On which images, as a sentence."""
     images = lab.images
     return (
-        f"{len(images)} images of {images.name}, {images.image_size} pixels a side; "
-        "brackets are 95 % intervals."
+        f"{len(images)} images of {_short(images.name)}, {images.image_size} pixels a "
+        "side; brackets are 95 % intervals."
     )
+
+
+def _short(name):
+    """Name of a data set without this machine's folders: "csv:photos/labels.csv"."""
+    kind, colon, path = name.partition(":")
+    return kind + colon + "/".join(pathlib.Path(path).parts[-2:])
 
 
 def speed_note(lab):

@@ -101,7 +101,8 @@ def _at(lab, share, metric, count):
     write_config(file, lab, subject, ranked[0].reduction)
     parts = [
         f"### {share:g} of the dense model's {UNITS[metric]}",
-        f"{len(candidates)} settings tried. Winner: {ranked[0]}; config: `{file}`.",
+        f"{len(candidates)} settings tried. Winner: {ranked[0]}; its config is "
+        f"`{file.name}`.",
     ]
     if best is not None:
         rights = [told(c, reporting).right for c in (ranked[0], best)]

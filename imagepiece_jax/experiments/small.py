@@ -9,6 +9,7 @@ only read.
 
 import functools
 
+import jax
 from ml_collections import config_dict
 
 from imagepiece_jax.data.sources import open_source
@@ -96,6 +97,7 @@ class Small:
     def _run(self, config, name):
         print(f"training {name}", flush=True)
         train_and_evaluate(config, self.folder / name)
+        jax.clear_caches()  # or its programs stay, which no other run has a use for
         return subjects.of(self.folder / name)
 
 
