@@ -112,19 +112,24 @@ def _measured(lab, row, models, bases):
     )
 
 
-def table(rows, found, printed=None):
+def table(rows, found, printed=None, whose=""):
     """The Markdown table of `rows`; `printed` maps a row's name to (acc1, img/s).
 
-    None: what is printed for models of this size.
+    None: what the paper prints, for models of this size if it does; else its heading
+    names the size. `whose` figures a `printed` that is given has. Rows without a model
+    and a printed figure are left out (see `notes`).
     """
     dense = found[DENSE.name]
     if printed is None:
-        printed = published.ACCURACY_SPEED.get(_size(found), {})
+        ours = _size(found)
+        size, printed = published.accuracy_speed({row.name for row in rows}, ours)
+        whose = "" if size == ours else published.SIZES[size]
+    label = ", ".join(filter(None, [whose, published.LABEL]))
     several = any(m is not None and len(m.answers) > 1 for m in found.values())
     head = [
         "model",
-        f"acc1, % ({published.LABEL})",
-        f"img/s, RTX 3090 ({published.LABEL})",
+        f"acc1, % ({label})",
+        f"img/s, RTX 3090 ({label})",
         "weights",
         "acc1, % (measured)",
         "to dense, points (paired)",
@@ -136,6 +141,8 @@ def table(rows, found, printed=None):
     ]
     lines = []
     for row in rows:
+        if found[row.name] is None and row.name not in printed:
+            continue
         acc1, speed = printed.get(row.name, (None, None))
         name = row.name + _fitted(row, found[row.name])
         line = [name, render.number(acc1), render.number(speed, 1)]
@@ -197,6 +204,9 @@ def notes(lab, found):
             "Other images than ImageNet's validation set: the published columns are "
             "there to be read, not to be compared with."
         )
+    lacking = [name for name, measured in found.items() if measured is None]
+    if lacking:
+        parts.append(f"There is no model here of: {'; '.join(lacking)}.")
     if any(m is not None and m.facts["untrained_selectors"] for m in found.values()):
         parts.append(
             "Untrained selectors keep tokens by fresh weights: their rows say what "

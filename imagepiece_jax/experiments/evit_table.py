@@ -35,7 +35,7 @@ def run(lab):
     page(
         lab,
         "evit-table",
-        "EViT by keep rate (published: DeiT-S, EViT's authors)",
-        table(ROWS, found, printed),
+        "EViT by keep rate",
+        table(ROWS, found, printed, "DeiT-S, its authors"),
         notes(lab, found),
     )

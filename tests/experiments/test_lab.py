@@ -11,6 +11,7 @@ from imagepiece_jax.experiments import (
     compare,
     inside,
     overlap,
+    published,
     reassess,
     similarity,
     subjects,
@@ -185,7 +186,8 @@ ROWS = (DENSE, Row("ToMe", TOME), Row("ImagePiece", {"name": "imagepiece"}, "con
 
 def test_a_table_measures_what_it_can_and_leaves_the_rest_blank(lab):
     found = compare.measure(lab, ROWS)
-    text = compare.table(ROWS, found, {"ToMe": (79.36, 3806.1)})
+    printed = {"ToMe": (79.36, 3806.1), "ImagePiece": (80.22, 3891.9)}
+    text = compare.table(ROWS, found, printed)
     head, _, dense, tome, imagepiece = text.split("\n")
     assert "acc1, % (ImageNet-1k, published)" in head
     assert "| DeiT |  |  | as trained |" in dense
@@ -196,9 +198,20 @@ def test_a_table_measures_what_it_can_and_leaves_the_rest_blank(lab):
     assert "| ToMe (r=5) | 79.36" in compare.table(
         ROWS[1:2], found | {"ToMe": fitted}, {"ToMe": (79.36, None)}
     )
+    assert "ImagePiece" not in compare.table(ROWS, found, {})
     notes = compare.notes(lab, found)
+    assert "There is no model here of: ImagePiece." in notes
     assert "One checkpoint for all rows" in notes and "24 images of digits" in notes
     assert "not to be compared" in notes
+
+
+def test_published_figures_of_another_size_are_labelled_so(lab):
+    """The tiny model has no published figures, so DeiT-S's stand in their column."""
+    (head, *_) = compare.table(ROWS, compare.measure(lab, ROWS)).split("\n")
+    assert head.count("(DeiT-S, ImageNet-1k, published)") == 2
+    rows = {"DeiT", "SPViT"}
+    assert published.accuracy_speed(rows, "deit_ti")[0] == "deit_ti"
+    assert published.accuracy_speed(rows | {"ToMe"}, "deit_ti")[0] == "deit_s"
 
 
 @pytest.mark.slow
