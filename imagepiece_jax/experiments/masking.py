@@ -73,7 +73,9 @@ def _lines(row, rights, dense):
     lines = []
     if row.name in published.MASKING:
         printed = [render.number(acc1) for acc1 in published.MASKING[row.name]]
-        lines.append([row.name, f"acc1, % ({published.LABEL})", "", *printed, ""])
+        lines.append(
+            [row.name, f"acc1, %, DeiT-S ({published.LABEL})", "", *printed, ""]
+        )
     if rights is None:
         blanks = [render.BLANK] * (len(published.MASKS) + 2)
         return [*lines, [row.name, "acc1, % (measured)", *blanks]]

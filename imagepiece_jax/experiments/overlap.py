@@ -25,7 +25,9 @@ def run(lab):
     lines = []
     for size, values in published.OVERLAP.items():
         cells = [render.number(value) for value in values]
-        lines.append([f"ToMe, {size}", f"not said ({published.LABEL})", *cells])
+        lines.append(
+            [f"ToMe, {published.SIZES[size]}", f"not said ({published.LABEL})", *cells]
+        )
     for row in ROWS:
         models = find(lab, row)
         for kind in KINDS if models else ():

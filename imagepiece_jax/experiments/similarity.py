@@ -37,7 +37,7 @@ def run(lab):
             + [statistics.difference_text(gap, 4)]
             + [statistics.text(estimate(found[f"all {at}"]), 4) for at in ENDS]
         )
-    head = ["model", *(f"{at} merge ({published.LABEL})" for at in ENDS)]
+    head = ["model", *(f"{at} merge, DeiT-S ({published.LABEL})" for at in ENDS)]
     head += [f"{at} merge, lowest 1 %" for at in ENDS] + ["last - first"]
     head += [f"{at} merge, all images" for at in ENDS]
     count = lowest_count(len(lab.images))
