@@ -52,9 +52,7 @@ KERNELS = flags.DEFINE_boolean("kernels", False, "with --compile-only: list them
 def main():
     configs = _named(cli.required_configs())
     sizes = batch_sizes(BATCH_SIZE.value)
-    for mode in MODE.value:
-        if mode not in MODES:
-            raise InputError(f"--mode is {mode!r}; allowed are {', '.join(MODES)}")
+    modes = known_modes(MODE)
     if KERNELS.value and not COMPILE_ONLY.value:
         raise InputError("--kernels goes with --compile-only h200")
     if COMPILE_ONLY.value:
@@ -62,7 +60,7 @@ def main():
 
         for config in configs.values():
             config.model.dtype = DTYPE.value or "bfloat16"
-        for size, mode in itertools.product(sizes, MODE.value):
+        for size, mode in itertools.product(sizes, modes):
             named = list(configs.items())
             print(compile_only.report(named, size, mode, KERNELS.value))
         return
@@ -76,6 +74,16 @@ def main():
 
         rivals.prepare(AGAINST.value)
     _measure(configs, sizes)
+
+
+def known_modes(holder):
+    """The modes that a flag lists; InputError for what is none."""
+    for mode in holder.value:
+        if mode not in MODES:
+            raise InputError(
+                f"--{holder.name} is {mode!r}; allowed are {', '.join(MODES)}"
+            )
+    return holder.value
 
 
 def batch_sizes(texts):

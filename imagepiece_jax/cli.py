@@ -94,12 +94,11 @@ def run(main):
         except RunError as error:
             return _complain(error, EXIT_RUN)
         except BrokenPipeError:  # the reader of our output has gone: `... | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return EXIT_RUN
+            return _unread()
         except Stopped as stopped:
             return _complain(stopped, 128 + stopped.signum)
         except KeyboardInterrupt:
-            return _complain("interrupted", 128 + signal.SIGINT)
+            return _leave(_complain("interrupted", 128 + signal.SIGINT))
 
     logging.set_verbosity(logging.WARNING)  # libraries tell each of their steps
     app.run(guarded, flags_parser=functools.partial(_parse, anywhere=takes_words))
@@ -124,6 +123,8 @@ def _parse(argv, anywhere):
         if overrides:
             _override(required_configs(), overrides)
         return rest
+    except BrokenPipeError:  # of --help
+        sys.exit(_unread())
     except flags.UnrecognizedFlagError as error:
         sys.exit(_complain(_unknown(error.flagname), EXIT_INPUT))
     except (InputError, flags.Error) as error:
@@ -181,6 +182,19 @@ def _unexpected(word):
     if word.endswith(".py"):
         return f"{word} stands alone; did you mean --config {word}?"
     return f"{word!r} stands alone; allowed are flags, see --help"
+
+
+def _unread():
+    """Status where nobody reads our output; what is left of it goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return EXIT_RUN
+
+
+def _leave(status):
+    """End at once: Python's own end would crash in a compilation that still runs."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _complain(error, status):

@@ -41,6 +41,10 @@ FEWEST = 4  # images: half of them remember, the others are asked, and both vary
 FATES = ("alone", "merged", "dropped")
 FILLED = {"last": "their last feature", "zero": "zero", "class": "the class token's"}
 POSITION = "position alone"
+HEAD = [
+    *("setting", "dropped patches get", "tokens", "GMACs", "self-similarity", "probe"),
+    *(f"cosine, {fate}" for fate in FATES),
+]
 
 
 def main():
@@ -51,6 +55,7 @@ def main():
     if count < FEWEST:
         raise InputError(f"--images is {count}; allowed are {FEWEST} or more")
     from imagepiece_jax import sweep, variants
+    from imagepiece_jax.experiments.render import short
     from imagepiece_jax.training.record import replace_file
 
     settings = [setting for text in SWEEP.value for setting in sweep.parse(text)]
@@ -59,13 +64,15 @@ def main():
     whole, *reduced = variants.variants(path, [{"name": "none"}, *settings], config)
     images = read(data, whole, count)
     rows = []
+    print("  ".join(HEAD), flush=True)
     for row in compare(whole, reduced, images):
         rows.append(row)
-        print("  ".join(filter(None, _cells(row))), flush=True)
+        print("  ".join(cell or "-" for cell in _cells(row)), flush=True)
     out = pathlib.Path(OUT.value or "runs/dense")
     out.mkdir(parents=True, exist_ok=True)
     replace_file(out / "dense.json", json.dumps(rows, indent=1) + "\n")
-    replace_file(out / "dense.md", table(rows, len(images)))
+    of = f"{len(images)} images of {short(data)}, weights {pathlib.Path(path).name}"
+    replace_file(out / "dense.md", table(rows, of))
     print(f"{len(images)} images; table: {out}/dense.md, data: {out}/dense.json")
 
 
@@ -134,14 +141,10 @@ def compare(whole, reduced, images):
 
 
 def table(rows, images):
-    """The rows as a Markdown table."""
-    head = "setting, dropped patches get, tokens, GMACs, self-similarity, probe".split(
-        ", "
-    )
-    head += [f"cosine, {fate}" for fate in FATES]
-    lines = [head, ["---"] * len(head), *map(_cells, rows)]
+    """The rows as a Markdown table; `images` says how many and which."""
+    lines = [HEAD, ["---"] * len(HEAD), *map(_cells, rows)]
     lines = [f"| {' | '.join(cells)} |" for cells in lines]
-    note = f"{images} images, 95 % intervals; the probe is asked about half of them."
+    note = f"{images}; 95 % intervals; the probe is asked about half of them."
     return "\n".join(lines) + f"\n\n{note}\n"
 
 

@@ -44,7 +44,7 @@ def variants(path, settings=(), config=None):
     subject = subjects.of(path, config, dtype="float32")
     if not settings:
         own = subject.reduction
-        return [_variant(subject, own, sweep.label({"name": own["name"]}))]
+        return [_variant(subject, own, sweep.label(subjects.changed(own)))]
     return [_variant(subject, setting, sweep.label(setting)) for setting in settings]
 
 

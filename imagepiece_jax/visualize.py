@@ -50,6 +50,7 @@ def main(words):
 
     settings = [setting for text in SWEEP.value for setting in sweep.parse(text)]
     shown = variants.variants(path, settings, CONFIG.value)
+    _check_blocks(blocks, len(shown[0].model.plan))
     images, names = read(files, shown[0].image_size)
     _make(out / FIGURES)
     methods, traces = [], []
@@ -62,7 +63,7 @@ def main(words):
         drawn = dataclasses.replace(seen, stages=tuple(chosen))
         _save_figures(out / FIGURES, images, names, variant.label, drawn)
         patches = math.prod(seen.grid)
-        print(f"{variant.label}: {patches} patches, {seen.tokens} tokens", flush=True)
+        print(f"{variant.label}: {patches} patches, {seen.tokens} tokens of them left")
     provenance.save(out, names, methods, traces)
     weights = pathlib.Path(path).name
     text = page.page(images, names, methods, traces, weights)
@@ -135,6 +136,12 @@ def _numbers(flag, texts):
         if not text.isdecimal():
             raise InputError(f"{flag} has {text!r}; allowed are numbers of blocks")
     return [int(text) for text in texts]
+
+
+def _check_blocks(blocks, depth):
+    for block in blocks:
+        if block >= depth:
+            raise InputError(f"--blocks has {block}; allowed are 0 to {depth - 1}")
 
 
 def _make(folder):

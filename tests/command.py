@@ -30,6 +30,7 @@ def call(main, *words):
     argv = [main.__module__, *map(str, words)]  # absl's name for where flags are from
     with (
         mock.patch.object(sys, "argv", argv),
+        mock.patch.object(cli, "_leave", sys.exit),
         flagsaver.flagsaver(),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),

@@ -53,9 +53,13 @@ def test_table_has_every_way_to_fill(tmp_path, words):
     assert last["cosine"]["alone"] == zero["cosine"]["alone"] > 0.5
     assert last["cosine"]["dropped"] > zero["cosine"]["dropped"] == 0
     table = (out / "dense.md").read_text()
-    assert "4 images, 95 % intervals" in table and table.count("\n| ") == 1 + 6
+    assert (
+        "4 images of csv:" in table
+        and "/set.csv, weights w.npz; 95 % intervals" in table
+        and table.count("\n| ") == 1 + 6
+    )
     assert "| evit blocks=(0,) | zero | 18 |" in table
-    assert len(ended.out.splitlines()) == 6 + 1
+    assert len(ended.out.splitlines()) == 1 + 6 + 1
 
 
 @pytest.mark.parametrize(

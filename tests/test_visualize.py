@@ -47,8 +47,8 @@ def test_a_folder_of_images_under_two_methods(tmp_path, weights, folder):
     assert ended.err == f"{folder}/b.png is left out: no known image format\n"
     label = "token_learner num_tokens=3 block=0 (untrained selectors)"
     assert ended.out.splitlines()[:2] == [
-        "tome r=4: 25 patches, 21 tokens",
-        f"{label}: 25 patches, 3 tokens",
+        "tome r=4: 25 patches, 21 tokens of them left",
+        f"{label}: 25 patches, 3 tokens of them left",
     ]
     names, methods, (tome, learner) = provenance.load(out)
     assert names == ["a.png", "c.png"]
@@ -97,7 +97,8 @@ def test_a_config_tells_the_model_and_flags_stand_in_any_order(
     assert ended.status == 0, ended
     names, (method,), (trace,) = provenance.load(out)
     assert names == ["a.png", "a.png", "c.png"]
-    assert method["label"] == "imagepiece" and trace.grid == (5, 5)
+    assert method["label"] == "imagepiece merge_blocks=(0,) prune_blocks=()"
+    assert trace.grid == (5, 5)
     # ceil(0.08 * 26) = 3 merges among 25 patches and the class token.
     assert [(s.block, s.tokens) for s in trace.stages] == [(0, 22)]
 
@@ -115,6 +116,7 @@ def test_a_config_tells_the_model_and_flags_stand_in_any_order(
         ),
         (["--weights={w}", "a.png", "--sweep=evil"], "config.reduction.name is 'evil'"),
         (["--weights=w.npz", "a.png", "--blocks=1,x"], "--blocks has 'x'; allowed are"),
+        (["--weights={w}", "{a}", "--blocks=0,99"], "--blocks has 99; allowed are 0 "),
         (["--weights={w}", "{a}", "--out={a}"], "--out {a} cannot be made (Not a dir"),
     ],
 )

@@ -9,6 +9,10 @@ With --weights alone one checkpoint stands for every row, off the shelf; --runs 
 the runs that were trained with each reduction; --small fine-tunes the weights with each
 of them, a few epochs and seeds. Points that were measured are kept: the same command
 goes on where it was stopped.
+
+NAME: table1, table2, hyperspeed, table3, masking, reassess, similarity, overlap,
+lcb-similarity, combos, ablation, tome-offtheshelf, evit-table, throughput; all of them;
+or search.
 """
 
 import contextlib
@@ -35,7 +39,9 @@ TRAINS = (
 )
 SMALL_CONFIG = ROOT / "configs" / "deit_ti_finetune_small.py"
 
-CONFIG = cli.define_config("of --weights that do not tell it, and of --small's runs")
+CONFIG = cli.define_config(
+    "a config file: of --weights that do not tell it, of --small's runs"
+)
 WEIGHTS = options.weights()
 RUNS = flags.DEFINE_string("runs", None, "a folder of trained runs, one a model")
 SMALL = flags.DEFINE_bool("small", False, "fine-tune --weights for every model")
@@ -72,11 +78,9 @@ CANDIDATES = flags.DEFINE_integer(
 def main(words):
     names = _names(words)
     numbers = {
-        "seeds": [_number("seeds", text, int, 0) for text in SEEDS.value],
-        "budgets": [_number("budget", text, float, 0.0) for text in BUDGET.value],
+        "seeds": list(dict.fromkeys(map(_seed, SEEDS.value))),
+        "budgets": list(dict.fromkeys(map(_share, BUDGET.value))),
     }
-    if any(not 0 < budget < 1 for budget in numbers["budgets"]):
-        raise InputError(f"--budget is {','.join(BUDGET.value)}; allowed are shares")
     if names != ["throughput"]:
         cli.required(DATA)
     with contextlib.ExitStack() as stack:
@@ -117,13 +121,22 @@ def _told(name, names, lab):
         print(f"{name} is left out: {error}\n", flush=True)
 
 
-def _number(flag, text, kind, least):
+def _seed(text):
+    if not text.isdecimal():
+        raise InputError(f"--seeds is {text!r}; allowed are whole numbers from 0")
+    return int(text)
+
+
+def _share(text):
     try:
-        value = kind(text)
+        value = float(text)
     except ValueError:
-        value = None
-    if value is None or not value >= least:
-        raise InputError(f"--{flag} is {text!r}; allowed are numbers from {least}")
+        value = 0.0
+    if not 0 < value < 1:
+        raise InputError(
+            f"--budget is {text!r}; allowed are shares of the dense model's cost, "
+            "between 0 and 1, such as 0.5"
+        )
     return value
 
 
@@ -170,7 +183,7 @@ def _lab(stack, names, numbers):
 
 
 def _options(budgets):
-    from imagepiece_jax.benchmark import batch_sizes
+    from imagepiece_jax.benchmark import batch_sizes, known_modes
 
     base = CONFIG.value
     if base is None:
@@ -186,7 +199,7 @@ def _options(budgets):
         "base_config": base,
         "dtype": DTYPE.value,
         "batch_sizes": batch_sizes(SIZES.value),
-        "modes": MODES.value,
+        "modes": known_modes(MODES),
         "size": SIZE.value,
         "configs": ROOT / "configs",
     }
@@ -230,9 +243,11 @@ def _small(subject, folder, seeds, dtype):
     config.data.resize = RESIZE.value or config.data.resize
     config.data.workers = READERS.value
     config.data.threads = 2 if READERS.value else 0
-    given = {"stem": config.model.stem, "class_token": config.model.class_token}
-    for name, value in given.items():
-        if value != subject.fields.get(name, value):
+    for name in ("stem", "class_token"):
+        value = config.model[name]
+        if CONFIG.value is None:
+            config.model[name] = subject.fields.get(name, value)
+        elif value != subject.fields.get(name, value):
             raise InputError(
                 f"config.model.{name} is {value!r}, but the weights have "
                 f"{subject.fields[name]!r}; allowed is that"

@@ -5,6 +5,7 @@ have in common.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -83,14 +84,20 @@ def measure(lab, rows, matched=True, stems=("patch",)):
     models = {
         row: find(lab, row, matched, stems) for row in dict.fromkeys((DENSE, *rows))
     }
+    for subject, reduction in itertools.chain(*models.values()):
+        subject.model(reduction)  # those that cannot be made are told now
     bases = {
         subject.seed: lab.answers(subject, kept) for subject, kept in models[DENSE]
     }
     found = {row.name: _measured(lab, row, models[row], bases) for row in models}
     if not any(found.values()):
+        there = [
+            f"{r.path.name} ({r.reduction['name']}, {r.stem})" for r in lab.trained
+        ]
+        there = f" (--runs has {', '.join(there)})" if there else ""
         raise InputError(
-            "none of the models of this table is there; allowed are --weights of one "
-            "of them, --runs with trained ones, and --small, which trains them"
+            f"none of the models of this table is there{there}; allowed are --weights "
+            "of one of them, --runs with trained ones, and --small, which trains them"
         )
     return found
 
@@ -134,7 +141,7 @@ def table(rows, found, printed=None, whose=""):
         "acc1, % (measured)",
         "to dense, points (paired)",
         *(["acc1 by seed"] if several else []),
-        "tokens left",
+        render.TOKENS_LEFT,
         "GMACs",
         "x dense by MACs",
         "x dense, measured",
@@ -181,7 +188,17 @@ def _cells(measured, dense, several):
 
 
 def form(lab):
-    """How the models came to be, as a sentence."""
+    """How the models came to be, and what their figures may be compared with."""
+    told = _form(lab)
+    if lab.images.name != "imagenet2012":
+        told += (
+            " Other images than ImageNet's validation set: published figures are there "
+            "to be read, not to be compared with."
+        )
+    return told
+
+
+def _form(lab):
     if lab.small is not None:
         seeds = ", ".join(map(str, lab.small.seeds))
         return (
@@ -191,19 +208,14 @@ def form(lab):
     if lab.trained:
         return "Trained models, each with the reduction it was trained with."
     return (
-        "One checkpoint for all rows: what is called off-the-shelf was never trained "
-        "with its reduction, and is no measure of the method as published."
+        "One checkpoint for all rows, off the shelf: but for the reduction that it was "
+        "trained with, no row is a measure of a method as published."
     )
 
 
 def notes(lab, found):
     """What the figures of a table are, and are not: a paragraph."""
     parts = [render.images_note(lab), form(lab)]
-    if lab.images.name != "imagenet2012":
-        parts.append(
-            "Other images than ImageNet's validation set: the published columns are "
-            "there to be read, not to be compared with."
-        )
     lacking = [name for name, measured in found.items() if measured is None]
     if lacking:
         parts.append(f"There is no model here of: {'; '.join(lacking)}.")

@@ -85,7 +85,7 @@ def _table(curves):
         for name, curve in curves.items()
         for point in curve
     ]
-    head = ["method", "rate", "GMACs", "tokens left", "x dense, measured"]
+    head = ["method", "rate", "GMACs", render.TOKENS_LEFT, "x dense, measured"]
     return render.table([*head, "acc1, %", "to dense, points"], lines)
 
 

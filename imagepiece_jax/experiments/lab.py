@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from imagepiece_jax import inference
+from imagepiece_jax import inference, sweep
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.experiments import forward, statistics, subjects
 from imagepiece_jax.measure import clock, device
@@ -83,7 +83,8 @@ class Lab:
                 "right": _packed(told["right"]),
             }
 
-        return Answers(self.points.result(setting, measure))
+        what = f"{sweep.label(reduction)}, {len(images)} images"
+        return Answers(self.points.result(setting, measure, what))
 
     def _step(self, subject, reduction, alter):
         """A compiled step, kept for other seeds and images of the same model."""
@@ -111,7 +112,8 @@ class Lab:
             )
             return summarise(arrays) | {"images": len(arrays["index"])}
 
-        return self.points.result(setting, found)
+        what = f"inside {sweep.label(reduction)}, {len(self.images)} images"
+        return self.points.result(setting, found, what)
 
     def speed(self, subject, reduction):
         """How many times as fast as the dense model of the same weights, in turns.
@@ -130,7 +132,9 @@ class Lab:
             **dataclasses.asdict(self.rules),
         }
         return self.points.result(
-            setting, functools.partial(self._time, subject, reduction)
+            setting,
+            functools.partial(self._time, subject, reduction),
+            f"the speed of {sweep.label(reduction)}",
         )
 
     def _time(self, subject, reduction):

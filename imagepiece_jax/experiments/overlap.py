@@ -38,7 +38,8 @@ def run(lab):
     lines.append(["chance", "", *(f"{k}" for k in published.OVERLAP_K)])
     head = ["model", "merged are", *(f"top {k} %" for k in published.OVERLAP_K)]
     note = (
-        "src: the tokens that leave; both: and those they are merged into. "
+        "src: the tokens that leave; both: and those they are merged into. ImagePiece "
+        "merges among the least attended 30 %, so its zeros are by construction. "
         f"{form(lab)} {render.images_note(lab)}"
     )
     title = "merged tokens among the most attended, %"

@@ -7,6 +7,7 @@ from imagepiece_jax.experiments import statistics
 from imagepiece_jax.training.record import replace_file
 
 BLANK = "not measured"
+TOKENS_LEFT = "tokens left, with class token"
 
 
 def table(head, rows):
@@ -27,12 +28,12 @@ def images_note(lab):
     """On which images, as a sentence."""
     images = lab.images
     return (
-        f"{len(images)} images of {_short(images.name)}, {images.image_size} pixels a "
+        f"{len(images)} images of {short(images.name)}, {images.image_size} pixels a "
         "side; brackets are 95 % intervals."
     )
 
 
-def _short(name):
+def short(name):
     """Name of a data set without this machine's folders: "csv:photos/labels.csv"."""
     kind, colon, path = name.partition(":")
     return kind + colon + "/".join(pathlib.Path(path).parts[-2:])

@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import pathlib
+import sys
 import time
 
 from imagepiece_jax.errors import InputError
@@ -53,14 +54,21 @@ class Points:
     def close(self):
         self._file.close()
 
-    def result(self, setting, measure):
+    def result(self, setting, measure, what="a point"):
         """What `measure()` gives for `setting`, both dicts of JSON values.
 
-        From the file where a line has the same setting.
+        From the file where a line has the same setting; else it is told on stderr that
+        `what` is being measured, and how long it took.
         """
         key = _key(setting)
         if key not in self._known:
-            result = measure()
+            began = time.monotonic()
+            print(f"measuring {what} ...", end="", file=sys.stderr, flush=True)
+            try:
+                result = measure()
+            finally:
+                seconds = time.monotonic() - began
+                print(f" {seconds:.0f} s", file=sys.stderr, flush=True)
             line = {
                 "experiment": self.experiment,
                 "setting": setting,

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from imagepiece_jax import config_files
+from imagepiece_jax import config_files, sweep
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.experiments import (
     matching,
@@ -39,8 +39,11 @@ def run(lab):
     metric, count = lab.options["metric"], lab.options["candidates"]
     parts = [_at(lab, share, metric, count) for share in lab.options["budgets"]]
     note = (
-        "Accuracies and intervals are of the half of the images that chose nothing. "
-        f"{len(halves(len(lab.images))[1])} of {render.images_note(lab)}"
+        "Figures are of the half of the images that chose nothing, but for the column "
+        f"that says so: {len(halves(len(lab.images))[1])} of {render.images_note(lab)} "
+        "Published form: a paper's blocks and switches, at the highest rate that fits "
+        "the budget. On the frontier: no other finalist is as cheap and as accurate, "
+        "by the choosing half; among equals the right class's probability decides."
     )
     told = render.speed_note(lab) if metric == "ms" else ""
     render.page(lab, f"search_{metric}", "best under a budget", *parts, note, told)
@@ -67,8 +70,7 @@ class Candidate:
 
     def __str__(self):
         """ "evit keep_rate=0.5 blocks=(3, 6, 9)"."""
-        fields = [f"{k}={v}" for k, v in self.reduction.items() if k != "name"]
-        return " ".join([self.reduction["name"], *fields])
+        return sweep.label(self.reduction)
 
 
 def _at(lab, share, metric, count):
@@ -98,18 +100,21 @@ def _at(lab, share, metric, count):
     ranked = sorted(finalists, key=accuracy, reverse=True)
     best = next((c for c in ranked if c.known), None)
     file = lab.out / f"search_{metric}_{share:g}.py"
-    write_config(file, lab, subject, ranked[0].reduction)
+    budget = f"{share:g} of the dense model's {UNITS[metric]}"
+    write_config(file, lab, subject, ranked[0].reduction, budget)
     parts = [
-        f"### {share:g} of the dense model's {UNITS[metric]}",
-        f"{len(candidates)} settings tried. Winner: {ranked[0]}; its config is "
-        f"`{file.name}`.",
+        f"### {budget}",
+        f"{len(candidates)} settings were tried, {len(finalists)} of them on the whole "
+        f"choosing half. Winner: {ranked[0]}; its config is `{file.name}`.",
     ]
-    if best is not None:
+    if best is ranked[0]:
+        parts.append("The winner is a published form.")
+    elif best is not None:
         rights = [told(c, reporting).right for c in (ranked[0], best)]
         gain = statistics.difference_text(statistics.paired(*rights))
         parts.append(
-            f"To the published form that the choosing half prefers, {best}: {gain} "
-            f"points (McNemar's exact p = {statistics.mcnemar(*rights):.2g})."
+            f"Points above the published form that the choosing half prefers, {best}: "
+            f"{gain} (McNemar's exact p = {statistics.mcnemar(*rights):.2g})."
         )
     parts.append(_table(lab, subject, ranked, choosing, reporting))
     return "\n\n".join(parts)
@@ -194,13 +199,15 @@ def _table(lab, subject, ranked, choosing, reporting):
         for c in ranked
     ]
     lines = []
-    for candidate, best in zip(ranked, frontier(points), strict=True):
+    at_frontier = frontier(points)
+    for candidate, (_, chose), best in zip(ranked, points, at_frontier, strict=True):
         answers = lab.answers(subject, candidate.reduction, part)
         change = statistics.paired(answers.right, base.right)
         lines.append(
             [
                 candidate,
                 "published form" if candidate.known else "",
+                f"{chose:.1f}",
                 "yes" if best else "",
                 f"{answers['gmacs']:.3f}",
                 answers["tokens"],
@@ -208,11 +215,12 @@ def _table(lab, subject, ranked, choosing, reporting):
                 statistics.difference_text(change),
             ]
         )
-    head = ["setting, best first by the choosing half", "", "on the frontier", "GMACs"]
-    return render.table([*head, "tokens left", "acc1, %", "to dense, points"], lines)
+    head = ["setting", "", "acc1, %, choosing half", "on the frontier", "GMACs"]
+    head += [render.TOKENS_LEFT, "acc1, %", "to dense, points"]
+    return render.table(head, lines)
 
 
-def write_config(path, lab, subject, reduction):
+def write_config(path, lab, subject, reduction, budget):
     """A config file of the subject with `reduction`, for --config of any command."""
     own = subjects.completed(reduction)
     prop_attn = own.pop("prop_attn")
@@ -223,13 +231,20 @@ def write_config(path, lab, subject, reduction):
     fields["reduction"] = own
     fields["data"] |= {"name": lab.images.name, "resize": lab.images.resize}
     text = _CONFIG.format(
-        weights=subject.path, fields=pprint.pformat(fields, sort_dicts=False)
+        budget=budget,
+        gmacs=subject.gmacs(reduction),
+        images=f"half of {len(lab.images)} images of {lab.images.name}",
+        weights=subject.path,
+        fields=pprint.pformat(fields, sort_dicts=False),
     )
     replace_file(path, text)
     config_files.load(path)  # it must be one
 
 
-_CONFIG = '''"""The winner of a search for {weights}."""
+_CONFIG = '''"""The winner of a search: {budget}, {gmacs:.3f} GMACs.
+
+Of {weights}; chosen on {images}.
+"""
 
 from ml_collections import config_dict
 

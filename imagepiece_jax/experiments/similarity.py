@@ -12,6 +12,7 @@ from imagepiece_jax.experiments.compare import Row, find, form
 from imagepiece_jax.experiments.render import estimate
 
 LOWEST = 0.01  # share of the images
+FEW = 10
 ROWS = (
     table2.TOME,
     Row("ImagePiece", {"name": "imagepiece"}, "conv"),
@@ -45,6 +46,8 @@ def run(lab):
         f"The lowest 1 % are {count} of {len(lab.images)} images, chosen anew for each "
         f"figure (published: 500 of 50,000). {form(lab)} {render.images_note(lab)}"
     )
+    if count < FEW:
+        note += f" Of {count} image{'s' * (count > 1)} an interval means little."
     render.page(
         lab, "similarity", "likeness of merged pairs", render.table(head, lines), note
     )

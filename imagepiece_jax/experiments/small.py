@@ -13,6 +13,7 @@ import jax
 from ml_collections import config_dict
 
 from imagepiece_jax.data.sources import open_source
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.experiments import matching, subjects
 from imagepiece_jax.models import summary
 from imagepiece_jax.reduction import methods
@@ -36,9 +37,16 @@ class Small:
         self.classes = open_source(data, "train").num_classes
 
     def runs(self, reduction, stem, matched):
-        """A Subject for each seed; `matched`: at the GMACs of ImagePiece's default."""
+        """A Subject for each seed; `matched`: at the GMACs of ImagePiece's default.
+
+        Of a method that no rate makes fit this model there are none.
+        """
         if matched and reduction not in (subjects.DENSE, REFERENCE):
-            reduction = self.match(reduction)
+            try:
+                reduction = self.match(reduction)
+            except InputError as error:
+                print(f"{label(reduction)} is left out: {error}", flush=True)
+                return []
         return [self._trained(reduction, stem, seed) for seed in self.seeds]
 
     def match(self, reduction):

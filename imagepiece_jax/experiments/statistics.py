@@ -61,7 +61,8 @@ def paired(right, base):
     centre, differ = (gained - lost) / n, gained + lost + 1
     half = Z * math.sqrt(differ - (gained - lost) ** 2 / n) / n
     value = 100 * (gained - lost) / len(right)
-    return Estimate(value, 100 * (centre - half), 100 * (centre + half))
+    low, high = 100 * (centre - half), 100 * (centre + half)
+    return Estimate(value, max(low, -100.0), min(high, 100.0))
 
 
 def discordant(right, base):

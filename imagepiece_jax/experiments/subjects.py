@@ -124,6 +124,12 @@ def completed(reduction):
     return {"name": name, **meant, **defaults, **known}
 
 
+def changed(reduction):
+    """`reduction` with those fields alone that are not its method's defaults."""
+    whole, usual = completed(reduction), completed({"name": reduction["name"]})
+    return {k: v for k, v in whole.items() if k == "name" or v != usual.get(k)}
+
+
 def of(path, config=None, dtype=None):
     """The Subject of a weights file or a run's folder.
 
@@ -163,8 +169,9 @@ def recognise_file(path):
 
     Sizes whose heads are not of 64 channels need a config.
     """
+    state = read_state_dict(path)
     try:
-        return recognise(read_state_dict(path))
+        return recognise(state)
     except InputError as error:
         hint = "name the model by --config"
         raise InputError(f"weights file {path}: {error}; or {hint}") from error

@@ -92,7 +92,13 @@ def _searched(lab):
                 ),
             ]
         )
-    head = ["method", "strongest setting", "tokens left", "GMACs", "to dense, points"]
+    head = [
+        "method",
+        "strongest setting",
+        render.TOKENS_LEFT,
+        "GMACs",
+        "to dense, points",
+    ]
     lines = [line + [""] * (len(head) - len(line)) for line in lines]
     return (
         f"Strongest setting of one checkpoint within {POINTS:g} points of its dense "

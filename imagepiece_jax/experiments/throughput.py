@@ -58,4 +58,5 @@ def _group(lab, group):
         limits = ceilings.measure(group.dtype, lab.rules)
         return {"rows": contest.run(group, (), lab.rules, limits)}
 
-    return report.markdown(lab.points.result(setting, measure)["rows"])
+    what = f"{group.mode} of all methods, batches of {group.batch_size}"
+    return report.markdown(lab.points.result(setting, measure, what)["rows"])

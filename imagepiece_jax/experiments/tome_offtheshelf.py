@@ -28,7 +28,7 @@ def run(lab):
                 render.speed_cell(speed),
             ]
         )
-    head = ["r", "tokens left", "GMACs", "acc1, %", "to r = 0, points (paired)"]
+    head = ["r", render.TOKENS_LEFT, "GMACs", "acc1, %", "to r = 0, points (paired)"]
     title = "ToMe without training, by r"
     note = f"{render.images_note(lab)} {render.speed_note(lab)}"
     path = lab.out / "tome-offtheshelf.png"

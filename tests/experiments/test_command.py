@@ -46,11 +46,15 @@ def test_every_name_is_a_file_with_a_run():
         (["table1", "--data", "digits", "--small"], "--weights is missing"),
         (
             ["search", "--data=digits", "--budget=2"],
-            "--budget is 2; allowed are shares",
+            "--budget is '2'; allowed are shares",
         ),
-        (["search", "--data=digits", "--budget=x"], "--budget is 'x'; allowed are num"),
-        (["table1", "--data=digits", "--seeds=-1"], "--seeds is '-1'; allowed are num"),
+        (["search", "--data=digits", "--budget=x"], "--budget is 'x'; allowed are sh"),
+        (
+            ["table1", "--data=digits", "--seeds=-1"],
+            "--seeds is '-1'; allowed are whole",
+        ),
         (["throughput", "--batch_sizes=0"], "--batch_size is '0'"),
+        (["throughput", "--modes=fly"], "--modes is 'fly'; allowed are inference, co"),
         (["table1", "--data=digits", "--runs=none"], "--runs none holds no run"),
     ],
 )

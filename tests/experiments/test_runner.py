@@ -28,12 +28,13 @@ def measured(folder, *settings, **options):
     return results, count.calls
 
 
-def test_a_point_is_measured_once_and_read_afterwards(tmp_path):
+def test_a_point_is_measured_once_and_read_afterwards(tmp_path, capsys):
     first, calls = measured(tmp_path, SETTING, SETTING)
     assert calls == 1 and first == [{"acc1": 81.0}] * 2
     turned = {name: SETTING[name] for name in reversed(SETTING)}
+    assert capsys.readouterr().err == "measuring a point ... 0 s\n"
     again, calls = measured(tmp_path, turned)
-    assert calls == 0 and again == first[:1]
+    assert calls == 0 and again == first[:1] and not capsys.readouterr().err
 
 
 def test_another_setting_is_another_point(tmp_path):

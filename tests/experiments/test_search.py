@@ -133,7 +133,8 @@ def test_what_chose_is_never_reported(tmp_path, subject, few_shapes, monkeypatch
     page = (tmp_path / "search_gmacs.md").read_text()
     rows = [line for line in page.splitlines() if line.startswith("| ")][2:]
     assert rows[0].startswith("| evit ") and "| 0.0 |" in rows[0].replace("| yes", "")
-    assert sum("| 100.0 |" in row for row in rows) == 2
+    assert "| 100.0 | yes |" in rows[0]  # the choosing half's
+    assert len(rows) == 3 and all("| 100.0 |" in row for row in rows[1:])
     assert "Winner: evit" in page and "-100.0 [" in page
     assert "12 of 24 images of digits" in page
 
@@ -173,8 +174,9 @@ def test_the_winners_config_makes_its_model(tmp_path, subject):
     lab.points.close()
     reduction = {"name": "tome", "r_list": (0, 5, 5), "prop_attn": False}
     path = tmp_path / "search_gmacs_0.5.py"
-    search.write_config(path, lab, subject, reduction)
+    search.write_config(path, lab, subject, reduction, "half of the cost")
     config = config_files.load(path)
+    assert "half of the cost, 0." in path.read_text()
     checks.check(config)
     assert setup.model(config) == subject.model(reduction)
     assert config.data.name == "digits" and config.data.resize == "none"

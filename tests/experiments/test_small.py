@@ -50,6 +50,15 @@ def test_matching_leaves_the_reference_and_the_dense_model_alone(
     assert [given[1:] for given in asked[-2:]] == [("conv", 0), ("conv", 1)]
 
 
+def test_a_method_that_no_rate_makes_fit_has_no_runs(tmp_path, config, capsys):
+    maker = made(tmp_path, config)
+    assert maker.runs({"name": "evit", "blocks": (7,)}, "patch", True) == []
+    assert (
+        "evit_blocks=7, is left out: no rate of 'evit' fits" in capsys.readouterr().out
+    )
+    assert not (tmp_path / "small").exists()
+
+
 def test_a_run_is_told_all_that_differs(tmp_path, config, monkeypatch):
     """The teacher is the dense run of the same seed; only selectors are fresh."""
     maker, configs = made(tmp_path, config), {}
