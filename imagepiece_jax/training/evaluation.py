@@ -71,9 +71,8 @@ def evaluate(step, variables, batches, right=None):
 
     `step` is from `compiled` or `of_program`, `variables` replicated. The rate includes
     reading and decoding; the first batch, which may compile, is left out where there
-    are several, and of a single one its computation alone counts. `right` [images of
-    the set] bool, where given, becomes True for those of this process that were
-    classified right.
+    are several. `right` [images of the set] bool, where given, becomes True for those
+    of this process that were classified right.
     """
 
     def noted(batch):
@@ -105,9 +104,7 @@ def _one_pass(sums_of, batches, count):
 
     for batch in batches:
         sums = sums_of(batch)
-        if pending is None:
-            began = time.perf_counter()  # compiled by now
-        else:  # one behind: the device works while the host reads
+        if pending is not None:  # one behind: the device works while the host reads
             totals = list(map(added, totals, pending))
             counted += 1
             if counted == 1:
