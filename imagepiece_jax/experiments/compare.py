@@ -123,8 +123,8 @@ def table(rows, found, printed=None, whose=""):
     """The Markdown table of `rows`; `printed` maps a row's name to (acc1, img/s).
 
     None: what the paper prints, for models of this size if it does; else its heading
-    names the size. `whose` figures a `printed` that is given has. Rows without a model
-    and a printed figure are left out (see `notes`).
+    names the size. `whose` figures a `printed` that is given has; it may have no
+    speeds. Rows without a model and a printed figure are left out (see `notes`).
     """
     dense = found[DENSE.name]
     if printed is None:
@@ -132,11 +132,12 @@ def table(rows, found, printed=None, whose=""):
         size, printed = published.accuracy_speed({row.name for row in rows}, ours)
         whose = "" if size == ours else published.SIZES[size]
     label = ", ".join(filter(None, [whose, published.LABEL]))
+    timed = any(speed for _, speed in printed.values())
     several = any(m is not None and len(m.answers) > 1 for m in found.values())
     head = [
         "model",
         f"acc1, % ({label})",
-        f"img/s, RTX 3090 ({label})",
+        *([f"img/s, RTX 3090 ({label})"] if timed else []),
         "weights",
         "acc1, % (measured)",
         "to dense, points (paired)",
@@ -152,7 +153,8 @@ def table(rows, found, printed=None, whose=""):
             continue
         acc1, speed = printed.get(row.name, (None, None))
         name = row.name + _fitted(row, found[row.name])
-        line = [name, render.number(acc1), render.number(speed, 1)]
+        line = [name, render.number(acc1)]
+        line += [render.number(speed, 1)] if timed else []
         if found[row.name] is None:
             line += ["none", *[render.BLANK] * (len(head) - len(line) - 1)]
         else:

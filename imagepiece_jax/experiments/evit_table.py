@@ -36,6 +36,6 @@ def run(lab):
         lab,
         "evit-table",
         "EViT by keep rate",
-        table(ROWS, found, printed, "DeiT-S, its authors"),
+        table(ROWS, found, printed, "DeiT-S, EViT's authors"),
         notes(lab, found),
     )

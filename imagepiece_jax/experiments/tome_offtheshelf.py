@@ -5,6 +5,7 @@ several models; those of the same shape as the weights given stand beside.
 """
 
 from imagepiece_jax.experiments import published, render, statistics
+from imagepiece_jax.experiments.compare import form
 
 RATES = (0, 4, 8, 10, 13, 16, 20, 25)
 
@@ -30,7 +31,7 @@ def run(lab):
         )
     head = ["r", render.TOKENS_LEFT, "GMACs", "acc1, %", "to r = 0, points (paired)"]
     title = "ToMe without training, by r"
-    note = f"{render.images_note(lab)} {render.speed_note(lab)}"
+    note = f"{render.images_note(lab)} {form(lab)} {render.speed_note(lab)}"
     path = lab.out / "tome-offtheshelf.png"
     render.curves(path, "GMACs an image", "accuracy, %", {"ToMe": curve})
     measured = render.table([*head, "x dense, measured"], lines)
