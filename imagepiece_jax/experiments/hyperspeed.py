@@ -28,10 +28,13 @@ def run(lab):
     dense = find(lab, DENSE)
     base = [lab.answers(*model) for model in dense]
     curves = {}
-    for name, (rows, rates) in SWEEPS.items():
-        models = next(filter(None, (find(lab, row) for row in rows)), [])
+    for rows, rates in SWEEPS.values():
+        found = ((row.name, find(lab, row)) for row in rows)
+        name, models = next((pair for pair in found if pair[1]), ("", []))
         if models:
-            curves[name] = [_point(lab, models, rate, base) for rate in rates]
+            curve = [_point(lab, models, rate, base) for rate in rates]
+            name += " (untrained selectors)" * curve[0]["untrained"]
+            curves[name] = curve
     parts = [_table(curves), _areas(curves, "gmacs", "GMACs")]
     by_cost = {name: [(p["gmacs"], p["acc1"]) for p in c] for name, c in curves.items()}
     path = lab.out / "hyperspeed_gmacs.png"
@@ -74,7 +77,7 @@ def _point(lab, models, rate, base):
 def _table(curves):
     lines = [
         [
-            name + (" (untrained selectors)" if point["untrained"] else ""),
+            name,
             point["rate"],
             f"{point['gmacs']:.3f}",
             point["tokens"],
