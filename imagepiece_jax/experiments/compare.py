@@ -119,19 +119,14 @@ def _measured(lab, row, models, bases):
     )
 
 
-def table(rows, found, printed=None, whose=""):
+def table(rows, found, printed, whose):
     """The Markdown table of `rows`; `printed` maps a row's name to (acc1, img/s).
 
-    None: what the paper prints, for models of this size if it does; else its heading
-    names the size. `whose` figures a `printed` that is given has; it may have no
-    speeds. Rows without a model and a printed figure are left out (see `notes`).
+    `whose` figures those are, as the heading says; they may have no speeds. Rows
+    without a model and a printed figure are left out (see `notes`).
     """
     dense = found[DENSE.name]
-    if printed is None:
-        ours = _size(found)
-        size, printed = published.accuracy_speed({row.name for row in rows}, ours)
-        whose = "" if size == ours else published.SIZES[size]
-    label = ", ".join(filter(None, [whose, published.LABEL]))
+    label = f"{whose}, {published.LABEL}"
     timed = any(speed for _, speed in printed.values())
     several = any(m is not None and len(m.answers) > 1 for m in found.values())
     head = [
@@ -229,14 +224,35 @@ def notes(lab, found):
     return " ".join(filter(None, [*parts, render.speed_note(lab)]))
 
 
-def present(lab, name, title, rows, *, matched=True, stems=("patch",), more=()):
+def present(
+    lab,
+    name,
+    title,
+    rows,
+    *,
+    matched=True,
+    stems=("patch",),
+    more=(),
+    sizes=("deit_s",),
+):
     """Measure `rows`, and write the page of a table.
 
-    more: functions of what `measure` gives, for further parts of the page.
+    more: functions of what `measure` gives, for further parts of the page; sizes: see
+    `printed_for`.
     """
     found = measure(lab, rows, matched, stems)
     parts = [part(found) for part in more]
-    render.page(lab, name, title, table(rows, found), notes(lab, found), *parts)
+    text = table(rows, found, *printed_for(found, sizes))
+    render.page(lab, name, title, text, notes(lab, found), *parts)
+
+
+def printed_for(found, sizes):
+    """({row name: (acc1, img/s)}, whose these are) of the models' own size.
+
+    sizes: those that the paper prints a table of; the first stands in for any other.
+    """
+    size = _size(found) if _size(found) in sizes else sizes[0]
+    return published.ACCURACY_SPEED[size], published.SIZES[size]
 
 
 def _size(found):

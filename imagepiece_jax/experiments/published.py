@@ -124,16 +124,3 @@ THROUGHPUT = {
     "imagepiece_dynamicvit": 1.524,
     "imagepiece_tome": 1.532,
 }
-
-
-def accuracy_speed(names, size=None):
-    """(size, {name: (acc1, img/s)}) of the size of which more of `names` are printed.
-
-    Of both alike: of `size`. Most of the paper's tables are of DeiT-S alone.
-    """
-    counts = {
-        each: (len(names & printed.keys()), each == size)
-        for each, printed in ACCURACY_SPEED.items()
-    }
-    most = max(counts, key=counts.get)
-    return most, ACCURACY_SPEED[most]

@@ -1,12 +1,13 @@
 """Table 3: with how few tokens does each method keep its accuracy?
 
 The published rows, and a search over one checkpoint: the strongest reduction of each
-method that is within some points of the dense model, surely (by the whole interval of
-the paired difference) and as measured.
+method that measures within some points of the dense model.
 """
 
+import functools
+
 from imagepiece_jax.experiments import matching, published, render, statistics, table1
-from imagepiece_jax.experiments.compare import DENSE, Row, measure, notes, table
+from imagepiece_jax.experiments.compare import DENSE, Row, present
 from imagepiece_jax.experiments.table2 import TOME
 from imagepiece_jax.models import zoo
 
@@ -25,14 +26,11 @@ STEPS = 5  # bisections: a knob of a hundred positions to about three of them
 
 def run(lab):
     """Measure the rows that there are models for, search, and write table3.md."""
-    found = measure(lab, ROWS)
-    parts = [table(ROWS, found), notes(lab, found), printed_tokens()]
-    if lab.subject is not None and found[DENSE.name] is not None:
-        parts.append(_searched(lab))
-    render.page(lab, "table3", "tokens left at similar accuracy", *parts)
+    more = (printed_tokens, functools.partial(_searched, lab))
+    present(lab, "table3", "tokens left at similar accuracy", ROWS, more=more)
 
 
-def printed_tokens():
+def printed_tokens(_):
     """Table of the published token counts beside those of the plans, of DeiT-S."""
     lines = []
     for name, tokens in published.OUTPUT_TOKENS.items():
@@ -71,8 +69,10 @@ def fewest(lab, subject, reduction):
     return best
 
 
-def _searched(lab):
-    """Table of what the search finds for each method, on one checkpoint."""
+def _searched(lab, found):
+    """Table of what the search finds for each method, where there is one checkpoint."""
+    if lab.subject is None or found[DENSE.name] is None:
+        return ""
     subject, lines = lab.one(), []
     base = lab.answers(subject, DENSE.reduction)
     for row in (table1.EVIT, TOME, table1.IMAGEPIECE_PATCH):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,6 @@ from imagepiece_jax.experiments import (
     compare,
     inside,
     overlap,
-    published,
     reassess,
     similarity,
     subjects,
@@ -187,18 +187,18 @@ ROWS = (DENSE, Row("ToMe", TOME), Row("ImagePiece", {"name": "imagepiece"}, "con
 def test_a_table_measures_what_it_can_and_leaves_the_rest_blank(lab):
     found = compare.measure(lab, ROWS)
     printed = {"ToMe": (79.36, 3806.1), "ImagePiece": (80.22, 3891.9)}
-    text = compare.table(ROWS, found, printed)
+    text = compare.table(ROWS, found, printed, "DeiT-S")
     head, _, dense, tome, imagepiece = text.split("\n")
-    assert "acc1, % (ImageNet-1k, published)" in head
+    assert "acc1, % (DeiT-S, ImageNet-1k, published)" in head
     assert "| DeiT |  |  | as trained |" in dense
     assert "| ToMe | 79.36 | 3806.1 | off-the-shelf |" in tome
     assert imagepiece.count("not measured") == 6 and "| none |" in imagepiece
     assert "within noise" in tome and "within noise" not in dense
     fitted = dataclasses.replace(found["ToMe"], reduction=TOME | {"r": 5})
     assert "| ToMe (r=5) | 79.36" in compare.table(
-        ROWS[1:2], found | {"ToMe": fitted}, {"ToMe": (79.36, None)}
+        ROWS[1:2], found | {"ToMe": fitted}, {"ToMe": (79.36, None)}, ""
     )
-    assert "ImagePiece" not in compare.table(ROWS, found, {})
+    assert "ImagePiece" not in compare.table(ROWS, found, {}, "")
     notes = compare.notes(lab, found)
     assert "There is no model here of: ImagePiece." in notes
     assert "One checkpoint for all rows" in notes and "24 images of digits" in notes
@@ -207,18 +207,20 @@ def test_a_table_measures_what_it_can_and_leaves_the_rest_blank(lab):
 
 def test_published_figures_of_another_size_are_labelled_so(lab):
     """The tiny model has no published figures, so DeiT-S's stand in their column."""
-    (head, *_) = compare.table(ROWS, compare.measure(lab, ROWS)).split("\n")
-    assert head.count("(DeiT-S, ImageNet-1k, published)") == 2
-    rows = {"DeiT", "SPViT"}
-    assert published.accuracy_speed(rows, "deit_ti")[0] == "deit_ti"
-    assert published.accuracy_speed(rows | {"ToMe"}, "deit_ti")[0] == "deit_s"
+    sizes = ("deit_s", "deit_ti")
+    assert compare.printed_for(compare.measure(lab, ROWS), sizes)[1] == "DeiT-S"
+    fields = {"name": "deit_ti", "embed_dim": 192, "depth": 12, "num_heads": 3}
+    ours = {"DeiT": SimpleNamespace(subject=SimpleNamespace(fields=fields))}
+    printed, whose = compare.printed_for(ours, sizes)
+    assert whose == "DeiT-Ti" and printed["ImagePiece"] == (72.61, 9450.2)
+    assert compare.printed_for(ours, sizes[:1])[1] == "DeiT-S"
 
 
 @pytest.mark.slow
 def test_untrained_selectors_are_called_so(lab):
     row = Row("DynamicViT", {"name": "dynamicvit", "blocks": (1,)})
     found = compare.measure(lab, (row,))
-    assert "off-the-shelf, untrained selectors" in compare.table((row,), found)
+    assert "off-the-shelf, untrained selectors" in compare.table((row,), found, {}, "")
     assert "Untrained selectors" in compare.notes(lab, found)
 
 
@@ -241,7 +243,7 @@ def test_runs_of_several_seeds_are_paired_with_their_own_dense(tmp_path, lab):
     found = compare.measure(several, (Row("ToMe", TOME),))["ToMe"]
     several.points.close()
     assert len(found.answers) == len(found.bases) == 2
-    text = compare.table((found.row,), {"ToMe": found, "DeiT": found}, {})
+    text = compare.table((found.row,), {"ToMe": found, "DeiT": found}, {}, "")
     shown = " ".join(f"{answers['acc1']:.1f}" for answers in found.answers)
     assert "acc1 by seed" in text and f"| {shown} |" in text
     means = [

@@ -99,7 +99,7 @@ def test_methods_are_trained_once_and_compared(tmp_path, config, capfd):
     ]
     assert found["EViT"].facts["tokens"] == 33
     assert found["EViT"].subject.seed == 1
-    assert "| EViT |  | as trained |" in compare.table(rows, found, {})
+    assert "| EViT |  | as trained |" in compare.table(rows, found, {}, "")
     assert "1 epochs dense, then as many" in compare.form(lab)
     capfd.readouterr()
     (again,) = maker.runs(EVIT, "patch", False)
