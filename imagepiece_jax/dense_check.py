@@ -83,7 +83,7 @@ def read(data, variant, count):
     """
     from imagepiece_jax.data.decode import UnreadableImage
     from imagepiece_jax.data.sources import open_source
-    from imagepiece_jax.data.transforms import resize_crop
+    from imagepiece_jax.data.transforms import fitted
 
     source = open_source(data, "val", num_classes=variant.model.num_classes)
     images, side = [], variant.image_size
@@ -92,8 +92,7 @@ def read(data, variant, count):
             image, _ = source.read(int(index))
         except UnreadableImage:
             continue
-        fits = image.shape[:2] == (side, side)
-        images.append(image if fits else resize_crop(image, side))
+        images.append(fitted(image, side))
     if len(images) < FEWEST:
         raise InputError(
             f"--data {data} has {len(images)} readable images; allowed are {FEWEST} or "

@@ -164,7 +164,7 @@ def panel_page(path, rows, caption):
         fontsize=_FONT_SIZE,
         verticalalignment="top",
     )
-    _save(figure, pathlib.Path(path))
+    save_figure(figure, pathlib.Path(path))
 
 
 def accuracy_plot(path, points):
@@ -185,10 +185,11 @@ def accuracy_plot(path, points):
     axes.set_ylabel("accuracy, % (bars: 95 % interval)")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _save(figure, path):
+def save_figure(figure, path):
+    """Write a matplotlib figure as a PNG, whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         figure.savefig(temporary, format="png")

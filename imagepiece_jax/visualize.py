@@ -96,7 +96,7 @@ def read(files, side):
     cannot be read is left out and told in a sentence; InputError where nothing is left.
     """
     from imagepiece_jax.data.decode import UnreadableImage, decode
-    from imagepiece_jax.data.transforms import resize_crop
+    from imagepiece_jax.data.transforms import fitted
 
     images, names = [], []
     for file in files:
@@ -108,8 +108,7 @@ def read(files, side):
         except UnreadableImage as error:
             print(f"{error.name} is left out: {error.reason}", file=sys.stderr)
             continue
-        fits = image.shape[:2] == (side, side)
-        images.append(image if fits else resize_crop(image, side))
+        images.append(fitted(image, side))
         names.append(file.name)
     if not images:
         raise InputError(

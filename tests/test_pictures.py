@@ -210,7 +210,7 @@ def test_page_shows_the_pictures_pixel_by_pixel(tmp_path, side, scale):
 @pytest.mark.parametrize("steps", [1, 4])
 def test_words_on_the_page_fit_and_count_tokens(tmp_path, monkeypatch, steps):
     pages = []
-    monkeypatch.setattr(pictures, "_save", lambda figure, path: pages.append(figure))
+    monkeypatch.setattr(pictures, "save_figure", lambda figure, _: pages.append(figure))
     example_page(tmp_path / "page.png", 16, steps=steps)
     (figure,) = pages
     titles = [axes.get_title(loc="left") for axes in figure.axes]

@@ -106,6 +106,11 @@ def resize_crop(image, size):
     return resized[top : top + size, left : left + size]
 
 
+def fitted(image, size):
+    """`image` where it has this size already, else what `resize_crop` makes of it."""
+    return image if image.shape[:2] == (size, size) else resize_crop(image, size)
+
+
 def unresized(image, size):
     """The image itself, which must be size x size already; InputError."""
     height, width = image.shape[:2]

@@ -162,9 +162,8 @@ def _fitted(row, measured):
     """Fields in which the reduction is not the row's, but was matched: " (r=9)"."""
     if measured is None:
         return ""
-    meant = subjects.completed(row.reduction)
-    ours = subjects.completed(measured.reduction)
-    fields = [f"{k}={v}" for k, v in ours.items() if v != meant.get(k)]
+    differs = subjects.changed(measured.reduction, row.reduction)
+    fields = [f"{k}={v}" for k, v in differs.items() if k != "name"]
     return f" ({', '.join(fields)})" if fields else ""
 
 

@@ -1,6 +1,5 @@
 """How are figures shown? Markdown tables, and curves with bands of their intervals."""
 
-import os
 import pathlib
 
 from imagepiece_jax.experiments import statistics
@@ -74,6 +73,8 @@ def curves(path, xlabel, ylabel, series, dashed=None):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    from imagepiece_jax import pictures
+
     figure = Figure((7.5, 5), 100, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -94,12 +95,7 @@ def curves(path, xlabel, ylabel, series, dashed=None):
     axes.set_ylabel(ylabel)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        figure.savefig(temporary, format="png")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    pictures.save_figure(figure, path)
 
 
 def estimate(values):

@@ -5,7 +5,6 @@ and not measured again, unless asked. A line is on disk before the next point st
 so a sweep that was killed goes on where it was.
 """
 
-import fcntl
 import json
 import os
 import pathlib
@@ -13,7 +12,7 @@ import sys
 import time
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.training.record import append_line, git_revision
+from imagepiece_jax.training.record import append_line, git_revision, lock
 
 FILE = "points.jsonl"
 
@@ -34,14 +33,11 @@ class Points:
             raise InputError(
                 f"--out {folder} cannot be written ({error.strerror}): choose another"
             ) from error
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._file.close()
-            raise InputError(
-                f"another process is measuring into {folder}: wait for it, or choose "
-                "another --out"
-            ) from error
+        lock(
+            self._file,
+            f"another process is measuring into {folder}: wait for it, or choose "
+            "another --out",
+        )
         try:
             known = _read(self._file, path)  # of a torn last line the file is rid now
         except InputError:

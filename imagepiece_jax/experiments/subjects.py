@@ -124,9 +124,13 @@ def completed(reduction):
     return {"name": name, **meant, **defaults, **known}
 
 
-def changed(reduction):
-    """`reduction` with those fields alone that are not its method's defaults."""
-    whole, usual = completed(reduction), completed({"name": reduction["name"]})
+def changed(reduction, usual=None):
+    """`reduction` with those fields alone that differ from `usual`.
+
+    None: from its method's defaults.
+    """
+    usual = completed(usual or {"name": reduction["name"]})
+    whole = completed(reduction)
     return {k: v for k, v in whole.items() if k == "name" or v != usual.get(k)}
 
 

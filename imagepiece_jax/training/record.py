@@ -49,6 +49,18 @@ def record_run(workdir, config_dict, may_change=(), extra=None, is_main=True):
     replace_file(workdir / CONFIG, text + "\n")
 
 
+def lock(file, busy):
+    """Keep other processes from locking an open file until it is closed.
+
+    Where one has it already the file is closed: InputError, whose sentence is `busy`.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise InputError(busy) from error
+
+
 class Hold:
     """Keeps other processes out of `workdir` until it is closed.
 
@@ -65,14 +77,11 @@ class Hold:
                 f"--workdir {workdir} cannot be written ({error.strerror}): choose "
                 "another"
             ) from error
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._file.close()
-            raise InputError(
-                f"another process is training in {workdir}: wait for it, or choose "
-                "another --workdir"
-            ) from error
+        lock(
+            self._file,
+            f"another process is training in {workdir}: wait for it, or choose another "
+            "--workdir",
+        )
 
     def check(self):
         """RunError if the folder is no longer where it was: moved, removed, unmounted.
