@@ -24,7 +24,7 @@ from imagepiece_jax.training import (
 )
 from imagepiece_jax.training.checkpoint import Checkpoints
 from imagepiece_jax.training.panels import Panels
-from imagepiece_jax.training.record import Hold, record_run
+from imagepiece_jax.training.record import Hold, record_classes, record_run
 from imagepiece_jax.training.steps import init_state
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -80,6 +80,9 @@ class Run:
         )
         record(is_main=False)  # only compares: a mistake leaves no folder behind
         resumed = self.checkpoints.latest_step() is not None
+        weights.check_classes(
+            self.config, self.workdir, self.train_source.class_names, resumed
+        )
         first_state = functools.partial(
             init_state, optimizer=self.optimizer, with_ema=self.config.ema_decay > 0
         )
@@ -99,6 +102,8 @@ class Run:
             self.checkpoints.check_room(state, self.length.steps)
         if write:
             record(is_main=parallel.is_main())
+            if parallel.is_main():
+                record_classes(self.workdir, self.train_source.class_names)
             agreement.check_workdir(self.workdir)
         meta = {"best": {"acc1": -1.0, "step": 0}, "last": None, "evaluated": 0}
         step = None
