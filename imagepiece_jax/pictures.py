@@ -156,14 +156,7 @@ def panel_page(path, rows, caption):
             axes.imshow(pixels, interpolation="nearest", aspect="auto")
             axes.set_axis_off()
             title = textwrap.shorten(title, int(width / _LETTER), placeholder="…")
-            # A name with dollar signs is no formula.
-            axes.set_title(
-                f"{title}\n{note}",
-                fontsize=_FONT_SIZE,
-                loc="left",
-                pad=5,
-                parse_math=False,
-            )
+            axes.set_title(f"{title}\n{note}", fontsize=_FONT_SIZE, loc="left", pad=5)
     figure.text(
         _MARGIN / page_width,
         (below - _MARGIN) / page_height,

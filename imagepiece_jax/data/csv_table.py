@@ -7,9 +7,8 @@ where wanted, `split`, train or val, and `class`, the name of the label's class.
 
 import csv
 import os
+import re
 from typing import NamedTuple
-
-import numpy as np
 
 from imagepiece_jax.errors import InputError
 
@@ -27,9 +26,13 @@ class Table(NamedTuple):
 
 class _Row(NamedTuple):
     line: int
-    file: str
     label: int
     split: str
+
+
+class _Name(NamedTuple):
+    name: str
+    line: int
 
 
 def read(path, split, num_classes=None):
@@ -41,7 +44,8 @@ def read(path, split, num_classes=None):
     names, an image in both splits or twice in the test, and for a training split that
     lacks a class.
     """
-    rows, names = [], {}
+    files, labels, highest = [], [], -1
+    repeats, names = _Repeats(os.path.dirname(path)), {}
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             table = csv.DictReader(file)
@@ -55,36 +59,59 @@ def read(path, split, num_classes=None):
                     )
                 row = _Row(
                     line=table.line_num,
-                    file=fields["filename"],
                     label=_label(fields["label"], num_classes, where),
                     split=_split(fields["split"], where) if has_split else "val",
                 )
+                highest = max(highest, row.label)
                 if row.split == split:
-                    _check_file(row.file, path, where)
+                    _check_file(fields["filename"], path, where)
+                    files.append(fields["filename"])
+                    labels.append(row.label)
+                repeats.check(fields["filename"] or "", row, where)
                 if "class" in fields:
                     _note_name(names, row, fields["class"], where)
-                rows.append(row)
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} is not a CSV file in UTF-8 ({error})") from error
-    if not rows:
+    if highest < 0:
         raise InputError(f"{path} has no rows: it must name at least one image")
-    _check_repeated(path, rows)
-    chosen = [row for row in rows if row.split == split]
-    if not chosen:
-        raise InputError(f"{path} has no row with split {split!r}: each needs some")
-    num_classes = num_classes or 1 + max(row.label for row in rows)
-    labels = [row.label for row in chosen]
+    if not files:
+        raise InputError(
+            f"{path} has no row with split {split!r}: each split needs images"
+        )
+    num_classes = num_classes or highest + 1
     if split == "train":
         _check_every_class(path, labels, num_classes)
-    found = [names.get(label, (None,))[0] for label in range(num_classes)]
-    return Table(
-        files=[row.file for row in chosen],
-        labels=labels,
-        num_classes=num_classes,
-        class_names=tuple(found) if names else None,
-    )
+    found = tuple(names[n].name if n in names else None for n in range(num_classes))
+    return Table(files, labels, num_classes, found if names else None)
+
+
+class _Repeats:
+    """Finds images that are named again, but for training images of one label.
+
+    Training may see an image more often than others.
+    """
+
+    def __init__(self, root):
+        self._root, self._folders, self._seen = root, {}, {}
+
+    def check(self, file, row, where):
+        """InputError where `file` was in an earlier row and may not be in this one."""
+        folder, _, name = file.rpartition("/")
+        if folder not in self._folders:  # links are looked up once a folder
+            path = os.path.join(self._root, file)
+            self._folders[folder] = os.path.realpath(os.path.dirname(path))
+        first = self._seen.setdefault((self._folders[folder], name), row)
+        if first is row or (first[1:] == row[1:] and row.split == "train"):
+            return
+        if first.split != row.split:
+            fault = "an image must not be in both train and val"
+        elif first.label != row.label:
+            fault = f"its labels differ, {first.label} and {row.label}"
+        else:
+            fault = "a test image must count once"
+        raise InputError(f"{where} names {file!r} again (line {first.line}): {fault}")
 
 
 def _check_columns(path, split, table):
@@ -110,8 +137,7 @@ def _check_columns(path, split, table):
 
 def _label(text, num_classes, where):
     # Stricter than int(), which also takes 1_0 and digits of other scripts.
-    digits = (text or "").strip()
-    label = int(digits) if digits.isascii() and digits.isdecimal() else -1
+    label = int(text) if re.fullmatch(r"\s*[0-9]{1,9}\s*", text or "") else -1
     if label < 0 or (num_classes and label >= num_classes):
         allowed = "0 and more"
         if num_classes:
@@ -138,51 +164,23 @@ def _check_file(name, path, where):
 
 
 def _note_name(names, row, text, where):
-    """Remember the class name of a label: {label: (name, line)}."""
+    """Remember a label's class name; a label that has another one is an InputError."""
     name = (text or "").strip()
     if not name:
         raise InputError(f"{where} has no class: the column needs a name in every row")
-    known, line = names.setdefault(row.label, (name, row.line))
-    if name != known:
+    first = names.setdefault(row.label, _Name(name, row.line))
+    if name != first.name:
         raise InputError(
-            f"{where} has class {name!r} for label {row.label}, but line {line} has "
-            f"{known!r}: a label has one name"
-        )
-
-
-def _check_repeated(path, rows):
-    """InputError for an image that is named again, but as training images may be.
-
-    Training may see an image more often than others, always with the same label.
-    """
-    folders, seen = {}, {}
-    for row in rows:
-        folder, name = os.path.split(
-            os.path.join(os.path.dirname(path), row.file or "")
-        )
-        if folder not in folders:  # of few folders, so that no file is asked for twice
-            folders[folder] = os.path.realpath(folder)
-        first = seen.setdefault((folders[folder], name), row)
-        if first is row:
-            continue
-        if first.split != row.split:
-            fault = "an image must not be in both train and val"
-        elif first.label != row.label:
-            fault = f"its labels differ, {first.label} and {row.label}"
-        elif row.split == "val":
-            fault = "a test image must count once"
-        else:
-            continue
-        raise InputError(
-            f"{path} line {row.line} names {row.file!r} again (line {first.line}): "
-            f"{fault}"
+            f"{where} has class {name!r} for label {row.label}, but line {first.line} "
+            f"has {first.name!r}: a label has one name"
         )
 
 
 def _check_every_class(path, labels, num_classes):
-    missing = np.flatnonzero(np.bincount(labels, minlength=num_classes) == 0)
-    if len(missing):
-        raise InputError(
-            f"{path} has no training image with label {missing[0]}: allowed are "
-            f"training images of each of {num_classes} classes"
-        )
+    found = set(labels)
+    for label in range(num_classes):
+        if label not in found:
+            raise InputError(
+                f"{path} has no training image with label {label}: needed are some of "
+                f"each of {num_classes} classes"
+            )

@@ -6,9 +6,11 @@ workdir; `config.init.weights`; fresh ones drawn from the seed.
 
 import functools
 import importlib.metadata
+import json
 import platform
 import sys
 import time
+import zlib
 
 import jax
 import numpy as np
@@ -80,9 +82,10 @@ class Run:
         )
         record(is_main=False)  # only compares: a mistake leaves no folder behind
         resumed = self.checkpoints.latest_step() is not None
-        weights.check_classes(
-            self.config, self.workdir, self.train_source.class_names, resumed
-        )
+        names = self.train_source.class_names
+        weights.check_classes(self.config, self.workdir, names, resumed)
+        told = zlib.crc32(json.dumps(names).encode())
+        agreement.check_same({"the checksum of the names of the classes": told})
         first_state = functools.partial(
             init_state, optimizer=self.optimizer, with_ema=self.config.ema_decay > 0
         )
@@ -103,7 +106,7 @@ class Run:
         if write:
             record(is_main=parallel.is_main())
             if parallel.is_main():
-                record_classes(self.workdir, self.train_source.class_names)
+                record_classes(self.workdir, names)
             agreement.check_workdir(self.workdir)
         meta = {"best": {"acc1": -1.0, "step": 0}, "last": None, "evaluated": 0}
         step = None
