@@ -32,7 +32,8 @@ def load(path, *, checkpoint="best", **fields):
     told by its tensors. A run's folder tells them by its config; `checkpoint` is "best"
     or "latest". `fields` are those of create_model that are to differ or cannot be
     told, such as reduction={"name": "evit", "keep_rate": 0.7}; another image_size
-    resizes the position embeddings. InputError for what does not fit.
+    resizes the position embeddings. A run's model has its `class_names`. InputError for
+    what does not fit.
     """
     path = pathlib.Path(path)
     if path.is_dir():
@@ -47,13 +48,15 @@ def load(path, *, checkpoint="best", **fields):
 
 
 def _of_run(folder, checkpoint, fields):
-    from imagepiece_jax.training import weights  # and with it the checkpoint library
+    # `weights` brings the checkpoint library with it.
+    from imagepiece_jax.training import record, weights
 
     try:
         config = json.loads((folder / RUN_CONFIG).read_text(encoding="utf-8"))
         told = config["model"] | {
             name: config[name] for name in ("image_size", "num_classes", "reduction")
         }
+        told["class_names"] = record.class_names(folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{folder} is a folder without a run's {RUN_CONFIG} ({error!r}); allowed "
@@ -84,9 +87,10 @@ class Prediction(NamedTuple):
 class Predictor:
     """What is on these pictures? Called with images, gives the likeliest classes.
 
-    variables: as from `load`; labels: a name for each class, None for indices;
-    top: how many classes; resize: "deit" is evaluation's crop, "none" for images that
-    have the right size; batch_size and `options` are `optimize`'s.
+    variables: as from `load`; labels: a name for each class, None for the model's own
+    (`class_names`, as a run has them) or, without any, indices; top: how many classes;
+    resize: "deit" is evaluation's crop, "none" for images that have the right size;
+    batch_size and `options` are `optimize`'s.
     """
 
     def __init__(
@@ -110,7 +114,8 @@ class Predictor:
         if not 1 <= top <= model.num_classes:
             raise InputError(f"top is {top}; allowed are 1 to {model.num_classes}")
         side = image_side(model, variables)
-        self._labels, self._top = labels, top
+        self._labels = model.class_names if labels is None else labels
+        self._top = top
         self._transform = transforms.EvalTransform(side, resize=resize)
         self.program = optimize(
             model, variables, batch_size=batch_size, pixels=True, **options
@@ -144,8 +149,11 @@ class Predictor:
         odds = np.exp(logits - logits.max())
         odds /= odds.sum()
         order = np.argsort(-logits, kind="stable")[: self._top].tolist()
-        name = (lambda i: i) if self._labels is None else self._labels.__getitem__
-        return [Prediction(name(i), i, float(odds[i])) for i in order]
+        names = [None] * len(logits) if self._labels is None else self._labels
+        return [
+            Prediction(i if names[i] is None else names[i], i, float(odds[i]))
+            for i in order
+        ]
 
 
 def _rgb(image):

@@ -52,7 +52,10 @@ SHORT_SIDE = 256
 
 def main():
     size, kilobytes = _resave(RESAVE.value) if RESAVE.value else (None, None)
-    source = sources.open_source(cli.required(DATA), "train", data_dir=DIR.value)
+    data = cli.required(DATA)
+    # A CSV file may have test images alone, and any images will do.
+    split = "val" if data.startswith("csv:") else "train"
+    source = sources.open_source(data, split, data_dir=DIR.value)
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         paths = input_ways.save(

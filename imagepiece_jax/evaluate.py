@@ -11,6 +11,7 @@ model: what it costs in accuracy, --gelu=tanh included.
 
 import functools
 import json
+import pathlib
 
 from absl import flags
 
@@ -58,6 +59,7 @@ def main():
     settings = [setting for text in SWEEP.value for setting in sweep.parse(text)]
     model, transform = setup.model(config), setup.eval_transform(config)
     source = setup.source(config, "val")
+    _check_classes(path, source, config.data.name)
     place = loader.Placement(local_devices=len(parallel.local_devices()))
     batches = functools.partial(
         loader.eval_batches,
@@ -92,6 +94,18 @@ def main():
         print(f"unreadable images left out: {result['unreadable']}")
     if JSON.value:
         replace_file(JSON.value, json.dumps(result, indent=2) + "\n")
+
+
+def _check_classes(path, source, data):
+    """InputError where a run knows other classes; a line where nobody can tell."""
+    from imagepiece_jax.training import record
+
+    if not pathlib.Path(path).is_dir():  # a weights file has no names
+        return
+    record.check_classes(path, source.class_names, data, record.SAME_CLASSES)
+    if record.class_names(path) is None or source.class_names is None:
+        unnamed = data if source.class_names is None else path
+        print(f"classes are compared by number alone: {unnamed} does not name them")
 
 
 def _check_flags():

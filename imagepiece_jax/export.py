@@ -36,7 +36,11 @@ def main():
     out = pathlib.Path(cli.required(OUT))
     from imagepiece_jax.models import summary
     from imagepiece_jax.training import checks, setup, weights
-    from imagepiece_jax.training.record import check_writable, replace_file
+    from imagepiece_jax.training.record import (
+        check_writable,
+        class_names,
+        replace_file,
+    )
 
     for file in (out, facts_file(out)):
         check_writable("--out", file)
@@ -47,7 +51,7 @@ def main():
         )
     checks.check(config)
     config.model.attention, config.model.kernels = "xla", "plain"  # run on both
-    model = setup.model(config)
+    model = setup.model(config).clone(class_names=class_names(path))
     variables = weights.load(
         path, summary.shapes(model, config.image_size), which=CHECKPOINT.value
     )
@@ -100,6 +104,7 @@ def facts(model, config):
         "normalisation": {"pixels": "0 to 1", "mean": mix.MEAN, "std": mix.STD},
         "output": {"shape": ["batch", model.num_classes], "dtype": "float32"},
         "labels": model.num_classes,
+        "class_names": model.class_names,
         "model": config.model.to_dict(),
         "method": config.reduction.to_dict(),
         "dtype": model.dtype.name,

@@ -47,6 +47,7 @@ def main(words):
     from imagepiece_jax import sweep, variants
     from imagepiece_jax.gallery import page, provenance
     from imagepiece_jax.gallery.trace import trace
+    from imagepiece_jax.training.record import class_names
 
     settings = [setting for text in SWEEP.value for setting in sweep.parse(text)]
     shown = variants.variants(path, settings, CONFIG.value)
@@ -66,7 +67,7 @@ def main(words):
         print(f"{variant.label}: {patches} patches, {seen.tokens} tokens of them left")
     provenance.save(out, names, methods, traces)
     weights = pathlib.Path(path).name
-    text = page.page(images, names, methods, traces, weights)
+    text = page.page(images, names, methods, traces, weights, class_names(path))
     provenance.write(out / "index.html", text.encode())
     print(f"page: {out}/index.html; figures: {out}/{FIGURES}; data: {out}/provenance.*")
 

@@ -82,6 +82,22 @@ def test_load_takes_a_reduction_and_another_size(weights_file):
     assert model.gelu == "tanh"
 
 
+def test_names_of_classes_come_with_the_model(trained, weights_file, pictures):
+    """They change no program; `labels` are before them, and indices where none is."""
+    names = [*NAMES[:-1], None]
+    model, variables = imagepiece_jax.load(weights_file, class_names=names, **HEADS)
+    assert model.class_names == tuple(names) and trained[0].class_names is None
+    assert model == trained[0] and hash(model) == hash(trained[0])
+    assert NAMES[0] not in repr(model)
+    options = {"compiler_options": {"xla_backend_optimization_level": 0}}
+    options |= {"top": tiny.CLASSES, "batch_size": 1, "dtype": "float32"}
+    predict = imagepiece_jax.Predictor(model, variables, **options)
+    by_index = {found.index: found.label for found in predict(pictures[0])}
+    assert by_index == dict(enumerate(NAMES[:-1])) | {tiny.CLASSES - 1: 6}
+    with pytest.raises(InputError, match="class_names has 2 names; the model has 7 cl"):
+        imagepiece_jax.load(weights_file, class_names=("a", "b"), **HEADS)
+
+
 def test_load_reads_the_config_of_a_run(trained, weights_file, tmp_path, monkeypatch):
     """The folder's weights come from the checkpoint library, tested elsewhere."""
     size = {"patch_size": 4, "embed_dim": 30, "depth": 1, "num_heads": 3}

@@ -236,7 +236,7 @@ def test_empty_image_folders(compiled):
 )
 def test_label_and_file_of_a_csv(compiled, row, told):
     image_folder("1.png")
-    pathlib.Path("set.csv").write_text(f"filename,label\n{row}\n")
+    pathlib.Path("set.csv").write_text(f"filename,label,split\n{row},train\n")
     assert refused(compiled, "data.name=csv:set.csv", "num_classes=2").startswith(told)
 
 

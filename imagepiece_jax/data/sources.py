@@ -6,16 +6,15 @@ batches, epochs or augmentation.
 """
 
 import abc
-import csv
 import functools
 import io
 import logging
-import math
 import os
 
 import numpy as np
 from PIL import Image
 
+from imagepiece_jax.data import csv_table
 from imagepiece_jax.data.decode import Unreadable, decode
 from imagepiece_jax.errors import InputError
 
@@ -27,10 +26,14 @@ log = logging.getLogger("imagepiece_jax.data")
 
 
 class Source(abc.ABC):
-    """Images and labels by index. `unreadable` is the record of its damaged files."""
+    """Images and labels by index. `unreadable` is the record of its damaged files.
 
-    def __init__(self, num_classes):
-        self.num_classes = num_classes
+    class_names: a tuple with the name of each class, None for one that has none; None
+    where the data name no classes.
+    """
+
+    def __init__(self, num_classes, class_names=None):
+        self.num_classes, self.class_names = num_classes, class_names
         self.unreadable = Unreadable()
 
     @abc.abstractmethod
@@ -57,8 +60,9 @@ def open_source(name, split, *, num_classes=None, data_dir=None):
                     `python -m imagepiece_jax.prepare` writes
     digits          scikit-learn's 1,797 handwritten digits, 16x16, inside the package
     folder:PATH     PATH/train/CLASS/..., PATH/val/CLASS/...; classes sorted by name
-    csv:FILE        columns filename,label; paths relative to FILE; the same rows for
-                    either split
+    csv:FILE        columns filename,label and, if there are any, split (train or val;
+                    without it all rows are val) and class (its name); paths relative to
+                    FILE
 
     Raises InputError for an unknown name, for missing, empty or unreadable files and
     for labels that do not fit `num_classes` (None: as many as there are).
@@ -74,7 +78,7 @@ def open_source(name, split, *, num_classes=None, data_dir=None):
     if kind == "folder" and path:
         return _open_folder(path, split, num_classes)
     if kind == "csv" and path:
-        return _open_csv(path, num_classes)
+        return _open_csv(path, split, num_classes)
     raise InputError(
         f"config.data.name is {name!r}: allowed are {', '.join(KNOWN_NAMES)}"
     )
@@ -90,8 +94,8 @@ def _check_classes(num_classes, found, what):
 class FileSource(Source):
     """Image files below `root`, read one by one; `labels` has one for each."""
 
-    def __init__(self, root, files, labels, num_classes):
-        super().__init__(num_classes)
+    def __init__(self, root, files, labels, num_classes, class_names=None):
+        super().__init__(num_classes, class_names)
         self.root = root
         # Every reading process has a copy: as bytes a million names take 50 MB, as
         # Python strings 130 MB.
@@ -123,22 +127,33 @@ def _open_folder(root, split, num_classes):
                 f"folder {root} has class {min(difference)!r} in only one of train and "
                 "val: both must have the same classes"
             )
+        _check_apart(root, classes)
     _check_classes(num_classes, len(classes), f"folder {root}")
-    files, labels = [], []
+    files, labels, left_out = [], [], []
     for label, name in enumerate(classes):
         folder = os.path.join(root, split, name)
-        found = [
-            entry.name
-            for entry in _entries(folder)
-            if entry.name.lower().endswith(EXTENSIONS) and entry.is_file()
-        ]
+        found = []
+        for entry in _entries(folder):
+            image = entry.name.lower().endswith(EXTENSIONS) and entry.is_file()
+            (found if image else left_out).append(entry.name if image else entry.path)
         if not found:
             raise InputError(
                 f"folder {folder} holds no image: allowed are {', '.join(EXTENSIONS)}"
             )
         files += [os.path.join(split, name, file) for file in found]
         labels += [label] * len(found)
-    return FileSource(root, files, labels, len(classes))
+    if left_out:
+        log.warning(
+            "%s: %d entries are left out, the first is %s: images are files that end "
+            "in %s",
+            os.path.join(root, split),
+            len(left_out),
+            left_out[0],
+            ", ".join(EXTENSIONS),
+        )
+    # Names of folders may be any bytes; those of classes are printed.
+    shown = [os.fsencode(name).decode("utf-8", "replace") for name in classes]
+    return FileSource(root, files, labels, len(classes), tuple(shown))
 
 
 def _class_names(root, split):
@@ -150,6 +165,20 @@ def _class_names(root, split):
             "class"
         )
     return names
+
+
+def _check_apart(root, classes):
+    """InputError where two of all folders of images are one, by a symbolic link."""
+    seen = {}
+    for split in SPLITS:
+        for name in classes:
+            folder = os.path.join(root, split, name)
+            first = seen.setdefault(os.path.realpath(folder), folder)
+            if first != folder:
+                raise InputError(
+                    f"folder {folder} is the same as {first}, by a link: each class "
+                    "needs images of its own, in train and in val"
+                )
 
 
 def _entries(folder):
@@ -165,60 +194,22 @@ def _entries(folder):
     return sorted(shown, key=lambda entry: entry.name)
 
 
-def _open_csv(path, num_classes):
-    files, labels = [], []
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file)
-            missing = {"filename", "label"} - set(rows.fieldnames or ())
-            if missing:
-                raise InputError(
-                    f"{path} has no column {min(missing)!r}: it must have the columns "
-                    "filename and label"
-                )
-            for row in rows:
-                where = f"{path} line {rows.line_num}"
-                files.append(_csv_file(row["filename"], path, where))
-                labels.append(_csv_label(row["label"], num_classes, where))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror})") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} is not a CSV file in UTF-8 ({error})") from error
-    if not files:
-        raise InputError(f"{path} has no rows: it must name at least one image")
-    num_classes = num_classes or max(labels) + 1
-    return FileSource(os.path.dirname(path), files, labels, num_classes)
-
-
-def _csv_file(name, path, where):
-    if not name or not os.path.isfile(os.path.join(os.path.dirname(path), name)):
-        raise InputError(
-            f"{where} names {name!r}, which is no file: filename must be a path "
-            f"relative to {path}"
-        )
-    return name
-
-
-def _csv_label(text, num_classes, where):
-    try:
-        label = int(text)
-    except (TypeError, ValueError):
-        label = -1
-    if not 0 <= label < (num_classes or math.inf):
-        allowed = "0 and more"
-        if num_classes:
-            allowed = f"0..{num_classes - 1} (config.num_classes is {num_classes})"
-        raise InputError(
-            f"{where} has label {text!r}: allowed are the whole numbers {allowed}"
-        )
-    return label
+def _open_csv(path, split, num_classes):
+    table = csv_table.read(path, split, num_classes)
+    return FileSource(
+        os.path.dirname(path),
+        table.files,
+        table.labels,
+        table.num_classes,
+        table.class_names,
+    )
 
 
 class ArraySource(Source):
     """Images [N, H, W, 3] uint8 that are in memory."""
 
-    def __init__(self, images, labels, names, num_classes):
-        super().__init__(num_classes)
+    def __init__(self, images, labels, names, num_classes, class_names=None):
+        super().__init__(num_classes, class_names)
         self.images = images
         self.labels = labels
         self.names = names
@@ -241,7 +232,8 @@ def _open_digits(split, num_classes):
     chosen = np.flatnonzero(_held_out(digits.target) == (split == "val"))
     images = np.stack([_enlarged(digits.images[index]) for index in chosen])
     names = [f"digits/{index:04d}" for index in chosen]
-    return ArraySource(images, digits.target[chosen].astype(np.int32), names, 10)
+    labels, classes = digits.target[chosen].astype(np.int32), map(str, range(10))
+    return ArraySource(images, labels, names, 10, tuple(classes))
 
 
 def _held_out(labels):
@@ -268,8 +260,8 @@ def _enlarged(digit):
 class RecordSource(Source):
     """Records of a TFDS data source whose images are still encoded."""
 
-    def __init__(self, records, num_classes):
-        super().__init__(num_classes)
+    def __init__(self, records, num_classes, class_names=None):
+        super().__init__(num_classes, class_names)
         self.records = records
 
     def __len__(self):
@@ -329,4 +321,5 @@ def _open_imagenet(split, num_classes, data_dir):
     note = dict(builder.info.metadata.items())
     if note.get("short_side"):
         _tell_shrunk(builder.data_path, note["short_side"])
-    return RecordSource(records, 1000)
+    names = builder.info.features["label"].names  # WordNet IDs
+    return RecordSource(records, 1000, tuple(names))

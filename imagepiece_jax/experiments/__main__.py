@@ -208,6 +208,7 @@ def _options(budgets):
 def _images(subject, trained, small):
     """The images that all models are asked about; None where there are no models."""
     from imagepiece_jax.experiments.images import Images
+    from imagepiece_jax.training.record import SAME_CLASSES, check_classes
 
     if small is not None:
         classes, side = small.classes, small.config.image_size
@@ -222,7 +223,7 @@ def _images(subject, trained, small):
         ((classes, side),) = fields
     else:
         return None
-    return Images.open(
+    images = Images.open(
         DATA.value,
         classes,
         side,
@@ -231,6 +232,11 @@ def _images(subject, trained, small):
         batch_size=EVAL_BATCH.value,
         workers=READERS.value,
     )
+    for model in trained or (subject and (subject,)) or ():
+        check_classes(
+            model.path, images.source.class_names, f"--data {DATA.value}", SAME_CLASSES
+        )
+    return images
 
 
 def _small(subject, folder, seeds, dtype):

@@ -16,7 +16,7 @@ class Part(Source):
     """Some images of a source, in the order of `indices`."""
 
     def __init__(self, source, indices):
-        super().__init__(source.num_classes)
+        super().__init__(source.num_classes, source.class_names)
         self.source, self.indices = source, np.asarray(indices, np.int64)
 
     def __len__(self):

@@ -18,6 +18,7 @@ from imagepiece_jax.experiments import matching, subjects
 from imagepiece_jax.models import summary
 from imagepiece_jax.reduction import methods
 from imagepiece_jax.training.loop import train_and_evaluate
+from imagepiece_jax.training.record import other_class
 
 REFERENCE = {"name": "imagepiece"}  # whose cost the others are matched to
 # Published trainings freeze the backbone for longer than a small run lasts.
@@ -34,7 +35,8 @@ class Small:
     def __init__(self, config, given, data, folder, seeds):
         self.config, self.given = config, given
         self.data, self.folder, self.seeds = data, folder, seeds
-        self.classes = open_source(data, "train").num_classes
+        source = open_source(data, "train")
+        self.classes, self.class_names = source.num_classes, source.class_names
 
     def runs(self, reduction, stem, matched):
         """A Subject for each seed; `matched`: at the GMACs of ImagePiece's default.
@@ -80,7 +82,8 @@ class Small:
         """Folder of the dense run that the others of this seed go on from."""
         config = self._prepared(subjects.DENSE, stem, seed)
         fresh = () if stem == self.given.stem else ("patch_embed",)
-        if self.classes != self.given.fields["num_classes"]:
+        others = self.classes != self.given.fields["num_classes"]
+        if others or other_class(self.given.path, self.class_names):
             fresh += ("head",)
         config.init.weights, config.init.fresh = str(self.given.path), fresh
         return self._run(config, f"start_{stem}_seed{seed}").path

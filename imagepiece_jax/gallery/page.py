@@ -21,15 +21,15 @@ QUALITY = 85  # of JPEG files, with full-resolution chroma: outlines are thin an
 SHOWN = {"tokens": "tokens", "attention": "class attention", "sizes": "token sizes"}
 
 
-def page(images, names, methods, traces, weights):
+def page(images, names, methods, traces, weights, class_names=None):
     """The page as text.
 
     images: uint8 [B, S, S, 3], called `names`; methods: for each a dict of label, gmacs
     and untrained; traces: their Traces of these images; weights: what the weights are
-    called.
+    called; class_names: a name for each class, as far as there are names.
     """
     sections = [
-        _section(i, image, name, methods, traces)
+        _section(i, image, name, methods, traces, class_names or ())
         for i, (image, name) in enumerate(zip(images, names, strict=True))
     ]
     photos = "\n".join(
@@ -116,7 +116,7 @@ def _switch():
     return f'<fieldset class="switch"><legend>Show</legend>{choices}</fieldset>{keys}'
 
 
-def _section(index, image, name, methods, traces):
+def _section(index, image, name, methods, traces, class_names):
     """One image: the end of every method side by side, then each block by block."""
     escaped = html.escape(name)
     shown = [views.of_image(trace, index) for trace in traces]
@@ -124,7 +124,9 @@ def _section(index, image, name, methods, traces):
     for method, trace, kinds in zip(methods, traces, shown, strict=True):
         label = html.escape(method["label"])
         draw = _Drawing(image, index, name, method["label"], trace.grid, kinds)
-        said = f"class {trace.top[index]}, {100 * trace.confidence[index]:.0f} % sure"
+        top, sure = trace.top[index], 100 * trace.confidence[index]
+        named = class_names[top] if top < len(class_names) else None
+        said = f"{html.escape(named or f'class {top}')}, {sure:.0f} % sure"
         cells.append(
             f'<div class="cell"><h3>{label}</h3>{draw.end()}'
             f'<p class="none">{said}</p></div>'

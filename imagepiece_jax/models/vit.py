@@ -1,5 +1,6 @@
 """The vision transformer (DeiT), and the only place where a plan meets the reducers."""
 
+import dataclasses
 import functools
 
 import jax
@@ -60,7 +61,8 @@ class ViT(nn.Module):
     decide alike, but leave scores and features out of `taps`.
     Without `class_token` the head reads the mean over patches (each token counts by its
     size). Parameters are float32, the arithmetic of the layers is in `dtype`; scores,
-    softmax and logits are float32.
+    softmax and logits are float32. `class_names` are for whoever reads the logits: a
+    name, or None, for each class.
     """
 
     plan: tuple[LayerPlan, ...]
@@ -81,6 +83,10 @@ class ViT(nn.Module):
     remat: bool = False
     kernels: str | None = None
     folded: bool = False
+    # Names change no program: models that differ in them alone are equal.
+    class_names: tuple[str | None, ...] | None = dataclasses.field(
+        default=None, compare=False, repr=False
+    )
 
     @nn.compact
     def __call__(self, images, train=False, keys=None):

@@ -40,6 +40,7 @@ def create_model(
     prop_attn=None,
     trace_source=False,
     axis_name=None,
+    class_names=None,
     **fields,
 ):
     """A ViT by name, with a reduction such as {"name": "evit", "keep_rate": 0.7}.
@@ -49,6 +50,7 @@ def create_model(
     (ToMe: with proportional attention, the others: without). Without `class_token` the
     head reads the mean over patches. `masked` gives the model that training uses:
     methods that train with a mask keep all tokens there; for the others it is the same.
+    `class_names`: a name for each class, which the model keeps for its predictions.
     InputError for anything that does not fit.
     """
     if not isinstance(reduction or {}, Mapping):
@@ -72,6 +74,11 @@ def create_model(
                 )
             size[field] = value
     _check(size, image_size, num_classes, stem, gelu, dtype, drop_path_rate)
+    if class_names is not None and len(class_names) != num_classes:
+        raise InputError(
+            f"class_names has {len(class_names)} names; the model has {num_classes} "
+            "classes"
+        )
     depth = size.pop("depth")
     side = image_size // size["patch_size"]
     head_dim = size["embed_dim"] // size["num_heads"]
@@ -95,6 +102,7 @@ def create_model(
         prop_attn=prop_attn,
         trace_source=trace_source,
         axis_name=axis_name,
+        class_names=None if class_names is None else tuple(class_names),
         **size,
     )
     return model.clone(kernels=resolve_kernels(kernels, model))

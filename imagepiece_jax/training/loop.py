@@ -38,6 +38,7 @@ def train_and_evaluate(config, workdir, dry_run=False):
             run.open_data()
             state, meta, restored = run.start(write=not dry_run)
         if dry_run:
+            _say(report.data_text(run))
             _say(report.memory_text(run, state))
             return None
         if restored == run.length.steps == meta["evaluated"]:

@@ -94,7 +94,8 @@ def examples(source, transform, count):
         except UnreadableImage:
             continue
         images.append(transform(image))
-        titles.append(f"label {label}")
+        name = source.class_names and source.class_names[label]
+        titles.append(name or f"label {label}")
     return np.array(images), titles
 
 

@@ -2,7 +2,8 @@
 
 `config.json` is the whole config; a folder belongs to one config, apart from the fields
 that may change when a run goes on. `run.json` has one entry for each time it was
-started.
+started. `classes.json` is the list of the classes' names by label, where the data name
+them.
 """
 
 import contextlib
@@ -17,6 +18,8 @@ from imagepiece_jax.errors import InputError, RunError
 
 CONFIG = "config.json"
 RUN = "run.json"
+CLASSES = "classes.json"
+SAME_CLASSES = "allowed are the same classes in the same order"
 LOCK = ".lock"
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent
 
@@ -47,6 +50,58 @@ def record_run(workdir, config_dict, may_change=(), extra=None, is_main=True):
     _make(workdir)
     replace_file(workdir / RUN, json.dumps({"starts": starts}, indent=2) + "\n")
     replace_file(workdir / CONFIG, text + "\n")
+
+
+def record_classes(workdir, names):
+    """Write the names of the classes that a run is trained on; None writes nothing."""
+    if names is not None:
+        text = json.dumps(names, indent=0, ensure_ascii=False)
+        replace_file(pathlib.Path(workdir) / CLASSES, text + "\n")
+
+
+def class_names(path):
+    """Names by label, None for a class without one, of the run in the folder `path`.
+
+    None for a weights file, and for a run that has no names: its data name no classes,
+    or it was trained by a version that kept none.
+    """
+    path = pathlib.Path(path) / CLASSES
+    if not path.exists():
+        return None
+    names = _read(path)
+    if not isinstance(names, list) or not all(
+        name is None or isinstance(name, str) for name in names
+    ):
+        raise InputError(f"{path} is no list of names, one for each class")
+    return tuple(names)
+
+
+def other_class(path, names):
+    """The first class that weights and data call by different names, or None.
+
+    path: of the weights, which know their classes where they are a run's folder; names:
+    of the classes of the data. -> (label, name of the run, name of the data); what has
+    no name is not compared.
+    """
+    pairs = zip(class_names(path) or (), names or (), strict=False)
+    for label, (ours, theirs) in enumerate(pairs):
+        if None not in (ours, theirs) and ours != theirs:
+            return label, ours, theirs
+    return None
+
+
+def check_classes(path, names, data, allowed, field=""):
+    """InputError where weights at `path` and `data` have another class, by `names`.
+
+    data: how the sentence calls the data; allowed: its end; field: what named `path`.
+    """
+    other = other_class(path, names)
+    if other is not None:
+        label, ours, theirs = other
+        raise InputError(
+            f"class {label} is {ours!r} in {field}{path}, but {theirs!r} in {data}: "
+            f"{allowed}"
+        )
 
 
 def lock(file, busy):

@@ -7,11 +7,12 @@ import jax
 from tqdm import tqdm
 
 from imagepiece_jax.models import summary
-from imagepiece_jax.training import parallel, setup
+from imagepiece_jax.training import optimizer, parallel, setup
 from imagepiece_jax.training.metrics import FILE, read_metrics
 from imagepiece_jax.training.panels import PICTURE
 from imagepiece_jax.training.watch import TRACE
 
+SHOWN_CLASSES = 5  # names in the text of a dry run
 # (row, path in the run's folder), for what is there
 PLACES = (
     ("checkpoints", "checkpoints"),
@@ -49,6 +50,25 @@ def memory_text(run, state):
         f"{length.steps} steps: {length.epochs} epochs of "
         f"{length.steps_per_epoch}; programs to compile: "
         f"{setup.train_programs(config)}; dry run: nothing was written"
+    )
+
+
+def data_text(run):
+    """What a run trains and tests on, and its learning rate after the warm-up."""
+    config, names = run.config, run.train_source.class_names
+    train, val = len(run.train_source), len(run.val_source)
+    classes = f"{config.num_classes} classes"
+    if names is None:
+        classes += ", not named"
+    else:
+        shown = ", ".join(map(str, names[:SHOWN_CLASSES]))
+        classes += f": {shown}{', ...' * (len(names) > SHOWN_CLASSES)}"
+    peak = optimizer.scaled_lr(config.lr, config.batch_size)
+    by = f"{config.batch_size} / {optimizer.REFERENCE_BATCH}"
+    return (
+        f"data: {config.data.name}, {train:,} training images, {val:,} test images, "
+        f"{classes}\n"
+        f"learning rate: {peak:.4g} after the warm-up ({config.lr:.4g} x {by})"
     )
 
 

@@ -6,9 +6,11 @@ workdir; `config.init.weights`; fresh ones drawn from the seed.
 
 import functools
 import importlib.metadata
+import json
 import platform
 import sys
 import time
+import zlib
 
 import jax
 import numpy as np
@@ -24,7 +26,7 @@ from imagepiece_jax.training import (
 )
 from imagepiece_jax.training.checkpoint import Checkpoints
 from imagepiece_jax.training.panels import Panels
-from imagepiece_jax.training.record import Hold, record_run
+from imagepiece_jax.training.record import Hold, record_classes, record_run
 from imagepiece_jax.training.steps import init_state
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -80,6 +82,10 @@ class Run:
         )
         record(is_main=False)  # only compares: a mistake leaves no folder behind
         resumed = agreement.decided(self.checkpoints.latest_step) is not None
+        names = self.train_source.class_names
+        weights.check_classes(self.config, self.workdir, names, resumed)
+        told = zlib.crc32(json.dumps(names).encode())
+        agreement.check_same({"the checksum of the names of the classes": told})
         first_state = functools.partial(
             init_state, optimizer=self.optimizer, with_ema=self.config.ema_decay > 0
         )
@@ -99,6 +105,8 @@ class Run:
             self.checkpoints.check_room(state, self.length.steps)
         if write:
             record(is_main=parallel.is_main())
+            if parallel.is_main():
+                record_classes(self.workdir, names)
             agreement.check_workdir(self.workdir)
         meta = {"best": {"acc1": -1.0, "step": 0}, "last": None, "evaluated": 0}
         step = None

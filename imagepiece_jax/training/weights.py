@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import convert, summary
+from imagepiece_jax.training import record
 from imagepiece_jax.training.checkpoint import Checkpoints
 from imagepiece_jax.training.randomness import Purpose, batch_key
 
@@ -84,6 +85,37 @@ def teacher(config, model):
         return load(path, summary.shapes(model, config.image_size))
     except InputError as error:
         raise InputError(f"config.teacher.weights: {error}") from error
+
+
+def check_classes(config, workdir, names, resumed=False):
+    """InputError where a run that this one learns from has other classes, by name.
+
+    names: of the classes of `config.data`. Compared are the run in `workdir` that goes
+    on, the teacher, and what this run starts from if it keeps the head.
+    """
+    data = f"config.data.name {config.data.name!r}"
+    record.check_classes(
+        workdir,
+        names,
+        data,
+        "choose another --workdir, or the data that it was trained on",
+    )
+    if config.teacher.weights:
+        record.check_classes(
+            config.teacher.weights,
+            names,
+            data,
+            record.SAME_CLASSES,
+            field="config.teacher.weights ",
+        )
+    if config.init.weights and not resumed and "head" not in config.init.fresh:
+        record.check_classes(
+            config.init.weights,
+            names,
+            data,
+            f"{record.SAME_CLASSES}, or a new head by config.init.fresh=('head',)",
+            field="config.init.weights ",
+        )
 
 
 def load(path, like, allowed_fresh=None, which="best"):

@@ -1,6 +1,8 @@
 """What each kind of data set must return, and what it must refuse when it is opened."""
 
 import io
+import os
+import shutil
 import sys
 import zlib
 
@@ -119,13 +121,62 @@ def test_a_damaged_file_is_unreadable_and_others_are_not(folder):
     assert source.read(2)[1] == 0
 
 
-def test_csv_reads_rows_in_order_for_either_split(table):
+def test_csv_reads_rows_in_order(table):
+    source = open_source(f"csv:{table}", "val", num_classes=5)
+    assert [source.read(i)[1] for i in range(len(source))] == [4, 0]
+    assert source.read(1)[0].shape == (9, 7, 3)
+    assert source.read(0)[0][0, 0].tolist() == [1, 2, 3]
+    assert source.name(0) == str(table.parent / "images" / "a.png")
+
+
+def test_names_of_classes(folder, table):
     for split in ("train", "val"):
-        source = open_source(f"csv:{table}", split, num_classes=5)
-        assert [source.read(i)[1] for i in range(len(source))] == [4, 0]
-        assert source.read(1)[0].shape == (9, 7, 3)
-        assert source.read(0)[0][0, 0].tolist() == [1, 2, 3]
-        assert source.name(0) == str(table.parent / "images" / "a.png")
+        source = open_source(f"folder:{folder}", split)
+        assert source.class_names == ("ant", "zebra")
+        assert open_source("digits", split).class_names == tuple("0123456789")
+    assert open_source(f"csv:{table}", "val").class_names is None
+    text = "filename,label,class\nimages/a.png,2,cat\nimages/b.png,0,ant\n"
+    table.write_text(text)
+    source = open_source(f"csv:{table}", "val", num_classes=4)
+    assert source.class_names == ("ant", None, "cat", None)
+
+
+def test_folder_names_that_are_not_utf8_can_be_printed(tmp_path):
+    for name in (b"a", b"caf\xe9"):
+        os.makedirs(os.fsencode(tmp_path / "val") + b"/" + name)
+        with open(os.fsencode(tmp_path / "val") + b"/" + name + b"/0.png", "wb"):
+            pass
+    source = open_source(f"folder:{tmp_path}", "val")
+    assert source.class_names == ("a", "caf\ufffd")
+    assert os.path.isfile(source.name(1))
+
+
+@pytest.mark.parametrize(
+    "link, target, told",
+    [
+        ("val", "train", r"val/ant is the same as .*train/ant, by a link"),
+        ("val/zebra", "train/zebra", r"val/zebra is the same as .*train/zebra, by"),
+        ("train/zebra", "train/ant", r"train/zebra is the same as .*train/ant, by"),
+    ],
+)
+def test_linked_folders_are_no_other_images(folder, link, target, told):
+    shutil.rmtree(folder / link)
+    (folder / link).symlink_to(folder / target)
+    for split in ("train", "val"):
+        refuses(told, f"folder:{folder}", split)
+
+
+def test_what_is_left_out_of_a_folder_is_said(folder, caplog):
+    save(folder / "train" / "ant" / "more" / "0.png", (0, 0, 0))
+    assert len(open_source(f"folder:{folder}", "train")) == 6
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"{folder}/train: 2 entries are left out, the first is {folder}/train/ant/more:"
+        " images are files that end in .jpg, .jpeg, .png"
+    )
+    caplog.clear()
+    open_source(f"folder:{folder}", "val")
+    assert not caplog.records
 
 
 def test_the_number_of_classes_may_be_what_is_found(folder, table):
@@ -133,7 +184,7 @@ def test_the_number_of_classes_may_be_what_is_found(folder, table):
     assert open_source(f"csv:{table}", "val").num_classes == 5
     assert open_source("digits", "val").num_classes == 10
     table.write_text("filename,label\nimages/a.png,-1\n")
-    refuses("has label '-1': .* 0 and more", f"csv:{table}", num_classes=None)
+    refuses("has label '-1': .* 0 and more", f"csv:{table}", "val", num_classes=None)
 
 
 def test_images_as_they_are_stored(folder):
@@ -208,7 +259,7 @@ def test_missing_csv_and_columns_are_refused(table):
     table.write_text("")
     refuses("labels.csv has no column 'filename'", f"csv:{table}")
     table.write_text("filename,label\n")
-    refuses("labels.csv has no rows", f"csv:{table}")
+    refuses("labels.csv has no rows", f"csv:{table}", "val")
     table.write_bytes(b"\xff\xfe\x00\x00\x81")
     refuses("labels.csv is not a CSV file in UTF-8", f"csv:{table}")
 
@@ -223,11 +274,11 @@ def test_labels_outside_the_classes_are_refused(table, label):
 
 def test_rows_without_a_file_or_a_label_are_refused(table):
     table.write_text("filename,label\nimages/a.png,1\nimages/c.png,0\n")
-    refuses("line 3 names 'images/c.png', which is no file", f"csv:{table}")
+    refuses("line 3 names 'images/c.png', which is no file", f"csv:{table}", "val")
     table.write_text("filename,label\nimages,1\n")
-    refuses("line 2 names 'images', which is no file", f"csv:{table}")
+    refuses("line 2 names 'images', which is no file", f"csv:{table}", "val")
     table.write_text("filename,label\nimages/a.png\n")
-    refuses("line 2 has label None", f"csv:{table}")
+    refuses("line 2 has label None", f"csv:{table}", "val")
 
 
 @pytest.fixture(scope="module")
@@ -291,6 +342,9 @@ def test_imagenet_reads_encoded_records_without_tensorflow(imagenet, monkeypatch
     assert seen == expected | {"n5.JPEG": None}
     val = open_source("imagenet2012", "val", num_classes=1000, data_dir=imagenet)
     assert len(val) == 3
+    # What goldfish are in WordNet; folders of this name are sorted alike.
+    assert val.class_names[1] == "n01443537" and len(val.class_names) == 1000
+    assert list(val.class_names) == sorted(set(val.class_names))
 
 
 def test_absent_imagenet_says_how_to_prepare_it(imagenet, tmp_path):

@@ -45,6 +45,15 @@ def text():
     return page(traces.images(), NAMES, *traces.methods(), "weights.npz")
 
 
+def test_the_likeliest_class_has_its_name():
+    """traces: class 3 of the first image, 4 of the second."""
+    names = ["a", "b", "c", "<cat>", None]
+    text = page(traces.images(), NAMES, *traces.methods(), "w.npz", names)
+    assert text.count("&lt;cat&gt;, 25 % sure") == 3
+    assert text.count("class 4, 50 % sure") == 3
+    assert "<cat>" not in text
+
+
 @pytest.fixture(scope="module")
 def parsed(text):
     return Parsed(text)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import jax
 import numpy as np
@@ -9,8 +10,9 @@ import pytest
 from PIL import Image
 
 from configs import quickstart
+from imagepiece_jax import api
 from imagepiece_jax.data import mix
-from imagepiece_jax.errors import RunError
+from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.training import loop, setup
 from imagepiece_jax.training.checkpoint import Checkpoints
 from imagepiece_jax.training.metrics import read_metrics
@@ -80,6 +82,31 @@ def test_tensorboard_has_the_panels(finished):
     assert [entry[:2] for entry in found[2:]] == [("tokens", 10)]
 
 
+def test_a_run_keeps_the_names_of_its_classes(finished):
+    """They are in its folder, and come with its model."""
+    workdir, _ = finished
+    digits = [str(digit) for digit in range(10)]
+    assert json.loads((workdir / "classes.json").read_text()) == digits
+    model, variables = api.load(workdir)
+    assert model.class_names == tuple(digits)
+    predict = api.Predictor(model, variables, resize="none", top=1, batch_size=1)
+    (best,) = predict(np.zeros((16, 16, 3), np.uint8))
+    assert best.label == digits[best.index]
+
+
+def test_a_run_with_other_classes_does_not_go_on(finished, tmp_path):
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    names = json.loads((workdir / "classes.json").read_text())
+    names[3], names[4] = "drei", "vier"
+    (workdir / "classes.json").write_text(json.dumps(names))
+    told = rf"^class 3 is 'drei' in {workdir}, but '3' in config.data.name 'digits': "
+    with pytest.raises(InputError, match=told + "choose another --workdir"):
+        loop.train_and_evaluate(config(pictures=2, profile=True), workdir)
+    (workdir / "classes.json").unlink()  # as in a run of before
+    loop.train_and_evaluate(config(pictures=2, profile=True), workdir)
+    assert json.loads((workdir / "classes.json").read_text())[3] == "3"
+
+
 def test_a_finished_run_is_not_trained_again(finished, capsys):
     workdir, last = finished
     before = (workdir / "metrics.jsonl").read_bytes()
@@ -93,6 +120,12 @@ def test_dry_run_says_what_would_happen_and_writes_nothing(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "GMACs" in printed and "MB of working space" in printed
     assert "10 steps: 2 epochs of 5" in printed
+    assert (
+        "data: digits, 1,438 training images, 359 test images, 10 classes: 0, 1, 2, 3, "
+        "4, ...\n" in printed
+    )
+    lr, peak = config().lr, config().lr * 256 / 512
+    assert f"learning rate: {peak:.4g} after the warm-up ({lr:.4g} x 256" in printed
     assert not (tmp_path / "run").exists()
 
 

@@ -23,6 +23,8 @@ def config(**fields):
 class Source:
     """Ten images of one grey each; some of them cannot be read."""
 
+    class_names = None
+
     def __init__(self, *unreadable):
         self.unreadable = unreadable
 
@@ -44,6 +46,9 @@ def test_examples_are_spread_over_the_split_and_readable():
     assert titles == [f"label {n}" for n in (2, 6, 8)]
     assert len(panels.examples(Source(), transform, 99)[1]) == 10
     assert panels.examples(Source(), transform, 0)[1] == []
+    named = Source()
+    named.class_names = ("ant", "bee", None, *"cdefghi")
+    assert panels.examples(named, transform, 5)[1] == ["ant", "label 2", *"dfh"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,213 @@
+"""A run knows its classes by name, and whoever uses it is told of other ones."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import train
+from configs import quickstart
+from imagepiece_jax import evaluate, export
+from imagepiece_jax.data.sources import open_source
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.experiments import __main__ as experiments
+from imagepiece_jax.experiments.small import Small
+from imagepiece_jax.models import summary
+from imagepiece_jax.training import record, setup, weights
+from imagepiece_jax.training.checkpoint import Checkpoints
+from tests.command import call, sentence
+from tests.experiments import small_lab
+from tests.models import tiny
+from tests.runs import ROOT
+
+SIZE = {"depth": 1, "embed_dim": 8, "num_heads": 2}
+BLOCKS = {"merge_blocks": (), "prune_blocks": ()}
+SMALL = {f"model.{name}": value for name, value in SIZE.items()}
+SMALL |= {f"reduction.{name}": value for name, value in BLOCKS.items()}
+WORDS = ["--config", f"{ROOT}/configs/quickstart.py", "--config.num_classes=2"]
+WORDS += [f"--config.{name}={value}" for name, value in SMALL.items()]
+SAME = "allowed are the same classes in the same order"
+
+
+def config(**fields):
+    made = quickstart.get_config()
+    made.update_from_flattened_dict(SMALL | {"num_classes": 2} | fields)
+    return made
+
+
+def folder(root, *names):
+    """Two images of 16x16 for each class and split."""
+    for split in ("train", "val"):
+        for name in names:
+            (root / split / name).mkdir(parents=True)
+            for i in range(2):
+                path = root / split / name / f"{i}.png"
+                Image.new("RGB", (16, 16)).save(path)
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run's folder as training leaves it, of the classes ant and bee."""
+    workdir = tmp_path_factory.mktemp("runs") / "insects"
+    made = config()
+    record.record_run(workdir, made.to_dict())
+    record.record_classes(workdir, ("ant", "bee"))
+    variables = tiny.fill(summary.shapes(setup.model(made), 16))
+    checkpoints = Checkpoints(workdir)
+    checkpoints.save_best(1, variables, {})
+    checkpoints.save(1, variables, {})
+    checkpoints.close()
+    return workdir
+
+
+def unnamed(run, path):
+    """A run that was trained by a version that kept no names."""
+    path.mkdir()
+    for entry in run.iterdir():
+        if entry.name != record.CLASSES:
+            (path / entry.name).symlink_to(entry)
+    return path
+
+
+def test_names_are_kept_and_read(tmp_path):
+    assert record.class_names(tmp_path) is None
+    assert record.class_names(tmp_path / "w.npz") is None
+    record.record_classes(tmp_path, None)
+    assert not list(tmp_path.iterdir())
+    names = ("ant", None, "Käfer \ufffd")
+    record.record_classes(tmp_path, names)
+    assert record.class_names(tmp_path) == names
+    assert "Käfer" in (tmp_path / "classes.json").read_text(encoding="utf-8")
+    (tmp_path / "classes.json").write_text('{"0": "ant"}')
+    with pytest.raises(InputError, match="classes.json is no list of names, one for"):
+        record.class_names(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "names, other",
+    [
+        (("ant", "bee"), None),
+        (("bee", "ant"), (0, "ant", "bee")),
+        (("ant", "wasp"), (1, "bee", "wasp")),
+        (None, None),
+        ((None, "wasp"), (1, "bee", "wasp")),
+        (("ant", None), None),
+    ],
+)
+def test_the_first_class_of_another_name(run, names, other):
+    assert record.other_class(run, names) == other
+
+
+@pytest.mark.parametrize("more", [[], ["--optimized"], ["--sweep=tome:r=2"]])
+def test_evaluate_refuses_other_classes(run, tmp_path, more):
+    data = folder(tmp_path / "set", "ant", "wasp")
+    words = [*WORDS, f"--weights={run}", f"--data=folder:{data}", *more]
+    assert sentence(call(evaluate.main, *words)) == (
+        f"class 1 is 'bee' in {run}, but 'wasp' in folder:{data}: {SAME}"
+    )
+
+
+@pytest.mark.slow
+def test_evaluate_says_where_names_cannot_be_compared(run, tmp_path):
+    words = [*WORDS, "--config.model.dtype=float32"]
+    data = f"folder:{folder(tmp_path / 'set', 'ant', 'bee')}"
+    (tmp_path / "set.csv").write_text("filename,label\nset/val/ant/0.png,0\n")
+    table, old = f"csv:{tmp_path}/set.csv", unnamed(run, tmp_path / "old")
+    outputs = {}
+    for weights_path, name in ((run, data), (run, table), (old, data)):
+        ended = call(evaluate.main, *words, f"--weights={weights_path}", "--data", name)
+        assert ended.status == 0, ended
+        outputs[weights_path, name] = ended.out.splitlines()
+    told = "classes are compared by number alone: {} does not name them"
+    assert len(outputs[run, data]) == 1
+    assert outputs[run, table][0] == told.format(table)
+    assert outputs[old, data][0] == told.format(old)
+    assert outputs[old, data][1].startswith("acc1 ")
+
+
+def test_experiments_refuse_other_classes(run, tmp_path):
+    data = folder(tmp_path / "set", "ant", "wasp")
+    words = ["table1", "--weights", run, "--data", f"folder:{data}", "--nospeed"]
+    told = sentence(call(experiments.main, *words, "--out", tmp_path / "out"))
+    assert told.startswith(f"class 1 is 'bee' in {run}, but 'wasp' in --data folder:")
+
+
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        (
+            ["--config.init.weights={run}"],
+            "class 0 is 'ant' in config.init.weights {run}, but 'bee' in "
+            "config.data.name 'folder:{data}': " + SAME + ", or a new head by "
+            "config.init.fresh=('head',)",
+        ),
+        (
+            ["--config.teacher.weights={run}"],
+            "class 0 is 'ant' in config.teacher.weights {run}, but 'bee' in "
+            "config.data.name 'folder:{data}': " + SAME,
+        ),
+    ],
+)
+def test_training_refuses_what_learned_other_classes(run, tmp_path, words, told):
+    """The same number of classes, and so the same shapes."""
+    places = {"run": run, "data": folder(tmp_path / "set", "bee", "cat")}
+    fields = ["data.name=folder:{data}", "batch_size=2", "eval_batch_size=2"]
+    words = [*words, *(f"--config.{field}" for field in fields)]
+    words = [word.format(**places) for word in words]
+    ended = call(train.main, *WORDS, *words, "--workdir", tmp_path / "run")
+    assert sentence(ended) == told.format(**places)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_new_head_may_learn_other_classes(run, tmp_path):
+    made = config(**{"init.weights": str(run), "init.fresh": ("head",)})
+    weights.check_classes(made, tmp_path, ("bee", "cat"))
+    made.init.fresh = ()
+    weights.check_classes(made, tmp_path, ("ant", "bee"))
+    weights.check_classes(made, tmp_path, None)
+    # Where it goes on, it starts from its own weights.
+    weights.check_classes(made, tmp_path, ("bee", "cat"), resumed=True)
+    with pytest.raises(InputError, match="class 0 is 'ant'"):
+        weights.check_classes(made, tmp_path, ("bee", "cat"))
+
+
+def test_short_runs_give_other_classes_a_new_head(run, tmp_path, monkeypatch):
+    """--small starts from a run of as many classes, in another order."""
+    starts = []
+    monkeypatch.setattr(
+        Small, "_run", lambda self, config, name: starts.append(config) or self.given
+    )
+    for names, fresh in ((("bee", "ant"), ("head",)), (("ant", "bee"), ())):
+        monkeypatch.setattr(
+            "imagepiece_jax.experiments.small.open_source",
+            lambda *_, names=names: _Named(names),
+        )
+        given = small_lab.subject(tmp_path)
+        object.__setattr__(given, "path", run)
+        object.__setattr__(given, "fields", given.fields | {"num_classes": 2})
+        Small(config(), given, "folder:x", tmp_path, [0])._start("patch", 0)
+        assert starts.pop().init.fresh == fresh
+
+
+class _Named:
+    def __init__(self, names):
+        self.class_names, self.num_classes = names, len(names)
+
+
+@pytest.mark.slow
+def test_an_exported_program_has_the_names_beside_it(run, tmp_path):
+    out = tmp_path / "model.jax"
+    ended = call(export.main, *WORDS, f"--weights={run}", f"--out={out}")
+    assert ended.status == 0, ended
+    told = json.loads((tmp_path / "model.jax.json").read_text())
+    assert told["class_names"] == ["ant", "bee"] and told["labels"] == 2
+
+
+def test_digits_as_files_are_the_digits(tmp_path):
+    """Folders named 0 to 9 are the classes that a run on digits keeps."""
+    names = [str(digit) for digit in range(10)]
+    source = open_source(f"folder:{folder(tmp_path, *reversed(names))}", "val")
+    assert source.class_names == open_source("digits", "val").class_names
+    assert np.array_equal(source.labels, np.repeat(np.arange(10), 2))
