@@ -55,21 +55,20 @@ def main():
     if count < FEWEST:
         raise InputError(f"--images is {count}; allowed are {FEWEST} or more")
     from imagepiece_jax import sweep, variants
+    from imagepiece_jax.common.files import make_folder, replace_file
     from imagepiece_jax.experiments.render import short
-    from imagepiece_jax.training.record import replace_file
 
     settings = [setting for text in SWEEP.value for setting in sweep.parse(text)]
     settings = [setting for setting in settings if setting["name"] != "none"]
-    config = CONFIG.value
+    config, out = CONFIG.value, pathlib.Path(OUT.value or "runs/dense")
     whole, *reduced = variants.variants(path, [{"name": "none"}, *settings], config)
     images = read(data, whole, count)
+    make_folder("--out", out)
     rows = []
     print("  ".join(HEAD), flush=True)
     for row in compare(whole, reduced, images):
         rows.append(row)
         print("  ".join(cell or "-" for cell in _cells(row)), flush=True)
-    out = pathlib.Path(OUT.value or "runs/dense")
-    out.mkdir(parents=True, exist_ok=True)
     replace_file(out / "dense.json", json.dumps(rows, indent=1) + "\n")
     of = f"{len(images)} images of {short(data)}, weights {pathlib.Path(path).name}"
     replace_file(out / "dense.md", table(rows, of))

@@ -5,7 +5,6 @@ the slot of the token that holds it, or DROPPED.
 """
 
 import math
-import os
 import pathlib
 import textwrap
 
@@ -14,6 +13,7 @@ from matplotlib import colormaps, colors
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from imagepiece_jax.common.files import replacing
 from imagepiece_jax.reduction.tokens import DROPPED
 
 # Shares in a blend: of the group's mean colour in a kept patch, of black or white in
@@ -189,13 +189,9 @@ def accuracy_plot(path, points):
 
 
 def save_figure(figure, path):
-    """Write a matplotlib figure as a PNG, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        figure.savefig(temporary, format="png")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write a matplotlib figure as a PNG, whole or not at all; RunError."""
+    with replacing(path) as new:
+        figure.savefig(new, format="png")
 
 
 def _count(source):

@@ -2,8 +2,8 @@
 
 import pathlib
 
+from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.experiments import statistics
-from imagepiece_jax.training.record import replace_file
 
 BLANK = "not measured"
 TOKENS_LEFT = "tokens left, with class token"

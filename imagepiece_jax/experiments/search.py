@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from imagepiece_jax import config_files, sweep
+from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.experiments import (
     matching,
@@ -26,7 +27,6 @@ from imagepiece_jax.experiments import (
     statistics,
     subjects,
 )
-from imagepiece_jax.training.record import replace_file
 
 SHARES = (1 / 8, 1 / 2, 1)  # of the choosing half, from round to round
 STAYS = 3  # one of so many stays for the next round

@@ -2,9 +2,10 @@
 
 import json
 
+from imagepiece_jax import pictures
+from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.measure import clock
 from imagepiece_jax.models.summary import format_table
-from imagepiece_jax.training.record import replace_file
 
 # Title of a column, and a row's cell of it.
 COLUMNS = (
@@ -170,7 +171,7 @@ def plot(path, rows):
         axes.set_title(f"{mode}, {shown[0]['device']}, {shown[0]['dtype']}")
         axes.grid(alpha=0.3)
         axes.legend()
-    figure.savefig(path, format="png")
+    pictures.save_figure(figure, path)
 
 
 def write_markdown(path, rows):

@@ -5,14 +5,12 @@ that may change when a run goes on. `run.json` has one entry for each time it wa
 started.
 """
 
-import contextlib
-import errno
-import fcntl
 import json
 import os
 import pathlib
 import subprocess
 
+from imagepiece_jax.common.files import lock, replace_file
 from imagepiece_jax.errors import InputError, RunError
 
 CONFIG = "config.json"
@@ -47,18 +45,6 @@ def record_run(workdir, config_dict, may_change=(), extra=None, is_main=True):
     _make(workdir)
     replace_file(workdir / RUN, json.dumps({"starts": starts}, indent=2) + "\n")
     replace_file(workdir / CONFIG, text + "\n")
-
-
-def lock(file, busy):
-    """Keep other processes from locking an open file until it is closed.
-
-    Where one has it already the file is closed: InputError, whose sentence is `busy`.
-    """
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
-        raise InputError(busy) from error
 
 
 class Hold:
@@ -116,40 +102,6 @@ def git_revision():
     return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
 
 
-def replace_file(path, text):
-    """Write a whole file or nothing: a kill leaves the old one or the new one.
-
-    RunError where it cannot be written.
-    """
-    path = pathlib.Path(path)
-    new = path.with_name(path.name + ".tmp")
-    with _reported(path):
-        with open(new, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, path)
-
-
-def check_writable(flag, path):
-    """InputError for a file that cannot be written: now, not after the work.
-
-    `flag` is what it was given by, such as "--json".
-    """
-    path = pathlib.Path(path)
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        new = path.with_name(path.name + ".tmp")  # written first, see `replace_file`
-        new.touch()
-        new.unlink()
-    except OSError as error:
-        raise InputError(
-            f"{flag} {path} cannot be written ({error.strerror}); allowed is a file in "
-            "a folder that exists"
-        ) from error
-
-
 def append_line(file, text):
     """Append one line to `file`, open for unbuffered binary appending; or nothing.
 
@@ -157,24 +109,14 @@ def append_line(file, text):
     """
     before = os.fstat(file.fileno()).st_size
     data = memoryview((text + "\n").encode())
-    with _reported(file.name):
-        try:
-            while data:
-                data = data[file.write(data) :]
-        except OSError:
-            os.ftruncate(file.fileno(), before)
-            raise
-
-
-@contextlib.contextmanager
-def _reported(path):
     try:
-        yield
+        while data:
+            data = data[file.write(data) :]
     except OSError as error:
-        reason = error.strerror or error
+        os.ftruncate(file.fileno(), before)
         raise RunError(
-            f"{path} cannot be written ({reason}); mend this, and the same command "
-            "goes on from the newest checkpoint"
+            f"{file.name} cannot be written ({error.strerror or error}); mend this, "
+            "and the same command goes on from what is there"
         ) from error
 
 
