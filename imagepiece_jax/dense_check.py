@@ -20,6 +20,7 @@ from absl import flags
 
 from imagepiece_jax import cli, dense, options
 from imagepiece_jax import dense_agreement as agreement
+from imagepiece_jax.common import tables
 from imagepiece_jax.errors import InputError
 
 CONFIG = cli.define_config()
@@ -140,8 +141,7 @@ def compare(whole, reduced, images):
 
 def table(rows, images):
     """The rows as a Markdown table; `images` says how many and which."""
-    lines = [HEAD, ["---"] * len(HEAD), *map(_cells, rows)]
-    lines = [f"| {' | '.join(cells)} |" for cells in lines]
+    lines = tables.markdown(HEAD, map(_cells, rows))
     note = f"{images}; 95 % intervals; the probe is asked about half of them."
     return "\n".join(lines) + f"\n\n{note}\n"
 

@@ -156,7 +156,13 @@ def panel_page(path, rows, caption):
             axes.imshow(pixels, interpolation="nearest", aspect="auto")
             axes.set_axis_off()
             title = textwrap.shorten(title, int(width / _LETTER), placeholder="…")
-            axes.set_title(f"{title}\n{note}", fontsize=_FONT_SIZE, loc="left", pad=5)
+            axes.set_title(
+                f"{title}\n{note}",
+                fontsize=_FONT_SIZE,
+                loc="left",
+                pad=5,
+                parse_math=False,  # "$" in the name of a file is a "$"
+            )
     figure.text(
         _MARGIN / page_width,
         (below - _MARGIN) / page_height,

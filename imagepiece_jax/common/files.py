@@ -66,9 +66,11 @@ def check_writable(flag, path):
 def replace_file(path, content):
     """Write a whole file of text or bytes, or nothing.
 
+    Text is UTF-8; names of files that are not UTF-8 stand in it with backslashes.
     RunError where it cannot be written.
     """
-    data = content.encode() if isinstance(content, str) else content
+    text = isinstance(content, str)
+    data = content.encode(errors="backslashreplace") if text else content
     with replacing(path) as new:
         new.write_bytes(data)
 

@@ -3,6 +3,7 @@
 import json
 
 from imagepiece_jax import pictures
+from imagepiece_jax.common import tables
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.measure import clock
 from imagepiece_jax.models.summary import format_table
@@ -77,9 +78,8 @@ def markdown(rows):
     for mode in _in_order(row["mode"] for row in rows):
         shown = [row for row in rows if row["mode"] == mode]
         one = shown[0]
-        lines = [_titles(), ["---"] * len(COLUMNS), *map(_cells, shown)]
         parts.append(f"### {mode}\n")
-        parts += [f"| {' | '.join(line)} |" for line in lines]
+        parts += tables.markdown(_titles(), map(_cells, shown))
         parts.append(
             f"\n{one['device']}, {one['dtype']}, random weights and images; median, "
             f"lowest and highest of {one['repeats']} repeats of {one['seconds']:g} s "
