@@ -180,7 +180,8 @@ def _maps(variables, images, model):
     from imagepiece_jax.data import mix
     from imagepiece_jax.reduction.tokens import unmerge
 
-    outputs = model.clone(trace_source=True).apply(variables, mix.normalise(images))
+    with jax.default_matmul_precision("highest"):  # or TF32 on GPUs
+        outputs = model.clone(trace_source=True).apply(variables, mix.normalise(images))
     side = images.shape[1] // model.patch_size
     norm = dense.final_norm(variables)
     fills = [fill for fill in dense.FILLS if fill != "class" or model.class_token]
