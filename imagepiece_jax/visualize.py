@@ -106,7 +106,7 @@ def read(files, side):
             print(f"{file} is left out: no such file", file=sys.stderr)
             continue
         try:
-            image = decode(file, str(file))
+            image = decode(file, str(file), upright=True)
         except UnreadableImage as error:
             print(f"{error.name} is left out: {error.reason}", file=sys.stderr)
             continue
