@@ -155,6 +155,7 @@ def panel_page(path, rows, caption):
             axes = figure.add_axes((left / page_width, bottom / page_height, *size))
             axes.imshow(pixels, interpolation="nearest", aspect="auto")
             axes.set_axis_off()
+            title = title.encode(errors="backslashreplace").decode()  # may be no UTF-8
             title = textwrap.shorten(title, int(width / _LETTER), placeholder="…")
             axes.set_title(
                 f"{title}\n{note}",
