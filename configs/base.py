@@ -23,7 +23,8 @@ def get_config():
     config.model.prop_attn = config_dict.placeholder(bool)  # proportional attention:
     #                     + log(size) on the logits; empty: as the method is meant
     config.model.trace_source = False  # keep which patches are in which token
-    config.model.dtype = "bfloat16"  # of the layers; parameters are always float32
+    config.model.dtype = "bfloat16"  # of the layers; parameters are always float32;
+    #                           "float32", or, but for training, "float16"
     config.model.attention = "auto"  # "xla", "cudnn", or "auto": by device and dtype
     config.model.kernels = "plain"  # of reductions: "fused" into one kernel each where
     #                                 there is one, "auto": fused on GPUs that can

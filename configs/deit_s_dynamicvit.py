@@ -39,5 +39,6 @@ def fine_tuning():
     fields.min_lr = 1e-6
     fields.ema_decay = 0.9999
     fields.model = {"drop_path_rate": 0.0}  # DeiT-B: 0.2
+    fields.data = {"repeats": 1}  # no repeated augmentation
     fields.init = {"fresh": ("reducer",)}  # the predictors; the rest is given
     return fields

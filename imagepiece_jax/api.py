@@ -124,9 +124,9 @@ class Predictor:
     def __call__(self, images):
         """A list of `top` Predictions for each image, the likeliest first.
 
-        images: a list of, or one of: the path of a file, a PIL image, an array [H, W,
-        3] uint8. One alone gives its list alone. InputError for anything else, with
-        the place of the image.
+        images: a list of, or one of: the path of a file, a PIL image (both turned as
+        their EXIF orientation says), an array [H, W, 3] uint8. One alone gives its list
+        alone. InputError for anything else, with the place of the image.
         """
         if not isinstance(images, list | tuple):
             return self([images])[0]
@@ -157,16 +157,19 @@ class Predictor:
 
 
 def _rgb(image):
-    """Pixels [H, W, 3] uint8 of a file, a PIL image or an array."""
+    """Pixels [H, W, 3] uint8 of a file, a PIL image (both upright) or an array."""
     from imagepiece_jax.data import decode
 
     if isinstance(image, str | pathlib.Path):
         try:
-            return decode.decode(image, str(image))
+            return decode.decode(image, str(image), upright=True)
         except decode.UnreadableImage as error:
             raise InputError(f"{error.name} cannot be read: {error.reason}") from error
     if hasattr(image, "convert"):
-        return np.asarray(image.convert("RGB"))
+        try:
+            return decode.rgb(image, upright=True)
+        except Exception as error:  # Pillow reads files late and raises nearly anything
+            raise InputError(f"the PIL image cannot be read: {error}") from error
     shape, dtype = getattr(image, "shape", ()), getattr(image, "dtype", None)
     if len(shape) != 3 or shape[2] != 3 or dtype != np.uint8:
         found = type(image).__name__ if dtype is None else f"{dtype} {list(shape)}"

@@ -64,7 +64,7 @@ def main():
             named = list(configs.items())
             print(compile_only.report(named, size, mode, KERNELS.value))
         return
-    from imagepiece_jax.training.record import check_writable
+    from imagepiece_jax.common.files import check_writable
 
     for holder in (JSON, MARKDOWN, PLOT):
         if holder.value:

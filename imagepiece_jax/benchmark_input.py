@@ -22,6 +22,7 @@ import numpy as np
 from absl import flags
 
 from imagepiece_jax import cli
+from imagepiece_jax.common.files import check_writable, replace_file
 from imagepiece_jax.data import sources, transforms
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.measure import input_ways
@@ -51,6 +52,8 @@ SHORT_SIDE = 256
 
 
 def main():
+    if JSON.value:
+        check_writable("--json", JSON.value)
     size, kilobytes = _resave(RESAVE.value) if RESAVE.value else (None, None)
     data = cli.required(DATA)
     # A CSV file may have test images alone, and any images will do.
@@ -72,7 +75,7 @@ def main():
             rows += _loader(sets)
     if JSON.value:
         text = json.dumps(rows, indent=2) + "\n"
-        pathlib.Path(JSON.value).write_text(text, encoding="utf-8")
+        replace_file(JSON.value, text)
 
 
 def _resave(text):

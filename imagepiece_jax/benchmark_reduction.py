@@ -11,7 +11,6 @@ can be faster.
 
 import dataclasses
 import json
-import pathlib
 
 from absl import flags
 
@@ -28,9 +27,9 @@ HEAD_WIDTH = 64
 
 
 def main():
-    if JSON.value:
-        from imagepiece_jax.training.record import check_writable
+    from imagepiece_jax.common.files import check_writable, replace_file
 
+    if JSON.value:
         check_writable("--json", JSON.value)
     from imagepiece_jax.measure import ceilings, clock, device
     from imagepiece_jax.models.summary import format_table
@@ -57,7 +56,7 @@ def main():
     print(format_table([["median", "lowest", "highest", "floor", ""], *named]))
     if JSON.value:
         lines = "".join(json.dumps(row) + "\n" for row in rows)
-        pathlib.Path(JSON.value).write_text(lines, encoding="utf-8")
+        replace_file(JSON.value, lines)
 
 
 def reductions(tokens):

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import io
 import os
 import re
 import signal
@@ -81,6 +82,9 @@ def run(main):
     """
 
     takes_words = bool(inspect.signature(main).parameters)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # What a terminal cannot show (a name that is no UTF-8) is no reason to stop.
+        sys.stdout.reconfigure(errors="backslashreplace")
 
     def guarded(argv):
         try:

@@ -20,6 +20,7 @@ from absl import flags
 
 from imagepiece_jax import cli, dense, options
 from imagepiece_jax import dense_agreement as agreement
+from imagepiece_jax.common import tables
 from imagepiece_jax.errors import InputError
 
 CONFIG = cli.define_config()
@@ -55,21 +56,20 @@ def main():
     if count < FEWEST:
         raise InputError(f"--images is {count}; allowed are {FEWEST} or more")
     from imagepiece_jax import sweep, variants
+    from imagepiece_jax.common.files import make_folder, replace_file
     from imagepiece_jax.experiments.render import short
-    from imagepiece_jax.training.record import replace_file
 
     settings = [setting for text in SWEEP.value for setting in sweep.parse(text)]
     settings = [setting for setting in settings if setting["name"] != "none"]
-    config = CONFIG.value
+    config, out = CONFIG.value, pathlib.Path(OUT.value or "runs/dense")
     whole, *reduced = variants.variants(path, [{"name": "none"}, *settings], config)
     images = read(data, whole, count)
+    make_folder("--out", out)
     rows = []
     print("  ".join(HEAD), flush=True)
     for row in compare(whole, reduced, images):
         rows.append(row)
         print("  ".join(cell or "-" for cell in _cells(row)), flush=True)
-    out = pathlib.Path(OUT.value or "runs/dense")
-    out.mkdir(parents=True, exist_ok=True)
     replace_file(out / "dense.json", json.dumps(rows, indent=1) + "\n")
     of = f"{len(images)} images of {short(data)}, weights {pathlib.Path(path).name}"
     replace_file(out / "dense.md", table(rows, of))
@@ -141,8 +141,7 @@ def compare(whole, reduced, images):
 
 def table(rows, images):
     """The rows as a Markdown table; `images` says how many and which."""
-    lines = [HEAD, ["---"] * len(HEAD), *map(_cells, rows)]
-    lines = [f"| {' | '.join(cells)} |" for cells in lines]
+    lines = tables.markdown(HEAD, map(_cells, rows))
     note = f"{images}; 95 % intervals; the probe is asked about half of them."
     return "\n".join(lines) + f"\n\n{note}\n"
 
@@ -181,7 +180,8 @@ def _maps(variables, images, model):
     from imagepiece_jax.data import mix
     from imagepiece_jax.reduction.tokens import unmerge
 
-    outputs = model.clone(trace_source=True).apply(variables, mix.normalise(images))
+    with jax.default_matmul_precision("highest"):  # or TF32 on GPUs
+        outputs = model.clone(trace_source=True).apply(variables, mix.normalise(images))
     side = images.shape[1] // model.patch_size
     norm = dense.final_norm(variables)
     fills = [fill for fill in dense.FILLS if fill != "class" or model.class_token]

@@ -43,7 +43,7 @@ OUT = flags.DEFINE_string(
 
 def main():
     config, path = cli.required(CONFIG), cli.required(WEIGHTS)
-    from imagepiece_jax.training.record import check_writable, replace_file
+    from imagepiece_jax.common.files import check_writable, replace_file
 
     _check_flags()
     if JSON.value:

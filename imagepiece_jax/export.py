@@ -34,13 +34,10 @@ PLATFORMS = ("cpu", "cuda")
 def main():
     config, path = cli.required(CONFIG), cli.required(WEIGHTS)
     out = pathlib.Path(cli.required(OUT))
+    from imagepiece_jax.common.files import check_writable, replace_file
     from imagepiece_jax.models import summary
     from imagepiece_jax.training import checks, setup, weights
-    from imagepiece_jax.training.record import (
-        check_writable,
-        class_names,
-        replace_file,
-    )
+    from imagepiece_jax.training.record import class_names
 
     for file in (out, facts_file(out)):
         check_writable("--out", file)
@@ -57,9 +54,7 @@ def main():
     )
     data = serialized(model, variables, config.image_size)
     told = facts(model, config)
-    new = out.with_name(out.name + ".tmp")
-    new.write_bytes(data)
-    new.replace(out)
+    replace_file(out, data)
     replace_file(facts_file(out), json.dumps(told, indent=2) + "\n")
     print(
         f"{out}: {len(data) / 1e6:.1f} MB, {told['dtype']}, {told['gmacs']:.3f} GMACs "

@@ -19,8 +19,8 @@ import numpy as np
 from absl import flags
 
 from imagepiece_jax import cli, faults, trials
+from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.training.record import replace_file
 
 OUT = flags.DEFINE_string("out", "faults", "files to write, without .json and .md")
 KILLS = flags.DEFINE_integer("kills", 20, "SIGKILLs at random moments", 1)

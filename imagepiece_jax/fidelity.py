@@ -16,11 +16,11 @@ from imagepiece_jax.training import evaluation, parallel
 def compare(config, model, variables, batches, images, gelu=None):
     """{"reference": figures, "optimized": figures} of one set; printed as they come.
 
-    The reference is `model` in float32 with XLA's attention, the program has the dtype
-    of `model` and, where it is given, another `gelu`. `batches` makes the batches of
-    the set of `images` images; it takes batch_size and placement. The program runs on
-    the first device. Its figures have the paired difference of acc1 to the reference
-    and the 95 % interval, in points.
+    The reference is `model` in float32 at highest precision, with XLA's attention; the
+    program has the dtype of `model` and, where it is given, another `gelu`. `batches`
+    makes the batches of the `images` images; it takes batch_size and placement. The
+    program runs on the first device. Its figures have the paired difference of acc1 to
+    the reference and the 95 % interval, in points.
     """
     program = inference.optimize(
         model,
@@ -33,7 +33,7 @@ def compare(config, model, variables, batches, images, gelu=None):
     )
     exact = model.clone(dtype=jnp.dtype("float32"), backend="xla")
     rights = np.zeros((2, images), bool)
-    step = evaluation.compiled(exact, config.seed)
+    step = evaluation.compiled(exact, config.seed, precision="highest")
     reference = evaluation.evaluate(
         step, parallel.replicate(variables), batches(), rights[0]
     )

@@ -5,7 +5,6 @@ the slot of the token that holds it, or DROPPED.
 """
 
 import math
-import os
 import pathlib
 import textwrap
 
@@ -14,6 +13,7 @@ from matplotlib import colormaps, colors
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from imagepiece_jax.common.files import replacing
 from imagepiece_jax.reduction.tokens import DROPPED
 
 # Shares in a blend: of the group's mean colour in a kept patch, of black or white in
@@ -155,8 +155,15 @@ def panel_page(path, rows, caption):
             axes = figure.add_axes((left / page_width, bottom / page_height, *size))
             axes.imshow(pixels, interpolation="nearest", aspect="auto")
             axes.set_axis_off()
+            title = title.encode(errors="backslashreplace").decode()  # may be no UTF-8
             title = textwrap.shorten(title, int(width / _LETTER), placeholder="…")
-            axes.set_title(f"{title}\n{note}", fontsize=_FONT_SIZE, loc="left", pad=5)
+            axes.set_title(
+                f"{title}\n{note}",
+                fontsize=_FONT_SIZE,
+                loc="left",
+                pad=5,
+                parse_math=False,  # "$" in the name of a file is a "$"
+            )
     figure.text(
         _MARGIN / page_width,
         (below - _MARGIN) / page_height,
@@ -189,13 +196,9 @@ def accuracy_plot(path, points):
 
 
 def save_figure(figure, path):
-    """Write a matplotlib figure as a PNG, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        figure.savefig(temporary, format="png")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write a matplotlib figure as a PNG, whole or not at all; RunError."""
+    with replacing(path) as new:
+        figure.savefig(new, format="png")
 
 
 def _count(source):

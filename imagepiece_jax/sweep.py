@@ -14,11 +14,11 @@ import jax
 import numpy as np
 
 from imagepiece_jax import pictures
+from imagepiece_jax.common.files import make_folder, replace_file
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import summary, zoo
 from imagepiece_jax.reduction import methods
 from imagepiece_jax.training import evaluation, parallel, weights
-from imagepiece_jax.training.record import replace_file
 
 CONFIDENT = 1.96  # standard errors of a 95 % interval
 # Fields of the model that a setting may name beside those of its method.
@@ -95,7 +95,7 @@ def run(config, settings, load, batches, images, folder):
     settings = [{"name": "none"}, *(s for s in settings if s["name"] != "none")]
     models = [_model(config, setting) for setting in settings]
     folder = pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder("--out", folder)
     rows, dense = [], None
     for setting, model in zip(settings, models, strict=True):
         variables, untrained = _variables(config, model, load)

@@ -21,7 +21,7 @@ import numpy as np
 from absl import flags
 
 from imagepiece_jax import cli, options
-from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.errors import InputError
 
 CONFIG = cli.define_config()
 WEIGHTS = options.weights()
@@ -45,6 +45,7 @@ def main(words):
     files, out = found(words), pathlib.Path(OUT.value or "runs/visualize")
     blocks = _numbers("--blocks", BLOCKS.value)
     from imagepiece_jax import sweep, variants
+    from imagepiece_jax.common.files import make_folder, replace_file
     from imagepiece_jax.gallery import page, provenance
     from imagepiece_jax.gallery.trace import trace
     from imagepiece_jax.training.record import class_names
@@ -53,7 +54,8 @@ def main(words):
     shown = variants.variants(path, settings, CONFIG.value)
     _check_blocks(blocks, len(shown[0].model.plan))
     images, names = read(files, shown[0].image_size)
-    _make(out / FIGURES)
+    for folder in (out, out / FIGURES):
+        make_folder("--out", folder)
     methods, traces = [], []
     for variant in shown:
         seen = trace(variant.model, variant.variables, images)
@@ -68,7 +70,7 @@ def main(words):
     provenance.save(out, names, methods, traces)
     weights = pathlib.Path(path).name
     text = page.page(images, names, methods, traces, weights, class_names(path))
-    provenance.write(out / "index.html", text.encode())
+    replace_file(out / "index.html", text)
     print(f"page: {out}/index.html; figures: {out}/{FIGURES}; data: {out}/provenance.*")
 
 
@@ -105,7 +107,7 @@ def read(files, side):
             print(f"{file} is left out: no such file", file=sys.stderr)
             continue
         try:
-            image = decode(file, str(file))
+            image = decode(file, str(file), upright=True)
         except UnreadableImage as error:
             print(f"{error.name} is left out: {error.reason}", file=sys.stderr)
             continue
@@ -125,10 +127,7 @@ def _save_figures(folder, images, names, label, trace):
     method = re.sub(r"[^A-Za-z0-9.]+", "_", label).strip("_")
     for i, (image, name) in enumerate(zip(images, names, strict=True)):
         path = folder / f"{i:03d}_{pathlib.Path(name).stem}_{method}.png"
-        try:
-            figure.save(path, image, name, trace, i)
-        except OSError as error:
-            raise RunError(f"{path} cannot be written: {error.strerror}") from error
+        figure.save(path, image, name, trace, i)
 
 
 def _numbers(flag, texts):
@@ -142,15 +141,6 @@ def _check_blocks(blocks, depth):
     for block in blocks:
         if block >= depth:
             raise InputError(f"--blocks has {block}; allowed are 0 to {depth - 1}")
-
-
-def _make(folder):
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"--out {folder.parent} cannot be made ({error.strerror}); choose another"
-        ) from error
 
 
 if __name__ == "__main__":

@@ -146,6 +146,29 @@ def test_predictions_of_arrays_pictures_and_files(
     assert predictor([]) == []
 
 
+def test_files_and_pil_images_are_the_same_whatever_their_mode(tmp_path, predictor):
+    """16 bits, a palette, and one that was stored on its side."""
+    grey = np.random.default_rng(1).integers(0, 2**16, (20, 20), np.uint16)
+    eight = np.uint8(grey >> 8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(grey).save(tmp_path / "16.png")
+    Image.fromarray(eight).convert("P").save(tmp_path / "p.png")
+    Image.fromarray(np.rot90(eight)).save(tmp_path / "turned.png", exif=exif)
+    want = predictor(eight[..., None].repeat(3, axis=2))
+    for file in sorted(tmp_path.iterdir()):
+        with Image.open(file) as image:
+            assert predictor(file) == predictor(image) == want, file.name
+
+
+def test_a_pil_image_that_was_closed_is_told(predictor, tmp_path):
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
+    image = Image.open(tmp_path / "a.png")
+    image.close()
+    with pytest.raises(InputError, match="image 0: the PIL image cannot be read: "):
+        predictor([image])
+
+
 @pytest.mark.parametrize(
     "image, told",
     [

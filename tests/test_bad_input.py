@@ -115,6 +115,10 @@ def test_a_compiled_model_would_be_seen(compiled):
             "config.model.dtype is 'int8'; allowed are float32, bfloat16, float16",
         ),
         (
+            "model.dtype=float16",
+            "config.model.dtype is 'float16', in which small gradients vanish; allowed",
+        ),
+        (
             "model.attention=flash",
             "config.model.attention is 'flash'; allowed are",
         ),

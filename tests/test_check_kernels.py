@@ -40,7 +40,7 @@ def test_what_differs_ends_with_status_1(small, monkeypatch):
 
 @pytest.mark.parametrize(
     "gaps, error, agrees",
-    [([], 2.0, True), ([4.0], 0, True), ([4.1], 0, False), ([], 2.1, False)],
+    [([], 2.0, True), ([1.0], 0, True), ([1.1], 0, False), ([], 2.1, False)],
 )
 def test_what_agrees(gaps, error, agrees):
     assert Comparison(images=101, gaps=gaps, error=error).agrees is agrees

@@ -346,6 +346,12 @@ def test_train_in_a_process_of_its_own(words, told):
     assert sentence(start("train.py", *words)).startswith(told)
 
 
+def test_output_that_the_terminal_cannot_show_does_not_end_a_command():
+    code = "from imagepiece_jax import cli; cli.run(lambda: print('\\udce9 \\xb1'))"
+    ended = start("-c", code, PYTHONIOENCODING="ascii", PYTHONPATH=str(ROOT))
+    assert ended == (0, "\\udce9 \\xb1\n", "")
+
+
 def test_help_is_short_and_no_error():
     ended = start("train.py", "--help")
     assert (ended.status, ended.err) == (0, "")

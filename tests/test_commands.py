@@ -306,6 +306,14 @@ def test_evaluate_resizes_only_where_asked(tmp_path, weights_file):
             ["--weights=w.npz", "--config.data.resize=big"],
             "config.data.resize is 'big': allowed are deit, none",
         ),
+        (
+            ["--weights=w.npz", "--sweep=tome:r=2", "--out=w.npz/below"],
+            "--out w.npz/below cannot be made (Not a directory); choose another",
+        ),
+        (
+            ["--weights=w.npz", "--json=/dev/null"],
+            "--json /dev/null cannot be written (It is a device or a pipe); allowed",
+        ),
     ],
 )
 def test_evaluate_finds_mistakes_before_anything_else(

@@ -177,6 +177,59 @@ def test_deit_recipe():
     assert wanted.items() <= dict(fields(base.get_config())).items()
 
 
+# Rao et al. 2021 and Kong et al. 2022: what their published training sets otherwise.
+MASKED_TRAINING = {
+    "epochs": 30,
+    "batch_size": 1024,
+    "lr": 5e-4,  # 1e-3 at 1,024 images
+    "min_lr": 1e-6,
+    "warmup_epochs": 5.0,
+    "weight_decay": 0.05,
+    "clip_grad_norm": 0.0,
+    "ema_decay": 0.9999,
+    "model.drop_path_rate": 0.0,
+    "data.repeats": 1,  # no repeated augmentation
+    "augment.layers": 2,
+    "mixup": 0.8,
+    "cutmix": 1.0,
+    "init.fresh": ("reducer",),
+    "reduction.ratio_weight": 2.0,
+    "reduction.kl_weight": 0.5,
+    "reduction.token_weight": 0.5,
+    "reduction.backbone_lr": 0.01,
+    "reduction.frozen_epochs": 5.0,
+}
+
+
+@pytest.mark.parametrize("size", ["deit_ti", "deit_s"])
+@pytest.mark.parametrize(
+    "method, changes",
+    [
+        ("dynamicvit", {}),
+        ("imagepiece_dynamicvit", {}),
+        ("spvit", {"min_lr": 1e-5, "warmup_epochs": 0.0}),
+    ],
+)
+def test_recipe_of_masked_training(configs, size, method, changes):
+    found = dict(fields(configs[f"{size}_{method}"]))
+    wanted = MASKED_TRAINING | changes
+    assert {name: found[name] for name in wanted} == wanted
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n.startswith("deit")])
+def test_only_what_a_paper_trains_otherwise_leaves_the_recipe(configs, name):
+    """From scratch: DeiT's recipe, field by field."""
+    config, whole = configs[name], dict(fields(base.get_config()))
+    if config.init.fresh or "finetune" in name:
+        return
+    apart = {
+        field
+        for field, value in fields(config)
+        if not field.startswith("reduction.") and value != whole[field]
+    }
+    assert apart <= {"model.name", "model.stem"}
+
+
 def test_every_field_of_base_has_a_comment():
     lines = source("base").splitlines()
     bare = [

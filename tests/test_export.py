@@ -91,6 +91,10 @@ def test_it_runs_without_this_package(model, weights_file, tmp_path):
     [
         ([], "--weights is missing: a .npz"),
         (["--weights=w.npz", "--out=no/m"], "--out no/m cannot be written (No such"),
+        (
+            ["--weights=w.npz", "--out=/dev/null"],
+            "--out /dev/null cannot be written (It is a device or a pipe); allowed is",
+        ),
         (["--weights=w.npz", "--out=m"], "weights w.npz: no such file or folder"),
         (["--weights=w.npz", "--out=m", "--config.num_classes=0"], "config.num_clas"),
     ],

@@ -15,10 +15,11 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGE = "imagepiece_jax"
 REDUCTION = f"{PACKAGE}.reduction"
 ERRORS = f"{PACKAGE}.errors"
+COMMON = f"{PACKAGE}.common"
 ANY = "*"  # any third-party package
 ROOMS = tuple(
     f"{PACKAGE}.{room}"
-    for room in ("reduction", "models", "data", "training", "pictures")
+    for room in ("common", "reduction", "models", "data", "training", "pictures")
 )
 EVERYTHING = (PACKAGE, ANY)
 
@@ -26,6 +27,7 @@ ALLOWED = {
     # commands, experiments and the public interface: all rooms
     PACKAGE: EVERYTHING,
     ERRORS: (),
+    COMMON: (ERRORS,),
     f"{PACKAGE}.config_files": (ERRORS, ANY),
     f"{PACKAGE}.cli": (f"{PACKAGE}.config_files", ERRORS, ANY),
     "train": (f"{PACKAGE}.training", f"{PACKAGE}.cli", ERRORS, ANY),
@@ -40,8 +42,14 @@ ALLOWED = {
     ),
     f"{PACKAGE}.gallery": (*ROOMS, f"{PACKAGE}.gallery", ERRORS, ANY),
     f"{PACKAGE}.models": (f"{PACKAGE}.models", REDUCTION, ERRORS, ANY),
-    f"{PACKAGE}.data": (f"{PACKAGE}.data", ERRORS, ANY),
-    f"{PACKAGE}.pictures": (f"{PACKAGE}.pictures", f"{REDUCTION}.tokens", ERRORS, ANY),
+    f"{PACKAGE}.data": (f"{PACKAGE}.data", COMMON, ERRORS, ANY),
+    f"{PACKAGE}.pictures": (
+        f"{PACKAGE}.pictures",
+        f"{REDUCTION}.tokens",
+        COMMON,
+        ERRORS,
+        ANY,
+    ),
     # inside the reduction room: counts know no arrays, ops know no method
     REDUCTION: (),
     f"{REDUCTION}.schedule": (ERRORS,),
@@ -178,6 +186,7 @@ def test_rooms_import_only_what_they_may():
         ("imagepiece_jax.describe", "import configs.base"),
         ("imagepiece_jax.describe", "from tests import oracles"),
         ("imagepiece_jax.errors", "import flax"),
+        ("imagepiece_jax.common.files", "from imagepiece_jax.training import record"),
         ("imagepiece_jax.cli", "from imagepiece_jax.training import loop"),
         ("configs.deit_s", "import jax"),
         ("configs.deit_s", "from imagepiece_jax.models import zoo"),

@@ -7,6 +7,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from imagepiece_jax import pictures
+from imagepiece_jax.errors import RunError
 
 DROPPED = -1
 
@@ -241,7 +242,7 @@ def test_page_appears_whole_or_not_at_all(tmp_path, monkeypatch):
         raise OSError("no space left on device")
 
     monkeypatch.setattr(matplotlib.figure.Figure, "savefig", full_disk)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(RunError, match="no space left"):
         example_page(path, 16)
     assert [file.name for file in tmp_path.iterdir()] == ["page.png"]
     assert path.read_bytes() == b"the page of an earlier run"

@@ -129,3 +129,21 @@ def test_mistakes_are_told(tmp_path, monkeypatch, weights, folder, words, told):
         assert ended.err.startswith("a.png is left out: no such file\nerror: ")
     else:
         assert sentence(ended).startswith(told.format(**named))
+
+
+def test_any_name_of_a_file(tmp_path, weights):
+    """Not UTF-8, formulas, HTML, a line's end: shown as it is, or with a backslash."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    names = ["$^$.png", "<b>&.png", "a\nb.png", "caf\udce9.png", "f\u00fcr.png"]
+    for name in names:
+        Image.new("RGB", (tiny.SIDE, tiny.SIDE)).save(folder / name, "PNG")
+    out = tmp_path / "out\udce9"
+    words = ("--weights", weights, "--sweep=tome:r=4", "--out", out)
+    ended = call(visualize.main, folder, *words)
+    assert ended.status == 0 and ended.err == ""
+    assert provenance.load(out)[0] == names
+    page = (out / "index.html").read_text(encoding="utf-8")
+    for shown in ("$^$.png", "&lt;b&gt;&amp;.png", r"caf\udce9.png", "f\u00fcr.png"):
+        assert f">{shown}<" in page
+    assert len(list((out / "figures").iterdir())) == len(names)

@@ -8,7 +8,7 @@ import io
 import logging
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from imagepiece_jax.errors import InputError
 
@@ -27,20 +27,20 @@ class UnreadableImage(Exception):
         self.reason = reason
 
 
-def decode(file, name):
+def decode(file, name, upright=False):
     """RGB pixels [H, W, 3] uint8 of an encoded image; UnreadableImage.
 
-    `file` is a path or an open binary file. Transparency is ignored, 16-bit grey keeps
-    its upper eight bits, and EXIF orientation is not applied (as in torchvision, so
-    that published accuracies compare).
+    `file` is a path or an open binary file. See `rgb` for what becomes of its mode.
+    EXIF orientation is applied only if `upright`: torchvision does not, and published
+    accuracies are those of images as they are stored.
     """
     try:
         data = _bytes(file)
-        pixels = _fast_jpeg(data)
+        pixels = None if upright else _fast_jpeg(data)
         if pixels is not None:
             return pixels
         with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(_to_rgb(image))
+            return rgb(image, upright)
     except ImportError:  # of a library, not damage of this image
         raise
     except UnidentifiedImageError as error:
@@ -73,12 +73,36 @@ def _fast_jpeg(data):
         return None
 
 
-def _to_rgb(image):
+def rgb(image, upright=False):
+    """RGB pixels [H, W, 3] uint8 of a PIL image of any mode, turned if `upright`.
+
+    Transparency is ignored, 16-bit grey keeps its upper eight bits. ValueError for
+    numbers (modes I and F) whose range is neither eight bits nor sixteen.
+    """
+    if upright:
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):  # convert() would clip at 255, not scale
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode == "P" and "transparency" in image.info:
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        image = Image.fromarray(_eight_bits(np.asarray(image), image.mode))
+    elif image.mode == "La":
+        image = image.convert("LA")
+    elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # straight to RGB gives the same and a warning
-    return image.convert("RGB")
+    return np.asarray(image.convert("RGB"))
+
+
+def _eight_bits(values, mode):
+    """Numbers of 32 bits as uint8, by the range that they take; ValueError."""
+    low, high = values.min(), values.max()
+    if low >= 0 and high <= 255 and (mode == "I" or not 0 < high <= 1):
+        return np.rint(values).astype(np.uint8)
+    if low >= 0 and high < 2**16 and mode == "I":
+        return (values >> 8).astype(np.uint8)
+    raise ValueError(
+        f"the values of its mode {mode!r} are {low:g} to {high:g}; allowed are 0 to 255"
+        + ", or 16 bits" * (mode == "I")
+    )
 
 
 class Unreadable:

@@ -7,7 +7,6 @@ are missing. Until all are there they lie in a folder that no reader takes for a
 """
 
 import contextlib
-import fcntl
 import functools
 import hashlib
 import itertools
@@ -19,6 +18,7 @@ import tempfile
 
 from tqdm import tqdm
 
+from imagepiece_jax.common.files import lock
 from imagepiece_jax.data import shards
 from imagepiece_jax.data.decode import Unreadable, UnreadableImage
 from imagepiece_jax.data.reencode import QUALITY
@@ -131,14 +131,11 @@ def _digest(split, entry):
 def _hold(work):
     """Make the folder `work` and keep other processes out of it; InputError."""
     make_folder(work)
-    with open(work.with_name(".lock"), "w", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise InputError(
-                f"another process is writing {work}: wait for it, or choose another "
-                "--dir"
-            ) from error
+    with open(work.with_name(".lock"), "w", encoding="utf-8") as file:
+        lock(
+            file,
+            f"another process is writing {work}: wait for it, or choose another --dir",
+        )
         yield
 
 

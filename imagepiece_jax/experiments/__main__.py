@@ -89,7 +89,7 @@ def main(words):
             lab.points.experiment = name
             _told(name, names, lab)
     if len(names) > 1:
-        from imagepiece_jax.training.record import replace_file
+        from imagepiece_jax.common.files import replace_file
 
         pages = [lab.out / f"{name}.md" for name in names]
         text = "\n".join(page.read_text() for page in pages if page.exists())

@@ -2,8 +2,9 @@
 
 import pathlib
 
+from imagepiece_jax.common import tables
+from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.experiments import statistics
-from imagepiece_jax.training.record import replace_file
 
 BLANK = "not measured"
 TOKENS_LEFT = "tokens left, with class token"
@@ -11,9 +12,7 @@ TOKENS_LEFT = "tokens left, with class token"
 
 def table(head, rows):
     """A Markdown table; cells are text, None is blank."""
-    lines = [head, ["---"] * len(head), *rows]
-    cells = ([("" if c is None else str(c)) for c in line] for line in lines)
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+    return "\n".join(tables.markdown(head, rows))
 
 
 def page(lab, name, title, *parts):

@@ -11,8 +11,9 @@ import pathlib
 import sys
 import time
 
+from imagepiece_jax.common.files import lock
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.training.record import append_line, git_revision, lock
+from imagepiece_jax.training.record import append_line, git_revision
 
 FILE = "points.jsonl"
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from imagepiece_jax import config_files, sweep
+from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.experiments import (
     matching,
@@ -26,7 +27,6 @@ from imagepiece_jax.experiments import (
     statistics,
     subjects,
 )
-from imagepiece_jax.training.record import replace_file
 
 SHARES = (1 / 8, 1 / 2, 1)  # of the choosing half, from round to round
 STAYS = 3  # one of so many stays for the next round
@@ -230,23 +230,23 @@ def write_config(path, lab, subject, reduction, budget):
     fields |= {k: subject.fields[k] for k in ("image_size", "num_classes")}
     fields["reduction"] = own
     fields["data"] |= {"name": lab.images.name, "resize": lab.images.resize}
-    text = _CONFIG.format(
-        budget=budget,
-        gmacs=subject.gmacs(reduction),
-        images=f"half of {len(lab.images)} images of {lab.images.name}",
-        weights=subject.path,
-        fields=pprint.pformat(fields, sort_dicts=False),
-    )
-    replace_file(path, text)
+    about = {
+        "budget": budget,
+        "gmacs": subject.gmacs(reduction),
+        "weights": str(subject.path),
+        "chosen_on": f"half of {len(lab.images)} images of {lab.images.name}",
+    }
+    # The file is run as Python and names come from outside: all of it is literals.
+    about, fields = (pprint.pformat(part, sort_dicts=False) for part in (about, fields))
+    replace_file(path, _CONFIG.format(about=about, fields=fields))
     config_files.load(path)  # it must be one
 
 
-_CONFIG = '''"""The winner of a search: {budget}, {gmacs:.3f} GMACs.
-
-Of {weights}; chosen on {images}.
-"""
+_CONFIG = '''"""The winner of a search, whose budget and weights ABOUT names."""
 
 from ml_collections import config_dict
+
+ABOUT = {about}
 
 FIELDS = {fields}
 

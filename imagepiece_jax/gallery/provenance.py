@@ -7,12 +7,12 @@ holds all arrays. Together they give back the Traces that were saved.
 import dataclasses
 import io
 import json
-import os
 import pathlib
 
 import numpy as np
 
-from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.common.files import replace_file
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.gallery.trace import Stage, Trace
 
 JSON, NPZ = "provenance.json", "provenance.npz"
@@ -40,9 +40,9 @@ def save(folder, names, methods, traces):
     archive = io.BytesIO()
     np.savez_compressed(archive, **arrays)
     folder = pathlib.Path(folder)
-    write(folder / NPZ, archive.getvalue())
+    replace_file(folder / NPZ, archive.getvalue())
     text = json.dumps({"images": names, "methods": described}) + "\n"
-    write(folder / JSON, text.encode())
+    replace_file(folder / JSON, text)
 
 
 def load(folder):
@@ -63,17 +63,6 @@ def load(folder):
         {k: v for k, v in of.items() if k not in known} for of in told["methods"]
     ]
     return told["images"], methods, traces
-
-
-def write(path, content):
-    """Write a whole file of bytes or nothing; RunError where it cannot be written."""
-    path = pathlib.Path(path)
-    new = path.with_name(f"{path.name}.tmp")
-    try:
-        new.write_bytes(content)
-        os.replace(new, path)
-    except OSError as error:
-        raise RunError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def _arrays(prefix, of, fields):

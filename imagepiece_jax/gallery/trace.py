@@ -139,7 +139,8 @@ def _run(variables, images, model):
         return x, taps
 
     listen = ask if model.class_token else (lambda call, args, kw, _: call(*args, **kw))
-    with nn.intercept_methods(listen):
+    # All of float32: GPUs would round the factors of products, and near ties differ.
+    with jax.default_matmul_precision("highest"), nn.intercept_methods(listen):
         outputs = model.apply(variables, mix.normalise(images))
     decisions = []
     for result in outputs.results:

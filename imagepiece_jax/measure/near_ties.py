@@ -1,7 +1,11 @@
-"""Do the plain and the fused reduction decide alike, and where not, was it a near tie?
+"""Near ties: where the plain and the fused reduction may decide differently.
 
-Both round, in another order. Where two scores or similarities are nearly equal they may
-choose differently: the gaps between all that a decision compares say how near it was.
+Both round, in another order and with another exp. Where two scores or similarities are
+nearly equal they may choose differently: a gap is measured in units of what rounding
+explains (`score_rounding`, `cosine_rounding`), and above 1 it is a fault.
+
+The error of a sum of n terms grows as n at worst and as sqrt(n) as rounding goes, here
+in proportion to the sum of the terms' magnitudes, which is far above the typical error.
 """
 
 import dataclasses
@@ -15,7 +19,8 @@ from imagepiece_jax.reduction import moving, ops, reducers
 from imagepiece_jax.reduction.schedule import Counts
 from imagepiece_jax.reduction.tokens import Taps, TokenState
 
-NEAR = 4  # a gap of at most so many float32 ulp
+EPS = float(np.finfo(np.float32).eps)
+EXP = 2  # ulp: the error of CUDA's expf over its full range, by its documentation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,37 +84,71 @@ class Reduction:
         )
 
     def gap(self, query, key, size):
-        """The smallest gap of what one image's decision compares, in float32 ulp.
+        """The smallest gap of what one image's decision compares; up to 1 it is a tie.
 
-        Arrays of one image ([1, N, ..]); scores and cosines are the plain version's.
+        In units of what rounding explains. Arrays of one image ([1, N, ..]); scores and
+        cosines are the plain version's.
         """
-        scores = np.asarray(self.scores(query, key, size))[0]
+        scores = np.asarray(self.scores(query, key, size), np.float64)[0]
+        ties = score_rounding(query, key) * scores
         ranked = np.argsort(-scores, kind="stable")
         n, dealt, parity = len(scores), np.arange(len(scores)), self.num_prefix % 2
         gaps = [np.inf]
         if self.rule == "prune":
-            gaps += [*_steps(scores[ranked[self.n_out - 1 : self.n_out + 1]])]
-            return min(gaps)
+            at = ranked[self.n_out - 1 : self.n_out + 1]
+            return min([*gaps, *_steps(scores[at], ties[at])])
         if self.rule == "retokenize":
             line = ranked[n - self.candidates :]
-            gaps += [*_steps(scores[ranked[n - self.candidates - 1 :]])]
+            at = ranked[n - self.candidates - 1 :]
+            gaps += [*_steps(scores[at], ties[at])]
             dealt = line if self.order == "descending" else line[::-1]
             parity = self.parity
-        metric = self.metric(key)
-        sides = metric[:, dealt[parity::2]], metric[:, dealt[1 - parity :: 2]]
+        sides = dealt[parity::2], dealt[1 - parity :: 2]
+        metric, rounding = self.metric(key), cosine_rounding(key[:, self.num_prefix :])
+        cosines = np.asarray(ops.cosine(*(metric[:, side] for side in sides)))[0]
+        ties = rounding[sides[0]][:, None] + rounding[sides[1]]
         # Highest first: of each row the two best, and the rows by their best.
-        cosines = -np.sort(-np.asarray(ops.cosine(*sides))[0], axis=1)
-        best = cosines[np.argsort(-cosines[:, 0], kind="stable")]
-        leaving = n - self.n_out
-        gaps += [*_steps(best[leaving - 1 : leaving + 1, 0])]
-        for row in best[: leaving + 1]:
-            gaps += [*_steps(row[:2])]
+        two = np.argsort(-cosines, axis=1, kind="stable")[:, :2]
+        cosines, ties = (np.take_along_axis(a, two, axis=1) for a in (cosines, ties))
+        rows, leaving = np.argsort(-cosines[:, 0], kind="stable"), n - self.n_out
+        at = rows[leaving - 1 : leaving + 1]
+        gaps += [*_steps(cosines[at, 0], ties[at, 0])]
+        for row in rows[: leaving + 1]:
+            gaps += [*_steps(cosines[row], ties[row])]
         return min(gaps)
+
+
+def score_rounding(query, key):
+    """Relative error of class attention that rounding explains, of one image.
+
+    query, key: [1, N, H, d]. A logit's absolute error is its exponential's relative
+    one: that of a sum of d products, and of what is subtracted from it, the highest
+    logit or the logarithm of the sum. Then two exps, and sums over tokens and heads.
+    """
+    query, key = (np.asarray(a, np.float64)[0] for a in (query, key))
+    tokens, heads, width = key.shape
+    terms = np.abs(query[0] * key).sum(axis=-1).max() / np.sqrt(width)
+    logit = np.sqrt(width) * terms + 2 * (terms + np.log(tokens))
+    return EPS * (logit + 2 * EXP + np.sqrt(tokens) + np.sqrt(heads))
+
+
+def cosine_rounding(key):
+    """What each of two tokens adds to the absolute error of their cosine, [n].
+
+    key: [1, n, H, d] of one image. The magnitudes of a unit vector's products sum to 1
+    at most, of d terms; so do the squares that it is divided by. The mean over heads
+    comes before, and loses what the heads cancel.
+    """
+    key = np.asarray(key, np.float64)[0]
+    _, heads, width = key.shape
+    mean, whole = (np.linalg.norm(a.mean(axis=1), axis=-1) for a in (key, np.abs(key)))
+    lost = whole / np.maximum(mean, EPS)
+    return EPS * (np.sqrt(width) + np.sqrt(heads) * lost)
 
 
 @dataclasses.dataclass
 class Comparison:
-    """What came of many images; `gaps` of those that differ, in ulp.
+    """What came of many images; `gaps` of those that differ, 1 is what rounding does.
 
     error: the largest of the others' outputs, in units of the type's last place at the
     largest number.
@@ -122,7 +161,7 @@ class Comparison:
     @property
     def agrees(self):
         """Below 1 % differ, all of them near ties, and outputs but for rounding."""
-        near = all(gap <= NEAR for gap in self.gaps)
+        near = all(gap <= 1 for gap in self.gaps)
         return near and 100 * len(self.gaps) < self.images and self.error <= 2
 
     def add(self, reduction, arrays):
@@ -155,7 +194,7 @@ def _fused(reduction, *arrays):
     return reduction.fused(*arrays)
 
 
-def _steps(values):
-    """Gaps between neighbours, in ulp of the larger one. [m] float32 -> [m - 1]."""
-    size = np.maximum(np.abs(values[1:]), np.abs(values[:-1]))
-    return np.abs(np.diff(values.astype(np.float64))) / np.spacing(size)
+def _steps(values, rounding):
+    """Gaps between neighbours, over the larger one's rounding. [m] twice -> [m - 1]."""
+    rounding = np.maximum(rounding[1:], rounding[:-1])
+    return np.abs(np.diff(values)) / np.maximum(rounding, np.finfo(np.float32).tiny)

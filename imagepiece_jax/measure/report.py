@@ -2,9 +2,11 @@
 
 import json
 
+from imagepiece_jax import pictures
+from imagepiece_jax.common import tables
+from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.measure import clock
 from imagepiece_jax.models.summary import format_table
-from imagepiece_jax.training.record import replace_file
 
 # Title of a column, and a row's cell of it.
 COLUMNS = (
@@ -76,9 +78,8 @@ def markdown(rows):
     for mode in _in_order(row["mode"] for row in rows):
         shown = [row for row in rows if row["mode"] == mode]
         one = shown[0]
-        lines = [_titles(), ["---"] * len(COLUMNS), *map(_cells, shown)]
         parts.append(f"### {mode}\n")
-        parts += [f"| {' | '.join(line)} |" for line in lines]
+        parts += tables.markdown(_titles(), map(_cells, shown))
         parts.append(
             f"\n{one['device']}, {one['dtype']}, random weights and images; median, "
             f"lowest and highest of {one['repeats']} repeats of {one['seconds']:g} s "
@@ -170,7 +171,7 @@ def plot(path, rows):
         axes.set_title(f"{mode}, {shown[0]['device']}, {shown[0]['dtype']}")
         axes.grid(alpha=0.3)
         axes.legend()
-    figure.savefig(path, format="png")
+    pictures.save_figure(figure, path)
 
 
 def write_markdown(path, rows):

@@ -14,8 +14,9 @@ import chex
 import jax.numpy as jnp
 import numpy as np
 
+from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.training.record import append_line, replace_file
+from imagepiece_jax.training.record import append_line
 
 FILE = "metrics.jsonl"
 # What a clock or a meter says: all else is equal when the same run is run again.

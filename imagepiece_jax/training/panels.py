@@ -12,7 +12,6 @@ from PIL import Image
 from imagepiece_jax import pictures
 from imagepiece_jax.data import mix
 from imagepiece_jax.data.decode import UnreadableImage
-from imagepiece_jax.errors import RunError
 from imagepiece_jax.reduction.tokens import Assignment, compose
 from imagepiece_jax.training import parallel
 from imagepiece_jax.training.steps import prepared_images
@@ -120,10 +119,7 @@ def save_token_picture(workdir, model, variables, images, titles):
         stages.append((f"block {block}", source))
     path = pathlib.Path(workdir) / PICTURE
     maps = [[(title, stage[i]) for title, stage in stages] for i in range(len(images))]
-    try:
-        pictures.token_page(path, images, maps, (side, side), titles)
-    except OSError as error:
-        raise RunError(f"{path} cannot be written: {error.strerror}") from error
+    pictures.token_page(path, images, maps, (side, side), titles)
     return path
 
 

@@ -6,14 +6,12 @@ started. `classes.json` is the list of the classes' names by label, where the da
 them.
 """
 
-import contextlib
-import errno
-import fcntl
 import json
 import os
 import pathlib
 import subprocess
 
+from imagepiece_jax.common.files import lock, replace_file
 from imagepiece_jax.errors import InputError, RunError
 
 CONFIG = "config.json"
@@ -104,18 +102,6 @@ def check_classes(path, names, data, allowed, field=""):
         )
 
 
-def lock(file, busy):
-    """Keep other processes from locking an open file until it is closed.
-
-    Where one has it already the file is closed: InputError, whose sentence is `busy`.
-    """
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
-        raise InputError(busy) from error
-
-
 class Hold:
     """Keeps other processes out of `workdir` until it is closed.
 
@@ -171,40 +157,6 @@ def git_revision():
     return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
 
 
-def replace_file(path, text):
-    """Write a whole file or nothing: a kill leaves the old one or the new one.
-
-    RunError where it cannot be written.
-    """
-    path = pathlib.Path(path)
-    new = path.with_name(path.name + ".tmp")
-    with _reported(path):
-        with open(new, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, path)
-
-
-def check_writable(flag, path):
-    """InputError for a file that cannot be written: now, not after the work.
-
-    `flag` is what it was given by, such as "--json".
-    """
-    path = pathlib.Path(path)
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        new = path.with_name(path.name + ".tmp")  # written first, see `replace_file`
-        new.touch()
-        new.unlink()
-    except OSError as error:
-        raise InputError(
-            f"{flag} {path} cannot be written ({error.strerror}); allowed is a file in "
-            "a folder that exists"
-        ) from error
-
-
 def append_line(file, text):
     """Append one line to `file`, open for unbuffered binary appending; or nothing.
 
@@ -212,24 +164,14 @@ def append_line(file, text):
     """
     before = os.fstat(file.fileno()).st_size
     data = memoryview((text + "\n").encode())
-    with _reported(file.name):
-        try:
-            while data:
-                data = data[file.write(data) :]
-        except OSError:
-            os.ftruncate(file.fileno(), before)
-            raise
-
-
-@contextlib.contextmanager
-def _reported(path):
     try:
-        yield
+        while data:
+            data = data[file.write(data) :]
     except OSError as error:
-        reason = error.strerror or error
+        os.ftruncate(file.fileno(), before)
         raise RunError(
-            f"{path} cannot be written ({reason}); mend this, and the same command "
-            "goes on from the newest checkpoint"
+            f"{file.name} cannot be written ({error.strerror or error}); mend this, "
+            "and the same command goes on from what is there"
         ) from error
 
 

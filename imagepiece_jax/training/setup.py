@@ -70,7 +70,15 @@ def loss_terms(config, plan):
 
 
 def recipe(config):
-    """What a step of training does besides the model and the optimiser."""
+    """What a step of training does besides the model and the optimiser.
+
+    The loss is not scaled: InputError for float16, which would need it.
+    """
+    if config.model.dtype == "float16":
+        raise InputError(
+            "config.model.dtype is 'float16', in which small gradients vanish; allowed "
+            "in training are float32, bfloat16"
+        )
     fields = ("seed", "num_classes", "label_smoothing", "mixup", "cutmix")
     fields += ("mixup_prob", "mixup_switch_prob", "ema_decay", "log_every_steps")
     return Recipe(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagepiece_jax.data.decode import Unreadable, UnreadableImage, decode
+from imagepiece_jax.data.decode import Unreadable, UnreadableImage, decode, rgb
 from imagepiece_jax.errors import InputError
 
 
@@ -90,6 +90,67 @@ def test_exif_orientation_is_not_applied():
     exif[0x0112] = 6  # "rotate by 90 degrees to show"
     file = encoded(plain("RGB", (1, 2, 3)), "JPEG", exif=exif)
     assert decode(file, "x").shape == (4, 6, 3)
+
+
+# Where each corner of an image, numbered row by row, is stored for an orientation.
+STORED = {1: "1234", 2: "2143", 3: "4321", 4: "3412"}
+STORED |= {5: "1324", 6: "2413", 7: "4231", 8: "3142"}
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation, stored", STORED.items())
+def test_upright_is_as_a_viewer_shows_it(format, orientation, stored):
+    corners = np.uint8([[int(grey) * 60] for grey in stored]).reshape(2, 2)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.fromarray(corners.repeat(16, 0).repeat(16, 1)).convert("RGB")
+    lossless = {"lossless": True} if format == "WEBP" else {}
+    file = encoded(image, format, exif=exif, **lossless)
+    shown = decode(file, "x", upright=True)[8::16, 8::16, 0].reshape(-1)
+    assert np.abs(shown - np.float64([60, 120, 180, 240])).max() < 3
+
+
+GREY = np.uint16([[0, 1000], [40000, 65535]])
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        Image.fromarray(GREY),
+        Image.frombytes("I;16B", (2, 2), GREY.astype(">u2").tobytes()),
+        Image.fromarray(GREY.astype(np.int32)),
+        Image.fromarray(np.float32(GREY >> 8)),
+        Image.fromarray(np.int32(GREY >> 8)),
+        Image.fromarray(np.uint8(GREY >> 8)).convert("P"),
+        Image.fromarray(np.uint8(GREY >> 8)).convert("LA"),
+        Image.fromarray(np.uint8(GREY >> 8)).convert("LA").convert("La"),
+        Image.fromarray(np.uint8(GREY >> 8)).convert("RGBA").convert("RGBa"),
+        Image.fromarray(np.uint8(GREY >> 8)).convert("CMYK"),
+        Image.fromarray(np.uint8(GREY >> 8)).convert("YCbCr"),
+    ],
+    ids=lambda image: image.mode,
+)
+def test_every_mode_of_pillow_has_its_eight_bits(image):
+    pixels = rgb(image)
+    assert pixels.shape == (2, 2, 3) and pixels.dtype == np.uint8
+    assert pixels.tolist() == np.repeat((GREY >> 8)[..., None], 3, axis=2).tolist()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [[-1.0, 200.0], [0.0, 1.0], [0.0, 1e5], [0.0, np.nan], [0, 70000], [-5, 0]],
+)
+def test_numbers_without_a_known_range_are_refused(values):
+    """Clipped to 0 .. 255 they would be black or white."""
+    dtype = np.int32 if isinstance(values[0], int) else np.float32
+    with pytest.raises(ValueError, match="values of its mode '[IF]' are .* to "):
+        rgb(Image.fromarray(np.array([values], dtype)))
+
+
+def test_a_float_file_without_a_known_range_is_unreadable():
+    file = encoded(Image.fromarray(np.float32([[0, 0.5]])), "TIFF")
+    with pytest.raises(UnreadableImage, match="allowed are 0 to 255"):
+        decode(file, "x.tif")
 
 
 def test_damaged_bytes_are_an_unreadable_image():

@@ -1,5 +1,9 @@
 """Half of the images choose, the other half report; budgets hold; configs load."""
 
+import ast
+import dataclasses
+import pathlib
+
 import numpy as np
 import pytest
 
@@ -176,8 +180,35 @@ def test_the_winners_config_makes_its_model(tmp_path, subject):
     path = tmp_path / "search_gmacs_0.5.py"
     search.write_config(path, lab, subject, reduction, "half of the cost")
     config = config_files.load(path)
-    assert "half of the cost, 0." in path.read_text()
+    assert "'half of the cost'" in path.read_text()
     checks.check(config)
     assert setup.model(config) == subject.model(reduction)
     assert config.data.name == "digits" and config.data.resize == "none"
     config_files.override(config, "data.workers", "0")
+
+
+CRAFTED = (
+    '"""; open("ran", "w"); """',
+    "'''\nopen('ran', 'w')\n'''",
+    "{weights}\\",
+    "caf\udce9",
+)
+
+
+@pytest.mark.parametrize("name", CRAFTED)
+def test_no_name_runs_as_code_in_a_winners_config(tmp_path, monkeypatch, subject, name):
+    monkeypatch.chdir(tmp_path)
+    lab = fake_lab(tmp_path, dataclasses.replace(subject, path=pathlib.Path(name)))
+    lab.points.close()
+    lab.images.name = f"csv:{name}"
+    path = tmp_path / "search_gmacs_0.5.py"
+    reduction = {"name": "tome", "r": 3, "prop_attn": False}
+    search.write_config(path, lab, lab.subject, reduction, "half of the cost")
+    assert config_files.load(path).data.name == f"csv:{name}"
+    assert not (tmp_path / "ran").exists()
+    (told,) = (
+        ast.literal_eval(node.value)
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.Assign) and node.targets[0].id == "ABOUT"
+    )
+    assert told["weights"] == name and told["budget"] == "half of the cost"

@@ -39,5 +39,5 @@ def test_json_alone_holds_the_slot_of_every_patch(tmp_path):
 def test_what_cannot_be_read_or_written_is_told(tmp_path):
     with pytest.raises(InputError, match="has no provenance that can be read"):
         provenance.load(tmp_path)
-    with pytest.raises(RunError, match="provenance.npz cannot be written: No such"):
+    with pytest.raises(RunError, match=r"provenance.npz cannot be written \(No such"):
         provenance.save(tmp_path / "gone", ["a", "b"], *traces.methods())

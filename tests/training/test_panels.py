@@ -119,7 +119,7 @@ def test_picture_shows_what_became_of_every_patch(tmp_path, monkeypatch, two_ima
     np.testing.assert_array_equal(state.source, [row[2][1] for row in stages])
     gone = tmp_path / "gone"
     with pytest.raises(
-        RunError, match=f"^{gone}/tokens.png cannot be written: No such"
+        RunError, match=rf"^{gone}/tokens.png cannot be written \(No such"
     ):
         panels.save_token_picture(gone, model, variables, two_images, ["a", "b"])
 

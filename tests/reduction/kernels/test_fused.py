@@ -15,7 +15,7 @@ import pytest
 
 from imagepiece_jax import config_files
 from imagepiece_jax.check_kernels import random_inputs, real_inputs, rules
-from imagepiece_jax.measure.near_ties import NEAR, Comparison, Reduction
+from imagepiece_jax.measure.near_ties import Comparison, Reduction
 from imagepiece_jax.reduction.kernels import fused
 from tests import oracles, oracles_tome
 
@@ -192,7 +192,7 @@ def test_gap_of_the_class_row():
     key[0, 3, 0, 0] = key[0, 4, 0, 0] - 1e-6
     arrays = jnp.float32(query), jnp.float32(key), jnp.ones((1, n + 1))
     narrow = Reduction("prune", n_out=3).gap(*arrays)
-    assert wide > 1e6 and 4 < narrow < 40
+    assert wide > 1e4 and 0 < narrow < 1  # 1e-6 of a score is some 10 ulp
 
 
 def test_gap_of_similarities():
@@ -202,7 +202,7 @@ def test_gap_of_similarities():
     arrays = jnp.asarray(keys), jnp.asarray(keys), jnp.ones((1, 5))
     # A: image tokens 1 and 3, B: 0 and 2; each has a partner at 1 and one at 0.
     assert Reduction("bipartite", n_out=3).gap(*arrays) == 0  # which of the two leaves
-    assert Reduction("bipartite", n_out=2).gap(*arrays) > 1e6
+    assert Reduction("bipartite", n_out=2).gap(*arrays) > 1e4
 
 
 def test_a_wrong_version_does_not_agree():
@@ -215,7 +215,7 @@ def test_a_wrong_version_does_not_agree():
     arrays = random_inputs(1, 8, 41, 2, 8, "float32")
     comparison = Comparison()
     comparison.add(Wrong("retokenize", n_out=35, candidates=14), arrays)
-    assert len(comparison.gaps) == 8 and max(comparison.gaps) > NEAR
+    assert len(comparison.gaps) == 8 and max(comparison.gaps) > 1
     assert not comparison.agrees
 
 

@@ -1,0 +1,118 @@
+"""Files that are written whole or not at all, and locks between processes."""
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import pathlib
+import stat
+
+from imagepiece_jax.errors import InputError, RunError
+
+log = logging.getLogger("imagepiece_jax.files")
+
+
+def lock(file, busy):
+    """Keep other processes from locking an open file until it is closed.
+
+    Where one has it already the file is closed: InputError, whose sentence is `busy`.
+    File systems without locks (Lustre mounted so, some NFS) leave it open, with a
+    warning: a run there is better than none.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise InputError(busy) from error
+    except OSError as error:
+        log.warning(
+            "%s cannot be locked (%s): two processes that write into %s would not "
+            "notice each other",
+            file.name,
+            error.strerror,
+            pathlib.Path(file.name).parent,
+        )
+
+
+def make_folder(flag, path):
+    """Make the folder `path`, which was given by `flag`; InputError."""
+    try:
+        pathlib.Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        there = isinstance(error, FileExistsError)
+        reason = os.strerror(errno.ENOTDIR) if there else error.strerror
+        raise InputError(
+            f"{flag} {path} cannot be made ({reason}); choose another"
+        ) from error
+
+
+def check_writable(flag, path):
+    """InputError for a file that cannot be written: now, not after the work.
+
+    `flag` is what it was given by, such as "--json".
+    """
+    try:
+        new = _beside(_target(path))
+        new.touch()
+        new.unlink()
+    except OSError as error:
+        raise InputError(
+            f"{flag} {path} cannot be written ({error.strerror}); allowed is a file in "
+            "a folder that exists"
+        ) from error
+
+
+def replace_file(path, content):
+    """Write a whole file of text or bytes, or nothing.
+
+    Text is UTF-8; names of files that are not UTF-8 stand in it with backslashes.
+    RunError where it cannot be written.
+    """
+    text = isinstance(content, str)
+    data = content.encode(errors="backslashreplace") if text else content
+    with replacing(path) as new:
+        new.write_bytes(data)
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """A path to write that takes the place of `path` at the end, if none raises.
+
+    A kill leaves the old file or the new one. What a symbolic link points to is
+    replaced, not the link. RunError where it cannot be written.
+    """
+    try:
+        target = _target(path)
+        new = _beside(target)
+        try:
+            yield new
+            with open(new, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(new, target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                new.unlink()
+            raise
+    except OSError as error:
+        raise RunError(
+            f"{path} cannot be written ({error.strerror or error}); mend this, and "
+            "give the same command again"
+        ) from error
+
+
+def _target(path):
+    """The file behind `path`; OSError for a folder, a device, a pipe or a socket."""
+    path = pathlib.Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "It is a device or a pipe")
+    target = pathlib.Path(os.path.realpath(path))
+    if target.is_symlink():  # one that leads back to itself
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    return target
+
+
+def _beside(path):
+    return path.with_name(path.name + ".tmp")

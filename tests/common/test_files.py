@@ -1,0 +1,143 @@
+"""Files are replaced whole, nothing else is; and what locks may answer."""
+
+import errno
+import fcntl
+import os
+import pathlib
+import socket
+
+import pytest
+
+from imagepiece_jax.common.files import (
+    check_writable,
+    lock,
+    make_folder,
+    replace_file,
+    replacing,
+)
+from imagepiece_jax.data import records
+from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.experiments.runner import Points
+from imagepiece_jax.training.record import Hold
+
+
+def failing(code):
+    def flock(file, how):
+        raise OSError(code, os.strerror(code))
+
+    return flock
+
+
+@pytest.fixture
+def holds(tmp_path):
+    """What each command locks, as functions, with what it says where it is taken."""
+    return {
+        "another process is training in": lambda: Hold(tmp_path / "run"),
+        "another process is measuring into": lambda: Points(tmp_path / "points"),
+        "another process is writing": lambda: records._hold(
+            tmp_path / "set"
+        ).__enter__(),
+    }
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
+def test_a_file_system_without_locks_is_no_other_process(
+    holds, monkeypatch, caplog, code
+):
+    monkeypatch.setattr(fcntl, "flock", failing(code))
+    for busy, hold in holds.items():
+        caplog.clear()
+        held = hold()
+        (said,) = [record.getMessage() for record in caplog.records]
+        assert f"cannot be locked ({os.strerror(code)}): two processes that" in said
+        assert busy not in said and "\n" not in said
+        if hasattr(held, "close"):
+            held.close()
+
+
+@pytest.mark.parametrize("code", [errno.EWOULDBLOCK, errno.EAGAIN])
+def test_a_lock_that_is_held_is_another_process(holds, monkeypatch, code):
+    monkeypatch.setattr(fcntl, "flock", failing(code))
+    for busy, hold in holds.items():
+        with pytest.raises(InputError, match=busy):
+            hold()
+
+
+def test_a_lock_that_is_refused_closes_the_file(tmp_path):
+    with open(tmp_path / "lock", "w") as first, open(tmp_path / "lock", "w") as second:
+        lock(first, "busy")
+        with pytest.raises(InputError, match="^busy$"):
+            lock(second, "busy")
+        assert second.closed and not first.closed
+
+
+def special(tmp_path, kind):
+    """A path that is there and no file: its name says what it is."""
+    path = tmp_path / kind
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(str(path))
+    elif kind == "link to a device":
+        path.symlink_to("/dev/null")
+    return path if kind != "device" else pathlib.Path("/dev/null")
+
+
+KINDS = ("folder", "fifo", "socket", "device", "link to a device")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_no_file_is_refused_and_stays(tmp_path, kind):
+    path = special(tmp_path, kind)
+    before, there = path.lstat(), sorted(tmp_path.iterdir())
+    reason = "Is a directory" if kind == "folder" else "It is a device or a pipe"
+    with pytest.raises(InputError, match=rf"--out .* cannot be written \({reason}\)"):
+        check_writable("--out", path)
+    with pytest.raises(RunError, match=rf"cannot be written \({reason}\)"):
+        replace_file(path, "text")
+    after = path.lstat()
+    assert (after.st_mode, after.st_ino) == (before.st_mode, before.st_ino)
+    assert sorted(tmp_path.iterdir()) == there
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_the_target_of_a_link_is_replaced_and_not_the_link(tmp_path, exists):
+    (tmp_path / "there").mkdir()
+    target, link = tmp_path / "there" / "target", tmp_path / "link"
+    if exists:
+        target.write_text("old and longer")
+    link.symlink_to(target)
+    check_writable("--json", link)
+    replace_file(link, "new")
+    assert link.is_symlink() and target.read_text() == "new"
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["link", "target", "there"]
+
+
+def test_a_link_that_leads_nowhere_or_around_is_refused(tmp_path):
+    (tmp_path / "nowhere").symlink_to(tmp_path / "no" / "such")
+    (tmp_path / "around").symlink_to(tmp_path / "around")
+    for name in ("nowhere", "around"):
+        with pytest.raises(InputError, match="cannot be written"):
+            check_writable("--out", tmp_path / name)
+        with pytest.raises(RunError, match="cannot be written"):
+            replace_file(tmp_path / name, b"data")
+        assert (tmp_path / name).is_symlink()
+
+
+def test_a_write_that_stops_halfway_leaves_the_old_file_alone(tmp_path):
+    path = tmp_path / "file"
+    replace_file(path, b"old")
+    with pytest.raises(KeyboardInterrupt), replacing(path) as new:
+        new.write_bytes(b"ne")
+        raise KeyboardInterrupt
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_below_a_file_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(InputError, match="--out .* cannot be made .Not a dir"):
+            make_folder("--out", path)

@@ -1,0 +1,83 @@
+"""References are float32: none of their products may be TF32 on a GPU."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from imagepiece_jax import dense_check, evaluate, variants
+from imagepiece_jax.check_kernels import random_inputs, rules
+from imagepiece_jax.gallery.trace import trace
+from imagepiece_jax.measure import near_ties
+from imagepiece_jax.models import convert, summary, zoo
+from tests.command import call
+from tests.models.tiny import fill
+from tests.runs import ROOT
+
+SIZE = dict(embed_dim=64, depth=2, num_heads=1, stem="conv")
+SETTING = {"name": "imagepiece", "merge_blocks": (0,), "prune_blocks": (1,)}
+
+
+@pytest.fixture
+def lowered(tmp_path):
+    """A function: {name of a program compiled since: its StableHLO}."""
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    jax.config.update("jax_dump_ir_to", str(folder))
+    yield lambda: {path.name: path.read_text() for path in folder.iterdir()}
+    jax.config.update("jax_dump_ir_to", None)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    model = zoo.create_model("vit_mini", image_size=16, num_classes=10, **SIZE)
+    path = tmp_path_factory.mktemp("weights") / "tiny.npz"
+    np.savez(path, **convert.to_timm(fill(summary.shapes(model, 16), 0)))
+    return path
+
+
+def precisions(programs):
+    """{name of a program that holds a model: those of its products and convolutions}.
+
+    Two blocks have six products each, beside attention's.
+    """
+    found = {}
+    for name, text in programs.items():
+        lines = re.findall(r"stablehlo\.(?:dot_general|convolution)[^\n]*", text)
+        kinds = {tuple(re.findall("HIGHEST|HIGH|DEFAULT", line)) for line in lines}
+        found |= {name: kinds} if len(lines) > 2 * 6 else {}
+    return found
+
+
+FULL = {("HIGHEST", "HIGHEST")}
+
+
+def test_what_visualize_and_dense_check_show(weights, lowered):
+    (variant,) = variants.variants(weights, [SETTING])
+    images = np.zeros((2, 16, 16, 3), np.uint8)
+    trace(variant.model, variant.variables, images)
+    dense_check.maps(variant, images)
+    assert list(precisions(lowered()).values()) == [FULL, FULL]
+
+
+def test_the_reference_of_evaluate_and_not_the_program(weights, lowered):
+    words = [f"--config.model.{name}={value}" for name, value in SIZE.items()]
+    words += ["--config.reduction.merge_blocks=(0,)", "--config.model.dtype=float32"]
+    words += ["--config.reduction.prune_blocks=(1,)", f"--weights={weights}"]
+    config = ROOT / "configs" / "quickstart.py"
+    ended = call(evaluate.main, "--config", config, *words, "--optimized")
+    assert ended.status == 0, ended
+    found = precisions(lowered())
+    (program,) = (found.pop(name) for name in list(found) if "logits" in name)
+    assert program > FULL  # of its products only those that decide
+    assert list(found.values()) == [FULL]
+
+
+@pytest.mark.parametrize("reduction", rules(12), ids=lambda rule: rule.rule)
+def test_what_kernels_are_compared_with(reduction):
+    arrays = random_inputs(0, 2, 12, 2, 8, "float32")
+    text = near_ties._plain.lower(reduction, *arrays).as_text()
+    products = re.findall(r"stablehlo\.dot_general[^\n]*", text)
+    assert all("[HIGHEST, HIGHEST]" in line for line in products)
+    assert products or reduction.rule == "prune"
