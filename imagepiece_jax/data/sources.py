@@ -16,6 +16,8 @@ import os
 import numpy as np
 from PIL import Image
 
+from imagepiece_jax.data import tf_example
+from imagepiece_jax.data.array_records import ArrayRecords
 from imagepiece_jax.data.decode import Unreadable, decode
 from imagepiece_jax.errors import InputError
 
@@ -266,7 +268,7 @@ def _enlarged(digit):
 
 
 class RecordSource(Source):
-    """Records of a TFDS data source whose images are still encoded."""
+    """Records of TFDS's imagenet2012: serialized examples with encoded images."""
 
     def __init__(self, records, num_classes):
         super().__init__(num_classes)
@@ -276,15 +278,15 @@ class RecordSource(Source):
         return len(self.records)
 
     def read(self, index):
-        record = self.records[index]
-        name = record["file_name"].decode()
-        return decode(io.BytesIO(record["image"]), name), int(record["label"])
+        example = tf_example.parse(self.records[index])
+        (image,), (label,) = example["image"], example["label"]
+        return decode(io.BytesIO(image), example["file_name"][0].decode()), label
 
     def name(self, index):
-        return self.records[index]["file_name"].decode()
+        return tf_example.parse(self.records[index])["file_name"][0].decode()
 
     def encoded(self, index):
-        return self.records[index]["image"]
+        return tf_example.parse(self.records[index])["image"][0]
 
 
 @functools.cache  # once, though a run opens two splits
@@ -310,11 +312,10 @@ def _open_imagenet(split, num_classes, data_dir):
                 f"{builder.data_path} has no split {wanted}: prepare a --source that "
                 "has both into a new folder"
             )
-        records = builder.as_data_source(
-            split=wanted,
-            decoders={"image": tfds.decode.SkipDecoding()},
-        )
-        _ = records[0]  # a missing or torn file shows only when it is read
+        files = builder.info.splits[wanted].file_instructions
+        records = ArrayRecords([(file.filename, file.take) for file in files])
+        source = RecordSource(records, 1000)
+        source.encoded(0)  # a missing or torn file shows only when it is read
     except InputError:
         raise
     except Exception as error:  # TFDS has no error of its own for "not prepared"
@@ -329,4 +330,4 @@ def _open_imagenet(split, num_classes, data_dir):
     note = dict(builder.info.metadata.items())
     if note.get("short_side"):
         _tell_shrunk(builder.data_path, note["short_side"])
-    return RecordSource(records, 1000)
+    return source
