@@ -38,11 +38,11 @@ CONFIG = cli.define_config("default: configs/base.py")
 TRAIN = flags.DEFINE_list("train", ["1281167", "1024"], "write: images, files")
 VAL = flags.DEFINE_list("val", ["50000", "64"], "write: images, files")
 LIMITS = flags.DEFINE_list(
-    "limits", ["1024:4096", "256:256"], "soft:hard limits of descriptors"
+    "fd_limits", ["1024:4096", "256:256"], "soft:hard limits of descriptors"
 )
-READERS = flags.DEFINE_list("readers", ["2", "4", "8"], "processes, for images/s")
+READERS = flags.DEFINE_list("reader_counts", ["2", "4", "8"], "processes, for images/s")
 RESUME = flags.DEFINE_integer("resume", 300_000, "step to resume at", 1)
-SECONDS = flags.DEFINE_float("seconds", 20, "of reading for each images/s", 0)
+SECONDS = flags.DEFINE_float("rate_seconds", 20, "of reading for each images/s", 0)
 BATCHES = flags.DEFINE_integer("batches", 20_000, "of 64 images, for growth", 10)
 PART = flags.DEFINE_list("part", [], "measure: one part only, as JSON; internal")
 
@@ -57,20 +57,32 @@ def main(words):
         raise InputError(f"{' '.join(words)!r}: allowed are write DIR and measure DIR")
     folder = pathlib.Path(words[1]).resolve()
     if words[0] == "write":
-        write(folder, {"train": TRAIN.value, "validation": VAL.value})
+        write(folder, {"train": _pair(TRAIN), "validation": _pair(VAL)})
         return 0
     if PART.value:
         name, *values = PART.value
         print(json.dumps(PARTS[name](_config(folder), *map(int, values))))
         return 0
+    if not (folder / "imagenet2012").is_dir():
+        raise InputError(f"{folder} holds no imagenet2012: `write` one there first")
     return measure(folder)
+
+
+def _pair(holder, text=None):
+    """Two whole numbers from the text of a flag; InputError."""
+    text = text or ",".join(holder.value)
+    found = re.fullmatch(r"(\d+)[,:](\d+)", text)
+    if not found or not all(map(int, found.groups())):
+        raise InputError(
+            f"--{holder.name} has {text!r}: allowed are two numbers from 1"
+        )
+    return tuple(map(int, found.groups()))
 
 
 def write(folder, sizes):
     """Write {split: (images, files)} into `folder`."""
     from imagepiece_jax.data import imagenet, records
 
-    sizes = {split: tuple(map(int, size)) for split, size in sizes.items()}
     folder.mkdir(parents=True, exist_ok=True)
     pictures, places, start = folder / "pictures", [], 0
     with open(pictures, "wb") as file:
@@ -108,6 +120,9 @@ def _jpeg(seed):
 
 
 def _config(folder):
+    """The config of the measurements; a part of them starts with training's imports."""
+    if PART.value:
+        from imagepiece_jax.training import loop  # noqa: F401
     config = CONFIG.value or config_files.load(str(ROOT / "configs" / "base.py"))
     config_files.override(config, "data.name", "imagenet2012")
     config_files.override(config, "data.dir", str(folder))
@@ -251,10 +266,10 @@ class _Run:
     """A part of the measurement in a process with these limits of descriptors."""
 
     def __init__(self, limits):
-        soft, hard = map(int, limits.split(":"))
+        soft, hard = _pair(LIMITS, limits)
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         hard = hard if most == resource.RLIM_INFINITY else min(hard, most)
-        self.limits = (soft, hard)
+        self.limits = (min(soft, hard), hard)
 
     def __call__(self, *part):
         part = f"--part={','.join(map(str, part))}"

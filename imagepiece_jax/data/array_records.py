@@ -1,8 +1,9 @@
 """Random access to records in many array_record files, with few of them open.
 
-A file that is open costs a descriptor and some 30 KB, for the places of its records;
-opening it takes as long as some ten reads. So all of them stay open where the limit of
-descriptors allows it, as it does unless a host's hard limit is very low.
+An open file costs a descriptor and 5 to 20 KB, for the places of its records. Opening
+one takes 0.14 ms of a core, a read 0.01, decoding an image of ImageNet 1 ms: 100 open
+files of 1,024 make reading a tenth slower. So all of them stay open where the limit of
+descriptors allows it, and it nearly always does.
 """
 
 import bisect
@@ -16,8 +17,8 @@ from imagepiece_jax.errors import RunError
 
 WANTED = 4096  # descriptors a process asks for: ImageNet has 1,024 + 64 files
 BUFFER = 32768  # bytes, as TFDS has it
-# For random order: nothing is read ahead, and of a file's end, which tells where its
-# records are, only what 1,251 of them need instead of a whole megabyte.
+# For random order: nothing is read ahead, and of the file's end, where the places of
+# its records are, only what 1,251 of them need instead of a megabyte.
 OPTIONS = f"readahead_buffer_size:0,max_parallelism:0,footer_prefetch_bytes:{BUFFER}"
 SHARE = 0.5  # of the descriptors that are free when the first file is opened
 

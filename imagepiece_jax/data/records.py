@@ -113,8 +113,9 @@ def plan(split, entries, number=None):
 
     Order and, unless given, `number` are TFDS's: 1,024 and 64 files for all of
     ImageNet, records sorted by the MD5 sum of split and name, so that classes are
-    mixed. Both follow from the original files also where smaller images are stored: image 17 of such a set is image
-    17 of the other. Raises InputError where two images have one name.
+    mixed. Both follow from the original files also where smaller images are stored:
+    image 17 of such a set is image 17 of the other. Raises InputError where two images
+    have one name.
     """
     from tensorflow_datasets.core.utils import shard_utils
 
