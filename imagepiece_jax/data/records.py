@@ -67,10 +67,18 @@ def _builder(data_dir):
         ) from error
 
 
-def write(images, data_dir, short_side=0, workers=0, advance=lambda *_, **__: None):
+def write(
+    images,
+    data_dir,
+    short_side=0,
+    workers=0,
+    advance=lambda *_, **__: None,
+    files=None,
+):
     """Write the set of {split: [Entry]} below the folder `data_dir`; its `existing`.
 
     Images are stored as `reencode.stored` says, by `workers` processes (0: this one).
+    `files` has the number of files of each split; None: as many as TFDS would write.
     `advance(images, before=False)` is told numbers of images as they are done, with
     `before=True` if by an earlier run. Raises InputError for too many damaged images,
     too little space, a folder that cannot be written or that holds the unfinished set
@@ -79,7 +87,10 @@ def write(images, data_dir, short_side=0, workers=0, advance=lambda *_, **__: No
     target = _builder(data_dir)
     work = pathlib.Path(target.data_path)
     work = work.with_name(f"incomplete.{work.name}")
-    plans = {split: plan(split, entries) for split, entries in images.items()}
+    plans = {
+        split: plan(split, entries, files and files[split])
+        for split, entries in images.items()
+    }
     wanted = {name: rows for files in plans.values() for name, rows in files.items()}
     with _hold(work):
         _check_settings(work, short_side, _fingerprint(wanted))
@@ -97,13 +108,14 @@ def write(images, data_dir, short_side=0, workers=0, advance=lambda *_, **__: No
     return existing(data_dir)
 
 
-def plan(split, entries):
+def plan(split, entries, number=None):
     """Names of a split's files with their images in order: {name: [Entry]}.
 
-    Number and order are TFDS's: 1,024 and 64 files for all of ImageNet, records sorted
-    by the MD5 sum of split and name, so that classes are mixed. Both follow from the
-    original files also where smaller images are stored: image 17 of such a set is image
-    17 of the other. Raises InputError where two images have one name.
+    Order and, unless given, `number` are TFDS's: 1,024 and 64 files for all of
+    ImageNet, records sorted by the MD5 sum of split and name, so that classes are
+    mixed. Both follow from the original files also where smaller images are stored:
+    image 17 of such a set is image 17 of the other. Raises InputError where two images
+    have one name.
     """
     from tensorflow_datasets.core.utils import shard_utils
 
@@ -114,8 +126,9 @@ def plan(split, entries):
                 f"{first.name} is in {first.file} and again in {second.file}: each "
                 f"image of {split} must have a name of its own"
             )
-    size = sum(entry.size for entry in entries)
-    number = shard_utils.ShardConfig().get_number_shards(size, len(entries))
+    if number is None:
+        size = sum(entry.size for entry in entries)
+        number = shard_utils.ShardConfig().get_number_shards(size, len(entries))
     ends = [0, *shard_utils.get_shard_boundaries(len(entries), number)]
     return {
         f"{NAME}-{split}.array_record-{i:05d}-of-{number:05d}": ordered[start:end]

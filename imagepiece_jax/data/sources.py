@@ -14,7 +14,8 @@ import os
 import numpy as np
 from PIL import Image
 
-from imagepiece_jax.data import csv_table
+from imagepiece_jax.data import csv_table, tf_example
+from imagepiece_jax.data.array_records import ArrayRecords
 from imagepiece_jax.data.decode import Unreadable, decode
 from imagepiece_jax.errors import InputError
 
@@ -258,7 +259,7 @@ def _enlarged(digit):
 
 
 class RecordSource(Source):
-    """Records of a TFDS data source whose images are still encoded."""
+    """Records of TFDS's imagenet2012: serialized examples with encoded images."""
 
     def __init__(self, records, num_classes, class_names=None):
         super().__init__(num_classes, class_names)
@@ -268,15 +269,15 @@ class RecordSource(Source):
         return len(self.records)
 
     def read(self, index):
-        record = self.records[index]
-        name = record["file_name"].decode()
-        return decode(io.BytesIO(record["image"]), name), int(record["label"])
+        example = tf_example.parse(self.records[index])
+        (image,), (label,) = example["image"], example["label"]
+        return decode(io.BytesIO(image), example["file_name"][0].decode()), label
 
     def name(self, index):
-        return self.records[index]["file_name"].decode()
+        return tf_example.parse(self.records[index])["file_name"][0].decode()
 
     def encoded(self, index):
-        return self.records[index]["image"]
+        return tf_example.parse(self.records[index])["image"][0]
 
 
 @functools.cache  # once, though a run opens two splits
@@ -302,11 +303,11 @@ def _open_imagenet(split, num_classes, data_dir):
                 f"{builder.data_path} has no split {wanted}: prepare a --source that "
                 "has both into a new folder"
             )
-        records = builder.as_data_source(
-            split=wanted,
-            decoders={"image": tfds.decode.SkipDecoding()},
-        )
-        _ = records[0]  # a missing or torn file shows only when it is read
+        files = builder.info.splits[wanted].file_instructions
+        records = ArrayRecords([(file.filename, file.take) for file in files])
+        names = builder.info.features["label"].names  # WordNet IDs
+        source = RecordSource(records, 1000, tuple(names))
+        source.encoded(0)  # a missing or torn file shows only when it is read
     except InputError:
         raise
     except Exception as error:  # TFDS has no error of its own for "not prepared"
@@ -321,5 +322,4 @@ def _open_imagenet(split, num_classes, data_dir):
     note = dict(builder.info.metadata.items())
     if note.get("short_side"):
         _tell_shrunk(builder.data_path, note["short_side"])
-    names = builder.info.features["label"].names  # WordNet IDs
-    return RecordSource(records, 1000, tuple(names))
+    return source

@@ -1,0 +1,153 @@
+"""More files of records than a process may have open."""
+
+import itertools
+import os
+import pickle
+import resource
+import subprocess
+import sys
+import threading
+
+import pytest
+from array_record.python import array_record_module
+
+from imagepiece_jax.data import array_records
+from imagepiece_jax.data.array_records import ArrayRecords
+from imagepiece_jax.errors import RunError
+
+FILES, EACH = 40, 3
+
+# Reads all records four times over with four threads, in four orders; prints how many
+# were right, how many files are open and the soft limit.
+READ_ALL = """
+import os, random, resource, sys, threading
+from imagepiece_jax.data.array_records import ArrayRecords
+before = len(os.listdir("/dev/fd"))
+soft, hard, *files = sys.argv[1:]
+resource.setrlimit(resource.RLIMIT_NOFILE, (int(soft), int(hard)))
+records = ArrayRecords([(path, 3) for path in files])
+right = []
+def read(seed):
+    for index in random.Random(seed).sample(range(len(records)), len(records)):
+        right.append(records[index] == b"record %d" % index)
+threads = [threading.Thread(target=read, args=[seed]) for seed in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+opened = len(os.listdir("/dev/fd")) - before
+print(sum(right), opened, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+"""
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Paths of array_record files; record i over all of them is b"record i"."""
+    paths = [str(tmp_path / f"{number:03d}") for number in range(FILES)]
+    numbers = itertools.count()
+    for path in paths:
+        writer = array_record_module.ArrayRecordWriter(path, "group_size:1")
+        for _ in range(EACH):
+            writer.write(b"record %d" % next(numbers))
+        writer.close()
+    return paths
+
+
+def read_all(files, soft, hard):
+    command = [sys.executable, "-c", READ_ALL, str(soft), str(hard), *files]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    return tuple(map(int, done.stdout.split()))
+
+
+def test_all_is_read_where_not_all_files_may_be_open(files):
+    right, opened, soft = read_all(files, 32, 32)
+    assert (right, soft) == (4 * FILES * EACH, 32)
+    assert 1 < opened < 20
+
+
+def test_the_soft_limit_is_raised_so_that_all_files_stay_open(files):
+    right, opened, soft = read_all(files, 32, 256)
+    assert (right, opened, soft) == (4 * FILES * EACH, FILES, 256)
+
+
+def test_no_reader_is_closed_while_a_thread_reads_with_it(files, monkeypatch):
+    """With room for one file, a thread that reads keeps its own open beside it."""
+    opened, go_on = threading.Event(), threading.Event()
+    make = array_records._reader
+
+    class Slow:
+        def __init__(self, path):
+            self.reader = make(path)
+
+        def read(self, positions):
+            opened.set()
+            assert go_on.wait(30)
+            return self.reader.read(positions)
+
+    monkeypatch.setattr(array_records, "most_open", lambda: 1)
+    one_is_slow = lambda path: (Slow if path == files[0] else make)(path)  # noqa: E731
+    monkeypatch.setattr(array_records, "_reader", one_is_slow)
+    array_records._open_readers.cache_clear()
+    records, found = ArrayRecords([(path, EACH) for path in files]), []
+    before = open_files(files)
+    slow = threading.Thread(target=lambda: found.append(records[1]))
+    slow.start()
+    assert opened.wait(30)
+    assert [records[EACH * k] for k in range(1, 9)] == [
+        b"record %d" % (EACH * k) for k in range(1, 9)
+    ]
+    assert open_files(files) - before == {files[0], files[8]}
+    go_on.set()
+    slow.join()
+    assert found == [b"record 1"]
+    assert open_files(files) - before == {files[8]}
+    array_records._open_readers.cache_clear()
+
+
+def open_files(files):
+    """Which of `files` this process has open."""
+    links = (f"/dev/fd/{number}" for number in os.listdir("/dev/fd"))
+    return {os.readlink(link) for link in links if os.path.lexists(link)} & set(files)
+
+
+def test_copies_open_their_own_files_and_damage_is_reported(files):
+    records = ArrayRecords([(path, EACH) for path in files])
+    copy = pickle.loads(pickle.dumps(records))
+    assert len(copy) == FILES * EACH
+    for index in (0, 2, 3, 119):
+        assert copy[index] == b"record %d" % index
+    for index in (-1, FILES * EACH):
+        with pytest.raises(IndexError, match="of 120"):
+            copy[index]
+    os.truncate(files[5], 40)
+    with pytest.raises(RunError, match=f"^{files[5]} cannot be read .[^\n]*$"):
+        copy[EACH * 5]
+    os.unlink(files[6])
+    with pytest.raises(RunError, match=f"^{files[6]} cannot be read .*No such file"):
+        copy[EACH * 6]
+
+
+def test_limits_without_end_and_limits_that_cannot_be_raised(monkeypatch):
+    def most(soft, hard, refuse=False):
+        limits = [soft, hard]
+
+        def set_limit(_, wanted):
+            if refuse:
+                raise ValueError("not allowed to raise maximum limit")
+            limits[:] = wanted
+
+        monkeypatch.setattr(resource, "getrlimit", lambda _: tuple(limits))
+        monkeypatch.setattr(resource, "setrlimit", set_limit)
+        monkeypatch.setattr(os, "listdir", lambda _: [""] * 96)
+        return array_records.most_open(), *limits
+
+    unlimited = resource.RLIM_INFINITY
+    wanted = array_records.WANTED
+    kept = int(array_records.SHARE * (wanted - 96))
+    assert kept > 1024 + 64
+    assert most(unlimited, unlimited) == (kept, unlimited, unlimited)
+    assert most(1024, unlimited) == (kept, wanted, unlimited)
+    assert most(1024, 10**6) == (kept, wanted, 10**6)
+    assert most(10**6, 10**6) == (kept, 10**6, 10**6)
+    assert most(256, 256)[0] == int(array_records.SHARE * 160)
+    assert most(1024, 10**6, refuse=True)[0] == int(array_records.SHARE * 928)
+    assert most(64, 64)[0] == 1

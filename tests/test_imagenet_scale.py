@@ -1,0 +1,114 @@
+"""The measurements at ImageNet's size, on a set of more files than descriptors."""
+
+import json
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from imagepiece_jax.data.sources import open_source
+from tests import command
+from tests.runs import ROOT
+from tools import imagenet_scale
+
+FILES, LIMIT = 80, 64
+
+
+def run(*words, limit=None):
+    limits = (limit, limit)
+    done = subprocess.run(
+        [sys.executable, "tools/imagenet_scale.py", *map(str, words)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        preexec_fn=limit
+        and (lambda: resource.setrlimit(resource.RLIMIT_NOFILE, limits)),
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scale")
+    run("write", folder, f"--train=200,{FILES}", "--val=6,2")
+    return folder
+
+
+def test_what_is_written_is_an_imagenet_that_decodes(folder):
+    files = list(folder.glob("imagenet2012/*/*array_record*"))
+    assert len(files) == FILES + 2
+    for split, images in (("train", 200), ("val", 6)):
+        source = open_source("imagenet2012", split, data_dir=str(folder))
+        assert len({source.name(i) for i in range(images)}) == len(source) == images
+        pixels, label = source.read(images - 1)
+        assert pixels.shape == (18, 24, 3) and pixels.std() > 10
+        assert 0 <= label < 1000
+
+
+def test_reading_processes_stay_below_a_limit_that_is_less_than_the_files(folder):
+    """Two processes with two threads each, across several ends of an epoch."""
+    out = run(
+        "measure",
+        folder,
+        "--part=growth,20",
+        "--config=configs/base.py",
+        "--config.image_size=32",
+        "--config.data.workers=2",
+        limit=LIMIT,
+    )
+    result = json.loads(out.splitlines()[-1])
+    assert len(result["held"]) == 10
+    for held in result["held"]:
+        readers = sorted(one["fd"] for one in held.values())[-2:]
+        assert 10 < readers[0] <= readers[1] < LIMIT
+    assert result["rate"] > 0
+
+
+def figures(pss=150.0, first=3.0, fd=40):
+    """What each part of a measurement could have returned."""
+    first_held = {"7": {"pss": 200.0, "fd": 30, "task": 80}}
+    first_held["8"] = {"pss": 150.0, "fd": 40, "task": 70}
+    last = first_held | {"8": {"pss": pss, "fd": fd, "task": 70}}
+    return {
+        "start": {"open": 1.0, "first": first},
+        "epoch_end": {"median": 0.5, "longest": 0.75},
+        "rate": {"rate": 4321.0},
+        "growth": {"held": [first_held, last], "rate": 3210.0},
+    }
+
+
+@pytest.mark.parametrize(
+    "changes, status, line",
+    [
+        ({}, 0, "| images/s, 4 readers |  | 4,321 | 4,321 |"),
+        ({"first": 5.5}, 1, "| first batch from step 300,000, s | < 5 | 5.5 | 5.5 |"),
+        ({"pss": 153.1}, 1, "any process | ≤ 2 % | +2.1% | +2.1% |"),
+        ({"fd": 41}, 1, "| descriptors, largest reader |  | 41 | 41 |"),
+    ],
+)
+def test_the_table_and_the_goals(changes, status, line, monkeypatch, tmp_path):
+    found = figures(**changes)
+    part = lambda limits: lambda name, *_: found[name]  # noqa: E731
+    monkeypatch.setattr(imagenet_scale, "_Run", part)
+    (tmp_path / "imagenet2012").mkdir()
+    ended = command.call(imagenet_scale.main, "measure", tmp_path)
+    assert (ended.status, ended.err) == (status, "")
+    assert line in ended.out
+    heads = "|  | goal | `ulimit -n` 1024:4096 | `ulimit -n` 256:256 |"
+    assert heads in ended.out
+    assert "| PSS of the training process, MB | < 1,000 | 200 | 200 |" in ended.out
+
+
+def test_mistakes(tmp_path):
+    def sentence(*words):
+        return command.sentence(command.call(imagenet_scale.main, *words))
+
+    assert sentence("erase", tmp_path).endswith("allowed are write DIR and measure DIR")
+    assert "holds no imagenet2012" in sentence("measure", tmp_path)
+    assert "--val has '3': allowed are two" in sentence("write", tmp_path, "--val=3")
+    (tmp_path / "imagenet2012").mkdir()
+    words = ("measure", tmp_path, "--fd_limits=256")
+    assert "--fd_limits has '256': allowed are two" in sentence(*words)

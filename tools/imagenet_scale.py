@@ -1,0 +1,334 @@
+"""ImageNet-1k at its true size, synthetic, and measurements of the input on it.
+
+python tools/imagenet_scale.py write DIR
+python tools/imagenet_scale.py measure DIR
+
+`write` makes imagenet2012 with all its 1,281,167 + 50,000 records in 1,024 + 64
+array_record files. The images are tiny JPEGs, 0.7 GB in all. A run that was stopped
+resumes. `measure` opens and reads the set as training does, with the fields of
+configs/base.py, under several limits of file descriptors, and prints the table of
+docs/training.md. Its exit status is 1 where a goal is missed.
+"""
+
+import contextlib
+import io
+import itertools
+import json
+import os
+import pathlib
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+import numpy as np
+from absl import flags
+from PIL import Image
+from tqdm import tqdm
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from imagepiece_jax import cli, config_files  # noqa: E402
+from imagepiece_jax.errors import InputError, RunError  # noqa: E402
+
+CONFIG = cli.define_config("default: configs/base.py")
+TRAIN = flags.DEFINE_list("train", ["1281167", "1024"], "write: images, files")
+VAL = flags.DEFINE_list("val", ["50000", "64"], "write: images, files")
+LIMITS = flags.DEFINE_list(
+    "fd_limits", ["1024:4096", "256:256"], "soft:hard limits of descriptors"
+)
+READERS = flags.DEFINE_list("reader_counts", ["2", "4", "8"], "processes, for images/s")
+RESUME = flags.DEFINE_integer("resume", 300_000, "step to resume at", 1)
+SECONDS = flags.DEFINE_float("rate_seconds", 20, "of reading for each images/s", 0)
+BATCHES = flags.DEFINE_integer("batches", 20_000, "of 64 images, for growth", 10)
+PART = flags.DEFINE_list("part", [], "measure: one part only, as JSON; internal")
+
+PICTURES = 100  # distinct ones, which all records share
+SMALL_BATCH = 64
+AROUND = 16  # batches before and after an epoch's end
+GOALS = {"open": 2, "resume": 5, "pss": 1000, "growth": 0.02}
+
+
+def main(words):
+    if len(words) != 2 or words[0] not in ("write", "measure"):
+        raise InputError(f"{' '.join(words)!r}: allowed are write DIR and measure DIR")
+    folder = pathlib.Path(words[1]).resolve()
+    if words[0] == "write":
+        write(folder, {"train": _pair(TRAIN), "validation": _pair(VAL)})
+        return 0
+    if PART.value:
+        name, *values = PART.value
+        print(json.dumps(PARTS[name](_config(folder), *map(int, values))))
+        return 0
+    if not (folder / "imagenet2012").is_dir():
+        raise InputError(f"{folder} holds no imagenet2012: `write` one there first")
+    return measure(folder)
+
+
+def _pair(holder, text=None):
+    """Two whole numbers from the text of a flag; InputError."""
+    text = text or ",".join(holder.value)
+    found = re.fullmatch(r"(\d+)[,:](\d+)", text)
+    if not found or not all(map(int, found.groups())):
+        raise InputError(
+            f"--{holder.name} has {text!r}: allowed are two numbers from 1"
+        )
+    return tuple(map(int, found.groups()))
+
+
+def write(folder, sizes):
+    """Write {split: (images, files)} into `folder`."""
+    from imagepiece_jax.data import imagenet, records
+
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures, places, start = folder / "pictures", [], 0
+    with open(pictures, "wb") as file:
+        for seed in range(PICTURES):
+            size = file.write(_jpeg(seed))
+            places.append((str(pictures), start, size))
+            start += size
+    classes, labels = imagenet.class_names(), imagenet.validation_labels()
+    entries = {"train": [], "validation": []}
+    for i in range(sizes["train"][0]):
+        count, label = divmod(i, len(classes))
+        name = f"{classes[label]}_{count}.JPEG"
+        entries["train"].append(imagenet.Entry(name, label, *places[i % PICTURES]))
+    for i, label in enumerate(labels[: sizes["validation"][0]]):
+        name = f"ILSVRC2012_val_{i + 1:08d}.JPEG"
+        entries["validation"].append(imagenet.Entry(name, label, *places[i % PICTURES]))
+    with tqdm(total=sum(map(len, entries.values())), unit="image") as bar:
+        records.write(
+            entries,
+            folder,
+            workers=os.cpu_count(),
+            advance=lambda images, before=False: bar.update(images),
+            files={split: files for split, (_, files) in sizes.items()},
+        )
+    pictures.unlink()
+
+
+def _jpeg(seed):
+    """Smooth colors, 24 x 18 pixels, some 400 bytes."""
+    colors = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), dtype=np.uint8)
+    picture = Image.fromarray(colors).resize((24, 18), Image.Resampling.BICUBIC)
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=40, optimize=True)
+    return file.getvalue()
+
+
+def _config(folder):
+    """The config of the measurements; a part of them starts with training's imports."""
+    if PART.value:
+        from imagepiece_jax.training import loop  # noqa: F401
+    config = CONFIG.value or config_files.load(str(ROOT / "configs" / "base.py"))
+    config_files.override(config, "data.name", "imagenet2012")
+    config_files.override(config, "data.dir", str(folder))
+    return config
+
+
+# The parts of a measurement: each in a process of its own, with its own limits.
+
+
+def start(config, step):
+    """Seconds to open both splits and to the first batch, from `step` on."""
+    from imagepiece_jax.training import setup
+
+    began = time.perf_counter()
+    source = setup.source(config, "train")
+    setup.source(config, "val")
+    opened = time.perf_counter()
+    with contextlib.closing(_batches(config, source, step)) as batches:
+        next(batches)
+        first = time.perf_counter()
+    return {"open": opened - began, "first": first - opened}
+
+
+def epoch_end(config):
+    """Median and longest seconds of a batch, and those of the first of a new epoch."""
+    from imagepiece_jax.data import loader
+    from imagepiece_jax.training import setup
+
+    source = setup.source(config, "train")
+    end = loader.steps_per_epoch(len(source), config.batch_size)
+    with contextlib.closing(_batches(config, source, end - 2 * AROUND)) as batches:
+        for _ in itertools.islice(batches, AROUND):  # read ahead of the first
+            pass
+        seconds = []
+        for _ in range(2 * AROUND):
+            began = time.perf_counter()
+            next(batches)
+            seconds.append(time.perf_counter() - began)
+    return {"median": statistics.median(seconds), "longest": max(seconds)}
+
+
+def rate(config, workers):
+    """Images a second of the clock with so many reading processes."""
+    from imagepiece_jax.training import setup
+
+    source, count = setup.source(config, "train"), 0
+    config.data.workers = workers
+    with contextlib.closing(_batches(config, source, 0)) as batches:
+        for _ in itertools.islice(batches, 8):  # read while processes started
+            pass
+        began = time.perf_counter()
+        while time.perf_counter() - began < SECONDS.value:
+            next(batches)
+            count += config.batch_size
+        return {"rate": count / (time.perf_counter() - began)}
+
+
+def growth(config, count):
+    """What each process holds after a tenth of `count` small batches, and at the end.
+
+    The first tenth crosses an epoch's end.
+    """
+    from imagepiece_jax.data import loader
+    from imagepiece_jax.training import setup
+
+    config.batch_size = SMALL_BATCH
+    source = setup.source(config, "train")
+    end = loader.steps_per_epoch(len(source), SMALL_BATCH)
+    first, held = max(0, end - count // 20), []
+    began = time.perf_counter()
+    with contextlib.closing(_batches(config, source, first)) as batches:
+        for number, _ in enumerate(itertools.islice(batches, count), start=1):
+            if number % (count // 10) == 0:
+                held.append({pid: _held(pid) for pid in _processes()})
+                print(number, held[-1], file=sys.stderr, flush=True)
+    seconds = time.perf_counter() - began
+    return {"held": held, "rate": count * SMALL_BATCH / seconds}
+
+
+PARTS = {"start": start, "epoch_end": epoch_end, "rate": rate, "growth": growth}
+
+
+def _batches(config, source, step):
+    """The batches from `step` on as `training.loop` asks for them."""
+    from imagepiece_jax.data import loader
+    from imagepiece_jax.training import setup
+
+    return loader.train_batches(
+        source,
+        setup.train_transform(config),
+        batch_size=config.batch_size,
+        seed=config.seed,
+        start_step=step,
+        stop_step=step + 10**6,
+        placement=setup.placement(config),
+        repeats=config.data.repeats,
+        workers=config.data.workers,
+        threads=config.data.threads,
+    )
+
+
+def _processes():
+    """This process first, then all below it."""
+    found = [os.getpid()]
+    for pid in found:
+        for path in pathlib.Path(f"/proc/{pid}/task").glob("*/children"):
+            found += map(int, path.read_text().split())
+    return found
+
+
+def _held(pid):
+    """MB of memory, shared pages counted in proportion, descriptors and threads."""
+    process = pathlib.Path(f"/proc/{pid}")
+    pss = re.search(r"^Pss: +(\d+)", (process / "smaps_rollup").read_text(), re.M)[1]
+    counts = {of: len(os.listdir(process / of)) for of in ("fd", "task")}
+    return {"pss": int(pss) / 1000} | counts
+
+
+def measure(folder):
+    """Print the table; 1 where a goal is missed."""
+    columns = {}
+    for limits in LIMITS.value:
+        run = _Run(limits)
+        columns[limits] = {
+            "open": (begun := run("start", 0))["open"],
+            "first": begun["first"],
+            "resume": run("start", RESUME.value)["first"],
+            "epoch": run("epoch_end"),
+            "rates": {n: run("rate", n)["rate"] for n in READERS.value},
+            **_grown(**run("growth", BATCHES.value)),
+        }
+    rows, met = _rows(columns)
+    print(f"{os.cpu_count()} cores, config.data.workers={_config(folder).data.workers}")
+    heads = ["", "goal", *(f"`ulimit -n` {limits}" for limits in columns)]
+    for row in (heads, ["---"] * len(heads), *rows):
+        print("| " + " | ".join(row) + " |")
+    return 0 if met else cli.EXIT_RUN
+
+
+class _Run:
+    """A part of the measurement in a process with these limits of descriptors."""
+
+    def __init__(self, limits):
+        soft, hard = _pair(LIMITS, limits)
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        hard = hard if most == resource.RLIM_INFINITY else min(hard, most)
+        self.limits = (min(soft, hard), hard)
+
+    def __call__(self, *part):
+        part = f"--part={','.join(map(str, part))}"
+        done = subprocess.run(
+            [sys.executable, __file__, *sys.argv[1:], part],
+            stdout=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, self.limits),
+        )
+        if done.returncode:
+            raise RunError(f"{part} has ended with status {done.returncode}, see above")
+        return json.loads(done.stdout.splitlines()[-1])
+
+
+def _grown(held, rate):
+    """What the processes held at most, and the largest growth of any of them."""
+    first, last = held[0], held[-1]
+    grown = {
+        of: max(last[pid][of] / first[pid][of] - 1 for pid in last)
+        for of in ("pss", "fd", "task")
+    }
+    parent, *others = [
+        {of: max(sample[pid][of] for sample in held) for of in grown} for pid in last
+    ]
+    reader = {of: max(one[of] for one in others) for of in grown} if others else parent
+    return {"parent": parent, "reader": reader, "grown": grown, "small_rate": rate}
+
+
+def _rows(columns):
+    """(rows of text, whether all goals are met)"""
+    rows, met = [], True
+
+    def row(name, value, text, goal=None, said=""):
+        nonlocal met
+        values = [value(column) for column in columns.values()]
+        met &= goal is None or all(one <= goal for one in values)
+        rows.append([name, said, *map(text.format, values)])
+
+    row("open train and val, s", lambda c: c["open"], "{:.1f}", GOALS["open"], "< 2")
+    row("first batch, s", lambda c: c["first"], "{:.1f}")
+    name = f"first batch from step {RESUME.value:,}, s"
+    row(name, lambda c: c["resume"], "{:.1f}", GOALS["resume"], "< 5")
+    row("a batch, median, s", lambda c: c["epoch"]["median"], "{:.2f}")
+    name = "longest of a batch across an epoch's end, s"
+    row(name, lambda c: c["epoch"]["longest"], "{:.2f}")
+    for n in READERS.value:
+        row(f"images/s, {n} readers", lambda c, n=n: c["rates"][n], "{:,.0f}")
+    row("images/s, batches of 64", lambda c: c["small_rate"], "{:,.0f}")
+    for who, name in (("parent", "training process"), ("reader", "largest reader")):
+        value = lambda c, who=who: c[who]["pss"]  # noqa: E731
+        row(f"PSS of the {name}, MB", value, "{:.0f}", GOALS["pss"], "< 1,000")
+        row(f"descriptors, {name}", lambda c, who=who: c[who]["fd"], "{}")
+        row(f"threads, {name}", lambda c, who=who: c[who]["task"], "{}")
+    last, first = f"{BATCHES.value:,}", f"{BATCHES.value // 10:,}"
+    for of, name in (("pss", "PSS"), ("fd", "descriptors"), ("task", "threads")):
+        name = f"growth of {name} from batch {first} to {last}, any process"
+        row(name, lambda c, of=of: c["grown"][of], "{:+.1%}", GOALS["growth"], "≤ 2 %")
+    return rows, met
+
+
+if __name__ == "__main__":
+    cli.run(main)
