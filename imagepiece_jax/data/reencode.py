@@ -21,9 +21,10 @@ def stored(data, name, short_side=0):
     """The bytes to store for the encoded image `data`; UnreadableImage.
 
     Every image is decoded, which shows the damaged ones; one that would have to become
-    a JPEG, but is longer than a JPEG can be, counts as one of them. Where its short side exceeds
-    `short_side` pixels (0: never) it is resized to that, bicubic and antialiased, the
-    long side rounded down as in evaluation, and encoded with JPEG quality 92.
+    a JPEG, but is longer than a JPEG can be, counts as one of them. Where its short
+    side exceeds `short_side` pixels (0: never) it is resized to that, bicubic and
+    antialiased, the long side rounded down as in evaluation, and encoded with JPEG
+    quality 92.
     """
     pixels = decode(io.BytesIO(data), name)
     height, width = pixels.shape[:2]
