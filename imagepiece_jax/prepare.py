@@ -3,9 +3,10 @@
 python -m imagepiece_jax.prepare --source FOLDER_OF_TARS --dir DIR [--short_side 256]
 
 FOLDER_OF_TARS holds ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, or folders
-train and val. The result is TFDS's imagenet2012 in array_record files, which training
-reads with --config.data.dir=DIR. Nothing is unpacked on the way, TensorFlow is not
-needed, and a run that was stopped goes on where it was.
+train and val, or imagenet2012 as TFDS itself writes it, in TFRECORD files. The result
+is TFDS's imagenet2012 in array_record files, which training reads with
+--config.data.dir=DIR. Nothing is unpacked on the way, TensorFlow is not needed, and a
+run that was stopped goes on where it was.
 """
 
 import contextlib
@@ -23,7 +24,9 @@ SHORT_SIDES = (64, 1024)
 EVERY = 30  # seconds between lines where no bar can be shown
 
 SOURCE = flags.DEFINE_string(
-    "source", None, "folder of the ILSVRC2012 tars, or of train and val"
+    "source",
+    None,
+    "folder of the ILSVRC2012 tars, of train and val, or of TFDS's TFRECORD files",
 )
 DIR = flags.DEFINE_string("dir", None, "where the data set goes, as config.data.dir")
 SHORT_SIDE = flags.DEFINE_integer(
@@ -58,7 +61,7 @@ def main():
     if note is None:
         records.make_folder(data_dir)  # before minutes of looking for images
         with progress("finding images") as advance:
-            images = imagenet.find(source, PARTIAL.value, advance)
+            images = imagenet.find(source, PARTIAL.value, advance, workers)
         try:
             with progress("writing", sum(map(len, images.values()))) as advance:
                 note = records.write(images, data_dir, short_side, workers, advance)

@@ -14,6 +14,9 @@ from imagepiece_jax.errors import InputError
 
 MOST_IN_A_ROW = 20  # so many unreadable images one after the other stop the run
 MOST_SHARE = 0.01  # and so does more than this share of a source
+# In one image: 270 MB decoded, and a few times as much on the way. From here on Pillow
+# warns of a decompression bomb; it refuses only twice as many.
+MOST_PIXELS = 89_478_485
 
 log = logging.getLogger("imagepiece_jax.data")
 
@@ -32,7 +35,8 @@ def decode(file, name, upright=False):
 
     `file` is a path or an open binary file. See `rgb` for what becomes of its mode.
     EXIF orientation is applied only if `upright`: torchvision does not, and published
-    accuracies are those of images as they are stored.
+    accuracies are those of images as they are stored. An image of more than
+    MOST_PIXELS, which a few bytes can claim to be, is not decoded.
     """
     try:
         data = _bytes(file)
@@ -40,6 +44,10 @@ def decode(file, name, upright=False):
         if pixels is not None:
             return pixels
         with Image.open(io.BytesIO(data)) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise ValueError(
+                    f"{image.width}x{image.height} pixels, more than {MOST_PIXELS:,}"
+                )
             return rgb(image, upright)
     except ImportError:  # of a library, not damage of this image
         raise
@@ -66,7 +74,7 @@ def _fast_jpeg(data):
 
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        if colours not in ("YCbCr", "Gray") or height * width > Image.MAX_IMAGE_PIXELS:
+        if colours not in ("YCbCr", "Gray") or height * width > MOST_PIXELS:
             return None
         return simplejpeg.decode_jpeg(data, "RGB")
     except ValueError:

@@ -9,6 +9,7 @@ import re
 import tarfile
 from typing import NamedTuple
 
+from imagepiece_jax.data import shards, tfrecord
 from imagepiece_jax.data.sources import EXTENSIONS
 from imagepiece_jax.errors import InputError
 
@@ -18,6 +19,7 @@ SPLITS = {
     "validation": ("ILSVRC2012_img_val.tar", "val", 50_000),
 }
 NUM_CLASSES = 1000
+NAME = "imagenet2012"  # of TFDS
 VAL_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 
 
@@ -49,18 +51,20 @@ def _shipped(name):
     return tfds.core.tfds_path(f"datasets/imagenet2012/{name}").read_text().split()
 
 
-def find(source, partial=False, advance=lambda images: None):
+def find(source, partial=False, advance=lambda images: None, workers=0):
     """All images below the folder `source`: {"train": [Entry], "validation": [Entry]}.
 
     Each split is its ILSVRC2012 tar or a folder, train/WNID/IMAGE and val/WNID/IMAGE;
-    val may also hold the images themselves under their official names. `partial`
-    accepts one split alone and fewer images than ImageNet has. `advance` is told
-    numbers of images as they are found. Raises InputError for anything else.
+    val may also hold the images themselves under their official names. Or it is TFDS's
+    imagenet2012 in TFRECORD files, whose checksums `workers` processes verify (0: this
+    one). `partial` accepts one split alone and fewer images than ImageNet has.
+    `advance` is called with numbers of images as they are found. Raises InputError for
+    anything else, RunError where a process dies.
     """
     source = os.path.expanduser(source)
     if not os.path.isdir(source):
         raise InputError(f"--source {source} is no folder: it must hold {_wanted()}")
-    found = {}
+    found, files = {}, tfrecord.find(source, NAME)
     for split, (tar, folder, _) in SPLITS.items():
         path = os.path.join(source, tar)
         reader = {"train": _train_tar, "validation": _val_tar}[split]
@@ -70,6 +74,10 @@ def find(source, partial=False, advance=lambda images: None):
         if os.path.exists(path):
             found[split] = _read(reader, path, advance)
             _check_complete(split, path, found[split], partial)
+        elif split in files:
+            found[split] = _read_tfrecords(files[split], advance, workers)
+            path = os.path.dirname(files[split][0])
+            _check_complete(split, f"{split} in {path}", found[split], partial)
         elif not partial:
             raise InputError(
                 f"--source {source} has neither {tar} nor a folder {folder}: it must "
@@ -82,7 +90,7 @@ def find(source, partial=False, advance=lambda images: None):
 
 def _wanted():
     tars = " and ".join(tar for tar, _, _ in SPLITS.values())
-    return f"{tars}, or the folders train and val"
+    return f"{tars}, the folders train and val, or {NAME} in TFRECORD files"
 
 
 def _read(reader, path, advance):
@@ -95,6 +103,37 @@ def _read(reader, path, advance):
         raise InputError(
             f"{path} is no complete tar file ({error}): fetch it again"
         ) from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})") from error
+    return entries
+
+
+def _read_tfrecords(files, advance, workers):
+    entries = []
+    for found in shards.spread(_tfrecord, [(path,) for path in files], workers):
+        entries += found
+        advance(len(found))
+    return entries
+
+
+def _tfrecord(path):
+    """Entries of a TFRECORD file, in which images lie as they were."""
+    entries = []
+    try:
+        for start, data, features in tfrecord.examples(path):
+            try:
+                (image,) = features["image"].bytes_list.value
+                (name,) = features["file_name"].bytes_list.value
+                (label,) = features["label"].int64_list.value
+            except ValueError:
+                label = -1
+            if not 0 <= label < NUM_CLASSES:
+                raise InputError(
+                    f"{path} holds a record at byte {start:,} without image, file_name "
+                    f"and a label of 0..{NUM_CLASSES - 1}: expected is {NAME} of TFDS"
+                )
+            place = start + data.find(image)
+            entries.append(Entry(name.decode(), label, path, place, len(image)))
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})") from error
     return entries

@@ -19,12 +19,12 @@ import tempfile
 from tqdm import tqdm
 
 from imagepiece_jax.common.files import lock
-from imagepiece_jax.data import shards
+from imagepiece_jax.data import shards, tfrecord
 from imagepiece_jax.data.decode import Unreadable, UnreadableImage
+from imagepiece_jax.data.imagenet import NAME
 from imagepiece_jax.data.reencode import QUALITY
 from imagepiece_jax.errors import InputError
 
-NAME = "imagenet2012"
 SETTINGS = "settings.json"  # what an unfinished set was begun with
 AS_BY_TFDS = {"short_side": 0, "quality": None, "reencoded": 0, "left_out": []}
 # Photographs of short side s have about 4/3 s^2 pixels, of 0.3 to 0.35 bytes each.
@@ -61,6 +61,11 @@ def _builder(data_dir):
     try:
         return tfds.builder(NAME, data_dir=data_dir, file_format="array_record")
     except Exception as error:  # of many kinds, for files that TFDS cannot read
+        if tfrecord.find(data_dir, NAME):
+            raise InputError(
+                f"--dir {data_dir} holds {NAME} in TFRECORD files: --source {data_dir} "
+                "with another --dir converts them"
+            ) from error
         raise InputError(
             f"--dir {data_dir} holds an {NAME} in another format than array_record, or "
             "a damaged one: choose another --dir"

@@ -50,15 +50,24 @@ def run(work, wanted, short_side, workers):
     """
     (work / REPORTS).mkdir(exist_ok=True)
     jobs = [(work, name, entries, short_side) for name, entries in wanted.items()]
+    yield from spread(_write, jobs, workers)
+
+
+def spread(function, jobs, workers):
+    """function(*job) for each of `jobs`, by so many processes, as they are finished.
+
+    With 0 processes this one does it. RunError where a process dies; none is left
+    behind.
+    """
     if workers == 0:
-        yield from itertools.starmap(_write, jobs)
+        yield from itertools.starmap(function, jobs)
         return
     # A forked process would inherit the locks of this one's threads.
     context = multiprocessing.get_context("spawn")
     before = multiprocessing.active_children()
     pool = concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker)
     try:
-        pending = [pool.submit(_write, *job) for job in jobs]
+        pending = [pool.submit(function, *job) for job in jobs]
         for future in concurrent.futures.as_completed(pending):
             yield future.result()
     except concurrent.futures.BrokenExecutor as error:

@@ -14,7 +14,7 @@ import os
 import numpy as np
 from PIL import Image
 
-from imagepiece_jax.data import csv_table, tf_example
+from imagepiece_jax.data import csv_table, tf_example, tfrecord
 from imagepiece_jax.data.array_records import ArrayRecords
 from imagepiece_jax.data.decode import Unreadable, decode
 from imagepiece_jax.errors import InputError
@@ -312,6 +312,13 @@ def _open_imagenet(split, num_classes, data_dir):
         raise
     except Exception as error:  # TFDS has no error of its own for "not prepared"
         where = data_dir or tfds.core.constants.DATA_DIR
+        if tfrecord.find(os.path.expanduser(where), "imagenet2012"):
+            raise InputError(
+                "config.data.name is 'imagenet2012', but config.data.dir "
+                f"{where} holds it in TFRECORD files: `python -m imagepiece_jax.prepare"
+                f" --source {where} --dir ANOTHER` converts them to array_record files "
+                "in the folder ANOTHER"
+            ) from error
         raise InputError(
             f"config.data.name is 'imagenet2012', but config.data.dir {where} "
             "does not hold it as complete array_record files: `python -m "

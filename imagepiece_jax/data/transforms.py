@@ -24,6 +24,7 @@ from imagepiece_jax.errors import InputError
 TRIES = 10
 EVAL_CROP = 0.875  # share of the resized short side that evaluation looks at
 SMALL = 32  # images of up to this side are never resized in evaluation
+LONGEST = 32  # long side / short side of what is resized; photographs stay far below
 
 CROPS = ("random_resized", "shift", "none")
 RESIZES = ("deit", "none")
@@ -93,8 +94,11 @@ def resize_crop(image, size):
     """DeiT's evaluation crop. [H, W, 3] -> [size, size, 3].
 
     The short side is resized to int(size / 0.875) (256 for 224), then the centre is
-    cut out; both round as torchvision does, a half goes to the even pixel.
+    cut out; both round as torchvision does, a half goes to the even pixel. Of an image
+    more than 32 times as long as wide only the middle is resized: the rest is cut away
+    anyway, and 1 x 100,000 pixels would become 256 x 25,600,000.
     """
+    image = _middle(image)
     height, width = image.shape[:2]
     short = int(size / EVAL_CROP)
     if height <= width:
@@ -104,6 +108,13 @@ def resize_crop(image, size):
     top, left = round((height - size) / 2), round((width - size) / 2)
     resized = resize.exact(image, height, width)
     return resized[top : top + size, left : left + size]
+
+
+def _middle(image):
+    """The image without what its long side has beyond LONGEST short sides."""
+    most = LONGEST * min(image.shape[:2])
+    top, left = (max(0, side - most) // 2 for side in image.shape[:2])
+    return image[top : top + most, left : left + most]
 
 
 def fitted(image, size):

@@ -3,6 +3,8 @@
 import io
 import logging
 import pickle
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -76,6 +78,18 @@ def test_a_header_that_would_fill_the_memory_is_an_unreadable_image():
     data[size : size + 4] = b"\xff\xdc\xff\xdc"  # 65,500 x 65,500 pixels
     with pytest.raises(UnreadableImage, match="decompression bomb"):
         decode(io.BytesIO(data), "bomb.jpg")
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("size", [(10_000, 9_000), (1, 90_000_000)])
+def test_a_few_bytes_that_are_many_pixels_are_an_unreadable_image(size):
+    """A PNG that says its size in the header, and Pillow alone only warns of."""
+    data = bytearray(encoded(plain("L", 7), "PNG").getvalue())
+    header = b"IHDR" + struct.pack(">II", *size) + bytes(data[24:29])
+    data[12:33] = header + struct.pack(">I", zlib.crc32(header))
+    told = f"{size[0]}x{size[1]} pixels, more than 89,478,485"
+    with pytest.raises(UnreadableImage, match=told):
+        decode(io.BytesIO(data), "bomb.png")
 
 
 def test_palette_with_transparency_becomes_rgb_without_a_warning():

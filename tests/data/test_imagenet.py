@@ -97,7 +97,7 @@ def test_one_split_alone_is_partial(tmp_path):
     refuses(f"has neither {tars.TRAIN} nor a folder train", source, partial=False)
     assert list(imagenet.find(source, partial=True)) == ["validation"]
     (tmp_path / tars.VAL).unlink()
-    refuses(f"holds no ImageNet: expected {tars.TRAIN} and {tars.VAL}, or", source)
+    refuses(f"holds no ImageNet: expected {tars.TRAIN} and {tars.VAL}, the", source)
     refuses("gone is no folder", tmp_path / "gone")
 
 

@@ -67,3 +67,10 @@ def test_damaged_images_are_found_although_bytes_are_kept():
     for bad in (data[:-200], b"", b"not an image"):
         with pytest.raises(UnreadableImage, match="a.JPEG"):
             stored(bad, "a.JPEG")
+
+
+def test_an_image_longer_than_a_jpeg_can_be_is_unreadable():
+    data = encoded(Image.new("L", (1, 70_000)), "PNG")
+    for short_side in (0, 64):
+        with pytest.raises(UnreadableImage, match="1x70000 pixels, more than a JPEG's"):
+            stored(data, "a.JPEG", short_side)

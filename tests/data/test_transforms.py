@@ -1,10 +1,13 @@
 """Crops against hand-computed positions: in a ramp a value tells its place."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 
 from imagepiece_jax.data import randaugment_host, transforms
 from imagepiece_jax.data.policy import Policy
+from imagepiece_jax.data.resize import exact
 from imagepiece_jax.data.transforms import (
     CanvasTransform,
     EvalTransform,
@@ -49,6 +52,43 @@ def test_evaluation_crop_is_where_torchvision_puts_it(width, resized, left, upri
 def test_evaluation_crop_of_imagenet_sizes():
     out = EvalTransform(224)(np.zeros((375, 500, 3), np.uint8))
     assert out.shape == (224, 224, 3)
+
+
+@pytest.mark.parametrize("shape", [(8000, 1), (100_000, 1), (2, 300_000)])
+def test_the_thinnest_images_take_no_memory(shape):
+    """Resized as a whole, 1 x 100,000 pixels would be 256 x 25,600,000."""
+    image = np.full((*shape, 3), (1, 128, 254), np.uint8)
+    resized = []
+    calls = [
+        EvalTransform(224),
+        lambda image: TrainTransform(224)(image, rng()),
+        lambda image: transforms.fitted(image, 224),
+        CanvasTransform(384),
+    ]
+    with mock.patch.object(
+        transforms.resize, "exact", lambda *size: resized.append(size) or exact(*size)
+    ):
+        outs = [call(image) for call in calls]
+    assert all((out == (1, 128, 254)).all() for out in outs)
+    assert [out.shape[:2] for out in outs[:3]] == [(224, 224)] * 3
+    assert max(outs[3].shape) == 384
+    assert {min(size) * max(size) for _, *size in resized} == {256 * 32 * 256}
+
+
+@pytest.mark.parametrize("upright", [False, True])
+@pytest.mark.parametrize("longer", [0, 1, 700])
+def test_of_a_thin_image_the_middle_is_seen_where_torchvision_sees_it(longer, upright):
+    """A wave along the image; whole, it is resized as any other."""
+    length = 20 * transforms.LONGEST + longer
+    wave = 120 + 100 * np.sin(np.arange(length) / 5)
+    image = np.repeat(wave.astype(np.uint8)[None, :, None], 20, 0).repeat(3, 2)
+    whole = exact(image, 32, int(32 * length / 20))
+    left = round((whole.shape[1] - 28) / 2)
+    truth = whole[2:30, left : left + 28].astype(int)
+    out = transforms.resize_crop(image.swapaxes(0, 1) if upright else image, 28)
+    out = out.swapaxes(0, 1) if upright else out
+    # Half a pixel more or less: the wave has at most 20 grey levels a pixel.
+    assert np.abs(out - truth).max() <= (0 if longer == 0 else 14)
 
 
 def test_shrinking_averages_instead_of_skipping_pixels():

@@ -1,0 +1,163 @@
+"""TFDS's default format becomes the one that training reads; damage is named."""
+
+import json
+
+import numpy as np
+import pytest
+from tensorboardX.crc32c import crc32c
+
+from imagepiece_jax import prepare
+from imagepiece_jax.data import tfrecord
+from imagepiece_jax.data.sources import open_source
+from imagepiece_jax.errors import InputError
+from tests import tars, tfrecords
+from tests.command import call, sentence
+
+# What TFDS writes beside its files, as far as it reads it again.
+INFO = {
+    "fileFormat": "tfrecord",
+    "name": "imagenet2012",
+    "version": "5.1.0",
+    "splits": [
+        {"name": "train", "numBytes": "9", "shardLengths": ["2", "2", "1"]},
+        {"name": "validation", "numBytes": "9", "shardLengths": ["2"]},
+    ],
+}
+
+
+def images(count, split="train"):
+    names = {"train": "n01440764_{}.JPEG", "validation": "ILSVRC2012_val_{:08d}.JPEG"}
+    return [
+        (names[split].format(i + 1), 7 * i, tars.encoded(tars.photo(i)))
+        for i in range(count)
+    ]
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    """(folder, {name: file}, {split: images}) of a set as TFDS leaves it."""
+    splits = {"train": images(5), "validation": images(2, "validation")}
+    paths = tfrecords.write(tmp_path / "tfds", splits)
+    folder = next(iter(paths.values())).parent
+    (folder / "dataset_info.json").write_text(json.dumps(INFO))
+    return tmp_path / "tfds", paths, splits
+
+
+def convert(source, target, *words):
+    words = ["--source", source, "--dir", target, "--partial", *words]
+    return call(prepare.main, *words)
+
+
+@pytest.mark.parametrize(
+    "inside, processes",
+    [("", 0), ("imagenet2012", 0), ("imagenet2012/5.1.0", 0), ("", 2)],
+)
+def test_one_command_converts(prepared, tmp_path, processes, inside):
+    folder, _, splits = prepared
+    ended = convert(folder / inside, tmp_path / "new", "--processes", processes)
+    assert ended.status == 0, ended
+    for split, name in (("train", "train"), ("val", "validation")):
+        source = open_source(
+            "imagenet2012", split, num_classes=1000, data_dir=tmp_path / "new"
+        )
+        found = [
+            (source.name(i), source.read(i)[1], source.encoded(i))
+            for i in range(len(source))
+        ]
+        assert sorted(found) == sorted(splits[name])  # byte for byte
+
+
+def test_whoever_trains_on_it_is_given_the_command(prepared, tmp_path):
+    folder, _, _ = prepared
+    with pytest.raises(InputError) as caught:
+        open_source("imagenet2012", "train", num_classes=1000, data_dir=folder)
+    assert (
+        f"`python -m imagepiece_jax.prepare --source {folder} --dir ANOTHER` converts "
+        "them"
+    ) in str(caught.value)
+    told = sentence(convert(folder, folder))
+    assert told == (
+        f"--dir {folder} holds imagenet2012 in TFRECORD files: --source {folder} with "
+        "another --dir converts them"
+    )
+
+
+def cut(data):
+    return data[:-30]
+
+
+def cut_in_the_head(data):
+    return data + data[:7]
+
+
+def flip(data, place):
+    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+
+
+@pytest.mark.parametrize(
+    "damage, place, reason, processes",
+    [
+        (cut, "second", "the file ends in the middle of it", 0),
+        (cut, "second", "the file ends in the middle of it", 2),
+        (cut_in_the_head, "end", "the file ends in the middle of it", 0),
+        (lambda data: flip(data, 3), 0, "the checksum of its length is wrong", 0),
+        (lambda data: flip(data, 500), 0, "the checksum of its data is wrong", 0),
+        (lambda data: flip(data, -2), "second", "the checksum of its data is wrong", 0),
+    ],
+)
+def test_damage_is_named(prepared, tmp_path, damage, place, reason, processes):
+    folder, paths, splits = prepared
+    path = paths["imagenet2012-train.tfrecord-00001-of-00003"]
+    data = path.read_bytes()
+    path.write_bytes(damage(data))
+    if place:  # the first record: 16 bytes around an Example that holds the image
+        names = ("file_name", "label", "image")
+        name, label, image = splits["train"][2]
+        values = dict(zip(names, (name.encode(), label, image), strict=True))
+        place = len(data) if place == "end" else len(tfrecords.example(**values)) + 16
+    told = sentence(convert(folder, tmp_path / "new", "--processes", processes))
+    assert told == (
+        f"{path} is damaged in the record at byte {place:,} ({reason}): fetch or "
+        "prepare this file again"
+    )
+
+
+def test_missing_files_and_two_versions(prepared, tmp_path):
+    folder, paths, _ = prepared
+    paths["imagenet2012-train.tfrecord-00001-of-00003"].unlink()
+    told = sentence(convert(folder, tmp_path / "new"))
+    assert "holds 2 of the 3 TFRECORD files of train: number 00001 is missing" in told
+    older = folder / "imagenet2012" / "5.0.0"
+    older.mkdir()
+    for name in ("00000-of-00002", "00001-of-00002"):
+        (older / f"imagenet2012-train.tfrecord-{name}").write_bytes(b"")
+    told = sentence(convert(folder / "imagenet2012", tmp_path / "new"))
+    assert "give the folder of one" in told and "5.0.0" in told and "5.1.0" in told
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        tfrecords.example(image=b"x", label=1000, file_name=b"a.JPEG"),
+        tfrecords.example(image=b"x", file_name=b"a.JPEG"),
+        tfrecords.example(label=3),
+    ],
+)
+def test_other_records_are_refused(prepared, tmp_path, data):
+    folder, paths, _ = prepared
+    next(iter(paths.values())).write_bytes(tfrecords.record(data))
+    told = sentence(convert(folder, tmp_path / "new"))
+    assert "holds a record at byte 12 without image, file_name and a label of" in told
+    next(iter(paths.values())).write_bytes(tfrecords.record(b"\xff\xff"))
+    told = sentence(convert(folder, tmp_path / "new"))
+    assert "in the record at byte 12 (it holds no tf.train.Example)" in told
+
+
+def test_checksums():
+    assert tfrecord.crc32c(b"123456789") == 0xE3069283  # RFC 3720
+    assert tfrecord.crc32c(bytes(32)) == 0x8A9136AA
+    assert tfrecord.crc32c(b"\xff" * 32) == 0x62A8AB43
+    rng = np.random.default_rng(0)
+    for size in (*range(10), 63, 64, 65, 127, 128, 129, 5000):
+        data = rng.bytes(size)
+        assert tfrecord.crc32c(data) == crc32c(data), size
