@@ -1,7 +1,12 @@
 """How accurate are these weights? Top-1, top-5 and loss over every image of a set.
 
-python -m imagepiece_jax.evaluate --config configs/deit_ti.py --data folder:PATH \\
-    --weights FILE_OR_WORKDIR
+python -m imagepiece_jax.evaluate --weights WORKDIR
+python -m imagepiece_jax.evaluate --weights FILE --data folder:PATH \\
+    --config configs/deit_ti_imagepiece.py
+
+A run tells its model and its data, a file its sizes: --config is for the reduction of a
+file, and must agree with what the weights tell. Without it --config.FIELD=VALUE changes
+what they tell, such as --config.reduction.keep_rate=.5 of a run.
 
 With --sweep evit:keep_rate=.9,.7 --sweep tome:r=8,13 the same weights are evaluated
 with each of these reductions, beside the dense model: one table, one plot. With
@@ -19,6 +24,7 @@ from imagepiece_jax.errors import InputError
 
 CONFIG = cli.define_config()
 WEIGHTS = options.weights()
+NORMALIZATION = options.normalization()
 CHECKPOINT = options.checkpoint()
 DATA = options.data("config.data")
 RESIZE = options.resize()
@@ -40,8 +46,9 @@ OUT = flags.DEFINE_string(
 )
 
 
+@cli.completed_by_weights
 def main():
-    config, path = cli.required(CONFIG), cli.required(WEIGHTS)
+    path, normalization = cli.required(WEIGHTS), NORMALIZATION()
     from imagepiece_jax.training.record import check_writable, replace_file
 
     _check_flags()
@@ -50,12 +57,12 @@ def main():
     from imagepiece_jax import fidelity, sweep
     from imagepiece_jax.data import loader
     from imagepiece_jax.models import summary, zoo
-    from imagepiece_jax.training import checks, evaluation, parallel, setup, weights
+    from imagepiece_jax.training import evaluation, parallel, setup, weights
 
+    settings = [setting for text in SWEEP.value for setting in sweep.parse(text)]
+    config = options.model_config(CONFIG, path, normalization)
     config.data.name = DATA.value or config.data.name
     config.data.resize = RESIZE.value or config.data.resize
-    checks.check(config)
-    settings = [setting for text in SWEEP.value for setting in sweep.parse(text)]
     model, transform = setup.model(config), setup.eval_transform(config)
     source = setup.source(config, "val")
     place = loader.Placement(local_devices=len(parallel.local_devices()))

@@ -21,13 +21,16 @@ LOCK = ".lock"
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent
 
 
-def record_run(workdir, config_dict, may_change=(), extra=None, is_main=True):
+def record_run(
+    workdir, config_dict, may_change=(), extra=None, is_main=True, assumed=None
+):
     """Write `workdir/config.json` and add this start to `workdir/run.json`.
 
     `config_dict` is a nested dict of JSON values (tuples count as lists). Where the
     folder already holds a config, it must be equal in every field but those in
     `may_change`: dotted names, a group's name standing for all of its fields. 1, 1.0
     and True are three different values. The new config then replaces the old one.
+    `assumed` has the values of dotted names that an older config may lack.
 
     `extra` (library versions, devices, ...) is kept with the git revision of the code,
     which is null outside a git repository. Processes other than the main one compare
@@ -39,7 +42,11 @@ def record_run(workdir, config_dict, may_change=(), extra=None, is_main=True):
     workdir = pathlib.Path(workdir)
     text = json.dumps(config_dict, indent=2)
     if (workdir / CONFIG).exists():
-        _compare(workdir, _read(workdir / CONFIG), json.loads(text), may_change)
+        old = _flat(_read(workdir / CONFIG))
+        for name, value in (assumed or {}).items():
+            if old.get(name, "null") == "null":
+                old[name] = json.dumps(value)
+        _compare(workdir, old, _flat(json.loads(text)), may_change)
     if not is_main:
         return
     starts = _read(workdir / RUN)["starts"] if (workdir / RUN).exists() else []
@@ -189,7 +196,6 @@ def _make(workdir):
 
 
 def _compare(workdir, old, new, may_change):
-    old, new = _flat(old), _flat(new)
     for name in [*new, *(name for name in old if name not in new)]:
         before, now = old.get(name, "no such field"), new.get(name, "no such field")
         if before != now and not _allowed(name, may_change):
