@@ -7,22 +7,18 @@
 The package itself imports this file when one of its names is used.
 """
 
-import json
 import pathlib
+import warnings
 from typing import NamedTuple
 
 import numpy as np
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import image_side, optimize
-from imagepiece_jax.models import convert, summary
-from imagepiece_jax.models.recognise import recognise
-from imagepiece_jax.models.weight_files import read_state_dict
-from imagepiece_jax.models.zoo import create_model
+from imagepiece_jax.models import convert, pretrained, summary
+from imagepiece_jax.models.zoo import MODELS, create_model
 
 __all__ = ["Prediction", "Predictor", "create_model", "load", "optimize"]
-
-RUN_CONFIG = "config.json"
 
 
 def load(path, *, checkpoint="best", **fields):
@@ -32,42 +28,28 @@ def load(path, *, checkpoint="best", **fields):
     told by its tensors. A run's folder tells them by its config; `checkpoint` is "best"
     or "latest". `fields` are those of create_model that are to differ or cannot be
     told, such as reduction={"name": "evit", "keep_rate": 0.7}; another image_size
-    resizes the position embeddings. A run's model has its `class_names`. InputError for
-    what does not fit.
+    resizes the position embeddings. A run's model has its `class_names`. A file that
+    does not tell mean and std gets ImageNet's, with a warning; mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5) are those of the AugReg ViTs. InputError for what does not fit,
+    and for a field that contradicts the weights.
     """
-    path = pathlib.Path(path)
-    if path.is_dir():
-        return _of_run(path, checkpoint, fields)
-    state_dict = read_state_dict(path)
+    size = MODELS.get(str(fields.get("name")), {}) | fields
+    told = pretrained.read(path, size.get("num_heads"))
+    own = {k: v for k, v in told.reduction.items() if k not in pretrained.MODEL_FIELDS}
+    given = {"reduction": own, "class_names": pretrained.class_names(path)}
+    fields = given | told.changed(fields)
+    if "mean" not in fields:
+        warnings.warn(pretrained.untold(path, "mean=.., std=.."), stacklevel=2)
+    if told.config is not None:
+        from imagepiece_jax.training import weights  # and with it orbax
+
+        model, like = _model(fields)
+        return model, weights.load(told.path, like, which=checkpoint)
     try:
-        told = recognise(state_dict, fields.get("num_heads"))
-        model, like = _model(told | fields)
-        return model, convert.from_timm(state_dict, like, hint=False)
+        model, like = _model(fields)
     except InputError as error:
         raise InputError(f"weights file {path}: {error}") from error
-
-
-def _of_run(folder, checkpoint, fields):
-    # `weights` brings the checkpoint library with it.
-    from imagepiece_jax.training import record, weights
-
-    try:
-        config = json.loads((folder / RUN_CONFIG).read_text(encoding="utf-8"))
-        told = config["model"] | {
-            name: config[name] for name in ("image_size", "num_classes", "reduction")
-        }
-        told["class_names"] = record.class_names(folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{folder} is a folder without a run's {RUN_CONFIG} ({error!r}); allowed "
-            "are a weights file and the folder of a run"
-        ) from error
-    told["reduction"] = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in told["reduction"].items()
-    }
-    model, like = _model(told | fields)
-    return model, weights.load(folder, like, which=checkpoint)
+    return model, convert.load(told.path, like, hint=False)
 
 
 def _model(fields):
@@ -171,7 +153,7 @@ def _rgb(image):
         except Exception as error:  # Pillow reads files late and raises nearly anything
             raise InputError(f"the PIL image cannot be read: {error}") from error
     shape, dtype = getattr(image, "shape", ()), getattr(image, "dtype", None)
-    if len(shape) != 3 or shape[2] != 3 or dtype != np.uint8:
+    if len(shape) != 3 or shape[2] != 3 or 0 in shape or dtype != np.uint8:
         found = type(image).__name__ if dtype is None else f"{dtype} {list(shape)}"
         raise InputError(
             f"found {found}; allowed are paths, PIL images and uint8 arrays [H, W, 3]"

@@ -4,7 +4,7 @@ python -m imagepiece_jax.check_kernels
 python -m imagepiece_jax.check_kernels --config configs/deit_ti_imagepiece.py \\
     --weights FILE --data folder:PATH
 
-Random queries, keys and tokens; with --config and --weights also those of a model, at
+Random queries, keys and tokens; with --weights also those of a model, at
 every reduction of its plan, on the images of a set. One table: how many images were
 decided differently, and the largest gap of what was compared there, in units of what
 rounding explains (measure.near_ties). The exit status is 1 if one of them is above 1,
@@ -19,6 +19,7 @@ from imagepiece_jax.errors import InputError, RunError
 
 CONFIG = cli.define_config("the config of a model, for real inputs")
 WEIGHTS = options.weights()
+NORMALIZATION = options.normalization()
 DATA = options.data("config.data")
 RANDOM = flags.DEFINE_integer(
     "random",
@@ -33,20 +34,27 @@ BATCH = 256
 SHAPES = ((196, 6, 64), (121, 3, 64))
 
 
+@cli.completed_by_weights
 def main():
-    if (CONFIG.value is None) != (WEIGHTS.value is None):
-        raise InputError("real inputs need both --config and --weights, or neither")
+    real, normalization = WEIGHTS.value is not None, NORMALIZATION()
+    if not real and (CONFIG.value is not None or cli.overrides() or normalization):
+        raise InputError(
+            "--weights is missing: allowed without it are random inputs alone, without "
+            "--config, --mean and --std"
+        )
     from imagepiece_jax.reduction.kernels import fused
 
     device = jax.local_devices()[0]
     if lacking := fused.obstacle(device.platform):
         raise RunError(f"there is no fused reduction to check here: it needs {lacking}")
+    if real:
+        config = options.model_config(CONFIG, WEIGHTS.value, normalization)
     print(f"on {device.device_kind}; gaps over rounding, errors in last places")
     print("| inputs | dtype | rule | images | differ | largest gap | error | |")
     print("|---|---|---|---|---|---|---|---|")
     agree = [*_check_random(RANDOM.value)]
-    if CONFIG.value is not None:
-        agree += _check_real(CONFIG.value, WEIGHTS.value, DATA.value)
+    if real:
+        agree += _check_real(config, WEIGHTS.value, DATA.value)
     if not all(agree):
         raise RunError("the fused reductions differ from the plain ones: see the table")
 
@@ -112,7 +120,8 @@ def random_inputs(seed, batch, n, heads, width, dtype):
 
 def real_inputs(config, path, data, dtype):
     """The same arrays of every reduction of a model and every batch of its images."""
-    from imagepiece_jax.data import loader, mix
+    from imagepiece_jax.data import loader
+    from imagepiece_jax.data.normalize import normalize
     from imagepiece_jax.models import summary
     from imagepiece_jax.training import setup, weights
 
@@ -122,7 +131,11 @@ def real_inputs(config, path, data, dtype):
     variables = weights.load(path, summary.shapes(model, config.image_size))
     transform = setup.eval_transform(config)
     source = setup.source(config, "val")
-    run = jax.jit(lambda images: _taken(model, variables, mix.normalise(images)))
+
+    @jax.jit
+    def run(images):
+        return _taken(model, variables, normalize(images, model.mean, model.std))
+
     for batch in loader.eval_batches(source, transform, batch_size=64):
         kept = batch["mask"][0] > 0
         for arrays in run(batch["image"][0]):

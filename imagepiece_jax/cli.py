@@ -26,6 +26,7 @@ class _ConfigFlag(flags.Flag):
     """
 
     given = ()
+    overrides = ()  # typed without a config
 
     def __init__(self, help_text):
         # Commands can be imported side by side, and each of them has this flag.
@@ -44,7 +45,7 @@ class _ConfigFlag(flags.Flag):
 
     def unparse(self):
         super().unparse()
-        self.given = ()
+        self.given = self.overrides = ()
 
 
 def define_config(help_text="a config file, such as configs/quickstart.py"):
@@ -70,6 +71,20 @@ def required_configs():
     """All configs of a command that takes several: (what was typed, config) pairs."""
     required(flags.FLAGS["config"])
     return flags.FLAGS["config"].given
+
+
+def completed_by_weights(main):
+    """Decorator of a command whose --weights stand in where --config is missing.
+
+    It finds --config.FIELD=VALUE of a command line without --config in `overrides()`.
+    """
+    main.completed_by_weights = True
+    return main
+
+
+def overrides():
+    """Pairs (field, text) that were typed without a config, in order."""
+    return flags.FLAGS["config"].overrides
 
 
 def run(main):
@@ -105,13 +120,16 @@ def run(main):
             return _leave(_complain("interrupted", 128 + signal.SIGINT))
 
     logging.set_verbosity(logging.WARNING)  # libraries tell each of their steps
-    app.run(guarded, flags_parser=functools.partial(_parse, anywhere=takes_words))
+    later = getattr(main, "completed_by_weights", False)
+    parse = functools.partial(_parse, anywhere=takes_words, later=later)
+    app.run(guarded, flags_parser=parse)
 
 
-def _parse(argv, anywhere):
+def _parse(argv, anywhere, later):
     """What is left of `argv` once flags and overrides are taken; mistakes end here.
 
-    `anywhere`: flags are also read behind the first word that is none.
+    `anywhere`: flags are also read behind the first word that is none; `later`:
+    overrides without a config are kept for one.
     """
     flags.FLAGS.set_gnu_getopt(anywhere)
     try:
@@ -124,7 +142,10 @@ def _parse(argv, anywhere):
             raise InputError(
                 f"--config.{overrides[0][0]}: this command has no config; see --help"
             )
-        if overrides:
+        config = flags.FLAGS["config"] if overrides else None
+        if later and overrides and config.value is None:
+            config.overrides = tuple(overrides)
+        elif overrides:
             _override(required_configs(), overrides)
         return rest
     except BrokenPipeError:  # of --help

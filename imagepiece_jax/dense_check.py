@@ -25,6 +25,7 @@ from imagepiece_jax.errors import InputError
 
 CONFIG = cli.define_config()
 WEIGHTS = options.weights()
+NORMALIZATION = options.normalization()
 DATA = options.data()
 SWEEP = options.sweep("the methods to compare")
 IMAGES = flags.DEFINE_integer(
@@ -52,6 +53,7 @@ def main():
     path, data = cli.required(WEIGHTS), cli.required(DATA)
     if not SWEEP.value:
         raise InputError("--sweep is missing: name methods, such as --sweep tome:r=8")
+    normalization = NORMALIZATION()
     count = 100 if IMAGES.value is None else IMAGES.value
     if count < FEWEST:
         raise InputError(f"--images is {count}; allowed are {FEWEST} or more")
@@ -61,8 +63,10 @@ def main():
 
     settings = [setting for text in SWEEP.value for setting in sweep.parse(text)]
     settings = [setting for setting in settings if setting["name"] != "none"]
-    config, out = CONFIG.value, pathlib.Path(OUT.value or "runs/dense")
-    whole, *reduced = variants.variants(path, [{"name": "none"}, *settings], config)
+    out = pathlib.Path(OUT.value or "runs/dense")
+    whole, *reduced = variants.variants(
+        path, [{"name": "none"}, *settings], CONFIG.value, normalization
+    )
     images = read(data, whole, count)
     make_folder("--out", out)
     rows = []
@@ -177,11 +181,12 @@ def maps(variant, images):
 @functools.partial(jax.jit, static_argnames="model")
 def _maps(variables, images, model):
     """Maps by fill, and the patches behind each patch's token, 0 where it is gone."""
-    from imagepiece_jax.data import mix
+    from imagepiece_jax.data.normalize import normalize
     from imagepiece_jax.reduction.tokens import unmerge
 
+    images = normalize(images, model.mean, model.std)
     with jax.default_matmul_precision("highest"):  # or TF32 on GPUs
-        outputs = model.clone(trace_source=True).apply(variables, mix.normalise(images))
+        outputs = model.clone(trace_source=True).apply(variables, images)
     side = images.shape[1] // model.patch_size
     norm = dense.final_norm(variables)
     fills = [fill for fill in dense.FILLS if fill != "class" or model.class_token]

@@ -1,7 +1,12 @@
 """How accurate are these weights? Top-1, top-5 and loss over every image of a set.
 
-python -m imagepiece_jax.evaluate --config configs/deit_ti.py --data folder:PATH \\
-    --weights FILE_OR_WORKDIR
+python -m imagepiece_jax.evaluate --weights WORKDIR
+python -m imagepiece_jax.evaluate --weights FILE --data folder:PATH \\
+    --config configs/deit_ti_imagepiece.py
+
+A run tells its model and its data, a file its sizes: --config is for the reduction of a
+file, and must agree with what the weights tell. Without it --config.FIELD=VALUE changes
+what they tell, such as --config.reduction.keep_rate=.5 of a run.
 
 With --sweep evit:keep_rate=.9,.7 --sweep tome:r=8,13 the same weights are evaluated
 with each of these reductions, beside the dense model: one table, one plot. With
@@ -20,6 +25,7 @@ from imagepiece_jax.errors import InputError
 
 CONFIG = cli.define_config()
 WEIGHTS = options.weights()
+NORMALIZATION = options.normalization()
 CHECKPOINT = options.checkpoint()
 DATA = options.data("config.data")
 RESIZE = options.resize()
@@ -41,8 +47,9 @@ OUT = flags.DEFINE_string(
 )
 
 
+@cli.completed_by_weights
 def main():
-    config, path = cli.required(CONFIG), cli.required(WEIGHTS)
+    path, normalization = cli.required(WEIGHTS), NORMALIZATION()
     from imagepiece_jax.common.files import check_writable, replace_file
 
     _check_flags()
@@ -51,12 +58,12 @@ def main():
     from imagepiece_jax import fidelity, sweep
     from imagepiece_jax.data import loader
     from imagepiece_jax.models import summary, zoo
-    from imagepiece_jax.training import checks, evaluation, parallel, setup, weights
+    from imagepiece_jax.training import evaluation, parallel, setup, weights
 
+    settings = [setting for text in SWEEP.value for setting in sweep.parse(text)]
+    config = options.model_config(CONFIG, path, normalization)
     config.data.name = DATA.value or config.data.name
     config.data.resize = RESIZE.value or config.data.resize
-    checks.check(config)
-    settings = [setting for text in SWEEP.value for setting in sweep.parse(text)]
     model, transform = setup.model(config), setup.eval_transform(config)
     source = setup.source(config, "val")
     _check_classes(path, source, config.data.name)
@@ -98,12 +105,13 @@ def main():
 
 def _check_classes(path, source, data):
     """InputError where a run knows other classes; a line where nobody can tell."""
+    from imagepiece_jax.models.pretrained import class_names
     from imagepiece_jax.training import record
 
     if not pathlib.Path(path).is_dir():  # a weights file has no names
         return
     record.check_classes(path, source.class_names, data, record.SAME_CLASSES)
-    if record.class_names(path) is None or source.class_names is None:
+    if class_names(path) is None or source.class_names is None:
         unnamed = data if source.class_names is None else path
         print(f"classes are compared by number alone: {unnamed} does not name them")
 

@@ -1,7 +1,10 @@
 """How do other programs run this model? As one file that needs only JAX.
 
+python -m imagepiece_jax.export --weights WORKDIR --out model.jax
 python -m imagepiece_jax.export --config configs/deit_s_imagepiece.py \\
-    --weights FILE_OR_WORKDIR --out model.jax
+    --weights FILE --out model.jax
+
+A run tells its model, a file its sizes: see `evaluate`.
 
 The file holds the program that `imagepiece_jax.optimize` compiles, weights included,
 for any batch size, for CPUs and NVIDIA GPUs; FILE.json beside it says what goes in and
@@ -23,6 +26,7 @@ from imagepiece_jax.errors import InputError
 
 CONFIG = cli.define_config()
 WEIGHTS = options.weights()
+NORMALIZATION = options.normalization()
 CHECKPOINT = options.checkpoint()
 OUT = flags.DEFINE_string(
     "out", None, "the file to write, replaced if there", allow_override=True
@@ -31,13 +35,14 @@ OUT = flags.DEFINE_string(
 PLATFORMS = ("cpu", "cuda")
 
 
+@cli.completed_by_weights
 def main():
-    config, path = cli.required(CONFIG), cli.required(WEIGHTS)
+    path, normalization = cli.required(WEIGHTS), NORMALIZATION()
     out = pathlib.Path(cli.required(OUT))
     from imagepiece_jax.common.files import check_writable, replace_file
     from imagepiece_jax.models import summary
-    from imagepiece_jax.training import checks, setup, weights
-    from imagepiece_jax.training.record import class_names
+    from imagepiece_jax.models.pretrained import class_names
+    from imagepiece_jax.training import setup, weights
 
     for file in (out, facts_file(out)):
         check_writable("--out", file)
@@ -46,7 +51,7 @@ def main():
             "flatbuffers is not installed, and JAX writes programs with it; install "
             "it: pip install flatbuffers"
         )
-    checks.check(config)
+    config = options.model_config(CONFIG, path, normalization)
     config.model.attention, config.model.kernels = "xla", "plain"  # run on both
     model = setup.model(config).clone(class_names=class_names(path))
     variables = weights.load(
@@ -90,13 +95,12 @@ def facts(model, config):
     """What a caller of the program must know, as JSON values."""
     import jax
 
-    from imagepiece_jax.data import mix
     from imagepiece_jax.models import zoo
 
     side = config.image_size
     return {
         "input": {"shape": ["batch", side, side, 3], "dtype": "float32"},
-        "normalisation": {"pixels": "0 to 1", "mean": mix.MEAN, "std": mix.STD},
+        "normalisation": {"pixels": "0 to 1", "mean": model.mean, "std": model.std},
         "output": {"shape": ["batch", model.num_classes], "dtype": "float32"},
         "labels": model.num_classes,
         "class_names": model.class_names,

@@ -24,7 +24,7 @@ from flax import traverse_util
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import SingleDeviceSharding
 
-from imagepiece_jax.data import mix
+from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import compiler, stems, summary, zoo
 from imagepiece_jax.models.attention import resolve_backend
@@ -151,7 +151,7 @@ def forward(model):
 
     def logits(variables, images):
         if images.dtype == jnp.uint8:
-            images = mix.normalise(images)
+            images = normalize(images, model.mean, model.std)
         return model.apply(variables, images).logits
 
     return logits

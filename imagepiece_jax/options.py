@@ -1,10 +1,17 @@
 """Flags that several commands have: each is worded and bounded here once.
 
+And the config that they come to: `model_config`.
+
 Commands can be imported side by side, so a flag may be defined again. What is defined
 by a command is in its --help: this module disclaims it.
 """
 
+import pathlib
+
 from absl import flags
+
+from imagepiece_jax import cli, config_files
+from imagepiece_jax.errors import InputError
 
 flags.disclaim_key_flags()
 
@@ -15,6 +22,97 @@ def weights():
     """--weights."""
     told = "a .npz, .safetensors or .pth file, or the folder of a run"
     return flags.DEFINE_string("weights", None, told, allow_override=True)
+
+
+def normalization():
+    """--mean and --std; returns what gives both by name, or nothing."""
+    told = "of the images of --weights, in [0, 1], such as .5,.5,.5; default: as the "
+    told += "weights say, else ImageNet's"
+    holders = {
+        name: flags.DEFINE_string(name, None, told, allow_override=True)
+        for name in ("mean", "std")
+    }
+
+    def given():
+        from imagepiece_jax.models.zoo import channels
+
+        texts = {k: h.value for k, h in holders.items() if h.value is not None}
+        if len(texts) == 1:
+            raise InputError(f"--{next(iter(texts))} is alone; give --mean and --std")
+        return {
+            name: channels(f"--{name}", _numbers(text), positive=name == "std")
+            for name, text in texts.items()
+        }
+
+    return given
+
+
+def _numbers(text):
+    """ "1,2" as a tuple; the text itself where it is none."""
+    try:
+        return tuple(map(float, text.strip("() ").split(",")))
+    except ValueError:
+        return text
+
+
+def model_config(holder, path, normalization):
+    """The config of the model whose weights are at `path`.
+
+    holder: of --config, which must agree with what the weights tell. Without one it is
+    the run's own, or for a file configs/base.py with what its tensors tell, and
+    overrides change it: a reduction, an image size, but not what the weights decide.
+    normalization: what --mean and --std gave. InputError for the first contradiction.
+    """
+    from imagepiece_jax.models import pretrained
+    from imagepiece_jax.training import checks, setup
+
+    config = holder.value
+    if config is not None:
+        checks.check(config)
+        setup.model(config)  # its own mistakes first
+        told = pretrained.read(path, pretrained.heads(config.to_dict()))
+        told.under(config.to_dict())
+    else:
+        told = pretrained.read(path)
+        config = _config_of(told)
+        for field, text in cli.overrides():
+            config_files.override(config, field, text)
+        checks.check(config)
+    asked = pretrained.model_fields(config.to_dict()) | normalization
+    fields = told.changed(asked, pretrained.in_config)
+    if "mean" not in fields:
+        print(f"note: {pretrained.untold(path)}", flush=True)
+    with config.unlocked():
+        for name, usual in pretrained.IMAGENET.items():
+            config.model[name] = fields.get(name, usual)
+    return config
+
+
+def _config_of(told):
+    """The ConfigDict of a Pretrained: its run's, or base.py with what tensors tell."""
+    base = pathlib.Path(__file__).resolve().parent.parent / "configs" / "base.py"
+    if not base.is_file():  # installed without the repository
+        raise InputError(
+            "--config is missing: a config file, such as configs/deit_s.py of the "
+            "repository"
+        )
+    from imagepiece_jax.measure import device
+
+    config = config_files.load(base)
+    own = told.config
+    if own is None:
+        own = {k: told.fields[k] for k in ("image_size", "num_classes")}
+        model = {k: v for k, v in told.fields.items() if k not in own}
+        own["model"] = model | {"dtype": device.fast_dtype()}
+    with config.unlocked():
+        config.update(_with_tuples(own))
+    return config
+
+
+def _with_tuples(tree):
+    if isinstance(tree, dict):
+        return {name: _with_tuples(value) for name, value in tree.items()}
+    return tuple(tree) if isinstance(tree, list) else tree
 
 
 def checkpoint():

@@ -5,11 +5,9 @@ plain JAX, so that every decision can be seen, and is that of the definitions.
 """
 
 import dataclasses
-import pathlib
 from typing import Any
 
 from imagepiece_jax import sweep
-from imagepiece_jax.errors import InputError
 from imagepiece_jax.experiments import subjects
 from imagepiece_jax.models.vit import ViT
 
@@ -32,16 +30,14 @@ class Variant:
     untrained: bool
 
 
-def variants(path, settings=(), config=None):
+def variants(path, settings=(), config=None, normalization=None):
     """A Variant for each of `settings`, of the weights file or run at `path`.
 
     settings: dicts as from `sweep.parse`; none: the reduction of `config`, or of the
-    run, or none at all. Sizes and stem are told by `config`; without one by the run, or
-    by the shapes in the file. InputError for what does not fit.
+    run, or none at all. Sizes and stem are told by the run, or by the shapes in the
+    file; normalization: see `subjects.of`. InputError for what does not fit.
     """
-    if not pathlib.Path(path).exists():
-        raise InputError(f"weights {path}: no such file or folder")
-    subject = subjects.of(path, config, dtype="float32")
+    subject = subjects.of(path, config, "float32", normalization)
     if not settings:
         own = subject.reduction
         return [_variant(subject, own, sweep.label(subjects.changed(own)))]

@@ -25,6 +25,7 @@ from imagepiece_jax.errors import InputError
 
 CONFIG = cli.define_config()
 WEIGHTS = options.weights()
+NORMALIZATION = options.normalization()
 SWEEP = options.sweep("these methods instead of the config's")
 OUT = flags.DEFINE_string(
     "out",
@@ -44,14 +45,15 @@ def main(words):
     path = cli.required(WEIGHTS)
     files, out = found(words), pathlib.Path(OUT.value or "runs/visualize")
     blocks = _numbers("--blocks", BLOCKS.value)
+    normalization = NORMALIZATION()
     from imagepiece_jax import sweep, variants
     from imagepiece_jax.common.files import make_folder, replace_file
     from imagepiece_jax.gallery import page, provenance
     from imagepiece_jax.gallery.trace import trace
-    from imagepiece_jax.training.record import class_names
+    from imagepiece_jax.models.pretrained import class_names
 
     settings = [setting for text in SWEEP.value for setting in sweep.parse(text)]
-    shown = variants.variants(path, settings, CONFIG.value)
+    shown = variants.variants(path, settings, CONFIG.value, normalization)
     _check_blocks(blocks, len(shown[0].model.plan))
     images, names = read(files, shown[0].image_size)
     for folder in (out, out / FIGURES):

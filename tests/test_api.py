@@ -9,14 +9,15 @@ from PIL import Image
 
 import imagepiece_jax
 from imagepiece_jax import api
-from imagepiece_jax.data import mix
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import convert
+from imagepiece_jax.models.vit import MEAN, STD
 from tests.command import start
 from tests.models import tiny
 from tests.runs import ROOT
 
 HEADS = {"num_heads": tiny.HEADS}
+TOLD = HEADS | {"mean": MEAN, "std": STD}  # what tensors do not tell
 NAMES = [f"class {i}" for i in range(tiny.CLASSES)]
 
 
@@ -64,7 +65,7 @@ def test_what_it_has_not_is_an_attribute_error():
 
 
 def test_load_tells_the_model_by_its_tensors(trained, weights_file):
-    model, variables = imagepiece_jax.load(weights_file, **HEADS)
+    model, variables = imagepiece_jax.load(weights_file, **TOLD)
     assert model == trained[0]
     np.testing.assert_array_equal(
         variables["params"]["blocks_0"]["attn"]["k"]["kernel"],
@@ -75,7 +76,7 @@ def test_load_tells_the_model_by_its_tensors(trained, weights_file):
 def test_load_takes_a_reduction_and_another_size(weights_file):
     reduction = {"name": "tome", "r": 4}
     model, variables = imagepiece_jax.load(
-        weights_file, reduction=reduction, image_size=32, gelu="tanh", **HEADS
+        weights_file, reduction=reduction, image_size=32, gelu="tanh", **TOLD
     )
     assert [model.plan[0].attn_tokens, model.plan[0].mlp_tokens] == [65, 61]
     assert variables["params"]["pos_embed"].shape == (1, 65, tiny.WIDTH)
@@ -131,7 +132,7 @@ def test_predictions_of_arrays_pictures_and_files(
     Image.fromarray(pictures[2]).save(tmp_path / "2.png")
     images = [pictures[0], Image.fromarray(pictures[1]), tmp_path / "2.png"]
     model, variables = trained
-    normalised = (pictures / 255 - np.array(mix.MEAN)) / np.array(mix.STD)
+    normalised = (pictures / 255 - np.array(MEAN)) / np.array(STD)
     images_in = jnp.asarray(normalised, jnp.float32)
     logits = np.asarray(tiny.jit(model.apply)(variables, images_in).logits, float)
     odds = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
@@ -210,8 +211,8 @@ def changed(weights_file, *names, **others):
         ([], {"pos_embed": np.zeros(3)}, HEADS, r"tensor pos_embed is of \(3,\); a D"),
         ([], {"pos_embed": np.zeros((1, 24, 30))}, HEADS, "has 24 rows; allowed are a"),
         ([], {}, {}, "the tokens are 30 wide, not a multiple of 64, so the number"),
-        ([], {"extra": np.zeros(3)}, HEADS, "tensor extra of shape .* is left over"),
-        ([], {}, HEADS | {"depht": 2}, "config.model.depht is not a field"),
+        ([], {"extra": np.zeros(3)}, TOLD, "tensor extra of shape .* is left over"),
+        ([], {}, TOLD | {"depht": 2}, "config.model.depht is not a field"),
     ],
 )
 def test_weights_that_are_none_of_ours(
@@ -230,5 +231,5 @@ def test_a_folder_that_is_no_run(tmp_path):
 
 
 def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(InputError, match="w.npz does not exist"):
+    with pytest.raises(InputError, match="weights .*w.npz: no such file or folder"):
         imagepiece_jax.load(tmp_path / "w.npz")

@@ -61,8 +61,10 @@ def test_no_kernels_end_with_status_1(monkeypatch):
     "words, told",
     [
         (["--random=0"], "--random=0: 0 is not a positive integer"),
-        (["--weights=a.npz"], "both --config and --weights"),
-        (["--config=configs/deit_ti.py"], "both --config and --weights"),
+        (["--weights=a.npz"], "weights a.npz: no such file or folder"),
+        (["--config=configs/deit_ti.py"], "--weights is missing: allowed without it"),
+        (["--mean=0,0,0", "--std=1,1,1"], "--weights is missing: allowed without it"),
+        (["--mean=0,0,0"], "--mean is alone; give --mean and --std"),
     ],
 )
 def test_wrong_flags_are_told(words, told):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from configs import quickstart
 from imagepiece_jax import describe, doctor, evaluate
-from imagepiece_jax.data import mix
+from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.models import convert
 from imagepiece_jax.training import setup, weights
 from tests.command import call, sentence, start
@@ -139,7 +139,10 @@ def by_hand(model_and_variables, pixels, labels):
     model, variables = model_and_variables
     forward = jax.jit(lambda image: model.apply(variables, image).logits)
     logits = np.stack(
-        [np.asarray(forward(mix.normalise(image[None])))[0] for image in pixels]
+        [
+            np.asarray(forward(normalize(image[None], model.mean, model.std)))[0]
+            for image in pixels
+        ]
     ).astype(np.float64)
     own = logits[np.arange(len(labels)), labels][:, None]
     place = (logits > own).sum(axis=1)
@@ -295,7 +298,7 @@ def test_evaluate_resizes_only_where_asked(tmp_path, weights_file):
             "--sweep and --optimized are both given; allowed is one",
         ),
         (["--weights=w.npz", "--gelu=tanh"], "--gelu is of the optimised program: add"),
-        (["--weights=."], "holds no checkpoint"),
+        (["--weights=."], ". is a folder without a run's config.json"),
         (["--weights=w.npz", "--checkpoint=first"], "flag --checkpoint=first: value"),
         (
             ["--weights=w.npz", "--data=digit"],
@@ -317,10 +320,10 @@ def test_evaluate_resizes_only_where_asked(tmp_path, weights_file):
     ],
 )
 def test_evaluate_finds_mistakes_before_anything_else(
-    tmp_path, monkeypatch, words, told
+    tmp_path, monkeypatch, weights_file, words, told
 ):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "w.npz").write_bytes(b"")
+    (tmp_path / "w.npz").write_bytes(weights_file.read_bytes())
     assert told in sentence(call(evaluate.main, *TINY, *words))
     assert sorted(tmp_path.iterdir()) == [tmp_path / "w.npz"]
 

@@ -10,8 +10,8 @@ import pytest
 
 from configs import quickstart
 from imagepiece_jax import export
-from imagepiece_jax.data import mix
 from imagepiece_jax.models import convert, zoo
+from imagepiece_jax.models.vit import MEAN, STD
 from tests.command import call, sentence
 from tests.models import tiny
 from tests.runs import ROOT
@@ -78,8 +78,8 @@ def test_it_runs_without_this_package(model, weights_file, tmp_path):
     told = json.loads((tmp_path / "model.jax.json").read_text())
     assert told["input"] == {"shape": ["batch", 16, 16, 3], "dtype": "float32"}
     assert told["output"]["shape"] == ["batch", 10] and told["labels"] == 10
-    assert told["normalisation"]["mean"] == list(mix.MEAN)
-    assert told["normalisation"]["std"] == list(mix.STD)
+    assert told["normalisation"]["mean"] == list(MEAN)
+    assert told["normalisation"]["std"] == list(STD)
     assert told["method"]["name"] == "imagepiece"
     assert told["platforms"] == ["cpu", "cuda"]
     assert told["gmacs"] == pytest.approx(zoo.model_macs(model, 16) / 1e9)

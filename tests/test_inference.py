@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from imagepiece_jax import inference
-from imagepiece_jax.data import mix
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.models.vit import MEAN, STD
 from tests.models import tiny
 
 QUICK = {"xla_backend_optimization_level": 0}
@@ -74,7 +74,7 @@ def test_pixels_in_bfloat16_with_another_gelu(for_pixels):
     """uint8 images; against float32 on images normalised by hand."""
     model, variables, fast = for_pixels
     pixels = np.random.default_rng(1).integers(0, 256, (3, tiny.SIDE, tiny.SIDE, 3))
-    normalised = (pixels / 255 - np.array(mix.MEAN)) / np.array(mix.STD)
+    normalised = (pixels / 255 - np.array(MEAN)) / np.array(STD)
     tanh = model.clone(gelu="tanh")
     images = jnp.asarray(normalised, jnp.float32)
     want = np.asarray(tiny.jit(tanh.apply)(variables, images).logits)

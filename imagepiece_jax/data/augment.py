@@ -11,8 +11,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from imagepiece_jax.data import mix
 from imagepiece_jax.data.crop import random_resized_crop
+from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.data.policy import Policy
 from imagepiece_jax.data.randaugment import randaugment
 
@@ -48,15 +48,15 @@ class Augment:
         return self != Augment()
 
 
-def device(images, augment, keys=None, extent=None):
+def device(images, augment, mean, std, keys=None, extent=None):
     """A batch as the network sees it but for mixing: cropped, augmented, normalised.
 
     images: uint8 [B, S, S, 3], or canvases [B, C, C, 3] with their `extent`, int32
-    [B, 2], where `augment.crop` is set. keys: [B], one an image, or None where
-    `augment` draws nothing. -> float32 [B, S, S, 3]
+    [B, 2], where `augment.crop` is set. mean, std: of the model, see `normalize`. keys:
+    [B], one an image, or None where `augment` draws nothing. -> float32 [B, S, S, 3]
     """
     if not augment.draws:
-        return mix.normalise(images)
+        return normalize(images, mean, std)
     crop_keys, flip_keys, op_keys, erase_keys = jax.vmap(
         lambda key: jax.random.split(key, 4), out_axes=1
     )(keys)
@@ -67,7 +67,7 @@ def device(images, augment, keys=None, extent=None):
             images = flip(images, flip_keys)
     if augment.policy is not None:
         images = randaugment(images, op_keys, augment.policy)
-    images = mix.normalise(images)
+    images = normalize(images, mean, std)
     if augment.erase_prob > 0:
         images = random_erasing(images, erase_keys, augment.erase_prob)
     return images

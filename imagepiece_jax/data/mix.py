@@ -1,32 +1,12 @@
 """How do a batch and its targets become what the loss sees, on the device?
 
-Normalised pixels, smoothed targets, and mixup and cutmix with one draw a batch (DeiT's
-recipe). Pure functions; all draws come from the key that is passed in.
+Smoothed targets, and mixup and cutmix with one draw a batch (DeiT's recipe). Pure
+functions; all draws come from the key that is passed in.
 """
 
 import jax
 import jax.numpy as jnp
 from flax import struct
-
-MEAN = (0.485, 0.456, 0.406)  # ImageNet, RGB, of pixels in [0, 1]
-STD = (0.229, 0.224, 0.225)
-
-
-def normalise(images, mean=MEAN, std=STD):
-    """Pixels less `mean`, over `std`. uint8 [..., 3] -> float32 [..., 3]."""
-    channels = (1,) * (images.ndim - 1) + (3,)
-    mean = jnp.asarray(mean, jnp.float32).reshape(channels)
-    std = jnp.asarray(std, jnp.float32).reshape(channels)
-    return (images.astype(jnp.float32) / 255 - mean) / std
-
-
-def to_pixels(images, mean=MEAN, std=STD):
-    """`normalise` taken back, clipped to what a pixel can be. -> uint8 [..., 3]."""
-    channels = (1,) * (images.ndim - 1) + (3,)
-    mean = jnp.asarray(mean, jnp.float32).reshape(channels)
-    std = jnp.asarray(std, jnp.float32).reshape(channels)
-    values = 255 * (images.astype(jnp.float32) * std + mean)
-    return jnp.round(jnp.clip(values, 0, 255)).astype(jnp.uint8)
 
 
 def soft_targets(labels, num_classes, smoothing):

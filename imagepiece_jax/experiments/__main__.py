@@ -43,6 +43,7 @@ CONFIG = cli.define_config(
     "a config file: of --weights that do not tell it, of --small's runs"
 )
 WEIGHTS = options.weights()
+NORMALIZATION = options.normalization()
 RUNS = flags.DEFINE_string("runs", None, "a folder of trained runs, one a model")
 SMALL = flags.DEFINE_bool("small", False, "fine-tune --weights for every model")
 SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "of --small's runs")
@@ -155,14 +156,17 @@ def _lab(stack, names, numbers):
         raise InputError(
             f"--small: {lacking[0]} trains nothing; allowed are {', '.join(TRAINS)}"
         )
-    dtype = DTYPE.value or device.fast_dtype()
+    dtype, normalization = DTYPE.value or device.fast_dtype(), NORMALIZATION()
+    if normalization and RUNS.value:
+        raise InputError("--mean and --std are of --weights; runs tell their own")
     out = pathlib.Path(OUT.value or "runs/experiments")
     subject = trained = small = None
     if RUNS.value:
         trained = tuple(subjects.runs(RUNS.value, dtype))
     elif names != ["throughput"]:
         path = cli.required(WEIGHTS)
-        subject = subjects.of(path, None if SMALL.value else CONFIG.value, dtype)
+        config = None if SMALL.value else CONFIG.value
+        subject = subjects.of(path, config, dtype, normalization)
     if SMALL.value:
         small, subject = _small(subject, out / "small", numbers["seeds"], dtype), None
     points = stack.enter_context(
@@ -249,9 +253,9 @@ def _small(subject, folder, seeds, dtype):
     config.data.resize = RESIZE.value or config.data.resize
     config.data.workers = READERS.value
     config.data.threads = 2 if READERS.value else 0
-    for name in ("stem", "class_token"):
+    for name in ("stem", "class_token", "mean", "std"):
         value = config.model[name]
-        if CONFIG.value is None:
+        if CONFIG.value is None or value is None:
             config.model[name] = subject.fields.get(name, value)
         elif value != subject.fields.get(name, value):
             raise InputError(

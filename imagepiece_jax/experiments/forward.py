@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from imagepiece_jax.data import mix
+from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.training import parallel
 from imagepiece_jax.training.metrics import correct_at
 from imagepiece_jax.training.randomness import Purpose, sample_keys
@@ -14,14 +14,14 @@ def compiled(model, measure, alter=None, seed=0):
     """A step for `each_image`: (replicated variables, batch) -> arrays [devices, m].
 
     measure(outputs, batch) -> {name: [m, ...]} of one device's images; alter(images,
-    batch) changes the normalised images [m, S, S, 3] before the model sees them. A
-    reducer that draws does so by (seed, index): the same in every pass.
+    batch, model) changes the normalized images [m, S, S, 3] before the model sees them.
+    A reducer that draws does so by (seed, index): the same in every pass.
     """
 
     def step(variables, batch):
         keys = {"reducer": sample_keys(seed, 0, batch["index"], Purpose.REDUCER_EVAL)}
-        images = mix.normalise(batch["image"])
-        images = images if alter is None else alter(images, batch)
+        images = normalize(batch["image"], model.mean, model.std)
+        images = images if alter is None else alter(images, batch, model)
         return measure(model.apply(variables, images, keys=keys), batch)
 
     return parallel.pmap(step)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imagepiece_jax.data import mix
+from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.experiments import published, render, statistics, table1, table2
 from imagepiece_jax.experiments.compare import DENSE, find, form
 
@@ -132,24 +132,25 @@ def corners_of(index, count, seed, side, grid=False):
     return found.reshape(*np.shape(index), count, 2)
 
 
-def cover(images, batch, fill="mean"):
-    """Normalised images [m, S, S, 3] with the squares of batch["corners"] covered.
+def cover(images, batch, model, fill="mean"):
+    """Normalized images [m, S, S, 3] with the squares of batch["corners"] covered.
 
-    fill: "mean" (0), "black", or "noise" of a normalised image's size, by the index.
+    fill: "mean" (0), "black", or "noise" of a normalized image's size, by the index.
+    model: tells how they are normalized.
     """
     place = jnp.arange(images.shape[1])[None, None, None, :]
     corner = batch["corners"][..., None]  # [m, count, 2, 1]
     within = (place >= corner) & (place < corner + SIDE)
     rows, columns = within[:, :, 0, :, None], within[:, :, 1, None, :]
     covered = jnp.any(rows & columns, axis=1)[..., None]
-    return jnp.where(covered, _shown(images, batch["index"], fill), images)
+    return jnp.where(covered, _shown(images, batch["index"], model, fill), images)
 
 
-def _shown(images, index, fill):
+def _shown(images, index, model, fill):
     if fill == "mean":
         return jnp.zeros_like(images)
     if fill == "black":
-        return mix.normalise(jnp.zeros(images.shape, jnp.uint8))
+        return normalize(jnp.zeros(images.shape, jnp.uint8), model.mean, model.std)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), index)
     draw = functools.partial(jax.random.normal, shape=images.shape[1:])
     return jax.vmap(draw)(keys)

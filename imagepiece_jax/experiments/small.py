@@ -17,6 +17,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.experiments import matching, subjects
 from imagepiece_jax.models import summary
 from imagepiece_jax.reduction import methods
+from imagepiece_jax.training import setup
 from imagepiece_jax.training.loop import train_and_evaluate
 from imagepiece_jax.training.record import other_class
 
@@ -69,8 +70,7 @@ class Small:
     def _trained(self, reduction, stem, seed):
         start = self._start(stem, seed)
         config = self._prepared(reduction, stem, seed)
-        model = subjects.of(start, config).model()
-        names = summary.shapes(model, config.image_size)["params"]
+        names = summary.shapes(setup.model(config), config.image_size)["params"]
         config.init.weights = str(start)
         if any(name.startswith("reducer") for name in names):
             config.init.fresh = ("reducer",)

@@ -1,6 +1,6 @@
 """Which trained model is asked? A weights file or the folder of a run, and its fields.
 
-The model is told by a run's config.json, by --config, or by the shapes of the tensors.
+The weights tell the model (models.pretrained), --config what a file does not say.
 Of a run it is always the last checkpoint: the best one was chosen on the images that
 the figures are about.
 """
@@ -8,8 +8,6 @@ the figures are about.
 import dataclasses
 import functools
 import hashlib
-import inspect
-import json
 import pathlib
 from typing import Any
 
@@ -17,16 +15,11 @@ import jax
 import numpy as np
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import summary, zoo
-from imagepiece_jax.models.recognise import recognise
-from imagepiece_jax.models.weight_files import read_state_dict
-from imagepiece_jax.reduction import methods
+from imagepiece_jax.models import pretrained, summary, zoo
+from imagepiece_jax.models.pretrained import DENSE, MODEL_FIELDS, completed
 from imagepiece_jax.training import weights
-from imagepiece_jax.training.record import CONFIG
 
-DENSE = {"name": "none"}
-# What a reduction may name beside the fields of its method's recipe.
-MODEL_FIELDS = ("prop_attn",)
+__all__ = ["DENSE", "MODEL_FIELDS", "Subject", "changed", "completed", "of", "runs"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -108,22 +101,6 @@ class Subject:
         return self.fields["stem"]
 
 
-def completed(reduction):
-    """All fields that decide what a reduction does, with the recipe's defaults."""
-    given = dict(reduction or DENSE)
-    name = given.pop("name", "none")
-    method = methods.find(name, **{k: given[k] for k in given if k not in MODEL_FIELDS})
-    defaults = {
-        parameter.name: parameter.default
-        for parameter in inspect.signature(method.recipe).parameters.values()
-        if parameter.default is not inspect.Parameter.empty
-    }
-    meant = {field: method.model_fields.get(field, False) for field in MODEL_FIELDS}
-    known = {k: v for k, v in given.items() if k in defaults or k in MODEL_FIELDS}
-    known = {k: tuple(v) if isinstance(v, list) else v for k, v in known.items()}
-    return {"name": name, **meant, **defaults, **known}
-
-
 def changed(reduction, usual=None):
     """`reduction` with those fields alone that differ from `usual`.
 
@@ -134,74 +111,57 @@ def changed(reduction, usual=None):
     return {k: v for k, v in whole.items() if k == "name" or v != usual.get(k)}
 
 
-def of(path, config=None, dtype=None):
+def of(path, config=None, dtype=None, normalization=None):
     """The Subject of a weights file or a run's folder.
 
-    `config` tells the model where it is given, `dtype` what its layers compute in.
-    InputError where the model cannot be told, or the weights do not fit it.
+    `config` tells what a file does not, `dtype` what the layers compute in,
+    `normalization` the mean and std of the images. InputError where the model cannot be
+    told, or one of these contradicts the weights.
     """
-    path = pathlib.Path(path)
-    if config is not None:
-        config = config.to_dict()
-    elif path.is_dir():
-        config = _config_of_run(path)
+    config = None if config is None else config.to_dict()
+    told = _told(path, config)
+    if config is None:
+        fields, reduction = told.fields, told.reduction
+        seed = (told.config or {}).get("seed", 0)
     else:
-        told = recognise_file(path)
-        config = {name: told.pop(name) for name in ("image_size", "num_classes")}
-        config |= {"model": told, "reduction": DENSE, "seed": 0}
-    fields = config["model"] | {
-        name: config[name] for name in ("image_size", "num_classes")
-    }
+        fields, reduction = told.under(config)
+        seed = config["seed"]
+    fields = dict(told.changed(fields | (normalization or {})))
+    if "mean" not in fields:
+        print(f"note: {pretrained.untold(path)}", flush=True)
+        fields |= pretrained.IMAGENET
     # Of training, of the device, or of the method; the rest makes the model.
     for name in ("drop_path_rate", "trace_source", "kernels", "prop_attn"):
         fields.pop(name, None)
-    reduction = {k: v for k, v in config["reduction"].items() if v is not None}
-    if config["model"].get("prop_attn") is not None:
-        reduction["prop_attn"] = config["model"]["prop_attn"]
     subject = Subject(
-        path=path,
+        path=told.path,
         fields=fields | ({"dtype": dtype} if dtype else {}),
         reduction=completed(reduction),
-        seed=config["seed"],
+        seed=seed,
     )
     subject.model()  # fields that make no model are a mistake, told now
     return subject
 
 
-def recognise_file(path):
-    """Fields of the model that a weights file is for; InputError if they are unclear.
-
-    Sizes whose heads are not of 64 channels need a config.
-    """
-    state = read_state_dict(path)
+def _told(path, config):
+    """What the weights tell; sizes whose heads are not of 64 channels need a config."""
     try:
-        return recognise(state)
+        return pretrained.read(path, pretrained.heads(config))
     except InputError as error:
-        hint = "name the model by --config"
-        raise InputError(f"weights file {path}: {error}; or {hint}") from error
+        if config is None and "num_heads=.." in str(error):
+            raise InputError(f"{error}; or name the model by --config") from error
+        raise
 
 
 def runs(folder, dtype=None):
     """Subjects of all runs in `folder`, by name. InputError if there are none."""
-    found = sorted(pathlib.Path(folder).glob(f"*/{CONFIG}"))
+    found = sorted(pathlib.Path(folder).glob(f"*/{pretrained.RUN_CONFIG}"))
     if not found:
         raise InputError(
             f"--runs {folder} holds no run; allowed is a folder whose folders are runs "
             "of train.py"
         )
     return [of(path.parent, dtype=dtype) for path in found]
-
-
-def _config_of_run(folder):
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        needed = ("model", "reduction", "image_size", "num_classes", "seed")
-        return {name: config[name] for name in needed}
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f"--weights {folder} is a folder without a run's {CONFIG} ({error!r}); "
-            "allowed are a weights file and the folder of a run"
-        ) from error
 
 
 def _shapes(tree):

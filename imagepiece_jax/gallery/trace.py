@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from imagepiece_jax.data import mix
+from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.models.block import Block
 from imagepiece_jax.reduction.tokens import DROPPED, Mixing, compose
 
@@ -138,10 +138,11 @@ def _run(variables, images, model):
         attention.append(taps.cls_attn)
         return x, taps
 
+    images = normalize(images, model.mean, model.std)
     listen = ask if model.class_token else (lambda call, args, kw, _: call(*args, **kw))
     # All of float32: GPUs would round the factors of products, and near ties differ.
     with jax.default_matmul_precision("highest"), nn.intercept_methods(listen):
-        outputs = model.apply(variables, mix.normalise(images))
+        outputs = model.apply(variables, images)
     decisions = []
     for result in outputs.results:
         if isinstance(result, Mixing):

@@ -16,6 +16,9 @@ from imagepiece_jax.reduction import moving, tokens
 from imagepiece_jax.reduction.schedule import Counts, LayerPlan
 from imagepiece_jax.reduction.tokens import Taps, TokenState
 
+MEAN = (0.485, 0.456, 0.406)  # ImageNet's, RGB, of pixels in [0, 1]
+STD = (0.229, 0.224, 0.225)
+
 
 @struct.dataclass
 class Outputs:
@@ -61,8 +64,9 @@ class ViT(nn.Module):
     decide alike, but leave scores and features out of `taps`.
     Without `class_token` the head reads the mean over patches (each token counts by its
     size). Parameters are float32, the arithmetic of the layers is in `dtype`; scores,
-    softmax and logits are float32. `class_names` are for whoever reads the logits: a
-    name, or None, for each class.
+    softmax and logits are float32. `mean` and `std` are those of the images that it was
+    trained on: who hands it pixels normalizes with them first (data.normalize).
+    `class_names` are for whoever reads the logits: a name, or None, for each class.
     """
 
     plan: tuple[LayerPlan, ...]
@@ -74,6 +78,8 @@ class ViT(nn.Module):
     stem: str = "patch"
     gelu: str = "exact"
     class_token: bool = True
+    mean: tuple[float, float, float] = MEAN
+    std: tuple[float, float, float] = STD
     drop_path_rate: float = 0.0
     prop_attn: bool = False
     trace_source: bool = False
@@ -90,7 +96,7 @@ class ViT(nn.Module):
 
     @nn.compact
     def __call__(self, images, train=False, keys=None):
-        """images [B, H, W, 3], normalised -> Outputs.
+        """images [B, H, W, 3], normalized by `mean` and `std` -> Outputs.
 
         `keys`: {"drop_path": [B] keys, "reducer": [B] keys}, one a sample; drop path
         needs its in training, reducers that draw take theirs in evaluation too (fixed

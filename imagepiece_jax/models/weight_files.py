@@ -6,12 +6,14 @@ that a state dict is made of, so reading a file never runs code that came with i
 """
 
 import collections
+import json
 import pathlib
 import pickle
 import zipfile
 
 import jax.numpy as jnp
 import numpy as np
+import safetensors
 import safetensors.numpy
 
 from imagepiece_jax.errors import InputError
@@ -33,6 +35,8 @@ _STORAGE_DTYPES = {
 _OLD_TORCH_MAGIC = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
 # Training scripts save weights beside optimiser and epoch, under one of these names.
 _WRAPPERS = ("model", "state_dict")
+# What a file may tell of its images beside the tensors: three numbers each.
+_NORMALIZATION = ("mean", "std")
 
 
 def read_state_dict(path) -> dict[str, np.ndarray]:
@@ -43,17 +47,42 @@ def read_state_dict(path) -> dict[str, np.ndarray]:
     missing, of an unknown kind, damaged, truncated, or anything but named tensors.
     """
     path = pathlib.Path(path)
-    reader = _READERS.get(path.suffix.lower())
+    content = _named_tensors(path, _guarded(path, _READERS))
+    return {k: v for k, v in content.items() if k not in _NORMALIZATION}
+
+
+def read_normalization(path):
+    """{"mean": .., "std": ..} of the images that a weights file is for; {}: untold.
+
+    A .npz file tells them as arrays of these names, a .safetensors file as JSON lists
+    in its metadata, PyTorch's do not. InputError as `read_state_dict`, and for one of
+    the two without the other.
+    """
+    path = pathlib.Path(path)
+    readers = dict.fromkeys(_READERS, lambda _: {})
+    readers |= {".npz": _npz_normalization, ".safetensors": _safetensors_normalization}
+    told = _guarded(path, readers)
+    if len(told) == 1:
+        raise InputError(
+            f"weights file {path} tells {next(iter(told))} alone; allowed are mean and "
+            "std, or neither"
+        )
+    return told
+
+
+def _guarded(path, readers):
+    """What the reader for this ending makes of a file; its failures are InputErrors."""
+    reader = readers.get(path.suffix.lower())
     if reader is None:
         raise InputError(
             f"weights file {path} ends in {path.suffix!r}: only "
-            f"{', '.join(_READERS)} can be read"
+            f"{', '.join(readers)} can be read"
         )
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "does not exist"
         raise InputError(f"weights file {path} {found}")
     try:
-        content = reader(path)
+        return reader(path)
     except InputError:
         raise
     except OSError as error:
@@ -64,7 +93,6 @@ def read_state_dict(path) -> dict[str, np.ndarray]:
             f"weights file {path} is damaged, truncated or no {path.suffix} file: "
             f"{reason}"
         ) from error
-    return _named_tensors(path, content)
 
 
 def _named_tensors(path, content):
@@ -97,6 +125,17 @@ def _read_npz(path):
         if not isinstance(archive, np.lib.npyio.NpzFile):
             return archive
         return {name: archive[name] for name in archive.files}
+
+
+def _npz_normalization(path):
+    with np.load(path, allow_pickle=False) as archive:
+        return {k: archive[k].tolist() for k in _NORMALIZATION if k in archive}
+
+
+def _safetensors_normalization(path):
+    with safetensors.safe_open(path, framework="numpy") as file:
+        told = file.metadata() or {}
+        return {k: json.loads(told[k]) for k in _NORMALIZATION if k in told}
 
 
 def _read_torch(path):

@@ -1,6 +1,8 @@
 """Which models are there? Names to fields, and fields to a model."""
 
-from collections.abc import Mapping
+import math
+import numbers
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.attention import resolve_backend
 from imagepiece_jax.models.block import GELUS
 from imagepiece_jax.models.stems import STEMS
-from imagepiece_jax.models.vit import ViT, kernel_of
+from imagepiece_jax.models.vit import MEAN, STD, ViT, kernel_of
 from imagepiece_jax.reduction import flops, methods, schedule
 from imagepiece_jax.reduction.kernels import fused
 
@@ -21,6 +23,7 @@ MODELS = {
 }
 KERNELS = ("plain", "fused", "auto")  # of reductions
 DTYPES = ("float32", "bfloat16", "float16")
+MLP_RATIO = 4.0  # of all models by name
 
 
 def create_model(
@@ -32,6 +35,8 @@ def create_model(
     stem="patch",
     gelu="exact",
     class_token=True,
+    mean=None,
+    std=None,
     masked=False,
     dtype="float32",
     attention="auto",
@@ -48,10 +53,11 @@ def create_model(
     `fields` override the size that the name stands for: patch_size, embed_dim, depth,
     num_heads, mlp_ratio; None leaves it. `prop_attn` None: as the reduction is meant
     (ToMe: with proportional attention, the others: without). Without `class_token` the
-    head reads the mean over patches. `masked` gives the model that training uses:
-    methods that train with a mask keep all tokens there; for the others it is the same.
-    `class_names`: a name for each class, which the model keeps for its predictions.
-    InputError for anything that does not fit.
+    head reads the mean over patches. `mean` and `std`: how the images that it is for
+    are normalized, of pixels in [0, 1]; None: as ImageNet's. `masked` gives the model
+    that training uses: methods that train with a mask keep all tokens there; for the
+    others it is the same. `class_names`: a name for each class, which the model keeps
+    for its predictions. InputError for anything that does not fit.
     """
     if not isinstance(reduction or {}, Mapping):
         raise InputError(
@@ -61,18 +67,24 @@ def create_model(
     if name not in MODELS:
         known = ", ".join(sorted(MODELS))
         raise InputError(f"config.model.name is {name!r}; the models are {known}")
-    size = {"mlp_ratio": 4.0} | MODELS[name]
+    size = {"mlp_ratio": MLP_RATIO} | MODELS[name]
     for field, value in fields.items():
         if field not in size:
             raise InputError(
                 f"config.model.{field} is not a field; a size has {', '.join(size)}"
             )
         if value is not None:
-            if value <= 0:
-                raise InputError(
-                    f"config.model.{field} is {value}; allowed are positive numbers"
-                )
+            kind = numbers.Real if field == "mlp_ratio" else numbers.Integral
+            _check_positive(f"config.model.{field}", value, kind)
             size[field] = value
+    if (mean is None) != (std is None):
+        given, lacking = ("mean", "std") if std is None else ("std", "mean")
+        raise InputError(
+            f"config.model.{given} is given, config.model.{lacking} is not; allowed "
+            "are both or neither"
+        )
+    mean = channels("config.model.mean", MEAN if mean is None else mean)
+    std = channels("config.model.std", STD if std is None else std, positive=True)
     _check(size, image_size, num_classes, stem, gelu, dtype, drop_path_rate)
     if class_names is not None and len(class_names) != num_classes:
         raise InputError(
@@ -96,6 +108,8 @@ def create_model(
         stem=stem,
         gelu=gelu,
         class_token=class_token,
+        mean=mean,
+        std=std,
         dtype=jnp.dtype(dtype),
         backend=resolve_backend(attention, dtype, head_dim),
         drop_path_rate=drop_path_rate,
@@ -149,9 +163,10 @@ def resolve_kernels(requested, model, device=None):
 
 
 def _check(size, image_size, num_classes, stem, gelu, dtype, drop_path_rate):
-    if image_size < 1 or image_size % size["patch_size"]:
+    whole = isinstance(image_size, numbers.Integral)
+    if not whole or image_size < 1 or image_size % size["patch_size"]:
         raise InputError(
-            f"config.image_size is {image_size}; allowed are multiples of "
+            f"config.image_size is {image_size!r}; allowed are multiples of "
             f"config.model.patch_size, {size['patch_size']}"
         )
     if size["embed_dim"] % size["num_heads"]:
@@ -159,8 +174,10 @@ def _check(size, image_size, num_classes, stem, gelu, dtype, drop_path_rate):
             f"config.model.num_heads is {size['num_heads']}; allowed are divisors of "
             f"config.model.embed_dim, {size['embed_dim']}"
         )
-    if num_classes < 1:
-        raise InputError(f"config.num_classes is {num_classes}; allowed are 1 or more")
+    if not isinstance(num_classes, numbers.Integral) or num_classes < 1:
+        raise InputError(
+            f"config.num_classes is {num_classes!r}; allowed are 1 or more"
+        )
     if stem not in STEMS:
         raise InputError(
             f"config.model.stem is {stem!r}; the stems are {', '.join(STEMS)}"
@@ -180,6 +197,31 @@ def _check(size, image_size, num_classes, stem, gelu, dtype, drop_path_rate):
             f"config.model.drop_path_rate is {drop_path_rate}; allowed are numbers "
             "from 0 to below 1"
         )
+
+
+def _check_positive(field, value, kind):
+    if isinstance(value, bool) or not isinstance(value, kind) or value <= 0:
+        whole = "whole " * (kind is numbers.Integral)
+        raise InputError(f"{field} is {value!r}; allowed are positive {whole}numbers")
+
+
+def channels(field, values, positive=False):
+    """`values` as a tuple of a float for red, green and blue.
+
+    InputError, which names `field`, for anything but three finite numbers, above 0
+    where they must be `positive`.
+    """
+    values = values.tolist() if hasattr(values, "tolist") else values
+    listed = isinstance(values, Sequence) and not isinstance(values, str)
+    found = tuple(values) if listed else ()
+    right = all(isinstance(v, numbers.Real) and math.isfinite(v) for v in found)
+    if len(found) != 3 or not right or (positive and min(found) <= 0):
+        above = " above 0" if positive else ""
+        raise InputError(
+            f"{field} is {values!r}; allowed are three finite numbers{above}, such as "
+            "(0.5, 0.5, 0.5)"
+        )
+    return tuple(map(float, found))
 
 
 def _check_taps(plan, class_token):

@@ -4,6 +4,7 @@ import math
 import numbers
 
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.reduction import methods
 
 # Fields that a run may change when it goes on; anything else makes another run.
@@ -19,6 +20,8 @@ MAY_CHANGE = (
     "pictures",
     "profile",
 )
+# What a run was trained with whose config.json is older than the field.
+ASSUMED = {"model.mean": MEAN, "model.std": STD}
 # field -> (lowest, highest) allowed value
 RANGES = {
     "seed": (0, 2**32 - 1),  # more bits than a JAX key would take are cut off

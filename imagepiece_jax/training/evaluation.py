@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from imagepiece_jax.data import mix
+from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.training import parallel
 from imagepiece_jax.training.metrics import correct_at
 from imagepiece_jax.training.randomness import Purpose, sample_keys
@@ -22,7 +22,7 @@ def eval_step(variables, batch, *, model, seed=0, precision=None):
     all of float32 in products, of which GPUs otherwise round the factors (TF32).
     """
     keys = {"reducer": sample_keys(seed, 0, batch["index"], Purpose.REDUCER_EVAL)}
-    images = mix.normalise(batch["image"])
+    images = normalize(batch["image"], model.mean, model.std)
     asked = precision or jax.config.jax_default_matmul_precision
     with jax.default_matmul_precision(asked):
         logits = model.apply(variables, images, keys=keys).logits
@@ -72,9 +72,10 @@ def evaluate(step, variables, batches, right=None):
     """One pass: dict of acc1, acc5 (percent), loss, images and throughput (img/s).
 
     `step` is from `compiled` or `of_program`, `variables` replicated. The rate includes
-    reading and decoding; the first batch, which may compile, is left out where there
-    are several. `right` [images of the set] bool, where given, becomes True for those
-    of this process that were classified right.
+    reading and decoding; the first batch, which may compile, is left out. A set of one
+    batch goes through the model once more: its rate is that of the model alone.
+    `right` [images of the set] bool, where given, becomes True for those of this
+    process that were classified right.
     """
 
     def noted(batch):
@@ -98,7 +99,7 @@ def evaluate_each(step, models, batches):
 def _one_pass(sums_of, batches, count):
     """Results of `count` models, whose sums over a batch `sums_of(batch)` gives."""
     totals = [dict.fromkeys(("loss", "acc1", "acc5", "images"), 0.0)] * count
-    began, seen, pending, counted = time.perf_counter(), 0.0, None, 0
+    began, seen, pending = None, 0.0, None
 
     def added(totals, sums):
         sums = parallel.unreplicate(sums)
@@ -108,11 +109,13 @@ def _one_pass(sums_of, batches, count):
         sums = sums_of(batch)
         if pending is not None:  # one behind: the device works while the host reads
             totals = list(map(added, totals, pending))
-            counted += 1
-            if counted == 1:
+            if began is None:
                 began, seen = time.perf_counter(), totals[0]["images"]
         pending = sums
     totals = list(map(added, totals, pending))
+    if began is None:
+        began = time.perf_counter()
+        jax.block_until_ready(sums_of(batch))
     seconds = time.perf_counter() - began
     return [_result(total, (total["images"] - seen) / seconds) for total in totals]
 

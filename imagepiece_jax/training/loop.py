@@ -5,7 +5,7 @@ import pathlib
 
 from imagepiece_jax.data import loader
 from imagepiece_jax.errors import RunError, Stopped
-from imagepiece_jax.models import summary
+from imagepiece_jax.models import pretrained, summary
 from imagepiece_jax.training import (
     agreement,
     checks,
@@ -13,6 +13,7 @@ from imagepiece_jax.training import (
     parallel,
     report,
     setup,
+    weights,
 )
 from imagepiece_jax.training.metrics import MEASURED
 from imagepiece_jax.training.run import Run
@@ -31,9 +32,13 @@ def train_and_evaluate(config, workdir, dry_run=False):
     with contextlib.ExitStack() as stack:
         with agreement.shared_fate():
             checks.check(config)
+            untold = weights.settle_normalization(config, workdir)
             agreement.check_config(config.to_dict())
             run = stack.enter_context(contextlib.closing(_Course(config, workdir)))
             agreement.check_model(run.model)
+            if untold is not None:
+                fields = "config.model.mean and config.model.std"
+                _say(f"note: {pretrained.untold(untold, fields)}")
             _say(summary.describe(run.model, [run.dense], config.image_size))
             run.open_data()
             state, meta, restored = run.start(write=not dry_run)
@@ -96,10 +101,13 @@ class _Course(Run):
             if self._evaluates_after(first) and meta["evaluated"] < first:
                 # The run was stopped in the middle of it.
                 meta = self._evaluate(state, first, meta, watch, request)
+            step_fn = None
             for step, batch in enumerate(watch.waited_for(batches), start=first + 1):
                 epoch, rest = divmod(step - 1, length.steps_per_epoch)
                 if rest == 0 or step == first + 1:
-                    step_fn = self.compiled_step(epoch)
+                    before, step_fn = step_fn, self.compiled_step(epoch)
+                    if step_fn is not before:
+                        watch.compiles(step)
                 request.rescue_by(None)
                 with watch.step(step):
                     state, metrics = step_fn(state, batch, teacher)

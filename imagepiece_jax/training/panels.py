@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from imagepiece_jax import pictures
-from imagepiece_jax.data import mix
 from imagepiece_jax.data.decode import UnreadableImage
+from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.reduction.tokens import Assignment, compose
 from imagepiece_jax.training import parallel
 from imagepiece_jax.training.steps import prepared_images
@@ -31,7 +31,9 @@ class Panels:
         self._workdir, self._count = workdir, count
         self._model = model.clone(axis_name=None)
         self._prepared = parallel.pmap(
-            functools.partial(prepared_images, recipe=recipe, count=SHOWN)
+            functools.partial(
+                prepared_images, model=self._model, recipe=recipe, count=SHOWN
+            )
         )
         self._examples = None
 
@@ -126,6 +128,7 @@ def save_token_picture(workdir, model, variables, images, titles):
 @functools.partial(jax.jit, static_argnames="model")
 def _decide(variables, images, model):
     """The slot map of every reduction up to the first soft one."""
-    results = model.apply(variables, mix.normalise(images)).results
+    images = normalize(images, model.mean, model.std)
+    results = model.apply(variables, images).results
     hard = itertools.takewhile(lambda r: isinstance(r, Assignment), results)
     return [result.dest for result in hard]

@@ -13,22 +13,24 @@ import subprocess
 
 from imagepiece_jax.common.files import lock, replace_file
 from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.models.pretrained import CLASSES, RUN_CONFIG, class_names
 
-CONFIG = "config.json"
 RUN = "run.json"
-CLASSES = "classes.json"
 SAME_CLASSES = "allowed are the same classes in the same order"
 LOCK = ".lock"
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent
 
 
-def record_run(workdir, config_dict, may_change=(), extra=None, is_main=True):
+def record_run(
+    workdir, config_dict, may_change=(), extra=None, is_main=True, assumed=None
+):
     """Write `workdir/config.json` and add this start to `workdir/run.json`.
 
     `config_dict` is a nested dict of JSON values (tuples count as lists). Where the
     folder already holds a config, it must be equal in every field but those in
     `may_change`: dotted names, a group's name standing for all of its fields. 1, 1.0
     and True are three different values. The new config then replaces the old one.
+    `assumed` has the values of dotted names that an older config may lack.
 
     `extra` (library versions, devices, ...) is kept with the git revision of the code,
     which is null outside a git repository. Processes other than the main one compare
@@ -39,15 +41,19 @@ def record_run(workdir, config_dict, may_change=(), extra=None, is_main=True):
     """
     workdir = pathlib.Path(workdir)
     text = json.dumps(config_dict, indent=2)
-    if (workdir / CONFIG).exists():
-        _compare(workdir, _read(workdir / CONFIG), json.loads(text), may_change)
+    if (workdir / RUN_CONFIG).exists():
+        old = _flat(_read(workdir / RUN_CONFIG))
+        for name, value in (assumed or {}).items():
+            if old.get(name, "null") == "null":
+                old[name] = json.dumps(value)
+        _compare(workdir, old, _flat(json.loads(text)), may_change)
     if not is_main:
         return
     starts = _read(workdir / RUN)["starts"] if (workdir / RUN).exists() else []
     starts.append({"git": git_revision(), **(extra or {})})
     _make(workdir)
     replace_file(workdir / RUN, json.dumps({"starts": starts}, indent=2) + "\n")
-    replace_file(workdir / CONFIG, text + "\n")
+    replace_file(workdir / RUN_CONFIG, text + "\n")
 
 
 def record_classes(workdir, names):
@@ -55,23 +61,6 @@ def record_classes(workdir, names):
     if names is not None:
         text = json.dumps(names, indent=0, ensure_ascii=False)
         replace_file(pathlib.Path(workdir) / CLASSES, text + "\n")
-
-
-def class_names(path):
-    """Names by label, None for a class without one, of the run in the folder `path`.
-
-    None for a weights file, and for a run that has no names: its data name no classes,
-    or it was trained by a version that kept none.
-    """
-    path = pathlib.Path(path) / CLASSES
-    if not path.exists():
-        return None
-    names = _read(path)
-    if not isinstance(names, list) or not all(
-        name is None or isinstance(name, str) for name in names
-    ):
-        raise InputError(f"{path} is no list of names, one for each class")
-    return tuple(names)
 
 
 def other_class(path, names):
@@ -186,7 +175,6 @@ def _make(workdir):
 
 
 def _compare(workdir, old, new, may_change):
-    old, new = _flat(old), _flat(new)
     for name in [*new, *(name for name in old if name not in new)]:
         before, now = old.get(name, "no such field"), new.get(name, "no such field")
         if before != now and not _allowed(name, may_change):

@@ -98,11 +98,13 @@ def _course(lines, batch_size):
     train = [line for line in lines if line["kind"] == "train"]
     if not train:
         return
-    seconds, before = 0.0, 0
+    rates = [line["throughput"] for line in train if line["throughput"]]
+    if not rates:  # every step was the first of its program
+        return
+    rate, seconds, before = statistics.median(rates), 0.0, 0
     for line in train:
-        seconds += (line["step"] - before) * batch_size / line["throughput"]
+        seconds += (line["step"] - before) * batch_size / (line["throughput"] or rate)
         before = line["step"]
-    rate = statistics.median(line["throughput"] for line in train)
     spent = tqdm.format_interval(seconds)
     course = f"{spent} of training, without compiling and evaluations"
     yield "time", f"{course}; {rate:,.0f} images a second (median)"

@@ -79,6 +79,7 @@ class Run:
             self.config.to_dict(),
             checks.MAY_CHANGE,
             _versions(),
+            assumed=checks.ASSUMED,
         )
         record(is_main=False)  # only compares: a mistake leaves no folder behind
         resumed = agreement.decided(self.checkpoints.latest_step) is not None

@@ -10,6 +10,7 @@ from flax import struct
 
 from imagepiece_jax.data import augment, mix
 from imagepiece_jax.data.augment import Augment
+from imagepiece_jax.data.normalize import to_pixels
 from imagepiece_jax.training import parallel
 from imagepiece_jax.training.losses import soft_cross_entropy
 from imagepiece_jax.training.metrics import correct_at
@@ -107,7 +108,7 @@ def train_step(
         batch_stats, grads, sums = carry
         part, index = inputs
         positions = index * (micro_batch * devices) + parallel.positions(micro_batch)
-        image, targets = _prepare(part, positions, state.step, index, recipe)
+        image, targets = _prepare(part, positions, state.step, index, model, recipe)
         keys = {
             "drop_path": sample_keys(
                 recipe.seed, state.step, positions, Purpose.DROP_PATH
@@ -186,20 +187,20 @@ def _where(condition, new, old):
     return jax.tree.map(lambda n, o: jnp.where(condition, n, o), new, old)
 
 
-def prepared_images(batch, step, *, recipe, count):
-    """The first `count` images of this device as the network sees them, uint8.
+def prepared_images(batch, step, *, model, recipe, count):
+    """The first `count` images of this device as `model` sees them, uint8.
 
     Inside `pmap`; `batch` is one of `train_step`'s and `step` the number that the state
     had then. Values that no pixel can show (noise of random erasing) are clipped.
     """
     part = jax.tree.map(lambda x: x[0], batch)
     positions = parallel.positions(part["label"].shape[0])
-    image, _ = _prepare(part, positions, step, jnp.int32(0), recipe)
-    return mix.to_pixels(image[:count])
+    image, _ = _prepare(part, positions, step, jnp.int32(0), model, recipe)
+    return to_pixels(image[:count], model.mean, model.std)
 
 
-def _prepare(part, positions, step, index, recipe):
-    """A micro-batch as it was read -> normalised, mixed images and soft targets.
+def _prepare(part, positions, step, index, model, recipe):
+    """A micro-batch as it was read -> normalized, mixed images and soft targets.
 
     part: image uint8 [m, S, S, 3] and label int32 [m], at `positions` [m] of the global
     batch; canvases, to be cropped, also bring extent int32 [m, 2]. `index` is the
@@ -208,7 +209,14 @@ def _prepare(part, positions, step, index, recipe):
     keys = None
     if recipe.augment.draws:
         keys = sample_keys(recipe.seed, step, positions, Purpose.AUGMENT)
-    image = augment.device(part["image"], recipe.augment, keys, part.get("extent"))
+    image = augment.device(
+        part["image"],
+        recipe.augment,
+        model.mean,
+        model.std,
+        keys,
+        part.get("extent"),
+    )
     targets = mix.soft_targets(
         part["label"], recipe.num_classes, recipe.label_smoothing
     )

@@ -47,10 +47,32 @@ class Watch:
         self._trace = _Trace(workdir / TRACE, first, last, config.profile and main)
         self._waiting = None
         self.restart_clock()
+        self._pause(self._first)
 
     def restart_clock(self):
         """Count img/s from here on: evaluation and checkpoints are not training."""
         self._began, self._waited, self._images = time.perf_counter(), 0.0, 0
+        self._before = 0.0, 0.0
+
+    def compiles(self, step):
+        """Do not time the next step, `step`: it is the first of its program."""
+        self.now()
+        self._pause(step)
+
+    def _pause(self, step):
+        """Stop the clock until the numbers of `step` are there."""
+        spent = self._before[0] + time.perf_counter() - self._began
+        self._before = (spent, self._waited) if self._images else (0.0, 0.0)
+        self._untimed = step
+
+    def _clock(self, step):
+        """(images, seconds, seconds of waiting for them) since the clock started."""
+        if step == self._untimed:
+            self._began, self._waited = time.perf_counter(), self._before[1]
+        else:
+            self._images += self._config.batch_size
+        seconds = self._before[0] + time.perf_counter() - self._began
+        return self._images, seconds, self._waited
 
     def waited_for(self, batches):
         """The same batches; the time until each is there counts as input wait.
@@ -89,8 +111,8 @@ class Watch:
         self._trace.stop_after(step)
         if metrics["skipped"] > self._config.max_skipped_steps:
             self._stop(step, metrics)
-        self._images += self._config.batch_size
-        seconds = time.perf_counter() - self._began
+        images, seconds, waited = self._clock(step)
+        timed = images > 0  # a window may hold nothing but the first step of a program
         window = metrics["window"]
         samples = window["samples"] or math.nan  # none where all steps were skipped
         values = {
@@ -101,8 +123,8 @@ class Watch:
             "lr": metrics["lr"],
             "grad_norm": metrics["grad_norm"],
             "skipped": int(window["skipped"]),
-            "throughput": self._images / seconds,
-            "input_wait": self._waited / seconds,
+            "throughput": images / seconds if timed else math.nan,
+            "input_wait": waited / seconds if timed else math.nan,
             **device_memory(),
             **metrics["terms"],
         }
@@ -113,7 +135,6 @@ class Watch:
             self._writer.write("train", step, **values)
             if self._lines:
                 self._say_line(step, values)
-        if logged or step == self._first:  # which may have been compiled
             self.restart_clock()
 
     def accuracy(self, kind, step, result, what="test accuracy"):
@@ -140,7 +161,8 @@ class Watch:
 
     def _say_line(self, step, values):
         images = (self._length.steps - step) * self._config.batch_size
-        left = tqdm.format_interval(images / values["throughput"])
+        rate = values["throughput"]
+        left = "?" if math.isnan(rate) else tqdm.format_interval(images / rate)
         self.say(
             f"step {step} of {self._length.steps}, epoch {values['epoch']:.2f}: "
             f"{_in_short(values)}, lr {values['lr']:.2e}, time left {left}"
@@ -168,8 +190,10 @@ def device_memory():
 
 
 def _in_short(values):
-    text = f"loss {values['loss']:.3f} acc {values['acc1']:.1f}% "
-    text += f"{values['throughput']:,.0f} img/s wait {100 * values['input_wait']:.0f}%"
+    text = f"loss {values['loss']:.3f} acc {values['acc1']:.1f}%"
+    if not math.isnan(values["throughput"]):
+        text += f" {values['throughput']:,.0f} img/s"
+        text += f" wait {100 * values['input_wait']:.0f}%"
     if values["skipped"]:
         text += f" skipped {values['skipped']}"
     return text

@@ -6,12 +6,43 @@ import jax
 import jax.numpy as jnp
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import convert, summary
+from imagepiece_jax.models import convert, pretrained, summary
 from imagepiece_jax.training import record
 from imagepiece_jax.training.checkpoint import Checkpoints
 from imagepiece_jax.training.randomness import Purpose, batch_key
 
 COLLECTIONS = ("params", "batch_stats")
+
+
+def settle_normalization(config, workdir):
+    """Fill in config.model.mean and std where both are empty.
+
+    The run in `workdir` has its own; a new one takes those that the weights tell which
+    it starts or learns from, else ImageNet's. Returns the first of these weights that
+    does not tell; None where all do, or nothing had to be filled in.
+    """
+    if config.model.get("mean") is not None or config.model.get("std") is not None:
+        return None  # one alone is refused with the rest of the model
+    told, untold = pretrained.normalization(workdir), []
+    paths = (config.init.weights, config.teacher.weights)
+    for path in (path for path in paths if path and not told):
+        told = pretrained.normalization(path)
+        untold += [] if told else [path]
+    with config.unlocked():
+        for name, usual in pretrained.IMAGENET.items():
+            config.model[name] = told.get(name, usual)
+    return untold[0] if untold and not told else None
+
+
+def _check_normalization(config, path):
+    """InputError for weights of images that were normalized otherwise than here."""
+    for name, theirs in pretrained.normalization(path).items():
+        ours = tuple(config.model.get(name) or pretrained.IMAGENET[name])
+        if ours != theirs:
+            raise InputError(
+                f"config.model.{name} is {ours}, but {path} was trained with {theirs}: "
+                "allowed is that"
+            )
 
 
 def fresh(model, image_size, seed):
@@ -42,6 +73,7 @@ def initial(config, model):
         return fresh(model, config.image_size, config.seed)
     like = summary.shapes(model, config.image_size)
     loaded = load(config.init.weights, like, allowed)
+    _check_normalization(config, config.init.weights)
     if not allowed:
         return loaded
     drawn = fresh(model, config.image_size, config.seed)
@@ -70,7 +102,9 @@ def as_given(config, dense):
             "parts only guesses: allowed are config.init.evaluate=False, or all parts "
             "from the weights"
         )
-    return load(config.init.weights, summary.shapes(dense, config.image_size))
+    given = load(config.init.weights, summary.shapes(dense, config.image_size))
+    _check_normalization(config, config.init.weights)
+    return given
 
 
 def teacher(config, model):
@@ -82,7 +116,9 @@ def teacher(config, model):
             "from a dense model: name a weights file or the folder of a run"
         )
     try:
-        return load(path, summary.shapes(model, config.image_size))
+        loaded = load(path, summary.shapes(model, config.image_size))
+        _check_normalization(config, path)
+        return loaded
     except InputError as error:
         raise InputError(f"config.teacher.weights: {error}") from error
 

@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.data import augment, mix
+from imagepiece_jax.data import augment
 from imagepiece_jax.data.augment import Augment, Crop
+from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.data.policy import Policy
 from tests.oracles_augment import erased_boxes, photographs
 
 COUNT, SIDE = 6, 24
+HALF = ((0.5,) * 3, (0.5,) * 3)  # a mean and a standard deviation
 
 
 def keys(count, seed=0):
@@ -28,8 +30,8 @@ def boxes(prob=1.0, side=224):
 
 def test_nothing_asked_for_is_the_program_of_normalising():
     images = jnp.zeros((2, 8, 8, 3), jnp.uint8)
-    plain = jax.make_jaxpr(mix.normalise)(images)
-    off = jax.make_jaxpr(lambda x: augment.device(x, Augment()))(images)
+    plain = jax.make_jaxpr(lambda x: normalize(x, *HALF))(images)
+    off = jax.make_jaxpr(lambda x: augment.device(x, Augment(), *HALF))(images)
     assert str(off) == str(plain)
     assert not Augment().draws
     assert Augment(policy=Policy()).draws and Augment(erase_prob=0.1).draws
@@ -51,22 +53,22 @@ def test_steps_come_in_the_recipe_s_order(monkeypatch):
     watch(augment, "random_resized_crop", 1)
     watch(augment, "flip", 0)
     watch(augment, "randaugment", 0)
-    watch(mix, "normalise")
+    watch(augment, "normalize")
     watch(augment, "random_erasing", 0)
     crop, policy = Crop(SIDE, area=(0.2, 0.5)), Policy(layers=1)
     images, extent = jnp.zeros((2, 3, 3, 3)), jnp.ones((2, 2), jnp.int32)
-    out = augment.device(images, Augment(crop, policy, 0.5), keys(2), extent)
+    out = augment.device(images, Augment(crop, policy, 0.5), *HALF, keys(2), extent)
     assert (out == 5).all()
     names, used, rest = zip(*seen, strict=True)
-    order = "random_resized_crop flip randaugment normalise random_erasing"
+    order = "random_resized_crop flip randaugment normalize random_erasing"
     assert names == tuple(order.split())
     assert rest[0][0] is extent and rest[0][2:] == (SIDE, (0.2, 0.5))
-    assert rest[2][1] == policy and rest[4][1] == 0.5
+    assert rest[2][1] == policy and rest[3] == HALF and rest[4][1] == 0.5
     own = [tuple(key) for step in used if step for key in step]
     assert len(own) == 8 == len(set(own)), "four steps, two images"
     seen.clear()
-    augment.device(images, Augment(Crop(SIDE, flip=False)), keys(2), extent)
-    assert [name for name, *_ in seen] == ["random_resized_crop", "normalise"]
+    augment.device(images, Augment(Crop(SIDE, flip=False)), *HALF, keys(2), extent)
+    assert [name for name, *_ in seen] == ["random_resized_crop", "normalize"]
     assert seen[0][1] == used[0], "whatever else is done"
 
 
@@ -77,7 +79,7 @@ def test_one_program_serves_every_draw():
     @jax.jit
     @chex.assert_max_traces(n=1)
     def once(images, keys):
-        return augment.device(images, whole, keys)
+        return augment.device(images, whole, *HALF, keys)
 
     images = photographs(COUNT, SIDE, SIDE)
     one, two = (np.asarray(once(images, keys(COUNT, seed))) for seed in (0, 1))

@@ -18,6 +18,7 @@ from imagepiece_jax.experiments import (
 )
 from imagepiece_jax.experiments.compare import DENSE, Row
 from imagepiece_jax.experiments.images import Part
+from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.training import evaluation, parallel
 from tests.experiments import small_lab
 
@@ -112,13 +113,13 @@ def told(lab, subject):
     """All that ImagePiece's steps say of the images."""
     import jax
 
-    from imagepiece_jax.data import mix
+    from imagepiece_jax.data.normalize import normalize
 
     reduction = {"name": "imagepiece"}
     model = inside.observed(subject.model(reduction))
     variables, _ = subject.variables(model)
     batches = [batch["image"] for batch in lab.images.batches()]
-    pixels = mix.normalise(np.concatenate(batches, axis=1)[0])
+    pixels = normalize(np.concatenate(batches, axis=1)[0], MEAN, STD)
     return model, jax.jit(model.apply)(variables, pixels)
 
 
@@ -144,12 +145,12 @@ def test_ratios_of_merged_tokens_are_those_of_a_slow_count(lab, subject, told):
 def test_observing_changes_no_decision(subject, told, lab):
     import jax
 
-    from imagepiece_jax.data import mix
+    from imagepiece_jax.data.normalize import normalize
 
     _, outputs = told
     model = subject.model({"name": "imagepiece"})
     variables, _ = subject.variables(model)
-    pixels = mix.normalise(lab.images.batches()[0]["image"][0])
+    pixels = normalize(lab.images.batches()[0]["image"][0], MEAN, STD)
     plain = jax.jit(model.apply)(variables, pixels)
     np.testing.assert_allclose(plain.logits, outputs.logits[:12], rtol=1e-4, atol=1e-5)
     for ours, theirs in zip(plain.results, outputs.results, strict=True):

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from imagepiece_jax.data import mix
+from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.gallery import trace as trace_module
 from imagepiece_jax.gallery.trace import trace
+from imagepiece_jax.models.vit import MEAN, STD
 from tests.models import tiny
 
 # 25 image tokens, 23, 19
@@ -27,7 +28,7 @@ def imagepiece(images):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trace_module, "BATCH", 2)
         watched = trace(model, variables, images)
-    return watched, tiny.jit(model.apply)(variables, mix.normalise(images))
+    return watched, tiny.jit(model.apply)(variables, normalize(images, MEAN, STD))
 
 
 def test_groups_are_the_tokens_that_the_model_ended_with(imagepiece):

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.data import mix
+from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.models import convert, zoo
 from imagepiece_jax.models.attention import class_attention
+from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.reduction.tokens import DROPPED
 from tests.command import start
 from tests.models import tiny
@@ -46,7 +47,7 @@ def reference(assets):
 
 @pytest.fixture(scope="module")
 def images(reference):
-    return mix.normalise(jnp.asarray(reference.images_uint8))
+    return normalize(jnp.asarray(reference.images_uint8), MEAN, STD)
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.data import mix
+from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.models import convert, zoo
+from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.reduction.methods import METHODS
 from tests import oracles
 from tests.models import tiny
@@ -26,7 +27,7 @@ def tome(assets):
     with np.load(assets / "fixtures/deit_tiny_reduced.npz") as file:
         named = {name.removeprefix("tome_r13_"): file[name] for name in file}
     with np.load(assets / "fixtures/deit_tiny_timm.npz") as file:
-        images = mix.normalise(jnp.asarray(file["images_uint8"][:2]))
+        images = normalize(jnp.asarray(file["images_uint8"][:2]), MEAN, STD)
         dense_logits = file["logits"][:2]
     model = zoo.create_model(
         "deit_ti",

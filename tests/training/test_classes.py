@@ -13,7 +13,7 @@ from imagepiece_jax.data.sources import open_source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.experiments import __main__ as experiments
 from imagepiece_jax.experiments.small import Small
-from imagepiece_jax.models import summary
+from imagepiece_jax.models import pretrained, summary
 from imagepiece_jax.training import record, setup, weights
 from imagepiece_jax.training.checkpoint import Checkpoints
 from tests.command import call, sentence
@@ -72,17 +72,17 @@ def unnamed(run, path):
 
 
 def test_names_are_kept_and_read(tmp_path):
-    assert record.class_names(tmp_path) is None
-    assert record.class_names(tmp_path / "w.npz") is None
+    assert pretrained.class_names(tmp_path) is None
+    assert pretrained.class_names(tmp_path / "w.npz") is None
     record.record_classes(tmp_path, None)
     assert not list(tmp_path.iterdir())
     names = ("ant", None, "Käfer \ufffd")
     record.record_classes(tmp_path, names)
-    assert record.class_names(tmp_path) == names
+    assert pretrained.class_names(tmp_path) == names
     assert "Käfer" in (tmp_path / "classes.json").read_text(encoding="utf-8")
     (tmp_path / "classes.json").write_text('{"0": "ant"}')
     with pytest.raises(InputError, match="classes.json is no list of names, one for"):
-        record.class_names(tmp_path)
+        pretrained.class_names(tmp_path)
 
 
 @pytest.mark.parametrize(

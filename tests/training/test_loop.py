@@ -11,8 +11,8 @@ from PIL import Image
 
 from configs import quickstart
 from imagepiece_jax import api
-from imagepiece_jax.data import mix
 from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.training import loop, setup
 from imagepiece_jax.training.checkpoint import Checkpoints
 from imagepiece_jax.training.metrics import read_metrics
@@ -169,7 +169,7 @@ def test_the_dense_model_is_evaluated_as_given(finished, stopped):
     weights = {name: saved[name] for name in ("params", "batch_stats")}
     source, dense = setup.source(config(), "val"), setup.dense(config())
     images, labels = zip(*(source.read(i) for i in range(len(source))), strict=True)
-    pixels = (np.stack(images) / 255 - mix.MEAN) / mix.STD
+    pixels = (np.stack(images) / 255 - np.array(MEAN)) / np.array(STD)
     logits = jax.jit(dense.apply)(weights, pixels.astype(np.float32)).logits
     odds = np.exp(np.asarray(logits, np.float64))
     chance = odds[np.arange(359), labels] / odds.sum(axis=1)

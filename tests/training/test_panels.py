@@ -7,10 +7,11 @@ from PIL import Image
 
 from configs import quickstart
 from imagepiece_jax import pictures
-from imagepiece_jax.data import mix
 from imagepiece_jax.data.decode import UnreadableImage
+from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.data.transforms import EvalTransform
 from imagepiece_jax.errors import RunError
+from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.training import panels, setup, weights
 
 
@@ -115,7 +116,7 @@ def test_picture_shows_what_became_of_every_patch(tmp_path, monkeypatch, two_ima
         tokens = [len(set(source.tolist()) - {-1}) for _, source in row]
         assert tokens == [58, 53, 43]
         assert (row[1][1] >= 0).all() and (row[2][1] == -1).any()
-    state = jax.jit(model.apply)(variables, mix.normalise(two_images)).state
+    state = jax.jit(model.apply)(variables, normalize(two_images, MEAN, STD)).state
     np.testing.assert_array_equal(state.source, [row[2][1] for row in stages])
     gone = tmp_path / "gone"
     with pytest.raises(

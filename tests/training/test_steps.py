@@ -1,6 +1,7 @@
 """The training step: what it sums, averages and carries."""
 
 import functools
+import types
 
 import chex
 import jax
@@ -20,6 +21,7 @@ from imagepiece_jax.training.steps import (
 )
 
 SIZE, CLASSES, BATCH = 8, 10, 8
+HALF = (0.5,) * 3
 DENSE = dict(image_size=SIZE, num_classes=CLASSES, depth=2, embed_dim=8, num_heads=2)
 
 
@@ -210,10 +212,10 @@ def test_prepared_images_are_the_pixels_of_a_batch():
     """Without mixing what the network sees is what was read; mixed it is not."""
     plain = Recipe(seed=0, num_classes=CLASSES)
     mixed = Recipe(seed=0, num_classes=CLASSES, mixup=1.0)
-    one = batch(0)
+    one, model = batch(0), types.SimpleNamespace(mean=HALF, std=HALF)
     seen = []
     for recipe in (plain, mixed):
-        show = functools.partial(prepared_images, recipe=recipe, count=3)
+        show = functools.partial(prepared_images, model=model, recipe=recipe, count=3)
         shown = parallel.pmap(show)(one, parallel.replicate(np.int32(4)))
         seen.append(parallel.unreplicate(shown))
     np.testing.assert_array_equal(seen[0], one["image"][0, 0, :3])

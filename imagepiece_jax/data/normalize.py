@@ -1,0 +1,25 @@
+"""Normalization of pixels, with the mean and deviation that a model was trained with.
+
+Both are of pixels in [0, 1], one number a channel. There is no default here: a model
+tells its own (`ViT.mean`, `ViT.std`).
+"""
+
+import jax.numpy as jnp
+
+
+def normalize(images, mean, std):
+    """Pixels less `mean`, over `std`. uint8 [..., 3] -> float32 [..., 3]."""
+    mean, std = _channels(images, mean), _channels(images, std)
+    return (images.astype(jnp.float32) / 255 - mean) / std
+
+
+def to_pixels(images, mean, std):
+    """`normalize` taken back, clipped to what a pixel can be. -> uint8 [..., 3]."""
+    mean, std = _channels(images, mean), _channels(images, std)
+    values = 255 * (images.astype(jnp.float32) * std + mean)
+    return jnp.round(jnp.clip(values, 0, 255)).astype(jnp.uint8)
+
+
+def _channels(images, values):
+    shape = (1,) * (images.ndim - 1) + (3,)
+    return jnp.asarray(values, jnp.float32).reshape(shape)
