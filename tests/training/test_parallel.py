@@ -1,5 +1,7 @@
 """Many devices behave as one: checked in processes that have eight, or two each."""
 
+import contextlib
+import io
 import os
 import pathlib
 import socket
@@ -13,20 +15,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import quickstart
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.models import compiler
-from imagepiece_jax.training import agreement, hosts, parallel
+from imagepiece_jax.training import agreement, hosts, loop, parallel
+from tests import compiling, runs
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def start(devices, *arguments):
     """This file as a script in a process of its own, with that many CPU devices."""
+    flag = "--xla_force_host_platform_device_count"
     env = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{compiling.QUICK} {flag}={devices}",
     }
     return subprocess.Popen([sys.executable, __file__, *arguments], env=env)
 
@@ -82,7 +87,8 @@ def check_exchange(devices, first=0, local=None):
         sums = parallel.mean({"x": x.sum(0)}), parallel.total({"n": jnp.ones(())})
         return at, parallel.reverse({"x": x, "i": x[:, 0]}), *sums
 
-    at, back, mean, total = parallel.pmap(step)(parallel.shard(batch))
+    found = parallel.pmap(step, model=True)(parallel.shard(batch))
+    at, back, mean, total = parallel.local(found)
     mine = samples[3 * first : 3 * (first + local)]
     assert at.dtype == jnp.int32
     np.testing.assert_array_equal(np.ravel(at), mine)
@@ -92,18 +98,22 @@ def check_exchange(devices, first=0, local=None):
     )
     # The sum of 0 .. 3 W - 1, over W devices.
     want = 3 * (3 * devices - 1) / 2
-    np.testing.assert_allclose(parallel.unreplicate(mean)["x"], [want, -want])
-    assert parallel.unreplicate(total)["n"] == devices
+    np.testing.assert_allclose(mean["x"], [[want, -want]] * local)
+    np.testing.assert_array_equal(total["n"], [devices] * local)
 
 
-def check_round_trip(devices):
-    """There and back: values, dtypes, memory of its own; donation copies nothing."""
+def check_round_trip(devices, everywhere=None):
+    """There and back: values, dtypes, memory of its own; donation copies nothing.
+
+    `devices` of this process, `everywhere` of all of them.
+    """
     state = {"w": np.arange(1 << 18, dtype=np.float32), "step": np.asarray(4, np.int32)}
     want = {name: x.copy() for name, x in state.items()}
     there = parallel.replicate(state)
-    assert there["w"].shape == (devices, 1 << 18)
+    assert there["w"].shape == (everywhere or devices, 1 << 18)
+    assert parallel.local(there)["w"].shape == (devices, 1 << 18)
     grow = parallel.pmap(
-        lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0
+        lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0, model=True
     )
     later = grow(there)
     back = parallel.unreplicate(later)
@@ -129,15 +139,17 @@ def check_eight():
 
 def check_process(process, port, folder):
     process = int(process)
+    compiler.OPTIONS["cpu"] = compiling.HARMLESS  # as a GPU has some
     with parallel.joined(hosts.Job(f"127.0.0.1:{port}", 2, process)):
         assert (parallel.process_index(), parallel.process_count()) == (process, 2)
         assert parallel.is_main() == (process == 0)
         assert (parallel.device_count(), len(parallel.local_devices())) == (4, 2)
         check_exchange(devices=4, first=2 * process, local=2)
-        check_round_trip(devices=2)
+        check_round_trip(devices=2, everywhere=4)
         assert parallel.gather(("ä" * 3, "")[process]) == ["äää", ""]
         check_highest(process)
         check_agreement(process, pathlib.Path(folder))
+        check_dry_run(process, pathlib.Path(folder) / "run")
 
 
 def check_highest(process):
@@ -178,6 +190,17 @@ def check_agreement(process, folder):
             if process == 0:
                 raise RunError("disk is full")
             agreement.check_same({})
+
+
+def check_dry_run(process, workdir):
+    """The last step's program is compiled for all devices, and nothing is written."""
+    config = quickstart.get_config()
+    config.update_from_flattened_dict(runs.DENSE | {"model.depth": 1})
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        assert loop.train_and_evaluate(config, workdir, dry_run=True) is None
+    told = output.getvalue()
+    assert ("memory on each of 4 devices: " in told) == (process == 0)
+    assert not workdir.exists()
 
 
 if __name__ == "__main__":
