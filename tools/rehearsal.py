@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -27,6 +28,7 @@ from absl import flags
 
 from imagepiece_jax import cli, trials
 from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.training.checkpoint import KINDS
 from tools.rehearsal_config import EPOCH
 
 SHORT = flags.DEFINE_bool("short", False, "one life, without what takes longest")
@@ -34,7 +36,7 @@ FOLDER = flags.DEFINE_string("folder", None, "keep the runs and what they print 
 PLATFORM = flags.DEFINE_enum("platform", "cpu", ["cpu", "gpu"], "what the runs use")
 DEVICES = flags.DEFINE_integer("devices", 8, "of all processes together", 2)
 
-LOSSES = 5e-4  # largest difference between two layouts
+LOSSES = 5e-4  # largest difference between two layouts, of their weights too
 IMAGES = 1e-3  # share of the test images that two layouts may judge differently
 IN_TIME = 60.0  # seconds for a process to end after another one was killed
 HEADINGS = ("run", "promise", "found", "allowed", "kept")
@@ -86,7 +88,7 @@ def short_life(stage):
     yield dry_run(stage.run("evit", "dry", epochs=2))
     yield killed(run, 0, EPOCH - 3)
     yield stopped(run, 1, EPOCH + 2)
-    run.finish(1)
+    yield gone_on(run, 1)
     one.finish(1)
     yield from figures(run, one)
     yield evaluated(run)
@@ -112,15 +114,15 @@ def _life(stage, method, host, step, **fields):
     yield dry_run(dry)
     yield killed(hurt, host, step)
     moved = hurt.copied("moved")
-    moved.finish(1)
+    yield gone_on(moved, 1)
     one.finish(1)
-    two.finish(2)
     yield from figures(moved, one)
+    two.finish(2)
     yield from figures(two, one)
-    hurt.finish(2)
+    yield gone_on(hurt, 2)
     yield identical(hurt, two)
     yield killed(alone, 0, step, processes=1)
-    alone.finish(1)
+    yield gone_on(alone, 1)
     yield identical(alone, one)
     yield evaluated(two)
 
@@ -158,6 +160,13 @@ def stopped(run, host, step):
     return Row(run.name, what, found, "[143, 143], the newest step", kept)
 
 
+def gone_on(run, processes):
+    """A row: to the end, from the newest checkpoint on."""
+    newest, found = run.on_disk(), run.finish(processes)
+    promise = f"goes on from the newest checkpoint, processes: {processes}"
+    return Row(run.name, promise, f"step {found}", f"step {newest}", found == newest)
+
+
 def figures(ours, theirs):
     """Rows: what two layouts came to, step by step and test by test."""
     name = f"{ours.name} against {theirs.name}"
@@ -166,6 +175,11 @@ def figures(ours, theirs):
         whole = len(mine) == len(others) > 0
         apart = np.abs(mine - others).max() if whole else np.nan
         what = f"{len(mine)} of {len(others)} {kind} {key}"
+        yield Row(name, what, f"{apart:.1e}", f"{LOSSES:g}", bool(apart <= LOSSES))
+    for kind in KINDS:
+        mine, others = ours.arrays(kind), theirs.arrays(kind)
+        apart = max(jax.tree.leaves(jax.tree.map(_apart, mine, others)))
+        what = f"{len(jax.tree.leaves(mine))} arrays of the {kind} checkpoint"
         yield Row(name, what, f"{apart:.1e}", f"{LOSSES:g}", bool(apart <= LOSSES))
     images = ours.values("eval", "images")
     for key in ("acc1", "ema_acc1"):
@@ -176,6 +190,13 @@ def figures(ours, theirs):
         what = f"images right by {key}, of {images[0]:g}"
         allowed = np.floor(IMAGES * images[0])
         yield Row(name, what, f"{apart:g}", f"{allowed:g}", bool(apart <= allowed))
+
+
+def _apart(a, b):
+    """Largest difference of two arrays, infinite where their shapes differ."""
+    if a.shape != b.shape:
+        return np.inf
+    return np.abs(np.float64(a) - np.float64(b)).max(initial=0)
 
 
 def identical(ours, theirs):
@@ -306,9 +327,12 @@ class Run(trials.Trial):
         return [128 - status if status < 0 else status for status in found]
 
     def finish(self, processes):
-        """Start or go on, to the end."""
+        """To the end: the step that it went on from, 0 where it began anew."""
+        told = self.log.stat().st_size if self.log.exists() else 0
         if any(self.start(processes).ended()):
             raise RunError(f"a run did not end well: see {self.log}")
+        found = re.search(r"going on from step (\d+)", self.log.read_text()[told:])
+        return int(found[1]) if found else 0
 
     def copied(self, name):
         """The same run as it is now, in another folder."""

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.training import hosts
-from imagepiece_jax.training.checkpoint import Checkpoints
+from imagepiece_jax.training.checkpoint import KINDS, Checkpoints
 from imagepiece_jax.training.metrics import MetricWriter
 from tests import compiling
 from tests.command import call, sentence
 from tools import rehearsal
+
+NAMES = ("evit_two", "evit_one")  # runs of the short form
 
 
 @pytest.mark.slow
@@ -20,7 +22,7 @@ def test_a_run_goes_on_from_two_hosts_to_one(tmp_path, monkeypatch):
     ended = call(rehearsal.main, "--short", "--folder", tmp_path)
     assert (ended.status, ended.err) == (0, ""), ended.out
     rows = ended.out.splitlines()[2:]
-    assert len(rows) == 9 and all(row.endswith("| yes |") for row in rows)
+    assert len(rows) == 12 and all(row.endswith("| yes |") for row in rows)
 
     # Who is left says why it ends; only process 0 prints what the run is about.
     second = (tmp_path / "evit_two.1.log").read_text()
@@ -31,6 +33,9 @@ def test_a_run_goes_on_from_two_hosts_to_one(tmp_path, monkeypatch):
     first = (tmp_path / "evit_two.log").read_text()
     assert "test accuracy" in first and "attention" in first
     assert "accuracy" not in second and "attention" not in second
+    files = [{path.name for path in (tmp_path / n).iterdir()} for n in NAMES]
+    assert files[0] == files[1]
+    assert len(list((tmp_path / "evit_two/tensorboard").iterdir())) == 3  # starts
     dry = (tmp_path / "evit_dry.log").read_text()
     assert "MB of working space" in dry and "programs to compile: 2" in dry
     assert "working space" not in (tmp_path / "evit_dry.1.log").read_text()
@@ -66,13 +71,15 @@ def left(stage, name, loss=1.0, right=500, images=1000, weight=2.0):
         ({"loss": 1.0006}, ["3 of 3 train loss"]),
         ({"loss": float("nan")}, ["3 of 3 train loss"]),
         ({"right": 501}, []),
+        ({"weight": 2.0004}, []),
+        ({"weight": 2.001}, [f"1 arrays of the {kind} checkpoint" for kind in KINDS]),
         ({"right": 498}, ["images right by acc1, of 1000"]),
     ],
 )
 def test_two_layouts_may_differ_by_rounding_alone(stage, fields, broken):
     ours, theirs = left(stage, "ours", **fields), left(stage, "theirs")
     rows = list(rehearsal.figures(ours, theirs))
-    assert len(rows) == 5
+    assert len(rows) == 7
     assert [row.promise for row in rows if not row.kept] == broken
 
 
