@@ -211,7 +211,7 @@ def identical(ours, theirs):
 
 def evaluated(run):
     """A row: the best checkpoint is as accurate by the command as it was in the run."""
-    path = run.path("evaluation.json")
+    path = run.log.with_suffix(".json")
     found = json.loads(path.read_text()) if run.evaluate(path) == 0 else {}
     best = max(run.values("eval", "acc1"))
     right = found.get("acc1", np.nan) * found.get("images", 0) / 100
