@@ -198,13 +198,18 @@ class _Mapped:
         return self._compiled[shapes](*args)
 
     def compile(self, *args):
-        """The program for JAX arrays like these, or shapes (`jax.stages.Compiled`).
-
-        Nobody but the caller holds it: what it takes on the devices is free again once
-        it is dropped.
-        """
+        """The program for JAX arrays like these, or shapes (`jax.stages.Compiled`)."""
         types = jax.tree.map(jax.typeof, args)  # shapes would be taken for local arrays
         return self._mapped.lower(*types).compile(self._options)
+
+
+def forget_programs():
+    """Unload the programs of mapped functions that nobody holds any more.
+
+    What was mapped is never freed from the caches of `jax.pmap`. Mapped functions that
+    are held keep their programs; other functions compile again when they are called.
+    """
+    jax.clear_caches()
 
 
 def replicate(tree):

@@ -46,7 +46,7 @@ class Run:
         self.method = setup.method(config)
         self.recipe = setup.recipe(config)
         self.panels = Panels(workdir, self.model, self.recipe, config.pictures)
-        self.programs = {}
+        self._program = None  # (its key, the step as compiled)
         self.lock = None
 
     def close(self):
@@ -110,17 +110,21 @@ class Run:
     def compiled_step(self, epoch):
         """`steps.train_step` for all devices as of `epoch`, with its state donated.
 
-        One program for all: only a keep rate that warms up has several.
+        One program for all: only a keep rate that warms up has several. The newest is
+        kept, and the others are unloaded.
         """
         model = setup.train_model(self.config, epoch, parallel.AXIS)
         key = setup.program_key(model)
-        if key in self.programs:
-            return self.programs[key]
+        if self._program is not None:
+            if self._program[0] == key:
+                return self._program[1]
+            self._program = None
+            parallel.forget_programs()
         step = setup.step(
             self.config, model, self.optimizer, self.rate, self.teacher_model
         )
         compiled = parallel.pmap(step, donate_argnums=(0,), model=True)
-        self.programs[key] = compiled
+        self._program = key, compiled
         return compiled
 
 
