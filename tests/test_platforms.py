@@ -1,0 +1,321 @@
+"""Branches for other platforms, more devices and small limits, taken by stand-ins.
+
+docs/clusters.md lists all of these branches; what it says is checked here, too.
+"""
+
+import ctypes
+import re
+import resource
+import subprocess
+import sys
+import types
+
+import jax
+import pytest
+
+from configs import quickstart
+from imagepiece_jax import benchmark_reduction, faults, prepare, trials
+from imagepiece_jax.data import imagenet, readers, records, shelf
+from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.experiments.images import Images
+from imagepiece_jax.measure import ceilings, device, rivals, workloads
+from imagepiece_jax.models import zoo
+from imagepiece_jax.reduction.kernels import build, fused
+from imagepiece_jax.training import loop, parallel
+from imagepiece_jax.training.stopping import StopRequest
+from tests import runs
+from tests.command import call
+from tests.models import tiny
+from tests.runs import ROOT
+
+
+def gpu(capability="9.0", **attributes):
+    """A device as JAX describes an NVIDIA GPU."""
+    found = {"platform": "gpu", "device_kind": "NVIDIA H200"}
+    found["compute_capability"] = capability
+    return types.SimpleNamespace(**found | attributes)
+
+
+# The table
+
+
+def rows():
+    """(branch, module, tests here, what only a GPU or a cluster shows) of each row."""
+    text = (ROOT / "docs" / "clusters.md").read_text()
+    text = text.partition("## What depends on the machine")[2].partition("\n## ")[0]
+    lines = [x for x in text.splitlines() if x.startswith("| ") and "`" in x]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+
+
+def test_the_tables_modules_and_tests_exist():
+    assert len(rows()) > 30
+    for branch, module, tests, _ in rows():
+        for name in re.findall(r"`(.+?)`", module):
+            assert (ROOT / "imagepiece_jax" / name).is_file(), (branch, name)
+        named = re.findall(r"`(.+?)`", tests)
+        assert named, branch
+        for file, test in (name.split("::") for name in named):
+            assert f"def {test}(" in (ROOT / "tests" / file).read_text(), (file, test)
+
+
+# What a branch on the machine looks like in the code.
+SIGNS = (
+    r"\.platform\b",
+    r"\bplatform\(\)",
+    "compute_capability",
+    "default_backend",
+    r"process_count\(\)",
+    r"process_index\(\)",
+    r"is_main\b",
+    r"local_devices\(\)",
+    r"device_count\(\)",
+    "memory_stats",
+    "disk_usage",
+    "getaffinity",
+    "cpu_count",
+    "rlimit",
+    "RLIMIT",
+)
+
+
+def test_every_module_that_asks_for_the_machine_is_in_the_table():
+    listed = {name for row in rows() for name in re.findall(r"`(.+?)`", row[1])}
+    for path in sorted((ROOT / "imagepiece_jax").rglob("*.py")):
+        found = [sign for sign in SIGNS if re.search(sign, path.read_text())]
+        name = str(path.relative_to(ROOT / "imagepiece_jax"))
+        assert not found or name in listed, (name, found)
+
+
+# Another platform
+
+
+@pytest.mark.parametrize(
+    "here, obstacle, misfit, kernels",
+    [
+        (types.SimpleNamespace(platform="cpu"), None, None, None),
+        (types.SimpleNamespace(platform="tpu"), "a GPU", None, None),
+        (gpu("7.5"), "a newer one", None, None),
+        (gpu("9.0"), None, None, "9.0"),
+        (gpu("12.0"), None, "less memory", None),
+    ],
+)
+def test_auto_takes_fused_kernels_where_they_run(
+    monkeypatch, here, obstacle, misfit, kernels
+):
+    asked = []
+    monkeypatch.setattr(fused, "obstacle", lambda *of: asked.append(of) or obstacle)
+    monkeypatch.setattr(fused, "misfit", lambda *_, **options: misfit)
+    model = tiny.model(tiny.IMAGEPIECE, embed_dim=48)
+    assert zoo.resolve_kernels("auto", model, here) == kernels
+    capability = getattr(here, "compute_capability", None)
+    assert asked == ([] if here.platform == "cpu" else [(here.platform, capability)])
+    if obstacle or misfit:
+        with pytest.raises(InputError, match=f"needs {obstacle or misfit}"):
+            zoo.resolve_kernels("fused", model, here)
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    """The library for GPUs is a stand-in; what is registered with XLA, by platform."""
+    found, library = {}, types.SimpleNamespace(ImagepieceReduce=ctypes.c_int(0))
+    library.imagepiece_obstacle = lambda: None
+    library.imagepiece_shared_bytes = lambda *numbers: 150 * 1024
+    monkeypatch.setattr(build, "library", lambda *_: library)
+    monkeypatch.setattr(jax.ffi, "pycapsule", lambda handler: handler)
+    monkeypatch.setattr(
+        jax.ffi,
+        "register_ffi_target",
+        lambda target, handler, platform: found.setdefault(platform, library),
+    )
+    fused._register.cache_clear()
+    yield found, library
+    fused._register.cache_clear()
+
+
+def test_a_driver_that_cannot_run_the_kernels_is_an_obstacle(registered, monkeypatch):
+    found, library = registered
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    library.imagepiece_obstacle = lambda: b"too old"
+    told = "a driver that runs it: too old"
+    assert fused.obstacle("gpu", "9.0") == told and found == {}
+    # Compiling for a GPU that is only described needs no driver.
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    assert fused.obstacle("gpu", "8.9") is None and list(found) == ["CUDA"]
+
+
+@pytest.mark.parametrize("capability, fits", [("8.0", True), ("8.9", False)])
+def test_shared_memory_is_that_of_the_card(registered, capability, fits):
+    """163 KiB on an A100, 99 KiB on cards that are not named; 150 are needed."""
+    key = jax.ShapeDtypeStruct((1, 577, 6, 64), "bfloat16")
+    x = jax.ShapeDtypeStruct((1, 577, 384), "bfloat16")
+    told = fused.misfit("prune", key, x, platform="gpu", compute_capability=capability)
+    assert told == (
+        None if fits else "at most 101376 bytes of shared memory an image, not 153600"
+    )
+
+
+@pytest.mark.parametrize(
+    "machine, flag", [("x86_64", "-march=native"), ("aarch64", "-mcpu=native")]
+)
+def test_kernels_for_the_cpu_are_built_for_its_kind(monkeypatch, machine, flag):
+    monkeypatch.setattr(build.platform, "machine", lambda: machine)
+    command, _ = build._command("cpu", "c++", None)
+    assert flag in command and "-fPIC" in command
+
+
+def test_the_reduction_benchmark_goes_without_fused_kernels(monkeypatch, capsys):
+    monkeypatch.setattr(device, "platform", lambda: "tpu")
+    assert benchmark_reduction._ways("float32") == ("plain",)
+    assert "no fused reduction here, it needs a CPU or an NV" in capsys.readouterr().out
+    monkeypatch.setattr(fused, "obstacle", lambda platform: None)
+    assert benchmark_reduction._ways("float32") == ("plain", "fused")
+    assert benchmark_reduction._ways("float16") == ("plain",)
+
+
+def test_the_device_that_is_measured(monkeypatch):
+    """Its name, memory and dtype, and how many calls it is given ahead."""
+    assert device.fast_dtype() == "float32" and device.job(None).ahead == 0
+    assert f"{device.cores()} cores" in device.name()
+    assert device.memory() > 2**28  # of the machine
+    card = gpu(memory_stats=lambda: {"bytes_limit": 5})
+    monkeypatch.setattr(jax, "devices", lambda: [card])
+    assert device.fast_dtype() == "bfloat16" and device.job(None).ahead == 2
+    assert (device.name(), device.memory()) == ("NVIDIA H200", 5)
+    device.use("gpu")
+    with pytest.raises(InputError, match="--device is cpu, but JAX finds no such"):
+        device.use("cpu")
+
+
+@pytest.mark.parametrize(
+    "platform, sides, copied",
+    [("cpu", (1024, 2048), 2**27), ("gpu", (4096, 8192, 16384), 2**30)],
+)
+def test_ceilings_are_tried_in_sizes_that_fill_the_device(
+    monkeypatch, platform, sides, copied
+):
+    tried = []
+    monkeypatch.setattr(device, "platform", lambda: platform)
+    monkeypatch.setattr(ceilings, "_matmul", lambda side, *_: tried.append(side) or 1)
+    monkeypatch.setattr(ceilings, "_copy", lambda size, _: tried.append(size) or 1)
+    ceilings.measure("bfloat16", None)
+    assert tried == [*sides, copied]
+
+
+def test_torch_without_cuda_is_no_rival_on_a_gpu(monkeypatch):
+    torch = pytest.importorskip("torch")
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert rivals._place() == "cpu"
+    monkeypatch.setattr(device, "platform", lambda: "gpu")
+    with pytest.raises(InputError, match="--against needs PyTorch with CUDA here"):
+        rivals._place()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert rivals._place() == "cuda"
+    torch.set_num_threads(threads)
+
+
+# More devices and processes
+
+
+def test_a_training_step_is_measured_on_one_device(monkeypatch):
+    subject = workloads.Subject(quickstart.get_config(), 64, "float32")
+    subject.check("train")
+    monkeypatch.setattr(parallel, "device_count", lambda: 8)
+    subject.check("inference")
+    with pytest.raises(InputError, match="on one device, but JAX finds 8: choose one"):
+        subject.check("train")
+
+
+def test_experiments_read_batches_that_all_devices_share(monkeypatch):
+    monkeypatch.setattr(parallel, "local_devices", lambda: [None] * 8)
+    images = Images.open("digits", 10, 16, resize="none", batch_size=100, workers=0)
+    assert images.batch_size == 104
+    batches = list(images.batches())
+    assert {batch["image"].shape[:2] for batch in batches} == {(8, 13)}
+    assert sum(batch["mask"].sum() for batch in batches) == len(images) == 359
+
+
+# Small limits
+
+
+def test_where_there_is_no_shared_memory_folder_nothing_is_asked(monkeypatch):
+    """As on macOS, which limits it in other ways."""
+    monkeypatch.setattr(shelf, "FOLDER", "/no/such/folder")
+    monkeypatch.setattr(shelf.shutil, "disk_usage", lambda _: pytest.fail("asked"))
+    made = shelf.Shelf(1, (8,))
+    made.close()
+
+
+@pytest.mark.parametrize(
+    "status, reason",
+    [
+        (-9, ", often for lack of memory;"),
+        (-7, ", often because /dev/shm is full (in a container: --shm-size);"),
+        (1, "; the same command"),
+    ],
+)
+def test_why_a_process_that_reads_may_have_ended(status, reason):
+    def results():
+        raise RuntimeError(f"Process 3 terminated unexpectedly with exit code {status}")
+        yield
+
+    with pytest.raises(RunError) as caught:
+        next(readers._closing(results(), None))
+    assert f"ended with status {status}{reason}" in str(caught.value)
+
+
+def test_prepare_takes_the_cores_that_it_may_use(monkeypatch, tmp_path):
+    """Not those of the machine: a job may have been given a few of them."""
+    given = []
+    monkeypatch.setattr(prepare.os, "sched_getaffinity", lambda _: {2, 5, 11})
+    monkeypatch.setattr(imagenet, "find", lambda *_: {"train": [], "validation": []})
+    monkeypatch.setattr(records, "write", lambda *words: given.append(words[3]))
+    monkeypatch.setattr(prepare, "summary", lambda *_: "")
+    words = ["--source", tmp_path / "in", "--dir", tmp_path / "out"]
+    assert call(prepare.main, *words).status == 0
+    assert call(prepare.main, *words, "--processes=1").status == 0
+    assert given == [3, 1]
+
+
+def test_the_drill_fills_a_disk_that_it_cannot_mount_by_a_limit(tmp_path):
+    class Asleep(trials.Trial):
+        """A run that does nothing until its files are limited."""
+
+        def start(self, devices=None):
+            self.process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=-1)
+
+        def until_step(self, step):
+            self.limit = resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE)
+
+        def end(self, signum=None):
+            pid, before = self.process.pid, self.limit
+            self.limit = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+            assert before != self.limit
+            self.process.communicate(b"\n")
+            return 1
+
+        def said(self):
+            return "full"
+
+    trial = Asleep(tmp_path / "run", None, {})
+    row = faults.fill_disk(trial, 5, 4000)
+    assert row.passed and trial.limit[0] == 4000
+    assert row.moment == "room for 4,000 bytes, after step 5"
+
+
+def test_a_process_saves_in_the_middle_of_a_step_only_when_it_is_alone(
+    tmp_path, monkeypatch
+):
+    """After a step, never before it, and no more when others join in the fourth."""
+    can_save = []
+    monkeypatch.setattr(
+        StopRequest, "rescue_by", lambda _, save: can_save.append(save is not None)
+    )
+    seen = types.SimpleNamespace(**vars(parallel))  # by the loop alone
+    seen.process_count = lambda: 1 + (len(can_save) > 6)
+    monkeypatch.setattr(loop, "parallel", seen)
+    config = quickstart.get_config()
+    fields = {"batch_size": 256, "epochs": 1, "warmup_epochs": 0.0, "model.depth": 1}
+    config.update_from_flattened_dict(runs.DENSE | fields)
+    loop.train_and_evaluate(config, tmp_path)
+    assert can_save == [False, True] * 3 + [False, False] * 2

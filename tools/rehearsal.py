@@ -1,0 +1,350 @@
+"""The whole life of a run on two hosts, compared with one process.
+
+    python -m tools.rehearsal
+
+starts two processes of four CPU devices each, as `srun` would, compiled with options as
+on GPUs: dry run, training, a host that is killed, the rest on one process of eight
+devices. It prints what was compared with a run to which nothing happened and the
+largest difference, and ends with status 1 where a promise is not kept.
+"""
+
+import collections
+import contextlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+
+import jax
+import numpy as np
+from absl import flags
+
+from imagepiece_jax import cli, trials
+from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.training.checkpoint import KINDS
+from tools.rehearsal_config import EPOCH
+
+SHORT = flags.DEFINE_bool("short", False, "one life, without what takes longest")
+FOLDER = flags.DEFINE_string("folder", None, "keep the runs and what they print there")
+PLATFORM = flags.DEFINE_enum("platform", "cpu", ["cpu", "gpu"], "what the runs use")
+DEVICES = flags.DEFINE_integer("devices", 8, "of all processes together", 2)
+
+LOSSES = 5e-4  # largest difference between two layouts, of their weights too
+IMAGES = 1e-3  # share of the test images that two layouts may judge differently
+IN_TIME = 60.0  # seconds for a process to end after another one was killed
+HEADINGS = ("run", "promise", "found", "allowed", "kept")
+# A command as `python -m` runs it. On GPUs models are compiled with options, on CPUs
+# without: this one changes how long that takes, and sends programs down the GPU's road.
+CONFIG = "tools/rehearsal_config.py"
+COMMAND = """
+import runpy, sys
+from imagepiece_jax.models import compiler
+compiler.OPTIONS.setdefault("cpu", {"xla_backend_optimization_level": 0})
+runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
+"""
+
+Row = collections.namedtuple("Row", HEADINGS)
+
+
+def main():
+    if DEVICES.value % 2:
+        raise InputError(f"--devices is {DEVICES.value}; allowed are even numbers")
+    jax.config.update("jax_platforms", "cpu")  # the GPUs are for the runs
+    with contextlib.ExitStack() as stack:
+        folder = FOLDER.value or stack.enter_context(tempfile.TemporaryDirectory())
+        stage = stack.enter_context(Stage(folder, PLATFORM.value, DEVICES.value))
+        print(line(HEADINGS), line(["---"] * len(HEADINGS)), sep="\n", flush=True)
+        kept = []
+        for row in every(stage, SHORT.value):
+            print(line(row._replace(kept="yes" if row.kept else "NO")), flush=True)
+            kept.append(row.kept)
+    return 0 if all(kept) else 1
+
+
+def line(cells):
+    """One row of the table."""
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def every(stage, short):
+    """All rows, as they come; a life that cannot go on does not end the others."""
+    for life in (short_life,) if short else (evit, masked):
+        try:
+            yield from life(stage)
+        except RunError as error:
+            yield Row(life.__name__, "runs end as they should", error, "", False)
+
+
+def short_life(stage):
+    """EViT on two hosts: tried out, killed, stopped; and the rest on one."""
+    run, one = (stage.run("evit", name, epochs=2) for name in ("two", "one"))
+    yield dry_run(stage.run("evit", "dry", epochs=2))
+    yield killed(run, 0, EPOCH - 3)
+    yield stopped(run, 1, EPOCH + 2)
+    yield gone_on(run, 1)
+    one.finish(1)
+    yield from figures(run, one)
+    yield evaluated(run)
+
+
+def evit(stage):
+    """The program changes in the middle, and a host dies between two changes."""
+    yield from _life(stage, "evit", 1, EPOCH + 5)
+
+
+def masked(stage):
+    """Masks, a teacher, and the weights of an earlier run to start from."""
+    teacher = stage.run("dense", "teacher", epochs=2)
+    teacher.finish(1)
+    fields = {"teacher.weights": teacher.workdir, "init.weights": teacher.workdir}
+    yield from _life(stage, "imagepiece_dynamicvit", 0, 2 * EPOCH + 3, **fields)
+
+
+def _life(stage, method, host, step, **fields):
+    """`host` is killed after `step`; the rest on one host, and again on two."""
+    names = ("dry", "one", "two", "killed", "killed_alone")
+    dry, one, two, hurt, alone = (stage.run(method, n, **fields) for n in names)
+    yield dry_run(dry)
+    yield killed(hurt, host, step)
+    moved = hurt.copied("moved")
+    yield gone_on(moved, 1)
+    one.finish(1)
+    yield from figures(moved, one)
+    two.finish(2)
+    yield from figures(two, one)
+    yield gone_on(hurt, 2)
+    yield identical(hurt, two)
+    yield killed(alone, 0, step, processes=1)
+    yield gone_on(alone, 1)
+    yield identical(alone, one)
+    yield evaluated(two)
+
+
+def dry_run(run):
+    """A row: `--dry_run` of two processes ends well and leaves nothing behind."""
+    statuses = run.start(2, "--dry_run").ended()
+    found = f"statuses {statuses}" + ", a folder" * run.workdir.exists()
+    kept = statuses == [0, 0] and not run.workdir.exists()
+    return Row(run.name, "dry run of two processes", found, "statuses [0, 0]", kept)
+
+
+def killed(run, host, step, processes=2):
+    """A row: one of the processes is killed after `step`, and the others notice."""
+    run.start(processes).reach(step)
+    run.processes[host].send_signal(signal.SIGKILL)
+    began = time.monotonic()
+    statuses = run.ended()
+    in_time = time.monotonic() - began < IN_TIME
+    wanted = [137 if number == host else 1 for number in range(processes)]
+    what = f"process {host} of {processes} killed after step {step}"
+    found = f"statuses {statuses}" + ", but late" * (not in_time)
+    return Row(run.name, what, found, f"{wanted}", in_time and statuses == wanted)
+
+
+def stopped(run, host, step):
+    """A row: SIGTERM at one of two, and both save the same step and end."""
+    run.start(2).reach(step)
+    run.processes[host].send_signal(signal.SIGTERM)
+    statuses = run.ended()
+    same = run.on_disk() == run.step()
+    found = f"statuses {statuses}, step {run.on_disk()} saved of {run.step()}"
+    what = f"process {host} of 2 asked to stop after step {step}"
+    kept = statuses == [143, 143] and same
+    return Row(run.name, what, found, "[143, 143], the newest step", kept)
+
+
+def gone_on(run, processes):
+    """A row: to the end, from the newest checkpoint on."""
+    newest, found = run.on_disk(), run.finish(processes)
+    promise = f"goes on from the newest checkpoint, processes: {processes}"
+    return Row(run.name, promise, f"step {found}", f"step {newest}", found == newest)
+
+
+def figures(ours, theirs):
+    """Rows: what two layouts came to, step by step and test by test."""
+    name = f"{ours.name} against {theirs.name}"
+    for kind, key in (("train", "loss"), ("eval", "loss"), ("eval", "ema_loss")):
+        mine, others = ours.values(kind, key), theirs.values(kind, key)
+        whole = len(mine) == len(others) > 0
+        apart = np.abs(mine - others).max() if whole else np.nan
+        what = f"{len(mine)} of {len(others)} {kind} {key}"
+        yield Row(name, what, f"{apart:.1e}", f"{LOSSES:g}", bool(apart <= LOSSES))
+    for kind in KINDS:
+        mine, others = ours.arrays(kind), theirs.arrays(kind)
+        apart = max(jax.tree.leaves(jax.tree.map(_apart, mine, others)))
+        what = f"{len(jax.tree.leaves(mine))} arrays of the {kind} checkpoint"
+        yield Row(name, what, f"{apart:.1e}", f"{LOSSES:g}", bool(apart <= LOSSES))
+    images = ours.values("eval", "images")
+    for key in ("acc1", "ema_acc1"):
+        right, others = (
+            run.values("eval", key) * images / 100 for run in (ours, theirs)
+        )
+        apart = np.abs(np.rint(right) - np.rint(others)).max()
+        what = f"images right by {key}, of {images[0]:g}"
+        allowed = np.floor(IMAGES * images[0])
+        yield Row(name, what, f"{apart:g}", f"{allowed:g}", bool(apart <= allowed))
+
+
+def _apart(a, b):
+    """Largest difference of two arrays, infinite where their shapes differ."""
+    if a.shape != b.shape:
+        return np.inf
+    return np.abs(np.float64(a) - np.float64(b)).max(initial=0)
+
+
+def identical(ours, theirs):
+    """A row: two runs of one layout, equal to the last bit but for the clocks."""
+    mine, others = ours.outcome(), theirs.outcome()
+    count = len(jax.tree.leaves(mine.arrays))
+    differ = "the same" if mine == others else "NOT the same"
+    found = f"{differ}: {count} arrays, {len(mine.lines)} lines"
+    name = f"{ours.name} against {theirs.name}"
+    return Row(name, "same layout, bit for bit", found, "the same", mine == others)
+
+
+def evaluated(run):
+    """A row: the best checkpoint is as accurate by the command as it was in the run."""
+    path = run.log.with_suffix(".json")
+    found = json.loads(path.read_text()) if run.evaluate(path) == 0 else {}
+    best = max(run.values("eval", "acc1"))
+    right = found.get("acc1", np.nan) * found.get("images", 0) / 100
+    wanted = best * run.values("eval", "images")[0] / 100
+    what, kept = "images right by evaluate, best checkpoint", abs(right - wanted) < 0.5
+    return Row(run.name, what, f"{right:.0f}", f"{wanted:.0f}", bool(kept))
+
+
+class Stage:
+    """A folder of runs that share compiled programs; at exit they are killed."""
+
+    def __init__(self, folder, platform, devices):
+        self.folder = pathlib.Path(folder).resolve()
+        self._platform, self._devices = platform, devices
+        self._runs = []
+
+    def __enter__(self):
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def __exit__(self, *error):
+        for run in self._runs:
+            for process in run.processes:
+                process.kill()
+                process.wait()
+
+    def run(self, method, name, **fields):
+        words = [f"--config.{field}={value}" for field, value in fields.items()]
+        config = f"--config={CONFIG}:{method}"
+        return self.add(Run(self, f"{method}_{name}", [config, *words]))
+
+    def add(self, run):
+        self._runs.append(run)
+        return run
+
+    def environments(self, count):
+        """Those of `count` tasks that one `srun` starts on this host.
+
+        Tasks find their own GPUs among all that they see; CPU devices are made.
+        """
+        shared = os.environ | {
+            "JAX_COMPILATION_CACHE_DIR": str(self.folder / "cache"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+            "SLURM_JOB_ID": uuid.uuid4().hex,  # chooses the port
+            "SLURM_STEP_ID": "0",
+            "SLURM_STEP_NODELIST": "127.0.0.1",
+            "SLURM_STEP_TASKS_PER_NODE": str(count),
+            "SLURM_STEP_NUM_TASKS": str(count),
+            "SLURM_NODEID": "0",
+        }
+        xla = [os.environ.get("XLA_FLAGS", "")]
+        if self._platform == "cpu":
+            each = self._devices // count
+            xla.append(f"--xla_force_host_platform_device_count={each}")
+            shared["JAX_PLATFORMS"] = "cpu"
+        else:
+            xla.append("--xla_gpu_deterministic_ops=true")  # adds in the same order
+            shared["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, range(self._devices)))
+        shared["XLA_FLAGS"] = " ".join(xla)
+        ranks = [str(number) for number in range(count)]
+        return [shared | {"SLURM_PROCID": r, "SLURM_LOCALID": r} for r in ranks]
+
+
+class Run(trials.Trial):
+    """One run in its folder: started on one or two processes, and gone on with."""
+
+    def __init__(self, stage, name, words):
+        super().__init__(stage.folder / name, stage.folder / "cache", {})
+        self.name, self._stage, self._words = name, stage, words
+        self.processes = []
+
+    def start(self, processes, *words):
+        """Start or go on; what process 0 prints is in NAME.log, else in NAME.1.log."""
+        self._left = self._inodes()
+        words = ["train", f"--workdir={self.workdir}", *words]
+        environments = self._stage.environments(processes)
+        self.processes = [
+            self._started(words, variables, f".{number}" * (number > 0))
+            for number, variables in enumerate(environments)
+        ]
+        self.process = self.processes[0]
+        return self
+
+    def evaluate(self, path):
+        """Evaluate the best checkpoint by the command, into `path`: its exit status."""
+        words = ["imagepiece_jax.evaluate", f"--weights={self.workdir}"]
+        (variables,) = self._stage.environments(1)
+        self.processes = [
+            self._started([*words, f"--json={path}"], variables, ".evaluate")
+        ]
+        return self.ended()[0]
+
+    def _started(self, words, variables, suffix):
+        with open(self.log.with_suffix(f"{suffix}.log"), "a", encoding="utf-8") as log:
+            return subprocess.Popen(
+                [sys.executable, "-c", COMMAND, *words, *self._words],
+                cwd=trials.ROOT,
+                env=variables,
+                stdout=log,
+                stderr=log,
+            )
+
+    def reach(self, step):
+        """Wait until `step` is done; RunError where the run ends before."""
+        self.until_step(step)
+        if any(process.poll() is not None for process in self.processes):
+            raise RunError(f"a run ended before step {step}: see {self.log}")
+
+    def ended(self):
+        """Exit statuses of all processes, once there are all; 128 + n: by signal n."""
+        found = [process.wait(trials.PATIENCE) for process in self.processes]
+        return [128 - status if status < 0 else status for status in found]
+
+    def finish(self, processes):
+        """To the end: the step that it went on from, 0 where it began anew."""
+        told = self.log.stat().st_size if self.log.exists() else 0
+        if any(self.start(processes).ended()):
+            raise RunError(f"a run did not end well: see {self.log}")
+        found = re.search(r"going on from step (\d+)", self.log.read_text()[told:])
+        return int(found[1]) if found else 0
+
+    def copied(self, name):
+        """The same run as it is now, in another folder."""
+        copy = self._stage.add(Run(self._stage, f"{self.name}_{name}", self._words))
+        shutil.copytree(self.workdir, copy.workdir)
+        return copy
+
+    def values(self, kind, key):
+        """What the lines of metrics of a kind say, float64 [lines]."""
+        lines = trials.read_metrics(self.workdir)
+        return np.array([x[key] for x in lines if x["kind"] == kind], np.float64)
+
+
+if __name__ == "__main__":
+    cli.run(main)
