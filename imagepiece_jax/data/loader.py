@@ -26,8 +26,8 @@ _ORDER, _TRANSFORM = 0, 1
 class Placement:
     """This process's share of every global batch.
 
-    The batch is `accumulation` micro-batches one after the other; each is dealt in
-    equal runs to all devices of all processes in order.
+    The batch is `accumulation` micro-batches one after the other; each is split evenly
+    (see `split`) over all devices of all processes in order.
     """
 
     process_index: int = 0
@@ -46,12 +46,26 @@ class Placement:
                 f"config.batch_size is {batch_size}: it must be a positive multiple of "
                 f"devices * accumulation steps = {devices} * {self.accumulation}"
             )
-        dealt = np.arange(batch_size).reshape(self.accumulation, devices, -1)
+        micro = batch_size // self.accumulation
         first = self.process_index * self.local_devices
-        return dealt[:, first : first + self.local_devices].swapaxes(0, 1)
+        mine = split(micro, devices)[first : first + self.local_devices]
+        return mine[:, None] + micro * np.arange(self.accumulation)[:, None]
 
 
 WHOLE = Placement()  # one process with one device
+
+
+def split(samples, devices):
+    """Samples of a batch that each device holds, int64 [devices, samples / devices].
+
+    Mixup pairs sample i with n - 1 - i: both are on one device, in mirrored places, so
+    that no image travels. Of an odd number of samples a device the middle one's partner
+    is the middle one of the mirrored device.
+    """
+    half, odd = divmod(samples // devices, 2)
+    first = np.arange(devices * half).reshape(devices, half)
+    middle = devices * half + np.arange(devices * odd).reshape(devices, odd)
+    return np.concatenate([first, middle, samples - 1 - first[:, ::-1]], axis=1)
 
 
 def steps_per_epoch(length, batch_size):

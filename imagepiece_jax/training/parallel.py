@@ -1,9 +1,8 @@
 """Who computes which part of the batch? Devices, processes, and what they exchange.
 
 The project's only mention of `jax.pmap` and `jax.distributed`: moving to another way of
-running on many devices means rewriting this file. Layout: of a global batch of B
-samples over W devices (all processes together), device d holds samples d B/W .. (d + 1)
-B/W - 1.
+running on many devices means rewriting this file. Layout: which samples of a global
+batch each of the W devices (all processes together) holds says `loader.split`.
 """
 
 import collections
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from imagepiece_jax.data import loader
 from imagepiece_jax.errors import InputError, Stopped
 from imagepiece_jax.models import compiler
 from imagepiece_jax.training import parting
@@ -267,15 +267,27 @@ def total(tree):
 
 def positions(micro_batch_size):
     """Inside `pmap`: places in the global batch of this device's samples, int32 [m]."""
-    first = jax.lax.axis_index(AXIS) * micro_batch_size
-    return first + jnp.arange(micro_batch_size, dtype=jnp.int32)
+    devices = jax.lax.axis_size(AXIS)
+    places = loader.split(micro_batch_size * devices, devices)
+    return jnp.asarray(places, jnp.int32)[jax.lax.axis_index(AXIS)]
 
 
 def reverse(tree):
-    """Inside `pmap`: sample i of the global batch becomes sample B - 1 - i."""
+    """Inside `pmap`: sample i of the global batch becomes sample B - 1 - i.
+
+    Partners are on one device, but for the middle one of an odd number.
+    """
     count = jax.lax.axis_size(AXIS)
     partners = [(device, count - 1 - device) for device in range(count)]
-    return jax.tree.map(lambda x: jax.lax.ppermute(x, AXIS, partners)[::-1], tree)
+
+    def flip(x):
+        half, odd = divmod(len(x), 2)
+        if odd and count > 1:
+            middle = jax.lax.ppermute(x[half], AXIS, partners)
+            x = x.at[half].set(middle)
+        return x[::-1]
+
+    return jax.tree.map(flip, tree)
 
 
 def _of_all(x):

@@ -1,4 +1,4 @@
-"""A data set of noise images, for whoever deals images out."""
+"""A data set of noise images, and the batches that are made of it."""
 
 import numpy as np
 
@@ -27,17 +27,35 @@ class Noise(Source):
         return f"{index}.jpg"
 
 
+def place(device, k, m, devices):
+    """Position in a micro-batch of sample `k` of the `m` that a device holds.
+
+    Device 0 has the first m // 2 and, mirrored, the last; device 1 the next ones.
+    """
+    half = m // 2
+    if k < half:
+        return device * half + k
+    if k >= m - half:
+        return m * devices - 1 - place(device, m - 1 - k, m, devices)
+    return devices * half + device
+
+
 def whole(parts):
     """Global batches from the batches of all processes, in order of position.
 
-    Position a * B/A + d * m + k is element [d, a, k] of the devices together.
+    Element [d, a, k] of the devices together is sample `place` of micro-batch a.
     """
     out = []
     for batches in zip(*parts, strict=True):
         joined = {}
         for field in batches[0]:
             array = np.concatenate([batch[field] for batch in batches])  # [D, A, m, .]
-            joined[field] = array.swapaxes(0, 1).reshape((-1,) + array.shape[3:])
+            devices, count, m = array.shape[:3]
+            flat = np.empty((count, devices * m) + array.shape[3:], array.dtype)
+            for d in range(devices):
+                for k in range(m):
+                    flat[:, place(d, k, m, devices)] = array[d, :, k]
+            joined[field] = flat.reshape((-1,) + array.shape[3:])
         out.append(joined)
     return out
 

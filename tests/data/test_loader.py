@@ -35,12 +35,26 @@ def evaluate(source, placement=loader.WHOLE, size=8, **options):
     return list(eval_batches(source, transform, **options))
 
 
-def test_placement_deals_micro_batches_to_devices_in_order():
+def test_placement_splits_micro_batches_by_pairs():
     # 2 hosts of 2 devices, 2 accumulation steps, 16 images: m = 2
     first = Placement(0, 2, 2, 2).positions(16)
     second = Placement(1, 2, 2, 2).positions(16)
-    assert first.tolist() == [[[0, 1], [8, 9]], [[2, 3], [10, 11]]]
-    assert second.tolist() == [[[4, 5], [12, 13]], [[6, 7], [14, 15]]]
+    assert first.tolist() == [[[0, 7], [8, 15]], [[1, 6], [9, 14]]]
+    assert second.tolist() == [[[2, 5], [10, 13]], [[3, 4], [11, 12]]]
+
+
+@pytest.mark.parametrize("samples, devices", [(12, 3), (12, 4), (9, 3), (4, 4), (5, 1)])
+def test_partners_are_in_mirrored_places(samples, devices):
+    """On one device, but for the middle ones of two mirrored devices."""
+    held = loader.split(samples, devices)
+    m = samples // devices
+    places = {held[d, k]: (d, k) for d in range(devices) for k in range(m)}
+    assert sorted(places) == list(range(samples))
+    for sample, (d, k) in places.items():
+        middle = m % 2 and k == m // 2
+        partner = (devices - 1 - d if middle else d, m - 1 - k)
+        assert places[samples - 1 - sample] == partner
+    assert devices > 1 or held.tolist() == [list(range(samples))]
 
 
 @pytest.mark.parametrize("batch_size", [12, 0, -8])

@@ -17,6 +17,7 @@ import pytest
 
 from configs import quickstart
 from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.data import loader
 from imagepiece_jax.models import compiler
 from imagepiece_jax.training import agreement, hosts, loop, parallel
 from tests import compiling, runs
@@ -79,7 +80,7 @@ def test_processes_with_unequal_devices_are_refused():
 def check_exchange(devices, first=0, local=None):
     """Global batch 0 .. 3 W - 1, three samples a device, two numbers a sample."""
     local = local or devices
-    samples = np.arange(3 * devices)
+    samples = loader.split(3 * devices, devices).ravel()
     batch = np.stack([samples, -samples], axis=1)[3 * first : 3 * (first + local)]
 
     def step(x):
@@ -129,9 +130,18 @@ def check_round_trip(devices, everywhere=None):
         np.testing.assert_array_equal(parallel.unreplicate(last)[name], want[name] + 3)
 
 
+def check_pairs(devices, m):
+    """Of an even number of samples a device every partner is on the same device."""
+    samples = loader.split(m * devices, devices)
+    mapped = parallel.pmap(parallel.reverse)
+    np.testing.assert_array_equal(mapped(samples), m * devices - 1 - samples)
+    assert "ppermute" not in str(jax.make_jaxpr(mapped)(samples))
+
+
 def check_eight():
     assert parallel.device_count() == len(parallel.local_devices()) == 8
     check_exchange(devices=8)
+    check_pairs(devices=8, m=4)
     check_round_trip(devices=8)
     with pytest.raises(InputError, match="12 samples cannot be split over 8 local"):
         parallel.shard({"x": np.zeros((12, 2))})
