@@ -86,7 +86,7 @@ def test_load_takes_a_reduction_and_another_size(weights_file):
 def test_names_of_classes_come_with_the_model(trained, weights_file, pictures):
     """They change no program; `labels` are before them, and indices where none is."""
     names = [*NAMES[:-1], None]
-    model, variables = imagepiece_jax.load(weights_file, class_names=names, **HEADS)
+    model, variables = imagepiece_jax.load(weights_file, class_names=names, **TOLD)
     assert model.class_names == tuple(names) and trained[0].class_names is None
     assert model == trained[0] and hash(model) == hash(trained[0])
     assert NAMES[0] not in repr(model)
@@ -96,7 +96,7 @@ def test_names_of_classes_come_with_the_model(trained, weights_file, pictures):
     by_index = {found.index: found.label for found in predict(pictures[0])}
     assert by_index == dict(enumerate(NAMES[:-1])) | {tiny.CLASSES - 1: 6}
     with pytest.raises(InputError, match="class_names has 2 names; the model has 7 cl"):
-        imagepiece_jax.load(weights_file, class_names=("a", "b"), **HEADS)
+        imagepiece_jax.load(weights_file, class_names=("a", "b"), **TOLD)
 
 
 def test_load_reads_the_config_of_a_run(trained, weights_file, tmp_path, monkeypatch):
