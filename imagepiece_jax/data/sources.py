@@ -14,7 +14,7 @@ import os
 import numpy as np
 from PIL import Image
 
-from imagepiece_jax.data import csv_table, tf_example, tfrecord
+from imagepiece_jax.data import csv_table, tfrecord
 from imagepiece_jax.data.array_records import ArrayRecords
 from imagepiece_jax.data.decode import Unreadable, decode
 from imagepiece_jax.errors import InputError
@@ -269,15 +269,30 @@ class RecordSource(Source):
         return len(self.records)
 
     def read(self, index):
-        example = tf_example.parse(self.records[index])
-        (image,), (label,) = example["image"], example["label"]
-        return decode(io.BytesIO(image), example["file_name"][0].decode()), label
+        features = self._features(index)
+        (label,) = features["label"].int64_list.value
+        pixels = decode(io.BytesIO(_bytes(features, "image")), _file_name(features))
+        return pixels, label
 
     def name(self, index):
-        return tf_example.parse(self.records[index])["file_name"][0].decode()
+        return _file_name(self._features(index))
 
     def encoded(self, index):
-        return tf_example.parse(self.records[index])["image"][0]
+        return _bytes(self._features(index), "image")
+
+    def _features(self, index):
+        from tensorflow_datasets.proto import tf_example_pb2  # slow to import
+
+        return tf_example_pb2.Example.FromString(self.records[index]).features.feature
+
+
+def _file_name(features):
+    return _bytes(features, "file_name").decode()
+
+
+def _bytes(features, name):
+    (value,) = features[name].bytes_list.value
+    return value
 
 
 @functools.cache  # once, though a run opens two splits

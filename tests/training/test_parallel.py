@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from configs import quickstart
-from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.data import loader
+from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.models import compiler
 from imagepiece_jax.training import agreement, hosts, loop, parallel
 from tests import compiling, runs
