@@ -214,10 +214,10 @@ def _images(subject, trained, small):
     from imagepiece_jax.experiments.images import Images
     from imagepiece_jax.training.record import SAME_CLASSES, check_classes
 
+    models = trained or ((subject,) if subject else ())
     if small is not None:
         classes, side = small.classes, small.config.image_size
-    elif trained or subject:
-        models = trained or (subject,)
+    elif models:
         fields = {(m.fields["num_classes"], m.image_size) for m in models}
         if len(fields) > 1:
             raise InputError(
@@ -236,10 +236,9 @@ def _images(subject, trained, small):
         batch_size=EVAL_BATCH.value,
         workers=READERS.value,
     )
-    for model in trained or (subject and (subject,)) or ():
-        check_classes(
-            model.path, images.source.class_names, f"--data {DATA.value}", SAME_CLASSES
-        )
+    names, data = images.source.class_names, f"--data {DATA.value}"
+    for model in models:
+        check_classes(model.path, names, data, SAME_CLASSES)
     return images
 
 

@@ -96,10 +96,10 @@ def test_a_class_without_training_images(images):
     refused(path, "has no training image with label 2: .* 5 classes", "train", 5)
 
 
-def test_blanks_line_ends_and_byte_order_mark_change_nothing(images):
+def test_blanks_line_ends_commas_and_byte_order_mark_change_nothing(images):
     text = (
         "\ufefffilename, label , split, class\r\nimages/a.png, 1, train, big cat \r\n"
-        "images/b.png,0 ,val,ant\r\n\r\nimages/c.png,1, val ,big cat"
+        "images/b.png,0 ,val,ant,\r\n\r\nimages/c.png,1, val ,big cat"
     )
     path = images / "set.csv"
     path.write_bytes(text.encode())
