@@ -105,8 +105,9 @@ class Builder:
             raise InputError(f"{self._source.name(index)}: {error}") from error
 
     def done(self, room):
-        """The `Bundle` of all that was added, its pixels in the array room(rows)."""
-        pixels = room(len(self._images))
+        """The `Bundle` of all that was added, its pixels in an array room(shape)."""
+        side = self._transform.side
+        pixels = room((len(self._images), side, side, 3))
         for square, image in zip(pixels, self._images, strict=True):
             height, width = image.shape[:2]
             square[:height, :width] = image

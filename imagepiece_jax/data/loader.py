@@ -6,6 +6,8 @@ which positions this process holds; order, crop and flip of a position are funct
 reading processes and threads and a restart at any step give the same arrays.
 """
 
+import bisect
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -93,7 +95,58 @@ def _stream(seed, purpose, step, position):
     )
 
 
-def train_batches(
+def train_batches(source, transform, *, workers=0, threads=0, **options):
+    """Iterator over this process's part of the batches of `training(...)` alone.
+
+    `workers` processes with `threads` threads each read ahead (see `readers.read`).
+    close() ends processes and threads. InputError as `training`, and for images that
+    do not fit the transform or too many unreadable ones; RunError where a reading
+    process has died.
+    """
+    return _alone(training(source, transform, **options), workers, threads)
+
+
+def eval_batches(source, transform, *, workers=0, threads=0, **options):
+    """Iterator over this process's part of the batches of `evaluation(...)` alone.
+
+    Otherwise as `train_batches`.
+    """
+    return _alone(evaluation(source, transform, **options), workers, threads)
+
+
+def _alone(what, workers, threads):
+    return _closing(Feed([(what, 0, what.steps)], workers, threads), what)
+
+
+def _closing(feed, what):
+    with contextlib.closing(feed):
+        yield from feed.batches(what)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pass:
+    """Batches that are read in one order, from `training` or `evaluation`."""
+
+    bundles: Any  # reads bundle 0, 1, ..
+    steps: int
+    shape: tuple  # of the samples of a batch: [local devices, ..]
+    fields: tuple
+    consequence: str  # of an image that cannot be read, for the log
+
+    @property
+    def parts(self):
+        """In how many bundles a batch is read."""
+        return bundles.parts(math.prod(self.shape))
+
+    @property
+    def largest(self):
+        """Bytes that the pixels of a bundle have at most."""
+        read, transform = self.bundles, self.bundles.transform
+        rows = bundles.most_rows(read.positions, read.repeats, transform.random)
+        return rows * transform.side**2 * 3
+
+
+def training(
     source,
     transform,
     *,
@@ -103,67 +156,56 @@ def train_batches(
     stop_step,
     placement=WHOLE,
     repeats=1,
-    workers=0,
-    threads=0,
 ):
-    """Iterator over this process's part of the batches start_step..stop_step-1.
+    """The `Pass` of this process's part of the batches start_step..stop_step-1.
 
-    Yields dict(image uint8 [L, A, m, S, S, 3], label int32 [L, A, m]) for L local
+    A batch is dict(image uint8 [L, A, m, S, S, 3], label int32 [L, A, m]) for L local
     devices and A accumulation steps; with a `CanvasTransform` also extent int32
-    [L, A, m, 2]. `batch_size` is global, `transform` is called as (image, rng).
-    `workers` processes with `threads` threads each read ahead (see `readers.read`). An
+    [L, A, m, 2]. `batch_size` is global, `transform` is called as (image, rng). An
     image that cannot be read is replaced by the next readable one of the epoch's order
-    and recorded in `source.unreadable`. close() ends processes and threads.
+    and recorded in `source.unreadable`.
 
     With `repeats` (repeated augmentation, Hoffer et al. 2020, as in DeiT) an epoch has
     as many steps as without, but every image of it comes so many times in a row, each
     time with other draws. A step then has just the images that DeiT's sampler deals
     to its devices, however many these are, as long as whole batches are dealt.
 
-    Raises InputError for a batch that cannot be dealt or filled, a seed that is no
-    unsigned 64-bit number, images that do not fit the transform, or too many
-    unreadable ones; RunError where a reading process has died.
+    Raises InputError for a batch that cannot be dealt or filled and for a seed that is
+    no unsigned 64-bit number.
     """
     if not 0 <= seed < 2**64:
         raise InputError(f"config.seed is {seed}: allowed are 0..2**64-1")
     positions = placement.positions(batch_size)
     steps_per_epoch(len(source), batch_size)
-    read = _TrainBundles(
-        source, transform, positions.ravel(), batch_size, seed, start_step, repeats
-    )
-    return _batches(
-        read,
-        steps=stop_step - start_step,
+    return Pass(
+        _TrainBundles(
+            source, transform, positions.ravel(), batch_size, seed, start_step, repeats
+        ),
+        steps=max(0, stop_step - start_step),
         shape=positions.shape,
         fields=(*transform.fields, "label"),
-        workers=workers,
-        threads=threads,
         consequence="the next readable image of the epoch takes its place",
     )
 
 
-def eval_batches(
-    source, transform, *, batch_size, placement=WHOLE, workers=0, threads=0
-):
-    """Iterator over this process's part of one pass over the source, in its order.
+def evaluation(source, transform, *, batch_size, placement=WHOLE):
+    """The `Pass` of this process's part of all images of the source, in its order.
 
-    Yields dict(image uint8 [L, m, S, S, 3], label int32, mask float32, index int32
+    A batch is dict(image uint8 [L, m, S, S, 3], label int32, mask float32, index int32
     [L, m]). Every image comes exactly once over all processes, and every process gets
     the same number of batches. The mask is 0 for an image that cannot be read
     (recorded in `source.unreadable`) and for the padding of the last batch, whose
     indices lie beyond the source. `transform` is called as (image).
 
-    Raises InputError and RunError as `train_batches` does.
+    Raises InputError for a batch that cannot be dealt.
     """
     placement = dataclasses.replace(placement, accumulation=1)
     positions = placement.positions(batch_size)[:, 0]
-    return _batches(
+    return Pass(
         _EvalBundles(source, transform, positions.ravel(), batch_size),
         steps=math.ceil(len(source) / batch_size),
         shape=positions.shape,
         fields=(*transform.fields, "label", "mask", "index"),
-        workers=workers,
-        threads=threads,
         consequence="it is left out of the evaluation",
     )
 
@@ -218,33 +260,76 @@ class _EvalBundles:
         return bundle.done(room)
 
 
-def _batches(read, *, steps, shape, fields, workers, threads, consequence):
-    """Bundles read(0), read(1), ... joined to `steps` batches of `shape`.
+class Feed:
+    """Batches of several passes by one set of readers, one turn after the other.
 
-    The record of unreadable images is kept here, in the calling thread and in the order
-    of the positions, so that it does not depend on who reads.
+    `turns` are (Pass, first step, steps) in the order in which they will be asked for:
+    some steps of training, an evaluation, the next steps of training. While the last
+    batches of a turn are worked on, the first of the next are read: nothing is started
+    for it, and no reader has a copy. `workers` and `threads` are those of
+    `readers.read`.
     """
-    parts = bundles.parts(math.prod(shape))
-    source, transform = read.source, read.transform
-    rows = bundles.most_rows(read.positions, read.repeats, transform.random)
-    joined = readers.read(
-        read,
-        steps * parts,
-        group=parts,
-        join=functools.partial(bundles.join, shape=shape, fields=fields),
-        room=(rows, transform.side, transform.side, 3),
-        workers=workers,
-        threads=threads,
-    )
-    in_a_row = ()
-    try:
-        for batch, history in joined:
+
+    def __init__(self, turns, workers=0, threads=0):
+        turns = [turn for turn in turns if turn[2]]
+        order = (itertools.repeat(what, steps) for what, _, steps in turns)
+        order = itertools.chain.from_iterable(order)
+
+        def join(results):
+            what = next(order)
+            return what, bundles.join(results, what.shape, what.fields)
+
+        self._joined = readers.read(
+            _InTurn.of(turns),
+            [(steps, what.parts) for what, _, steps in turns],
+            join=join,
+            largest=max((what.largest for what, _, _ in turns), default=0),
+            workers=workers,
+            threads=threads,
+        )
+
+    def batches(self, what):
+        """Iterator over the batches of a `Pass`, once; those of others come between.
+
+        The record of unreadable images is kept here, in the calling thread and in the
+        order of the positions, so that it does not depend on who reads.
+        """
+        source, in_a_row = what.bundles.source, ()
+        for _ in range(what.steps):
+            found, (batch, history) = next(self._joined)
+            if found is not what:
+                raise RuntimeError("a batch was asked for out of turn")
             for errors, mask in history:
                 if errors:
                     in_a_row += errors
-                    source.unreadable.record(in_a_row, len(source), consequence)
+                    source.unreadable.record(in_a_row, len(source), what.consequence)
                 if mask:
                     in_a_row = ()
             yield batch
-    finally:
-        joined.close()
+
+    def close(self):
+        """End processes and threads."""
+        self._joined.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class _InTurn:
+    """Reads bundle 0, 1, ... of all turns of a `Feed`."""
+
+    reads: tuple  # of each turn: what reads the bundles of its pass
+    starts: tuple  # its first number here
+    firsts: tuple  # and in its pass
+
+    @classmethod
+    def of(cls, turns):
+        counts = [what.parts * steps for what, _, steps in turns]
+        return cls(
+            tuple(what.bundles for what, _, _ in turns),
+            tuple(itertools.accumulate([0, *counts[:-1]])),
+            tuple(what.parts * first for what, first, _ in turns),
+        )
+
+    def __call__(self, number, room):
+        turn = bisect.bisect(self.starts, number) - 1
+        first = self.firsts[turn] - self.starts[turn]
+        return self.reads[turn](first + number, room)

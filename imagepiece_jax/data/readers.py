@@ -5,8 +5,9 @@ Grain deals the numbers out and brings the results back; a `Shelf` holds their p
 """
 
 import atexit
+import contextlib
 import dataclasses
-import functools
+import itertools
 import math
 import re
 import signal
@@ -30,98 +31,142 @@ _REASONS = {
 }
 
 
-def read(work, count, *, group, join, room, workers=0, threads=0):
-    """Iterator over join([result 0 .. result group - 1]), and so on up to `count`.
+def read(work, groups, *, join, largest, workers=0, threads=0):
+    """Iterator over join(results) of one group of results after the other.
 
-    work(number, room) makes result `number`, a named tuple whose field `pixels` is an
-    array room(n) of uint8 [n, ...] that it fills; `room` here is the shape of the
-    largest. `workers` processes with `threads` threads each work ahead, with no process
-    `threads` threads of this one, with neither the calling thread when it is asked. A
-    process is only started for every 16 numbers. `work` must survive pickling, `join`
-    runs in this process. close() ends processes and threads; processes also end with
-    this one, however that ends, and leave Ctrl-C and SIGTERM to it.
+    `groups` are pairs (times, size): so many groups of `size` results each, then those
+    of the next pair. The results are work(number, room) for the numbers 0, 1, ..,
+    named tuples whose field `pixels` is an array room(shape) of uint8 that it fills, of
+    at most `largest` bytes. `workers` processes with `threads` threads each work ahead,
+    with no process `threads` threads of this one, with neither the calling thread when
+    it is asked. A process is only started for every 16 numbers. `work` must survive
+    pickling, `join` runs in this process. close() ends processes and threads; processes
+    also end with this one, however that ends, and leave Ctrl-C and SIGTERM to it.
 
     What `work` raises is raised here. RunError where a process has died.
     """
     import grain  # only where something is read: others do without it
-    from grain.experimental import ThreadPrefetchIterDataset
+    from grain.experimental import ThreadPrefetchDatasetIterator
 
-    tasks, shelf = grain.MapDataset.range(count), None
-    workers, ahead = min(workers, count // WORTH), GROUPS_AHEAD * group
-    if workers:
-        if not flags.FLAGS.is_parsed():  # grain asks for flags, in a library too
-            flags.FLAGS.mark_as_parsed()
-        # What the processes share is what limits how far they get ahead.
-        share = math.ceil(ahead / workers)
-        shelf = Shelf(workers * (share + math.ceil(group / workers)), room)
-        atexit.register(shelf.stop)  # for an iterator that nobody closed
-        inside = grain.ReadOptions(
-            num_threads=threads, prefetch_buffer_size=max(threads, 1)
-        )
-        outside = grain.MultiprocessingOptions(
-            num_workers=workers, per_worker_buffer_size=share
-        )
-        results = tasks.map(_Shelved(work, shelf)).to_iter_dataset(inside)
-        results = results.mp_prefetch(outside, _start)
-        join = functools.partial(_from_shelf, shelf=shelf, join=join)
-    else:
-        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
-        make = functools.partial(work, room=functools.partial(_new, shape=room[1:]))
-        results = tasks.map(make).to_iter_dataset(options)
-    groups = results.batch(group, batch_fn=join)
-    if workers or threads:
-        groups = ThreadPrefetchIterDataset(groups, prefetch_buffer_size=1)
-    return _closing(groups, shelf)
+    count = sum(times * size for times, size in groups)
+    most = max((size for _, size in groups), default=1)
+    tasks = grain.MapDataset.range(count)
+    workers, ahead = min(workers, count // WORTH), GROUPS_AHEAD * most
+    # What is entered last ends first: nothing may read from what is closed already.
+    with contextlib.ExitStack() as stack:
+        if workers:
+            if not flags.FLAGS.is_parsed():  # grain asks for flags, in a library too
+                flags.FLAGS.mark_as_parsed()
+            # What the processes share is what limits how far they get ahead.
+            share = math.ceil(ahead / workers)
+            shelf = Shelf(workers * (share + math.ceil(most / workers)), largest)
+            stack.callback(shelf.close)
+            atexit.register(shelf.stop)  # for an iterator that nobody closed
+            stack.callback(atexit.unregister, shelf.stop)
+            inside = grain.ReadOptions(
+                num_threads=threads, prefetch_buffer_size=max(threads, 1)
+            )
+            outside = grain.MultiprocessingOptions(
+                num_workers=workers, per_worker_buffer_size=share
+            )
+            results = tasks.map(_Shelved(work, shelf)).to_iter_dataset(inside)
+            results = results.mp_prefetch(outside, _start)
+            join = _FromShelf(shelf, join, workers)
+        else:
+            options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
+            results = tasks.map(_Alone(work)).to_iter_dataset(options)
+        results = iter(results)
+        stack.callback(results.close)
+        joined = _Groups(results, groups, join)
+        if workers or threads:
+            joined = ThreadPrefetchDatasetIterator(joined, prefetch_buffer_size=1)
+            stack.callback(joined.close)
+        if workers:
+            stack.callback(shelf.stop)  # or they would wait for a free place
+        try:
+            # `yield from` would close what is joined before the shelf is stopped.
+            for result in joined:  # noqa: UP028
+                yield result
+        except RuntimeError as error:
+            gone = _GONE.search(str(error))
+            if gone is None:
+                raise
+            status = int(gone.group(1))
+            raise RunError(
+                f"a process that reads images has ended with status {status}"
+                f"{_REASONS.get(status, '')}; the same command goes on from the last "
+                "checkpoint, and config.data.workers may be lower then"
+            ) from error
 
 
-def _new(count, shape):
-    return np.empty((count, *shape), np.uint8)
+def _new(shape):
+    return np.empty(shape, np.uint8)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Alone:
+    """`work` for this process, whose pixels are new arrays."""
+
+    work: Any
+
+    def __call__(self, number):
+        return self.work(number, _new)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Shelved:
-    """`work` whose pixels stay on the shelf: what is sent has their number instead."""
+    """`work` whose pixels stay on the shelf: what is sent has their shape instead."""
 
     work: Any
     shelf: Shelf
 
     def __call__(self, number):
-        result = self.work(number, lambda count: self.shelf.put(number)[:count])
-        return result._replace(pixels=number)
+        def room(shape):
+            return self.shelf.put(number)[: math.prod(shape)].reshape(shape)
+
+        result = self.work(number, room)
+        return result._replace(pixels=(number, result.pixels.shape))
 
 
-def _from_shelf(results, shelf, join):
-    numbers = [result.pixels for result in results]
-    found = [result._replace(pixels=shelf.look(result.pixels)) for result in results]
-    joined = join(found)
-    for number in numbers:
-        shelf.free(number)
-    return joined
+@dataclasses.dataclass(frozen=True)
+class _FromShelf:
+    """`join` of results whose pixels are on the shelf."""
+
+    shelf: Shelf
+    join: Any
+    workers: int
+
+    def __call__(self, results):
+        found = []
+        for result in results:
+            number, shape = result.pixels
+            if number >= self.workers - 1:  # each of them has opened the shelf
+                self.shelf.hide()
+            pixels = self.shelf.look(number)[: math.prod(shape)].reshape(shape)
+            found.append(result._replace(pixels=pixels))
+        joined = self.join(found)
+        for result in results:
+            self.shelf.free(result.pixels[0])
+        return joined
 
 
-def _closing(groups, shelf):
-    groups = iter(groups)
-    try:
-        # `yield from` would close the groups before the shelf stops.
-        for result in groups:  # noqa: UP028
-            yield result
-    except RuntimeError as error:
-        gone = _GONE.search(str(error))
-        if gone is None:
-            raise
-        status = int(gone.group(1))
-        raise RunError(
-            f"a process that reads images has ended with status {status}"
-            f"{_REASONS.get(status, '')}; the same command goes on from the last "
-            "checkpoint, and config.data.workers may be lower then"
-        ) from error
-    finally:
-        if shelf is not None:
-            shelf.stop()
-        groups.close()
-        if shelf is not None:
-            atexit.unregister(shelf.stop)
-            shelf.close()
+class _Groups:
+    """Iterator over the joined groups of an iterator of results."""
+
+    def __init__(self, results, groups, join):
+        self._results, self._join = results, join
+        sizes = (itertools.repeat(size, times) for times, size in groups)
+        self._sizes = itertools.chain.from_iterable(sizes)
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        size = next(self._sizes)
+        return self._join([next(self._results) for _ in range(size)])
+
+    def get_state(self):
+        """Grain's threads ask for it; a restart begins with another number."""
 
 
 def _start(index, count):

@@ -5,8 +5,6 @@ is sent. The places are made once and used in turn: fresh shared memory for ever
 images costs more time than shrinking and cropping them.
 """
 
-import contextlib
-import math
 import os
 import shutil
 import time
@@ -21,24 +19,23 @@ WAIT = 0.001  # seconds between two looks at a place that is not free yet
 
 
 class Shelf:
-    """`places` arrays of uint8 [*shape]; number n has place n % places.
+    """`places` arrays of uint8 [largest]; number n has place n % places.
 
     Who makes number n asks for its place by `put`, which waits until number n - places
     is done with; who reads it says so by `free`, number by number. Other processes get
-    the shelf by pickling; the one that made it must `close` it. InputError where there
-    is too little shared memory for it.
+    the shelf by pickling; the one that made it must `close` it, and `hide` it once all
+    others have it. InputError where there is too little shared memory for it.
     """
 
-    def __init__(self, places, shape, name=None):
-        self.places, self.shape = places, tuple(shape)
-        self._stride = math.prod(self.shape)
-        size = places * self._stride + places + 1
+    def __init__(self, places, largest, name=None):
+        self.places, self.largest, self._named = places, largest, name is None
+        size = places * largest + places + 1
         if name is None:
             _check_space(size)
         self._memory = shared_memory.SharedMemory(name, create=name is None, size=size)
 
     def __reduce__(self):
-        return Shelf, (self.places, self.shape, self._memory.name)
+        return Shelf, (self.places, self.largest, self._memory.name)
 
     def put(self, number):
         """The array to write `number` to; RuntimeError once the shelf is stopped."""
@@ -53,8 +50,8 @@ class Shelf:
 
     def look(self, number):
         """The array of number `number`."""
-        offset = number % self.places * self._stride
-        return np.ndarray(self.shape, np.uint8, self._memory.buf, offset)
+        offset = number % self.places * self.largest
+        return np.ndarray(self.largest, np.uint8, self._memory.buf, offset)
 
     def free(self, number):
         """Give the place of `number` to number + places."""
@@ -64,18 +61,26 @@ class Shelf:
         """Let nobody wait for a place any more."""
         self._set_byte(self.places, 1)
 
+    def hide(self):
+        """Take its name away: nobody else can open it.
+
+        Without a name nothing is left in memory when all processes are killed at once.
+        """
+        if self._named:
+            self._named = False
+            self._memory.unlink()
+
     def close(self):
-        """Give the memory back."""
-        with contextlib.suppress(BufferError):  # it goes with the last array of it
-            self._memory.close()
-        self._memory.unlink()
+        """Give the memory back. Arrays of it must not be used any more."""
+        self.hide()
+        self._memory.close()
 
     # Behind the places one byte for each, how often it was freed, and one: stopped.
     def _byte(self, index):
-        return self._memory.buf[self.places * self._stride + index]
+        return self._memory.buf[self.places * self.largest + index]
 
     def _set_byte(self, index, value):
-        self._memory.buf[self.places * self._stride + index] = value
+        self._memory.buf[self.places * self.largest + index] = value
 
 
 def _check_space(size):

@@ -69,25 +69,15 @@ class _Course(Run):
     def train(self, state, meta, restored):
         """All steps that are left: (last state on the host, last meta)."""
         config, first, length = self.config, restored or 0, self.length
-        batches = loader.train_batches(
-            self.train_source,
-            self.train_transform,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            start_step=first,
-            stop_step=length.steps,
-            placement=self.place,
-            repeats=config.data.repeats,
-            workers=config.data.workers,
-            threads=config.data.threads,
-        )
+        self._open_feed(first, meta)
+        batches = self.feed.batches(self.training)
         with contextlib.ExitStack() as stack:
             request = stack.enter_context(StopRequest(0, parallel.Highest()))
             watch = Watch(
                 self.workdir, config, length, restored, self.checkpoints.latest_step
             )
             stack.push(self._finish_saving)
-            for part in (watch, batches):
+            for part in (watch, self.feed):
                 stack.enter_context(contextlib.closing(part))
 
             def rescue():
@@ -98,8 +88,7 @@ class _Course(Run):
                 self._evaluate_given(watch, request)
             state = parallel.replicate(state)
             teacher = parallel.replicate(self.teacher)
-            if self._evaluates_after(first) and meta["evaluated"] < first:
-                # The run was stopped in the middle of it.
+            if self._resumes_evaluation(first, meta):
                 meta = self._evaluate(state, first, meta, watch, request)
             step_fn = None
             for step, batch in enumerate(watch.waited_for(batches), start=first + 1):
@@ -133,6 +122,43 @@ class _Course(Run):
                     raise Stopped(stop, step)
             request.answered()
         return parallel.unreplicate(state), meta
+
+    def _open_feed(self, first, meta):
+        """One set of readers for all batches from step `first` on.
+
+        Training and evaluations take turns, in an order that is known beforehand: the
+        readers are never started anew and never wait for a turn to end.
+        """
+        config, length = self.config, self.length
+        self.training = loader.training(
+            self.train_source,
+            self.train_transform,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            start_step=first,
+            stop_step=length.steps,
+            placement=self.place,
+            repeats=config.data.repeats,
+        )
+        self.evaluation = loader.evaluation(
+            self.val_source,
+            self.eval_transform,
+            batch_size=setup.eval_batch_size(config, self.place),
+            placement=self.place,
+        )
+        evaluated = (self.evaluation, 0, self.evaluation.steps)
+        before = (self.given is not None) + self._resumes_evaluation(first, meta)
+        turns, done = [evaluated] * before, first
+        ends = range(0, length.steps + 1, length.steps_per_epoch)
+        for step in ends[first // length.steps_per_epoch + 1 :]:
+            if self._evaluates_after(step):
+                turns += [(self.training, done - first, step - done), evaluated]
+                done = step
+        self.feed = loader.Feed(turns, config.data.workers, config.data.threads)
+
+    def _resumes_evaluation(self, first, meta):
+        """Whether a run that goes on after step `first` was stopped in the middle."""
+        return self._evaluates_after(first) and meta["evaluated"] < first
 
     def _evaluates_after(self, step):
         epoch, rest = divmod(step, self.length.steps_per_epoch)
@@ -211,14 +237,5 @@ class _Course(Run):
 
     def _accuracy(self, eval_step, models, request):
         """One pass over the val split for all these variables: a result for each."""
-        batches = loader.eval_batches(
-            self.val_source,
-            self.eval_transform,
-            batch_size=setup.eval_batch_size(self.config, self.place),
-            placement=self.place,
-            workers=self.config.data.workers,
-            threads=self.config.data.threads,
-        )
-        with contextlib.closing(batches):
-            asked = request.until_asked(batches)
-            return evaluation.evaluate_each(eval_step, models, asked)
+        batches = request.until_asked(self.feed.batches(self.evaluation))
+        return evaluation.evaluate_each(eval_step, models, batches)

@@ -162,7 +162,7 @@ def test_an_error_of_the_work_is_not_taken_for_a_death():
     def work(number, room):
         raise RuntimeError("of its own")
 
-    results = readers.read(work, 4, group=1, join=tuple, room=(1, 8), threads=1)
+    results = readers.read(work, [(4, 1)], join=tuple, largest=8, threads=1)
     with pytest.raises(RuntimeError, match="of its own") as caught:
         next(results)
     assert not isinstance(caught.value, RunError)
