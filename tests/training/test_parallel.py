@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.data import loader
+from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.models import compiler
 from imagepiece_jax.training import agreement, hosts, parallel
 
