@@ -1,4 +1,4 @@
-"""Flags under which XLA compiles tests' tiny programs fast rather than well."""
+"""Flags for compiling tests' tiny programs fast, and options as a GPU has them."""
 
 from importlib import metadata
 
@@ -7,3 +7,7 @@ if tuple(map(int, metadata.version("jaxlib").split(".")[:2])) < (0, 11):
     # Six times as fast, and unknown to later versions, which end at unknown flags.
     QUICK += " --xla_cpu_use_fusion_emitters=false"
     QUICK += " --xla_cpu_parallel_codegen_split_count=1"
+
+# Compiler options that a CPU accepts and that change nothing: with them in
+# models.compiler.OPTIONS["cpu"], programs are compiled as they are on a GPU.
+HARMLESS = {"xla_embed_ir_in_executable": False}

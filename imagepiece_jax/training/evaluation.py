@@ -5,7 +5,6 @@ import time
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from imagepiece_jax.data import mix
@@ -78,7 +77,7 @@ def evaluate(step, variables, batches, right=None):
     def noted(batch):
         sums, correct = step(variables, batch)
         if right is not None:
-            right[batch["index"][np.asarray(correct)]] = True
+            right[batch["index"][parallel.local(correct)]] = True
         return (sums,)
 
     return _one_pass(noted, batches, 1)[0]

@@ -25,8 +25,8 @@ PLACES = (
 def memory_text(run, state):
     """What `run` takes: bytes of the state and of the compiled step, and its length."""
     config, length = run.config, run.length
-    batch = setup.batch_shapes(config, run.place.positions(config.batch_size).shape)
-    devices = len(parallel.local_devices())
+    dealt = run.place.positions(config.batch_size).shape[1:]
+    devices = parallel.device_count()
 
     def stack(tree):
         return jax.tree.map(
@@ -36,7 +36,9 @@ def memory_text(run, state):
     began = time.perf_counter()
     teacher = None if run.teacher is None else stack(run.teacher)
     last = run.compiled_step(length.epochs - 1)
-    compiled = last.compile(stack(state), batch, teacher)
+    compiled = last.compile(
+        stack(state), stack(setup.batch_shapes(config, dealt)), teacher
+    )
     seconds = time.perf_counter() - began
     held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     working = compiled.memory_analysis().temp_size_in_bytes

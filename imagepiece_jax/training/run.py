@@ -46,7 +46,7 @@ class Run:
         self.method = setup.method(config)
         self.recipe = setup.recipe(config)
         self.panels = Panels(workdir, self.model, self.recipe, config.pictures)
-        self.programs = {}
+        self._program = None  # (its key, the step as compiled)
         self.lock = None
 
     def close(self):
@@ -79,7 +79,7 @@ class Run:
             _versions(),
         )
         record(is_main=False)  # only compares: a mistake leaves no folder behind
-        resumed = self.checkpoints.latest_step() is not None
+        resumed = agreement.decided(self.checkpoints.latest_step) is not None
         first_state = functools.partial(
             init_state, optimizer=self.optimizer, with_ema=self.config.ema_decay > 0
         )
@@ -104,23 +104,28 @@ class Run:
         step = None
         if resumed:
             state, meta, step = self.checkpoints.restore(state)
-        agreement.check_start(step, state, self.train_source, self.val_source)
+        arrays = state, self.teacher, self.given
+        agreement.check_start(step, arrays, self.train_source, self.val_source)
         return state, meta, step
 
     def compiled_step(self, epoch):
         """`steps.train_step` for all devices as of `epoch`, with its state donated.
 
-        One program for all: only a keep rate that warms up has several.
+        One program for all: only a keep rate that warms up has several. The newest is
+        kept, and the others are unloaded.
         """
         model = setup.train_model(self.config, epoch, parallel.AXIS)
         key = setup.program_key(model)
-        if key in self.programs:
-            return self.programs[key]
+        if self._program is not None:
+            if self._program[0] == key:
+                return self._program[1]
+            self._program = None
+            parallel.forget_programs()
         step = setup.step(
             self.config, model, self.optimizer, self.rate, self.teacher_model
         )
         compiled = parallel.pmap(step, donate_argnums=(0,), model=True)
-        self.programs[key] = compiled
+        self._program = key, compiled
         return compiled
 
 

@@ -1,5 +1,7 @@
 """Many devices behave as one: checked in processes that have eight, or two each."""
 
+import contextlib
+import io
 import os
 import pathlib
 import socket
@@ -13,21 +15,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import quickstart
 from imagepiece_jax.data import loader
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.models import compiler
-from imagepiece_jax.training import agreement, hosts, parallel
+from imagepiece_jax.training import agreement, hosts, loop, parallel
+from tests import compiling, runs
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def start(devices, *arguments):
     """This file as a script in a process of its own, with that many CPU devices."""
+    flag = "--xla_force_host_platform_device_count"
     env = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{compiling.QUICK} {flag}={devices}",
     }
     return subprocess.Popen([sys.executable, __file__, *arguments], env=env)
 
@@ -83,7 +88,8 @@ def check_exchange(devices, first=0, local=None):
         sums = parallel.mean({"x": x.sum(0)}), parallel.total({"n": jnp.ones(())})
         return at, parallel.reverse({"x": x, "i": x[:, 0]}), *sums
 
-    at, back, mean, total = parallel.pmap(step)(parallel.shard(batch))
+    found = parallel.pmap(step, model=True)(parallel.shard(batch))
+    at, back, mean, total = parallel.local(found)
     mine = samples[3 * first : 3 * (first + local)]
     assert at.dtype == jnp.int32
     np.testing.assert_array_equal(np.ravel(at), mine)
@@ -93,18 +99,22 @@ def check_exchange(devices, first=0, local=None):
     )
     # The sum of 0 .. 3 W - 1, over W devices.
     want = 3 * (3 * devices - 1) / 2
-    np.testing.assert_allclose(parallel.unreplicate(mean)["x"], [want, -want])
-    assert parallel.unreplicate(total)["n"] == devices
+    np.testing.assert_allclose(mean["x"], [[want, -want]] * local)
+    np.testing.assert_array_equal(total["n"], [devices] * local)
 
 
-def check_round_trip(devices):
-    """There and back: values, dtypes, memory of its own; donation copies nothing."""
+def check_round_trip(devices, everywhere=None):
+    """There and back: values, dtypes, memory of its own; donation copies nothing.
+
+    `devices` of this process, `everywhere` of all of them.
+    """
     state = {"w": np.arange(1 << 18, dtype=np.float32), "step": np.asarray(4, np.int32)}
     want = {name: x.copy() for name, x in state.items()}
     there = parallel.replicate(state)
-    assert there["w"].shape == (devices, 1 << 18)
+    assert there["w"].shape == (everywhere or devices, 1 << 18)
+    assert parallel.local(there)["w"].shape == (devices, 1 << 18)
     grow = parallel.pmap(
-        lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0
+        lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0, model=True
     )
     later = grow(there)
     back = parallel.unreplicate(later)
@@ -125,7 +135,8 @@ def check_pairs(devices, m):
     samples = loader.split(m * devices, devices)
     mapped = parallel.pmap(parallel.reverse)
     np.testing.assert_array_equal(mapped(samples), m * devices - 1 - samples)
-    assert "ppermute" not in str(jax.make_jaxpr(mapped)(samples))
+    shape = jax.ShapeDtypeStruct(samples.shape, jnp.int32)
+    assert "collective-permute" not in mapped.compile(shape).as_text()
 
 
 def check_eight():
@@ -139,15 +150,17 @@ def check_eight():
 
 def check_process(process, port, folder):
     process = int(process)
+    compiler.OPTIONS["cpu"] = compiling.HARMLESS  # as a GPU has some
     with parallel.joined(hosts.Job(f"127.0.0.1:{port}", 2, process)):
         assert (parallel.process_index(), parallel.process_count()) == (process, 2)
         assert parallel.is_main() == (process == 0)
         assert (parallel.device_count(), len(parallel.local_devices())) == (4, 2)
         check_exchange(devices=4, first=2 * process, local=2)
-        check_round_trip(devices=2)
+        check_round_trip(devices=2, everywhere=4)
         assert parallel.gather(("ä" * 3, "")[process]) == ["äää", ""]
         check_highest(process)
         check_agreement(process, pathlib.Path(folder))
+        check_dry_run(process, pathlib.Path(folder) / "run")
 
 
 def check_highest(process):
@@ -165,6 +178,21 @@ def check_agreement(process, folder):
         agreement.check_config(config | {"lr": process})
     with pytest.raises(InputError, match="a is missing on process 1, but 5 on process"):
         agreement.check_same([{"a": 5}, {}][process])
+
+    model = types.SimpleNamespace(backend="xla", kernels=None)
+    agreement.check_model(model)
+    model.backend = ("cudnn", "xla")[process]
+    with pytest.raises(
+        InputError, match="attention, .+ is xla on process 1, but cudnn"
+    ):
+        agreement.check_model(model)
+    model.backend, model.kernels = "cudnn", ("9.0", None)[process]
+    with pytest.raises(
+        InputError,
+        match="config.model.kernels, .+ is plain on process 1, but fused for 9.0 on",
+    ):
+        agreement.check_model(model)
+    assert agreement.decided(lambda: {"process": process}) == {"process": 0}
 
     arrays, images = {"w": np.arange(3.0)}, range(7)
     agreement.check_start(None, arrays, images, images)
@@ -188,6 +216,17 @@ def check_agreement(process, folder):
             if process == 0:
                 raise RunError("disk is full")
             agreement.check_same({})
+
+
+def check_dry_run(process, workdir):
+    """The last step's program is compiled for all devices, and nothing is written."""
+    config = quickstart.get_config()
+    config.update_from_flattened_dict(runs.DENSE | {"model.depth": 1})
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        assert loop.train_and_evaluate(config, workdir, dry_run=True) is None
+    told = output.getvalue()
+    assert ("memory on each of 4 devices: " in told) == (process == 0)
+    assert not workdir.exists()
 
 
 if __name__ == "__main__":
