@@ -1,4 +1,4 @@
-"""What would these configs cost on a GPU that is not here? Kernels and guesses.
+"""Kernels and guessed times of configs on a GPU that is not here.
 
 `benchmark --compile-only h200` prints this. Nothing is run: XLA compiles for a GPU that
 is only described, and the time of each kernel is guessed from its bytes and products.
@@ -110,8 +110,12 @@ def inference_text(config):
     return h200.compile_for(forward, shapes, images, options=OPTIONS)
 
 
-def train_text(config):
-    """Compiled text of a step of training as `config` has it, on one device."""
+def train_text(config, devices=1):
+    """Compiled text of a step of training as `config` has it, on so many H200s.
+
+    Those are the GPUs of one host; `config.batch_size` is of all of them.
+    """
+    mesh = jax.sharding.Mesh(np.array(h200.devices(devices)), (parallel.AXIS,))
     unplaced = _unplaced(config)
     model = setup.train_model(unplaced, config.epochs - 1, parallel.AXIS)
     rate = setup.schedule(config, STEPS_PER_EPOCH)
@@ -127,20 +131,31 @@ def train_text(config):
         teacher = summary.shapes(dense, config.image_size)
     step = setup.step(config, _placed(model, config), optimizer, rate, teacher_model)
     state = jax.eval_shape(first, shapes)
-    dealt = (config.grad_accum_steps, config.batch_size // config.grad_accum_steps)
-    batch = setup.batch_shapes(config, dealt)
+    micro = config.batch_size // (devices * config.grad_accum_steps)
+    batch = setup.batch_shapes(config, (devices, config.grad_accum_steps, micro))
+    fn, places = mapped(step, mesh)
     return h200.compile_for(
-        _alone(step), state, batch, teacher, options=OPTIONS, donate=(0,)
+        fn, state, batch, teacher, options=OPTIONS, donate=(0,), places=places
     )
 
 
 PROGRAMS = {"inference": inference_text, "train": train_text}
 
 
-def _alone(step):
-    """`step`, which knows an axis of devices, on the one that is described."""
-    mesh = jax.sharding.Mesh(np.array([h200.device()]), (parallel.AXIS,))
+def mapped(step, mesh):
+    """`step` on the devices of `mesh`, and where its arguments lie there.
+
+    What `parallel.pmap` makes of it, for devices that are only described: (state,
+    batch, teacher), of which the batch has a leading axis of devices.
+    """
     everywhere = jax.sharding.PartitionSpec()
-    return jax.shard_map(
-        step, mesh=mesh, in_specs=everywhere, out_specs=everywhere, check_vma=False
+    split = jax.sharding.PartitionSpec(parallel.AXIS)
+    specs = (everywhere, split, everywhere)
+
+    def of_one(state, batch, teacher):
+        return step(state, jax.tree.map(lambda x: x[0], batch), teacher)
+
+    fn = jax.shard_map(
+        of_one, mesh=mesh, in_specs=specs, out_specs=everywhere, check_vma=False
     )
+    return fn, [jax.sharding.NamedSharding(mesh, spec) for spec in specs]

@@ -1,4 +1,4 @@
-"""What would one H200 make of a JAX function? Kernels and a guess, without the device.
+"""Programs for H200 GPUs that need not be there: kernels, and a guess of their time.
 
 XLA can compile for a GPU that is only described: fusions, cuBLASLt and cuDNN calls come
 out as on the real one; nothing is run or timed. It needs JAX's CUDA wheels, no driver.
@@ -39,19 +39,25 @@ runtime_version { major: 13 minor: 0 patch: 0 }
 """
 
 
-@functools.cache
 def device():
     """The described GPU, as JAX's compiler takes it; InputError without the wheels.
 
     Call it before anything else uses JAX: its plugin looks for a driver once, at first
     use, and is told here to go without.
     """
+    return devices()[0]
+
+
+@functools.cache
+def devices(count=1):
+    """`count` described GPUs of one host; InputError as in `device`."""
     os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
     from jax.experimental import topologies
 
+    topology = f"1x1x{count}"  # partitions, hosts in each, GPUs in each
     try:
         described = topologies.get_topology_desc(
-            "", platform="cuda", target_config=TARGET, topology="1x1x1"
+            "", platform="cuda", target_config=TARGET, topology=topology
         )
     except (NotImplementedError, RuntimeError) as error:  # no such plugin, or not ready
         if any(map(_installed, ("xla_cuda13", "xla_cuda12"))):
@@ -64,7 +70,7 @@ def device():
             "compiling for an H200 needs JAX's CUDA wheels, which are not installed "
             f"here: {WHEELS} (no GPU and no driver needed)"
         ) from error
-    return described.devices[0]
+    return described.devices
 
 
 def _installed(plugin):
@@ -74,19 +80,25 @@ def _installed(plugin):
         return False
 
 
-def compile_for(fn, *args, options=None, donate=()):
+def compile_for(fn, *args, options=None, donate=(), places=None):
     """Text of `fn` compiled for one H200; `hlo` and the functions below read it.
 
     args: pytrees of arrays or ShapeDtypeStructs; options: compiler options by name;
-    donate: positions of `args` whose memory the results may take. InputError without
-    JAX's CUDA wheels, RunError for what XLA cannot compile.
+    donate: positions of `args` whose memory the results may take; places: a sharding
+    for each of `args` where `fn` is for several of `devices`. InputError without JAX's
+    CUDA wheels, RunError for what XLA cannot compile.
     """
-    place = jax.sharding.SingleDeviceSharding(device())
+    if places is None:
+        places = [jax.sharding.SingleDeviceSharding(device())] * len(args)
 
-    def placed(leaf):
+    def placed(leaf, place):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
 
-    traced = jax.jit(fn, donate_argnums=donate).trace(*jax.tree.map(placed, args))
+    args = [
+        jax.tree.map(functools.partial(placed, place=place), arg)
+        for arg, place in zip(args, places, strict=True)
+    ]
+    traced = jax.jit(fn, donate_argnums=donate).trace(*args)
     try:
         lowered = _lowered(traced)
         return lowered.compile(compiler_options=dict(options or {})).as_text()

@@ -1,11 +1,12 @@
-"""Which kernels does a compiled GPU program launch, and what does each of them move?
+"""Kernels and collectives of a compiled GPU program, and what each of them moves.
 
-Reads the text of XLA's optimised program (`compiled.as_text()`): every instruction of
-its entry that is no mere view is one kernel. Nothing is run.
+Reads the text of XLA's optimized program (`compiled.as_text()`): every instruction of
+its entry that is no mere view is one kernel or one collective. Nothing is run.
 """
 
 import collections
 import dataclasses
+import itertools
 import math
 import re
 
@@ -20,9 +21,16 @@ MOVES |= {"broadcast", "iota", "convert"}
 TILE = 64  # tokens that a kernel of fused attention computes at once
 BACKWARD = 2.5  # products of its backward pass for one of the forward pass: 5 and 2
 
+COLLECTIVES = (
+    *("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all"),
+    *("collective-permute", "collective-broadcast"),
+)
+HOST_OPS = {"infeed", "outfeed", "send", "recv"}
+
 _INSTRUCTION = re.compile(
     r"\s+(ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*?)\)(?:,|$)"
 )
+_SOURCE = r'op_name="([^"]+)"'
 _HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) .*\{$")
 
 
@@ -42,6 +50,30 @@ class Kernel:
     shape: str
     bytes: int
     flops: float
+    source: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One array of a collective: its shape, and the line of the model that made it."""
+
+    shape: str
+    source: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One exchange between devices: one call of NCCL on a GPU.
+
+    op: "all-reduce", "collective-permute", ..; bytes: what one device gives; devices:
+    how many of them are in a group; parts: what XLA has combined in it.
+    """
+
+    name: str
+    op: str
+    bytes: int
+    devices: int
+    parts: tuple[Part, ...]
     source: str
 
 
@@ -66,8 +98,38 @@ def kernels(text):
     The body of a loop counts as often as it runs where XLA knows that, else once; of
     a conditional the branch with most bytes counts.
     """
+    return [k for k in _program(text) if isinstance(k, Kernel)]
+
+
+def collectives(text):
+    """The Collectives of a compiled program's text, in the order of their start.
+
+    Those in loops and branches count as in `kernels`; what is exchanged asynchronously
+    counts at its start.
+    """
+    return [c for c in _program(text) if isinstance(c, Collective)]
+
+
+def _program(text):
     entry, computations = _parse(text)
     return _launches(computations[entry], computations)
+
+
+def host_waits(text):
+    """Lines of a compiled program's text at which the device and the host meet.
+
+    Transfers, calls of Python, and loops and branches that a GPU asks the host to
+    decide: those whose number of turns XLA does not know.
+    """
+    found = []
+    for i in itertools.chain.from_iterable(_parse(text)[1].values()):
+        op = i.op.removesuffix("-start")
+        called = i.find(r'custom_call_target="([^"]+)"').lower()
+        undecided = op == "while" and not i.find(r'"known_trip_count":\{"n":"(\d+)"')
+        calls_host = "callback" in called or "host" in called
+        if op in HOST_OPS or op == "conditional" or undecided or calls_host:
+            found.append(f"{i.op} {i.name} {i.find(_SOURCE)}".rstrip())
+    return found
 
 
 def _parse(text):
@@ -92,6 +154,9 @@ def _launches(body, computations):
     found = []
     for i in body:
         if i.op in VIEWS or i.op.endswith("-done"):  # the end of what -start launched
+            continue
+        if i.op.removesuffix("-start") in COLLECTIVES:
+            found.append(_collective(i, body, computations))
             continue
         called = [name for name in _called(i) if name in computations]
         if i.op in ("call", "async-start", "while", "conditional"):
@@ -135,8 +200,44 @@ def _kernel(i, fused, shapes):
         shape=i.shape,
         bytes=round(read) + _bytes(i.shape, without_workspace=library),
         flops=flops,
-        source=i.find(r'op_name="([^"]+)"'),
+        source=i.find(_SOURCE),
     )
+
+
+def _collective(i, body, computations):
+    made = {other.name: other for other in body}
+    parts = [p for name in i.operands for p in _parts(name, made, computations)]
+    source = i.find(_SOURCE)
+    return Collective(
+        name=i.name,
+        op=i.op.removesuffix("-start"),
+        bytes=sum(_bytes(made[name].shape) for name in i.operands),
+        devices=_group(i),
+        parts=tuple(Part(p.shape, source or p.find(_SOURCE)) for p in parts),
+        source=source,
+    )
+
+
+def _parts(name, made, computations):
+    """Instructions whose results an operand consists of, views looked through."""
+    i = made[name]
+    while i.op in ("bitcast", "reshape") and i.operands[0] in made:
+        i = made[i.operands[0]]
+    fused = computations.get(i.find(r"calls=%?([\w.\-]+)"), ())
+    joined = "concatenate" in (i.op, *(f.op for f in fused[-1:]))
+    if joined and not i.find(_SOURCE):  # joined by XLA, not by the model
+        return [p for name in i.operands for p in _parts(name, made, computations)]
+    return [i]
+
+
+def _group(i):
+    """How many devices exchange with each other."""
+    listed = i.find(r"replica_groups=\{\{([\d,]+)\}")
+    if listed:
+        return len(listed.split(","))
+    iota = i.find(r"replica_groups=\[\d+,(\d+)\]")
+    pairs = i.find(r"source_target_pairs=\{(.*?\})\}")
+    return int(iota or pairs.count("{"))
 
 
 def _kind(i, target, fused):
@@ -246,6 +347,7 @@ def _convolution_flops(target, operands, i):
         kernel, output = (1, 0)
     elif "BackwardFilter" in target:
         kernel, output = (2, 1)
-    labels = re.split("_|->", i.find(r"dim_labels=([\w>\-]+)"))[kernel]
+    labels = re.split("_|->", i.find(r"dim_labels=([\w>\-]+)"))
+    labels = next(axes for axes in labels if "o" in axes)  # the kernel's, wherever
     channels = shapes[kernel][labels.index("o")]
     return 2.0 * math.prod(shapes[output]) * math.prod(shapes[kernel]) / channels

@@ -147,6 +147,10 @@ def train_step(
     else:
         carry, terms = jax.lax.scan(micro_step, carry, inputs)
     batch_stats, grads, sums = carry
+    if devices > 1:
+        # Else XLA joins gradients to the exchanges of batch statistics before them, and
+        # the backward pass of the stem waits for megabytes instead of some numbers.
+        grads, sums, terms = jax.lax.optimization_barrier((grads, sums, terms))
     grads, sums = parallel.mean(grads), parallel.total(sums)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)

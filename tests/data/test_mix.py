@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from imagepiece_jax.data import mix
 
 
-@functools.cache  # compiling the Beta sampler is most of the time here
+@functools.cache
 def draws(**options):
     """4000 draws for images of 32 x 48."""
     keys = jax.random.split(jax.random.key(0), 4000)
@@ -85,6 +86,26 @@ def test_mixup_alone_is_beta_distributed():
     # (1 would give .0833, .5 give .125); the tolerances are 4 standard deviations
     assert abs(out.lam.mean() - 0.5) < 0.02
     assert abs(out.lam.var() - 1 / 10.4) < 0.006
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.3, 0.8, 1.0, 4.0])
+def test_beta_has_the_distribution_of_scipy(alpha):
+    keys = jax.random.split(jax.random.key(1), 20000)
+    drawn = jax.jit(jax.vmap(lambda key: mix.beta(key, alpha)))(keys)
+    drawn = np.asarray(drawn, np.float64)
+    assert drawn.min() >= 0 and drawn.max() <= 1
+    # Below 1e-7 of either end float32 knows no more than 0 and 1.
+    drawn = np.clip(drawn, 1e-7, 1 - 1e-7)
+    truth = stats.beta(alpha, alpha)
+    for at in (1e-4, 0.01, 0.2, 0.5, 0.9, 0.999):
+        share, expected = (drawn <= at).mean(), truth.cdf(at)
+        assert abs(share - expected) < 4.5 * np.sqrt(expected * (1 - expected) / 20000)
+
+
+def test_a_draw_is_no_loop():
+    """A GPU waits for the host at each turn of a loop of unknown length."""
+    program = jax.make_jaxpr(lambda key: mix.draw(key, 6, 8, mixup=0.8, cutmix=1.0))
+    assert "while" not in str(program(jax.random.key(0)))
 
 
 def test_shares_of_mixed_batches_and_of_cutmix():

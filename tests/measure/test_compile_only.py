@@ -32,9 +32,9 @@ def config(**model):
 def compiled(monkeypatch):
     """Traces in place of compiling; the list of (results, arguments) of each call."""
     calls, texts = [], [ADD, "\n".join([ADD, COPY, COPY])]
-    monkeypatch.setattr(h200, "device", lambda: jax.devices("cpu")[0])
+    monkeypatch.setattr(h200, "devices", lambda count=1: jax.devices("cpu")[:count])
 
-    def trace(fn, *args, options=None, donate=()):
+    def trace(fn, *args, options=None, donate=(), places=None):
         assert options == compile_only.OPTIONS
         calls.append((jax.eval_shape(fn, *args), args))
         return TEXT.replace("LINES", texts[len(calls) - 1])
@@ -71,7 +71,7 @@ def test_kernels_are_listed_where_they_are_asked_for(compiled):
 def test_a_training_step_is_compiled_whole(compiled):
     compile_only.report([("one", config(attention="xla"))], 6, mode="train")
     ((state, metrics), (given, batch, teacher)) = compiled[0]
-    assert batch["image"].shape == (1, 6, 16, 16, 3) and teacher is None
+    assert batch["image"].shape == (1, 1, 6, 16, 16, 3) and teacher is None
     assert metrics["loss"].shape == ()
     same = jax.tree.map(lambda a, b: a.shape == b.shape, state, given)
     assert all(jax.tree.leaves(same))
@@ -79,7 +79,7 @@ def test_a_training_step_is_compiled_whole(compiled):
 
 def test_attention_is_that_of_the_described_gpu(monkeypatch):
     gpu = types.SimpleNamespace(platform="gpu", compute_capability="9.0")
-    monkeypatch.setattr(h200, "device", lambda: gpu)
+    monkeypatch.setattr(h200, "devices", lambda: [gpu])
 
     def backend(**model):
         made = config(**model)

@@ -71,13 +71,13 @@ def test_missing_wheels_are_told_in_one_sentence(monkeypatch, error, plugins, to
     monkeypatch.setattr(h200, "_installed", lambda name: name in plugins)
     monkeypatch.setenv("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
     with pytest.raises(InputError, match=f"H200.*CUDA wheels.*{told}"):
-        h200.device.__wrapped__()
+        h200.devices.__wrapped__()
 
 
 @pytest.fixture
 def here(monkeypatch):
     """This computer in place of the described GPU."""
-    monkeypatch.setattr(h200, "device", lambda: jax.devices("cpu")[0])
+    monkeypatch.setattr(h200, "devices", lambda: jax.devices("cpu"))
     monkeypatch.setattr(h200, "_lowered", lambda traced: traced.lower())
 
 

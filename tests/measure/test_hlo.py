@@ -1,4 +1,4 @@
-"""Are kernels, bytes and products of a compiled text those that stand in it?
+"""Kernels, collectives, bytes and products of a compiled text.
 
 The texts are small programs in the form that XLA prints them, counted by hand.
 """
@@ -141,6 +141,7 @@ def test_attention_counts_whole_tiles(end, passes):
         ("Forward", "4,7,7,16", ("4,14,14,8", "16,3,3,8"), "b01f_o01i->b01f"),
         ("BackwardInput", "4,14,14,8", ("4,7,7,16", "16,3,3,8"), "b01f_o01i->b01f"),
         ("BackwardFilter", "16,3,3,8", ("4,14,14,8", "4,7,7,16"), "b01f_b01f->o01i"),
+        ("BackwardFilter", "16,3,3,8", ("4,14,14,8", "4,7,7,16"), "b01f_o01i->b01f"),
     ],
 )
 def test_a_convolution_and_its_gradients_cost_the_same(name, result, operands, labels):
@@ -180,3 +181,72 @@ def test_what_has_been_started_is_counted_once():
         "%c.2 = f32[8,30]{1,0} copy-done(%c.1)",
     )
     assert [k.name for k in copies] == ["c.1"]
+
+
+GROUPS = "replica_groups={{0,1},{2,3}}, to_apply=%add"
+SOURCE = ', metadata={op_name="jit(f)/ViT/norm_0/psum"}'
+
+
+def collectives(*lines):
+    return hlo.collectives(TEXT.replace("LINES", "\n".join(f"  {x}" for x in lines)))
+
+
+def test_a_collective_is_counted_at_its_start_and_is_no_kernel():
+    lines = (
+        f"%r.1 = f32[8,30]{{1,0}} all-reduce-start(%q.1), {GROUPS}{SOURCE}",
+        "%r.2 = f32[8,30]{1,0} all-reduce-done(%r.1)",
+    )
+    (one,) = collectives(*lines)
+    assert (one.name, one.op, one.bytes, one.devices) == ("r.1", "all-reduce", 960, 2)
+    assert one.parts == (hlo.Part("f32[8,30]{1,0}", "jit(f)/ViT/norm_0/psum"),)
+    assert kernels(*lines) == []
+
+
+def test_several_arrays_in_one_collective():
+    """A tuple, and arrays that XLA has put behind each other."""
+    made = '%m.1 = f32[2,5]{1,0} negate(%q.1), metadata={op_name="a/div"}'
+    view = "%v.1 = f32[10]{0} bitcast(%m.1)"
+    both = "(f32[10]{0}, f32[8,30]{1,0})"
+    joined = "%j.1 = f32[250]{0} concatenate(%v.1, %q.1), dimensions={0}"
+    (pair,) = collectives(made, view, f"%r = {both} all-reduce(%v.1, %q.1), {GROUPS}")
+    (one,) = collectives(
+        made, view, joined, f"%r = f32[250] all-reduce(%j.1), {GROUPS}"
+    )
+    assert pair.bytes == one.bytes == 4 * 250
+    assert [part.shape for part in one.parts] == ["f32[2,5]{1,0}", "f32[8,30]{1,0}"]
+    assert one.parts == pair.parts and one.parts[0].source == "a/div"
+
+
+@pytest.mark.parametrize(
+    "groups, devices",
+    [
+        ("replica_groups=[2,4]<=[8]", 4),
+        ("source_target_pairs={{0,2},{1,1},{2,0}}", 3),
+    ],
+)
+def test_other_ways_to_write_who_exchanges(groups, devices):
+    pair = "(f32[8,30]{1,0}, f32[8,30]{1,0})"
+    line = f"%p = {pair} collective-permute-start(%q.1), channel_id=1, {groups}"
+    (one,) = collectives(line)
+    assert (one.op, one.bytes) == ("collective-permute", 960)
+    assert one.devices == devices
+
+
+def test_where_a_gpu_waits_for_the_host():
+    lines = (
+        "%w.1 = (s32[], f32[7]{0}) while(%start), condition=%test, body=%body",
+        "%w.2 = (s32[], f32[7]{0}) while(%start), condition=%test, body=%body, "
+        'backend_config={"known_trip_count":{"n":"3"}}',
+        "%i = ((f32[7]{0}), token[]) infeed(%t)",
+        "%c.1 = (f32[8]{0}) custom-call(%q.1), "
+        'custom_call_target="xla_ffi_python_gpu_callback"' + SOURCE,
+        "%b = f32[8,30]{1,0} conditional(%x.1, %q.1, %q.1), branch_computations={%add}",
+        "%k = f32[8,30]{1,0} copy(%q.1)",
+    )
+    text = TEXT.replace("LINES", "\n".join(f"  {line}" for line in lines))
+    assert hlo.host_waits(text) == [
+        "while w.1",
+        "infeed i",
+        "custom-call c.1 jit(f)/ViT/norm_0/psum",
+        "conditional b",
+    ]
