@@ -53,3 +53,17 @@ def test_time_and_rate_are_those_of_the_log(tmp_path):
     )
     assert told["skipped"] == "4 of 22 steps, which were not finite"
     assert told["metrics"] == str(tmp_path / "metrics.jsonl")
+
+
+def test_a_line_without_a_rate_counts_by_the_others(tmp_path):
+    """A first step that compiled was not timed: 1 step at the median of the others."""
+    writer = MetricWriter(tmp_path)
+    for step, rate in ((1, None), (11, 6.4), (21, 6.4)):
+        writer.write("train", step, throughput=rate, skipped=0)
+    writer.close()
+    assert rows(tmp_path)["time"].startswith("03:30 of training")
+    (tmp_path / "metrics.jsonl").unlink()
+    writer = MetricWriter(tmp_path)
+    writer.write("train", 1, throughput=None, skipped=0)
+    writer.close()
+    assert "time" not in rows(tmp_path)

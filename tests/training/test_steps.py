@@ -80,6 +80,22 @@ def test_the_window_starts_anew_after_each_logged_step():
     assert abs(losses[0] - np.log(CLASSES)) < 0.1
 
 
+def test_images_are_normalized_as_the_model_says():
+    """The loss of the first step, by NumPy from pixels; ImageNet's gives another."""
+    recipe = Recipe(seed=0, num_classes=CLASSES, label_smoothing=0.0)
+    mean, std = (0.1, 0.5, 0.9), (0.01, 0.02, 0.03)
+    step, state = make(recipe, mean=mean, std=std)
+    images, labels = (batch(0)[name][0, 0] for name in ("image", "label"))
+    model = zoo.create_model("vit_mini", **DENSE)
+    pixels = jnp.asarray((images / 255 - np.array(mean)) / np.array(std), jnp.float32)
+    logits = model.apply(parallel.unreplicate(state).variables, pixels).logits
+    own = np.asarray(jax.nn.log_softmax(logits))[np.arange(BATCH), labels]
+    loss = run(step, state, [batch(0)])[1][0]["loss"]
+    np.testing.assert_allclose(loss, -own.mean(), rtol=1e-5)
+    step, state = make(recipe)
+    assert abs(run(step, state, [batch(0)])[1][0]["loss"] - loss) > 1e-4
+
+
 def test_micro_batches_give_the_gradient_of_the_batch():
     """The same eight images at once, or as two and four micro-batches."""
     states = []

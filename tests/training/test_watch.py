@@ -82,6 +82,37 @@ def test_rate_and_input_wait_by_the_clock(tmp_path, monkeypatch):
     assert [line["throughput"] for line in lines] == pytest.approx([12.8, 12.8])
 
 
+def test_no_compile_is_in_a_rate(tmp_path, monkeypatch):
+    """Reading takes three seconds, a step one, and a thousand more where it compiles.
+
+    A resumed run logs its first step, and other programs begin inside of windows.
+    """
+    clock = [100.0]
+    monkeypatch.setattr(watch.time, "perf_counter", lambda: clock[0])
+
+    def batches():
+        for number in range(7):
+            clock[0] += 3
+            yield number
+
+    run = make(tmp_path, restored=2, log_every_steps=3)
+    for step, _ in enumerate(run.waited_for(batches()), start=3):
+        if step in (3, 5, 8):
+            run.compiles(step)
+            clock[0] += 1000
+        clock[0] += 1
+        run.later(step, numbers())
+        run.now()
+    run.close()
+    lines = read_metrics(tmp_path)
+    assert [line["step"] for line in lines] == [3, 6, 9]
+    # Nothing but a step that compiled; then two steps, and one more batch was read.
+    rate = pytest.approx(2 * 64 / (2 * 4 + 3))
+    assert [line["throughput"] for line in lines] == [None, rate, rate]
+    wait = pytest.approx(9 / 11)
+    assert [line["input_wait"] for line in lines] == [None, wait, wait]
+
+
 def test_a_window_without_a_finite_step_has_no_loss(tmp_path):
     run = make(tmp_path, log_every_steps=1)
     run.later(1, numbers(loss=np.nan, skipped=1, samples=0.0))

@@ -1,0 +1,158 @@
+"""What a path tells of its model, and that nothing contradicts it unnoticed."""
+
+import json
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from configs import quickstart
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import convert, pretrained, zoo
+from imagepiece_jax.models.vit import MEAN, STD
+from tests.models import tiny
+
+HALF = (0.5, 0.5, 0.5)
+NORMALIZATION = {"mean": HALF, "std": (0.25, 0.5, 0.75)}
+# Heads of 64 channels, so that tensors tell the model.
+SIZE = {"embed_dim": 64, "num_heads": 1, "depth": 2}
+
+
+@pytest.fixture(scope="module")
+def tensors():
+    return convert.to_timm(tiny.variables(tiny.model(**SIZE)))
+
+
+def written(path, tensors, told):
+    """A weights file that tells these texts or numbers of its images."""
+    if path.suffix == ".npz":
+        np.savez(path, **tensors, **{k: np.array(v) for k, v in told.items()})
+    else:
+        metadata = {k: json.dumps(v) for k, v in told.items()}
+        safetensors.numpy.save_file(tensors, path, metadata)
+    return path
+
+
+def run_folder(path, **fields):
+    """The folder of a run of the quickstart, without its weights."""
+    config = quickstart.get_config()
+    config.update_from_flattened_dict(fields)
+    path.mkdir(exist_ok=True)
+    (path / "config.json").write_text(json.dumps(config.to_dict()))
+    return path
+
+
+@pytest.mark.parametrize("name", ["w.npz", "w.safetensors"])
+def test_a_file_may_tell_how_its_images_were_normalized(tmp_path, tensors, name):
+    told = pretrained.read(written(tmp_path / name, tensors, NORMALIZATION))
+    assert {k: told.fields[k] for k in NORMALIZATION} == NORMALIZATION
+    assert zoo.create_model(**told.fields) == tiny.model(**SIZE, **NORMALIZATION)
+    untold = pretrained.read(written(tmp_path / f"un{name}", tensors, {}))
+    assert "mean" not in untold.fields
+    model = zoo.create_model(**untold.fields)
+    assert (model.mean, model.std) == (MEAN, STD)
+
+
+@pytest.mark.parametrize("name", ["w.npz", "w.safetensors"])
+@pytest.mark.parametrize(
+    "told, sentence",
+    [
+        ({"mean": HALF}, "tells mean alone; allowed are mean and std, or neither"),
+        ({"mean": HALF, "std": (1, 1)}, r"std is \[1, 1\]; allowed are three finite"),
+        ({"mean": HALF, "std": (1, 1, 0)}, "allowed are three finite numbers above 0"),
+        ({"mean": (np.nan,) * 3, "std": HALF}, "mean is .*allowed are three finite"),
+    ],
+)
+def test_a_file_that_tells_it_wrongly(tmp_path, tensors, name, told, sentence):
+    path = written(tmp_path / name, tensors, told)
+    with pytest.raises(InputError, match=sentence) as caught:
+        pretrained.read(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_run_tells_it_and_an_older_one_had_imagenets(tmp_path):
+    older = run_folder(tmp_path / "older")
+    config = json.loads((older / "config.json").read_text())
+    del config["model"]["mean"], config["model"]["std"]
+    (older / "config.json").write_text(json.dumps(config))
+    new = run_folder(tmp_path / "new", **{"model.mean": HALF, "model.std": HALF})
+    found = [pretrained.read(path).fields for path in (older, new)]
+    assert [(f["mean"], f["std"]) for f in found] == [(MEAN, STD), (HALF, HALF)]
+    assert found[0]["num_heads"] == 4  # of vit_mini, which its config only names
+
+
+@pytest.mark.parametrize(
+    "changes, told",
+    [
+        ({"name": "deit_s"}, "embed_dim of 'deit_s' is 384, but .* has 64"),
+        ({"embed_dim": 128}, "embed_dim is 128, but .* has 64"),
+        ({"depth": 3}, "depth is 3, but .* has 2"),
+        ({"num_classes": 10}, "num_classes is 10, but .* has 7"),
+        ({"patch_size": 2}, "patch_size is 2, but .* has 4"),
+        ({"stem": "conv"}, "stem is 'conv', but .* has 'patch'"),
+        ({"class_token": False}, "class_token is False, but .* has True"),
+        ({"mlp_ratio": 3.0}, "mlp_ratio is 3.0, but .* has 4.0"),
+        ({"mean": (0.0, 0.0, 0.0)}, r"mean is \(0.0, 0.0, 0.0\), but .* has \(0.5, 0"),
+        ({"std": "x"}, "std is 'x', but .* has "),
+    ],
+)
+def test_a_field_that_contradicts_the_weights_is_named(
+    tmp_path, tensors, changes, told
+):
+    path = written(tmp_path / "w.npz", tensors, NORMALIZATION)
+    with pytest.raises(InputError, match=rf"^{told}.*: allowed is that$") as caught:
+        pretrained.read(path).changed(changes)
+    assert f"weights file {path}" in str(caught.value)
+
+
+def test_fields_that_may_differ_do(tmp_path, tensors):
+    told = pretrained.read(written(tmp_path / "w.npz", tensors, NORMALIZATION))
+    changes = {"image_size": 32, "gelu": "tanh", "name": None, "mean": list(HALF)}
+    fields = told.changed(changes)
+    assert (fields["image_size"], fields["gelu"]) == (32, "tanh")
+    assert fields["name"] == told.fields["name"]
+
+
+@pytest.mark.parametrize(
+    "fields, told",
+    [
+        ({"reduction.keep_rate": 0.5}, "config.reduction.keep_rate is 0.5, but .* 0.8"),
+        (
+            {"reduction.prune_blocks": (3, 5)},
+            r"config.reduction.prune_blocks is \(3, 5\), but .* \(2, ",
+        ),
+        ({"model.prop_attn": True}, "config.model.prop_attn is True, but .* has False"),
+        ({"image_size": 32}, "config.image_size is 32, but run .* has 16"),
+        ({"num_classes": 5}, "config.num_classes is 5, but run .* has 10"),
+        ({"model.gelu": "tanh"}, "config.model.gelu is 'tanh', but .* has 'exact'"),
+        ({"model.stem": "patch"}, "config.model.stem is 'patch', but .* has 'conv'"),
+        ({"model.depth": 7}, "config.model.depth is 7, but run .* has 6"),
+        ({"model.name": "deit_ti"}, "config.model.embed_dim of 'deit_ti' is 192, but"),
+        ({"model.mean": HALF}, r"config.model.mean is \(0.5, 0.5, 0.5\), but run .*"),
+    ],
+)
+def test_a_config_that_contradicts_a_run(tmp_path, fields, told):
+    other = quickstart.get_config()
+    other.update_from_flattened_dict(fields)
+    run = pretrained.read(run_folder(tmp_path / "run"))
+    told = rf"^{told}.*: allowed is that or no --config$"
+    with pytest.raises(InputError, match=told):
+        run.under(other.to_dict())
+
+
+def test_what_training_alone_reads_may_differ(tmp_path):
+    other = quickstart.get_config()
+    changes = {"lr": 9.0, "epochs": 1, "batch_size": 2, "model.drop_path_rate": 0.5}
+    changes |= {"model.dtype": "bfloat16", "data.name": "folder:x", "seed": 3}
+    other.update_from_flattened_dict(changes)
+    run = pretrained.read(run_folder(tmp_path / "run"))
+    fields, reduction = run.under(other.to_dict())
+    assert fields["dtype"] == "bfloat16"
+    assert pretrained.completed(reduction) == pretrained.completed(run.reduction)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"model": {}}', '{"model": 3}'])
+def test_a_folder_that_tells_nothing(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(InputError, match="is a folder without a run's config.json"):
+        pretrained.read(tmp_path)

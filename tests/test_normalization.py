@@ -1,0 +1,306 @@
+"""Images as a model was trained with them, from every command and the API.
+
+The model tells classes by color alone and its weights leave no tie, so that another
+mean or deviation changes what it says. What is expected is computed in NumPy.
+"""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import imagepiece_jax
+import train
+from configs import quickstart
+from imagepiece_jax import evaluate, export, visualize
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.gallery import provenance
+from imagepiece_jax.models import convert, summary
+from imagepiece_jax.models.vit import MEAN, STD
+from imagepiece_jax.training import setup, weights
+from imagepiece_jax.training.checkpoint import Checkpoints
+from tests.command import call, sentence
+from tests.models import tiny
+from tests.runs import ROOT
+
+HALF = (0.5, 0.5, 0.5)
+HALVES = {"mean": HALF, "std": HALF}
+FLAGS = ["--mean=.5,.5,.5", "--std=.5,.5,.5"]
+NOTE = "does not say how its images were normalized: ImageNet's mean and standard dev"
+# Heads of 64 channels, so that tensors tell the model; some reduction, for runs.
+FIELDS = {
+    "image_size": 16,
+    "num_classes": 10,
+    "model.stem": "patch",
+    "model.patch_size": 8,
+    "model.embed_dim": 64,
+    "model.num_heads": 1,
+    "model.depth": 2,
+    "reduction.merge_blocks": (),
+    "reduction.prune_blocks": (0,),
+    "reduction.keep_rate": 0.5,
+}
+WORDS = ["--config", f"{ROOT}/configs/quickstart.py"]
+WORDS += [f"--config.{name}={value}" for name, value in FIELDS.items()]
+
+
+def config(**fields):
+    made = quickstart.get_config()
+    made.update_from_flattened_dict(FIELDS | fields)
+    return made
+
+
+@pytest.fixture(scope="module")
+def model():
+    return setup.model(config())
+
+
+@pytest.fixture(scope="module")
+def variables(model):
+    return tiny.fill(summary.shapes(model, 16))
+
+
+@pytest.fixture(scope="module")
+def folder(variables, tmp_path_factory):
+    """w.npz and told.npz, a run with halves in run/, 40 images in set.csv."""
+    folder = tmp_path_factory.mktemp("normalization")
+    tensors = convert.to_timm(variables)
+    np.savez(folder / "w.npz", **tensors)
+    np.savez(folder / "told.npz", **tensors, mean=HALF, std=HALF)
+    settled = config(**{f"model.{name}": value for name, value in HALVES.items()})
+    settled.data.name = f"csv:{folder}/set.csv"
+    (folder / "run").mkdir()
+    (folder / "run" / "config.json").write_text(json.dumps(settled.to_dict()))
+    checkpoints = Checkpoints(folder / "run")
+    checkpoints.save_best(1, variables, {})
+    checkpoints.save(1, variables, {})
+    checkpoints.close()
+    rng, rows = np.random.default_rng(0), ["filename,label"]
+    pixels = rng.integers(0, 99, (40, 16, 16, 3)).astype(np.uint8)
+    np.save(folder / "pixels.npy", pixels)
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(folder / f"{i}.png")
+        rows.append(f"{i}.png,{i % 10}")
+    (folder / "set.csv").write_text("\n".join(rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(model, variables, folder):
+    """mean -> (logits, mean loss) of the images, normalized by NumPy."""
+    pixels, labels = np.load(folder / "pixels.npy"), np.arange(40) % 10
+
+    def told(mean, std):
+        images = (pixels.astype(np.float64) / 255 - mean) / np.array(std)
+        images = jnp.asarray(images, jnp.float32)
+        logits = np.asarray(tiny.jit(model.apply)(variables, images).logits, float)
+        own = logits[np.arange(40), labels]
+        return logits, (np.log(np.exp(logits).sum(axis=1)) - own).mean()
+
+    found = {"halves": told(HALF, HALF), "imagenet": told(MEAN, STD)}
+    losses = [loss for _, loss in found.values()]
+    assert abs(losses[0] - losses[1]) > 0.05, "the two must differ clearly"
+    return found
+
+
+@pytest.mark.parametrize(
+    "weights_of, words, which, noted",
+    [
+        ("w.npz", WORDS, "imagenet", True),
+        ("w.npz", [*WORDS, *FLAGS], "halves", False),
+        (
+            "w.npz",
+            [*WORDS, "--config.model.mean=(.5,.5,.5)", "--config.model.std=.5,.5,.5"],
+            "halves",
+            False,
+        ),
+        ("told.npz", WORDS, "halves", False),
+        ("run", [], "halves", False),
+        ("run", WORDS, "halves", False),
+    ],
+)
+def test_evaluate(tmp_path, folder, expected, weights_of, words, which, noted):
+    out = tmp_path / "result.json"
+    words = [*words, f"--data=csv:{folder}/set.csv", "--resize=none"]
+    ended = call(
+        evaluate.main, *words, f"--weights={folder / weights_of}", f"--json={out}"
+    )
+    assert ended.status == 0, ended
+    found = json.loads(out.read_text())
+    assert found["loss"] == pytest.approx(expected[which][1], rel=1e-4)
+    assert ended.out.count(NOTE) == noted == ended.out.startswith("note: ")
+
+
+def test_load_and_what_predicts_from_it(folder, expected):
+    """A warning for the file that does not tell, and none for those that do."""
+    pixels, quick = np.load(folder / "pixels.npy"), {"dtype": "float32"}
+    quick["compiler_options"] = {"xla_backend_optimization_level": 0}
+    with pytest.warns(UserWarning, match=NOTE):
+        untold = imagepiece_jax.load(folder / "w.npz")
+    assert (untold[0].mean, untold[0].std) == (MEAN, STD)
+    given = imagepiece_jax.load(folder / "w.npz", **HALVES)
+    told = imagepiece_jax.load(folder / "told.npz")
+    run = imagepiece_jax.load(folder / "run", reduction={"name": "none"})
+    assert given[0] == told[0] and (run[0].mean, run[0].std) == (HALF, HALF)
+    full, _ = imagepiece_jax.load(folder / "run")
+    assert full.plan[0].mlp_tokens == setup.model(config()).plan[0].mlp_tokens < 5
+    predictor = imagepiece_jax.Predictor(
+        *imagepiece_jax.load(folder / "run"), top=10, batch_size=40, **quick
+    )
+    logits = expected["halves"][0]
+    found = np.asarray(predictor.program(pixels))
+    np.testing.assert_allclose(found, logits, atol=1e-4)
+    odds = np.exp(logits[0]) / np.exp(logits[0]).sum()
+    best = predictor(pixels[0])
+    assert [p.index for p in best] == np.argsort(-odds).tolist()
+    assert best[0].probability == pytest.approx(odds.max(), rel=1e-4)
+    for empty in (np.zeros((0, 16, 3), np.uint8), np.array([])):
+        with pytest.raises(InputError, match="image 0: found .* allowed are paths"):
+            predictor(empty)
+
+
+def test_export_takes_the_model_of_the_run(tmp_path, folder):
+    ended = call(export.main, f"--weights={folder}/run", f"--out={tmp_path}/m.jax")
+    assert (ended.status, ended.err) == (0, "")
+    told = json.loads((tmp_path / "m.jax.json").read_text())
+    assert told["normalisation"]["mean"] == told["normalisation"]["std"] == [0.5] * 3
+    assert told["model"]["mean"] == [0.5] * 3
+    assert told["method"]["name"] == "imagepiece"
+    assert told["method"]["prune_blocks"] == [0]
+    data = (tmp_path / "m.jax").read_bytes()
+    program = jax.export.deserialize(bytearray(data))
+    assert program.out_avals[0].shape[1] == 10
+
+
+def test_visualize_sees_what_the_model_sees(tmp_path, folder, expected):
+    """The confidence that is drawn is that of the right normalization."""
+    for name, flags in (("told.npz", []), ("w.npz", FLAGS), ("run", [])):
+        out = tmp_path / name
+        words = [f"--weights={folder / name}", f"--out={out}", *flags]
+        if name != "run":
+            words += WORDS
+        ended = call(visualize.main, folder / "0.png", *words)
+        assert ended.status == 0 and NOTE not in ended.out, ended
+        _, _, (trace,) = provenance.load(out)
+        logits = expected["halves"][0][0]
+        odds = np.exp(logits) / np.exp(logits).sum()
+        assert trace.top[0] == odds.argmax()
+        assert trace.confidence[0] == pytest.approx(odds.max(), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        (["--mean=.5,.5,.5"], "--mean is alone; give --mean and --std"),
+        (["--mean=1,2", "--std=1,1,1"], "--mean is (1.0, 2.0); allowed are three fin"),
+        (["--mean=a,b,c", "--std=1,1,1"], "--mean is 'a,b,c'; allowed are three fini"),
+        (["--mean=0,0,0", "--std=1,0,1"], "--std is (1.0, 0.0, 1.0); allowed are thr"),
+        (["--mean=0,0,0", "--std=1,1,1"], "config.model.mean is (0.0, 0.0, 0.0), but"),
+        (["--config.model.depth=3"], "config.model.depth is 3, but run "),
+        (["--config.model.std=(0.5,)"], "config.model.std is (0.5,), but run "),
+        (["--config.modl.std=(0.5,)"], "config.modl.std is not a field"),
+        (["--config.image_size=16.5"], "config.image_size is '16.5'; allowed are who"),
+        (["--config.image_size=(16, 16)"], "config.image_size is '(16, 16)'; allowed"),
+        ([*WORDS, "--config.reduction.keep_rate=.9"], "config.reduction.keep_rate is"),
+    ],
+)
+def test_a_run_and_flags_that_contradict_it(folder, words, told):
+    ended = call(evaluate.main, f"--weights={folder}/run", *words)
+    assert sentence(ended).startswith(told)
+
+
+def test_fields_of_the_run_can_be_changed_deliberately(
+    tmp_path, folder, expected, variables
+):
+    """Without --config its reduction may be another: all tokens are kept here."""
+    out = tmp_path / "result.json"
+    words = ["--config.reduction.keep_rate=1.0", "--resize=none", f"--json={out}"]
+    ended = call(evaluate.main, f"--weights={folder}/run", *words)
+    assert ended.status == 0, ended
+    images = jnp.asarray(2 * np.load(folder / "pixels.npy") / 255 - 1, jnp.float32)
+    logits = tiny.jit(setup.dense(config()).apply)(variables, images).logits
+    losses = -jax.nn.log_softmax(logits)[np.arange(40), np.arange(40) % 10]
+    found = json.loads(out.read_text())["loss"]
+    assert found == pytest.approx(float(losses.mean()), rel=1e-4)
+    assert found != pytest.approx(expected["halves"][1], rel=1e-3)
+
+
+def run_config(folder, **fields):
+    more = {"init.weights": "", "teacher.weights": ""}
+    return config(**(more | {k: str(folder / v) for k, v in fields.items()}))
+
+
+@pytest.mark.parametrize(
+    "fields, mean, untold",
+    [
+        ({}, MEAN, None),
+        ({"init.weights": "w.npz"}, MEAN, "w.npz"),
+        ({"init.weights": "told.npz"}, HALF, None),
+        ({"init.weights": "run"}, HALF, None),
+        ({"teacher.weights": "run"}, HALF, None),
+        ({"init.weights": "told.npz", "teacher.weights": "w.npz"}, HALF, None),
+    ],
+)
+def test_a_new_run_settles_on_what_it_starts_from(
+    tmp_path, folder, fields, mean, untold
+):
+    made = run_config(folder, **fields)
+    found = weights.settle_normalization(made, tmp_path)
+    assert found == (untold and str(folder / untold))
+    assert made.model.mean == mean and (made.model.std == HALF) == (mean == HALF)
+    again = run_config(folder, **fields)
+    (tmp_path / "config.json").write_text(json.dumps(made.to_dict()))
+    for path in ("init", "teacher"):  # gone by now
+        again[path].weights = "gone.npz"
+    assert weights.settle_normalization(again, tmp_path) is None
+    assert again.model.mean == mean
+
+
+def test_weights_of_other_images_are_refused(folder, model):
+    """As a start, as a teacher, and to be evaluated first."""
+    told = r"config.model.mean is \(0.485, .* was trained with \(0.5, 0.5, 0.5\)"
+    given = {"model.mean": MEAN, "model.std": STD}
+    for field in ("init.weights", "teacher.weights"):
+        made = run_config(folder, **{field: "told.npz"})
+        made.update_from_flattened_dict(given)
+        with pytest.raises(InputError, match=told):
+            if field == "init.weights":
+                weights.initial(made, model)
+            else:
+                weights.teacher(made, model)
+    made = run_config(folder, **{"init.weights": "told.npz"})
+    with pytest.raises(InputError, match=told):
+        weights.as_given(made, model)
+
+
+def refused(tmp_path, *words):
+    """What train.py prints, and the mistake that it ends with before it compiles."""
+    ended = call(train.main, *WORDS, *words, f"--workdir={tmp_path}/run")
+    return ended.out, sentence(ended)
+
+
+def test_training_notes_a_file_that_does_not_tell(tmp_path, folder):
+    words = [f"--config.init.weights={folder}/w.npz", "--config.data.name=csv:no.csv"]
+    out, told = refused(tmp_path, *words)
+    assert out.startswith("note: ") and out.count(NOTE) == 1
+    assert "config.model.mean and config.model.std set others" in out
+    assert "no.csv cannot be read" in told
+    given = [f"--config.model.{word[2:]}" for word in FLAGS]
+    assert NOTE not in refused(tmp_path, *words, *given)[0]
+
+
+def test_a_run_from_before_the_fields_is_the_same_run(tmp_path):
+    """It is compared, and ends only at weights that are not there."""
+    older = config(**{"init.weights": "no.npz"}).to_dict()
+    del older["model"]["mean"], older["model"]["std"]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(json.dumps(older))
+    words = ["--config.init.weights=no.npz"]
+    assert refused(tmp_path, *words)[1] == "weights no.npz: no such file or folder"
+    words += [f"--config.model.{word[2:]}" for word in FLAGS]
+    assert refused(tmp_path, *words)[1].startswith(
+        f"{tmp_path}/run holds a run with model.mean = [0.485, 0.456, 0.406], but"
+    )
