@@ -42,7 +42,7 @@ def shared_fate():
     except (InputError, RunError) as error:
         parallel.gather(json.dumps({"error": f"{error} ({_here()})"}))
         raise
-    _exchange(None)
+    exchange(None)
 
 
 def check_config(config):
@@ -56,9 +56,29 @@ def check_config(config):
     )
 
 
+def check_model(model):
+    """InputError where "auto" means another attention or other kernels elsewhere."""
+    kernels = "plain" if model.kernels is None else f"fused for {model.kernels}"
+    check_same(
+        {
+            "config.model.attention, resolved for the devices there,": model.backend,
+            "config.model.kernels, resolved for the devices there,": kernels,
+        }
+    )
+
+
+def decided(decide):
+    """What `decide()` returns in process 0, in every process; a JSON value.
+
+    For all that depends on files that processes share: their views of a network file
+    system differ for a while.
+    """
+    return exchange(decide() if parallel.is_main() else None)[0]
+
+
 def check_same(values):
     """InputError for the first of {what: JSON value} that processes disagree on."""
-    first, *others = _exchange(values)
+    first, *others = exchange(values)
     for process, other in enumerate(others, start=1):
         for name in [*first, *(name for name in other if name not in first)]:
             ours, theirs = first.get(name, "missing"), other.get(name, "missing")
@@ -77,12 +97,12 @@ def check_workdir(workdir):
     """
     if parallel.process_count() == 1:
         return
-    token = _exchange(secrets.token_hex(8))[0]
+    token = exchange(secrets.token_hex(8))[0]
     path = pathlib.Path(workdir) / f".seen-{token}"
     if parallel.is_main():
         path.touch()
-    _exchange("written")
-    seen = _exchange([_appears(path), _here()])
+    exchange("written")
+    seen = exchange([appears(path.exists), _here()])
     if parallel.is_main():
         path.unlink()
     for process, (found, where) in enumerate(seen):
@@ -94,15 +114,15 @@ def check_workdir(workdir):
             )
 
 
-def check_start(step, state, train, val):
+def check_start(step, arrays, train, val):
     """InputError unless all start at the same step, with the same arrays and data.
 
-    step: what was restored, or None; state: a tree of arrays; train, val: sources.
+    step: what was restored, or None; arrays: a tree of them; train, val: sources.
     """
     if parallel.process_count() == 1:
         return
     checksum = 0
-    for leaf in jax.tree.leaves(state):
+    for leaf in jax.tree.leaves(arrays):
         data = np.ascontiguousarray(leaf).view(np.uint8).data
         checksum = zlib.crc32(data, checksum)
     check_same(
@@ -115,16 +135,17 @@ def check_start(step, state, train, val):
     )
 
 
-def _appears(path):
+def appears(seen):
+    """Wait until `seen()`: False where that takes longer than PATIENCE."""
     end = time.monotonic() + PATIENCE
-    while not path.exists():
+    while not seen():
         if time.monotonic() > end:
             return False
         time.sleep(0.1)
     return True
 
 
-def _exchange(value):
+def exchange(value):
     """The JSON `value` of every process; InputError if one of them tells of an error.
 
     Tuples come back as lists.

@@ -71,9 +71,17 @@ def _reported_as_damage():
 
 
 def _read_item(folder, **restore):
-    """One item of a step, as Orbax gives it."""
+    """One item of a step, as Orbax gives it.
+
+    Each process reads alone: whether it can may depend on its view of the folder, and
+    Orbax would wait for the others.
+    """
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=None, active_processes={jax.process_index()}
+    )
     handler = ocp.CompositeCheckpointHandler(**handlers())
-    with ocp.Checkpointer(handler) as checkpointer, patient_event_loops():
+    checkpointer = ocp.Checkpointer(handler, multiprocessing_options=alone)
+    with checkpointer, patient_event_loops():
         found = checkpointer.restore(folder, ocp.args.Composite(**restore))
     (item,) = found.values()
     return item

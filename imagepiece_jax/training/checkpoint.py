@@ -24,7 +24,7 @@ from flax import traverse_util
 from orbax.checkpoint import checkpoint_managers as policies
 
 from imagepiece_jax.errors import InputError, RunError
-from imagepiece_jax.training import checked
+from imagepiece_jax.training import agreement, checked
 
 KINDS = ("latest", "best")
 KEEP = 2  # of each kind: one more than needed, in case the newest is damaged
@@ -36,7 +36,7 @@ class Checkpoints:
     A state is any tree of arrays (flax structs, optax tuples, dicts, None); it is given
     and returned unreplicated, as NumPy arrays. `meta` is a dict of JSON values. With
     several processes, every process makes the same calls with the same values, on a
-    file system that all of them see.
+    file system that all of them see; what is there, process 0 decides.
 
     `keep_every`: steps that are multiples of it are never removed (None or 0: only the
     newest two are kept).
@@ -138,7 +138,7 @@ class Checkpoints:
         with self._reported(kind):
             manager = self._manager(kind)
             manager.wait_until_finished()
-            if self._holds(kind, step, content):
+            if agreement.decided(lambda: self._holds(kind, step, content)):
                 return
             for later in [s for s in manager.all_steps() if s >= step]:
                 manager.delete(later)
@@ -186,20 +186,29 @@ class Checkpoints:
     def _read_newest(self, kind, choose, step=None):
         """Arrays by name, meta, step: of the newest whole step, or of `step` alone."""
         self.wait()
-        steps = self._steps(kind) if step is None else {step} & self._steps(kind)
+        steps = agreement.decided(lambda: sorted(self._steps(kind)))
+        steps = steps if step is None else [s for s in steps if s == step]
         if not steps:
             what = "checkpoint" if step is None else f"checkpoint of step {step}"
             raise InputError(f"{self._root / kind} holds no {what}")
-        for candidate in sorted(steps, reverse=True):
+        for candidate in reversed(steps):
             folder = self._folder(kind, candidate)
+            agreement.appears(folder.exists)
+            arrays, content, damage = {}, None, None
             try:
                 arrays, content = checked.read(folder, choose)
-                return arrays, json.loads(content)["meta"], candidate
             except checked.DamagedError as error:
-                logging.warning("skipping the damaged checkpoint %s: %s", folder, error)
+                damage = str(error)
+            found = agreement.exchange([content, damage])
+            damaged = [damage for _, damage in found if damage is not None]
+            if not damaged:
+                return arrays, json.loads(found[0][0])["meta"], candidate
+            logging.warning(
+                "skipping the damaged checkpoint %s: %s", folder, *damaged[:1]
+            )
         raise InputError(
             f"{self._root / kind}: every checkpoint tried is damaged (steps "
-            f"{sorted(steps)}); remove the folder to start again, or choose another "
+            f"{steps}); remove the folder to start again, or choose another "
             "--workdir"
         )
 
@@ -229,10 +238,27 @@ class Checkpoints:
                     barrier_sync_key_prefix=kind
                 ),
             )
-            self._managers[kind] = ocp.CheckpointManager(
+            manager = ocp.CheckpointManager(
                 self._root / kind, options=options, item_handlers=checked.handlers()
             )
+            self._managers[kind] = manager
+            self._see_the_same(kind, manager)
         return self._managers[kind]
+
+    def _see_the_same(self, kind, manager):
+        """Wait until `manager` knows the steps that process 0 has: it looks once."""
+        steps = agreement.decided(lambda: sorted(manager.all_steps()))
+
+        def seen():
+            if sorted(manager.all_steps()) != steps:
+                manager.reload()
+            return sorted(manager.all_steps()) == steps
+
+        if not agreement.appears(seen):
+            raise RunError(
+                f"{self._root / kind} holds steps {steps} on process 0, but "
+                f"{sorted(manager.all_steps())} here: all hosts need to share it"
+            )
 
 
 def _check_fit(folder, wanted, table):

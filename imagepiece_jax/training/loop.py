@@ -33,6 +33,7 @@ def train_and_evaluate(config, workdir, dry_run=False):
             checks.check(config)
             agreement.check_config(config.to_dict())
             run = stack.enter_context(contextlib.closing(_Course(config, workdir)))
+            agreement.check_model(run.model)
             _say(summary.describe(run.model, [run.dense], config.image_size))
             run.open_data()
             state, meta, restored = run.start(write=not dry_run)

@@ -34,7 +34,7 @@ class Panels:
         self._prepared = parallel.pmap(
             functools.partial(prepared_images, recipe=recipe, count=SHOWN)
         )
-        self._examples = None
+        self._examples = self._decide = None
 
     def augmented(self, batch, step):
         """Some images of `batch`, which is that of `step` (from 1), or None.
@@ -58,7 +58,13 @@ class Panels:
         images, titles = self._examples
         if not titles:
             return None
-        path = save_token_picture(self._workdir, self._model, variables, images, titles)
+        if self._decide is None and any(layer.counts for layer in self._model.plan):
+            # Held, because caches are emptied when the program of a step changes.
+            lowered = _decide.lower(variables, images, self._model)
+            self._decide = lowered.compile()
+        path = save_token_picture(
+            self._workdir, self._model, variables, images, titles, self._decide
+        )
         if path is None:
             return None
         with Image.open(path) as picture:
@@ -98,15 +104,16 @@ def examples(source, transform, count):
     return np.array(images), titles
 
 
-def save_token_picture(workdir, model, variables, images, titles):
+def save_token_picture(workdir, model, variables, images, titles, decide=None):
     """A PNG of what the tokens of some test images became; returns its path.
 
     images: uint8 [B, S, S, 3]. Blocks after a soft reduction, whose tokens hold a share
-    of every patch, are left out; None, and no file, where no block is left. RunError
-    where it cannot be written.
+    of every patch, are left out; None, and no file, where no block is left. `decide` is
+    `_decide` where it is compiled already. RunError where it cannot be written.
     """
     reducing = [i for i, layer in enumerate(model.plan) if layer.counts]
-    dests = _decide(variables, images, model) if reducing else []
+    decide = decide or functools.partial(_decide, model=model)
+    dests = decide(variables, images) if reducing else []
     if not dests:
         return None
 

@@ -183,8 +183,9 @@ def pmap(fn, *, donate_argnums=(), model=False):
 class _Mapped:
     """A mapped function, compiled ahead of time: `jax.pmap` itself takes no options.
 
-    What it compiles is called with arrays of all processes. Those of one would have to
-    be converted array by array in every call, which takes longer than a step.
+    What it compiles is called with arrays of all processes. `jax.pmap` takes and gives
+    those of one; converting them around each call would take the host 20 times as long
+    as the call itself (measured: 800 arrays, two processes of four CPU devices).
     """
 
     def __init__(self, mapped, options):

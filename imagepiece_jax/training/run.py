@@ -79,7 +79,7 @@ class Run:
             _versions(),
         )
         record(is_main=False)  # only compares: a mistake leaves no folder behind
-        resumed = self.checkpoints.latest_step() is not None
+        resumed = agreement.decided(self.checkpoints.latest_step) is not None
         first_state = functools.partial(
             init_state, optimizer=self.optimizer, with_ema=self.config.ema_decay > 0
         )
@@ -104,7 +104,8 @@ class Run:
         step = None
         if resumed:
             state, meta, step = self.checkpoints.restore(state)
-        agreement.check_start(step, state, self.train_source, self.val_source)
+        arrays = state, self.teacher, self.given
+        agreement.check_start(step, arrays, self.train_source, self.val_source)
         return state, meta, step
 
     def compiled_step(self, epoch):

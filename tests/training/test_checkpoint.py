@@ -11,6 +11,7 @@ import sys
 import time
 
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from imagepiece_jax.errors import InputError
@@ -283,20 +284,39 @@ def test_kill_while_saving_loses_no_finished_step(tmp_path, delay):
 
 
 def save_together(workdir, port, process):
-    from imagepiece_jax.training import hosts, parallel
+    from imagepiece_jax.training import agreement, hosts, parallel
 
     with parallel.joined(hosts.Job(f"127.0.0.1:{port}", 2, int(process))):
         assert parallel.is_main() == (process == "0")
+        if process == "1":  # its view of the folder is an old one
+            Checkpoints._steps = lambda self, kind: {1}
+            Checkpoints._holds = lambda self, *step: False
         checkpoints = Checkpoints(workdir)
         for step in (1, 2, 3):
             checkpoints.save_best(step, numbers(step), {"step": step})
             checkpoints.save(step, numbers(step), {"step": step})
         checkpoints.save(3, numbers(3), {"step": 3})
+        assert agreement.decided(checkpoints.latest_step) == 3
         state, meta, step = checkpoints.restore(abstract(numbers(0)))
         assert (meta, step) == ({"step": 3}, 3)
         assert_same(state, numbers(3))
-        checkpoints.save(2, numbers(5), {"step": 2})
         checkpoints.close()
+        if process == "1":
+            see_late(ocp.CheckpointManager)
+        checkpoints.save(2, numbers(5), {"step": 2})  # and step 3 goes
+        checkpoints.close()
+
+
+def see_late(manager):
+    """Step 3 is only seen by the third look."""
+    looks, look = [], manager._load_checkpoint_infos
+
+    def late(self, *args, **kwargs):
+        looks.append(self)
+        seen = look(self, *args, **kwargs)
+        return [info for info in seen if info.step != 3] if len(looks) < 3 else seen
+
+    manager._load_checkpoint_infos = late
 
 
 @pytest.mark.slow

@@ -168,6 +168,21 @@ def check_agreement(process, folder):
     with pytest.raises(InputError, match="a is missing on process 1, but 5 on process"):
         agreement.check_same([{"a": 5}, {}][process])
 
+    model = types.SimpleNamespace(backend="xla", kernels=None)
+    agreement.check_model(model)
+    model.backend = ("cudnn", "xla")[process]
+    with pytest.raises(
+        InputError, match="attention, .+ is xla on process 1, but cudnn"
+    ):
+        agreement.check_model(model)
+    model.backend, model.kernels = "cudnn", ("9.0", None)[process]
+    with pytest.raises(
+        InputError,
+        match="config.model.kernels, .+ is plain on process 1, but fused for 9.0 on",
+    ):
+        agreement.check_model(model)
+    assert agreement.decided(lambda: {"process": process}) == {"process": 0}
+
     arrays, images = {"w": np.arange(3.0)}, range(7)
     agreement.check_start(None, arrays, images, images)
     with pytest.raises(InputError, match="training images is 6 on process 1, but 7 on"):

@@ -239,14 +239,18 @@ def _capability_here():
 
 @functools.cache
 def _register(device, capability):
-    """Makes the library known to XLA, once; what is missing, in words, or None."""
+    """Makes the library known to XLA, once; what is missing, in words, or None.
+
+    Its kernels are loaded on every GPU of this process, so that no step has to.
+    """
     library = build.library(device, capability)
     if isinstance(library, str):
         return library
     if device == "cuda" and jax.default_backend() == "gpu":  # else: compiled for one
-        library.imagepiece_obstacle.restype = ctypes.c_char_p
-        if answer := library.imagepiece_obstacle():
-            return f"a driver that runs it: {answer.decode()}"
+        library.imagepiece_load.restype = ctypes.c_char_p
+        for gpu in jax.local_devices():
+            if answer := library.imagepiece_load(gpu.local_hardware_id):
+                return f"a driver that runs it on {gpu}: {answer.decode()}"
     handler = jax.ffi.pycapsule(library.ImagepieceReduce)
     platform = {"cpu": "cpu", "cuda": "CUDA"}[device]
     jax.ffi.register_ffi_target(TARGET, handler, platform=platform)

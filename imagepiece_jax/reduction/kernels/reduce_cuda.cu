@@ -81,6 +81,22 @@ cudaError_t launch(cudaStream_t stream, const Call& call) {
   return cudaGetLastError();
 }
 
+// Loads the kernels of a rule on the current device: asking for their attributes does.
+template <Rule rule>
+cudaError_t load() {
+  const void* kernels[] = {
+      reinterpret_cast<const void*>(reduce_images<rule, 1, float>),
+      reinterpret_cast<const void*>(reduce_images<rule, 2, float>),
+      reinterpret_cast<const void*>(reduce_images<rule, 1, BFloat16>),
+      reinterpret_cast<const void*>(reduce_images<rule, 2, BFloat16>),
+  };
+  for (const void* kernel : kernels) {
+    cudaFuncAttributes unused;
+    if (auto error = cudaFuncGetAttributes(&unused, kernel)) return error;
+  }
+  return cudaSuccess;
+}
+
 template <class... Args>
 ffi::Error handle(cudaStream_t stream, Args... args) {
   Call call;
@@ -122,11 +138,17 @@ extern "C" int64_t imagepiece_shared_bytes(int64_t rule, int64_t tokens, int64_t
   });
 }
 
-// What keeps this library from running on the current device; null where nothing does.
-extern "C" const char* imagepiece_obstacle() {
-  cudaFuncAttributes unused;
-  const auto kernel =
-      imagepiece::reduce_images<imagepiece::Rule::kPrune, 1, float>;
-  const auto error = cudaFuncGetAttributes(&unused, kernel);
+// Loads all kernels on a device; what keeps them from running there, null if nothing.
+// CUDA would load each at its first launch: while a command buffer is recorded, which
+// cannot be done then, or while another device waits for this one in a collective.
+extern "C" const char* imagepiece_load(int device) {
+  using imagepiece::Rule;
+  int before = 0;
+  auto error = cudaGetDevice(&before);
+  if (error == cudaSuccess) error = cudaSetDevice(device);
+  if (error == cudaSuccess) error = imagepiece::load<Rule::kPrune>();
+  if (error == cudaSuccess) error = imagepiece::load<Rule::kRetokenize>();
+  if (error == cudaSuccess) error = imagepiece::load<Rule::kBipartite>();
+  cudaSetDevice(before);
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }

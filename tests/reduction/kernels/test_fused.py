@@ -6,6 +6,7 @@ plain version on random inputs, where images that differ must be near ties.
 
 import dataclasses
 import itertools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -326,3 +327,44 @@ def test_wrong_shapes_end_the_call():
     query, key, x, size = integers(1)
     with pytest.raises(jax.errors.JaxRuntimeError, match="differ in batch"):
         jax.block_until_ready(PRUNE.fused(query, key, x[:, :, :16], size[:, :-1]))
+
+
+class Library:
+    """Stands in for the CUDA library: notes the devices that it is loaded on."""
+
+    ImagepieceReduce = "handler"
+
+    def __init__(self, events, broken=None):
+        def load(device):
+            events.append(device)
+            return b"no kernel image" if device == broken else None
+
+        self.imagepiece_load = load
+
+
+@pytest.mark.parametrize("broken", [None, 2])
+def test_cuda_kernels_are_loaded_on_every_local_gpu_before_xla_knows_them(
+    monkeypatch, broken
+):
+    """A model with fused kernels is only made, and stepped, after `obstacle`."""
+    gpus = [types.SimpleNamespace(local_hardware_id=number) for number in (0, 1, 2, 3)]
+    events = []
+    library = Library(events, broken)
+    monkeypatch.setattr(fused.build, "library", lambda *device: library)
+    monkeypatch.setattr(fused.jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(fused.jax, "local_devices", lambda: gpus)
+    monkeypatch.setattr(fused.jax.ffi, "pycapsule", lambda handler: handler)
+
+    def register(name, handler, platform):
+        events.append((name, handler, platform))
+
+    monkeypatch.setattr(fused.jax.ffi, "register_ffi_target", register)
+    monkeypatch.setattr(fused, "_register", fused._register.__wrapped__)
+    answer = fused.obstacle("cuda", "9.0")
+    if broken is None:
+        assert answer is None
+        assert events == [0, 1, 2, 3, (fused.TARGET, "handler", "CUDA")]
+    else:
+        assert answer.startswith("a driver that runs it on ")
+        assert answer.endswith(": no kernel image")
+        assert events == [0, 1, 2]
