@@ -24,7 +24,7 @@ from flax import traverse_util
 from orbax.checkpoint import checkpoint_managers as policies
 
 from imagepiece_jax.errors import InputError, RunError
-from imagepiece_jax.training import agreement, checked
+from imagepiece_jax.training import agreement, checked, parallel
 
 KINDS = ("latest", "best")
 KEEP = 2  # of each kind: one more than needed, in case the newest is damaged
@@ -193,19 +193,18 @@ class Checkpoints:
             raise InputError(f"{self._root / kind} holds no {what}")
         for candidate in reversed(steps):
             folder = self._folder(kind, candidate)
-            agreement.appears(folder.exists)
+            if not parallel.is_main():
+                agreement.appears(folder.exists)
             arrays, content, damage = {}, None, None
             try:
                 arrays, content = checked.read(folder, choose)
             except checked.DamagedError as error:
                 damage = str(error)
             found = agreement.exchange([content, damage])
-            damaged = [damage for _, damage in found if damage is not None]
-            if not damaged:
+            damage = next((damage for _, damage in found if damage is not None), None)
+            if damage is None:
                 return arrays, json.loads(found[0][0])["meta"], candidate
-            logging.warning(
-                "skipping the damaged checkpoint %s: %s", folder, *damaged[:1]
-            )
+            logging.warning("skipping the damaged checkpoint %s: %s", folder, damage)
         raise InputError(
             f"{self._root / kind}: every checkpoint tried is damaged (steps "
             f"{steps}); remove the folder to start again, or choose another "

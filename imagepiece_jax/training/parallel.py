@@ -193,10 +193,11 @@ class _Mapped:
 
     def __call__(self, *args):
         args = jax.tree.map(_of_all, args)
-        shapes = tuple(x.shape for x in jax.tree.leaves(args))
-        if shapes not in self._compiled:
-            self._compiled[shapes] = self.compile(*args)
-        return self._compiled[shapes](*args)
+        leaves, tree = jax.tree.flatten(args)
+        key = tree, *((x.shape, x.dtype) for x in leaves)
+        if key not in self._compiled:
+            self._compiled[key] = self.compile(*args)
+        return self._compiled[key](*args)
 
     def compile(self, *args):
         """The program for JAX arrays like these, or shapes (`jax.stages.Compiled`)."""
@@ -281,7 +282,7 @@ def reverse(tree):
 
 def _of_all(x):
     """NumPy [local devices, ...] of each process as one array [devices, ...] of all."""
-    if isinstance(x, jax.Array):
+    if not isinstance(x, np.ndarray):
         return x
     devices = [
         d for process in range(process_count()) for d in jax.local_devices(process)
