@@ -69,7 +69,7 @@ def left(stage, name, loss=1.0, right=500, images=1000, weight=2.0):
         ({"loss": float("nan")}, ["3 of 3 train loss"]),
         ({"right": 501}, []),
         ({"weight": 2.0004}, []),
-        ({"weight": 2.001}, [f"1 arrays of the {kind} checkpoint" for kind in KINDS]),
+        ({"weight": 2.001}, [f"1 of 1 arrays, {kind} checkpoint" for kind in KINDS]),
         ({"right": 498}, ["images right by acc1, of 1000"]),
     ],
 )
