@@ -29,10 +29,10 @@ DENSE = {
 } | {"reduction.merge_blocks": (), "reduction.prune_blocks": ()}
 
 
-def command(workdir, fields, program=("train.py",)):
+def command(workdir, fields):
     """train.py with the quickstart config and these fields of it changed."""
     overrides = [f"--config.{name}={value}" for name, value in fields.items()]
-    words = [sys.executable, *program, "--config=configs/quickstart.py"]
+    words = [sys.executable, "train.py", "--config=configs/quickstart.py"]
     return [*words, f"--workdir={workdir}", *overrides]
 
 
@@ -51,19 +51,15 @@ def environment(cache, devices=1, quick=False):
     }
 
 
-def start(
-    workdir, fields, cache, devices=1, quick=False, log="", options=False, **variables
-):
+def start(workdir, fields, cache, devices=1, quick=False, log="", **variables):
     """The running process, its output in workdir.log beside the workdir.
 
     With `log` "0" in workdir.0.log; `variables` are added to its environment.
-    `options`: its programs are compiled with compiler options, as on a GPU.
     """
-    program = ("-m", "tests.training.train_with_options") if options else ("train.py",)
     name = ".".join(filter(None, (str(workdir), log, "log")))
     with open(name, "a", encoding="utf-8") as output:
         return subprocess.Popen(
-            command(workdir, fields, program),
+            command(workdir, fields),
             cwd=ROOT,
             env=environment(cache, devices, quick) | variables,
             stdout=output,
@@ -75,7 +71,7 @@ def start_two(workdir, fields, cache, **of_the_second):
     """Two processes of one run with four devices each, as SLURM's srun starts them.
 
     Their outputs are in workdir.0.log and workdir.1.log; `of_the_second` are fields
-    that only the second one is given. Both have compiler options, as on a GPU.
+    that only the second one is given.
     """
     job = {
         "SLURM_JOB_ID": uuid.uuid4().hex,  # chooses the port
@@ -92,7 +88,6 @@ def start_two(workdir, fields, cache, **of_the_second):
             devices=4,
             quick=True,
             log=str(process),
-            options=True,
             **job,
             SLURM_PROCID=str(process),
             SLURM_LOCALID=str(process),

@@ -19,7 +19,7 @@ def get_config(name):
     config.model.drop_path_rate = 0.2
     config.mixup, config.cutmix = 0.8, 1.0
     config.data.repeats = 3
-    config.epochs, config.warmup_epochs = 4, 1.0
+    config.epochs, config.warmup_epochs = 3, 1.0
     config.batch_size, config.grad_accum_steps = 128, 2
     config.lr = 4e-3
     config.eval_batch_size = 120  # of 359 images: the last batch is padded

@@ -17,12 +17,12 @@ NAMES = ("evit_two", "evit_one")  # runs of the short form
 
 @pytest.mark.slow
 def test_a_run_goes_on_from_two_hosts_to_one(tmp_path, monkeypatch):
-    """Tried out on two, killed, stopped, finished on one; and all of it on one."""
+    """Killed on two, stopped, finished on one; and all of it on one."""
     monkeypatch.setenv("XLA_FLAGS", compiling.QUICK)
     ended = call(rehearsal.main, "--short", "--folder", tmp_path)
     assert (ended.status, ended.err) == (0, ""), ended.out
     rows = ended.out.splitlines()[2:]
-    assert len(rows) == 12 and all(row.endswith("| yes |") for row in rows)
+    assert len(rows) == 11 and all(row.endswith("| yes |") for row in rows)
 
     # Who is left says why it ends; only process 0 prints what the run is about.
     second = (tmp_path / "evit_two.1.log").read_text()
@@ -36,9 +36,6 @@ def test_a_run_goes_on_from_two_hosts_to_one(tmp_path, monkeypatch):
     files = [{path.name for path in (tmp_path / n).iterdir()} for n in NAMES]
     assert files[0] == files[1]
     assert len(list((tmp_path / "evit_two/tensorboard").iterdir())) == 3  # starts
-    dry = (tmp_path / "evit_dry.log").read_text()
-    assert "MB of working space" in dry and "programs to compile: 2" in dry
-    assert "working space" not in (tmp_path / "evit_dry.1.log").read_text()
 
 
 @pytest.fixture
@@ -72,7 +69,7 @@ def left(stage, name, loss=1.0, right=500, images=1000, weight=2.0):
         ({"loss": float("nan")}, ["3 of 3 train loss"]),
         ({"right": 501}, []),
         ({"weight": 2.0004}, []),
-        ({"weight": 2.001}, [f"1 arrays of the {kind} checkpoint" for kind in KINDS]),
+        ({"weight": 2.001}, [f"1 of 1 arrays, {kind} checkpoint" for kind in KINDS]),
         ({"right": 498}, ["images right by acc1, of 1000"]),
     ],
 )
