@@ -55,8 +55,8 @@ class ArrayRecords:
 def _open_readers():
     """The function from a path to an open reader, which keeps those used last.
 
-    A reader that it forgets is closed once no thread reads with it any more, so that a
-    thread beside those kept may hold one each.
+    A reader that it drops is closed once no thread reads with it any more: each thread
+    may hold one beside those kept.
     """
     return functools.lru_cache(most_open())(_reader)
 
