@@ -49,7 +49,7 @@ PART = flags.DEFINE_list("part", [], "measure: one part only, as JSON; internal"
 PICTURES = 100  # distinct ones, which all records share
 SMALL_BATCH = 64
 AROUND = 16  # batches before and after an epoch's end
-GOALS = {"open": 2, "resume": 5, "pss": 1000, "growth": 0.02}
+HELD = {"pss": "PSS", "fd": "descriptors", "task": "threads"}
 
 
 def main(words):
@@ -237,7 +237,7 @@ def _held(pid):
     """MB of memory, shared pages counted in proportion, descriptors and threads."""
     process = pathlib.Path(f"/proc/{pid}")
     pss = re.search(r"^Pss: +(\d+)", (process / "smaps_rollup").read_text(), re.M)[1]
-    counts = {of: len(os.listdir(process / of)) for of in ("fd", "task")}
+    counts = {of: len(os.listdir(process / of)) for of in HELD if of != "pss"}
     return {"pss": int(pss) / 1000} | counts
 
 
@@ -247,19 +247,42 @@ def measure(folder):
     for limits in LIMITS.value:
         run = _Run(limits)
         columns[limits] = {
-            "open": (begun := run("start", 0))["open"],
-            "first": begun["first"],
+            **run("start", 0),
             "resume": run("start", RESUME.value)["first"],
-            "epoch": run("epoch_end"),
-            "rates": {n: run("rate", n)["rate"] for n in READERS.value},
+            **run("epoch_end"),
+            **{f"rate {n}": run("rate", n)["rate"] for n in READERS.value},
             **_grown(**run("growth", BATCHES.value)),
         }
-    rows, met = _rows(columns)
     print(f"{os.cpu_count()} cores, config.data.workers={_config(folder).data.workers}")
     heads = ["", "goal", *(f"`ulimit -n` {limits}" for limits in columns)]
-    for row in (heads, ["---"] * len(heads), *rows):
-        print("| " + " | ".join(row) + " |")
+    rows, met = [heads, ["---"] * len(heads)], True
+    for key, name, text, goal in _lines():
+        values = [column[key] for column in columns.values()]
+        met &= goal is None or max(values) <= goal
+        said = "" if goal is None else f"≤ {text.format(goal)}"
+        rows.append([name, said, *map(text.format, values)])
+    for row in rows:
+        print(f"| {' | '.join(row)} |")
     return 0 if met else cli.EXIT_RUN
+
+
+def _lines():
+    """Of each line of the table: its key, its name, how it is printed and its goal."""
+    yield "open", "open train and val, s", "{:.1f}", 2
+    yield "first", "first batch, s", "{:.1f}", None
+    yield "resume", f"first batch from step {RESUME.value:,}, s", "{:.1f}", 5
+    yield "median", "a batch, s, median", "{:.2f}", None
+    yield "longest", "a batch across an epoch's end, s, longest", "{:.2f}", None
+    for n in READERS.value:
+        yield f"rate {n}", f"images/s, {n} readers", "{:,.0f}", None
+    yield "rate", f"images/s, batches of {SMALL_BATCH}", "{:,.0f}", None
+    for who in ("training process", "largest reader"):
+        yield f"{who} pss", f"PSS, {who}, MB", "{:,.0f}", 1000
+        yield f"{who} fd", f"descriptors, {who}", "{}", None
+        yield f"{who} task", f"threads, {who}", "{}", None
+    between = f"from batch {BATCHES.value // 10:,} to {BATCHES.value:,}, any process"
+    for of, name in HELD.items():
+        yield f"growth {of}", f"growth of {name} {between}", "{:.1%}", 0.02
 
 
 class _Run:
@@ -273,6 +296,7 @@ class _Run:
 
     def __call__(self, *part):
         part = f"--part={','.join(map(str, part))}"
+        print(*self.limits, part, file=sys.stderr, flush=True)
         done = subprocess.run(
             [sys.executable, __file__, *sys.argv[1:], part],
             stdout=subprocess.PIPE,
@@ -285,49 +309,16 @@ class _Run:
 
 
 def _grown(held, rate):
-    """What the processes held at most, and the largest growth of any of them."""
+    """Values of the table: what processes held at most, and the growth of any."""
     first, last = held[0], held[-1]
-    grown = {
-        of: max(last[pid][of] / first[pid][of] - 1 for pid in last)
-        for of in ("pss", "fd", "task")
-    }
-    parent, *others = [
-        {of: max(sample[pid][of] for sample in held) for of in grown} for pid in last
-    ]
-    reader = {of: max(one[of] for one in others) for of in grown} if others else parent
-    return {"parent": parent, "reader": reader, "grown": grown, "small_rate": rate}
-
-
-def _rows(columns):
-    """(rows of text, whether all goals are met)"""
-    rows, met = [], True
-
-    def row(name, value, text, goal=None, said=""):
-        nonlocal met
-        values = [value(column) for column in columns.values()]
-        met &= goal is None or all(one <= goal for one in values)
-        rows.append([name, said, *map(text.format, values)])
-
-    row("open train and val, s", lambda c: c["open"], "{:.1f}", GOALS["open"], "< 2")
-    row("first batch, s", lambda c: c["first"], "{:.1f}")
-    name = f"first batch from step {RESUME.value:,}, s"
-    row(name, lambda c: c["resume"], "{:.1f}", GOALS["resume"], "< 5")
-    row("a batch, median, s", lambda c: c["epoch"]["median"], "{:.2f}")
-    name = "longest of a batch across an epoch's end, s"
-    row(name, lambda c: c["epoch"]["longest"], "{:.2f}")
-    for n in READERS.value:
-        row(f"images/s, {n} readers", lambda c, n=n: c["rates"][n], "{:,.0f}")
-    row("images/s, batches of 64", lambda c: c["small_rate"], "{:,.0f}")
-    for who, name in (("parent", "training process"), ("reader", "largest reader")):
-        value = lambda c, who=who: c[who]["pss"]  # noqa: E731
-        row(f"PSS of the {name}, MB", value, "{:.0f}", GOALS["pss"], "< 1,000")
-        row(f"descriptors, {name}", lambda c, who=who: c[who]["fd"], "{}")
-        row(f"threads, {name}", lambda c, who=who: c[who]["task"], "{}")
-    last, first = f"{BATCHES.value:,}", f"{BATCHES.value // 10:,}"
-    for of, name in (("pss", "PSS"), ("fd", "descriptors"), ("task", "threads")):
-        name = f"growth of {name} from batch {first} to {last}, any process"
-        row(name, lambda c, of=of: c["grown"][of], "{:+.1%}", GOALS["growth"], "≤ 2 %")
-    return rows, met
+    found = {"rate": rate}
+    for of in HELD:
+        most = [max(sample[pid][of] for sample in held) for pid in last]
+        found[f"training process {of}"] = most[0]
+        found[f"largest reader {of}"] = max(most[1:], default=0)
+        grown = (last[pid][of] / first[pid][of] - 1 for pid in last)
+        found[f"growth {of}"] = max(grown)
+    return found
 
 
 if __name__ == "__main__":

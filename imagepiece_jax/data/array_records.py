@@ -1,9 +1,9 @@
 """Random access to records in many array_record files, with few of them open.
 
 An open file costs a descriptor and 5 to 20 KB, for the places of its records. Opening
-one takes 0.14 ms of a core, a read 0.01, decoding an image of ImageNet 1 ms: 100 open
-files of 1,024 make reading a tenth slower. So all of them stay open where the limit of
-descriptors allows it, and it nearly always does.
+one takes as long as ten to fifteen reads or a tenth of decoding an image of ImageNet.
+So all of them stay open where the limit of descriptors allows it, which it nearly
+always does, and with 100 of 1,024 open reading is still only a tenth slower.
 """
 
 import bisect
@@ -20,7 +20,7 @@ BUFFER = 32768  # bytes, as TFDS has it
 # For random order: nothing is read ahead, and of the file's end, where the places of
 # its records are, only what 1,251 of them need instead of a megabyte.
 OPTIONS = f"readahead_buffer_size:0,max_parallelism:0,footer_prefetch_bytes:{BUFFER}"
-SHARE = 0.5  # of the descriptors that are free when the first file is opened
+SHARE = 0.5  # of the descriptors that are free at first; the rest is for other things
 
 
 class ArrayRecords:
@@ -55,8 +55,8 @@ class ArrayRecords:
 def _open_readers():
     """The function from a path to an open reader, which keeps those used last.
 
-    A reader that it forgets is closed once no thread reads with it any more, so that a
-    thread beside those kept may hold one each.
+    A reader that it drops is closed once no thread reads with it any more: each thread
+    may hold one beside those kept.
     """
     return functools.lru_cache(most_open())(_reader)
 
