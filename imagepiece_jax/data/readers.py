@@ -11,6 +11,7 @@ import itertools
 import math
 import re
 import signal
+import weakref
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,8 @@ _REASONS = {
     -signal.SIGBUS: ", often because /dev/shm is full (in a container: --shm-size)",
 }
 
+_running = weakref.WeakSet()  # what `read` has returned
+
 
 def read(work, groups, *, join, largest, workers=0, threads=0):
     """Iterator over join(results) of one group of results after the other.
@@ -45,6 +48,24 @@ def read(work, groups, *, join, largest, workers=0, threads=0):
 
     What `work` raises is raised here. RunError where a process has died.
     """
+    running = _read(work, groups, join, largest, workers, threads)
+    _running.add(running)
+    return running
+
+
+@atexit.register
+def _close_all():
+    """Close the iterators that nobody has closed.
+
+    Later their threads would meet a half-dead interpreter, and shared memory that is
+    gone.
+    """
+    for running in list(_running):
+        running.close()
+
+
+def _read(work, groups, join, largest, workers, threads):
+    """The generator that `read` returns."""
     import grain  # only where something is read: others do without it
     from grain.experimental import ThreadPrefetchDatasetIterator
 
@@ -61,8 +82,6 @@ def read(work, groups, *, join, largest, workers=0, threads=0):
             share = math.ceil(ahead / workers)
             shelf = Shelf(workers * (share + math.ceil(most / workers)), largest)
             stack.callback(shelf.close)
-            atexit.register(shelf.stop)  # for an iterator that nobody closed
-            stack.callback(atexit.unregister, shelf.stop)
             inside = grain.ReadOptions(
                 num_threads=threads, prefetch_buffer_size=max(threads, 1)
             )

@@ -1,5 +1,6 @@
 """Processes that read: the same arrays, and an end whatever happens."""
 
+import itertools
 import multiprocessing
 import os
 import pathlib
@@ -18,6 +19,7 @@ from imagepiece_jax.data.transforms import (
 )
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.measure import input_ways
+from tests.command import start
 from tests.data.noise import Noise, same
 
 SHARED = pathlib.Path("/dev/shm")
@@ -127,6 +129,93 @@ def test_processes_end_with_a_run_that_is_killed(tmp_path):
         assert len(set(workers)) == 2
         running.kill()
     assert ends(workers)
+
+
+LEAVES = """
+import sys
+from tests.data import test_readers as tests
+if __name__ == "__main__":
+    batches = tests.train(tests.Noise(300), 10**6, workers=2, threads=2)
+    next(batches)
+    sys.exit(7)
+"""
+
+
+@pytest.mark.slow
+def test_an_iterator_that_nobody_closes_does_not_disturb_the_end(tmp_path):
+    shared = set(SHARED.glob("psm_*"))
+    script = tmp_path / "leaves.py"
+    script.write_text(LEAVES)
+    ended = start(script, PYTHONPATH=os.getcwd())
+    assert (ended.status, ended.err) == (7, "")
+    assert set(SHARED.glob("psm_*")) <= shared
+
+
+@pytest.mark.slow
+def test_nothing_stays_in_memory_when_all_are_killed_at_once(tmp_path):
+    """As a scheduler or the kernel does, for lack of memory: nobody can clean up."""
+    shared = set(SHARED.glob("psm_*"))
+    script = tmp_path / "reads.py"
+    script.write_text(READS_FOREVER)
+    running = subprocess.Popen(
+        [sys.executable, script],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": os.getcwd()},
+        start_new_session=True,
+    )
+    with running:
+        running.stdout.readline()
+        os.killpg(running.pid, signal.SIGKILL)
+    assert set(SHARED.glob("psm_*")) <= shared
+
+
+TURNS = ((4, False), (3, True), (5, False), (3, True), (3, True), (2, False))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers, threads", [(0, 0), (2, 2)])
+def test_passes_that_take_turns_are_the_same_alone(workers, threads):
+    """Training on canvases of 24 and evaluation of 16: images of two sizes."""
+    sources = [Noise(300, {7, 20}), Noise(100, {4}, size=40)]
+    options = dict(batch_size=40, seed=3, start_step=2, stop_step=13, repeats=3)
+    training = loader.training(sources[0], CanvasTransform(24), **options)
+    evaluation = loader.evaluation(sources[1], EvalTransform(48), batch_size=40)
+    done, turns = 0, []
+    for steps, evaluates in TURNS:
+        turns.append((evaluation, 0, 3) if evaluates else (training, done, steps))
+        done += 0 if evaluates else steps
+    feed = loader.Feed(turns, workers, threads)
+    batches, trained, evaluated, readers_seen = feed.batches(training), [], [], set()
+    before = children()
+    for steps, evaluates in TURNS:
+        if evaluates:
+            evaluated.append(list(feed.batches(evaluation)))
+        else:
+            trained += itertools.islice(batches, steps)
+        readers_seen |= children() - before
+    feed.close()
+    assert len(readers_seen) == workers  # none is started for an evaluation
+    names = [list(source.unreadable.names) for source in sources]
+    for source in sources:
+        source.unreadable.names.clear()
+    alone = loader.train_batches(sources[0], CanvasTransform(24), **options)
+    same(trained, list(alone))
+    alone = list(loader.eval_batches(sources[1], EvalTransform(48), batch_size=40))
+    for one in evaluated:
+        same(one, alone)
+    assert len(evaluated) == 3 and len(trained) == 11
+    assert names == [list(source.unreadable.names) for source in sources] != [[], []]
+
+
+def test_batches_out_of_turn_are_a_mistake():
+    training = loader.training(
+        Noise(9), TrainTransform(8), batch_size=3, seed=0, start_step=0, stop_step=2
+    )
+    evaluation = loader.evaluation(Noise(9), EvalTransform(48), batch_size=3)
+    feed = loader.Feed([(training, 0, 2), (evaluation, 0, 3)])
+    with pytest.raises(RuntimeError, match="out of turn"):
+        next(feed.batches(evaluation))
+    feed.close()
 
 
 @pytest.mark.slow
