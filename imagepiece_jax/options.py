@@ -73,9 +73,11 @@ def model_config(holder, path, normalization):
         told = pretrained.read(path, pretrained.heads(config.to_dict()))
         told.under(config.to_dict())
     else:
-        told = pretrained.read(path)
+        overrides = cli.overrides()
+        heads = dict(overrides).get("model.num_heads") or ""
+        told = pretrained.read(path, int(heads) if heads.isdecimal() else None)
         config = _config_of(told)
-        for field, text in cli.overrides():
+        for field, text in overrides:
             config_files.override(config, field, text)
         checks.check(config)
     asked = pretrained.model_fields(config.to_dict()) | normalization

@@ -225,6 +225,26 @@ def test_weights_that_are_none_of_ours(
     assert str(caught.value).startswith(f"weights file {path}: ")
 
 
+@pytest.mark.parametrize(
+    "options, told",
+    [
+        ({"name": "deit_s"}, "embed_dim of 'deit_s' is 384, but weights file .* 30"),
+        ({"image_size": (20, 20)}, r"config.image_size is \(20, 20\); allowed are mul"),
+        ({"image_size": "20"}, "config.image_size is '20'; allowed are multiples of"),
+        ({"image_size": 20.0}, "config.image_size is 20.0; allowed are multiples of"),
+        ({"num_heads": 4}, "config.model.num_heads is 4; allowed are divisors of"),
+        ({"num_heads": 2.5}, "config.model.num_heads is 2.5; allowed are positive wh"),
+        ({"num_classes": 3}, "num_classes is 3, but weights file .* has 7: allowed is"),
+        ({"depth": "1"}, "depth is '1', but weights file .* has 1: allowed is that"),
+        ({"mean": (0.5, 0.5)}, r"config.model.mean is \(0.5, 0.5\); allowed are three"),
+        ({"std": None}, "config.model.mean is given, config.model.std is not"),
+    ],
+)
+def test_fields_that_load_refuses(weights_file, options, told):
+    with pytest.raises(InputError, match=told):
+        imagepiece_jax.load(weights_file, **(TOLD | options))
+
+
 def test_a_folder_that_is_no_run(tmp_path):
     with pytest.raises(InputError, match="is a folder without a run's config.json"):
         imagepiece_jax.load(tmp_path)

@@ -6,6 +6,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction import schedule
@@ -58,6 +59,8 @@ def test_python_example_runs(tmp_path, monkeypatch, assets):
     (tmp_path / weights.name).symlink_to(weights)
     monkeypatch.chdir(tmp_path)
     space = {}
-    exec(compile(block("import imagepiece_jax\n"), "README", "exec"), space)
+    code = compile(block("import imagepiece_jax\n"), "README", "exec")
+    with pytest.warns(UserWarning, match="ImageNet's mean and standard deviation"):
+        exec(code, space)
     assert space["logits"].shape == (8, 1000)
     assert bool(jnp.isfinite(space["logits"]).all())

@@ -41,7 +41,8 @@ def recognise(state_dict, num_heads=None):
     if num_heads is None and width % HEAD_WIDTH:
         raise InputError(
             f"the tokens are {width} wide, not a multiple of {HEAD_WIDTH}, so the "
-            "number of heads cannot be told; name it: num_heads=.."
+            "number of heads cannot be told; name it: num_heads=.., in commands "
+            "--config.model.num_heads=.."
         )
     size = {
         "patch_size": patch_size,

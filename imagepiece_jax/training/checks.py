@@ -69,7 +69,7 @@ def check(config):
         value = _value(config, field)
         if not _within(value, low, high):
             allowed = f"{low} or more" if high is None else f"{low} to {high}"
-            raise InputError(f"config.{field} is {value}; allowed are {allowed}")
+            raise InputError(f"config.{field} is {value!r}; allowed are {allowed}")
     betas, area = _value(config, "betas"), _value(config, "data.area")
     if not _pair(betas) or max(betas) == 1:
         raise InputError(
