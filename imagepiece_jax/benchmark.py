@@ -78,6 +78,8 @@ def main():
 
 def known_modes(holder):
     """The modes that a flag lists; InputError for what is none."""
+    if not holder.value:
+        raise InputError(f"--{holder.name} is empty; allowed are {', '.join(MODES)}")
     for mode in holder.value:
         if mode not in MODES:
             raise InputError(
@@ -90,7 +92,7 @@ def batch_sizes(texts):
     """["8,1", "2"] -> [8, 2, 1]: whole numbers from 1, each once, the largest first."""
     words = [word for text in texts for word in text.split(",")]
     for word in words:
-        if not word.isdigit() or int(word) < 1:
+        if not word.isdecimal() or int(word) < 1:
             raise InputError(
                 f"--batch_size is {word!r}; allowed are whole numbers from 1, such as "
                 "256 or 1,8,64"

@@ -224,6 +224,8 @@ def refused(*words):
     [
         (["--batch_size=0"], "--batch_size is '0'; allowed are whole numbers from 1,"),
         (["--batch_size=8,x"], "--batch_size is 'x'; allowed are whole numbers from"),
+        (["--batch_size=²"], "--batch_size is '²'; allowed are whole numbers from"),
+        (["--mode="], "--mode is empty; allowed are inference, copy, end_to_end"),
         (["--mode=fast"], "--mode is 'fast'; allowed are inference, copy, end_to_end"),
         (["--against=jax"], "--against is 'jax'; allowed are timm, tome"),
         (["--device=gpu"], "--device is gpu, but JAX finds no such device"),
