@@ -10,6 +10,7 @@ on the same device; --compile-only h200 compiles for a GPU that need not be ther
 
 import contextlib
 import itertools
+import os
 import pathlib
 
 from absl import flags
@@ -66,9 +67,17 @@ def main():
         return
     from imagepiece_jax.common.files import check_writable
 
+    RULES()
+    files = {}
     for holder in (JSON, MARKDOWN, PLOT):
         if holder.value:
             check_writable(f"--{holder.name}", holder.value)
+            first = files.setdefault(os.path.realpath(holder.value), holder.name)
+            if first != holder.name:
+                raise InputError(
+                    f"--{holder.name} {holder.value} is the file of --{first}; allowed "
+                    "is another"
+                )
     if AGAINST.value:
         from imagepiece_jax.measure import rivals
 

@@ -251,6 +251,12 @@ def refused(*words):
         (["--config.model.name=deit_xs"], "config.model.name is 'deit_xs'; the models"),
         (["--dtype=int8"], "flag --dtype=int8: value should be one of"),
         (["--repeats=0"], "flag --repeats=0: "),
+        (["--seconds=nan"], "--seconds is nan; allowed are numbers"),
+        (["--seconds=inf"], "--seconds is inf; allowed are numbers"),
+        (
+            ["--json=a.x", "--plot=./a.x"],
+            "--plot ./a.x is the file of --json; allowed is another",
+        ),
     ],
 )
 def test_mistakes_are_told_before_anything_is_measured(words, told, monkeypatch):

@@ -1,5 +1,6 @@
 """Which models are there? Names to fields, and fields to a model."""
 
+import numbers
 from collections.abc import Mapping
 
 import jax
@@ -66,10 +67,7 @@ def create_model(
                 f"config.model.{field} is not a field; a size has {', '.join(size)}"
             )
         if value is not None:
-            if value <= 0:
-                raise InputError(
-                    f"config.model.{field} is {value}; allowed are positive numbers"
-                )
+            _check_size(field, value)
             size[field] = value
     _check(size, image_size, num_classes, stem, gelu, dtype, drop_path_rate)
     depth = size.pop("depth")
@@ -80,6 +78,12 @@ def create_model(
     if prop_attn is None:
         meant = methods.find(**reduction).model_fields
         prop_attn = meant.get("prop_attn", False)
+    switches = {"class_token": class_token, "prop_attn": prop_attn}
+    for field, value in (switches | {"trace_source": trace_source}).items():
+        if not isinstance(value, bool):
+            raise InputError(
+                f"config.model.{field} is {value!r}; allowed are True, False"
+            )
     plan = schedule.build(depth, side * side, steps, int(class_token), masked)
     _check_taps(plan, class_token)
     _check_grid(plan, side)
@@ -140,6 +144,16 @@ def resolve_kernels(requested, model, device=None):
     )
 
 
+def _check_size(field, value):
+    kind, whole = numbers.Integral, "whole "
+    if field == "mlp_ratio":
+        kind, whole = numbers.Real, ""
+    if isinstance(value, bool) or not isinstance(value, kind) or not 0 < value < 1e9:
+        raise InputError(
+            f"config.model.{field} is {value!r}; allowed are positive {whole}numbers"
+        )
+
+
 def _check(size, image_size, num_classes, stem, gelu, dtype, drop_path_rate):
     if image_size < 1 or image_size % size["patch_size"]:
         raise InputError(
@@ -150,6 +164,11 @@ def _check(size, image_size, num_classes, stem, gelu, dtype, drop_path_rate):
         raise InputError(
             f"config.model.num_heads is {size['num_heads']}; allowed are divisors of "
             f"config.model.embed_dim, {size['embed_dim']}"
+        )
+    if size["embed_dim"] * size["mlp_ratio"] < 1:
+        raise InputError(
+            f"config.model.mlp_ratio is {size['mlp_ratio']}; allowed are those that "
+            f"leave an MLP of {size['embed_dim']}-wide tokens a width of 1 or more"
         )
     if num_classes < 1:
         raise InputError(f"config.num_classes is {num_classes}; allowed are 1 or more")
