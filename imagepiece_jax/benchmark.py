@@ -10,6 +10,7 @@ on the same device; --compile-only h200 compiles for a GPU that need not be ther
 
 import contextlib
 import itertools
+import os
 import pathlib
 
 from absl import flags
@@ -66,9 +67,17 @@ def main():
         return
     from imagepiece_jax.common.files import check_writable
 
+    RULES()
+    files = {}
     for holder in (JSON, MARKDOWN, PLOT):
         if holder.value:
             check_writable(f"--{holder.name}", holder.value)
+            first = files.setdefault(os.path.realpath(holder.value), holder.name)
+            if first != holder.name:
+                raise InputError(
+                    f"--{holder.name} {holder.value} is the file of --{first}; allowed "
+                    "is another"
+                )
     if AGAINST.value:
         from imagepiece_jax.measure import rivals
 
@@ -78,6 +87,8 @@ def main():
 
 def known_modes(holder):
     """The modes that a flag lists; InputError for what is none."""
+    if not holder.value:
+        raise InputError(f"--{holder.name} is empty; allowed are {', '.join(MODES)}")
     for mode in holder.value:
         if mode not in MODES:
             raise InputError(
@@ -90,7 +101,7 @@ def batch_sizes(texts):
     """["8,1", "2"] -> [8, 2, 1]: whole numbers from 1, each once, the largest first."""
     words = [word for text in texts for word in text.split(",")]
     for word in words:
-        if not word.isdigit() or int(word) < 1:
+        if not word.isdecimal() or int(word) < 1:
             raise InputError(
                 f"--batch_size is {word!r}; allowed are whole numbers from 1, such as "
                 "256 or 1,8,64"

@@ -21,7 +21,7 @@ import tempfile
 import numpy as np
 from absl import flags
 
-from imagepiece_jax import cli
+from imagepiece_jax import cli, options
 from imagepiece_jax.common.files import check_writable, replace_file
 from imagepiece_jax.data import sources, transforms
 from imagepiece_jax.errors import InputError
@@ -52,6 +52,7 @@ SHORT_SIDE = 256
 
 
 def main():
+    options.finite(SECONDS)
     if JSON.value:
         check_writable("--json", JSON.value)
     size, kilobytes = _resave(RESAVE.value) if RESAVE.value else (None, None)

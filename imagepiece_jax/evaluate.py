@@ -54,7 +54,7 @@ def main():
 
     _check_flags()
     if JSON.value:
-        check_writable("--json", JSON.value)
+        check_writable("--json", JSON.value, path)
     from imagepiece_jax import fidelity, sweep
     from imagepiece_jax.data import loader
     from imagepiece_jax.models import summary, zoo

@@ -45,7 +45,7 @@ def main():
     from imagepiece_jax.training import setup, weights
 
     for file in (out, facts_file(out)):
-        check_writable("--out", file)
+        check_writable("--out", file, path)
     if importlib.util.find_spec("flatbuffers") is None:
         raise InputError(
             "flatbuffers is not installed, and JAX writes programs with it; install "

@@ -6,6 +6,7 @@ Commands can be imported side by side, so a flag may be defined again. What is d
 by a command is in its --help: this module disclaims it.
 """
 
+import math
 import pathlib
 
 from absl import flags
@@ -150,6 +151,13 @@ def dtype(whose):
     return flags.DEFINE_enum("dtype", None, DTYPES, told, allow_override=True)
 
 
+def finite(holder):
+    """Value of a flag that is a number; InputError for "nan" and "inf"."""
+    if not math.isfinite(holder.value):
+        raise InputError(f"--{holder.name} is {holder.value}; allowed are numbers")
+    return holder.value
+
+
 def rules():
     """--warmup, --repeats and --seconds; returns what makes measure.clock.Rules."""
     whole, real = flags.DEFINE_integer, flags.DEFINE_float
@@ -160,6 +168,7 @@ def rules():
     def made():
         from imagepiece_jax.measure import clock
 
+        finite(seconds)
         return clock.Rules(warmup.value, repeats.value, seconds.value)
 
     return made

@@ -43,6 +43,11 @@ def parse(text):
                 f"--sweep {text}: found {part!r}; allowed is FIELD=VALUE,VALUE, such "
                 "as evit:keep_rate=.9,.7"
             )
+        if field in names:
+            raise InputError(
+                f"--sweep {text}: {field} is there twice; allowed is one list of "
+                f"values, such as {field}=V1,V2"
+            )
         names.append(field)
         choices.append([_literal(value) for value in _split(values)])
     found = [dict(zip(names, mix, strict=True)) for mix in itertools.product(*choices)]

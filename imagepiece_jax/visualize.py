@@ -13,6 +13,7 @@ stem come from the run or the weights, else from --config, as does the method wh
 
 import dataclasses
 import math
+import os
 import pathlib
 import re
 import sys
@@ -39,6 +40,7 @@ BLOCKS = flags.DEFINE_list(
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 FIGURES = "figures"
+STEM = 80  # bytes of an image's name in that of a figure, which file systems bound
 
 
 def main(words):
@@ -128,7 +130,8 @@ def _save_figures(folder, images, names, label, trace):
 
     method = re.sub(r"[^A-Za-z0-9.]+", "_", label).strip("_")
     for i, (image, name) in enumerate(zip(images, names, strict=True)):
-        path = folder / f"{i:03d}_{pathlib.Path(name).stem}_{method}.png"
+        stem = os.fsdecode(os.fsencode(pathlib.Path(name).stem)[:STEM])
+        path = folder / f"{i:03d}_{stem}_{method}.png"
         figure.save(path, image, name, trace, i)
 
 

@@ -224,6 +224,8 @@ def refused(*words):
     [
         (["--batch_size=0"], "--batch_size is '0'; allowed are whole numbers from 1,"),
         (["--batch_size=8,x"], "--batch_size is 'x'; allowed are whole numbers from"),
+        (["--batch_size=²"], "--batch_size is '²'; allowed are whole numbers from"),
+        (["--mode="], "--mode is empty; allowed are inference, copy, end_to_end"),
         (["--mode=fast"], "--mode is 'fast'; allowed are inference, copy, end_to_end"),
         (["--against=jax"], "--against is 'jax'; allowed are timm, tome"),
         (["--device=gpu"], "--device is gpu, but JAX finds no such device"),
@@ -249,6 +251,12 @@ def refused(*words):
         (["--config.model.name=deit_xs"], "config.model.name is 'deit_xs'; the models"),
         (["--dtype=int8"], "flag --dtype=int8: value should be one of"),
         (["--repeats=0"], "flag --repeats=0: "),
+        (["--seconds=nan"], "--seconds is nan; allowed are numbers"),
+        (["--seconds=inf"], "--seconds is inf; allowed are numbers"),
+        (
+            ["--json=a.x", "--plot=./a.x"],
+            "--plot ./a.x is the file of --json; allowed is another",
+        ),
     ],
 )
 def test_mistakes_are_told_before_anything_is_measured(words, told, monkeypatch):

@@ -314,6 +314,10 @@ def test_evaluate_resizes_only_where_asked(tmp_path, weights_file):
             "--out w.npz/below cannot be made (Not a directory); choose another",
         ),
         (
+            ["--weights=w.npz", "--json=./w.npz"],
+            "--json ./w.npz is the file that is read; allowed is another",
+        ),
+        (
             ["--weights=w.npz", "--json=/dev/null"],
             "--json /dev/null cannot be written (It is a device or a pipe); allowed",
         ),

@@ -95,6 +95,10 @@ def test_it_runs_without_this_package(model, weights_file, tmp_path):
             ["--weights=w.npz", "--out=/dev/null"],
             "--out /dev/null cannot be written (It is a device or a pipe); allowed is",
         ),
+        (
+            [f"--weights={__file__}", f"--out={__file__}"],
+            "test_export.py is the file that is read; allowed is another",
+        ),
         (["--weights=w.npz", "--out=m"], "weights w.npz: no such file or folder"),
         (["--weights=w.npz", "--out=m", "--config.num_classes=0"], "config.num_clas"),
     ],

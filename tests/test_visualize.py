@@ -137,7 +137,8 @@ def test_any_name_of_a_file(tmp_path, weights):
     """Not UTF-8, formulas, HTML, a line's end: shown as it is, or with a backslash."""
     folder = tmp_path / "images"
     folder.mkdir()
-    names = ["$^$.png", "<b>&.png", "a\nb.png", "caf\udce9.png", "f\u00fcr.png"]
+    long = 250 * "n" + ".png"
+    names = ["$^$.png", "<b>&.png", "a\nb.png", "caf\udce9.png", "f\u00fcr.png", long]
     for name in names:
         Image.new("RGB", (tiny.SIDE, tiny.SIDE)).save(folder / name, "PNG")
     out = tmp_path / "out\udce9"

@@ -47,11 +47,17 @@ def make_folder(flag, path):
         ) from error
 
 
-def check_writable(flag, path):
+def check_writable(flag, path, source=None):
     """InputError for a file that cannot be written: now, not after the work.
 
-    `flag` is what it was given by, such as "--json".
+    `flag` is what it was given by, such as "--json"; `source` a file that is read, and
+    would be lost.
     """
+    if source and os.path.exists(path) and os.path.exists(source):
+        if os.path.samefile(path, source):
+            raise InputError(
+                f"{flag} {path} is the file that is read; allowed is another"
+            )
     try:
         new = _beside(_target(path))
         new.touch()

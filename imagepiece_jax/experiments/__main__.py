@@ -149,6 +149,9 @@ def _lab(stack, names, numbers):
 
     if names == ["search"] and METRIC.value == "ms" and not SPEED.value:
         raise InputError("--metric ms is of the clock; allowed is it without --nospeed")
+    for holder in (SEEDS, BUDGET, SIZES):
+        if not holder.value:
+            raise InputError(f"--{holder.name} is empty; allowed is one or more")
     if RUNS.value and SMALL.value:
         raise InputError("--runs and --small are both given; allowed is one")
     lacking = [name for name in names if name not in TRAINS]

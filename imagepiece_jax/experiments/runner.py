@@ -11,7 +11,7 @@ import pathlib
 import sys
 import time
 
-from imagepiece_jax.common.files import lock
+from imagepiece_jax.common.files import lock, make_folder
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.training.record import append_line, git_revision
 
@@ -27,8 +27,8 @@ class Points:
 
     def __init__(self, folder, again=False, versions=None):
         path = pathlib.Path(folder) / FILE
+        make_folder("--out", folder)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(path, "ab+", buffering=0)
         except OSError as error:
             raise InputError(

@@ -121,7 +121,10 @@ def _named_tensors(path, content):
 
 def _read_npz(path):
     with open(path, "rb") as file:
-        archive = np.load(file, allow_pickle=False)
+        try:
+            archive = np.load(file, allow_pickle=False)
+        except ValueError as error:  # whose words advise to run what is in the file
+            raise ValueError("it holds no arrays of NumPy's") from error
         if not isinstance(archive, np.lib.npyio.NpzFile):
             return archive
         return {name: archive[name] for name in archive.files}

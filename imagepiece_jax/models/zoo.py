@@ -74,8 +74,7 @@ def create_model(
                 f"config.model.{field} is not a field; a size has {', '.join(size)}"
             )
         if value is not None:
-            kind = numbers.Real if field == "mlp_ratio" else numbers.Integral
-            _check_positive(f"config.model.{field}", value, kind)
+            _check_size(field, value)
             size[field] = value
     if (mean is None) != (std is None):
         given, lacking = ("mean", "std") if std is None else ("std", "mean")
@@ -99,6 +98,12 @@ def create_model(
     if prop_attn is None:
         meant = methods.find(**reduction).model_fields
         prop_attn = meant.get("prop_attn", False)
+    switches = {"class_token": class_token, "prop_attn": prop_attn}
+    for field, value in (switches | {"trace_source": trace_source}).items():
+        if not isinstance(value, bool):
+            raise InputError(
+                f"config.model.{field} is {value!r}; allowed are True, False"
+            )
     plan = schedule.build(depth, side * side, steps, int(class_token), masked)
     _check_taps(plan, class_token)
     _check_grid(plan, side)
@@ -162,6 +167,16 @@ def resolve_kernels(requested, model, device=None):
     )
 
 
+def _check_size(field, value):
+    kind, whole = numbers.Integral, "whole "
+    if field == "mlp_ratio":
+        kind, whole = numbers.Real, ""
+    if isinstance(value, bool) or not isinstance(value, kind) or not 0 < value < 1e9:
+        raise InputError(
+            f"config.model.{field} is {value!r}; allowed are positive {whole}numbers"
+        )
+
+
 def _check(size, image_size, num_classes, stem, gelu, dtype, drop_path_rate):
     whole = isinstance(image_size, numbers.Integral)
     if not whole or image_size < 1 or image_size % size["patch_size"]:
@@ -173,6 +188,11 @@ def _check(size, image_size, num_classes, stem, gelu, dtype, drop_path_rate):
         raise InputError(
             f"config.model.num_heads is {size['num_heads']}; allowed are divisors of "
             f"config.model.embed_dim, {size['embed_dim']}"
+        )
+    if size["embed_dim"] * size["mlp_ratio"] < 1:
+        raise InputError(
+            f"config.model.mlp_ratio is {size['mlp_ratio']}; allowed are those that "
+            f"leave an MLP of {size['embed_dim']}-wide tokens a width of 1 or more"
         )
     if not isinstance(num_classes, numbers.Integral) or num_classes < 1:
         raise InputError(
@@ -197,12 +217,6 @@ def _check(size, image_size, num_classes, stem, gelu, dtype, drop_path_rate):
             f"config.model.drop_path_rate is {drop_path_rate}; allowed are numbers "
             "from 0 to below 1"
         )
-
-
-def _check_positive(field, value, kind):
-    if isinstance(value, bool) or not isinstance(value, kind) or value <= 0:
-        whole = "whole " * (kind is numbers.Integral)
-        raise InputError(f"{field} is {value!r}; allowed are positive {whole}numbers")
 
 
 def channels(field, values, positive=False):

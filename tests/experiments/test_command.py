@@ -54,6 +54,13 @@ def test_every_name_is_a_file_with_a_run():
             "--seeds is '-1'; allowed are whole",
         ),
         (["throughput", "--batch_sizes=0"], "--batch_size is '0'"),
+        (["throughput", "--batch_sizes="], "--batch_sizes is empty; allowed is one or"),
+        (["throughput", "--modes="], "--modes is empty; allowed are inference, copy"),
+        (["search", "--data=digits", "--budget="], "--budget is empty; allowed is one"),
+        (
+            ["table1", "--data=digits", "--seeds="],
+            "--seeds is empty; allowed is one",
+        ),
         (["throughput", "--modes=fly"], "--modes is 'fly'; allowed are inference, co"),
         (["table1", "--data=digits", "--runs=none"], "--runs none holds no run"),
     ],

@@ -101,5 +101,5 @@ def test_two_processes_do_not_measure_into_one_folder(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_a_mistake(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="--out .* cannot be written"):
+    with pytest.raises(InputError, match="--out .* cannot be made .Not a directory"):
         Points(tmp_path / "file" / "out")
