@@ -35,7 +35,7 @@ def main():
     config, path = cli.required(CONFIG), cli.required(WEIGHTS)
     out = pathlib.Path(cli.required(OUT))
     from imagepiece_jax.common.files import check_writable, replace_file
-    from imagepiece_jax.models import summary
+    from imagepiece_jax.models import compiler, summary
     from imagepiece_jax.training import checks, setup, weights
 
     for file in (out, facts_file(out)):
@@ -48,6 +48,7 @@ def main():
     checks.check(config)
     config.model.attention, config.model.kernels = "xla", "plain"  # run on both
     model = setup.model(config)
+    compiler.check_dtype("cpu", model.dtype.name)
     variables = weights.load(
         path, summary.shapes(model, config.image_size), which=CHECKPOINT.value
     )
@@ -64,7 +65,7 @@ def main():
 
 def facts_file(out):
     """Where the facts on the program of file `out` stand."""
-    return out.with_name(out.name + ".json")
+    return pathlib.Path(f"{out}.json")
 
 
 def serialized(model, variables, image_size):
