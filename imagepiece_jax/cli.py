@@ -56,7 +56,7 @@ def define_config(help_text="a config file, such as configs/quickstart.py"):
 
 def required(holder):
     """Value of a flag that the command cannot do without."""
-    if holder.value is None:
+    if holder.value in (None, ""):
         help_text = flags.FLAGS[holder.name].help
         raise InputError(f"--{holder.name} is missing: {help_text}")
     return holder.value
@@ -112,6 +112,9 @@ def run(main):
             return _complain(error, EXIT_INPUT)
         except RunError as error:
             return _complain(error, EXIT_RUN)
+        except MemoryError as error:
+            reason = str(error) or "for an array"
+            return _complain(f"this machine has too little memory: {reason}", EXIT_RUN)
         except BrokenPipeError:  # the reader of our output has gone: `... | head`
             return _unread()
         except Stopped as stopped:

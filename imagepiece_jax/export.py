@@ -40,7 +40,7 @@ def main():
     path, normalization = cli.required(WEIGHTS), NORMALIZATION()
     out = pathlib.Path(cli.required(OUT))
     from imagepiece_jax.common.files import check_writable, replace_file
-    from imagepiece_jax.models import summary
+    from imagepiece_jax.models import compiler, summary
     from imagepiece_jax.models.pretrained import class_names
     from imagepiece_jax.training import setup, weights
 
@@ -54,6 +54,7 @@ def main():
     config = options.model_config(CONFIG, path, normalization)
     config.model.attention, config.model.kernels = "xla", "plain"  # run on both
     model = setup.model(config).clone(class_names=class_names(path))
+    compiler.check_dtype("cpu", model.dtype.name)
     variables = weights.load(
         path, summary.shapes(model, config.image_size), which=CHECKPOINT.value
     )
@@ -70,7 +71,7 @@ def main():
 
 def facts_file(out):
     """Where the facts on the program of file `out` stand."""
-    return out.with_name(out.name + ".json")
+    return pathlib.Path(f"{out}.json")
 
 
 def serialized(model, variables, image_size):

@@ -81,11 +81,7 @@ def optimize(
         )
     _check_fit(model, variables, side)
     device = device or jax.local_devices()[0]
-    if device.platform == "cpu" and dtype == "float16":
-        raise InputError(
-            "dtype is 'float16', in which CPUs compute no attention; allowed there are "
-            "'float32' and 'bfloat16'"
-        )
+    compiler.check_dtype(device.platform, dtype)
     options = compiler.options(device.platform) | dict(compiler_options or {})
     fast, weights = prepare(model, variables, dtype=dtype, gelu=gelu)
     kernels = kernels or ("fused" if model.kernels else "plain")

@@ -86,6 +86,10 @@ def test_a_compiled_model_would_be_seen(compiled):
             "config.reduction.candidate_ratio is 2.0; allowed are numbers from 0 to 1",
         ),
         (
+            "reduction.schedule=C",  # although both lists of blocks override it
+            "config.reduction.schedule is 'C'; allowed are 'A', 'B'",
+        ),
+        (
             "reduction.metric=value2",
             "config.reduction.metric is 'value2'; allowed are 'key', 'query', 'value',",
         ),

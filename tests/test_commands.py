@@ -293,6 +293,7 @@ def test_evaluate_resizes_only_where_asked(tmp_path, weights_file):
             "--json . cannot be written (Is a directory)",
         ),
         (["--weights=no.npz"], "weights no.npz: no such file or folder"),
+        (["--weights="], "--weights is missing: a .npz, .safetensors or .pth file, or"),
         (
             ["--weights=w.npz", "--optimized", "--sweep=tome:r=2"],
             "--sweep and --optimized are both given; allowed is one",

@@ -92,6 +92,12 @@ def test_it_runs_without_this_package(model, weights_file, tmp_path):
         ([], "--weights is missing: a .npz"),
         (["--weights=w.npz", "--out=no/m"], "--out no/m cannot be written (No such"),
         (
+            ["--weights=w.npz", "--out=m", "--config.model.dtype=float16"],
+            "dtype is 'float16', in which CPUs compute no attention; allowed there",
+        ),
+        (["--weights=w.npz", "--out="], "--out is missing: the file to write"),
+        (["--weights=w.npz", "--out=."], "--out . cannot be written (Is a directory)"),
+        (
             ["--weights=w.npz", "--out=/dev/null"],
             "--out /dev/null cannot be written (It is a device or a pipe); allowed is",
         ),

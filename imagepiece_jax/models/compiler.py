@@ -3,6 +3,8 @@
 They are given program by program, never by XLA_FLAGS, so that nothing else changes.
 """
 
+from imagepiece_jax.errors import InputError
+
 # By platform. Triton's matrix products leave bias, GELU and residual to kernels of
 # their own, cuBLASLt's end in them; but not where XLA joins products of one input.
 OPTIONS = {
@@ -16,3 +18,12 @@ OPTIONS = {
 def options(platform):
     """Options for "cpu", "gpu", ..: a new dict, empty where XLA's own are best."""
     return dict(OPTIONS.get(platform, {}))
+
+
+def check_dtype(platform, dtype):
+    """InputError for a dtype of layers that `platform` cannot compute in."""
+    if platform == "cpu" and dtype == "float16":
+        raise InputError(
+            "dtype is 'float16', in which CPUs compute no attention; allowed there are "
+            "'float32' and 'bfloat16'"
+        )

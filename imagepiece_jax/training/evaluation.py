@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from imagepiece_jax.data.normalize import normalize
+from imagepiece_jax.models import compiler
 from imagepiece_jax.training import parallel
 from imagepiece_jax.training.metrics import correct_at
 from imagepiece_jax.training.randomness import Purpose, sample_keys
@@ -50,6 +51,7 @@ def _score(logits, batch):
 
 def compiled(model, seed=0, precision=None):
     """`eval_step` of `model` on all devices: (replicated variables, batch)."""
+    compiler.check_dtype(parallel.local_devices()[0].platform, model.dtype.name)
     step = functools.partial(eval_step, model=model, seed=seed, precision=precision)
     return parallel.pmap(step, model=True)
 

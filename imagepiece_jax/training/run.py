@@ -39,6 +39,7 @@ class Run:
         self.config = config
         self.workdir = workdir
         self.model = setup.model(config, axis_name=parallel.AXIS)
+        self.recipe = setup.recipe(config)
         self.dense = setup.dense(config)
         self.place = setup.placement(config)
         self.train_transform = setup.train_transform(config)
@@ -46,7 +47,6 @@ class Run:
         self.checkpoints = Checkpoints(workdir, config.keep_every_steps)
         self.eval_step = evaluation.compiled(self.model, config.seed)
         self.method = setup.method(config)
-        self.recipe = setup.recipe(config)
         self.panels = Panels(workdir, self.model, self.recipe, config.pictures)
         self._program = None  # (its key, the step as compiled)
         self.lock = None

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.training import evaluation, parallel
+from tests.models import tiny
 
 
 class Lookup:
@@ -128,3 +130,9 @@ def test_several_sets_of_variables_share_one_pass():
     for result, single in zip(each, alone, strict=True):
         assert result | {"throughput": 0} == single | {"throughput": 0}
     assert each[0]["loss"] != each[1]["loss"]
+
+
+def test_a_dtype_that_cpus_cannot_compute_in_is_told():
+    model = tiny.model(dtype="float16")
+    with pytest.raises(InputError, match="dtype is 'float16', in which CPUs compute"):
+        evaluation.compiled(model)

@@ -12,6 +12,8 @@ from imagepiece_jax.reduction.schedule import (
     rounded,
 )
 
+SCHEDULES = ("A", "B")
+
 
 def blocks_of(schedule, depth):
     """(merge blocks, prune blocks) of schedule "A" or "B": merge, merge, prune,
@@ -21,7 +23,7 @@ def blocks_of(schedule, depth):
     reported speeds speak for "B". Both leave the last blocks alone: depth // 4 - 1 full
     cycles after the first, three in all at depth 12.
     """
-    check_choice("schedule", schedule, ("A", "B"))
+    check_choice("schedule", schedule, SCHEDULES)
     cycles = depth // 4
     if cycles == 0:
         raise InputError(
@@ -65,6 +67,7 @@ def recipe(
     merge_ratio, candidate_ratio, keep_rate = (
         check_rate(name, value) for name, value in rates.items()
     )
+    check_choice("schedule", schedule, SCHEDULES)
     check_choice("merge_base", merge_base, ("all", "candidates"))
     check_choice("order", order, ("descending", "ascending"))
     check_choice("parity", parity, (0, 1))
