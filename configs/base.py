@@ -19,10 +19,10 @@ def get_config():
     config.model.stem = "patch"  # "patch", or "conv": ImagePiece's local coherence bias
     config.model.gelu = "exact"  # or "tanh": faster on GPUs, another function
     config.model.class_token = True  # False: the head reads the mean over patches
-    # Of the images, in [0, 1]; empty: as the weights say that it starts from, else
-    # ImageNet's, (0.485, 0.456, 0.406) and (0.229, 0.224, 0.225).
-    config.model.mean = config_dict.placeholder(tuple)
-    config.model.std = config_dict.placeholder(tuple)
+    config.model.mean = config_dict.placeholder(tuple)  # of the images, in [0, 1], by
+    #                     channel; empty: as the weights say that it starts from, else
+    #                     ImageNet's: (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    config.model.std = config_dict.placeholder(tuple)  # likewise
     config.model.drop_path_rate = 0.1  # of the last block; linear from 0 at the first
     config.model.prop_attn = config_dict.placeholder(bool)  # proportional attention:
     #                     + log(size) on the logits; empty: as the method is meant

@@ -90,6 +90,8 @@ class Program:
         (batch, side, *_), kind = self.images.shape, self.images.dtype
         model, memory, mega = self.model, self.memory, 1e6
         options = [f"{name}={value}" for name, value in self.options.items()]
+        if kind == jnp.uint8:
+            kind = f"{kind} (less {model.mean}, over {model.std})"
         return (
             f"{batch} images of {side}x{side}, {kind}, on {self.device}\n"
             f"{model.plan[0].attn_tokens} to {model.plan[-1].mlp_tokens} tokens, "

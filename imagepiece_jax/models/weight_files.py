@@ -131,7 +131,8 @@ def _read_npz(path):
 
 
 def _npz_normalization(path):
-    with np.load(path, allow_pickle=False) as archive:
+    # Opened here: NumPy leaves its own file open where the archive is damaged.
+    with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
         return {k: archive[k].tolist() for k in _NORMALIZATION if k in archive}
 
 
