@@ -10,7 +10,8 @@ import dataclasses
 from imagepiece_jax.measure import h200, hlo
 
 GPUS = 8  # of a host
-KINDS = ("gradients", "metrics", "batch statistics", "their gradients", "mixed images")
+FORWARD, BACKWARD = "forward batch statistics", "backward batch statistics"
+KINDS = ("gradients", "metrics", FORWARD, BACKWARD, "mixed images")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,13 +51,13 @@ def kinds(collective):
     The statistics of a batch norm are the mean and the mean square, [2, channels].
     """
     if collective.op == "collective-permute":
-        return (KINDS[4],)
+        return ("mixed images",)
     found = set()
     for part in collective.parts:
         if "/norm_" in part.source and "[2," in part.shape:
-            found.add(KINDS[3] if "transpose(" in part.source else KINDS[2])
+            found.add(BACKWARD if "transpose(" in part.source else FORWARD)
         else:
-            found.add(KINDS[1] if "[]" in part.shape else KINDS[0])
+            found.add("metrics" if "[]" in part.shape else "gradients")
     return tuple(kind for kind in KINDS if kind in found)
 
 
