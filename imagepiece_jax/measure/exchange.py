@@ -31,18 +31,19 @@ class Links:
     def seconds(self, collective, hosts):
         """Time of a hlo.Collective between the 8 GPUs of each of so many hosts.
 
-        A ring within the hosts and one between them: in an all-reduce the GPUs of a
-        host share the sums out, each exchanges its part with the other hosts, and the
-        host's GPUs collect the parts. All else sends its bytes once.
+        All-reduces are rings within the hosts and one between them: the GPUs of a host
+        share the sums out, each exchanges its part with the other hosts, and the host's
+        GPUs collect the parts. Of all else every byte leaves its host.
         """
-        passes = 2 if collective.op == "all-reduce" else 1
-        inside = passes * (GPUS - 1) / GPUS * collective.bytes / self.nvlink
-        if hosts == 1:
-            return self.latency_s + inside
-        leaving = 1 if collective.op == "all-reduce" else GPUS
-        between = passes * (hosts - 1) / hosts * leaving * collective.bytes
-        latency = self.latency_s + self.network_latency_s
-        return latency + inside + between / self.network
+        if collective.op == "all-reduce":
+            inside = 2 * (GPUS - 1) / GPUS * collective.bytes
+            between = 2 * (hosts - 1) / hosts * collective.bytes
+        else:
+            inside, between = collective.bytes, GPUS * collective.bytes
+        seconds = self.latency_s + inside / self.nvlink
+        if hosts > 1:
+            seconds += self.network_latency_s + between / self.network
+        return seconds
 
 
 def kinds(collective):

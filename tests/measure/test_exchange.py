@@ -119,7 +119,7 @@ def test_seconds_of_rings_within_and_between_hosts():
     assert links.seconds(gigabyte, 8) == pytest.approx(3 + 5 + 2 / 8 + 2 * (7 / 8) / 2)
     # Images of all eight GPUs of a host leave it.
     images = collective(10**9, "collective-permute")
-    assert links.seconds(images, 2) == pytest.approx(3 + 5 + 1 / 8 + (1 / 2) * 8 / 2)
+    assert links.seconds(images, 2) == pytest.approx(3 + 5 + 1 / 7 + 8 / 2)
 
 
 @pytest.mark.parametrize(
@@ -161,6 +161,11 @@ def test_the_plan_adds_up():
     assert cells[0][6:] == ["50%", "16,000,000", "1.00"]
     assert cells[1][2:4] == ["2", "512"] and cells[1][6] == "69%"
     assert float(cells[1][8]) == pytest.approx(2 * 16 / 26, abs=0.005)
+
+
+def test_the_inventory_has_a_row_for_each_kind():
+    *_, row = exchange.inventory(TEXT).splitlines()
+    assert row == "| gradients | all-reduce | 1 | 1 | 4,000,000 |"
 
 
 def test_collectives_are_no_kernels():
