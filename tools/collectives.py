@@ -1,6 +1,6 @@
 """Collectives of a training step on hosts of eight H200s, compiled without a GPU.
 
-python tools/collectives.py --config configs/deit_s.py --images 128,64,16 \
+python -m tools.collectives --config configs/deit_s.py --images 128,64,16 \
     --config configs/deit_s_imagepiece.py --markdown docs/collectives.md
 
 Needs JAX's CUDA wheels (pip install "jax[cuda13]"), no GPU and no driver. Compiles the
@@ -8,18 +8,15 @@ step of each config for one host of eight at each number of images a GPU, lists 
 GPUs exchange, and calculates how long that would take on several hosts.
 """
 
-import os
 import pathlib
 import sys
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
+import jax
+from absl import flags
 
-from absl import flags  # noqa: E402
-
-from imagepiece_jax import cli  # noqa: E402
-from imagepiece_jax.errors import InputError  # noqa: E402
-from imagepiece_jax.measure import compile_only, exchange, h200, hlo  # noqa: E402
+from imagepiece_jax import cli
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.measure import compile_only, exchange, h200, hlo
 
 cli.define_config("a config file; several are listed one after the other")
 IMAGES = flags.DEFINE_list("images", ["128"], "a GPU and step: one or more")
@@ -32,11 +29,11 @@ MARKDOWN = flags.DEFINE_string("markdown", None, "a file for the tables")
 
 HEAD = """# Collectives of a training step
 
-Written by `tools/collectives.py`. Compiled for hosts of eight NVIDIA H200s, not run.
-A step's time is a guess from bytes and products (docs/performance.md), the collectives'
-is calculated: rings, {nvlink:g} GB/s NVLink (half in each direction), {network:g} GB/s
-between hosts for a whole host, {latency:g} us a collective and {farther:g} us more
-across hosts (assumed), nothing hidden behind the backward pass.
+Written by `python -m tools.collectives`. Compiled for a host of eight NVIDIA H200s, not
+run. The time of a step is a guess from bytes and products (see performance.md), that of
+the collectives is calculated: rings, {nvlink:g} GB/s NVLink (half of it in each
+direction), {network:g} GB/s between a host and the others, {latency:g} us a collective
+and {farther:g} us more between hosts (assumed), none of it hidden behind other work.
 """
 
 
@@ -45,6 +42,7 @@ def main():
     images, hosts = _numbers(IMAGES), _numbers(HOSTS)
     rates = NVLINK.value * 1e9 / 2, NETWORK.value * 1e9
     links = exchange.Links(*rates, LATENCY.value * 1e-6, FARTHER.value * 1e-6)
+    jax.config.update("jax_platforms", "cpu")  # a GPU that is there is left alone
     h200.device()  # before JAX is used otherwise
     head = HEAD.format(
         nvlink=NVLINK.value,

@@ -10,7 +10,8 @@ import dataclasses
 from imagepiece_jax.measure import h200, hlo
 
 GPUS = 8  # of a host
-KINDS = ("gradients", "metrics", "batch statistics", "their gradients", "mixed images")
+FORWARD, BACKWARD = "forward batch statistics", "backward batch statistics"
+KINDS = ("gradients", "metrics", FORWARD, BACKWARD, "mixed images")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,18 +31,19 @@ class Links:
     def seconds(self, collective, hosts):
         """Time of a hlo.Collective between the 8 GPUs of each of so many hosts.
 
-        A ring within the hosts and one between them: in an all-reduce the GPUs of a
-        host share the sums out, each exchanges its part with the other hosts, and the
-        host's GPUs collect the parts. All else sends its bytes once.
+        All-reduces are rings within the hosts and one between them: the GPUs of a host
+        share the sums out, each exchanges its part with the other hosts, and the host's
+        GPUs collect the parts. Of all else every byte leaves its host.
         """
-        passes = 2 if collective.op == "all-reduce" else 1
-        inside = passes * (GPUS - 1) / GPUS * collective.bytes / self.nvlink
-        if hosts == 1:
-            return self.latency_s + inside
-        leaving = 1 if collective.op == "all-reduce" else GPUS
-        between = passes * (hosts - 1) / hosts * leaving * collective.bytes
-        latency = self.latency_s + self.network_latency_s
-        return latency + inside + between / self.network
+        if collective.op == "all-reduce":
+            inside = 2 * (GPUS - 1) / GPUS * collective.bytes
+            between = 2 * (hosts - 1) / hosts * collective.bytes
+        else:
+            inside, between = collective.bytes, GPUS * collective.bytes
+        seconds = self.latency_s + inside / self.nvlink
+        if hosts > 1:
+            seconds += self.network_latency_s + between / self.network
+        return seconds
 
 
 def kinds(collective):
@@ -50,13 +52,13 @@ def kinds(collective):
     The statistics of a batch norm are the mean and the mean square, [2, channels].
     """
     if collective.op == "collective-permute":
-        return (KINDS[4],)
+        return ("mixed images",)
     found = set()
     for part in collective.parts:
         if "/norm_" in part.source and "[2," in part.shape:
-            found.add(KINDS[3] if "transpose(" in part.source else KINDS[2])
+            found.add(BACKWARD if "transpose(" in part.source else FORWARD)
         else:
-            found.add(KINDS[1] if "[]" in part.shape else KINDS[0])
+            found.add("metrics" if "[]" in part.shape else "gradients")
     return tuple(kind for kind in KINDS if kind in found)
 
 

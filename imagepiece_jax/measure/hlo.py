@@ -235,6 +235,10 @@ def _group(i):
     listed = i.find(r"replica_groups=\{\{([\d,]+)\}")
     if listed:
         return len(listed.split(","))
+    named = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", i.line)
+    if named:
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"\w+", named[2]))
     iota = i.find(r"replica_groups=\[\d+,(\d+)\]")
     pairs = i.find(r"source_target_pairs=\{(.*?\})\}")
     return int(iota or pairs.count("{"))

@@ -90,8 +90,8 @@ def check_cpus():
     trained, described = texts(small())
     for text in (trained, described):
         found = held(text)
-        assert found.count(("batch statistics",)) == LAYERS
-        assert sum("their gradients" in kinds for kinds in found) == LAYERS
+        assert found.count(("forward batch statistics",)) == LAYERS
+        assert sum("backward batch statistics" in kinds for kinds in found) == LAYERS
         assert sum("gradients" in kinds for kinds in found) <= 4
         assert found[-1] == ("gradients", "metrics")
     assert exchange.inventory(trained) == exchange.inventory(described)
@@ -101,7 +101,7 @@ def check_gpus():
     config = small()
     config.model.dtype = "bfloat16"
     *statistics, last = held(compile_only.train_text(config, 8))
-    there, back = [("batch statistics",)], [("their gradients",)]
+    there, back = [("forward batch statistics",)], [("backward batch statistics",)]
     assert statistics == LAYERS * there + LAYERS * back
     assert last == ("gradients", "metrics")
 
@@ -119,7 +119,7 @@ def test_seconds_of_rings_within_and_between_hosts():
     assert links.seconds(gigabyte, 8) == pytest.approx(3 + 5 + 2 / 8 + 2 * (7 / 8) / 2)
     # Images of all eight GPUs of a host leave it.
     images = collective(10**9, "collective-permute")
-    assert links.seconds(images, 2) == pytest.approx(3 + 5 + 1 / 8 + (1 / 2) * 8 / 2)
+    assert links.seconds(images, 2) == pytest.approx(3 + 5 + 1 / 7 + 8 / 2)
 
 
 @pytest.mark.parametrize(
@@ -127,8 +127,11 @@ def test_seconds_of_rings_within_and_between_hosts():
     [
         ([("f32[7]{0}", "a/dot")], "gradients"),
         ([("f32[]", "a/neg"), ("f32[7,2]{1,0}", "a/dot")], "gradients, metrics"),
-        ([("f32[2,8]{1,0}", "jvp(V)/norm_3/psum")], "batch statistics"),
-        ([("f32[2,8]{1,0}", "transpose(jvp(V))/norm_3/div")], "their gradients"),
+        ([("f32[2,8]{1,0}", "jvp(V)/norm_3/psum")], "forward batch statistics"),
+        (
+            [("f32[2,8]{1,0}", "transpose(jvp(V))/norm_3/div")],
+            "backward batch statistics",
+        ),
         ([("f32[8]{0}", "transpose(jvp(V))/norm_3/reduce_sum")], "gradients"),
     ],
 )
@@ -158,6 +161,11 @@ def test_the_plan_adds_up():
     assert cells[0][6:] == ["50%", "16,000,000", "1.00"]
     assert cells[1][2:4] == ["2", "512"] and cells[1][6] == "69%"
     assert float(cells[1][8]) == pytest.approx(2 * 16 / 26, abs=0.005)
+
+
+def test_the_inventory_has_a_row_for_each_kind():
+    *_, row = exchange.inventory(TEXT).splitlines()
+    assert row == "| gradients | all-reduce | 1 | 1 | 4,000,000 |"
 
 
 def test_collectives_are_no_kernels():

@@ -221,6 +221,7 @@ def test_several_arrays_in_one_collective():
     "groups, devices",
     [
         ("replica_groups=[2,4]<=[8]", 4),
+        ("replica_groups=mesh['host'=4,'device'=2] {'device'}", 2),
         ("source_target_pairs={{0,2},{1,1},{2,0}}", 3),
     ],
 )
