@@ -197,7 +197,7 @@ def growth(config, count):
         for number, _ in enumerate(itertools.islice(batches, count), start=1):
             if number % (count // 10) == 0:
                 held.append({pid: _held(pid) for pid in _processes()})
-                print(number, held[-1], file=sys.stderr, flush=True)
+                print(f"batch {number:,}", file=sys.stderr, flush=True)
     seconds = time.perf_counter() - began
     return {"held": held, "rate": count * SMALL_BATCH / seconds}
 
