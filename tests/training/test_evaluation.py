@@ -15,6 +15,8 @@ from tests.models import tiny
 class Lookup:
     """Logits by the red value of an image's first pixel: row r of `table`."""
 
+    dtype = np.dtype("float32")
+
     def __init__(self, table):
         self.table = jnp.asarray(table, jnp.float32)
 
