@@ -1,5 +1,7 @@
 """How does a command start and end? Flags in, one sentence for a mistake out."""
 
+import atexit
+import contextlib
 import functools
 import inspect
 import io
@@ -109,16 +111,17 @@ def run(main):
                 raise InputError(_unexpected(argv[1]))
             return main() or 0
         except InputError as error:
-            return _complain(error, EXIT_INPUT)
+            return _leave(_complain(error, EXIT_INPUT))
         except RunError as error:
-            return _complain(error, EXIT_RUN)
+            return _leave(_complain(error, EXIT_RUN))
         except MemoryError as error:
             reason = str(error) or "for an array"
-            return _complain(f"this machine has too little memory: {reason}", EXIT_RUN)
+            told = f"this machine has too little memory: {reason}"
+            return _leave(_complain(told, EXIT_RUN))
         except BrokenPipeError:  # the reader of our output has gone: `... | head`
             return _unread()
         except Stopped as stopped:
-            return _complain(stopped, 128 + stopped.signum)
+            return _leave(_complain(stopped, 128 + stopped.signum))
         except KeyboardInterrupt:
             return _leave(_complain("interrupted", 128 + signal.SIGINT))
 
@@ -219,8 +222,16 @@ def _unread():
 
 
 def _leave(status):
-    """End at once: Python's own end would crash in a compilation that still runs."""
-    sys.stdout.flush()
+    """End with this status, whatever threads of libraries are still at work.
+
+    A step or a compilation that is cut short may crash in Python's own end, and the
+    crash would take the place of the status. What was registered to be done at exit is
+    done, but not after Ctrl-C, for which it could take minutes.
+    """
+    if status != 128 + signal.SIGINT:
+        atexit._run_exitfuncs()
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
 

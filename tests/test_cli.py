@@ -1,5 +1,7 @@
 """Flags and overrides: what may be typed, and what is said of what may not."""
 
+import os
+
 import pytest
 
 from imagepiece_jax import cli, config_files
@@ -363,3 +365,39 @@ def test_help_is_short_and_no_error():
     assert "--config: a config file, such as configs/quickstart.py; --con" in ended.out
     assert "--workdir: folder of the run" in ended.out
     assert ended.out.count("\n") < 30
+
+
+CRASHES = """
+import atexit, os, signal, sys
+from imagepiece_jax import cli, errors
+
+class Crash:  # what threads of libraries have done when the interpreter goes
+    def __del__(self, kill=os.kill, pid=os.getpid(), signum=signal.SIGSEGV):
+        kill(pid, signum)
+
+crash = sys.crash = Crash()
+atexit.register(print, "done at exit")
+
+def main():
+    raise {error}
+
+cli.run(main)
+"""
+
+
+@pytest.mark.parametrize(
+    "error, status",
+    [
+        ("errors.InputError('7 of 600 images cannot be read')", 2),
+        ("errors.RunError('no')", 1),
+        ("errors.Stopped(15, 3)", 143),
+    ],
+)
+def test_a_crash_in_the_end_of_python_does_not_change_the_status(
+    tmp_path, error, status
+):
+    script = tmp_path / "crashes.py"
+    script.write_text(CRASHES.format(error=error))
+    ended = start(script, PYTHONPATH=os.getcwd())
+    assert ended.status == status and ended.out == "done at exit\n"
+    assert ended.err.startswith("error: ") and ended.err.count("\n") == 1

@@ -1,7 +1,8 @@
 """TFRECORD files of tf.train.Example, TFDS's default format, without TensorFlow.
 
 A file is a row of records: length (uint64), its checksum, data, its checksum; all of it
-little-endian, checksums CRC-32C, rotated and shifted ("masked").
+little-endian, checksums CRC-32C, rotated and shifted ("masked"). Grain has a reader
+too, but it verifies no checksum.
 """
 
 import glob

@@ -21,6 +21,8 @@ INFO = {
     ],
 }
 
+WITHOUT = "holds a record at byte 12 without image, file_name and a label of"
+
 
 def images(count, split="train"):
     names = {"train": "n01440764_{}.JPEG", "validation": "ILSVRC2012_val_{:08d}.JPEG"}
@@ -122,29 +124,29 @@ def test_damage_is_named(prepared, tmp_path, damage, place, reason, processes):
 def test_missing_files_and_two_versions(prepared, tmp_path):
     folder, paths, _ = prepared
     paths["imagenet2012-train.tfrecord-00001-of-00003"].unlink()
-    told = sentence(convert(folder, tmp_path / "new"))
+    told = sentence(convert(folder, tmp_path / "new", "--processes", 0))
     assert "holds 2 of the 3 TFRECORD files of train: number 00001 is missing" in told
     older = folder / "imagenet2012" / "5.0.0"
     older.mkdir()
     for name in ("00000-of-00002", "00001-of-00002"):
         (older / f"imagenet2012-train.tfrecord-{name}").write_bytes(b"")
-    told = sentence(convert(folder / "imagenet2012", tmp_path / "new"))
+    told = sentence(
+        convert(folder / "imagenet2012", tmp_path / "new", "--processes", 0)
+    )
     assert "give the folder of one" in told and "5.0.0" in told and "5.1.0" in told
 
 
 @pytest.mark.parametrize(
-    "data",
+    "data, told",
     [
-        tfrecords.example(image=b"x", label=1000, file_name=b"a.JPEG"),
-        tfrecords.example(image=b"x", file_name=b"a.JPEG"),
-        tfrecords.example(label=3),
+        (tfrecords.example(image=b"x", label=1000, file_name=b"a.JPEG"), WITHOUT),
+        (tfrecords.example(label=3), WITHOUT),
+        (b"\xff\xff", "in the record at byte 12 (it holds no tf.train.Example)"),
     ],
+    ids=["label", "image", "no Example"],
 )
-def test_other_records_are_refused(prepared, tmp_path, data):
+def test_other_records_are_refused(prepared, tmp_path, data, told):
     folder, paths, _ = prepared
     next(iter(paths.values())).write_bytes(tfrecords.record(data))
-    told = sentence(convert(folder, tmp_path / "new"))
-    assert "holds a record at byte 12 without image, file_name and a label of" in told
-    next(iter(paths.values())).write_bytes(tfrecords.record(b"\xff\xff"))
-    told = sentence(convert(folder, tmp_path / "new"))
-    assert "in the record at byte 12 (it holds no tf.train.Example)" in told
+    words = ["--processes", 0]
+    assert told in sentence(convert(folder, tmp_path / "new", *words))
