@@ -73,6 +73,7 @@ def model_config(holder, path, normalization):
         setup.model(config)  # its own mistakes first
         told = pretrained.read(path, pretrained.heads(config.to_dict()))
         told.under(config.to_dict())
+        asked = pretrained.model_fields(config.to_dict())
     else:
         overrides = cli.overrides()
         heads = dict(overrides).get("model.num_heads") or ""
@@ -81,8 +82,10 @@ def model_config(holder, path, normalization):
         for field, text in overrides:
             config_files.override(config, field, text)
         checks.check(config)
-    asked = pretrained.model_fields(config.to_dict()) | normalization
-    fields = told.changed(asked, pretrained.in_config)
+        asked = pretrained.model_fields(config.to_dict())
+        typed = {field.removeprefix("model.") for field, _ in overrides}
+        asked = {name: value for name, value in asked.items() if name in typed}
+    fields = told.changed(asked | normalization, pretrained.in_config)
     if "mean" not in fields:
         print(f"note: {pretrained.untold(path)}", flush=True)
     with config.unlocked():

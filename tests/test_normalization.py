@@ -212,6 +212,22 @@ def test_a_run_and_flags_that_contradict_it(folder, words, told):
     assert sentence(ended).startswith(told)
 
 
+@pytest.mark.parametrize("name", ["w.npz", "run"])
+@pytest.mark.parametrize(
+    "word, told",
+    [
+        ("model.name=deit_ti", "config.model.embed_dim of 'deit_ti' is 192, but "),
+        ("model.stem=conv", "config.model.stem is 'conv', but "),
+        ("num_classes=3", "config.num_classes is 3, but "),
+    ],
+)
+def test_what_weights_decide_cannot_be_changed(folder, name, word, told):
+    ended = call(
+        export.main, f"--weights={folder / name}", "--out=m", f"--config.{word}"
+    )
+    assert sentence(ended).startswith(told)
+
+
 def test_fields_of_the_run_can_be_changed_deliberately(
     tmp_path, folder, expected, variables
 ):
