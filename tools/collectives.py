@@ -17,14 +17,23 @@ from absl import flags
 from imagepiece_jax import cli
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.measure import compile_only, exchange, h200, hlo
+from imagepiece_jax.training.record import check_writable
 
 cli.define_config("a config file; several are listed one after the other")
 IMAGES = flags.DEFINE_list("images", ["128"], "a GPU and step: one or more")
 HOSTS = flags.DEFINE_list("hosts", ["1", "2", "8"], "of eight GPUs: one or more")
-NVLINK = flags.DEFINE_float("nvlink", 900, "GB/s of a GPU, both directions together")
-NETWORK = flags.DEFINE_float("network", 50, "GB/s between hosts, a host and direction")
-LATENCY = flags.DEFINE_float("latency", 20, "us of a collective within a host")
-FARTHER = flags.DEFINE_float("network_latency", 50, "us that other hosts add to it")
+NVLINK = flags.DEFINE_float(
+    "nvlink", 900, "GB/s of a GPU, both directions together", lower_bound=1
+)
+NETWORK = flags.DEFINE_float(
+    "network", 50, "GB/s between hosts, a host and direction", lower_bound=1
+)
+LATENCY = flags.DEFINE_float(
+    "latency", 20, "us of a collective within a host", lower_bound=0
+)
+FARTHER = flags.DEFINE_float(
+    "network_latency", 50, "us that other hosts add to it", lower_bound=0
+)
 MARKDOWN = flags.DEFINE_string("markdown", None, "a file for the tables")
 
 HEAD = """# Collectives of a training step
@@ -40,6 +49,8 @@ and {farther:g} us more between hosts (assumed), none of it hidden behind other 
 def main():
     configs = [(pathlib.Path(path).stem, c) for path, c in cli.required_configs()]
     images, hosts = _numbers(IMAGES), _numbers(HOSTS)
+    if MARKDOWN.value:
+        check_writable("--markdown", MARKDOWN.value)
     rates = NVLINK.value * 1e9 / 2, NETWORK.value * 1e9
     links = exchange.Links(*rates, LATENCY.value * 1e-6, FARTHER.value * 1e-6)
     jax.config.update("jax_platforms", "cpu")  # a GPU that is there is left alone
