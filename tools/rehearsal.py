@@ -96,15 +96,23 @@ def short_life(stage):
 
 def evit(stage):
     """The program changes in the middle, and a host dies between two changes."""
-    yield from _life(stage, "evit", 1, EPOCH + 5)
+    weights = _trained(stage)
+    yield from _life(stage, "evit", 1, EPOCH + 5, **{"init.weights": weights})
 
 
 def masked(stage):
-    """Masks, a teacher, and the weights of an earlier run to start from."""
-    teacher = stage.run("dense", "teacher", epochs=2)
-    teacher.finish(1)
-    fields = {"teacher.weights": teacher.workdir, "init.weights": teacher.workdir}
+    """Masks, a teacher, and parts that the weights given do not have."""
+    weights = _trained(stage)
+    fields = {"teacher.weights": weights, "init.weights": weights}
     yield from _life(stage, "imagepiece_dynamicvit", 0, 2 * EPOCH + 3, **fields)
+
+
+def _trained(stage):
+    """Folder of a dense run whose answers differ from image to image."""
+    run = stage.run("dense", "teacher")
+    if not run.workdir.exists():
+        run.finish(1)
+    return run.workdir
 
 
 def _life(stage, method, host, step, **fields):
