@@ -68,8 +68,8 @@ def left(stage, name, loss=1.0, right=500, images=1000, weight=2.0):
         ({"loss": 1.0006}, ["3 of 3 train loss"]),
         ({"loss": float("nan")}, ["3 of 3 train loss"]),
         ({"right": 501}, []),
-        ({"weight": 2.0004}, []),
-        ({"weight": 2.001}, [f"1 of 1 arrays, {kind} checkpoint" for kind in KINDS]),
+        ({"weight": 2.0009}, []),
+        ({"weight": 2.002}, [f"1 of 1 arrays, {kind} checkpoint" for kind in KINDS]),
         ({"right": 498}, ["images right by acc1, of 1000"]),
     ],
 )
