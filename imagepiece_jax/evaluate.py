@@ -51,10 +51,11 @@ OUT = flags.DEFINE_string(
 def main():
     path, normalization = cli.required(WEIGHTS), NORMALIZATION()
     from imagepiece_jax.common.files import check_writable, replace_file
+    from imagepiece_jax.models.pretrained import own_files
 
     _check_flags()
     if JSON.value:
-        check_writable("--json", JSON.value, path)
+        check_writable("--json", JSON.value, own_files(path))
     from imagepiece_jax import fidelity, sweep
     from imagepiece_jax.data import loader
     from imagepiece_jax.models import summary, zoo

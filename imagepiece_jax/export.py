@@ -41,11 +41,11 @@ def main():
     out = pathlib.Path(cli.required(OUT))
     from imagepiece_jax.common.files import check_writable, replace_file
     from imagepiece_jax.models import compiler, summary
-    from imagepiece_jax.models.pretrained import class_names
+    from imagepiece_jax.models.pretrained import class_names, own_files
     from imagepiece_jax.training import setup, weights
 
     for file in (out, facts_file(out)):
-        check_writable("--out", file, path)
+        check_writable("--out", file, own_files(path))
     if importlib.util.find_spec("flatbuffers") is None:
         raise InputError(
             "flatbuffers is not installed, and JAX writes programs with it; install "

@@ -199,11 +199,7 @@ def test_a_field_of_a_type_that_no_text_can_set():
             "error: stopped at step 7; the same command goes on from there\n",
         ),
         (KeyboardInterrupt(), 130, "error: interrupted\n"),
-        (
-            MemoryError("Unable to allocate 5.3 TiB"),
-            1,
-            "error: this machine has too little memory: Unable to allocate 5.3 TiB\n",
-        ),
+        (MemoryError("5 TiB"), 1, "error: this machine has too little memory: 5 TiB\n"),
     ],
 )
 def test_how_a_command_ends(error, status, told):

@@ -316,7 +316,7 @@ def test_evaluate_resizes_only_where_asked(tmp_path, weights_file):
         ),
         (
             ["--weights=w.npz", "--json=./w.npz"],
-            "--json ./w.npz is the file that is read; allowed is another",
+            "--json ./w.npz is read here; allowed is another file",
         ),
         (
             ["--weights=w.npz", "--json=/dev/null"],

@@ -103,7 +103,7 @@ def test_it_runs_without_this_package(model, weights_file, tmp_path):
         ),
         (
             [f"--weights={__file__}", f"--out={__file__}"],
-            "test_export.py is the file that is read; allowed is another",
+            "test_export.py is read here; allowed is another file",
         ),
         (["--weights=w.npz", "--out=m"], "weights w.npz: no such file or folder"),
         (["--weights=w.npz", "--out=m", "--config.num_classes=0"], "config.num_clas"),

@@ -6,7 +6,9 @@ import fcntl
 import logging
 import os
 import pathlib
+import shutil
 import stat
+import uuid
 
 from imagepiece_jax.errors import InputError, RunError
 
@@ -47,17 +49,15 @@ def make_folder(flag, path):
         ) from error
 
 
-def check_writable(flag, path, source=None):
+def check_writable(flag, path, read=()):
     """InputError for a file that cannot be written: now, not after the work.
 
-    `flag` is what it was given by, such as "--json"; `source` a file that is read, and
-    would be lost.
+    `flag` is what it was given by, such as "--json"; `read` are files that the command
+    reads, and that would be lost.
     """
-    if source and os.path.exists(path) and os.path.exists(source):
-        if os.path.samefile(path, source):
-            raise InputError(
-                f"{flag} {path} is the file that is read; allowed is another"
-            )
+    for source in filter(os.path.exists, read):
+        if os.path.exists(path) and os.path.samefile(path, source):
+            raise InputError(f"{flag} {path} is read here; allowed is another file")
     try:
         new = _beside(_target(path))
         new.touch()
@@ -95,6 +95,8 @@ def replacing(path):
             yield new
             with open(new, "rb") as file:
                 os.fsync(file.fileno())
+            if target.exists():
+                shutil.copymode(target, new)
             os.replace(new, target)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -121,4 +123,5 @@ def _target(path):
 
 
 def _beside(path):
-    return path.with_name(path.name + ".tmp")
+    """A new path in the folder of `path`: several processes may write at once."""
+    return path.with_name(f".{uuid.uuid4().hex}.tmp")

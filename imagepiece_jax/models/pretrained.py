@@ -19,6 +19,7 @@ from imagepiece_jax.models.weight_files import read_normalization, read_state_di
 from imagepiece_jax.reduction import methods
 
 RUN_CONFIG, CLASSES = "config.json", "classes.json"  # in the folder of a run
+OTHERS = ("run.json", "metrics.jsonl")  # that only a run writes
 DENSE = {"name": "none"}
 # What a reduction may name beside the fields of its method's recipe.
 MODEL_FIELDS = ("prop_attn",)
@@ -116,6 +117,13 @@ def read(path, num_heads=None):
         named = text.startswith("weights file")
         raise InputError(text if named else f"weights file {path}: {text}") from error
     return Pretrained(path, fields | normalization(path), DENSE)
+
+
+def own_files(path):
+    """What must not be overwritten of weights: the file, or a run's own files."""
+    path = pathlib.Path(path)
+    names = (RUN_CONFIG, CLASSES, *OTHERS)
+    return [path, *(path / name for name in names)]
 
 
 def heads(config):

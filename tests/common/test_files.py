@@ -18,6 +18,7 @@ from imagepiece_jax.common.files import (
 from imagepiece_jax.data import records
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.experiments.runner import Points
+from imagepiece_jax.models.pretrained import own_files
 from imagepiece_jax.training.record import Hold
 
 
@@ -134,6 +135,27 @@ def test_a_write_that_stops_halfway_leaves_the_old_file_alone(tmp_path):
         new.write_bytes(b"ne")
         raise KeyboardInterrupt
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_neighbors_and_permissions_stay(tmp_path):
+    path, neighbor = tmp_path / "file", tmp_path / "file.tmp"
+    for mine in (path, neighbor):
+        mine.write_text("mine")
+    path.chmod(0o640)
+    check_writable("--out", path)
+    with replacing(path) as new:  # while another process does the same
+        replace_file(path, "theirs")
+        new.write_text("ours")
+    assert path.read_text() == "ours" and path.stat().st_mode & 0o777 == 0o640
+    assert neighbor.read_text() == "mine" and len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("name", ["config.json", "classes.json", "run.json"])
+def test_files_of_the_run_that_is_read_are_not_overwritten(tmp_path, name):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(InputError, match=f"--json .*{name} is read here"):
+        check_writable("--json", tmp_path / name, own_files(tmp_path))
+    check_writable("--json", tmp_path / "result.json", own_files(tmp_path))
 
 
 def test_a_folder_below_a_file_is_refused(tmp_path):
