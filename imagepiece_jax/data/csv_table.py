@@ -48,7 +48,7 @@ def read(path, split, num_classes=None):
     repeats, names = _Repeats(os.path.dirname(path)), {}
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            table = csv.DictReader(file)
+            table = csv.DictReader(file, restval="")
             has_split = _check_columns(path, split, table)
             for fields in table:
                 where = f"{path} line {table.line_num}"
@@ -122,9 +122,10 @@ def _check_columns(path, split, table):
             raise InputError(f"{path} has more than one column {name!r}")
     missing = set(NEEDED) - set(table.fieldnames)
     if missing:
+        found = ", ".join(map(repr, table.fieldnames)) or "none"
         raise InputError(
-            f"{path} has no column {min(missing)!r}: it must have the columns filename "
-            "and label"
+            f"{path} has no column {min(missing)!r} (found: {found}): it must have the "
+            "columns filename and label, separated by commas"
         )
     has_split = "split" in table.fieldnames
     if split == "train" and not has_split:
