@@ -278,7 +278,7 @@ def test_rows_without_a_file_or_a_label_are_refused(table):
     table.write_text("filename,label\nimages,1\n")
     refuses("line 2 names 'images', which is no file", f"csv:{table}", "val")
     table.write_text("filename,label\nimages/a.png\n")
-    refuses("line 2 has label None", f"csv:{table}", "val")
+    refuses("line 2 has label ''", f"csv:{table}", "val")
 
 
 @pytest.fixture(scope="module")
