@@ -234,7 +234,7 @@ def test_where_there_is_no_shared_memory_folder_nothing_is_asked(monkeypatch):
     """As on macOS, which limits it in other ways."""
     monkeypatch.setattr(shelf, "FOLDER", "/no/such/folder")
     monkeypatch.setattr(shelf.shutil, "disk_usage", lambda _: pytest.fail("asked"))
-    made = shelf.Shelf(1, (8,))
+    made = shelf.Shelf(1, 8)
     made.close()
 
 
@@ -247,12 +247,11 @@ def test_where_there_is_no_shared_memory_folder_nothing_is_asked(monkeypatch):
     ],
 )
 def test_why_a_process_that_reads_may_have_ended(status, reason):
-    def results():
+    def work(number, room):  # what grain raises in its place
         raise RuntimeError(f"Process 3 terminated unexpectedly with exit code {status}")
-        yield
 
     with pytest.raises(RunError) as caught:
-        next(readers._closing(results(), None))
+        next(readers.read(work, [(1, 1)], join=list, largest=1))
     assert f"ended with status {status}{reason}" in str(caught.value)
 
 
