@@ -237,6 +237,7 @@ def test_weights_that_are_none_of_ours(
         ({"num_classes": 3}, "num_classes is 3, but weights file .* has 7: allowed is"),
         ({"depth": "1"}, "depth is '1', but weights file .* has 1: allowed is that"),
         ({"mean": (0.5, 0.5)}, r"config.model.mean is \(0.5, 0.5\); allowed are three"),
+        ({"mean": (123.7,) * 3}, r"config.model.mean is .* from 0 to 1, of pixels in "),
         ({"std": None}, "config.model.mean is given, config.model.std is not"),
     ],
 )

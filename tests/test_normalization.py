@@ -195,8 +195,17 @@ def test_visualize_sees_what_the_model_sees(tmp_path, folder, expected):
     "words, told",
     [
         (["--mean=.5,.5,.5"], "--mean is alone; give --mean and --std"),
-        (["--mean=1,2", "--std=1,1,1"], "--mean is (1.0, 2.0); allowed are three fin"),
-        (["--mean=a,b,c", "--std=1,1,1"], "--mean is 'a,b,c'; allowed are three fini"),
+        (["--mean=1,2", "--std=1,1,1"], "--mean is (1.0, 2.0); allowed are three num"),
+        (["--mean=a,b,c", "--std=1,1,1"], "--mean is 'a,b,c'; allowed are three numb"),
+        (
+            ["--mean=123.7,116.3,103.5", "--std=58.4,57.1,57.4"],
+            "--mean is (123.7, 116.3, 103.5); allowed are three numbers from 0 to 1, "
+            "of pixels in [0, 1], such as ",
+        ),
+        (
+            ["--mean=1,0,.5", "--std=1,1.5,1"],
+            "--std is (1.0, 1.5, 1.0); allowed are three numbers above 0 and up to 1,",
+        ),
         (["--mean=0,0,0", "--std=1,0,1"], "--std is (1.0, 0.0, 1.0); allowed are thr"),
         (["--mean=0,0,0", "--std=1,1,1"], "config.model.mean is (0.0, 0.0, 0.0), but"),
         (["--config.model.depth=3"], "config.model.depth is 3, but run "),

@@ -1,6 +1,5 @@
 """Which models are there? Names to fields, and fields to a model."""
 
-import math
 import numbers
 from collections.abc import Mapping, Sequence
 
@@ -220,20 +219,20 @@ def _check(size, image_size, num_classes, stem, gelu, dtype, drop_path_rate):
 
 
 def channels(field, values, positive=False):
-    """`values` as a tuple of a float for red, green and blue.
+    """`values`, of pixels in [0, 1], as a tuple of a float for red, green and blue.
 
-    InputError, which names `field`, for anything but three finite numbers, above 0
-    where they must be `positive`.
+    InputError, which names `field`, for anything but three numbers from 0 to 1, above 0
+    where they must be `positive`: those of pixels in [0, 255] are refused.
     """
     values = values.tolist() if hasattr(values, "tolist") else values
     listed = isinstance(values, Sequence) and not isinstance(values, str)
     found = tuple(values) if listed else ()
-    right = all(isinstance(v, numbers.Real) and math.isfinite(v) for v in found)
-    if len(found) != 3 or not right or (positive and min(found) <= 0):
-        above = " above 0" if positive else ""
+    right = all(isinstance(v, numbers.Real) and 0 <= v <= 1 for v in found)
+    if len(found) != 3 or not right or (positive and min(found) == 0):
+        bounds = "above 0 and up to 1" if positive else "from 0 to 1"
         raise InputError(
-            f"{field} is {values!r}; allowed are three finite numbers{above}, such as "
-            "(0.5, 0.5, 0.5)"
+            f"{field} is {values!r}; allowed are three numbers {bounds}, of pixels in "
+            "[0, 1], such as (0.5, 0.5, 0.5)"
         )
     return tuple(map(float, found))
 

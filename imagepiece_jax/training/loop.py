@@ -31,6 +31,7 @@ def train_and_evaluate(config, workdir, dry_run=False):
     workdir = pathlib.Path(workdir)
     with contextlib.ExitStack() as stack:
         with agreement.shared_fate():
+            agreement.check_same({"--dry_run": dry_run})  # their ways part below
             checks.check(config)
             untold = weights.settle_normalization(config, workdir)
             agreement.check_config(config.to_dict())

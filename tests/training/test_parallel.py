@@ -226,6 +226,9 @@ def check_dry_run(process, workdir):
         assert loop.train_and_evaluate(config, workdir, dry_run=True) is None
     told = output.getvalue()
     assert ("memory on each of 4 devices: " in told) == (process == 0)
+    told = "--dry_run is True on process 1, but False on process 0"
+    with pytest.raises(InputError, match=told):
+        loop.train_and_evaluate(config, workdir, dry_run=process == 1)
     assert not workdir.exists()
 
 
