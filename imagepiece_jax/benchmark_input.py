@@ -53,10 +53,10 @@ SHORT_SIDE = 256
 
 def main():
     options.finite(SECONDS)
-    if JSON.value:
-        check_writable("--json", JSON.value)
-    size, kilobytes = _resave(RESAVE.value) if RESAVE.value else (None, None)
     data = cli.required(DATA)
+    if JSON.value:
+        check_writable("--json", JSON.value, sources.own_files(data))
+    size, kilobytes = _resave(RESAVE.value) if RESAVE.value else (None, None)
     # A CSV file may have test images alone, and any images will do.
     split = "val" if data.startswith("csv:") else "train"
     source = sources.open_source(data, split, data_dir=DIR.value)

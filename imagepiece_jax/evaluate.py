@@ -54,10 +54,8 @@ def main():
     from imagepiece_jax.models.pretrained import own_files
 
     _check_flags()
-    if JSON.value:
-        check_writable("--json", JSON.value, own_files(path))
     from imagepiece_jax import fidelity, sweep
-    from imagepiece_jax.data import loader
+    from imagepiece_jax.data import loader, sources
     from imagepiece_jax.models import summary, zoo
     from imagepiece_jax.training import evaluation, parallel, setup, weights
 
@@ -65,6 +63,9 @@ def main():
     config = options.model_config(CONFIG, path, normalization)
     config.data.name = DATA.value or config.data.name
     config.data.resize = RESIZE.value or config.data.resize
+    if JSON.value:
+        read = (*own_files(path), *sources.own_files(config.data.name))
+        check_writable("--json", JSON.value, read)
     model, transform = setup.model(config), setup.eval_transform(config)
     source = setup.source(config, "val")
     _check_classes(path, source, config.data.name)

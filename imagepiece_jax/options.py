@@ -85,7 +85,11 @@ def model_config(holder, path, normalization):
         asked = pretrained.model_fields(config.to_dict())
         typed = {field.removeprefix("model.") for field, _ in overrides}
         asked = {name: value for name, value in asked.items() if name in typed}
-    fields = told.changed(asked | normalization, pretrained.in_config)
+
+    def typed_as(field):
+        return f"--{field}" if field in normalization else pretrained.in_config(field)
+
+    fields = told.changed(asked | normalization, typed_as)
     if "mean" not in fields:
         print(f"note: {pretrained.untold(path)}", flush=True)
     with config.unlocked():
@@ -110,8 +114,12 @@ def _config_of(told):
         own = {k: told.fields[k] for k in ("image_size", "num_classes")}
         model = {k: v for k, v in told.fields.items() if k not in own}
         own["model"] = model | {"dtype": device.fast_dtype()}
-    with config.unlocked():
-        config.update(_with_tuples(own))
+    try:
+        with config.unlocked():
+            config.update(_with_tuples(own))
+    except TypeError as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{told.kind} {told.path}: {reason}") from error
     return config
 
 

@@ -319,6 +319,10 @@ def test_evaluate_resizes_only_where_asked(tmp_path, weights_file):
             "--json ./w.npz is read here; allowed is another file",
         ),
         (
+            ["--weights=w.npz", "--data=csv:set.csv", "--json=./set.csv"],
+            "--json ./set.csv is read here; allowed is another file",
+        ),
+        (
             ["--weights=w.npz", "--json=/dev/null"],
             "--json /dev/null cannot be written (It is a device or a pipe); allowed",
         ),
@@ -328,9 +332,10 @@ def test_evaluate_finds_mistakes_before_anything_else(
     tmp_path, monkeypatch, weights_file, words, told
 ):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "w.npz").write_bytes(weights_file.read_bytes())
+    for name in ("w.npz", "set.csv"):
+        (tmp_path / name).write_bytes(weights_file.read_bytes())
     assert told in sentence(call(evaluate.main, *TINY, *words))
-    assert sorted(tmp_path.iterdir()) == [tmp_path / "w.npz"]
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["set.csv", "w.npz"]
 
 
 def test_doctor_says_each_thing_in_one_line():

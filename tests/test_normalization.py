@@ -207,7 +207,10 @@ def test_visualize_sees_what_the_model_sees(tmp_path, folder, expected):
             "--std is (1.0, 1.5, 1.0); allowed are three numbers above 0 and up to 1,",
         ),
         (["--mean=0,0,0", "--std=1,0,1"], "--std is (1.0, 0.0, 1.0); allowed are thr"),
-        (["--mean=0,0,0", "--std=1,1,1"], "config.model.mean is (0.0, 0.0, 0.0), but"),
+        (
+            ["--mean=0,0,0", "--std=1,1,1"],
+            "--mean is (0.0, 0.0, 0.0), but run {run} ha",
+        ),
         (["--config.model.depth=3"], "config.model.depth is 3, but run "),
         (["--config.model.std=(0.5,)"], "config.model.std is (0.5,), but run "),
         (["--config.modl.std=(0.5,)"], "config.modl.std is not a field"),
@@ -218,7 +221,7 @@ def test_visualize_sees_what_the_model_sees(tmp_path, folder, expected):
 )
 def test_a_run_and_flags_that_contradict_it(folder, words, told):
     ended = call(evaluate.main, f"--weights={folder}/run", *words)
-    assert sentence(ended).startswith(told)
+    assert sentence(ended).startswith(told.format(run=folder / "run"))
 
 
 @pytest.mark.parametrize("name", ["w.npz", "run"])

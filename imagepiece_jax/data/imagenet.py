@@ -125,6 +125,7 @@ def _tfrecord(path):
                 (image,) = features["image"].bytes_list.value
                 (name,) = features["file_name"].bytes_list.value
                 (label,) = features["label"].int64_list.value
+                name = name.decode()
             except ValueError:
                 label = -1
             if not 0 <= label < NUM_CLASSES:
@@ -133,7 +134,7 @@ def _tfrecord(path):
                     f"and a label of 0..{NUM_CLASSES - 1}: expected is {NAME} of TFDS"
                 )
             place = start + data.find(image)
-            entries.append(Entry(name.decode(), label, path, place, len(image)))
+            entries.append(Entry(name, label, path, place, len(image)))
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})") from error
     return entries

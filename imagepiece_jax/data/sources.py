@@ -195,6 +195,12 @@ def _entries(folder):
     return sorted(shown, key=lambda entry: entry.name)
 
 
+def own_files(name):
+    """What must not be overwritten of the data `name`, beside images: the table."""
+    kind, _, path = name.partition(":")
+    return [os.path.expanduser(path)] if kind == "csv" else []
+
+
 def _open_csv(path, split, num_classes):
     table = csv_table.read(path, split, num_classes)
     return FileSource(

@@ -19,6 +19,7 @@ from imagepiece_jax.models.weight_files import read_normalization, read_state_di
 from imagepiece_jax.reduction import methods
 
 RUN_CONFIG, CLASSES = "config.json", "classes.json"  # in the folder of a run
+CHECKPOINTS = "checkpoints"  # the folder with its weights
 OTHERS = ("run.json", "metrics.jsonl")  # that only a run writes
 DENSE = {"name": "none"}
 # What a reduction may name beside the fields of its method's recipe.
@@ -51,18 +52,19 @@ class Pretrained:
     def kind(self):
         return "weights file" if self.config is None else "run"
 
-    def changed(self, changes, named=str):
+    def changed(self, changes, named=str, instead=""):
         """`fields` with `changes`, in which None leaves a field as it is told.
 
         InputError for a change of what the weights decide; `named` is how a field is
-        called in its sentence.
+        called in its sentence, `instead` what else is allowed.
         """
         given = {k: v for k, v in changes.items() if v is not None}
         asked = zoo.MODELS.get(str(given.get("name")), {}) | given
         for field in DECIDED:
             if field in asked and field in self.fields:
                 by = "" if field in given else f" of {given['name']!r}"
-                self._compare(named(field) + by, asked[field], self.fields[field])
+                told = self.fields[field]
+                self._compare(named(field) + by, asked[field], told, instead)
         return self.fields | given
 
     def under(self, config):
@@ -71,27 +73,26 @@ class Pretrained:
         config: a nested dict. InputError where it contradicts them; of a run in its
         reduction, image size or GELU, too: what only training reads may differ.
         """
-        fields = self.changed(model_fields(config), in_config)
+        instead = "" if self.config is None else " or no --config"
+        fields = self.changed(model_fields(config), in_config, instead)
         reduction = reduction_of(config)
         if self.config is not None:
             for field in MEANT:
                 told = self.fields.get(field, fields.get(field))  # older runs have less
-                self._compare(in_config(field), fields.get(field), told)
+                self._compare(in_config(field), fields.get(field), told, instead)
             ours, theirs = completed(self.reduction), completed(reduction)
             for field in dict.fromkeys((*theirs, *ours)):
                 name = "model" if field in MODEL_FIELDS else "reduction"
                 asked, told = theirs.get(field), ours.get(field)
-                self._compare(f"config.{name}.{field}", asked, told)
+                self._compare(f"config.{name}.{field}", asked, told, instead)
         return fields, reduction
 
-    def _compare(self, name, asked, told):
-        if plain(asked) == plain(told):
-            return
-        way = " or no --config" if name.startswith("config.") and self.config else ""
-        raise InputError(
-            f"{name} is {plain(asked)!r}, but {self.kind} {self.path} has "
-            f"{plain(told)!r}: allowed is that{way}"
-        )
+    def _compare(self, name, asked, told, instead):
+        if plain(asked) != plain(told):
+            raise InputError(
+                f"{name} is {plain(asked)!r}, but {self.kind} {self.path} has "
+                f"{plain(told)!r}: allowed is that{instead}"
+            )
 
 
 def read(path, num_heads=None):
@@ -159,7 +160,8 @@ def class_names(path):
     None for a weights file, and for a run that has no names: its data name no classes,
     or it was trained by a version that kept none.
     """
-    path = pathlib.Path(path) / CLASSES
+    folder = pathlib.Path(path)
+    path = folder / CLASSES
     if not path.exists():
         return None
     try:
@@ -170,6 +172,12 @@ def class_names(path):
         name is None or isinstance(name, str) for name in names
     ):
         raise InputError(f"{path} is no list of names, one for each class")
+    classes = _config_of(folder)["num_classes"]
+    if len(names) != classes:
+        raise InputError(
+            f"{path} has {len(names)} names, but the run has {classes} classes: "
+            "allowed is one for each, or no such file"
+        )
     return tuple(names)
 
 
@@ -223,12 +231,33 @@ def in_config(field):
 
 
 def _config_of(folder):
+    """The config of the run in `folder`, a nested dict; InputError without one."""
     try:
         config = json.loads((folder / RUN_CONFIG).read_text(encoding="utf-8"))
         model_fields(config), reduction_of(config)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{folder} is a folder without a run's {RUN_CONFIG} ({error!r}); allowed "
-            "are a weights file and the folder of a run"
-        ) from error
-    return config
+        told = {name: config[name] for name in ("image_size", "num_classes")}
+        wrong = {k: v for k, v in told.items() if not isinstance(v, int)}
+        if not isinstance(name := config["model"].get("name"), str | None):
+            wrong["model.name"] = name
+        if not wrong:
+            return config
+        reason = "its {} is {!r}".format(*next(iter(wrong.items())))
+    except OSError as error:
+        reason = error.strerror
+    except ValueError:
+        reason = "it is no JSON"
+    except KeyError as error:
+        reason = f"it has no {error.args[0]}"
+    except (TypeError, AttributeError):
+        reason = "it is no config"
+    for run in folder.parents:
+        within = folder.relative_to(run).parts[0] == CHECKPOINTS
+        if within and (run / RUN_CONFIG).is_file():
+            raise InputError(
+                f"{folder} is a part of the run {run}: allowed is {run} itself, and "
+                "best or latest for the checkpoint"
+            )
+    raise InputError(
+        f"{folder} is a folder without a run's {RUN_CONFIG} ({reason}); allowed are a "
+        "weights file and the folder of a run"
+    )

@@ -211,9 +211,9 @@ def _check(size, image_size, num_classes, stem, gelu, dtype, drop_path_rate):
         raise InputError(
             f"config.model.dtype is {dtype!r}; allowed are {', '.join(DTYPES)}"
         )
-    if not 0 <= drop_path_rate < 1:
+    if not isinstance(drop_path_rate, numbers.Real) or not 0 <= drop_path_rate < 1:
         raise InputError(
-            f"config.model.drop_path_rate is {drop_path_rate}; allowed are numbers "
+            f"config.model.drop_path_rate is {drop_path_rate!r}; allowed are numbers "
             "from 0 to below 1"
         )
 

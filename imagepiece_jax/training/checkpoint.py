@@ -24,6 +24,7 @@ from flax import traverse_util
 from orbax.checkpoint import checkpoint_managers as policies
 
 from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.models.pretrained import CHECKPOINTS
 from imagepiece_jax.training import agreement, checked, parallel
 
 KINDS = ("latest", "best")
@@ -46,7 +47,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir, keep_every=None):
-        self._root = pathlib.Path(workdir).resolve() / "checkpoints"
+        self._root = pathlib.Path(workdir).resolve() / CHECKPOINTS
         self._keep_every = keep_every
         self._managers = {}
         self._while_writing = contextlib.ExitStack()

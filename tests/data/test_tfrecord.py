@@ -141,9 +141,10 @@ def test_missing_files_and_two_versions(prepared, tmp_path):
     [
         (tfrecords.example(image=b"x", label=1000, file_name=b"a.JPEG"), WITHOUT),
         (tfrecords.example(label=3), WITHOUT),
+        (tfrecords.example(image=b"x", label=3, file_name=b"\xff"), WITHOUT),
         (b"\xff\xff", "in the record at byte 12 (it holds no tf.train.Example)"),
     ],
-    ids=["label", "image", "no Example"],
+    ids=["label", "image", "name", "no Example"],
 )
 def test_other_records_are_refused(prepared, tmp_path, data, told):
     folder, paths, _ = prepared

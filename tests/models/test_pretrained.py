@@ -1,15 +1,19 @@
 """What a path tells of its model, and that nothing contradicts it unnoticed."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 import safetensors.numpy
 
+import imagepiece_jax
 from configs import quickstart
+from imagepiece_jax import evaluate
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import convert, pretrained, zoo
 from imagepiece_jax.models.vit import MEAN, STD
+from tests.command import call, sentence
 from tests.models import tiny
 
 HALF = (0.5, 0.5, 0.5)
@@ -152,8 +156,51 @@ def test_what_training_alone_reads_may_differ(tmp_path):
     assert pretrained.completed(reduction) == pretrained.completed(run.reduction)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"model": {}}', '{"model": 3}'])
-def test_a_folder_that_tells_nothing(tmp_path, text):
-    (tmp_path / "config.json").write_text(text)
-    with pytest.raises(InputError, match="is a folder without a run's config.json"):
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        (b"{", "it is no JSON"),
+        (b"\xff", "it is no JSON"),
+        (b"[]", "it is no config"),
+        (b'{"model": {}}', "it has no image_size"),
+        (b'{"model": 3}', "it has no image_size"),
+        (None, "No such file or directory"),
+    ],
+)
+def test_a_folder_that_tells_nothing(tmp_path, content, reason):
+    if content is not None:
+        (tmp_path / "config.json").write_bytes(content)
+    told = f"is a folder without a run's config.json \\({reason}\\); allowed are a wei"
+    with pytest.raises(InputError, match=told):
         pretrained.read(tmp_path)
+
+
+def test_a_checkpoint_is_a_part_of_its_run(tmp_path):
+    run = run_folder(tmp_path / "run")
+    for part in ("checkpoints", "checkpoints/best", "checkpoints/latest/7"):
+        (run / part).mkdir(parents=True)
+        told = f"{run / part} is a part of the run {run}: allowed is {run} itself, and"
+        with pytest.raises(InputError, match=told):
+            pretrained.read(run / part)
+
+
+@pytest.mark.parametrize(
+    "field, value, told",
+    [
+        ("model.name", ["deit_ti"], "its model.name is ['deit_ti']"),
+        ("image_size", None, "its image_size is None"),
+        ("num_classes", "7", "its num_classes is '7'"),
+        ("model.mean", "abc", "mean"),
+        ("model.drop_path_rate", "x", "drop_path_rate"),
+    ],
+)
+def test_a_run_whose_config_was_damaged(tmp_path, field, value, told):
+    run = run_folder(tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    *group, name = field.split(".")
+    (config[group[0]] if group else config)[name] = value
+    (run / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=re.escape(told)):
+        imagepiece_jax.load(run)
+    words = [f"--weights={run}", "--data=digits"]
+    assert told in sentence(call(evaluate.main, *words))

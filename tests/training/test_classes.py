@@ -76,10 +76,14 @@ def test_names_are_kept_and_read(tmp_path):
     assert pretrained.class_names(tmp_path / "w.npz") is None
     record.record_classes(tmp_path, None)
     assert not list(tmp_path.iterdir())
+    record.record_run(tmp_path, config(num_classes=3).to_dict())
     names = ("ant", None, "Käfer \ufffd")
     record.record_classes(tmp_path, names)
     assert pretrained.class_names(tmp_path) == names
     assert "Käfer" in (tmp_path / "classes.json").read_text(encoding="utf-8")
+    record.record_classes(tmp_path, names[:2])
+    with pytest.raises(InputError, match="has 2 names, but the run has 3 classes: all"):
+        pretrained.class_names(tmp_path)
     (tmp_path / "classes.json").write_text('{"0": "ant"}')
     with pytest.raises(InputError, match="classes.json is no list of names, one for"):
         pretrained.class_names(tmp_path)
