@@ -28,7 +28,8 @@ def load(path, *, checkpoint="best", **fields):
     told by its tensors. A run's folder tells them by its config; `checkpoint` is "best"
     or "latest". `fields` are those of create_model that are to differ or cannot be
     told, such as reduction={"name": "evit", "keep_rate": 0.7}; another image_size
-    resizes the position embeddings. A run's model has its `class_names`. A file that
+    resizes the position embeddings. A run's model has its `class_names`, unless
+    others, of the same classes, are given to be shown. A file that
     does not tell mean and std gets ImageNet's, with a warning; mean=(0.5, 0.5, 0.5),
     std=(0.5, 0.5, 0.5) are those of the AugReg ViTs. InputError for what does not fit,
     and for a field that contradicts the weights.
@@ -70,9 +71,9 @@ class Predictor:
     """What is on these pictures? Called with images, gives the likeliest classes.
 
     variables: as from `load`; labels: a name for each class, None for the model's own
-    (`class_names`, as a run has them) or, without any, indices; top: how many classes;
-    resize: "deit" is evaluation's crop, "none" for images that have the right size;
-    batch_size and `options` are `optimize`'s.
+    (`class_names`, as a run has them) or, without any, indices; top: how many classes,
+    None for 5, or all of fewer; resize: "deit" is evaluation's crop, "none" for images
+    that have the right size; batch_size and `options` are `optimize`'s.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class Predictor:
         variables,
         *,
         labels=None,
-        top=5,
+        top=None,
         batch_size=32,
         resize="deit",
         **options,
@@ -93,6 +94,7 @@ class Predictor:
                 f"labels has {len(labels)} names; the model has {model.num_classes} "
                 "classes"
             )
+        top = min(5, model.num_classes) if top is None else top
         if not 1 <= top <= model.num_classes:
             raise InputError(f"top is {top}; allowed are 1 to {model.num_classes}")
         side = image_side(model, variables)

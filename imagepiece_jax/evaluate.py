@@ -16,7 +16,6 @@ model: what it costs in accuracy, --gelu=tanh included.
 
 import functools
 import json
-import pathlib
 
 from absl import flags
 
@@ -107,15 +106,12 @@ def main():
 
 def _check_classes(path, source, data):
     """InputError where a run knows other classes; a line where nobody can tell."""
-    from imagepiece_jax.models.pretrained import class_names
     from imagepiece_jax.training import record
 
-    if not pathlib.Path(path).is_dir():  # a weights file has no names
-        return
     record.check_classes(path, source.class_names, data, record.SAME_CLASSES)
-    if class_names(path) is None or source.class_names is None:
-        unnamed = data if source.class_names is None else path
-        print(f"classes are compared by number alone: {unnamed} does not name them")
+    untold = record.unnamed_classes(path, source.class_names, data)
+    if untold is not None:
+        print(untold)
 
 
 def _check_flags():

@@ -81,6 +81,7 @@ def optimize(
         )
     _check_fit(model, variables, side)
     device = device or jax.local_devices()[0]
+    dtype = zoo.dtype_name(dtype)
     compiler.check_dtype(device.platform, dtype)
     options = compiler.options(device.platform) | dict(compiler_options or {})
     fast, weights = prepare(model, variables, dtype=dtype, gelu=gelu)

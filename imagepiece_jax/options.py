@@ -119,7 +119,9 @@ def _config_of(told):
             config.update(_with_tuples(own))
     except TypeError as error:
         reason = str(error).partition("\n")[0]
-        raise InputError(f"{told.kind} {told.path}: {reason}") from error
+        raise InputError(
+            f"{told.kind} {told.path} does not fit configs/base.py: {reason}"
+        ) from error
     return config
 
 

@@ -76,8 +76,14 @@ def test_load_tells_the_model_by_its_tensors(trained, weights_file):
 def test_load_takes_a_reduction_and_another_size(weights_file):
     reduction = {"name": "tome", "r": 4}
     model, variables = imagepiece_jax.load(
-        weights_file, reduction=reduction, image_size=32, gelu="tanh", **TOLD
+        weights_file,
+        reduction=reduction,
+        image_size=32,
+        gelu="tanh",
+        dtype=jnp.bfloat16,
+        **TOLD,
     )
+    assert model.dtype == jnp.bfloat16
     assert [model.plan[0].attn_tokens, model.plan[0].mlp_tokens] == [65, 61]
     assert variables["params"]["pos_embed"].shape == (1, 65, tiny.WIDTH)
     assert model.gelu == "tanh"
@@ -91,7 +97,7 @@ def test_names_of_classes_come_with_the_model(trained, weights_file, pictures):
     assert model == trained[0] and hash(model) == hash(trained[0])
     assert NAMES[0] not in repr(model)
     options = {"compiler_options": {"xla_backend_optimization_level": 0}}
-    options |= {"top": tiny.CLASSES, "batch_size": 1, "dtype": "float32"}
+    options |= {"top": tiny.CLASSES, "batch_size": 1, "dtype": jnp.float32}
     predict = imagepiece_jax.Predictor(model, variables, **options)
     by_index = {found.index: found.label for found in predict(pictures[0])}
     assert by_index == dict(enumerate(NAMES[:-1])) | {tiny.CLASSES - 1: 6}
@@ -145,6 +151,18 @@ def test_predictions_of_arrays_pictures_and_files(
         assert [p.probability for p in got] == pytest.approx(row[order], rel=1e-4)
     assert predictor(images[0]) == found[0]
     assert predictor([]) == []
+
+
+def test_a_model_of_few_classes_predicts_all_of_them(pictures):
+    model = tiny.model(depth=1).clone(num_classes=3)
+    predict = imagepiece_jax.Predictor(
+        model,
+        tiny.variables(model),
+        batch_size=1,
+        dtype=jnp.float32,
+        compiler_options={"xla_backend_optimization_level": 0},
+    )
+    assert sorted(found.index for found in predict(pictures[0])) == [0, 1, 2]
 
 
 def test_files_and_pil_images_are_the_same_whatever_their_mode(tmp_path, predictor):
@@ -232,6 +250,8 @@ def test_weights_that_are_none_of_ours(
         ({"image_size": (20, 20)}, r"config.image_size is \(20, 20\); allowed are mul"),
         ({"image_size": "20"}, "config.image_size is '20'; allowed are multiples of"),
         ({"image_size": 20.0}, "config.image_size is 20.0; allowed are multiples of"),
+        ({"reduction": {"r": 8}}, "reduction is {'r': 8}, which has no name; the name"),
+        ({"dtype": jnp.int32}, "config.model.dtype is 'int32'; allowed are float32,"),
         ({"num_heads": 4}, "config.model.num_heads is 4; allowed are divisors of"),
         ({"num_heads": 2.5}, "config.model.num_heads is 2.5; allowed are positive wh"),
         ({"num_classes": 3}, "num_classes is 3, but weights file .* has 7: allowed is"),

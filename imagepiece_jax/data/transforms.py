@@ -122,12 +122,12 @@ def fitted(image, size):
     return image if image.shape[:2] == (size, size) else resize_crop(image, size)
 
 
-def unresized(image, size):
-    """The image itself, which must be size x size already; InputError."""
+def unresized(image, size, why=""):
+    """The image itself, which must be size x size already; InputError, saying `why`."""
     height, width = image.shape[:2]
     if (height, width) != (size, size):
         raise InputError(
-            f"the image has {height}x{width} pixels and is used unresized: "
+            f"the image has {height}x{width} pixels and is used unresized{why}: "
             f"config.image_size={size} needs {size}x{size}"
         )
     return image
@@ -216,8 +216,11 @@ class EvalTransform:
         _check("resize", self.resize, RESIZES)
 
     def __call__(self, image):
-        if self.resize == "none" or self.image_size <= SMALL:
+        if self.resize == "none":
             return unresized(image, self.image_size)
+        if self.image_size <= SMALL:
+            why = f", as evaluation uses all of up to {SMALL}x{SMALL}"
+            return unresized(image, self.image_size, why)
         return resize_crop(image, self.image_size)
 
 

@@ -63,6 +63,12 @@ def create_model(
             f"reduction is {reduction!r}; allowed is a dict with a name and fields, "
             'such as {"name": "evit", "keep_rate": 0.7}'
         )
+    if reduction and "name" not in reduction:
+        raise InputError(
+            f"reduction is {dict(reduction)!r}, which has no name; the names are "
+            f"{', '.join(sorted(methods.METHODS))}"
+        )
+    dtype = dtype_name(dtype)
     if name not in MODELS:
         known = ", ".join(sorted(MODELS))
         raise InputError(f"config.model.name is {name!r}; the models are {known}")
@@ -124,6 +130,16 @@ def create_model(
         **size,
     )
     return model.clone(kernels=resolve_kernels(kernels, model))
+
+
+def dtype_name(dtype):
+    """The name of a type such as jnp.bfloat16; whatever is none stays as it is."""
+    if dtype is None or isinstance(dtype, str):
+        return dtype
+    try:
+        return jnp.dtype(dtype).name
+    except (TypeError, ValueError):
+        return dtype
 
 
 def resolve_kernels(requested, model, device=None):

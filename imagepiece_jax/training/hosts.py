@@ -54,6 +54,12 @@ def find(coordinator=None, num_processes=None, process_id=None, environment=os.e
             f"--coordinator is missing although --num_processes is {num_processes} and "
             f"--process_id {process_id}: give HOST:PORT of process 0"
         )
+    host, _, port = (coordinator or "").rpartition(":")
+    if given and not (host and re.fullmatch("[0-9]{1,5}", port) and int(port) < 2**16):
+        raise InputError(
+            f"--coordinator is {coordinator}: allowed are HOST:PORT of process 0, and "
+            "auto under SLURM and Open MPI"
+        )
     if num_processes is None and process_id is None and tasks is not None:
         return _scheduled(tasks, coordinator if given else None, environment)
     if coordinator == "auto":
@@ -63,11 +69,6 @@ def find(coordinator=None, num_processes=None, process_id=None, environment=os.e
         )
     if coordinator is None:
         return None
-    if not re.fullmatch(r".+:\d+", coordinator):
-        raise InputError(
-            f"--coordinator is {coordinator}: allowed are HOST:PORT of process 0, and "
-            "auto under SLURM and Open MPI"
-        )
     if num_processes is None or process_id not in range(num_processes):
         raise InputError(
             f"--coordinator {coordinator} needs --num_processes, found "

@@ -43,6 +43,10 @@ def train_and_evaluate(config, workdir, dry_run=False):
             _say(summary.describe(run.model, [run.dense], config.image_size))
             run.open_data()
             state, meta, restored = run.start(write=not dry_run)
+        names = run.train_source.class_names
+        unnamed = weights.unnamed_classes(config, names) if restored is None else None
+        if unnamed is not None:
+            _say(f"note: {unnamed}")
         if dry_run:
             _say(report.data_text(run))
             _say(report.memory_text(run, state))

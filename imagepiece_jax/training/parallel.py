@@ -7,6 +7,7 @@ batch each of the W devices (all processes together) holds says `loader.split`.
 
 import collections
 import contextlib
+import os
 import socket
 import sys
 
@@ -38,7 +39,7 @@ def joined(job):
     if job is None:
         yield
         return
-    _check_name(job.coordinator)
+    _check_coordinator(job)
     lost = parting.sentence(job.process_id, job.num_processes, job.coordinator)
     where = f"process {job.process_id} of {job.num_processes}: waiting for the others"
     print(f"{where} at {job.coordinator}, for up to 5 minutes", file=sys.stderr)
@@ -126,15 +127,26 @@ class Highest:
         return 0 if before is None else int(unreplicate(before))
 
 
-def _check_name(coordinator):
-    """InputError where nobody knows the coordinator's host; else one would wait."""
-    host = coordinator.rpartition(":")[0]
+def _check_coordinator(job):
+    """InputError where nobody knows its host, or its port is another program's.
+
+    One would wait for the host, and JAX crashes at the port.
+    """
+    host, _, port = job.coordinator.rpartition(":")
     try:
         socket.getaddrinfo(host.strip("[]"), None)
     except OSError as error:
         raise InputError(
-            f"--coordinator is {coordinator}, but there is no host {host} "
+            f"--coordinator is {job.coordinator}, but there is no host {host} "
             f"({error.strerror}): allowed are HOST:PORT of process 0"
+        ) from error
+    try:
+        if job.process_id == 0:
+            socket.create_server(("", int(port))).close()
+    except OSError as error:
+        raise InputError(
+            f"--coordinator is {job.coordinator}, but port {port} cannot be opened "
+            f"here ({os.strerror(error.errno)}): choose another port"
         ) from error
 
 

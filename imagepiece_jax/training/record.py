@@ -91,6 +91,17 @@ def check_classes(path, names, data, allowed, field=""):
         )
 
 
+def unnamed_classes(path, names, data):
+    """The line on names that cannot be compared; None where they can, or for a file.
+
+    As `check_classes`: a weights file never has names.
+    """
+    if not pathlib.Path(path).is_dir() or None not in (class_names(path), names):
+        return None
+    unnamed = data if names is None else path
+    return f"classes are compared by number alone: {unnamed} does not name them"
+
+
 class Hold:
     """Keeps other processes out of `workdir` until it is closed.
 

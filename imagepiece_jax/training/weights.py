@@ -154,6 +154,16 @@ def check_classes(config, workdir, names, resumed=False):
         )
 
 
+def unnamed_classes(config, names):
+    """The line on a start whose classes and those of the data, `names`, go unchecked.
+
+    None where they are compared, and where the head is new.
+    """
+    if not config.init.weights or "head" in config.init.fresh:
+        return None
+    return record.unnamed_classes(config.init.weights, names, config.data.name)
+
+
 def load(path, like, allowed_fresh=None, which="best"):
     """Variables of the shapes of `like` from a weights file or a run's workdir.
 

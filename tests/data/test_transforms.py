@@ -140,6 +140,12 @@ def test_images_of_another_size_are_refused_where_nothing_resizes(call):
         call(ramp(47, 48))
 
 
+def test_small_images_are_refused_with_the_reason():
+    told = "used unresized, as evaluation uses all of up to 32x32: config.image_size=16"
+    with pytest.raises(InputError, match=told):
+        EvalTransform(16)(ramp(47, 48))
+
+
 def test_unknown_names_are_refused():
     with pytest.raises(InputError, match="crop is 'zoom': allowed are random_resized"):
         TrainTransform(16, crop="zoom")

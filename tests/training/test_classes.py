@@ -177,6 +177,20 @@ def test_a_new_head_may_learn_other_classes(run, tmp_path):
         weights.check_classes(made, tmp_path, ("bee", "cat"))
 
 
+def test_a_start_says_where_names_cannot_be_compared(run, tmp_path):
+    made, names = config(**{"init.weights": str(run)}), ("ant", "bee")
+    told = "classes are compared by number alone: {} does not name them"
+    assert weights.unnamed_classes(made, names) is None
+    assert weights.unnamed_classes(made, None) == told.format("digits")
+    made.init.fresh = ("head",)
+    assert weights.unnamed_classes(made, None) is None
+    made.init.fresh, old = (), unnamed(run, tmp_path / "old")
+    made.init.weights = str(old)
+    assert weights.unnamed_classes(made, names) == told.format(old)
+    made.init.weights = "w.npz"
+    assert weights.unnamed_classes(made, None) is None
+
+
 def test_short_runs_give_other_classes_a_new_head(run, tmp_path, monkeypatch):
     """--small starts from a run of as many classes, in another order."""
     starts = []

@@ -118,6 +118,7 @@ def test_open_mpi_5_needs_an_address_on_several_hosts():
         (("auto", 2, 0), "--coordinator is missing although --num_processes is 2"),
         (("auto", None, None), "neither SLURM nor Open MPI is found here"),
         (("gpu1", 2, 0), "--coordinator is gpu1: allowed are HOST:PORT"),
+        (("gpu1:99999", 2, 0), "--coordinator is gpu1:99999: allowed are HOST:PORT"),
         (("host:1", None, None), "needs --num_processes, found None"),
         (("host:1", 2, 2), "process_id from 0 to num_processes - 1, found 2"),
         (("host:1", 2, None), "process_id from 0 .*, found None"),

@@ -244,6 +244,15 @@ def test_a_coordinator_that_nobody_knows_is_named_at_once():
             pass
 
 
+def test_a_port_that_another_program_has_is_named():
+    with socket.create_server(("", 0)) as other:
+        place = f"localhost:{other.getsockname()[1]}"
+        told = f"--coordinator is {place}, but port .* here .Address already in use"
+        with pytest.raises(InputError, match=told):
+            with parallel.joined(hosts.Job(place, 2, 0)):
+                pass
+
+
 def test_a_mapped_model_is_compiled_with_the_options_of_its_platform(monkeypatch):
     options = {"xla_backend_optimization_level": 0}
     monkeypatch.setattr(compiler, "options", lambda platform: options)
@@ -261,3 +270,12 @@ def test_a_mapped_model_is_compiled_with_the_options_of_its_platform(monkeypatch
         state = add(state, x)
     assert parallel.unreplicate(state) == 7.0
     assert given == [options]  # once for all calls
+
+
+def test_an_option_of_the_platform_reaches_the_compiler(monkeypatch):
+    """One that XLA does not know is refused, but for what is no model."""
+    monkeypatch.setitem(compiler.OPTIONS, "cpu", {"xla_no_such_option": True})
+    x = parallel.replicate(np.float32(1))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
+        parallel.pmap(lambda x: x + 1, model=True)(x)
+    assert parallel.unreplicate(parallel.pmap(lambda x: x + 1)(x)) == 2.0

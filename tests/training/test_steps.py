@@ -107,6 +107,20 @@ def test_micro_batches_give_the_gradient_of_the_batch():
         assert int(other.step) == 2
 
 
+def test_gradients_are_exchanged_when_the_backward_pass_is_over():
+    """What the devices of several add up comes through one barrier."""
+    step, state = make()
+    state, one = jax.tree.map(lambda x: x[0], (state, batch(0)))
+    traced = jax.make_jaxpr(step, axis_env=[(parallel.AXIS, 8)])(state, one).jaxpr
+    named = {"psum": [], "optimization_barrier": []}
+    for equation in traced.eqns:
+        named.get(equation.primitive.name, []).append(equation)
+    exchanged = {value for psum in named["psum"] for value in psum.invars}
+    assert len(exchanged) == len(jax.tree.leaves((state.params, state.window)))
+    barriers = named["optimization_barrier"]
+    assert any(exchanged <= set(barrier.outvars) for barrier in barriers)
+
+
 def test_average_is_a_moving_one_over_weights_and_statistics():
     recipe = Recipe(seed=0, num_classes=CLASSES, ema_decay=0.75)
     step, state = make(recipe, stem="conv")
