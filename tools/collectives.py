@@ -15,9 +15,9 @@ import jax
 from absl import flags
 
 from imagepiece_jax import cli
+from imagepiece_jax.common.files import check_writable
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.measure import compile_only, exchange, h200, hlo
-from imagepiece_jax.training.record import check_writable
 
 cli.define_config("a config file; several are listed one after the other")
 IMAGES = flags.DEFINE_list("images", ["128"], "a GPU and step: one or more")
