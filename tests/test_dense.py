@@ -200,7 +200,8 @@ def test_the_example_of_the_docs_runs(tmp_path, monkeypatch, assets):
     text = (ROOT / "docs" / "dense.md").read_text(encoding="utf-8")
     space = {}
     code = text.partition("```python\n")[2].partition("```")[0]
-    exec(compile(code, "docs/dense.md", "exec"), space)
+    with pytest.warns(UserWarning, match="ImageNet's mean and standard deviation"):
+        exec(compile(code, "docs/dense.md", "exec"), space)
     assert space["features"].shape == (2, 14, 14, 192)
     found = space["features"][1, space["row"], space["column"]]
     asked = space["features"][0, 7, 7]

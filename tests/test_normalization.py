@@ -262,28 +262,32 @@ def run_config(folder, **fields):
 
 
 @pytest.mark.parametrize(
-    "fields, mean, untold",
+    "fields, mean, taken",
     [
         ({}, MEAN, None),
-        ({"init.weights": "w.npz"}, MEAN, "w.npz"),
+        ({"init.weights": "w.npz"}, MEAN, "ImageNet's"),
         ({"init.weights": "told.npz"}, HALF, None),
         ({"init.weights": "run"}, HALF, None),
         ({"teacher.weights": "run"}, HALF, None),
-        ({"init.weights": "told.npz", "teacher.weights": "w.npz"}, HALF, None),
+        ({"init.weights": "told.npz", "teacher.weights": "w.npz"}, HALF, "told.npz's"),
+        ({"init.weights": "w.npz", "teacher.weights": "told.npz"}, HALF, "told.npz's"),
     ],
 )
 def test_a_new_run_settles_on_what_it_starts_from(
-    tmp_path, folder, fields, mean, untold
+    tmp_path, folder, fields, mean, taken
 ):
     made = run_config(folder, **fields)
     found = weights.settle_normalization(made, tmp_path)
-    assert found == (untold and str(folder / untold))
+    assert len(found) == (taken is not None)
+    for line in found:
+        assert line.startswith(f"{folder / 'w.npz'} does not say how its images were")
+        assert f"{taken} mean and standard deviation are taken; config.mo" in line
     assert made.model.mean == mean and (made.model.std == HALF) == (mean == HALF)
     again = run_config(folder, **fields)
     (tmp_path / "config.json").write_text(json.dumps(made.to_dict()))
     for path in ("init", "teacher"):  # gone by now
         again[path].weights = "gone.npz"
-    assert weights.settle_normalization(again, tmp_path) is None
+    assert weights.settle_normalization(again, tmp_path) == []
     assert again.model.mean == mean
 
 

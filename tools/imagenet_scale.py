@@ -32,6 +32,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from imagepiece_jax import cli, config_files  # noqa: E402
+from imagepiece_jax.common.files import make_folder  # noqa: E402
 from imagepiece_jax.errors import InputError, RunError  # noqa: E402
 
 CONFIG = cli.define_config("default: configs/base.py")
@@ -83,7 +84,7 @@ def write(folder, sizes):
     """Write {split: (images, files)} into `folder`."""
     from imagepiece_jax.data import imagenet, records
 
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder("DIR", folder)
     pictures, places, start = folder / "pictures", [], 0
     with open(pictures, "wb") as file:
         for seed in range(PICTURES):

@@ -27,6 +27,7 @@ import numpy as np
 from absl import flags
 
 from imagepiece_jax import cli, trials
+from imagepiece_jax.common.files import make_folder
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.training.checkpoint import KINDS
 from tools.rehearsal_config import EPOCH
@@ -59,6 +60,10 @@ Row = collections.namedtuple("Row", HEADINGS)
 def main():
     if DEVICES.value % 2:
         raise InputError(f"--devices is {DEVICES.value}; allowed are even numbers")
+    if PLATFORM.value == "gpu" and (found := gpus()) < DEVICES.value:
+        raise InputError(
+            f"--platform gpu needs {DEVICES.value} GPUs (--devices), JAX finds {found}"
+        )
     jax.config.update("jax_platforms", "cpu")  # the GPUs are for the runs
     with contextlib.ExitStack() as stack:
         folder = FOLDER.value or stack.enter_context(tempfile.TemporaryDirectory())
@@ -69,6 +74,13 @@ def main():
             print(line(row._replace(kept="yes" if row.kept else "NO")), flush=True)
             kept.append(row.kept)
     return 0 if all(kept) else 1
+
+
+def gpus():
+    """How many GPUs JAX finds, asked in a process that gives them back."""
+    code = "import jax; print(len(jax.devices('gpu')))"
+    asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    return 0 if asked.returncode else int(asked.stdout)
 
 
 def line(cells):
@@ -236,7 +248,7 @@ class Stage:
         self._runs = []
 
     def __enter__(self):
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder("--folder", self.folder)
         return self
 
     def __exit__(self, *error):

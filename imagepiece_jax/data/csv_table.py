@@ -83,8 +83,10 @@ def read(path, split, num_classes=None):
     num_classes = num_classes or highest + 1
     if split == "train":
         _check_every_class(path, labels, num_classes)
-    found = tuple(names[n].name if n in names else None for n in range(num_classes))
-    return Table(files, labels, num_classes, found if names else None)
+    found = None
+    if names:
+        found = tuple(names[n].name if n in names else None for n in range(num_classes))
+    return Table(files, labels, num_classes, found)
 
 
 class _Repeats:

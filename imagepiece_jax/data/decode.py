@@ -101,9 +101,12 @@ def rgb(image, upright=False):
 
 
 def _eight_bits(values, mode):
-    """Numbers of 32 bits as uint8, by the range that they take; ValueError."""
+    """Numbers of 32 bits as uint8, by the range that they take; ValueError.
+
+    Floats up to 16 may be of images from 0 to 1, with a few highlights above.
+    """
     low, high = values.min(), values.max()
-    if low >= 0 and high <= 255 and (mode == "I" or not 0 < high <= 1):
+    if low >= 0 and high <= 255 and (mode == "I" or not 0 < high < 16):
         return np.rint(values).astype(np.uint8)
     if low >= 0 and high < 2**16 and mode == "I":
         return (values >> 8).astype(np.uint8)

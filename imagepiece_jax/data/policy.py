@@ -25,7 +25,7 @@ OPS = (
     "TranslateX",
     "TranslateY",
 )
-FILL = (124, 116, 104)  # what a moved image leaves bare: ImageNet's mean, rounded
+FILL = (124, 116, 104)  # ImageNet's mean as a pixel
 MOST = 10.0  # magnitudes are clamped to 0 .. 10
 
 
@@ -34,13 +34,15 @@ class Policy:
     """How RandAugment draws: `layers` operations, with replacement, for each image.
 
     Each is applied with probability `prob`, with a magnitude from the normal
-    distribution around `magnitude` with deviation `magnitude_std`.
+    distribution around `magnitude` with deviation `magnitude_std`. What a moved image
+    leaves bare gets the color `fill`.
     """
 
     layers: int = 2
     prob: float = 0.5
     magnitude: float = 9.0
     magnitude_std: float = 0.5
+    fill: tuple[int, int, int] = FILL
 
 
 class Draws(NamedTuple):
@@ -50,3 +52,8 @@ class Draws(NamedTuple):
     applied: Any  # bool; else the image stays as it is
     magnitude: Any  # 0 .. 10
     sign: Any  # 1 or -1: the direction of operations that have two
+
+
+def fill_of(mean):
+    """The color nearest to a model's mean of pixels in [0, 1], as timm has it."""
+    return tuple(min(255, round(255 * x)) for x in mean)

@@ -21,7 +21,7 @@ _COLOR, _SHARPNESS = OPS.index("Color"), OPS.index("Sharpness")
 
 def randaugment(images, keys, policy):
     """`policy` drawn and done for each image. uint8 [B, H, W, 3], keys [B] -> uint8."""
-    return apply(images, draw(keys, policy))
+    return apply(images, draw(keys, policy), policy.fill)
 
 
 def draw(keys, policy):
@@ -41,17 +41,17 @@ def draw(keys, policy):
     return jax.vmap(one)(keys)
 
 
-def apply(images, draws):
+def apply(images, draws, fill=FILL):
     """The drawn operations, layer by layer. uint8 [B, H, W, 3] -> the same."""
     op = jnp.where(draws.applied, draws.op, -1)
     for layer in range(op.shape[1]):
         images = _layer(
-            images, op[:, layer], draws.magnitude[:, layer], draws.sign[:, layer]
+            images, op[:, layer], draws.magnitude[:, layer], draws.sign[:, layer], fill
         )
     return images
 
 
-def _layer(images, op, magnitude, sign):
+def _layer(images, op, magnitude, sign, fill):
     """One operation for each image, none where `op` is -1."""
     table = lookup.tables(images, op, magnitude, sign)
     matrix = warp.matrices(op, magnitude, sign, *images.shape[1:3])
@@ -59,7 +59,7 @@ def _layer(images, op, magnitude, sign):
     blends = ((op == _COLOR) | (op == _SHARPNESS))[:, None, None, None]
     return jnp.where(
         warps,
-        warp.affine(images, matrix, FILL),
+        warp.affine(images, matrix, fill),
         jnp.where(
             blends,
             _blend(images, op, lookup.factor(magnitude, sign)),

@@ -13,7 +13,7 @@ from imagepiece_jax.data.policy import FILL, MOST, OPS, Draws
 
 def randaugment(image, rng, policy):
     """`policy` drawn from the generator `rng` and done. uint8 [H, W, 3] -> the same."""
-    return apply(image, draw(rng, policy))
+    return apply(image, draw(rng, policy), policy.fill)
 
 
 def draw(rng, policy):
@@ -27,46 +27,50 @@ def draw(rng, policy):
     )
 
 
-def apply(image, draws):
+def apply(image, draws, fill=FILL):
     """The drawn operations one after the other. uint8 [H, W, 3] -> the same."""
     picture = Image.fromarray(image)
     for op, applied, magnitude, sign in zip(*draws, strict=True):
         if applied:
-            picture = _OPERATIONS[OPS[op]](picture, float(magnitude), float(sign))
+            name, m, sign = OPS[op], float(magnitude), float(sign)
+            if name in _WARPS:
+                picture = _WARPS[name](picture, m, sign, fill)
+            else:
+                picture = _OPERATIONS[name](picture, m, sign)
     return np.asarray(picture)
 
 
-def _rotate(picture, m, sign):
+def _rotate(picture, m, sign, fill):
     return picture.rotate(
-        sign * 30 * m / 10, resample=Image.Resampling.BICUBIC, fillcolor=FILL
+        sign * 30 * m / 10, resample=Image.Resampling.BICUBIC, fillcolor=fill
     )
 
 
-def _affine(picture, *matrix):
+def _affine(picture, fill, *matrix):
     """Pillow's matrices map places of the result to places of the source."""
     return picture.transform(
         picture.size,
         Image.Transform.AFFINE,
         matrix,
         resample=Image.Resampling.BICUBIC,
-        fillcolor=FILL,
+        fillcolor=fill,
     )
 
 
-def _shear_x(picture, m, sign):
-    return _affine(picture, 1, sign * 0.3 * m / 10, 0, 0, 1, 0)
+def _shear_x(picture, m, sign, fill):
+    return _affine(picture, fill, 1, sign * 0.3 * m / 10, 0, 0, 1, 0)
 
 
-def _shear_y(picture, m, sign):
-    return _affine(picture, 1, 0, 0, sign * 0.3 * m / 10, 1, 0)
+def _shear_y(picture, m, sign, fill):
+    return _affine(picture, fill, 1, 0, 0, sign * 0.3 * m / 10, 1, 0)
 
 
-def _translate_x(picture, m, sign):
-    return _affine(picture, 1, 0, sign * 0.45 * m / 10 * picture.width, 0, 1, 0)
+def _translate_x(picture, m, sign, fill):
+    return _affine(picture, fill, 1, 0, sign * 0.45 * m / 10 * picture.width, 0, 1, 0)
 
 
-def _translate_y(picture, m, sign):
-    return _affine(picture, 1, 0, 0, 0, 1, sign * 0.45 * m / 10 * picture.height)
+def _translate_y(picture, m, sign, fill):
+    return _affine(picture, fill, 1, 0, 0, 0, 1, sign * 0.45 * m / 10 * picture.height)
 
 
 def _posterize(picture, m, sign):
@@ -113,7 +117,6 @@ _OPERATIONS = {
     "AutoContrast": lambda picture, m, sign: ImageOps.autocontrast(picture),
     "Equalize": lambda picture, m, sign: ImageOps.equalize(picture),
     "Invert": lambda picture, m, sign: ImageOps.invert(picture),
-    "Rotate": _rotate,
     "Posterize": _posterize,
     "Solarize": _solarize,
     "SolarizeAdd": _solarize_add,
@@ -121,6 +124,11 @@ _OPERATIONS = {
     "Contrast": _contrast,
     "Brightness": _brightness,
     "Sharpness": _sharpness,
+}
+
+# (picture, magnitude, sign, fill) -> picture
+_WARPS = {
+    "Rotate": _rotate,
     "ShearX": _shear_x,
     "ShearY": _shear_y,
     "TranslateX": _translate_x,

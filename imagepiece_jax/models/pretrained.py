@@ -181,10 +181,10 @@ def class_names(path):
     return tuple(names)
 
 
-def untold(path, flags="--mean and --std"):
+def untold(path, flags="--mean and --std", taken="ImageNet's"):
     """The line on weights that do not tell how their images were normalized."""
     return (
-        f"{path} does not say how its images were normalized: ImageNet's mean and "
+        f"{path} does not say how its images were normalized: {taken} mean and "
         f"standard deviation are taken; {flags} set others"
     )
 

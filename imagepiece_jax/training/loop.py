@@ -5,7 +5,7 @@ import pathlib
 
 from imagepiece_jax.data import loader
 from imagepiece_jax.errors import RunError, Stopped
-from imagepiece_jax.models import pretrained, summary
+from imagepiece_jax.models import summary
 from imagepiece_jax.training import (
     agreement,
     checks,
@@ -37,9 +37,8 @@ def train_and_evaluate(config, workdir, dry_run=False):
             agreement.check_config(config.to_dict())
             run = stack.enter_context(contextlib.closing(_Course(config, workdir)))
             agreement.check_model(run.model)
-            if untold is not None:
-                fields = "config.model.mean and config.model.std"
-                _say(f"note: {pretrained.untold(untold, fields)}")
+            for line in untold:
+                _say(f"note: {line}")
             _say(summary.describe(run.model, [run.dense], config.image_size))
             run.open_data()
             state, meta, restored = run.start(write=not dry_run)

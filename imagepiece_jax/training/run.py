@@ -15,6 +15,7 @@ import zlib
 import jax
 import numpy as np
 
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import summary
 from imagepiece_jax.training import (
     agreement,
@@ -110,12 +111,23 @@ class Run:
                 record_classes(self.workdir, names)
             agreement.check_workdir(self.workdir)
         meta = {"best": {"acc1": -1.0, "step": 0}, "last": None, "evaluated": 0}
+        meta["images"] = images = [len(self.train_source), len(self.val_source)]
         step = None
         if resumed:
             state, meta, step = self.checkpoints.restore(state)
+            self._check_images(meta.setdefault("images", images), images)
         arrays = state, self.teacher, self.given
         agreement.check_start(step, arrays, self.train_source, self.val_source)
         return state, meta, step
+
+    def _check_images(self, before, now):
+        """InputError where the data are not those that the run was begun with."""
+        if before != now:
+            raise InputError(
+                f"{self.config.data.name} has {now[0]} training and {now[1]} test "
+                f"images now, but the run in {self.workdir} was begun with {before[0]} "
+                f"and {before[1]}: allowed are the same, or another --workdir"
+            )
 
     def compiled_step(self, epoch):
         """`steps.train_step` for all devices as of `epoch`, with its state donated.

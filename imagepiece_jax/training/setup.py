@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import optax
 
 from imagepiece_jax.data import augment, decode, loader, sources, transforms
-from imagepiece_jax.data.policy import Policy
+from imagepiece_jax.data.policy import Policy, fill_of
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import zoo
+from imagepiece_jax.models.vit import MEAN
 from imagepiece_jax.reduction import methods
 from imagepiece_jax.training import optimizer, parallel
 from imagepiece_jax.training.steps import Recipe, train_step
@@ -138,6 +139,7 @@ def _policy(config, where):
         prob=config.augment.prob,
         magnitude=config.augment.magnitude,
         magnitude_std=config.augment.magnitude_std,
+        fill=fill_of(config.model.get("mean") or MEAN),
     )
 
 

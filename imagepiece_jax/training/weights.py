@@ -18,20 +18,23 @@ def settle_normalization(config, workdir):
     """Fill in config.model.mean and std where both are empty.
 
     The run in `workdir` has its own; a new one takes those that the weights tell which
-    it starts or learns from, else ImageNet's. Returns the first of these weights that
-    does not tell; None where all do, or nothing had to be filled in.
+    it starts or learns from, else ImageNet's. Returns a line for each of these weights
+    that does not tell; none where nothing had to be filled in.
     """
     if config.model.get("mean") is not None or config.model.get("std") is not None:
-        return None  # one alone is refused with the rest of the model
-    told, untold = pretrained.normalization(workdir), []
-    paths = (config.init.weights, config.teacher.weights)
-    for path in (path for path in paths if path and not told):
-        told = pretrained.normalization(path)
-        untold += [] if told else [path]
+        return []  # one alone is refused with the rest of the model
+    told = {workdir: pretrained.normalization(workdir)}
+    if not told[workdir]:
+        paths = filter(None, (config.init.weights, config.teacher.weights))
+        told = {path: pretrained.normalization(path) for path in paths}
+    teller = next((path for path, found in told.items() if found), None)
     with config.unlocked():
         for name, usual in pretrained.IMAGENET.items():
-            config.model[name] = told.get(name, usual)
-    return untold[0] if untold and not told else None
+            config.model[name] = told[teller][name] if teller else usual
+    taken = f"{teller}'s" if teller else "ImageNet's"
+    fields = "config.model.mean and config.model.std"
+    silent = (path for path, found in told.items() if not found)
+    return [pretrained.untold(path, fields, taken) for path in silent]
 
 
 def _check_normalization(config, path):

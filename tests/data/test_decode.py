@@ -152,7 +152,15 @@ def test_every_mode_of_pillow_has_its_eight_bits(image):
 
 @pytest.mark.parametrize(
     "values",
-    [[-1.0, 200.0], [0.0, 1.0], [0.0, 1e5], [0.0, np.nan], [0, 70000], [-5, 0]],
+    [
+        [-1.0, 200.0],
+        [0.0, 1.0],
+        [0.5, 1.5],
+        [0.0, 1e5],
+        [0.0, np.nan],
+        [0, 70000],
+        [-5, 0],
+    ],
 )
 def test_numbers_without_a_known_range_are_refused(values):
     """Clipped to 0 .. 255 they would be black or white."""

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from imagepiece_jax.data import lookup, randaugment, randaugment_host
-from imagepiece_jax.data.policy import OPS, Draws, Policy
+from imagepiece_jax.data.policy import OPS, Draws, Policy, fill_of
 from tests.oracles_augment import at_nine, photographs
 
 INTERPOLATED = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
@@ -71,6 +71,25 @@ def test_operations_at_magnitude_nine(name, sign):
     assert np.abs(np.stack(on_host).astype(int) - expected).max() <= 1
     if name not in INTERPOLATED:
         np.testing.assert_array_equal(on_host, expected)
+
+
+@pytest.mark.parametrize("name", ["Rotate", "ShearX", "ShearY", "TranslateX"])
+def test_bare_places_have_the_mean_that_the_model_was_trained_with(name):
+    """As timm has it: 128 for .5, and 124, 116, 104 for ImageNet's."""
+    assert fill_of((0.485, 0.456, 0.406)) == (124, 116, 104)
+    fill = fill_of((0.5, 0.5, 0.5))
+    assert fill == (128, 128, 128)
+    one = draws(OPS.index(name), 9.0, 1, applied=[True, False])
+    drawn = Draws(*(x[:1] for x in one))
+    white = np.full((1, 32, 32, 3), 255, np.uint8)
+    first = Draws(*(x[0] for x in drawn))
+    for found in (
+        np.asarray(apply(white, drawn, fill))[0],
+        randaugment_host.apply(white[0], first, fill),
+    ):
+        colors, counts = np.unique(found.reshape(-1, 3), axis=0, return_counts=True)
+        assert (colors[counts.argsort()[-2:]] == [[128] * 3, [255] * 3]).all()
+        assert not (found == [124, 116, 104]).all(-1).any()
 
 
 def test_device_and_host_agree_on_any_draw():

@@ -1,6 +1,7 @@
 """Augmentation inside the step: whose draws are whose, and what the config asks for."""
 
 import functools
+import types
 
 import jax
 import numpy as np
@@ -29,7 +30,9 @@ def batch():
 @functools.cache
 def program():
     recipe = Recipe(seed=3, num_classes=10, augment=WHOLE)
-    return parallel.pmap(functools.partial(steps._prepare, recipe=recipe))
+    model = types.SimpleNamespace(mean=(0.5,) * 3, std=(0.5,) * 3)
+    prepare = functools.partial(steps._prepare, model=model, recipe=recipe)
+    return parallel.pmap(prepare)
 
 
 def prepared(part, positions, step=5, index=0):

@@ -1,11 +1,13 @@
-"""The parts of a run: programs of steps that are no longer trained are unloaded."""
+"""The parts of a run: its programs, and the data that it is resumed with."""
 
 import functools
 
 import jax
 import numpy as np
+import pytest
 
 from configs import quickstart
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.training import parallel, run, setup
 
 
@@ -45,3 +47,11 @@ def test_one_program_of_a_rate_that_warms_up_stays_loaded(tmp_path, monkeypatch)
     before = loaded()
     other(number)
     assert loaded() == before  # compiled once
+
+
+def test_a_run_is_resumed_with_as_many_images_as_before(tmp_path):
+    course = run.Run(quickstart.get_config(), tmp_path)
+    course._check_images([1438, 359], [1438, 359])
+    told = "digits has 1438 training and 359 test images now, but the run in .* was "
+    with pytest.raises(InputError, match=told + "begun with 1437 and 359: allowed are"):
+        course._check_images([1437, 359], [1438, 359])
