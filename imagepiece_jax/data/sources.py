@@ -14,7 +14,7 @@ import os
 import numpy as np
 from PIL import Image
 
-from imagepiece_jax.data import csv_table, tfrecord
+from imagepiece_jax.data import csv_table, tf_example, tfrecord
 from imagepiece_jax.data.array_records import ArrayRecords
 from imagepiece_jax.data.decode import Unreadable, decode
 from imagepiece_jax.errors import InputError
@@ -287,9 +287,7 @@ class RecordSource(Source):
         return _bytes(self._features(index), "image")
 
     def _features(self, index):
-        from tensorflow_datasets.proto import tf_example_pb2  # slow to import
-
-        return tf_example_pb2.Example.FromString(self.records[index]).features.feature
+        return tf_example.features(self.records[index])
 
 
 def _file_name(features):

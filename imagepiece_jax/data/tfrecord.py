@@ -10,6 +10,7 @@ import os
 import re
 import struct
 
+from imagepiece_jax.data import tf_example
 from imagepiece_jax.errors import InputError
 
 
@@ -55,15 +56,12 @@ def examples(path):
     Features are those of the tf.train.Example, by name. InputError where the file is
     torn, a checksum differs or a record is no Example; OSError.
     """
-    from google.protobuf.message import DecodeError
-    from tensorflow_datasets.proto import tf_example_pb2  # slow, and needed here alone
-
     for start, data in records(path):
         try:
-            example = tf_example_pb2.Example.FromString(data)
-        except DecodeError as error:
-            raise _damaged(path, start, "it holds no tf.train.Example") from error
-        yield start, data, example.features.feature
+            features = tf_example.features(data)
+        except ValueError as error:
+            raise _damaged(path, start, str(error)) from error
+        yield start, data, features
 
 
 def records(path):
