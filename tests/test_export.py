@@ -91,7 +91,7 @@ def test_it_runs_without_this_package(model, weights_file, tmp_path):
     [
         ([], "--weights is missing: a .npz"),
         (["--weights=w.npz", "--out=no/m"], "--out no/m cannot be written (No such"),
-        (["--weights=w.npz", "--out="], "--out is missing: the file to write"),
+        (["--weights=w.npz", "--out="], "--out is missing: "),
         (["--weights=w.npz", "--out=."], "--out . cannot be written (Is a directory)"),
         (
             ["--weights=w.npz", "--out=/dev/null"],
