@@ -123,17 +123,22 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.slow
-def test_processes_end_with_a_run_that_is_killed(tmp_path):
-    script = tmp_path / "reads.py"
+def reading_forever(folder):
+    """The running READS_FOREVER, in a session of its own; it prints its readers."""
+    script = folder / "reads.py"
     script.write_text(READS_FOREVER)
-    running = subprocess.Popen(
+    return subprocess.Popen(
         [sys.executable, script],
         stdout=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": os.getcwd()},
         text=True,
+        start_new_session=True,
     )
-    with running:
+
+
+@pytest.mark.slow
+def test_processes_end_with_a_run_that_is_killed(tmp_path):
+    with reading_forever(tmp_path) as running:
         workers = [int(pid) for pid in running.stdout.readline().split()]
         assert len(set(workers)) == 2
         running.kill()
@@ -164,15 +169,7 @@ def test_an_iterator_that_nobody_closes_does_not_disturb_the_end(tmp_path):
 @pytest.mark.slow
 def test_nothing_stays_in_memory_when_all_are_killed_at_once(tmp_path):
     """As a scheduler or the kernel does, for lack of memory: nobody can clean up."""
-    script = tmp_path / "reads.py"
-    script.write_text(READS_FOREVER)
-    running = subprocess.Popen(
-        [sys.executable, script],
-        stdout=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": os.getcwd()},
-        start_new_session=True,
-    )
-    with running:
+    with reading_forever(tmp_path) as running:
         running.stdout.readline()
         (shared,) = shelves(running.pid)
         os.killpg(running.pid, signal.SIGKILL)
