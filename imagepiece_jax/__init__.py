@@ -12,7 +12,9 @@ __all__ = ["Predictor", "create_model", "load", "optimize"]
 
 def __getattr__(name):
     if name in __all__:
-        return getattr(importlib.import_module("imagepiece_jax.api"), name)
+        return getattr(
+            importlib.import_module("imagepiece_jax.inference.predictor"), name
+        )
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

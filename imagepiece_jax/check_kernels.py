@@ -61,7 +61,7 @@ def main():
 
 def rules(n):
     """The reductions that are tried on `n` image tokens."""
-    from imagepiece_jax.measure.near_ties import Reduction
+    from imagepiece_jax.models.kernel_agreement import Reduction
 
     dealt = int(0.3 * n)
     return (
@@ -73,7 +73,7 @@ def rules(n):
 
 def _check_random(images):
     """Prints a line a rule and dtype; yields whether it agrees."""
-    from imagepiece_jax.measure.near_ties import Comparison
+    from imagepiece_jax.models.kernel_agreement import Comparison
 
     for dtype in DTYPES:
         for number in range(len(rules(SHAPES[0][0]))):
@@ -87,7 +87,7 @@ def _check_random(images):
 
 def _check_real(config, path, data):
     """As `_check_random`, with what the blocks of a model hand to its reductions."""
-    from imagepiece_jax.measure.near_ties import Comparison
+    from imagepiece_jax.models.kernel_agreement import Comparison
 
     for dtype in DTYPES:
         comparisons = [Comparison() for _ in rules(1)]
@@ -123,14 +123,14 @@ def real_inputs(config, path, data, dtype):
     from imagepiece_jax.data import loader
     from imagepiece_jax.data.normalize import normalize
     from imagepiece_jax.models import summary
-    from imagepiece_jax.training import setup, weights
+    from imagepiece_jax.training import from_config, initial_weights
 
     config.data.name = data or config.data.name
     config.model.dtype = dtype
-    model = setup.model(config)
-    variables = weights.load(path, summary.shapes(model, config.image_size))
-    transform = setup.eval_transform(config)
-    source = setup.source(config, "val")
+    model = from_config.model(config)
+    variables = initial_weights.load(path, summary.shapes(model, config.image_size))
+    transform = from_config.eval_transform(config)
+    source = from_config.source(config, "val")
 
     @jax.jit
     def run(images):

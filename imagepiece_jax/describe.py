@@ -11,12 +11,12 @@ CONFIG = cli.define_config()
 def main():
     config = cli.required(CONFIG)
     from imagepiece_jax.models import summary
-    from imagepiece_jax.training import checks, setup
+    from imagepiece_jax.training import checks, from_config
 
     checks.check(config)
-    model, dense = setup.model(config), setup.dense(config)
+    model, dense = from_config.model(config), from_config.dense(config)
     # The same stem shows what the reduction saves; papers compare with the patch stem.
-    others = [dense, setup.dense(config, stem="patch")]
+    others = [dense, from_config.dense(config, stem="patch")]
     print(summary.describe(model, others, config.image_size))
 
 

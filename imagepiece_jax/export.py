@@ -39,10 +39,11 @@ PLATFORMS = ("cpu", "cuda")
 def main():
     path, normalization = cli.required(WEIGHTS), NORMALIZATION()
     out = pathlib.Path(cli.required(OUT))
+    from imagepiece_jax.common import xla_options
     from imagepiece_jax.common.files import check_writable, replace_file
-    from imagepiece_jax.models import compiler, summary
+    from imagepiece_jax.models import summary
     from imagepiece_jax.models.pretrained import class_names, own_files
-    from imagepiece_jax.training import setup, weights
+    from imagepiece_jax.training import from_config, initial_weights
 
     for file in (out, facts_file(out)):
         check_writable("--out", file, own_files(path))
@@ -53,9 +54,9 @@ def main():
         )
     config = options.model_config(CONFIG, path, normalization)
     config.model.attention, config.model.kernels = "xla", "plain"  # run on both
-    model = setup.model(config).clone(class_names=class_names(path))
-    compiler.check_dtype("cpu", model.dtype.name)
-    variables = weights.load(
+    model = from_config.model(config).clone(class_names=class_names(path))
+    xla_options.check_dtype("cpu", model.dtype.name)
+    variables = initial_weights.load(
         path, summary.shapes(model, config.image_size), which=CHECKPOINT.value
     )
     data = serialized(model, variables, config.image_size)
@@ -82,10 +83,10 @@ def serialized(model, variables, image_size):
     """
     import jax
 
-    from imagepiece_jax import inference
+    from imagepiece_jax.inference import optimize
 
-    fast, fixed = inference.prepare(model, variables, dtype=model.dtype.name)
-    logits = inference.forward(fast)
+    fast, fixed = optimize.prepare(model, variables, dtype=model.dtype.name)
+    logits = optimize.forward(fast)
     (batch,) = jax.export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, image_size, image_size, 3), "float32")
     program = jax.jit(lambda images: logits(fixed, images))
@@ -96,7 +97,7 @@ def facts(model, config):
     """What a caller of the program must know, as JSON values."""
     import jax
 
-    from imagepiece_jax.models import zoo
+    from imagepiece_jax.models import registry
 
     side = config.image_size
     return {
@@ -108,7 +109,7 @@ def facts(model, config):
         "model": config.model.to_dict(),
         "method": config.reduction.to_dict(),
         "dtype": model.dtype.name,
-        "gmacs": zoo.model_macs(model, side) / 1e9,
+        "gmacs": registry.model_macs(model, side) / 1e9,
         "platforms": PLATFORMS,
         "jax": jax.__version__,
     }

@@ -35,7 +35,7 @@ def normalization():
     }
 
     def given():
-        from imagepiece_jax.models.zoo import channels
+        from imagepiece_jax.models.registry import channels
 
         texts = {k: h.value for k, h in holders.items() if h.value is not None}
         if len(texts) == 1:
@@ -65,12 +65,12 @@ def model_config(holder, path, normalization):
     normalization: what --mean and --std gave. InputError for the first contradiction.
     """
     from imagepiece_jax.models import pretrained
-    from imagepiece_jax.training import checks, setup
+    from imagepiece_jax.training import checks, from_config
 
     config = holder.value
     if config is not None:
         checks.check(config)
-        setup.model(config)  # its own mistakes first
+        from_config.model(config)  # its own mistakes first
         told = pretrained.read(path, pretrained.heads(config.to_dict()))
         told.under(config.to_dict())
         asked = pretrained.model_fields(config.to_dict())
@@ -106,7 +106,7 @@ def _config_of(told):
             "--config is missing: a config file, such as configs/deit_s.py of the "
             "repository"
         )
-    from imagepiece_jax.measure import device
+    from imagepiece_jax.benchmark import device
 
     config = config_files.load(base)
     own = told.config
@@ -179,9 +179,9 @@ def rules():
     seconds = real("seconds", 1.0, "of a turn", 0.0, allow_override=True)
 
     def made():
-        from imagepiece_jax.measure import clock
+        from imagepiece_jax.benchmark import timer
 
         finite(seconds)
-        return clock.Rules(warmup.value, repeats.value, seconds.value)
+        return timer.Rules(warmup.value, repeats.value, seconds.value)
 
     return made

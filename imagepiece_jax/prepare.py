@@ -55,16 +55,16 @@ def main():
         workers = len(os.sched_getaffinity(0))
     if workers < 0:
         raise InputError(f"--processes is {workers}: allowed are whole numbers from 0")
-    from imagepiece_jax.data import imagenet, records, shards
+    from imagepiece_jax.data.imagenet import scan, shards, writer
 
-    note = records.existing(data_dir)
+    note = writer.existing(data_dir)
     if note is None:
-        records.make_folder(data_dir)  # before minutes of looking for images
+        writer.make_folder(data_dir)  # before minutes of looking for images
         with progress("finding images") as advance:
-            images = imagenet.find(source, PARTIAL.value, advance, workers)
+            images = scan.find(source, PARTIAL.value, advance, workers)
         try:
             with progress("writing", sum(map(len, images.values()))) as advance:
-                note = records.write(images, data_dir, short_side, workers, advance)
+                note = writer.write(images, data_dir, short_side, workers, advance)
         except KeyboardInterrupt:
             print(shards.GO_ON, file=sys.stderr)
             raise

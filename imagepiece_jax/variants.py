@@ -7,7 +7,7 @@ plain JAX, so that every decision can be seen, and is that of the definitions.
 import dataclasses
 from typing import Any
 
-from imagepiece_jax import sweep
+from imagepiece_jax.evaluate import sweep
 from imagepiece_jax.experiments import subjects
 from imagepiece_jax.models.vit import ViT
 

@@ -10,9 +10,11 @@ from PIL import Image
 
 import train
 from configs import quickstart
-from imagepiece_jax import describe, evaluate
+from imagepiece_jax import describe
+from imagepiece_jax.common import parallel
+from imagepiece_jax.evaluate import __main__ as evaluate
 from imagepiece_jax.models import convert, summary
-from imagepiece_jax.training import parallel, setup, weights
+from imagepiece_jax.training import from_config, initial_weights
 from tests.command import call, sentence, start
 from tests.runs import ROOT
 
@@ -54,7 +56,7 @@ def test_a_compiled_model_would_be_seen(compiled):
     config = quickstart.get_config()
     config.model.depth = 1
     config.reduction.merge_blocks = config.reduction.prune_blocks = ()
-    weights.fresh(setup.model(config), 16, seed=0)
+    initial_weights.fresh(from_config.model(config), 16, seed=0)
     assert [name for name in compiled if "init" in name]
 
 
@@ -260,7 +262,7 @@ def test_imagenet_that_was_not_prepared(compiled):
 def test_weights_files(compiled):
     """Truncated, of another width, of other classes, and no weights at all."""
     config = quickstart.get_config()
-    variables = summary.shapes(setup.model(config), 16)
+    variables = summary.shapes(from_config.model(config), 16)
     tensors = convert.to_timm(
         jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), variables)
     )

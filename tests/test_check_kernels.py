@@ -3,7 +3,7 @@
 import pytest
 
 from imagepiece_jax import check_kernels
-from imagepiece_jax.measure.near_ties import Comparison
+from imagepiece_jax.models.kernel_agreement import Comparison
 from imagepiece_jax.reduction.kernels import fused
 from tests.command import call
 

@@ -9,10 +9,11 @@ import pytest
 from PIL import Image
 
 from configs import quickstart
-from imagepiece_jax import describe, doctor, evaluate
+from imagepiece_jax import describe, doctor
 from imagepiece_jax.data.normalize import normalize
+from imagepiece_jax.evaluate import __main__ as evaluate
 from imagepiece_jax.models import convert
-from imagepiece_jax.training import setup, weights
+from imagepiece_jax.training import from_config, initial_weights
 from tests.command import call, sentence, start
 from tests.runs import ROOT
 
@@ -97,8 +98,8 @@ def test_describe_takes_overrides():
 def model_and_variables():
     """The tiny model with weights that tell classes apart by chance alone."""
     config = tiny_config()
-    model = setup.model(config)
-    variables = weights.fresh(model, 16, seed=3)
+    model = from_config.model(config)
+    variables = initial_weights.fresh(model, 16, seed=3)
     # Larger than what training starts from, so that logits differ clearly.
     return model, jax.tree.map(lambda x: np.asarray(x) * 3, variables)
 
@@ -242,7 +243,7 @@ def test_evaluate_stops_where_more_than_one_percent_is_corrupt(tmp_path, weights
 
 def test_evaluate_digits_and_folder_agree(tmp_path, weights_file):
     """The same 359 digits, from the package and from PNG files."""
-    source = setup.source(tiny_config(), "val")
+    source = from_config.source(tiny_config(), "val")
     for index in range(len(source)):
         image, label = source.read(index)
         for split in ("train", "val"):
@@ -266,7 +267,7 @@ def test_evaluate_resizes_only_where_asked(tmp_path, weights_file):
         rows.append(f"{i}.png,{i}")
     (tmp_path / "set.csv").write_text("\n".join(rows))
     config = tiny_config(image_size=48, **{"model.stem": "patch"})
-    variables = weights.fresh(setup.model(config), 48, seed=0)
+    variables = initial_weights.fresh(from_config.model(config), 48, seed=0)
     np.savez(tmp_path / "w.npz", **convert.to_timm(variables))
     words = ["--config.image_size=48", "--config.model.stem=patch"]
     words += [f"--data=csv:{tmp_path}/set.csv", f"--weights={tmp_path}/w.npz"]

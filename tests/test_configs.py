@@ -12,9 +12,9 @@ import pytest
 
 from configs import base
 from imagepiece_jax import config_files
-from imagepiece_jax.models import zoo
+from imagepiece_jax.models import registry
 from imagepiece_jax.reduction.methods import METHODS
-from imagepiece_jax.training import checks, setup
+from imagepiece_jax.training import checks, from_config
 from tests.runs import ROOT
 
 FILES = sorted((ROOT / "configs").glob("*.py"))
@@ -60,11 +60,11 @@ def test_every_method_has_a_config_for_both_sizes(configs, name):
 def test_config_builds_a_model_and_passes_the_checks(configs, name):
     config = configs[name]
     checks.check(config)
-    setup.placement(config)
-    setup.train_transform(config), setup.eval_transform(config)
-    setup.schedule(config, steps_per_epoch=10)
-    setup.adamw(config, rate=1e-3, steps_per_epoch=10)
-    model, size = setup.model(config), config.image_size
+    from_config.placement(config)
+    from_config.train_transform(config), from_config.eval_transform(config)
+    from_config.schedule(config, steps_per_epoch=10)
+    from_config.adamw(config, rate=1e-3, steps_per_epoch=10)
+    model, size = from_config.model(config), config.image_size
     images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
 
     def forward(images):
@@ -80,13 +80,15 @@ def test_every_config_has_its_control_with_the_other_stem(configs, name):
     config = configs[name].copy_and_resolve_references()
     stems = {}
     for config.model.stem in ("patch", "conv"):
-        model = setup.model(config)
-        stems[config.model.stem] = zoo.model_macs(model, config.image_size)
+        model = from_config.model(config)
+        stems[config.model.stem] = registry.model_macs(model, config.image_size)
         assert model.stem == config.model.stem
         tokens = {layer.attn_tokens for layer in model.plan}
-    assert tokens == {layer.attn_tokens for layer in setup.model(configs[name]).plan}
-    dense = [setup.dense(config, stem=stem) for stem in ("conv", "patch")]
-    conv, patch = (zoo.model_macs(model, config.image_size) for model in dense)
+    assert tokens == {
+        layer.attn_tokens for layer in from_config.model(configs[name]).plan
+    }
+    dense = [from_config.dense(config, stem=stem) for stem in ("conv", "patch")]
+    conv, patch = (registry.model_macs(model, config.image_size) for model in dense)
     assert stems["conv"] - stems["patch"] == conv - patch > 0
 
 
@@ -105,8 +107,8 @@ def test_docstring_names_command_cost_and_tokens(configs, name):
         return
     assert f"python train.py --config configs/{name}.py" in text
     config = configs[name]
-    model = setup.model(config)
-    gmacs = zoo.model_macs(model, config.image_size) / 1e9
+    model = from_config.model(config)
+    gmacs = registry.model_macs(model, config.image_size) / 1e9
     told = re.search(r"([\d.]+) GMACs", text)
     if name != "quickstart":
         assert told[1] == f"{gmacs:.2f}"
@@ -154,8 +156,8 @@ def test_fine_tuning_starts_from_weights_at_small_steps(configs, name):
     ],
 )
 def test_cost_and_tokens_are_the_published_ones(configs, name, gmacs, tokens):
-    model = setup.model(configs[name])
-    assert zoo.model_macs(model, 224) / 1e9 == pytest.approx(gmacs, abs=0.005)
+    model = from_config.model(configs[name])
+    assert registry.model_macs(model, 224) / 1e9 == pytest.approx(gmacs, abs=0.005)
     assert model.plan[-1].mlp_tokens == tokens
 
 

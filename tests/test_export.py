@@ -10,7 +10,7 @@ import pytest
 
 from configs import quickstart
 from imagepiece_jax import export
-from imagepiece_jax.models import convert, zoo
+from imagepiece_jax.models import convert, registry
 from imagepiece_jax.models.vit import MEAN, STD
 from tests.command import call, sentence
 from tests.models import tiny
@@ -41,7 +41,7 @@ def model():
     fields = config.model.to_dict() | FIELDS
     reduction = config.reduction.to_dict()
     reduction |= {"merge_blocks": (0,), "prune_blocks": (1,)}
-    return zoo.create_model(
+    return registry.create_model(
         image_size=16, num_classes=10, reduction=reduction, **fields
     )
 
@@ -82,7 +82,7 @@ def test_it_runs_without_this_package(model, weights_file, tmp_path):
     assert told["normalisation"]["std"] == list(STD)
     assert told["method"]["name"] == "imagepiece"
     assert told["platforms"] == ["cpu", "cuda"]
-    assert told["gmacs"] == pytest.approx(zoo.model_macs(model, 16) / 1e9)
+    assert told["gmacs"] == pytest.approx(registry.model_macs(model, 16) / 1e9)
     assert not list(tmp_path.glob("*.tmp"))
 
 

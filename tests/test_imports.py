@@ -177,12 +177,12 @@ def test_rooms_import_only_what_they_may():
         ("imagepiece_jax.models.vit", "import imagepiece_jax"),
         ("imagepiece_jax.data.loader", "from imagepiece_jax.reduction import tokens"),
         ("imagepiece_jax.data.loader", "def f():\n    import imagepiece_jax.cli"),
-        ("imagepiece_jax.training.loop", "import imagepiece_jax.describe"),
-        ("imagepiece_jax.training.loop", "from configs import base"),
-        ("imagepiece_jax.measure.clock", "from imagepiece_jax import benchmark"),
-        ("imagepiece_jax.training.loop", "from imagepiece_jax.measure import clock"),
-        ("imagepiece_jax.pictures", "from imagepiece_jax.reduction import ops"),
-        ("imagepiece_jax.gallery.page", "from imagepiece_jax import visualize"),
+        ("imagepiece_jax.training.trainer", "import imagepiece_jax.describe"),
+        ("imagepiece_jax.training.trainer", "from configs import base"),
+        ("imagepiece_jax.benchmark.timer", "from imagepiece_jax import benchmark"),
+        ("imagepiece_jax.training.trainer", "from imagepiece_jax.measure import clock"),
+        ("imagepiece_jax.common.plotting", "from imagepiece_jax.reduction import ops"),
+        ("imagepiece_jax.visualize.html", "from imagepiece_jax import visualize"),
         ("imagepiece_jax.describe", "import configs.base"),
         ("imagepiece_jax.describe", "from tests import oracles"),
         ("imagepiece_jax.errors", "import flax"),
@@ -205,9 +205,9 @@ def test_a_bad_import_is_found(module, source):
         ("imagepiece_jax.reduction.ops", "from imagepiece_jax.reduction import tokens"),
         ("imagepiece_jax.reduction.methods.both", "from . import evit, imagepiece"),
         ("imagepiece_jax.models.vit", "from imagepiece_jax.errors import InputError"),
-        ("imagepiece_jax.training.loop", "from imagepiece_jax.data import loader"),
+        ("imagepiece_jax.training.trainer", "from imagepiece_jax.data import loader"),
         (
-            "imagepiece_jax.pictures",
+            "imagepiece_jax.common.plotting",
             "from imagepiece_jax.reduction.tokens import DROPPED",
         ),
         ("imagepiece_jax.describe", "from imagepiece_jax import cli, models"),
@@ -245,7 +245,7 @@ def test_only_one_file_knows_pmap_and_processes():
     ],
 )
 def test_mentions_of_devices_are_found(source, found):
-    assert device_names("imagepiece_jax.training.loop", source) == found
+    assert device_names("imagepiece_jax.training.trainer", source) == found
 
 
 def test_files_are_short():

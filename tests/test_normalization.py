@@ -15,13 +15,15 @@ from PIL import Image
 import imagepiece_jax
 import train
 from configs import quickstart
-from imagepiece_jax import evaluate, export, visualize
+from imagepiece_jax import export
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.gallery import provenance
+from imagepiece_jax.evaluate import __main__ as evaluate
 from imagepiece_jax.models import convert, summary
 from imagepiece_jax.models.vit import MEAN, STD
-from imagepiece_jax.training import setup, weights
+from imagepiece_jax.training import from_config, initial_weights
 from imagepiece_jax.training.checkpoint import Checkpoints
+from imagepiece_jax.visualize import __main__ as visualize
+from imagepiece_jax.visualize import provenance
 from tests.command import call, sentence
 from tests.models import tiny
 from tests.runs import ROOT
@@ -55,7 +57,7 @@ def config(**fields):
 
 @pytest.fixture(scope="module")
 def model():
-    return setup.model(config())
+    return from_config.model(config())
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +148,7 @@ def test_load_and_what_predicts_from_it(folder, expected):
     run = imagepiece_jax.load(folder / "run", reduction={"name": "none"})
     assert given[0] == told[0] and (run[0].mean, run[0].std) == (HALF, HALF)
     full, _ = imagepiece_jax.load(folder / "run")
-    assert full.plan[0].mlp_tokens == setup.model(config()).plan[0].mlp_tokens < 5
+    assert full.plan[0].mlp_tokens == from_config.model(config()).plan[0].mlp_tokens < 5
     predictor = imagepiece_jax.Predictor(
         *imagepiece_jax.load(folder / "run"), top=10, batch_size=40, **quick
     )
@@ -249,7 +251,7 @@ def test_fields_of_the_run_can_be_changed_deliberately(
     ended = call(evaluate.main, f"--weights={folder}/run", *words)
     assert ended.status == 0, ended
     images = jnp.asarray(2 * np.load(folder / "pixels.npy") / 255 - 1, jnp.float32)
-    logits = tiny.jit(setup.dense(config()).apply)(variables, images).logits
+    logits = tiny.jit(from_config.dense(config()).apply)(variables, images).logits
     losses = -jax.nn.log_softmax(logits)[np.arange(40), np.arange(40) % 10]
     found = json.loads(out.read_text())["loss"]
     assert found == pytest.approx(float(losses.mean()), rel=1e-4)
@@ -277,7 +279,7 @@ def test_a_new_run_settles_on_what_it_starts_from(
     tmp_path, folder, fields, mean, taken
 ):
     made = run_config(folder, **fields)
-    found = weights.settle_normalization(made, tmp_path)
+    found = initial_weights.settle_normalization(made, tmp_path)
     assert len(found) == (taken is not None)
     for line in found:
         assert line.startswith(f"{folder / 'w.npz'} does not say how its images were")
@@ -287,7 +289,7 @@ def test_a_new_run_settles_on_what_it_starts_from(
     (tmp_path / "config.json").write_text(json.dumps(made.to_dict()))
     for path in ("init", "teacher"):  # gone by now
         again[path].weights = "gone.npz"
-    assert weights.settle_normalization(again, tmp_path) == []
+    assert initial_weights.settle_normalization(again, tmp_path) == []
     assert again.model.mean == mean
 
 
@@ -300,12 +302,12 @@ def test_weights_of_other_images_are_refused(folder, model):
         made.update_from_flattened_dict(given)
         with pytest.raises(InputError, match=told):
             if field == "init.weights":
-                weights.initial(made, model)
+                initial_weights.initial(made, model)
             else:
-                weights.teacher(made, model)
+                initial_weights.teacher(made, model)
     made = run_config(folder, **{"init.weights": "told.npz"})
     with pytest.raises(InputError, match=told):
-        weights.as_given(made, model)
+        initial_weights.as_given(made, model)
 
 
 def refused(tmp_path, *words):

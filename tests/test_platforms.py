@@ -14,19 +14,28 @@ import jax
 import pytest
 
 from configs import quickstart
-from imagepiece_jax import benchmark_reduction, faults, prepare, trials
-from imagepiece_jax.data import imagenet, readers, records, shelf
+from imagepiece_jax import prepare
+from imagepiece_jax.benchmark import (
+    device,
+    peak_rates,
+    reduction,
+    torch_baselines,
+    workloads,
+)
+from imagepiece_jax.common import parallel
+from imagepiece_jax.data import readers, shelf
+from imagepiece_jax.data.imagenet import scan, writer
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.experiments.images import Images
-from imagepiece_jax.measure import ceilings, device, rivals, workloads
-from imagepiece_jax.models import zoo
+from imagepiece_jax.models import registry
 from imagepiece_jax.reduction.kernels import build, fused
-from imagepiece_jax.training import loop, parallel
-from imagepiece_jax.training.stopping import StopRequest
+from imagepiece_jax.training import trainer
+from imagepiece_jax.training.preemption import StopRequest
 from tests import runs
 from tests.command import call
 from tests.models import tiny
 from tests.runs import ROOT
+from tools import faults, tiny_runs
 
 
 def gpu(capability="9.0", **attributes):
@@ -106,12 +115,12 @@ def test_auto_takes_fused_kernels_where_they_run(
     monkeypatch.setattr(fused, "obstacle", lambda *of: asked.append(of) or obstacle)
     monkeypatch.setattr(fused, "misfit", lambda *_, **options: misfit)
     model = tiny.model(tiny.IMAGEPIECE, embed_dim=48)
-    assert zoo.resolve_kernels("auto", model, here) == kernels
+    assert registry.resolve_kernels("auto", model, here) == kernels
     capability = getattr(here, "compute_capability", None)
     assert asked == ([] if here.platform == "cpu" else [(here.platform, capability)])
     if obstacle or misfit:
         with pytest.raises(InputError, match=f"needs {obstacle or misfit}"):
-            zoo.resolve_kernels("fused", model, here)
+            registry.resolve_kernels("fused", model, here)
 
 
 @pytest.fixture
@@ -157,11 +166,11 @@ def test_kernels_for_the_cpu_are_built_for_its_kind(monkeypatch, machine, flag):
 
 def test_the_reduction_benchmark_goes_without_fused_kernels(monkeypatch, capsys):
     monkeypatch.setattr(device, "platform", lambda: "tpu")
-    assert benchmark_reduction._ways("float32") == ("plain",)
+    assert reduction._ways("float32") == ("plain",)
     assert "no fused reduction here, it needs a CPU or an NV" in capsys.readouterr().out
     monkeypatch.setattr(fused, "obstacle", lambda platform: None)
-    assert benchmark_reduction._ways("float32") == ("plain", "fused")
-    assert benchmark_reduction._ways("float16") == ("plain",)
+    assert reduction._ways("float32") == ("plain", "fused")
+    assert reduction._ways("float16") == ("plain",)
 
 
 def test_the_device_that_is_measured(monkeypatch):
@@ -187,9 +196,9 @@ def test_ceilings_are_tried_in_sizes_that_fill_the_device(
 ):
     tried = []
     monkeypatch.setattr(device, "platform", lambda: platform)
-    monkeypatch.setattr(ceilings, "_matmul", lambda side, *_: tried.append(side) or 1)
-    monkeypatch.setattr(ceilings, "_copy", lambda size, _: tried.append(size) or 1)
-    ceilings.measure("bfloat16", None)
+    monkeypatch.setattr(peak_rates, "_matmul", lambda side, *_: tried.append(side) or 1)
+    monkeypatch.setattr(peak_rates, "_copy", lambda size, _: tried.append(size) or 1)
+    peak_rates.measure("bfloat16", None)
     assert tried == [*sides, copied]
 
 
@@ -197,12 +206,12 @@ def test_torch_without_cuda_is_no_rival_on_a_gpu(monkeypatch):
     torch = pytest.importorskip("torch")
     threads = torch.get_num_threads()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert rivals._place() == "cpu"
+    assert torch_baselines._place() == "cpu"
     monkeypatch.setattr(device, "platform", lambda: "gpu")
     with pytest.raises(InputError, match="--against needs PyTorch with CUDA here"):
-        rivals._place()
+        torch_baselines._place()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert rivals._place() == "cuda"
+    assert torch_baselines._place() == "cuda"
     torch.set_num_threads(threads)
 
 
@@ -259,8 +268,8 @@ def test_prepare_takes_the_cores_that_it_may_use(monkeypatch, tmp_path):
     """Not those of the machine: a job may have been given a few of them."""
     given = []
     monkeypatch.setattr(prepare.os, "sched_getaffinity", lambda _: {2, 5, 11})
-    monkeypatch.setattr(imagenet, "find", lambda *_: {"train": [], "validation": []})
-    monkeypatch.setattr(records, "write", lambda *words: given.append(words[3]))
+    monkeypatch.setattr(scan, "find", lambda *_: {"train": [], "validation": []})
+    monkeypatch.setattr(writer, "write", lambda *words: given.append(words[3]))
     monkeypatch.setattr(prepare, "summary", lambda *_: "")
     words = ["--source", tmp_path / "in", "--dir", tmp_path / "out"]
     assert call(prepare.main, *words).status == 0
@@ -269,7 +278,7 @@ def test_prepare_takes_the_cores_that_it_may_use(monkeypatch, tmp_path):
 
 
 def test_the_drill_fills_a_disk_that_it_cannot_mount_by_a_limit(tmp_path):
-    class Asleep(trials.Trial):
+    class Asleep(tiny_runs.Trial):
         """A run that does nothing until its files are limited."""
 
         def start(self, devices=None):
@@ -304,9 +313,9 @@ def test_a_process_saves_in_the_middle_of_a_step_only_when_it_is_alone(
     )
     seen = types.SimpleNamespace(**vars(parallel))  # by the loop alone
     seen.process_count = lambda: 1 + (len(can_save) > 6)
-    monkeypatch.setattr(loop, "parallel", seen)
+    monkeypatch.setattr(trainer, "parallel", seen)
     config = quickstart.get_config()
     fields = {"batch_size": 256, "epochs": 1, "warmup_epochs": 0.0, "model.depth": 1}
     config.update_from_flattened_dict(runs.DENSE | fields)
-    loop.train_and_evaluate(config, tmp_path)
+    trainer.train_and_evaluate(config, tmp_path)
     assert can_save == [False, True] * 3 + [False, False] * 2

@@ -6,11 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from imagepiece_jax import dense_check, evaluate, variants
+from imagepiece_jax import variants
 from imagepiece_jax.check_kernels import random_inputs, rules
-from imagepiece_jax.gallery.trace import trace
-from imagepiece_jax.measure import near_ties
-from imagepiece_jax.models import convert, summary, zoo
+from imagepiece_jax.evaluate import __main__ as evaluate
+from imagepiece_jax.evaluate import patch_features
+from imagepiece_jax.models import convert, kernel_agreement, registry, summary
+from imagepiece_jax.visualize.trace import trace
 from tests.command import call
 from tests.models.tiny import fill
 from tests.runs import ROOT
@@ -31,7 +32,7 @@ def lowered(tmp_path):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    model = zoo.create_model("vit_mini", image_size=16, num_classes=10, **SIZE)
+    model = registry.create_model("vit_mini", image_size=16, num_classes=10, **SIZE)
     path = tmp_path_factory.mktemp("weights") / "tiny.npz"
     np.savez(path, **convert.to_timm(fill(summary.shapes(model, 16), 0)))
     return path
@@ -57,7 +58,7 @@ def test_what_visualize_and_dense_check_show(weights, lowered):
     (variant,) = variants.variants(weights, [SETTING])
     images = np.zeros((2, 16, 16, 3), np.uint8)
     trace(variant.model, variant.variables, images)
-    dense_check.maps(variant, images)
+    patch_features.maps(variant, images)
     assert list(precisions(lowered()).values()) == [FULL, FULL]
 
 
@@ -77,7 +78,7 @@ def test_the_reference_of_evaluate_and_not_the_program(weights, lowered):
 @pytest.mark.parametrize("reduction", rules(12), ids=lambda rule: rule.rule)
 def test_what_kernels_are_compared_with(reduction):
     arrays = random_inputs(0, 2, 12, 2, 8, "float32")
-    text = near_ties._plain.lower(reduction, *arrays).as_text()
+    text = kernel_agreement._plain.lower(reduction, *arrays).as_text()
     products = re.findall(r"stablehlo\.dot_general[^\n]*", text)
     assert all("[HIGHEST, HIGHEST]" in line for line in products)
     assert products or reduction.rule == "prune"

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from imagepiece_jax import prepare
-from imagepiece_jax.data import records
+from imagepiece_jax.data.imagenet import writer
 from imagepiece_jax.data.sources import open_source
 from tests import tars
 from tests.command import call, sentence, start
@@ -99,7 +99,7 @@ def test_an_interrupted_run_says_how_to_go_on(source, tmp_path, monkeypatch):
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(records, "write", interrupted)
+    monkeypatch.setattr(writer, "write", interrupted)
     ended = call(prepare.main, *flags(source, tmp_path, "--processes", 0))
     assert ended.status == 130
     assert "what is finished is kept, and the same command goes on" in ended.err

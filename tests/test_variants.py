@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from imagepiece_jax import sweep
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.evaluate import sweep
 from imagepiece_jax.models import convert
 from imagepiece_jax.variants import variants
 from tests.models import tiny

@@ -17,7 +17,7 @@ from absl import flags
 from imagepiece_jax import cli
 from imagepiece_jax.common.files import check_writable
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.measure import compile_only, exchange, h200, hlo
+from tools import compile_only, exchange, h200, hlo
 
 cli.define_config("a config file; several are listed one after the other")
 IMAGES = flags.DEFINE_list("images", ["128"], "a GPU and step: one or more")

@@ -82,7 +82,7 @@ def _pair(holder, text=None):
 
 def write(folder, sizes):
     """Write {split: (images, files)} into `folder`."""
-    from imagepiece_jax.data import imagenet, records
+    from imagepiece_jax.data.imagenet import scan, writer
 
     make_folder("DIR", folder)
     pictures, places, start = folder / "pictures", [], 0
@@ -91,17 +91,17 @@ def write(folder, sizes):
             size = file.write(_jpeg(seed))
             places.append((str(pictures), start, size))
             start += size
-    classes, labels = imagenet.class_names(), imagenet.validation_labels()
+    classes, labels = scan.class_names(), scan.validation_labels()
     entries = {"train": [], "validation": []}
     for i in range(sizes["train"][0]):
         count, label = divmod(i, len(classes))
         name = f"{classes[label]}_{count}.JPEG"
-        entries["train"].append(imagenet.Entry(name, label, *places[i % PICTURES]))
+        entries["train"].append(scan.Entry(name, label, *places[i % PICTURES]))
     for i, label in enumerate(labels[: sizes["validation"][0]]):
         name = f"ILSVRC2012_val_{i + 1:08d}.JPEG"
-        entries["validation"].append(imagenet.Entry(name, label, *places[i % PICTURES]))
+        entries["validation"].append(scan.Entry(name, label, *places[i % PICTURES]))
     with tqdm(total=sum(map(len, entries.values())), unit="image") as bar:
-        records.write(
+        writer.write(
             entries,
             folder,
             workers=os.cpu_count(),
@@ -123,7 +123,7 @@ def _jpeg(seed):
 def _config(folder):
     """The config of the measurements; a part of them starts with training's imports."""
     if PART.value:
-        from imagepiece_jax.training import loop  # noqa: F401
+        from imagepiece_jax.training import trainer  # noqa: F401
     config = CONFIG.value or config_files.load(str(ROOT / "configs" / "base.py"))
     config_files.override(config, "data.name", "imagenet2012")
     config_files.override(config, "data.dir", str(folder))
@@ -135,11 +135,11 @@ def _config(folder):
 
 def start(config, step):
     """Seconds to open both splits and to the first batch, from `step` on."""
-    from imagepiece_jax.training import setup
+    from imagepiece_jax.training import from_config
 
     began = time.perf_counter()
-    source = setup.source(config, "train")
-    setup.source(config, "val")
+    source = from_config.source(config, "train")
+    from_config.source(config, "val")
     opened = time.perf_counter()
     with contextlib.closing(_batches(config, source, step)) as batches:
         next(batches)
@@ -150,9 +150,9 @@ def start(config, step):
 def epoch_end(config):
     """Median and longest seconds of a batch, and those of the first of a new epoch."""
     from imagepiece_jax.data import loader
-    from imagepiece_jax.training import setup
+    from imagepiece_jax.training import from_config
 
-    source = setup.source(config, "train")
+    source = from_config.source(config, "train")
     end = loader.steps_per_epoch(len(source), config.batch_size)
     with contextlib.closing(_batches(config, source, end - 2 * AROUND)) as batches:
         for _ in itertools.islice(batches, AROUND):  # read ahead of the first
@@ -167,9 +167,9 @@ def epoch_end(config):
 
 def rate(config, workers):
     """Images a second of the clock with so many reading processes."""
-    from imagepiece_jax.training import setup
+    from imagepiece_jax.training import from_config
 
-    source, count = setup.source(config, "train"), 0
+    source, count = from_config.source(config, "train"), 0
     config.data.workers = workers
     with contextlib.closing(_batches(config, source, 0)) as batches:
         for _ in itertools.islice(batches, 8):  # read while processes started
@@ -187,10 +187,10 @@ def growth(config, count):
     The first tenth crosses an epoch's end.
     """
     from imagepiece_jax.data import loader
-    from imagepiece_jax.training import setup
+    from imagepiece_jax.training import from_config
 
     config.batch_size = SMALL_BATCH
-    source = setup.source(config, "train")
+    source = from_config.source(config, "train")
     end = loader.steps_per_epoch(len(source), SMALL_BATCH)
     first, held = max(0, end - count // 20), []
     began = time.perf_counter()
@@ -209,16 +209,16 @@ PARTS = {"start": start, "epoch_end": epoch_end, "rate": rate, "growth": growth}
 def _batches(config, source, step):
     """The batches from `step` on as `training.loop` asks for them."""
     from imagepiece_jax.data import loader
-    from imagepiece_jax.training import setup
+    from imagepiece_jax.training import from_config
 
     return loader.train_batches(
         source,
-        setup.train_transform(config),
+        from_config.train_transform(config),
         batch_size=config.batch_size,
         seed=config.seed,
         start_step=step,
         stop_step=step + 10**6,
-        placement=setup.placement(config),
+        placement=from_config.placement(config),
         repeats=config.data.repeats,
         workers=config.data.workers,
         threads=config.data.threads,

@@ -26,10 +26,11 @@ import jax
 import numpy as np
 from absl import flags
 
-from imagepiece_jax import cli, trials
+from imagepiece_jax import cli
 from imagepiece_jax.common.files import make_folder
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.training.checkpoint import KINDS
+from tools import tiny_runs
 from tools.rehearsal_config import EPOCH
 
 SHORT = flags.DEFINE_bool("short", False, "one life, without what takes longest")
@@ -295,7 +296,7 @@ class Stage:
         return [shared | {"SLURM_PROCID": r, "SLURM_LOCALID": r} for r in ranks]
 
 
-class Run(trials.Trial):
+class Run(tiny_runs.Trial):
     """One run in its folder: started on one or two processes, and gone on with."""
 
     def __init__(self, stage, name, words):
@@ -328,7 +329,7 @@ class Run(trials.Trial):
         with open(self.log.with_suffix(f"{suffix}.log"), "a", encoding="utf-8") as log:
             return subprocess.Popen(
                 [sys.executable, "-c", COMMAND, *words, *self._words],
-                cwd=trials.ROOT,
+                cwd=tiny_runs.ROOT,
                 env=variables,
                 stdout=log,
                 stderr=log,
@@ -343,7 +344,7 @@ class Run(trials.Trial):
     def ended(self):
         """Exit statuses of all processes, once there are all; 128 + n: by signal n."""
         try:
-            found = [process.wait(trials.PATIENCE) for process in self.processes]
+            found = [process.wait(tiny_runs.PATIENCE) for process in self.processes]
         except subprocess.TimeoutExpired as error:
             raise RunError(f"a run stands still: see {self.log}") from error
         return [128 - status if status < 0 else status for status in found]
@@ -364,7 +365,7 @@ class Run(trials.Trial):
 
     def values(self, kind, key):
         """What the lines of metrics of a kind say, float64 [lines]."""
-        lines = trials.read_metrics(self.workdir)
+        lines = tiny_runs.read_metrics(self.workdir)
         return np.array([x[key] for x in lines if x["kind"] == kind], np.float64)
 
     def right(self, key):

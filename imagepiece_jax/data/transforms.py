@@ -17,8 +17,9 @@ from typing import ClassVar
 import cv2
 import numpy as np
 
-from imagepiece_jax.data import randaugment_host, resize
-from imagepiece_jax.data.policy import Policy
+from imagepiece_jax.data import resize
+from imagepiece_jax.data.augment import randaugment_pil
+from imagepiece_jax.data.augment.policy import Policy
 from imagepiece_jax.errors import InputError
 
 TRIES = 10
@@ -169,7 +170,7 @@ class TrainTransform:
         if self.flip:
             image = flip(image, rng)
         if self.policy is not None:
-            image = randaugment_host.randaugment(image, rng, self.policy)
+            image = randaugment_pil.randaugment(image, rng, self.policy)
         return image
 
 

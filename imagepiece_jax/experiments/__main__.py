@@ -143,9 +143,9 @@ def _share(text):
 
 def _lab(stack, names, numbers):
     """The Lab of the flags; every mistake that can be told now is."""
-    from imagepiece_jax.experiments import runner, subjects
-    from imagepiece_jax.experiments.lab import Lab
-    from imagepiece_jax.measure import device
+    from imagepiece_jax.benchmark import device
+    from imagepiece_jax.experiments import cache, subjects
+    from imagepiece_jax.experiments.context import Lab
 
     if names == ["search"] and METRIC.value == "ms" and not SPEED.value:
         raise InputError("--metric ms is of the clock; allowed is it without --nospeed")
@@ -173,7 +173,7 @@ def _lab(stack, names, numbers):
     if SMALL.value:
         small, subject = _small(subject, out / "small", numbers["seeds"], dtype), None
     points = stack.enter_context(
-        contextlib.closing(runner.Points(out, AGAIN.value, device.versions()))
+        contextlib.closing(cache.Points(out, AGAIN.value, device.versions()))
     )
     return Lab(
         points=points,
@@ -190,7 +190,7 @@ def _lab(stack, names, numbers):
 
 
 def _options(budgets):
-    from imagepiece_jax.benchmark import batch_sizes, known_modes
+    from imagepiece_jax.benchmark.__main__ import batch_sizes, known_modes
 
     base = CONFIG.value
     if base is None:
@@ -215,7 +215,7 @@ def _options(budgets):
 def _images(subject, trained, small):
     """The images that all models are asked about; None where there are no models."""
     from imagepiece_jax.experiments.images import Images
-    from imagepiece_jax.training.record import SAME_CLASSES, check_classes
+    from imagepiece_jax.training.run_dir import SAME_CLASSES, check_classes
 
     models = trained or ((subject,) if subject else ())
     if small is not None:
@@ -248,7 +248,7 @@ def _images(subject, trained, small):
 def _small(subject, folder, seeds, dtype):
     """What fine-tunes: by --config, else by the repository's config for it."""
     from imagepiece_jax import config_files
-    from imagepiece_jax.experiments.small import Small
+    from imagepiece_jax.experiments.finetune import Small
 
     config = CONFIG.value or config_files.load(SMALL_CONFIG)
     config.model.dtype = dtype

@@ -4,8 +4,9 @@ Published is the stem alone: 79.81 without it, 80.22 with it (DeiT-S). Each othe
 changes one field of the default; what it costs changes with some of them.
 """
 
-from imagepiece_jax.experiments import render, statistics, table1
-from imagepiece_jax.experiments.compare import DENSE, Row, present
+from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.experiments import render, table1
+from imagepiece_jax.experiments.rows import DENSE, Row, present
 
 # field -> values beside the default's
 SWITCHES = {

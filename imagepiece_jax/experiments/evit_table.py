@@ -1,14 +1,8 @@
 """EViT's own table: how does accuracy fall with the keep rate, fused or dropped?"""
 
 from imagepiece_jax.experiments import published
-from imagepiece_jax.experiments.compare import (
-    DENSE,
-    Row,
-    measure,
-    notes,
-    table,
-)
 from imagepiece_jax.experiments.render import page
+from imagepiece_jax.experiments.rows import DENSE, Row, measure, notes, table
 
 KINDS = (("fused", True), ("dropped", False))
 

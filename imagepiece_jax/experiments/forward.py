@@ -4,10 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from imagepiece_jax.common import parallel
+from imagepiece_jax.common.rng import Purpose, sample_keys
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.training import parallel
 from imagepiece_jax.training.metrics import correct_at
-from imagepiece_jax.training.randomness import Purpose, sample_keys
 
 
 def compiled(model, measure, alter=None, seed=0):

@@ -7,8 +7,9 @@ share than they were trained for.
 
 import numpy as np
 
-from imagepiece_jax.experiments import published, render, statistics, table1, table2
-from imagepiece_jax.experiments.compare import DENSE, find, form
+from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.experiments import published, render, table1, table2
+from imagepiece_jax.experiments.rows import DENSE, find, form
 
 RATES = (0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 SWEEPS = {

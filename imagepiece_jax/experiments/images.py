@@ -4,10 +4,10 @@ import functools
 
 import numpy as np
 
+from imagepiece_jax.common import parallel
 from imagepiece_jax.data import loader, transforms
 from imagepiece_jax.data.sources import Source, open_source
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.training import parallel
 
 HELD = 2**30  # bytes of pixels up to which images are read once and kept
 

@@ -6,9 +6,10 @@ that could have been merged, and how far apart on the image the merged ones are.
 
 import numpy as np
 
-from imagepiece_jax.experiments import inside, published, render, statistics
-from imagepiece_jax.experiments.compare import Row, find, form
+from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.experiments import analysis, published, render
 from imagepiece_jax.experiments.render import estimate
+from imagepiece_jax.experiments.rows import Row, find, form
 from imagepiece_jax.experiments.similarity import lowest
 
 IMAGEPIECE = {"name": "imagepiece"}
@@ -48,16 +49,16 @@ def run(lab):
 
 def first_merge(lab, subject, reduction):
     """Estimates by the names of FIGURES."""
-    model = inside.observed(subject.model(reduction))
-    site = next(site for site in inside.sites(model) if site.merges)
+    model = analysis.observed(subject.model(reduction))
+    site = next(site for site in analysis.sites(model) if site.merges)
     width = subject.image_size // model.patch_size
 
     def measure(outputs, batch):
         result, taps = outputs.results[site.place], outputs.taps[site.place]
         return {
-            "pairs": inside.pair_similarity(taps, result),
-            "candidates": inside.candidate_similarity(taps, site.counts),
-            "distance": inside.pair_distance(result, width),
+            "pairs": analysis.pair_similarity(taps, result),
+            "candidates": analysis.candidate_similarity(taps, site.counts),
+            "distance": analysis.pair_distance(result, width),
         }
 
     def summarise(arrays):

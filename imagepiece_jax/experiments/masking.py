@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.experiments import published, render, statistics, table1, table2
-from imagepiece_jax.experiments.compare import DENSE, find, form
+from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.experiments import published, render, table1, table2
+from imagepiece_jax.experiments.rows import DENSE, find, form
 
 SIDE = 16  # pixels of a square
 SEEDS = (0, 1, 2)

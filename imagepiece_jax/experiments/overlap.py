@@ -7,9 +7,10 @@ ImagePiece's candidates are the lowest 30 %, so its overlap with the top 70 % is
 construction.
 """
 
-from imagepiece_jax.experiments import inside, published, render, statistics, table2
-from imagepiece_jax.experiments.compare import Row, find, form
+from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.experiments import analysis, published, render, table2
 from imagepiece_jax.experiments.render import estimate
+from imagepiece_jax.experiments.rows import Row, find, form
 
 KINDS = {"src": False, "both": True}
 IMAGEPIECE = {"name": "imagepiece"}
@@ -48,17 +49,17 @@ def run(lab):
 
 def overlaps(lab, subject, reduction):
     """Estimates by "src 30", "both 30", ..., percent, of the first reducing block."""
-    model = inside.observed(subject.model(reduction))
-    site = next(site for site in inside.sites(model) if site.merges)
+    model = analysis.observed(subject.model(reduction))
+    site = next(site for site in analysis.sites(model) if site.merges)
 
     def measure(outputs, batch):
         result = outputs.results[site.place]
         attention = outputs.taps[site.place].cls_attn
         found = {}
         for kind, both in KINDS.items():
-            members = inside.taking_part(result, site.counts.n_in, both)
+            members = analysis.taking_part(result, site.counts.n_in, both)
             for k in published.OVERLAP_K:
-                found[f"{kind} {k}"] = inside.overlap(members, attention, k)
+                found[f"{kind} {k}"] = analysis.overlap(members, attention, k)
         return found
 
     def summarise(arrays):

@@ -7,9 +7,10 @@ published ratios fit (a) where the next block merges and (b) where it prunes. We
 order random, 70 % (a) and 80 % (b) would.
 """
 
-from imagepiece_jax.experiments import inside, published, render, statistics
-from imagepiece_jax.experiments.compare import Row, find, form
+from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.experiments import analysis, published, render
 from imagepiece_jax.experiments.render import estimate
+from imagepiece_jax.experiments.rows import Row, find, form
 from imagepiece_jax.reduction.schedule import floor
 
 IMAGEPIECE = {"name": "imagepiece"}
@@ -47,12 +48,12 @@ def _models(lab):
 
 def ratios(lab, subject, reduction):
     """{block: dict(own, candidates, rule)} of blocks right after a merge, percent."""
-    model = inside.observed(subject.model(reduction))
+    model = analysis.observed(subject.model(reduction))
     share = candidate_share(reduction)
     after = [
         (before, here)
         for before, here in zip(
-            inside.sites(model), inside.sites(model)[1:], strict=False
+            analysis.sites(model), analysis.sites(model)[1:], strict=False
         )
         if before.merges and here.block == before.block + 1
     ]
@@ -60,13 +61,13 @@ def ratios(lab, subject, reduction):
     def measure(outputs, batch):
         found = {}
         for before, here in after:
-            merged = inside.merged_slots(outputs.results[before.place])
+            merged = analysis.merged_slots(outputs.results[before.place])
             attention = outputs.taps[here.place].cls_attn
             n = here.counts.n_in
             upper = n - floor(share * n)
             kept = upper if here.merges else here.counts.n_out
             for name, count in (("own", kept), ("candidates", upper)):
-                ratio = inside.attentive_share(merged, attention, count)
+                ratio = analysis.attentive_share(merged, attention, count)
                 found[f"{here.block} {name}"] = 100 * ratio
         return found
 

@@ -4,7 +4,7 @@ import pathlib
 
 from imagepiece_jax.common import tables
 from imagepiece_jax.common.files import replace_file
-from imagepiece_jax.experiments import statistics
+from imagepiece_jax.evaluate import statistics
 
 BLANK = "not measured"
 TOKENS_LEFT = "tokens left, with class token"
@@ -39,7 +39,7 @@ def short(name):
 
 def speed_note(lab):
     """On what the clock ran; empty where it did not."""
-    from imagepiece_jax.measure import device
+    from imagepiece_jax.benchmark import device
 
     if not lab.timed:
         return ""
@@ -72,7 +72,7 @@ def curves(path, xlabel, ylabel, series, dashed=None):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from imagepiece_jax import pictures
+    from imagepiece_jax.common import plotting
 
     figure = Figure((7.5, 5), 100, layout="constrained")
     FigureCanvasAgg(figure)
@@ -94,7 +94,7 @@ def curves(path, xlabel, ylabel, series, dashed=None):
     axes.set_ylabel(ylabel)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8)
-    pictures.save_figure(figure, path)
+    plotting.save_figure(figure, path)
 
 
 def estimate(values):

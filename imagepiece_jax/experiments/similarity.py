@@ -7,9 +7,10 @@ them by (the mean key over heads). The paper shows the mean of the 500 lowest im
 
 import numpy as np
 
-from imagepiece_jax.experiments import inside, published, render, statistics, table2
-from imagepiece_jax.experiments.compare import Row, find, form
+from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.experiments import analysis, published, render, table2
 from imagepiece_jax.experiments.render import estimate
+from imagepiece_jax.experiments.rows import Row, find, form
 
 LOWEST = 0.01  # share of the images
 FEW = 10
@@ -68,13 +69,13 @@ def lowest(values):
 
 def first_and_last(lab, subject, reduction):
     """Estimates by "lowest first", "all last", ..., and their "gap" (of the lowest)."""
-    model = inside.observed(subject.model(reduction))
-    merges = [site for site in inside.sites(model) if site.merges]
+    model = analysis.observed(subject.model(reduction))
+    merges = [site for site in analysis.sites(model) if site.merges]
     ends = dict(zip(ENDS, (merges[0], merges[-1]), strict=True))
 
     def measure(outputs, batch):
         return {
-            at: inside.pair_similarity(
+            at: analysis.pair_similarity(
                 outputs.taps[site.place], outputs.results[site.place]
             )
             for at, site in ends.items()

@@ -15,9 +15,9 @@ import jax
 import numpy as np
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import pretrained, summary, zoo
+from imagepiece_jax.models import pretrained, registry, summary
 from imagepiece_jax.models.pretrained import DENSE, MODEL_FIELDS, completed
-from imagepiece_jax.training import weights
+from imagepiece_jax.training import initial_weights
 
 __all__ = ["DENSE", "MODEL_FIELDS", "Subject", "changed", "completed", "of", "runs"]
 
@@ -39,11 +39,11 @@ class Subject:
         """The model with this reduction; None: with its own."""
         reduction = dict(self.reduction if reduction is None else reduction)
         own = {k: reduction.pop(k) for k in MODEL_FIELDS if k in reduction}
-        return zoo.create_model(reduction=reduction, **(self.fields | own))
+        return registry.create_model(reduction=reduction, **(self.fields | own))
 
     def gmacs(self, reduction=None):
         """GMACs of one image through `model(reduction)`."""
-        return zoo.model_macs(self.model(reduction), self.image_size) / 1e9
+        return registry.model_macs(self.model(reduction), self.image_size) / 1e9
 
     def use(self, reduction):
         """In what sense figures with `reduction` are this model's, in a word."""
@@ -59,7 +59,7 @@ class Subject:
         like, ours = summary.shapes(model, self.image_size), self._loaded
         untrained, drawn = self._lacks(like), {}
         if untrained:
-            drawn = weights.fresh(model, self.image_size, self.seed)["params"]
+            drawn = initial_weights.fresh(model, self.image_size, self.seed)["params"]
         params = {name: (drawn | ours["params"]).get(name) for name in like["params"]}
         found = {"params": params} | {k: v for k, v in ours.items() if k != "params"}
         if _shapes(found) != _shapes(like):
@@ -80,7 +80,7 @@ class Subject:
     @functools.cached_property
     def _loaded(self):
         like = summary.shapes(self.model(), self.image_size)
-        return weights.load(self.path, like, which="latest")
+        return initial_weights.load(self.path, like, which="latest")
 
     @functools.cached_property
     def digest(self):

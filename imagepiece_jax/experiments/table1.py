@@ -4,7 +4,7 @@ The paper's ImagePiece has a convolutional stem and its rivals have not, so each
 has its own dense model here.
 """
 
-from imagepiece_jax.experiments.compare import DENSE, Row, present
+from imagepiece_jax.experiments.rows import DENSE, Row, present
 
 DYNAMICVIT = Row("DynamicViT", {"name": "dynamicvit", "keep_rate": 0.7})
 SPVIT = Row("SPViT", {"name": "spvit"})

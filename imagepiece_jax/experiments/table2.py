@@ -5,7 +5,7 @@ DynamicViT, whose blocks see just as many tokens.
 """
 
 from imagepiece_jax.experiments import table1
-from imagepiece_jax.experiments.compare import DENSE, Row, present
+from imagepiece_jax.experiments.rows import DENSE, Row, present
 
 MERGE_ONLY = {"name": "imagepiece", "merge_ratio": 0.15, "prune_blocks": ()}
 POOLING = Row("Token Pooling", {"name": "token_pooling", "keep_rate": 0.7})

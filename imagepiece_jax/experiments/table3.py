@@ -6,10 +6,11 @@ method that measures within some points of the dense model.
 
 import functools
 
-from imagepiece_jax.experiments import matching, published, render, statistics, table1
-from imagepiece_jax.experiments.compare import DENSE, Row, present
+from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.experiments import match_cost, published, render, table1
+from imagepiece_jax.experiments.rows import DENSE, Row, present
 from imagepiece_jax.experiments.table2 import TOME
-from imagepiece_jax.models import zoo
+from imagepiece_jax.models import registry
 
 FAST = {"name": "imagepiece", "keep_rate": 0.6}
 ROWS = (
@@ -42,7 +43,7 @@ def printed_tokens(_):
 
 def plan_tokens(row, size="deit_s"):
     """Tokens after the last block, class token included."""
-    model = zoo.create_model(size, stem=row.stem, reduction=row.reduction)
+    model = registry.create_model(size, stem=row.stem, reduction=row.reduction)
     return model.plan[-1].mlp_tokens
 
 
@@ -53,7 +54,7 @@ def fewest(lab, subject, reduction):
     """
     depth = len(subject.model().plan)
     base = lab.answers(subject, DENSE.reduction)
-    ordered = matching.priced(subject.gmacs, matching.settings(reduction, depth))
+    ordered = match_cost.priced(subject.gmacs, match_cost.settings(reduction, depth))
     best, low, high = None, 0, len(ordered) - 1
     for _ in range(STEPS):
         if low > high:

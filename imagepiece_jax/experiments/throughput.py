@@ -7,8 +7,8 @@ model alone, with the copy of its pixels, from files to answers, and training.
 import dataclasses
 
 from imagepiece_jax import config_files
+from imagepiece_jax.benchmark import device, peak_rates, report, suite
 from imagepiece_jax.experiments import published, render
-from imagepiece_jax.measure import ceilings, contest, device, report
 from imagepiece_jax.reduction.methods import METHODS
 
 
@@ -16,7 +16,7 @@ def run(lab):
     """Measure what was asked for, and write throughput.md."""
     named = configs(lab)
     dtype = lab.options["dtype"] or device.fast_dtype()
-    groups = contest.groups(
+    groups = suite.groups(
         named, lab.options["batch_sizes"], dtype, lab.options["modes"]
     )
     parts = [_group(lab, group) for group in groups]
@@ -55,8 +55,8 @@ def _group(lab, group):
     }
 
     def measure():
-        limits = ceilings.measure(group.dtype, lab.rules)
-        return {"rows": contest.run(group, (), lab.rules, limits)}
+        limits = peak_rates.measure(group.dtype, lab.rules)
+        return {"rows": suite.run(group, (), lab.rules, limits)}
 
     what = f"{group.mode} of all methods, batches of {group.batch_size}"
     return report.markdown(lab.points.result(setting, measure, what)["rows"])

@@ -4,8 +4,9 @@ Public weights, r from 0 (the dense model) up. ToMe's authors print such figures
 several models; those of the same shape as the weights given stand beside.
 """
 
-from imagepiece_jax.experiments import published, render, statistics
-from imagepiece_jax.experiments.compare import form
+from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.experiments import published, render
+from imagepiece_jax.experiments.rows import form
 
 RATES = (0, 4, 8, 10, 13, 16, 20, 25)
 

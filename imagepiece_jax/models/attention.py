@@ -11,7 +11,7 @@ from flax import linen as nn
 from flax import struct
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import gradients
+from imagepiece_jax.models import custom_vjp
 
 BACKENDS = ("auto", "xla", "cudnn")
 INIT = nn.initializers.normal(0.02)
@@ -124,7 +124,7 @@ def attend(query, key, value, key_bias=None, *, backend="xla", length=None):
     bias = None if key_bias is None else key_bias[:, None, None, :]
     lengths = {}
     if length is not None and length != padded:
-        key, value = (gradients.padded_from(a, length) for a in (key, value))
+        key, value = (custom_vjp.padded_from(a, length) for a in (key, value))
         sizes = {"query_seq_lengths": padded, "key_value_seq_lengths": length}
         lengths = {k: jnp.full((batch,), n, jnp.int32) for k, n in sizes.items()}
     if bias is not None and backend == "cudnn":  # which wants a row for every query

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from flax import linen as nn
 
-from imagepiece_jax.models import gradients
+from imagepiece_jax.models import custom_vjp
 from imagepiece_jax.models.attention import INIT, Attention
 
 GELUS = ("exact", "tanh")
@@ -19,7 +19,7 @@ class LayerNorm(nn.Module):
         dim = x.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, dim)
         bias = self.param("bias", nn.initializers.zeros, dim)
-        return gradients.layer_norm(x, scale, bias, self.dtype)
+        return custom_vjp.layer_norm(x, scale, bias, self.dtype)
 
 
 class Mlp(nn.Module):
@@ -33,7 +33,7 @@ class Mlp(nn.Module):
     def __call__(self, x):
         dim = x.shape[-1]
         x = nn.Dense(self.hidden_dim, kernel_init=INIT, dtype=self.dtype, name="fc1")(x)
-        x = gradients.gelu(x, self.gelu)
+        x = custom_vjp.gelu(x, self.gelu)
         return nn.Dense(dim, kernel_init=INIT, dtype=self.dtype, name="fc2")(x)
 
 

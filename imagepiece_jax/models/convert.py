@@ -17,7 +17,7 @@ from absl import logging
 from flax import traverse_util
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.weight_files import read_state_dict
+from imagepiece_jax.models.state_dict import read_state_dict
 
 _LEAVES = {
     "kernel": "weight",

@@ -12,10 +12,10 @@ import pathlib
 from typing import Any
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import zoo
-from imagepiece_jax.models.recognise import recognise
+from imagepiece_jax.models import registry
+from imagepiece_jax.models.infer_config import recognise
+from imagepiece_jax.models.state_dict import read_normalization, read_state_dict
 from imagepiece_jax.models.vit import MEAN, STD
-from imagepiece_jax.models.weight_files import read_normalization, read_state_dict
 from imagepiece_jax.reduction import methods
 
 RUN_CONFIG, CLASSES = "config.json", "classes.json"  # in the folder of a run
@@ -59,7 +59,7 @@ class Pretrained:
         called in its sentence, `instead` what else is allowed.
         """
         given = {k: v for k, v in changes.items() if v is not None}
-        asked = zoo.MODELS.get(str(given.get("name")), {}) | given
+        asked = registry.MODELS.get(str(given.get("name")), {}) | given
         for field in DECIDED:
             if field in asked and field in self.fields:
                 by = "" if field in given else f" of {given['name']!r}"
@@ -108,7 +108,7 @@ def read(path, num_heads=None):
         config = _config_of(path)
         reduction = reduction_of(config)
         name = config["model"].get("name")
-        size = {"mlp_ratio": zoo.MLP_RATIO} | zoo.MODELS.get(name, {})
+        size = {"mlp_ratio": registry.MLP_RATIO} | registry.MODELS.get(name, {})
         given = {k: v for k, v in model_fields(config).items() if v is not None}
         return Pretrained(path, size | IMAGENET | given, reduction, config)
     try:
@@ -131,7 +131,7 @@ def heads(config):
     """The number of attention heads in a nested dict; None where it is not told."""
     if config is None:
         return None
-    size = zoo.MODELS.get(config["model"].get("name"), {})
+    size = registry.MODELS.get(config["model"].get("name"), {})
     return config["model"].get("num_heads") or size.get("num_heads")
 
 
@@ -149,7 +149,7 @@ def normalization(path):
     else:
         return {}
     return {
-        name: zoo.channels(f"{path}: {name}", values, positive=name == "std")
+        name: registry.channels(f"{path}: {name}", values, positive=name == "std")
         for name, values in told.items()
     }
 

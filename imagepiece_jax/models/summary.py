@@ -4,7 +4,7 @@ import math
 
 import jax
 
-from imagepiece_jax.models.zoo import model_macs, reducer_macs
+from imagepiece_jax.models.registry import model_macs, reducer_macs
 from imagepiece_jax.reduction import flops
 
 

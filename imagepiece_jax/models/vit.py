@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from imagepiece_jax.models import gradients
+from imagepiece_jax.models import custom_vjp
 from imagepiece_jax.models.attention import INIT, AttentionTaps
 from imagepiece_jax.models.block import Block, LayerNorm
 from imagepiece_jax.models.stems import FOLDED_STEMS, STEMS
-from imagepiece_jax.reduction import moving, tokens
+from imagepiece_jax.reduction import apply, tokens
 from imagepiece_jax.reduction.schedule import Counts, LayerPlan
 from imagepiece_jax.reduction.tokens import Taps, TokenState
 
@@ -212,7 +212,7 @@ class ViT(nn.Module):
             x = jnp.concatenate([jnp.broadcast_to(cls_token, (batch, 1, dim)), x], 1)
         pos_embed = self.param("pos_embed", INIT, (1, x.shape[1], dim))
         x = x + pos_embed.astype(self.dtype)
-        return gradients.token_major(x), (height, width)
+        return custom_vjp.token_major(x), (height, width)
 
 
 def kernel_of(layer):
@@ -254,7 +254,7 @@ class _Reduction:
             return state
         result = reducer(taps, counts, self.train)
         records.append((result, taps))
-        return moving.apply(state, result)
+        return apply.apply(state, result)
 
     def _taps(self, state, seen, reducer):
         prefix = state.num_prefix

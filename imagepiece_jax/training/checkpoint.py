@@ -23,9 +23,10 @@ from absl import logging
 from flax import traverse_util
 from orbax.checkpoint import checkpoint_managers as policies
 
+from imagepiece_jax.common import checksums, parallel
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.models.pretrained import CHECKPOINTS
-from imagepiece_jax.training import agreement, checked, parallel
+from imagepiece_jax.training import host_consistency
 
 KINDS = ("latest", "best")
 KEEP = 2  # of each kind: one more than needed, in case the newest is damaged
@@ -135,15 +136,15 @@ class Checkpoints:
 
     def _save(self, kind, step, state, meta):
         arrays = {name: np.asarray(leaf) for name, leaf in _named(state).items()}
-        content = checked.described(arrays, meta)
+        content = checksums.described(arrays, meta)
         with self._reported(kind):
             manager = self._manager(kind)
             manager.wait_until_finished()
-            if agreement.decided(lambda: self._holds(kind, step, content)):
+            if host_consistency.decided(lambda: self._holds(kind, step, content)):
                 return
             for later in [s for s in manager.all_steps() if s >= step]:
                 manager.delete(later)
-            manager.save(step, args=checked.items(arrays, content), force=True)
+            manager.save(step, args=checksums.items(arrays, content), force=True)
 
     @contextlib.contextmanager
     def _reported(self, kind):
@@ -168,8 +169,8 @@ class Checkpoints:
             return False
         try:
             folder = self._folder(kind, step)
-            return checked.read(folder, lambda _, table: table)[1] == content
-        except checked.DamagedError:
+            return checksums.read(folder, lambda _, table: table)[1] == content
+        except checksums.DamagedError:
             return False
 
     def _restore(self, kind, abstract_state, step=None):
@@ -187,7 +188,7 @@ class Checkpoints:
     def _read_newest(self, kind, choose, step=None):
         """Arrays by name, meta, step: of the newest whole step, or of `step` alone."""
         self.wait()
-        steps = agreement.decided(lambda: sorted(self._steps(kind)))
+        steps = host_consistency.decided(lambda: sorted(self._steps(kind)))
         steps = steps if step is None else [s for s in steps if s == step]
         if not steps:
             what = "checkpoint" if step is None else f"checkpoint of step {step}"
@@ -195,13 +196,13 @@ class Checkpoints:
         for candidate in reversed(steps):
             folder = self._folder(kind, candidate)
             if not parallel.is_main():
-                agreement.appears(folder.exists)
+                host_consistency.appears(folder.exists)
             arrays, content, damage = {}, None, None
             try:
-                arrays, content = checked.read(folder, choose)
-            except checked.DamagedError as error:
+                arrays, content = checksums.read(folder, choose)
+            except checksums.DamagedError as error:
                 damage = str(error)
-            found = agreement.exchange([content, damage])
+            found = host_consistency.exchange([content, damage])
             damage = next((damage for _, damage in found if damage is not None), None)
             if damage is None:
                 return arrays, json.loads(found[0][0])["meta"], candidate
@@ -224,7 +225,7 @@ class Checkpoints:
     def _manager(self, kind):
         # Made by the first save: making one writes, and removes unfinished steps.
         if not self._managers:
-            self._while_writing.enter_context(checked.patient_event_loops())
+            self._while_writing.enter_context(checksums.patient_event_loops())
             logging.get_absl_logger().addFilter(_not_raised_too)
         if kind not in self._managers:
             keep = [policies.LatestN(KEEP)]
@@ -239,7 +240,7 @@ class Checkpoints:
                 ),
             )
             manager = ocp.CheckpointManager(
-                self._root / kind, options=options, item_handlers=checked.handlers()
+                self._root / kind, options=options, item_handlers=checksums.handlers()
             )
             self._managers[kind] = manager
             self._see_the_same(kind, manager)
@@ -247,14 +248,14 @@ class Checkpoints:
 
     def _see_the_same(self, kind, manager):
         """Wait until `manager` knows the steps that process 0 has: it looks once."""
-        steps = agreement.decided(lambda: sorted(manager.all_steps()))
+        steps = host_consistency.decided(lambda: sorted(manager.all_steps()))
 
         def seen():
             if sorted(manager.all_steps()) != steps:
                 manager.reload()
             return sorted(manager.all_steps()) == steps
 
-        if not agreement.appears(seen):
+        if not host_consistency.appears(seen):
             raise RunError(
                 f"{self._root / kind} holds steps {steps} on process 0, but "
                 f"{sorted(manager.all_steps())} here: all hosts need to share it"

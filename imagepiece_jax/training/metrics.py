@@ -16,7 +16,7 @@ import numpy as np
 
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.training.record import append_line
+from imagepiece_jax.training.run_dir import append_line
 
 FILE = "metrics.jsonl"
 # What a clock or a meter says: all else is equal when the same run is run again.

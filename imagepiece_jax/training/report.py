@@ -6,11 +6,12 @@ import time
 import jax
 from tqdm import tqdm
 
+from imagepiece_jax.common import parallel
 from imagepiece_jax.models import summary
-from imagepiece_jax.training import optimizer, parallel, setup
+from imagepiece_jax.training import from_config, optimizer
+from imagepiece_jax.training.logging import TRACE
 from imagepiece_jax.training.metrics import FILE, read_metrics
-from imagepiece_jax.training.panels import PICTURE
-from imagepiece_jax.training.watch import TRACE
+from imagepiece_jax.training.sample_images import PICTURE
 
 SHOWN_CLASSES = 5  # names in the text of a dry run
 # (row, path in the run's folder), for what is there
@@ -38,7 +39,7 @@ def memory_text(run, state):
     teacher = None if run.teacher is None else stack(run.teacher)
     last = run.compiled_step(length.epochs - 1)
     compiled = last.compile(
-        stack(state), stack(setup.batch_shapes(config, dealt)), teacher
+        stack(state), stack(from_config.batch_shapes(config, dealt)), teacher
     )
     seconds = time.perf_counter() - began
     held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
@@ -49,7 +50,7 @@ def memory_text(run, state):
         f"({jax.devices()[0].device_kind}; compiled in {seconds:.0f} s)\n"
         f"{length.steps} steps: {length.epochs} epochs of "
         f"{length.steps_per_epoch}; programs to compile: "
-        f"{setup.train_programs(config)}; dry run: nothing was written"
+        f"{from_config.train_programs(config)}; dry run: nothing was written"
     )
 
 

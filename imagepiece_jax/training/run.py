@@ -15,20 +15,20 @@ import zlib
 import jax
 import numpy as np
 
+from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.models import summary
 from imagepiece_jax.training import (
-    agreement,
     checks,
-    evaluation,
-    parallel,
-    setup,
-    weights,
+    from_config,
+    host_consistency,
+    initial_weights,
 )
 from imagepiece_jax.training.checkpoint import Checkpoints
-from imagepiece_jax.training.panels import Panels
-from imagepiece_jax.training.record import Hold, record_classes, record_run
-from imagepiece_jax.training.steps import init_state
+from imagepiece_jax.training.run_dir import Hold, record_classes, record_run
+from imagepiece_jax.training.sample_images import Panels
+from imagepiece_jax.training.train_step import init_state
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -39,15 +39,15 @@ class Run:
     def __init__(self, config, workdir):
         self.config = config
         self.workdir = workdir
-        self.model = setup.model(config, axis_name=parallel.AXIS)
-        self.recipe = setup.recipe(config)
-        self.dense = setup.dense(config)
-        self.place = setup.placement(config)
-        self.train_transform = setup.train_transform(config)
-        self.eval_transform = setup.eval_transform(config)
+        self.model = from_config.model(config, axis_name=parallel.AXIS)
+        self.recipe = from_config.recipe(config)
+        self.dense = from_config.dense(config)
+        self.place = from_config.placement(config)
+        self.train_transform = from_config.train_transform(config)
+        self.eval_transform = from_config.eval_transform(config)
         self.checkpoints = Checkpoints(workdir, config.keep_every_steps)
-        self.eval_step = evaluation.compiled(self.model, config.seed)
-        self.method = setup.method(config)
+        self.eval_step = accuracy.compiled(self.model, config.seed)
+        self.method = from_config.method(config)
         self.panels = Panels(workdir, self.model, self.recipe, config.pictures)
         self._program = None  # (its key, the step as compiled)
         self.lock = None
@@ -59,16 +59,16 @@ class Run:
 
     def open_data(self):
         """Open both splits; the length of the run follows."""
-        self.train_source = setup.source(self.config, "train")
-        self.val_source = setup.source(self.config, "val")
+        self.train_source = from_config.source(self.config, "train")
+        self.val_source = from_config.source(self.config, "val")
         # A size that does not fit shows here, not in the first step.
-        setup.try_first(
+        from_config.try_first(
             self.train_source, self.train_transform, rng=np.random.default_rng(0)
         )
-        setup.try_first(self.val_source, self.eval_transform)
-        self.length = setup.length(self.config, len(self.train_source))
-        self.rate = setup.schedule(self.config, self.length.steps_per_epoch)
-        self.optimizer = setup.adamw(
+        from_config.try_first(self.val_source, self.eval_transform)
+        self.length = from_config.length(self.config, len(self.train_source))
+        self.rate = from_config.schedule(self.config, self.length.steps_per_epoch)
+        self.optimizer = from_config.adamw(
             self.config, self.rate, self.length.steps_per_epoch
         )
 
@@ -83,25 +83,27 @@ class Run:
             assumed=checks.ASSUMED,
         )
         record(is_main=False)  # only compares: a mistake leaves no folder behind
-        resumed = agreement.decided(self.checkpoints.latest_step) is not None
+        resumed = host_consistency.decided(self.checkpoints.latest_step) is not None
         names = self.train_source.class_names
-        weights.check_classes(self.config, self.workdir, names, resumed)
+        initial_weights.check_classes(self.config, self.workdir, names, resumed)
         told = zlib.crc32(json.dumps(names).encode())
-        agreement.check_same({"the checksum of the names of the classes": told})
+        host_consistency.check_same({"the checksum of the names of the classes": told})
         first_state = functools.partial(
             init_state, optimizer=self.optimizer, with_ema=self.config.ema_decay > 0
         )
         evaluated = self.config.init.evaluate and not resumed
-        self.given = weights.as_given(self.config, self.dense) if evaluated else None
+        self.given = (
+            initial_weights.as_given(self.config, self.dense) if evaluated else None
+        )
         if resumed:  # the checkpoint has the values: shapes will do
             shapes = summary.shapes(self.model, self.config.image_size)
             state = jax.eval_shape(first_state, shapes)
         else:
-            state = first_state(weights.initial(self.config, self.model))
+            state = first_state(initial_weights.initial(self.config, self.model))
         self.teacher_model = self.teacher = None
         if self.method.needs_teacher:
             self.teacher_model = self.dense.clone(drop_path_rate=0.0)
-            self.teacher = weights.teacher(self.config, self.teacher_model)
+            self.teacher = initial_weights.teacher(self.config, self.teacher_model)
         if write and parallel.is_main():
             self.lock = Hold(self.workdir)
             self.checkpoints.check_room(state, self.length.steps)
@@ -109,7 +111,7 @@ class Run:
             record(is_main=parallel.is_main())
             if parallel.is_main():
                 record_classes(self.workdir, names)
-            agreement.check_workdir(self.workdir)
+            host_consistency.check_workdir(self.workdir)
         meta = {"best": {"acc1": -1.0, "step": 0}, "last": None, "evaluated": 0}
         meta["images"] = images = [len(self.train_source), len(self.val_source)]
         step = None
@@ -117,7 +119,7 @@ class Run:
             state, meta, step = self.checkpoints.restore(state)
             self._check_images(meta.setdefault("images", images), images)
         arrays = state, self.teacher, self.given
-        agreement.check_start(step, arrays, self.train_source, self.val_source)
+        host_consistency.check_start(step, arrays, self.train_source, self.val_source)
         return state, meta, step
 
     def _check_images(self, before, now):
@@ -135,14 +137,14 @@ class Run:
         One program for all: only a keep rate that warms up has several. The newest is
         kept, and the others are unloaded.
         """
-        model = setup.train_model(self.config, epoch, parallel.AXIS)
-        key = setup.program_key(model)
+        model = from_config.train_model(self.config, epoch, parallel.AXIS)
+        key = from_config.program_key(model)
         if self._program is not None:
             if self._program[0] == key:
                 return self._program[1]
             self._program = None
             parallel.forget_programs()
-        step = setup.step(
+        step = from_config.step(
             self.config, model, self.optimizer, self.rate, self.teacher_model
         )
         compiled = parallel.pmap(step, donate_argnums=(0,), model=True)

@@ -15,11 +15,11 @@ from imagepiece_jax.common.files import (
     replace_file,
     replacing,
 )
-from imagepiece_jax.data import records
+from imagepiece_jax.data.imagenet import writer
 from imagepiece_jax.errors import InputError, RunError
-from imagepiece_jax.experiments.runner import Points
+from imagepiece_jax.experiments.cache import Points
 from imagepiece_jax.models.pretrained import own_files
-from imagepiece_jax.training.record import Hold
+from imagepiece_jax.training.run_dir import Hold
 
 
 def failing(code):
@@ -35,7 +35,7 @@ def holds(tmp_path):
     return {
         "another process is training in": lambda: Hold(tmp_path / "run"),
         "another process is measuring into": lambda: Points(tmp_path / "points"),
-        "another process is writing": lambda: records._hold(
+        "another process is writing": lambda: writer._hold(
             tmp_path / "set"
         ).__enter__(),
     }

@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from imagepiece_jax.benchmark import input_ways
 from imagepiece_jax.data import loader, readers
 from imagepiece_jax.data.transforms import (
     CanvasTransform,
@@ -19,7 +20,6 @@ from imagepiece_jax.data.transforms import (
     TrainTransform,
 )
 from imagepiece_jax.errors import InputError, RunError
-from imagepiece_jax.measure import input_ways
 from tests import runs, tars
 from tests.command import start
 from tests.data.noise import Noise, same

@@ -5,8 +5,9 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from imagepiece_jax.data import randaugment_host, transforms
-from imagepiece_jax.data.policy import Policy
+from imagepiece_jax.data import transforms
+from imagepiece_jax.data.augment import randaugment_pil
+from imagepiece_jax.data.augment.policy import Policy
 from imagepiece_jax.data.resize import exact
 from imagepiece_jax.data.transforms import (
     CanvasTransform,
@@ -246,11 +247,11 @@ def test_train_transform_chains_crop_and_flip():
 def test_host_augments_after_crop_and_flip():
     image, policy = ramp(16, 16), Policy(layers=2, prob=1.0)
     plain = TrainTransform(16, crop="none", policy=policy, flip=False)
-    expected = randaugment_host.randaugment(image, rng(4), policy)
+    expected = randaugment_pil.randaugment(image, rng(4), policy)
     np.testing.assert_array_equal(plain(image, rng(4)), expected)
     generator = rng(5)
     expected = transforms.random_resized_crop(image, 8, generator)
     expected = transforms.flip(expected, generator)
-    expected = randaugment_host.randaugment(expected, generator, policy)
+    expected = randaugment_pil.randaugment(expected, generator, policy)
     out = TrainTransform(8, policy=policy)(image, rng(5))
     np.testing.assert_array_equal(out, expected)

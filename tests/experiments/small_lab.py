@@ -2,12 +2,12 @@
 
 import numpy as np
 
+from imagepiece_jax.benchmark.timer import Rules
 from imagepiece_jax.experiments import subjects
+from imagepiece_jax.experiments.cache import Points
+from imagepiece_jax.experiments.context import Lab
 from imagepiece_jax.experiments.images import Images
-from imagepiece_jax.experiments.lab import Lab
-from imagepiece_jax.experiments.runner import Points
-from imagepiece_jax.measure.clock import Rules
-from imagepiece_jax.models import convert, summary, zoo
+from imagepiece_jax.models import convert, registry, summary
 from tests.models.tiny import fill
 
 SIZE = {"patch_size": 2, "embed_dim": 8, "depth": 4, "num_heads": 2}
@@ -26,7 +26,7 @@ FIELDS = {
 
 def subject(folder, seed=0):
     """The Subject of random weights, as a file that a dense model fits."""
-    model = zoo.create_model(**FIELDS)
+    model = registry.create_model(**FIELDS)
     variables = fill(summary.shapes(model, 16), seed)
     path = folder / f"tiny{seed}.npz"
     np.savez(path, **convert.to_timm(variables))

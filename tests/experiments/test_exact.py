@@ -5,21 +5,21 @@ import pathlib
 import pytest
 
 from imagepiece_jax.experiments import (
-    combos,
+    combinations,
     evit_table,
+    finetune,
     hyperspeed,
-    matching,
+    match_cost,
     published,
-    search_space,
-    small,
     subjects,
     table1,
     table2,
     table3,
 )
+from imagepiece_jax.experiments.search import space
 from imagepiece_jax.experiments.subjects import Subject
 
-ADDED = [row for _, row in combos.PAIRS]
+ADDED = [row for _, row in combinations.PAIRS]
 FIELDS = {"name": "deit_s", "image_size": 224, "num_classes": 1000}
 
 
@@ -41,7 +41,7 @@ def tokens(row):
     [
         (table1.ROWS, (4.599, 2.981, 2.463, 2.997, 2.783, 2.406, 4.976)),
         (table2.ROWS[:5], (4.599, 2.878, 2.865, 2.703, 2.859)),
-        ([row for _, row in combos.CONTESTS[3:]], (2.867, 2.783, 2.783)),
+        ([row for _, row in combinations.CONTESTS[3:]], (2.867, 2.783, 2.783)),
     ],
 )
 def test_macs_of_the_tables(rows, expected):
@@ -91,7 +91,7 @@ def test_macs_of_the_hyperspeed_sweep_fall(name, costs):
 def test_combinations_have_one_token_trace():
     traces = {
         tuple(layer.mlp_tokens for layer in subject("conv").model(row.reduction).plan)
-        for _, row in combos.CONTESTS[3:]
+        for _, row in combinations.CONTESTS[3:]
     }
     assert len(traces) == 1 and traces.pop()[-1] == 61
 
@@ -99,7 +99,9 @@ def test_combinations_have_one_token_trace():
 def test_published_names_are_those_of_rows():
     """A figure whose row has another name would never be shown."""
     rows = {
-        row.name for module in (table1, table2, combos, table3) for row in module.ROWS
+        row.name
+        for module in (table1, table2, combinations, table3)
+        for row in module.ROWS
     }
     for figures in published.ACCURACY_SPEED.values():
         assert set(figures) <= rows
@@ -126,8 +128,8 @@ def test_published_claims_can_be_recomputed():
 def test_methods_can_be_matched_at_equal_macs(reduction):
     """Of DeiT-Ti at 160 pixels, as --small trains it, within three percent."""
     one = subject(name="deit_ti", image_size=160)
-    target = one.gmacs(small.REFERENCE)
-    found = matching.nearest(one.gmacs, reduction, target)
+    target = one.gmacs(finetune.REFERENCE)
+    found = match_cost.nearest(one.gmacs, reduction, target)
     assert found["name"] == reduction["name"]
     if reduction == table2.MERGE_ONLY:  # half of the candidates is all it can merge
         assert found["merge_ratio"] >= 0.14
@@ -137,8 +139,8 @@ def test_methods_can_be_matched_at_equal_macs(reduction):
 
 
 def test_nearest_is_the_nearest():
-    costs = {rate: (rate - 0.5) ** 2 + rate for rate in matching.HUNDREDTHS}
-    found = matching.nearest(
+    costs = {rate: (rate - 0.5) ** 2 + rate for rate in match_cost.HUNDREDTHS}
+    found = match_cost.nearest(
         lambda r: costs[r["keep_rate"]], {"name": "evit", "fuse_token": True}, 0.66
     )
     best = min(costs, key=lambda rate: abs(costs[rate] - 0.66))
@@ -151,12 +153,12 @@ def test_dearest_is_that_of_a_slow_search(limit, step):
     rates = list(range(0, 100, 7))[::step]
     allowed = [rate for rate in rates if rate <= limit]
     expected = (max(allowed),) * 2 if allowed else None
-    assert matching.dearest(lambda rate: rate, rates, limit) == expected
+    assert match_cost.dearest(lambda rate: rate, rates, limit) == expected
 
 
 def test_every_shape_of_the_search_makes_models_of_falling_cost():
     one = subject(name="deit_ti")
-    shapes = search_space.shapes(12)
+    shapes = space.shapes(12)
     assert len(shapes) > 200
     assert {shape["name"] for shape in shapes[:4]} == {
         "tome",
@@ -164,8 +166,8 @@ def test_every_shape_of_the_search_makes_models_of_falling_cost():
         "imagepiece",
         "imagepiece_tome",
     }
-    for shape in [*search_space.PUBLISHED, *shapes[:24]]:
-        costs = [one.gmacs(rate) for rate in search_space.rates(shape, 12)[::6]]
+    for shape in [*space.PUBLISHED, *shapes[:24]]:
+        costs = [one.gmacs(rate) for rate in space.rates(shape, 12)[::6]]
         falling = costs[0] > costs[-1]
         assert len(costs) > 3 and costs == sorted(costs, reverse=falling)
         assert min(costs) < 0.7 * one.gmacs(subjects.DENSE)

@@ -6,11 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.experiments import masking, statistics
-from imagepiece_jax.experiments.compare import DENSE
-from imagepiece_jax.experiments.lab import Answers
+from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.experiments import masking
+from imagepiece_jax.experiments.context import Answers
 from imagepiece_jax.experiments.masking import SIDE, corners_of, cover
 from imagepiece_jax.experiments.published import MASKS
+from imagepiece_jax.experiments.rows import DENSE
 
 INDEX = np.array([[3, 0, 7]])
 
@@ -86,8 +87,8 @@ class Brightness:
 
 def test_accuracy_falls_with_every_mask_of_a_model_that_counts_pixels(tmp_path):
     """Nested masks: an image that was wrong behind fewer is wrong behind more."""
+    from imagepiece_jax.common import parallel
     from imagepiece_jax.experiments import forward
-    from imagepiece_jax.training import parallel
 
     index = np.arange(12)[None]
     batch = {

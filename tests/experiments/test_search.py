@@ -10,8 +10,10 @@ import pytest
 from configs import base
 from imagepiece_jax import config_files
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.experiments import search, search_space, subjects
-from imagepiece_jax.training import checks, setup
+from imagepiece_jax.experiments import subjects
+from imagepiece_jax.experiments.search import __main__ as search
+from imagepiece_jax.experiments.search import space
+from imagepiece_jax.training import checks, from_config
 from tests.experiments import small_lab
 
 
@@ -82,7 +84,7 @@ def test_candidates_use_their_budget_and_no_more(subject):
 
 
 def test_windows_of_tome_merge_in_their_blocks_alone():
-    rates = search_space.rates({"name": "tome", "blocks": (1, 3)}, 4)
+    rates = space.rates({"name": "tome", "blocks": (1, 3)}, 4)
     assert rates[4] == {"name": "tome", "r_list": (0, 5, 5)}
 
 
@@ -90,9 +92,9 @@ def test_windows_of_tome_merge_in_their_blocks_alone():
 def few_shapes(monkeypatch):
     """A published form that is good where it is chosen, and one that is not."""
     shapes = ({"name": "tome"}, {"name": "random", "blocks": (1, 2)})
-    monkeypatch.setattr(search_space, "PUBLISHED", shapes)
+    monkeypatch.setattr(space, "PUBLISHED", shapes)
     others = [{"name": "evit", "blocks": (1, 2)}]
-    monkeypatch.setattr(search_space, "shapes", lambda depth: others)
+    monkeypatch.setattr(space, "shapes", lambda depth: others)
 
 
 class FakeAnswers(dict):
@@ -130,7 +132,7 @@ def fake_lab(folder, subject, metric="gmacs", ratio=2.5):
 
 def test_what_chose_is_never_reported(tmp_path, subject, few_shapes, monkeypatch):
     """The winner is best on the choosing half; its page shows that it is worst."""
-    monkeypatch.setattr("imagepiece_jax.experiments.statistics.text", lambda e: e[0])
+    monkeypatch.setattr("imagepiece_jax.evaluate.statistics.text", lambda e: e[0])
     lab = fake_lab(tmp_path, subject)
     search.run(lab)
     lab.points.close()
@@ -182,7 +184,7 @@ def test_the_winners_config_makes_its_model(tmp_path, subject):
     config = config_files.load(path)
     assert "'half of the cost'" in path.read_text()
     checks.check(config)
-    assert setup.model(config) == subject.model(reduction)
+    assert from_config.model(config) == subject.model(reduction)
     assert config.data.name == "digits" and config.data.resize == "none"
     config_files.override(config, "data.workers", "0")
 

@@ -8,8 +8,8 @@ import pytest
 from configs import quickstart
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.experiments import subjects
-from imagepiece_jax.models import convert, summary, zoo
-from imagepiece_jax.training import setup
+from imagepiece_jax.models import convert, registry, summary
+from imagepiece_jax.training import from_config
 from tests.experiments import small_lab
 from tests.models.tiny import fill
 
@@ -18,7 +18,7 @@ from tests.models.tiny import fill
 def file(tmp_path_factory):
     """Weights of a model whose heads have 64 channels, so that shapes tell it."""
     fields = dict(patch_size=2, embed_dim=64, depth=2, num_heads=1)
-    model = zoo.create_model("vit_mini", image_size=8, num_classes=3, **fields)
+    model = registry.create_model("vit_mini", image_size=8, num_classes=3, **fields)
     path = tmp_path_factory.mktemp("weights") / "tiny.npz"
     np.savez(path, **convert.to_timm(fill(summary.shapes(model, 8))))
     return path
@@ -61,7 +61,9 @@ def test_a_run_tells_its_model_and_what_it_was_trained_with(tmp_path):
     config.model.prop_attn = True
     run_folder(tmp_path / "a", config)
     first, second = subjects.runs(tmp_path)
-    assert second.seed == 7 and second.model() == setup.model(quickstart.get_config())
+    assert second.seed == 7 and second.model() == from_config.model(
+        quickstart.get_config()
+    )
     assert first.reduction["prop_attn"] is True
     reduction = quickstart.get_config().reduction.to_dict()
     given = {k: v for k, v in reduction.items() if v is not None}

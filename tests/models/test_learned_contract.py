@@ -11,10 +11,10 @@ import pytest
 from flax import linen as nn
 from flax import traverse_util
 
-from imagepiece_jax.models import zoo
+from imagepiece_jax.models import registry
 from imagepiece_jax.reduction.methods import METHODS
+from tests.inference.test_program import SMALL
 from tests.models import masked, tiny
-from tests.models.test_program import SMALL
 
 MORE = {
     "imagepiece_dynamicvit topk": SMALL["imagepiece_dynamicvit"] | {"mode": "topk"},
@@ -68,7 +68,9 @@ def test_the_logits_teach_every_parameter_of_a_reducer(name):
 def test_what_a_reducer_multiplies_is_counted(name):
     """By `extra_macs`: every weight is used once an image, most for every token."""
     model = tiny.model(LEARNED[name])
-    told = sum(zoo.reducer_macs(layer, tiny.WIDTH, tiny.HEADS) for layer in model.plan)
+    told = sum(
+        registry.reducer_macs(layer, tiny.WIDTH, tiny.HEADS) for layer in model.plan
+    )
     params = traverse_util.flatten_dict(tiny.shapes(model)["params"], sep="/")
     kernels = [
         np.prod(value.shape)

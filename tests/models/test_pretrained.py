@@ -9,9 +9,9 @@ import safetensors.numpy
 
 import imagepiece_jax
 from configs import quickstart
-from imagepiece_jax import evaluate
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import convert, pretrained, zoo
+from imagepiece_jax.evaluate import __main__ as evaluate
+from imagepiece_jax.models import convert, pretrained, registry
 from imagepiece_jax.models.vit import MEAN, STD
 from tests.command import call, sentence
 from tests.models import tiny
@@ -50,10 +50,10 @@ def run_folder(path, **fields):
 def test_a_file_may_tell_how_its_images_were_normalized(tmp_path, tensors, name):
     told = pretrained.read(written(tmp_path / name, tensors, NORMALIZATION))
     assert {k: told.fields[k] for k in NORMALIZATION} == NORMALIZATION
-    assert zoo.create_model(**told.fields) == tiny.model(**SIZE, **NORMALIZATION)
+    assert registry.create_model(**told.fields) == tiny.model(**SIZE, **NORMALIZATION)
     untold = pretrained.read(written(tmp_path / f"un{name}", tensors, {}))
     assert "mean" not in untold.fields
-    model = zoo.create_model(**untold.fields)
+    model = registry.create_model(**untold.fields)
     assert (model.mean, model.std) == (MEAN, STD)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.models import convert, zoo
+from imagepiece_jax.models import convert, registry
 from imagepiece_jax.models.attention import class_attention
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.reduction.tokens import DROPPED
@@ -30,7 +30,7 @@ WEIGHTS = "weights/deit_tiny_patch16_224"
 
 @pytest.fixture(scope="module")
 def model():
-    return zoo.create_model("deit_ti", attention="xla")
+    return registry.create_model("deit_ti", attention="xla")
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def evit(assets, variables, images):
     with np.load(assets / "fixtures/deit_tiny_reduced.npz") as file:
         named = {name.removeprefix("evit_keep0.7_fuse_"): file[name] for name in file}
     reduction = {"name": "evit", "keep_rate": 0.7, "fuse_token": True}
-    model = zoo.create_model("deit_ti", reduction=reduction, attention="xla")
+    model = registry.create_model("deit_ti", reduction=reduction, attention="xla")
     outputs = jax.jit(model.apply)(variables, images[:2])
     return types.SimpleNamespace(**named), model.plan, outputs
 

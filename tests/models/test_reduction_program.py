@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from imagepiece_jax.reduction import moving
-from tests.models import programs, tiny
+from imagepiece_jax.reduction import apply
+from tests.inference import programs
+from tests.models import tiny
 
 # kind -> (fields, passes, operations) of one step, class attention and move included.
 # Passes are today's; of operations there may be a tenth more, since releases of JAX
@@ -70,11 +71,11 @@ def test_a_step_is_as_small_as_it_was(kind):
 @pytest.mark.parametrize("kind", ALLOWED)
 def test_one_needless_pass_is_noticed(kind, monkeypatch):
     """The bounds are not loose: one sum over the tokens is too much."""
-    move = moving.apply
+    move = apply.apply
 
     def wasteful(state, result):
         extra = jnp.sum(state.x, axis=1, keepdims=True)
         return move(state.replace(x=state.x + 0 * extra), result)
 
-    monkeypatch.setattr(moving, "apply", wasteful)
+    monkeypatch.setattr(apply, "apply", wasteful)
     assert step(kind)[0] > ALLOWED[kind][1]

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from imagepiece_jax import config_files
-from imagepiece_jax.models import summary, zoo
-from imagepiece_jax.training import setup
+from imagepiece_jax.models import registry, summary
+from imagepiece_jax.training import from_config
 from tests.models import tiny
 from tests.runs import ROOT
 
@@ -43,11 +43,11 @@ def test_columns_line_up():
 @pytest.mark.parametrize("name", ["quickstart", "deit_b", "deit_ti_imagepiece"])
 def test_parts_add_up_to_the_model(name):
     made = config_files.load(ROOT / "configs" / f"{name}.py")
-    model, size = setup.model(made), made.image_size
-    *_, total = summary.cost_table(model, setup.dense(made), size).split("\n")
+    model, size = from_config.model(made), made.image_size
+    *_, total = summary.cost_table(model, from_config.dense(made), size).split("\n")
     _, ours, theirs, parameters = total.split()
-    assert ours == f"{zoo.model_macs(model, size) / 1e6:.1f}"
-    assert theirs == f"{zoo.model_macs(setup.dense(made), size) / 1e6:.1f}"
+    assert ours == f"{registry.model_macs(model, size) / 1e6:.1f}"
+    assert theirs == f"{registry.model_macs(from_config.dense(made), size) / 1e6:.1f}"
     leaves = jax.tree.leaves(summary.shapes(model, size)["params"])
     assert parameters == f"{sum(np.prod(leaf.shape) for leaf in leaves):,.0f}"
 
@@ -67,8 +67,8 @@ def test_cost_table_of_a_model_counted_by_hand():
             "reduction.keep_rate": 0.5,
         },
     )
-    model = setup.model(made)
-    table = summary.cost_table(model, setup.dense(made), 4).split("\n")
+    model = from_config.model(made)
+    table = summary.cost_table(model, from_config.dense(made), 4).split("\n")
     rows = [line.split() for line in table]
     # Parameters. Stem: 12 * 4 + 4, class token 4, positions 5 * 4. Block: norms 4 * 4,
     # attention 4 * (16 + 4), MLP 4 * 16 + 16 + 16 * 4 + 4. Head: norm 8, 4 * 3 + 3.
@@ -81,7 +81,7 @@ def test_cost_table_of_a_model_counted_by_hand():
     macs = 192 + 12 + (320 + 200 + 384) + (192 + 72 + 384)
     dense = 192 + 12 + 2 * (320 + 200 + 640)
     assert (macs, dense) == (1756, 2524)
-    assert summary.cost_line(model, [setup.dense(made)], 4) == (
+    assert summary.cost_line(model, [from_config.dense(made)], 4) == (
         "1.756e-06 GMACs an image; dense 2.524e-06 with a patch stem, 1.44 times as "
         "many"
     )

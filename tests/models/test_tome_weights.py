@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.models import convert, zoo
+from imagepiece_jax.models import convert, registry
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.reduction.methods import METHODS
 from tests import oracles
@@ -29,7 +29,7 @@ def tome(assets):
     with np.load(assets / "fixtures/deit_tiny_timm.npz") as file:
         images = normalize(jnp.asarray(file["images_uint8"][:2]), MEAN, STD)
         dense_logits = file["logits"][:2]
-    model = zoo.create_model(
+    model = registry.create_model(
         "deit_ti",
         reduction={"name": "tome", "r": 13},
         attention="xla",

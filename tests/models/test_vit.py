@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from imagepiece_jax.models import vit, zoo
+from imagepiece_jax.models import registry, vit
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.tokens import Mixing
 from tests import oracles
@@ -138,7 +138,7 @@ def all_plans():
 @pytest.mark.parametrize("reduction", all_plans(), ids=str)
 def test_shapes_follow_the_plan(reduction):
     """Of DeiT-S at 224 pixels; nothing is computed."""
-    model = zoo.create_model("deit_s", reduction=reduction, trace_source=True)
+    model = registry.create_model("deit_s", reduction=reduction, trace_source=True)
     images = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
     out, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
     counts = [layer.counts for layer in model.plan if layer.counts]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from imagepiece_jax.models import zoo
+from imagepiece_jax.models import registry
 
 # No two of these, and no token count below, are the same number.
 SIDE, PATCH, TOKENS, WIDTH, DEPTH, HEADS, CLASSES = 20, 4, 25, 30, 3, 3, 7
@@ -29,7 +29,7 @@ jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_lev
 def model(reduction=None, **options):
     """The tiny ViT; `options` are create_model's."""
     size = {"patch_size": PATCH, "embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS}
-    return zoo.create_model(
+    return registry.create_model(
         "vit_mini",
         image_size=SIDE,
         num_classes=CLASSES,

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.reduction import moving, ops
+from imagepiece_jax.reduction import ops
+from imagepiece_jax.reduction.apply import apply as apply_result
 from imagepiece_jax.reduction.reducers import Retokenize, TopK, TopKFuse
 from imagepiece_jax.reduction.schedule import Counts
 from imagepiece_jax.reduction.tokens import DROPPED, Assignment, Taps, TokenState
@@ -18,7 +19,7 @@ FORMS = ("gather", "one_hot")
 
 # Compiling is what takes the time here: leave out what only makes programs faster.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-apply = jit(moving.apply, static_argnames="form")
+apply = jit(apply_result, static_argnames="form")
 NAN, INF = np.nan, np.inf
 
 
@@ -212,7 +213,7 @@ def test_without_form_apply_gathers_where_it_can():
     unknown = assignment.replace(merged=None)
     for given, form in ((assignment, "gather"), (unknown, "one_hot")):
         default, named = (
-            str(jax.make_jaxpr(moving.apply, static_argnums=2)(state, given, chosen))
+            str(jax.make_jaxpr(apply_result, static_argnums=2)(state, given, chosen))
             for chosen in (None, form)
         )
         assert default == named
@@ -241,7 +242,7 @@ def test_apply_is_the_same_eager_jitted_mapped_and_stacked(form):
     state, assignment = make(7, 3, weighted=True)
 
     def move(state, assignment):
-        return moving.apply(state, assignment, form)
+        return apply_result(state, assignment, form)
 
     def stacked(tree):
         return jax.tree.map(lambda leaf: jnp.stack([leaf, leaf[::-1]]), tree)
@@ -257,7 +258,7 @@ def test_apply_is_the_same_eager_jitted_mapped_and_stacked(form):
 
 def test_apply_is_traced_once():
     chex.clear_trace_counter()
-    move = jax.jit(chex.assert_max_traces(moving.apply, n=1))
+    move = jax.jit(chex.assert_max_traces(apply_result, n=1))
     for seed in (0, 1):
         state, assignment = make(7, 3, weighted=True, seed=seed)
         got = move(state, assignment.replace(merged=3))
@@ -272,7 +273,7 @@ def gradients(state, assignment, probe, form):
     """Gradients of sum(tokens * probe): of x and, where there is one, of weight."""
 
     def loss(x, weight):
-        moved = moving.apply(
+        moved = apply_result(
             state.replace(x=x), assignment.replace(weight=weight), form
         )
         return jnp.sum(moved.x.astype(jnp.float32) * probe)
@@ -379,7 +380,7 @@ def test_reducing_needs_no_sort_scatter_or_cumsum(reducer, counts):
     def loss(x, cls_attn):
         taps = Taps(x=x[:, 1:], size=state.size[:, 1:], metric=x[:, 1:])
         result = reducer(taps.replace(cls_attn=cls_attn), counts)
-        return moving.apply(state.replace(x=x), result, "gather").x.sum()
+        return apply_result(state.replace(x=x), result, "gather").x.sum()
 
     both = jax.value_and_grad(loss, argnums=(0, 1))
     found = primitives(jax.make_jaxpr(both)(state.x, state.size[:, 1:]))

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.reduction import moving, ops
+from imagepiece_jax.reduction import ops
+from imagepiece_jax.reduction.apply import apply as apply_result
 from imagepiece_jax.reduction.reducers import Retokenize, TopK, TopKFuse
 from imagepiece_jax.reduction.schedule import Counts
 from imagepiece_jax.reduction.tokens import DROPPED, Taps, start
@@ -34,7 +35,7 @@ def decide(reducer, taps, counts):
     return reducer(taps, counts)
 
 
-apply = jit(moving.apply, static_argnames="form")
+apply = jit(apply_result, static_argnames="form")
 
 
 def make_taps(scores, metric, x=None, size=None, dtype=jnp.float32):
@@ -253,7 +254,7 @@ def test_fusing_passes_gradient_to_the_attention():
 
     def loss(scores):
         result = TopKFuse()(make_taps(scores, state.x[:, 1:]), counts)
-        return moving.apply(state, result).x.sum()
+        return apply_result(state, result).x.sum()
 
     slope = jax.jit(jax.grad(loss))(scores)
     for image in range(2):
@@ -271,7 +272,7 @@ def test_merging_decides_without_gradient():
 
     def loss(scores, metric):
         result = Retokenize()(make_taps(scores, metric), counts)
-        return moving.apply(state, result).x.sum()
+        return apply_result(state, result).x.sum()
 
     given = jnp.asarray(scores, jnp.float32), jnp.asarray(metric, jnp.float32)
     slopes = jax.jit(jax.grad(loss, argnums=(0, 1)))(*given)

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from configs import base
-from imagepiece_jax.data.augment import Augment, Crop
-from imagepiece_jax.data.policy import Policy
+from imagepiece_jax.common import parallel
+from imagepiece_jax.data.augment.pipeline import Augment, Crop
+from imagepiece_jax.data.augment.policy import Policy
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.training import checks, parallel, setup, steps
-from imagepiece_jax.training.steps import Recipe
+from imagepiece_jax.training import checks, from_config, train_step
+from imagepiece_jax.training.train_step import Recipe
 
 SIDE, CANVAS, BATCH = 8, 12, 8
 WHOLE = Augment(Crop(SIDE), Policy(layers=1, prob=1.0), erase_prob=0.5)
@@ -31,7 +32,7 @@ def batch():
 def program():
     recipe = Recipe(seed=3, num_classes=10, augment=WHOLE)
     model = types.SimpleNamespace(mean=(0.5,) * 3, std=(0.5,) * 3)
-    prepare = functools.partial(steps._prepare, model=model, recipe=recipe)
+    prepare = functools.partial(train_step._prepare, model=model, recipe=recipe)
     return parallel.pmap(prepare)
 
 
@@ -67,16 +68,18 @@ def config(**fields):
 def test_what_the_config_leaves_to_the_device():
     """DeiT's rand-m9-mstd0.5-inc1 and erasing with .25, unless it says otherwise."""
     deit = Policy(layers=2, prob=0.5, magnitude=9.0, magnitude_std=0.5)
-    assert setup.recipe(config()).augment == Augment(None, deit, 0.25)
-    assert setup.train_transform(config()).policy is None
+    assert from_config.recipe(config()).augment == Augment(None, deit, 0.25)
+    assert from_config.train_transform(config()).policy is None
     other = {"augment.layers": 0, "augment.erase_prob": 0.0, "data.canvas": 384}
     made = config(**other, **{"data.flip": False, "data.area": (0.3, 0.9)})
-    assert setup.augmentation(made) == Augment(Crop(224, (0.3, 0.9), False), None, 0.0)
+    assert from_config.augmentation(made) == Augment(
+        Crop(224, (0.3, 0.9), False), None, 0.0
+    )
     host = config(**{"augment.where": "host", "augment.magnitude": 4.0})
-    assert setup.augmentation(host) == Augment(None, None, 0.25)
-    assert setup.train_transform(host).policy == Policy(2, 0.5, 4.0, 0.5)
+    assert from_config.augmentation(host) == Augment(None, None, 0.25)
+    assert from_config.train_transform(host).policy == Policy(2, 0.5, 4.0, 0.5)
     off = config(**{"augment.where": "host", "augment.layers": 0})
-    assert setup.train_transform(off).policy is None
+    assert from_config.train_transform(off).policy is None
 
 
 @pytest.mark.parametrize(

@@ -284,9 +284,10 @@ def test_kill_while_saving_loses_no_finished_step(tmp_path, delay):
 
 
 def save_together(workdir, port, process):
-    from imagepiece_jax.training import agreement, hosts, parallel
+    from imagepiece_jax.common import parallel
+    from imagepiece_jax.training import distributed, host_consistency
 
-    with parallel.joined(hosts.Job(f"127.0.0.1:{port}", 2, int(process))):
+    with parallel.joined(distributed.Job(f"127.0.0.1:{port}", 2, int(process))):
         assert parallel.is_main() == (process == "0")
         if process == "1":  # its view of the folder is an old one
             Checkpoints._steps = lambda self, kind: {1}
@@ -296,7 +297,7 @@ def save_together(workdir, port, process):
             checkpoints.save_best(step, numbers(step), {"step": step})
             checkpoints.save(step, numbers(step), {"step": step})
         checkpoints.save(3, numbers(3), {"step": 3})
-        assert agreement.decided(checkpoints.latest_step) == 3
+        assert host_consistency.decided(checkpoints.latest_step) == 3
         state, meta, step = checkpoints.restore(abstract(numbers(0)))
         assert (meta, step) == ({"step": 3}, 3)
         assert_same(state, numbers(3))

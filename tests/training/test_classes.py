@@ -8,13 +8,14 @@ from PIL import Image
 
 import train
 from configs import quickstart
-from imagepiece_jax import evaluate, export
+from imagepiece_jax import export
 from imagepiece_jax.data.sources import open_source
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.evaluate import __main__ as evaluate
 from imagepiece_jax.experiments import __main__ as experiments
-from imagepiece_jax.experiments.small import Small
+from imagepiece_jax.experiments.finetune import Small
 from imagepiece_jax.models import pretrained, summary
-from imagepiece_jax.training import record, setup, weights
+from imagepiece_jax.training import from_config, initial_weights, run_dir
 from imagepiece_jax.training.checkpoint import Checkpoints
 from tests.command import call, sentence
 from tests.experiments import small_lab
@@ -52,9 +53,9 @@ def run(tmp_path_factory):
     """A run's folder as training leaves it, of the classes ant and bee."""
     workdir = tmp_path_factory.mktemp("runs") / "insects"
     made = config()
-    record.record_run(workdir, made.to_dict())
-    record.record_classes(workdir, ("ant", "bee"))
-    variables = tiny.fill(summary.shapes(setup.model(made), 16))
+    run_dir.record_run(workdir, made.to_dict())
+    run_dir.record_classes(workdir, ("ant", "bee"))
+    variables = tiny.fill(summary.shapes(from_config.model(made), 16))
     checkpoints = Checkpoints(workdir)
     checkpoints.save_best(1, variables, {})
     checkpoints.save(1, variables, {})
@@ -66,7 +67,7 @@ def unnamed(run, path):
     """A run that was trained by a version that kept no names."""
     path.mkdir()
     for entry in run.iterdir():
-        if entry.name != record.CLASSES:
+        if entry.name != run_dir.CLASSES:
             (path / entry.name).symlink_to(entry)
     return path
 
@@ -74,14 +75,14 @@ def unnamed(run, path):
 def test_names_are_kept_and_read(tmp_path):
     assert pretrained.class_names(tmp_path) is None
     assert pretrained.class_names(tmp_path / "w.npz") is None
-    record.record_classes(tmp_path, None)
+    run_dir.record_classes(tmp_path, None)
     assert not list(tmp_path.iterdir())
-    record.record_run(tmp_path, config(num_classes=3).to_dict())
+    run_dir.record_run(tmp_path, config(num_classes=3).to_dict())
     names = ("ant", None, "Käfer \ufffd")
-    record.record_classes(tmp_path, names)
+    run_dir.record_classes(tmp_path, names)
     assert pretrained.class_names(tmp_path) == names
     assert "Käfer" in (tmp_path / "classes.json").read_text(encoding="utf-8")
-    record.record_classes(tmp_path, names[:2])
+    run_dir.record_classes(tmp_path, names[:2])
     with pytest.raises(InputError, match="has 2 names, but the run has 3 classes: all"):
         pretrained.class_names(tmp_path)
     (tmp_path / "classes.json").write_text('{"0": "ant"}')
@@ -101,7 +102,7 @@ def test_names_are_kept_and_read(tmp_path):
     ],
 )
 def test_the_first_class_of_another_name(run, names, other):
-    assert record.other_class(run, names) == other
+    assert run_dir.other_class(run, names) == other
 
 
 @pytest.mark.parametrize("more", [[], ["--optimized"], ["--sweep=tome:r=2"]])
@@ -167,28 +168,28 @@ def test_training_refuses_what_learned_other_classes(run, tmp_path, words, told)
 
 def test_a_new_head_may_learn_other_classes(run, tmp_path):
     made = config(**{"init.weights": str(run), "init.fresh": ("head",)})
-    weights.check_classes(made, tmp_path, ("bee", "cat"))
+    initial_weights.check_classes(made, tmp_path, ("bee", "cat"))
     made.init.fresh = ()
-    weights.check_classes(made, tmp_path, ("ant", "bee"))
-    weights.check_classes(made, tmp_path, None)
+    initial_weights.check_classes(made, tmp_path, ("ant", "bee"))
+    initial_weights.check_classes(made, tmp_path, None)
     # Where it goes on, it starts from its own weights.
-    weights.check_classes(made, tmp_path, ("bee", "cat"), resumed=True)
+    initial_weights.check_classes(made, tmp_path, ("bee", "cat"), resumed=True)
     with pytest.raises(InputError, match="class 0 is 'ant'"):
-        weights.check_classes(made, tmp_path, ("bee", "cat"))
+        initial_weights.check_classes(made, tmp_path, ("bee", "cat"))
 
 
 def test_a_start_says_where_names_cannot_be_compared(run, tmp_path):
     made, names = config(**{"init.weights": str(run)}), ("ant", "bee")
     told = "classes are compared by number alone: {} does not name them"
-    assert weights.unnamed_classes(made, names) is None
-    assert weights.unnamed_classes(made, None) == told.format("digits")
+    assert initial_weights.unnamed_classes(made, names) is None
+    assert initial_weights.unnamed_classes(made, None) == told.format("digits")
     made.init.fresh = ("head",)
-    assert weights.unnamed_classes(made, None) is None
+    assert initial_weights.unnamed_classes(made, None) is None
     made.init.fresh, old = (), unnamed(run, tmp_path / "old")
     made.init.weights = str(old)
-    assert weights.unnamed_classes(made, names) == told.format(old)
+    assert initial_weights.unnamed_classes(made, names) == told.format(old)
     made.init.weights = "w.npz"
-    assert weights.unnamed_classes(made, None) is None
+    assert initial_weights.unnamed_classes(made, None) is None
 
 
 def test_short_runs_give_other_classes_a_new_head(run, tmp_path, monkeypatch):
@@ -199,7 +200,7 @@ def test_short_runs_give_other_classes_a_new_head(run, tmp_path, monkeypatch):
     )
     for names, fresh in ((("bee", "ant"), ("head",)), (("ant", "bee"), ())):
         monkeypatch.setattr(
-            "imagepiece_jax.experiments.small.open_source",
+            "imagepiece_jax.experiments.finetune.open_source",
             lambda *_, names=names: _Named(names),
         )
         given = small_lab.subject(tmp_path)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from configs import quickstart
-from imagepiece_jax.training import loop, setup
+from imagepiece_jax.training import from_config, trainer
 from imagepiece_jax.training.metrics import read_metrics
 from tests import runs
 
@@ -27,11 +27,11 @@ def config(attention):
 
 def check_training(workdir, attention):
     """Finite losses, and those of XLA's attention up to bfloat16."""
-    attended = [layer.attn_tokens for layer in setup.model(config("xla")).plan]
+    attended = [layer.attn_tokens for layer in from_config.model(config("xla")).plan]
     assert any(count % 2 for count in attended), attended
     losses = []
     for name in ("xla", attention):
-        loop.train_and_evaluate(config(name), workdir / name)
+        trainer.train_and_evaluate(config(name), workdir / name)
         lines = [x for x in read_metrics(workdir / name) if x["kind"] == "train"]
         losses.append([line["loss"] for line in lines])
     assert len(losses[0]) == 2

@@ -9,11 +9,12 @@ import optax
 import pytest
 
 from configs import deit_ti_evit, quickstart
+from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import convert
 from imagepiece_jax.reduction.methods.method import Group, Method
-from imagepiece_jax.training import optimizer, parallel, setup, weights
-from tests.training.test_steps import batch, make, run
+from imagepiece_jax.training import from_config, initial_weights, optimizer
+from tests.training.test_train_step import batch, make, run
 
 PARAMS = {
     "head": {"kernel": jnp.ones((2, 2))},
@@ -106,24 +107,26 @@ def test_a_method_gets_the_fields_its_hooks_name():
 
 def test_the_model_of_an_epoch_has_that_epochs_rate():
     config = deit_ti_evit.get_config()
-    tokens = [setup.train_model(config, e).plan[-1].mlp_tokens for e in (0, 60, 110)]
+    tokens = [
+        from_config.train_model(config, e).plan[-1].mlp_tokens for e in (0, 60, 110)
+    ]
     # 196 * .85 = 166.6, 167 * .85 = 141.95, 142 * .85 = 120.7, each rounded up.
     assert tokens == [197, 122, 69]
     config.reduction.rate_warmup_epochs = config.reduction.rate_warmup_start = 0
-    assert setup.train_model(config, 0).plan[-1].mlp_tokens == 69
+    assert from_config.train_model(config, 0).plan[-1].mlp_tokens == 69
 
 
 def test_teacher_weights_are_asked_for_and_must_fit(tmp_path):
     config = quickstart.get_config()
     config.model.depth, config.model.embed_dim, config.model.num_heads = 1, 8, 2
-    dense = setup.dense(config)
+    dense = from_config.dense(config)
     with pytest.raises(InputError, match="config.teacher.weights is empty"):
-        weights.teacher(config, dense)
-    variables = weights.fresh(dense, 16, seed=0)
+        initial_weights.teacher(config, dense)
+    variables = initial_weights.fresh(dense, 16, seed=0)
     np.savez(tmp_path / "teacher.npz", **convert.to_timm(variables))
     config.teacher.weights = str(tmp_path / "teacher.npz")
-    loaded = weights.teacher(config, dense)
+    loaded = initial_weights.teacher(config, dense)
     jax.tree.map(np.testing.assert_array_equal, loaded, variables)
     config.model.embed_dim = 16
     with pytest.raises(InputError, match="config.teacher.weights: .*depth 1 and"):
-        weights.teacher(config, setup.dense(config))
+        initial_weights.teacher(config, from_config.dense(config))

@@ -1,7 +1,7 @@
 """What a person is told after a run: results, cost, time, and where things are."""
 
 from configs import quickstart
-from imagepiece_jax.training import report, setup
+from imagepiece_jax.training import from_config, report
 from imagepiece_jax.training.metrics import MetricWriter
 
 META = {
@@ -12,7 +12,7 @@ META = {
 
 def rows(workdir, meta=META):
     config = quickstart.get_config()
-    model, dense = setup.model(config), setup.dense(config)
+    model, dense = from_config.model(config), from_config.dense(config)
     table = report.final_table(workdir, config, model, dense, meta)
     return {line[:12].strip(): line[13:] for line in table.split("\n")}
 

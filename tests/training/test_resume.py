@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from configs import quickstart
-from imagepiece_jax import faults, trials
 from imagepiece_jax.errors import Stopped
-from imagepiece_jax.training import evaluation, loop
+from imagepiece_jax.evaluate import accuracy
+from imagepiece_jax.training import trainer
 from imagepiece_jax.training.checkpoint import Checkpoints
 from imagepiece_jax.training.metrics import read_metrics
 from tests import runs
+from tools import faults, tiny_runs
 
 # 1,438 digits, 256 a step: 10 steps, in this process.
 SHORT = runs.DENSE | {"batch_size": 256, "epochs": 2, "warmup_epochs": 0.0}
@@ -27,39 +28,39 @@ def short(**fields):
 def test_the_last_evaluation_is_made_up_for(tmp_path, monkeypatch, capsys):
     """It was given up because of a signal; also: which checkpoints stay for good."""
     fields = {"checkpoint_every_steps": 4, "keep_every_steps": 3}
-    evaluate = evaluation.evaluate_each
+    evaluate = accuracy.evaluate_each
 
     def asked_to_stop(step, models, batches):
         signal.raise_signal(signal.SIGTERM)
         return evaluate(step, models, batches)
 
-    monkeypatch.setattr(evaluation, "evaluate_each", asked_to_stop)
+    monkeypatch.setattr(accuracy, "evaluate_each", asked_to_stop)
     with pytest.raises(Stopped, match="stopped at step 10") as stopped:
-        loop.train_and_evaluate(short(**fields), tmp_path)
+        trainer.train_and_evaluate(short(**fields), tmp_path)
     assert stopped.value.signum == signal.SIGTERM
     assert {line["kind"] for line in read_metrics(tmp_path)} == {"train"}
     kept = sorted(int(p.name) for p in (tmp_path / "checkpoints/latest").iterdir())
     assert kept == [3, 6, 9, 10]
 
-    monkeypatch.setattr(evaluation, "evaluate_each", evaluate)
-    last = loop.train_and_evaluate(short(**fields), tmp_path)
+    monkeypatch.setattr(accuracy, "evaluate_each", evaluate)
+    last = trainer.train_and_evaluate(short(**fields), tmp_path)
     assert "going on from step 10 of 10" in capsys.readouterr().out
     assert read_metrics(tmp_path)[-1]["kind"] == "eval"
     assert read_metrics(tmp_path)[-1]["acc1"] == last["acc1"]
-    assert loop.train_and_evaluate(short(**fields), tmp_path) == last
+    assert trainer.train_and_evaluate(short(**fields), tmp_path) == last
     assert "this run is complete: 10 steps" in capsys.readouterr().out
     assert Checkpoints(tmp_path).restore_variables("best")["step"] == 10
 
 
 @pytest.fixture(scope="module")
 def course(tmp_path_factory):
-    return trials.Course(tmp_path_factory.mktemp("course"))
+    return tiny_runs.Course(tmp_path_factory.mktemp("course"))
 
 
 def _met(hurt, trial, *args):
     """The row of `hurt`, tried until its moment is met."""
     while (row := hurt(trial, *args)) is None:
-        assert trial.step() < trials.STEPS
+        assert trial.step() < tiny_runs.STEPS
     return row
 
 
@@ -80,7 +81,7 @@ def test_a_run_that_much_happens_to_ends_bit_identical(course):
     said = [row.said for row in rows]
     assert said[2].endswith(f"at step {step}; the same command goes on from there")
     assert said[3].startswith("WORKDIR has vanished, or is not the folder that")
-    assert 0 < trial.finish() < trials.STEPS
+    assert 0 < trial.finish() < tiny_runs.STEPS
     assert trial.outcome() == course.expected
 
 
@@ -89,13 +90,15 @@ def test_another_config_is_refused_and_changes_nothing(course):
     """The undisturbed run itself: it has every step and every evaluation."""
     before = read_metrics(course.whole.workdir)
     steps = [line["step"] for line in before if line["kind"] == "train"]
-    assert steps == [*range(1, trials.STEPS + 1)]
+    assert steps == [*range(1, tiny_runs.STEPS + 1)]
     assert [line["step"] for line in before if line["kind"] == "eval"] == [
-        *range(trials.EPOCH, trials.STEPS + 1, trials.EPOCH)
+        *range(tiny_runs.EPOCH, tiny_runs.STEPS + 1, tiny_runs.EPOCH)
     ]
-    other = trials.Trial(course.whole.workdir, course.folder / "cache", {"lr": 0.001})
+    other = tiny_runs.Trial(
+        course.whole.workdir, course.folder / "cache", {"lr": 0.001}
+    )
     other.start()
     assert other.end() == 2
     assert "lr = 0.016" in other.said()
     assert read_metrics(course.whole.workdir) == before
-    assert Checkpoints(course.whole.workdir).latest_step() == trials.STEPS
+    assert Checkpoints(course.whole.workdir).latest_step() == tiny_runs.STEPS

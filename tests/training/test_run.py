@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from configs import quickstart
+from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.training import parallel, run, setup
+from imagepiece_jax.training import from_config, run
 
 
 def loaded():
@@ -30,7 +31,7 @@ def test_one_program_of_a_rate_that_warms_up_stays_loaded(tmp_path, monkeypatch)
     def tiny(config, model, *rest):
         return functools.partial(step, tokens=model.plan[-1].mlp_tokens)
 
-    monkeypatch.setattr(setup, "step", tiny)
+    monkeypatch.setattr(from_config, "step", tiny)
     number, state = parallel.replicate((np.float32(1), np.float32(0)))
     other = parallel.pmap(lambda x: x + 1)
     other(number)

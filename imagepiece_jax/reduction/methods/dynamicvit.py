@@ -11,7 +11,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 from flax import linen as nn
 
-from imagepiece_jax.reduction import learned
+from imagepiece_jax.reduction import token_selector
 from imagepiece_jax.reduction.methods.method import Group, Method
 from imagepiece_jax.reduction.reducers import keep_highest
 from imagepiece_jax.reduction.schedule import (
@@ -30,14 +30,14 @@ class Predictor(nn.Module):
 
     @nn.compact
     def __call__(self, taps, counts, train=False):
-        scores = learned.KeepScores(name="scores")(taps.x, taps.mask)
+        scores = token_selector.KeepScores(name="scores")(taps.x, taps.mask)
         if counts.n_out < counts.n_in:
             return keep_highest(scores[..., 0], counts.n_out)
-        return Masking(learned.draw_mask(scores, taps.mask, taps.rng))
+        return Masking(token_selector.draw_mask(scores, taps.mask, taps.rng))
 
     @nn.nowrap
     def extra_macs(self, n_in, embed_dim, num_heads):
-        return learned.keep_macs(n_in, embed_dim)
+        return token_selector.keep_macs(n_in, embed_dim)
 
 
 def recipe(depth, keep_rate=0.7, blocks=(3, 6, 9)):
@@ -71,8 +71,10 @@ def weighted(
     ratio_weight = check_weight("ratio_weight", ratio_weight)
     kl_weight = check_weight("kl_weight", kl_weight)
     token_weight = check_weight("token_weight", token_weight)
-    ratio = ratio_weight * learned.ratio_loss(shares, targets)
-    rest = learned.distillation(outputs, teacher_outputs, kl_weight, token_weight)
+    ratio = ratio_weight * token_selector.ratio_loss(shares, targets)
+    rest = token_selector.distillation(
+        outputs, teacher_outputs, kl_weight, token_weight
+    )
     return {"ratio": ratio} | rest
 
 

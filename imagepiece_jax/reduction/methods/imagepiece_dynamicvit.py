@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from imagepiece_jax.reduction import learned, schedule
+from imagepiece_jax.reduction import schedule, token_selector
 from imagepiece_jax.reduction.methods import dynamicvit, imagepiece
 from imagepiece_jax.reduction.methods.method import Method, takes_fields_of
 from imagepiece_jax.reduction.reducers import keep_highest
@@ -30,17 +30,17 @@ class NoisyTopK(nn.Module):
 
     @nn.compact
     def __call__(self, taps, counts, train=False):
-        score = learned.KeepScores(name="scores")(taps.x, taps.mask)[..., 0]
+        score = token_selector.KeepScores(name="scores")(taps.x, taps.mask)[..., 0]
         if not train:
             return keep_highest(score, counts.n_out)
-        noisy = score + learned.gumbel(taps.rng, score.shape[1:])
-        factor = learned.straight_through(jnp.ones_like(score), jnp.exp(score))
+        noisy = score + token_selector.gumbel(taps.rng, score.shape[1:])
+        factor = token_selector.straight_through(jnp.ones_like(score), jnp.exp(score))
         chosen = keep_highest(jax.lax.stop_gradient(noisy), counts.n_out)
         return chosen.replace(weight=factor, mean=False)
 
     @nn.nowrap
     def extra_macs(self, n_in, embed_dim, num_heads):
-        return learned.keep_macs(n_in, embed_dim)
+        return token_selector.keep_macs(n_in, embed_dim)
 
 
 # mode -> (reducer, tokens that the masked plan adds: None, it removes them)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction import learned
+from imagepiece_jax.reduction import token_selector
 from imagepiece_jax.reduction.methods import dynamicvit
 from imagepiece_jax.reduction.methods.method import Group, Method
 from imagepiece_jax.reduction.ops import count_before, rank
@@ -60,7 +60,7 @@ class Selector(nn.Module):
                 merged=1,
             )
         scores = jnp.sum(vote * scores, axis=2)
-        keep = learned.draw_mask(scores, taps.mask, taps.rng)
+        keep = token_selector.draw_mask(scores, taps.mask, taps.rng)
         keep = jnp.where(is_package, 1.0, keep)
         before = jnp.ones_like(keep) if taps.mask is None else taps.mask
         weight = package_weights(probability, before - keep, self.package_norm)
@@ -72,9 +72,9 @@ class Selector(nn.Module):
     def _scores(self, heads, mask):
         """Each head's log probabilities, from its own features. -> [B, n, H, 2]."""
         if self.share_heads:
-            return learned.KeepScores(name="scores")(heads, mask)
+            return token_selector.KeepScores(name="scores")(heads, mask)
         each = [
-            learned.KeepScores(name=f"scores_{h}")(heads[:, :, h], mask)
+            token_selector.KeepScores(name=f"scores_{h}")(heads[:, :, h], mask)
             for h in range(heads.shape[2])
         ]
         return jnp.stack(each, axis=2)
@@ -82,7 +82,7 @@ class Selector(nn.Module):
     def _votes(self, heads):
         """How much each head counts, from the means of all. -> [B, n, H], sum 1."""
         count = heads.shape[2]
-        dense = functools.partial(nn.Dense, kernel_init=learned.INIT)
+        dense = functools.partial(nn.Dense, kernel_init=token_selector.INIT)
         z = jnp.mean(heads, axis=-1, dtype=jnp.float32)
         z = dense(max(1, count // 2), name="vote_in")(z)
         z = dense(count, name="vote_out")(nn.gelu(z, approximate=False))
@@ -92,7 +92,7 @@ class Selector(nn.Module):
     @nn.nowrap
     def extra_macs(self, n_in, embed_dim, num_heads):
         votes = 2 * num_heads * max(1, num_heads // 2)
-        scores = learned.keep_macs(n_in, embed_dim // num_heads)
+        scores = token_selector.keep_macs(n_in, embed_dim // num_heads)
         return n_in * votes + num_heads * scores
 
 
@@ -108,7 +108,7 @@ def package_weights(probability, dropped, norm):
         return weight
     total = jnp.sum(weight, axis=1, keepdims=True)
     # Not eps alone where nothing is dropped: the gradient would be a million.
-    return weight / jnp.where(total > 0, total + learned.EPS, 1.0)
+    return weight / jnp.where(total > 0, total + token_selector.EPS, 1.0)
 
 
 def recipe(

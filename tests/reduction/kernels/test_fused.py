@@ -15,7 +15,7 @@ import pytest
 
 from imagepiece_jax import config_files
 from imagepiece_jax.check_kernels import random_inputs, real_inputs, rules
-from imagepiece_jax.measure.near_ties import Comparison, Reduction
+from imagepiece_jax.models.kernel_agreement import Comparison, Reduction
 from imagepiece_jax.reduction.kernels import fused
 from tests import oracles, oracles_tome
 

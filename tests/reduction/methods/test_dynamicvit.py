@@ -11,8 +11,8 @@ import pytest
 from flax import traverse_util
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import zoo
-from imagepiece_jax.reduction import learned
+from imagepiece_jax.models import registry
+from imagepiece_jax.reduction import token_selector
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.schedule import build, image_tokens
 from tests import oracles, oracles_learned
@@ -65,7 +65,7 @@ def test_blocks_in_any_order_are_stages_by_depth():
 def test_published_parameters_of_a_predictor(name, each):
     images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     for is_masked in (False, True):
-        model = zoo.create_model(
+        model = registry.create_model(
             name, reduction={"name": "dynamicvit"}, masked=is_masked
         )
         params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
@@ -206,7 +206,7 @@ def test_predictors_learn_through_what_attention_reads_and_the_ratio():
         out = model.apply({"params": params}, tiny.images(), True, masked.keys())
         shares = [jnp.mean(result.keep, axis=1) for result in out.results]
         return jnp.stack(
-            [jnp.sum(out.logits**2), learned.ratio_loss(shares, [0.1, 0.1])]
+            [jnp.sum(out.logits**2), token_selector.ratio_loss(shares, [0.1, 0.1])]
         )
 
     slopes = tiny.jit(jax.jacrev(objectives))(variables["params"])
@@ -236,7 +236,9 @@ def test_a_few_steps_bring_the_shares_to_their_targets(start):
         keys = {"reducer": jax.random.split(jax.random.key(seed), 3)}
         out = model.apply({"params": params}, tiny.images(), True, keys)
         shares = [jnp.mean(result.keep, axis=1) for result in out.results]
-        return learned.ratio_loss(shares, [0.6, 0.36]), [jnp.mean(s) for s in shares]
+        return token_selector.ratio_loss(shares, [0.6, 0.36]), [
+            jnp.mean(s) for s in shares
+        ]
 
     @tiny.jit
     def step(params, state, seed):

@@ -4,7 +4,7 @@ import pytest
 
 from configs import deit_s_evit, deit_s_evit_finetune
 from imagepiece_jax.reduction.methods import evit
-from imagepiece_jax.training import setup
+from imagepiece_jax.training import from_config
 
 
 @pytest.mark.parametrize(
@@ -35,15 +35,15 @@ def test_programs_of_a_warm_up(fuse_token, traces, programs):
     """
     config = deit_s_evit.get_config()
     config.reduction.fuse_token = fuse_token
-    models = [setup.train_model(config, epoch) for epoch in range(config.epochs)]
+    models = [from_config.train_model(config, epoch) for epoch in range(config.epochs)]
     tokens = {tuple(layer.mlp_tokens for layer in model.plan) for model in models}
     assert len(tokens) == traces
-    assert setup.train_programs(config) == programs
-    assert models[-1].plan == setup.model(config).plan
+    assert from_config.train_programs(config) == programs
+    assert models[-1].plan == from_config.model(config).plan
     assert not any(layer.counts for layer in models[0].plan)
 
 
 def test_the_fine_tuning_variant_is_one_program():
     config = deit_s_evit_finetune.get_config()
-    assert setup.train_programs(config) == 1
-    assert setup.train_model(config, 0).plan == setup.model(config).plan
+    assert from_config.train_programs(config) == 1
+    assert from_config.train_model(config, 0).plan == from_config.model(config).plan

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import zoo
-from imagepiece_jax.reduction import moving
+from imagepiece_jax.models import registry
+from imagepiece_jax.reduction import apply
 from imagepiece_jax.reduction.methods import grid_pooling
 from imagepiece_jax.reduction.methods.grid_pooling import Cells
 from imagepiece_jax.reduction.schedule import Counts, build
@@ -29,7 +29,7 @@ def pooled(x, grid, size, prefix=1):
     """State after pooling the tokens x [B, prefix + n, D]."""
     counts = Counts(n_in=grid[0] * grid[1], n_out=size * size)
     result = Cells(size)(taps_of(grid, len(x)), counts)
-    return moving.apply(start(x, prefix, trace_source=True), result)
+    return apply.apply(start(x, prefix, trace_source=True), result)
 
 
 def slow_cells(x, grid, size):
@@ -109,8 +109,8 @@ def test_it_stands_before_the_block():
 
 def test_the_default_costs_what_the_learned_methods_cost():
     """2.87 GMACs, between ToMe's 2.70 and EViT's 3.00."""
-    model = zoo.create_model("deit_s", reduction={"name": "grid_pooling"})
-    assert round(zoo.model_macs(model, 224) / 1e9, 2) == 2.87
+    model = registry.create_model("deit_s", reduction={"name": "grid_pooling"})
+    assert round(registry.model_macs(model, 224) / 1e9, 2) == 2.87
     assert model.plan[-1].mlp_tokens == 50
 
 

@@ -10,8 +10,8 @@ import optax
 import pytest
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import zoo
-from imagepiece_jax.reduction import moving
+from imagepiece_jax.models import registry
+from imagepiece_jax.reduction import apply
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.spvit import Selector, package_weights
 from imagepiece_jax.reduction.schedule import Counts, build
@@ -86,7 +86,7 @@ def test_parameters_of_a_selector(share_heads, each):
     reduction = {"name": "spvit", "share_heads": share_heads}
     images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     for is_masked in (False, True):
-        model = zoo.create_model("deit_s", reduction=reduction, masked=is_masked)
+        model = registry.create_model("deit_s", reduction=reduction, masked=is_masked)
         params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
         sizes = {k: tiny.count(v) for k, v in params.items() if "reducer" in k}
         assert sizes == {f"reducer_{block}": each for block in (3, 6, 9)}
@@ -129,7 +129,7 @@ def test_evaluation_equals_the_oracle(share_heads, norm):
     counts = Counts(n_in=10, n_out=6, stage=3)  # two packages: 3 + 2 + 1 stay
     parameters, result = run(Selector(share_heads, norm), counts, x)
     assert isinstance(result, Assignment) and result.n_out == 6
-    state = moving.apply(start(jnp.asarray(x), num_prefix=0), result)
+    state = apply.apply(start(jnp.asarray(x), num_prefix=0), result)
     for image in range(BATCH):
         tokens = x[image].astype(float)
         _, probability = oracles_learned.select(parameters, tokens, HEADS)

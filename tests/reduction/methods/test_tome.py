@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction import moving
+from imagepiece_jax.reduction.apply import apply as apply_result
 from imagepiece_jax.reduction.methods import tome
 from imagepiece_jax.reduction.reducers import Bipartite
 from imagepiece_jax.reduction.schedule import Counts, Step, build, count
@@ -25,7 +25,7 @@ def decide(taps, counts):
     return Bipartite()(taps, counts)
 
 
-apply = jit(moving.apply, static_argnames="form")
+apply = jit(apply_result, static_argnames="form")
 
 
 def circle(degrees):
@@ -189,7 +189,7 @@ def test_the_metric_decides_without_gradient_and_tokens_pass_theirs():
 
     def loss(metric, x):
         result = Bipartite()(taps_of(metric), counts)
-        return moving.apply(start(x), result).x.sum()
+        return apply_result(start(x), result).x.sum()
 
     for_metric, for_x = jit(jax.grad(loss, argnums=(0, 1)))(metric, x)
     assert not np.asarray(for_metric).any()

@@ -1,0 +1,235 @@
+"""Which ways of reading images are compared, on which files, and how are they timed?"""
+
+import contextlib
+import io
+import multiprocessing
+import os
+import pathlib
+import time
+
+import numpy as np
+from PIL import Image
+
+from imagepiece_jax.data import loader, transforms
+from imagepiece_jax.data.augment import policy, randaugment_pil
+from imagepiece_jax.data.decode import UnreadableImage, decode
+from imagepiece_jax.data.imagenet import reencode
+from imagepiece_jax.data.sources import FileSource
+from imagepiece_jax.errors import InputError
+
+BASE = "Pillow: decode, crop, flip, RandAugment"
+BATCH = 128  # images a step of the loader
+TRIED = 24  # images that the quality of a size is found on
+
+
+def ways(size, canvas, copies):
+    """Name -> (function of a path and a generator, images that it makes)."""
+    crop = transforms.TrainTransform(size)
+    host = transforms.TrainTransform(size, policy=policy.Policy())
+    fit = transforms.CanvasTransform(canvas)
+
+    def ours(transform, times):
+        def make(path, rng):
+            image = decode(path, path)
+            return [transform(image, rng) for _ in range(times)]
+
+        return make
+
+    def pillow(*arguments):
+        return lambda path, rng: _pillow(path, rng, size, *arguments)
+
+    return {
+        "Pillow: decode": (lambda path, rng: _opened(path), 1),
+        "Pillow: decode, crop": (pillow(), 1),
+        BASE: (pillow(policy.Policy()), 1),
+        **_timm(size),
+        "ours: decode": (lambda path, rng: decode(path, path), 1),
+        "ours: decode, crop, flip": (ours(crop, 1), 1),
+        "ours: decode, crop, flip, RandAugment on the host": (ours(host, 1), 1),
+        f"ours: decode; crop, flip {copies} times": (ours(crop, copies), copies),
+        f"ours: decode to a canvas of {canvas}": (ours(fit, 1), 1),
+        f"ours: the same for {copies} copies": (ours(fit, 1), copies),
+    }
+
+
+def _opened(path):
+    return Image.open(path).convert("RGB")
+
+
+def _pillow(path, rng, size, policy=None):
+    """What torchvision and timm do with Pillow; the generator is NumPy's."""
+    picture = _opened(path)
+    top, left, height, width = transforms.crop_box(picture.height, picture.width, rng)
+    picture = picture.crop((left, top, left + width, top + height))
+    picture = picture.resize((size, size), Image.Resampling.BICUBIC)
+    if policy is None:
+        return np.asarray(picture)
+    if rng.random() < 0.5:
+        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return randaugment_pil.randaugment(np.asarray(picture), rng, policy)
+
+
+def _timm(size):
+    """timm's own code, where it is installed; without its conversion to tensors."""
+    try:
+        from timm.data import create_transform
+    except ImportError:
+        return {}
+    recipe = dict(auto_augment="rand-m9-mstd0.5-inc1", interpolation="bicubic")
+    transform = create_transform(
+        size, is_training=True, use_prefetcher=True, color_jitter=None, **recipe
+    )
+
+    def make(path, rng):
+        with contextlib.suppress(ValueError):  # Pillow 13 refuses a posterize to 0 bits
+            return transform(_opened(path))
+
+    return {"timm: decode, crop, flip, RandAugment": (make, 1)}
+
+
+def rates(sets, found, rounds):
+    """Images/s of one core's time: [set][way] -> one for each round.
+
+    The process is held on one core, and everything takes its turn in every round.
+    """
+    rng = np.random.default_rng(0)
+    result = {files: {way: [] for way in found} for files in sets}
+    with _one_core():
+        for _ in range(rounds):
+            for files, paths in sets.items():
+                for way, (make, images) in found.items():
+                    began = time.thread_time()
+                    for path in paths:
+                        make(path, rng)
+                    seconds = time.thread_time() - began
+                    result[files][way].append(images * len(paths) / seconds)
+    return result
+
+
+@contextlib.contextmanager
+def _one_core():
+    if not hasattr(os, "sched_setaffinity"):  # only Linux can
+        yield
+        return
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+def save(source, count, folder, size=None, mean_bytes=None):
+    """Write `count` images of `source`, spread over it, as they are: their paths.
+
+    With `size` (width, height) they are cut and resized to that instead, and saved as
+    JPEGs of `mean_bytes` on average, as near as one quality for all of them comes.
+    InputError where no image can be read.
+    """
+    folder.mkdir()
+    count = min(count, len(source))
+    chosen = [i * len(source) // count for i in range(count)]
+    stored = [data for i in chosen if (data := _readable(source, i)) is not None]
+    if not stored:
+        raise InputError(f"none of {count} images of the data set can be read")
+    if size:
+        pictures = [_cut(data, size) for data in stored]
+        quality = _quality(pictures[:: -(-len(pictures) // TRIED)], mean_bytes)
+        stored = [_jpeg(picture, quality) for picture in pictures]
+    return _write(folder, stored)
+
+
+def shrink(paths, folder, short_side):
+    """The images of `paths` as the prepare command stores them: new paths."""
+    folder.mkdir()
+    read = (pathlib.Path(path).read_bytes() for path in paths)
+    return _write(folder, [reencode.stored(data, "image", short_side) for data in read])
+
+
+def _write(folder, stored):
+    paths = [str(folder / f"{number}.jpg") for number in range(len(stored))]
+    for path, data in zip(paths, stored, strict=True):
+        pathlib.Path(path).write_bytes(data)
+    return paths
+
+
+def _readable(source, index):
+    data = source.encoded(index)
+    try:
+        decode(io.BytesIO(data), source.name(index))
+    except UnreadableImage:
+        return None
+    return data
+
+
+def _cut(data, size):
+    """The middle of an image in the aspect of `size`, bicubic at that size."""
+    picture = Image.open(io.BytesIO(data)).convert("RGB")
+    scale = min(picture.width / size[0], picture.height / size[1])
+    width, height = scale * size[0], scale * size[1]
+    left, top = (picture.width - width) / 2, (picture.height - height) / 2
+    box = (left, top, left + width, top + height)
+    return picture.resize(size, Image.Resampling.BICUBIC, box=box)
+
+
+def _quality(pictures, mean_bytes):
+    """The quality whose files come nearest to `mean_bytes` on average."""
+
+    def distance(quality):
+        sizes = [len(_jpeg(picture, quality)) for picture in pictures]
+        return abs(np.mean(sizes) - mean_bytes)
+
+    return min(range(50, 101), key=distance)
+
+
+def _jpeg(picture, quality):
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=quality)
+    return file.getvalue()
+
+
+def read_all(paths, transform, *, repeats, workers, threads, seconds):
+    """The loader over these files for so long: (images/s of the clock, memory).
+
+    Memory [MB] of this process and those that read, where the system tells it: a list
+    over the time. The start of the processes does not count.
+    """
+    source = FileSource("", paths, [0] * len(paths), 1)
+    size = min(BATCH, len(paths))
+    batches = loader.train_batches(
+        source,
+        transform,
+        batch_size=size,
+        seed=0,
+        start_step=0,
+        stop_step=10**9,
+        repeats=repeats,
+        workers=workers,
+        threads=threads,
+    )
+    with contextlib.closing(batches):
+        for _ in range(8):  # what was read ahead while the processes started
+            next(batches)
+        held, steps, passed = [memory()], 0, 0.0
+        began = time.perf_counter()
+        while passed < seconds:
+            next(batches)
+            steps, passed = steps + 1, time.perf_counter() - began
+            if passed > len(held) * seconds / 10:
+                held.append(memory())
+    return steps * size / passed, held
+
+
+def memory():
+    """MB of this process and its children, shared pages counted once; or None."""
+    pids = [os.getpid(), *(p.pid for p in multiprocessing.active_children())]
+    try:
+        return sum(_proportional(pid) for pid in pids) / 1e3
+    except OSError:
+        return None
+
+
+def _proportional(pid):
+    text = pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text()
+    (line,) = (line for line in text.splitlines() if line.startswith("Pss:"))
+    return int(line.split()[1])

@@ -1,0 +1,176 @@
+"""What is timed of a config? Inference from three starting points, and training.
+
+inference: images lie on the device, normalised; nothing but the model runs.
+copy: images lie on the host as they were decoded (uint8); the program gets these, and
+normalises them on the device.
+end_to_end: images lie in files; the project's loader reads, decodes and crops them.
+train: a whole step as `train.py` runs it (its augmentation on the device, forward,
+backward, AdamW, averages), pixels on the device.
+
+Weights are random: they do not change the speed. Inputs are random, too, and several
+take turns.
+"""
+
+import dataclasses
+import time
+
+import jax
+import numpy as np
+
+from imagepiece_jax.benchmark import device, input_stream, timer
+from imagepiece_jax.common import parallel
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.inference import optimize
+from imagepiece_jax.models import registry, summary
+from imagepiece_jax.training import checks, from_config
+from imagepiece_jax.training.train_step import init_state
+
+INPUTS = 4  # different batches, in turn
+TRAINING_MACS = 3  # forward, and twice as much backward
+STEPS_PER_EPOCH = 1000  # of the schedules, which cost the same wherever they are
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """A job, the images and MACs of one call of it, and what else to report."""
+
+    job: timer.Job
+    images: int
+    macs: float
+    facts: dict
+
+
+class Subject:
+    """A config at one batch size and dtype, whose images `reader` (Feeds) reads."""
+
+    def __init__(self, config, batch_size, dtype, reader=None):
+        self.config = config.copy_and_resolve_references()
+        self.config.batch_size = batch_size
+        self.config.model.dtype = dtype
+        self.batch_size, self.reader = batch_size, reader
+        self.model = from_config.model(self.config)
+        self.shape = (batch_size, config.image_size, config.image_size, 3)
+
+    def check(self, mode):
+        """InputError for what would only show once something has been measured."""
+        checks.check(self.config)
+        if mode == "train":
+            from_config.placement(self.config)
+            if parallel.device_count() > 1:
+                raise InputError(
+                    f"--mode train is measured on one device, but JAX finds "
+                    f"{parallel.device_count()}: choose one of them, such as by "
+                    "CUDA_VISIBLE_DEVICES=0"
+                )
+        if mode == "end_to_end":
+            input_stream.check(self.config)
+
+    def workload(self, mode):
+        """The Workload of `mode`, compiled."""
+        return getattr(self, f"_{mode}")()
+
+    def _compiled(self, pixels=False):
+        """The model's fast program, of normalised images or of uint8 pixels."""
+        return optimize.optimize(
+            self.model,
+            random_variables(self.model, self.config.image_size),
+            batch_size=self.batch_size,
+            dtype=self.config.model.dtype,
+            attention=self.config.model.attention,
+            kernels=self.config.model.kernels,
+            pixels=pixels,
+        )
+
+    def _inference(self):
+        fast, dtype = self._compiled(), self.config.model.dtype
+        keys = jax.random.split(jax.random.key(0), INPUTS)
+        images = [jax.random.normal(key, self.shape, dtype) for key in keys]
+        return self._forward(fast, lambda number: fast(images[number % INPUTS]))
+
+    def _copy(self):
+        fast, rng = self._compiled(pixels=True), np.random.default_rng(0)
+        images = [_pixels(rng, self.shape) for _ in range(INPUTS)]
+        return self._forward(fast, lambda number: fast(images[number % INPUTS]))
+
+    def _end_to_end(self):
+        fast, batches = self._compiled(pixels=True), self.reader.batches(self.config)
+        return self._forward(fast, lambda number: fast(next(batches)))
+
+    def _forward(self, fast, call):
+        facts = _facts(fast.model) | {
+            "compile_s": fast.compile_seconds,
+            "peak_memory": device.needed(fast.compiled),
+        }
+        macs = self.batch_size * registry.model_macs(self.model, self.config.image_size)
+        return Workload(device.job(call), self.batch_size, macs, facts)
+
+    def _train(self):
+        config = self.config
+        model = from_config.train_model(config, config.epochs - 1, parallel.AXIS)
+        rate = from_config.schedule(config, STEPS_PER_EPOCH)
+        optimizer = from_config.adamw(config, rate, STEPS_PER_EPOCH)
+        teacher_model = teacher = None
+        if from_config.method(config).needs_teacher:
+            teacher_model = from_config.dense(config, drop_path_rate=0.0)
+            teacher = random_variables(teacher_model, config.image_size)
+        variables = random_variables(model, config.image_size)
+        state = init_state(variables, optimizer, with_ema=config.ema_decay > 0)
+        state, teacher = parallel.replicate(state), parallel.replicate(teacher)
+        batches = [parallel.shard(_labelled(config, seed)) for seed in range(INPUTS)]
+        step = from_config.step(config, model, optimizer, rate, teacher_model)
+        step = parallel.pmap(step, donate_argnums=(0,), model=True)
+        began = time.perf_counter()
+        compiled = step.compile(state, batches[0], teacher)
+        seconds = time.perf_counter() - began
+
+        def call(number):
+            nonlocal state
+            state, metrics = compiled(state, batches[number % INPUTS], teacher)
+            return metrics
+
+        macs = TRAINING_MACS * registry.model_macs(model, config.image_size)
+        memory = device.needed(compiled)
+        return Workload(
+            device.job(call),
+            self.batch_size,
+            self.batch_size * macs,
+            _facts(model) | {"compile_s": seconds, "peak_memory": memory},
+        )
+
+
+def random_variables(model, image_size):
+    """Values for all variables of `model`: noise, scales and variances near 1."""
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        around = 1.0 if path[-1].key in ("scale", "var") else 0.0
+        return rng.normal(around, 0.02, leaf.shape).astype(leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, summary.shapes(model, image_size))
+
+
+def _facts(model):
+    return {
+        "attention": model.backend,
+        "kernels": "plain" if model.kernels is None else "fused",
+        "gelu": model.gelu,
+        "stem": model.stem,
+    }
+
+
+def _pixels(rng, shape):
+    return rng.integers(0, 256, shape, np.uint8)
+
+
+def _labelled(config, seed):
+    """A batch as the loader gives it, uint8 [A, m, S, S, 3] and labels [A, m]."""
+    rng = np.random.default_rng(seed)
+    dealt = (config.grad_accum_steps, config.batch_size // config.grad_accum_steps)
+    shapes = from_config.batch_shapes(config, dealt)
+    batch = {
+        "image": _pixels(rng, shapes["image"].shape),
+        "label": rng.integers(0, config.num_classes, dealt, np.int32),
+    }
+    if config.data.canvas:
+        batch["extent"] = np.full(shapes["extent"].shape, config.data.canvas, np.int32)
+    return batch

@@ -1,0 +1,125 @@
+"""What happens to the pixels of a training batch inside the step?
+
+DeiT's order: crop and flip where the host left them to the device (fixed canvases),
+RandAugment, normalisation, random erasing; mixup and cutmix (mix.py) come after. All
+draws of an image come from its own key, so they do not depend on the rest of the batch.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+from imagepiece_jax.data.augment.crop import random_resized_crop
+from imagepiece_jax.data.augment.policy import Policy
+from imagepiece_jax.data.augment.randaugment import randaugment
+from imagepiece_jax.data.normalize import normalize
+
+TRIES = 10
+ERASED_AREA = (0.02, 1 / 3)  # share of the image
+ERASED_ASPECT = (0.3, 1 / 0.3)  # height / width
+
+
+@dataclasses.dataclass(frozen=True)
+class Crop:
+    """The crop of a canvas: output side, shares of the area, and whether to flip."""
+
+    size: int
+    area: tuple[float, float] = (0.08, 1.0)
+    flip: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment:
+    """What the device does to a batch; the defaults do nothing.
+
+    crop: for batches of canvases, which come with their extents; policy: RandAugment,
+    None where it is switched off or done on the host; erase_prob: of random erasing.
+    """
+
+    crop: Crop | None = None
+    policy: Policy | None = None
+    erase_prob: float = 0.0
+
+    @property
+    def draws(self):
+        """Whether anything is left to chance, and keys are needed."""
+        return self != Augment()
+
+
+def device(images, augment, mean, std, keys=None, extent=None):
+    """A batch as the network sees it but for mixing: cropped, augmented, normalised.
+
+    images: uint8 [B, S, S, 3], or canvases [B, C, C, 3] with their `extent`, int32
+    [B, 2], where `augment.crop` is set. mean, std: of the model, see `normalize`. keys:
+    [B], one an image, or None where `augment` draws nothing. -> float32 [B, S, S, 3]
+    """
+    if not augment.draws:
+        return normalize(images, mean, std)
+    crop_keys, flip_keys, op_keys, erase_keys = jax.vmap(
+        lambda key: jax.random.split(key, 4), out_axes=1
+    )(keys)
+    crop = augment.crop
+    if crop is not None:
+        images = random_resized_crop(images, extent, crop_keys, crop.size, crop.area)
+        if crop.flip:
+            images = flip(images, flip_keys)
+    if augment.policy is not None:
+        images = randaugment(images, op_keys, augment.policy)
+    images = normalize(images, mean, std)
+    if augment.erase_prob > 0:
+        images = random_erasing(images, erase_keys, augment.erase_prob)
+    return images
+
+
+def flip(images, keys):
+    """Left and right exchanged, half of the time. [B, H, W, 3], keys [B] -> same."""
+    flipped = jax.vmap(jax.random.bernoulli)(keys)[:, None, None, None]
+    return jnp.where(flipped, images[:, :, ::-1], images)
+
+
+def random_erasing(images, keys, prob):
+    """A box of standard normal noise in each image, with probability `prob`.
+
+    Zhong et al. (2020), as DeiT has it: the noise is drawn for each pixel and channel
+    of normalised images. float [B, H, W, 3], keys [B] -> the same.
+    """
+    height, width = images.shape[1:3]
+
+    def one(image, key):
+        box_key, noise_key = jax.random.split(key)
+        top, left, tall, wide = erased_box(box_key, height, width, prob)
+        row, column = jnp.arange(height)[:, None], jnp.arange(width)[None, :]
+        inside = (row >= top) & (row < top + tall)
+        inside &= (column >= left) & (column < left + wide)
+        noise = jax.random.normal(noise_key, image.shape, image.dtype)
+        return jnp.where(inside[:, :, None], noise, image)
+
+    return jax.vmap(one)(images, keys)
+
+
+def erased_box(key, height, width, prob):
+    """Box (top, left, box height, box width), int32; no size: nothing is erased.
+
+    Area is uniform in ERASED_AREA, the logarithm of the aspect in ERASED_ASPECT; of ten
+    tries the first that is smaller than the image in both directions.
+    """
+    prob_key, try_key, place_key = jax.random.split(key, 3)
+    share, ratio = jax.random.uniform(try_key, (2, TRIES))
+    low, high = (math.log(bound) for bound in ERASED_ASPECT)
+    smallest, largest = ERASED_AREA
+    pixels = height * width * (smallest + share * (largest - smallest))
+    ratio = jnp.exp(low + ratio * (high - low))
+    tall, wide = (
+        jnp.round(jnp.sqrt(pixels * ratio)),
+        jnp.round(jnp.sqrt(pixels / ratio)),
+    )
+    fits = (tall < height) & (wide < width)
+    first = jnp.argmax(fits)
+    erases = (jax.random.uniform(prob_key) < prob) & fits[first]
+    tall, wide = (jnp.where(erases, side[first], 0) for side in (tall, wide))
+    down, right = jax.random.uniform(place_key, (2,))
+    top = jnp.floor(down * (height - tall + 1))
+    left = jnp.floor(right * (width - wide + 1))
+    return jnp.stack([top, left, tall, wide]).astype(jnp.int32)

@@ -1,0 +1,256 @@
+"""Which images is ImageNet-1k made of, and where do their bytes lie?
+
+Nothing is unpacked: an `Entry` says in which file and at which byte an encoded image
+starts, so that any process can read any image on its own.
+"""
+
+import os
+import re
+import tarfile
+from typing import NamedTuple
+
+from imagepiece_jax.data import tfrecord
+from imagepiece_jax.data.imagenet import shards
+from imagepiece_jax.data.sources import EXTENSIONS
+from imagepiece_jax.errors import InputError
+
+# split: its tar, the folder that may stand in its place, its images
+SPLITS = {
+    "train": ("ILSVRC2012_img_train.tar", "train", 1_281_167),
+    "validation": ("ILSVRC2012_img_val.tar", "val", 50_000),
+}
+NUM_CLASSES = 1000
+NAME = "imagenet2012"  # of TFDS
+VAL_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
+
+
+class Entry(NamedTuple):
+    """An encoded image: `size` bytes of `file` from byte `start` on."""
+
+    name: str
+    label: int
+    file: str
+    start: int
+    size: int
+
+
+def class_names():
+    """WordNet IDs of the 1,000 classes in the order of their labels."""
+    return _shipped("labels.txt")
+
+
+def validation_labels():
+    """Labels of the 50,000 validation images in the order of their names."""
+    labels = {name: label for label, name in enumerate(class_names())}
+    return [labels[name] for name in _shipped("validation_labels.txt")]
+
+
+def _shipped(name):
+    """Lines of a file of TFDS's own imagenet2012, so that labels are the same."""
+    import tensorflow_datasets as tfds
+
+    return tfds.core.tfds_path(f"datasets/imagenet2012/{name}").read_text().split()
+
+
+def find(source, partial=False, advance=lambda images: None, workers=0):
+    """All images below the folder `source`: {"train": [Entry], "validation": [Entry]}.
+
+    Each split is its ILSVRC2012 tar or a folder, train/WNID/IMAGE and val/WNID/IMAGE;
+    val may also hold the images themselves under their official names. Or it is TFDS's
+    imagenet2012 in TFRECORD files, whose checksums `workers` processes verify (0: this
+    one). `partial` accepts one split alone and fewer images than ImageNet has.
+    `advance` is called with numbers of images as they are found. Raises InputError for
+    anything else, RunError where a process dies.
+    """
+    source = os.path.expanduser(source)
+    if not os.path.isdir(source):
+        raise InputError(f"--source {source} is no folder: it must hold {_wanted()}")
+    found, files = {}, tfrecord.find(source, NAME)
+    for split, (tar, folder, _) in SPLITS.items():
+        path = os.path.join(source, tar)
+        reader = {"train": _train_tar, "validation": _val_tar}[split]
+        if not os.path.exists(path):
+            path = os.path.join(source, folder)
+            reader = {"train": _train_folder, "validation": _val_folder}[split]
+        if os.path.exists(path):
+            found[split] = _read(reader, path, advance)
+            _check_complete(split, path, found[split], partial)
+        elif split in files:
+            found[split] = _read_tfrecords(files[split], advance, workers)
+            path = os.path.dirname(files[split][0])
+            _check_complete(split, f"{split} in {path}", found[split], partial)
+        elif not partial:
+            raise InputError(
+                f"--source {source} has neither {tar} nor a folder {folder}: it must "
+                "hold both splits, unless --partial is given"
+            )
+    if not found:
+        raise InputError(f"--source {source} holds no ImageNet: expected {_wanted()}")
+    return found
+
+
+def _wanted():
+    tars = " and ".join(tar for tar, _, _ in SPLITS.values())
+    return f"{tars}, the folders train and val, or {NAME} in TFRECORD files"
+
+
+def _read(reader, path, advance):
+    entries = []
+    try:
+        for entry in reader(path):
+            entries.append(entry)
+            advance(1)
+    except tarfile.TarError as error:
+        raise InputError(
+            f"{path} is no complete tar file ({error}): fetch it again"
+        ) from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})") from error
+    return entries
+
+
+def _read_tfrecords(files, advance, workers):
+    entries = []
+    for found in shards.spread(_tfrecord, [(path,) for path in files], workers):
+        entries += found
+        advance(len(found))
+    return entries
+
+
+def _tfrecord(path):
+    """Entries of a TFRECORD file, in which images lie as they were."""
+    entries = []
+    try:
+        for start, data, features in tfrecord.examples(path):
+            try:
+                (image,) = features["image"].bytes_list.value
+                (name,) = features["file_name"].bytes_list.value
+                (label,) = features["label"].int64_list.value
+                name = name.decode()
+            except ValueError:
+                label = -1
+            if not 0 <= label < NUM_CLASSES:
+                raise InputError(
+                    f"{path} holds a record at byte {start:,} without image, file_name "
+                    f"and a label of 0..{NUM_CLASSES - 1}: expected is {NAME} of TFDS"
+                )
+            place = start + data.find(image)
+            entries.append(Entry(name, label, path, place, len(image)))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})") from error
+    return entries
+
+
+def _check_complete(split, path, entries, partial):
+    if not entries:
+        raise InputError(f"{path} holds no image of ImageNet")
+    wanted, classes = SPLITS[split][2], len({entry.label for entry in entries})
+    if not partial and (len(entries), classes) != (wanted, NUM_CLASSES):
+        raise InputError(
+            f"{path} holds {len(entries):,} images of {classes:,} classes: complete "
+            f"are {wanted:,} of {NUM_CLASSES:,}; --partial takes what is there"
+        )
+
+
+def _train_tar(path):
+    """A tar of tars, each named by its class."""
+    labels = {name: label for label, name in enumerate(class_names())}
+    with tarfile.open(path, "r:") as outer:
+        for member in _members(outer):
+            wnid, suffix = os.path.splitext(os.path.basename(member.name))
+            if wnid not in labels or suffix != ".tar":
+                raise InputError(
+                    f"{path} holds {member.name!r}: expected are tars named by a class "
+                    "of ImageNet-1k, such as n01440764.tar"
+                )
+            with tarfile.open(fileobj=outer.extractfile(member), mode="r:") as inner:
+                for image in _members(inner):
+                    name = os.path.basename(image.name)
+                    if not re.fullmatch(rf"{wnid}_\d+\.JPEG", name):
+                        raise InputError(
+                            f"{path} holds {image.name!r} in {member.name}: expected "
+                            f"are images named like {wnid}_1.JPEG"
+                        )
+                    start = member.offset_data + image.offset_data
+                    yield Entry(name, labels[wnid], path, start, image.size)
+
+
+def _val_tar(path):
+    """A tar of images, whose labels follow from their numbers."""
+    label_of = _numbered(path)
+    with tarfile.open(path, "r:") as tar:
+        for image in _members(tar):
+            name = os.path.basename(image.name)
+            yield Entry(name, label_of(name), path, image.offset_data, image.size)
+
+
+def _members(tar):
+    """Files of an open tar; TarError where it ends early.
+
+    Python's reader takes damage between two members for the end of the tar; but what
+    stands there must be zeros or nothing.
+    """
+    yield from (member for member in tar if member.isfile())
+    tar.fileobj.seek(tar.offset)
+    if tar.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
+        raise tarfile.ReadError(f"damaged at byte {tar.offset:,}")
+
+
+def _train_folder(path):
+    """Folders of images, each named by its class."""
+    labels = {name: label for label, name in enumerate(class_names())}
+    for folder in _entries(path):
+        if not folder.is_dir():
+            continue
+        if folder.name not in labels:
+            raise InputError(
+                f"{path} holds {folder.name!r}, which is no class of ImageNet-1k such "
+                "as n01440764: other sets need no preparation, train on them with "
+                "config.data.name=folder:PATH"
+            )
+        for image in _images(folder.path):
+            yield _whole(image, labels[folder.name])
+
+
+def _val_folder(path):
+    """Folders of images as for training, or images whose labels follow from numbers."""
+    label_of, loose = _numbered(path), _images(path)
+    if not loose:
+        yield from _train_folder(path)
+    for image in loose:
+        yield _whole(image, label_of(image.name))
+
+
+def _numbered(path):
+    """The function from the official name of a validation image to its label."""
+    labels = validation_labels()
+
+    def label_of(name):
+        match = VAL_NAME.fullmatch(name)
+        number = int(match[1]) if match else 0
+        if not 1 <= number <= len(labels):
+            raise InputError(
+                f"{path} holds {name!r}: expected are ILSVRC2012_val_00000001.JPEG to "
+                f"ILSVRC2012_val_{len(labels):08d}.JPEG"
+            )
+        return labels[number - 1]
+
+    return label_of
+
+
+def _entries(path):
+    with os.scandir(path) as entries:
+        shown = [entry for entry in entries if not entry.name.startswith(".")]
+    return sorted(shown, key=lambda entry: entry.name)
+
+
+def _images(path):
+    return [
+        entry
+        for entry in _entries(path)
+        if entry.name.lower().endswith(EXTENSIONS) and entry.is_file()
+    ]
+
+
+def _whole(image, label):
+    return Entry(image.name, label, image.path, 0, image.stat().st_size)

@@ -1,0 +1,234 @@
+"""Which files make a TFDS data set, and when is it complete?
+
+The set is imagenet2012 as TFDS itself would write it, in array_record files: the same
+features, the same number of files, the same order of records. Which images a file holds
+is known before any is written, so a run that was stopped goes on with the files that
+are missing. Until all are there they lie in a folder that no reader takes for a set.
+"""
+
+import contextlib
+import functools
+import hashlib
+import itertools
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+
+from tqdm import tqdm
+
+from imagepiece_jax.common.files import lock
+from imagepiece_jax.data import tfrecord
+from imagepiece_jax.data.decode import Unreadable, UnreadableImage
+from imagepiece_jax.data.imagenet import shards
+from imagepiece_jax.data.imagenet.reencode import QUALITY
+from imagepiece_jax.data.imagenet.scan import NAME
+from imagepiece_jax.errors import InputError
+
+SETTINGS = "settings.json"  # what an unfinished set was begun with
+AS_BY_TFDS = {"short_side": 0, "quality": None, "reencoded": 0, "left_out": []}
+# Photographs of short side s have about 4/3 s^2 pixels, of 0.3 to 0.35 bytes each.
+BYTES_PER_PIXEL = 0.4
+MARGIN = 1.01  # what files of records need beside the images
+
+
+def existing(data_dir):
+    """What is known about the complete set in the folder `data_dir`; None without one.
+
+    folder; splits, for each the numbers of images, files and bytes; and what `write`
+    noted: short_side and quality (0 and None where the images are the original files),
+    reencoded (how many became RGB JPEGs) and left_out (the names of damaged images).
+    Raises InputError for a set that is not made of array_record files.
+    """
+    target = _builder(data_dir)
+    if not target.data_path.exists():
+        return None
+    if not target.info.splits:
+        raise InputError(
+            f"{target.data_path} holds no data set: choose another --dir, or remove it"
+        )
+    splits = {
+        name: (split.num_examples, split.num_shards, split.num_bytes)
+        for name, split in target.info.splits.items()
+    }
+    known = {"folder": str(target.data_path), "splits": splits}
+    return known | AS_BY_TFDS | dict(target.info.metadata.items())
+
+
+def _builder(data_dir):
+    import tensorflow_datasets as tfds  # slow to import, and --help can do without
+
+    try:
+        return tfds.builder(NAME, data_dir=data_dir, file_format="array_record")
+    except Exception as error:  # of many kinds, for files that TFDS cannot read
+        if tfrecord.find(data_dir, NAME):
+            raise InputError(
+                f"--dir {data_dir} holds {NAME} in TFRECORD files: --source {data_dir} "
+                "with another --dir converts them"
+            ) from error
+        raise InputError(
+            f"--dir {data_dir} holds an {NAME} in another format than array_record, or "
+            "a damaged one: choose another --dir"
+        ) from error
+
+
+def write(
+    images,
+    data_dir,
+    short_side=0,
+    workers=0,
+    advance=lambda *_, **__: None,
+    files=None,
+):
+    """Write the set of {split: [Entry]} below the folder `data_dir`; its `existing`.
+
+    Images are stored as `reencode.stored` says, by `workers` processes (0: this one).
+    `files` has the number of files of each split; None: as many as TFDS would write.
+    `advance(images, before=False)` is told numbers of images as they are done, with
+    `before=True` if by an earlier run. Raises InputError for too many damaged images,
+    too little space, a folder that cannot be written or that holds the unfinished set
+    of other images; RunError where writing ends early.
+    """
+    target = _builder(data_dir)
+    work = pathlib.Path(target.data_path)
+    work = work.with_name(f"incomplete.{work.name}")
+    plans = {
+        split: plan(split, entries, files and files[split])
+        for split, entries in images.items()
+    }
+    wanted = {name: rows for files in plans.values() for name, rows in files.items()}
+    with _hold(work):
+        _check_settings(work, short_side, _fingerprint(wanted))
+        reports = shards.finished(work, wanted)
+        missing = {name: wanted[name] for name in wanted if name not in reports}
+        _check_space(work, missing, short_side)
+        advance(sum(len(wanted[name]) for name in reports), before=True)
+        damaged, total = Unreadable(), sum(map(len, wanted.values()))
+        for name, report in shards.run(work, missing, short_side, workers):
+            reports[name] = report
+            for image, reason in report["damaged"]:
+                damaged.record([UnreadableImage(image, reason)], total, "left out")
+            advance(len(wanted[name]))
+        _finish(target, work, plans, reports, short_side)
+    return existing(data_dir)
+
+
+def plan(split, entries, number=None):
+    """Names of a split's files with their images in order: {name: [Entry]}.
+
+    Order and, unless given, `number` are TFDS's: 1,024 and 64 files for all of
+    ImageNet, records sorted by the MD5 sum of split and name, so that classes are
+    mixed. Both follow from the original files also where smaller images are stored:
+    image 17 of such a set is image 17 of the other. Raises InputError where two images
+    have one name.
+    """
+    from tensorflow_datasets.core.utils import shard_utils
+
+    ordered = sorted(entries, key=functools.partial(_digest, split))
+    for first, second in itertools.pairwise(ordered):
+        if first.name == second.name:
+            raise InputError(
+                f"{first.name} is in {first.file} and again in {second.file}: each "
+                f"image of {split} must have a name of its own"
+            )
+    if number is None:
+        size = sum(entry.size for entry in entries)
+        number = shard_utils.ShardConfig().get_number_shards(size, len(entries))
+    ends = [0, *shard_utils.get_shard_boundaries(len(entries), number)]
+    return {
+        f"{NAME}-{split}.array_record-{i:05d}-of-{number:05d}": ordered[start:end]
+        for i, (start, end) in enumerate(itertools.pairwise(ends))
+    }
+
+
+def _digest(split, entry):
+    return hashlib.md5((split + entry.name).encode(), usedforsecurity=False).digest()
+
+
+@contextlib.contextmanager
+def _hold(work):
+    """Make the folder `work` and keep other processes out of it; InputError."""
+    make_folder(work)
+    with open(work.with_name(".lock"), "w", encoding="utf-8") as file:
+        lock(
+            file,
+            f"another process is writing {work}: wait for it, or choose another --dir",
+        )
+        yield
+
+
+def make_folder(path):
+    """Make a folder and see whether files can be made in it; InputError."""
+    try:
+        os.makedirs(path, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written ({error.strerror}): --dir must be a folder with "
+            "room for the data set"
+        ) from error
+
+
+def _fingerprint(wanted):
+    """A checksum of what is to be written: names, labels and sizes, file by file."""
+    checksum = hashlib.md5(usedforsecurity=False)
+    for name, entries in wanted.items():
+        rows = [(entry.name, entry.label, entry.size) for entry in entries]
+        checksum.update(f"{name} {rows}".encode())
+    return checksum.hexdigest()
+
+
+def _check_settings(work, short_side, fingerprint):
+    """What an unfinished set was begun with must be what is asked for now."""
+    path, now = work / SETTINGS, {"short_side": short_side, "images": fingerprint}
+    begun = json.loads(path.read_text("utf-8")) if path.exists() else now
+    if begun["short_side"] != short_side:
+        kind = f"with --short_side {begun['short_side']}"
+    elif begun != now:
+        kind = "of other images"
+    else:
+        shards.write_json(path, now)
+        return
+    raise InputError(
+        f"{work} holds an unfinished set {kind}: give the options it was begun with to "
+        "go on, or remove the folder to start again"
+    )
+
+
+def _check_space(work, missing, short_side):
+    most = BYTES_PER_PIXEL * 4 / 3 * short_side**2 if short_side else float("inf")
+    entries = itertools.chain.from_iterable(missing.values())
+    needed = MARGIN * sum(min(entry.size, most) for entry in entries)
+    free = shutil.disk_usage(work).free
+    if needed > free:
+        raise InputError(
+            f"{work} has {tqdm.format_sizeof(free, 'B')} of free space: what is still "
+            f"to be written needs about {tqdm.format_sizeof(needed, 'B')}"
+        )
+
+
+def _finish(target, work, plans, reports, short_side):
+    """Write TFDS's description beside the files, then give their folder its name."""
+    import tensorflow_datasets as tfds
+
+    splits = []
+    for split, files in plans.items():
+        parts = [reports[name] for name in files]
+        lengths = [part["images"] for part in parts]
+        size = sum(part["bytes"] for part in parts)
+        splits.append(tfds.core.SplitInfo(split, lengths, size))
+    target.info.set_splits(tfds.core.splits.SplitDict(splits))
+    target.info.write_to_directory(work)
+    parts = [reports[name] for files in plans.values() for name in files]
+    content = {
+        "short_side": short_side,
+        "quality": QUALITY if short_side else None,
+        "reencoded": sum(part["reencoded"] for part in parts),
+        "left_out": [name for part in parts for name, _ in part["damaged"]],
+    }
+    tfds.core.MetadataDict(content).save_metadata(work)
+    done = work.rename(target.data_path)
+    shards.remove_reports(done)
+    (done / SETTINGS).unlink()

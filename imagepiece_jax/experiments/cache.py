@@ -1,0 +1,102 @@
+"""Has this point been measured already? One line of JSON each, kept as it comes.
+
+A point is known by its whole setting: measured with the same one before, it is read
+and not measured again, unless asked. A line is on disk before the next point starts,
+so a sweep that was killed goes on where it was.
+"""
+
+import json
+import os
+import pathlib
+import sys
+import time
+
+from imagepiece_jax.common.files import lock, make_folder
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.training.run_dir import append_line, git_revision
+
+FILE = "points.jsonl"
+
+
+class Points:
+    """All points of a folder; close it to let other processes measure into it.
+
+    again: measure every point once more, at its first use. `versions` (of libraries
+    and device) stands in each new line.
+    """
+
+    def __init__(self, folder, again=False, versions=None):
+        path = pathlib.Path(folder) / FILE
+        make_folder("--out", folder)
+        try:
+            self._file = open(path, "ab+", buffering=0)
+        except OSError as error:
+            raise InputError(
+                f"--out {folder} cannot be written ({error.strerror}): choose another"
+            ) from error
+        lock(
+            self._file,
+            f"another process is measuring into {folder}: wait for it, or choose "
+            "another --out",
+        )
+        try:
+            known = _read(self._file, path)  # of a torn last line the file is rid now
+        except InputError:
+            self._file.close()
+            raise
+        self._known = {} if again else known
+        self._versions = versions or {}
+        self.experiment = None  # the name that new lines carry
+
+    def close(self):
+        self._file.close()
+
+    def result(self, setting, measure, what="a point"):
+        """What `measure()` gives for `setting`, both dicts of JSON values.
+
+        From the file where a line has the same setting; else it is told on stderr that
+        `what` is being measured, and how long it took.
+        """
+        key = _key(setting)
+        if key not in self._known:
+            began = time.monotonic()
+            print(f"measuring {what} ...", end="", file=sys.stderr, flush=True)
+            try:
+                result = measure()
+            finally:
+                seconds = time.monotonic() - began
+                print(f" {seconds:.0f} s", file=sys.stderr, flush=True)
+            line = {
+                "experiment": self.experiment,
+                "setting": setting,
+                "result": result,
+                "versions": self._versions,
+                "git": git_revision(),
+                "time": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+            }
+            append_line(self._file, json.dumps(line))
+            self._known[key] = json.loads(json.dumps(result))
+        return self._known[key]
+
+
+def _key(setting):
+    return json.dumps(setting, sort_keys=True)
+
+
+def _read(file, path):
+    """{key: result} of all whole lines; a last one that is torn is cut off."""
+    file.seek(0)
+    known, whole = {}, 0
+    lines = file.read().split(b"\n")
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            entry = json.loads(line)
+            known[_key(entry["setting"])] = entry["result"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{path}, line {number} is not a measured point ({error!r}): mend or "
+                "remove the line"
+            ) from error
+        whole += len(line) + 1
+    os.ftruncate(file.fileno(), whole)
+    return known

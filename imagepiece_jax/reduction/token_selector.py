@@ -1,0 +1,148 @@
+"""How does a network learn which tokens to keep? What the learned methods share.
+
+While it trains nothing is removed: a mask is drawn from the scores, attention reads it,
+and its gradient is that of the probabilities. Losses hold the share of live tokens to a
+target, and what the network says to what a frozen dense teacher says.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.reduction import apply
+from imagepiece_jax.reduction.tokens import Assignment, start
+
+INIT = nn.initializers.normal(0.02)
+EPS = 1e-6
+
+
+class KeepScores(nn.Module):
+    """Log probabilities that a token is kept (index 0) or dropped (index 1).
+
+    Half of a token's features stay its own, the other half gives way to their mean over
+    the live tokens; then three layers narrow down to two (DynamicViT, Rao et al. 2021,
+    section 3.2).
+    """
+
+    @nn.compact
+    def __call__(self, x, mask=None):
+        """x [B, n, .., D], mask [B, n] (None: all live) -> [B, n, .., 2] float32."""
+        dim, dtype = x.shape[-1], x.dtype
+
+        def dense(width, name, dtype=dtype):
+            return nn.Dense(width, kernel_init=INIT, dtype=dtype, name=name)
+
+        norm = nn.LayerNorm(
+            epsilon=1e-5, use_fast_variance=False, dtype=dtype, name="norm"
+        )
+        z = nn.gelu(dense(dim, "embed")(norm(x)), approximate=False)
+        own, common = z[..., : dim // 2], z[..., dim // 2 :].astype(jnp.float32)
+        live = jnp.ones(x.shape[:2], jnp.float32) if mask is None else mask
+        live = live.reshape(live.shape + (1,) * (x.ndim - 2)).astype(jnp.float32)
+        # Where nothing is live the mean is zero, not 0 / 0.
+        total = jnp.sum(live, axis=1, keepdims=True) + EPS
+        mean = (jnp.sum(live * common, axis=1, keepdims=True) / total).astype(dtype)
+        z = jnp.concatenate([own, jnp.broadcast_to(mean, common.shape)], axis=-1)
+        z = nn.gelu(dense(dim // 2, "half")(z), approximate=False)
+        z = nn.gelu(dense(dim // 4, "quarter")(z), approximate=False)
+        return jax.nn.log_softmax(dense(2, "score", jnp.float32)(z))
+
+
+def keep_macs(n, dim):
+    """MACs of `KeepScores` on `n` tokens of width `dim`."""
+    half, quarter = dim // 2, dim // 4
+    return n * (dim * dim + dim * half + half * quarter + 2 * quarter)
+
+
+def gumbel(rng, shape):
+    """Gumbel(0, 1) noise, each image from its own key. [B] keys -> [B, *shape]."""
+    return jax.vmap(lambda key: jax.random.gumbel(key, shape, jnp.float32))(rng)
+
+
+def straight_through(value, slope):
+    """`value` to the last bit, with the gradient of `slope`; float32, of one shape."""
+    return jax.lax.stop_gradient(value) + (slope - jax.lax.stop_gradient(slope))
+
+
+def draw_mask(scores, mask, rng):
+    """Tokens that stay live in a random draw: exactly 0 or 1. -> [B, n] float32.
+
+    scores [B, n, 2] log probabilities, mask [B, n] of those still live (None: all). The
+    gradient is that of the softmax over scores and Gumbel noise, temperature 1.
+    """
+    noisy = scores + gumbel(rng, scores.shape[1:])
+    hard = (noisy[..., 0] >= noisy[..., 1]).astype(jnp.float32)
+    keep = straight_through(hard, jax.nn.softmax(noisy)[..., 0])
+    return keep if mask is None else keep * mask
+
+
+def ratio_loss(shares, targets):
+    """Squared distance of live shares from their targets, mean over stages.
+
+    shares: an array a stage, of any shape (its own mean is taken); targets: a number a
+    stage. Without stages it is 0.
+    """
+    errors = [
+        jnp.mean((share - target) ** 2)
+        for share, target in zip(shares, targets, strict=True)
+    ]
+    return sum(errors, jnp.float32(0)) / max(1, len(errors))
+
+
+def distillation(outputs, teacher_outputs, kl_weight, token_weight):
+    """What the student lacks of its teacher: {"kl": .., "tokens": ..}, weighted.
+
+    InputError for a teacher of other tokens, width or classes.
+    """
+    _check_teacher(outputs, teacher_outputs)
+    return {
+        "kl": kl_weight * logit_loss(outputs.logits, teacher_outputs.logits),
+        "tokens": token_weight * token_loss(outputs, teacher_outputs),
+    }
+
+
+def logit_loss(logits, teacher_logits):
+    """KL(teacher || student), mean over images. [B, C] twice -> []."""
+    student = jax.nn.log_softmax(logits.astype(jnp.float32))
+    teacher = jax.nn.log_softmax(teacher_logits.astype(jnp.float32))
+    teacher = jax.lax.stop_gradient(teacher)
+    return jnp.mean(jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1))
+
+
+def token_loss(outputs, teacher_outputs):
+    """Mean square between live tokens and the teacher's, over tokens and channels.
+
+    Both are after the final norm. Where the student merged or dropped tokens, so are
+    the teacher's; tokens that it appended have no counterpart and count for nothing.
+    The mean is over the live tokens of this batch, 0 where there are none.
+    """
+    state = start(teacher_outputs.tokens, teacher_outputs.state.num_prefix)
+    for result in outputs.results:
+        if isinstance(result, Assignment):
+            state = apply.apply(state, result)
+    teacher = jax.lax.stop_gradient(state.x[:, state.num_prefix :])
+    n, prefix, mask = teacher.shape[1], outputs.state.num_prefix, outputs.state.mask
+    student = outputs.tokens[:, prefix : prefix + n]
+    error = (student.astype(jnp.float32) - teacher.astype(jnp.float32)) ** 2
+    error = jnp.mean(error, axis=-1)
+    live = jnp.ones_like(error) if mask is None else mask[:, :n] > 0.5
+    return jnp.sum(jnp.where(live, error, 0)) / jnp.maximum(1, jnp.sum(live))
+
+
+def _check_teacher(outputs, teacher_outputs):
+    """InputError unless the teacher saw the same patches in the same width."""
+
+    def described(patches, outputs):
+        width, classes = outputs.tokens.shape[-1], outputs.logits.shape[-1]
+        return f"{patches} patches, width {width} and {classes} classes"
+
+    given = teacher_outputs.tokens.shape[1] - teacher_outputs.state.num_prefix
+    wanted = outputs.tokens.shape[1] - outputs.state.num_prefix
+    if outputs.taps:  # of the first step, which saw all patches
+        wanted = outputs.taps[0].x.shape[1]
+    teacher, student = described(given, teacher_outputs), described(wanted, outputs)
+    if teacher != student:
+        raise InputError(
+            f"config.teacher is a model of {teacher}; the student needs {student}"
+        )

@@ -1,0 +1,223 @@
+"""What do people see of a run? Bar or lines, curves, pictures, a trace of some steps.
+
+Nothing here changes what is learned. Only the main process shows and writes; the others
+call the same functions.
+"""
+
+import math
+import sys
+import time
+
+import jax
+from tqdm import tqdm
+
+from imagepiece_jax.common import parallel
+from imagepiece_jax.errors import RunError
+from imagepiece_jax.training.metrics import MetricWriter
+
+TRACE = "profile"  # folder of the trace in the run's folder
+TRACED_STEPS = range(10, 15)  # counted from the start: after compiling, and few
+
+
+class Watch:
+    """The view on one run from `restored` (a step or None) on, of so many `length`.
+
+    `last_saved()` is the step of the newest checkpoint, or None, for the message of a
+    run that cannot go on. With `config.progress` there is a bar with the time left
+    where the output is a terminal; without a bar, a line whenever metrics are logged.
+    """
+
+    def __init__(self, workdir, config, length, restored, last_saved):
+        self._workdir, self._config, self._length = workdir, config, length
+        self._last_saved = last_saved
+        self._first = (restored or 0) + 1
+        main = parallel.is_main()
+        self._writer = MetricWriter(workdir, restored, main)
+        shown = config.progress and main
+        self._bar = tqdm(
+            total=length.steps,
+            initial=self._first - 1,
+            disable=None if shown else True,  # None: where the output is a terminal
+            unit="step",
+            dynamic_ncols=True,
+        )
+        self._lines = main and self._bar.disable
+        first = min(self._first - 1 + TRACED_STEPS.start, length.steps)
+        last = min(first + len(TRACED_STEPS) - 1, length.steps)
+        self._trace = _Trace(workdir / TRACE, first, last, config.profile and main)
+        self._waiting = None
+        self.restart_clock()
+        self._pause(self._first)
+
+    def restart_clock(self):
+        """Count img/s from here on: evaluation and checkpoints are not training."""
+        self._began, self._waited, self._images = time.perf_counter(), 0.0, 0
+        self._before = 0.0, 0.0
+
+    def compiles(self, step):
+        """Do not time the next step, `step`: it is the first of its program."""
+        self.now()
+        self._pause(step)
+
+    def _pause(self, step):
+        """Stop the clock until the numbers of `step` are there."""
+        spent = self._before[0] + time.perf_counter() - self._began
+        self._before = (spent, self._waited) if self._images else (0.0, 0.0)
+        self._untimed = step
+
+    def _clock(self, step):
+        """(images, seconds, seconds of waiting for them) since the clock started."""
+        if step == self._untimed:
+            self._began, self._waited = time.perf_counter(), self._before[1]
+        else:
+            self._images += self._config.batch_size
+        seconds = self._before[0] + time.perf_counter() - self._began
+        return self._images, seconds, self._waited
+
+    def waited_for(self, batches):
+        """The same batches; the time until each is there counts as input wait.
+
+        The device works meanwhile, so the share is the most that reading can cost.
+        """
+        batches = iter(batches)
+        self.restart_clock()
+        while True:
+            began = time.perf_counter()
+            batch = next(batches, None)
+            self._waited += time.perf_counter() - began
+            if batch is None:
+                return
+            yield batch
+
+    def step(self, step):
+        """A context for dispatching `step`, by whose number a trace knows it."""
+        self._trace.start_before(step)
+        return jax.profiler.StepTraceAnnotation("train", step_num=step)
+
+    def later(self, step, metrics):
+        """Take step's metrics; those of the step before are dealt with now.
+
+        So the device has the next step to do while the last one's numbers travel.
+        """
+        self.now()
+        self._waiting = step, metrics
+
+    def now(self):
+        """Deal with what was taken last. RunError after too many skipped steps."""
+        if self._waiting is None:
+            return
+        (step, metrics), self._waiting = self._waiting, None
+        metrics = parallel.unreplicate(metrics)
+        self._trace.stop_after(step)
+        if metrics["skipped"] > self._config.max_skipped_steps:
+            self._stop(step, metrics)
+        images, seconds, waited = self._clock(step)
+        timed = images > 0  # a window may hold nothing but the first step of a program
+        window = metrics["window"]
+        samples = window["samples"] or math.nan  # none where all steps were skipped
+        values = {
+            "epoch": step / self._length.steps_per_epoch,
+            "loss": window["loss"] / samples,
+            "acc1": 100 * window["acc1"] / samples,
+            "acc5": 100 * window["acc5"] / samples,
+            "lr": metrics["lr"],
+            "grad_norm": metrics["grad_norm"],
+            "skipped": int(window["skipped"]),
+            "throughput": images / seconds if timed else math.nan,
+            "input_wait": waited / seconds if timed else math.nan,
+            **device_memory(),
+            **metrics["terms"],
+        }
+        self._bar.set_postfix_str(_in_short(values), refresh=False)
+        self._bar.update(1)
+        logged = step % self._config.log_every_steps == 0 or step == self._length.steps
+        if logged:
+            self._writer.write("train", step, **values)
+            if self._lines:
+                self._say_line(step, values)
+            self.restart_clock()
+
+    def accuracy(self, kind, step, result, what="test accuracy"):
+        """Write and say the `result` of an evaluation after `step`."""
+        epoch = step / self._length.steps_per_epoch
+        self._writer.write(kind, step, epoch=epoch, **result)
+        text = f"epoch {epoch:g}, step {step}: {what} {result['acc1']:.2f} %"
+        self.say(f"{text}, loss {result['loss']:.3f}")
+
+    def image(self, name, step, pixels):
+        """A picture for TensorBoard, uint8 [H, W, 3]."""
+        self._writer.write_image(name, step, pixels)
+
+    def say(self, text):
+        """Print one line, beside the bar."""
+        if parallel.is_main():
+            tqdm.write(text)
+            sys.stdout.flush()
+
+    def close(self):
+        """Close files, bar and trace."""
+        for part in (self._trace, self._bar, self._writer):
+            part.close()
+
+    def _say_line(self, step, values):
+        images = (self._length.steps - step) * self._config.batch_size
+        rate = values["throughput"]
+        left = "?" if math.isnan(rate) else tqdm.format_interval(images / rate)
+        self.say(
+            f"step {step} of {self._length.steps}, epoch {values['epoch']:.2f}: "
+            f"{_in_short(values)}, lr {values['lr']:.2e}, time left {left}"
+        )
+
+    def _stop(self, step, metrics):
+        name = "grad_norm" if math.isfinite(metrics["loss"]) else "loss"
+        kept, count = self._last_saved(), int(metrics["skipped"])
+        where = f"the checkpoint of step {kept} is kept" if kept else "none was saved"
+        row = f", as in {count} steps in a row" if count > 1 else ""
+        raise RunError(
+            f"{name} is {metrics[name]} at step {step}{row}: training stopped, {where} "
+            f"in {self._workdir}; try a lower config.lr or config.clip_grad_norm=1.0"
+        )
+
+
+def device_memory():
+    """{"device_memory": GB in use at the peak, of the fullest device of this process}.
+
+    Empty where the backend does not count (as on a CPU).
+    """
+    stats = [device.memory_stats() or {} for device in parallel.local_devices()]
+    peaks = [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s]
+    return {"device_memory": max(peaks) / 1e9} if peaks else {}
+
+
+def _in_short(values):
+    text = f"loss {values['loss']:.3f} acc {values['acc1']:.1f}%"
+    if not math.isnan(values["throughput"]):
+        text += f" {values['throughput']:,.0f} img/s"
+        text += f" wait {100 * values['input_wait']:.0f}%"
+    if values["skipped"]:
+        text += f" skipped {values['skipped']}"
+    return text
+
+
+class _Trace:
+    """A profiler trace of the steps `first` to `last`, if `wanted`."""
+
+    def __init__(self, folder, first, last, wanted):
+        self._folder, self._first, self._last = folder, first, last
+        self._wanted, self._running = wanted, False
+
+    def start_before(self, step):
+        if self._wanted and step == self._first:
+            jax.profiler.start_trace(str(self._folder))
+            self._running = True
+
+    def stop_after(self, step):
+        if self._running and step >= self._last:
+            self.close()
+            steps = f"steps {self._first} to {self._last}"
+            tqdm.write(f"trace of {steps}: {self._folder} (TensorBoard, Perfetto)")
+
+    def close(self):
+        if self._running:
+            self._running = False
+            jax.profiler.stop_trace()

@@ -1,0 +1,252 @@
+"""What is one step of training? A function of state and batch, inside `pmap`."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from imagepiece_jax.common import parallel
+from imagepiece_jax.common.rng import Purpose, batch_key, sample_keys
+from imagepiece_jax.data.augment import mixup, pipeline
+from imagepiece_jax.data.augment.pipeline import Augment
+from imagepiece_jax.data.normalize import to_pixels
+from imagepiece_jax.training.losses import soft_cross_entropy
+from imagepiece_jax.training.metrics import correct_at
+from imagepiece_jax.training.optimizer import ema, global_norm, skip_update
+
+
+@struct.dataclass
+class TrainState:
+    """All that a run carries from step to step, and all that a checkpoint holds.
+
+    ema: {"params", "batch_stats"} averaged, or None; window: sums of the metrics since
+    the last logged step; skipped: steps in a row, up to this one, that changed nothing.
+    Both are here so that a resumed run does what the first would have done.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    ema: Any
+    window: dict[str, jax.Array]
+    skipped: jax.Array
+
+    @property
+    def variables(self):
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+WINDOW = ("loss", "acc1", "acc5", "samples", "skipped")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What a training step does besides the model and the optimiser (DeiT's recipe)."""
+
+    seed: int
+    num_classes: int
+    label_smoothing: float = 0.1
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mixup_prob: float = 1.0
+    mixup_switch_prob: float = 0.5
+    ema_decay: float = 0.0
+    log_every_steps: int = 50
+    pipeline: Augment = Augment()
+
+
+def init_state(variables, optimizer, with_ema):
+    """State of step 0 from the model's variables."""
+    params = variables["params"]
+    batch_stats = variables.get("batch_stats", {})
+    average = {"params": params, "batch_stats": batch_stats}
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=optimizer.init(params),
+        ema=jax.tree.map(jnp.copy, average) if with_ema else None,
+        window={name: jnp.zeros((), jnp.float32) for name in WINDOW},
+        skipped=jnp.zeros((), jnp.int32),
+    )
+
+
+def train_step(
+    state,
+    batch,
+    teacher=None,
+    *,
+    model,
+    optimizer,
+    rate,
+    recipe,
+    loss_terms=None,
+    teacher_model=None,
+):
+    """One update: (state, metrics).
+
+    batch: image uint8 [A, m, S, S, 3] and label int32 [A, m] of this device, A
+    micro-batches whose gradients are averaged. `loss_terms(outputs, teacher_outputs)`
+    gives a method's own terms by name, which are added to the loss; `teacher` are the
+    frozen variables of `teacher_model`, None where there is none.
+
+    A step whose loss or gradient norm is not finite is skipped: parameters, statistics,
+    averages and the optimiser's moments stay, the step and the schedules go on.
+
+    Metrics are of the whole global batch: loss, grad_norm, lr, the terms, `skipped`
+    (such steps in a row, this one included), and `window`, the sums over the steps
+    since the last logged one that were not skipped, and how many were.
+    """
+    count, micro_batch = batch["label"].shape
+    devices = jax.lax.axis_size(parallel.AXIS)
+
+    def micro_step(carry, inputs):
+        batch_stats, grads, sums = carry
+        part, index = inputs
+        positions = index * (micro_batch * devices) + parallel.positions(micro_batch)
+        image, targets = _prepare(part, positions, state.step, index, model, recipe)
+        keys = {
+            "drop_path": sample_keys(
+                recipe.seed, state.step, positions, Purpose.DROP_PATH
+            ),
+            "reducer": sample_keys(recipe.seed, state.step, positions, Purpose.REDUCER),
+        }
+
+        taught = None
+        if teacher_model is not None:
+            taught = jax.lax.stop_gradient(teacher_model.apply(teacher, image))
+
+        def loss_fn(params):
+            outputs, changed = model.apply(
+                {"params": params, "batch_stats": batch_stats},
+                image,
+                train=True,
+                keys=keys,
+                mutable=["batch_stats"],
+            )
+            loss = jnp.mean(soft_cross_entropy(outputs.logits, targets))
+            own = loss_terms(outputs, taught) if loss_terms else {}
+            loss = sum(own.values(), loss)
+            return loss, (outputs.logits, changed.get("batch_stats", {}), own)
+
+        gradient = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, (logits, batch_stats, own)), grad = gradient(state.params)
+        grads = jax.tree.map(lambda total, g: total + g / count, grads, grad)
+        sums = jax.tree.map(jnp.add, sums, _sums(loss, logits, targets))
+        return (batch_stats, grads, sums), own
+
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    carry = (state.batch_stats, zeros, jax.tree.map(jnp.zeros_like, state.window))
+    inputs = (batch, jnp.arange(count, dtype=jnp.int32))
+    if count == 1:
+        carry, terms = micro_step(carry, jax.tree.map(lambda x: x[0], inputs))
+    else:
+        carry, terms = jax.lax.scan(micro_step, carry, inputs)
+    batch_stats, grads, sums = carry
+    if devices > 1:
+        # Else XLA joins gradients to the exchanges of batch statistics before them, and
+        # the backward pass of the stem waits for megabytes instead of some numbers.
+        grads, sums, terms = jax.lax.optimization_barrier((grads, sums, terms))
+    grads, sums = parallel.mean(grads), parallel.total(sums)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    average = state.ema
+    if average is not None:
+        new = {"params": params, "batch_stats": batch_stats}
+        average = ema(average, new, recipe.ema_decay)
+
+    loss, grad_norm = sums["loss"] / sums["samples"], global_norm(grads)
+    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    skipped = jnp.where(finite, 0, state.skipped + 1)
+    sums = _where(finite, sums, dict.fromkeys(sums, 0.0) | {"skipped": 1.0})
+    fresh = state.step % recipe.log_every_steps == 0
+    window = jax.tree.map(
+        lambda old, new: jnp.where(fresh, new, old + new), state.window, sums
+    )
+    metrics = {
+        "loss": loss,
+        "grad_norm": grad_norm,
+        "lr": rate(state.step),
+        "terms": parallel.mean(jax.tree.map(jnp.mean, terms)),
+        "window": window,
+        "skipped": skipped,
+    }
+    state = TrainState(
+        step=state.step + 1,
+        params=_where(finite, params, state.params),
+        batch_stats=_where(finite, batch_stats, state.batch_stats),
+        opt_state=skip_update(finite, opt_state, state.opt_state),
+        ema=_where(finite, average, state.ema),
+        window=window,
+        skipped=skipped,
+    )
+    return state, metrics
+
+
+def _where(condition, new, old):
+    return jax.tree.map(lambda n, o: jnp.where(condition, n, o), new, old)
+
+
+def prepared_images(batch, step, *, model, recipe, count):
+    """The first `count` images of this device as `model` sees them, uint8.
+
+    Inside `pmap`; `batch` is one of `train_step`'s and `step` the number that the state
+    had then. Values that no pixel can show (noise of random erasing) are clipped.
+    """
+    part = jax.tree.map(lambda x: x[0], batch)
+    positions = parallel.positions(part["label"].shape[0])
+    image, _ = _prepare(part, positions, step, jnp.int32(0), model, recipe)
+    return to_pixels(image[:count], model.mean, model.std)
+
+
+def _prepare(part, positions, step, index, model, recipe):
+    """A micro-batch as it was read -> normalized, mixed images and soft targets.
+
+    part: image uint8 [m, S, S, 3] and label int32 [m], at `positions` [m] of the global
+    batch; canvases, to be cropped, also bring extent int32 [m, 2]. `index` is the
+    micro-batch's.
+    """
+    keys = None
+    if recipe.augment.draws:
+        keys = sample_keys(recipe.seed, step, positions, Purpose.AUGMENT)
+    image = pipeline.device(
+        part["image"],
+        recipe.augment,
+        model.mean,
+        model.std,
+        keys,
+        part.get("extent"),
+    )
+    targets = mixup.soft_targets(
+        part["label"], recipe.num_classes, recipe.label_smoothing
+    )
+    key = jax.random.fold_in(batch_key(recipe.seed, step, Purpose.MIX), index)
+    drawn = mixup.draw(
+        key,
+        image.shape[1],
+        image.shape[2],
+        mixup=recipe.mixup,
+        cutmix=recipe.cutmix,
+        prob=recipe.mixup_prob,
+        switch_prob=recipe.mixup_switch_prob,
+    )
+    if drawn is None:
+        return image, targets
+    return mixup.apply(drawn, image, targets, *parallel.reverse((image, targets)))
+
+
+def _sums(loss, logits, targets):
+    """Sums over this device's samples; the label of a mixed one is its larger share."""
+    samples, classes = targets.shape
+    label = jnp.argmax(targets, axis=-1)
+    return {
+        "loss": loss * samples,
+        "acc1": jnp.sum(correct_at(logits, label, 1), dtype=jnp.float32),
+        "acc5": jnp.sum(correct_at(logits, label, min(5, classes)), dtype=jnp.float32),
+        "samples": jnp.float32(samples),
+        "skipped": jnp.float32(0),
+    }

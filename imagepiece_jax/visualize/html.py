@@ -1,0 +1,253 @@
+"""How do several methods compare on a folder of images? One HTML page.
+
+The page holds all it needs: style, pictures and text are in the one file, and it has no
+script. Groups are small JPEG files over which nothing is laid; attention, sizes and
+weights are one pixel a patch, laid over the grey photograph.
+"""
+
+import base64
+import html
+import io
+import math
+
+import numpy as np
+from PIL import Image
+
+from imagepiece_jax.common import plotting
+from imagepiece_jax.visualize import views
+from imagepiece_jax.visualize.stylesheet import STYLE
+
+QUALITY = 85  # of JPEG files, with full-resolution chroma: outlines are thin and bright
+SHOWN = {"tokens": "tokens", "attention": "class attention", "sizes": "token sizes"}
+
+
+def page(images, names, methods, traces, weights, class_names=None):
+    """The page as text.
+
+    images: uint8 [B, S, S, 3], called `names`; methods: for each a dict of label, gmacs
+    and untrained; traces: their Traces of these images; weights: what the weights are
+    called; class_names: a name for each class, as far as there are names.
+    """
+    sections = [
+        _section(i, image, name, methods, traces, class_names or ())
+        for i, (image, name) in enumerate(zip(images, names, strict=True))
+    ]
+    photos = "\n".join(
+        f".photo-{i} {{ background-image: url({_jpeg(_grey(image))}); }}"
+        for i, image in enumerate(images)
+    )
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>What the tokens became</title>
+<style>{STYLE}{photos}
+</style>
+</head>
+<body>
+<header>
+<h1>What the tokens became</h1>
+<p>{_count(len(names), "image")}, {_count(len(methods), "method")}, one checkpoint:
+{html.escape(weights)}.</p>
+{_table(methods, traces)}
+{_untrained(methods)}
+{_contents(names)}
+</header>
+{_switch()}
+<main>
+{"".join(sections)}
+</main>
+</body>
+</html>
+"""
+
+
+def _table(methods, traces):
+    rows = []
+    for method, trace in zip(methods, traces, strict=True):
+        counts = ", ".join(str(stage.tokens) for stage in trace.stages) or "none"
+        cells = [f"{method['gmacs']:.3f}", str(trace.tokens), counts]
+        cells = "".join(f"<td>{cell}</td>" for cell in cells)
+        label = html.escape(method["label"])
+        rows.append(f'<tr><th scope="row">{label}</th>{cells}</tr>')
+    heads = ("method", "GMACs an image", "image tokens at the end", "after each step")
+    heads = "".join(f'<th scope="col">{head}</th>' for head in heads)
+    return (
+        '<div class="scroll" tabindex="0" role="region" aria-label="Methods"><table>'
+        "<caption>What each method costs and leaves, of "
+        f"{math.prod(traces[0].grid)} patches</caption>"
+        f"<thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _untrained(methods):
+    if not any(method["untrained"] for method in methods):
+        return ""
+    return (
+        "<p>Untrained selectors: the checkpoint has no parameters for what these "
+        "methods learn; theirs are random, and say nothing about the method.</p>"
+    )
+
+
+def _contents(names):
+    if len(names) == 1:
+        return ""
+    links = [
+        f'<a href="#image-{i}">{html.escape(name)}</a>' for i, name in enumerate(names)
+    ]
+    return f'<nav aria-label="Images"><p>{", ".join(links)}</p></nav>'
+
+
+def _switch():
+    """Which of its three pictures every place shows; without :has() it shows all."""
+    choices = [
+        f'<label><input type="radio" name="show" id="show-{kind}"'
+        f"{' checked' * (kind == 'tokens')}>{text}</label>"
+        for kind, text in SHOWN.items()
+    ]
+    keys = {
+        "tokens": f"{views.CAPTIONS['tokens']} {views.CAPTIONS['weights']}",
+        "attention": views.CAPTIONS["attention"],
+        "sizes": views.CAPTIONS["sizes"],
+    }
+    keys = "".join(f'<p class="{kind}">{text}</p>' for kind, text in keys.items())
+    choices = "".join(choices)
+    return f'<fieldset class="switch"><legend>Show</legend>{choices}</fieldset>{keys}'
+
+
+def _section(index, image, name, methods, traces, class_names):
+    """One image: the end of every method side by side, then each block by block."""
+    escaped = html.escape(name)
+    shown = [views.of_image(trace, index) for trace in traces]
+    cells, details = [], []
+    for method, trace, kinds in zip(methods, traces, shown, strict=True):
+        label = html.escape(method["label"])
+        draw = _Drawing(image, index, name, method["label"], trace.grid, kinds)
+        top, sure = trace.top[index], 100 * trace.confidence[index]
+        named = class_names[top] if top < len(class_names) else None
+        said = f"{html.escape(named or f'class {top}')}, {sure:.0f} % sure"
+        cells.append(
+            f'<div class="cell"><h3>{label}</h3>{draw.end()}'
+            f'<p class="none">{said}</p></div>'
+        )
+        if trace.stages:
+            details.append(
+                f"<details><summary>{label}, block by block</summary>"
+                f'<div class="strip" tabindex="0" role="region" aria-label="{label}, '
+                f'{escaped}">{draw.strip()}</div></details>'
+            )
+    whole = (
+        f'<div class="cell"><h3>input</h3><figure><img src="{_jpeg(image)}" '
+        f'alt="{escaped}" width="{image.shape[1]}" height="{image.shape[0]}">'
+        f"</figure></div>"
+    )
+    return (
+        f'<section id="image-{index}" aria-labelledby="name-{index}">'
+        f'<h2 id="name-{index}">{escaped}</h2>'
+        f'<div class="beside">{whole}{"".join(cells)}</div>{"".join(details)}</section>'
+    )
+
+
+class _Drawing:
+    """Pictures of one image under one method, as figures of the page."""
+
+    def __init__(self, image, index, name, method, grid, kinds):
+        self._image, self._index, self._grid, self._kinds = image, index, grid, kinds
+        self._of = f"{method}, {name}"
+
+    def end(self):
+        """Where the method ended: one figure, or a sentence, of each kind."""
+        last = {kind: _last(self._kinds[kind]) for kind in views.KINDS}
+        found = {kind: self._figure(last[kind], kind) for kind in views.KINDS}
+        if self._kinds["weights"]:
+            found["tokens"] = self._sheet(self._kinds["weights"])
+        return "".join(found.values())
+
+    def strip(self):
+        """All views in their order; learned tokens stand with the groups."""
+        kinds = {kind: list(filter(None, self._kinds[kind])) for kind in views.KINDS}
+        kinds["tokens"] = kinds["tokens"] + self._kinds["weights"]
+        return "".join(
+            "".join(self._figure(view, kind) for view in found or [None])
+            for kind, found in kinds.items()
+        )
+
+    def _figure(self, view, shown):
+        """`view` as a figure that is there while `shown` is chosen."""
+        if view is None:
+            overlap = shown == "sizes" and self._kinds["weights"]
+            return (
+                f'<p class="none {shown}">{_NONE["overlap" if overlap else shown]}</p>'
+            )
+        alt = html.escape(f"{view.title}, {view.note}: {self._of}")
+        if view.kind == "tokens":
+            scale = plotting.enlargement(self._image)
+            drawn = _jpeg(view.draw(self._image, self._grid, scale))
+            return _framed(shown, drawn, alt, view.title, view.note)
+        painted = plotting.value_colours(view.values, views.COLOURS[view.kind])
+        small = _png(painted.reshape(*self._grid, 4))
+        photo = f"values photo-{self._index}"
+        return _framed(shown, small, alt, view.title, view.note, photo)
+
+    def _sheet(self, maps):
+        """All learned tokens as one picture, a small map each."""
+        across = math.ceil(len(maps) ** 0.5)
+        height, width = self._grid
+        down = math.ceil(len(maps) / across)
+        # One clear pixel between two maps.
+        sheet = np.zeros(
+            (down * (height + 1) - 1, across * (width + 1) - 1, 4), "uint8"
+        )
+        for i, view in enumerate(maps):
+            top, left = (height + 1) * (i // across), (width + 1) * (i % across)
+            painted = plotting.value_colours(view.values, views.COLOURS["weights"])
+            sheet[top : top + height, left : left + width] = painted.reshape(
+                height, width, 4
+            )
+        note = f"{len(maps)} learned tokens"
+        alt = html.escape(f"weights of {note}, a map each: {self._of}")
+        return _framed("tokens", _png(sheet), alt, "weights", note, "values")
+
+
+_NONE = {
+    "tokens": "All patches are tokens.",
+    "attention": "There is no class token to look at.",
+    "sizes": "Every token is one patch.",
+    "overlap": "Learned tokens overlap: no sizes.",
+}
+
+
+def _framed(shown, source, alt, title, note, frame="groups"):
+    return (
+        f'<figure class="{shown}"><div class="{frame}"><img src="{source}" alt="{alt}" '
+        'width="224" height="224" loading="lazy"></div>'
+        f"<figcaption><b>{title}</b>{note}</figcaption></figure>"
+    )
+
+
+def _last(found):
+    return next((view for view in reversed(found) if view), None)
+
+
+def _count(number, noun):
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def _grey(image):
+    return np.repeat(image.mean(axis=-1, keepdims=True), 3, axis=-1).astype(np.uint8)
+
+
+def _jpeg(pixels):
+    return _inlined(pixels, "jpeg", quality=QUALITY, subsampling=0)
+
+
+def _png(pixels):
+    return _inlined(pixels, "png", optimize=True)
+
+
+def _inlined(pixels, kind, **options):
+    """Pixels as a data URL."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"

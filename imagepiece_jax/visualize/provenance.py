@@ -1,0 +1,88 @@
+"""Where is it written down what became of every patch? A JSON file and an NPZ file.
+
+The JSON file says what was done and holds the slot maps, for any language; the NPZ file
+holds all arrays. Together they give back the Traces that were saved.
+"""
+
+import dataclasses
+import io
+import json
+import pathlib
+
+import numpy as np
+
+from imagepiece_jax.common.files import replace_file
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.visualize.trace import Stage, Trace
+
+JSON, NPZ = "provenance.json", "provenance.npz"
+_OF_STAGE = ("source", "sizes", "weights", "attention", "attended")
+_OF_TRACE = ("top", "confidence", "attention", "attended")
+
+
+def save(folder, names, methods, traces):
+    """Write both files, each whole or not at all.
+
+    names: of the images; methods: a dict of JSON values for each of `traces`, such as
+    its label. RunError where they cannot be written.
+    """
+    described, arrays = [], {}
+    for m, (method, trace) in enumerate(zip(methods, traces, strict=True)):
+        stages = []
+        for s, stage in enumerate(trace.stages):
+            arrays |= _arrays(f"method{m}_stage{s}", stage, _OF_STAGE)
+            source = None if stage.source is None else stage.source.tolist()
+            told = {"block": stage.block, "site": stage.site, "tokens": stage.tokens}
+            stages.append(told | {"source": source})
+        arrays |= _arrays(f"method{m}", trace, _OF_TRACE)
+        told = {"grid": trace.grid, "depth": trace.depth, "tokens": trace.tokens}
+        described.append(method | told | {"stages": stages})
+    archive = io.BytesIO()
+    np.savez_compressed(archive, **arrays)
+    folder = pathlib.Path(folder)
+    replace_file(folder / NPZ, archive.getvalue())
+    text = json.dumps({"images": names, "methods": described}) + "\n"
+    replace_file(folder / JSON, text)
+
+
+def load(folder):
+    """(names, methods, traces) as they were saved; InputError for anything else."""
+    folder = pathlib.Path(folder)
+    try:
+        told = json.loads((folder / JSON).read_text(encoding="utf-8"))
+        with np.load(folder / NPZ) as archive:
+            arrays = dict(archive)
+        traces = [_trace(m, of, arrays) for m, of in enumerate(told["methods"])]
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"{folder} has no provenance that can be read ({error!r}); allowed is a "
+            f"folder in which visualize wrote {JSON} and {NPZ}"
+        ) from error
+    known = {field.name for field in dataclasses.fields(Trace)}
+    methods = [
+        {k: v for k, v in of.items() if k not in known} for of in told["methods"]
+    ]
+    return told["images"], methods, traces
+
+
+def _arrays(prefix, of, fields):
+    """Arrays of a Stage or Trace by the names that they have in the archive."""
+    found = {f"{prefix}_{field}": getattr(of, field) for field in fields}
+    return {name: array for name, array in found.items() if array is not None}
+
+
+def _trace(m, told, arrays):
+    stages = [
+        Stage(
+            **{key: stage[key] for key in ("block", "site", "tokens")},
+            **{f: arrays.get(f"method{m}_stage{s}_{f}") for f in _OF_STAGE},
+        )
+        for s, stage in enumerate(told["stages"])
+    ]
+    return Trace(
+        grid=tuple(told["grid"]),
+        depth=told["depth"],
+        tokens=told["tokens"],
+        stages=tuple(stages),
+        **{field: arrays.get(f"method{m}_{field}") for field in _OF_TRACE},
+    )

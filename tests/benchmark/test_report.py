@@ -1,0 +1,113 @@
+"""Rows, tables and sentences of readings that are made up."""
+
+import json
+
+import pytest
+
+from imagepiece_jax.benchmark import report
+from imagepiece_jax.benchmark.peak_rates import Ceilings
+from imagepiece_jax.benchmark.timer import Job
+from imagepiece_jax.benchmark.workloads import Workload
+
+SETTING = {
+    "mode": "inference",
+    "batch_size": 10,
+    "dtype": "float32",
+    "device": "abacus",
+    "warmup": 20,
+    "repeats": 3,
+    "seconds": 1.0,
+}
+
+
+def work(macs, **facts):
+    facts = {"peak_memory": None, "compile_s": None} | facts
+    return Workload(Job(None, None), 10, macs, facts)
+
+
+@pytest.fixture
+def rows():
+    made = {"dense": work(4e12, peak_memory=2.5e9), "half": work(2e12, compile_s=1.25)}
+    readings = {"dense": [2.0, 4.0, 1.0], "half": [1.0, 1.0, 1.0]}
+    return report.rows(made, readings, Ceilings(matmul=8e12, copy=1e11), SETTING)
+
+
+def test_rows(rows):
+    dense, half = rows
+    assert dense["config"] == "dense" and dense["mode"] == "inference"
+    # 10 images in 2 seconds; 4e12 MACs are 8e12 operations, the ceiling's of a second
+    assert (dense["throughput"], dense["ms"]) == (5.0, 2000.0)
+    assert (dense["throughput_min"], dense["throughput_max"]) == (2.5, 10.0)
+    assert (dense["gmacs"], dense["macs_per_s"]) == (400.0, 2e12)
+    assert dense["ceiling_share"] == 0.5
+    assert (dense["ratio"], dense["ratio_min"], dense["ratio_max"]) == (1, 1, 1)
+    assert (half["ratio"], half["ratio_min"], half["ratio_max"]) == (2, 1, 4)
+    assert half["mac_ratio"] == 2.0
+    assert half["seconds_a_call"] == [1.0, 1.0, 1.0]
+
+
+def test_a_row_is_a_line_of_json(rows):
+    text = report.line(rows[1])
+    assert "\n" not in text and json.loads(text) == rows[1]
+
+
+def test_tables_show_what_is_known(rows):
+    heading, *lines = report.text(rows).splitlines()
+    assert heading.split()[:4] == ["program", "batch", "img/s", "lowest"]
+    assert lines[0].split()[:6] == ["dense", "10", "5", "2", "10", "2,000.00"]
+    table = report.markdown(rows).splitlines()
+    assert table[0] == "### inference"
+    assert table[2].startswith("| program | batch |") and table[3].startswith("| ---")
+    cells = [cell.strip() for cell in table[4].strip("|").split("|")]
+    assert cells[0] == "dense" and cells[-2:] == ["2.5", ""]  # GB, and no compile time
+    assert table[5].endswith("|  | 1.2 |")
+    assert "abacus, float32" in table[7] and "8.000 TFLOP/s" in table[7]
+    assert len({line.count("|") for line in table[2:6]}) == 1
+
+
+def ratios(**of_batch):
+    """Rows of "first" and "other", which is so many times as fast at each batch."""
+    shared = {"mode": "inference"}
+    for batch, ratio in of_batch.items():
+        size = int(batch[1:])
+        yield shared | {"config": "first", "batch_size": size, "ratio": 1.0}
+        yield shared | {"config": "other", "batch_size": size, "ratio": ratio}
+
+
+@pytest.mark.parametrize(
+    "of_batch, said",
+    [
+        (
+            {"b8": 1.5, "b1": 0.5, "b4": 1.25},
+            "inference: other is faster than first from batch size 4 on (times as "
+            "fast: 0.50 at 1, 1.25 at 4, 1.50 at 8)",
+        ),
+        (
+            {"b8": 1.5, "b1": 1.01},
+            "inference: other is faster than first at every batch size measured "
+            "(times as fast: 1.01 at 1, 1.50 at 8)",
+        ),
+        (
+            {"b8": 0.9, "b1": 1.5},
+            "inference: other is not faster than first at batch size 8, the largest "
+            "measured (times as fast: 1.50 at 1, 0.90 at 8)",
+        ),
+        (
+            {"b1": 0.9, "b2": 1.5, "b4": 1.0, "b8": 2.0},
+            "inference: other is faster than first from batch size 8 on (times as "
+            "fast: 0.90 at 1, 1.50 at 2, 1.00 at 4, 2.00 at 8)",
+        ),
+    ],
+)
+def test_break_even(of_batch, said):
+    assert report.break_even(list(ratios(**of_batch))) == [said]
+
+
+def test_one_batch_size_has_no_break_even():
+    assert report.break_even(list(ratios(b8=2.0))) == []
+
+
+def test_plot(rows, tmp_path):
+    other = [row | {"batch_size": 20, "mode": "train"} for row in rows]
+    report.plot(tmp_path / "plot.png", rows + other)
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")

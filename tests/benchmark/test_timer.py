@@ -1,0 +1,116 @@
+"""The clock counts right: on a device that is played, and a time that is told."""
+
+import pytest
+
+from imagepiece_jax.benchmark import timer
+from imagepiece_jax.benchmark.timer import Job, Rules
+
+
+class Device:
+    """Works through its calls one after the other, each of so many seconds.
+
+    Starting a call takes the host no time; waiting for one takes it to that call's end.
+    """
+
+    def __init__(self, world, seconds):
+        self.world, self.seconds = world, iter(seconds)
+        self.numbers, self.ends, self.waited, self.unfinished = [], [], [], 0
+
+    def call(self, number):
+        free = max(self.world.time, self.ends[-1] if self.ends else 0.0)
+        self.numbers.append(number)
+        self.ends.append(free + next(self.seconds))
+        running = len(self.ends) - len(self.waited)
+        self.unfinished = max(self.unfinished, running)
+        return self.ends[-1]
+
+    def wait(self, end):
+        self.waited.append(end)
+        self.world.time = max(self.world.time, end)
+        self.world.log.append(self)
+
+    def job(self, ahead=0):
+        return Job(self.call, self.wait, ahead)
+
+
+class World:
+    def __init__(self):
+        self.time, self.log = 0.0, []
+
+    def now(self):
+        return self.time
+
+
+def forever(value):
+    while True:
+        yield value
+
+
+@pytest.fixture
+def world():
+    return World()
+
+
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_calls_are_counted_and_the_device_is_waited_for(world, ahead):
+    device = Device(world, forever(0.25))
+    rules = Rules(warmup=4, repeats=3, seconds=1.0)
+    found = timer.measure({"a": device.job(ahead)}, rules, world.now)
+    assert found == {"a": [0.25, 0.25, 0.25]}
+    # 4 calls of warm-up and 3 repeats of 4, each of which is waited for
+    assert device.numbers == list(range(16))
+    assert device.waited == device.ends
+    assert device.unfinished == ahead + 1
+
+
+def test_slow_first_calls_are_not_timed(world):
+    def seconds():
+        yield 100.0  # compiles
+        yield 0.5
+        yield 0.5
+        yield from forever(0.25)
+
+    found = timer.measure(
+        {"a": Device(world, seconds()).job()}, Rules(3, 2, 1.0), world.now
+    )
+    assert found == {"a": [0.25, 0.25]}
+
+
+def test_a_turn_lasts_its_seconds_even_where_calls_became_faster(world):
+    def seconds():
+        yield from [4.0, 4.0]  # the estimate: one call fills a turn
+        yield from forever(1.0)
+
+    device = Device(world, seconds())
+    assert timer.measure({"a": device.job()}, Rules(2, 1, 4.0), world.now) == {
+        "a": [1.0]
+    }
+    assert len(device.numbers) == 2 + 4
+
+
+def test_a_call_longer_than_a_turn_is_a_turn(world):
+    device = Device(world, forever(5.0))
+    assert timer.measure({"a": device.job()}, Rules(2, 2, 1.0), world.now) == {
+        "a": [5.0, 5.0]
+    }
+    assert len(device.numbers) == 2 + 2
+
+
+def test_programs_take_turns_after_all_are_warm(world):
+    one, two = Device(world, forever(1.0)), Device(world, forever(0.5))
+    jobs = {"one": one.job(), "two": two.job()}
+    timer.measure(jobs, Rules(warmup=2, repeats=2, seconds=1.0), world.now)
+    assert world.log == [one] * 2 + [two] * 2 + [one, two, two] * 2
+
+
+def test_ratios_are_taken_round_by_round():
+    # The machine slows down, but the second program is twice as fast all along.
+    assert timer.speedups([1.0, 2.0, 4.0], [0.5, 1.0, 2.0]) == [2.0, 2.0, 2.0]
+
+
+def test_spread():
+    assert timer.spread([3.0, 1.0, 2.0, 10.0]) == (2.5, 1.0, 10.0)
+
+
+def test_defaults_are_what_a_published_figure_needs():
+    assert Rules() == Rules(warmup=20, repeats=5, seconds=1.0)

@@ -1,0 +1,95 @@
+"""PyTorch's side: our ToMe there is our ToMe here, and both take turns in one run."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagepiece_jax.benchmark import __main__ as benchmark
+from imagepiece_jax.benchmark import torch_baselines
+from imagepiece_jax.models import convert, registry
+from tests.benchmark.small import SMALL, TINY
+from tests.command import call
+from tests.models import tiny
+
+DEPTH = 4
+
+torch = pytest.importorskip("torch")
+timm = pytest.importorskip("timm.models.vision_transformer")
+
+
+@pytest.fixture(scope="module")
+def vit():
+    """timm's model of the tiny size with random weights that leave no tie."""
+    torch.manual_seed(0)
+    model = timm.VisionTransformer(
+        img_size=224,
+        patch_size=16,
+        embed_dim=48,
+        depth=DEPTH,
+        num_heads=3,
+        num_classes=tiny.CLASSES,
+    )
+    for name, parameter in model.named_parameters():
+        around = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+        torch.nn.init.normal_(parameter, around, 0.2)
+    return model.eval()
+
+
+def ours(vit, **options):
+    """The same model here, with the same weights: a function of NHWC images."""
+    size = {"patch_size": 16, "embed_dim": 48, "depth": DEPTH, "num_heads": 3}
+    model = registry.create_model("deit_ti", num_classes=tiny.CLASSES, **size | options)
+    state = {name: value.numpy() for name, value in vit.state_dict().items()}
+    variables = convert.from_timm(state, tiny.shapes(model, side=224))
+    return lambda images: tiny.jit(model.apply)(variables, images).logits
+
+
+@pytest.mark.parametrize("r", [0, 13])
+def test_tome_gives_the_logits_of_ours(vit, r):
+    from imagepiece_jax.benchmark import torch_tome
+
+    reduction = {"name": "tome", "r": r}
+    images = np.random.default_rng(1).normal(size=(3, 224, 224, 3)).astype("f")
+    expected = ours(vit, reduction=reduction)(jnp.asarray(images))
+    with torch.inference_mode():
+        found = torch_tome.forward(vit, torch.tensor(images).permute(0, 3, 1, 2), r)
+        dense = vit(torch.tensor(images).permute(0, 3, 1, 2)).numpy()
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-4)
+    assert np.allclose(found.numpy(), dense, atol=1e-4) == (r == 0)
+
+
+def test_merge_is_the_mean_over_patches():
+    from imagepiece_jax.benchmark import torch_tome
+
+    x = torch.tensor([[[9.0], [1.0], [4.0], [10.0], [7.0]]])
+    size = torch.tensor([[[1.0], [2.0], [1.0], [3.0], [1.0]]])
+    # Position 4 is exactly like position 3, position 2 rather like position 1.
+    angles = torch.tensor([0.0, 1.0, 1.2, 2.0, 2.0])
+    metric = torch.stack([angles.cos(), angles.sin()], dim=-1)[None]
+    merged, sizes = torch_tome.merge(x, size, metric, 1)
+    assert merged.squeeze().tolist() == [9.0, 4.0, 1.0, (30 + 7) / 4]
+    assert sizes.squeeze().tolist() == [1.0, 1.0, 2.0, 4.0]
+
+
+@pytest.mark.slow  # compiles two steps of training
+def test_both_libraries_take_turns(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch_baselines, "WAYS", ("eager",))
+    out = tmp_path / "out.json"
+    words = [*TINY, *SMALL, "--against=timm,tome", "--mode=inference,train"]
+    ended = call(benchmark.main, *words, f"--json={out}")
+    assert (ended.status, ended.err) == (0, "")
+    found = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(row["mode"], row["config"]) for row in found] == [
+        ("inference", "quickstart"),
+        ("inference", "timm vit_mini, eager"),
+        ("inference", "ToMe r=13 on timm vit_mini, eager"),
+        ("train", "quickstart"),
+        ("train", "timm vit_mini, eager"),
+    ]
+    dense, tome = found[1], found[2]
+    assert tome["gmacs"] < dense["gmacs"]
+    assert found[4]["gmacs"] == pytest.approx(3 * dense["gmacs"])
+    assert {"torch", "timm"} <= set(dense["versions"])
+    assert all(row["throughput"] > 0 for row in found)

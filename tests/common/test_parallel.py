@@ -1,0 +1,281 @@
+"""Many devices behave as one: checked in processes that have eight, or two each."""
+
+import contextlib
+import io
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import types
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import quickstart
+from imagepiece_jax.common import parallel, xla_options
+from imagepiece_jax.data import loader
+from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.training import distributed, host_consistency, trainer
+from tests import compiling, runs
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def start(devices, *arguments):
+    """This file as a script in a process of its own, with that many CPU devices."""
+    flag = "--xla_force_host_platform_device_count"
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"{compiling.QUICK} {flag}={devices}",
+    }
+    return subprocess.Popen([sys.executable, __file__, *arguments], env=env)
+
+
+def test_eight_devices():
+    assert start(8, "eight").wait(timeout=120) == 0
+
+
+@pytest.mark.slow
+def test_two_processes_of_two_devices(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    children = [start(2, "process", process, port, str(tmp_path)) for process in "01"]
+    try:
+        assert [child.wait(timeout=120) for child in children] == [0, 0]
+    finally:
+        for child in children:
+            child.kill()
+
+
+def test_one_device_is_a_special_case_of_many():
+    check_exchange(devices=1)
+    check_round_trip(devices=1)
+    assert (parallel.process_index(), parallel.process_count()) == (0, 1)
+    assert parallel.is_main()
+
+
+def test_nothing_happens_when_the_process_is_alone():
+    with parallel.joined(None):
+        assert not jax.distributed.is_initialized()
+    assert parallel.gather("alone") == ["alone"]
+    assert [parallel.Highest()(number) for number in (0, 15)] == [0, 15]
+
+
+def test_processes_with_unequal_devices_are_refused():
+    devices = [types.SimpleNamespace(process_index=i) for i in (0, 0, 1, 1, 2)]
+    parallel.check_devices(devices[:4])
+    with pytest.raises(
+        InputError, match="process 2 has 1 devices, but process 0 has 2"
+    ):
+        parallel.check_devices(devices)
+
+
+def check_exchange(devices, first=0, local=None):
+    """Global batch 0 .. 3 W - 1, three samples a device, two numbers a sample."""
+    local = local or devices
+    samples = loader.split(3 * devices, devices).ravel()
+    batch = np.stack([samples, -samples], axis=1)[3 * first : 3 * (first + local)]
+
+    def step(x):
+        at = parallel.positions(3)
+        sums = parallel.mean({"x": x.sum(0)}), parallel.total({"n": jnp.ones(())})
+        return at, parallel.reverse({"x": x, "i": x[:, 0]}), *sums
+
+    found = parallel.pmap(step, model=True)(parallel.shard(batch))
+    at, back, mean, total = parallel.local(found)
+    mine = samples[3 * first : 3 * (first + local)]
+    assert at.dtype == jnp.int32
+    np.testing.assert_array_equal(np.ravel(at), mine)
+    np.testing.assert_array_equal(np.ravel(back["i"]), 3 * devices - 1 - mine)
+    np.testing.assert_array_equal(
+        np.reshape(back["x"], (-1, 2))[:, 1], -(back["i"].ravel())
+    )
+    # The sum of 0 .. 3 W - 1, over W devices.
+    want = 3 * (3 * devices - 1) / 2
+    np.testing.assert_allclose(mean["x"], [[want, -want]] * local)
+    np.testing.assert_array_equal(total["n"], [devices] * local)
+
+
+def check_round_trip(devices, everywhere=None):
+    """There and back: values, dtypes, memory of its own; donation copies nothing.
+
+    `devices` of this process, `everywhere` of all of them.
+    """
+    state = {"w": np.arange(1 << 18, dtype=np.float32), "step": np.asarray(4, np.int32)}
+    want = {name: x.copy() for name, x in state.items()}
+    there = parallel.replicate(state)
+    assert there["w"].shape == (everywhere or devices, 1 << 18)
+    assert parallel.local(there)["w"].shape == (devices, 1 << 18)
+    grow = parallel.pmap(
+        lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0, model=True
+    )
+    later = grow(there)
+    back = parallel.unreplicate(later)
+    kept = {name: x.copy() for name, x in back.items()}
+    last = grow(grow(later))
+    assert there["w"].is_deleted() and later["w"].is_deleted()
+    for name in state:
+        assert isinstance(back[name], np.ndarray) and back[name].flags.writeable
+        assert back[name].dtype == want[name].dtype
+        np.testing.assert_array_equal(state[name], want[name])
+        np.testing.assert_array_equal(back[name], want[name] + 1)
+        np.testing.assert_array_equal(back[name], kept[name])
+        np.testing.assert_array_equal(parallel.unreplicate(last)[name], want[name] + 3)
+
+
+def check_pairs(devices, m):
+    """Of an even number of samples a device every partner is on the same device."""
+    samples = loader.split(m * devices, devices)
+    mapped = parallel.pmap(parallel.reverse)
+    np.testing.assert_array_equal(mapped(samples), m * devices - 1 - samples)
+    shape = jax.ShapeDtypeStruct(samples.shape, jnp.int32)
+    assert "collective-permute" not in mapped.compile(shape).as_text()
+
+
+def check_eight():
+    assert parallel.device_count() == len(parallel.local_devices()) == 8
+    check_exchange(devices=8)
+    check_pairs(devices=8, m=4)
+    check_round_trip(devices=8)
+    with pytest.raises(InputError, match="12 samples cannot be split over 8 local"):
+        parallel.shard({"x": np.zeros((12, 2))})
+
+
+def check_process(process, port, folder):
+    process = int(process)
+    xla_options.OPTIONS["cpu"] = compiling.HARMLESS  # as a GPU has some
+    with parallel.joined(distributed.Job(f"127.0.0.1:{port}", 2, process)):
+        assert (parallel.process_index(), parallel.process_count()) == (process, 2)
+        assert parallel.is_main() == (process == 0)
+        assert (parallel.device_count(), len(parallel.local_devices())) == (4, 2)
+        check_exchange(devices=4, first=2 * process, local=2)
+        check_round_trip(devices=2, everywhere=4)
+        assert parallel.gather(("ä" * 3, "")[process]) == ["äää", ""]
+        check_highest(process)
+        check_agreement(process, pathlib.Path(folder))
+        check_dry_run(process, pathlib.Path(folder) / "run")
+
+
+def check_highest(process):
+    """One process asks for 15 in its second call: both know after their third."""
+    highest = parallel.Highest()
+    asked = [highest(15 if process == 1 and call >= 2 else 0) for call in range(1, 5)]
+    assert asked == [0, 0, 15, 15]
+
+
+def check_agreement(process, folder):
+    """What differs is refused in both; what may differ, and what is equal, is not."""
+    config = {"lr": 0.1, "model": {"blocks": (1, 2)}, "data": {"dir": f"/{process}"}}
+    host_consistency.check_config(config)
+    with pytest.raises(InputError, match=r"config.lr is 1 on process 1, but 0 on"):
+        host_consistency.check_config(config | {"lr": process})
+    with pytest.raises(InputError, match="a is missing on process 1, but 5 on process"):
+        host_consistency.check_same([{"a": 5}, {}][process])
+
+    model = types.SimpleNamespace(backend="xla", kernels=None)
+    host_consistency.check_model(model)
+    model.backend = ("cudnn", "xla")[process]
+    with pytest.raises(
+        InputError, match="attention, .+ is xla on process 1, but cudnn"
+    ):
+        host_consistency.check_model(model)
+    model.backend, model.kernels = "cudnn", ("9.0", None)[process]
+    with pytest.raises(
+        InputError,
+        match="config.model.kernels, .+ is plain on process 1, but fused for 9.0 on",
+    ):
+        host_consistency.check_model(model)
+    assert host_consistency.decided(lambda: {"process": process}) == {"process": 0}
+
+    arrays, images = {"w": np.arange(3.0)}, range(7)
+    host_consistency.check_start(None, arrays, images, images)
+    with pytest.raises(InputError, match="training images is 6 on process 1, but 7 on"):
+        host_consistency.check_start(4, arrays, range(7 - process), images)
+    with pytest.raises(InputError, match="checksum of the first weights is"):
+        host_consistency.check_start(4, {"w": np.arange(3) + process}, images, images)
+
+    host_consistency.PATIENCE = 0.3
+    host_consistency.check_workdir(folder)
+    if process == 0:
+        assert list(folder.iterdir()) == []
+    with pytest.raises(InputError, match=r"of process 1 \(.+\) is not the folder that"):
+        host_consistency.check_workdir((folder, folder / "other")[process])
+
+    with host_consistency.shared_fate():
+        pass
+    sentence = "disk is full" if process == 0 else r"process 0 stopped: disk is full \("
+    with pytest.raises((InputError, RunError), match=sentence):
+        with host_consistency.shared_fate():
+            if process == 0:
+                raise RunError("disk is full")
+            host_consistency.check_same({})
+
+
+def check_dry_run(process, workdir):
+    """The last step's program is compiled for all devices, and nothing is written."""
+    config = quickstart.get_config()
+    config.update_from_flattened_dict(runs.DENSE | {"model.depth": 1})
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        assert trainer.train_and_evaluate(config, workdir, dry_run=True) is None
+    told = output.getvalue()
+    assert ("memory on each of 4 devices: " in told) == (process == 0)
+    told = "--dry_run is True on process 1, but False on process 0"
+    with pytest.raises(InputError, match=told):
+        trainer.train_and_evaluate(config, workdir, dry_run=process == 1)
+    assert not workdir.exists()
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("error")
+    {"eight": check_eight, "process": check_process}[sys.argv[1]](*sys.argv[2:])
+
+
+def test_a_coordinator_that_nobody_knows_is_named_at_once():
+    job = distributed.Job("no-such-host.invalid:61500", 2, 1)
+    with pytest.raises(InputError, match="there is no host no-such-host.invalid"):
+        with parallel.joined(job):
+            pass
+
+
+def test_a_port_that_another_program_has_is_named():
+    with socket.create_server(("", 0)) as other:
+        place = f"localhost:{other.getsockname()[1]}"
+        told = f"--coordinator is {place}, but port .* here .Address already in use"
+        with pytest.raises(InputError, match=told):
+            with parallel.joined(distributed.Job(place, 2, 0)):
+                pass
+
+
+def test_a_mapped_model_is_compiled_with_the_options_of_its_platform(monkeypatch):
+    options = {"xla_backend_optimization_level": 0}
+    monkeypatch.setattr(xla_options, "options", lambda platform: options)
+    given = []
+    compile_as_ever = jax.stages.Lowered.compile
+
+    def compile(lowered, compiler_options=None, **rest):
+        given.append(compiler_options)
+        return compile_as_ever(lowered, compiler_options, **rest)
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", compile)
+    add = parallel.pmap(lambda state, x: state + x, donate_argnums=(0,), model=True)
+    state, x = parallel.replicate(np.float32(1)), parallel.replicate(np.float32(2))
+    for _ in range(3):
+        state = add(state, x)
+    assert parallel.unreplicate(state) == 7.0
+    assert given == [options]  # once for all calls
+
+
+def test_an_option_of_the_platform_reaches_the_compiler(monkeypatch):
+    """One that XLA does not know is refused, but for what is no model."""
+    monkeypatch.setitem(xla_options.OPTIONS, "cpu", {"xla_no_such_option": True})
+    x = parallel.replicate(np.float32(1))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
+        parallel.pmap(lambda x: x + 1, model=True)(x)
+    assert parallel.unreplicate(parallel.pmap(lambda x: x + 1)(x)) == 2.0

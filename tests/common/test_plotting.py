@@ -1,0 +1,248 @@
+"""Does the picture show the tokens as they are? Pixel by pixel against slow loops."""
+
+import matplotlib.figure
+import numpy as np
+import pytest
+from matplotlib.text import Text
+from PIL import Image
+
+from imagepiece_jax.common import plotting
+from imagepiece_jax.errors import RunError
+
+DROPPED = -1
+
+
+def random_image(height, width, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def random_source(patches, slots, seed=0):
+    """Every slot filled, some patches dropped."""
+    rng = np.random.default_rng(seed)
+    rest = rng.integers(DROPPED, slots, patches - slots)
+    return rng.permutation(np.concatenate([np.arange(slots), rest]))
+
+
+def plain(colours, side):
+    """An image of evenly coloured patches: [h, w, 3] -> [h * side, w * side, 3]."""
+    return np.kron(colours, np.ones((side, side, 1))).astype(np.uint8)
+
+
+def slot_of_pixels(source, grid, height, width):
+    """The slot behind each pixel, by integer division."""
+    slots = np.empty((height, width), int)
+    for y, x in np.ndindex(height, width):
+        row, column = y * grid[0] // height, x * grid[1] // width
+        slots[y, x] = source[row * grid[1] + column]
+    return slots
+
+
+def distance_to_other(slots, y, x):
+    """Steps in the row or column of a pixel to the nearest one of another slot."""
+    height, width = slots.shape
+    for step in range(1, height + width):
+        for dy, dx in ((step, 0), (-step, 0), (0, step), (0, -step)):
+            if 0 <= y + dy < height and 0 <= x + dx < width:
+                if slots[y + dy, x + dx] != slots[y, x]:
+                    return step
+    return height + width
+
+
+@pytest.mark.parametrize("grid, slots", [((3, 4), 5), ((2, 2), 4), ((4, 3), 1)])
+def test_mean_colours_are_those_of_a_slow_loop(grid, slots):
+    image, source = random_image(12, 24), random_source(grid[0] * grid[1], slots)
+    pixels = slot_of_pixels(source, grid, 12, 24)
+    found = plotting.mean_colours(image, source, grid)
+    assert found.shape == (*grid, 3)
+    for row, column in np.ndindex(*grid):
+        slot = source[row * grid[1] + column]
+        if slot == DROPPED:
+            high, wide = 12 // grid[0], 24 // grid[1]
+            own = image[row * high : (row + 1) * high, column * wide :][:, :wide]
+            members = own.reshape(-1, 3)
+        else:
+            members = image[pixels == slot]
+        np.testing.assert_allclose(found[row, column], members.mean(axis=0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_outlines_are_only_where_groups_meet(scale):
+    """One grey image: whatever is not grey is outline or dropped."""
+    grid, image = (3, 4), np.full((18, 24, 3), 100, np.uint8)
+    source = random_source(12, 6, seed=3)
+    drawn = plotting.draw_groups(image, source, grid, scale)
+    assert drawn.shape == (18 * scale, 24 * scale, 3) and drawn.dtype == np.uint8
+    slots = slot_of_pixels(source, grid, *drawn.shape[:2])
+    sizes = {slot: (source == slot).sum() for slot in source}
+    assert DROPPED in sizes and min(sizes.values()) == 1 and max(sizes.values()) > 1
+    for y, x in np.ndindex(*slots.shape):
+        if slots[y, x] != DROPPED:
+            wide = 2 if sizes[slots[y, x]] > 1 else 1
+            outline = distance_to_other(slots, y, x) <= wide
+            assert (drawn[y, x] != 100).any() == outline, (y, x)
+
+
+def test_outline_of_a_group_has_one_colour_that_stays():
+    """All its pieces, and the same after a step that renumbers the slots."""
+    image = np.full((16, 16, 3), 100, np.uint8)
+    source = np.array([0, 1, 2, 3, 4, 0, 5, 6, 0, 7, 7, 8, 9, 10, 11, 12])
+    drawn = plotting.draw_groups(image, source, (4, 4))
+    pieces = {tuple(drawn[y, x]) for y, x in ((3, 3), (4, 4), (8, 0))}
+    assert len(pieces) == 1
+    colour, other = pieces.pop(), tuple(drawn[8, 4])
+    assert max(colour) - min(colour) > 150, "a bright colour"
+    assert np.abs(np.subtract(colour, other, dtype=int)).max() > 60
+    renumbered = np.array([2, 1, 2, -1, -1, 2, 5, 6, 2, 7, 7, 8, 4, 3, 9, -1])
+    again = plotting.draw_groups(image, renumbered, (4, 4))
+    assert tuple(again[3, 3]) == tuple(again[8, 0]) == colour
+
+
+def test_single_patches_keep_their_colour_and_an_outline_that_shows():
+    colours = np.array([[[0, 0, 0], [255, 255, 255]], [[200, 10, 10], [90, 130, 140]]])
+    image = plain(colours, 6)
+    drawn = plotting.draw_groups(image, np.arange(4), (2, 2)).astype(int)
+    assert (drawn[:5, :5] == 0).all() and (drawn[7:, :5] == [200, 10, 10]).all()
+    assert (drawn[:5, 5] > 40).all() and (drawn[:5, 6] < 215).all()
+
+
+def test_merged_patches_take_their_mean_colour():
+    """Nearer to the mean than to their own colour, by the same share everywhere."""
+    colours = np.zeros((2, 2, 3))
+    colours[0, 0], colours[0, 1] = (200, 0, 100), (100, 40, 100)
+    drawn = plotting.draw_groups(plain(colours, 6), np.array([0, 0, 1, 2]), (2, 2))
+    mean = np.array([150, 20, 100])
+    for column, own in ((0, colours[0, 0]), (1, colours[0, 1])):
+        inside = drawn[:4, 6 * column : 6 * column + 6].astype(float)
+        assert (inside == inside[0, 0]).all(), "no outline between patches of one token"
+        share = (inside[0, 0] - own)[:2] / (mean - own)[:2]
+        np.testing.assert_allclose(share, share[0], atol=0.05)
+        assert 0.5 < share[0] < 0.9
+        assert inside[0, 0, 2] == 100
+
+
+def test_dropped_patches_are_dimmed():
+    """Their contrast and colour go, stripes come, and they have no outline."""
+    colours = np.array([[[0, 0, 0], [255, 255, 255], [255, 0, 0], [9, 9, 9]]])
+    image = plain(colours, 12)
+    drawn = plotting.draw_groups(image, np.array([-1, -1, -1, 0]), (1, 4)).astype(int)
+    black, white, red = (drawn[:, 12 * i : 12 * i + 12] for i in range(3))
+    contrast = white.mean() - black.mean()
+    assert 20 < contrast < 255 / 4, "just visible"
+    assert np.ptp(red, axis=-1).max() < 15, "without colour"
+    for patch in (black, white, red):
+        assert patch.min() > 120 and 15 < np.ptp(patch[..., 0]) < 60, "pale stripes"
+        assert len(np.unique(patch.reshape(-1, 3), axis=0)) == 2
+
+
+def test_values_are_painted_over_the_grey_image():
+    """Black below: three quarters of the colour. A dropped patch gets no colour."""
+    values = np.array([0.0, 1, 0.5, np.nan, 0.25, 0.75])
+    drawn = plotting.draw_values(np.zeros((4, 6, 3), np.uint8), values, (2, 3))
+    painted = plotting.value_colours(values)
+    for patch, (colour, value) in enumerate(zip(painted, values, strict=True)):
+        row, column = divmod(patch, 3)
+        pixels = drawn[2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
+        if np.isnan(value):
+            assert pixels.min() > 160 and np.ptp(pixels.astype(int), axis=-1).max() < 15
+        else:
+            assert colour[3] == 191
+            assert abs(pixels - 0.75 * colour[:3]).max() <= 0.5
+    assert painted[3].tolist() == [226, 227, 232, 204]
+    lightness = painted[[0, 4, 2, 5, 1], :3].sum(axis=1)
+    assert (np.diff(lightness.astype(int)) > 0).all()
+
+
+def test_all_dropped_and_all_in_one():
+    image = random_image(8, 8)
+    drawn = plotting.draw_groups(image, np.full(4, DROPPED), (2, 2))
+    assert drawn.min() > 120
+    together = plotting.draw_groups(image, np.zeros(4, int), (2, 2))
+    assert together.std() < image.std() / 1.5
+
+
+@pytest.mark.parametrize(
+    "image, patches, message",
+    [
+        (random_image(9, 8), 4, r"image 9x8 do not fit a grid of 2x2"),
+        (random_image(8, 8), 5, r"source \(5,\) and image 8x8 do not fit"),
+        (random_image(8, 8)[..., :1], 4, r"uint8 \(8, 8, 1\), not uint8 \[H, W, 3\]"),
+        (random_image(8, 8) / 255, 4, r"image is float64 .* not uint8"),
+    ],
+)
+def test_what_does_not_fit_is_told(image, patches, message):
+    with pytest.raises(ValueError, match=message):
+        plotting.draw_groups(image, np.zeros(patches, int), (2, 2))
+
+
+def example_page(path, side, steps=2, rows=2):
+    images = [random_image(side, side, seed) for seed in range(rows)]
+    sources = [
+        [(f"after block {s}", random_source(16, 9 - s, seed=s)) for s in range(steps)]
+        for _ in images
+    ]
+    titles = [
+        f"image {i} with a title that is far too long for it" for i in range(rows)
+    ]
+    plotting.token_page(path, images, sources, (4, 4), titles)
+    return images, sources
+
+
+@pytest.mark.parametrize("side, scale", [(16, 14), (224, 1)])
+def test_page_shows_the_pictures_pixel_by_pixel(tmp_path, side, scale):
+    path = tmp_path / "page.png"
+    images, sources = example_page(path, side)
+    page = np.asarray(Image.open(path).convert("RGB"))
+    windows = np.lib.stride_tricks.sliding_window_view(page, (224, 224), axis=(0, 1))
+    for image, steps in zip(images, sources, strict=True):
+        panels = [np.kron(image, np.ones((scale, scale, 1), np.uint8))]
+        panels += [plotting.draw_groups(image, s, (4, 4), scale) for _, s in steps]
+        for panel in panels:
+            corner = (page[:-223, :-223] == panel[0, 0]).all(axis=-1)
+            places = np.argwhere(corner)
+            assert any(
+                np.array_equal(windows[y, x].transpose(1, 2, 0), panel)
+                for y, x in places
+                if (page[y, x : x + 224] == panel[0]).all()
+            )
+    assert [file.name for file in tmp_path.iterdir()] == ["page.png"]
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_words_on_the_page_fit_and_count_tokens(tmp_path, monkeypatch, steps):
+    pages = []
+    monkeypatch.setattr(plotting, "save_figure", lambda figure, _: pages.append(figure))
+    example_page(tmp_path / "page.png", 16, steps=steps)
+    (figure,) = pages
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert titles[0].startswith("image 0") and titles[0].endswith("…\n16 patches")
+    expected = [f"after block {s}\n{9 - s} tokens" for s in range(steps)]
+    assert titles[1 : steps + 1] == expected
+    renderer = figure.canvas.get_renderer()
+    boxes = [axes.get_window_extent(renderer) for axes in figure.axes]
+    for axes, box in zip(figure.axes, boxes, strict=True):
+        texts = [t for t in axes.get_children() if isinstance(t, Text)]
+        (title,) = [text for text in texts if text.get_text()]
+        words = title.get_window_extent(renderer)
+        assert box.x0 - 1 <= words.x0 and words.x1 <= box.x1 + 1
+        assert words.y1 <= figure.bbox.y1 and words.y0 > box.y1
+        assert not any(words.overlaps(other) for other in boxes)
+    (caption,) = figure.texts
+    words = caption.get_window_extent(renderer)
+    assert 0 < words.x0 and words.x1 < figure.bbox.x1 and 0 < words.y0
+    assert words.y1 < min(box.y0 for box in boxes)
+
+
+def test_page_appears_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "page.png"
+    path.write_bytes(b"the page of an earlier run")
+
+    def full_disk(figure, file, **_):
+        file.write_bytes(b"half a")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", full_disk)
+    with pytest.raises(RunError, match="no space left"):
+        example_page(path, 16)
+    assert [file.name for file in tmp_path.iterdir()] == ["page.png"]
+    assert path.read_bytes() == b"the page of an earlier run"

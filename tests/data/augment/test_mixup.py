@@ -1,0 +1,187 @@
+"""Mixing against published numbers, a slow NumPy cutmix and the Beta distribution."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from imagepiece_jax.data.augment import mixup
+
+
+@functools.cache
+def draws(**options):
+    """4000 draws for images of 32 x 48."""
+    keys = jax.random.split(jax.random.key(0), 4000)
+    mixes = jax.jit(jax.vmap(lambda key: mixup.draw(key, 32, 48, **options)))(keys)
+    return jax.tree.map(np.asarray, mixes)
+
+
+def test_soft_targets_of_ten_classes():
+    out = mixup.soft_targets(jnp.array([[3], [9]]), 10, 0.1)
+    expected = np.full((2, 1, 10), 0.01)
+    expected[0, 0, 3] = expected[1, 0, 9] = 0.91
+    np.testing.assert_allclose(out, expected, atol=1e-7)
+    assert out.dtype == jnp.float32
+    hard = mixup.soft_targets(jnp.array([1]), 3, 0.0)
+    assert hard.tolist() == [[0, 1, 0]]
+
+
+def test_cutmix_box_of_the_recipe():
+    # cut = 224 * sqrt(.25) = 112, half of it is above the image; 56 * 112 of 224 * 224
+    box, lam = mixup.cutmix_box(jnp.float32(0.75), jnp.array([0, 112]), 224, 224)
+    assert box.tolist() == [0, 56, 56, 168]
+    assert lam == 0.875
+
+
+@pytest.mark.parametrize(
+    "cy, cx, lam", [(31, 47, 0.5), (16, 24, 0.0), (5, 40, 0.99), (0, 0, 1.0)]
+)
+def test_cutmix_boxes_agree_with_a_slow_reference(cy, cx, lam):
+    tall, wide = int(32 * np.sqrt(1 - lam)), int(48 * np.sqrt(1 - lam))
+    rows = [y for y in range(32) if cy - tall // 2 <= y < cy + tall // 2]
+    columns = [x for x in range(48) if cx - wide // 2 <= x < cx + wide // 2]
+    box, corrected = mixup.cutmix_box(jnp.float32(lam), jnp.array([cy, cx]), 32, 48)
+    top, bottom, left, right = box.tolist()
+    assert list(range(top, bottom)) == rows and list(range(left, right)) == columns
+    assert abs(corrected - (1 - len(rows) * len(columns) / (32 * 48))) < 1e-6
+
+
+def test_cutmix_alone():
+    out = draws(mixup=0, cutmix=1.0)
+    assert out.cut.all()
+    top, bottom, left, right = out.box.T
+    np.testing.assert_allclose(
+        out.lam, 1 - (bottom - top) * (right - left) / (32 * 48), atol=1e-6
+    )
+    small = out.box[out.lam > 0.97]  # the centre reaches every edge
+    assert small[:, 0].min() == 0 and small[:, 1].max() == 32
+    assert small[:, 2].min() == 0 and small[:, 3].max() == 48
+    # Unclipped, the pasted area would average 1/2 (lam is uniform); the edges cut away
+    # what a slow simulation of the rule says.
+    rng = np.random.default_rng(0)
+    areas = []
+    for lam, cy, cx in zip(
+        rng.random(4000),
+        rng.integers(0, 32, 4000),
+        rng.integers(0, 48, 4000),
+        strict=True,
+    ):
+        tall, wide = int(32 * np.sqrt(1 - lam)) // 2, int(48 * np.sqrt(1 - lam)) // 2
+        tall = min(cy + tall, 32) - max(cy - tall, 0)
+        wide = min(cx + wide, 48) - max(cx - wide, 0)
+        areas.append(tall * wide / (32 * 48))
+    assert abs((1 - out.lam).mean() - np.mean(areas)) < 0.015
+    assert abs((1 - out.lam).std() - np.std(areas)) < 0.015
+
+
+def test_mixup_alone_is_beta_distributed():
+    out = draws(mixup=0.8, cutmix=0)
+    assert not out.cut.any()
+    assert out.lam.min() >= 0 and out.lam.max() <= 1
+    # Beta(a, a): mean 1/2, variance 1 / (4 (2a + 1)) = .0962 for a = .8
+    # (1 would give .0833, .5 give .125); the tolerances are 4 standard deviations
+    assert abs(out.lam.mean() - 0.5) < 0.02
+    assert abs(out.lam.var() - 1 / 10.4) < 0.006
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.3, 0.8, 1.0, 4.0])
+def test_beta_has_the_distribution_of_scipy(alpha):
+    keys = jax.random.split(jax.random.key(1), 20000)
+    drawn = jax.jit(jax.vmap(lambda key: mixup.beta(key, alpha)))(keys)
+    drawn = np.asarray(drawn, np.float64)
+    assert drawn.min() >= 0 and drawn.max() <= 1
+    # Below 1e-7 of either end float32 knows no more than 0 and 1.
+    drawn = np.clip(drawn, 1e-7, 1 - 1e-7)
+    truth = stats.beta(alpha, alpha)
+    for at in (1e-4, 0.01, 0.2, 0.5, 0.9, 0.999):
+        share, expected = (drawn <= at).mean(), truth.cdf(at)
+        assert abs(share - expected) < 4.5 * np.sqrt(expected * (1 - expected) / 20000)
+
+
+def test_a_draw_is_no_loop():
+    """A GPU waits for the host at each turn of a loop of unknown length."""
+    program = jax.make_jaxpr(lambda key: mixup.draw(key, 6, 8, mixup=0.8, cutmix=1.0))
+    assert "while" not in str(program(jax.random.key(0)))
+
+
+def test_shares_of_mixed_batches_and_of_cutmix():
+    out = draws(mixup=0.3, cutmix=1.0, prob=0.6, switch_prob=0.2)
+    assert abs(out.cut.mean() - 0.2) < 0.026  # 4 standard deviations
+    blended = ~out.cut & (out.lam < 1)
+    assert abs(blended.mean() - 0.8 * 0.6) < 0.032
+    # Each kind has its own alpha: Beta(.3, .3) has the variance 1 / 6.4
+    assert abs(out.lam[blended].var() - 1 / 6.4) < 0.012
+    unmixed = np.flatnonzero(out.lam == 1)
+    assert abs(len(unmixed) / 4000 - 0.4) < 0.032
+    images, partner = jnp.full((1, 32, 48, 3), 2.0), jnp.full((1, 32, 48, 3), 5.0)
+    for index in unmixed[:10]:
+        one = mixup.Mix(*(x[index] for x in (out.lam, out.box, out.cut)))
+        mixed, _ = mixup.apply(
+            one, images, jnp.ones((1, 2)), partner, jnp.zeros((1, 2))
+        )
+        assert (mixed == 2).all()
+
+
+def batch(dtype):
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.normal(size=(4, 6, 8, 3)), dtype)
+    targets = mixup.soft_targets(jnp.arange(4), 5, 0.1)
+    return images, targets, images[::-1], targets[::-1]
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_mixup_blends_images_and_targets(dtype):
+    images, targets, *partner = batch(dtype)
+    drawn = mixup.Mix(jnp.float32(0.3), jnp.array([0, 6, 0, 8]), jnp.array(False))
+    mixed, mixed_targets = mixup.apply(drawn, images, targets, *partner)
+    own, other = np.asarray(images, np.float64), np.asarray(partner[0], np.float64)
+    tolerance = 1e-6 if dtype == jnp.float32 else 2**-8  # half a unit of the last place
+    expected = 0.3 * own + 0.7 * other
+    np.testing.assert_allclose(
+        np.asarray(mixed, np.float64), expected, rtol=tolerance, atol=1e-6
+    )
+    assert mixed.dtype == dtype and mixed_targets.dtype == jnp.float32
+    np.testing.assert_allclose(mixed_targets[0, 0], 0.3 * 0.92 + 0.7 * 0.02, rtol=1e-6)
+    np.testing.assert_allclose(mixed_targets[0, 3], 0.3 * 0.02 + 0.7 * 0.92, rtol=1e-6)
+    np.testing.assert_allclose(mixed_targets.sum(-1), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_cutmix_pastes_the_partner_s_box_exactly(dtype):
+    images, targets, *partner = batch(dtype)
+    drawn = mixup.Mix(jnp.float32(0.75), jnp.array([1, 4, 2, 6]), jnp.array(True))
+    mixed, mixed_targets = mixup.apply(drawn, images, targets, *partner)
+    expected = np.array(images)
+    expected[:, 1:4, 2:6] = np.array(partner[0])[:, 1:4, 2:6]
+    np.testing.assert_array_equal(np.asarray(mixed), expected)
+    np.testing.assert_allclose(
+        mixed_targets[1, 1], 0.75 * 0.92 + 0.25 * 0.02, rtol=1e-6
+    )
+
+
+def test_both_switched_off_is_no_operation_at_all():
+    images, targets, *partner = batch(jnp.bfloat16)
+    drawn = mixup.draw(jax.random.key(0), 6, 8, mixup=0.0, cutmix=0.0)
+    assert drawn is None
+    out = mixup.apply(drawn, images, targets, *partner)
+    assert out[0] is images and out[1] is targets
+
+
+def test_one_program_serves_every_draw():
+    chex.clear_trace_counter()
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def mixed(key, images, targets, partner, partner_targets):
+        drawn = mixup.draw(key, 6, 8, mixup=0.8, cutmix=1.0)
+        return mixup.apply(drawn, images, targets, partner, partner_targets)
+
+    arrays = batch(jnp.float32)
+    outs = [np.asarray(mixed(jax.random.key(s), *arrays)[0]) for s in range(3)]
+    assert np.isfinite(outs).all()
+    assert not np.array_equal(outs[0], outs[1])
+    np.testing.assert_array_equal(mixed(jax.random.key(2), *arrays)[0], outs[2])

@@ -1,0 +1,148 @@
+"""Order and chance of what the step does to pixels; random erasing and flips."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagepiece_jax.data.augment import pipeline
+from imagepiece_jax.data.augment.pipeline import Augment, Crop
+from imagepiece_jax.data.augment.policy import Policy
+from imagepiece_jax.data.normalize import normalize
+from tests.oracles_augment import erased_boxes, photographs
+
+COUNT, SIDE = 6, 24
+HALF = ((0.5,) * 3, (0.5,) * 3)  # a mean and a standard deviation
+
+
+def keys(count, seed=0):
+    return jax.random.split(jax.random.key(seed), count)
+
+
+@functools.cache
+def boxes(prob=1.0, side=224):
+    draw = jax.vmap(lambda key: pipeline.erased_box(key, side, side, prob))
+    return np.asarray(jax.jit(draw)(keys(6000)))
+
+
+def test_nothing_asked_for_is_the_program_of_normalising():
+    images = jnp.zeros((2, 8, 8, 3), jnp.uint8)
+    plain = jax.make_jaxpr(lambda x: normalize(x, *HALF))(images)
+    off = jax.make_jaxpr(lambda x: pipeline.device(x, Augment(), *HALF))(images)
+    assert str(off) == str(plain)
+    assert not Augment().draws
+    assert Augment(policy=Policy()).draws and Augment(erase_prob=0.1).draws
+    assert Augment(crop=Crop(8)).draws
+
+
+def test_steps_come_in_the_recipe_s_order(monkeypatch):
+    """Crop, flip, RandAugment, normalise, erase; chance from keys of their own."""
+    seen = []
+
+    def watch(module, name, key_at=None):
+        def step(images, *rest):
+            key = None if key_at is None else jax.random.key_data(rest[key_at])
+            seen.append((name, None if key is None else key.tolist(), rest))
+            return images + 1
+
+        monkeypatch.setattr(module, name, step)
+
+    watch(pipeline, "random_resized_crop", 1)
+    watch(pipeline, "flip", 0)
+    watch(pipeline, "randaugment", 0)
+    watch(pipeline, "normalize")
+    watch(pipeline, "random_erasing", 0)
+    crop, policy = Crop(SIDE, area=(0.2, 0.5)), Policy(layers=1)
+    images, extent = jnp.zeros((2, 3, 3, 3)), jnp.ones((2, 2), jnp.int32)
+    out = pipeline.device(images, Augment(crop, policy, 0.5), *HALF, keys(2), extent)
+    assert (out == 5).all()
+    names, used, rest = zip(*seen, strict=True)
+    order = "random_resized_crop flip randaugment normalize random_erasing"
+    assert names == tuple(order.split())
+    assert rest[0][0] is extent and rest[0][2:] == (SIDE, (0.2, 0.5))
+    assert rest[2][1] == policy and rest[3] == HALF and rest[4][1] == 0.5
+    own = [tuple(key) for step in used if step for key in step]
+    assert len(own) == 8 == len(set(own)), "four steps, two images"
+    seen.clear()
+    pipeline.device(images, Augment(Crop(SIDE, flip=False)), *HALF, keys(2), extent)
+    assert [name for name, *_ in seen] == ["random_resized_crop", "normalize"]
+    assert seen[0][1] == used[0], "whatever else is done"
+
+
+def test_one_program_serves_every_draw():
+    chex.clear_trace_counter()
+    whole = Augment(erase_prob=0.5)
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def once(images, keys):
+        return pipeline.device(images, whole, *HALF, keys)
+
+    images = photographs(COUNT, SIDE, SIDE)
+    one, two = (np.asarray(once(images, keys(COUNT, seed))) for seed in (0, 1))
+    assert not np.array_equal(one, two)
+    np.testing.assert_array_equal(once(images, keys(COUNT, 1)), two)
+    order = np.array([3, 1, 5, 0, 4, 2])
+    moved = once(images[order], keys(COUNT, 1)[order])
+    np.testing.assert_array_equal(moved, two[order])
+
+
+def test_flip_mirrors_half_of_the_images():
+    images = np.broadcast_to(np.arange(4, dtype=np.uint8)[:, None], (1000, 2, 4, 3))
+    out = np.asarray(jax.jit(pipeline.flip)(images, keys(1000)))
+    flipped = out[:, 0, 0, 0] == 3
+    assert abs(flipped.sum() - 500) < 64  # 4 standard deviations
+    np.testing.assert_array_equal(out[flipped], images[flipped][:, :, ::-1])
+    np.testing.assert_array_equal(out[~flipped], images[~flipped])
+
+
+def test_erased_boxes_have_the_reference_s_distribution():
+    top, left, tall, wide = boxes().T
+    assert (tall > 0).all(), "a try in ten always fits"
+    assert (top >= 0).all() and (top + tall <= 224).all()
+    assert (left >= 0).all() and (left + wide <= 224).all()
+    # Numbers of the reference's loop, whose rejections favour small, square boxes.
+    slow = erased_boxes(np.random.default_rng(0), 6000, 224)
+    area, aspect = tall * wide / 224**2, np.log(tall / wide)
+    slow_area, slow_aspect = slow.prod(1) / 224**2, np.log(slow[:, 0] / slow[:, 1])
+    quantiles = np.linspace(0.05, 0.95, 7)
+    for mine, theirs, tolerance in (
+        (area, slow_area, 0.009),
+        (aspect, slow_aspect, 0.11),
+    ):
+        difference = np.quantile(mine, quantiles) - np.quantile(theirs, quantiles)
+        assert np.abs(difference).max() < tolerance  # 4 standard deviations
+    assert 0.019 < area.min() < 0.022 and 0.33 < area.max() < 0.337
+    # The place is uniform and both ends are reached.
+    place = top / (224 - tall)
+    assert abs(place.mean() - 0.5) < 0.016
+    assert place.min() == 0 and place.max() == 1
+    assert abs(np.corrcoef(top / (224 - tall), left / (224 - wide))[0, 1]) < 0.052
+
+
+@pytest.mark.parametrize("prob", [0.25, 0.0])
+def test_erasing_happens_with_its_probability(prob):
+    erased = boxes(prob)[:, 2] > 0
+    assert abs(erased.mean() - prob) <= 0.023 * (prob > 0)  # 4 standard deviations
+    np.testing.assert_array_equal(boxes(prob)[~erased, 3], 0)
+    np.testing.assert_array_equal(boxes(prob)[erased], boxes()[erased])
+
+
+def test_erased_pixels_are_standard_normal_each():
+    images = np.full((300, SIDE, SIDE, 3), 7, np.float32)
+    out = np.asarray(jax.jit(pipeline.random_erasing)(images, keys(300), 0.5))
+    erased = (out != 7).any(-1)
+    assert (erased == (out != 7).all(-1)).all()
+    hit = erased.any((1, 2))
+    assert abs(hit.mean() - 0.5) < 0.12
+    for one in erased[hit]:
+        rows, columns = np.flatnonzero(one.any(1)), np.flatnonzero(one.any(0))
+        assert one[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
+        assert one.sum() == (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
+    noise = out[erased]  # about 150 boxes of 100 pixels
+    assert len(noise) > 10000 and len(np.unique(noise)) > 0.99 * noise.size
+    assert abs(noise.mean()) < 0.02 and abs(noise.std() - 1) < 0.02
+    assert np.abs(np.corrcoef(noise.T) - np.eye(3)).max() < 0.04

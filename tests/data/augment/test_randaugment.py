@@ -1,0 +1,239 @@
+"""RandAugment on the device and on the host against Pillow, on photographs."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from imagepiece_jax.data.augment import color_ops, randaugment, randaugment_pil
+from imagepiece_jax.data.augment.policy import OPS, Draws, Policy, fill_of
+from tests.oracles_augment import at_nine, photographs
+
+INTERPOLATED = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
+SIZE = (64, 48)
+POLICY = Policy(layers=2, prob=0.5, magnitude=9.0, magnitude_std=0.5)
+
+apply = jax.jit(randaugment.apply)
+draw = jax.jit(randaugment.draw, static_argnums=1)
+tables = jax.jit(color_ops.tables)
+
+
+@functools.cache
+def images():
+    """60 images: 54 pieces of photographs, and some on which formulas could fail."""
+    out = photographs(60, *SIZE)
+    out[54] = 128  # one value only
+    out[55:57] = (250, 1, 90)
+    out[55, 0, 0] = 0  # one pixel differs: nothing to equalise
+    out[56, :32] = (0, 255, 91)
+    out[57] = 255  # 500 pixels below white: equalising steps out of the range
+    out[57].reshape(-1, 3)[:500] = (np.arange(500) // 2)[:, None]
+    out[58:] = np.random.default_rng(0).integers(0, 256, (2, *SIZE, 3))
+    return out
+
+
+def draws(op, magnitude, sign, applied=True):
+    """The same for every image, or arrays [B, 2]."""
+    shape = (len(images()), 2)
+    return Draws(
+        op=np.broadcast_to(np.int32(op), shape),
+        applied=np.broadcast_to(np.asarray(applied), shape),
+        magnitude=np.broadcast_to(np.float32(magnitude), shape),
+        sign=np.broadcast_to(np.float32(sign), shape),
+    )
+
+
+def assert_close(out, expected, name):
+    """To a grey level; a rotated pixel at the very edge may be in or out."""
+    assert out.dtype == np.uint8
+    error = np.abs(out.astype(int) - expected.astype(int))
+    if name in INTERPOLATED:
+        assert error.mean() < 0.01 and (error > 1).mean() < 1e-4
+    else:
+        assert error.max() <= 1 and error.mean() < 0.02
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("name", OPS)
+def test_operations_at_magnitude_nine(name, sign):
+    """On the device to rounding, on the host exactly."""
+    drawn = draws(OPS.index(name), 9.0, sign, applied=[True, False])
+    pictures = [Image.fromarray(image) for image in images()]
+    expected = np.stack([np.asarray(at_nine(p, name, sign)) for p in pictures])
+    assert_close(np.asarray(apply(images(), drawn)), expected, name)
+    on_host = [
+        randaugment_pil.apply(image, Draws(*(x[i] for x in drawn)))
+        for i, image in enumerate(images())
+    ]
+    assert np.abs(np.stack(on_host).astype(int) - expected).max() <= 1
+    if name not in INTERPOLATED:
+        np.testing.assert_array_equal(on_host, expected)
+
+
+@pytest.mark.parametrize("name", ["Rotate", "ShearX", "ShearY", "TranslateX"])
+def test_bare_places_have_the_mean_that_the_model_was_trained_with(name):
+    """As timm has it: 128 for .5, and 124, 116, 104 for ImageNet's."""
+    assert fill_of((0.485, 0.456, 0.406)) == (124, 116, 104)
+    fill = fill_of((0.5, 0.5, 0.5))
+    assert fill == (128, 128, 128)
+    one = draws(OPS.index(name), 9.0, 1, applied=[True, False])
+    drawn = Draws(*(x[:1] for x in one))
+    white = np.full((1, 32, 32, 3), 255, np.uint8)
+    first = Draws(*(x[0] for x in drawn))
+    for found in (
+        np.asarray(apply(white, drawn, fill))[0],
+        randaugment_pil.apply(white[0], first, fill),
+    ):
+        colors, counts = np.unique(found.reshape(-1, 3), axis=0, return_counts=True)
+        assert (colors[counts.argsort()[-2:]] == [[128] * 3, [255] * 3]).all()
+        assert not (found == [124, 116, 104]).all(-1).any()
+
+
+def test_device_and_host_agree_on_any_draw():
+    """Any two operations, magnitudes and signs, in this order, half of them skipped."""
+    rng = np.random.default_rng(1)
+    shape = (len(images()), 2)
+    drawn = draws(
+        op=rng.integers(0, len(OPS), shape),
+        magnitude=rng.uniform(0, 10, shape),
+        sign=rng.choice([-1, 1], shape),
+        applied=rng.random(shape) < 0.7,
+    )
+    out = np.asarray(apply(images(), drawn)).astype(int)
+    off, changed = [], 0
+    for i, image in enumerate(images()):
+        mine = Draws(*(x[i] for x in drawn))
+        expected = randaugment_pil.apply(image, mine).astype(int)
+        changed += (expected != image).any()
+        # A second operation may widen what the first left: Solarize flips a level that
+        # crosses its threshold. What is asked is that such pixels are few.
+        off.append((np.abs(out[i] - expected) > 2).mean())
+    assert changed > 35
+    assert max(off) < 0.01 and np.mean(off) < 5e-4
+
+
+@pytest.mark.slow
+def test_photographs_of_the_real_size(assets):
+    files = sorted((assets / "data" / "nips2017_224_jpg" / "images").iterdir())[:30]
+    batch = np.stack([np.asarray(Image.open(f).convert("RGB")) for f in files])
+    drawn = Draws(
+        op=np.arange(30)[:, None] % len(OPS),
+        applied=np.ones((30, 1), bool),
+        magnitude=np.full((30, 1), 9.0, np.float32),
+        sign=np.where(np.arange(30)[:, None] < 15, 1.0, -1.0).astype(np.float32),
+    )
+    out = np.asarray(apply(batch, drawn))
+    for i, image in enumerate(batch):
+        name, sign = OPS[i % len(OPS)], drawn.sign[i, 0]
+        expected = np.asarray(at_nine(Image.fromarray(image), name, sign))
+        assert_close(out[i], expected, name)
+
+
+RAMP = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)
+
+
+@pytest.mark.parametrize(
+    "name, magnitude, expected",
+    [
+        ("Posterize", 10.0, lambda v: 0),  # 0 bits: black
+        ("Posterize", 7.5, lambda v: v // 128 * 128),  # 4 - 3 bits
+        ("Posterize", 7.4, lambda v: v // 64 * 64),  # int(2.96) = 2
+        ("Posterize", 0.0, lambda v: v // 16 * 16),  # 4
+        ("Solarize", 10.0, lambda v: 255 - v),
+        ("Solarize", 5.0, lambda v: v if v < 128 else 255 - v),
+        ("Solarize", 0.0, lambda v: v),
+        ("SolarizeAdd", 10.0, lambda v: min(255, v + 110) if v < 128 else v),
+        ("SolarizeAdd", 0.0, lambda v: v),
+        ("Brightness", 0.0, lambda v: v),
+        ("Brightness", 10.0, lambda v: min(255, int(np.float32(1.9) * v))),
+    ],
+)
+def test_arguments_at_the_ends(name, magnitude, expected):
+    wanted = np.array([expected(v) for v in range(256)])
+    drawn = Draws([OPS.index(name)], [True], [magnitude], [1.0])
+    on_host = randaugment_pil.apply(RAMP[0], drawn)
+    np.testing.assert_array_equal(on_host[:, :, 1].ravel(), wanted)
+    arrays = (jnp.array(x) for x in (drawn.op, drawn.magnitude, drawn.sign))
+    np.testing.assert_array_equal(tables(RAMP, *arrays)[0, 2], wanted)
+
+
+def test_blends_never_lose_the_image():
+    """max(.1, .1): at magnitude 10 a tenth of the image is left."""
+    drawn = Draws([OPS.index("Brightness")], [True], [10.0], [-1.0])
+    wanted = (np.arange(256) * np.float32(0.1)).astype(int)
+    on_host = randaugment_pil.apply(RAMP[0], drawn)
+    np.testing.assert_array_equal(on_host[:, :, 0].ravel(), wanted)
+    arrays = (jnp.array(x) for x in (drawn.op, drawn.magnitude, drawn.sign))
+    np.testing.assert_array_equal(tables(RAMP, *arrays)[0, 0], wanted)
+
+
+def test_what_is_not_applied_changes_nothing():
+    drawn = draws(np.arange(120).reshape(60, 2) % 15, 9.0, 1.0, applied=False)
+    np.testing.assert_array_equal(apply(images(), drawn), images())
+
+
+def test_an_image_does_not_depend_on_its_batch():
+    keys = jax.random.split(jax.random.key(0), 60)
+    order = np.random.default_rng(0).permutation(60)
+    out = np.asarray(apply(images(), draw(keys, POLICY)))
+    assert (out != images()).any((1, 2, 3)).mean() > 0.5
+    other = apply(images()[order], draw(keys[order], POLICY))
+    np.testing.assert_array_equal(other, out[order])
+
+
+def drawn_on_device(policy, count):
+    keys = jax.random.split(jax.random.key(3), count)
+    return Draws(*map(np.asarray, draw(keys, policy)))
+
+
+def drawn_on_host(policy, count):
+    rng = np.random.default_rng(3)
+    each = [randaugment_pil.draw(rng, policy) for _ in range(count)]
+    return Draws(*(np.stack(x) for x in zip(*each, strict=True)))
+
+
+@pytest.mark.parametrize("drawn", [drawn_on_device, drawn_on_host])
+def test_draws_have_the_recipe_s_distribution(drawn):
+    """Tolerances are four standard deviations."""
+    out = drawn(POLICY, 6000)
+    assert all(x.shape == (6000, 2) for x in out)
+    shares = np.stack([(out.op == k).mean(0) for k in range(15)])
+    assert np.abs(shares - 1 / 15).max() < 0.013  # sqrt(1/15 * 14/15 / 6000) = .0032
+    same = (out.op[:, 0] == out.op[:, 1]).mean()
+    assert abs(same - 1 / 15) < 0.013  # with replacement, the layers independent
+    for half in (out.applied, out.sign == 1):
+        assert abs(half.mean() - 0.5) < 0.018
+        assert abs((half[:, 0] == half[:, 1]).mean() - 0.5) < 0.026
+    assert abs((out.applied == (out.sign == 1)).mean() - 0.5) < 0.018
+    assert set(np.unique(out.sign)) == {-1, 1}
+    # N(9, .5) clamped to 10: 2.275 % of it lies beyond two deviations
+    assert out.magnitude.max() == 10 and out.magnitude.min() > 6
+    assert abs((out.magnitude == 10).mean() - 0.02275) < 0.0055
+    assert abs(np.median(out.magnitude) - 9) < 0.023
+    low, high = np.quantile(out.magnitude, [0.15866, 0.84134])
+    assert abs(low - 8.5) < 0.03 and abs(high - 9.5) < 0.03
+
+
+@pytest.mark.parametrize("drawn", [drawn_on_device, drawn_on_host])
+def test_draws_of_other_policies(drawn):
+    sure = drawn(Policy(layers=3, prob=1.0, magnitude=4.0, magnitude_std=0.0), 50)
+    assert sure.op.shape == (50, 3) and sure.applied.all()
+    assert (sure.magnitude == 4).all()
+    never = drawn(Policy(layers=1, prob=0.0, magnitude=0.0, magnitude_std=9.0), 200)
+    assert not never.applied.any()
+    assert (never.magnitude == 0).any() and never.magnitude.min() == 0
+
+
+def test_host_draws_from_its_generator():
+    image = images()[3]
+    one = randaugment_pil.randaugment(image, np.random.default_rng(5), POLICY)
+    drawn = randaugment_pil.draw(np.random.default_rng(5), POLICY)
+    np.testing.assert_array_equal(one, randaugment_pil.apply(image, drawn))
+    kinds = {
+        randaugment_pil.randaugment(image, np.random.default_rng(s), POLICY).tobytes()
+        for s in range(20)
+    }
+    assert len(kinds) > 8

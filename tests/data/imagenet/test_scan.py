@@ -1,0 +1,159 @@
+"""Are all images found, with the labels that the world knows, or a mistake named?"""
+
+import numpy as np
+import pytest
+
+from imagepiece_jax.data.imagenet import scan
+from imagepiece_jax.errors import InputError
+from tests import tars
+
+
+def test_labels_are_those_of_every_other_framework():
+    names, labels = scan.class_names(), scan.validation_labels()
+    # Keras's imagenet_class_index.json: tench, Shetland sheepdog, toilet tissue
+    places = {0: "n01440764", 230: "n02105855", 999: "n15075141"}
+    assert {i: names[i] for i in places} == places and len(set(names)) == 1000
+    # Caffe's val.txt begins so
+    assert labels[:11] == [65, 970, 230, 809, 516, 57, 334, 415, 674, 332, 109]
+    assert np.bincount(labels).tolist() == [50] * 1000
+
+
+def bytes_of(entry):
+    with open(entry.file, "rb") as file:
+        return file.read()[entry.start : entry.start + entry.size]
+
+
+def contents(found):
+    """{split: {name: (label, bytes)}} of what `find` returns."""
+    return {
+        split: {entry.name: (entry.label, bytes_of(entry)) for entry in entries}
+        for split, entries in found.items()
+    }
+
+
+LABELS = {"n01440764": 0, "n02105855": 230, "n15075141": 999}
+
+
+def truth(train, val):
+    labels = dict(zip(sorted(val), [65, 970, 230, 809], strict=True))
+    return {
+        "train": {
+            name: (LABELS[wnid], data)
+            for wnid, files in train.items()
+            for name, data in files.items()
+        },
+        "validation": {name: (labels[name], data) for name, data in val.items()},
+    }
+
+
+def test_tars_are_read_where_they_lie(tmp_path):
+    train, val = tars.images()
+    counted = []
+    source = tars.write_tars(tmp_path, train, dict(reversed(val.items())))
+    found = scan.find(source, partial=True, advance=counted.append)
+    assert contents(found) == truth(train, val)
+    assert sum(counted) == 13
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_folders_are_read_like_tars(tmp_path, flat):
+    """val as ImageNet is downloaded elsewhere, and as PyTorch's users sort it."""
+    train, val = tars.images()
+    files = {f"train/{wnid}/{n}": d for wnid in train for n, d in train[wnid].items()}
+    for name, data in val.items():
+        wnid = scan.class_names()[truth(train, val)["validation"][name][0]]
+        files[f"val/{name}" if flat else f"val/{wnid}/{name}"] = data
+    for name, data in files.items() | {("train/n01440764/notes.txt", b"")}:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    assert contents(scan.find(tmp_path, partial=True)) == truth(train, val)
+
+
+def refuses(message, source, partial=True):
+    with pytest.raises(InputError, match=message) as caught:
+        scan.find(source, partial)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_complete_set_is_one_of_the_known_size(tmp_path, monkeypatch):
+    train, val = tars.images(val=3)
+    source = tars.write_tars(tmp_path, train, val)
+    message = "train.tar holds 9 images of 3 classes: complete are 1,281,167 of 1,000"
+    refuses(message, source, partial=False)
+    small = {"train": (tars.TRAIN, "train", 9), "validation": (tars.VAL, "val", 3)}
+    monkeypatch.setattr(scan, "SPLITS", small)
+    monkeypatch.setattr(scan, "NUM_CLASSES", 3)
+    assert {k: len(v) for k, v in scan.find(source).items()} == {
+        "train": 9,
+        "validation": 3,
+    }
+    tars.write_tars(tmp_path, train, tars.images(val=2)[1])
+    refuses("val.tar holds 2 images of 2 classes: complete are 3 of", source, False)
+
+
+def test_one_split_alone_is_partial(tmp_path):
+    source = tars.write_tars(tmp_path, *tars.images())
+    (tmp_path / tars.TRAIN).unlink()
+    refuses(f"has neither {tars.TRAIN} nor a folder train", source, partial=False)
+    assert list(scan.find(source, partial=True)) == ["validation"]
+    (tmp_path / tars.VAL).unlink()
+    refuses(f"holds no ImageNet: expected {tars.TRAIN} and {tars.VAL}, the", source)
+    refuses("gone is no folder", tmp_path / "gone")
+
+
+@pytest.mark.parametrize(
+    "name, inside, message",
+    [
+        ("n01440764.zip", "n01440764_1.JPEG", "'n01440764.zip': expected are"),
+        ("n99999999.tar", "n99999999_1.JPEG", "'n99999999.tar': expected are"),
+        ("ILSVRC2012_val_00000001.JPEG", "", "'ILSVRC.* tars .* n01440764.tar"),
+        ("n01440764.tar", "n02105855_1.JPEG", "'n02105855_1.JPEG' in n01440764.tar: "),
+        ("n01440764.tar", "cat.png", "expected are images named like n01440764_1.J"),
+    ],
+)
+def test_wrong_names_in_the_training_tar(tmp_path, name, inside, message):
+    (tmp_path / tars.TRAIN).write_bytes(tars.tar({name: tars.tar({inside: b"x"})}))
+    refuses(f"{tars.TRAIN} holds .*{message}", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["n01440764_1.JPEG", "ILSVRC2012_val_00050001.JPEG", "n01440764.tar"]
+)
+def test_wrong_names_in_the_validation_tar(tmp_path, name):
+    (tmp_path / tars.VAL).write_bytes(tars.tar({name: b"x"}))
+    refuses(f"{tars.VAL} holds '{name}': .*_00000001.JPEG to .*_00050000", tmp_path)
+
+
+def test_other_classes_are_sent_to_where_they_are_read(tmp_path):
+    (tmp_path / "train" / "ant").mkdir(parents=True)
+    refuses("holds 'ant', which is no class of .*config.data.name=folder:", tmp_path)
+
+
+def test_empty_sources(tmp_path):
+    (tmp_path / "val").mkdir()
+    refuses("val holds no image of ImageNet", tmp_path)
+    (tmp_path / tars.VAL).write_bytes(tars.tar({}))
+    refuses(f"{tars.VAL} holds no image of ImageNet", tmp_path)
+
+
+@pytest.mark.parametrize("name", [tars.TRAIN, tars.VAL])
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.7])
+def test_truncated_tars(tmp_path, name, share):
+    source = tars.write_tars(tmp_path, *tars.images())
+    data = (source / name).read_bytes().rstrip(b"\0")
+    (source / name).write_bytes(data[: int(share * len(data))])
+    refuses(rf"{name} is no complete tar file \(.*\): fetch it again", source)
+
+
+def test_damage_between_two_images_of_a_tar(tmp_path):
+    source = tars.write_tars(tmp_path, *tars.images())
+    data = bytearray((source / tars.VAL).read_bytes())
+    second = data.index(b"ILSVRC2012_val_00000002")
+    data[second : second + 300] = b"?" * 300
+    (source / tars.VAL).write_bytes(data)
+    refuses(f"{tars.VAL} is no complete tar file .damaged at byte {second:,}", source)
+
+
+def test_a_source_that_cannot_be_read(tmp_path):
+    (tmp_path / tars.VAL).mkdir()
+    refuses(rf"{tars.VAL} cannot be read \(Is a directory\)", tmp_path)

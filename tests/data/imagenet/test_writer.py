@@ -1,0 +1,290 @@
+"""Is what was written TFDS's imagenet2012, and is nothing else ever taken for it?"""
+
+import fcntl
+import json
+import multiprocessing
+import os
+import resource
+import shutil
+import threading
+import time
+from collections import namedtuple
+
+import pytest
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core import hashing
+
+from imagepiece_jax.data.imagenet import scan, shards, writer
+from imagepiece_jax.data.imagenet.scan import Entry
+from imagepiece_jax.data.sources import open_source
+from imagepiece_jax.errors import InputError, RunError
+from tests import tars
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """(entries of tars, {name: bytes} of what they hold)"""
+    train, val = tars.images()
+    source = tars.write_tars(tmp_path_factory.mktemp("tars"), train, val)
+    data = {name: d for files in (*train.values(), val) for name, d in files.items()}
+    return scan.find(source, partial=True), data
+
+
+def test_number_and_order_of_files_are_those_of_tfds():
+    """TFDS's full set has 1,024 files for training and 64 for validation."""
+    sizes = {"train": (2048, 72_000_000), "validation": (500, 13_500_000)}
+    for split, (number, size) in sizes.items():
+        entries = [Entry(f"{i}.JPEG", 0, "x", 0, size) for i in range(number)]
+        files = writer.plan(split, entries)
+        count = {"train": 1024, "validation": 64}[split]
+        assert len(files) == count
+        assert list(files)[5] == (
+            f"imagenet2012-{split}.array_record-00005-of-{count:05d}"
+        )
+        in_order = [entry for rows in files.values() for entry in rows]
+        hashed = hashing.Hasher(split).hash_key
+        assert in_order == sorted(entries, key=lambda entry: hashed(entry.name))
+        lengths = {len(rows) for rows in files.values()}
+        assert max(lengths) - min(lengths) <= 1
+
+
+def test_two_images_of_one_name_are_refused():
+    entries = [Entry("a.JPEG", k, f"train/{k}/a.JPEG", 0, 9) for k in (1, 2)]
+    message = "a.JPEG is in train/1/a.JPEG and again in train/2/a.JPEG: each image of"
+    with pytest.raises(InputError, match=message):
+        writer.plan("train", entries)
+
+
+def as_tfds_reads(folder, split):
+    """[(name, label, encoded bytes)] by TFDS alone."""
+    builder = tfds.builder("imagenet2012", data_dir=folder, file_format="array_record")
+    rows = builder.as_data_source(
+        split=split, decoders={"image": tfds.decode.SkipDecoding()}
+    )
+    return [(r["file_name"].decode(), int(r["label"]), r["image"]) for r in rows]
+
+
+def test_tfds_reads_the_set_record_for_record(small, tmp_path):
+    found, data = small
+    note = writer.write(found, tmp_path)
+    for split, entries in found.items():
+        hashed = hashing.Hasher(split).hash_key
+        ordered = sorted(entries, key=lambda entry: hashed(entry.name))
+        truth = [(entry.name, entry.label, data[entry.name]) for entry in ordered]
+        assert as_tfds_reads(tmp_path, split) == truth
+    folder = tmp_path / "imagenet2012" / "5.1.0"
+    lengths = {"train": 9, "validation": 4}
+    sizes = {k: note["splits"].pop(k)[2] for k in lengths}
+    assert all(0 < sizes[k] - sum(e.size for e in found[k]) < 1000 for k in lengths)
+    assert note == {
+        "folder": str(folder),
+        "splits": {},
+        "short_side": 0,
+        "quality": None,
+        "reencoded": 0,
+        "left_out": [],
+    }
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "dataset_info.json",
+        "features.json",
+        "imagenet2012-train.array_record-00000-of-00001",
+        "imagenet2012-validation.array_record-00000-of-00001",
+        "label.labels.txt",
+        "metadata.json",
+    ]
+
+
+def test_small_images_are_told_of(small, tmp_path, caplog):
+    """In the set itself, and in the log of whoever reads it."""
+    note = writer.write(small[0], tmp_path, short_side=40)
+    assert (note["short_side"], note["quality"], note["reencoded"]) == (40, 92, 13)
+    source = open_source("imagenet2012", "val", num_classes=1000, data_dir=tmp_path)
+    assert source.read(0)[0].shape == (40, 50, 3)  # of 48 x 60
+    assert "but shrunk to short side 40" in caplog.text
+    names = [name for name, _, _ in as_tfds_reads(tmp_path, "train")]
+    (files,) = writer.plan("train", small[0]["train"]).values()
+    assert names == [entry.name for entry in files]  # the order of the original files
+
+
+def files_of(folder):
+    return {
+        path.name: path.read_bytes()
+        for path in (folder / "imagenet2012" / "5.1.0").iterdir()
+    }
+
+
+def test_a_stopped_run_goes_on_with_the_missing_files(small, tmp_path, monkeypatch):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    writer.write(small[0], whole)
+    write_records, written = shards._write_records, []
+
+    def second_stops(path, rows):
+        written.append(path.name)
+        if len(written) == 2:
+            path.write_bytes(b"torn")
+            raise KeyboardInterrupt
+        write_records(path, rows)
+
+    monkeypatch.setattr(shards, "_write_records", second_stops)
+    with pytest.raises(KeyboardInterrupt):
+        writer.write(small[0], parts)
+    assert writer.existing(parts) is None
+    with pytest.raises(InputError, match="does not hold it as complete"):
+        open_source("imagenet2012", "train", num_classes=1000, data_dir=parts)
+    told = []
+    writer.write(small[0], parts, advance=lambda *args, **of: told.append((args, of)))
+    assert told == [((9,), {"before": True}), ((4,), {})]
+    splits = [name.split(".")[0].split("-")[1] for name in written]
+    assert splits == ["train", "validation", "validation"]
+    assert files_of(parts) == files_of(whole)
+
+
+@pytest.fixture
+def unfinished(small, tmp_path, monkeypatch):
+    """A folder with a set that was begun, of which nothing is finished."""
+
+    def stop(path, rows):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shards, "_write_records", stop)
+        with pytest.raises(KeyboardInterrupt):
+            writer.write(small[0], tmp_path)
+    return tmp_path
+
+
+def refuses(message, *arguments, **options):
+    with pytest.raises(InputError, match=message) as caught:
+        writer.write(*arguments, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unfinished_set_goes_on_as_it_was_begun(small, unfinished):
+    message = "5.1.0 holds an unfinished set with --short_side 0: give the options"
+    refuses(message, small[0], unfinished, short_side=40)
+    other = small[0] | {"train": small[0]["train"][1:]}
+    refuses("holds an unfinished set of other images", other, unfinished)
+    assert writer.write(small[0], unfinished)["splits"]["train"][0] == 9
+
+
+def test_one_process_at_a_time(small, unfinished):
+    with open(unfinished / "imagenet2012" / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        refuses("another process is writing .*5.1.0: wait", small[0], unfinished)
+
+
+def test_space_is_asked_for_before_anything_is_written(small, tmp_path, monkeypatch):
+    usage = namedtuple("usage", "free")
+    needed = sum(entry.size for entries in small[0].values() for entry in entries)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(needed))
+    refuses("of free space: what is still to be written needs", small[0], tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1.02 * needed))
+    assert writer.write(small[0], tmp_path)
+    # 0.4 bytes for each of 40 * 53 pixels, where that is less than the files have
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(13 * 850))
+    refuses("free space", small[0], tmp_path / "other", short_side=40)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(13 * 870))
+    assert writer.write(small[0], tmp_path / "other", short_side=40)
+
+
+def test_a_full_disk_keeps_what_is_finished(small, tmp_path):
+    """A limit on the size of files stands in for it: the same call of write() fails."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
+    try:
+        with pytest.raises(RunError, match="cannot be written .*the same command goes"):
+            writer.write(small[0], tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert writer.existing(tmp_path) is None
+    assert writer.write(small[0], tmp_path)
+
+
+def test_a_folder_that_cannot_be_written(small, tmp_path):
+    (tmp_path / "file").write_text("")
+    refuses(r"cannot be written \(Not a directory\)", small[0], tmp_path / "file" / "x")
+
+
+def test_a_source_that_vanishes(small, tmp_path):
+    gone = {"train": [Entry("a.JPEG", 0, str(tmp_path / "gone.tar"), 0, 9)]}
+    message = "gone.tar cannot be read .No such file.*the same command goes on"
+    with pytest.raises(RunError, match=message):
+        writer.write(gone, tmp_path)
+
+
+@pytest.fixture
+def many(tmp_path):
+    """101 images in a file, of which `write_file(damaged)` damages one or two."""
+    good, bad = tars.encoded(tars.photo(0, 16, 16)), b"torn".ljust(9)
+    path = tmp_path / "images"
+    size = len(good)
+
+    def write_file(damaged):
+        images = [bad.ljust(size) if i in damaged else good for i in range(101)]
+        path.write_bytes(b"".join(images))
+
+    names = [f"n01440764_{i}.JPEG" for i in range(101)]
+    entries = [Entry(n, 0, str(path), i * size, size) for i, n in enumerate(names)]
+    return {"train": entries}, write_file
+
+
+def test_damaged_images_are_left_out_and_named(many, tmp_path, caplog):
+    found, write_file = many
+    write_file({7})
+    note, name = writer.write(found, tmp_path), "n01440764_7.JPEG"
+    assert note["splits"]["train"][0] == 100 and note["left_out"] == [name]
+    message = f"{name} cannot be read (no known image format): left out"
+    assert message in caplog.text
+    names = {row[0] for row in as_tfds_reads(tmp_path, "train")}
+    assert names == {entry.name for entry in found["train"]} - {name}
+
+
+def test_many_damaged_images_stop_the_run_until_they_are_mended(many, tmp_path):
+    found, write_file = many
+    write_file({7, 60})
+    refuses("2 of 101 images cannot be read.*: allowed is 1%", found, tmp_path)
+    assert writer.existing(tmp_path) is None
+    write_file({})
+    note = writer.write(found, tmp_path)
+    assert note["splits"]["train"][0] == 101 and note["left_out"] == []
+
+
+def test_sets_of_other_kinds_are_left_alone(small, tmp_path):
+    writer.write(small[0], tmp_path)
+    path = tmp_path / "imagenet2012" / "5.1.0" / "dataset_info.json"
+    info = json.loads(path.read_text())
+    path.write_text(json.dumps(info | {"fileFormat": "tfrecord"}))
+    with pytest.raises(InputError, match="in another format than array_record"):
+        writer.existing(tmp_path)
+    path.unlink()
+    with pytest.raises(InputError, match="5.1.0 holds no data set: choose another"):
+        writer.existing(tmp_path)
+
+
+def test_a_set_of_tfds_itself_is_complete(small, tmp_path):
+    writer.write(small[0], tmp_path)
+    (tmp_path / "imagenet2012" / "5.1.0" / "metadata.json").unlink()
+    note = writer.existing(tmp_path)
+    assert note["short_side"] == 0 and note["splits"]["train"][0] == 9
+
+
+def test_a_worker_that_dies_ends_the_run(tmp_path):
+    """It waits for bytes that never come, until it is killed."""
+    os.mkfifo(tmp_path / "pipe")
+    found = {"train": [Entry("a.JPEG", 0, str(tmp_path / "pipe"), 0, 9)]}
+    others = set(multiprocessing.active_children())  # of tests before, still ending
+
+    def kill():
+        while not (ours := set(multiprocessing.active_children()) - others):
+            time.sleep(0.01)
+        ours.pop().kill()
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    with pytest.raises(RunError, match="a worker process has died.*fewer --processes"):
+        writer.write(found, tmp_path, workers=1)
+    thread.join()
+    end = time.monotonic() + 5  # two threads wait for it: which hears first is open
+    while set(multiprocessing.active_children()) - others:
+        assert time.monotonic() < end
+        time.sleep(0.01)

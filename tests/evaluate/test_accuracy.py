@@ -1,0 +1,140 @@
+"""Accuracy over a whole split, from a model whose logits are known."""
+
+import time
+import types
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagepiece_jax.common import parallel
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.evaluate import accuracy
+from tests.models import tiny
+
+
+class Lookup:
+    """Logits by the red value of an image's first pixel: row r of `table`."""
+
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+    dtype = np.dtype("float32")
+
+    def __init__(self, table):
+        self.table = jnp.asarray(table, jnp.float32)
+
+    def apply(self, variables, images, keys):
+        red = images[:, 0, 0, 0] * self.std[0] + self.mean[0]  # what was normalised
+        rows = self.table[jnp.round(red * 255).astype(jnp.int32)]
+        return types.SimpleNamespace(logits=rows * variables["scale"])
+
+
+def batch(rows, labels, mask=None):
+    """One device's batch: image i shows row rows[i]."""
+    images = np.zeros((1, len(rows), 2, 2, 3), np.uint8)
+    images[0, :, 0, 0, 0] = rows
+    mask = np.ones(len(rows)) if mask is None else mask
+    return {
+        "image": images,
+        "label": np.asarray([labels], np.int32),
+        "mask": np.asarray([mask], np.float32),
+        "index": np.zeros((1, len(rows)), np.int32),
+    }
+
+
+def run(table, batches, right=None):
+    variables = parallel.replicate({"scale": np.float32(1)})
+    step = accuracy.compiled(Lookup(table))
+    return accuracy.evaluate(step, variables, iter(batches), right)
+
+
+# Row 0: class 0 first, 6 last. Row 1: the other way round. Row 2: not a number.
+TABLE = [[7, 6, 5, 4, 3, 2, 1], [1, 2, 3, 4, 5, 6, 7], [np.nan] * 7]
+
+
+def test_sums_of_two_batches():
+    result = run(TABLE, [batch([0, 0, 0], [0, 4, 5]), batch([1, 1, 1], [6, 6, 0])])
+    # right: (0, 0), (1, 6) twice; among five: these, (0, 4); not: (0, 5), (1, 0)
+    assert result["images"] == 6
+    assert result["acc1"] == pytest.approx(100 * 3 / 6)
+    assert result["acc5"] == pytest.approx(100 * 4 / 6)
+    total = np.log(np.exp(np.arange(1, 8)).sum())
+    losses = total - np.array([7, 3, 2, 7, 7, 1])
+    assert result["loss"] == pytest.approx(losses.mean(), rel=1e-6)
+
+
+def test_masked_images_count_nothing_even_where_they_are_not_a_number():
+    whole = run(TABLE, [batch([0, 1, 1], [0, 6, 0])])
+    padded = run(TABLE, [batch([0, 2, 1, 1, 2], [0, 0, 6, 0, 3], [1, 0, 1, 1, 0])])
+    assert padded["images"] == 3
+    for name in ("acc1", "acc5", "loss"):
+        assert padded[name] == whole[name] and np.isfinite(padded[name])
+
+
+def test_a_bad_image_that_counts_is_seen():
+    result = run(TABLE, [batch([0, 2], [0, 0])])
+    assert np.isnan(result["loss"]) and result["acc1"] == 50.0
+
+
+def test_who_was_right_is_told_by_index():
+    """Images 3, 1 and 0, the last one masked; 2 is not in the batch."""
+    one, right = batch([0, 1, 0], [0, 0, 0], [1, 1, 0]), np.zeros(4, bool)
+    one["index"] = np.array([[3, 1, 0]], np.int32)
+    run(TABLE, [one], right)
+    assert right.tolist() == [False, False, False, True]
+
+
+def test_fewer_than_five_classes():
+    """Then any answer is among the first five."""
+    result = run([[1, 2, 3]], [batch([0, 0], [2, 0])])
+    assert (result["acc1"], result["acc5"]) == (50.0, 100.0)
+
+
+def test_nothing_but_masked_images():
+    result = run(TABLE, [batch([0], [0], [0])])
+    assert (result["images"], result["acc1"], result["loss"]) == (0, 0.0, 0.0)
+
+
+def set_clock(monkeypatch, *times):
+    clock = types.SimpleNamespace(perf_counter=iter(times).__next__)
+    monkeypatch.setattr(accuracy, "time", clock)
+
+
+def test_throughput_leaves_the_first_batch_out(monkeypatch):
+    """The clock: 100 s for the first batch, 1 s for each of the two others."""
+    set_clock(monkeypatch, 100.0, 102.0)
+    batches = [batch([0] * 3, [0] * 3) for _ in range(3)]
+    assert run(TABLE, batches)["throughput"] == pytest.approx(6 / 2)
+
+
+def test_throughput_of_a_single_batch_is_without_its_compile():
+    """The first call takes a second, as if it compiled; the images count once."""
+    variables = parallel.replicate({"scale": np.float32(1)})
+    compiled, calls = accuracy.compiled(Lookup(TABLE)), []
+
+    def step(*args):
+        calls.append(args)
+        time.sleep(1.0 if len(calls) == 1 else 0.0)
+        return compiled(*args)
+
+    only = batch([0, 0, 1], [0, 4, 0])
+    result = accuracy.evaluate(step, variables, iter([only]))
+    assert result["throughput"] > 2 * 3 / 1.0
+    assert (result["images"], result["acc1"]) == (3, pytest.approx(100 / 3))
+
+
+def test_several_sets_of_variables_share_one_pass():
+    """Each gets its own result; every batch is read once. Scale -1 turns ranks over."""
+    batches = [batch([0, 1, 1], [0, 6, 0]), batch([1, 0], [0, 0])]
+    step = accuracy.compiled(Lookup(TABLE))
+    models = [parallel.replicate({"scale": np.float32(s)}) for s in (1, -1)]
+    each = accuracy.evaluate_each(step, models, iter(batches))
+    alone = [accuracy.evaluate(step, model, iter(batches)) for model in models]
+    for result, single in zip(each, alone, strict=True):
+        assert result | {"throughput": 0} == single | {"throughput": 0}
+    assert each[0]["loss"] != each[1]["loss"]
+
+
+def test_a_dtype_that_cpus_cannot_compute_in_is_told():
+    model = tiny.model(dtype="float16")
+    with pytest.raises(InputError, match="dtype is 'float16', in which CPUs compute"):
+        accuracy.compiled(model)

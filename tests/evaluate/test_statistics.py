@@ -1,0 +1,123 @@
+"""Intervals against tables, SciPy and brute force; noise called noise."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.evaluate.statistics import Estimate
+
+
+@pytest.mark.parametrize(
+    "right, wrong, low, high",
+    # Newcombe (1998), table I, method 3: the score interval of 81/263 and 15/148,
+    # and of none of 20
+    [(81, 182, 25.53, 36.62), (15, 133, 6.24, 16.05), (0, 20, 0.0, 16.11)],
+)
+def test_accuracy_has_wilsons_interval(right, wrong, low, high):
+    found = statistics.proportion(np.array([True] * right + [False] * wrong))
+    assert found.value == pytest.approx(100 * right / (right + wrong))
+    np.testing.assert_allclose(found[1:], (low, high), atol=0.006)
+
+
+def test_the_interval_of_an_accuracy_is_that_of_scipy():
+    ours = statistics.proportion(np.arange(77) < 60)
+    theirs = stats.binomtest(60, 77).proportion_ci(method="wilson")
+    np.testing.assert_allclose(ours[1:], [100 * theirs.low, 100 * theirs.high])
+
+
+def pair(both, gained, lost, neither):
+    """Answers of two models with these counts in the 2 x 2 table."""
+    counts = (both, gained, lost, neither)
+    right = np.repeat([True, True, False, False], counts)
+    return right, np.repeat([True, False, True, False], counts)
+
+
+def test_paired_difference_by_hand():
+    """Agresti and Min: 12.5 gained, 4.5 lost, 102 images; value without the halves."""
+    found = statistics.paired(*pair(70, 12, 4, 14))
+    deviation = np.sqrt((12.5 + 4.5) - 8**2 / 102) / 102
+    assert found.value == pytest.approx(8.0)
+    expected = 100 * (8 / 102 + 1.959964 * np.array([-1, 1]) * deviation)
+    np.testing.assert_allclose(found[1:], expected)
+
+
+def test_paired_difference_is_near_its_bootstrap():
+    right, base = pair(300, 60, 25, 115)
+    found = statistics.paired(right, base)
+    each = 100 * (right.astype(float) - base)
+    brute = statistics.bootstrap(lambda index: each[index].mean(), len(each))
+    np.testing.assert_allclose(found, brute, atol=0.35)
+
+
+def test_equal_answers_still_have_an_interval():
+    found = statistics.paired(*pair(8, 0, 0, 2))
+    assert found.value == 0 and found.low < -5 and found.high > 5
+    assert statistics.is_noise(found)
+
+
+def test_pairs_must_be_of_the_same_images():
+    with pytest.raises(ValueError, match="are not paired"):
+        statistics.paired(np.ones(3, bool), np.ones(4, bool))
+
+
+@pytest.mark.parametrize("gained, lost", [(0, 0), (1, 0), (9, 2), (5, 5), (40, 18)])
+def test_mcnemar_is_the_exact_binomial_test(gained, lost):
+    p = statistics.mcnemar(*pair(50, gained, lost, 7))
+    tosses = gained + lost
+    expected = stats.binomtest(gained, tosses).pvalue if tosses else 1.0
+    assert p == pytest.approx(expected)
+
+
+def test_students_t_is_that_of_scipy():
+    degrees = np.arange(1, len(statistics.T) + 1)
+    np.testing.assert_allclose(statistics.T, stats.t.ppf(0.975, degrees), atol=5e-4)
+
+
+def test_mean_by_hand_leaves_missing_values_out():
+    found = statistics.mean([1.0, np.nan, 2.0, 6.0])
+    half = 1.959964 * np.sqrt(7 / 3)  # variance 7 of three values
+    np.testing.assert_allclose(found, (3, 3 - half, 3 + half))
+    assert np.isnan(statistics.mean([np.nan, np.nan])).all()
+
+
+def test_seeds_and_images_add_up():
+    """Two seeds of four images: means 50 and 100; images' means 50, 100, 100, 50."""
+    rights = np.array([[0, 1, 1, 0], [1, 1, 1, 1]])
+    found = statistics.over_seeds(100 * rights)
+    images = 1.959964 * np.std([50, 100, 100, 50], ddof=1) / 2
+    seeds = 12.706 * np.std([50, 100], ddof=1) / np.sqrt(2)
+    assert found.value == 75
+    assert found.high - found.value == pytest.approx(np.hypot(images, seeds))
+
+
+def test_accuracies_of_seeds_stay_inside_what_they_can_be():
+    found = statistics.accuracy(np.array([[1, 1, 1, 0], [1, 1, 1, 1]], bool))
+    assert found.value == 87.5 and found.high == 100 and found.low == 0
+
+
+def test_one_seed_is_the_image_interval():
+    right, base = pair(30, 6, 2, 2)
+    assert statistics.accuracy([right]) == statistics.proportion(right)
+    assert statistics.difference([right], [base]) == statistics.paired(right, base)
+
+
+def test_bootstrap_of_a_mean_is_its_normal_interval():
+    values = np.random.default_rng(3).normal(size=400)
+    brute = statistics.bootstrap(lambda index: values[index].mean(), 400)
+    np.testing.assert_allclose(brute, statistics.mean(values), atol=0.02)
+
+
+@pytest.mark.parametrize(
+    "estimate, noise", [((1, -1, 3), True), ((-2, -3, -1), False), ((1, 0.1, 2), False)]
+)
+def test_a_difference_inside_its_noise_is_called_so(estimate, noise):
+    estimate = Estimate(*estimate)
+    assert statistics.is_noise(estimate) is noise
+    assert statistics.difference_text(estimate).endswith("within noise") is noise
+
+
+def test_text_of_figures():
+    assert statistics.text(Estimate(84.94, 82.51, 87.0)) == "84.9 [82.5, 87.0]"
+    assert statistics.difference_text(Estimate(-2.0, -3.0, -1.0)) == "-2.0 [-3.0, -1.0]"
+    assert statistics.text(None) == statistics.difference_text(None) == ""

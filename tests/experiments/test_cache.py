@@ -1,0 +1,105 @@
+"""Points are measured once, on disk as they come, and never half written."""
+
+import json
+
+import pytest
+
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.experiments.cache import FILE, Points
+
+SETTING = {"kind": "accuracy", "reduction": {"name": "evit", "keep_rate": 0.7}}
+
+
+class Count:
+    """A measurement that says how often it was made."""
+
+    calls = 0
+
+    def __call__(self):
+        self.calls += 1
+        return {"acc1": 80.0 + self.calls}
+
+
+def measured(folder, *settings, **options):
+    """(results, how many were measured) of one process."""
+    points, count = Points(folder, **options), Count()
+    results = [points.result(setting, count) for setting in settings]
+    points.close()
+    return results, count.calls
+
+
+def test_a_point_is_measured_once_and_read_afterwards(tmp_path, capsys):
+    first, calls = measured(tmp_path, SETTING, SETTING)
+    assert calls == 1 and first == [{"acc1": 81.0}] * 2
+    turned = {name: SETTING[name] for name in reversed(SETTING)}
+    assert capsys.readouterr().err == "measuring a point ... 0 s\n"
+    again, calls = measured(tmp_path, turned)
+    assert calls == 0 and again == first[:1] and not capsys.readouterr().err
+
+
+def test_another_setting_is_another_point(tmp_path):
+    other = SETTING | {"reduction": {"name": "evit", "keep_rate": 0.6}}
+    _, calls = measured(tmp_path, SETTING, other)
+    assert calls == 2
+
+
+def test_again_measures_anew_and_the_last_line_counts(tmp_path):
+    measured(tmp_path, SETTING)
+    (_, newest), calls = measured(tmp_path, SETTING | {"x": 1}, SETTING, again=True)
+    assert calls == 2 and newest == {"acc1": 82.0}
+    assert measured(tmp_path, SETTING) == ([newest], 0)
+
+
+def test_a_line_says_what_where_and_with_which_versions(tmp_path):
+    points = Points(tmp_path, versions={"jax": "0.0"})
+    points.experiment = "table1"
+    points.result(SETTING, Count())
+    line = json.loads((tmp_path / FILE).read_text())
+    points.close()
+    assert line["experiment"] == "table1" and line["versions"] == {"jax": "0.0"}
+    assert line["setting"] == SETTING and line["result"] == {"acc1": 81.0}
+    assert {"git", "time"} < set(line)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_torn_last_line_is_cut_and_measured_anew(tmp_path, again):
+    measured(tmp_path, SETTING, SETTING | {"x": 1})
+    file = tmp_path / FILE
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-20])
+    _, calls = measured(tmp_path, SETTING, SETTING | {"x": 1}, again=again)
+    assert calls == 1 + again
+    lines = file.read_text().splitlines()
+    assert all(json.loads(line)["setting"] for line in lines)
+
+
+def test_a_kill_while_measuring_leaves_what_was_there(tmp_path):
+    def killed():
+        raise KeyboardInterrupt
+
+    points = Points(tmp_path)
+    points.result(SETTING, Count())
+    with pytest.raises(KeyboardInterrupt):
+        points.result(SETTING | {"x": 1}, killed)
+    points.close()
+    assert measured(tmp_path, SETTING)[1] == 0
+
+
+def test_a_line_that_is_no_point_is_named(tmp_path):
+    (tmp_path / FILE).write_text('{"setting": {}, "result": {}}\nnonsense\n')
+    with pytest.raises(InputError, match="points.jsonl, line 2 is not a measured"):
+        Points(tmp_path)
+
+
+def test_two_processes_do_not_measure_into_one_folder(tmp_path):
+    points = Points(tmp_path)
+    with pytest.raises(InputError, match="another process is measuring"):
+        Points(tmp_path)
+    points.close()
+    Points(tmp_path).close()
+
+
+def test_a_folder_that_cannot_be_made_is_a_mistake(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="--out .* cannot be made .Not a directory"):
+        Points(tmp_path / "file" / "out")

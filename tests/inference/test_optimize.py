@@ -1,0 +1,193 @@
+"""Is the fast program the same function, and does it say what it will not take?"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.inference import optimize
+from imagepiece_jax.models.vit import MEAN, STD
+from tests.models import tiny
+
+QUICK = {"xla_backend_optimization_level": 0}
+EVIT = {"name": "evit", "keep_rate": 0.6, "blocks": (0,)}  # 25 image tokens, 15
+
+
+def optimized(model, variables, **options):
+    return optimize.optimize(
+        model, variables, **{"batch_size": 3, "compiler_options": QUICK} | options
+    )
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A reduced model with the conv stem, whose norms have seen images."""
+    model = tiny.model(EVIT, stem="conv", depth=1)
+    return model, tiny.variables(model)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("programs") / "new" / "cache"
+
+
+@pytest.fixture(scope="module")
+def program(trained, cache):
+    return optimized(*trained, dtype="float32", cache_dir=cache)
+
+
+@pytest.fixture(scope="module")
+def for_pixels():
+    """(model, variables, its program): patch stem, bfloat16, another GELU."""
+    model = tiny.model(depth=1)
+    variables = tiny.variables(model)
+    fast = optimized(model, variables, gelu="tanh", pixels=True)
+    return model, variables, fast
+
+
+@pytest.fixture(scope="module")
+def logits(trained):
+    model, variables = trained
+    return np.asarray(tiny.jit(model.apply)(variables, tiny.images()).logits)
+
+
+def test_folded_norms_change_nothing(program, logits):
+    np.testing.assert_allclose(program(tiny.images()), logits, atol=2e-5)
+    assert "batch_stats" not in program.variables
+
+
+def test_a_smaller_batch_gives_its_own_logits(program, logits):
+    for images in (tiny.images()[:2], np.asarray(tiny.images())[:2]):
+        out = program(images)
+        assert out.shape == (2, tiny.CLASSES) and out.dtype == jnp.float32
+        np.testing.assert_allclose(out, logits[:2], atol=2e-5)
+
+
+def test_images_can_be_used_again(program):
+    images = tiny.images()
+    first = np.asarray(program(images))
+    np.testing.assert_array_equal(program(images), first)
+
+
+def test_pixels_in_bfloat16_with_another_gelu(for_pixels):
+    """uint8 images; against float32 on images normalised by hand."""
+    model, variables, fast = for_pixels
+    pixels = np.random.default_rng(1).integers(0, 256, (3, tiny.SIDE, tiny.SIDE, 3))
+    normalised = (pixels / 255 - np.array(MEAN)) / np.array(STD)
+    tanh = model.clone(gelu="tanh")
+    images = jnp.asarray(normalised, jnp.float32)
+    want = np.asarray(tiny.jit(tanh.apply)(variables, images).logits)
+    np.testing.assert_allclose(fast(pixels.astype(np.uint8)), want, atol=0.1)
+    assert (fast.model.gelu, fast.images.dtype, model.gelu) == (
+        "tanh",
+        "uint8",
+        "exact",
+    )
+
+
+def test_only_what_layers_cast_is_cast():
+    model = tiny.model({"name": "dynamicvit", "keep_rate": 0.7, "blocks": (1,)})
+    _, variables = optimize.prepare(model, tiny.variables(model))
+    params = variables["params"]
+    assert params["blocks_0"]["attn"]["q"]["kernel"].dtype == jnp.bfloat16
+    assert params["pos_embed"].dtype == jnp.bfloat16
+    for part in ("head", "norm", "reducer_1"):
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(params[part])} == {
+            "float32"
+        }
+    assert params["blocks_1"]["norm2"]["scale"].dtype == jnp.float32
+
+
+def test_shapes_can_be_prepared_without_weights(trained):
+    model, variables = trained
+    made = jax.eval_shape(lambda v: optimize.prepare(model, v)[1], variables)
+    real = optimize.prepare(model, variables)[1]
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), real) == jax.tree.map(
+        lambda a: (a.shape, a.dtype), made
+    )
+
+
+def test_it_says_what_it_is(program):
+    text = program.describe()
+    assert "3 images of 20x20, float32" in text
+    assert "26 to 16 tokens, 0.000 GMACs an image" in text
+    assert "float32, exact GELU, xla attention, plain reductions, conv stem" in text
+    assert "compiler options: xla_backend_optimization_level=0" in text
+    assert program.compile_seconds > 0
+    assert program.memory.output_size_in_bytes == 3 * tiny.CLASSES * 4
+
+
+def test_programs_are_kept_where_asked_and_others_are_not(program, cache):
+    kept = sorted(cache.iterdir())
+    assert kept and jax.config.jax_compilation_cache_dir != str(cache)
+    jax.jit(lambda x: x * 3)(jnp.ones(5))
+    assert sorted(cache.iterdir()) == kept
+
+
+@pytest.mark.parametrize(
+    "options, told",
+    [
+        ({"batch_size": 0}, "batch_size is 0; allowed are 1, 2, 3, .."),
+        (
+            {"image_size": 24},
+            "image_size is 24, but the position embeddings are for 20",
+        ),
+        ({"dtype": "int8"}, "dtype is 'int8'; allowed are float32, bfloat16, float16"),
+        (
+            {"dtype": "float16"},
+            "dtype is 'float16', in which CPUs compute no attention",
+        ),
+        ({"gelu": "relu"}, "gelu is 'relu'; allowed are exact, tanh"),
+        ({"attention": "flash"}, "attention is 'flash'; allowed are"),
+        ({"kernels": "quick"}, "kernels is 'quick'; allowed are"),
+        ({"compiler_options": {"xla_no": 1}}, "No such compile option: 'xla_no'"),
+        ({"cache_dir": "/dev/null/x"}, "cache_dir /dev/null/x cannot be made"),
+    ],
+)
+def test_options_that_cannot_be(trained, options, told):
+    with pytest.raises(InputError) as caught:
+        optimized(*trained, **options)
+    assert told in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_variables_of_another_stem(trained):
+    with pytest.raises(InputError, match="allowed are variables of this model") as bad:
+        optimized(tiny.model(EVIT, depth=1), trained[1])
+    name = "batch_stats/patch_embed/norm_0/mean"
+    assert f"{name} is (15,), in the model it is no such variable" in str(bad.value)
+
+
+def test_variables_that_are_none(trained):
+    with pytest.raises(InputError, match="variables have no params/pos_embed"):
+        optimized(trained[0], {})
+
+
+@pytest.mark.parametrize(
+    "images, told",
+    [
+        ([1, 2], r"images is list; allowed is an array of shape \[1 .. 3, 20, 20, 3\]"),
+        (np.zeros((3, 20, 24, 3)), r"images is of shape \(3, 20, 24, 3\); allowed"),
+        (np.zeros((4, 20, 20, 3)), "images has 4 images; allowed are 1 to 3"),
+        (np.zeros((0, 20, 20, 3)), "images has 0 images; allowed are 1 to 3"),
+        (np.zeros((3, 20, 20, 3), np.uint8), "images is of type uint8; allowed are fl"),
+    ],
+)
+def test_images_that_do_not_fit(program, images, told):
+    with pytest.raises(InputError, match=told):
+        program(images)
+
+
+def test_a_program_for_pixels_refuses_floats(for_pixels):
+    fast = for_pixels[2]
+    with pytest.raises(InputError, match="type float32; allowed is uint8, because"):
+        fast(tiny.images())
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_what_is_no_model_or_no_variables_is_told(swapped):
+    vit = tiny.model(None)
+    given = ({}, vit) if swapped else (vit, None)
+    told = "model and variables are a dict and a ViT" if swapped else "a ViT and a None"
+    with pytest.raises(InputError, match=told):
+        optimize.optimize(*given, batch_size=1)

@@ -1,0 +1,276 @@
+"""`import imagepiece_jax`: what it offers, from weights on disk to names of classes."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import imagepiece_jax
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.inference import predictor as api
+from imagepiece_jax.models import convert
+from imagepiece_jax.models.vit import MEAN, STD
+from tests.command import start
+from tests.models import tiny
+from tests.runs import ROOT
+
+HEADS = {"num_heads": tiny.HEADS}
+TOLD = HEADS | {"mean": MEAN, "std": STD}  # what tensors do not tell
+NAMES = [f"class {i}" for i in range(tiny.CLASSES)]
+
+
+@pytest.fixture(scope="module")
+def trained():
+    model = tiny.model(depth=1)
+    return model, tiny.variables(model)
+
+
+@pytest.fixture(scope="module")
+def weights_file(trained, tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "tiny.npz"
+    np.savez(path, **convert.to_timm(trained[1]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def predictor(trained):
+    options = {"compiler_options": {"xla_backend_optimization_level": 0}}
+    return imagepiece_jax.Predictor(
+        *trained, labels=NAMES, top=3, batch_size=2, dtype="float32", **options
+    )
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    shape = (3, tiny.SIDE, tiny.SIDE, 3)
+    return np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+
+
+def test_the_package_imports_nothing_until_it_is_used():
+    code = (
+        "import sys, imagepiece_jax as i; assert 'jax' not in sys.modules; "
+        "assert set(i.__all__) <= set(dir(i)); i.create_model; print('jax' in "
+        "sys.modules, 'orbax' in sys.modules, 'ml_collections' in sys.modules)"
+    )
+    ended = start("-c", code, PYTHONPATH=str(ROOT))
+    assert (ended.out, ended.err) == ("True False False\n", "")
+
+
+def test_what_it_has_not_is_an_attribute_error():
+    assert imagepiece_jax.load is api.load
+    with pytest.raises(AttributeError, match="no attribute 'lode'"):
+        _ = imagepiece_jax.lode
+
+
+def test_load_tells_the_model_by_its_tensors(trained, weights_file):
+    model, variables = imagepiece_jax.load(weights_file, **TOLD)
+    assert model == trained[0]
+    np.testing.assert_array_equal(
+        variables["params"]["blocks_0"]["attn"]["k"]["kernel"],
+        trained[1]["params"]["blocks_0"]["attn"]["k"]["kernel"],
+    )
+
+
+def test_load_takes_a_reduction_and_another_size(weights_file):
+    reduction = {"name": "tome", "r": 4}
+    model, variables = imagepiece_jax.load(
+        weights_file,
+        reduction=reduction,
+        image_size=32,
+        gelu="tanh",
+        dtype=jnp.bfloat16,
+        **TOLD,
+    )
+    assert model.dtype == jnp.bfloat16
+    assert [model.plan[0].attn_tokens, model.plan[0].mlp_tokens] == [65, 61]
+    assert variables["params"]["pos_embed"].shape == (1, 65, tiny.WIDTH)
+    assert model.gelu == "tanh"
+
+
+def test_names_of_classes_come_with_the_model(trained, weights_file, pictures):
+    """They change no program; `labels` are before them, and indices where none is."""
+    names = [*NAMES[:-1], None]
+    model, variables = imagepiece_jax.load(weights_file, class_names=names, **TOLD)
+    assert model.class_names == tuple(names) and trained[0].class_names is None
+    assert model == trained[0] and hash(model) == hash(trained[0])
+    assert NAMES[0] not in repr(model)
+    options = {"compiler_options": {"xla_backend_optimization_level": 0}}
+    options |= {"top": tiny.CLASSES, "batch_size": 1, "dtype": jnp.float32}
+    predict = imagepiece_jax.Predictor(model, variables, **options)
+    by_index = {found.index: found.label for found in predict(pictures[0])}
+    assert by_index == dict(enumerate(NAMES[:-1])) | {tiny.CLASSES - 1: 6}
+    with pytest.raises(InputError, match="class_names has 2 names; the model has 7 cl"):
+        imagepiece_jax.load(weights_file, class_names=("a", "b"), **TOLD)
+
+
+def test_load_reads_the_config_of_a_run(trained, weights_file, tmp_path, monkeypatch):
+    """The folder's weights come from the checkpoint library, tested elsewhere."""
+    size = {"patch_size": 4, "embed_dim": 30, "depth": 1, "num_heads": 3}
+    config = {
+        "image_size": tiny.SIDE,
+        "num_classes": tiny.CLASSES,
+        "model": {"name": "vit_mini", "stem": "patch", **size},
+        "reduction": {"name": "evit", "keep_rate": 0.6, "blocks": [0]},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    from imagepiece_jax.training import initial_weights
+
+    asked = []
+
+    def restore(path, like, which):
+        asked.append((path, which))
+        return convert.load(weights_file, like)
+
+    monkeypatch.setattr(initial_weights, "load", restore)
+    model, _ = imagepiece_jax.load(tmp_path, checkpoint="latest")
+    assert model.plan[0].mlp_tokens == 16  # 0.6 * 25, and the class token
+    dense, _ = imagepiece_jax.load(tmp_path, reduction={"name": "none"})
+    assert dense == trained[0]
+    assert asked == [(tmp_path, "latest"), (tmp_path, "best")]
+
+
+def test_predictions_of_arrays_pictures_and_files(
+    trained, predictor, pictures, tmp_path
+):
+    """Three images through batches of two: probabilities by hand, likeliest first."""
+    Image.fromarray(pictures[2]).save(tmp_path / "2.png")
+    images = [pictures[0], Image.fromarray(pictures[1]), tmp_path / "2.png"]
+    model, variables = trained
+    normalised = (pictures / 255 - np.array(MEAN)) / np.array(STD)
+    images_in = jnp.asarray(normalised, jnp.float32)
+    logits = np.asarray(tiny.jit(model.apply)(variables, images_in).logits, float)
+    odds = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    found = predictor(images)
+    assert len(found) == 3
+    for row, got in zip(odds, found, strict=True):
+        order = np.argsort(-row)[:3]
+        assert [p.index for p in got] == order.tolist()
+        assert [p.label for p in got] == [NAMES[i] for i in order]
+        assert [p.probability for p in got] == pytest.approx(row[order], rel=1e-4)
+    assert predictor(images[0]) == found[0]
+    assert predictor([]) == []
+
+
+def test_a_model_of_few_classes_predicts_all_of_them(pictures):
+    model = tiny.model(depth=1).clone(num_classes=3)
+    predict = imagepiece_jax.Predictor(
+        model,
+        tiny.variables(model),
+        batch_size=1,
+        dtype=jnp.float32,
+        compiler_options={"xla_backend_optimization_level": 0},
+    )
+    assert sorted(found.index for found in predict(pictures[0])) == [0, 1, 2]
+
+
+def test_files_and_pil_images_are_the_same_whatever_their_mode(tmp_path, predictor):
+    """16 bits, a palette, and one that was stored on its side."""
+    grey = np.random.default_rng(1).integers(0, 2**16, (20, 20), np.uint16)
+    eight = np.uint8(grey >> 8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(grey).save(tmp_path / "16.png")
+    Image.fromarray(eight).convert("P").save(tmp_path / "p.png")
+    Image.fromarray(np.rot90(eight)).save(tmp_path / "turned.png", exif=exif)
+    want = predictor(eight[..., None].repeat(3, axis=2))
+    for file in sorted(tmp_path.iterdir()):
+        with Image.open(file) as image:
+            assert predictor(file) == predictor(image) == want, file.name
+
+
+def test_a_pil_image_that_was_closed_is_told(predictor, tmp_path):
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
+    image = Image.open(tmp_path / "a.png")
+    image.close()
+    with pytest.raises(InputError, match="image 0: the PIL image cannot be read: "):
+        predictor([image])
+
+
+@pytest.mark.parametrize(
+    "image, told",
+    [
+        ("no.png", "image 0: no.png cannot be read: "),
+        (3, "image 0: found int; allowed are paths, PIL images and uint8 arrays"),
+        (np.zeros((20, 20, 3)), r"image 0: found float64 \[20, 20, 3\]; allowed"),
+        (np.zeros((20, 24, 3), np.uint8), "image 0: the image has 20x24 pixels"),
+    ],
+)
+def test_images_that_are_none(predictor, image, told):
+    with pytest.raises(InputError, match=told):
+        predictor([image])
+
+
+@pytest.mark.parametrize(
+    "options, told",
+    [
+        ({"labels": ["cat"]}, "labels has 1 names; the model has 7 classes"),
+        ({"top": 8}, "top is 8; allowed are 1 to 7"),
+        ({"resize": "big"}, "is 'big': allowed are deit, none"),
+        ({"batch_size": -1}, "batch_size is -1"),
+    ],
+)
+def test_a_predictor_that_cannot_be(trained, options, told):
+    with pytest.raises(InputError, match=told):
+        imagepiece_jax.Predictor(*trained, **options)
+
+
+def changed(weights_file, *names, **others):
+    """The tensors of a file but for `names`, and `others`."""
+    with np.load(weights_file) as tensors:
+        return {k: v for k, v in tensors.items() if k not in names} | others
+
+
+@pytest.mark.parametrize(
+    "names, others, options, told",
+    [
+        (["pos_embed"], {}, HEADS, "tensor pos_embed is missing; a DeiT or ViT has it"),
+        ([], {"pos_embed": np.zeros(3)}, HEADS, r"tensor pos_embed is of \(3,\); a D"),
+        ([], {"pos_embed": np.zeros((1, 24, 30))}, HEADS, "has 24 rows; allowed are a"),
+        ([], {}, {}, "the tokens are 30 wide, not a multiple of 64, so the number"),
+        ([], {"extra": np.zeros(3)}, TOLD, "tensor extra of shape .* is left over"),
+        ([], {}, TOLD | {"depht": 2}, "config.model.depht is not a field"),
+    ],
+)
+def test_weights_that_are_none_of_ours(
+    weights_file, tmp_path, names, others, options, told
+):
+    path = tmp_path / "w.npz"
+    np.savez(path, **changed(weights_file, *names, **others))
+    with pytest.raises(InputError, match=told) as caught:
+        imagepiece_jax.load(path, **options)
+    assert str(caught.value).startswith(f"weights file {path}: ")
+
+
+@pytest.mark.parametrize(
+    "options, told",
+    [
+        ({"name": "deit_s"}, "embed_dim of 'deit_s' is 384, but weights file .* 30"),
+        ({"image_size": (20, 20)}, r"config.image_size is \(20, 20\); allowed are mul"),
+        ({"image_size": "20"}, "config.image_size is '20'; allowed are multiples of"),
+        ({"image_size": 20.0}, "config.image_size is 20.0; allowed are multiples of"),
+        ({"reduction": {"r": 8}}, "reduction is {'r': 8}, which has no name; the name"),
+        ({"dtype": jnp.int32}, "config.model.dtype is 'int32'; allowed are float32,"),
+        ({"num_heads": 4}, "config.model.num_heads is 4; allowed are divisors of"),
+        ({"num_heads": 2.5}, "config.model.num_heads is 2.5; allowed are positive wh"),
+        ({"num_classes": 3}, "num_classes is 3, but weights file .* has 7: allowed is"),
+        ({"depth": "1"}, "depth is '1', but weights file .* has 1: allowed is that"),
+        ({"mean": (0.5, 0.5)}, r"config.model.mean is \(0.5, 0.5\); allowed are three"),
+        ({"mean": (123.7,) * 3}, r"config.model.mean is .* from 0 to 1, of pixels in "),
+        ({"std": None}, "config.model.mean is given, config.model.std is not"),
+    ],
+)
+def test_fields_that_load_refuses(weights_file, options, told):
+    with pytest.raises(InputError, match=told):
+        imagepiece_jax.load(weights_file, **(TOLD | options))
+
+
+def test_a_folder_that_is_no_run(tmp_path):
+    with pytest.raises(InputError, match="is a folder without a run's config.json"):
+        imagepiece_jax.load(tmp_path)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(InputError, match="weights .*w.npz: no such file or folder"):
+        imagepiece_jax.load(tmp_path / "w.npz")

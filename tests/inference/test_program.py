@@ -1,0 +1,146 @@
+"""What is XLA given to compile? Properties of the traced program, forward and backward.
+
+A stand-in takes the place of the fused attention, so that whatever else builds an
+N x N array of weights is seen.
+"""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagepiece_jax.reduction import apply
+from imagepiece_jax.reduction.methods import METHODS
+from tests.inference.programs import (
+    REDUCED,
+    SMALL,
+    attention_weights,
+    program,
+    replace_core,
+    unwanted,
+)
+from tests.models import tiny
+
+
+@pytest.fixture
+def without_core(monkeypatch):
+    replace_core(monkeypatch)
+
+
+# Nothing to reduce
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stem", ["patch", "conv"])
+@pytest.mark.parametrize(
+    "reduction",
+    [
+        tiny.IMAGEPIECE | {"keep_rate": 1.0, "merge_ratio": 0.0},
+        tiny.EVIT | {"keep_rate": 1.0},
+        tiny.FUSED | {"keep_rate": 1.0},
+        {"name": "tome", "r": 0},
+        {"name": "random", "keep_rate": 1.0, "blocks": (1, 2)},
+    ],
+    ids=["imagepiece", "dropped", "fused", "tome", "random"],
+)
+def test_a_method_that_reduces_nothing_is_the_dense_program(reduction, stem, dtype):
+    """One program has one result, bit for bit; outputs and gradients alike."""
+    reduced = text(program(tiny.model(reduction, stem=stem, dtype=dtype)))
+    assert reduced == dense_text(stem, dtype)
+
+
+def test_programs_that_differ_are_told_apart():
+    assert text(program(tiny.model(tiny.EVIT))) != dense_text("patch", "float32")
+
+
+def test_training_alone_changes_the_conv_stem_alone():
+    """Batch norm; drop path, where there is any, is tested with the model's values."""
+    for stem in ("patch", "conv"):
+        model = tiny.model(tiny.EVIT, stem=stem)
+        same = text(program(model, train=True)) == text(program(model, train=False))
+        assert same == (stem == "patch")
+
+
+def text(jaxpr):
+    """The jaxpr in words, without the addresses of functions."""
+    return re.sub(r"0x[0-9a-f]+", "", str(jaxpr))
+
+
+@functools.cache
+def dense_text(stem, dtype):
+    return text(program(tiny.model(stem=stem, dtype=dtype)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_its_numbers_are_those_of_the_dense_model_too(dtype):
+    nothing = tiny.IMAGEPIECE | {"keep_rate": 1.0, "merge_ratio": 0.0}
+    dense = tiny.model(dtype=dtype)
+    model = tiny.model(nothing, dtype=dtype)
+    variables, images = tiny.variables(dense), tiny.images()
+    want, got = (jax.jit(m.apply)(variables, images) for m in (dense, model))
+    assert want.logits.dtype == jnp.float32
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
+
+
+# What it is made of
+
+
+@pytest.mark.parametrize("name", REDUCED)
+def test_no_sort_scatter_attention_matrix_or_one_hot_product(without_core, name):
+    """Each is a chain of kernels, or an array far larger than what it decides."""
+    assert unwanted(tiny.model(REDUCED[name], stem="conv")) == []
+
+
+# Mixtures of all tokens, and pools: no slot map whose merged slots are counted.
+BY_PRODUCT = {"token_learner", "grid_pooling"}
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("train", [False, True])
+def test_no_method_has_what_is_unwanted(without_core, name, train):
+    """Where training does not mask, and no option asks for columns of the weights.
+
+    Tokens move by a product with the map where the merged slots are not counted alone.
+    """
+    model = tiny.model(SMALL[name], stem="conv")
+    assert name == "none" or any(layer.counts for layer in model.plan)
+    found = unwanted(model, train=train)
+    if name in BY_PRODUCT:
+        products = [line for line in found if line.startswith("product")]
+        assert products
+        found = [line for line in found if line not in products]
+    assert found == []
+
+
+@pytest.mark.parametrize("name", ["dynamicvit", "spvit", "imagepiece_dynamicvit"])
+def test_training_with_masks_builds_them(without_core, name):
+    """Each image has its own mask, which the fused core does not take."""
+    assert attention_weights(tiny.model(SMALL[name], masked=True)) != []
+
+
+def test_columns_of_the_weights_need_them(without_core):
+    columns = SMALL["token_pooling"] | {"score": "columns"}
+    assert attention_weights(tiny.model(columns), train=False) != []
+
+
+def test_the_search_finds_a_one_hot_product(without_core, monkeypatch):
+    one_hot = functools.partial(apply.apply, form="one_hot")
+    monkeypatch.setattr(apply, "apply", one_hot)
+    assert any("product" in line for line in unwanted(tiny.model(tiny.IMAGEPIECE)))
+
+
+def test_the_search_finds_an_attention_matrix():
+    assert any("weights" in line for line in unwanted(tiny.model(tiny.FUSED)))
+
+
+def test_the_search_finds_sorts_and_scatters(without_core, monkeypatch):
+    def sorted_rows(x, index):
+        return jnp.sort(x)[:, index[0]]
+
+    monkeypatch.setattr(apply, "gather_rows", sorted_rows)
+    found = unwanted(tiny.model(tiny.IMAGEPIECE))
+    assert any(line.startswith("sort") for line in found)

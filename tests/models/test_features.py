@@ -1,0 +1,209 @@
+"""Does every patch get its token's feature back? Maps worked out by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import features
+from imagepiece_jax.models.vit import Outputs
+from imagepiece_jax.reduction import apply, tokens
+from imagepiece_jax.reduction.methods.token_learner import TokenFuser
+from imagepiece_jax.reduction.tokens import Assignment, Masking, Mixing, Taps
+from tests.models import tiny
+from tests.runs import ROOT
+
+# Compiled as a whole: one by one, its operations take longer.
+feature_map = tiny.jit(features.feature_map, static_argnums=(1, 2, 3, 4))
+GRID = (2, 3)
+CLASS = [100.0, -100.0]
+# Six patches and what each of two channels has there.
+PATCHES = [[1.0, 10], [2, 20], [3, 30], [4, 40], [5, 50], [6, 60]]
+
+
+def state_of(patches):
+    rows = jnp.asarray([[CLASS, *patches]], jnp.float32)
+    return tokens.start(rows)
+
+
+@tiny.jit
+def outputs_of(state, *steps):
+    """Outputs after `steps`: (result, what the network adds to every token then)."""
+    results, taps = [], []
+    for result, more in steps:
+        taps.append(Taps(state.x[:, 1:], state.size[:, 1:]))
+        results.append(result)
+        state = apply.apply(state, result)
+        state = state.replace(x=state.x + more)
+    return Outputs(None, state.x, state, tuple(results), tuple(taps))
+
+
+def slots(*dest, **options):
+    n_out = max(dest) + 1
+    return Assignment(jnp.asarray([dest], jnp.int32), n_out=n_out, **options)
+
+
+def first_channel(features):
+    assert features.shape == (1, *GRID, 2)
+    return np.asarray(features[0, :, :, 0]).tolist()
+
+
+def test_without_a_reduction_the_map_is_the_tokens():
+    features = feature_map(outputs_of(state_of(PATCHES)), GRID)
+    assert features.tolist() == [[PATCHES[:3], PATCHES[3:]]]
+
+
+def test_merged_patches_share_the_mean_of_all_that_were_merged():
+    """1 and 3 become 2; then that token of two patches and 5 become (2 * 2 + 5) / 3."""
+    outputs = outputs_of(
+        state_of(PATCHES), (slots(0, 1, 0, 2, 3, 4), 0), (slots(0, 1, 2, 0, 3), 0)
+    )
+    expected = [[3, 2, 3], [4, 3, 6]]
+    assert first_channel(feature_map(outputs, GRID)) == expected
+
+
+@pytest.mark.parametrize(
+    "fill, lost",
+    [
+        # Patch 1 goes at once, patch 4 after 0.5 was added; 0.25 more is added then.
+        ("last", (2, 5.5)),
+        ("zero", (0, 0)),
+        ("class", (100.75, 100.75)),
+    ],
+)
+def test_dropped_patches_are_filled(fill, lost):
+    first = slots(0, -1, 1, 2, 3, 4)
+    second = slots(0, 1, 2, -1, 3)
+    outputs = outputs_of(state_of(PATCHES), (first, 0.5), (second, 0.25))
+    expected = [[1.75, lost[0], 3.75], [4.75, lost[1], 6.75]]
+    assert first_channel(feature_map(outputs, GRID, fill)) == expected
+
+
+def test_fused_patches_get_the_fused_token():
+    """EViT's: the last slot is a sum by weights, here a quarter of 2 and of 6."""
+    weight = jnp.asarray([[1, 0.25, 1, 1, 1, 0.25]])
+    result = slots(0, 4, 1, 2, 3, 4, weight=weight, mean=False, merged=1)
+    outputs = outputs_of(state_of(PATCHES), (result, 0))
+    assert first_channel(feature_map(outputs, GRID)) == [[1, 2, 3], [4, 5, 2]]
+
+
+def test_learned_tokens_are_shared_out_by_their_weights_of_each_patch():
+    """Tokens of 12 and 24; shares of a patch are 1:0, 1:1, 1:3, 0:1, 3:1, and none."""
+    matrix = jnp.asarray([[[0.2, 0.1, 0.1, 0, 0.6, 0], [0, 0.1, 0.3, 0.4, 0.2, 0]]])
+    outputs = outputs_of(state_of(PATCHES), (Mixing(matrix), 0))
+    learned = jnp.asarray([[CLASS, [12.0, 1], [24.0, 2]]])
+    outputs = outputs.replace(state=outputs.state.replace(x=learned))
+    features = feature_map(outputs, GRID)
+    np.testing.assert_allclose(
+        features[0, ..., 0], [[12, 18, 21], [24, 15, 0]], rtol=1e-6
+    )
+
+
+def test_patches_dropped_before_tokens_were_learned_are_filled():
+    matrix = jnp.asarray([[[0.5, 0.25, 0.25, 0, 0], [0, 0, 0, 0.5, 0.5]]])
+    outputs = outputs_of(
+        state_of(PATCHES), (slots(0, -1, 1, 2, 3, 4), 0), (Mixing(matrix), 0)
+    )
+    got = first_channel(feature_map(outputs, GRID))
+    low, high = 1 / 2 + 3 / 4 + 4 / 4, 5 / 2 + 6 / 2
+    assert got == [[low, 2, low], [low, high, high]]
+
+
+def test_a_token_fuser_makes_the_map_where_one_is_given():
+    """At first a TokenFuser changes nothing: the map is that of the patches."""
+    matrix = jnp.full((1, 3, 6), 1 / 6)
+    outputs = outputs_of(state_of(PATCHES), (Mixing(matrix), 0))
+    module = TokenFuser(bottleneck_dim=4)
+    learned, before = outputs.state.x[:, 1:], outputs.taps[0].x
+    variables = tiny.jit(module.init)(jax.random.key(0), learned, before)
+
+    def fuser(learned, before):
+        return module.apply(variables, learned, before)
+
+    features = feature_map(outputs, GRID, "last", None, fuser)
+    np.testing.assert_allclose(features[0].reshape(6, 2), PATCHES, rtol=1e-6)
+    shifted = feature_map(
+        outputs, GRID, "last", None, lambda s, x: fuser(s, x) + s[:, :1]
+    )
+    means = np.mean(PATCHES, axis=0)
+    np.testing.assert_allclose(shifted[0].reshape(6, 2), PATCHES + means, rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def imagepiece():
+    """Outputs of a model that traces its source, each map, and what it should be."""
+    short = tiny.IMAGEPIECE | {"merge_blocks": (0,), "prune_blocks": (1,)}
+    vit = tiny.model(short, depth=2, trace_source=True)
+    variables = tiny.variables(vit)
+
+    def run(images):
+        outputs, norm = vit.apply(variables, images), features.final_norm(variables)
+        steps = zip(outputs.results, outputs.taps, strict=True)
+        history = [(norm(taps.x), result.dest) for result, taps in steps]
+        values, source = outputs.tokens[:, 1:], outputs.state.source
+        return (
+            outputs.state.source,
+            {
+                "last": tokens.unmerge(values, source, history=history),
+                "zero": tokens.unmerge(values, source),
+                "class": tokens.unmerge(values, source, fill=outputs.tokens[:, 0]),
+            },
+            {
+                fill: features.feature_map(outputs, (5, 5), fill, norm)
+                for fill in features.FILLS
+            },
+        )
+
+    return tiny.jit(run)(tiny.images())
+
+
+@pytest.mark.parametrize("fill", features.FILLS)
+def test_a_real_model_agrees_with_unmerge_by_its_traced_source(imagepiece, fill):
+    source, expected, features = imagepiece
+    dropped = np.asarray(source) == -1
+    assert dropped.any() and not dropped.all()
+    found = features[fill].reshape(expected[fill].shape)
+    np.testing.assert_allclose(found, expected[fill], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "grid, fill, change, told",
+    [
+        (GRID, "mean", {}, "fill is 'mean'; allowed are last, zero, class"),
+        ((2, 2), "last", {}, "grid is 2x2, but the model had 6 patches; allowed are"),
+        (GRID, "class", {"num_prefix": 0}, "fill is 'class', but this model has no"),
+        (GRID, "last", {"mask": jnp.ones((1, 6))}, "outputs are those of masked train"),
+    ],
+)
+def test_what_cannot_be_is_told(grid, fill, change, told):
+    outputs = outputs_of(state_of(PATCHES))
+    outputs = outputs.replace(state=outputs.state.replace(**change))
+    with pytest.raises(InputError, match=told):
+        features.feature_map(outputs, grid, fill)
+
+
+def test_a_masking_step_is_told():
+    outputs = outputs_of(state_of(PATCHES))
+    taps = Taps(outputs.state.x[:, 1:], outputs.state.size[:, 1:])
+    result = Masking(jnp.ones((1, 6)))
+    with pytest.raises(InputError, match="outputs are those of masked training"):
+        features.feature_map(outputs.replace(results=(result,), taps=(taps,)), GRID)
+
+
+@pytest.mark.slow
+def test_the_example_of_the_docs_runs(tmp_path, monkeypatch, assets):
+    """With the public weights in the folder where the reader stands."""
+    weights = assets / "weights" / "deit_tiny_patch16_224.pth"
+    (tmp_path / weights.name).symlink_to(weights)
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "dense.md").read_text(encoding="utf-8")
+    space = {}
+    code = text.partition("```python\n")[2].partition("```")[0]
+    with pytest.warns(UserWarning, match="ImageNet's mean and standard deviation"):
+        exec(compile(code, "docs/dense.md", "exec"), space)
+    assert space["features"].shape == (2, 14, 14, 192)
+    found = space["features"][1, space["row"], space["column"]]
+    asked = space["features"][0, 7, 7]
+    cosine = found @ asked / jnp.linalg.norm(found) / jnp.linalg.norm(asked)
+    assert cosine == pytest.approx(float(space["cosines"].max()), abs=1e-5)

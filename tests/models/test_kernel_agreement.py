@@ -1,0 +1,122 @@
+"""Rounding is told from faults: other sums and exps pass, what is injected does not."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagepiece_jax.check_kernels import random_inputs, rules
+from imagepiece_jax.models.kernel_agreement import (
+    EPS,
+    Comparison,
+    Reduction,
+    score_rounding,
+)
+
+N, HEADS, WIDTH = 48, 6, 64
+
+
+class Instead(Reduction):
+    """A Reduction whose fused version is the plain one of another class."""
+
+    def fused(self, *arrays):
+        return self.other(**dataclasses.asdict(self)).plain(*arrays)
+
+
+class OtherOrder(Reduction):
+    """Sums in another order, and an exp that is two last places off."""
+
+    def scores(self, query, key, size):
+        scores = super().scores(query[..., ::-1], key[..., ::-1], size)
+        off = jax.random.uniform(jax.random.key(0), scores.shape, minval=-1, maxval=1)
+        return scores * (1 + 2 * EPS * off)
+
+    def metric(self, key):
+        return super().metric(key[:, :, ::-1, ::-1])
+
+
+class SwappedCandidates(Reduction):
+    """In one image the last token that stays and the first that goes are swapped."""
+
+    def scores(self, query, key, size):
+        scores = super().scores(query, key, size)
+        swapped = jnp.argsort(-scores[0])[self.n_out - 1 : self.n_out + 1]
+        return scores.at[0, swapped].set(scores[0, swapped[::-1]])
+
+
+class DroppedHead(Reduction):
+    """The last head is not read."""
+
+    def plain(self, query, key, x, size):
+        return super().plain(query[:, :, :-1], key[:, :, :-1], x, size)
+
+
+class OtherPartner(Reduction):
+    """Every token is compared by a metric without its first feature."""
+
+    def metric(self, key):
+        return super().metric(key).at[..., 0].set(0)
+
+
+def compared(other, reduction, arrays):
+    of = type("Compared", (Instead,), {"other": other})
+    comparison = Comparison()
+    comparison.add(of(**dataclasses.asdict(reduction)), arrays)
+    return comparison
+
+
+@pytest.mark.parametrize("reduction", rules(N), ids=lambda r: r.rule)
+def test_rounding_is_no_fault(reduction):
+    arrays = random_inputs(5, 128, N, HEADS, WIDTH, "float32")
+    comparison = compared(OtherOrder, reduction, arrays)
+    assert comparison.agrees, comparison
+
+
+def test_a_tie_is_one_whatever_rounding_makes_of_it():
+    """The same products in another order: equal scores, some 10 ulp apart."""
+    query, key, x, size = random_inputs(6, 8, N, HEADS, WIDTH, "float32")
+    query = 0 * query + 2.0
+    key = key.at[:, 1 + N // 2 :].set(key[:, 1 : 1 + N // 2, :, ::-1])
+    reduction = Reduction("prune", n_out=N // 2 + 3)  # an odd one: a pair is parted
+    scores = np.asarray(reduction.scores(query, key, size), np.float64)
+    pairs = scores[:, : N // 2], scores[:, N // 2 :]
+    apart = np.abs(pairs[0] - pairs[1]) / np.maximum(*pairs)
+    assert apart.max() > 4 * EPS  # what was once allowed
+    explained = score_rounding(query[:1], key[:1])
+    assert apart.max() < explained < 1e3 * EPS
+    comparison = compared(OtherOrder, reduction, (query, key, x, size))
+    assert comparison.gaps and max(comparison.gaps) <= 1
+
+
+PRUNE, RETOKENIZE, BIPARTITE = rules(N)
+
+
+@pytest.mark.parametrize(
+    "other, reduction, images",
+    [
+        (SwappedCandidates, PRUNE, 128),  # where the share that differs says nothing
+        (DroppedHead, PRUNE, 4),
+        (DroppedHead, RETOKENIZE, 4),
+        (DroppedHead, BIPARTITE, 4),
+        (OtherPartner, RETOKENIZE, 4),
+        (OtherPartner, BIPARTITE, 4),
+    ],
+)
+def test_faults_are_found(other, reduction, images):
+    comparison = compared(
+        other, reduction, random_inputs(7, images, N, HEADS, WIDTH, "float32")
+    )
+    assert not comparison.agrees and max(comparison.gaps) > 1
+
+
+def test_more_terms_round_more():
+    """The bound grows with tokens, width and the scale of the logits."""
+
+    def bound(n, width, scale=1.0):
+        query, key, *_ = random_inputs(8, 1, n, HEADS, width, "float32")
+        return score_rounding(scale * query, key)
+
+    assert bound(48, 64) < bound(400, 64) and bound(48, 32) < bound(48, 128)
+    assert 2 * bound(48, 64) < bound(48, 64, scale=4.0)

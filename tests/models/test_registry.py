@@ -1,0 +1,150 @@
+"""Do the models have their published sizes, and is a wrong field named?"""
+
+import pytest
+
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import registry
+from tests.models import tiny
+
+
+@pytest.mark.parametrize(
+    "name, stem, parameters",
+    [
+        ("deit_ti", "patch", 5_717_416),
+        ("deit_s", "patch", 22_050_664),
+        ("deit_b", "patch", 86_567_656),
+        ("deit_ti", "conv", 5_825_920),
+        ("deit_s", "conv", 22_776_856),
+        ("deit_b", "conv", 90_056_776),
+    ],
+)
+def test_parameters_are_as_many_as_published(name, stem, parameters):
+    shapes = tiny.shapes(registry.create_model(name, stem=stem), 224)
+    assert tiny.count(shapes["params"]) == parameters
+
+
+def test_a_reduction_adds_no_parameters():
+    reduced = tiny.shapes(tiny.model(tiny.IMAGEPIECE))
+    assert reduced == tiny.shapes(tiny.model())
+
+
+def test_fields_override_what_the_name_stands_for():
+    size = dict(patch_size=8, embed_dim=96, depth=3, num_heads=6, mlp_ratio=2.0)
+    model = registry.create_model("deit_s", image_size=64, num_classes=5, **size)
+    found = {name: getattr(model, name) for name in size if name != "depth"}
+    assert found | {"depth": len(model.plan)} == size
+    params = tiny.shapes(model, 64)["params"]
+    assert params["blocks_2"]["mlp"]["fc1"]["kernel"].shape == (96, 192)
+    assert params["pos_embed"].shape == (1, 1 + 64, 96)
+    assert params["head"]["kernel"].shape == (96, 5)
+    named = registry.create_model("deit_s", embed_dim=None, depth=None, mlp_ratio=None)
+    assert (named.embed_dim, len(named.plan), named.mlp_ratio) == (384, 12, 4.0)
+
+
+@pytest.mark.parametrize(
+    "name, options, gmacs",
+    [
+        ("deit_ti", {}, 1.254),
+        ("deit_s", {}, 4.599),
+        ("deit_s", {"reduction": {"name": "imagepiece"}, "stem": "conv"}, 2.783),
+        ("deit_s", {"reduction": {"name": "evit", "keep_rate": 0.7}}, 2.997),
+    ],
+)
+def test_macs_of_known_models(name, options, gmacs):
+    model = registry.create_model(name, **options)
+    assert round(registry.model_macs(model, 224) / 1e9, 3) == gmacs
+
+
+def test_macs_by_hand():
+    """4 tokens and the class token, width 6, hidden 12, one block, 2 classes."""
+    size = dict(patch_size=4, embed_dim=6, depth=1, num_heads=2, mlp_ratio=2.0)
+    model = registry.create_model("vit_mini", image_size=8, num_classes=2, **size)
+    stem, projections, weights = 4 * (4 * 4 * 3) * 6, 4 * 5 * 6 * 6, 2 * 5 * 5 * 6
+    mlp, head = 2 * 5 * 6 * 12, 6 * 2
+    by_hand = stem + projections + weights + mlp + head
+    assert registry.model_macs(model, 8) == by_hand
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    "field, value, allowed",
+    [
+        ("patch_size", 0, "positive"),
+        ("embed_dim", -384, "positive"),
+        ("depth", 0, "positive"),
+        ("num_heads", 0, "positive"),
+        ("mlp_ratio", 0.0, "positive"),
+        ("mlp_ratio", float("nan"), "positive numbers"),
+        ("mlp_ratio", 1e-4, "a width of 1 or more"),
+        ("depth", 1.5, "positive whole numbers"),
+        ("embed_dim", "384", "positive whole numbers"),
+        ("prop_attn", "no", "True, False"),
+        ("class_token", 0, "True, False"),
+        ("num_heads", 5, "divisors of config.model.embed_dim, 384"),
+        ("hidden_size", 384, "patch_size, embed_dim, depth, num_heads"),
+        ("stem", "convolution", "patch, conv"),
+        ("dtype", "float8", "float32, bfloat16, float16"),
+        ("attention", "flash", "'auto', 'xla', 'cudnn'"),
+        ("drop_path_rate", 1.0, "from 0 to below 1"),
+        ("drop_path_rate", -0.1, "from 0 to below 1"),
+        ("drop_path_rate", float("nan"), "from 0 to below 1"),
+    ],
+)
+def test_a_wrong_field_is_named_with_what_is_allowed(field, value, allowed):
+    with pytest.raises(InputError) as error:
+        registry.create_model("deit_s", **{field: value})
+    found = "is not a field" if field == "hidden_size" else str(value)
+    assert f"config.model.{field} is" in str(error.value)
+    assert found in str(error.value) and allowed in str(error.value)
+
+
+def test_an_unknown_model_lists_the_known_ones():
+    with pytest.raises(InputError, match="'vit_h'; the models are deit_b, deit_s, dei"):
+        registry.create_model("vit_h")
+
+
+@pytest.mark.parametrize("image_size", [220, 0, -16])
+def test_an_image_that_patches_do_not_tile_is_refused(image_size):
+    found = f"config.image_size is {image_size}; .*config.model.patch_size, 16"
+    with pytest.raises(InputError, match=found):
+        registry.create_model("deit_s", image_size=image_size)
+
+
+def test_a_model_without_classes_is_refused():
+    with pytest.raises(InputError, match="config.num_classes is 0; allowed are 1 or"):
+        registry.create_model("deit_s", num_classes=0)
+
+
+def test_a_conv_stem_needs_a_patch_size_that_halving_reaches():
+    with pytest.raises(InputError, match="'conv' with patch_size 14 .*power of two"):
+        registry.create_model("deit_s", stem="conv", patch_size=14)
+
+
+@pytest.mark.parametrize(
+    "reduction, message",
+    [
+        ({"name": "tomee"}, "config.reduction.name is 'tomee'; .* are .*evit, .*tome"),
+        ("tome", r"reduction is 'tome'; allowed is a dict with a name and fields"),
+        ({"name": "evit", "r": 13}, "config.reduction.r is not a field of 'evit'"),
+        ({"name": "none", "keep_rate": 0.7}, "config.reduction.keep_rate is not a"),
+        ({"name": "evit", "blocks": (3, 12)}, "step at block 12, .*blocks 0 to 11"),
+        ({"name": "imagepiece", "merge_blocks": (-1,)}, "step at block -1"),
+        ({"name": "imagepiece", "prune_blocks": (0,)}, "two steps at block 0"),
+        ({"name": "imagepiece", "keep_rate": 1.2}, "config.reduction.keep_rate is 1.2"),
+    ],
+)
+def test_a_reduction_that_does_not_fit_is_named(reduction, message):
+    with pytest.raises(InputError, match=message):
+        registry.create_model("deit_s", reduction=reduction)
+
+
+def test_proportional_attention_is_as_the_method_is_meant_unless_it_is_said():
+    def used(name, **options):
+        return registry.create_model(
+            "deit_ti", reduction={"name": name}, **options
+        ).prop_attn
+
+    assert used("tome") and not used("imagepiece") and not used("none")
+    assert not used("tome", prop_attn=False) and used("evit", prop_attn=True)

@@ -1,0 +1,258 @@
+"""Do weights files give exactly the tensors they hold, and do bad ones say why not?
+
+PyTorch files are written here by hand, opcode by opcode, as Python's pickletools shows
+those that PyTorch leaves: a zip archive with a pickle in `NAME/data.pkl` and the raw
+storages in `NAME/data/KEY`.
+"""
+
+import collections
+import struct
+import zipfile
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models.state_dict import read_state_dict
+
+
+def text(value):
+    raw = value.encode()
+    return b"X" + struct.pack("<I", len(raw)) + raw
+
+
+def integer(value):
+    return b"J" + struct.pack("<i", value)
+
+
+def ints(values):
+    return b"(" + b"".join(map(integer, values)) + b"t"
+
+
+def tensor(key, count, shape, strides, offset=0, storage="FloatStorage"):
+    """Pickle opcodes of one tensor: a view of `count` elements stored under `key`."""
+    kind = b"ctorch\n" + storage.encode() + b"\n"
+    where = text("storage") + kind + text(key) + text("cpu") + integer(count)
+    view = b"(" + where + b"tQ" + integer(offset) + ints(shape) + ints(strides)
+    hooks = b"ccollections\nOrderedDict\n)R"
+    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + view + b"\x89" + hooks + b"tR"
+
+
+def parameter(value):
+    hooks = b"ccollections\nOrderedDict\n)R"
+    return b"ctorch._utils\n_rebuild_parameter\n(" + value + b"\x88" + hooks + b"tR"
+
+
+def mapping(**items):
+    pairs = b"".join(text(name) + value for name, value in items.items())
+    return b"}(" + pairs + b"u"
+
+
+def write_pth(path, content, storages=None, **extra):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02" + content + b".")
+        for key, array in (storages or {}).items():
+            archive.writestr(f"archive/data/{key}", array.tobytes())
+        for name, value in extra.items():
+            archive.writestr(f"archive/{name}", value)
+    return path
+
+
+def test_real_files_agree_bit_for_bit(assets):
+    npz = read_state_dict(assets / "weights" / "deit_tiny_patch16_224.npz")
+    pth = read_state_dict(assets / "weights" / "deit_tiny_patch16_224.pth")
+    assert len(npz) == 152 and sum(value.size for value in npz.values()) == 5_717_416
+    assert npz.keys() == pth.keys()
+    for name, value in npz.items():
+        assert value.dtype == pth[name].dtype == np.float32
+        np.testing.assert_array_equal(value, pth[name])
+
+
+@pytest.mark.parametrize(
+    "storage, array",
+    [
+        ("FloatStorage", np.array([1.5, -2, 3e-40, 7], "<f4")),
+        ("DoubleStorage", np.array([1e300, -2, 3, 7], "<f8")),
+        ("HalfStorage", np.array([1.5, -2, 6e-8, 7], "<f2")),
+        ("LongStorage", np.array([2**40, -2, 3, 7], "<i8")),
+        ("BoolStorage", np.array([True, False, True, True])),
+    ],
+)
+def test_pth_types(tmp_path, storage, array):
+    content = mapping(a=tensor("0", 4, (2, 2), (2, 1), storage=storage))
+    read = read_state_dict(write_pth(tmp_path / "a.pth", content, {"0": array}))
+    assert read["a"].dtype == array.dtype
+    np.testing.assert_array_equal(read["a"], array.reshape(2, 2))
+
+
+def test_pth_bfloat16_from_bit_patterns(tmp_path):
+    bits = np.array([0x3F80, 0xC000, 0x3E20], "<u2")  # 1, -2, 0.15625
+    content = mapping(a=tensor("0", 3, (3,), (1,), storage="BFloat16Storage"))
+    read = read_state_dict(write_pth(tmp_path / "a.pt", content, {"0": bits}))["a"]
+    assert read.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(read.astype(np.float32), [1, -2, 0.15625])
+
+
+def test_pth_views_of_one_storage(tmp_path):
+    """Transposed, sliced, scalar and empty views; parameters are their tensors."""
+    flat = np.arange(12, dtype="<f4")
+    content = mapping(
+        transposed=tensor("0", 12, (4, 3), (1, 4)),
+        column=parameter(tensor("0", 12, (3,), (4,), offset=1)),
+        scalar=tensor("0", 12, (), (), offset=5),
+        empty=tensor("0", 12, (0, 3), (3, 1)),
+    )
+    read = read_state_dict(write_pth(tmp_path / "a.pth", content, {"0": flat}))
+    np.testing.assert_array_equal(read["transposed"], flat.reshape(3, 4).T)
+    np.testing.assert_array_equal(read["column"], [1, 5, 9])
+    assert read["scalar"].shape == () and read["scalar"] == 5
+    assert read["empty"].shape == (0, 3)
+    read["column"][:] = -1
+    assert read["scalar"] == 5 and read["transposed"].min() == 0, "views share memory"
+
+
+@pytest.mark.parametrize("key", ["model", "state_dict"])
+def test_training_checkpoint_is_unwrapped(tmp_path, key):
+    """An OrderedDict with attributes, as state dicts are, beside other things."""
+    item = text("w") + tensor("0", 2, (2,), (1,))
+    inner = b"ccollections\nOrderedDict\n)R(" + item + b"u"
+    inner += mapping(_metadata=b"}") + b"b"
+    content = mapping(epoch=integer(3), **{key: inner})
+    path = write_pth(tmp_path / "a.pth", content, {"0": np.array([4, 5], "<f4")})
+    read = read_state_dict(path)
+    assert list(read) == ["w"]
+    np.testing.assert_array_equal(read["w"], [4, 5])
+
+
+def test_npz_and_safetensors(tmp_path):
+    tensors = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "n": np.array(7)}
+    np.savez(tmp_path / "a.npz", **tensors)
+    safetensors.numpy.save_file(tensors, tmp_path / "a.safetensors")
+    for name in ("a.npz", "a.safetensors"):
+        read = read_state_dict(tmp_path / name)
+        assert read.keys() == tensors.keys()
+        for key, value in tensors.items():
+            assert read[key].dtype == value.dtype and read[key].shape == value.shape
+            np.testing.assert_array_equal(read[key], value)
+
+
+def test_pth_that_wants_to_run_code_is_refused(tmp_path):
+    marker = tmp_path / "marker"
+    content = mapping(a=b"cos\nsystem\n(" + text(f"touch {marker}") + b"tR")
+    with pytest.raises(InputError, match=r"a\.pth asks for os\.system: only tensors"):
+        read_state_dict(write_pth(tmp_path / "a.pth", content))
+    assert not marker.exists()
+
+
+def test_pth_builtins_of_allowed_modules_are_refused(tmp_path):
+    content = mapping(a=b"ccollections\ndeque\n)R", b=b"ctorch\nload\n")
+    with pytest.raises(InputError, match=r"asks for collections\.deque"):
+        read_state_dict(write_pth(tmp_path / "a.pth", content))
+
+
+@pytest.mark.parametrize(
+    "view, reason",
+    [
+        (tensor("0", 4, (5,), (1,)), "impossible shape"),
+        (tensor("0", 4, (2,), (4,)), "leaves its storage"),
+        (tensor("0", 4, (2,), (1,), offset=3), "leaves its storage"),
+        (tensor("0", 4, (2,), (-1,), offset=3), "impossible shape"),
+        (tensor("0", 4, (2**20, 2**20), (0, 0)), "impossible shape"),
+        (tensor("0", 5, (2,), (1,)), "storage 0 has 16 bytes, needed 20"),
+        (tensor("1", 4, (2,), (1,)), "archive/data/1"),
+        (b"}" + text("x") + b"Q", "not enough values|too many values"),
+    ],
+)
+def test_pth_with_impossible_tensors(tmp_path, view, reason):
+    path = write_pth(tmp_path / "a.pth", mapping(a=view), {"0": np.ones(4, "<f4")})
+    with pytest.raises(InputError, match=f"a.pth is damaged.*({reason})"):
+        read_state_dict(path)
+
+
+def test_pth_of_other_kinds(tmp_path):
+    old = tmp_path / "old.pth"
+    old.write_bytes(bytes.fromhex("80028a0a6cfc9c46f9206aa850192e") + bytes(100))
+    with pytest.raises(InputError, match=r"old\.pth has the format of PyTorch before"):
+        read_state_dict(old)
+    big = write_pth(tmp_path / "big.pth", mapping(), byteorder="big")
+    with pytest.raises(InputError, match=r"big\.pth has byte order 'big'"):
+        read_state_dict(big)
+    np.savez(tmp_path / "renamed.npz", a=np.ones(2))
+    renamed = (tmp_path / "renamed.npz").rename(tmp_path / "renamed.pth")
+    with pytest.raises(InputError, match=r"renamed\.pth is a zip archive without"):
+        read_state_dict(renamed)
+
+
+def good_files(folder):
+    tensors = {"a": np.arange(3000, dtype=np.float32)}
+    np.savez(folder / "a.npz", **tensors)
+    safetensors.numpy.save_file(tensors, folder / "a.safetensors")
+    content = mapping(a=tensor("0", 3000, (3000,), (1,)))
+    write_pth(folder / "a.pth", content, {"0": tensors["a"]})
+    return folder
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.safetensors", "a.pth"])
+def test_damaged_files(tmp_path, name):
+    path = good_files(tmp_path) / name
+    whole = path.read_bytes()
+    assert read_state_dict(path)["a"][2999] == 2999
+    for length in (0, 5, 100, len(whole) // 2, len(whole) - 10):
+        path.write_bytes(whole[:length])
+        with pytest.raises(InputError, match=f"{name} is damaged, truncated or no"):
+            read_state_dict(path)
+    path.write_bytes(b"these are no weights" * 100)
+    with pytest.raises(InputError, match=f"{name} is damaged, truncated or no"):
+        read_state_dict(path)
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.pth"])
+def test_flipped_bit_in_the_numbers(tmp_path, name):
+    """Zip archives carry checksums; .safetensors has none and cannot notice."""
+    path = good_files(tmp_path) / name
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(InputError, match="(?i)damaged.*crc"):
+        read_state_dict(path)
+
+
+def test_missing_unknown_and_unreadable(tmp_path):
+    with pytest.raises(InputError, match=r"none\.npz does not exist"):
+        read_state_dict(tmp_path / "none.npz")
+    with pytest.raises(InputError, match=r"ends in '.h5': only \.npz, \.safetensors, "):
+        read_state_dict(tmp_path / "a.h5")
+    (tmp_path / "folder.pt").mkdir()
+    with pytest.raises(InputError, match=r"folder\.pt is a folder"):
+        read_state_dict(tmp_path / "folder.pt")
+
+
+def test_files_that_hold_something_else(tmp_path):
+    cases = {
+        "needed named tensors, found int": integer(3),
+        "needed named tensors, found none": mapping(),
+        "'epoch' is of type int": mapping(epoch=integer(3)),
+        "'inner' is of type dict": mapping(inner=mapping(a=integer(1))),
+        "3 is of type ndarray": b"}" + integer(3) + tensor("0", 2, (2,), (1,)) + b"s",
+    }
+    storages = {"0": np.ones(2, "<f4")}
+    for message, content in cases.items():
+        path = write_pth(tmp_path / "a.pth", content, storages)
+        with pytest.raises(InputError, match=f"a.pth is not a state dict: {message}"):
+            read_state_dict(path)
+
+
+def test_npz_that_holds_something_else(tmp_path):
+    np.save(tmp_path / "single.npy", np.ones(3))
+    single = (tmp_path / "single.npy").rename(tmp_path / "single.npz")
+    with pytest.raises(InputError, match="not a state dict.*found ndarray"):
+        read_state_dict(single)
+    np.savez(tmp_path / "text.npz", names=np.array(["a", "b"]))
+    with pytest.raises(InputError, match="tensor names is of type <U1, only floats"):
+        read_state_dict(tmp_path / "text.npz")
+    objects = np.array([collections.OrderedDict()], dtype=object)
+    np.savez(tmp_path / "objects.npz", names=objects)
+    with pytest.raises(InputError, match="damaged.*[Oo]bject arrays"):
+        read_state_dict(tmp_path / "objects.npz")

@@ -1,0 +1,287 @@
+"""Are scores, draws and losses of the learned methods what their papers say?"""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.reduction import token_selector
+from imagepiece_jax.reduction.tokens import Assignment, Masking, Taps, start
+from tests import oracles, oracles_learned
+from tests.models import tiny
+
+
+def numbers(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def image_keys(batch, seed=0):
+    return jax.random.split(jax.random.key(seed), batch)
+
+
+# Scores
+
+
+def network(*shape):
+    """(parameters of random values, compiled (parameters, x, mask) -> scores)."""
+    net = token_selector.KeepScores()
+    parameters = tiny.fill(jax.eval_shape(net.init, jax.random.key(0), numbers(*shape)))
+    return parameters["params"], tiny.jit(lambda p, *a: net.apply({"params": p}, *a))
+
+
+@pytest.mark.parametrize("n, dim", [(1, 8), (7, 12), (5, 11)])
+def test_scores_equal_the_oracle(n, dim):
+    parameters, run = network(3, n, dim)
+    x, mask = numbers(3, n, dim), (numbers(3, n, seed=1) > 0).astype(np.float32)
+    mask[2] = 0  # nothing is live there
+    for live in (None, mask):
+        got = run(parameters, x, live)
+        assert got.dtype == jnp.float32
+        for image in range(3):
+            row = None if live is None else live[image]
+            want = oracles_learned.keep_scores(parameters, x[image], row)
+            np.testing.assert_allclose(got[image], want, rtol=2e-5, atol=2e-5)
+
+
+def test_groups_of_features_are_scored_apart():
+    parameters, run = network(2, 5, 3, 8)
+    x, mask = numbers(2, 5, 3, 8), np.float32([[1, 0, 1, 1, 0], [0, 0, 1, 0, 0]])
+    whole = run(parameters, x, mask)
+    assert whole.shape == (2, 5, 3, 2)
+    for group in range(3):
+        alone = run(parameters, x[:, :, group], mask)
+        np.testing.assert_allclose(whole[:, :, group], alone, atol=1e-5)
+
+
+def test_scores_are_log_probabilities_in_bfloat16_too():
+    parameters, run = network(2, 4, 8)
+    x = numbers(2, 4, 8)
+    full, half = run(parameters, x, None), run(parameters, x.astype(jnp.bfloat16), None)
+    assert half.dtype == jnp.float32
+    np.testing.assert_allclose(jnp.exp(half).sum(-1), 1, rtol=1e-6)
+    np.testing.assert_allclose(half, full, atol=0.1)
+
+
+@pytest.mark.parametrize("dim, macs", [(384, 239_808), (192, 60_000), (64, 6_688)])
+def test_macs_of_a_token(dim, macs):
+    """D^2 + D^2 / 2 + D^2 / 8 + D / 2."""
+    assert token_selector.keep_macs(1, dim) == macs
+    assert token_selector.keep_macs(196, dim) == 196 * macs
+
+
+# Draws
+
+
+def draw(scores, mask=None, seed=0):
+    keys = image_keys(len(scores), seed)
+    return token_selector.draw_mask(jnp.asarray(scores), mask, keys)
+
+
+def test_a_draw_keeps_as_often_as_the_scores_say():
+    odds = np.float32([0.1, 0.5, 0.9, 1e-9])
+    scores = np.log(np.stack([odds, 1 - odds], axis=-1))
+    count = 3000
+    keep = np.asarray(draw(np.broadcast_to(scores, (count, 4, 2))))
+    assert set(np.unique(keep)) == {0.0, 1.0}
+    deviation = np.sqrt(odds * (1 - odds) / count)
+    np.testing.assert_allclose(keep.mean(0), odds, atol=1e-6 + 4 * deviation.max())
+    assert keep[:, 3].max() == 0
+
+
+def test_the_gradient_of_a_draw_is_that_of_the_softmax():
+    scores, weight = numbers(2, 5, 2), numbers(2, 5, seed=1)
+
+    def hard(scores):
+        return jnp.sum(weight * draw(scores))
+
+    def soft(scores):
+        noise = token_selector.gumbel(image_keys(2), (5, 2))
+        return jnp.sum(weight * jax.nn.softmax(scores + noise)[..., 0])
+
+    slope, wanted = (tiny.jit(jax.grad(f))(scores) for f in (hard, soft))
+    assert np.abs(wanted).min() > 1e-5
+    np.testing.assert_allclose(slope, wanted, rtol=1e-5, atol=1e-7)
+
+
+def test_what_is_masked_stays_masked():
+    sure = np.broadcast_to(np.float32([-1e-9, -20]), (2, 3, 2))
+    mask = jnp.asarray([[1, 0, 1], [0, 0, 0]], jnp.float32)
+    np.testing.assert_array_equal(draw(sure), np.ones((2, 3)))
+    np.testing.assert_array_equal(draw(sure, mask), mask)
+
+
+def test_the_noise_of_an_image_is_its_own():
+    scores = np.zeros((4, 50, 2), np.float32)
+    whole = np.asarray(draw(scores))
+    assert len({row.tobytes() for row in whole}) == 4
+    part = token_selector.draw_mask(jnp.asarray(scores[:2]), None, image_keys(4)[2:])
+    np.testing.assert_array_equal(part, whole[2:])
+    assert (np.asarray(draw(scores, seed=1)) != whole).any()
+
+
+def test_scores_and_draws_are_the_same_jitted_and_stacked():
+    parameters, _ = network(2, 6, 8)
+    net, x, keys = (
+        token_selector.KeepScores(),
+        jnp.asarray(numbers(2, 6, 8)),
+        image_keys(2),
+    )
+    mask = jnp.asarray([[1, 0, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1]], jnp.float32)
+
+    def both(x, mask, keys):
+        scores = net.apply({"params": parameters}, x, mask)
+        return scores, token_selector.draw_mask(scores, mask, keys)
+
+    plain = tiny.jit(both)(x, mask, keys)
+    stacked = tiny.jit(jax.vmap(both))(x[:, None], mask[:, None], keys[:, None])
+    np.testing.assert_allclose(stacked[0][:, 0], plain[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(stacked[1][:, 0], plain[1])
+
+
+def test_gumbel_noise_has_its_mean_and_spread():
+    noise = np.asarray(token_selector.gumbel(image_keys(4), (5000,)))
+    assert noise.mean() == pytest.approx(np.euler_gamma, abs=0.04)
+    assert noise.std() == pytest.approx(np.pi / 6**0.5, abs=0.04)
+
+
+# Losses
+
+
+def test_ratio_by_hand():
+    """((.5 - .7)^2 + (.75 - .7)^2) / 2."""
+    masks = jnp.asarray([[1, 1, 0, 0], [1, 1, 1, 0]], jnp.float32)
+    shares = jnp.mean(masks, axis=1)
+    assert float(token_selector.ratio_loss([shares], [0.7])) == pytest.approx(0.02125)
+    both = token_selector.ratio_loss([shares, jnp.float32(0.5)], [0.7, 0.4])
+    assert float(both) == pytest.approx((0.02125 + 0.01) / 2)
+    assert float(token_selector.ratio_loss([], [])) == 0
+
+
+def outputs(tokens, logits, results=(), mask=None, n0=None, prefix=1):
+    """What a model says, as far as a loss looks."""
+    tokens = jnp.asarray(tokens, jnp.float32)
+    state = start(tokens, prefix).replace(mask=mask)
+    first = jnp.zeros((len(tokens), n0 or tokens.shape[1] - prefix, tokens.shape[-1]))
+    taps = (Taps(x=first, size=first[..., 0]),) * len(results)
+    return types.SimpleNamespace(
+        tokens=tokens,
+        logits=jnp.asarray(logits),
+        state=state,
+        results=results,
+        taps=taps,
+    )
+
+
+def test_logit_loss_equals_the_oracle():
+    student, teacher = 3 * numbers(4, 5), 3 * numbers(4, 5, seed=1)
+    got = float(token_selector.logit_loss(student, teacher))
+    assert got == pytest.approx(oracles_learned.kl(student, teacher), rel=1e-5)
+    assert float(token_selector.logit_loss(student, student + 2)) == pytest.approx(
+        0, abs=1e-6
+    )
+
+
+def test_logit_loss_by_hand():
+    """Teacher 1/2 1/2, student 1/4 3/4: log(2 / sqrt 3)."""
+    student, teacher = jnp.log(jnp.asarray([[1.0, 3.0]])), jnp.zeros((1, 2))
+    got = float(token_selector.logit_loss(student, teacher))
+    assert got == pytest.approx(np.log(2 / 3**0.5), rel=1e-5)
+
+
+def test_the_teacher_has_no_gradient():
+    x, logits = numbers(2, 4, 3), numbers(2, 5)
+
+    def total(tokens, logits):
+        student = outputs(numbers(2, 4, 3, seed=1), numbers(2, 5, seed=1))
+        terms = token_selector.distillation(student, outputs(tokens, logits), 0.5, 0.5)
+        return sum(terms.values())
+
+    assert float(total(x, logits)) > 0
+    for slope in tiny.jit(jax.grad(total, argnums=(0, 1)))(x, logits):
+        np.testing.assert_array_equal(slope, np.zeros(slope.shape))
+
+
+@pytest.mark.parametrize("prefix, teacher_prefix", [(1, 1), (0, 0), (2, 1)])
+def test_token_loss_is_over_live_tokens(prefix, teacher_prefix):
+    a, b = numbers(2, 4 + prefix, 3), numbers(2, 4 + teacher_prefix, 3, seed=1)
+    mask = np.float32([[1, 0, 1, 0], [0, 0, 1, 0]])
+    wanted = [
+        (float(a[i, prefix + t, c]) - float(b[i, teacher_prefix + t, c])) ** 2
+        for i, t in zip(*np.nonzero(mask), strict=True)
+        for c in range(3)
+    ]
+    student = outputs(a, numbers(2, 5), mask=jnp.asarray(mask), prefix=prefix)
+    teacher = outputs(b, numbers(2, 5), prefix=teacher_prefix)
+    got = float(token_selector.token_loss(student, teacher))
+    assert got == pytest.approx(np.mean(wanted), rel=1e-5)
+
+
+def test_token_loss_of_nothing_live_is_zero():
+    teacher = outputs(numbers(2, 5, 3, seed=1), numbers(2, 5))
+
+    def total(x):
+        student = outputs(x, numbers(2, 5), mask=jnp.zeros((2, 4)))
+        return token_selector.token_loss(student, teacher)
+
+    value, slope = jax.value_and_grad(total)(numbers(2, 5, 3))
+    assert float(value) == 0
+    np.testing.assert_array_equal(slope, np.zeros((2, 5, 3)))
+
+
+def test_an_appended_token_has_no_counterpart():
+    """A package stands last and is live, and counts for nothing."""
+    a, b = numbers(2, 6, 3), numbers(2, 5, 3, seed=1)
+    mask = jnp.asarray([[1, 1, 0, 1, 1], [0, 1, 0, 0, 1]], jnp.float32)
+    results = (Masking(mask[:, :4], append=jnp.zeros((2, 3))),)
+    teacher = outputs(b, numbers(2, 5))
+    longer = outputs(a, numbers(2, 5), results, mask, n0=4)
+    plain = outputs(a[:, :5], numbers(2, 5), mask=mask[:, :4])
+    assert float(token_selector.token_loss(longer, teacher)) == pytest.approx(
+        float(token_selector.token_loss(plain, teacher))
+    )
+
+
+def test_what_the_student_merges_and_drops_the_teacher_does_too():
+    dest = np.array([[0, 1, 0, -1, 2], [2, 2, -1, 0, 1]], np.int32)
+    second = np.array([[0, -1, 1], [1, 0, 1]], np.int32)
+    results = (
+        Assignment(dest=jnp.asarray(dest), n_out=3, merged=1),
+        Masking(jnp.ones((2, 3))),
+        Assignment(dest=jnp.asarray(second), n_out=2),
+    )
+    a, b = numbers(2, 3, 4), numbers(2, 6, 4, seed=1)
+    mask = jnp.asarray([[1, 0], [1, 1]], jnp.float32)
+    wanted = []
+    for image in range(2):
+        rows, size = oracles.apply_map(b[image, 1:], np.ones(5), dest[image])
+        rows, size = oracles.apply_map(rows, size, second[image])
+        error = (a[image, 1:] - rows) ** 2
+        wanted += [error[t].mean() for t in range(2) if mask[image, t]]
+
+    @tiny.jit
+    def run(a, b):
+        student = outputs(a, numbers(2, 5), results, mask, n0=5)
+        return token_selector.token_loss(student, outputs(b, numbers(2, 5)))
+
+    got = float(run(a, b))
+    assert got == pytest.approx(np.mean(wanted), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "tokens, width, classes, told",
+    [
+        (6, 3, 5, "5 patches, width 3 and 5 classes"),
+        (5, 2, 5, "4 patches, width 2 and 5 classes"),
+        (5, 3, 7, "4 patches, width 3 and 7 classes"),
+    ],
+)
+def test_a_teacher_that_does_not_fit_is_described(tokens, width, classes, told):
+    student = outputs(numbers(2, 5, 3), numbers(2, 5))
+    teacher = outputs(numbers(2, tokens, width), numbers(2, classes))
+    with pytest.raises(
+        InputError, match=f"config.teacher is .*{told}; .*needs 4 patches"
+    ):
+        token_selector.distillation(student, teacher, 0.5, 0.5)

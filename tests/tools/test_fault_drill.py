@@ -1,0 +1,106 @@
+"""The drill: its table, what it takes for damage, and what it refuses."""
+
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from imagepiece_jax.common import checksums
+from imagepiece_jax.training.checkpoint import KINDS, Checkpoints
+from imagepiece_jax.training.metrics import MetricWriter
+from tests.command import call, sentence
+from tests.training.states import make_state
+from tools import fault_drill, faults, tiny_runs
+
+
+@pytest.fixture
+def trial(tmp_path):
+    """What a run with two checkpoints of each kind leaves behind."""
+    workdir = tmp_path / "run"
+    writer = MetricWriter(workdir)
+    checkpoints = Checkpoints(workdir)
+    for step in (1, 2):
+        writer.write("train", step, loss=1 / step, throughput=7.0 * step)
+        checkpoints.save(step, make_state(step), {})
+        checkpoints.save_best(step, make_state(step), {})
+    writer.close()
+    checkpoints.close()
+    return tiny_runs.Trial(workdir, tmp_path / "cache", {})
+
+
+def copied(trial):
+    workdir = trial.workdir.with_name("copy")
+    shutil.copytree(trial.workdir, workdir)
+    return tiny_runs.Trial(workdir, None, {})
+
+
+def test_outcomes_are_equal_but_for_clocks(trial):
+    copy = copied(trial)
+    path = copy.path("metrics.jsonl")
+    path.write_text(path.read_text().replace("14.0", "15.5"))
+    assert "15.5" in path.read_text()
+    assert trial.outcome() == copy.outcome()
+    path.write_text(path.read_text().replace("0.5", "0.625"))
+    assert trial.outcome() != copy.outcome()
+    assert trial.outcome().losses_apart(copy.outcome()) == 0.125
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_other_bit_makes_another_outcome(trial, kind):
+    copy = copied(trial)
+    state = jax.tree.map(np.array, make_state(2))
+    state.opt_state[1][0].mu["head"]["kernel"].view(np.uint32)[3, 5] ^= 1
+    checkpoints = Checkpoints(copy.workdir)
+    save = checkpoints.save if kind == "latest" else checkpoints.save_best
+    save(2, state, {})
+    checkpoints.close()
+    assert trial.outcome() != copy.outcome()
+
+
+def test_damages_are_counted_and_undone(trial):
+    before = trial.outcome()
+    counts = {}
+    for fault, changes in faults.damages(trial, np.random.default_rng(0), bits=6):
+        row, (path, content) = faults.damage(trial, fault, changes)
+        assert row.passed and row.on_disk == 2
+        assert trial.outcome() == before
+        counts[fault] = len(changes)
+    assert counts["flipped bit"] == 6 and counts["file cut in half"] > 4
+    path.write_bytes(content)
+    assert trial.arrays()["step"] == 1
+
+
+def test_damage_that_nobody_notices_does_not_pass(trial, monkeypatch):
+    """As it would be without our checksums."""
+    monkeypatch.setattr(checksums.zlib, "crc32", lambda data: 0)
+    checkpoints = Checkpoints(trial.workdir)
+    for step in (3, 4):
+        checkpoints.save(step, make_state(step), {})
+    checkpoints.close()
+    fault, changes = next(faults.damages(trial, np.random.default_rng(0), bits=40))
+    of_arrays = [(path, data) for path, data in changes if path.parent.name == "d"]
+    row, _ = faults.damage(trial, fault, of_arrays)
+    assert not row.passed and ", 0 read wrong" not in row.result
+
+
+def test_table_counts_what_passed():
+    rows = [
+        {"fault": "SIGKILL", "moment": "step 3", "status": 137, "said": "", "passed": p}
+        | {"on_disk": None, "resumed_from": 0, "result": "identical"}
+        for p in (True, False)
+    ]
+    text = fault_drill.table(rows)
+    assert "| SIGKILL | 2 | 1 |" in text
+    assert text.endswith("\n| SIGKILL | step 3 | 137 | - | - | 0 | identical |\n")
+
+
+def test_more_saves_than_kills_are_refused():
+    ended = call(fault_drill.main, "--kills", "2", "--saves", "3")
+    assert sentence(ended) == "--saves is 3; allowed are 0 to --kills, here 2"
+
+
+def test_a_package_without_its_repository_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(tiny_runs, "ROOT", tmp_path)
+    told = sentence(call(fault_drill.main))
+    assert told.startswith(f"{tmp_path} has no train.py: the drill starts it")

@@ -1,0 +1,182 @@
+"""From a config to the parts of a run; numbers out of range are told at once."""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from configs import base, quickstart
+from imagepiece_jax.common import parallel
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.training import checks, from_config
+
+
+def config(**fields):
+    made = quickstart.get_config()
+    made.update_from_flattened_dict(fields)
+    return made
+
+
+@pytest.mark.parametrize("field", checks.RANGES)
+def test_numbers_out_of_range(field):
+    low, high = checks.RANGES[field]
+    allowed = f"{low} or more" if high is None else f"{low} to {high}"
+    checks.check(config(**{field: low}))
+    for value in (low - 1, high and high + 1):
+        if value is not None:
+            told = rf"^config\.{field} is {value}(\.0)?; allowed are {allowed}$"
+            with pytest.raises(InputError, match=told):
+                checks.check(config(**{field: value}))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_numbers_that_are_none(value):
+    told = f"config.lr is {value}; allowed are 0 or more"
+    with pytest.raises(InputError, match=told):
+        checks.check(config(lr=value))
+
+
+@pytest.mark.parametrize("betas", [(0.9,), (0.9, 1.0), (-0.1, 0.9), ("a", 0.9), ()])
+def test_betas(betas):
+    with pytest.raises(InputError, match=r"config\.betas is .* from 0 to below 1"):
+        checks.check(config(betas=betas))
+
+
+@pytest.mark.parametrize("area", [(0.0, 1.0), (0.5, 0.4), (0.5, 1.5), (1.0,)])
+def test_area(area):
+    with pytest.raises(InputError, match=r"config\.data\.area is .* lower one first"):
+        checks.check(config(**{"data.area": area}))
+
+
+def test_a_canvas_holds_what_is_cropped_from_it():
+    made = config(**{"data.canvas": 15, "data.crop": "random_resized"})
+    with pytest.raises(InputError, match="data.canvas is 15; allowed are 0 and .*16"):
+        checks.check(made)
+    made.data.canvas = 16
+    checks.check(made)
+    assert from_config.train_transform(made).side == 16
+
+
+@pytest.mark.parametrize(
+    "gone, told",
+    [("eval_batch_size", "eval_batch_size"), ("data", "data.workers"), ("eps", "eps")],
+)
+def test_a_config_that_does_not_start_from_base(gone, told):
+    made = config()
+    with made.unlocked():
+        del made[gone]
+    told = f"config.{told} is missing; a config starts from configs/base.py"
+    with pytest.raises(InputError, match=told):
+        checks.check(made)
+
+
+def test_models_of_a_config():
+    made = config(**{"model.drop_path_rate": 0.2, "model.dtype": "bfloat16"})
+    model = from_config.model(made, axis_name="devices")
+    assert [layer.attn_tokens for layer in model.plan] == [65, 59, 54, 44, 40, 36]
+    assert (model.stem, model.num_classes, model.embed_dim) == ("conv", 10, 64)
+    assert (model.drop_path_rate, model.dtype) == (0.2, np.dtype("bfloat16"))
+    assert model.axis_name == "devices"
+    dense = from_config.dense(made)
+    assert [layer.mlp_tokens for layer in dense.plan] == [65] * 6
+    assert (dense.stem, from_config.dense(made, stem="patch").stem) == ("conv", "patch")
+
+
+def devices(monkeypatch, count):
+    monkeypatch.setattr(parallel, "local_devices", lambda: [None] * count)
+
+
+def test_batches_must_divide_over_devices_and_micro_batches(monkeypatch):
+    devices(monkeypatch, 8)
+    assert from_config.placement(config(batch_size=64)).positions(64).shape == (8, 1, 8)
+    made = config(batch_size=64, grad_accum_steps=4)
+    assert from_config.placement(made).positions(64).shape == (8, 4, 2)
+    told = r"config.batch_size is 60: .* multiple of .* = 8 \* 1"
+    with pytest.raises(InputError, match=told):
+        from_config.placement(config(batch_size=60))
+    with pytest.raises(InputError, match=r"config.batch_size is 40: .* = 8 \* 2"):
+        from_config.placement(config(batch_size=40, grad_accum_steps=2))
+
+
+def test_mixing_needs_pairs():
+    told = "config.batch_size is 6, 3 a micro-batch; .* even numbers"
+    for on in ({"mixup": 0.8}, {"cutmix": 1.0}):
+        made = config(batch_size=6, grad_accum_steps=2, **on)
+        with pytest.raises(InputError, match=told):
+            from_config.placement(made)
+        made.mixup_prob = 0.0
+        from_config.placement(made)
+    from_config.placement(config(batch_size=6, grad_accum_steps=2))
+
+
+@pytest.mark.parametrize("count, size", [(1, 359), (2, 360), (8, 360), (100, 400)])
+def test_evaluation_batch_is_rounded_up(monkeypatch, count, size):
+    devices(monkeypatch, count)
+    made = config(batch_size=100 * 8, eval_batch_size=359)
+    assert from_config.eval_batch_size(made, from_config.placement(made)) == size
+
+
+def test_length():
+    """1281167 // 1024 = 1251 steps an epoch."""
+    length = from_config.length(base.get_config(), 1281167)
+    assert (length.steps_per_epoch, length.steps) == (1251, 375300)
+
+
+def test_rate_is_that_of_the_global_batch():
+    """5e-4 per 512 images: 1e-3 for DeiT's 1,024, reached after five epochs."""
+    rate = from_config.schedule(base.get_config(), steps_per_epoch=1251)
+    assert float(rate(0)) == pytest.approx(1e-6)
+    assert float(rate(5 * 1251)) == pytest.approx(9.99322e-4, rel=1e-5)
+
+
+def test_impossible_schedules_are_found_when_it_is_made():
+    told = "config.warmup_epochs is 41.0; allowed are 0 to config.epochs, 40"
+    with pytest.raises(InputError, match=told):
+        from_config.schedule(config(warmup_epochs=41.0), steps_per_epoch=11)
+    with pytest.raises(InputError, match="config.lr_offset is 2; allowed are 0"):
+        from_config.schedule(config(lr_offset=2), steps_per_epoch=11)
+
+
+def test_first_step_of_the_optimiser():
+    """AdamW's first step is the rate, against the sign; then decay of 2-D weights."""
+    made = config(weight_decay=0.5, eps=0.0, clip_grad_norm=0.0)
+    optimizer = from_config.adamw(made, lambda step: 0.1, steps_per_epoch=1)
+    params = {"kernel": np.full((1, 2), 2.0, np.float32), "bias": np.ones(2, "f")}
+    grads = {"kernel": np.array([[3.0, -4.0]], "f"), "bias": np.array([1.0, -1], "f")}
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["kernel"], [[-0.2, 0.0]], atol=1e-6)
+    np.testing.assert_allclose(updates["bias"], [-0.1, 0.1], atol=1e-6)
+
+
+def test_sources_and_transforms_are_those_of_the_config():
+    made = config()
+    train, val = from_config.source(made, "train"), from_config.source(made, "val")
+    assert (len(train), len(val)) == (1438, 359)
+    image, _ = val.read(0)
+    assert (from_config.eval_transform(made)(image) == image).all()
+    rng = np.random.default_rng(0)
+    moved = from_config.train_transform(made)(image, rng)
+    assert moved.shape == image.shape and not (moved == image).all()
+    with pytest.raises(InputError, match="config.data.crop is 'wild': allowed are"):
+        from_config.train_transform(config(**{"data.crop": "wild"}))
+    with pytest.raises(InputError, match="config.data.resize is 'big': allowed are"):
+        from_config.eval_transform(config(**{"data.resize": "big"}))
+
+
+def test_shapes_of_a_batch_are_what_the_loader_gives():
+    config = base.get_config()
+    config.image_size, config.data.canvas = 16, 20
+    batch = from_config.batch_shapes(config, (3, 2))
+    shapes = jax.tree.map(lambda leaf: leaf.shape, batch)
+    assert shapes == {"image": (3, 2, 20, 20, 3), "label": (3, 2), "extent": (3, 2, 2)}
+    assert batch["image"].dtype == np.uint8
+    config.data.canvas = 0
+    assert from_config.batch_shapes(config, (4, 3, 2))["image"].shape == (
+        4,
+        3,
+        2,
+        16,
+        16,
+        3,
+    )

@@ -1,0 +1,144 @@
+"""What a run starts from, and what of it may be new."""
+
+import jax
+import numpy as np
+import pytest
+
+from configs import quickstart
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import convert, summary
+from imagepiece_jax.training import from_config, initial_weights
+from imagepiece_jax.training.checkpoint import Checkpoints
+
+SMALL = {
+    "model.stem": "patch",
+    "model.depth": 1,
+    "model.embed_dim": 8,
+    "model.num_heads": 2,
+    "reduction.merge_blocks": (),
+    "reduction.prune_blocks": (),
+}
+
+
+def config(**fields):
+    made = quickstart.get_config()
+    made.update_from_flattened_dict(SMALL | fields)
+    return made
+
+
+def drawn(made, seed=0):
+    return initial_weights.fresh(from_config.model(made), made.image_size, seed)
+
+
+def equal(one, other):
+    return jax.tree.map(lambda a, b: bool((np.asarray(a) == b).all()), one, other)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Weights of seed 1 as a file, and they themselves."""
+    path = tmp_path_factory.mktemp("weights") / "one.npz"
+    variables = drawn(config(), seed=1)
+    np.savez(path, **convert.to_timm(variables))
+    return path, variables
+
+
+def test_fresh_is_a_function_of_the_seed():
+    made = config()
+    first, again, other = drawn(made), drawn(made), drawn(made, seed=1)
+    assert all(jax.tree.leaves(equal(first, again)))
+    assert not equal(first, other)["params"]["head"]["kernel"]
+    shapes = summary.shapes(from_config.model(made), made.image_size)
+    assert shapes == jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), first
+    )
+
+
+def test_a_run_starts_from_its_file(saved):
+    path, variables = saved
+    made = config(**{"init.weights": str(path)})
+    loaded = initial_weights.initial(made, from_config.model(made))
+    assert all(jax.tree.leaves(equal(loaded, variables)))
+
+
+def test_only_the_named_parts_are_new(saved):
+    """Another number of classes: the head is drawn from the run's own seed."""
+    path, variables = saved
+    fields = {"num_classes": 3, "seed": 5, "init.weights": str(path)}
+    made = config(**fields, **{"init.fresh": ("head",)})
+    started = initial_weights.initial(made, from_config.model(made))
+    head = drawn(made, seed=5)["params"]["head"]
+    assert all(jax.tree.leaves(equal(started["params"].pop("head"), head)))
+    old = dict(variables["params"])
+    del old["head"]
+    assert all(jax.tree.leaves(equal(started["params"], old)))
+    with pytest.raises(InputError, match=r"one.npz: tensor head.*init.fresh=\('head"):
+        initial_weights.initial(config(**fields), from_config.model(made))
+
+
+@pytest.mark.parametrize(
+    "fields, told",
+    [
+        ({"init.fresh": ("head",)}, "but config.init.weights is empty: name a"),
+        ({"init.fresh": (1,)}, r"config.init.fresh is \(1,\); allowed are names"),
+        ({"init.weights": "no.npz"}, "weights no.npz: no such file or folder"),
+    ],
+)
+def test_mistakes(fields, told):
+    made = config(**fields)
+    with pytest.raises(InputError, match=told):
+        initial_weights.initial(made, from_config.model(made))
+
+
+def test_unknown_part_and_wrong_shape_are_named(saved):
+    path, _ = saved
+    made = config(**{"init.weights": str(path), "init.fresh": ("tail",)})
+    with pytest.raises(InputError, match="config.init.fresh names 'tail', but the par"):
+        initial_weights.initial(made, from_config.model(made))
+    made = config(**{"init.weights": str(path), "model.embed_dim": 16})
+    with pytest.raises(InputError, match="one.npz: it holds a model of depth 1 and"):
+        initial_weights.initial(made, from_config.model(made))
+
+
+def test_a_run_can_start_from_another_ones_folder(saved, tmp_path):
+    _, best = saved
+    latest = jax.tree.map(lambda x: np.asarray(x) + 1, best)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save_best(3, best, {})
+    checkpoints.save(4, latest, {})
+    checkpoints.close()
+    made = config()
+    like = summary.shapes(from_config.model(made), made.image_size)
+    assert all(jax.tree.leaves(equal(initial_weights.load(tmp_path, like), best)))
+    loaded = initial_weights.load(tmp_path, like, which="latest")
+    assert all(jax.tree.leaves(equal(loaded, latest)))
+    wider = config(**{"model.embed_dim": 16})
+    like = summary.shapes(from_config.model(wider), wider.image_size)
+    with pytest.raises(InputError, match=f"run {tmp_path}: it holds a model of"):
+        initial_weights.load(tmp_path, like)
+    with pytest.raises(InputError, match="holds no checkpoint"):
+        initial_weights.load(tmp_path / "checkpoints", like)
+
+
+def test_weights_as_given_are_those_of_the_dense_model(saved):
+    path, variables = saved
+    made = config(**{"init.weights": str(path), "init.fresh": ("reducer",)})
+    given = initial_weights.as_given(made, from_config.dense(made))
+    assert all(jax.tree.leaves(equal(given, variables)))
+
+
+@pytest.mark.parametrize(
+    "fields, told",
+    [
+        ({}, "init.weights is empty: name a weights file"),
+        (
+            {"init.weights": "f.npz", "init.fresh": ("reducer", "head")},
+            "init.fresh has 'head', and a dense model with fresh parts only guesses",
+        ),
+    ],
+)
+def test_what_is_fresh_is_not_evaluated(fields, told):
+    made = config(**{"init.evaluate": True}, **fields)
+    told = f"^config.init.evaluate is True, but config.{told}"
+    with pytest.raises(InputError, match=told):
+        initial_weights.as_given(made, from_config.dense(made))

@@ -1,0 +1,226 @@
+"""What people see of a run: numbers in time, a line or a bar, a readable trace."""
+
+import gzip
+import io
+import json
+import time
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from configs import quickstart
+from imagepiece_jax.common import parallel
+from imagepiece_jax.errors import RunError
+from imagepiece_jax.training import logging
+from imagepiece_jax.training.from_config import Length
+from imagepiece_jax.training.metrics import read_metrics
+
+
+def make(workdir, restored=None, saved=None, steps=40, **fields):
+    """A Watch of a run of 20 steps an epoch, 64 images each."""
+    config = quickstart.get_config()
+    fields = {"progress": False, "log_every_steps": 2} | fields
+    config.update_from_flattened_dict(fields)
+    length = Length(steps_per_epoch=20, epochs=steps // 20)
+    return logging.Watch(workdir, config, length, restored, lambda: saved)
+
+
+def numbers(loss=0.5, skipped=0, samples=128.0, norm=2.0):
+    """Metrics as a step gives them, over a window of two steps."""
+    window = {"loss": 64.0, "acc1": 32.0, "acc5": 96.0, "samples": samples}
+    metrics = {
+        "loss": loss,
+        "grad_norm": norm,
+        "lr": 1e-3,
+        "terms": {"own": 0.25},
+        "window": window | {"skipped": float(skipped > 0)},
+        "skipped": np.int32(skipped),
+    }
+    as_arrays = jax.tree.map(lambda x: np.asarray(x, np.result_type(x)), metrics)
+    return parallel.replicate(as_arrays)
+
+
+def test_a_line_of_metrics_holds_the_means_of_its_window(tmp_path):
+    run = make(tmp_path)
+    run.later(1, numbers())
+    run.later(2, numbers())
+    assert read_metrics(tmp_path) == []  # one behind: the device is at work
+    run.now()
+    (line,) = read_metrics(tmp_path)
+    run.close()
+    assert line["step"] == 2 and line["epoch"] == pytest.approx(0.1)
+    assert (line["loss"], line["acc1"], line["acc5"]) == (0.5, 25.0, 75.0)
+    assert (line["grad_norm"], line["skipped"], line["own"]) == (2.0, 0, 0.25)
+    assert line["lr"] == pytest.approx(1e-3) and line["throughput"] > 0
+    assert "device_memory" not in line  # a CPU does not count
+
+
+def test_rate_and_input_wait_by_the_clock(tmp_path, monkeypatch):
+    """A batch takes four seconds to read, a step one: 64 images in five seconds."""
+    clock = [100.0]
+    monkeypatch.setattr(logging.time, "perf_counter", lambda: clock[0])
+
+    def batches():
+        for number in range(6):
+            clock[0] += 4
+            yield number
+
+    run = make(tmp_path, log_every_steps=3)
+    for step, number in enumerate(run.waited_for(batches()), start=1):
+        assert number == step - 1
+        clock[0] += 1000 if step == 1 else 1  # the first is compiled
+        run.later(step, numbers())
+        run.now()
+        if step == 3:  # an evaluation between the two windows
+            clock[0] += 1000
+            run.restart_clock()
+    run.close()
+    lines = read_metrics(tmp_path)
+    assert [line["step"] for line in lines] == [3, 6]
+    assert [line["input_wait"] for line in lines] == pytest.approx([0.8, 0.8])
+    assert [line["throughput"] for line in lines] == pytest.approx([12.8, 12.8])
+
+
+def test_no_compile_is_in_a_rate(tmp_path, monkeypatch):
+    """Reading takes three seconds, a step one, and a thousand more where it compiles.
+
+    A resumed run logs its first step, and other programs begin inside of windows.
+    """
+    clock = [100.0]
+    monkeypatch.setattr(logging.time, "perf_counter", lambda: clock[0])
+
+    def batches():
+        for number in range(7):
+            clock[0] += 3
+            yield number
+
+    run = make(tmp_path, restored=2, log_every_steps=3)
+    for step, _ in enumerate(run.waited_for(batches()), start=3):
+        if step in (3, 5, 8):
+            run.compiles(step)
+            clock[0] += 1000
+        clock[0] += 1
+        run.later(step, numbers())
+        run.now()
+    run.close()
+    lines = read_metrics(tmp_path)
+    assert [line["step"] for line in lines] == [3, 6, 9]
+    # Nothing but a step that compiled; then two steps, and one more batch was read.
+    rate = pytest.approx(2 * 64 / (2 * 4 + 3))
+    assert [line["throughput"] for line in lines] == [None, rate, rate]
+    wait = pytest.approx(9 / 11)
+    assert [line["input_wait"] for line in lines] == [None, wait, wait]
+
+
+def test_a_window_without_a_finite_step_has_no_loss(tmp_path):
+    run = make(tmp_path, log_every_steps=1)
+    run.later(1, numbers(loss=np.nan, skipped=1, samples=0.0))
+    run.now()
+    run.close()
+    (line,) = read_metrics(tmp_path)
+    assert line["skipped"] == 1 and line["loss"] is None and line["acc1"] is None
+
+
+@pytest.mark.parametrize("limit", [0, 3])
+def test_too_many_skipped_steps_in_a_row_stop_the_run(tmp_path, limit):
+    run = make(tmp_path, max_skipped_steps=limit, saved=8)
+    for count in range(limit + 1):
+        run.later(9 + count, numbers(loss=np.nan, skipped=count))
+    run.later(10 + limit, numbers(loss=np.nan, skipped=limit + 1))
+    row = f", as in {limit + 1} steps in a row" if limit else ""
+    told = rf"^loss is nan at step {10 + limit}{row}: .* the checkpoint of step 8 is "
+    with pytest.raises(RunError, match=told + "kept in .* lower config.lr"):
+        run.now()
+    run.close()
+
+
+def test_what_is_not_finite_is_named(tmp_path):
+    run = make(tmp_path, max_skipped_steps=0)
+    run.later(1, numbers(norm=np.inf, skipped=1))
+    with pytest.raises(RunError, match="^grad_norm is inf at step 1: .* none was"):
+        run.now()
+    run.close()
+
+
+def test_peak_memory_is_that_of_the_fullest_device(monkeypatch):
+    def device(stats):
+        return types.SimpleNamespace(memory_stats=lambda: stats)
+
+    full = [device({"peak_bytes_in_use": 3 * 10**9}), device({"peak_bytes_in_use": 1})]
+    monkeypatch.setattr(parallel, "local_devices", lambda: full)
+    assert logging.device_memory() == {"device_memory": 3.0}
+    monkeypatch.setattr(parallel, "local_devices", lambda: [device(None)])
+    assert logging.device_memory() == {}
+
+
+def test_a_log_file_gets_a_line_with_the_time_left(tmp_path, capsys):
+    run = make(tmp_path, progress=True)
+    for step in (1, 2, 3):
+        run.later(step, numbers())
+    run.now()
+    run.accuracy("eval", 3, {"acc1": 12.345, "loss": 2.0})
+    run.close()
+    printed = capsys.readouterr()
+    lines = printed.out.splitlines()
+    assert lines[0].startswith("step 2 of 40, epoch 0.10: loss 0.500 acc 25.0% ")
+    assert "lr 1.00e-03, time left 00:0" in lines[0]
+    assert lines[1] == "epoch 0.15, step 3: test accuracy 12.35 %, loss 2.000"
+    assert len(lines) == 2 and printed.err == ""
+
+
+def test_a_terminal_gets_a_bar_with_the_time_left(tmp_path, monkeypatch, capsys):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr("sys.stderr", terminal)
+    run = make(tmp_path, restored=10, progress=True)
+    time.sleep(0.15)  # a bar draws ten times a second at most
+    for step in (11, 12):
+        run.later(step, numbers(skipped=1))
+    run.now()
+    run.close()
+    drawn = terminal.getvalue().split("\r")[-1]
+    assert "12/40" in drawn and "<00:0" in drawn  # elapsed<left
+    assert "loss 0.500" in drawn and "img/s" in drawn and "skipped 1" in drawn
+    assert capsys.readouterr().out == ""
+
+
+def test_other_processes_show_and_write_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(parallel, "is_main", lambda: False)
+    run = make(tmp_path / "run", progress=True, profile=True, steps=20)
+    for step in range(1, 21):
+        with run.step(step):
+            run.later(step, numbers())
+    run.now()
+    run.accuracy("eval", 20, {"acc1": 1.0, "loss": 2.0})
+    run.image("augmented", 20, np.zeros((4, 4, 3), np.uint8))
+    run.close()
+    assert not (tmp_path / "run").exists()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_trace_holds_some_early_steps_by_number(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(logging, "TRACED_STEPS", range(2, 4))
+    run = make(tmp_path, restored=20, profile=True)
+    for step in range(21, 26):
+        with run.step(step):
+            metrics = numbers()
+        run.later(step, metrics)
+    run.close()
+    (path,) = (tmp_path / logging.TRACE).rglob("*.trace.json.gz")
+    events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+    steps = [int(e["args"]["step_num"]) for e in events if e.get("name") == "train"]
+    # The one after them is under way when their numbers are there.
+    assert sorted(steps)[:2] == [22, 23] and set(steps) <= {22, 23, 24}
+    assert f"trace of steps 22 to 23: {tmp_path / 'profile'}" in capsys.readouterr().out
+
+
+def test_a_short_run_is_traced_at_its_end(tmp_path):
+    run = make(tmp_path, restored=39, profile=True)
+    with run.step(40):
+        metrics = numbers()
+    run.later(40, metrics)
+    run.now()
+    run.close()
+    assert list((tmp_path / logging.TRACE).rglob("*.trace.json.gz"))

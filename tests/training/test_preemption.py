@@ -1,0 +1,169 @@
+"""A run that is asked to stop saves first; one that cannot answer ends in time."""
+
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.training.preemption import Interrupted, StopRequest
+from imagepiece_jax.training.run_dir import Hold
+from tools import faults, tiny_runs
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def test_a_signal_is_noted_and_the_old_handlers_come_back():
+    before = signal.getsignal(signal.SIGTERM), signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(before[1])
+    with StopRequest() as request:
+        assert request.asked() == 0
+        signal.raise_signal(signal.SIGTERM)
+        assert request.asked() == signal.SIGTERM
+        request.answered()
+        signal.raise_signal(signal.SIGINT)  # the first one counts
+        assert request.asked() == signal.SIGTERM
+    assert (signal.getsignal(signal.SIGTERM), signal.set_wakeup_fd(-1)) == before
+
+
+def test_work_in_pieces_is_given_up_between_two():
+    done = []
+    with StopRequest() as request, pytest.raises(Interrupted):
+        for piece in request.until_asked(iter(range(5))):
+            done.append(piece)
+            if piece == 2:
+                signal.raise_signal(signal.SIGTERM)
+    assert done == [0, 1, 2]
+
+
+def test_processes_stop_at_the_same_question():
+    """The one that got no signal learns of the other's, and does not forget it."""
+    answers = iter([0, signal.SIGTERM])
+    with StopRequest(agree=lambda own: next(answers)) as request:
+        assert [request.asked() for _ in range(3)] == [0, 15, 15]
+
+
+# Is at work where Python's own handlers do not run, as in a compile. `Child` is a
+# process that reads, as the loader has them.
+WORK = """
+import hashlib, multiprocessing, sys, time
+from imagepiece_jax.training.preemption import StopRequest
+
+def work():
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
+
+if __name__ == "__main__":
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(99,))
+    child.start()
+    with StopRequest(patience=float(sys.argv[1])) as request:
+        if sys.argv[2] == "rescued":
+            request.rescue_by(lambda: print("saved", flush=True))
+        print(child.pid, flush=True)
+        work()
+"""
+
+
+def ended(patience, rescue, *signals):
+    """(seconds, status, stdout, stderr) of that work after these signals."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", WORK, str(patience), rescue],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    child = int(process.stdout.readline())
+    time.sleep(0.05)
+    began = time.monotonic()
+    for signum in signals:
+        process.send_signal(signum)
+        time.sleep(0.05)
+    out, err = process.communicate(timeout=30)
+    seconds = time.monotonic() - began
+    deadline = time.monotonic() + 10  # a killed process takes a moment to be gone
+    while _is_alive(child):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return seconds, process.returncode, out, err
+
+
+def _is_alive(pid):
+    try:
+        return ") Z " not in pathlib.Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_nothing_to_save_ends_at_once():
+    seconds, status, out, err = ended(0, "alone", signal.SIGTERM)
+    assert (status, out) == (143, "") and seconds < 5
+    assert err.startswith("error: stopped before there was anything to save; the same")
+    assert err.count("\n") == 1
+
+
+def test_who_does_not_answer_is_ended_when_the_time_is_up():
+    """Two SIGTERMs, as where a shell passes it on too, are one."""
+    seconds, status, out, err = ended(0.6, "alone", signal.SIGTERM, signal.SIGTERM)
+    assert (status, out) == (143, "") and 0.6 < seconds < 8
+    assert err.startswith("error: stopped in the middle of a step, without saving; ")
+
+
+def test_what_was_done_is_rescued_when_the_time_is_up():
+    seconds, status, out, err = ended(0.3, "rescued", signal.SIGTERM)
+    assert (status, out) == (143, "saved\n") and seconds > 0.3
+    assert err.startswith("error: stopped; the same command goes on from the newest")
+
+
+def test_a_second_ctrl_c_ends_at_once():
+    seconds, status, _, err = ended(60, "alone", signal.SIGINT, signal.SIGINT)
+    assert status == 130 and seconds < 8
+    assert err.startswith("error: stopped without saving; ")
+
+
+def test_a_folder_belongs_to_one_process_at_a_time(tmp_path):
+    first = Hold(tmp_path / "run")
+    with pytest.raises(InputError, match="another process is training in"):
+        Hold(tmp_path / "run")
+    first.close()
+    Hold(tmp_path / "run").close()
+
+
+@pytest.mark.parametrize("path", ["run", "run/.lock"])
+def test_a_workdir_that_cannot_be_written_is_named(tmp_path, path):
+    if path == "run":
+        (tmp_path / "run").touch()
+        told = r"run cannot be made \(is a file\)"
+    else:
+        (tmp_path / "run" / ".lock").mkdir(parents=True)
+        told = r"run cannot be written \(Is a directory\): choose another"
+    with pytest.raises(InputError, match=told):
+        Hold(tmp_path / "run")
+
+
+def test_a_workdir_that_vanishes_or_is_another_one_is_noticed(tmp_path):
+    held = Hold(tmp_path / "run")
+    held.check()
+    (tmp_path / "run").rename(tmp_path / "away")
+    with pytest.raises(RunError, match="run has vanished, or is not the folder"):
+        held.check()
+    Hold(tmp_path / "run").close()
+    with pytest.raises(RunError, match="run has vanished, or is not the folder"):
+        held.check()
+    shutil.rmtree(tmp_path / "run")
+    (tmp_path / "away").rename(tmp_path / "run")
+    held.check()
+    held.close()
+
+
+@pytest.mark.slow
+def test_sigterm_in_the_first_compile_ends_at_once(tmp_path):
+    """Ctrl-C in a step, and SIGTERM in an evaluation: see test_resume."""
+    trial = tiny_runs.Trial(tmp_path / "run", tmp_path / "cache", {})
+    row = faults.terminate_in_compile(trial)
+    assert row.passed and row.status == 143, row
+    assert row.said.startswith("stopped before there was anything to save")

@@ -1,0 +1,137 @@
+"""What the images of a run look like: a batch as the network sees it, and tokens."""
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import quickstart
+from imagepiece_jax.common import plotting
+from imagepiece_jax.data.decode import UnreadableImage
+from imagepiece_jax.data.normalize import normalize
+from imagepiece_jax.data.transforms import EvalTransform
+from imagepiece_jax.errors import RunError
+from imagepiece_jax.models.vit import MEAN, STD
+from imagepiece_jax.training import from_config, initial_weights, sample_images
+
+
+def config(**fields):
+    made = quickstart.get_config()
+    made.update_from_flattened_dict(fields)
+    return made
+
+
+class Source:
+    """Ten images of one grey each; some of them cannot be read."""
+
+    class_names = None
+
+    def __init__(self, *unreadable):
+        self.unreadable = unreadable
+
+    def __len__(self):
+        return 10
+
+    def read(self, index):
+        if index in self.unreadable:
+            raise UnreadableImage(f"image {index}", "is not there")
+        return np.full((16, 16, 3), 20 * index, np.uint8), index
+
+
+def test_examples_are_spread_over_the_split_and_readable():
+    transform = EvalTransform(16, resize="none")
+    images, titles = sample_images.examples(Source(), transform, 5)
+    assert titles == [f"label {n}" for n in (0, 2, 4, 6, 8)]
+    assert [image[0, 0, 0] for image in images] == [0, 40, 80, 120, 160]
+    _, titles = sample_images.examples(Source(0, 3, 4), transform, 5)
+    assert titles == [f"label {n}" for n in (2, 6, 8)]
+    assert len(sample_images.examples(Source(), transform, 99)[1]) == 10
+    assert sample_images.examples(Source(), transform, 0)[1] == []
+    named = Source()
+    named.class_names = ("ant", "bee", None, *"cdefghi")
+    assert sample_images.examples(named, transform, 5)[1] == ["ant", "label 2", *"dfh"]
+
+
+@pytest.mark.parametrize(
+    "count, side, shape",
+    [(8, 224, (448, 896)), (5, 16, (128, 256)), (2, 30, (90, 180))],
+)
+def test_sheet(count, side, shape):
+    """Rows of four, no image smaller than 64 pixels, white where there is none."""
+    images = np.zeros((count, side, side, 3), np.uint8)
+    images += np.arange(count, dtype=np.uint8)[:, None, None, None]
+    got = sample_images.sheet(images)
+    assert got.shape == (*shape, 3) and got.dtype == np.uint8
+    columns = min(count, 4)
+    tile = shape[1] // columns
+    for place in range(columns * (shape[0] // tile)):
+        row, column = divmod(place, columns)
+        corner = got[row * tile : (row + 1) * tile, column * tile : (column + 1) * tile]
+        assert (corner == (place if place < count else 255)).all()
+
+
+def test_no_pictures_no_panels(tmp_path):
+    none = sample_images.Panels(
+        tmp_path, from_config.model(config()), from_config.recipe(config()), 0
+    )
+    assert none.augmented({}, 1) is None
+    assert none.tokens(Source(), EvalTransform(16, resize="none"), {}) is None
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def two_images():
+    source = from_config.source(config(), "val")
+    return np.stack([source.read(index)[0] for index in range(2)])
+
+
+def test_picture_shows_what_became_of_every_patch(tmp_path, monkeypatch, two_images):
+    """The maps it draws are those of a model that traces its sources itself."""
+    made = config(
+        **{
+            "model.depth": 3,
+            "model.embed_dim": 8,
+            "model.num_heads": 2,
+            "model.trace_source": True,
+            "reduction.merge_blocks": (0, 1),
+            "reduction.prune_blocks": (2,),
+        }
+    )
+    model = from_config.model(made)
+    variables = initial_weights.fresh(model, 16, seed=0)
+    drawn = []
+    page = plotting.token_page
+
+    def keep(path, images, stages, grid, titles):
+        drawn.append((stages, grid))
+        return page(path, images, stages, grid, titles)
+
+    monkeypatch.setattr(plotting, "token_page", keep)
+    path = sample_images.save_token_picture(
+        tmp_path, model, variables, two_images, ["a", "b"]
+    )
+    assert path == tmp_path / sample_images.PICTURE
+    with Image.open(path) as picture:
+        assert picture.format == "PNG" and len(picture.getcolors(2**24)) > 20
+    ((stages, grid),) = drawn
+    assert grid == (8, 8)
+    for row in stages:
+        assert [title for title, _ in row] == ["block 0", "block 1", "block 2"]
+        tokens = [len(set(source.tolist()) - {-1}) for _, source in row]
+        assert tokens == [58, 53, 43]
+        assert (row[1][1] >= 0).all() and (row[2][1] == -1).any()
+    state = jax.jit(model.apply)(variables, normalize(two_images, MEAN, STD)).state
+    np.testing.assert_array_equal(state.source, [row[2][1] for row in stages])
+    gone = tmp_path / "gone"
+    with pytest.raises(
+        RunError, match=rf"^{gone}/tokens.png cannot be written \(No such"
+    ):
+        sample_images.save_token_picture(gone, model, variables, two_images, ["a", "b"])
+
+
+def test_no_picture_of_a_dense_model(tmp_path, two_images):
+    model = from_config.dense(config())
+    assert (
+        sample_images.save_token_picture(tmp_path, model, {}, two_images, "ab") is None
+    )
+    assert not list(tmp_path.iterdir())

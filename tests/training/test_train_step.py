@@ -1,0 +1,289 @@
+"""The training step: what it sums, averages and carries."""
+
+import functools
+import types
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from imagepiece_jax.common import parallel
+from imagepiece_jax.models import registry
+from imagepiece_jax.training import initial_weights
+from imagepiece_jax.training.optimizer import adamw, decay_mask
+from imagepiece_jax.training.train_step import (
+    Recipe,
+    init_state,
+    prepared_images,
+    train_step,
+)
+
+SIZE, CLASSES, BATCH = 8, 10, 8
+HALF = (0.5,) * 3
+DENSE = dict(image_size=SIZE, num_classes=CLASSES, depth=2, embed_dim=8, num_heads=2)
+
+
+def rate(step):
+    return 0.1 + 0.0 * step
+
+
+def make(recipe=None, optimizer=None, seed=0, **fields):
+    """(one step on one device, its replicated first state) of a tiny model."""
+    fields = DENSE | {"axis_name": parallel.AXIS} | fields
+    model = registry.create_model("vit_mini", **fields)
+    recipe = recipe or Recipe(seed=seed, num_classes=CLASSES, log_every_steps=3)
+    optimizer = optimizer or optax.sgd(0.1)
+    variables = initial_weights.fresh(model, SIZE, seed)
+    state = init_state(variables, optimizer, recipe.ema_decay > 0)
+    step = functools.partial(
+        train_step, model=model, optimizer=optimizer, rate=rate, recipe=recipe
+    )
+    return step, parallel.replicate(state)
+
+
+def batch(seed, micro=1):
+    """A batch of one device in `micro` micro-batches."""
+    draw = np.random.default_rng(seed)
+    image = draw.integers(0, 256, (1, micro, BATCH // micro, SIZE, SIZE, 3), np.uint8)
+    label = draw.integers(0, CLASSES, (1, micro, BATCH // micro), np.int32)
+    return {"image": image, "label": label}
+
+
+def run(step, state, batches):
+    traces, metrics = [], []
+
+    def counted(state, one):
+        traces.append(1)
+        return step(state, one)
+
+    compiled = parallel.pmap(counted)
+    for one in batches:
+        state, values = compiled(state, one)
+        metrics.append(parallel.unreplicate(values))
+    assert len(traces) == 1, "one program for all steps"
+    return parallel.unreplicate(state), metrics
+
+
+def test_the_window_starts_anew_after_each_logged_step():
+    step, state = make()
+    _, metrics = run(step, state, [batch(i) for i in range(5)])
+    seen = [m["window"]["samples"] for m in metrics]
+    assert seen == [8, 16, 24, 8, 16]
+    losses = [m["loss"] for m in metrics]
+    sums = [m["window"]["loss"] / BATCH for m in metrics]
+    np.testing.assert_allclose(sums[2], sum(losses[:3]), rtol=1e-6)
+    np.testing.assert_allclose(sums[4], sum(losses[3:]), rtol=1e-6)
+    assert all(m["window"]["acc1"] <= m["window"]["acc5"] for m in metrics)
+    # Fresh weights guess.
+    assert abs(losses[0] - np.log(CLASSES)) < 0.1
+
+
+def test_images_are_normalized_as_the_model_says():
+    """The loss of the first step, by NumPy from pixels; ImageNet's gives another."""
+    recipe = Recipe(seed=0, num_classes=CLASSES, label_smoothing=0.0)
+    mean, std = (0.1, 0.5, 0.9), (0.01, 0.02, 0.03)
+    step, state = make(recipe, mean=mean, std=std)
+    images, labels = (batch(0)[name][0, 0] for name in ("image", "label"))
+    model = registry.create_model("vit_mini", **DENSE)
+    pixels = jnp.asarray((images / 255 - np.array(mean)) / np.array(std), jnp.float32)
+    logits = model.apply(parallel.unreplicate(state).variables, pixels).logits
+    own = np.asarray(jax.nn.log_softmax(logits))[np.arange(BATCH), labels]
+    loss = run(step, state, [batch(0)])[1][0]["loss"]
+    np.testing.assert_allclose(loss, -own.mean(), rtol=1e-5)
+    step, state = make(recipe)
+    assert abs(run(step, state, [batch(0)])[1][0]["loss"] - loss) > 1e-4
+
+
+def test_micro_batches_give_the_gradient_of_the_batch():
+    """The same eight images at once, or as two and four micro-batches."""
+    states = []
+    for micro in (1, 2, 4):
+        step, state = make()
+        states.append(run(step, state, [batch(0, micro), batch(1, micro)])[0])
+    for other in states[1:]:
+        chex.assert_trees_all_close(other.params, states[0].params, atol=1e-6)
+        assert int(other.step) == 2
+
+
+def test_gradients_are_exchanged_when_the_backward_pass_is_over():
+    """What the devices of several add up comes through one barrier."""
+    step, state = make()
+    state, one = jax.tree.map(lambda x: x[0], (state, batch(0)))
+    traced = jax.make_jaxpr(step, axis_env=[(parallel.AXIS, 8)])(state, one).jaxpr
+    named = {"psum": [], "optimization_barrier": []}
+    for equation in traced.eqns:
+        named.get(equation.primitive.name, []).append(equation)
+    exchanged = {value for psum in named["psum"] for value in psum.invars}
+    assert len(exchanged) == len(jax.tree.leaves((state.params, state.window)))
+    barriers = named["optimization_barrier"]
+    assert any(exchanged <= set(barrier.outvars) for barrier in barriers)
+
+
+def test_average_is_a_moving_one_over_weights_and_statistics():
+    recipe = Recipe(seed=0, num_classes=CLASSES, ema_decay=0.75)
+    step, state = make(recipe, stem="conv")
+    first = parallel.unreplicate(state)
+    one, _ = run(step, state, [batch(0)])
+    for name, tree in (("params", one.params), ("batch_stats", one.batch_stats)):
+        old = getattr(first, name)
+        expected = jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, old, tree)
+        chex.assert_trees_all_close(one.ema[name], expected, atol=1e-6)
+    before, after = first.batch_stats, one.batch_stats
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), before, after)
+    assert min(jax.tree.leaves(moved)) > 0
+
+
+def test_mixup_pairs_an_image_with_its_mirror_in_the_batch():
+    """With lam drawn once a batch, two equal images stay what they are."""
+    recipe = Recipe(seed=0, num_classes=CLASSES, mixup=1.0)
+    plain = Recipe(seed=0, num_classes=CLASSES)
+    same = batch(0)
+    same["image"][:] = same["image"][:, :, :1]
+    same["label"][:] = 3
+    losses = []
+    for chosen in (recipe, plain):
+        step, state = make(chosen)
+        losses.append(run(step, state, [same])[1][0]["loss"])
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    different = []
+    for chosen in (recipe, plain):
+        step, state = make(chosen)
+        different.append(run(step, state, [batch(0)])[1][0]["grad_norm"])
+    assert abs(different[0] - different[1]) > 1e-3
+
+
+class Poison:
+    """Stands in for a teacher: what it is given is what it says."""
+
+    def apply(self, variables, image):
+        return variables
+
+
+def poisoned(outputs, taught):
+    """A term whose value, or only whose gradient, is not finite where it is told so."""
+    size = jnp.sum(outputs.logits**2)
+    return {"value": taught["value"] * size, "root": jnp.sqrt(taught["root"] * size)}
+
+
+GOOD, BAD_LOSS = {"value": 0.0, "root": 1.0}, {"value": np.nan, "root": 1.0}
+BAD_GRADIENT = {"value": 0.0, "root": 0.0}  # the root of 0 is 0, but rises without end
+
+
+RATES = jnp.array([0.1, 5.0, 6.0, 7.0, 0.2])
+
+
+@pytest.fixture(scope="module")
+def poisoned_run():
+    """The step, and states and metrics after five of which three are not finite."""
+    numbers = dict(weight_decay=0.1, b1=0.9, b2=0.99, eps=1e-8, clip_norm=1.0)
+    recipe = Recipe(seed=0, num_classes=CLASSES, ema_decay=0.5, log_every_steps=3)
+    optimizer = adamw(lambda step: RATES[step], **numbers)
+    step, state = make(recipe, optimizer, stem="conv", depth=1)
+    step.keywords.update(loss_terms=poisoned, teacher_model=Poison())
+    compiled = parallel.pmap(step)
+
+    def advance(state, poison, seed):
+        poison = {name: np.float32(value) for name, value in poison.items()}
+        return compiled(state, batch(seed), parallel.replicate(poison))
+
+    states, metrics = [], []
+    poisons = [GOOD, BAD_LOSS, BAD_GRADIENT, BAD_LOSS, GOOD]
+    for seed, poison in enumerate(poisons):
+        state, numbers = advance(state, poison, seed)
+        states.append(parallel.unreplicate(state))
+        metrics.append(parallel.unreplicate(numbers))
+    return advance, states, metrics
+
+
+def test_a_step_that_is_not_finite_changes_nothing(poisoned_run):
+    _, states, metrics = poisoned_run
+    assert np.isnan(metrics[1]["loss"]) and np.isfinite(metrics[2]["loss"])
+    assert not np.isfinite(metrics[2]["grad_norm"])
+    for state in states[1:4]:
+        for kept in ("params", "batch_stats", "ema"):
+            chex.assert_trees_all_equal(getattr(state, kept), getattr(states[0], kept))
+    assert [int(state.step) for state in states] == [1, 2, 3, 4, 5]
+    assert [int(m["skipped"]) for m in metrics] == [0, 1, 2, 3, 0]
+    moved = np.abs(states[4].params["head"]["bias"] - states[0].params["head"]["bias"])
+    assert moved.max() > 0
+
+
+def test_the_step_after_skipped_ones_is_as_if_they_had_not_been(poisoned_run):
+    """Moments and their count are those of the first step, the rate is the fifth's."""
+    advance, states, _ = poisoned_run
+
+    def is_schedule(node):
+        return isinstance(node, optax.ScaleByScheduleState)
+
+    def later(node):
+        return optax.ScaleByScheduleState(np.int32(4)) if is_schedule(node) else node
+
+    opt_state = jax.tree.map(later, states[0].opt_state, is_leaf=is_schedule)
+    first = states[0].replace(step=np.int32(4), opt_state=opt_state)
+    expected = parallel.unreplicate(advance(parallel.replicate(first), GOOD, 4)[0])
+    for name in ("params", "batch_stats", "ema", "opt_state"):
+        ours, theirs = getattr(states[4], name), getattr(expected, name)
+        chex.assert_trees_all_equal(ours, theirs)
+
+
+def test_a_window_counts_skipped_steps_and_leaves_their_numbers_out(poisoned_run):
+    _, _, metrics = poisoned_run
+    windows = [m["window"] for m in metrics]
+    assert [w["samples"] for w in windows] == [8, 8, 8, 0, 8]
+    assert [w["skipped"] for w in windows] == [0, 1, 2, 1, 1]
+    for step in (0, 4):
+        np.testing.assert_allclose(windows[step]["loss"] / 8, metrics[step]["loss"])
+    assert windows[2]["loss"] == windows[0]["loss"] and windows[3]["loss"] == 0
+
+
+def test_prepared_images_are_the_pixels_of_a_batch():
+    """Without mixing what the network sees is what was read; mixed it is not."""
+    plain = Recipe(seed=0, num_classes=CLASSES)
+    mixed = Recipe(seed=0, num_classes=CLASSES, mixup=1.0)
+    one, model = batch(0), types.SimpleNamespace(mean=HALF, std=HALF)
+    seen = []
+    for recipe in (plain, mixed):
+        show = functools.partial(prepared_images, model=model, recipe=recipe, count=3)
+        shown = parallel.pmap(show)(one, parallel.replicate(np.int32(4)))
+        seen.append(parallel.unreplicate(shown))
+    np.testing.assert_array_equal(seen[0], one["image"][0, 0, :3])
+    assert seen[1].shape == seen[0].shape and seen[1].dtype == np.uint8
+    partner = one["image"][0, 0, ::-1][:3].astype(int)
+    low, high = np.minimum(seen[0], partner), np.maximum(seen[0], partner)
+    assert ((seen[1] >= low - 1) & (seen[1] <= high + 1)).all()
+    assert (seen[1] != seen[0]).mean() > 0.5
+
+
+@pytest.mark.parametrize("drop_path_rate, equal", [(0.0, True), (0.5, False)])
+def test_draws_depend_on_seed_and_step(drop_path_rate, equal):
+    """Without anything that draws, the seed of the step changes nothing."""
+    losses = []
+    for seed in (1, 2):
+        recipe = Recipe(seed=seed, num_classes=CLASSES)
+        step, state = make(recipe, drop_path_rate=drop_path_rate, seed=0)
+        losses.append(run(step, state, [batch(0), batch(1)])[1][1]["loss"])
+    assert (losses[0] == losses[1]) == equal
+
+
+def test_decay_spares_what_deit_spares():
+    _, state = make(stem="conv")
+    mask = decay_mask(parallel.unreplicate(state).params)
+    assert not mask["cls_token"] and not mask["pos_embed"]
+    assert not any(jax.tree.leaves(mask["patch_embed"]["norm_0"]))
+    assert mask["patch_embed"]["conv_0"]["kernel"]
+    assert mask["blocks_0"]["attn"]["q"] == {"kernel": True, "bias": False}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_reduced_model_trains_with_finite_gradients(dtype):
+    fields = dict(dtype=dtype, drop_path_rate=0.1, stem="conv")
+    reduction = dict(name="imagepiece", merge_blocks=(0,), prune_blocks=(1,))
+    reduction["candidate_ratio"] = 0.5
+    recipe = Recipe(seed=0, num_classes=CLASSES, mixup=0.8, cutmix=1.0)
+    step, state = make(recipe, reduction=reduction, **fields)
+    after, metrics = run(step, state, [batch(i) for i in range(2)])
+    assert all(np.isfinite(m["grad_norm"]) and m["grad_norm"] > 0 for m in metrics)
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(after.params))

@@ -1,0 +1,181 @@
+"""A whole run in this process: what it leaves, and how it stops."""
+
+import json
+import re
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import quickstart
+from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.inference import predictor
+from imagepiece_jax.models.vit import MEAN, STD
+from imagepiece_jax.training import from_config, trainer
+from imagepiece_jax.training.checkpoint import Checkpoints
+from imagepiece_jax.training.metrics import read_metrics
+from tests import runs
+from tests.training.test_metrics import events
+
+# 1,438 digits, 256 a step: 5 steps an epoch.
+FIELDS = runs.SMALL | {
+    "batch_size": 256,
+    "eval_batch_size": 359,
+    "epochs": 2,
+    "warmup_epochs": 0.0,
+}
+
+
+def config(**fields):
+    made = quickstart.get_config()
+    made.update_from_flattened_dict(FIELDS | fields)
+    return made
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    last = trainer.train_and_evaluate(config(pictures=2, profile=True), workdir)
+    return workdir, last
+
+
+def test_metrics_have_every_step_and_both_evaluations(finished):
+    workdir, last = finished
+    lines = read_metrics(workdir)
+    train = [line for line in lines if line["kind"] == "train"]
+    assert [line["step"] for line in train] == list(range(1, 11))
+    wanted = {"step", "epoch", "loss", "acc1", "acc5", "lr", "grad_norm", "skipped"}
+    assert wanted | {"throughput", "input_wait"} <= set(train[0])
+    first, *rest = train
+    assert first["throughput"] is None is first["input_wait"], "it compiles"
+    assert all(line["throughput"] > 0 <= line["input_wait"] < 1 for line in rest)
+    evaluated = [line for line in lines if line["kind"] == "eval"]
+    assert [line["step"] for line in evaluated] == [10]
+    assert evaluated[0]["images"] == 359  # 359 = 36 * 10 - 1: every image of the fifth
+    assert evaluated[0]["acc1"] == last["acc1"]
+    np.testing.assert_allclose(train[-1]["epoch"], 2.0)
+
+
+def test_run_leaves_config_versions_checkpoints_and_picture(finished):
+    workdir, _ = finished
+    saved = json.loads((workdir / "config.json").read_text())
+    assert saved["model"]["mean"] == list(MEAN)
+    assert saved["batch_size"] == 256 and saved["reduction"]["name"] == "imagepiece"
+    start = json.loads((workdir / "run.json").read_text())["starts"][0]
+    assert {"git", "python", "libraries", "devices"} <= set(start)
+    assert Checkpoints(workdir).latest_step() == 10
+    with Image.open(workdir / "tokens.png") as picture:
+        assert picture.width > 500
+    assert list((workdir / "profile").rglob("*.trace.json.gz"))
+
+
+def test_tensorboard_has_the_panels(finished):
+    """The first batch, and batch and tokens at the only evaluation."""
+    workdir, _ = finished
+    found = [
+        (value.tag, event.step, value.image.width)
+        for event in events(workdir)
+        for value in event.summary.value
+        if value.HasField("image")
+    ]
+    sheet = 4 * 64  # eight images of 16 pixels, drawn four times as large
+    assert found[:2] == [("augmented", 1, sheet), ("augmented", 10, sheet)]
+    assert [entry[:2] for entry in found[2:]] == [("tokens", 10)]
+
+
+def test_a_run_keeps_the_names_of_its_classes(finished):
+    """They are in its folder, and come with its model."""
+    workdir, _ = finished
+    digits = [str(digit) for digit in range(10)]
+    assert json.loads((workdir / "classes.json").read_text()) == digits
+    model, variables = predictor.load(workdir)
+    assert model.class_names == tuple(digits)
+    predict = predictor.Predictor(model, variables, resize="none", top=1, batch_size=1)
+    (best,) = predict(np.zeros((16, 16, 3), np.uint8))
+    assert best.label == digits[best.index]
+
+
+def test_a_run_with_other_classes_does_not_go_on(finished, tmp_path):
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    names = json.loads((workdir / "classes.json").read_text())
+    names[3], names[4] = "drei", "vier"
+    (workdir / "classes.json").write_text(json.dumps(names))
+    told = rf"^class 3 is 'drei' in {workdir}, but '3' in config.data.name 'digits': "
+    with pytest.raises(InputError, match=told + "choose another --workdir"):
+        trainer.train_and_evaluate(config(pictures=2, profile=True), workdir)
+    (workdir / "classes.json").unlink()  # as in a run of before
+    trainer.train_and_evaluate(config(pictures=2, profile=True), workdir)
+    assert json.loads((workdir / "classes.json").read_text())[3] == "3"
+
+
+def test_a_finished_run_is_not_trained_again(finished, capsys):
+    workdir, last = finished
+    before = (workdir / "metrics.jsonl").read_bytes()
+    assert trainer.train_and_evaluate(config(pictures=2), workdir) == last
+    assert "this run is complete: 10 steps" in capsys.readouterr().out
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+def test_dry_run_says_what_would_happen_and_writes_nothing(tmp_path, capsys):
+    trainer.train_and_evaluate(config(), tmp_path / "run", dry_run=True)
+    printed = capsys.readouterr().out
+    assert "GMACs" in printed and "MB of working space" in printed
+    assert "10 steps: 2 epochs of 5" in printed
+    assert (
+        "data: digits, 1,438 training images, 359 test images, 10 classes: 0, 1, 2, 3, "
+        "4, ...\n" in printed
+    )
+    lr, peak = config().lr, config().lr * 256 / 512
+    assert f"learning rate: {peak:.4g} after the warm-up ({lr:.4g} x 256" in printed
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def stopped(finished, tmp_path_factory):
+    """A run from the finished one's weights, whose first step throws them far off."""
+    workdir = tmp_path_factory.mktemp("stopped")
+    fields = {
+        "lr": 1e30,
+        "checkpoint_every_steps": 1,
+        "max_skipped_steps": 2,
+        "init.weights": str(finished[0]),
+        "init.evaluate": True,
+    }
+    errors, lines = [], []
+    for _ in range(2):  # the second time from where the first was stopped
+        with pytest.raises(RunError) as error:
+            trainer.train_and_evaluate(config(**fields), workdir)
+        errors.append(str(error.value))
+        lines.append(read_metrics(workdir))
+    return workdir, errors, lines
+
+
+def test_steps_that_are_not_finite_stop_the_run_and_stop_it_again(stopped):
+    workdir, errors, lines = stopped
+    told = r"(loss|grad_norm) is nan at step (\d+), as in 3 steps in a row: .* kept"
+    step = int(re.match(told, errors[0])[2])
+    assert errors[1] == errors[0]
+    # The last step has no line and no checkpoint: what is kept is as good as before.
+    assert Checkpoints(workdir).latest_step() == step - 1
+    steps = [line for line in lines[0] if line["kind"] == "train"]
+    assert [line["skipped"] for line in steps] == [0] * (step - 3) + [1, 1]
+    assert [line["loss"] is None for line in steps] == [False] * (step - 3) + [True] * 2
+    assert lines[1] == lines[0]
+
+
+def test_the_dense_model_is_evaluated_as_given(finished, stopped):
+    """The cross-entropy of the digits, by hand; a reduced model has another."""
+    (line,) = [line for line in stopped[2][0] if line["kind"] == "init"]
+    saved = Checkpoints(finished[0]).restore_variables("best")
+    weights = {name: saved[name] for name in ("params", "batch_stats")}
+    source, dense = from_config.source(config(), "val"), from_config.dense(config())
+    images, labels = zip(*(source.read(i) for i in range(len(source))), strict=True)
+    pixels = (np.stack(images) / 255 - np.array(MEAN)) / np.array(STD)
+    logits = jax.jit(dense.apply)(weights, pixels.astype(np.float32)).logits
+    odds = np.exp(np.asarray(logits, np.float64))
+    chance = odds[np.arange(359), labels] / odds.sum(axis=1)
+    assert (line["step"], line["images"]) == (0, 359)
+    assert line["loss"] == pytest.approx(-np.log(chance).mean(), rel=1e-6)
+    assert abs(line["loss"] - finished[1]["loss"]) > 1e-5

@@ -1,0 +1,152 @@
+"""Does one command make the figures, the page and the data, whatever the images are?"""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from imagepiece_jax.models import convert
+from imagepiece_jax.visualize import __main__ as visualize
+from imagepiece_jax.visualize import provenance
+from tests.command import call, sentence
+from tests.models import tiny
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    model = tiny.model(embed_dim=64, num_heads=1, depth=1)
+    path = tmp_path_factory.mktemp("weights") / "tiny.npz"
+    np.savez(path, **convert.to_timm(tiny.variables(model)))
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """One image of the model's size, one larger, one damaged, and a text."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "images"
+    folder.mkdir()
+    fitting = rng.integers(0, 256, (tiny.SIDE, tiny.SIDE, 3), dtype=np.uint8)
+    Image.fromarray(fitting).save(folder / "a.png")
+    Image.fromarray(np.tile(fitting, (3, 2, 1))).save(folder / "c.png")
+    (folder / "b.png").write_bytes(b"nothing")
+    (folder / "d.txt").write_text("no image")
+    return folder
+
+
+@pytest.mark.slow
+def test_a_folder_of_images_under_two_methods(tmp_path, weights, folder):
+    out = tmp_path / "out"
+    ended = call(
+        visualize.main,
+        *(folder, "--weights", weights, "--out", out),
+        *("--sweep", "tome:r=4", "--sweep", "token_learner:num_tokens=3:block=0"),
+    )
+    assert ended.status == 0, ended
+    assert ended.err == f"{folder}/b.png is left out: no known image format\n"
+    label = "token_learner num_tokens=3 block=0 (untrained selectors)"
+    note, *lines = ended.out.splitlines()
+    assert "tiny.npz does not say how its images were normalized" in note
+    assert lines[:2] == [
+        "tome r=4: 25 patches, 21 tokens of them left",
+        f"{label}: 25 patches, 3 tokens of them left",
+    ]
+    names, methods, (tome, learner) = provenance.load(out)
+    assert names == ["a.png", "c.png"]
+    assert [m["label"] for m in methods] == ["tome r=4", label]
+    assert [m["setting"]["name"] for m in methods] == ["tome", "token_learner"]
+    assert tome.stages[0].sizes.sum() == 2 * 25
+    assert learner.stages[0].weights.shape == (2, 3, 25)
+    figures = {file.name for file in (out / "figures").iterdir()}
+    slugs = ("tome_r_4", "token_learner_num_tokens_3_block_0_untrained_selectors")
+    stems = ("000_a", "001_c")
+    assert figures == {f"{stem}_{slug}.png" for stem in stems for slug in slugs}
+    page = (out / "index.html").read_text()
+    assert page.startswith("<!doctype html>") and "tiny.npz" in page
+    assert json.loads((out / "provenance.json").read_text())["images"] == names
+
+
+def test_an_image_of_the_right_size_is_taken_as_it_is(folder):
+    images, names = visualize.read([folder / "a.png", folder / "c.png"], tiny.SIDE)
+    with Image.open(folder / "a.png") as picture:
+        np.testing.assert_array_equal(images[0], np.asarray(picture))
+    assert images.shape == (2, tiny.SIDE, tiny.SIDE, 3) and names == ["a.png", "c.png"]
+
+
+def test_a_config_tells_the_model_and_flags_stand_in_any_order(
+    tmp_path, weights, folder
+):
+    out = tmp_path / "out"
+    fields = {
+        "image_size": tiny.SIDE,
+        "num_classes": tiny.CLASSES,
+        "model.patch_size": tiny.PATCH,
+        "model.embed_dim": 64,
+        "model.num_heads": 1,
+        "model.depth": 1,
+        "model.stem": "patch",
+        "reduction.merge_blocks": (0,),
+        "reduction.prune_blocks": (),
+    }
+    words = [f"--config.{name}={value}" for name, value in fields.items()]
+    image = folder / "a.png"
+    ended = call(
+        visualize.main,
+        *(image, "--config", "configs/quickstart.py", *words),
+        *("--weights", weights, folder, "--out", out),
+    )
+    assert ended.status == 0, ended
+    names, (method,), (trace,) = provenance.load(out)
+    assert names == ["a.png", "a.png", "c.png"]
+    assert method["label"] == "imagepiece merge_blocks=(0,) prune_blocks=()"
+    assert trace.grid == (5, 5)
+    # ceil(0.08 * 26) = 3 merges among 25 patches and the class token.
+    assert [(s.block, s.tokens) for s in trace.stages] == [(0, 22)]
+
+
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        (["a.png"], "--weights is missing: a .npz, .safetensors or .pth file, or the"),
+        (["--weights=w.npz"], "no image is named; allowed are image files and folders"),
+        (["--weights=w.npz", "."], "folder . holds no image; allowed are .jpg, .jpeg,"),
+        (["--weights=w.npz", "a.png"], "weights w.npz: no such file or folder"),
+        (
+            ["--weights={w}", "a.png"],
+            "none of 1 files can be read, the first is a.png;",
+        ),
+        (["--weights={w}", "a.png", "--sweep=evil"], "config.reduction.name is 'evil'"),
+        (["--weights=w.npz", "a.png", "--blocks=1,x"], "--blocks has 'x'; allowed are"),
+        (["--weights={w}", "{a}", "--blocks=0,99"], "--blocks has 99; allowed are 0 "),
+        (["--weights={w}", "{a}", "--out={a}"], "--out {a} cannot be made (Not a dir"),
+    ],
+)
+def test_mistakes_are_told(tmp_path, monkeypatch, weights, folder, words, told):
+    monkeypatch.chdir(tmp_path)
+    named = {"w": weights, "a": folder / "a.png"}
+    ended = call(visualize.main, *(word.format(**named) for word in words))
+    if "none of" in told:  # after the sentence on each of them
+        assert ended.status == 2 and told in ended.err
+        assert ended.err.startswith("a.png is left out: no such file\nerror: ")
+    else:
+        assert sentence(ended).startswith(told.format(**named))
+
+
+def test_any_name_of_a_file(tmp_path, weights):
+    """Not UTF-8, formulas, HTML, a line's end: shown as it is, or with a backslash."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    long = 250 * "n" + ".png"
+    names = ["$^$.png", "<b>&.png", "a\nb.png", "caf\udce9.png", "f\u00fcr.png", long]
+    for name in names:
+        Image.new("RGB", (tiny.SIDE, tiny.SIDE)).save(folder / name, "PNG")
+    out = tmp_path / "out\udce9"
+    words = ("--weights", weights, "--sweep=tome:r=4", "--out", out)
+    ended = call(visualize.main, folder, *words)
+    assert ended.status == 0 and ended.err == ""
+    assert provenance.load(out)[0] == names
+    page = (out / "index.html").read_text(encoding="utf-8")
+    for shown in ("$^$.png", "&lt;b&gt;&amp;.png", r"caf\udce9.png", "f\u00fcr.png"):
+        assert f">{shown}<" in page
+    assert len(list((out / "figures").iterdir())) == len(names)

@@ -1,0 +1,147 @@
+"""Does the page stand alone, and say in words what it shows?"""
+
+import html.parser
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from imagepiece_jax.visualize import figure, stylesheet, views
+from imagepiece_jax.visualize.html import page
+from tests.visualize import traces
+
+VOID = {"meta", "input", "img", "br", "link"}
+NAMES = ["one.jpg", '<b>"two".jpg']
+
+
+class Parsed(html.parser.HTMLParser):
+    """All elements as (tag, attributes); fails where tags do not nest."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.open, self.text = [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+    def all(self, tag):
+        return [attrs for found, attrs in self.elements if found == tag]
+
+
+@pytest.fixture(scope="module")
+def text():
+    return page(traces.images(), NAMES, *traces.methods(), "weights.npz")
+
+
+def test_the_likeliest_class_has_its_name():
+    """traces: class 3 of the first image, 4 of the second."""
+    names = ["a", "b", "c", "<cat>", None]
+    text = page(traces.images(), NAMES, *traces.methods(), "w.npz", names)
+    assert text.count("&lt;cat&gt;, 25 % sure") == 3
+    assert text.count("class 4, 50 % sure") == 3
+    assert "<cat>" not in text
+
+
+@pytest.fixture(scope="module")
+def parsed(text):
+    return Parsed(text)
+
+
+def test_page_refers_to_nothing_outside_of_it(text, parsed):
+    ids = {attrs["id"] for _, attrs in parsed.elements if "id" in attrs}
+    for _, attrs in parsed.elements:
+        if "src" in attrs:
+            assert attrs["src"].startswith("data:image/")
+        if "href" in attrs:
+            assert attrs["href"].removeprefix("#") in ids
+        assert not any(name.startswith("on") for name in attrs)
+    assert not parsed.all("script") and not parsed.all("link")
+    urls = re.findall(r"url\((.{11})", text)
+    assert urls == ["data:image/"] * len(NAMES)
+    assert "@import" not in text and "http" not in text
+
+
+def test_every_picture_is_described(parsed):
+    alts = [attrs["alt"] for attrs in parsed.all("img")]
+    assert all(alts)
+    # Of each image: itself; groups, attention and sizes of the first method at its end,
+    # 2 + 3 + 2 of its stages; a sheet and 2 maps of the second; attention of the third.
+    assert len(alts) == 2 * (1 + 3 + 7 + 3 + 1)
+    assert "before block 3, 4 tokens: imagepiece, one.jpg" in alts
+    assert "sizes, block 1, 1 to 2 patches: imagepiece, one.jpg" in alts
+    assert f"weights of 2 learned tokens, a map each: {LEARNER}, one.jpg" in alts
+    assert "attention, block 3, largest 30.0 %: dense, one.jpg" in alts
+
+
+LEARNER = "learner (untrained selectors)"
+
+
+def test_names_are_text_and_not_markup(parsed):
+    assert len(parsed.all("b")) == len(parsed.all("figcaption"))
+    said = "".join(parsed.text)
+    assert NAMES[1] in said and "class 4, 50 % sure" in said
+
+
+def test_every_control_has_a_label_and_one_choice_is_made(parsed):
+    inputs = parsed.all("input")
+    assert [attrs["id"] for attrs in inputs] == [f"show-{kind}" for kind in views.KINDS]
+    assert ["checked" in attrs for attrs in inputs] == [True, False, False]
+    assert len(parsed.all("label")) == 3 and len(parsed.all("legend")) == 1
+    ((language),) = parsed.all("html")
+    assert language == {"lang": "en"}
+
+
+def luminance(colour):
+    """Relative luminance by WCAG 2."""
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [
+        c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels
+    ]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("column", [0, 1], ids=["light", "dark"])
+@pytest.mark.parametrize("front", ["text", "quiet", "accent"])
+def test_letters_stand_out_from_every_ground(front, column):
+    for back in ("ground", "raised"):
+        pair = [stylesheet.COLOURS[name][column] for name in (front, back)]
+        low, high = sorted(map(luminance, pair))
+        assert (high + 0.05) / (low + 0.05) >= 4.5
+
+
+def test_views_show_the_numbers_of_the_trace():
+    shown = views.of_image(traces.hard(), 1)
+    first, second, last = shown["attention"]
+    # Roots of 0.1, 0.05, 0.2, 0.4, 0.1, 0.05 over the largest, 0.4.
+    expected = [0.5, 0.125**0.5, 0.5**0.5, 1, 0.5, 0.125**0.5]
+    np.testing.assert_allclose(first.values, expected, rtol=1e-6)
+    assert (first.title, second.title) == ("attention, block 1", "attention, block 2")
+    # Both patches of a token have its value, the dropped one has none.
+    np.testing.assert_allclose(last.values, [0.25, 0.25, 0.5, 0.125**0.5, 1, np.nan])
+    assert last.note == "largest 64.0 %"
+    sizes = shown["sizes"][1]
+    np.testing.assert_array_equal(sizes.values, [1, 1, 0, 0, 0, np.nan])
+    assert (sizes.title, sizes.note) == ("sizes, before block 3", "1 to 2 patches")
+    maps = views.of_image(traces.soft(), 0)["weights"]
+    np.testing.assert_allclose(maps[1].values, [0, 0, 0.25, 0.5, 0.75, 1], rtol=1e-6)
+    assert [m.note for m in maps] == ["largest weight 50.0 %", "largest weight 40.0 %"]
+
+
+@pytest.mark.parametrize("kind, rows", [("hard", 3), ("soft", 2), ("dense", 1)])
+def test_figures_are_written_for_every_kind(tmp_path, kind, rows):
+    figure.save(tmp_path / "f.png", traces.images()[0], "a", getattr(traces, kind)(), 0)
+    with Image.open(tmp_path / "f.png") as picture:
+        panels = (picture.height - 40) // (228 + 58)
+        assert picture.format == "PNG" and panels == rows

@@ -1,0 +1,71 @@
+"""Traces worked out by hand, of two images with a grid of 2 x 3 patches."""
+
+import numpy as np
+
+from imagepiece_jax.visualize.trace import Stage, Trace
+
+GRID = (2, 3)
+WHOLE = np.arange(6, dtype=np.int32)
+# Patches 0 and 1 merge; then patch 5 is dropped.
+MERGED = np.array([0, 0, 1, 2, 3, 4], np.int32)
+PRUNED = np.array([0, 0, 1, 2, 3, -1], np.int32)
+
+
+def images():
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (2, 12, 12, 3), dtype=np.uint8)
+
+
+def twice(row):
+    """The same for both images."""
+    return np.stack([np.asarray(row)] * 2)
+
+
+def _trace(stages, tokens, attention=None, attended=None):
+    top, confidence = np.array([3, 4], np.int32), np.array([0.25, 0.5], np.float32)
+    return Trace(GRID, 4, stages, tokens, top, confidence, attention, attended)
+
+
+def hard():
+    """A merge in block 1 and a cut before block 3."""
+    six = np.array([0.1, 0.05, 0.2, 0.4, 0.1, 0.05], np.float32)
+    five = np.array([0.1, 0.4, 0.2, 0.1, 0.1], np.float32)
+    four = np.array([0.04, 0.16, 0.08, 0.64], np.float32)
+    sizes = [np.array(s, np.int32) for s in ([2, 1, 1, 1, 1], [2, 1, 1, 1])]
+    stages = (
+        Stage(
+            *(1, "mid", 5, twice(MERGED), twice(sizes[0])),
+            attention=twice(six),
+            attended=twice(WHOLE),
+        ),
+        Stage(
+            *(3, "pre", 4, twice(PRUNED), twice(sizes[1])),
+            attention=twice(five),
+            attended=twice(MERGED),
+        ),
+    )
+    return _trace(stages, 4, twice(four), twice(PRUNED))
+
+
+def soft():
+    """Two learned tokens before block 2."""
+    weights = np.array([[0.5, 0.25, 0.25, 0, 0, 0], [0, 0, 0.1, 0.2, 0.3, 0.4]])
+    stage = Stage(2, "pre", 2, weights=twice(weights.astype(np.float32)))
+    return _trace((stage,), 2)
+
+
+def dense():
+    attention = np.array([0.3, 0.1, 0.1, 0.1, 0.1, 0.2], np.float32)
+    return _trace((), 6, twice(attention), twice(WHOLE))
+
+
+def methods():
+    """(what the page says of each, its Trace)"""
+    told = [
+        {"label": "imagepiece", "untrained": False, "gmacs": 0.5},
+        {"label": "learner (untrained selectors)", "untrained": True, "gmacs": 0.4},
+        {"label": "dense", "untrained": False, "gmacs": 1.0},
+    ]
+    settings = [{"name": "imagepiece"}, {"name": "token_learner"}, {"name": "none"}]
+    told = [a | {"setting": b} for a, b in zip(told, settings, strict=True)]
+    return told, [hard(), soft(), dense()]

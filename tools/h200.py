@@ -1,0 +1,153 @@
+"""Programs for H200 GPUs that need not be there: kernels, and a guess of their time.
+
+XLA can compile for a GPU that is only described: fusions, cuBLASLt and cuDNN calls come
+out as on the real one; nothing is run or timed. It needs JAX's CUDA wheels, no driver.
+"""
+
+import contextlib
+import functools
+import importlib.util
+import os
+
+import jax
+
+from imagepiece_jax.errors import InputError, RunError
+from tools import hlo
+
+# A kernel takes the time of its launch, and of its bytes or its products. With these
+# rates a dense DeiT-S forward pass of 256 images is guessed at 6.3 ms and took 6.9.
+LAUNCH_S, BYTES_PER_S, FLOPS_PER_S = 2.0e-6, 4.0e12, 600e12
+ATTENTION_FLOPS_PER_S = FLOPS_PER_S / 2  # softmax runs between its two products
+
+WHEELS = 'pip install "jax[cuda13]"'
+TARGET = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32
+  threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
+  shared_memory_per_block: 49152 shared_memory_per_core: 233472
+  shared_memory_per_block_optin: 232448
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  memory_bandwidth: 4800000000000 l2_cache_size: 62914560 clock_rate_ghz: 1.98
+  device_memory_size: 150000000000
+  cuda_compute_capability { major: 9 minor: 0 }
+}
+platform_name: "CUDA"
+device_description_str: "NVIDIA H200"
+dnn_version_info { major: 9 minor: 10 patch: 0 }
+runtime_version { major: 13 minor: 0 patch: 0 }
+"""
+
+
+def device():
+    """The described GPU, as JAX's compiler takes it; InputError without the wheels.
+
+    Call it before anything else uses JAX: its plugin looks for a driver once, at first
+    use, and is told here to go without.
+    """
+    return devices()[0]
+
+
+@functools.cache
+def devices(count=1):
+    """`count` described GPUs of one host; InputError as in `device`."""
+    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
+    from jax.experimental import topologies
+
+    topology = f"1x1x{count}"  # partitions, hosts in each, GPUs in each
+    try:
+        described = topologies.get_topology_desc(
+            "", platform="cuda", target_config=TARGET, topology=topology
+        )
+    except (NotImplementedError, RuntimeError) as error:  # no such plugin, or not ready
+        if any(map(_installed, ("xla_cuda13", "xla_cuda12"))):
+            raise InputError(
+                "compiling for an H200 found JAX's CUDA wheels, which did not start; "
+                "allowed is a process in which JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1 is "
+                "set before JAX is used"
+            ) from error
+        raise InputError(
+            "compiling for an H200 needs JAX's CUDA wheels, which are not installed "
+            f"here: {WHEELS} (no GPU and no driver needed)"
+        ) from error
+    return described.devices
+
+
+def _installed(plugin):
+    try:
+        return importlib.util.find_spec(f"jax_plugins.{plugin}") is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def compile_for(fn, *args, options=None, donate=(), places=None):
+    """Text of `fn` compiled for one H200; `hlo` and the functions below read it.
+
+    args: pytrees of arrays or ShapeDtypeStructs; options: compiler options by name;
+    donate: positions of `args` whose memory the results may take; places: a sharding
+    for each of `args` where `fn` is for several of `devices`. InputError without JAX's
+    CUDA wheels, RunError for what XLA cannot compile.
+    """
+    if places is None:
+        places = [jax.sharding.SingleDeviceSharding(device())] * len(args)
+
+    def placed(leaf, place):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+    args = [
+        jax.tree.map(functools.partial(placed, place=place), arg)
+        for arg, place in zip(args, places, strict=True)
+    ]
+    traced = jax.jit(fn, donate_argnums=donate).trace(*args)
+    try:
+        lowered = _lowered(traced)
+        return lowered.compile(compiler_options=dict(options or {})).as_text()
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise RunError(f"XLA cannot compile this for an H200: {reason}") from error
+
+
+def _lowered(traced):
+    try:
+        return traced.lower(lowering_platforms=("cuda",))
+    except (RuntimeError, AssertionError):
+        with _device_known():
+            return traced.lower(lowering_platforms=("cuda",))
+
+
+def _device_known():
+    """Kernels of Pallas ask, in newer JAX, which device they are lowered for."""
+    try:
+        from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
+
+        gpu = AbstractDevice(device_kind="NVIDIA H200", num_cores=None, platform="gpu")
+        return use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=gpu))
+    except (ImportError, TypeError):  # older JAX does not ask
+        return contextlib.nullcontext()
+
+
+def guess(kernel):
+    """Seconds that `kernel` (hlo.Kernel) would take: roofline and launch, no more."""
+    rate = ATTENTION_FLOPS_PER_S if kernel.kind == "attention" else FLOPS_PER_S
+    return LAUNCH_S + max(kernel.bytes / BYTES_PER_S, kernel.flops / rate)
+
+
+def summary(text):
+    """{kind: (kernels, guessed ms)} of a compiled text, the longest first."""
+    found = {}
+    for kernel in hlo.kernels(text):
+        count, ms = found.get(kernel.kind, (0, 0.0))
+        found[kernel.kind] = (count + 1, ms + 1e3 * guess(kernel))
+    return dict(sorted(found.items(), key=lambda item: -item[1][1]))
+
+
+def table(text):
+    """One line a kernel: kind, guessed time, bytes, result and where it comes from."""
+    lines = [f"{'':4} {'kind':11} {'us':>7} {'MB':>7}  {'result':40}  name, source"]
+    for number, kernel in enumerate(hlo.kernels(text)):
+        where = kernel.source.rpartition("ViT/")[2]
+        lines.append(
+            f"{number:4} {kernel.kind:11} {1e6 * guess(kernel):7.1f} "
+            f"{kernel.bytes / 1e6:7.1f}  {kernel.shape[:40]:40}  {kernel.name}, {where}"
+        )
+    return "\n".join(lines)
