@@ -56,7 +56,7 @@ class Recipe:
     mixup_switch_prob: float = 0.5
     ema_decay: float = 0.0
     log_every_steps: int = 50
-    pipeline: Augment = Augment()
+    augment: Augment = Augment()
 
 
 def init_state(variables, optimizer, with_ema):
