@@ -2,7 +2,7 @@
 
 The project's only mention of `jax.pmap` and `jax.distributed`: moving to another way of
 running on many devices means rewriting this file. Layout: which samples of a global
-batch each of the W devices (all processes together) holds says `loader.split`.
+batch each of the W devices (all processes together) holds is `layout.device_samples`.
 """
 
 import collections
@@ -17,7 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from imagepiece_jax.common import xla_options
-from imagepiece_jax.data import loader
+from imagepiece_jax.common.layout import device_samples
 from imagepiece_jax.errors import InputError, Stopped
 from imagepiece_jax.training import peer_failure
 
@@ -282,7 +282,7 @@ def total(tree):
 def positions(micro_batch_size):
     """Inside `pmap`: places in the global batch of this device's samples, int32 [m]."""
     devices = jax.lax.axis_size(AXIS)
-    places = loader.split(micro_batch_size * devices, devices)
+    places = device_samples(micro_batch_size * devices, devices)
     return jnp.asarray(places, jnp.int32)[jax.lax.axis_index(AXIS)]
 
 

@@ -43,7 +43,7 @@ def compare(config, model, variables, batches, images, gelu=None):
     optimized = accuracy.evaluate(
         accuracy.of_program(program),
         None,
-        batches(batch_size=config.eval_batch_size, placement=loader.WHOLE),
+        batches(batch_size=config.eval_batch_size, placement=loader.ONE_DEVICE),
         rights[1],
     )
     optimized |= {"dtype": model.dtype.name, "gelu": program.model.gelu}

@@ -136,7 +136,7 @@ class _Course(Run):
         readers are never started anew and never wait for a turn to end.
         """
         config, length = self.config, self.length
-        self.training = loader.training(
+        self.training = loader.train_sequence(
             self.train_source,
             self.train_transform,
             batch_size=config.batch_size,
@@ -146,7 +146,7 @@ class _Course(Run):
             placement=self.place,
             repeats=config.data.repeats,
         )
-        self.evaluation = loader.evaluation(
+        self.evaluation = loader.eval_sequence(
             self.val_source,
             self.eval_transform,
             batch_size=from_config.eval_batch_size(config, self.place),
@@ -160,7 +160,7 @@ class _Course(Run):
             if self._evaluates_after(step):
                 turns += [(self.training, done - first, step - done), evaluated]
                 done = step
-        self.feed = loader.Feed(turns, config.data.workers, config.data.threads)
+        self.feed = loader.DataLoader(turns, config.data.workers, config.data.threads)
 
     def _resumes_evaluation(self, first, meta):
         """Whether a run that goes on after step `first` was stopped in the middle."""

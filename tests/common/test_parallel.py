@@ -17,7 +17,7 @@ import pytest
 
 from configs import quickstart
 from imagepiece_jax.common import parallel, xla_options
-from imagepiece_jax.data import loader
+from imagepiece_jax.common.layout import device_samples
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.training import distributed, host_consistency, trainer
 from tests import compiling, runs
@@ -80,7 +80,7 @@ def test_processes_with_unequal_devices_are_refused():
 def check_exchange(devices, first=0, local=None):
     """Global batch 0 .. 3 W - 1, three samples a device, two numbers a sample."""
     local = local or devices
-    samples = loader.split(3 * devices, devices).ravel()
+    samples = device_samples(3 * devices, devices).ravel()
     batch = np.stack([samples, -samples], axis=1)[3 * first : 3 * (first + local)]
 
     def step(x):
@@ -132,7 +132,7 @@ def check_round_trip(devices, everywhere=None):
 
 def check_pairs(devices, m):
     """Of an even number of samples a device every partner is on the same device."""
-    samples = loader.split(m * devices, devices)
+    samples = device_samples(m * devices, devices)
     mapped = parallel.pmap(parallel.reverse)
     np.testing.assert_array_equal(mapped(samples), m * devices - 1 - samples)
     shape = jax.ShapeDtypeStruct(samples.shape, jnp.int32)
