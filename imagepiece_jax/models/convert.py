@@ -8,7 +8,8 @@ stores the projections q, k and v stacked, in this order, as one `attn.qkv`.
 
 import math
 import re
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -89,6 +90,13 @@ def to_timm(variables):
         whole = stack[0] if len(stack) == 1 else np.concatenate(stack)
         tensors[name] = np.array(whole, order="C")  # the order that file formats have
     return tensors
+
+
+def timm_shapes(variables: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """{timm's name: shape} of what `to_timm` returns; shapes of variables will do."""
+    leaves = traverse_util.flatten_dict(variables, sep="/")
+    places = (_place(key, leaf.shape) for key, leaf in leaves.items())
+    return {place.name: place.shape for place in places}
 
 
 def _place(key, shape):
