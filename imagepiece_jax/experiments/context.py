@@ -191,7 +191,7 @@ class Answers:
 
     @property
     def accuracy(self):
-        return statistics.proportion(self.right)
+        return statistics.accuracy(self.right)
 
 
 def plan_facts(model, image_size):

@@ -47,7 +47,7 @@ class Measured:
         """To the dense model of the same seed, None where there is none."""
         if not self.bases:
             return None
-        return statistics.difference(
+        return statistics.paired_difference(
             [each.right for each in self.answers], [each.right for each in self.bases]
         )
 
@@ -174,9 +174,9 @@ def _cells(measured, dense, several):
     use = measured.subject.use(measured.reduction)
     if measured.facts["untrained_selectors"]:
         use += ", untrained selectors"
-    cells = [use, statistics.text(measured.accuracy)]
+    cells = [use, statistics.format_estimate(measured.accuracy)]
     itself = measured.row == DENSE
-    cells.append("" if itself else statistics.difference_text(measured.difference))
+    cells.append("" if itself else statistics.format_difference(measured.difference))
     if several:
         cells.append(" ".join(f"{each['acc1']:.1f}" for each in measured.answers))
     ratio = f"{dense.facts['gmacs'] / gmacs:.2f}" if dense else ""

@@ -160,7 +160,7 @@ def test_all_methods_are_shown_the_same_masks(tmp_path):
     assert all(shown == dense for shown in by_method.values())
     page = (tmp_path / "masking.md").read_text()
     assert "| DeiT | acc1, %, DeiT-S (ImageNet-1k, published) |  | 79.05 |" in page
-    whole = statistics.text(statistics.proportion(np.arange(20) < 18))
+    whole = statistics.format_estimate(statistics.accuracy(np.arange(20) < 18))
     assert f"| DeiT | acc1, % (measured) | {whole} |" not in page  # three mask seeds
     assert "| DeiT | acc1, % (measured) | 90.0 [" in page
     assert (tmp_path / "masking.png").read_bytes().startswith(b"\x89PNG")

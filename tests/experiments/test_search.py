@@ -132,7 +132,9 @@ def fake_lab(folder, subject, metric="gmacs", ratio=2.5):
 
 def test_what_chose_is_never_reported(tmp_path, subject, few_shapes, monkeypatch):
     """The winner is best on the choosing half; its page shows that it is worst."""
-    monkeypatch.setattr("imagepiece_jax.evaluate.statistics.text", lambda e: e[0])
+    monkeypatch.setattr(
+        "imagepiece_jax.evaluate.statistics.format_estimate", lambda e: e[0]
+    )
     lab = fake_lab(tmp_path, subject)
     search.run(lab)
     lab.points.close()

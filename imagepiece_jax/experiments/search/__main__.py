@@ -107,7 +107,7 @@ def _at(lab, share, metric, count):
         parts.append("The winner is a published form.")
     elif best is not None:
         rights = [told(c, reporting).right for c in (ranked[0], best)]
-        gain = statistics.difference_text(statistics.paired(*rights))
+        gain = statistics.format_difference(statistics.paired_difference(*rights))
         parts.append(
             f"Points above the published form that the choosing half prefers, {best}: "
             f"{gain} (McNemar's exact p = {statistics.mcnemar(*rights):.2g})."
@@ -198,7 +198,7 @@ def _table(lab, subject, ranked, choosing, reporting):
     at_frontier = frontier(points)
     for candidate, (_, chose), best in zip(ranked, points, at_frontier, strict=True):
         answers = lab.answers(subject, candidate.reduction, part)
-        change = statistics.paired(answers.right, base.right)
+        change = statistics.paired_difference(answers.right, base.right)
         lines.append(
             [
                 candidate,
@@ -207,8 +207,8 @@ def _table(lab, subject, ranked, choosing, reporting):
                 "yes" if best else "",
                 f"{answers['gmacs']:.3f}",
                 answers["tokens"],
-                statistics.text(answers.accuracy),
-                statistics.difference_text(change),
+                statistics.format_estimate(answers.accuracy),
+                statistics.format_difference(change),
             ]
         )
     head = ["setting", "", "acc1, %, choosing half", "on the frontier", "GMACs"]
