@@ -193,15 +193,15 @@ def _maps(variables, images, model):
     side = images.shape[1] // model.patch_size
     norm = features.final_norm(variables)
     fills = [fill for fill in features.FILLS if fill != "class" or model.class_token]
-    features = {
+    maps = {
         fill: features.feature_map(outputs, (side, side), fill, norm) for fill in fills
     }
-    features = {k: v.reshape(v.shape[0], side * side, -1) for k, v in features.items()}
+    maps = {k: v.reshape(v.shape[0], side * side, -1) for k, v in maps.items()}
     state = outputs.state
     if state.source is None:
-        return features, jnp.full(features["last"].shape[:2], 2.0)
+        return maps, jnp.full(maps["last"].shape[:2], 2.0)
     size = state.size[:, state.num_prefix :, None]
-    return features, unmerge(size, state.source)[..., 0]
+    return maps, unmerge(size, state.source)[..., 0]
 
 
 if __name__ == "__main__":

@@ -113,6 +113,7 @@ def _names(words):
 
 def _told(name, names, lab):
     """Run one experiment; among all, what it lacks is said and the others go on."""
+    name = "combinations" if name == "combos" else name
     module = f"imagepiece_jax.experiments.{name.replace('-', '_')}"
     try:
         importlib.import_module(module).run(lab)

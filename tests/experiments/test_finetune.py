@@ -3,7 +3,7 @@
 import pytest
 
 from configs import quickstart
-from imagepiece_jax.experiments import finetune, subjects
+from imagepiece_jax.experiments import finetune, rows, subjects
 from imagepiece_jax.experiments.finetune import Small, label
 from imagepiece_jax.experiments.rows import DENSE, Row
 from tests.experiments import small_lab
@@ -94,8 +94,8 @@ def test_methods_are_trained_once_and_compared(tmp_path, config, capfd):
     maker = made(tmp_path, config)
     maker.seeds = [1]
     lab = small_lab.lab(tmp_path / "out", small=maker)
-    rows = (DENSE, Row("EViT", EVIT), Row("EViT, conv", EVIT, "conv"))
-    found = rows.measure(lab, rows, matched=False)
+    compared = (DENSE, Row("EViT", EVIT), Row("EViT, conv", EVIT, "conv"))
+    found = rows.measure(lab, compared, matched=False)
     assert found["EViT, conv"] is None and len(found["EViT"].answers) == 1
     names = sorted(path.name for path in (tmp_path / "small").iterdir())
     assert names == ["dense_patch_seed1", f"{label(EVIT)}_patch_seed1"] + [
@@ -103,7 +103,7 @@ def test_methods_are_trained_once_and_compared(tmp_path, config, capfd):
     ]
     assert found["EViT"].facts["tokens"] == 33
     assert found["EViT"].subject.seed == 1
-    assert "| EViT |  | as trained |" in rows.table(rows, found, {}, "")
+    assert "| EViT |  | as trained |" in rows.table(compared, found, {}, "")
     assert "1 epochs dense, then as many" in rows.form(lab)
     capfd.readouterr()
     (again,) = maker.runs(EVIT, "patch", False)
