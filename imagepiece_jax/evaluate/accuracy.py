@@ -166,7 +166,8 @@ def evaluate_each(
             add(*pending)
             if began is None:
                 began, seen = time.perf_counter(), passes[0].totals["images"]
-        pending = {name: batch[name] for name in ("index", "mask")}, results
+        kept = {name: np.array(batch[name]) for name in ("index", "mask")}
+        pending = kept, results
     add(*pending)
     if began is None:
         began = time.perf_counter()

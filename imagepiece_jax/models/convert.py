@@ -18,7 +18,6 @@ from absl import logging
 from flax import traverse_util
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.state_dict import read_state_dict
 
 _LEAVES = {
     "kernel": "weight",
@@ -41,15 +40,6 @@ class _Place(NamedTuple):
     name: str  # timm's: blocks.3.attn.qkv.weight
     third: int | None  # 0, 1, 2 in a stacked tensor; None where it has its own
     shape: tuple[int, ...]  # of the whole timm tensor
-
-
-def load(path, like, fresh=(), hint=True):
-    """`from_timm` of a weights file; its errors name the file."""
-    state_dict = read_state_dict(path)
-    try:
-        return from_timm(state_dict, like, fresh, hint)
-    except InputError as error:
-        raise InputError(f"weights file {path}: {error}") from error
 
 
 def from_timm(state_dict, like, fresh=(), hint=True):

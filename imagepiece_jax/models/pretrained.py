@@ -119,9 +119,8 @@ class Pretrained:
 
     def restore(self, like: Mapping[str, Any], fresh: Iterable[str] | None = None):
         """Variables of the shapes of `like`; see `restore` of this module."""
-        return _restore(
-            self.path, self.state_dict, like, fresh or (), hint=fresh is not None
-        )
+        hint = fresh is not None
+        return _restore(self.path, self.state_dict, like, fresh or (), hint)
 
     def variables(self, model: ViT) -> tuple[Mapping[str, Any], bool]:
         """(variables for `model`, whether it has selectors that were never trained).
@@ -346,8 +345,8 @@ def restore(
     and errors suggest none. InputError for anything else that is missing, left over or
     of another shape.
     """
-    tensors = _tensors(path, checkpoint)
-    return _restore(path, tensors, like, fresh or (), hint=fresh is not None)
+    hint = fresh is not None
+    return _restore(path, _tensors(path, checkpoint), like, fresh or (), hint)
 
 
 def normalization(path: str | os.PathLike) -> dict[str, tuple[float, ...]]:

@@ -3,9 +3,11 @@
 import pytest
 
 from configs import quickstart
-from imagepiece_jax.experiments import finetune, rows, subjects
+from imagepiece_jax.experiments import finetune, rows
 from imagepiece_jax.experiments.finetune import Small, label
 from imagepiece_jax.experiments.rows import DENSE, Row
+from imagepiece_jax.models import pretrained
+from imagepiece_jax.reduction import settings
 from tests.experiments import small_lab
 
 EVIT = {"name": "evit", "keep_rate": 0.5, "blocks": (1,)}
@@ -29,7 +31,7 @@ def made(tmp_path, config):
 
 def test_folders_are_named_by_their_reduction():
     assert label(EVIT) == "evit_keep_rate=0.5_blocks=1,"
-    assert label(subjects.DENSE) == "dense"
+    assert label(settings.DENSE) == "dense"
 
 
 def test_matching_leaves_the_reference_and_the_dense_model_alone(
@@ -37,11 +39,11 @@ def test_matching_leaves_the_reference_and_the_dense_model_alone(
 ):
     maker, asked = made(tmp_path, config), []
     monkeypatch.setattr(maker, "_trained", lambda *given: asked.append(given))
-    maker.runs(subjects.DENSE, "patch", True)
+    maker.runs(settings.DENSE, "patch", True)
     maker.runs(finetune.REFERENCE, "patch", True)
     maker.runs(EVIT, "patch", False)
     assert [given[0] for given in asked[::2]] == [
-        subjects.DENSE,
+        settings.DENSE,
         finetune.REFERENCE,
         EVIT,
     ]
@@ -69,7 +71,9 @@ def test_a_run_is_told_all_that_differs(tmp_path, config, monkeypatch):
 
     def run(config, name):
         configs[name] = config
-        return subjects.Subject(tmp_path / name, maker.given.fields, subjects.DENSE)
+        return pretrained.Pretrained(
+            tmp_path / name, maker.given.fields, settings.DENSE
+        )
 
     monkeypatch.setattr(maker, "_run", run)
     maker._trained({"name": "dynamicvit", "blocks": (1,)}, "patch", 1)
