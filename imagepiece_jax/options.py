@@ -65,11 +65,11 @@ def model_config(holder, path, normalization):
     normalization: what --mean and --std gave. InputError for the first contradiction.
     """
     from imagepiece_jax.models import pretrained
-    from imagepiece_jax.training import checks, from_config
+    from imagepiece_jax.training import from_config
 
     config = holder.value
     if config is not None:
-        checks.check(config)
+        from_config.check(config)
         from_config.model(config)  # its own mistakes first
         told = pretrained.read(path, pretrained.heads(config.to_dict()))
         told.under(config.to_dict())
@@ -81,7 +81,7 @@ def model_config(holder, path, normalization):
         config = _config_of(told)
         for field, text in overrides:
             config_files.override(config, field, text)
-        checks.check(config)
+        from_config.check(config)
         asked = pretrained.model_fields(config.to_dict())
         typed = {field.removeprefix("model.") for field, _ in overrides}
         asked = {name: value for name, value in asked.items() if name in typed}

@@ -108,10 +108,10 @@ def main():
 
 def _check_classes(path, source, data):
     """InputError where a run knows other classes; a line where nobody can tell."""
-    from imagepiece_jax.training import run_dir
+    from imagepiece_jax.models import class_names
 
-    run_dir.check_classes(path, source.class_names, data, run_dir.SAME_CLASSES)
-    untold = run_dir.unnamed_classes(path, source.class_names, data)
+    class_names.check_classes(path, source.class_names, data)
+    untold = class_names.unnamed_classes(path, source.class_names, data)
     if untold is not None:
         print(untold)
 

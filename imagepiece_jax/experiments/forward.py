@@ -7,7 +7,7 @@ import optax
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.rng import Purpose, sample_keys
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.training.metrics import correct_at
+from imagepiece_jax.evaluate.accuracy import correct_at
 
 
 def compiled(model, measure, alter=None, seed=0):
