@@ -23,7 +23,7 @@ from imagepiece_jax.models import summary
 from imagepiece_jax.models.attention import class_attention
 from imagepiece_jax.reduction import kernel_agreement
 from imagepiece_jax.reduction.kernels import fused
-from imagepiece_jax.training import from_config, initial_weights
+from imagepiece_jax.training import from_config
 
 CONFIG = cli.define_config("the config of a model, for real inputs")
 WEIGHTS = options.weights()
@@ -49,7 +49,7 @@ def main():
     if lacking := fused.obstacle(device.platform):
         raise RunError(f"there is no fused reduction to check here: it needs {lacking}")
     if real:
-        config = options.model_config(CONFIG, WEIGHTS.value, normalization)
+        config, weights = options.model_config(CONFIG, WEIGHTS.value, normalization)
     print(f"on {device.device_kind}; gaps over rounding, errors in last places")
     print("| inputs | dtype | rule | images | differ | largest gap | error | |")
     print("|---|---|---|---|---|---|---|---|")
@@ -58,9 +58,7 @@ def main():
         inputs = kernel_agreement.random_batches(RANDOM.value, dtype)
         agree &= agrees("random", dtype, inputs)
     for dtype in kernel_agreement.DTYPES if real else ():
-        agree &= agrees(
-            "real", dtype, real_inputs(config, WEIGHTS.value, DATA.value, dtype)
-        )
+        agree &= agrees("real", dtype, real_inputs(config, weights, DATA.value, dtype))
     if not agree:
         raise RunError("the fused reductions differ from the plain ones: see the table")
 
@@ -77,12 +75,12 @@ def agrees(kind, dtype, inputs):
     return all(comparison.agrees for comparison in found.values())
 
 
-def real_inputs(config, path, data, dtype):
+def real_inputs(config, weights, data, dtype):
     """Yield (query, key, x, size) of every reduction of a model and batch of images."""
     config.data.name = data or config.data.name
     config.model.dtype = dtype
     model = from_config.model(config)
-    variables = initial_weights.load(path, summary.shapes(model, config.image_size))
+    variables = weights.restore(summary.shapes(model, config.image_size))
     transform = from_config.eval_transform(config)
     source = from_config.source(config, "val")
 

@@ -38,6 +38,7 @@ REDUCTION = (
     {"reducers", "token_selector"},
     {"kernel_agreement"},
     {"methods"},
+    {"settings"},
 )
 PLAIN_PYTHON = REDUCTION[0]
 

@@ -221,6 +221,20 @@ def eval_batch_size(config, place):
     return -(-config.eval_batch_size // devices) * devices
 
 
+def eval_batches(config, source):
+    """A function that makes the batches of one pass over `source` in this process."""
+    place = loader.Placement(local_devices=len(parallel.local_devices()))
+    return functools.partial(
+        loader.eval_batches,
+        source,
+        eval_transform(config),
+        batch_size=eval_batch_size(config, place),
+        placement=place,
+        workers=config.data.workers,
+        threads=config.data.threads,
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Length:
     """How long a run is, in steps."""

@@ -1,4 +1,4 @@
-"""How well does it do? Right answers of a batch, and the curves of a run on disk.
+"""The curves of a run on disk.
 
 `metrics.jsonl` in the run's folder holds one JSON object a line; the same numbers, and
 pictures, go to TensorBoard. What a killed run wrote past the restored step is taken
@@ -10,8 +10,6 @@ import contextlib
 import json
 import pathlib
 
-import chex
-import jax.numpy as jnp
 import numpy as np
 
 from imagepiece_jax.common.files import replace_file
@@ -24,20 +22,6 @@ MEASURED = ("throughput", "input_wait", "device_memory")
 # Events that may wait for TensorBoard's thread. It dies where the disk is full, and who
 # fills the queue then waits for ever: long before that a line cannot be written.
 QUEUE = 10_000
-
-
-def correct_at(logits, labels, k):
-    """Is the label among the k largest logits? [B, C], int [B] -> bool [B].
-
-    Of equal logits the lower class counts as larger, so a network that says the same
-    for every class is right for k classes only. A label whose logit is NaN is never
-    found.
-    """
-    chex.assert_rank([logits, labels], [2, 1])
-    mine = jnp.take_along_axis(logits, labels[:, None], axis=-1)
-    lower = jnp.arange(logits.shape[-1])[None, :] < labels[:, None]
-    ahead = jnp.sum((logits > mine) | ((logits == mine) & lower), axis=-1)
-    return (ahead < k) & ~jnp.isnan(mine[:, 0])
 
 
 class MetricWriter:

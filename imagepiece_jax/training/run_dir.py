@@ -13,7 +13,7 @@ import subprocess
 
 from imagepiece_jax.common.files import lock, replace_file
 from imagepiece_jax.errors import InputError, RunError
-from imagepiece_jax.models.pretrained import CLASSES, RUN_CONFIG, class_names
+from imagepiece_jax.models.run_files import CLASSES, RUN_CONFIG, class_names
 
 RUN = "run.json"
 SAME_CLASSES = "allowed are the same classes in the same order"

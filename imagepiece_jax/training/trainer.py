@@ -244,4 +244,5 @@ class _Course(Run):
     def _accuracy(self, eval_step, models, request):
         """One pass over the val split for all these variables: a result for each."""
         batches = request.until_asked(self.feed.batches(self.evaluation))
-        return accuracy.evaluate_each(eval_step, models, batches)
+        results = accuracy.evaluate_each(eval_step, models, batches)
+        return [result.figures for result in results]

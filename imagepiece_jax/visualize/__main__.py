@@ -16,12 +16,12 @@ import pathlib
 
 from absl import flags
 
-from imagepiece_jax import cli, options, variants
+from imagepiece_jax import cli, options
 from imagepiece_jax.common.files import make_folder, replace_file
 from imagepiece_jax.data import image_files
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluate import sweep
-from imagepiece_jax.models.pretrained import class_names
+from imagepiece_jax.models.pretrained import for_analysis
+from imagepiece_jax.reduction.settings import parse
 from imagepiece_jax.visualize import figure, html, provenance
 from imagepiece_jax.visualize.trace import trace
 
@@ -45,13 +45,14 @@ def main(words):
     files, out = image_files.find(words), pathlib.Path(OUT.value or "runs/visualize")
     blocks = block_numbers(BLOCKS.value)
     normalization = NORMALIZATION()
-    settings = [setting for text in SWEEP.value for setting in sweep.parse(text)]
-    shown = variants.variants(path, settings, CONFIG.value, normalization)
+    reductions = [one for text in SWEEP.value for one in parse(text)]
+    weights = for_analysis(path, CONFIG.value, "float32", normalization)
+    shown = [weights.variant(reduction) for reduction in reductions or [None]]
     depth = len(shown[0].model.plan)
     for block in blocks:
         if block >= depth:
             raise InputError(f"--blocks has {block}; allowed are 0 to {depth - 1}")
-    images, names = image_files.read(files, shown[0].image_size)
+    images, names = image_files.read(files, weights.image_size)
     figures = out / "figures"
     for folder in (out, figures):
         make_folder("--out", folder)
@@ -59,16 +60,17 @@ def main(words):
     for variant in shown:
         seen = trace(variant.model, variant.variables, images)
         traces.append(seen)
-        fields = ("label", "setting", "untrained", "gmacs")
-        methods.append({name: getattr(variant, name) for name in fields})
+        facts = {"label": variant.label, "setting": variant.reduction}
+        facts |= {"untrained": variant.untrained, "gmacs": variant.gmacs}
+        methods.append(facts)
         stages = tuple(s for s in seen.stages if not blocks or s.block in blocks)
         drawn = dataclasses.replace(seen, stages=stages)
         figure.save_all(figures, images, names, variant.label, drawn)
         patches = math.prod(seen.grid)
         print(f"{variant.label}: {patches} patches, {seen.tokens} tokens of them left")
     provenance.save(out, names, methods, traces)
-    weights = pathlib.Path(path).name
-    text = html.page(images, names, methods, traces, weights, class_names(path))
+    name, classes = weights.path.name, weights.class_names
+    text = html.page(images, names, methods, traces, name, classes)
     replace_file(out / "index.html", text)
     print(f"page: {out}/index.html; figures: {figures}; data: {out}/provenance.*")
 

@@ -18,7 +18,7 @@ from imagepiece_jax.common.files import (
 from imagepiece_jax.data.imagenet import writer
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.experiments.cache import Points
-from imagepiece_jax.models.pretrained import own_files
+from imagepiece_jax.models.run_files import own_files
 from imagepiece_jax.training.run_dir import Hold
 
 

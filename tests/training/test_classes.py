@@ -14,7 +14,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import __main__ as evaluate
 from imagepiece_jax.experiments import __main__ as experiments
 from imagepiece_jax.experiments.finetune import Small
-from imagepiece_jax.models import pretrained, summary
+from imagepiece_jax.models import run_files, summary
 from imagepiece_jax.training import from_config, initial_weights, run_dir
 from imagepiece_jax.training.checkpoint import Checkpoints
 from tests.command import call, sentence
@@ -73,21 +73,21 @@ def unnamed(run, path):
 
 
 def test_names_are_kept_and_read(tmp_path):
-    assert pretrained.class_names(tmp_path) is None
-    assert pretrained.class_names(tmp_path / "w.npz") is None
+    assert run_files.class_names(tmp_path) is None
+    assert run_files.class_names(tmp_path / "w.npz") is None
     run_dir.record_classes(tmp_path, None)
     assert not list(tmp_path.iterdir())
     run_dir.record_run(tmp_path, config(num_classes=3).to_dict())
     names = ("ant", None, "Käfer \ufffd")
     run_dir.record_classes(tmp_path, names)
-    assert pretrained.class_names(tmp_path) == names
+    assert run_files.class_names(tmp_path) == names
     assert "Käfer" in (tmp_path / "classes.json").read_text(encoding="utf-8")
     run_dir.record_classes(tmp_path, names[:2])
     with pytest.raises(InputError, match="has 2 names, but the run has 3 classes: all"):
-        pretrained.class_names(tmp_path)
+        run_files.class_names(tmp_path)
     (tmp_path / "classes.json").write_text('{"0": "ant"}')
     with pytest.raises(InputError, match="classes.json is no list of names, one for"):
-        pretrained.class_names(tmp_path)
+        run_files.class_names(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 
 from imagepiece_jax.training import peer_failure
 
-HEAD = "import atexit, os, threading; from imagepiece_jax.training import parting;"
+HEAD = "import atexit, os, threading; from imagepiece_jax.training import peer_failure;"
 
 
 def run(script):
@@ -17,7 +17,7 @@ def run(script):
 
 def test_an_abort_in_a_thread_ends_with_the_sentence():
     done = run(
-        "parting.speak_at_abort('error: gone');"
+        "peer_failure.speak_at_abort('error: gone');"
         "print('begin', flush=True);"
         "thread = threading.Thread(target=os.abort); thread.start(); thread.join()"
     )
@@ -30,8 +30,8 @@ def test_who_leaves_for_a_reason_of_its_own_tells_only_that():
     done = run(
         "atexit.register(os.abort);"
         "atexit.register(os.write, 2, b'a long report');"
-        "parting.speak_at_abort('error: gone');"
-        "parting.leave_quietly();"
+        "peer_failure.speak_at_abort('error: gone');"
+        "peer_failure.leave_quietly();"
         "raise SystemExit('error: disk is full')"
     )
     assert (done.returncode, done.stderr) == (
