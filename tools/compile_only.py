@@ -25,10 +25,14 @@ from imagepiece_jax.training.train_step import init_state
 from tools import h200
 
 cli.define_config("a config file; several are compared with the first")
-BATCH_SIZE = flags.DEFINE_multi_string("batch_size", ["256"], "one or more, as 8,256")
-MODE = flags.DEFINE_list("mode", ["inference"], "inference, train, or both")
+BATCH_SIZE = flags.DEFINE_multi_string(
+    "batch_size", ["256"], "one or more, such as 8,256", allow_override=True
+)
+MODE = flags.DEFINE_list(
+    "mode", ["inference"], "inference, train, or both", allow_override=True
+)
 DTYPE = flags.DEFINE_enum(
-    "dtype", "bfloat16", options.DTYPES, "of weights and layers", allow_override=True
+    "dtype", None, options.DTYPES, "default: bfloat16", allow_override=True
 )
 KERNELS = flags.DEFINE_boolean("kernels", False, "list every kernel of every program")
 
@@ -47,7 +51,7 @@ def main():
         if mode not in PROGRAMS:
             raise InputError(f"--mode is {mode!r}; allowed are {', '.join(PROGRAMS)}")
     for config in configs.values():
-        config.model.dtype = DTYPE.value
+        config.model.dtype = DTYPE.value or "bfloat16"
     for size, mode in itertools.product(sizes, MODE.value):
         print(report(list(configs.items()), size, mode, KERNELS.value))
 
