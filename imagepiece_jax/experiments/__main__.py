@@ -192,7 +192,7 @@ def _lab(stack, names, numbers):
 
 
 def _options(budgets):
-    from imagepiece_jax.benchmark.__main__ import batch_sizes, known_modes
+    from imagepiece_jax.benchmark import suite
 
     base = CONFIG.value
     if base is None:
@@ -207,8 +207,8 @@ def _options(budgets):
         "candidates": CANDIDATES.value,
         "base_config": base,
         "dtype": DTYPE.value,
-        "batch_sizes": batch_sizes(SIZES.value),
-        "modes": known_modes(MODES),
+        "batch_sizes": suite.batch_sizes(SIZES.value),
+        "modes": suite.modes(MODES.value, MODES.name),
         "size": SIZE.value,
         "configs": ROOT / "configs",
     }
