@@ -54,7 +54,7 @@ def parse(text):
     found = [dict(zip(names, mix, strict=True)) for mix in itertools.product(*choices)]
     for fields in found:
         own = {k: v for k, v in fields.items() if k not in MODEL_FIELDS}
-        known = methods.find(name, **own).fields_of("recipe")
+        known = (*methods.create(name, **own).inference_fields(),)
         for field in own:
             if field not in known:
                 raise InputError(

@@ -6,7 +6,6 @@ Every command and `load` learn here which model a path holds; its variables are 
 """
 
 import dataclasses
-import inspect
 import json
 import pathlib
 from typing import Any
@@ -24,6 +23,8 @@ OTHERS = ("run.json", "metrics.jsonl")  # that only a run writes
 DENSE = {"name": "none"}
 # What a reduction may name beside the fields of its method's recipe.
 MODEL_FIELDS = ("prop_attn",)
+# Fields of older runs, with the value at which they changed nothing.
+RETIRED = {"round_to": 0}
 IMAGENET = {"mean": MEAN, "std": STD}
 # Fields that weights decide: with another value they are no longer this model's.
 DECIDED = (
@@ -202,20 +203,24 @@ def reduction_of(config):
     return fields | {k: v for k, v in own.items() if v is not None}
 
 
+def without_retired(config):
+    """A run's config without the reduction's `RETIRED` fields, if they did nothing."""
+    reduction = {
+        field: value
+        for field, value in config["reduction"].items()
+        if field not in RETIRED or value != RETIRED[field]
+    }
+    return config | {"reduction": reduction}
+
+
 def completed(reduction):
-    """All fields that decide what a reduction does, with the recipe's defaults."""
+    """All fields that decide what a reduction does, with the method's defaults."""
     given = dict(reduction or DENSE)
     name = given.pop("name", "none")
-    method = methods.find(name, **{k: given[k] for k in given if k not in MODEL_FIELDS})
-    defaults = {
-        parameter.name: parameter.default
-        for parameter in inspect.signature(method.recipe).parameters.values()
-        if parameter.default is not inspect.Parameter.empty
-    }
+    own = {k: given.pop(k) for k in MODEL_FIELDS if k in given}
+    method = methods.create(name, **given)
     meant = {field: method.model_fields.get(field, False) for field in MODEL_FIELDS}
-    known = {k: v for k, v in given.items() if k in defaults or k in MODEL_FIELDS}
-    known = {k: plain(v) for k, v in known.items()}
-    return {"name": name, **meant, **defaults, **known}
+    return {"name": name, **meant, **own, **method.inference_fields()}
 
 
 def plain(value):
@@ -234,6 +239,7 @@ def _config_of(folder):
     """The config of the run in `folder`, a nested dict; InputError without one."""
     try:
         config = json.loads((folder / RUN_CONFIG).read_text(encoding="utf-8"))
+        config = without_retired(config)
         model_fields(config), reduction_of(config)
         told = {name: config[name] for name in ("image_size", "num_classes")}
         wrong = {k: v for k, v in told.items() if not isinstance(v, int)}

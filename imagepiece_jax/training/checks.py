@@ -87,7 +87,7 @@ def check(config):
             f"({config.image_size}) or more"
         )
     _check_places(config, canvas)
-    _check_hooks(config)
+    methods.create(**config.reduction.to_dict())  # its own mistakes
 
 
 def _check_places(config, canvas):
@@ -105,14 +105,6 @@ def _check_places(config, canvas):
             "config.augment.where is 'host'; RandAugment comes after the crop, so with "
             f"config.data.canvas={canvas} allowed is device"
         )
-
-
-def _check_hooks(config):
-    """InputError of a method's hooks that are plain Python, for fields they refuse."""
-    fields = config.reduction.to_dict()
-    method = methods.find(**fields)
-    method.call("rate_at", 0, **fields)
-    method.call("param_groups", "head/kernel", **fields)
 
 
 def _pair(values):

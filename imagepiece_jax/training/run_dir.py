@@ -13,7 +13,12 @@ import subprocess
 
 from imagepiece_jax.common.files import lock, replace_file
 from imagepiece_jax.errors import InputError, RunError
-from imagepiece_jax.models.pretrained import CLASSES, RUN_CONFIG, class_names
+from imagepiece_jax.models.pretrained import (
+    CLASSES,
+    RUN_CONFIG,
+    class_names,
+    without_retired,
+)
 
 RUN = "run.json"
 SAME_CLASSES = "allowed are the same classes in the same order"
@@ -42,7 +47,7 @@ def record_run(
     workdir = pathlib.Path(workdir)
     text = json.dumps(config_dict, indent=2)
     if (workdir / RUN_CONFIG).exists():
-        old = _flat(_read(workdir / RUN_CONFIG))
+        old = _flat(without_retired(_read(workdir / RUN_CONFIG)))
         for name, value in (assumed or {}).items():
             if old.get(name, "null") == "null":
                 old[name] = json.dumps(value)

@@ -41,6 +41,13 @@ def test_same_config_goes_on_and_every_start_is_kept(tmp_path):
     assert [start["jax"] for start in starts] == ["1", "2"]
 
 
+def test_a_retired_field_that_did_nothing_is_ignored(tmp_path):
+    old = changed(reduction=CONFIG["reduction"] | {"round_to": 0})
+    record_run(tmp_path, old)
+    record_run(tmp_path, CONFIG)
+    assert "round_to" not in (tmp_path / "config.json").read_text()
+
+
 @pytest.mark.parametrize(
     "config, sentence",
     [
