@@ -127,7 +127,7 @@ def _named(given):
 def _measure(configs, sizes):
     """Everything at every batch size: lines as they come, then tables and plot."""
     from imagepiece_jax.benchmark import device, peak_rates, report, suite, timer
-    from imagepiece_jax.training.run_dir import append_line
+    from imagepiece_jax.common.files import append_line
 
     device.use(DEVICE.value)
     dtype = DTYPE.value or device.fast_dtype()

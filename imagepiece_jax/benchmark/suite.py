@@ -6,8 +6,8 @@ import dataclasses
 from imagepiece_jax.benchmark import device, report, timer
 from imagepiece_jax.benchmark.input_stream import Feeds
 from imagepiece_jax.benchmark.workloads import INPUTS, Subject
+from imagepiece_jax.common.files import git_revision
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.training.run_dir import git_revision
 
 FULL = ("RESOURCE_EXHAUSTED", "out of memory")  # how libraries say so
 

@@ -113,6 +113,7 @@ def _names(words):
 
 def _told(name, names, lab):
     """Run one experiment; among all, what it lacks is said and the others go on."""
+    name = "combinations" if name == "combos" else name
     module = f"imagepiece_jax.experiments.{name.replace('-', '_')}"
     try:
         importlib.import_module(module).run(lab)
@@ -144,8 +145,9 @@ def _share(text):
 def _lab(stack, names, numbers):
     """The Lab of the flags; every mistake that can be told now is."""
     from imagepiece_jax.benchmark import device
-    from imagepiece_jax.experiments import cache, subjects
+    from imagepiece_jax.experiments import cache, context
     from imagepiece_jax.experiments.context import Lab
+    from imagepiece_jax.models import pretrained
 
     if names == ["search"] and METRIC.value == "ms" and not SPEED.value:
         raise InputError("--metric ms is of the clock; allowed is it without --nospeed")
@@ -165,11 +167,11 @@ def _lab(stack, names, numbers):
     out = pathlib.Path(OUT.value or "runs/experiments")
     subject = trained = small = None
     if RUNS.value:
-        trained = tuple(subjects.runs(RUNS.value, dtype))
+        trained = tuple(context.runs_in(RUNS.value, dtype))
     elif names != ["throughput"]:
         path = cli.required(WEIGHTS)
         config = None if SMALL.value else CONFIG.value
-        subject = subjects.of(path, config, dtype, normalization)
+        subject = pretrained.for_analysis(path, config, dtype, normalization)
     if SMALL.value:
         small, subject = _small(subject, out / "small", numbers["seeds"], dtype), None
     points = stack.enter_context(
@@ -215,7 +217,7 @@ def _options(budgets):
 def _images(subject, trained, small):
     """The images that all models are asked about; None where there are no models."""
     from imagepiece_jax.experiments.images import Images
-    from imagepiece_jax.training.run_dir import SAME_CLASSES, check_classes
+    from imagepiece_jax.models.class_names import check_classes
 
     models = trained or ((subject,) if subject else ())
     if small is not None:
@@ -241,7 +243,7 @@ def _images(subject, trained, small):
     )
     names, data = images.source.class_names, f"--data {DATA.value}"
     for model in models:
-        check_classes(model.path, names, data, SAME_CLASSES)
+        check_classes(model.path, names, data)
     return images
 
 

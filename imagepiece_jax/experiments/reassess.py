@@ -28,9 +28,9 @@ def run(lab):
             [
                 int(block) + 1,
                 render.number(printed),
-                statistics.text(estimate(figures["own"])),
+                statistics.format_estimate(estimate(figures["own"])),
                 figures["rule"],
-                statistics.text(estimate(figures["candidates"])),
+                statistics.format_estimate(estimate(figures["candidates"])),
             ]
         )
     head = ["layer (from 1)", f"%, DeiT-S ({published.LABEL})", "%, measured"]
