@@ -31,5 +31,4 @@ def imagepiece():
     fields.parity = 0  # which of the two that are dealt first may leave
     fields.metric = "key"  # what is compared: "key", "query", "value", "token"
     fields.size_weighting = True  # a merged token is the mean over its patches
-    fields.round_to = 0  # tokens after a step, prefix too: a multiple of it; 0: off
     return fields

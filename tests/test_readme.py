@@ -25,7 +25,7 @@ def block(start):
 def test_the_new_method_keeps_the_tokens_of_largest_norm():
     space = {}
     exec(compile(block("# imagepiece_jax/reduction/methods/"), "README", "exec"), space)
-    steps = space["METHOD"].recipe(4, keep_rate=0.5, blocks=(1,))
+    steps = space["NormTopK"](keep_rate=0.5, blocks=(1,)).steps(4)
     plan = schedule.build(4, 16, steps)
     assert [layer.mlp_tokens for layer in plan] == [17, 9, 9, 9]
     model = ViT(plan, embed_dim=8, num_heads=2, patch_size=2, num_classes=3)
