@@ -1,8 +1,8 @@
 """Do the fused reductions decide as the plain ones do, on this device?
 
 python -m imagepiece_jax.check_kernels
-python -m imagepiece_jax.check_kernels --config configs/deit_ti_imagepiece.py \\
-    --weights FILE --data folder:PATH
+python -m imagepiece_jax.check_kernels --data folder:PATH \\
+    --config configs/deit_s_imagepiece.py:deit_ti --weights FILE
 
 Random queries, keys and tokens; with --weights also those of a model, at
 every reduction of its plan, on the images of a set. One table: how many images were
@@ -14,13 +14,13 @@ so that it is no near tie, or if they are 1 % of the images or more.
 import jax
 from absl import flags
 
-from imagepiece_jax import cli, options
+from imagepiece_jax import cli, config_files
 from imagepiece_jax.errors import InputError, RunError
 
-CONFIG = cli.define_config("the config of a model, for real inputs")
-WEIGHTS = options.weights()
-NORMALIZATION = options.normalization()
-DATA = options.data("config.data")
+cli.define_config("the config of a model, for real inputs")
+WEIGHTS = cli.weights()
+NORMALIZATION = cli.normalization()
+DATA = cli.data("config.data")
 RANDOM = flags.DEFINE_integer(
     "random",
     10_000,
@@ -34,10 +34,9 @@ BATCH = 256
 SHAPES = ((196, 6, 64), (121, 3, 64))
 
 
-@cli.completed_by_weights
 def main():
     real, normalization = WEIGHTS.value is not None, NORMALIZATION()
-    if not real and (CONFIG.value is not None or cli.overrides() or normalization):
+    if not real and (any(cli.config_or_overrides()) or normalization):
         raise InputError(
             "--weights is missing: allowed without it are random inputs alone, without "
             "--config, --mean and --std"
@@ -48,7 +47,16 @@ def main():
     if lacking := fused.obstacle(device.platform):
         raise RunError(f"there is no fused reduction to check here: it needs {lacking}")
     if real:
-        config = options.model_config(CONFIG, WEIGHTS.value, normalization)
+        from imagepiece_jax.benchmark.device import fast_dtype
+        from imagepiece_jax.training import from_config
+
+        config = from_config.of_weights(
+            WEIGHTS.value,
+            *cli.config_or_overrides(),
+            base=config_files.load(config_files.BASE),
+            dtype=fast_dtype(),
+            normalization=normalization,
+        )
     print(f"on {device.device_kind}; gaps over rounding, errors in last places")
     print("| inputs | dtype | rule | images | differ | largest gap | error | |")
     print("|---|---|---|---|---|---|---|---|")

@@ -21,13 +21,13 @@ import pathlib
 
 from absl import flags
 
-from imagepiece_jax import cli, options
+from imagepiece_jax import cli, config_files
 from imagepiece_jax.errors import InputError
 
-CONFIG = cli.define_config()
-WEIGHTS = options.weights()
-NORMALIZATION = options.normalization()
-CHECKPOINT = options.checkpoint()
+cli.define_config()
+WEIGHTS = cli.weights()
+NORMALIZATION = cli.normalization()
+CHECKPOINT = cli.checkpoint()
 OUT = flags.DEFINE_string(
     "out", None, "the file to write, replaced if there", allow_override=True
 )
@@ -35,10 +35,10 @@ OUT = flags.DEFINE_string(
 PLATFORMS = ("cpu", "cuda")
 
 
-@cli.completed_by_weights
 def main():
     path, normalization = cli.required(WEIGHTS), NORMALIZATION()
     out = pathlib.Path(cli.required(OUT))
+    from imagepiece_jax.benchmark import device
     from imagepiece_jax.common import xla_options
     from imagepiece_jax.common.files import check_writable, replace_file
     from imagepiece_jax.models import summary
@@ -52,7 +52,13 @@ def main():
             "flatbuffers is not installed, and JAX writes programs with it; install "
             "it: pip install flatbuffers"
         )
-    config = options.model_config(CONFIG, path, normalization)
+    config = from_config.of_weights(
+        path,
+        *cli.config_or_overrides(),
+        base=config_files.load(config_files.BASE),
+        dtype=device.fast_dtype(),
+        normalization=normalization,
+    )
     config.model.attention, config.model.kernels = "xla", "plain"  # run on both
     model = from_config.model(config).clone(class_names=class_names(path))
     xla_options.check_dtype("cpu", model.dtype.name)

@@ -47,7 +47,7 @@ and {farther:g} us more between hosts (assumed), none of it hidden behind other 
 
 
 def main():
-    configs = [(pathlib.Path(path).stem, c) for path, c in cli.required_configs()]
+    configs = [(pathlib.Path(path).stem, c) for path, c in cli.configs()]
     images, hosts = _numbers(IMAGES), _numbers(HOSTS)
     if MARKDOWN.value:
         check_writable("--markdown", MARKDOWN.value)

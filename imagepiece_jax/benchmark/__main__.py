@@ -11,11 +11,10 @@ on the same device; --compile-only h200 compiles for a GPU that need not be ther
 import contextlib
 import itertools
 import os
-import pathlib
 
 from absl import flags
 
-from imagepiece_jax import cli, options
+from imagepiece_jax import cli, config_files
 from imagepiece_jax.errors import InputError
 
 MODES = ("inference", "copy", "end_to_end", "train")
@@ -24,7 +23,7 @@ cli.define_config("a config file; several are compared with the first")
 BATCH_SIZE = flags.DEFINE_multi_string(
     "batch_size", ["256"], "one or more, such as 1,8,256", allow_override=True
 )
-DTYPE = options.dtype("of weights and layers")
+DTYPE = cli.dtype("of weights and layers")
 MODE = flags.DEFINE_list(
     "mode", ["inference"], f"one or more of {','.join(MODES)}", allow_override=True
 )
@@ -38,7 +37,7 @@ DEVICE = flags.DEFINE_enum(
 AGAINST = flags.DEFINE_list(
     "against", [], "timm, tome: PyTorch in turns with ours", allow_override=True
 )
-RULES = options.rules()
+TIMING = cli.timing()
 JSON = flags.DEFINE_string(
     "json", None, "a line for each figure, as they come", allow_override=True
 )
@@ -51,7 +50,7 @@ KERNELS = flags.DEFINE_boolean("kernels", False, "with --compile-only: list them
 
 
 def main():
-    configs = _named(cli.required_configs())
+    configs = _named(cli.configs())
     sizes = batch_sizes(BATCH_SIZE.value)
     modes = known_modes(MODE)
     if KERNELS.value and not COMPILE_ONLY.value:
@@ -67,7 +66,7 @@ def main():
         return
     from imagepiece_jax.common.files import check_writable
 
-    RULES()
+    TIMING()
     files = {}
     for holder in (JSON, MARKDOWN, PLOT):
         if holder.value:
@@ -113,8 +112,7 @@ def _named(given):
     """{file name without .py: config}; InputError for a name that comes twice."""
     configs = {}
     for path, config in given:
-        file, colon, text = path.partition(":")
-        name = pathlib.Path(file).stem + colon + text
+        name = config_files.name(path)
         if name in configs:
             raise InputError(
                 f"--config {path}: a config of this name is there already; allowed are "
@@ -131,7 +129,7 @@ def _measure(configs, sizes):
 
     device.use(DEVICE.value)
     dtype = DTYPE.value or device.fast_dtype()
-    rules = RULES()
+    rules = timer.Rules(*TIMING())
     _note(rules, timer.Rules())
     groups = suite.groups(configs, sizes, dtype, MODE.value)
     print(f"{device.name()}, {dtype}, random weights and images", flush=True)

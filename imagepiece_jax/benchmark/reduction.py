@@ -14,13 +14,13 @@ import json
 
 from absl import flags
 
-from imagepiece_jax import cli, options
+from imagepiece_jax import cli
 
 BATCH = flags.DEFINE_integer("batch", 256, "images that are reduced at once", 1)
 TOKENS = flags.DEFINE_integer("tokens", 196, "of an image, before the step", 8)
 HEADS = flags.DEFINE_integer("heads", 6, "of attention, each 64 wide", 1)
-DTYPE = options.dtype("of tokens")
-RULES = options.rules()
+DTYPE = cli.dtype("of tokens")
+TIMING = cli.timing()
 JSON = flags.DEFINE_string("json", None, "a line each", allow_override=True)
 CHAIN = 8  # reductions of one program
 HEAD_WIDTH = 64
@@ -34,7 +34,7 @@ def main():
     from imagepiece_jax.benchmark import device, peak_rates, timer
     from imagepiece_jax.models.summary import format_table
 
-    rules = RULES()
+    rules = timer.Rules(*TIMING())
     dtype = DTYPE.value or device.fast_dtype()
     copy = peak_rates.measure(dtype, rules).copy
     jobs, floors = _jobs(dtype)

@@ -2,7 +2,7 @@
 
 python -m imagepiece_jax.evaluate --weights WORKDIR
 python -m imagepiece_jax.evaluate --weights FILE --data folder:PATH \\
-    --config configs/deit_ti_imagepiece.py
+    --config configs/deit_s_imagepiece.py:deit_ti
 
 A run tells its model and its data, a file its sizes: --config is for the reduction of a
 file, and must agree with what the weights tell. Without it --config.FIELD=VALUE changes
@@ -19,19 +19,19 @@ import json
 
 from absl import flags
 
-from imagepiece_jax import cli, options
+from imagepiece_jax import cli, config_files
 from imagepiece_jax.errors import InputError
 
-CONFIG = cli.define_config()
-WEIGHTS = options.weights()
-NORMALIZATION = options.normalization()
-CHECKPOINT = options.checkpoint()
-DATA = options.data("config.data")
-RESIZE = options.resize()
+cli.define_config()
+WEIGHTS = cli.weights()
+NORMALIZATION = cli.normalization()
+CHECKPOINT = cli.checkpoint()
+DATA = cli.data("config.data")
+RESIZE = cli.resize()
 JSON = flags.DEFINE_string(
     "json", None, "also write the results to this file", allow_override=True
 )
-SWEEP = options.sweep("these settings instead of config.reduction")
+SWEEP = cli.sweep("these settings instead of config.reduction")
 OPTIMIZED = flags.DEFINE_bool(
     "optimized", False, "compare the optimised program with the float32 model"
 )
@@ -46,13 +46,13 @@ OUT = flags.DEFINE_string(
 )
 
 
-@cli.completed_by_weights
 def main():
     path, normalization = cli.required(WEIGHTS), NORMALIZATION()
     from imagepiece_jax.common.files import check_writable, replace_file
     from imagepiece_jax.models.pretrained import own_files
 
     _check_flags()
+    from imagepiece_jax.benchmark import device
     from imagepiece_jax.common import parallel
     from imagepiece_jax.data import loader, sources
     from imagepiece_jax.evaluate import accuracy, sweep
@@ -61,7 +61,13 @@ def main():
     from imagepiece_jax.training import from_config, initial_weights
 
     settings = [setting for text in SWEEP.value for setting in sweep.parse(text)]
-    config = options.model_config(CONFIG, path, normalization)
+    config = from_config.of_weights(
+        path,
+        *cli.config_or_overrides(),
+        base=config_files.load(config_files.BASE),
+        dtype=device.fast_dtype(),
+        normalization=normalization,
+    )
     config.data.name = DATA.value or config.data.name
     config.data.resize = RESIZE.value or config.data.resize
     if JSON.value:

@@ -19,17 +19,17 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from imagepiece_jax import cli, options
+from imagepiece_jax import cli
 from imagepiece_jax.common import tables
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import feature_agreement as agreement
 from imagepiece_jax.models import features
 
-CONFIG = cli.define_config()
-WEIGHTS = options.weights()
-NORMALIZATION = options.normalization()
-DATA = options.data()
-SWEEP = options.sweep("the methods to compare")
+cli.define_config()
+WEIGHTS = cli.weights()
+NORMALIZATION = cli.normalization()
+DATA = cli.data()
+SWEEP = cli.sweep("the methods to compare")
 IMAGES = flags.DEFINE_integer(
     "images", None, "so many, spread over the set; default: 100", allow_override=True
 )
@@ -68,7 +68,7 @@ def main():
     settings = [setting for setting in settings if setting["name"] != "none"]
     out = pathlib.Path(OUT.value or "runs/dense")
     whole, *reduced = variants.variants(
-        path, [{"name": "none"}, *settings], CONFIG.value, normalization
+        path, [{"name": "none"}, *settings], cli.config(required=False), normalization
     )
     images = read(data, whole, count)
     make_folder("--out", out)

@@ -126,7 +126,7 @@ def of(path, config=None, dtype=None, normalization=None):
     else:
         fields, reduction = told.under(config)
         seed = config["seed"]
-    fields = dict(told.changed(fields | (normalization or {})))
+    fields = dict(told.changed(fields | pretrained.typed(normalization)))
     if "mean" not in fields:
         print(f"note: {pretrained.untold(path)}", flush=True)
         fields |= pretrained.IMAGENET

@@ -181,6 +181,14 @@ def class_names(path):
     return tuple(names)
 
 
+def typed(normalization):
+    """Return what --mean and --std gave, None or by name, checked."""
+    return {
+        name: registry.channels(f"--{name}", values, positive=name == "std")
+        for name, values in (normalization or {}).items()
+    }
+
+
 def untold(path, flags="--mean and --std", taken="ImageNet's"):
     """The line on weights that do not tell how their images were normalized."""
     return (

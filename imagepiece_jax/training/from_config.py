@@ -12,11 +12,72 @@ from imagepiece_jax.data import decode, loader, sources, transforms
 from imagepiece_jax.data.augment import pipeline
 from imagepiece_jax.data.augment.policy import Policy, fill_of
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import registry
+from imagepiece_jax.models import pretrained, registry
 from imagepiece_jax.models.vit import MEAN
 from imagepiece_jax.reduction import methods
-from imagepiece_jax.training import optimizer
+from imagepiece_jax.training import checks, optimizer
 from imagepiece_jax.training.train_step import Recipe, train_step
+
+
+def of_weights(path, config, overrides, base, dtype, normalization=None):
+    """Return the config of the model whose weights are at `path`.
+
+    config: of --config, which must agree with the weights. Where it is None it is the
+    run's own, or for a file `base` with what its tensors say and this dtype, and
+    `overrides` change it: a reduction, an image size, but not what the weights decide.
+    normalization: of --mean and --std. InputError for the first contradiction.
+    """
+    normalization = pretrained.typed(normalization)
+    if config is not None:
+        checks.check(config)
+        model(config)  # its own mistakes first
+        told = pretrained.read(path, pretrained.heads(config.to_dict()))
+        told.under(config.to_dict())
+        asked = pretrained.model_fields(config.to_dict())
+    else:
+        heads = dict(overrides).get("model.num_heads") or ""
+        told = pretrained.read(path, int(heads) if heads.isdecimal() else None)
+        config = _completed(base, told, dtype)
+        overrides(config)
+        checks.check(config)
+        typed = {field.removeprefix("model.") for field, _ in overrides}
+        asked = pretrained.model_fields(config.to_dict())
+        asked = {name: value for name, value in asked.items() if name in typed}
+
+    def named(field):
+        return f"--{field}" if field in normalization else pretrained.in_config(field)
+
+    fields = told.changed(asked | normalization, named)
+    if "mean" not in fields:
+        print(f"note: {pretrained.untold(path)}", flush=True)
+    with config.unlocked():
+        for name, usual in pretrained.IMAGENET.items():
+            config.model[name] = fields.get(name, usual)
+    return config
+
+
+def _completed(base, told, dtype):
+    """Return the config `base` with the fields of a Pretrained."""
+    own = told.config
+    if own is None:
+        own = {k: told.fields[k] for k in ("image_size", "num_classes")}
+        sizes = {k: v for k, v in told.fields.items() if k not in own}
+        own["model"] = sizes | {"dtype": dtype}
+    try:
+        with base.unlocked():
+            base.update(_with_tuples(own))
+    except TypeError as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"{told.kind} {told.path} does not fit configs/base.py: {reason}"
+        ) from error
+    return base
+
+
+def _with_tuples(tree):
+    if isinstance(tree, dict):
+        return {name: _with_tuples(value) for name, value in tree.items()}
+    return tuple(tree) if isinstance(tree, list) else tree
 
 
 def model(config, axis_name=None):

@@ -21,13 +21,13 @@ import sys
 import numpy as np
 from absl import flags
 
-from imagepiece_jax import cli, options
+from imagepiece_jax import cli
 from imagepiece_jax.errors import InputError
 
-CONFIG = cli.define_config()
-WEIGHTS = options.weights()
-NORMALIZATION = options.normalization()
-SWEEP = options.sweep("these methods instead of the config's")
+cli.define_config()
+WEIGHTS = cli.weights()
+NORMALIZATION = cli.normalization()
+SWEEP = cli.sweep("these methods instead of the config's")
 OUT = flags.DEFINE_string(
     "out",
     None,
@@ -56,7 +56,7 @@ def main(words):
     from imagepiece_jax.visualize.trace import trace
 
     settings = [setting for text in SWEEP.value for setting in sweep.parse(text)]
-    shown = variants.variants(path, settings, CONFIG.value, normalization)
+    shown = variants.variants(path, settings, cli.config(required=False), normalization)
     _check_blocks(blocks, len(shown[0].model.plan))
     images, names = read(files, shown[0].image_size)
     for folder in (out, out / FIGURES):
