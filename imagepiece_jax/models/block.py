@@ -87,19 +87,21 @@ class Block(nn.Module):
         seen: AttentionTaps,
         reducer=None,
         keys=None,
-        scales=(None, None),
+        scale=None,
         train: bool = False,
     ):
         """State and attention taps of the block before -> this block's, and a record.
 
         The record is (result, taps) of the reduction, None where there is none.
         `reducer` is the step's, bound to its parameters, or None if it has nothing to
-        do; `keys` as for the model; `scales` are drop path's, [B] for each residual
-        branch.
+        do; `keys` as for the model; `scale` [B, depth, 2] is drop path's.
         """
         site, record = reducer and self.layer.step.site, None
         if site == "pre":
             state, record = self.reduce(state, seen, reducer, keys, train)
+        branches = (None, None)
+        if scale is not None:
+            branches = scale[:, self.index, 0], scale[:, self.index, 1]
         needs, metric = self._needs(state)
         attend = functools.partial(
             Block.attend,
@@ -114,11 +116,11 @@ class Block(nn.Module):
         # Before the first reduction all sizes are 1.
         key_bias = jnp.log(state.size) if self.prop_attn and not state.grid else None
         mask = _with_prefix(state.mask, state.num_prefix)
-        x, seen = attend(self, state.x, scales[0], key_bias, mask)
+        x, seen = attend(self, state.x, branches[0], key_bias, mask)
         state = state.replace(x=x)
         if site == "mid":
             state, record = self.reduce(state, seen, reducer, keys, train)
-        state = state.replace(x=feed_forward(self, state.x, scales[1]))
+        state = state.replace(x=feed_forward(self, state.x, branches[1]))
         return state, seen, record
 
     def attend(self, x, scale=None, key_bias=None, mask=None, **options):

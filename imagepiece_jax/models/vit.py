@@ -102,10 +102,10 @@ class ViT(nn.Module):
         ones where there are none).
         """
         state, seen, records = self._embed(images, train), AttentionTaps(), []
-        scales = self._drop_path(keys, train)
+        scale = self._drop_path(keys, train)
         for i, block in enumerate(self._blocks()):
             state, seen, record = block(
-                state, seen, self._reducer(i), keys, scales[i], train
+                state, seen, self._reducer(i), keys, scale, train
             )
             records += [record] if record else []
         return self._classify(state, records)
@@ -147,17 +147,15 @@ class ViT(nn.Module):
         return reducer
 
     def _drop_path(self, keys, train):
-        """(scale of the attention branch, of the MLP branch) of each block."""
-        depth = len(self.plan)
+        """Factors of all residual branches, [B, depth, 2]; None: there are none."""
         if not (train and self.drop_path_rate):
-            return [(None, None)] * depth
+            return None
         if keys is None:
             raise ValueError(
                 'train=True draws for drop path: keys={"drop_path": [B] keys} is '
                 "missing"
             )
-        scale = drop_path_scale(keys["drop_path"], depth, self.drop_path_rate)
-        return [(scale[:, i, 0], scale[:, i, 1]) for i in range(depth)]
+        return drop_path_scale(keys["drop_path"], len(self.plan), self.drop_path_rate)
 
     def _classify(self, state, records):
         """Final norm and head -> Outputs."""
