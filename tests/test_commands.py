@@ -199,7 +199,7 @@ def test_evaluate_leaves_a_corrupt_image_out_and_names_it(
     assert f"{damaged} cannot be read" in caplog.text
 
 
-def test_evaluate_compares_the_optimised_program(
+def test_evaluate_compares_the_optimized_program(
     tmp_path, model_and_variables, weights_file, image_set
 ):
     """Both rows by hand, and the difference between them."""
@@ -222,7 +222,7 @@ def test_evaluate_compares_the_optimised_program(
     assert result["reference"]["acc5"] == pytest.approx(acc5, abs=1e-9)
     change = result["optimized"]["acc1"] - result["reference"]["acc1"]
     assert result["optimized"]["difference"] == pytest.approx(change, abs=1e-9)
-    assert f"the program's cost: {change:+.2f} +- " in ended.out
+    assert f"the program's cost: acc1 {change:+.2f} [" in ended.out
 
 
 def test_evaluate_stops_where_more_than_one_percent_is_corrupt(tmp_path, weights_file):
@@ -299,7 +299,7 @@ def test_evaluate_resizes_only_where_asked(tmp_path, weights_file):
             ["--weights=w.npz", "--optimized", "--sweep=tome:r=2"],
             "--sweep and --optimized are both given; allowed is one",
         ),
-        (["--weights=w.npz", "--gelu=tanh"], "--gelu is of the optimised program: add"),
+        (["--weights=w.npz", "--gelu=tanh"], "--gelu is of the optimized program: add"),
         (["--weights=."], ". is a folder without a run's config.json"),
         (["--weights=w.npz", "--checkpoint=first"], "flag --checkpoint=first: value"),
         (

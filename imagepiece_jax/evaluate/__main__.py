@@ -45,18 +45,22 @@ OPTIMIZED = flags.DEFINE_bool(
 GELU = flags.DEFINE_enum(
     "gelu", None, ["exact", "tanh"], "of the optimized program; default: the model's"
 )
-OUT_HELP = "folder of a sweep's table, plot and rows, replaced if there"
-OUT = flags.DEFINE_string("out", "runs/sweep", OUT_HELP, allow_override=True)
+OUT = flags.DEFINE_string(
+    "out", "runs/sweep", "folder of a sweep, replaced if there", allow_override=True
+)
 
 
 @cli.completed_by_weights
 def main():
     path, normalization = cli.required(WEIGHTS), NORMALIZATION()
-    _check_flags()
+    if SWEEP.value and OPTIMIZED.value:
+        raise InputError("--sweep and --optimized are both given; allowed is one")
+    if GELU.value and not OPTIMIZED.value:
+        instead = "add --optimized, or set --config.model.gelu for the model itself"
+        raise InputError(f"--gelu is of the optimized program: {instead}")
     reductions = [one for text in SWEEP.value for one in settings.parse(text)]
-    config, weights = options.model_config(
-        CONFIG, path, normalization, CHECKPOINT.value
-    )
+    kind = CHECKPOINT.value
+    config, weights = options.model_config(CONFIG, path, normalization, kind)
     data = config.data.name = DATA.value or config.data.name
     config.data.resize = RESIZE.value or config.data.resize
     model = weights.model()
@@ -73,9 +77,9 @@ def main():
         return
     variables = weights.restore(summary.shapes(model, config.image_size))
     if OPTIMIZED.value:
-        fields = {"gelu": GELU.value, "attention": config.model.attention}
-        fields |= {"batch_size": config.eval_batch_size, "seed": config.seed}
-        result = optimized_accuracy.compare(model, variables, batches, **fields)
+        result = optimized_accuracy.compare(
+            model, variables, batches, config, GELU.value
+        )
     else:
         step = accuracy.compiled(model, config.seed)
         found = accuracy.evaluate(step, parallel.replicate(variables), batches())
@@ -90,17 +94,6 @@ def main():
         print(f"unreadable images left out: {result['unreadable']}")
     if JSON.value:
         replace_file(JSON.value, json.dumps(result, indent=2) + "\n")
-
-
-def _check_flags():
-    """InputError for flags that exclude each other."""
-    if SWEEP.value and OPTIMIZED.value:
-        raise InputError("--sweep and --optimized are both given; allowed is one")
-    if GELU.value and not OPTIMIZED.value:
-        raise InputError(
-            "--gelu is of the optimized program: add --optimized, or set "
-            "--config.model.gelu for the model itself"
-        )
 
 
 if __name__ == "__main__":

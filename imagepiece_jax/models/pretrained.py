@@ -17,11 +17,10 @@ import jax
 import numpy as np
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import convert, registry, run_files, summary
+from imagepiece_jax.models import class_names, convert, registry, run_files, summary
 from imagepiece_jax.models.infer_config import infer_config
 from imagepiece_jax.models.run_files import (
     RUN_CONFIG,
-    class_names,
     heads,
     in_config,
     model_fields,
@@ -95,8 +94,8 @@ class Pretrained:
 
     @functools.cached_property
     def class_names(self) -> tuple[str | None, ...] | None:
-        """Names by label where a run has them; see `run_files.class_names`."""
-        return class_names(self.path)
+        """Names by label where a run has them; see `models.class_names`."""
+        return class_names.read(self.path)
 
     @functools.cached_property
     def state_dict(self) -> Mapping[str, np.ndarray]:
@@ -286,7 +285,7 @@ def load(
     size = registry.MODELS.get(str(fields.get("name")), {}) | fields
     found = read(path, size.get("num_heads"), checkpoint)
     reduction, _ = settings.split(found.reduction)
-    own = {"reduction": reduction, "class_names": class_names(path)}
+    own = {"reduction": reduction, "class_names": class_names.read(path)}
     fields = own | found.changed(fields)
     if "mean" not in fields:
         warnings.warn(unknown_normalization(path, "mean=.., std=.."), stacklevel=2)
