@@ -265,7 +265,7 @@ def source(config, split):
 
 def try_first(source, transform, **options):
     """InputError if the first readable image of `source` does not fit `transform`."""
-    for index in range(min(len(source), decode.MOST_IN_A_ROW)):
+    for index in range(min(len(source), decode.MAX_IN_A_ROW)):
         try:
             image, _ = source.read(index)
         except decode.UnreadableImage:

@@ -31,9 +31,11 @@ def test_columns_line_up():
     ]
 
 
-@pytest.mark.parametrize("name", ["quickstart", "deit_b", "deit_ti_imagepiece"])
+@pytest.mark.parametrize(
+    "name", ["quickstart.py", "deit_s.py:deit_b", "deit_s_imagepiece.py"]
+)
 def test_parts_add_up_to_the_model(name):
-    made = config_files.load(ROOT / "configs" / f"{name}.py")
+    made = config_files.load(ROOT / "configs" / name)
     model, size = from_config.model(made), made.image_size
     *_, total = summary.cost_table(model, from_config.dense(made), size).split("\n")
     _, ours, theirs, parameters = total.split()

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from configs import deit_ti_evit, quickstart
+from configs import deit_s_evit, quickstart
 from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import convert
@@ -91,7 +91,7 @@ def test_a_teacher_is_asked_and_stays_as_it_is():
 
 
 def test_the_model_of_an_epoch_has_that_epochs_rate():
-    config = deit_ti_evit.get_config()
+    config = deit_s_evit.get_config("deit_ti")
     tokens = [
         from_config.train_model(config, e).plan[-1].mlp_tokens for e in (0, 60, 110)
     ]

@@ -172,7 +172,8 @@ def test_photographs_are_decided_as_in_the_plain_version(assets, dtype, tmp_path
     rows = (assets / "data/nips2017_224_jpg/labels.csv").read_text().splitlines()
     (tmp_path / "images").symlink_to(assets / "data/nips2017_224_jpg/images")
     (tmp_path / "labels.csv").write_text("\n".join(rows[:13]))
-    config = config_files.load("configs/deit_ti_imagepiece_patch_stem.py")
+    config = config_files.load("configs/deit_s_imagepiece.py:deit_ti")
+    config.model.stem = "patch"
     config.data.resize = "none"
     weights = pretrained.read(assets / "weights/deit_tiny_patch16_224.npz")
     data = f"csv:{tmp_path / 'labels.csv'}"
