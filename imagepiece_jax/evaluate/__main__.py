@@ -4,14 +4,12 @@ python -m imagepiece_jax.evaluate --weights WORKDIR
 python -m imagepiece_jax.evaluate --weights FILE --data folder:PATH \\
     --config configs/deit_ti_imagepiece.py
 
-A run determines its model and its data, a file its sizes: --config is for the reduction
-of a file, and must agree with the weights. Without it --config.FIELD=VALUE changes what
-they determine, such as --config.reduction.keep_rate=.5 of a run.
-
---sweep evit:keep_rate=.9,.7 --sweep tome:r=8,13 evaluates the weights with each of
-these reductions beside the dense model: one table, one plot. --optimized evaluates the
-fast program (`imagepiece_jax.optimize`) beside the float32 model: what it costs in
-accuracy, --gelu=tanh included.
+A run determines model and data, a file its sizes: --config is for the reduction of a
+file, and must agree with the weights. Without it --config.FIELD=VALUE changes what they
+determine, such as --config.reduction.keep_rate=.5 of a run. --sweep tome:r=8,13 --sweep
+evit:keep_rate=.7 evaluates the weights under each of these reductions beside the dense
+model: one table, one plot. --optimized evaluates the fast program of
+`imagepiece_jax.optimize` beside the float32 model: its cost in accuracy.
 """
 
 import json
@@ -47,9 +45,8 @@ OPTIMIZED = flags.DEFINE_bool(
 GELU = flags.DEFINE_enum(
     "gelu", None, ["exact", "tanh"], "of the optimized program; default: the model's"
 )
-OUT = flags.DEFINE_string(
-    "out", "runs/sweep", "folder of a sweep, replaced if there", allow_override=True
-)
+OUT_HELP = "folder of a sweep's results, replaced if there"
+OUT = flags.DEFINE_string("out", "runs/sweep", OUT_HELP, allow_override=True)
 
 
 def main():
@@ -84,21 +81,16 @@ def main():
         return
     variables = weights.restore(summary.shapes(model, config.image_size))
     if OPTIMIZED.value:
-        result = optimized_accuracy.compare(
-            model, variables, batches, config, GELU.value
-        )
+        gelu = GELU.value
+        result = optimized_accuracy.compare(model, variables, batches, config, gelu)
     else:
         step = accuracy.compiled(model, config.seed)
         found = accuracy.evaluate(step, parallel.replicate(variables), batches())
+        print(found.line(f"gmacs {weights.gmacs():.3f}"))
         result = found.figures
-        print(
-            f"acc1 {found.acc1:.2f} %  acc5 {found.acc5:.2f} %  loss {found.loss:.4f}  "
-            f"images {found.images}  gmacs {weights.gmacs():.3f}  "
-            f"throughput {found.throughput:.1f} img/s"
-        )
     result |= {"gmacs": weights.gmacs(), "unreadable": source.unreadable.count}
-    if result["unreadable"]:
-        print(f"unreadable images left out: {result['unreadable']}")
+    if count := result["unreadable"]:
+        print(f"unreadable images left out: {count}")
     if JSON.value:
         replace_file(JSON.value, json.dumps(result, indent=2) + "\n")
 

@@ -41,24 +41,18 @@ def compare(
     step = accuracy.compiled(exact, config.seed, precision="highest")
     before = accuracy.evaluate(step, parallel.replicate(variables), batches())
     reference = before.figures | {"dtype": "float32", "gelu": model.gelu}
-    print(_line(reference), flush=True)
+    print(f"float32, {model.gelu} GELU: {before.line()}", flush=True)
     step = accuracy.of_program(program)
     whole = batches(batch_size=config.eval_batch_size, placement=loader.ONE_DEVICE)
     after = accuracy.evaluate(step, None, whole)
     change = statistics.paired_difference(after.each["right"], before.each["right"])
-    optimized = after.figures | {"dtype": model.dtype.name, "gelu": program.model.gelu}
+    gelu = program.model.gelu
+    optimized = after.figures | {"dtype": model.dtype.name, "gelu": gelu}
     optimized |= {"difference": change.value}
     optimized |= {"difference_low": change.low, "difference_high": change.high}
-    print(_line(optimized), flush=True)
+    print(f"{model.dtype.name}, {gelu} GELU: {after.line()}", flush=True)
     print(
         f"the program's cost: acc1 {statistics.format_difference(change, 2)} (points, "
         f"95 %, paired, {after.images} images)"
     )
     return {"reference": reference, "optimized": optimized}
-
-
-def _line(row):
-    return (
-        "{dtype}, {gelu} GELU: acc1 {acc1:.2f} %  acc5 {acc5:.2f} %  loss {loss:.4f}  "
-        "images {images}  throughput {throughput:.1f} img/s".format(**row)
-    )
