@@ -64,7 +64,7 @@ def test_a_file_may_tell_how_its_images_were_normalized(tmp_path, tensors, name)
 @pytest.mark.parametrize(
     "told, sentence",
     [
-        ({"mean": HALF}, "tells mean alone; allowed are mean and std, or neither"),
+        ({"mean": HALF}, "has mean alone; allowed are mean and std, or neither"),
         ({"mean": HALF, "std": (1, 1)}, r"std is \[1, 1\]; allowed are three number"),
         ({"mean": HALF, "std": (1, 1, 0)}, "allowed are three numbers above 0 and up"),
         ({"mean": HALF, "std": (58, 57, 57)}, r"std is \[58, 57, 57\]; allowed are th"),
