@@ -78,8 +78,8 @@ def test_it_runs_without_this_package(model, weights_file, tmp_path):
     told = json.loads((tmp_path / "model.jax.json").read_text())
     assert told["input"] == {"shape": ["batch", 16, 16, 3], "dtype": "float32"}
     assert told["output"]["shape"] == ["batch", 10] and told["labels"] == 10
-    assert told["normalisation"]["mean"] == list(MEAN)
-    assert told["normalisation"]["std"] == list(STD)
+    assert told["normalization"]["mean"] == list(MEAN)
+    assert told["normalization"]["std"] == list(STD)
     assert told["method"]["name"] == "imagepiece"
     assert told["platforms"] == ["cpu", "cuda"]
     assert told["gmacs"] == pytest.approx(registry.model_macs(model, 16) / 1e9)

@@ -44,17 +44,15 @@ def test_figures_are_those_of_evaluation(lab, subject):
     found = lab.answers(subject, settings.DENSE)
     model = subject.model()
     variables, untrained = subject.variables(model)
-    right = np.zeros(24, bool)
     expected = accuracy.evaluate(
         accuracy.compiled(model),
         parallel.replicate(variables),
-        iter(lab.images.batches()),
-        right,
+        lab.images.batches(),
     )
     assert not untrained and found["images"] == 24
     for name in ("acc1", "acc5", "loss"):
-        assert found[name] == pytest.approx(expected[name], rel=1e-5)
-    assert found.right.tolist() == right.tolist()
+        assert found[name] == pytest.approx(expected.figures[name], rel=1e-5)
+    assert found.right.tolist() == expected.each["right"].tolist()
 
 
 def test_merging_nothing_is_the_dense_model(lab, subject):

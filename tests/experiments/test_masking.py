@@ -76,6 +76,7 @@ class Brightness:
     """
 
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+    dtype = np.dtype("float32")
 
     def apply(self, variables, images, keys):
         white = (1 - self.mean[0]) / self.std[0]

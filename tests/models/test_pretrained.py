@@ -2,6 +2,7 @@
 
 import json
 import re
+import zipfile
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.reduction import settings
 from tests.command import call, sentence
 from tests.models import tiny
+from tests.runs import ROOT
 
 HALF = (0.5, 0.5, 0.5)
 NORMALIZATION = {"mean": HALF, "std": (0.25, 0.5, 0.75)}
@@ -62,7 +64,7 @@ def test_a_file_may_tell_how_its_images_were_normalized(tmp_path, tensors, name)
 @pytest.mark.parametrize(
     "told, sentence",
     [
-        ({"mean": HALF}, "tells mean alone; allowed are mean and std, or neither"),
+        ({"mean": HALF}, "has mean alone; allowed are mean and std, or neither"),
         ({"mean": HALF, "std": (1, 1)}, r"std is \[1, 1\]; allowed are three number"),
         ({"mean": HALF, "std": (1, 1, 0)}, "allowed are three numbers above 0 and up"),
         ({"mean": HALF, "std": (58, 57, 57)}, r"std is \[58, 57, 57\]; allowed are th"),
@@ -208,3 +210,18 @@ def test_a_run_whose_config_was_damaged(tmp_path, field, value, told):
         imagepiece_jax.load(run)
     words = [f"--weights={run}", "--data=digits"]
     assert told in sentence(call(evaluate.main, *words))
+
+
+def test_a_run_of_version_0_1_0_loads_and_computes_the_same(tmp_path):
+    """Trained and evaluated on random images by that version, TokenLearner included."""
+    with zipfile.ZipFile(ROOT / "tests" / "fixtures" / "run_0.1.0.zip") as archive:
+        archive.extractall(tmp_path)
+    model, variables = imagepiece_jax.load(tmp_path)
+    assert model.class_names == tuple(map(str, range(10)))
+    assert set(variables) == {"params", "batch_stats"}
+    images = np.random.default_rng(0).normal(size=(3, 16, 16, 3)).astype(np.float32)
+    logits = tiny.jit(model.apply)(variables, images).logits
+    np.testing.assert_allclose(logits, np.load(tmp_path / "logits.npy"), atol=1e-6)
+    weights = pretrained.read(tmp_path)
+    assert weights.seed == 7 and weights.kind == "run"
+    assert not weights.variant().untrained

@@ -73,21 +73,21 @@ def unnamed(run, path):
 
 
 def test_names_are_kept_and_read(tmp_path):
-    assert run_files.class_names(tmp_path) is None
-    assert run_files.class_names(tmp_path / "w.npz") is None
+    assert class_names.read(tmp_path) is None
+    assert class_names.read(tmp_path / "w.npz") is None
     run_dir.record_classes(tmp_path, None)
     assert not list(tmp_path.iterdir())
     run_dir.record_start(tmp_path, config(num_classes=3).to_dict())
     names = ("ant", None, "Käfer \ufffd")
     run_dir.record_classes(tmp_path, names)
-    assert run_files.class_names(tmp_path) == names
+    assert class_names.read(tmp_path) == names
     assert "Käfer" in (tmp_path / "classes.json").read_text(encoding="utf-8")
     run_dir.record_classes(tmp_path, names[:2])
     with pytest.raises(InputError, match="has 2 names, but the run has 3 classes: all"):
-        run_files.class_names(tmp_path)
+        class_names.read(tmp_path)
     (tmp_path / "classes.json").write_text('{"0": "ant"}')
     with pytest.raises(InputError, match="classes.json is no list of names, one for"):
-        run_files.class_names(tmp_path)
+        class_names.read(tmp_path)
 
 
 @pytest.mark.parametrize(
