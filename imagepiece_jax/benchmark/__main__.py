@@ -16,9 +16,8 @@ import pathlib
 from absl import flags
 
 from imagepiece_jax import cli, options
+from imagepiece_jax.benchmark import suite
 from imagepiece_jax.errors import InputError
-
-MODES = ("inference", "copy", "end_to_end", "train")
 
 cli.define_config("a config file; several are compared with the first")
 BATCH_SIZE = flags.DEFINE_multi_string(
@@ -26,7 +25,10 @@ BATCH_SIZE = flags.DEFINE_multi_string(
 )
 DTYPE = options.dtype("of weights and layers")
 MODE = flags.DEFINE_list(
-    "mode", ["inference"], f"one or more of {','.join(MODES)}", allow_override=True
+    "mode",
+    ["inference"],
+    f"one or more of {','.join(suite.MODES)}",
+    allow_override=True,
 )
 DEVICE = flags.DEFINE_enum(
     "device",
@@ -52,8 +54,8 @@ KERNELS = flags.DEFINE_boolean("kernels", False, "with --compile-only: list them
 
 def main():
     configs = _named(cli.required_configs())
-    sizes = batch_sizes(BATCH_SIZE.value)
-    modes = known_modes(MODE)
+    sizes = suite.batch_sizes(BATCH_SIZE.value)
+    modes = suite.known_modes("mode", MODE.value)
     if KERNELS.value and not COMPILE_ONLY.value:
         raise InputError("--kernels goes with --compile-only h200")
     if COMPILE_ONLY.value:
@@ -85,30 +87,6 @@ def main():
     _measure(configs, sizes)
 
 
-def known_modes(holder):
-    """The modes that a flag lists; InputError for what is none."""
-    if not holder.value:
-        raise InputError(f"--{holder.name} is empty; allowed are {', '.join(MODES)}")
-    for mode in holder.value:
-        if mode not in MODES:
-            raise InputError(
-                f"--{holder.name} is {mode!r}; allowed are {', '.join(MODES)}"
-            )
-    return holder.value
-
-
-def batch_sizes(texts):
-    """["8,1", "2"] -> [8, 2, 1]: whole numbers from 1, each once, the largest first."""
-    words = [word for text in texts for word in text.split(",")]
-    for word in words:
-        if not word.isdecimal() or int(word) < 1:
-            raise InputError(
-                f"--batch_size is {word!r}; allowed are whole numbers from 1, such as "
-                "256 or 1,8,64"
-            )
-    return sorted(set(map(int, words)), reverse=True)
-
-
 def _named(given):
     """{file name without .py: config}; InputError for a name that comes twice."""
     configs = {}
@@ -126,7 +104,7 @@ def _named(given):
 
 def _measure(configs, sizes):
     """Everything at every batch size: lines as they come, then tables and plot."""
-    from imagepiece_jax.benchmark import device, peak_rates, report, suite, timer
+    from imagepiece_jax.benchmark import device, peak_rates, report, timer
     from imagepiece_jax.training.run_dir import append_line
 
     device.use(DEVICE.value)

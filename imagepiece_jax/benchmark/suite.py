@@ -9,6 +9,7 @@ from imagepiece_jax.benchmark.workloads import INPUTS, Subject
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.training.run_dir import git_revision
 
+MODES = ("inference", "copy", "end_to_end", "train")
 FULL = ("RESOURCE_EXHAUSTED", "out of memory")  # how libraries say so
 
 
@@ -27,6 +28,28 @@ class Group:
             name: Subject(config, self.batch_size, self.dtype, feeds)
             for name, config in self.configs.items()
         }
+
+
+def known_modes(flag, modes):
+    """`modes` as --`flag` lists them; InputError for what is none."""
+    if not modes:
+        raise InputError(f"--{flag} is empty; allowed are {', '.join(MODES)}")
+    for mode in modes:
+        if mode not in MODES:
+            raise InputError(f"--{flag} is {mode!r}; allowed are {', '.join(MODES)}")
+    return modes
+
+
+def batch_sizes(texts):
+    """["8,1", "2"] -> [8, 2, 1]: whole numbers from 1, each once, the largest first."""
+    words = [word for text in texts for word in text.split(",")]
+    for word in words:
+        if not word.isdecimal() or int(word) < 1:
+            raise InputError(
+                f"--batch_size is {word!r}; allowed are whole numbers from 1, such as "
+                "256 or 1,8,64"
+            )
+    return sorted(set(map(int, words)), reverse=True)
 
 
 def groups(configs, batch_sizes, dtype, modes):

@@ -193,7 +193,7 @@ def test_ceilings_are_rates_of_the_fastest_product_and_of_the_copy(monkeypatch):
     [(["256"], [256]), (["1,8", "32"], [32, 8, 1]), (["8,8"], [8])],
 )
 def test_batch_sizes_fall(texts, sizes):
-    assert benchmark.batch_sizes(texts) == sizes
+    assert benchmark.suite.batch_sizes(texts) == sizes
 
 
 def test_compile_only_reports_every_size_and_mode_and_measures_nothing(monkeypatch):

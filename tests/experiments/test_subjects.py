@@ -10,7 +10,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.experiments import subjects
 from imagepiece_jax.models import convert, registry, summary
 from imagepiece_jax.training import from_config
-from tests.experiments import small_lab
+from tests.experiments import tiny_context
 from tests.models.tiny import fill
 
 
@@ -34,13 +34,13 @@ def test_a_file_tells_its_model(file):
 
 
 def test_a_config_tells_what_shapes_cannot(tmp_path):
-    made = small_lab.subject(tmp_path)  # heads of 4 channels
+    made = tiny_context.pretrained(tmp_path)  # heads of 4 channels
     with pytest.raises(InputError, match="name the model by --config"):
         subjects.of(made.path)
     config = quickstart.get_config()
     config.model.stem = "patch"
     config.reduction.merge_blocks, config.reduction.prune_blocks = (0, 1), (2,)
-    for name, value in (small_lab.SIZE | {"mlp_ratio": 2.0}).items():
+    for name, value in (tiny_context.SIZE | {"mlp_ratio": 2.0}).items():
         config.model[name] = value
     found = subjects.of(made.path, config)
     assert found.model(subjects.DENSE) == made.model()
@@ -83,7 +83,7 @@ def test_fields_are_completed_by_the_methods_defaults():
 
 @pytest.mark.slow
 def test_selectors_that_the_weights_lack_are_fresh_and_said_to_be(tmp_path):
-    made = small_lab.subject(tmp_path)
+    made = tiny_context.pretrained(tmp_path)
     learned = made.model({"name": "dynamicvit", "blocks": (1,)})
     variables, untrained = made.variables(learned)
     assert untrained and "reducer_1" in variables["params"]
@@ -94,13 +94,13 @@ def test_selectors_that_the_weights_lack_are_fresh_and_said_to_be(tmp_path):
 
 
 def test_other_weights_have_another_digest(tmp_path):
-    one, other = (small_lab.subject(tmp_path, seed) for seed in (0, 1))
+    one, other = (tiny_context.pretrained(tmp_path, seed) for seed in (0, 1))
     assert one.digest != other.digest and len(one.digest) == 16
-    assert one.digest == small_lab.subject(tmp_path, 0).digest
+    assert one.digest == tiny_context.pretrained(tmp_path, 0).digest
 
 
 def test_weights_of_another_stem_are_a_mistake(tmp_path):
-    made = small_lab.subject(tmp_path)
+    made = tiny_context.pretrained(tmp_path)
     fields = made.fields | {"stem": "conv"}
     conv = subjects.Subject(made.path, fields, made.reduction).model()
     with pytest.raises(InputError, match="do not fit a model with stem 'conv'"):
