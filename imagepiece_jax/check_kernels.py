@@ -48,13 +48,13 @@ def main():
     if lacking := fused.obstacle(device.platform):
         raise RunError(f"there is no fused reduction to check here: it needs {lacking}")
     if real:
-        config = options.model_config(CONFIG, WEIGHTS.value, normalization)
+        config, weights = options.model_config(CONFIG, WEIGHTS.value, normalization)
     print(f"on {device.device_kind}; gaps over rounding, errors in last places")
     print("| inputs | dtype | rule | images | differ | largest gap | error | |")
     print("|---|---|---|---|---|---|---|---|")
     agree = [*_check_random(RANDOM.value)]
     if real:
-        agree += _check_real(config, WEIGHTS.value, DATA.value)
+        agree += _check_real(config, weights, DATA.value)
     if not all(agree):
         raise RunError("the fused reductions differ from the plain ones: see the table")
 
@@ -85,13 +85,13 @@ def _check_random(images):
             yield _line("random", dtype, rules(1)[number].rule, comparison)
 
 
-def _check_real(config, path, data):
+def _check_real(config, weights, data):
     """As `_check_random`, with what the blocks of a model hand to its reductions."""
     from imagepiece_jax.models.kernel_agreement import Comparison
 
     for dtype in DTYPES:
         comparisons = [Comparison() for _ in rules(1)]
-        for arrays in real_inputs(config, path, data, dtype):
+        for arrays in real_inputs(config, weights, data, dtype):
             n = arrays[2].shape[1] - 1
             for reduction, comparison in zip(rules(n), comparisons, strict=True):
                 comparison.add(reduction, arrays)
@@ -118,17 +118,17 @@ def random_inputs(seed, batch, n, heads, width, dtype):
     return query, key, x, size
 
 
-def real_inputs(config, path, data, dtype):
+def real_inputs(config, weights, data, dtype):
     """The same arrays of every reduction of a model and every batch of its images."""
     from imagepiece_jax.data import loader
     from imagepiece_jax.data.normalize import normalize
     from imagepiece_jax.models import summary
-    from imagepiece_jax.training import from_config, initial_weights
+    from imagepiece_jax.training import from_config
 
     config.data.name = data or config.data.name
     config.model.dtype = dtype
     model = from_config.model(config)
-    variables = initial_weights.load(path, summary.shapes(model, config.image_size))
+    variables = weights.restore(summary.shapes(model, config.image_size))
     transform = from_config.eval_transform(config)
     source = from_config.source(config, "val")
 

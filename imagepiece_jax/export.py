@@ -19,10 +19,17 @@ import importlib.util
 import json
 import pathlib
 
+import jax
 from absl import flags
 
 from imagepiece_jax import cli, options
+from imagepiece_jax.common import xla_options
+from imagepiece_jax.common.files import check_writable, replace_file
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.inference import optimize
+from imagepiece_jax.models import registry, summary
+from imagepiece_jax.models.run_files import own_files
+from imagepiece_jax.training import from_config
 
 CONFIG = cli.define_config()
 WEIGHTS = options.weights()
@@ -39,12 +46,6 @@ PLATFORMS = ("cpu", "cuda")
 def main():
     path, normalization = cli.required(WEIGHTS), NORMALIZATION()
     out = pathlib.Path(cli.required(OUT))
-    from imagepiece_jax.common import xla_options
-    from imagepiece_jax.common.files import check_writable, replace_file
-    from imagepiece_jax.models import summary
-    from imagepiece_jax.models.pretrained import class_names, own_files
-    from imagepiece_jax.training import from_config, initial_weights
-
     for file in (out, facts_file(out)):
         check_writable("--out", file, own_files(path))
     if importlib.util.find_spec("flatbuffers") is None:
@@ -52,13 +53,13 @@ def main():
             "flatbuffers is not installed, and JAX writes programs with it; install "
             "it: pip install flatbuffers"
         )
-    config = options.model_config(CONFIG, path, normalization)
-    config.model.attention, config.model.kernels = "xla", "plain"  # run on both
-    model = from_config.model(config).clone(class_names=class_names(path))
-    xla_options.check_dtype("cpu", model.dtype.name)
-    variables = initial_weights.load(
-        path, summary.shapes(model, config.image_size), which=CHECKPOINT.value
+    config, weights = options.model_config(
+        CONFIG, path, normalization, CHECKPOINT.value
     )
+    config.model.attention, config.model.kernels = "xla", "plain"  # run on both
+    model = from_config.model(config).clone(class_names=weights.class_names)
+    xla_options.check_dtype("cpu", model.dtype.name)
+    variables = weights.restore(summary.shapes(model, config.image_size))
     data = serialized(model, variables, config.image_size)
     told = facts(model, config)
     replace_file(out, data)
@@ -81,10 +82,6 @@ def serialized(model, variables, image_size):
     `batch` stays open; layers are of the model's dtype. `model` must have XLA's
     attention and plain reductions, which both platforms have.
     """
-    import jax
-
-    from imagepiece_jax.inference import optimize
-
     fast, fixed = optimize.prepare(model, variables, dtype=model.dtype.name)
     logits = optimize.forward(fast)
     (batch,) = jax.export.symbolic_shape("batch")
@@ -95,10 +92,6 @@ def serialized(model, variables, image_size):
 
 def facts(model, config):
     """What a caller of the program must know, as JSON values."""
-    import jax
-
-    from imagepiece_jax.models import registry
-
     side = config.image_size
     return {
         "input": {"shape": ["batch", side, side, 3], "dtype": "float32"},

@@ -56,46 +56,49 @@ def _numbers(text):
         return text
 
 
-def model_config(holder, path, normalization):
-    """The config of the model whose weights are at `path`.
+def model_config(holder, path, normalization, checkpoint="best"):
+    """(config, Pretrained) of the model whose weights are at `path`.
 
     holder: of --config, which must agree with what the weights tell. Without one it is
     the run's own, or for a file configs/base.py with what its tensors tell, and
     overrides change it: a reduction, an image size, but not what the weights decide.
-    normalization: what --mean and --std gave. InputError for the first contradiction.
+    normalization: what --mean and --std gave; checkpoint: of a run. InputError for the
+    first contradiction.
     """
-    from imagepiece_jax.models import pretrained
-    from imagepiece_jax.training import checks, from_config
+    from imagepiece_jax.models import pretrained, run_files
+    from imagepiece_jax.training import from_config
 
     config = holder.value
     if config is not None:
-        checks.check(config)
+        from_config.check(config)
         from_config.model(config)  # its own mistakes first
-        told = pretrained.read(path, pretrained.heads(config.to_dict()))
+        heads = run_files.heads(config.to_dict())
+        told = pretrained.read(path, heads, checkpoint)
         told.under(config.to_dict())
-        asked = pretrained.model_fields(config.to_dict())
+        asked = run_files.model_fields(config.to_dict())
     else:
         overrides = cli.overrides()
         heads = dict(overrides).get("model.num_heads") or ""
-        told = pretrained.read(path, int(heads) if heads.isdecimal() else None)
+        heads = int(heads) if heads.isdecimal() else None
+        told = pretrained.read(path, heads, checkpoint)
         config = _config_of(told)
         for field, text in overrides:
             config_files.override(config, field, text)
-        checks.check(config)
-        asked = pretrained.model_fields(config.to_dict())
+        from_config.check(config)
+        asked = run_files.model_fields(config.to_dict())
         typed = {field.removeprefix("model.") for field, _ in overrides}
         asked = {name: value for name, value in asked.items() if name in typed}
 
     def typed_as(field):
-        return f"--{field}" if field in normalization else pretrained.in_config(field)
+        return f"--{field}" if field in normalization else run_files.in_config(field)
 
     fields = told.changed(asked | normalization, typed_as)
     if "mean" not in fields:
-        print(f"note: {pretrained.untold(path)}", flush=True)
+        print(f"note: {pretrained.unknown_normalization(path)}", flush=True)
     with config.unlocked():
         for name, usual in pretrained.IMAGENET.items():
             config.model[name] = fields.get(name, usual)
-    return config
+    return config, told.of_config(config.to_dict())
 
 
 def _config_of(told):

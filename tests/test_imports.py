@@ -37,6 +37,7 @@ REDUCTION = (
     {"kernels"},
     {"reducers", "token_selector"},
     {"methods"},
+    {"settings"},
 )
 PLAIN_PYTHON = REDUCTION[0]
 

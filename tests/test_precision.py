@@ -6,11 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from imagepiece_jax import variants
 from imagepiece_jax.check_kernels import random_inputs, rules
 from imagepiece_jax.evaluate import __main__ as evaluate
-from imagepiece_jax.evaluate import patch_features
+from imagepiece_jax.evaluate import feature_agreement
 from imagepiece_jax.models import convert, kernel_agreement, registry, summary
+from imagepiece_jax.models.pretrained import for_analysis
 from imagepiece_jax.visualize.trace import trace
 from tests.command import call
 from tests.models.tiny import fill
@@ -55,10 +55,10 @@ FULL = {("HIGHEST", "HIGHEST")}
 
 
 def test_what_visualize_and_dense_check_show(weights, lowered):
-    (variant,) = variants.variants(weights, [SETTING])
+    variant = for_analysis(weights, dtype="float32").variant(SETTING)
     images = np.zeros((2, 16, 16, 3), np.uint8)
     trace(variant.model, variant.variables, images)
-    patch_features.maps(variant, images)
+    feature_agreement.maps(variant, images)
     assert list(precisions(lowered()).values()) == [FULL, FULL]
 
 

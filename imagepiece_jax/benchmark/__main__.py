@@ -55,7 +55,7 @@ KERNELS = flags.DEFINE_boolean("kernels", False, "with --compile-only: list them
 def main():
     configs = _named(cli.required_configs())
     sizes = suite.batch_sizes(BATCH_SIZE.value)
-    modes = suite.known_modes("mode", MODE.value)
+    modes = suite.modes(MODE.value)
     if KERNELS.value and not COMPILE_ONLY.value:
         raise InputError("--kernels goes with --compile-only h200")
     if COMPILE_ONLY.value:
@@ -105,7 +105,7 @@ def _named(given):
 def _measure(configs, sizes):
     """Everything at every batch size: lines as they come, then tables and plot."""
     from imagepiece_jax.benchmark import device, peak_rates, report, timer
-    from imagepiece_jax.training.run_dir import append_line
+    from imagepiece_jax.common.files import append_line
 
     device.use(DEVICE.value)
     dtype = DTYPE.value or device.fast_dtype()

@@ -6,8 +6,8 @@ import dataclasses
 from imagepiece_jax.benchmark import device, report, timer
 from imagepiece_jax.benchmark.input_stream import Feeds
 from imagepiece_jax.benchmark.workloads import INPUTS, Subject
+from imagepiece_jax.common.files import git_revision
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.training.run_dir import git_revision
 
 MODES = ("inference", "copy", "end_to_end", "train")
 FULL = ("RESOURCE_EXHAUSTED", "out of memory")  # how libraries say so
@@ -30,14 +30,14 @@ class Group:
         }
 
 
-def known_modes(flag, modes):
-    """`modes` as --`flag` lists them; InputError for what is none."""
-    if not modes:
+def modes(values, flag="mode"):
+    """Return the modes that --`flag` lists; InputError for an unknown one or none."""
+    if not values:
         raise InputError(f"--{flag} is empty; allowed are {', '.join(MODES)}")
-    for mode in modes:
+    for mode in values:
         if mode not in MODES:
             raise InputError(f"--{flag} is {mode!r}; allowed are {', '.join(MODES)}")
-    return modes
+    return values
 
 
 def batch_sizes(texts):

@@ -22,7 +22,7 @@ from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.models import registry, summary
-from imagepiece_jax.training import checks, from_config
+from imagepiece_jax.training import from_config
 from imagepiece_jax.training.train_step import init_state
 
 INPUTS = 4  # different batches, in turn
@@ -53,7 +53,7 @@ class Subject:
 
     def check(self, mode):
         """InputError for what would only show once something has been measured."""
-        checks.check(self.config)
+        from_config.check(self.config)
         if mode == "train":
             from_config.placement(self.config)
             if parallel.device_count() > 1:

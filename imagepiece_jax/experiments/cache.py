@@ -13,9 +13,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from imagepiece_jax.common.files import lock, make_folder
+from imagepiece_jax.common.files import append_line, git_revision, lock, make_folder
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.training.run_dir import append_line, git_revision
 
 FILE = "points.jsonl"
 

@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import functools
+import os
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Protocol
@@ -14,12 +15,14 @@ from ml_collections import ConfigDict
 from imagepiece_jax.benchmark import device, timer
 from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluate import statistics, sweep
-from imagepiece_jax.experiments import forward, subjects
+from imagepiece_jax.evaluate import accuracy, statistics
 from imagepiece_jax.experiments.cache import ResultCache
 from imagepiece_jax.experiments.images import Images
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.models import registry
+from imagepiece_jax.models.pretrained import Pretrained, for_analysis
+from imagepiece_jax.models.run_files import RUN_CONFIG
+from imagepiece_jax.reduction import settings
 
 MAX_PROGRAMS = 64  # compiled evaluation steps that are kept
 INPUTS = 4  # batches of noise that a timed program cycles through
@@ -37,7 +40,7 @@ class Models(Protocol):
 
     def find(
         self, reduction: Mapping, stem: str, matched: bool, stems: tuple[str, ...]
-    ) -> list[tuple[subjects.Subject, Mapping]]:
+    ) -> list[tuple[Pretrained, Mapping]]:
         """(weights, reduction) pairs of one row, one a seed; [] where there is none.
 
         matched, stems: for models that are made here, whether at equal GMACs, and with
@@ -58,7 +61,7 @@ class Models(Protocol):
 class OffTheShelf:
     """One checkpoint, which every reduction is applied to without training."""
 
-    pretrained: subjects.Subject
+    pretrained: Pretrained
     trains = False
     note = (
         "One checkpoint for all rows, off the shelf: but for the reduction that it was "
@@ -83,12 +86,12 @@ class OffTheShelf:
 class TrainedRuns:
     """Runs, each matched with a row by its stem and all fields of its reduction."""
 
-    runs: tuple[subjects.Subject, ...]
+    runs: tuple[Pretrained, ...]
     trains = False
     note = "Trained models, each with the reduction it was trained with."
 
     def find(self, reduction, stem, matched, stems):
-        wanted = subjects.completed(reduction)
+        wanted = settings.completed(reduction)
         return [
             (run, run.reduction)
             for run in self.runs
@@ -103,6 +106,17 @@ class TrainedRuns:
 
     def paths(self):
         return [run.path for run in self.runs]
+
+
+def runs_in(folder: str | os.PathLike, dtype: str | None = None) -> list[Pretrained]:
+    """All runs in `folder`, by name; InputError if there are none."""
+    found = sorted(pathlib.Path(folder).glob(f"*/{RUN_CONFIG}"))
+    if not found:
+        raise InputError(
+            f"--runs {folder} holds no run; allowed is a folder whose folders are runs "
+            "of train.py"
+        )
+    return [for_analysis(path.parent, dtype=dtype) for path in found]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +156,7 @@ class Context:
     programs: dict = dataclasses.field(default_factory=dict)
 
     @property
-    def pretrained(self) -> subjects.Subject:
+    def pretrained(self) -> Pretrained:
         """The one checkpoint of an experiment that needs one; InputError without."""
         if not isinstance(self.models, OffTheShelf):
             raise InputError("--weights is missing: a weights file or a run's folder")
@@ -153,7 +167,7 @@ class Context:
         return self._evaluate(pretrained, reduction, images or self.images)
 
     def evaluate_altered(self, pretrained, reduction, alteration, alter, prepare):
-        """`evaluate` on images changed by `alter` (see forward.compiled).
+        """`evaluate` on images changed by `alter` (see accuracy.eval_step).
 
         alteration: what it does, as part of the setting; prepare(batch): the batch with
         what `alter` reads. The same `alter` is compiled once for a model.
@@ -174,30 +188,30 @@ class Context:
             batches = images.batches()
             batches = map(prepare, batches) if prepare else batches
             step = self._step(pretrained, reduction, alter)
-            found = forward.each_image(step, parallel.replicate(variables), batches)
+            found = accuracy.evaluate(step, parallel.replicate(variables), batches)
             return {
-                "acc1": 100 * float(found["right"].mean()),
-                "acc5": 100 * float(found["right5"].mean()),
-                "loss": float(found["loss"].mean()),
-                "probability": float(found["probability"].mean()),
-                "images": len(found["index"]),
+                "acc1": found.acc1,
+                "acc5": found.acc5,
+                "loss": found.loss,
+                "probability": float(found.each["probability"].mean()),
+                "images": found.images,
                 "untrained_selectors": untrained,
                 **plan_facts(model, pretrained.image_size),
-                "right": _encode(found["right"]),
+                "right": _encode(found.each["right"]),
             }
 
-        what = f"{sweep.label(reduction)}, {len(images)} images"
+        what = f"{settings.label(reduction)}, {len(images)} images"
         return Result(self.cache.result(setting, measure, what))
 
     def _step(self, pretrained, reduction, alter):
         """A compiled step, kept for other seeds and images of the same model."""
         fields = [pretrained.fields[name] for name in sorted(pretrained.fields)]
-        key = str(fields), str(subjects.completed(reduction)), alter
+        key = str(fields), str(settings.completed(reduction)), alter
         if key not in self.programs:
             while len(self.programs) >= MAX_PROGRAMS:
                 self.programs.pop(next(iter(self.programs)))
             model = pretrained.model(reduction)
-            self.programs[key] = forward.compiled(model, forward.answers, alter)
+            self.programs[key] = accuracy.compiled(model, alter=alter)
         return self.programs[key]
 
     def analyze(self, kind, pretrained, reduction, measure, model, summarize) -> dict:
@@ -210,13 +224,14 @@ class Context:
 
         def found():
             variables, _ = pretrained.variables(pretrained.model(reduction))
-            step = forward.compiled(model, measure)
-            arrays = forward.each_image(
-                step, parallel.replicate(variables), self.images.batches()
-            )
+            step = accuracy.compiled(model, measure=measure)
+            batches = self.images.batches()
+            arrays = accuracy.evaluate(
+                step, parallel.replicate(variables), batches
+            ).each
             return summarize(arrays) | {"images": len(arrays["index"])}
 
-        what = f"inside {sweep.label(reduction)}, {len(self.images)} images"
+        what = f"inside {settings.label(reduction)}, {len(self.images)} images"
         return self.cache.result(setting, found, what)
 
     def speed(self, pretrained, reduction) -> dict | None:
@@ -230,7 +245,7 @@ class Context:
         setting = {
             "kind": "speed",
             "fields": _plain(pretrained.fields),
-            "reduction": _plain(subjects.completed(reduction)),
+            "reduction": _plain(settings.completed(reduction)),
             "batch_size": self.speed_batch,
             "device": device.name(),
             **dataclasses.asdict(self.rules),
@@ -238,12 +253,12 @@ class Context:
         return self.cache.result(
             setting,
             functools.partial(self._time, pretrained, reduction),
-            f"the speed of {sweep.label(reduction)}",
+            f"the speed of {settings.label(reduction)}",
         )
 
     def _time(self, pretrained, reduction):
         jobs, seconds = {}, {}
-        for name, wanted in (("dense", subjects.DENSE), ("reduced", reduction)):
+        for name, wanted in (("dense", settings.DENSE), ("reduced", reduction)):
             model = pretrained.model(wanted)
             variables, _ = pretrained.variables(model)
             fast = optimize.optimize(
@@ -274,7 +289,7 @@ class Context:
             "kind": kind,
             "weights": pretrained.digest,
             "fields": _plain(pretrained.fields),
-            "reduction": _plain(subjects.completed(reduction)),
+            "reduction": _plain(settings.completed(reduction)),
             "use": pretrained.use(reduction),
             "trained_as": _plain(pretrained.reduction),
             "seed": pretrained.seed,

@@ -15,11 +15,12 @@ from ml_collections import ConfigDict
 
 from imagepiece_jax.data.sources import open_source
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.experiments import match_cost, subjects
+from imagepiece_jax.experiments import match_cost
 from imagepiece_jax.models import summary
-from imagepiece_jax.reduction import methods
+from imagepiece_jax.models.class_names import other_class
+from imagepiece_jax.models.pretrained import Pretrained, for_analysis
+from imagepiece_jax.reduction import methods, settings
 from imagepiece_jax.training import from_config
-from imagepiece_jax.training.run_dir import other_class
 from imagepiece_jax.training.trainer import train_and_evaluate
 
 REFERENCE = {"name": "imagepiece"}  # whose cost the others are matched to
@@ -39,7 +40,7 @@ class Finetuner:
     def __init__(
         self,
         config: ConfigDict,
-        pretrained: subjects.Subject,
+        pretrained: Pretrained,
         data: str,
         folder: pathlib.Path,
         seeds: list[int],
@@ -64,7 +65,7 @@ class Finetuner:
         """
         if stem not in stems:
             return []
-        if matched and reduction not in (subjects.DENSE, REFERENCE):
+        if matched and reduction not in (settings.DENSE, REFERENCE):
             try:
                 reduction = self.match(reduction)
             except InputError as error:
@@ -95,7 +96,7 @@ class Finetuner:
             "num_classes": self.num_classes,
             "image_size": self.config.image_size,
         }
-        return subjects.Subject(self.pretrained.path, fields, subjects.DENSE)
+        return Pretrained(self.pretrained.path, fields, settings.DENSE)
 
     def _trained(self, reduction, stem, seed):
         start = self._start(stem, seed)
@@ -110,7 +111,7 @@ class Finetuner:
 
     def _start(self, stem, seed):
         """Folder of the dense run that the others of this seed start from."""
-        config = self._prepared(subjects.DENSE, stem, seed)
+        config = self._prepared(settings.DENSE, stem, seed)
         given = self.pretrained
         fresh = () if stem == given.stem else ("patch_embed",)
         others = self.num_classes != given.fields["num_classes"]
@@ -122,7 +123,7 @@ class Finetuner:
     def _prepared(self, reduction, stem, seed):
         """The config of a run, without the weights that it starts from."""
         config = self.config.copy_and_resolve_references()
-        own = {k: v for k, v in reduction.items() if k not in subjects.MODEL_FIELDS}
+        own = {k: v for k, v in reduction.items() if k not in settings.MODEL_FIELDS}
         known = methods.find(**own).fields
         own |= {name: value for name, value in LEARNING.items() if name in known}
         with config.unlocked():
@@ -140,12 +141,12 @@ class Finetuner:
         print(f"training {name}", flush=True)
         train_and_evaluate(config, self.folder / name)
         jax.clear_caches()  # its programs would stay, and no other run uses them
-        return subjects.of(self.folder / name)
+        return for_analysis(self.folder / name)
 
 
 def finetuning_config(
     config: ConfigDict,
-    pretrained: subjects.Subject,
+    pretrained: Pretrained,
     dtype: str,
     resize: str | None,
     workers: int,

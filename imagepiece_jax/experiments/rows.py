@@ -9,9 +9,11 @@ import numpy as np
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
-from imagepiece_jax.experiments import published, render, subjects
+from imagepiece_jax.experiments import published, render
 from imagepiece_jax.experiments.context import Context, Result
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.registry import MODELS
+from imagepiece_jax.reduction import settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Row:
     stem: str = "patch"
 
 
-DENSE = Row("DeiT", subjects.DENSE)
+DENSE = Row("DeiT", settings.DENSE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Measured:
     """What was measured for a Row: a result a seed, and the dense model's beside."""
 
     row: Row
-    pretrained: subjects.Subject
+    pretrained: Pretrained
     reduction: Mapping[str, Any]
     results: tuple[Result, ...]
     bases: tuple[Result, ...] = ()
@@ -155,7 +157,7 @@ def _fitted(row, measured):
     """Fields in which the reduction is not the row's, but was matched: " (r=9)"."""
     if measured is None:
         return ""
-    differs = subjects.changed(measured.reduction, row.reduction)
+    differs = settings.changed(measured.reduction, row.reduction)
     fields = [f"{k}={v}" for k, v in differs.items() if k != "name"]
     return f" ({', '.join(fields)})" if fields else ""
 

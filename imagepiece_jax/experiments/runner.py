@@ -10,13 +10,14 @@ from ml_collections import ConfigDict
 from imagepiece_jax.benchmark import device, suite, timer
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.experiments import analysis, subjects, tables
+from imagepiece_jax.experiments import analysis, tables
 from imagepiece_jax.experiments.cache import ResultCache
 from imagepiece_jax.experiments.context import (
     Context,
     OffTheShelf,
     Options,
     TrainedRuns,
+    runs_in,
 )
 from imagepiece_jax.experiments.finetune import Finetuner, finetuning_config
 from imagepiece_jax.experiments.hyperspeed import hyperspeed
@@ -25,7 +26,8 @@ from imagepiece_jax.experiments.masking import masking
 from imagepiece_jax.experiments.search import search
 from imagepiece_jax.experiments.throughput import throughput
 from imagepiece_jax.experiments.tome_offtheshelf import tome_offtheshelf
-from imagepiece_jax.training.run_dir import SAME_CLASSES, check_classes
+from imagepiece_jax.models.class_names import check_classes
+from imagepiece_jax.models.pretrained import for_analysis
 
 EXPERIMENTS = {
     "table1": tables.table1,
@@ -108,7 +110,7 @@ def check(names: list[str], settings: Settings) -> tuple[list[int], Options]:
         candidates=settings.candidates,
         size=settings.size,
         batch_sizes=tuple(suite.batch_sizes(settings.batch_sizes)),
-        modes=tuple(suite.known_modes("modes", settings.modes)),
+        modes=tuple(suite.modes(settings.modes, "modes")),
         dtype=settings.dtype,
     )
     if names == ["search"] and settings.metric == "ms" and not settings.speed:
@@ -190,9 +192,9 @@ def _models(settings, out, seeds):
     """Trained runs, a Finetuner, or one checkpoint off the shelf."""
     dtype = settings.dtype or device.fast_dtype()
     if settings.runs:
-        return TrainedRuns(tuple(subjects.runs(settings.runs, dtype)))
+        return TrainedRuns(tuple(runs_in(settings.runs, dtype)))
     config = None if settings.small else settings.config
-    pretrained = subjects.of(settings.weights, config, dtype, settings.normalization)
+    pretrained = for_analysis(settings.weights, config, dtype, settings.normalization)
     if not settings.small:
         return OffTheShelf(pretrained)
     config = finetuning_config(
@@ -226,5 +228,5 @@ def _images(settings, models):
     )
     names, data = images.source.class_names, f"--data {settings.data}"
     for path in models.paths():
-        check_classes(path, names, data, SAME_CLASSES)
+        check_classes(path, names, data)
     return images

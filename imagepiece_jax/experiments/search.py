@@ -20,8 +20,9 @@ import numpy as np
 
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluate import statistics, sweep
-from imagepiece_jax.experiments import match_cost, render, search_space, subjects
+from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.experiments import match_cost, render, search_space
+from imagepiece_jax.reduction import settings
 
 SHARES = (1 / 8, 1 / 2, 1)  # of the choosing half, from round to round
 KEEP_ONE_OF = 3  # candidates stay for the next round
@@ -68,14 +69,14 @@ class Candidate:
 
     def __str__(self):
         """ "evit keep_rate=0.5 blocks=(3, 6, 9)"."""
-        return sweep.label(self.reduction)
+        return settings.label(self.reduction)
 
 
 def _search_at(context, share):
     """The part of the page for one budget."""
     pretrained, metric = context.pretrained, context.options.metric
     choosing, reporting = halves(len(context.images))
-    limit = share * pretrained.gmacs(subjects.DENSE)
+    limit = share * pretrained.gmacs(settings.DENSE)
     candidates = fitted(pretrained, limit, context.options.candidates)
     if not any(candidate.known for candidate in candidates):
         raise InputError(f"--budget {share:g}: no published reduction fits it here")
@@ -125,7 +126,7 @@ def fitted(pretrained, limit: float, count: int | None = None) -> list[Candidate
     Published forms, and `count` others (None: all). Shapes that come to the same
     reduction count once; those that leave a tenth of the budget unused are left out.
     """
-    depth = len(pretrained.model(subjects.DENSE).plan)
+    depth = len(pretrained.model(settings.DENSE).plan)
     found, known = {}, len(search_space.PUBLISHED)
     shapes = [*search_space.PUBLISHED, *search_space.shapes(depth)]
     for place, shape in enumerate(shapes):
@@ -133,7 +134,7 @@ def fitted(pretrained, limit: float, count: int | None = None) -> list[Candidate
         best = match_cost.most_expensive(pretrained.gmacs, rates, limit)
         if best is not None and best[0] >= 0.9 * limit:
             reduction = best[1]
-            key = str(subjects.completed(reduction))
+            key = str(settings.completed(reduction))
             found.setdefault(key, Candidate(shape, reduction, place < known))
         others = sum(not candidate.known for candidate in found.values())
         if count is not None and others >= count:
@@ -156,7 +157,7 @@ def halving(candidates: list, choosing, score, shares=SHARES) -> list:
 def _within_time(context, finalists, share):
     """Finalists at rates that measure at most `share` of the dense model's time."""
     pretrained, found = context.pretrained, []
-    depth = len(pretrained.model(subjects.DENSE).plan)
+    depth = len(pretrained.model(settings.DENSE).plan)
     for candidate in finalists:
         rates = search_space.rates(candidate.shape, depth)
         for _ in range(MAX_TRIALS):
@@ -194,7 +195,7 @@ def _table(context, ranked, choosing, reporting):
     pretrained = context.pretrained
     reports = context.images.subset(np.sort(reporting))
     chooses = context.images.subset(np.sort(choosing))
-    base = context.evaluate(pretrained, subjects.DENSE, reports)
+    base = context.evaluate(pretrained, settings.DENSE, reports)
     points = [
         (
             pretrained.gmacs(c.reduction),
@@ -227,7 +228,7 @@ def _table(context, ranked, choosing, reporting):
 def write_config(path: pathlib.Path, context, reduction: dict, budget: str):
     """A config file of the checkpoint with `reduction`, for --config of any command."""
     pretrained, images = context.pretrained, context.images
-    own = subjects.completed(reduction)
+    own = settings.completed(reduction)
     prop_attn = own.pop("prop_attn")
     fields = (context.config or context.load_config("base.py")).to_dict()
     given = {k: v for k, v in pretrained.fields.items() if k in fields["model"]}

@@ -48,33 +48,34 @@ def main(words):
     files, out = found(words), pathlib.Path(OUT.value or "runs/visualize")
     blocks = _numbers("--blocks", BLOCKS.value)
     normalization = NORMALIZATION()
-    from imagepiece_jax import variants
     from imagepiece_jax.common.files import make_folder, replace_file
-    from imagepiece_jax.evaluate import sweep
-    from imagepiece_jax.models.pretrained import class_names
+    from imagepiece_jax.models.pretrained import for_analysis
+    from imagepiece_jax.reduction.settings import parse
     from imagepiece_jax.visualize import html, provenance
     from imagepiece_jax.visualize.trace import trace
 
-    settings = [setting for text in SWEEP.value for setting in sweep.parse(text)]
-    shown = variants.variants(path, settings, CONFIG.value, normalization)
+    reductions = [one for text in SWEEP.value for one in parse(text)]
+    weights = for_analysis(path, CONFIG.value, "float32", normalization)
+    shown = [weights.variant(reduction) for reduction in reductions or [None]]
     _check_blocks(blocks, len(shown[0].model.plan))
-    images, names = read(files, shown[0].image_size)
+    images, names = read(files, weights.image_size)
     for folder in (out, out / FIGURES):
         make_folder("--out", folder)
     methods, traces = [], []
     for variant in shown:
         seen = trace(variant.model, variant.variables, images)
         traces.append(seen)
-        told = ("label", "setting", "untrained", "gmacs")
-        methods.append({name: getattr(variant, name) for name in told})
+        facts = {"label": variant.label, "setting": variant.reduction}
+        facts |= {"untrained": variant.untrained, "gmacs": variant.gmacs}
+        methods.append(facts)
         chosen = [s for s in seen.stages if not blocks or s.block in blocks]
         drawn = dataclasses.replace(seen, stages=tuple(chosen))
         _save_figures(out / FIGURES, images, names, variant.label, drawn)
         patches = math.prod(seen.grid)
         print(f"{variant.label}: {patches} patches, {seen.tokens} tokens of them left")
     provenance.save(out, names, methods, traces)
-    weights = pathlib.Path(path).name
-    text = html.page(images, names, methods, traces, weights, class_names(path))
+    name, classes = weights.path.name, weights.class_names
+    text = html.page(images, names, methods, traces, name, classes)
     replace_file(out / "index.html", text)
     print(f"page: {out}/index.html; figures: {out}/{FIGURES}; data: {out}/provenance.*")
 

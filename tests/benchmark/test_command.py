@@ -54,7 +54,7 @@ def simple(monkeypatch):
 
 
 def simplify(patch):
-    patch.setattr(workloads.inference, "optimize", Mean)
+    patch.setattr(workloads.optimize, "optimize", Mean)
     patch.setattr(peak_rates, "SIDES", {"cpu": (8, 16)})
     patch.setattr(peak_rates, "COPIED", {"cpu": 4096})
 
@@ -113,7 +113,7 @@ def test_table_and_plot_and_sentences(measured):
 def test_inputs_differ_and_take_turns(mode, simple, monkeypatch):
     made = []
     monkeypatch.setattr(
-        workloads.inference,
+        workloads.optimize,
         "optimize",
         lambda *args, **options: made.append(Mean(*args, **options)) or made[0],
     )

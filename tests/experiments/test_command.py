@@ -9,8 +9,9 @@ import pytest
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.experiments import __main__ as command
-from imagepiece_jax.experiments import runner, subjects
+from imagepiece_jax.experiments import runner
 from imagepiece_jax.experiments.context import TrainedRuns
+from imagepiece_jax.models.pretrained import Pretrained
 from tests.command import call, sentence
 from tests.experiments import tiny_context
 
@@ -120,7 +121,7 @@ def test_one_experiment_alone_ends_with_its_mistake(tmp_path, words):
 
 def test_runs_of_different_data_sets_are_a_mistake():
     made = [
-        subjects.Subject(None, {"num_classes": classes, "image_size": 16}, {})
+        Pretrained(None, {"num_classes": classes, "image_size": 16}, {})
         for classes in (10, 11)
     ]
     with pytest.raises(InputError, match="models of different classes or image sizes"):

@@ -4,17 +4,19 @@ import dataclasses
 import json
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
-from imagepiece_jax.common import parallel
+from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluate import accuracy
-from imagepiece_jax.experiments import analysis, merges, rows, subjects
+from imagepiece_jax.experiments import analysis, merges, rows
 from imagepiece_jax.experiments.context import TrainedRuns
 from imagepiece_jax.experiments.images import Subset
 from imagepiece_jax.experiments.rows import DENSE, Row
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import MEAN, STD
+from imagepiece_jax.reduction import settings
 from tests.experiments import tiny_context
 
 TOME = {"name": "tome", "r": 4}
@@ -32,26 +34,30 @@ def context(tmp_path_factory, pretrained):
     made.cache.close()
 
 
-def test_figures_are_those_of_evaluation(context, pretrained):
-    found = context.evaluate(pretrained, subjects.DENSE)
+def test_figures_are_those_of_plain_numpy(context, pretrained):
+    found = context.evaluate(pretrained, settings.DENSE)
     model = pretrained.model()
     variables, untrained = pretrained.variables(model)
-    right = np.zeros(24, bool)
-    expected = accuracy.evaluate(
-        accuracy.compiled(model),
-        parallel.replicate(variables),
-        iter(context.images.batches()),
-        right,
-    )
+    batches = list(context.images.batches())
+    pixels = np.concatenate([batch["image"][0] for batch in batches])
+    label = np.concatenate([batch["label"][0] for batch in batches])
+    logits = np.asarray(model.apply(variables, normalize(pixels, MEAN, STD)).logits)
+    order = np.argsort(-logits, axis=1, kind="stable")
+    right = order[:, 0] == label
+    chances = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    chance = chances[np.arange(24), label]
     assert not untrained and found["images"] == 24
-    for name in ("acc1", "acc5", "loss"):
-        assert found[name] == pytest.approx(expected[name], rel=1e-5)
     assert found.right.tolist() == right.tolist()
+    assert found["acc1"] == pytest.approx(100 * right.mean())
+    among = (order[:, :5] == label[:, None]).any(axis=1)
+    assert found["acc5"] == pytest.approx(100 * among.mean())
+    assert found["loss"] == pytest.approx(-np.log(chance).mean(), rel=1e-5)
+    assert found["probability"] == pytest.approx(chance.mean(), rel=1e-5)
 
 
 def test_merging_nothing_is_the_dense_model(context, pretrained):
     """r = 0 gives the same answers, losses and costs."""
-    dense = context.evaluate(pretrained, subjects.DENSE)
+    dense = context.evaluate(pretrained, settings.DENSE)
     none = context.evaluate(pretrained, {"name": "tome", "r": 0})
     assert none["loss"] == dense["loss"] and none["gmacs"] == dense["gmacs"]
     assert none.right.tolist() == dense.right.tolist()
@@ -74,10 +80,10 @@ def test_a_point_has_its_whole_setting(context, pretrained):
 def test_a_part_of_the_images_is_another_point_with_the_same_answers(
     context, pretrained
 ):
-    whole = context.evaluate(pretrained, subjects.DENSE).right
+    whole = context.evaluate(pretrained, settings.DENSE).right
     places = np.array([3, 4, 11, 23])
     part = context.images.subset(places)
-    assert context.evaluate(pretrained, subjects.DENSE, part).right.tolist() == (
+    assert context.evaluate(pretrained, settings.DENSE, part).right.tolist() == (
         whole[places].tolist()
     )
     other = context.images.subset(np.array([3, 4, 11, 22]))
@@ -109,10 +115,6 @@ def slow_reassess(told, place, after, kept):
 @pytest.fixture(scope="module")
 def told(context, pretrained):
     """All that ImagePiece's steps say of the images."""
-    import jax
-
-    from imagepiece_jax.data.normalize import normalize
-
     reduction = {"name": "imagepiece"}
     model = merges.observed(pretrained.model(reduction))
     variables, _ = pretrained.variables(model)
@@ -141,10 +143,6 @@ def test_ratios_of_merged_tokens_are_those_of_a_slow_count(context, pretrained, 
 
 @pytest.mark.slow
 def test_observing_changes_no_decision(pretrained, told, context):
-    import jax
-
-    from imagepiece_jax.data.normalize import normalize
-
     _, outputs = told
     model = pretrained.model({"name": "imagepiece"})
     variables, _ = pretrained.variables(model)
@@ -225,7 +223,7 @@ def test_untrained_selectors_are_called_so(context):
 
 def test_no_model_at_all_is_a_mistake(context, pretrained):
     fields = pretrained.fields | {"stem": "conv"}
-    conv = subjects.Subject(pretrained.path, fields, pretrained.reduction)
+    conv = Pretrained(pretrained.path, fields, pretrained.reduction)
     lonely = tiny_context.context(context.out / "none", models=TrainedRuns((conv,)))
     with pytest.raises(InputError, match="none of the models of this table is there"):
         rows.measure(lonely, ROWS[:2])
@@ -236,8 +234,8 @@ def test_no_model_at_all_is_a_mistake(context, pretrained):
 def test_runs_of_several_seeds_are_paired_with_their_own_dense(tmp_path):
     """Two dense models and two with ToMe's reduction, seeds 0 and 1."""
     dense = [tiny_context.pretrained(tmp_path, seed) for seed in (0, 1)]
-    kept = subjects.completed(TOME)
-    reduced = [subjects.Subject(d.path, d.fields, kept, d.seed) for d in dense]
+    kept = settings.completed(TOME)
+    reduced = [dataclasses.replace(d, reduction=kept) for d in dense]
     runs = TrainedRuns((*dense, *reduced))
     several = tiny_context.context(tmp_path / "out", models=runs)
     found = rows.measure(several, (Row("ToMe", TOME),))["ToMe"]

@@ -10,9 +10,10 @@ from imagepiece_jax.experiments import (
     match_cost,
     published,
     search_space,
-    subjects,
     tables,
 )
+from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.reduction import settings
 
 COMBINED = [row for _, row in tables.PAIRS[3:]]  # those of the paper: conv stem
 FIELDS = {"name": "deit_s", "image_size": 224, "num_classes": 1000}
@@ -20,7 +21,7 @@ FIELDS = {"name": "deit_s", "image_size": 224, "num_classes": 1000}
 
 def pretrained(stem="patch", **fields):
     fields = FIELDS | {"stem": stem} | fields
-    return subjects.Subject(pathlib.Path("none"), fields, subjects.DENSE)
+    return Pretrained(pathlib.Path("none"), fields, settings.DENSE)
 
 
 def gmacs(row):
@@ -162,4 +163,4 @@ def test_every_shape_of_the_search_makes_models_of_falling_cost():
         costs = [one.gmacs(rate) for rate in search_space.rates(shape, 12)[::6]]
         falling = costs[0] > costs[-1]
         assert len(costs) > 3 and costs == sorted(costs, reverse=falling)
-        assert min(costs) < 0.7 * one.gmacs(subjects.DENSE)
+        assert min(costs) < 0.7 * one.gmacs(settings.DENSE)

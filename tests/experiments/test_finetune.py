@@ -5,9 +5,11 @@ import types
 import pytest
 
 from configs import quickstart
-from imagepiece_jax.experiments import finetune, subjects
+from imagepiece_jax.experiments import finetune
 from imagepiece_jax.experiments.finetune import Finetuner, label
 from imagepiece_jax.experiments.rows import DENSE, Row, measure, table
+from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.reduction import settings
 from tests.experiments import tiny_context
 
 EVIT = {"name": "evit", "keep_rate": 0.5, "blocks": (1,)}
@@ -31,7 +33,7 @@ def made(tmp_path, config):
 
 def test_folders_are_named_by_their_reduction():
     assert label(EVIT) == "evit_keep_rate=0.5_blocks=1,"
-    assert label(subjects.DENSE) == "dense"
+    assert label(settings.DENSE) == "dense"
 
 
 def test_matching_leaves_the_reference_and_the_dense_model_alone(
@@ -40,11 +42,11 @@ def test_matching_leaves_the_reference_and_the_dense_model_alone(
     maker, asked = made(tmp_path, config), []
     run = types.SimpleNamespace(reduction=None)
     monkeypatch.setattr(maker, "_trained", lambda *given: asked.append(given) or run)
-    maker.find(subjects.DENSE, "patch", True, ("patch",))
+    maker.find(settings.DENSE, "patch", True, ("patch",))
     maker.find(finetune.REFERENCE, "patch", True, ("patch",))
     maker.find(EVIT, "patch", False, ("patch",))
     assert [given[0] for given in asked[::2]] == [
-        subjects.DENSE,
+        settings.DENSE,
         finetune.REFERENCE,
         EVIT,
     ]
@@ -74,9 +76,7 @@ def test_the_config_of_a_run_has_all_that_differs(tmp_path, config, monkeypatch)
 
     def run(config, name):
         configs[name] = config
-        return subjects.Subject(
-            tmp_path / name, maker.pretrained.fields, subjects.DENSE
-        )
+        return Pretrained(tmp_path / name, maker.pretrained.fields, settings.DENSE)
 
     monkeypatch.setattr(maker, "_run", run)
     maker._trained({"name": "dynamicvit", "blocks": (1,)}, "patch", 1)

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.common import parallel
+from imagepiece_jax.evaluate import accuracy, statistics
 from imagepiece_jax.experiments import masking
 from imagepiece_jax.experiments.context import OffTheShelf, Options, Result
 from imagepiece_jax.experiments.masking import SIDE, corners_of, cover
@@ -75,7 +76,7 @@ class Brightness:
     Of the labels, 0 .. 9, label k needs k tenths of it.
     """
 
-    mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+    mean, std, dtype = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), np.dtype("float32")
 
     def apply(self, variables, images, keys):
         white = (1 - self.mean[0]) / self.std[0]
@@ -87,9 +88,6 @@ class Brightness:
 
 def test_accuracy_falls_with_every_mask_of_a_model_that_counts_pixels(tmp_path):
     """Nested masks: an image that was wrong behind fewer is wrong behind more."""
-    from imagepiece_jax.common import parallel
-    from imagepiece_jax.experiments import forward
-
     index = np.arange(12)[None]
     batch = {
         "image": np.full((1, 12, 224, 224, 3), 255, np.uint8),
@@ -97,14 +95,14 @@ def test_accuracy_falls_with_every_mask_of_a_model_that_counts_pixels(tmp_path):
         "mask": np.ones((1, 12), np.float32),
         "index": index.astype(np.int32),
     }
-    step = forward.compiled(Brightness(), forward.answers, cover)
+    step = accuracy.compiled(Brightness(), alter=cover)
     variables, found = parallel.replicate({}), []
     for count in (0, *MASKS):
         corners = corners_of(index, count, 0, 224)
         spare = ((0, 0), (0, 0), (0, 50 - count), (0, 0))
         corners = np.pad(corners, spare, constant_values=-SIDE)
         one = batch | {"corners": corners}
-        found.append(forward.each_image(step, variables, [one])["right"])
+        found.append(accuracy.evaluate(step, variables, [one]).each["right"])
     found = np.stack(found)
     assert (np.diff(found.astype(int), axis=0) <= 0).all()
     assert found[0].all() and 0 < found[4].sum() < 12 and not found[-1].any()

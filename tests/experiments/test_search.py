@@ -10,9 +10,10 @@ import pytest
 from configs import base
 from imagepiece_jax import config_files
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.experiments import search, search_space, subjects
+from imagepiece_jax.experiments import search, search_space
 from imagepiece_jax.experiments.context import Options
-from imagepiece_jax.training import checks, from_config
+from imagepiece_jax.reduction import settings
+from imagepiece_jax.training import from_config
 from tests.experiments import tiny_context
 
 
@@ -71,12 +72,12 @@ def pretrained(tmp_path_factory):
 
 
 def test_candidates_use_their_budget_and_no_more(pretrained):
-    limit = 0.6 * pretrained.gmacs(subjects.DENSE)
+    limit = 0.6 * pretrained.gmacs(settings.DENSE)
     found = search.fitted(pretrained, limit)
     costs = [pretrained.gmacs(candidate.reduction) for candidate in found]
     assert all(0.9 * limit <= cost <= limit for cost in costs)
     assert len(found) > 20 and any(candidate.known for candidate in found)
-    kept = [str(subjects.completed(c.reduction)) for c in found]
+    kept = [str(settings.completed(c.reduction)) for c in found]
     assert len(set(kept)) == len(kept)
     few = search.fitted(pretrained, limit, 3)
     assert sum(not candidate.known for candidate in few) == 3
@@ -148,18 +149,18 @@ def test_what_chose_is_never_reported(tmp_path, pretrained, few_shapes, monkeypa
 
 def test_finalists_that_are_too_slow_take_lower_rates(tmp_path, pretrained, few_shapes):
     context = fake_context(tmp_path, pretrained, "ms")
-    limit = 0.6 * pretrained.gmacs(subjects.DENSE)
+    limit = 0.6 * pretrained.gmacs(settings.DENSE)
     finalists = search.fitted(pretrained, limit)
     asked = []
 
     def speed(pretrained, reduction):  # by MACs, and a fifth slower
         asked.append(reduction["name"])
-        cost = pretrained.gmacs(reduction) / pretrained.gmacs(subjects.DENSE)
+        cost = pretrained.gmacs(reduction) / pretrained.gmacs(settings.DENSE)
         return {"ratio": 0.8 / cost}
 
     object.__setattr__(context, "speed", speed)
     found = search._within_time(context, finalists, 0.6)
-    dense = pretrained.gmacs(subjects.DENSE)
+    dense = pretrained.gmacs(settings.DENSE)
     assert len(found) == len(finalists) and len(asked) > len(finalists)
     assert all(pretrained.gmacs(c.reduction) <= 0.48 * dense for c in found)
     object.__setattr__(context, "speed", lambda *_: {"ratio": 0.1})
@@ -183,7 +184,7 @@ def test_the_winners_config_makes_its_model(tmp_path, pretrained):
     search.write_config(path, context, reduction, "half of the cost")
     config = config_files.load(path)
     assert "'half of the cost'" in path.read_text()
-    checks.check(config)
+    from_config.check(config)
     assert from_config.model(config) == pretrained.model(reduction)
     assert config.data.name == "digits" and config.data.resize == "none"
     config_files.override(config, "data.workers", "0")

@@ -13,6 +13,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import __main__ as evaluate
 from imagepiece_jax.models import convert, pretrained, registry
 from imagepiece_jax.models.vit import MEAN, STD
+from imagepiece_jax.reduction import settings
 from tests.command import call, sentence
 from tests.models import tiny
 
@@ -152,9 +153,9 @@ def test_what_training_alone_reads_may_differ(tmp_path):
     changes |= {"model.dtype": "bfloat16", "data.name": "folder:x", "seed": 3}
     other.update_from_flattened_dict(changes)
     run = pretrained.read(run_folder(tmp_path / "run"))
-    fields, reduction = run.under(other.to_dict())
-    assert fields["dtype"] == "bfloat16"
-    assert pretrained.completed(reduction) == pretrained.completed(run.reduction)
+    found = run.under(other.to_dict())
+    assert found.fields["dtype"] == "bfloat16" and found.seed == 3
+    assert settings.completed(found.reduction) == settings.completed(run.reduction)
 
 
 @pytest.mark.parametrize(

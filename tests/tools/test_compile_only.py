@@ -83,14 +83,14 @@ def test_attention_is_that_of_the_described_gpu(monkeypatch):
 
     def backend(**model):
         made = config(**model)
-        plain = compile_only.setup.model(compile_only._unplaced(made))
+        plain = compile_only.from_config.model(compile_only._unplaced(made))
         return compile_only._placed(plain, made).backend
 
     assert backend() == backend(attention="cudnn") == "cudnn"
     assert backend(attention="xla") == "xla"
     wide = config()
     wide.model.dtype = "float32"
-    plain = compile_only.setup.model(compile_only._unplaced(wide))
+    plain = compile_only.from_config.model(compile_only._unplaced(wide))
     assert compile_only._placed(plain, wide).backend == "xla"
 
 
