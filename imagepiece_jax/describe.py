@@ -5,11 +5,11 @@ python -m imagepiece_jax.describe --config configs/deit_s_imagepiece.py
 
 from imagepiece_jax import cli
 
-CONFIG = cli.define_config()
+cli.define_config()
 
 
 def main():
-    config = cli.required(CONFIG)
+    config = cli.config()
     from imagepiece_jax.models import summary
     from imagepiece_jax.training import from_config
 

@@ -36,6 +36,7 @@ REDUCTION = (
     {"apply"},
     {"kernels"},
     {"reducers", "token_selector"},
+    {"kernel_agreement"},
     {"methods"},
     {"settings"},
 )

@@ -16,25 +16,21 @@ or search.
 """
 
 import dataclasses
-import pathlib
 
 from absl import flags
 
-from imagepiece_jax import cli, config_files, options
+from imagepiece_jax import cli, config_files
+from imagepiece_jax.benchmark import timer
 from imagepiece_jax.experiments import masking, runner
 
-CONFIGS = pathlib.Path(__file__).resolve().parent.parent.parent / "configs"
-
-CONFIG = cli.define_config(
-    "a config file: of --weights that do not tell it, of --small's runs"
-)
-WEIGHTS = options.weights()
-NORMALIZATION = options.normalization()
+cli.define_config("a config file: of --weights that lack a config, of --small's runs")
+WEIGHTS = cli.weights()
+NORMALIZATION = cli.normalization()
 RUNS = flags.DEFINE_string("runs", None, "a folder of trained runs, one a model")
 SMALL = flags.DEFINE_bool("small", False, "fine-tune --weights for every model")
 flags.DEFINE_list("seeds", ["0", "1", "2"], "of --small's runs")
-DATA = options.data()
-options.resize()
+DATA = cli.data()
+cli.resize()
 flags.DEFINE_integer("subset", None, "images of the data; default: all")
 flags.DEFINE_string(
     "out", None, "folder; default: runs/experiments", allow_override=True
@@ -42,10 +38,10 @@ flags.DEFINE_string(
 flags.DEFINE_bool("again", False, "measure what was measured before, too")
 flags.DEFINE_integer("eval_batch_size", 100, "images at once", 1)
 flags.DEFINE_integer("readers", 0, "processes that read images", 0)
-options.dtype("of the layers")
+cli.dtype("of the layers")
 SPEED = flags.DEFINE_bool("speed", True, "also measure speeds")
 flags.DEFINE_integer("speed_batch_size", 64, "of speeds in tables", 1)
-RULES = options.rules()
+TIMING = cli.timing()
 flags.DEFINE_list("batch_sizes", ["1,8,32,64,128,256"], "of throughput")
 flags.DEFINE_list("modes", ["inference", "copy", "train"], "of throughput")
 flags.DEFINE_enum("size", "deit_s", ["deit_ti", "deit_s"], "of throughput")
@@ -61,10 +57,10 @@ def main(words):
     known = {field.name for field in dataclasses.fields(runner.Settings)}
     given = {k: flags.FLAGS[k].value for k in known if k in flags.FLAGS}
     given |= {
-        "config": CONFIG.value,
-        "load_config": lambda name: config_files.load(CONFIGS / name),
+        "config": cli.config(required=False),
+        "load_config": lambda name: config_files.load(f"{config_files.CONFIGS}/{name}"),
         "normalization": NORMALIZATION(),
-        "rules": RULES(),
+        "rules": timer.Rules(*TIMING()),
     }
     settings = runner.Settings(**given)
     runner.check(names, settings)

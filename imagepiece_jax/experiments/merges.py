@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from imagepiece_jax.reduction.ops import cosine, gather_rows, rank
-from imagepiece_jax.reduction.schedule import ceil
+from imagepiece_jax.reduction.rules import ceil
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,9 +62,8 @@ class Site:
 def sites(model) -> list[Site]:
     """All Sites of `model`'s plan, in order."""
     changing = [(b, layer) for b, layer in enumerate(model.plan) if layer.counts]
-    merging = ("merge", "remove", "keep_half")
     return [
-        Site(block, place, layer.step.rule in merging, layer.counts)
+        Site(block, place, layer.step.rule.merges, layer.counts)
         for place, (block, layer) in enumerate(changing)
     ]
 

@@ -30,8 +30,8 @@ def throughput(context):
 def configs(context) -> dict:
     """{name: config}: dense first, then every method, of the size in the options."""
     size = context.options.size
-    names = [size, *(f"{size}_{name}" for name in METHODS if name != "none")]
-    found = {name: context.load_config(f"{name}.py") for name in names}
+    ends = ["", *(f"_{name}" for name in METHODS if name != "none")]
+    found = {size + end: context.load_config(f"deit_s{end}.py:{size}") for end in ends}
     for config in found.values():
         if context.images is not None:
             config.data.name = context.images.name

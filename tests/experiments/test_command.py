@@ -3,7 +3,6 @@
 import json
 from types import SimpleNamespace
 
-import grain  # noqa: F401  its flags must not first be defined inside of a call
 import numpy as np
 import pytest
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import imagepiece_jax
 from configs import quickstart
 from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import InputError, RunError
-from imagepiece_jax.inference import predictor
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.training import from_config, trainer
 from imagepiece_jax.training.checkpoint import Checkpoints
@@ -92,9 +92,11 @@ def test_a_run_keeps_the_names_of_its_classes(finished):
     workdir, _ = finished
     digits = [str(digit) for digit in range(10)]
     assert json.loads((workdir / "classes.json").read_text()) == digits
-    model, variables = predictor.load(workdir)
+    model, variables = imagepiece_jax.load(workdir)
     assert model.class_names == tuple(digits)
-    predict = predictor.Predictor(model, variables, resize="none", top=1, batch_size=1)
+    predict = imagepiece_jax.Predictor(
+        model, variables, resize="none", top=1, batch_size=1
+    )
     (best,) = predict(np.zeros((16, 16, 3), np.uint8))
     assert best.label == digits[best.index]
 
