@@ -31,13 +31,12 @@ PROCESS_ID = flags.DEFINE_integer("process_id", None, "number of this host, from
 def main():
     config = cli.required(CONFIG)
     # Imports JAX: after the flags.
-    from imagepiece_jax.common import parallel
     from imagepiece_jax.training import distributed, trainer
 
     job = distributed.find(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     name = pathlib.Path(cli.config_path().split(":")[0]).stem
     workdir = WORKDIR.value or pathlib.Path("runs") / name
-    with parallel.joined(job):
+    with distributed.joined(job):
         trainer.train_and_evaluate(config, workdir, DRY_RUN.value)
 
 

@@ -20,5 +20,5 @@ class Stopped(Exception):
     """A run that was asked to stop, once its state is saved; `signum` asked for it."""
 
     def __init__(self, signum, step):
-        super().__init__(f"stopped at step {step}; the same command goes on from there")
+        super().__init__(f"stopped at step {step}; the same command resumes from there")
         self.signum = signum

@@ -66,11 +66,11 @@ def model_config(holder, path, normalization, checkpoint="best"):
     first contradiction.
     """
     from imagepiece_jax.models import pretrained, run_files
-    from imagepiece_jax.training import checks, from_config
+    from imagepiece_jax.training import from_config
 
     config = holder.value
     if config is not None:
-        checks.check(config)
+        from_config.check(config)
         from_config.model(config)  # its own mistakes first
         heads = run_files.heads(config.to_dict())
         told = pretrained.read(path, heads, checkpoint)
@@ -84,7 +84,7 @@ def model_config(holder, path, normalization, checkpoint="best"):
         config = _config_of(told)
         for field, text in overrides:
             config_files.override(config, field, text)
-        checks.check(config)
+        from_config.check(config)
         asked = run_files.model_fields(config.to_dict())
         typed = {field.removeprefix("model.") for field, _ in overrides}
         asked = {name: value for name, value in asked.items() if name in typed}

@@ -196,7 +196,7 @@ def test_a_field_of_a_type_that_no_text_can_set():
         (
             Stopped(15, 7),
             143,
-            "error: stopped at step 7; the same command goes on from there\n",
+            "error: stopped at step 7; the same command resumes from there\n",
         ),
         (KeyboardInterrupt(), 130, "error: interrupted\n"),
         (MemoryError("5 TiB"), 1, "error: this machine has too little memory: 5 TiB\n"),

@@ -14,7 +14,7 @@ from configs import base
 from imagepiece_jax import config_files
 from imagepiece_jax.models import registry
 from imagepiece_jax.reduction.methods import METHODS
-from imagepiece_jax.training import checks, from_config
+from imagepiece_jax.training import from_config, run_dir
 from tests.runs import ROOT
 
 FILES = sorted((ROOT / "configs").glob("*.py"))
@@ -59,7 +59,7 @@ def test_every_method_has_a_config_for_both_sizes(configs, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_config_builds_a_model_and_passes_the_checks(configs, name):
     config = configs[name]
-    checks.check(config)
+    from_config.check(config)
     from_config.placement(config)
     from_config.train_transform(config), from_config.eval_transform(config)
     from_config.schedule(config, steps_per_epoch=10)
@@ -268,9 +268,9 @@ def test_numbers_of_base_are_checked():
         if isinstance(value, (int, float)) and not isinstance(value, bool)
     }
     elsewhere = {"model.drop_path_rate", "lr_offset"}
-    assert numbers == set(checks.RANGES) | elsewhere
+    assert numbers == set(from_config.RANGES) | elsewhere
 
 
 def test_fields_that_may_change_exist():
     names = {name for name, _ in fields(base.get_config())}
-    assert set(checks.MAY_CHANGE) <= names
+    assert set(run_dir.MAY_CHANGE) <= names

@@ -10,7 +10,7 @@ import pytest
 
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction import schedule
-from imagepiece_jax.training import checks
+from imagepiece_jax.training import run_dir
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -50,7 +50,7 @@ def test_every_command_names_files_that_exist():
 
 def test_fields_that_may_change_are_those_it_lists():
     listed = README.split("these fields may differ:")[1].split(". Anything")[0]
-    assert set(re.findall(r"`([\w.]+)`", listed)) == set(checks.MAY_CHANGE)
+    assert set(re.findall(r"`([\w.]+)`", listed)) == set(run_dir.MAY_CHANGE)
 
 
 def test_python_example_runs(tmp_path, monkeypatch, assets):

@@ -8,10 +8,9 @@ from matplotlib.figure import Figure
 
 from imagepiece_jax.benchmark import timer
 from imagepiece_jax.common import plotting, tables
-from imagepiece_jax.common.files import check_writable, replace_file
+from imagepiece_jax.common.files import append_line, check_writable, replace_file
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.summary import format_table
-from imagepiece_jax.training.run_dir import append_line
 
 # (title of a column, function from a row to its cell)
 COLUMNS = (

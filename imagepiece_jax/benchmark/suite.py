@@ -7,8 +7,8 @@ import pathlib
 from imagepiece_jax.benchmark import device, peak_rates, report, timer, torch_baselines
 from imagepiece_jax.benchmark.input_stream import InputStreams
 from imagepiece_jax.benchmark.workloads import INPUTS, MODES, Case
+from imagepiece_jax.common.files import git_revision
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.training.run_dir import git_revision
 
 FULL = ("RESOURCE_EXHAUSTED", "out of memory")  # messages of a full memory
 

@@ -20,7 +20,7 @@ from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.models import registry, summary
-from imagepiece_jax.training import checks, from_config
+from imagepiece_jax.training import from_config
 from imagepiece_jax.training.train_step import init_state
 
 MODES = ("inference", "copy", "end_to_end", "train")
@@ -52,7 +52,7 @@ class Case:
 
     def check(self, mode):
         """InputError for mistakes that would otherwise show only while measuring."""
-        checks.check(self.config)
+        from_config.check(self.config)
         if mode == "train":
             from_config.placement(self.config)
             if parallel.device_count() > 1:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from imagepiece_jax.common.layout import device_samples
 from imagepiece_jax.data import bundles, readers
 from imagepiece_jax.data.decode import MOST_IN_A_ROW
 from imagepiece_jax.errors import InputError
@@ -29,7 +30,7 @@ class Placement:
     """This process's share of every global batch.
 
     The batch is `accumulation` micro-batches one after the other; each is split evenly
-    (see `split`) over all devices of all processes in order.
+    (see `layout.device_samples`) over all devices of all processes in order.
     """
 
     process_index: int = 0
@@ -50,24 +51,11 @@ class Placement:
             )
         micro = batch_size // self.accumulation
         first = self.process_index * self.local_devices
-        mine = split(micro, devices)[first : first + self.local_devices]
+        mine = device_samples(micro, devices)[first : first + self.local_devices]
         return mine[:, None] + micro * np.arange(self.accumulation)[:, None]
 
 
 WHOLE = Placement()  # one process with one device
-
-
-def split(samples, devices):
-    """Samples of a batch that each device holds, int64 [devices, samples / devices].
-
-    Mixup pairs sample i with n - 1 - i: both are on one device, in mirrored places, so
-    that no image travels. Of an odd number of samples a device the middle one's partner
-    is the middle one of the mirrored device.
-    """
-    half, odd = divmod(samples // devices, 2)
-    first = np.arange(devices * half).reshape(devices, half)
-    middle = devices * half + np.arange(devices * odd).reshape(devices, odd)
-    return np.concatenate([first, middle, samples - 1 - first[:, ::-1]], axis=1)
 
 
 def steps_per_epoch(length, batch_size):

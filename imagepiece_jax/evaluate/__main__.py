@@ -25,9 +25,9 @@ from imagepiece_jax.data import sources
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy, sweep
 from imagepiece_jax.inference import optimized_accuracy
-from imagepiece_jax.models import run_files, summary
+from imagepiece_jax.models import class_names, run_files, summary
 from imagepiece_jax.reduction import settings
-from imagepiece_jax.training import from_config, run_dir
+from imagepiece_jax.training import from_config
 
 CONFIG = cli.define_config()
 WEIGHTS = options.weights()
@@ -64,8 +64,8 @@ def main():
         read = (*run_files.own_files(path), *sources.own_files(data))
         check_writable("--json", JSON.value, read)
     source = from_config.source(config, "val")
-    run_dir.check_classes(path, source.class_names, data, run_dir.SAME_CLASSES)
-    if note := run_dir.unnamed_classes(path, source.class_names, data):
+    class_names.check_classes(path, source.class_names, data)
+    if note := class_names.unnamed_classes(path, source.class_names, data):
         print(note)
     batches = from_config.eval_batches(config, source)
     if reductions:

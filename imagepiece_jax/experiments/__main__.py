@@ -217,7 +217,7 @@ def _options(budgets):
 def _images(subject, trained, small):
     """The images that all models are asked about; None where there are no models."""
     from imagepiece_jax.experiments.images import Images
-    from imagepiece_jax.training.run_dir import SAME_CLASSES, check_classes
+    from imagepiece_jax.models.class_names import check_classes
 
     models = trained or ((subject,) if subject else ())
     if small is not None:
@@ -243,7 +243,7 @@ def _images(subject, trained, small):
     )
     names, data = images.source.class_names, f"--data {DATA.value}"
     for model in models:
-        check_classes(model.path, names, data, SAME_CLASSES)
+        check_classes(model.path, names, data)
     return images
 
 

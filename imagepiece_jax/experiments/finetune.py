@@ -16,9 +16,9 @@ from imagepiece_jax.data.sources import open_source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.experiments import match_cost
 from imagepiece_jax.models import pretrained, summary
+from imagepiece_jax.models.class_names import other_class
 from imagepiece_jax.reduction import methods, settings
 from imagepiece_jax.training import from_config
-from imagepiece_jax.training.run_dir import other_class
 from imagepiece_jax.training.trainer import train_and_evaluate
 
 REFERENCE = {"name": "imagepiece"}  # whose cost the others are matched to

@@ -158,7 +158,7 @@ class Checkpoints:
             raise RunError(
                 f"{self._root / kind}: a checkpoint could not be written "
                 f"({_reason(error)}); whole ones there: {kept or 'none'}; mend this, "
-                "and the same command goes on from the newest"
+                "and the same command resumes from the newest"
             ) from error
 
     def _holds(self, kind, step, content):

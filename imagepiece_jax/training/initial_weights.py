@@ -3,10 +3,10 @@
 import jax
 
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import class_names as classes
 from imagepiece_jax.models import pretrained
 from imagepiece_jax.models.pretrained import restore
 from imagepiece_jax.models.summary import fresh, shapes
-from imagepiece_jax.training import run_dir
 
 
 def settle_normalization(config, workdir):
@@ -120,26 +120,26 @@ def check_classes(config, workdir, names, resumed=False):
     on, the teacher, and what this run starts from if it keeps the head.
     """
     data = f"config.data.name {config.data.name!r}"
-    run_dir.check_classes(
+    classes.check_classes(
         workdir,
         names,
         data,
         "choose another --workdir, or the data that it was trained on",
     )
     if config.teacher.weights:
-        run_dir.check_classes(
+        classes.check_classes(
             config.teacher.weights,
             names,
             data,
-            run_dir.SAME_CLASSES,
+            classes.SAME_CLASSES,
             field="config.teacher.weights ",
         )
     if config.init.weights and not resumed and "head" not in config.init.fresh:
-        run_dir.check_classes(
+        classes.check_classes(
             config.init.weights,
             names,
             data,
-            f"{run_dir.SAME_CLASSES}, or a new head by config.init.fresh=('head',)",
+            f"{classes.SAME_CLASSES}, or a new head by config.init.fresh=('head',)",
             field="config.init.weights ",
         )
 
@@ -151,4 +151,4 @@ def unnamed_classes(config, names):
     """
     if not config.init.weights or "head" in config.init.fresh:
         return None
-    return run_dir.unnamed_classes(config.init.weights, names, config.data.name)
+    return classes.unnamed_classes(config.init.weights, names, config.data.name)

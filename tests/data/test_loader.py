@@ -43,20 +43,6 @@ def test_placement_splits_micro_batches_by_pairs():
     assert second.tolist() == [[[2, 5], [10, 13]], [[3, 4], [11, 12]]]
 
 
-@pytest.mark.parametrize("samples, devices", [(12, 3), (12, 4), (9, 3), (4, 4), (5, 1)])
-def test_partners_are_in_mirrored_places(samples, devices):
-    """On one device, but for the middle ones of two mirrored devices."""
-    held = loader.split(samples, devices)
-    m = samples // devices
-    places = {held[d, k]: (d, k) for d in range(devices) for k in range(m)}
-    assert sorted(places) == list(range(samples))
-    for sample, (d, k) in places.items():
-        middle = m % 2 and k == m // 2
-        partner = (devices - 1 - d if middle else d, m - 1 - k)
-        assert places[samples - 1 - sample] == partner
-    assert devices > 1 or held.tolist() == [list(range(samples))]
-
-
 @pytest.mark.parametrize("batch_size", [12, 0, -8])
 def test_batches_that_cannot_be_dealt_are_refused(batch_size):
     message = f"config.batch_size is {batch_size}: .* accumulation steps = 4 . 2"

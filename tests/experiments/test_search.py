@@ -13,7 +13,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.experiments.search import __main__ as search
 from imagepiece_jax.experiments.search import space
 from imagepiece_jax.reduction import settings
-from imagepiece_jax.training import checks, from_config
+from imagepiece_jax.training import from_config
 from tests.experiments import small_lab
 
 
@@ -185,7 +185,7 @@ def test_the_winners_config_makes_its_model(tmp_path, subject):
     search.write_config(path, lab, subject, reduction, "half of the cost")
     config = config_files.load(path)
     assert "'half of the cost'" in path.read_text()
-    checks.check(config)
+    from_config.check(config)
     assert from_config.model(config) == subject.model(reduction)
     assert config.data.name == "digits" and config.data.resize == "none"
     config_files.override(config, "data.workers", "0")

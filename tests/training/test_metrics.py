@@ -1,4 +1,4 @@
-"""Curves on disk that survive a kill."""
+"""The metrics of a run on disk: exact after a kill, and in TensorBoard."""
 
 import json
 import math
