@@ -15,7 +15,8 @@ differ.
 import jax
 from absl import flags
 
-from imagepiece_jax import cli, options
+from imagepiece_jax import cli, config_files
+from imagepiece_jax.benchmark.device import fast_dtype
 from imagepiece_jax.data import loader
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError, RunError
@@ -24,11 +25,12 @@ from imagepiece_jax.models.attention import class_attention
 from imagepiece_jax.reduction import kernel_agreement
 from imagepiece_jax.reduction.kernels import fused
 from imagepiece_jax.training import from_config
+from imagepiece_jax.training.weights_config import of_weights
 
-CONFIG = cli.define_config("the config of a model, for real inputs")
-WEIGHTS = options.weights()
-NORMALIZATION = options.normalization()
-DATA = options.data("config.data")
+cli.define_config("the config of a model, for real inputs")
+WEIGHTS = cli.weights()
+NORMALIZATION = cli.normalization()
+DATA = cli.data("config.data")
 RANDOM = flags.DEFINE_integer(
     "random",
     10_000,
@@ -37,10 +39,9 @@ RANDOM = flags.DEFINE_integer(
 )
 
 
-@cli.completed_by_weights
 def main():
     real, normalization = WEIGHTS.value is not None, NORMALIZATION()
-    if not real and (CONFIG.value is not None or cli.overrides() or normalization):
+    if not real and (any(cli.config_or_overrides()) or normalization):
         raise InputError(
             "--weights is missing: allowed without it are random inputs alone, without "
             "--config, --mean and --std"
@@ -49,7 +50,13 @@ def main():
     if lacking := fused.obstacle(device.platform):
         raise RunError(f"there is no fused reduction to check here: it needs {lacking}")
     if real:
-        config, weights = options.model_config(CONFIG, WEIGHTS.value, normalization)
+        config, weights = of_weights(
+            WEIGHTS.value,
+            *cli.config_or_overrides(),
+            base=config_files.load(config_files.BASE),
+            dtype=fast_dtype(),
+            normalization=normalization,
+        )
     print(f"on {device.device_kind}; gaps over rounding, errors in last places")
     print("| inputs | dtype | rule | images | differ | largest gap | error | |")
     print("|---|---|---|---|---|---|---|---|")

@@ -7,11 +7,11 @@ from imagepiece_jax import cli
 from imagepiece_jax.models import summary
 from imagepiece_jax.training import from_config
 
-CONFIG = cli.define_config()
+cli.define_config()
 
 
 def main():
-    config = cli.required(CONFIG)
+    config = cli.config()
     from_config.check(config)
     model, dense = from_config.model(config), from_config.dense(config)
     # The same stem shows what the reduction saves; papers compare with the patch stem.

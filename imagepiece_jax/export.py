@@ -22,7 +22,8 @@ import pathlib
 import jax
 from absl import flags
 
-from imagepiece_jax import cli, options
+from imagepiece_jax import cli, config_files
+from imagepiece_jax.benchmark import device
 from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.files import check_writable, replace_file
 from imagepiece_jax.errors import InputError
@@ -30,11 +31,12 @@ from imagepiece_jax.inference import optimize
 from imagepiece_jax.models import registry, summary
 from imagepiece_jax.models.run_files import own_files
 from imagepiece_jax.training import from_config
+from imagepiece_jax.training.weights_config import of_weights
 
-CONFIG = cli.define_config()
-WEIGHTS = options.weights()
-NORMALIZATION = options.normalization()
-CHECKPOINT = options.checkpoint()
+cli.define_config()
+WEIGHTS = cli.weights()
+NORMALIZATION = cli.normalization()
+CHECKPOINT = cli.checkpoint()
 OUT = flags.DEFINE_string(
     "out", None, "the file to write, replaced if there", allow_override=True
 )
@@ -42,7 +44,6 @@ OUT = flags.DEFINE_string(
 PLATFORMS = ("cpu", "cuda")
 
 
-@cli.completed_by_weights
 def main():
     path, normalization = cli.required(WEIGHTS), NORMALIZATION()
     out = pathlib.Path(cli.required(OUT))
@@ -53,8 +54,13 @@ def main():
             "flatbuffers is not installed, and JAX writes programs with it; install "
             "it: pip install flatbuffers"
         )
-    config, weights = options.model_config(
-        CONFIG, path, normalization, CHECKPOINT.value
+    config, weights = of_weights(
+        path,
+        *cli.config_or_overrides(),
+        base=config_files.load(config_files.BASE),
+        dtype=device.fast_dtype(),
+        normalization=normalization,
+        checkpoint=CHECKPOINT.value,
     )
     config.model.attention, config.model.kernels = "xla", "plain"  # run on both
     model = from_config.model(config).clone(class_names=weights.class_names)

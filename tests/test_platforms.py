@@ -23,9 +23,9 @@ from imagepiece_jax.benchmark import (
     workloads,
 )
 from imagepiece_jax.common import parallel
-from imagepiece_jax.data import readers, shelf
+from imagepiece_jax.data import prefetch
 from imagepiece_jax.data.imagenet import scan, writer
-from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.experiments.images import Images
 from imagepiece_jax.models import registry
 from imagepiece_jax.reduction.kernels import build, fused
@@ -240,29 +240,11 @@ def test_experiments_read_batches_that_all_devices_share(monkeypatch):
 # Small limits
 
 
-def test_where_there_is_no_shared_memory_folder_nothing_is_asked(monkeypatch):
+def test_without_a_folder_of_shared_memory_its_space_is_not_asked_for(monkeypatch):
     """As on macOS, which limits it in other ways."""
-    monkeypatch.setattr(shelf, "FOLDER", "/no/such/folder")
-    monkeypatch.setattr(shelf.shutil, "disk_usage", lambda _: pytest.fail("asked"))
-    made = shelf.Shelf(1, 8)
-    made.close()
-
-
-@pytest.mark.parametrize(
-    "status, reason",
-    [
-        (-9, ", often for lack of memory;"),
-        (-7, ", often because /dev/shm is full (in a container: --shm-size);"),
-        (1, "; the same command"),
-    ],
-)
-def test_why_a_process_that_reads_may_have_ended(status, reason):
-    def work(number, room):  # what grain raises in its place
-        raise RuntimeError(f"Process 3 terminated unexpectedly with exit code {status}")
-
-    with pytest.raises(RunError) as caught:
-        next(readers.read(work, [(1, 1)], join=list, largest=1))
-    assert f"ended with status {status}{reason}" in str(caught.value)
+    monkeypatch.setattr(prefetch, "SHARED", "/no/such/folder")
+    monkeypatch.setattr(prefetch.shutil, "disk_usage", lambda _: pytest.fail("asked"))
+    prefetch._Processes(None, 0, 0, 1, 8).close()
 
 
 def test_prepare_takes_the_cores_that_it_may_use(monkeypatch, tmp_path):

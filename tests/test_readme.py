@@ -25,13 +25,12 @@ def block(start):
 def test_the_new_method_keeps_the_tokens_of_largest_norm():
     space = {}
     exec(compile(block("# imagepiece_jax/reduction/methods/"), "README", "exec"), space)
-    steps = space["METHOD"].recipe(4, keep_rate=0.5, blocks=(1,))
+    steps = space["NormTopK"](keep_rate=0.5, blocks=(1,)).steps(4)
     plan = schedule.build(4, 16, steps)
     assert [layer.mlp_tokens for layer in plan] == [17, 9, 9, 9]
     model = ViT(plan, embed_dim=8, num_heads=2, patch_size=2, num_classes=3)
     images = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
-    variables = model.init(jax.random.key(1), images)
-    outputs = model.apply(variables, images)
+    outputs, _ = jax.jit(model.init_with_output)(jax.random.key(1), images)
     norms = np.linalg.norm(outputs.taps[0].x, axis=-1)
     for kept, norm in zip(np.asarray(outputs.results[0].dest) >= 0, norms, strict=True):
         assert kept.sum() == 8

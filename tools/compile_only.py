@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from imagepiece_jax import cli, options
+from imagepiece_jax import cli
 from imagepiece_jax.benchmark import suite
 from imagepiece_jax.common import parallel, xla_options
 from imagepiece_jax.errors import InputError
@@ -32,7 +32,11 @@ MODE = flags.DEFINE_list(
     "mode", ["inference"], "inference, train, or both", allow_override=True
 )
 DTYPE = flags.DEFINE_enum(
-    "dtype", None, options.DTYPES, "default: bfloat16", allow_override=True
+    "dtype",
+    None,
+    ["float32", "bfloat16", "float16"],
+    "default: bfloat16",
+    allow_override=True,
 )
 KERNELS = flags.DEFINE_boolean("kernels", False, "list every kernel of every program")
 
@@ -45,7 +49,7 @@ STEPS_PER_EPOCH = 1251  # for the schedules: any number gives the same program
 
 
 def main():
-    configs = suite.named(cli.required_configs())
+    configs = cli.named_configs()
     sizes = suite.batch_sizes(BATCH_SIZE.value)
     for mode in MODE.value or [""]:
         if mode not in PROGRAMS:

@@ -36,17 +36,17 @@ bench() { # name, seconds at most, flags: a benchmark that writes $OUT/name.json
     --json "$OUT/$name.jsonl" "$@"
 }
 
-configs() { # names -> flags
-  local name
-  for name in "$@"; do printf -- '--config\nconfigs/%s.py\n' "$name"; done
+configs() { # files of configs/, such as deit_s.py:deit_ti -> flags
+  local file
+  for file in "$@"; do printf -- '--config\nconfigs/%s\n' "$file"; done
 }
 
 inference() { # batch size: the programs that goals compare
-  local all="deit_s deit_s_imagepiece deit_s_imagepiece_fast deit_s_evit deit_s_tome"
+  local all="deit_s.py deit_s_imagepiece.py deit_s_imagepiece_fast.py deit_s_evit.py deit_s_tome.py"
   bench "tanh_$1" 200 $(configs $all) $TANH --batch_size "$1" --against timm
-  bench "exact_$1" 110 $(configs deit_s deit_s_imagepiece) $FUSED \
+  bench "exact_$1" 110 $(configs deit_s.py deit_s_imagepiece.py) $FUSED \
     --batch_size "$1" --against timm
-  bench "tiny_$1" 70 $(configs deit_ti deit_ti_imagepiece) $TANH --batch_size "$1"
+  bench "tiny_$1" 70 $(configs deit_s.py:deit_ti deit_s_imagepiece.py:deit_ti) $TANH --batch_size "$1"
 }
 
 FUSED=--config.model.kernels=auto
@@ -69,13 +69,13 @@ case ${1:-256} in
     part gpu_tests 120 "$PYTHON" -m pytest -q -m gpu -p no:cacheprovider
     ;;
   train)
-    bench train 200 $(configs deit_s deit_s_imagepiece) --mode train $PLAIN \
+    bench train 200 $(configs deit_s.py deit_s_imagepiece.py) --mode train $PLAIN \
       --against timm
-    bench tome 90 $(configs deit_s_tome) $TANH --against tome
-    bench sweep 200 $(configs deit_s deit_s_imagepiece) $TANH --warmup 10 \
+    bench tome 90 $(configs deit_s_tome.py) $TANH --against tome
+    bench sweep 200 $(configs deit_s.py deit_s_imagepiece.py) $TANH --warmup 10 \
       --seconds 0.3 --batch_size 1,2,4,8,16,32,64,128,512
-    bench plain 60 $(configs deit_s deit_s_imagepiece) --config.model.gelu=tanh
-    bench starts 60 $(configs deit_s deit_s_imagepiece) $TANH --mode copy
+    bench plain 60 $(configs deit_s.py deit_s_imagepiece.py) --config.model.gelu=tanh
+    bench starts 60 $(configs deit_s.py deit_s_imagepiece.py) $TANH --mode copy
     ;;
   *)
     echo "error: $1 is no session; allowed are 256, 1024 and train" >&2

@@ -11,7 +11,7 @@ repository shows what the compiler makes of a config.
 
 from absl import flags
 
-from imagepiece_jax import cli, options
+from imagepiece_jax import cli
 from imagepiece_jax.benchmark import device, report, suite, timer, torch_baselines
 from imagepiece_jax.benchmark.workloads import MODES
 
@@ -19,7 +19,7 @@ cli.define_config("a config file; several are compared with the first")
 BATCH_SIZE = flags.DEFINE_multi_string(
     "batch_size", ["256"], "one or more, such as 1,8,256", allow_override=True
 )
-DTYPE = options.dtype("of weights and layers")
+DTYPE = cli.dtype("of weights and layers")
 MODE = flags.DEFINE_list(
     "mode", ["inference"], f"one or more of {','.join(MODES)}", allow_override=True
 )
@@ -33,7 +33,7 @@ DEVICE = flags.DEFINE_enum(
 AGAINST = flags.DEFINE_list(
     "against", [], "timm, tome: PyTorch in turns with ours", allow_override=True
 )
-RULES = options.rules()
+TIMING = cli.timing()
 JSON = flags.DEFINE_string(
     "json", None, "a file of one line per figure, written at once", allow_override=True
 )
@@ -42,9 +42,9 @@ PLOT = flags.DEFINE_string("plot", None, "a PNG", allow_override=True)
 
 
 def main():
-    configs = suite.named(cli.required_configs())
+    configs = cli.named_configs()
     sizes = suite.batch_sizes(BATCH_SIZE.value)
-    modes, rules = suite.modes(MODE.value), RULES()
+    modes, rules = suite.modes(MODE.value), timer.Rules(*TIMING())
     with report.Files(JSON.value, MARKDOWN.value, PLOT.value) as files:
         torch_baselines.prepare(AGAINST.value)
         device.use(DEVICE.value)

@@ -12,7 +12,7 @@ import json
 
 from absl import flags
 
-from imagepiece_jax import cli, options
+from imagepiece_jax import cli
 from imagepiece_jax.benchmark import device, peak_rates, reduction_workloads, timer
 from imagepiece_jax.common.files import check_writable, replace_file
 from imagepiece_jax.models.summary import format_table
@@ -20,15 +20,15 @@ from imagepiece_jax.models.summary import format_table
 BATCH = flags.DEFINE_integer("batch", 256, "images that are reduced at once", 1)
 TOKENS = flags.DEFINE_integer("tokens", 196, "of an image, before the step", 8)
 HEADS = flags.DEFINE_integer("heads", 6, "of attention, each 64 wide", 1)
-DTYPE = options.dtype("of tokens")
-RULES = options.rules()
+DTYPE = cli.dtype("of tokens")
+TIMING = cli.timing()
 JSON = flags.DEFINE_string("json", None, "a line each", allow_override=True)
 
 
 def main():
     if JSON.value:
         check_writable("--json", JSON.value)
-    rules = RULES()
+    rules = timer.Rules(*TIMING())
     dtype = DTYPE.value or device.fast_dtype()
     copy = peak_rates.measure(dtype, rules).copy
     if lacking := reduction_workloads.obstacle(dtype):

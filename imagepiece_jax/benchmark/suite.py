@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import pathlib
 
 from imagepiece_jax.benchmark import device, peak_rates, report, timer, torch_baselines
 from imagepiece_jax.benchmark.input_stream import InputStreams
@@ -33,21 +32,6 @@ def batch_sizes(texts):
                 "256 or 1,8,64"
             )
     return sorted(set(map(int, words)), reverse=True)
-
-
-def named(given):
-    """[(path, config)] -> {file name without .py: config}; InputError if not unique."""
-    configs = {}
-    for path, config in given:
-        file, colon, text = path.partition(":")
-        name = pathlib.Path(file).stem + colon + text
-        if name in configs:
-            raise InputError(
-                f"--config {path}: a config of this name is there already; allowed are "
-                "files of different names"
-            )
-        configs[name] = config
-    return configs
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,8 @@ import json
 
 from absl import flags
 
-from imagepiece_jax import cli, options
+from imagepiece_jax import cli, config_files
+from imagepiece_jax.benchmark import device
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.files import check_writable, replace_file
 from imagepiece_jax.data import sources
@@ -28,17 +29,18 @@ from imagepiece_jax.inference import optimized_accuracy
 from imagepiece_jax.models import class_names, run_files, summary
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.training import from_config
+from imagepiece_jax.training.weights_config import of_weights
 
-CONFIG = cli.define_config()
-WEIGHTS = options.weights()
-NORMALIZATION = options.normalization()
-CHECKPOINT = options.checkpoint()
-DATA = options.data("config.data")
-RESIZE = options.resize()
+cli.define_config()
+WEIGHTS = cli.weights()
+NORMALIZATION = cli.normalization()
+CHECKPOINT = cli.checkpoint()
+DATA = cli.data("config.data")
+RESIZE = cli.resize()
 JSON = flags.DEFINE_string(
     "json", None, "also write the results to this file", allow_override=True
 )
-SWEEP = options.sweep("these reductions instead of config.reduction")
+SWEEP = cli.sweep("these reductions instead of config.reduction")
 OPTIMIZED = flags.DEFINE_bool(
     "optimized", False, "compare the optimized program with the float32 model"
 )
@@ -49,13 +51,17 @@ OUT_HELP = "folder of a sweep's table, plot and rows, replaced if there"
 OUT = flags.DEFINE_string("out", "runs/sweep", OUT_HELP, allow_override=True)
 
 
-@cli.completed_by_weights
 def main():
     path, normalization = cli.required(WEIGHTS), NORMALIZATION()
     _check_flags()
     reductions = [one for text in SWEEP.value for one in settings.parse(text)]
-    config, weights = options.model_config(
-        CONFIG, path, normalization, CHECKPOINT.value
+    config, weights = of_weights(
+        path,
+        *cli.config_or_overrides(),
+        base=config_files.load(config_files.BASE),
+        dtype=device.fast_dtype(),
+        normalization=normalization,
+        checkpoint=CHECKPOINT.value,
     )
     data = config.data.name = DATA.value or config.data.name
     config.data.resize = RESIZE.value or config.data.resize

@@ -15,7 +15,7 @@ import pathlib
 
 from absl import flags
 
-from imagepiece_jax import cli, options
+from imagepiece_jax import cli
 from imagepiece_jax.common.files import make_folder, replace_file
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import feature_agreement as agreement
@@ -23,11 +23,11 @@ from imagepiece_jax.experiments.render import short
 from imagepiece_jax.models import pretrained
 from imagepiece_jax.reduction import settings
 
-CONFIG = cli.define_config()
-WEIGHTS = options.weights()
-NORMALIZATION = options.normalization()
-DATA = options.data()
-SWEEP = options.sweep("the methods to compare")
+cli.define_config()
+WEIGHTS = cli.weights()
+NORMALIZATION = cli.normalization()
+DATA = cli.data()
+SWEEP = cli.sweep("the methods to compare")
 IMAGES = flags.DEFINE_integer(
     "images", None, "so many, spread over the set; default: 100", allow_override=True
 )
@@ -50,7 +50,9 @@ def main():
     reductions = [one for text in SWEEP.value for one in settings.parse(text)]
     reductions = [one for one in reductions if one["name"] != "none"]
     out = pathlib.Path(OUT.value or "runs/patch_features")
-    weights = pretrained.for_analysis(path, CONFIG.value, "float32", normalization)
+    weights = pretrained.for_analysis(
+        path, cli.config(required=False), "float32", normalization
+    )
     dense = weights.variant(settings.DENSE)
     reduced = [weights.variant(reduction) for reduction in reductions]
     images = agreement.read(data, dense.model.num_classes, weights.image_size, count)

@@ -21,10 +21,9 @@ import pathlib
 
 from absl import flags
 
-from imagepiece_jax import cli, options
+from imagepiece_jax import cli, config_files
 from imagepiece_jax.errors import InputError
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 # Those that one checkpoint can be asked for, and those beside.
 NAMES = (
     *("table1", "table2", "hyperspeed", "table3", "masking", "reassess", "similarity"),
@@ -37,18 +36,16 @@ TRAINS = (
     *("table1", "table2", "hyperspeed", "masking", "reassess", "similarity", "overlap"),
     *("lcb-similarity", "combos", "ablation", "evit-table"),
 )
-SMALL_CONFIG = ROOT / "configs" / "deit_ti_finetune_small.py"
+SMALL_CONFIG = config_files.CONFIGS / "deit_ti_finetune_small.py"
 
-CONFIG = cli.define_config(
-    "a config file: of --weights that do not tell it, of --small's runs"
-)
-WEIGHTS = options.weights()
-NORMALIZATION = options.normalization()
+cli.define_config("a config file: of --weights that do not tell it, of --small's runs")
+WEIGHTS = cli.weights()
+NORMALIZATION = cli.normalization()
 RUNS = flags.DEFINE_string("runs", None, "a folder of trained runs, one a model")
 SMALL = flags.DEFINE_bool("small", False, "fine-tune --weights for every model")
 SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "of --small's runs")
-DATA = options.data()
-RESIZE = options.resize()
+DATA = cli.data()
+RESIZE = cli.resize()
 SUBSET = flags.DEFINE_integer("subset", None, "images of the data; default: all")
 OUT = flags.DEFINE_string(
     "out", None, "folder; default: runs/experiments", allow_override=True
@@ -56,10 +53,10 @@ OUT = flags.DEFINE_string(
 AGAIN = flags.DEFINE_bool("again", False, "measure what was measured before, too")
 EVAL_BATCH = flags.DEFINE_integer("eval_batch_size", 100, "images at once", 1)
 READERS = flags.DEFINE_integer("readers", 0, "processes that read images", 0)
-DTYPE = options.dtype("of the layers")
+DTYPE = cli.dtype("of the layers")
 SPEED = flags.DEFINE_bool("speed", True, "also measure speeds")
 SPEED_BATCH = flags.DEFINE_integer("speed_batch_size", 64, "of speeds in tables", 1)
-RULES = options.rules()
+TIMING = cli.timing()
 SIZES = flags.DEFINE_list("batch_sizes", ["1,8,32,64,128,256"], "of throughput")
 MODES = flags.DEFINE_list("modes", ["inference", "copy", "train"], "of throughput")
 SIZE = flags.DEFINE_enum("size", "deit_s", ["deit_ti", "deit_s"], "of throughput")
@@ -144,7 +141,7 @@ def _share(text):
 
 def _lab(stack, names, numbers):
     """The Lab of the flags; every mistake that can be told now is."""
-    from imagepiece_jax.benchmark import device
+    from imagepiece_jax.benchmark import device, timer
     from imagepiece_jax.experiments import cache, context
     from imagepiece_jax.experiments.context import Lab
     from imagepiece_jax.models import pretrained
@@ -170,7 +167,7 @@ def _lab(stack, names, numbers):
         trained = tuple(context.runs_in(RUNS.value, dtype))
     elif names != ["throughput"]:
         path = cli.required(WEIGHTS)
-        config = None if SMALL.value else CONFIG.value
+        config = None if SMALL.value else cli.config(required=False)
         subject = pretrained.for_analysis(path, config, dtype, normalization)
     if SMALL.value:
         small, subject = _small(subject, out / "small", numbers["seeds"], dtype), None
@@ -184,7 +181,7 @@ def _lab(stack, names, numbers):
         subject=subject,
         trained=trained or (),
         small=small,
-        rules=RULES(),
+        rules=timer.Rules(*TIMING()),
         speed_batch=SPEED_BATCH.value,
         timed=SPEED.value,
         options=_options(numbers["budgets"]),
@@ -194,11 +191,7 @@ def _lab(stack, names, numbers):
 def _options(budgets):
     from imagepiece_jax.benchmark import suite
 
-    base = CONFIG.value
-    if base is None:
-        from imagepiece_jax import config_files
-
-        base = config_files.load(ROOT / "configs" / "base.py")
+    base = cli.config(required=False) or config_files.load(config_files.BASE)
     return {
         "mask_fill": MASK_FILL.value,
         "mask_grid": MASK_GRID.value,
@@ -210,7 +203,6 @@ def _options(budgets):
         "batch_sizes": suite.batch_sizes(SIZES.value),
         "modes": suite.modes(MODES.value, MODES.name),
         "size": SIZE.value,
-        "configs": ROOT / "configs",
     }
 
 
@@ -249,17 +241,17 @@ def _images(subject, trained, small):
 
 def _small(subject, folder, seeds, dtype):
     """What fine-tunes: by --config, else by the repository's config for it."""
-    from imagepiece_jax import config_files
     from imagepiece_jax.experiments.finetune import Small
 
-    config = CONFIG.value or config_files.load(SMALL_CONFIG)
+    given = cli.config(required=False)
+    config = given or config_files.load(SMALL_CONFIG)
     config.model.dtype = dtype
     config.data.resize = RESIZE.value or config.data.resize
     config.data.workers = READERS.value
     config.data.threads = 2 if READERS.value else 0
     for name in ("stem", "class_token", "mean", "std"):
         value = config.model[name]
-        if CONFIG.value is None or value is None:
+        if given is None or value is None:
             config.model[name] = subject.fields.get(name, value)
         elif value != subject.fields.get(name, value):
             raise InputError(

@@ -7,6 +7,7 @@ run is one of train.py's in a folder of its own: a killed one goes on, a finishe
 only read.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -74,7 +75,7 @@ class Small:
         config.init.weights = str(start)
         if any(name.startswith("reducer") for name in names):
             config.init.fresh = ("reducer",)
-        if methods.find(reduction["name"]).needs_teacher:
+        if methods.METHODS[reduction["name"]].needs_teacher:
             config.teacher.weights = str(start)
         return self._run(config, f"{label(reduction)}_{stem}_seed{seed}")
 
@@ -92,7 +93,7 @@ class Small:
         """The config of a run, but for what it starts from."""
         config = self.config.copy_and_resolve_references()
         own = {k: v for k, v in reduction.items() if k not in settings.MODEL_FIELDS}
-        known = methods.find(**own).fields
+        known = {field.name for field in dataclasses.fields(methods.create(**own))}
         own |= {name: value for name, value in LEARNING.items() if name in known}
         with config.unlocked():
             config.reduction = config_dict.ConfigDict(own)

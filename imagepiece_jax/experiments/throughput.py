@@ -32,9 +32,10 @@ def run(lab):
 
 def configs(lab):
     """{name: config}: dense first, then every method, of the size asked for."""
-    folder, size = lab.options["configs"], lab.options["size"]
-    names = [size, *(f"{size}_{name}" for name in METHODS if name != "none")]
-    found = {name: config_files.load(folder / f"{name}.py") for name in names}
+    files = ["deit_s", *(f"deit_s_{name}" for name in METHODS if name != "none")]
+    folder, size = config_files.CONFIGS, lab.options["size"]
+    paths = [f"{folder}/{name}.py:{size}" for name in files]
+    found = {config_files.name(path): config_files.load(path) for path in paths}
     for config in found.values():
         if lab.images is not None:
             config.data.name = lab.images.name

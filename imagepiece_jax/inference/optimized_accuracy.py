@@ -46,7 +46,7 @@ def compare(
     reference = before.figures | {"dtype": "float32", "gelu": model.gelu}
     print(_line(reference), flush=True)
     step = accuracy.of_program(program)
-    whole = batches(batch_size=batch_size, placement=loader.WHOLE)
+    whole = batches(batch_size=batch_size, placement=loader.ONE_DEVICE)
     after = accuracy.evaluate(step, None, whole)
     change = statistics.paired_difference(after.each["right"], before.each["right"])
     optimized = after.figures | {"dtype": model.dtype.name, "gelu": program.model.gelu}

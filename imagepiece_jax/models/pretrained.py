@@ -321,7 +321,7 @@ def for_analysis(
             raise InputError(f"{error}; or name the model by --config") from error
         raise
     found = found if config is None else found.under(config)
-    fields = found.changed(normalization or {})
+    fields = found.changed(typed(normalization))
     if "mean" not in fields:
         print(f"note: {unknown_normalization(path)}", flush=True)
         fields |= IMAGENET
@@ -365,6 +365,14 @@ def normalization(path: str | os.PathLike) -> dict[str, tuple[float, ...]]:
     return {
         name: registry.channels(f"{path}: {name}", values, positive=name == "std")
         for name, values in found.items()
+    }
+
+
+def typed(normalization):
+    """Return what --mean and --std gave, None or by name, checked."""
+    return {
+        name: registry.channels(f"--{name}", values, positive=name == "std")
+        for name, values in (normalization or {}).items()
     }
 
 

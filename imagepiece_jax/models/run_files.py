@@ -12,7 +12,7 @@ from imagepiece_jax.common import checksums
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import convert
 from imagepiece_jax.models.registry import MODELS
-from imagepiece_jax.reduction.settings import MODEL_FIELDS, plain
+from imagepiece_jax.reduction.settings import MODEL_FIELDS, plain, without_retired
 
 RUN_CONFIG, CLASSES = "config.json", "classes.json"  # in the folder of a run
 CHECKPOINTS = "checkpoints"  # the folder with its weights
@@ -26,6 +26,7 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / RUN_CONFIG).read_text(encoding="utf-8"))
         model_fields(config), reduction_of(config)
+        config["reduction"] = without_retired(config["reduction"])
         sizes = {name: config[name] for name in ("image_size", "num_classes")}
         wrong = {k: v for k, v in sizes.items() if not isinstance(v, int)}
         if not isinstance(name := config["model"].get("name"), str | None):

@@ -70,9 +70,7 @@ def action(layer):
     removed = layer.counts.n_in - layer.counts.n_out
     name = type(layer.step.reducer).__name__
     place = " before the block" if layer.step.site == "pre" else ""
-    multiple = layer.step.round_to
-    rounded = f", to a multiple of {multiple}" if multiple else ""
-    return f"{name}: {layer.counts.n_in} - {removed}{rounded}{place}"
+    return f"{name}: {layer.counts.n_in} - {removed}{place}"
 
 
 def format_table(rows):

@@ -1,7 +1,6 @@
 """Reductions as dicts of a name and fields: defaults, comparison, labels, parsing."""
 
 import ast
-import inspect
 import itertools
 
 from imagepiece_jax.errors import InputError
@@ -10,23 +9,18 @@ from imagepiece_jax.reduction import methods
 DENSE = {"name": "none"}
 # Fields of the model that a reduction may name beside those of its method.
 MODEL_FIELDS = ("prop_attn",)
+# Fields of former versions, with the value that had no effect: saved runs have them.
+RETIRED = {"round_to": 0}
 SWITCHES = ("true", "false")
 
 
 def completed(reduction):
     """All fields that decide what a reduction computes, with the method's defaults."""
-    given = dict(reduction or DENSE)
-    name = given.pop("name", "none")
-    method = methods.find(name, **{k: given[k] for k in given if k not in MODEL_FIELDS})
-    defaults = {
-        parameter.name: parameter.default
-        for parameter in inspect.signature(method.recipe).parameters.values()
-        if parameter.default is not inspect.Parameter.empty
-    }
-    meant = {field: method.model_fields.get(field, False) for field in MODEL_FIELDS}
-    known = {k: v for k, v in given.items() if k in defaults or k in MODEL_FIELDS}
-    known = {k: plain(v) for k, v in known.items()}
-    return {"name": name, **meant, **defaults, **known}
+    own, model = split(reduction or DENSE)
+    method = methods.create(**own)
+    usual = {field: method.model_fields.get(field, False) for field in MODEL_FIELDS}
+    name = own.get("name", "none")
+    return {"name": name, **usual, **model, **method.inference_fields()}
 
 
 def changed(reduction, usual=None):
@@ -44,6 +38,11 @@ def split(reduction):
     reduction = dict(reduction)
     model = {k: reduction.pop(k) for k in MODEL_FIELDS if k in reduction}
     return reduction, model
+
+
+def without_retired(reduction):
+    """`reduction` without the `RETIRED` fields that had no effect."""
+    return {k: v for k, v in reduction.items() if k not in RETIRED or v != RETIRED[k]}
 
 
 def plain(value):
@@ -85,7 +84,7 @@ def parse(text):
     found = [dict(zip(names, mix, strict=True)) for mix in itertools.product(*choices)]
     for fields in found:
         own, _ = split(fields)
-        known = methods.find(name, **own).fields_of("recipe")
+        known = tuple(methods.create(name, **own).inference_fields())
         for field in own:
             if field not in known:
                 raise InputError(

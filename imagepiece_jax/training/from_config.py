@@ -85,7 +85,7 @@ def check(config):
             f"({config.image_size}) or more"
         )
     _check_augmentation(config, canvas)
-    _check_hooks(config)
+    method(config)  # its own mistakes
 
 
 def _check_augmentation(config, canvas):
@@ -103,14 +103,6 @@ def _check_augmentation(config, canvas):
             "config.augment.where is 'host'; RandAugment comes after the crop, so with "
             f"config.data.canvas={canvas} allowed is device"
         )
-
-
-def _check_hooks(config):
-    """InputError of a method's hooks in plain Python, for fields that they refuse."""
-    fields = config.reduction.to_dict()
-    method = methods.find(**fields)
-    method.call("rate_at", 0, **fields)
-    method.call("param_groups", "head/kernel", **fields)
 
 
 def _pair(values):
@@ -142,9 +134,8 @@ def model(config, axis_name: str | None = None) -> ViT:
 def train_model(config, epoch: int, axis_name: str | None = None) -> ViT:
     """The form of `model` that `epoch` trains: masked, or with that epoch's rate."""
     fields = config.reduction.to_dict()
-    keep_rate = methods.find(**fields).call("rate_at", epoch, **_hook_fields(fields))
-    if keep_rate is not None:
-        fields["keep_rate"] = keep_rate
+    if rate_at := method(config).rate_at:
+        fields["keep_rate"] = rate_at(epoch)
     made = _create(config, fields, axis_name=axis_name, masked=True)
     return made.clone(remat=config.remat)
 
@@ -170,21 +161,15 @@ def _create(config, reduction, **options):
     )
 
 
-def _hook_fields(fields):
-    return {name: value for name, value in fields.items() if name != "name"}
-
-
 def method(config):
     """The Method that `config.reduction` names."""
-    return methods.find(**config.reduction.to_dict())
+    return methods.create(**config.reduction.to_dict())
 
 
 def loss_terms(config, plan):
     """The method's own loss: (outputs, teacher_outputs) -> terms by name; or None."""
-    chosen, fields = method(config), _hook_fields(config.reduction.to_dict())
-    if chosen.loss is None:
-        return None
-    return lambda outputs, taught: chosen.call("loss", outputs, taught, plan, **fields)
+    loss = method(config).loss
+    return loss and functools.partial(loss, plan=plan)
 
 
 def recipe(config) -> Recipe:
@@ -280,7 +265,7 @@ def source(config, split):
 
 def try_first(source, transform, **options):
     """InputError if the first readable image of `source` does not fit `transform`."""
-    for index in range(min(len(source), decode.MOST_IN_A_ROW)):
+    for index in range(min(len(source), decode.MAX_IN_A_ROW)):
         try:
             image, _ = source.read(index)
         except decode.UnreadableImage:
@@ -397,11 +382,11 @@ def adamw(config, rate, steps_per_epoch):
         eps=config.eps,
         clip_norm=config.clip_grad_norm,
     )
-    chosen, fields = method(config), _hook_fields(config.reduction.to_dict())
-    if chosen.param_groups is None:
+    param_groups = method(config).param_groups
+    if param_groups is None:
         return adam
     groups = optimizer.scale_by_group(
-        lambda path: chosen.call("param_groups", path, **fields),
+        param_groups,
         rate,
         optimizer.scaled_lr(config.lr, config.batch_size),
         steps_per_epoch,

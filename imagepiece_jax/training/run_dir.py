@@ -18,6 +18,7 @@ from imagepiece_jax.common.files import git_revision, lock, replace_file
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.models.run_files import CLASSES, RUN_CONFIG
 from imagepiece_jax.models.vit import MEAN, STD
+from imagepiece_jax.reduction.settings import without_retired
 
 RUN, LOCK = "run.json", ".lock"
 # Fields that may change when a run is resumed; anything else makes another run.
@@ -48,7 +49,9 @@ def check_config(workdir, config: dict):
     path = pathlib.Path(workdir) / RUN_CONFIG
     if not path.exists():
         return
-    old, new = _flat(_read(path)), _flat(json.loads(json.dumps(config)))
+    old = _read(path)
+    old["reduction"] = without_retired(old["reduction"])
+    old, new = _flat(old), _flat(json.loads(json.dumps(config)))
     for name, value in ASSUMED.items():
         if name in new and old.get(name, "null") == "null":
             old[name] = json.dumps(value)

@@ -280,7 +280,7 @@ class Trainer:
         readers are never restarted and never idle at the end of a turn.
         """
         config, length = self.config, self.length
-        self.training = loader.training(
+        self.training = loader.train_sequence(
             self.train_source,
             self.train_transform,
             batch_size=config.batch_size,
@@ -290,7 +290,7 @@ class Trainer:
             placement=self.place,
             repeats=config.data.repeats,
         )
-        self.evaluation = loader.evaluation(
+        self.evaluation = loader.eval_sequence(
             self.val_source,
             self.eval_transform,
             batch_size=from_config.eval_batch_size(config, self.place),
@@ -304,7 +304,7 @@ class Trainer:
             if self._evaluates_after(step):
                 turns += [(self.training, done - first, step - done), evaluated]
                 done = step
-        self.feed = loader.Feed(turns, config.data.workers, config.data.threads)
+        self.feed = loader.DataLoader(turns, config.data.workers, config.data.threads)
 
     def _resumes_evaluation(self, first, meta):
         """Whether a run resumed after step `first` was stopped in the evaluation."""

@@ -8,14 +8,16 @@ import time
 import numpy as np
 import pytest
 
-from imagepiece_jax.data import loader, readers
+from imagepiece_jax.data import loader, prefetch
 from imagepiece_jax.data.loader import Placement, eval_batches, train_batches
 from imagepiece_jax.data.transforms import EvalTransform, TrainTransform
 from imagepiece_jax.errors import InputError
 from tests.data.noise import Noise, same, whole
 
 
-def train(source, placement=loader.WHOLE, start=0, stop=9, seed=3, size=8, **options):
+def train(
+    source, placement=loader.ONE_DEVICE, start=0, stop=9, seed=3, size=8, **options
+):
     batches = train_batches(
         source,
         TrainTransform(8),
@@ -29,7 +31,7 @@ def train(source, placement=loader.WHOLE, start=0, stop=9, seed=3, size=8, **opt
     return list(batches)
 
 
-def evaluate(source, placement=loader.WHOLE, size=8, **options):
+def evaluate(source, placement=loader.ONE_DEVICE, size=8, **options):
     transform = EvalTransform(8, resize="none")
     options |= dict(batch_size=size, placement=placement)
     return list(eval_batches(source, transform, **options))
@@ -173,7 +175,7 @@ def test_reading_ahead_is_bounded():
     next(batches)
     time.sleep(0.2)
     batches.close()
-    assert 4 <= len(read) <= 4 * (3 + readers.GROUPS_AHEAD)
+    assert 4 <= len(read) <= 4 * (3 + prefetch.GROUPS_AHEAD)
 
 
 def test_no_steps_left_is_an_empty_iterator():

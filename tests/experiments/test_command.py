@@ -3,7 +3,6 @@
 import importlib
 import json
 
-import grain  # noqa: F401  its flags must not first be defined inside of a call
 import numpy as np
 import pytest
 

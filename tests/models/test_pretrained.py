@@ -80,11 +80,13 @@ def test_a_run_tells_it_and_an_older_one_had_imagenets(tmp_path):
     older = run_folder(tmp_path / "older")
     config = json.loads((older / "config.json").read_text())
     del config["model"]["mean"], config["model"]["std"]
+    config["reduction"]["round_to"] = 0  # a field of former versions, switched off
     (older / "config.json").write_text(json.dumps(config))
     new = run_folder(tmp_path / "new", **{"model.mean": HALF, "model.std": HALF})
     found = [pretrained.read(path).fields for path in (older, new)]
     assert pretrained.normalization(older) == {"mean": MEAN, "std": STD}
     assert [(f["mean"], f["std"]) for f in found] == [(MEAN, STD), (HALF, HALF)]
+    assert "round_to" not in pretrained.read(older).reduction
     assert found[0]["num_heads"] == 4  # of vit_mini, which its config only names
 
 

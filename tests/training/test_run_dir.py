@@ -43,6 +43,13 @@ def test_the_same_config_is_resumed_and_every_start_is_kept(tmp_path, monkeypatc
     assert len(starts) == 2 and starts[1]["command"] == ["again"]
 
 
+def test_a_retired_field_that_did_nothing_is_ignored(tmp_path):
+    old = changed(reduction=CONFIG["reduction"] | {"round_to": 0})
+    record_start(tmp_path, old)
+    record_start(tmp_path, CONFIG)
+    assert "round_to" not in (tmp_path / "config.json").read_text()
+
+
 @pytest.mark.parametrize(
     "config, sentence",
     [

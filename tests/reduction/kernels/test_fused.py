@@ -16,6 +16,7 @@ import pytest
 
 from imagepiece_jax import config_files
 from imagepiece_jax.check_kernels import real_inputs
+from imagepiece_jax.models import pretrained
 from imagepiece_jax.models.attention import class_attention
 from imagepiece_jax.reduction import kernel_agreement
 from imagepiece_jax.reduction.kernel_agreement import Comparison, random_inputs
@@ -171,9 +172,10 @@ def test_photographs_are_decided_as_in_the_plain_version(assets, dtype, tmp_path
     rows = (assets / "data/nips2017_224_jpg/labels.csv").read_text().splitlines()
     (tmp_path / "images").symlink_to(assets / "data/nips2017_224_jpg/images")
     (tmp_path / "labels.csv").write_text("\n".join(rows[:13]))
-    config = config_files.load("configs/deit_ti_imagepiece_patch_stem.py")
+    config = config_files.load("configs/deit_s_imagepiece.py:deit_ti")
+    config.model.stem = "patch"
     config.data.resize = "none"
-    weights = str(assets / "weights/deit_tiny_patch16_224.npz")
+    weights = pretrained.read(assets / "weights/deit_tiny_patch16_224.npz")
     data = f"csv:{tmp_path / 'labels.csv'}"
     # Of the nine reductions the first, a late one and the last: shapes are compiled.
     inputs = itertools.islice(real_inputs(config, weights, data, dtype), 0, 9, 4)
