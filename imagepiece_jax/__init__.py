@@ -6,7 +6,7 @@ that `import imagepiece_jax` costs nothing.
 
 import importlib
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Predictor", "create_model", "load", "optimize"]
 
 
