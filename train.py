@@ -31,12 +31,11 @@ PROCESS_ID = flags.DEFINE_integer("process_id", None, "number of this host, from
 def main():
     config = cli.config()
     # Imports JAX: after the flags.
-    from imagepiece_jax.common import parallel
     from imagepiece_jax.training import distributed, trainer
 
     job = distributed.find(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     workdir = WORKDIR.value or pathlib.Path("runs") / cli.config_name()
-    with parallel.joined(job):
+    with distributed.joined(job):
         trainer.train_and_evaluate(config, workdir, DRY_RUN.value)
 
 

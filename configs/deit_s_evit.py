@@ -21,7 +21,6 @@ def get_config(size="deit_s"):
     config.reduction.keep_rate = 0.7  # of the image tokens, at each block below
     config.reduction.blocks = (3, 6, 9)
     config.reduction.fuse_token = False  # True: the dropped ones become one more token
-    config.reduction.round_to = 0  # tokens after a step, prefix too: a multiple; 0: off
     config.reduction.rate_warmup_start = 10  # epochs that keep everything
     config.reduction.rate_warmup_epochs = 100  # then so many to get to keep_rate
     return config

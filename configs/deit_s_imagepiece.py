@@ -48,5 +48,4 @@ def imagepiece():
     fields.parity = 0  # which of the first two candidates may leave
     fields.metric = "key"  # what is compared: "key", "query", "value", "token"
     fields.size_weighting = True  # a merged token is the mean over its patches
-    fields.round_to = 0  # tokens after a step, prefix too: a multiple of it; 0: off
     return fields

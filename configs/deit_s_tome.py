@@ -26,5 +26,4 @@ def tome():
     fields.inflection = 0.0  # -1: from 2 r in the first block to 0, 1: the reverse
     fields.r_list = config_dict.placeholder(tuple)  # block by block, overrides both
     fields.metric = "key"  # what is compared: "key", "query", "value", "token"
-    fields.round_to = 0  # tokens after a step, prefix too: a multiple of it; 0: off
     return fields

@@ -11,9 +11,9 @@ cli.define_config()
 def main():
     config = cli.config()
     from imagepiece_jax.models import summary
-    from imagepiece_jax.training import checks, from_config
+    from imagepiece_jax.training import from_config
 
-    checks.check(config)
+    from_config.check(config)
     model, dense = from_config.model(config), from_config.dense(config)
     # The same stem shows what the reduction saves; papers compare with the patch stem.
     others = [dense, from_config.dense(config, stem="patch")]

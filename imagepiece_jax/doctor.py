@@ -9,7 +9,7 @@ import platform
 
 from imagepiece_jax import cli
 
-LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 # extra -> (the module that shows it, what it is for)
 EXTRAS = {
     "gpu": ("jax_cuda13_plugin", "NVIDIA GPUs"),

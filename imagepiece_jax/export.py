@@ -19,10 +19,19 @@ import importlib.util
 import json
 import pathlib
 
+import jax
 from absl import flags
 
 from imagepiece_jax import cli, config_files
+from imagepiece_jax.benchmark.device import fast_dtype
+from imagepiece_jax.common import xla_options
+from imagepiece_jax.common.files import check_writable, replace_file
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.inference import optimize
+from imagepiece_jax.models import registry, summary
+from imagepiece_jax.models.run_files import own_files
+from imagepiece_jax.training import from_config
+from imagepiece_jax.training.config_of_weights import config_of_weights
 
 cli.define_config()
 WEIGHTS = cli.weights()
@@ -38,13 +47,6 @@ PLATFORMS = ("cpu", "cuda")
 def main():
     path, normalization = cli.required(WEIGHTS), NORMALIZATION()
     out = pathlib.Path(cli.required(OUT))
-    from imagepiece_jax.benchmark import device
-    from imagepiece_jax.common import xla_options
-    from imagepiece_jax.common.files import check_writable, replace_file
-    from imagepiece_jax.models import summary
-    from imagepiece_jax.models.pretrained import class_names, own_files
-    from imagepiece_jax.training import from_config, initial_weights
-
     for file in (out, facts_file(out)):
         check_writable("--out", file, own_files(path))
     if importlib.util.find_spec("flatbuffers") is None:
@@ -52,19 +54,18 @@ def main():
             "flatbuffers is not installed, and JAX writes programs with it; install "
             "it: pip install flatbuffers"
         )
-    config = from_config.of_weights(
+    config, weights = config_of_weights(
         path,
         *cli.config_or_overrides(),
         base=config_files.load(config_files.BASE),
-        dtype=device.fast_dtype(),
+        dtype=fast_dtype(),
         normalization=normalization,
+        checkpoint=CHECKPOINT.value,
     )
     config.model.attention, config.model.kernels = "xla", "plain"  # run on both
-    model = from_config.model(config).clone(class_names=class_names(path))
+    model = from_config.model(config).clone(class_names=weights.class_names)
     xla_options.check_dtype("cpu", model.dtype.name)
-    variables = initial_weights.load(
-        path, summary.shapes(model, config.image_size), which=CHECKPOINT.value
-    )
+    variables = weights.restore(summary.shapes(model, config.image_size))
     data = serialized(model, variables, config.image_size)
     told = facts(model, config)
     replace_file(out, data)
@@ -87,10 +88,6 @@ def serialized(model, variables, image_size):
     `batch` stays open; layers are of the model's dtype. `model` must have XLA's
     attention and plain reductions, which both platforms have.
     """
-    import jax
-
-    from imagepiece_jax.inference import optimize
-
     fast, fixed = optimize.prepare(model, variables, dtype=model.dtype.name)
     logits = optimize.forward(fast)
     (batch,) = jax.export.symbolic_shape("batch")
@@ -101,10 +98,6 @@ def serialized(model, variables, image_size):
 
 def facts(model, config):
     """What a caller of the program must know, as JSON values."""
-    import jax
-
-    from imagepiece_jax.models import registry
-
     side = config.image_size
     return {
         "input": {"shape": ["batch", side, side, 3], "dtype": "float32"},

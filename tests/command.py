@@ -9,7 +9,6 @@ import sys
 from typing import NamedTuple
 from unittest import mock
 
-import grain  # noqa: F401  it defines flags, which flagsaver would take back
 from absl import flags
 from absl.testing import flagsaver
 

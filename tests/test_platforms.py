@@ -18,14 +18,14 @@ from imagepiece_jax import prepare
 from imagepiece_jax.benchmark import (
     device,
     peak_rates,
-    reduction,
+    reduction_workloads,
     torch_baselines,
     workloads,
 )
 from imagepiece_jax.common import parallel
-from imagepiece_jax.data import readers, shelf
+from imagepiece_jax.data import prefetch
 from imagepiece_jax.data.imagenet import scan, writer
-from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.experiments.images import Images
 from imagepiece_jax.models import registry
 from imagepiece_jax.reduction.kernels import build, fused
@@ -165,17 +165,17 @@ def test_kernels_for_the_cpu_are_built_for_its_kind(monkeypatch, machine, flag):
     assert flag in command and "-fPIC" in command
 
 
-def test_the_reduction_benchmark_goes_without_fused_kernels(monkeypatch, capsys):
+def test_the_reduction_benchmark_runs_without_fused_kernels(monkeypatch):
     monkeypatch.setattr(device, "platform", lambda: "tpu")
-    assert reduction._ways("float32") == ("plain",)
-    assert "no fused reduction here, it needs a CPU or an NV" in capsys.readouterr().out
+    assert "a CPU or an NVIDIA GPU" in reduction_workloads.obstacle("float32")
+    assert reduction_workloads.versions("float32") == ("plain",)
     monkeypatch.setattr(fused, "obstacle", lambda platform: None)
-    assert reduction._ways("float32") == ("plain", "fused")
-    assert reduction._ways("float16") == ("plain",)
+    assert reduction_workloads.versions("float32") == ("plain", "fused")
+    assert reduction_workloads.versions("float16") == ("plain",)
 
 
-def test_the_device_that_is_measured(monkeypatch):
-    """Its name, memory and dtype, and how many calls it is given ahead."""
+def test_the_benchmarked_device(monkeypatch):
+    """Its name, memory, dtype and queued calls."""
     assert device.fast_dtype() == "float32" and device.job(None).ahead == 0
     assert f"{device.cores()} cores" in device.name()
     assert device.memory() > 2**28  # of the machine
@@ -192,7 +192,7 @@ def test_the_device_that_is_measured(monkeypatch):
     "platform, sides, copied",
     [("cpu", (1024, 2048), 2**27), ("gpu", (4096, 8192, 16384), 2**30)],
 )
-def test_ceilings_are_tried_in_sizes_that_fill_the_device(
+def test_peak_rates_are_measured_in_sizes_that_fill_the_device(
     monkeypatch, platform, sides, copied
 ):
     tried = []
@@ -203,7 +203,7 @@ def test_ceilings_are_tried_in_sizes_that_fill_the_device(
     assert tried == [*sides, copied]
 
 
-def test_torch_without_cuda_is_no_rival_on_a_gpu(monkeypatch):
+def test_torch_without_cuda_is_no_baseline_on_a_gpu(monkeypatch):
     torch = pytest.importorskip("torch")
     threads = torch.get_num_threads()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -220,12 +220,12 @@ def test_torch_without_cuda_is_no_rival_on_a_gpu(monkeypatch):
 
 
 def test_a_training_step_is_measured_on_one_device(monkeypatch):
-    subject = workloads.Subject(quickstart.get_config(), 64, "float32")
-    subject.check("train")
+    case = workloads.Case(quickstart.get_config(), 64, "float32")
+    case.check("train")
     monkeypatch.setattr(parallel, "device_count", lambda: 8)
-    subject.check("inference")
+    case.check("inference")
     with pytest.raises(InputError, match="on one device, but JAX finds 8: choose one"):
-        subject.check("train")
+        case.check("train")
 
 
 def test_experiments_read_batches_that_all_devices_share(monkeypatch):
@@ -240,29 +240,11 @@ def test_experiments_read_batches_that_all_devices_share(monkeypatch):
 # Small limits
 
 
-def test_where_there_is_no_shared_memory_folder_nothing_is_asked(monkeypatch):
+def test_without_a_folder_of_shared_memory_its_space_is_not_asked_for(monkeypatch):
     """As on macOS, which limits it in other ways."""
-    monkeypatch.setattr(shelf, "FOLDER", "/no/such/folder")
-    monkeypatch.setattr(shelf.shutil, "disk_usage", lambda _: pytest.fail("asked"))
-    made = shelf.Shelf(1, 8)
-    made.close()
-
-
-@pytest.mark.parametrize(
-    "status, reason",
-    [
-        (-9, ", often for lack of memory;"),
-        (-7, ", often because /dev/shm is full (in a container: --shm-size);"),
-        (1, "; the same command"),
-    ],
-)
-def test_why_a_process_that_reads_may_have_ended(status, reason):
-    def work(number, room):  # what grain raises in its place
-        raise RuntimeError(f"Process 3 terminated unexpectedly with exit code {status}")
-
-    with pytest.raises(RunError) as caught:
-        next(readers.read(work, [(1, 1)], join=list, largest=1))
-    assert f"ended with status {status}{reason}" in str(caught.value)
+    monkeypatch.setattr(prefetch, "SHARED", "/no/such/folder")
+    monkeypatch.setattr(prefetch.shutil, "disk_usage", lambda _: pytest.fail("asked"))
+    prefetch._Processes(None, 0, 0, 1, 8).close()
 
 
 def test_prepare_takes_the_cores_that_it_may_use(monkeypatch, tmp_path):

@@ -50,8 +50,8 @@ HEADINGS = ("run", "promise", "found", "allowed", "kept")
 CONFIG = "tools/rehearsal_config.py"
 COMMAND = """
 import runpy, sys
-from imagepiece_jax.models import compiler
-compiler.OPTIONS.setdefault("cpu", {"xla_backend_optimization_level": 0})
+from imagepiece_jax.common import xla_options
+xla_options.OPTIONS.setdefault("cpu", {"xla_backend_optimization_level": 0})
 runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
 """
 
@@ -276,11 +276,12 @@ class Stage:
             "JAX_COMPILATION_CACHE_DIR": str(self.folder / "cache"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-            "SLURM_JOB_ID": uuid.uuid4().hex,  # chooses the port
+            "SLURM_JOB_ID": str(uuid.uuid4().int),  # chooses the port
             "SLURM_STEP_ID": "0",
             "SLURM_STEP_NODELIST": "127.0.0.1",
             "SLURM_STEP_TASKS_PER_NODE": str(count),
             "SLURM_STEP_NUM_TASKS": str(count),
+            "SLURM_NTASKS": str(count),
             "SLURM_NODEID": "0",
         }
         xla = [os.environ.get("XLA_FLAGS", "")]
@@ -354,7 +355,7 @@ class Run(tiny_runs.Trial):
         told = self.log.stat().st_size if self.log.exists() else 0
         if any(self.start(processes).ended()):
             raise RunError(f"a run did not end well: see {self.log}")
-        found = re.search(r"going on from step (\d+)", self.log.read_text()[told:])
+        found = re.search(r"resuming from step (\d+)", self.log.read_text()[told:])
         return int(found[1]) if found else 0
 
     def copied(self, name):

@@ -98,7 +98,7 @@ class Trial:
         self.start(devices)
         if self.end() != 0:
             raise RunError(f"a run did not end well: see {self.log}")
-        found = re.search(r"going on from step (\d+)", self.log.read_text())
+        found = re.search(r"resuming from step (\d+)", self.log.read_text())
         return int(found[1]) if found else 0
 
     def until(self, condition, pause=0.002):

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import multiprocessing
 import os
 import pathlib
 import time
@@ -222,14 +221,24 @@ def read_all(paths, transform, *, repeats, workers, threads, seconds):
 
 def memory():
     """MB of this process and its children, shared pages counted once; or None."""
-    pids = [os.getpid(), *(p.pid for p in multiprocessing.active_children())]
     try:
-        return sum(_proportional(pid) for pid in pids) / 1e3
+        return sum(map(proportional_memory, process_tree()))
     except OSError:
         return None
 
 
-def _proportional(pid):
+def process_tree():
+    """Numbers of this process, first, and of all below it; OSError but on Linux."""
+    found = [os.getpid()]
+    for pid in found:
+        tasks = pathlib.Path(f"/proc/{pid}/task")
+        for task in tasks.iterdir():
+            found += map(int, (task / "children").read_text().split())
+    return found
+
+
+def proportional_memory(pid):
+    """MB of a process, a page shared by n processes counted as 1/n; OSError."""
     text = pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text()
     (line,) = (line for line in text.splitlines() if line.startswith("Pss:"))
-    return int(line.split()[1])
+    return int(line.split()[1]) / 1e3

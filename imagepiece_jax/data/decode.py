@@ -12,11 +12,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from imagepiece_jax.errors import InputError
 
-MOST_IN_A_ROW = 20  # so many unreadable images one after the other stop the run
-MOST_SHARE = 0.01  # and so does more than this share of a source
+MAX_IN_A_ROW = 20  # so many unreadable images one after the other stop the run
+MAX_SHARE = 0.01  # and so does more than this share of a source
 # In one image: 270 MB decoded, and a few times as much on the way. From here on Pillow
 # warns of a decompression bomb; it refuses only twice as many.
-MOST_PIXELS = 89_478_485
+MAX_PIXELS = 89_478_485
 
 log = logging.getLogger("imagepiece_jax.data")
 
@@ -36,7 +36,7 @@ def decode(file, name, upright=False):
     `file` is a path or an open binary file. See `rgb` for what becomes of its mode.
     EXIF orientation is applied only if `upright`: torchvision does not, and published
     accuracies are those of images as they are stored. An image of more than
-    MOST_PIXELS, which a few bytes can claim to be, is not decoded.
+    MAX_PIXELS, which a few bytes can claim to be, is not decoded.
     """
     try:
         data = _bytes(file)
@@ -44,9 +44,9 @@ def decode(file, name, upright=False):
         if pixels is not None:
             return pixels
         with Image.open(io.BytesIO(data)) as image:
-            if image.width * image.height > MOST_PIXELS:
+            if image.width * image.height > MAX_PIXELS:
                 raise ValueError(
-                    f"{image.width}x{image.height} pixels, more than {MOST_PIXELS:,}"
+                    f"{image.width}x{image.height} pixels, more than {MAX_PIXELS:,}"
                 )
             return rgb(image, upright)
     except ImportError:  # of a library, not damage of this image
@@ -74,7 +74,7 @@ def _fast_jpeg(data):
 
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        if colours not in ("YCbCr", "Gray") or height * width > MOST_PIXELS:
+        if colours not in ("YCbCr", "Gray") or height * width > MAX_PIXELS:
             return None
         return simplejpeg.decode_jpeg(data, "RGB")
     except ValueError:
@@ -142,15 +142,15 @@ class Unreadable:
                 log.warning(
                     "%s cannot be read (%s): %s", error.name, error.reason, consequence
                 )
-        if len(row) >= MOST_IN_A_ROW:
+        if len(row) >= MAX_IN_A_ROW:
             raise InputError(
                 f"{len(row)} images in a row cannot be read, the first is "
                 f"{row[0].name} ({row[0].reason}): allowed are fewer than "
-                f"{MOST_IN_A_ROW}"
+                f"{MAX_IN_A_ROW}"
             )
-        if self.count > MOST_SHARE * total:
+        if self.count > MAX_SHARE * total:
             first = next(iter(self.names))
             raise InputError(
                 f"{self.count} of {total} images cannot be read, the first is {first} "
-                f"({self.names[first]}): allowed is {MOST_SHARE:.0%}"
+                f"({self.names[first]}): allowed is {MAX_SHARE:.0%}"
             )

@@ -1,9 +1,9 @@
-"""Which image is where in which batch?
+"""Batches of training and evaluation, the same on any devices and after any restart.
 
 A run's images are numbered by (step, position in the global batch). `Placement` says
 which positions this process holds; order, crop and flip of a position are functions of
 (seed, step, position) alone. So one device, eight devices, two hosts, any number of
-reading processes and threads and a restart at any step give the same arrays.
+worker processes and threads and a restart at any step give the same arrays.
 """
 
 import bisect
@@ -16,9 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from imagepiece_jax.data import bundles, readers
-from imagepiece_jax.data.decode import MOST_IN_A_ROW
+from imagepiece_jax.common.layout import device_samples
+from imagepiece_jax.data import prefetch
+from imagepiece_jax.data.decode import MAX_IN_A_ROW
 from imagepiece_jax.errors import InputError
+
+CHUNK_IMAGES = 32  # about, in the unit of work of a reading thread or process
 
 # First word of every random stream, so that no two purposes share one.
 _ORDER, _TRANSFORM = 0, 1
@@ -29,7 +32,7 @@ class Placement:
     """This process's share of every global batch.
 
     The batch is `accumulation` micro-batches one after the other; each is split evenly
-    (see `split`) over all devices of all processes in order.
+    (see `common.layout`) over all devices of all processes in order.
     """
 
     process_index: int = 0
@@ -50,24 +53,11 @@ class Placement:
             )
         micro = batch_size // self.accumulation
         first = self.process_index * self.local_devices
-        mine = split(micro, devices)[first : first + self.local_devices]
+        mine = device_samples(micro, devices)[first : first + self.local_devices]
         return mine[:, None] + micro * np.arange(self.accumulation)[:, None]
 
 
-WHOLE = Placement()  # one process with one device
-
-
-def split(samples, devices):
-    """Samples of a batch that each device holds, int64 [devices, samples / devices].
-
-    Mixup pairs sample i with n - 1 - i: both are on one device, in mirrored places, so
-    that no image travels. Of an odd number of samples a device the middle one's partner
-    is the middle one of the mirrored device.
-    """
-    half, odd = divmod(samples // devices, 2)
-    first = np.arange(devices * half).reshape(devices, half)
-    middle = devices * half + np.arange(devices * odd).reshape(devices, odd)
-    return np.concatenate([first, middle, samples - 1 - first[:, ::-1]], axis=1)
+ONE_DEVICE = Placement()
 
 
 def steps_per_epoch(length, batch_size):
@@ -96,57 +86,58 @@ def _stream(seed, purpose, step, position):
 
 
 def train_batches(source, transform, *, workers=0, threads=0, **options):
-    """Iterator over this process's part of the batches of `training(...)` alone.
+    """Iterator over this process's part of the batches of `train_sequence(...)` alone.
 
-    `workers` processes with `threads` threads each read ahead (see `readers.read`).
-    close() ends processes and threads. InputError as `training`, and for images that
-    do not fit the transform or too many unreadable ones; RunError where a reading
-    process has died.
+    `workers` processes with `threads` threads each read ahead (see `Prefetch`). close()
+    ends processes and threads. InputError as `train_sequence`, and for images that do
+    not fit the transform or too many unreadable ones; RunError where a worker process
+    has died.
     """
-    return _alone(training(source, transform, **options), workers, threads)
+    return _alone(train_sequence(source, transform, **options), workers, threads)
 
 
 def eval_batches(source, transform, *, workers=0, threads=0, **options):
-    """Iterator over this process's part of the batches of `evaluation(...)` alone.
+    """Iterator over this process's part of the batches of `eval_sequence(...)` alone.
 
     Otherwise as `train_batches`.
     """
-    return _alone(evaluation(source, transform, **options), workers, threads)
+    return _alone(eval_sequence(source, transform, **options), workers, threads)
 
 
-def _alone(what, workers, threads):
-    return _closing(Feed([(what, 0, what.steps)], workers, threads), what)
+def _alone(sequence, workers, threads):
+    loader = DataLoader([(sequence, 0, sequence.steps)], workers, threads)
+    return _closing(loader, sequence)
 
 
-def _closing(feed, what):
-    with contextlib.closing(feed):
-        yield from feed.batches(what)
+def _closing(loader, sequence):
+    with contextlib.closing(loader):
+        yield from loader.batches(sequence)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Pass:
-    """Batches that are read in one order, from `training` or `evaluation`."""
+class BatchSequence:
+    """Batches in one order, from `train_sequence` or `eval_sequence`."""
 
-    bundles: Any  # reads bundle 0, 1, ..
+    read: Any  # makes chunk 0, 1, ..
     steps: int
-    shape: tuple  # of the samples of a batch: [local devices, ..]
-    fields: tuple
+    shape: tuple[int, ...]  # of the samples of a batch: [local devices, ..]
+    fields: tuple[str, ...]
     consequence: str  # of an image that cannot be read, for the log
 
     @property
-    def parts(self):
-        """In how many bundles a batch is read."""
-        return bundles.parts(math.prod(self.shape))
+    def chunks(self):
+        """Number of chunks that a batch is read in."""
+        return num_chunks(math.prod(self.shape))
 
     @property
-    def largest(self):
-        """Bytes that the pixels of a bundle have at most."""
-        read, transform = self.bundles, self.bundles.transform
-        rows = bundles.most_rows(read.positions, read.repeats, transform.random)
+    def max_bytes(self):
+        """Bytes that the pixels of a chunk have at most."""
+        read, transform = self.read, self.read.transform
+        rows = max_rows(read.positions, read.repeats, transform.random)
         return rows * transform.side**2 * 3
 
 
-def training(
+def train_sequence(
     source,
     transform,
     *,
@@ -154,10 +145,10 @@ def training(
     seed,
     start_step,
     stop_step,
-    placement=WHOLE,
+    placement=ONE_DEVICE,
     repeats=1,
 ):
-    """The `Pass` of this process's part of the batches start_step..stop_step-1.
+    """This process's part of the batches start_step..stop_step-1: a `BatchSequence`.
 
     A batch is dict(image uint8 [L, A, m, S, S, 3], label int32 [L, A, m]) for L local
     devices and A accumulation steps; with a `CanvasTransform` also extent int32
@@ -167,18 +158,18 @@ def training(
 
     With `repeats` (repeated augmentation, Hoffer et al. 2020, as in DeiT) an epoch has
     as many steps as without, but every image of it comes so many times in a row, each
-    time with other draws. A step then has just the images that DeiT's sampler deals
-    to its devices, however many these are, as long as whole batches are dealt.
+    time with other draws. A step then has just the images that DeiT's sampler gives
+    to its devices, however many these are, as long as batches split evenly.
 
-    Raises InputError for a batch that cannot be dealt or filled and for a seed that is
+    Raises InputError for a batch that cannot be split or filled and for a seed that is
     no unsigned 64-bit number.
     """
     if not 0 <= seed < 2**64:
         raise InputError(f"config.seed is {seed}: allowed are 0..2**64-1")
     positions = placement.positions(batch_size)
     steps_per_epoch(len(source), batch_size)
-    return Pass(
-        _TrainBundles(
+    return BatchSequence(
+        _ReadTraining(
             source, transform, positions.ravel(), batch_size, seed, start_step, repeats
         ),
         steps=max(0, stop_step - start_step),
@@ -188,8 +179,8 @@ def training(
     )
 
 
-def evaluation(source, transform, *, batch_size, placement=WHOLE):
-    """The `Pass` of this process's part of all images of the source, in its order.
+def eval_sequence(source, transform, *, batch_size, placement=ONE_DEVICE):
+    """This process's part of all images of the source, in its order: a `BatchSequence`.
 
     A batch is dict(image uint8 [L, m, S, S, 3], label int32, mask float32, index int32
     [L, m]). Every image comes exactly once over all processes, and every process gets
@@ -197,12 +188,12 @@ def evaluation(source, transform, *, batch_size, placement=WHOLE):
     (recorded in `source.unreadable`) and for the padding of the last batch, whose
     indices lie beyond the source. `transform` is called as (image).
 
-    Raises InputError for a batch that cannot be dealt.
+    Raises InputError for a batch that cannot be split.
     """
     placement = dataclasses.replace(placement, accumulation=1)
     positions = placement.positions(batch_size)[:, 0]
-    return Pass(
-        _EvalBundles(source, transform, positions.ravel(), batch_size),
+    return BatchSequence(
+        _ReadEvaluation(source, transform, positions.ravel(), batch_size),
         steps=math.ceil(len(source) / batch_size),
         shape=positions.shape,
         fields=(*transform.fields, "label", "mask", "index"),
@@ -211,8 +202,8 @@ def evaluation(source, transform, *, batch_size, placement=WHOLE):
 
 
 @dataclasses.dataclass(frozen=True)
-class _TrainBundles:
-    """Reads bundle 0, 1, ... of a training run; see `train_batches`."""
+class _ReadTraining:
+    """Makes chunk 0, 1, ... of a training run; see `train_sequence`."""
 
     source: Any
     transform: Any
@@ -222,27 +213,27 @@ class _TrainBundles:
     start_step: int
     repeats: int
 
-    def __call__(self, number, room):
-        step, part = divmod(number, bundles.parts(len(self.positions)))
+    def __call__(self, number, allocate):
+        step, chunk = divmod(number, num_chunks(len(self.positions)))
         step += self.start_step
         epoch_steps = steps_per_epoch(len(self.source), self.batch_size)
         epoch, step_in_epoch = divmod(step, epoch_steps)
         order = epoch_order(self.seed, epoch, len(self.source))
         places = (step_in_epoch * self.batch_size + self.positions) // self.repeats
-        bundle = bundles.Builder(self.source, self.transform)
-        slots = bundles.slots(self.positions, places, part)
+        builder = prefetch.ChunkBuilder(self.source, self.transform)
+        slots = chunk_slots(self.positions, places, chunk)
         for place, copies in itertools.groupby(slots, key=lambda slot: places[slot]):
-            candidates = order[(place + np.arange(MOST_IN_A_ROW)) % len(order)]
-            bundle.add(candidates, {slot: (self._rng(step, slot),) for slot in copies})
-        return bundle.done(room)
+            candidates = order[(place + np.arange(MAX_IN_A_ROW)) % len(order)]
+            builder.add(candidates, {slot: (self._rng(step, slot),) for slot in copies})
+        return builder.build(allocate)
 
     def _rng(self, step, slot):
         return _stream(self.seed, _TRANSFORM, step, int(self.positions[slot]))
 
 
 @dataclasses.dataclass(frozen=True)
-class _EvalBundles:
-    """Reads bundle 0, 1, ... of an evaluation; see `eval_batches`."""
+class _ReadEvaluation:
+    """Makes chunk 0, 1, ... of an evaluation; see `eval_sequence`."""
 
     source: Any
     transform: Any
@@ -250,59 +241,89 @@ class _EvalBundles:
     batch_size: int
     repeats: int = 1
 
-    def __call__(self, number, room):
-        batch, part = divmod(number, bundles.parts(len(self.positions)))
+    def __call__(self, number, allocate):
+        batch, chunk = divmod(number, num_chunks(len(self.positions)))
         indices = batch * self.batch_size + self.positions
-        bundle = bundles.Builder(self.source, self.transform)
-        for slot in bundles.slots(self.positions, indices, part):
+        builder = prefetch.ChunkBuilder(self.source, self.transform)
+        for slot in chunk_slots(self.positions, indices, chunk):
             index = int(indices[slot])
-            bundle.add([index] if index < len(self.source) else [], {slot: ()}, index)
-        return bundle.done(room)
+            builder.add([index] if index < len(self.source) else [], {slot: ()}, index)
+        return builder.build(allocate)
 
 
-class Feed:
-    """Batches of several passes by one set of readers, one turn after the other.
+def num_chunks(samples):
+    """Number of chunks that so many samples are read in."""
+    return math.ceil(samples / CHUNK_IMAGES)
 
-    `turns` are (Pass, first step, steps) in the order in which they will be asked for:
-    some steps of training, an evaluation, the next steps of training. While the last
-    batches of a turn are worked on, the first of the next are read: nothing is started
-    for it, and no reader has a copy. `workers` and `threads` are those of
-    `readers.read`.
+
+def chunk_slots(positions, places, chunk):
+    """Slots of chunk number `chunk`, in the order of their positions: a list.
+
+    positions [slots] lie in the global batch; places [slots] rise with them, and slots
+    of the same place hold copies.
+    """
+    order = np.argsort(positions)
+    places = places[order]
+    count = num_chunks(len(order))
+    cuts = np.arange(1, count) * len(order) // count
+    cuts = np.searchsorted(places, places[cuts])  # to the first of its copies
+    return np.split(order, cuts)[chunk].tolist()
+
+
+def max_rows(positions, repeats, random):
+    """Largest number of rows of pixels in a chunk, at any step of an epoch."""
+    most = 0
+    for phase in range(repeats):
+        places = (phase + positions) // repeats
+        for chunk in range(num_chunks(len(positions))):
+            slots = chunk_slots(positions, places, chunk)
+            most = max(most, len(slots if random else set(places[slots].tolist())))
+    return most
+
+
+class DataLoader:
+    """Batches of several sequences, read by one set of workers.
+
+    `turns` are (BatchSequence, first step, steps) in the order in which they will be
+    asked for: some steps of training, an evaluation, the next steps of training. While
+    the last batches of a turn are worked on, the first of the next are read: nothing is
+    started for it. `workers` and `threads` are those of `Prefetch`.
     """
 
     def __init__(self, turns, workers=0, threads=0):
         turns = [turn for turn in turns if turn[2]]
-        order = (itertools.repeat(what, steps) for what, _, steps in turns)
+        order = (itertools.repeat(sequence, steps) for sequence, _, steps in turns)
         order = itertools.chain.from_iterable(order)
 
-        def join(results):
-            what = next(order)
-            return what, bundles.join(results, what.shape, what.fields)
+        def join(chunks):
+            sequence = next(order)
+            return sequence, _join(chunks, sequence.shape, sequence.fields)
 
-        self._joined = readers.read(
-            _InTurn.of(turns),
-            [(steps, what.parts) for what, _, steps in turns],
+        self._joined = prefetch.Prefetch(
+            _ReadTurns.of(turns),
+            [(steps, sequence.chunks) for sequence, _, steps in turns],
             join=join,
-            largest=max((what.largest for what, _, _ in turns), default=0),
+            max_bytes=max((sequence.max_bytes for sequence, _, _ in turns), default=0),
             workers=workers,
             threads=threads,
         )
 
-    def batches(self, what):
-        """Iterator over the batches of a `Pass`, once; those of others come between.
+    def batches(self, sequence):
+        """Iterator over the batches of a sequence, once; those of others come between.
 
-        The record of unreadable images is kept here, in the calling thread and in the
-        order of the positions, so that it does not depend on who reads.
+        Unreadable images are recorded here, in the calling thread and in the order of
+        the positions, so that the record does not depend on workers.
         """
-        source, in_a_row = what.bundles.source, ()
-        for _ in range(what.steps):
+        source, in_a_row = sequence.read.source, ()
+        for _ in range(sequence.steps):
             found, (batch, history) = next(self._joined)
-            if found is not what:
+            if found is not sequence:
                 raise RuntimeError("a batch was asked for out of turn")
             for errors, mask in history:
                 if errors:
                     in_a_row += errors
-                    source.unreadable.record(in_a_row, len(source), what.consequence)
+                    unreadable, total = source.unreadable, len(source)
+                    unreadable.record(in_a_row, total, sequence.consequence)
                 if mask:
                     in_a_row = ()
             yield batch
@@ -312,24 +333,49 @@ class Feed:
         self._joined.close()
 
 
-@dataclasses.dataclass(frozen=True)
-class _InTurn:
-    """Reads bundle 0, 1, ... of all turns of a `Feed`."""
+def _join(chunks, shape, fields):
+    """(batch, history) of the chunks that make up one batch of `shape`.
 
-    reads: tuple  # of each turn: what reads the bundles of its pass
+    The batch has the arrays named by `fields`, each of `shape` and then that of one
+    image; they are new each time, because JAX on CPU may use their memory as it is.
+    The history has for every sample, in the order of positions, its errors and mask.
+    """
+    side = chunks[0].pixels.shape[1]
+    kinds = {"image": (np.uint8, (side, side, 3))} | prefetch.FIELDS
+    batch, history = {}, []
+    for name in fields:
+        dtype, of_one = kinds[name]
+        whole = np.empty((math.prod(shape), *of_one), dtype)
+        for chunk in chunks:
+            if name == "image":
+                for slot, row in zip(chunk.slots, chunk.rows, strict=True):
+                    whole[slot] = chunk.pixels[row]
+            else:
+                whole[chunk.slots] = chunk.fields[name]
+        batch[name] = whole.reshape(*shape, *of_one)
+    for chunk in chunks:
+        history += zip(chunk.errors, chunk.fields["mask"], strict=True)
+    return batch, history
+
+
+@dataclasses.dataclass(frozen=True)
+class _ReadTurns:
+    """Makes chunk 0, 1, ... of all turns of a `DataLoader`."""
+
+    reads: tuple  # of each turn: what makes the chunks of its sequence
     starts: tuple  # its first number here
-    firsts: tuple  # and in its pass
+    firsts: tuple  # and in its sequence
 
     @classmethod
     def of(cls, turns):
-        counts = [what.parts * steps for what, _, steps in turns]
+        counts = [sequence.chunks * steps for sequence, _, steps in turns]
         return cls(
-            tuple(what.bundles for what, _, _ in turns),
+            tuple(sequence.read for sequence, _, _ in turns),
             tuple(itertools.accumulate([0, *counts[:-1]])),
-            tuple(what.parts * first for what, first, _ in turns),
+            tuple(sequence.chunks * first for sequence, first, _ in turns),
         )
 
-    def __call__(self, number, room):
+    def __call__(self, number, allocate):
         turn = bisect.bisect(self.starts, number) - 1
         first = self.firsts[turn] - self.starts[turn]
-        return self.reads[turn](first + number, room)
+        return self.reads[turn](first + number, allocate)

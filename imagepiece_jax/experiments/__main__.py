@@ -110,6 +110,7 @@ def _names(words):
 
 def _told(name, names, lab):
     """Run one experiment; among all, what it lacks is said and the others go on."""
+    name = "combinations" if name == "combos" else name
     module = f"imagepiece_jax.experiments.{name.replace('-', '_')}"
     try:
         importlib.import_module(module).run(lab)
@@ -141,8 +142,9 @@ def _share(text):
 def _lab(stack, names, numbers):
     """The Lab of the flags; every mistake that can be told now is."""
     from imagepiece_jax.benchmark import device, timer
-    from imagepiece_jax.experiments import cache, subjects
+    from imagepiece_jax.experiments import cache, context
     from imagepiece_jax.experiments.context import Lab
+    from imagepiece_jax.models import pretrained
 
     if names == ["search"] and METRIC.value == "ms" and not SPEED.value:
         raise InputError("--metric ms is of the clock; allowed is it without --nospeed")
@@ -162,11 +164,11 @@ def _lab(stack, names, numbers):
     out = pathlib.Path(OUT.value or "runs/experiments")
     subject = trained = small = None
     if RUNS.value:
-        trained = tuple(subjects.runs(RUNS.value, dtype))
+        trained = tuple(context.runs_in(RUNS.value, dtype))
     elif names != ["throughput"]:
         path = cli.required(WEIGHTS)
         config = None if SMALL.value else cli.config(required=False)
-        subject = subjects.of(path, config, dtype, normalization)
+        subject = pretrained.for_analysis(path, config, dtype, normalization)
     if SMALL.value:
         small, subject = _small(subject, out / "small", numbers["seeds"], dtype), None
     points = stack.enter_context(
@@ -187,7 +189,7 @@ def _lab(stack, names, numbers):
 
 
 def _options(budgets):
-    from imagepiece_jax.benchmark.__main__ import batch_sizes, known_modes
+    from imagepiece_jax.benchmark import suite
 
     base = cli.config(required=False) or config_files.load(config_files.BASE)
     return {
@@ -198,8 +200,8 @@ def _options(budgets):
         "candidates": CANDIDATES.value,
         "base_config": base,
         "dtype": DTYPE.value,
-        "batch_sizes": batch_sizes(SIZES.value),
-        "modes": known_modes(MODES),
+        "batch_sizes": suite.batch_sizes(SIZES.value),
+        "modes": suite.modes(MODES.value, MODES.name),
         "size": SIZE.value,
     }
 
@@ -207,7 +209,7 @@ def _options(budgets):
 def _images(subject, trained, small):
     """The images that all models are asked about; None where there are no models."""
     from imagepiece_jax.experiments.images import Images
-    from imagepiece_jax.training.run_dir import SAME_CLASSES, check_classes
+    from imagepiece_jax.models.class_names import check_classes
 
     models = trained or ((subject,) if subject else ())
     if small is not None:
@@ -233,7 +235,7 @@ def _images(subject, trained, small):
     )
     names, data = images.source.class_names, f"--data {DATA.value}"
     for model in models:
-        check_classes(model.path, names, data, SAME_CLASSES)
+        check_classes(model.path, names, data)
     return images
 
 

@@ -68,9 +68,11 @@ def to_default(found):
             ):
                 continue
             rights = [each.right for each in measured.answers]
-            change = statistics.difference(rights, [a.right for a in base.answers])
+            change = statistics.paired_difference(
+                rights, [a.right for a in base.answers]
+            )
             costs = f"{measured.facts['gmacs'] - base.facts['gmacs']:+.3f}"
-            lines.append([name, statistics.difference_text(change), costs])
+            lines.append([name, statistics.format_difference(change), costs])
     if not lines:
         return ""
     return render.table(["changed", "to the default, points (paired)", "GMACs"], lines)

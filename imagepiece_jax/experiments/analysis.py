@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from imagepiece_jax.reduction.ops import cosine, gather_rows, rank
-from imagepiece_jax.reduction.schedule import ceil
+from imagepiece_jax.reduction.rules import ceil
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,9 +64,7 @@ def sites(model):
     """All Sites of `model`'s plan, in order."""
     changing = [(b, layer) for b, layer in enumerate(model.plan) if layer.counts]
     return [
-        Site(
-            b, place, layer.step.rule in ("merge", "remove", "keep_half"), layer.counts
-        )
+        Site(b, place, layer.step.rule.merges, layer.counts)
         for place, (b, layer) in enumerate(changing)
     ]
 

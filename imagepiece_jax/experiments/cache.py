@@ -11,9 +11,8 @@ import pathlib
 import sys
 import time
 
-from imagepiece_jax.common.files import lock, make_folder
+from imagepiece_jax.common.files import append_line, git_revision, lock, make_folder
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.training.run_dir import append_line, git_revision
 
 FILE = "points.jsonl"
 

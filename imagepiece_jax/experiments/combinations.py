@@ -48,9 +48,9 @@ def gains(found):
         if None in pair or any(m.facts["untrained_selectors"] for m in pair):
             continue
         rights = [[each.right for each in measured.answers] for measured in pair]
-        gain = statistics.difference(rights[1], rights[0])
+        gain = statistics.paired_difference(rights[1], rights[0])
         costs = [f"{measured.facts['gmacs']:.3f}" for measured in pair]
-        lines.append([alone.name, *costs, statistics.difference_text(gain)])
+        lines.append([alone.name, *costs, statistics.format_difference(gain)])
     if not lines:
         return ""
     head = ["added to", "its GMACs", "combined", "gain, points (paired)"]

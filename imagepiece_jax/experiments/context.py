@@ -12,10 +12,11 @@ import numpy as np
 from imagepiece_jax.benchmark import device, timer
 from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluate import statistics, sweep
-from imagepiece_jax.experiments import forward, subjects
+from imagepiece_jax.evaluate import accuracy, statistics
 from imagepiece_jax.inference import optimize
-from imagepiece_jax.models import registry
+from imagepiece_jax.models import pretrained, registry
+from imagepiece_jax.models.run_files import RUN_CONFIG
+from imagepiece_jax.reduction import settings
 
 KEPT = 64  # compiled programs
 INPUTS = 4  # different batches of noise that take turns on the clock
@@ -33,7 +34,7 @@ class Lab:
     points: Any
     images: Any
     out: pathlib.Path
-    subject: subjects.Subject | None = None
+    subject: pretrained.Pretrained | None = None
     trained: tuple = ()
     small: Any = None
     rules: timer.Rules = timer.Rules()
@@ -53,7 +54,7 @@ class Lab:
         return self._answers(subject, reduction, images or self.images, {}, None)
 
     def altered(self, subject, reduction, alteration, alter, prepare):
-        """`answers` to images changed by `alter` (see forward.compiled).
+        """`answers` to images changed by `alter` (see accuracy.eval_step).
 
         alteration: what it does, as part of the setting; prepare(batch): the batch with
         what `alter` reads. The same `alter` is compiled once for a model.
@@ -72,30 +73,30 @@ class Lab:
             batches = images.batches()
             batches = map(prepare, batches) if prepare else batches
             step = self._step(subject, reduction, alter)
-            told = forward.each_image(step, parallel.replicate(variables), batches)
+            found = accuracy.evaluate(step, parallel.replicate(variables), batches)
             return {
-                "acc1": 100 * float(told["right"].mean()),
-                "acc5": 100 * float(told["right5"].mean()),
-                "loss": float(told["loss"].mean()),
-                "probability": float(told["probability"].mean()),
-                "images": len(told["index"]),
+                "acc1": found.acc1,
+                "acc5": found.acc5,
+                "loss": found.loss,
+                "probability": float(found.each["probability"].mean()),
+                "images": found.images,
                 "untrained_selectors": untrained,
                 **plan_facts(model, subject.image_size),
-                "right": _packed(told["right"]),
+                "right": _packed(found.each["right"]),
             }
 
-        what = f"{sweep.label(reduction)}, {len(images)} images"
+        what = f"{settings.label(reduction)}, {len(images)} images"
         return Answers(self.points.result(setting, measure, what))
 
     def _step(self, subject, reduction, alter):
         """A compiled step, kept for other seeds and images of the same model."""
         fields = [subject.fields[name] for name in sorted(subject.fields)]
-        key = str(fields), str(subjects.completed(reduction)), alter
+        key = str(fields), str(settings.completed(reduction)), alter
         if key not in self.steps:
             while len(self.steps) >= KEPT:
                 self.steps.pop(next(iter(self.steps)))
             model = subject.model(reduction)
-            self.steps[key] = forward.compiled(model, forward.answers, alter)
+            self.steps[key] = accuracy.compiled(model, alter=alter)
         return self.steps[key]
 
     def inside(self, kind, subject, reduction, measure, model, summarise):
@@ -107,13 +108,13 @@ class Lab:
 
         def found():
             variables, _ = subject.variables(subject.model(reduction))
-            step = forward.compiled(model, measure)
-            arrays = forward.each_image(
+            step = accuracy.compiled(model, measure=measure)
+            arrays = accuracy.evaluate(
                 step, parallel.replicate(variables), self.images.batches()
-            )
+            ).each
             return summarise(arrays) | {"images": len(arrays["index"])}
 
-        what = f"inside {sweep.label(reduction)}, {len(self.images)} images"
+        what = f"inside {settings.label(reduction)}, {len(self.images)} images"
         return self.points.result(setting, found, what)
 
     def speed(self, subject, reduction):
@@ -127,7 +128,7 @@ class Lab:
         setting = {
             "kind": "speed",
             "fields": _plain(subject.fields),
-            "reduction": _plain(subjects.completed(reduction)),
+            "reduction": _plain(settings.completed(reduction)),
             "batch_size": self.speed_batch,
             "device": device.name(),
             **dataclasses.asdict(self.rules),
@@ -135,12 +136,12 @@ class Lab:
         return self.points.result(
             setting,
             functools.partial(self._time, subject, reduction),
-            f"the speed of {sweep.label(reduction)}",
+            f"the speed of {settings.label(reduction)}",
         )
 
     def _time(self, subject, reduction):
         jobs, seconds = {}, {}
-        for name, wanted in (("dense", subjects.DENSE), ("reduced", reduction)):
+        for name, wanted in (("dense", settings.DENSE), ("reduced", reduction)):
             model = subject.model(wanted)
             variables, _ = subject.variables(model)
             fast = optimize.optimize(
@@ -171,12 +172,23 @@ class Lab:
             "kind": kind,
             "weights": subject.digest,
             "fields": _plain(subject.fields),
-            "reduction": _plain(subjects.completed(reduction)),
+            "reduction": _plain(settings.completed(reduction)),
             "use": subject.use(reduction),
             "trained_as": _plain(subject.reduction),
             "seed": subject.seed,
             **images.setting,
         }
+
+
+def runs_in(folder, dtype=None):
+    """All runs in `folder` by name, as Pretrained; InputError if there are none."""
+    found = sorted(pathlib.Path(folder).glob(f"*/{RUN_CONFIG}"))
+    if not found:
+        raise InputError(
+            f"--runs {folder} holds no run; allowed is a folder whose folders are runs "
+            "of train.py"
+        )
+    return [pretrained.for_analysis(path.parent, dtype=dtype) for path in found]
 
 
 class Answers:
@@ -191,7 +203,7 @@ class Answers:
 
     @property
     def accuracy(self):
-        return statistics.proportion(self.right)
+        return statistics.accuracy(self.right)
 
 
 def plan_facts(model, image_size):

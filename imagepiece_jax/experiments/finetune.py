@@ -7,6 +7,7 @@ run is one of train.py's in a folder of its own: a killed one goes on, a finishe
 only read.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -14,11 +15,11 @@ from ml_collections import config_dict
 
 from imagepiece_jax.data.sources import open_source
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.experiments import match_cost, subjects
-from imagepiece_jax.models import summary
-from imagepiece_jax.reduction import methods
+from imagepiece_jax.experiments import match_cost
+from imagepiece_jax.models import pretrained, summary
+from imagepiece_jax.models.class_names import other_class
+from imagepiece_jax.reduction import methods, settings
 from imagepiece_jax.training import from_config
-from imagepiece_jax.training.run_dir import other_class
 from imagepiece_jax.training.trainer import train_and_evaluate
 
 REFERENCE = {"name": "imagepiece"}  # whose cost the others are matched to
@@ -44,7 +45,7 @@ class Small:
 
         Of a method that no rate makes fit this model there are none.
         """
-        if matched and reduction not in (subjects.DENSE, REFERENCE):
+        if matched and reduction not in (settings.DENSE, REFERENCE):
             try:
                 reduction = self.match(reduction)
             except InputError as error:
@@ -65,7 +66,7 @@ class Small:
             "num_classes": self.classes,
             "image_size": self.config.image_size,
         }
-        return subjects.Subject(self.given.path, fields, subjects.DENSE)
+        return pretrained.Pretrained(self.given.path, fields, settings.DENSE)
 
     def _trained(self, reduction, stem, seed):
         start = self._start(stem, seed)
@@ -74,13 +75,13 @@ class Small:
         config.init.weights = str(start)
         if any(name.startswith("reducer") for name in names):
             config.init.fresh = ("reducer",)
-        if methods.find(reduction["name"]).needs_teacher:
+        if methods.METHODS[reduction["name"]].needs_teacher:
             config.teacher.weights = str(start)
         return self._run(config, f"{label(reduction)}_{stem}_seed{seed}")
 
     def _start(self, stem, seed):
         """Folder of the dense run that the others of this seed go on from."""
-        config = self._prepared(subjects.DENSE, stem, seed)
+        config = self._prepared(settings.DENSE, stem, seed)
         fresh = () if stem == self.given.stem else ("patch_embed",)
         others = self.classes != self.given.fields["num_classes"]
         if others or other_class(self.given.path, self.class_names):
@@ -91,8 +92,8 @@ class Small:
     def _prepared(self, reduction, stem, seed):
         """The config of a run, but for what it starts from."""
         config = self.config.copy_and_resolve_references()
-        own = {k: v for k, v in reduction.items() if k not in subjects.MODEL_FIELDS}
-        known = methods.find(**own).fields
+        own = {k: v for k, v in reduction.items() if k not in settings.MODEL_FIELDS}
+        known = {field.name for field in dataclasses.fields(methods.create(**own))}
         own |= {name: value for name, value in LEARNING.items() if name in known}
         with config.unlocked():
             config.reduction = config_dict.ConfigDict(own)
@@ -109,7 +110,7 @@ class Small:
         print(f"training {name}", flush=True)
         train_and_evaluate(config, self.folder / name)
         jax.clear_caches()  # or its programs stay, which no other run has a use for
-        return subjects.of(self.folder / name)
+        return pretrained.for_analysis(self.folder / name)
 
 
 def label(reduction):

@@ -66,7 +66,7 @@ def _point(lab, models, rate, base):
         "rate": ", ".join(f"{k}={v}" for k, v in rate.items()),
         "rights": rights,
         "acc1": statistics.accuracy(rights),
-        "difference": statistics.difference(rights, beside) if base else None,
+        "difference": statistics.paired_difference(rights, beside) if base else None,
         "gmacs": answers[0]["gmacs"],
         "tokens": answers[0]["tokens"],
         "untrained": answers[0]["untrained_selectors"],
@@ -83,8 +83,8 @@ def _table(curves):
             f"{point['gmacs']:.3f}",
             point["tokens"],
             render.speed_cell(point["speed"]),
-            statistics.text(point["acc1"]),
-            statistics.difference_text(point["difference"]),
+            statistics.format_estimate(point["acc1"]),
+            statistics.format_difference(point["difference"]),
         ]
         for name, curve in curves.items()
         for point in curve
@@ -126,7 +126,7 @@ def _areas(curves, axis, name):
             return area(x, 100 * rights[:, index].mean(axis=1), *span)
 
         found = statistics.bootstrap(mean, rights.shape[1], repeats=500)
-        lines.append([method, statistics.text(found)])
+        lines.append([method, statistics.format_estimate(found)])
     head = ["method", f"mean acc1 from {span[0]:.3f} to {span[1]:.3f} {name}, %"]
     return render.table(head, lines)
 

@@ -32,7 +32,9 @@ def run(lab):
             lines.append([*line, "", *[render.BLANK] * len(FIGURES)])
         for subject, reduction in models:
             found = first_merge(lab, subject, reduction)
-            cells = [statistics.text(estimate(found[name]), 3) for name in FIGURES]
+            cells = [
+                statistics.format_estimate(estimate(found[name]), 3) for name in FIGURES
+            ]
             lines.append([*line, subject.seed, *cells])
     head = ["model", f"DeiT-S, lowest 1 % ({published.LABEL})", "seed"]
     note = f"Of ImagePiece's first merge. {form(lab)} {render.images_note(lab)}"

@@ -82,14 +82,16 @@ def _lines(row, rights, dense):
         return [*lines, [row.name, "acc1, % (measured)", *blanks]]
     masked = [np.mean(each, axis=0) for each in rights[1:]]
     whole = statistics.mean(100 * np.mean(masked, axis=0))
-    cells = [statistics.text(statistics.accuracy(each)) for each in rights]
-    lines.append([row.name, "acc1, % (measured)", *cells, statistics.text(whole)])
+    cells = [statistics.format_estimate(statistics.accuracy(each)) for each in rights]
+    lines.append(
+        [row.name, "acc1, % (measured)", *cells, statistics.format_estimate(whole)]
+    )
     if dense is not None and row != DENSE:
         pairs = zip(rights, dense, strict=True)
-        differences = [statistics.difference(*pair) for pair in pairs]
+        differences = [statistics.paired_difference(*pair) for pair in pairs]
         change = np.mean(masked, axis=0) - np.mean(np.mean(dense[1:], axis=1), axis=0)
         differences.append(statistics.mean(100 * change))
-        cells = map(statistics.difference_text, differences)
+        cells = map(statistics.format_difference, differences)
         lines.append([row.name, "to dense, points (paired)", *cells])
     return lines
 

@@ -34,7 +34,7 @@ def run(lab):
         for kind in KINDS if models else ():
             found = overlaps(lab, *models[0])
             figures = [found[f"{kind} {k}"] for k in published.OVERLAP_K]
-            cells = [statistics.text(estimate(figure)) for figure in figures]
+            cells = [statistics.format_estimate(estimate(figure)) for figure in figures]
             lines.append([row.name, f"{kind} (measured)", *cells])
     lines.append(["chance", "", *(f"{k}" for k in published.OVERLAP_K)])
     head = ["model", "merged are", *(f"top {k} %" for k in published.OVERLAP_K)]

@@ -11,7 +11,7 @@ from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.experiments import analysis, published, render
 from imagepiece_jax.experiments.render import estimate
 from imagepiece_jax.experiments.rows import Row, find, form
-from imagepiece_jax.reduction.schedule import floor
+from imagepiece_jax.reduction.rules import floor
 
 IMAGEPIECE = {"name": "imagepiece"}
 ROWS = (Row("ImagePiece", IMAGEPIECE, "conv"), Row("patch stem", IMAGEPIECE))
@@ -28,9 +28,9 @@ def run(lab):
             [
                 int(block) + 1,
                 render.number(printed),
-                statistics.text(estimate(figures["own"])),
+                statistics.format_estimate(estimate(figures["own"])),
                 figures["rule"],
-                statistics.text(estimate(figures["candidates"])),
+                statistics.format_estimate(estimate(figures["candidates"])),
             ]
         )
     head = ["layer (from 1)", f"%, DeiT-S ({published.LABEL})", "%, measured"]

@@ -11,8 +11,10 @@ from typing import Any
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
-from imagepiece_jax.experiments import published, render, subjects
+from imagepiece_jax.experiments import published, render
+from imagepiece_jax.models import pretrained
 from imagepiece_jax.models.registry import MODELS
+from imagepiece_jax.reduction import settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Row:
     stem: str = "patch"
 
 
-DENSE = Row("DeiT", subjects.DENSE)
+DENSE = Row("DeiT", settings.DENSE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Measured:
     """What was measured for a Row: an Answers a seed, and the dense model's beside."""
 
     row: Row
-    subject: subjects.Subject
+    subject: pretrained.Pretrained
     reduction: Mapping[str, Any]
     answers: tuple
     bases: tuple = ()
@@ -47,7 +49,7 @@ class Measured:
         """To the dense model of the same seed, None where there is none."""
         if not self.bases:
             return None
-        return statistics.difference(
+        return statistics.paired_difference(
             [each.right for each in self.answers], [each.right for each in self.bases]
         )
 
@@ -67,7 +69,7 @@ def find(lab, row, matched=True, stems=("patch",)):
         runs = lab.small.runs(row.reduction, row.stem, matched)
         return [(run, run.reduction) for run in runs]
     if lab.trained:
-        wanted = subjects.completed(row.reduction)
+        wanted = settings.completed(row.reduction)
         return [
             (run, run.reduction)
             for run in lab.trained
@@ -163,7 +165,7 @@ def _fitted(row, measured):
     """Fields in which the reduction is not the row's, but was matched: " (r=9)"."""
     if measured is None:
         return ""
-    differs = subjects.changed(measured.reduction, row.reduction)
+    differs = settings.changed(measured.reduction, row.reduction)
     fields = [f"{k}={v}" for k, v in differs.items() if k != "name"]
     return f" ({', '.join(fields)})" if fields else ""
 
@@ -174,9 +176,9 @@ def _cells(measured, dense, several):
     use = measured.subject.use(measured.reduction)
     if measured.facts["untrained_selectors"]:
         use += ", untrained selectors"
-    cells = [use, statistics.text(measured.accuracy)]
+    cells = [use, statistics.format_estimate(measured.accuracy)]
     itself = measured.row == DENSE
-    cells.append("" if itself else statistics.difference_text(measured.difference))
+    cells.append("" if itself else statistics.format_difference(measured.difference))
     if several:
         cells.append(" ".join(f"{each['acc1']:.1f}" for each in measured.answers))
     ratio = f"{dense.facts['gmacs'] / gmacs:.2f}" if dense else ""

@@ -35,9 +35,15 @@ def run(lab):
         gap = estimate(found["gap"])
         lines.append(
             line
-            + [statistics.text(estimate(found[f"lowest {at}"]), 4) for at in ENDS]
-            + [statistics.difference_text(gap, 4)]
-            + [statistics.text(estimate(found[f"all {at}"]), 4) for at in ENDS]
+            + [
+                statistics.format_estimate(estimate(found[f"lowest {at}"]), 4)
+                for at in ENDS
+            ]
+            + [statistics.format_difference(gap, 4)]
+            + [
+                statistics.format_estimate(estimate(found[f"all {at}"]), 4)
+                for at in ENDS
+            ]
         )
     head = ["model", *(f"{at} merge, DeiT-S ({published.LABEL})" for at in ENDS)]
     head += [f"{at} merge, lowest 1 %" for at in ENDS] + ["last - first"]

@@ -62,7 +62,7 @@ def fewest(lab, subject, reduction):
         middle = (low + high) // 2
         setting = ordered[middle][1]
         answers = lab.answers(subject, setting)
-        loss = -statistics.paired(answers.right, base.right).value
+        loss = -statistics.paired_difference(answers.right, base.right).value
         if loss <= POINTS:
             best, low = (setting, answers), middle + 1
         else:
@@ -88,8 +88,8 @@ def _searched(lab, found):
                 ", ".join(f"{k}={v}" for k, v in setting.items() if k != "name"),
                 answers["tokens"],
                 f"{answers['gmacs']:.3f}",
-                statistics.difference_text(
-                    statistics.paired(answers.right, base.right)
+                statistics.format_difference(
+                    statistics.paired_difference(answers.right, base.right)
                 ),
             ]
         )

@@ -18,15 +18,15 @@ def run(lab):
     for r in RATES:
         answers = lab.answers(subject, setting(r))
         speed = lab.speed(subject, setting(r))
-        change = statistics.paired(answers.right, base.right)
+        change = statistics.paired_difference(answers.right, base.right)
         curve.append((answers["gmacs"], answers.accuracy))
         lines.append(
             [
                 r,
                 answers["tokens"],
                 f"{answers['gmacs']:.3f}",
-                statistics.text(answers.accuracy),
-                statistics.difference_text(change) if r else "",
+                statistics.format_estimate(answers.accuracy),
+                statistics.format_difference(change) if r else "",
                 render.speed_cell(speed),
             ]
         )

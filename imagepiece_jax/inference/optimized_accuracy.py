@@ -1,58 +1,61 @@
-"""What does the fast program cost in accuracy? The same images, before and after.
+"""Accuracy of the fast program beside that of the float32 model, image by image."""
 
-`evaluate --optimized` calls this: first the model in float32, then the program that
-`optimize` makes of it, and the difference between the two, image by image.
-"""
+from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 
 from imagepiece_jax.common import parallel
 from imagepiece_jax.data import loader
-from imagepiece_jax.evaluate import accuracy
-from imagepiece_jax.evaluate.sweep import paired_difference
+from imagepiece_jax.evaluate import accuracy, statistics
 from imagepiece_jax.inference import optimize
+from imagepiece_jax.models.vit import ViT
 
 
-def compare(config, model, variables, batches, images, gelu=None):
-    """{"reference": figures, "optimized": figures} of one set; printed as they come.
+def compare(
+    model: ViT,
+    variables: Any,
+    batches: Callable[..., Any],
+    *,
+    batch_size: int,
+    attention: str = "auto",
+    gelu: str | None = None,
+    seed: int = 0,
+) -> dict[str, dict[str, Any]]:
+    """{"reference": figures, "optimized": figures} of one split; printed on the way.
 
     The reference is `model` in float32 at highest precision, with XLA's attention; the
-    program has the dtype of `model` and, where it is given, another `gelu`. `batches`
-    makes the batches of the `images` images; it takes batch_size and placement. The
-    program runs on the first device. Its figures have the paired difference of acc1 to
-    the reference and the 95 % interval, in points.
+    program is what `optimize` makes of `model` in its dtype with this `attention` and,
+    where it is given, another `gelu`, for batches of `batch_size` on the first device.
+    `batches` makes the batches of the split; it takes batch_size and placement. The
+    figures of the program have the paired difference of acc1 to the reference, in
+    points, and its interval.
     """
     program = optimize.optimize(
         model,
         variables,
-        batch_size=config.eval_batch_size,
+        batch_size=batch_size,
         dtype=model.dtype.name,
         gelu=gelu,
-        attention=config.model.attention,
+        attention=attention,
         pixels=True,
     )
     exact = model.clone(dtype=jnp.dtype("float32"), backend="xla")
-    rights = np.zeros((2, images), bool)
-    step = accuracy.compiled(exact, config.seed, precision="highest")
-    reference = accuracy.evaluate(
-        step, parallel.replicate(variables), batches(), rights[0]
-    )
-    reference |= {"dtype": "float32", "gelu": model.gelu}
+    step = accuracy.compiled(exact, seed, precision="highest")
+    before = accuracy.evaluate(step, parallel.replicate(variables), batches())
+    reference = before.figures | {"dtype": "float32", "gelu": model.gelu}
     print(_line(reference), flush=True)
-    optimized = accuracy.evaluate(
-        accuracy.of_program(program),
-        None,
-        batches(batch_size=config.eval_batch_size, placement=loader.WHOLE),
-        rights[1],
-    )
-    optimized |= {"dtype": model.dtype.name, "gelu": program.model.gelu}
-    optimized |= paired_difference(rights[1], rights[0])
+    step = accuracy.of_program(program)
+    whole = batches(batch_size=batch_size, placement=loader.ONE_DEVICE)
+    after = accuracy.evaluate(step, None, whole)
+    change = statistics.paired_difference(after.each["right"], before.each["right"])
+    optimized = after.figures | {"dtype": model.dtype.name, "gelu": program.model.gelu}
+    optimized |= {"difference": change.value}
+    optimized |= {"difference_low": change.low, "difference_high": change.high}
     print(_line(optimized), flush=True)
     print(
-        f"the program's cost: {optimized['difference']:+.2f} +- "
-        f"{optimized['difference_error']:.2f} points of acc1 (95 %, paired, "
-        f"{optimized['images']} images)"
+        f"the program's cost: {statistics.format_difference(change, 2)} points of acc1 "
+        f"(95 %, paired, {after.images} images)"
     )
     return {"reference": reference, "optimized": optimized}
 

@@ -8,7 +8,8 @@ stores the projections q, k and v stacked, in this order, as one `attn.qkv`.
 
 import math
 import re
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,6 @@ from absl import logging
 from flax import traverse_util
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.state_dict import read_state_dict
 
 _LEAVES = {
     "kernel": "weight",
@@ -40,15 +40,6 @@ class _Place(NamedTuple):
     name: str  # timm's: blocks.3.attn.qkv.weight
     third: int | None  # 0, 1, 2 in a stacked tensor; None where it has its own
     shape: tuple[int, ...]  # of the whole timm tensor
-
-
-def load(path, like, fresh=(), hint=True):
-    """`from_timm` of a weights file; its errors name the file."""
-    state_dict = read_state_dict(path)
-    try:
-        return from_timm(state_dict, like, fresh, hint)
-    except InputError as error:
-        raise InputError(f"weights file {path}: {error}") from error
 
 
 def from_timm(state_dict, like, fresh=(), hint=True):
@@ -89,6 +80,13 @@ def to_timm(variables):
         whole = stack[0] if len(stack) == 1 else np.concatenate(stack)
         tensors[name] = np.array(whole, order="C")  # the order that file formats have
     return tensors
+
+
+def timm_shapes(variables: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """{timm's name: shape} of what `to_timm` returns; shapes of variables will do."""
+    leaves = traverse_util.flatten_dict(variables, sep="/")
+    places = (_place(key, leaf.shape) for key, leaf in leaves.items())
+    return {place.name: place.shape for place in places}
 
 
 def _place(key, shape):

@@ -8,7 +8,7 @@ from imagepiece_jax.models.registry import MODELS
 HEAD_WIDTH = 64  # of DeiT's and ViT's sizes up to Large: tensors do not tell it
 
 
-def recognise(state_dict, num_heads=None):
+def infer_config(state_dict, num_heads=None):
     """Fields with which `zoo.create_model` makes the model of a timm state dict.
 
     name, image_size, num_classes, stem, class_token, patch_size, embed_dim, depth,

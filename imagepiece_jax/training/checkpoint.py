@@ -10,7 +10,6 @@ one before.
 """
 
 import contextlib
-import json
 import os
 import pathlib
 import re
@@ -25,10 +24,9 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from imagepiece_jax.common import checksums, parallel
 from imagepiece_jax.errors import InputError, RunError
-from imagepiece_jax.models.pretrained import CHECKPOINTS
+from imagepiece_jax.models.run_files import CHECKPOINTS, KINDS
 from imagepiece_jax.training import host_consistency
 
-KINDS = ("latest", "best")
 KEEP = 2  # of each kind: one more than needed, in case the newest is damaged
 
 
@@ -160,7 +158,7 @@ class Checkpoints:
             raise RunError(
                 f"{self._root / kind}: a checkpoint could not be written "
                 f"({_reason(error)}); whole ones there: {kept or 'none'}; mend this, "
-                "and the same command goes on from the newest"
+                "and the same command resumes from the newest"
             ) from error
 
     def _holds(self, kind, step, content):
@@ -189,38 +187,16 @@ class Checkpoints:
         """Arrays by name, meta, step: of the newest whole step, or of `step` alone."""
         self.wait()
         steps = host_consistency.decided(lambda: sorted(self._steps(kind)))
-        steps = steps if step is None else [s for s in steps if s == step]
-        if not steps:
-            what = "checkpoint" if step is None else f"checkpoint of step {step}"
-            raise InputError(f"{self._root / kind} holds no {what}")
-        for candidate in reversed(steps):
-            folder = self._folder(kind, candidate)
-            if not parallel.is_main():
-                host_consistency.appears(folder.exists)
-            arrays, content, damage = {}, None, None
-            try:
-                arrays, content = checksums.read(folder, choose)
-            except checksums.DamagedError as error:
-                damage = str(error)
-            found = host_consistency.exchange([content, damage])
-            damage = next((damage for _, damage in found if damage is not None), None)
-            if damage is None:
-                return arrays, json.loads(found[0][0])["meta"], candidate
-            logging.warning("skipping the damaged checkpoint %s: %s", folder, damage)
-        raise InputError(
-            f"{self._root / kind}: every checkpoint tried is damaged (steps "
-            f"{steps}); remove the folder to start again, or choose another "
-            "--workdir"
-        )
+        if step is not None and step not in steps:
+            raise InputError(f"{self._root / kind} holds no checkpoint of step {step}")
+        among = steps if step is None else [step]
+        return checksums.newest(self._root / kind, choose, among, _read_together)
 
     def _folder(self, kind, step):
         return self._root / kind / str(step)
 
     def _steps(self, kind):
-        folder = self._root / kind
-        if not folder.is_dir():
-            return set()
-        return {int(path.name) for path in folder.iterdir() if path.name.isdecimal()}
+        return set(checksums.steps(self._root / kind))
 
     def _manager(self, kind):
         # Made by the first save: making one writes, and removes unfinished steps.
@@ -260,6 +236,22 @@ class Checkpoints:
                 f"{self._root / kind} holds steps {steps} on process 0, but "
                 f"{sorted(manager.all_steps())} here: all hosts need to share it"
             )
+
+
+def _read_together(folder, choose):
+    """`checksums.read` in every process; damaged for one is damaged for all."""
+    if not parallel.is_main():
+        host_consistency.appears(folder.exists)
+    arrays, content, damage = {}, None, None
+    try:
+        arrays, content = checksums.read(folder, choose)
+    except checksums.DamagedError as error:
+        damage = str(error)
+    found = host_consistency.exchange([content, damage])
+    damage = next((damage for _, damage in found if damage is not None), None)
+    if damage is not None:
+        raise checksums.DamagedError(damage)
+    return arrays, found[0][0]
 
 
 def _check_fit(folder, wanted, table):

@@ -1,17 +1,12 @@
 """Which weights does a model start from, or get evaluated with?"""
 
-import pathlib
-
 import jax
-import jax.numpy as jnp
 
-from imagepiece_jax.common.rng import Purpose, batch_key
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import convert, pretrained, summary
-from imagepiece_jax.training import run_dir
-from imagepiece_jax.training.checkpoint import Checkpoints
-
-COLLECTIONS = ("params", "batch_stats")
+from imagepiece_jax.models import class_names as classes
+from imagepiece_jax.models import pretrained
+from imagepiece_jax.models.pretrained import restore
+from imagepiece_jax.models.summary import fresh, shapes
 
 
 def settle_normalization(config, workdir):
@@ -34,7 +29,7 @@ def settle_normalization(config, workdir):
     taken = f"{teller}'s" if teller else "ImageNet's"
     fields = "config.model.mean and config.model.std"
     silent = (path for path, found in told.items() if not found)
-    return [pretrained.untold(path, fields, taken) for path in silent]
+    return [pretrained.unknown_normalization(path, fields, taken) for path in silent]
 
 
 def _check_normalization(config, path):
@@ -46,14 +41,6 @@ def _check_normalization(config, path):
                 f"config.model.{name} is {ours}, but {path} was trained with {theirs}: "
                 "allowed is that"
             )
-
-
-def fresh(model, image_size, seed):
-    """Variables drawn from `seed`."""
-    images = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
-    key = batch_key(seed, 0, Purpose.INIT)
-    # The device axis exists only inside a step, and statistics do not depend on it.
-    return jax.jit(model.clone(axis_name=None).init)(key, images)
 
 
 def initial(config, model):
@@ -74,8 +61,8 @@ def initial(config, model):
                 "run, or set config.init.fresh=() to train everything anew"
             )
         return fresh(model, config.image_size, config.seed)
-    like = summary.shapes(model, config.image_size)
-    loaded = load(config.init.weights, like, allowed)
+    like = shapes(model, config.image_size)
+    loaded = restore(config.init.weights, like, allowed)
     _check_normalization(config, config.init.weights)
     if not allowed:
         return loaded
@@ -105,7 +92,7 @@ def as_given(config, dense):
             "parts only guesses: allowed are config.init.evaluate=False, or all parts "
             "from the weights"
         )
-    given = load(config.init.weights, summary.shapes(dense, config.image_size))
+    given = restore(config.init.weights, shapes(dense, config.image_size))
     _check_normalization(config, config.init.weights)
     return given
 
@@ -119,7 +106,7 @@ def teacher(config, model):
             "from a dense model: name a weights file or the folder of a run"
         )
     try:
-        loaded = load(path, summary.shapes(model, config.image_size))
+        loaded = restore(path, shapes(model, config.image_size))
         _check_normalization(config, path)
         return loaded
     except InputError as error:
@@ -133,26 +120,26 @@ def check_classes(config, workdir, names, resumed=False):
     on, the teacher, and what this run starts from if it keeps the head.
     """
     data = f"config.data.name {config.data.name!r}"
-    run_dir.check_classes(
+    classes.check_classes(
         workdir,
         names,
         data,
         "choose another --workdir, or the data that it was trained on",
     )
     if config.teacher.weights:
-        run_dir.check_classes(
+        classes.check_classes(
             config.teacher.weights,
             names,
             data,
-            run_dir.SAME_CLASSES,
+            classes.SAME_CLASSES,
             field="config.teacher.weights ",
         )
     if config.init.weights and not resumed and "head" not in config.init.fresh:
-        run_dir.check_classes(
+        classes.check_classes(
             config.init.weights,
             names,
             data,
-            f"{run_dir.SAME_CLASSES}, or a new head by config.init.fresh=('head',)",
+            f"{classes.SAME_CLASSES}, or a new head by config.init.fresh=('head',)",
             field="config.init.weights ",
         )
 
@@ -164,25 +151,4 @@ def unnamed_classes(config, names):
     """
     if not config.init.weights or "head" in config.init.fresh:
         return None
-    return run_dir.unnamed_classes(config.init.weights, names, config.data.name)
-
-
-def load(path, like, allowed_fresh=None, which="best"):
-    """Variables of the shapes of `like` from a weights file or a run's workdir.
-
-    `allowed_fresh` names the parts that keep what `like` has for them; None: there are
-    none, and none can be asked for. InputError for anything else that is missing, left
-    over or of another shape.
-    """
-    path = pathlib.Path(path)
-    if not path.exists():
-        raise InputError(f"weights {path}: no such file or folder")
-    options = {"fresh": allowed_fresh or (), "hint": allowed_fresh is not None}
-    if not path.is_dir():
-        return convert.load(path, like, **options)
-    saved = Checkpoints(path).restore_variables(which)
-    found = {name: saved[name] for name in COLLECTIONS if saved.get(name)}
-    try:
-        return convert.from_timm(convert.to_timm(found), like, **options)
-    except InputError as error:
-        raise InputError(f"run {path}: {error}") from error
+    return classes.unnamed_classes(config.init.weights, names, config.data.name)

@@ -137,6 +137,6 @@ def _end_now(signum, words):
     """End this process and the ones that it started, whatever they are at."""
     for child in multiprocessing.active_children():
         child.kill()
-    words += "; the same command goes on from the newest checkpoint, if there is one"
+    words += "; the same command resumes from the newest checkpoint, if there is one"
     os.write(sys.stderr.fileno(), f"error: {words}\n".encode())
     os._exit(128 + signum)

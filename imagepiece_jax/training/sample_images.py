@@ -20,7 +20,7 @@ SHOWN = 8  # images of an augmented batch
 SMALLEST, WIDEST = 64, 1200  # pixels: a side of a small image, a panel's width
 
 
-class Panels:
+class SampleImages:
     """The pictures of one run, of which each program is compiled once.
 
     `count` test images are followed through `model`; 0 switches all panels off.

@@ -13,8 +13,8 @@ from imagepiece_jax.common.rng import Purpose, batch_key, sample_keys
 from imagepiece_jax.data.augment import mixup, pipeline
 from imagepiece_jax.data.augment.pipeline import Augment
 from imagepiece_jax.data.normalize import to_pixels
+from imagepiece_jax.evaluate.accuracy import correct_at
 from imagepiece_jax.training.losses import soft_cross_entropy
-from imagepiece_jax.training.metrics import correct_at
 from imagepiece_jax.training.optimizer import ema, global_norm, skip_update
 
 

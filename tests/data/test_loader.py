@@ -8,14 +8,16 @@ import time
 import numpy as np
 import pytest
 
-from imagepiece_jax.data import loader, readers
+from imagepiece_jax.data import loader, prefetch
 from imagepiece_jax.data.loader import Placement, eval_batches, train_batches
 from imagepiece_jax.data.transforms import EvalTransform, TrainTransform
 from imagepiece_jax.errors import InputError
 from tests.data.noise import Noise, same, whole
 
 
-def train(source, placement=loader.WHOLE, start=0, stop=9, seed=3, size=8, **options):
+def train(
+    source, placement=loader.ONE_DEVICE, start=0, stop=9, seed=3, size=8, **options
+):
     batches = train_batches(
         source,
         TrainTransform(8),
@@ -29,7 +31,7 @@ def train(source, placement=loader.WHOLE, start=0, stop=9, seed=3, size=8, **opt
     return list(batches)
 
 
-def evaluate(source, placement=loader.WHOLE, size=8, **options):
+def evaluate(source, placement=loader.ONE_DEVICE, size=8, **options):
     transform = EvalTransform(8, resize="none")
     options |= dict(batch_size=size, placement=placement)
     return list(eval_batches(source, transform, **options))
@@ -41,20 +43,6 @@ def test_placement_splits_micro_batches_by_pairs():
     second = Placement(1, 2, 2, 2).positions(16)
     assert first.tolist() == [[[0, 7], [8, 15]], [[1, 6], [9, 14]]]
     assert second.tolist() == [[[2, 5], [10, 13]], [[3, 4], [11, 12]]]
-
-
-@pytest.mark.parametrize("samples, devices", [(12, 3), (12, 4), (9, 3), (4, 4), (5, 1)])
-def test_partners_are_in_mirrored_places(samples, devices):
-    """On one device, but for the middle ones of two mirrored devices."""
-    held = loader.split(samples, devices)
-    m = samples // devices
-    places = {held[d, k]: (d, k) for d in range(devices) for k in range(m)}
-    assert sorted(places) == list(range(samples))
-    for sample, (d, k) in places.items():
-        middle = m % 2 and k == m // 2
-        partner = (devices - 1 - d if middle else d, m - 1 - k)
-        assert places[samples - 1 - sample] == partner
-    assert devices > 1 or held.tolist() == [list(range(samples))]
 
 
 @pytest.mark.parametrize("batch_size", [12, 0, -8])
@@ -187,7 +175,7 @@ def test_reading_ahead_is_bounded():
     next(batches)
     time.sleep(0.2)
     batches.close()
-    assert 4 <= len(read) <= 4 * (3 + readers.GROUPS_AHEAD)
+    assert 4 <= len(read) <= 4 * (3 + prefetch.GROUPS_AHEAD)
 
 
 def test_no_steps_left_is_an_empty_iterator():

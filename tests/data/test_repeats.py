@@ -7,13 +7,13 @@ import math
 import numpy as np
 import pytest
 
-from imagepiece_jax.data import bundles, loader
+from imagepiece_jax.data import loader
 from imagepiece_jax.data.loader import Placement, train_batches
 from imagepiece_jax.data.transforms import CanvasTransform, TrainTransform
 from tests.data.noise import Noise, same, whole
 
 
-def train(source, size, stop, placement=loader.WHOLE, transform=None, **options):
+def train(source, size, stop, placement=loader.ONE_DEVICE, transform=None, **options):
     options = dict(repeats=3, seed=3, start_step=0, stop_step=stop) | options
     transform = transform or TrainTransform(8)
     return list(
@@ -96,7 +96,7 @@ def test_an_image_is_read_once_for_its_copies(processes, accumulation):
         placement = Placement(index, processes, 2, accumulation)
         (batch,) = train(source, 192, 1, placement)
         # A process's part may be several runs of positions, but no bundle cuts one.
-        assert batch["label"].size > bundles.SIZE
+        assert batch["label"].size > loader.CHUNK_IMAGES
         assert len(read) == len(set(read)) == len(np.unique(batch["label"]))
 
 
@@ -133,7 +133,8 @@ def test_every_slot_is_in_one_bundle_and_copies_are_not_parted(count, repeats):
     positions = np.random.default_rng(0).permutation(count)
     places = (positions + 5) // repeats
     found = [
-        bundles.slots(positions, places, part) for part in range(bundles.parts(count))
+        loader.chunk_slots(positions, places, part)
+        for part in range(loader.num_chunks(count))
     ]
     assert sorted(sum(found, [])) == list(range(count))
     in_order = [positions[slot] for part in found for slot in part]

@@ -3,11 +3,11 @@
 import numpy as np
 
 from imagepiece_jax.benchmark.timer import Rules
-from imagepiece_jax.experiments import subjects
 from imagepiece_jax.experiments.cache import Points
 from imagepiece_jax.experiments.context import Lab
 from imagepiece_jax.experiments.images import Images
-from imagepiece_jax.models import convert, registry, summary
+from imagepiece_jax.models import convert, pretrained, registry, summary
+from imagepiece_jax.reduction import settings
 from tests.models.tiny import fill
 
 SIZE = {"patch_size": 2, "embed_dim": 8, "depth": 4, "num_heads": 2}
@@ -30,7 +30,7 @@ def subject(folder, seed=0):
     variables = fill(summary.shapes(model, 16), seed)
     path = folder / f"tiny{seed}.npz"
     np.savez(path, **convert.to_timm(variables))
-    return subjects.Subject(path, FIELDS, subjects.completed(None), seed)
+    return pretrained.Pretrained(path, FIELDS, settings.completed(None), seed=seed)
 
 
 def images(count=24):

@@ -3,7 +3,6 @@
 import importlib
 import json
 
-import grain  # noqa: F401  its flags must not first be defined inside of a call
 import numpy as np
 import pytest
 
@@ -114,10 +113,10 @@ def test_one_experiment_alone_ends_with_its_mistake(tmp_path, words):
 
 
 def test_runs_of_different_data_sets_are_a_mistake(monkeypatch):
-    from imagepiece_jax.experiments import subjects
+    from imagepiece_jax.models import pretrained
 
     made = [
-        subjects.Subject(None, {"num_classes": classes, "image_size": 16}, {})
+        pretrained.Pretrained(None, {"num_classes": classes, "image_size": 16}, {})
         for classes in (10, 11)
     ]
     with pytest.raises(InputError, match="models of different classes or image sizes"):

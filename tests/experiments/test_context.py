@@ -16,11 +16,12 @@ from imagepiece_jax.experiments import (
     reassess,
     rows,
     similarity,
-    subjects,
 )
 from imagepiece_jax.experiments.images import Part
 from imagepiece_jax.experiments.rows import DENSE, Row
+from imagepiece_jax.models import pretrained
 from imagepiece_jax.models.vit import MEAN, STD
+from imagepiece_jax.reduction import settings
 from tests.experiments import small_lab
 
 TOME = {"name": "tome", "r": 4}
@@ -40,7 +41,7 @@ def lab(tmp_path_factory, subject):
 
 
 def test_figures_are_those_of_evaluation(lab, subject):
-    found = lab.answers(subject, subjects.DENSE)
+    found = lab.answers(subject, settings.DENSE)
     model = subject.model()
     variables, untrained = subject.variables(model)
     right = np.zeros(24, bool)
@@ -58,7 +59,7 @@ def test_figures_are_those_of_evaluation(lab, subject):
 
 def test_merging_nothing_is_the_dense_model(lab, subject):
     """r = 0 gives the same answers, losses and costs."""
-    dense = lab.answers(subject, subjects.DENSE)
+    dense = lab.answers(subject, settings.DENSE)
     none = lab.answers(subject, {"name": "tome", "r": 0})
     assert none["loss"] == dense["loss"] and none["gmacs"] == dense["gmacs"]
     assert none.right.tolist() == dense.right.tolist()
@@ -79,10 +80,10 @@ def test_a_point_has_its_whole_setting(lab, subject):
 
 
 def test_a_part_of_the_images_is_another_point_with_the_same_answers(lab, subject):
-    whole = lab.answers(subject, subjects.DENSE).right
+    whole = lab.answers(subject, settings.DENSE).right
     places = np.array([3, 4, 11, 23])
     part = lab.images.part(places)
-    assert lab.answers(subject, subjects.DENSE, part).right.tolist() == (
+    assert lab.answers(subject, settings.DENSE, part).right.tolist() == (
         whole[places].tolist()
     )
     other = lab.images.part(np.array([3, 4, 11, 22]))
@@ -228,7 +229,7 @@ def test_untrained_selectors_are_called_so(lab):
 
 def test_no_model_at_all_is_a_mistake(lab, subject):
     fields = subject.fields | {"stem": "conv"}
-    conv = subjects.Subject(subject.path, fields, subject.reduction)
+    conv = pretrained.Pretrained(subject.path, fields, subject.reduction)
     lonely = small_lab.lab(lab.out / "none", trained=(conv,))
     with pytest.raises(InputError, match="none of the models of this table is there"):
         rows.measure(lonely, ROWS[:2])
@@ -239,8 +240,8 @@ def test_no_model_at_all_is_a_mistake(lab, subject):
 def test_runs_of_several_seeds_are_paired_with_their_own_dense(tmp_path, lab):
     """Two dense models and two with ToMe's reduction, seeds 0 and 1."""
     dense = [small_lab.subject(tmp_path, seed) for seed in (0, 1)]
-    kept = subjects.completed(TOME)
-    reduced = [subjects.Subject(d.path, d.fields, kept, d.seed) for d in dense]
+    kept = settings.completed(TOME)
+    reduced = [dataclasses.replace(d, reduction=kept) for d in dense]
     several = small_lab.lab(tmp_path / "out", trained=(*dense, *reduced))
     found = rows.measure(several, (Row("ToMe", TOME),))["ToMe"]
     several.points.close()

@@ -11,13 +11,13 @@ from imagepiece_jax.experiments import (
     hyperspeed,
     match_cost,
     published,
-    subjects,
     table1,
     table2,
     table3,
 )
 from imagepiece_jax.experiments.search import space
-from imagepiece_jax.experiments.subjects import Subject
+from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.reduction import settings
 
 ADDED = [row for _, row in combinations.PAIRS]
 FIELDS = {"name": "deit_s", "image_size": 224, "num_classes": 1000}
@@ -25,7 +25,7 @@ FIELDS = {"name": "deit_s", "image_size": 224, "num_classes": 1000}
 
 def subject(stem="patch", **fields):
     fields = FIELDS | {"stem": stem} | fields
-    return Subject(pathlib.Path("none"), fields, subjects.DENSE)
+    return Pretrained(pathlib.Path("none"), fields, settings.DENSE)
 
 
 def gmacs(row):
@@ -170,4 +170,4 @@ def test_every_shape_of_the_search_makes_models_of_falling_cost():
         costs = [one.gmacs(rate) for rate in space.rates(shape, 12)[::6]]
         falling = costs[0] > costs[-1]
         assert len(costs) > 3 and costs == sorted(costs, reverse=falling)
-        assert min(costs) < 0.7 * one.gmacs(subjects.DENSE)
+        assert min(costs) < 0.7 * one.gmacs(settings.DENSE)

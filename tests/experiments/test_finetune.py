@@ -3,9 +3,11 @@
 import pytest
 
 from configs import quickstart
-from imagepiece_jax.experiments import finetune, subjects
+from imagepiece_jax.experiments import finetune, rows
 from imagepiece_jax.experiments.finetune import Small, label
 from imagepiece_jax.experiments.rows import DENSE, Row
+from imagepiece_jax.models import pretrained
+from imagepiece_jax.reduction import settings
 from tests.experiments import small_lab
 
 EVIT = {"name": "evit", "keep_rate": 0.5, "blocks": (1,)}
@@ -29,7 +31,7 @@ def made(tmp_path, config):
 
 def test_folders_are_named_by_their_reduction():
     assert label(EVIT) == "evit_keep_rate=0.5_blocks=1,"
-    assert label(subjects.DENSE) == "dense"
+    assert label(settings.DENSE) == "dense"
 
 
 def test_matching_leaves_the_reference_and_the_dense_model_alone(
@@ -37,11 +39,11 @@ def test_matching_leaves_the_reference_and_the_dense_model_alone(
 ):
     maker, asked = made(tmp_path, config), []
     monkeypatch.setattr(maker, "_trained", lambda *given: asked.append(given))
-    maker.runs(subjects.DENSE, "patch", True)
+    maker.runs(settings.DENSE, "patch", True)
     maker.runs(finetune.REFERENCE, "patch", True)
     maker.runs(EVIT, "patch", False)
     assert [given[0] for given in asked[::2]] == [
-        subjects.DENSE,
+        settings.DENSE,
         finetune.REFERENCE,
         EVIT,
     ]
@@ -69,7 +71,9 @@ def test_a_run_is_told_all_that_differs(tmp_path, config, monkeypatch):
 
     def run(config, name):
         configs[name] = config
-        return subjects.Subject(tmp_path / name, maker.given.fields, subjects.DENSE)
+        return pretrained.Pretrained(
+            tmp_path / name, maker.given.fields, settings.DENSE
+        )
 
     monkeypatch.setattr(maker, "_run", run)
     maker._trained({"name": "dynamicvit", "blocks": (1,)}, "patch", 1)
@@ -94,8 +98,8 @@ def test_methods_are_trained_once_and_compared(tmp_path, config, capfd):
     maker = made(tmp_path, config)
     maker.seeds = [1]
     lab = small_lab.lab(tmp_path / "out", small=maker)
-    rows = (DENSE, Row("EViT", EVIT), Row("EViT, conv", EVIT, "conv"))
-    found = rows.measure(lab, rows, matched=False)
+    compared = (DENSE, Row("EViT", EVIT), Row("EViT, conv", EVIT, "conv"))
+    found = rows.measure(lab, compared, matched=False)
     assert found["EViT, conv"] is None and len(found["EViT"].answers) == 1
     names = sorted(path.name for path in (tmp_path / "small").iterdir())
     assert names == ["dense_patch_seed1", f"{label(EVIT)}_patch_seed1"] + [
@@ -103,7 +107,7 @@ def test_methods_are_trained_once_and_compared(tmp_path, config, capfd):
     ]
     assert found["EViT"].facts["tokens"] == 33
     assert found["EViT"].subject.seed == 1
-    assert "| EViT |  | as trained |" in rows.table(rows, found, {}, "")
+    assert "| EViT |  | as trained |" in rows.table(compared, found, {}, "")
     assert "1 epochs dense, then as many" in rows.form(lab)
     capfd.readouterr()
     (again,) = maker.runs(EVIT, "patch", False)

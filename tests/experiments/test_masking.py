@@ -88,7 +88,7 @@ class Brightness:
 def test_accuracy_falls_with_every_mask_of_a_model_that_counts_pixels(tmp_path):
     """Nested masks: an image that was wrong behind fewer is wrong behind more."""
     from imagepiece_jax.common import parallel
-    from imagepiece_jax.experiments import forward
+    from imagepiece_jax.evaluate import accuracy
 
     index = np.arange(12)[None]
     batch = {
@@ -97,14 +97,14 @@ def test_accuracy_falls_with_every_mask_of_a_model_that_counts_pixels(tmp_path):
         "mask": np.ones((1, 12), np.float32),
         "index": index.astype(np.int32),
     }
-    step = forward.compiled(Brightness(), forward.answers, cover)
+    step = accuracy.compiled(Brightness(), alter=cover)
     variables, found = parallel.replicate({}), []
     for count in (0, *MASKS):
         corners = corners_of(index, count, 0, 224)
         spare = ((0, 0), (0, 0), (0, 50 - count), (0, 0))
         corners = np.pad(corners, spare, constant_values=-SIDE)
         one = batch | {"corners": corners}
-        found.append(forward.each_image(step, variables, [one])["right"])
+        found.append(accuracy.evaluate(step, variables, [one]).each["right"])
     found = np.stack(found)
     assert (np.diff(found.astype(int), axis=0) <= 0).all()
     assert found[0].all() and 0 < found[4].sum() < 12 and not found[-1].any()
@@ -160,7 +160,7 @@ def test_all_methods_are_shown_the_same_masks(tmp_path):
     assert all(shown == dense for shown in by_method.values())
     page = (tmp_path / "masking.md").read_text()
     assert "| DeiT | acc1, %, DeiT-S (ImageNet-1k, published) |  | 79.05 |" in page
-    whole = statistics.text(statistics.proportion(np.arange(20) < 18))
+    whole = statistics.format_estimate(statistics.accuracy(np.arange(20) < 18))
     assert f"| DeiT | acc1, % (measured) | {whole} |" not in page  # three mask seeds
     assert "| DeiT | acc1, % (measured) | 90.0 [" in page
     assert (tmp_path / "masking.png").read_bytes().startswith(b"\x89PNG")

@@ -10,10 +10,10 @@ import pytest
 from configs import base
 from imagepiece_jax import config_files
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.experiments import subjects
 from imagepiece_jax.experiments.search import __main__ as search
 from imagepiece_jax.experiments.search import space
-from imagepiece_jax.training import checks, from_config
+from imagepiece_jax.reduction import settings
+from imagepiece_jax.training import from_config
 from tests.experiments import small_lab
 
 
@@ -72,12 +72,12 @@ def subject(tmp_path_factory):
 
 
 def test_candidates_use_their_budget_and_no_more(subject):
-    limit = 0.6 * subject.gmacs(subjects.DENSE)
+    limit = 0.6 * subject.gmacs(settings.DENSE)
     found = search.fitted(subject, limit)
     costs = [subject.gmacs(candidate.reduction) for candidate in found]
     assert all(0.9 * limit <= cost <= limit for cost in costs)
     assert len(found) > 20 and any(candidate.known for candidate in found)
-    kept = [str(subjects.completed(c.reduction)) for c in found]
+    kept = [str(settings.completed(c.reduction)) for c in found]
     assert len(set(kept)) == len(kept)
     few = search.fitted(subject, limit, 3)
     assert sum(not candidate.known for candidate in few) == 3
@@ -132,7 +132,9 @@ def fake_lab(folder, subject, metric="gmacs", ratio=2.5):
 
 def test_what_chose_is_never_reported(tmp_path, subject, few_shapes, monkeypatch):
     """The winner is best on the choosing half; its page shows that it is worst."""
-    monkeypatch.setattr("imagepiece_jax.evaluate.statistics.text", lambda e: e[0])
+    monkeypatch.setattr(
+        "imagepiece_jax.evaluate.statistics.format_estimate", lambda e: e[0]
+    )
     lab = fake_lab(tmp_path, subject)
     search.run(lab)
     lab.points.close()
@@ -147,18 +149,18 @@ def test_what_chose_is_never_reported(tmp_path, subject, few_shapes, monkeypatch
 
 def test_finalists_that_are_too_slow_take_lower_rates(tmp_path, subject, few_shapes):
     lab = fake_lab(tmp_path, subject, "ms")
-    limit = 0.6 * subject.gmacs(subjects.DENSE)
+    limit = 0.6 * subject.gmacs(settings.DENSE)
     finalists = search.fitted(subject, limit)
     asked = []
 
     def speed(subject, reduction):  # by MACs, and a fifth slower
         asked.append(reduction["name"])
-        cost = subject.gmacs(reduction) / subject.gmacs(subjects.DENSE)
+        cost = subject.gmacs(reduction) / subject.gmacs(settings.DENSE)
         return {"ratio": 0.8 / cost}
 
     object.__setattr__(lab, "speed", speed)
     found = search._within_time(lab, subject, finalists, 0.6)
-    dense = subject.gmacs(subjects.DENSE)
+    dense = subject.gmacs(settings.DENSE)
     assert len(found) == len(finalists) and len(asked) > len(finalists)
     assert all(subject.gmacs(c.reduction) <= 0.48 * dense for c in found)
     object.__setattr__(lab, "speed", lambda *_: {"ratio": 0.1})
@@ -183,7 +185,7 @@ def test_the_winners_config_makes_its_model(tmp_path, subject):
     search.write_config(path, lab, subject, reduction, "half of the cost")
     config = config_files.load(path)
     assert "'half of the cost'" in path.read_text()
-    checks.check(config)
+    from_config.check(config)
     assert from_config.model(config) == subject.model(reduction)
     assert config.data.name == "digits" and config.data.resize == "none"
     config_files.override(config, "data.workers", "0")

@@ -13,6 +13,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import __main__ as evaluate
 from imagepiece_jax.models import convert, pretrained, registry
 from imagepiece_jax.models.vit import MEAN, STD
+from imagepiece_jax.reduction import settings
 from tests.command import call, sentence
 from tests.models import tiny
 
@@ -79,11 +80,13 @@ def test_a_run_tells_it_and_an_older_one_had_imagenets(tmp_path):
     older = run_folder(tmp_path / "older")
     config = json.loads((older / "config.json").read_text())
     del config["model"]["mean"], config["model"]["std"]
+    config["reduction"]["round_to"] = 0  # a field of former versions, switched off
     (older / "config.json").write_text(json.dumps(config))
     new = run_folder(tmp_path / "new", **{"model.mean": HALF, "model.std": HALF})
     found = [pretrained.read(path).fields for path in (older, new)]
     assert pretrained.normalization(older) == {"mean": MEAN, "std": STD}
     assert [(f["mean"], f["std"]) for f in found] == [(MEAN, STD), (HALF, HALF)]
+    assert "round_to" not in pretrained.read(older).reduction
     assert found[0]["num_heads"] == 4  # of vit_mini, which its config only names
 
 
@@ -152,9 +155,9 @@ def test_what_training_alone_reads_may_differ(tmp_path):
     changes |= {"model.dtype": "bfloat16", "data.name": "folder:x", "seed": 3}
     other.update_from_flattened_dict(changes)
     run = pretrained.read(run_folder(tmp_path / "run"))
-    fields, reduction = run.under(other.to_dict())
-    assert fields["dtype"] == "bfloat16"
-    assert pretrained.completed(reduction) == pretrained.completed(run.reduction)
+    found = run.under(other.to_dict())
+    assert found.fields["dtype"] == "bfloat16" and found.seed == 3
+    assert settings.completed(found.reduction) == settings.completed(run.reduction)
 
 
 @pytest.mark.parametrize(

@@ -22,15 +22,6 @@ def test_a_step_that_changes_nothing_is_not_in_the_table():
     assert [summary.action(layer) for layer in model.plan] == ["", "", ""]
 
 
-def test_a_rounded_count_is_told():
-    model = tiny.model(tiny.EVIT | {"round_to": 8})  # 26 tokens, 16, 10
-    assert [summary.action(layer) for layer in model.plan] == [
-        "",
-        "TopK: 25 - 10, to a multiple of 8",
-        "TopK: 15 - 8, to a multiple of 8",
-    ]
-
-
 def test_columns_line_up():
     rows = [("a", "count", "what"), (10, 1, "x"), (9, 1000, "")]
     assert summary.format_table(rows).splitlines() == [

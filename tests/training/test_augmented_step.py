@@ -12,7 +12,7 @@ from imagepiece_jax.common import parallel
 from imagepiece_jax.data.augment.pipeline import Augment, Crop
 from imagepiece_jax.data.augment.policy import Policy
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.training import checks, from_config, train_step
+from imagepiece_jax.training import from_config, train_step
 from imagepiece_jax.training.train_step import Recipe
 
 SIDE, CANVAS, BATCH = 8, 12, 8
@@ -101,4 +101,4 @@ def test_what_the_config_leaves_to_the_device():
 )
 def test_augmentation_that_cannot_be_is_refused(fields, told):
     with pytest.raises(InputError, match=f"config.{told}"):
-        checks.check(config(**fields))
+        from_config.check(config(**fields))

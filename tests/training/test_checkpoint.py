@@ -287,7 +287,7 @@ def save_together(workdir, port, process):
     from imagepiece_jax.common import parallel
     from imagepiece_jax.training import distributed, host_consistency
 
-    with parallel.joined(distributed.Job(f"127.0.0.1:{port}", 2, int(process))):
+    with distributed.joined(distributed.Job(f"127.0.0.1:{port}", 2, int(process))):
         assert parallel.is_main() == (process == "0")
         if process == "1":  # its view of the folder is an old one
             Checkpoints._steps = lambda self, kind: {1}

@@ -14,7 +14,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import __main__ as evaluate
 from imagepiece_jax.experiments import __main__ as experiments
 from imagepiece_jax.experiments.finetune import Small
-from imagepiece_jax.models import pretrained, summary
+from imagepiece_jax.models import class_names, run_files, summary
 from imagepiece_jax.training import from_config, initial_weights, run_dir
 from imagepiece_jax.training.checkpoint import Checkpoints
 from tests.command import call, sentence
@@ -53,7 +53,7 @@ def run(tmp_path_factory):
     """A run's folder as training leaves it, of the classes ant and bee."""
     workdir = tmp_path_factory.mktemp("runs") / "insects"
     made = config()
-    run_dir.record_run(workdir, made.to_dict())
+    run_dir.record_start(workdir, made.to_dict())
     run_dir.record_classes(workdir, ("ant", "bee"))
     variables = tiny.fill(summary.shapes(from_config.model(made), 16))
     checkpoints = Checkpoints(workdir)
@@ -67,27 +67,27 @@ def unnamed(run, path):
     """A run that was trained by a version that kept no names."""
     path.mkdir()
     for entry in run.iterdir():
-        if entry.name != run_dir.CLASSES:
+        if entry.name != run_files.CLASSES:
             (path / entry.name).symlink_to(entry)
     return path
 
 
 def test_names_are_kept_and_read(tmp_path):
-    assert pretrained.class_names(tmp_path) is None
-    assert pretrained.class_names(tmp_path / "w.npz") is None
+    assert run_files.class_names(tmp_path) is None
+    assert run_files.class_names(tmp_path / "w.npz") is None
     run_dir.record_classes(tmp_path, None)
     assert not list(tmp_path.iterdir())
-    run_dir.record_run(tmp_path, config(num_classes=3).to_dict())
+    run_dir.record_start(tmp_path, config(num_classes=3).to_dict())
     names = ("ant", None, "Käfer \ufffd")
     run_dir.record_classes(tmp_path, names)
-    assert pretrained.class_names(tmp_path) == names
+    assert run_files.class_names(tmp_path) == names
     assert "Käfer" in (tmp_path / "classes.json").read_text(encoding="utf-8")
     run_dir.record_classes(tmp_path, names[:2])
     with pytest.raises(InputError, match="has 2 names, but the run has 3 classes: all"):
-        pretrained.class_names(tmp_path)
+        run_files.class_names(tmp_path)
     (tmp_path / "classes.json").write_text('{"0": "ant"}')
     with pytest.raises(InputError, match="classes.json is no list of names, one for"):
-        pretrained.class_names(tmp_path)
+        run_files.class_names(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_names_are_kept_and_read(tmp_path):
     ],
 )
 def test_the_first_class_of_another_name(run, names, other):
-    assert run_dir.other_class(run, names) == other
+    assert class_names.other_class(run, names) == other
 
 
 @pytest.mark.parametrize("more", [[], ["--optimized"], ["--sweep=tome:r=2"]])

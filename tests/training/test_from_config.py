@@ -9,7 +9,7 @@ import pytest
 from configs import base, quickstart
 from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.training import checks, from_config
+from imagepiece_jax.training import from_config
 
 
 def config(**fields):
@@ -18,43 +18,43 @@ def config(**fields):
     return made
 
 
-@pytest.mark.parametrize("field", checks.RANGES)
+@pytest.mark.parametrize("field", from_config.RANGES)
 def test_numbers_out_of_range(field):
-    low, high = checks.RANGES[field]
+    low, high = from_config.RANGES[field]
     allowed = f"{low} or more" if high is None else f"{low} to {high}"
-    checks.check(config(**{field: low}))
+    from_config.check(config(**{field: low}))
     for value in (low - 1, high and high + 1):
         if value is not None:
             told = rf"^config\.{field} is {value}(\.0)?; allowed are {allowed}$"
             with pytest.raises(InputError, match=told):
-                checks.check(config(**{field: value}))
+                from_config.check(config(**{field: value}))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_numbers_that_are_none(value):
     told = f"config.lr is {value}; allowed are 0 or more"
     with pytest.raises(InputError, match=told):
-        checks.check(config(lr=value))
+        from_config.check(config(lr=value))
 
 
 @pytest.mark.parametrize("betas", [(0.9,), (0.9, 1.0), (-0.1, 0.9), ("a", 0.9), ()])
 def test_betas(betas):
     with pytest.raises(InputError, match=r"config\.betas is .* from 0 to below 1"):
-        checks.check(config(betas=betas))
+        from_config.check(config(betas=betas))
 
 
 @pytest.mark.parametrize("area", [(0.0, 1.0), (0.5, 0.4), (0.5, 1.5), (1.0,)])
 def test_area(area):
     with pytest.raises(InputError, match=r"config\.data\.area is .* lower one first"):
-        checks.check(config(**{"data.area": area}))
+        from_config.check(config(**{"data.area": area}))
 
 
 def test_a_canvas_holds_what_is_cropped_from_it():
     made = config(**{"data.canvas": 15, "data.crop": "random_resized"})
     with pytest.raises(InputError, match="data.canvas is 15; allowed are 0 and .*16"):
-        checks.check(made)
+        from_config.check(made)
     made.data.canvas = 16
-    checks.check(made)
+    from_config.check(made)
     assert from_config.train_transform(made).side == 16
 
 
@@ -68,7 +68,7 @@ def test_a_config_that_does_not_start_from_base(gone, told):
         del made[gone]
     told = f"config.{told} is missing; a config starts from configs/base.py"
     with pytest.raises(InputError, match=told):
-        checks.check(made)
+        from_config.check(made)
 
 
 def test_models_of_a_config():

@@ -12,7 +12,7 @@ from configs import deit_s_evit, quickstart
 from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import convert
-from imagepiece_jax.reduction.methods.method import Group, Method
+from imagepiece_jax.reduction.methods.method import Group
 from imagepiece_jax.training import from_config, initial_weights, optimizer
 from tests.training.test_train_step import batch, make, run
 
@@ -88,21 +88,6 @@ def test_a_teacher_is_asked_and_stays_as_it_is():
     state, second = compiled(state, batch(0), teacher)
     assert float(first["terms"]["distil"][0]) < 1e-12
     assert float(second["terms"]["distil"][0]) > 1e-9
-
-
-def test_a_method_gets_the_fields_its_hooks_name():
-    def recipe(depth, keep_rate=0.5):
-        return (depth, keep_rate)
-
-    def loss(outputs, teacher_outputs, plan, weight=2.0):
-        return {"own": weight}
-
-    method = Method(recipe=recipe, loss=loss)
-    assert method.fields == ("keep_rate", "weight")
-    fields = {"keep_rate": 0.25, "weight": 3.0}
-    assert method.call("recipe", 4, **fields) == (4, 0.25)
-    assert method.call("loss", None, None, None, **fields) == {"own": 3.0}
-    assert method.call("rate_at", 0, **fields) is None
 
 
 def test_the_model_of_an_epoch_has_that_epochs_rate():

@@ -12,7 +12,7 @@ import pytest
 
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.training.preemption import Interrupted, StopRequest
-from imagepiece_jax.training.run_dir import Hold
+from imagepiece_jax.training.run_dir import RunLock
 from tools import faults, tiny_runs
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -116,7 +116,7 @@ def test_who_does_not_answer_is_ended_when_the_time_is_up():
 def test_what_was_done_is_rescued_when_the_time_is_up():
     seconds, status, out, err = ended(0.3, "rescued", signal.SIGTERM)
     assert (status, out) == (143, "saved\n") and seconds > 0.3
-    assert err.startswith("error: stopped; the same command goes on from the newest")
+    assert err.startswith("error: stopped; the same command resumes from the newest")
 
 
 def test_a_second_ctrl_c_ends_at_once():
@@ -126,11 +126,11 @@ def test_a_second_ctrl_c_ends_at_once():
 
 
 def test_a_folder_belongs_to_one_process_at_a_time(tmp_path):
-    first = Hold(tmp_path / "run")
+    first = RunLock(tmp_path / "run")
     with pytest.raises(InputError, match="another process is training in"):
-        Hold(tmp_path / "run")
+        RunLock(tmp_path / "run")
     first.close()
-    Hold(tmp_path / "run").close()
+    RunLock(tmp_path / "run").close()
 
 
 @pytest.mark.parametrize("path", ["run", "run/.lock"])
@@ -142,16 +142,16 @@ def test_a_workdir_that_cannot_be_written_is_named(tmp_path, path):
         (tmp_path / "run" / ".lock").mkdir(parents=True)
         told = r"run cannot be written \(Is a directory\): choose another"
     with pytest.raises(InputError, match=told):
-        Hold(tmp_path / "run")
+        RunLock(tmp_path / "run")
 
 
 def test_a_workdir_that_vanishes_or_is_another_one_is_noticed(tmp_path):
-    held = Hold(tmp_path / "run")
+    held = RunLock(tmp_path / "run")
     held.check()
     (tmp_path / "run").rename(tmp_path / "away")
     with pytest.raises(RunError, match="run has vanished, or is not the folder"):
         held.check()
-    Hold(tmp_path / "run").close()
+    RunLock(tmp_path / "run").close()
     with pytest.raises(RunError, match="run has vanished, or is not the folder"):
         held.check()
     shutil.rmtree(tmp_path / "run")

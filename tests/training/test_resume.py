@@ -44,7 +44,7 @@ def test_the_last_evaluation_is_made_up_for(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(accuracy, "evaluate_each", evaluate)
     last = trainer.train_and_evaluate(short(**fields), tmp_path)
-    assert "going on from step 10 of 10" in capsys.readouterr().out
+    assert "resuming from step 10 of 10" in capsys.readouterr().out
     assert read_metrics(tmp_path)[-1]["kind"] == "eval"
     assert read_metrics(tmp_path)[-1]["acc1"] == last["acc1"]
     assert trainer.train_and_evaluate(short(**fields), tmp_path) == last
@@ -79,7 +79,7 @@ def test_a_run_that_much_happens_to_ends_bit_identical(course):
     assert [row.status for row in rows] == [137, 137, 143, 1]
     assert "during a save" in rows[1].moment
     said = [row.said for row in rows]
-    assert said[2].endswith(f"at step {step}; the same command goes on from there")
+    assert said[2].endswith(f"at step {step}; the same command resumes from there")
     assert said[3].startswith("WORKDIR has vanished, or is not the folder that")
     assert 0 < trial.finish() < tiny_runs.STEPS
     assert trial.outcome() == course.expected

@@ -1,5 +1,6 @@
-"""A whole run in this process: what it leaves, and how it stops."""
+"""A whole run in this process: its programs, what it leaves, and how it stops."""
 
+import functools
 import json
 import re
 import shutil
@@ -9,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import imagepiece_jax
 from configs import quickstart
+from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import InputError, RunError
-from imagepiece_jax.inference import predictor
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.training import from_config, trainer
 from imagepiece_jax.training.checkpoint import Checkpoints
@@ -90,9 +92,11 @@ def test_a_run_keeps_the_names_of_its_classes(finished):
     workdir, _ = finished
     digits = [str(digit) for digit in range(10)]
     assert json.loads((workdir / "classes.json").read_text()) == digits
-    model, variables = predictor.load(workdir)
+    model, variables = imagepiece_jax.load(workdir)
     assert model.class_names == tuple(digits)
-    predict = predictor.Predictor(model, variables, resize="none", top=1, batch_size=1)
+    predict = imagepiece_jax.Predictor(
+        model, variables, resize="none", top=1, batch_size=1
+    )
     (best,) = predict(np.zeros((16, 16, 3), np.uint8))
     assert best.label == digits[best.index]
 
@@ -179,3 +183,49 @@ def test_the_dense_model_is_evaluated_as_given(finished, stopped):
     assert (line["step"], line["images"]) == (0, 359)
     assert line["loss"] == pytest.approx(-np.log(chance).mean(), rel=1e-6)
     assert abs(line["loss"] - finished[1]["loss"]) > 1e-5
+
+
+def loaded():
+    return len(jax.devices()[0].client.live_executables())
+
+
+def step(state, batch, teacher, tokens):
+    return 0 * state + tokens * parallel.mean(batch), batch
+
+
+def test_one_program_of_a_rate_that_warms_up_stays_loaded(tmp_path, monkeypatch):
+    """EViT's, from 65 to 45 tokens of the last blocks; those of evaluation stay too."""
+    config = quickstart.get_config()
+    config.reduction = {"name": "evit", "keep_rate": 0.7, "blocks": (1,)}
+    config.reduction.update(rate_warmup_start=1, rate_warmup_epochs=4)
+    made = trainer.Trainer(config, tmp_path)
+    made.optimizer = made.rate = made.teacher_model = None
+
+    def tiny(config, model, *rest):
+        return functools.partial(step, tokens=model.plan[-1].mlp_tokens)
+
+    monkeypatch.setattr(from_config, "step", tiny)
+    number, state = parallel.replicate((np.float32(1), np.float32(0)))
+    other = parallel.pmap(lambda x: x + 1)
+    other(number)
+    counts, tokens = [], []
+    for epoch in range(7):
+        program = made.compiled_step(epoch)
+        state, _ = program(state, number, None)
+        tokens.append(int(parallel.unreplicate(state)))
+        counts.append(loaded())
+        assert made.compiled_step(epoch) is program
+    assert tokens[0] == tokens[1] == 65 and tokens[-2:] == [46, 46]
+    assert len(set(tokens)) == 5
+    assert max(counts[2:]) <= counts[0]
+    before = loaded()
+    other(number)
+    assert loaded() == before  # compiled once
+
+
+def test_a_run_is_resumed_with_as_many_images_as_before(tmp_path):
+    made = trainer.Trainer(quickstart.get_config(), tmp_path)
+    made._check_images([1438, 359], [1438, 359])
+    told = "digits has 1438 training and 359 test images now, but the run in .* was "
+    with pytest.raises(InputError, match=told + "begun with 1437 and 359: allowed are"):
+        made._check_images([1437, 359], [1438, 359])

@@ -13,8 +13,8 @@ import multiprocessing
 import os
 import shutil
 import signal
+import threading
 
-from imagepiece_jax.data import children
 from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.data.imagenet import reencode
 from imagepiece_jax.errors import RunError
@@ -86,7 +86,14 @@ def spread(function, jobs, workers):
 
 def _start_worker():
     """Ctrl-C is for the parent to handle; SIGTERM is how it ends a worker."""
-    children.leave_to_parent(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent():
+    """It may end in any way, by SIGKILL too."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _write(work, name, entries, short_side):

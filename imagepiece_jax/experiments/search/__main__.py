@@ -20,9 +20,10 @@ import numpy as np
 from imagepiece_jax import config_files
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluate import statistics, sweep
-from imagepiece_jax.experiments import match_cost, render, subjects
+from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.experiments import match_cost, render
 from imagepiece_jax.experiments.search import space
+from imagepiece_jax.reduction import settings
 
 SHARES = (1 / 8, 1 / 2, 1)  # of the choosing half, from round to round
 STAYS = 3  # one of so many stays for the next round
@@ -66,14 +67,14 @@ class Candidate:
 
     def __str__(self):
         """ "evit keep_rate=0.5 blocks=(3, 6, 9)"."""
-        return sweep.label(self.reduction)
+        return settings.label(self.reduction)
 
 
 def _at(lab, share, metric, count):
     """The part of the page for one budget."""
     subject = lab.one()
     choosing, reporting = halves(len(lab.images))
-    candidates = fitted(subject, share * subject.gmacs(subjects.DENSE), count)
+    candidates = fitted(subject, share * subject.gmacs(settings.DENSE), count)
     if not any(candidate.known for candidate in candidates):
         raise InputError(f"--budget {share:g}: no published reduction fits it here")
 
@@ -107,7 +108,7 @@ def _at(lab, share, metric, count):
         parts.append("The winner is a published form.")
     elif best is not None:
         rights = [told(c, reporting).right for c in (ranked[0], best)]
-        gain = statistics.difference_text(statistics.paired(*rights))
+        gain = statistics.format_difference(statistics.paired_difference(*rights))
         parts.append(
             f"Points above the published form that the choosing half prefers, {best}: "
             f"{gain} (McNemar's exact p = {statistics.mcnemar(*rights):.2g})."
@@ -122,7 +123,7 @@ def fitted(subject, limit, count=None):
     Published forms, and `count` others (None: all). Shapes that come to the same
     reduction count once; those that leave a tenth of the budget unused are left out.
     """
-    depth = len(subject.model(subjects.DENSE).plan)
+    depth = len(subject.model(settings.DENSE).plan)
     found, known = {}, len(space.PUBLISHED)
     shapes = [*space.PUBLISHED, *space.shapes(depth)]
     for place, shape in enumerate(shapes):
@@ -130,7 +131,7 @@ def fitted(subject, limit, count=None):
         best = match_cost.dearest(subject.gmacs, rates, limit)
         if best is not None and best[0] >= 0.9 * limit:
             reduction = best[1]
-            key = str(subjects.completed(reduction))
+            key = str(settings.completed(reduction))
             found.setdefault(key, Candidate(shape, reduction, place < known))
         others = sum(not candidate.known for candidate in found.values())
         if count is not None and others >= count:
@@ -152,7 +153,7 @@ def halving(candidates, choosing, score, shares=SHARES):
 
 def _within_time(lab, subject, finalists, share):
     """Finalists at rates that measure at most `share` of the dense model's time."""
-    depth, found = len(subject.model(subjects.DENSE).plan), []
+    depth, found = len(subject.model(settings.DENSE).plan), []
     for candidate in finalists:
         rates = space.rates(candidate.shape, depth)
         for _ in range(TRIALS):
@@ -189,7 +190,7 @@ def _table(lab, subject, ranked, choosing, reporting):
     """Finalists, by what the choosing half says; figures of the reporting half."""
     part = lab.images.part(np.sort(reporting))
     chosen = lab.images.part(np.sort(choosing))
-    base = lab.answers(subject, subjects.DENSE, part)
+    base = lab.answers(subject, settings.DENSE, part)
     points = [
         (subject.gmacs(c.reduction), lab.answers(subject, c.reduction, chosen)["acc1"])
         for c in ranked
@@ -198,7 +199,7 @@ def _table(lab, subject, ranked, choosing, reporting):
     at_frontier = frontier(points)
     for candidate, (_, chose), best in zip(ranked, points, at_frontier, strict=True):
         answers = lab.answers(subject, candidate.reduction, part)
-        change = statistics.paired(answers.right, base.right)
+        change = statistics.paired_difference(answers.right, base.right)
         lines.append(
             [
                 candidate,
@@ -207,8 +208,8 @@ def _table(lab, subject, ranked, choosing, reporting):
                 "yes" if best else "",
                 f"{answers['gmacs']:.3f}",
                 answers["tokens"],
-                statistics.text(answers.accuracy),
-                statistics.difference_text(change),
+                statistics.format_estimate(answers.accuracy),
+                statistics.format_difference(change),
             ]
         )
     head = ["setting", "", "acc1, %, choosing half", "on the frontier", "GMACs"]
@@ -218,7 +219,7 @@ def _table(lab, subject, ranked, choosing, reporting):
 
 def write_config(path, lab, subject, reduction, budget):
     """A config file of the subject with `reduction`, for --config of any command."""
-    own = subjects.completed(reduction)
+    own = settings.completed(reduction)
     prop_attn = own.pop("prop_attn")
     fields = lab.options["base_config"].to_dict()
     told = {k: v for k, v in subject.fields.items() if k in fields["model"]}

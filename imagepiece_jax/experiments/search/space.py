@@ -9,7 +9,7 @@ import itertools
 import random
 
 from imagepiece_jax.experiments import match_cost
-from imagepiece_jax.reduction.methods.imagepiece import blocks_of
+from imagepiece_jax.reduction.methods.imagepiece import ImagePiece
 
 PUBLISHED = (
     {"name": "tome"},
@@ -80,7 +80,7 @@ def _evit(depth):
 def _places(depth):
     """Fields that say where ImagePiece merges and prunes: A, B, and B moved back."""
     found = [{"schedule": "B"}, {"schedule": "A"}]
-    merges, prunes = blocks_of("B", depth)
+    merges, prunes = ImagePiece().scheduled_blocks(depth)
     for later in (2, 3):
         if prunes[-1] + later < depth:
             found.append(

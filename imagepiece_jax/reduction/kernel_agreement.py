@@ -1,36 +1,45 @@
-"""Near ties: where the plain and the fused reduction may decide differently.
+"""Agreement of the fused reductions with the plain ones, up to near ties.
 
-Both round, in another order and with another exp. Where two scores or similarities are
-nearly equal they may choose differently: a gap is measured in units of what rounding
-explains (`score_rounding`, `cosine_rounding`), and above 1 it is a fault.
+Both round, in different orders and with different exps. Where two scores or
+similarities are nearly equal they may decide differently: a gap is measured in units of
+what rounding explains (`score_rounding`, `cosine_rounding`), and a gap above 1 is a
+fault.
 
-The error of a sum of n terms grows as n at worst and as sqrt(n) as rounding goes, here
-in proportion to the sum of the terms' magnitudes, which is far above the typical error.
+The error of a sum of n terms grows as n at worst and typically as sqrt(n), here in
+proportion to the sum of the terms' magnitudes, which is far above the typical error.
 """
 
 import dataclasses
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imagepiece_jax.models.attention import class_attention
 from imagepiece_jax.reduction import apply, ops, reducers
 from imagepiece_jax.reduction.schedule import Counts
 from imagepiece_jax.reduction.tokens import Taps, TokenState
 
 EPS = float(np.finfo(np.float32).eps)
 EXP = 2  # ulp: the error of CUDA's expf over its full range, by its documentation
+DTYPES = ("float32", "bfloat16")
+BATCH = 256
+# Tokens, heads and head width of the random inputs: the first step of DeiT-S, and odd
+# numbers for DeiT-Ti.
+SHAPES = ((196, 6, 64), (121, 3, 64))
 
 
 @dataclasses.dataclass(frozen=True)
 class Reduction:
-    """One reduction: rule "prune", "retokenize" or "bipartite", counts and options.
+    """A reduction, plain and fused: rule "prune", "retokenize" or "bipartite".
 
-    What is reduced is everywhere (query, key [B, N, H, d], x [B, N, D], size [B, N]).
+    class_attention: `models.attention.class_attention`, (class query [B, H, d], key,
+    log size or None) -> [B, N]. All inputs are (query, key [B, N, H, d], x [B, N, D],
+    size [B, N]).
     """
 
     rule: str
+    class_attention: Callable
     n_out: int
     candidates: int = 0
     num_prefix: int = 1
@@ -40,7 +49,7 @@ class Reduction:
     size_weighting: bool = True
 
     def fused(self, query, key, x, size):
-        """-> (x, size, dest), as one kernel."""
+        """Return (x, size, dest), computed by one kernel."""
         state = TokenState(x=x, size=size, num_prefix=self.num_prefix)
         state, result = self._reducer().fused(
             query, key, state, self._counts(x), self.prop_attn
@@ -48,7 +57,7 @@ class Reduction:
         return state.x, state.size, result.dest
 
     def plain(self, query, key, x, size):
-        """-> (x, size, dest), by class attention, a reducer and moving.apply."""
+        """Return (x, size, dest) of class attention, a reducer and `apply`."""
         prefix = self.num_prefix
         taps = Taps(
             x=x[:, prefix:],
@@ -64,10 +73,10 @@ class Reduction:
     def scores(self, query, key, size):
         """Class attention of the image tokens, [B, n] float32."""
         bias = jnp.log(size) if self.prop_attn else None
-        return class_attention(query[:, 0], key, bias)[:, self.num_prefix :]
+        return self.class_attention(query[:, 0], key, bias)[:, self.num_prefix :]
 
     def metric(self, key):
-        """What is compared, [B, n, d] float32."""
+        """Return the features that are compared, [B, n, d] float32."""
         return jnp.mean(key[:, self.num_prefix :], axis=2, dtype=jnp.float32)
 
     def _counts(self, x):
@@ -84,30 +93,30 @@ class Reduction:
         )
 
     def gap(self, query, key, size):
-        """The smallest gap of what one image's decision compares; up to 1 it is a tie.
+        """Return the smallest gap that one image's decision depends on.
 
-        In units of what rounding explains. Arrays of one image ([1, N, ..]); scores and
-        cosines are the plain version's.
+        In units of what rounding explains: up to 1 it is a tie. The arrays are of one
+        image ([1, N, ..]); scores and cosines are the plain version's.
         """
         scores = np.asarray(self.scores(query, key, size), np.float64)[0]
         ties = score_rounding(query, key) * scores
         ranked = np.argsort(-scores, kind="stable")
-        n, dealt, parity = len(scores), np.arange(len(scores)), self.num_prefix % 2
+        n, split, parity = len(scores), np.arange(len(scores)), self.num_prefix % 2
         gaps = [np.inf]
         if self.rule == "prune":
             at = ranked[self.n_out - 1 : self.n_out + 1]
             return min([*gaps, *_steps(scores[at], ties[at])])
         if self.rule == "retokenize":
-            line = ranked[n - self.candidates :]
+            lowest = ranked[n - self.candidates :]
             at = ranked[n - self.candidates - 1 :]
             gaps += [*_steps(scores[at], ties[at])]
-            dealt = line if self.order == "descending" else line[::-1]
+            split = lowest if self.order == "descending" else lowest[::-1]
             parity = self.parity
-        sides = dealt[parity::2], dealt[1 - parity :: 2]
+        sides = split[parity::2], split[1 - parity :: 2]
         metric, rounding = self.metric(key), cosine_rounding(key[:, self.num_prefix :])
         cosines = np.asarray(ops.cosine(*(metric[:, side] for side in sides)))[0]
         ties = rounding[sides[0]][:, None] + rounding[sides[1]]
-        # Highest first: of each row the two best, and the rows by their best.
+        # Highest first: the two best of each row, and the rows by their best.
         two = np.argsort(-cosines, axis=1, kind="stable")[:, :2]
         cosines, ties = (np.take_along_axis(a, two, axis=1) for a in (cosines, ties))
         rows, leaving = np.argsort(-cosines[:, 0], kind="stable"), n - self.n_out
@@ -119,9 +128,10 @@ class Reduction:
 
 
 def score_rounding(query, key):
-    """Relative error of class attention that rounding explains, of one image.
+    """Return the relative error of class attention that rounding explains.
 
-    query, key: [1, N, H, d]. A logit's absolute error is its exponential's relative
+    query, key: [1, N, H, d], one image. A logit's absolute error is its exponential's
+    relative
     one: that of a sum of d products, and of what is subtracted from it, the highest
     logit or the logarithm of the sum. Then two exps, and sums over tokens and heads.
     """
@@ -133,9 +143,9 @@ def score_rounding(query, key):
 
 
 def cosine_rounding(key):
-    """What each of two tokens adds to the absolute error of their cosine, [n].
+    """Return what each of two tokens adds to the absolute error of their cosine, [n].
 
-    key: [1, n, H, d] of one image. The magnitudes of a unit vector's products sum to 1
+    key: [1, n, H, d], one image. The magnitudes of a unit vector's products sum to 1
     at most, of d terms; so do the squares that it is divided by. The mean over heads
     comes before, and loses what the heads cancel.
     """
@@ -148,10 +158,10 @@ def cosine_rounding(key):
 
 @dataclasses.dataclass
 class Comparison:
-    """What came of many images; `gaps` of those that differ, 1 is what rounding does.
+    """Decisions compared on many images; `gaps` of those that differ.
 
-    error: the largest of the others' outputs, in units of the type's last place at the
-    largest number.
+    A gap of 1 is what rounding explains. error: the largest of the other images'
+    outputs, in units of the type's last place at the largest number.
     """
 
     images: int = 0
@@ -160,28 +170,62 @@ class Comparison:
 
     @property
     def agrees(self):
-        """Below 1 % differ, all of them near ties, and outputs but for rounding."""
+        """Whether under 1 % differ, all near ties, and outputs agree up to rounding."""
         near = all(gap <= 1 for gap in self.gaps)
         return near and 100 * len(self.gaps) < self.images and self.error <= 2
 
     def add(self, reduction, arrays):
-        """One batch: both versions of `reduction`, image by image."""
-        plain, ours = _both(reduction, arrays)
-        same = np.all(plain[2] == ours[2], axis=1) & np.all(plain[1] == ours[1], axis=1)
+        """Compare both versions of `reduction` on one batch, image by image."""
+        plain, fused = (
+            [np.asarray(a) for a in run(reduction, *arrays)] for run in (_plain, _fused)
+        )
+        same = np.all(plain[2] == fused[2], axis=1)
+        same &= np.all(plain[1] == fused[1], axis=1)
         query, key, _, size = arrays
         for i in np.flatnonzero(~same):
             one = slice(i, i + 1)
             self.gaps.append(float(reduction.gap(query[one], key[one], size[one])))
         place = float(jnp.finfo(plain[0].dtype).eps)
         if same.any():
-            a, b = (np.asarray(out[0][same], np.float64) for out in (plain, ours))
+            a, b = (np.asarray(out[0][same], np.float64) for out in (plain, fused))
             self.error = max(self.error, np.abs(a - b).max() / np.abs(a).max() / place)
         self.images += len(same)
 
 
-def _both(reduction, arrays):
-    versions = (_plain, _fused)
-    return [[np.asarray(a) for a in run(reduction, *arrays)] for run in versions]
+def reductions(n, class_attention):
+    """Return a Reduction of each rule, for `n` image tokens."""
+    candidates = int(0.3 * n)
+    merges = candidates // 3
+    return (
+        Reduction("prune", class_attention, int(0.7 * n)),
+        Reduction("retokenize", class_attention, n - merges, candidates),
+        Reduction("bipartite", class_attention, n - min(13, n // 2)),
+    )
+
+
+def compare(batches: Iterable, class_attention):
+    """Return {rule: Comparison} over `batches` of (query, key, x, size)."""
+    found = {}
+    for arrays in batches:
+        for reduction in reductions(arrays[2].shape[1] - 1, class_attention):
+            found.setdefault(reduction.rule, Comparison()).add(reduction, arrays)
+    return found
+
+
+def random_batches(images, dtype):
+    """Yield random inputs for at least `images` images, in whole batches."""
+    for seed in range(-(-images // BATCH)):
+        yield random_inputs(seed, BATCH, *SHAPES[seed % len(SHAPES)], dtype)
+
+
+def random_inputs(seed, batch, n, heads, width, dtype):
+    """Return (query, key, x, size) of a class token and `n` others, of sizes 1 to 4."""
+    keys = jax.random.split(jax.random.key(seed), 4)
+    shape = (batch, n + 1, heads, width)
+    query, key = (jax.random.normal(k, shape, dtype) for k in keys[:2])
+    x = jax.random.normal(keys[2], (batch, n + 1, heads * width), dtype)
+    size = jax.random.randint(keys[3], (batch, n + 1), 1, 5).astype("float32")
+    return query, key, x, size
 
 
 @jax.jit(static_argnums=0)
@@ -195,6 +239,6 @@ def _fused(reduction, *arrays):
 
 
 def _steps(values, rounding):
-    """Gaps between neighbours, over the larger one's rounding. [m] twice -> [m - 1]."""
+    """Gaps between neighbors, over the larger one's rounding. [m] twice -> [m - 1]."""
     rounding = np.maximum(rounding[1:], rounding[:-1])
     return np.abs(np.diff(values)) / np.maximum(rounding, np.finfo(np.float32).tiny)

@@ -1,4 +1,4 @@
-"""Rounding is told from faults: other sums and exps pass, what is injected does not."""
+"""Agreement up to rounding: other sums and exps pass, injected faults do not."""
 
 import dataclasses
 
@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.check_kernels import random_inputs, rules
-from imagepiece_jax.models.kernel_agreement import (
+from imagepiece_jax.models.attention import class_attention
+from imagepiece_jax.reduction.kernel_agreement import (
     EPS,
     Comparison,
     Reduction,
+    random_inputs,
+    reductions,
     score_rounding,
 )
 
@@ -26,7 +28,7 @@ class Instead(Reduction):
 
 
 class OtherOrder(Reduction):
-    """Sums in another order, and an exp that is two last places off."""
+    """Sums in another order, and an exp that is 2 ulp off."""
 
     def scores(self, query, key, size):
         scores = super().scores(query[..., ::-1], key[..., ::-1], size)
@@ -38,7 +40,7 @@ class OtherOrder(Reduction):
 
 
 class SwappedCandidates(Reduction):
-    """In one image the last token that stays and the first that goes are swapped."""
+    """In one image the last token kept and the first token dropped are swapped."""
 
     def scores(self, query, key, size):
         scores = super().scores(query, key, size)
@@ -47,14 +49,14 @@ class SwappedCandidates(Reduction):
 
 
 class DroppedHead(Reduction):
-    """The last head is not read."""
+    """The last head is ignored."""
 
     def plain(self, query, key, x, size):
         return super().plain(query[:, :, :-1], key[:, :, :-1], x, size)
 
 
 class OtherPartner(Reduction):
-    """Every token is compared by a metric without its first feature."""
+    """The metric lacks its first feature."""
 
     def metric(self, key):
         return super().metric(key).at[..., 0].set(0)
@@ -67,36 +69,40 @@ def compared(other, reduction, arrays):
     return comparison
 
 
-@pytest.mark.parametrize("reduction", rules(N), ids=lambda r: r.rule)
+@pytest.mark.parametrize(
+    "reduction", reductions(N, class_attention), ids=lambda r: r.rule
+)
 def test_rounding_is_no_fault(reduction):
     arrays = random_inputs(5, 128, N, HEADS, WIDTH, "float32")
     comparison = compared(OtherOrder, reduction, arrays)
     assert comparison.agrees, comparison
 
 
-def test_a_tie_is_one_whatever_rounding_makes_of_it():
+def test_equal_scores_are_a_tie_after_rounding():
     """The same products in another order: equal scores, some 10 ulp apart."""
     query, key, x, size = random_inputs(6, 8, N, HEADS, WIDTH, "float32")
     query = 0 * query + 2.0
     key = key.at[:, 1 + N // 2 :].set(key[:, 1 : 1 + N // 2, :, ::-1])
-    reduction = Reduction("prune", n_out=N // 2 + 3)  # an odd one: a pair is parted
+    reduction = Reduction(
+        "prune", class_attention, n_out=N // 2 + 3
+    )  # odd: splits a pair
     scores = np.asarray(reduction.scores(query, key, size), np.float64)
     pairs = scores[:, : N // 2], scores[:, N // 2 :]
     apart = np.abs(pairs[0] - pairs[1]) / np.maximum(*pairs)
-    assert apart.max() > 4 * EPS  # what was once allowed
+    assert apart.max() > 4 * EPS  # more than a fixed tolerance would allow
     explained = score_rounding(query[:1], key[:1])
     assert apart.max() < explained < 1e3 * EPS
     comparison = compared(OtherOrder, reduction, (query, key, x, size))
     assert comparison.gaps and max(comparison.gaps) <= 1
 
 
-PRUNE, RETOKENIZE, BIPARTITE = rules(N)
+PRUNE, RETOKENIZE, BIPARTITE = reductions(N, class_attention)
 
 
 @pytest.mark.parametrize(
     "other, reduction, images",
     [
-        (SwappedCandidates, PRUNE, 128),  # where the share that differs says nothing
+        (SwappedCandidates, PRUNE, 128),  # the share that differs says nothing
         (DroppedHead, PRUNE, 4),
         (DroppedHead, RETOKENIZE, 4),
         (DroppedHead, BIPARTITE, 4),

@@ -1,4 +1,4 @@
-"""Collectives of a training step: how many there are, and what they take."""
+"""Collectives of a training step: their number, contents and times."""
 
 import functools
 import os
@@ -16,7 +16,7 @@ from imagepiece_jax.models import summary
 from imagepiece_jax.training import from_config
 from imagepiece_jax.training.train_step import init_state
 from tests import compiling
-from tools import compile_only, exchange, h200, hlo
+from tools import collectives, compile_only, h200, hlo
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -51,7 +51,7 @@ def small():
 
 
 def texts(config):
-    """A step as it trains, by `parallel.pmap`, and as it is compiled for GPUs."""
+    """A step as it trains, by `parallel.pmap`, and as compiled for described GPUs."""
     model = from_config.train_model(config, 0, parallel.AXIS)
     rate = from_config.schedule(config, 10)
     optimizer = from_config.adamw(config, rate, 10)
@@ -83,7 +83,7 @@ def held(text):
     assert hlo.host_waits(text) == []
     found = hlo.collectives(text)
     assert {(c.op, c.devices) for c in found} == {("all-reduce", 8)}
-    return [exchange.kinds(c) for c in found]
+    return [collectives.kinds(c) for c in found]
 
 
 def check_cpus():
@@ -95,7 +95,7 @@ def check_cpus():
         assert sum("backward batch statistics" in kinds for kinds in found) == LAYERS
         assert sum("gradients" in kinds for kinds in found) <= 4
         assert found[-1] == ("gradients", "metrics")
-    assert exchange.inventory(trained) == exchange.inventory(described)
+    assert collectives.inventory(trained) == collectives.inventory(described)
 
 
 def check_gpus():
@@ -112,13 +112,13 @@ def collective(size, op="all-reduce", parts=()):
 
 
 def test_seconds_of_rings_within_and_between_hosts():
-    links = exchange.Links(nvlink=7e9, network=2e9, latency_s=3, network_latency_s=5)
+    links = collectives.Links(nvlink=7e9, network=2e9, latency_s=3, network_latency_s=5)
     gigabyte = collective(10**9)
     assert links.seconds(gigabyte, 1) == pytest.approx(3 + 2 * 7 / 8 / 7)
     # Each of two hosts sends half of its sums to the other, and half of the results.
     assert links.seconds(gigabyte, 2) == pytest.approx(3 + 5 + 2 / 8 + 2 * (1 / 2) / 2)
     assert links.seconds(gigabyte, 8) == pytest.approx(3 + 5 + 2 / 8 + 2 * (7 / 8) / 2)
-    # Images of all eight GPUs of a host leave it.
+    # The images of all eight GPUs leave their host.
     images = collective(10**9, "collective-permute")
     assert links.seconds(images, 2) == pytest.approx(3 + 5 + 1 / 7 + 8 / 2)
 
@@ -136,9 +136,9 @@ def test_seconds_of_rings_within_and_between_hosts():
         ([("f32[8]{0}", "transpose(jvp(V))/norm_3/reduce_sum")], "gradients"),
     ],
 )
-def test_kinds_of_what_is_exchanged(parts, kinds):
+def test_kinds_of_contents(parts, kinds):
     parts = tuple(hlo.Part(*part) for part in parts)
-    assert ", ".join(exchange.kinds(collective(8, parts=parts))) == kinds
+    assert ", ".join(collectives.kinds(collective(8, parts=parts))) == kinds
 
 
 TEXT = """HloModule jit_f
@@ -153,9 +153,9 @@ ENTRY %main (x: f32[1000,1000]) -> f32[1000,1000] {
 
 
 def test_the_plan_adds_up():
-    assert 1e6 * exchange.step_seconds(TEXT) == pytest.approx(8)
-    links = exchange.Links(7 / 8 * 1e12, 4e11, 0, 0)
-    rows = exchange.plan("deit", TEXT, 32, (1, 2), links).splitlines()
+    assert 1e6 * collectives.step_seconds(TEXT) == pytest.approx(8)
+    links = collectives.Links(7 / 8 * 1e12, 4e11, 0, 0)
+    rows = collectives.plan("deit", TEXT, 32, (1, 2), links).splitlines()
     cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows]
     # 8 us for 2 * 7/8 * 4 MB at 875 GB/s; 10 us more for 4 MB at 400 GB/s.
     assert cells[0][:4] == ["deit", "32", "1", "256"]
@@ -164,8 +164,8 @@ def test_the_plan_adds_up():
     assert float(cells[1][8]) == pytest.approx(2 * 16 / 26, abs=0.005)
 
 
-def test_the_inventory_has_a_row_for_each_kind():
-    *_, row = exchange.inventory(TEXT).splitlines()
+def test_the_inventory_has_a_row_per_kind():
+    *_, row = collectives.inventory(TEXT).splitlines()
     assert row == "| gradients | all-reduce | 1 | 1 | 4,000,000 |"
 
 

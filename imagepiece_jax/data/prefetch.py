@@ -1,0 +1,378 @@
+"""Prefetching of batches by threads and processes, over shared memory.
+
+Work is numbered. Worker `number % workers` does a number, and results are consumed in
+the order of the numbers, so neither workers nor threads change what comes out. The unit
+is a `Chunk` of some tens of images: single images would cost more to hand over than to
+decode. Copies of one image stay in one chunk, so that it is read and decoded once.
+
+Workers are plain Python processes that import neither JAX nor the script that is run.
+Their pixels lie in one block of shared memory, divided into slots that are reused.
+(grain's transport makes new shared memory for every array, its processes import JAX.)
+"""
+
+import atexit
+import concurrent.futures
+import contextlib
+import itertools
+import mmap
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import traceback
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from imagepiece_jax.data.decode import UnreadableImage
+from imagepiece_jax.errors import InputError, RunError
+
+GROUPS_AHEAD = 2  # being read, beside the one that is joined already
+MIN_TASKS = 16  # a worker process is only started for so many chunks
+SHARED = "/dev/shm"  # where Linux keeps shared memory; a container may have little
+
+# Fields of a sample beside its pixels: name -> (dtype, shape for one image).
+FIELDS = {
+    "label": (np.int32, ()),
+    "mask": (np.float32, ()),  # 0: there is no image
+    "index": (np.int32, ()),  # in the source
+    "extent": (np.int32, (2,)),  # height and width in a larger square of zeros
+}
+
+# Usual causes of a worker's exit status.
+_CAUSES = {
+    -signal.SIGKILL: ", often for lack of memory",
+    -signal.SIGBUS: f", often because {SHARED} is full (in a container: --shm-size)",
+}
+
+
+class Chunk(NamedTuple):
+    """Samples in the order of their positions in the global batch."""
+
+    pixels: Any  # uint8 [rows, S, S, 3]; one row for copies that are equal
+    rows: list  # of each sample: its row of the pixels
+    slots: list  # its place in this process's part of the batch
+    fields: dict  # name of FIELDS -> list of one value a sample
+    errors: list  # of each sample: a tuple of the UnreadableImage tried before it
+
+
+class ChunkBuilder:
+    """Makes one `Chunk`, image by image."""
+
+    def __init__(self, source, transform):
+        self._source, self._transform = source, transform
+        self._images, self._samples = [], []
+
+    def add(self, candidates, calls, index=-1):
+        """Put the first readable image among `candidates` into each slot of `calls`.
+
+        `calls` maps a slot to what the transform is called with beside the image.
+        Where no image is readable, zeros come with mask 0 and `index`. InputError for
+        an image that does not fit the transform.
+        """
+        image, label, mask, errors = None, 0, 0.0, []
+        for candidate in map(int, candidates):
+            try:
+                image, label = self._source.read(candidate)
+            except UnreadableImage as error:
+                errors.append(error)
+                continue
+            index, mask = candidate, 1.0
+            break
+        for copy, (slot, arguments) in enumerate(calls.items()):
+            if copy == 0 or self._transform.random:
+                self._images.append(self._transformed(image, index, arguments))
+            values = {"label": label, "mask": mask, "index": index}
+            values["extent"] = self._images[-1].shape[:2]
+            tried = tuple(errors) if copy == 0 else ()
+            self._samples.append((len(self._images) - 1, slot, values, tried))
+
+    def _transformed(self, image, index, arguments):
+        if image is None:
+            return np.zeros((0, 0, 3), np.uint8)
+        try:
+            return self._transform(image, *arguments)
+        except InputError as error:
+            raise InputError(f"{self._source.name(index)}: {error}") from error
+
+    def build(self, allocate):
+        """The `Chunk` of all that was added, its pixels in an array allocate(shape)."""
+        side = self._transform.side
+        pixels = allocate((len(self._images), side, side, 3))
+        for square, image in zip(pixels, self._images, strict=True):
+            height, width = image.shape[:2]
+            square[:height, :width] = image
+            square[:height, width:] = 0
+            square[height:] = 0
+        rows, slots, values, errors = map(list, zip(*self._samples, strict=True))
+        fields = {name: [one[name] for one in values] for name in FIELDS}
+        return Chunk(pixels, rows, slots, fields, errors)
+
+
+class Prefetch:
+    """Iterator over join(results) of one group of results after the other.
+
+    `groups` are pairs (times, size): so many groups of `size` results each, then those
+    of the next pair. The results are work(number, allocate) for the numbers 0, 1, ..,
+    named tuples whose field `pixels` is an array allocate(shape) of uint8 that `work`
+    fills, of at most `max_bytes`. `workers` processes with `threads` threads each work
+    ahead; without processes `threads` threads of this one; with neither the calling
+    thread, on demand. A process is only started for every 16 numbers. `work` must
+    survive pickling, without what the script that is run defines; `join` runs in this
+    process.
+
+    close() ends threads and processes, as do garbage collection and the end of the
+    interpreter. Processes also end with this one, however that ends, and leave Ctrl-C
+    and SIGTERM to it. What `work` raises is raised here. RunError where a process has
+    died, InputError where there is too little shared memory.
+    """
+
+    def __init__(
+        self,
+        work: Callable,
+        groups: Sequence[tuple[int, int]],
+        *,
+        join: Callable,
+        max_bytes: int,
+        workers: int = 0,
+        threads: int = 0,
+    ):
+        count = sum(times * size for times, size in groups)
+        largest = max((size for _, size in groups), default=1)
+        workers = min(workers, count // MIN_TASKS)
+        parallel = max(workers, 1) * max(threads, 1)
+        ahead = largest + max(GROUPS_AHEAD * largest, parallel)
+        with contextlib.ExitStack() as stack:
+            if workers:
+                pool = _Processes(work, workers, threads, ahead, max_bytes)
+            else:
+                pool = _Threads(work, threads)
+            groups = _joined(pool, groups, ahead, join)
+            if workers or threads:
+                # Joining copies whole batches: it is done while the device works.
+                executor = concurrent.futures.ThreadPoolExecutor(1)
+                stack.callback(executor.shutdown)
+                groups = _one_ahead(executor, groups)
+            stack.callback(pool.close)  # first: what waits for a result gets an error
+            self._groups = groups
+            self._close = weakref.finalize(self, stack.pop_all().close)
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        try:
+            return next(self._groups)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self):
+        """End threads and processes."""
+        self._groups = iter(())
+        self._close()
+
+
+def _joined(pool, groups, ahead, join):
+    """Iterator over the joined groups; at most `ahead` results are not joined yet."""
+    numbers = iter(range(sum(times * size for times, size in groups)))
+    consumed = itertools.count()
+
+    def submit(times):
+        for number in itertools.islice(numbers, times):
+            pool.submit(number)
+
+    submit(ahead)
+    for times, size in groups:
+        for _ in range(times):
+            joined = join([pool.result(next(consumed)) for _ in range(size)])
+            submit(size)
+            yield joined
+
+
+def _one_ahead(executor, groups):
+    """Iterator over `groups`, the next of which is always being made."""
+    upcoming = executor.submit(next, groups, None)
+
+    def take():
+        nonlocal upcoming
+        group = upcoming.result()
+        upcoming = executor.submit(next, groups, None)
+        return group
+
+    return iter(take, None)
+
+
+class _Threads:
+    """Work done by threads of this process; without any, by the one that asks."""
+
+    def __init__(self, work, threads):
+        def run(number):
+            return work(number, lambda shape: np.empty(shape, np.uint8))
+
+        self._run, self._pending, self._executor = run, {}, None
+        if threads:
+            self._executor = concurrent.futures.ThreadPoolExecutor(threads)
+
+    def submit(self, number):
+        if self._executor:
+            self._pending[number] = self._executor.submit(self._run, number)
+
+    def result(self, number):
+        if self._executor:
+            return self._pending.pop(number).result()
+        return self._run(number)
+
+    def close(self):
+        if self._executor:
+            self._executor.shutdown(cancel_futures=True)
+
+
+class _Processes:
+    """Work done by processes, whose pixels come in `slots` places of shared memory.
+
+    Number n has slot n % slots: it may be submitted once the result n - slots is of no
+    use any more.
+    """
+
+    def __init__(self, work, workers, threads, slots, max_bytes):
+        self._slots, self._max_bytes = slots, max_bytes
+        payload = pickle.dumps(work)  # once, in memory that all of them read
+        size = slots * max_bytes + len(payload)
+        _check_space(size)
+        self._found, self._workers = {}, []
+        atexit.register(self.close)
+        # Without a name nothing is left of it, even if all processes are killed.
+        with tempfile.TemporaryFile(dir=SHARED if os.path.isdir(SHARED) else None) as f:
+            f.truncate(size)
+            self._memory = mmap.mmap(f.fileno(), size)
+            self._memory[slots * max_bytes :] = payload
+            arguments = slots * max_bytes, max_bytes, max(threads, 1)
+            for _ in range(workers):
+                self._workers.append(_Worker(f.fileno(), *arguments))
+
+    def submit(self, number):
+        worker = self._workers[number % len(self._workers)]
+        try:
+            pickle.dump((number, number % self._slots), worker.tasks)
+            worker.tasks.flush()
+        except OSError:
+            raise worker.death() from None
+
+    def result(self, number):
+        worker = self._workers[number % len(self._workers)]
+        while number not in self._found:
+            try:
+                other, shape, result = pickle.load(worker.results)
+            except (EOFError, OSError, pickle.UnpicklingError):
+                raise worker.death() from None
+            self._found[other] = shape, result
+        shape, result = self._found.pop(number)
+        if shape is None:
+            raise result
+        offset = number % self._slots * self._max_bytes
+        pixels = np.ndarray(shape, np.uint8, self._memory, offset)
+        return result._replace(pixels=pixels)
+
+    def close(self):
+        atexit.unregister(self.close)
+        for worker in self._workers:
+            worker.process.kill()
+        for worker in self._workers:
+            worker.close()
+        self._memory = None
+
+
+class _Worker:
+    """A process that runs `_serve(memory, ..)`, and the pipes to and from it.
+
+    It leaves signals to this one: the run needs its batches while it finishes a step
+    and writes a checkpoint.
+    """
+
+    def __init__(self, memory, *arguments):
+        readable, writable = os.pipe()
+        code = (
+            "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+            "signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+            "from imagepiece_jax.data import prefetch; "
+            f"prefetch._serve({memory}, {writable}, *{arguments})"
+        )
+        path = os.pathsep.join(folder or os.curdir for folder in sys.path)
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", code],
+                stdin=subprocess.PIPE,
+                pass_fds=(memory, writable),
+                env=os.environ | {"PYTHONPATH": path},
+            )
+        finally:
+            os.close(writable)
+        self.tasks, self.results = self.process.stdin, os.fdopen(readable, "rb")
+
+    def death(self):
+        """The RunError for a process that has ended by itself."""
+        status = self.process.wait()
+        return RunError(
+            f"a process that reads images has ended with status {status}"
+            f"{_CAUSES.get(status, '')}; the same command resumes from the last "
+            "checkpoint, and config.data.workers may be lower then"
+        )
+
+    def close(self):
+        self.process.wait()
+        self.results.close()
+        with contextlib.suppress(OSError):  # what was not written yet
+            self.tasks.close()
+
+
+def _check_space(size):
+    """Too little shows here, and not as a process that dies when it writes."""
+    if os.path.isdir(SHARED) and (free := shutil.disk_usage(SHARED).free) < size:
+        raise InputError(
+            f"reading in processes needs {size / 1e6:,.0f} MB in {SHARED}, which has "
+            f"{free / 1e6:,.0f} MB free: allowed are more room (a container's "
+            "--shm-size) or config.data.workers=0, which reads in threads alone"
+        )
+
+
+def _serve(memory, results, payload, max_bytes, threads):
+    """All that a worker process does: tasks come on stdin, results go to a pipe."""
+    memory, results = mmap.mmap(memory, 0), os.fdopen(results, "wb")
+    receiving, sending = threading.Lock(), threading.Lock()
+    work = pickle.loads(memoryview(memory)[payload:])
+
+    def serve():
+        try:
+            while True:
+                with receiving:
+                    number, slot = pickle.load(sys.stdin.buffer)
+                done = number, *_done(work, number, memory, slot * max_bytes)
+                with sending:
+                    pickle.dump(done, results)
+                    results.flush()
+        except (EOFError, BrokenPipeError):  # the parent has ended
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+
+    for _ in range(threads - 1):
+        threading.Thread(target=serve).start()
+    serve()
+
+
+def _done(work, number, memory, offset):
+    """(shape of the pixels, the rest of the result) or (None, what `work` raises)."""
+    try:
+        result = work(number, lambda shape: np.ndarray(shape, np.uint8, memory, offset))
+    except Exception as error:
+        error.add_note(traceback.format_exc())
+        return None, error
+    return result.pixels.shape, result._replace(pixels=None)

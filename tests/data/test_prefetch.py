@@ -1,0 +1,344 @@
+"""Workers: the same arrays whoever reads, and an end whatever happens."""
+
+import collections
+import itertools
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from imagepiece_jax.benchmark import input_ways
+from imagepiece_jax.data import loader, prefetch
+from imagepiece_jax.data.prefetch import Prefetch
+from imagepiece_jax.data.transforms import (
+    CanvasTransform,
+    EvalTransform,
+    TrainTransform,
+)
+from imagepiece_jax.errors import InputError, RunError
+from tests import runs, tars
+from tests.data.noise import Noise, same
+
+
+@pytest.fixture(autouse=True)
+def _short_work(monkeypatch):
+    monkeypatch.setattr(prefetch, "MIN_TASKS", 1)
+
+
+def train(source, stop, transform=None, **options):
+    return loader.train_batches(
+        source,
+        transform or CanvasTransform(24),
+        batch_size=40,
+        seed=3,
+        start_step=0,
+        stop_step=stop,
+        repeats=3,
+        **options,
+    )
+
+
+def workers_of(pid):
+    """Worker processes below process `pid`."""
+    path = pathlib.Path(f"/proc/{pid}/task/{pid}/children")
+    return {int(child) for child in path.read_text().split() if is_worker(child)}
+
+
+def is_worker(pid):
+    return b"prefetch" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def workers():
+    return workers_of(os.getpid())
+
+
+def shared_memory(pid="self"):
+    """Shared memory of a process; it must have no name, so that nothing can stay."""
+    maps = pathlib.Path(f"/proc/{pid}/maps").read_text()
+    found = set(re.findall(r"/dev/shm/\S+.*", maps))
+    assert all(line.endswith(" (deleted)") for line in found)
+    return found
+
+
+def end(pids, seconds=10):
+    """Whether these processes are gone, or soon will be."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if not any(pathlib.Path(f"/proc/{pid}").exists() for pid in pids):
+            return True
+        time.sleep(0.02)
+    return False
+
+
+@pytest.mark.slow
+def test_processes_do_not_matter_and_outlive_signals():
+    """Ctrl-C and SIGTERM reach the whole group: the run wants to finish its step."""
+    source, alone = Noise(300, {7, 20}), Noise(300, {7, 20})
+    batches = train(source, 60, workers=2, threads=2)
+    seen = [next(batches)]
+    started = workers()
+    assert len(started) == 2 and shared_memory()
+    for pid in started:
+        os.kill(pid, signal.SIGINT)
+        os.kill(pid, signal.SIGTERM)
+    seen += batches
+    same(seen, list(train(alone, 60)))
+    assert list(source.unreadable.names) == list(alone.unreadable.names) != []
+    assert not workers() and not shared_memory()
+
+
+@pytest.mark.slow
+def test_workers_import_neither_jax_nor_the_script():
+    """Half a second and 100 MB of each of them."""
+    batches = train(Noise(300), 10, workers=1)
+    next(batches)
+    (pid,) = workers()
+    maps = pathlib.Path(f"/proc/{pid}/maps").read_text()
+    batches.close()
+    assert "numpy" in maps and "jaxlib" not in maps and "sklearn" not in maps
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "signum, cause",
+    [
+        (signal.SIGKILL, ", often for lack of memory"),
+        (signal.SIGBUS, r", often because /dev/shm is full \(in a container: --shm-"),
+        (signal.SIGSEGV, "; the same command resumes from the last checkpoint"),
+    ],
+)
+def test_a_process_that_dies_ends_the_run_with_a_sentence(signum, cause):
+    batches = train(Noise(300), 10_000, workers=2)
+    next(batches)
+    started = workers()
+    os.kill(min(started), signum)
+    with pytest.raises(RunError, match=f"ended with status -{signum:d}{cause}"):
+        collections.deque(batches, maxlen=0)
+    assert end(started) and not shared_memory()
+
+
+@pytest.mark.slow
+def test_an_error_in_a_process_is_the_same_as_in_this_one():
+    transform = EvalTransform(16, resize="none")
+    message = "0.jpg: the image has 8x8 pixels and is used unresized: config."
+    for count in (0, 2):
+        batches = loader.eval_batches(
+            Noise(100, size=8), transform, batch_size=40, workers=count
+        )
+        with pytest.raises(InputError) as caught:
+            next(batches)
+        assert str(caught.value).startswith(message)
+    assert not workers()
+
+
+READS_FOREVER = """
+import sys
+from tests.data.test_prefetch import Noise, prefetch, train
+prefetch.MIN_TASKS = 1
+batches = train(Noise(300), 10**6, workers=2, threads=2)
+next(batches)
+print(flush=True)
+if "leave" in sys.argv:
+    sys.exit(7)
+for _ in batches:
+    pass
+"""
+
+
+def reading_forever(*words):
+    """The running READS_FOREVER in a session of its own, and its workers."""
+    running = subprocess.Popen(
+        [sys.executable, "-c", READS_FOREVER, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert running.stdout.readline() == "\n"
+    return running, workers_of(running.pid)
+
+
+@pytest.mark.slow
+def test_processes_end_with_a_run_that_is_killed():
+    running, started = reading_forever()
+    assert len(started) == 2 and shared_memory(running.pid)
+    with running:
+        running.kill()
+    assert end(started)
+
+
+@pytest.mark.slow
+def test_an_iterator_that_is_never_closed_does_not_disturb_the_end():
+    running, _ = reading_forever("leave")
+    with running:
+        assert running.communicate(timeout=20) == ("", "")
+    assert running.returncode == 7
+
+
+TURNS = ((4, False), (3, True), (5, False), (3, True), (3, True), (2, False))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count, threads", [(0, 0), (2, 2)])
+def test_sequences_that_take_turns_are_the_same_alone(count, threads):
+    """Training on canvases of 24 and evaluation of 16: images of two sizes."""
+    sources = [Noise(300, {7, 20}), Noise(100, {4}, size=40)]
+    options = dict(batch_size=40, seed=3, start_step=2, stop_step=13, repeats=3)
+    training = loader.train_sequence(sources[0], CanvasTransform(24), **options)
+    evaluation = loader.eval_sequence(sources[1], EvalTransform(48), batch_size=40)
+    done, turns = 0, []
+    for steps, evaluates in TURNS:
+        turns.append((evaluation, 0, 3) if evaluates else (training, done, steps))
+        done += 0 if evaluates else steps
+    reader = loader.DataLoader(turns, count, threads)
+    batches, trained, evaluated, started = reader.batches(training), [], [], set()
+    for steps, evaluates in TURNS:
+        if evaluates:
+            evaluated.append(list(reader.batches(evaluation)))
+        else:
+            trained += itertools.islice(batches, steps)
+        started |= workers()
+    reader.close()
+    assert len(started) == count  # none is started for an evaluation
+    names = [list(source.unreadable.names) for source in sources]
+    for source in sources:
+        source.unreadable.names.clear()
+    alone = loader.train_batches(sources[0], CanvasTransform(24), **options)
+    same(trained, list(alone))
+    alone = list(loader.eval_batches(sources[1], EvalTransform(48), batch_size=40))
+    for one in evaluated:
+        same(one, alone)
+    assert len(evaluated) == 3 and len(trained) == 11
+    assert names == [list(source.unreadable.names) for source in sources] != [[], []]
+
+
+def test_batches_out_of_turn_are_a_mistake():
+    training = loader.train_sequence(
+        Noise(9), TrainTransform(8), batch_size=3, seed=0, start_step=0, stop_step=2
+    )
+    evaluation = loader.eval_sequence(Noise(9), EvalTransform(48), batch_size=3)
+    reader = loader.DataLoader([(training, 0, 2), (evaluation, 0, 3)])
+    with pytest.raises(RuntimeError, match="out of turn"):
+        next(reader.batches(evaluation))
+    reader.close()
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow():
+    """Batches have 5 MB: one kept in each epoch would be 100 MB at the end."""
+    batches = loader.train_batches(
+        Noise(64, size=64),
+        TrainTransform(160),
+        batch_size=64,
+        seed=0,
+        start_step=0,
+        stop_step=10_000,
+        workers=2,
+        threads=2,
+    )
+    epochs = [input_ways.memory() for _, _ in zip(range(40), batches, strict=False)]
+    batches.close()
+    if None in epochs:
+        pytest.skip("only Linux tells the memory of processes")
+    assert min(epochs[30:]) - min(epochs[10:20]) < 5, epochs
+
+
+def test_short_work_starts_no_process(monkeypatch):
+    monkeypatch.setattr(prefetch, "MIN_TASKS", 16)
+    batches = train(Noise(300), 7, workers=8)  # 14 chunks
+    next(batches)
+    assert not workers()
+    batches.close()
+
+
+Result = collections.namedtuple("Result", "pixels number")
+
+
+def fill(number, allocate):
+    """Work for processes: 5 pixels of a number; the earlier ones take longer."""
+    time.sleep(0.02 * (number % 3 == 0))
+    pixels = allocate((5,))
+    pixels[:] = number % 200
+    return Result(pixels, number)
+
+
+def fail(number, allocate):
+    raise {0: ValueError, 1: RuntimeError}[number]("of its own")
+
+
+def unpicklable(number, allocate):
+    raise type("Local", (Exception,), {})
+
+
+def pixels_of(results):
+    return [(result.number, result.pixels.copy()) for result in results]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count, threads", [(0, 2), (1, 0), (3, 2)])
+def test_slots_are_used_in_turn_and_never_while_they_are_read(count, threads):
+    """More numbers than there are slots, and than a byte counts."""
+    groups = [(40, 3), (90, 2)]
+    options = dict(join=pixels_of, max_bytes=7, workers=count, threads=threads)
+    joined = []
+    for group in Prefetch(fill, groups, **options):
+        time.sleep(0.001 * (len(joined) % 5))
+        joined.append(group)
+    assert [len(group) for group in joined] == [3] * 40 + [2] * 90
+    for number, (found, pixels) in enumerate(itertools.chain(*joined)):
+        assert found == number and pixels.tolist() == [number % 200] * 5
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_an_error_of_the_work_is_raised_in_the_order_of_the_numbers(count):
+    results = Prefetch(fail, [(2, 1)], join=list, max_bytes=1, workers=count, threads=1)
+    with pytest.raises(ValueError, match="of its own"):
+        next(results)
+    assert not workers()
+    with pytest.raises(StopIteration):
+        next(results)
+
+
+@pytest.mark.slow
+def test_an_error_that_cannot_be_sent_ends_the_process(capfd):
+    results = Prefetch(unpicklable, [(2, 1)], join=list, max_bytes=1, workers=1)
+    with pytest.raises(RunError, match="ended with status 1; the same command"):
+        next(results)
+    assert "Local" in capfd.readouterr().err
+
+
+def test_too_little_shared_memory_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(prefetch, "SHARED", str(tmp_path))
+    usage = collections.namedtuple("Usage", "free")(2 * 10**6)
+    monkeypatch.setattr(prefetch.shutil, "disk_usage", lambda folder: usage)
+    message = f"needs 3 MB in {tmp_path}, which has 2 MB free: .*config.data.workers=0"
+    with pytest.raises(InputError, match=message):
+        Prefetch(fill, [(9, 1)], join=list, max_bytes=10**6, workers=1)
+
+
+@pytest.mark.slow
+def test_a_training_that_stops_for_damaged_images_ends_as_documented(tmp_path):
+    """Every tenth image is torn; processes read ahead while steps run and end."""
+    whole = tars.encoded(tars.photo(0, 16, 16))
+    for split, count in (("train", 400), ("val", 40)):
+        for i in range(count):
+            path = tmp_path / split / "ab"[i % 2] / f"{i}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torn = split == "train" and i % 10 == 0
+            path.write_bytes(whole[:200] if torn else whole)
+    fields = runs.DENSE | {
+        "data.name": f"folder:{tmp_path}",
+        "num_classes": 2,
+        "batch_size": 16,
+        "data.workers": 2,
+        "data.threads": 2,
+    }
+    running = runs.start(tmp_path / "run", fields, tmp_path / "cache", quick=True)
+    assert running.wait(timeout=120) == 2
+    *_, last = (tmp_path / "run.log").read_text().splitlines()
+    assert last.startswith("error: 5 of 400 images cannot be read, the first is ")
