@@ -126,7 +126,7 @@ def test_a_config_that_may_be_missing():
     seen = []
     main = lambda: seen.append(cli.config(required=False))  # noqa: E731
     assert call(main).status == 0 and seen == [None]
-    assert sentence(call(main, "--config.lr=1")).startswith("--config is missing: a ")
+    assert sentence(call(main, "--config.lr=1")).startswith("--config is missing: ")
     main = lambda: seen.append(cli.config_or_overrides())  # noqa: E731
     assert call(main, "--config.lr=1").status == 0
     assert seen.pop() == (None, (("lr", "1"),))

@@ -5,7 +5,7 @@ import dataclasses
 
 from imagepiece_jax.benchmark import device, peak_rates, report, timer, torch_baselines
 from imagepiece_jax.benchmark.input_stream import InputStreams
-from imagepiece_jax.benchmark.workloads import INPUTS, MODES
+from imagepiece_jax.benchmark.workloads import INPUTS, MODES, Case
 from imagepiece_jax.common.files import git_revision
 from imagepiece_jax.errors import InputError
 
@@ -32,6 +32,23 @@ def batch_sizes(texts):
                 "256 or 1,8,64"
             )
     return sorted(set(map(int, words)), reverse=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Configs at one batch size, in one mode."""
+
+    configs: dict
+    batch_size: int
+    mode: str
+    dtype: str
+
+    def cases(self, streams=None):
+        """{name: Case}; those that read files share `streams`."""
+        return {
+            name: Case(config, self.batch_size, self.dtype, streams)
+            for name, config in self.configs.items()
+        }
 
 
 def groups(configs, batch_sizes, dtype, modes):
