@@ -1,8 +1,8 @@
 """Comparison of the fused reductions with the plain ones on this device.
 
 python -m imagepiece_jax.check_kernels
-python -m imagepiece_jax.check_kernels --data folder:PATH \\
-    --config configs/deit_s_imagepiece.py:deit_ti --weights FILE
+python -m imagepiece_jax.check_kernels --config configs/deit_ti_imagepiece.py \\
+    --weights FILE --data folder:PATH
 
 Inputs are random queries, keys and tokens; with --weights also those of a model, at
 every reduction of its plan, on the images of a data set. The table shows how many
@@ -25,7 +25,7 @@ from imagepiece_jax.models.attention import class_attention
 from imagepiece_jax.reduction import kernel_agreement
 from imagepiece_jax.reduction.kernels import fused
 from imagepiece_jax.training import from_config
-from imagepiece_jax.training.config_of_weights import config_of_weights
+from imagepiece_jax.training.weights_config import of_weights
 
 cli.define_config("the config of a model, for real inputs")
 WEIGHTS = cli.weights()
@@ -50,7 +50,7 @@ def main():
     if lacking := fused.obstacle(device.platform):
         raise RunError(f"there is no fused reduction to check here: it needs {lacking}")
     if real:
-        config, weights = config_of_weights(
+        config, weights = of_weights(
             WEIGHTS.value,
             *cli.config_or_overrides(),
             base=config_files.load(config_files.BASE),

@@ -23,7 +23,7 @@ import jax
 from absl import flags
 
 from imagepiece_jax import cli, config_files
-from imagepiece_jax.benchmark.device import fast_dtype
+from imagepiece_jax.benchmark import device
 from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.files import check_writable, replace_file
 from imagepiece_jax.errors import InputError
@@ -31,7 +31,7 @@ from imagepiece_jax.inference import optimize
 from imagepiece_jax.models import registry, summary
 from imagepiece_jax.models.run_files import own_files
 from imagepiece_jax.training import from_config
-from imagepiece_jax.training.config_of_weights import config_of_weights
+from imagepiece_jax.training.weights_config import of_weights
 
 cli.define_config()
 WEIGHTS = cli.weights()
@@ -54,11 +54,11 @@ def main():
             "flatbuffers is not installed, and JAX writes programs with it; install "
             "it: pip install flatbuffers"
         )
-    config, weights = config_of_weights(
+    config, weights = of_weights(
         path,
         *cli.config_or_overrides(),
         base=config_files.load(config_files.BASE),
-        dtype=fast_dtype(),
+        dtype=device.fast_dtype(),
         normalization=normalization,
         checkpoint=CHECKPOINT.value,
     )

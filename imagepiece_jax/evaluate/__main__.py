@@ -2,7 +2,7 @@
 
 python -m imagepiece_jax.evaluate --weights WORKDIR
 python -m imagepiece_jax.evaluate --weights FILE --data folder:PATH \\
-    --config configs/deit_s_imagepiece.py:deit_ti
+    --config configs/deit_ti_imagepiece.py
 
 A run determines its model and its data, a file its sizes: --config is for the reduction
 of a file, and must agree with the weights. Without it --config.FIELD=VALUE changes what
@@ -19,7 +19,7 @@ import json
 from absl import flags
 
 from imagepiece_jax import cli, config_files
-from imagepiece_jax.benchmark.device import fast_dtype
+from imagepiece_jax.benchmark import device
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.files import check_writable, replace_file
 from imagepiece_jax.data import sources
@@ -29,7 +29,7 @@ from imagepiece_jax.inference import optimized_accuracy
 from imagepiece_jax.models import class_names, run_files, summary
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.training import from_config
-from imagepiece_jax.training.config_of_weights import config_of_weights
+from imagepiece_jax.training.weights_config import of_weights
 
 cli.define_config()
 WEIGHTS = cli.weights()
@@ -55,11 +55,11 @@ def main():
     path, normalization = cli.required(WEIGHTS), NORMALIZATION()
     _check_flags()
     reductions = [one for text in SWEEP.value for one in settings.parse(text)]
-    config, weights = config_of_weights(
+    config, weights = of_weights(
         path,
         *cli.config_or_overrides(),
         base=config_files.load(config_files.BASE),
-        dtype=fast_dtype(),
+        dtype=device.fast_dtype(),
         normalization=normalization,
         checkpoint=CHECKPOINT.value,
     )

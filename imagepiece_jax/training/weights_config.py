@@ -1,33 +1,34 @@
-"""The config of a trained model, from a run or a weights file and what was typed."""
+"""The config of trained weights: a run's own, or a file's sizes in the defaults."""
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import pretrained, run_files
 from imagepiece_jax.training import from_config
 
 
-def config_of_weights(
-    path, config, overrides, base, dtype, normalization=None, checkpoint="best"
+def of_weights(
+    path, config, overrides, *, base, dtype, normalization=None, checkpoint="best"
 ):
     """Return (config, Pretrained) of the model whose weights are at `path`.
 
     config: of --config, which must agree with the weights. Where it is None it is the
     run's own, or for a file `base` with what its tensors say and this dtype, and
     `overrides` change it: a reduction, an image size, but not what the weights decide.
-    normalization: of --mean and --std. InputError for the first contradiction.
+    normalization: of --mean and --std; checkpoint: of a run. InputError for the first
+    contradiction.
     """
     normalization = run_files.typed(normalization)
     if config is not None:
         from_config.check(config)
         from_config.model(config)  # its own mistakes first
         heads = run_files.heads(config.to_dict())
-        found = pretrained.read(path, heads, checkpoint)
-        found.under(config.to_dict())
+        weights = pretrained.read(path, heads, checkpoint)
+        weights.under(config.to_dict())
         asked = run_files.model_fields(config.to_dict())
     else:
         heads = dict(overrides).get("model.num_heads") or ""
         heads = int(heads) if heads.isdecimal() else None
-        found = pretrained.read(path, heads, checkpoint)
-        config = _completed(base, found, dtype)
+        weights = pretrained.read(path, heads, checkpoint)
+        config = _completed(base, weights, dtype)
         overrides(config)
         from_config.check(config)
         typed = {field.removeprefix("model.") for field, _ in overrides}
@@ -37,21 +38,21 @@ def config_of_weights(
     def named(field):
         return f"--{field}" if field in normalization else run_files.in_config(field)
 
-    fields = found.changed(asked | normalization, named)
+    fields = weights.changed(asked | normalization, named)
     if "mean" not in fields:
         print(f"note: {pretrained.unknown_normalization(path)}", flush=True)
     with config.unlocked():
         for name, usual in pretrained.IMAGENET.items():
             config.model[name] = fields.get(name, usual)
-    return config, found.of_config(config.to_dict())
+    return config, weights.of_config(config.to_dict())
 
 
-def _completed(base, found, dtype):
+def _completed(base, weights, dtype):
     """Return the config `base` with the fields of a Pretrained."""
-    own = found.config
+    own = weights.config
     if own is None:
-        own = {k: found.fields[k] for k in ("image_size", "num_classes")}
-        sizes = {k: v for k, v in found.fields.items() if k not in own}
+        own = {k: weights.fields[k] for k in ("image_size", "num_classes")}
+        sizes = {k: v for k, v in weights.fields.items() if k not in own}
         own["model"] = sizes | {"dtype": dtype}
     try:
         with base.unlocked():
@@ -59,7 +60,7 @@ def _completed(base, found, dtype):
     except TypeError as error:
         reason = str(error).partition("\n")[0]
         raise InputError(
-            f"{found.kind} {found.path} does not fit configs/base.py: {reason}"
+            f"{weights.kind} {weights.path} does not fit configs/base.py: {reason}"
         ) from error
     return base
 
