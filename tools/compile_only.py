@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from imagepiece_jax import cli, config_files
+from imagepiece_jax import cli
 from imagepiece_jax.benchmark import suite
 from imagepiece_jax.common import parallel, xla_options
 from imagepiece_jax.errors import InputError
@@ -43,7 +43,7 @@ STEPS_PER_EPOCH = 1251  # for the schedules: any number gives the same program
 
 
 def main():
-    configs = cli.named_configs()
+    configs = cli.configs()
     sizes = suite.batch_sizes(BATCH_SIZE.value)
     for mode in MODE.value or [""]:
         if mode not in PROGRAMS:
