@@ -10,7 +10,7 @@ from absl import flags
 
 from imagepiece_jax import cli
 
-CONFIG = cli.define_config()
+cli.define_config()
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "folder of the run; default: runs/NAME for configs/NAME.py"
 )
@@ -29,15 +29,13 @@ PROCESS_ID = flags.DEFINE_integer("process_id", None, "number of this host, from
 
 
 def main():
-    config = cli.required(CONFIG)
+    config = cli.config()
     # Imports JAX: after the flags.
-    from imagepiece_jax.common import parallel
     from imagepiece_jax.training import distributed, trainer
 
     job = distributed.find(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
-    name = pathlib.Path(cli.config_path().split(":")[0]).stem
-    workdir = WORKDIR.value or pathlib.Path("runs") / name
-    with parallel.joined(job):
+    workdir = WORKDIR.value or pathlib.Path("runs") / cli.config_name()
+    with distributed.joined(job):
         trainer.train_and_evaluate(config, workdir, DRY_RUN.value)
 
 

@@ -1,6 +1,9 @@
-"""Random tokens on DeiT-S, keep .7: 3.00 GMACs, 69 final tokens, as EViT's.
+"""Random tokens at EViT's keep rate: a control.
 
 python train.py --config configs/deit_s_random.py
+    3.00 GMACs, 69 final tokens
+python train.py --config configs/deit_s_random.py:deit_ti
+    0.81 GMACs, 69 final tokens
 """
 
 from ml_collections import config_dict
@@ -8,9 +11,9 @@ from ml_collections import config_dict
 from configs import deit_s
 
 
-def get_config():
-    """A control: what is kept is drawn by chance, in training and evaluation."""
-    config = deit_s.get_config()
+def get_config(size="deit_s"):
+    """Draw what is kept at random, in training and evaluation."""
+    config = deit_s.get_config(size)
     config.reduction = config_dict.ConfigDict()
     config.reduction.name = "random"
     config.reduction.keep_rate = 0.7  # of the image tokens, at each block below

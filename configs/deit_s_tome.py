@@ -1,6 +1,9 @@
-"""ToMe on DeiT-S, r = 13: 2.70 GMACs, 41 final tokens, published acc1 79.36.
+"""ToMe, r = 13: merge the most similar pairs in every block (Bolya et al., ICLR 2023).
 
 python train.py --config configs/deit_s_tome.py
+    2.70 GMACs, 41 final tokens, published acc1 79.36
+python train.py --config configs/deit_s_tome.py:deit_ti
+    0.73 GMACs, 41 final tokens, published acc1 71.27
 """
 
 from ml_collections import config_dict
@@ -8,9 +11,9 @@ from ml_collections import config_dict
 from configs import deit_s
 
 
-def get_config():
+def get_config(size="deit_s"):
     """Every block merges, sizes count in attention: trained as its authors did."""
-    config = deit_s.get_config()
+    config = deit_s.get_config(size)
     config.reduction = tome()
     return config
 
@@ -23,5 +26,4 @@ def tome():
     fields.inflection = 0.0  # -1: from 2 r in the first block to 0, 1: the reverse
     fields.r_list = config_dict.placeholder(tuple)  # block by block, overrides both
     fields.metric = "key"  # what is compared: "key", "query", "value", "token"
-    fields.round_to = 0  # tokens after a step, prefix too: a multiple of it; 0: off
     return fields

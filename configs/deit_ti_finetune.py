@@ -1,24 +1,25 @@
-"""DeiT-Ti from public weights: 1.25 GMACs, 30 epochs instead of 300.
+"""DeiT from public weights: 30 epochs instead of 300.
 
 python train.py --config configs/deit_ti_finetune.py --config.init.weights=FILE
+    1.25 GMACs, 197 final tokens
 
-Its own accuracy comes first. Another set of images takes a fresh head, so that nothing
-can be evaluated first, and few images a larger rate; on a CPU float32 is faster:
+The weights' own accuracy comes first. Another set of images takes a fresh head, so that
+nothing can be evaluated first, and few images a larger rate; CPUs prefer float32:
 
 python train.py --config configs/deit_ti_finetune.py --config.init.weights=FILE \\
-    --config.data.name=folder:PATH --config.num_classes=10 \\
-    "--config.init.fresh=('head',)" --config.init.evaluate=False \\
-    --config.batch_size=64 --config.lr=8e-4 --config.epochs=4 \\
-    --config.model.dtype=float32 --config.data.workers=0
+        --config.data.name=folder:PATH --config.num_classes=10 \\
+        "--config.init.fresh=('head',)" --config.init.evaluate=False \\
+        --config.batch_size=64 --config.lr=8e-4 --config.epochs=4 \\
+        --config.model.dtype=float32 --config.data.workers=0
 """
 
 from configs import base
 
 
-def get_config():
+def get_config(size="deit_ti"):
     """Small steps and little augmentation: the weights have seen the images."""
     config = base.get_config()
-    config.model.name = "deit_ti"
+    config.model.name = size
     config.model.drop_path_rate = 0.0
     config.data.area = (0.25, 1.0)
     config.data.repeats = 1

@@ -1,10 +1,11 @@
-"""ImagePiece with a fresh conv stem on a public DeiT-Ti: 0.73 GMACs, 61 final tokens.
+"""ImagePiece with a fresh conv stem on a public DeiT-Ti in 30 epochs.
 
 python train.py --config configs/deit_ti_imagepiece_finetune_conv.py \\
-    --config.init.weights=FILE
+        --config.init.weights=FILE
+    0.73 GMACs, 61 final tokens
 
-The stem is learned anew, the blocks go on from the weights: so not what the paper did,
-which trains all of it for 300 epochs, and nothing to evaluate first. Another set of
+The stem is learned anew and the blocks start from the weights, unlike the paper, which
+trains everything for 300 epochs; there is nothing to evaluate first. Another set of
 images: see configs/deit_ti_finetune.py, with
 "--config.init.fresh=('patch_embed', 'head')".
 """
@@ -12,9 +13,9 @@ images: see configs/deit_ti_finetune.py, with
 from configs import deit_ti_imagepiece_finetune
 
 
-def get_config():
+def get_config(size="deit_ti"):
     """Larger steps than with the stem that the blocks know."""
-    config = deit_ti_imagepiece_finetune.get_config()
+    config = deit_ti_imagepiece_finetune.get_config(size)
     config.model.stem = "conv"
     config.init.fresh = ("patch_embed",)
     config.init.evaluate = False

@@ -1,22 +1,34 @@
-"""Token reduction for vision transformers: ImagePiece and its rivals in JAX.
+"""Token reduction for vision transformers in JAX: ImagePiece and its baselines.
 
-`create_model`, `load`, `optimize` and `Predictor` are imported when they are used, so
-that `import imagepiece_jax` costs nothing.
+The public API is `create_model`, `load`, `optimize` and `Predictor`. Each is imported
+on first access, so that `import imagepiece_jax` costs nothing.
 """
 
 import importlib
+import typing
 
-__version__ = "0.1.0"
+if typing.TYPE_CHECKING:
+    from imagepiece_jax.inference.optimize import optimize
+    from imagepiece_jax.inference.predictor import Predictor
+    from imagepiece_jax.models.pretrained import load
+    from imagepiece_jax.models.registry import create_model
+
+__version__ = "0.2.0"
 __all__ = ["Predictor", "create_model", "load", "optimize"]
 
+_HOMES = {
+    "Predictor": "inference.predictor",
+    "create_model": "models.registry",
+    "load": "models.pretrained",
+    "optimize": "inference.optimize",
+}
 
-def __getattr__(name):
-    if name in __all__:
-        return getattr(
-            importlib.import_module("imagepiece_jax.inference.predictor"), name
-        )
+
+def __getattr__(name: str):
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})

@@ -1,10 +1,14 @@
-"""How does a command start and end? Flags in, one sentence for a mistake out."""
+"""Command line of every command: shared flags, --config, one-sentence errors.
+
+Commands can be imported side by side, so each flag here may be defined again.
+"""
 
 import atexit
 import contextlib
 import functools
 import inspect
 import io
+import math
 import os
 import re
 import signal
@@ -15,165 +19,204 @@ from absl import app, flags, logging
 from imagepiece_jax import config_files
 from imagepiece_jax.errors import InputError, RunError, Stopped
 
-EXIT_INPUT, EXIT_RUN = 2, 1
+DTYPES = ("float32", "bfloat16", "float16")
 
-flags.disclaim_key_flags()  # --config belongs to the command, whose --help shows it
+flags.disclaim_key_flags()  # --help of a command shows the flags that it asks for here
+
+_string = functools.partial(flags.DEFINE_string, allow_override=True)
+_enum = functools.partial(flags.DEFINE_enum, allow_override=True)
+_multi = functools.partial(flags.DEFINE_multi_string, allow_override=True)
 
 
-class _ConfigFlag(flags.Flag):
-    """--config FILE: `value` is the config; `given` has a pair for each time.
+class Overrides(tuple):
+    """(field, text) of every --config.FIELD=VALUE; calling it changes a config."""
 
-    The pairs are (what was typed, config): commands that compare configs take them all,
-    the others the last.
-    """
+    def __call__(self, config):
+        for field, text in self:
+            config_files.override(config, field, text)
 
-    given = ()
-    overrides = ()  # typed without a config
 
-    def __init__(self, help_text):
-        # Commands can be imported side by side, and each of them has this flag.
-        super().__init__(
-            flags.ArgumentParser(),
-            flags.ArgumentSerializer(),
-            "config",
-            default=None,
-            help_string=help_text,
-            allow_override=True,
-        )
-
-    def parse(self, argument):
-        self.value = config_files.load(argument)
-        self.given = (*self.given, (argument, self.value))
-
-    def unparse(self):
-        super().unparse()
-        self.given = self.overrides = ()
+_overrides = Overrides()  # of the command line that `run` has parsed
 
 
 def define_config(help_text="a config file, such as configs/quickstart.py"):
-    """The --config flag with its --config.FIELD=VALUE overrides; returns its holder."""
+    """Define --config; `config`, `configs` or `config_or_overrides` reads it."""
     help_text += "; --config.FIELD=VALUE changes a field of it"
-    return flags.DEFINE_flag(_ConfigFlag(help_text))
+    return _multi("config", [], help_text)
+
+
+def configs():
+    """Return {name: config} of every --config, with the overrides."""
+    found, typed = {}, flags.FLAGS["config"].value
+    if not typed:
+        raise InputError(f"--config is missing: {_help('config')}")
+    for path in typed:
+        name = config_files.name(path)
+        if name in found:
+            raise InputError(
+                f"--config {path}: a config of this name is there already; allowed are "
+                "files of different names"
+            )
+        found[name] = config_files.load(path)
+        try:
+            _overrides(found[name])
+        except InputError as error:
+            raise InputError(f"{path}: {error}" if typed[1:] else error) from None
+    return found
+
+
+def config(required=True):
+    """Return the last --config; None where it is missing and not required."""
+    missing = not (flags.FLAGS["config"].value or _overrides or required)
+    return None if missing else [*configs().values()][-1]
+
+
+def config_name():
+    """Return the name of the last --config, such as deit_s_evit."""
+    return [*configs()][-1]
+
+
+def config_or_overrides():
+    """Return (the last --config or None, overrides that were typed without one)."""
+    given = flags.FLAGS["config"].value
+    return (config(), Overrides()) if given else (None, _overrides)
 
 
 def required(holder):
-    """Value of a flag that the command cannot do without."""
+    """Return the value of a flag that the command cannot do without."""
     if holder.value in (None, ""):
-        help_text = flags.FLAGS[holder.name].help
-        raise InputError(f"--{holder.name} is missing: {help_text}")
+        raise InputError(f"--{holder.name} is missing: {_help(holder.name)}")
     return holder.value
 
 
-def config_path():
-    """What was typed after --config."""
-    return required_configs()[-1][0]
+def finite(holder):
+    """Return the value of a float flag; InputError for "nan" and "inf"."""
+    if not math.isfinite(holder.value):
+        raise InputError(f"--{holder.name} is {holder.value}; allowed are numbers")
+    return holder.value
 
 
-def required_configs():
-    """All configs of a command that takes several: (what was typed, config) pairs."""
-    required(flags.FLAGS["config"])
-    return flags.FLAGS["config"].given
+def weights():
+    """Define --weights."""
+    help_text = "a .npz, .safetensors or .pth file, or the folder of a run"
+    return _string("weights", None, help_text)
 
 
-def completed_by_weights(main):
-    """Decorator of a command whose --weights stand in where --config is missing.
+def normalization():
+    """Define --mean and --std; return a function that gives both by name, or {}."""
+    help_text = (
+        "of the images of --weights, in [0, 1], such as .5,.5,.5; default: the "
+        "weights' own, else ImageNet's"
+    )
+    holders = [_string(name, None, help_text) for name in ("mean", "std")]
 
-    It finds --config.FIELD=VALUE of a command line without --config in `overrides()`.
-    """
-    main.completed_by_weights = True
-    return main
+    def given():
+        texts = {h.name: h.value for h in holders if h.value is not None}
+        if len(texts) == 1:
+            raise InputError(f"--{next(iter(texts))} is alone; give --mean and --std")
+        return {name: _numbers(text) for name, text in texts.items()}
+
+    return given
 
 
-def overrides():
-    """Pairs (field, text) that were typed without a config, in order."""
-    return flags.FLAGS["config"].overrides
+def checkpoint():
+    """Define --checkpoint."""
+    kinds = ["best", "latest"]
+    return _enum("checkpoint", "best", kinds, "which of a run's checkpoints")
+
+
+def data(default=""):
+    """Define --data; `default`: what a command takes without it, in words."""
+    help_text = "csv:FILE, folder:PATH, imagenet2012 or digits"
+    return _string("data", None, help_text + (f"; default: {default}" * bool(default)))
+
+
+def resize():
+    """Define --resize."""
+    help_text = "none: images have the right size already"
+    return _enum("resize", None, ["deit", "none"], help_text)
+
+
+def sweep(help_text):
+    """Define --sweep, which can be given more than once."""
+    return _multi("sweep", [], f"METHOD:FIELD=V1,V2: {help_text}")
+
+
+def dtype(of):
+    """Define --dtype; None stands for the device's fast one."""
+    help_text = f"{of}; default: bfloat16, and float32 on CPUs"
+    return _enum("dtype", None, DTYPES, help_text)
+
+
+def timing():
+    """Define --warmup, --repeats and --seconds; return a function that gives them."""
+    whole = functools.partial(flags.DEFINE_integer, allow_override=True)
+    warmup = whole("warmup", 20, "calls before", 2)
+    repeats = whole("repeats", 5, "turns of each", 1)
+    seconds = flags.DEFINE_float("seconds", 1.0, "of a turn", 0.0, allow_override=True)
+    return lambda: (warmup.value, repeats.value, finite(seconds))
 
 
 def run(main):
     """Parse the flags, call `main()` and exit with its status (None: 0).
 
-    A `main` with a parameter gets the words that belong to no flag, such as names of
-    images; they may stand before, between and behind flags. InputError exits with 2,
-    RunError with 1, a signal with 128 and its number (Ctrl-C: 130, SIGTERM: 143), each
-    with one line on stderr.
+    A `main` with a parameter gets the words that belong to no flag, which may stand
+    anywhere. InputError exits with 2, RunError with 1, a signal with 128 and its number
+    (Ctrl-C: 130, SIGTERM: 143), each with one line on stderr.
     """
-
     takes_words = bool(inspect.signature(main).parameters)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # What a terminal cannot show (a name that is no UTF-8) is no reason to stop.
+        # A name that the terminal cannot show, not being UTF-8, must not stop a run.
         sys.stdout.reconfigure(errors="backslashreplace")
 
     def guarded(argv):
         try:
-            if takes_words:
-                return main(argv[1:]) or 0
-            if len(argv) > 1:
+            if argv[1:] and not takes_words:
                 raise InputError(_unexpected(argv[1]))
-            return main() or 0
-        except InputError as error:
-            return _leave(_complain(error, EXIT_INPUT))
-        except RunError as error:
-            return _leave(_complain(error, EXIT_RUN))
+            return (main(argv[1:]) if takes_words else main()) or 0
+        except (InputError, RunError, Stopped) as error:
+            return _leave(_complain(error, error.status))
         except MemoryError as error:
             reason = str(error) or "for an array"
-            told = f"this machine has too little memory: {reason}"
-            return _leave(_complain(told, EXIT_RUN))
+            text = f"this machine has too little memory: {reason}"
+            return _leave(_complain(text, RunError.status))
         except BrokenPipeError:  # the reader of our output has gone: `... | head`
             return _unread()
-        except Stopped as stopped:
-            return _leave(_complain(stopped, 128 + stopped.signum))
         except KeyboardInterrupt:
             return _leave(_complain("interrupted", 128 + signal.SIGINT))
 
-    logging.set_verbosity(logging.WARNING)  # libraries tell each of their steps
-    later = getattr(main, "completed_by_weights", False)
-    parse = functools.partial(_parse, anywhere=takes_words, later=later)
-    app.run(guarded, flags_parser=parse)
+    logging.set_verbosity(logging.WARNING)  # libraries report each of their steps
+    app.run(guarded, flags_parser=functools.partial(_parse, anywhere=takes_words))
 
 
-def _parse(argv, anywhere, later):
-    """What is left of `argv` once flags and overrides are taken; mistakes end here.
+def _parse(argv, anywhere):
+    """Return what is left of `argv` after flags and overrides; exit at a mistake.
 
-    `anywhere`: flags are also read behind the first word that is none; `later`:
-    overrides without a config are kept for one.
+    `anywhere`: flags are also read after the first word that is none.
     """
+    global _overrides
     flags.FLAGS.set_gnu_getopt(anywhere)
+    argv, _overrides = _split(argv)
     try:
-        argv, overrides = _split(argv)
-        try:
-            rest = flags.FLAGS(argv)
-        except SystemExit:  # --help ends absl's commands with 1
-            sys.exit(0)
-        if overrides and "config" not in flags.FLAGS:
+        rest = flags.FLAGS(argv)
+        if _overrides and "config" not in flags.FLAGS:
+            field = _overrides[0][0]
             raise InputError(
-                f"--config.{overrides[0][0]}: this command has no config; see --help"
+                f"--config.{field}: this command has no config; see --help"
             )
-        config = flags.FLAGS["config"] if overrides else None
-        if later and overrides and config.value is None:
-            config.overrides = tuple(overrides)
-        elif overrides:
-            _override(required_configs(), overrides)
         return rest
+    except SystemExit:  # --help ends absl's commands with 1
+        sys.exit(0)
     except BrokenPipeError:  # of --help
         sys.exit(_unread())
     except flags.UnrecognizedFlagError as error:
-        sys.exit(_complain(_unknown(error.flagname), EXIT_INPUT))
+        sys.exit(_complain(_unknown(error.flagname), InputError.status))
     except (InputError, flags.Error) as error:
-        sys.exit(_complain(error, EXIT_INPUT))
-
-
-def _override(given, overrides):
-    """Every override in every config; of several, the mistake names the file."""
-    for path, config in given:
-        for field, text in overrides:
-            try:
-                config_files.override(config, field, text)
-            except InputError as error:
-                raise InputError(f"{path}: {error}" if given[1:] else error) from None
+        sys.exit(_complain(error, InputError.status))
 
 
 def _split(argv):
-    """(the rest of `argv`, overrides): of each override the field and its text.
+    """Split `argv` into (the rest, Overrides).
 
     An override is --config.FIELD=VALUE or --config.FIELD VALUE; for a switch
     --config.FIELD (its text is None) or --noconfig.FIELD.
@@ -191,42 +234,53 @@ def _split(argv):
         elif text is None and words and not re.match(r"--?[a-z]", words[0]):
             text = words.pop(0)
         overrides.append((field, text))
-    return rest, overrides
+    return rest, Overrides(overrides)
+
+
+def _help(name):
+    return flags.FLAGS[name].help.removesuffix(_REPEAT)
+
+
+_REPEAT = ";\n    repeat this option to specify a list of values"  # absl adds it
+
+
+def _numbers(text):
+    """Return "1,2" as a tuple of floats, any other text as it is."""
+    try:
+        return tuple(map(float, text.strip("() ").split(",")))
+    except ValueError:
+        return text
 
 
 def _unknown(name):
-    """One sentence for a flag that there is not, with the one that may be meant."""
+    """Return one sentence on a flag that does not exist."""
     known = [flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])]
     head, dot, tail = name.partition(".")
     meant = config_files.closest(head, known)
     if meant is not None:
         return f"--{name} is not a flag; did you mean --{meant}{dot}{tail}?"
-    if not known:
-        return f"--{name} is not a flag; this command has none"
-    listed = ", ".join(f"--{flag}" for flag in known)
-    fields = " and, for a field of the config, --config.FIELD=VALUE"
-    fields = fields if "config" in known else ""
-    return f"--{name} is not a flag; allowed are {listed}{fields}"
+    listed = ", ".join(f"--{flag}" for flag in known) or "none"
+    return f"--{name} is not a flag; allowed are {listed}"
 
 
 def _unexpected(word):
-    if word.endswith(".py"):
+    if ".py" in word:
         return f"{word} stands alone; did you mean --config {word}?"
     return f"{word!r} stands alone; allowed are flags, see --help"
 
 
 def _unread():
-    """Status where nobody reads our output; what is left of it goes nowhere."""
+    """Discard what is left of our output, which nobody reads, and return a status."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return EXIT_RUN
+    return RunError.status
 
 
 def _leave(status):
-    """End with this status, whatever threads of libraries are still at work.
+    """End with this status, whatever threads of libraries are still doing.
 
-    A step or a compilation that is cut short may crash in Python's own end, and the
-    crash would take the place of the status. What was registered to be done at exit is
-    done, but not after Ctrl-C, for which it could take minutes.
+    A step or a compilation that is cut short may crash the interpreter's shutdown, and
+    the crash would replace the status. Exit handlers run first, but not after Ctrl-C,
+    for which they could take minutes.
     """
     if status != 128 + signal.SIGINT:
         atexit._run_exitfuncs()

@@ -1,7 +1,7 @@
-"""How do a config file and what is typed behind it become a config?
+"""Config files and the overrides that are typed after them.
 
 A config file is Python with a function `get_config()` that returns a ConfigDict. Every
-mistake, in the file or in an override, is an InputError of one sentence.
+mistake in a file or an override is an InputError of one sentence.
 """
 
 import ast
@@ -9,7 +9,9 @@ import contextlib
 import difflib
 import importlib.util
 import math
+import os
 import pathlib
+import re
 import sys
 import traceback
 
@@ -17,19 +19,28 @@ from ml_collections import ConfigDict
 
 from imagepiece_jax.errors import InputError
 
+PACKAGE = pathlib.Path(__file__).resolve().parent
+# The repository's configs; an installed package has a copy inside.
+inside = PACKAGE / "configs"
+CONFIGS = inside if inside.is_dir() else PACKAGE.parent / "configs"
+BASE = CONFIGS / "base.py"
 
-def load(path):
-    """The locked ConfigDict of "FILE.py", or of "FILE.py:TEXT": get_config("TEXT").
 
-    Configs of the same folder can be imported as `from configs import base`, wherever
-    the command is run from.
+def load(path: str | os.PathLike) -> ConfigDict:
+    """Return the locked config of "FILE.py", or of "FILE.py:ARG": get_config("ARG").
+
+    A relative configs/NAME.py that does not exist here is the package's own. Files of
+    one folder can import each other as `from configs import base` from anywhere.
     """
-    name, _, text = str(path).partition(":")
+    name, _, argument = str(path).partition(":")
     file = pathlib.Path(name)
+    own = CONFIGS / file.name
+    if not file.exists() and file.parent == pathlib.Path("configs") and own.is_file():
+        file = own
     if not file.is_file() or file.suffix != ".py":
         raise InputError(_no_such_file(file))
     file = file.resolve()
-    with _naming_the_line(file), _importable(file.parent.parent):
+    with _one_sentence(file), _importable(file.parent.parent):
         spec = importlib.util.spec_from_file_location("config", file)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
@@ -38,7 +49,7 @@ def load(path):
                 f"config file {file} has no function get_config(); see "
                 "configs/deit_s.py for what a config file is"
             )
-        config = module.get_config(*[text] if text else [])
+        config = module.get_config(*[argument] if argument else [])
     if not isinstance(config, ConfigDict):
         raise InputError(
             f"get_config() of config file {file} returns {type(config).__name__}; "
@@ -47,23 +58,32 @@ def load(path):
     return config.lock()
 
 
-def override(config, field, text):
-    """Set `field`, such as "reduction.keep_rate", to `text` as typed on a command line.
+def name(path: str | os.PathLike) -> str:
+    """Return a config's name: deit_ti_evit for configs/deit_s_evit.py:deit_ti."""
+    file, _, argument = str(path).partition(":")
+    stem = pathlib.Path(file).stem
+    if not argument:
+        return stem
+    sized, changed = re.subn("^deit_[a-z]+", argument, stem)
+    return sized if changed else f"{stem}_{argument}"
 
-    `text` None is a switch without a value: true, for a bool. The type of a field
-    is that of its value in the file.
+
+def override(config: ConfigDict, field: str, text: str | None):
+    """Set `field`, such as "reduction.keep_rate", to `text` from a command line.
+
+    The value gets the type of the field. `text` None means true, for a bool alone.
     """
-    *groups, name = field.split(".")
+    *groups, leaf = field.split(".")
     group = config
     for part in groups:
         group = group.get(part) if isinstance(group, ConfigDict) else None
-    if not isinstance(group, ConfigDict) or name not in group:
+    if not isinstance(group, ConfigDict) or leaf not in group:
         raise InputError(_no_such_field(config, field))
-    kind = group.get_type(name)
+    kind = group.get_type(leaf)
     if issubclass(kind, ConfigDict):
+        listed = ", ".join(group[leaf])
         raise InputError(
-            f"config.{field} is a group of fields; set one of them: "
-            f"{', '.join(group[name])}"
+            f"config.{field} is a group of fields; set one of them: {listed}"
         )
     if kind not in _KINDS:
         raise InputError(
@@ -74,43 +94,38 @@ def override(config, field, text):
     if text is None and kind is not bool:
         raise InputError(f"config.{field} has no value; allowed are {allowed}")
     try:
-        group[name] = parse("true" if text is None else text)
-    except ValueError:
+        group[leaf] = parse("true" if text is None else text)
+    except (ValueError, KeyError):
         raise InputError(f"config.{field} is {text!r}; allowed are {allowed}") from None
 
 
 def closest(word, known):
-    """The most similar of the `known` words, or None if there is no similar one."""
+    """Return the most similar of the `known` words, None if none is similar."""
     return next(iter(difflib.get_close_matches(word, known, n=1)), None)
 
 
 def _boolean(text):
-    words = {"true": True, "1": True, "false": False, "0": False}
-    if text.lower() not in words:
-        raise ValueError(text)
-    return words[text.lower()]
+    return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
 
 
 def _number(text):
-    value = float(text)
-    if not math.isfinite(value):
+    if not math.isfinite(float(text)):
         raise ValueError(text)
-    return value
+    return float(text)
 
 
 def _tuple(text):
-    """ "(0, 1)", "0,1" and "0" as numbers; "('a',)" and "a,b" as strings."""
+    """Parse "(0, 1)", "0,1" and "0" as numbers, "('a',)" and "a,b" as strings."""
     try:
         value = ast.literal_eval(text)
     except (SyntaxError, ValueError):
-        words = [word.strip() for word in text.split(",")]
-        if not all(word.isidentifier() for word in words):
+        value = [word.strip() for word in text.split(",")]
+        if not all(word.isidentifier() for word in value):
             raise ValueError(text) from None
-        return tuple(words)
     return tuple(value) if isinstance(value, (tuple, list)) else (value,)
 
 
-# type of a field -> (text to value or ValueError, what is allowed)
+# Type of a field: (its parser, what is allowed).
 _KINDS = {
     bool: (_boolean, "true and false"),
     int: (int, "whole numbers"),
@@ -121,47 +136,47 @@ _KINDS = {
 
 
 def _no_such_file(file):
-    """One sentence, with the config that may have been meant."""
     found = "does not end in .py" if file.is_file() else "does not exist"
     folder = file.parent
     if file.is_dir():
         found, folder = "is a folder", file
     elif folder == pathlib.Path() or not folder.is_dir():
         folder = pathlib.Path("configs")
+        folder = folder if folder.is_dir() else CONFIGS
     known = sorted(path.stem for path in folder.glob("*.py"))
-    meant = closest(file.stem, known)
+    sized = re.match("deit_[a-z]+", file.stem)
+    default = sized and f"deit_s{file.stem[sized.end() :]}"
+    if default in known:  # the size is an argument
+        meant = f"{folder / default}.py:{sized[0]}"
+    elif (meant := closest(file.stem, known)) is not None:
+        meant = f"{folder / meant}.py"
     if meant is not None:
-        return f"config file {file} {found}; did you mean {folder / meant}.py?"
+        return f"config file {file} {found}; did you mean {meant}?"
     listed = f"; {folder} has {', '.join(known)}" if known else ""
     return f"config file {file} {found}{listed}"
 
 
 def _no_such_field(config, field):
-    """One sentence, with the field that may have been meant, or those of its group."""
-    *parts, leaf = field.split(".")
-    group, path = config, "config"
-    for part in parts:
-        if not isinstance(group.get(part), ConfigDict):
-            break
-        group, path = group[part], f"{path}.{part}"
-    known = list(_fields(config))
-    leaves = {name.rpartition(".")[2] for name in known}
-    # A name that is there elsewhere is meant before one that looks like it here.
-    meant = None if leaf in leaves else closest(leaf, group)
-    if meant is not None:
-        fields = [f"{path}.{meant}"]
+    names = list(_fields(config))
+    group, _, leaf = field.rpartition(".")
+    siblings = [name for name in names if group and name.startswith(f"{group}.")]
+    siblings = [name.removeprefix(f"{group}.") for name in siblings] or list(config)
+    leaves = {name.rpartition(".")[2] for name in names}
+    # A field of this name in another group is likelier than a similar sibling.
+    if leaf not in leaves and (meant := closest(leaf, siblings)):
+        meant = [f"{group}.{meant}".removeprefix(".")]
     else:
-        meant = closest(leaf, leaves)
-        fields = [
-            f"config.{name}" for name in known if f".{name}".endswith(f".{meant}")
-        ]
-    if fields:
-        return f"config.{field} is not a field; did you mean {' or '.join(fields)}?"
-    return f"config.{field} is not a field; {path} has {', '.join(group)}"
+        near = closest(leaf, leaves)
+        meant = [name for name in names if f".{name}".endswith(f".{near}")]
+    if meant:
+        listed = " or ".join(f"config.{name}" for name in meant)
+        return f"config.{field} is not a field; did you mean {listed}?"
+    owner = "config" if siblings == list(config) else f"config.{group}"
+    return f"config.{field} is not a field; {owner} has {', '.join(siblings)}"
 
 
 def _fields(config, prefix=""):
-    """Dotted names of all fields, those of groups in place of the groups."""
+    """Yield the dotted names of all fields, those of groups included."""
     for name in config:
         if isinstance(config[name], ConfigDict):
             yield from _fields(config[name], f"{prefix}{name}.")
@@ -171,7 +186,7 @@ def _fields(config, prefix=""):
 
 @contextlib.contextmanager
 def _importable(folder):
-    """What is in `folder` can be imported, before anything else of that name."""
+    """Import from `folder` before anything else of the same name."""
     sys.path.insert(0, str(folder))
     try:
         yield
@@ -180,8 +195,8 @@ def _importable(folder):
 
 
 @contextlib.contextmanager
-def _naming_the_line(file):
-    """Whatever goes wrong in a config file becomes an InputError with its line."""
+def _one_sentence(file):
+    """Turn whatever a config file raises into an InputError with its line."""
     try:
         yield
     except InputError:
@@ -194,16 +209,12 @@ def _naming_the_line(file):
         frames = traceback.extract_tb(error.__traceback__)
         ours = [f for f in frames if pathlib.Path(f.filename).parent == file.parent]
         where = f"{ours[-1].filename}, line {ours[-1].lineno}" if ours else file
-        raise InputError(f"config file {where}: {_reason(error)}") from error
-
-
-def _reason(error):
-    """What `error` says, in one line."""
-    kind = type(error).__name__
-    while error.args and isinstance(error.args[0], Exception):
-        error = error.args[0]  # ConfigDict: AttributeError(KeyError(...))
-    text = str(error.args[0]) if error.args else "no reason given"
-    # ConfigDict shows all fields, over many lines, before it says what may be meant.
-    reason = text.partition(". Other fields present")[0].partition("\n")[0]
-    hint = text.rpartition("\n")[2]
-    return f"{kind}: {reason}{f'; {hint}' if hint.startswith('Did you mean') else ''}"
+        kind = type(error).__name__
+        while error.args and isinstance(error.args[0], Exception):
+            error = error.args[0]  # ConfigDict: AttributeError(KeyError(...))
+        text = str(error.args[0]) if error.args else "no reason given"
+        # ConfigDict lists all fields, over many lines, before its "Did you mean".
+        first = text.partition(". Other fields present")[0].partition("\n")[0]
+        last = text.rpartition("\n")[2]
+        hint = f"; {last}" if last.startswith("Did you mean") else ""
+        raise InputError(f"config file {where}: {kind}: {first}{hint}") from error

@@ -1,24 +1,25 @@
-"""The endings of a command that are meant for the person at the keyboard."""
+"""Errors that end a command with one sentence and an exit status."""
 
 
 class InputError(ValueError):
-    """A mistake in what was typed or in a file, told in one sentence.
+    """A mistake in what was typed or in a file.
 
-    The sentence names the field or file, what was found and what is allowed. Commands
-    print it without a traceback and exit with status 2 (see `imagepiece_jax.cli`).
+    Its sentence names the field or file, what was found and what is allowed. Commands
+    print it without a traceback (see `imagepiece_jax.cli`).
     """
+
+    status = 2
 
 
 class RunError(RuntimeError):
-    """A run that cannot go on (a loss that is not finite), told in one sentence.
+    """A failure during a run that no flag caused, such as a loss that is not finite."""
 
-    Commands print it without a traceback and exit with status 1.
-    """
+    status = 1
 
 
 class Stopped(Exception):
-    """A run that was asked to stop, once its state is saved; `signum` asked for it."""
+    """A run that was asked to stop by the signal `signum`, after its state is saved."""
 
     def __init__(self, signum, step):
-        super().__init__(f"stopped at step {step}; the same command goes on from there")
-        self.signum = signum
+        super().__init__(f"stopped at step {step}; the same command resumes from there")
+        self.signum, self.status = signum, 128 + signum

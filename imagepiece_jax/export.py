@@ -1,14 +1,14 @@
-"""How do other programs run this model? As one file that needs only JAX.
+"""Export of a model with its weights as one file that needs only JAX.
 
 python -m imagepiece_jax.export --weights WORKDIR --out model.jax
 python -m imagepiece_jax.export --config configs/deit_s_imagepiece.py \\
     --weights FILE --out model.jax
 
-A run tells its model, a file its sizes: see `evaluate`.
+A run determines its model, a file its sizes: see `evaluate`.
 
 The file holds the program that `imagepiece_jax.optimize` compiles, weights included,
-for any batch size, for CPUs and NVIDIA GPUs; FILE.json beside it says what goes in and
-out. Whoever runs it needs neither this package nor Flax:
+for any batch size, for CPUs and NVIDIA GPUs; FILE.json beside it describes input and
+output. Running it needs neither this package nor Flax:
 
     from jax import export
     program = export.deserialize(open("model.jax", "rb").read())
@@ -17,17 +17,30 @@ out. Whoever runs it needs neither this package nor Flax:
 
 import importlib.util
 import json
+import os
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
+import jax
 from absl import flags
 
-from imagepiece_jax import cli, options
+from imagepiece_jax import cli, config_files
+from imagepiece_jax.benchmark import device
+from imagepiece_jax.common import xla_options
+from imagepiece_jax.common.files import check_writable, replace_file
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.inference import optimize
+from imagepiece_jax.models import registry, summary
+from imagepiece_jax.models.run_files import own_files
+from imagepiece_jax.models.vit import ViT
+from imagepiece_jax.training import from_config
+from imagepiece_jax.training.weights_config import of_weights
 
-CONFIG = cli.define_config()
-WEIGHTS = options.weights()
-NORMALIZATION = options.normalization()
-CHECKPOINT = options.checkpoint()
+cli.define_config()
+WEIGHTS = cli.weights()
+NORMALIZATION = cli.normalization()
+CHECKPOINT = cli.checkpoint()
 OUT = flags.DEFINE_string(
     "out", None, "the file to write, replaced if there", allow_override=True
 )
@@ -35,16 +48,9 @@ OUT = flags.DEFINE_string(
 PLATFORMS = ("cpu", "cuda")
 
 
-@cli.completed_by_weights
 def main():
     path, normalization = cli.required(WEIGHTS), NORMALIZATION()
     out = pathlib.Path(cli.required(OUT))
-    from imagepiece_jax.common import xla_options
-    from imagepiece_jax.common.files import check_writable, replace_file
-    from imagepiece_jax.models import summary
-    from imagepiece_jax.models.pretrained import class_names, own_files
-    from imagepiece_jax.training import from_config, initial_weights
-
     for file in (out, facts_file(out)):
         check_writable("--out", file, own_files(path))
     if importlib.util.find_spec("flatbuffers") is None:
@@ -52,39 +58,40 @@ def main():
             "flatbuffers is not installed, and JAX writes programs with it; install "
             "it: pip install flatbuffers"
         )
-    config = options.model_config(CONFIG, path, normalization)
+    config, weights = of_weights(
+        path,
+        *cli.config_or_overrides(),
+        base=config_files.load(config_files.BASE),
+        dtype=device.fast_dtype(),
+        normalization=normalization,
+        checkpoint=CHECKPOINT.value,
+    )
     config.model.attention, config.model.kernels = "xla", "plain"  # run on both
-    model = from_config.model(config).clone(class_names=class_names(path))
+    model = from_config.model(config).clone(class_names=weights.class_names)
     xla_options.check_dtype("cpu", model.dtype.name)
-    variables = initial_weights.load(
-        path, summary.shapes(model, config.image_size), which=CHECKPOINT.value
-    )
+    variables = weights.restore(summary.shapes(model, config.image_size))
     data = serialized(model, variables, config.image_size)
-    told = facts(model, config)
+    known = facts(model, config)
     replace_file(out, data)
-    replace_file(facts_file(out), json.dumps(told, indent=2) + "\n")
+    replace_file(facts_file(out), json.dumps(known, indent=2) + "\n")
     print(
-        f"{out}: {len(data) / 1e6:.1f} MB, {told['dtype']}, {told['gmacs']:.3f} GMACs "
-        f"an image, for {' and '.join(told['platforms'])}; {facts_file(out).name} says "
-        "what goes in"
+        f"{out}: {len(data) / 1e6:.1f} MB, {known['dtype']}, {known['gmacs']:.3f} "
+        f"GMACs an image, for {' and '.join(PLATFORMS)}; {facts_file(out).name} "
+        "describes input and output"
     )
 
 
-def facts_file(out):
-    """Where the facts on the program of file `out` stand."""
+def facts_file(out: str | os.PathLike) -> pathlib.Path:
+    """Path of the facts about the program in file `out`."""
     return pathlib.Path(f"{out}.json")
 
 
-def serialized(model, variables, image_size):
+def serialized(model: ViT, variables: Mapping[str, Any], image_size: int) -> bytes:
     """The bytes of `jax.export` of images [batch, S, S, 3] float32 -> logits.
 
     `batch` stays open; layers are of the model's dtype. `model` must have XLA's
     attention and plain reductions, which both platforms have.
     """
-    import jax
-
-    from imagepiece_jax.inference import optimize
-
     fast, fixed = optimize.prepare(model, variables, dtype=model.dtype.name)
     logits = optimize.forward(fast)
     (batch,) = jax.export.symbolic_shape("batch")
@@ -94,15 +101,11 @@ def serialized(model, variables, image_size):
 
 
 def facts(model, config):
-    """What a caller of the program must know, as JSON values."""
-    import jax
-
-    from imagepiece_jax.models import registry
-
+    """Input, output and model of the program, as JSON values."""
     side = config.image_size
     return {
         "input": {"shape": ["batch", side, side, 3], "dtype": "float32"},
-        "normalisation": {"pixels": "0 to 1", "mean": model.mean, "std": model.std},
+        "normalization": {"pixels": "0 to 1", "mean": model.mean, "std": model.std},
         "output": {"shape": ["batch", model.num_classes], "dtype": "float32"},
         "labels": model.num_classes,
         "class_names": model.class_names,

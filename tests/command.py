@@ -1,4 +1,4 @@
-"""Commands as a person starts them: in this process, or in one of their own."""
+"""Commands run with flags: in this process, or in one of their own."""
 
 import contextlib
 import io
@@ -23,7 +23,7 @@ class Ended(NamedTuple):
 
 
 def call(main, *words):
-    """The command `main` with these words behind its name, in this process."""
+    """Run the command `main` with these words in this process."""
     out, err, root = io.StringIO(), io.StringIO(), logging.getLogger()
     handlers, level = root.handlers[:], root.level
     argv = [main.__module__, *map(str, words)]  # absl's name for where flags are from
@@ -35,7 +35,7 @@ def call(main, *words):
         contextlib.redirect_stderr(err),
     ):
         flags.FLAGS.unparse_flags()
-        # Many commands define --config; here, the one imported last has it.
+        # Many commands define --config; here the one imported last owns it.
         if "config" in flags.FLAGS:
             flags.FLAGS.register_key_flag_for_module(argv[0], flags.FLAGS["config"])
         try:
@@ -49,7 +49,7 @@ def call(main, *words):
 
 
 def start(*words, cwd=ROOT, **environment):
-    """The same words in a process of their own, after `python`."""
+    """`python` with these words, in a process of its own."""
     done = subprocess.run(
         [sys.executable, *map(str, words)],
         cwd=cwd,
@@ -62,7 +62,7 @@ def start(*words, cwd=ROOT, **environment):
 
 
 def sentence(ended):
-    """What a command that found a mistake says: one line, and exit status 2."""
+    """The one line of a command that found a mistake, which exits with status 2."""
     assert ended.status == 2, ended
     assert ended.err.startswith("error: ") and ended.err.count("\n") == 1, ended.err
     return ended.err.removeprefix("error: ").rstrip("\n")

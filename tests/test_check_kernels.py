@@ -1,9 +1,10 @@
-"""Does the check of the kernels tell what it finds, and fail where it must?"""
+"""The command that compares fused and plain reductions: its table and exit status."""
 
 import pytest
 
 from imagepiece_jax import check_kernels
-from imagepiece_jax.models.kernel_agreement import Comparison
+from imagepiece_jax.reduction import kernel_agreement
+from imagepiece_jax.reduction.kernel_agreement import Comparison
 from imagepiece_jax.reduction.kernels import fused
 from tests.command import call
 
@@ -14,9 +15,9 @@ needs_compiler = pytest.mark.skipif(
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(check_kernels, "SHAPES", ((12, 2, 8),))
-    monkeypatch.setattr(check_kernels, "BATCH", 4)
-    monkeypatch.setattr(check_kernels, "DTYPES", ("float32",))
+    monkeypatch.setattr(kernel_agreement, "SHAPES", ((12, 2, 8),))
+    monkeypatch.setattr(kernel_agreement, "BATCH", 4)
+    monkeypatch.setattr(kernel_agreement, "DTYPES", ("float32",))
 
 
 @needs_compiler
@@ -31,7 +32,7 @@ def test_a_line_for_each_rule(small):
 
 
 @needs_compiler
-def test_what_differs_ends_with_status_1(small, monkeypatch):
+def test_a_difference_exits_with_status_1(small, monkeypatch):
     monkeypatch.setattr(Comparison, "agrees", False)
     ended = call(check_kernels.main, "--random=1")
     assert ended.status == 1 and "see the table" in ended.err
@@ -46,27 +47,27 @@ def test_what_agrees(gaps, error, agrees):
     assert Comparison(images=101, gaps=gaps, error=error).agrees is agrees
 
 
-def test_one_per_cent_is_too_many():
+def test_one_percent_is_too_many():
     assert Comparison(images=101, gaps=[0.0]).agrees
     assert not Comparison(images=100, gaps=[0.0]).agrees
 
 
-def test_no_kernels_end_with_status_1(monkeypatch):
+def test_missing_kernels_exit_with_status_1(monkeypatch):
     monkeypatch.setattr(fused, "obstacle", lambda platform: "a compiler")
     ended = call(check_kernels.main)
     assert ended.status == 1 and "it needs a compiler" in ended.err
 
 
 @pytest.mark.parametrize(
-    "words, told",
+    "words, message",
     [
         (["--random=0"], "--random=0: 0 is not a positive integer"),
         (["--weights=a.npz"], "weights a.npz: no such file or folder"),
-        (["--config=configs/deit_ti.py"], "--weights is missing: allowed without it"),
+        (["--config=configs/deit_s.py"], "--weights is missing: allowed without it"),
         (["--mean=0,0,0", "--std=1,1,1"], "--weights is missing: allowed without it"),
         (["--mean=0,0,0"], "--mean is alone; give --mean and --std"),
     ],
 )
-def test_wrong_flags_are_told(words, told):
+def test_wrong_flags(words, message):
     ended = call(check_kernels.main, *words)
-    assert ended.status == 2 and told in ended.err
+    assert ended.status == 2 and message in ended.err

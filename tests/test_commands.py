@@ -14,7 +14,7 @@ from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.evaluate import __main__ as evaluate
 from imagepiece_jax.models import convert
 from imagepiece_jax.training import from_config, initial_weights
-from tests.command import call, sentence, start
+from tests.command import call, start
 from tests.runs import ROOT
 
 KEYS = {"acc1", "acc5", "loss", "images", "gmacs", "throughput", "unreadable"}
@@ -33,14 +33,14 @@ def tiny_config(**fields):
 
 
 def described(name, *words):
-    ended = call(describe.main, "--config", f"{ROOT}/configs/{name}.py", *words)
+    ended = call(describe.main, "--config", f"{ROOT}/configs/{name}", *words)
     assert (ended.status, ended.err) == (0, "")
     *table, cost = ended.out.rstrip("\n").split("\n")
     return table, cost
 
 
 def test_describe_imagepiece_against_both_dense_models():
-    table, cost = described("deit_s_imagepiece")
+    table, cost = described("deit_s_imagepiece.py")
     assert cost == (
         "2.783 GMACs an image; dense 4.976 with a conv stem, 1.79 times as many; "
         "dense 4.599 with a patch stem, 1.65 times as many"
@@ -60,27 +60,28 @@ def test_describe_imagepiece_against_both_dense_models():
 
 
 @pytest.mark.parametrize(
-    "name, told",
+    "name, words, cost",
     [
-        ("deit_s", "4.599 GMACs an image"),
+        ("deit_s.py", [], "4.599 GMACs an image"),
         (
-            "deit_s_conv_stem",
+            "deit_s.py",
+            ["--config.model.stem=conv"],
             "4.976 GMACs an image; dense 4.599 with a patch stem, 0.92 times as many",
         ),
         (
-            "deit_s_evit",
+            "deit_s_evit.py",
+            [],
             "2.997 GMACs an image; dense 4.599 with a patch stem, 1.53 times as many",
         ),
     ],
 )
-def test_describe_compares_with_others_only(name, told):
-    assert described(name)[1] == told
+def test_describe_compares_with_others_only(name, words, cost):
+    assert described(name, *words)[1] == cost
 
 
 def test_describe_takes_overrides():
     table, cost = described(
-        "deit_s_imagepiece",
-        "--config.model.name=deit_ti",
+        "deit_s_imagepiece.py:deit_ti",
         "--config.model.stem=patch",
         "--config.reduction.merge_blocks=()",
         "--config.reduction.prune_blocks=(3,)",
@@ -169,9 +170,9 @@ def test_evaluate_counts_every_image_once(
     assert result["acc5"] == pytest.approx(acc5, abs=1e-9)
     assert result["loss"] == pytest.approx(loss, rel=1e-5)
     assert result["throughput"] > 0 and result["unreadable"] == 0
-    told = dict(re.findall(r"(\w+) ([\d.]+)", ended.out))
-    assert set(told) == KEYS - {"unreadable"}
-    assert told["acc1"] == f"{acc1:.2f}" and told["images"] == "150"
+    printed = dict(re.findall(r"(\w+) ([\d.]+)", ended.out))
+    assert set(printed) == KEYS - {"unreadable"}
+    assert printed["acc1"] == f"{acc1:.2f}" and printed["images"] == "150"
 
 
 def test_evaluate_leaves_a_corrupt_image_out_and_names_it(
@@ -199,7 +200,7 @@ def test_evaluate_leaves_a_corrupt_image_out_and_names_it(
     assert f"{damaged} cannot be read" in caplog.text
 
 
-def test_evaluate_compares_the_optimised_program(
+def test_evaluate_compares_the_optimized_program(
     tmp_path, model_and_variables, weights_file, image_set
 ):
     """Both rows by hand, and the difference between them."""
@@ -222,23 +223,7 @@ def test_evaluate_compares_the_optimised_program(
     assert result["reference"]["acc5"] == pytest.approx(acc5, abs=1e-9)
     change = result["optimized"]["acc1"] - result["reference"]["acc1"]
     assert result["optimized"]["difference"] == pytest.approx(change, abs=1e-9)
-    assert f"the program's cost: {change:+.2f} +- " in ended.out
-
-
-def test_evaluate_stops_where_more_than_one_percent_is_corrupt(tmp_path, weights_file):
-    rows = ["filename,label"]
-    for i in range(3):
-        Image.new("RGB", (16, 16)).save(tmp_path / f"{i}.png")
-        rows.append(f"{i}.png,{i}")
-    (tmp_path / "1.png").write_bytes(b"nothing")
-    (tmp_path / "set.csv").write_text("\n".join(rows))
-    out = tmp_path / "result.json"
-    words = [f"--weights={weights_file}", f"--data=csv:{tmp_path}/set.csv"]
-    assert sentence(call(evaluate.main, *TINY, *words, "--json", out)) == (
-        f"1 of 3 images cannot be read, the first is {tmp_path}/1.png (no known image "
-        "format): allowed is 1%"
-    )
-    assert not out.exists()
+    assert f"the program's cost: acc1 {change:+.2f} [" in ended.out
 
 
 def test_evaluate_digits_and_folder_agree(tmp_path, weights_file):
@@ -274,69 +259,6 @@ def test_evaluate_resizes_only_where_asked(tmp_path, weights_file):
     words += ["--config.eval_batch_size=4"]
     _, result = evaluated(tmp_path, *words, "--resize=deit")
     assert result["images"] == 4
-    told = sentence(call(evaluate.main, *TINY, *words, "--resize=none"))
-    assert told == (
-        f"{tmp_path}/0.png: the image has 40x60 pixels and is used unresized: "
-        "config.image_size=48 needs 48x48"
-    )
-
-
-@pytest.mark.parametrize(
-    "words, told",
-    [
-        ([], "--weights is missing: a .npz, .safetensors or .pth file, or the folder"),
-        (
-            ["--weights=w.npz", "--json=no/such/folder/x.json"],
-            "--json no/such/folder/x.json cannot be written (No such file or dir",
-        ),
-        (
-            ["--weights=w.npz", "--json=."],
-            "--json . cannot be written (Is a directory)",
-        ),
-        (["--weights=no.npz"], "weights no.npz: no such file or folder"),
-        (["--weights="], "--weights is missing: a .npz, .safetensors or .pth file, or"),
-        (
-            ["--weights=w.npz", "--optimized", "--sweep=tome:r=2"],
-            "--sweep and --optimized are both given; allowed is one",
-        ),
-        (["--weights=w.npz", "--gelu=tanh"], "--gelu is of the optimised program: add"),
-        (["--weights=."], ". is a folder without a run's config.json"),
-        (["--weights=w.npz", "--checkpoint=first"], "flag --checkpoint=first: value"),
-        (
-            ["--weights=w.npz", "--data=digit"],
-            "config.data.name is 'digit': allowed are",
-        ),
-        (["--weights=w.npz", "--data=csv:no.csv"], "no.csv cannot be read (No such fi"),
-        (
-            ["--weights=w.npz", "--config.data.resize=big"],
-            "config.data.resize is 'big': allowed are deit, none",
-        ),
-        (
-            ["--weights=w.npz", "--sweep=tome:r=2", "--out=w.npz/below"],
-            "--out w.npz/below cannot be made (Not a directory); choose another",
-        ),
-        (
-            ["--weights=w.npz", "--json=./w.npz"],
-            "--json ./w.npz is read here; allowed is another file",
-        ),
-        (
-            ["--weights=w.npz", "--data=csv:set.csv", "--json=./set.csv"],
-            "--json ./set.csv is read here; allowed is another file",
-        ),
-        (
-            ["--weights=w.npz", "--json=/dev/null"],
-            "--json /dev/null cannot be written (It is a device or a pipe); allowed",
-        ),
-    ],
-)
-def test_evaluate_finds_mistakes_before_anything_else(
-    tmp_path, monkeypatch, weights_file, words, told
-):
-    monkeypatch.chdir(tmp_path)
-    for name in ("w.npz", "set.csv"):
-        (tmp_path / name).write_bytes(weights_file.read_bytes())
-    assert told in sentence(call(evaluate.main, *TINY, *words))
-    assert sorted(f.name for f in tmp_path.iterdir()) == ["set.csv", "w.npz"]
 
 
 def test_doctor_says_each_thing_in_one_line():
@@ -362,7 +284,7 @@ def test_doctor_names_what_is_missing(monkeypatch):
     assert "extra dev (tests): missing: pip install '.[dev]'" in lines
 
 
-def test_doctor_goes_on_without_jax(tmp_path):
+def test_doctor_reports_the_rest_without_jax(tmp_path):
     (tmp_path / "jax.py").write_text("raise ImportError('broken on purpose')")
     ended = start("-m", "imagepiece_jax.doctor", PYTHONPATH=str(tmp_path))
     assert (ended.status, ended.err) == (0, "")
@@ -375,15 +297,3 @@ def test_commands_run_as_modules_from_anywhere(tmp_path):
     ended = start(*words, cwd=tmp_path, PYTHONPATH=str(ROOT))
     assert (ended.status, ended.err) == (0, "")
     assert "2.997 GMACs an image" in ended.out
-
-
-@pytest.mark.parametrize(
-    "word, told",
-    [
-        ("--config.lr=1", "--config.lr: this command has no config; see --help"),
-        ("--config=x.py", "--config is not a flag; this command has none"),
-    ],
-)
-def test_a_command_without_a_config_says_so(word, told):
-    ended = start("-m", "imagepiece_jax.doctor", word)
-    assert (ended.status, ended.err) == (2, f"error: {told}\n")

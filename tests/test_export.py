@@ -10,7 +10,7 @@ import pytest
 
 from configs import quickstart
 from imagepiece_jax import export
-from imagepiece_jax.models import convert, registry
+from imagepiece_jax.models import convert, pretrained, registry
 from imagepiece_jax.models.vit import MEAN, STD
 from tests.command import call, sentence
 from tests.models import tiny
@@ -70,7 +70,7 @@ def test_it_runs_without_this_package(model, weights_file, tmp_path):
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    variables = convert.load(weights_file, tiny.shapes(model, 16))
+    variables = pretrained.restore(weights_file, tiny.shapes(model, 16))
     want = np.asarray(tiny.jit(model.apply)(variables, jnp.asarray(noise)).logits)
     with np.load(tmp_path / "out.npz") as found:
         np.testing.assert_allclose(found["3"], want, atol=1e-5)
@@ -78,8 +78,8 @@ def test_it_runs_without_this_package(model, weights_file, tmp_path):
     told = json.loads((tmp_path / "model.jax.json").read_text())
     assert told["input"] == {"shape": ["batch", 16, 16, 3], "dtype": "float32"}
     assert told["output"]["shape"] == ["batch", 10] and told["labels"] == 10
-    assert told["normalisation"]["mean"] == list(MEAN)
-    assert told["normalisation"]["std"] == list(STD)
+    assert told["normalization"]["mean"] == list(MEAN)
+    assert told["normalization"]["std"] == list(STD)
     assert told["method"]["name"] == "imagepiece"
     assert told["platforms"] == ["cpu", "cuda"]
     assert told["gmacs"] == pytest.approx(registry.model_macs(model, 16) / 1e9)

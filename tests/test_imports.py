@@ -36,7 +36,9 @@ REDUCTION = (
     {"apply"},
     {"kernels"},
     {"reducers", "token_selector"},
+    {"kernel_agreement"},
     {"methods"},
+    {"settings"},
 )
 PLAIN_PYTHON = REDUCTION[0]
 

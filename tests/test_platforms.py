@@ -18,7 +18,7 @@ from imagepiece_jax import prepare
 from imagepiece_jax.benchmark import (
     device,
     peak_rates,
-    reduction,
+    reduction_workloads,
     torch_baselines,
     workloads,
 )
@@ -165,17 +165,17 @@ def test_kernels_for_the_cpu_are_built_for_its_kind(monkeypatch, machine, flag):
     assert flag in command and "-fPIC" in command
 
 
-def test_the_reduction_benchmark_goes_without_fused_kernels(monkeypatch, capsys):
+def test_the_reduction_benchmark_runs_without_fused_kernels(monkeypatch):
     monkeypatch.setattr(device, "platform", lambda: "tpu")
-    assert reduction._ways("float32") == ("plain",)
-    assert "no fused reduction here, it needs a CPU or an NV" in capsys.readouterr().out
+    assert "a CPU or an NVIDIA GPU" in reduction_workloads.obstacle("float32")
+    assert reduction_workloads.versions("float32") == ("plain",)
     monkeypatch.setattr(fused, "obstacle", lambda platform: None)
-    assert reduction._ways("float32") == ("plain", "fused")
-    assert reduction._ways("float16") == ("plain",)
+    assert reduction_workloads.versions("float32") == ("plain", "fused")
+    assert reduction_workloads.versions("float16") == ("plain",)
 
 
-def test_the_device_that_is_measured(monkeypatch):
-    """Its name, memory and dtype, and how many calls it is given ahead."""
+def test_the_benchmarked_device(monkeypatch):
+    """Its name, memory, dtype and queued calls."""
     assert device.fast_dtype() == "float32" and device.job(None).ahead == 0
     assert f"{device.cores()} cores" in device.name()
     assert device.memory() > 2**28  # of the machine
@@ -192,7 +192,7 @@ def test_the_device_that_is_measured(monkeypatch):
     "platform, sides, copied",
     [("cpu", (1024, 2048), 2**27), ("gpu", (4096, 8192, 16384), 2**30)],
 )
-def test_ceilings_are_tried_in_sizes_that_fill_the_device(
+def test_peak_rates_are_measured_in_sizes_that_fill_the_device(
     monkeypatch, platform, sides, copied
 ):
     tried = []
@@ -203,7 +203,7 @@ def test_ceilings_are_tried_in_sizes_that_fill_the_device(
     assert tried == [*sides, copied]
 
 
-def test_torch_without_cuda_is_no_rival_on_a_gpu(monkeypatch):
+def test_torch_without_cuda_is_no_baseline_on_a_gpu(monkeypatch):
     torch = pytest.importorskip("torch")
     threads = torch.get_num_threads()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -220,12 +220,12 @@ def test_torch_without_cuda_is_no_rival_on_a_gpu(monkeypatch):
 
 
 def test_a_training_step_is_measured_on_one_device(monkeypatch):
-    subject = workloads.Subject(quickstart.get_config(), 64, "float32")
-    subject.check("train")
+    case = workloads.Case(quickstart.get_config(), 64, "float32")
+    case.check("train")
     monkeypatch.setattr(parallel, "device_count", lambda: 8)
-    subject.check("inference")
+    case.check("inference")
     with pytest.raises(InputError, match="on one device, but JAX finds 8: choose one"):
-        subject.check("train")
+        case.check("train")
 
 
 def test_experiments_read_batches_that_all_devices_share(monkeypatch):
@@ -261,7 +261,7 @@ def test_prepare_takes_the_cores_that_it_may_use(monkeypatch, tmp_path):
 
 
 def test_the_drill_fills_a_disk_that_it_cannot_mount_by_a_limit(tmp_path):
-    class Asleep(tiny_runs.Trial):
+    class Asleep(tiny_runs.TinyRun):
         """A run that does nothing until its files are limited."""
 
         def start(self, devices=None):

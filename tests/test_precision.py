@@ -6,11 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from imagepiece_jax import variants
-from imagepiece_jax.check_kernels import random_inputs, rules
 from imagepiece_jax.evaluate import __main__ as evaluate
-from imagepiece_jax.evaluate import patch_features
-from imagepiece_jax.models import convert, kernel_agreement, registry, summary
+from imagepiece_jax.evaluate import feature_agreement
+from imagepiece_jax.models import convert, registry, summary
+from imagepiece_jax.models.attention import class_attention
+from imagepiece_jax.models.pretrained import for_analysis
+from imagepiece_jax.reduction import kernel_agreement
 from imagepiece_jax.visualize.trace import trace
 from tests.command import call
 from tests.models.tiny import fill
@@ -54,11 +55,11 @@ def precisions(programs):
 FULL = {("HIGHEST", "HIGHEST")}
 
 
-def test_what_visualize_and_dense_check_show(weights, lowered):
-    (variant,) = variants.variants(weights, [SETTING])
+def test_what_visualize_and_patch_features_show(weights, lowered):
+    variant = for_analysis(weights, dtype="float32").variant(SETTING)
     images = np.zeros((2, 16, 16, 3), np.uint8)
     trace(variant.model, variant.variables, images)
-    patch_features.maps(variant, images)
+    feature_agreement.maps(variant, images)
     assert list(precisions(lowered()).values()) == [FULL, FULL]
 
 
@@ -75,9 +76,13 @@ def test_the_reference_of_evaluate_and_not_the_program(weights, lowered):
     assert list(found.values()) == [FULL]
 
 
-@pytest.mark.parametrize("reduction", rules(12), ids=lambda rule: rule.rule)
+@pytest.mark.parametrize(
+    "reduction",
+    kernel_agreement.reductions(12, class_attention),
+    ids=lambda reduction: reduction.rule,
+)
 def test_what_kernels_are_compared_with(reduction):
-    arrays = random_inputs(0, 2, 12, 2, 8, "float32")
+    arrays = kernel_agreement.random_inputs(0, 2, 12, 2, 8, "float32")
     text = kernel_agreement._plain.lower(reduction, *arrays).as_text()
     products = re.findall(r"stablehlo\.dot_general[^\n]*", text)
     assert all("[HIGHEST, HIGHEST]" in line for line in products)

@@ -10,7 +10,7 @@ import pytest
 
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction import schedule
-from imagepiece_jax.training import checks
+from imagepiece_jax.training import run_dir
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -25,13 +25,12 @@ def block(start):
 def test_the_new_method_keeps_the_tokens_of_largest_norm():
     space = {}
     exec(compile(block("# imagepiece_jax/reduction/methods/"), "README", "exec"), space)
-    steps = space["METHOD"].recipe(4, keep_rate=0.5, blocks=(1,))
+    steps = space["NormTopK"](keep_rate=0.5, blocks=(1,)).steps(4)
     plan = schedule.build(4, 16, steps)
     assert [layer.mlp_tokens for layer in plan] == [17, 9, 9, 9]
     model = ViT(plan, embed_dim=8, num_heads=2, patch_size=2, num_classes=3)
     images = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
-    variables = model.init(jax.random.key(1), images)
-    outputs = model.apply(variables, images)
+    outputs, _ = jax.jit(model.init_with_output)(jax.random.key(1), images)
     norms = np.linalg.norm(outputs.taps[0].x, axis=-1)
     for kept, norm in zip(np.asarray(outputs.results[0].dest) >= 0, norms, strict=True):
         assert kept.sum() == 8
@@ -50,7 +49,7 @@ def test_every_command_names_files_that_exist():
 
 def test_fields_that_may_change_are_those_it_lists():
     listed = README.split("these fields may differ:")[1].split(". Anything")[0]
-    assert set(re.findall(r"`([\w.]+)`", listed)) == set(checks.MAY_CHANGE)
+    assert set(re.findall(r"`([\w.]+)`", listed)) == set(run_dir.MAY_CHANGE)
 
 
 def test_python_example_runs(tmp_path, monkeypatch, assets):

@@ -4,10 +4,13 @@ python -m tools.collectives --config configs/deit_s.py --images 128,64,16 \
     --config configs/deit_s_imagepiece.py --markdown docs/collectives.md
 
 Needs JAX's CUDA wheels (pip install "jax[cuda13]"), no GPU and no driver. Compiles the
-step of each config for one host of eight at each number of images a GPU, lists what the
-GPUs exchange, and calculates how long that would take on several hosts.
+step of each config for one host of eight at each number of images per GPU, lists its
+collectives, and calculates their time on several hosts from their bytes. Nothing is
+measured.
 """
 
+import collections
+import dataclasses
 import pathlib
 import sys
 
@@ -17,7 +20,7 @@ from absl import flags
 from imagepiece_jax import cli
 from imagepiece_jax.common.files import check_writable
 from imagepiece_jax.errors import InputError
-from tools import compile_only, exchange, h200, hlo
+from tools import compile_only, h200, hlo
 
 cli.define_config("a config file; several are listed one after the other")
 IMAGES = flags.DEFINE_list("images", ["128"], "a GPU and step: one or more")
@@ -39,20 +42,121 @@ MARKDOWN = flags.DEFINE_string("markdown", None, "a file for the tables")
 HEAD = """# Collectives of a training step
 
 Written by `python -m tools.collectives`. Compiled for a host of eight NVIDIA H200s, not
-run. The time of a step is a guess from bytes and products (see performance.md), that of
-the collectives is calculated: rings, {nvlink:g} GB/s NVLink (half of it in each
+run. The time of a step is estimated from bytes and products (see performance.md), that
+of the collectives is calculated: rings, {nvlink:g} GB/s NVLink (half of it in each
 direction), {network:g} GB/s between a host and the others, {latency:g} us a collective
 and {farther:g} us more between hosts (assumed), none of it hidden behind other work.
 """
 
 
+GPUS = 8  # of a host
+FORWARD, BACKWARD = "forward batch statistics", "backward batch statistics"
+KINDS = ("gradients", "metrics", FORWARD, BACKWARD, "mixed images")
+
+
+@dataclasses.dataclass(frozen=True)
+class Links:
+    """Bandwidths in one direction, and latencies of a collective.
+
+    nvlink: bytes/s of one GPU (the 900 GB/s of an H200 are both directions together);
+    network: bytes/s of a whole host to the others; latency_s: of a collective within a
+    host; network_latency_s: what other hosts add to it (both assumed).
+    """
+
+    nvlink: float = 450e9
+    network: float = 50e9
+    latency_s: float = 20e-6
+    network_latency_s: float = 50e-6
+
+    def seconds(self, collective, hosts):
+        """Return the time of a hlo.Collective between the 8 GPUs of each of `hosts`.
+
+        An all-reduce is a reduce-scatter within each host, a ring between the hosts for
+        each part, and an all-gather within each host. In any other collective every
+        byte leaves its host.
+        """
+        if collective.op == "all-reduce":
+            inside = 2 * (GPUS - 1) / GPUS * collective.bytes
+            between = 2 * (hosts - 1) / hosts * collective.bytes
+        else:
+            inside, between = collective.bytes, GPUS * collective.bytes
+        seconds = self.latency_s + inside / self.nvlink
+        if hosts > 1:
+            seconds += self.network_latency_s + between / self.network
+        return seconds
+
+
+def kinds(collective):
+    """Return the contents of a training step's hlo.Collective, in the order of `KINDS`.
+
+    The statistics of a batch norm are the mean and the mean square, [2, channels].
+    """
+    if collective.op == "collective-permute":
+        return ("mixed images",)
+    found = set()
+    for part in collective.parts:
+        if "/norm_" in part.source and "[2," in part.shape:
+            found.add(BACKWARD if "transpose(" in part.source else FORWARD)
+        else:
+            found.add("metrics" if "[]" in part.shape else "gradients")
+    return tuple(kind for kind in KINDS if kind in found)
+
+
+def inventory(text):
+    """Return a Markdown table of a compiled step's collectives, a row per content."""
+    rows = collections.defaultdict(list)
+    for collective in hlo.collectives(text):
+        rows[collective.op, kinds(collective)].append(collective)
+    lines = [
+        "| what | collective | number | arrays | bytes each |",
+        "|---|---|---|---|---|",
+    ]
+    for (op, found), group in rows.items():
+        arrays = sum(len(collective.parts) for collective in group)
+        sizes = ", ".join(f"{collective.bytes:,}" for collective in group)
+        lines.append(
+            f"| {', '.join(found)} | {op} | {len(group)} | {arrays} | {sizes} |"
+        )
+    return "\n".join(lines)
+
+
+def step_seconds(text):
+    """Return the estimated time of a step without its collectives."""
+    return sum(map(h200.estimate, hlo.kernels(text)))
+
+
+PLAN_HEADING = (
+    "| config | images a GPU | hosts of 8 | images a step | step, ms | collectives, ms "
+    "| share | images/s | times one host |\n|---|---|---|---|---|---|---|---|---|"
+)
+
+
+def plan(name, text, images, hosts, links):
+    """Return Markdown rows, one for each of `hosts`, for `images` images per GPU."""
+    compute, rows = step_seconds(text), []
+    exchanged = {n: _exchange(text, n, links) for n in {1, *hosts}}
+    alone = GPUS * images / (compute + exchanged[1])
+    for count in hosts:
+        total, batch = compute + exchanged[count], count * GPUS * images
+        rows.append(
+            f"| {name} | {images} | {count} | {batch:,} | {1e3 * compute:.2f} "
+            f"| {1e3 * exchanged[count]:.2f} | {exchanged[count] / total:.0%} "
+            f"| {batch / total:,.0f} | {batch / total / alone:.2f} |"
+        )
+    return "\n".join(rows)
+
+
+def _exchange(text, hosts, links):
+    return sum(links.seconds(c, hosts) for c in hlo.collectives(text))
+
+
 def main():
-    configs = [(pathlib.Path(path).stem, c) for path, c in cli.required_configs()]
+    configs = list(cli.configs().items())
     images, hosts = _numbers(IMAGES), _numbers(HOSTS)
     if MARKDOWN.value:
         check_writable("--markdown", MARKDOWN.value)
     rates = NVLINK.value * 1e9 / 2, NETWORK.value * 1e9
-    links = exchange.Links(*rates, LATENCY.value * 1e-6, FARTHER.value * 1e-6)
+    links = Links(*rates, LATENCY.value * 1e-6, FARTHER.value * 1e-6)
     jax.config.update("jax_platforms", "cpu")  # a GPU that is there is left alone
     h200.device()  # before JAX is used otherwise
     head = HEAD.format(
@@ -61,12 +165,12 @@ def main():
         latency=LATENCY.value,
         farther=FARTHER.value,
     )
-    parts, rows = [head], [exchange.PLAN_HEADING]
+    parts, rows = [head], [PLAN_HEADING]
     for name, config in configs:
         for count in images:
-            config.batch_size = exchange.GPUS * count
-            text = compile_only.train_text(config, exchange.GPUS)
-            rows.append(exchange.plan(name, text, count, hosts, links))
+            config.batch_size = GPUS * count
+            text = compile_only.train_text(config, GPUS)
+            rows.append(plan(name, text, count, hosts, links))
             if count == images[0]:
                 parts.append(_section(name, count, text))
             print(f"{name}, {count} images a GPU: compiled", file=sys.stderr)
@@ -89,7 +193,7 @@ def _numbers(holder):
 def _section(name, images, text):
     waits = hlo.host_waits(text)
     return (
-        f"## {name}, {images} images a GPU\n\n{exchange.inventory(text)}\n\n"
+        f"## {name}, {images} images a GPU\n\n{inventory(text)}\n\n"
         f"{len(hlo.kernels(text))} kernels; waits for the host: "
         f"{', '.join(waits) or 'none'}.\n"
     )

@@ -1,14 +1,21 @@
-"""Kernels and guessed times of configs on a GPU that is not here.
+"""Kernels and estimated times of configs on an H200, compiled without a GPU.
 
-`benchmark --compile-only h200` prints this. Nothing is run: XLA compiles for a GPU that
-is only described, and the time of each kernel is guessed from its bytes and products.
+python -m tools.compile_only --config configs/deit_s.py \\
+    --config configs/deit_s_imagepiece.py --batch_size 256 --mode inference,train
+
+Needs JAX's CUDA wheels (pip install "jax[cuda13]"), no GPU and no driver. XLA compiles
+for a described GPU, and each kernel's time is estimated from its bytes and products.
 """
 
 import functools
+import itertools
 
 import jax
 import numpy as np
+from absl import flags
 
+from imagepiece_jax import cli
+from imagepiece_jax.benchmark import suite
 from imagepiece_jax.common import parallel, xla_options
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
@@ -17,33 +24,51 @@ from imagepiece_jax.training import from_config
 from imagepiece_jax.training.train_step import init_state
 from tools import h200
 
+cli.define_config("a config file; several are compared with the first")
+BATCH_SIZE = flags.DEFINE_multi_string(
+    "batch_size", ["256"], "one or more, such as 8,256", allow_override=True
+)
+MODE = flags.DEFINE_list(
+    "mode", ["inference"], "inference, train, or both", allow_override=True
+)
+DTYPE = cli.dtype("of weights and layers")
+KERNELS = flags.DEFINE_boolean("kernels", False, "list every kernel of every program")
+
 NOTE = (
-    "Compiled for an NVIDIA H200, not run: the times are guesses, good for comparing "
+    "Compiled for an NVIDIA H200, not run: the times are estimates, good for comparing "
     "two versions of a program and 10 % off as times (see docs/performance.md)."
 )
 OPTIONS = xla_options.options("gpu")
-STEPS_PER_EPOCH = 1251  # of the schedules: any number gives the same program
+STEPS_PER_EPOCH = 1251  # for the schedules: any number gives the same program
+
+
+def main():
+    configs = cli.configs()
+    sizes = suite.batch_sizes(BATCH_SIZE.value)
+    for mode in MODE.value or [""]:
+        if mode not in PROGRAMS:
+            raise InputError(f"--mode is {mode!r}; allowed are {', '.join(PROGRAMS)}")
+    for config in configs.values():
+        config.model.dtype = DTYPE.value or "bfloat16"
+    for size, mode in itertools.product(sizes, MODE.value):
+        print(report(list(configs.items()), size, mode, KERNELS.value))
 
 
 def report(configs, batch_size, mode="inference", kernels=False):
-    """A table of `configs`, [(name, config)], for people to read.
+    """Return a table of `configs`, [(name, config)].
 
-    One row a config: kernels and guessed milliseconds by kind, GMACs, and how many
-    times as fast as the first. mode: "inference" (the program of `inference.optimize`)
-    or "train" (a whole step); kernels: below it every kernel of every program.
-    InputError without JAX's CUDA wheels, for what does not fit, and for another mode.
+    A row per config: kernels and estimated milliseconds by kind, GMACs, and the speed
+    relative to the first. mode: "inference" (the program of `inference.optimize`) or
+    "train" (a whole step); kernels: also list every kernel of every program. InputError
+    without JAX's CUDA wheels.
     """
-    if mode not in PROGRAMS:
-        raise InputError(
-            f"--mode is {mode!r} with --compile-only; allowed are {', '.join(PROGRAMS)}"
-        )
     h200.device()  # before JAX is used otherwise
     programs = []
     for name, config in configs:
         config = config.copy_and_resolve_references()
         config.batch_size = batch_size
         programs.append((name, PROGRAMS[mode](config), _gmacs(config)))
-    title = f"mode {mode}, batch size {batch_size}; by kind: guess in ms (kernels)"
+    title = f"mode {mode}, batch size {batch_size}; by kind: estimated ms (kernels)"
     parts = [NOTE, title, _overview(programs)]
     if kernels:
         parts += [f"{name}\n{h200.table(text)}" for name, text, _ in programs]
@@ -51,10 +76,10 @@ def report(configs, batch_size, mode="inference", kernels=False):
 
 
 def _overview(programs):
-    """[(name, compiled text, GMACs)] -> one row each, the kinds side by side."""
+    """[(name, compiled text, GMACs)] -> a table, one row each, a column per kind."""
     found = [h200.summary(text) for _, text, _ in programs]
     kinds = list(dict.fromkeys(kind for row in found for kind in row))
-    rows = [("kernels", "guess, ms", *kinds, "GMACs", "times as fast", "config")]
+    rows = [("kernels", "estimated ms", *kinds, "GMACs", "times as fast", "config")]
     first = _total(found[0])[1]
     for (name, _, gmacs), row in zip(programs, found, strict=True):
         count, ms = _total(row)
@@ -75,7 +100,7 @@ def _cell(found):
 
 
 def _gmacs(config):
-    """Of one image, forward."""
+    """GMACs of one image, forward."""
     return (
         registry.model_macs(from_config.model(_unplaced(config)), config.image_size)
         / 1e9
@@ -83,20 +108,20 @@ def _gmacs(config):
 
 
 def _unplaced(config):
-    """`config` with an attention and reductions that any device has."""
+    """Return `config` with an attention and reductions that every device supports."""
     config = config.copy_and_resolve_references()
     config.model.update(attention="xla", kernels="plain")
     return config
 
 
 def _placed(model, config):
-    """`model` with the attention and kernels that `config` asks for on an H200."""
+    """Return `model` with the attention and kernels of `config` on an H200."""
     asked = config.model
     return optimize.placed(model, h200.device(), asked.attention, asked.kernels)
 
 
 def inference_text(config):
-    """Compiled text of the program that `inference.optimize` makes of `config`."""
+    """Return the compiled text of `inference.optimize`'s program for `config`."""
     model, dtype = from_config.model(_unplaced(config)), config.model.dtype
     shapes = summary.shapes(model, config.image_size)
     prepare = functools.partial(optimize.prepare, model, dtype=dtype)
@@ -115,9 +140,9 @@ def inference_text(config):
 
 
 def train_text(config, devices=1):
-    """Compiled text of a step of training as `config` has it, on so many H200s.
+    """Return the compiled text of a training step on `devices` H200s of one host.
 
-    Those are the GPUs of one host; `config.batch_size` is of all of them.
+    `config.batch_size` counts the images of all of them.
     """
     mesh = jax.sharding.Mesh(np.array(h200.devices(devices)), (parallel.AXIS,))
     unplaced = _unplaced(config)
@@ -149,10 +174,10 @@ PROGRAMS = {"inference": inference_text, "train": train_text}
 
 
 def mapped(step, mesh):
-    """`step` on the devices of `mesh`, and where its arguments lie there.
+    """Return `step` mapped over the devices of `mesh`, and its arguments' shardings.
 
-    What `parallel.pmap` makes of it, for devices that are only described: (state,
-    batch, teacher), of which the batch has a leading axis of devices.
+    The equivalent of `parallel.pmap` for devices that are only described. Arguments are
+    (state, batch, teacher); the batch has a leading axis of devices.
     """
     everywhere = jax.sharding.PartitionSpec()
     split = jax.sharding.PartitionSpec(parallel.AXIS)
@@ -165,3 +190,7 @@ def mapped(step, mesh):
         of_one, mesh=mesh, in_specs=specs, out_specs=everywhere, check_vma=False
     )
     return fn, [jax.sharding.NamedSharding(mesh, spec) for spec in specs]
+
+
+if __name__ == "__main__":
+    cli.run(main)

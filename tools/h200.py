@@ -1,7 +1,7 @@
-"""Programs for H200 GPUs that need not be there: kernels, and a guess of their time.
+"""Compilation for described H200 GPUs, and estimated times of the kernels.
 
-XLA can compile for a GPU that is only described: fusions, cuBLASLt and cuDNN calls come
-out as on the real one; nothing is run or timed. It needs JAX's CUDA wheels, no driver.
+XLA can compile for a GPU that is only described: fusions, cuBLASLt and cuDNN calls are
+those of the real one; nothing is run or timed. It needs JAX's CUDA wheels, no driver.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from imagepiece_jax.errors import InputError, RunError
 from tools import hlo
 
 # A kernel takes the time of its launch, and of its bytes or its products. With these
-# rates a dense DeiT-S forward pass of 256 images is guessed at 6.3 ms and took 6.9.
+# rates a dense DeiT-S forward pass of 256 images is estimated at 6.3 ms and took 6.9.
 LAUNCH_S, BYTES_PER_S, FLOPS_PER_S = 2.0e-6, 4.0e12, 600e12
 ATTENTION_FLOPS_PER_S = FLOPS_PER_S / 2  # softmax runs between its two products
 
@@ -40,17 +40,17 @@ runtime_version { major: 13 minor: 0 patch: 0 }
 
 
 def device():
-    """The described GPU, as JAX's compiler takes it; InputError without the wheels.
+    """Return the described GPU for JAX's compiler; InputError without the wheels.
 
     Call it before anything else uses JAX: its plugin looks for a driver once, at first
-    use, and is told here to go without.
+    use, and must be set to do without before that.
     """
     return devices()[0]
 
 
 @functools.cache
 def devices(count=1):
-    """`count` described GPUs of one host; InputError as in `device`."""
+    """Return `count` described GPUs of one host; InputError as in `device`."""
     os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
     from jax.experimental import topologies
 
@@ -81,11 +81,11 @@ def _installed(plugin):
 
 
 def compile_for(fn, *args, options=None, donate=(), places=None):
-    """Text of `fn` compiled for one H200; `hlo` and the functions below read it.
+    """Return the text of `fn` compiled for one H200, for `hlo` and the functions below.
 
     args: pytrees of arrays or ShapeDtypeStructs; options: compiler options by name;
-    donate: positions of `args` whose memory the results may take; places: a sharding
-    for each of `args` where `fn` is for several of `devices`. InputError without JAX's
+    donate: positions of `args` whose memory the results may reuse; places: a sharding
+    for each of `args`, if `fn` is for several of `devices`. InputError without JAX's
     CUDA wheels, RunError for what XLA cannot compile.
     """
     if places is None:
@@ -116,7 +116,7 @@ def _lowered(traced):
 
 
 def _device_known():
-    """Kernels of Pallas ask, in newer JAX, which device they are lowered for."""
+    """Context in which Pallas kernels of newer JAX find the device to lower for."""
     try:
         from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
@@ -126,28 +126,28 @@ def _device_known():
         return contextlib.nullcontext()
 
 
-def guess(kernel):
-    """Seconds that `kernel` (hlo.Kernel) would take: roofline and launch, no more."""
+def estimate(kernel):
+    """Return the estimated seconds of `kernel` (hlo.Kernel): launch and roofline."""
     rate = ATTENTION_FLOPS_PER_S if kernel.kind == "attention" else FLOPS_PER_S
     return LAUNCH_S + max(kernel.bytes / BYTES_PER_S, kernel.flops / rate)
 
 
 def summary(text):
-    """{kind: (kernels, guessed ms)} of a compiled text, the longest first."""
+    """Return {kind: (kernels, estimated ms)} of a compiled text, the longest first."""
     found = {}
     for kernel in hlo.kernels(text):
         count, ms = found.get(kernel.kind, (0, 0.0))
-        found[kernel.kind] = (count + 1, ms + 1e3 * guess(kernel))
+        found[kernel.kind] = (count + 1, ms + 1e3 * estimate(kernel))
     return dict(sorted(found.items(), key=lambda item: -item[1][1]))
 
 
 def table(text):
-    """One line a kernel: kind, guessed time, bytes, result and where it comes from."""
+    """Return a line per kernel: kind, estimated time, bytes, result and source."""
     lines = [f"{'':4} {'kind':11} {'us':>7} {'MB':>7}  {'result':40}  name, source"]
     for number, kernel in enumerate(hlo.kernels(text)):
         where = kernel.source.rpartition("ViT/")[2]
         lines.append(
-            f"{number:4} {kernel.kind:11} {1e6 * guess(kernel):7.1f} "
+            f"{number:4} {kernel.kind:11} {1e6 * estimate(kernel):7.1f} "
             f"{kernel.bytes / 1e6:7.1f}  {kernel.shape[:40]:40}  {kernel.name}, {where}"
         )
     return "\n".join(lines)

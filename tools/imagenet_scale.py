@@ -35,7 +35,7 @@ from imagepiece_jax import cli, config_files  # noqa: E402
 from imagepiece_jax.common.files import make_folder  # noqa: E402
 from imagepiece_jax.errors import InputError, RunError  # noqa: E402
 
-CONFIG = cli.define_config("default: configs/base.py")
+cli.define_config("default: configs/base.py")
 TRAIN = flags.DEFINE_list("train", ["1281167", "1024"], "write: images, files")
 VAL = flags.DEFINE_list("val", ["50000", "64"], "write: images, files")
 LIMITS = flags.DEFINE_list(
@@ -124,7 +124,7 @@ def _config(folder):
     """The config of the measurements; a part of them starts with training's imports."""
     if PART.value:
         from imagepiece_jax.training import trainer  # noqa: F401
-    config = CONFIG.value or config_files.load(str(ROOT / "configs" / "base.py"))
+    config = cli.config(required=False) or config_files.load(config_files.BASE)
     config_files.override(config, "data.name", "imagenet2012")
     config_files.override(config, "data.dir", str(folder))
     return config
@@ -264,7 +264,7 @@ def measure(folder):
         rows.append([name, said, *map(text.format, values)])
     for row in rows:
         print(f"| {' | '.join(row)} |")
-    return 0 if met else cli.EXIT_RUN
+    return 0 if met else RunError.status
 
 
 def _lines():

@@ -1,4 +1,4 @@
-"""Which device is measured? Its name, its memory, and how JAX's programs are timed."""
+"""The benchmarked device: name, memory, versions, and jobs for the timer."""
 
 import importlib.metadata
 import os
@@ -10,14 +10,14 @@ import jax
 from imagepiece_jax.benchmark.timer import Job
 from imagepiece_jax.errors import InputError
 
-AHEAD = 2  # calls in the queue, so that a device need not wait for its host
+AHEAD = 2  # queued calls, so that the device never waits for its host
 LIBRARIES = ("jax", "jaxlib", "flax")
 
 
 def use(name):
-    """Make "cpu" or "gpu" JAX's device, or leave its "default" one.
+    """Select "cpu", "gpu" or JAX's "default" device; InputError if it is missing.
 
-    Before anything is computed. InputError where it is not there.
+    Call it before anything is computed.
     """
     if name == "cpu":
         jax.config.update("jax_platforms", "cpu")
@@ -34,24 +34,24 @@ def use(name):
 
 
 def platform():
-    """What JAX calls its kind: "cpu", "gpu" or "tpu"."""
+    """Return JAX's name of the platform: "cpu", "gpu" or "tpu"."""
     return jax.devices()[0].platform
 
 
 def fast_dtype():
-    """The dtype to measure in where none is named: of bfloat16 CPUs make slow work."""
+    """Return the default dtype: bfloat16; on CPUs, where that is slow, float32."""
     return "float32" if platform() == "cpu" else "bfloat16"
 
 
 def name():
-    """What the device is called; of a CPU its model and how many cores may be used."""
+    """Return the device's name; for a CPU its model and usable cores."""
     if platform() != "cpu":
         return jax.devices()[0].device_kind
     return f"{_cpu_model()}, {cores()} cores"
 
 
 def cores():
-    """Processor cores that this process may use."""
+    """Return the number of processor cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count()
@@ -65,33 +65,33 @@ def _cpu_model():
 
 
 def memory():
-    """Bytes that programs may use on it."""
+    """Return the bytes of memory that programs may use on the device."""
     stats = jax.devices()[0].memory_stats() or {}
     pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return stats.get("bytes_limit", pages)
 
 
 def job(call):
-    """A Job of `call(number)`, which returns arrays of JAX.
+    """Return the Job of `call(number)`, which returns JAX arrays.
 
-    On a CPU one call at a time, as PyTorch computes there, too.
+    On a CPU one call runs at a time, as in PyTorch.
     """
     ahead = 0 if platform() == "cpu" else AHEAD
     return Job(call, jax.block_until_ready, ahead)
 
 
 def needed(compiled):
-    """Bytes that a compiled program of JAX holds while it runs; None if not told."""
-    told = compiled.memory_analysis()
-    if told is None:
+    """Return the bytes that a compiled program holds while it runs; None if unknown."""
+    sizes = compiled.memory_analysis()
+    if sizes is None:
         return None
     parts = ("argument_size", "output_size", "temp_size")
-    total = sum(getattr(told, f"{part}_in_bytes") for part in parts)
-    return total - told.alias_size_in_bytes
+    total = sum(getattr(sizes, f"{part}_in_bytes") for part in parts)
+    return total - sizes.alias_size_in_bytes
 
 
 def versions(libraries=()):
-    """Of Python, of JAX with what drives the device, and of further `libraries`."""
+    """Return versions of Python, JAX with its backend, and further `libraries`."""
     found = {
         name: importlib.metadata.version(name) for name in (*LIBRARIES, *libraries)
     }

@@ -21,7 +21,7 @@ import tempfile
 import numpy as np
 from absl import flags
 
-from imagepiece_jax import cli, options
+from imagepiece_jax import cli
 from imagepiece_jax.benchmark import input_ways
 from imagepiece_jax.common.files import check_writable, replace_file
 from imagepiece_jax.data import sources, transforms
@@ -52,7 +52,7 @@ SHORT_SIDE = 256
 
 
 def main():
-    options.finite(SECONDS)
+    cli.finite(SECONDS)
     data = cli.required(DATA)
     if JSON.value:
         check_writable("--json", JSON.value, sources.own_files(data))

@@ -1,7 +1,7 @@
-"""Where do images of an end-to-end benchmark come from? The project's own loader.
+"""Images for end-to-end benchmarks, read by the project's own loader.
 
-Subjects that want the same images share one loader: read ahead while one of them has
-its turn, the next one finds no more than it leaves behind.
+Programs that use the same images share one loader. With a loader each, a program would
+start its turn with batches that were read during another program's turn.
 """
 
 import contextlib
@@ -12,27 +12,26 @@ from imagepiece_jax.data.transforms import EvalTransform
 from imagepiece_jax.training import from_config
 
 
-class Feeds:
-    """Endless batches of the validation images of configs; close() ends the reading."""
+class InputStreams:
+    """Endless batches of configs' validation images; close() ends the reading."""
 
     def __init__(self):
-        self._open, self._found = contextlib.ExitStack(), {}
+        self._open, self._streams = contextlib.ExitStack(), {}
 
     def batches(self, config):
         """Iterator over uint8 [config.batch_size, S, S, 3], decoded and cropped."""
         key = (config.image_size, config.batch_size, config.data.to_json())
-        if key not in self._found:
-            read = _read(config)
-            self._open.callback(read.close)
-            self._found[key] = read
-        return self._found[key]
+        if key not in self._streams:
+            self._streams[key] = _read(config)
+            self._open.callback(self._streams[key].close)
+        return self._streams[key]
 
     def close(self):
         self._open.close()
 
 
 def check(config):
-    """InputError where there are no images, too few, or of another size."""
+    """InputError if images are missing, too few, or of another size."""
     _source(config)
 
 
@@ -46,7 +45,7 @@ def _source(config):
 def _read(config):
     batches = loader.train_batches(
         _source(config),
-        _Fixed(from_config.eval_transform(config)),
+        _EvalCrop(from_config.eval_transform(config)),
         batch_size=config.batch_size,
         seed=config.seed,
         start_step=0,
@@ -56,12 +55,12 @@ def _read(config):
     )
     with contextlib.closing(batches):
         for batch in batches:
-            yield batch["image"][0, 0]  # of one device, in one piece
+            yield batch["image"][0, 0]  # one device, one micro-batch
 
 
 @dataclasses.dataclass(frozen=True)
-class _Fixed:
-    """The crop of evaluation in training's endless order, which passes a generator."""
+class _EvalCrop:
+    """Evaluation's crop in training's endless order, which passes a generator."""
 
     transform: EvalTransform
 

@@ -1,13 +1,18 @@
-"""What do readings of the clock say? Rows, a table, break-even points, a plot."""
+"""Results of a benchmark: rows, tables, break-even points, a plot, and their files."""
 
 import json
+import os
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from imagepiece_jax.benchmark import timer
 from imagepiece_jax.common import plotting, tables
-from imagepiece_jax.common.files import replace_file
+from imagepiece_jax.common.files import append_line, check_writable, replace_file
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.summary import format_table
 
-# Title of a column, and a row's cell of it.
+# (title of a column, function from a row to its cell)
 COLUMNS = (
     ("program", lambda r: r["config"]),
     ("batch", lambda r: f"{r['batch_size']}"),
@@ -25,15 +30,15 @@ COLUMNS = (
 )
 
 
-def rows(made, readings, ceilings, setting):
-    """One dict a program, JSON values, the first being what `ratio` compares with.
+def rows(programs, readings, peaks, setting):
+    """Return one dict of JSON values per program.
 
-    made: {name: Workload}; readings: {name: seconds a call} from `clock.measure`;
-    setting: what all rows share. `ratio` is how many times as fast as the first, round
-    by round; `mac_ratio` what its MACs promise; `ceiling_share` the part of the
-    measured matmul rate that the MACs of the model make up.
+    programs: {name: Workload}; readings: {name: seconds per call} from `timer.measure`;
+    peaks: PeakRates; setting: fields that all rows share. `ratio` is the speed relative
+    to the first program, round by round; `mac_ratio` the ratio that the MACs predict;
+    `ceiling_share` the model's share of the measured matmul rate.
     """
-    first = next(iter(made))
+    first = next(iter(programs))
 
     def row(name, work):
         seconds = timer.spread(readings[name])
@@ -48,18 +53,18 @@ def rows(made, readings, ceilings, setting):
             "ratio": ratio.median,
             "ratio_min": ratio.low,
             "ratio_max": ratio.high,
-            "mac_ratio": made[first].macs / work.macs,
+            "mac_ratio": programs[first].macs / work.macs,
             "gmacs": work.macs / work.images / 1e9,
             "macs_per_s": speed,
-            "ceiling_share": 2 * speed / ceilings.matmul,
+            "ceiling_share": 2 * speed / peaks.matmul,
             **work.facts,
             **setting,
-            "matmul_ceiling": ceilings.matmul,
-            "copy_ceiling": ceilings.copy,
+            "matmul_ceiling": peaks.matmul,
+            "copy_ceiling": peaks.copy,
             "seconds_a_call": readings[name],
         }
 
-    return [row(name, work) for name, work in made.items()]
+    return [row(name, work) for name, work in programs.items()]
 
 
 def _or_blank(value, unit):
@@ -67,12 +72,12 @@ def _or_blank(value, unit):
 
 
 def text(rows):
-    """Aligned columns for a screen."""
+    """Return the rows as aligned columns for a terminal."""
     return format_table([_titles(), *(_cells(row) for row in rows)])
 
 
 def markdown(rows):
-    """A table for each mode, with what was measured on what under it."""
+    """Return a table for each mode, followed by its setting and device."""
     parts = []
     for mode in _in_order(row["mode"] for row in rows):
         shown = [row for row in rows if row["mode"] == mode]
@@ -102,19 +107,19 @@ def _in_order(values):
 
 
 def break_even(rows):
-    """Sentences: from which batch size on each program is faster than the first.
+    """Return sentences: the batch size from which each program beats the first.
 
-    Only of modes that were measured at several batch sizes.
+    Only for modes that were measured at several batch sizes.
     """
-    said = []
+    sentences = []
     for mode in _in_order(row["mode"] for row in rows):
         shown = [row for row in rows if row["mode"] == mode]
         first = shown[0]["config"]
         for name in _in_order(row["config"] for row in shown):
             ratios = {r["batch_size"]: r["ratio"] for r in shown if r["config"] == name}
             if name != first and len(ratios) > 1:
-                said.append(f"{mode}: {name} is {_compared(ratios, first)}")
-    return said
+                sentences.append(f"{mode}: {name} is {_compared(ratios, first)}")
+    return sentences
 
 
 def _compared(ratios, first):
@@ -132,10 +137,7 @@ def _compared(ratios, first):
 
 
 def plot(path, rows):
-    """img/s over batch size as a PNG, a panel for each mode; bars from low to high."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
+    """Write img/s over batch size as a PNG, a panel per mode; bars from low to high."""
     modes = _in_order(row["mode"] for row in rows)
     figure = Figure((7, 4.5 * len(modes)), 100, layout="constrained")
     FigureCanvasAgg(figure)
@@ -173,11 +175,45 @@ def plot(path, rows):
     plotting.save_figure(figure, path)
 
 
-def write_markdown(path, rows):
-    """The whole file anew: a run that is killed keeps what it has."""
-    replace_file(path, markdown(rows) + "\n")
+class Files:
+    """The result files of a run; a run that is killed keeps what it has measured.
 
+    json: a line per row; markdown: tables; plot: a PNG. Each may be None. InputError if
+    one cannot be written, or two are the same file.
+    """
 
-def line(row):
-    """A row as one line of JSON."""
-    return json.dumps(row)
+    def __init__(self, json=None, markdown=None, plot=None):
+        self.rows, self._lines = [], None
+        self._json, self._markdown, self._plot = json, markdown, plot
+        flags = {}
+        for flag, path in (("json", json), ("markdown", markdown), ("plot", plot)):
+            if path:
+                check_writable(f"--{flag}", path)
+                first = flags.setdefault(os.path.realpath(path), flag)
+                if first != flag:
+                    raise InputError(
+                        f"--{flag} {path} is the file of --{first}; allowed is another"
+                    )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self._lines is not None:
+            self._lines.close()
+
+    def add(self, rows):
+        """Append rows to the lines, and write the tables anew."""
+        self.rows += rows
+        if self._json:
+            if self._lines is None:
+                self._lines = open(self._json, "wb", buffering=0)
+            for row in rows:
+                append_line(self._lines, json.dumps(row))
+        if self._markdown:
+            replace_file(self._markdown, markdown(self.rows) + "\n")
+
+    def plot(self):
+        """Write the plot of all rows."""
+        if self._plot:
+            plot(self._plot, self.rows)

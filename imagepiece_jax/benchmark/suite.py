@@ -1,15 +1,37 @@
-"""Who takes turns with whom, and does it fit? One group a batch size and mode."""
+"""Configs measured together: one group per batch size and mode, taking turns."""
 
 import contextlib
 import dataclasses
 
-from imagepiece_jax.benchmark import device, report, timer
-from imagepiece_jax.benchmark.input_stream import Feeds
-from imagepiece_jax.benchmark.workloads import INPUTS, Subject
+from imagepiece_jax.benchmark import device, peak_rates, report, timer, torch_baselines
+from imagepiece_jax.benchmark.input_stream import InputStreams
+from imagepiece_jax.benchmark.workloads import INPUTS, MODES, Case
+from imagepiece_jax.common.files import git_revision
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.training.run_dir import git_revision
 
-FULL = ("RESOURCE_EXHAUSTED", "out of memory")  # how libraries say so
+FULL = ("RESOURCE_EXHAUSTED", "out of memory")  # messages of a full memory
+
+
+def modes(values, flag="mode"):
+    """Return the modes that --`flag` lists; InputError for an unknown one or none."""
+    if not values:
+        raise InputError(f"--{flag} is empty; allowed are {', '.join(MODES)}")
+    for mode in values:
+        if mode not in MODES:
+            raise InputError(f"--{flag} is {mode!r}; allowed are {', '.join(MODES)}")
+    return values
+
+
+def batch_sizes(texts):
+    """["8,1", "2"] -> [8, 2, 1]: whole numbers from 1, each once, the largest first."""
+    words = [word for text in texts for word in text.split(",")]
+    for word in words:
+        if not word.isdecimal() or int(word) < 1:
+            raise InputError(
+                f"--batch_size is {word!r}; allowed are whole numbers from 1, such as "
+                "256 or 1,8,64"
+            )
+    return sorted(set(map(int, words)), reverse=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,58 +43,76 @@ class Group:
     mode: str
     dtype: str
 
-    def subjects(self, feeds=None):
-        """{name: Subject}; `feeds` are what those that read files share."""
+    def cases(self, streams=None):
+        """{name: Case}; those that read files share `streams`."""
         return {
-            name: Subject(config, self.batch_size, self.dtype, feeds)
+            name: Case(config, self.batch_size, self.dtype, streams)
             for name, config in self.configs.items()
         }
 
 
 def groups(configs, batch_sizes, dtype, modes):
-    """All groups, checked as far as that is possible without compiling.
+    """Return all Groups, in the order of `batch_sizes`.
 
-    In the order of `batch_sizes`. InputError for what cannot be measured.
+    InputError for what cannot be measured, as far as that shows without compiling.
     """
     found = []
     for batch_size in batch_sizes:
         for mode in modes:
             group = Group(configs, batch_size, mode, dtype)
-            for name, subject in group.subjects().items():
+            for name, case in group.cases().items():
                 try:
-                    subject.check(mode)
+                    case.check(mode)
                 except InputError as error:
                     raise InputError(f"{name}: {error}") from error
-                pixels = 4 * INPUTS * batch_size * subject.config.image_size**2 * 3
-                _check_room(name, batch_size, pixels)
+                pixels = 4 * INPUTS * batch_size * case.config.image_size**2 * 3
+                _check_memory(name, batch_size, pixels)
             found.append(group)
     return found
 
 
-def run(group, against, rules, ceilings):
-    """Rows of everything in `group`, of PyTorch `against` them too.
+def run(group, against, rules, peaks):
+    """Return the rows of all programs in `group`, and of the baselines `against`.
 
-    InputError where it does not fit the memory.
+    InputError if they do not fit in memory.
     """
-    made = {}
-    with contextlib.closing(Feeds()) as feeds, _told(group):
-        subjects = group.subjects(feeds)
-        for name, subject in subjects.items():
-            made[name] = subject.workload(group.mode)
-            memory = made[name].facts["peak_memory"]
-            _check_room(name, group.batch_size, memory or 0)
+    programs = {}
+    with contextlib.closing(InputStreams()) as streams, _memory_errors(group):
+        cases = group.cases(streams)
+        for name, case in cases.items():
+            programs[name] = case.workload(group.mode)
+            memory = programs[name].facts["peak_memory"]
+            _check_memory(name, group.batch_size, memory or 0)
         if against:
-            from imagepiece_jax.benchmark import torch_baselines
-
-            made |= torch_baselines.workloads(
-                against, list(subjects.values()), group.mode
+            programs |= torch_baselines.workloads(
+                against, list(cases.values()), group.mode
             )
-        readings = timer.measure({n: work.job for n, work in made.items()}, rules)
-    return report.rows(made, readings, ceilings, _setting(group, against, rules))
+        jobs = {name: program.job for name, program in programs.items()}
+        readings = timer.measure(jobs, rules)
+    return report.rows(programs, readings, peaks, _setting(group, against, rules))
+
+
+def run_all(groups, against, rules, files):
+    """Measure and print every group, writing `files` (report.Files) after each."""
+    dtype = groups[0].dtype
+    print(f"{device.name()}, {dtype}, random weights and images", flush=True)
+    peaks = peak_rates.measure(dtype, rules)
+    print(
+        f"largest matmul rate {peaks.matmul / 1e12:.3f} TFLOP/s, copy "
+        f"{peaks.copy / 1e9:,.0f} GB/s",
+        flush=True,
+    )
+    for group in groups:
+        rows = run(group, against, rules, peaks)
+        print(f"\n{group.mode}\n{report.text(rows)}", flush=True)
+        files.add(rows)
+    for sentence in report.break_even(files.rows):
+        print(sentence)
+    files.plot()
 
 
 def _setting(group, against, rules):
-    libraries = ("torch", "timm") if against else ()
+    libraries = torch_baselines.LIBRARIES if against else ()
     return {
         "mode": group.mode,
         "batch_size": group.batch_size,
@@ -84,19 +124,19 @@ def _setting(group, against, rules):
     }
 
 
-def _check_room(name, batch_size, needed):
-    there = device.memory()
-    if needed > there:
+def _check_memory(name, batch_size, needed):
+    available = device.memory()
+    if needed > available:
         raise InputError(
             f"--batch_size {batch_size} does not fit: {name} needs "
-            f"{needed / 1e9:,.1f} GB, and {device.name()} has {there / 1e9:,.1f}; "
+            f"{needed / 1e9:,.1f} GB, and {device.name()} has {available / 1e9:,.1f}; "
             "allowed are smaller ones"
         )
 
 
 @contextlib.contextmanager
-def _told(group):
-    """What libraries say of a full memory becomes one sentence."""
+def _memory_errors(group):
+    """Turn a library's out-of-memory error into one sentence."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

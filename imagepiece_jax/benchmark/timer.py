@@ -1,9 +1,9 @@
-"""How long does a call take, beside other programs that take turns with it?
+"""Interleaved timing of asynchronous programs.
 
-Devices work behind the host's back, speeds drift, and the first calls are slow. So:
-every program is warmed up first; a repeat is as many calls as fill its time, and ends
-when the device has finished the last of them; the programs take turns, one repeat each,
-so that drift hits all alike and their ratios are taken round by round.
+Devices work asynchronously, speeds drift, and the first calls are slow. So: every
+program is warmed up first; a repeat is as many calls as fill its time, and ends when
+the device has finished the last of them; the programs take turns, one repeat each, so
+that drift affects all alike and their ratios are taken round by round.
 """
 
 import collections
@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What is timed.
+    """A program to time.
 
-    `call(number)` starts call 0, 1, ..., which chooses the input, and returns what
+    `call(number)` starts call 0, 1, ..., which selects the input, and returns what
     `wait` blocks on until the device has finished it. Up to `ahead` calls may be
     unfinished when the next one starts: 0 where every call has the device's cores to
     itself.
@@ -32,9 +32,9 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """Calls before the first clock; turns of every program; seconds of each at least.
+    """Calls before timing; turns of every program; minimum seconds of a turn.
 
-    The defaults are what a figure that is told to others needs.
+    The defaults are what a published figure needs.
     """
 
     warmup: int = 20
@@ -43,7 +43,7 @@ class Rules:
 
 
 class Spread(NamedTuple):
-    """Several readings of one thing."""
+    """Summary of several readings of one quantity."""
 
     median: float
     low: float
@@ -51,14 +51,14 @@ class Spread(NamedTuple):
 
 
 def spread(values):
-    """Median, lowest and highest of a sequence of numbers."""
+    """Return median, lowest and highest of a sequence of numbers."""
     return Spread(statistics.median(values), min(values), max(values))
 
 
 def measure(jobs, rules, now=time.perf_counter):
-    """Seconds a call, one reading for each repeat: {name: Job} -> {name: [float]}.
+    """Return seconds per call, one reading per repeat.
 
-    `now` is the clock.
+    {name: Job} -> {name: [float]}; `now` returns the time in seconds.
     """
     runners = {name: _Runner(job, now) for name, job in jobs.items()}
     for runner in runners.values():
@@ -71,24 +71,24 @@ def measure(jobs, rules, now=time.perf_counter):
 
 
 def speedups(base, other):
-    """How many times as fast as `base`, round by round: lists of seconds -> list."""
+    """Return speed relative to `base`, round by round: lists of seconds -> list."""
     return [b / o for b, o in zip(base, other, strict=True)]
 
 
 class _Runner:
-    """One job: counts its calls, so that inputs rotate through all turns."""
+    """A job that counts its calls, so that inputs rotate across turns."""
 
     def __init__(self, job, now):
         self.job, self.now = job, now
         self.started, self.estimate = 0, None
 
     def warm_up(self, calls):
-        """So many calls, the first of which does not count for the estimate."""
+        """Run `calls` calls; the first does not count for the estimate."""
         self._lap(1)
         self.estimate = self._lap(max(calls - 1, 1)) / max(calls - 1, 1)
 
     def repeat(self, seconds):
-        """Seconds a call, over as many calls as last `seconds` or longer."""
+        """Return seconds per call over as many calls as last `seconds` or longer."""
         calls, passed = 0, 0.0
         while calls == 0 or passed < seconds:
             more = max(1, math.ceil((seconds - passed) / max(self.estimate, 1e-9)))
@@ -98,7 +98,7 @@ class _Runner:
         return passed / calls
 
     def _lap(self, calls):
-        """Seconds from the start of the first call to the end of the last."""
+        """Return seconds from the start of the first call to the end of the last."""
         pending, began = collections.deque(), self.now()
         for _ in range(calls):
             pending.append(self.job.call(self.started))

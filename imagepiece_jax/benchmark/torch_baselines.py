@@ -1,8 +1,9 @@
-"""How fast is PyTorch on the same device? timm's model of the same size, and ToMe.
+"""PyTorch baselines on the same device: timm's model of the same size, and ToMe on it.
 
-Each is timed as written and under torch.compile: in inference with weights of the
+Each is timed eager and under torch.compile: in inference with weights of the
 benchmark's dtype and fused attention, in training under automatic mixed precision with
-fused AdamW. They take turns with ours in one process, so rates are ratios of one run.
+fused AdamW. They take turns with ours in one process, so ratios come from one run. No
+model of this package uses anything here.
 """
 
 import importlib
@@ -17,15 +18,17 @@ from imagepiece_jax.models import registry
 
 NAMES = ("timm", "tome")
 LIBRARIES = ("torch", "timm")
-R = 13  # tokens that ToMe merges in a block: its setting for this size of model
-WAYS = ("eager", "torch.compile")
+R = 13  # tokens that ToMe merges per block: its setting for models of this size
+VARIANTS = ("eager", "torch.compile")
 
 
 def prepare(names):
-    """Before JAX is used: InputError where a name or library is not there.
+    """InputError for an unknown name or a missing library; call it before JAX is used.
 
-    Both libraries then share the device's memory.
+    JAX then leaves memory of the device to PyTorch.
     """
+    if not names:
+        return
     for name in names:
         if name not in NAMES:
             raise InputError(f"--against is {name!r}; allowed are {', '.join(NAMES)}")
@@ -40,29 +43,29 @@ def prepare(names):
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
-def workloads(names, subjects, mode):
-    """{label: Workload} in `mode`, one of each size that is among `subjects`.
+def workloads(names, cases, mode):
+    """Return {label: Workload} in `mode`, for each model size among `cases`.
 
-    Modes other than "inference" and "train" have none; ToMe is not trained.
+    Only "inference" and "train" have baselines; ToMe is not trained.
     """
-    sizes = {_size(subject): subject for subject in reversed(subjects)}
+    sizes = {_size(case): case for case in reversed(cases)}
     found = {}
-    for size, subject in reversed(sizes.items()):
-        model = subject.config.model.name
-        for way in WAYS:
+    for size, case in reversed(sizes.items()):
+        model = case.config.model.name
+        for variant in VARIANTS:
             if mode == "inference" and "timm" in names:
-                found[f"timm {model}, {way}"] = _infer(size, subject, way)
+                found[f"timm {model}, {variant}"] = _infer(size, case, variant)
             if mode == "inference" and "tome" in names:
-                label = f"ToMe r={R} on timm {model}, {way}"
-                found[label] = _infer(size, subject, way, R)
+                label = f"ToMe r={R} on timm {model}, {variant}"
+                found[label] = _infer(size, case, variant, R)
             if mode == "train" and "timm" in names:
-                found[f"timm {model}, {way}"] = _train(size, subject, way)
+                found[f"timm {model}, {variant}"] = _train(size, case, variant)
     return found
 
 
-def _size(subject):
-    """What makes two models of timm the same, as its constructor's arguments."""
-    model, config = subject.model, subject.config
+def _size(case):
+    """Return the arguments of timm's constructor, by which models are told apart."""
+    model, config = case.model, case.config
     fields = ("patch_size", "embed_dim", "num_heads", "mlp_ratio", "num_classes")
     size = {field: getattr(model, field) for field in fields}
     size |= {"img_size": config.image_size, "depth": len(model.plan)}
@@ -75,19 +78,17 @@ def _model(size, **options):
     return VisionTransformer(**dict(size), **options)
 
 
-def _infer(size, subject, way, r=0):
+def _infer(size, case, variant, r=0):
     import torch
 
-    from imagepiece_jax.benchmark import torch_tome
-
-    where, dtype = _place(), getattr(torch, subject.config.model.dtype)
+    where, dtype = _place(), getattr(torch, case.config.model.dtype)
     vit = _model(size).eval().to(where, dtype)
 
     def forward(images):
-        return torch_tome.forward(vit, images, r) if r else vit(images)
+        return tome_forward(vit, images, r) if r else vit(images)
 
-    run = torch.compile(forward) if way == "torch.compile" else forward
-    shape = (subject.batch_size, 3, *subject.shape[1:3])
+    run = torch.compile(forward) if variant == "torch.compile" else forward
+    shape = (case.batch_size, 3, *case.shape[1:3])
     images = [torch.randn(shape, device=where, dtype=dtype) for _ in range(INPUTS)]
 
     def call(number):
@@ -96,21 +97,21 @@ def _infer(size, subject, way, r=0):
         return _mark(where)
 
     reduction = {"name": "tome", "r": R} if r else None
-    return _workload(subject, call, _macs(subject, reduction), way, where)
+    return _workload(case, call, _macs(case, reduction), variant, where)
 
 
-def _train(size, subject, way):
+def _train(size, case, variant):
     import torch
 
-    config, where = subject.config, _place()
+    config, where = case.config, _place()
     rate = config.model.drop_path_rate
     vit = _model(size, drop_path_rate=rate).train().to(where)
     dtype = getattr(torch, config.model.dtype)
     optimizer = torch.optim.AdamW(vit.parameters(), 1e-4, fused=True)
-    run = torch.compile(vit) if way == "torch.compile" else vit
-    shape = (subject.batch_size, 3, *subject.shape[1:3])
+    run = torch.compile(vit) if variant == "torch.compile" else vit
+    shape = (case.batch_size, 3, *case.shape[1:3])
     images = [torch.randn(shape, device=where) for _ in range(INPUTS)]
-    targets = torch.randn(subject.batch_size, config.num_classes, device=where)
+    targets = torch.randn(case.batch_size, config.num_classes, device=where)
     targets = targets.softmax(dim=-1)  # soft labels, as mixup makes them
 
     def call(number):
@@ -123,16 +124,16 @@ def _train(size, subject, way):
         optimizer.zero_grad(set_to_none=True)
         return _mark(where)
 
-    macs = TRAINING_MACS * _macs(subject, None)
-    return _workload(subject, call, macs, way, where)
+    macs = TRAINING_MACS * _macs(case, None)
+    return _workload(case, call, macs, variant, where)
 
 
 def _place():
-    """The device of JAX, as PyTorch calls it; its cores and precision as JAX's."""
+    """Return PyTorch's name of JAX's device; set cores and precision as JAX's."""
     import torch
 
     torch.set_num_threads(device.cores())
-    torch.set_float32_matmul_precision("high")  # TF32 where there is one, as JAX
+    torch.set_float32_matmul_precision("high")  # TF32 where available, as JAX
     where = "cpu" if device.platform() == "cpu" else "cuda"
     if where == "cuda" and not torch.cuda.is_available():
         raise InputError(
@@ -143,7 +144,7 @@ def _place():
 
 
 def _mark(where):
-    """What `_wait` blocks on; on a CPU nothing, for a call ends when it is done."""
+    """Return what `_wait` blocks on; None on a CPU, where calls are synchronous."""
     import torch
 
     if where == "cpu":
@@ -158,21 +159,21 @@ def _wait(event):
         event.synchronize()
 
 
-def _macs(subject, reduction):
-    fields = subject.config.model.to_dict() | {"stem": "patch"}
-    sizes = {"image_size": subject.config.image_size}
-    sizes["num_classes"] = subject.config.num_classes
+def _macs(case, reduction):
+    fields = case.config.model.to_dict() | {"stem": "patch"}
+    sizes = {"image_size": case.config.image_size}
+    sizes["num_classes"] = case.config.num_classes
     model = registry.create_model(reduction=reduction, **sizes, **fields)
-    return registry.model_macs(model, subject.config.image_size)
+    return registry.model_macs(model, case.config.image_size)
 
 
-def _workload(subject, call, macs, way, where):
-    """Compiled by a first call; the memory is that of the second."""
+def _workload(case, call, macs, variant, where):
+    """Return the Workload of `call`: compiled by a first call, memory of the second."""
     import torch
 
     began = time.perf_counter()
     _wait(call(0))
-    compile_s = time.perf_counter() - began if way == "torch.compile" else None
+    compile_s = time.perf_counter() - began if variant == "torch.compile" else None
     peak = None
     if where == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -185,5 +186,73 @@ def _workload(subject, call, macs, way, where):
         "stem": "patch",
     }
     facts |= {"compile_s": compile_s, "peak_memory": peak}
-    images, ahead = subject.batch_size, 0 if where == "cpu" else device.AHEAD
+    images, ahead = case.batch_size, 0 if where == "cpu" else device.AHEAD
     return Workload(Job(call, _wait, ahead), images, images * macs, facts)
+
+
+def tome_forward(vit, images, r):
+    """Logits of timm's `vit`, r tokens merged per block. [B, 3, H, W] -> [B, C].
+
+    Token merging (Bolya et al., ICLR 2023), section 3: in every block, between
+    attention and MLP, tokens at even positions find the most similar of those at odd
+    positions, by the cosine of their keys averaged over heads; the r most similar pairs
+    become one token each, the mean over the patches behind them. Proportional attention
+    weights a token by its number of patches.
+    """
+    import torch
+
+    x = vit.norm_pre(vit._pos_embed(vit.patch_embed(images)))
+    size = torch.ones_like(x[..., :1])
+    for block in vit.blocks:
+        attended, key = _attend(block.attn, block.norm1(x), size)
+        x = x + attended
+        merges = min(r, (x.shape[1] - 1) // 2)
+        if merges:
+            x, size = merge(x, size, key.mean(dim=1), merges)
+        x = x + block.mlp(block.norm2(x))
+    return vit.forward_head(vit.norm(x))
+
+
+def _attend(attention, x, size):
+    """timm's attention with log(size) on the logits, and its keys [B, H, N, d].
+
+    One fused kernel, although the published code builds the matrix: the faster version
+    is the fairer baseline.
+    """
+    from torch.nn import functional
+
+    batch, length, dim = x.shape
+    shape = (batch, length, 3, attention.num_heads, dim // attention.num_heads)
+    query, key, value = attention.qkv(x).reshape(shape).permute(2, 0, 3, 1, 4)
+    bias = size.log().transpose(1, 2)[:, None]  # [B, 1, 1, N]
+    out = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+    return attention.proj(out.transpose(1, 2).reshape(batch, length, dim)), key
+
+
+def merge(x, size, metric, merges):
+    """Replace the most similar pairs by their means: (x, size), `merges` tokens fewer.
+
+    x [B, N, D], size [B, N, 1] patches, metric [B, N, d]. The class token, at position
+    0, stays. The remaining even tokens come first, in order, then the odd ones.
+    """
+    import torch
+    from torch.nn import functional
+
+    metric = functional.normalize(metric, dim=-1)
+    similarity = metric[:, ::2] @ metric[:, 1::2].transpose(1, 2)
+    similarity[:, 0] = -torch.inf
+    best, partner = similarity.max(dim=-1)
+    order = best.argsort(dim=-1, descending=True)
+    leaving, staying = order[:, :merges, None], order[:, merges:, None]
+    staying = staying.sort(dim=1).values
+    joined = partner[..., None].gather(1, leaving)
+
+    def summed(values):
+        even, odd = values[:, ::2], values[:, 1::2]
+        width = values.shape[-1]
+        gone = even.gather(1, leaving.expand(-1, -1, width))
+        odd = odd.scatter_add(1, joined.expand(-1, -1, width), gone)
+        return torch.cat([even.gather(1, staying.expand(-1, -1, width)), odd], dim=1)
+
+    total, size = summed(x * size), summed(size)
+    return total / size, size

@@ -1,14 +1,12 @@
-"""What is timed of a config? Inference from three starting points, and training.
+"""Timed programs of a config: inference from three starting points, and training.
 
-inference: images lie on the device, normalised; nothing but the model runs.
-copy: images lie on the host as they were decoded (uint8); the program gets these, and
-normalises them on the device.
-end_to_end: images lie in files; the project's loader reads, decodes and crops them.
-train: a whole step as `train.py` runs it (its augmentation on the device, forward,
+inference: normalized images on the device; nothing but the model runs.
+copy: decoded images (uint8) on the host; the program copies and normalizes them.
+end_to_end: image files; the project's loader reads, decodes and crops them.
+train: a whole step as `train.py` runs it (augmentation on the device, forward,
 backward, AdamW, averages), pixels on the device.
 
-Weights are random: they do not change the speed. Inputs are random, too, and several
-take turns.
+Weights are random: they do not change the speed. Inputs are random, too, and rotate.
 """
 
 import dataclasses
@@ -22,17 +20,18 @@ from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.models import registry, summary
-from imagepiece_jax.training import checks, from_config
+from imagepiece_jax.training import from_config
 from imagepiece_jax.training.train_step import init_state
 
-INPUTS = 4  # different batches, in turn
+MODES = ("inference", "copy", "end_to_end", "train")
+INPUTS = 4  # different batches, in rotation
 TRAINING_MACS = 3  # forward, and twice as much backward
-STEPS_PER_EPOCH = 1000  # of the schedules, which cost the same wherever they are
+STEPS_PER_EPOCH = 1000  # for the schedules, which cost the same at any step
 
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """A job, the images and MACs of one call of it, and what else to report."""
+    """A job, images and MACs per call, and further facts to report."""
 
     job: timer.Job
     images: int
@@ -40,20 +39,20 @@ class Workload:
     facts: dict
 
 
-class Subject:
-    """A config at one batch size and dtype, whose images `reader` (Feeds) reads."""
+class Case:
+    """A config at one batch size and dtype; `streams` (InputStreams) read its files."""
 
-    def __init__(self, config, batch_size, dtype, reader=None):
+    def __init__(self, config, batch_size, dtype, streams=None):
         self.config = config.copy_and_resolve_references()
         self.config.batch_size = batch_size
         self.config.model.dtype = dtype
-        self.batch_size, self.reader = batch_size, reader
+        self.batch_size, self.streams = batch_size, streams
         self.model = from_config.model(self.config)
         self.shape = (batch_size, config.image_size, config.image_size, 3)
 
     def check(self, mode):
-        """InputError for what would only show once something has been measured."""
-        checks.check(self.config)
+        """InputError for mistakes that would otherwise show only while measuring."""
+        from_config.check(self.config)
         if mode == "train":
             from_config.placement(self.config)
             if parallel.device_count() > 1:
@@ -66,11 +65,11 @@ class Subject:
             input_stream.check(self.config)
 
     def workload(self, mode):
-        """The Workload of `mode`, compiled."""
+        """Return the compiled Workload of `mode`."""
         return getattr(self, f"_{mode}")()
 
     def _compiled(self, pixels=False):
-        """The model's fast program, of normalised images or of uint8 pixels."""
+        """Return the optimized program for normalized images or for uint8 pixels."""
         return optimize.optimize(
             self.model,
             random_variables(self.model, self.config.image_size),
@@ -93,7 +92,7 @@ class Subject:
         return self._forward(fast, lambda number: fast(images[number % INPUTS]))
 
     def _end_to_end(self):
-        fast, batches = self._compiled(pixels=True), self.reader.batches(self.config)
+        fast, batches = self._compiled(pixels=True), self.streams.batches(self.config)
         return self._forward(fast, lambda number: fast(next(batches)))
 
     def _forward(self, fast, call):
@@ -139,7 +138,7 @@ class Subject:
 
 
 def random_variables(model, image_size):
-    """Values for all variables of `model`: noise, scales and variances near 1."""
+    """Return random variables of `model`; scales and variances are near 1."""
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
@@ -163,13 +162,13 @@ def _pixels(rng, shape):
 
 
 def _labelled(config, seed):
-    """A batch as the loader gives it, uint8 [A, m, S, S, 3] and labels [A, m]."""
+    """Return a batch as the loader yields it: uint8 [A, m, S, S, 3], labels [A, m]."""
     rng = np.random.default_rng(seed)
-    dealt = (config.grad_accum_steps, config.batch_size // config.grad_accum_steps)
-    shapes = from_config.batch_shapes(config, dealt)
+    split = (config.grad_accum_steps, config.batch_size // config.grad_accum_steps)
+    shapes = from_config.batch_shapes(config, split)
     batch = {
         "image": _pixels(rng, shapes["image"].shape),
-        "label": rng.integers(0, config.num_classes, dealt, np.int32),
+        "label": rng.integers(0, config.num_classes, split, np.int32),
     }
     if config.data.canvas:
         batch["extent"] = np.full(shapes["extent"].shape, config.data.canvas, np.int32)

@@ -1,4 +1,4 @@
-"""Is a step on disk what was written? Reading with a checksum of every array.
+"""Checkpoint steps on disk, with a checksum of every array.
 
 Orbax does not notice flipped bits: it restores them silently. The JSON item of a step
 therefore holds a table {name: [dtype, shape, CRC32]}, and a CRC32 of its own.
@@ -7,20 +7,56 @@ therefore holds a table {name: [dtype, shape, CRC32]}, and a CRC32 of its own.
 import asyncio
 import contextlib
 import json
+import pathlib
 import zlib
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from flax import traverse_util
+
+from imagepiece_jax.errors import InputError
 
 
 class DamagedError(Exception):
-    """A step that cannot be read, or that reads differently from what was written."""
+    """A step that cannot be read, or whose content is not what was written."""
+
+
+def steps(folder):
+    """Numbers of the completely written steps in `folder`, in order."""
+    folder = pathlib.Path(folder)
+    names = (path.name for path in folder.iterdir()) if folder.is_dir() else ()
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def newest(folder, choose, among=None, reader=None):
+    """(arrays by name, meta, step) of the newest intact step in `folder`.
+
+    choose: as `read` takes it; among: these steps only; reader: in place of `read`.
+    InputError where there is no step, or none that is intact.
+    """
+    folder, reader = pathlib.Path(folder), reader or read
+    among = steps(folder) if among is None else among
+    if not among:
+        raise InputError(f"{folder} holds no checkpoint")
+    for step in reversed(among):
+        try:
+            arrays, content = reader(folder / str(step), choose)
+        except DamagedError as error:
+            logging.warning(
+                "skipping the damaged checkpoint %s: %s", folder / str(step), error
+            )
+            continue
+        return arrays, json.loads(content)["meta"], step
+    raise InputError(
+        f"{folder}: every checkpoint tried is damaged (steps {among}); remove the "
+        "folder to start again, or choose another --workdir"
+    )
 
 
 def described(arrays, meta):
-    """The text that is stored with `arrays` (by name): what they are, and `meta`."""
+    """The text stored with `arrays` (by name): the table of them, and `meta`."""
     table = {name: _entry(array) for name, array in arrays.items()}
     return json.dumps({"meta": meta, "arrays": table}, sort_keys=True)
 
@@ -36,7 +72,7 @@ def items(arrays, content):
 
 
 def read(folder, choose):
-    """Arrays by name, and the content text, of a step; DamagedError if not whole.
+    """Arrays by name, and the content text, of a step; DamagedError if not intact.
 
     `choose(folder, table)` names the arrays to read, and may raise an InputError.
     """
@@ -60,7 +96,7 @@ def read(folder, choose):
 
 @contextlib.contextmanager
 def _reported_as_damage():
-    """Orbax and TensorStore raise many types, or give something else than arrays."""
+    """Raise whatever Orbax and TensorStore raise (many types) as a DamagedError."""
     try:
         yield
     except (MemoryError, DamagedError):
@@ -71,7 +107,7 @@ def _reported_as_damage():
 
 
 def _read_item(folder, **restore):
-    """One item of a step, as Orbax gives it.
+    """One item of a step, as Orbax returns it.
 
     Each process reads alone: whether it can may depend on its view of the folder, and
     Orbax would wait for the others.
@@ -88,7 +124,7 @@ def _read_item(folder, **restore):
 
 
 class _PatientEventLoop(asyncio.SelectorEventLoop):
-    """Closes when its tasks are done, even if one of them has failed."""
+    """Event loop that closes when its tasks are done, even if one of them failed."""
 
     def close(self):
         tasks = asyncio.all_tasks(self)
@@ -104,9 +140,10 @@ class _PatientPolicy(asyncio.DefaultEventLoopPolicy):
 
 @contextlib.contextmanager
 def patient_event_loops():
-    """Else Orbax gives up at the first array that fails while others are on their way.
+    """Let reads that have begun end before an event loop closes.
 
-    Each of those would print "Event loop is closed" and a traceback when it arrives.
+    Orbax gives up at the first array that fails; each of the others would print "Event
+    loop is closed" and a traceback when it arrives.
     """
     before = asyncio.get_event_loop_policy()
     asyncio.set_event_loop_policy(_PatientPolicy())
@@ -117,11 +154,11 @@ def patient_event_loops():
 
 
 def _entry(array):
-    """What the table says of an array: [dtype, shape, CRC32 of its bytes]."""
+    """Entry of an array in the table: [dtype, shape, CRC32 of its bytes]."""
     data = np.ascontiguousarray(array).view(np.uint8).data
     return [str(array.dtype), list(array.shape), zlib.crc32(data)]
 
 
 def handlers():
-    """What reads and writes each item of a step."""
+    """Orbax's handler of each item of a step."""
     return {"state": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and locks between processes."""
+"""Atomic writes, locks between processes, and the git revision of the code."""
 
 import contextlib
 import errno
@@ -8,9 +8,12 @@ import os
 import pathlib
 import shutil
 import stat
+import subprocess
 import uuid
 
 from imagepiece_jax.errors import InputError, RunError
+
+PACKAGE = pathlib.Path(__file__).resolve().parent.parent
 
 log = logging.getLogger("imagepiece_jax.files")
 
@@ -107,6 +110,46 @@ def replacing(path):
             f"{path} cannot be written ({error.strerror or error}); mend this, and "
             "give the same command again"
         ) from error
+
+
+def append_line(file, text):
+    """Append one line to `file`, open for unbuffered binary appending; or nothing.
+
+    RunError where it cannot be written whole (a full disk): a part is removed again.
+    """
+    before = os.fstat(file.fileno()).st_size
+    data = memoryview((text + "\n").encode())
+    try:
+        while data:
+            data = data[file.write(data) :]
+    except OSError as error:
+        os.ftruncate(file.fileno(), before)
+        raise RunError(
+            f"{file.name} cannot be written ({error.strerror or error}); fix this, and "
+            "the same command resumes from what is there"
+        ) from error
+
+
+def git_revision():
+    """Commit of the running code, with "-dirty" after it where files were changed.
+
+    None where the code is not tracked by git, as in an installed package: even inside
+    another repository, whose revision would say nothing about this code.
+    """
+    tracked = _git("ls-files", "--error-unmatch", "errors.py")
+    if tracked is None:
+        return None
+    return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+
+
+def _git(*words):
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(PACKAGE), *words], capture_output=True, text=True
+        )
+    except OSError:  # git is not installed
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _target(path):

@@ -1,15 +1,9 @@
-"""Who computes which part of the batch? Devices, processes, and what they exchange.
+"""Many devices as one: `pmap`, and what devices and processes exchange.
 
-The project's only mention of `jax.pmap` and `jax.distributed`: moving to another way of
-running on many devices means rewriting this file. Layout: which samples of a global
-batch each of the W devices (all processes together) holds is `layout.device_samples`.
+The project's only mention of `jax.pmap`: moving to another way of running on many
+devices means rewriting this file. Which samples of a global batch each of the W devices
+(of all processes together) holds is `layout.device_samples`.
 """
-
-import collections
-import contextlib
-import os
-import socket
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -18,86 +12,13 @@ from jax.experimental import multihost_utils
 
 from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.layout import device_samples
-from imagepiece_jax.errors import InputError, Stopped
-from imagepiece_jax.training import peer_failure
+from imagepiece_jax.errors import InputError
 
 AXIS = "devices"
-# Seconds without a sign of life until a process counts as dead, and that a process
-# which ends waits for the others to end too: all have stopped within a minute.
-HEARTBEAT, SHUTDOWN = 30, 15
-
-
-@contextlib.contextmanager
-def joined(job):
-    """While entered, this process is one of those of `job` (from `hosts.find`).
-
-    Enter it before anything else uses JAX; None means that the process is alone, and
-    nothing happens. A process that cannot reach the others any more says so in one
-    sentence and ends with status 1; the others learn of an exception that leaves this
-    block, and do the same. InputError where they have not as many devices each.
-    """
-    if job is None:
-        yield
-        return
-    _check_coordinator(job)
-    lost = peer_failure.sentence(job.process_id, job.num_processes, job.coordinator)
-    where = f"process {job.process_id} of {job.num_processes}: waiting for the others"
-    print(f"{where} at {job.coordinator}, for up to 5 minutes", file=sys.stderr)
-    peer_failure.speak_at_abort(lost)
-    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM
-    jax.distributed.initialize(
-        job.coordinator,
-        job.num_processes,
-        job.process_id,
-        local_device_ids=job.local_devices,
-        cluster_detection_method="deactivate",
-        heartbeat_timeout_seconds=HEARTBEAT,
-        shutdown_timeout_seconds=SHUTDOWN,
-    )
-    try:
-        check_devices(jax.devices())
-        _meet()
-        yield
-        _wait_for_all()
-    except Stopped:  # which all of them do at the same step
-        _wait_for_all()
-        raise
-    except jax.errors.JaxRuntimeError as error:
-        if peer_failure.is_loss(error):
-            peer_failure.end(f"{error}\n{lost}")
-        peer_failure.leave_quietly()
-        raise
-    except BaseException:
-        peer_failure.leave_quietly()
-        raise
-
-
-def check_devices(devices):
-    """InputError where the processes do not have equally many of `devices`."""
-    counts = collections.Counter(device.process_index for device in devices)
-    for process, count in counts.items():
-        if count != counts[0]:
-            raise InputError(
-                f"process {process} has {count} devices, but process 0 has "
-                f"{counts[0]}: give every process equally many"
-            )
-
-
-def _meet():
-    """Connect all processes and all devices now, while nobody is busy compiling.
-
-    The first exchange does it, and on CPUs gives up after 30 seconds.
-    """
-    _wait_for_all()
-    jax.block_until_ready(Highest().exchange(replicate(np.int32(0))))
-
-
-def _wait_for_all():
-    multihost_utils.sync_global_devices("all processes")
 
 
 def gather(text):
-    """What every process gives here, in their order; all of them call it."""
+    """The texts of all processes, in their order; every process calls it."""
     if process_count() == 1:
         return [text]
     data = np.frombuffer(text.encode(), np.uint8)
@@ -112,8 +33,8 @@ class Highest:
     """The highest number that any process gives: the same answer in all of them.
 
     All call it equally often, with a number from 0. A process that is alone gets its
-    own number back. Several get the highest of the call before (at first 0): then the
-    answer is there by now, and the device need not wait for the host.
+    own number back. Several get the highest of the previous call (at first 0): that
+    answer has arrived by now, and the device need not wait for the host.
     """
 
     def __init__(self):
@@ -127,36 +48,13 @@ class Highest:
         return 0 if before is None else int(unreplicate(before))
 
 
-def _check_coordinator(job):
-    """InputError where nobody knows its host, or its port is another program's.
-
-    One would wait for the host, and JAX crashes at the port.
-    """
-    host, _, port = job.coordinator.rpartition(":")
-    try:
-        socket.getaddrinfo(host.strip("[]"), None)
-    except OSError as error:
-        raise InputError(
-            f"--coordinator is {job.coordinator}, but there is no host {host} "
-            f"({error.strerror}): allowed are HOST:PORT of process 0"
-        ) from error
-    try:
-        if job.process_id == 0:
-            socket.create_server(("", int(port))).close()
-    except OSError as error:
-        raise InputError(
-            f"--coordinator is {job.coordinator}, but port {port} cannot be opened "
-            f"here ({os.strerror(error.errno)}): choose another port"
-        ) from error
-
-
 def process_index():
     """Number of this process, 0 .. process_count() - 1."""
     return jax.process_index()
 
 
 def process_count():
-    """How many processes (hosts) take part."""
+    """Number of processes (hosts)."""
     return jax.process_count()
 
 
@@ -181,8 +79,7 @@ def pmap(fn, *, donate_argnums=(), model=False):
     Arguments and results carry a leading axis of devices: NumPy arrays have those of
     this process, JAX arrays (`replicate`, `shard`, results of earlier calls) those of
     all; `local` and `unreplicate` read them. Donated arguments are JAX arrays, else
-    they would be copied. `model`: with the compiler options that suit a model
-    (models.compiler).
+    they would be copied. `model`: with the compiler options for models (xla_options).
     """
     mapped = jax.pmap(
         fn, axis_name=AXIS, donate_argnums=donate_argnums, axis_size=device_count()
@@ -195,9 +92,9 @@ def pmap(fn, *, donate_argnums=(), model=False):
 class _Mapped:
     """A mapped function, compiled ahead of time: `jax.pmap` itself takes no options.
 
-    What it compiles is called with arrays of all processes. `jax.pmap` takes and gives
-    those of one; converting them around each call would take the host 20 times as long
-    as the call itself (measured: 800 arrays, two processes of four CPU devices).
+    What it compiles takes and returns arrays of all processes. `jax.pmap` uses those of
+    one; converting them around each call would take the host 20 times as long as the
+    call itself (measured: 800 arrays, two processes of four CPU devices).
     """
 
     def __init__(self, mapped, options):
@@ -213,15 +110,15 @@ class _Mapped:
 
     def compile(self, *args):
         """The program for JAX arrays like these, or shapes (`jax.stages.Compiled`)."""
-        types = jax.tree.map(jax.typeof, args)  # shapes would be taken for local arrays
+        types = jax.tree.map(jax.typeof, args)  # shapes would mean local arrays
         return self._mapped.lower(*types).compile(self._options)
 
 
 def forget_programs():
-    """Unload the programs of mapped functions that nobody holds any more.
+    """Unload the programs of mapped functions without a reference.
 
-    What was mapped is never freed from the caches of `jax.pmap`. Mapped functions that
-    are held keep their programs; other functions compile again when they are called.
+    `jax.pmap` never frees its caches. Mapped functions with a reference keep their
+    programs; other functions compile again when they are called.
     """
     jax.clear_caches()
 
@@ -255,7 +152,7 @@ def unreplicate(tree):
 
 
 def shard(tree):
-    """Cut this process's samples up: [n, ...] -> [devices, n / local devices, ...]."""
+    """Split this process's samples: [n, ...] -> [devices, n / local devices, ...]."""
     count = len(local_devices())
 
     def put(x):

@@ -1,7 +1,7 @@
-"""What did the tokens become? Pictures on which every token is one outlined area.
+"""Pictures of tokens, each token one outlined area, and plots as PNG files.
 
 `source` is the provenance map of a reduction: for each patch of the image, row by row,
-the slot of the token that holds it, or DROPPED.
+the slot of the token that holds it; a negative slot is a dropped patch.
 """
 
 import math
@@ -14,13 +14,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from imagepiece_jax.common.files import replacing
-from imagepiece_jax.reduction.tokens import DROPPED
 
-# Shares in a blend: of the group's mean colour in a kept patch, of black or white in
-# the outline of a token that holds one patch, of the stripes in a dropped patch, of the
-# colour that stands for a number.
+# Shares in a blend: of the group's mean color in a kept patch, of black or white in the
+# outline of a token of one patch, of the stripes in a dropped patch, of the color that
+# stands for a number.
 _MEAN, _PALE, _FADED, _VALUE = 0.55, 0.3, 0.8, 0.75
-# Stripes, because no even tone tells a dropped patch from a grey one of a grey image.
+# Stripes: an even tone looks like a gray patch of a gray image.
 _STRIPES = np.array([[244, 244, 246], [208, 211, 218]], np.float32)
 _STRIPE_WIDTH = 4
 
@@ -29,28 +28,28 @@ _PANEL = 224  # sides of a picture, at least
 _MARGIN, _GAP, _LABEL, _LINE = 20, 16, 58, 22
 _DPI, _FONT_SIZE, _LETTER = 100, 11, 8.2
 CAPTION = (
-    "Each outlined area is one token, filled with the mean colour of its patches. "
-    "Patches merged into one token share a coloured outline, wherever they lie. "
+    "Each outlined area is one token, filled with the mean color of its patches. "
+    "Patches merged into one token share a colored outline, wherever they lie. "
     "Striped patches were dropped."
 )
 
 
 def draw_groups(image, source, grid, scale=1):
-    """The image with its tokens: uint8 [H, W, 3] -> uint8 [H * scale, W * scale, 3].
+    """Draw the tokens on the image: uint8 [H, W, 3] -> uint8 [H * scale, W * scale, 3].
 
     `source` is int [h * w] and `grid` (h, w), which divides (H, W). A kept patch is
-    blended with the mean colour of its group, a dropped one fades into stripes. Pixels
-    beside another group are outline: two wide and of a bright colour where several
+    blended with the mean color of its group, a dropped one fades into stripes. Pixels
+    beside another group are outline: two wide and of a bright color where several
     patches were merged, one wide and pale where the token is a single patch. The bright
-    colour belongs to the group's first patch, so it stays from step to step.
+    color belongs to the group's first patch, so it stays from step to step.
     """
     image, source = np.asarray(image), np.asarray(source)
     _check(image, source, grid)
     slots = _to_pixels(source.reshape(grid), image, scale)
     hues = _to_pixels(_hues(source).reshape(*grid, 3), image, scale)
-    means = _to_pixels(mean_colours(image, source, grid), image, scale)
+    means = _to_pixels(mean_colors(image, source, grid), image, scale)
     pixels = image.repeat(scale, 0).repeat(scale, 1).astype(np.float32)
-    kept = (slots != DROPPED)[..., None]
+    kept = (slots >= 0)[..., None]
     drawn = np.where(kept, _blend(pixels, means, _MEAN), _fade(pixels))
     merged = _to_pixels(_is_merged(source).reshape(grid), image, scale)[..., None]
     pale = kept & ~merged & _border(slots, 1)[..., None]
@@ -60,15 +59,15 @@ def draw_groups(image, source, grid, scale=1):
     return np.rint(np.where(bright, hues, drawn)).astype(np.uint8)
 
 
-def mean_colours(image, source, grid):
-    """Mean colour of the pixels of each patch's group: [H, W, 3], [h * w] -> [h, w, 3].
+def mean_colors(image, source, grid):
+    """Mean color of the pixels of each patch's group: [H, W, 3], [h * w] -> [h, w, 3].
 
     Dropped patches form no group: each has its own mean.
     """
     (height, width), (h, w) = image.shape[:2], grid
     patches = image.reshape(h, height // h, w, width // w, 3).astype(np.float64)
     own = patches.mean(axis=(1, 3)).reshape(-1, 3)
-    kept = source != DROPPED
+    kept = source >= 0
     _, group, counts = np.unique(source[kept], return_inverse=True, return_counts=True)
     sums = np.zeros((len(counts), 3))
     np.add.at(sums, group, own[kept])
@@ -76,40 +75,40 @@ def mean_colours(image, source, grid):
     return own.reshape(h, w, 3).astype(np.float32)
 
 
-def value_colours(values, colours="inferno"):
-    """A colour for each of `values` in 0..1: float [...] -> uint8 RGBA [..., 4].
+def value_colors(values, colormap="inferno"):
+    """Color of each of `values` in 0..1: float [...] -> uint8 RGBA [..., 4].
 
-    It covers what is below by three quarters. NaN, which stands for a dropped patch,
-    is a pale tone. `colours` names one of matplotlib's maps.
+    Three quarters opaque. NaN, which stands for a dropped patch, is a pale tone.
+    `colormap` names one of matplotlib's maps.
     """
     values = np.asarray(values, float)
-    painted = colormaps[colours](np.nan_to_num(values), bytes=True)
+    painted = colormaps[colormap](np.nan_to_num(values), bytes=True)
     painted[..., 3] = round(255 * _VALUE)
     pale = [*_STRIPES.mean(axis=0), 255 * _FADED]
     return np.where(np.isnan(values)[..., None], pale, painted).astype(np.uint8)
 
 
-def draw_values(image, values, grid, colours="inferno", scale=1):
-    """A number for each patch over the grey image: uint8 [H * scale, W * scale, 3].
+def draw_values(image, values, grid, colormap="inferno", scale=1):
+    """Draw a value per patch over the gray image: uint8 [H * scale, W * scale, 3].
 
     values: float [h * w] in 0..1, NaN for dropped patches, which fade into stripes.
     """
     image, values = np.asarray(image), np.asarray(values)
     _check(image, values, grid)
-    painted = _to_pixels(value_colours(values, colours).reshape(*grid, 4), image, scale)
+    painted = _to_pixels(value_colors(values, colormap).reshape(*grid, 4), image, scale)
     dropped = _to_pixels(np.isnan(values).reshape(grid), image, scale)[..., None]
     pixels = image.repeat(scale, 0).repeat(scale, 1).astype(np.float32)
-    grey = pixels.mean(axis=-1, keepdims=True)
-    drawn = np.where(dropped, _fade(pixels), _blend(grey, painted[..., :3], _VALUE))
+    gray = pixels.mean(axis=-1, keepdims=True)
+    drawn = np.where(dropped, _fade(pixels), _blend(gray, painted[..., :3], _VALUE))
     return np.rint(drawn).astype(np.uint8)
 
 
 def token_page(path, images, sources, grid, titles):
-    """Write one PNG with a row an image: the input, then its tokens after each step.
+    """Write one PNG with a row per image: the input, then its tokens after each step.
 
     images: uint8 [H, W, 3], all of one size; sources: for each image a list of (title,
-    source), one picture each, such as ("after block 3", source); titles: what stands
-    over each input. The number of tokens is written under each title. The file appears
+    source), one picture each, such as ("after block 3", source); titles: one for each
+    input. The number of tokens is written under each title. The file appears
     whole or not at all.
     """
     scale = enlargement(images[0])
@@ -125,7 +124,7 @@ def token_page(path, images, sources, grid, titles):
 
 
 def enlargement(image):
-    """How many times a picture of `image` [H, W, 3] is enlarged on a page."""
+    """Return the factor by which `image` [H, W, 3] is enlarged on a page."""
     return max(1, -(-_PANEL // image.shape[0]))
 
 
@@ -155,14 +154,14 @@ def panel_page(path, rows, caption):
             axes = figure.add_axes((left / page_width, bottom / page_height, *size))
             axes.imshow(pixels, interpolation="nearest", aspect="auto")
             axes.set_axis_off()
-            title = title.encode(errors="backslashreplace").decode()  # may be no UTF-8
+            title = title.encode(errors="backslashreplace").decode()  # may not be UTF-8
             title = textwrap.shorten(title, int(width / _LETTER), placeholder="…")
             axes.set_title(
                 f"{title}\n{note}",
                 fontsize=_FONT_SIZE,
                 loc="left",
                 pad=5,
-                parse_math=False,  # "$" in the name of a file is a "$"
+                parse_math=False,  # "$" in a file name is a "$"
             )
     figure.text(
         _MARGIN / page_width,
@@ -175,7 +174,7 @@ def panel_page(path, rows, caption):
 
 
 def accuracy_plot(path, points):
-    """Write one PNG: accuracy against cost, a curve a method, bars for the intervals.
+    """Write one PNG: accuracy against cost, a curve per method, bars for the intervals.
 
     points: (method, GMACs, accuracy in %, half of its 95 % interval), in any order.
     """
@@ -202,11 +201,11 @@ def save_figure(figure, path):
 
 
 def _count(source):
-    return len(np.unique(source[source != DROPPED]))
+    return len(np.unique(source[source >= 0]))
 
 
 def _is_merged(source):
-    """Which patches share their slot with another one. [n0] -> bool [n0]."""
+    """Whether each patch shares its slot with another one. [n0] -> bool [n0]."""
     return (source[:, None] == source[None, :]).sum(axis=1) > 1
 
 
@@ -215,14 +214,14 @@ def _blend(below, above, share):
 
 
 def _fade(pixels):
-    """Stripes through which the image is just visible, without its colours."""
+    """Stripes through which the image is just visible, without its colors."""
     y, x = np.indices(pixels.shape[:2])
     stripes = _STRIPES[(x + y) // _STRIPE_WIDTH % 2]
     return _blend(pixels.mean(axis=-1, keepdims=True), stripes, _FADED)
 
 
 def _hues(source):
-    """A bright colour for each patch, that of its group's first one. [n0] -> [n0, 3].
+    """A bright color for each patch, that of its group's first one. [n0] -> [n0, 3].
 
     The hue turns by sqrt(3) from patch to patch, which keeps patches beside and below
     each other apart on grids of 7, 8, 12, 14 and 16; the golden ratio fails on 8.

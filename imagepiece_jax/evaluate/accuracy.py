@@ -1,132 +1,212 @@
-"""How accurate is a model on a whole split? Every image once, padding masked out."""
+"""The evaluation pass: accuracy and loss over a whole split, and of every image."""
 
+import dataclasses
 import functools
 import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from imagepiece_jax.common import parallel, xla_options
 from imagepiece_jax.common.rng import Purpose, sample_keys
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.training.metrics import correct_at
+
+FIGURES = ("acc1", "acc5", "loss", "images", "throughput")
 
 
-def eval_step(variables, batch, *, model, seed=0, precision=None):
-    """Sums over all devices of loss, acc1, acc5 and images, and who was right [m].
+@dataclasses.dataclass(frozen=True, eq=False)
+class EvalResult:
+    """One pass over a split.
 
-    batch: image uint8 [m, S, S, 3], label, mask and index (of the image in its set) [m]
-    of this device. The loss is the cross-entropy with the hard label. A reducer that
-    draws does so by (seed, index): the same in every pass. `precision` "highest" keeps
-    all of float32 in products, of which GPUs otherwise round the factors (TF32).
+    acc1, acc5: percent; loss: mean cross-entropy; throughput: images a second; each:
+    arrays with a row for every image that was read by this process, in the order of the
+    split: index (its place there), right and right5 (the label is the first, among the
+    first five), loss, probability (of the label), and what the step measures beside.
+    """
+
+    acc1: float
+    acc5: float
+    loss: float
+    images: int
+    throughput: float
+    each: Mapping[str, np.ndarray] = dataclasses.field(repr=False)
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """The numbers over the whole split, by name."""
+        return {name: getattr(self, name) for name in FIGURES}
+
+    def line(self, *more: str) -> str:
+        """The numbers, and what `more` there is, as a line of text."""
+        parts = [f"acc1 {self.acc1:.2f} %", f"acc5 {self.acc5:.2f} %"]
+        parts += [f"loss {self.loss:.4f}", f"images {self.images}", *more]
+        return "  ".join([*parts, f"throughput {self.throughput:.1f} img/s"])
+
+
+def correct_at(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
+    """Whether the label is among the k largest logits. [B, C], int [B] -> bool [B].
+
+    Of equal logits the lower class counts as larger, so a network that says the same
+    for every class is right for k classes only. A label whose logit is NaN is never
+    found.
+    """
+    chex.assert_rank([logits, labels], [2, 1])
+    mine = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+    lower = jnp.arange(logits.shape[-1])[None, :] < labels[:, None]
+    ahead = jnp.sum((logits > mine) | ((logits == mine) & lower), axis=-1)
+    return (ahead < k) & ~jnp.isnan(mine[:, 0])
+
+
+def eval_step(
+    variables, batch, *, model, seed=0, precision=None, measure=None, alter=None
+):
+    """(sums over all devices, arrays [m, ..] of each image) of one device's batch.
+
+    batch: image uint8 [m, S, S, 3], label, mask and index (of the image in its set)
+    [m]. A reducer that draws does so by (seed, index): the same in every pass.
+    `precision` "highest" keeps all of float32 in products, of which GPUs otherwise
+    round the factors (TF32). measure(outputs, batch) -> more arrays by name;
+    alter(images, batch, model) changes the normalized images that the model sees.
     """
     keys = {"reducer": sample_keys(seed, 0, batch["index"], Purpose.REDUCER_EVAL)}
     images = normalize(batch["image"], model.mean, model.std)
+    images = images if alter is None else alter(images, batch, model)
     asked = precision or jax.config.jax_default_matmul_precision
     with jax.default_matmul_precision(asked):
-        logits = model.apply(variables, images, keys=keys).logits
-    sums, right = _score(logits, batch)
-    return parallel.total(sums), right
+        outputs = model.apply(variables, images, keys=keys)
+    each = _score(outputs.logits, batch["label"])
+    sums = parallel.total(_sums(each, batch["mask"]))
+    return sums, each if measure is None else each | measure(outputs, batch)
 
 
-def _score(logits, batch):
-    """Sums over one device's batch, and who was right [m]."""
-    label, mask = batch["label"], batch["mask"]
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, label)
-    sums = {
-        "loss": losses,
-        "acc1": correct_at(logits, label, 1),
-        "acc5": correct_at(logits, label, min(5, logits.shape[-1])),
-        "images": jnp.ones_like(mask),
+def _score(logits, label):
+    """Arrays [m] of each image, by name."""
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, label)
+    return {
+        "right": correct_at(logits, label, 1),
+        "right5": correct_at(logits, label, min(5, logits.shape[-1])),
+        "loss": loss,
+        "probability": jnp.exp(-loss),
     }
+
+
+def _sums(each, mask):
+    """Sums over one device's batch, by name of the result."""
+    values = {"acc1": each["right"], "acc5": each["right5"], "loss": each["loss"]}
+    values["images"] = jnp.ones_like(mask)
     # A masked image may give anything, NaN too: select, do not multiply.
-    sums = {
+    return {
         name: jnp.sum(jnp.where(mask > 0, value.astype(jnp.float32), 0))
-        for name, value in sums.items()
+        for name, value in values.items()
     }
-    return sums, correct_at(logits, label, 1) & (mask > 0)
 
 
-def compiled(model, seed=0, precision=None):
+def compiled(
+    model,
+    seed: int = 0,
+    precision: str | None = None,
+    measure: Callable[..., dict[str, jax.Array]] | None = None,
+    alter: Callable[..., jax.Array] | None = None,
+):
     """`eval_step` of `model` on all devices: (replicated variables, batch)."""
     xla_options.check_dtype(parallel.local_devices()[0].platform, model.dtype.name)
-    step = functools.partial(eval_step, model=model, seed=seed, precision=precision)
+    step = functools.partial(
+        eval_step,
+        model=model,
+        seed=seed,
+        precision=precision,
+        measure=measure,
+        alter=alter,
+    )
     return parallel.pmap(step, model=True)
 
 
-def of_program(program):
+def of_program(program: Callable[[np.ndarray], jax.Array]):
     """A step as from `compiled`, of a function of pixels: (anything, batch).
 
     `program`: uint8 [m, S, S, 3] -> logits, on one device; it has its own weights.
     """
-    score = jax.jit(jax.vmap(_score))
+
+    @jax.jit
+    def score(logits, label, mask):
+        each = _score(logits, label)
+        sums = _sums(each, mask)
+        return jax.tree.map(lambda x: x[None], (sums, each))  # the axis of devices
 
     def step(_, batch):
-        logits = program(batch["image"][0])[None]  # the leading axis of devices
-        return score(logits, {name: batch[name] for name in ("label", "mask")})
+        logits = program(batch["image"][0])
+        return score(logits, batch["label"][0], batch["mask"][0])
 
     return step
 
 
-def evaluate(step, variables, batches, right=None):
-    """One pass: dict of acc1, acc5 (percent), loss, images and throughput (img/s).
+def evaluate(step, variables, batches: Iterable[Mapping[str, Any]]) -> EvalResult:
+    """The result of one pass over `batches`.
 
     `step` is from `compiled` or `of_program`, `variables` replicated. The rate includes
     reading and decoding; the first batch, which may compile, is left out. A set of one
     batch goes through the model once more: its rate is that of the model alone.
-    `right` [images of the set] bool, where given, becomes True for those of this
-    process that were classified right.
     """
-
-    def noted(batch):
-        sums, correct = step(variables, batch)
-        if right is not None:
-            right[batch["index"][parallel.local(correct)]] = True
-        return (sums,)
-
-    return _one_pass(noted, batches, 1)[0]
+    return evaluate_each(step, [variables], batches)[0]
 
 
-def evaluate_each(step, models, batches):
+def evaluate_each(
+    step, models: list, batches: Iterable[Mapping[str, Any]]
+) -> list[EvalResult]:
     """`evaluate` of several sets of variables in one pass: every image is read once."""
-
-    def each(batch):
-        return [step(variables, batch)[0] for variables in models]
-
-    return _one_pass(each, batches, len(models))
-
-
-def _one_pass(sums_of, batches, count):
-    """Results of `count` models, whose sums over a batch `sums_of(batch)` gives."""
-    totals = [dict.fromkeys(("loss", "acc1", "acc5", "images"), 0.0)] * count
+    passes = [_Pass() for _ in models]
     began, seen, pending = None, 0.0, None
 
-    def added(totals, sums):
-        sums = parallel.unreplicate(sums)
-        return {name: total + float(sums[name]) for name, total in totals.items()}
+    def add(kept, results):
+        for one, result in zip(passes, results, strict=True):
+            one.add(kept, *result)
 
     for batch in batches:
-        sums = sums_of(batch)
+        results = [step(variables, batch) for variables in models]
         if pending is not None:  # one behind: the device works while the host reads
-            totals = list(map(added, totals, pending))
+            add(*pending)
             if began is None:
-                began, seen = time.perf_counter(), totals[0]["images"]
-        pending = sums
-    totals = list(map(added, totals, pending))
+                began, seen = time.perf_counter(), passes[0].totals["images"]
+        kept = {name: np.array(batch[name]) for name in ("index", "mask")}
+        pending = kept, results
+    add(*pending)
     if began is None:
         began = time.perf_counter()
-        jax.block_until_ready(sums_of(batch))
+        jax.block_until_ready([step(variables, batch) for variables in models])
     seconds = time.perf_counter() - began
-    return [_result(total, (total["images"] - seen) / seconds) for total in totals]
+    return [one.result(seen, seconds) for one in passes]
 
 
-def _result(totals, throughput):
-    images = max(totals["images"], 1.0)
-    return {
-        "acc1": 100 * totals["acc1"] / images,
-        "acc5": 100 * totals["acc5"] / images,
-        "loss": totals["loss"] / images,
-        "images": int(totals["images"]),
-        "throughput": throughput,
-    }
+class _Pass:
+    """Totals, and the arrays of each image, of one model."""
+
+    def __init__(self):
+        self.totals = dict.fromkeys(("loss", "acc1", "acc5", "images"), 0.0)
+        self.parts = []
+
+    def add(self, kept, sums, each):
+        sums = parallel.unreplicate(sums)
+        self.totals = {k: total + float(sums[k]) for k, total in self.totals.items()}
+        real = np.ravel(kept["mask"]) > 0
+        part = {"index": np.ravel(kept["index"])[real]}
+        for name, values in parallel.local(each).items():
+            part[name] = values.reshape(-1, *values.shape[2:])[real]
+        self.parts.append(part)
+
+    def result(self, seen, seconds):
+        joined = {k: np.concatenate([p[k] for p in self.parts]) for k in self.parts[0]}
+        order = np.argsort(joined["index"], kind="stable")
+        images = max(self.totals["images"], 1.0)
+        return EvalResult(
+            acc1=100 * self.totals["acc1"] / images,
+            acc5=100 * self.totals["acc5"] / images,
+            loss=self.totals["loss"] / images,
+            images=int(self.totals["images"]),
+            throughput=(self.totals["images"] - seen) / seconds,
+            each={name: values[order] for name, values in joined.items()},
+        )

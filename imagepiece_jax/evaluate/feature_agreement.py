@@ -1,42 +1,47 @@
-"""How much of the dense model's map is left in that of a reduced one? Two figures.
+"""Agreement of the feature map of a reduced model with that of the dense one.
 
-Both compare maps of the same images, [B, n, D] with a feature for each patch, and
-neither depends on the scale or direction of single features, but on what is like what:
+Two figures compare maps of the same images, [B, n, D] with a feature for each patch.
+Neither depends on the scale or direction of single features, only on their similarity:
 
 * self-similarity: which patches of an image are alike? The correlation, over all pairs
   of patches, of their cosines in one map with those in the other.
-* probe: does a patch still say what it shows? Patches are labelled by clusters of the
-  dense model's features; a nearest-neighbour classifier reads these labels from the
-  map, with half of the images as its memory, asked about the other half.
+* probe: does a patch still say what it shows? Patches are labeled by clusters of the
+  dense model's features; a nearest-neighbor classifier reads these labels from the
+  map, with half of the images as its memory, tested on the other half.
 
 Merging makes patches equal, so self-similarity inside a group is free of charge; the
-probe asks across images, where being equal does not help.
+probe compares across images, where being equal does not help.
 """
 
-import math
-from typing import NamedTuple
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-CLUSTERS, NEIGHBOURS, SEED = 32, 5, 0
-CONFIDENT = 1.96  # standard errors of a 95 % interval
+from imagepiece_jax.common import tables
+from imagepiece_jax.data.decode import UnreadableImage
+from imagepiece_jax.data.normalize import normalize
+from imagepiece_jax.data.sources import open_source
+from imagepiece_jax.data.transforms import fitted
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.models.features import FILLS, feature_map, final_norm
+from imagepiece_jax.models.pretrained import Variant
+from imagepiece_jax.reduction.tokens import unmerge
 
-
-class Share(NamedTuple):
-    """A mean over images and half of its 95 % interval."""
-
-    mean: float
-    error: float
-
-    def __str__(self):
-        return f"{self.mean:.3f} ± {self.error:.3f}"
-
-
-def over_images(values):
-    """The Share of one value an image, [B]."""
-    values = np.asarray(values, float)
-    error = CONFIDENT * values.std(ddof=1) / math.sqrt(len(values))
-    return Share(float(values.mean()), float(error))
+CLUSTERS, NEIGHBORS, SEED = 32, 5, 0
+BATCH = 10
+FEWEST = 4  # images: half of them are the memory, the others are tested, and both vary
+FATES = ("alone", "merged", "dropped")
+FILLED = {"last": "their last feature", "zero": "zero", "class": "the class token's"}
+POSITION = "position alone"
+HEAD = [
+    *("setting", "dropped patches get", "tokens", "GMACs", "self-similarity", "probe"),
+    *(f"cosine, {fate}" for fate in FATES),
+]
 
 
 def self_similarity(features):
@@ -44,7 +49,7 @@ def self_similarity(features):
 
     A patch without a feature (zero) is like nothing: its cosines are 0.
     """
-    units = normalised(features)
+    units = normalized(features)
     first, second = np.triu_indices(features.shape[1], k=1)
     return np.stack([(image @ image.T)[first, second] for image in units])
 
@@ -57,7 +62,7 @@ def correlation(ours, theirs):
 
 
 def of_other_images(pairs):
-    """For each image the mean of all others': what position alone tells. [B, m]."""
+    """For each image the mean of all others: what position explains. [B, m]."""
     return (pairs.sum(axis=0) - pairs) / (len(pairs) - 1)
 
 
@@ -68,7 +73,7 @@ def cluster_labels(dense, memory):
     """
     from sklearn.cluster import KMeans
 
-    units = normalised(dense)
+    units = normalized(dense)
     width = units.shape[2]
     clusters = KMeans(CLUSTERS, n_init=1, random_state=SEED)
     clusters.fit(units[memory].reshape(-1, width))
@@ -76,35 +81,150 @@ def cluster_labels(dense, memory):
 
 
 def probe(features, labels, memory):
-    """Share of patches read rightly in each image that is not `memory`. -> [images].
+    """Share of patches read correctly in each image outside of `memory`. -> [images].
 
     features [B, n, D], labels [B, n] int, memory [B] bool. A patch gets the most
     frequent label among its nearest patches by cosine.
     """
-    units = normalised(features)
+    units = normalized(features)
     bank, known = units[memory].reshape(-1, units.shape[2]), labels[memory].reshape(-1)
     shares = []
-    for asked, right in zip(units[~memory], labels[~memory], strict=True):
-        order = np.argpartition(-asked @ bank.T, NEIGHBOURS - 1, axis=1)
-        near = order[:, :NEIGHBOURS]
-        said = [np.bincount(votes).argmax() for votes in known[near]]
-        shares.append(np.mean(said == right))
+    for tested, right in zip(units[~memory], labels[~memory], strict=True):
+        order = np.argpartition(-tested @ bank.T, NEIGHBORS - 1, axis=1)
+        near = order[:, :NEIGHBORS]
+        found = [np.bincount(votes).argmax() for votes in known[near]]
+        shares.append(np.mean(found == right))
     return np.array(shares)
 
 
 def probe_position(labels, memory):
-    """As `probe`, but told by where a patch is: the most frequent label there."""
-    said = [np.bincount(column).argmax() for column in labels[memory].T]
-    return (labels[~memory] == said).mean(axis=1)
+    """As `probe`, by the most frequent label at a patch's position."""
+    found = [np.bincount(column).argmax() for column in labels[memory].T]
+    return (labels[~memory] == found).mean(axis=1)
 
 
 def cosine(ours, theirs):
-    """Of each patch's two features. [B, n, D] twice -> [B, n]; 0 for a zero feature."""
-    return (normalised(ours) * normalised(theirs)).sum(axis=2)
+    """Cosine of a patch's two features. [B, n, D] twice -> [B, n]; 0 for a zero one."""
+    return (normalized(ours) * normalized(theirs)).sum(axis=2)
 
 
-def normalised(features):
+def normalized(features):
     """Features of length 1, zero ones stay. [B, n, D] -> [B, n, D] float32."""
     features = np.asarray(features, np.float32)
     norms = np.linalg.norm(features, axis=2, keepdims=True)
     return features / np.where(norms > 0, norms, 1)
+
+
+def read(data: str, num_classes: int, image_size: int, count: int) -> np.ndarray:
+    """`count` images of a set, spread over it, as uint8 [B, S, S, 3].
+
+    Images of the model's size are taken as they are, unreadable ones are left out.
+    """
+    source, images = open_source(data, "val", num_classes=num_classes), []
+    for index in np.linspace(0, len(source) - 1, min(count, len(source))).astype(int):
+        try:
+            image, _ = source.read(int(index))
+        except UnreadableImage:
+            continue
+        images.append(fitted(image, image_size))
+    if len(images) < FEWEST:
+        raise InputError(
+            f"--data {data} has {len(images)} readable images; allowed are {FEWEST} or "
+            "more"
+        )
+    return np.stack(images)
+
+
+def compare(
+    dense: Variant, reduced: Iterable[Variant], images: np.ndarray
+) -> Iterator[dict[str, Any]]:
+    """Rows of the table: the dense model, position alone, then each reduced model.
+
+    images: uint8 [B, S, S, 3]. Intervals are (value, low, high).
+    """
+    theirs, _, tokens = maps(dense, images)
+    theirs = theirs["last"]
+    memory = np.arange(len(images)) % 2 == 0
+    pairs = self_similarity(theirs)
+    labels = cluster_labels(theirs, memory)
+
+    def figures(ours, right):
+        alike = correlation(ours, pairs)
+        return {
+            "self_similarity": statistics.mean(alike),
+            "probe": statistics.mean(right),
+        }
+
+    row = {"setting": "dense", "tokens": tokens, "gmacs": dense.gmacs}
+    yield row | figures(pairs, probe(theirs, labels, memory))
+    right = probe_position(labels, memory)
+    yield {"setting": POSITION} | figures(of_other_images(pairs), right)
+    for variant in reduced:
+        ours, fate, tokens = maps(variant, images)
+        row = {"setting": variant.label, "tokens": tokens, "gmacs": variant.gmacs}
+        drops, fills = "dropped" in fate, list(ours)
+        for fill in fills if drops else fills[:1]:
+            near = cosine(ours[fill], theirs)
+            row["fill"] = fill if drops else None
+            row["cosine"] = {
+                f: float(near[fate == f].mean()) for f in FATES if f in fate
+            }
+            right = probe(ours[fill], labels, memory)
+            yield row | figures(self_similarity(ours[fill]), right)
+
+
+def table(rows: Sequence[dict[str, Any]], images: str) -> str:
+    """The rows as a Markdown table; `images` says how many and which."""
+    lines = tables.markdown(HEAD, map(cells, rows))
+    note = f"{images}; 95 % intervals; the probe is tested on half of them."
+    return "\n".join(lines) + f"\n\n{note}\n"
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """A row as text."""
+    near = row.get("cosine", {})
+    return [
+        row["setting"],
+        FILLED.get(row.get("fill"), ""),
+        str(row.get("tokens", "")),
+        f"{row['gmacs']:.3f}" if "gmacs" in row else "",
+        statistics.format_estimate(row["self_similarity"], 3),
+        statistics.format_estimate(row["probe"], 3),
+        *(f"{near[fate]:.3f}" if fate in near else "" for fate in FATES),
+    ]
+
+
+def maps(variant: Variant, images: np.ndarray):
+    """(maps [B, n, D] by fill, fate [B, n] of each patch, image tokens at the end).
+
+    A fate is "alone", "merged" or "dropped"; after a soft reduction all are merged.
+    """
+    parts = [
+        jax.device_get(_maps(variant.variables, images[i : i + BATCH], variant.model))
+        for i in range(0, len(images), BATCH)
+    ]
+    features, behind = jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
+    fate = np.array(FATES)[np.select([behind == 1, behind > 1], [0, 1], 2)]
+    features = {fill: features[fill] for fill in FILLS if fill in features}
+    prefix = int(variant.model.class_token)
+    return features, fate, variant.model.plan[-1].mlp_tokens - prefix
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _maps(variables, images, model):
+    """Maps by fill, and the patches behind each patch's token, 0 where it is gone."""
+    images = normalize(images, model.mean, model.std)
+    with jax.default_matmul_precision("highest"):  # or TF32 on GPUs
+        outputs = model.clone(trace_source=True).apply(variables, images)
+    side = images.shape[1] // model.patch_size
+    norm = final_norm(variables)
+    features = {}
+    for fill in FILLS:
+        if fill != "class" or model.class_token:
+            whole = feature_map(outputs, (side, side), fill, norm)
+            features[fill] = whole.reshape(whole.shape[0], side * side, -1)
+    state = outputs.state
+    if state.source is None:
+        return features, jnp.full(features["last"].shape[:2], 2.0)
+    size = state.size[:, state.num_prefix :, None]
+    return features, unmerge(size, state.source)[..., 0]

@@ -1,13 +1,20 @@
-"""How sure is a figure? 95 % intervals, paired differences, and what is noise.
+"""95 % confidence intervals of accuracies, paired differences and means over images.
 
-Accuracies and their differences are in percent and points. All images count alike; two
-models are always compared on the same images, in the same order.
+The only place in the package where an interval is computed, so that the same figure has
+the same interval wherever it is printed. Accuracies are in percent, their differences
+in points. Two models are always compared on the same images, in the same order.
+
+Sources: Wilson (1927), a proportion; Agresti and Min (2005), a difference of paired
+proportions; McNemar (1947), its test; Student (1908), a mean over few seeds; Efron
+(1979), the percentile bootstrap of any statistic.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 Z = 1.959964  # standard errors of a 95 % interval
 # Student's t for 95 %, by degrees of freedom from 1 on.
@@ -25,20 +32,65 @@ class Estimate(NamedTuple):
     low: float
     high: float
 
+    @property
+    def half_width(self) -> float:
+        """Half of the interval, for an error bar; the ends may lie unevenly."""
+        return (self.high - self.low) / 2
 
-def proportion(right):
-    """Percent of True in `right` [n], with Wilson's interval (1927).
 
-    Unlike value +- 1.96 standard errors it stays inside 0..100 and is not empty there.
+def accuracy(right: ArrayLike) -> Estimate:
+    """Percent of True. bool [images], or [seeds, images] of several trainings.
+
+    Of one model Wilson's interval: unlike value +- 1.96 standard errors it stays inside
+    0..100 and is not empty at its ends. Of several see `mean_over_seeds`.
     """
-    n, share = len(right), float(np.mean(right))
-    centre = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
+    right = np.atleast_2d(right)
+    if len(right) > 1:
+        value, low, high = mean_over_seeds(100.0 * right)
+        return Estimate(value, max(low, 0.0), min(high, 100.0))
+    n, share = right.size, float(right.mean())
+    center = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2)) / (1 + Z**2 / n)
-    return Estimate(100 * share, 100 * (centre - half), 100 * (centre + half))
+    return Estimate(100 * share, 100 * (center - half), 100 * (center + half))
 
 
-def mean(values):
-    """Mean of one value an image [n], by its standard error; NaN values do not count.
+def paired_difference(right: ArrayLike, base: ArrayLike) -> Estimate:
+    """Points of accuracy that `right` has more than `base`, image by image.
+
+    bool [images] twice, or [seeds, images] twice, paired by seed as well. Of one pair
+    the interval is that of Agresti and Min: half an image more in each cell of the
+    2 x 2 table, so that it is not empty where few images differ.
+    """
+    right, base = np.atleast_2d(right), np.atleast_2d(base)
+    gained, lost = discordant(right, base)
+    if len(right) > 1:
+        return mean_over_seeds(100 * (right.astype(float) - base))
+    n = right.size + 2
+    center, differ = (gained - lost) / n, gained + lost + 1
+    half = Z * math.sqrt(differ - (gained - lost) ** 2 / n) / n
+    low, high = 100 * (center - half), 100 * (center + half)
+    value = 100 * (gained - lost) / right.size
+    return Estimate(value, max(low, -100.0), min(high, 100.0))
+
+
+def discordant(right: ArrayLike, base: ArrayLike) -> tuple[int, int]:
+    """Number of images that only `right`, and that only `base` has right."""
+    right, base = np.asarray(right, bool), np.asarray(base, bool)
+    if right.shape != base.shape:
+        raise ValueError(f"answers of {right.shape} and {base.shape} are not paired")
+    return int(np.sum(right & ~base)), int(np.sum(base & ~right))
+
+
+def mcnemar(right: ArrayLike, base: ArrayLike) -> float:
+    """Exact two-sided p of McNemar's test that neither is better. bool [images]."""
+    gained, lost = discordant(right, base)
+    trials, fewer = gained + lost, min(gained, lost)
+    tail = sum(math.comb(trials, k) for k in range(fewer + 1))
+    return min(1.0, 2 * tail / 2**trials)
+
+
+def mean(values: ArrayLike) -> Estimate:
+    """Mean of one value an image, by its standard error. [images]; NaN is left out.
 
     All NaN: NaN throughout.
     """
@@ -50,39 +102,8 @@ def mean(values):
     return Estimate(values.mean(), values.mean() - half, values.mean() + half)
 
 
-def paired(right, base):
-    """Points of accuracy that `right` has more than `base`, image by image.
-
-    Both [n] bool. The interval is that of Agresti and Min (2005): half an image more
-    in each cell of the 2 x 2 table, so that it is not empty where few images differ.
-    """
-    gained, lost = discordant(right, base)
-    n = len(right) + 2
-    centre, differ = (gained - lost) / n, gained + lost + 1
-    half = Z * math.sqrt(differ - (gained - lost) ** 2 / n) / n
-    value = 100 * (gained - lost) / len(right)
-    low, high = 100 * (centre - half), 100 * (centre + half)
-    return Estimate(value, max(low, -100.0), min(high, 100.0))
-
-
-def discordant(right, base):
-    """Images that only `right`, and that only `base` has right."""
-    right, base = np.asarray(right, bool), np.asarray(base, bool)
-    if right.shape != base.shape:
-        raise ValueError(f"answers of {right.shape} and {base.shape} are not paired")
-    return int(np.sum(right & ~base)), int(np.sum(base & ~right))
-
-
-def mcnemar(right, base):
-    """Exact two-sided p of McNemar's test (1947) that neither is better."""
-    gained, lost = discordant(right, base)
-    tosses, fewer = gained + lost, min(gained, lost)
-    tail = sum(math.comb(tosses, k) for k in range(fewer + 1))
-    return min(1.0, 2 * tail / 2**tosses)
-
-
-def over_seeds(values):
-    """Mean of values [seeds, n], an image each, of several trainings.
+def mean_over_seeds(values: ArrayLike) -> Estimate:
+    """Mean of one value an image of several trainings. [seeds, images].
 
     Two sources of chance add up: which images there are (normal), and which seeds
     (Student's t over the seeds' means). One seed: the images alone.
@@ -96,26 +117,15 @@ def over_seeds(values):
     return Estimate(values.mean(), values.mean() - half, values.mean() + half)
 
 
-def accuracy(rights):
-    """Percent right over seeds [seeds, n], inside 0..100; of one, Wilson's interval."""
-    if len(rights) == 1:
-        return proportion(rights[0])
-    value, low, high = over_seeds(100.0 * np.asarray(rights))
-    return Estimate(value, max(low, 0.0), min(high, 100.0))
+def bootstrap(
+    statistic: Callable[[np.ndarray], float],
+    n: int,
+    repeats: int = 1000,
+    seed: int = 0,
+) -> Estimate:
+    """Estimate of `statistic(index)`, a number, by resampling n images.
 
-
-def difference(rights, bases):
-    """Points of difference, seed by seed and image by image. [seeds, n] twice."""
-    if len(rights) == 1:
-        return paired(rights[0], bases[0])
-    rights, bases = np.asarray(rights, float), np.asarray(bases, float)
-    return over_seeds(100 * (rights - bases))
-
-
-def bootstrap(statistic, n, repeats=1000, seed=0):
-    """Estimate of `statistic(index)`, a number, by drawing n images anew.
-
-    `index` [n] names images, some more than once; percentile interval (Efron 1979).
+    `index` [n] names images, some more than once; percentile interval.
     """
     rng = np.random.default_rng(seed)
     drawn = [statistic(rng.integers(0, n, n)) for _ in range(repeats)]
@@ -123,21 +133,21 @@ def bootstrap(statistic, n, repeats=1000, seed=0):
     return Estimate(float(statistic(np.arange(n))), float(low), float(high))
 
 
-def is_noise(difference):
+def is_noise(difference: Estimate) -> bool:
     """Whether a difference of zero lies in the interval."""
     return difference.low <= 0 <= difference.high
 
 
-def text(estimate, digits=1):
-    """ "84.9 [82.5, 87.0]"; blank for one that is not there."""
+def format_estimate(estimate: Estimate | None, digits: int = 1) -> str:
+    """ "84.9 [82.5, 87.0]"; blank for None and NaN."""
     if estimate is None or math.isnan(estimate.value):
         return ""
     value, low, high = (f"{number:.{digits}f}" for number in estimate)
     return f"{value} [{low}, {high}]"
 
 
-def difference_text(estimate, digits=1):
-    """As `text`, with signs, and in words where the difference is inside its noise."""
+def format_difference(estimate: Estimate | None, digits: int = 1) -> str:
+    """ "+1.8 [-0.0, +3.6], within noise": with signs, and a word where it is noise."""
     if estimate is None or math.isnan(estimate.value):
         return ""
     value, low, high = (f"{number:+.{digits}f}" for number in estimate)

@@ -1,62 +1,15 @@
-"""What does `import imagepiece_jax` offer? Models, weights, speed and predictions.
-
-    model, variables = load("deit_tiny_patch16_224.pth")
-    fast = optimize(model, variables, batch_size=64)
-    logits = fast(images)
-
-The package itself imports this file when one of its names is used.
-"""
+"""Predictions for images: the most probable classes of files, PIL images or arrays."""
 
 import pathlib
-import warnings
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from imagepiece_jax.data import decode, transforms
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference.optimize import image_side, optimize
-from imagepiece_jax.models import convert, pretrained, summary
-from imagepiece_jax.models.registry import MODELS, create_model
-
-__all__ = ["Prediction", "Predictor", "create_model", "load", "optimize"]
-
-
-def load(path, *, checkpoint="best", **fields):
-    """(model, variables) of a weights file, or of the folder of a run.
-
-    A file (.npz, .safetensors, .pth) is a timm state dict: sizes, stem and classes are
-    told by its tensors. A run's folder tells them by its config; `checkpoint` is "best"
-    or "latest". `fields` are those of create_model that are to differ or cannot be
-    told, such as reduction={"name": "evit", "keep_rate": 0.7}; another image_size
-    resizes the position embeddings. A run's model has its `class_names`, unless
-    others, of the same classes, are given to be shown. A file that
-    does not tell mean and std gets ImageNet's, with a warning; mean=(0.5, 0.5, 0.5),
-    std=(0.5, 0.5, 0.5) are those of the AugReg ViTs. InputError for what does not fit,
-    and for a field that contradicts the weights.
-    """
-    size = MODELS.get(str(fields.get("name")), {}) | fields
-    told = pretrained.read(path, size.get("num_heads"))
-    own = {k: v for k, v in told.reduction.items() if k not in pretrained.MODEL_FIELDS}
-    given = {"reduction": own, "class_names": pretrained.class_names(path)}
-    fields = given | told.changed(fields)
-    if "mean" not in fields:
-        warnings.warn(pretrained.untold(path, "mean=.., std=.."), stacklevel=2)
-    if told.config is not None:
-        from imagepiece_jax.training import initial_weights  # and with it orbax
-
-        model, like = _model(fields)
-        return model, initial_weights.load(told.path, like, which=checkpoint)
-    try:
-        model, like = _model(fields)
-    except InputError as error:
-        raise InputError(f"weights file {path}: {error}") from error
-    return model, convert.load(told.path, like, hint=False)
-
-
-def _model(fields):
-    """The model and the shapes of its variables."""
-    model = create_model(**fields)
-    return model, summary.shapes(model, fields["image_size"])
+from imagepiece_jax.models.vit import ViT
 
 
 class Prediction(NamedTuple):
@@ -68,7 +21,7 @@ class Prediction(NamedTuple):
 
 
 class Predictor:
-    """What is on these pictures? Called with images, gives the likeliest classes.
+    """A compiled classifier: called with images, it returns the most probable classes.
 
     variables: as from `load`; labels: a name for each class, None for the model's own
     (`class_names`, as a run has them) or, without any, indices; top: how many classes,
@@ -78,17 +31,15 @@ class Predictor:
 
     def __init__(
         self,
-        model,
-        variables,
+        model: ViT,
+        variables: Mapping[str, Any],
         *,
-        labels=None,
-        top=None,
-        batch_size=32,
-        resize="deit",
-        **options,
+        labels: Sequence[str] | None = None,
+        top: int | None = None,
+        batch_size: int = 32,
+        resize: str = "deit",
+        **options: Any,
     ):
-        from imagepiece_jax.data import transforms
-
         if labels is not None and len(labels) != model.num_classes:
             raise InputError(
                 f"labels has {len(labels)} names; the model has {model.num_classes} "
@@ -105,8 +56,8 @@ class Predictor:
             model, variables, batch_size=batch_size, pixels=True, **options
         )
 
-    def __call__(self, images):
-        """A list of `top` Predictions for each image, the likeliest first.
+    def __call__(self, images) -> list:
+        """A list of `top` Predictions for each image, the most probable first.
 
         images: a list of, or one of: the path of a file, a PIL image (both turned as
         their EXIF orientation says), an array [H, W, 3] uint8. One alone gives its list
@@ -130,20 +81,18 @@ class Predictor:
             raise InputError(f"image {place}: {error}") from error
 
     def _best(self, logits):
-        odds = np.exp(logits - logits.max())
-        odds /= odds.sum()
+        probabilities = np.exp(logits - logits.max())
+        probabilities /= probabilities.sum()
         order = np.argsort(-logits, kind="stable")[: self._top].tolist()
         names = [None] * len(logits) if self._labels is None else self._labels
         return [
-            Prediction(i if names[i] is None else names[i], i, float(odds[i]))
+            Prediction(i if names[i] is None else names[i], i, float(probabilities[i]))
             for i in order
         ]
 
 
 def _rgb(image):
     """Pixels [H, W, 3] uint8 of a file, a PIL image (both upright) or an array."""
-    from imagepiece_jax.data import decode
-
     if isinstance(image, str | pathlib.Path):
         try:
             return decode.decode(image, str(image), upright=True)

@@ -1,263 +1,376 @@
-"""What weights tell of their model: those of a weights file, or of a run's folder.
+"""Trained models: a weights file or a run's folder as fields, reduction and variables.
 
-A file tells sizes, stem and classes by its tensors, a run everything by its config.
-Every command and `load` learn here which model a path holds; its variables are read by
-`training.weights.load`, which knows checkpoints.
+The tensors of a file determine sizes, stem and classes; the config of a run determines
+everything. Whatever starts from trained weights starts from a `Pretrained`.
 """
 
 import dataclasses
-import inspect
-import json
+import functools
+import hashlib
+import os
 import pathlib
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import registry
-from imagepiece_jax.models.infer_config import recognise
-from imagepiece_jax.models.state_dict import read_normalization, read_state_dict
-from imagepiece_jax.models.vit import MEAN, STD
-from imagepiece_jax.reduction import methods
+import jax
+import numpy as np
 
-RUN_CONFIG, CLASSES = "config.json", "classes.json"  # in the folder of a run
-CHECKPOINTS = "checkpoints"  # the folder with its weights
-OTHERS = ("run.json", "metrics.jsonl")  # that only a run writes
-DENSE = {"name": "none"}
-# What a reduction may name beside the fields of its method's recipe.
-MODEL_FIELDS = ("prop_attn",)
-IMAGENET = {"mean": MEAN, "std": STD}
-# Fields that weights decide: with another value they are no longer this model's.
-DECIDED = (
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import class_names, convert, registry, run_files, summary
+from imagepiece_jax.models.infer_config import infer_config
+from imagepiece_jax.models.normalization import (
+    IMAGENET,
+    normalization,
+    typed,
+    unknown_normalization,
+)
+from imagepiece_jax.models.run_files import (
+    heads,
+    in_config,
+    model_fields,
+    read_config,
+    reduction_of,
+)
+from imagepiece_jax.models.state_dict import read_state_dict
+from imagepiece_jax.models.vit import ViT
+from imagepiece_jax.reduction import settings
+from imagepiece_jax.reduction.settings import DENSE, MODEL_FIELDS, completed, plain
+
+# Fields that weights determine: with another value they do not fit, or lose meaning.
+DETERMINED = (
     *("embed_dim", "depth", "patch_size", "num_heads", "mlp_ratio", "stem"),
     *("class_token", "num_classes", "mean", "std"),
 )
-# Beside these, the fields that make another function of the same weights.
+# Fields with which the same weights are another function.
 MEANT = ("image_size", "gelu")
+# Fields of training, of the device or of a method, which an analysis sets itself.
+NOT_ANALYZED = ("drop_path_rate", "trace_source", "kernels", "prop_attn")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Variant:
+    """A trained model under one reduction, with its variables.
+
+    untrained: the weights lack what the reduction learns, so its selectors are fresh
+    and their figures say nothing about the method.
+    """
+
+    label: str
+    reduction: Mapping[str, Any]
+    model: ViT
+    variables: Mapping[str, Any]
+    untrained: bool
+    gmacs: float
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pretrained:
-    """A trained model as its weights tell it; made by `read`.
+    """Trained weights and the fields of the models that they fit; made by `read`.
 
-    fields: of zoo.create_model without reduction, as far as they are told; reduction:
-    what it was trained with, nothing for a file; config: the whole config of a run,
-    None for a file.
+    fields: of registry.create_model without reduction, as far as they are known;
+    reduction: what the weights were trained with, none for a file; config: the whole
+    config of a run, None for a file; checkpoint: of a run, "best" or "latest"; seed: of
+    the training; tensors: the file's state dict where it has been read.
     """
 
     path: pathlib.Path
-    fields: dict[str, Any]
-    reduction: dict[str, Any]
-    config: dict[str, Any] | None = None
+    fields: Mapping[str, Any]
+    reduction: Mapping[str, Any]
+    config: Mapping[str, Any] | None = None
+    checkpoint: str = "best"
+    seed: int = 0
+    tensors: Mapping[str, np.ndarray] | None = dataclasses.field(
+        default=None, repr=False
+    )
 
     @property
-    def kind(self):
+    def kind(self) -> str:
         return "weights file" if self.config is None else "run"
 
-    def changed(self, changes, named=str, instead=""):
-        """`fields` with `changes`, in which None leaves a field as it is told.
+    @property
+    def image_size(self) -> int:
+        return self.fields["image_size"]
 
-        InputError for a change of what the weights decide; `named` is how a field is
+    @property
+    def stem(self) -> str:
+        return self.fields["stem"]
+
+    @functools.cached_property
+    def class_names(self) -> tuple[str | None, ...] | None:
+        """Names by label where a run has them; see `models.class_names`."""
+        return class_names.read(self.path)
+
+    @functools.cached_property
+    def state_dict(self) -> Mapping[str, np.ndarray]:
+        """Tensors by timm's names, read once."""
+        return self.tensors or _tensors(self.path, self.checkpoint)
+
+    def model(self, reduction: Mapping[str, Any] | None = None) -> ViT:
+        """The model with this reduction; None: with its own."""
+        own, more = settings.split(self.reduction if reduction is None else reduction)
+        return registry.create_model(reduction=own, **{**self.fields, **more})
+
+    def gmacs(self, reduction: Mapping[str, Any] | None = None) -> float:
+        """GMACs of one image through `model(reduction)`."""
+        return registry.model_macs(self.model(reduction), self.image_size) / 1e9
+
+    def use(self, reduction: Mapping[str, Any]) -> str:
+        """Whether figures with `reduction` are "as trained" or "off-the-shelf"."""
+        same = completed(reduction) == completed(self.reduction)
+        return "as trained" if same else "off-the-shelf"
+
+    def restore(self, like: Mapping[str, Any], fresh: Iterable[str] | None = None):
+        """Variables of the shapes of `like`; see `restore` of this module."""
+        hint = fresh is not None
+        return _restore(self.path, self.state_dict, like, fresh or (), hint)
+
+    def variables(self, model: ViT) -> tuple[Mapping[str, Any], bool]:
+        """(variables for `model`, whether it has selectors that were never trained).
+
+        Selectors that the weights lack are fresh; those that the model has not are
+        left out.
+        """
+        like = summary.shapes(model, self.image_size)
+        params, lacking = dict(like["params"]), self._lacking(like)
+        if lacking:
+            drawn = summary.fresh(model, self.image_size, self.seed)["params"]
+            params |= {name: drawn[name] for name in lacking}
+        used = tuple(f"{k.replace('_', '.')}." for k in params if k not in lacking)
+        tensors = {
+            name: tensor
+            for name, tensor in self.state_dict.items()
+            if not name.startswith("reducer.") or name.startswith(used)
+        }
+        like = {**like, "params": params}
+        return _restore(self.path, tensors, like, lacking), bool(lacking)
+
+    def untrained(self, reduction: Mapping[str, Any]) -> bool:
+        """Whether `reduction` has selectors that the weights lack."""
+        model = self.model(reduction)
+        return bool(self._lacking(summary.shapes(model, self.image_size)))
+
+    def variant(self, reduction: Mapping[str, Any] | None = None) -> Variant:
+        """The model and its variables with this reduction; None: with its own."""
+        own = reduction is None
+        reduction = self.reduction if own else reduction
+        label = settings.label(settings.changed(reduction) if own else reduction)
+        model = self.model(reduction)
+        variables, untrained = self.variables(model)
+        return Variant(
+            label=label + " (untrained selectors)" * untrained,
+            reduction=reduction,
+            model=model,
+            variables=variables,
+            untrained=untrained,
+            gmacs=self.gmacs(reduction),
+        )
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """16 letters that differ between weights."""
+        total = hashlib.sha256()
+        found = self.restore(summary.shapes(self.model(), self.image_size))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(found):
+            total.update(jax.tree_util.keystr(path).encode())
+            total.update(np.ascontiguousarray(leaf).tobytes())
+        return total.hexdigest()[:16]
+
+    def changed(
+        self,
+        changes: Mapping[str, Any],
+        named: Callable[[str], str] = str,
+        instead: str = "",
+    ) -> dict[str, Any]:
+        """`fields` with `changes`, in which None leaves a field as it is.
+
+        InputError for a change of what the weights determine; `named` is how a field is
         called in its sentence, `instead` what else is allowed.
         """
         given = {k: v for k, v in changes.items() if v is not None}
         asked = registry.MODELS.get(str(given.get("name")), {}) | given
-        for field in DECIDED:
+        for field in DETERMINED:
             if field in asked and field in self.fields:
                 by = "" if field in given else f" of {given['name']!r}"
-                told = self.fields[field]
-                self._compare(named(field) + by, asked[field], told, instead)
-        return self.fields | given
+                self._compare(
+                    named(field) + by, asked[field], self.fields[field], instead
+                )
+        return {**self.fields, **given}
 
-    def under(self, config):
-        """(fields, reduction) of the model that `config` makes of these weights.
+    def under(self, config: Mapping[str, Any]) -> "Pretrained":
+        """This with the fields, reduction and seed of `config`, a nested dict.
 
-        config: a nested dict. InputError where it contradicts them; of a run in its
-        reduction, image size or GELU, too: what only training reads may differ.
+        InputError where it contradicts the weights; of a run in its reduction, image
+        size or GELU, too: fields that only training reads may differ.
         """
         instead = "" if self.config is None else " or no --config"
         fields = self.changed(model_fields(config), in_config, instead)
-        reduction = reduction_of(config)
         if self.config is not None:
             for field in MEANT:
-                told = self.fields.get(field, fields.get(field))  # older runs have less
-                self._compare(in_config(field), fields.get(field), told, instead)
-            ours, theirs = completed(self.reduction), completed(reduction)
+                ours = self.fields.get(field, fields.get(field))  # older runs have less
+                self._compare(in_config(field), fields.get(field), ours, instead)
+            ours, theirs = completed(self.reduction), completed(reduction_of(config))
             for field in dict.fromkeys((*theirs, *ours)):
-                name = "model" if field in MODEL_FIELDS else "reduction"
-                asked, told = theirs.get(field), ours.get(field)
-                self._compare(f"config.{name}.{field}", asked, told, instead)
-        return fields, reduction
+                group = "model" if field in MODEL_FIELDS else "reduction"
+                name = f"config.{group}.{field}"
+                self._compare(name, theirs.get(field), ours.get(field), instead)
+        return dataclasses.replace(self.of_config(config), fields=fields)
 
-    def _compare(self, name, asked, told, instead):
-        if plain(asked) != plain(told):
+    def of_config(self, config: Mapping[str, Any]) -> "Pretrained":
+        """As `under`, unchecked, with the fields of `config` alone."""
+        fields, reduction = model_fields(config), reduction_of(config)
+        return dataclasses.replace(
+            self, fields=fields, reduction=reduction, seed=config["seed"]
+        )
+
+    def _compare(self, name, asked, ours, instead):
+        if plain(asked) != plain(ours):
             raise InputError(
                 f"{name} is {plain(asked)!r}, but {self.kind} {self.path} has "
-                f"{plain(told)!r}: allowed is that{instead}"
+                f"{plain(ours)!r}: allowed is that{instead}"
             )
 
+    def _lacking(self, like):
+        """Names of the selectors in `like` that the weights lack, or have otherwise."""
+        needed = convert.timm_shapes(like)
+        found = {name: tensor.shape for name, tensor in self.state_dict.items()}
+        return [
+            name
+            for name in like["params"]
+            if name.startswith("reducer") and _of(name, needed) != _of(name, found)
+        ]
 
-def read(path, num_heads=None):
+
+def read(
+    path: str | os.PathLike, num_heads: int | None = None, checkpoint: str = "best"
+) -> Pretrained:
     """The Pretrained of a weights file or of a run's folder.
 
-    num_heads: of a file, whose tensors do not tell it; None as `recognise` takes it.
-    InputError where there is no model to be told.
+    num_heads: of a file, whose tensors do not determine it; None as `infer_config`
+    takes it. InputError where there is no model, or none that can be known.
     """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        config = read_config(path)
+        name = config["model"].get("name")
+        size = {"mlp_ratio": registry.MLP_RATIO} | registry.MODELS.get(name, {})
+        given = {k: v for k, v in model_fields(config).items() if v is not None}
+        return Pretrained(
+            path,
+            fields=size | IMAGENET | given,
+            reduction=reduction_of(config),
+            config=config,
+            checkpoint=checkpoint,
+            seed=config.get("seed", 0),
+        )
+    tensors = _tensors(path)
+    try:
+        fields = infer_config(tensors, num_heads)
+    except InputError as error:
+        raise InputError(f"weights file {path}: {error}") from error
+    return Pretrained(path, fields | normalization(path), DENSE, tensors=tensors)
+
+
+def load(
+    path: str | os.PathLike, *, checkpoint: str = "best", **fields: Any
+) -> tuple[ViT, Mapping[str, Any]]:
+    """(model, variables) of a weights file, or of the folder of a run.
+
+    A file (.npz, .safetensors, .pth) is a timm state dict, whose tensors determine
+    sizes, stem and classes. A run's folder has a config that does; `checkpoint` is
+    "best" or "latest". `fields` are those of create_model that are to differ or that
+    the weights leave open, such as reduction={"name": "evit", "keep_rate": 0.7};
+    another image_size resizes the position embeddings. A run's model has its
+    `class_names`, unless others, of the same classes, are given to be shown. A file
+    without mean and std gets ImageNet's, with a warning; mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5) are those of the AugReg ViTs. InputError for what does not fit,
+    and for a field that contradicts the weights.
+    """
+    size = registry.MODELS.get(str(fields.get("name")), {}) | fields
+    found = read(path, size.get("num_heads"), checkpoint)
+    reduction, _ = settings.split(found.reduction)
+    own = {"reduction": reduction, "class_names": class_names.read(path)}
+    fields = own | found.changed(fields)
+    if "mean" not in fields:
+        warnings.warn(unknown_normalization(path, "mean=.., std=.."), stacklevel=2)
+    try:
+        model = registry.create_model(**fields)
+    except InputError as error:
+        if found.config is not None:
+            raise
+        raise InputError(f"weights file {path}: {error}") from error
+    return model, found.restore(summary.shapes(model, fields["image_size"]))
+
+
+def for_analysis(
+    path: str | os.PathLike,
+    config=None,
+    dtype: str | None = None,
+    normalization: Mapping[str, Any] | None = None,
+) -> Pretrained:
+    """The Pretrained at `path` as commands take it that look inside a model.
+
+    Reductions are plain JAX, so that every decision can be seen, and of a run the last
+    checkpoint is taken: the best one was chosen on the images that the figures are of.
+    config: a ConfigDict with what a file leaves open; dtype: of the layers;
+    normalization: mean and std of the images. InputError where the model is unknown, or
+    one of these contradicts the weights.
+    """
+    config = None if config is None else config.to_dict()
+    try:
+        found = read(path, heads(config), "latest")
+    except InputError as error:
+        if config is None and "num_heads=.." in str(error):
+            raise InputError(f"{error}; or name the model by --config") from error
+        raise
+    found = found if config is None else found.under(config)
+    fields = found.changed(typed(normalization))
+    if "mean" not in fields:
+        print(f"note: {unknown_normalization(path)}", flush=True)
+        fields |= IMAGENET
+    fields = {k: v for k, v in fields.items() if k not in NOT_ANALYZED}
+    fields |= {"dtype": dtype} if dtype else {}
+    reduction = completed(found.reduction)
+    found = dataclasses.replace(found, fields=fields, reduction=reduction)
+    found.model()  # fields that make no model are a mistake, reported now
+    return found
+
+
+def restore(
+    path: str | os.PathLike,
+    like: Mapping[str, Any],
+    fresh: Iterable[str] | None = None,
+    checkpoint: str = "best",
+):
+    """Variables of the shapes of `like` from a weights file or a run's folder.
+
+    `fresh` names the parts that keep what `like` has for them; None: there are none,
+    and errors suggest none. InputError for anything else that is missing, left over or
+    of another shape.
+    """
+    hint = fresh is not None
+    return _restore(path, _tensors(path, checkpoint), like, fresh or (), hint)
+
+
+def _tensors(path, checkpoint="best"):
+    """Tensors by timm's names of a weights file, or of a run's checkpoint."""
     path = pathlib.Path(path)
     if not path.exists():
         raise InputError(f"weights {path}: no such file or folder")
     if path.is_dir():
-        config = _config_of(path)
-        reduction = reduction_of(config)
-        name = config["model"].get("name")
-        size = {"mlp_ratio": registry.MLP_RATIO} | registry.MODELS.get(name, {})
-        given = {k: v for k, v in model_fields(config).items() if v is not None}
-        return Pretrained(path, size | IMAGENET | given, reduction, config)
+        return run_files.read_checkpoint(path, checkpoint)
+    return read_state_dict(path)
+
+
+def _restore(path, tensors, like, fresh=(), hint=False):
     try:
-        fields = recognise(read_state_dict(path), num_heads)
+        return convert.from_timm(tensors, like, fresh, hint)
     except InputError as error:
-        text = str(error)
-        named = text.startswith("weights file")
-        raise InputError(text if named else f"weights file {path}: {text}") from error
-    return Pretrained(path, fields | normalization(path), DENSE)
+        kind = "run" if pathlib.Path(path).is_dir() else "weights file"
+        raise InputError(f"{kind} {path}: {error}") from error
 
 
-def own_files(path):
-    """What must not be overwritten of weights: the file, or a run's own files."""
-    path = pathlib.Path(path)
-    names = (RUN_CONFIG, CLASSES, *OTHERS)
-    return [path, *(path / name for name in names)]
-
-
-def heads(config):
-    """The number of attention heads in a nested dict; None where it is not told."""
-    if config is None:
-        return None
-    size = registry.MODELS.get(config["model"].get("name"), {})
-    return config["model"].get("num_heads") or size.get("num_heads")
-
-
-def normalization(path):
-    """{"mean", "std"} that weights tell of their images; {} where they do not.
-
-    A run that is older than the fields was trained with ImageNet's.
-    """
-    path = pathlib.Path(path)
-    if path.is_file():
-        told = read_normalization(path)
-    elif (path / RUN_CONFIG).is_file():
-        model = _config_of(path)["model"]
-        told = {k: model[k] for k in IMAGENET if model.get(k) is not None} or IMAGENET
-    else:
-        return {}
-    return {
-        name: registry.channels(f"{path}: {name}", values, positive=name == "std")
-        for name, values in told.items()
-    }
-
-
-def class_names(path):
-    """Names by label, None for a class without one, of the run in the folder `path`.
-
-    None for a weights file, and for a run that has no names: its data name no classes,
-    or it was trained by a version that kept none.
-    """
-    folder = pathlib.Path(path)
-    path = folder / CLASSES
-    if not path.exists():
-        return None
-    try:
-        names = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error})") from error
-    if not isinstance(names, list) or not all(
-        name is None or isinstance(name, str) for name in names
-    ):
-        raise InputError(f"{path} is no list of names, one for each class")
-    classes = _config_of(folder)["num_classes"]
-    if len(names) != classes:
-        raise InputError(
-            f"{path} has {len(names)} names, but the run has {classes} classes: "
-            "allowed is one for each, or no such file"
-        )
-    return tuple(names)
-
-
-def untold(path, flags="--mean and --std", taken="ImageNet's"):
-    """The line on weights that do not tell how their images were normalized."""
-    return (
-        f"{path} does not say how its images were normalized: {taken} mean and "
-        f"standard deviation are taken; {flags} set others"
-    )
-
-
-def model_fields(config):
-    """The fields of zoo.create_model in a nested dict, but for the reduction."""
-    own = {name: config[name] for name in ("image_size", "num_classes")}
-    return {name: plain(value) for name, value in config["model"].items()} | own
-
-
-def reduction_of(config):
-    """The reduction of a nested dict, with `prop_attn` where it is told."""
-    fields = {k: plain(v) for k, v in config["reduction"].items() if v is not None}
-    own = {k: config["model"].get(k) for k in MODEL_FIELDS}
-    return fields | {k: v for k, v in own.items() if v is not None}
-
-
-def completed(reduction):
-    """All fields that decide what a reduction does, with the recipe's defaults."""
-    given = dict(reduction or DENSE)
-    name = given.pop("name", "none")
-    method = methods.find(name, **{k: given[k] for k in given if k not in MODEL_FIELDS})
-    defaults = {
-        parameter.name: parameter.default
-        for parameter in inspect.signature(method.recipe).parameters.values()
-        if parameter.default is not inspect.Parameter.empty
-    }
-    meant = {field: method.model_fields.get(field, False) for field in MODEL_FIELDS}
-    known = {k: v for k, v in given.items() if k in defaults or k in MODEL_FIELDS}
-    known = {k: plain(v) for k, v in known.items()}
-    return {"name": name, **meant, **defaults, **known}
-
-
-def plain(value):
-    """A list, as JSON has it for a tuple, or an array as a tuple again."""
-    value = value.tolist() if hasattr(value, "tolist") else value
-    return tuple(value) if isinstance(value, list) else value
-
-
-def in_config(field):
-    """How a field of zoo.create_model is called in a config."""
-    top = ("image_size", "num_classes")
-    return f"config.{field}" if field in top else f"config.model.{field}"
-
-
-def _config_of(folder):
-    """The config of the run in `folder`, a nested dict; InputError without one."""
-    try:
-        config = json.loads((folder / RUN_CONFIG).read_text(encoding="utf-8"))
-        model_fields(config), reduction_of(config)
-        told = {name: config[name] for name in ("image_size", "num_classes")}
-        wrong = {k: v for k, v in told.items() if not isinstance(v, int)}
-        if not isinstance(name := config["model"].get("name"), str | None):
-            wrong["model.name"] = name
-        if not wrong:
-            return config
-        reason = "its {} is {!r}".format(*next(iter(wrong.items())))
-    except OSError as error:
-        reason = error.strerror
-    except ValueError:
-        reason = "it is no JSON"
-    except KeyError as error:
-        reason = f"it has no {error.args[0]}"
-    except (TypeError, AttributeError):
-        reason = "it is no config"
-    for run in folder.parents:
-        within = folder.relative_to(run).parts[0] == CHECKPOINTS
-        if within and (run / RUN_CONFIG).is_file():
-            raise InputError(
-                f"{folder} is a part of the run {run}: allowed is {run} itself, and "
-                "best or latest for the checkpoint"
-            )
-    raise InputError(
-        f"{folder} is a folder without a run's {RUN_CONFIG} ({reason}); allowed are a "
-        "weights file and the folder of a run"
-    )
+def _of(module, shapes):
+    """The part of {timm's name: shape} that is of a module such as "reducer_3"."""
+    start = module.replace("_", ".") + "."
+    return {name: shape for name, shape in shapes.items() if name.startswith(start)}

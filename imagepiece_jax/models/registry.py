@@ -8,9 +8,9 @@ import jax.numpy as jnp
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.attention import resolve_backend
-from imagepiece_jax.models.block import GELUS
+from imagepiece_jax.models.block import GELUS, kernel_of
 from imagepiece_jax.models.stems import STEMS
-from imagepiece_jax.models.vit import MEAN, STD, ViT, kernel_of
+from imagepiece_jax.models.vit import MEAN, STD, ViT
 from imagepiece_jax.reduction import flops, methods, schedule
 from imagepiece_jax.reduction.kernels import fused
 
@@ -99,16 +99,16 @@ def create_model(
     side = image_size // size["patch_size"]
     head_dim = size["embed_dim"] // size["num_heads"]
     reduction = dict(reduction or {})
-    steps = methods.steps(depth, **reduction)
+    method = methods.create(**reduction)
     if prop_attn is None:
-        meant = methods.find(**reduction).model_fields
-        prop_attn = meant.get("prop_attn", False)
+        prop_attn = method.model_fields.get("prop_attn", False)
     switches = {"class_token": class_token, "prop_attn": prop_attn}
     for field, value in (switches | {"trace_source": trace_source}).items():
         if not isinstance(value, bool):
             raise InputError(
                 f"config.model.{field} is {value!r}; allowed are True, False"
             )
+    steps = method.steps(depth)
     plan = schedule.build(depth, side * side, steps, int(class_token), masked)
     _check_taps(plan, class_token)
     _check_grid(plan, side)

@@ -3,7 +3,9 @@
 import math
 
 import jax
+import jax.numpy as jnp
 
+from imagepiece_jax.common.rng import Purpose, batch_key
 from imagepiece_jax.models.registry import model_macs, reducer_macs
 from imagepiece_jax.reduction import flops
 
@@ -68,9 +70,7 @@ def action(layer):
     removed = layer.counts.n_in - layer.counts.n_out
     name = type(layer.step.reducer).__name__
     place = " before the block" if layer.step.site == "pre" else ""
-    multiple = layer.step.round_to
-    rounded = f", to a multiple of {multiple}" if multiple else ""
-    return f"{name}: {layer.counts.n_in} - {removed}{rounded}{place}"
+    return f"{name}: {layer.counts.n_in} - {removed}{place}"
 
 
 def format_table(rows):
@@ -89,6 +89,14 @@ def shapes(model, image_size):
     """Variables of `model` as shapes and types, without computing anything."""
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), "float32")
     return jax.eval_shape(model.clone(axis_name=None).init, jax.random.key(0), images)
+
+
+def fresh(model, image_size, seed):
+    """Variables of `model` drawn from `seed`."""
+    images = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
+    key = batch_key(seed, 0, Purpose.INIT)
+    # The device axis exists only inside a step, and statistics do not depend on it.
+    return jax.jit(model.clone(axis_name=None).init)(key, images)
 
 
 def _part_macs(model, image_size):

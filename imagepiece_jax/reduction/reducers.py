@@ -47,6 +47,21 @@ def keep_highest(score, n_out):
     )
 
 
+def keep_and_sum(keep, weight, n_out):
+    """Assignment that keeps the `n_out - 1` tokens of `keep` [B, n], in spatial order.
+
+    The last slot is the sum of all others, by `weight` [B, n].
+    """
+    last = n_out - 1
+    return Assignment(
+        dest=jnp.where(keep, count_before(keep), last),
+        weight=jnp.where(keep, 1.0, weight),
+        n_out=n_out,
+        mean=False,
+        merged=1,
+    )
+
+
 def find_partners(similarity, tokens):
     """Similarity [B, a, t] to `tokens` [B or 1, t] -> best [B, a], its token [B, a].
 
@@ -96,13 +111,26 @@ def after_kernel(state, moved, counts, merged):
 
 @dataclasses.dataclass(frozen=True)
 class TopK:
-    """Keep the `n_out` tokens the class token attends to most, in spatial order."""
+    """Keep the tokens the class token attends to most, in spatial order.
 
+    fuse: the last of the `n_out` tokens is the attention-weighted sum of the dropped
+    ones, not normalized, and its gradient reaches the attention (EViT, Liang et al.
+    2022).
+    """
+
+    fuse: bool = False
     needs: ClassVar[frozenset[str]] = frozenset({"cls_attn"})
-    kernel: ClassVar[str] = "prune"
 
     def __call__(self, taps, counts, train=False):
-        return keep_highest(taps.cls_attn, counts.n_out)
+        if not self.fuse:
+            return keep_highest(taps.cls_attn, counts.n_out)
+        keep = rank(taps.cls_attn) < counts.n_out - 1
+        return keep_and_sum(keep, taps.cls_attn, counts.n_out)
+
+    @property
+    def kernel(self):
+        """The fused kernel that does the same, where there is one."""
+        return None if self.fuse else "prune"
 
     def fused(self, query, key, state, counts, prop_attn=False):
         """Class attention, decision and move in one kernel (kernels.fused.prune)."""
@@ -116,28 +144,6 @@ class TopK:
             prop_attn=prop_attn,
         )
         return after_kernel(state, moved, counts, merged=0)
-
-
-@dataclasses.dataclass(frozen=True)
-class TopKFuse:
-    """Keep the `n_out - 1` most attended tokens; the others become one, at the end.
-
-    That token is the attention-weighted sum of the dropped ones, not normalised, and
-    its gradient reaches the attention (EViT, Liang et al. 2022).
-    """
-
-    needs: ClassVar[frozenset[str]] = frozenset({"cls_attn"})
-
-    def __call__(self, taps, counts, train=False):
-        fused = counts.n_out - 1
-        keep = rank(taps.cls_attn) < fused
-        return Assignment(
-            dest=jnp.where(keep, count_before(keep), fused),
-            weight=jnp.where(keep, 1.0, taps.cls_attn),
-            n_out=counts.n_out,
-            mean=False,
-            merged=1,
-        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,53 +1,85 @@
-"""Who takes part in this run? What the flags say, else SLURM or Open MPI.
+"""Joining the processes of a run, and ending when another one is lost.
 
-Reads flags and environment only; `parallel.joined` acts on the answer. A process is one
-task of the scheduler: usually one for each host, with all of its GPUs.
+The project's only mention of `jax.distributed`. A process is one task of SLURM or Open
+MPI, usually one for each host with all of its GPUs. JAX finds the coordinator's host in
+the scheduler's variables; its detection (0.10 and 0.12 compared) does not decide the
+rest, for these reasons:
+
+- Number and count of tasks are those of the `srun` step. JAX takes the job's count, and
+  an interactive shell in a job of four tasks waits for three that nobody started; under
+  Open MPI 5 within SLURM, JAX 0.10 takes SLURM's numbers.
+- Tasks get equal shares of a host's GPUs. JAX gives every task one: the only task of a
+  host would use one GPU of eight, and a task that SLURM has bound to one finds none.
+- The port follows from the step. JAX's follows from the job, and two steps of one job
+  on one host would open the same.
+- A process that is alone joins nothing.
+
+When a process dies, the coordinator's connections close, heartbeats stay away, or an
+exchange between devices fails. JAX then aborts the others with a long report, or raises
+an exception. Here both end in one sentence, within a minute.
 """
 
+import atexit
+import collections
+import contextlib
+import ctypes
 import dataclasses
 import os
 import re
+import signal
+import socket
+import sys
 import zlib
 
-from imagepiece_jax.errors import InputError
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
-# The coordinator's port is drawn from these: above what Linux gives out by itself.
+from imagepiece_jax.common import parallel
+from imagepiece_jax.errors import InputError, Stopped
+
+# The coordinator's port is one of these: above what Linux assigns by itself.
 FIRST_PORT, PORTS = 61440, 4096
+# Seconds without a heartbeat until a process counts as dead, and that a process which
+# ends waits for the others to end too: all have stopped within a minute.
+HEARTBEAT, SHUTDOWN = 30, 15
+LOST = 1  # exit status of a process that cannot continue without another
+# What JAX, gloo and NCCL call the loss of a peer.
+SIGNS = ("gloo", "nccl", "coordination", "barrier", "connection", "socket")
+
+_handlers = []  # C code calls them: they must not be freed
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
     """The processes of one run, and which of them this one is."""
 
-    coordinator: str  # "host:port" of process 0
+    coordinator: str | None  # "host:port" of process 0; None: found by JAX
     num_processes: int
     process_id: int  # 0 .. num_processes - 1
-    local_devices: tuple[int, ...] | None = None  # GPUs of this process; None: all
+    local_devices: tuple[int, ...] = ()  # GPUs of this process; empty: all it sees
+    port: int | None = None  # where the coordinator's host is found by JAX
+
+    @property
+    def address(self):
+        """Where the processes meet, for a sentence."""
+        return self.coordinator or f"port {self.port} of the first host"
 
 
-@dataclasses.dataclass(frozen=True)
-class _Tasks:
-    """What a scheduler says of the tasks that it started together."""
+def find(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    environment=os.environ,
+) -> Job | None:
+    """Return the `Job` of this process from flags and environment; None: it is alone.
 
-    scheduler: str
-    count: int
-    number: int
-    count_here: int  # on this host
-    number_here: int
-    coordinator: str | None  # None: it does not say
-
-
-def find(coordinator=None, num_processes=None, process_id=None, environment=os.environ):
-    """The `Job` that this process belongs to, or None where it is alone.
-
-    `coordinator` "host:port" is that of process 0; how many processes there are and
-    which one this is comes from SLURM or Open MPI where it is not given. None or
-    "auto": they say everything; "auto" without them is a mistake. `num_processes` 1:
-    alone, whatever they say. InputError for what does not fit together.
+    coordinator: "host:port" of process 0; None or "auto": from SLURM or Open MPI, which
+    also give the two numbers where they are None. num_processes 1: alone in any case.
+    InputError for what does not fit together.
     """
     if num_processes == 1 and coordinator is None and process_id in (None, 0):
         return None
-    tasks = _open_mpi(environment) or _slurm(environment)
     given = coordinator not in (None, "auto")
     if not given and (num_processes is not None or process_id is not None):
         raise InputError(
@@ -60,8 +92,10 @@ def find(coordinator=None, num_processes=None, process_id=None, environment=os.e
             f"--coordinator is {coordinator}: allowed are HOST:PORT of process 0, and "
             "auto under SLURM and Open MPI"
         )
-    if num_processes is None and process_id is None and tasks is not None:
-        return _scheduled(tasks, coordinator if given else None, environment)
+    if num_processes is None and process_id is None:
+        for tasks in (_open_mpi(environment), _slurm(environment)):
+            if tasks is not None:
+                return tasks.job(coordinator if given else None, environment)
     if coordinator == "auto":
         raise InputError(
             "--coordinator is auto, but neither SLURM nor Open MPI is found here: "
@@ -78,43 +112,46 @@ def find(coordinator=None, num_processes=None, process_id=None, environment=os.e
     return Job(coordinator, num_processes, process_id)
 
 
-def _scheduled(tasks, coordinator, environment):
-    """The Job of a scheduler's tasks, at `coordinator` where that was given."""
-    if tasks.count == 1:
-        return None
-    coordinator = coordinator or tasks.coordinator
-    if coordinator is None:
-        raise InputError(
-            f"{tasks.scheduler} started {tasks.count} processes on several hosts, but "
-            "does not say where process 0 is: give --coordinator HOST:PORT, or "
-            "--num_processes 1 if each of them is a run of its own"
-        )
-    devices = _share_of_devices(tasks, environment.get("CUDA_VISIBLE_DEVICES"))
-    return Job(coordinator, tasks.count, tasks.number, devices)
+@dataclasses.dataclass(frozen=True)
+class _Tasks:
+    """The tasks that a scheduler started together, and which of them this one is."""
 
+    count: int
+    number: int
+    count_here: int  # on this host
+    number_here: int
+    name: str  # of the step: the port follows from it
+    coordinator: str | None = None
 
-def _share_of_devices(tasks, visible):
-    """Which of the GPUs that this task sees are its own; None: all of them.
+    def job(self, coordinator, environment):
+        """The `Job` that these tasks are; None for a single one."""
+        if self.count == 1:
+            return None
+        port = FIRST_PORT + zlib.crc32(self.name.encode()) % PORTS
+        if coordinator is None and self.coordinator is not None:
+            coordinator = f"{self.coordinator}:{port}"
+        devices = self._share_of_devices(environment.get("CUDA_VISIBLE_DEVICES"))
+        return Job(coordinator, self.count, self.number, devices, port)
 
-    `visible` is CUDA_VISIBLE_DEVICES. Several tasks on a host get equal shares of the
-    GPUs listed there, or one each; a list too short for that has been dealt out by the
-    scheduler.
-    """
-    if tasks.count_here == 1:
-        return None
-    if visible is None:
-        return (tasks.number_here,)
-    share = len(visible.split(",")) // tasks.count_here
-    if share == 0:
-        return None
-    return tuple(range(tasks.number_here * share, (tasks.number_here + 1) * share))
+    def _share_of_devices(self, visible):
+        """This task's share of the GPUs in `visible`, CUDA_VISIBLE_DEVICES.
+
+        Without a list every task has one. A list with fewer GPUs than the host has
+        tasks was split by the scheduler: all that the task sees is its own.
+        """
+        if self.count_here == 1:
+            return ()
+        if visible is None:
+            return (self.number_here,)
+        share = len(visible.split(",")) // self.count_here
+        return tuple(range(self.number_here * share, (self.number_here + 1) * share))
 
 
 def _slurm(environment):
     """The tasks of this `srun`, or None outside of one.
 
-    A batch script and an interactive shell know how many tasks their job may start, but
-    are none of them: only what `srun` starts has the variables of a step.
+    A batch script and an interactive shell have variables of the job, but only what
+    `srun` starts has those of a step.
     """
     if "SLURM_STEP_NUM_TASKS" not in environment or "SLURM_PROCID" not in environment:
         return None
@@ -123,48 +160,186 @@ def _slurm(environment):
         count, _, times = part.rstrip(")").partition("(x")  # "2(x3),1": 2 2 2 1
         per_node += [int(count)] * int(times or 1)
     node = int(environment.get("SLURM_NODEID", 0))
-    job = f"{environment.get('SLURM_JOB_ID')}.{environment.get('SLURM_STEP_ID')}"
-    nodes = environment.get("SLURM_STEP_NODELIST")
     return _Tasks(
-        scheduler="SLURM",
         count=int(environment["SLURM_STEP_NUM_TASKS"]),
         number=int(environment["SLURM_PROCID"]),
         count_here=per_node[min(node, len(per_node) - 1)],
         number_here=int(environment.get("SLURM_LOCALID", 0)),
-        coordinator=f"{_first_node(nodes)}:{_port(job)}" if nodes else None,
+        name=f"{environment.get('SLURM_JOB_ID')}.{environment.get('SLURM_STEP_ID')}",
     )
-
-
-def _first_node(nodes):
-    """ "gpu[07-09,12],login" -> "gpu07"."""
-    first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodes).group()
-    return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", first)
 
 
 def _open_mpi(environment):
     """The processes of this `mpirun`, or None outside of one.
 
-    Where they are on one host they meet there. Else version 4 gives the address of
-    mpirun itself, which usually runs beside process 0; version 5 gives none.
+    On one host they meet there: Open MPI 5 does not say where process 0 is.
     """
     if "OMPI_COMM_WORLD_SIZE" not in environment:
         return None
     count = int(environment["OMPI_COMM_WORLD_SIZE"])
     count_here = int(environment.get("OMPI_COMM_WORLD_LOCAL_SIZE", 1))
-    uri = environment.get("OMPI_MCA_orte_hnp_uri", "")
-    found = re.search(r"tcp://([^,:]+)", uri)
-    host = "127.0.0.1" if count_here == count else found and found.group(1)
-    port = _port(environment.get("PMIX_NAMESPACE", uri.split(";")[0]))
+    uri = environment.get("OMPI_MCA_orte_hnp_uri", "")  # of version 4
     return _Tasks(
-        scheduler="Open MPI",
         count=count,
         number=int(environment["OMPI_COMM_WORLD_RANK"]),
         count_here=count_here,
         number_here=int(environment.get("OMPI_COMM_WORLD_LOCAL_RANK", 0)),
-        coordinator=f"{host}:{port}" if host else None,
+        name=environment.get("PMIX_NAMESPACE", uri.split(";")[0]),
+        coordinator="127.0.0.1" if count_here == count else None,
     )
 
 
-def _port(name):
-    """The same port for every process of a job, seldom that of another job."""
-    return FIRST_PORT + zlib.crc32(name.encode()) % PORTS
+@contextlib.contextmanager
+def joined(job: Job | None):
+    """While entered, this process is one of those of `job`.
+
+    Enter it before anything else uses JAX; None: the process is alone, and nothing
+    happens. A process that can no longer reach the others ends with one sentence and
+    status 1. An exception that leaves this block ends the others in the same way.
+    InputError where the processes cannot meet or have unequal numbers of devices.
+    """
+    if job is None:
+        yield
+        return
+    _check_address(job)
+    lost = (
+        f"error: process {job.process_id} of {job.num_processes} stops: another one "
+        f"has ended or cannot be reached at {job.address}; start all of them again "
+        "with the same command to resume from the newest checkpoint, if there is one"
+    )
+    where = f"process {job.process_id} of {job.num_processes}: waiting for the others"
+    print(f"{where} at {job.address}, for up to 5 minutes", file=sys.stderr)
+    _end_at_abort(lost)
+    _initialize(job)
+    try:
+        check_devices(jax.devices())
+        _connect_devices()
+        yield
+        _wait_for_all()
+    except Stopped:  # raised by all of them at the same step
+        _wait_for_all()
+        raise
+    except jax.errors.JaxRuntimeError as error:
+        if _is_loss(error):
+            _end(f"{error}\n{lost}")
+        _leave_quietly()
+        raise
+    except BaseException:
+        _leave_quietly()
+        raise
+
+
+def _initialize(job):
+    """Connect to the coordinator, whose host JAX finds where `job` names none."""
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM
+    if job.coordinator is None:
+        os.environ["JAX_COORDINATOR_PORT"] = str(job.port)
+    try:
+        jax.distributed.initialize(
+            job.coordinator,
+            job.num_processes,
+            job.process_id,
+            local_device_ids=job.local_devices,  # empty: JAX chooses none and sees all
+            cluster_detection_method="deactivate" if job.coordinator else None,
+            heartbeat_timeout_seconds=HEARTBEAT,
+            shutdown_timeout_seconds=SHUTDOWN,
+        )
+    except jax.errors.JaxRuntimeError:
+        raise
+    except (ValueError, RuntimeError) as error:  # no detection: it connected to nobody
+        raise InputError(
+            f"{job.num_processes} processes were started together, but JAX does not "
+            f"find where process 0 is ({error}): give --coordinator HOST:PORT, or "
+            "--num_processes 1 if each of them is a run of its own"
+        ) from error
+
+
+def _check_address(job):
+    """InputError for an unknown host, or a port that another program has opened.
+
+    JAX would wait for the host, and crash at the port.
+    """
+    if job.coordinator is None:
+        port = job.port
+    else:
+        host, _, port = job.coordinator.rpartition(":")
+        try:
+            socket.getaddrinfo(host.strip("[]"), None)
+        except OSError as error:
+            raise InputError(
+                f"--coordinator is {job.coordinator}, but there is no host {host} "
+                f"({error.strerror}): allowed are HOST:PORT of process 0"
+            ) from error
+    try:
+        if job.process_id == 0:
+            socket.create_server(("", int(port))).close()
+    except OSError as error:
+        raise InputError(
+            f"--coordinator is {job.address}, but port {port} cannot be opened here "
+            f"({os.strerror(error.errno)}): choose another HOST:PORT"
+        ) from error
+
+
+def check_devices(devices):
+    """InputError where the processes do not have equally many of `devices`."""
+    counts = collections.Counter(device.process_index for device in devices)
+    for process, count in counts.items():
+        if count != counts[0]:
+            raise InputError(
+                f"process {process} has {count} devices, but process 0 has "
+                f"{counts[0]}: give every process equally many"
+            )
+
+
+def _connect_devices():
+    """Make the first exchange now, while no process is busy compiling.
+
+    It connects all devices, and on CPUs gives up after 30 seconds.
+    """
+    _wait_for_all()
+    jax.block_until_ready(parallel.Highest().exchange(parallel.replicate(np.int32(0))))
+
+
+def _wait_for_all():
+    multihost_utils.sync_global_devices("all processes")
+
+
+def _end_at_abort(text):
+    """From now on an abort of this process ends with `text` on stderr and status 1.
+
+    JAX aborts from a C++ thread, where Python's signal handlers do not run: the C
+    library gets this one.
+    """
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda signum: _end(text))
+    _handlers.append(handler)
+    libc = ctypes.CDLL(None)
+    libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
+    libc.signal.restype = ctypes.c_void_p
+    libc.signal(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p))
+
+
+def _leave_quietly():
+    """Let this process report its own error and nothing after it.
+
+    While it ends, the others are stopped, and JAX reports on them at length.
+    """
+    _end_at_abort("")
+    atexit.register(_silence)  # runs before JAX's own: the last one comes first
+
+
+def _silence():
+    sys.stderr.flush()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
+def _end(text):
+    """Print `text` and end now, waiting for nobody."""
+    if text:
+        os.write(2, f"{text}\n".encode())
+    os._exit(LOST)
+
+
+def _is_loss(error):
+    """Whether an exception of JAX reports that another process cannot be reached."""
+    text = str(error).lower()
+    return any(sign in text for sign in SIGNS)

@@ -1,7 +1,9 @@
-"""What does the config ask for? Its fields as objects, checked before any compile."""
+"""A config's fields: checked, and turned into the objects of a run."""
 
 import dataclasses
 import functools
+import math
+import numbers
 
 import jax
 import jax.numpy as jnp
@@ -13,34 +15,138 @@ from imagepiece_jax.data.augment import pipeline
 from imagepiece_jax.data.augment.randaugment_pil import Policy, fill_color
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
-from imagepiece_jax.models.vit import MEAN
+from imagepiece_jax.models.vit import MEAN, ViT
 from imagepiece_jax.reduction import methods
 from imagepiece_jax.training import optimizer
 from imagepiece_jax.training.train_step import Recipe, train_step
 
+# field -> (lowest, highest) allowed value
+RANGES = {
+    "seed": (0, 2**32 - 1),  # more bits than a JAX key would take are cut off
+    "image_size": (1, None),
+    "num_classes": (1, None),
+    "epochs": (1, None),
+    "batch_size": (1, None),
+    "eval_batch_size": (1, None),
+    "grad_accum_steps": (1, None),
+    "eval_every_epochs": (1, None),
+    "checkpoint_every_steps": (1, None),
+    "keep_every_steps": (0, None),
+    "log_every_steps": (1, None),
+    "pictures": (0, None),
+    "data.workers": (0, None),
+    "data.threads": (0, None),
+    "data.repeats": (1, None),
+    "data.canvas": (0, None),
+    "data.shift": (0, None),
+    "augment.layers": (0, None),
+    "augment.prob": (0, 1),
+    "augment.magnitude": (0, 10),
+    "augment.magnitude_std": (0, None),
+    "augment.erase_prob": (0, 1),
+    "lr": (0, None),
+    "min_lr": (0, None),
+    "warmup_lr": (0, None),
+    "warmup_epochs": (0, None),
+    "weight_decay": (0, None),
+    "eps": (0, None),
+    "clip_grad_norm": (0, None),
+    "max_skipped_steps": (0, None),
+    "label_smoothing": (0, 1),
+    "mixup": (0, None),
+    "cutmix": (0, None),
+    "mixup_prob": (0, 1),
+    "mixup_switch_prob": (0, 1),
+    "ema_decay": (0, 1),
+}
 
-def model(config, axis_name=None):
-    """The ViT that `config` describes; `axis_name` synchronises batch norm."""
+
+def check(config):
+    """InputError for the first field of `config` that is missing or out of range."""
+    for field, (low, high) in RANGES.items():
+        value = _value(config, field)
+        if not _within(value, low, high):
+            allowed = f"{low} or more" if high is None else f"{low} to {high}"
+            raise InputError(f"config.{field} is {value!r}; allowed are {allowed}")
+    betas, area = _value(config, "betas"), _value(config, "data.area")
+    if not _pair(betas) or max(betas) == 1:
+        raise InputError(
+            f"config.betas is {betas}; allowed are two numbers from 0 to below 1"
+        )
+    if not _pair(area) or not 0 < area[0] <= area[1]:
+        raise InputError(
+            f"config.data.area is {area}; allowed are two shares of the image above 0 "
+            "and up to 1, the lower one first"
+        )
+    canvas = _value(config, "data.canvas")
+    if 0 < canvas < config.image_size:
+        raise InputError(
+            f"config.data.canvas is {canvas}; allowed are 0 and config.image_size "
+            f"({config.image_size}) or more"
+        )
+    _check_augmentation(config, canvas)
+    method(config)  # its own mistakes
+
+
+def _check_augmentation(config, canvas):
+    """InputError where host and device cannot share the augmentation this way."""
+    where, crop = _value(config, "augment.where"), _value(config, "data.crop")
+    if where not in ("device", "host"):
+        raise InputError(f"config.augment.where is {where!r}; allowed are device, host")
+    if canvas and crop != "random_resized":
+        raise InputError(
+            f"config.data.crop is {crop!r}; with config.data.canvas={canvas} the "
+            "device crops, and allowed is random_resized"
+        )
+    if canvas and where == "host":
+        raise InputError(
+            "config.augment.where is 'host'; RandAugment comes after the crop, so with "
+            f"config.data.canvas={canvas} allowed is device"
+        )
+
+
+def _pair(values):
+    return len(values) == 2 and all(_within(value, 0, 1) for value in values)
+
+
+def _value(config, field):
+    value = config
+    for name in field.split("."):
+        value = value.get(name)
+        if value is None:
+            raise InputError(
+                f"config.{field} is missing; a config starts from configs/base.py"
+            )
+    return value
+
+
+def _within(value, low, high):
+    if not isinstance(value, numbers.Real) or not math.isfinite(value):
+        return False
+    return value >= low and (high is None or value <= high)
+
+
+def model(config, axis_name: str | None = None) -> ViT:
+    """The ViT that `config` describes; `axis_name` synchronizes batch norm."""
     return _create(config, config.reduction.to_dict(), axis_name=axis_name)
 
 
-def train_model(config, epoch, axis_name=None):
-    """The form of `model` that `epoch` trains: masked, or on its way to a rate."""
+def train_model(config, epoch: int, axis_name: str | None = None) -> ViT:
+    """The form of `model` that `epoch` trains: masked, or with that epoch's rate."""
     fields = config.reduction.to_dict()
-    keep_rate = methods.find(**fields).call("rate_at", epoch, **_hook_fields(fields))
-    if keep_rate is not None:
-        fields["keep_rate"] = keep_rate
+    if rate_at := method(config).rate_at:
+        fields["keep_rate"] = rate_at(epoch)
     made = _create(config, fields, axis_name=axis_name, masked=True)
     return made.clone(remat=config.remat)
 
 
 def program_key(model):
-    """What makes the program of one keep rate differ from that of another: counts."""
+    """The token counts of a model: one program of a training step for each."""
     return tuple(layer.counts for layer in model.plan)
 
 
 def train_programs(config):
-    """How many programs a run's steps compile to: one for every set of counts."""
+    """Number of programs that a run's steps compile to: one for every set of counts."""
     models = (train_model(config, epoch) for epoch in range(config.epochs))
     return len({program_key(model) for model in models})
 
@@ -55,25 +161,19 @@ def _create(config, reduction, **options):
     )
 
 
-def _hook_fields(fields):
-    return {name: value for name, value in fields.items() if name != "name"}
-
-
 def method(config):
     """The Method that `config.reduction` names."""
-    return methods.find(**config.reduction.to_dict())
+    return methods.create(**config.reduction.to_dict())
 
 
 def loss_terms(config, plan):
     """The method's own loss: (outputs, teacher_outputs) -> terms by name; or None."""
-    chosen, fields = method(config), _hook_fields(config.reduction.to_dict())
-    if chosen.loss is None:
-        return None
-    return lambda outputs, taught: chosen.call("loss", outputs, taught, plan, **fields)
+    loss = method(config).loss
+    return loss and functools.partial(loss, plan=plan)
 
 
-def recipe(config):
-    """What a step of training does besides the model and the optimiser.
+def recipe(config) -> Recipe:
+    """What a training step does besides the model and the optimizer.
 
     The loss is not scaled: InputError for float16, which would need it.
     """
@@ -102,23 +202,23 @@ def step(config, model, optimizer, rate, teacher_model=None):
     )
 
 
-def batch_shapes(config, dealt):
-    """What the loader gives `train_step`, as shapes and types.
+def batch_shapes(config, leading):
+    """A batch of the loader for `train_step`, as shapes and types.
 
-    `dealt` are the leading axes: [A, m], or [local devices, A, m].
+    leading: sizes of the first axes, [A, m] or [local devices, A, m].
     """
     side = config.data.canvas or config.image_size
     batch = {
-        "image": jax.ShapeDtypeStruct((*dealt, side, side, 3), jnp.uint8),
-        "label": jax.ShapeDtypeStruct(dealt, jnp.int32),
+        "image": jax.ShapeDtypeStruct((*leading, side, side, 3), jnp.uint8),
+        "label": jax.ShapeDtypeStruct(leading, jnp.int32),
     }
     if config.data.canvas:
-        batch["extent"] = jax.ShapeDtypeStruct((*dealt, 2), jnp.int32)
+        batch["extent"] = jax.ShapeDtypeStruct((*leading, 2), jnp.int32)
     return batch
 
 
 def augmentation(config):
-    """What of the augmentation of training images the device does."""
+    """The part of the augmentation of training images that the device does."""
     return pipeline.Augment(
         crop=_device_crop(config) if config.data.canvas else None,
         policy=_policy(config, "device"),
@@ -133,7 +233,7 @@ def _device_crop(config):
 
 
 def _policy(config, where):
-    """RandAugment as `config` has it, or None where it is off or done elsewhere."""
+    """RandAugment of `config`, or None where it is off or done elsewhere."""
     if config.augment.where != where or config.augment.layers == 0:
         return None
     return Policy(
@@ -145,8 +245,8 @@ def _policy(config, where):
     )
 
 
-def dense(config, **changes):
-    """The same model without reduction: what a reduced one is compared with."""
+def dense(config, **changes) -> ViT:
+    """The same model without reduction, with `changes` of its fields."""
     fields = config.model.to_dict() | changes
     return registry.create_model(
         image_size=config.image_size, num_classes=config.num_classes, **fields
@@ -178,7 +278,7 @@ def try_first(source, transform, **options):
 
 
 def train_transform(config):
-    """What the host does to one image; its canvas where the device crops."""
+    """What the host does to one training image; a canvas where the device crops."""
     if config.data.canvas:
         return transforms.CanvasTransform(config.data.canvas)
     return transforms.TrainTransform(
@@ -196,7 +296,7 @@ def eval_transform(config):
     return transforms.EvalTransform(config.image_size, resize=config.data.resize)
 
 
-def placement(config):
+def placement(config) -> loader.Placement:
     """Which samples of a batch this process holds; checks that batches divide."""
     place = loader.Placement(
         process_index=parallel.process_index(),
@@ -221,9 +321,23 @@ def eval_batch_size(config, place):
     return -(-config.eval_batch_size // devices) * devices
 
 
+def eval_batches(config, source):
+    """A function that makes the batches of one pass over `source` in this process."""
+    place = loader.Placement(local_devices=len(parallel.local_devices()))
+    return functools.partial(
+        loader.eval_batches,
+        source,
+        eval_transform(config),
+        batch_size=eval_batch_size(config, place),
+        placement=place,
+        workers=config.data.workers,
+        threads=config.data.threads,
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Length:
-    """How long a run is, in steps."""
+    """Length of a run in steps."""
 
     steps_per_epoch: int
     epochs: int
@@ -233,8 +347,8 @@ class Length:
         return self.steps_per_epoch * self.epochs
 
 
-def length(config, images):
-    """Length of a run over `images` training images; the last partial batch is left."""
+def length(config, images: int) -> Length:
+    """Length of a run over `images` training images; a partial batch is left out."""
     return Length(loader.steps_per_epoch(images, config.batch_size), config.epochs)
 
 
@@ -253,12 +367,12 @@ def schedule(config, steps_per_epoch):
             lr_offset=config.lr_offset,
         )
 
-    jax.eval_shape(rate, jnp.int32(0))  # its own checks, now and not in a compile
+    jax.eval_shape(rate, jnp.int32(0))  # its checks run now, not in a compile
     return rate
 
 
 def adamw(config, rate, steps_per_epoch):
-    """The optimiser of `config` with the learning-rate function `rate`."""
+    """The optimizer of `config` with the learning-rate function `rate`."""
     b1, b2 = config.betas
     adam = optimizer.adamw(
         rate,
@@ -268,11 +382,11 @@ def adamw(config, rate, steps_per_epoch):
         eps=config.eps,
         clip_norm=config.clip_grad_norm,
     )
-    chosen, fields = method(config), _hook_fields(config.reduction.to_dict())
-    if chosen.param_groups is None:
+    param_groups = method(config).param_groups
+    if param_groups is None:
         return adam
     groups = optimizer.scale_by_group(
-        lambda path: chosen.call("param_groups", path, **fields),
+        param_groups,
         rate,
         optimizer.scaled_lr(config.lr, config.batch_size),
         steps_per_epoch,

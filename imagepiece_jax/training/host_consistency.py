@@ -1,11 +1,13 @@
-"""Do all processes of a run mean the same run? Asked before the first step.
+"""Checks, before the first step, that all processes of a run train the same run.
 
-Hosts that differ in a field, in the data or in the folder would wait for each other for
-ever, or train something that nobody asked for. Here every process tells the others, and
-all of them refuse together.
+Hosts that differ in a field, in the data or in the folder would wait for each other
+forever, or train something that nobody asked for. Two hashes are compared: of what is
+configured and read, before anything is written, and of the first state. What one
+process refuses is refused by all.
 """
 
 import contextlib
+import hashlib
 import json
 import pathlib
 import secrets
@@ -25,19 +27,19 @@ OF_ONE_HOST = ("data.dir", "data.workers", "data.threads")
 PATIENCE = 30.0  # seconds until a new file must be seen by every host (NFS caches)
 
 
-class _Told(InputError):
-    """A mistake that another process has told of."""
+class _ReportedError(InputError):
+    """A mistake that another process has found and reported."""
 
 
 @contextlib.contextmanager
-def shared_fate():
+def shared_errors():
     """A mistake that one process finds in here is raised in all of them.
 
     Inside, all processes make the same calls of this file's functions.
     """
     try:
         yield
-    except _Told:
+    except _ReportedError:
         raise
     except (InputError, RunError) as error:
         parallel.gather(json.dumps({"error": f"{error} ({_here()})"}))
@@ -45,39 +47,14 @@ def shared_fate():
     exchange(None)
 
 
-def check_config(config):
-    """InputError for the first field whose value is not the same everywhere.
+def check_same(values: dict):
+    """InputError for the first of {what: JSON value} that processes disagree on.
 
-    config: nested dict of JSON values. `OF_ONE_HOST` may differ.
+    A hash of all values is compared; only where it differs do the values travel.
     """
-    fields = traverse_util.flatten_dict(config, sep=".")
-    check_same(
-        {f"config.{name}": fields[name] for name in fields if name not in OF_ONE_HOST}
-    )
-
-
-def check_model(model):
-    """InputError where "auto" means another attention or other kernels elsewhere."""
-    kernels = "plain" if model.kernels is None else f"fused for {model.kernels}"
-    check_same(
-        {
-            "config.model.attention, resolved for the devices there,": model.backend,
-            "config.model.kernels, resolved for the devices there,": kernels,
-        }
-    )
-
-
-def decided(decide):
-    """What `decide()` returns in process 0, in every process; a JSON value.
-
-    For all that depends on files that processes share: their views of a network file
-    system differ for a while.
-    """
-    return exchange(decide() if parallel.is_main() else None)[0]
-
-
-def check_same(values):
-    """InputError for the first of {what: JSON value} that processes disagree on."""
+    text = json.dumps(values)
+    if len(set(exchange(hashlib.sha256(text.encode()).hexdigest()))) == 1:
+        return
     first, *others = exchange(values)
     for process, other in enumerate(others, start=1):
         for name in [*first, *(name for name in other if name not in first)]:
@@ -87,6 +64,47 @@ def check_same(values):
                     f"{name} is {theirs} on process {process}, but {ours} on process "
                     "0: all processes of a run need the same"
                 )
+
+
+def of_run(config, model, names, train_images, test_images):
+    """What must be the same before anything is written, for `check_same`.
+
+    config: nested dict of JSON values, of which `OF_ONE_HOST` may differ; names: of the
+    classes. With "auto" the model's attention and kernels depend on the devices.
+    """
+    fields = traverse_util.flatten_dict(config, sep=".")
+    kernels = "plain" if model.kernels is None else f"fused for {model.kernels}"
+    checksum = zlib.crc32(json.dumps(names).encode())
+    return {
+        **{f"config.{n}": fields[n] for n in fields if n not in OF_ONE_HOST},
+        "config.model.attention, resolved for the devices there,": model.backend,
+        "config.model.kernels, resolved for the devices there,": kernels,
+        "the number of training images": train_images,
+        "the number of test images": test_images,
+        "the checksum of the names of the classes": checksum,
+    }
+
+
+def of_start(step, arrays):
+    """What must be the same of the restored step (or None) and a tree of arrays."""
+    checksum = 0
+    if parallel.process_count() > 1:
+        for leaf in jax.tree.leaves(arrays):
+            data = np.ascontiguousarray(leaf).view(np.uint8).data
+            checksum = zlib.crc32(data, checksum)
+    return {
+        "the step to resume from": step,
+        "the checksum of the first weights": checksum,
+    }
+
+
+def decided(decide):
+    """Return in every process what `decide()` returns in process 0, a JSON value.
+
+    For all that depends on files that processes share: their views of a network file
+    system differ for a while.
+    """
+    return exchange(decide() if parallel.is_main() else None)[0]
 
 
 def check_workdir(workdir):
@@ -114,27 +132,6 @@ def check_workdir(workdir):
             )
 
 
-def check_start(step, arrays, train, val):
-    """InputError unless all start at the same step, with the same arrays and data.
-
-    step: what was restored, or None; arrays: a tree of them; train, val: sources.
-    """
-    if parallel.process_count() == 1:
-        return
-    checksum = 0
-    for leaf in jax.tree.leaves(arrays):
-        data = np.ascontiguousarray(leaf).view(np.uint8).data
-        checksum = zlib.crc32(data, checksum)
-    check_same(
-        {
-            "the step to go on from": step,
-            "the number of training images": len(train),
-            "the number of test images": len(val),
-            "the checksum of the first weights": checksum,
-        }
-    )
-
-
 def appears(seen):
     """Wait until `seen()`: False where that takes longer than PATIENCE."""
     end = time.monotonic() + PATIENCE
@@ -146,7 +143,7 @@ def appears(seen):
 
 
 def exchange(value):
-    """The JSON `value` of every process; InputError if one of them tells of an error.
+    """The JSON `value` of every process; InputError if one of them reports an error.
 
     Tuples come back as lists.
     """
@@ -154,7 +151,7 @@ def exchange(value):
     messages = [json.loads(text) for text in texts]
     for process, message in enumerate(messages):
         if "error" in message:
-            raise _Told(f"process {process} stopped: {message['error']}")
+            raise _ReportedError(f"process {process} stopped: {message['error']}")
     return [message["value"] for message in messages]
 
 

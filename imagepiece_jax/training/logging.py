@@ -1,10 +1,11 @@
-"""What do people see of a run? Bar or lines, curves, pictures, a trace of some steps.
+"""The output of a run: progress bar or lines, metrics, a profiler trace, and summaries.
 
-Nothing here changes what is learned. Only the main process shows and writes; the others
-call the same functions.
+Nothing here changes what is learned. Only the main process prints and writes; the
+others call the same functions.
 """
 
 import math
+import statistics
 import sys
 import time
 
@@ -13,17 +14,36 @@ from tqdm import tqdm
 
 from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import RunError
-from imagepiece_jax.training.metrics import MetricWriter
+from imagepiece_jax.models import summary
+from imagepiece_jax.training import optimizer
+from imagepiece_jax.training.metrics import FILE, MetricWriter, read_metrics
+from imagepiece_jax.training.sample_images import PICTURE
 
 TRACE = "profile"  # folder of the trace in the run's folder
 TRACED_STEPS = range(10, 15)  # counted from the start: after compiling, and few
+SHOWN_CLASSES = 5  # names in the text of a dry run
+# (row, path in the run's folder) of the last table, for what exists
+PLACES = (
+    ("checkpoints", "checkpoints"),
+    ("metrics", FILE),
+    ("tensorboard", "tensorboard"),
+    ("picture", PICTURE),
+    ("trace", TRACE),
+)
 
 
-class Watch:
-    """The view on one run from `restored` (a step or None) on, of so many `length`.
+def say(text):
+    """Print a line once, however many processes there are, beside a progress bar."""
+    if parallel.is_main():
+        tqdm.write(text)
+        sys.stdout.flush()
+
+
+class RunLog:
+    """The output of one run from `restored` (a step or None) on, of `length` steps.
 
     `last_saved()` is the step of the newest checkpoint, or None, for the message of a
-    run that cannot go on. With `config.progress` there is a bar with the time left
+    run that cannot continue. With `config.progress` there is a bar with the time left
     where the output is a terminal; without a bar, a line whenever metrics are logged.
     """
 
@@ -37,7 +57,7 @@ class Watch:
         self._bar = tqdm(
             total=length.steps,
             initial=self._first - 1,
-            disable=None if shown else True,  # None: where the output is a terminal
+            disable=None if shown else True,  # None: unless the output is a terminal
             unit="step",
             dynamic_ncols=True,
         )
@@ -56,17 +76,17 @@ class Watch:
 
     def compiles(self, step):
         """Do not time the next step, `step`: it is the first of its program."""
-        self.now()
+        self.flush()
         self._pause(step)
 
     def _pause(self, step):
-        """Stop the clock until the numbers of `step` are there."""
+        """Stop the clock until the metrics of `step` are there."""
         spent = self._before[0] + time.perf_counter() - self._began
         self._before = (spent, self._waited) if self._images else (0.0, 0.0)
         self._untimed = step
 
     def _clock(self, step):
-        """(images, seconds, seconds of waiting for them) since the clock started."""
+        """(images, seconds, seconds of input wait) since the clock started."""
         if step == self._untimed:
             self._began, self._waited = time.perf_counter(), self._before[1]
         else:
@@ -74,7 +94,7 @@ class Watch:
         seconds = self._before[0] + time.perf_counter() - self._began
         return self._images, seconds, self._waited
 
-    def waited_for(self, batches):
+    def timed(self, batches):
         """The same batches; the time until each is there counts as input wait.
 
         The device works meanwhile, so the share is the most that reading can cost.
@@ -89,21 +109,21 @@ class Watch:
                 return
             yield batch
 
-    def step(self, step):
-        """A context for dispatching `step`, by whose number a trace knows it."""
+    def dispatch(self, step):
+        """A context for dispatching `step`, which a trace shows by its number."""
         self._trace.start_before(step)
         return jax.profiler.StepTraceAnnotation("train", step_num=step)
 
-    def later(self, step, metrics):
-        """Take step's metrics; those of the step before are dealt with now.
+    def record(self, step, metrics):
+        """Take the metrics of `step`; those of the step before are written now.
 
-        So the device has the next step to do while the last one's numbers travel.
+        So the device has the next step to compute while the last metrics are fetched.
         """
-        self.now()
+        self.flush()
         self._waiting = step, metrics
 
-    def now(self):
-        """Deal with what was taken last. RunError after too many skipped steps."""
+    def flush(self):
+        """Write the metrics taken last. RunError after too many skipped steps."""
         if self._waiting is None:
             return
         (step, metrics), self._waiting = self._waiting, None
@@ -134,36 +154,30 @@ class Watch:
         if logged:
             self._writer.write("train", step, **values)
             if self._lines:
-                self._say_line(step, values)
+                self._print_line(step, values)
             self.restart_clock()
 
-    def accuracy(self, kind, step, result, what="test accuracy"):
-        """Write and say the `result` of an evaluation after `step`."""
+    def evaluation(self, kind, step, result, what="test accuracy"):
+        """Write and print the `result` of an evaluation after `step`."""
         epoch = step / self._length.steps_per_epoch
         self._writer.write(kind, step, epoch=epoch, **result)
         text = f"epoch {epoch:g}, step {step}: {what} {result['acc1']:.2f} %"
-        self.say(f"{text}, loss {result['loss']:.3f}")
+        say(f"{text}, loss {result['loss']:.3f}")
 
     def image(self, name, step, pixels):
-        """A picture for TensorBoard, uint8 [H, W, 3]."""
+        """An image for TensorBoard, uint8 [H, W, 3]."""
         self._writer.write_image(name, step, pixels)
-
-    def say(self, text):
-        """Print one line, beside the bar."""
-        if parallel.is_main():
-            tqdm.write(text)
-            sys.stdout.flush()
 
     def close(self):
         """Close files, bar and trace."""
         for part in (self._trace, self._bar, self._writer):
             part.close()
 
-    def _say_line(self, step, values):
+    def _print_line(self, step, values):
         images = (self._length.steps - step) * self._config.batch_size
         rate = values["throughput"]
         left = "?" if math.isnan(rate) else tqdm.format_interval(images / rate)
-        self.say(
+        say(
             f"step {step} of {self._length.steps}, epoch {values['epoch']:.2f}: "
             f"{_in_short(values)}, lr {values['lr']:.2e}, time left {left}"
         )
@@ -180,7 +194,7 @@ class Watch:
 
 
 def device_memory():
-    """{"device_memory": GB in use at the peak, of the fullest device of this process}.
+    """{"device_memory": peak GB in use on the fullest device of this process}.
 
     Empty where the backend does not count (as on a CPU).
     """
@@ -215,9 +229,74 @@ class _Trace:
         if self._running and step >= self._last:
             self.close()
             steps = f"steps {self._first} to {self._last}"
-            tqdm.write(f"trace of {steps}: {self._folder} (TensorBoard, Perfetto)")
+            say(f"trace of {steps}: {self._folder} (TensorBoard, Perfetto)")
 
     def close(self):
         if self._running:
             self._running = False
             jax.profiler.stop_trace()
+
+
+def data_text(config, train, val):
+    """Data and learning rate after the warm-up, for a dry run; train, val: sources."""
+    names = train.class_names
+    classes = f"{config.num_classes} classes"
+    if names is None:
+        classes += ", not named"
+    else:
+        shown = ", ".join(map(str, names[:SHOWN_CLASSES]))
+        classes += f": {shown}{', ...' * (len(names) > SHOWN_CLASSES)}"
+    peak = optimizer.scaled_lr(config.lr, config.batch_size)
+    by = f"{config.batch_size} / {optimizer.REFERENCE_BATCH}"
+    return (
+        f"data: {config.data.name}, {len(train):,} training images, {len(val):,} test "
+        f"images, {classes}\n"
+        f"learning rate: {peak:.4g} after the warm-up ({config.lr:.4g} x {by})"
+    )
+
+
+def final_table(workdir, config, model, dense, meta):
+    """Results of a run: accuracy, tokens, cost, time, and where everything is."""
+    last, best = meta["last"], meta["best"]
+    ours = summary.model_macs(model, config.image_size) / 1e9
+    theirs = summary.model_macs(dense, config.image_size) / 1e9
+    layers = [model.plan[0].attn_tokens, *(p.mlp_tokens for p in model.plan)]
+    rows = [
+        ("accuracy", _accuracy(last)),
+        ("best", f"{best['acc1']:.2f} % at step {best['step']}"),
+        ("tokens", " ".join(map(str, layers)) + "  (into block 0, then after each)"),
+        ("cost", f"{ours:.4f} GMACs; dense {theirs:.4f}, {theirs / ours:.2f} times"),
+        *_history(read_metrics(workdir), config.batch_size),
+    ]
+    places = [(name, workdir / path) for name, path in PLACES]
+    rows += [(name, path) for name, path in places if path.exists()]
+    return "\n".join(f"{name:12s} {value}" for name, value in rows)
+
+
+def _history(lines, batch_size):
+    """Rows from the log: accuracy at the start, time, and skipped steps."""
+    for line in lines:
+        if line["kind"] == "init":
+            yield "at the start", f"{line['acc1']:.2f} %, the dense model as given"
+    train = [line for line in lines if line["kind"] == "train"]
+    rates = [line["throughput"] for line in train if line["throughput"]]
+    if not rates:  # every step was the first of its program
+        return
+    rate, seconds, before = statistics.median(rates), 0.0, 0
+    for line in train:
+        seconds += (line["step"] - before) * batch_size / (line["throughput"] or rate)
+        before = line["step"]
+    spent = tqdm.format_interval(seconds)
+    text = f"{spent} of training, without compiling and evaluations"
+    yield "time", f"{text}; {rate:,.0f} images a second (median)"
+    skipped = sum(line["skipped"] for line in train)
+    if skipped:
+        yield "skipped", f"{skipped} of {before} steps, which were not finite"
+
+
+def _accuracy(last):
+    text = f"top-1 {last['acc1']:.2f} %, top-5 {last['acc5']:.2f} %"
+    text += f" of {last['images']} images"
+    if last.get("ema_acc1") is not None:
+        text += f"; averaged weights {last['ema_acc1']:.2f} %"
+    return text

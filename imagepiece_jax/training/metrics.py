@@ -1,52 +1,34 @@
-"""How well does it do? Right answers of a batch, and the curves of a run on disk.
+"""The metrics of a run on disk: metrics.jsonl and TensorBoard.
 
-`metrics.jsonl` in the run's folder holds one JSON object a line; the same numbers, and
-pictures, go to TensorBoard. What a killed run wrote past the restored step is taken
-back, so that the file of a resumed run is that of an uninterrupted one; TensorBoard's
-curves may lack the last ten seconds before the kill.
+`metrics.jsonl` in the run's folder holds one JSON object a line; TensorBoard gets the
+same numbers, and images. Lines that a killed run wrote past the restored step are
+removed, so that the file of a resumed run is that of an uninterrupted one. The curves
+of TensorBoard may lack the last ten seconds before the kill.
 """
 
 import contextlib
 import json
 import pathlib
 
-import chex
-import jax.numpy as jnp
 import numpy as np
 
-from imagepiece_jax.common.files import replace_file
+from imagepiece_jax.common.files import append_line, replace_file
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.training.run_dir import append_line
 
 FILE = "metrics.jsonl"
-# What a clock or a meter says: all else is equal when the same run is run again.
+# Read from clocks and meters: all else is equal when the same run is run again.
 MEASURED = ("throughput", "input_wait", "device_memory")
-# Events that may wait for TensorBoard's thread. It dies where the disk is full, and who
-# fills the queue then waits for ever: long before that a line cannot be written.
+# Events that may wait for TensorBoard's thread. It dies where the disk is full, and a
+# full queue then blocks forever: long before that a line cannot be written.
 QUEUE = 10_000
-
-
-def correct_at(logits, labels, k):
-    """Is the label among the k largest logits? [B, C], int [B] -> bool [B].
-
-    Of equal logits the lower class counts as larger, so a network that says the same
-    for every class is right for k classes only. A label whose logit is NaN is never
-    found.
-    """
-    chex.assert_rank([logits, labels], [2, 1])
-    mine = jnp.take_along_axis(logits, labels[:, None], axis=-1)
-    lower = jnp.arange(logits.shape[-1])[None, :] < labels[:, None]
-    ahead = jnp.sum((logits > mine) | ((logits == mine) & lower), axis=-1)
-    return (ahead < k) & ~jnp.isnan(mine[:, 0])
 
 
 class MetricWriter:
     """Appends lines to `workdir/metrics.jsonl` and scalars to `workdir/tensorboard`.
 
-    `restored_step` is the step that the run goes on from: later lines, which a killed
-    run left behind, are cut, and so is a last line that it did not finish. None means
-    that nothing was restored: every line goes. Where `is_main` is false nothing is
-    written.
+    `restored_step` is the step that the run resumes from: later lines, which a killed
+    run left behind, are cut, and so is an unfinished last line. None means that nothing
+    was restored: every line goes. Where `is_main` is false nothing is written.
     """
 
     def __init__(self, workdir, restored_step=None, is_main=True):
@@ -70,10 +52,10 @@ class MetricWriter:
     def write(self, kind, step, **values):
         """One line: `kind` ("train", "eval", ...), `step`, then `values` as given.
 
-        Values are strings, None, or numbers in whatever form (0-d arrays too); NaN and
-        infinities become null. Finite numbers go to TensorBoard as `kind/name`. The
-        line is on disk when this returns: write a step's lines before saving its
-        checkpoint, else a kill between the two loses them.
+        Values are strings, None, or numbers (0-d arrays too); NaN and infinities become
+        null. Finite numbers go to TensorBoard as `kind/name`. The line is on disk when
+        this returns: write a step's lines before saving its checkpoint, else a kill
+        between the two loses them.
         """
         if self._lines is None:
             return
@@ -85,7 +67,7 @@ class MetricWriter:
                 self._scalars.add_scalar(f"{kind}/{name}", value, int(step))
 
     def write_image(self, name, step, pixels):
-        """A picture for TensorBoard, uint8 [H, W, 3]; None is no picture."""
+        """An image for TensorBoard, uint8 [H, W, 3]; None writes nothing."""
         if self._scalars is not None and pixels is not None:
             self._scalars.add_image(name, pixels, int(step), dataformats="HWC")
 
@@ -93,7 +75,7 @@ class MetricWriter:
         """Close both files; closing twice is allowed."""
         if self._lines is not None:
             self._lines.close()
-            with contextlib.suppress(OSError):  # a full disk: the lines have them all
+            with contextlib.suppress(OSError):  # disk full: metrics.jsonl has all
                 self._scalars.close()
             self._lines = self._scalars = None
 
@@ -101,14 +83,14 @@ class MetricWriter:
 def read_metrics(workdir):
     """The lines of `workdir/metrics.jsonl` as dicts, in order; [] where there is none.
 
-    A last line that was not finished is left out; any other line that is no JSON object
-    with a step is an InputError.
+    An unfinished last line is left out; any other line that is no JSON object with a
+    step is an InputError.
     """
     return [line for _, line in _parse(pathlib.Path(workdir) / FILE)]
 
 
 def _cut(path, last_kept):
-    """Take back lines past step `last_kept`, and a torn last one, all at once."""
+    """Remove lines past step `last_kept`, and a torn last one, all at once."""
     if path.exists():
         kept = [text for text, line in _parse(path) if line["step"] <= last_kept]
         replace_file(path, "".join(text + "\n" for text in kept))
@@ -131,7 +113,7 @@ def _parse(path):
         elif number < len(texts):
             raise InputError(
                 f"{path}, line {number}: found {text[:40]!r}, but every line must be a "
-                "JSON object with an integer step; mend or remove the line"
+                "JSON object with an integer step; fix or remove the line"
             )
     return pairs
 

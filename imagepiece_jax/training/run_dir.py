@@ -1,59 +1,90 @@
-"""Which run lives in this folder? Its config, and what code and versions ran it.
+"""The folder of a run: its config, what ran it, its classes, and its lock.
 
 `config.json` is the whole config; a folder belongs to one config, apart from the fields
-that may change when a run goes on. `run.json` has one entry for each time it was
-started. `classes.json` is the list of the classes' names by label, where the data name
-them.
+that may change when a run is resumed. `run.json` has one entry for each start.
+`classes.json` is the list of the classes' names by label, where the data name them.
 """
 
+import importlib.metadata
 import json
 import os
 import pathlib
-import subprocess
+import platform
+import sys
+import time
 
-from imagepiece_jax.common.files import lock, replace_file
+from imagepiece_jax.common import parallel
+from imagepiece_jax.common.files import git_revision, lock, replace_file
 from imagepiece_jax.errors import InputError, RunError
-from imagepiece_jax.models.pretrained import CLASSES, RUN_CONFIG, class_names
+from imagepiece_jax.models.run_files import CLASSES, RUN_CONFIG
+from imagepiece_jax.models.vit import MEAN, STD
+from imagepiece_jax.reduction.settings import without_retired
 
-RUN = "run.json"
-SAME_CLASSES = "allowed are the same classes in the same order"
-LOCK = ".lock"
-PACKAGE = pathlib.Path(__file__).resolve().parent.parent
+RUN, LOCK = "run.json", ".lock"
+# Fields that may change when a run is resumed; anything else makes another run.
+MAY_CHANGE = (
+    "data.dir",
+    "data.workers",
+    "data.threads",
+    "checkpoint_every_steps",
+    "keep_every_steps",
+    "log_every_steps",
+    "progress",
+    "max_skipped_steps",
+    "pictures",
+    "profile",
+)
+# What a run was trained with whose config.json is older than the field.
+ASSUMED = {"model.mean": MEAN, "model.std": STD}
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-def record_run(
-    workdir, config_dict, may_change=(), extra=None, is_main=True, assumed=None
-):
-    """Write `workdir/config.json` and add this start to `workdir/run.json`.
+def check_config(workdir, config: dict):
+    """InputError where `workdir` holds a run with another config.
 
-    `config_dict` is a nested dict of JSON values (tuples count as lists). Where the
-    folder already holds a config, it must be equal in every field but those in
-    `may_change`: dotted names, a group's name standing for all of its fields. 1, 1.0
-    and True are three different values. The new config then replaces the old one.
-    `assumed` has the values of dotted names that an older config may lack.
+    config: nested dict of JSON values (tuples count as lists). Every field but
+    `MAY_CHANGE` must be equal; 1, 1.0 and True are three different values. The sentence
+    has the first field that differs, both values, and the ways out.
+    """
+    path = pathlib.Path(workdir) / RUN_CONFIG
+    if not path.exists():
+        return
+    old = _read(path)
+    old["reduction"] = without_retired(old["reduction"])
+    old, new = _flat(old), _flat(json.loads(json.dumps(config)))
+    for name, value in ASSUMED.items():
+        if name in new and old.get(name, "null") == "null":
+            old[name] = json.dumps(value)
+    for name in [*new, *(name for name in old if name not in new)]:
+        before, now = old.get(name, "no such field"), new.get(name, "no such field")
+        if before != now and name not in MAY_CHANGE:
+            raise InputError(
+                f"{workdir} holds a run with {name} = {before}, but this config has "
+                f"{now}: choose another --workdir, or go back to the old value"
+            )
 
-    `extra` (library versions, devices, ...) is kept with the git revision of the code,
-    which is null outside a git repository. Processes other than the main one compare
-    but write nothing.
 
-    Raises InputError naming the first field that differs, both values, and the ways
-    out.
+def record_start(workdir, config: dict):
+    """Write `config.json` and add this start to `run.json`, with versions and devices.
+
+    The git revision is null outside a git repository. InputError as `check_config`.
     """
     workdir = pathlib.Path(workdir)
-    text = json.dumps(config_dict, indent=2)
-    if (workdir / RUN_CONFIG).exists():
-        old = _flat(_read(workdir / RUN_CONFIG))
-        for name, value in (assumed or {}).items():
-            if old.get(name, "null") == "null":
-                old[name] = json.dumps(value)
-        _compare(workdir, old, _flat(json.loads(text)), may_change)
-    if not is_main:
-        return
+    check_config(workdir, config)
     starts = _read(workdir / RUN)["starts"] if (workdir / RUN).exists() else []
-    starts.append({"git": git_revision(), **(extra or {})})
+    starts.append(
+        {
+            "git": git_revision(),
+            "time": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+            "command": sys.argv,
+            "python": platform.python_version(),
+            "devices": [str(d.device_kind) for d in parallel.local_devices()],
+            "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        }
+    )
     _make(workdir)
     replace_file(workdir / RUN, json.dumps({"starts": starts}, indent=2) + "\n")
-    replace_file(workdir / RUN_CONFIG, text + "\n")
+    replace_file(workdir / RUN_CONFIG, json.dumps(config, indent=2) + "\n")
 
 
 def record_classes(workdir, names):
@@ -63,49 +94,10 @@ def record_classes(workdir, names):
         replace_file(pathlib.Path(workdir) / CLASSES, text + "\n")
 
 
-def other_class(path, names):
-    """The first class that weights and data call by different names, or None.
-
-    path: of the weights, which know their classes where they are a run's folder; names:
-    of the classes of the data. -> (label, name of the run, name of the data); what has
-    no name is not compared.
-    """
-    pairs = zip(class_names(path) or (), names or (), strict=False)
-    for label, (ours, theirs) in enumerate(pairs):
-        if None not in (ours, theirs) and ours != theirs:
-            return label, ours, theirs
-    return None
-
-
-def check_classes(path, names, data, allowed, field=""):
-    """InputError where weights at `path` and `data` have another class, by `names`.
-
-    data: how the sentence calls the data; allowed: its end; field: what named `path`.
-    """
-    other = other_class(path, names)
-    if other is not None:
-        label, ours, theirs = other
-        raise InputError(
-            f"class {label} is {ours!r} in {field}{path}, but {theirs!r} in {data}: "
-            f"{allowed}"
-        )
-
-
-def unnamed_classes(path, names, data):
-    """The line on names that cannot be compared; None where they can, or for a file.
-
-    As `check_classes`: a weights file never has names.
-    """
-    if not pathlib.Path(path).is_dir() or None not in (class_names(path), names):
-        return None
-    unnamed = data if names is None else path
-    return f"classes are compared by number alone: {unnamed} does not name them"
-
-
-class Hold:
+class RunLock:
     """Keeps other processes out of `workdir` until it is closed.
 
-    InputError where one is at work there, or the folder cannot be made or written.
+    InputError where one is training there, or the folder cannot be made or written.
     """
 
     def __init__(self, workdir):
@@ -137,42 +129,12 @@ class Hold:
             raise RunError(
                 f"{self._path.parent} has vanished, or is not the folder that this run "
                 "began in: nothing more can be saved; once it is back, the same "
-                "command goes on from its newest checkpoint"
+                "command resumes from its newest checkpoint"
             )
 
     def close(self):
         """Let others have the folder."""
         self._file.close()
-
-
-def git_revision():
-    """Commit of the running code, with "-dirty" after it where files were changed.
-
-    None where the code is not tracked by git, as in an installed package: even inside
-    somebody's repository, whose revision would say nothing about this code.
-    """
-    tracked = _git("ls-files", "--error-unmatch", "errors.py")
-    if tracked is None:
-        return None
-    return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
-
-
-def append_line(file, text):
-    """Append one line to `file`, open for unbuffered binary appending; or nothing.
-
-    RunError where it cannot be written whole (a full disk): what was is taken back.
-    """
-    before = os.fstat(file.fileno()).st_size
-    data = memoryview((text + "\n").encode())
-    try:
-        while data:
-            data = data[file.write(data) :]
-    except OSError as error:
-        os.ftruncate(file.fileno(), before)
-        raise RunError(
-            f"{file.name} cannot be written ({error.strerror or error}); mend this, "
-            "and the same command goes on from what is there"
-        ) from error
 
 
 def _make(workdir):
@@ -183,20 +145,6 @@ def _make(workdir):
         raise InputError(
             f"--workdir {workdir} cannot be made ({reason}): choose another"
         ) from error
-
-
-def _compare(workdir, old, new, may_change):
-    for name in [*new, *(name for name in old if name not in new)]:
-        before, now = old.get(name, "no such field"), new.get(name, "no such field")
-        if before != now and not _allowed(name, may_change):
-            raise InputError(
-                f"{workdir} holds a run with {name} = {before}, but this config has "
-                f"{now}: choose another --workdir, or go back to the old value"
-            )
-
-
-def _allowed(name, may_change):
-    return any(name == field or name.startswith(field + ".") for field in may_change)
 
 
 def _flat(tree, prefix=""):
@@ -215,15 +163,5 @@ def _read(path):
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(
-            f"{path} is no valid JSON ({error}): mend it, or choose another --workdir"
+            f"{path} is no valid JSON ({error}): fix it, or choose another --workdir"
         ) from None
-
-
-def _git(*words):
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(PACKAGE), *words], capture_output=True, text=True
-        )
-    except OSError:  # git is not installed
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,139 +1,283 @@
-"""How does a run go? Train, evaluate, keep, stop when asked, and say what came out."""
+"""The training of a model: what a run is made of, and its steps from start to end.
+
+The weights of a run come from, in this order: its own newest checkpoint in the workdir;
+`config.init.weights`; fresh ones drawn from the seed.
+"""
 
 import contextlib
+import functools
 import pathlib
+import time
+
+import jax
+import numpy as np
 
 from imagepiece_jax.common import parallel
 from imagepiece_jax.data import loader
-from imagepiece_jax.errors import RunError, Stopped
+from imagepiece_jax.errors import InputError, RunError, Stopped
 from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.models import summary
 from imagepiece_jax.training import (
-    checks,
     from_config,
     host_consistency,
     initial_weights,
-    report,
+    logging,
+    run_dir,
 )
-from imagepiece_jax.training.logging import Watch
+from imagepiece_jax.training.checkpoint import Checkpoints
+from imagepiece_jax.training.logging import RunLog, say
 from imagepiece_jax.training.metrics import MEASURED
 from imagepiece_jax.training.preemption import PATIENCE, Interrupted, StopRequest
-from imagepiece_jax.training.run import Run
+from imagepiece_jax.training.sample_images import SampleImages
+from imagepiece_jax.training.train_step import init_state
 
 
-def train_and_evaluate(config, workdir, dry_run=False):
-    """Train as `config` says in `workdir`; returns the last evaluation's numbers.
+def train_and_evaluate(config, workdir, dry_run: bool = False) -> dict | None:
+    """Train as `config` says in `workdir`; return the results of the last evaluation.
 
-    A workdir with checkpoints of the same config is gone on with, a finished one only
+    A workdir with checkpoints of the same config is resumed, a finished run only
     reported. `dry_run` prints plan, cost and memory, and writes nothing. InputError for
-    a config or file that does not fit, RunError where training cannot go on.
+    a config or file that does not fit, RunError where training cannot continue.
     """
     workdir = pathlib.Path(workdir)
     with contextlib.ExitStack() as stack:
-        with host_consistency.shared_fate():
-            host_consistency.check_same({"--dry_run": dry_run})  # their ways part below
-            checks.check(config)
-            untold = initial_weights.settle_normalization(config, workdir)
-            host_consistency.check_config(config.to_dict())
-            run = stack.enter_context(contextlib.closing(_Course(config, workdir)))
-            host_consistency.check_model(run.model)
-            for line in untold:
-                _say(f"note: {line}")
-            _say(summary.describe(run.model, [run.dense], config.image_size))
-            run.open_data()
-            state, meta, restored = run.start(write=not dry_run)
-        names = run.train_source.class_names
-        unnamed = (
-            initial_weights.unnamed_classes(config, names) if restored is None else None
-        )
-        if unnamed is not None:
-            _say(f"note: {unnamed}")
+        with host_consistency.shared_errors():
+            from_config.check(config)
+            notes = initial_weights.settle_normalization(config, workdir)
+            trainer = stack.enter_context(contextlib.closing(Trainer(config, workdir)))
+            for line in notes:
+                say(f"note: {line}")
+            say(summary.describe(trainer.model, [trainer.dense], config.image_size))
+            trainer.open_data()
+            host_consistency.check_same({"--dry_run": dry_run} | trainer.identity())
+            state, meta, restored = trainer.start(write=not dry_run)
         if dry_run:
-            _say(report.data_text(run))
-            _say(report.memory_text(run, state))
+            say(logging.data_text(config, trainer.train_source, trainer.val_source))
+            say(trainer.memory_text(state))
             return None
-        if restored == run.length.steps == meta["evaluated"]:
-            _say(f"this run is complete: {restored} steps; nothing is left to do")
+        steps = trainer.length.steps
+        if restored == steps == meta["evaluated"]:
+            say(f"this run is complete: {restored} steps; nothing is left to do")
         else:
             if restored is not None:
-                _say(f"going on from step {restored} of {run.length.steps}")
-            state, meta = run.train(state, meta, restored)
+                say(f"resuming from step {restored} of {steps}")
+            state, meta = trainer.train(state, meta, restored)
         if parallel.is_main():
-            _say(report.final_table(workdir, config, run.model, run.dense, meta))
+            models = trainer.model, trainer.dense
+            say(logging.final_table(workdir, config, *models, meta))
         return meta["last"]
 
 
-def _say(text):
-    """Once, however many processes there are."""
-    if parallel.is_main():
-        print(text, flush=True)
+class Trainer:
+    """One run; its parts are made in the order in which mistakes should show."""
 
+    def __init__(self, config, workdir):
+        self.config, self.workdir = config, workdir
+        self.model = from_config.model(config, axis_name=parallel.AXIS)
+        self.recipe = from_config.recipe(config)
+        self.dense = from_config.dense(config)
+        self.place = from_config.placement(config)
+        self.train_transform = from_config.train_transform(config)
+        self.eval_transform = from_config.eval_transform(config)
+        self.checkpoints = Checkpoints(workdir, config.keep_every_steps)
+        self.eval_step = accuracy.compiled(self.model, config.seed)
+        self.method = from_config.method(config)
+        self.samples = SampleImages(workdir, self.model, self.recipe, config.pictures)
+        self._program = None  # (its key, the compiled step)
+        self.lock = None
 
-class _Course(Run):
-    """What is done with the parts of a run, step by step."""
+    def close(self):
+        """Let others have the workdir."""
+        if self.lock is not None:
+            self.lock.close()
+
+    def open_data(self):
+        """Open both splits; the length of the run follows from them."""
+        config = self.config
+        self.train_source = from_config.source(config, "train")
+        self.val_source = from_config.source(config, "val")
+        # A size that does not fit shows here, not in the first step.
+        from_config.try_first(
+            self.train_source, self.train_transform, rng=np.random.default_rng(0)
+        )
+        from_config.try_first(self.val_source, self.eval_transform)
+        self.length = from_config.length(config, len(self.train_source))
+        epoch = self.length.steps_per_epoch
+        self.rate = from_config.schedule(config, epoch)
+        self.optimizer = from_config.adamw(config, self.rate, epoch)
+
+    def identity(self):
+        """What all processes of this run must have in common."""
+        config, names = self.config.to_dict(), self.train_source.class_names
+        return host_consistency.of_run(config, self.model, names, *self._images())
+
+    def start(self, write=True):
+        """(state, meta, restored step or None) that training starts from.
+
+        `write`: take the workdir and record this start. Mistakes are found before, and
+        leave no folder behind.
+        """
+        config, workdir = self.config, self.workdir
+        run_dir.check_config(workdir, config.to_dict())
+        resumed = host_consistency.decided(self.checkpoints.latest_step) is not None
+        names = self.train_source.class_names
+        initial_weights.check_classes(config, workdir, names, resumed)
+        unnamed = None if resumed else initial_weights.unnamed_classes(config, names)
+        if unnamed is not None:
+            say(f"note: {unnamed}")
+        first_state = functools.partial(
+            init_state, optimizer=self.optimizer, with_ema=config.ema_decay > 0
+        )
+        self.given = None
+        if config.init.evaluate and not resumed:
+            self.given = initial_weights.as_given(config, self.dense)
+        if resumed:  # the checkpoint has the values: shapes are enough
+            shapes = summary.shapes(self.model, config.image_size)
+            state = jax.eval_shape(first_state, shapes)
+        else:
+            state = first_state(initial_weights.initial(config, self.model))
+        self.teacher_model = self.teacher = None
+        if self.method.needs_teacher:
+            self.teacher_model = self.dense.clone(drop_path_rate=0.0)
+            self.teacher = initial_weights.teacher(config, self.teacher_model)
+        if write:
+            if parallel.is_main():
+                self.lock = run_dir.RunLock(workdir)
+                self.checkpoints.check_room(state, self.length.steps)
+                run_dir.record_start(workdir, config.to_dict())
+                run_dir.record_classes(workdir, names)
+            host_consistency.check_workdir(workdir)
+        meta = {"best": {"acc1": -1.0, "step": 0}, "last": None, "evaluated": 0}
+        meta["images"] = images = self._images()
+        step = None
+        if resumed:
+            state, meta, step = self.checkpoints.restore(state)
+            self._check_images(meta.setdefault("images", images), images)
+        arrays = state, self.teacher, self.given
+        host_consistency.check_same(host_consistency.of_start(step, arrays))
+        return state, meta, step
+
+    def _images(self):
+        return [len(self.train_source), len(self.val_source)]
+
+    def _check_images(self, before, now):
+        """InputError where the data have another size than when the run began."""
+        if before != now:
+            raise InputError(
+                f"{self.config.data.name} has {now[0]} training and {now[1]} test "
+                f"images now, but the run in {self.workdir} was begun with {before[0]} "
+                f"and {before[1]}: allowed are the same, or another --workdir"
+            )
+
+    def compiled_step(self, epoch: int):
+        """`train_step` of `epoch` for all devices, with its state donated.
+
+        One program for all epochs, unless a keep rate warms up. The newest is kept, and
+        the others are unloaded.
+        """
+        model = from_config.train_model(self.config, epoch, parallel.AXIS)
+        key = from_config.program_key(model)
+        if self._program is not None:
+            if self._program[0] == key:
+                return self._program[1]
+            self._program = None
+            parallel.forget_programs()
+        step = from_config.step(
+            self.config, model, self.optimizer, self.rate, self.teacher_model
+        )
+        compiled = parallel.pmap(step, donate_argnums=(0,), model=True)
+        self._program = key, compiled
+        return compiled
+
+    def memory_text(self, state):
+        """Bytes of the state and of the compiled step, and the run's length."""
+        config, length, devices = self.config, self.length, parallel.device_count()
+
+        def stack(tree):
+            return jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct((devices, *x.shape), x.dtype), tree
+            )
+
+        began = time.perf_counter()
+        leading = self.place.positions(config.batch_size).shape[1:]
+        batch = stack(from_config.batch_shapes(config, leading))
+        teacher = None if self.teacher is None else stack(self.teacher)
+        last = self.compiled_step(length.epochs - 1)
+        compiled = last.compile(stack(state), batch, teacher)
+        seconds = time.perf_counter() - began
+        held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+        working = compiled.memory_analysis().temp_size_in_bytes
+        return (
+            f"memory on each of {devices} devices: {held / 1e6:,.0f} MB of weights, "
+            f"optimizer and averages, {working / 1e6:,.0f} MB of working space "
+            f"({jax.devices()[0].device_kind}; compiled in {seconds:.0f} s)\n"
+            f"{length.steps} steps: {length.epochs} epochs of "
+            f"{length.steps_per_epoch}; programs to compile: "
+            f"{from_config.train_programs(config)}; dry run: nothing was written"
+        )
 
     def train(self, state, meta, restored):
-        """All steps that are left: (last state on the host, last meta)."""
+        """Take all remaining steps; returns (final state on the host, last meta)."""
         config, first, length = self.config, restored or 0, self.length
         self._open_feed(first, meta)
         batches = self.feed.batches(self.training)
         with contextlib.ExitStack() as stack:
             request = stack.enter_context(StopRequest(0, parallel.Highest()))
-            watch = Watch(
+            log = RunLog(
                 self.workdir, config, length, restored, self.checkpoints.latest_step
             )
             stack.push(self._finish_saving)
-            for part in (watch, self.feed):
+            for part in (log, self.feed):
                 stack.enter_context(contextlib.closing(part))
 
             def rescue():
-                self._save(step, state, meta, watch)
+                self._save(step, state, meta, log)
                 self.checkpoints.wait()
 
             if self.given is not None:
-                self._evaluate_given(watch, request)
+                self._evaluate_given(log, request)
             state = parallel.replicate(state)
             teacher = parallel.replicate(self.teacher)
             if self._resumes_evaluation(first, meta):
-                meta = self._evaluate(state, first, meta, watch, request)
+                meta = self._evaluate(state, first, meta, log, request)
             step_fn = None
-            for step, batch in enumerate(watch.waited_for(batches), start=first + 1):
+            for step, batch in enumerate(log.timed(batches), start=first + 1):
                 epoch, rest = divmod(step - 1, length.steps_per_epoch)
                 if rest == 0 or step == first + 1:
                     before, step_fn = step_fn, self.compiled_step(epoch)
                     if step_fn is not before:
-                        watch.compiles(step)
+                        log.compiles(step)
                 request.rescue_by(None)
-                with watch.step(step):
+                with log.dispatch(step):
                     state, metrics = step_fn(state, batch, teacher)
                 # Of several processes one alone cannot save.
                 request.rescue_by(rescue if parallel.process_count() == 1 else None)
                 request.patience = PATIENCE
-                watch.later(step, metrics)
+                log.record(step, metrics)
                 evaluate = self._evaluates_after(step)
                 if step == first + 1 or evaluate:
-                    watch.image("augmented", step, self.panels.augmented(batch, step))
+                    log.image("augmented", step, self.samples.augmented(batch, step))
                 if evaluate:
-                    watch.now()
+                    log.flush()
                     with contextlib.suppress(Interrupted):
-                        meta = self._evaluate(state, step, meta, watch, request)
-                    watch.restart_clock()
+                        meta = self._evaluate(state, step, meta, log, request)
+                    log.restart_clock()
                 complete = step == length.steps == meta["evaluated"]
                 stop = not complete and request.asked()
                 if stop:
                     request.answered()
                 if stop or (self._saves_after(step) and not evaluate):
-                    self._save(step, state, meta, watch)
+                    self._save(step, state, meta, log)
                 if stop:
                     raise Stopped(stop, step)
             request.answered()
         return parallel.unreplicate(state), meta
 
     def _open_feed(self, first, meta):
-        """One set of readers for all batches from step `first` on.
+        """Open one set of readers for all batches from step `first` on.
 
-        Training and evaluations take turns, in an order that is known beforehand: the
-        readers are never started anew and never wait for a turn to end.
+        Training and evaluations alternate in an order that is known beforehand: the
+        readers are never restarted and never idle at the end of a turn.
         """
         config, length = self.config, self.length
         self.training = loader.train_sequence(
@@ -163,7 +307,7 @@ class _Course(Run):
         self.feed = loader.DataLoader(turns, config.data.workers, config.data.threads)
 
     def _resumes_evaluation(self, first, meta):
-        """Whether a run that goes on after step `first` was stopped in the middle."""
+        """Whether a run resumed after step `first` was stopped in the evaluation."""
         return self._evaluates_after(first) and meta["evaluated"] < first
 
     def _evaluates_after(self, step):
@@ -175,48 +319,49 @@ class _Course(Run):
         every = (self.config.checkpoint_every_steps, self.config.keep_every_steps)
         return any(steps and step % steps == 0 for steps in every)
 
-    def _save(self, step, state, meta, watch, best=False):
+    def _save(self, step, state, meta, log, best=False):
         """Start saving the replicated `state`; RunError where that cannot work."""
-        watch.now()  # lines first: a kill between the two loses nothing
+        log.flush()  # lines first: a kill between the two loses nothing
         host = parallel.unreplicate(state)
-        self._check_place()
-        with self._in_place():
+        self._check_lock()
+        with self._vanished_folder_first():
             if best:
                 self.checkpoints.save_best(step, host, meta)
             self.checkpoints.save(step, host, meta)
 
-    def _check_place(self):
+    def _check_lock(self):
         if self.lock is not None:  # only the main process holds the folder
             self.lock.check()
 
     @contextlib.contextmanager
-    def _in_place(self):
-        """For writing into the run's folder: if that vanishes, it is what is said."""
+    def _vanished_folder_first(self):
+        """If the run's folder vanishes in here, that is the error reported."""
         try:
             yield
         except RunError:
-            self._check_place()
+            self._check_lock()
             raise
 
     def _finish_saving(self, kind, error, trace):
-        """Close the checkpoints; what they say does not hide why the run has ended."""
+        """Close the checkpoints; their errors do not hide why the run has ended."""
         try:
-            with self._in_place():
+            with self._vanished_folder_first():
                 self.checkpoints.close()
         except RunError:
             if not isinstance(error, RunError):
                 raise
 
-    def _evaluate_given(self, watch, request):
+    def _evaluate_given(self, log, request):
         """Accuracy of the dense model with the weights that the run starts from."""
         step = accuracy.compiled(self.dense, self.config.seed)
         given = parallel.replicate(self.given)
         (result,) = self._accuracy(step, [given], request)
-        watch.accuracy("init", 0, result, "the dense model as given has test accuracy")
+        what = "the dense model as given has test accuracy"
+        log.evaluation("init", 0, result, what)
         self.given = None
 
-    def _evaluate(self, state, step, meta, watch, request):
-        """Accuracy on the whole val split; a checkpoint, and the best one if it is.
+    def _evaluate(self, state, step, meta, log, request):
+        """Accuracy on the whole val split; a checkpoint, also as the best if it is.
 
         After a signal Interrupted, and neither of them.
         """
@@ -224,24 +369,24 @@ class _Course(Run):
         last, *averages = self._accuracy(self.eval_step, models, request)
         for average in averages:
             last |= {f"ema_{name}": average[name] for name in ("acc1", "acc5", "loss")}
-        watch.accuracy("eval", step, last)
+        log.evaluation("eval", step, last)
         if parallel.is_main():
-            tokens = self.panels.tokens(
-                self.val_source,
-                self.eval_transform,
-                parallel.unreplicate(state.variables),
+            variables = parallel.unreplicate(state.variables)
+            images = self.samples.tokens(
+                self.val_source, self.eval_transform, variables
             )
-            watch.image("tokens", step, tokens)
+            log.image("tokens", step, images)
         # A checkpoint holds what is equal in every run of this config.
         last = {k: v for k, v in last.items() if k not in MEASURED}
         meta = meta | {"last": last, "evaluated": step}
         best = last["acc1"] > meta["best"]["acc1"]
         if best:
             meta = meta | {"best": {"acc1": last["acc1"], "step": step}}
-        self._save(step, state, meta, watch, best)
+        self._save(step, state, meta, log, best)
         return meta
 
     def _accuracy(self, eval_step, models, request):
         """One pass over the val split for all these variables: a result for each."""
         batches = request.until_asked(self.feed.batches(self.evaluation))
-        return accuracy.evaluate_each(eval_step, models, batches)
+        results = accuracy.evaluate_each(eval_step, models, batches)
+        return [result.figures for result in results]

@@ -1,22 +1,88 @@
-"""How does one image look under one method, block by block? A PNG of all its views."""
+"""Views of one image under one method, and the PNG figure of all of them.
+
+The figures and the HTML page draw the same views, each in its own way.
+"""
 
 import math
+import os
+import pathlib
+import re
+from typing import NamedTuple
+
+import numpy as np
 
 from imagepiece_jax.common import plotting
-from imagepiece_jax.visualize import views
 
+KINDS = ("tokens", "attention", "sizes")
+CAPTIONS = {
+    "tokens": plotting.CAPTION,
+    "attention": (
+        "Class attention: the class token's attention to each token, mean over heads, "
+        "on a square-root scale. All patches of a token show its value; the token "
+        "attended to most is the brightest."
+    ),
+    "sizes": (
+        "Sizes: the number of patches of each token, on a logarithmic scale; the "
+        "largest token is the brightest."
+    ),
+    "weights": (
+        "Weights: each learned token's weight of every patch; the largest is the "
+        "brightest. These tokens overlap, so they have no outlines and no sizes."
+    ),
+}
+COLORMAPS = {"attention": "inferno", "sizes": "viridis", "weights": "inferno"}
 MAPS_IN_A_ROW = 8  # of learned tokens
+STEM = 80  # bytes of an image's name in a figure's name: file systems have a limit
+
+
+class View(NamedTuple):
+    """One picture: a title, a short note, and its values.
+
+    values: [n0] slots of the patches (kind "tokens"), or floats in 0..1, NaN for
+    dropped patches.
+    """
+
+    kind: str
+    title: str
+    note: str
+    values: np.ndarray
+
+    def draw(self, image, grid, scale=1):
+        """Return the picture over `image`, uint8 [H * scale, W * scale, 3]."""
+        if self.kind == "tokens":
+            return plotting.draw_groups(image, self.values, grid, scale)
+        return plotting.draw_values(
+            image, self.values, grid, COLORMAPS[self.kind], scale
+        )
+
+
+def views(trace, index):
+    """Return the views of image `index` by kind: lists, with None where there is none.
+
+    "tokens" and "sizes" have a place for each stage; "attention" has what each stage
+    saw, and that of the last block; "weights" a map for each token of a soft reduction.
+    """
+    stages = trace.stages
+    looks = [(s.attention, s.attended, s.block - (s.site == "pre")) for s in stages]
+    looks.append((trace.attention, trace.attended, trace.depth - 1))
+    soft = [stage.weights[index] for stage in stages if stage.weights is not None]
+    return {
+        "tokens": [_tokens(stage, index) for stage in stages],
+        "attention": [_attention(index, *look) for look in looks],
+        "sizes": [_sizes(stage, index) for stage in stages],
+        "weights": [_weights(i, m) for maps in soft for i, m in enumerate(maps)],
+    }
 
 
 def save(path, image, name, trace, index):
-    """Write the figure of `image`, uint8 [S, S, 3], which is number `index` of `trace`.
+    """Write the figure of `image`, uint8 [S, S, 3], number `index` of `trace`.
 
     Rows: the input, called `name`, and its tokens after each stage; the class attention
-    that each stage saw, and the last block's; the sizes; and, of a soft reduction, a
-    map a token. Rows without a picture are left out.
+    that each stage saw, and the last block's; the sizes; and, for a soft reduction, a
+    map per token. Rows without a picture are left out.
     """
     scale = plotting.enlargement(image)
-    shown = views.of_image(trace, index)
+    shown = views(trace, index)
 
     def panels(kind):
         return [
@@ -26,9 +92,64 @@ def save(path, image, name, trace, index):
 
     pixels = image.repeat(scale, 0).repeat(scale, 1)
     lead = (name, pixels, f"{math.prod(trace.grid)} patches")
-    rows = [[None, *panels(kind)] for kind in views.KINDS if any(shown[kind])] or [[]]
+    rows = [[None, *panels(kind)] for kind in KINDS if any(shown[kind])] or [[]]
     rows[0] = [lead, *rows[0][1:]]
     maps = panels("weights")
     rows += [maps[i : i + MAPS_IN_A_ROW] for i in range(0, len(maps), MAPS_IN_A_ROW)]
-    captions = [text for kind, text in views.CAPTIONS.items() if any(shown[kind])]
+    captions = [text for kind, text in CAPTIONS.items() if any(shown[kind])]
     plotting.panel_page(path, rows, " ".join(captions))
+
+
+def save_all(folder, images, names, label, trace):
+    """Write the figures of all images of `trace`, under the method `label`."""
+    method = re.sub(r"[^A-Za-z0-9.]+", "_", label).strip("_")
+    for i, (image, name) in enumerate(zip(images, names, strict=True)):
+        stem = os.fsdecode(os.fsencode(pathlib.Path(name).stem)[:STEM])
+        save(folder / f"{i:03d}_{stem}_{method}.png", image, name, trace, i)
+
+
+def _name(stage):
+    return f"{'before ' if stage.site == 'pre' else ''}block {stage.block}"
+
+
+def _tokens(stage, index):
+    if stage.source is None:
+        return None
+    note = f"{stage.tokens} tokens"
+    return View("tokens", _name(stage), note, stage.source[index])
+
+
+def _attention(index, attention, attended, block):
+    if attention is None:
+        return None
+    row = attention[index]
+    # Not linear: one token of many patches may exceed all the others.
+    values = _spread(np.sqrt(row / row.max()), attended[index])
+    note = f"largest {_percent(row.max())}"
+    return View("attention", f"attention, block {block}", note, values)
+
+
+def _sizes(stage, index):
+    if stage.sizes is None:
+        return None
+    sizes = stage.sizes[index]
+    low, high = sizes.min(), sizes.max()
+    # Two patches are the smallest size that gets the brightest color.
+    share = np.log(sizes) / np.log(max(high, 2))
+    note = "1 patch each" if high == 1 else f"{low} to {high} patches"
+    values = _spread(share, stage.source[index])
+    return View("sizes", f"sizes, {_name(stage)}", note, values)
+
+
+def _weights(number, weights):
+    note = f"largest weight {_percent(weights.max() / weights.sum())}"
+    return View("weights", f"token {number}", note, weights / weights.max())
+
+
+def _spread(values, slots):
+    """Value of each patch's token, NaN where it has none. [n], [n0] -> [n0]."""
+    return np.where(slots < 0, np.nan, values[np.maximum(slots, 0)])
+
+
+def _percent(share):
+    return f"{100 * share:.1f} %"

@@ -1,8 +1,8 @@
-"""How do several methods compare on a folder of images? One HTML page.
+"""HTML page that compares methods on a folder of images.
 
-The page holds all it needs: style, pictures and text are in the one file, and it has no
-script. Groups are small JPEG files over which nothing is laid; attention, sizes and
-weights are one pixel a patch, laid over the grey photograph.
+The page is one file with style, pictures and text, and no script. Groups are small JPEG
+files with nothing over them; attention, sizes and weights are one pixel per patch, laid
+over the gray photograph.
 """
 
 import base64
@@ -14,26 +14,25 @@ import numpy as np
 from PIL import Image
 
 from imagepiece_jax.common import plotting
-from imagepiece_jax.visualize import views
-from imagepiece_jax.visualize.stylesheet import STYLE
+from imagepiece_jax.visualize import figure
 
 QUALITY = 85  # of JPEG files, with full-resolution chroma: outlines are thin and bright
 SHOWN = {"tokens": "tokens", "attention": "class attention", "sizes": "token sizes"}
 
 
 def page(images, names, methods, traces, weights, class_names=None):
-    """The page as text.
+    """Return the page as text.
 
-    images: uint8 [B, S, S, 3], called `names`; methods: for each a dict of label, gmacs
-    and untrained; traces: their Traces of these images; weights: what the weights are
-    called; class_names: a name for each class, as far as there are names.
+    images: uint8 [B, S, S, 3], called `names`; methods: a dict of label, gmacs and
+    untrained for each; traces: their Traces of these images; weights: the name of the
+    weights; class_names: a name for each class, as far as there are names.
     """
     sections = [
         _section(i, image, name, methods, traces, class_names or ())
         for i, (image, name) in enumerate(zip(images, names, strict=True))
     ]
     photos = "\n".join(
-        f".photo-{i} {{ background-image: url({_jpeg(_grey(image))}); }}"
+        f".photo-{i} {{ background-image: url({_jpeg(_gray(image))}); }}"
         for i, image in enumerate(images)
     )
     return f"""<!doctype html>
@@ -86,7 +85,7 @@ def _untrained(methods):
         return ""
     return (
         "<p>Untrained selectors: the checkpoint has no parameters for what these "
-        "methods learn; theirs are random, and say nothing about the method.</p>"
+        "methods learn; theirs are random and say nothing about the method.</p>"
     )
 
 
@@ -100,16 +99,16 @@ def _contents(names):
 
 
 def _switch():
-    """Which of its three pictures every place shows; without :has() it shows all."""
+    """Choice of the kind of picture; browsers without :has() show all kinds."""
     choices = [
         f'<label><input type="radio" name="show" id="show-{kind}"'
         f"{' checked' * (kind == 'tokens')}>{text}</label>"
         for kind, text in SHOWN.items()
     ]
     keys = {
-        "tokens": f"{views.CAPTIONS['tokens']} {views.CAPTIONS['weights']}",
-        "attention": views.CAPTIONS["attention"],
-        "sizes": views.CAPTIONS["sizes"],
+        "tokens": f"{figure.CAPTIONS['tokens']} {figure.CAPTIONS['weights']}",
+        "attention": figure.CAPTIONS["attention"],
+        "sizes": figure.CAPTIONS["sizes"],
     }
     keys = "".join(f'<p class="{kind}">{text}</p>' for kind, text in keys.items())
     choices = "".join(choices)
@@ -117,19 +116,19 @@ def _switch():
 
 
 def _section(index, image, name, methods, traces, class_names):
-    """One image: the end of every method side by side, then each block by block."""
+    """One image: the results of all methods side by side, then each block by block."""
     escaped = html.escape(name)
-    shown = [views.of_image(trace, index) for trace in traces]
+    shown = [figure.views(trace, index) for trace in traces]
     cells, details = [], []
     for method, trace, kinds in zip(methods, traces, shown, strict=True):
         label = html.escape(method["label"])
         draw = _Drawing(image, index, name, method["label"], trace.grid, kinds)
         top, sure = trace.top[index], 100 * trace.confidence[index]
         named = class_names[top] if top < len(class_names) else None
-        said = f"{html.escape(named or f'class {top}')}, {sure:.0f} % sure"
+        prediction = f"{html.escape(named or f'class {top}')}, {sure:.0f} % sure"
         cells.append(
             f'<div class="cell"><h3>{label}</h3>{draw.end()}'
-            f'<p class="none">{said}</p></div>'
+            f'<p class="none">{prediction}</p></div>'
         )
         if trace.stages:
             details.append(
@@ -157,16 +156,16 @@ class _Drawing:
         self._of = f"{method}, {name}"
 
     def end(self):
-        """Where the method ended: one figure, or a sentence, of each kind."""
-        last = {kind: _last(self._kinds[kind]) for kind in views.KINDS}
-        found = {kind: self._figure(last[kind], kind) for kind in views.KINDS}
+        """The method's result: one figure, or a sentence, of each kind."""
+        last = {kind: _last(self._kinds[kind]) for kind in figure.KINDS}
+        found = {kind: self._figure(last[kind], kind) for kind in figure.KINDS}
         if self._kinds["weights"]:
             found["tokens"] = self._sheet(self._kinds["weights"])
         return "".join(found.values())
 
     def strip(self):
-        """All views in their order; learned tokens stand with the groups."""
-        kinds = {kind: list(filter(None, self._kinds[kind])) for kind in views.KINDS}
+        """All views in order; learned tokens stand with the groups."""
+        kinds = {kind: list(filter(None, self._kinds[kind])) for kind in figure.KINDS}
         kinds["tokens"] = kinds["tokens"] + self._kinds["weights"]
         return "".join(
             "".join(self._figure(view, kind) for view in found or [None])
@@ -174,7 +173,7 @@ class _Drawing:
         )
 
     def _figure(self, view, shown):
-        """`view` as a figure that is there while `shown` is chosen."""
+        """`view` as a figure that is displayed while `shown` is selected."""
         if view is None:
             overlap = shown == "sizes" and self._kinds["weights"]
             return (
@@ -185,13 +184,13 @@ class _Drawing:
             scale = plotting.enlargement(self._image)
             drawn = _jpeg(view.draw(self._image, self._grid, scale))
             return _framed(shown, drawn, alt, view.title, view.note)
-        painted = plotting.value_colours(view.values, views.COLOURS[view.kind])
+        painted = plotting.value_colors(view.values, figure.COLORMAPS[view.kind])
         small = _png(painted.reshape(*self._grid, 4))
         photo = f"values photo-{self._index}"
         return _framed(shown, small, alt, view.title, view.note, photo)
 
     def _sheet(self, maps):
-        """All learned tokens as one picture, a small map each."""
+        """All learned tokens as one picture of small maps."""
         across = math.ceil(len(maps) ** 0.5)
         height, width = self._grid
         down = math.ceil(len(maps) / across)
@@ -201,7 +200,7 @@ class _Drawing:
         )
         for i, view in enumerate(maps):
             top, left = (height + 1) * (i // across), (width + 1) * (i % across)
-            painted = plotting.value_colours(view.values, views.COLOURS["weights"])
+            painted = plotting.value_colors(view.values, figure.COLORMAPS["weights"])
             sheet[top : top + height, left : left + width] = painted.reshape(
                 height, width, 4
             )
@@ -212,7 +211,7 @@ class _Drawing:
 
 _NONE = {
     "tokens": "All patches are tokens.",
-    "attention": "There is no class token to look at.",
+    "attention": "There is no class token.",
     "sizes": "Every token is one patch.",
     "overlap": "Learned tokens overlap: no sizes.",
 }
@@ -234,7 +233,7 @@ def _count(number, noun):
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
-def _grey(image):
+def _gray(image):
     return np.repeat(image.mean(axis=-1, keepdims=True), 3, axis=-1).astype(np.uint8)
 
 
@@ -251,3 +250,87 @@ def _inlined(pixels, kind, **options):
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, kind, **options)
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+# Style sheet, for light and dark, phones and desktops
+
+# name -> (light, dark); pairs of text and ground have a contrast of 4.5 or more
+COLORS = {
+    "ground": ("#ffffff", "#101418"),
+    "raised": ("#f3f5f7", "#1a2027"),
+    "text": ("#1b1f24", "#e7ebef"),
+    "quiet": ("#525c67", "#a3afbb"),
+    "line": ("#c9d0d7", "#3a444e"),
+    "accent": ("#0b57b0", "#86bdff"),
+}
+
+
+def _variables(column):
+    return " ".join(f"--{name}: {pair[column]};" for name, pair in COLORS.items())
+
+
+STYLE = (
+    f"""
+:root {{ color-scheme: light dark; {_variables(0)} }}
+@media (prefers-color-scheme: dark) {{ :root {{ {_variables(1)} }} }}
+"""
+    + """
+* { box-sizing: border-box; }
+body {
+  margin: 0 auto; max-width: 90rem; padding: 0 1rem 4rem;
+  background: var(--ground); color: var(--text);
+  font: 1rem/1.5 system-ui, sans-serif;
+}
+h1 { font-size: 1.6rem; margin: 1.5rem 0 0.5rem; }
+h2 { font-size: 1.2rem; margin: 2.5rem 0 0.75rem; overflow-wrap: anywhere; }
+h3 { font-size: 0.9rem; margin: 0 0 0.35rem; overflow-wrap: anywhere; }
+p { margin: 0.5rem 0; max-width: 70ch; }
+a, summary { color: var(--accent); }
+:focus-visible { outline: 3px solid var(--accent); outline-offset: 2px; }
+
+.switch {
+  position: sticky; top: 0; z-index: 1; margin: 1rem -1rem; padding: 0.5rem 1rem;
+  border: solid var(--line); border-width: 1px 0; background: var(--raised);
+  display: flex; flex-wrap: wrap; gap: 0.25rem 1.25rem;
+}
+.switch legend {
+  float: left; padding: 0 1.25rem 0 0; color: var(--quiet); line-height: 1.75rem;
+}
+.switch label {
+  display: inline-flex; gap: 0.4rem; align-items: center; min-height: 1.75rem;
+}
+.switch input { width: 1.1rem; height: 1.1rem; margin: 0; accent-color: var(--accent); }
+body:has(#show-tokens:checked) :is(.attention, .sizes),
+body:has(#show-attention:checked) :is(.tokens, .sizes),
+body:has(#show-sizes:checked) :is(.tokens, .attention) { display: none; }
+
+section { scroll-margin-top: 6rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; margin: 1rem 0; }
+caption { text-align: left; color: var(--quiet); }
+th, td { padding: 0.3rem 1rem 0.3rem 0; text-align: left; }
+tr { border-bottom: 1px solid var(--line); }
+td { white-space: nowrap; }
+
+.beside { display: grid; gap: 1.25rem 1rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(9.5rem, 45%), 1fr)); }
+.cell { display: grid; grid-template-rows: subgrid; grid-row: span 3; row-gap: 0;
+  align-content: start; min-width: 0; }
+.cell h3 { align-self: end; }
+figure { margin: 0; }
+figcaption {
+  margin-top: 0.3rem; color: var(--quiet); font-size: 0.85rem; line-height: 1.35;
+}
+figcaption b { display: block; color: var(--text); font-weight: 600; }
+img { display: block; width: 100%; height: auto; }
+.values { background-size: 100% 100%; }
+.values img { image-rendering: pixelated; }
+.none { color: var(--quiet); font-size: 0.85rem; }
+
+details { margin: 0.75rem 0; border-top: 1px solid var(--line); }
+summary { cursor: pointer; padding: 0.6rem 0; }
+.strip { display: flex; gap: 0.75rem; overflow-x: auto; padding: 0.25rem 0.25rem 1rem; }
+.strip figure { flex: 0 0 9.5rem; }
+@media (min-width: 60rem) { .strip figure { flex-basis: 12rem; } }
+"""
+)

@@ -1,7 +1,7 @@
-"""Where is it written down what became of every patch? A JSON file and an NPZ file.
+"""Saved traces: a JSON file and an NPZ file.
 
-The JSON file says what was done and holds the slot maps, for any language; the NPZ file
-holds all arrays. Together they give back the Traces that were saved.
+The JSON file describes the methods and holds the slot maps, for any language; the NPZ
+file holds all arrays. Together they restore the Traces.
 """
 
 import dataclasses
@@ -32,11 +32,11 @@ def save(folder, names, methods, traces):
         for s, stage in enumerate(trace.stages):
             arrays |= _arrays(f"method{m}_stage{s}", stage, _OF_STAGE)
             source = None if stage.source is None else stage.source.tolist()
-            told = {"block": stage.block, "site": stage.site, "tokens": stage.tokens}
-            stages.append(told | {"source": source})
+            facts = {"block": stage.block, "site": stage.site, "tokens": stage.tokens}
+            stages.append(facts | {"source": source})
         arrays |= _arrays(f"method{m}", trace, _OF_TRACE)
-        told = {"grid": trace.grid, "depth": trace.depth, "tokens": trace.tokens}
-        described.append(method | told | {"stages": stages})
+        facts = {"grid": trace.grid, "depth": trace.depth, "tokens": trace.tokens}
+        described.append(method | facts | {"stages": stages})
     archive = io.BytesIO()
     np.savez_compressed(archive, **arrays)
     folder = pathlib.Path(folder)
@@ -46,13 +46,13 @@ def save(folder, names, methods, traces):
 
 
 def load(folder):
-    """(names, methods, traces) as they were saved; InputError for anything else."""
+    """Return (names, methods, traces) as saved; InputError for anything else."""
     folder = pathlib.Path(folder)
     try:
-        told = json.loads((folder / JSON).read_text(encoding="utf-8"))
+        saved = json.loads((folder / JSON).read_text(encoding="utf-8"))
         with np.load(folder / NPZ) as archive:
             arrays = dict(archive)
-        traces = [_trace(m, of, arrays) for m, of in enumerate(told["methods"])]
+        traces = [_trace(m, of, arrays) for m, of in enumerate(saved["methods"])]
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
             f"{folder} has no provenance that can be read ({error!r}); allowed is a "
@@ -60,29 +60,29 @@ def load(folder):
         ) from error
     known = {field.name for field in dataclasses.fields(Trace)}
     methods = [
-        {k: v for k, v in of.items() if k not in known} for of in told["methods"]
+        {k: v for k, v in of.items() if k not in known} for of in saved["methods"]
     ]
-    return told["images"], methods, traces
+    return saved["images"], methods, traces
 
 
 def _arrays(prefix, of, fields):
-    """Arrays of a Stage or Trace by the names that they have in the archive."""
+    """Arrays of a Stage or Trace by their names in the archive."""
     found = {f"{prefix}_{field}": getattr(of, field) for field in fields}
     return {name: array for name, array in found.items() if array is not None}
 
 
-def _trace(m, told, arrays):
+def _trace(m, saved, arrays):
     stages = [
         Stage(
             **{key: stage[key] for key in ("block", "site", "tokens")},
             **{f: arrays.get(f"method{m}_stage{s}_{f}") for f in _OF_STAGE},
         )
-        for s, stage in enumerate(told["stages"])
+        for s, stage in enumerate(saved["stages"])
     ]
     return Trace(
-        grid=tuple(told["grid"]),
-        depth=told["depth"],
-        tokens=told["tokens"],
+        grid=tuple(saved["grid"]),
+        depth=saved["depth"],
+        tokens=saved["tokens"],
         stages=tuple(stages),
         **{field: arrays.get(f"method{m}_{field}") for field in _OF_TRACE},
     )

@@ -1,7 +1,7 @@
-"""What became of every patch, and what did the class token look at, block by block?
+"""Token provenance and class attention of images, block by block.
 
-One forward pass tells both: reductions report their decisions, and the attention of
-every block is asked for the class token's row, whatever its reducer needs.
+One forward pass gives both: reductions report their decisions, and every block's
+attention returns the class token's row, whether its reducer needs it or not.
 """
 
 import dataclasses
@@ -16,19 +16,19 @@ from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.models.block import Block
 from imagepiece_jax.reduction.tokens import DROPPED, Mixing, compose
 
-BATCH = 8  # images at a time; the last ones are filled up, so one program does
+BATCH = 8  # images at a time; the last batch is padded, so that one program suffices
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """What the reduction at one block made of the patches of B images.
+    """Result of the reduction at one block on the patches of B images.
 
     site: "mid", between attention and MLP of the block, or "pre", before it.
     source: [B, n0] int32 token that holds each patch, or DROPPED, and sizes: [B, n_out]
     int32 patches of each token; of a soft reduction (TokenLearner) they are None, and
     weights: [B, n_out, n0] float32 is how much of each patch a token took.
     attention: [B, m] float32, class attention (mean over heads) in the last block
-    before the step, of the tokens that `attended` [B, n0] places on the patches; None
+    before the step, to the tokens that `attended` [B, n0] places on the patches; None
     where there is no block before, or no class token.
     """
 
@@ -44,7 +44,7 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
-    """The stages of one model on B images, and where they ended.
+    """The stages of one model on B images, and its predictions.
 
     grid: (height, width) in patches; depth: blocks; tokens: image tokens at the end;
     top: [B] int32 likeliest class, confidence: [B] float32 its probability; attention,
@@ -62,7 +62,7 @@ class Trace:
 
 
 def trace(model, variables, images):
-    """The Trace of uint8 images [B, S, S, 3].
+    """Return the Trace of uint8 images [B, S, S, 3].
 
     It ends at the first soft reduction: its tokens overlap, and later ones have no
     place on the image. `model` has plain kernels, and its plan is not that of masked
@@ -92,7 +92,7 @@ def trace(model, variables, images):
 def _stage(block, site, decision, source, look):
     """The Stage after `decision`: a slot map [B, n] or a matrix [B, n_out, n]."""
     if decision.ndim == 3:
-        # A token gives what is taken of it in equal parts, from each of its patches.
+        # A weight of a token is split equally among its patches.
         at = np.maximum(source, 0)[:, None]
         shared = (source[:, :, None] == source[:, None, :]).sum(axis=2)
         part = (source != DROPPED) / np.maximum(shared, 1)
@@ -130,7 +130,7 @@ def _run(variables, images, model):
     attention = []
 
     def ask(attend, args, kwargs, context):
-        """Ask the attention of each block for the class token's row, too."""
+        """Let the attention of each block also return the class token's row."""
         if context.method_name != "attend" or not isinstance(context.module, Block):
             return attend(*args, **kwargs)
         kwargs = kwargs | {"needs": kwargs["needs"] | {"cls_attn"}}
@@ -139,9 +139,11 @@ def _run(variables, images, model):
         return x, taps
 
     images = normalize(images, model.mean, model.std)
-    listen = ask if model.class_token else (lambda call, args, kw, _: call(*args, **kw))
-    # All of float32: GPUs would round the factors of products, and near ties differ.
-    with jax.default_matmul_precision("highest"), nn.intercept_methods(listen):
+    intercept = (
+        ask if model.class_token else (lambda call, args, kw, _: call(*args, **kw))
+    )
+    # Full float32: GPUs would round the factors of products, and near ties differ.
+    with jax.default_matmul_precision("highest"), nn.intercept_methods(intercept):
         outputs = model.apply(variables, images)
     decisions = []
     for result in outputs.results:
@@ -149,6 +151,6 @@ def _run(variables, images, model):
             decisions.append(result.matrix)
             break
         decisions.append(result.dest)
-    odds = jax.nn.softmax(outputs.logits)
-    top = jnp.argmax(odds, axis=-1).astype(jnp.int32)
-    return decisions, attention, top, jnp.max(odds, axis=-1)
+    probabilities = jax.nn.softmax(outputs.logits)
+    top = jnp.argmax(probabilities, axis=-1).astype(jnp.int32)
+    return decisions, attention, top, jnp.max(probabilities, axis=-1)

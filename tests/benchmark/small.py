@@ -1,8 +1,47 @@
-"""A benchmark of milliseconds: a model of a few parameters, and few short turns."""
+"""A benchmark that takes milliseconds: a tiny model, few short turns, stand-ins."""
 
+import jax
+
+from configs import quickstart
+from imagepiece_jax.benchmark import peak_rates, workloads
 from tests.runs import ROOT
 
 TINY = ["--config", f"{ROOT}/configs/quickstart.py", "--config.model.depth=2"]
 TINY += ["--config.model.embed_dim=8", "--config.model.num_heads=2"]
 TINY += ["--config.reduction.merge_blocks=(0,)", "--config.reduction.prune_blocks=(1,)"]
 SMALL = ["--warmup=2", "--repeats=2", "--seconds=0.001", "--batch_size=4"]
+
+
+def tiny_config():
+    """The config of `TINY`."""
+    config = quickstart.get_config()
+    size = {"model.depth": 2, "model.embed_dim": 8, "model.num_heads": 2}
+    blocks = {"reduction.merge_blocks": (0,), "reduction.prune_blocks": (1,)}
+    config.update_from_flattened_dict(size | blocks)
+    return config.lock()
+
+
+class Mean:
+    """Stand-in for the optimized model: mean colors of images; `seen` keeps inputs."""
+
+    compile_seconds = 1.0
+
+    def __init__(
+        self, model, variables, *, batch_size, pixels, dtype, attention, kernels
+    ):
+        self.model, self.seen = model, []
+        shape = (batch_size, 16, 16, 3)
+        images = jax.ShapeDtypeStruct(shape, "uint8" if pixels else dtype)
+        mean = jax.jit(lambda images: images.astype("float32").mean(axis=(1, 2)))
+        self.compiled = mean.lower(images).compile()
+
+    def __call__(self, images):
+        self.seen.append(images)
+        return self.compiled(images)
+
+
+def simplify(patch):
+    """Nothing that takes long: no model to compile, small products as peak rates."""
+    patch.setattr(workloads.optimize, "optimize", Mean)
+    patch.setattr(peak_rates, "SIDES", {"cpu": (8, 16)})
+    patch.setattr(peak_rates, "COPIED", {"cpu": 4096})

@@ -1,17 +1,22 @@
-"""The benchmark of one reduction: what it times and counts."""
+"""The benchmark of one reduction: its programs and its figures."""
 
 import json
 
 import numpy as np
 import pytest
 
-from imagepiece_jax.benchmark import peak_rates, reduction, timer
+from imagepiece_jax.benchmark import (
+    peak_rates,
+    reduction,
+    reduction_workloads,
+    timer,
+)
 from tests.command import call, sentence
 
 TINY = ["--batch=2", "--tokens=12", "--heads=1", "--dtype=float32"]
 
 
-def test_every_rule_is_timed_a_reduction_at_a_time(tmp_path, monkeypatch):
+def test_figures_are_per_reduction(tmp_path, monkeypatch):
     """2 reductions a call of 0.8 s; 2e6 bytes/s is the copy rate."""
     called = []
 
@@ -19,24 +24,26 @@ def test_every_rule_is_timed_a_reduction_at_a_time(tmp_path, monkeypatch):
         called.append({name: job.call(0) for name, job in jobs.items()})
         return {name: [0.8, 0.4, 1.6] for name in jobs}
 
-    monkeypatch.setattr(peak_rates, "measure", lambda *_: peak_rates.Ceilings(1.0, 2e6))
+    monkeypatch.setattr(
+        peak_rates, "measure", lambda *_: peak_rates.PeakRates(1.0, 2e6)
+    )
     monkeypatch.setattr(timer, "measure", measure)
-    monkeypatch.setattr(reduction, "CHAIN", 2)
-    monkeypatch.setattr(reduction, "_ways", lambda dtype: ("plain",))
+    monkeypatch.setattr(reduction_workloads, "CHAIN", 2)
+    monkeypatch.setattr(reduction_workloads, "obstacle", lambda dtype: "a compiler")
     out = tmp_path / "a.json"
     ended = call(reduction.main, *TINY, f"--json={out}")
     assert (ended.status, ended.err) == (0, "")
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["rule"] for row in rows] == ["retokenize", "prune", "bipartite"]
-    # 12 tokens: 3 candidates and 1 merge; 0.7 of them stay; 6 merges at most
+    # 12 tokens: 3 candidates and 1 merge; 0.7 of them kept; 6 merges at most
     kept = {"retokenize": 11, "prune": 8, "bipartite": 6}
     for row in rows:
         spread = [row[key] for key in ("median", "low", "high")]
         assert spread == pytest.approx([400.0, 200.0, 800.0])
-        # keys and tokens of 13 rows read, those that stay written; 64 floats each
+        # keys and tokens of 13 rows read, those kept written; 64 floats each
         bytes_moved = 2 * (13 + 13 + kept[row["rule"]] + 1) * 64 * 4
         assert row["floor"] == pytest.approx(1e3 * bytes_moved / 2e6)
-        results = called[0][f"{row['rule']} plain"]
+        results = called[0][row["rule"], "plain"]
         assert len(results) == 2
         assert {x.shape for x, _, _ in results} == {(2, kept[row["rule"]] + 1, 64)}
         first, second = (np.asarray(x) for x, _, _ in results)
@@ -45,5 +52,5 @@ def test_every_rule_is_timed_a_reduction_at_a_time(tmp_path, monkeypatch):
 
 
 def test_a_file_that_cannot_be_written():
-    told = sentence(call(reduction.main, "--json=/no/such/a.json"))
-    assert told.startswith("--json /no/such/a.json cannot be written")
+    message = sentence(call(reduction.main, "--json=/no/such/a.json"))
+    assert message.startswith("--json /no/such/a.json cannot be written")

@@ -1,11 +1,11 @@
-"""Rows, tables and sentences of readings that are made up."""
+"""Rows, tables and sentences of invented readings."""
 
 import json
 
 import pytest
 
 from imagepiece_jax.benchmark import report
-from imagepiece_jax.benchmark.peak_rates import Ceilings
+from imagepiece_jax.benchmark.peak_rates import PeakRates
 from imagepiece_jax.benchmark.timer import Job
 from imagepiece_jax.benchmark.workloads import Workload
 
@@ -27,15 +27,18 @@ def work(macs, **facts):
 
 @pytest.fixture
 def rows():
-    made = {"dense": work(4e12, peak_memory=2.5e9), "half": work(2e12, compile_s=1.25)}
+    programs = {
+        "dense": work(4e12, peak_memory=2.5e9),
+        "half": work(2e12, compile_s=1.25),
+    }
     readings = {"dense": [2.0, 4.0, 1.0], "half": [1.0, 1.0, 1.0]}
-    return report.rows(made, readings, Ceilings(matmul=8e12, copy=1e11), SETTING)
+    return report.rows(programs, readings, PeakRates(matmul=8e12, copy=1e11), SETTING)
 
 
 def test_rows(rows):
     dense, half = rows
     assert dense["config"] == "dense" and dense["mode"] == "inference"
-    # 10 images in 2 seconds; 4e12 MACs are 8e12 operations, the ceiling's of a second
+    # 10 images in 2 seconds; 4e12 MACs are 8e12 operations, one second at the peak rate
     assert (dense["throughput"], dense["ms"]) == (5.0, 2000.0)
     assert (dense["throughput_min"], dense["throughput_max"]) == (2.5, 10.0)
     assert (dense["gmacs"], dense["macs_per_s"]) == (400.0, 2e12)
@@ -46,12 +49,18 @@ def test_rows(rows):
     assert half["seconds_a_call"] == [1.0, 1.0, 1.0]
 
 
-def test_a_row_is_a_line_of_json(rows):
-    text = report.line(rows[1])
-    assert "\n" not in text and json.loads(text) == rows[1]
+def test_files_keep_every_row(rows, tmp_path):
+    with report.Files(tmp_path / "a.json", tmp_path / "a.md") as files:
+        for row in rows:
+            files.add([row])
+            lines = (tmp_path / "a.json").read_text().splitlines()
+            assert json.loads(lines[-1]) == row
+            assert row["config"] in (tmp_path / "a.md").read_text()
+        files.plot()  # none was asked for
+    assert len(lines) == 2 and len(list(tmp_path.iterdir())) == 2
 
 
-def test_tables_show_what_is_known(rows):
+def test_tables_leave_unknown_cells_blank(rows):
     heading, *lines = report.text(rows).splitlines()
     assert heading.split()[:4] == ["program", "batch", "img/s", "lowest"]
     assert lines[0].split()[:6] == ["dense", "10", "5", "2", "10", "2,000.00"]
@@ -66,7 +75,7 @@ def test_tables_show_what_is_known(rows):
 
 
 def ratios(**of_batch):
-    """Rows of "first" and "other", which is so many times as fast at each batch."""
+    """Rows of "first" and "other", of given relative speed at each batch size."""
     shared = {"mode": "inference"}
     for batch, ratio in of_batch.items():
         size = int(batch[1:])
@@ -75,7 +84,7 @@ def ratios(**of_batch):
 
 
 @pytest.mark.parametrize(
-    "of_batch, said",
+    "of_batch, sentence",
     [
         (
             {"b8": 1.5, "b1": 0.5, "b4": 1.25},
@@ -99,8 +108,8 @@ def ratios(**of_batch):
         ),
     ],
 )
-def test_break_even(of_batch, said):
-    assert report.break_even(list(ratios(**of_batch))) == [said]
+def test_break_even(of_batch, sentence):
+    assert report.break_even(list(ratios(**of_batch))) == [sentence]
 
 
 def test_one_batch_size_has_no_break_even():

@@ -1,4 +1,4 @@
-"""The clock counts right: on a device that is played, and a time that is told."""
+"""The timer on a simulated device with a simulated clock."""
 
 import pytest
 
@@ -7,9 +7,9 @@ from imagepiece_jax.benchmark.timer import Job, Rules
 
 
 class Device:
-    """Works through its calls one after the other, each of so many seconds.
+    """Simulated device that runs its calls in sequence, each for given seconds.
 
-    Starting a call takes the host no time; waiting for one takes it to that call's end.
+    Starting a call takes the host no time; waiting for one lasts until that call ends.
     """
 
     def __init__(self, world, seconds):
@@ -52,12 +52,12 @@ def world():
 
 
 @pytest.mark.parametrize("ahead", [0, 2])
-def test_calls_are_counted_and_the_device_is_waited_for(world, ahead):
+def test_calls_are_counted_and_waited_for(world, ahead):
     device = Device(world, forever(0.25))
     rules = Rules(warmup=4, repeats=3, seconds=1.0)
     found = timer.measure({"a": device.job(ahead)}, rules, world.now)
     assert found == {"a": [0.25, 0.25, 0.25]}
-    # 4 calls of warm-up and 3 repeats of 4, each of which is waited for
+    # 4 calls of warm-up and 3 repeats of 4, each waited for
     assert device.numbers == list(range(16))
     assert device.waited == device.ends
     assert device.unfinished == ahead + 1
@@ -76,7 +76,7 @@ def test_slow_first_calls_are_not_timed(world):
     assert found == {"a": [0.25, 0.25]}
 
 
-def test_a_turn_lasts_its_seconds_even_where_calls_became_faster(world):
+def test_a_turn_lasts_its_seconds_when_calls_become_faster(world):
     def seconds():
         yield from [4.0, 4.0]  # the estimate: one call fills a turn
         yield from forever(1.0)
@@ -103,7 +103,7 @@ def test_programs_take_turns_after_all_are_warm(world):
     assert world.log == [one] * 2 + [two] * 2 + [one, two, two] * 2
 
 
-def test_ratios_are_taken_round_by_round():
+def test_speedups_are_taken_round_by_round():
     # The machine slows down, but the second program is twice as fast all along.
     assert timer.speedups([1.0, 2.0, 4.0], [0.5, 1.0, 2.0]) == [2.0, 2.0, 2.0]
 
@@ -112,5 +112,5 @@ def test_spread():
     assert timer.spread([3.0, 1.0, 2.0, 10.0]) == (2.5, 1.0, 10.0)
 
 
-def test_defaults_are_what_a_published_figure_needs():
+def test_defaults_are_those_of_published_figures():
     assert Rules() == Rules(warmup=20, repeats=5, seconds=1.0)

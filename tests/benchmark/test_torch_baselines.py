@@ -1,4 +1,4 @@
-"""PyTorch's side: our ToMe there is our ToMe here, and both take turns in one run."""
+"""PyTorch baselines: their ToMe equals ours, and both libraries share one run."""
 
 import json
 
@@ -21,7 +21,7 @@ timm = pytest.importorskip("timm.models.vision_transformer")
 
 @pytest.fixture(scope="module")
 def vit():
-    """timm's model of the tiny size with random weights that leave no tie."""
+    """timm's model of the tiny size with random weights, without ties."""
     torch.manual_seed(0)
     model = timm.VisionTransformer(
         img_size=224,
@@ -38,7 +38,7 @@ def vit():
 
 
 def ours(vit, **options):
-    """The same model here, with the same weights: a function of NHWC images."""
+    """Our model with the same weights, as a function of NHWC images."""
     size = {"patch_size": 16, "embed_dim": 48, "depth": DEPTH, "num_heads": 3}
     model = registry.create_model("deit_ti", num_classes=tiny.CLASSES, **size | options)
     state = {name: value.numpy() for name, value in vit.state_dict().items()}
@@ -47,35 +47,33 @@ def ours(vit, **options):
 
 
 @pytest.mark.parametrize("r", [0, 13])
-def test_tome_gives_the_logits_of_ours(vit, r):
-    from imagepiece_jax.benchmark import torch_tome
-
+def test_tome_has_the_logits_of_ours(vit, r):
     reduction = {"name": "tome", "r": r}
     images = np.random.default_rng(1).normal(size=(3, 224, 224, 3)).astype("f")
     expected = ours(vit, reduction=reduction)(jnp.asarray(images))
     with torch.inference_mode():
-        found = torch_tome.forward(vit, torch.tensor(images).permute(0, 3, 1, 2), r)
+        found = torch_baselines.tome_forward(
+            vit, torch.tensor(images).permute(0, 3, 1, 2), r
+        )
         dense = vit(torch.tensor(images).permute(0, 3, 1, 2)).numpy()
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-4)
     assert np.allclose(found.numpy(), dense, atol=1e-4) == (r == 0)
 
 
 def test_merge_is_the_mean_over_patches():
-    from imagepiece_jax.benchmark import torch_tome
-
     x = torch.tensor([[[9.0], [1.0], [4.0], [10.0], [7.0]]])
     size = torch.tensor([[[1.0], [2.0], [1.0], [3.0], [1.0]]])
     # Position 4 is exactly like position 3, position 2 rather like position 1.
     angles = torch.tensor([0.0, 1.0, 1.2, 2.0, 2.0])
     metric = torch.stack([angles.cos(), angles.sin()], dim=-1)[None]
-    merged, sizes = torch_tome.merge(x, size, metric, 1)
+    merged, sizes = torch_baselines.merge(x, size, metric, 1)
     assert merged.squeeze().tolist() == [9.0, 4.0, 1.0, (30 + 7) / 4]
     assert sizes.squeeze().tolist() == [1.0, 1.0, 2.0, 4.0]
 
 
 @pytest.mark.slow  # compiles two steps of training
 def test_both_libraries_take_turns(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch_baselines, "WAYS", ("eager",))
+    monkeypatch.setattr(torch_baselines, "VARIANTS", ("eager",))
     out = tmp_path / "out.json"
     words = [*TINY, *SMALL, "--against=timm,tome", "--mode=inference,train"]
     ended = call(benchmark.main, *words, f"--json={out}")

@@ -5,9 +5,11 @@ import fcntl
 import os
 import pathlib
 import socket
+import subprocess
 
 import pytest
 
+from imagepiece_jax.common import files
 from imagepiece_jax.common.files import (
     check_writable,
     lock,
@@ -17,9 +19,9 @@ from imagepiece_jax.common.files import (
 )
 from imagepiece_jax.data.imagenet import writer
 from imagepiece_jax.errors import InputError, RunError
-from imagepiece_jax.experiments.cache import Points
-from imagepiece_jax.models.pretrained import own_files
-from imagepiece_jax.training.run_dir import Hold
+from imagepiece_jax.experiments.cache import ResultCache
+from imagepiece_jax.models.run_files import own_files
+from imagepiece_jax.training.run_dir import RunLock
 
 
 def failing(code):
@@ -33,8 +35,8 @@ def failing(code):
 def holds(tmp_path):
     """What each command locks, as functions, with what it says where it is taken."""
     return {
-        "another process is training in": lambda: Hold(tmp_path / "run"),
-        "another process is measuring into": lambda: Points(tmp_path / "points"),
+        "another process is training in": lambda: RunLock(tmp_path / "run"),
+        "another process is measuring into": lambda: ResultCache(tmp_path / "points"),
         "another process is writing": lambda: writer._hold(
             tmp_path / "set"
         ).__enter__(),
@@ -163,3 +165,31 @@ def test_a_folder_below_a_file_is_refused(tmp_path):
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(InputError, match="--out .* cannot be made .Not a dir"):
             make_folder("--out", path)
+
+
+def git(folder, *words):
+    command = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    done = subprocess.run(
+        [*command, *words], check=True, capture_output=True, text=True
+    )
+    return done.stdout.strip()
+
+
+def test_git_revision_of_tracked_code_only(tmp_path, monkeypatch):
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "errors.py").write_text("1\n")
+    monkeypatch.setattr(files, "PACKAGE", package)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert files.git_revision() is None
+    git(tmp_path, "init", "-q")
+    assert files.git_revision() is None  # another repository, but not this code's
+    git(tmp_path, "add", "-A")
+    git(tmp_path, "commit", "-q", "-m", "one")
+    git(tmp_path, "tag", "-a", "v1", "-m", "tag")
+    revision = git(tmp_path, "rev-parse", "HEAD")
+    assert files.git_revision() == revision
+    (package / "errors.py").write_text("2\n")
+    assert files.git_revision() == revision + "-dirty"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert files.git_revision() is None  # no git installed

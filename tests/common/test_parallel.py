@@ -61,20 +61,9 @@ def test_one_device_is_a_special_case_of_many():
     assert parallel.is_main()
 
 
-def test_nothing_happens_when_the_process_is_alone():
-    with parallel.joined(None):
-        assert not jax.distributed.is_initialized()
+def test_a_single_process_answers_itself():
     assert parallel.gather("alone") == ["alone"]
     assert [parallel.Highest()(number) for number in (0, 15)] == [0, 15]
-
-
-def test_processes_with_unequal_devices_are_refused():
-    devices = [types.SimpleNamespace(process_index=i) for i in (0, 0, 1, 1, 2)]
-    parallel.check_devices(devices[:4])
-    with pytest.raises(
-        InputError, match="process 2 has 1 devices, but process 0 has 2"
-    ):
-        parallel.check_devices(devices)
 
 
 def check_exchange(devices, first=0, local=None):
@@ -151,7 +140,7 @@ def check_eight():
 def check_process(process, port, folder):
     process = int(process)
     xla_options.OPTIONS["cpu"] = compiling.HARMLESS  # as a GPU has some
-    with parallel.joined(distributed.Job(f"127.0.0.1:{port}", 2, process)):
+    with distributed.joined(distributed.Job(f"127.0.0.1:{port}", 2, process)):
         assert (parallel.process_index(), parallel.process_count()) == (process, 2)
         assert parallel.is_main() == (process == 0)
         assert (parallel.device_count(), len(parallel.local_devices())) == (4, 2)
@@ -172,34 +161,39 @@ def check_highest(process):
 
 def check_agreement(process, folder):
     """What differs is refused in both; what may differ, and what is equal, is not."""
+    same, of_run = host_consistency.check_same, host_consistency.of_run
     config = {"lr": 0.1, "model": {"blocks": (1, 2)}, "data": {"dir": f"/{process}"}}
-    host_consistency.check_config(config)
-    with pytest.raises(InputError, match=r"config.lr is 1 on process 1, but 0 on"):
-        host_consistency.check_config(config | {"lr": process})
-    with pytest.raises(InputError, match="a is missing on process 1, but 5 on process"):
-        host_consistency.check_same([{"a": 5}, {}][process])
-
     model = types.SimpleNamespace(backend="xla", kernels=None)
-    host_consistency.check_model(model)
+    data = ("ant", "bee"), 7, 5
+    same(of_run(config, model, *data))
+    with pytest.raises(InputError, match=r"config.lr is 1 on process 1, but 0 on"):
+        same(of_run(config | {"lr": process}, model, *data))
+    with pytest.raises(InputError, match="a is missing on process 1, but 5 on process"):
+        same([{"a": 5}, {}][process])
+    with pytest.raises(InputError, match="training images is 6 on process 1, but 7 on"):
+        same(of_run(config, model, data[0], 7 - process, 5))
+    with pytest.raises(InputError, match="checksum of the names of the classes is"):
+        same(of_run(config, model, ("ant", f"bee{process}"), 7, 5))
+
     model.backend = ("cudnn", "xla")[process]
     with pytest.raises(
         InputError, match="attention, .+ is xla on process 1, but cudnn"
     ):
-        host_consistency.check_model(model)
+        same(of_run(config, model, *data))
     model.backend, model.kernels = "cudnn", ("9.0", None)[process]
     with pytest.raises(
         InputError,
         match="config.model.kernels, .+ is plain on process 1, but fused for 9.0 on",
     ):
-        host_consistency.check_model(model)
+        same(of_run(config, model, *data))
     assert host_consistency.decided(lambda: {"process": process}) == {"process": 0}
 
-    arrays, images = {"w": np.arange(3.0)}, range(7)
-    host_consistency.check_start(None, arrays, images, images)
-    with pytest.raises(InputError, match="training images is 6 on process 1, but 7 on"):
-        host_consistency.check_start(4, arrays, range(7 - process), images)
+    arrays = {"w": np.arange(3.0)}
+    same(host_consistency.of_start(None, arrays))
+    with pytest.raises(InputError, match="step to resume from is 5 on process 1"):
+        same(host_consistency.of_start(4 + process, arrays))
     with pytest.raises(InputError, match="checksum of the first weights is"):
-        host_consistency.check_start(4, {"w": np.arange(3) + process}, images, images)
+        same(host_consistency.of_start(4, {"w": np.arange(3) + process}))
 
     host_consistency.PATIENCE = 0.3
     host_consistency.check_workdir(folder)
@@ -208,11 +202,11 @@ def check_agreement(process, folder):
     with pytest.raises(InputError, match=r"of process 1 \(.+\) is not the folder that"):
         host_consistency.check_workdir((folder, folder / "other")[process])
 
-    with host_consistency.shared_fate():
+    with host_consistency.shared_errors():
         pass
     sentence = "disk is full" if process == 0 else r"process 0 stopped: disk is full \("
     with pytest.raises((InputError, RunError), match=sentence):
-        with host_consistency.shared_fate():
+        with host_consistency.shared_errors():
             if process == 0:
                 raise RunError("disk is full")
             host_consistency.check_same({})
@@ -224,10 +218,10 @@ def check_dry_run(process, workdir):
     config.update_from_flattened_dict(runs.DENSE | {"model.depth": 1})
     with contextlib.redirect_stdout(io.StringIO()) as output:
         assert trainer.train_and_evaluate(config, workdir, dry_run=True) is None
-    told = output.getvalue()
-    assert ("memory on each of 4 devices: " in told) == (process == 0)
-    told = "--dry_run is True on process 1, but False on process 0"
-    with pytest.raises(InputError, match=told):
+    printed = output.getvalue()
+    assert ("memory on each of 4 devices: " in printed) == (process == 0)
+    message = "--dry_run is True on process 1, but False on process 0"
+    with pytest.raises(InputError, match=message):
         trainer.train_and_evaluate(config, workdir, dry_run=process == 1)
     assert not workdir.exists()
 
@@ -235,22 +229,6 @@ def check_dry_run(process, workdir):
 if __name__ == "__main__":
     warnings.simplefilter("error")
     {"eight": check_eight, "process": check_process}[sys.argv[1]](*sys.argv[2:])
-
-
-def test_a_coordinator_that_nobody_knows_is_named_at_once():
-    job = distributed.Job("no-such-host.invalid:61500", 2, 1)
-    with pytest.raises(InputError, match="there is no host no-such-host.invalid"):
-        with parallel.joined(job):
-            pass
-
-
-def test_a_port_that_another_program_has_is_named():
-    with socket.create_server(("", 0)) as other:
-        place = f"localhost:{other.getsockname()[1]}"
-        told = f"--coordinator is {place}, but port .* here .Address already in use"
-        with pytest.raises(InputError, match=told):
-            with parallel.joined(distributed.Job(place, 2, 0)):
-                pass
 
 
 def test_a_mapped_model_is_compiled_with_the_options_of_its_platform(monkeypatch):

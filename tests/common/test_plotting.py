@@ -1,4 +1,4 @@
-"""Does the picture show the tokens as they are? Pixel by pixel against slow loops."""
+"""Pictures of tokens, pixel by pixel against slow loops."""
 
 import matplotlib.figure
 import numpy as np
@@ -24,9 +24,9 @@ def random_source(patches, slots, seed=0):
     return rng.permutation(np.concatenate([np.arange(slots), rest]))
 
 
-def plain(colours, side):
-    """An image of evenly coloured patches: [h, w, 3] -> [h * side, w * side, 3]."""
-    return np.kron(colours, np.ones((side, side, 1))).astype(np.uint8)
+def plain(colors, side):
+    """An image of evenly colored patches: [h, w, 3] -> [h * side, w * side, 3]."""
+    return np.kron(colors, np.ones((side, side, 1))).astype(np.uint8)
 
 
 def slot_of_pixels(source, grid, height, width):
@@ -50,10 +50,10 @@ def distance_to_other(slots, y, x):
 
 
 @pytest.mark.parametrize("grid, slots", [((3, 4), 5), ((2, 2), 4), ((4, 3), 1)])
-def test_mean_colours_are_those_of_a_slow_loop(grid, slots):
+def test_mean_colors_are_those_of_a_slow_loop(grid, slots):
     image, source = random_image(12, 24), random_source(grid[0] * grid[1], slots)
     pixels = slot_of_pixels(source, grid, 12, 24)
-    found = plotting.mean_colours(image, source, grid)
+    found = plotting.mean_colors(image, source, grid)
     assert found.shape == (*grid, 3)
     for row, column in np.ndindex(*grid):
         slot = source[row * grid[1] + column]
@@ -68,7 +68,7 @@ def test_mean_colours_are_those_of_a_slow_loop(grid, slots):
 
 @pytest.mark.parametrize("scale", [1, 2])
 def test_outlines_are_only_where_groups_meet(scale):
-    """One grey image: whatever is not grey is outline or dropped."""
+    """One gray image: whatever is not gray is outline or dropped."""
     grid, image = (3, 4), np.full((18, 24, 3), 100, np.uint8)
     source = random_source(12, 6, seed=3)
     drawn = plotting.draw_groups(image, source, grid, scale)
@@ -83,36 +83,36 @@ def test_outlines_are_only_where_groups_meet(scale):
             assert (drawn[y, x] != 100).any() == outline, (y, x)
 
 
-def test_outline_of_a_group_has_one_colour_that_stays():
+def test_outline_of_a_group_has_one_color_that_stays():
     """All its pieces, and the same after a step that renumbers the slots."""
     image = np.full((16, 16, 3), 100, np.uint8)
     source = np.array([0, 1, 2, 3, 4, 0, 5, 6, 0, 7, 7, 8, 9, 10, 11, 12])
     drawn = plotting.draw_groups(image, source, (4, 4))
     pieces = {tuple(drawn[y, x]) for y, x in ((3, 3), (4, 4), (8, 0))}
     assert len(pieces) == 1
-    colour, other = pieces.pop(), tuple(drawn[8, 4])
-    assert max(colour) - min(colour) > 150, "a bright colour"
-    assert np.abs(np.subtract(colour, other, dtype=int)).max() > 60
+    color, other = pieces.pop(), tuple(drawn[8, 4])
+    assert max(color) - min(color) > 150, "a bright color"
+    assert np.abs(np.subtract(color, other, dtype=int)).max() > 60
     renumbered = np.array([2, 1, 2, -1, -1, 2, 5, 6, 2, 7, 7, 8, 4, 3, 9, -1])
     again = plotting.draw_groups(image, renumbered, (4, 4))
-    assert tuple(again[3, 3]) == tuple(again[8, 0]) == colour
+    assert tuple(again[3, 3]) == tuple(again[8, 0]) == color
 
 
-def test_single_patches_keep_their_colour_and_an_outline_that_shows():
-    colours = np.array([[[0, 0, 0], [255, 255, 255]], [[200, 10, 10], [90, 130, 140]]])
-    image = plain(colours, 6)
+def test_single_patches_keep_their_color_and_an_outline_that_shows():
+    colors = np.array([[[0, 0, 0], [255, 255, 255]], [[200, 10, 10], [90, 130, 140]]])
+    image = plain(colors, 6)
     drawn = plotting.draw_groups(image, np.arange(4), (2, 2)).astype(int)
     assert (drawn[:5, :5] == 0).all() and (drawn[7:, :5] == [200, 10, 10]).all()
     assert (drawn[:5, 5] > 40).all() and (drawn[:5, 6] < 215).all()
 
 
-def test_merged_patches_take_their_mean_colour():
-    """Nearer to the mean than to their own colour, by the same share everywhere."""
-    colours = np.zeros((2, 2, 3))
-    colours[0, 0], colours[0, 1] = (200, 0, 100), (100, 40, 100)
-    drawn = plotting.draw_groups(plain(colours, 6), np.array([0, 0, 1, 2]), (2, 2))
+def test_merged_patches_take_their_mean_color():
+    """Nearer to the mean than to their own color, by the same share everywhere."""
+    colors = np.zeros((2, 2, 3))
+    colors[0, 0], colors[0, 1] = (200, 0, 100), (100, 40, 100)
+    drawn = plotting.draw_groups(plain(colors, 6), np.array([0, 0, 1, 2]), (2, 2))
     mean = np.array([150, 20, 100])
-    for column, own in ((0, colours[0, 0]), (1, colours[0, 1])):
+    for column, own in ((0, colors[0, 0]), (1, colors[0, 1])):
         inside = drawn[:4, 6 * column : 6 * column + 6].astype(float)
         assert (inside == inside[0, 0]).all(), "no outline between patches of one token"
         share = (inside[0, 0] - own)[:2] / (mean - own)[:2]
@@ -122,32 +122,32 @@ def test_merged_patches_take_their_mean_colour():
 
 
 def test_dropped_patches_are_dimmed():
-    """Their contrast and colour go, stripes come, and they have no outline."""
-    colours = np.array([[[0, 0, 0], [255, 255, 255], [255, 0, 0], [9, 9, 9]]])
-    image = plain(colours, 12)
+    """Their contrast and color go, stripes come, and they have no outline."""
+    colors = np.array([[[0, 0, 0], [255, 255, 255], [255, 0, 0], [9, 9, 9]]])
+    image = plain(colors, 12)
     drawn = plotting.draw_groups(image, np.array([-1, -1, -1, 0]), (1, 4)).astype(int)
     black, white, red = (drawn[:, 12 * i : 12 * i + 12] for i in range(3))
     contrast = white.mean() - black.mean()
     assert 20 < contrast < 255 / 4, "just visible"
-    assert np.ptp(red, axis=-1).max() < 15, "without colour"
+    assert np.ptp(red, axis=-1).max() < 15, "without color"
     for patch in (black, white, red):
         assert patch.min() > 120 and 15 < np.ptp(patch[..., 0]) < 60, "pale stripes"
         assert len(np.unique(patch.reshape(-1, 3), axis=0)) == 2
 
 
-def test_values_are_painted_over_the_grey_image():
-    """Black below: three quarters of the colour. A dropped patch gets no colour."""
+def test_values_are_painted_over_the_gray_image():
+    """Black below: three quarters of the color. A dropped patch gets no color."""
     values = np.array([0.0, 1, 0.5, np.nan, 0.25, 0.75])
     drawn = plotting.draw_values(np.zeros((4, 6, 3), np.uint8), values, (2, 3))
-    painted = plotting.value_colours(values)
-    for patch, (colour, value) in enumerate(zip(painted, values, strict=True)):
+    painted = plotting.value_colors(values)
+    for patch, (color, value) in enumerate(zip(painted, values, strict=True)):
         row, column = divmod(patch, 3)
         pixels = drawn[2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
         if np.isnan(value):
             assert pixels.min() > 160 and np.ptp(pixels.astype(int), axis=-1).max() < 15
         else:
-            assert colour[3] == 191
-            assert abs(pixels - 0.75 * colour[:3]).max() <= 0.5
+            assert color[3] == 191
+            assert abs(pixels - 0.75 * color[:3]).max() <= 0.5
     assert painted[3].tolist() == [226, 227, 232, 204]
     lightness = painted[[0, 4, 2, 5, 1], :3].sum(axis=1)
     assert (np.diff(lightness.astype(int)) > 0).all()
@@ -170,7 +170,7 @@ def test_all_dropped_and_all_in_one():
         (random_image(8, 8) / 255, 4, r"image is float64 .* not uint8"),
     ],
 )
-def test_what_does_not_fit_is_told(image, patches, message):
+def test_shapes_that_do_not_fit(image, patches, message):
     with pytest.raises(ValueError, match=message):
         plotting.draw_groups(image, np.zeros(patches, int), (2, 2))
 
@@ -209,7 +209,7 @@ def test_page_shows_the_pictures_pixel_by_pixel(tmp_path, side, scale):
 
 
 @pytest.mark.parametrize("steps", [1, 4])
-def test_words_on_the_page_fit_and_count_tokens(tmp_path, monkeypatch, steps):
+def test_text_on_the_page_fits_and_counts_tokens(tmp_path, monkeypatch, steps):
     pages = []
     monkeypatch.setattr(plotting, "save_figure", lambda figure, _: pages.append(figure))
     example_page(tmp_path / "page.png", 16, steps=steps)
@@ -233,7 +233,7 @@ def test_words_on_the_page_fit_and_count_tokens(tmp_path, monkeypatch, steps):
     assert words.y1 < min(box.y0 for box in boxes)
 
 
-def test_page_appears_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_the_page_is_written_atomically(tmp_path, monkeypatch):
     path = tmp_path / "page.png"
     path.write_bytes(b"the page of an earlier run")
 

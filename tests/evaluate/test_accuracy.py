@@ -13,6 +13,38 @@ from imagepiece_jax.evaluate import accuracy
 from tests.models import tiny
 
 
+def slow_correct_at(logits, labels, k):
+    """Sort (minus logit, class) pairs and look the label up among the first k."""
+    rows = []
+    for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
+        order = sorted(range(len(row)), key=lambda c: (-row[c], c))
+        rows.append(label in order[:k])
+    return rows
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 9])
+def test_correct_at_agrees_with_sorting(k):
+    rng = np.random.default_rng(k)
+    logits = rng.integers(0, 4, size=(200, 7)).astype(np.float32)  # many ties
+    labels = rng.integers(0, 7, size=200)
+    got = np.asarray(accuracy.correct_at(logits, labels, k))
+    assert got.dtype == bool
+    assert got.tolist() == slow_correct_at(logits, labels, k)
+
+
+def test_constant_logits_are_right_for_k_classes_only():
+    logits, labels = np.ones((10, 10), np.float32), np.arange(10)
+    assert accuracy.correct_at(logits, labels, 1).tolist() == [True] + [False] * 9
+    assert accuracy.correct_at(logits, labels, 5).tolist() == [True] * 5 + [False] * 5
+
+
+def test_a_nan_is_never_right():
+    nan = np.nan
+    logits = np.array([[nan] * 3, [nan, 1, 0], [nan, 1, 0]], np.float32)
+    right = accuracy.correct_at(logits, np.array([0, 0, 1]), 1)
+    assert right.tolist() == [False, False, True]
+
+
 class Lookup:
     """Logits by the red value of an image's first pixel: row r of `table`."""
 
@@ -41,10 +73,10 @@ def batch(rows, labels, mask=None):
     }
 
 
-def run(table, batches, right=None):
+def run(table, batches):
     variables = parallel.replicate({"scale": np.float32(1)})
     step = accuracy.compiled(Lookup(table))
-    return accuracy.evaluate(step, variables, iter(batches), right)
+    return accuracy.evaluate(step, variables, iter(batches))
 
 
 # Row 0: class 0 first, 6 last. Row 1: the other way round. Row 2: not a number.
@@ -54,44 +86,67 @@ TABLE = [[7, 6, 5, 4, 3, 2, 1], [1, 2, 3, 4, 5, 6, 7], [np.nan] * 7]
 def test_sums_of_two_batches():
     result = run(TABLE, [batch([0, 0, 0], [0, 4, 5]), batch([1, 1, 1], [6, 6, 0])])
     # right: (0, 0), (1, 6) twice; among five: these, (0, 4); not: (0, 5), (1, 0)
-    assert result["images"] == 6
-    assert result["acc1"] == pytest.approx(100 * 3 / 6)
-    assert result["acc5"] == pytest.approx(100 * 4 / 6)
+    assert result.images == 6
+    assert result.acc1 == pytest.approx(100 * 3 / 6)
+    assert result.acc5 == pytest.approx(100 * 4 / 6)
     total = np.log(np.exp(np.arange(1, 8)).sum())
     losses = total - np.array([7, 3, 2, 7, 7, 1])
-    assert result["loss"] == pytest.approx(losses.mean(), rel=1e-6)
+    assert result.loss == pytest.approx(losses.mean(), rel=1e-6)
 
 
 def test_masked_images_count_nothing_even_where_they_are_not_a_number():
     whole = run(TABLE, [batch([0, 1, 1], [0, 6, 0])])
     padded = run(TABLE, [batch([0, 2, 1, 1, 2], [0, 0, 6, 0, 3], [1, 0, 1, 1, 0])])
-    assert padded["images"] == 3
+    assert padded.images == 3
     for name in ("acc1", "acc5", "loss"):
-        assert padded[name] == whole[name] and np.isfinite(padded[name])
+        found = getattr(padded, name)
+        assert found == getattr(whole, name) and np.isfinite(found)
 
 
 def test_a_bad_image_that_counts_is_seen():
     result = run(TABLE, [batch([0, 2], [0, 0])])
-    assert np.isnan(result["loss"]) and result["acc1"] == 50.0
+    assert np.isnan(result.loss) and result.acc1 == 50.0
 
 
-def test_who_was_right_is_told_by_index():
-    """Images 3, 1 and 0, the last one masked; 2 is not in the batch."""
-    one, right = batch([0, 1, 0], [0, 0, 0], [1, 1, 0]), np.zeros(4, bool)
-    one["index"] = np.array([[3, 1, 0]], np.int32)
-    run(TABLE, [one], right)
-    assert right.tolist() == [False, False, False, True]
+def test_each_image_is_in_the_order_of_the_set():
+    """Images 3, 1 and 0, then 5 and 4; 0 is masked, 2 is in no batch."""
+    first, second = batch([0, 1, 0], [0, 0, 0], [1, 1, 0]), batch([1, 0], [6, 4])
+    first["index"], second["index"] = np.array([[3, 1, 0]]), np.array([[5, 4]])
+    each = run(TABLE, [first, second]).each
+    assert each["index"].tolist() == [1, 3, 4, 5]
+    assert each["right"].tolist() == [False, True, False, True]
+    assert each["right5"].tolist() == [False, True, True, True]
+    total = np.log(np.exp(np.arange(1, 8)).sum())
+    np.testing.assert_allclose(each["loss"], total - [1, 7, 3, 7], rtol=1e-6)
+    np.testing.assert_allclose(each["probability"], np.exp(-each["loss"]), rtol=1e-6)
+
+
+def test_a_step_may_alter_images_and_measure_more():
+    """Every image is made to show row 1; the measure sees outputs and batch."""
+
+    def alter(images, batch, model):
+        return images.at[:, 0, 0, 0].set((1 / 255 - model.mean[0]) / model.std[0])
+
+    def measure(outputs, batch):
+        return {"largest": outputs.logits.argmax(-1), "image": batch["image"][:, 0]}
+
+    step = accuracy.compiled(Lookup(TABLE), measure=measure, alter=alter)
+    variables = parallel.replicate({"scale": np.float32(1)})
+    result = accuracy.evaluate(step, variables, [batch([0, 1, 0], [6, 6, 0])])
+    assert result.each["largest"].tolist() == [6, 6, 6]
+    assert result.each["image"].shape == (3, 2, 3)
+    assert result.acc1 == pytest.approx(100 * 2 / 3)
 
 
 def test_fewer_than_five_classes():
     """Then any answer is among the first five."""
     result = run([[1, 2, 3]], [batch([0, 0], [2, 0])])
-    assert (result["acc1"], result["acc5"]) == (50.0, 100.0)
+    assert (result.acc1, result.acc5) == (50.0, 100.0)
 
 
 def test_nothing_but_masked_images():
     result = run(TABLE, [batch([0], [0], [0])])
-    assert (result["images"], result["acc1"], result["loss"]) == (0, 0.0, 0.0)
+    assert (result.images, result.acc1, result.loss) == (0, 0.0, 0.0)
 
 
 def set_clock(monkeypatch, *times):
@@ -103,7 +158,7 @@ def test_throughput_leaves_the_first_batch_out(monkeypatch):
     """The clock: 100 s for the first batch, 1 s for each of the two others."""
     set_clock(monkeypatch, 100.0, 102.0)
     batches = [batch([0] * 3, [0] * 3) for _ in range(3)]
-    assert run(TABLE, batches)["throughput"] == pytest.approx(6 / 2)
+    assert run(TABLE, batches).throughput == pytest.approx(6 / 2)
 
 
 def test_throughput_of_a_single_batch_is_without_its_compile():
@@ -118,8 +173,8 @@ def test_throughput_of_a_single_batch_is_without_its_compile():
 
     only = batch([0, 0, 1], [0, 4, 0])
     result = accuracy.evaluate(step, variables, iter([only]))
-    assert result["throughput"] > 2 * 3 / 1.0
-    assert (result["images"], result["acc1"]) == (3, pytest.approx(100 / 3))
+    assert result.throughput > 2 * 3 / 1.0
+    assert (result.images, result.acc1) == (3, pytest.approx(100 / 3))
 
 
 def test_several_sets_of_variables_share_one_pass():
@@ -130,8 +185,8 @@ def test_several_sets_of_variables_share_one_pass():
     each = accuracy.evaluate_each(step, models, iter(batches))
     alone = [accuracy.evaluate(step, model, iter(batches)) for model in models]
     for result, single in zip(each, alone, strict=True):
-        assert result | {"throughput": 0} == single | {"throughput": 0}
-    assert each[0]["loss"] != each[1]["loss"]
+        assert result.figures | {"throughput": 0} == single.figures | {"throughput": 0}
+    assert each[0].loss != each[1].loss
 
 
 def test_a_dtype_that_cpus_cannot_compute_in_is_told():

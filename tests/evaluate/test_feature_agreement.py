@@ -60,13 +60,6 @@ def test_clusters_are_of_the_images_in_memory(two_kinds, monkeypatch):
     assert same.all() or not same.any()  # clusters have no names
 
 
-def test_share_is_a_mean_with_its_interval():
-    share = agreement.over_images([0.2, 0.4, 0.9])
-    # Deviations -.3 -.1 .4: variance .26 / 2, over 3 images.
-    np.testing.assert_allclose(share, [0.5, 1.96 * (0.13 / 3) ** 0.5])
-    assert str(share) == "0.500 ± 0.408"
-
-
 def test_cosine_of_two_maps():
     ours = np.array([[[2, 0], [1, 1], [0, 0]]])
     theirs = np.array([[[5, 0], [0, 1], [1, 0]]])

@@ -37,7 +37,7 @@ def test_table_has_every_way_to_fill(tmp_path, words):
         *("--sweep", "tome:r=1", "--sweep", "evit:blocks=(0,)"),
     )
     assert ended.status == 0, ended
-    rows = json.loads((out / "dense.json").read_text())
+    rows = json.loads((out / "patch_features.json").read_text())
     assert [(row["setting"], row.get("fill")) for row in rows] == [
         ("dense", None),
         ("position alone", None),
@@ -45,14 +45,14 @@ def test_table_has_every_way_to_fill(tmp_path, words):
         *(("evit blocks=(0,)", fill) for fill in ("last", "zero", "class")),
     ]
     assert [row.get("tokens") for row in rows] == [25, None, 24, 18, 18, 18]
-    assert rows[0]["self_similarity"] == pytest.approx([1, 0], abs=1e-6)
+    assert rows[0]["self_similarity"] == pytest.approx([1, 1, 1], abs=1e-6)
     assert all(-1 <= row["self_similarity"][0] < 0.9999 for row in rows[1:])
     tome, last, zero, _ = rows[2:]
     assert set(tome["cosine"]) == {"alone", "merged"}
     assert set(last["cosine"]) == {"alone", "dropped"}
     assert last["cosine"]["alone"] == zero["cosine"]["alone"] > 0.5
     assert last["cosine"]["dropped"] > zero["cosine"]["dropped"] == 0
-    table = (out / "dense.md").read_text()
+    table = (out / "patch_features.md").read_text()
     assert (
         "4 images of csv:" in table
         and "/set.csv, weights w.npz; 95 % intervals" in table

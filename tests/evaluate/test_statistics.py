@@ -15,13 +15,13 @@ from imagepiece_jax.evaluate.statistics import Estimate
     [(81, 182, 25.53, 36.62), (15, 133, 6.24, 16.05), (0, 20, 0.0, 16.11)],
 )
 def test_accuracy_has_wilsons_interval(right, wrong, low, high):
-    found = statistics.proportion(np.array([True] * right + [False] * wrong))
+    found = statistics.accuracy(np.array([True] * right + [False] * wrong))
     assert found.value == pytest.approx(100 * right / (right + wrong))
     np.testing.assert_allclose(found[1:], (low, high), atol=0.006)
 
 
 def test_the_interval_of_an_accuracy_is_that_of_scipy():
-    ours = statistics.proportion(np.arange(77) < 60)
+    ours = statistics.accuracy(np.arange(77) < 60)
     theirs = stats.binomtest(60, 77).proportion_ci(method="wilson")
     np.testing.assert_allclose(ours[1:], [100 * theirs.low, 100 * theirs.high])
 
@@ -35,7 +35,7 @@ def pair(both, gained, lost, neither):
 
 def test_paired_difference_by_hand():
     """Agresti and Min: 12.5 gained, 4.5 lost, 102 images; value without the halves."""
-    found = statistics.paired(*pair(70, 12, 4, 14))
+    found = statistics.paired_difference(*pair(70, 12, 4, 14))
     deviation = np.sqrt((12.5 + 4.5) - 8**2 / 102) / 102
     assert found.value == pytest.approx(8.0)
     expected = 100 * (8 / 102 + 1.959964 * np.array([-1, 1]) * deviation)
@@ -44,21 +44,21 @@ def test_paired_difference_by_hand():
 
 def test_paired_difference_is_near_its_bootstrap():
     right, base = pair(300, 60, 25, 115)
-    found = statistics.paired(right, base)
+    found = statistics.paired_difference(right, base)
     each = 100 * (right.astype(float) - base)
     brute = statistics.bootstrap(lambda index: each[index].mean(), len(each))
     np.testing.assert_allclose(found, brute, atol=0.35)
 
 
 def test_equal_answers_still_have_an_interval():
-    found = statistics.paired(*pair(8, 0, 0, 2))
+    found = statistics.paired_difference(*pair(8, 0, 0, 2))
     assert found.value == 0 and found.low < -5 and found.high > 5
     assert statistics.is_noise(found)
 
 
 def test_pairs_must_be_of_the_same_images():
     with pytest.raises(ValueError, match="are not paired"):
-        statistics.paired(np.ones(3, bool), np.ones(4, bool))
+        statistics.paired_difference(np.ones(3, bool), np.ones(4, bool))
 
 
 @pytest.mark.parametrize("gained, lost", [(0, 0), (1, 0), (9, 2), (5, 5), (40, 18)])
@@ -84,7 +84,7 @@ def test_mean_by_hand_leaves_missing_values_out():
 def test_seeds_and_images_add_up():
     """Two seeds of four images: means 50 and 100; images' means 50, 100, 100, 50."""
     rights = np.array([[0, 1, 1, 0], [1, 1, 1, 1]])
-    found = statistics.over_seeds(100 * rights)
+    found = statistics.mean_over_seeds(100 * rights)
     images = 1.959964 * np.std([50, 100, 100, 50], ddof=1) / 2
     seeds = 12.706 * np.std([50, 100], ddof=1) / np.sqrt(2)
     assert found.value == 75
@@ -98,8 +98,19 @@ def test_accuracies_of_seeds_stay_inside_what_they_can_be():
 
 def test_one_seed_is_the_image_interval():
     right, base = pair(30, 6, 2, 2)
-    assert statistics.accuracy([right]) == statistics.proportion(right)
-    assert statistics.difference([right], [base]) == statistics.paired(right, base)
+    assert statistics.accuracy([right]) == statistics.accuracy(right)
+    alone = statistics.paired_difference(right, base)
+    assert statistics.paired_difference([right], [base]) == alone
+
+
+def test_differences_of_seeds_are_paired_by_seed_and_image():
+    """Differences of images, over seeds: 50, 0, 0, 50; of seeds: 25 and 25."""
+    rights = np.array([[1, 1, 1, 0], [1, 0, 1, 1]], bool)
+    bases = np.array([[0, 1, 1, 0], [1, 0, 1, 0]], bool)
+    found = statistics.paired_difference(rights, bases)
+    half = 1.959964 * np.std([50, 0, 0, 50], ddof=1) / 2
+    np.testing.assert_allclose(found, (25, 25 - half, 25 + half))
+    assert found.half_width == pytest.approx(half)
 
 
 def test_bootstrap_of_a_mean_is_its_normal_interval():
@@ -114,10 +125,14 @@ def test_bootstrap_of_a_mean_is_its_normal_interval():
 def test_a_difference_inside_its_noise_is_called_so(estimate, noise):
     estimate = Estimate(*estimate)
     assert statistics.is_noise(estimate) is noise
-    assert statistics.difference_text(estimate).endswith("within noise") is noise
+    assert statistics.format_difference(estimate).endswith("within noise") is noise
 
 
 def test_text_of_figures():
-    assert statistics.text(Estimate(84.94, 82.51, 87.0)) == "84.9 [82.5, 87.0]"
-    assert statistics.difference_text(Estimate(-2.0, -3.0, -1.0)) == "-2.0 [-3.0, -1.0]"
-    assert statistics.text(None) == statistics.difference_text(None) == ""
+    assert (
+        statistics.format_estimate(Estimate(84.94, 82.51, 87.0)) == "84.9 [82.5, 87.0]"
+    )
+    assert (
+        statistics.format_difference(Estimate(-2.0, -3.0, -1.0)) == "-2.0 [-3.0, -1.0]"
+    )
+    assert statistics.format_estimate(None) == statistics.format_difference(None) == ""

@@ -10,7 +10,7 @@ from PIL import Image
 import imagepiece_jax
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import predictor as api
-from imagepiece_jax.models import convert
+from imagepiece_jax.models import convert, run_files
 from imagepiece_jax.models.vit import MEAN, STD
 from tests.command import start
 from tests.models import tiny
@@ -59,7 +59,7 @@ def test_the_package_imports_nothing_until_it_is_used():
 
 
 def test_what_it_has_not_is_an_attribute_error():
-    assert imagepiece_jax.load is api.load
+    assert imagepiece_jax.Predictor is api.Predictor
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
         _ = imagepiece_jax.lode
 
@@ -115,15 +115,13 @@ def test_load_reads_the_config_of_a_run(trained, weights_file, tmp_path, monkeyp
         "reduction": {"name": "evit", "keep_rate": 0.6, "blocks": [0]},
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
-    from imagepiece_jax.training import initial_weights
-
     asked = []
 
-    def restore(path, like, which):
-        asked.append((path, which))
-        return convert.load(weights_file, like)
+    def read_checkpoint(path, checkpoint):
+        asked.append((path, checkpoint))
+        return convert.to_timm(trained[1])
 
-    monkeypatch.setattr(initial_weights, "load", restore)
+    monkeypatch.setattr(run_files, "read_checkpoint", read_checkpoint)
     model, _ = imagepiece_jax.load(tmp_path, checkpoint="latest")
     assert model.plan[0].mlp_tokens == 16  # 0.6 * 25, and the class token
     dense, _ = imagepiece_jax.load(tmp_path, reduction={"name": "none"})

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from imagepiece_jax.models import vit
 from imagepiece_jax.reduction import schedule
+from imagepiece_jax.reduction.rules import Fixed
 from imagepiece_jax.reduction.schedule import Step
 from imagepiece_jax.reduction.tokens import DROPPED, Assignment
 from tests.models import tiny
@@ -50,7 +51,7 @@ def without(model, masks):
     for block, mask in masks.items():
         rest = [token for token in held if mask[token] > 0.5]
         keep = Keep(tuple(held.index(token) for token in rest))
-        steps.append(Step(block, keep, "fixed", len(rest), "pre"))
+        steps.append(Step(block, keep, Fixed(len(rest)), "pre"))
         held = rest
     plan = schedule.build(tiny.DEPTH, tiny.TOKENS, steps, int(model.class_token))
     return vit.ViT(

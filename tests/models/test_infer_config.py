@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.models import convert, registry, summary
-from imagepiece_jax.models.infer_config import recognise
+from imagepiece_jax.models.infer_config import infer_config
 
 SMALL = {"embed_dim": 128, "depth": 2, "num_heads": 2}  # 64 wide, as all heads are
 
@@ -27,7 +27,7 @@ def tensors(model, image_size):
 )
 def test_the_same_model_is_made_again(name, image_size, options):
     model = registry.create_model(name, image_size=image_size, **options)
-    told = recognise(tensors(model, image_size))
+    told = infer_config(tensors(model, image_size))
     assert registry.create_model(**told) == model
     assert told["image_size"] == image_size
     if name == "deit_ti":

@@ -2,6 +2,7 @@
 
 import json
 import re
+import zipfile
 
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import __main__ as evaluate
 from imagepiece_jax.models import convert, pretrained, registry
 from imagepiece_jax.models.vit import MEAN, STD
+from imagepiece_jax.reduction import settings
 from tests.command import call, sentence
 from tests.models import tiny
+from tests.runs import ROOT
 
 HALF = (0.5, 0.5, 0.5)
 NORMALIZATION = {"mean": HALF, "std": (0.25, 0.5, 0.75)}
@@ -61,7 +64,7 @@ def test_a_file_may_tell_how_its_images_were_normalized(tmp_path, tensors, name)
 @pytest.mark.parametrize(
     "told, sentence",
     [
-        ({"mean": HALF}, "tells mean alone; allowed are mean and std, or neither"),
+        ({"mean": HALF}, "has mean alone; allowed are mean and std, or neither"),
         ({"mean": HALF, "std": (1, 1)}, r"std is \[1, 1\]; allowed are three number"),
         ({"mean": HALF, "std": (1, 1, 0)}, "allowed are three numbers above 0 and up"),
         ({"mean": HALF, "std": (58, 57, 57)}, r"std is \[58, 57, 57\]; allowed are th"),
@@ -79,11 +82,13 @@ def test_a_run_tells_it_and_an_older_one_had_imagenets(tmp_path):
     older = run_folder(tmp_path / "older")
     config = json.loads((older / "config.json").read_text())
     del config["model"]["mean"], config["model"]["std"]
+    config["reduction"]["round_to"] = 0  # a field of former versions, switched off
     (older / "config.json").write_text(json.dumps(config))
     new = run_folder(tmp_path / "new", **{"model.mean": HALF, "model.std": HALF})
     found = [pretrained.read(path).fields for path in (older, new)]
     assert pretrained.normalization(older) == {"mean": MEAN, "std": STD}
     assert [(f["mean"], f["std"]) for f in found] == [(MEAN, STD), (HALF, HALF)]
+    assert "round_to" not in pretrained.read(older).reduction
     assert found[0]["num_heads"] == 4  # of vit_mini, which its config only names
 
 
@@ -152,9 +157,9 @@ def test_what_training_alone_reads_may_differ(tmp_path):
     changes |= {"model.dtype": "bfloat16", "data.name": "folder:x", "seed": 3}
     other.update_from_flattened_dict(changes)
     run = pretrained.read(run_folder(tmp_path / "run"))
-    fields, reduction = run.under(other.to_dict())
-    assert fields["dtype"] == "bfloat16"
-    assert pretrained.completed(reduction) == pretrained.completed(run.reduction)
+    found = run.under(other.to_dict())
+    assert found.fields["dtype"] == "bfloat16" and found.seed == 3
+    assert settings.completed(found.reduction) == settings.completed(run.reduction)
 
 
 @pytest.mark.parametrize(
@@ -205,3 +210,18 @@ def test_a_run_whose_config_was_damaged(tmp_path, field, value, told):
         imagepiece_jax.load(run)
     words = [f"--weights={run}", "--data=digits"]
     assert told in sentence(call(evaluate.main, *words))
+
+
+def test_a_run_of_version_0_1_0_loads_and_computes_the_same(tmp_path):
+    """Trained and evaluated on random images by that version, TokenLearner included."""
+    with zipfile.ZipFile(ROOT / "tests" / "fixtures" / "run_0.1.0.zip") as archive:
+        archive.extractall(tmp_path)
+    model, variables = imagepiece_jax.load(tmp_path)
+    assert model.class_names == tuple(map(str, range(10)))
+    assert set(variables) == {"params", "batch_stats"}
+    images = np.random.default_rng(0).normal(size=(3, 16, 16, 3)).astype(np.float32)
+    logits = tiny.jit(model.apply)(variables, images).logits
+    np.testing.assert_allclose(logits, np.load(tmp_path / "logits.npy"), atol=1e-6)
+    weights = pretrained.read(tmp_path)
+    assert weights.seed == 7 and weights.kind == "run"
+    assert not weights.variant().untrained

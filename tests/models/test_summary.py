@@ -22,15 +22,6 @@ def test_a_step_that_changes_nothing_is_not_in_the_table():
     assert [summary.action(layer) for layer in model.plan] == ["", "", ""]
 
 
-def test_a_rounded_count_is_told():
-    model = tiny.model(tiny.EVIT | {"round_to": 8})  # 26 tokens, 16, 10
-    assert [summary.action(layer) for layer in model.plan] == [
-        "",
-        "TopK: 25 - 10, to a multiple of 8",
-        "TopK: 15 - 8, to a multiple of 8",
-    ]
-
-
 def test_columns_line_up():
     rows = [("a", "count", "what"), (10, 1, "x"), (9, 1000, "")]
     assert summary.format_table(rows).splitlines() == [
@@ -40,9 +31,11 @@ def test_columns_line_up():
     ]
 
 
-@pytest.mark.parametrize("name", ["quickstart", "deit_b", "deit_ti_imagepiece"])
+@pytest.mark.parametrize(
+    "name", ["quickstart.py", "deit_s.py:deit_b", "deit_s_imagepiece.py"]
+)
 def test_parts_add_up_to_the_model(name):
-    made = config_files.load(ROOT / "configs" / f"{name}.py")
+    made = config_files.load(ROOT / "configs" / name)
     model, size = from_config.model(made), made.image_size
     *_, total = summary.cost_table(model, from_config.dense(made), size).split("\n")
     _, ours, theirs, parameters = total.split()

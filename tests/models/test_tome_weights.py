@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.models import convert, registry
+from imagepiece_jax.models import pretrained, registry
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.reduction.methods import METHODS
 from tests import oracles
@@ -37,7 +37,7 @@ def tome(assets):
         **METHODS["tome"].model_fields,
     )
     weights = assets / "weights/deit_tiny_patch16_224.npz"
-    variables = convert.load(weights, tiny.shapes(model, 224))
+    variables = pretrained.restore(weights, tiny.shapes(model, 224))
     outputs = jax.jit(model.apply)(variables, images)
     return types.SimpleNamespace(**named, dense=dense_logits), model.plan, outputs
 

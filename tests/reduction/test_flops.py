@@ -14,6 +14,7 @@ import pytest
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import flops
 from imagepiece_jax.reduction.methods import METHODS
+from imagepiece_jax.reduction.rules import Keep
 from imagepiece_jax.reduction.schedule import LayerPlan, Step, build
 
 VECTORS = json.loads(
@@ -119,7 +120,7 @@ NAMES = {
 
 
 def parse(name):
-    """(method, recipe fields) of an entry's name, or None: not one of ours."""
+    """(method, its fields) of an entry's name, or None: not one of ours."""
     for pattern, fields in NAMES.items():
         if match := re.fullmatch(pattern, name):
             return fields(match)
@@ -148,7 +149,7 @@ def own_macs(step, n_in, embed_dim, num_heads):
 
 @pytest.mark.parametrize("entry, method, fields", cases())
 def test_published_trace_and_macs(entry, method, fields):
-    plan = build(12, 196, METHODS[method].recipe(12, **fields))
+    plan = build(12, 196, METHODS[method](**fields).steps(12))
     trace = [[layer.attn_tokens, layer.mlp_tokens] for layer in plan]
     assert trace == entry["trace"]
     assert trace[-1][1] == entry["final"]
@@ -164,7 +165,7 @@ def test_published_trace_and_macs(entry, method, fields):
 )
 def test_evit_gmacs_are_those_of_its_authors(rate, gmacs):
     """EViT-DeiT-S with its fused token, as its repository prints the costs."""
-    plan = build(12, 196, METHODS["evit"].recipe(12, keep_rate=rate, fuse_token=True))
+    plan = build(12, 196, METHODS["evit"](keep_rate=rate, fuse_token=True).steps(12))
     assert round(flops.macs(plan, embed_dim=384, num_heads=6) / 1e9, 1) == gmacs
 
 
@@ -205,8 +206,8 @@ def test_head_costs_width_times_classes():
 
 def test_extra_macs_are_asked_for_steps_that_exist():
     steps = [
-        Step(block=0, reducer=None, rule="keep", amount=1.0),
-        Step(block=1, reducer=None, rule="keep", amount=0.5),
+        Step(block=0, reducer=None, rule=Keep(1.0)),
+        Step(block=1, reducer=None, rule=Keep(0.5)),
     ]
     asked = []
 

@@ -16,6 +16,7 @@ from flax import linen as nn
 
 from imagepiece_jax.reduction import apply, flops
 from imagepiece_jax.reduction.methods import METHODS
+from imagepiece_jax.reduction.rules import Merge
 from imagepiece_jax.reduction.schedule import build
 from imagepiece_jax.reduction.tokens import DROPPED, Taps, start, unmerge
 from tests import oracles
@@ -24,12 +25,12 @@ from tests.models import tiny
 VARIANTS = {
     "imagepiece": [
         {"schedule": "A", "order": "ascending", "parity": 1, "size_weighting": False},
-        {"prune_blocks": (), "merge_ratio": 0.15, "round_to": 4},
+        {"prune_blocks": (), "merge_ratio": 0.15},
         {"keep_rate": 0.0, "merge_ratio": 1.0, "candidate_ratio": 1.0},
     ],
     "evit": [{"fuse_token": True}, {"keep_rate": 0.0, "blocks": (0, 1)}],
     "tome": [
-        {"r": 3, "inflection": -1.0, "round_to": 8},
+        {"r": 3, "inflection": -1.0},
         {"r_list": (0, 1, 99)},
     ],
     "random": [{"keep_rate": 0.0}],
@@ -74,7 +75,7 @@ N0 = GRID[0] * GRID[1]
 
 
 def plan_of(name, fields, n0=N0):
-    return build(DEPTH, n0, METHODS[name].recipe(DEPTH, **fields))
+    return build(DEPTH, n0, METHODS[name](**fields).steps(DEPTH))
 
 
 def image_keys(batch):
@@ -193,7 +194,7 @@ def test_where_position_counts_a_permutation_changes_the_groups(name):
     moved = jnp.concatenate([x[:, :1], x[:, 1:][:, order]], axis=1)
     # In the first step that is not ImagePiece's own.
     rules = [layer.step.rule for layer in plan_of(name, fields) if layer.counts]
-    first = 1 + next(i for i, rule in enumerate(rules) if rule != "merge")
+    first = 1 + next(i for i, rule in enumerate(rules) if not isinstance(rule, Merge))
     a, b = (np.asarray(run(tokens)[first].source) for tokens in (x, moved))
     a = a[:, order]
     assert ((a[:, :, None] == a[:, None]) != (b[:, :, None] == b[:, None])).any()

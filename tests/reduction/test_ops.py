@@ -10,7 +10,7 @@ import pytest
 
 from imagepiece_jax.reduction import ops
 from imagepiece_jax.reduction.apply import apply as apply_result
-from imagepiece_jax.reduction.reducers import Retokenize, TopK, TopKFuse
+from imagepiece_jax.reduction.reducers import Retokenize, TopK
 from imagepiece_jax.reduction.schedule import Counts
 from imagepiece_jax.reduction.tokens import DROPPED, Assignment, Taps, TokenState
 from tests import oracles
@@ -369,7 +369,7 @@ def test_the_walk_finds_slow_primitives_at_any_depth():
     "reducer, counts",
     [
         (TopK(), Counts(n_in=7, n_out=3)),
-        (TopKFuse(), Counts(n_in=7, n_out=3)),
+        (TopK(fuse=True), Counts(n_in=7, n_out=3)),
         (Retokenize(), Counts(n_in=7, n_out=5, candidates=4)),
     ],
 )

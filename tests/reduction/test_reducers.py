@@ -14,7 +14,7 @@ import pytest
 
 from imagepiece_jax.reduction import ops
 from imagepiece_jax.reduction.apply import apply as apply_result
-from imagepiece_jax.reduction.reducers import Retokenize, TopK, TopKFuse
+from imagepiece_jax.reduction.reducers import Retokenize, TopK
 from imagepiece_jax.reduction.schedule import Counts
 from imagepiece_jax.reduction.tokens import DROPPED, Taps, start
 from tests import oracles
@@ -125,7 +125,7 @@ def test_pruning_as_computed_by_hand(form):
 def test_evit_fuses_as_computed_by_hand(form):
     scores = [[0.10, 0.05, 0.30, 0.15, 0.20]]
     counts = Counts(n_in=5, n_out=4)
-    result = decide(TopKFuse(), make_taps(scores, np.ones((1, 5, 1))), counts)
+    result = decide(TopK(fuse=True), make_taps(scores, np.ones((1, 5, 1))), counts)
     x = jnp.arange(0.0, 6.0)[None, :, None]
     got = apply(start(x, trace_source=True), result, form=form)
     np.testing.assert_allclose(got.x[0, :, 0], [0, 3, 4, 5, 0.2], rtol=1e-6)
@@ -150,7 +150,7 @@ def work_at(n):
     work = []
     for kept in sorted({oracles.keep_count(rate, n) for rate in RATES} - {n}):
         work.append((TopK(), Counts(n_in=n, n_out=kept)))
-        work.append((TopKFuse(), Counts(n_in=n, n_out=kept + 1)))
+        work.append((TopK(fuse=True), Counts(n_in=n, n_out=kept + 1)))
     splits = {oracles.merge_counts(n, *amount) for amount in MERGES}
     for candidates, merges in sorted(splits):
         counts = Counts(n_in=n, n_out=n - merges, candidates=candidates)
@@ -161,9 +161,9 @@ def work_at(n):
 
 def truth(reducer, counts, scores, similarity):
     """The oracle's slot map of one image."""
-    if isinstance(reducer, TopK):
+    if reducer == TopK():
         return oracles.top_k(scores, counts.n_out)
-    if isinstance(reducer, TopKFuse):
+    if reducer == TopK(fuse=True):
         nothing = np.zeros((len(scores), 1))
         return oracles.evit_fuse(nothing, scores, counts.n_out - 1)[1]
     merges = counts.n_in - counts.n_out
@@ -235,7 +235,7 @@ def test_fused_tokens_equal_the_oracle(n, kept, dtype, form):
     scores = rng.dirichlet(np.ones(n), size=3).astype(np.float32)
     taps = make_taps(scores, state.x[:, 1:], dtype=dtype)
     counts = Counts(n_in=n, n_out=kept + 1)
-    got = apply(state, decide(TopKFuse(), taps, counts), form=form)
+    got = apply(state, decide(TopK(fuse=True), taps, counts), form=form)
     tolerance = 1e-5 if dtype == "float32" else 2**-8
     for image in range(3):
         patches = np.asarray(state.x[image, 1:], float)
@@ -253,7 +253,7 @@ def test_fusing_passes_gradient_to_the_attention():
     counts = Counts(n_in=7, n_out=5)
 
     def loss(scores):
-        result = TopKFuse()(make_taps(scores, state.x[:, 1:]), counts)
+        result = TopK(fuse=True)(make_taps(scores, state.x[:, 1:]), counts)
         return apply_result(state, result).x.sum()
 
     slope = jax.jit(jax.grad(loss))(scores)
@@ -283,7 +283,7 @@ def test_merging_decides_without_gradient():
 
 REDUCERS = [
     pytest.param(TopK(), Counts(n_in=12, n_out=7), id="top-k"),
-    pytest.param(TopKFuse(), Counts(n_in=12, n_out=8), id="fuse"),
+    pytest.param(TopK(fuse=True), Counts(n_in=12, n_out=8), id="fuse"),
     *(
         pytest.param(
             Retokenize(*switch),

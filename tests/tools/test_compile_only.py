@@ -1,4 +1,4 @@
-"""Does the report compile what a config describes, and add up what comes out?"""
+"""The report of programs compiled for an H200: what is compiled, and its sums."""
 
 import types
 
@@ -6,7 +6,9 @@ import jax
 import pytest
 
 from configs import quickstart
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.training import from_config
+from tests.benchmark.small import TINY
+from tests.command import call, sentence
 from tools import compile_only, h200
 
 TEXT = """HloModule jit_f
@@ -30,7 +32,7 @@ def config(**model):
 
 @pytest.fixture
 def compiled(monkeypatch):
-    """Traces in place of compiling; the list of (results, arguments) of each call."""
+    """Tracing in place of compiling; a list of (results, arguments) of each call."""
     calls, texts = [], [ADD, "\n".join([ADD, COPY, COPY])]
     monkeypatch.setattr(h200, "devices", lambda count=1: jax.devices("cpu")[:count])
 
@@ -47,7 +49,7 @@ def test_one_row_a_config_compared_with_the_first(compiled):
     plain = config(stem="patch")
     text = compile_only.report([("one", config()), ("two", plain)], 6)
     note, title, table = text.split("\n\n")
-    assert "not run" in note and "guesses" in note
+    assert "not run" in note and "estimates" in note
     assert title.startswith("mode inference, batch size 6")
     heading, one, two = table.splitlines()
     assert heading.split("  ")[-1] == "config"
@@ -62,7 +64,7 @@ def test_one_row_a_config_compared_with_the_first(compiled):
         )
 
 
-def test_kernels_are_listed_where_they_are_asked_for(compiled):
+def test_kernels_are_listed_on_demand(compiled):
     text = compile_only.report([("one", config())], 6, kernels=True)
     assert text.split("\n\n")[-1].splitlines()[0] == "one"
     assert "s, " in text.splitlines()[-1]
@@ -83,17 +85,43 @@ def test_attention_is_that_of_the_described_gpu(monkeypatch):
 
     def backend(**model):
         made = config(**model)
-        plain = compile_only.setup.model(compile_only._unplaced(made))
+        plain = from_config.model(compile_only._unplaced(made))
         return compile_only._placed(plain, made).backend
 
     assert backend() == backend(attention="cudnn") == "cudnn"
     assert backend(attention="xla") == "xla"
     wide = config()
     wide.model.dtype = "float32"
-    plain = compile_only.setup.model(compile_only._unplaced(wide))
+    plain = from_config.model(compile_only._unplaced(wide))
     assert compile_only._placed(plain, wide).backend == "xla"
 
 
-def test_other_modes_are_refused():
-    with pytest.raises(InputError, match="--mode is 'copy'.*inference, train"):
-        compile_only.report([("one", config())], 6, mode="copy")
+def test_the_command_reports_every_size_and_mode(monkeypatch):
+    asked = []
+
+    def report(configs, batch_size, mode, kernels):
+        dtypes = [(name, config.model.dtype) for name, config in configs]
+        asked.append((dtypes, batch_size, mode, kernels))
+        return f"table {len(asked)}"
+
+    monkeypatch.setattr(compile_only, "report", report)
+    words = [*TINY, "--kernels", "--batch_size=8,256", "--mode=inference,train"]
+    ended = call(compile_only.main, *words)
+    assert (ended.status, ended.out.split("\n")[0]) == (0, "table 1")
+    assert asked == [
+        ([("quickstart", "bfloat16")], size, mode, True)
+        for size in (256, 8)
+        for mode in ("inference", "train")
+    ]
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--mode=copy"], "--mode is 'copy'; allowed are inference, train"),
+        (["--mode="], "--mode is ''; allowed are inference, train"),
+        (["--batch_size=0"], "--batch_size is '0'; allowed are whole numbers from 1"),
+    ],
+)
+def test_mistakes_end_it_before_anything_is_compiled(words, message):
+    assert sentence(call(compile_only.main, *TINY, *words)).startswith(message)

@@ -1,4 +1,4 @@
-"""Is a guess the sum that it says, and is what is missing told in one sentence?"""
+"""Estimated times of kernels, and compilation for a described GPU."""
 
 import os
 import subprocess
@@ -40,7 +40,7 @@ def kernel(**fields):
     ],
 )
 def test_a_kernel_takes_its_launch_and_its_bytes_or_products(fields, microseconds):
-    assert h200.guess(kernel(**fields)) == pytest.approx(1e-6 * microseconds)
+    assert h200.estimate(kernel(**fields)) == pytest.approx(1e-6 * microseconds)
 
 
 def test_summary_adds_up_by_kind():
@@ -51,7 +51,7 @@ def test_summary_adds_up_by_kind():
     }
 
 
-def test_table_has_a_line_a_kernel():
+def test_table_has_a_line_per_kernel():
     first, *lines = h200.table(TEXT).splitlines()
     assert first.split()[:3] == ["kind", "us", "MB"]
     assert lines[0].split() == "0 move 4.0 8.0 f32[1000,1000]{1,0} y, norm/copy".split()
@@ -60,17 +60,19 @@ def test_table_has_a_line_a_kernel():
 
 @pytest.mark.parametrize("error", [NotImplementedError, RuntimeError])
 @pytest.mark.parametrize(
-    "plugins, told",
+    "plugins, message",
     [((), r'pip install "jax\[cuda13\]"'), (("xla_cuda12",), "JAX_SKIP_CUDA.*=1")],
 )
-def test_missing_wheels_are_told_in_one_sentence(monkeypatch, error, plugins, told):
+def test_missing_wheels_are_reported_in_one_sentence(
+    monkeypatch, error, plugins, message
+):
     def refuse(*args, **options):
         raise error("topology not implemented for cuda")
 
     monkeypatch.setattr(topologies, "get_topology_desc", refuse)
     monkeypatch.setattr(h200, "_installed", lambda name: name in plugins)
     monkeypatch.setenv("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
-    with pytest.raises(InputError, match=f"H200.*CUDA wheels.*{told}"):
+    with pytest.raises(InputError, match=f"H200.*CUDA wheels.*{message}"):
         h200.devices.__wrapped__()
 
 
@@ -81,13 +83,13 @@ def here(monkeypatch):
     monkeypatch.setattr(h200, "_lowered", lambda traced: traced.lower())
 
 
-def test_what_cannot_be_compiled_is_told_in_one_line(here):
+def test_a_compile_error_is_one_line(here):
     with pytest.raises(RunError, match="H200: .*no_such_option") as caught:
         h200.compile_for(jnp.sin, jnp.ones(3), options={"no_such_option": True})
     assert "\n" not in str(caught.value)
 
 
-def test_text_is_that_of_the_function(here):
+def test_compiled_text_is_of_the_function(here):
     shape = jax.ShapeDtypeStruct((3, 5), jnp.float32)
     text = h200.compile_for(jnp.sin, shape)
     (sine,) = hlo.kernels(text)
@@ -96,7 +98,7 @@ def test_text_is_that_of_the_function(here):
 
 PROGRAM = """
 import jax, jax.numpy as jnp
-from imagepiece_jax.measure import h200, hlo
+from tools import h200, hlo
 h200.device()
 x = jax.ShapeDtypeStruct((512, 1024), "bfloat16")
 w = jax.ShapeDtypeStruct((1024, 256), "bfloat16")

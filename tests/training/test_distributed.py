@@ -1,18 +1,27 @@
-"""Flags and schedulers say who takes part; the environments are what they really set.
+"""Who takes part in a run, by flags or scheduler; joining; and the loss of a peer.
 
 SLURM's variables as in the manual of srun ("OUTPUT ENVIRONMENT VARIABLES"), Open MPI's
 as in its FAQ on running jobs.
 """
 
+import os
+import socket
+import subprocess
+import sys
+import types
+
+import jax
 import pytest
 
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.training import distributed
 from imagepiece_jax.training.distributed import FIRST_PORT, PORTS, Job, find
 
 SLURM = {
     "SLURM_JOB_ID": "4711",
     "SLURM_STEP_ID": "0",
-    "SLURM_STEP_NODELIST": "gpu[07-09,12],login",
+    "SLURM_STEP_NODELIST": "gpu[07-09,12]",
+    "SLURM_NTASKS": "4",
     "SLURM_STEP_NUM_TASKS": "4",
     "SLURM_STEP_TASKS_PER_NODE": "1(x4)",
     "SLURM_PROCID": "2",
@@ -29,6 +38,19 @@ OPEN_MPI = {
 }
 
 
+def run(script, **variables):
+    """`script` in a process of its own, whose environment has these variables too."""
+    head = "import atexit, os, threading\n"
+    head += "from imagepiece_jax.training import distributed\n"
+    return subprocess.run(
+        [sys.executable, "-c", head + script],
+        env=os.environ | {"JAX_PLATFORMS": "cpu"} | variables,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
 def scheduled(environment=SLURM, **variables):
     return find(environment=environment | variables)
 
@@ -39,39 +61,28 @@ def test_alone_without_flags_or_scheduler():
 
 def test_flags_name_the_job():
     job = find("gpu1:1234", 3, 2, environment={})
-    assert job == Job("gpu1:1234", 3, 2, None)
+    assert job == Job("gpu1:1234", 3, 2)
     assert find("gpu1:1234", 3, 2, environment=SLURM) == job
 
 
-def test_slurm_gives_address_number_and_count():
+def test_slurm_gives_number_count_and_port():
     job = scheduled()
-    host, port = job.coordinator.split(":")
-    assert (host, job.num_processes, job.process_id) == ("gpu07", 4, 2)
-    assert FIRST_PORT <= int(port) < FIRST_PORT + PORTS <= 65536
-    assert job.local_devices is None
+    assert (job.coordinator, job.num_processes, job.process_id) == (None, 4, 2)
+    assert FIRST_PORT <= job.port < FIRST_PORT + PORTS <= 65536
+    assert job.local_devices == ()
     assert find("auto", environment=SLURM) == job
-    # The other tasks of the step meet at the same place, those of another job do not.
-    assert scheduled(SLURM_PROCID="0", SLURM_NODEID="0").coordinator == job.coordinator
-    assert scheduled(SLURM_JOB_ID="4712").coordinator != job.coordinator
+    assert find("gpu1:9", environment=SLURM).coordinator == "gpu1:9"
+    # The other tasks of the step meet at the same port, those of another step do not.
+    assert scheduled(SLURM_PROCID="0", SLURM_NODEID="0").port == job.port
+    assert scheduled(SLURM_STEP_ID="1").port != job.port
 
 
-@pytest.mark.parametrize(
-    "nodes, first",
-    [
-        ("gpu1", "gpu1"),
-        ("gpu1,gpu2", "gpu1"),
-        ("gpu[3,5-8]", "gpu3"),
-        ("r[1-2]n[04-09]x", "r1n04x"),
-    ],
-)
-def test_first_node_of_slurms_list(nodes, first):
-    assert scheduled(SLURM_STEP_NODELIST=nodes).coordinator.split(":")[0] == first
-
-
-def test_a_task_alone_and_a_batch_script_are_single_processes():
+def test_a_single_task_and_a_batch_script_join_nothing():
     assert scheduled(SLURM_STEP_NUM_TASKS="1") is None
     script = {k: v for k, v in SLURM.items() if "STEP" not in k} | {"SLURM_NTASKS": "4"}
     assert find(environment=script) is None
+    shell = SLURM | {"SLURM_STEP_NUM_TASKS": "1"}  # interactive, in a job of four tasks
+    assert find(environment=shell) is None
     assert find(num_processes=1, environment=SLURM) is None
 
 
@@ -81,8 +92,8 @@ def test_a_task_alone_and_a_batch_script_are_single_processes():
         ("8(x4)", "5", "0,1,2,3,4,5,6,7", (5,)),
         ("2,4(x2),1", "1", "0,1,2,3,4,5,6,7", (2, 3)),  # node 2 has four tasks
         ("8(x4)", "5", None, (5,)),
-        ("8(x4)", "5", "0", None),  # bound by SLURM: each sees only its own
-        ("1(x4)", "0", None, None),
+        ("8(x4)", "5", "0", ()),  # bound by SLURM: each sees only its own
+        ("1(x4)", "0", None, ()),
     ],
 )
 def test_gpus_are_shared_by_the_tasks_of_a_host(tasks, number, visible, mine):
@@ -93,22 +104,29 @@ def test_gpus_are_shared_by_the_tasks_of_a_host(tasks, number, visible, mine):
     assert find(environment=environment).local_devices == mine
 
 
-def test_open_mpi_gives_address_number_and_count():
+def test_open_mpi_gives_number_and_count():
     job = scheduled(OPEN_MPI)
-    assert job.coordinator.split(":")[0] == "10.96.0.1"
-    assert (job.num_processes, job.process_id, job.local_devices) == (2, 1, None)
+    assert (job.coordinator, job.num_processes, job.process_id) == (None, 2, 1)
+    assert job.local_devices == ()
     assert scheduled(SLURM | OPEN_MPI) == job  # mpirun inside of a SLURM job
     assert scheduled(OPEN_MPI, OMPI_COMM_WORLD_SIZE="1") is None
     here = scheduled(OPEN_MPI, OMPI_COMM_WORLD_LOCAL_SIZE="2")
-    assert here.coordinator.split(":")[0] == "127.0.0.1"
+    assert here.coordinator == f"127.0.0.1:{here.port}"
 
 
 def test_open_mpi_5_needs_an_address_on_several_hosts():
+    """JAX finds none, or asks for mpi4py; the sentence comes before any waiting."""
     version_5 = {k: v for k, v in OPEN_MPI.items() if "MCA" not in k}
     version_5["PMIX_NAMESPACE"] = "prterun-gpu1-1234@1"
-    with pytest.raises(InputError, match="Open MPI started 2 processes on several"):
-        find(environment=version_5)
-    assert find("gpu1:9", environment=version_5) == Job("gpu1:9", 2, 1)
+    job = find("gpu1:9", environment=version_5)
+    assert (job.coordinator, job.num_processes, job.process_id) == ("gpu1:9", 2, 1)
+    done = run(
+        "try:\n    with distributed.joined(distributed.find()): pass\n"
+        "except distributed.InputError as error: print(error)",
+        **version_5,
+    )
+    assert done.stdout.startswith("2 processes were started together, but JAX does no")
+    assert "give --coordinator HOST:PORT, or --num_processes 1 if" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -124,6 +142,85 @@ def test_open_mpi_5_needs_an_address_on_several_hosts():
         (("host:1", 2, None), "process_id from 0 .*, found None"),
     ],
 )
-def test_what_does_not_fit_together_is_named(arguments, sentence):
+def test_flags_that_do_not_fit_together_are_named(arguments, sentence):
     with pytest.raises(InputError, match=sentence):
         find(*arguments, environment={})
+
+
+# Joining
+
+
+def test_a_process_that_is_alone_joins_nothing():
+    with distributed.joined(None):
+        assert not jax.distributed.is_initialized()
+
+
+def test_processes_with_unequal_devices_are_refused():
+    devices = [types.SimpleNamespace(process_index=i) for i in (0, 0, 1, 1, 2)]
+    distributed.check_devices(devices[:4])
+    with pytest.raises(
+        InputError, match="process 2 has 1 devices, but process 0 has 2"
+    ):
+        distributed.check_devices(devices)
+
+
+def test_an_unknown_coordinator_is_named_at_once():
+    with pytest.raises(InputError, match="there is no host no-such-host.invalid"):
+        with distributed.joined(Job("no-such-host.invalid:61500", 2, 1)):
+            pass
+
+
+@pytest.mark.parametrize("found_by_jax", [False, True])
+def test_a_port_in_use_is_named(found_by_jax):
+    with socket.create_server(("", 0)) as other:
+        port = other.getsockname()[1]
+        place = (
+            f"port {port} of the first host" if found_by_jax else f"localhost:{port}"
+        )
+        job = Job(None if found_by_jax else place, 2, 0, port=port)
+        message = f"--coordinator is {place}, but port .* here .Address already in use"
+        with pytest.raises(InputError, match=message):
+            with distributed.joined(job):
+                pass
+
+
+# The loss of another process
+
+
+def test_an_abort_in_a_thread_ends_with_the_sentence():
+    done = run(
+        "distributed._end_at_abort('error: gone')\n"
+        "print('begin', flush=True)\n"
+        "thread = threading.Thread(target=os.abort); thread.start(); thread.join()"
+    )
+    assert (done.returncode, done.stdout) == (distributed.LOST, "begin\n")
+    assert done.stderr == "error: gone\n"
+
+
+def test_a_process_that_fails_reports_only_its_own_error():
+    """What is registered first runs last: JAX, which aborts when others are lost."""
+    done = run(
+        "atexit.register(os.abort)\n"
+        "atexit.register(os.write, 2, b'a long report')\n"
+        "distributed._end_at_abort('error: gone')\n"
+        "distributed._leave_quietly()\n"
+        "raise SystemExit('error: disk is full')"
+    )
+    assert (done.returncode, done.stderr) == (
+        distributed.LOST,
+        "error: disk is full\n",
+    )
+
+
+@pytest.mark.parametrize(
+    "message, lost",
+    [
+        ("UNKNOWN: Gloo all-reduce failed: Connection closed by peer", True),
+        ("INTERNAL: NCCL operation ncclAllReduce failed: remote error", True),
+        ("DEADLINE_EXCEEDED: Barrier timed out", True),
+        ("RESOURCE_EXHAUSTED: Out of memory allocating 8589934592 bytes", False),
+        ("INVALID_ARGUMENT: shapes do not match", False),
+    ],
+)
+def test_the_loss_of_a_process_is_distinguished_from_other_errors(message, lost):
+    assert distributed._is_loss(RuntimeError(message)) == lost

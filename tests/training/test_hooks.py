@@ -1,4 +1,4 @@
-"""What a method adds to training: its loss, its teacher, its own rates."""
+"""Hooks of a method in training: its loss, its teacher, its own rates."""
 
 import math
 
@@ -8,11 +8,11 @@ import numpy as np
 import optax
 import pytest
 
-from configs import deit_ti_evit, quickstart
+from configs import deit_s_evit, quickstart
 from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import convert
-from imagepiece_jax.reduction.methods.method import Group, Method
+from imagepiece_jax.reduction.methods.method import Group
 from imagepiece_jax.training import from_config, initial_weights, optimizer
 from tests.training.test_train_step import batch, make, run
 
@@ -36,7 +36,7 @@ def group_of(path):
     return Group(lr=lambda lr, peak: jnp.minimum(0.25 * peak, lr), frozen_epochs=2)
 
 
-def test_groups_scale_what_the_optimiser_did():
+def test_groups_scale_the_updates_of_the_optimizer():
     """Two steps an epoch, frozen for two epochs: updates from step 4 on."""
     groups = optimizer.scale_by_group(group_of, rate, peak=1.0, steps_per_epoch=2)
     tx = optax.chain(optax.sgd(rate), groups)
@@ -72,7 +72,7 @@ def test_own_terms_join_the_loss():
     assert plain[0]["terms"] == {}
 
 
-def test_a_teacher_is_asked_and_stays_as_it_is():
+def test_a_teacher_is_evaluated_and_stays_frozen():
     """A student that equals its teacher learns nothing from it."""
     step, state = make()
     model = step.keywords["model"].clone(axis_name=None)
@@ -90,23 +90,8 @@ def test_a_teacher_is_asked_and_stays_as_it_is():
     assert float(second["terms"]["distil"][0]) > 1e-9
 
 
-def test_a_method_gets_the_fields_its_hooks_name():
-    def recipe(depth, keep_rate=0.5):
-        return (depth, keep_rate)
-
-    def loss(outputs, teacher_outputs, plan, weight=2.0):
-        return {"own": weight}
-
-    method = Method(recipe=recipe, loss=loss)
-    assert method.fields == ("keep_rate", "weight")
-    fields = {"keep_rate": 0.25, "weight": 3.0}
-    assert method.call("recipe", 4, **fields) == (4, 0.25)
-    assert method.call("loss", None, None, None, **fields) == {"own": 3.0}
-    assert method.call("rate_at", 0, **fields) is None
-
-
 def test_the_model_of_an_epoch_has_that_epochs_rate():
-    config = deit_ti_evit.get_config()
+    config = deit_s_evit.get_config("deit_ti")
     tokens = [
         from_config.train_model(config, e).plan[-1].mlp_tokens for e in (0, 60, 110)
     ]

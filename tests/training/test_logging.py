@@ -1,4 +1,4 @@
-"""What people see of a run: numbers in time, a line or a bar, a readable trace."""
+"""The output of a run: rates, a line or a bar, a trace, and the last table."""
 
 import gzip
 import io
@@ -13,18 +13,18 @@ import pytest
 from configs import quickstart
 from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import RunError
-from imagepiece_jax.training import logging
+from imagepiece_jax.training import from_config, logging
 from imagepiece_jax.training.from_config import Length
-from imagepiece_jax.training.metrics import read_metrics
+from imagepiece_jax.training.metrics import MetricWriter, read_metrics
 
 
 def make(workdir, restored=None, saved=None, steps=40, **fields):
-    """A Watch of a run of 20 steps an epoch, 64 images each."""
+    """A RunLog of a run of 20 steps an epoch, 64 images each."""
     config = quickstart.get_config()
     fields = {"progress": False, "log_every_steps": 2} | fields
     config.update_from_flattened_dict(fields)
     length = Length(steps_per_epoch=20, epochs=steps // 20)
-    return logging.Watch(workdir, config, length, restored, lambda: saved)
+    return logging.RunLog(workdir, config, length, restored, lambda: saved)
 
 
 def numbers(loss=0.5, skipped=0, samples=128.0, norm=2.0):
@@ -44,10 +44,10 @@ def numbers(loss=0.5, skipped=0, samples=128.0, norm=2.0):
 
 def test_a_line_of_metrics_holds_the_means_of_its_window(tmp_path):
     run = make(tmp_path)
-    run.later(1, numbers())
-    run.later(2, numbers())
+    run.record(1, numbers())
+    run.record(2, numbers())
     assert read_metrics(tmp_path) == []  # one behind: the device is at work
-    run.now()
+    run.flush()
     (line,) = read_metrics(tmp_path)
     run.close()
     assert line["step"] == 2 and line["epoch"] == pytest.approx(0.1)
@@ -68,11 +68,11 @@ def test_rate_and_input_wait_by_the_clock(tmp_path, monkeypatch):
             yield number
 
     run = make(tmp_path, log_every_steps=3)
-    for step, number in enumerate(run.waited_for(batches()), start=1):
+    for step, number in enumerate(run.timed(batches()), start=1):
         assert number == step - 1
         clock[0] += 1000 if step == 1 else 1  # the first is compiled
-        run.later(step, numbers())
-        run.now()
+        run.record(step, numbers())
+        run.flush()
         if step == 3:  # an evaluation between the two windows
             clock[0] += 1000
             run.restart_clock()
@@ -97,13 +97,13 @@ def test_no_compile_is_in_a_rate(tmp_path, monkeypatch):
             yield number
 
     run = make(tmp_path, restored=2, log_every_steps=3)
-    for step, _ in enumerate(run.waited_for(batches()), start=3):
+    for step, _ in enumerate(run.timed(batches()), start=3):
         if step in (3, 5, 8):
             run.compiles(step)
             clock[0] += 1000
         clock[0] += 1
-        run.later(step, numbers())
-        run.now()
+        run.record(step, numbers())
+        run.flush()
     run.close()
     lines = read_metrics(tmp_path)
     assert [line["step"] for line in lines] == [3, 6, 9]
@@ -116,8 +116,8 @@ def test_no_compile_is_in_a_rate(tmp_path, monkeypatch):
 
 def test_a_window_without_a_finite_step_has_no_loss(tmp_path):
     run = make(tmp_path, log_every_steps=1)
-    run.later(1, numbers(loss=np.nan, skipped=1, samples=0.0))
-    run.now()
+    run.record(1, numbers(loss=np.nan, skipped=1, samples=0.0))
+    run.flush()
     run.close()
     (line,) = read_metrics(tmp_path)
     assert line["skipped"] == 1 and line["loss"] is None and line["acc1"] is None
@@ -127,20 +127,20 @@ def test_a_window_without_a_finite_step_has_no_loss(tmp_path):
 def test_too_many_skipped_steps_in_a_row_stop_the_run(tmp_path, limit):
     run = make(tmp_path, max_skipped_steps=limit, saved=8)
     for count in range(limit + 1):
-        run.later(9 + count, numbers(loss=np.nan, skipped=count))
-    run.later(10 + limit, numbers(loss=np.nan, skipped=limit + 1))
+        run.record(9 + count, numbers(loss=np.nan, skipped=count))
+    run.record(10 + limit, numbers(loss=np.nan, skipped=limit + 1))
     row = f", as in {limit + 1} steps in a row" if limit else ""
-    told = rf"^loss is nan at step {10 + limit}{row}: .* the checkpoint of step 8 is "
-    with pytest.raises(RunError, match=told + "kept in .* lower config.lr"):
-        run.now()
+    message = rf"^loss is nan at step {10 + limit}{row}: .* checkpoint of step 8 is "
+    with pytest.raises(RunError, match=message + "kept in .* lower config.lr"):
+        run.flush()
     run.close()
 
 
-def test_what_is_not_finite_is_named(tmp_path):
+def test_the_value_that_is_not_finite_is_named(tmp_path):
     run = make(tmp_path, max_skipped_steps=0)
-    run.later(1, numbers(norm=np.inf, skipped=1))
+    run.record(1, numbers(norm=np.inf, skipped=1))
     with pytest.raises(RunError, match="^grad_norm is inf at step 1: .* none was"):
-        run.now()
+        run.flush()
     run.close()
 
 
@@ -158,9 +158,9 @@ def test_peak_memory_is_that_of_the_fullest_device(monkeypatch):
 def test_a_log_file_gets_a_line_with_the_time_left(tmp_path, capsys):
     run = make(tmp_path, progress=True)
     for step in (1, 2, 3):
-        run.later(step, numbers())
-    run.now()
-    run.accuracy("eval", 3, {"acc1": 12.345, "loss": 2.0})
+        run.record(step, numbers())
+    run.flush()
+    run.evaluation("eval", 3, {"acc1": 12.345, "loss": 2.0})
     run.close()
     printed = capsys.readouterr()
     lines = printed.out.splitlines()
@@ -177,8 +177,8 @@ def test_a_terminal_gets_a_bar_with_the_time_left(tmp_path, monkeypatch, capsys)
     run = make(tmp_path, restored=10, progress=True)
     time.sleep(0.15)  # a bar draws ten times a second at most
     for step in (11, 12):
-        run.later(step, numbers(skipped=1))
-    run.now()
+        run.record(step, numbers(skipped=1))
+    run.flush()
     run.close()
     drawn = terminal.getvalue().split("\r")[-1]
     assert "12/40" in drawn and "<00:0" in drawn  # elapsed<left
@@ -190,10 +190,10 @@ def test_other_processes_show_and_write_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(parallel, "is_main", lambda: False)
     run = make(tmp_path / "run", progress=True, profile=True, steps=20)
     for step in range(1, 21):
-        with run.step(step):
-            run.later(step, numbers())
-    run.now()
-    run.accuracy("eval", 20, {"acc1": 1.0, "loss": 2.0})
+        with run.dispatch(step):
+            run.record(step, numbers())
+    run.flush()
+    run.evaluation("eval", 20, {"acc1": 1.0, "loss": 2.0})
     run.image("augmented", 20, np.zeros((4, 4, 3), np.uint8))
     run.close()
     assert not (tmp_path / "run").exists()
@@ -204,9 +204,9 @@ def test_trace_holds_some_early_steps_by_number(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(logging, "TRACED_STEPS", range(2, 4))
     run = make(tmp_path, restored=20, profile=True)
     for step in range(21, 26):
-        with run.step(step):
+        with run.dispatch(step):
             metrics = numbers()
-        run.later(step, metrics)
+        run.record(step, metrics)
     run.close()
     (path,) = (tmp_path / logging.TRACE).rglob("*.trace.json.gz")
     events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
@@ -218,9 +218,76 @@ def test_trace_holds_some_early_steps_by_number(tmp_path, monkeypatch, capsys):
 
 def test_a_short_run_is_traced_at_its_end(tmp_path):
     run = make(tmp_path, restored=39, profile=True)
-    with run.step(40):
+    with run.dispatch(40):
         metrics = numbers()
-    run.later(40, metrics)
-    run.now()
+    run.record(40, metrics)
+    run.flush()
     run.close()
     assert list((tmp_path / logging.TRACE).rglob("*.trace.json.gz"))
+
+
+# The last table
+
+META = {
+    "last": {"acc1": 97.5, "acc5": 99.9, "loss": 0.1, "images": 359},
+    "best": {"acc1": 98.125, "step": 352},
+}
+
+
+def rows(workdir, meta=META):
+    config = quickstart.get_config()
+    model, dense = from_config.model(config), from_config.dense(config)
+    table = logging.final_table(workdir, config, model, dense, meta)
+    return {line[:12].strip(): line[13:] for line in table.split("\n")}
+
+
+def test_results_and_cost(tmp_path):
+    table = rows(tmp_path)
+    assert table["accuracy"] == "top-1 97.50 %, top-5 99.90 % of 359 images"
+    assert table["best"] == "98.12 % at step 352"
+    assert table["tokens"].startswith("65 59 54 44 40 36 29 ")
+    assert table["cost"] == "0.0158 GMACs; dense 0.0228, 1.44 times"
+    averaged = META | {"last": META["last"] | {"ema_acc1": 96.25}}
+    assert rows(tmp_path, averaged)["accuracy"].endswith("; averaged weights 96.25 %")
+
+
+def test_contents_of_the_folder_are_listed(tmp_path):
+    assert len(rows(tmp_path)) == 4
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "tokens.png").touch()
+    table = rows(tmp_path)
+    assert table["checkpoints"] == str(tmp_path / "checkpoints")
+    assert table["picture"] == str(tmp_path / "tokens.png")
+    assert "trace" not in table and "metrics" not in table
+
+
+def test_time_and_rate_are_those_of_the_log(tmp_path):
+    """64 images a step: 10 steps at 64 img/s, 10 at 6.4 and 2 at 12.8: 120 s."""
+    writer = MetricWriter(tmp_path)
+    writer.write("init", 0, acc1=72.25)
+    for step, rate, skipped in ((10, 64.0, 0), (20, 6.4, 3), (22, 12.8, 1)):
+        writer.write("train", step, throughput=rate, skipped=skipped)
+        writer.write("eval", step, throughput=1.0)
+    writer.close()
+    table = rows(tmp_path)
+    assert table["at the start"] == "72.25 %, the dense model as given"
+    assert table["time"] == (
+        "02:00 of training, without compiling and evaluations; "
+        "13 images a second (median)"
+    )
+    assert table["skipped"] == "4 of 22 steps, which were not finite"
+    assert table["metrics"] == str(tmp_path / "metrics.jsonl")
+
+
+def test_a_line_without_a_rate_counts_by_the_others(tmp_path):
+    """A first step that compiled was not timed: 1 step at the median of the others."""
+    writer = MetricWriter(tmp_path)
+    for step, rate in ((1, None), (11, 6.4), (21, 6.4)):
+        writer.write("train", step, throughput=rate, skipped=0)
+    writer.close()
+    assert rows(tmp_path)["time"].startswith("03:30 of training")
+    (tmp_path / "metrics.jsonl").unlink()
+    writer = MetricWriter(tmp_path)
+    writer.write("train", 1, throughput=None, skipped=0)
+    writer.close()
+    assert "time" not in rows(tmp_path)

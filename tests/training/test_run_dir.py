@@ -1,14 +1,14 @@
-"""A folder holds one run; what ran it is written down, and never half."""
+"""The folder of a run: one config, and every start of it."""
 
 import json
-import os
-import subprocess
 
+import jax
 import pytest
 
-from imagepiece_jax.errors import InputError, RunError
-from imagepiece_jax.training import run_dir
-from imagepiece_jax.training.run_dir import git_revision, record_run, replace_file
+from imagepiece_jax.common.files import git_revision
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models.vit import MEAN, STD
+from imagepiece_jax.training.run_dir import check_config, record_start
 
 CONFIG = {
     "lr": 1e-3,
@@ -25,20 +25,29 @@ def changed(**fields):
 
 def test_config_and_versions_are_written(tmp_path):
     workdir = tmp_path / "new" / "run"
-    record_run(workdir, CONFIG, extra={"jax": "1.2.3"})
+    record_start(workdir, CONFIG)
     want = json.loads(json.dumps(CONFIG))
     assert json.loads((workdir / "config.json").read_text()) == want
     (start,) = json.loads((workdir / "run.json").read_text())["starts"]
-    assert start["jax"] == "1.2.3"
+    assert start["libraries"]["jax"] == jax.__version__
     assert start["git"] == git_revision()
+    assert {"time", "command", "python", "devices"} <= set(start)
     assert sorted(p.name for p in workdir.iterdir()) == ["config.json", "run.json"]
 
 
-def test_same_config_goes_on_and_every_start_is_kept(tmp_path):
-    record_run(tmp_path, CONFIG, extra={"jax": "1"})
-    record_run(tmp_path, json.loads(json.dumps(CONFIG)), extra={"jax": "2"})
+def test_the_same_config_is_resumed_and_every_start_is_kept(tmp_path, monkeypatch):
+    record_start(tmp_path, CONFIG)
+    monkeypatch.setattr("sys.argv", ["again"])
+    record_start(tmp_path, json.loads(json.dumps(CONFIG)))
     starts = json.loads((tmp_path / "run.json").read_text())["starts"]
-    assert [start["jax"] for start in starts] == ["1", "2"]
+    assert len(starts) == 2 and starts[1]["command"] == ["again"]
+
+
+def test_a_retired_field_that_did_nothing_is_ignored(tmp_path):
+    old = changed(reduction=CONFIG["reduction"] | {"round_to": 0})
+    record_start(tmp_path, old)
+    record_start(tmp_path, CONFIG)
+    assert "round_to" not in (tmp_path / "config.json").read_text()
 
 
 @pytest.mark.parametrize(
@@ -59,10 +68,10 @@ def test_same_config_goes_on_and_every_start_is_kept(tmp_path):
     ],
 )
 def test_another_run_is_refused_with_the_ways_out(tmp_path, config, sentence):
-    record_run(tmp_path, CONFIG)
+    record_start(tmp_path, CONFIG)
     before = (tmp_path / "config.json").read_text(), (tmp_path / "run.json").read_text()
     with pytest.raises(InputError, match=sentence) as error:
-        record_run(tmp_path, config, may_change=("data.workers",))
+        record_start(tmp_path, config)
     assert str(tmp_path) in str(error.value) and "--workdir" in str(error.value)
     assert before == (
         (tmp_path / "config.json").read_text(),
@@ -70,66 +79,29 @@ def test_another_run_is_refused_with_the_ways_out(tmp_path, config, sentence):
     )
 
 
-@pytest.mark.parametrize("field", ["data.workers", "data"])
-def test_what_may_change_changes(tmp_path, field):
-    record_run(tmp_path, CONFIG)
-    more = changed(data={"workers": 8, "name": "digits"})
-    record_run(tmp_path, more, may_change=(field,))
+def test_fields_of_one_host_and_of_the_log_may_change(tmp_path):
+    record_start(tmp_path, CONFIG)
+    record_start(tmp_path, changed(data={"workers": 8, "name": "digits"}))
     assert json.loads((tmp_path / "config.json").read_text())["data"]["workers"] == 8
-    with pytest.raises(InputError, match="data.workers = 8, but this config has 4"):
-        record_run(tmp_path, CONFIG, may_change=("dat", "data.work"))
+
+
+def test_a_run_from_before_normalization_was_a_field_has_imagenets(tmp_path):
+    record_start(tmp_path, changed(model={"depth": 2}))
+    check_config(tmp_path, changed(model={"depth": 2, "mean": MEAN, "std": STD}))
+    with pytest.raises(InputError, match="model.std = .* but this config has"):
+        half = (0.5, 0.5, 0.5)
+        check_config(tmp_path, changed(model={"depth": 2, "mean": MEAN, "std": half}))
 
 
 def test_unreadable_config_is_named(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(InputError, match="config.json is no valid JSON"):
-        record_run(tmp_path, CONFIG)
+        record_start(tmp_path, CONFIG)
 
 
-def test_other_processes_compare_but_write_nothing(tmp_path):
-    record_run(tmp_path / "a", CONFIG, is_main=False)
+def test_a_comparison_writes_nothing(tmp_path):
+    check_config(tmp_path / "a", CONFIG)
     assert not (tmp_path / "a").exists()
-    record_run(tmp_path, CONFIG)
+    record_start(tmp_path, CONFIG)
     with pytest.raises(InputError, match="lr"):
-        record_run(tmp_path, changed(lr=1.0), is_main=False)
-
-
-def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "file"
-    replace_file(path, "old")
-
-    def fail(_):
-        raise OSError("disk is full")
-
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(RunError, match=r"file cannot be written \(disk is full\)"):
-        replace_file(path, "new and longer")
-    assert path.read_text() == "old"
-
-
-def git(folder, *words):
-    command = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b.c"]
-    done = subprocess.run(
-        [*command, *words], check=True, capture_output=True, text=True
-    )
-    return done.stdout.strip()
-
-
-def test_git_revision_of_tracked_code_only(tmp_path, monkeypatch):
-    package = tmp_path / "package"
-    package.mkdir()
-    (package / "errors.py").write_text("1\n")
-    monkeypatch.setattr(run_dir, "PACKAGE", package)
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert git_revision() is None
-    git(tmp_path, "init", "-q")
-    assert git_revision() is None  # somebody's repository, but not this code's
-    git(tmp_path, "add", "-A")
-    git(tmp_path, "commit", "-q", "-m", "one")
-    git(tmp_path, "tag", "-a", "v1", "-m", "tag")
-    revision = git(tmp_path, "rev-parse", "HEAD")
-    assert git_revision() == revision
-    (package / "errors.py").write_text("2\n")
-    assert git_revision() == revision + "-dirty"
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert git_revision() is None  # no git installed
+        check_config(tmp_path, changed(lr=1.0))

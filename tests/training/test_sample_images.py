@@ -1,4 +1,4 @@
-"""What the images of a run look like: a batch as the network sees it, and tokens."""
+"""Sample images of a run: a batch as the network sees it, and tokens."""
 
 import jax
 import numpy as np
@@ -71,7 +71,7 @@ def test_sheet(count, side, shape):
 
 
 def test_no_pictures_no_panels(tmp_path):
-    none = sample_images.Panels(
+    none = sample_images.SampleImages(
         tmp_path, from_config.model(config()), from_config.recipe(config()), 0
     )
     assert none.augmented({}, 1) is None

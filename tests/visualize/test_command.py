@@ -1,4 +1,4 @@
-"""Does one command make the figures, the page and the data, whatever the images are?"""
+"""The command: its figures, page and data for any images and file names."""
 
 import json
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from imagepiece_jax.data import image_files
 from imagepiece_jax.models import convert
 from imagepiece_jax.visualize import __main__ as visualize
 from imagepiece_jax.visualize import provenance
@@ -67,14 +68,14 @@ def test_a_folder_of_images_under_two_methods(tmp_path, weights, folder):
     assert json.loads((out / "provenance.json").read_text())["images"] == names
 
 
-def test_an_image_of_the_right_size_is_taken_as_it_is(folder):
-    images, names = visualize.read([folder / "a.png", folder / "c.png"], tiny.SIDE)
+def test_an_image_of_the_right_size_is_kept_as_it_is(folder):
+    images, names = image_files.read([folder / "a.png", folder / "c.png"], tiny.SIDE)
     with Image.open(folder / "a.png") as picture:
         np.testing.assert_array_equal(images[0], np.asarray(picture))
     assert images.shape == (2, tiny.SIDE, tiny.SIDE, 3) and names == ["a.png", "c.png"]
 
 
-def test_a_config_tells_the_model_and_flags_stand_in_any_order(
+def test_a_config_defines_the_model_and_flags_come_in_any_order(
     tmp_path, weights, folder
 ):
     out = tmp_path / "out"
@@ -106,7 +107,7 @@ def test_a_config_tells_the_model_and_flags_stand_in_any_order(
 
 
 @pytest.mark.parametrize(
-    "words, told",
+    "words, message",
     [
         (["a.png"], "--weights is missing: a .npz, .safetensors or .pth file, or the"),
         (["--weights=w.npz"], "no image is named; allowed are image files and folders"),
@@ -122,19 +123,21 @@ def test_a_config_tells_the_model_and_flags_stand_in_any_order(
         (["--weights={w}", "{a}", "--out={a}"], "--out {a} cannot be made (Not a dir"),
     ],
 )
-def test_mistakes_are_told(tmp_path, monkeypatch, weights, folder, words, told):
+def test_mistakes_are_one_sentence(
+    tmp_path, monkeypatch, weights, folder, words, message
+):
     monkeypatch.chdir(tmp_path)
     named = {"w": weights, "a": folder / "a.png"}
     ended = call(visualize.main, *(word.format(**named) for word in words))
-    if "none of" in told:  # after the sentence on each of them
-        assert ended.status == 2 and told in ended.err
+    if "none of" in message:  # after a sentence for each file
+        assert ended.status == 2 and message in ended.err
         assert ended.err.startswith("a.png is left out: no such file\nerror: ")
     else:
-        assert sentence(ended).startswith(told.format(**named))
+        assert sentence(ended).startswith(message.format(**named))
 
 
-def test_any_name_of_a_file(tmp_path, weights):
-    """Not UTF-8, formulas, HTML, a line's end: shown as it is, or with a backslash."""
+def test_any_file_name(tmp_path, weights):
+    """Not UTF-8, formulas, HTML, a newline: shown as it is, or with a backslash."""
     folder = tmp_path / "images"
     folder.mkdir()
     long = 250 * "n" + ".png"

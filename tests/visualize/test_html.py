@@ -1,13 +1,12 @@
-"""Does the page stand alone, and say in words what it shows?"""
+"""The page: self-contained, valid, and described in words."""
 
 import html.parser
 import re
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from imagepiece_jax.visualize import figure, stylesheet, views
+from imagepiece_jax.visualize import figure
+from imagepiece_jax.visualize import html as html_page
 from imagepiece_jax.visualize.html import page
 from tests.visualize import traces
 
@@ -59,7 +58,7 @@ def parsed(text):
     return Parsed(text)
 
 
-def test_page_refers_to_nothing_outside_of_it(text, parsed):
+def test_the_page_is_self_contained(text, parsed):
     ids = {attrs["id"] for _, attrs in parsed.elements if "id" in attrs}
     for _, attrs in parsed.elements:
         if "src" in attrs:
@@ -76,7 +75,7 @@ def test_page_refers_to_nothing_outside_of_it(text, parsed):
 def test_every_picture_is_described(parsed):
     alts = [attrs["alt"] for attrs in parsed.all("img")]
     assert all(alts)
-    # Of each image: itself; groups, attention and sizes of the first method at its end,
+    # For each image: itself; the first method's groups, attention and sizes at its end,
     # 2 + 3 + 2 of its stages; a sheet and 2 maps of the second; attention of the third.
     assert len(alts) == 2 * (1 + 3 + 7 + 3 + 1)
     assert "before block 3, 4 tokens: imagepiece, one.jpg" in alts
@@ -88,24 +87,26 @@ def test_every_picture_is_described(parsed):
 LEARNER = "learner (untrained selectors)"
 
 
-def test_names_are_text_and_not_markup(parsed):
+def test_names_are_escaped(parsed):
     assert len(parsed.all("b")) == len(parsed.all("figcaption"))
-    said = "".join(parsed.text)
-    assert NAMES[1] in said and "class 4, 50 % sure" in said
+    shown = "".join(parsed.text)
+    assert NAMES[1] in shown and "class 4, 50 % sure" in shown
 
 
-def test_every_control_has_a_label_and_one_choice_is_made(parsed):
+def test_every_control_has_a_label_and_one_is_selected(parsed):
     inputs = parsed.all("input")
-    assert [attrs["id"] for attrs in inputs] == [f"show-{kind}" for kind in views.KINDS]
+    assert [attrs["id"] for attrs in inputs] == [
+        f"show-{kind}" for kind in figure.KINDS
+    ]
     assert ["checked" in attrs for attrs in inputs] == [True, False, False]
     assert len(parsed.all("label")) == 3 and len(parsed.all("legend")) == 1
     ((language),) = parsed.all("html")
     assert language == {"lang": "en"}
 
 
-def luminance(colour):
+def luminance(color):
     """Relative luminance by WCAG 2."""
-    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [
         c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels
     ]
@@ -114,34 +115,8 @@ def luminance(colour):
 
 @pytest.mark.parametrize("column", [0, 1], ids=["light", "dark"])
 @pytest.mark.parametrize("front", ["text", "quiet", "accent"])
-def test_letters_stand_out_from_every_ground(front, column):
+def test_text_has_enough_contrast(front, column):
     for back in ("ground", "raised"):
-        pair = [stylesheet.COLOURS[name][column] for name in (front, back)]
+        pair = [html_page.COLORS[name][column] for name in (front, back)]
         low, high = sorted(map(luminance, pair))
         assert (high + 0.05) / (low + 0.05) >= 4.5
-
-
-def test_views_show_the_numbers_of_the_trace():
-    shown = views.of_image(traces.hard(), 1)
-    first, second, last = shown["attention"]
-    # Roots of 0.1, 0.05, 0.2, 0.4, 0.1, 0.05 over the largest, 0.4.
-    expected = [0.5, 0.125**0.5, 0.5**0.5, 1, 0.5, 0.125**0.5]
-    np.testing.assert_allclose(first.values, expected, rtol=1e-6)
-    assert (first.title, second.title) == ("attention, block 1", "attention, block 2")
-    # Both patches of a token have its value, the dropped one has none.
-    np.testing.assert_allclose(last.values, [0.25, 0.25, 0.5, 0.125**0.5, 1, np.nan])
-    assert last.note == "largest 64.0 %"
-    sizes = shown["sizes"][1]
-    np.testing.assert_array_equal(sizes.values, [1, 1, 0, 0, 0, np.nan])
-    assert (sizes.title, sizes.note) == ("sizes, before block 3", "1 to 2 patches")
-    maps = views.of_image(traces.soft(), 0)["weights"]
-    np.testing.assert_allclose(maps[1].values, [0, 0, 0.25, 0.5, 0.75, 1], rtol=1e-6)
-    assert [m.note for m in maps] == ["largest weight 50.0 %", "largest weight 40.0 %"]
-
-
-@pytest.mark.parametrize("kind, rows", [("hard", 3), ("soft", 2), ("dense", 1)])
-def test_figures_are_written_for_every_kind(tmp_path, kind, rows):
-    figure.save(tmp_path / "f.png", traces.images()[0], "a", getattr(traces, kind)(), 0)
-    with Image.open(tmp_path / "f.png") as picture:
-        panels = (picture.height - 40) // (228 + 58)
-        assert picture.format == "PNG" and panels == rows

@@ -1,4 +1,4 @@
-"""Is what the gallery shows what the model did? Against runs that nobody watched."""
+"""Traces against the outputs of the same model without tracing."""
 
 import numpy as np
 import pytest
@@ -27,57 +27,57 @@ def imagepiece(images):
     variables = tiny.variables(model)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trace_module, "BATCH", 2)
-        watched = trace(model, variables, images)
-    return watched, tiny.jit(model.apply)(variables, normalize(images, MEAN, STD))
+        traced = trace(model, variables, images)
+    return traced, tiny.jit(model.apply)(variables, normalize(images, MEAN, STD))
 
 
 def test_groups_are_the_tokens_that_the_model_ended_with(imagepiece):
-    watched, outputs = imagepiece
-    last = watched.stages[-1]
-    assert [(s.block, s.site) for s in watched.stages] == [(b, "mid") for b in range(2)]
+    traced, outputs = imagepiece
+    last = traced.stages[-1]
+    assert [(s.block, s.site) for s in traced.stages] == [(b, "mid") for b in range(2)]
     np.testing.assert_array_equal(last.source, outputs.state.source)
     np.testing.assert_array_equal(last.sizes, outputs.state.size[:, 1:])
-    assert watched.tokens == outputs.tokens.shape[1] - 1 == 19
+    assert traced.tokens == outputs.tokens.shape[1] - 1 == 19
     for row in last.source:
-        assert len(set(row.tolist()) - {-1}) == watched.tokens
-    for stage in watched.stages:
+        assert len(set(row.tolist()) - {-1}) == traced.tokens
+    for stage in traced.stages:
         assert stage.sizes.shape == (3, stage.tokens)
         assert (stage.sizes.sum(axis=1) == (stage.source >= 0).sum(axis=1)).all()
-    assert watched.grid == (5, 5) and watched.depth == 2
+    assert traced.grid == (5, 5) and traced.depth == 2
 
 
-def test_attention_is_what_the_reducers_were_told(imagepiece):
-    watched, outputs = imagepiece
+def test_attention_is_what_the_reducers_received(imagepiece):
+    traced, outputs = imagepiece
     before = np.tile(np.arange(25), (3, 1))
-    for stage, taps in zip(watched.stages, outputs.taps, strict=True):
+    for stage, taps in zip(traced.stages, outputs.taps, strict=True):
         np.testing.assert_allclose(stage.attention, taps.cls_attn, rtol=1e-4)
         np.testing.assert_array_equal(stage.attended, before)
         before = stage.source
 
 
 def test_predictions_are_those_of_the_logits(imagepiece):
-    watched, outputs = imagepiece
-    odds = np.exp(np.asarray(outputs.logits, float))
-    odds /= odds.sum(axis=1, keepdims=True)
-    np.testing.assert_array_equal(watched.top, odds.argmax(axis=1))
-    np.testing.assert_allclose(watched.confidence, odds.max(axis=1), rtol=1e-4)
+    traced, outputs = imagepiece
+    shares = np.exp(np.asarray(outputs.logits, float))
+    shares /= shares.sum(axis=1, keepdims=True)
+    np.testing.assert_array_equal(traced.top, shares.argmax(axis=1))
+    np.testing.assert_allclose(traced.confidence, shares.max(axis=1), rtol=1e-4)
 
 
 def test_learned_tokens_have_weights_that_sum_to_one(images):
     model = tiny.model(LEARNER, depth=2)
-    watched = trace(model, tiny.variables(model), images)
-    (stage,) = watched.stages
+    traced = trace(model, tiny.variables(model), images)
+    (stage,) = traced.stages
     assert (stage.block, stage.site, stage.tokens) == (1, "pre", 4)
     assert stage.weights.shape == (3, 4, 25) and (stage.weights >= 0).all()
     np.testing.assert_allclose(stage.weights.sum(axis=2), 1, rtol=1e-5)
-    # What was looked at before it, in block 0, is the patches.
+    # Block 0, before it, attends to the patches.
     assert stage.attention.shape == (3, 25) and (stage.attended == np.arange(25)).all()
-    assert watched.tokens == 4 and watched.attention is None
+    assert traced.tokens == 4 and traced.attention is None
     assert stage.source is None and stage.sizes is None
 
 
-def test_weights_of_a_merged_token_are_parted_among_its_patches():
-    """Patches 0 and 2 are one token, patch 1 is gone, patch 3 is the other token."""
+def test_weights_of_a_merged_token_are_split_among_its_patches():
+    """Patches 0 and 2 are one token, patch 1 is dropped, patch 3 is the other token."""
     source = np.array([[0, -1, 0, 1]])
     matrix = np.array([[[0.8, 0.2], [0.5, 0.5]]])
     stage = trace_module._stage(2, "pre", matrix, source, (None, None))
@@ -87,6 +87,6 @@ def test_weights_of_a_merged_token_are_parted_among_its_patches():
 
 def test_without_a_class_token_there_is_no_class_attention(images):
     model = tiny.model({"name": "tome", "r": 3}, class_token=False, depth=1)
-    watched = trace(model, tiny.variables(model), images[:1])
-    assert watched.attention is None and watched.stages[0].attention is None
-    assert watched.tokens == watched.stages[0].tokens == 22
+    traced = trace(model, tiny.variables(model), images[:1])
+    assert traced.attention is None and traced.stages[0].attention is None
+    assert traced.tokens == traced.stages[0].tokens == 22

@@ -1,4 +1,4 @@
-"""Traces worked out by hand, of two images with a grid of 2 x 3 patches."""
+"""Handmade traces of two images with a grid of 2 x 3 patches."""
 
 import numpy as np
 
@@ -27,7 +27,7 @@ def _trace(stages, tokens, attention=None, attended=None):
 
 
 def hard():
-    """A merge in block 1 and a cut before block 3."""
+    """A merge in block 1 and a pruning before block 3."""
     six = np.array([0.1, 0.05, 0.2, 0.4, 0.1, 0.05], np.float32)
     five = np.array([0.1, 0.4, 0.2, 0.1, 0.1], np.float32)
     four = np.array([0.04, 0.16, 0.08, 0.64], np.float32)
@@ -60,12 +60,12 @@ def dense():
 
 
 def methods():
-    """(what the page says of each, its Trace)"""
-    told = [
+    """(facts of each method, its Trace)"""
+    facts = [
         {"label": "imagepiece", "untrained": False, "gmacs": 0.5},
         {"label": "learner (untrained selectors)", "untrained": True, "gmacs": 0.4},
         {"label": "dense", "untrained": False, "gmacs": 1.0},
     ]
     settings = [{"name": "imagepiece"}, {"name": "token_learner"}, {"name": "none"}]
-    told = [a | {"setting": b} for a, b in zip(told, settings, strict=True)]
-    return told, [hard(), soft(), dense()]
+    facts = [a | {"setting": b} for a, b in zip(facts, settings, strict=True)]
+    return facts, [hard(), soft(), dense()]

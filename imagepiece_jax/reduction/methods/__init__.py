@@ -1,44 +1,46 @@
 """The methods by name: a new one is a file in this folder and a line in `METHODS`."""
 
-from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction.methods import (
-    dynamicvit,
-    evit,
-    grid_pooling,
-    imagepiece,
-    imagepiece_dynamicvit,
-    imagepiece_tome,
-    none,
-    random,
-    spvit,
-    token_learner,
-    token_pooling,
-    tome,
-)
-from imagepiece_jax.reduction.methods.method import Method
+import dataclasses
 
-METHODS: dict[str, Method] = {
-    "none": none.METHOD,
-    "imagepiece": imagepiece.METHOD,
-    "evit": evit.METHOD,
-    "dynamicvit": dynamicvit.METHOD,
-    "spvit": spvit.METHOD,
-    "tome": tome.METHOD,
-    "token_learner": token_learner.METHOD,
-    "token_pooling": token_pooling.METHOD,
-    "random": random.METHOD,
-    "grid_pooling": grid_pooling.METHOD,
-    "imagepiece_tome": imagepiece_tome.METHOD,
-    "imagepiece_dynamicvit": imagepiece_dynamicvit.METHOD,
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.reduction.methods.dynamicvit import DynamicViT
+from imagepiece_jax.reduction.methods.evit import EViT
+from imagepiece_jax.reduction.methods.grid_pooling import GridPooling
+from imagepiece_jax.reduction.methods.imagepiece import ImagePiece
+from imagepiece_jax.reduction.methods.imagepiece_dynamicvit import ImagePieceDynamicViT
+from imagepiece_jax.reduction.methods.imagepiece_tome import ImagePieceToMe
+from imagepiece_jax.reduction.methods.method import Method
+from imagepiece_jax.reduction.methods.none import NoReduction
+from imagepiece_jax.reduction.methods.random import Random
+from imagepiece_jax.reduction.methods.spvit import SPViT
+from imagepiece_jax.reduction.methods.token_learner import TokenLearner
+from imagepiece_jax.reduction.methods.token_pooling import TokenPooling
+from imagepiece_jax.reduction.methods.tome import ToMe
+
+METHODS: dict[str, type[Method]] = {
+    "none": NoReduction,
+    "imagepiece": ImagePiece,
+    "evit": EViT,
+    "dynamicvit": DynamicViT,
+    "spvit": SPViT,
+    "tome": ToMe,
+    "token_learner": TokenLearner,
+    "token_pooling": TokenPooling,
+    "random": Random,
+    "grid_pooling": GridPooling,
+    "imagepiece_tome": ImagePieceToMe,
+    "imagepiece_dynamicvit": ImagePieceDynamicViT,
 }
 
 
-def find(name="none", **fields):
-    """The named Method; InputError for an unknown name or a field it does not have."""
+def create(name: str = "none", **fields) -> Method:
+    """The named method; InputError for an unknown name, field or value."""
     if name not in METHODS:
         known = ", ".join(sorted(METHODS))
         raise InputError(f"config.reduction.name is {name!r}; the methods are {known}")
-    known = METHODS[name].fields
+    own = dataclasses.fields(METHODS[name])  # those of inference first
+    own = sorted(own, key=lambda field: field.metadata.get("training", False))
+    known = [field.name for field in own]
     for field in fields:
         if field not in known:
             listed = ", ".join(known) or "none"
@@ -46,9 +48,4 @@ def find(name="none", **fields):
                 f"config.reduction.{field} is not a field of {name!r}, which "
                 f"has {listed}"
             )
-    return METHODS[name]
-
-
-def steps(depth, name="none", **fields):
-    """Steps of the named method in a model of `depth` blocks; InputErrors as `find`."""
-    return find(name, **fields).call("recipe", depth, **fields)
+    return METHODS[name](**fields)

@@ -4,7 +4,7 @@ Training draws masks and removes nothing; evaluation keeps the best, as many as 
 says. It starts from a trained model, with that model, frozen, as its teacher.
 """
 
-import functools
+import dataclasses
 import math
 from typing import ClassVar
 
@@ -14,16 +14,13 @@ from flax import linen as nn
 from imagepiece_jax.reduction import token_selector
 from imagepiece_jax.reduction.methods.method import Group, Method
 from imagepiece_jax.reduction.reducers import keep_highest
-from imagepiece_jax.reduction.schedule import (
-    Step,
-    check_blocks,
-    check_rate,
-    check_weight,
-)
+from imagepiece_jax.reduction.rules import KeepInitial, initial_shares
+from imagepiece_jax.reduction.schedule import Step
 from imagepiece_jax.reduction.tokens import Masking
+from imagepiece_jax.reduction.validate import blocks, rate, weight
 
 
-class Predictor(nn.Module):
+class KeepPredictor(nn.Module):
     """Keep what a learned score ranks highest; in a masked plan, mask a random draw."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"rng"})
@@ -40,69 +37,66 @@ class Predictor(nn.Module):
         return token_selector.keep_macs(n_in, embed_dim)
 
 
-def recipe(depth, keep_rate=0.7, blocks=(3, 6, 9)):
+@dataclasses.dataclass(frozen=True)
+class LearnedSelection(Method):
+    """What methods with a learned selector share: losses, a teacher, learning rates.
+
+    ratio_weight, kl_weight, token_weight: of the loss terms; backbone_lr: share of the
+    schedule's rate at which the backbone is trained; frozen_epochs: first epochs in
+    which it is not.
+    """
+
+    needs_teacher: ClassVar[bool] = True
+
+    ratio_weight: float = weight(2.0, training=True)
+    kl_weight: float = weight(0.5, training=True)
+    token_weight: float = weight(0.5, training=True)
+    backbone_lr: float = rate(0.01, training=True)
+    frozen_epochs: float = weight(5.0, training=True)
+
+    def loss_terms(self, outputs, teacher_outputs, shares, targets):
+        """The three terms: ratio (one share and one target a stage), kl and tokens."""
+        ratio = self.ratio_weight * token_selector.ratio_loss(shares, targets)
+        return {"ratio": ratio} | token_selector.distillation(
+            outputs, teacher_outputs, self.kl_weight, self.token_weight
+        )
+
+    def backbone_rate(self, lr, peak):
+        """Learning rate of the backbone under the schedule's `lr`."""
+        return self.backbone_lr * lr
+
+    def param_groups(self, path):
+        """Selectors follow the schedule, the backbone a share of it, later.
+
+        Class token and positions stay as they are.
+        """
+        name = path.split("/")[0]
+        if name.startswith("reducer_"):
+            return Group()
+        if name in ("cls_token", "pos_embed"):
+            return Group(frozen_epochs=math.inf)
+        return Group(self.backbone_rate, self.frozen_epochs)
+
+
+@dataclasses.dataclass(frozen=True)
+class DynamicViT(LearnedSelection):
     """Before the s-th of `blocks` keep int(n0 * keep_rate**s) tokens, n0 at first."""
-    keep_rate = check_rate("keep_rate", keep_rate)
-    blocks = check_blocks("blocks", blocks)
-    return tuple(
-        Step(block, Predictor(), "keep_initial", keep_rate**s, "pre", when_masked=0)
-        for s, block in enumerate(sorted(blocks), start=1)
-    )
 
+    keep_rate: float = rate(0.7)
+    blocks: tuple[int, ...] = blocks(3, 6, 9)
 
-def loss(
-    outputs, teacher_outputs, plan, ratio_weight=2.0, kl_weight=0.5, token_weight=0.5
-):
-    """Each image's live share at its target, logits and live tokens at the teacher's.
+    def steps(self, depth):
+        return tuple(
+            Step(block, KeepPredictor(), KeepInitial(kept), "pre", when_masked=0)
+            for block, kept in initial_shares(self.blocks, self.keep_rate)
+        )
 
-    The means are over this device's images; `plan` is that of masked training.
-    """
-    shares = [jnp.mean(result.keep, axis=1) for result in outputs.results]
-    targets = [layer.step.amount for layer in plan if layer.counts]
-    return weighted(
-        outputs, teacher_outputs, shares, targets, ratio_weight, kl_weight, token_weight
-    )
+    def loss(self, outputs, teacher_outputs, plan):
+        """Each image's live share at its target, logits and live tokens at the
+        teacher's.
 
-
-def weighted(
-    outputs, teacher_outputs, shares, targets, ratio_weight, kl_weight, token_weight
-):
-    """The three terms: ratio (one share and one target a stage), kl and tokens."""
-    ratio_weight = check_weight("ratio_weight", ratio_weight)
-    kl_weight = check_weight("kl_weight", kl_weight)
-    token_weight = check_weight("token_weight", token_weight)
-    ratio = ratio_weight * token_selector.ratio_loss(shares, targets)
-    rest = token_selector.distillation(
-        outputs, teacher_outputs, kl_weight, token_weight
-    )
-    return {"ratio": ratio} | rest
-
-
-def param_groups(path, backbone_lr=0.01, frozen_epochs=5.0):
-    """Predictors follow the schedule, the backbone a share of it, later.
-
-    `backbone_lr` times the schedule's rate, 0 for the first `frozen_epochs`; class
-    token and positions stay as they are.
-    """
-    backbone_lr = check_rate("backbone_lr", backbone_lr)
-    frozen_epochs = check_weight("frozen_epochs", frozen_epochs)
-    return group_of(path, _backbone(backbone_lr, frozen_epochs))
-
-
-def group_of(path, backbone):
-    """Group of a parameter: predictors, the fixed ones, or `backbone` for the rest."""
-    name = path.split("/")[0]
-    if name.startswith("reducer_"):
-        return Group()
-    return FIXED if name in ("cls_token", "pos_embed") else backbone
-
-
-FIXED = Group(frozen_epochs=math.inf)
-
-
-@functools.cache  # one group, equal to itself, for all parameters of the backbone
-def _backbone(share, frozen_epochs):
-    return Group(lambda rate, peak: share * rate, frozen_epochs)
-
-
-METHOD = Method(recipe=recipe, loss=loss, param_groups=param_groups, needs_teacher=True)
+        The means are over this device's images; `plan` is that of masked training.
+        """
+        shares = [jnp.mean(result.keep, axis=1) for result in outputs.results]
+        targets = [layer.step.rule.rate for layer in plan if layer.counts]
+        return self.loss_terms(outputs, teacher_outputs, shares, targets)

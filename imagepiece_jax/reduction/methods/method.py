@@ -1,9 +1,8 @@
-"""What one method exports, and all that any other room may ask of it."""
+"""The base of all methods: fields with checks, steps, and what training adds."""
 
 import dataclasses
-import inspect
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 from imagepiece_jax.reduction.schedule import Step
 
@@ -20,60 +19,41 @@ class Group:
     frozen_epochs: float = 0.0
 
 
-def takes_fields_of(recipe):
-    """Decorator of a combination's recipe: its **fields are those of `recipe`."""
-
-    def wrap(combined):
-        known = inspect.signature(recipe).parameters
-        *own, _ = inspect.signature(combined).parameters.values()
-        more = [known[name] for name in known if name not in {p.name for p in own}]
-        combined.__signature__ = inspect.Signature(own + more)
-        return combined
-
-    return wrap
-
-
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A token reduction. An absent hook means: nothing special.
+    """A token reduction; a subclass's fields are the fields of `config.reduction`.
 
-    Hooks take what is said here and, as keywords, the method's config fields that they
-    name; the fields are the keywords of all hooks together.
+    Each field has a default and a check (`reduction.validate`), made when a method is
+    created. A method that trains in its own way overrides, with a function or a value:
 
-    recipe: (depth, **fields) -> steps.
-    loss: (outputs, teacher_outputs, plan, **fields) -> {name: extra loss term}.
-    param_groups: (path such as "blocks_3/attn/q/kernel", **fields) -> Group.
-    rate_at: (epoch, **fields) -> keep rate during that epoch, for warm-ups.
     needs_teacher: whether training compares with a frozen dense model.
     model_fields: fields of the model that the method is meant to be used with, for
         those that are left open.
+    loss: (outputs, teacher_outputs, plan) -> {name: extra loss term}.
+    param_groups: (path such as "blocks_3/attn/q/kernel") -> Group.
+    rate_at: (epoch) -> keep rate during that epoch, for warm-ups.
     """
 
-    recipe: Callable[..., tuple[Step, ...]]
-    loss: Callable[..., dict[str, Any]] | None = None
-    param_groups: Callable[..., Group] | None = None
-    rate_at: Callable[..., float] | None = None
-    needs_teacher: bool = False
-    model_fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    needs_teacher: ClassVar[bool] = False
+    model_fields: ClassVar[Mapping[str, Any]] = {}
+    loss: ClassVar[Callable[..., dict[str, Any]] | None] = None
+    param_groups: ClassVar[Callable[[str], Group] | None] = None
+    rate_at: ClassVar[Callable[[int], float] | None] = None
 
-    @property
-    def fields(self):
-        """Names of the config fields that the hooks take, in order."""
-        hooks = ("recipe", "loss", "param_groups", "rate_at")
-        return tuple(dict.fromkeys(n for hook in hooks for n in self.fields_of(hook)))
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            if check := field.metadata.get("check"):
+                value = check(field.name, getattr(self, field.name))
+                object.__setattr__(self, field.name, value)
 
-    def fields_of(self, hook):
-        """Names of the config fields that one hook takes; none if it is absent."""
-        function = getattr(self, hook)
-        if function is None:
-            return ()
-        parameters = inspect.signature(function).parameters.values()
-        return tuple(p.name for p in parameters if p.default is not p.empty)
+    def steps(self, depth: int) -> Sequence[Step]:
+        """The steps in a model of `depth` blocks."""
+        raise NotImplementedError
 
-    def call(self, hook, *args, **fields):
-        """`hook(*args)` with those of `fields` that it takes; None if it is absent."""
-        function = getattr(self, hook)
-        if function is None:
-            return None
-        takes = inspect.signature(function).parameters
-        return function(*args, **{k: v for k, v in fields.items() if k in takes})
+    def inference_fields(self) -> dict[str, Any]:
+        """The fields, by name, but for those that training alone reads."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if not field.metadata.get("training")
+        }

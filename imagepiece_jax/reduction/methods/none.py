@@ -1,11 +1,13 @@
 """No reduction: the dense model."""
 
+import dataclasses
+
 from imagepiece_jax.reduction.methods.method import Method
 
 
-def recipe(depth):
+@dataclasses.dataclass(frozen=True)
+class NoReduction(Method):
     """No steps."""
-    return ()
 
-
-METHOD = Method(recipe=recipe)
+    def steps(self, depth):
+        return ()

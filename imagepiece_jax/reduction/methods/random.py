@@ -7,7 +7,9 @@ import jax
 
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.reducers import keep_highest
-from imagepiece_jax.reduction.schedule import Step, check_blocks, check_rate
+from imagepiece_jax.reduction.rules import Keep
+from imagepiece_jax.reduction.schedule import Step
+from imagepiece_jax.reduction.validate import blocks, rate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,11 +26,13 @@ class Draw:
         return keep_highest(draws, counts.n_out)
 
 
-def recipe(depth, keep_rate=0.7, blocks=(3, 6, 9)):
+@dataclasses.dataclass(frozen=True)
+class Random(Method):
     """At each of `blocks` keep ceil(keep_rate * n) tokens: EViT's counts."""
-    keep_rate = check_rate("keep_rate", keep_rate)
-    blocks = check_blocks("blocks", blocks)
-    return tuple(Step(block, Draw(), "keep", keep_rate) for block in blocks)
 
+    keep_rate: float = rate(0.7)
+    blocks: tuple[int, ...] = blocks(3, 6, 9)
 
-METHOD = Method(recipe=recipe)
+    def steps(self, depth):
+        rule = Keep(self.keep_rate)
+        return tuple(Step(block, Draw(), rule) for block in self.blocks)

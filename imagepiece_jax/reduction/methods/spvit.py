@@ -4,6 +4,7 @@ Trained as DynamicViT is; every step leaves one more token, the package: the mea
 what it drops, weighted by keep probability. Packages are never dropped (Kong et al.).
 """
 
+import dataclasses
 import functools
 from typing import ClassVar
 
@@ -13,20 +14,19 @@ from flax import linen as nn
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import token_selector
-from imagepiece_jax.reduction.methods import dynamicvit
-from imagepiece_jax.reduction.methods.method import Group, Method
-from imagepiece_jax.reduction.ops import count_before, rank
-from imagepiece_jax.reduction.schedule import (
-    Step,
-    check_blocks,
-    check_choice,
+from imagepiece_jax.reduction.methods.dynamicvit import LearnedSelection
+from imagepiece_jax.reduction.ops import rank
+from imagepiece_jax.reduction.reducers import keep_and_sum
+from imagepiece_jax.reduction.rules import KeepInitial
+from imagepiece_jax.reduction.schedule import Step
+from imagepiece_jax.reduction.tokens import Masking
+from imagepiece_jax.reduction.validate import (
+    blocks,
     check_rate,
-    check_switch,
-    check_weight,
+    checked,
+    choice,
+    switch,
 )
-from imagepiece_jax.reduction.tokens import Assignment, Masking
-
-NORMS = ("none", "score", "count")
 
 
 class Selector(nn.Module):
@@ -49,16 +49,10 @@ class Selector(nn.Module):
         probability = jnp.sum(vote * jnp.exp(scores), axis=2)[..., 0]
         is_package = (jnp.arange(n) >= n - (counts.stage - 1))[None]
         if counts.n_out < counts.n_in:
-            last = counts.n_out - 1
-            keep = rank(jnp.where(is_package, jnp.inf, probability)) < last
+            score = jnp.where(is_package, jnp.inf, probability)
+            keep = rank(score) < counts.n_out - 1
             weight = package_weights(probability, ~keep, self.package_norm)
-            return Assignment(
-                dest=jnp.where(keep, count_before(keep), last),
-                weight=jnp.where(keep, 1.0, weight),
-                n_out=counts.n_out,
-                mean=False,
-                merged=1,
-            )
+            return keep_and_sum(keep, weight, counts.n_out)
         scores = jnp.sum(vote * scores, axis=2)
         keep = token_selector.draw_mask(scores, taps.mask, taps.rng)
         keep = jnp.where(is_package, 1.0, keep)
@@ -111,77 +105,58 @@ def package_weights(probability, dropped, norm):
     return weight / jnp.where(total > 0, total + token_selector.EPS, 1.0)
 
 
-def recipe(
-    depth,
-    keep_rates=(0.617, 0.369, 0.137),
-    blocks=(3, 6, 9),
-    package_norm="score",
-    share_heads=True,
-):
+def _check_rates(name, value):
+    if not isinstance(value, tuple | list):
+        raise InputError(
+            f"config.reduction.{name} is {value!r}; allowed is a rate for each of "
+            "config.reduction.blocks, such as (0.617, 0.369, 0.137)"
+        )
+    return tuple(check_rate(name, rate) for rate in value)
+
+
+@dataclasses.dataclass(frozen=True)
+class SPViT(LearnedSelection):
     """Before `blocks` keep these shares of the first tokens, and one package a step."""
-    blocks = check_blocks("blocks", blocks)
-    if not isinstance(keep_rates, tuple | list):
-        raise InputError(
-            f"config.reduction.keep_rates is {keep_rates!r}; allowed is a rate for "
-            "each of config.reduction.blocks, such as (0.617, 0.369, 0.137)"
+
+    keep_rates: tuple[float, ...] = checked((0.617, 0.369, 0.137), _check_rates)
+    blocks: tuple[int, ...] = blocks(3, 6, 9)
+    package_norm: str = choice("score", ("none", "score", "count"))
+    share_heads: bool = switch(True)
+
+    def __post_init__(self):
+        super().__post_init__()
+        rates, blocks = self.keep_rates, self.blocks
+        if len(rates) != len(blocks):
+            raise InputError(
+                f"config.reduction.keep_rates has {len(rates)} numbers; allowed is "
+                f"one for each of config.reduction.blocks, {len(blocks)}"
+            )
+        if [*blocks, *rates] != sorted(blocks) + sorted(rates, reverse=True):
+            raise InputError(
+                f"config.reduction.keep_rates is {rates} at blocks {blocks}; allowed "
+                "are rising blocks with rates, all of the first tokens, that do not"
+            )
+
+    def steps(self, depth):
+        selector = Selector(self.share_heads, self.package_norm)
+        return tuple(
+            Step(block, selector, KeepInitial(rate, True), "pre", when_masked=1)
+            for block, rate in zip(self.blocks, self.keep_rates, strict=True)
         )
-    if len(keep_rates) != len(blocks):
-        raise InputError(
-            f"config.reduction.keep_rates has {len(keep_rates)} numbers; allowed is "
-            f"one for each of config.reduction.blocks, {len(blocks)}"
-        )
-    keep_rates = [check_rate("keep_rates", rate) for rate in keep_rates]
-    if [*blocks, *keep_rates] != sorted(blocks) + sorted(keep_rates, reverse=True):
-        raise InputError(
-            f"config.reduction.keep_rates is {tuple(keep_rates)} at blocks {blocks}; "
-            "allowed are rising blocks with rates, all of the first tokens, that do not"
-        )
-    check_choice("package_norm", package_norm, NORMS)
-    check_switch("share_heads", share_heads)
-    selector = Selector(share_heads, package_norm)
-    return tuple(
-        Step(
-            block,
-            selector,
-            "keep_initial_package",
-            rate,
-            "pre",
-            when_masked=1,
-        )
-        for block, rate in zip(blocks, keep_rates, strict=True)
-    )
 
+    def loss(self, outputs, teacher_outputs, plan):
+        """DynamicViT's, but the live share of the whole batch is held, not each
+        image's.
 
-def loss(
-    outputs, teacher_outputs, plan, ratio_weight=2.0, kl_weight=0.5, token_weight=0.5
-):
-    """DynamicViT's, but the live share of the whole batch is held, not each image's.
+        An image may so keep more than another. The batch is this device's; packages do
+        not count. `plan` is that of masked training.
+        """
+        masks = [result.keep for result in outputs.results]
+        patches = masks[0].shape[1] if masks else 0
+        shares = [jnp.mean(mask[:, :patches]) for mask in masks]
+        targets = [layer.step.rule.rate for layer in plan if layer.counts]
+        return self.loss_terms(outputs, teacher_outputs, shares, targets)
 
-    An image may so keep more than another. The batch is this device's; packages do not
-    count. `plan` is that of masked training.
-    """
-    masks = [result.keep for result in outputs.results]
-    patches = masks[0].shape[1] if masks else 0
-    shares = [jnp.mean(mask[:, :patches]) for mask in masks]
-    targets = [layer.step.amount for layer in plan if layer.counts]
-    return dynamicvit.weighted(
-        outputs, teacher_outputs, shares, targets, ratio_weight, kl_weight, token_weight
-    )
-
-
-def param_groups(path, backbone_lr=0.01, frozen_epochs=5.0):
-    """As DynamicViT's, but the backbone's rate is flat until the schedule is below it.
-
-    It is `backbone_lr` times the peak, or the schedule's rate where that is less.
-    """
-    backbone_lr = check_rate("backbone_lr", backbone_lr)
-    frozen_epochs = check_weight("frozen_epochs", frozen_epochs)
-    return dynamicvit.group_of(path, _backbone(backbone_lr, frozen_epochs))
-
-
-@functools.cache
-def _backbone(share, frozen_epochs):
-    return Group(lambda rate, peak: jnp.minimum(share * peak, rate), frozen_epochs)
-
-
-METHOD = Method(recipe=recipe, loss=loss, param_groups=param_groups, needs_teacher=True)
+    def backbone_rate(self, lr, peak):
+        """`backbone_lr` times the peak, or the schedule's rate where that is less."""
+        return jnp.minimum(self.backbone_lr * peak, lr)

@@ -4,6 +4,7 @@ Ryoo et al., NeurIPS 2021. `TokenFuser`, the way back, is not used by the method
 for tasks that need a value for every patch.
 """
 
+import dataclasses
 import functools
 from typing import ClassVar
 
@@ -13,8 +14,10 @@ from flax import linen as nn
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.methods.method import Method
-from imagepiece_jax.reduction.schedule import Step, check_choice, check_count
+from imagepiece_jax.reduction.rules import Fixed
+from imagepiece_jax.reduction.schedule import Step
 from imagepiece_jax.reduction.tokens import Mixing
+from imagepiece_jax.reduction.validate import choice, count
 
 
 def layer_norm(name):
@@ -40,7 +43,7 @@ class Scores(nn.Module):
         return nn.Dense(self.num_tokens, kernel_init=init, name="fc2")(x)
 
 
-class TokenLearner(nn.Module):
+class MlpLearner(nn.Module):
     """Version 1.1: each new token is a weighted mean of all, wherever they stand.
 
     Its weights are the softmax, over the tokens, of its scores.
@@ -62,7 +65,7 @@ class TokenLearner(nn.Module):
         return n_in * (scores + self.num_tokens * embed_dim)
 
 
-class ConvTokenLearner(nn.Module):
+class ConvLearner(nn.Module):
     """Version 1.0: weights are sigmoids of four 3 x 3 convolutions over the grid.
 
     pooling: new tokens are weighted sums ("sum") of the tokens, or these divided by the
@@ -127,24 +130,23 @@ class TokenFuser(nn.Module):
         return (original + share).astype(original.dtype)
 
 
-def recipe(
-    depth, num_tokens=16, block=7, version="v1.1", bottleneck_dim=64, pooling="sum"
-):
+@dataclasses.dataclass(frozen=True)
+class TokenLearner(Method):
     """Before `block`, learn `num_tokens` tokens from all; the class token stays.
 
     version: "v1.1" (with `bottleneck_dim`, the width of its MLP) or "v1.0" (with
     `pooling`, "sum" or "mean").
     """
-    block = check_count("block", block)
-    check_count("num_tokens", num_tokens, 1)
-    check_count("bottleneck_dim", bottleneck_dim, 1)
-    check_choice("pooling", pooling, ("sum", "mean"))
-    reducers = {
-        "v1.1": TokenLearner(num_tokens, bottleneck_dim),
-        "v1.0": ConvTokenLearner(num_tokens, pooling),
-    }
-    reducer = reducers[check_choice("version", version, tuple(reducers))]
-    return (Step(block, reducer, "fixed", num_tokens, site="pre"),)
 
+    num_tokens: int = count(16, least=1)
+    block: int = count(7)
+    version: str = choice("v1.1", ("v1.1", "v1.0"))
+    bottleneck_dim: int = count(64, least=1)
+    pooling: str = choice("sum", ("sum", "mean"))
 
-METHOD = Method(recipe=recipe)
+    def steps(self, depth):
+        if self.version == "v1.1":
+            reducer = MlpLearner(self.num_tokens, self.bottleneck_dim)
+        else:
+            reducer = ConvLearner(self.num_tokens, self.pooling)
+        return (Step(self.block, reducer, Fixed(self.num_tokens), site="pre"),)

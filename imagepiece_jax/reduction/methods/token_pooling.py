@@ -10,14 +10,10 @@ import jax.numpy as jnp
 
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.ops import count_before, rank
-from imagepiece_jax.reduction.schedule import (
-    Step,
-    check_blocks,
-    check_choice,
-    check_count,
-    check_rate,
-)
+from imagepiece_jax.reduction.rules import KeepInitial, initial_shares
+from imagepiece_jax.reduction.schedule import Step
 from imagepiece_jax.reduction.tokens import DROPPED, Assignment
+from imagepiece_jax.reduction.validate import blocks, choice, count, rate
 
 SCORES = {"columns": "attn_columns", "cls": "cls_attn"}  # score -> what tells it
 
@@ -122,28 +118,22 @@ def _to_means(squares, share):
 ALGORITHMS = {"kmedoids": KMedoids, "kmeans": KMeans}
 
 
-def recipe(
-    depth,
-    keep_rate=0.7,
-    blocks=(3, 6, 9),
-    algorithm="kmedoids",
-    score="columns",
-    iterations=3,
-):
+@dataclasses.dataclass(frozen=True)
+class TokenPooling(Method):
     """Before the s-th of `blocks`, cluster into keep_rate ** s of the first count.
 
     algorithm: "kmedoids" or "kmeans"; score: see `Clustering`.
     """
-    keep_rate = check_rate("keep_rate", keep_rate)
-    blocks = check_blocks("blocks", blocks)
-    check_choice("algorithm", algorithm, tuple(ALGORITHMS))
-    check_choice("score", score, tuple(SCORES))
-    check_count("iterations", iterations, 1)
-    reducer = ALGORITHMS[algorithm](score, iterations)
-    return tuple(
-        Step(block, reducer, "keep_initial", keep_rate**stage, site="pre")
-        for stage, block in enumerate(sorted(blocks), start=1)
-    )
 
+    keep_rate: float = rate(0.7)
+    blocks: tuple[int, ...] = blocks(3, 6, 9)
+    algorithm: str = choice("kmedoids", tuple(ALGORITHMS))
+    score: str = choice("columns", tuple(SCORES))
+    iterations: int = count(3, least=1)
 
-METHOD = Method(recipe=recipe)
+    def steps(self, depth):
+        reducer = ALGORITHMS[self.algorithm](self.score, self.iterations)
+        return tuple(
+            Step(block, reducer, KeepInitial(kept), site="pre")
+            for block, kept in initial_shares(self.blocks, self.keep_rate)
+        )

@@ -5,6 +5,7 @@ plain version on random inputs, where images that differ must be near ties.
 """
 
 import dataclasses
+import functools
 import itertools
 import types
 
@@ -14,8 +15,11 @@ import numpy as np
 import pytest
 
 from imagepiece_jax import config_files
-from imagepiece_jax.check_kernels import random_inputs, real_inputs, rules
-from imagepiece_jax.models.kernel_agreement import Comparison, Reduction
+from imagepiece_jax.check_kernels import real_inputs
+from imagepiece_jax.models import pretrained
+from imagepiece_jax.models.attention import class_attention
+from imagepiece_jax.reduction import kernel_agreement
+from imagepiece_jax.reduction.kernel_agreement import Comparison, random_inputs
 from imagepiece_jax.reduction.kernels import fused
 from tests import oracles, oracles_tome
 
@@ -23,6 +27,9 @@ OBSTACLE = fused.obstacle("cpu")
 pytestmark = pytest.mark.skipif(OBSTACLE is not None, reason=f"needs {OBSTACLE}")
 
 BATCH, N = 3, 19
+Reduction = functools.partial(
+    kernel_agreement.Reduction, class_attention=class_attention
+)
 PRUNE = Reduction("prune", n_out=12)
 RETOKENIZE = Reduction("retokenize", n_out=15, candidates=11)
 BIPARTITE = Reduction("bipartite", n_out=13)
@@ -152,7 +159,7 @@ def test_random_images_are_decided_as_in_the_plain_version(
     dtype, batch, n, heads, width
 ):
     arrays = random_inputs(0, batch, n, heads, width, dtype)
-    for reduction in rules(n):
+    for reduction in kernel_agreement.reductions(n, class_attention):
         comparison = Comparison()
         prop_attn = dtype == "float32"
         comparison.add(dataclasses.replace(reduction, prop_attn=prop_attn), arrays)
@@ -165,17 +172,16 @@ def test_photographs_are_decided_as_in_the_plain_version(assets, dtype, tmp_path
     rows = (assets / "data/nips2017_224_jpg/labels.csv").read_text().splitlines()
     (tmp_path / "images").symlink_to(assets / "data/nips2017_224_jpg/images")
     (tmp_path / "labels.csv").write_text("\n".join(rows[:13]))
-    config = config_files.load("configs/deit_ti_imagepiece_patch_stem.py")
+    config = config_files.load("configs/deit_s_imagepiece.py:deit_ti")
+    config.model.stem = "patch"
     config.data.resize = "none"
-    weights = str(assets / "weights/deit_tiny_patch16_224.npz")
+    weights = pretrained.read(assets / "weights/deit_tiny_patch16_224.npz")
     data = f"csv:{tmp_path / 'labels.csv'}"
-    comparisons = [Comparison() for _ in rules(1)]
     # Of the nine reductions the first, a late one and the last: shapes are compiled.
-    for arrays in itertools.islice(real_inputs(config, weights, data, dtype), 0, 9, 4):
-        n = arrays[2].shape[1] - 1
-        for comparison, reduction in zip(comparisons, rules(n), strict=True):
-            comparison.add(reduction, arrays)
-    assert all(c.images == 36 and c.agrees for c in comparisons), comparisons
+    inputs = itertools.islice(real_inputs(config, weights, data, dtype), 0, 9, 4)
+    found = kernel_agreement.compare(inputs, class_attention)
+    assert len(found) == 3
+    assert all(c.images == 36 and c.agrees for c in found.values()), found
 
 
 # How near is a tie?
@@ -208,13 +214,15 @@ def test_gap_of_similarities():
 def test_a_wrong_version_does_not_agree():
     """What is no near tie is found: here two options that decide differently."""
 
-    class Wrong(Reduction):
+    class Wrong(kernel_agreement.Reduction):
         def fused(self, *arrays):
             return Reduction(**dataclasses.asdict(self) | {"parity": 1}).fused(*arrays)
 
     arrays = random_inputs(1, 8, 41, 2, 8, "float32")
     comparison = Comparison()
-    comparison.add(Wrong("retokenize", n_out=35, candidates=14), arrays)
+    comparison.add(
+        Wrong("retokenize", class_attention, n_out=35, candidates=14), arrays
+    )
     assert len(comparison.gaps) == 8 and max(comparison.gaps) > 1
     assert not comparison.agrees
 

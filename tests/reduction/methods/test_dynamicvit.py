@@ -13,12 +13,11 @@ from flax import traverse_util
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
 from imagepiece_jax.reduction import token_selector
-from imagepiece_jax.reduction.methods import METHODS
+from imagepiece_jax.reduction.methods.dynamicvit import DynamicViT
 from imagepiece_jax.reduction.schedule import build, image_tokens
 from tests import oracles, oracles_learned
 from tests.models import masked, tiny
 
-METHOD = METHODS["dynamicvit"]
 FIELDS = {"name": "dynamicvit", "keep_rate": 0.6, "blocks": (1, 2)}  # 25, 15, 9
 
 
@@ -45,20 +44,22 @@ def lean(variables, to, spread=1.0):
     [(0.7, [137, 96, 67]), (0.5, [98, 49, 24]), (0.1, [19, 1, 1]), (0.0, [1, 1, 1])],
 )
 def test_tokens_are_shares_of_the_first_ones(rate, tokens):
-    plan = build(12, 196, METHOD.recipe(12, keep_rate=rate))
+    plan = build(12, 196, DynamicViT(keep_rate=rate).steps(12))
     assert [plan[block].attn_tokens - 1 for block in (3, 6, 9)] == tokens
     assert plan[2].mlp_tokens == 197
     assert image_tokens(plan, 196) == tokens[-1]
 
 
 def test_in_training_all_tokens_stay():
-    plan = build(12, 196, METHOD.recipe(12), masked=True)
+    plan = build(12, 196, DynamicViT().steps(12), masked=True)
     assert {layer.attn_tokens for layer in plan} == {197}
     assert [bool(layer.counts) for layer in plan].count(True) == 3
 
 
 def test_blocks_in_any_order_are_stages_by_depth():
-    assert METHOD.recipe(12, blocks=(9, 3, 6)) == METHOD.recipe(12, blocks=(3, 6, 9))
+    assert DynamicViT(blocks=(9, 3, 6)).steps(12) == DynamicViT(blocks=(3, 6, 9)).steps(
+        12
+    )
 
 
 @pytest.mark.parametrize("name, each", [("deit_s", 241_250), ("deit_ti", 60_722)])
@@ -149,7 +150,7 @@ def test_all_masked_is_finite_with_all_its_gradients(options):
     def objective(params):
         taught = teacher.apply(tiny.variables(teacher), tiny.images())
         out = model.apply({"params": params}, tiny.images(), True, masked.keys())
-        terms = METHOD.loss(out, taught, model.plan)
+        terms = DynamicViT.loss(out, taught, model.plan)
         total = jnp.sum(out.logits**2) + sum(terms.values())
         return total, (out.logits, out.state.mask, terms)
 
@@ -172,7 +173,7 @@ def test_terms_of_the_loss():
     out = masked.train(model)(variables, tiny.images(), masked.keys())
     teacher = tiny.model()
     taught = tiny.jit(teacher.apply)(tiny.variables(teacher, seed=5), tiny.images())
-    terms = METHOD.loss(out, taught, model.plan)
+    terms = DynamicViT.loss(out, taught, model.plan)
     assert list(terms) == ["ratio", "kl", "tokens"]
     errors = [
         np.mean((np.asarray(result.keep).mean(axis=1) - target) ** 2)
@@ -189,7 +190,7 @@ def test_terms_of_the_loss():
         assert value > 1e-3
         assert float(terms[name]) == pytest.approx(value, rel=1e-4)
     weights = {"ratio_weight": 4.0, "kl_weight": 1.0, "token_weight": 0.0}
-    other = METHOD.loss(out, taught, model.plan, **weights)
+    other = DynamicViT.loss(out, taught, model.plan, **weights)
     assert float(other["ratio"]) == pytest.approx(2 * wanted["ratio"], rel=1e-4)
     assert float(other["kl"]) == pytest.approx(2 * wanted["kl"], rel=1e-4)
     assert float(other["tokens"]) == 0
@@ -198,7 +199,7 @@ def test_terms_of_the_loss():
 def test_predictors_learn_through_what_attention_reads_and_the_ratio():
     """After the last attention a mask changes no logit: only the ratio moves it."""
     _, model, variables = student()
-    early, late = METHOD.recipe(tiny.DEPTH, 0.6, (1, 2))
+    early, late = DynamicViT(keep_rate=0.6, blocks=(1, 2)).steps(tiny.DEPTH)
     steps = (early, dataclasses.replace(late, site="mid"))
     model = model.clone(plan=build(tiny.DEPTH, tiny.TOKENS, steps, masked=True))
 
@@ -260,35 +261,32 @@ def test_a_few_steps_bring_the_shares_to_their_targets(start):
 
 
 def test_groups_of_parameters():
-    predictor = METHOD.param_groups("reducer_3/scores/norm/scale")
+    method = DynamicViT()
+    predictor = method.param_groups("reducer_3/scores/norm/scale")
     assert predictor.lr is None and predictor.frozen_epochs == 0
     for name in ("cls_token", "pos_embed"):
-        assert METHOD.param_groups(name).frozen_epochs == math.inf
+        assert method.param_groups(name).frozen_epochs == math.inf
     for path in ("blocks_3/attn/q/kernel", "head/bias", "patch_embed/proj/kernel"):
-        group = METHOD.param_groups(path)
+        group = method.param_groups(path)
         assert group.frozen_epochs == 5
         assert group.lr(2e-4, 1e-3) == pytest.approx(2e-6)
-        assert group == METHOD.param_groups("norm/scale")
-    other = METHOD.param_groups("norm/scale", backbone_lr=0.5, frozen_epochs=0)
+        assert group == method.param_groups("norm/scale")
+    other = DynamicViT(backbone_lr=0.5, frozen_epochs=0).param_groups("norm/scale")
     assert (other.lr(2e-4, 1e-3), other.frozen_epochs) == (1e-4, 0)
-    assert METHOD.needs_teacher
+    assert DynamicViT.needs_teacher
 
 
 @pytest.mark.parametrize(
-    "hook, field, value, allowed",
+    "field, value, allowed",
     [
-        ("loss", "ratio_weight", -1.0, "from 0"),
-        ("loss", "kl_weight", float("nan"), "from 0"),
-        ("loss", "token_weight", "1", "from 0"),
-        ("param_groups", "backbone_lr", 1.5, "from 0 to 1"),
-        ("param_groups", "frozen_epochs", -1, "from 0"),
+        ("ratio_weight", -1.0, "from 0"),
+        ("kl_weight", float("nan"), "from 0"),
+        ("token_weight", "1", "from 0"),
+        ("backbone_lr", 1.5, "from 0 to 1"),
+        ("frozen_epochs", -1, "from 0"),
     ],
 )
-def test_bad_fields_are_named(hook, field, value, allowed):
-    arguments = (None,) * 3 if hook == "loss" else ("norm/scale",)
+def test_bad_fields_are_named(field, value, allowed):
     message = rf"reduction\.{field} is {value!r}; allowed are numbers {allowed}"
     with pytest.raises(InputError, match=message):
-        if hook == "loss":
-            empty = type("Outputs", (), {"results": ()})
-            arguments = (empty, None, ())
-        METHOD.call(hook, *arguments, **{field: value})
+        DynamicViT(**{field: value})

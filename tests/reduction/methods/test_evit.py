@@ -3,7 +3,7 @@
 import pytest
 
 from configs import deit_s_evit, deit_s_evit_finetune
-from imagepiece_jax.reduction.methods import evit
+from imagepiece_jax.reduction.methods.evit import EViT
 from imagepiece_jax.training import from_config
 
 
@@ -14,14 +14,13 @@ from imagepiece_jax.training import from_config
 )
 def test_rate_by_epoch(epoch, rate):
     """1 for 10 epochs, then half a cosine of 100 epochs down to 0.7."""
-    warm_up = dict(rate_warmup_start=10, rate_warmup_epochs=100)
-    assert abs(evit.rate_at(epoch, 0.7, **warm_up) - rate) < 5e-6
+    method = EViT(rate_warmup_start=10, rate_warmup_epochs=100)
+    assert abs(method.rate_at(epoch) - rate) < 5e-6
 
 
 def test_without_warm_up_the_rate_is_there_from_the_start():
-    assert evit.rate_at(0, 0.7) == 0.7
-    off = {"rate_warmup_start": 10, "rate_warmup_epochs": 0}
-    assert evit.rate_at(0, 0.7, **off) == 0.7
+    assert EViT().rate_at(0) == 0.7
+    assert EViT(rate_warmup_start=10, rate_warmup_epochs=0).rate_at(0) == 0.7
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,7 @@ import pytest
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
 from imagepiece_jax.reduction import apply
-from imagepiece_jax.reduction.methods import grid_pooling
-from imagepiece_jax.reduction.methods.grid_pooling import Cells
+from imagepiece_jax.reduction.methods.grid_pooling import Cells, GridPooling
 from imagepiece_jax.reduction.schedule import Counts, build
 from imagepiece_jax.reduction.tokens import Taps, start
 from tests.models import tiny
@@ -102,7 +101,7 @@ def test_the_same_jitted_and_stacked():
 
 
 def test_it_stands_before_the_block():
-    plan = build(12, 196, grid_pooling.recipe(12, grid_size=8, block=3))
+    plan = build(12, 196, GridPooling(grid_size=8, block=3).steps(12))
     both = [(layer.attn_tokens, layer.mlp_tokens) for layer in plan]
     assert both == [(197, 197)] * 3 + [(65, 65)] * 9
 
@@ -117,14 +116,14 @@ def test_the_default_costs_what_the_learned_methods_cost():
 @pytest.mark.parametrize("size", [0, -1, 2.0, True, "7"])
 def test_a_grid_that_is_no_number_of_cells_is_named(size):
     with pytest.raises(InputError, match="reduction.grid_size is .* numbers from 1"):
-        grid_pooling.recipe(12, grid_size=size)
+        GridPooling(grid_size=size).steps(12)
 
 
 def test_a_block_that_does_not_fit_is_named():
     with pytest.raises(InputError, match="reduction.block is -1; .* numbers from 0"):
-        grid_pooling.recipe(12, block=-1)
+        GridPooling(block=-1).steps(12)
     with pytest.raises(InputError, match="block 12, .* blocks 0 to 11"):
-        build(12, 196, grid_pooling.recipe(12, block=12))
+        build(12, 196, GridPooling(block=12).steps(12))
 
 
 def test_a_grid_larger_than_that_of_the_patches_is_refused():

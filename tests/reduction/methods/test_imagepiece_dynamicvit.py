@@ -7,8 +7,9 @@ import pytest
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import apply, flops
-from imagepiece_jax.reduction.methods import METHODS
+from imagepiece_jax.reduction.methods.dynamicvit import LearnedSelection
 from imagepiece_jax.reduction.methods.imagepiece_dynamicvit import (
+    ImagePieceDynamicViT,
     NoisyTopK,
     kept_shares,
 )
@@ -17,7 +18,6 @@ from imagepiece_jax.reduction.tokens import Assignment, Masking, Taps, start
 from tests import oracles, oracles_learned
 from tests.models import masked, tiny
 
-METHOD = METHODS["imagepiece_dynamicvit"]
 FIELDS = {  # 25 image tokens; merged 23; pruned 14; merged 13
     "name": "imagepiece_dynamicvit",
     "keep_rate": 0.6,
@@ -58,7 +58,7 @@ def taught():
 
 def traces(**fields):
     """Tokens in the MLPs of 12 blocks on 196 patches: (evaluation, training)."""
-    steps = METHOD.recipe(12, **fields)
+    steps = ImagePieceDynamicViT(**fields).steps(12)
     plans = (build(12, 196, steps, masked=m) for m in (False, True))
     return [[layer.mlp_tokens for layer in plan] for plan in plans]
 
@@ -76,7 +76,7 @@ def test_topk_trains_with_what_evaluation_keeps():
 
 
 def test_merges_look_at_as_many_candidates_as_in_evaluation():
-    steps = METHOD.recipe(12)
+    steps = ImagePieceDynamicViT().steps(12)
     plans = (build(12, 196, steps, masked=m) for m in (False, True))
     small, large = ([p.counts and p.counts.candidates for p in plan] for plan in plans)
     assert small == large and small[3] == 39  # floor(.3 * 132)
@@ -84,7 +84,8 @@ def test_merges_look_at_as_many_candidates_as_in_evaluation():
 
 def test_the_score_is_read_where_the_field_says():
     mid, pre = (
-        build(12, 196, METHOD.recipe(12, predictor_pos=pos)) for pos in ("mid", "pre")
+        build(12, 196, ImagePieceDynamicViT(predictor_pos=pos).steps(12))
+        for pos in ("mid", "pre")
     )
     assert (mid[2].attn_tokens, mid[2].mlp_tokens) == (166, 133)
     assert (pre[2].attn_tokens, pre[2].mlp_tokens) == (133, 133)
@@ -140,7 +141,9 @@ def test_masked_tokens_are_never_merged(with_masks):
 def test_masked_training_has_terms_for_all(with_masks, taught):
     """The ratio's target is 14 of 23; the teacher's tokens are merged alike."""
     model, _, out = with_masks
-    terms = tiny.jit(lambda *a: METHOD.loss(*a, model.plan))(out, taught)
+    terms = tiny.jit(lambda *a: ImagePieceDynamicViT().loss(*a, model.plan))(
+        out, taught
+    )
     share = np.asarray(out.results[1].keep).mean(axis=1)
     assert float(terms["ratio"]) == pytest.approx(
         2 * np.mean((share - 14 / 23) ** 2), rel=1e-4
@@ -160,11 +163,11 @@ def test_masked_training_has_terms_for_all(with_masks, taught):
 
 def test_targets_are_what_evaluation_keeps():
     """132 of 165, then 89 of 111, then 60 of 74; a prune that keeps all has none."""
-    plan = build(12, 196, METHOD.recipe(12), masked=True)
+    plan = build(12, 196, ImagePieceDynamicViT().steps(12), masked=True)
     one, two, three = 132 / 165, 89 / 111, 60 / 74
     wanted = [one, one * two, one * two * three]
     np.testing.assert_allclose(kept_shares(plan, 196), wanted)
-    steps = METHOD.recipe(12, keep_rate=1.0)
+    steps = ImagePieceDynamicViT(keep_rate=1.0).steps(12)
     assert kept_shares(build(12, 196, steps, masked=True), 196) == []
 
 
@@ -178,7 +181,9 @@ def test_topk_removes_tokens_and_multiplies_by_one(with_topk, taught):
     np.testing.assert_array_equal(prune.weight, np.ones((3, 23)))
     other = masked.train(model)(variables, tiny.images(), masked.keys(seed=1))
     assert (np.asarray(prune.dest) != np.asarray(other.results[1].dest)).any()
-    terms = tiny.jit(lambda *a: METHOD.loss(*a, model.plan))(out, taught)
+    terms = tiny.jit(lambda *a: ImagePieceDynamicViT().loss(*a, model.plan))(
+        out, taught
+    )
     assert float(terms["ratio"]) == 0
     assert min(float(terms["kl"]), float(terms["tokens"])) > 0.01
 
@@ -269,10 +274,13 @@ def test_the_predictor_learns_from_the_logits_in_bfloat16(fields):
     assert min(learned) > 0 and max(learned) > 1e-3
 
 
-def test_hooks_are_those_of_dynamicvit():
-    assert METHOD.param_groups is METHODS["dynamicvit"].param_groups
-    assert METHOD.needs_teacher
-    assert {"mode", "merge_ratio", "ratio_weight", "backbone_lr"} <= set(METHOD.fields)
+def test_it_has_the_fields_of_both():
+    """And is trained as DynamicViT is."""
+    assert ImagePieceDynamicViT.needs_teacher
+    assert issubclass(ImagePieceDynamicViT, LearnedSelection)
+    inference = ImagePieceDynamicViT().inference_fields()
+    assert {"mode", "merge_ratio"} <= set(inference)
+    assert not {"ratio_weight", "backbone_lr"} & set(inference)
 
 
 @pytest.mark.parametrize(
@@ -283,11 +291,9 @@ def test_unknown_choices_are_named(field, value, allowed):
     with pytest.raises(
         InputError, match=rf"{field} is {value!r}; allowed are {allowed}"
     ):
-        METHOD.recipe(12, **{field: value})
+        ImagePieceDynamicViT(**{field: value}).steps(12)
 
 
 def test_fields_of_imagepiece_are_checked_as_there():
     with pytest.raises(InputError, match="merge_base is 'some'"):
-        METHOD.recipe(12, merge_base="some")
-    with pytest.raises(TypeError, match="keep_ratio"):
-        METHOD.recipe(12, keep_ratio=0.5)
+        ImagePieceDynamicViT(merge_base="some").steps(12)

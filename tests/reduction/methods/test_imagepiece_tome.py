@@ -1,12 +1,12 @@
 """Is the combination ImagePiece where it merges, and ToMe where ImagePiece prunes?"""
 
-import inspect
-
 import pytest
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction.methods import imagepiece, imagepiece_tome
+from imagepiece_jax.reduction.methods.imagepiece import ImagePiece
+from imagepiece_jax.reduction.methods.imagepiece_tome import ImagePieceToMe
 from imagepiece_jax.reduction.reducers import Bipartite
+from imagepiece_jax.reduction.rules import Merge, MergeTo
 from imagepiece_jax.reduction.schedule import build
 from tests import oracles
 
@@ -20,25 +20,26 @@ FIELDS = [
 
 @pytest.mark.parametrize("fields", FIELDS)
 def test_merge_steps_are_imagepieces_and_the_others_match(fields):
-    ours = imagepiece_tome.recipe(12, **fields)
-    theirs = imagepiece.recipe(12, **fields)
+    ours = ImagePieceToMe(**fields).steps(12)
+    theirs = ImagePiece(**fields).steps(12)
     metric = fields.get("metric", "key")
-    assert {step.rule for step in ours} == {"merge", "keep_half"}
+    assert {type(step.rule) for step in ours} == {Merge, MergeTo}
     for step, other in zip(ours, theirs, strict=True):
-        assert (step.block, step.amount) == (other.block, other.amount)
+        assert step.block == other.block
         assert (step.site, step.when_masked) == ("mid", None)
-        if other.rule == "merge":
+        if isinstance(other.rule, Merge):
             assert step == other
         else:
             assert step.reducer == Bipartite(metric)
+            assert step.rule.rate == other.rule.rate
 
 
 @pytest.mark.parametrize("rate", ["0.5", "0.6", "0.8", "0.9", "1.0"])
 @pytest.mark.parametrize("fields", FIELDS)
 def test_it_has_as_many_tokens_as_imagepiece(fields, rate):
     ours, theirs = (
-        build(12, 196, recipe(12, keep_rate=float(rate), **fields))
-        for recipe in (imagepiece_tome.recipe, imagepiece.recipe)
+        build(12, 196, method(keep_rate=float(rate), **fields).steps(12))
+        for method in (ImagePieceToMe, ImagePiece)
     )
     tokens = [[layer.mlp_tokens for layer in plan] for plan in (ours, theirs)]
     assert tokens[0] == tokens[1]
@@ -48,16 +49,14 @@ def test_it_has_as_many_tokens_as_imagepiece(fields, rate):
 def test_one_step_merges_at_most_half(rate):
     fields = {"merge_blocks": (), "prune_blocks": (0,), "keep_rate": float(rate)}
     for n in (1, 2, 7, 196):
-        plan = build(1, n, imagepiece_tome.recipe(1, **fields))
+        plan = build(1, n, ImagePieceToMe(**fields).steps(1))
         kept = max(oracles.keep_count(rate, n), n - n // 2)
         assert plan[0].mlp_tokens == 1 + kept
 
 
 def test_its_fields_are_imagepieces():
-    names = set(inspect.signature(imagepiece_tome.recipe).parameters)
-    assert names == set(inspect.signature(imagepiece.recipe).parameters)
-    assert set(imagepiece_tome.METHOD.fields) == set(imagepiece.METHOD.fields)
+    assert ImagePieceToMe().inference_fields() == ImagePiece().inference_fields()
     with pytest.raises(InputError, match="metric is 'keys'"):
-        imagepiece_tome.recipe(12, metric="keys")
+        ImagePieceToMe(metric="keys").steps(12)
     with pytest.raises(InputError, match="keep_rate is 2"):
-        imagepiece_tome.recipe(12, keep_rate=2)
+        ImagePieceToMe(keep_rate=2).steps(12)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.reduction.methods import random
+from imagepiece_jax.reduction.methods.random import Draw, Random
 from imagepiece_jax.reduction.schedule import Counts, build
 from imagepiece_jax.reduction.tokens import DROPPED, Taps
 
@@ -24,7 +24,7 @@ def keys(batch, seed=0):
 def draw(keys, counts):
     tokens = jnp.zeros((len(keys), counts.n_in))
     taps = Taps(x=tokens[:, :, None], size=tokens + 1, rng=keys)
-    return random.Draw()(taps, counts)
+    return Draw()(taps, counts)
 
 
 @pytest.mark.parametrize("n, n_out", [(1, 1), (2, 1), (19, 7), (19, 18), (19, 19)])
@@ -55,7 +55,7 @@ def test_an_image_gets_what_its_key_says_wherever_it_stands():
 
 
 def test_the_same_eager_stacked_and_in_training():
-    counts, reducer = Counts(n_in=8, n_out=3), random.Draw()
+    counts, reducer = Counts(n_in=8, n_out=3), Draw()
     want = draw(keys(4), counts)
     taps = Taps(x=jnp.zeros((4, 8, 1)), size=jnp.ones((4, 8)), rng=keys(4))
     chex.assert_trees_all_equal(reducer(taps, counts), want)
@@ -66,6 +66,6 @@ def test_the_same_eager_stacked_and_in_training():
 
 
 def test_it_keeps_as_many_as_evit():
-    plan = build(12, 196, random.recipe(12, keep_rate=0.7))
+    plan = build(12, 196, Random(keep_rate=0.7).steps(12))
     tokens = [layer.mlp_tokens for layer in plan]
     assert tokens == [197] * 3 + [139] * 3 + [98] * 3 + [69] * 3

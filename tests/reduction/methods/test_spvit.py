@@ -12,14 +12,12 @@ import pytest
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
 from imagepiece_jax.reduction import apply
-from imagepiece_jax.reduction.methods import METHODS
-from imagepiece_jax.reduction.methods.spvit import Selector, package_weights
+from imagepiece_jax.reduction.methods.spvit import Selector, SPViT, package_weights
 from imagepiece_jax.reduction.schedule import Counts, build
 from imagepiece_jax.reduction.tokens import Assignment, Masking, Taps, start
 from tests import oracles, oracles_learned
 from tests.models import masked, tiny
 
-METHOD = METHODS["spvit"]
 FIELDS = {"name": "spvit", "keep_rates": (0.6, 0.3), "blocks": (1, 2)}  # 25, 16, 9
 BATCH, HEADS, D = 3, 3, 12
 
@@ -61,17 +59,17 @@ def run(selector, counts, x, mask=None, seed=0):
     ],
 )
 def test_published_tokens_with_packages_and_class_token(rates, tokens):
-    plan = build(12, 196, METHOD.recipe(12, keep_rates=rates))
+    plan = build(12, 196, SPViT(keep_rates=rates).steps(12))
     assert [plan[block].attn_tokens for block in (3, 6, 9)] == tokens
 
 
 def test_in_training_each_step_adds_its_package():
-    plan = build(12, 196, METHOD.recipe(12), masked=True)
+    plan = build(12, 196, SPViT().steps(12), masked=True)
     assert [plan[block].attn_tokens for block in (2, 3, 6, 9)] == [197, 198, 199, 200]
 
 
 def test_a_step_that_changes_nothing_leaves_no_package():
-    plan = build(12, 196, METHOD.recipe(12, keep_rates=(1.0, 0.5, 0.5)))
+    plan = build(12, 196, SPViT(keep_rates=(1.0, 0.5, 0.5)).steps(12))
     assert [plan[block].attn_tokens - 1 for block in (3, 6, 9)] == [196, 99, 99]
     assert plan[6].counts.stage == 1
     assert plan[3].counts is plan[9].counts is None
@@ -244,9 +242,9 @@ def test_the_ratio_is_of_the_whole_batch_without_packages():
     first = [[1, 1, 0, 0], [1, 1, 1, 0]]
     second = [[1, 0, 0, 0, 1], [1, 0, 0, 0, 1]]  # the fifth is a package
     out = masks_of(first, second)
-    steps = METHOD.recipe(3, keep_rates=(0.7, 0.3), blocks=(1, 2))
+    steps = SPViT(keep_rates=(0.7, 0.3), blocks=(1, 2)).steps(3)
     plan = build(3, 10, steps, masked=True)  # shares of more tokens, the same targets
-    terms = METHOD.loss(out, out, plan, ratio_weight=1.0)
+    terms = SPViT(ratio_weight=1.0).loss(out, out, plan)
     assert float(terms["ratio"]) == pytest.approx((0.075**2 + 0.05**2) / 2, rel=1e-5)
     assert float(terms["kl"]) == float(terms["tokens"]) == 0
 
@@ -267,7 +265,7 @@ def test_a_few_steps_bring_the_shares_to_their_targets():
         keys = {"reducer": jax.random.split(jax.random.key(seed), 3)}
         variables = {"params": params | selectors}
         out = model.apply(variables, tiny.images(), True, keys)
-        terms = METHOD.loss(out, taught, model.plan)
+        terms = SPViT().loss(out, taught, model.plan)
         keeps = [jnp.mean(result.keep[:, : tiny.TOKENS]) for result in out.results]
         return sum(terms.values()), (terms["ratio"], *keeps)
 
@@ -290,14 +288,15 @@ def test_a_few_steps_bring_the_shares_to_their_targets():
 
 
 def test_the_backbone_is_slow_until_the_schedule_is_slower():
-    group = METHOD.param_groups("blocks_0/attn/q/kernel")
+    method = SPViT()
+    group = method.param_groups("blocks_0/attn/q/kernel")
     assert group.frozen_epochs == 5
     assert float(group.lr(jnp.float32(5e-4), 1e-3)) == pytest.approx(1e-5)
     assert float(group.lr(jnp.float32(2e-6), 1e-3)) == pytest.approx(2e-6)
-    assert group == METHOD.param_groups("head/kernel")
-    assert METHOD.param_groups("reducer_9/vote_in/kernel").lr is None
-    assert METHOD.param_groups("cls_token").frozen_epochs == math.inf
-    assert METHOD.needs_teacher
+    assert group == method.param_groups("head/kernel")
+    assert method.param_groups("reducer_9/vote_in/kernel").lr is None
+    assert method.param_groups("cls_token").frozen_epochs == math.inf
+    assert SPViT.needs_teacher
 
 
 @pytest.mark.parametrize(
@@ -317,11 +316,11 @@ def test_the_backbone_is_slow_until_the_schedule_is_slower():
 )
 def test_bad_fields_are_named(fields, message):
     with pytest.raises(InputError, match=rf"config.reduction.{message}"):
-        METHOD.recipe(12, **fields)
+        SPViT(**fields).steps(12)
 
 
 @pytest.mark.parametrize("block", [12, -1])
 def test_blocks_outside_the_model_are_named(block):
-    steps = METHOD.recipe(12, keep_rates=(0.5,), blocks=(block,))
+    steps = SPViT(keep_rates=(0.5,), blocks=(block,)).steps(12)
     with pytest.raises(InputError, match=rf"block {block}\b"):
         build(12, 196, steps)

@@ -9,9 +9,9 @@ import pytest
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import apply
-from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.token_learner import (
-    ConvTokenLearner,
+    ConvLearner,
+    MlpLearner,
     TokenFuser,
     TokenLearner,
 )
@@ -152,7 +152,7 @@ def test_the_order_of_tokens_changes_nothing():
 
 @pytest.mark.parametrize("pooling, share", [("sum", 1), ("mean", 1 / 9)])
 def test_gates_are_sigmoids_of_four_convolutions(pooling, share):
-    learner, x = ConvTokenLearner(num_tokens=4, pooling=pooling), tokens(9)
+    learner, x = ConvLearner(num_tokens=4, pooling=pooling), tokens(9)
     params = parameters(learner, x, (3, 3))
     assert tiny.count(params) == 2 * 6 + 9 * 6 * 4 + 3 * 9 * 4 * 4
     matrix = weigh(learner, params, x, (3, 3))
@@ -166,7 +166,7 @@ def test_gates_are_sigmoids_of_four_convolutions(pooling, share):
 
 
 def test_where_tokens_stand_counts():
-    learner, x = ConvTokenLearner(num_tokens=4), tokens(9)
+    learner, x = ConvLearner(num_tokens=4), tokens(9)
     params, order = parameters(learner, x, (3, 3)), np.roll(np.arange(9), 1)
     plain = weigh(learner, params, x, (3, 3))
     moved = weigh(learner, params, x[:, order], (3, 3))
@@ -177,7 +177,7 @@ def test_where_tokens_stand_counts():
     "grid, found", [((2, 3), "2 x 3"), (None, "tokens without a grid")]
 )
 def test_a_grid_that_is_not_square_is_named(grid, found):
-    learner = ConvTokenLearner(num_tokens=4)
+    learner = ConvLearner(num_tokens=4)
     sentence = f"version is 'v1.0'.*square.*found {found}; .*'v1.1'"
     with pytest.raises(InputError, match=sentence):
         learner.check_grid(grid)
@@ -186,17 +186,17 @@ def test_a_grid_that_is_not_square_is_named(grid, found):
 
 
 def test_a_square_grid_is_not():
-    ConvTokenLearner(num_tokens=4).check_grid((3, 3))
-    TokenLearner(num_tokens=4).init(
+    ConvLearner(num_tokens=4).check_grid((3, 3))
+    MlpLearner(num_tokens=4).init(
         jax.random.key(0), taps_of(tokens(6), (2, 3)), Counts(6, 4)
     )
 
 
 def test_macs_by_hand():
     """5 tokens of width 6, 4 learned: the convolutions read 6, 4, 4 and 4 channels."""
-    v11 = TokenLearner(num_tokens=4, bottleneck_dim=3).extra_macs(5, 6, 2)
+    v11 = MlpLearner(num_tokens=4, bottleneck_dim=3).extra_macs(5, 6, 2)
     assert v11 == 5 * (6 * 3 + 3 * 4 + 4 * 6)
-    v10 = ConvTokenLearner(num_tokens=4).extra_macs(5, 6, 2)
+    v10 = ConvLearner(num_tokens=4).extra_macs(5, 6, 2)
     assert v10 == 5 * (9 * (6 + 4 + 4 + 4) * 4 + 4 * 6)
 
 
@@ -207,7 +207,7 @@ def test_macs_by_hand():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_all_parameters_learn(version, dtype):
     """Gradients through `apply` are finite and reach parameters and tokens."""
-    (step,) = METHODS["token_learner"].recipe(12, num_tokens=4, version=version)
+    (step,) = TokenLearner(num_tokens=4, version=version).steps(12)
     learner, x = step.reducer, jnp.asarray(tokens(10), dtype)
     params = parameters(learner, x[:, 1:], (3, 3))
 
@@ -261,7 +261,7 @@ def test_images_that_are_not_square_are_refused_by_version_1_0():
 
 
 def test_one_step_before_the_block():
-    plan = build(12, 196, METHODS["token_learner"].recipe(12))
+    plan = build(12, 196, TokenLearner().steps(12))
     tokens = [(layer.attn_tokens, layer.mlp_tokens) for layer in plan]
     assert tokens == [(197, 197)] * 7 + [(17, 17)] * 5
 
@@ -280,12 +280,12 @@ def test_one_step_before_the_block():
 )
 def test_a_bad_field_is_named(field, value, allowed):
     with pytest.raises(InputError, match=f"reduction.{field} is .*{allowed}"):
-        METHODS["token_learner"].recipe(12, **{field: value})
+        TokenLearner(**{field: value}).steps(12)
 
 
 def test_a_block_outside_the_model_is_named():
     with pytest.raises(InputError, match="step at block 12"):
-        build(12, 196, METHODS["token_learner"].recipe(12, block=12))
+        build(12, 196, TokenLearner(block=12).steps(12))
 
 
 # The fuser

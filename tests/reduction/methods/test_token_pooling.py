@@ -10,12 +10,13 @@ import pytest
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import apply
-from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.token_pooling import (
     KMeans,
     KMedoids,
+    TokenPooling,
     squared_distances,
 )
+from imagepiece_jax.reduction.rules import KeepInitial
 from imagepiece_jax.reduction.schedule import Counts
 from imagepiece_jax.reduction.tokens import Taps, start
 from tests import oracles
@@ -330,12 +331,12 @@ def test_the_class_score_needs_a_class_token():
 # The recipe
 
 
-def test_amounts_are_powers_of_the_rate_in_the_order_of_the_blocks():
-    found = METHODS["token_pooling"].recipe(12, blocks=(9, 3, 6), keep_rate=0.5)
-    assert [(s.block, s.amount, s.rule, s.site) for s in found] == [
-        (3, 0.5, "keep_initial", "pre"),
-        (6, 0.25, "keep_initial", "pre"),
-        (9, 0.125, "keep_initial", "pre"),
+def test_shares_are_powers_of_the_rate_in_the_order_of_the_blocks():
+    found = TokenPooling(blocks=(9, 3, 6), keep_rate=0.5).steps(12)
+    assert [(s.block, s.rule, s.site) for s in found] == [
+        (3, KeepInitial(0.5), "pre"),
+        (6, KeepInitial(0.25), "pre"),
+        (9, KeepInitial(0.125), "pre"),
     ]
 
 
@@ -352,4 +353,4 @@ def test_amounts_are_powers_of_the_rate_in_the_order_of_the_blocks():
 )
 def test_a_bad_field_is_named(field, value, allowed):
     with pytest.raises(InputError, match=f"reduction.{field} is .*{allowed}"):
-        METHODS["token_pooling"].recipe(12, **{field: value})
+        TokenPooling(**{field: value}).steps(12)

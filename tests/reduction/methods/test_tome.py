@@ -10,8 +10,9 @@ import pytest
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.apply import apply as apply_result
-from imagepiece_jax.reduction.methods import tome
+from imagepiece_jax.reduction.methods.tome import ToMe
 from imagepiece_jax.reduction.reducers import Bipartite
+from imagepiece_jax.reduction.rules import Remove
 from imagepiece_jax.reduction.schedule import Counts, Step, build, count
 from imagepiece_jax.reduction.tokens import Taps, start
 from tests import oracles, oracles_tome
@@ -47,7 +48,7 @@ def taps_of(metric, num_prefix=1, size=None, x=None, dtype="float32"):
 
 def removing(r, n):
     """Counts of a step that merges `r` of `n` tokens away; None: it changes nothing."""
-    return count(Step(0, Bipartite(), "remove", r), n=n, n0=n)
+    return count(Step(0, Bipartite(), Remove(r)), n=n, n0=n)
 
 
 # Examples computed by hand; position 0 is the class token
@@ -242,7 +243,7 @@ def test_it_reads_the_metric_alone():
 def test_schedules_of_its_authors(depth, r, inflection, published):
     if isinstance(published, str):
         published = [int(number) for number in published.split()]
-    assert list(tome.merges(depth, r, inflection)) == published
+    assert list(ToMe(r=r, inflection=inflection).removed(depth)) == published
     assert oracles_tome.merges(depth, r, inflection) == published
 
 
@@ -251,14 +252,14 @@ def test_schedules_equal_the_slow_truth(inflection):
     for depth in (2, 6, 12, 24):
         for r in range(41):
             want = oracles_tome.merges(depth, r, inflection)
-            assert list(tome.merges(depth, r, inflection)) == want
-    assert tome.merges(1, 8, inflection) == (int(8 * (1 - inflection)),)
+            assert list(ToMe(r=r, inflection=inflection).removed(depth)) == want
+    assert ToMe(r=8, inflection=inflection).removed(1) == (int(8 * (1 - inflection)),)
 
 
 def test_a_list_overrides_and_is_filled_with_zeros():
-    assert tome.merges(12, 13, -1.0, r_list=(5, 5)) == (5, 5) + (0,) * 10
-    assert tome.merges(3, 13, r_list=(1, 2, 3)) == (1, 2, 3)
-    steps = tome.recipe(4, r_list=(0, 3))
+    assert ToMe(inflection=-1.0, r_list=(5, 5)).removed(12) == (5, 5) + (0,) * 10
+    assert ToMe(r_list=(1, 2, 3)).removed(3) == (1, 2, 3)
+    steps = ToMe(r_list=(0, 3)).steps(4)
     assert [layer.mlp_tokens for layer in build(4, 16, steps)] == [17, 14, 14, 14]
     assert [layer.counts is None for layer in build(4, 16, steps)] == [1, 0, 1, 1]
 
@@ -272,7 +273,7 @@ def test_a_list_overrides_and_is_filled_with_zeros():
     ],
 )
 def test_a_block_merges_at_most_half(r, tokens):
-    plan = build(12, 196, tome.recipe(12, r=r))
+    plan = build(12, 196, ToMe(r=r).steps(12))
     assert [layer.mlp_tokens for layer in plan] == tokens
 
 
@@ -294,8 +295,8 @@ def test_a_block_merges_at_most_half(r, tokens):
 )
 def test_a_wrong_field_is_named(fields, message):
     with pytest.raises(InputError, match=message):
-        tome.recipe(12, **fields)
+        ToMe(**fields).steps(12)
 
 
 def test_it_is_meant_for_proportional_attention():
-    assert tome.METHOD.model_fields == {"prop_attn": True}
+    assert ToMe.model_fields == {"prop_attn": True}

@@ -1,0 +1,56 @@
+"""Image files named by a user: folders expanded, unreadable files reported."""
+
+import pathlib
+import sys
+
+import numpy as np
+
+from imagepiece_jax.data.decode import UnreadableImage, decode
+from imagepiece_jax.data.transforms import fitted
+from imagepiece_jax.errors import InputError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+def find(words):
+    """Return the files that `words` name; a folder stands for its images, by name."""
+    if not words:
+        raise InputError("no image is named; allowed are image files and folders")
+    files = []
+    for path in map(pathlib.Path, words):
+        if not path.is_dir():
+            files.append(path)
+            continue
+        inside = sorted(f for f in path.iterdir() if f.suffix.lower() in EXTENSIONS)
+        if not inside:
+            raise InputError(
+                f"folder {path} holds no image; allowed are {', '.join(EXTENSIONS)}"
+            )
+        files += inside
+    return files
+
+
+def read(files, side):
+    """Return (uint8 [B, side, side, 3], names) of the readable images among `files`.
+
+    Images of this size are kept as they are, others are cropped as for evaluation. An
+    unreadable file is skipped and reported; InputError if no image is left.
+    """
+    images, names = [], []
+    for file in files:
+        if not file.is_file():
+            print(f"{file} is left out: no such file", file=sys.stderr)
+            continue
+        try:
+            image = decode(file, str(file), upright=True)
+        except UnreadableImage as error:
+            print(f"{error.name} is left out: {error.reason}", file=sys.stderr)
+            continue
+        images.append(fitted(image, side))
+        names.append(file.name)
+    if not images:
+        raise InputError(
+            f"none of {len(files)} files can be read, the first is {files[0]}; allowed "
+            "are images"
+        )
+    return np.stack(images), names

@@ -1,0 +1,106 @@
+"""Files of a run's folder: its config as fields of a model, and its checkpoints."""
+
+import json
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+from flax import traverse_util
+
+from imagepiece_jax.common import checksums
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import convert
+from imagepiece_jax.models.registry import MODELS
+from imagepiece_jax.reduction.settings import MODEL_FIELDS, plain, without_retired
+
+RUN_CONFIG, CLASSES = "config.json", "classes.json"  # in the folder of a run
+CHECKPOINTS = "checkpoints"  # the folder with its weights
+KINDS = ("latest", "best")  # of checkpoints
+OTHERS = ("run.json", "metrics.jsonl")  # that only a run writes
+COLLECTIONS = ("params", "batch_stats")
+
+
+def read_config(folder: pathlib.Path) -> dict[str, Any]:
+    """The config of the run in `folder`, a nested dict; InputError without one."""
+    try:
+        config = json.loads((folder / RUN_CONFIG).read_text(encoding="utf-8"))
+        model_fields(config), reduction_of(config)
+        config["reduction"] = without_retired(config["reduction"])
+        sizes = {name: config[name] for name in ("image_size", "num_classes")}
+        wrong = {k: v for k, v in sizes.items() if not isinstance(v, int)}
+        if not isinstance(name := config["model"].get("name"), str | None):
+            wrong["model.name"] = name
+        if not wrong:
+            return config
+        reason = "its {} is {!r}".format(*next(iter(wrong.items())))
+    except OSError as error:
+        reason = error.strerror
+    except ValueError:
+        reason = "it is no JSON"
+    except KeyError as error:
+        reason = f"it has no {error.args[0]}"
+    except (TypeError, AttributeError):
+        reason = "it is no config"
+    for run in folder.parents:
+        within = folder.relative_to(run).parts[0] == CHECKPOINTS
+        if within and (run / RUN_CONFIG).is_file():
+            raise InputError(
+                f"{folder} is a part of the run {run}: allowed is {run} itself, and "
+                "best or latest for the checkpoint"
+            )
+    raise InputError(
+        f"{folder} is a folder without a run's {RUN_CONFIG} ({reason}); allowed are a "
+        "weights file and the folder of a run"
+    )
+
+
+def read_checkpoint(
+    folder: str | os.PathLike, checkpoint: str = "best"
+) -> dict[str, np.ndarray]:
+    """The state dict, by timm's names, of a run's newest "best" or "latest"."""
+    if checkpoint not in KINDS:
+        raise InputError(
+            f"checkpoint {checkpoint!r}: allowed are {' and '.join(KINDS)}"
+        )
+
+    def choose(_, table):
+        return [name for name in table if name.split("/")[0] in COLLECTIONS]
+
+    steps = pathlib.Path(folder).resolve() / CHECKPOINTS / checkpoint
+    arrays, _, _ = checksums.newest(steps, choose)
+    return convert.to_timm(traverse_util.unflatten_dict(arrays, sep="/"))
+
+
+def own_files(path):
+    """Files that must not be overwritten: the weights file, or a run's own files."""
+    path = pathlib.Path(path)
+    names = (RUN_CONFIG, CLASSES, *OTHERS)
+    return [path, *(path / name for name in names)]
+
+
+def model_fields(config):
+    """The fields of registry.create_model in a nested dict, without the reduction."""
+    own = {name: config[name] for name in ("image_size", "num_classes")}
+    return {name: plain(value) for name, value in config["model"].items()} | own
+
+
+def reduction_of(config):
+    """The reduction of a nested dict, with `prop_attn` where it is set."""
+    fields = {k: plain(v) for k, v in config["reduction"].items() if v is not None}
+    own = {k: config["model"].get(k) for k in MODEL_FIELDS}
+    return fields | {k: v for k, v in own.items() if v is not None}
+
+
+def heads(config):
+    """The number of attention heads in a nested dict; None where it is left open."""
+    if config is None:
+        return None
+    size = MODELS.get(config["model"].get("name"), {})
+    return config["model"].get("num_heads") or size.get("num_heads")
+
+
+def in_config(field):
+    """How a field of registry.create_model is called in a config."""
+    top = ("image_size", "num_classes")
+    return f"config.{field}" if field in top else f"config.model.{field}"

@@ -1,0 +1,244 @@
+"""Agreement of the fused reductions with the plain ones, up to near ties.
+
+Both round, in different orders and with different exps. Where two scores or
+similarities are nearly equal they may decide differently: a gap is measured in units of
+what rounding explains (`score_rounding`, `cosine_rounding`), and a gap above 1 is a
+fault.
+
+The error of a sum of n terms grows as n at worst and typically as sqrt(n), here in
+proportion to the sum of the terms' magnitudes, which is far above the typical error.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from imagepiece_jax.reduction import apply, ops, reducers
+from imagepiece_jax.reduction.schedule import Counts
+from imagepiece_jax.reduction.tokens import Taps, TokenState
+
+EPS = float(np.finfo(np.float32).eps)
+EXP = 2  # ulp: the error of CUDA's expf over its full range, by its documentation
+DTYPES = ("float32", "bfloat16")
+BATCH = 256
+# Tokens, heads and head width of the random inputs: the first step of DeiT-S, and odd
+# numbers for DeiT-Ti.
+SHAPES = ((196, 6, 64), (121, 3, 64))
+
+
+@dataclasses.dataclass(frozen=True)
+class Reduction:
+    """A reduction, plain and fused: rule "prune", "retokenize" or "bipartite".
+
+    class_attention: `models.attention.class_attention`, (class query [B, H, d], key,
+    log size or None) -> [B, N]. All inputs are (query, key [B, N, H, d], x [B, N, D],
+    size [B, N]).
+    """
+
+    rule: str
+    class_attention: Callable
+    n_out: int
+    candidates: int = 0
+    num_prefix: int = 1
+    prop_attn: bool = False
+    order: str = "descending"
+    parity: int = 0
+    size_weighting: bool = True
+
+    def fused(self, query, key, x, size):
+        """Return (x, size, dest), computed by one kernel."""
+        state = TokenState(x=x, size=size, num_prefix=self.num_prefix)
+        state, result = self._reducer().fused(
+            query, key, state, self._counts(x), self.prop_attn
+        )
+        return state.x, state.size, result.dest
+
+    def plain(self, query, key, x, size):
+        """Return (x, size, dest) of class attention, a reducer and `apply`."""
+        prefix = self.num_prefix
+        taps = Taps(
+            x=x[:, prefix:],
+            size=size[:, prefix:],
+            metric=self.metric(key),
+            cls_attn=self.scores(query, key, size),
+            num_prefix=prefix,
+        )
+        result = self._reducer()(taps, self._counts(x))
+        state = apply.apply(TokenState(x=x, size=size, num_prefix=prefix), result)
+        return state.x, state.size, result.dest
+
+    def scores(self, query, key, size):
+        """Class attention of the image tokens, [B, n] float32."""
+        bias = jnp.log(size) if self.prop_attn else None
+        return self.class_attention(query[:, 0], key, bias)[:, self.num_prefix :]
+
+    def metric(self, key):
+        """Return the features that are compared, [B, n, d] float32."""
+        return jnp.mean(key[:, self.num_prefix :], axis=2, dtype=jnp.float32)
+
+    def _counts(self, x):
+        n = x.shape[1] - self.num_prefix
+        return Counts(n_in=n, n_out=self.n_out, candidates=self.candidates)
+
+    def _reducer(self):
+        if self.rule == "prune":
+            return reducers.TopK()
+        if self.rule == "bipartite":
+            return reducers.Bipartite()
+        return reducers.Retokenize(
+            order=self.order, parity=self.parity, size_weighting=self.size_weighting
+        )
+
+    def gap(self, query, key, size):
+        """Return the smallest gap that one image's decision depends on.
+
+        In units of what rounding explains: up to 1 it is a tie. The arrays are of one
+        image ([1, N, ..]); scores and cosines are the plain version's.
+        """
+        scores = np.asarray(self.scores(query, key, size), np.float64)[0]
+        ties = score_rounding(query, key) * scores
+        ranked = np.argsort(-scores, kind="stable")
+        n, split, parity = len(scores), np.arange(len(scores)), self.num_prefix % 2
+        gaps = [np.inf]
+        if self.rule == "prune":
+            at = ranked[self.n_out - 1 : self.n_out + 1]
+            return min([*gaps, *_steps(scores[at], ties[at])])
+        if self.rule == "retokenize":
+            lowest = ranked[n - self.candidates :]
+            at = ranked[n - self.candidates - 1 :]
+            gaps += [*_steps(scores[at], ties[at])]
+            split = lowest if self.order == "descending" else lowest[::-1]
+            parity = self.parity
+        sides = split[parity::2], split[1 - parity :: 2]
+        metric, rounding = self.metric(key), cosine_rounding(key[:, self.num_prefix :])
+        cosines = np.asarray(ops.cosine(*(metric[:, side] for side in sides)))[0]
+        ties = rounding[sides[0]][:, None] + rounding[sides[1]]
+        # Highest first: the two best of each row, and the rows by their best.
+        two = np.argsort(-cosines, axis=1, kind="stable")[:, :2]
+        cosines, ties = (np.take_along_axis(a, two, axis=1) for a in (cosines, ties))
+        rows, leaving = np.argsort(-cosines[:, 0], kind="stable"), n - self.n_out
+        at = rows[leaving - 1 : leaving + 1]
+        gaps += [*_steps(cosines[at, 0], ties[at, 0])]
+        for row in rows[: leaving + 1]:
+            gaps += [*_steps(cosines[row], ties[row])]
+        return min(gaps)
+
+
+def score_rounding(query, key):
+    """Return the relative error of class attention that rounding explains.
+
+    query, key: [1, N, H, d], one image. A logit's absolute error is its exponential's
+    relative
+    one: that of a sum of d products, and of what is subtracted from it, the highest
+    logit or the logarithm of the sum. Then two exps, and sums over tokens and heads.
+    """
+    query, key = (np.asarray(a, np.float64)[0] for a in (query, key))
+    tokens, heads, width = key.shape
+    terms = np.abs(query[0] * key).sum(axis=-1).max() / np.sqrt(width)
+    logit = np.sqrt(width) * terms + 2 * (terms + np.log(tokens))
+    return EPS * (logit + 2 * EXP + np.sqrt(tokens) + np.sqrt(heads))
+
+
+def cosine_rounding(key):
+    """Return what each of two tokens adds to the absolute error of their cosine, [n].
+
+    key: [1, n, H, d], one image. The magnitudes of a unit vector's products sum to 1
+    at most, of d terms; so do the squares that it is divided by. The mean over heads
+    comes before, and loses what the heads cancel.
+    """
+    key = np.asarray(key, np.float64)[0]
+    _, heads, width = key.shape
+    mean, whole = (np.linalg.norm(a.mean(axis=1), axis=-1) for a in (key, np.abs(key)))
+    lost = whole / np.maximum(mean, EPS)
+    return EPS * (np.sqrt(width) + np.sqrt(heads) * lost)
+
+
+@dataclasses.dataclass
+class Comparison:
+    """Decisions compared on many images; `gaps` of those that differ.
+
+    A gap of 1 is what rounding explains. error: the largest of the other images'
+    outputs, in units of the type's last place at the largest number.
+    """
+
+    images: int = 0
+    gaps: list[float] = dataclasses.field(default_factory=list)
+    error: float = 0.0
+
+    @property
+    def agrees(self):
+        """Whether under 1 % differ, all near ties, and outputs agree up to rounding."""
+        near = all(gap <= 1 for gap in self.gaps)
+        return near and 100 * len(self.gaps) < self.images and self.error <= 2
+
+    def add(self, reduction, arrays):
+        """Compare both versions of `reduction` on one batch, image by image."""
+        plain, fused = (
+            [np.asarray(a) for a in run(reduction, *arrays)] for run in (_plain, _fused)
+        )
+        same = np.all(plain[2] == fused[2], axis=1)
+        same &= np.all(plain[1] == fused[1], axis=1)
+        query, key, _, size = arrays
+        for i in np.flatnonzero(~same):
+            one = slice(i, i + 1)
+            self.gaps.append(float(reduction.gap(query[one], key[one], size[one])))
+        place = float(jnp.finfo(plain[0].dtype).eps)
+        if same.any():
+            a, b = (np.asarray(out[0][same], np.float64) for out in (plain, fused))
+            self.error = max(self.error, np.abs(a - b).max() / np.abs(a).max() / place)
+        self.images += len(same)
+
+
+def reductions(n, class_attention):
+    """Return a Reduction of each rule, for `n` image tokens."""
+    candidates = int(0.3 * n)
+    merges = candidates // 3
+    return (
+        Reduction("prune", class_attention, int(0.7 * n)),
+        Reduction("retokenize", class_attention, n - merges, candidates),
+        Reduction("bipartite", class_attention, n - min(13, n // 2)),
+    )
+
+
+def compare(batches: Iterable, class_attention):
+    """Return {rule: Comparison} over `batches` of (query, key, x, size)."""
+    found = {}
+    for arrays in batches:
+        for reduction in reductions(arrays[2].shape[1] - 1, class_attention):
+            found.setdefault(reduction.rule, Comparison()).add(reduction, arrays)
+    return found
+
+
+def random_batches(images, dtype):
+    """Yield random inputs for at least `images` images, in whole batches."""
+    for seed in range(-(-images // BATCH)):
+        yield random_inputs(seed, BATCH, *SHAPES[seed % len(SHAPES)], dtype)
+
+
+def random_inputs(seed, batch, n, heads, width, dtype):
+    """Return (query, key, x, size) of a class token and `n` others, of sizes 1 to 4."""
+    keys = jax.random.split(jax.random.key(seed), 4)
+    shape = (batch, n + 1, heads, width)
+    query, key = (jax.random.normal(k, shape, dtype) for k in keys[:2])
+    x = jax.random.normal(keys[2], (batch, n + 1, heads * width), dtype)
+    size = jax.random.randint(keys[3], (batch, n + 1), 1, 5).astype("float32")
+    return query, key, x, size
+
+
+@jax.jit(static_argnums=0)
+def _plain(reduction, *arrays):
+    return reduction.plain(*arrays)
+
+
+@jax.jit(static_argnums=0)
+def _fused(reduction, *arrays):
+    return reduction.fused(*arrays)
+
+
+def _steps(values, rounding):
+    """Gaps between neighbors, over the larger one's rounding. [m] twice -> [m - 1]."""
+    rounding = np.maximum(rounding[1:], rounding[:-1])
+    return np.abs(np.diff(values)) / np.maximum(rounding, np.finfo(np.float32).tiny)

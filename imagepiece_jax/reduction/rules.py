@@ -1,0 +1,123 @@
+"""Counting rules: how many image tokens a step leaves, as plain arithmetic."""
+
+import dataclasses
+import math
+from typing import ClassVar
+
+
+def ceil(x):
+    """Ceiling that binary rounding cannot change: 0.07 * 100 is 7, not 8."""
+    return math.ceil(x - 1e-9)
+
+
+def floor(x):
+    """Floor that binary rounding cannot change: 0.7 * 90 is 63, not 62."""
+    return math.floor(x + 1e-9)
+
+
+class Rule:
+    """Base of the counting rules, which are frozen dataclasses.
+
+    merges: whether the step matches pairs, so that at most one of two sides can leave.
+    """
+
+    merges: ClassVar[bool] = False
+
+    def n_out(self, n: int, n0: int, stage: int) -> int | None:
+        """Image tokens after the step; None where it changes nothing.
+
+        n: image tokens before it; n0: before any step; stage: its number among the
+        steps that change something, from 1.
+        """
+        raise NotImplementedError
+
+    def candidates(self, n: int) -> int | None:
+        """Tokens among which a merge looks for pairs; None for other rules."""
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Keep(Rule):
+    """ceil(rate * n) tokens, at least 1; `fused`: and one more for all the others."""
+
+    rate: float
+    fused: bool = False
+
+    def n_out(self, n, n0, stage):
+        kept = max(1, ceil(self.rate * n))
+        return None if kept == n else kept + self.fused
+
+
+@dataclasses.dataclass(frozen=True)
+class KeepInitial(Rule):
+    """floor(rate * n0) tokens, at least 1; `packages`: and one more for each stage."""
+
+    rate: float
+    packages: bool = False
+
+    def n_out(self, n, n0, stage):
+        kept = max(1, floor(self.rate * n0)) + (stage if self.packages else 0)
+        return None if kept >= n else kept
+
+
+def initial_shares(blocks, keep_rate):
+    """(block, share of the first tokens that it keeps), in order: keep_rate**stage."""
+    return [(b, keep_rate**stage) for stage, b in enumerate(sorted(blocks), start=1)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Remove(Rule):
+    """`count` tokens fewer, at most half of all: those of one of two sides."""
+
+    count: int
+    merges: ClassVar[bool] = True
+
+    def n_out(self, n, n0, stage):
+        removed = min(self.count, n // 2)
+        return None if removed == 0 else n - removed
+
+
+@dataclasses.dataclass(frozen=True)
+class MergeTo(Rule):
+    """As many tokens as `Keep(rate)`, but at most half of all are merged away."""
+
+    rate: float
+    merges: ClassVar[bool] = True
+
+    def n_out(self, n, n0, stage):
+        kept = Keep(self.rate).n_out(n, n0, stage)
+        return None if kept is None else max(kept, n - n // 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Merge(Rule):
+    """ImagePiece's merges, among the floor(candidate_ratio * n) least attended tokens.
+
+    ceil(merge_ratio * (n + 1)) of them: the class token counts in the published
+    arithmetic, 197 tokens merge by 16; with base="candidates" the same share of the
+    candidates. At most half of the candidates, who merge into the other half.
+    """
+
+    merge_ratio: float
+    candidate_ratio: float
+    base: str = "all"
+    merges: ClassVar[bool] = True
+
+    def candidates(self, n):
+        return floor(self.candidate_ratio * n)
+
+    def n_out(self, n, n0, stage):
+        candidates = self.candidates(n)
+        base = candidates if self.base == "candidates" else n + 1
+        merged = min(ceil(self.merge_ratio * base), candidates // 2)
+        return None if merged == 0 else n - merged
+
+
+@dataclasses.dataclass(frozen=True)
+class Fixed(Rule):
+    """`tokens`, whatever there was."""
+
+    tokens: int
+
+    def n_out(self, n, n0, stage):
+        return self.tokens

@@ -1,0 +1,73 @@
+"""The config of trained weights: a run's own, or a file's sizes in the defaults."""
+
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import pretrained, run_files
+from imagepiece_jax.models.normalization import IMAGENET, unknown_normalization
+from imagepiece_jax.models.normalization import typed as typed_normalization
+from imagepiece_jax.training import from_config
+
+
+def of_weights(
+    path, config, overrides, *, base, dtype, normalization=None, checkpoint="best"
+):
+    """Return (config, Pretrained) of the model whose weights are at `path`.
+
+    config: of --config, which must agree with the weights. Where it is None it is the
+    run's own, or for a file `base` with what its tensors say and this dtype, and
+    `overrides` change it: a reduction, an image size, but not what the weights decide.
+    normalization: of --mean and --std; checkpoint: of a run. InputError for the first
+    contradiction.
+    """
+    normalization = typed_normalization(normalization)
+    if config is not None:
+        from_config.check(config)
+        from_config.model(config)  # its own mistakes first
+        heads = run_files.heads(config.to_dict())
+        weights = pretrained.read(path, heads, checkpoint)
+        weights.under(config.to_dict())
+        asked = run_files.model_fields(config.to_dict())
+    else:
+        heads = dict(overrides).get("model.num_heads") or ""
+        heads = int(heads) if heads.isdecimal() else None
+        weights = pretrained.read(path, heads, checkpoint)
+        config = _completed(base, weights, dtype)
+        overrides(config)
+        from_config.check(config)
+        typed = {field.removeprefix("model.") for field, _ in overrides}
+        asked = run_files.model_fields(config.to_dict())
+        asked = {name: value for name, value in asked.items() if name in typed}
+
+    def named(field):
+        return f"--{field}" if field in normalization else run_files.in_config(field)
+
+    fields = weights.changed(asked | normalization, named)
+    if "mean" not in fields:
+        print(f"note: {unknown_normalization(path)}", flush=True)
+    with config.unlocked():
+        for name, usual in IMAGENET.items():
+            config.model[name] = fields.get(name, usual)
+    return config, weights.of_config(config.to_dict())
+
+
+def _completed(base, weights, dtype):
+    """Return the config `base` with the fields of a Pretrained."""
+    own = weights.config
+    if own is None:
+        own = {k: weights.fields[k] for k in ("image_size", "num_classes")}
+        sizes = {k: v for k, v in weights.fields.items() if k not in own}
+        own["model"] = sizes | {"dtype": dtype}
+    try:
+        with base.unlocked():
+            base.update(_with_tuples(own))
+    except TypeError as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"{weights.kind} {weights.path} does not fit configs/base.py: {reason}"
+        ) from error
+    return base
+
+
+def _with_tuples(tree):
+    if isinstance(tree, dict):
+        return {name: _with_tuples(value) for name, value in tree.items()}
+    return tuple(tree) if isinstance(tree, list) else tree

@@ -1,0 +1,74 @@
+"""What the programs of a benchmark compute, and the MACs that they count."""
+
+import contextlib
+
+import numpy as np
+import pytest
+
+from imagepiece_jax.benchmark import input_stream, workloads
+from imagepiece_jax.models import registry
+from imagepiece_jax.training import from_config
+from tests.benchmark.small import Mean, simplify, tiny_config
+
+
+@pytest.mark.parametrize("mode", ["inference", "copy"])
+def test_inputs_differ_and_rotate(mode, monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        workloads.optimize,
+        "optimize",
+        lambda *args, **options: made.append(Mean(*args, **options)) or made[0],
+    )
+    job = workloads.Case(tiny_config(), 3, "float32").workload(mode).job
+    for number in range(2 * workloads.INPUTS):
+        job.call(number)
+    first, again = made[0].seen[: workloads.INPUTS], made[0].seen[workloads.INPUTS :]
+    assert all(a is b for a, b in zip(first, again, strict=True))
+    assert len({float(images.std()) for images in first}) == workloads.INPUTS
+    assert all(images.shape == (3, 16, 16, 3) for images in first)
+    assert all(images.std() > 0.5 for images in first)  # no zeros
+    assert all(isinstance(images, np.ndarray) == (mode == "copy") for images in first)
+
+
+def test_end_to_end_reads_files_through_the_loader(monkeypatch):
+    simplify(monkeypatch)
+    with contextlib.closing(input_stream.InputStreams()) as streams:
+        case = workloads.Case(tiny_config(), 3, "float32", streams)
+        case.check("end_to_end")
+        job = case.workload("end_to_end").job
+        colors = [np.asarray(job.call(number)) for number in range(2)]
+    assert colors[0].shape == (3, 3) and (colors[0] != colors[1]).any()
+    assert all((0 < c).all() and (c < 255).all() for c in colors)  # of pixels
+
+
+def test_cases_with_the_same_images_share_a_loader():
+    config, other = tiny_config(), tiny_config()
+    config.batch_size, other.batch_size = 5, 6
+    with contextlib.closing(input_stream.InputStreams()) as streams:
+        first = streams.batches(config)
+        assert streams.batches(config) is first is not streams.batches(other)
+        batches = [next(first) for _ in range(2)]
+        assert [(b.shape, b.dtype) for b in batches] == [((5, 16, 16, 3), "uint8")] * 2
+        assert (batches[0] != batches[1]).any()
+
+
+def test_the_optimized_model_is_timed():
+    work = workloads.Case(tiny_config(), 4, "float32").workload("copy")
+    logits = work.job.call(0)
+    work.job.wait(logits)
+    assert logits.shape == (4, 10) and np.isfinite(logits).all()
+    assert work.facts["compile_s"] > 0 and work.facts["peak_memory"] > 4 * 16 * 16 * 3
+    expected = registry.model_macs(from_config.model(tiny_config()), 16)
+    assert (work.images, work.macs) == (4, 4 * expected)
+
+
+@pytest.mark.slow  # compiles a step of training
+def test_a_training_step_changes_the_state_and_counts_three_forward_passes():
+    case = workloads.Case(tiny_config(), 4, "float32")
+    work = case.workload("train")
+    first, second = (work.job.call(number) for number in range(2))
+    work.job.wait(second)
+    assert first["loss"] != second["loss"]
+    forward = registry.model_macs(case.model, case.config.image_size)
+    assert (work.images, work.macs) == (4, 3 * 4 * forward)
+    assert work.facts["compile_s"] > 0

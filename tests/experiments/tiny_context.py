@@ -1,0 +1,54 @@
+"""A tiny model on digits; four blocks, the fewest that ImagePiece's schedule takes."""
+
+import numpy as np
+
+from imagepiece_jax.benchmark.timer import Rules
+from imagepiece_jax.experiments.cache import ResultCache
+from imagepiece_jax.experiments.context import Context, OffTheShelf, Options
+from imagepiece_jax.experiments.images import Images
+from imagepiece_jax.models import convert, registry, summary
+from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.reduction import settings
+from tests.models.tiny import fill
+
+SIZE = {"patch_size": 2, "embed_dim": 8, "depth": 4, "num_heads": 2}
+FIELDS = {
+    "name": "vit_mini",
+    "image_size": 16,
+    "num_classes": 10,
+    "stem": "patch",
+    "gelu": "exact",
+    "class_token": True,
+    "mlp_ratio": 2.0,
+    "dtype": "float32",
+    **SIZE,
+}
+
+
+def pretrained(folder, seed=0):
+    """Random weights, as a file that a dense model fits."""
+    model = registry.create_model(**FIELDS)
+    variables = fill(summary.shapes(model, 16), seed)
+    path = folder / f"tiny{seed}.npz"
+    np.savez(path, **convert.to_timm(variables))
+    return Pretrained(path, FIELDS, settings.completed(None), seed=seed)
+
+
+def images(count=24):
+    """Some of the digits that training never sees."""
+    options = {"resize": "none", "batch_size": 12, "workers": 0}
+    return Images.open("digits", 10, 16, limit=count, **options)
+
+
+def context(folder, weights=None, **fields):
+    """A Context of the tiny model `weights`, without speeds."""
+    given = {
+        "cache": ResultCache(folder),
+        "out": folder,
+        "models": None if weights is None else OffTheShelf(weights),
+        "images": images(),
+        "rules": Rules(2, 1, 0.0),
+        "timed": False,
+        "options": Options(),
+    }
+    return Context(**(given | fields))

@@ -1,0 +1,158 @@
+"""One checkpoint under several reductions: models, variables, labels, costs."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from configs import quickstart
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import convert, pretrained
+from imagepiece_jax.reduction import settings
+from imagepiece_jax.training import from_config
+from tests.models import tiny
+
+# Heads of 64 channels, so that shapes determine the model.
+SIZE = {"embed_dim": 64, "num_heads": 1, "depth": 2}
+DYNAMICVIT = {"name": "dynamicvit", "blocks": (1,)}
+NARROW = {"embed_dim": 8, "num_heads": 2, "depth": 4, "mlp_ratio": 2.0}
+
+
+@pytest.fixture(scope="module")
+def variables():
+    """Variables of a dense model."""
+    return tiny.variables(tiny.model(**SIZE))
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory, variables):
+    """Those as a weights file."""
+    path = tmp_path_factory.mktemp("weights") / "dense.npz"
+    np.savez(path, **convert.to_timm(variables))
+    return path
+
+
+@pytest.fixture(scope="module")
+def weights(file):
+    return pretrained.for_analysis(file, dtype="float32")
+
+
+def test_a_file_is_read_once(file, monkeypatch):
+    reads, read = [], pretrained.read_state_dict
+    monkeypatch.setattr(
+        pretrained, "read_state_dict", lambda path: reads.append(path) or read(path)
+    )
+    weights = pretrained.for_analysis(file)
+    for reduction in (settings.DENSE, {"name": "tome", "r": 2}):
+        weights.variant(reduction)
+    assert weights.digest and reads == [file]
+
+
+def test_a_reduction_gives_a_model_with_the_weights_of_the_file(weights, variables):
+    reductions = [*settings.parse("none"), *settings.parse("tome:r=2,3")]
+    found = [weights.variant(reduction) for reduction in reductions]
+    assert [v.label for v in found] == ["dense", "tome r=2", "tome r=3"]
+    assert [v.model.plan[-1].mlp_tokens for v in found] == [26, 22, 20]
+    assert found[0].gmacs > found[1].gmacs > found[2].gmacs
+    assert found[1].model.prop_attn and found[1].model.kernels is None
+    assert found[1].model.dtype == np.float32 and weights.image_size == tiny.SIDE
+    for variant in found:
+        assert not variant.untrained
+        same = jax.tree.map(np.array_equal, variant.variables, variables)
+        assert jax.tree.all(same)
+
+
+def test_without_a_reduction_the_model_is_its_own(weights):
+    variant = weights.variant()
+    assert variant.label == "dense" and not variant.untrained
+    assert variant.model == weights.model(settings.DENSE)
+
+
+def test_selectors_that_the_weights_lack_are_fresh_and_reported(weights, variables):
+    variant = weights.variant(DYNAMICVIT)
+    assert variant.untrained and weights.untrained(DYNAMICVIT)
+    assert not weights.untrained({"name": "tome", "r": 4})
+    assert variant.label == "dynamicvit blocks=(1,) (untrained selectors)"
+    found = dict(variant.variables["params"])
+    assert found.pop("reducer_1")
+    assert jax.tree.all(jax.tree.map(np.array_equal, found, variables["params"]))
+
+
+def test_selectors_of_the_weights_are_used_where_they_fit(tmp_path):
+    """Under another reduction they are left out, or fresh where they differ."""
+    learned = tiny.variables(tiny.model(DYNAMICVIT, **SIZE), seed=3)
+    np.savez(tmp_path / "w.npz", **convert.to_timm(learned))
+    weights = pretrained.for_analysis(tmp_path / "w.npz")
+    own = weights.variant(DYNAMICVIT)
+    assert not own.untrained
+    assert jax.tree.all(jax.tree.map(np.array_equal, own.variables, learned))
+    dense = weights.variant(settings.DENSE)
+    assert not dense.untrained and "reducer_1" not in dense.variables["params"]
+    other = weights.variant({"name": "spvit", "blocks": (1,), "keep_rates": (0.5,)})
+    assert other.untrained
+
+
+def test_other_weights_have_another_digest(tmp_path, weights):
+    other = tiny.variables(tiny.model(**SIZE), seed=1)
+    np.savez(tmp_path / "w.npz", **convert.to_timm(other))
+    digest = pretrained.for_analysis(tmp_path / "w.npz").digest
+    assert digest != weights.digest and len(digest) == 16
+    np.savez(tmp_path / "again.npz", **weights.state_dict)
+    assert pretrained.for_analysis(tmp_path / "again.npz").digest == weights.digest
+
+
+def test_weights_of_another_stem_are_a_mistake(weights):
+    conv = tiny.model(stem="conv", **SIZE)
+    with pytest.raises(InputError, match="dense.npz: tensor patch_embed.* is missing"):
+        weights.variables(conv)
+
+
+def test_a_config_has_what_shapes_leave_open(tmp_path):
+    """Heads of 4 channels; and what the config's reduction makes of other figures."""
+    fields = {"patch_size": 2, "num_classes": 10, "image_size": 16} | NARROW
+    model = pretrained.registry.create_model("vit_mini", **fields)
+    path = tmp_path / "w.npz"
+    np.savez(path, **convert.to_timm(tiny.fill(tiny.shapes(model, 16))))
+    with pytest.raises(InputError, match="name the model by --config"):
+        pretrained.for_analysis(path)
+    config = quickstart.get_config()
+    config.model.stem = "patch"
+    config.reduction.merge_blocks, config.reduction.prune_blocks = (0, 1), (2,)
+    for name, value in NARROW.items():
+        config.model[name] = value
+    found = pretrained.for_analysis(path, config)
+    assert found.model(settings.DENSE) == model
+    given = {k: v for k, v in config.reduction.to_dict().items() if v is not None}
+    assert found.use(given) == "as trained"
+
+
+def test_a_run_has_its_model_and_the_reduction_it_was_trained_with(tmp_path):
+    config, found = quickstart.get_config(), {}
+    config.seed = 7
+    for name, prop_attn in (("usual", None), ("other", True)):
+        config.model.prop_attn = prop_attn
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(config.to_dict()))
+        found[name] = pretrained.for_analysis(tmp_path / name)
+    usual, other = found["usual"], found["other"]
+    assert usual.seed == 7
+    assert usual.model() == from_config.model(quickstart.get_config())
+    assert other.reduction["prop_attn"] is True
+    reduction = quickstart.get_config().reduction.to_dict()
+    given = {k: v for k, v in reduction.items() if v is not None}
+    assert usual.use(given) == "as trained"
+    assert usual.use(given | {"keep_rate": 0.5}) == "off-the-shelf"
+    assert other.use(given) == usual.use(settings.DENSE) == "off-the-shelf"
+
+
+@pytest.mark.parametrize(
+    "path, reason",
+    [
+        ("no.npz", "no.npz: no such file or folder"),
+        ("", "is a folder without a run's config.json"),
+    ],
+)
+def test_a_path_without_a_model_is_named(tmp_path, path, reason):
+    with pytest.raises(InputError, match=reason):
+        pretrained.for_analysis(tmp_path / path)

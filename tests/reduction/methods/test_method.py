@@ -1,0 +1,80 @@
+"""Fields of all methods: defaults, checks, and which of them inference reads."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.reduction.methods import METHODS, create
+from imagepiece_jax.reduction.methods.method import Method
+from imagepiece_jax.reduction.schedule import build
+from imagepiece_jax.reduction.validate import count, weight
+
+DEPTH = 10
+FIELDS = [
+    (name, field.name)
+    for name, method in METHODS.items()
+    for field in dataclasses.fields(method)
+]
+BLOCKS = [
+    ("imagepiece", "prune_blocks"),
+    ("evit", "blocks"),
+    ("random", "blocks"),
+    ("token_pooling", "blocks"),
+    ("dynamicvit", "blocks"),
+    ("imagepiece_dynamicvit", "merge_blocks"),
+]
+
+
+@pytest.mark.parametrize("name, field", FIELDS)
+def test_every_field_is_checked(name, field):
+    with pytest.raises(InputError, match=rf"^config\.reduction\.{field} is {{}}; allo"):
+        create(name, **{field: {}})
+
+
+@pytest.mark.parametrize("name, field", FIELDS)
+def test_every_default_is_allowed_and_stays_as_it_is(name, field):
+    value = getattr(create(name), field)
+    again = create(name, **{field: value})
+    assert again == create(name)
+    assert type(getattr(again, field)) is type(value)
+
+
+@pytest.mark.parametrize("name, field", BLOCKS)
+@pytest.mark.parametrize("blocks", [(12,), (-1,), (3, 3)])
+def test_blocks_that_do_not_fit_are_refused(name, field, blocks):
+    steps = create(name, **{field: blocks}).steps(DEPTH)
+    with pytest.raises(InputError, match=rf"block {blocks[0]}\b"):
+        build(DEPTH, 196, steps)
+
+
+def test_unknown_names_list_the_known_ones():
+    with pytest.raises(InputError, match="'tokenizer'.*evit.*imagepiece.*none"):
+        create("tokenizer")
+    with pytest.raises(InputError, match="keep_ratio.*'evit'.*keep_rate.*fuse_token"):
+        create("evit", keep_ratio=0.7)
+    with pytest.raises(InputError, match="r is not a field of 'none', which has none"):
+        create(r=3)
+
+
+def test_numbers_of_numpy_and_lists_are_the_same_method():
+    given = create("evit", keep_rate=np.float32(0.5), blocks=list(np.arange(3)))
+    assert given == create("evit", keep_rate=0.5, blocks=(0, 1, 2))
+    assert create("tome", r=np.int64(5), inflection=np.float64(0.5), r_list=[1]) == (
+        create("tome", r=5, inflection=0.5, r_list=(1,))
+    )
+
+
+def test_fields_that_training_alone_reads_are_apart():
+    @dataclasses.dataclass(frozen=True)
+    class Own(Method):
+        tokens: int = count(3)
+        own_weight: float = weight(0.5, training=True)
+
+    method = Own(tokens=4)
+    assert method.inference_fields() == {"tokens": 4}
+    assert (method.loss, method.rate_at, method.param_groups) == (None,) * 3
+    assert not method.needs_teacher and method.model_fields == {}
+    evit = create("evit", rate_warmup_epochs=3).inference_fields()
+    assert evit == {"keep_rate": 0.7, "blocks": (3, 6, 9), "fuse_token": False}

@@ -1,0 +1,128 @@
+"""Agreement up to rounding: other sums and exps pass, injected faults do not."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagepiece_jax.models.attention import class_attention
+from imagepiece_jax.reduction.kernel_agreement import (
+    EPS,
+    Comparison,
+    Reduction,
+    random_inputs,
+    reductions,
+    score_rounding,
+)
+
+N, HEADS, WIDTH = 48, 6, 64
+
+
+class Instead(Reduction):
+    """A Reduction whose fused version is the plain one of another class."""
+
+    def fused(self, *arrays):
+        return self.other(**dataclasses.asdict(self)).plain(*arrays)
+
+
+class OtherOrder(Reduction):
+    """Sums in another order, and an exp that is 2 ulp off."""
+
+    def scores(self, query, key, size):
+        scores = super().scores(query[..., ::-1], key[..., ::-1], size)
+        off = jax.random.uniform(jax.random.key(0), scores.shape, minval=-1, maxval=1)
+        return scores * (1 + 2 * EPS * off)
+
+    def metric(self, key):
+        return super().metric(key[:, :, ::-1, ::-1])
+
+
+class SwappedCandidates(Reduction):
+    """In one image the last token kept and the first token dropped are swapped."""
+
+    def scores(self, query, key, size):
+        scores = super().scores(query, key, size)
+        swapped = jnp.argsort(-scores[0])[self.n_out - 1 : self.n_out + 1]
+        return scores.at[0, swapped].set(scores[0, swapped[::-1]])
+
+
+class DroppedHead(Reduction):
+    """The last head is ignored."""
+
+    def plain(self, query, key, x, size):
+        return super().plain(query[:, :, :-1], key[:, :, :-1], x, size)
+
+
+class OtherPartner(Reduction):
+    """The metric lacks its first feature."""
+
+    def metric(self, key):
+        return super().metric(key).at[..., 0].set(0)
+
+
+def compared(other, reduction, arrays):
+    of = type("Compared", (Instead,), {"other": other})
+    comparison = Comparison()
+    comparison.add(of(**dataclasses.asdict(reduction)), arrays)
+    return comparison
+
+
+@pytest.mark.parametrize(
+    "reduction", reductions(N, class_attention), ids=lambda r: r.rule
+)
+def test_rounding_is_no_fault(reduction):
+    arrays = random_inputs(5, 128, N, HEADS, WIDTH, "float32")
+    comparison = compared(OtherOrder, reduction, arrays)
+    assert comparison.agrees, comparison
+
+
+def test_equal_scores_are_a_tie_after_rounding():
+    """The same products in another order: equal scores, some 10 ulp apart."""
+    query, key, x, size = random_inputs(6, 8, N, HEADS, WIDTH, "float32")
+    query = 0 * query + 2.0
+    key = key.at[:, 1 + N // 2 :].set(key[:, 1 : 1 + N // 2, :, ::-1])
+    reduction = Reduction(
+        "prune", class_attention, n_out=N // 2 + 3
+    )  # odd: splits a pair
+    scores = np.asarray(reduction.scores(query, key, size), np.float64)
+    pairs = scores[:, : N // 2], scores[:, N // 2 :]
+    apart = np.abs(pairs[0] - pairs[1]) / np.maximum(*pairs)
+    assert apart.max() > 4 * EPS  # more than a fixed tolerance would allow
+    explained = score_rounding(query[:1], key[:1])
+    assert apart.max() < explained < 1e3 * EPS
+    comparison = compared(OtherOrder, reduction, (query, key, x, size))
+    assert comparison.gaps and max(comparison.gaps) <= 1
+
+
+PRUNE, RETOKENIZE, BIPARTITE = reductions(N, class_attention)
+
+
+@pytest.mark.parametrize(
+    "other, reduction, images",
+    [
+        (SwappedCandidates, PRUNE, 128),  # the share that differs says nothing
+        (DroppedHead, PRUNE, 4),
+        (DroppedHead, RETOKENIZE, 4),
+        (DroppedHead, BIPARTITE, 4),
+        (OtherPartner, RETOKENIZE, 4),
+        (OtherPartner, BIPARTITE, 4),
+    ],
+)
+def test_faults_are_found(other, reduction, images):
+    comparison = compared(
+        other, reduction, random_inputs(7, images, N, HEADS, WIDTH, "float32")
+    )
+    assert not comparison.agrees and max(comparison.gaps) > 1
+
+
+def test_more_terms_round_more():
+    """The bound grows with tokens, width and the scale of the logits."""
+
+    def bound(n, width, scale=1.0):
+        query, key, *_ = random_inputs(8, 1, n, HEADS, width, "float32")
+        return score_rounding(scale * query, key)
+
+    assert bound(48, 64) < bound(400, 64) and bound(48, 32) < bound(48, 128)
+    assert 2 * bound(48, 64) < bound(48, 64, scale=4.0)

@@ -1,0 +1,86 @@
+"""Token counts of the papers, whatever binary rounding does."""
+
+import pytest
+
+from imagepiece_jax.reduction.rules import (
+    Fixed,
+    Keep,
+    KeepInitial,
+    Merge,
+    MergeTo,
+    Remove,
+)
+from tests import oracles
+
+SIZES = (*range(1, 41), 75, 90, 100, 137, 165, 180, 196, 256, 576)
+RATES = ("0", "0.01", "0.07", "0.3", "0.55", "0.6", "0.7", "0.8", "0.9", "0.999", "1")
+MERGES = (
+    ("0.08", "0.3"),
+    ("0.15", "0.3"),
+    ("0.5", "0.7"),  # float64: floor(0.7 * 90) is 62
+    ("0", "0.3"),
+    ("0.08", "0"),
+    ("1", "1"),
+)
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_keep_is_the_exact_ceiling_and_a_fused_token_is_one_more(rate):
+    for n in SIZES:
+        kept = oracles.keep_count(rate, n)
+        for fused in (False, True):
+            want = None if kept == n else kept + fused
+            assert Keep(float(rate), fused).n_out(n, n, 1) == want
+
+
+@pytest.mark.parametrize("base", ["all", "candidates"])
+@pytest.mark.parametrize("merge_ratio, candidate_ratio", MERGES)
+def test_merge_counts_are_exact(merge_ratio, candidate_ratio, base):
+    rule = Merge(float(merge_ratio), float(candidate_ratio), base)
+    for n in SIZES:
+        candidates, merges = oracles.merge_counts(n, merge_ratio, candidate_ratio, base)
+        assert rule.n_out(n, n, 1) == (n - merges if merges else None)
+        assert rule.candidates(n) == candidates
+
+
+@pytest.mark.parametrize(
+    "rule, n, expected",
+    [
+        (Keep(0.07), 100, 7),  # float64: ceil(0.07 * 100) is 8
+        (Keep(0.55), 100, 55),  # float64: ceil(0.55 * 100) is 56
+        (Merge(0.08, 0.3), 196, 180),  # first step of ImagePiece
+        (Merge(0.08, 0.3), 180, 165),
+        (Merge(0.15, 0.3), 196, 196 - 29),  # 30 wanted, 58 // 2 possible
+        (Merge(0.08, 0.3, "candidates"), 196, 196 - 5),
+        (Keep(0.7), 196, 138),  # first step of EViT
+        (Keep(0.7, fused=True), 196, 139),
+        (Keep(0.7, fused=True), 139, 99),
+        (Keep(0.0), 196, 1),  # one token always survives
+        (Keep(0.5), 1, None),
+        (Merge(0.08, 0.3), 6, None),  # one candidate has no partner
+        (Merge(0.08, 0.3), 7, 6),
+        (Remove(13), 196, 183),
+        (Remove(13), 7, 4),  # one of two sides
+        (Remove(0), 7, None),
+        (MergeTo(0.8), 196, 157),
+        (MergeTo(0.4), 7, 4),
+        (MergeTo(1.0), 7, None),
+        (Fixed(16), 7, 16),
+    ],
+)
+def test_published_and_hand_computed_counts(rule, n, expected):
+    assert rule.n_out(n, 196, 1) == expected
+
+
+def test_shares_of_the_first_tokens():
+    """SPViT's second step on 196 patches, with one package a step."""
+    assert KeepInitial(0.369).n_out(122, 196, 2) == 72
+    assert KeepInitial(0.369, packages=True).n_out(122, 196, 2) == 74
+    assert KeepInitial(0.0).n_out(122, 196, 2) == 1
+    assert KeepInitial(0.7).n_out(137, 196, 2) is None  # as many as there are
+    assert KeepInitial(0.7).n_out(100, 196, 2) is None  # fewer are there
+
+
+def test_rules_that_match_pairs():
+    rules = (Keep(0.7), KeepInitial(0.7), Fixed(16), Merge(0.08, 0.3), Remove(13))
+    assert [rule.merges for rule in (*rules, MergeTo(0.7))] == [0, 0, 0, 1, 1, 1]

@@ -1,0 +1,203 @@
+"""Mistakes end a command at once: one sentence, nothing compiled, nothing written.
+
+The table is tests/errors.txt; sentences of commands that are tested in their own room
+stand there.
+"""
+
+import json
+import pathlib
+import re
+import shlex
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import train
+from configs import quickstart
+from imagepiece_jax import describe, export
+from imagepiece_jax.benchmark import __main__ as benchmark
+from imagepiece_jax.common import parallel
+from imagepiece_jax.evaluate import __main__ as evaluate
+from imagepiece_jax.models import convert, summary
+from imagepiece_jax.training import from_config, initial_weights
+from tests.command import call, sentence, start
+from tests.runs import ROOT
+
+COMMANDS = {m.__name__.split(".")[-1]: m.main for m in (describe, export, train)}
+COMMANDS |= {"evaluate": evaluate.main, "benchmark": benchmark.main}
+# Heads of 64 channels, so that tensors tell the model.
+TINY = {
+    "model.depth": 2,
+    "model.embed_dim": 64,
+    "model.num_heads": 1,
+    "reduction.merge_blocks": (0,),
+    "reduction.prune_blocks": (1,),
+}
+QUICKSTART = f"--config={ROOT}/configs/quickstart.py"
+WORDS = {
+    "quickstart": [QUICKSTART],
+    "tiny": [QUICKSTART, *(f"--config.{name}={value}" for name, value in TINY.items())],
+}
+BASE = "from configs import base\ndef get_config():\n    config = base.get_config()\n"
+CONFIG_FILES = {
+    "syntax": "x = 1\ndef get_config(:\n",
+    "no_module": "\nimport no_such_module\n",
+    "no_function": "x = 1\n",
+    "returns_a_dict": "def get_config():\n    return {}\n",
+    "divides": "def get_config():\n    return 1 / 0\n",
+    "wants_an_argument": "def get_config(x):\n    return x\n",
+    "raises": "def get_config():\n    raise KeyError\n",
+    "wrong_field": f"{BASE}    config.bach_size = 3\n    return config\n",
+    "wrong_type": f"{BASE}    config.batch_size = 'x'\n    return config\n",
+}
+
+
+def table():
+    """(heading, command line, sentence) for each "$" of errors.txt."""
+    rows, heading = [], ""
+    for line in (ROOT / "tests" / "errors.txt").read_text().splitlines():
+        if line.startswith("## "):
+            heading = line[3:]
+        elif line.startswith("$ "):
+            rows.append([heading, line[2:]])
+        elif line and not line.startswith("# "):
+            rows[-1].append(line)
+    return rows
+
+
+def tiny_config(**fields):
+    config = quickstart.get_config()
+    config.update_from_flattened_dict(TINY | fields)
+    return config
+
+
+def image_files(*names):
+    for file in map(pathlib.Path, names):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16)).save(file)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where the commands run: configs, weights, two runs and sets of images."""
+    folder = tmp_path_factory.mktemp("errors")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        pathlib.Path("configs").symlink_to(ROOT / "configs")
+        pathlib.Path("mine").mkdir()
+        for name, text in CONFIG_FILES.items():
+            pathlib.Path(f"mine/{name}.py").write_text(text)
+        variables = summary.shapes(from_config.model(tiny_config()), 16)
+        zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), variables)
+        np.savez("w.npz", **convert.to_timm(zeros))
+        weights = pathlib.Path("w.npz").read_bytes()
+        pathlib.Path("half.npz").write_bytes(weights[: len(weights) // 2])
+        pathlib.Path("w.txt").touch()
+        halves = {"model.mean": (0.5, 0.5, 0.5), "model.std": (0.5, 0.5, 0.5)}
+        for name, fields in (("run", halves), ("other", {"lr": 0.5})):
+            pathlib.Path(name).mkdir()
+            text = json.dumps(tiny_config(**fields).to_dict())
+            pathlib.Path(name, "config.json").write_text(text)
+        image_files("0.png", "1.png", "uneven/train/a/1.png")
+        image_files("uneven/train/b/1.png", "uneven/val/a/1.png")
+        image_files("train_only/train/a/1.png", "train_only/train/b/1.png")
+        for name in ("no_images/train/a", "no_images/val/a", "no_classes/train"):
+            pathlib.Path(name).mkdir(parents=True)
+        Image.new("RGB", (60, 40)).save("large.png")
+        pathlib.Path("damaged.png").write_bytes(b"nothing")
+        pathlib.Path("large.csv").write_text("filename,label\nlarge.png,1\n")
+        rows = ["filename,label", "0.png,0", "damaged.png,1", "1.png,2"]
+        pathlib.Path("damaged.csv").write_text("\n".join(rows))
+        pathlib.Path("set.csv").write_text("filename,label\n1.png,0\n")
+        for label in ("2", "-1", "cat"):
+            text = f"filename,label,split\n1.png,{label},train\n"
+            pathlib.Path(f"label_{label}.csv").write_text(text)
+        text = "filename,label,split\n2.png,0,train\n"
+        pathlib.Path("no_file.csv").write_text(text)
+    return folder
+
+
+@pytest.fixture
+def compiled():
+    """Names of the programs that XLA compiles during a test."""
+    names = []
+
+    def listen(event, seconds, fun_name="", **_):
+        if event.endswith("backend_compile_duration"):
+            names.append(fun_name)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield names
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_a_compiled_model_would_be_seen(compiled):
+    model = from_config.model(tiny_config(**{"model.depth": 2}))
+    initial_weights.fresh(model, 16, seed=0)
+    assert [name for name in compiled if "init" in name]
+
+
+def files(folder):
+    return sorted((str(f), f.stat().st_mtime_ns) for f in folder.rglob("*"))
+
+
+def refused(line):
+    """The sentence with which a command line ends."""
+    command, *words = shlex.split(line)
+    words = [part for word in words for part in WORDS.get(word, [word])]
+    return sentence(call(COMMANDS[command], *words))
+
+
+@pytest.mark.parametrize(
+    "heading, line, expected", table(), ids=[line for _, line, _ in table()]
+)
+def test_sentence(folder, compiled, monkeypatch, heading, line, expected):
+    monkeypatch.chdir(folder)
+    before = files(folder)
+    said, expected = refused(line), expected.replace("{folder}", str(folder))
+    beginning = expected.removesuffix("...")
+    assert said == expected or (beginning != expected and said.startswith(beginning))
+    assert files(folder) == before
+    if heading != "During evaluation":
+        # Small programs that make a random key may run, those with a model may not.
+        assert not [n for n in compiled if re.search("init|step|logits", n)]
+
+
+def test_batch_size_for_several_devices(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(parallel, "local_devices", lambda: jax.local_devices() * 3)
+    assert refused("train quickstart --config.batch_size=128").endswith("= 3 * 1")
+
+
+def test_imagenet_that_was_not_prepared(folder, monkeypatch):
+    """How to prepare it, and what runs without it."""
+    monkeypatch.chdir(folder)
+    words = "--config.data.name=imagenet2012 --config.num_classes=1000"
+    said = refused(f"train quickstart {words} --config.data.dir=nowhere")
+    assert "config.data.dir nowhere does not hold it" in said
+    assert "imagepiece_jax.prepare --source" in said and "configs/quickstart.py" in said
+
+
+def test_fields_that_a_resumed_run_may_change(tmp_path, monkeypatch):
+    """They differ; the file that is missing stops this start."""
+    monkeypatch.chdir(tmp_path)
+    config = quickstart.get_config()
+    config.log_every_steps, config.data.workers = 7, 3
+    config.init.weights = "no.npz"
+    pathlib.Path("run").mkdir()
+    pathlib.Path("run/config.json").write_text(json.dumps(config.to_dict()))
+    said = refused("train quickstart --config.init.weights=no.npz --workdir=run")
+    assert said == "weights no.npz: no such file or folder"
+
+
+def test_in_a_process_of_its_own(tmp_path):
+    """Eight devices, nothing in this process's state, and the real exit status."""
+    ended = start(
+        *(ROOT / "train.py", QUICKSTART, "--config.batch_size=20"),
+        cwd=tmp_path,
+        XLA_FLAGS="--xla_force_host_platform_device_count=8",
+    )
+    assert sentence(ended).endswith("devices * accumulation steps = 8 * 1")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,178 @@
+"""Collectives of a training step: their number, contents and times."""
+
+import functools
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from configs import quickstart
+from imagepiece_jax.common import parallel
+from imagepiece_jax.models import summary
+from imagepiece_jax.training import from_config
+from imagepiece_jax.training.train_step import init_state
+from tests import compiling
+from tools import collectives, compile_only, h200, hlo
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+LAYERS = 2  # of the convolutional stem: patches of 4 pixels
+
+
+def script(*words, flags=""):
+    """This file as a process of its own."""
+    env = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    command = [sys.executable, __file__, *words]
+    subprocess.run(command, env=os.environ | env, check=True)
+
+
+def test_a_step_on_eight_devices():
+    flags = f"--xla_force_host_platform_device_count=8 {compiling.QUICK}"
+    script("check_cpus", flags=flags)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not h200._installed("xla_cuda13"), reason="needs the CUDA wheels")
+def test_a_step_on_eight_described_gpus():
+    script("check_gpus")
+
+
+def small():
+    config = quickstart.get_config().unlock()
+    config.model.update(embed_dim=16, num_heads=2, depth=2, patch_size=4)
+    config.reduction.merge_blocks, config.reduction.prune_blocks = (0,), (1,)
+    config.update(mixup=0.8, cutmix=1.0, batch_size=16)
+    return config
+
+
+def texts(config):
+    """A step as it trains, by `parallel.pmap`, and as compiled for described GPUs."""
+    model = from_config.train_model(config, 0, parallel.AXIS)
+    rate = from_config.schedule(config, 10)
+    optimizer = from_config.adamw(config, rate, 10)
+    first = functools.partial(init_state, optimizer=optimizer, with_ema=True)
+    state = jax.eval_shape(first, summary.shapes(model, config.image_size))
+    batch = from_config.batch_shapes(config, (8, 1, 2))
+    step = from_config.step(config, model, optimizer, rate)
+
+    of_all = jax.tree.map(lambda x: jax.ShapeDtypeStruct((8, *x.shape), x.dtype), state)
+    trained = parallel.pmap(step, donate_argnums=(0,), model=True)
+    yield trained.compile(of_all, batch, None).as_text()
+
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), (parallel.AXIS,))
+    fn, places = compile_only.mapped(step, mesh)
+    args = [
+        jax.tree.map(
+            lambda x, place=place: jax.ShapeDtypeStruct(
+                x.shape, x.dtype, sharding=place
+            ),
+            arg,
+        )
+        for arg, place in zip((state, batch, None), places, strict=True)
+    ]
+    yield jax.jit(fn, donate_argnums=(0,)).lower(*args).compile().as_text()
+
+
+def held(text):
+    """What each collective of a step on eight devices holds."""
+    assert hlo.host_waits(text) == []
+    found = hlo.collectives(text)
+    assert {(c.op, c.devices) for c in found} == {("all-reduce", 8)}
+    return [collectives.kinds(c) for c in found]
+
+
+def check_cpus():
+    """A CPU's compiler joins some gradients to the statistics of the last layer."""
+    trained, described = texts(small())
+    for text in (trained, described):
+        found = held(text)
+        assert found.count(("forward batch statistics",)) == LAYERS
+        assert sum("backward batch statistics" in kinds for kinds in found) == LAYERS
+        assert sum("gradients" in kinds for kinds in found) <= 4
+        assert found[-1] == ("gradients", "metrics")
+    assert collectives.inventory(trained) == collectives.inventory(described)
+
+
+def check_gpus():
+    config = small()
+    config.model.dtype = "bfloat16"
+    *statistics, last = held(compile_only.train_text(config, 8))
+    there, back = [("forward batch statistics",)], [("backward batch statistics",)]
+    assert statistics == LAYERS * there + LAYERS * back
+    assert last == ("gradients", "metrics")
+
+
+def collective(size, op="all-reduce", parts=()):
+    return hlo.Collective("c", op, size, 8, parts, "")
+
+
+def test_seconds_of_rings_within_and_between_hosts():
+    links = collectives.Links(nvlink=7e9, network=2e9, latency_s=3, network_latency_s=5)
+    gigabyte = collective(10**9)
+    assert links.seconds(gigabyte, 1) == pytest.approx(3 + 2 * 7 / 8 / 7)
+    # Each of two hosts sends half of its sums to the other, and half of the results.
+    assert links.seconds(gigabyte, 2) == pytest.approx(3 + 5 + 2 / 8 + 2 * (1 / 2) / 2)
+    assert links.seconds(gigabyte, 8) == pytest.approx(3 + 5 + 2 / 8 + 2 * (7 / 8) / 2)
+    # The images of all eight GPUs leave their host.
+    images = collective(10**9, "collective-permute")
+    assert links.seconds(images, 2) == pytest.approx(3 + 5 + 1 / 7 + 8 / 2)
+
+
+@pytest.mark.parametrize(
+    "parts, kinds",
+    [
+        ([("f32[7]{0}", "a/dot")], "gradients"),
+        ([("f32[]", "a/neg"), ("f32[7,2]{1,0}", "a/dot")], "gradients, metrics"),
+        ([("f32[2,8]{1,0}", "jvp(V)/norm_3/psum")], "forward batch statistics"),
+        (
+            [("f32[2,8]{1,0}", "transpose(jvp(V))/norm_3/div")],
+            "backward batch statistics",
+        ),
+        ([("f32[8]{0}", "transpose(jvp(V))/norm_3/reduce_sum")], "gradients"),
+    ],
+)
+def test_kinds_of_contents(parts, kinds):
+    parts = tuple(hlo.Part(*part) for part in parts)
+    assert ", ".join(collectives.kinds(collective(8, parts=parts))) == kinds
+
+
+TEXT = """HloModule jit_f
+
+ENTRY %main (x: f32[1000,1000]) -> f32[1000,1000] {
+  %x = f32[1000,1000]{1,0} parameter(0)
+  %y = f32[1000,1000]{1,0} copy(%x)
+  %r = f32[1000,1000]{1,0} all-reduce(%y), replica_groups={{0,1,2,3,4,5,6,7}}
+  ROOT %z = f32[1000,1000]{1,0} copy(%r)
+}
+"""
+
+
+def test_the_plan_adds_up():
+    assert 1e6 * collectives.step_seconds(TEXT) == pytest.approx(8)
+    links = collectives.Links(7 / 8 * 1e12, 4e11, 0, 0)
+    rows = collectives.plan("deit", TEXT, 32, (1, 2), links).splitlines()
+    cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows]
+    # 8 us for 2 * 7/8 * 4 MB at 875 GB/s; 10 us more for 4 MB at 400 GB/s.
+    assert cells[0][:4] == ["deit", "32", "1", "256"]
+    assert cells[0][6:] == ["50%", "16,000,000", "1.00"]
+    assert cells[1][2:4] == ["2", "512"] and cells[1][6] == "69%"
+    assert float(cells[1][8]) == pytest.approx(2 * 16 / 26, abs=0.005)
+
+
+def test_the_inventory_has_a_row_per_kind():
+    *_, row = collectives.inventory(TEXT).splitlines()
+    assert row == "| gradients | all-reduce | 1 | 1 | 4,000,000 |"
+
+
+def test_collectives_are_no_kernels():
+    assert len(hlo.kernels(TEXT)) == 2
+    assert h200.summary(TEXT).keys() == {"move"}
+
+
+if __name__ == "__main__":
+    {"check_cpus": check_cpus, "check_gpus": check_gpus}[sys.argv[1]]()
