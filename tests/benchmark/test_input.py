@@ -19,9 +19,9 @@ def data(tmp_path_factory):
     waves = np.sin(np.arange(90) / 7)[:, None] * np.sin(np.arange(120) / 9)
     lines = ["filename,label"]
     for index in range(5):
-        grey = np.uint8(128 + 25 * index * waves)
+        gray = np.uint8(128 + 25 * index * waves)
         name = f"{index}.png" if index == 3 else f"{index}.jpg"
-        Image.fromarray(grey).convert("RGB").save(folder / name)
+        Image.fromarray(gray).convert("RGB").save(folder / name)
         lines.append(f"{name},{index}")
     (folder / "2.jpg").write_bytes((folder / "1.jpg").read_bytes()[:500])
     (folder / "labels.csv").write_text("\n".join(lines))

@@ -1,4 +1,4 @@
-"""Workers: the same arrays whoever reads, and an end whatever happens."""
+"""Prefetching: the same arrays with any workers, and a clean end in every case."""
 
 import collections
 import itertools
@@ -246,7 +246,7 @@ def test_memory_does_not_grow():
     ]
     batches.close()
     if None in epochs:
-        pytest.skip("only Linux tells the memory of processes")
+        pytest.skip("only Linux reports the memory of processes")
     assert min(epochs[30:]) - min(epochs[10:20]) < 5, epochs
 
 
