@@ -261,7 +261,7 @@ def test_prepare_takes_the_cores_that_it_may_use(monkeypatch, tmp_path):
 
 
 def test_the_drill_fills_a_disk_that_it_cannot_mount_by_a_limit(tmp_path):
-    class Asleep(tiny_runs.Trial):
+    class Asleep(tiny_runs.TinyRun):
         """A run that does nothing until its files are limited."""
 
         def start(self, devices=None):
