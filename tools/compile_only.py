@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from imagepiece_jax import cli, config_files
+from imagepiece_jax import cli
 from imagepiece_jax.benchmark import suite
 from imagepiece_jax.common import parallel, xla_options
 from imagepiece_jax.errors import InputError

@@ -11,7 +11,7 @@ repository shows what the compiler makes of a config.
 
 from absl import flags
 
-from imagepiece_jax import cli, config_files
+from imagepiece_jax import cli
 from imagepiece_jax.benchmark import device, report, suite, timer, torch_baselines
 from imagepiece_jax.benchmark.workloads import MODES
 

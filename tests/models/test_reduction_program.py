@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import pytest
 
 from imagepiece_jax.reduction import apply
-from tests.models import tiny
-from tests.models import traced_programs
+from tests.models import tiny, traced_programs
 
 # kind -> (fields, passes, operations) of one step, class attention and move included.
 # Passes are today's; of operations there may be a tenth more, since releases of JAX
