@@ -71,8 +71,8 @@ def sites(model):
 
 def pairs(result):
     """(tokens that left, tokens they were merged into), both [B, r], of a matching."""
-    lists = result.lists
-    return lists.joiners, jnp.take_along_axis(lists.owner, lists.slots, axis=1)
+    index = result.index
+    return index.absorbed, jnp.take_along_axis(index.keep, index.target, axis=1)
 
 
 def pair_similarity(taps, result):
@@ -106,7 +106,7 @@ def pair_distance(result, width):
 
 def merged_slots(result):
     """Which tokens after a matching hold several tokens from before it. [B, n_out]."""
-    slots = result.lists.slots
+    slots = result.index.target
     place = jnp.arange(result.n_out)[None, :, None]
     return jnp.any(slots[:, None, :] == place, axis=2)
 
