@@ -13,11 +13,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from imagepiece_jax.reduction.ops import cosine, gather_rows, rank
+from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.rules import ceil
 
 
 @dataclasses.dataclass(frozen=True)
-class Observed:
+class Observed(Reducer):
     """A reducer that decides as the one inside, and is told class attention and keys.
 
     So that ToMe, which never asks whom the class token attends to, can be asked too.
@@ -31,7 +32,7 @@ class Observed:
 
     @property
     def metric(self):
-        return getattr(self.reducer, "metric", "key")
+        return self.reducer.metric or "key"
 
     def __call__(self, taps, counts, train=False):
         return self.reducer(taps, counts, train)
