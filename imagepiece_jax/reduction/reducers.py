@@ -1,7 +1,7 @@
 """Reducers that several methods use: which tokens stay, and which are merged.
 
-A reducer reads `Taps` of the image tokens and returns an `Assignment`; the counts are
-given. Its `needs` name what attention must compute for it.
+A reducer chooses tokens, as many as it is given counts for: it reads `Taps` and returns
+an `Assignment` (or a `Mixing`, or in masked training a `Masking`).
 """
 
 import dataclasses
@@ -34,6 +34,34 @@ from imagepiece_jax.reduction.tokens import (
 )
 
 METRICS = ("key", "query", "value", "token")  # what a reducer may compare
+
+
+class Reducer:
+    """Base of all reducers: frozen dataclasses, or Flax modules where they learn.
+
+    Called as reducer(taps, counts, train).
+    """
+
+    # What attention computes for it: "cls_attn", "attn_columns", "metric"; "rng": keys.
+    needs: ClassVar[frozenset[str]] = frozenset()
+    # What is compared, one of METRICS, where it needs a metric.
+    metric = None
+    # The fused kernel that decides alike, if any; `fused` calls it.
+    kernel = None
+
+    def extra_macs(self, n_in: int, embed_dim: int, num_heads: int) -> int:
+        """MACs of its own, for `n_in` image tokens."""
+        return 0
+
+    def check_grid(self, grid: tuple[int, int] | None):
+        """InputError for a grid (height, width) of patches that does not suit it.
+
+        None: a former reduction left no grid.
+        """
+
+    def fused(self, query, key, state, counts, prop_attn=False):
+        """(state, Assignment) by its kernel: attention scores, decision and move."""
+        raise NotImplementedError
 
 
 def keep_highest(score, n_out):
@@ -114,7 +142,7 @@ def after_kernel(state, moved, counts, merged):
 
 
 @dataclasses.dataclass(frozen=True)
-class TopK:
+class TopK(Reducer):
     """Keep the tokens the class token attends to most, in spatial order.
 
     fuse: the last of the `n_out` tokens is the attention-weighted sum of the dropped
@@ -151,12 +179,12 @@ class TopK:
 
 
 @dataclasses.dataclass(frozen=True)
-class Retokenize:
+class Retokenize(Reducer):
     """Merge inattentive tokens with their most similar partners (ImagePiece, step II).
 
-    The `candidates` least attended tokens, ordered by class attention, alternate between
-    two sides; the tokens of side A whose best partner on side B is most similar are
-    merged into it, at its place. All other tokens keep their order.
+    The `candidates` least attended tokens, ordered by class attention, alternate
+    between two sides; the tokens of side A whose best partner on side B is most similar
+    are merged into it, at its place. All other tokens keep their order.
 
     order: "descending" starts with the most attended candidate; parity: which of the
     first two is on side A; metric: what is compared ("key", "query", "value",
@@ -217,7 +245,7 @@ class Retokenize:
 
 
 @dataclasses.dataclass(frozen=True)
-class Bipartite:
+class Bipartite(Reducer):
     """Merge the most similar pairs between every other token and the rest (ToMe).
 
     Of all tokens, prefix included, those at even positions are side A, the others side
