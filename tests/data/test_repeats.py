@@ -26,7 +26,8 @@ def sampler(order, workers):
     """What each of `workers` devices sees in an epoch: DeiT's sampler.
 
     Indices are repeated three times in a row and assigned in turn, filled up from the
-    start so that all get the same number; each keeps floor(length / 256) * 256 / workers.
+    start so that all get the same number; each keeps floor(length / 256) * 256 /
+    workers.
     """
     assigned = [index for index in order for _ in range(3)]
     total = math.ceil(len(order) * 3 / workers) * workers
