@@ -72,7 +72,7 @@ def steps_per_epoch(length: int, batch_size: int) -> int:
     return length // batch_size
 
 
-@functools.lru_cache(maxsize=2)  # asked at every bundle, across one epoch's end
+@functools.lru_cache(maxsize=2)  # asked at every chunk, across one epoch's end
 def epoch_order(seed, epoch, length):
     """Permutation of 0..length-1 for one epoch, read-only int64 [length]."""
     order = _stream(seed, _ORDER, epoch, 0).permutation(length)
