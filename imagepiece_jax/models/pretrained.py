@@ -231,7 +231,7 @@ class Pretrained:
             )
 
     def _lacking(self, like):
-        """Names of the selectors in `like` that the weights lack, or have in other shapes."""
+        """Selectors in `like` that the weights lack, or have in other shapes."""
         needed = convert.timm_shapes(like)
         found = {name: tensor.shape for name, tensor in self.state_dict.items()}
         return [
