@@ -43,7 +43,7 @@ STEPS_PER_EPOCH = 1251  # for the schedules: any number gives the same program
 
 
 def main():
-    configs = cli.named_configs()
+    configs = cli.configs()
     sizes = suite.batch_sizes(BATCH_SIZE.value)
     for mode in MODE.value or [""]:
         if mode not in PROGRAMS:

@@ -116,9 +116,9 @@ def train_step(
             "reducer": sample_keys(recipe.seed, state.step, positions, Purpose.REDUCER),
         }
 
-        taught = None
+        teacher_outputs = None
         if teacher_model is not None:
-            taught = jax.lax.stop_gradient(teacher_model.apply(teacher, image))
+            teacher_outputs = jax.lax.stop_gradient(teacher_model.apply(teacher, image))
 
         def loss_fn(params):
             outputs, changed = model.apply(
@@ -129,7 +129,7 @@ def train_step(
                 mutable=["batch_stats"],
             )
             loss = jnp.mean(soft_cross_entropy(outputs.logits, targets))
-            own = loss_terms(outputs, taught) if loss_terms else {}
+            own = loss_terms(outputs, teacher_outputs) if loss_terms else {}
             loss = sum(own.values(), loss)
             return loss, (outputs.logits, changed.get("batch_stats", {}), own)
 

@@ -55,8 +55,8 @@ def test_groups_scale_the_updates_of_the_optimizer():
     assert [m["head"] for m in moved] == [0.0] * 4 + [-0.25] * 2
 
 
-def terms(outputs, taught):
-    assert taught is None
+def terms(outputs, teacher_outputs):
+    assert teacher_outputs is None
     return {"size": 0.5 * jnp.mean(outputs.logits**2)}
 
 
@@ -78,8 +78,8 @@ def test_a_teacher_is_evaluated_and_stays_frozen():
     model = step.keywords["model"].clone(axis_name=None)
     frozen = parallel.unreplicate(state).variables
 
-    def distil(outputs, taught):
-        return {"distil": jnp.mean((outputs.logits - taught.logits) ** 2)}
+    def distil(outputs, teacher_outputs):
+        return {"distil": jnp.mean((outputs.logits - teacher_outputs.logits) ** 2)}
 
     step.keywords.update(loss_terms=distil, teacher_model=model)
     compiled = parallel.pmap(step)

@@ -168,10 +168,13 @@ class Poison:
         return variables
 
 
-def poisoned(outputs, taught):
+def poisoned(outputs, teacher_outputs):
     """A term whose value, or only whose gradient, is not finite on request."""
     size = jnp.sum(outputs.logits**2)
-    return {"value": taught["value"] * size, "root": jnp.sqrt(taught["root"] * size)}
+    return {
+        "value": teacher_outputs["value"] * size,
+        "root": jnp.sqrt(teacher_outputs["root"] * size),
+    }
 
 
 GOOD, BAD_LOSS = {"value": 0.0, "root": 1.0}, {"value": np.nan, "root": 1.0}
