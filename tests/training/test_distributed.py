@@ -164,7 +164,7 @@ def test_jax_finds_the_host_and_takes_the_rest_from_the_job(mine, visible):
     done = run(
         "import jax\n"
         f"distributed._initialize(distributed.Job(None, 1, 0, {mine}, {port}))\n"
-        "print(jax.process_count(), jax.config.jax_cuda_visible_devices)",
+        "print(jax.process_count(), jax.config.read('jax_cuda_visible_devices'))",
         **SLURM | {"SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_LOCALID": "3"},
     )
     assert done.stdout.split() == ["1", visible], done.stderr
