@@ -11,7 +11,7 @@ repository shows what the compiler makes of a config.
 
 from absl import flags
 
-from imagepiece_jax import cli, config_files
+from imagepiece_jax import cli
 from imagepiece_jax.benchmark import device, report, suite, timer, torch_baselines
 from imagepiece_jax.benchmark.workloads import MODES
 
@@ -42,9 +42,7 @@ PLOT = flags.DEFINE_string("plot", None, "a PNG", allow_override=True)
 
 
 def main():
-    configs = suite.named(
-        (path, config_files.name(path), c) for path, c in cli.configs()
-    )
+    configs = cli.configs()
     sizes = suite.batch_sizes(BATCH_SIZE.value)
     modes, rules = suite.modes(MODE.value), timer.Rules(*TIMING())
     with report.Files(JSON.value, MARKDOWN.value, PLOT.value) as files:

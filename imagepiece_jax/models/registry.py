@@ -8,9 +8,9 @@ import jax.numpy as jnp
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.attention import resolve_backend
-from imagepiece_jax.models.block import GELUS
+from imagepiece_jax.models.block import GELUS, kernel_of
 from imagepiece_jax.models.stems import STEMS
-from imagepiece_jax.models.vit import MEAN, STD, ViT, kernel_of
+from imagepiece_jax.models.vit import MEAN, STD, ViT
 from imagepiece_jax.reduction import flops, methods, schedule
 from imagepiece_jax.reduction.kernels import fused
 
@@ -279,10 +279,9 @@ def _check_grid(plan, side):
     """
     grid = (side, side)
     for layer in plan:
-        check = getattr(layer.step and layer.step.reducer, "check_grid", None)
-        if check and layer.counts:
-            check(grid)
-        grid = None if layer.counts else grid
+        if layer.counts:
+            layer.step.reducer.check_grid(grid)
+            grid = None
 
 
 def reducer_macs(layer, embed_dim, num_heads):
@@ -293,8 +292,7 @@ def reducer_macs(layer, embed_dim, num_heads):
 
 
 def _own_macs(step, n_in, embed_dim, num_heads):
-    own = getattr(step.reducer, "extra_macs", None)
-    return own(n_in, embed_dim, num_heads) if own else 0
+    return step.reducer.extra_macs(n_in, embed_dim, num_heads)
 
 
 def model_macs(model, image_size):

@@ -10,7 +10,7 @@ import pytest
 from configs import base
 from imagepiece_jax.common import parallel
 from imagepiece_jax.data.augment.pipeline import Augment, Crop
-from imagepiece_jax.data.augment.policy import Policy
+from imagepiece_jax.data.augment.randaugment_pil import Policy
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.training import from_config, train_step
 from imagepiece_jax.training.train_step import Recipe

@@ -13,12 +13,12 @@ from imagepiece_jax.data.sources import open_source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import __main__ as evaluate
 from imagepiece_jax.experiments import __main__ as experiments
-from imagepiece_jax.experiments.finetune import Small
+from imagepiece_jax.experiments.finetune import Finetuner
 from imagepiece_jax.models import class_names, run_files, summary
 from imagepiece_jax.training import from_config, initial_weights, run_dir
 from imagepiece_jax.training.checkpoint import Checkpoints
 from tests.command import call, sentence
-from tests.experiments import small_lab
+from tests.experiments import tiny_context
 from tests.models import tiny
 from tests.runs import ROOT
 
@@ -73,21 +73,21 @@ def unnamed(run, path):
 
 
 def test_names_are_kept_and_read(tmp_path):
-    assert run_files.class_names(tmp_path) is None
-    assert run_files.class_names(tmp_path / "w.npz") is None
+    assert class_names.read(tmp_path) is None
+    assert class_names.read(tmp_path / "w.npz") is None
     run_dir.record_classes(tmp_path, None)
     assert not list(tmp_path.iterdir())
     run_dir.record_start(tmp_path, config(num_classes=3).to_dict())
     names = ("ant", None, "Käfer \ufffd")
     run_dir.record_classes(tmp_path, names)
-    assert run_files.class_names(tmp_path) == names
+    assert class_names.read(tmp_path) == names
     assert "Käfer" in (tmp_path / "classes.json").read_text(encoding="utf-8")
     run_dir.record_classes(tmp_path, names[:2])
     with pytest.raises(InputError, match="has 2 names, but the run has 3 classes: all"):
-        run_files.class_names(tmp_path)
+        class_names.read(tmp_path)
     (tmp_path / "classes.json").write_text('{"0": "ant"}')
     with pytest.raises(InputError, match="classes.json is no list of names, one for"):
-        run_files.class_names(tmp_path)
+        class_names.read(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -198,17 +198,19 @@ def test_short_runs_give_other_classes_a_new_head(run, tmp_path, monkeypatch):
     """--small starts from a run of as many classes, in another order."""
     starts = []
     monkeypatch.setattr(
-        Small, "_run", lambda self, config, name: starts.append(config) or self.given
+        Finetuner,
+        "_run",
+        lambda self, config, name: starts.append(config) or self.pretrained,
     )
     for names, fresh in ((("bee", "ant"), ("head",)), (("ant", "bee"), ())):
         monkeypatch.setattr(
             "imagepiece_jax.experiments.finetune.open_source",
             lambda *_, names=names: _Named(names),
         )
-        given = small_lab.subject(tmp_path)
+        given = tiny_context.pretrained(tmp_path)
         object.__setattr__(given, "path", run)
         object.__setattr__(given, "fields", given.fields | {"num_classes": 2})
-        Small(config(), given, "folder:x", tmp_path, [0])._start("patch", 0)
+        Finetuner(config(), given, "folder:x", tmp_path, [0])._start("patch", 0)
         assert starts.pop().init.fresh == fresh
 
 
