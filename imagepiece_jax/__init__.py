@@ -13,7 +13,7 @@ if typing.TYPE_CHECKING:
     from imagepiece_jax.models.pretrained import load
     from imagepiece_jax.models.registry import create_model
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Predictor", "create_model", "load", "optimize"]
 
 _HOMES = {

@@ -19,6 +19,8 @@ from absl import app, flags, logging
 from imagepiece_jax import config_files
 from imagepiece_jax.errors import InputError, RunError, Stopped
 
+DTYPES = ("float32", "bfloat16", "float16")
+
 flags.disclaim_key_flags()  # --help of a command shows the flags that it asks for here
 
 _string = functools.partial(flags.DEFINE_string, allow_override=True)
@@ -44,48 +46,40 @@ def define_config(help_text="a config file, such as configs/quickstart.py"):
 
 
 def configs():
-    """Return (what was typed, config) for every --config; InputError without any."""
-    typed = flags.FLAGS["config"].value
+    """Return {name: config} of every --config, with the overrides."""
+    found, typed = {}, flags.FLAGS["config"].value
     if not typed:
         raise InputError(f"--config is missing: {_help('config')}")
-    loaded = [(path, config_files.load(path)) for path in typed]
-    for path, config in loaded:
-        try:
-            _overrides(config)
-        except InputError as error:
-            raise InputError(f"{path}: {error}" if typed[1:] else error) from None
-    return loaded
-
-
-def named_configs():
-    """Return {name: config} for every --config; InputError if two have one name."""
-    named = {}
-    for path, loaded in configs():
+    for path in typed:
         name = config_files.name(path)
-        if name in named:
+        if name in found:
             raise InputError(
                 f"--config {path}: a config of this name is there already; allowed are "
                 "files of different names"
             )
-        named[name] = loaded
-    return named
+        found[name] = config_files.load(path)
+        try:
+            _overrides(found[name])
+        except InputError as error:
+            raise InputError(f"{path}: {error}" if typed[1:] else error) from None
+    return found
 
 
 def config(required=True):
     """Return the last --config; None where it is missing and not required."""
     missing = not (flags.FLAGS["config"].value or _overrides or required)
-    return None if missing else configs()[-1][1]
+    return None if missing else [*configs().values()][-1]
+
+
+def config_name():
+    """Return the name of the last --config, such as deit_s_evit."""
+    return [*configs()][-1]
 
 
 def config_or_overrides():
     """Return (the last --config or None, overrides that were typed without one)."""
     given = flags.FLAGS["config"].value
     return (config(), Overrides()) if given else (None, _overrides)
-
-
-def config_name():
-    """Return the name of the last --config, such as deit_s_evit."""
-    return config_files.name(configs()[-1][0])
 
 
 def required(holder):
@@ -150,8 +144,8 @@ def sweep(help_text):
 
 def dtype(of):
     """Define --dtype; None stands for the device's fast one."""
-    names = ["float32", "bfloat16", "float16"]
-    return _enum("dtype", None, names, f"{of}; default: bfloat16, and float32 on CPUs")
+    help_text = f"{of}; default: bfloat16, and float32 on CPUs"
+    return _enum("dtype", None, DTYPES, help_text)
 
 
 def timing():

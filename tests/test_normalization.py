@@ -67,11 +67,11 @@ def variables(model):
 
 @pytest.fixture(scope="module")
 def folder(variables, tmp_path_factory):
-    """w.npz, with halves named.npz and the run in run/, 40 images in set.csv."""
+    """w.npz, own.npz and run/ with halves/, 40 images in set.csv."""
     folder = tmp_path_factory.mktemp("normalization")
     tensors = convert.to_timm(variables)
     np.savez(folder / "w.npz", **tensors)
-    np.savez(folder / "named.npz", **tensors, mean=HALF, std=HALF)
+    np.savez(folder / "own.npz", **tensors, mean=HALF, std=HALF)
     settled = config(**{f"model.{name}": value for name, value in HALVES.items()})
     settled.data.name = f"csv:{folder}/set.csv"
     (folder / "run").mkdir()
@@ -119,7 +119,7 @@ def expected(model, variables, folder):
             "halves",
             False,
         ),
-        ("named.npz", WORDS, "halves", False),
+        ("own.npz", WORDS, "halves", False),
         ("run", [], "halves", False),
         ("run", WORDS, "halves", False),
     ],
@@ -144,7 +144,7 @@ def test_load_and_what_predicts_from_it(folder, expected):
         unnamed = imagepiece_jax.load(folder / "w.npz")
     assert (unnamed[0].mean, unnamed[0].std) == (MEAN, STD)
     given = imagepiece_jax.load(folder / "w.npz", **HALVES)
-    named = imagepiece_jax.load(folder / "named.npz")
+    named = imagepiece_jax.load(folder / "own.npz")
     run = imagepiece_jax.load(folder / "run", reduction={"name": "none"})
     assert given[0] == named[0] and (run[0].mean, run[0].std) == (HALF, HALF)
     full, _ = imagepiece_jax.load(folder / "run")
@@ -168,7 +168,7 @@ def test_export_takes_the_model_of_the_run(tmp_path, folder):
     ended = call(export.main, f"--weights={folder}/run", f"--out={tmp_path}/m.jax")
     assert (ended.status, ended.err) == (0, "")
     facts = json.loads((tmp_path / "m.jax.json").read_text())
-    assert facts["normalisation"]["mean"] == facts["normalisation"]["std"] == [0.5] * 3
+    assert facts["normalization"]["mean"] == facts["normalization"]["std"] == [0.5] * 3
     assert facts["model"]["mean"] == [0.5] * 3
     assert facts["method"]["name"] == "imagepiece"
     assert facts["method"]["prune_blocks"] == [0]
@@ -179,7 +179,7 @@ def test_export_takes_the_model_of_the_run(tmp_path, folder):
 
 def test_visualize_sees_what_the_model_sees(tmp_path, folder, expected):
     """The confidence that is drawn is that of the right normalization."""
-    for name, flags in (("named.npz", []), ("w.npz", FLAGS), ("run", [])):
+    for name, flags in (("own.npz", []), ("w.npz", FLAGS), ("run", [])):
         out = tmp_path / name
         words = [f"--weights={folder / name}", f"--out={out}", *flags]
         if name != "run":
@@ -219,18 +219,18 @@ def run_config(folder, **fields):
     [
         ({}, MEAN, None),
         ({"init.weights": "w.npz"}, MEAN, "ImageNet's"),
-        ({"init.weights": "named.npz"}, HALF, None),
+        ({"init.weights": "own.npz"}, HALF, None),
         ({"init.weights": "run"}, HALF, None),
         ({"teacher.weights": "run"}, HALF, None),
         (
-            {"init.weights": "named.npz", "teacher.weights": "w.npz"},
+            {"init.weights": "own.npz", "teacher.weights": "w.npz"},
             HALF,
-            "named.npz's",
+            "own.npz's",
         ),
         (
-            {"init.weights": "w.npz", "teacher.weights": "named.npz"},
+            {"init.weights": "w.npz", "teacher.weights": "own.npz"},
             HALF,
-            "named.npz's",
+            "own.npz's",
         ),
     ],
 )
@@ -257,14 +257,14 @@ def test_weights_of_other_images_are_refused(folder, model):
     said = r"config.model.mean is \(0.485, .* was trained with \(0.5, 0.5, 0.5\)"
     given = {"model.mean": MEAN, "model.std": STD}
     for field in ("init.weights", "teacher.weights"):
-        made = run_config(folder, **{field: "named.npz"})
+        made = run_config(folder, **{field: "own.npz"})
         made.update_from_flattened_dict(given)
         with pytest.raises(InputError, match=said):
             if field == "init.weights":
                 initial_weights.initial(made, model)
             else:
                 initial_weights.teacher(made, model)
-    made = run_config(folder, **{"init.weights": "named.npz"})
+    made = run_config(folder, **{"init.weights": "own.npz"})
     with pytest.raises(InputError, match=said):
         initial_weights.as_given(made, model)
 

@@ -151,7 +151,7 @@ def _exchange(text, hosts, links):
 
 
 def main():
-    configs = [(pathlib.Path(path).stem, c) for path, c in cli.configs()]
+    configs = list(cli.configs().items())
     images, hosts = _numbers(IMAGES), _numbers(HOSTS)
     if MARKDOWN.value:
         check_writable("--markdown", MARKDOWN.value)

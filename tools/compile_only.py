@@ -31,13 +31,7 @@ BATCH_SIZE = flags.DEFINE_multi_string(
 MODE = flags.DEFINE_list(
     "mode", ["inference"], "inference, train, or both", allow_override=True
 )
-DTYPE = flags.DEFINE_enum(
-    "dtype",
-    None,
-    ["float32", "bfloat16", "float16"],
-    "default: bfloat16",
-    allow_override=True,
-)
+DTYPE = cli.dtype("of weights and layers")
 KERNELS = flags.DEFINE_boolean("kernels", False, "list every kernel of every program")
 
 NOTE = (
@@ -49,9 +43,7 @@ STEPS_PER_EPOCH = 1251  # for the schedules: any number gives the same program
 
 
 def main():
-    configs = suite.named(
-        (path, config_files.name(path), c) for path, c in cli.configs()
-    )
+    configs = cli.configs()
     sizes = suite.batch_sizes(BATCH_SIZE.value)
     for mode in MODE.value or [""]:
         if mode not in PROGRAMS:

@@ -42,9 +42,7 @@ PLOT = flags.DEFINE_string("plot", None, "a PNG", allow_override=True)
 
 
 def main():
-    configs = suite.named(
-        (path, config_files.name(path), c) for path, c in cli.configs()
-    )
+    configs = cli.configs()
     sizes = suite.batch_sizes(BATCH_SIZE.value)
     modes, rules = suite.modes(MODE.value), timer.Rules(*TIMING())
     with report.Files(JSON.value, MARKDOWN.value, PLOT.value) as files:

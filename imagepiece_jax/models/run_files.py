@@ -1,4 +1,4 @@
-"""Files of a run's folder: config, names of the classes, checkpoints."""
+"""Files of a run's folder: its config as fields of a model, and its checkpoints."""
 
 import json
 import os
@@ -53,33 +53,6 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
         f"{folder} is a folder without a run's {RUN_CONFIG} ({reason}); allowed are a "
         "weights file and the folder of a run"
     )
-
-
-def class_names(path: str | os.PathLike) -> tuple[str | None, ...] | None:
-    """Names by label, None for a class without one, of the run in the folder `path`.
-
-    None for a weights file, and for a run that has no names: its data name no classes,
-    or it was trained by a version that kept none.
-    """
-    folder = pathlib.Path(path)
-    path = folder / CLASSES
-    if not path.exists():
-        return None
-    try:
-        names = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error})") from error
-    if not isinstance(names, list) or not all(
-        name is None or isinstance(name, str) for name in names
-    ):
-        raise InputError(f"{path} is no list of names, one for each class")
-    classes = read_config(folder)["num_classes"]
-    if len(names) != classes:
-        raise InputError(
-            f"{path} has {len(names)} names, but the run has {classes} classes: "
-            "allowed is one for each, or no such file"
-        )
-    return tuple(names)
 
 
 def read_checkpoint(
