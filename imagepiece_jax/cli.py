@@ -65,20 +65,6 @@ def configs():
     return found
 
 
-def named_configs():
-    """Return {name: config} for every --config; InputError if two have one name."""
-    named = {}
-    for path, loaded in configs():
-        name = config_files.name(path)
-        if name in named:
-            raise InputError(
-                f"--config {path}: a config of this name is there already; allowed are "
-                "files of different names"
-            )
-        named[name] = loaded
-    return named
-
-
 def config(required=True):
     """Return the last --config; None where it is missing and not required."""
     missing = not (flags.FLAGS["config"].value or _overrides or required)

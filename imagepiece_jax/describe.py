@@ -1,18 +1,17 @@
-"""What does a config compute? Tokens, MACs and parameters, block by block.
+"""Tokens, MACs and parameters of a config, block by block.
 
 python -m imagepiece_jax.describe --config configs/deit_s_imagepiece.py
 """
 
 from imagepiece_jax import cli
+from imagepiece_jax.models import summary
+from imagepiece_jax.training import from_config
 
 cli.define_config()
 
 
 def main():
     config = cli.config()
-    from imagepiece_jax.models import summary
-    from imagepiece_jax.training import from_config
-
     from_config.check(config)
     model, dense = from_config.model(config), from_config.dense(config)
     # The same stem shows what the reduction saves; papers compare with the patch stem.

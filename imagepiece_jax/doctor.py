@@ -1,4 +1,4 @@
-"""Will it run here? Versions, devices, the attention kernel, and what is missing.
+"""Versions, devices, the attention kernel in use, and missing extras.
 
 python -m imagepiece_jax.doctor
 """
@@ -10,7 +10,7 @@ import platform
 from imagepiece_jax import cli
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-# extra -> (the module that shows it, what it is for)
+# extra -> (a module that it installs, its purpose)
 EXTRAS = {
     "gpu": ("jax_cuda13_plugin", "NVIDIA GPUs"),
     "onnx": ("jax2onnx", "ONNX files"),
@@ -20,7 +20,7 @@ EXTRAS = {
 
 
 def lines():
-    """What to print, a line each; those after the versions only where JAX imports."""
+    """Yield the lines to print; without JAX those of versions alone, and a reason."""
     yield f"python {platform.python_version()} on {platform.platform()}"
     for name in LIBRARIES:
         yield f"{name} {version(name)}"
@@ -43,7 +43,7 @@ def lines():
 
 
 def version(name):
-    """Installed version of a library, or how to get it."""
+    """Return the installed version of a library, or how to install it."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

@@ -1,14 +1,14 @@
-"""How do other programs run this model? As one file that needs only JAX.
+"""Export of a model with its weights as one file that needs only JAX.
 
 python -m imagepiece_jax.export --weights WORKDIR --out model.jax
 python -m imagepiece_jax.export --config configs/deit_s_imagepiece.py \\
     --weights FILE --out model.jax
 
-A run tells its model, a file its sizes: see `evaluate`.
+A run determines its model, a file its sizes: see `evaluate`.
 
 The file holds the program that `imagepiece_jax.optimize` compiles, weights included,
-for any batch size, for CPUs and NVIDIA GPUs; FILE.json beside it says what goes in and
-out. Whoever runs it needs neither this package nor Flax:
+for any batch size, for CPUs and NVIDIA GPUs; FILE.json beside it describes input and
+output. Running it needs neither this package nor Flax:
 
     from jax import export
     program = export.deserialize(open("model.jax", "rb").read())
@@ -17,7 +17,10 @@ out. Whoever runs it needs neither this package nor Flax:
 
 import importlib.util
 import json
+import os
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 from absl import flags
@@ -30,6 +33,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.models import registry, summary
 from imagepiece_jax.models.run_files import own_files
+from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.training import from_config
 from imagepiece_jax.training.weights_config import of_weights
 
@@ -67,22 +71,22 @@ def main():
     xla_options.check_dtype("cpu", model.dtype.name)
     variables = weights.restore(summary.shapes(model, config.image_size))
     data = serialized(model, variables, config.image_size)
-    told = facts(model, config)
+    known = facts(model, config)
     replace_file(out, data)
-    replace_file(facts_file(out), json.dumps(told, indent=2) + "\n")
+    replace_file(facts_file(out), json.dumps(known, indent=2) + "\n")
     print(
-        f"{out}: {len(data) / 1e6:.1f} MB, {told['dtype']}, {told['gmacs']:.3f} GMACs "
-        f"an image, for {' and '.join(told['platforms'])}; {facts_file(out).name} says "
-        "what goes in"
+        f"{out}: {len(data) / 1e6:.1f} MB, {known['dtype']}, {known['gmacs']:.3f} "
+        f"GMACs an image, for {' and '.join(PLATFORMS)}; {facts_file(out).name} "
+        "describes input and output"
     )
 
 
-def facts_file(out):
-    """Where the facts on the program of file `out` stand."""
+def facts_file(out: str | os.PathLike) -> pathlib.Path:
+    """Path of the facts about the program in file `out`."""
     return pathlib.Path(f"{out}.json")
 
 
-def serialized(model, variables, image_size):
+def serialized(model: ViT, variables: Mapping[str, Any], image_size: int) -> bytes:
     """The bytes of `jax.export` of images [batch, S, S, 3] float32 -> logits.
 
     `batch` stays open; layers are of the model's dtype. `model` must have XLA's
@@ -97,11 +101,11 @@ def serialized(model, variables, image_size):
 
 
 def facts(model, config):
-    """What a caller of the program must know, as JSON values."""
+    """Input, output and model of the program, as JSON values."""
     side = config.image_size
     return {
         "input": {"shape": ["batch", side, side, 3], "dtype": "float32"},
-        "normalisation": {"pixels": "0 to 1", "mean": model.mean, "std": model.std},
+        "normalization": {"pixels": "0 to 1", "mean": model.mean, "std": model.std},
         "output": {"shape": ["batch", model.num_classes], "dtype": "float32"},
         "labels": model.num_classes,
         "class_names": model.class_names,

@@ -223,7 +223,7 @@ def test_evaluate_compares_the_optimized_program(
     assert result["reference"]["acc5"] == pytest.approx(acc5, abs=1e-9)
     change = result["optimized"]["acc1"] - result["reference"]["acc1"]
     assert result["optimized"]["difference"] == pytest.approx(change, abs=1e-9)
-    assert f"the program's cost: {change:+.2f} [" in ended.out
+    assert f"the program's cost: acc1 {change:+.2f} [" in ended.out
 
 
 def test_evaluate_digits_and_folder_agree(tmp_path, weights_file):

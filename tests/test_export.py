@@ -1,4 +1,4 @@
-"""Does the exported program run where this package is not, and compute the same?"""
+"""The exported program, run without this package: the same logits."""
 
 import json
 import subprocess
@@ -22,7 +22,7 @@ WORDS = ["--config", f"{ROOT}/configs/quickstart.py"]
 WORDS += [f"--config.model.{name}={value}" for name, value in FIELDS.items()]
 WORDS += [f"--config.reduction.{name}={value}" for name, value in BLOCKS.items()]
 
-# What somebody else would write, who has JAX alone.
+# A program of a user who has JAX alone.
 READER = """
 import sys
 sys.modules["imagepiece_jax"] = sys.modules["flax"] = None  # importing them fails
@@ -75,19 +75,19 @@ def test_it_runs_without_this_package(model, weights_file, tmp_path):
     with np.load(tmp_path / "out.npz") as found:
         np.testing.assert_allclose(found["3"], want, atol=1e-5)
         np.testing.assert_allclose(found["1"], want[:1], atol=1e-5)
-    told = json.loads((tmp_path / "model.jax.json").read_text())
-    assert told["input"] == {"shape": ["batch", 16, 16, 3], "dtype": "float32"}
-    assert told["output"]["shape"] == ["batch", 10] and told["labels"] == 10
-    assert told["normalisation"]["mean"] == list(MEAN)
-    assert told["normalisation"]["std"] == list(STD)
-    assert told["method"]["name"] == "imagepiece"
-    assert told["platforms"] == ["cpu", "cuda"]
-    assert told["gmacs"] == pytest.approx(registry.model_macs(model, 16) / 1e9)
+    facts = json.loads((tmp_path / "model.jax.json").read_text())
+    assert facts["input"] == {"shape": ["batch", 16, 16, 3], "dtype": "float32"}
+    assert facts["output"]["shape"] == ["batch", 10] and facts["labels"] == 10
+    assert facts["normalization"]["mean"] == list(MEAN)
+    assert facts["normalization"]["std"] == list(STD)
+    assert facts["method"]["name"] == "imagepiece"
+    assert facts["platforms"] == ["cpu", "cuda"]
+    assert facts["gmacs"] == pytest.approx(registry.model_macs(model, 16) / 1e9)
     assert not list(tmp_path.glob("*.tmp"))
 
 
 @pytest.mark.parametrize(
-    "words, told",
+    "words, message",
     [
         ([], "--weights is missing: a .npz"),
         (["--weights=w.npz", "--out=no/m"], "--out no/m cannot be written (No such"),
@@ -105,9 +105,9 @@ def test_it_runs_without_this_package(model, weights_file, tmp_path):
         (["--weights=w.npz", "--out=m", "--config.num_classes=0"], "config.num_clas"),
     ],
 )
-def test_mistakes_are_told_at_once(tmp_path, monkeypatch, words, told):
+def test_mistakes_are_reported_at_once(tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
-    assert told in sentence(call(export.main, *WORDS, *words))
+    assert message in sentence(call(export.main, *WORDS, *words))
     assert not list(tmp_path.iterdir())
 
 
@@ -121,6 +121,8 @@ def test_without_flatbuffers(tmp_path, monkeypatch):
 
 def test_float16_is_for_gpus(weights_file, tmp_path):
     words = [f"--weights={weights_file}", f"--out={tmp_path / 'm'}"]
-    told = sentence(call(export.main, *WORDS, *words, "--config.model.dtype=float16"))
-    assert "dtype is 'float16', in which CPUs compute no attention" in told
+    message = sentence(
+        call(export.main, *WORDS, *words, "--config.model.dtype=float16")
+    )
+    assert "dtype is 'float16', in which CPUs compute no attention" in message
     assert not list(tmp_path.iterdir())

@@ -168,7 +168,7 @@ def test_export_takes_the_model_of_the_run(tmp_path, folder):
     ended = call(export.main, f"--weights={folder}/run", f"--out={tmp_path}/m.jax")
     assert (ended.status, ended.err) == (0, "")
     facts = json.loads((tmp_path / "m.jax.json").read_text())
-    assert facts["normalisation"]["mean"] == facts["normalisation"]["std"] == [0.5] * 3
+    assert facts["normalization"]["mean"] == facts["normalization"]["std"] == [0.5] * 3
     assert facts["model"]["mean"] == [0.5] * 3
     assert facts["method"]["name"] == "imagepiece"
     assert facts["method"]["prune_blocks"] == [0]

@@ -253,7 +253,7 @@ def test_prepare_takes_the_cores_that_it_may_use(monkeypatch, tmp_path):
     monkeypatch.setattr(prepare.os, "sched_getaffinity", lambda _: {2, 5, 11})
     monkeypatch.setattr(scan, "find", lambda *_: {"train": [], "validation": []})
     monkeypatch.setattr(writer, "write", lambda *words: given.append(words[3]))
-    monkeypatch.setattr(prepare, "summary", lambda *_: "")
+    monkeypatch.setattr(writer, "summary", lambda *_: "")
     words = ["--source", tmp_path / "in", "--dir", tmp_path / "out"]
     assert call(prepare.main, *words).status == 0
     assert call(prepare.main, *words, "--processes=1").status == 0
@@ -261,7 +261,7 @@ def test_prepare_takes_the_cores_that_it_may_use(monkeypatch, tmp_path):
 
 
 def test_the_drill_fills_a_disk_that_it_cannot_mount_by_a_limit(tmp_path):
-    class Asleep(tiny_runs.Trial):
+    class Asleep(tiny_runs.TinyRun):
         """A run that does nothing until its files are limited."""
 
         def start(self, devices=None):

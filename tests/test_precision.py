@@ -55,7 +55,7 @@ def precisions(programs):
 FULL = {("HIGHEST", "HIGHEST")}
 
 
-def test_what_visualize_and_dense_check_show(weights, lowered):
+def test_what_visualize_and_patch_features_show(weights, lowered):
     variant = for_analysis(weights, dtype="float32").variant(SETTING)
     images = np.zeros((2, 16, 16, 3), np.uint8)
     trace(variant.model, variant.variables, images)

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from imagepiece_jax import prepare
-from imagepiece_jax.data.imagenet import writer
+from imagepiece_jax.data.imagenet import progress, writer
 from imagepiece_jax.data.sources import open_source
 from tests import tars
 from tests.command import call, sentence, start
@@ -87,7 +87,7 @@ def test_what_was_done_to_images_is_told(tmp_path):
 
 
 def test_progress_where_nobody_watches(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare, "EVERY", 0)
+    monkeypatch.setattr(progress, "EVERY", 0)
     ended = call(prepare.main, *flags(source, tmp_path, "--processes", 0))
     *found, first, last = ended.err.splitlines()
     assert len(found) == 13 and found[4].startswith("finding images: 5 images")
@@ -102,7 +102,7 @@ def test_an_interrupted_run_says_how_to_go_on(source, tmp_path, monkeypatch):
     monkeypatch.setattr(writer, "write", interrupted)
     ended = call(prepare.main, *flags(source, tmp_path, "--processes", 0))
     assert ended.status == 130
-    assert "what is finished is kept, and the same command goes on" in ended.err
+    assert "what is finished is kept, and the same command resumes" in ended.err
 
 
 @pytest.mark.parametrize(

@@ -31,9 +31,7 @@ BATCH_SIZE = flags.DEFINE_multi_string(
 MODE = flags.DEFINE_list(
     "mode", ["inference"], "inference, train, or both", allow_override=True
 )
-DTYPE = flags.DEFINE_enum(
-    "dtype", None, cli.DTYPES, "default: bfloat16", allow_override=True
-)
+DTYPE = cli.dtype("of weights and layers")
 KERNELS = flags.DEFINE_boolean("kernels", False, "list every kernel of every program")
 
 NOTE = (

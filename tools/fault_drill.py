@@ -1,8 +1,8 @@
-"""Does a run survive what may happen to it? Tiny ones are hurt, and gone on with.
+"""Fault injection: tiny runs are killed, damaged and resumed.
 
     python -m tools.fault_drill --out faults
 
-writes faults.json and faults.md while it goes: about 60 runs, and half an hour on two
+writes faults.json and faults.md row by row: about 60 runs, and half an hour on two
 cores. It ends with status 1 if one of them did not end as it should.
 """
 
@@ -30,12 +30,12 @@ SEED = flags.DEFINE_integer("seed", 0, "of the random moments", 0)
 BITS = 200  # flipped, one at a time
 LOSSES_APART = 0.05  # on other devices: sums in another order, over 60 steps
 HEADINGS = {
-    "fault": "what happened",
+    "fault": "fault",
     "moment": "when",
     "status": "exit status",
-    "said": "last words",
+    "said": "last line",
     "on_disk": "newest step on disk",
-    "resumed_from": "went on from",
+    "resumed_from": "resumed from",
     "result": "result",
 }
 
@@ -53,8 +53,8 @@ def main():
     jax.config.update("jax_platforms", "cpu")  # the GPU is for the runs
     rng, rows = np.random.default_rng(SEED.value), []
     with tempfile.TemporaryDirectory() as folder:
-        course = tiny_runs.Course(folder)
-        for row in every(course, rng, KILLS.value, SAVES.value):
+        runs = tiny_runs.TinyRuns(folder)
+        for row in drill(runs, rng, KILLS.value, SAVES.value):
             rows.append(dataclasses.asdict(row))
             print(line(rows[-1]), flush=True)
             replace_file(f"{OUT.value}.json", json.dumps(rows, indent=2) + "\n")
@@ -62,25 +62,25 @@ def main():
     return 0 if all(row["passed"] for row in rows) else 1
 
 
-def every(course, rng, kills, saves):
-    """All rows, as they come."""
+def drill(runs, rng, kills, saves):
+    """Yield all rows, each when its run has ended."""
 
     def somewhere(low=1, high=tiny_runs.STEPS - 2):
         return int(rng.integers(low, high))
 
-    def tried(hurt, *args, fields=(), folder=""):
-        """A row of `hurt`, whose moment is drawn anew until it is met."""
+    def tried(fault, *args, fields=(), folder=""):
+        """A row of `fault`, whose moment is drawn again until it is met."""
         row = None
         while row is None:
-            trial = course.trial(f"{folder}run", **dict(fields))
-            row = hurt(trial, *(draw() for draw in args))
+            run = runs.run(f"{folder}run", **dict(fields))
+            row = fault(run, *(draw() for draw in args))
             if row is None:
-                trial.remove()
-        return gone_on(course, trial, row)
+                run.remove()
+        return resumed(runs, run, row)
 
     for number in range(kills):
-        hurt = faults.kill_in_save if number < saves else faults.kill
-        yield tried(hurt, somewhere, lambda: rng.uniform(0, 0.02))
+        fault = faults.kill_in_save if number < saves else faults.kill
+        yield tried(fault, somewhere, lambda: rng.uniform(0, 0.02))
     yield tried(faults.terminate, somewhere)
     reading = "processes read"
     yield tried(
@@ -88,8 +88,8 @@ def every(course, rng, kills, saves):
     )
     yield tried(faults.terminate_in_evaluation)
     yield tried(faults.terminate_in_compile)
-    yield from damaged(course, rng, somewhere(24, 50))
-    with small_disk(course.folder / "disk") as ballast:
+    yield from damaged(runs, rng, somewhere(24, 50))
+    with small_disk(runs.folder / "disk") as ballast:
         for room in (40_000, 0):  # for lines of metrics but no checkpoint; for nothing
             yield tried(
                 faults.fill_disk,
@@ -100,39 +100,39 @@ def every(course, rng, kills, saves):
             )
     yield tried(faults.vanish, lambda: somewhere(13, 40))
     for before, after in ((1, 8), (8, 1)):
-        yield other_devices(course, somewhere(13, 40), before, after)
+        yield other_devices(runs, somewhere(13, 40), before, after)
 
 
-def gone_on(course, trial, row):
-    """`row`, completed by going on to the end; the folder is removed."""
-    row.resumed_from = trial.finish()
-    same = trial.outcome() == course.expected
+def resumed(runs, run, row):
+    """`row`, completed by resuming to the end; the folder is removed."""
+    row.resumed_from = run.finish()
+    same = run.outcome() == runs.expected
     row.result = "identical" if same else "DIFFERENT"
     row.passed = row.passed and same
-    trial.remove()
+    run.remove()
     return row
 
 
-def damaged(course, rng, step):
-    """Damaged checkpoints: many only read, one of each kind gone on with."""
-    trial = course.trial("damage")
-    faults.terminate(trial, step)
-    for fault, changes in faults.damages(trial, rng, BITS):
-        row, example = faults.damage(trial, fault, changes)
+def damaged(runs, rng, step):
+    """Damaged checkpoints: many only read, one of each kind resumed from."""
+    run = runs.run("damage")
+    faults.terminate(run, step)
+    for fault, changes in faults.damages(run, rng, BITS):
+        row, example = faults.damage(run, fault, changes)
         yield row
-        hurt = course.trial("hurt")
-        shutil.copytree(trial.workdir, hurt.workdir)
+        copy = runs.run("copy")
+        shutil.copytree(run.workdir, copy.workdir)
         path, content = example
-        hurt.path(path.relative_to(trial.workdir)).write_bytes(content)
-        yield gone_on(
-            course, hurt, faults.Row(fault, "newest checkpoint", on_disk=row.on_disk)
+        copy.path(path.relative_to(run.workdir)).write_bytes(content)
+        yield resumed(
+            runs, copy, faults.Row(fault, "newest checkpoint", on_disk=row.on_disk)
         )
-    trial.remove()
+    run.remove()
 
 
 @contextlib.contextmanager
 def small_disk(folder):
-    """A disk of 8 MB at `folder`, in memory: gives a file to fill it up with.
+    """A disk of 8 MB at `folder`, in memory: yields the path of a file to fill it with.
 
     None where this process may not mount one.
     """
@@ -149,16 +149,16 @@ def small_disk(folder):
             subprocess.run(["umount", str(folder)], check=True)
 
 
-def other_devices(course, step, before, after):
-    """Begun on so many CPU devices, stopped, gone on with on others."""
-    trial = course.trial("devices")
-    row = faults.terminate(trial, step, devices=before)
+def other_devices(runs, step, before, after):
+    """Started on so many CPU devices, stopped, resumed on others."""
+    run = runs.run("devices")
+    row = faults.terminate(run, step, devices=before)
     row.fault = f"{before} device(s), then {after}"
-    row.resumed_from = trial.finish(devices=after)
-    apart = trial.outcome().losses_apart(course.expected)
+    row.resumed_from = run.finish(devices=after)
+    apart = run.outcome().losses_apart(runs.expected)
     row.passed = row.passed and row.on_disk == row.resumed_from and apart < LOSSES_APART
     row.result = f"losses differ by at most {apart:.1e}"
-    trial.remove()
+    run.remove()
     return row
 
 
@@ -169,11 +169,11 @@ def line(row):
 
 
 def table(rows):
-    """Markdown: how many of each fault ended as they should, then every one."""
+    """Markdown: how many runs of each fault ended as they should, then all rows."""
     tried = collections.Counter(row["fault"] for row in rows)
     passed = collections.Counter(row["fault"] for row in rows if row["passed"])
     counts = [f"| {fault} | {tried[fault]} | {passed[fault]} |" for fault in tried]
-    parts = ["| what happened | tried | as it should be |", "|---|---|---|", *counts]
+    parts = ["| fault | tried | as it should be |", "|---|---|---|", *counts]
     heads = "| " + " | ".join(HEADINGS.values()) + " |"
     parts += ["", heads, "|---" * len(HEADINGS) + "|", *map(line, rows)]
     return "\n".join(parts) + "\n"

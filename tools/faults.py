@@ -1,8 +1,8 @@
-"""What may happen to a run? One function a fault: start it, hurt it, wait for its end.
+"""Faults for tiny runs: each function starts a run, injects a fault and waits.
 
-Each takes a trial, which may have gone on for a while already, and returns a row of the
-table; None where the moment was missed. What is wrong with the disk is mended again, so
-that the run can go on: it must then end as one that nothing happened to.
+Each takes a `TinyRun`, which may have been started before, and returns a row of the
+table; None where the moment was missed. Faults of the disk are undone, so that the run
+can be resumed: it must then end like an undisturbed one.
 """
 
 import dataclasses
@@ -21,131 +21,131 @@ IN_TIME = 30.0  # seconds that a scheduler gives after SIGTERM
 
 @dataclasses.dataclass
 class Row:
-    """One fault, and what came of it."""
+    """One fault, and its consequences."""
 
     fault: str
     moment: str
-    status: int | None = None  # exit status of the hurt run; 128 + n: by signal n
-    said: str = ""  # its last words
+    status: int | None = None  # exit status of the run; 128 + n: by signal n
+    said: str = ""  # its last line
     on_disk: int | None = None  # newest step on disk then
     resumed_from: int | None = None
     result: str = ""
     passed: bool = True
 
 
-def kill(trial, step, delay=0.0):
+def kill(run, step, delay=0.0):
     """SIGKILL `delay` seconds after `step`."""
-    trial.start()
-    trial.until_step(step)
+    run.start()
+    run.until_step(step)
     time.sleep(delay)
-    return _killed(trial)
+    return _killed(run)
 
 
-def kill_in_save(trial, step, delay=0.0):
+def kill_in_save(run, step, delay=0.0):
     """SIGKILL in a save after `step`: an unfinished checkpoint must be left."""
-    trial.start()
-    trial.until_step(step)
-    trial.until(trial.unfinished, pause=0)
+    run.start()
+    run.until_step(step)
+    run.until(run.unfinished, pause=0)
     time.sleep(delay)
-    row = _killed(trial)
-    return row if row and trial.unfinished() else None
+    row = _killed(run)
+    return row if row and run.unfinished() else None
 
 
-def _killed(trial):
-    status = trial.end(signal.SIGKILL)
+def _killed(run):
+    status = run.end(signal.SIGKILL)
     if status == 0:
         return None
-    saving = ", during a save" if trial.unfinished() else ""
-    row = Row("SIGKILL", f"step {trial.step()}{saving}", status)
-    row.on_disk, row.passed = trial.on_disk(), status == 128 + signal.SIGKILL
+    saving = ", during a save" if run.unfinished() else ""
+    row = Row("SIGKILL", f"step {run.step()}{saving}", status)
+    row.on_disk, row.passed = run.on_disk(), status == 128 + signal.SIGKILL
     return row
 
 
-def terminate(trial, step, moment="training", signum=signal.SIGTERM, devices=None):
-    """A signal after `step`; what was done must be saved in time."""
-    return _asked(trial, lambda: trial.step() >= step, moment, signum, devices)
+def terminate(run, step, moment="training", signum=signal.SIGTERM, devices=None):
+    """A signal after `step`; the last step must be saved in time."""
+    return _asked(run, lambda: run.step() >= step, moment, signum, devices)
 
 
-def terminate_in_evaluation(trial):
-    """SIGTERM in the next evaluation, which must not be finished first."""
+def terminate_in_evaluation(run):
+    """SIGTERM in the next evaluation, which must be abandoned."""
 
     def evaluating():
-        step = trial.step()
-        there = trial.begun() and step and step % EPOCH == 0
-        return there and not trial.evaluated(step)
+        step = run.step()
+        there = run.begun() and step and step % EPOCH == 0
+        return there and not run.evaluated(step)
 
-    row = _asked(trial, evaluating, "evaluation")
+    row = _asked(run, evaluating, "evaluation")
     return row if row and evaluating() else None
 
 
-def terminate_in_compile(trial):
+def terminate_in_compile(run):
     """SIGTERM in the first compile: there is nothing to save, and no time to lose."""
-    row = _asked(trial, trial.begun, "first compile")
-    return row if row and trial.on_disk() is None else None
+    row = _asked(run, run.begun, "first compile")
+    return row if row and run.on_disk() is None else None
 
 
-def _asked(trial, ready, moment, signum=signal.SIGTERM, devices=None):
-    trial.start(devices)
-    trial.until(ready)
+def _asked(run, ready, moment, signum=signal.SIGTERM, devices=None):
+    run.start(devices)
+    run.until(ready)
     began = time.monotonic()
-    status = trial.end(signum)
+    status = run.end(signum)
     seconds = time.monotonic() - began
     if status == 0:
         return None
-    reached, on_disk = trial.step(), trial.on_disk()
+    reached, on_disk = run.step(), run.on_disk()
     where = f"{moment}, step {reached}" if reached else moment
     row = Row(signum.name, f"{where}; ended after {seconds:.1f} s", status)
-    row.said, row.on_disk = trial.said(), on_disk
+    row.said, row.on_disk = run.said(), on_disk
     in_time = seconds < IN_TIME and status == 128 + signum
     row.passed = in_time and (on_disk or 0) == reached
     return row
 
 
-def fill_disk(trial, step, room, ballast=None):
-    """From `step` on nothing can be written but `room` bytes: the run must say so.
+def fill_disk(run, step, room, ballast=None):
+    """From `step` on only `room` bytes can be written: the run must report it.
 
     `ballast`: a file to fill the disk of the run with. None: a limit on the size of
     each file, which fails in the same places.
     """
-    trial.start()
-    trial.until_step(step)
+    run.start()
+    run.until_step(step)
     if ballast is None:
         limits = (room, resource.RLIM_INFINITY)
-        resource.prlimit(trial.process.pid, resource.RLIMIT_FSIZE, limits)
+        resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE, limits)
     else:
         _fill(ballast, room)
-    status = trial.end()
+    status = run.end()
     row = Row("full disk", f"room for {room:,} bytes, after step {step}", status)
-    row.said, row.on_disk, row.passed = trial.said(), trial.on_disk(), status == 1
+    row.said, row.on_disk, row.passed = run.said(), run.on_disk(), status == 1
     if ballast is not None:
         ballast.unlink()
     return row
 
 
-def vanish(trial, step):
+def vanish(run, step):
     """The run's folder is moved away after `step`, and back when the run has ended.
 
     A save that has just begun may make the folder anew; the next one notices.
     """
-    away = trial.workdir.with_name("away")
-    trial.start()
-    trial.until_step(step)
-    trial.workdir.rename(away)
-    status = trial.end()
-    row = Row("vanished workdir", f"after step {step}", status, trial.said())
+    away = run.workdir.with_name("away")
+    run.start()
+    run.until_step(step)
+    run.workdir.rename(away)
+    status = run.end()
+    row = Row("vanished workdir", f"after step {step}", status, run.said())
     row.passed = status == 1
-    shutil.rmtree(trial.workdir, ignore_errors=True)
-    away.rename(trial.workdir)
-    row.on_disk = trial.on_disk()
+    shutil.rmtree(run.workdir, ignore_errors=True)
+    away.rename(run.workdir)
+    row.on_disk = run.on_disk()
     return row
 
 
-def damages(trial, rng, bits):
-    """What is done to the newest checkpoint: (name, [(file, new content), ...]).
+def damages(run, rng, bits):
+    """Damages of the newest checkpoint: (name, [(file, new content), ...]).
 
     `bits` single bits flipped, anywhere in its files; every file cut in half.
     """
-    newest = trial.path("checkpoints", "latest", str(trial.on_disk()))
+    newest = run.path("checkpoints", "latest", str(run.on_disk()))
     files = sorted(path for path in newest.rglob("*") if path.is_file())
     contents = {path: path.read_bytes() for path in files if path.stat().st_size}
     sizes = np.array([len(content) for content in contents.values()])
@@ -159,31 +159,31 @@ def damages(trial, rng, bits):
     yield "file cut in half", [(p, c[: len(c) // 2]) for p, c in contents.items()]
 
 
-def damage(trial, fault, changes):
+def damage(run, fault, changes):
     """Each of the `changes` alone: noticed, or without effect on what is read.
 
     Returns (row, one that was noticed). Noticed means that an older step is read.
     """
-    whole, example = trial.arrays(), None
+    whole, example = run.arrays(), None
     counts = {"noticed": 0, "without effect": 0, "read wrong": 0}
     for path, content in changes:
         before = path.read_bytes()
         path.write_bytes(content)
-        found = trial.arrays()
+        found = run.arrays()
         path.write_bytes(before)
         if found["step"] != whole["step"]:
             counts["noticed"] += 1
             example = example or (path, content)
         else:
             counts["without effect" if equal(found, whole) else "read wrong"] += 1
-    told = ", ".join(f"{count} {name}" for name, count in counts.items())
-    row = Row(fault, f"{len(changes)}, each alone", on_disk=trial.on_disk())
-    row.result, row.passed = told, counts["read wrong"] == 0 and counts["noticed"] > 0
+    result = ", ".join(f"{count} {name}" for name, count in counts.items())
+    row = Row(fault, f"{len(changes)}, each alone", on_disk=run.on_disk())
+    row.result, row.passed = result, counts["read wrong"] == 0 and counts["noticed"] > 0
     return row, example
 
 
 def _fill(path, room):
-    """Fill the disk of `path` up with it, but for `room` bytes."""
+    """Fill the disk of `path` with it, except for `room` bytes."""
     with open(path, "wb", buffering=0) as file:
         try:
             while file.write(bytes(4096)):

@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
-# Everything that only a machine with one NVIDIA GPU can tell, in sessions of less than
-# nine minutes: `OUT=folder tools/gpu_session.sh 256`, then `1024`, then `train`. The
-# first also checks and times the fused reductions, the second runs the tests.
+# All measurements that need a machine with one NVIDIA GPU, in sessions of less than nine
+# minutes: `OUT=folder tools/gpu_session.sh 256`, then `1024`, then `train`. The first
+# also checks and times the fused reductions, the second runs the tests.
 #
-# Needs the packages of requirements.txt, jax[cuda13], pytest, and for the rivals torch
-# and timm. A part that fails or takes too long ends alone; what it measured is kept.
-# $OUT gets log.txt, a file of lines from each benchmark, and goals.md, which is also
-# printed last. PYTHON names the interpreter.
+# Needs the packages of requirements.txt, jax[cuda13], pytest, and for the baselines torch
+# and timm. A part that fails or takes too long does not stop the others; what it measured
+# is kept. $OUT gets log.txt, a JSON-lines file from each benchmark, and goals.md, which is
+# also printed last. PYTHON names the interpreter.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 : "${OUT:?name a folder: OUT=folder $0 256}"
 PYTHON=${PYTHON:-python3}
 LIMIT=${LIMIT:-530} # seconds of the whole session
 export PYTHONPATH=.${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
-export XLA_PYTHON_CLIENT_PREALLOCATE=false # torch needs memory, too
+export XLA_PYTHON_CLIENT_PREALLOCATE=false # torch needs memory as well
 mkdir -p "$OUT"
 
-part() { # name, seconds at most, command: runs it within what is left of the session
+part() { # name, seconds at most, command: runs it within the remaining session time
   local name=$1 most=$2 left=$((LIMIT - SECONDS)) began=$SECONDS status
   shift 2
   if ((left < 15)); then
@@ -29,7 +29,7 @@ part() { # name, seconds at most, command: runs it within what is left of the se
   echo "== $name: exit $status after $((SECONDS - began)) s" | tee -a "$OUT/log.txt"
 }
 
-bench() { # name, seconds at most, flags: a benchmark whose lines go to $OUT/name.jsonl
+bench() { # name, seconds at most, flags: a benchmark that writes $OUT/name.jsonl
   local name=$1 most=$2
   shift 2
   part "$name" "$most" "$PYTHON" -m imagepiece_jax.benchmark --device gpu \
@@ -41,7 +41,7 @@ configs() { # files of configs/, such as deit_s.py:deit_ti -> flags
   for file in "$@"; do printf -- '--config\nconfigs/%s\n' "$file"; done
 }
 
-inference() { # batch size: what the goals compare
+inference() { # batch size: the programs that goals compare
   local all="deit_s.py deit_s_imagepiece.py deit_s_imagepiece_fast.py deit_s_evit.py deit_s_tome.py"
   bench "tanh_$1" 200 $(configs $all) $TANH --batch_size "$1" --against timm
   bench "exact_$1" 110 $(configs deit_s.py deit_s_imagepiece.py) $FUSED \
@@ -51,7 +51,7 @@ inference() { # batch size: what the goals compare
 
 FUSED=--config.model.kernels=auto
 TANH="--config.model.gelu=tanh $FUSED"
-# A step of training without what of the augmentation happens on the device.
+# A training step without the augmentation on the device.
 PLAIN="--config.augment.layers=0 --config.augment.erase_prob=0 --config.mixup=0
   --config.cutmix=0 --config.ema_decay=0"
 
@@ -84,4 +84,4 @@ case ${1:-256} in
 esac
 grep -hE "largest matmul rate|retokenize|prune|bipartite|passed|failed" "$OUT/log.txt" |
   cut -c 1-100
-"$PYTHON" tools/goals.py "$OUT" | tee "$OUT/goals.md"
+"$PYTHON" -m tools.goals "$OUT" | tee "$OUT/goals.md"

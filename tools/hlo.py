@@ -1,7 +1,7 @@
-"""Kernels and collectives of a compiled GPU program, and what each of them moves.
+"""Kernels and collectives of a compiled GPU program, with their bytes and FLOPs.
 
 Reads the text of XLA's optimized program (`compiled.as_text()`): every instruction of
-its entry that is no mere view is one kernel or one collective. Nothing is run.
+its entry that is not a view is one kernel or one collective. Nothing is run.
 """
 
 import collections
@@ -14,12 +14,12 @@ ITEMSIZE = {
     **dict.fromkeys(("f64", "s64", "u64"), 8),
     **dict.fromkeys(("bf16", "f16", "s16", "u16"), 2),
     **dict.fromkeys(("s8", "u8", "pred"), 1),
-}  # what is not here has 4 bytes
+}  # all other types have 4 bytes
 VIEWS = {"parameter", "constant", "bitcast", "tuple", "get-tuple-element", "after-all"}
 MOVES = VIEWS | {"copy", "transpose", "reshape", "slice", "pad", "concatenate"}
 MOVES |= {"broadcast", "iota", "convert"}
-TILE = 64  # tokens that a kernel of fused attention computes at once
-BACKWARD = 2.5  # products of its backward pass for one of the forward pass: 5 and 2
+TILE = 64  # tokens that fused attention computes at once
+BACKWARD = 2.5  # products of its backward pass per product of the forward: 5 to 2
 
 COLLECTIVES = (
     *("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all"),
@@ -36,11 +36,11 @@ _HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) .*\{$")
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """One launch: what it is, the bytes that it reads and writes, and its arithmetic.
+    """One launch: its kind, the bytes that it reads and writes, and its arithmetic.
 
     kind: "gemm", "attention", "convolution", "custom" (a call to other code), "move" (a
     fusion that only copies, casts or rearranges) or "fusion"; op: the library call, or
-    the kind of fusion; source: the line of the model that it comes from; flops: of
+    the kind of fusion; source: the line of the model behind it; flops: of
     products alone (a multiply-add is two), in whole tiles for attention.
     """
 
@@ -55,7 +55,7 @@ class Kernel:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One array of a collective: its shape, and the line of the model that made it."""
+    """One array of a collective: its shape, and the line of the model behind it."""
 
     shape: str
     source: str
@@ -63,10 +63,10 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One exchange between devices: one call of NCCL on a GPU.
+    """One collective between devices: one call of NCCL on a GPU.
 
-    op: "all-reduce", "collective-permute", ..; bytes: what one device gives; devices:
-    how many of them are in a group; parts: what XLA has combined in it.
+    op: "all-reduce", "collective-permute", ..; bytes: the input of one device; devices:
+    the size of a group; parts: the arrays that XLA has combined in it.
     """
 
     name: str
@@ -83,29 +83,29 @@ class _Instruction:
     shape: str
     op: str
     operands: tuple[str, ...]
-    inside: str  # what stands in the parentheses
+    inside: str  # the text in parentheses
     line: str
 
     def find(self, pattern):
-        """The first group of `pattern` in the line, or ""."""
+        """Return the first group of `pattern` in the line, or ""."""
         found = re.search(pattern, self.line)
         return found[1] if found else ""
 
 
 def kernels(text):
-    """The Kernels of a compiled program's text, in the order of their launch.
+    """Return the Kernels of a compiled program's text, in the order of their launch.
 
-    The body of a loop counts as often as it runs where XLA knows that, else once; of
-    a conditional the branch with most bytes counts.
+    The body of a loop counts as often as it runs if XLA knows that, else once; of a
+    conditional the branch with most bytes counts.
     """
     return [k for k in _program(text) if isinstance(k, Kernel)]
 
 
 def collectives(text):
-    """The Collectives of a compiled program's text, in the order of their start.
+    """Return the Collectives of a compiled program's text, in the order of their start.
 
-    Those in loops and branches count as in `kernels`; what is exchanged asynchronously
-    counts at its start.
+    Those in loops and branches count as in `kernels`; an asynchronous collective counts
+    at its start.
     """
     return [c for c in _program(text) if isinstance(c, Collective)]
 
@@ -116,10 +116,10 @@ def _program(text):
 
 
 def host_waits(text):
-    """Lines of a compiled program's text at which the device and the host meet.
+    """Return the instructions at which the device waits for the host.
 
-    Transfers, calls of Python, and loops and branches that a GPU asks the host to
-    decide: those whose number of turns XLA does not know.
+    Transfers, calls of Python, and loops and branches that the host decides: those
+    whose trip count XLA does not know.
     """
     found = []
     for i in itertools.chain.from_iterable(_parse(text)[1].values()):
@@ -133,7 +133,7 @@ def host_waits(text):
 
 
 def _parse(text):
-    """(name of the entry, {computation: its instructions})."""
+    """Return (name of the entry, {computation: its instructions})."""
     entry, current, computations = None, None, {}
     for line in text.splitlines():
         header = None if line.startswith(" ") else _HEADER.match(line)
@@ -153,7 +153,7 @@ def _launches(body, computations):
     shapes = {i.name: i.shape for i in body}
     found = []
     for i in body:
-        if i.op in VIEWS or i.op.endswith("-done"):  # the end of what -start launched
+        if i.op in VIEWS or i.op.endswith("-done"):  # the end of a -start
             continue
         if i.op.removesuffix("-start") in COLLECTIVES:
             found.append(_collective(i, body, computations))
@@ -172,7 +172,7 @@ def _launches(body, computations):
 
 
 def _called(i):
-    """Names of the computations that an instruction runs."""
+    """Return the names of the computations that an instruction runs."""
     listed = i.find(r"branch_computations=\{([^}]*)\}")
     single = re.findall(r"(?:calls|body|to_apply|_computation)=%?([\w.\-]+)", i.line)
     return re.findall(r"[\w.\-]+", listed) + single
@@ -219,7 +219,7 @@ def _collective(i, body, computations):
 
 
 def _parts(name, made, computations):
-    """Instructions whose results an operand consists of, views looked through."""
+    """Return the instructions whose results make up an operand, without views."""
     i = made[name]
     while i.op in ("bitcast", "reshape") and i.operands[0] in made:
         i = made[i.operands[0]]
@@ -231,7 +231,7 @@ def _parts(name, made, computations):
 
 
 def _group(i):
-    """How many devices exchange with each other."""
+    """Return the number of devices in a group."""
     listed = i.find(r"replica_groups=\{\{([\d,]+)\}")
     if listed:
         return len(listed.split(","))
@@ -258,7 +258,7 @@ def _kind(i, target, fused):
     return "move" if ops <= MOVES else "fusion"
 
 
-# Arrays
+# Shapes
 
 
 def _arrays(shape):
@@ -268,7 +268,7 @@ def _arrays(shape):
 
 
 def _bytes(shape, without_workspace=False):
-    """Of all arrays of a shape; workspaces are the bytes beside a library's results."""
+    """Bytes of all arrays of a shape; workspaces are int8 arrays beside the results."""
     found = _arrays(shape)
     if without_workspace and len(found) > 1:
         found = [(kind, dims) for kind, dims in found if kind not in ("s8", "u8")]
@@ -283,19 +283,19 @@ def _itemsize(shape):
     return _bytes(shape) / max(1, _elements(shape))
 
 
-# What is read
+# Bytes read
 
 
 def _bytes_read(fused):
     """Bytes of its parameters that a fusion reads, each of them at most once.
 
-    Of an array that is sliced or gathered only what is taken counts, whatever views,
-    casts and sums stand between: followed from the result backwards.
+    Of an array that is sliced or gathered only the selected part counts, through any
+    views, casts and sums in between: followed from the result backwards.
     """
     sizes = {i.name: _elements(i.shape) for i in fused}
     needed = collections.Counter({fused[-1].name: sizes[fused[-1].name]})
     total = 0
-    for i in reversed(fused):  # users stand behind what they use
+    for i in reversed(fused):  # users follow what they use
         elements = min(needed[i.name], sizes[i.name])
         if i.op == "parameter":
             total += elements * _itemsize(i.shape)
@@ -305,7 +305,7 @@ def _bytes_read(fused):
 
 
 def _wanted(i, elements, sizes):
-    """Elements of each operand that so many `elements` of the result are made of."""
+    """Elements of each operand that `elements` of the result depend on."""
     share = elements / max(1, sizes[i.name])
     wanted = {name: share * sizes.get(name, 0) for name in i.operands}
     if i.op in ("slice", "gather", "dynamic-slice", "broadcast"):
@@ -314,11 +314,11 @@ def _wanted(i, elements, sizes):
     return wanted
 
 
-# What is computed
+# FLOPs
 
 
 def _product_flops(shapes, out):
-    """Of [.., M, K] times [.., K, N], whatever the order of the axes."""
+    """FLOPs of [.., M, K] times [.., K, N], in any order of the axes."""
     a, b = (_elements(shape) for shape in shapes[:2])
     _, dims = _arrays(out.shape)[0]
     batch = max(1, math.prod(dims[:-2]))
@@ -326,7 +326,7 @@ def _product_flops(shapes, out):
 
 
 def _call_flops(target, operands, i):
-    """Of the library calls that multiply; 0 for all else."""
+    """FLOPs of library calls that multiply; 0 for all other calls."""
     if not target.startswith("__cu"):
         return 0.0
     if "fmha" in target:
@@ -342,16 +342,16 @@ def _call_flops(target, operands, i):
 
 
 def _convolution_flops(target, operands, i):
-    """A kernel's weights, without its output channels, for each value of the output."""
+    """A multiply-add per output value and kernel weight of one output channel."""
     shapes = [_arrays(shape)[0][1] for shape in (*operands[:2], i.shape)]
-    # Which of left, right and result are the kernel and, in the forward pass, the
-    # output: the gradient of the one is computed from the other two.
+    # The positions of the kernel and of the forward pass's output among left, right and
+    # result: the gradient of each is computed from the other two.
     kernel, output = (1, 2)
     if "BackwardInput" in target:
         kernel, output = (1, 0)
     elif "BackwardFilter" in target:
         kernel, output = (2, 1)
     labels = re.split("_|->", i.find(r"dim_labels=([\w>\-]+)"))
-    labels = next(axes for axes in labels if "o" in axes)  # the kernel's, wherever
+    labels = next(axes for axes in labels if "o" in axes)  # the kernel's
     channels = shapes[kernel][labels.index("o")]
     return 2.0 * math.prod(shapes[output]) * math.prod(shapes[kernel]) / channels

@@ -1,11 +1,11 @@
-"""The whole life of a run on two hosts, compared with one process.
+"""Rehearsal of a run on two hosts, compared with one process.
 
     python -m tools.rehearsal
 
 starts two processes of four CPU devices each, as `srun` would, compiled with options as
 on GPUs: dry run, training, a host that is killed, the rest on one process of eight
-devices. It prints what was compared with a run to which nothing happened and the
-largest difference, and ends with status 1 where a promise is not kept.
+devices. It prints each comparison with an undisturbed run and the largest difference,
+and ends with status 1 where a promise is not kept.
 """
 
 import collections
@@ -33,8 +33,8 @@ from imagepiece_jax.training.checkpoint import KINDS
 from tools import tiny_runs
 from tools.rehearsal_config import EPOCH
 
-SHORT = flags.DEFINE_bool("short", False, "one life, without what takes longest")
-FOLDER = flags.DEFINE_string("folder", None, "keep the runs and what they print there")
+SHORT = flags.DEFINE_bool("short", False, "one scenario, without its slow parts")
+FOLDER = flags.DEFINE_string("folder", None, "keep the runs and their output there")
 PLATFORM = flags.DEFINE_enum("platform", "cpu", ["cpu", "gpu"], "what the runs use")
 DEVICES = flags.DEFINE_integer("devices", 8, "of all processes together", 2)
 
@@ -46,7 +46,7 @@ IMAGES = 1e-3  # share of the test images that two layouts may judge differently
 IN_TIME = 60.0  # seconds for a process to end after another one was killed
 HEADINGS = ("run", "promise", "found", "allowed", "kept")
 # A command as `python -m` runs it. On GPUs models are compiled with options, on CPUs
-# without: this one changes how long that takes, and sends programs down the GPU's road.
+# without: this one changes how long that takes, and takes the code path of GPUs.
 CONFIG = "tools/rehearsal_config.py"
 COMMAND = """
 import runpy, sys
@@ -71,14 +71,14 @@ def main():
         stage = stack.enter_context(Stage(folder, PLATFORM.value, DEVICES.value))
         print(line(HEADINGS), line(["---"] * len(HEADINGS)), sep="\n", flush=True)
         kept = []
-        for row in every(stage, SHORT.value):
+        for row in rehearse(stage, SHORT.value):
             print(line(row._replace(kept="yes" if row.kept else "NO")), flush=True)
             kept.append(row.kept)
     return 0 if all(kept) else 1
 
 
 def gpus():
-    """How many GPUs JAX finds, asked in a process that gives them back."""
+    """Number of GPUs that JAX finds, asked in a process that frees them again."""
     code = "import jax; print(len(jax.devices('gpu')))"
     asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     return 0 if asked.returncode else int(asked.stdout)
@@ -89,70 +89,70 @@ def line(cells):
     return f"| {' | '.join(map(str, cells))} |"
 
 
-def every(stage, short):
-    """All rows, as they come; a life that cannot go on does not end the others."""
-    for life in (short_life,) if short else (evit, masked):
+def rehearse(stage, short):
+    """Yield all rows; a scenario that cannot continue does not end the others."""
+    for scenario in (shortened,) if short else (evit, masked):
         try:
-            yield from life(stage)
+            yield from scenario(stage)
         except RunError as error:
-            yield Row(life.__name__, "runs end as they should", error, "", False)
+            yield Row(scenario.__name__, "runs end as they should", error, "", False)
 
 
-def short_life(stage):
-    """EViT on two hosts: killed, gone on with, stopped; and the rest on one."""
+def shortened(stage):
+    """EViT on two hosts: killed, resumed, stopped; and the rest on one."""
     fields = {"epochs": 2, "pictures": 0}
     run, one = (stage.run("evit", name, **fields) for name in ("two", "one"))
     yield killed(run, 0, EPOCH - 3)
     yield stopped(run, 1, EPOCH + 2)
-    yield gone_on(run, 1)
+    yield resumed(run, 1)
     one.finish(1)
-    yield from figures(run, one)
+    yield from layouts_agree(run, one)
     yield evaluated(run)
 
 
 def evit(stage):
-    """The program changes in the middle, and a host dies between two changes."""
+    """The program changes twice, and a host dies between the changes."""
     weights = _trained(stage)
-    yield from _life(stage, "evit", 1, EPOCH + 5, **{"init.weights": weights})
+    yield from _scenario(stage, "evit", 1, EPOCH + 5, **{"init.weights": weights})
 
 
 def masked(stage):
-    """Masks, a teacher, and parts that the weights given do not have."""
+    """Masks, a teacher, and parts that are missing from the weights."""
     weights = _trained(stage)
     fields = {"teacher.weights": weights, "init.weights": weights}
-    yield from _life(stage, "imagepiece_dynamicvit", 0, 2 * EPOCH + 3, **fields)
+    yield from _scenario(stage, "imagepiece_dynamicvit", 0, 2 * EPOCH + 3, **fields)
 
 
 def _trained(stage):
-    """Folder of a dense run whose answers differ from image to image."""
+    """Folder of a dense run whose predictions differ from image to image."""
     run = stage.run("dense", "teacher")
     if not run.workdir.exists():
         run.finish(1)
     return run.workdir
 
 
-def _life(stage, method, host, step, **fields):
+def _scenario(stage, method, host, step, **fields):
     """`host` is killed after `step`; the rest on one host, and again on two."""
     names = ("dry", "one", "two", "killed", "killed_alone")
-    dry, one, two, hurt, alone = (stage.run(method, n, **fields) for n in names)
+    dry, one, two, broken, alone = (stage.run(method, n, **fields) for n in names)
     yield dry_run(dry)
-    yield killed(hurt, host, step)
-    moved = hurt.copied("moved")
-    yield gone_on(moved, 1)
+    yield killed(broken, host, step)
+    moved = broken.copied("moved")
+    yield resumed(moved, 1)
     one.finish(1)
-    yield from figures(moved, one)
+    yield from layouts_agree(moved, one)
     two.finish(2)
-    yield from figures(two, one)
-    yield gone_on(hurt, 2)
-    yield identical(hurt, two)
+    yield from layouts_agree(two, one)
+    yield resumed(broken, 2)
+    yield identical(broken, two)
     yield killed(alone, 0, step, processes=1)
-    yield gone_on(alone, 1)
+    yield resumed(alone, 1)
     yield identical(alone, one)
     yield evaluated(two)
 
 
 def dry_run(run):
-    """A row: `--dry_run` of two processes ends well and leaves nothing behind."""
+    """A row: `--dry_run` of two processes succeeds and leaves nothing behind."""
     statuses = run.start(2, "--dry_run").ended()
     found = f"statuses {statuses}" + ", a folder" * run.workdir.exists()
     kept = statuses == [0, 0] and not run.workdir.exists()
@@ -173,7 +173,7 @@ def killed(run, host, step, processes=2):
 
 
 def stopped(run, host, step):
-    """A row: SIGTERM at one of two, and both save the same step and end."""
+    """A row: SIGTERM at one of two processes; both save the same step and end."""
     run.start(2).reach(step)
     run.processes[host].send_signal(signal.SIGTERM)
     statuses = run.ended()
@@ -184,15 +184,15 @@ def stopped(run, host, step):
     return Row(run.name, what, found, "[143, 143], the newest step", kept)
 
 
-def gone_on(run, processes):
-    """A row: to the end, from the newest checkpoint on."""
+def resumed(run, processes):
+    """A row: to the end, from the newest checkpoint."""
     newest, found = run.on_disk(), run.finish(processes)
-    promise = f"goes on from the newest checkpoint, processes: {processes}"
+    promise = f"resumes from the newest checkpoint, processes: {processes}"
     return Row(run.name, promise, f"step {found}", f"step {newest}", found == newest)
 
 
-def figures(ours, theirs):
-    """Rows: what two layouts came to, step by step and test by test."""
+def layouts_agree(ours, theirs):
+    """Rows: losses, arrays and accuracies of two layouts, up to rounding."""
     name = f"{ours.name} against {theirs.name}"
     for kind, key in (("train", "loss"), ("eval", "loss"), ("eval", "ema_loss")):
         mine, others = ours.values(kind, key), theirs.values(kind, key)
@@ -213,7 +213,7 @@ def figures(ours, theirs):
 
 
 def _apart(a, b):
-    """Largest difference of two arrays, infinite where their shapes differ or NaN."""
+    """Largest difference of two arrays; infinite for NaN and different shapes."""
     if a.shape != b.shape:
         return np.inf
     found = np.abs(np.float64(a) - np.float64(b)).max(initial=0)
@@ -221,7 +221,7 @@ def _apart(a, b):
 
 
 def identical(ours, theirs):
-    """A row: two runs of one layout, equal to the last bit but for the clocks."""
+    """A row: two runs of one layout, equal to the last bit except for times."""
     mine, others = ours.outcome(), theirs.outcome()
     count = len(jax.tree.leaves(mine.arrays))
     differ = "the same" if mine == others else "NOT the same"
@@ -231,7 +231,7 @@ def identical(ours, theirs):
 
 
 def evaluated(run):
-    """A row: the best checkpoint is as accurate by the command as it was in the run."""
+    """A row: the best checkpoint is as accurate in `evaluate` as in the run."""
     path = run.log.with_suffix(".json")
     found = json.loads(path.read_text()) if run.evaluate(path) == 0 else {}
     right = np.rint(found.get("acc1", np.nan) * found.get("images", 0) / 100)
@@ -241,7 +241,7 @@ def evaluated(run):
 
 
 class Stage:
-    """A folder of runs that share compiled programs; at exit they are killed."""
+    """A folder of runs that share compiled programs; at exit all are killed."""
 
     def __init__(self, folder, platform, devices):
         self.folder = pathlib.Path(folder).resolve()
@@ -268,9 +268,9 @@ class Stage:
         return run
 
     def environments(self, count):
-        """Those of `count` tasks that one `srun` starts on this host.
+        """Environments of `count` tasks, as one `srun` starts them on this host.
 
-        Tasks find their own GPUs among all that they see; CPU devices are made.
+        Tasks find their own GPUs among all that they see; CPU devices are created.
         """
         shared = os.environ | {
             "JAX_COMPILATION_CACHE_DIR": str(self.folder / "cache"),
@@ -297,8 +297,8 @@ class Stage:
         return [shared | {"SLURM_PROCID": r, "SLURM_LOCALID": r} for r in ranks]
 
 
-class Run(tiny_runs.Trial):
-    """One run in its folder: started on one or two processes, and gone on with."""
+class Run(tiny_runs.TinyRun):
+    """One run in its folder: started on one or two processes, and resumed."""
 
     def __init__(self, stage, name, words):
         super().__init__(stage.folder / name, stage.folder / "cache", {})
@@ -306,7 +306,7 @@ class Run(tiny_runs.Trial):
         self.processes = []
 
     def start(self, processes, *words):
-        """Start or go on; what process 0 prints is in NAME.log, else in NAME.1.log."""
+        """Start or resume; process 0 prints to NAME.log, process 1 to NAME.1.log."""
         self._left = self._inodes()
         words = ["train", f"--workdir={self.workdir}", *words]
         environments = self._stage.environments(processes)
@@ -318,7 +318,7 @@ class Run(tiny_runs.Trial):
         return self
 
     def evaluate(self, path):
-        """Evaluate the best checkpoint by the command, into `path`: its exit status."""
+        """Exit status of `evaluate` of the best checkpoint, which writes `path`."""
         words = ["imagepiece_jax.evaluate", f"--weights={self.workdir}"]
         (variables,) = self._stage.environments(1)
         self.processes = [
@@ -337,40 +337,40 @@ class Run(tiny_runs.Trial):
             )
 
     def reach(self, step):
-        """Wait until `step` is done; RunError where the run ends before."""
+        """Wait until `step` is done; RunError if the run ends before."""
         self.until_step(step)
         if any(process.poll() is not None for process in self.processes):
             raise RunError(f"a run ended before step {step}: see {self.log}")
 
     def ended(self):
-        """Exit statuses of all processes, once there are all; 128 + n: by signal n."""
+        """Exit statuses when all processes have ended; 128 + n: by signal n."""
         try:
             found = [process.wait(tiny_runs.PATIENCE) for process in self.processes]
         except subprocess.TimeoutExpired as error:
-            raise RunError(f"a run stands still: see {self.log}") from error
+            raise RunError(f"a run hangs: see {self.log}") from error
         return [128 - status if status < 0 else status for status in found]
 
     def finish(self, processes):
-        """To the end: the step that it went on from, 0 where it began anew."""
-        told = self.log.stat().st_size if self.log.exists() else 0
+        """Run to the end: the step that it resumed from, 0 where it started anew."""
+        logged = self.log.stat().st_size if self.log.exists() else 0
         if any(self.start(processes).ended()):
-            raise RunError(f"a run did not end well: see {self.log}")
-        found = re.search(r"resuming from step (\d+)", self.log.read_text()[told:])
+            raise RunError(f"a run failed: see {self.log}")
+        found = re.search(r"resuming from step (\d+)", self.log.read_text()[logged:])
         return int(found[1]) if found else 0
 
     def copied(self, name):
-        """The same run as it is now, in another folder."""
+        """A copy of the run as it is now, in another folder."""
         copy = self._stage.add(Run(self._stage, f"{self.name}_{name}", self._words))
         shutil.copytree(self.workdir, copy.workdir)
         return copy
 
     def values(self, kind, key):
-        """What the lines of metrics of a kind say, float64 [lines]."""
+        """Values of `key` in the metrics of a kind, float64 [lines]."""
         lines = tiny_runs.read_metrics(self.workdir)
         return np.array([x[key] for x in lines if x["kind"] == kind], np.float64)
 
     def right(self, key):
-        """How many images each evaluation found right, by the accuracy `key`."""
+        """Number of images right in each evaluation, by the accuracy `key`."""
         return np.rint(self.values("eval", key) * self.values("eval", "images") / 100)
 
 

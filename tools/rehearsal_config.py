@@ -1,4 +1,4 @@
-"""Tiny runs in which everything that differs between hosts is on.
+"""Config of the rehearsal: tiny runs with everything on that can differ on hosts.
 
 train.py --config tools/rehearsal_config.py:evit
 """
@@ -9,7 +9,7 @@ EPOCH = 11  # steps: 1,438 training digits, 128 at a step
 
 
 def get_config(name):
-    """Gradient accumulation, averages, batch norm, and every random draw.
+    """Gradient accumulation, averages, batch norm, and all random draws.
 
     name: "evit", whose program changes with its keep rate; "imagepiece_dynamicvit",
     trained with masks and a teacher; "dense", the weights that both start from.
@@ -30,7 +30,7 @@ def get_config(name):
 
 
 def _dense(config):
-    """A plain recipe, which is right for four digits of ten after 132 steps."""
+    """A plain recipe: 40 % of the digits are right after 132 steps."""
     config.reduction.merge_blocks = config.reduction.prune_blocks = ()
     config.model.drop_path_rate = config.mixup = config.cutmix = 0.0
     config.data.repeats = config.grad_accum_steps = 1

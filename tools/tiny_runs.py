@@ -1,7 +1,7 @@
-"""What does a tiny run come to? Real ones, to be watched, hurt and gone on with.
+"""Tiny runs of train.py for tests and drills: started, observed, ended and resumed.
 
-Every run is one of train.py in a process of its own: 60 steps on the digits that come
-with scikit-learn, an evaluation every 12 steps and a checkpoint at least every 5.
+Every run is a process of its own: 60 steps on the digits that come with scikit-learn,
+an evaluation every 12 steps and a checkpoint at least every 5.
 """
 
 import contextlib
@@ -45,30 +45,30 @@ UNFINISHED = "*.orbax-checkpoint-tmp*"
 PATIENCE = 300.0  # seconds for anything that a run should do
 
 
-class Course:
+class TinyRuns:
     """A folder of runs that share compiled programs; `whole` is the undisturbed one."""
 
     def __init__(self, folder):
         self.folder = pathlib.Path(folder)
-        self.whole = self.trial("whole")
+        self.whole = self.run("whole")
         self.whole.finish()
         self.expected = self.whole.outcome()
 
-    def trial(self, name, **fields):
-        return Trial(self.folder / name, self.folder / "cache", fields)
+    def run(self, name, **fields):
+        return TinyRun(self.folder / name, self.folder / "cache", fields)
 
 
-class Trial:
-    """One run in its folder: started, waited for, ended, and gone on with."""
+class TinyRun:
+    """One run in its folder: started, waited for, ended, and resumed."""
 
     def __init__(self, workdir, cache, fields):
         self.workdir, self._cache, self._fields = workdir, cache, fields
         self.process, self._left = None, set()
 
     def start(self, devices=None):
-        """Start or go on. `devices`: on so many CPU devices, instead of what is there.
+        """Start or resume. `devices`: on so many CPU devices instead of the default.
 
-        The XLA flag is what makes a GPU add in the same order every time.
+        The XLA flag makes a GPU add in the same order every time.
         """
         environment = os.environ | {
             "JAX_COMPILATION_CACHE_DIR": str(self._cache),
@@ -94,10 +94,10 @@ class Trial:
             )
 
     def finish(self, devices=None):
-        """To the end: the step that it went on from, 0 where it began anew."""
+        """Run to the end: the step that it resumed from, 0 where it started anew."""
         self.start(devices)
         if self.end() != 0:
-            raise RunError(f"a run did not end well: see {self.log}")
+            raise RunError(f"a run failed: see {self.log}")
         found = re.search(r"resuming from step (\d+)", self.log.read_text())
         return int(found[1]) if found else 0
 
@@ -108,14 +108,14 @@ class Trial:
             if self.process.poll() is not None:
                 return
             if time.monotonic() > deadline:
-                raise RunError(f"a run stands still: see {self.log}")
+                raise RunError(f"a run hangs: see {self.log}")
             time.sleep(pause)
 
     def until_step(self, step):
         self.until(lambda: self.begun() and self.step() >= step)
 
     def begun(self):
-        """Has this process opened its files? Earlier ones leave lines of their own."""
+        """Whether this process has opened its files; earlier ones leave lines too."""
         return bool(self._inodes("metrics.jsonl") - self._left)
 
     def end(self, signum=None):
@@ -134,7 +134,7 @@ class Trial:
         return Checkpoints(self.workdir).latest_step()
 
     def unfinished(self):
-        """Is there a checkpoint that this process was writing?"""
+        """Whether this process left an unfinished checkpoint."""
         return bool(self._inodes(f"checkpoints/*/{UNFINISHED}") - self._left)
 
     def _inodes(self, *patterns):
@@ -148,15 +148,15 @@ class Trial:
 
     def said(self):
         """The sentence that the run ended with."""
-        told = re.findall(r"^error: (.*)", self.log.read_text(), re.MULTILINE)
-        return told[-1].replace(f"{self.workdir}", "WORKDIR") if told else ""
+        found = re.findall(r"^error: (.*)", self.log.read_text(), re.MULTILINE)
+        return found[-1].replace(f"{self.workdir}", "WORKDIR") if found else ""
 
     def path(self, *parts):
         """A file or folder in the run's folder."""
         return self.workdir.joinpath(*parts)
 
     def evaluated(self, step):
-        """Is there the result of an evaluation after `step`?"""
+        """Whether the evaluation after `step` has a result."""
         lines = read_metrics(self.workdir)
         return any((x["kind"], x["step"]) == ("eval", step) for x in lines)
 
@@ -168,11 +168,11 @@ class Trial:
         return pathlib.Path(f"{self.workdir}.log")
 
     def arrays(self, kind="latest"):
-        """All arrays of the newest whole checkpoint, as nested dicts."""
+        """All arrays of the newest undamaged checkpoint, as nested dicts."""
         return Checkpoints(self.workdir).restore_variables(kind, optimizer=True)
 
     def outcome(self):
-        """What the run left."""
+        """The `Outcome` of the run so far."""
         lines = [
             {name: value for name, value in line.items() if name not in MEASURED}
             for line in read_metrics(self.workdir)
@@ -182,10 +182,10 @@ class Trial:
 
 @dataclasses.dataclass(eq=False)
 class Outcome:
-    """What a run comes to; two are equal where they are so to the last bit."""
+    """Checkpoints and metrics of a run; two are equal if they are to the last bit."""
 
     arrays: dict  # by checkpoint and name
-    lines: list  # of metrics, without what a clock says
+    lines: list  # of metrics, without times and rates
 
     def __eq__(self, other):
         return equal(self.arrays, other.arrays) and self.lines == other.lines
@@ -197,7 +197,7 @@ class Outcome:
 
 
 def equal(ours, theirs):
-    """Are two trees of arrays the same to the last bit?"""
+    """Whether two trees of arrays are the same to the last bit."""
     if jax.tree.structure(ours) != jax.tree.structure(theirs):
         return False
     pairs = zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True)

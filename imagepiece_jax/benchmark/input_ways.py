@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 
 from imagepiece_jax.data import loader, transforms
-from imagepiece_jax.data.augment import policy, randaugment_pil
+from imagepiece_jax.data.augment import randaugment_pil
 from imagepiece_jax.data.decode import UnreadableImage, decode
-from imagepiece_jax.data.imagenet import reencode
+from imagepiece_jax.data.imagenet import writer
 from imagepiece_jax.data.sources import FileSource
 from imagepiece_jax.errors import InputError
 
@@ -24,7 +24,7 @@ TRIED = 24  # images that the quality of a size is found on
 def ways(size, canvas, copies):
     """Name -> (function of a path and a generator, images that it makes)."""
     crop = transforms.TrainTransform(size)
-    host = transforms.TrainTransform(size, policy=policy.Policy())
+    host = transforms.TrainTransform(size, policy=randaugment_pil.Policy())
     fit = transforms.CanvasTransform(canvas)
 
     def ours(transform, times):
@@ -40,7 +40,7 @@ def ways(size, canvas, copies):
     return {
         "Pillow: decode": (lambda path, rng: _opened(path), 1),
         "Pillow: decode, crop": (pillow(), 1),
-        BASE: (pillow(policy.Policy()), 1),
+        BASE: (pillow(randaugment_pil.Policy()), 1),
         **_timm(size),
         "ours: decode": (lambda path, rng: decode(path, path), 1),
         "ours: decode, crop, flip": (ours(crop, 1), 1),
@@ -142,7 +142,7 @@ def shrink(paths, folder, short_side):
     """The images of `paths` as the prepare command stores them: new paths."""
     folder.mkdir()
     read = (pathlib.Path(path).read_bytes() for path in paths)
-    return _write(folder, [reencode.stored(data, "image", short_side) for data in read])
+    return _write(folder, [writer.encode(data, "image", short_side) for data in read])
 
 
 def _write(folder, stored):

@@ -1,9 +1,9 @@
-"""Where does chance come from? Every draw is a function of what it is for.
+"""Random keys: every draw is a function of its seed, step, sample and purpose.
 
 A key depends on (seed, step, purpose) for draws that a whole batch shares, and on the
 sample's position in the global batch too for draws of one sample. Nothing depends on
-the number of devices or hosts, and no state is carried: a resumed run draws what the
-uninterrupted one would have drawn.
+the number of devices or hosts, and no state is carried: a resumed run draws the same as
+an uninterrupted one.
 """
 
 import enum

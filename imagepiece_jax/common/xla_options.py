@@ -1,4 +1,4 @@
-"""Which of XLA's options make the fastest program of a model?
+"""XLA's compiler options for the fastest program of a model, by platform.
 
 They are given program by program, never by XLA_FLAGS, so that nothing else changes.
 """

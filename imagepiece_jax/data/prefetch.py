@@ -11,6 +11,7 @@ Their pixels lie in one block of shared memory, divided into slots that are reus
 """
 
 import atexit
+import collections
 import concurrent.futures
 import contextlib
 import itertools
@@ -33,7 +34,7 @@ import numpy as np
 from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.errors import InputError, RunError
 
-GROUPS_AHEAD = 2  # being read, beside the one that is joined already
+GROUPS_AHEAD = 2  # being read, beside two that are joined already
 MIN_TASKS = 16  # a worker process is only started for so many chunks
 SHARED = "/dev/shm"  # where Linux keeps shared memory; a container may have little
 
@@ -158,7 +159,7 @@ class Prefetch:
                 # Joining copies whole batches: it is done while the device works.
                 executor = concurrent.futures.ThreadPoolExecutor(1)
                 stack.callback(executor.shutdown)
-                groups = _one_ahead(executor, groups)
+                groups = _joined_ahead(executor, groups)
             stack.callback(pool.close)  # first: what waits for a result gets an error
             self._groups = groups
             self._close = weakref.finalize(self, stack.pop_all().close)
@@ -196,15 +197,13 @@ def _joined(pool, groups, ahead, join):
             yield joined
 
 
-def _one_ahead(executor, groups):
-    """Iterator over `groups`, the next of which is always being made."""
-    upcoming = executor.submit(next, groups, None)
+def _joined_ahead(executor, groups):
+    """Iterator over `groups`, of which the next two are always being made."""
+    upcoming = collections.deque(executor.submit(next, groups, None) for _ in range(2))
 
     def take():
-        nonlocal upcoming
-        group = upcoming.result()
-        upcoming = executor.submit(next, groups, None)
-        return group
+        upcoming.append(executor.submit(next, groups, None))
+        return upcoming.popleft().result()
 
     return iter(take, None)
 

@@ -1,4 +1,4 @@
-"""Where do images and labels come from?
+"""Sources of images and labels: ImageNet, folders, tables, digits.
 
 `open_source(name, split, ...)` checks everything that can be checked without decoding
 and returns a `Source`, an indexed collection of (RGB image, label). Nothing here knows
@@ -14,8 +14,7 @@ import os
 import numpy as np
 from PIL import Image
 
-from imagepiece_jax.data import csv_table, tf_example, tfrecord
-from imagepiece_jax.data.array_records import ArrayRecords
+from imagepiece_jax.data import csv_table, records
 from imagepiece_jax.data.decode import Unreadable, decode
 from imagepiece_jax.errors import InputError
 
@@ -232,7 +231,7 @@ class ArraySource(Source):
 
 
 def _open_digits(split, num_classes):
-    from sklearn.datasets import load_digits  # a second of import that others spare
+    from sklearn.datasets import load_digits  # a second of import
 
     _check_classes(num_classes, 10, "data set digits")
     digits = load_digits()
@@ -267,12 +266,12 @@ def _enlarged(digit):
 class RecordSource(Source):
     """Records of TFDS's imagenet2012: serialized examples with encoded images."""
 
-    def __init__(self, records, num_classes, class_names=None):
+    def __init__(self, serialized, num_classes, class_names=None):
         super().__init__(num_classes, class_names)
-        self.records = records
+        self.serialized = serialized
 
     def __len__(self):
-        return len(self.records)
+        return len(self.serialized)
 
     def read(self, index):
         features = self._features(index)
@@ -287,7 +286,7 @@ class RecordSource(Source):
         return _bytes(self._features(index), "image")
 
     def _features(self, index):
-        return tf_example.features(self.records[index])
+        return records.parse_example(self.serialized[index])
 
 
 def _file_name(features):
@@ -300,7 +299,7 @@ def _bytes(features, name):
 
 
 @functools.cache  # once, though a run opens two splits
-def _tell_shrunk(folder, short_side):
+def _warn_shrunk(folder, short_side):
     log.warning(
         "%s: images are not ImageNet's files but shrunk to short side %d",
         folder,
@@ -323,15 +322,15 @@ def _open_imagenet(split, num_classes, data_dir):
                 "has both into a new folder"
             )
         files = builder.info.splits[wanted].file_instructions
-        records = ArrayRecords([(file.filename, file.take) for file in files])
+        stored = records.ArrayRecords([(file.filename, file.take) for file in files])
         names = builder.info.features["label"].names  # WordNet IDs
-        source = RecordSource(records, 1000, tuple(names))
+        source = RecordSource(stored, 1000, tuple(names))
         source.encoded(0)  # a missing or torn file shows only when it is read
     except InputError:
         raise
     except Exception as error:  # TFDS has no error of its own for "not prepared"
         where = data_dir or tfds.core.constants.DATA_DIR
-        if tfrecord.find(os.path.expanduser(where), "imagenet2012"):
+        if records.find_tfrecords(os.path.expanduser(where), "imagenet2012"):
             raise InputError(
                 "config.data.name is 'imagenet2012', but config.data.dir "
                 f"{where} holds it in TFRECORD files: `python -m imagepiece_jax.prepare"
@@ -347,5 +346,5 @@ def _open_imagenet(split, num_classes, data_dir):
         ) from error
     note = dict(builder.info.metadata.items())
     if note.get("short_side"):
-        _tell_shrunk(builder.data_path, note["short_side"])
+        _warn_shrunk(builder.data_path, note["short_side"])
     return source

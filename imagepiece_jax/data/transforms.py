@@ -19,7 +19,7 @@ import numpy as np
 
 from imagepiece_jax.data import resize
 from imagepiece_jax.data.augment import randaugment_pil
-from imagepiece_jax.data.augment.policy import Policy
+from imagepiece_jax.data.augment.randaugment_pil import Policy
 from imagepiece_jax.errors import InputError
 
 TRIES = 10

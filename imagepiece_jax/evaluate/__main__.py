@@ -4,14 +4,12 @@ python -m imagepiece_jax.evaluate --weights WORKDIR
 python -m imagepiece_jax.evaluate --weights FILE --data folder:PATH \\
     --config configs/deit_s_imagepiece.py:deit_ti
 
-A run determines its model and its data, a file its sizes: --config is for the reduction
-of a file, and must agree with the weights. Without it --config.FIELD=VALUE changes what
-they determine, such as --config.reduction.keep_rate=.5 of a run.
-
---sweep evit:keep_rate=.9,.7 --sweep tome:r=8,13 evaluates the weights with each of
-these reductions beside the dense model: one table, one plot. --optimized evaluates the
-fast program (`imagepiece_jax.optimize`) beside the float32 model: what it costs in
-accuracy, --gelu=tanh included.
+A run determines model and data, a file its sizes: --config is for the reduction of a
+file, and must agree with the weights. Without it --config.FIELD=VALUE changes what they
+determine, such as --config.reduction.keep_rate=.5 of a run. --sweep tome:r=8,13 --sweep
+evit:keep_rate=.7 evaluates the weights under each of these reductions beside the dense
+model: one table, one plot. --optimized evaluates the fast program of
+`imagepiece_jax.optimize` beside the float32 model: its cost in accuracy.
 """
 
 import json
@@ -47,13 +45,17 @@ OPTIMIZED = flags.DEFINE_bool(
 GELU = flags.DEFINE_enum(
     "gelu", None, ["exact", "tanh"], "of the optimized program; default: the model's"
 )
-OUT_HELP = "folder of a sweep's table, plot and rows, replaced if there"
+OUT_HELP = "folder of a sweep's results, replaced if there"
 OUT = flags.DEFINE_string("out", "runs/sweep", OUT_HELP, allow_override=True)
 
 
 def main():
     path, normalization = cli.required(WEIGHTS), NORMALIZATION()
-    _check_flags()
+    if SWEEP.value and OPTIMIZED.value:
+        raise InputError("--sweep and --optimized are both given; allowed is one")
+    if GELU.value and not OPTIMIZED.value:
+        instead = "add --optimized, or set --config.model.gelu for the model itself"
+        raise InputError(f"--gelu is of the optimized program: {instead}")
     reductions = [one for text in SWEEP.value for one in settings.parse(text)]
     config, weights = of_weights(
         path,
@@ -79,34 +81,18 @@ def main():
         return
     variables = weights.restore(summary.shapes(model, config.image_size))
     if OPTIMIZED.value:
-        fields = {"gelu": GELU.value, "attention": config.model.attention}
-        fields |= {"batch_size": config.eval_batch_size, "seed": config.seed}
-        result = optimized_accuracy.compare(model, variables, batches, **fields)
+        gelu = GELU.value
+        result = optimized_accuracy.compare(model, variables, batches, config, gelu)
     else:
         step = accuracy.compiled(model, config.seed)
         found = accuracy.evaluate(step, parallel.replicate(variables), batches())
+        print(found.line(f"gmacs {weights.gmacs():.3f}"))
         result = found.figures
-        print(
-            f"acc1 {found.acc1:.2f} %  acc5 {found.acc5:.2f} %  loss {found.loss:.4f}  "
-            f"images {found.images}  gmacs {weights.gmacs():.3f}  "
-            f"throughput {found.throughput:.1f} img/s"
-        )
     result |= {"gmacs": weights.gmacs(), "unreadable": source.unreadable.count}
-    if result["unreadable"]:
-        print(f"unreadable images left out: {result['unreadable']}")
+    if count := result["unreadable"]:
+        print(f"unreadable images left out: {count}")
     if JSON.value:
         replace_file(JSON.value, json.dumps(result, indent=2) + "\n")
-
-
-def _check_flags():
-    """InputError for flags that exclude each other."""
-    if SWEEP.value and OPTIMIZED.value:
-        raise InputError("--sweep and --optimized are both given; allowed is one")
-    if GELU.value and not OPTIMIZED.value:
-        raise InputError(
-            "--gelu is of the optimized program: add --optimized, or set "
-            "--config.model.gelu for the model itself"
-        )
 
 
 if __name__ == "__main__":

@@ -41,6 +41,12 @@ class EvalResult:
         """The numbers over the whole split, by name."""
         return {name: getattr(self, name) for name in FIGURES}
 
+    def line(self, *more: str) -> str:
+        """The numbers, and what `more` there is, as a line of text."""
+        parts = [f"acc1 {self.acc1:.2f} %", f"acc5 {self.acc5:.2f} %"]
+        parts += [f"loss {self.loss:.4f}", f"images {self.images}", *more]
+        return "  ".join([*parts, f"throughput {self.throughput:.1f} img/s"])
+
 
 def correct_at(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
     """Whether the label is among the k largest logits. [B, C], int [B] -> bool [B].

@@ -1,147 +1,282 @@
-"""What do the reductions of a pass do? Pairs, attention and overlaps, an image each.
+"""Where merging happens and what is merged: the paper's tables 5, 6, 7 and 8."""
 
-Pure functions of what a model tells of its steps: `Outputs.results` and `Outputs.taps`.
-Tokens here are image tokens; a step is known by its place among those that change
-something.
-"""
+import numpy as np
 
-import dataclasses
-from typing import Any
+from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.evaluate.statistics import format_difference, format_estimate
+from imagepiece_jax.experiments import merges, published, render, tables
+from imagepiece_jax.experiments.render import estimate
+from imagepiece_jax.experiments.rows import Row, find
+from imagepiece_jax.reduction.rules import floor
 
-import jax
-import jax.numpy as jnp
-from flax import linen as nn
+REDUCTION = {"name": "imagepiece"}
+ROWS = (tables.TOME, tables.IMAGEPIECE, tables.IMAGEPIECE_PATCH)
+STEMS = {stem: Row(f"{stem} stem", REDUCTION, stem) for stem in ("patch", "conv")}
+LOWEST = 0.01  # share of the images: the paper shows the mean of 500 of 50,000
+FEW_IMAGES = 10
+ENDS = ("first", "last")
+KINDS = {"src": False, "both": True}  # are tokens that others merge into counted, too?
+STEM_FIGURES = {
+    "lowest": "merged pairs, lowest 1 %",
+    "pairs": "merged pairs, all images",
+    "candidates": "all pairs of candidates",
+    "distance": "distance of merged pairs, patches",
+}
 
-from imagepiece_jax.reduction.ops import cosine, gather_rows, rank
-from imagepiece_jax.reduction.rules import ceil
 
+def reassess(context):
+    """Table 5: how many merged tokens count as attentive one block later; reassess.md.
 
-@dataclasses.dataclass(frozen=True)
-class Observed:
-    """A reducer that decides as the one inside, and is told class attention and keys.
-
-    So that ToMe, which never asks whom the class token attends to, can be asked too.
+    Of the tokens that a merge has just made of patches that were all among the least
+    attended. They count as attentive if (a) they are not among the lowest candidates of
+    the next block, or (b), where that block prunes, they are kept. The published ratios
+    fit (a) where the next block merges and (b) where it prunes. Were the order random,
+    70 % (a) and 80 % (b) would.
     """
-
-    reducer: Any
-
-    @property
-    def needs(self):
-        return self.reducer.needs | {"cls_attn", "metric"}
-
-    @property
-    def metric(self):
-        return getattr(self.reducer, "metric", "key")
-
-    def __call__(self, taps, counts, train=False):
-        return self.reducer(taps, counts, train)
-
-
-def observed(model):
-    """`model` with `Observed` reducers; those with parameters stay as they are."""
-
-    def watch(layer):
-        if layer.step is None or isinstance(layer.step.reducer, nn.Module):
-            return layer
-        reducer = Observed(layer.step.reducer)
-        step = dataclasses.replace(layer.step, reducer=reducer)
-        return dataclasses.replace(layer, step=step)
-
-    return model.clone(plan=tuple(map(watch, model.plan)), kernels=None)
+    rows = (tables.IMAGEPIECE, tables.IMAGEPIECE_PATCH)
+    models = [model for row in rows for model in find(context, row)]
+    pretrained, reduction = models[0] if models else (context.pretrained, REDUCTION)
+    lines = [
+        [
+            int(block) + 1,
+            render.number(published.REASSESS.get(int(block))),
+            format_estimate(estimate(figures["own"])),
+            figures["rule"],
+            format_estimate(estimate(figures["candidates"])),
+        ]
+        for block, figures in attentive_ratios(context, pretrained, reduction).items()
+    ]
+    head = ["layer (from 1)", f"%, DeiT-S ({published.LABEL})", "%, measured"]
+    text = render.table(
+        [*head, "counts as attentive if", "%, by (a) everywhere"], lines
+    )
+    title = "merged tokens judged again"
+    stem = f"Stem: {pretrained.stem}."
+    render.page(context, "reassess", title, text, _note(context, after=stem))
 
 
-@dataclasses.dataclass(frozen=True)
-class Site:
-    """One reduction of a plan: its block, its place in `Outputs.results`, its kind."""
-
-    block: int
-    place: int
-    merges: bool
-    counts: Any
-
-
-def sites(model):
-    """All Sites of `model`'s plan, in order."""
-    changing = [(b, layer) for b, layer in enumerate(model.plan) if layer.counts]
-    return [
-        Site(b, place, layer.step.rule.merges, layer.counts)
-        for place, (b, layer) in enumerate(changing)
+def attentive_ratios(context, pretrained, reduction):
+    """{block: dict(own, candidates, rule)} of blocks right after a merge, percent."""
+    model = merges.observed(pretrained.model(reduction))
+    share = reduction.get("candidate_ratio", 0.3)
+    steps = merges.sites(model)
+    after = [
+        (before, here)
+        for before, here in zip(steps, steps[1:], strict=False)
+        if before.merges and here.block == before.block + 1
     ]
 
+    def measure(outputs, batch):
+        found = {}
+        for before, here in after:
+            merged = merges.merged_slots(outputs.results[before.place])
+            attention = outputs.taps[here.place].cls_attn
+            n = here.counts.n_in
+            upper = n - floor(share * n)
+            kept = upper if here.merges else here.counts.n_out
+            for name, count in (("own", kept), ("candidates", upper)):
+                ratio = merges.attentive_share(merged, attention, count)
+                found[f"{here.block} {name}"] = 100 * ratio
+        return found
 
-def pairs(result):
-    """(tokens that left, tokens they were merged into), both [B, r], of a matching."""
-    lists = result.lists
-    return lists.joiners, jnp.take_along_axis(lists.owner, lists.slots, axis=1)
+    def summarize(arrays):
+        return {
+            str(here.block): {
+                "own": statistics.mean(arrays[f"{here.block} own"]),
+                "candidates": statistics.mean(arrays[f"{here.block} candidates"]),
+                "rule": "(a) above the candidates" if here.merges else "(b) kept",
+            }
+            for _, here in after
+        }
+
+    found = context.analyze(
+        "reassess", pretrained, reduction, measure, model, summarize
+    )
+    return {block: figures for block, figures in found.items() if block != "images"}
 
 
-def pair_similarity(taps, result):
-    """Mean cosine similarity of the pairs that were merged. [B]."""
-    left, partner = pairs(result)
-    a, b = gather_rows(taps.metric, left), gather_rows(taps.metric, partner)
-    return jnp.mean(_cosine_of_rows(a, b), axis=1)
+def similarity(context):
+    """Table 6: cosine similarity of merged pairs, first and last merge; similarity.md.
 
-
-def candidate_similarity(taps, counts):
-    """Mean cosine similarity over all pairs that ImagePiece could have merged. [B].
-
-    The candidates are its least attended tokens, dealt to two sides by attention.
+    Of an image: the mean over the pairs that a step merged, by what it matched them by
+    (the mean key over heads). Of the images: the mean of the lowest 1 %, and of all.
     """
-    order = jnp.argsort(rank(taps.cls_attn), axis=1)[
-        :, counts.n_in - counts.candidates :
-    ]
-    rows = gather_rows(taps.metric, order)
-    return jnp.mean(cosine(rows[:, 0::2], rows[:, 1::2]), axis=(1, 2))
+    lines = []
+    for row in ROWS:
+        printed = published.SIMILARITY.get(row.name, (None, None))
+        line = [row.name, *(render.number(value, 4) for value in printed)]
+        models = find(context, row)
+        if not models:
+            lines.append([*line, *[render.BLANK] * 5])
+            continue
+        found = first_and_last(context, *models[0])
+        line += [format_estimate(estimate(found[f"lowest {at}"]), 4) for at in ENDS]
+        line += [format_difference(estimate(found["gap"]), 4)]
+        line += [format_estimate(estimate(found[f"all {at}"]), 4) for at in ENDS]
+        lines.append(line)
+    head = ["model", *(f"{at} merge, DeiT-S ({published.LABEL})" for at in ENDS)]
+    head += [f"{at} merge, lowest 1 %" for at in ENDS] + ["last - first"]
+    head += [f"{at} merge, all images" for at in ENDS]
+    count = lowest_count(len(context.images))
+    note = (
+        f"The lowest 1 % are {count} of {len(context.images)} images, chosen anew for "
+        f"each figure (published: 500 of 50,000). {_note(context)}"
+    )
+    if count < FEW_IMAGES:
+        note += f" Of {count} image{'s' * (count > 1)} an interval means little."
+    title = "likeness of merged pairs"
+    render.page(context, "similarity", title, render.table(head, lines), note)
 
 
-def pair_distance(result, width):
-    """Mean distance in patches of the pairs merged, of tokens that are patches. [B].
+def first_and_last(context, pretrained, reduction):
+    """Estimates by "lowest first", "all last", ..., and their "gap" (of the lowest)."""
+    model = merges.observed(pretrained.model(reduction))
+    merging = [site for site in merges.sites(model) if site.merges]
+    ends = dict(zip(ENDS, (merging[0], merging[-1]), strict=True))
 
-    width: patches a row; between the centres of the patches.
-    """
-    left, partner = pairs(result)
-    rows, columns = left // width - partner // width, left % width - partner % width
-    return jnp.mean(jnp.sqrt(rows.astype(jnp.float32) ** 2 + columns**2), axis=1)
+    def measure(outputs, batch):
+        return {
+            at: merges.pair_similarity(
+                outputs.taps[site.place], outputs.results[site.place]
+            )
+            for at, site in ends.items()
+        }
 
+    def summarize(arrays):
+        first, last = (arrays[at].astype(np.float64) for at in ENDS)
+        gap = statistics.bootstrap(
+            lambda index: lowest(last[index]) - lowest(first[index]), len(first)
+        )
+        found = {"gap": gap}
+        for at, values in (("first", first), ("last", last)):
+            found[f"all {at}"] = statistics.mean(values)
+            found[f"lowest {at}"] = statistics.bootstrap(
+                lambda index, values=values: lowest(values[index]), len(values)
+            )
+        return found
 
-def merged_slots(result):
-    """Which tokens after a matching hold several tokens from before it. [B, n_out]."""
-    slots = result.lists.slots
-    place = jnp.arange(result.n_out)[None, :, None]
-    return jnp.any(slots[:, None, :] == place, axis=2)
-
-
-def attentive_share(merged, cls_attn, kept):
-    """Share of the `merged` tokens [B, n] among the `kept` most attended. [B]."""
-    among = rank(cls_attn) < kept
-    return jnp.sum(merged & among, axis=1) / jnp.sum(merged, axis=1)
-
-
-def taking_part(result, n, both):
-    """Which of `n` tokens a matching merges: those that leave, with `both` the
-    tokens that they are merged into, too. [B, n] bool."""
-    left, partner = pairs(result)
-    tokens = jnp.concatenate([left, partner], axis=1) if both else left
-    return jnp.any(tokens[:, None, :] == jnp.arange(n)[None, :, None], axis=2)
-
-
-def overlap(members, cls_attn, percent):
-    """Percent of the `members` [B, n] among the `percent` % most attended. [B]."""
-    return 100 * attentive_share(
-        members, cls_attn, top_count(cls_attn.shape[1], percent)
+    return context.analyze(
+        "similarity", pretrained, reduction, measure, model, summarize
     )
 
 
-def top_count(n, percent):
-    """How many of `n` tokens the most attended `percent` % are.
+def lowest_count(images: int) -> int:
+    """How many images the lowest share is, at least one."""
+    return max(1, round(LOWEST * images))
 
-    Rounded up, so that the top 70 % and ImagePiece's lowest 30 % share no token.
+
+def lowest(values: np.ndarray) -> float:
+    """Mean of the lowest 1 % of values [images]."""
+    return float(np.sort(values)[: lowest_count(len(values))].mean())
+
+
+def overlap(context):
+    """Table 7: share of ToMe's first merged tokens that are well attended; overlap.md.
+
+    Percent of the tokens merged in the first block that are among the top k % by that
+    block's class attention; by chance k %. The paper does not say whether "merged" are
+    the tokens that leave or also those they are merged into: both are here.
     """
-    return ceil(percent / 100 * n)
+    lines = []
+    for size, values in published.OVERLAP.items():
+        cells = [render.number(value) for value in values]
+        lines.append(
+            [f"ToMe, {published.SIZES[size]}", f"not said ({published.LABEL})", *cells]
+        )
+    for row in ROWS:
+        models = find(context, row)
+        for kind in KINDS if models else ():
+            found = attended_shares(context, *models[0])
+            figures = [found[f"{kind} {k}"] for k in published.OVERLAP_K]
+            cells = [format_estimate(estimate(figure)) for figure in figures]
+            lines.append([row.name, f"{kind} (measured)", *cells])
+    lines.append(["chance", "", *(f"{k}" for k in published.OVERLAP_K)])
+    head = ["model", "merged are", *(f"top {k} %" for k in published.OVERLAP_K)]
+    note = (
+        "src: the tokens that leave; both: and those they are merged into. ImagePiece "
+        "merges among the least attended 30 %, so its zeros are by construction. "
+        f"{_note(context)}"
+    )
+    title = "merged tokens among the most attended, %"
+    render.page(context, "overlap", title, render.table(head, lines), note)
 
 
-def _cosine_of_rows(a, b, eps=1e-6):
-    """Of each row of `a` with the same row of `b`, in float32. [B, r, d] -> [B, r]."""
-    a, b = a.astype(jnp.float32), b.astype(jnp.float32)
-    norms = jnp.sum(a * a, axis=-1) + eps, jnp.sum(b * b, axis=-1) + eps
-    return jnp.sum(a * b, axis=-1) * jax.lax.rsqrt(norms[0]) * jax.lax.rsqrt(norms[1])
+def attended_shares(context, pretrained, reduction):
+    """Estimates by "src 30", "both 30", ..., percent, of the first reducing block."""
+    model = merges.observed(pretrained.model(reduction))
+    site = next(site for site in merges.sites(model) if site.merges)
+
+    def measure(outputs, batch):
+        result = outputs.results[site.place]
+        attention = outputs.taps[site.place].cls_attn
+        members = {
+            kind: merges.taking_part(result, site.counts.n_in, both)
+            for kind, both in KINDS.items()
+        }
+        return {
+            f"{kind} {k}": merges.percent_attended(members[kind], attention, k)
+            for kind in KINDS
+            for k in published.OVERLAP_K
+        }
+
+    def summarize(arrays):
+        names = [name for name in arrays if name != "index"]
+        return {name: statistics.mean(arrays[name]) for name in names}
+
+    return context.analyze("overlap", pretrained, reduction, measure, model, summarize)
+
+
+def lcb_similarity(context):
+    """Table 8: likeness of ImagePiece's first pairs by stem; lcb-similarity.md.
+
+    Of the merged pairs, of all pairs that could have been merged, and how far apart on
+    the image the merged ones are.
+    """
+    lines = []
+    for stem, row in STEMS.items():
+        line = [row.name, render.number(published.LCB_SIMILARITY[stem], 4)]
+        models = find(context, row, matched=False, stems=tuple(STEMS))
+        if not models:
+            lines.append([*line, "", *[render.BLANK] * len(STEM_FIGURES)])
+        for pretrained, reduction in models:
+            found = first_merge(context, pretrained, reduction)
+            cells = [format_estimate(estimate(found[name]), 3) for name in STEM_FIGURES]
+            lines.append([*line, pretrained.seed, *cells])
+    head = ["model", f"DeiT-S, lowest 1 % ({published.LABEL})", "seed"]
+    note = f"Of ImagePiece's first merge. {_note(context)}"
+    if context.models.trains:
+        note += " Here the convolutional stem is fresh, and has learned little."
+    text = render.table([*head, *STEM_FIGURES.values()], lines)
+    title = "likeness of candidates by stem"
+    render.page(context, "lcb-similarity", title, text, note)
+
+
+def first_merge(context, pretrained, reduction):
+    """Estimates by the names of STEM_FIGURES."""
+    model = merges.observed(pretrained.model(reduction))
+    site = next(site for site in merges.sites(model) if site.merges)
+    width = pretrained.image_size // model.patch_size
+
+    def measure(outputs, batch):
+        result, taps = outputs.results[site.place], outputs.taps[site.place]
+        return {
+            "pairs": merges.pair_similarity(taps, result),
+            "candidates": merges.candidate_similarity(taps, site.counts),
+            "distance": merges.pair_distance(result, width),
+        }
+
+    def summarize(arrays):
+        pairs = arrays["pairs"].astype(np.float64)
+        means = ("pairs", "candidates", "distance")
+        found = {name: statistics.mean(arrays[name]) for name in means}
+        found["lowest"] = statistics.bootstrap(lambda i: lowest(pairs[i]), len(pairs))
+        return found
+
+    return context.analyze(
+        "lcb-similarity", pretrained, reduction, measure, model, summarize
+    )
+
+
+def _note(context, after=""):
+    parts = [render.models_note(context), after, render.images_note(context)]
+    return " ".join(filter(None, parts))

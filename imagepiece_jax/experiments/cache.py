@@ -1,8 +1,8 @@
-"""Has this point been measured already? One line of JSON each, kept as it comes.
+"""Cache of measured results: one line of JSON each in a folder's points.jsonl.
 
-A point is known by its whole setting: measured with the same one before, it is read
-and not measured again, unless asked. A line is on disk before the next point starts,
-so a sweep that was killed goes on where it was.
+A result is identified by its whole setting: what was measured with the same one is
+read and not measured again, unless asked. A line is on disk before the next measurement
+starts, so a command that was stopped resumes where it was.
 """
 
 import json
@@ -10,6 +10,8 @@ import os
 import pathlib
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 from imagepiece_jax.common.files import append_line, git_revision, lock, make_folder
 from imagepiece_jax.errors import InputError
@@ -17,14 +19,19 @@ from imagepiece_jax.errors import InputError
 FILE = "points.jsonl"
 
 
-class Points:
-    """All points of a folder; close it to let other processes measure into it.
+class ResultCache:
+    """All results in a folder; close it to let other processes measure into it.
 
-    again: measure every point once more, at its first use. `versions` (of libraries
-    and device) stands in each new line.
+    again: measure everything once more, at its first use. `versions` (of libraries and
+    device) stands in each new line.
     """
 
-    def __init__(self, folder, again=False, versions=None):
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        again: bool = False,
+        versions: dict[str, Any] | None = None,
+    ):
         path = pathlib.Path(folder) / FILE
         make_folder("--out", folder)
         try:
@@ -39,7 +46,7 @@ class Points:
             "another --out",
         )
         try:
-            known = _read(self._file, path)  # of a torn last line the file is rid now
+            known = _read(self._file, path)  # also cuts off a torn last line
         except InputError:
             self._file.close()
             raise
@@ -50,11 +57,13 @@ class Points:
     def close(self):
         self._file.close()
 
-    def result(self, setting, measure, what="a point"):
-        """What `measure()` gives for `setting`, both dicts of JSON values.
+    def result(
+        self, setting: dict, measure: Callable[[], dict], what: str = "a point"
+    ) -> dict:
+        """The result of `measure()` for `setting`, both dicts of JSON values.
 
-        From the file where a line has the same setting; else it is told on stderr that
-        `what` is being measured, and how long it took.
+        From the file where a line has the same setting; else stderr shows that `what`
+        is being measured, and how long it took.
         """
         key = _key(setting)
         if key not in self._known:
@@ -83,7 +92,7 @@ def _key(setting):
 
 
 def _read(file, path):
-    """{key: result} of all whole lines; a last one that is torn is cut off."""
+    """{key: result} of all whole lines; a torn last line is cut off."""
     file.seek(0)
     known, whole = {}, 0
     lines = file.read().split(b"\n")
@@ -93,7 +102,7 @@ def _read(file, path):
             known[_key(entry["setting"])] = entry["result"]
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(
-                f"{path}, line {number} is not a measured point ({error!r}): mend or "
+                f"{path}, line {number} is not a measured point ({error!r}): fix or "
                 "remove the line"
             ) from error
         whole += len(line) + 1

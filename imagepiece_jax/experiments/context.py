@@ -1,78 +1,193 @@
-"""What do all experiments share? Images, models, and how a point is measured."""
+"""Context of an experiment: its models and images, and how they are measured."""
 
 import base64
 import dataclasses
 import functools
+import os
 import pathlib
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Protocol
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from imagepiece_jax.benchmark import device, timer
 from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy, statistics
+from imagepiece_jax.experiments.cache import ResultCache
+from imagepiece_jax.experiments.images import Images
 from imagepiece_jax.inference import optimize
-from imagepiece_jax.models import pretrained, registry
+from imagepiece_jax.models import registry
+from imagepiece_jax.models.pretrained import Pretrained, for_analysis
 from imagepiece_jax.models.run_files import RUN_CONFIG
 from imagepiece_jax.reduction import settings
 
-KEPT = 64  # compiled programs
-INPUTS = 4  # different batches of noise that take turns on the clock
+MAX_PROGRAMS = 64  # compiled evaluation steps that are kept
+INPUTS = 4  # batches of noise that a timed program cycles through
+
+
+class Models(Protocol):
+    """Where the models of a table's rows come from.
+
+    OffTheShelf: one checkpoint for all; TrainedRuns: a folder of runs;
+    finetune.Finetuner: short runs that are made when they are needed.
+    """
+
+    trains: bool  # whether models are made here
+    note: str  # a sentence on how the models came to be
+
+    def find(
+        self, reduction: Mapping, stem: str, matched: bool, stems: tuple[str, ...]
+    ) -> list[tuple[Pretrained, Mapping]]:
+        """(weights, reduction) pairs of one row, one a seed; [] where there is none.
+
+        matched, stems: for models that are made here, whether at equal GMACs, and with
+        which stems.
+        """
+
+    def names(self) -> list[str]:
+        """What there is, for an error sentence; empty where that says nothing."""
+
+    def sizes(self) -> set[tuple[int, int]]:
+        """(classes, image size) of all models."""
+
+    def paths(self) -> list[pathlib.Path]:
+        """Weights whose classes must be those of the images."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Lab:
+class OffTheShelf:
+    """One checkpoint, which every reduction is applied to without training."""
+
+    pretrained: Pretrained
+    trains = False
+    note = (
+        "One checkpoint for all rows, off the shelf: but for the reduction that it was "
+        "trained with, no row is a measure of a method as published."
+    )
+
+    def find(self, reduction, stem, matched, stems):
+        same = self.pretrained.stem == stem
+        return [(self.pretrained, reduction)] if same else []
+
+    def names(self):
+        return []
+
+    def sizes(self):
+        return {(self.pretrained.fields["num_classes"], self.pretrained.image_size)}
+
+    def paths(self):
+        return [self.pretrained.path]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainedRuns:
+    """Runs, each matched with a row by its stem and all fields of its reduction."""
+
+    runs: tuple[Pretrained, ...]
+    trains = False
+    note = "Trained models, each with the reduction it was trained with."
+
+    def find(self, reduction, stem, matched, stems):
+        wanted = settings.completed(reduction)
+        return [
+            (run, run.reduction)
+            for run in self.runs
+            if run.stem == stem and run.reduction == wanted
+        ]
+
+    def names(self):
+        return [f"{r.path.name} ({r.reduction['name']}, {r.stem})" for r in self.runs]
+
+    def sizes(self):
+        return {(run.fields["num_classes"], run.image_size) for run in self.runs}
+
+    def paths(self):
+        return [run.path for run in self.runs]
+
+
+def runs_in(folder: str | os.PathLike, dtype: str | None = None) -> list[Pretrained]:
+    """All runs in `folder`, by name; InputError if there are none."""
+    found = sorted(pathlib.Path(folder).glob(f"*/{RUN_CONFIG}"))
+    if not found:
+        raise InputError(
+            f"--runs {folder} holds no run; allowed is a folder whose folders are runs "
+            "of train.py"
+        )
+    return [for_analysis(path.parent, dtype=dtype) for path in found]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Settings of single experiments; their flags have the same names."""
+
+    mask_fill: str = "mean"
+    mask_grid: bool = False
+    budget: tuple[float, ...] = (0.5,)
+    metric: str = "gmacs"
+    candidates: int = 48
+    size: str = "deit_s"
+    batch_sizes: tuple[int, ...] = (1, 8, 32, 64, 128, 256)
+    modes: tuple[str, ...] = ("inference", "copy", "train")
+    dtype: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Context:
     """Everything that an experiment is given.
 
-    subject: the one model, off the shelf; trained: runs that were given; small: what
-    makes runs where none are (small.Small). rules, speed_batch, timed: how, and
-    whether, the clock runs; options: what single experiments are told.
+    models, images: None for `throughput`, which needs neither; config: what --config
+    gave; load_config: one of the package's configs by its file name; rules,
+    speed_batch, timed: how, and whether, speeds are measured.
     """
 
-    points: Any
-    images: Any
+    cache: ResultCache
     out: pathlib.Path
-    subject: pretrained.Pretrained | None = None
-    trained: tuple = ()
-    small: Any = None
+    models: Models | None = None
+    images: Images | None = None
+    config: ConfigDict | None = None
+    load_config: Callable[[str], ConfigDict] | None = None
     rules: timer.Rules = timer.Rules()
     speed_batch: int = 64
     timed: bool = True
-    options: dict = dataclasses.field(default_factory=dict)
-    steps: dict = dataclasses.field(default_factory=dict)  # compiled, the last few
+    options: Options = Options()
+    programs: dict = dataclasses.field(default_factory=dict)
 
-    def one(self):
-        """The model of an experiment that asks one; InputError where there is none."""
-        if self.subject is None:
+    @property
+    def pretrained(self) -> Pretrained:
+        """The one checkpoint of an experiment that needs one; InputError without."""
+        if not isinstance(self.models, OffTheShelf):
             raise InputError("--weights is missing: a weights file or a run's folder")
-        return self.subject
+        return self.models.pretrained
 
-    def answers(self, subject, reduction, images=None):
-        """What `subject` with `reduction` says of all images: an Answers."""
-        return self._answers(subject, reduction, images or self.images, {}, None)
+    def evaluate(self, pretrained, reduction, images: Images | None = None):
+        """Result of `pretrained` with `reduction` on all images, or on these."""
+        return self._evaluate(pretrained, reduction, images or self.images)
 
-    def altered(self, subject, reduction, alteration, alter, prepare):
-        """`answers` to images changed by `alter` (see accuracy.eval_step).
+    def evaluate_altered(self, pretrained, reduction, alteration, alter, prepare):
+        """`evaluate` on images changed by `alter` (see accuracy.eval_step).
 
         alteration: what it does, as part of the setting; prepare(batch): the batch with
         what `alter` reads. The same `alter` is compiled once for a model.
         """
-        return self._answers(
-            subject, reduction, self.images, alteration, (alter, prepare)
+        return self._evaluate(
+            pretrained, reduction, self.images, alteration, alter, prepare
         )
 
-    def _answers(self, subject, reduction, images, more, altering):
-        setting = self._setting("accuracy", subject, reduction, images) | more
+    def _evaluate(
+        self, pretrained, reduction, images, alteration=None, alter=None, prepare=None
+    ):
+        setting = self._setting("accuracy", pretrained, reduction, images)
+        setting |= alteration or {}
 
         def measure():
-            model = subject.model(reduction)
-            variables, untrained = subject.variables(model)
-            alter, prepare = altering or (None, None)
+            model = pretrained.model(reduction)
+            variables, untrained = pretrained.variables(model)
             batches = images.batches()
             batches = map(prepare, batches) if prepare else batches
-            step = self._step(subject, reduction, alter)
+            step = self._step(pretrained, reduction, alter)
             found = accuracy.evaluate(step, parallel.replicate(variables), batches)
             return {
                 "acc1": found.acc1,
@@ -81,74 +196,76 @@ class Lab:
                 "probability": float(found.each["probability"].mean()),
                 "images": found.images,
                 "untrained_selectors": untrained,
-                **plan_facts(model, subject.image_size),
-                "right": _packed(found.each["right"]),
+                **plan_facts(model, pretrained.image_size),
+                "right": _encode(found.each["right"]),
             }
 
         what = f"{settings.label(reduction)}, {len(images)} images"
-        return Answers(self.points.result(setting, measure, what))
+        return Result(self.cache.result(setting, measure, what))
 
-    def _step(self, subject, reduction, alter):
+    def _step(self, pretrained, reduction, alter):
         """A compiled step, kept for other seeds and images of the same model."""
-        fields = [subject.fields[name] for name in sorted(subject.fields)]
+        fields = [pretrained.fields[name] for name in sorted(pretrained.fields)]
         key = str(fields), str(settings.completed(reduction)), alter
-        if key not in self.steps:
-            while len(self.steps) >= KEPT:
-                self.steps.pop(next(iter(self.steps)))
-            model = subject.model(reduction)
-            self.steps[key] = accuracy.compiled(model, alter=alter)
-        return self.steps[key]
+        if key not in self.programs:
+            while len(self.programs) >= MAX_PROGRAMS:
+                self.programs.pop(next(iter(self.programs)))
+            model = pretrained.model(reduction)
+            self.programs[key] = accuracy.compiled(model, alter=alter)
+        return self.programs[key]
 
-    def inside(self, kind, subject, reduction, measure, model, summarise):
-        """What `measure(outputs, batch)` finds in `model`, by `summarise(arrays)`.
+    def analyze(self, kind, pretrained, reduction, measure, model, summarize) -> dict:
+        """Figures inside of `model`: summarize({name: [images, ...]}), JSON values.
 
-        kind: what it is, as part of the setting. -> a dict of JSON values.
+        kind: the name of the analysis in the setting; measure(outputs, batch): {name:
+        [m, ...]} of the images of a batch.
         """
-        setting = self._setting(kind, subject, reduction, self.images)
+        setting = self._setting(kind, pretrained, reduction, self.images)
 
         def found():
-            variables, _ = subject.variables(subject.model(reduction))
+            variables, _ = pretrained.variables(pretrained.model(reduction))
             step = accuracy.compiled(model, measure=measure)
+            batches = self.images.batches()
             arrays = accuracy.evaluate(
-                step, parallel.replicate(variables), self.images.batches()
+                step, parallel.replicate(variables), batches
             ).each
-            return summarise(arrays) | {"images": len(arrays["index"])}
+            return summarize(arrays) | {"images": len(arrays["index"])}
 
         what = f"inside {settings.label(reduction)}, {len(self.images)} images"
-        return self.points.result(setting, found, what)
+        return self.cache.result(setting, found, what)
 
-    def speed(self, subject, reduction):
-        """How many times as fast as the dense model of the same weights, in turns.
+    def speed(self, pretrained, reduction) -> dict | None:
+        """Speed relative to the dense model of the same weights, timed in turns.
 
-        dict: ratio, ratio_min, ratio_max, throughput (img/s, median), ms a batch;
-        None where nothing is to be timed.
+        ratio, ratio_min, ratio_max, throughput (img/s, median), ms a batch; None where
+        nothing is timed.
         """
         if not self.timed:
             return None
         setting = {
             "kind": "speed",
-            "fields": _plain(subject.fields),
+            "fields": _plain(pretrained.fields),
             "reduction": _plain(settings.completed(reduction)),
             "batch_size": self.speed_batch,
             "device": device.name(),
             **dataclasses.asdict(self.rules),
         }
-        return self.points.result(
+        return self.cache.result(
             setting,
-            functools.partial(self._time, subject, reduction),
+            functools.partial(self._time, pretrained, reduction),
             f"the speed of {settings.label(reduction)}",
         )
 
-    def _time(self, subject, reduction):
+    def _time(self, pretrained, reduction):
         jobs, seconds = {}, {}
         for name, wanted in (("dense", settings.DENSE), ("reduced", reduction)):
-            model = subject.model(wanted)
-            variables, _ = subject.variables(model)
+            model = pretrained.model(wanted)
+            variables, _ = pretrained.variables(model)
             fast = optimize.optimize(
                 model,
                 variables,
                 batch_size=self.speed_batch,
-                dtype=subject.fields.get("dtype", device.fast_dtype()),
+                dtype=pretrained.fields.get("dtype", device.fast_dtype()),
             )
             seconds[name] = fast.compile_seconds
             jobs[name] = device.job(functools.partial(_call, fast, _noise(fast)))
@@ -167,46 +284,35 @@ class Lab:
             "compile_s": seconds["reduced"],
         }
 
-    def _setting(self, kind, subject, reduction, images):
+    def _setting(self, kind, pretrained, reduction, images):
         return {
             "kind": kind,
-            "weights": subject.digest,
-            "fields": _plain(subject.fields),
+            "weights": pretrained.digest,
+            "fields": _plain(pretrained.fields),
             "reduction": _plain(settings.completed(reduction)),
-            "use": subject.use(reduction),
-            "trained_as": _plain(subject.reduction),
-            "seed": subject.seed,
+            "use": pretrained.use(reduction),
+            "trained_as": _plain(pretrained.reduction),
+            "seed": pretrained.seed,
             **images.setting,
         }
 
 
-def runs_in(folder, dtype=None):
-    """All runs in `folder` by name, as Pretrained; InputError if there are none."""
-    found = sorted(pathlib.Path(folder).glob(f"*/{RUN_CONFIG}"))
-    if not found:
-        raise InputError(
-            f"--runs {folder} holds no run; allowed is a folder whose folders are runs "
-            "of train.py"
-        )
-    return [pretrained.for_analysis(path.parent, dtype=dtype) for path in found]
+class Result:
+    """A cached evaluation: figures, and `right`, bool [images] in the set's order."""
 
-
-class Answers:
-    """One model's answers: `right` [images] bool, and the figures of its point."""
-
-    def __init__(self, result):
-        self.figures = result
-        self.right = _unpacked(result["right"], result["images"])
+    def __init__(self, figures: dict):
+        self.figures = figures
+        self.right = _decode(figures["right"], figures["images"])
 
     def __getitem__(self, name):
         return self.figures[name]
 
     @property
-    def accuracy(self):
+    def accuracy(self) -> statistics.Estimate:
         return statistics.accuracy(self.right)
 
 
-def plan_facts(model, image_size):
+def plan_facts(model, image_size: int) -> dict:
     """What a plan decides: GMACs, tokens into and out of each block, tokens left."""
     return {
         "gmacs": registry.model_macs(model, image_size) / 1e9,
@@ -224,11 +330,12 @@ def _noise(fast):
     return [jax.random.normal(k, fast.images.shape, fast.images.dtype) for k in keys]
 
 
-def _packed(right):
+def _encode(right):
+    """bool [n] as bits in base64."""
     return base64.b64encode(np.packbits(right).tobytes()).decode()
 
 
-def _unpacked(text, count):
+def _decode(text, count):
     data = np.frombuffer(base64.b64decode(text), np.uint8)
     return np.unpackbits(data)[:count].astype(bool)
 

@@ -1,23 +1,25 @@
-"""What do the methods come to on a small set? Short fine-tunings, all alike.
+"""Short fine-tunings of all methods on a small set, alike in everything else.
 
 Every seed starts with a dense fine-tuning of the given weights. From its last weights
-every method goes on for as long again, the dense model too, by the same config: so all
+every method trains for as long again, the dense model too, by the same config: so all
 have seen the same images equally often, and methods that need a teacher have one. Each
-run is one of train.py's in a folder of its own: a killed one goes on, a finished one is
-only read.
+run is one of train.py's in a folder of its own: a stopped one resumes, a finished one
+is only read.
 """
 
 import dataclasses
 import functools
+import pathlib
 
 import jax
-from ml_collections import config_dict
+from ml_collections import ConfigDict
 
 from imagepiece_jax.data.sources import open_source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.experiments import match_cost
-from imagepiece_jax.models import pretrained, summary
+from imagepiece_jax.models import summary
 from imagepiece_jax.models.class_names import other_class
+from imagepiece_jax.models.pretrained import Pretrained, for_analysis
 from imagepiece_jax.reduction import methods, settings
 from imagepiece_jax.training import from_config
 from imagepiece_jax.training.trainer import train_and_evaluate
@@ -27,31 +29,60 @@ REFERENCE = {"name": "imagepiece"}  # whose cost the others are matched to
 LEARNING = {"backbone_lr": 1.0, "frozen_epochs": 0.0}
 
 
-class Small:
-    """Short runs in `folder`, made when they are asked for.
+class Finetuner:
+    """`context.Models` that are short runs in `folder`, trained when they are needed.
 
-    config: how they are trained; given: the Subject whose weights they start from;
-    data: a set with a train split; seeds: of the runs, one run each.
+    config: how they are trained; pretrained: the weights that they start from; data: a
+    set with a train split; seeds: of the runs, one run each.
     """
 
-    def __init__(self, config, given, data, folder, seeds):
-        self.config, self.given = config, given
+    trains = True
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        pretrained: Pretrained,
+        data: str,
+        folder: pathlib.Path,
+        seeds: list[int],
+    ):
+        self.config, self.pretrained = config, pretrained
         self.data, self.folder, self.seeds = data, folder, seeds
         source = open_source(data, "train")
-        self.classes, self.class_names = source.num_classes, source.class_names
+        self.num_classes, self.class_names = source.num_classes, source.class_names
 
-    def runs(self, reduction, stem, matched):
-        """A Subject for each seed; `matched`: at the GMACs of ImagePiece's default.
+    @property
+    def note(self):
+        seeds = ", ".join(map(str, self.seeds))
+        return (
+            f"Fine-tuned here: {self.config.epochs} epochs dense, then as many with "
+            f"each reduction, seeds {seeds}."
+        )
 
-        Of a method that no rate makes fit this model there are none.
+    def find(self, reduction, stem, matched, stems):
+        """(run, reduction) of each seed; `matched`: at the GMACs of ImagePiece's
+        default. [] for a stem outside of `stems`, and for a method that fits this model
+        at no rate.
         """
+        if stem not in stems:
+            return []
         if matched and reduction not in (settings.DENSE, REFERENCE):
             try:
                 reduction = self.match(reduction)
             except InputError as error:
                 print(f"{label(reduction)} is left out: {error}", flush=True)
                 return []
-        return [self._trained(reduction, stem, seed) for seed in self.seeds]
+        runs = [self._trained(reduction, stem, seed) for seed in self.seeds]
+        return [(run, run.reduction) for run in runs]
+
+    def names(self):
+        return []
+
+    def sizes(self):
+        return {(self.num_classes, self.config.image_size)}
+
+    def paths(self):
+        return []
 
     def match(self, reduction):
         """`reduction` at the rate whose GMACs are nearest to the reference's."""
@@ -61,12 +92,12 @@ class Small:
 
     @functools.cached_property
     def _dense(self):
-        """Shapes of the models that are trained, with the stem that was given."""
-        fields = self.given.fields | {
-            "num_classes": self.classes,
+        """The dense model that is trained, with the stem of the given weights."""
+        fields = self.pretrained.fields | {
+            "num_classes": self.num_classes,
             "image_size": self.config.image_size,
         }
-        return pretrained.Pretrained(self.given.path, fields, settings.DENSE)
+        return Pretrained(self.pretrained.path, fields, settings.DENSE)
 
     def _trained(self, reduction, stem, seed):
         start = self._start(stem, seed)
@@ -80,26 +111,27 @@ class Small:
         return self._run(config, f"{label(reduction)}_{stem}_seed{seed}")
 
     def _start(self, stem, seed):
-        """Folder of the dense run that the others of this seed go on from."""
+        """Folder of the dense run that the others of this seed start from."""
         config = self._prepared(settings.DENSE, stem, seed)
-        fresh = () if stem == self.given.stem else ("patch_embed",)
-        others = self.classes != self.given.fields["num_classes"]
-        if others or other_class(self.given.path, self.class_names):
+        given = self.pretrained
+        fresh = () if stem == given.stem else ("patch_embed",)
+        others = self.num_classes != given.fields["num_classes"]
+        if others or other_class(given.path, self.class_names):
             fresh += ("head",)
-        config.init.weights, config.init.fresh = str(self.given.path), fresh
+        config.init.weights, config.init.fresh = str(given.path), fresh
         return self._run(config, f"start_{stem}_seed{seed}").path
 
     def _prepared(self, reduction, stem, seed):
-        """The config of a run, but for what it starts from."""
+        """The config of a run, without the weights that it starts from."""
         config = self.config.copy_and_resolve_references()
         own = {k: v for k, v in reduction.items() if k not in settings.MODEL_FIELDS}
         known = {field.name for field in dataclasses.fields(methods.create(**own))}
         own |= {name: value for name, value in LEARNING.items() if name in known}
         with config.unlocked():
-            config.reduction = config_dict.ConfigDict(own)
+            config.reduction = ConfigDict(own)
         if "prop_attn" in reduction:
             config.model.prop_attn = reduction["prop_attn"]
-        config.seed, config.num_classes = seed, self.classes
+        config.seed, config.num_classes = seed, self.num_classes
         config.model.stem, config.data.name = stem, self.data
         # One evaluation, at the end: no checkpoint is chosen on the test images.
         config.eval_every_epochs, config.init.evaluate = config.epochs, False
@@ -109,11 +141,40 @@ class Small:
     def _run(self, config, name):
         print(f"training {name}", flush=True)
         train_and_evaluate(config, self.folder / name)
-        jax.clear_caches()  # or its programs stay, which no other run has a use for
-        return pretrained.for_analysis(self.folder / name)
+        jax.clear_caches()  # its programs would stay, and no other run uses them
+        return for_analysis(self.folder / name)
 
 
-def label(reduction):
+def finetuning_config(
+    config: ConfigDict,
+    pretrained: Pretrained,
+    dtype: str,
+    resize: str | None,
+    workers: int,
+    given: bool,
+) -> ConfigDict:
+    """`config` completed for a Finetuner: as the command's flags and the weights say.
+
+    given: whether it is the user's own; then InputError where its stem, class token or
+    normalization are not those of the weights.
+    """
+    config.model.dtype = dtype
+    config.data.resize = resize or config.data.resize
+    config.data.workers = workers
+    config.data.threads = 2 if workers else 0
+    for name in ("stem", "class_token", "mean", "std"):
+        value = config.model[name]
+        if not given or value is None:
+            config.model[name] = pretrained.fields.get(name, value)
+        elif value != pretrained.fields.get(name, value):
+            raise InputError(
+                f"config.model.{name} is {value!r}, but the weights have "
+                f"{pretrained.fields[name]!r}; allowed is that"
+            )
+    return config
+
+
+def label(reduction) -> str:
     """A reduction as the name of a folder: "evit_keep_rate=0.5"."""
     fields = [f"{k}={v}" for k, v in reduction.items() if k != "name"]
     text = "_".join(

@@ -1,4 +1,4 @@
-"""Figure 3: how does accuracy fall when a trained model is made faster and faster?
+"""Figure 3: accuracy of a trained model as it is made faster and faster.
 
 Nothing is trained for the harsher rates: each method's weights (or one checkpoint for
 all) are evaluated at one rate after another. DynamicViT's selectors then keep another
@@ -8,68 +8,67 @@ share than they were trained for.
 import numpy as np
 
 from imagepiece_jax.evaluate import statistics
-from imagepiece_jax.experiments import published, render, table1, table2
-from imagepiece_jax.experiments.rows import DENSE, find, form
+from imagepiece_jax.evaluate.statistics import format_difference, format_estimate
+from imagepiece_jax.experiments import published, render, tables
+from imagepiece_jax.experiments.rows import DENSE, find
 
 RATES = (0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
+# Method -> rows that may be trained, the first that is there; its rates.
 SWEEPS = {
     "ImagePiece": (
-        (table1.IMAGEPIECE, table1.IMAGEPIECE_PATCH),
+        (tables.IMAGEPIECE, tables.IMAGEPIECE_PATCH),
         [{"keep_rate": rate} for rate in RATES],
     ),
-    "EViT": ((table1.EVIT,), [{"keep_rate": r} for r in (*RATES[1:], 0.27)]),
-    "DynamicViT": ((table1.DYNAMICVIT,), [{"keep_rate": r} for r in RATES[1:]]),
-    "ToMe": ((table2.TOME,), [{"r": r} for r in (13, 16, 18, 20, 23, 25)]),
+    "EViT": ((tables.EVIT,), [{"keep_rate": r} for r in (*RATES[1:], 0.27)]),
+    "DynamicViT": ((tables.DYNAMICVIT,), [{"keep_rate": r} for r in RATES[1:]]),
+    "ToMe": ((tables.TOME,), [{"r": r} for r in (13, 16, 18, 20, 23, 25)]),
 }
-"""Method -> rows that may be trained, the first that is there; its rates."""
 
 
-def run(lab):
+def hyperspeed(context):
     """Measure the curves, and write hyperspeed.md and two plots."""
-    dense = find(lab, DENSE)
-    base = [lab.answers(*model) for model in dense]
+    base = [context.evaluate(*model) for model in find(context, DENSE)]
     curves = {}
     for rows, rates in SWEEPS.values():
-        found = ((row.name, find(lab, row)) for row in rows)
+        found = ((row.name, find(context, row)) for row in rows)
         name, models = next((pair for pair in found if pair[1]), ("", []))
         if models:
-            curve = [_point(lab, models, rate, base) for rate in rates]
+            curve = [_point(context, models, rate, base) for rate in rates]
             name += " (untrained selectors)" * curve[0]["untrained"]
             curves[name] = curve
     parts = [_table(curves), _areas(curves, "gmacs", "GMACs")]
     by_cost = {name: [(p["gmacs"], p["acc1"]) for p in c] for name, c in curves.items()}
-    path = lab.out / "hyperspeed_gmacs.png"
+    path = context.out / "hyperspeed_gmacs.png"
     render.curves(path, "GMACs an image", "accuracy, %", by_cost)
-    if lab.timed:
+    if context.timed:
         by_speed = {
             name: [(p["speed"]["ratio"], p["acc1"]) for p in c]
             for name, c in curves.items()
         }
-        path = lab.out / "hyperspeed_speed.png"
+        path = context.out / "hyperspeed_speed.png"
         render.curves(path, "times as fast as dense", "accuracy, %", by_speed)
         parts.append(_areas(curves, "ratio", "times as fast as dense"))
-    told = [render.images_note(lab), form(lab), render.speed_note(lab)]
-    parts += [_printed(), " ".join(filter(None, [*told, "No rate was trained for."]))]
-    render.page(lab, "hyperspeed", "accuracy against speed", *parts)
+    notes = [render.images_note(context), render.models_note(context)]
+    notes += [render.speed_note(context), "No rate was trained for."]
+    parts += [_printed(), " ".join(filter(None, notes))]
+    render.page(context, "hyperspeed", "accuracy against speed", *parts)
 
 
-def _point(lab, models, rate, base):
-    """What is known of the models, one a seed, at this rate."""
-    models = [(subject, reduction | rate) for subject, reduction in models]
-    answers = [lab.answers(*model) for model in models]
-    rights = [each.right for each in answers]
-    speed = lab.speed(*models[0])
-    beside = (
-        [base[min(i, len(base) - 1)].right for i in range(len(rights))] if base else []
-    )
+def _point(context, models, rate, base):
+    """One point of a curve: the models, one a seed, at this rate."""
+    models = [(pretrained, reduction | rate) for pretrained, reduction in models]
+    results = [context.evaluate(*model) for model in models]
+    rights = [each.right for each in results]
+    speed = context.speed(*models[0])
+    beside = [base[min(i, len(base) - 1)].right for i in range(len(rights)) if base]
     return {
         "rate": ", ".join(f"{k}={v}" for k, v in rate.items()),
         "rights": rights,
         "acc1": statistics.accuracy(rights),
         "difference": statistics.paired_difference(rights, beside) if base else None,
-        "gmacs": answers[0]["gmacs"],
-        "tokens": answers[0]["tokens"],
-        "untrained": answers[0]["untrained_selectors"],
+        "gmacs": results[0]["gmacs"],
+        "tokens": results[0]["tokens"],
+        "untrained": results[0]["untrained_selectors"],
         "speed": speed,
         "ratio": speed["ratio"] if speed else None,
     }
@@ -83,8 +82,8 @@ def _table(curves):
             f"{point['gmacs']:.3f}",
             point["tokens"],
             render.speed_cell(point["speed"]),
-            statistics.format_estimate(point["acc1"]),
-            statistics.format_difference(point["difference"]),
+            format_estimate(point["acc1"]),
+            format_difference(point["difference"]),
         ]
         for name, curve in curves.items()
         for point in curve
@@ -93,8 +92,8 @@ def _table(curves):
     return render.table([*head, "acc1, %", "to dense, points"], lines)
 
 
-def area(x, accuracy, low, high):
-    """Mean of a curve of straight lines over low..high, in the unit of `accuracy`.
+def area(x, accuracy, low: float, high: float) -> float:
+    """Mean of a piecewise linear curve over low..high, in the unit of `accuracy`.
 
     x, accuracy: [points], in any order of x; both ends lie inside its range.
     """
@@ -105,7 +104,7 @@ def area(x, accuracy, low, high):
     return float(np.trapezoid(np.interp(at, x, accuracy), at) / (high - low))
 
 
-def common_range(curves, axis):
+def common_range(curves: dict, axis: str) -> tuple[float, float] | None:
     """Where all curves are defined: (low, high), None where nowhere."""
     low = max(min(point[axis] for point in curve) for curve in curves.values())
     high = min(max(point[axis] for point in curve) for curve in curves.values())
@@ -126,7 +125,7 @@ def _areas(curves, axis, name):
             return area(x, 100 * rights[:, index].mean(axis=1), *span)
 
         found = statistics.bootstrap(mean, rights.shape[1], repeats=500)
-        lines.append([method, statistics.format_estimate(found)])
+        lines.append([method, format_estimate(found)])
     head = ["method", f"mean acc1 from {span[0]:.3f} to {span[1]:.3f} {name}, %"]
     return render.table(head, lines)
 

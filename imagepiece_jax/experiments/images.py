@@ -1,4 +1,4 @@
-"""On which images? A split of a data set, or a part of it, as evaluation reads it."""
+"""The images that models are compared on: a split of a data set, or a part of it."""
 
 import functools
 
@@ -9,10 +9,10 @@ from imagepiece_jax.data import loader, transforms
 from imagepiece_jax.data.sources import Source, open_source
 from imagepiece_jax.errors import InputError
 
-HELD = 2**30  # bytes of pixels up to which images are read once and kept
+MAX_KEPT_BYTES = 2**30  # of pixels: smaller sets are read once and kept
 
 
-class Part(Source):
+class Subset(Source):
     """Some images of a source, in the order of `indices`."""
 
     def __init__(self, source, indices):
@@ -30,10 +30,9 @@ class Part(Source):
 
 
 class Images:
-    """The images that models are compared on, and how they are read.
+    """A source of images and how they are read.
 
-    name, resize: as config.data has them; limit: of larger sets every k-th image, about
-    so many; part: indices of the set that count, instead of all.
+    name, resize: as config.data has them; batch_size: rounded up to whole devices.
     """
 
     def __init__(self, source, name, image_size, *, resize, batch_size, workers):
@@ -43,22 +42,33 @@ class Images:
         self.batch_size = -(-batch_size // devices) * devices
 
     @classmethod
-    def open(cls, name, num_classes, image_size, *, limit=None, **options):
-        """The val split of the data set `name`; InputError for what cannot be read."""
+    def open(
+        cls,
+        name: str,
+        num_classes: int,
+        image_size: int,
+        *,
+        limit: int | None = None,
+        **options,
+    ) -> "Images":
+        """The val split of the data set `name`; InputError for what cannot be read.
+
+        limit: of larger sets so many images, evenly spaced.
+        """
         source = open_source(name, "val", num_classes=num_classes)
         if limit is not None and limit < len(source):
             if limit < 1:
                 raise InputError(f"--subset is {limit}; allowed are numbers from 1")
-            source = Part(source, np.linspace(0, len(source) - 1, limit).round())
+            source = Subset(source, np.linspace(0, len(source) - 1, limit).round())
         return cls(source, name, image_size, **options)
 
     def __len__(self):
         return len(self.source)
 
-    def part(self, indices):
+    def subset(self, indices) -> "Images":
         """The same with these images alone."""
         return Images(
-            Part(self.source, indices),
+            Subset(self.source, indices),
             self.name,
             self.image_size,
             resize=self.resize,
@@ -67,7 +77,7 @@ class Images:
         )
 
     @property
-    def setting(self):
+    def setting(self) -> dict:
         """What of it decides a figure."""
         setting = {
             "data": self.name,
@@ -76,14 +86,14 @@ class Images:
             "image_size": self.image_size,
             "resize": self.resize,
         }
-        if isinstance(self.source, Part):  # which ones, in few digits
+        if isinstance(self.source, Subset):
             setting["part"] = _fingerprint(self.source)
         return setting
 
     def batches(self):
         """Batches as `loader.eval_batches` gives them; small sets are kept."""
         pixels = len(self) * self.image_size**2 * 3
-        return self._kept if pixels <= HELD else self._read()
+        return self._kept if pixels <= MAX_KEPT_BYTES else self._read()
 
     @functools.cached_property
     def _kept(self):
@@ -100,15 +110,15 @@ class Images:
         )
 
 
-def _fingerprint(part):
-    """Hex digits of the images that a part, or a part of a part, consists of."""
-    indices = part.indices
-    while isinstance(part.source, Part):
-        part = part.source
-        indices = part.indices[indices]
+def _fingerprint(subset):
+    """FNV-1a hash, word by word, of a subset's places in the whole set: hex digits."""
+    indices = subset.indices
+    while isinstance(subset.source, Subset):
+        subset = subset.source
+        indices = subset.indices[indices]
     power = np.uint64(1099511628211)
     total = np.uint64(14695981039346656037)
     with np.errstate(over="ignore"):
         for index in indices.astype(np.uint64):
-            total = (total ^ index) * power  # Fowler, Noll and Vo's hash
+            total = (total ^ index) * power
     return f"{int(total):016x}"

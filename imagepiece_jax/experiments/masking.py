@@ -1,7 +1,7 @@
-"""Table 4: how does accuracy fall when squares of the image are covered?
+"""Table 4: accuracy when random squares of the image are covered.
 
 The paper leaves open where the squares may lie and what they show. Here: anywhere
-inside the image, they may overlap, and they show the mean colour, 0 once normalised;
+inside the image, they may overlap, and they show the mean color, 0 once normalized;
 --mask_grid puts them on different patches, --mask_fill makes them black or noise. An
 image's squares depend on (mask seed, index) alone: all methods see the same, and more
 squares are the fewer ones with others added. Three mask seeds.
@@ -15,58 +15,55 @@ import numpy as np
 
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.evaluate import statistics
-from imagepiece_jax.experiments import published, render, table1, table2
-from imagepiece_jax.experiments.rows import DENSE, find, form
+from imagepiece_jax.evaluate.statistics import format_difference, format_estimate
+from imagepiece_jax.experiments import published, render, tables
+from imagepiece_jax.experiments.rows import DENSE, find
 
 SIDE = 16  # pixels of a square
 SEEDS = (0, 1, 2)
-MOST = max(published.MASKS)
+MAX_MASKS = max(published.MASKS)
 FILLS = ("mean", "black", "noise")
 ROWS = (
-    DENSE,
-    table1.DYNAMICVIT,
-    table1.EVIT,
-    table2.TOME,
-    table1.IMAGEPIECE,
-    table1.IMAGEPIECE_PATCH,
-    table1.DENSE_CONV,
+    *(DENSE, tables.DYNAMICVIT, tables.EVIT, tables.TOME),
+    *(tables.IMAGEPIECE, tables.IMAGEPIECE_PATCH, tables.DENSE_CONV),
 )
 
 
-def run(lab):
+def masking(context):
     """Measure every model at every number of squares; masking.md and a plot."""
-    models = {row: model for row in ROWS for model in find(lab, row)[:1]}
+    models = {row: model for row in ROWS for model in find(context, row)[:1]}
     models = {
-        row: (subject, reduction)
-        for row, (subject, reduction) in models.items()
-        if not subject.untrained(reduction)  # says nothing of the method
+        row: (pretrained, reduction)
+        for row, (pretrained, reduction) in models.items()
+        if not pretrained.untrained(reduction)  # says nothing of the method
     }
     counts = (0, *published.MASKS)
-    fill, grid = lab.options["mask_fill"], lab.options["mask_grid"]
+    fill, grid = context.options.mask_fill, context.options.mask_grid
     alter = functools.partial(cover, fill=fill)
-    told = {
-        row: [_rights(lab, model, count, alter, grid) for count in counts]
+    found = {
+        row: [_rights(context, model, count, alter, grid) for count in counts]
         for row, model in models.items()
     }
     head = ["model", "figure", *(f"{count} masks" for count in counts), "mean, masked"]
     lines = []
     for row in ROWS:
-        lines += _lines(row, told.get(row), told.get(DENSE))
+        lines += _lines(row, found.get(row), found.get(DENSE))
     note = (
         f"Squares of {SIDE} pixels, filled with {fill}, "
         f"{'on different patches' if grid else 'anywhere'}; {len(SEEDS)} mask seeds, "
         "whose spread is in the intervals."
     )
-    path = lab.out / "masking.png"
+    path = context.out / "masking.png"
     series = {
         row.name: [
             (c, statistics.accuracy(r)) for c, r in zip(counts, rights, strict=True)
         ]
-        for row, rights in told.items()
+        for row, rights in found.items()
     }
     render.curves(path, "masks of 16 x 16 pixels", "accuracy, %", series)
-    parts = [render.table(head, lines), note, render.images_note(lab) + " " + form(lab)]
-    render.page(lab, "masking", "accuracy behind random masks", *parts)
+    notes = f"{render.images_note(context)} {render.models_note(context)}"
+    title = "accuracy behind random masks"
+    render.page(context, "masking", title, render.table(head, lines), note, notes)
 
 
 def _lines(row, rights, dense):
@@ -82,24 +79,22 @@ def _lines(row, rights, dense):
         return [*lines, [row.name, "acc1, % (measured)", *blanks]]
     masked = [np.mean(each, axis=0) for each in rights[1:]]
     whole = statistics.mean(100 * np.mean(masked, axis=0))
-    cells = [statistics.format_estimate(statistics.accuracy(each)) for each in rights]
-    lines.append(
-        [row.name, "acc1, % (measured)", *cells, statistics.format_estimate(whole)]
-    )
+    cells = [format_estimate(statistics.accuracy(each)) for each in rights]
+    lines.append([row.name, "acc1, % (measured)", *cells, format_estimate(whole)])
     if dense is not None and row != DENSE:
         pairs = zip(rights, dense, strict=True)
         differences = [statistics.paired_difference(*pair) for pair in pairs]
         change = np.mean(masked, axis=0) - np.mean(np.mean(dense[1:], axis=1), axis=0)
         differences.append(statistics.mean(100 * change))
-        cells = map(statistics.format_difference, differences)
+        cells = map(format_difference, differences)
         lines.append([row.name, "to dense, points (paired)", *cells])
     return lines
 
 
-def _rights(lab, model, count, alter, grid):
-    """[mask seeds, images] bool; without squares one seed's answers stand for all."""
+def _rights(context, model, count, alter, grid):
+    """bool [mask seeds, images]; without squares one evaluation stands for all."""
     if count == 0:
-        return [lab.answers(*model).right] * len(SEEDS)
+        return [context.evaluate(*model).right] * len(SEEDS)
     found, fill = [], alter.keywords["fill"]
     for seed in SEEDS:
         alteration = {"masks": count, "fill": fill, "grid": grid, "mask_seed": seed}
@@ -108,15 +103,16 @@ def _rights(lab, model, count, alter, grid):
             side = batch["image"].shape[-2]
             corners = corners_of(batch["index"], count, seed, side, grid)
             # One program for all counts: the rest lies outside of the image.
-            spare = [(0, 0)] * (corners.ndim - 2) + [(0, MOST - count), (0, 0)]
+            spare = [(0, 0)] * (corners.ndim - 2) + [(0, MAX_MASKS - count), (0, 0)]
             outside = np.pad(corners, spare, constant_values=-SIDE)
             return batch | {"corners": outside}
 
-        found.append(lab.altered(*model, alteration, alter, prepare).right)
+        result = context.evaluate_altered(*model, alteration, alter, prepare)
+        found.append(result.right)
     return found
 
 
-def corners_of(index, count, seed, side, grid=False):
+def corners_of(index, count: int, seed: int, side: int, grid=False) -> np.ndarray:
     """Top left corners of each image's squares. int [...] -> int32 [..., count, 2].
 
     (row, column) from 0 to side - 16, by (seed, index) alone: the first corners of a
@@ -135,21 +131,21 @@ def corners_of(index, count, seed, side, grid=False):
     return found.reshape(*np.shape(index), count, 2)
 
 
-def cover(images, batch, model, fill="mean"):
+def cover(images: jax.Array, batch: dict, model, fill: str = "mean") -> jax.Array:
     """Normalized images [m, S, S, 3] with the squares of batch["corners"] covered.
 
-    fill: "mean" (0), "black", or "noise" of a normalized image's size, by the index.
-    model: tells how they are normalized.
+    fill: "mean" (0), "black", or standard normal "noise" drawn by the index. model:
+    gives the mean and std of the normalization.
     """
     place = jnp.arange(images.shape[1])[None, None, None, :]
     corner = batch["corners"][..., None]  # [m, count, 2, 1]
     within = (place >= corner) & (place < corner + SIDE)
     rows, columns = within[:, :, 0, :, None], within[:, :, 1, None, :]
     covered = jnp.any(rows & columns, axis=1)[..., None]
-    return jnp.where(covered, _shown(images, batch["index"], model, fill), images)
+    return jnp.where(covered, _filling(images, batch["index"], model, fill), images)
 
 
-def _shown(images, index, model, fill):
+def _filling(images, index, model, fill):
     if fill == "mean":
         return jnp.zeros_like(images)
     if fill == "black":

@@ -1,22 +1,27 @@
-"""At which rate does a method cost this much? One knob a method, in small steps."""
+"""Rates at which a method has a given cost: one knob a method, in small steps."""
 
 import bisect
 import itertools
+from collections.abc import Callable, Iterable
 
 from imagepiece_jax.errors import InputError
 
 HUNDREDTHS = [i / 100 for i in range(5, 101)]
 SPVIT = (0.617, 0.369, 0.137)  # its shares of the first tokens, scaled together
+Reduction = dict
+Cost = Callable[[Reduction], float]
 
 
-def settings(reduction, depth=12):
-    """`reduction` at every position of its method's knob: a list of reductions."""
+def settings(reduction: Reduction, depth: int = 12) -> list[Reduction]:
+    """`reduction` at every position of its method's knob."""
     name = reduction["name"]
     changes = _KNOBS[name](reduction, depth) if name in _KNOBS else [{}]
     return [reduction | change for change in changes]
 
 
-def nearest(cost, reduction, target, depth=12):
+def nearest(
+    cost: Cost, reduction: Reduction, target: float, depth: int = 12
+) -> Reduction:
     """Of `settings` the one whose `cost(reduction)` is nearest to `target`."""
     found = priced(cost, settings(reduction, depth))
     if not found:
@@ -24,8 +29,10 @@ def nearest(cost, reduction, target, depth=12):
     return min(found, key=lambda pair: abs(pair[0] - target))[1]
 
 
-def priced(cost, reductions):
-    """[(cost(reduction), reduction)] of those that make a model, dearest first."""
+def priced(
+    cost: Cost, reductions: Iterable[Reduction]
+) -> list[tuple[float, Reduction]]:
+    """[(cost, reduction)] of those that make a model, most expensive first."""
     found = []
     for reduction in reductions:
         try:
@@ -35,11 +42,13 @@ def priced(cost, reductions):
     return sorted(found, key=lambda pair: -pair[0])
 
 
-def dearest(cost, reductions, limit):
-    """(cost, reduction) of the dearest that costs at most `limit`, by bisection.
+def most_expensive(
+    cost: Cost, reductions: list[Reduction], limit: float
+) -> tuple[float, Reduction] | None:
+    """(cost, reduction) of the highest cost up to `limit`, by bisection.
 
     The cost must rise, or fall, along `reductions`. None where all cost more, or the
-    model has not the blocks that they name.
+    model lacks the blocks that they name.
     """
     try:
         rising = cost(reductions[0]) <= cost(reductions[-1])
@@ -55,7 +64,7 @@ def _keep_rate(reduction, depth):
 
 
 def _imagepiece(reduction, depth):
-    """Its keep rate; how much it merges where it does not prune."""
+    """Its keep rate; its merge ratio where it does not prune."""
     if reduction.get("prune_blocks") == ():
         return [{"merge_ratio": i / 200} for i in range(2, 101)]
     return _keep_rate(reduction, depth)

@@ -1,25 +1,24 @@
-"""Methods side by side: found or trained, measured, and set beside the published.
-
-table1, table2, combos, ablation and evit-table are lists of `Row`s; this is what they
-have in common.
-"""
+"""Rows of a table: their models found, measured, and set beside published figures."""
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+
+import numpy as np
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.experiments import published, render
-from imagepiece_jax.models import pretrained
+from imagepiece_jax.experiments.context import Context, Result
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.registry import MODELS
 from imagepiece_jax.reduction import settings
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A model of a table: how it is called, its reduction and its stem."""
+    """A model of a table: its name there, its reduction and its stem."""
 
     name: str
     reduction: Mapping[str, Any] = dataclasses.field(hash=False)
@@ -31,73 +30,66 @@ DENSE = Row("DeiT", settings.DENSE)
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What was measured for a Row: an Answers a seed, and the dense model's beside."""
+    """What was measured for a Row: a result a seed, and the dense model's beside."""
 
     row: Row
-    subject: pretrained.Pretrained
+    pretrained: Pretrained
     reduction: Mapping[str, Any]
-    answers: tuple
-    bases: tuple = ()
+    results: tuple[Result, ...]
+    bases: tuple[Result, ...] = ()
     speed: dict | None = None
 
     @property
-    def accuracy(self):
-        return statistics.accuracy([each.right for each in self.answers])
+    def rights(self) -> np.ndarray:
+        """Which images were right. bool [seeds, images]."""
+        return np.stack([each.right for each in self.results])
 
     @property
-    def difference(self):
+    def accuracy(self) -> statistics.Estimate:
+        return statistics.accuracy(self.rights)
+
+    @property
+    def difference(self) -> statistics.Estimate | None:
         """To the dense model of the same seed, None where there is none."""
         if not self.bases:
             return None
-        return statistics.paired_difference(
-            [each.right for each in self.answers], [each.right for each in self.bases]
-        )
+        bases = [each.right for each in self.bases]
+        return statistics.paired_difference(self.rights, bases)
 
     @property
-    def facts(self):
-        return self.answers[0].figures
+    def facts(self) -> dict:
+        return self.results[0].figures
 
 
-def find(lab, row, matched=True, stems=("patch",)):
-    """(subject, reduction) pairs of a Row, one a seed; [] where there is no model.
+def find(context: Context, row: Row, matched=True, stems=("patch",)) -> list:
+    """(weights, reduction) pairs of a Row, one a seed; [] where there is no model.
 
-    matched, stems: where this trains, whether at equal GMACs, and with which stems.
+    matched, stems: of models that are trained here, whether at equal GMACs, and with
+    which stems.
     """
-    if lab.small is not None:
-        if row.stem not in stems:
-            return []
-        runs = lab.small.runs(row.reduction, row.stem, matched)
-        return [(run, run.reduction) for run in runs]
-    if lab.trained:
-        wanted = settings.completed(row.reduction)
-        return [
-            (run, run.reduction)
-            for run in lab.trained
-            if run.stem == row.stem and run.reduction == wanted
-        ]
-    one = lab.one()
-    return [(one, row.reduction)] if one.stem == row.stem else []
+    return context.models.find(row.reduction, row.stem, matched, stems)
 
 
-def measure(lab, rows, matched=True, stems=("patch",)):
-    """{row name: Measured, or None where there is no model}, the dense model too.
+def measure(
+    context: Context, rows: tuple[Row, ...], matched=True, stems=("patch",)
+) -> dict[str, Measured | None]:
+    """Measured of each row by its name, the dense model too; None without a model.
 
     matched, stems: as `find` takes them. InputError where there is not one model.
     """
     models = {
-        row: find(lab, row, matched, stems) for row in dict.fromkeys((DENSE, *rows))
+        row: find(context, row, matched, stems) for row in dict.fromkeys((DENSE, *rows))
     }
-    for subject, reduction in itertools.chain(*models.values()):
-        subject.model(reduction)  # those that cannot be made are told now
+    for pretrained, reduction in itertools.chain(*models.values()):
+        pretrained.model(reduction)  # fail before anything is measured
     bases = {
-        subject.seed: lab.answers(subject, kept) for subject, kept in models[DENSE]
+        pretrained.seed: context.evaluate(pretrained, reduction)
+        for pretrained, reduction in models[DENSE]
     }
-    found = {row.name: _measured(lab, row, models[row], bases) for row in models}
+    found = {row.name: _measured(context, row, models[row], bases) for row in models}
     if not any(found.values()):
-        there = [
-            f"{r.path.name} ({r.reduction['name']}, {r.stem})" for r in lab.trained
-        ]
-        there = f" (--runs has {', '.join(there)})" if there else ""
+        names = ", ".join(context.models.names())
+        there = f" (--runs has {names})" if names else ""
         raise InputError(
             f"none of the models of this table is there{there}; allowed are --weights "
             "of one of them, --runs with trained ones, and --small, which trains them"
@@ -105,24 +97,24 @@ def measure(lab, rows, matched=True, stems=("patch",)):
     return found
 
 
-def _measured(lab, row, models, bases):
-    """The Measured of a row's models; of a seed without a dense model the first is."""
+def _measured(context, row, models, bases):
+    """The Measured of a row's models; without a dense model of a seed, the first."""
     if not models:
         return None
-    seeds = [subject.seed for subject, _ in models]
+    seeds = [pretrained.seed for pretrained, _ in models]
     first = next(iter(bases.values()), None)
-    subject, reduction = models[0]
+    pretrained, reduction = models[0]
     return Measured(
         row=row,
-        subject=subject,
+        pretrained=pretrained,
         reduction=reduction,
-        answers=tuple(lab.answers(*model) for model in models),
+        results=tuple(context.evaluate(*model) for model in models),
         bases=tuple(bases.get(seed, first) for seed in seeds) if bases else (),
-        speed=lab.speed(subject, reduction),
+        speed=context.speed(pretrained, reduction),
     )
 
 
-def table(rows, found, printed, whose):
+def table(rows, found, printed, whose) -> str:
     """The Markdown table of `rows`; `printed` maps a row's name to (acc1, img/s).
 
     `whose` figures those are, as the heading says; they may have no speeds. Rows
@@ -131,7 +123,7 @@ def table(rows, found, printed, whose):
     dense = found[DENSE.name]
     label = f"{whose}, {published.LABEL}"
     timed = any(speed for _, speed in printed.values())
-    several = any(m is not None and len(m.answers) > 1 for m in found.values())
+    several = any(m is not None and len(m.results) > 1 for m in found.values())
     head = [
         "model",
         f"acc1, % ({label})",
@@ -173,48 +165,22 @@ def _fitted(row, measured):
 def _cells(measured, dense, several):
     """The measured cells of a line; `dense` is None where there is no dense model."""
     gmacs = measured.facts["gmacs"]
-    use = measured.subject.use(measured.reduction)
+    use = measured.pretrained.use(measured.reduction)
     if measured.facts["untrained_selectors"]:
         use += ", untrained selectors"
     cells = [use, statistics.format_estimate(measured.accuracy)]
     itself = measured.row == DENSE
     cells.append("" if itself else statistics.format_difference(measured.difference))
     if several:
-        cells.append(" ".join(f"{each['acc1']:.1f}" for each in measured.answers))
+        cells.append(" ".join(f"{each['acc1']:.1f}" for each in measured.results))
     ratio = f"{dense.facts['gmacs'] / gmacs:.2f}" if dense else ""
     speed = render.speed_cell(measured.speed)
     return [*cells, measured.facts["tokens"], f"{gmacs:.3f}", ratio, speed]
 
 
-def form(lab):
-    """How the models came to be, and what their figures may be compared with."""
-    told = _form(lab)
-    if lab.images.name != "imagenet2012":
-        told += (
-            " Other images than ImageNet's validation set: published figures are there "
-            "to be read, not to be compared with."
-        )
-    return told
-
-
-def _form(lab):
-    if lab.small is not None:
-        seeds = ", ".join(map(str, lab.small.seeds))
-        return (
-            f"Fine-tuned here: {lab.small.config.epochs} epochs dense, then as many "
-            f"with each reduction, seeds {seeds}."
-        )
-    if lab.trained:
-        return "Trained models, each with the reduction it was trained with."
-    return (
-        "One checkpoint for all rows, off the shelf: but for the reduction that it was "
-        "trained with, no row is a measure of a method as published."
-    )
-
-
-def notes(lab, found):
+def notes(context: Context, found: dict[str, Measured | None]) -> str:
     """What the figures of a table are, and are not: a paragraph."""
-    parts = [render.images_note(lab), form(lab)]
+    parts = [render.images_note(context), render.models_note(context)]
     lacking = [name for name, measured in found.items() if measured is None]
     if lacking:
         parts.append(f"There is no model here of: {'; '.join(lacking)}.")
@@ -223,29 +189,29 @@ def notes(lab, found):
             "Untrained selectors keep tokens by fresh weights: their rows say what "
             "the counts cost, nothing of the method."
         )
-    return " ".join(filter(None, [*parts, render.speed_note(lab)]))
+    return " ".join(filter(None, [*parts, render.speed_note(context)]))
 
 
 def present(
-    lab,
-    name,
-    title,
-    rows,
+    context: Context,
+    name: str,
+    title: str,
+    rows: tuple[Row, ...],
     *,
-    matched=True,
-    stems=("patch",),
-    more=(),
-    sizes=("deit_s",),
+    matched: bool = True,
+    stems: tuple[str, ...] = ("patch",),
+    more: tuple[Callable[[dict], str], ...] = (),
+    sizes: tuple[str, ...] = ("deit_s",),
 ):
     """Measure `rows`, and write the page of a table.
 
     more: functions of what `measure` gives, for further parts of the page; sizes: see
     `printed_for`.
     """
-    found = measure(lab, rows, matched, stems)
+    found = measure(context, rows, matched, stems)
     parts = [part(found) for part in more]
     text = table(rows, found, *printed_for(found, sizes))
-    render.page(lab, name, title, text, notes(lab, found), *parts)
+    render.page(context, name, title, text, notes(context, found), *parts)
 
 
 def printed_for(found, sizes):
@@ -259,7 +225,7 @@ def printed_for(found, sizes):
 
 def _size(found):
     """Name of the models' size, such as "deit_s"; None for one that has no name."""
-    fields = next(m.subject.fields for m in found.values() if m is not None)
+    fields = next(m.pretrained.fields for m in found.values() if m is not None)
     named = MODELS.get(fields["name"], {})
     same = all(fields.get(k) in (None, v) for k, v in named.items())
     return fields["name"] if same else None

@@ -1,53 +1,57 @@
-"""ToMe's headline: how fast does a model get that was never trained to merge?
+"""ToMe's own table: accuracy and speed of a model that was never trained to merge.
 
 Public weights, r from 0 (the dense model) up. ToMe's authors print such figures for
 several models; those of the same shape as the weights given stand beside.
 """
 
-from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.evaluate.statistics import (
+    format_difference,
+    format_estimate,
+    paired_difference,
+)
 from imagepiece_jax.experiments import published, render
-from imagepiece_jax.experiments.rows import form
 
 RATES = (0, 4, 8, 10, 13, 16, 20, 25)
 
 
-def run(lab):
+def tome_offtheshelf(context):
     """Measure accuracy and speed at every r, and write tome-offtheshelf.md."""
-    subject, lines, curve = lab.one(), [], []
-    base = lab.answers(subject, setting(0))
+    pretrained, lines, curve = context.pretrained, [], []
+    base = context.evaluate(pretrained, reduction(0))
     for r in RATES:
-        answers = lab.answers(subject, setting(r))
-        speed = lab.speed(subject, setting(r))
-        change = statistics.paired_difference(answers.right, base.right)
-        curve.append((answers["gmacs"], answers.accuracy))
+        result = context.evaluate(pretrained, reduction(r))
+        speed = context.speed(pretrained, reduction(r))
+        change = paired_difference(result.right, base.right)
+        curve.append((result["gmacs"], result.accuracy))
         lines.append(
             [
                 r,
-                answers["tokens"],
-                f"{answers['gmacs']:.3f}",
-                statistics.format_estimate(answers.accuracy),
-                statistics.format_difference(change) if r else "",
+                result["tokens"],
+                f"{result['gmacs']:.3f}",
+                format_estimate(result.accuracy),
+                format_difference(change) if r else "",
                 render.speed_cell(speed),
             ]
         )
     head = ["r", render.TOKENS_LEFT, "GMACs", "acc1, %", "to r = 0, points (paired)"]
-    title = "ToMe without training, by r"
-    note = f"{render.images_note(lab)} {form(lab)} {render.speed_note(lab)}"
-    path = lab.out / "tome-offtheshelf.png"
+    text = render.table([*head, "x dense, measured"], lines)
+    notes = [render.images_note(context), render.models_note(context)]
+    note = " ".join(filter(None, [*notes, render.speed_note(context)]))
+    path = context.out / "tome-offtheshelf.png"
     render.curves(path, "GMACs an image", "accuracy, %", {"ToMe": curve})
-    measured = render.table([*head, "x dense, measured"], lines)
-    render.page(lab, "tome-offtheshelf", title, measured, printed(subject), note)
+    title = "ToMe without training, by r"
+    render.page(context, "tome-offtheshelf", title, text, _printed(pretrained), note)
 
 
-def setting(r):
+def reduction(r: int) -> dict:
     """ToMe merging r tokens a block, with proportional attention."""
     return {"name": "tome", "r": r}
 
 
-def printed(subject):
+def _printed(pretrained):
     """Table of what ToMe's authors print for models of this shape."""
-    model = subject.model(setting(0))
-    shape = (model.embed_dim, len(model.plan), model.patch_size, subject.image_size)
+    model = pretrained.model(reduction(0))
+    shape = (model.embed_dim, len(model.plan), model.patch_size, pretrained.image_size)
     rows = [row for row in published.TOME if row[2] == shape]
     if not rows:
         return ""

@@ -1,22 +1,24 @@
-"""How do trained weights become the fastest program for their device?
+"""Compilation of a trained model into the fastest program for a device.
 
 `optimize` changes what a program costs, never the function: weights are cast once, the
 stem's norms are folded into its convolutions, attention is the device's fastest, and
 the compiler gets the options under which it fuses best. Only `gelu="tanh"` is another
 function, and only where it is asked for.
 
-What is left out: folding layer norms' scale and bias into the next product (compiled
-for an H200 it is the same program: a norm is one kernel either way), scaling queries
-(cuDNN's attention does) and joining class token and positions in advance (one kernel
-adds both). Images cannot be donated: no output has their size, so XLA refuses their
-memory.
+Left out, because it gains nothing: folding layer norms' scale and bias into the next
+product (compiled for an H200 it is the same program: a norm is one kernel either way),
+scaling queries (cuDNN's attention does) and joining class token and positions in
+advance (one kernel adds both). Images cannot be donated: no output has their size, so
+XLA refuses their memory.
 """
 
 import contextlib
 import math
+import os
 import pathlib
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,25 +35,25 @@ from imagepiece_jax.models.attention import resolve_backend
 from imagepiece_jax.models.block import GELUS
 from imagepiece_jax.models.vit import ViT
 
-# What layers compute in float32 whatever the dtype: casting would only lose digits.
+# Parts that compute in float32 whatever the dtype: casting would only lose digits.
 STAYS_FLOAT32 = ("norm", "head", "reducer")
 
 
 def optimize(
-    model,
-    variables,
+    model: ViT,
+    variables: Mapping[str, Any],
     *,
-    batch_size,
-    image_size=None,
-    dtype="bfloat16",
-    gelu=None,
-    attention="auto",
-    kernels=None,
-    pixels=False,
-    device=None,
-    compiler_options=None,
-    cache_dir=None,
-):
+    batch_size: int,
+    image_size: int | None = None,
+    dtype: str = "bfloat16",
+    gelu: str | None = None,
+    attention: str = "auto",
+    kernels: str | None = None,
+    pixels: bool = False,
+    device: jax.Device | None = None,
+    compiler_options: Mapping[str, Any] | None = None,
+    cache_dir: str | os.PathLike | None = None,
+) -> Program:
     """`model` with these `variables`, compiled for one device: a `Program`.
 
     dtype: of weights and layers; norms, scores, softmax and logits stay float32.
@@ -62,10 +64,10 @@ def optimize(
     attention: "auto", "xla" or "cudnn", as config.model.attention.
     kernels: of the reductions, "plain", "fused" or "auto", as config.model.kernels;
     None: as the model was made.
-    pixels: the program takes uint8 images and normalises them itself, which saves three
+    pixels: the program takes uint8 images and normalizes them itself, which saves three
     quarters of the copy to the device.
     device: one of jax.devices(); None is the first.
-    compiler_options: XLA's, over those of models.compiler.
+    compiler_options: XLA's, over those of common.xla_options.
     cache_dir: a folder that keeps compiled programs for later processes (JAX's
     persistent compilation cache, for this program alone; for all of them set
     JAX_COMPILATION_CACHE_DIR instead).
@@ -110,7 +112,7 @@ def optimize(
 
 
 def placed(model, device, attention="auto", kernels="plain"):
-    """`model` with the attention and the kernels that `device` has. See `optimize`."""
+    """`model` with the attention and the kernels of `device`. See `optimize`."""
     head_dim = model.embed_dim // model.num_heads
     return model.clone(
         backend=resolve_backend(attention, model.dtype, head_dim, device),
@@ -119,9 +121,9 @@ def placed(model, device, attention="auto", kernels="plain"):
 
 
 def prepare(model, variables, *, dtype="bfloat16", gelu=None):
-    """(model, variables) of the form that `optimize` compiles.
+    """(model, variables) in the form that `optimize` compiles.
 
-    The stem is folded; weights are arrays of `dtype`, but for those of STAYS_FLOAT32.
+    The stem is folded; weights are arrays of `dtype`, except those of STAYS_FLOAT32.
     It can be traced, so `jax.eval_shape` gives the shapes without weights. InputError
     for an unknown dtype or gelu.
     """
@@ -148,7 +150,7 @@ def prepare(model, variables, *, dtype="bfloat16", gelu=None):
 
 
 def forward(model):
-    """(variables, images) -> logits; images that are uint8 are normalised first."""
+    """(variables, images) -> logits; images that are uint8 are normalized first."""
 
     def logits(variables, images):
         if images.dtype == jnp.uint8:
@@ -177,7 +179,7 @@ def image_side(model, variables):
 
 
 def _check_fit(model, variables, side):
-    """InputError for the first variable that `model` has not, or has otherwise."""
+    """InputError for the first variable that `model` lacks, or has in another shape."""
     found, needed = _shapes(variables), _shapes(summary.shapes(model, side))
     for name in sorted(found.keys() | needed.keys()):
         ours, theirs = found.get(name, "missing"), needed.get(name, "no such variable")
@@ -194,7 +196,7 @@ def _shapes(variables):
 
 
 def _compile(fn, weights, images, options):
-    """`fn` compiled ahead of time; an option that XLA has not is an InputError."""
+    """`fn` compiled ahead of time; an option unknown to XLA is an InputError."""
     lowered = jax.jit(fn).lower(weights, images)
     try:
         return lowered.compile(compiler_options=options)
@@ -209,7 +211,7 @@ def _compile(fn, weights, images, options):
 
 @contextlib.contextmanager
 def _kept_in(folder):
-    """JAX's persistent cache is in `folder` meanwhile, and as it was afterwards."""
+    """Keep JAX's persistent cache in `folder` while entered; None changes nothing."""
     if folder is None:
         yield
         return
@@ -234,4 +236,4 @@ def _kept_in(folder):
 def _configure(settings):
     for name, value in settings.items():
         jax.config.update(name, value)
-    compilation_cache.reset_cache()  # else JAX goes on with the folder that it has
+    compilation_cache.reset_cache()  # else JAX continues with the folder that it has

@@ -1,4 +1,4 @@
-"""What can a compiled model be asked? Logits, what it costs, how it was made."""
+"""A compiled model: its logits, its cost, and how it was made."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ class Program:
     compile_seconds: float
 
     @property
-    def batch_size(self):
+    def batch_size(self) -> int:
         return self.images.shape[0]
 
     @property
@@ -38,8 +38,8 @@ class Program:
         """XLA's count in bytes, such as `memory.temp_size_in_bytes`."""
         return self.compiled.memory_analysis()
 
-    def __call__(self, images):
-        """Logits [b, num_classes] float32 of normalised images [b, S, S, 3].
+    def __call__(self, images: np.ndarray | jax.Array) -> jax.Array:
+        """Logits [b, num_classes] float32 of normalized images [b, S, S, 3].
 
         Any array of floats, on the host or on a device; of uint8, where the program was
         made for pixels. 1 <= b <= batch_size: fewer images are padded with zeros to a
@@ -78,15 +78,15 @@ class Program:
             )
         if takes.dtype != jnp.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
             raise InputError(
-                f"images is of type {images.dtype}; allowed are floats, normalised, or "
+                f"images is of type {images.dtype}; allowed are floats, normalized, or "
                 "uint8 for a program made with pixels=True"
             )
 
     def __repr__(self):
         return f"<Program: {self.describe()}>"
 
-    def describe(self):
-        """What it is, what it costs and how it was compiled, in a few lines."""
+    def describe(self) -> str:
+        """Model, cost and compilation in a few lines."""
         (batch, side, *_), kind = self.images.shape, self.images.dtype
         model, memory, mega = self.model, self.memory, 1e6
         options = [f"{name}={value}" for name, value in self.options.items()]

@@ -1,10 +1,16 @@
-"""One block of the network: attention and MLP, each with its norm and residual."""
+"""One block of the network: attention, the reduction of its tokens, MLP."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from imagepiece_jax.models import custom_vjp
-from imagepiece_jax.models.attention import INIT, Attention
+from imagepiece_jax.models.attention import INIT, Attention, AttentionTaps
+from imagepiece_jax.reduction import apply
+from imagepiece_jax.reduction.schedule import Counts, LayerPlan
+from imagepiece_jax.reduction.tokens import Taps, TokenState
 
 GELUS = ("exact", "tanh")
 
@@ -37,21 +43,85 @@ class Mlp(nn.Module):
         return nn.Dense(dim, kernel_init=INIT, dtype=self.dtype, name="fc2")(x)
 
 
-class Block(nn.Module):
-    """A pre-norm block in two halves, so that a reduction can stand between them."""
+def kernel_of(layer: LayerPlan) -> str | None:
+    """Name of the fused kernel for a layer's reduction; None: it has none.
 
+    Fused kernels stand between attention and MLP, and read keys of that attention.
+    """
+    if layer.step is None or layer.step.site != "mid":
+        return None
+    return getattr(layer.step.reducer, "kernel", None)
+
+
+class Block(nn.Module):
+    """A pre-norm block: attention, the reduction of its tokens, MLP.
+
+    `layer` is its plan. A reduction at site "pre" comes before the attention and reads
+    that of the block before: so `following`, the next block's plan, says what else this
+    attention has to compute. `index` counts blocks from 0; `dim` is the width of the
+    tokens; the other fields are those of `vit.ViT`.
+    """
+
+    layer: LayerPlan
+    following: LayerPlan | None
+    index: int
     dim: int
     num_heads: int
     mlp_ratio: float
     gelu: str = "exact"
     backend: str = "xla"
     dtype: jnp.dtype = jnp.float32
+    prop_attn: bool = False
+    kernels: str | None = None
+    remat: bool = False
 
     def setup(self):
         self.norm1 = LayerNorm(self.dtype)
         self.attn = Attention(self.num_heads, self.backend, self.dtype)
         self.norm2 = LayerNorm(self.dtype)
         self.mlp = Mlp(int(self.dim * self.mlp_ratio), self.gelu, self.dtype)
+
+    def __call__(
+        self,
+        state: TokenState,
+        seen: AttentionTaps,
+        reducer=None,
+        keys=None,
+        scale=None,
+        train: bool = False,
+    ):
+        """State and attention taps of the block before -> this block's, and a record.
+
+        The record is (result, taps) of the reduction, None where there is none.
+        `reducer` is the step's, bound to its parameters, or None if it has nothing to
+        do; `keys` as for the model; `scale` [B, depth, 2] is drop path's.
+        """
+        site, record = reducer and self.layer.step.site, None
+        if site == "pre":
+            state, record = self.reduce(state, seen, reducer, keys, train)
+        branches = (None, None)
+        if scale is not None:
+            branches = scale[:, self.index, 0], scale[:, self.index, 1]
+        needs, metric = self._needs(state)
+        attend = functools.partial(
+            Block.attend,
+            needs=needs,
+            metric=metric,
+            num_prefix=state.num_prefix,
+            train=train,
+        )
+        feed_forward = Block.feed_forward
+        if self.remat and train:
+            attend, feed_forward = nn.remat(attend), nn.remat(feed_forward)
+        # Before the first reduction all sizes are 1.
+        key_bias = jnp.log(state.size) if self.prop_attn and not state.grid else None
+        mask = _with_prefix(state.mask, state.num_prefix)
+        x, seen = attend(self, state.x, branches[0], key_bias, mask)
+        state = state.replace(x=x)
+        if site == "mid":
+            state, record = self.reduce(state, seen, reducer, keys, train)
+        state = state.replace(x=feed_forward(self, state.x, branches[1]))
+        return state, seen, record
 
     def attend(self, x, scale=None, key_bias=None, mask=None, **options):
         """x + attention(norm(x)), and the taps.
@@ -65,6 +135,74 @@ class Block(nn.Module):
     def feed_forward(self, x, scale=None):
         """x + mlp(norm(x)). [B, N, D] -> [B, N, D]."""
         return _add(x, self.mlp(self.norm2(_rows(x))), scale)
+
+    def reduce(self, state, seen, reducer, keys, train):
+        """(state after the reduction, its (result, taps)); see `__call__`."""
+        counts, taps = self.layer.counts, self._taps(state, seen, reducer, keys)
+        if counts is None:  # initialization: its parameters exist at every rate
+            n = taps.x.shape[1]
+            reducer(taps, Counts(n_in=n, n_out=n), train)
+            return state, None
+        if self._fuses(state):
+            state, result = reducer.fused(
+                seen.query, seen.key, state, counts, self.prop_attn
+            )
+        else:
+            result = reducer(taps, counts, train)
+            state = apply.apply(state, result)
+        return state, (result, taps)
+
+    def _fuses(self, state):
+        """Whether one kernel does the reduction of this block."""
+        plain = self.kernels is None or state.mask is not None
+        return not plain and bool(self.layer.counts) and kernel_of(self.layer)
+
+    def _needs(self, state):
+        """(what attention computes for reducers, the metric that they compare)."""
+        needs, metric = set(), None
+        for layer, site in ((self.layer, "mid"), (self.following, "pre")):
+            step = layer and layer.step
+            if not step or step.site != site:
+                continue
+            if site == "mid" and self._fuses(state):
+                needs.add("heads")
+            elif layer.counts or self.is_initializing():
+                needs |= step.reducer.needs
+                metric = getattr(step.reducer, "metric", metric)
+        return needs, metric
+
+    def _taps(self, state, seen, reducer, keys):
+        image = state.x[:, state.num_prefix :]
+        metric = image if getattr(reducer, "metric", None) == "token" else seen.metric
+        draws = "rng" in reducer.needs
+        return Taps(
+            x=image,
+            size=state.size[:, state.num_prefix :],
+            metric=metric,
+            cls_attn=seen.cls_attn,
+            attn_columns=seen.attn_columns,
+            mask=state.mask,
+            rng=self._rng(keys, len(image)) if draws else None,
+            grid=state.grid,
+            num_prefix=state.num_prefix,
+            num_heads=self.num_heads,
+        )
+
+    def _rng(self, keys, batch):
+        """Keys of this block, fixed ones where none are given. -> [batch]."""
+        if keys is None:
+            start = jax.random.key(0, impl="threefry2x32")
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(start, jnp.arange(batch))
+        else:
+            keys = keys["reducer"]
+        return jax.vmap(jax.random.fold_in, (0, None))(keys, self.index)
+
+
+def _with_prefix(mask, prefix):
+    """Mask of image tokens -> of all tokens: the prefix is always live."""
+    if mask is None:
+        return None
+    return jnp.pad(mask, ((0, 0), (prefix, 0)), constant_values=1)
 
 
 def _rows(x):

@@ -1,4 +1,4 @@
-"""How do public weights become this model's, and back? timm's names, checked strictly.
+"""Conversion between this model's variables and timm's state dicts, checked strictly.
 
 A parameter's path here and its name there follow one rule: `blocks_3/attn/proj/kernel`
 is `blocks.3.attn.proj.weight`. Two things differ in layout. PyTorch keeps outputs
@@ -8,7 +8,7 @@ stores the projections q, k and v stacked, in this order, as one `attn.qkv`.
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -42,7 +42,12 @@ class _Place(NamedTuple):
     shape: tuple[int, ...]  # of the whole timm tensor
 
 
-def from_timm(state_dict, like, fresh=(), hint=True):
+def from_timm(
+    state_dict: Mapping[str, np.ndarray],
+    like: Mapping[str, Any],
+    fresh: Iterable[str] = (),
+    hint: bool = True,
+) -> dict[str, Any]:
     """Variables of the shapes and types of `like`, with the values of `state_dict`.
 
     `like` is the model's variables tree, of arrays or of ShapeDtypeStructs. `fresh`
@@ -50,9 +55,9 @@ def from_timm(state_dict, like, fresh=(), hint=True):
     whatever the file says: paths such as "head" or "blocks_3/mlp"; a name without
     block number, such as "reducer", stands for those of all blocks. Position embeddings
     of another square grid are resized. All else must fit: a tensor that is missing or
-    left over, of another shape, or not finite raises InputError. Apart from `fresh`,
-    the values are NumPy arrays. With `hint` the error says
-    what `fresh` would have to name for the rest to fit.
+    left over, of another shape, or not finite raises InputError, which with `hint` says
+    what `fresh` would have to name for the rest to fit. Apart from `fresh`, the values
+    are NumPy arrays.
     """
     leaves = traverse_util.flatten_dict(like, sep="/")
     places = {key: _place(key, leaves[key].shape) for key in sorted(leaves)}
@@ -67,7 +72,7 @@ def from_timm(state_dict, like, fresh=(), hint=True):
     return traverse_util.unflatten_dict(leaves, sep="/")
 
 
-def to_timm(variables):
+def to_timm(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The inverse of `from_timm`: a flat state dict of NumPy arrays, qkv stacked."""
     tensors = {}  # name -> third -> array
     for key, leaf in traverse_util.flatten_dict(variables, sep="/").items():

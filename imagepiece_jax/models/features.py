@@ -1,4 +1,4 @@
-"""How do final tokens become a map again, with a feature for every patch?
+"""Feature maps: a feature for every patch, from the tokens that a reduction left.
 
     outputs = model.apply(variables, images)
     features = feature_map(outputs, grid=(14, 14), norm=final_norm(variables))
@@ -8,27 +8,37 @@ were merged share their token's feature, those of a soft reduction (TokenLearner
 put together from its tokens, and dropped ones are filled.
 """
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.block import LayerNorm
+from imagepiece_jax.models.vit import Outputs
 from imagepiece_jax.reduction.tokens import Masking, Mixing, unmerge
 
 FILLS = ("last", "zero", "class")
 
 
-def feature_map(outputs, grid, fill="last", norm=None, fuser=None):
+def feature_map(
+    outputs: Outputs,
+    grid: tuple[int, int],
+    fill: str = "last",
+    norm: Callable[[jax.Array], jax.Array] | None = None,
+    fuser: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+) -> jax.Array:
     """Features of all patches, row by row. -> [B, *grid, D].
 
     outputs: what the model returned, of any reduction or of none; grid: (height, width)
-    of its patches. `fill` is what a dropped patch gets: "last", what its token was when
-    it was dropped; "zero"; or "class", the class token's final feature. norm: function
+    of its patches; fill: the feature of a dropped patch, "last" (that of its token when
+    it was dropped), "zero" or "class" (the class token's final feature); norm: function
     of [.., D] for tokens of whatever block (`final_norm`); None leaves the residual
     stream as it is, which is larger in later blocks. fuser: how patches are made of
     tokens that a soft reduction learned, (learned [B, S, D], tokens before it [B, n,
     D]) -> [B, n, D], such as a trained TokenFuser; None: each patch is the mean of the
-    learned tokens by the weight that they gave it, normalised per patch. InputError for
+    learned tokens by the weight that they gave it, normalized per patch. InputError for
     another fill or grid, and for outputs of masked training, where all tokens are left.
     """
     state, steps = outputs.state, list(zip(outputs.results, outputs.taps, strict=True))
@@ -51,17 +61,17 @@ def feature_map(outputs, grid, fill="last", norm=None, fuser=None):
     return values.reshape(values.shape[0], *grid, values.shape[2])
 
 
-def final_norm(variables, dtype=jnp.float32):
+def final_norm(variables: Mapping[str, Any], dtype=jnp.float32):
     """The norm before the model's head, as a function. [.., D] -> [.., D]."""
     return lambda x: LayerNorm(dtype).apply({"params": variables["params"]["norm"]}, x)
 
 
 def _by_weight(matrix):
-    """A fuser: means of learned tokens by the weights that made them [B, S, n]."""
+    """Fuser that averages learned tokens by the weights that made them [B, S, n]."""
 
     def fuse(learned, tokens):
         total = jnp.sum(matrix, axis=1, keepdims=True)
-        # A token that nothing was taken of gets zero, not 0 / 0.
+        # A token that no learned one took from gets zero, not 0 / 0.
         share = matrix / jnp.where(total > 0, total, 1.0)
         spread = jnp.einsum(
             "bsn,bsd->bnd",

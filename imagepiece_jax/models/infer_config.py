@@ -1,19 +1,25 @@
-"""Which model do these tensors belong to? Shapes to fields of create_model."""
+"""Fields of the model that a state dict belongs to, from the shapes of its tensors."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.registry import MODELS
 
-HEAD_WIDTH = 64  # of DeiT's and ViT's sizes up to Large: tensors do not tell it
+HEAD_WIDTH = 64  # of DeiT's and ViT's sizes up to Large; it is in no shape
 
 
-def infer_config(state_dict, num_heads=None):
-    """Fields with which `zoo.create_model` makes the model of a timm state dict.
+def infer_config(
+    state_dict: Mapping[str, np.ndarray], num_heads: int | None = None
+) -> dict[str, Any]:
+    """Fields with which `registry.create_model` makes the model of a timm state dict.
 
     name, image_size, num_classes, stem, class_token, patch_size, embed_dim, depth,
     num_heads, mlp_ratio. The number of heads is in no shape: None takes heads of 64
-    channels, as all models of this size have them that are known here. InputError
+    channels, which all known models of this size have. InputError
     where these are no tensors of a vision transformer of this kind.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
@@ -41,7 +47,7 @@ def infer_config(state_dict, num_heads=None):
     if num_heads is None and width % HEAD_WIDTH:
         raise InputError(
             f"the tokens are {width} wide, not a multiple of {HEAD_WIDTH}, so the "
-            "number of heads cannot be told; name it: num_heads=.., in commands "
+            "number of heads is unknown; name it: num_heads=.., in commands "
             "--config.model.num_heads=.."
         )
     size = {

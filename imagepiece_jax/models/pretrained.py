@@ -17,23 +17,26 @@ import jax
 import numpy as np
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import convert, registry, run_files, summary
+from imagepiece_jax.models import class_names, convert, registry, run_files, summary
 from imagepiece_jax.models.infer_config import infer_config
+from imagepiece_jax.models.normalization import (
+    IMAGENET,
+    normalization,
+    typed,
+    unknown_normalization,
+)
 from imagepiece_jax.models.run_files import (
-    RUN_CONFIG,
-    class_names,
     heads,
     in_config,
     model_fields,
     read_config,
     reduction_of,
 )
-from imagepiece_jax.models.state_dict import read_normalization, read_state_dict
-from imagepiece_jax.models.vit import MEAN, STD, ViT
+from imagepiece_jax.models.state_dict import read_state_dict
+from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.settings import DENSE, MODEL_FIELDS, completed, plain
 
-IMAGENET = {"mean": MEAN, "std": STD}
 # Fields that weights determine: with another value they do not fit, or lose meaning.
 DETERMINED = (
     *("embed_dim", "depth", "patch_size", "num_heads", "mlp_ratio", "stem"),
@@ -95,8 +98,8 @@ class Pretrained:
 
     @functools.cached_property
     def class_names(self) -> tuple[str | None, ...] | None:
-        """Names by label where a run has them; see `run_files.class_names`."""
-        return class_names(self.path)
+        """Names by label where a run has them; see `models.class_names`."""
+        return class_names.read(self.path)
 
     @functools.cached_property
     def state_dict(self) -> Mapping[str, np.ndarray]:
@@ -286,7 +289,7 @@ def load(
     size = registry.MODELS.get(str(fields.get("name")), {}) | fields
     found = read(path, size.get("num_heads"), checkpoint)
     reduction, _ = settings.split(found.reduction)
-    own = {"reduction": reduction, "class_names": class_names(path)}
+    own = {"reduction": reduction, "class_names": class_names.read(path)}
     fields = own | found.changed(fields)
     if "mean" not in fields:
         warnings.warn(unknown_normalization(path, "mean=.., std=.."), stacklevel=2)
@@ -321,7 +324,7 @@ def for_analysis(
             raise InputError(f"{error}; or name the model by --config") from error
         raise
     found = found if config is None else found.under(config)
-    fields = found.changed(run_files.typed(normalization))
+    fields = found.changed(typed(normalization))
     if "mean" not in fields:
         print(f"note: {unknown_normalization(path)}", flush=True)
         fields |= IMAGENET
@@ -347,33 +350,6 @@ def restore(
     """
     hint = fresh is not None
     return _restore(path, _tensors(path, checkpoint), like, fresh or (), hint)
-
-
-def normalization(path: str | os.PathLike) -> dict[str, tuple[float, ...]]:
-    """{"mean", "std"} of the images of weights; {} where it is unknown.
-
-    A run that is older than the fields was trained with ImageNet's.
-    """
-    path = pathlib.Path(path)
-    if path.is_file():
-        found = read_normalization(path)
-    elif (path / RUN_CONFIG).is_file():
-        model = read_config(path)["model"]
-        found = {k: model[k] for k in IMAGENET if model.get(k) is not None} or IMAGENET
-    else:
-        return {}
-    return {
-        name: registry.channels(f"{path}: {name}", values, positive=name == "std")
-        for name, values in found.items()
-    }
-
-
-def unknown_normalization(path, flags="--mean and --std", taken="ImageNet's"):
-    """The line on weights that do not say how their images were normalized."""
-    return (
-        f"{path} does not say how its images were normalized: {taken} mean and "
-        f"standard deviation are taken; {flags} set others"
-    )
 
 
 def _tensors(path, checkpoint="best"):

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.attention import resolve_backend
-from imagepiece_jax.models.block import GELUS
+from imagepiece_jax.models.block import GELUS, kernel_of
 from imagepiece_jax.models.stems import STEMS
-from imagepiece_jax.models.vit import MEAN, STD, ViT, kernel_of
+from imagepiece_jax.models.vit import MEAN, STD, ViT
 from imagepiece_jax.reduction import flops, methods, schedule
 from imagepiece_jax.reduction.kernels import fused
 

@@ -1,4 +1,4 @@
-"""Files of a run's folder: config, names of the classes, checkpoints."""
+"""Files of a run's folder: its config as fields of a model, and its checkpoints."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from flax import traverse_util
 from imagepiece_jax.common import checksums
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import convert
-from imagepiece_jax.models.registry import MODELS, channels
+from imagepiece_jax.models.registry import MODELS
 from imagepiece_jax.reduction.settings import MODEL_FIELDS, plain, without_retired
 
 RUN_CONFIG, CLASSES = "config.json", "classes.json"  # in the folder of a run
@@ -53,33 +53,6 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
         f"{folder} is a folder without a run's {RUN_CONFIG} ({reason}); allowed are a "
         "weights file and the folder of a run"
     )
-
-
-def class_names(path: str | os.PathLike) -> tuple[str | None, ...] | None:
-    """Names by label, None for a class without one, of the run in the folder `path`.
-
-    None for a weights file, and for a run that has no names: its data name no classes,
-    or it was trained by a version that kept none.
-    """
-    folder = pathlib.Path(path)
-    path = folder / CLASSES
-    if not path.exists():
-        return None
-    try:
-        names = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error})") from error
-    if not isinstance(names, list) or not all(
-        name is None or isinstance(name, str) for name in names
-    ):
-        raise InputError(f"{path} is no list of names, one for each class")
-    classes = read_config(folder)["num_classes"]
-    if len(names) != classes:
-        raise InputError(
-            f"{path} has {len(names)} names, but the run has {classes} classes: "
-            "allowed is one for each, or no such file"
-        )
-    return tuple(names)
 
 
 def read_checkpoint(
@@ -131,11 +104,3 @@ def in_config(field):
     """How a field of registry.create_model is called in a config."""
     top = ("image_size", "num_classes")
     return f"config.{field}" if field in top else f"config.model.{field}"
-
-
-def typed(normalization):
-    """Return what --mean and --std gave, None or by name, checked."""
-    return {
-        name: channels(f"--{name}", values, positive=name == "std")
-        for name, values in (normalization or {}).items()
-    }

@@ -1,4 +1,4 @@
-"""Which tensors are in this file? Reads .npz, .safetensors and PyTorch's .pth.
+"""Tensors of weights files: .npz, .safetensors and PyTorch's .pth.
 
 PyTorch is not needed: a .pth file is a zip archive that holds a pickle (names, shapes,
 strides) and one raw file per storage. The pickle may name nothing but the few globals
@@ -7,6 +7,7 @@ that a state dict is made of, so reading a file never runs code that came with i
 
 import collections
 import json
+import os
 import pathlib
 import pickle
 import zipfile
@@ -18,7 +19,7 @@ import safetensors.numpy
 
 from imagepiece_jax.errors import InputError
 
-# PyTorch's storages by name; complex and quantised ones hold no weights of ours.
+# PyTorch's storages by name; complex and quantized ones hold no weights of ours.
 _STORAGE_DTYPES = {
     "DoubleStorage": np.dtype("<f8"),
     "FloatStorage": np.dtype("<f4"),
@@ -33,13 +34,13 @@ _STORAGE_DTYPES = {
 }
 # What PyTorch before 1.6 wrote is no zip archive: it starts with this pickled number.
 _OLD_TORCH_MAGIC = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
-# Training scripts save weights beside optimiser and epoch, under one of these names.
+# Training scripts save weights beside optimizer and epoch, under one of these names.
 _WRAPPERS = ("model", "state_dict")
-# What a file may tell of its images beside the tensors: three numbers each.
+# What a file may say of its images beside the tensors: three numbers each.
 _NORMALIZATION = ("mean", "std")
 
 
-def read_state_dict(path) -> dict[str, np.ndarray]:
+def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Named tensors of a weights file, with the shapes and types that they have there.
 
     The ending chooses the reader: .npz, .safetensors, .pth or .pt. A state dict under
@@ -51,27 +52,27 @@ def read_state_dict(path) -> dict[str, np.ndarray]:
     return {k: v for k, v in content.items() if k not in _NORMALIZATION}
 
 
-def read_normalization(path):
-    """{"mean": .., "std": ..} of the images that a weights file is for; {}: untold.
+def read_normalization(path: str | os.PathLike) -> dict[str, list[float]]:
+    """{"mean": .., "std": ..} of the images that a weights file is for; {}: unknown.
 
-    A .npz file tells them as arrays of these names, a .safetensors file as JSON lists
+    A .npz file holds them as arrays of these names, a .safetensors file as JSON lists
     in its metadata, PyTorch's do not. InputError as `read_state_dict`, and for one of
     the two without the other.
     """
     path = pathlib.Path(path)
     readers = dict.fromkeys(_READERS, lambda _: {})
     readers |= {".npz": _npz_normalization, ".safetensors": _safetensors_normalization}
-    told = _guarded(path, readers)
-    if len(told) == 1:
+    found = _guarded(path, readers)
+    if len(found) == 1:
         raise InputError(
-            f"weights file {path} tells {next(iter(told))} alone; allowed are mean and "
+            f"weights file {path} has {next(iter(found))} alone; allowed are mean and "
             "std, or neither"
         )
-    return told
+    return found
 
 
 def _guarded(path, readers):
-    """What the reader for this ending makes of a file; its failures are InputErrors."""
+    """Read a file by the reader for its ending, whose failures become InputErrors."""
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise InputError(
@@ -96,7 +97,7 @@ def _guarded(path, readers):
 
 
 def _named_tensors(path, content):
-    """Unwrap `content` and make sure that it is a state dict and nothing else."""
+    """Unwrap `content` and check that it is a state dict and nothing else."""
     if isinstance(content, dict):
         inner = (content[key] for key in _WRAPPERS if key in content)
         content = next((value for value in inner if isinstance(value, dict)), content)
@@ -123,7 +124,7 @@ def _read_npz(path):
     with open(path, "rb") as file:
         try:
             archive = np.load(file, allow_pickle=False)
-        except ValueError as error:  # whose words advise to run what is in the file
+        except ValueError as error:  # its text advises to run what is in the file
             raise ValueError("it holds no arrays of NumPy's") from error
         if not isinstance(archive, np.lib.npyio.NpzFile):
             return archive
@@ -138,8 +139,8 @@ def _npz_normalization(path):
 
 def _safetensors_normalization(path):
     with safetensors.safe_open(path, framework="numpy") as file:
-        told = file.metadata() or {}
-        return {k: json.loads(told[k]) for k in _NORMALIZATION if k in told}
+        found = file.metadata() or {}
+        return {k: json.loads(found[k]) for k in _NORMALIZATION if k in found}
 
 
 def _read_torch(path):

@@ -1,7 +1,6 @@
 """The vision transformer (DeiT), and the only place where a plan meets the reducers."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +11,8 @@ from imagepiece_jax.models import custom_vjp
 from imagepiece_jax.models.attention import INIT, AttentionTaps
 from imagepiece_jax.models.block import Block, LayerNorm
 from imagepiece_jax.models.stems import FOLDED_STEMS, STEMS
-from imagepiece_jax.reduction import apply, tokens
-from imagepiece_jax.reduction.schedule import Counts, LayerPlan
+from imagepiece_jax.reduction import tokens
+from imagepiece_jax.reduction.schedule import LayerPlan
 from imagepiece_jax.reduction.tokens import Taps, TokenState
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet's, RGB, of pixels in [0, 1]
@@ -102,56 +101,64 @@ class ViT(nn.Module):
         needs its in training, reducers that draw take theirs in evaluation too (fixed
         ones where there are none).
         """
-        x, grid = self._embed(images, train)
-        state = tokens.start(x, int(self.class_token), self.trace_source)
-        scale = None
-        if train and self.drop_path_rate:
-            if keys is None:
-                raise ValueError(
-                    'train=True draws for drop path: keys={"drop_path": [B] keys} is '
-                    "missing"
-                )
-            depth = len(self.plan)
-            scale = drop_path_scale(keys["drop_path"], depth, self.drop_path_rate)
-        records, seen = [], AttentionTaps()
-        for i, layer in enumerate(self.plan):
-            step = _Reduction(self, i, layer, grid, train, keys)
-            if layer.step and layer.step.site == "pre":
-                state = step.reduce(state, seen, records)
-            block = Block(
+        state, seen, records = self._embed(images, train), AttentionTaps(), []
+        scale = self._drop_path(keys, train)
+        for i, block in enumerate(self._blocks()):
+            state, seen, record = block(
+                state, seen, self._reducer(i), keys, scale, train
+            )
+            records += [record] if record else []
+        return self._classify(state, records)
+
+    def _blocks(self):
+        return [
+            Block(
+                layer,
+                following,
+                index,
                 self.embed_dim,
                 self.num_heads,
                 self.mlp_ratio,
                 self.gelu,
                 self.backend,
                 self.dtype,
-                name=f"blocks_{i}",
+                self.prop_attn,
+                self.kernels,
+                self.remat,
+                name=f"blocks_{index}",
             )
-            branch = (None, None) if scale is None else (scale[:, i, 0], scale[:, i, 1])
-            needs, metric = self._wanted(i, state)
-            attend = functools.partial(
-                Block.attend,
-                needs=needs,
-                metric=metric,
-                num_prefix=state.num_prefix,
-                train=train,
+            for index, (layer, following) in enumerate(
+                zip(self.plan, (*self.plan[1:], None), strict=True)
             )
-            feed_forward = Block.feed_forward
-            if self.remat and train:
-                attend, feed_forward = nn.remat(attend), nn.remat(feed_forward)
-            x, seen = attend(
-                block,
-                state.x,
-                branch[0],
-                # Before the first reduction all sizes are 1.
-                jnp.log(state.size) if self.prop_attn and records else None,
-                _with_prefix(state.mask, state.num_prefix),
+        ]
+
+    def _reducer(self, index):
+        """The reducer of a block, its parameters bound; None: it has nothing to do.
+
+        One that learns has parameters at every rate, so it takes part in `init`.
+        """
+        layer = self.plan[index]
+        reducer = layer.step.reducer if layer.step else None
+        learns = isinstance(reducer, nn.Module)
+        if layer.counts is None and not (learns and self.is_initializing()):
+            return None
+        if learns:
+            return reducer.clone(parent=self, name=f"reducer_{index}")
+        return reducer
+
+    def _drop_path(self, keys, train):
+        """Factors of all residual branches, [B, depth, 2]; None: there are none."""
+        if not (train and self.drop_path_rate):
+            return None
+        if keys is None:
+            raise ValueError(
+                'train=True draws for drop path: keys={"drop_path": [B] keys} is '
+                "missing"
             )
-            state = state.replace(x=x)
-            if layer.step and layer.step.site == "mid":
-                state = step.reduce(state, seen, records)
-            state = state.replace(x=feed_forward(block, state.x, branch[1]))
-            grid = None if layer.counts else grid
+        return drop_path_scale(keys["drop_path"], len(self.plan), self.drop_path_rate)
+
+    def _classify(self, state, records):
+        """Final norm and head -> Outputs."""
         norm = LayerNorm(self.dtype, name="norm")
         head = nn.Dense(
             self.num_classes, kernel_init=INIT, dtype=jnp.float32, name="head"
@@ -173,27 +180,8 @@ class ViT(nn.Module):
             taps=tuple(taps for _, taps in records),
         )
 
-    def _fuses(self, block, state):
-        """Whether one kernel does the reduction in this block."""
-        layer = self.plan[block]
-        plain = self.kernels is None or state.mask is not None
-        return not plain and bool(layer.counts) and kernel_of(layer) is not None
-
-    def _wanted(self, block, state):
-        """What block's attention must tell: its own reducer's needs, and the next's."""
-        if self._fuses(block, state):
-            return {"heads"}, None
-        needs, metric = set(), None
-        following = self.plan[block + 1] if block + 1 < len(self.plan) else None
-        for layer, site in ((self.plan[block], "mid"), (following, "pre")):
-            active = layer and layer.step and layer.step.site == site
-            if active and (layer.counts or self.is_initializing()):
-                needs |= layer.step.reducer.needs
-                metric = getattr(layer.step.reducer, "metric", metric)
-        return needs, metric
-
     def _embed(self, images, train):
-        """[B, H, W, 3] -> [B, prefix + n, D] with positions, and the patch grid."""
+        """Tokens with positions, class token first. [B, H, W, 3] -> TokenState."""
         stems = FOLDED_STEMS if self.folded else STEMS
         normed = self.stem == "conv" and not self.folded
         options = {"axis_name": self.axis_name} if normed else {}
@@ -212,78 +200,9 @@ class ViT(nn.Module):
             x = jnp.concatenate([jnp.broadcast_to(cls_token, (batch, 1, dim)), x], 1)
         pos_embed = self.param("pos_embed", INIT, (1, x.shape[1], dim))
         x = x + pos_embed.astype(self.dtype)
-        return custom_vjp.token_major(x), (height, width)
-
-
-def kernel_of(layer):
-    """Name of the fused kernel for a layer's reduction; None: it has none.
-
-    Fused kernels stand between attention and MLP, and read keys of that attention.
-    """
-    if layer.step is None or layer.step.site != "mid":
-        return None
-    return getattr(layer.step.reducer, "kernel", None)
-
-
-class _Reduction:
-    """The reduction of one block: binds the reducer, tells it, applies what it says."""
-
-    def __init__(self, model, block, layer, grid, train, keys):
-        self.model, self.block, self.layer = model, block, layer
-        self.grid, self.train, self.keys = grid, train, keys
-
-    def reduce(self, state, seen, records):
-        """The state after it; `records` grows by (result, taps)."""
-        reducer, counts = self.layer.step.reducer, self.layer.counts
-        learned = isinstance(reducer, nn.Module)
-        if counts is None and not (learned and self.model.is_initializing()):
-            return state
-        if learned:
-            name = f"reducer_{self.block}"
-            reducer = reducer.clone(parent=self.model, name=name)
-        taps = self._taps(state, seen, reducer)
-        if self.model._fuses(self.block, state):
-            state, result = reducer.fused(
-                seen.query, seen.key, state, counts, self.model.prop_attn
-            )
-            records.append((result, taps))
-            return state
-        if counts is None:  # its parameters exist at every rate
-            n = taps.x.shape[1]
-            reducer(taps, Counts(n_in=n, n_out=n), self.train)
-            return state
-        result = reducer(taps, counts, self.train)
-        records.append((result, taps))
-        return apply.apply(state, result)
-
-    def _taps(self, state, seen, reducer):
-        prefix = state.num_prefix
-        image = state.x[:, prefix:]
-        metric = image if getattr(reducer, "metric", None) == "token" else seen.metric
-        return Taps(
-            x=image,
-            size=state.size[:, prefix:],
-            metric=metric,
-            cls_attn=seen.cls_attn,
-            attn_columns=seen.attn_columns,
-            mask=state.mask,
-            rng=self._rng(image.shape[0]) if "rng" in reducer.needs else None,
-            grid=self.grid,
-            num_prefix=prefix,
-            num_heads=self.model.num_heads,
+        return tokens.start(
+            custom_vjp.token_major(x),
+            int(self.class_token),
+            self.trace_source,
+            grid=(height, width),
         )
-
-    def _rng(self, batch):
-        if self.keys is None:
-            start = jax.random.key(0, impl="threefry2x32")
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(start, jnp.arange(batch))
-        else:
-            keys = self.keys["reducer"]
-        return jax.vmap(jax.random.fold_in, (0, None))(keys, self.block)
-
-
-def _with_prefix(mask, prefix):
-    """Mask of image tokens -> of all tokens: the prefix is always live."""
-    if mask is None:
-        return None
-    return jnp.pad(mask, ((0, 0), (prefix, 0)), constant_values=1)

@@ -76,7 +76,7 @@ def _apply_mixing(state, result):
 
 def _apply_masking(state, result):
     """Shapes stay, or grow by the appended token; where patches are is not traced."""
-    state = state.replace(mask=result.keep, source=None)
+    state = state.replace(mask=result.keep, source=None, grid=None)
     if result.append is None:
         return state
     last = result.append[:, None].astype(state.x.dtype)

@@ -17,7 +17,8 @@ class TokenState:
     x: [B, prefix + n, D]; size: [B, prefix + n] float32, patches behind each token;
     source: [B, n0] int32, image slot 0..n-1 that holds each patch, or DROPPED; None
     when it is not traced, or can no longer be told; mask: [B, n] float, 1 for image
-    tokens that are live, 0 for those removed in all but shape (masked training only).
+    tokens that are live, 0 for those removed in all but shape (masked training only);
+    grid: (height, width) of the patches, None after the first reduction.
     """
 
     x: Array
@@ -25,6 +26,7 @@ class TokenState:
     source: Array | None = None
     mask: Array | None = None
     num_prefix: int = struct.field(pytree_node=False, default=1)
+    grid: tuple[int, int] | None = struct.field(pytree_node=False, default=None)
 
 
 @struct.dataclass
@@ -114,7 +116,7 @@ class Masking:
     append: Array | None = None
 
 
-def start(x, num_prefix=1, trace_source=False):
+def start(x, num_prefix=1, trace_source=False, grid=None):
     """State before any reduction. x [B, prefix + n, D]: every token is one patch."""
     batch, total = x.shape[:2]
     patches = jnp.arange(total - num_prefix, dtype=jnp.int32)
@@ -124,6 +126,7 @@ def start(x, num_prefix=1, trace_source=False):
         size=jnp.ones((batch, total), jnp.float32),
         source=source if trace_source else None,
         num_prefix=num_prefix,
+        grid=grid,
     )
 
 

@@ -1,12 +1,12 @@
-"""Where does a run go on after a crash? Checkpoints that are whole, checked and exact.
+"""Checkpoints of a run: atomic, verified by checksums, and exact.
 
-    workdir/checkpoints/latest/STEP/    the newest ones: what a run goes on from
-    workdir/checkpoints/best/STEP/      apart from them, so that training on keeps it
+    workdir/checkpoints/latest/STEP/    the newest steps, from which a run resumes
+    workdir/checkpoints/best/STEP/      apart from them: later steps do not remove it
 
-Orbax writes a step in the background, beside its place, renames it when it is complete
-and only then removes an older one: a kill or a full disk leaves no half step and takes
-no whole one. What is read is compared with checksums; a damaged step is skipped for the
-one before.
+Orbax writes a step in the background under a temporary name, renames it when it is
+complete and only then removes an older one: a kill or a full disk leaves no half step
+and loses no complete one. Arrays that are read are compared with their checksums; a
+damaged step is skipped for the one before.
 """
 
 import contextlib
@@ -36,12 +36,12 @@ class Checkpoints:
     A state is any tree of arrays (flax structs, optax tuples, dicts, None); it is given
     and returned unreplicated, as NumPy arrays. `meta` is a dict of JSON values. With
     several processes, every process makes the same calls with the same values, on a
-    file system that all of them see; what is there, process 0 decides.
+    file system that all of them see; process 0 decides what is there.
 
     `keep_every`: steps that are multiples of it are never removed (None or 0: only the
     newest two are kept).
 
-    What cannot be written is a RunError: of `save` itself, or, as writing goes on in
+    What cannot be written is a RunError: of `save` itself, or, as writing continues in
     the background, of the next call of `save`, `wait` or `close`.
     """
 
@@ -54,22 +54,22 @@ class Checkpoints:
     def save(self, step, state, meta):
         """Start saving `state` as the latest; returns when it may be changed again.
 
-        Steps from `step` on are removed: they are damaged, or of a course that was
-        given up by going on from an earlier step. A step that is already there, whole
-        and equal, is left alone. The first save also removes what killed runs left
-        unfinished (not earlier: another process may be reading along).
+        Steps from `step` on are removed: they are damaged, or were abandoned when the
+        run resumed from an earlier one. A step that is already there, complete and
+        equal, is left alone. The first save also removes what killed runs left
+        unfinished (not earlier: another process may be reading).
         """
         self._save("latest", step, state, meta)
 
     def save_best(self, step, state, meta):
-        """As `save`, for a state that the caller found to be the best so far."""
+        """As `save`, for the best state so far."""
         self._save("best", step, state, meta)
 
     def check_room(self, state, steps):
-        """InputError where the disk cannot hold what a run of so many steps keeps.
+        """InputError where the disk cannot hold the checkpoints of so many steps.
 
         `state`: any tree with its shapes and dtypes. Counted are the newest of each
-        kind and one more being written, and those that stay for good.
+        kind and one more being written, and those that are never removed.
         """
         size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
         count = len(KINDS) * (KEEP + 1)
@@ -91,23 +91,23 @@ class Checkpoints:
         return max(self._steps("latest"), default=None)
 
     def restore(self, abstract_state, step=None):
-        """The newest whole step, or exactly `step`: (state, meta, step).
+        """The newest undamaged step, or exactly `step`: (state, meta, step).
 
         `abstract_state` has the structure of the state and leaves with `shape` and
-        `dtype`; a step that does not fit it, or none to be found, is an InputError.
+        `dtype`. InputError for a step that does not fit it, and where there is none.
         """
         return self._restore("latest", abstract_state, step)
 
     def restore_best(self, abstract_state):
-        """As `restore`, for the newest whole best."""
+        """As `restore`, for the newest undamaged best."""
         return self._restore("best", abstract_state)
 
     def restore_variables(self, which="best", optimizer=False):
-        """The newest whole step, without knowing what it should be.
+        """The newest undamaged step, whatever its structure.
 
         A dict by the state's field names ("params", "batch_stats", "step", ...) of
-        nested dicts of NumPy arrays; `which` is "best" or "latest". The optimiser's
-        state ("opt_state") is read where `optimizer` asks for it.
+        nested dicts of NumPy arrays; `which` is "best" or "latest". `optimizer`: also
+        read the optimizer's state ("opt_state").
         """
         if which not in KINDS:
             raise InputError(f"checkpoint {which!r}: allowed are {' and '.join(KINDS)}")
@@ -127,7 +127,7 @@ class Checkpoints:
     def close(self):
         """Wait, then stop the threads that write. Closing twice is allowed."""
         managers, self._managers = self._managers, {}
-        with self._while_writing as stack:  # each one, whatever the others say
+        with self._while_writing as stack:  # each one, whatever fails in the others
             for kind, manager in managers.items():
                 stack.enter_context(self._reported(kind))
                 stack.callback(manager.close)
@@ -146,23 +146,23 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _reported(self, kind):
-        """Whatever Orbax and TensorStore raise while writing, as one sentence."""
+        """Raise any error of Orbax and TensorStore while writing as one RunError."""
         try:
             yield
         except (MemoryError, InputError, RunError):
             raise
         except Exception as error:
             kept = []
-            with contextlib.suppress(OSError):  # the folder may be beyond reach
+            with contextlib.suppress(OSError):  # the folder may be out of reach
                 kept = sorted(self._steps(kind))
             raise RunError(
                 f"{self._root / kind}: a checkpoint could not be written "
-                f"({_reason(error)}); whole ones there: {kept or 'none'}; mend this, "
+                f"({_reason(error)}); complete ones there: {kept or 'none'}; fix this, "
                 "and the same command resumes from the newest"
             ) from error
 
     def _holds(self, kind, step, content):
-        """Is exactly this already on disk, and whole?"""
+        """Whether exactly this is already on disk, and undamaged."""
         if step not in self._steps(kind):
             return False
         try:
@@ -184,7 +184,7 @@ class Checkpoints:
         return state, meta, step
 
     def _read_newest(self, kind, choose, step=None):
-        """Arrays by name, meta, step: of the newest whole step, or of `step` alone."""
+        """Arrays by name, meta, step: of the newest undamaged step, or of `step`."""
         self.wait()
         steps = host_consistency.decided(lambda: sorted(self._steps(kind)))
         if step is not None and step not in steps:
@@ -280,10 +280,10 @@ def _named(tree):
 
 
 def _reason(error):
-    """Why something was not written, in few words: those of the system if it said."""
-    told = re.search(r"os_error_code='(\d+)'", str(error))
-    if told:
-        return os.strerror(int(told[1]))
+    """Why something was not written, in few words: the system's if there are any."""
+    found = re.search(r"os_error_code='(\d+)'", str(error))
+    if found:
+        return os.strerror(int(found[1]))
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return f"{type(error).__name__}: {error}".splitlines()[0][:200]
@@ -292,6 +292,6 @@ def _reason(error):
 def _not_raised_too(record):
     """Filter of what is logged: Orbax logs an error in every thread it passes through.
 
-    It is raised as well, and told by `_reported`.
+    It is raised as well, and reported by `_reported`.
     """
     return not (record.exc_info and "/orbax/" in record.pathname)

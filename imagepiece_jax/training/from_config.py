@@ -12,7 +12,7 @@ import optax
 from imagepiece_jax.common import parallel
 from imagepiece_jax.data import decode, loader, sources, transforms
 from imagepiece_jax.data.augment import pipeline
-from imagepiece_jax.data.augment.policy import Policy, fill_of
+from imagepiece_jax.data.augment.randaugment_pil import Policy, fill_color
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.vit import MEAN, ViT
@@ -241,7 +241,7 @@ def _policy(config, where):
         prob=config.augment.prob,
         magnitude=config.augment.magnitude,
         magnitude_std=config.augment.magnitude_std,
-        fill=fill_of(config.model.get("mean") or MEAN),
+        fill=fill_color(config.model.get("mean") or MEAN),
     )
 
 

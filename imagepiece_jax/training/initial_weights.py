@@ -1,4 +1,4 @@
-"""Which weights does a model start from, or get evaluated with?"""
+"""The weights that a run starts from, and checks that they suit its config."""
 
 import jax
 
@@ -12,35 +12,24 @@ from imagepiece_jax.models.summary import fresh, shapes
 def settle_normalization(config, workdir):
     """Fill in config.model.mean and std where both are empty.
 
-    The run in `workdir` has its own; a new one takes those that the weights tell which
-    it starts or learns from, else ImageNet's. Returns a line for each of these weights
-    that does not tell; none where nothing had to be filled in.
+    A run in `workdir` has its own; a new one takes those of the weights that it starts
+    or learns from, else ImageNet's. Returns a line for each of these weights without
+    them; none where nothing had to be filled in.
     """
     if config.model.get("mean") is not None or config.model.get("std") is not None:
         return []  # one alone is refused with the rest of the model
-    told = {workdir: pretrained.normalization(workdir)}
-    if not told[workdir]:
+    found = {workdir: pretrained.normalization(workdir)}
+    if not found[workdir]:
         paths = filter(None, (config.init.weights, config.teacher.weights))
-        told = {path: pretrained.normalization(path) for path in paths}
-    teller = next((path for path, found in told.items() if found), None)
+        found = {path: pretrained.normalization(path) for path in paths}
+    source = next((path for path, values in found.items() if values), None)
     with config.unlocked():
         for name, usual in pretrained.IMAGENET.items():
-            config.model[name] = told[teller][name] if teller else usual
-    taken = f"{teller}'s" if teller else "ImageNet's"
+            config.model[name] = found[source][name] if source else usual
+    taken = f"{source}'s" if source else "ImageNet's"
     fields = "config.model.mean and config.model.std"
-    silent = (path for path, found in told.items() if not found)
-    return [pretrained.unknown_normalization(path, fields, taken) for path in silent]
-
-
-def _check_normalization(config, path):
-    """InputError for weights of images that were normalized otherwise than here."""
-    for name, theirs in pretrained.normalization(path).items():
-        ours = tuple(config.model.get(name) or pretrained.IMAGENET[name])
-        if ours != theirs:
-            raise InputError(
-                f"config.model.{name} is {ours}, but {path} was trained with {theirs}: "
-                "allowed is that"
-            )
+    unknown = (path for path, values in found.items() if not values)
+    return [pretrained.unknown_normalization(path, fields, taken) for path in unknown]
 
 
 def initial(config, model):
@@ -61,9 +50,7 @@ def initial(config, model):
                 "run, or set config.init.fresh=() to train everything anew"
             )
         return fresh(model, config.image_size, config.seed)
-    like = shapes(model, config.image_size)
-    loaded = restore(config.init.weights, like, allowed)
-    _check_normalization(config, config.init.weights)
+    loaded = _restored(config, config.init.weights, model, allowed)
     if not allowed:
         return loaded
     drawn = fresh(model, config.image_size, config.seed)
@@ -77,7 +64,7 @@ def initial(config, model):
 def as_given(config, dense):
     """Variables of the `dense` model from `config.init.weights`, none of them fresh.
 
-    What a model whose parts are fresh answers is a guess: InputError.
+    A model with fresh parts only guesses: InputError.
     """
     asked = "config.init.evaluate is True, but"
     if not config.init.weights:
@@ -92,9 +79,7 @@ def as_given(config, dense):
             "parts only guesses: allowed are config.init.evaluate=False, or all parts "
             "from the weights"
         )
-    given = restore(config.init.weights, shapes(dense, config.image_size))
-    _check_normalization(config, config.init.weights)
-    return given
+    return _restored(config, config.init.weights, dense)
 
 
 def teacher(config, model):
@@ -106,46 +91,47 @@ def teacher(config, model):
             "from a dense model: name a weights file or the folder of a run"
         )
     try:
-        loaded = restore(path, shapes(model, config.image_size))
-        _check_normalization(config, path)
-        return loaded
+        return _restored(config, path, model)
     except InputError as error:
         raise InputError(f"config.teacher.weights: {error}") from error
+
+
+def _restored(config, path, model, allowed_fresh=None):
+    """Variables of `model` at `path`. InputError if they do not fit, or if their images
+    were normalized otherwise than here.
+    """
+    loaded = restore(path, shapes(model, config.image_size), allowed_fresh)
+    for name, theirs in pretrained.normalization(path).items():
+        ours = tuple(config.model.get(name) or pretrained.IMAGENET[name])
+        if ours != theirs:
+            raise InputError(
+                f"config.model.{name} is {ours}, but {path} was trained with {theirs}: "
+                "allowed is that"
+            )
+    return loaded
 
 
 def check_classes(config, workdir, names, resumed=False):
     """InputError where a run that this one learns from has other classes, by name.
 
-    names: of the classes of `config.data`. Compared are the run in `workdir` that goes
-    on, the teacher, and what this run starts from if it keeps the head.
+    names: of the classes of `config.data`. Compared are the run in `workdir` that is
+    resumed, the teacher, and what this run starts from if it keeps the head.
     """
-    data = f"config.data.name {config.data.name!r}"
-    classes.check_classes(
-        workdir,
-        names,
-        data,
-        "choose another --workdir, or the data that it was trained on",
-    )
+    same = classes.SAME_CLASSES
+    other = "choose another --workdir, or the data that it was trained on"
+    compared = [("", workdir, other)]
     if config.teacher.weights:
-        classes.check_classes(
-            config.teacher.weights,
-            names,
-            data,
-            classes.SAME_CLASSES,
-            field="config.teacher.weights ",
-        )
+        compared.append(("config.teacher.weights ", config.teacher.weights, same))
     if config.init.weights and not resumed and "head" not in config.init.fresh:
-        classes.check_classes(
-            config.init.weights,
-            names,
-            data,
-            f"{classes.SAME_CLASSES}, or a new head by config.init.fresh=('head',)",
-            field="config.init.weights ",
-        )
+        new = f"{same}, or a new head by config.init.fresh=('head',)"
+        compared.append(("config.init.weights ", config.init.weights, new))
+    data = f"config.data.name {config.data.name!r}"
+    for field, path, allowed in compared:
+        classes.check_classes(path, names, data, allowed, field=field)
 
 
 def unnamed_classes(config, names):
-    """The line on a start whose classes and those of the data, `names`, go unchecked.
+    """The line on a start whose classes are not compared with `names` of the data.
 
     None where they are compared, and where the head is new.
     """

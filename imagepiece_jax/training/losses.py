@@ -1,4 +1,4 @@
-"""How wrong is a prediction? Losses per image, in float32, summed up by the caller."""
+"""Losses per image, in float32."""
 
 import chex
 import jax
@@ -8,8 +8,8 @@ import jax.numpy as jnp
 def soft_cross_entropy(logits, targets):
     """Cross entropy with class probabilities: -sum(y log_softmax). [B, C] -> [B].
 
-    `targets` carry label smoothing and mixup already. Float32 whatever the inputs are;
-    a mean over the batch is left to the caller, who knows about devices and padding.
+    `targets` include label smoothing and mixup. Float32 whatever the inputs are; the
+    mean over the batch is left to the caller, who knows devices and padding.
     """
     chex.assert_rank([logits, targets], 2)
     chex.assert_equal_shape([logits, targets])

@@ -1,8 +1,8 @@
-"""How far does a weight move? Learning rate, AdamW, decay mask and moving average.
+"""DeiT's optimizer: learning rate, AdamW, decay mask and moving average.
 
-DeiT's recipe: AdamW with decoupled weight decay, a linear warm-up that the cosine does
-not wait for (at the end of the warm-up the cosine has already fallen a little), and a
-rate that is proportional to the global batch.
+AdamW with decoupled weight decay, a linear warm-up that overlaps the cosine (at the end
+of the warm-up the cosine has already fallen a little), and a rate that is proportional
+to the global batch.
 """
 
 import jax
@@ -105,7 +105,7 @@ def scale_by_group(group_of, rate, peak, steps_per_epoch):
 
     `group_of(path)` is the Group of the parameter "blocks_3/attn/q/kernel", whose `lr`
     maps (the schedule's rate, its peak) to the rate it gets, and whose updates are zero
-    in its first `frozen_epochs`. Moments go on meanwhile, as with a rate of zero.
+    in its first `frozen_epochs`. Moments are updated meanwhile, as with a rate of zero.
     """
 
     def factor(path, step):
@@ -151,10 +151,10 @@ def ema(average, new, decay):
 
 
 def skip_update(finite, new, old):
-    """The optimiser's state `new` where `finite` (bool []), else `old`.
+    """The optimizer's state `new` where `finite` (bool []), else `old`.
 
-    Counts of schedules go on in any case, so that the rate stays the one of the run's
-    step; Adam's own count, which corrects its moments, waits with them.
+    Counts of schedules advance in any case, so that the rate stays that of the run's
+    step; Adam's own count, which corrects its moments, stays with them.
     """
 
     def choose(new, old):

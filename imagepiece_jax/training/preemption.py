@@ -1,9 +1,9 @@
-"""How is a run asked to stop? By a signal, which it answers between two pieces of work.
+"""Graceful shutdown on SIGTERM and SIGINT.
 
-Schedulers that take a machine away send SIGTERM and kill some 30 seconds later. Python
-notes a signal only between two of its own instructions, and a compile is one of them
-that may last minutes. A thread therefore counts the seconds, and ends the process when
-nobody has answered in time.
+Schedulers that preempt a job send SIGTERM and kill it some 30 seconds later. Python
+runs signal handlers only between two of its own instructions, and a compile is one
+instruction that may last minutes. A thread therefore counts the seconds, and ends the
+process when the signal has not been answered in time.
 """
 
 import multiprocessing
@@ -19,18 +19,18 @@ PATIENCE = 20.0  # seconds until a signal must have been answered; saving comes 
 
 
 class Interrupted(Exception):
-    """Work that was given up because of a signal; what it worked on is as before."""
+    """Work that was abandoned because of a signal, and changed nothing."""
 
 
 class StopRequest:
-    """While entered, Ctrl-C and SIGTERM are noted.
+    """While entered, Ctrl-C and SIGTERM request a stop.
 
-    Whoever is at work calls `asked` as often as it can; if so, `answered`, and saves.
-    After `patience` seconds without that the process ends as it is, with status 128 +
-    signum; before, what `rescue_by` was given is called. A second Ctrl-C ends it at
-    once. `patience` may be changed; 0 is for times when there is nothing to save.
+    The main thread calls `asked` as often as it can; after a signal it calls `answered`
+    and saves. After `patience` seconds without that the process ends with status 128 +
+    signum; the function given to `rescue_by` is called before. A second Ctrl-C ends it
+    at once. `patience` may be changed; 0 is for times when there is nothing to save.
 
-    `agree(number)` is what the processes of a run agree on when each has its own.
+    `agree(number)` is the number that all processes of a run agree on.
     """
 
     def __init__(self, patience=PATIENCE, agree=int):
@@ -71,7 +71,7 @@ class StopRequest:
         return self._agreed
 
     def answered(self):
-        """No time limit any more: what was done is being saved. Twice is allowed."""
+        """Lift the time limit: the run is being saved. Calling twice is allowed."""
         with self._lock:
             if self._writer is None:
                 return
@@ -81,15 +81,15 @@ class StopRequest:
         self._thread.join()
 
     def rescue_by(self, save):
-        """From now on `save()` can save what was done, from any thread; None: nobody.
+        """Set the function that saves the run when the time is up; None: nothing can.
 
-        Does not return once the time is up and something is being rescued.
+        It is called in another thread; afterwards this method does not return.
         """
         with self._lock:
             self._rescue = save
 
     def until_asked(self, items):
-        """The items as they come; after a signal, Interrupted instead of the next."""
+        """Yield the items; after a signal, Interrupted instead of the next."""
         for item in items:
             if self.asked():
                 raise Interrupted
@@ -99,7 +99,7 @@ class StopRequest:
         self._signum = self._signum or signum
 
     def _watch(self, reader):
-        """In a thread of its own: every signal arrives here as a byte, its number."""
+        """Count the seconds, in a thread: each signal arrives as a byte, its number."""
         asked = deadline = None
         with reader:
             while True:
@@ -134,7 +134,7 @@ class StopRequest:
 
 
 def _end_now(signum, words):
-    """End this process and the ones that it started, whatever they are at."""
+    """End this process and its children at once."""
     for child in multiprocessing.active_children():
         child.kill()
     words += "; the same command resumes from the newest checkpoint, if there is one"

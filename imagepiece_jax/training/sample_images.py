@@ -1,4 +1,4 @@
-"""What do the images of a run look like? A batch as the network sees it, and tokens."""
+"""Sample images of a run: an augmented batch, and what became of the tokens."""
 
 import functools
 import itertools
@@ -21,9 +21,9 @@ SMALLEST, WIDEST = 64, 1200  # pixels: a side of a small image, a panel's width
 
 
 class SampleImages:
-    """The pictures of one run, of which each program is compiled once.
+    """Sample images of one run; each of their programs is compiled once.
 
-    `count` test images are followed through `model`; 0 switches all panels off.
+    `count` test images are followed through `model`; 0 switches all images off.
     """
 
     def __init__(self, workdir, model, recipe, count):
@@ -48,10 +48,10 @@ class SampleImages:
         return sheet(parallel.unreplicate(self._prepared(batch, before)))
 
     def tokens(self, source, transform, variables):
-        """What the tokens of some test images became, as uint8 [H, W, 3], or None.
+        """Tokens of some test images after each reduction, uint8 [H, W, 3], or None.
 
-        The whole picture is written to the run's folder; what is returned is smaller.
-        Only this process's first device is used.
+        The full picture is written to the run's folder; a smaller one is returned. Only
+        this process's first device is used.
         """
         if self._examples is None:
             self._examples = examples(source, transform, self._count)
@@ -76,7 +76,7 @@ class SampleImages:
 def sheet(images):
     """Images side by side in rows of up to four: [B, S, S, 3] -> [H, W, 3].
 
-    Small ones are enlarged; places that stay empty are white.
+    Small ones are enlarged; empty places are white.
     """
     scale = math.ceil(SMALLEST / images.shape[1])
     images = images.repeat(scale, axis=1).repeat(scale, axis=2)
@@ -88,9 +88,9 @@ def sheet(images):
 
 
 def examples(source, transform, count):
-    """Up to `count` readable test images as the network gets them, and their titles.
+    """Up to `count` readable test images, transformed, and their titles.
 
-    Spread over the split, which is often sorted by class.
+    They are spread over the split, which is often sorted by class.
     """
     count = min(count, len(source))
     images, titles = [], []
@@ -106,11 +106,11 @@ def examples(source, transform, count):
 
 
 def save_token_picture(workdir, model, variables, images, titles, decide=None):
-    """A PNG of what the tokens of some test images became; returns its path.
+    """Write a PNG of the tokens of some test images; returns its path.
 
     images: uint8 [B, S, S, 3]. Blocks after a soft reduction, whose tokens hold a share
-    of every patch, are left out; None, and no file, where no block is left. `decide` is
-    `_decide` where it is compiled already. RunError where it cannot be written.
+    of every patch, are left out; None, and no file, where no block remains. decide:
+    `_decide`, if compiled already. RunError where it cannot be written.
     """
     reducing = [i for i, layer in enumerate(model.plan) if layer.counts]
     decide = decide or functools.partial(_decide, model=model)

@@ -1,4 +1,4 @@
-"""What is one step of training? A function of state and batch, inside `pmap`."""
+"""One training step: a function of state and batch, inside `pmap`."""
 
 import dataclasses
 from typing import Any
@@ -20,11 +20,11 @@ from imagepiece_jax.training.optimizer import ema, global_norm, skip_update
 
 @struct.dataclass
 class TrainState:
-    """All that a run carries from step to step, and all that a checkpoint holds.
+    """Everything that a run carries from step to step and a checkpoint holds.
 
     ema: {"params", "batch_stats"} averaged, or None; window: sums of the metrics since
     the last logged step; skipped: steps in a row, up to this one, that changed nothing.
-    Both are here so that a resumed run does what the first would have done.
+    Both are part of the state so that a resumed run equals an uninterrupted one.
     """
 
     step: jax.Array
@@ -45,7 +45,7 @@ WINDOW = ("loss", "acc1", "acc5", "samples", "skipped")
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What a training step does besides the model and the optimiser (DeiT's recipe)."""
+    """What a training step does besides the model and the optimizer (DeiT's recipe)."""
 
     seed: int
     num_classes: int
@@ -95,7 +95,7 @@ def train_step(
     frozen variables of `teacher_model`, None where there is none.
 
     A step whose loss or gradient norm is not finite is skipped: parameters, statistics,
-    averages and the optimiser's moments stay, the step and the schedules go on.
+    averages and the optimizer's moments stay, the step and the schedules advance.
 
     Metrics are of the whole global batch: loss, grad_norm, lr, the terms, `skipped`
     (such steps in a row, this one included), and `window`, the sums over the steps
@@ -116,9 +116,9 @@ def train_step(
             "reducer": sample_keys(recipe.seed, state.step, positions, Purpose.REDUCER),
         }
 
-        taught = None
+        teacher_outputs = None
         if teacher_model is not None:
-            taught = jax.lax.stop_gradient(teacher_model.apply(teacher, image))
+            teacher_outputs = jax.lax.stop_gradient(teacher_model.apply(teacher, image))
 
         def loss_fn(params):
             outputs, changed = model.apply(
@@ -129,7 +129,7 @@ def train_step(
                 mutable=["batch_stats"],
             )
             loss = jnp.mean(soft_cross_entropy(outputs.logits, targets))
-            own = loss_terms(outputs, taught) if loss_terms else {}
+            own = loss_terms(outputs, teacher_outputs) if loss_terms else {}
             loss = sum(own.values(), loss)
             return loss, (outputs.logits, changed.get("batch_stats", {}), own)
 

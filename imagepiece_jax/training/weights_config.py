@@ -2,6 +2,8 @@
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import pretrained, run_files
+from imagepiece_jax.models.normalization import IMAGENET, unknown_normalization
+from imagepiece_jax.models.normalization import typed as typed_normalization
 from imagepiece_jax.training import from_config
 
 
@@ -16,7 +18,7 @@ def of_weights(
     normalization: of --mean and --std; checkpoint: of a run. InputError for the first
     contradiction.
     """
-    normalization = run_files.typed(normalization)
+    normalization = typed_normalization(normalization)
     if config is not None:
         from_config.check(config)
         from_config.model(config)  # its own mistakes first
@@ -40,9 +42,9 @@ def of_weights(
 
     fields = weights.changed(asked | normalization, named)
     if "mean" not in fields:
-        print(f"note: {pretrained.unknown_normalization(path)}", flush=True)
+        print(f"note: {unknown_normalization(path)}", flush=True)
     with config.unlocked():
-        for name, usual in pretrained.IMAGENET.items():
+        for name, usual in IMAGENET.items():
             config.model[name] = fields.get(name, usual)
     return config, weights.of_config(config.to_dict())
 

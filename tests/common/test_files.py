@@ -19,7 +19,7 @@ from imagepiece_jax.common.files import (
 )
 from imagepiece_jax.data.imagenet import writer
 from imagepiece_jax.errors import InputError, RunError
-from imagepiece_jax.experiments.cache import Points
+from imagepiece_jax.experiments.cache import ResultCache
 from imagepiece_jax.models.run_files import own_files
 from imagepiece_jax.training.run_dir import RunLock
 
@@ -36,7 +36,7 @@ def holds(tmp_path):
     """What each command locks, as functions, with what it says where it is taken."""
     return {
         "another process is training in": lambda: RunLock(tmp_path / "run"),
-        "another process is measuring into": lambda: Points(tmp_path / "points"),
+        "another process is measuring into": lambda: ResultCache(tmp_path / "points"),
         "another process is writing": lambda: writer._hold(
             tmp_path / "set"
         ).__enter__(),

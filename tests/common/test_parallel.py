@@ -218,10 +218,10 @@ def check_dry_run(process, workdir):
     config.update_from_flattened_dict(runs.DENSE | {"model.depth": 1})
     with contextlib.redirect_stdout(io.StringIO()) as output:
         assert trainer.train_and_evaluate(config, workdir, dry_run=True) is None
-    told = output.getvalue()
-    assert ("memory on each of 4 devices: " in told) == (process == 0)
-    told = "--dry_run is True on process 1, but False on process 0"
-    with pytest.raises(InputError, match=told):
+    printed = output.getvalue()
+    assert ("memory on each of 4 devices: " in printed) == (process == 0)
+    message = "--dry_run is True on process 1, but False on process 0"
+    with pytest.raises(InputError, match=message):
         trainer.train_and_evaluate(config, workdir, dry_run=process == 1)
     assert not workdir.exists()
 

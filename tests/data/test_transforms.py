@@ -7,7 +7,7 @@ import pytest
 
 from imagepiece_jax.data import transforms
 from imagepiece_jax.data.augment import randaugment_pil
-from imagepiece_jax.data.augment.policy import Policy
+from imagepiece_jax.data.augment.randaugment_pil import Policy
 from imagepiece_jax.data.resize import exact
 from imagepiece_jax.data.transforms import (
     CanvasTransform,

@@ -55,7 +55,7 @@ class Lookup:
         self.table = jnp.asarray(table, jnp.float32)
 
     def apply(self, variables, images, keys):
-        red = images[:, 0, 0, 0] * self.std[0] + self.mean[0]  # what was normalised
+        red = images[:, 0, 0, 0] * self.std[0] + self.mean[0]  # what was normalized
         rows = self.table[jnp.round(red * 255).astype(jnp.int32)]
         return types.SimpleNamespace(logits=rows * variables["scale"])
 
@@ -189,7 +189,7 @@ def test_several_sets_of_variables_share_one_pass():
     assert each[0].loss != each[1].loss
 
 
-def test_a_dtype_that_cpus_cannot_compute_in_is_told():
+def test_a_dtype_that_cpus_cannot_compute_in_is_refused():
     model = tiny.model(dtype="float16")
     with pytest.raises(InputError, match="dtype is 'float16', in which CPUs compute"):
         accuracy.compiled(model)

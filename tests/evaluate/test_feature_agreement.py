@@ -1,4 +1,4 @@
-"""Do the figures of agreement say what they should? Small maps worked out by hand."""
+"""Figures of agreement against small maps worked out by hand."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ def test_cosines_of_all_pairs():
     np.testing.assert_allclose(agreement.self_similarity(features), expected, atol=1e-6)
 
 
-def test_correlation_is_that_of_numpy_and_knows_no_scale():
+def test_correlation_is_that_of_numpy_whatever_the_scale():
     rng = np.random.default_rng(0)
     ours, theirs = rng.normal(size=(2, 3, 20))
     expected = [np.corrcoef(a, b)[0, 1] for a, b in zip(ours, theirs, strict=True)]
@@ -37,15 +37,15 @@ def two_kinds():
     return features, labels, np.array([True, False, True])
 
 
-def test_probe_reads_what_the_features_tell(two_kinds):
+def test_probe_reads_labels_from_features(two_kinds):
     features, labels, memory = two_kinds
     assert agreement.probe(features, labels, memory).tolist() == [1.0]
     turned = features.copy()
-    turned[1, :10] = turned[1, :10, ::-1]  # a quarter of the patches lie
+    turned[1, :10] = turned[1, :10, ::-1]  # a quarter of the patches are wrong
     assert agreement.probe(turned, labels, memory).tolist() == [0.75]
 
 
-def test_probe_of_position_says_what_is_most_frequent_there():
+def test_probe_of_position_takes_the_most_frequent_label():
     labels = np.array([[0, 1, 2], [0, 1, 1], [0, 2, 1], [1, 2, 1]])
     memory = np.array([True, True, True, False])
     # 0 is most frequent at the first place, 1 at the other two.

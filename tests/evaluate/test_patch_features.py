@@ -1,4 +1,4 @@
-"""Does the table hold every method with each way to fill, and the bounds beside it?"""
+"""The table of feature maps: every method, every way to fill, and the bounds."""
 
 import json
 
@@ -65,7 +65,7 @@ def test_table_has_every_way_to_fill(tmp_path, words):
 
 
 @pytest.mark.parametrize(
-    "more, told",
+    "more, message",
     [
         ([], "--sweep is missing: name methods, such as --sweep tome:r=8"),
         (["--sweep=tome:r=1", "--images=3"], "--images is 3; allowed are 4 or more"),
@@ -73,12 +73,12 @@ def test_table_has_every_way_to_fill(tmp_path, words):
         (["--sweep=tome:r=1", "--data=digit"], "config.data.name is 'digit': allowed"),
     ],
 )
-def test_mistakes_are_told(words, more, told):
-    assert told in sentence(call(patch_features.main, *words, *more))
+def test_mistakes(words, more, message):
+    assert message in sentence(call(patch_features.main, *words, *more))
 
 
 def test_flags_that_are_needed_are_named():
-    told = sentence(call(patch_features.main))
-    assert told.startswith("--weights is missing: a .npz, .safetensors or .pth file")
-    told = sentence(call(patch_features.main, "--weights=w.npz"))
-    assert told.startswith("--data is missing: csv:FILE, folder:PATH")
+    message = sentence(call(patch_features.main))
+    assert message.startswith("--weights is missing: a .npz, .safetensors or .pth file")
+    message = sentence(call(patch_features.main, "--weights=w.npz"))
+    assert message.startswith("--data is missing: csv:FILE, folder:PATH")

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.experiments.cache import FILE, Points
+from imagepiece_jax.experiments.cache import FILE, ResultCache
 
 SETTING = {"kind": "accuracy", "reduction": {"name": "evit", "keep_rate": 0.7}}
 
@@ -22,9 +22,9 @@ class Count:
 
 def measured(folder, *settings, **options):
     """(results, how many were measured) of one process."""
-    points, count = Points(folder, **options), Count()
-    results = [points.result(setting, count) for setting in settings]
-    points.close()
+    cache, count = ResultCache(folder, **options), Count()
+    results = [cache.result(setting, count) for setting in settings]
+    cache.close()
     return results, count.calls
 
 
@@ -51,11 +51,11 @@ def test_again_measures_anew_and_the_last_line_counts(tmp_path):
 
 
 def test_a_line_says_what_where_and_with_which_versions(tmp_path):
-    points = Points(tmp_path, versions={"jax": "0.0"})
-    points.experiment = "table1"
-    points.result(SETTING, Count())
+    cache = ResultCache(tmp_path, versions={"jax": "0.0"})
+    cache.experiment = "table1"
+    cache.result(SETTING, Count())
     line = json.loads((tmp_path / FILE).read_text())
-    points.close()
+    cache.close()
     assert line["experiment"] == "table1" and line["versions"] == {"jax": "0.0"}
     assert line["setting"] == SETTING and line["result"] == {"acc1": 81.0}
     assert {"git", "time"} < set(line)
@@ -77,29 +77,29 @@ def test_a_kill_while_measuring_leaves_what_was_there(tmp_path):
     def killed():
         raise KeyboardInterrupt
 
-    points = Points(tmp_path)
-    points.result(SETTING, Count())
+    cache = ResultCache(tmp_path)
+    cache.result(SETTING, Count())
     with pytest.raises(KeyboardInterrupt):
-        points.result(SETTING | {"x": 1}, killed)
-    points.close()
+        cache.result(SETTING | {"x": 1}, killed)
+    cache.close()
     assert measured(tmp_path, SETTING)[1] == 0
 
 
 def test_a_line_that_is_no_point_is_named(tmp_path):
     (tmp_path / FILE).write_text('{"setting": {}, "result": {}}\nnonsense\n')
     with pytest.raises(InputError, match="points.jsonl, line 2 is not a measured"):
-        Points(tmp_path)
+        ResultCache(tmp_path)
 
 
 def test_two_processes_do_not_measure_into_one_folder(tmp_path):
-    points = Points(tmp_path)
+    cache = ResultCache(tmp_path)
     with pytest.raises(InputError, match="another process is measuring"):
-        Points(tmp_path)
-    points.close()
-    Points(tmp_path).close()
+        ResultCache(tmp_path)
+    cache.close()
+    ResultCache(tmp_path).close()
 
 
 def test_a_folder_that_cannot_be_made_is_a_mistake(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="--out .* cannot be made .Not a directory"):
-        Points(tmp_path / "file" / "out")
+        ResultCache(tmp_path / "file" / "out")

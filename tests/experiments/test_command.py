@@ -1,19 +1,22 @@
-"""The command: what it refuses in a sentence, and one experiment from end to end."""
+"""The command: mistakes in one sentence, and experiments from end to end."""
 
-import importlib
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.experiments import __main__ as command
+from imagepiece_jax.experiments import runner
+from imagepiece_jax.experiments.context import TrainedRuns
+from imagepiece_jax.models.pretrained import Pretrained
 from tests.command import call, sentence
-from tests.experiments import small_lab
+from tests.experiments import tiny_context
 
 MODEL = [
     *("--config", "configs/quickstart.py", "--config.model.stem=patch"),
-    *(f"--config.model.{name}={value}" for name, value in small_lab.SIZE.items()),
+    *(f"--config.model.{name}={value}" for name, value in tiny_context.SIZE.items()),
     *("--config.model.mlp_ratio=2", "--config.reduction.merge_blocks=(0,)"),
     "--config.reduction.prune_blocks=(2,)",
 ]
@@ -22,20 +25,23 @@ MODEL = [
 @pytest.fixture(scope="module")
 def words(tmp_path_factory):
     """Flags that fit the tiny weights."""
-    made = small_lab.subject(tmp_path_factory.mktemp("weights"))
+    made = tiny_context.pretrained(tmp_path_factory.mktemp("weights"))
     few = ("--subset", 20, "--eval_batch_size", 10, "--nospeed")
     return [*MODEL, "--data", "digits", "--weights", made.path, *few]
 
 
-def test_every_name_is_a_file_with_a_run():
-    for name in (*command.NAMES, "search"):
-        module = f"imagepiece_jax.experiments.{name.replace('-', '_')}"
-        assert callable(importlib.import_module(module).run)
-    assert set(command.TRAINS) <= set(command.NAMES)
+def test_all_are_those_that_the_flags_allow():
+    whole = runner.select(["all"], small=False, timed=True)
+    assert [*whole, "search"] == list(runner.EXPERIMENTS)
+    assert set(whole) - set(runner.select(["all"], False, timed=False)) == {
+        "throughput"
+    }
+    trained = runner.select(["all"], small=True, timed=True)
+    assert set(whole) - set(trained) == set(runner.ONE_CHECKPOINT) - {"search"}
 
 
 @pytest.mark.parametrize(
-    "given, told",
+    "given, message",
     [
         ([], "NAME is missing; allowed is one of table1, table2"),
         (["table9"], "NAME is table9; allowed is one of"),
@@ -64,30 +70,30 @@ def test_every_name_is_a_file_with_a_run():
         (["table1", "--data=digits", "--runs=none"], "--runs none holds no run"),
     ],
 )
-def test_mistakes_are_told_in_a_sentence(tmp_path, given, told):
-    assert told in sentence(call(command.main, *given, "--out", tmp_path / "out"))
+def test_mistakes_in_flags(tmp_path, given, message):
+    assert message in sentence(call(command.main, *given, "--out", tmp_path / "out"))
 
 
 @pytest.mark.parametrize(
-    "given, told",
+    "given, message",
     [
         (["table1", "--small", "--runs=x"], "--runs and --small are both given"),
         (["search", "--metric=ms"], "--metric ms is of the clock; allowed"),
         (["table3", "--small"], "--small: table3 trains nothing; allowed are table1"),
     ],
 )
-def test_forms_that_do_not_fit_are_told(tmp_path, words, given, told):
+def test_contradictions_of_flags(tmp_path, words, given, message):
     ended = call(command.main, *given, *words, "--out", tmp_path / "out")
-    assert told in sentence(ended)
+    assert message in sentence(ended)
 
 
 @pytest.mark.slow
-def test_all_says_what_it_leaves_out_and_measures_nothing_twice(tmp_path, words):
+def test_all_names_what_it_leaves_out_and_measures_nothing_twice(tmp_path, words):
     """At four blocks EViT's default blocks do not exist; overlap has no such row."""
     names = ("overlap", "evit-table")
-    patched = pytest.MonkeyPatch()
-    with patched.context() as patch:
-        patch.setattr(command, "NAMES", names)
+    with pytest.MonkeyPatch.context() as patch:
+        kept = {name: runner.EXPERIMENTS[name] for name in names}
+        patch.setattr(runner, "EXPERIMENTS", kept)
         first = call(command.main, "all", *words, "--out", tmp_path)
         before = (tmp_path / "points.jsonl").read_text()
         second = call(command.main, *words, "all", "--out", tmp_path)
@@ -112,21 +118,10 @@ def test_one_experiment_alone_ends_with_its_mistake(tmp_path, words):
     assert "config.reduction has a step at block" in sentence(ended)
 
 
-def test_runs_of_different_data_sets_are_a_mistake(monkeypatch):
-    from imagepiece_jax.models import pretrained
-
+def test_runs_of_different_data_sets_are_a_mistake():
     made = [
-        pretrained.Pretrained(None, {"num_classes": classes, "image_size": 16}, {})
+        Pretrained(None, {"num_classes": classes, "image_size": 16}, {})
         for classes in (10, 11)
     ]
     with pytest.raises(InputError, match="models of different classes or image sizes"):
-        call_images(command, made)
-
-
-def call_images(module, models):
-    """`_images` with the flags at their defaults."""
-    from absl import flags
-
-    flags.FLAGS.unparse_flags()
-    flags.FLAGS(["test"])
-    return module._images(None, tuple(models), None)
+        runner._images(SimpleNamespace(runs="runs"), TrainedRuns(tuple(made)))

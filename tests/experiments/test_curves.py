@@ -35,7 +35,7 @@ def test_tables_are_markdown():
     assert text == "| a | b |\n| --- | --- |\n| x |  |\n| 1 | 2.5 |"
 
 
-def test_speed_that_was_not_measured_is_said_so():
+def test_cells_of_speeds():
     assert render.speed_cell(None) == "not measured"
     speed = {"ratio": 1.536, "ratio_min": 1.5, "ratio_max": 1.57}
     assert render.speed_cell(speed) == "1.54 (1.50 to 1.57)"
@@ -44,6 +44,6 @@ def test_speed_that_was_not_measured_is_said_so():
 def test_curves_have_bands_and_leave_no_half_file(tmp_path):
     path = tmp_path / "curve.png"
     points = [(1, Estimate(50, 45, 55)), (2, Estimate(40, 35, 45))]
-    render.curves(path, "x", "y", {"a": points, "b": points[:1]}, {"a": [(1, 48)]})
+    render.curves(path, "x", "y", {"a": points, "b": points[:1]})
     assert path.read_bytes().startswith(b"\x89PNG")
     assert [file.name for file in tmp_path.iterdir()] == ["curve.png"]

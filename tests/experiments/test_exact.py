@@ -1,47 +1,43 @@
-"""What needs no training and no images: token counts and MACs of every table."""
+"""Token counts and MACs of every table, which need no training and no images."""
 
 import pathlib
 
 import pytest
 
 from imagepiece_jax.experiments import (
-    combinations,
-    evit_table,
     finetune,
     hyperspeed,
     match_cost,
     published,
-    table1,
-    table2,
-    table3,
+    search_space,
+    tables,
 )
-from imagepiece_jax.experiments.search import space
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction import settings
 
-ADDED = [row for _, row in combinations.PAIRS]
+COMBINED = [row for _, row in tables.PAIRS[3:]]  # those of the paper: conv stem
 FIELDS = {"name": "deit_s", "image_size": 224, "num_classes": 1000}
 
 
-def subject(stem="patch", **fields):
+def pretrained(stem="patch", **fields):
     fields = FIELDS | {"stem": stem} | fields
     return Pretrained(pathlib.Path("none"), fields, settings.DENSE)
 
 
 def gmacs(row):
-    return subject(row.stem).gmacs(row.reduction)
+    return pretrained(row.stem).gmacs(row.reduction)
 
 
 def tokens(row):
-    return subject(row.stem).model(row.reduction).plan[-1].mlp_tokens
+    return pretrained(row.stem).model(row.reduction).plan[-1].mlp_tokens
 
 
 @pytest.mark.parametrize(
     "rows, expected",
     [
-        (table1.ROWS, (4.599, 2.981, 2.463, 2.997, 2.783, 2.406, 4.976)),
-        (table2.ROWS[:5], (4.599, 2.878, 2.865, 2.703, 2.859)),
-        ([row for _, row in combinations.CONTESTS[3:]], (2.867, 2.783, 2.783)),
+        (tables.TABLE1, (4.599, 2.981, 2.463, 2.997, 2.783, 2.406, 4.976)),
+        (tables.TABLE2[:5], (4.599, 2.878, 2.865, 2.703, 2.859)),
+        (COMBINED, (2.867, 2.783, 2.783)),
     ],
 )
 def test_macs_of_the_tables(rows, expected):
@@ -49,9 +45,9 @@ def test_macs_of_the_tables(rows, expected):
 
 
 def test_tokens_left_are_the_published_ones():
-    rows = {row.name: row for row in table3.ROWS}
+    rows = {row.name: row for row in tables.TABLE3}
     for name, count in published.OUTPUT_TOKENS.items():
-        assert tokens(rows[name]) == table3.plan_tokens(rows[name]) == count
+        assert tokens(rows[name]) == tables.plan_tokens(rows[name]) == count
     assert published.OUTPUT_TOKENS.keys() <= rows.keys()
 
 
@@ -66,8 +62,8 @@ def test_tokens_left_are_the_published_ones():
     ],
 )
 def test_evits_counts_and_macs(rate, counts, costs):
-    rows = [evit_table.row(rate, *kind) for kind in evit_table.KINDS]
-    assert set(rows) <= set(evit_table.ROWS)
+    rows = [tables.evit_row(rate, *kind) for kind in tables.EVIT_KINDS]
+    assert set(rows) <= set(tables.EVIT_TABLE)
     assert tuple(map(tokens, rows)) == counts
     assert tuple(round(gmacs(row), 3) for row in rows) == costs
 
@@ -83,26 +79,23 @@ def test_evits_counts_and_macs(rate, counts, costs):
 )
 def test_macs_of_the_hyperspeed_sweep_fall(name, costs):
     (row, *_), rates = hyperspeed.SWEEPS[name]
-    found = [subject(row.stem).gmacs({**row.reduction, **rate}) for rate in rates]
+    found = [pretrained(row.stem).gmacs({**row.reduction, **rate}) for rate in rates]
     assert [round(cost, 3) for cost in found] == list(costs)
     assert found == sorted(found, reverse=True)
 
 
 def test_combinations_have_one_token_trace():
     traces = {
-        tuple(layer.mlp_tokens for layer in subject("conv").model(row.reduction).plan)
-        for _, row in combinations.CONTESTS[3:]
+        tuple(x.mlp_tokens for x in pretrained("conv").model(row.reduction).plan)
+        for row in COMBINED
     }
     assert len(traces) == 1 and traces.pop()[-1] == 61
 
 
 def test_published_names_are_those_of_rows():
     """A figure whose row has another name would never be shown."""
-    rows = {
-        row.name
-        for module in (table1, table2, combinations, table3)
-        for row in module.ROWS
-    }
+    every = (tables.TABLE1, tables.TABLE2, tables.COMBINATIONS, tables.TABLE3)
+    rows = {row.name for rows in every for row in rows}
     for figures in published.ACCURACY_SPEED.values():
         assert set(figures) <= rows
     assert set(published.HYPERSPEED["drop"]) == set(hyperspeed.SWEEPS)
@@ -122,16 +115,16 @@ def test_published_claims_can_be_recomputed():
 
 @pytest.mark.parametrize(
     "reduction",
-    [row.reduction for row in (*table1.ROWS[1:5], *table2.ROWS[1:5], *ADDED)],
+    [r.reduction for r in (*tables.TABLE1[1:5], *tables.TABLE2[1:5], *COMBINED)],
     ids=lambda reduction: reduction["name"],
 )
 def test_methods_can_be_matched_at_equal_macs(reduction):
     """Of DeiT-Ti at 160 pixels, as --small trains it, within three percent."""
-    one = subject(name="deit_ti", image_size=160)
+    one = pretrained(name="deit_ti", image_size=160)
     target = one.gmacs(finetune.REFERENCE)
     found = match_cost.nearest(one.gmacs, reduction, target)
     assert found["name"] == reduction["name"]
-    if reduction == table2.MERGE_ONLY:  # half of the candidates is all it can merge
+    if reduction == tables.MERGE_ONLY:  # half of the candidates is all it can merge
         assert found["merge_ratio"] >= 0.14
         assert target < one.gmacs(found) < 1.1 * target
         return
@@ -149,16 +142,16 @@ def test_nearest_is_the_nearest():
 
 @pytest.mark.parametrize("limit", [-1, 0, 7, 35.5, 99, 200])
 @pytest.mark.parametrize("step", [1, -1])
-def test_dearest_is_that_of_a_slow_search(limit, step):
+def test_most_expensive_is_that_of_a_slow_search(limit, step):
     rates = list(range(0, 100, 7))[::step]
     allowed = [rate for rate in rates if rate <= limit]
     expected = (max(allowed),) * 2 if allowed else None
-    assert match_cost.dearest(lambda rate: rate, rates, limit) == expected
+    assert match_cost.most_expensive(lambda rate: rate, rates, limit) == expected
 
 
 def test_every_shape_of_the_search_makes_models_of_falling_cost():
-    one = subject(name="deit_ti")
-    shapes = space.shapes(12)
+    one = pretrained(name="deit_ti")
+    shapes = search_space.shapes(12)
     assert len(shapes) > 200
     assert {shape["name"] for shape in shapes[:4]} == {
         "tome",
@@ -166,8 +159,8 @@ def test_every_shape_of_the_search_makes_models_of_falling_cost():
         "imagepiece",
         "imagepiece_tome",
     }
-    for shape in [*space.PUBLISHED, *shapes[:24]]:
-        costs = [one.gmacs(rate) for rate in space.rates(shape, 12)[::6]]
+    for shape in [*search_space.PUBLISHED, *shapes[:24]]:
+        costs = [one.gmacs(rate) for rate in search_space.rates(shape, 12)[::6]]
         falling = costs[0] > costs[-1]
         assert len(costs) > 3 and costs == sorted(costs, reverse=falling)
         assert min(costs) < 0.7 * one.gmacs(settings.DENSE)

@@ -1,4 +1,4 @@
-"""Masks that are the same for all, lie inside the image, and only ever take away."""
+"""Masks are the same for all models, lie inside the image, and only remove."""
 
 import types
 
@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.common import parallel
+from imagepiece_jax.evaluate import accuracy, statistics
 from imagepiece_jax.experiments import masking
-from imagepiece_jax.experiments.context import Answers
+from imagepiece_jax.experiments.context import OffTheShelf, Options, Result
 from imagepiece_jax.experiments.masking import SIDE, corners_of, cover
 from imagepiece_jax.experiments.published import MASKS
 from imagepiece_jax.experiments.rows import DENSE
@@ -75,7 +76,7 @@ class Brightness:
     Of the labels, 0 .. 9, label k needs k tenths of it.
     """
 
-    mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+    mean, std, dtype = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), np.dtype("float32")
 
     def apply(self, variables, images, keys):
         white = (1 - self.mean[0]) / self.std[0]
@@ -87,9 +88,6 @@ class Brightness:
 
 def test_accuracy_falls_with_every_mask_of_a_model_that_counts_pixels(tmp_path):
     """Nested masks: an image that was wrong behind fewer is wrong behind more."""
-    from imagepiece_jax.common import parallel
-    from imagepiece_jax.evaluate import accuracy
-
     index = np.arange(12)[None]
     batch = {
         "image": np.full((1, 12, 224, 224, 3), 255, np.uint8),
@@ -119,40 +117,39 @@ class Twenty:
         return 20
 
 
-class FakeLab:
-    """Answers that are made up: right for images 0 .. 17 - masks / 5."""
+class FakeContext:
+    """Evaluations that are right for images 0 .. 17 - masks / 5."""
 
-    images, small, trained, timed = Twenty(), None, (), False
-    options = {"mask_fill": "black", "mask_grid": True}
+    images, timed = Twenty(), False
+    options = Options(mask_fill="black", mask_grid=True)
 
     def __init__(self, out):
         self.out, self.asked = out, []
-
-    def one(self):
         lacking = ("dynamicvit",)
-        return types.SimpleNamespace(
+        weights = types.SimpleNamespace(
             stem="patch", untrained=lambda reduction: reduction["name"] in lacking
         )
+        self.models = OffTheShelf(weights)
 
-    def answers(self, subject, reduction):
-        return self._told(0)
+    def evaluate(self, pretrained, reduction):
+        return self._result(0)
 
-    def altered(self, subject, reduction, alteration, alter, prepare):
+    def evaluate_altered(self, pretrained, reduction, alteration, alter, prepare):
         batch = {"image": np.zeros((1, 3, 224, 224, 3), np.uint8), "index": INDEX}
         self.asked.append((reduction["name"], alteration, prepare(batch)["corners"]))
-        return self._told(alteration["masks"])
+        return self._result(alteration["masks"])
 
-    def _told(self, count):
-        told = Answers.__new__(Answers)
-        told.right = np.arange(20) < 18 - count // 5
-        return told
+    def _result(self, count):
+        result = Result.__new__(Result)
+        result.right = np.arange(20) < 18 - count // 5
+        return result
 
 
 def test_all_methods_are_shown_the_same_masks(tmp_path):
-    lab = FakeLab(tmp_path)
-    masking.run(lab)
+    context = FakeContext(tmp_path)
+    masking.masking(context)
     by_method = {}
-    for name, alteration, corners in lab.asked:
+    for name, alteration, corners in context.asked:
         assert alteration["fill"] == "black" and alteration["grid"] is True
         by_method.setdefault(name, []).append((str(alteration), corners.tobytes()))
     dense = by_method.pop(DENSE.reduction["name"])

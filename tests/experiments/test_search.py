@@ -10,11 +10,11 @@ import pytest
 from configs import base
 from imagepiece_jax import config_files
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.experiments.search import __main__ as search
-from imagepiece_jax.experiments.search import space
+from imagepiece_jax.experiments import search, search_space
+from imagepiece_jax.experiments.context import Options
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.training import from_config
-from tests.experiments import small_lab
+from tests.experiments import tiny_context
 
 
 def test_halves_share_no_image_and_leave_none_out():
@@ -67,24 +67,24 @@ def test_frontier_is_that_of_a_slow_loop():
 
 
 @pytest.fixture(scope="module")
-def subject(tmp_path_factory):
-    return small_lab.subject(tmp_path_factory.mktemp("weights"))
+def pretrained(tmp_path_factory):
+    return tiny_context.pretrained(tmp_path_factory.mktemp("weights"))
 
 
-def test_candidates_use_their_budget_and_no_more(subject):
-    limit = 0.6 * subject.gmacs(settings.DENSE)
-    found = search.fitted(subject, limit)
-    costs = [subject.gmacs(candidate.reduction) for candidate in found]
+def test_candidates_use_their_budget_and_no_more(pretrained):
+    limit = 0.6 * pretrained.gmacs(settings.DENSE)
+    found = search.fitted(pretrained, limit)
+    costs = [pretrained.gmacs(candidate.reduction) for candidate in found]
     assert all(0.9 * limit <= cost <= limit for cost in costs)
     assert len(found) > 20 and any(candidate.known for candidate in found)
     kept = [str(settings.completed(c.reduction)) for c in found]
     assert len(set(kept)) == len(kept)
-    few = search.fitted(subject, limit, 3)
+    few = search.fitted(pretrained, limit, 3)
     assert sum(not candidate.known for candidate in few) == 3
 
 
 def test_windows_of_tome_merge_in_their_blocks_alone():
-    rates = space.rates({"name": "tome", "blocks": (1, 3)}, 4)
+    rates = search_space.rates({"name": "tome", "blocks": (1, 3)}, 4)
     assert rates[4] == {"name": "tome", "r_list": (0, 5, 5)}
 
 
@@ -92,52 +92,52 @@ def test_windows_of_tome_merge_in_their_blocks_alone():
 def few_shapes(monkeypatch):
     """A published form that is good where it is chosen, and one that is not."""
     shapes = ({"name": "tome"}, {"name": "random", "blocks": (1, 2)})
-    monkeypatch.setattr(space, "PUBLISHED", shapes)
+    monkeypatch.setattr(search_space, "PUBLISHED", shapes)
     others = [{"name": "evit", "blocks": (1, 2)}]
-    monkeypatch.setattr(space, "shapes", lambda depth: others)
+    monkeypatch.setattr(search_space, "shapes", lambda depth: others)
 
 
-class FakeAnswers(dict):
+class FakeResult(dict):
     right = None
 
 
-def fake_lab(folder, subject, metric="gmacs", ratio=2.5):
-    """A Lab whose answers are made up: on the choosing half evit is right throughout,
+def fake_context(folder, pretrained, metric="gmacs", budget=0.6, ratio=2.5):
+    """A Context whose results are made up: on the choosing half evit is always right,
     on the reporting half it never is; the others the other way round."""
-    lab = small_lab.lab(folder, subject=subject)
-    lab.options.update(
-        metric=metric, candidates=9, budgets=[0.6], base_config=base.get_config()
+    context = tiny_context.context(
+        folder,
+        pretrained,
+        options=Options(metric=metric, candidates=9, budget=(budget,)),
+        config=base.get_config(),
     )
     choosing = set(search.halves(24)[0].tolist())
 
-    def answers(subject, reduction, images=None):
-        indices = lab.images.source.indices
+    def evaluate(pretrained, reduction, images=None):
+        indices = context.images.source.indices
         places = np.flatnonzero(np.isin(indices, indices[images.source.indices]))
         chose = np.isin(places, list(choosing))
         assert chose.all() or not chose.any()  # never both halves at once
         best = reduction["name"] == "evit"
-        told = FakeAnswers(
-            acc1=100.0 * (best == chose.all()), probability=float(best == chose.all())
-        )
-        told |= {"gmacs": subject.gmacs(reduction), "tokens": 9}
-        told = FakeAnswers(told)
-        told.right = np.full(len(images), best == chose.all())
-        told.accuracy = (told["acc1"], told["acc1"], told["acc1"])
-        return told
+        right = float(best == chose.all())
+        result = FakeResult(acc1=100 * right, probability=right, tokens=9)
+        result["gmacs"] = pretrained.gmacs(reduction)
+        result.right = np.full(len(images), bool(right))
+        result.accuracy = (100 * right,) * 3
+        return result
 
-    object.__setattr__(lab, "answers", answers)
-    object.__setattr__(lab, "speed", lambda subject, reduction: {"ratio": ratio})
-    return lab
+    object.__setattr__(context, "evaluate", evaluate)
+    object.__setattr__(context, "speed", lambda *_: {"ratio": ratio})
+    return context
 
 
-def test_what_chose_is_never_reported(tmp_path, subject, few_shapes, monkeypatch):
+def test_what_chose_is_never_reported(tmp_path, pretrained, few_shapes, monkeypatch):
     """The winner is best on the choosing half; its page shows that it is worst."""
     monkeypatch.setattr(
         "imagepiece_jax.evaluate.statistics.format_estimate", lambda e: e[0]
     )
-    lab = fake_lab(tmp_path, subject)
-    search.run(lab)
-    lab.points.close()
+    context = fake_context(tmp_path, pretrained)
+    search.search(context)
+    context.cache.close()
     page = (tmp_path / "search_gmacs.md").read_text()
     rows = [line for line in page.splitlines() if line.startswith("| ")][2:]
     assert rows[0].startswith("| evit ") and "| 0.0 |" in rows[0].replace("| yes", "")
@@ -147,46 +147,45 @@ def test_what_chose_is_never_reported(tmp_path, subject, few_shapes, monkeypatch
     assert "12 of 24 images of digits" in page
 
 
-def test_finalists_that_are_too_slow_take_lower_rates(tmp_path, subject, few_shapes):
-    lab = fake_lab(tmp_path, subject, "ms")
-    limit = 0.6 * subject.gmacs(settings.DENSE)
-    finalists = search.fitted(subject, limit)
+def test_finalists_that_are_too_slow_take_lower_rates(tmp_path, pretrained, few_shapes):
+    context = fake_context(tmp_path, pretrained, "ms")
+    limit = 0.6 * pretrained.gmacs(settings.DENSE)
+    finalists = search.fitted(pretrained, limit)
     asked = []
 
-    def speed(subject, reduction):  # by MACs, and a fifth slower
+    def speed(pretrained, reduction):  # by MACs, and a fifth slower
         asked.append(reduction["name"])
-        cost = subject.gmacs(reduction) / subject.gmacs(settings.DENSE)
+        cost = pretrained.gmacs(reduction) / pretrained.gmacs(settings.DENSE)
         return {"ratio": 0.8 / cost}
 
-    object.__setattr__(lab, "speed", speed)
-    found = search._within_time(lab, subject, finalists, 0.6)
-    dense = subject.gmacs(settings.DENSE)
+    object.__setattr__(context, "speed", speed)
+    found = search._within_time(context, finalists, 0.6)
+    dense = pretrained.gmacs(settings.DENSE)
     assert len(found) == len(finalists) and len(asked) > len(finalists)
-    assert all(subject.gmacs(c.reduction) <= 0.48 * dense for c in found)
-    object.__setattr__(lab, "speed", lambda *_: {"ratio": 0.1})
+    assert all(pretrained.gmacs(c.reduction) <= 0.48 * dense for c in found)
+    object.__setattr__(context, "speed", lambda *_: {"ratio": 0.1})
     with pytest.raises(InputError, match="no finalist is that fast"):
-        search._within_time(lab, subject, finalists, 0.6)
-    lab.points.close()
+        search._within_time(context, finalists, 0.6)
+    context.cache.close()
 
 
-def test_a_budget_that_nothing_fits_is_a_mistake(tmp_path, subject):
-    lab = fake_lab(tmp_path, subject)
-    lab.options["budgets"] = [0.01]
+def test_a_budget_that_nothing_fits_is_a_mistake(tmp_path, pretrained):
+    context = fake_context(tmp_path, pretrained, budget=0.01)
     with pytest.raises(InputError, match="--budget 0.01: no published reduction fits"):
-        search.run(lab)
-    lab.points.close()
+        search.search(context)
+    context.cache.close()
 
 
-def test_the_winners_config_makes_its_model(tmp_path, subject):
-    lab = fake_lab(tmp_path, subject)
-    lab.points.close()
+def test_the_winners_config_makes_its_model(tmp_path, pretrained):
+    context = fake_context(tmp_path, pretrained)
+    context.cache.close()
     reduction = {"name": "tome", "r_list": (0, 5, 5), "prop_attn": False}
     path = tmp_path / "search_gmacs_0.5.py"
-    search.write_config(path, lab, subject, reduction, "half of the cost")
+    search.write_config(path, context, reduction, "half of the cost")
     config = config_files.load(path)
     assert "'half of the cost'" in path.read_text()
     from_config.check(config)
-    assert from_config.model(config) == subject.model(reduction)
+    assert from_config.model(config) == pretrained.model(reduction)
     assert config.data.name == "digits" and config.data.resize == "none"
     config_files.override(config, "data.workers", "0")
 
@@ -200,19 +199,23 @@ CRAFTED = (
 
 
 @pytest.mark.parametrize("name", CRAFTED)
-def test_no_name_runs_as_code_in_a_winners_config(tmp_path, monkeypatch, subject, name):
+def test_no_name_runs_as_code_in_a_winners_config(
+    tmp_path, monkeypatch, pretrained, name
+):
     monkeypatch.chdir(tmp_path)
-    lab = fake_lab(tmp_path, dataclasses.replace(subject, path=pathlib.Path(name)))
-    lab.points.close()
-    lab.images.name = f"csv:{name}"
+    context = fake_context(
+        tmp_path, dataclasses.replace(pretrained, path=pathlib.Path(name))
+    )
+    context.cache.close()
+    context.images.name = f"csv:{name}"
     path = tmp_path / "search_gmacs_0.5.py"
     reduction = {"name": "tome", "r": 3, "prop_attn": False}
-    search.write_config(path, lab, lab.subject, reduction, "half of the cost")
+    search.write_config(path, context, reduction, "half of the cost")
     assert config_files.load(path).data.name == f"csv:{name}"
     assert not (tmp_path / "ran").exists()
-    (told,) = (
+    (about,) = (
         ast.literal_eval(node.value)
         for node in ast.parse(path.read_text()).body
         if isinstance(node, ast.Assign) and node.targets[0].id == "ABOUT"
     )
-    assert told["weights"] == name and told["budget"] == "half of the cost"
+    assert about["weights"] == name and about["budget"] == "half of the cost"

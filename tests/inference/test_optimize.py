@@ -1,4 +1,4 @@
-"""Is the fast program the same function, and does it say what it will not take?"""
+"""The fast program: the same function, and sentences for what it does not take."""
 
 import jax
 import jax.numpy as jnp
@@ -108,7 +108,7 @@ def test_shapes_can_be_prepared_without_weights(trained):
     )
 
 
-def test_it_says_what_it_is(program):
+def test_description(program):
     text = program.describe()
     assert "3 images of 20x20, float32" in text
     assert "26 to 16 tokens, 0.000 GMACs an image" in text
@@ -126,7 +126,7 @@ def test_programs_are_kept_where_asked_and_others_are_not(program, cache):
 
 
 @pytest.mark.parametrize(
-    "options, told",
+    "options, message",
     [
         ({"batch_size": 0}, "batch_size is 0; allowed are 1, 2, 3, .."),
         (
@@ -145,10 +145,10 @@ def test_programs_are_kept_where_asked_and_others_are_not(program, cache):
         ({"cache_dir": "/dev/null/x"}, "cache_dir /dev/null/x cannot be made"),
     ],
 )
-def test_options_that_cannot_be(trained, options, told):
+def test_impossible_options(trained, options, message):
     with pytest.raises(InputError) as caught:
         optimized(*trained, **options)
-    assert told in str(caught.value) and "\n" not in str(caught.value)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_variables_of_another_stem(trained):
@@ -158,13 +158,13 @@ def test_variables_of_another_stem(trained):
     assert f"{name} is (15,), in the model it is no such variable" in str(bad.value)
 
 
-def test_variables_that_are_none(trained):
+def test_variables_of_another_shape(trained):
     with pytest.raises(InputError, match="variables have no params/pos_embed"):
         optimized(trained[0], {})
 
 
 @pytest.mark.parametrize(
-    "images, told",
+    "images, message",
     [
         ([1, 2], r"images is list; allowed is an array of shape \[1 .. 3, 20, 20, 3\]"),
         (np.zeros((3, 20, 24, 3)), r"images is of shape \(3, 20, 24, 3\); allowed"),
@@ -173,8 +173,8 @@ def test_variables_that_are_none(trained):
         (np.zeros((3, 20, 20, 3), np.uint8), "images is of type uint8; allowed are fl"),
     ],
 )
-def test_images_that_do_not_fit(program, images, told):
-    with pytest.raises(InputError, match=told):
+def test_images_that_do_not_fit(program, images, message):
+    with pytest.raises(InputError, match=message):
         program(images)
 
 
@@ -185,9 +185,11 @@ def test_a_program_for_pixels_refuses_floats(for_pixels):
 
 
 @pytest.mark.parametrize("swapped", [False, True])
-def test_what_is_no_model_or_no_variables_is_told(swapped):
+def test_what_is_no_model_or_no_variables(swapped):
     vit = tiny.model(None)
     given = ({}, vit) if swapped else (vit, None)
-    told = "model and variables are a dict and a ViT" if swapped else "a ViT and a None"
-    with pytest.raises(InputError, match=told):
+    message = (
+        "model and variables are a dict and a ViT" if swapped else "a ViT and a None"
+    )
+    with pytest.raises(InputError, match=message):
         optimize.optimize(*given, batch_size=1)

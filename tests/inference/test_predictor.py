@@ -1,4 +1,4 @@
-"""`import imagepiece_jax`: what it offers, from weights on disk to names of classes."""
+"""The public API, from weights on disk to names of classes."""
 
 import json
 
@@ -17,7 +17,7 @@ from tests.models import tiny
 from tests.runs import ROOT
 
 HEADS = {"num_heads": tiny.HEADS}
-TOLD = HEADS | {"mean": MEAN, "std": STD}  # what tensors do not tell
+GIVEN = HEADS | {"mean": MEAN, "std": STD}  # what tensors leave open
 NAMES = [f"class {i}" for i in range(tiny.CLASSES)]
 
 
@@ -58,14 +58,14 @@ def test_the_package_imports_nothing_until_it_is_used():
     assert (ended.out, ended.err) == ("True False False\n", "")
 
 
-def test_what_it_has_not_is_an_attribute_error():
+def test_an_unknown_name_is_an_attribute_error():
     assert imagepiece_jax.Predictor is api.Predictor
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
         _ = imagepiece_jax.lode
 
 
-def test_load_tells_the_model_by_its_tensors(trained, weights_file):
-    model, variables = imagepiece_jax.load(weights_file, **TOLD)
+def test_load_infers_the_model_from_its_tensors(trained, weights_file):
+    model, variables = imagepiece_jax.load(weights_file, **GIVEN)
     assert model == trained[0]
     np.testing.assert_array_equal(
         variables["params"]["blocks_0"]["attn"]["k"]["kernel"],
@@ -81,7 +81,7 @@ def test_load_takes_a_reduction_and_another_size(weights_file):
         image_size=32,
         gelu="tanh",
         dtype=jnp.bfloat16,
-        **TOLD,
+        **GIVEN,
     )
     assert model.dtype == jnp.bfloat16
     assert [model.plan[0].attn_tokens, model.plan[0].mlp_tokens] == [65, 61]
@@ -92,7 +92,7 @@ def test_load_takes_a_reduction_and_another_size(weights_file):
 def test_names_of_classes_come_with_the_model(trained, weights_file, pictures):
     """They change no program; `labels` are before them, and indices where none is."""
     names = [*NAMES[:-1], None]
-    model, variables = imagepiece_jax.load(weights_file, class_names=names, **TOLD)
+    model, variables = imagepiece_jax.load(weights_file, class_names=names, **GIVEN)
     assert model.class_names == tuple(names) and trained[0].class_names is None
     assert model == trained[0] and hash(model) == hash(trained[0])
     assert NAMES[0] not in repr(model)
@@ -102,7 +102,7 @@ def test_names_of_classes_come_with_the_model(trained, weights_file, pictures):
     by_index = {found.index: found.label for found in predict(pictures[0])}
     assert by_index == dict(enumerate(NAMES[:-1])) | {tiny.CLASSES - 1: 6}
     with pytest.raises(InputError, match="class_names has 2 names; the model has 7 cl"):
-        imagepiece_jax.load(weights_file, class_names=("a", "b"), **TOLD)
+        imagepiece_jax.load(weights_file, class_names=("a", "b"), **GIVEN)
 
 
 def test_load_reads_the_config_of_a_run(trained, weights_file, tmp_path, monkeypatch):
@@ -132,7 +132,7 @@ def test_load_reads_the_config_of_a_run(trained, weights_file, tmp_path, monkeyp
 def test_predictions_of_arrays_pictures_and_files(
     trained, predictor, pictures, tmp_path
 ):
-    """Three images through batches of two: probabilities by hand, likeliest first."""
+    """Three images in batches of two: probabilities by hand, most probable first."""
     Image.fromarray(pictures[2]).save(tmp_path / "2.png")
     images = [pictures[0], Image.fromarray(pictures[1]), tmp_path / "2.png"]
     model, variables = trained
@@ -178,7 +178,7 @@ def test_files_and_pil_images_are_the_same_whatever_their_mode(tmp_path, predict
             assert predictor(file) == predictor(image) == want, file.name
 
 
-def test_a_pil_image_that_was_closed_is_told(predictor, tmp_path):
+def test_a_closed_pil_image_is_named(predictor, tmp_path):
     Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
     image = Image.open(tmp_path / "a.png")
     image.close()
@@ -187,7 +187,7 @@ def test_a_pil_image_that_was_closed_is_told(predictor, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "image, told",
+    "image, message",
     [
         ("no.png", "image 0: no.png cannot be read: "),
         (3, "image 0: found int; allowed are paths, PIL images and uint8 arrays"),
@@ -195,13 +195,13 @@ def test_a_pil_image_that_was_closed_is_told(predictor, tmp_path):
         (np.zeros((20, 24, 3), np.uint8), "image 0: the image has 20x24 pixels"),
     ],
 )
-def test_images_that_are_none(predictor, image, told):
-    with pytest.raises(InputError, match=told):
+def test_what_is_no_image(predictor, image, message):
+    with pytest.raises(InputError, match=message):
         predictor([image])
 
 
 @pytest.mark.parametrize(
-    "options, told",
+    "options, message",
     [
         ({"labels": ["cat"]}, "labels has 1 names; the model has 7 classes"),
         ({"top": 8}, "top is 8; allowed are 1 to 7"),
@@ -209,8 +209,8 @@ def test_images_that_are_none(predictor, image, told):
         ({"batch_size": -1}, "batch_size is -1"),
     ],
 )
-def test_a_predictor_that_cannot_be(trained, options, told):
-    with pytest.raises(InputError, match=told):
+def test_impossible_predictors(trained, options, message):
+    with pytest.raises(InputError, match=message):
         imagepiece_jax.Predictor(*trained, **options)
 
 
@@ -221,28 +221,28 @@ def changed(weights_file, *names, **others):
 
 
 @pytest.mark.parametrize(
-    "names, others, options, told",
+    "names, others, options, message",
     [
         (["pos_embed"], {}, HEADS, "tensor pos_embed is missing; a DeiT or ViT has it"),
         ([], {"pos_embed": np.zeros(3)}, HEADS, r"tensor pos_embed is of \(3,\); a D"),
         ([], {"pos_embed": np.zeros((1, 24, 30))}, HEADS, "has 24 rows; allowed are a"),
         ([], {}, {}, "the tokens are 30 wide, not a multiple of 64, so the number"),
-        ([], {"extra": np.zeros(3)}, TOLD, "tensor extra of shape .* is left over"),
-        ([], {}, TOLD | {"depht": 2}, "config.model.depht is not a field"),
+        ([], {"extra": np.zeros(3)}, GIVEN, "tensor extra of shape .* is left over"),
+        ([], {}, GIVEN | {"depht": 2}, "config.model.depht is not a field"),
     ],
 )
-def test_weights_that_are_none_of_ours(
-    weights_file, tmp_path, names, others, options, told
+def test_weights_of_other_models(
+    weights_file, tmp_path, names, others, options, message
 ):
     path = tmp_path / "w.npz"
     np.savez(path, **changed(weights_file, *names, **others))
-    with pytest.raises(InputError, match=told) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         imagepiece_jax.load(path, **options)
     assert str(caught.value).startswith(f"weights file {path}: ")
 
 
 @pytest.mark.parametrize(
-    "options, told",
+    "options, message",
     [
         ({"name": "deit_s"}, "embed_dim of 'deit_s' is 384, but weights file .* 30"),
         ({"image_size": (20, 20)}, r"config.image_size is \(20, 20\); allowed are mul"),
@@ -259,9 +259,9 @@ def test_weights_that_are_none_of_ours(
         ({"std": None}, "config.model.mean is given, config.model.std is not"),
     ],
 )
-def test_fields_that_load_refuses(weights_file, options, told):
-    with pytest.raises(InputError, match=told):
-        imagepiece_jax.load(weights_file, **(TOLD | options))
+def test_fields_that_load_refuses(weights_file, options, message):
+    with pytest.raises(InputError, match=message):
+        imagepiece_jax.load(weights_file, **(GIVEN | options))
 
 
 def test_a_folder_that_is_no_run(tmp_path):

@@ -1,4 +1,4 @@
-"""Do public weights land where they belong, and is all that does not fit told?"""
+"""Conversion of public weights: layout, types, and errors for what does not fit."""
 
 import jax
 import jax.numpy as jnp
@@ -256,7 +256,7 @@ ZEROS = np.zeros
         ),
     ],
 )
-def test_what_does_not_fit_is_told(state_dict, message):
+def test_what_does_not_fit_is_named(state_dict, message):
     with pytest.raises(InputError, match=message):
         convert.from_timm(state_dict, variables())
 

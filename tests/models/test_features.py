@@ -1,4 +1,4 @@
-"""Does every patch get its token's feature back? Maps worked out by hand."""
+"""Feature maps of patches against maps worked out by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -88,7 +88,7 @@ def test_fused_patches_get_the_fused_token():
     assert first_channel(feature_map(outputs, GRID)) == [[1, 2, 3], [4, 5, 2]]
 
 
-def test_learned_tokens_are_shared_out_by_their_weights_of_each_patch():
+def test_learned_tokens_are_spread_by_their_weights_of_each_patch():
     """Tokens of 12 and 24; shares of a patch are 1:0, 1:1, 1:3, 0:1, 3:1, and none."""
     matrix = jnp.asarray([[[0.2, 0.1, 0.1, 0, 0.6, 0], [0, 0.1, 0.3, 0.4, 0.2, 0]]])
     outputs = outputs_of(state_of(PATCHES), (Mixing(matrix), 0))
@@ -168,7 +168,7 @@ def test_a_real_model_agrees_with_unmerge_by_its_traced_source(imagepiece, fill)
 
 
 @pytest.mark.parametrize(
-    "grid, fill, change, told",
+    "grid, fill, change, message",
     [
         (GRID, "mean", {}, "fill is 'mean'; allowed are last, zero, class"),
         ((2, 2), "last", {}, "grid is 2x2, but the model had 6 patches; allowed are"),
@@ -176,14 +176,14 @@ def test_a_real_model_agrees_with_unmerge_by_its_traced_source(imagepiece, fill)
         (GRID, "last", {"mask": jnp.ones((1, 6))}, "outputs are those of masked train"),
     ],
 )
-def test_what_cannot_be_is_told(grid, fill, change, told):
+def test_impossible_maps_are_refused(grid, fill, change, message):
     outputs = outputs_of(state_of(PATCHES))
     outputs = outputs.replace(state=outputs.state.replace(**change))
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         features.feature_map(outputs, grid, fill)
 
 
-def test_a_masking_step_is_told():
+def test_a_masking_step_is_refused():
     outputs = outputs_of(state_of(PATCHES))
     taps = Taps(outputs.state.x[:, 1:], outputs.state.size[:, 1:])
     result = Masking(jnp.ones((1, 6)))
@@ -197,11 +197,11 @@ def test_the_example_of_the_docs_runs(tmp_path, monkeypatch, assets):
     weights = assets / "weights" / "deit_tiny_patch16_224.pth"
     (tmp_path / weights.name).symlink_to(weights)
     monkeypatch.chdir(tmp_path)
-    text = (ROOT / "docs" / "dense.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "features.md").read_text(encoding="utf-8")
     space = {}
     code = text.partition("```python\n")[2].partition("```")[0]
     with pytest.warns(UserWarning, match="ImageNet's mean and standard deviation"):
-        exec(compile(code, "docs/dense.md", "exec"), space)
+        exec(compile(code, "docs/features.md", "exec"), space)
     assert space["features"].shape == (2, 14, 14, 192)
     found = space["features"][1, space["row"], space["column"]]
     asked = space["features"][0, 7, 7]

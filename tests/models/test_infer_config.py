@@ -1,4 +1,4 @@
-"""Are the fields of a model told by the tensors alone?"""
+"""Are the fields of a model fields by the tensors alone?"""
 
 import jax
 import numpy as np
@@ -11,7 +11,7 @@ SMALL = {"embed_dim": 128, "depth": 2, "num_heads": 2}  # 64 wide, as all heads 
 
 
 def tensors(model, image_size):
-    """A state dict of zeros: names and shapes are all that is looked at."""
+    """A state dict of zeros: only names and shapes are read."""
     shapes = summary.shapes(model, image_size)
     return convert.to_timm(jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes))
 
@@ -27,8 +27,8 @@ def tensors(model, image_size):
 )
 def test_the_same_model_is_made_again(name, image_size, options):
     model = registry.create_model(name, image_size=image_size, **options)
-    told = infer_config(tensors(model, image_size))
-    assert registry.create_model(**told) == model
-    assert told["image_size"] == image_size
+    fields = infer_config(tensors(model, image_size))
+    assert registry.create_model(**fields) == model
+    assert fields["image_size"] == image_size
     if name == "deit_ti":
-        assert told["name"] == name
+        assert fields["name"] == name

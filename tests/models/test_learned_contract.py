@@ -13,8 +13,8 @@ from flax import traverse_util
 
 from imagepiece_jax.models import registry
 from imagepiece_jax.reduction.methods import METHODS
-from tests.inference.test_program import SMALL
 from tests.models import masked, tiny
+from tests.models.test_traced_program import SMALL
 
 MORE = {
     "imagepiece_dynamicvit topk": SMALL["imagepiece_dynamicvit"] | {"mode": "topk"},

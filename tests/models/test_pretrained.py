@@ -1,7 +1,8 @@
-"""What a path tells of its model, and that nothing contradicts it unnoticed."""
+"""Models of weights files and runs, and changes that contradict them."""
 
 import json
 import re
+import zipfile
 
 import numpy as np
 import pytest
@@ -16,10 +17,11 @@ from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.reduction import settings
 from tests.command import call, sentence
 from tests.models import tiny
+from tests.runs import ROOT
 
 HALF = (0.5, 0.5, 0.5)
 NORMALIZATION = {"mean": HALF, "std": (0.25, 0.5, 0.75)}
-# Heads of 64 channels, so that tensors tell the model.
+# Heads of 64 channels, so that tensors determine the model.
 SIZE = {"embed_dim": 64, "num_heads": 1, "depth": 2}
 
 
@@ -28,12 +30,12 @@ def tensors():
     return convert.to_timm(tiny.variables(tiny.model(**SIZE)))
 
 
-def written(path, tensors, told):
-    """A weights file that tells these texts or numbers of its images."""
+def written(path, tensors, normalization):
+    """A weights file with this mean and std of its images."""
     if path.suffix == ".npz":
-        np.savez(path, **tensors, **{k: np.array(v) for k, v in told.items()})
+        np.savez(path, **tensors, **{k: np.array(v) for k, v in normalization.items()})
     else:
-        metadata = {k: json.dumps(v) for k, v in told.items()}
+        metadata = {k: json.dumps(v) for k, v in normalization.items()}
         safetensors.numpy.save_file(tensors, path, metadata)
     return path
 
@@ -48,35 +50,37 @@ def run_folder(path, **fields):
 
 
 @pytest.mark.parametrize("name", ["w.npz", "w.safetensors"])
-def test_a_file_may_tell_how_its_images_were_normalized(tmp_path, tensors, name):
-    told = pretrained.read(written(tmp_path / name, tensors, NORMALIZATION))
-    assert {k: told.fields[k] for k in NORMALIZATION} == NORMALIZATION
-    assert registry.create_model(**told.fields) == tiny.model(**SIZE, **NORMALIZATION)
-    untold = pretrained.read(written(tmp_path / f"un{name}", tensors, {}))
-    assert "mean" not in untold.fields
-    model = registry.create_model(**untold.fields)
+def test_a_file_may_hold_the_normalization_of_its_images(tmp_path, tensors, name):
+    found = pretrained.read(written(tmp_path / name, tensors, NORMALIZATION))
+    assert {k: found.fields[k] for k in NORMALIZATION} == NORMALIZATION
+    assert registry.create_model(**found.fields) == tiny.model(**SIZE, **NORMALIZATION)
+    unknown = pretrained.read(written(tmp_path / f"un{name}", tensors, {}))
+    assert "mean" not in unknown.fields
+    model = registry.create_model(**unknown.fields)
     assert (model.mean, model.std) == (MEAN, STD)
 
 
 @pytest.mark.parametrize("name", ["w.npz", "w.safetensors"])
 @pytest.mark.parametrize(
-    "told, sentence",
+    "normalization, sentence",
     [
-        ({"mean": HALF}, "tells mean alone; allowed are mean and std, or neither"),
+        ({"mean": HALF}, "has mean alone; allowed are mean and std, or neither"),
         ({"mean": HALF, "std": (1, 1)}, r"std is \[1, 1\]; allowed are three number"),
         ({"mean": HALF, "std": (1, 1, 0)}, "allowed are three numbers above 0 and up"),
         ({"mean": HALF, "std": (58, 57, 57)}, r"std is \[58, 57, 57\]; allowed are th"),
         ({"mean": (np.nan,) * 3, "std": HALF}, "mean is .*allowed are three number"),
     ],
 )
-def test_a_file_that_tells_it_wrongly(tmp_path, tensors, name, told, sentence):
-    path = written(tmp_path / name, tensors, told)
+def test_a_wrong_normalization_of_a_file(
+    tmp_path, tensors, name, normalization, sentence
+):
+    path = written(tmp_path / name, tensors, normalization)
     with pytest.raises(InputError, match=sentence) as caught:
         pretrained.read(path)
     assert str(path) in str(caught.value)
 
 
-def test_a_run_tells_it_and_an_older_one_had_imagenets(tmp_path):
+def test_a_run_has_its_normalization_and_an_older_one_imagenets(tmp_path):
     older = run_folder(tmp_path / "older")
     config = json.loads((older / "config.json").read_text())
     del config["model"]["mean"], config["model"]["std"]
@@ -91,7 +95,7 @@ def test_a_run_tells_it_and_an_older_one_had_imagenets(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changes, told",
+    "changes, message",
     [
         ({"name": "deit_s"}, "embed_dim of 'deit_s' is 384, but .* has 64"),
         ({"embed_dim": 128}, "embed_dim is 128, but .* has 64"),
@@ -106,24 +110,24 @@ def test_a_run_tells_it_and_an_older_one_had_imagenets(tmp_path):
     ],
 )
 def test_a_field_that_contradicts_the_weights_is_named(
-    tmp_path, tensors, changes, told
+    tmp_path, tensors, changes, message
 ):
     path = written(tmp_path / "w.npz", tensors, NORMALIZATION)
-    with pytest.raises(InputError, match=rf"^{told}.*: allowed is that$") as caught:
+    with pytest.raises(InputError, match=rf"^{message}.*: allowed is that$") as caught:
         pretrained.read(path).changed(changes)
     assert f"weights file {path}" in str(caught.value)
 
 
 def test_fields_that_may_differ_do(tmp_path, tensors):
-    told = pretrained.read(written(tmp_path / "w.npz", tensors, NORMALIZATION))
+    found = pretrained.read(written(tmp_path / "w.npz", tensors, NORMALIZATION))
     changes = {"image_size": 32, "gelu": "tanh", "name": None, "mean": list(HALF)}
-    fields = told.changed(changes)
+    fields = found.changed(changes)
     assert (fields["image_size"], fields["gelu"]) == (32, "tanh")
-    assert fields["name"] == told.fields["name"]
+    assert fields["name"] == found.fields["name"]
 
 
 @pytest.mark.parametrize(
-    "fields, told",
+    "fields, message",
     [
         ({"reduction.keep_rate": 0.5}, "config.reduction.keep_rate is 0.5, but .* 0.8"),
         (
@@ -140,12 +144,12 @@ def test_fields_that_may_differ_do(tmp_path, tensors):
         ({"model.mean": HALF}, r"config.model.mean is \(0.5, 0.5, 0.5\), but run .*"),
     ],
 )
-def test_a_config_that_contradicts_a_run(tmp_path, fields, told):
+def test_a_config_that_contradicts_a_run(tmp_path, fields, message):
     other = quickstart.get_config()
     other.update_from_flattened_dict(fields)
     run = pretrained.read(run_folder(tmp_path / "run"))
-    told = rf"^{told}.*: allowed is that or no --config$"
-    with pytest.raises(InputError, match=told):
+    message = rf"^{message}.*: allowed is that or no --config$"
+    with pytest.raises(InputError, match=message):
         run.under(other.to_dict())
 
 
@@ -171,11 +175,13 @@ def test_what_training_alone_reads_may_differ(tmp_path):
         (None, "No such file or directory"),
     ],
 )
-def test_a_folder_that_tells_nothing(tmp_path, content, reason):
+def test_a_folder_without_a_config(tmp_path, content, reason):
     if content is not None:
         (tmp_path / "config.json").write_bytes(content)
-    told = f"is a folder without a run's config.json \\({reason}\\); allowed are a wei"
-    with pytest.raises(InputError, match=told):
+    message = (
+        f"is a folder without a run's config.json \\({reason}\\); allowed are a wei"
+    )
+    with pytest.raises(InputError, match=message):
         pretrained.read(tmp_path)
 
 
@@ -183,13 +189,15 @@ def test_a_checkpoint_is_a_part_of_its_run(tmp_path):
     run = run_folder(tmp_path / "run")
     for part in ("checkpoints", "checkpoints/best", "checkpoints/latest/7"):
         (run / part).mkdir(parents=True)
-        told = f"{run / part} is a part of the run {run}: allowed is {run} itself, and"
-        with pytest.raises(InputError, match=told):
+        message = (
+            f"{run / part} is a part of the run {run}: allowed is {run} itself, and"
+        )
+        with pytest.raises(InputError, match=message):
             pretrained.read(run / part)
 
 
 @pytest.mark.parametrize(
-    "field, value, told",
+    "field, value, message",
     [
         ("model.name", ["deit_ti"], "its model.name is ['deit_ti']"),
         ("image_size", None, "its image_size is None"),
@@ -198,13 +206,28 @@ def test_a_checkpoint_is_a_part_of_its_run(tmp_path):
         ("model.drop_path_rate", "x", "drop_path_rate"),
     ],
 )
-def test_a_run_whose_config_was_damaged(tmp_path, field, value, told):
+def test_a_run_whose_config_was_damaged(tmp_path, field, value, message):
     run = run_folder(tmp_path / "run")
     config = json.loads((run / "config.json").read_text())
     *group, name = field.split(".")
     (config[group[0]] if group else config)[name] = value
     (run / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match=re.escape(told)):
+    with pytest.raises(InputError, match=re.escape(message)):
         imagepiece_jax.load(run)
     words = [f"--weights={run}", "--data=digits"]
-    assert told in sentence(call(evaluate.main, *words))
+    assert message in sentence(call(evaluate.main, *words))
+
+
+def test_a_run_of_version_0_1_0_loads_and_computes_the_same(tmp_path):
+    """Trained and evaluated on random images by that version, TokenLearner included."""
+    with zipfile.ZipFile(ROOT / "tests" / "fixtures" / "run_0.1.0.zip") as archive:
+        archive.extractall(tmp_path)
+    model, variables = imagepiece_jax.load(tmp_path)
+    assert model.class_names == tuple(map(str, range(10)))
+    assert set(variables) == {"params", "batch_stats"}
+    images = np.random.default_rng(0).normal(size=(3, 16, 16, 3)).astype(np.float32)
+    logits = tiny.jit(model.apply)(variables, images).logits
+    np.testing.assert_allclose(logits, np.load(tmp_path / "logits.npy"), atol=1e-6)
+    weights = pretrained.read(tmp_path)
+    assert weights.seed == 7 and weights.kind == "run"
+    assert not weights.variant().untrained

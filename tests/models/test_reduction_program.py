@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import pytest
 
 from imagepiece_jax.reduction import apply
-from tests.inference import programs
-from tests.models import tiny
+from tests.models import tiny, traced_programs
 
 # kind -> (fields, passes, operations) of one step, class attention and move included.
 # Passes are today's; of operations there may be a tenth more, since releases of JAX
@@ -34,7 +33,7 @@ NO_PASS = ("reduce_precision",)
 
 @pytest.fixture(autouse=True)
 def without_core(monkeypatch):
-    programs.replace_core(monkeypatch)
+    traced_programs.replace_core(monkeypatch)
 
 
 def counted(reduction):
@@ -43,7 +42,7 @@ def counted(reduction):
     traced = jax.make_jaxpr(lambda v: model.apply(v, tiny.images(2)).logits)
     names = collections.Counter(
         equation.primitive.name
-        for equation in programs.equations(traced(tiny.shapes(model)))
+        for equation in traced_programs.equations(traced(tiny.shapes(model)))
     )
     passes = [n for n in names if PASS.search(n) and n not in NO_PASS]
     return sum(names[n] for n in passes), sum(names.values())

@@ -1,4 +1,4 @@
-"""Do weights files give exactly the tensors they hold, and do bad ones say why not?
+"""Weights files: exactly the tensors that they hold, or a sentence on what is wrong.
 
 PyTorch files are written here by hand, opcode by opcode, as Python's pickletools shows
 those that PyTorch leaves: a zip archive with a pickle in `NAME/data.pkl` and the raw
@@ -138,7 +138,7 @@ def test_npz_and_safetensors(tmp_path):
             np.testing.assert_array_equal(read[key], value)
 
 
-def test_pth_that_wants_to_run_code_is_refused(tmp_path):
+def test_pth_that_would_run_code_is_refused(tmp_path):
     marker = tmp_path / "marker"
     content = mapping(a=b"cos\nsystem\n(" + text(f"touch {marker}") + b"tR")
     with pytest.raises(InputError, match=r"a\.pth asks for os\.system: only tensors"):

@@ -1,4 +1,4 @@
-"""The drill: its table, what it takes for damage, and what it refuses."""
+"""The fault drill: its table, what counts as damage, and refusals."""
 
 import shutil
 
@@ -15,7 +15,7 @@ from tools import fault_drill, faults, tiny_runs
 
 
 @pytest.fixture
-def trial(tmp_path):
+def run(tmp_path):
     """What a run with two checkpoints of each kind leaves behind."""
     workdir = tmp_path / "run"
     writer = MetricWriter(workdir)
@@ -26,61 +26,61 @@ def trial(tmp_path):
         checkpoints.save_best(step, make_state(step), {})
     writer.close()
     checkpoints.close()
-    return tiny_runs.Trial(workdir, tmp_path / "cache", {})
+    return tiny_runs.TinyRun(workdir, tmp_path / "cache", {})
 
 
-def copied(trial):
-    workdir = trial.workdir.with_name("copy")
-    shutil.copytree(trial.workdir, workdir)
-    return tiny_runs.Trial(workdir, None, {})
+def copied(run):
+    workdir = run.workdir.with_name("copy")
+    shutil.copytree(run.workdir, workdir)
+    return tiny_runs.TinyRun(workdir, None, {})
 
 
-def test_outcomes_are_equal_but_for_clocks(trial):
-    copy = copied(trial)
+def test_outcomes_are_equal_but_for_clocks(run):
+    copy = copied(run)
     path = copy.path("metrics.jsonl")
     path.write_text(path.read_text().replace("14.0", "15.5"))
     assert "15.5" in path.read_text()
-    assert trial.outcome() == copy.outcome()
+    assert run.outcome() == copy.outcome()
     path.write_text(path.read_text().replace("0.5", "0.625"))
-    assert trial.outcome() != copy.outcome()
-    assert trial.outcome().losses_apart(copy.outcome()) == 0.125
+    assert run.outcome() != copy.outcome()
+    assert run.outcome().losses_apart(copy.outcome()) == 0.125
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_other_bit_makes_another_outcome(trial, kind):
-    copy = copied(trial)
+def test_one_other_bit_makes_another_outcome(run, kind):
+    copy = copied(run)
     state = jax.tree.map(np.array, make_state(2))
     state.opt_state[1][0].mu["head"]["kernel"].view(np.uint32)[3, 5] ^= 1
     checkpoints = Checkpoints(copy.workdir)
     save = checkpoints.save if kind == "latest" else checkpoints.save_best
     save(2, state, {})
     checkpoints.close()
-    assert trial.outcome() != copy.outcome()
+    assert run.outcome() != copy.outcome()
 
 
-def test_damages_are_counted_and_undone(trial):
-    before = trial.outcome()
+def test_damages_are_counted_and_undone(run):
+    before = run.outcome()
     counts = {}
-    for fault, changes in faults.damages(trial, np.random.default_rng(0), bits=6):
-        row, (path, content) = faults.damage(trial, fault, changes)
+    for fault, changes in faults.damages(run, np.random.default_rng(0), bits=6):
+        row, (path, content) = faults.damage(run, fault, changes)
         assert row.passed and row.on_disk == 2
-        assert trial.outcome() == before
+        assert run.outcome() == before
         counts[fault] = len(changes)
     assert counts["flipped bit"] == 6 and counts["file cut in half"] > 4
     path.write_bytes(content)
-    assert trial.arrays()["step"] == 1
+    assert run.arrays()["step"] == 1
 
 
-def test_damage_that_nobody_notices_does_not_pass(trial, monkeypatch):
+def test_damage_that_is_not_noticed_does_not_pass(run, monkeypatch):
     """As it would be without our checksums."""
     monkeypatch.setattr(checksums.zlib, "crc32", lambda data: 0)
-    checkpoints = Checkpoints(trial.workdir)
+    checkpoints = Checkpoints(run.workdir)
     for step in (3, 4):
         checkpoints.save(step, make_state(step), {})
     checkpoints.close()
-    fault, changes = next(faults.damages(trial, np.random.default_rng(0), bits=40))
+    fault, changes = next(faults.damages(run, np.random.default_rng(0), bits=40))
     of_arrays = [(path, data) for path, data in changes if path.parent.name == "d"]
-    row, _ = faults.damage(trial, fault, of_arrays)
+    row, _ = faults.damage(run, fault, of_arrays)
     assert not row.passed and ", 0 read wrong" not in row.result
 
 
@@ -102,5 +102,5 @@ def test_more_saves_than_kills_are_refused():
 
 def test_a_package_without_its_repository_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(tiny_runs, "ROOT", tmp_path)
-    told = sentence(call(fault_drill.main))
-    assert told.startswith(f"{tmp_path} has no train.py: the drill starts it")
+    message = sentence(call(fault_drill.main))
+    assert message.startswith(f"{tmp_path} has no train.py: the drill starts it")

@@ -81,13 +81,13 @@ def test_views_are_no_kernels():
     assert kernels() == []
 
 
-def test_of_a_slice_behind_a_view_only_what_is_taken_is_read():
+def test_only_the_selected_part_of_a_slice_is_read():
     row = only("%r = bf16[4,1,30]{2,1,0} fusion(%x.1), kind=kLoop, calls=%row")
     assert (row.kind, row.op) == ("move", "kLoop")
     assert row.bytes == 2 * (4 * 30) + 2 * (4 * 30)
 
 
-def test_of_a_gather_behind_sums_only_the_rows_taken_are_read():
+def test_only_the_selected_rows_of_a_gather_are_read():
     """Two gathers of 12 rows, each the sum of 6 heads: 24 of 40 rows of x are read."""
     some = only(
         "%s = (f32[12,5]{1,0}, f32[12,5]{1,0}) fusion(%x.1, %at.1), kind=kLoop, "
@@ -97,7 +97,7 @@ def test_of_a_gather_behind_sums_only_the_rows_taken_are_read():
     assert some.bytes == 2 * (24 * 30) + 4 * 12 + 4 * (2 * 12 * 5)
 
 
-def test_what_is_used_twice_is_read_once():
+def test_an_operand_used_twice_is_read_once():
     norm = only("%n = f32[8,30]{1,0} fusion(%q.1), kind=kInput, calls=%norm")
     assert norm.bytes == 4 * (8 * 30) + 4 * (8 * 30)
 
@@ -159,7 +159,7 @@ def test_a_convolution_and_its_gradients_cost_the_same(name, result, operands, l
 
 
 def test_other_code_counts_operands_and_all_results():
-    """Bytes are no workspace there: they may be what it decides."""
+    """Bytes are no workspace there: they may be decisions."""
     ours = only(
         "%k = (bf16[4,8,30]{2,1,0}, u8[4,8]{1,0}) custom-call(%x.1, %at.1), "
         'custom_call_target="imagepiece_reduce", api_version=API_VERSION_TYPED_FFI'
@@ -175,7 +175,7 @@ def test_the_body_of_a_loop_counts_as_often_as_it_runs():
     assert [k.name for k in kernels(loop)] == ["twice"]
 
 
-def test_what_has_been_started_is_counted_once():
+def test_an_asynchronous_operation_counts_once():
     copies = kernels(
         "%c.1 = (f32[8,30]{1,0}, f32[8,30]{1,0}, u32[]) copy-start(%q.1)",
         "%c.2 = f32[8,30]{1,0} copy-done(%c.1)",
@@ -203,7 +203,7 @@ def test_a_collective_is_counted_at_its_start_and_is_no_kernel():
 
 
 def test_several_arrays_in_one_collective():
-    """A tuple, and arrays that XLA has put behind each other."""
+    """A tuple, and arrays that XLA has concatenated."""
     made = '%m.1 = f32[2,5]{1,0} negate(%q.1), metadata={op_name="a/div"}'
     view = "%v.1 = f32[10]{0} bitcast(%m.1)"
     both = "(f32[10]{0}, f32[8,30]{1,0})"
@@ -225,7 +225,7 @@ def test_several_arrays_in_one_collective():
         ("source_target_pairs={{0,2},{1,1},{2,0}}", 3),
     ],
 )
-def test_other_ways_to_write_who_exchanges(groups, devices):
+def test_other_notations_of_groups(groups, devices):
     pair = "(f32[8,30]{1,0}, f32[8,30]{1,0})"
     line = f"%p = {pair} collective-permute-start(%q.1), channel_id=1, {groups}"
     (one,) = collectives(line)
@@ -233,7 +233,7 @@ def test_other_ways_to_write_who_exchanges(groups, devices):
     assert one.devices == devices
 
 
-def test_where_a_gpu_waits_for_the_host():
+def test_host_waits():
     lines = (
         "%w.1 = (s32[], f32[7]{0}) while(%start), condition=%test, body=%body",
         "%w.2 = (s32[], f32[7]{0}) while(%start), condition=%test, body=%body, "

@@ -1,4 +1,4 @@
-"""The rehearsal of a run's life on two hosts: its short form, and what it refuses."""
+"""The rehearsal of a run on two hosts: its short form, comparisons and refusals."""
 
 import re
 
@@ -16,7 +16,7 @@ NAMES = ("evit_two", "evit_one")  # runs of the short form
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_from_two_hosts_to_one(tmp_path, monkeypatch):
+def test_a_run_moves_from_two_hosts_to_one(tmp_path, monkeypatch):
     """Killed on two, stopped, finished on one; and all of it on one."""
     monkeypatch.setenv("XLA_FLAGS", compiling.QUICK)
     ended = call(rehearsal.main, "--short", "--folder", tmp_path)
@@ -24,11 +24,11 @@ def test_a_run_goes_on_from_two_hosts_to_one(tmp_path, monkeypatch):
     rows = ended.out.splitlines()[2:]
     assert len(rows) == 11 and all(row.endswith("| yes |") for row in rows)
 
-    # Who is left says why it ends; only process 0 prints what the run is about.
+    # The process that is left reports why it ends; only process 0 prints the rest.
     second = (tmp_path / "evit_two.1.log").read_text()
-    gone = "error: process 1 of 2 stops, for another one has ended or cannot be reached"
+    lost = "error: process 1 of 2 stops: another one has ended or cannot be reached"
     stopped = re.findall(r"^error: (.*)", second, re.MULTILINE)
-    assert len(stopped) == 2 and f"error: {stopped[0]}".startswith(gone)
+    assert len(stopped) == 2 and f"error: {stopped[0]}".startswith(lost)
     assert stopped[1].startswith("stopped at step ")
     first = (tmp_path / "evit_two.log").read_text()
     assert "test accuracy" in first and "attention" in first
@@ -44,7 +44,7 @@ def stage(tmp_path):
 
 
 def left(stage, name, loss=1.0, right=500, images=1000, weight=2.0):
-    """A run that has ended so: three steps, an evaluation and two checkpoints."""
+    """What a run leaves: three steps, an evaluation and two checkpoints."""
     run = stage.run("evit", name)
     writer = MetricWriter(run.workdir)
     for step in (1, 2, 3):
@@ -75,7 +75,7 @@ def left(stage, name, loss=1.0, right=500, images=1000, weight=2.0):
 )
 def test_two_layouts_may_differ_by_rounding_alone(stage, fields, broken):
     ours, theirs = left(stage, "ours", **fields), left(stage, "theirs")
-    rows = list(rehearsal.figures(ours, theirs))
+    rows = list(rehearsal.layouts_agree(ours, theirs))
     assert len(rows) == 7
     assert [row.promise for row in rows if not row.kept] == broken
 
@@ -84,7 +84,7 @@ def test_a_step_that_is_missing_is_no_agreement(stage):
     ours, theirs = left(stage, "ours"), left(stage, "theirs")
     path = ours.path("metrics.jsonl")
     path.write_text(path.read_text().partition("\n")[2])
-    row = next(rehearsal.figures(ours, theirs))
+    row = next(rehearsal.layouts_agree(ours, theirs))
     assert (row.promise, row.kept) == ("2 of 3 train loss", False)
 
 
@@ -108,24 +108,24 @@ def test_tasks_on_gpus_take_their_shares(tmp_path):
 
 def test_a_promise_that_is_not_kept_ends_with_status_1(tmp_path, monkeypatch):
     row = rehearsal.Row("run", "promise", "found", "allowed", False)
-    monkeypatch.setattr(rehearsal, "every", lambda stage, short: [row])
+    monkeypatch.setattr(rehearsal, "rehearse", lambda stage, short: [row])
     ended = call(rehearsal.main, "--folder", tmp_path)
     assert ended.status == 1
     assert ended.out.splitlines()[-1] == "| run | promise | found | allowed | NO |"
 
 
-def test_a_run_that_ends_too_early_is_told_and_the_next_goes_on(stage, monkeypatch):
+def test_a_scenario_that_ends_early_is_reported_and_the_next_starts(stage, monkeypatch):
     def ends(stage):
         raise rehearsal.RunError("a run ended before step 3: see x.log")
         yield
 
     monkeypatch.setattr(rehearsal, "evit", ends)
     monkeypatch.setattr(rehearsal, "masked", lambda stage: ["a row"])
-    first, second = rehearsal.every(stage, short=False)
+    first, second = rehearsal.rehearse(stage, short=False)
     assert "before step 3" in str(first.found) and not first.kept
     assert second == "a row"
 
 
 def test_devices_that_two_processes_cannot_share():
-    told = sentence(call(rehearsal.main, "--devices=3"))
-    assert told == "--devices is 3; allowed are even numbers"
+    message = sentence(call(rehearsal.main, "--devices=3"))
+    assert message == "--devices is 3; allowed are even numbers"

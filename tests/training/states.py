@@ -1,4 +1,4 @@
-"""Small training states, saved and compared: what the tests of checkpoints share."""
+"""Small training states for the tests of checkpoints."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Augmentation inside the step: whose draws are whose, and what the config asks for."""
+"""Augmentation inside the step: draws by position, and the fields of the config."""
 
 import functools
 import types
@@ -10,7 +10,7 @@ import pytest
 from configs import base
 from imagepiece_jax.common import parallel
 from imagepiece_jax.data.augment.pipeline import Augment, Crop
-from imagepiece_jax.data.augment.policy import Policy
+from imagepiece_jax.data.augment.randaugment_pil import Policy
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.training import from_config, train_step
 from imagepiece_jax.training.train_step import Recipe
@@ -83,7 +83,7 @@ def test_what_the_config_leaves_to_the_device():
 
 
 @pytest.mark.parametrize(
-    "fields, told",
+    "fields, message",
     [
         ({"augment.where": "gpu"}, "augment.where is 'gpu'; allowed are device, host"),
         (
@@ -99,6 +99,6 @@ def test_what_the_config_leaves_to_the_device():
         ({"augment.layers": -1}, "augment.layers is -1; allowed are 0 or more"),
     ],
 )
-def test_augmentation_that_cannot_be_is_refused(fields, told):
-    with pytest.raises(InputError, match=f"config.{told}"):
+def test_augmentation_that_cannot_be_is_refused(fields, message):
+    with pytest.raises(InputError, match=f"config.{message}"):
         from_config.check(config(**fields))

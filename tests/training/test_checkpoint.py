@@ -1,4 +1,4 @@
-"""Checkpoints: exact, checked, kept, and whole after a kill."""
+"""Checkpoints: exact, verified, kept, and complete after a kill."""
 
 import logging
 import os
@@ -75,7 +75,7 @@ def test_one_step_can_be_asked_for(tmp_path):
         checkpoints.restore(abstract(make_state()), step=5)
 
 
-def test_variables_without_the_optimiser(tmp_path):
+def test_variables_without_the_optimizer(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(3, make_state(3), {})
     checkpoints.save_best(2, make_state(2), {})
@@ -196,7 +196,7 @@ def test_every_flipped_bit_is_noticed(tmp_path):
     assert noticed >= 15
 
 
-def test_nothing_whole_is_an_error_that_names_the_folder(tmp_path):
+def test_nothing_undamaged_is_an_error_that_names_the_folder(tmp_path):
     checkpoints = saved(tmp_path, [2])
     truncate(tmp_path)
     with pytest.raises(InputError, match=r"checkpoints/latest: .* damaged \(steps \[2"):
@@ -217,7 +217,7 @@ def test_a_step_that_is_there_and_equal_is_left_alone(tmp_path):
     assert_same(state, make_state(5))
 
 
-def test_later_steps_of_a_course_given_up_are_removed(tmp_path):
+def test_later_steps_are_removed_when_an_earlier_one_is_resumed(tmp_path):
     saved(tmp_path, [4, 6])
     saved(tmp_path, [5])
     assert folders(tmp_path) == ["4", "5"]

@@ -1,4 +1,4 @@
-"""A run knows its classes by name, and whoever uses it is told of other ones."""
+"""A run knows its classes by name, and whoever uses it is message of other ones."""
 
 import json
 
@@ -13,12 +13,12 @@ from imagepiece_jax.data.sources import open_source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import __main__ as evaluate
 from imagepiece_jax.experiments import __main__ as experiments
-from imagepiece_jax.experiments.finetune import Small
+from imagepiece_jax.experiments.finetune import Finetuner
 from imagepiece_jax.models import class_names, run_files, summary
 from imagepiece_jax.training import from_config, initial_weights, run_dir
 from imagepiece_jax.training.checkpoint import Checkpoints
 from tests.command import call, sentence
-from tests.experiments import small_lab
+from tests.experiments import tiny_context
 from tests.models import tiny
 from tests.runs import ROOT
 
@@ -64,7 +64,7 @@ def run(tmp_path_factory):
 
 
 def unnamed(run, path):
-    """A run that was trained by a version that kept no names."""
+    """A run of an earlier version, which kept no names."""
     path.mkdir()
     for entry in run.iterdir():
         if entry.name != run_files.CLASSES:
@@ -73,21 +73,21 @@ def unnamed(run, path):
 
 
 def test_names_are_kept_and_read(tmp_path):
-    assert run_files.class_names(tmp_path) is None
-    assert run_files.class_names(tmp_path / "w.npz") is None
+    assert class_names.read(tmp_path) is None
+    assert class_names.read(tmp_path / "w.npz") is None
     run_dir.record_classes(tmp_path, None)
     assert not list(tmp_path.iterdir())
     run_dir.record_start(tmp_path, config(num_classes=3).to_dict())
     names = ("ant", None, "Käfer \ufffd")
     run_dir.record_classes(tmp_path, names)
-    assert run_files.class_names(tmp_path) == names
+    assert class_names.read(tmp_path) == names
     assert "Käfer" in (tmp_path / "classes.json").read_text(encoding="utf-8")
     run_dir.record_classes(tmp_path, names[:2])
     with pytest.raises(InputError, match="has 2 names, but the run has 3 classes: all"):
-        run_files.class_names(tmp_path)
+        class_names.read(tmp_path)
     (tmp_path / "classes.json").write_text('{"0": "ant"}')
     with pytest.raises(InputError, match="classes.json is no list of names, one for"):
-        run_files.class_names(tmp_path)
+        class_names.read(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -125,22 +125,24 @@ def test_evaluate_says_where_names_cannot_be_compared(run, tmp_path):
         ended = call(evaluate.main, *words, f"--weights={weights_path}", "--data", name)
         assert ended.status == 0, ended
         outputs[weights_path, name] = ended.out.splitlines()
-    told = "classes are compared by number alone: {} does not name them"
+    message = "classes are compared by number alone: {} does not name them"
     assert len(outputs[run, data]) == 1
-    assert outputs[run, table][0] == told.format(table)
-    assert outputs[old, data][0] == told.format(old)
+    assert outputs[run, table][0] == message.format(table)
+    assert outputs[old, data][0] == message.format(old)
     assert outputs[old, data][1].startswith("acc1 ")
 
 
 def test_experiments_refuse_other_classes(run, tmp_path):
     data = folder(tmp_path / "set", "ant", "wasp")
     words = ["table1", "--weights", run, "--data", f"folder:{data}", "--nospeed"]
-    told = sentence(call(experiments.main, *words, "--out", tmp_path / "out"))
-    assert told.startswith(f"class 1 is 'bee' in {run}, but 'wasp' in --data folder:")
+    message = sentence(call(experiments.main, *words, "--out", tmp_path / "out"))
+    assert message.startswith(
+        f"class 1 is 'bee' in {run}, but 'wasp' in --data folder:"
+    )
 
 
 @pytest.mark.parametrize(
-    "words, told",
+    "words, message",
     [
         (
             ["--config.init.weights={run}"],
@@ -155,14 +157,14 @@ def test_experiments_refuse_other_classes(run, tmp_path):
         ),
     ],
 )
-def test_training_refuses_what_learned_other_classes(run, tmp_path, words, told):
+def test_training_refuses_weights_of_other_classes(run, tmp_path, words, message):
     """The same number of classes, and so the same shapes."""
     places = {"run": run, "data": folder(tmp_path / "set", "bee", "cat")}
     fields = ["data.name=folder:{data}", "batch_size=2", "eval_batch_size=2"]
     words = [*words, *(f"--config.{field}" for field in fields)]
     words = [word.format(**places) for word in words]
     ended = call(train.main, *WORDS, *words, "--workdir", tmp_path / "run")
-    assert sentence(ended) == told.format(**places)
+    assert sentence(ended) == message.format(**places)
     assert not (tmp_path / "run").exists()
 
 
@@ -172,7 +174,7 @@ def test_a_new_head_may_learn_other_classes(run, tmp_path):
     made.init.fresh = ()
     initial_weights.check_classes(made, tmp_path, ("ant", "bee"))
     initial_weights.check_classes(made, tmp_path, None)
-    # Where it goes on, it starts from its own weights.
+    # A resumed run starts from its own weights.
     initial_weights.check_classes(made, tmp_path, ("bee", "cat"), resumed=True)
     with pytest.raises(InputError, match="class 0 is 'ant'"):
         initial_weights.check_classes(made, tmp_path, ("bee", "cat"))
@@ -180,14 +182,14 @@ def test_a_new_head_may_learn_other_classes(run, tmp_path):
 
 def test_a_start_says_where_names_cannot_be_compared(run, tmp_path):
     made, names = config(**{"init.weights": str(run)}), ("ant", "bee")
-    told = "classes are compared by number alone: {} does not name them"
+    message = "classes are compared by number alone: {} does not name them"
     assert initial_weights.unnamed_classes(made, names) is None
-    assert initial_weights.unnamed_classes(made, None) == told.format("digits")
+    assert initial_weights.unnamed_classes(made, None) == message.format("digits")
     made.init.fresh = ("head",)
     assert initial_weights.unnamed_classes(made, None) is None
     made.init.fresh, old = (), unnamed(run, tmp_path / "old")
     made.init.weights = str(old)
-    assert initial_weights.unnamed_classes(made, names) == told.format(old)
+    assert initial_weights.unnamed_classes(made, names) == message.format(old)
     made.init.weights = "w.npz"
     assert initial_weights.unnamed_classes(made, None) is None
 
@@ -196,17 +198,19 @@ def test_short_runs_give_other_classes_a_new_head(run, tmp_path, monkeypatch):
     """--small starts from a run of as many classes, in another order."""
     starts = []
     monkeypatch.setattr(
-        Small, "_run", lambda self, config, name: starts.append(config) or self.given
+        Finetuner,
+        "_run",
+        lambda self, config, name: starts.append(config) or self.pretrained,
     )
     for names, fresh in ((("bee", "ant"), ("head",)), (("ant", "bee"), ())):
         monkeypatch.setattr(
             "imagepiece_jax.experiments.finetune.open_source",
             lambda *_, names=names: _Named(names),
         )
-        given = small_lab.subject(tmp_path)
+        given = tiny_context.pretrained(tmp_path)
         object.__setattr__(given, "path", run)
         object.__setattr__(given, "fields", given.fields | {"num_classes": 2})
-        Small(config(), given, "folder:x", tmp_path, [0])._start("patch", 0)
+        Finetuner(config(), given, "folder:x", tmp_path, [0])._start("patch", 0)
         assert starts.pop().init.fresh == fresh
 
 
@@ -220,8 +224,8 @@ def test_an_exported_program_has_the_names_beside_it(run, tmp_path):
     out = tmp_path / "model.jax"
     ended = call(export.main, *WORDS, f"--weights={run}", f"--out={out}")
     assert ended.status == 0, ended
-    told = json.loads((tmp_path / "model.jax.json").read_text())
-    assert told["class_names"] == ["ant", "bee"] and told["labels"] == 2
+    beside = json.loads((tmp_path / "model.jax.json").read_text())
+    assert beside["class_names"] == ["ant", "bee"] and beside["labels"] == 2
 
 
 def test_digits_as_files_are_the_digits(tmp_path):

@@ -1,4 +1,4 @@
-"""cuDNN's backward pass refuses odd lengths; training with it goes through them."""
+"""Training on odd lengths with cuDNN, whose backward pass refuses them."""
 
 import jax
 import numpy as np

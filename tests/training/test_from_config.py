@@ -1,4 +1,4 @@
-"""From a config to the parts of a run; numbers out of range are told at once."""
+"""From a config to the parts of a run; values out of range are refused first."""
 
 import math
 
@@ -25,15 +25,15 @@ def test_numbers_out_of_range(field):
     from_config.check(config(**{field: low}))
     for value in (low - 1, high and high + 1):
         if value is not None:
-            told = rf"^config\.{field} is {value}(\.0)?; allowed are {allowed}$"
-            with pytest.raises(InputError, match=told):
+            message = rf"^config\.{field} is {value}(\.0)?; allowed are {allowed}$"
+            with pytest.raises(InputError, match=message):
                 from_config.check(config(**{field: value}))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_numbers_that_are_none(value):
-    told = f"config.lr is {value}; allowed are 0 or more"
-    with pytest.raises(InputError, match=told):
+def test_numbers_that_are_not_finite(value):
+    message = f"config.lr is {value}; allowed are 0 or more"
+    with pytest.raises(InputError, match=message):
         from_config.check(config(lr=value))
 
 
@@ -59,15 +59,15 @@ def test_a_canvas_holds_what_is_cropped_from_it():
 
 
 @pytest.mark.parametrize(
-    "gone, told",
+    "removed, named",
     [("eval_batch_size", "eval_batch_size"), ("data", "data.workers"), ("eps", "eps")],
 )
-def test_a_config_that_does_not_start_from_base(gone, told):
+def test_a_config_that_does_not_start_from_base(removed, named):
     made = config()
     with made.unlocked():
-        del made[gone]
-    told = f"config.{told} is missing; a config starts from configs/base.py"
-    with pytest.raises(InputError, match=told):
+        del made[removed]
+    message = f"config.{named} is missing; a config starts from configs/base.py"
+    with pytest.raises(InputError, match=message):
         from_config.check(made)
 
 
@@ -92,18 +92,18 @@ def test_batches_must_divide_over_devices_and_micro_batches(monkeypatch):
     assert from_config.placement(config(batch_size=64)).positions(64).shape == (8, 1, 8)
     made = config(batch_size=64, grad_accum_steps=4)
     assert from_config.placement(made).positions(64).shape == (8, 4, 2)
-    told = r"config.batch_size is 60: .* multiple of .* = 8 \* 1"
-    with pytest.raises(InputError, match=told):
+    message = r"config.batch_size is 60: .* multiple of .* = 8 \* 1"
+    with pytest.raises(InputError, match=message):
         from_config.placement(config(batch_size=60))
     with pytest.raises(InputError, match=r"config.batch_size is 40: .* = 8 \* 2"):
         from_config.placement(config(batch_size=40, grad_accum_steps=2))
 
 
 def test_mixing_needs_pairs():
-    told = "config.batch_size is 6, 3 a micro-batch; .* even numbers"
+    message = "config.batch_size is 6, 3 a micro-batch; .* even numbers"
     for on in ({"mixup": 0.8}, {"cutmix": 1.0}):
         made = config(batch_size=6, grad_accum_steps=2, **on)
-        with pytest.raises(InputError, match=told):
+        with pytest.raises(InputError, match=message):
             from_config.placement(made)
         made.mixup_prob = 0.0
         from_config.placement(made)
@@ -131,14 +131,14 @@ def test_rate_is_that_of_the_global_batch():
 
 
 def test_impossible_schedules_are_found_when_it_is_made():
-    told = "config.warmup_epochs is 41.0; allowed are 0 to config.epochs, 40"
-    with pytest.raises(InputError, match=told):
+    message = "config.warmup_epochs is 41.0; allowed are 0 to config.epochs, 40"
+    with pytest.raises(InputError, match=message):
         from_config.schedule(config(warmup_epochs=41.0), steps_per_epoch=11)
     with pytest.raises(InputError, match="config.lr_offset is 2; allowed are 0"):
         from_config.schedule(config(lr_offset=2), steps_per_epoch=11)
 
 
-def test_first_step_of_the_optimiser():
+def test_first_step_of_the_optimizer():
     """AdamW's first step is the rate, against the sign; then decay of 2-D weights."""
     made = config(weight_decay=0.5, eps=0.0, clip_grad_norm=0.0)
     optimizer = from_config.adamw(made, lambda step: 0.1, steps_per_epoch=1)

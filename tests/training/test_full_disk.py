@@ -1,4 +1,4 @@
-"""What cannot be written is told in one sentence, and takes nothing whole with it."""
+"""A full disk: one sentence, and no complete checkpoint or line is lost."""
 
 import contextlib
 import io
@@ -32,8 +32,8 @@ FULL = r"latest: a checkpoint could not be written \(File too large\); .*: \[1, 
 
 
 @pytest.mark.parametrize("surfaces", ["save", "wait", "close"])
-def test_full_disk_is_told_once_and_takes_no_checkpoint(tmp_path, capfd, surfaces):
-    """Writing goes on in the background: the error shows in the next call."""
+def test_a_full_disk_is_reported_and_loses_no_checkpoint(tmp_path, capfd, surfaces):
+    """Writing is in the background: the error surfaces in the next call."""
     checkpoints = Checkpoints(tmp_path)
     for step in (1, 2):
         checkpoints.save(step, make_state(step), {})
@@ -65,7 +65,7 @@ def test_both_kinds_are_closed_although_one_fails(tmp_path):
     checkpoints.close()
 
 
-def test_folder_that_cannot_be_made_is_told(tmp_path):
+def test_a_folder_that_cannot_be_made_is_reported(tmp_path):
     (tmp_path / "checkpoints").touch()
     with pytest.raises(RunError, match=r"could not be written \(Not a directory\)"):
         Checkpoints(tmp_path).save(1, make_state(1), {})

@@ -1,4 +1,4 @@
-"""What a method adds to training: its loss, its teacher, its own rates."""
+"""Hooks of a method in training: its loss, its teacher, its own rates."""
 
 import math
 
@@ -36,7 +36,7 @@ def group_of(path):
     return Group(lr=lambda lr, peak: jnp.minimum(0.25 * peak, lr), frozen_epochs=2)
 
 
-def test_groups_scale_what_the_optimiser_did():
+def test_groups_scale_the_updates_of_the_optimizer():
     """Two steps an epoch, frozen for two epochs: updates from step 4 on."""
     groups = optimizer.scale_by_group(group_of, rate, peak=1.0, steps_per_epoch=2)
     tx = optax.chain(optax.sgd(rate), groups)
@@ -55,8 +55,8 @@ def test_groups_scale_what_the_optimiser_did():
     assert [m["head"] for m in moved] == [0.0] * 4 + [-0.25] * 2
 
 
-def terms(outputs, taught):
-    assert taught is None
+def terms(outputs, teacher_outputs):
+    assert teacher_outputs is None
     return {"size": 0.5 * jnp.mean(outputs.logits**2)}
 
 
@@ -72,14 +72,14 @@ def test_own_terms_join_the_loss():
     assert plain[0]["terms"] == {}
 
 
-def test_a_teacher_is_asked_and_stays_as_it_is():
+def test_a_teacher_is_evaluated_and_stays_frozen():
     """A student that equals its teacher learns nothing from it."""
     step, state = make()
     model = step.keywords["model"].clone(axis_name=None)
     frozen = parallel.unreplicate(state).variables
 
-    def distil(outputs, taught):
-        return {"distil": jnp.mean((outputs.logits - taught.logits) ** 2)}
+    def distil(outputs, teacher_outputs):
+        return {"distil": jnp.mean((outputs.logits - teacher_outputs.logits) ** 2)}
 
     step.keywords.update(loss_terms=distil, teacher_model=model)
     compiled = parallel.pmap(step)

@@ -1,4 +1,4 @@
-"""What a run starts from, and what of it may be new."""
+"""Initial weights: fresh, from a file, from a run, and partly fresh."""
 
 import jax
 import numpy as np
@@ -77,16 +77,16 @@ def test_only_the_named_parts_are_new(saved):
 
 
 @pytest.mark.parametrize(
-    "fields, told",
+    "fields, message",
     [
         ({"init.fresh": ("head",)}, "but config.init.weights is empty: name a"),
         ({"init.fresh": (1,)}, r"config.init.fresh is \(1,\); allowed are names"),
         ({"init.weights": "no.npz"}, "weights no.npz: no such file or folder"),
     ],
 )
-def test_mistakes(fields, told):
+def test_mistakes(fields, message):
     made = config(**fields)
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         initial_weights.initial(made, from_config.model(made))
 
 
@@ -128,7 +128,7 @@ def test_weights_as_given_are_those_of_the_dense_model(saved):
 
 
 @pytest.mark.parametrize(
-    "fields, told",
+    "fields, message",
     [
         ({}, "init.weights is empty: name a weights file"),
         (
@@ -137,8 +137,8 @@ def test_weights_as_given_are_those_of_the_dense_model(saved):
         ),
     ],
 )
-def test_what_is_fresh_is_not_evaluated(fields, told):
+def test_fresh_weights_are_not_evaluated(fields, message):
     made = config(**{"init.evaluate": True}, **fields)
-    told = f"^config.init.evaluate is True, but config.{told}"
-    with pytest.raises(InputError, match=told):
+    message = f"^config.init.evaluate is True, but config.{message}"
+    with pytest.raises(InputError, match=message):
         initial_weights.as_given(made, from_config.dense(made))

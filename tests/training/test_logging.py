@@ -1,4 +1,4 @@
-"""What people see of a run: numbers in time, a line or a bar, a readable trace."""
+"""The output of a run: rates, a line or a bar, a trace, and the last table."""
 
 import gzip
 import io
@@ -130,13 +130,13 @@ def test_too_many_skipped_steps_in_a_row_stop_the_run(tmp_path, limit):
         run.record(9 + count, numbers(loss=np.nan, skipped=count))
     run.record(10 + limit, numbers(loss=np.nan, skipped=limit + 1))
     row = f", as in {limit + 1} steps in a row" if limit else ""
-    told = rf"^loss is nan at step {10 + limit}{row}: .* the checkpoint of step 8 is "
-    with pytest.raises(RunError, match=told + "kept in .* lower config.lr"):
+    message = rf"^loss is nan at step {10 + limit}{row}: .* checkpoint of step 8 is "
+    with pytest.raises(RunError, match=message + "kept in .* lower config.lr"):
         run.flush()
     run.close()
 
 
-def test_what_is_not_finite_is_named(tmp_path):
+def test_the_value_that_is_not_finite_is_named(tmp_path):
     run = make(tmp_path, max_skipped_steps=0)
     run.record(1, numbers(norm=np.inf, skipped=1))
     with pytest.raises(RunError, match="^grad_norm is inf at step 1: .* none was"):
@@ -242,23 +242,23 @@ def rows(workdir, meta=META):
 
 
 def test_results_and_cost(tmp_path):
-    told = rows(tmp_path)
-    assert told["accuracy"] == "top-1 97.50 %, top-5 99.90 % of 359 images"
-    assert told["best"] == "98.12 % at step 352"
-    assert told["tokens"].startswith("65 59 54 44 40 36 29 ")
-    assert told["cost"] == "0.0158 GMACs; dense 0.0228, 1.44 times"
+    table = rows(tmp_path)
+    assert table["accuracy"] == "top-1 97.50 %, top-5 99.90 % of 359 images"
+    assert table["best"] == "98.12 % at step 352"
+    assert table["tokens"].startswith("65 59 54 44 40 36 29 ")
+    assert table["cost"] == "0.0158 GMACs; dense 0.0228, 1.44 times"
     averaged = META | {"last": META["last"] | {"ema_acc1": 96.25}}
     assert rows(tmp_path, averaged)["accuracy"].endswith("; averaged weights 96.25 %")
 
 
-def test_what_is_in_the_folder_is_named(tmp_path):
+def test_contents_of_the_folder_are_listed(tmp_path):
     assert len(rows(tmp_path)) == 4
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "tokens.png").touch()
-    told = rows(tmp_path)
-    assert told["checkpoints"] == str(tmp_path / "checkpoints")
-    assert told["picture"] == str(tmp_path / "tokens.png")
-    assert "trace" not in told and "metrics" not in told
+    table = rows(tmp_path)
+    assert table["checkpoints"] == str(tmp_path / "checkpoints")
+    assert table["picture"] == str(tmp_path / "tokens.png")
+    assert "trace" not in table and "metrics" not in table
 
 
 def test_time_and_rate_are_those_of_the_log(tmp_path):
@@ -269,14 +269,14 @@ def test_time_and_rate_are_those_of_the_log(tmp_path):
         writer.write("train", step, throughput=rate, skipped=skipped)
         writer.write("eval", step, throughput=1.0)
     writer.close()
-    told = rows(tmp_path)
-    assert told["at the start"] == "72.25 %, the dense model as given"
-    assert told["time"] == (
+    table = rows(tmp_path)
+    assert table["at the start"] == "72.25 %, the dense model as given"
+    assert table["time"] == (
         "02:00 of training, without compiling and evaluations; "
         "13 images a second (median)"
     )
-    assert told["skipped"] == "4 of 22 steps, which were not finite"
-    assert told["metrics"] == str(tmp_path / "metrics.jsonl")
+    assert table["skipped"] == "4 of 22 steps, which were not finite"
+    assert table["metrics"] == str(tmp_path / "metrics.jsonl")
 
 
 def test_a_line_without_a_rate_counts_by_the_others(tmp_path):

@@ -1,4 +1,4 @@
-"""A run that is asked to stop saves first; one that cannot answer ends in time."""
+"""Graceful shutdown: a run saves first; one that cannot answer ends in time."""
 
 import os
 import pathlib
@@ -31,7 +31,7 @@ def test_a_signal_is_noted_and_the_old_handlers_come_back():
     assert (signal.getsignal(signal.SIGTERM), signal.set_wakeup_fd(-1)) == before
 
 
-def test_work_in_pieces_is_given_up_between_two():
+def test_work_is_abandoned_between_two_items():
     done = []
     with StopRequest() as request, pytest.raises(Interrupted):
         for piece in request.until_asked(iter(range(5))):
@@ -41,15 +41,15 @@ def test_work_in_pieces_is_given_up_between_two():
     assert done == [0, 1, 2]
 
 
-def test_processes_stop_at_the_same_question():
-    """The one that got no signal learns of the other's, and does not forget it."""
+def test_all_processes_stop_at_the_same_call():
+    """A process without a signal gets that of another, and keeps it."""
     answers = iter([0, signal.SIGTERM])
     with StopRequest(agree=lambda own: next(answers)) as request:
         assert [request.asked() for _ in range(3)] == [0, 15, 15]
 
 
-# Is at work where Python's own handlers do not run, as in a compile. `Child` is a
-# process that reads, as the loader has them.
+# Busy where Python's own handlers do not run, as in a compile. `child` stands for a
+# process of the loader.
 WORK = """
 import hashlib, multiprocessing, sys, time
 from imagepiece_jax.training.preemption import StopRequest
@@ -106,14 +106,14 @@ def test_nothing_to_save_ends_at_once():
     assert err.count("\n") == 1
 
 
-def test_who_does_not_answer_is_ended_when_the_time_is_up():
-    """Two SIGTERMs, as where a shell passes it on too, are one."""
+def test_a_process_that_does_not_answer_ends_when_the_time_is_up():
+    """Two SIGTERMs, as where a shell forwards it, are one."""
     seconds, status, out, err = ended(0.6, "alone", signal.SIGTERM, signal.SIGTERM)
     assert (status, out) == (143, "") and 0.6 < seconds < 8
     assert err.startswith("error: stopped in the middle of a step, without saving; ")
 
 
-def test_what_was_done_is_rescued_when_the_time_is_up():
+def test_a_run_is_rescued_when_the_time_is_up():
     seconds, status, out, err = ended(0.3, "rescued", signal.SIGTERM)
     assert (status, out) == (143, "saved\n") and seconds > 0.3
     assert err.startswith("error: stopped; the same command resumes from the newest")
@@ -137,33 +137,33 @@ def test_a_folder_belongs_to_one_process_at_a_time(tmp_path):
 def test_a_workdir_that_cannot_be_written_is_named(tmp_path, path):
     if path == "run":
         (tmp_path / "run").touch()
-        told = r"run cannot be made \(is a file\)"
+        message = r"run cannot be made \(is a file\)"
     else:
         (tmp_path / "run" / ".lock").mkdir(parents=True)
-        told = r"run cannot be written \(Is a directory\): choose another"
-    with pytest.raises(InputError, match=told):
+        message = r"run cannot be written \(Is a directory\): choose another"
+    with pytest.raises(InputError, match=message):
         RunLock(tmp_path / "run")
 
 
-def test_a_workdir_that_vanishes_or_is_another_one_is_noticed(tmp_path):
-    held = RunLock(tmp_path / "run")
-    held.check()
+def test_a_workdir_that_vanishes_or_is_replaced_is_noticed(tmp_path):
+    lock = RunLock(tmp_path / "run")
+    lock.check()
     (tmp_path / "run").rename(tmp_path / "away")
     with pytest.raises(RunError, match="run has vanished, or is not the folder"):
-        held.check()
+        lock.check()
     RunLock(tmp_path / "run").close()
     with pytest.raises(RunError, match="run has vanished, or is not the folder"):
-        held.check()
+        lock.check()
     shutil.rmtree(tmp_path / "run")
     (tmp_path / "away").rename(tmp_path / "run")
-    held.check()
-    held.close()
+    lock.check()
+    lock.close()
 
 
 @pytest.mark.slow
 def test_sigterm_in_the_first_compile_ends_at_once(tmp_path):
     """Ctrl-C in a step, and SIGTERM in an evaluation: see test_resume."""
-    trial = tiny_runs.Trial(tmp_path / "run", tmp_path / "cache", {})
+    trial = tiny_runs.TinyRun(tmp_path / "run", tmp_path / "cache", {})
     row = faults.terminate_in_compile(trial)
     assert row.passed and row.status == 143, row
     assert row.said.startswith("stopped before there was anything to save")

@@ -1,4 +1,4 @@
-"""A run that is hurt and gone on with ends as if nothing had happened."""
+"""A run that is killed or stopped and resumed ends like an undisturbed one."""
 
 import signal
 
@@ -25,8 +25,8 @@ def short(**fields):
 
 
 @pytest.mark.slow
-def test_the_last_evaluation_is_made_up_for(tmp_path, monkeypatch, capsys):
-    """It was given up because of a signal; also: which checkpoints stay for good."""
+def test_an_abandoned_evaluation_is_repeated(tmp_path, monkeypatch, capsys):
+    """The last one, after a signal; also: which checkpoints are never removed."""
     fields = {"checkpoint_every_steps": 4, "keep_every_steps": 3}
     evaluate = accuracy.evaluate_each
 
@@ -52,53 +52,40 @@ def test_the_last_evaluation_is_made_up_for(tmp_path, monkeypatch, capsys):
     assert Checkpoints(tmp_path).restore_variables("best")["step"] == 10
 
 
-@pytest.fixture(scope="module")
-def course(tmp_path_factory):
-    return tiny_runs.Course(tmp_path_factory.mktemp("course"))
-
-
-def _met(hurt, trial, *args):
-    """The row of `hurt`, tried until its moment is met."""
-    while (row := hurt(trial, *args)) is None:
-        assert trial.step() < tiny_runs.STEPS
+def _met(fault, run, *args):
+    """The row of `fault`, tried until its moment is met."""
+    while (row := fault(run, *args)) is None:
+        assert run.step() < tiny_runs.STEPS
     return row
 
 
 @pytest.mark.slow
-def test_a_run_that_much_happens_to_ends_bit_identical(course):
-    """One after the other, to one run: what the drill does to one run each."""
-    trial, rng = course.trial("hurt"), np.random.default_rng(0)
-    delay = rng.uniform(0, 0.02, size=2)
-    rows = [faults.kill(trial, 3, delay[0])]  # before any checkpoint
-    rows.append(_met(faults.kill_in_save, trial, trial.step() + 1, delay[1] / 4))
-    rows.append(_met(faults.terminate_in_evaluation, trial))
-    step = trial.step()
-    rows.append(faults.vanish(trial, step + 3))
+def test_a_run_with_many_faults_ends_bit_identical(tmp_path):
+    """One after the other in one run: the drill has a run for each.
+
+    The first kill is in the first save: nothing can be resumed, and the run starts
+    anew. Metrics past the newest checkpoint are there when the folder vanishes.
+    """
+    runs = tiny_runs.TinyRuns(tmp_path)
+    run, delay = runs.run("faults"), np.random.default_rng(0).uniform(0, 0.005)
+    rows = [_met(faults.kill_in_save, run, 1, delay)]
+    rows.append(_met(faults.terminate_in_evaluation, run))
+    step = run.step()
+    rows.append(faults.vanish(run, step + 3))
 
     assert all(row.passed for row in rows), rows
-    assert [row.status for row in rows] == [137, 137, 143, 1]
-    assert "during a save" in rows[1].moment
+    assert [row.status for row in rows] == [137, 143, 1]
+    assert "during a save" in rows[0].moment
     said = [row.said for row in rows]
-    assert said[2].endswith(f"at step {step}; the same command resumes from there")
-    assert said[3].startswith("WORKDIR has vanished, or is not the folder that")
-    assert 0 < trial.finish() < tiny_runs.STEPS
-    assert trial.outcome() == course.expected
+    assert said[1].endswith(f"at step {step}; the same command resumes from there")
+    assert said[2].startswith("WORKDIR has vanished, or is not the folder that")
+    assert 0 < run.finish() < tiny_runs.STEPS
+    assert run.outcome() == runs.expected
 
-
-@pytest.mark.slow
-def test_another_config_is_refused_and_changes_nothing(course):
-    """The undisturbed run itself: it has every step and every evaluation."""
-    before = read_metrics(course.whole.workdir)
-    steps = [line["step"] for line in before if line["kind"] == "train"]
+    # The undisturbed run has every step and every evaluation.
+    lines = read_metrics(runs.whole.workdir)
+    steps = [line["step"] for line in lines if line["kind"] == "train"]
     assert steps == [*range(1, tiny_runs.STEPS + 1)]
-    assert [line["step"] for line in before if line["kind"] == "eval"] == [
+    assert [line["step"] for line in lines if line["kind"] == "eval"] == [
         *range(tiny_runs.EPOCH, tiny_runs.STEPS + 1, tiny_runs.EPOCH)
     ]
-    other = tiny_runs.Trial(
-        course.whole.workdir, course.folder / "cache", {"lr": 0.001}
-    )
-    other.start()
-    assert other.end() == 2
-    assert "lr = 0.016" in other.said()
-    assert read_metrics(course.whole.workdir) == before
-    assert Checkpoints(course.whole.workdir).latest_step() == tiny_runs.STEPS

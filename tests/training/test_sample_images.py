@@ -1,4 +1,4 @@
-"""What the images of a run look like: a batch as the network sees it, and tokens."""
+"""Sample images of a run: a batch as the network sees it, and tokens."""
 
 import jax
 import numpy as np

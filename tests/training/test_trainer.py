@@ -22,6 +22,7 @@ from tests import runs
 from tests.training.test_metrics import events
 
 # 1,438 digits, 256 a step: 5 steps an epoch.
+NO_REDUCTION = {"reduction.merge_blocks": (), "reduction.prune_blocks": ()}
 FIELDS = runs.SMALL | {
     "batch_size": 256,
     "eval_batch_size": 359,
@@ -101,15 +102,17 @@ def test_a_run_keeps_the_names_of_its_classes(finished):
     assert best.label == digits[best.index]
 
 
-def test_a_run_with_other_classes_does_not_go_on(finished, tmp_path):
+def test_a_run_with_other_classes_is_not_resumed(finished, tmp_path):
     workdir = shutil.copytree(finished[0], tmp_path / "run")
     names = json.loads((workdir / "classes.json").read_text())
     names[3], names[4] = "drei", "vier"
     (workdir / "classes.json").write_text(json.dumps(names))
-    told = rf"^class 3 is 'drei' in {workdir}, but '3' in config.data.name 'digits': "
-    with pytest.raises(InputError, match=told + "choose another --workdir"):
+    message = (
+        rf"^class 3 is 'drei' in {workdir}, but '3' in config.data.name 'digits': "
+    )
+    with pytest.raises(InputError, match=message + "choose another --workdir"):
         trainer.train_and_evaluate(config(pictures=2, profile=True), workdir)
-    (workdir / "classes.json").unlink()  # as in a run of before
+    (workdir / "classes.json").unlink()  # as in a run of an earlier version
     trainer.train_and_evaluate(config(pictures=2, profile=True), workdir)
     assert json.loads((workdir / "classes.json").read_text())[3] == "3"
 
@@ -122,8 +125,17 @@ def test_a_finished_run_is_not_trained_again(finished, capsys):
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
+def test_another_config_is_refused_and_changes_nothing(finished):
+    workdir, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+    with pytest.raises(InputError, match=r"holds a run with lr = 0.016, but this conf"):
+        trainer.train_and_evaluate(config(pictures=2, lr=0.001), workdir)
+    assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
+
+
 def test_dry_run_says_what_would_happen_and_writes_nothing(tmp_path, capsys):
-    trainer.train_and_evaluate(config(), tmp_path / "run", dry_run=True)
+    made = config(**{"model.depth": 1, "model.stem": "patch"}, **NO_REDUCTION)
+    trainer.train_and_evaluate(made, tmp_path / "run", dry_run=True)
     printed = capsys.readouterr().out
     assert "GMACs" in printed and "MB of working space" in printed
     assert "10 steps: 2 epochs of 5" in printed
@@ -158,8 +170,8 @@ def stopped(finished, tmp_path_factory):
 
 def test_steps_that_are_not_finite_stop_the_run_and_stop_it_again(stopped):
     workdir, errors, lines = stopped
-    told = r"(loss|grad_norm) is nan at step (\d+), as in 3 steps in a row: .* kept"
-    step = int(re.match(told, errors[0])[2])
+    message = r"(loss|grad_norm) is nan at step (\d+), as in 3 steps in a row: .* kept"
+    step = int(re.match(message, errors[0])[2])
     assert errors[1] == errors[0]
     # The last step has no line and no checkpoint: what is kept is as good as before.
     assert Checkpoints(workdir).latest_step() == step - 1
@@ -178,8 +190,8 @@ def test_the_dense_model_is_evaluated_as_given(finished, stopped):
     images, labels = zip(*(source.read(i) for i in range(len(source))), strict=True)
     pixels = (np.stack(images) / 255 - np.array(MEAN)) / np.array(STD)
     logits = jax.jit(dense.apply)(weights, pixels.astype(np.float32)).logits
-    odds = np.exp(np.asarray(logits, np.float64))
-    chance = odds[np.arange(359), labels] / odds.sum(axis=1)
+    exponentials = np.exp(np.asarray(logits, np.float64))
+    chance = exponentials[np.arange(359), labels] / exponentials.sum(axis=1)
     assert (line["step"], line["images"]) == (0, 359)
     assert line["loss"] == pytest.approx(-np.log(chance).mean(), rel=1e-6)
     assert abs(line["loss"] - finished[1]["loss"]) > 1e-5
@@ -226,6 +238,8 @@ def test_one_program_of_a_rate_that_warms_up_stays_loaded(tmp_path, monkeypatch)
 def test_a_run_is_resumed_with_as_many_images_as_before(tmp_path):
     made = trainer.Trainer(quickstart.get_config(), tmp_path)
     made._check_images([1438, 359], [1438, 359])
-    told = "digits has 1438 training and 359 test images now, but the run in .* was "
-    with pytest.raises(InputError, match=told + "begun with 1437 and 359: allowed are"):
+    message = "digits has 1438 training and 359 test images now, but the run in .* was "
+    with pytest.raises(
+        InputError, match=message + "begun with 1437 and 359: allowed are"
+    ):
         made._check_images([1437, 359], [1438, 359])

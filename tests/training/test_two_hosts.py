@@ -1,7 +1,7 @@
-"""Two processes of one run that do not mean the same stop before they begin.
+"""Two processes of one run with different configs stop before they begin.
 
-They are started as SLURM would start them, and meet on the loopback address; what else
-two hosts do is in test_rehearsal.py.
+They are started as SLURM would start them, and meet on the loopback address; the rest
+of a run on two hosts is in tools/test_rehearsal.py.
 """
 
 import pytest
@@ -26,7 +26,7 @@ def start_two(tmp_path):
 
 
 @pytest.mark.slow
-def test_hosts_that_mean_different_runs_are_refused(tmp_path, start_two):
+def test_hosts_with_different_configs_are_refused(tmp_path, start_two):
     """Both name the field, and leave no folder behind."""
     run = tmp_path / "run"
     processes = start_two(run, runs.SMALL, lr=0.5)

@@ -1,13 +1,13 @@
-"""What does a turned, sheared or moved image look like? Pillow's bicubic transform.
+"""Rotation, shear and translation of a batch, by Pillow's bicubic affine transform.
 
-One affine map for each image, from places of the result to places of the source. A
-gather of 4 x 4 pixels around each place does all of them in one pass.
+One affine map for each image, from positions in the result to positions in the source.
+A gather of 4 x 4 pixels around each position does all of them in one pass.
 """
 
 import jax
 import jax.numpy as jnp
 
-from imagepiece_jax.data.augment.policy import OPS
+from imagepiece_jax.data.augment.randaugment_pil import OPS
 
 # Pillow cuts its double-precision result off to an integer. Sums of float32 may end up
 # just below the integer that they stand for: a flat area must stay what it is.
@@ -17,7 +17,7 @@ _NUDGE = 1e-3
 def matrices(op, magnitude, sign, height, width):
     """The maps of RandAugment's geometric operations, the identity for all others.
 
-    op (place in OPS, or -1), magnitude, sign: [B]; the images are height x width.
+    op (index in OPS, or -1), magnitude, sign: [B]; the images are height x width.
     -> float32 [B, 6], (a, b, c, d, e, f): source x = a x + b y + c, y = d x + e y + f
     """
     degrees = sign * 30 * magnitude / 10
@@ -27,7 +27,7 @@ def matrices(op, magnitude, sign, height, width):
     zero, one = jnp.zeros_like(sign), jnp.ones_like(sign)
     x, y = width / 2, height / 2
     made = {
-        # Around the centre, which stays in place.
+        # Around the center, which stays in place.
         "Rotate": (cos, -sin, x - x * cos + y * sin, sin, cos, y - x * sin - y * cos),
         "ShearX": (one, shear, zero, zero, one, zero),
         "ShearY": (one, zero, zero, shear, one, zero),
@@ -42,13 +42,13 @@ def matrices(op, magnitude, sign, height, width):
 
 
 def affine(images, matrix, fill):
-    """Images seen through `matrix`. uint8 [B, H, W, 3], float32 [B, 6] -> the same.
+    """Apply `matrix` to the images. uint8 [B, H, W, 3], float32 [B, 6] -> the same.
 
-    Bicubic with a = -1; a place whose centre lies outside of the source is `fill` (red,
-    green, blue), and beyond the edge the edge's pixels go on.
+    Bicubic with a = -1; a pixel whose center lies outside of the source is `fill` (red,
+    green, blue), and beyond the edge the edge's pixels are repeated.
     """
     batch, height, width, _ = images.shape
-    x, y = _places(matrix, height, width)
+    x, y = _source_positions(matrix, height, width)
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     left, weights_x = _cubic(x - 0.5)
     top, weights_y = _cubic(y - 0.5)
@@ -69,8 +69,8 @@ def affine(images, matrix, fill):
     return jax.lax.optimization_barrier(jnp.where(inside[..., None], moved, bare))
 
 
-def _places(matrix, height, width):
-    """Where in the source each pixel's centre lies: x and y, float32 [B, H, W]."""
+def _source_positions(matrix, height, width):
+    """Position in the source of each pixel's center: x and y, float32 [B, H, W]."""
     x = jnp.arange(width, dtype=jnp.float32)[None, None, :] + 0.5
     y = jnp.arange(height, dtype=jnp.float32)[None, :, None] + 0.5
     a, b, c, d, e, f = (matrix[:, k, None, None] for k in range(6))
@@ -80,10 +80,10 @@ def _places(matrix, height, width):
     return jax.lax.optimization_barrier((a * x + b * y + c, d * x + e * y + f))
 
 
-def _cubic(place):
-    """First of the four neighbours and their weights, of places counted in pixels."""
-    first = jnp.floor(place)
-    d = place - first
+def _cubic(position):
+    """First of four neighbors and their weights, of positions counted in pixels."""
+    first = jnp.floor(position)
+    d = position - first
     weights = (
         d * (-1 + d * (2 - d)),
         1 + d * d * (d - 2),

@@ -1,8 +1,8 @@
-"""Which colour operations are tables, and what stands in them?
+"""RandAugment's color operations as lookup tables.
 
-Eight of RandAugment's operations change every value of a channel in the same way: each
-image gets a table of 256 new values a channel, and one lookup does them all. Integers
-and rounding are those of Pillow's ImageOps and ImageEnhance.
+Eight of its operations change every value of a channel in the same way: each image gets
+a table of 256 new values a channel, and one lookup does them all. Integers and rounding
+are those of Pillow's ImageOps and ImageEnhance.
 """
 
 import functools
@@ -10,23 +10,23 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from imagepiece_jax.data.augment.policy import OPS
+from imagepiece_jax.data.augment.randaugment_pil import OPS
 
-# What luminance takes of red, green and blue, in 65,536ths (ITU-R 601, as Pillow).
+# Weights of red, green and blue, in 65,536ths (ITU-R 601, as in Pillow).
 LUMINANCE = (19595, 38470, 7471)
 
 
 def luminance(images):
-    """Grey levels. uint8 [B, H, W, 3] -> int32 [B, H, W]."""
+    """Gray levels. uint8 [B, H, W, 3] -> int32 [B, H, W]."""
     red, green, blue = (images[..., c].astype(jnp.int32) for c in range(3))
     total = LUMINANCE[0] * red + LUMINANCE[1] * green + LUMINANCE[2] * blue
     return (total + 0x8000) >> 16
 
 
 def factor(magnitude, sign):
-    """How far a blend goes from its degenerate image: 1 is the image itself. float32.
+    """Strength of a blend with a degenerate image: 1 is the image itself. float32.
 
-    Colour, contrast, brightness and sharpness take it: 1.81 or .19 at magnitude 9.
+    Of color, contrast, brightness and sharpness: 1.81 or .19 at magnitude 9.
     """
     return jnp.maximum(0.1, 1 + sign * 0.9 * magnitude / 10)
 
@@ -42,9 +42,9 @@ def blend(degenerate, image, share):
 
 
 def tables(images, op, magnitude, sign):
-    """The new value of every old one; the values themselves for other operations.
+    """New value of every old one; the values themselves for other operations.
 
-    images: uint8 [B, H, W, 3]; op (place in OPS, or -1), magnitude, sign: [B].
+    images: uint8 [B, H, W, 3]; op (index in OPS, or -1), magnitude, sign: [B].
     -> uint8 [B, 3, 256]
     """
     value = jnp.arange(256, dtype=jnp.int32)[None, None, :]
@@ -65,8 +65,8 @@ def tables(images, op, magnitude, sign):
     }
     shape = (images.shape[0], 3, 256)
     choices = jnp.stack([jnp.broadcast_to(v, shape) for v in (value, *made.values())])
-    place = [op == OPS.index(name) for name in made]
-    takes = jnp.stack([~functools.reduce(jnp.logical_or, place), *place])
+    chosen = [op == OPS.index(name) for name in made]
+    takes = jnp.stack([~functools.reduce(jnp.logical_or, chosen), *chosen])
     # A product with zeros and a one: a compiler folds a chain of selects into the
     # lookup and makes the table anew for every pixel.
     table = jnp.einsum(
@@ -76,7 +76,7 @@ def tables(images, op, magnitude, sign):
 
 
 def look_up(images, table):
-    """Every value replaced by the one in its image's and channel's table.
+    """Replace every value by the one in its image's and channel's table.
 
     images: uint8 [B, H, W, 3]; table: uint8 [B, 3, 256]. -> uint8 [B, H, W, 3]
     """
@@ -84,14 +84,14 @@ def look_up(images, table):
 
 
 def _bins(images):
-    """Place of every value in tables [B, 3, 256] laid out flat. int32 [B, H, W, 3]."""
+    """Index of every value in flattened tables [B, 3, 256]. int32 [B, H, W, 3]."""
     image = jax.lax.broadcasted_iota(jnp.int32, images.shape, 0)
     channel = jax.lax.broadcasted_iota(jnp.int32, images.shape, 3)
     return (image * 3 + channel) * 256 + images.astype(jnp.int32)
 
 
 def _mean(images):
-    """Rounded mean grey level of each image. -> int32 [B].
+    """Rounded mean gray level of each image. -> int32 [B].
 
     Integers throughout: exact up to 2,000 x 2,000 pixels.
     """
@@ -100,7 +100,7 @@ def _mean(images):
 
 
 def _autocontrast(images, value):
-    """The darkest value of a channel becomes 0, the brightest 255. -> [B, 3, 256]."""
+    """Stretch each channel from its darkest and brightest value. -> [B, 3, 256]."""
     low = images.min((1, 2)).astype(jnp.int32)[:, :, None]
     span = images.max((1, 2)).astype(jnp.int32)[:, :, None] - low
     stretched = jnp.clip((value - low) * 255 // jnp.maximum(span, 1), 0, 255)
@@ -108,11 +108,11 @@ def _autocontrast(images, value):
 
 
 def _histograms(images, chosen):
-    """How many pixels have each value: int32 [B, 3, 256]; zeros for images not chosen.
+    """Number of pixels of each value: int32 [B, 3, 256]; zeros for images not chosen.
 
     One scatter that drops what is not chosen: a histogram of every image would be the
-    dearest part of the whole augmentation, and one in thirty is needed. Integer sums do
-    not depend on their order.
+    most expensive part of the augmentation, and one in thirty is needed. Integer sums
+    do not depend on their order.
     """
     count = images.shape[0] * 3 * 256
     bins = jnp.where(chosen[:, None, None, None], _bins(images), count)
@@ -122,7 +122,7 @@ def _histograms(images, chosen):
 
 
 def _equalize(histograms):
-    """Values spread so that as many pixels lie between any two. [B, 3, 256], the same.
+    """Spread values so that as many pixels lie between any two. [B, 3, 256] -> same.
 
     A channel whose pixels, those of its brightest value left out, are fewer than 255
     stays as it is.

@@ -1,8 +1,8 @@
-"""Where is the random crop, and how does it become an image? On the device.
+"""Random resized crops on the device, for batches of fixed canvases.
 
-For batches of fixed canvases: image i lies in the top left corner of its square, and
-`extent` says how large it is. Boxes are those of transforms.crop_box, pixels those of
-Pillow's bicubic resize of the box; so a crop here and one on the host look the same.
+Image i lies in the top left corner of its square, and `extent` is its size. Boxes are
+those of `transforms.crop_box`, pixels those of Pillow's bicubic resize of the box: a
+crop here and one on the host look the same.
 """
 
 import math
@@ -15,7 +15,7 @@ ASPECT = (3 / 4, 4 / 3)  # width / height of a box
 
 
 def random_resized_crop(canvas, extent, keys, size, area):
-    """A random box of each image, resized to size x size.
+    """Resize a random box of each image to size x size.
 
     canvas: uint8 [B, C, C, 3]; extent: int32 [B, 2], height and width of the image in
     it; keys [B]; area: lowest and highest share of the image that a box covers.
@@ -30,7 +30,7 @@ def boxes(extent, uniforms, area, aspect=ASPECT):
 
     extent: [B, 2]; uniforms: [B, tries, 4] in [0, 1), of a try its area, aspect, top
     and left. Area is uniform, the logarithm of the aspect too; where no try fits, the
-    largest centred box whose aspect is within bounds (the Inception crop, as in DeiT).
+    largest centered box whose aspect is within bounds (the Inception crop, as in DeiT).
     """
     height, width = (extent[:, k, None].astype(jnp.float32) for k in range(2))
     share, ratio, down, right = (uniforms[:, :, k] for k in range(4))
@@ -48,11 +48,11 @@ def boxes(extent, uniforms, area, aspect=ASPECT):
     first = jnp.argmax(fits, axis=1)[:, None, None]
     chosen = jnp.take_along_axis(tried, first, axis=1)[:, 0]
     found = fits.any(axis=1)[:, None]
-    centred = _centred(height[:, 0], width[:, 0], aspect)
-    return jnp.where(found, chosen, centred).astype(jnp.int32)
+    centered = _centered(height[:, 0], width[:, 0], aspect)
+    return jnp.where(found, chosen, centered).astype(jnp.int32)
 
 
-def _centred(height, width, aspect):
+def _centered(height, width, aspect):
     """The fallback of `boxes`. [B], [B] -> float32 [B, 4]"""
     ratio = jnp.clip(width / height, *aspect)
     wide = jnp.minimum(width, jnp.round(height * ratio))
@@ -62,7 +62,7 @@ def _centred(height, width, aspect):
 
 
 def resize(canvas, box, size):
-    """The pixels of each box as size x size: bicubic, antialiased where it shrinks.
+    """Resize each box to size x size: bicubic, antialiased where it shrinks.
 
     canvas: uint8 [B, C, C, 3]; box: int32 [B, 4] (top, left, height, width). Two
     products with weights, columns first and rounded between as Pillow does.
@@ -76,27 +76,27 @@ def resize(canvas, box, size):
 
 
 def _levels(values):
-    """Rounded to the grey levels 0 .. 255, still float32."""
+    """Round to the levels 0 .. 255, still float32."""
     return jnp.clip(jnp.floor(values + 0.5), 0, 255)
 
 
 def _weights(start, length, source, size):
-    """What each of `size` new pixels takes of each of `source` old ones.
+    """Weights of `source` old pixels in each of `size` new ones.
 
     start, length: int32 [B], the box along this side. -> float32 [B, size, source]; a
     row adds up to 1 and takes nothing from outside of the box.
     """
     start, length = (x.astype(jnp.float32)[:, None, None] for x in (start, length))
     scale = length / size
-    centre = start + (jnp.arange(size, dtype=jnp.float32)[None, :, None] + 0.5) * scale
-    place = jnp.arange(source, dtype=jnp.float32)[None, None, :] + 0.5
-    inside = (place > start) & (place < start + length)
-    weight = jnp.where(inside, _cubic((place - centre) / jnp.maximum(scale, 1)), 0)
+    center = start + (jnp.arange(size, dtype=jnp.float32)[None, :, None] + 0.5) * scale
+    position = jnp.arange(source, dtype=jnp.float32)[None, None, :] + 0.5
+    inside = (position > start) & (position < start + length)
+    weight = jnp.where(inside, _cubic((position - center) / jnp.maximum(scale, 1)), 0)
     return weight / weight.sum(-1, keepdims=True)
 
 
 def _cubic(distance):
-    """Keys's cubic kernel with a = -0.5, zero from 2 on."""
+    """Keys' cubic kernel with a = -0.5, zero from 2 on."""
     x = jnp.abs(distance)
     near = 1 + x * x * (1.5 * x - 2.5)
     far = 2 + x * (-4 + x * (2.5 - 0.5 * x))

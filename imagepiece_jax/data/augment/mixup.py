@@ -1,7 +1,6 @@
-"""How do a batch and its targets become what the loss sees, on the device?
+"""Mixup, cutmix and label smoothing on the device, with one draw a batch (as DeiT).
 
-Smoothed targets, and mixup and cutmix with one draw a batch (DeiT's recipe). Pure
-functions; all draws come from the key that is passed in.
+Pure functions; all draws come from the key that is passed in.
 """
 
 import jax
@@ -22,7 +21,7 @@ def soft_targets(labels, num_classes, smoothing):
 
 @struct.dataclass
 class Mix:
-    """How much of its partner every image of a batch takes."""
+    """The share that every image of a batch takes of its partner."""
 
     lam: jax.Array  # [] float32, share of the image's own target
     box: jax.Array  # [4] int32, the partner's top, bottom, left, right if `cut`
@@ -30,7 +29,7 @@ class Mix:
 
 
 def draw(key, height, width, *, mixup, cutmix, prob=1.0, switch_prob=0.5):
-    """One `Mix` for a batch of height x width images; None where both are switched off.
+    """Draw the `Mix` of a batch of height x width images; None where both are off.
 
     `mixup` and `cutmix` are the alphas of Beta(alpha, alpha), 0 switches one off. With
     probability `prob` the batch is mixed at all; where both are on, `switch_prob` is
@@ -38,14 +37,14 @@ def draw(key, height, width, *, mixup, cutmix, prob=1.0, switch_prob=0.5):
     """
     if mixup <= 0 and cutmix <= 0:
         return None
-    mixed_key, cut_key, lam_key, centre_key = jax.random.split(key, 4)
+    mixed_key, cut_key, lam_key, center_key = jax.random.split(key, 4)
     share = switch_prob if mixup > 0 and cutmix > 0 else float(cutmix > 0)
     cut = jax.random.uniform(cut_key) < share
     alpha = jnp.where(cut, jnp.float32(cutmix), jnp.float32(mixup))
     mixed = jax.random.uniform(mixed_key) < prob
     lam = jnp.where(mixed, beta(lam_key, alpha), 1.0)
-    centre = jax.random.randint(centre_key, (2,), 0, jnp.array([height, width]))
-    box, box_lam = cutmix_box(lam, centre, height, width)
+    center = jax.random.randint(center_key, (2,), 0, jnp.array([height, width]))
+    box, box_lam = cutmix_box(lam, center, height, width)
     return Mix(lam=jnp.where(cut, box_lam, lam), box=box, cut=cut)
 
 
@@ -73,26 +72,26 @@ def beta(key, alpha):
     return jax.nn.sigmoid(log_gamma[0] - log_gamma[1])
 
 
-def cutmix_box(lam, centre, height, width):
+def cutmix_box(lam, center, height, width):
     """Box [4] (top, bottom, left, right) and the lam that its clipped area stands for.
 
-    The box has 1 - lam of the area around `centre` (row, column) before the image's
+    The box has 1 - lam of the area around `center` (row, column) before the image's
     edges clip it.
     """
     side = jnp.array([height, width])
     half = (side * jnp.sqrt(1 - lam)).astype(jnp.int32) // 2
-    low = jnp.clip(centre - half, 0, side)
-    high = jnp.clip(centre + half, 0, side)
+    low = jnp.clip(center - half, 0, side)
+    high = jnp.clip(center + half, 0, side)
     area = jnp.prod(high - low)
     box = jnp.stack([low[0], high[0], low[1], high[1]])
     return box, 1 - area.astype(jnp.float32) / (height * width)
 
 
 def apply(mix, images, targets, partner_images, partner_targets):
-    """Images [B, H, W, 3] and targets [B, C] with their partners' share mixed in.
+    """Mix partners into images [B, H, W, 3] and targets [B, C].
 
     The caller supplies the partners (the reversed global batch). Images must be
-    normalised floats; they keep their dtype, the arithmetic is float32.
+    normalized floats; they keep their dtype, the arithmetic is float32.
     """
     if mix is None:
         return images, targets

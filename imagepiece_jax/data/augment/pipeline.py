@@ -1,7 +1,7 @@
-"""What happens to the pixels of a training batch inside the step?
+"""Augmentation of a training batch inside the compiled step.
 
 DeiT's order: crop and flip where the host left them to the device (fixed canvases),
-RandAugment, normalisation, random erasing; mixup and cutmix (mix.py) come after. All
+RandAugment, normalization, random erasing; mixup and cutmix (`mixup`) come after. All
 draws of an image come from its own key, so they do not depend on the rest of the batch.
 """
 
@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from imagepiece_jax.data.augment.crop import random_resized_crop
-from imagepiece_jax.data.augment.policy import Policy
 from imagepiece_jax.data.augment.randaugment import randaugment
+from imagepiece_jax.data.augment.randaugment_pil import Policy
 from imagepiece_jax.data.normalize import normalize
 
 TRIES = 10
@@ -32,7 +32,7 @@ class Crop:
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """What the device does to a batch; the defaults do nothing.
+    """Augmentation on the device; the defaults do nothing.
 
     crop: for batches of canvases, which come with their extents; policy: RandAugment,
     None where it is switched off or done on the host; erase_prob: of random erasing.
@@ -44,12 +44,12 @@ class Augment:
 
     @property
     def draws(self):
-        """Whether anything is left to chance, and keys are needed."""
+        """Whether anything is random, so that keys are needed."""
         return self != Augment()
 
 
 def device(images, augment, mean, std, keys=None, extent=None):
-    """A batch as the network sees it but for mixing: cropped, augmented, normalised.
+    """Crop, augment and normalize a batch: all that precedes mixing.
 
     images: uint8 [B, S, S, 3], or canvases [B, C, C, 3] with their `extent`, int32
     [B, 2], where `augment.crop` is set. mean, std: of the model, see `normalize`. keys:
@@ -74,16 +74,16 @@ def device(images, augment, mean, std, keys=None, extent=None):
 
 
 def flip(images, keys):
-    """Left and right exchanged, half of the time. [B, H, W, 3], keys [B] -> same."""
+    """Mirror each image with probability 1/2. [B, H, W, 3], keys [B] -> same."""
     flipped = jax.vmap(jax.random.bernoulli)(keys)[:, None, None, None]
     return jnp.where(flipped, images[:, :, ::-1], images)
 
 
 def random_erasing(images, keys, prob):
-    """A box of standard normal noise in each image, with probability `prob`.
+    """Fill a box of each image with standard normal noise, with probability `prob`.
 
     Zhong et al. (2020), as DeiT has it: the noise is drawn for each pixel and channel
-    of normalised images. float [B, H, W, 3], keys [B] -> the same.
+    of normalized images. float [B, H, W, 3], keys [B] -> the same.
     """
     height, width = images.shape[1:3]
 
@@ -100,7 +100,7 @@ def random_erasing(images, keys, prob):
 
 
 def erased_box(key, height, width, prob):
-    """Box (top, left, box height, box width), int32; no size: nothing is erased.
+    """Draw a box (top, left, height, width), int32; of size 0 nothing is erased.
 
     Area is uniform in ERASED_AREA, the logarithm of the aspect in ERASED_ASPECT; of ten
     tries the first that is smaller than the image in both directions.

@@ -1,18 +1,23 @@
 """RandAugment of a batch on the device (Cubuk et al., 2020; timm's operations).
 
-Every image draws its own operations. A branch for each of the fifteen would do them all
-for all images; here a layer is one lookup, one warp and one blend (design of the three:
-lookup.py, warp.py and below), and each image takes the one that it drew. The results
-are those of randaugment_host.py to a grey level.
+Every image draws its own operations. A branch for each of the fifteen would compute
+them all for all images; here a layer is one lookup (`color_ops`), one affine transform
+(`affine`) and one blend (below), and each image takes the one that it drew. The results
+are those of `randaugment_pil` to one level of 256.
 """
 
 import jax
 import jax.numpy as jnp
 
 from imagepiece_jax.data.augment import affine, color_ops
-from imagepiece_jax.data.augment.policy import FILL, MOST, OPS, Draws
+from imagepiece_jax.data.augment.randaugment_pil import (
+    FILL,
+    MAX_MAGNITUDE,
+    OPS,
+    Draws,
+)
 
-_WARPS = tuple(
+_AFFINE = tuple(
     OPS.index(name)
     for name in ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
 )
@@ -20,7 +25,7 @@ _COLOR, _SHARPNESS = OPS.index("Color"), OPS.index("Sharpness")
 
 
 def randaugment(images, keys, policy):
-    """`policy` drawn and done for each image. uint8 [B, H, W, 3], keys [B] -> uint8."""
+    """Draw and apply `policy`. uint8 [B, H, W, 3], keys [B] -> uint8 [B, H, W, 3]."""
     return apply(images, draw(keys, policy), policy.fill)
 
 
@@ -34,7 +39,7 @@ def draw(keys, policy):
         return Draws(
             op=jax.random.randint(op, shape, 0, len(OPS)),
             applied=jax.random.uniform(applied, shape) < policy.prob,
-            magnitude=jnp.clip(policy.magnitude + noise, 0.0, MOST),
+            magnitude=jnp.clip(policy.magnitude + noise, 0.0, MAX_MAGNITUDE),
             sign=jnp.where(jax.random.bernoulli(sign, 0.5, shape), 1.0, -1.0),
         )
 
@@ -42,7 +47,7 @@ def draw(keys, policy):
 
 
 def apply(images, draws, fill=FILL):
-    """The drawn operations, layer by layer. uint8 [B, H, W, 3] -> the same."""
+    """Apply the drawn operations, layer by layer. uint8 [B, H, W, 3] -> the same."""
     op = jnp.where(draws.applied, draws.op, -1)
     for layer in range(op.shape[1]):
         images = _layer(
@@ -52,13 +57,13 @@ def apply(images, draws, fill=FILL):
 
 
 def _layer(images, op, magnitude, sign, fill):
-    """One operation for each image, none where `op` is -1."""
+    """Apply one operation to each image, none where `op` is -1."""
     table = color_ops.tables(images, op, magnitude, sign)
     matrix = affine.matrices(op, magnitude, sign, *images.shape[1:3])
-    warps = jnp.isin(op, jnp.array(_WARPS))[:, None, None, None]
+    moves = jnp.isin(op, jnp.array(_AFFINE))[:, None, None, None]
     blends = ((op == _COLOR) | (op == _SHARPNESS))[:, None, None, None]
     return jnp.where(
-        warps,
+        moves,
         affine.affine(images, matrix, fill),
         jnp.where(
             blends,
@@ -69,10 +74,10 @@ def _layer(images, op, magnitude, sign, fill):
 
 
 def _blend(images, op, share):
-    """Between the image and its grey (Color) or smoothed (Sharpness) form."""
-    grey = jnp.broadcast_to(color_ops.luminance(images)[..., None], images.shape)
+    """Blend each image with its gray (Color) or smoothed (Sharpness) form."""
+    gray = jnp.broadcast_to(color_ops.luminance(images)[..., None], images.shape)
     sharpens = (op == _SHARPNESS)[:, None, None, None]
-    degenerate = jnp.where(sharpens, _smooth(images), grey)
+    degenerate = jnp.where(sharpens, _smooth(images), gray)
     return color_ops.blend(degenerate, images, share[:, None, None, None]).astype(
         jnp.uint8
     )

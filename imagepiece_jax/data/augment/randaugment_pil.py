@@ -1,18 +1,71 @@
-"""RandAugment of one image on the host, with Pillow (Cubuk et al., 2020, as in timm).
+"""RandAugment: its policy, and its operations with Pillow on the host.
 
-The reference of the device's randaugment.py, and the way that other pipelines take:
-`config.augment.where="host"`. Knows nothing of JAX, so that reading processes start
-without it.
+(Cubuk et al., 2020.) The operations are timm's fifteen; the defaults are DeiT's
+`rand-m9-mstd0.5-inc1`, where those that can grow stronger with the magnitude do.
+Pillow's results are the reference of `randaugment`, which works on the device, and what
+`config.augment.where="host"` asks for. Nothing here imports JAX, so that worker
+processes start without it.
 """
+
+import dataclasses
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps, ImageStat
 
-from imagepiece_jax.data.augment.policy import FILL, MOST, OPS, Draws
+OPS = (
+    "AutoContrast",
+    "Equalize",
+    "Invert",
+    "Rotate",
+    "Posterize",
+    "Solarize",
+    "SolarizeAdd",
+    "Color",
+    "Contrast",
+    "Brightness",
+    "Sharpness",
+    "ShearX",
+    "ShearY",
+    "TranslateX",
+    "TranslateY",
+)
+FILL = (124, 116, 104)  # ImageNet's mean as a pixel
+MAX_MAGNITUDE = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """How RandAugment draws: `layers` operations, with replacement, for each image.
+
+    Each is applied with probability `prob`, with a magnitude from the normal
+    distribution around `magnitude` with deviation `magnitude_std`. What a moved image
+    leaves bare gets the color `fill`.
+    """
+
+    layers: int = 2
+    prob: float = 0.5
+    magnitude: float = 9.0
+    magnitude_std: float = 0.5
+    fill: tuple[int, int, int] = FILL
+
+
+class Draws(NamedTuple):
+    """Drawn operations: arrays [layers] of one image or [B, layers] of a batch."""
+
+    op: Any  # place in OPS
+    applied: Any  # bool; else the image stays as it is
+    magnitude: Any  # 0 .. 10
+    sign: Any  # 1 or -1: the direction of operations that have two
+
+
+def fill_color(mean):
+    """The color nearest to a model's mean of pixels in [0, 1], as in timm."""
+    return tuple(min(255, round(255 * x)) for x in mean)
 
 
 def randaugment(image, rng, policy):
-    """`policy` drawn from the generator `rng` and done. uint8 [H, W, 3] -> the same."""
+    """Draw `policy` from the generator `rng`, apply it. uint8 [H, W, 3] -> the same."""
     return apply(image, draw(rng, policy), policy.fill)
 
 
@@ -22,13 +75,13 @@ def draw(rng, policy):
     return Draws(
         op=rng.integers(len(OPS), size=policy.layers),
         applied=rng.random(policy.layers) < policy.prob,
-        magnitude=np.clip(magnitude, 0.0, MOST),
+        magnitude=np.clip(magnitude, 0.0, MAX_MAGNITUDE),
         sign=np.where(rng.random(policy.layers) < 0.5, -1.0, 1.0),
     )
 
 
 def apply(image, draws, fill=FILL):
-    """The drawn operations one after the other. uint8 [H, W, 3] -> the same."""
+    """Apply the drawn operations one after the other. uint8 [H, W, 3] -> the same."""
     picture = Image.fromarray(image)
     for op, applied, magnitude, sign in zip(*draws, strict=True):
         if applied:
@@ -47,7 +100,7 @@ def _rotate(picture, m, sign, fill):
 
 
 def _affine(picture, fill, *matrix):
-    """Pillow's matrices map places of the result to places of the source."""
+    """Pillow's matrices map positions in the result to positions in the source."""
     return picture.transform(
         picture.size,
         Image.Transform.AFFINE,

@@ -1,18 +1,22 @@
-"""Which images is ImageNet-1k made of, and where do their bytes lie?
+"""The images of ImageNet-1k and the position of their bytes in tars or other files.
 
 Nothing is unpacked: an `Entry` says in which file and at which byte an encoded image
 starts, so that any process can read any image on its own.
 """
 
+import concurrent.futures
+import itertools
+import multiprocessing
 import os
 import re
+import signal
 import tarfile
+import threading
 from typing import NamedTuple
 
-from imagepiece_jax.data import tfrecord
-from imagepiece_jax.data.imagenet import shards
+from imagepiece_jax.data import records
 from imagepiece_jax.data.sources import EXTENSIONS
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, RunError
 
 # split: its tar, the folder that may stand in its place, its images
 SPLITS = {
@@ -22,6 +26,7 @@ SPLITS = {
 NUM_CLASSES = 1000
 NAME = "imagenet2012"  # of TFDS
 VAL_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
+RESUMES = "what is finished is kept, and the same command resumes from there"
 
 
 class Entry(NamedTuple):
@@ -65,7 +70,7 @@ def find(source, partial=False, advance=lambda images: None, workers=0):
     source = os.path.expanduser(source)
     if not os.path.isdir(source):
         raise InputError(f"--source {source} is no folder: it must hold {_wanted()}")
-    found, files = {}, tfrecord.find(source, NAME)
+    found, files = {}, records.find_tfrecords(source, NAME)
     for split, (tar, folder, _) in SPLITS.items():
         path = os.path.join(source, tar)
         reader = {"train": _train_tar, "validation": _val_tar}[split]
@@ -111,7 +116,7 @@ def _read(reader, path, advance):
 
 def _read_tfrecords(files, advance, workers):
     entries = []
-    for found in shards.spread(_tfrecord, [(path,) for path in files], workers):
+    for found in run_jobs(_tfrecord, [(path,) for path in files], workers):
         entries += found
         advance(len(found))
     return entries
@@ -121,7 +126,7 @@ def _tfrecord(path):
     """Entries of a TFRECORD file, in which images lie as they were."""
     entries = []
     try:
-        for start, data, features in tfrecord.examples(path):
+        for start, data, features in records.read_examples(path):
             try:
                 (image,) = features["image"].bytes_list.value
                 (name,) = features["file_name"].bytes_list.value
@@ -254,3 +259,45 @@ def _images(path):
 
 def _whole(image, label):
     return Entry(image.name, label, image.path, 0, image.stat().st_size)
+
+
+def run_jobs(function, jobs, workers):
+    """Results of function(*job) for each of `jobs`, as so many processes finish them.
+
+    With 0 workers they run in this process. RunError where a process dies; none is
+    left behind.
+    """
+    if workers == 0:
+        yield from itertools.starmap(function, jobs)
+        return
+    # A forked process would inherit the locks of this one's threads.
+    context = multiprocessing.get_context("spawn")
+    before = multiprocessing.active_children()
+    pool = concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker)
+    try:
+        pending = [pool.submit(function, *job) for job in jobs]
+        for future in concurrent.futures.as_completed(pending):
+            yield future.result()
+    except concurrent.futures.BrokenExecutor as error:
+        raise RunError(
+            f"a worker process has died, perhaps of too little memory: {RESUMES}, with "
+            "fewer --processes"
+        ) from error
+    finally:
+        ours = set(multiprocessing.active_children()) - set(before)
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in ours:
+            process.terminate()
+            process.join()
+
+
+def _start_worker():
+    """Ctrl-C is for the parent to handle; SIGTERM is how it ends a worker."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent():
+    """It may end in any way, by SIGKILL too."""
+    multiprocessing.parent_process().join()
+    os._exit(1)

@@ -1,14 +1,16 @@
-"""Which files make a TFDS data set, and when is it complete?
+"""ImageNet written as a TFDS data set in array_record files.
 
-The set is imagenet2012 as TFDS itself would write it, in array_record files: the same
-features, the same number of files, the same order of records. Which images a file holds
-is known before any is written, so a run that was stopped goes on with the files that
-are missing. Until all are there they lie in a folder that no reader takes for a set.
+The set is imagenet2012 as TFDS itself would write it: the same features, the same
+number of files, the same order of records. Which images a file holds is known before
+any is written, and a file's report is written after the file: a run that was stopped
+resumes with the files that have no report. Until all are there they lie in a folder
+that no reader takes for a data set.
 """
 
 import contextlib
 import functools
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -16,17 +18,20 @@ import pathlib
 import shutil
 import tempfile
 
+from PIL import Image
 from tqdm import tqdm
 
-from imagepiece_jax.common.files import lock
-from imagepiece_jax.data import tfrecord
-from imagepiece_jax.data.decode import Unreadable, UnreadableImage
-from imagepiece_jax.data.imagenet import shards
-from imagepiece_jax.data.imagenet.reencode import QUALITY
-from imagepiece_jax.data.imagenet.scan import NAME
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.common.files import lock, replace_file
+from imagepiece_jax.data import records
+from imagepiece_jax.data.decode import Unreadable, UnreadableImage, decode
+from imagepiece_jax.data.imagenet.scan import NAME, RESUMES, run_jobs
+from imagepiece_jax.errors import InputError, RunError
 
-SETTINGS = "settings.json"  # what an unfinished set was begun with
+# JPEG quality. Of photographs with short side 256, 92 keeps 36-38 dB at 30 KB an image.
+QUALITY = 92
+QUALITY_UNRESIZED = 100  # where only the format changes
+LONGEST_JPEG = 65_500  # pixels a side, by libjpeg
+SETTINGS, REPORTS = "settings.json", "reports"  # of an unfinished set
 AS_BY_TFDS = {"short_side": 0, "quality": None, "reencoded": 0, "left_out": []}
 # Photographs of short side s have about 4/3 s^2 pixels, of 0.3 to 0.35 bytes each.
 BYTES_PER_PIXEL = 0.4
@@ -56,13 +61,35 @@ def existing(data_dir):
     return known | AS_BY_TFDS | dict(target.info.metadata.items())
 
 
+def summary(data_dir, note):
+    """Lines about a complete set: what it holds and how to train on it."""
+    rows = {"complete": note["folder"]}
+    for split, (images, files, size) in note["splits"].items():
+        text = f"{images:,} images in {files} files, {tqdm.format_sizeof(size, 'B')}"
+        rows[split] = text
+    if note["short_side"]:
+        text = f"at most {note['short_side']} pixels, JPEG quality {note['quality']}"
+        rows["short side"] = text
+    if note["reencoded"]:
+        rows["re-encoded"] = f"{note['reencoded']:,} images"
+    if note["left_out"]:
+        names = ", ".join(note["left_out"])
+        rows["damaged"] = f"{len(note['left_out'])} images left out: {names}"
+    missing = [name for name in ("train", "validation") if name not in rows]
+    rows |= dict.fromkeys(missing, "missing: nothing can be trained on this set")
+    if not missing:
+        words = f"--config.data.name=imagenet2012 --config.data.dir={data_dir}"
+        rows["train with"] = words
+    return "\n".join(f"{name:12s} {text}" for name, text in rows.items())
+
+
 def _builder(data_dir):
-    import tensorflow_datasets as tfds  # slow to import, and --help can do without
+    import tensorflow_datasets as tfds
 
     try:
         return tfds.builder(NAME, data_dir=data_dir, file_format="array_record")
     except Exception as error:  # of many kinds, for files that TFDS cannot read
-        if tfrecord.find(data_dir, NAME):
+        if records.find_tfrecords(data_dir, NAME):
             raise InputError(
                 f"--dir {data_dir} holds {NAME} in TFRECORD files: --source {data_dir} "
                 "with another --dir converts them"
@@ -83,12 +110,12 @@ def write(
 ):
     """Write the set of {split: [Entry]} below the folder `data_dir`; its `existing`.
 
-    Images are stored as `reencode.stored` says, by `workers` processes (0: this one).
+    Images are stored as `encode` says, by `workers` processes (0: this one).
     `files` has the number of files of each split; None: as many as TFDS would write.
-    `advance(images, before=False)` is told numbers of images as they are done, with
-    `before=True` if by an earlier run. Raises InputError for too many damaged images,
-    too little space, a folder that cannot be written or that holds the unfinished set
-    of other images; RunError where writing ends early.
+    `advance(images, before=False)` is called with numbers of images as they are done,
+    with `before=True` if by an earlier run. Raises InputError for too many damaged
+    images, too little space, a folder that cannot be written or that holds the
+    unfinished set of other images; RunError where writing ends early.
     """
     target = _builder(data_dir)
     work = pathlib.Path(target.data_path)
@@ -98,14 +125,16 @@ def write(
         for split, entries in images.items()
     }
     wanted = {name: rows for files in plans.values() for name, rows in files.items()}
-    with _hold(work):
+    with _locked(work):
         _check_settings(work, short_side, _fingerprint(wanted))
-        reports = shards.finished(work, wanted)
+        reports = _finished(work, wanted)
         missing = {name: wanted[name] for name in wanted if name not in reports}
         _check_space(work, missing, short_side)
+        (work / REPORTS).mkdir(exist_ok=True)
+        jobs = [(work, name, entries, short_side) for name, entries in missing.items()]
         advance(sum(len(wanted[name]) for name in reports), before=True)
         damaged, total = Unreadable(), sum(map(len, wanted.values()))
-        for name, report in shards.run(work, missing, short_side, workers):
+        for name, report in run_jobs(_write_file, jobs, workers):
             reports[name] = report
             for image, reason in report["damaged"]:
                 damaged.record([UnreadableImage(image, reason)], total, "left out")
@@ -147,7 +176,7 @@ def _digest(split, entry):
 
 
 @contextlib.contextmanager
-def _hold(work):
+def _locked(work):
     """Make the folder `work` and keep other processes out of it; InputError."""
     make_folder(work)
     with open(work.with_name(".lock"), "w", encoding="utf-8") as file:
@@ -189,11 +218,11 @@ def _check_settings(work, short_side, fingerprint):
     elif begun != now:
         kind = "of other images"
     else:
-        shards.write_json(path, now)
+        replace_file(path, json.dumps(now))
         return
     raise InputError(
         f"{work} holds an unfinished set {kind}: give the options it was begun with to "
-        "go on, or remove the folder to start again"
+        "resume, or remove the folder to start again"
     )
 
 
@@ -207,6 +236,119 @@ def _check_space(work, missing, short_side):
             f"{work} has {tqdm.format_sizeof(free, 'B')} of free space: what is still "
             f"to be written needs about {tqdm.format_sizeof(needed, 'B')}"
         )
+
+
+def _finished(work, names):
+    """Reports of files in the folder `work` that need not be written, by name.
+
+    A file that had to leave images out counts as missing: they may have been replaced.
+    """
+    paths = {name: work / REPORTS / f"{name}.json" for name in names}
+    reports = {
+        name: json.loads(path.read_text("utf-8"))
+        for name, path in paths.items()
+        if path.exists()
+    }
+    return {name: report for name, report in reports.items() if not report["damaged"]}
+
+
+def _write_file(work, name, entries, short_side):
+    """Write one file and, last, its report; (name, report).
+
+    A report says how many images a file holds, their bytes, how many are reencoded
+    and which are damaged, as pairs of name and reason. RunError where a file cannot be
+    read or written.
+    """
+    stored, damaged, reencoded = {}, {}, 0
+    for position, data in _in_order_of_place(entries):
+        entry = entries[position]
+        try:
+            image = encode(data, entry.name, short_side)
+        except UnreadableImage as error:
+            damaged[position] = (error.name, error.reason)
+            continue
+        reencoded += image is not data
+        stored[position] = records.serialize_example(image, entry.label, entry.name)
+    report = {
+        "images": len(stored),
+        "bytes": sum(map(len, stored.values())),
+        "reencoded": reencoded,
+        "damaged": _sorted(damaged),
+    }
+    try:
+        _write_records(work / name, _sorted(stored))
+        replace_file(work / REPORTS / f"{name}.json", json.dumps(report))
+    except (OSError, RuntimeError) as error:  # array_record raises the second
+        reason = " ".join(str(error).split())
+        raise RunError(f"{work} cannot be written ({reason}): {RESUMES}") from error
+    return name, report
+
+
+def _in_order_of_place(entries):
+    """(position in `entries`, bytes) of each, ordered by where they lie on the disk."""
+    order = sorted(range(len(entries)), key=lambda i: entries[i][2:])
+    for path, positions in itertools.groupby(order, key=lambda i: entries[i].file):
+        try:
+            with open(path, "rb") as file:
+                for position in positions:
+                    file.seek(entries[position].start)
+                    yield position, file.read(entries[position].size)
+        except OSError as error:
+            raise RunError(
+                f"{path} cannot be read ({error.strerror}): {RESUMES}"
+            ) from error
+
+
+def _sorted(by_position):
+    return [by_position[position] for position in sorted(by_position)]
+
+
+def _write_records(path, records):
+    from array_record.python import array_record_module
+
+    # TFDS's options: groups of one, so that a record is read without its neighbours.
+    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+    for record in records:
+        writer.write(record)
+    writer.close()
+
+
+def encode(data, name, short_side=0):
+    """The bytes to store for the encoded image `data`; UnreadableImage.
+
+    A JPEG file of a color or gray image keeps its bytes. What else is among ImageNet's
+    files (a PNG named .JPEG, 22 JPEGs of printing inks) becomes an RGB JPEG, as in
+    TFDS's own preparation, so that every decoder of JPEG reads the whole set. Where its
+    short side exceeds `short_side` pixels (0: never) an image is resized to that,
+    bicubic and antialiased, the long side rounded down as in evaluation, and encoded
+    with JPEG quality 92. Every image is decoded, which shows the damaged ones; one that
+    would have to become a JPEG, but is longer than a JPEG can be, counts as damaged.
+    """
+    pixels = decode(io.BytesIO(data), name)
+    height, width = pixels.shape[:2]
+    if short_side and min(height, width) > short_side:
+        return _jpeg(_shrunk(pixels, short_side), QUALITY)
+    with Image.open(io.BytesIO(data)) as header:
+        if header.format in ("JPEG", "MPO") and header.mode in ("RGB", "L"):
+            return data
+    if max(height, width) > LONGEST_JPEG:
+        raise UnreadableImage(
+            name, f"{width}x{height} pixels, more than a JPEG's {LONGEST_JPEG:,}"
+        )
+    return _jpeg(Image.fromarray(pixels), QUALITY_UNRESIZED)
+
+
+def _shrunk(pixels, short_side):
+    height, width = pixels.shape[:2]
+    short = min(height, width)
+    size = (int(short_side * width / short), int(short_side * height / short))
+    return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
+
+
+def _jpeg(image, quality):
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=quality)
+    return file.getvalue()
 
 
 def _finish(target, work, plans, reports, short_side):
@@ -230,5 +372,5 @@ def _finish(target, work, plans, reports, short_side):
     }
     tfds.core.MetadataDict(content).save_metadata(work)
     done = work.rename(target.data_path)
-    shards.remove_reports(done)
+    shutil.rmtree(done / REPORTS)
     (done / SETTINGS).unlink()

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from imagepiece_jax.data.augment import color_ops, randaugment, randaugment_pil
-from imagepiece_jax.data.augment.policy import OPS, Draws, Policy, fill_of
+from imagepiece_jax.data.augment.randaugment_pil import OPS, Draws, Policy, fill_color
 from tests.oracles_augment import at_nine, photographs
 
 INTERPOLATED = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
@@ -76,8 +76,8 @@ def test_operations_at_magnitude_nine(name, sign):
 @pytest.mark.parametrize("name", ["Rotate", "ShearX", "ShearY", "TranslateX"])
 def test_bare_places_have_the_mean_that_the_model_was_trained_with(name):
     """As timm has it: 128 for .5, and 124, 116, 104 for ImageNet's."""
-    assert fill_of((0.485, 0.456, 0.406)) == (124, 116, 104)
-    fill = fill_of((0.5, 0.5, 0.5))
+    assert fill_color((0.485, 0.456, 0.406)) == (124, 116, 104)
+    fill = fill_color((0.5, 0.5, 0.5))
     assert fill == (128, 128, 128)
     one = draws(OPS.index(name), 9.0, 1, applied=[True, False])
     drawn = Draws(*(x[:1] for x in one))

@@ -14,7 +14,7 @@ import pytest
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import hashing
 
-from imagepiece_jax.data.imagenet import scan, shards, writer
+from imagepiece_jax.data.imagenet import scan, writer
 from imagepiece_jax.data.imagenet.scan import Entry
 from imagepiece_jax.data.sources import open_source
 from imagepiece_jax.errors import InputError, RunError
@@ -116,7 +116,7 @@ def files_of(folder):
 def test_a_stopped_run_goes_on_with_the_missing_files(small, tmp_path, monkeypatch):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     writer.write(small[0], whole)
-    write_records, written = shards._write_records, []
+    write_records, written = writer._write_records, []
 
     def second_stops(path, rows):
         written.append(path.name)
@@ -125,7 +125,7 @@ def test_a_stopped_run_goes_on_with_the_missing_files(small, tmp_path, monkeypat
             raise KeyboardInterrupt
         write_records(path, rows)
 
-    monkeypatch.setattr(shards, "_write_records", second_stops)
+    monkeypatch.setattr(writer, "_write_records", second_stops)
     with pytest.raises(KeyboardInterrupt):
         writer.write(small[0], parts)
     assert writer.existing(parts) is None
@@ -147,7 +147,7 @@ def unfinished(small, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(shards, "_write_records", stop)
+        patched.setattr(writer, "_write_records", stop)
         with pytest.raises(KeyboardInterrupt):
             writer.write(small[0], tmp_path)
     return tmp_path
@@ -192,7 +192,7 @@ def test_a_full_disk_keeps_what_is_finished(small, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
     try:
-        with pytest.raises(RunError, match="cannot be written .*the same command goes"):
+        with pytest.raises(RunError, match="cannot be written .*the same command res"):
             writer.write(small[0], tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -207,7 +207,7 @@ def test_a_folder_that_cannot_be_written(small, tmp_path):
 
 def test_a_source_that_vanishes(small, tmp_path):
     gone = {"train": [Entry("a.JPEG", 0, str(tmp_path / "gone.tar"), 0, 9)]}
-    message = "gone.tar cannot be read .No such file.*the same command goes on"
+    message = "gone.tar cannot be read .No such file.*the same command resumes"
     with pytest.raises(RunError, match=message):
         writer.write(gone, tmp_path)
 

@@ -1,4 +1,4 @@
-"""Which reductions does the search try? Shapes: all but the rate, which a budget sets.
+"""Search space of reductions. A shape is all of one but its rate, which a budget sets.
 
 Published are the forms that the papers compare, each at the rate that the budget
 leaves. The others move their blocks, spread ToMe's merges otherwise, and turn the
@@ -24,7 +24,7 @@ CANDIDATE_RATIOS = (0.3, 0.5, 0.7, 1.0)
 MERGE_RATIOS = (0.02, 0.04, 0.06, 0.08)
 
 
-def rates(shape, depth):
+def rates(shape: dict, depth: int) -> list[dict]:
     """All rates of a shape, as reductions. "blocks" of ToMe are where it merges."""
     if shape["name"] == "tome" and "blocks" in shape:
         first, end = shape["blocks"]
@@ -35,10 +35,10 @@ def rates(shape, depth):
     return match_cost.settings(shape, depth)
 
 
-def shapes(depth, seed=0):
-    """Shapes beside the published ones, in an order that is drawn.
+def shapes(depth: int, seed: int = 0) -> list[dict]:
+    """Shapes beside the published ones, in random order.
 
-    Each family has its turn, so that the first few have them all.
+    The families alternate, so that the first few shapes have them all.
     """
     families = [_tome(depth), _evit(depth), _imagepiece(depth), _combined(depth)]
     draw = random.Random(seed)

@@ -8,7 +8,7 @@ import simplejpeg
 from PIL import Image
 
 from imagepiece_jax.data.decode import UnreadableImage
-from imagepiece_jax.data.imagenet.reencode import stored
+from imagepiece_jax.data.imagenet.writer import encode
 from tests.tars import encoded, photo
 
 
@@ -20,8 +20,8 @@ def pixels(data):
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_jpegs_keep_their_bytes(mode, options):
     data = encoded(photo(0).convert(mode), **options)
-    assert stored(data, "a.JPEG") is data
-    assert stored(data, "a.JPEG", short_side=48) is data  # 60 x 48: not larger
+    assert encode(data, "a.JPEG") is data
+    assert encode(data, "a.JPEG", short_side=48) is data  # 60 x 48: not larger
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_jpegs_keep_their_bytes(mode, options):
     ids=["PNG", "CMYK JPEG", "TIFF"],
 )
 def test_what_a_jpeg_decoder_may_not_read_becomes_an_rgb_jpeg(data):
-    new = stored(data, "a.JPEG")
+    new = encode(data, "a.JPEG")
     assert simplejpeg.decode_jpeg_header(new)[:3] == (48, 60, "YCbCr")
     error = np.abs(simplejpeg.decode_jpeg(new) - np.asarray(photo(1)).astype(float))
     assert error.mean() < 2  # colours are halved in resolution, no more
@@ -47,18 +47,18 @@ def test_what_a_jpeg_decoder_may_not_read_becomes_an_rgb_jpeg(data):
 )
 def test_larger_images_are_shrunk_as_pillow_does(size, new_size):
     image = photo(2, *size)
-    new = stored(encoded(image, quality=100, subsampling=0), "a.JPEG", short_side=64)
+    new = encode(encoded(image, quality=100, subsampling=0), "a.JPEG", short_side=64)
     truth = image.resize(new_size, Image.Resampling.BICUBIC)
     assert Image.open(io.BytesIO(new)).size == new_size
     assert np.abs(pixels(new) - np.asarray(truth)).mean() < 2
-    assert new == stored(encoded(image, quality=100, subsampling=0), "b", 64)
+    assert new == encode(encoded(image, quality=100, subsampling=0), "b", 64)
 
 
 def test_shrinking_filters_what_is_too_fine():
     """Stripes of one pixel become grey; without antialiasing they would stay."""
     stripes = np.zeros((128, 256, 3), np.uint8)
     stripes[:, ::2] = 255
-    new = stored(encoded(Image.fromarray(stripes), "PNG"), "a.png", short_side=64)
+    new = encode(encoded(Image.fromarray(stripes), "PNG"), "a.png", short_side=64)
     assert np.ptp(pixels(new)[:, 8:-8]) < 16
 
 
@@ -66,11 +66,11 @@ def test_damaged_images_are_found_although_bytes_are_kept():
     data = encoded(photo(3, 200, 200))
     for bad in (data[:-200], b"", b"not an image"):
         with pytest.raises(UnreadableImage, match="a.JPEG"):
-            stored(bad, "a.JPEG")
+            encode(bad, "a.JPEG")
 
 
 def test_an_image_longer_than_a_jpeg_can_be_is_unreadable():
     data = encoded(Image.new("L", (1, 70_000)), "PNG")
     for short_side in (0, 64):
         with pytest.raises(UnreadableImage, match="1x70000 pixels, more than a JPEG's"):
-            stored(data, "a.JPEG", short_side)
+            encode(data, "a.JPEG", short_side)

@@ -1,4 +1,4 @@
-"""What is XLA given to compile? Properties of the traced program, forward and backward.
+"""Properties of the traced program, forward and backward.
 
 A stand-in takes the place of the fused attention, so that whatever else builds an
 N x N array of weights is seen.
@@ -14,7 +14,8 @@ import pytest
 
 from imagepiece_jax.reduction import apply
 from imagepiece_jax.reduction.methods import METHODS
-from tests.inference.programs import (
+from tests.models import tiny
+from tests.models.traced_programs import (
     REDUCED,
     SMALL,
     attention_weights,
@@ -22,7 +23,6 @@ from tests.inference.programs import (
     replace_core,
     unwanted,
 )
-from tests.models import tiny
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_a_method_that_reduces_nothing_is_the_dense_program(reduction, stem, dty
     assert reduced == dense_text(stem, dtype)
 
 
-def test_programs_that_differ_are_told_apart():
+def test_programs_that_differ_are_distinguished():
     assert text(program(tiny.model(tiny.EVIT))) != dense_text("patch", "float32")
 
 
@@ -101,7 +101,7 @@ BY_PRODUCT = {"token_learner", "grid_pooling"}
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("train", [False, True])
-def test_no_method_has_what_is_unwanted(without_core, name, train):
+def test_no_method_has_an_unwanted_operation(without_core, name, train):
     """Where training does not mask, and no option asks for columns of the weights.
 
     Tokens move by a product with the map where the merged slots are not counted alone.

@@ -1,4 +1,4 @@
-"""Pairs, attention and overlaps: hand-computed cases and slow loops."""
+"""Measures of merges: hand-computed cases and slow loops."""
 
 import functools
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.experiments import analysis
+from imagepiece_jax.experiments import merges
 from imagepiece_jax.reduction.ops import rank
 from imagepiece_jax.reduction.reducers import Bipartite, Retokenize
 from imagepiece_jax.reduction.schedule import Counts
@@ -43,12 +43,12 @@ def run(reducer, counts, tokens):
     """What a matching decides, and who takes part: compiled at once, which is quick."""
     result = reducer(tokens, counts)
     members = {
-        both: analysis.taking_part(result, counts.n_in, both) for both in (False, True)
+        both: merges.taking_part(result, counts.n_in, both) for both in (False, True)
     }
-    return result, analysis.pairs(result), analysis.merged_slots(result), members
+    return result, merges.pairs(result), merges.merged_slots(result), members
 
 
-# Ten tokens, six candidates in the order 6 1 5 7 3 8, dealt to A = 6 5 3, B = 1 7 8.
+# Ten tokens, six candidates in the order 6 1 5 7 3 8, split into A = 6 5 3, B = 1 7 8.
 TEN = taps(
     [5, 30, 80, 33, 60, 70, 20, 75, 28, 0],
     [0.20, 0.05, 0.15, 0.02, 0.12, 0.04, 0.10, 0.03, 0.01, 0.18],
@@ -67,18 +67,18 @@ def cosine(degrees):
     return np.cos(np.deg2rad(degrees))
 
 
-def test_pairs_of_retokenising_by_hand():
+def test_pairs_of_retokenize_by_hand():
     found = listed(TEN_PAIRS)
     assert found == {(6, 8), (5, 7), (3, 1)}
     expected = np.mean([cosine(8), cosine(5), cosine(3)])
-    likeness = analysis.pair_similarity(TEN, RETOKENIZED)
+    likeness = merges.pair_similarity(TEN, RETOKENIZED)
     np.testing.assert_allclose(likeness, [expected], rtol=1e-5)
 
 
 def test_all_pairs_of_candidates_by_hand():
     degrees = {6: 20, 5: 70, 3: 33, 1: 30, 7: 75, 8: 28}
     pairs = [cosine(degrees[a] - degrees[b]) for a in (6, 5, 3) for b in (1, 7, 8)]
-    found = analysis.candidate_similarity(TEN, TEN_COUNTS)
+    found = merges.candidate_similarity(TEN, TEN_COUNTS)
     np.testing.assert_allclose(found, [np.mean(pairs)], rtol=1e-5)
 
 
@@ -91,9 +91,9 @@ def test_merged_slots_by_hand():
 def test_distance_of_pairs_by_hand():
     """On rows of five: 6 (1,1) to 8 (1,3), 5 (1,0) to 7 (1,2), 3 (0,3) to 1 (0,1);
     on rows of four: 6 (1,2) to 8 (2,0), 5 (1,1) to 7 (1,3), 3 (0,3) to 1 (0,1)."""
-    np.testing.assert_allclose(analysis.pair_distance(RETOKENIZED, 5), [2.0])
+    np.testing.assert_allclose(merges.pair_distance(RETOKENIZED, 5), [2.0])
     expected = (np.sqrt(5) + 2 + 2) / 3
-    np.testing.assert_allclose(analysis.pair_distance(RETOKENIZED, 4), [expected])
+    np.testing.assert_allclose(merges.pair_distance(RETOKENIZED, 4), [expected])
 
 
 def test_pairs_of_tome_by_hand():
@@ -104,7 +104,7 @@ def test_pairs_of_tome_by_hand():
     assert found == {(5, 4), (3, 2)}  # image tokens: one less
     expected = np.mean([cosine(2), cosine(3)])
     np.testing.assert_allclose(
-        analysis.pair_similarity(seven, result), [expected], rtol=1e-5
+        merges.pair_similarity(seven, result), [expected], rtol=1e-5
     )
 
 
@@ -136,7 +136,7 @@ def test_attentive_share_by_hand():
     """Of tokens 0, 3 and 4 one, 3, is among the two most attended."""
     merged = jnp.asarray([[True, False, False, True, True]])
     attention = jnp.asarray([[0.1, 0.5, 0.2, 0.3, 0.0]])
-    found = analysis.attentive_share(merged, attention, 2)
+    found = merges.attentive_share(merged, attention, 2)
     np.testing.assert_allclose(found, [1 / 3], rtol=1e-6)
 
 
@@ -154,7 +154,7 @@ def slow_overlap(members, attention, percent):
 def test_overlap_is_that_of_sorted_lists(percent, both):
     tokens = drawn(seed=2)
     members = run(Bipartite(), Counts(n_in=19, n_out=13), tokens)[-1][both]
-    found = analysis.overlap(members, tokens.cls_attn, percent)
+    found = merges.percent_attended(members, tokens.cls_attn, percent)
     pairs = zip(np.asarray(members), np.asarray(tokens.cls_attn), strict=True)
     np.testing.assert_allclose(found, [slow_overlap(*p, percent) for p in pairs])
 
@@ -162,7 +162,9 @@ def test_overlap_is_that_of_sorted_lists(percent, both):
 def test_overlap_grows_with_the_share():
     tokens = drawn(seed=4)
     members = run(Bipartite(), Counts(n_in=19, n_out=13), tokens)[-1][True]
-    shares = [analysis.overlap(members, tokens.cls_attn, k) for k in range(0, 101, 10)]
+    shares = [
+        merges.percent_attended(members, tokens.cls_attn, k) for k in range(0, 101, 10)
+    ]
     assert (np.diff(np.stack(shares), axis=0) >= 0).all()
     assert (shares[0] == 0).all() and (shares[-1] == 100).all()
 
@@ -172,11 +174,11 @@ def test_imagepiece_never_touches_the_top_seventy_percent(n, candidates):
     tokens = drawn(n, batch=2)
     counts = Counts(n_in=n, n_out=n - candidates // 2, candidates=candidates)
     members = run(Retokenize(), counts, tokens)[-1][True]
-    assert analysis.overlap(members, tokens.cls_attn, 70).tolist() == [0, 0]
+    assert merges.percent_attended(members, tokens.cls_attn, 70).tolist() == [0, 0]
     lowest = np.asarray(rank(tokens.cls_attn)) >= n - candidates
     assert (np.asarray(members) <= lowest).all()
 
 
 def test_top_count_rounds_up_exactly():
-    assert [analysis.top_count(196, k) for k in (15, 30, 70)] == [30, 59, 138]
-    assert analysis.top_count(100, 7) == 7
+    assert [merges.top_count(196, k) for k in (15, 30, 70)] == [30, 59, 138]
+    assert merges.top_count(100, 7) == 7

@@ -1,4 +1,4 @@
-"""More files of records than a process may have open."""
+"""array_record files, more than a process may have open, and tf.train.Example."""
 
 import itertools
 import os
@@ -11,9 +11,10 @@ import threading
 import pytest
 from array_record.python import array_record_module
 
-from imagepiece_jax.data import array_records
-from imagepiece_jax.data.array_records import ArrayRecords
+from imagepiece_jax.data import records
+from imagepiece_jax.data.records import ArrayRecords, parse_example
 from imagepiece_jax.errors import RunError
+from tests.runs import ROOT
 
 FILES, EACH = 40, 3
 
@@ -21,7 +22,7 @@ FILES, EACH = 40, 3
 # were right, how many files are open and the soft limit.
 READ_ALL = """
 import os, random, resource, sys, threading
-from imagepiece_jax.data.array_records import ArrayRecords
+from imagepiece_jax.data.records import ArrayRecords
 before = len(os.listdir("/dev/fd"))
 soft, hard, *files = sys.argv[1:]
 resource.setrlimit(resource.RLIMIT_NOFILE, (int(soft), int(hard)))
@@ -72,7 +73,7 @@ def test_the_soft_limit_is_raised_so_that_all_files_stay_open(files):
 def test_no_reader_is_closed_while_a_thread_reads_with_it(files, monkeypatch):
     """With room for one file, a thread that reads keeps its own open beside it."""
     opened, go_on = threading.Event(), threading.Event()
-    make = array_records._reader
+    make = records._reader
 
     class Slow:
         def __init__(self, path):
@@ -83,16 +84,16 @@ def test_no_reader_is_closed_while_a_thread_reads_with_it(files, monkeypatch):
             assert go_on.wait(30)
             return self.reader.read(positions)
 
-    monkeypatch.setattr(array_records, "most_open", lambda: 1)
+    monkeypatch.setattr(records, "most_open", lambda: 1)
     one_is_slow = lambda path: (Slow if path == files[0] else make)(path)  # noqa: E731
-    monkeypatch.setattr(array_records, "_reader", one_is_slow)
-    array_records._open_readers.cache_clear()
-    records, found = ArrayRecords([(path, EACH) for path in files]), []
+    monkeypatch.setattr(records, "_reader", one_is_slow)
+    records._open_readers.cache_clear()
+    stored, found = ArrayRecords([(path, EACH) for path in files]), []
     before = open_files(files)
-    slow = threading.Thread(target=lambda: found.append(records[1]))
+    slow = threading.Thread(target=lambda: found.append(stored[1]))
     slow.start()
     assert opened.wait(30)
-    assert [records[EACH * k] for k in range(1, 9)] == [
+    assert [stored[EACH * k] for k in range(1, 9)] == [
         b"record %d" % (EACH * k) for k in range(1, 9)
     ]
     assert open_files(files) - before == {files[0], files[8]}
@@ -100,7 +101,7 @@ def test_no_reader_is_closed_while_a_thread_reads_with_it(files, monkeypatch):
     slow.join()
     assert found == [b"record 1"]
     assert open_files(files) - before == {files[8]}
-    array_records._open_readers.cache_clear()
+    records._open_readers.cache_clear()
 
 
 def open_files(files):
@@ -110,8 +111,7 @@ def open_files(files):
 
 
 def test_copies_open_their_own_files_and_damage_is_reported(files):
-    records = ArrayRecords([(path, EACH) for path in files])
-    copy = pickle.loads(pickle.dumps(records))
+    copy = pickle.loads(pickle.dumps(ArrayRecords([(path, EACH) for path in files])))
     assert len(copy) == FILES * EACH
     for index in (0, 2, 3, 119):
         assert copy[index] == b"record %d" % index
@@ -138,16 +138,70 @@ def test_limits_without_end_and_limits_that_cannot_be_raised(monkeypatch):
         monkeypatch.setattr(resource, "getrlimit", lambda _: tuple(limits))
         monkeypatch.setattr(resource, "setrlimit", set_limit)
         monkeypatch.setattr(os, "listdir", lambda _: [""] * 96)
-        return array_records.most_open(), *limits
+        return records.most_open(), *limits
 
     unlimited = resource.RLIM_INFINITY
-    wanted = array_records.WANTED
-    kept = int(array_records.SHARE * (wanted - 96))
+    wanted = records.WANTED
+    kept = int(records.SHARE * (wanted - 96))
     assert kept > 1024 + 64
     assert most(unlimited, unlimited) == (kept, unlimited, unlimited)
     assert most(1024, unlimited) == (kept, wanted, unlimited)
     assert most(1024, 10**6) == (kept, wanted, 10**6)
     assert most(10**6, 10**6) == (kept, 10**6, 10**6)
-    assert most(256, 256)[0] == int(array_records.SHARE * 160)
-    assert most(1024, 10**6, refuse=True)[0] == int(array_records.SHARE * 928)
+    assert most(256, 256)[0] == int(records.SHARE * 160)
+    assert most(1024, 10**6, refuse=True)[0] == int(records.SHARE * 928)
     assert most(64, 64)[0] == 1
+
+
+READER = """
+import sys
+from imagepiece_jax.data.records import parse_example
+features = parse_example(bytes.fromhex(sys.argv[1]))
+assert list(features["x"].int64_list.value) == [7, 128]
+assert not {"tensorflow_datasets", "tensorflow"} & set(sys.modules)
+"""
+
+
+def example(**features):
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    message = tf_example_pb2.Example()
+    for name, values in features.items():
+        feature = message.features.feature[name]
+        kinds = {bytes: feature.bytes_list, int: feature.int64_list}
+        kinds.get(type(values[0]), feature.float_list).value.extend(values)
+    return message.SerializeToString()
+
+
+def test_what_tfds_writes_is_read():
+    values = {
+        "image": [os.urandom(70_000)],
+        "text": [b"", "größer".encode(), b"\xff"],
+        "numbers": [0, 1, 127, 128, 2**63 - 1, -1, -(2**63)],
+        "floats": [0.5, -2.0],
+    }
+    found = parse_example(example(**values))
+    assert set(found) == set(values)
+    assert list(found["image"].bytes_list.value) == values["image"]
+    assert list(found["text"].bytes_list.value) == values["text"]
+    assert list(found["numbers"].int64_list.value) == values["numbers"]
+    assert list(found["floats"].float_list.value) == values["floats"]
+
+
+def test_integers_that_are_not_packed_are_read_without_tfds():
+    """In threads, importing TFDS may never end."""
+    integers = b"\x08\x07\x08\x80\x01"  # field 1, wire type 0: 7, then 128
+    feature = b"\x1a" + bytes([len(integers)]) + integers
+    entry = b"\x0a\x01x\x12" + bytes([len(feature)]) + feature
+    features = b"\x0a" + bytes([len(entry)]) + entry
+    message = b"\x0a" + bytes([len(features)]) + features
+    words = [sys.executable, "-c", READER, message.hex()]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_other_messages_are_refused():
+    whole = example(image=[b"abc"], label=[3])
+    for data in (whole[:-1], whole[:1], whole + b"\x80", b"\xff\xff"):
+        with pytest.raises(ValueError, match="it holds no tf.train.Example"):
+            parse_example(data)

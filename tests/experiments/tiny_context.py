@@ -3,10 +3,11 @@
 import numpy as np
 
 from imagepiece_jax.benchmark.timer import Rules
-from imagepiece_jax.experiments.cache import Points
-from imagepiece_jax.experiments.context import Lab
+from imagepiece_jax.experiments.cache import ResultCache
+from imagepiece_jax.experiments.context import Context, OffTheShelf, Options
 from imagepiece_jax.experiments.images import Images
-from imagepiece_jax.models import convert, pretrained, registry, summary
+from imagepiece_jax.models import convert, registry, summary
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction import settings
 from tests.models.tiny import fill
 
@@ -24,13 +25,13 @@ FIELDS = {
 }
 
 
-def subject(folder, seed=0):
-    """The Subject of random weights, as a file that a dense model fits."""
+def pretrained(folder, seed=0):
+    """Random weights, as a file that a dense model fits."""
     model = registry.create_model(**FIELDS)
     variables = fill(summary.shapes(model, 16), seed)
     path = folder / f"tiny{seed}.npz"
     np.savez(path, **convert.to_timm(variables))
-    return pretrained.Pretrained(path, FIELDS, settings.completed(None), seed=seed)
+    return Pretrained(path, FIELDS, settings.completed(None), seed=seed)
 
 
 def images(count=24):
@@ -39,14 +40,15 @@ def images(count=24):
     return Images.open("digits", 10, 16, limit=count, **options)
 
 
-def lab(folder, **fields):
-    """A Lab of the tiny model, without a clock."""
+def context(folder, weights=None, **fields):
+    """A Context of the tiny model `weights`, without speeds."""
     given = {
-        "points": Points(folder),
-        "images": images(),
+        "cache": ResultCache(folder),
         "out": folder,
+        "models": None if weights is None else OffTheShelf(weights),
+        "images": images(),
         "rules": Rules(2, 1, 0.0),
         "timed": False,
-        "options": {"mask_fill": "mean", "mask_grid": False},
+        "options": Options(),
     }
-    return Lab(**(given | fields))
+    return Context(**(given | fields))

@@ -1,0 +1,146 @@
+"""Measures of the merges inside a forward pass: pairs, their likeness, attention.
+
+Pure functions of `Outputs.results` and `Outputs.taps`, one value an image. Tokens are
+image tokens; a step is known by its place among those that change something.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from imagepiece_jax.reduction.ops import cosine, gather_rows, rank
+from imagepiece_jax.reduction.rules import ceil
+
+
+@dataclasses.dataclass(frozen=True)
+class Observed:
+    """A reducer that decides as the one inside, and is given class attention and keys.
+
+    So ToMe, which does not use class attention, can be compared with it.
+    """
+
+    reducer: Any
+
+    @property
+    def needs(self):
+        return self.reducer.needs | {"cls_attn", "metric"}
+
+    @property
+    def metric(self):
+        return getattr(self.reducer, "metric", "key")
+
+    def __call__(self, taps, counts, train=False):
+        return self.reducer(taps, counts, train)
+
+
+def observed(model):
+    """`model` with `Observed` reducers; those with parameters stay as they are."""
+
+    def wrap(layer):
+        if layer.step is None or isinstance(layer.step.reducer, nn.Module):
+            return layer
+        reducer = Observed(layer.step.reducer)
+        step = dataclasses.replace(layer.step, reducer=reducer)
+        return dataclasses.replace(layer, step=step)
+
+    return model.clone(plan=tuple(map(wrap, model.plan)), kernels=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """One reduction of a plan: its block, its place in `Outputs.results`, its kind."""
+
+    block: int
+    place: int
+    merges: bool
+    counts: Any
+
+
+def sites(model) -> list[Site]:
+    """All Sites of `model`'s plan, in order."""
+    changing = [(b, layer) for b, layer in enumerate(model.plan) if layer.counts]
+    return [
+        Site(block, place, layer.step.rule.merges, layer.counts)
+        for place, (block, layer) in enumerate(changing)
+    ]
+
+
+def pairs(result) -> tuple[jax.Array, jax.Array]:
+    """(tokens that left, tokens they were merged into), both [B, r], of a matching."""
+    lists = result.lists
+    return lists.joiners, jnp.take_along_axis(lists.owner, lists.slots, axis=1)
+
+
+def pair_similarity(taps, result) -> jax.Array:
+    """Mean cosine similarity of the pairs that were merged. [B]."""
+    left, partner = pairs(result)
+    a, b = gather_rows(taps.metric, left), gather_rows(taps.metric, partner)
+    return jnp.mean(_cosine_of_rows(a, b), axis=1)
+
+
+def candidate_similarity(taps, counts) -> jax.Array:
+    """Mean cosine similarity over all pairs that ImagePiece could have merged. [B].
+
+    The candidates are its least attended tokens, split into two sides by attention.
+    """
+    order = jnp.argsort(rank(taps.cls_attn), axis=1)[
+        :, counts.n_in - counts.candidates :
+    ]
+    rows = gather_rows(taps.metric, order)
+    return jnp.mean(cosine(rows[:, 0::2], rows[:, 1::2]), axis=(1, 2))
+
+
+def pair_distance(result, width: int) -> jax.Array:
+    """Mean distance in patches of the pairs merged, of tokens that are patches. [B].
+
+    width: patches a row; between the centers of the patches.
+    """
+    left, partner = pairs(result)
+    rows, columns = left // width - partner // width, left % width - partner % width
+    return jnp.mean(jnp.sqrt(rows.astype(jnp.float32) ** 2 + columns**2), axis=1)
+
+
+def merged_slots(result) -> jax.Array:
+    """Which tokens after a matching hold several tokens from before it. [B, n_out]."""
+    slots = result.lists.slots
+    place = jnp.arange(result.n_out)[None, :, None]
+    return jnp.any(slots[:, None, :] == place, axis=2)
+
+
+def attentive_share(merged, cls_attn, kept: int) -> jax.Array:
+    """Share of the `merged` tokens [B, n] among the `kept` most attended. [B]."""
+    among = rank(cls_attn) < kept
+    return jnp.sum(merged & among, axis=1) / jnp.sum(merged, axis=1)
+
+
+def taking_part(result, n: int, both: bool) -> jax.Array:
+    """Which of `n` tokens a matching merges: those that leave, with `both` the
+    tokens that they are merged into, too. [B, n] bool."""
+    left, partner = pairs(result)
+    tokens = jnp.concatenate([left, partner], axis=1) if both else left
+    return jnp.any(tokens[:, None, :] == jnp.arange(n)[None, :, None], axis=2)
+
+
+def percent_attended(members, cls_attn, percent: int) -> jax.Array:
+    """Percent of the `members` [B, n] among the `percent` % most attended. [B]."""
+    return 100 * attentive_share(
+        members, cls_attn, top_count(cls_attn.shape[1], percent)
+    )
+
+
+def top_count(n: int, percent: int) -> int:
+    """How many of `n` tokens the most attended `percent` % are.
+
+    Rounded up, so that the top 70 % and ImagePiece's lowest 30 % share no token.
+    """
+    return ceil(percent / 100 * n)
+
+
+def _cosine_of_rows(a, b, eps=1e-6):
+    """Of each row of `a` with the same row of `b`, in float32. [B, r, d] -> [B, r]."""
+    a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+    norms = jnp.sum(a * a, axis=-1) + eps, jnp.sum(b * b, axis=-1) + eps
+    return jnp.sum(a * b, axis=-1) * jax.lax.rsqrt(norms[0]) * jax.lax.rsqrt(norms[1])

@@ -1,0 +1,232 @@
+"""Running experiments by name: settings of the command in, pages of Markdown out."""
+
+import contextlib
+import dataclasses
+import pathlib
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
+
+from imagepiece_jax.benchmark import device, suite, timer
+from imagepiece_jax.common.files import replace_file
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.experiments import analysis, tables
+from imagepiece_jax.experiments.cache import ResultCache
+from imagepiece_jax.experiments.context import (
+    Context,
+    OffTheShelf,
+    Options,
+    TrainedRuns,
+    runs_in,
+)
+from imagepiece_jax.experiments.finetune import Finetuner, finetuning_config
+from imagepiece_jax.experiments.hyperspeed import hyperspeed
+from imagepiece_jax.experiments.images import Images
+from imagepiece_jax.experiments.masking import masking
+from imagepiece_jax.experiments.search import search
+from imagepiece_jax.experiments.throughput import throughput
+from imagepiece_jax.experiments.tome_offtheshelf import tome_offtheshelf
+from imagepiece_jax.models.class_names import check_classes
+from imagepiece_jax.models.pretrained import for_analysis
+
+EXPERIMENTS = {
+    "table1": tables.table1,
+    "table2": tables.table2,
+    "hyperspeed": hyperspeed,
+    "table3": tables.table3,
+    "masking": masking,
+    "reassess": analysis.reassess,
+    "similarity": analysis.similarity,
+    "overlap": analysis.overlap,
+    "lcb-similarity": analysis.lcb_similarity,
+    "combos": tables.combinations,
+    "ablation": tables.ablation,
+    "tome-offtheshelf": tome_offtheshelf,
+    "evit-table": tables.evit_table,
+    "throughput": throughput,
+    "search": search,
+}
+ONE_CHECKPOINT = ("table3", "tome-offtheshelf", "throughput", "search")  # no --small
+FINETUNING = "deit_ti_finetune_small.py"  # the config of --small
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What the command was given; but for the first four, fields are flags."""
+
+    config: ConfigDict | None
+    load_config: Callable[[str], ConfigDict]  # the package's own, by file name
+    normalization: dict
+    rules: timer.Rules
+    weights: str | None
+    runs: str | None
+    small: bool
+    seeds: list[str]
+    data: str | None
+    resize: str | None
+    subset: int | None
+    out: str | None
+    again: bool
+    eval_batch_size: int
+    readers: int
+    dtype: str | None
+    speed: bool
+    speed_batch_size: int
+    batch_sizes: list[str]
+    modes: list[str]
+    size: str
+    mask_fill: str
+    mask_grid: bool
+    budget: list[str]
+    metric: str
+    candidates: int
+
+
+def select(words: list[str], small: bool, timed: bool) -> list[str]:
+    """Names of the experiments to run; InputError for anything but one known name."""
+    known = (*EXPERIMENTS, "all")
+    if len(words) != 1 or words[0] not in known:
+        found = " ".join(words) or "missing"
+        raise InputError(f"NAME is {found}; allowed is one of {', '.join(known)}")
+    if words[0] != "all":
+        return words
+    # With --small all that trains; without a clock nothing that only the clock tells.
+    names = [name for name in EXPERIMENTS if name != "search"]
+    names = [name for name in names if timed or name != "throughput"]
+    return [name for name in names if not small or name not in ONE_CHECKPOINT]
+
+
+def check(names: list[str], settings: Settings) -> tuple[list[int], Options]:
+    """(seeds, options) of the settings; InputError for those that contradict."""
+    for name in ("seeds", "budget", "batch_sizes"):
+        if not getattr(settings, name):
+            raise InputError(f"--{name} is empty; allowed is one or more")
+    seeds = list(dict.fromkeys(map(_seed, settings.seeds)))
+    options = Options(
+        mask_fill=settings.mask_fill,
+        mask_grid=settings.mask_grid,
+        budget=tuple(dict.fromkeys(map(_share, settings.budget))),
+        metric=settings.metric,
+        candidates=settings.candidates,
+        size=settings.size,
+        batch_sizes=tuple(suite.batch_sizes(settings.batch_sizes)),
+        modes=tuple(suite.modes(settings.modes, "modes")),
+        dtype=settings.dtype,
+    )
+    if names == ["search"] and settings.metric == "ms" and not settings.speed:
+        raise InputError("--metric ms is of the clock; allowed is it without --nospeed")
+    if settings.runs and settings.small:
+        raise InputError("--runs and --small are both given; allowed is one")
+    if settings.small and names[0] in ONE_CHECKPOINT:
+        allowed = [name for name in EXPERIMENTS if name not in ONE_CHECKPOINT]
+        raise InputError(
+            f"--small: {names[0]} trains nothing; allowed are {', '.join(allowed)}"
+        )
+    if settings.normalization and settings.runs:
+        raise InputError("--mean and --std are of --weights; runs tell their own")
+    return seeds, options
+
+
+def _seed(text):
+    if not text.isdecimal():
+        raise InputError(f"--seeds is {text!r}; allowed are whole numbers from 0")
+    return int(text)
+
+
+def _share(text):
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise InputError(
+            f"--budget is {text!r}; allowed are shares of the dense model's cost, "
+            "between 0 and 1, such as 0.5"
+        )
+    return value
+
+
+def run(names: list[str], settings: Settings):
+    """Run the experiments; of several, also join their pages in results.md."""
+    seeds, options = check(names, settings)
+    out = pathlib.Path(settings.out or "runs/experiments")
+    models = images = None
+    if names != ["throughput"]:
+        models = _models(settings, out, seeds)
+        images = _images(settings, models)
+    cache = ResultCache(out, settings.again, device.versions())
+    with contextlib.closing(cache):
+        context = Context(
+            cache=cache,
+            out=out,
+            models=models,
+            images=images,
+            config=settings.config,
+            load_config=settings.load_config,
+            rules=settings.rules,
+            speed_batch=settings.speed_batch_size,
+            timed=settings.speed,
+            options=options,
+        )
+        for name in names:
+            cache.experiment = name
+            _run_one(name, context, alone=len(names) == 1)
+    if len(names) > 1:
+        pages = [out / f"{name}.md" for name in names]
+        text = "\n".join(page.read_text() for page in pages if page.exists())
+        replace_file(out / "results.md", text)
+        print(f"all pages: {out}/results.md")
+
+
+def _run_one(name, context, alone):
+    """Run one experiment; among several, one that cannot run is left out."""
+    try:
+        EXPERIMENTS[name](context)
+    except InputError as error:
+        if alone:
+            raise
+        print(f"{name} is left out: {error}\n", flush=True)
+
+
+def _models(settings, out, seeds):
+    """Trained runs, a Finetuner, or one checkpoint off the shelf."""
+    dtype = settings.dtype or device.fast_dtype()
+    if settings.runs:
+        return TrainedRuns(tuple(runs_in(settings.runs, dtype)))
+    config = None if settings.small else settings.config
+    pretrained = for_analysis(settings.weights, config, dtype, settings.normalization)
+    if not settings.small:
+        return OffTheShelf(pretrained)
+    config = finetuning_config(
+        settings.config or settings.load_config(FINETUNING),
+        pretrained,
+        dtype,
+        settings.resize,
+        settings.readers,
+        given=settings.config is not None,
+    )
+    return Finetuner(config, pretrained, settings.data, out / "small", seeds)
+
+
+def _images(settings, models):
+    """The images that all models are compared on; InputError where they differ."""
+    sizes = models.sizes()
+    if len(sizes) > 1:
+        raise InputError(
+            f"--runs {settings.runs} has models of different classes or image sizes, "
+            f"{sorted(sizes)}; allowed are those of one data set"
+        )
+    ((classes, side),) = sizes
+    images = Images.open(
+        settings.data,
+        classes,
+        side,
+        limit=settings.subset,
+        resize=settings.resize or "deit",
+        batch_size=settings.eval_batch_size,
+        workers=settings.readers,
+    )
+    names, data = images.source.class_names, f"--data {settings.data}"
+    for path in models.paths():
+        check_classes(path, names, data)
+    return images

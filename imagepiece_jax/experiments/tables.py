@@ -1,0 +1,301 @@
+"""Tables of accuracy and speed: the paper's 1, 2, 3 and 9, its ablation, EViT's own.
+
+The paper's ImagePiece has a convolutional stem and its baselines have not, so each stem
+has its own dense model here.
+"""
+
+import functools
+
+from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.experiments import match_cost, published, render
+from imagepiece_jax.experiments.context import OffTheShelf
+from imagepiece_jax.experiments.rows import (
+    DENSE,
+    Row,
+    measure,
+    notes,
+    present,
+    table,
+)
+from imagepiece_jax.models import registry
+
+DYNAMICVIT = Row("DynamicViT", {"name": "dynamicvit", "keep_rate": 0.7})
+SPVIT = Row("SPViT", {"name": "spvit"})
+EVIT = Row("EViT", {"name": "evit", "keep_rate": 0.7})
+TOME = Row("ToMe", {"name": "tome", "r": 13})
+POOLING = Row("Token Pooling", {"name": "token_pooling", "keep_rate": 0.7})
+LEARNER = Row("TokenLearner", {"name": "token_learner", "num_tokens": 16, "block": 7})
+IMAGEPIECE = Row("ImagePiece", {"name": "imagepiece"}, stem="conv")
+IMAGEPIECE_PATCH = Row("ImagePiece, patch stem", {"name": "imagepiece"})
+DENSE_CONV = Row("DeiT, conv stem", {"name": "none"}, stem="conv")
+MERGE_ONLY = {"name": "imagepiece", "merge_ratio": 0.15, "prune_blocks": ()}
+FAST = {"name": "imagepiece", "keep_rate": 0.6}
+
+# Table 1: methods that prune.
+TABLE1 = (
+    *(DENSE, DYNAMICVIT, SPVIT, EVIT),
+    *(IMAGEPIECE, IMAGEPIECE_PATCH, DENSE_CONV),
+)
+# Table 2: methods that merge.
+TABLE2 = (
+    *(DENSE, POOLING, LEARNER, TOME),
+    Row("ImagePiece, no pruning", MERGE_ONLY, stem="conv"),
+    Row("ImagePiece, no pruning, patch stem", MERGE_ONLY),
+    *(IMAGEPIECE, IMAGEPIECE_PATCH, DENSE_CONV),
+)
+# Table 3: tokens left at similar accuracy.
+TABLE3 = (
+    *(DENSE, DYNAMICVIT, EVIT, TOME),
+    Row("ImagePiece, keep .6", FAST, stem="conv"),
+    Row("ImagePiece, keep .6, patch stem", FAST),
+)
+MAX_LOSS = 2.0  # points of accuracy that table 3's search may lose
+BISECTIONS = 5  # of a knob of a hundred positions: to about three of them
+
+
+def table1(context):
+    """Methods that prune: every row that there is a model for, as table1.md."""
+    title, sizes = "comparison with pruning methods", ("deit_s", "deit_ti")
+    present(context, "table1", title, TABLE1, sizes=sizes)
+
+
+def table2(context):
+    """Methods that merge: every row that there is a model for, as table2.md."""
+    title = "comparison with merging methods"
+    more = functools.partial(_clustering, context)
+    present(context, "table2", title, TABLE2, more=(more,))
+
+
+def _clustering(context, found):
+    """A sentence on the time of Token Pooling's loop, which MACs do not count.
+
+    It is timed beside DynamicViT, whose blocks have the same token counts.
+    """
+    pooling = found[POOLING.name]
+    if pooling is None or pooling.speed is None:
+        return ""
+    rate = pooling.reduction["keep_rate"]
+    same = {"name": "dynamicvit", "keep_rate": rate}
+    other = context.speed(pooling.pretrained, same)
+    ours, theirs = pooling.speed["ms"], other["ms"]
+    return (
+        f"Clustering: a batch takes {ours:.1f} ms with Token Pooling and {theirs:.1f} "
+        f"ms with DynamicViT at the same counts (keep {rate}), whose selectors are "
+        f"small, so clustering takes about {ours - theirs:.1f} ms."
+    )
+
+
+def table3(context):
+    """Tokens left at similar accuracy: the published rows, and for one checkpoint the
+    strongest reduction of each method within MAX_LOSS points of dense; table3.md."""
+    more = (printed_tokens, functools.partial(_strongest, context))
+    present(context, "table3", "tokens left at similar accuracy", TABLE3, more=more)
+
+
+def printed_tokens(_):
+    """Table of the published token counts beside those of the plans, of DeiT-S."""
+    lines = []
+    for name, tokens in published.OUTPUT_TOKENS.items():
+        row = next(row for row in TABLE3 if row.name == name)
+        lines.append([name, tokens, plan_tokens(row)])
+    head = ["DeiT-S", f"tokens ({published.LABEL})", "tokens of our plan"]
+    return render.table(head, lines)
+
+
+def plan_tokens(row, size="deit_s"):
+    """Tokens after the last block, class token included."""
+    model = registry.create_model(size, stem=row.stem, reduction=row.reduction)
+    return model.plan[-1].mlp_tokens
+
+
+def _strongest(context, found):
+    """Table of what the search finds for each method, where there is one checkpoint."""
+    if not isinstance(context.models, OffTheShelf) or found[DENSE.name] is None:
+        return ""
+    pretrained, lines = context.pretrained, []
+    base = context.evaluate(pretrained, DENSE.reduction)
+    for row in (EVIT, TOME, IMAGEPIECE_PATCH):
+        best = fewest_tokens(context, pretrained, row.reduction)
+        if best is None:
+            lines.append([row.name, "none found", "", "", ""])
+            continue
+        setting, result = best
+        change = statistics.paired_difference(result.right, base.right)
+        lines.append(
+            [
+                row.name,
+                ", ".join(f"{k}={v}" for k, v in setting.items() if k != "name"),
+                result["tokens"],
+                f"{result['gmacs']:.3f}",
+                statistics.format_difference(change),
+            ]
+        )
+    head = ["method", "strongest setting", render.TOKENS_LEFT, "GMACs"]
+    return (
+        f"Strongest setting of one checkpoint within {MAX_LOSS:g} points of its dense "
+        "accuracy, by bisection over each method's rate (chosen on the images shown, "
+        "so a little too good):\n\n" + render.table([*head, "to dense, points"], lines)
+    )
+
+
+def fewest_tokens(context, pretrained, reduction):
+    """(reduction, Result) of the least cost within MAX_LOSS of dense, or None.
+
+    Bisection over the method's knob, which takes accuracy to fall along it.
+    """
+    depth = len(pretrained.model().plan)
+    base = context.evaluate(pretrained, DENSE.reduction)
+    ordered = match_cost.priced(pretrained.gmacs, match_cost.settings(reduction, depth))
+    best, low, high = None, 0, len(ordered) - 1
+    for _ in range(BISECTIONS):
+        if low > high:
+            break
+        middle = (low + high) // 2
+        setting = ordered[middle][1]
+        result = context.evaluate(pretrained, setting)
+        loss = -statistics.paired_difference(result.right, base.right).value
+        if loss <= MAX_LOSS:
+            best, low = (setting, result), middle + 1
+        else:
+            high = middle - 1
+    return best
+
+
+# Table 9: the paper's combinations have the convolutional stem and what they are
+# compared with has not; here each stands beside its own with either stem.
+COMBINED = (
+    (DYNAMICVIT, "ImagePiece + DynamicViT", {"name": "imagepiece_dynamicvit"}),
+    (TOME, "ImagePiece + ToMe", {"name": "imagepiece_tome"}),
+    (EVIT, "ImagePiece + EViT", {"name": "imagepiece"}),
+)
+
+
+def _with_stem(name, reduction, stem, usual):
+    """A Row whose name says where the stem is not the paper's."""
+    return Row(name if stem == usual else f"{name}, {stem} stem", reduction, stem)
+
+
+PAIRS = tuple(
+    (
+        _with_stem(alone.name, alone.reduction, stem, "patch"),
+        _with_stem(name, reduction, stem, "conv"),
+    )
+    for stem in ("patch", "conv")
+    for alone, name, reduction in COMBINED
+)
+COMBINATIONS = (DENSE, *(row for pair in PAIRS for row in pair))
+
+
+def combinations(context):
+    """ImagePiece added to other methods, as combos.md."""
+    title = "ImagePiece added to other methods"
+    present(context, "combos", title, COMBINATIONS, more=(_gains,))
+
+
+def _gains(found):
+    """Table of what each combination gains, on the same images."""
+    lines = []
+    for alone, combined in PAIRS:
+        pair = found[alone.name], found[combined.name]
+        if None in pair or any(m.facts["untrained_selectors"] for m in pair):
+            continue
+        gain = statistics.paired_difference(pair[1].rights, pair[0].rights)
+        costs = [f"{measured.facts['gmacs']:.3f}" for measured in pair]
+        lines.append([alone.name, *costs, statistics.format_difference(gain)])
+    if not lines:
+        return ""
+    head = ["added to", "its GMACs", "combined", "gain, points (paired)"]
+    return render.table(head, lines)
+
+
+# Ablation: published is the stem alone, 79.81 without it, 80.22 with it (DeiT-S).
+# Each field -> values beside the default's; the cost changes with some of them.
+SWITCHES = {
+    "schedule": ("A",),
+    "candidate_ratio": (0.2, 0.4, 0.5),
+    "merge_ratio": (0.04, 0.12),
+    "prop_attn": (True,),
+    "merge_base": ("candidates",),
+    "order": ("ascending",),
+    "parity": (1,),
+    "metric": ("query", "value", "token"),
+    "size_weighting": (False,),
+}
+
+
+def switched(stem):
+    """A Row for each value of each switch, with this stem."""
+    end = "" if stem == "patch" else ", conv stem"
+    return tuple(
+        Row(f"{field}={value}{end}", {"name": "imagepiece", field: value}, stem)
+        for field, values in SWITCHES.items()
+        for value in values
+    )
+
+
+STEMS = (DENSE, DENSE_CONV, IMAGEPIECE, IMAGEPIECE_PATCH)
+ABLATION = (*STEMS, *switched("patch"), *switched("conv"))
+
+
+def ablation(context):
+    """ImagePiece's stem and every switch of it, as ablation.md.
+
+    Where models are trained here, the stem and the schedule alone.
+    """
+    trains = context.models.trains
+    present(
+        context,
+        "ablation",
+        "local coherence bias and switches",
+        (*STEMS, switched("patch")[0]) if trains else ABLATION,
+        matched=False,
+        stems=("patch", "conv"),
+        more=(_to_default,),
+    )
+
+
+def _to_default(found):
+    """Table of what each switch changes of the default, on the same images."""
+    lines = []
+    for default in (IMAGEPIECE_PATCH, IMAGEPIECE):
+        base = found.get(default.name)
+        for name, measured in found.items():
+            if base is None or measured in (None, base):
+                continue
+            row = measured.row
+            if row.reduction["name"] != "imagepiece" or row.stem != default.stem:
+                continue
+            change = statistics.paired_difference(measured.rights, base.rights)
+            costs = f"{measured.facts['gmacs'] - base.facts['gmacs']:+.3f}"
+            lines.append([name, statistics.format_difference(change), costs])
+    if not lines:
+        return ""
+    return render.table(["changed", "to the default, points (paired)", "GMACs"], lines)
+
+
+EVIT_KINDS = (("fused", True), ("dropped", False))
+
+
+def evit_row(rate, kind, fuse):
+    """A Row of EViT's own table: a keep rate, with the fused token or without."""
+    reduction = {"name": "evit", "keep_rate": rate, "fuse_token": fuse}
+    return Row(f"keep {rate}, {kind}", reduction)
+
+
+EVIT_TABLE = (
+    DENSE,
+    *(evit_row(rate, *kind) for rate in published.EVIT for kind in EVIT_KINDS),
+)
+
+
+def evit_table(context):
+    """EViT by keep rate, as evit-table.md."""
+    printed = {
+        evit_row(rate, *kind).name: (acc1, None)
+        for rate, both in published.EVIT.items()
+        for kind, acc1 in zip(EVIT_KINDS, both, strict=True)
+    }
+    found = measure(context, EVIT_TABLE, matched=False)
+    text = table(EVIT_TABLE, found, printed, "DeiT-S, EViT's authors")
+    title = "EViT by keep rate"
+    render.page(context, "evit-table", title, text, notes(context, found))
