@@ -12,11 +12,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from imagepiece_jax.reduction.ops import cosine, gather_rows, rank
+from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.rules import ceil
 
 
 @dataclasses.dataclass(frozen=True)
-class Observed:
+class Observed(Reducer):
     """A reducer that decides as the one inside, and is given class attention and keys.
 
     So ToMe, which does not use class attention, can be compared with it.
@@ -30,7 +31,7 @@ class Observed:
 
     @property
     def metric(self):
-        return getattr(self.reducer, "metric", "key")
+        return self.reducer.metric or "key"
 
     def __call__(self, taps, counts, train=False):
         return self.reducer(taps, counts, train)
@@ -70,8 +71,8 @@ def sites(model) -> list[Site]:
 
 def pairs(result) -> tuple[jax.Array, jax.Array]:
     """(tokens that left, tokens they were merged into), both [B, r], of a matching."""
-    lists = result.lists
-    return lists.joiners, jnp.take_along_axis(lists.owner, lists.slots, axis=1)
+    index = result.index
+    return index.absorbed, jnp.take_along_axis(index.keep, index.target, axis=1)
 
 
 def pair_similarity(taps, result) -> jax.Array:
@@ -105,7 +106,7 @@ def pair_distance(result, width: int) -> jax.Array:
 
 def merged_slots(result) -> jax.Array:
     """Which tokens after a matching hold several tokens from before it. [B, n_out]."""
-    slots = result.lists.slots
+    slots = result.index.target
     place = jnp.arange(result.n_out)[None, :, None]
     return jnp.any(slots[:, None, :] == place, axis=2)
 

@@ -50,7 +50,7 @@ def kernel_of(layer: LayerPlan) -> str | None:
     """
     if layer.step is None or layer.step.site != "mid":
         return None
-    return getattr(layer.step.reducer, "kernel", None)
+    return layer.step.reducer.kernel
 
 
 class Block(nn.Module):
@@ -168,12 +168,12 @@ class Block(nn.Module):
                 needs.add("heads")
             elif layer.counts or self.is_initializing():
                 needs |= step.reducer.needs
-                metric = getattr(step.reducer, "metric", metric)
+                metric = step.reducer.metric or metric
         return needs, metric
 
     def _taps(self, state, seen, reducer, keys):
         image = state.x[:, state.num_prefix :]
-        metric = image if getattr(reducer, "metric", None) == "token" else seen.metric
+        metric = image if reducer.metric == "token" else seen.metric
         draws = "rng" in reducer.needs
         return Taps(
             x=image,

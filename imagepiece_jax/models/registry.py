@@ -279,10 +279,9 @@ def _check_grid(plan, side):
     """
     grid = (side, side)
     for layer in plan:
-        check = getattr(layer.step and layer.step.reducer, "check_grid", None)
-        if check and layer.counts:
-            check(grid)
-        grid = None if layer.counts else grid
+        if layer.counts:
+            layer.step.reducer.check_grid(grid)
+            grid = None
 
 
 def reducer_macs(layer, embed_dim, num_heads):
@@ -293,8 +292,7 @@ def reducer_macs(layer, embed_dim, num_heads):
 
 
 def _own_macs(step, n_in, embed_dim, num_heads):
-    own = getattr(step.reducer, "extra_macs", None)
-    return own(n_in, embed_dim, num_heads) if own else 0
+    return step.reducer.extra_macs(n_in, embed_dim, num_heads)
 
 
 def model_macs(model, image_size):

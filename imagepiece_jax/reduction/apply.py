@@ -1,6 +1,6 @@
-"""How do tokens move? A reducer's result applied to the tokens, in every form.
+"""A reducer's result applied to the tokens: assignment, mixing or masking.
 
-Tokens move by gathers alone, forward and backward: nothing here scatters.
+Tokens are moved by gathers alone, forward and backward: nothing here scatters.
 """
 
 import functools
@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from imagepiece_jax.reduction.ops import gather_rows, invert, place_among
 from imagepiece_jax.reduction.tokens import (
     DROPPED,
-    Lists,
     Masking,
     Mixing,
+    SlotIndex,
     TokenState,
     compose,
 )
@@ -45,13 +45,13 @@ def apply(state, result, form=None):
         share = _shares(result, image_size)
         x = _move_by_product(state.x, share, result.dest, n_out)
     else:
-        lists = result.lists or lists_of(result.dest, n_out, result.merged)
-        size = _sum_by_lists(image_size, lists)
+        index = result.index or slot_index(result.dest, n_out, result.merged)
+        size = _sum_by_index(image_size, index)
         if result.weight is None and result.mean and result.merged:
             share, total = image_size, size
         else:
             share, total = _shares(result, image_size), None
-        x = _move_by_lists(state.x, share, total, lists, result.dest, result.mean)
+        x = _move_by_index(state.x, share, total, index, result.dest, result.mean)
     return TokenState(
         x=x,
         size=jnp.concatenate([state.size[:, :prefix], size], axis=1),
@@ -88,30 +88,30 @@ def _apply_masking(state, result):
     )
 
 
-def lists_of(dest, n_out, merged):
-    """Lists of any slot map: the first token of a slot owns it, the others join it.
+def slot_index(dest, n_out, merged):
+    """SlotIndex of any slot map: a slot keeps its first token and absorbs the others.
 
     dest [B, n] in [0, n_out) or DROPPED; at most `merged` slots have several tokens.
     """
     n = dest.shape[1]
     belongs = _belongs(dest, n_out)
-    index = jnp.arange(n, dtype=jnp.int32)[None, None, :]
-    owner = jnp.min(jnp.where(belongs, index, n - 1), axis=-1)
+    place = jnp.arange(n, dtype=jnp.int32)[None, None, :]
+    keep = jnp.min(jnp.where(belongs, place, n - 1), axis=-1)
     if merged == 0:
-        return Lists.without_joiners(owner)
-    owned = gather_rows(owner, jnp.maximum(dest, 0)) == index[:, 0]
-    joins = (dest != DROPPED) & ~owned
-    joiners = invert(place_among(joins), n - n_out)
-    real = jnp.arange(n - n_out)[None] < jnp.sum(joins, axis=-1, keepdims=True)
+        return SlotIndex.of_kept(keep)
+    kept = gather_rows(keep, jnp.maximum(dest, 0)) == place[:, 0]
+    leaves = (dest != DROPPED) & ~kept
+    absorbed = invert(place_among(leaves), n - n_out)
+    real = jnp.arange(n - n_out)[None] < jnp.sum(leaves, axis=-1, keepdims=True)
     several = jnp.sum(belongs, axis=-1, dtype=jnp.int32) > 1
-    # Places in `groups` that are left over name slot 0: its row is right there, too.
+    # Padding of `groups` names slot 0: its row is right there, too.
     groups = invert(place_among(several), merged)
-    return Lists(
-        owner=owner,
-        joiners=joiners,
-        slots=jnp.where(real, gather_rows(dest, joiners), n_out),
+    return SlotIndex(
+        keep=keep,
+        absorbed=absorbed,
+        target=jnp.where(real, gather_rows(dest, absorbed), n_out),
         groups=groups,
-        heads=gather_rows(owner, groups),
+        group_keep=gather_rows(keep, groups),
     )
 
 
@@ -125,13 +125,13 @@ def _sum_by_slot(values, dest, n_out):
     return jnp.sum(jnp.where(_belongs(dest, n_out), values[:, None, :], 0), axis=-1)
 
 
-def _sum_by_lists(values, lists):
-    """As `_sum_by_slot`, by lists. [B, n] -> [B, n_out]."""
-    own = gather_rows(values, lists.owner)
-    if not lists.joiners.shape[1]:
+def _sum_by_index(values, index):
+    """As `_sum_by_slot`, by a SlotIndex. [B, n] -> [B, n_out]."""
+    own = gather_rows(values, index.keep)
+    if not index.absorbed.shape[1]:
         return own
-    joined = gather_rows(values, lists.joiners)
-    return own + _sum_by_slot(joined, lists.slots, own.shape[1])
+    absorbed = gather_rows(values, index.absorbed)
+    return own + _sum_by_slot(absorbed, index.target, own.shape[1])
 
 
 def _live(mask, result):
@@ -169,44 +169,44 @@ def _move_by_product(x, share, dest, n_out):
 # The map is known, so the backward pass is a gather too: without a rule of its own a
 # gather differentiates into a scatter-add, slow and on GPUs not deterministic.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _move_by_lists(x, weight, total, lists, dest, mean):
+def _move_by_index(x, weight, total, index, dest, mean):
     """[B, prefix + n, D] -> [B, prefix + n_out, D] in one pass over x.
 
     `weight` [B, n], `total` [B, n_out] its sums by slot, or None where the weights are
-    shares already. Each slot reads its owner's row of x or, where others join it, a row
-    of a small [B, m, D] array of weighted sums.
+    shares already. Each slot reads the row of x that it keeps or, where it absorbs
+    others, a row of a small [B, m, D] array of weighted sums.
     """
     prefix = x.shape[1] - dest.shape[1]
-    place = jnp.arange(prefix + lists.owner.shape[1], dtype=jnp.int32)[None]
+    place = jnp.arange(prefix + index.keep.shape[1], dtype=jnp.int32)[None]
     front = ((0, 0), (prefix, 0))
-    owner = jnp.where(place < prefix, place, jnp.pad(lists.owner + prefix, front))
-    alone = gather_rows(x, owner)
+    row = jnp.where(place < prefix, place, jnp.pad(index.keep + prefix, front))
+    alone = gather_rows(x, row)
     if weight is not None and not mean:
-        factor = jnp.pad(gather_rows(weight, lists.owner), front, constant_values=1.0)
+        factor = jnp.pad(gather_rows(weight, index.keep), front, constant_values=1.0)
         alone = (alone.astype(jnp.float32) * factor[:, :, None]).astype(x.dtype)
-    if weight is None or not lists.groups.shape[1]:
+    if weight is None or not index.groups.shape[1]:
         return alone
-    rows = _group_rows(x, weight, total, lists, prefix)
-    grouped = _belongs(lists.groups, lists.owner.shape[1])  # [B, n_out, m]
+    rows = _group_rows(x, weight, total, index, prefix)
+    grouped = _belongs(index.groups, index.keep.shape[1])  # [B, n_out, m]
     which = jnp.arange(rows.shape[1], dtype=jnp.int32)[None, None, :]
     which, several = _last_and_any(jnp.where(grouped, which, 0), grouped)
     together = gather_rows(rows.astype(x.dtype), jnp.pad(which, front))
     return jnp.where(jnp.pad(several, front)[:, :, None], together, alone)
 
 
-def _group_rows(x, weight, total, lists, prefix):
-    """Weighted sum of each group's head and of whoever joins it. -> [B, m, D] float32.
+def _group_rows(x, weight, total, index, prefix):
+    """Weighted sum of what each group keeps and absorbs. -> [B, m, D] float32.
 
-    As a sum over the few joiners, not as a product: a matrix product here would want
-    its operand gathered, converted and padded first.
+    As a sum over the few absorbed tokens, not as a product: a matrix product here would
+    want its operand gathered, converted and padded first.
     """
-    joins = lists.groups[:, :, None] == lists.slots[:, None, :]  # [B, m, e]
-    joiners = jnp.where(joins, lists.joiners[:, None, :], 0)
-    tokens = jnp.concatenate([lists.heads[:, :, None], joiners], axis=2)
-    taking = jnp.pad(joins, ((0, 0), (0, 0), (1, 0)), constant_values=True)
-    factor = jnp.where(taking, gather_rows(weight, tokens), 0)
+    absorbs = index.groups[:, :, None] == index.target[:, None, :]  # [B, m, e]
+    absorbed = jnp.where(absorbs, index.absorbed[:, None, :], 0)
+    tokens = jnp.concatenate([index.group_keep[:, :, None], absorbed], axis=2)
+    taken = jnp.pad(absorbs, ((0, 0), (0, 0), (1, 0)), constant_values=True)
+    factor = jnp.where(taken, gather_rows(weight, tokens), 0)
     if total is not None:
-        factor = factor / gather_rows(total, lists.groups)[:, :, None]
+        factor = factor / gather_rows(total, index.groups)[:, :, None]
     rows = gather_rows(x, tokens + prefix).astype(jnp.float32)
     return jnp.sum(rows * factor[..., None], axis=2)
 
@@ -221,8 +221,8 @@ def _last_and_any(values, flags):
     return jax.lax.reduce((values, flags), start, join, (values.ndim - 1,))
 
 
-def _move_forward(x, weight, total, lists, dest, mean):
-    moved = _move_by_lists(x, weight, total, lists, dest, mean)
+def _move_forward(x, weight, total, index, dest, mean):
+    moved = _move_by_index(x, weight, total, index, dest, mean)
     share = weight
     if total is not None:
         share = weight / gather_rows(total, jnp.maximum(dest, 0))
@@ -248,4 +248,4 @@ def _move_backward(mean, saved, gradient):
     return (rows * factor).astype(x.dtype), d_share, None, None, None
 
 
-_move_by_lists.defvjp(_move_forward, _move_backward)
+_move_by_index.defvjp(_move_forward, _move_backward)

@@ -1,7 +1,7 @@
-"""Which tokens? The deciders that several methods use.
+"""Reducers that several methods use: which tokens stay, and which are merged.
 
-A reducer sees image tokens only and returns an `Assignment`; the counts are given.
-`needs` says what attention must compute for it.
+A reducer chooses tokens, as many as it is given counts for: it reads `Taps` and returns
+an `Assignment` (or a `Mixing`, or in masked training a `Masking`).
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from imagepiece_jax.reduction.ops import (
 from imagepiece_jax.reduction.tokens import (
     DROPPED,
     Assignment,
-    Lists,
+    SlotIndex,
     TokenState,
     compose,
 )
@@ -36,12 +36,40 @@ from imagepiece_jax.reduction.tokens import (
 METRICS = ("key", "query", "value", "token")  # what a reducer may compare
 
 
+class Reducer:
+    """Base of all reducers: frozen dataclasses, or Flax modules where they learn.
+
+    Called as reducer(taps, counts, train).
+    """
+
+    # What attention computes for it: "cls_attn", "attn_columns", "metric"; "rng": keys.
+    needs: ClassVar[frozenset[str]] = frozenset()
+    # What is compared, one of METRICS, where it needs a metric.
+    metric = None
+    # The fused kernel that decides alike, if any; `fused` calls it.
+    kernel = None
+
+    def extra_macs(self, n_in: int, embed_dim: int, num_heads: int) -> int:
+        """MACs of its own, for `n_in` image tokens."""
+        return 0
+
+    def check_grid(self, grid: tuple[int, int] | None):
+        """InputError for a grid (height, width) of patches that does not suit it.
+
+        None: a former reduction left no grid.
+        """
+
+    def fused(self, query, key, state, counts, prop_attn=False):
+        """(state, Assignment) by its kernel: attention scores, decision and move."""
+        raise NotImplementedError
+
+
 def keep_highest(score, n_out):
     """Assignment that keeps the `n_out` highest scores, in spatial order. [B, n]."""
     place = place_among(rank(score) < n_out)
     return Assignment(
         dest=jnp.maximum(place, DROPPED),
-        lists=Lists.without_joiners(invert(place, n_out)),
+        index=SlotIndex.of_kept(invert(place, n_out)),
         n_out=n_out,
         merged=0,
     )
@@ -73,31 +101,35 @@ def find_partners(similarity, tokens):
     return best, code & 0xFFFF
 
 
-def merge_in_place(joiners, partners, counts):
-    """Assignment in which `joiners` go to their partners and all others keep order.
+def merge_in_place(absorbed, partners, counts):
+    """Assignment in which `absorbed` go to their partners and all others keep order.
 
-    joiners, partners: [B, r], distinct tokens that leave, and tokens that stay.
+    absorbed, partners: [B, r], distinct tokens that leave, and tokens that stay.
     """
     index = jnp.arange(counts.n_in, dtype=jnp.int32)[None]
 
-    def before(tokens):  # which of the joiners stand before each of them
-        return (joiners[:, None, :] < tokens[:, :, None]).astype(jnp.int32)
+    def before(tokens):  # which of the absorbed stand before each of them
+        return (absorbed[:, None, :] < tokens[:, :, None]).astype(jnp.int32)
 
-    behind, ahead = sums((before(partners), before(joiners)), axis=2)
-    slots, followed = partners - behind, joiners - ahead
-    leaves = joiners[:, None, :] == index[:, :, None]
-    joined = jnp.max(jnp.where(leaves, slots[:, None, :], DROPPED), axis=-1)
+    behind, ahead = sums((before(partners), before(absorbed)), axis=2)
+    target, followed = partners - behind, absorbed - ahead
+    leaves = absorbed[:, None, :] == index[:, :, None]
+    joined = jnp.max(jnp.where(leaves, target[:, None, :], DROPPED), axis=-1)
     stays = index - jnp.sum(before(index), axis=-1)
     place = jnp.arange(counts.n_out, dtype=jnp.int32)[None]
     skipped = followed[:, None, :] <= place[:, :, None]
-    owner = place + jnp.sum(skipped, axis=-1, dtype=jnp.int32)
+    keep = place + jnp.sum(skipped, axis=-1, dtype=jnp.int32)
     return Assignment(
         dest=jnp.where(joined == DROPPED, stays, joined),
-        lists=Lists(
-            owner=owner, joiners=joiners, slots=slots, groups=slots, heads=partners
+        index=SlotIndex(
+            keep=keep,
+            absorbed=absorbed,
+            target=target,
+            groups=target,
+            group_keep=partners,
         ),
         n_out=counts.n_out,
-        merged=joiners.shape[1],
+        merged=absorbed.shape[1],
     )
 
 
@@ -110,7 +142,7 @@ def after_kernel(state, moved, counts, merged):
 
 
 @dataclasses.dataclass(frozen=True)
-class TopK:
+class TopK(Reducer):
     """Keep the tokens the class token attends to most, in spatial order.
 
     fuse: the last of the `n_out` tokens is the attention-weighted sum of the dropped
@@ -147,15 +179,15 @@ class TopK:
 
 
 @dataclasses.dataclass(frozen=True)
-class Retokenize:
+class Retokenize(Reducer):
     """Merge inattentive tokens with their most similar partners (ImagePiece, step II).
 
-    The `candidates` least attended tokens, ordered by class attention, are dealt to two
-    sides in turn; the tokens of side A whose best partner on side B is most similar are
-    merged into it, at its place. All other tokens keep their order.
+    The `candidates` least attended tokens, ordered by class attention, alternate
+    between two sides; the tokens of side A whose best partner on side B is most similar
+    are merged into it, at its place. All other tokens keep their order.
 
-    order: "descending" deals the most attended candidate first; parity: which of the
-    two dealt first is side A; metric: what is compared ("key", "query", "value",
+    order: "descending" starts with the most attended candidate; parity: which of the
+    first two is on side A; metric: what is compared ("key", "query", "value",
     "token"); size_weighting: a merged token is the mean over patches, else over tokens.
     """
 
@@ -178,8 +210,8 @@ class Retokenize:
         candidates = invert(rank(score), n - b + place)  # [B, b]
         similarity = cosine_within(gather_rows(metric, candidates))[:, :first, first:]
         best, partner = find_partners(similarity, candidates[:, first:])
-        joiners, partners = pick(rank(best), r, candidates[:, :first], partner)
-        result = merge_in_place(joiners, partners, counts)
+        absorbed, partners = pick(rank(best), r, candidates[:, :first], partner)
+        result = merge_in_place(absorbed, partners, counts)
         if self.size_weighting:
             return result
         return result.replace(weight=jnp.ones_like(taps.size))
@@ -213,7 +245,7 @@ class Retokenize:
 
 
 @dataclasses.dataclass(frozen=True)
-class Bipartite:
+class Bipartite(Reducer):
     """Merge the most similar pairs between every other token and the rest (ToMe).
 
     Of all tokens, prefix included, those at even positions are side A, the others side
@@ -251,12 +283,16 @@ class Bipartite:
             for side in (sources, targets)
         )
         sides = (jnp.where(leaves, slot_of, place), rest + targets // 2)
-        joiners, heads, slots = pick(order, merges, sources, partner, slot_of)
-        owner = jnp.concatenate([first + 2 * staying, targets], axis=1)
+        absorbed, partner, target = pick(order, merges, sources, partner, slot_of)
+        keep = jnp.concatenate([first + 2 * staying, targets], axis=1)
         return Assignment(
             dest=_alternate(*(sides[::-1] if first else sides)),
-            lists=Lists(
-                owner=owner, joiners=joiners, slots=slots, groups=slots, heads=heads
+            index=SlotIndex(
+                keep=keep,
+                absorbed=absorbed,
+                target=target,
+                groups=target,
+                group_keep=partner,
             ),
             n_out=counts.n_out,
             merged=merges,

@@ -1,4 +1,4 @@
-"""What is a token, and where did each one go? The types that all rooms share."""
+"""Token states, what reducers read and return, and the map from patches to tokens."""
 
 import chex
 import jax
@@ -16,7 +16,7 @@ class TokenState:
 
     x: [B, prefix + n, D]; size: [B, prefix + n] float32, patches behind each token;
     source: [B, n0] int32, image slot 0..n-1 that holds each patch, or DROPPED; None
-    when it is not traced, or can no longer be told; mask: [B, n] float, 1 for image
+    when it is not traced, or no longer defined; mask: [B, n] float, 1 for image
     tokens that are live, 0 for those removed in all but shape (masked training only);
     grid: (height, width) of the patches, None after the first reduction.
     """
@@ -31,7 +31,7 @@ class TokenState:
 
 @struct.dataclass
 class Taps:
-    """What a block can tell a reducer, about image tokens only.
+    """What a reducer can read of a block, image tokens only.
 
     x: [B, n, D] residual stream at the step's site; size: [B, n]; metric: [B, n, d]
     what is compared (mean over heads of key, query or value; or the token itself);
@@ -57,26 +57,26 @@ class Taps:
 
 
 @struct.dataclass
-class Lists:
-    """A slot map as lists, the form in which tokens are moved.
+class SlotIndex:
+    """A slot map as token indices, the form in which tokens are gathered.
 
-    owner: [B, n_out] a token of each slot; joiners: [B, e] the tokens that go to a slot
-    beside its owner, slots: [B, e] where each goes, or n_out for places that are left
-    over; groups: [B, m] every slot that is joined, in any order; it may name slots more
-    than once, and others; heads: [B, m] the owners of the groups.
+    keep: [B, n_out] one token of each slot; absorbed: [B, e] the tokens that go to a
+    slot beside the one that it keeps, target: [B, e] the slot of each, n_out for
+    padding; groups: [B, m] every slot that absorbs a token, in any order, repeated and
+    other slots allowed; group_keep: [B, m] the tokens that the groups keep.
     """
 
-    owner: Array
-    joiners: Array
-    slots: Array
+    keep: Array
+    absorbed: Array
+    target: Array
     groups: Array
-    heads: Array
+    group_keep: Array
 
     @classmethod
-    def without_joiners(cls, owner):
-        """Every slot has one token."""
-        none = jnp.zeros((owner.shape[0], 0), jnp.int32)
-        return cls(owner=owner, joiners=none, slots=none, groups=none, heads=none)
+    def of_kept(cls, keep):
+        """Every slot has one token. [B, n_out] -> SlotIndex."""
+        none = jnp.zeros((keep.shape[0], 0), jnp.int32)
+        return cls(keep, absorbed=none, target=none, groups=none, group_keep=none)
 
 
 @struct.dataclass
@@ -85,13 +85,13 @@ class Assignment:
 
     dest: [B, n] int32 in [0, n_out) or DROPPED, onto all slots; weight: [B, n] feature
     weights, None means size; mean: weighted mean of a slot's tokens, else weighted sum;
-    merged: at most so many slots have several sources (None: not known); lists: the
-    same map as `moving.lists_of` would make it, from a reducer that has it already.
+    merged: at most so many slots have several sources (None: unknown); index: the same
+    map as `apply.slot_index` computes it, from a reducer that has it already.
     """
 
     dest: Array
     weight: Array | None = None
-    lists: Lists | None = None
+    index: SlotIndex | None = None
     n_out: int = struct.field(pytree_node=False, default=0)
     mean: bool = struct.field(pytree_node=False, default=True)
     merged: int | None = struct.field(pytree_node=False, default=None)

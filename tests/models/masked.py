@@ -1,13 +1,13 @@
 """Tiny models in masked training, and what becomes of them if masks become real."""
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from imagepiece_jax.models import vit
 from imagepiece_jax.reduction import schedule
+from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.rules import Fixed
 from imagepiece_jax.reduction.schedule import Step
 from imagepiece_jax.reduction.tokens import DROPPED, Assignment
@@ -27,11 +27,10 @@ def train(model):
 
 
 @dataclasses.dataclass(frozen=True)
-class Keep:
+class Keep(Reducer):
     """Drops all tokens but those named, in every image alike."""
 
     tokens: tuple[int, ...]
-    needs: ClassVar[frozenset[str]] = frozenset()
 
     def __call__(self, taps, counts, train=False):
         dest = [

@@ -13,14 +13,14 @@ from flax import linen as nn
 
 from imagepiece_jax.reduction import token_selector
 from imagepiece_jax.reduction.methods.method import Group, Method
-from imagepiece_jax.reduction.reducers import keep_highest
+from imagepiece_jax.reduction.reducers import Reducer, keep_highest
 from imagepiece_jax.reduction.rules import KeepInitial, initial_shares
 from imagepiece_jax.reduction.schedule import Step
 from imagepiece_jax.reduction.tokens import Masking
 from imagepiece_jax.reduction.validate import blocks, rate, weight
 
 
-class KeepPredictor(nn.Module):
+class KeepPredictor(nn.Module, Reducer):
     """Keep what a learned score ranks highest; in a masked plan, mask a random draw."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"rng"})

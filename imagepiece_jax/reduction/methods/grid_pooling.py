@@ -1,12 +1,12 @@
 """Grid pooling: average neighbours once, without looking at what they show."""
 
 import dataclasses
-from typing import ClassVar
 
 import jax.numpy as jnp
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.methods.method import Method
+from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.rules import Fixed
 from imagepiece_jax.reduction.schedule import Step
 from imagepiece_jax.reduction.tokens import Assignment
@@ -14,7 +14,7 @@ from imagepiece_jax.reduction.validate import count
 
 
 @dataclasses.dataclass(frozen=True)
-class Cells:
+class Cells(Reducer):
     """Average the tokens of each cell of a `size` x `size` grid, row by row.
 
     Row i of `height` goes to row i * size // height of the cells, columns likewise: the
@@ -22,7 +22,6 @@ class Cells:
     """
 
     size: int
-    needs: ClassVar[frozenset[str]] = frozenset()
 
     def check_grid(self, grid):
         """InputError unless `grid` (height, width) of patches is there, and holds

@@ -15,14 +15,14 @@ from flax import linen as nn
 from imagepiece_jax.reduction import token_selector
 from imagepiece_jax.reduction.methods.dynamicvit import KeepPredictor, LearnedSelection
 from imagepiece_jax.reduction.methods.imagepiece import ImagePiece
-from imagepiece_jax.reduction.reducers import keep_highest
+from imagepiece_jax.reduction.reducers import Reducer, keep_highest
 from imagepiece_jax.reduction.rules import Keep
 from imagepiece_jax.reduction.schedule import Step, build
 from imagepiece_jax.reduction.tokens import Masking
 from imagepiece_jax.reduction.validate import choice
 
 
-class NoisyTopK(nn.Module):
+class NoisyTopK(nn.Module, Reducer):
     """Keep what a learned score ranks highest, in training after Gumbel noise.
 
     There a kept token is multiplied by a factor that is 1 and has the gradient of its

@@ -6,14 +6,14 @@ from typing import ClassVar
 import jax
 
 from imagepiece_jax.reduction.methods.method import Method
-from imagepiece_jax.reduction.reducers import keep_highest
+from imagepiece_jax.reduction.reducers import Reducer, keep_highest
 from imagepiece_jax.reduction.rules import Keep
 from imagepiece_jax.reduction.schedule import Step
 from imagepiece_jax.reduction.validate import blocks, rate
 
 
 @dataclasses.dataclass(frozen=True)
-class Draw:
+class Draw(Reducer):
     """Keep `n_out` tokens drawn uniformly without replacement, in spatial order.
 
     The draw of an image is a function of its key: of seed, step (or image) and block.

@@ -16,7 +16,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import token_selector
 from imagepiece_jax.reduction.methods.dynamicvit import LearnedSelection
 from imagepiece_jax.reduction.ops import rank
-from imagepiece_jax.reduction.reducers import keep_and_sum
+from imagepiece_jax.reduction.reducers import Reducer, keep_and_sum
 from imagepiece_jax.reduction.rules import KeepInitial
 from imagepiece_jax.reduction.schedule import Step
 from imagepiece_jax.reduction.tokens import Masking
@@ -29,7 +29,7 @@ from imagepiece_jax.reduction.validate import (
 )
 
 
-class Selector(nn.Module):
+class Selector(nn.Module, Reducer):
     """Keep what the heads score highest and pack the rest into one token, at the end.
 
     In a masked plan a random draw is masked and the package appended. share_heads: one

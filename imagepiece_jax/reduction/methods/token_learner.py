@@ -6,7 +6,6 @@ for tasks that need a value for every patch.
 
 import dataclasses
 import functools
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ from flax import linen as nn
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.methods.method import Method
+from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.rules import Fixed
 from imagepiece_jax.reduction.schedule import Step
 from imagepiece_jax.reduction.tokens import Mixing
@@ -43,7 +43,7 @@ class Scores(nn.Module):
         return nn.Dense(self.num_tokens, kernel_init=init, name="fc2")(x)
 
 
-class MlpLearner(nn.Module):
+class MlpLearner(nn.Module, Reducer):
     """Version 1.1: each new token is a weighted mean of all, wherever they stand.
 
     Its weights are the softmax, over the tokens, of its scores.
@@ -51,7 +51,6 @@ class MlpLearner(nn.Module):
 
     num_tokens: int
     bottleneck_dim: int = 64
-    needs: ClassVar[frozenset[str]] = frozenset()
 
     @nn.compact
     def __call__(self, taps, counts, train=False):
@@ -65,7 +64,7 @@ class MlpLearner(nn.Module):
         return n_in * (scores + self.num_tokens * embed_dim)
 
 
-class ConvLearner(nn.Module):
+class ConvLearner(nn.Module, Reducer):
     """Version 1.0: weights are sigmoids of four 3 x 3 convolutions over the grid.
 
     pooling: new tokens are weighted sums ("sum") of the tokens, or these divided by the
@@ -74,7 +73,6 @@ class ConvLearner(nn.Module):
 
     num_tokens: int
     pooling: str = "sum"
-    needs: ClassVar[frozenset[str]] = frozenset()
 
     def check_grid(self, grid):
         """InputError unless `grid` (height, width) of tokens is there, and square."""

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.ops import count_before, rank
+from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.rules import KeepInitial, initial_shares
 from imagepiece_jax.reduction.schedule import Step
 from imagepiece_jax.reduction.tokens import DROPPED, Assignment
@@ -31,7 +32,7 @@ def squared_distances(x):
 
 
 @dataclasses.dataclass(frozen=True)
-class Clustering:
+class Clustering(Reducer):
     """What both algorithms share: they start from the most significant tokens.
 
     score: significance is the attention that a token receives in the block before, over
