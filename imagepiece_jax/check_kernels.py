@@ -1,7 +1,7 @@
 """Comparison of the fused reductions with the plain ones on this device.
 
 python -m imagepiece_jax.check_kernels
-python -m imagepiece_jax.check_kernels --config configs/deit_ti_imagepiece.py \\
+python -m imagepiece_jax.check_kernels --config configs/deit_s_imagepiece.py:deit_ti \\
     --weights FILE --data folder:PATH
 
 Inputs are random queries, keys and tokens; with --weights also those of a model, at

@@ -5,7 +5,6 @@ mistake in a file or an override is an InputError of one sentence.
 """
 
 import ast
-import contextlib
 import difflib
 import importlib.util
 import math
@@ -40,9 +39,10 @@ def load(path: str | os.PathLike) -> ConfigDict:
     if not file.is_file() or file.suffix != ".py":
         raise InputError(_no_such_file(file))
     file = file.resolve()
-    with _one_sentence(file), _importable(file.parent.parent):
-        spec = importlib.util.spec_from_file_location("config", file)
-        module = importlib.util.module_from_spec(spec)
+    spec = importlib.util.spec_from_file_location("config", file)
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(file.parent.parent))  # before anything else named configs
+    try:
         spec.loader.exec_module(module)
         if not hasattr(module, "get_config"):
             raise InputError(
@@ -50,6 +50,12 @@ def load(path: str | os.PathLike) -> ConfigDict:
                 "configs/deit_s.py for what a config file is"
             )
         config = module.get_config(*[argument] if argument else [])
+    except InputError:
+        raise
+    except Exception as error:  # a config file is a program: it can raise anything
+        raise InputError(f"config file {_where(error, file)}") from error
+    finally:
+        sys.path.remove(str(file.parent.parent))
     if not isinstance(config, ConfigDict):
         raise InputError(
             f"get_config() of config file {file} returns {type(config).__name__}; "
@@ -81,15 +87,12 @@ def override(config: ConfigDict, field: str, text: str | None):
         raise InputError(_no_such_field(config, field))
     kind = group.get_type(leaf)
     if issubclass(kind, ConfigDict):
-        listed = ", ".join(group[leaf])
-        raise InputError(
-            f"config.{field} is a group of fields; set one of them: {listed}"
-        )
+        found = f"a group of fields; set one of them: {', '.join(group[leaf])}"
+        raise InputError(f"config.{field} is {found}")
     if kind not in _KINDS:
-        raise InputError(
-            f"config.{field} is of type {kind.__name__}; the command line sets "
-            f"{', '.join(known.__name__ for known in _KINDS)}"
-        )
+        known = ", ".join(known.__name__ for known in _KINDS)
+        found = f"of type {kind.__name__}; the command line sets {known}"
+        raise InputError(f"config.{field} is {found}")
     parse, allowed = _KINDS[kind]
     if text is None and kind is not bool:
         raise InputError(f"config.{field} has no value; allowed are {allowed}")
@@ -184,37 +187,19 @@ def _fields(config, prefix=""):
             yield prefix + name
 
 
-@contextlib.contextmanager
-def _importable(folder):
-    """Import from `folder` before anything else of the same name."""
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder))
-
-
-@contextlib.contextmanager
-def _one_sentence(file):
-    """Turn whatever a config file raises into an InputError with its line."""
-    try:
-        yield
-    except InputError:
-        raise
-    except SyntaxError as error:
-        raise InputError(
-            f"config file {error.filename}, line {error.lineno}: {error.msg}"
-        ) from error
-    except Exception as error:  # a config file is a program: it can raise anything
-        frames = traceback.extract_tb(error.__traceback__)
-        ours = [f for f in frames if pathlib.Path(f.filename).parent == file.parent]
-        where = f"{ours[-1].filename}, line {ours[-1].lineno}" if ours else file
-        kind = type(error).__name__
-        while error.args and isinstance(error.args[0], Exception):
-            error = error.args[0]  # ConfigDict: AttributeError(KeyError(...))
-        text = str(error.args[0]) if error.args else "no reason given"
-        # ConfigDict lists all fields, over many lines, before its "Did you mean".
-        first = text.partition(". Other fields present")[0].partition("\n")[0]
-        last = text.rpartition("\n")[2]
-        hint = f"; {last}" if last.startswith("Did you mean") else ""
-        raise InputError(f"config file {where}: {kind}: {first}{hint}") from error
+def _where(error, file):
+    """Return "FILE, line N: ..." in one line for what a config file raised."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}, line {error.lineno}: {error.msg}"
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [f for f in frames if pathlib.Path(f.filename).parent == file.parent]
+    where = f"{ours[-1].filename}, line {ours[-1].lineno}" if ours else file
+    kind = type(error).__name__
+    while error.args and isinstance(error.args[0], Exception):
+        error = error.args[0]  # ConfigDict: AttributeError(KeyError(...))
+    text = str(error.args[0]) if error.args else "no reason given"
+    # ConfigDict lists all fields, over many lines, before its "Did you mean".
+    first = text.partition(". Other fields present")[0].partition("\n")[0]
+    last = text.rpartition("\n")[2]
+    hint = f"; {last}" if last.startswith("Did you mean") else ""
+    return f"{where}: {kind}: {first}{hint}"

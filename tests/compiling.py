@@ -9,5 +9,5 @@ if tuple(map(int, metadata.version("jaxlib").split(".")[:2])) < (0, 11):
     QUICK += " --xla_cpu_parallel_codegen_split_count=1"
 
 # Compiler options that a CPU accepts and that change nothing: with them in
-# models.compiler.OPTIONS["cpu"], programs are compiled as they are on a GPU.
+# xla_options.OPTIONS["cpu"], programs are compiled as they are on a GPU.
 HARMLESS = {"xla_embed_ir_in_executable": False}

@@ -1,6 +1,6 @@
 """Images as a model was trained with them, from every command and the API.
 
-The model tells classes by color alone and its weights leave no tie, so that another
+The model classifies by color alone and its weights leave no tie, so that another
 mean or deviation changes what it says. What is expected is computed in NumPy.
 """
 

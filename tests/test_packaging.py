@@ -2,7 +2,6 @@
 
 import ast
 import importlib.metadata
-import pathlib
 import re
 import shutil
 import subprocess
@@ -10,8 +9,16 @@ import sys
 import tomllib
 import zipfile
 
+import numpy as np
 import pytest
+import yaml
 
+import imagepiece_jax
+from imagepiece_jax import config_files
+from imagepiece_jax.models import convert, registry, summary
+from tests import compiling
+from tests.command import start
+from tests.models import tiny
 from tests.runs import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -26,6 +33,7 @@ INSTALLED_AS = {
     "orbax": "orbax-checkpoint",
     "sklearn": "scikit-learn",
     "tensorflow_datasets": "tensorflow-datasets",
+    "yaml": "pyyaml",
 }
 # Needed by what we import, which does not say so itself.
 NOT_IMPORTED = {"flatbuffers", "importlib_resources"}
@@ -92,33 +100,103 @@ def test_python_versions_are_those_of_the_makefile():
     assert "(3, 11) <= sys.version_info < (3, 14)" in (ROOT / "Makefile").read_text()
 
 
-@pytest.mark.slow
-def test_the_package_can_be_built_and_is_whole(tmp_path):
-    """From a copy, because building writes into the source folder."""
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """A wheel, built from a copy because building writes into the source folder."""
+    folder = tmp_path_factory.mktemp("source")
     for name in ("pyproject.toml", "README.md", "requirements.txt"):
-        shutil.copy(ROOT / name, tmp_path)
-    shutil.copytree(
-        ROOT / "imagepiece_jax",
-        tmp_path / "imagepiece_jax",
-        ignore=shutil.ignore_patterns("__pycache__"),
-    )
+        shutil.copy(ROOT / name, folder)
+    for name in ("imagepiece_jax", "configs"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet"]
     done = subprocess.run(
-        [*command, "--wheel-dir", tmp_path / "wheels", tmp_path],
+        [*command, "--wheel-dir", folder / "wheels", folder],
         capture_output=True,
         text=True,
     )
     if "No matching distribution found for setuptools" in done.stderr:
         pytest.skip("building needs setuptools from a package index; there is none")
     assert done.returncode == 0, done.stderr
-    (wheel,) = (tmp_path / "wheels").glob("*.whl")
+    (wheel,) = (folder / "wheels").glob("*.whl")
+    return wheel
+
+
+@pytest.mark.slow
+def test_the_wheel_is_whole(wheel):
     with zipfile.ZipFile(wheel) as archive:
         inside = {name for name in archive.namelist() if name.endswith(SOURCES)}
         (metadata,) = (n for n in archive.namelist() if n.endswith("/METADATA"))
         lines = archive.read(metadata).decode().splitlines()
-    files = (ROOT / "imagepiece_jax").rglob("*")
-    files = (file for file in files if file.name.endswith(SOURCES))
-    assert inside == {str(pathlib.Path(file).relative_to(ROOT)) for file in files}
-    assert f"Version: {PROJECT['version']}" in lines
+    files = [f for f in (ROOT / "imagepiece_jax").rglob("*") if f.suffix in SOURCES]
+    configs = {f"imagepiece_jax/configs/{f.name}" for f in ROOT.glob("configs/*.py")}
+    assert inside == {str(file.relative_to(ROOT)) for file in files} | configs
+    assert f"Version: {imagepiece_jax.__version__}" in lines
     needed = [name_of(x[15:]) for x in lines if x.startswith("Requires-Dist: ")]
     assert {name_of(line) for line in requirements("requirements.txt")} <= set(needed)
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_works_in_an_empty_folder(wheel, tmp_path):
+    """Commands that read configs find the wheel's copy: a search and a description."""
+    site, folder = tmp_path / "site", tmp_path / "empty"
+    folder.mkdir()
+    install = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
+    ended = start(*install, "--target", site, wheel)
+    assert ended.status == 0, ended.err
+    fields = {"patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 1}
+    model = registry.create_model(
+        "vit_mini", image_size=16, num_classes=10, mlp_ratio=1.0, **fields
+    )
+    variables = tiny.fill(summary.shapes(model, 16), 0)
+    np.savez(folder / "w.npz", **convert.to_timm(variables))
+
+    def run(command, *words):
+        ended = start(
+            *("-m", f"imagepiece_jax.{command}", *words),
+            cwd=folder,
+            PYTHONPATH=str(site),
+            XLA_FLAGS=compiling.QUICK,
+        )
+        assert ended.status == 0, ended.err
+        return ended.out
+
+    described = run("describe", "--config=configs/deit_s_evit.py:deit_ti")
+    assert "0.8121 GMACs an image" in described
+    words = ["--weights=w.npz", "--data=digits", "--resize=none", "--subset=16"]
+    words += ["--candidates=1", "--budget=0.6", "--nospeed", "--dtype=float32"]
+    run("experiments", "search", *words)
+    (winner,) = (folder / "runs" / "experiments").glob("search_*.py")
+    assert config_files.load(winner).model.embed_dim == 64
+
+
+def test_one_version():
+    """That of the package; what has a copy of it agrees."""
+    assert PROJECT["dynamic"] == ["dependencies", "version"]
+    version = imagepiece_jax.__version__
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {version}\n" in citation
+    assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_citation_names_the_paper():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["cff-version"] == "1.2.0" and citation["message"]
+    assert citation["authors"] == [{"name": "The imagepiece_jax authors"}]
+    assert citation["license"] == PROJECT["license"]
+    paper = citation["preferred-citation"]
+    assert paper["title"].startswith("ImagePiece") and len(paper["authors"]) == 5
+    assert paper["url"].endswith("2412.16491") and paper["year"] == 2025
+
+
+def test_pre_commit_hooks_run_here():
+    """Local hooks, whose commands are those of the environment."""
+    (repo,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert repo["repo"] == "local"
+    for hook in repo["hooks"]:
+        assert hook["language"] == "system"
+        command, *words = hook["entry"].split()
+        words = [word for word in words if word != "--fix"]
+        check = ["--check"] if words == ["format"] else []
+        ended = start("-m", command, *words, *check, "configs", "train.py")
+        assert ended.status == 0, ended

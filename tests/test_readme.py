@@ -1,4 +1,4 @@
-"""What the README shows works as it stands there."""
+"""What README and the pages of docs show works as it stands there."""
 
 import pathlib
 import re
@@ -7,24 +7,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
+from imagepiece_jax import config_files
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction import schedule
-from imagepiece_jax.training import run_dir
+from imagepiece_jax.training import from_config, run_dir
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README = ROOT / "README.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def block(start):
-    """The Python block that starts with `start`."""
-    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    return next(text for text in blocks if text.startswith(start))
+def block(page, start):
+    """The Python block of a page that starts with `start`."""
+    text = page.read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    return next(code for code in blocks if code.startswith(start))
+
+
+def test_readme_is_short():
+    assert len(README.read_text("utf-8").splitlines()) <= 200
 
 
 def test_the_new_method_keeps_the_tokens_of_largest_norm():
     space = {}
-    exec(compile(block("# imagepiece_jax/reduction/methods/"), "README", "exec"), space)
+    code = block(ROOT / "docs" / "methods.md", "# imagepiece_jax/reduction/methods/")
+    exec(compile(code, "docs/methods.md", "exec"), space)
     steps = space["NormTopK"](keep_rate=0.5, blocks=(1,)).steps(4)
     plan = schedule.build(4, 16, steps)
     assert [layer.mlp_tokens for layer in plan] == [17, 9, 9, 9]
@@ -35,31 +44,58 @@ def test_the_new_method_keeps_the_tokens_of_largest_norm():
     for kept, norm in zip(np.asarray(outputs.results[0].dest) >= 0, norms, strict=True):
         assert kept.sum() == 8
         assert norm[kept].min() > norm[~kept].max()
+    # README shows the class alone.
+    short = block(README, "@dataclasses.dataclass(frozen=True)\nclass NormTopK(Method)")
+    exec(compile(short, "README.md", "exec"), space)
+    assert len(space["NormTopK"](keep_rate=0.5, blocks=(1, 2)).steps(4)) == 2
 
 
-def test_every_command_names_files_that_exist():
-    for name in re.findall(r"configs/\w+\.py", README):
-        assert (ROOT / name).is_file(), name
-    for name in re.findall(r"python -m imagepiece_jax\.(\w+)", README):
-        found = [f"imagepiece_jax/{name}.py", f"imagepiece_jax/{name}/__main__.py"]
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_every_command_names_what_exists(page):
+    text = page.read_text(encoding="utf-8")
+    for name, size in re.findall(r"--config (configs/\w+\.py)(:\w+)?", text):
+        if name != "configs/deit_s_NAME.py":
+            config = config_files.load(f"{ROOT / name}{size}")
+            from_config.check(config)
+    for name in re.findall(r"(?<![\w/])configs/\w+\.py", text):
+        if "NAME" not in name and "norm_top_k" not in name:
+            assert (ROOT / name).is_file(), name
+    for package, name in re.findall(
+        r"python -m (imagepiece_jax|tools)\.([\w.]+)", text
+    ):
+        path = f"{package}/{name.rstrip('.').replace('.', '/')}"
+        found = [f"{path}.py", f"{path}/__main__.py"]
         assert any((ROOT / file).is_file() for file in found), name
-    for target in re.findall(r"^make (\w+)", README, flags=re.MULTILINE):
+    for target in re.findall(r"^make (\w+)", text, flags=re.MULTILINE):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for link in re.findall(r"\]\(([\w./-]+)(?:#[\w-]+)?\)", text):
+        assert (page.parent / link).exists(), link
 
 
 def test_fields_that_may_change_are_those_it_lists():
-    listed = README.split("these fields may differ:")[1].split(". Anything")[0]
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    listed = text.split("these fields may differ:")[1].split(". Anything")[0]
     assert set(re.findall(r"`([\w.]+)`", listed)) == set(run_dir.MAY_CHANGE)
 
 
-def test_python_example_runs(tmp_path, monkeypatch, assets):
-    """With the public weights in the folder where the reader stands."""
+@pytest.fixture
+def folder(tmp_path, monkeypatch, assets):
+    """Public weights and two photographs in the folder where the reader stands."""
     weights = assets / "weights" / "deit_tiny_patch16_224.pth"
     (tmp_path / weights.name).symlink_to(weights)
+    for name in ("cat.jpg", "dog.jpg"):
+        Image.new("RGB", (300, 200), "gray").save(tmp_path / name)
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("page", [README, ROOT / "docs" / "inference.md"])
+def test_python_examples_run(folder, page, capsys):
     space = {}
-    code = compile(block("import imagepiece_jax\n"), "README", "exec")
+    code = compile(block(page, "import imagepiece_jax\n"), page.name, "exec")
     with pytest.warns(UserWarning, match="ImageNet's mean and standard deviation"):
         exec(code, space)
-    assert space["logits"].shape == (8, 1000)
-    assert bool(jnp.isfinite(space["logits"]).all())
+    if page is README:
+        assert capsys.readouterr().out.count("Prediction(") >= 2
+    else:
+        assert space["logits"].shape == (8, 1000)
+        assert bool(jnp.isfinite(space["logits"]).all())

@@ -2,7 +2,7 @@
 
 python -m imagepiece_jax.evaluate --weights WORKDIR
 python -m imagepiece_jax.evaluate --weights FILE --data folder:PATH \\
-    --config configs/deit_ti_imagepiece.py
+    --config configs/deit_s_imagepiece.py:deit_ti
 
 A run determines model and data, a file its sizes: --config is for the reduction of a
 file, and must agree with the weights. Without it --config.FIELD=VALUE changes what they

@@ -157,7 +157,7 @@ def test_accuracy_on_a_thousand_images_is_timms(assets, tmp_path):
     """84.9 and 97.3, measured with timm; by the evaluate command, compiled in full."""
     data, out = assets / "data/nips2017_224_jpg/labels.csv", tmp_path / "out.json"
     ended = start(
-        *("-m", "imagepiece_jax.evaluate", "--config", "configs/deit_ti.py"),
+        *("-m", "imagepiece_jax.evaluate", "--config", "configs/deit_s.py:deit_ti"),
         *("--weights", assets / f"{WEIGHTS}.npz", "--data", f"csv:{data}"),
         *("--resize", "none", "--json", out, "--config.model.dtype=float32"),
         *("--config.eval_batch_size=100", "--config.data.workers=0"),
