@@ -12,14 +12,14 @@ from configs import deit_s
 
 
 def get_config(size="deit_s"):
-    """Every block merges, sizes count in attention: trained as its authors did."""
+    """Every block merges, with proportional attention, trained as by its authors."""
     config = deit_s.get_config(size)
     config.reduction = tome()
     return config
 
 
 def tome():
-    """The fields of ToMe's recipe with the setting that the papers compare."""
+    """ToMe's fields with the setting that the papers compare."""
     fields = config_dict.ConfigDict()
     fields.name = "tome"
     fields.r = 13  # tokens that a block merges away; at most half of those it has
