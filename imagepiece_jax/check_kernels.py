@@ -22,6 +22,7 @@ from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.models import summary
 from imagepiece_jax.models.attention import class_attention
+from imagepiece_jax.models.reducer_inputs import reducer_inputs
 from imagepiece_jax.reduction import kernel_agreement
 from imagepiece_jax.reduction.kernels import fused
 from imagepiece_jax.training import from_config
@@ -94,36 +95,12 @@ def real_inputs(config, weights, data, dtype):
     @jax.jit
     def run(images):
         images = normalize(images, model.mean, model.std)
-        return _reducer_inputs(model, variables, images)
+        return reducer_inputs(model, variables, images)
 
     for batch in loader.eval_batches(source, transform, batch_size=64):
         kept = batch["mask"][0] > 0
         for arrays in run(batch["image"][0]):
             yield tuple(array[kept] for array in arrays)
-
-
-def _reducer_inputs(model, variables, images):
-    """Return [(query, key, x, size)] of blocks that reduce after their attention."""
-
-    def wanted(module, method):
-        projects = method == "__call__" and module.name in ("q", "k")
-        return projects or method == "attend"
-
-    outputs, seen = model.apply(
-        variables, images, capture_intermediates=wanted, mutable=["intermediates"]
-    )
-    reducing = [i for i, layer in enumerate(model.plan) if layer.counts]
-    found = []
-    for block, taps in zip(reducing, outputs.taps, strict=True):
-        if model.plan[block].step.site != "mid":
-            continue
-        inside = seen["intermediates"][f"blocks_{block}"]
-        (x, _), *_ = inside["attend"]
-        heads = (*x.shape[:2], model.num_heads, -1)
-        query, key = (inside["attn"][name]["__call__"][0] for name in "qk")
-        size = jax.numpy.pad(taps.size, ((0, 0), (1, 0)), constant_values=1.0)
-        found.append((query.reshape(heads), key.reshape(heads), x, size))
-    return found
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What should have come out? Slow NumPy truths, one image at a time, in float64.
+"""Slow NumPy oracles of reductions, one image at a time, in float64.
 
 Written from the papers' definitions with Python loops and sorts; nothing here is
 imported from the package, so a mistake cannot be on both sides of a comparison.
@@ -173,6 +173,6 @@ def cls_attention(q, k, size=None, num_prefix=1):
         logits = logits / math.sqrt(d)
         if size is not None:
             logits = logits + np.log(np.asarray(size, float))
-        odds = np.exp(logits - logits.max())
-        total += odds / odds.sum()
+        weights = np.exp(logits - logits.max())
+        total += weights / weights.sum()
     return (total / heads)[num_prefix:]

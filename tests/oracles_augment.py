@@ -1,4 +1,4 @@
-"""Photographs, and what augmentation must make of them: Pillow and slow NumPy.
+"""Photographs, and their augmentation by Pillow and slow NumPy.
 
 Nothing here shares code with what it checks; arguments are numbers worked out by hand.
 """
@@ -38,8 +38,8 @@ def at_nine(picture, name, sign):
         "TranslateY": (1, 0, 0, 0, 1, 0.405 * sign * height),
     }
     if name in moved:
-        grey = (124, 116, 104)
-        return picture.transform(picture.size, AFFINE, moved[name], BICUBIC, 1, grey)
+        gray = (124, 116, 104)
+        return picture.transform(picture.size, AFFINE, moved[name], BICUBIC, 1, gray)
     if name == "Rotate":
         return picture.rotate(27 * sign, BICUBIC, fillcolor=(124, 116, 104))
     if name in ("Color", "Contrast", "Brightness", "Sharpness"):

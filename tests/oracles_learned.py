@@ -1,4 +1,4 @@
-"""What should a learned reduction say? Slow NumPy truths, one image, in float64.
+"""Slow NumPy oracles of learned reductions, one image at a time, in float64.
 
 Written from the papers' definitions with loops over tokens and heads; nothing here is
 imported from the package. Parameters are nested dictionaries of arrays as Flax names

@@ -1,4 +1,4 @@
-"""What does ToMe merge? A slow truth, one image at a time, prefix tokens included.
+"""Slow oracle of ToMe, one image at a time, prefix tokens included.
 
 Written from the paper's definition with loops over pairs; nothing here is imported from
 the package.

@@ -10,7 +10,7 @@ TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 
 
 def photo(seed, width=60, height=48):
-    """A PIL image of smooth colours, which JPEG keeps well; another for every seed."""
+    """A PIL image of smooth colors, which JPEG keeps well; another for every seed."""
     small = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
     return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
 

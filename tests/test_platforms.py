@@ -150,8 +150,10 @@ def test_shared_memory_is_that_of_the_card(registered, capability, fits):
     """163 KiB on an A100, 99 KiB on cards that are not named; 150 are needed."""
     key = jax.ShapeDtypeStruct((1, 577, 6, 64), "bfloat16")
     x = jax.ShapeDtypeStruct((1, 577, 384), "bfloat16")
-    told = fused.misfit("prune", key, x, platform="gpu", compute_capability=capability)
-    assert told == (
+    reason = fused.misfit(
+        "prune", key, x, platform="gpu", compute_capability=capability
+    )
+    assert reason == (
         None if fits else "at most 101376 bytes of shared memory an image, not 153600"
     )
 

@@ -72,7 +72,7 @@ def test_a_complete_set_is_left_alone(source, prepared):
     )
 
 
-def test_what_was_done_to_images_is_told(tmp_path):
+def test_changes_to_images_are_printed(tmp_path):
     train, val = tars.images(per_class=35)
     train["n01440764"]["n01440764_8.JPEG"] = b"torn"
     val["ILSVRC2012_val_00000002.JPEG"] = tars.encoded(tars.photo(0, 90, 70), "PNG")
@@ -86,7 +86,7 @@ def test_what_was_done_to_images_is_told(tmp_path):
     ]
 
 
-def test_progress_where_nobody_watches(source, tmp_path, monkeypatch):
+def test_progress_without_a_terminal(source, tmp_path, monkeypatch):
     monkeypatch.setattr(progress, "EVERY", 0)
     ended = call(prepare.main, *flags(source, tmp_path, "--processes", 0))
     *found, first, last = ended.err.splitlines()
@@ -95,7 +95,7 @@ def test_progress_where_nobody_watches(source, tmp_path, monkeypatch):
     assert last.startswith("writing: 100%")
 
 
-def test_an_interrupted_run_says_how_to_go_on(source, tmp_path, monkeypatch):
+def test_an_interrupted_run_says_how_to_resume(source, tmp_path, monkeypatch):
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
@@ -106,7 +106,7 @@ def test_an_interrupted_run_says_how_to_go_on(source, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "words, said",
+    "words, message",
     [
         (["--dir", "x"], "--source is missing: folder of the ILSVRC2012 tars"),
         (["--source", "x"], "--dir is missing: where the data set goes"),
@@ -122,7 +122,7 @@ def test_an_interrupted_run_says_how_to_go_on(source, tmp_path, monkeypatch):
         (flags("y", "x", "--short_site", 64), "--short_site is not a flag; did you me"),
     ],
 )
-def test_mistakes(tmp_path, monkeypatch, words, said):
+def test_mistakes(tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
-    assert sentence(call(prepare.main, *words)).startswith(said)
+    assert sentence(call(prepare.main, *words)).startswith(message)

@@ -32,6 +32,10 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from imagepiece_jax import cli, config_files  # noqa: E402
+from imagepiece_jax.benchmark.input_pipelines import (  # noqa: E402
+    process_tree,
+    proportional_memory,
+)
 from imagepiece_jax.common.files import make_folder  # noqa: E402
 from imagepiece_jax.errors import InputError, RunError  # noqa: E402
 
@@ -197,7 +201,7 @@ def growth(config, count):
     with contextlib.closing(_batches(config, source, first)) as batches:
         for number, _ in enumerate(itertools.islice(batches, count), start=1):
             if number % (count // 10) == 0:
-                held.append({pid: _held(pid) for pid in _processes()})
+                held.append({pid: _held(pid) for pid in process_tree()})
                 print(f"batch {number:,}", file=sys.stderr, flush=True)
     seconds = time.perf_counter() - began
     return {"held": held, "rate": count * SMALL_BATCH / seconds}
@@ -207,7 +211,7 @@ PARTS = {"start": start, "epoch_end": epoch_end, "rate": rate, "growth": growth}
 
 
 def _batches(config, source, step):
-    """The batches from `step` on as `training.loop` asks for them."""
+    """The batches from `step` on as a run reads them."""
     from imagepiece_jax.data import loader
     from imagepiece_jax.training import from_config
 
@@ -225,21 +229,10 @@ def _batches(config, source, step):
     )
 
 
-def _processes():
-    """This process first, then all below it."""
-    found = [os.getpid()]
-    for pid in found:
-        for path in pathlib.Path(f"/proc/{pid}/task").glob("*/children"):
-            found += map(int, path.read_text().split())
-    return found
-
-
 def _held(pid):
     """MB of memory, shared pages counted in proportion, descriptors and threads."""
-    process = pathlib.Path(f"/proc/{pid}")
-    pss = re.search(r"^Pss: +(\d+)", (process / "smaps_rollup").read_text(), re.M)[1]
-    counts = {of: len(os.listdir(process / of)) for of in HELD if of != "pss"}
-    return {"pss": int(pss) / 1000} | counts
+    counts = {of: len(os.listdir(f"/proc/{pid}/{of}")) for of in HELD if of != "pss"}
+    return {"pss": proportional_memory(pid)} | counts
 
 
 def measure(folder):
@@ -260,8 +253,8 @@ def measure(folder):
     for key, name, text, goal in _lines():
         values = [column[key] for column in columns.values()]
         met &= goal is None or max(values) <= goal
-        said = "" if goal is None else f"≤ {text.format(goal)}"
-        rows.append([name, said, *map(text.format, values)])
+        wanted = "" if goal is None else f"≤ {text.format(goal)}"
+        rows.append([name, wanted, *map(text.format, values)])
     for row in rows:
         print(f"| {' | '.join(row)} |")
     return 0 if met else RunError.status

@@ -1,10 +1,10 @@
-"""How many images a second does one core of this host make ready, and do all of them?
+"""Benchmark of the input: images a second of one core, and of the loader.
 
 python -m imagepiece_jax.benchmark.input --data folder:PATH
 
-Each way of reading takes its turn over the same files with one core and one thread;
-images/s are per second of that core's time, so that other work on the machine does not
-count. The ways are what PyTorch users have (Pillow: decode, random resized crop, flip,
+Input pipelines take turns over the same files with one core and one thread; images/s
+are per second of that core's time, so that other work on the machine does not count.
+They are what PyTorch users have (Pillow: decode, random resized crop, flip,
 RandAugment; timm's own code too where it is installed) and ours, which leaves the
 augmentation to the device. The files are the data set's and a temporary copy at short
 side 256, as `python -m imagepiece_jax.prepare --short_side 256` makes it.
@@ -18,13 +18,12 @@ import pathlib
 import re
 import tempfile
 
-import numpy as np
 from absl import flags
 
 from imagepiece_jax import cli
-from imagepiece_jax.benchmark import input_ways
+from imagepiece_jax.benchmark import input_pipelines
 from imagepiece_jax.common.files import check_writable, replace_file
-from imagepiece_jax.data import sources, transforms
+from imagepiece_jax.data import sources
 from imagepiece_jax.errors import InputError
 
 DATA = flags.DEFINE_string("data", None, "folder:PATH, csv:FILE or imagenet2012")
@@ -33,7 +32,7 @@ IMAGES = flags.DEFINE_integer(
     "images", None, "so many, spread over the set; default: 200", 1, allow_override=True
 )
 ROUNDS = flags.DEFINE_integer(
-    "rounds", 5, "turns of every way: their median is told", 1
+    "rounds", 5, "turns of every pipeline: their median counts", 1
 )
 SIZE = flags.DEFINE_integer("image_size", 224, "pixels a side of a crop", 1)
 CANVAS = flags.DEFINE_integer("canvas", 384, "pixels a side for crops on the device", 1)
@@ -62,18 +61,22 @@ def main():
     source = sources.open_source(data, split, data_dir=DIR.value)
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        paths = input_ways.save(
-            source,
-            IMAGES.value or 200,
-            folder / "as they are",
-            size,
-            1000 * (kilobytes or 0),
-        )
-        small = input_ways.shrink(paths, folder / "short side", SHORT_SIDE)
-        sets = {"as they are": paths, f"short side {SHORT_SIDE}": small}
-        rows = _core(sets)
+        files, small = folder / "as they are", folder / "short side"
+        count, mean_bytes = IMAGES.value or 200, 1000 * (kilobytes or 0)
+        paths = input_pipelines.save(source, count, files, size, mean_bytes)
+        sets = {
+            "as they are": paths,
+            f"short side {SHORT_SIDE}": input_pipelines.shrink(
+                paths, small, SHORT_SIDE
+            ),
+        }
+        sizes = (SIZE.value, CANVAS.value, COPIES.value)
+        rows = input_pipelines.compare(sets, *sizes, ROUNDS.value)
         if SECONDS.value:
-            rows += _loader(sets)
+            readers = (WORKERS.value, THREADS.value)
+            rows += input_pipelines.compare_loader(
+                sets, *sizes, *readers, SECONDS.value
+            )
     if JSON.value:
         text = json.dumps(rows, indent=2) + "\n"
         replace_file(JSON.value, text)
@@ -87,57 +90,6 @@ def _resave(text):
         )
     width, height, kilobytes = map(int, found.groups())
     return (width, height), kilobytes
-
-
-def _core(sets):
-    """Print and return what one core does on each set of files."""
-    found = input_ways.ways(SIZE.value, CANVAS.value, COPIES.value)
-    rates = input_ways.rates(sets, found, ROUNDS.value)
-    base = np.array(next(iter(rates.values()))[input_ways.BASE])
-    rows = []
-    for files, paths in sets.items():
-        kilobytes = np.mean([os.path.getsize(path) for path in paths]) / 1000
-        print(
-            f"\nfiles {files}: {len(paths)} of {kilobytes:.0f} KB on average\n"
-            f"{'one core, images/s':50}{'median':>8}{'lowest':>8}{'highest':>8}  ratio"
-        )
-        for way, values in rates[files].items():
-            row = {"files": files, "kilobytes": kilobytes, "way": way}
-            row |= {"lowest": min(values), "highest": max(values)}
-            row |= {"median": np.median(values), "ratio": np.median(values / base)}
-            rows.append(row)
-            print(
-                f"{way:50}{row['median']:8,.0f}{row['lowest']:8,.0f}"
-                f"{row['highest']:8,.0f}  {row['ratio']:.2f}"
-            )
-    print(f"ratio: to {input_ways.BASE!r} on the files as they are, round by round")
-    return rows
-
-
-def _loader(sets):
-    """Print and return what the loader does with all its processes."""
-    rows = []
-    print(f"\nloader with {WORKERS.value} processes of {THREADS.value} threads")
-    for files, paths in sets.items():
-        for transform, repeats in (
-            (transforms.TrainTransform(SIZE.value), 1),
-            (transforms.TrainTransform(SIZE.value), COPIES.value),
-            (transforms.CanvasTransform(CANVAS.value), COPIES.value),
-        ):
-            rate, memory = input_ways.read_all(
-                paths,
-                transform,
-                repeats=repeats,
-                workers=WORKERS.value,
-                threads=THREADS.value,
-                seconds=SECONDS.value,
-            )
-            kind = type(transform).__name__
-            row = {"files": files, "way": f"loader: {kind}, {repeats} copies"}
-            rows.append(row | {"images_per_s": rate, "memory_mb": memory})
-            held = "" if None in memory else f", {max(memory):,.0f} MB at most"
-            print(f"{files}, {kind}, {repeats} copies: {rate:,.0f} images/s{held}")
-    return rows
 
 
 if __name__ == "__main__":

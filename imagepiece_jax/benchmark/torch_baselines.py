@@ -64,7 +64,7 @@ def workloads(names, cases, mode):
 
 
 def _size(case):
-    """Return the arguments of timm's constructor, by which models are told apart."""
+    """Return the arguments of timm's constructor, which identify a model's size."""
     model, config = case.model, case.config
     fields = ("patch_size", "embed_dim", "num_heads", "mlp_ratio", "num_classes")
     size = {field: getattr(model, field) for field in fields}

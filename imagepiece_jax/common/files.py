@@ -41,7 +41,7 @@ def lock(file, busy):
 
 
 def make_folder(flag, path):
-    """Make the folder `path`, which was given by `flag`; InputError."""
+    """Make the folder `path` that was given by `flag`; InputError."""
     try:
         pathlib.Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -55,8 +55,8 @@ def make_folder(flag, path):
 def check_writable(flag, path, read=()):
     """InputError for a file that cannot be written: now, not after the work.
 
-    `flag` is what it was given by, such as "--json"; `read` are files that the command
-    reads, and that would be lost.
+    `flag` names it in the error, such as "--json"; `read` are files that the command
+    reads, which would be lost.
     """
     for source in filter(os.path.exists, read):
         if os.path.exists(path) and os.path.samefile(path, source):
@@ -107,7 +107,7 @@ def replacing(path):
             raise
     except OSError as error:
         raise RunError(
-            f"{path} cannot be written ({error.strerror or error}); mend this, and "
+            f"{path} cannot be written ({error.strerror or error}); fix this, and "
             "give the same command again"
         ) from error
 

@@ -52,7 +52,7 @@ def read(path, split, num_classes=None):
             has_split = _check_columns(path, split, table)
             for fields in table:
                 where = f"{path} line {table.line_num}"
-                if any(fields.get(None, ())):  # a comma at the end does no harm
+                if any(fields.get(None, ())):  # a comma at the end is harmless
                     raise InputError(
                         f"{where} has more fields than the {len(table.fieldnames)} "
                         "columns: text with a comma must stand in double quotes"
@@ -90,7 +90,7 @@ def read(path, split, num_classes=None):
 
 
 class _Repeats:
-    """Finds images that are named again, but for training images of one label.
+    """Find images that are named again, but for training images of one label.
 
     Training may see an image more often than others.
     """

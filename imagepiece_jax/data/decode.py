@@ -1,7 +1,7 @@
-"""How do the bytes of an image become pixels, and what happens where they do not?
+"""Decoding of image files, and the record of damaged ones.
 
 One damaged file must not end a long run, many of them must: `decode` raises
-`UnreadableImage`, the loader goes on without it, `Unreadable` keeps the record.
+`UnreadableImage`, the loader continues without it, `Unreadable` keeps the record.
 """
 
 import io
@@ -33,10 +33,10 @@ class UnreadableImage(Exception):
 def decode(file, name, upright=False):
     """RGB pixels [H, W, 3] uint8 of an encoded image; UnreadableImage.
 
-    `file` is a path or an open binary file. See `rgb` for what becomes of its mode.
-    EXIF orientation is applied only if `upright`: torchvision does not, and published
-    accuracies are those of images as they are stored. An image of more than
-    MAX_PIXELS, which a few bytes can claim to be, is not decoded.
+    `file` is a path or an open binary file; `rgb` converts its mode. EXIF orientation
+    is applied only if `upright`: torchvision does not, and published accuracies are
+    those of images as they are stored. An image of more than MAX_PIXELS, which a few
+    bytes can claim to be, is not decoded.
     """
     try:
         data = _bytes(file)
@@ -67,14 +67,14 @@ def _bytes(file):
 def _fast_jpeg(data):
     """Pixels of a plain JPEG, the same as Pillow's in half the time; None for others.
 
-    Both call libjpeg-turbo, but Pillow hands it the bytes piece by piece. What is odd
+    Both call libjpeg-turbo, but Pillow passes it the bytes piece by piece. What is odd
     (printing inks, damage, sizes that would fill the memory) is left to Pillow's rules.
     """
-    import simplejpeg  # only where images are decoded: others do without it
+    import simplejpeg  # only where images are decoded
 
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        if colours not in ("YCbCr", "Gray") or height * width > MAX_PIXELS:
+        height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
+        if colors not in ("YCbCr", "Gray") or height * width > MAX_PIXELS:
             return None
         return simplejpeg.decode_jpeg(data, "RGB")
     except ValueError:
@@ -84,7 +84,7 @@ def _fast_jpeg(data):
 def rgb(image, upright=False):
     """RGB pixels [H, W, 3] uint8 of a PIL image of any mode, turned if `upright`.
 
-    Transparency is ignored, 16-bit grey keeps its upper eight bits. ValueError for
+    Transparency is ignored, 16-bit gray keeps its upper eight bits. ValueError for
     numbers (modes I and F) whose range is neither eight bits nor sixteen.
     """
     if upright:

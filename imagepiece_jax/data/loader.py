@@ -43,7 +43,7 @@ class Placement:
     def positions(self, batch_size):
         """Positions in the global batch, int64 [local_devices, accumulation, m].
 
-        Raises InputError where the batch cannot be dealt evenly.
+        Raises InputError where the batch cannot be split evenly.
         """
         devices = self.process_count * self.local_devices
         if batch_size < 1 or batch_size % (devices * self.accumulation):

@@ -1,20 +1,20 @@
 """Normalization of pixels, with the mean and deviation that a model was trained with.
 
-Both are of pixels in [0, 1], one number a channel. There is no default here: a model
-tells its own (`ViT.mean`, `ViT.std`).
+Both are of pixels in [0, 1], one number a channel. There is no default here: each model
+has its own (`ViT.mean`, `ViT.std`).
 """
 
 import jax.numpy as jnp
 
 
 def normalize(images, mean, std):
-    """Pixels less `mean`, over `std`. uint8 [..., 3] -> float32 [..., 3]."""
+    """Subtract `mean`, divide by `std`. uint8 [..., 3] -> float32 [..., 3]."""
     mean, std = _channels(images, mean), _channels(images, std)
     return (images.astype(jnp.float32) / 255 - mean) / std
 
 
 def to_pixels(images, mean, std):
-    """`normalize` taken back, clipped to what a pixel can be. -> uint8 [..., 3]."""
+    """Inverse of `normalize`, rounded and clipped to 0 .. 255. -> uint8 [..., 3]."""
     mean, std = _channels(images, mean), _channels(images, std)
     values = 255 * (images.astype(jnp.float32) * std + mean)
     return jnp.round(jnp.clip(values, 0, 255)).astype(jnp.uint8)

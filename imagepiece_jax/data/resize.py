@@ -1,8 +1,8 @@
-"""How does the host give an image another size?
+"""Bicubic resizing with antialiasing on the host, exact and fast.
 
-By two bicubic resizes with antialiasing. `exact` is Pillow's, with which published
-accuracies were measured: evaluation uses it. `fast` is for training: on photographs it
-differs from Pillow's by about half a grey level and takes a quarter of the time.
+`exact` is Pillow's, with which published accuracies were measured: evaluation uses it.
+`fast` is for training: on photographs it differs from Pillow's by about half a level of
+256 and takes a quarter of the time.
 """
 
 import functools
@@ -12,24 +12,24 @@ import cv2
 import numpy as np
 from PIL import Image
 
-# Readers are parallel over images; OpenCV's own threads would only get in their way.
+# Workers are parallel over images; OpenCV's own threads would only get in their way.
 cv2.setNumThreads(0)
 
 _OPENCV, _PILLOW = -0.75, -0.5  # the parameter `a` of their cubic kernels
 
 
 def exact(image, height, width):
-    """uint8 [H, W, 3] -> [height, width, 3] by Pillow's bicubic."""
+    """Resize by Pillow's bicubic. uint8 [H, W, 3] -> [height, width, 3]."""
     resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
     return np.asarray(resized)
 
 
 def fast(image, height, width):
-    """uint8 [H, W, 3] -> [height, width, 3], close to `exact`.
+    """Resize close to `exact`. uint8 [H, W, 3] -> [height, width, 3].
 
     OpenCV's bicubic has another kernel and does not widen it when it shrinks, so that
-    fine texture turns into noise. A short filter in front of it mends both. What is
-    still twice too large after that is first averaged down by a whole factor.
+    fine texture turns into noise. A short filter in front of it fixes both. Images more
+    than twice too large are first averaged down by a whole factor.
     """
     old = image.shape[:2]
     if old == (height, width):

@@ -28,7 +28,7 @@ log = logging.getLogger("imagepiece_jax.data")
 class Source(abc.ABC):
     """Images and labels by index. `unreadable` is the record of its damaged files.
 
-    class_names: a tuple with the name of each class, None for one that has none; None
+    class_names: a tuple with the name of each class, None for one without a name; None
     where the data name no classes.
     """
 
@@ -46,7 +46,7 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def name(self, index):
-        """What a log calls image `index`: its file name where it has one."""
+        """Name of image `index` in a log: its file name where it has one."""
 
     def encoded(self, index):
         """Bytes of image `index` as it is stored; InputError where it is in memory."""
@@ -97,7 +97,7 @@ class FileSource(Source):
     def __init__(self, root, files, labels, num_classes, class_names=None):
         super().__init__(num_classes, class_names)
         self.root = root
-        # Every reading process has a copy: as bytes a million names take 50 MB, as
+        # Every worker process has a copy: as bytes a million names take 50 MB, as
         # Python strings 130 MB.
         self.files = np.array([os.fsencode(file) for file in files])
         self.labels = np.asarray(labels, np.int32)
@@ -195,7 +195,7 @@ def _entries(folder):
 
 
 def own_files(name):
-    """What must not be overwritten of the data `name`, beside images: the table."""
+    """Files of the data `name` that must not be overwritten, beside images."""
     kind, _, path = name.partition(":")
     return [os.path.expanduser(path)] if kind == "csv" else []
 
@@ -258,8 +258,8 @@ def _held_out(labels):
 
 def _enlarged(digit):
     """8x8 values 0..16 -> 16x16x3 uint8, bicubic as one would enlarge a photograph."""
-    grey = Image.fromarray(np.round(digit * (255 / 16)).astype(np.uint8))
-    large = np.asarray(grey.resize((16, 16), Image.Resampling.BICUBIC))
+    gray = Image.fromarray(np.round(digit * (255 / 16)).astype(np.uint8))
+    large = np.asarray(gray.resize((16, 16), Image.Resampling.BICUBIC))
     return np.repeat(large[:, :, None], 3, axis=2)
 
 

@@ -1,11 +1,11 @@
-"""What happens to one image on the host, before it joins a batch?
+"""Transforms of one image on the host: random crops, canvases, the evaluation crop.
 
-Pure functions of a uint8 RGB array [H, W, 3] and a NumPy Generator, and three small
-descriptions, `TrainTransform`, `CanvasTransform` and `EvalTransform`, that chain them.
+Pure functions of a uint8 RGB array [H, W, 3] and a NumPy Generator, and three
+dataclasses, `TrainTransform`, `CanvasTransform` and `EvalTransform`, that chain them.
 Each function takes a fixed number of draws from its generator, so what comes after it
 does not depend on how many tries it needed.
 
-Of a description the loader asks what comes out: `side`, the pixels of the square that
+The attributes of a transform describe its output: `side`, the pixels of the square that
 it fits into, `fields`, what of it a batch carries, and `random`, whether copies of one
 image differ.
 """
@@ -35,7 +35,7 @@ def crop_box(height, width, rng, area=(0.08, 1.0), aspect=(3 / 4, 4 / 3)):
     """A random box (top, left, box height, box width) inside height x width pixels.
 
     Its share of the area is uniform in `area` and the logarithm of width / height
-    uniform in `aspect`; after 10 boxes that do not fit, the largest centred box whose
+    uniform in `aspect`; after 10 boxes that do not fit, the largest centered box whose
     aspect is within bounds (the Inception crop as DeiT uses it).
     """
     low, high = (math.log(ratio) for ratio in aspect)
@@ -56,7 +56,7 @@ def crop_box(height, width, rng, area=(0.08, 1.0), aspect=(3 / 4, 4 / 3)):
 
 
 def random_resized_crop(image, size, rng, area=(0.08, 1.0), aspect=(3 / 4, 4 / 3)):
-    """A `crop_box` of the image, resized to size x size. -> [size, size, 3]."""
+    """Resize a `crop_box` of the image to size x size. -> [size, size, 3]."""
     height, width = image.shape[:2]
     top, left, box_height, box_width = crop_box(height, width, rng, area, aspect)
     box = image[top : top + box_height, left : left + box_width]
@@ -64,9 +64,10 @@ def random_resized_crop(image, size, rng, area=(0.08, 1.0), aspect=(3 / 4, 4 / 3
 
 
 def shift(image, rng, pixels):
-    """Move the image by up to `pixels` in either direction, zeros flow in. Same shape.
+    """Move the image by up to `pixels` in either direction, padding with zeros.
 
-    Padding by `pixels` and a random crop of the old size, DeiT's way with small images.
+    The result has the same shape. DeiT does so with small images, by padding and a
+    random crop.
     """
     height, width = image.shape[:2]
     top, left = rng.integers(0, 2 * pixels + 1, size=2)
@@ -94,7 +95,7 @@ def fit(image, side):
 def resize_crop(image, size):
     """DeiT's evaluation crop. [H, W, 3] -> [size, size, 3].
 
-    The short side is resized to int(size / 0.875) (256 for 224), then the centre is
+    The short side is resized to int(size / 0.875) (256 for 224), then the center is
     cut out; both round as torchvision does, a half goes to the even pixel. Of an image
     more than 32 times as long as wide only the middle is resized: the rest is cut away
     anyway, and 1 x 100,000 pixels would become 256 x 25,600,000.
@@ -124,7 +125,7 @@ def fitted(image, size):
 
 
 def unresized(image, size, why=""):
-    """The image itself, which must be size x size already; InputError, saying `why`."""
+    """The image itself, which must be size x size already; InputError with `why`."""
     height, width = image.shape[:2]
     if (height, width) != (size, size):
         raise InputError(
@@ -139,8 +140,8 @@ class TrainTransform:
     """Random crop, flip, RandAugment; called with (image, rng) -> [S, S, 3] uint8.
 
     `crop`: "random_resized" (shares of the area in `area`), "shift" (by up to `shift`
-    pixels) or "none"; the latter two want images of image_size x image_size. `policy`
-    is RandAugment's, None where it is off or the device's work.
+    pixels) or "none"; the latter two need images of image_size x image_size. `policy`
+    is RandAugment's, None where it is off or done on the device.
     """
 
     image_size: int

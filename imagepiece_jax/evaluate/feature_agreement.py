@@ -115,7 +115,7 @@ def normalized(features):
     return features / np.where(norms > 0, norms, 1)
 
 
-def read(data: str, num_classes: int, image_size: int, count: int) -> np.ndarray:
+def read_images(data: str, num_classes: int, image_size: int, count: int) -> np.ndarray:
     """`count` images of a set, spread over it, as uint8 [B, S, S, 3].
 
     Images of the model's size are taken as they are, unreadable ones are left out.

@@ -55,7 +55,9 @@ def main():
     )
     dense = weights.variant(settings.DENSE)
     reduced = [weights.variant(reduction) for reduction in reductions]
-    images = agreement.read(data, dense.model.num_classes, weights.image_size, count)
+    images = agreement.read_images(
+        data, dense.model.num_classes, weights.image_size, count
+    )
     make_folder("--out", out)
     rows = []
     print("  ".join(agreement.HEAD), flush=True)

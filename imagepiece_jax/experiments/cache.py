@@ -91,6 +91,16 @@ def _key(setting):
     return json.dumps(setting, sort_keys=True)
 
 
+def _renewed(setting):
+    """A setting of an older version: without round_to, which 0 switched off."""
+    renewed = dict(setting)
+    for name in ("reduction", "trained_as"):
+        fields = dict(setting.get(name, {}))
+        if fields.pop("round_to", None) == 0:
+            renewed[name] = fields
+    return renewed
+
+
 def _read(file, path):
     """{key: result} of all whole lines; a torn last line is cut off."""
     file.seek(0)
@@ -99,7 +109,7 @@ def _read(file, path):
     for number, line in enumerate(lines[:-1], start=1):
         try:
             entry = json.loads(line)
-            known[_key(entry["setting"])] = entry["result"]
+            known[_key(_renewed(entry["setting"]))] = entry["result"]
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"{path}, line {number} is not a measured point ({error!r}): fix or "

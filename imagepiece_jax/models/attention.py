@@ -1,4 +1,4 @@
-"""Self-attention that can tell a reducer what it saw without building the N x N matrix.
+"""Self-attention with taps for reducers, without building the N x N matrix.
 
 The class token's attention row is one extra q.k product, so the values can go through a
 fused kernel. Query, key and value are separate projections: each is then one product
@@ -19,7 +19,7 @@ INIT = nn.initializers.normal(0.02)
 
 @struct.dataclass
 class AttentionTaps:
-    """What a reducer asked for; prefix columns are dropped, the rest is None.
+    """What a reducer needs of an attention, the rest None; without prefix columns.
 
     cls_attn: [B, n] float32, mean over heads; attn_columns: [B, n] float32, attention
     received, summed over heads and queries; metric: [B, n, d], mean over heads; query,
@@ -117,8 +117,8 @@ def attend(query, key, value, key_bias=None, *, backend="xla", length=None):
     """softmax(q k^T / sqrt(d) + key_bias) v. [B, N, H, d] three times -> [B, N, H, d].
 
     `key_bias` [B, N] float32 is proportional attention's log size. Keys from `length`
-    on (None: there are none) are padding that nobody reads, whose gradient is zero; as
-    a query padding is like any other, so that all that comes out is finite.
+    on (None: there are none) are padding, which no token attends to and whose gradient
+    is zero; as queries they are like any other, so that all outputs are finite.
     """
     batch, padded = query.shape[:2]
     bias = None if key_bias is None else key_bias[:, None, None, :]
@@ -135,7 +135,7 @@ def attend(query, key, value, key_bias=None, *, backend="xla", length=None):
 
 
 def masked_attend(query, key, value, mask, key_bias=None, eps=1e-6):
-    """Attention in which masked tokens are read by nobody but themselves.
+    """Attention in which only a masked token itself attends to it.
 
     [B, N, H, d] three times, mask [B, N] (1 live, 0 masked, differentiable) -> [B, N,
     H, d]. With P the exponentials and W the mask's columns, 1 on the diagonal: (P W +

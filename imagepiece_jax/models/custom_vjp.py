@@ -1,4 +1,4 @@
-"""Which functions of the network have a backward pass written by hand, and why?
+"""Functions of the network with a hand-written backward pass.
 
 What automatic differentiation keeps for the backward pass is written and read as whole
 arrays. These keep their input alone and compute the rest again where it is needed, in
@@ -98,7 +98,7 @@ def layer_norm(x, scale, bias, dtype):
     [..., D], [D], [D]; statistics in float32 (Ba et al. 2016). Kept for the backward
     pass are x, as it is anyway, and two numbers a token.
     """
-    return _normalised(x, *_statistics(x), scale, bias).astype(dtype)
+    return _normalized(x, *_statistics(x), scale, bias).astype(dtype)
 
 
 def _statistics(x):
@@ -113,7 +113,7 @@ def _statistics(x):
     return mean, jax.lax.rsqrt(variance + EPSILON)
 
 
-def _normalised(x, mean, factor, scale, bias):
+def _normalized(x, mean, factor, scale, bias):
     scale, bias = (jnp.expand_dims(a, range(x.ndim - 1)) for a in (scale, bias))
     return (x.astype(jnp.float32) - mean) * (factor * scale) + bias
 
@@ -121,7 +121,7 @@ def _normalised(x, mean, factor, scale, bias):
 def _norm_forward(x, scale, bias, dtype):
     # Without the barrier XLA would keep whole arrays of float32 instead.
     mean, factor = jax.lax.optimization_barrier(_statistics(x))
-    out = _normalised(x, mean, factor, scale, bias).astype(dtype)
+    out = _normalized(x, mean, factor, scale, bias).astype(dtype)
     return out, (x, mean, factor, scale)
 
 

@@ -128,8 +128,8 @@ class Pretrained:
     def variables(self, model: ViT) -> tuple[Mapping[str, Any], bool]:
         """(variables for `model`, whether it has selectors that were never trained).
 
-        Selectors that the weights lack are fresh; those that the model has not are
-        left out.
+        Selectors that the weights lack are fresh; those that the model lacks are left
+        out.
         """
         like = summary.shapes(model, self.image_size)
         params, lacking = dict(like["params"]), self._lacking(like)
@@ -231,7 +231,7 @@ class Pretrained:
             )
 
     def _lacking(self, like):
-        """Names of the selectors in `like` that the weights lack, or have otherwise."""
+        """Selectors in `like` that the weights lack, or have in other shapes."""
         needed = convert.timm_shapes(like)
         found = {name: tensor.shape for name, tensor in self.state_dict.items()}
         return [
@@ -308,7 +308,7 @@ def for_analysis(
     dtype: str | None = None,
     normalization: Mapping[str, Any] | None = None,
 ) -> Pretrained:
-    """The Pretrained at `path` as commands take it that look inside a model.
+    """The Pretrained at `path` for commands that analyze what a model does.
 
     Reductions are plain JAX, so that every decision can be seen, and of a run the last
     checkpoint is taken: the best one was chosen on the images that the figures are of.

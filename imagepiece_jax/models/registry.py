@@ -1,4 +1,4 @@
-"""Which models are there? Names to fields, and fields to a model."""
+"""Models by name, and the checks of their fields."""
 
 import numbers
 from collections.abc import Mapping, Sequence
@@ -68,38 +68,17 @@ def create_model(
             f"reduction is {dict(reduction)!r}, which has no name; the names are "
             f"{', '.join(sorted(methods.METHODS))}"
         )
+    size = _size(name, fields)
+    depth = size.pop("depth")
     dtype = dtype_name(dtype)
-    if name not in MODELS:
-        known = ", ".join(sorted(MODELS))
-        raise InputError(f"config.model.name is {name!r}; the models are {known}")
-    size = {"mlp_ratio": MLP_RATIO} | MODELS[name]
-    for field, value in fields.items():
-        if field not in size:
-            raise InputError(
-                f"config.model.{field} is not a field; a size has {', '.join(size)}"
-            )
-        if value is not None:
-            _check_size(field, value)
-            size[field] = value
-    if (mean is None) != (std is None):
-        given, lacking = ("mean", "std") if std is None else ("std", "mean")
-        raise InputError(
-            f"config.model.{given} is given, config.model.{lacking} is not; allowed "
-            "are both or neither"
-        )
-    mean = channels("config.model.mean", MEAN if mean is None else mean)
-    std = channels("config.model.std", STD if std is None else std, positive=True)
+    mean, std = _normalization(mean, std)
     _check(size, image_size, num_classes, stem, gelu, dtype, drop_path_rate)
     if class_names is not None and len(class_names) != num_classes:
         raise InputError(
             f"class_names has {len(class_names)} names; the model has {num_classes} "
             "classes"
         )
-    depth = size.pop("depth")
-    side = image_size // size["patch_size"]
-    head_dim = size["embed_dim"] // size["num_heads"]
-    reduction = dict(reduction or {})
-    method = methods.create(**reduction)
+    method = methods.create(**(reduction or {}))
     if prop_attn is None:
         prop_attn = method.model_fields.get("prop_attn", False)
     switches = {"class_token": class_token, "prop_attn": prop_attn}
@@ -108,10 +87,10 @@ def create_model(
             raise InputError(
                 f"config.model.{field} is {value!r}; allowed are True, False"
             )
+    side = image_size // size["patch_size"]
     steps = method.steps(depth)
     plan = schedule.build(depth, side * side, steps, int(class_token), masked)
-    _check_taps(plan, class_token)
-    _check_grid(plan, side)
+    _check_plan(plan, class_token, side)
     model = ViT(
         plan=plan,
         num_classes=num_classes,
@@ -121,7 +100,9 @@ def create_model(
         mean=mean,
         std=std,
         dtype=jnp.dtype(dtype),
-        backend=resolve_backend(attention, dtype, head_dim),
+        backend=resolve_backend(
+            attention, dtype, size["embed_dim"] // size["num_heads"]
+        ),
         drop_path_rate=drop_path_rate,
         prop_attn=prop_attn,
         trace_source=trace_source,
@@ -133,7 +114,7 @@ def create_model(
 
 
 def dtype_name(dtype):
-    """The name of a type such as jnp.bfloat16; whatever is none stays as it is."""
+    """The name of a type such as jnp.bfloat16; anything else unchanged."""
     if dtype is None or isinstance(dtype, str):
         return dtype
     try:
@@ -182,14 +163,42 @@ def resolve_kernels(requested, model, device=None):
     )
 
 
-def _check_size(field, value):
-    kind, whole = numbers.Integral, "whole "
-    if field == "mlp_ratio":
-        kind, whole = numbers.Real, ""
-    if isinstance(value, bool) or not isinstance(value, kind) or not 0 < value < 1e9:
+def _size(name, changes):
+    """The size that `name` stands for, with those of `changes` that are not None."""
+    if name not in MODELS:
+        known = ", ".join(sorted(MODELS))
+        raise InputError(f"config.model.name is {name!r}; the models are {known}")
+    size = {"mlp_ratio": MLP_RATIO} | MODELS[name]
+    for field, value in changes.items():
+        if field not in size:
+            raise InputError(
+                f"config.model.{field} is not a field; a size has {', '.join(size)}"
+            )
+        if value is None:
+            continue
+        kind, whole = numbers.Integral, "whole "
+        if field == "mlp_ratio":
+            kind, whole = numbers.Real, ""
+        right = isinstance(value, kind) and not isinstance(value, bool)
+        if not right or not 0 < value < 1e9:
+            raise InputError(
+                f"config.model.{field} is {value!r}; allowed are positive {whole}"
+                "numbers"
+            )
+        size[field] = value
+    return size
+
+
+def _normalization(mean, std):
+    """Mean and standard deviation of the images, ImageNet's where neither is given."""
+    if (mean is None) != (std is None):
+        given, lacking = ("mean", "std") if std is None else ("std", "mean")
         raise InputError(
-            f"config.model.{field} is {value!r}; allowed are positive {whole}numbers"
+            f"config.model.{given} is given, config.model.{lacking} is not; allowed "
+            "are both or neither"
         )
+    mean = channels("config.model.mean", MEAN if mean is None else mean)
+    return mean, channels("config.model.std", STD if std is None else std, True)
 
 
 def _check(size, image_size, num_classes, stem, gelu, dtype, drop_path_rate):
@@ -253,8 +262,9 @@ def channels(field, values, positive=False):
     return tuple(map(float, found))
 
 
-def _check_taps(plan, class_token):
-    """InputError for a step that asks the model for what it does not have."""
+def _check_plan(plan, class_token, side):
+    """InputError for a step that needs what the model, or the grid, does not have."""
+    grid = (side, side)
     for block, layer in enumerate(plan):
         if layer.step is None:
             continue
@@ -270,15 +280,6 @@ def _check_taps(plan, class_token):
                 "config.reduction has a step before block 0 that reads the attention "
                 "of the block before it; allowed are blocks from 1"
             )
-
-
-def _check_grid(plan, side):
-    """Reducers that read the grid of patches refuse one that does not suit them.
-
-    Their `check_grid` gets (height, width), or None after the first reduction.
-    """
-    grid = (side, side)
-    for layer in plan:
         if layer.counts:
             layer.step.reducer.check_grid(grid)
             grid = None

@@ -1,4 +1,4 @@
-"""How does an image become tokens? The patch projection and the convolutional stem."""
+"""Stems, which make tokens of an image: patch projection and convolutions."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ NORM_EPSILON = 1e-5
 
 
 def bias_init(fan_in):
-    """Initialiser U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for a bias."""
+    """Initializer U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for a bias."""
 
     def init(key, shape, dtype=jnp.float32):
         bound = fan_in**-0.5
@@ -47,7 +47,7 @@ class PatchStem(nn.Module):
 
 
 class ConvStem(nn.Module):
-    """ImagePiece's local coherence bias: neighbouring patches become alike.
+    """ImagePiece's local coherence bias: neighboring patches become alike.
 
     3x3 convolutions of stride 2, each with batch norm and ReLU, widths doubling up to D
     (Xiao et al. 2021, "Early convolutions help transformers see better"), then one 1x1

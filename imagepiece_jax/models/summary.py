@@ -1,4 +1,4 @@
-"""What does a model cost, part by part? A table for people to read."""
+"""Cost of a model, part by part, as a table."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The vision transformer (DeiT), and the only place where a plan meets the reducers."""
+"""The vision transformer (DeiT): stem, blocks that reduce their tokens, head."""
 
 import dataclasses
 
@@ -25,7 +25,7 @@ class Outputs:
 
     logits: [B, num_classes] float32; tokens: [B, N, D] after the final norm; state: the
     tokens before it; results: what each step that changes something decided;
-    taps: what each of these steps was told.
+    taps: what each of these steps read.
     """
 
     logits: jax.Array
@@ -55,7 +55,7 @@ class ViT(nn.Module):
 
     `plan` has one LayerPlan a block (reduction.schedule.build). `prop_attn` adds
     log(size) to the attention logits; `trace_source` keeps the map from patches to
-    tokens; `axis_name` is the device axis over which batch norm is synchronised;
+    tokens; `axis_name` is the device axis over which batch norm is synchronized;
     `remat` computes the halves of a block again in the backward pass of training
     instead of keeping what they computed; `folded` is the form for inference, whose
     stem has variables of its own (stems.fold). `kernels` names the device whose fused
@@ -64,8 +64,8 @@ class ViT(nn.Module):
     Without `class_token` the head reads the mean over patches (each token counts by its
     size). Parameters are float32, the arithmetic of the layers is in `dtype`; scores,
     softmax and logits are float32. `mean` and `std` are those of the images that it was
-    trained on: who hands it pixels normalizes with them first (data.normalize).
-    `class_names` are for whoever reads the logits: a name, or None, for each class.
+    trained on: pixels are to be normalized with them first (data.normalize).
+    `class_names` belong to the logits: a name, or None, for each class.
     """
 
     plan: tuple[LayerPlan, ...]

@@ -1,4 +1,4 @@
-"""What does a forward pass cost? Multiply-adds of one image, from a plan.
+"""Cost of a forward pass: multiply-adds of one image, from a plan.
 
 One multiply-add is 1 MAC, which most papers print as one "FLOP". Norms, softmax,
 ranking and gathers are not counted, as in the published figures.

@@ -95,7 +95,7 @@ class Merge(Rule):
 
     ceil(merge_ratio * (n + 1)) of them: the class token counts in the published
     arithmetic, 197 tokens merge by 16; with base="candidates" the same share of the
-    candidates. At most half of the candidates, who merge into the other half.
+    candidates. At most half of the candidates, which merge into the other half.
     """
 
     merge_ratio: float
@@ -115,7 +115,7 @@ class Merge(Rule):
 
 @dataclasses.dataclass(frozen=True)
 class Fixed(Rule):
-    """`tokens`, whatever there was."""
+    """`tokens`, independently of n."""
 
     tokens: int
 

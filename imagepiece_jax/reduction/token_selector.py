@@ -1,8 +1,8 @@
-"""How does a network learn which tokens to keep? What the learned methods share.
+"""Learned token selection: keep scores, mask draws and losses.
 
-While it trains nothing is removed: a mask is drawn from the scores, attention reads it,
-and its gradient is that of the probabilities. Losses hold the share of live tokens to a
-target, and what the network says to what a frozen dense teacher says.
+In training nothing is removed: a mask is drawn from the scores, attention reads it, and
+its gradient is that of the probabilities. Losses hold the share of live tokens to a
+target, and logits and tokens to those of a frozen dense teacher.
 """
 
 import jax
@@ -91,7 +91,7 @@ def ratio_loss(shares, targets):
 
 
 def distillation(outputs, teacher_outputs, kl_weight, token_weight):
-    """What the student lacks of its teacher: {"kl": .., "tokens": ..}, weighted.
+    """Distance of the student from its teacher: {"kl": .., "tokens": ..}, weighted.
 
     InputError for a teacher of other tokens, width or classes.
     """

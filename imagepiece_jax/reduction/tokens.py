@@ -145,7 +145,7 @@ def unmerge(values, source, fill=0.0, history=None):
     """Spread slot values back over the patches.
 
     values [B, n, D], source [B, n0] -> [B, n0, D]. Dropped patches get `fill`: a
-    number, or one vector an image [B, D] (the class token, say). With `history` they
+    number, or one vector an image [B, D], such as the class token. With `history` they
     get the value of their token at the step that dropped it: one pair a step, from the
     first on, of values [B, n, D] of the tokens before it and its dest [B, n]; `fill` is
     then for those that no step of it drops.
@@ -172,5 +172,5 @@ def _last_values(history, source, fill):
 
 
 def _read_slots(values, slot):
-    """[B, n, D], [B, m] -> [B, m, D]; where `slot` is DROPPED, whatever slot 0 has."""
+    """[B, n, D], [B, m] -> [B, m, D]; where `slot` is DROPPED, that of slot 0."""
     return jnp.take_along_axis(values, jnp.maximum(slot, 0)[:, :, None], axis=1)

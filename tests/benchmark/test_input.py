@@ -1,4 +1,4 @@
-"""The benchmark of reading: what it makes, counts and prints; not how fast it is."""
+"""Benchmark of the input: what it makes, counts and prints; not how fast it is."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagepiece_jax.benchmark import input, input_ways
+from imagepiece_jax.benchmark import input, input_pipelines
 from imagepiece_jax.data.sources import open_source
 from tests.command import call, sentence
 
@@ -19,9 +19,9 @@ def data(tmp_path_factory):
     waves = np.sin(np.arange(90) / 7)[:, None] * np.sin(np.arange(120) / 9)
     lines = ["filename,label"]
     for index in range(5):
-        grey = np.uint8(128 + 25 * index * waves)
+        gray = np.uint8(128 + 25 * index * waves)
         name = f"{index}.png" if index == 3 else f"{index}.jpg"
-        Image.fromarray(grey).convert("RGB").save(folder / name)
+        Image.fromarray(gray).convert("RGB").save(folder / name)
         lines.append(f"{name},{index}")
     (folder / "2.jpg").write_bytes((folder / "1.jpg").read_bytes()[:500])
     (folder / "labels.csv").write_text("\n".join(lines))
@@ -31,21 +31,21 @@ def data(tmp_path_factory):
 SHORT = ["--rounds=2", "--image_size=32", "--canvas=48", "--workers=0", "--threads=1"]
 
 
-def test_every_way_is_timed_on_both_kinds_of_files(data, tmp_path):
+def test_every_pipeline_is_timed_on_both_kinds_of_files(data, tmp_path):
     out = tmp_path / "out.json"
     words = [*SHORT, "--images=9", "--seconds=0.05", f"--json={out}", "--copies=2"]
     ended = call(input.main, "--data", data, *words)
     assert (ended.status, ended.err) == (0, "")
     rows = json.loads(out.read_text())
     core = [row for row in rows if "ratio" in row]
-    ways = list(input_ways.ways(32, 48, 2))
+    names = list(input_pipelines.pipelines(32, 48, 2))
     assert [(row["files"], row["way"]) for row in core] == [
-        (files, way) for files in ("as they are", "short side 256") for way in ways
+        (files, name) for files in ("as they are", "short side 256") for name in names
     ]
     for row in core:
         assert 0 < row["lowest"] <= row["median"] <= row["highest"]
         assert row["way"] in ended.out
-    base = {r["files"]: r["ratio"] for r in core if r["way"] == input_ways.BASE}
+    base = {r["files"]: r["ratio"] for r in core if r["way"] == input_pipelines.BASE}
     assert base["as they are"] == 1
     loader = [row for row in rows if "images_per_s" in row]
     assert len(loader) == 6 and all(row["images_per_s"] > 0 for row in loader)
@@ -54,19 +54,23 @@ def test_every_way_is_timed_on_both_kinds_of_files(data, tmp_path):
 
 def test_images_made_at_once_count_as_several(monkeypatch):
     clock = iter(range(100))
-    monkeypatch.setattr(input_ways.time, "thread_time", lambda: next(clock))
-    ways = {"one": (lambda path, rng: None, 1), "three": (lambda path, rng: None, 3)}
-    rates = input_ways.rates({"files": ["a", "b"]}, ways, rounds=2)
+    monkeypatch.setattr(input_pipelines.time, "thread_time", lambda: next(clock))
+    compared = {
+        "one": (lambda path, rng: None, 1),
+        "three": (lambda path, rng: None, 3),
+    }
+    rates = input_pipelines.rates({"files": ["a", "b"]}, compared, rounds=2)
     assert rates == {"files": {"one": [2, 2], "three": [6, 6]}}  # one second each
 
 
-def test_all_ways_make_images_of_the_sizes_they_say(data):
+def test_pipelines_make_images_of_the_sizes_they_say(data):
     path = data.removeprefix("csv:").replace("labels.csv", "4.jpg")
     rng = np.random.default_rng(0)
     made = {
-        way: make(path, rng) for way, (make, _) in input_ways.ways(32, 48, 3).items()
+        way: make(path, rng)
+        for way, (make, _) in input_pipelines.pipelines(32, 48, 3).items()
     }
-    assert made[input_ways.BASE].shape == made["Pillow: decode, crop"].shape
+    assert made[input_pipelines.BASE].shape == made["Pillow: decode, crop"].shape
     assert made["ours: decode, crop, flip"][0].shape == (32, 32, 3)
     assert [image.shape for image in made["ours: decode; crop, flip 3 times"]] == [
         (32, 32, 3)
@@ -76,7 +80,7 @@ def test_all_ways_make_images_of_the_sizes_they_say(data):
 
 
 def test_resaved_files_have_the_size_and_weight_that_were_asked_for(data, tmp_path):
-    paths = input_ways.save(
+    paths = input_pipelines.save(
         open_source(data, "val"), 9, tmp_path / "a", (200, 100), 5e3
     )
     assert len(paths) == 4
@@ -86,23 +90,25 @@ def test_resaved_files_have_the_size_and_weight_that_were_asked_for(data, tmp_pa
             assert (image.format, image.size) == ("JPEG", (200, 100))
         weights.append(os.path.getsize(path))
     assert 4500 < np.mean(weights) < 5500
-    light = input_ways.save(open_source(data, "val"), 9, tmp_path / "b", (200, 100), 1)
+    light = input_pipelines.save(
+        open_source(data, "val"), 9, tmp_path / "b", (200, 100), 1
+    )
     assert sum(map(os.path.getsize, light)) < 0.7 * sum(weights)
 
 
 @pytest.mark.parametrize("text", ["500x375", "500:110", "0x375:110", "500x375:0", "x"])
-def test_mistakes_in_resave_are_told(data, text):
+def test_bad_resave_is_refused(data, text):
     ended = call(input.main, "--data", data, f"--resave={text}")
     assert sentence(ended) == (
         f"--resave is '{text}'; allowed is WIDTHxHEIGHT:KB, such as 500x375:110"
     )
 
 
-def test_mistakes_in_data_are_told(tmp_path):
+def test_bad_data_is_refused(tmp_path):
     assert "--data is missing" in sentence(call(input.main))
-    told = sentence(call(input.main, "--data=digits", "--seconds=0"))
-    assert "is no file, but pixels in memory" in told
+    message = sentence(call(input.main, "--data=digits", "--seconds=0"))
+    assert "is no file, but pixels in memory" in message
     (tmp_path / "train" / "cat").mkdir(parents=True)
     (tmp_path / "train" / "cat" / "a.jpg").write_bytes(b"torn")
-    told = sentence(call(input.main, f"--data=folder:{tmp_path}"))
-    assert told.startswith("none of 1 images")
+    message = sentence(call(input.main, f"--data=folder:{tmp_path}"))
+    assert message.startswith("none of 1 images")

@@ -1,4 +1,4 @@
-"""Files are replaced whole, nothing else is; and what locks may answer."""
+"""Atomic writes and locks."""
 
 import errno
 import fcntl
@@ -37,7 +37,7 @@ def holds(tmp_path):
     return {
         "another process is training in": lambda: RunLock(tmp_path / "run"),
         "another process is measuring into": lambda: ResultCache(tmp_path / "points"),
-        "another process is writing": lambda: writer._hold(
+        "another process is writing": lambda: writer._locked(
             tmp_path / "set"
         ).__enter__(),
     }

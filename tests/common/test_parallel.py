@@ -188,12 +188,14 @@ def check_agreement(process, folder):
         same(of_run(config, model, *data))
     assert host_consistency.decided(lambda: {"process": process}) == {"process": 0}
 
-    arrays = {"w": np.arange(3.0)}
+    arrays = {"v": np.arange(2.0), "w": np.arange(3.0)}
     same(host_consistency.of_start(None, arrays))
     with pytest.raises(InputError, match="step to resume from is 5 on process 1"):
         same(host_consistency.of_start(4 + process, arrays))
-    with pytest.raises(InputError, match="checksum of the first weights is"):
-        same(host_consistency.of_start(4, {"w": np.arange(3) + process}))
+    for differs in arrays:  # any of them, not just the last
+        other = arrays | {differs: arrays[differs] + process}
+        with pytest.raises(InputError, match="checksum of the first weights is"):
+            same(host_consistency.of_start(4, other))
 
     host_consistency.PATIENCE = 0.3
     host_consistency.check_workdir(folder)

@@ -1,4 +1,4 @@
-"""Splits, class names and mistakes of a CSV file."""
+"""Splits, class names and errors of a CSV file."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from imagepiece_jax.errors import InputError
 
 @pytest.fixture
 def images(tmp_path):
-    """a.png to f.png, each of its own grey level."""
+    """a.png to f.png, each of its own gray level."""
     (tmp_path / "images").mkdir()
     for level, name in enumerate("abcdef"):
         pixels = np.full((4, 4, 3), 10 * level, np.uint8)
@@ -32,8 +32,8 @@ def levels(path, split):
     return [int(source.read(i)[0][0, 0, 0]) for i in range(len(source))]
 
 
-def refused(path, told, split="val", num_classes=None):
-    with pytest.raises(InputError, match=told) as caught:
+def refused(path, message, split="val", num_classes=None):
+    with pytest.raises(InputError, match=message) as caught:
         csv_table.read(path, split, num_classes)
     assert "\n" not in str(caught.value)
 
@@ -49,8 +49,10 @@ def test_no_image_is_in_both_splits(images):
 def test_without_a_split_there_are_test_images_alone(images):
     path = written(images, "a,0 b,1", "filename,label")
     assert levels(path, "val") == [0, 10]
-    told = "has no column 'split', so its images can only be tested on: to train, add "
-    refused(path, told + "the column, with train or val in every row", "train")
+    message = (
+        "has no column 'split', so its images can only be tested on: to train, add "
+    )
+    refused(path, message + "the column, with train or val in every row", "train")
 
 
 @pytest.mark.parametrize("split", ["test", "", "Train", "validation"])
@@ -66,7 +68,7 @@ def test_a_split_needs_images(images):
 
 
 @pytest.mark.parametrize(
-    "rows, told",
+    "rows, message",
     [
         ("a,0,train a,0,val", "must not be in both train and val"),
         ("a,0,val b,0,train ../images/a,0,train", "must not be in both train and val"),
@@ -75,11 +77,11 @@ def test_a_split_needs_images(images):
         ("a,0,train c,0,val a,1,train", "its labels differ, 0 and 1"),
     ],
 )
-def test_an_image_that_is_named_again(images, rows, told):
+def test_an_image_that_is_named_again(images, rows, message):
     (images / "linked").symlink_to(images / "images")
     path = written(images, rows)
     for split in ("train", "val"):
-        refused(path, rf"names '.*' again \(line [23]\): .*{told}", split)
+        refused(path, rf"names '.*' again \(line [23]\): .*{message}", split)
 
 
 def test_training_may_see_an_image_more_often(images):
@@ -89,8 +91,8 @@ def test_training_may_see_an_image_more_often(images):
 
 def test_a_class_without_training_images(images):
     path = written(images, "a,0,train b,1,val c,2,train")
-    told = "has no training image with label 1: needed are some of each of 3 classes"
-    refused(path, told, "train")
+    message = "has no training image with label 1: needed are some of each of 3 classes"
+    refused(path, message, "train")
     assert levels(path, "val") == [10]
     path = written(images, "a,0,train b,1,val c,1,train")
     refused(path, "has no training image with label 2: .* 5 classes", "train", 5)
@@ -113,7 +115,7 @@ def test_a_label_is_plain_digits(images, label):
 
 
 @pytest.mark.parametrize(
-    "rows, told",
+    "rows, message",
     [
         ("a,0,cat b,0,dog", "line 3 has class 'dog' for label 0, but line 2 has 'cat'"),
         ("a,0,cat b,1,", "line 3 has no class: the column needs a name in every row"),
@@ -121,8 +123,8 @@ def test_a_label_is_plain_digits(images, label):
         ("a,0,cat,black", "line 2 has more fields than the 3 columns: text with a com"),
     ],
 )
-def test_class_names_that_do_not_fit(images, rows, told):
-    refused(written(images, rows, "filename,label,class"), told)
+def test_class_names_that_do_not_fit(images, rows, message):
+    refused(written(images, rows, "filename,label,class"), message)
 
 
 def test_a_column_that_is_there_twice(images):

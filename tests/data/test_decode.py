@@ -1,4 +1,4 @@
-"""Decoding against Pillow's own colours, and the record of files that do not decode."""
+"""Decoding against Pillow, and the record of files that do not decode."""
 
 import io
 import logging
@@ -21,8 +21,8 @@ def encoded(image, format, **options):
     return file
 
 
-def plain(mode, colour):
-    return Image.new(mode, (6, 4), colour)
+def plain(mode, color):
+    return Image.new(mode, (6, 4), color)
 
 
 @pytest.mark.parametrize(
@@ -87,8 +87,8 @@ def test_a_few_bytes_that_are_many_pixels_are_an_unreadable_image(size):
     data = bytearray(encoded(plain("L", 7), "PNG").getvalue())
     header = b"IHDR" + struct.pack(">II", *size) + bytes(data[24:29])
     data[12:33] = header + struct.pack(">I", zlib.crc32(header))
-    told = f"{size[0]}x{size[1]} pixels, more than 89,478,485"
-    with pytest.raises(UnreadableImage, match=told):
+    message = f"{size[0]}x{size[1]} pixels, more than 89,478,485"
+    with pytest.raises(UnreadableImage, match=message):
         decode(io.BytesIO(data), "bomb.png")
 
 
@@ -114,7 +114,7 @@ STORED |= {5: "1324", 6: "2413", 7: "4231", 8: "3142"}
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation, stored", STORED.items())
 def test_upright_is_as_a_viewer_shows_it(format, orientation, stored):
-    corners = np.uint8([[int(grey) * 60] for grey in stored]).reshape(2, 2)
+    corners = np.uint8([[int(gray) * 60] for gray in stored]).reshape(2, 2)
     exif = Image.Exif()
     exif[0x0112] = orientation
     image = Image.fromarray(corners.repeat(16, 0).repeat(16, 1)).convert("RGB")

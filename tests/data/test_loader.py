@@ -1,5 +1,5 @@
-"""The same arrays on any devices, hosts and threads and after any restart, bit for bit;
-every evaluation image exactly once; and damaged files that do not stop a run."""
+"""The same batches on any devices, hosts and threads and after any restart; every
+evaluation image exactly once; damaged files that do not stop a run."""
 
 import logging
 import threading
@@ -46,7 +46,7 @@ def test_placement_splits_micro_batches_by_pairs():
 
 
 @pytest.mark.parametrize("batch_size", [12, 0, -8])
-def test_batches_that_cannot_be_dealt_are_refused(batch_size):
+def test_batches_that_do_not_split_evenly_are_refused(batch_size):
     message = f"config.batch_size is {batch_size}: .* accumulation steps = 4 . 2"
     with pytest.raises(InputError, match=message):
         Placement(0, 2, 2, 2).positions(batch_size)
@@ -175,7 +175,7 @@ def test_reading_ahead_is_bounded():
     next(batches)
     time.sleep(0.2)
     batches.close()
-    assert 4 <= len(read) <= 4 * (3 + prefetch.GROUPS_AHEAD)
+    assert 4 <= len(read) <= 4 * (4 + prefetch.GROUPS_AHEAD)
 
 
 def test_no_steps_left_is_an_empty_iterator():

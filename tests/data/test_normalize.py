@@ -1,4 +1,4 @@
-"""Pixels to what a network sees, and back: by the numbers that are published."""
+"""Normalization by the published numbers, and back."""
 
 import jax.numpy as jnp
 import numpy as np

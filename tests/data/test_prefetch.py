@@ -1,4 +1,4 @@
-"""Workers: the same arrays whoever reads, and an end whatever happens."""
+"""Prefetching: the same arrays with any workers, and a clean end in every case."""
 
 import collections
 import itertools
@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from imagepiece_jax.benchmark import input_ways
+from imagepiece_jax.benchmark import input_pipelines
 from imagepiece_jax.data import loader, prefetch
 from imagepiece_jax.data.prefetch import Prefetch
 from imagepiece_jax.data.transforms import (
@@ -241,10 +241,12 @@ def test_memory_does_not_grow():
         workers=2,
         threads=2,
     )
-    epochs = [input_ways.memory() for _, _ in zip(range(40), batches, strict=False)]
+    epochs = [
+        input_pipelines.memory() for _, _ in zip(range(40), batches, strict=False)
+    ]
     batches.close()
     if None in epochs:
-        pytest.skip("only Linux tells the memory of processes")
+        pytest.skip("only Linux reports the memory of processes")
     assert min(epochs[30:]) - min(epochs[10:20]) < 5, epochs
 
 

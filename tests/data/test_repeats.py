@@ -1,5 +1,4 @@
-"""Repeated augmentation against DeiT's sampler, written anew and slowly from its words;
-and canvases, whose copies are one image until the device crops them."""
+"""Repeated augmentation against a slow version of DeiT's sampler; canvases."""
 
 import collections
 import math
@@ -26,14 +25,15 @@ def train(source, size, stop, placement=loader.ONE_DEVICE, transform=None, **opt
 def sampler(order, workers):
     """What each of `workers` devices sees in an epoch: DeiT's sampler.
 
-    Indices are repeated three times in a row and dealt round, filled up from the start
-    so that all get the same number; each keeps floor(length / 256) * 256 / workers.
+    Indices are repeated three times in a row and assigned in turn, filled up from the
+    start so that all get the same number; each keeps floor(length / 256) * 256 /
+    workers.
     """
-    dealt = [index for index in order for _ in range(3)]
+    assigned = [index for index in order for _ in range(3)]
     total = math.ceil(len(order) * 3 / workers) * workers
-    dealt += dealt[: total - len(dealt)]
+    assigned += assigned[: total - len(assigned)]
     kept = math.floor(math.floor(len(order) / 256) * 256 / workers)
-    return [dealt[worker::workers][:kept] for worker in range(workers)]
+    return [assigned[worker::workers][:kept] for worker in range(workers)]
 
 
 @pytest.mark.parametrize("workers", [1, 8])
@@ -51,7 +51,7 @@ def test_steps_have_the_images_of_deit_s_sampler(length, workers):
             assert collections.Counter(seen) == collections.Counter(expected)
 
 
-def test_copies_are_neighbours_with_draws_of_their_own():
+def test_copies_are_neighbors_with_draws_of_their_own():
     batch = train(Noise(20), 12, 1)[0]
     labels, images = batch["label"][0, 0], batch["image"][0, 0]
     order = loader.epoch_order(3, 0, 20)
@@ -59,7 +59,7 @@ def test_copies_are_neighbours_with_draws_of_their_own():
     assert len({image.tobytes() for image in images}) == 12
 
 
-def test_copies_go_on_in_the_next_step_and_end_with_the_epoch():
+def test_copies_continue_in_the_next_step_and_end_with_the_epoch():
     labels = [b["label"].ravel().tolist() for b in train(Noise(20), 8, 3)]
     one, two = (loader.epoch_order(3, epoch, 20) for epoch in (0, 1))
     assert labels[0] + labels[1] == np.repeat(one, 3)[:16].tolist()
@@ -72,7 +72,7 @@ def test_copies_go_on_in_the_next_step_and_end_with_the_epoch():
 def test_devices_hosts_and_accumulation_do_not_matter(
     processes, devices, accumulation, transform, bad
 ):
-    # 96 images a step: three bundles on one process, one or two on the others
+    # 96 images a step: three chunks on one process, one or two on the others
     options = dict(transform=transform)
     truth = whole([train(Noise(350, bad), 96, 4, **options)])
     parts = []
@@ -95,7 +95,7 @@ def test_an_image_is_read_once_for_its_copies(processes, accumulation):
         source.read = lambda i, read=read: (read.append(i), Noise(400).read(i))[1]
         placement = Placement(index, processes, 2, accumulation)
         (batch,) = train(source, 192, 1, placement)
-        # A process's part may be several runs of positions, but no bundle cuts one.
+        # A process's part may be several runs of positions, but no chunk cuts one.
         assert batch["label"].size > loader.CHUNK_IMAGES
         assert len(read) == len(set(read)) == len(np.unique(batch["label"]))
 
@@ -129,7 +129,7 @@ def test_canvases_hold_the_image_and_say_where():
 
 @pytest.mark.parametrize("repeats", [1, 3, 50])
 @pytest.mark.parametrize("count", [1, 33, 100])
-def test_every_slot_is_in_one_bundle_and_copies_are_not_parted(count, repeats):
+def test_every_slot_is_in_one_chunk_and_copies_share_it(count, repeats):
     positions = np.random.default_rng(0).permutation(count)
     places = (positions + 5) // repeats
     found = [

@@ -1,4 +1,4 @@
-"""What each kind of data set must return, and what it must refuse when it is opened."""
+"""Sources of images: what each returns, and what is refused when it is opened."""
 
 import io
 import os
@@ -16,14 +16,14 @@ from imagepiece_jax.data.sources import open_source
 from imagepiece_jax.errors import InputError
 
 
-def save(path, colour, size=(5, 4)):
+def save(path, color, size=(5, 4)):
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, colour).save(path)
+    Image.new("RGB", size, color).save(path)
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two classes; grey level 10 * (running number) tells the images apart."""
+    """Two classes; gray level 10 * (running number) identifies an image."""
     level = 0
     for split, per_class in (("train", 3), ("val", 1)):
         for name in ("zebra", "ant"):
@@ -152,21 +152,21 @@ def test_folder_names_that_are_not_utf8_can_be_printed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "link, target, told",
+    "link, target, message",
     [
         ("val", "train", r"val/ant is the same as .*train/ant, by a link"),
         ("val/zebra", "train/zebra", r"val/zebra is the same as .*train/zebra, by"),
         ("train/zebra", "train/ant", r"train/zebra is the same as .*train/ant, by"),
     ],
 )
-def test_linked_folders_are_no_other_images(folder, link, target, told):
+def test_linked_folders_are_no_other_images(folder, link, target, message):
     shutil.rmtree(folder / link)
     (folder / link).symlink_to(folder / target)
     for split in ("train", "val"):
-        refuses(told, f"folder:{folder}", split)
+        refuses(message, f"folder:{folder}", split)
 
 
-def test_what_is_left_out_of_a_folder_is_said(folder, caplog):
+def test_what_is_left_out_of_a_folder_is_logged(folder, caplog):
     save(folder / "train" / "ant" / "more" / "0.png", (0, 0, 0))
     assert len(open_source(f"folder:{folder}", "train")) == 6
     (record,) = caplog.records

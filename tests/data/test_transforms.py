@@ -1,4 +1,4 @@
-"""Crops against hand-computed positions: in a ramp a value tells its place."""
+"""Crops against hand-computed positions: in a ramp a value is its position."""
 
 from unittest import mock
 
@@ -42,7 +42,7 @@ def test_evaluation_crop_is_where_torchvision_puts_it(width, resized, left, upri
     assert out.shape == (28, 28, 3) and out.dtype == np.uint8
     if upright:
         out = out.swapaxes(0, 1)
-    # A resize maps pixel centres linearly, and bicubic keeps a ramp a ramp.
+    # A resize maps pixel centers linearly, and bicubic keeps a ramp a ramp.
     along = 4 * ((left + np.arange(28) + 0.5) * width / resized - 0.5)
     down = 4 * ((2 + np.arange(28) + 0.5) * 40 / 32 - 0.5)
     assert np.abs(out[:, :, 1] - along[None, :])[:, 2:-2].max() <= 1
@@ -88,7 +88,7 @@ def test_of_a_thin_image_the_middle_is_seen_where_torchvision_sees_it(longer, up
     truth = whole[2:30, left : left + 28].astype(int)
     out = transforms.resize_crop(image.swapaxes(0, 1) if upright else image, 28)
     out = out.swapaxes(0, 1) if upright else out
-    # Half a pixel more or less: the wave has at most 20 grey levels a pixel.
+    # Half a pixel more or less: the wave has at most 20 gray levels a pixel.
     assert np.abs(out - truth).max() <= (0 if longer == 0 else 14)
 
 
@@ -142,8 +142,10 @@ def test_images_of_another_size_are_refused_where_nothing_resizes(call):
 
 
 def test_small_images_are_refused_with_the_reason():
-    told = "used unresized, as evaluation uses all of up to 32x32: config.image_size=16"
-    with pytest.raises(InputError, match=told):
+    message = (
+        "used unresized, as evaluation uses all of up to 32x32: config.image_size=16"
+    )
+    with pytest.raises(InputError, match=message):
         EvalTransform(16)(ramp(47, 48))
 
 

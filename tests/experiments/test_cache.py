@@ -43,6 +43,15 @@ def test_another_setting_is_another_point(tmp_path):
     assert calls == 2
 
 
+def test_results_of_before_round_to_went_still_count(tmp_path):
+    older = {"reduction": SETTING["reduction"] | {"round_to": 0}, "trained_as": {}}
+    measured(tmp_path, SETTING | older, SETTING | {"trained_as": {"round_to": 8}})
+    _, calls = measured(tmp_path, SETTING | {"trained_as": {}})
+    assert calls == 0
+    _, calls = measured(tmp_path, SETTING)
+    assert calls == 1
+
+
 def test_again_measures_anew_and_the_last_line_counts(tmp_path):
     measured(tmp_path, SETTING)
     (_, newest), calls = measured(tmp_path, SETTING | {"x": 1}, SETTING, again=True)

@@ -71,12 +71,12 @@ def test_images_can_be_used_again(program):
 
 
 def test_pixels_in_bfloat16_with_another_gelu(for_pixels):
-    """uint8 images; against float32 on images normalised by hand."""
+    """uint8 images; against float32 on images normalized by hand."""
     model, variables, fast = for_pixels
     pixels = np.random.default_rng(1).integers(0, 256, (3, tiny.SIDE, tiny.SIDE, 3))
-    normalised = (pixels / 255 - np.array(MEAN)) / np.array(STD)
+    normalized = (pixels / 255 - np.array(MEAN)) / np.array(STD)
     tanh = model.clone(gelu="tanh")
-    images = jnp.asarray(normalised, jnp.float32)
+    images = jnp.asarray(normalized, jnp.float32)
     want = np.asarray(tiny.jit(tanh.apply)(variables, images).logits)
     np.testing.assert_allclose(fast(pixels.astype(np.uint8)), want, atol=0.1)
     assert (fast.model.gelu, fast.images.dtype, model.gelu) == (

@@ -136,8 +136,8 @@ def test_predictions_of_arrays_pictures_and_files(
     Image.fromarray(pictures[2]).save(tmp_path / "2.png")
     images = [pictures[0], Image.fromarray(pictures[1]), tmp_path / "2.png"]
     model, variables = trained
-    normalised = (pictures / 255 - np.array(MEAN)) / np.array(STD)
-    images_in = jnp.asarray(normalised, jnp.float32)
+    normalized = (pictures / 255 - np.array(MEAN)) / np.array(STD)
+    images_in = jnp.asarray(normalized, jnp.float32)
     logits = np.asarray(tiny.jit(model.apply)(variables, images_in).logits, float)
     odds = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     found = predictor(images)

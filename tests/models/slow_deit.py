@@ -1,4 +1,4 @@
-"""What does DeiT compute? One image in float64 and NumPy, from the papers' definitions.
+"""DeiT in NumPy and float64, one image at a time, from the papers' definitions.
 
 Nothing here is imported from the package. Where the model reduced its tokens, the same
 moves are made here, so that the numbers around them can be compared.

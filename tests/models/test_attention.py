@@ -1,4 +1,4 @@
-"""Is attention what the definition says, whatever kernel runs and whatever it taps?"""
+"""Attention against its definition, for every kernel and every tap."""
 
 import functools
 import types

@@ -1,4 +1,4 @@
-"""How much attention does each token receive, of all queries and heads together?"""
+"""Attention received by each token, over all queries and heads."""
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +21,8 @@ def slow_columns(query, key, bias=None):
                 logits = logits / np.sqrt(width)
                 if bias is not None:
                     logits = logits + np.asarray(bias[b], float)
-                odds = np.exp(logits - logits.max())
-                received[b] += odds / odds.sum()
+                weights = np.exp(logits - logits.max())
+                received[b] += weights / weights.sum()
     return received
 
 
@@ -62,7 +62,7 @@ def test_logits_that_are_far_apart_stay_finite():
 @pytest.mark.parametrize("prefix", [0, 1, 2])
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_tap_has_image_columns_of_all_queries(prefix, masked):
-    """The prefix reads as well; what is masked is read by nobody."""
+    """The prefix reads as well; no token attends to masked ones."""
     module = Attention(num_heads=3)
     x = np.random.default_rng(0).normal(size=(2, 7, 12)).astype(np.float32)
     variables = tiny.fill(jax.eval_shape(module.init, jax.random.key(0), x))

@@ -81,8 +81,8 @@ def test_layout_against_pytorch_definitions():
         np.testing.assert_array_equal(kernel, weight.T.astype(np.float32))
     kernel = params["patch_embed"]["proj"]["kernel"]
     weight = state_dict["patch_embed.proj.weight"]
-    for y, x, colour, out in np.ndindex(4, 4, 3, 6):
-        assert kernel[y, x, colour, out] == np.float32(weight[out, colour, y, x])
+    for y, x, color, out in np.ndindex(4, 4, 3, 6):
+        assert kernel[y, x, color, out] == np.float32(weight[out, color, y, x])
     for ours, name in (("norm", "norm"), ("blocks_1/norm2", "blocks.1.norm2")):
         found = traverse_util.flatten_dict(params, sep="/")[f"{ours}/scale"]
         expected = state_dict[f"{name}.weight"].astype(np.float32)

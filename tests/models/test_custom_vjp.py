@@ -1,4 +1,4 @@
-"""Is a backward pass that is written by hand the derivative of its forward pass?"""
+"""Hand-written backward passes against the derivatives of the forward passes."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Can what a method learns be learned, and is what it computes counted?
+"""Contract of learned methods: gradients for all parameters, MACs for all products.
 
 Every method of `METHODS` whose reducers are Flax modules is tested, in the form that it
 trains: a new one is covered by its line there, and by its fields in `SMALL`.
@@ -68,7 +68,7 @@ def test_the_logits_teach_every_parameter_of_a_reducer(name):
 def test_what_a_reducer_multiplies_is_counted(name):
     """By `extra_macs`: every weight is used once an image, most for every token."""
     model = tiny.model(LEARNED[name])
-    told = sum(
+    counted = sum(
         registry.reducer_macs(layer, tiny.WIDTH, tiny.HEADS) for layer in model.plan
     )
     params = traverse_util.flatten_dict(tiny.shapes(model)["params"], sep="/")
@@ -77,4 +77,4 @@ def test_what_a_reducer_multiplies_is_counted(name):
         for path, value in params.items()
         if path.startswith("reducer_") and path.endswith("kernel")
     ]
-    assert told >= sum(kernels) > 0
+    assert counted >= sum(kernels) > 0

@@ -1,4 +1,4 @@
-"""Attention of masked training: do masked tokens vanish for all but themselves?"""
+"""Attention of masked training: only a masked token attends to itself."""
 
 import jax
 import jax.numpy as jnp
@@ -65,8 +65,8 @@ def test_a_size_counts_as_so_many_copies():
     """Proportional attention: log 3 on a key is the key three times."""
     thrice = jnp.asarray([[np.log(3.0), 0.0, 0.0]], jnp.float32)
     row = shares(LOGITS, [1, 1, 1], key_bias=thrice)[0]
-    odds = np.array([3 * np.e, np.e**2, 1])
-    np.testing.assert_allclose(row, odds / odds.sum(), rtol=1e-5)
+    weights = np.array([3 * np.e, np.e**2, 1])
+    np.testing.assert_allclose(row, weights / weights.sum(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -231,3 +231,6 @@ def test_a_run_of_version_0_1_0_loads_and_computes_the_same(tmp_path):
     weights = pretrained.read(tmp_path)
     assert weights.seed == 7 and weights.kind == "run"
     assert not weights.variant().untrained
+    # An analysis takes the last checkpoint; the archive has the best alone.
+    with pytest.raises(InputError, match="checkpoints/latest holds no checkpoint"):
+        pretrained.for_analysis(tmp_path).variant()

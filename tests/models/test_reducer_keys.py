@@ -1,4 +1,4 @@
-"""Is what a reducer draws a function of the image's key and the block alone?"""
+"""Random draws of reducers are functions of the image's key and the block alone."""
 
 import jax
 import jax.numpy as jnp

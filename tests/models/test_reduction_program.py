@@ -1,4 +1,4 @@
-"""How much is a reduction to the compiler? Counted in the traced program, by kind.
+"""Size of a reduction for the compiler, counted in the traced program by kind.
 
 Nothing is compiled or timed, so a regression shows on any machine. A pass is an
 operation that ends a fusion: on a GPU it is a kernel of its own, or nearly so.

@@ -1,4 +1,4 @@
-"""Do the models have their published sizes, and is a wrong field named?"""
+"""Published sizes of the models, and the sentences for wrong fields."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Computing activations twice gives the same numbers from the same parameters."""
+"""Rematerialization: the same numbers from the same parameters."""
 
 import chex
 import jax
@@ -20,7 +20,7 @@ def gradient(model, variables, train):
 
 
 def test_same_gradient_by_another_program():
-    """Attention that tells its reducers, drop path, merging and pruning included."""
+    """Attention with taps, drop path, merging and pruning included."""
     plain = tiny.model(tiny.IMAGEPIECE, drop_path_rate=0.3, prop_attn=True)
     twice = plain.clone(remat=True)
     variables = tiny.variables(plain)

@@ -1,4 +1,4 @@
-"""Do both stems compute what slow loops do, and do batch statistics add up?"""
+"""Both stems against slow loops, and their batch statistics."""
 
 import functools
 

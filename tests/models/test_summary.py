@@ -1,4 +1,4 @@
-"""Does the table tell the plan and its cost, in columns that line up?"""
+"""The cost table: plan, cost and parameters in columns that line up."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""Does ToMe on published weights do what its authors' own code does, token by token?
+"""ToMe on published weights against its authors' own code, token by token.
 
 Their outputs for two images: DeiT-Ti, untrained with ToMe, r = 13, proportional
 attention, float32 on a CPU.

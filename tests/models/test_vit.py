@@ -1,4 +1,4 @@
-"""Does the transformer equal a slow one, dense and reduced, however it is run?"""
+"""Transformers, dense and reduced, against a slow one in NumPy."""
 
 import functools
 import itertools
@@ -80,7 +80,7 @@ def test_dense_equals_a_slow_deit():
     ids=["key", "token", "fused"],
 )
 def test_reduced_equals_a_slow_deit_that_makes_the_same_moves(reduction, prop_attn):
-    """Attention's bias, what reducers are told, features, sizes, the patches' map."""
+    """Attention's bias, what reducers read, features, sizes, the patches' map."""
     model = tiny.model(reduction, prop_attn=prop_attn, trace_source=True)
     variables, images = tiny.variables(model), tiny.images(2)
     out = forward(model)(variables, images)
@@ -95,14 +95,14 @@ def test_reduced_equals_a_slow_deit_that_makes_the_same_moves(reduction, prop_at
     for b in range(2):
         source = np.arange(tiny.TOKENS)
         for block, taps, result in zip(steps, out.taps, out.results, strict=True):
-            told = seen[b][block]
-            close(taps.cls_attn[b], told.rows.mean(axis=0)[1:], atol=1e-6)
-            close(taps.x[b], told.x[1:])
+            slow = seen[b][block]
+            close(taps.cls_attn[b], slow.rows.mean(axis=0)[1:], atol=1e-6)
+            close(taps.x[b], slow.x[1:])
             if reduction.get("metric") == "token" and taps.metric is not None:
-                close(taps.metric[b], told.x[1:])
+                close(taps.metric[b], slow.x[1:])
             elif taps.metric is not None:
-                close(taps.metric[b], told.key[1:].mean(axis=1))
-            counted = oracles.count_sources(source, len(told.x) - 1)
+                close(taps.metric[b], slow.key[1:].mean(axis=1))
+            counted = oracles.count_sources(source, len(slow.x) - 1)
             np.testing.assert_array_equal(taps.size[b], counted)
             source = oracles.compose(np.asarray(result.dest[b]), source)
         np.testing.assert_array_equal(out.state.source[b], source)
@@ -148,8 +148,8 @@ def test_shapes_follow_the_plan(reduction):
     assert out.state.size.shape == (2, last)
     soft = [isinstance(result, Mixing) for result in out.results]
     assert any(soft) or out.state.source.shape == (2, 196)
-    told = zip(out.results, out.taps, counts, soft, strict=True)
-    for result, taps, count, mixes in told:
+    steps = zip(out.results, out.taps, counts, soft, strict=True)
+    for result, taps, count, mixes in steps:
         if mixes:
             assert result.matrix.shape == (2, count.n_out, count.n_in)
         else:

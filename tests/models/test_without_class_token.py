@@ -1,4 +1,4 @@
-"""Does the head of a model without class token read the mean over patches?"""
+"""Models without class token: the head reads the mean over patches."""
 
 import jax
 import numpy as np

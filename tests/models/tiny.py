@@ -68,6 +68,6 @@ def count(tree):
 
 
 def images(batch=3, seed=0):
-    """Normalised images of noise, [batch, SIDE, SIDE, 3] float32."""
+    """Normalized images of noise, [batch, SIDE, SIDE, 3] float32."""
     noise = np.random.default_rng(seed).normal(size=(batch, SIDE, SIDE, 3))
     return jnp.asarray(noise, jnp.float32)

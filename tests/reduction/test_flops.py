@@ -1,4 +1,4 @@
-"""Do plan and MAC counter give the published costs, integer for integer?
+"""Published costs of plans, integer for integer.
 
 `flops_vectors.json` holds, for every configuration, the tokens into attention and MLP
 of each block (class token included) and the MACs, computed apart from this code.

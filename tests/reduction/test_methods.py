@@ -1,4 +1,4 @@
-"""Does every method keep the promises that model, pictures and unmerge rely on?
+"""Contract of all methods, which model, figures and unmerge rely on.
 
 All of `METHODS` are tested, with default fields and with the `VARIANTS` below: a new
 method is covered by its line in `METHODS`.
@@ -55,7 +55,7 @@ VARIANTS = {
 SMALLER = {"grid_pooling": {"grid_size": 2}}
 # Where patches are decides with these, not only what they are.
 BY_POSITION = {"tome", "imagepiece_tome", "random", "grid_pooling"}
-# Tokens are mixtures of all patches: there are no groups, and sizes say nothing.
+# Tokens are mixtures of all patches: there are no groups, and sizes mean nothing.
 SOFT = {"token_learner"}
 
 
@@ -84,7 +84,7 @@ def image_keys(batch):
 
 
 def decide(reducer, taps, counts):
-    """What a reducer says; one that learns has random parameters that leave no tie."""
+    """Result of a reducer; one that learns has random parameters that leave no tie."""
     if not isinstance(reducer, nn.Module):
         return reducer(taps, counts)
 
@@ -202,7 +202,7 @@ def test_where_position_counts_a_permutation_changes_the_groups(name):
 
 @pytest.mark.parametrize("name, fields", cases(sorted(SOFT)))
 def test_mixtures_are_the_same_for_a_permutation_of_patches(name, fields):
-    """But for version 1.0 of TokenLearner, which looks at neighbours."""
+    """But for version 1.0 of TokenLearner, which reads neighbors."""
     run, x = program(name, *fields.items()), random_tokens()
     order = np.random.default_rng(1).permutation(N0)
     moved = jnp.concatenate([x[:, :1], x[:, 1:][:, order]], axis=1)

@@ -1,4 +1,4 @@
-"""Do ordering, similarity and moving do what slow loops do, in every form?"""
+"""Ordering, similarity and moving of tokens against slow loops."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Do the deciders pick the tokens that the papers' definitions pick?
+"""Shared reducers against the definitions of the papers.
 
 The oracle is fed the same scores and the same similarities, so a tie is a tie on both
 sides; metrics with ties are scaled unit vectors, whose products have one rounding.

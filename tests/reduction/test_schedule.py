@@ -62,7 +62,7 @@ def test_two_steps_on_one_block_are_named():
 
 
 def test_plans_are_frozen():
-    """One plan is read by model, counter and pictures: none of them may change it."""
+    """One plan is read by model, counter and figures: none of them may change it."""
     (layer,) = build(depth=1, n0=4, steps=[step(Keep(0.5))])
     for part, field in ((layer, "attn_tokens"), (layer.counts, "n_out")):
         with pytest.raises(dataclasses.FrozenInstanceError):

@@ -1,4 +1,4 @@
-"""Are scores, draws and losses of the learned methods what their papers say?"""
+"""Scores, draws and losses of learned selection against their papers."""
 
 import types
 
@@ -81,13 +81,13 @@ def draw(scores, mask=None, seed=0):
 
 
 def test_a_draw_keeps_as_often_as_the_scores_say():
-    odds = np.float32([0.1, 0.5, 0.9, 1e-9])
-    scores = np.log(np.stack([odds, 1 - odds], axis=-1))
+    chance = np.float32([0.1, 0.5, 0.9, 1e-9])
+    scores = np.log(np.stack([chance, 1 - chance], axis=-1))
     count = 3000
     keep = np.asarray(draw(np.broadcast_to(scores, (count, 4, 2))))
     assert set(np.unique(keep)) == {0.0, 1.0}
-    deviation = np.sqrt(odds * (1 - odds) / count)
-    np.testing.assert_allclose(keep.mean(0), odds, atol=1e-6 + 4 * deviation.max())
+    deviation = np.sqrt(chance * (1 - chance) / count)
+    np.testing.assert_allclose(keep.mean(0), chance, atol=1e-6 + 4 * deviation.max())
     assert keep[:, 3].max() == 0
 
 
@@ -161,7 +161,7 @@ def test_ratio_by_hand():
 
 
 def outputs(tokens, logits, results=(), mask=None, n0=None, prefix=1):
-    """What a model says, as far as a loss looks."""
+    """Outputs of a model, as far as a loss reads them."""
     tokens = jnp.asarray(tokens, jnp.float32)
     state = start(tokens, prefix).replace(mask=mask)
     first = jnp.zeros((len(tokens), n0 or tokens.shape[1] - prefix, tokens.shape[-1]))
@@ -271,17 +271,17 @@ def test_what_the_student_merges_and_drops_the_teacher_does_too():
 
 
 @pytest.mark.parametrize(
-    "tokens, width, classes, told",
+    "tokens, width, classes, message",
     [
         (6, 3, 5, "5 patches, width 3 and 5 classes"),
         (5, 2, 5, "4 patches, width 2 and 5 classes"),
         (5, 3, 7, "4 patches, width 3 and 7 classes"),
     ],
 )
-def test_a_teacher_that_does_not_fit_is_described(tokens, width, classes, told):
+def test_a_teacher_that_does_not_fit_is_described(tokens, width, classes, message):
     student = outputs(numbers(2, 5, 3), numbers(2, 5))
     teacher = outputs(numbers(2, tokens, width), numbers(2, classes))
     with pytest.raises(
-        InputError, match=f"config.teacher is .*{told}; .*needs 4 patches"
+        InputError, match=f"config.teacher is .*{message}; .*needs 4 patches"
     ):
         token_selector.distillation(student, teacher, 0.5, 0.5)

@@ -1,4 +1,4 @@
-"""Does the map from patches to tokens stay true through any stack of reductions?"""
+"""The map from patches to tokens, through any stack of reductions."""
 
 import itertools
 

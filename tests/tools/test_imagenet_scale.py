@@ -1,4 +1,4 @@
-"""The measurements at ImageNet's size, on a set of more files than descriptors."""
+"""Measurements at ImageNet's size, on a set of more files than descriptors."""
 
 import json
 import subprocess

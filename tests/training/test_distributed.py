@@ -155,6 +155,21 @@ def test_a_process_that_is_alone_joins_nothing():
         assert not jax.distributed.is_initialized()
 
 
+@pytest.mark.parametrize("mine, visible", [((), "all"), ((4, 5), "4,5")])
+def test_jax_finds_the_host_and_takes_the_rest_from_the_job(mine, visible):
+    """A job of one process that meets itself: its number, its GPUs and its port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    done = run(
+        "import jax\n"
+        f"distributed._initialize(distributed.Job(None, 1, 0, {mine}, {port}))\n"
+        "print(jax.process_count(), jax.config.read('jax_cuda_visible_devices'))",
+        **SLURM | {"SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_LOCALID": "3"},
+    )
+    assert done.stdout.split() == ["1", visible], done.stderr
+
+
 def test_processes_with_unequal_devices_are_refused():
     devices = [types.SimpleNamespace(process_index=i) for i in (0, 0, 1, 1, 2)]
     distributed.check_devices(devices[:4])

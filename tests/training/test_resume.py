@@ -63,11 +63,11 @@ def _met(fault, run, *args):
 def test_a_run_with_many_faults_ends_bit_identical(tmp_path):
     """One after the other in one run: the drill has a run for each.
 
-    The first kill is in the first save: nothing can be resumed, and the run starts
-    anew. Metrics past the newest checkpoint are there when the folder vanishes.
+    The kill is in the first save, unless that was missed: nothing can be resumed, and
+    the run starts anew. Metrics go past the newest checkpoint when the folder vanishes.
     """
-    runs = tiny_runs.TinyRuns(tmp_path)
-    run, delay = runs.run("faults"), np.random.default_rng(0).uniform(0, 0.005)
+    tiny = tiny_runs.TinyRuns(tmp_path)
+    run, delay = tiny.run("faults"), np.random.default_rng(0).uniform(0, 0.005)
     rows = [_met(faults.kill_in_save, run, 1, delay)]
     rows.append(_met(faults.terminate_in_evaluation, run))
     step = run.step()
@@ -80,10 +80,10 @@ def test_a_run_with_many_faults_ends_bit_identical(tmp_path):
     assert said[1].endswith(f"at step {step}; the same command resumes from there")
     assert said[2].startswith("WORKDIR has vanished, or is not the folder that")
     assert 0 < run.finish() < tiny_runs.STEPS
-    assert run.outcome() == runs.expected
+    assert run.outcome() == tiny.expected
 
     # The undisturbed run has every step and every evaluation.
-    lines = read_metrics(runs.whole.workdir)
+    lines = read_metrics(tiny.whole.workdir)
     steps = [line["step"] for line in lines if line["kind"] == "train"]
     assert steps == [*range(1, tiny_runs.STEPS + 1)]
     assert [line["step"] for line in lines if line["kind"] == "eval"] == [

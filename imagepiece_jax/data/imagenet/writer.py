@@ -306,7 +306,7 @@ def _sorted(by_position):
 def _write_records(path, records):
     from array_record.python import array_record_module
 
-    # TFDS's options: groups of one, so that a record is read without its neighbours.
+    # TFDS's options: groups of one, so that a record is read without its neighbors.
     writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
     for record in records:
         writer.write(record)

@@ -1,9 +1,8 @@
-"""Is there a compiled library for this device? Found in a cache, or built at first use.
+"""Compiled kernel libraries, found in a cache or built at first use.
 
 The sources lie beside this file. A library's name is a hash of all that goes into it,
-so that another JAX, compiler or processor builds its own; processes that build the same
-one at once do no harm. Where nothing can be built, the reason is told in words, and the
-plain version does the work.
+so that another JAX, compiler or processor builds its own; processes may build the same
+one at once. Where none can be built, `library` returns the reason in words.
 """
 
 import ctypes
@@ -105,7 +104,7 @@ def _built(command, source):
                 )
                 if done.returncode:
                     return f"what {command[0]} could build: {_complaint(done)}"
-                os.replace(new, path)  # whole, whoever else builds it
+                os.replace(new, path)  # atomic: others may build it too
         return ctypes.CDLL(str(path))
     except (OSError, subprocess.TimeoutExpired) as error:
         reason = error.strerror if isinstance(error, OSError) else "it takes too long"
@@ -133,7 +132,7 @@ def _fingerprint(command):
 
 
 def _processor():
-    """What tells processors apart: "native" code of one may be illegal on another."""
+    """What distinguishes processors: "native" code of one may be illegal on another."""
     info = pathlib.Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     kinds = ("flags", "Features", "model name")

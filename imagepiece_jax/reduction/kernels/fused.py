@@ -1,10 +1,10 @@
-"""A whole reduction in one kernel: keys and x are read once, decided, and moved.
+"""Whole reductions in one kernel: keys and x are read once, decided on, and moved.
 
-Each function does what class attention, a reducer of `reducers` and `moving.apply` do
+Each function does what class attention, a reducer of `reducers` and `apply.apply` do
 together, with the same decisions from the same scores, ties included. Where it runs
 (`obstacle`, `misfit`) it replaces a chain of small kernels; gradients are the plain
 version's. The code is the same for CPU and GPU: reduce.h. Programs find the kernels of
-a platform once `obstacle` was asked about it.
+a platform once `obstacle` has been called for it.
 """
 
 import ctypes
@@ -65,7 +65,7 @@ def misfit(
     """Why arrays of these shapes and types cannot be reduced so; None if they can.
 
     rule: "prune", "retokenize" or "bipartite"; key [B, N, H, d] and x [B, N, D], arrays
-    or what has their `shape` and `dtype`. Asked where `obstacle` has nothing to say.
+    or what has their `shape` and `dtype`. To be called where `obstacle` returns None.
     """
     dtypes = sorted({jnp.dtype(key.dtype).name, jnp.dtype(x.dtype).name})
     if len(dtypes) > 1 or dtypes[0] not in DTYPES:
@@ -83,8 +83,8 @@ def misfit(
         compute_capability = _capability_here()
     count = build.library("cuda", str(compute_capability)).imagepiece_shared_bytes
     count.restype = ctypes.c_int64
-    dealt, parity = _dealt(rule, length, num_prefix, candidates)
-    numbers = (RULES[rule], length, num_prefix, heads, width, dealt, parity)
+    split, parity = _split(rule, length, num_prefix, candidates)
+    numbers = (RULES[rule], length, num_prefix, heads, width, split, parity)
     bytes_needed = count(*map(ctypes.c_int64, numbers))
     limit = 1024 * SHARED_KIB.get(str(compute_capability), 99)
     if bytes_needed > limit:
@@ -141,8 +141,8 @@ def bipartite(key, x, size, *, n_out, num_prefix=1):
 
     Arrays as for `prune`; partners are compared by the mean key over heads.
     """
-    dealt, parity = _dealt("bipartite", key.shape[1], num_prefix)
-    call = _Call("bipartite", n_out, num_prefix, candidates=dealt, parity=parity)
+    split, parity = _split("bipartite", key.shape[1], num_prefix)
+    call = _Call("bipartite", n_out, num_prefix, candidates=split, parity=parity)
     return _call(call, key, key, x, size)
 
 
@@ -160,8 +160,8 @@ class _Call:
     prop_attn: bool = False
 
 
-def _dealt(rule, length, num_prefix, candidates=0):
-    """(tokens that are dealt to two sides, which of the first two leaves)."""
+def _split(rule, length, num_prefix, candidates=0):
+    """(tokens that are split into two sides, which of the first two leaves)."""
     if rule == "bipartite":  # all; of all positions the even ones leave
         return length - num_prefix, num_prefix % 2
     return candidates, 0

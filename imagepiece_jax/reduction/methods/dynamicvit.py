@@ -1,7 +1,7 @@
 """DynamicViT: a small network learns which tokens to keep (Rao et al., NeurIPS 2021).
 
-Training draws masks and removes nothing; evaluation keeps the best, as many as the rate
-says. It starts from a trained model, with that model, frozen, as its teacher.
+Training draws masks and removes nothing; evaluation keeps the highest scores. Training
+starts from a trained model, which is also, frozen, its teacher.
 """
 
 import dataclasses

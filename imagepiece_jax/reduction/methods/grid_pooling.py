@@ -1,4 +1,4 @@
-"""Grid pooling: average neighbours once, without looking at what they show."""
+"""Grid pooling: average neighboring tokens once, independently of their content."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""ImagePiece: merge what says little, judge it again, then prune (AAAI 2025)."""
+"""ImagePiece: merge unimportant tokens, reassess them, then prune (AAAI 2025)."""
 
 import dataclasses
 
@@ -21,10 +21,10 @@ class ImagePiece(Method):
     """Merge steps over the least attended tokens, then prune steps by class attention.
 
     keep_rate: share of image tokens that a prune step keeps; candidate_ratio: share
-    that counts as meaning little; merge_ratio: share merged away, of all tokens (class
-    token included) or, by merge_base="candidates", of the candidates; in any case
-    at most half of the candidates merge, into the other half. merge_blocks and
-    prune_blocks, where given, override `schedule`. The rest goes to `Retokenize`.
+    that may be merged, the least attended; merge_ratio: share merged away, of all
+    tokens (class token included) or, by merge_base="candidates", of the candidates; at
+    most half of the candidates merge, into the other half. merge_blocks and
+    prune_blocks, where given, override `schedule`. The rest is `Retokenize`'s.
     """
 
     keep_rate: float = rate(0.8)
@@ -62,7 +62,7 @@ class ImagePiece(Method):
         """(merge blocks, prune blocks) of the schedule: merge, merge, prune, repeated.
 
         "B" counts the paper's layer numbers from one, "A" takes them as block indices;
-        the reported speeds speak for "B". Both leave the last blocks alone: depth // 4
+        "B" agrees with the reported speeds. Both leave out the last blocks: depth // 4
         - 1 full cycles after the first, three in all at depth 12.
         """
         cycles = depth // 4

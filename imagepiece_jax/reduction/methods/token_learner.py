@@ -107,8 +107,8 @@ class TokenFuser(nn.Module):
     """Add to every token its share of the learned ones: a soft `unmerge`.
 
     learned [B, S, D], original [B, n, D] -> [B, n, D]. The learned tokens are
-    normalised, mixed among each other and normalised again; a token takes of each as
-    much as the sigmoid of its score says. At first it changes nothing: the mixture
+    normalized, mixed among each other and normalized again; a token takes of each by
+    the sigmoid of its score. At first it changes nothing: the mixture
     starts from zero.
     """
 

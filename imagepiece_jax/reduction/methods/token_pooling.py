@@ -16,7 +16,7 @@ from imagepiece_jax.reduction.schedule import Step
 from imagepiece_jax.reduction.tokens import DROPPED, Assignment
 from imagepiece_jax.reduction.validate import blocks, choice, count, rate
 
-SCORES = {"columns": "attn_columns", "cls": "cls_attn"}  # score -> what tells it
+SCORES = {"columns": "attn_columns", "cls": "cls_attn"}  # score -> field of Taps
 
 
 def squared_distances(x):
@@ -76,7 +76,7 @@ class KMedoids(Clustering):
             far = jnp.where(is_medoid[:, None, :], distance, jnp.inf)
             owner = jnp.where(is_medoid, index[None], jnp.argmin(far, axis=-1))
             together = owner[:, :, None] == owner[:, None, :]
-            # Everybody's weighted distance to the members of the own cluster.
+            # Weighted distance of each token to the members of its cluster.
             cost = jnp.where(together, weight[:, None, :] * distance, 0).sum(axis=-1)
             mine, other = cost[:, :, None], cost[:, None, :]
             better = (other < mine) | ((other == mine) & earlier)
@@ -89,14 +89,14 @@ class KMedoids(Clustering):
 class KMeans(Clustering):
     """A cluster becomes the mean of its members, by their significance.
 
-    Slots are in the order of the tokens that the centres started from; each of them
+    Slots are in the order of the tokens that the centers started from; each of them
     stays in its cluster.
     """
 
     def cluster(self, squares, weight, first, n_out):
         slot = count_before(first)
         slots = jnp.arange(n_out, dtype=jnp.int32)[None, :, None]
-        dest = jnp.where(first, slot, DROPPED)  # a centre is one token at first
+        dest = jnp.where(first, slot, DROPPED)  # a center is one token at first
         for _ in range(self.iterations):
             share = jnp.where(dest[:, None, :] == slots, weight[:, None, :], 0)
             share = share / jnp.sum(share, axis=-1, keepdims=True)

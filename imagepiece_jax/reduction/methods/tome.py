@@ -1,4 +1,4 @@
-"""ToMe: merge what is alike, a little in every block (Bolya et al., ICLR 2023)."""
+"""ToMe: merge similar tokens, a few in every block (Bolya et al., ICLR 2023)."""
 
 import dataclasses
 from typing import ClassVar
@@ -49,7 +49,7 @@ class ToMe(Method):
     metric: str = choice("key", METRICS)
 
     def removed(self, depth):
-        """Tokens that each block is asked to merge away, a tuple of `depth` ints."""
+        """Tokens that each block is to merge away, a tuple of `depth` ints."""
         if self.r_list is not None:
             if len(self.r_list) > depth:
                 raise InputError(

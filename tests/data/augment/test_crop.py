@@ -41,7 +41,7 @@ def test_boxes_are_those_of_the_host():
     assert np.abs(out - hosts).max() <= 1 and (out == hosts).mean() > 0.99
     assert out.dtype == np.int32
     fallback = np.array(hosts)[extent[:, 0] == 40]
-    assert (fallback[:, 2] == 40).any(), "some images must need the centred box"
+    assert (fallback[:, 2] == 40).any(), "some images must need the centerd box"
 
 
 CANVAS = 96
@@ -78,7 +78,7 @@ def test_resize_is_pillow_s(index):
 
 
 def test_a_crop_is_a_box_of_the_image():
-    """In a ramp a value tells its place; beyond the extent there is only 255."""
+    """In a ramp a value is its position; beyond the extent there is only 255."""
     extent = np.array([[60, 90], [96, 40], [50, 50]] * 20, np.int32)
     canvas = np.full((60, CANVAS, CANVAS, 3), 255, np.uint8)
     for image, (height, width) in zip(canvas, extent, strict=True):

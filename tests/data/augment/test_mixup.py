@@ -57,7 +57,7 @@ def test_cutmix_alone():
     np.testing.assert_allclose(
         out.lam, 1 - (bottom - top) * (right - left) / (32 * 48), atol=1e-6
     )
-    small = out.box[out.lam > 0.97]  # the centre reaches every edge
+    small = out.box[out.lam > 0.97]  # the center reaches every edge
     assert small[:, 0].min() == 0 and small[:, 1].max() == 32
     assert small[:, 2].min() == 0 and small[:, 3].max() == 48
     # Unclipped, the pasted area would average 1/2 (lam is uniform); the edges cut away

@@ -1,4 +1,4 @@
-"""Order and chance of what the step does to pixels; random erasing and flips."""
+"""Order and randomness of augmentation in the step; random erasing and flips."""
 
 import functools
 
@@ -39,7 +39,7 @@ def test_nothing_asked_for_is_the_program_of_normalising():
 
 
 def test_steps_come_in_the_recipe_s_order(monkeypatch):
-    """Crop, flip, RandAugment, normalise, erase; chance from keys of their own."""
+    """Crop, flip, RandAugment, normalize, erase; each from keys of its own."""
     seen = []
 
     def watch(module, name, key_at=None):

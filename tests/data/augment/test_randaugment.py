@@ -47,7 +47,7 @@ def draws(op, magnitude, sign, applied=True):
 
 
 def assert_close(out, expected, name):
-    """To a grey level; a rotated pixel at the very edge may be in or out."""
+    """To a gray level; a rotated pixel at the very edge may be in or out."""
     assert out.dtype == np.uint8
     error = np.abs(out.astype(int) - expected.astype(int))
     if name in INTERPOLATED:

@@ -1,4 +1,4 @@
-"""What is stored for an image: its own bytes wherever a JPEG decoder can read them."""
+"""Stored bytes: an image's own wherever a JPEG decoder can read them."""
 
 import io
 
@@ -33,11 +33,11 @@ def test_jpegs_keep_their_bytes(mode, options):
     ],
     ids=["PNG", "CMYK JPEG", "TIFF"],
 )
-def test_what_a_jpeg_decoder_may_not_read_becomes_an_rgb_jpeg(data):
+def test_other_formats_become_an_rgb_jpeg(data):
     new = encode(data, "a.JPEG")
     assert simplejpeg.decode_jpeg_header(new)[:3] == (48, 60, "YCbCr")
     error = np.abs(simplejpeg.decode_jpeg(new) - np.asarray(photo(1)).astype(float))
-    assert error.mean() < 2  # colours are halved in resolution, no more
+    assert error.mean() < 2  # colors are halved in resolution, no more
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_larger_images_are_shrunk_as_pillow_does(size, new_size):
 
 
 def test_shrinking_filters_what_is_too_fine():
-    """Stripes of one pixel become grey; without antialiasing they would stay."""
+    """Stripes of one pixel become gray; without antialiasing they would stay."""
     stripes = np.zeros((128, 256, 3), np.uint8)
     stripes[:, ::2] = 255
     new = encode(encoded(Image.fromarray(stripes), "PNG"), "a.png", short_side=64)

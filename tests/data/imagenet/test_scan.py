@@ -1,4 +1,4 @@
-"""Are all images found, with the labels that the world knows, or a mistake named?"""
+"""Finding ImageNet's images with their labels, and errors that name what is wrong."""
 
 import numpy as np
 import pytest
@@ -124,7 +124,7 @@ def test_wrong_names_in_the_validation_tar(tmp_path, name):
     refuses(f"{tars.VAL} holds '{name}': .*_00000001.JPEG to .*_00050000", tmp_path)
 
 
-def test_other_classes_are_sent_to_where_they_are_read(tmp_path):
+def test_other_classes_are_referred_to_folder_sources(tmp_path):
     (tmp_path / "train" / "ant").mkdir(parents=True)
     refuses("holds 'ant', which is no class of .*config.data.name=folder:", tmp_path)
 

@@ -1,4 +1,4 @@
-"""TFDS's default format becomes the one that training reads; damage is named."""
+"""Conversion from TFDS's default format; damage is named."""
 
 import json
 
@@ -66,7 +66,7 @@ def test_one_command_converts(prepared, tmp_path, processes, inside):
         assert sorted(found) == sorted(splits[name])  # byte for byte
 
 
-def test_whoever_trains_on_it_is_given_the_command(prepared, tmp_path):
+def test_training_on_tfrecords_names_the_command(prepared, tmp_path):
     folder, _, _ = prepared
     with pytest.raises(InputError) as caught:
         open_source("imagenet2012", "train", num_classes=1000, data_dir=folder)
@@ -74,8 +74,8 @@ def test_whoever_trains_on_it_is_given_the_command(prepared, tmp_path):
         f"`python -m imagepiece_jax.prepare --source {folder} --dir ANOTHER` converts "
         "them"
     ) in str(caught.value)
-    told = sentence(convert(folder, folder))
-    assert told == (
+    message = sentence(convert(folder, folder))
+    assert message == (
         f"--dir {folder} holds imagenet2012 in TFRECORD files: --source {folder} with "
         "another --dir converts them"
     )
@@ -114,8 +114,8 @@ def test_damage_is_named(prepared, tmp_path, damage, place, reason, processes):
         name, label, image = splits["train"][2]
         values = dict(zip(names, (name.encode(), label, image), strict=True))
         place = len(data) if place == "end" else len(tfrecords.example(**values)) + 16
-    told = sentence(convert(folder, tmp_path / "new", "--processes", processes))
-    assert told == (
+    message = sentence(convert(folder, tmp_path / "new", "--processes", processes))
+    assert message == (
         f"{path} is damaged in the record at byte {place:,} ({reason}): fetch or "
         "prepare this file again"
     )
@@ -124,20 +124,26 @@ def test_damage_is_named(prepared, tmp_path, damage, place, reason, processes):
 def test_missing_files_and_two_versions(prepared, tmp_path):
     folder, paths, _ = prepared
     paths["imagenet2012-train.tfrecord-00001-of-00003"].unlink()
-    told = sentence(convert(folder, tmp_path / "new", "--processes", 0))
-    assert "holds 2 of the 3 TFRECORD files of train: number 00001 is missing" in told
+    message = sentence(convert(folder, tmp_path / "new", "--processes", 0))
+    assert (
+        "holds 2 of the 3 TFRECORD files of train: number 00001 is missing" in message
+    )
     older = folder / "imagenet2012" / "5.0.0"
     older.mkdir()
     for name in ("00000-of-00002", "00001-of-00002"):
         (older / f"imagenet2012-train.tfrecord-{name}").write_bytes(b"")
-    told = sentence(
+    message = sentence(
         convert(folder / "imagenet2012", tmp_path / "new", "--processes", 0)
     )
-    assert "give the folder of one" in told and "5.0.0" in told and "5.1.0" in told
+    assert (
+        "give the folder of one" in message
+        and "5.0.0" in message
+        and "5.1.0" in message
+    )
 
 
 @pytest.mark.parametrize(
-    "data, told",
+    "data, message",
     [
         (tfrecords.example(image=b"x", label=1000, file_name=b"a.JPEG"), WITHOUT),
         (tfrecords.example(label=3), WITHOUT),
@@ -146,8 +152,8 @@ def test_missing_files_and_two_versions(prepared, tmp_path):
     ],
     ids=["label", "image", "name", "no Example"],
 )
-def test_other_records_are_refused(prepared, tmp_path, data, told):
+def test_other_records_are_refused(prepared, tmp_path, data, message):
     folder, paths, _ = prepared
     next(iter(paths.values())).write_bytes(tfrecords.record(data))
     words = ["--processes", 0]
-    assert told in sentence(convert(folder, tmp_path / "new", *words))
+    assert message in sentence(convert(folder, tmp_path / "new", *words))

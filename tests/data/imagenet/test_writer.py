@@ -1,4 +1,4 @@
-"""Is what was written TFDS's imagenet2012, and is nothing else ever taken for it?"""
+"""The written data set is TFDS's imagenet2012, and nothing unfinished passes for it."""
 
 import fcntl
 import json
@@ -94,7 +94,7 @@ def test_tfds_reads_the_set_record_for_record(small, tmp_path):
     ]
 
 
-def test_small_images_are_told_of(small, tmp_path, caplog):
+def test_small_images_are_noted(small, tmp_path, caplog):
     """In the set itself, and in the log of whoever reads it."""
     note = writer.write(small[0], tmp_path, short_side=40)
     assert (note["short_side"], note["quality"], note["reencoded"]) == (40, 92, 13)
@@ -113,7 +113,7 @@ def files_of(folder):
     }
 
 
-def test_a_stopped_run_goes_on_with_the_missing_files(small, tmp_path, monkeypatch):
+def test_a_stopped_run_resumes_with_the_missing_files(small, tmp_path, monkeypatch):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     writer.write(small[0], whole)
     write_records, written = writer._write_records, []
@@ -131,9 +131,9 @@ def test_a_stopped_run_goes_on_with_the_missing_files(small, tmp_path, monkeypat
     assert writer.existing(parts) is None
     with pytest.raises(InputError, match="does not hold it as complete"):
         open_source("imagenet2012", "train", num_classes=1000, data_dir=parts)
-    told = []
-    writer.write(small[0], parts, advance=lambda *args, **of: told.append((args, of)))
-    assert told == [((9,), {"before": True}), ((4,), {})]
+    calls = []
+    writer.write(small[0], parts, advance=lambda *args, **of: calls.append((args, of)))
+    assert calls == [((9,), {"before": True}), ((4,), {})]
     splits = [name.split(".")[0].split("-")[1] for name in written]
     assert splits == ["train", "validation", "validation"]
     assert files_of(parts) == files_of(whole)
@@ -159,7 +159,7 @@ def refuses(message, *arguments, **options):
     assert "\n" not in str(caught.value)
 
 
-def test_an_unfinished_set_goes_on_as_it_was_begun(small, unfinished):
+def test_an_unfinished_set_resumes_with_its_settings(small, unfinished):
     message = "5.1.0 holds an unfinished set with --short_side 0: give the options"
     refuses(message, small[0], unfinished, short_side=40)
     other = small[0] | {"train": small[0]["train"][1:]}
@@ -239,7 +239,7 @@ def test_damaged_images_are_left_out_and_named(many, tmp_path, caplog):
     assert names == {entry.name for entry in found["train"]} - {name}
 
 
-def test_many_damaged_images_stop_the_run_until_they_are_mended(many, tmp_path):
+def test_many_damaged_images_stop_the_run_until_they_are_replaced(many, tmp_path):
     found, write_file = many
     write_file({7, 60})
     refuses("2 of 101 images cannot be read.*: allowed is 1%", found, tmp_path)

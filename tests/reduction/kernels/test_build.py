@@ -1,4 +1,4 @@
-"""Is a library built once, kept, and is what is missing told in words?"""
+"""Kernel libraries are built once and kept; what is missing is named."""
 
 import _ctypes
 import ctypes
@@ -48,12 +48,12 @@ def copier(folder):
 
 
 @pytest.mark.parametrize("device, wanted", [("cpu", "g++"), ("cuda", "nvcc")])
-def test_no_compiler_is_told(compilers, device, wanted):
+def test_no_compiler_is_named(compilers, device, wanted):
     found = library(device, "9.0")
     assert wanted in found and found.endswith("there is none")
 
 
-def test_a_compiler_that_fails_is_told(compilers, tmp_path):
+def test_a_compiler_that_fails_is_named(compilers, tmp_path):
     compilers("bin/g++", "echo reduce.h:1: error: wrong word >&2; exit 1")
     found = library()
     assert "bin/g++ could build: reduce.h:1: error: wrong word" in found
@@ -81,7 +81,7 @@ def test_a_library_is_built_once_for_each_that_differs(
     assert len([*build.cache_folder().iterdir()]) == 3
 
 
-def test_a_cache_that_cannot_be_written_is_told(compilers, tmp_path, monkeypatch):
+def test_a_cache_that_cannot_be_written_is_named(compilers, tmp_path, monkeypatch):
     compilers("bin/g++", copier(tmp_path))
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
@@ -130,9 +130,9 @@ def test_it_compiles_for_gpus_and_hardly_spills(tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    told = done.stdout + done.stderr
-    spills = [int(n) for n in re.findall(r"(\d+) bytes spill loads", told)]
-    registers = [int(n) for n in re.findall(r"Used (\d+) registers", told)]
+    report = done.stdout + done.stderr
+    spills = [int(n) for n in re.findall(r"(\d+) bytes spill loads", report)]
+    registers = [int(n) for n in re.findall(r"Used (\d+) registers", report)]
     assert len(spills) == len(registers) == 12  # rules, types, widths of a head
     assert max(spills) <= 24 and max(registers) <= 64
 

@@ -1,4 +1,4 @@
-"""Does the one kernel do what class attention, a reducer and the move do together?
+"""Fused kernels against class attention, reducer and move in plain JAX.
 
 Truths: the slow NumPy oracles where arithmetic is exact, ties and NaN included, and the
 plain version on random inputs, where images that differ must be near ties.
@@ -302,7 +302,7 @@ def shapes(n=19, heads=2, width=8, dim=16, key="float32", x="float32"):
         ("retokenize", shapes(), {"num_prefix": 0}, "'retokenize'"),
     ],
 )
-def test_what_does_not_fit_is_told(rule, arrays, options, words):
+def test_what_does_not_fit_is_named(rule, arrays, options, words):
     assert words in fused.misfit(rule, *arrays, **options)
 
 

@@ -1,4 +1,4 @@
-"""Does a model decide and compute alike with fused kernels and without?"""
+"""Models with fused kernels decide and compute as without them."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Does DynamicViT mask while it learns, remove when it has, and learn its share?"""
+"""DynamicViT: masks in training, removal in evaluation, and the learned share."""
 
 import dataclasses
 import math
@@ -150,7 +150,7 @@ def test_all_masked_is_finite_with_all_its_gradients(options):
     def objective(params):
         taught = teacher.apply(tiny.variables(teacher), tiny.images())
         out = model.apply({"params": params}, tiny.images(), True, masked.keys())
-        terms = DynamicViT.loss(out, taught, model.plan)
+        terms = DynamicViT().loss(out, taught, model.plan)
         total = jnp.sum(out.logits**2) + sum(terms.values())
         return total, (out.logits, out.state.mask, terms)
 
@@ -173,7 +173,7 @@ def test_terms_of_the_loss():
     out = masked.train(model)(variables, tiny.images(), masked.keys())
     teacher = tiny.model()
     taught = tiny.jit(teacher.apply)(tiny.variables(teacher, seed=5), tiny.images())
-    terms = DynamicViT.loss(out, taught, model.plan)
+    terms = DynamicViT().loss(out, taught, model.plan)
     assert list(terms) == ["ratio", "kl", "tokens"]
     errors = [
         np.mean((np.asarray(result.keep).mean(axis=1) - target) ** 2)
@@ -190,7 +190,7 @@ def test_terms_of_the_loss():
         assert value > 1e-3
         assert float(terms[name]) == pytest.approx(value, rel=1e-4)
     weights = {"ratio_weight": 4.0, "kl_weight": 1.0, "token_weight": 0.0}
-    other = DynamicViT.loss(out, taught, model.plan, **weights)
+    other = DynamicViT(**weights).loss(out, taught, model.plan)
     assert float(other["ratio"]) == pytest.approx(2 * wanted["ratio"], rel=1e-4)
     assert float(other["kl"]) == pytest.approx(2 * wanted["kl"], rel=1e-4)
     assert float(other["tokens"]) == 0

@@ -1,4 +1,4 @@
-"""Are neighbours averaged, as many in each cell as there are patches?"""
+"""Grid pooling: neighbors are averaged, as many a cell as there are patches."""
 
 import functools
 

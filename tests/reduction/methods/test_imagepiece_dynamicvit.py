@@ -1,4 +1,4 @@
-"""Do ImagePiece's merges and DynamicViT's learned prunes work in one model?"""
+"""ImagePiece's merges and DynamicViT's learned prunes in one model."""
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +48,7 @@ def with_topk():
 
 @pytest.fixture(scope="module")
 def taught():
-    """What a dense teacher of other weights says."""
+    """Outputs of a dense teacher with other weights."""
     teacher = tiny.model()
     return tiny.jit(teacher.apply)(tiny.variables(teacher, seed=5), tiny.images())
 

@@ -1,4 +1,4 @@
-"""Is the combination ImagePiece where it merges, and ToMe where ImagePiece prunes?"""
+"""ImagePiece + ToMe: ImagePiece's merge steps, ToMe's matching where it prunes."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Is what the random control keeps drawn uniformly, and by nothing but the keys?"""
+"""Random control: uniform draws that depend on the keys alone."""
 
 import functools
 import math

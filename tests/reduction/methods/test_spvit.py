@@ -1,4 +1,4 @@
-"""Do SPViT's heads vote, and does its package carry what they drop?"""
+"""SPViT: votes of the heads, and packages of what they drop."""
 
 import math
 import types
@@ -164,13 +164,13 @@ def test_training_equals_the_oracle(norm):
 
 
 def test_draws_follow_the_votes():
-    """Over many images alike, tokens live as often as their mean log odds say."""
+    """Over many images alike, tokens live as often as their mean log odds imply."""
     count = 2000
     x = np.broadcast_to(numbers(1, 4, D), (count, 4, D))
     parameters, result = run(Selector(), Counts(n_in=4, n_out=5), x)
     scores, _ = oracles_learned.select(parameters, x[0].astype(float), HEADS)
-    odds = np.exp(scores[:, 0]) / np.exp(scores).sum(axis=1)
-    np.testing.assert_allclose(result.keep.mean(axis=0), odds, atol=0.045)
+    share = np.exp(scores[:, 0]) / np.exp(scores).sum(axis=1)
+    np.testing.assert_allclose(result.keep.mean(axis=0), share, atol=0.045)
 
 
 def test_votes_that_underflow_still_count():

@@ -1,4 +1,4 @@
-"""Does TokenLearner weigh tokens as its authors' code does, and its fuser undo it?"""
+"""TokenLearner against its authors' definitions, and the fuser that undoes it."""
 
 import functools
 
@@ -97,7 +97,7 @@ def test_by_hand():
     The norm makes (1, -1), (-1, 1), (0, 0) of them; the second layer is solved for.
     """
     x = np.float32([[[1, 0], [0, 1], [1, 1]]])
-    learner = TokenLearner(num_tokens=2, bottleneck_dim=2)
+    learner = MlpLearner(num_tokens=2, bottleneck_dim=2)
     params = parameters(learner, x)["scores"]
     params["norm"] = {"scale": np.ones(2, np.float32), "bias": np.zeros(2, np.float32)}
     hidden = slow_scores(x[0], params | {"fc2": {"kernel": np.eye(2), "bias": 0}})
@@ -118,7 +118,7 @@ def test_by_hand():
 @pytest.mark.parametrize("n", [1, 3, 5, 11])
 @pytest.mark.parametrize("dtype, atol", [("float32", 2e-6), ("bfloat16", 2e-6)])
 def test_weights_are_a_softmax_over_tokens_of_the_scores(n, dtype, atol):
-    learner, x = TokenLearner(num_tokens=5, bottleneck_dim=4), tokens(n)
+    learner, x = MlpLearner(num_tokens=5, bottleneck_dim=4), tokens(n)
     x = jnp.asarray(x, dtype)
     params = parameters(learner, x)
     matrix = weigh(learner, params, x)
@@ -130,7 +130,7 @@ def test_weights_are_a_softmax_over_tokens_of_the_scores(n, dtype, atol):
 
 
 def test_parameters_and_where_they_start():
-    learner, x = TokenLearner(num_tokens=16), taps_of(np.ones((1, 4, 384), np.float32))
+    learner, x = MlpLearner(num_tokens=16), taps_of(np.ones((1, 4, 384), np.float32))
     params = learner.init(jax.random.key(0), x, Counts(4, 16))["params"]
     assert tiny.count(params) == 26_448  # 2 * 384 + 384 * 64 + 64 + 64 * 16 + 16
     for name in ("fc1", "fc2"):
@@ -141,7 +141,7 @@ def test_parameters_and_where_they_start():
 
 
 def test_the_order_of_tokens_changes_nothing():
-    learner, x = TokenLearner(num_tokens=3), tokens(9)
+    learner, x = MlpLearner(num_tokens=3), tokens(9)
     params, order = parameters(learner, x), np.random.default_rng(1).permutation(9)
     plain, moved = weigh(learner, params, x), weigh(learner, params, x[:, order])
     np.testing.assert_allclose(moved, plain[:, :, order], atol=1e-6)

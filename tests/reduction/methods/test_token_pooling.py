@@ -1,4 +1,4 @@
-"""Does Token Pooling cluster as slow loops do, and hand its medoids on unchanged?"""
+"""Token Pooling's clusters against slow loops; medoids come through unchanged."""
 
 import functools
 import math
@@ -72,20 +72,20 @@ def slow_kmedoids(x, weight, k, iterations=3):
 
 
 def slow_kmeans(x, weight, k, iterations=3):
-    """[n, D], [n] -> centres [k, D], dest [n]."""
+    """[n, D], [n] -> centers [k, D], dest [n]."""
     x = np.asarray(x, float)
     first = sorted(oracles.by_score(weight)[:k])
-    centres = [x[i] for i in first]
+    centers = [x[i] for i in first]
     for _ in range(iterations):
         dest = []
         for i in range(len(x)):
-            near = min(range(k), key=lambda c: (distance(x[i], centres[c]), c))
+            near = min(range(k), key=lambda c: (distance(x[i], centers[c]), c))
             dest.append(first.index(i) if i in first else near)
         for c in range(k):
             members = [i for i in range(len(x)) if dest[i] == c]
             total = sum(float(weight[i]) for i in members)
-            centres[c] = sum(float(weight[i]) / total * x[i] for i in members)
-    return np.stack(centres), np.array(dest)
+            centers[c] = sum(float(weight[i]) / total * x[i] for i in members)
+    return np.stack(centers), np.array(dest)
 
 
 def check_medoids(x, weight, n_out, iterations=3):
@@ -101,9 +101,9 @@ def check_medoids(x, weight, n_out, iterations=3):
 def check_means(x, weight, n_out, iterations=3):
     dest, rows, sizes = pool(KMeans(iterations=iterations), x, weight, n_out)
     for image in range(len(x)):
-        centres, want = slow_kmeans(x[image], weight[image], n_out, iterations)
+        centers, want = slow_kmeans(x[image], weight[image], n_out, iterations)
         np.testing.assert_array_equal(dest[image], want)
-        np.testing.assert_allclose(rows[image], centres, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(rows[image], centers, rtol=1e-5, atol=1e-5)
         np.testing.assert_array_equal(sizes[image], np.bincount(want))
 
 
@@ -157,7 +157,7 @@ def test_equals_slow_clustering(check, n, n_out, iterations):
 
 @pytest.mark.parametrize("slow", [slow_kmedoids, slow_kmeans])
 def test_one_iteration_is_not_enough_for_these(slow):
-    """So that the cases above tell one from five."""
+    """So that the cases above distinguish one from five."""
     once, often = (
         [
             slow(*image, 9, iterations)[1]
@@ -176,7 +176,7 @@ def test_ties_and_duplicates_go_to_the_lower_index(seed):
     x[..., 0] = rng.integers(0, 6, size=(5, 16))
     weight = rng.integers(1, 4, size=(5, 16)).astype(np.float32)
     check_medoids(x, weight, 7)
-    check_means(x, weight, 7, iterations=1)  # later centres are no whole numbers
+    check_means(x, weight, 7, iterations=1)  # later centers are no whole numbers
 
 
 @pytest.mark.parametrize("reducer", [KMedoids(), KMeans()])
@@ -188,7 +188,7 @@ def test_tokens_that_are_all_the_same_fill_every_slot(reducer, n_out):
         assert set(row.tolist()) == set(range(n_out))
     np.testing.assert_allclose(rows, 1, rtol=1e-6)
     assert (sizes.sum(axis=1) == 10).all()
-    # The first medoids keep themselves; who is neither goes to the first of them.
+    # The first medoids keep themselves; any other goes to the first of them.
     np.testing.assert_array_equal(dest[0], [*range(n_out)] + [0] * (10 - n_out))
 
 

@@ -1,4 +1,4 @@
-"""Does ToMe merge what its paper merges, and put it where its paper puts it?"""
+"""ToMe's merges and slots against its paper."""
 
 import functools
 

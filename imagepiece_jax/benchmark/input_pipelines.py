@@ -1,4 +1,4 @@
-"""Which ways of reading images are compared, on which files, and how are they timed?"""
+"""Input pipelines that are compared, the files that they read, and their timing."""
 
 import contextlib
 import io
@@ -21,7 +21,60 @@ BATCH = 128  # images a step of the loader
 TRIED = 24  # images that the quality of a size is found on
 
 
-def ways(size, canvas, copies):
+def compare(sets, size, canvas, copies, rounds):
+    """Print and return images/s of one core: a row for each pipeline and set of files.
+
+    sets: name -> paths; size, canvas, copies: of the images that pipelines make.
+    """
+    measured = rates(sets, pipelines(size, canvas, copies), rounds)
+    base = np.array(next(iter(measured.values()))[BASE])
+    rows = []
+    for files, paths in sets.items():
+        kilobytes = np.mean([os.path.getsize(path) for path in paths]) / 1000
+        print(
+            f"\nfiles {files}: {len(paths)} of {kilobytes:.0f} KB on average\n"
+            f"{'one core, images/s':50}{'median':>8}{'lowest':>8}{'highest':>8}  ratio"
+        )
+        for name, values in measured[files].items():
+            row = {"files": files, "kilobytes": kilobytes, "way": name}
+            row |= {"lowest": min(values), "highest": max(values)}
+            row |= {"median": np.median(values), "ratio": np.median(values / base)}
+            rows.append(row)
+            print(
+                f"{name:50}{row['median']:8,.0f}{row['lowest']:8,.0f}"
+                f"{row['highest']:8,.0f}  {row['ratio']:.2f}"
+            )
+    print(f"ratio: to {BASE!r} on the files as they are, round by round")
+    return rows
+
+
+def compare_loader(sets, size, canvas, copies, workers, threads, seconds):
+    """Print and return images/s and memory of the loader with all its processes."""
+    rows = []
+    print(f"\nloader with {workers} processes of {threads} threads")
+    for files, paths in sets.items():
+        for transform, repeats in (
+            (transforms.TrainTransform(size), 1),
+            (transforms.TrainTransform(size), copies),
+            (transforms.CanvasTransform(canvas), copies),
+        ):
+            rate, memory = read_all(
+                paths,
+                transform,
+                repeats=repeats,
+                workers=workers,
+                threads=threads,
+                seconds=seconds,
+            )
+            kind = type(transform).__name__
+            row = {"files": files, "way": f"loader: {kind}, {repeats} copies"}
+            rows.append(row | {"images_per_s": rate, "memory_mb": memory})
+            held = "" if None in memory else f", {max(memory):,.0f} MB at most"
+            print(f"{files}, {kind}, {repeats} copies: {rate:,.0f} images/s{held}")
+    return rows
+
+
+def pipelines(size, canvas, copies):
     """Name -> (function of a path and a generator, images that it makes)."""
     crop = transforms.TrainTransform(size)
     host = transforms.TrainTransform(size, policy=randaugment_pil.Policy())
@@ -86,22 +139,22 @@ def _timm(size):
     return {"timm: decode, crop, flip, RandAugment": (make, 1)}
 
 
-def rates(sets, found, rounds):
-    """Images/s of one core's time: [set][way] -> one for each round.
+def rates(sets, compared, rounds):
+    """Images/s of one core's time: [set][pipeline] -> one for each round.
 
     The process is held on one core, and everything takes its turn in every round.
     """
     rng = np.random.default_rng(0)
-    result = {files: {way: [] for way in found} for files in sets}
+    result = {files: {name: [] for name in compared} for files in sets}
     with _one_core():
         for _ in range(rounds):
             for files, paths in sets.items():
-                for way, (make, images) in found.items():
+                for name, (make, images) in compared.items():
                     began = time.thread_time()
                     for path in paths:
                         make(path, rng)
                     seconds = time.thread_time() - began
-                    result[files][way].append(images * len(paths) / seconds)
+                    result[files][name].append(images * len(paths) / seconds)
     return result
 
 
@@ -190,7 +243,7 @@ def _jpeg(picture, quality):
 def read_all(paths, transform, *, repeats, workers, threads, seconds):
     """The loader over these files for so long: (images/s of the clock, memory).
 
-    Memory [MB] of this process and those that read, where the system tells it: a list
+    Memory [MB] of this process and its workers, where the system reports it: a list
     over the time. The start of the processes does not count.
     """
     source = FileSource("", paths, [0] * len(paths), 1)
