@@ -39,7 +39,7 @@ def get_config():
     config.model.num_heads = config_dict.placeholder(int)  # of attention
     config.model.mlp_ratio = config_dict.placeholder(float)  # MLP's width / token's
 
-    # A method of imagepiece_jax.reduction.methods and the fields of its recipe.
+    # A method of imagepiece_jax.reduction.methods and its fields.
     config.reduction = config_dict.ConfigDict()
     config.reduction.name = "none"  # no reduction: the dense model
 

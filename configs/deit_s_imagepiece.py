@@ -34,7 +34,7 @@ def get_config(size="deit_s"):
 
 
 def imagepiece():
-    """The fields of ImagePiece's recipe with the paper's settings."""
+    """The fields of ImagePiece with the paper's settings."""
     fields = config_dict.ConfigDict()
     fields.name = "imagepiece"
     fields.keep_rate = 0.8  # of the image tokens, at each prune step

@@ -19,7 +19,7 @@ def get_config(size="deit_s"):
 
 
 def tome():
-    """The fields of ToMe's recipe with the setting that the papers compare."""
+    """The fields of ToMe with the setting that the papers compare."""
     fields = config_dict.ConfigDict()
     fields.name = "tome"
     fields.r = 13  # tokens that a block merges away; at most half of those it has
