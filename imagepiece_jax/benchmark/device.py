@@ -14,7 +14,7 @@ AHEAD = 2  # queued calls, so that the device never waits for its host
 LIBRARIES = ("jax", "jaxlib", "flax")
 
 
-def use(name):
+def use(name: str):
     """Select "cpu", "gpu" or JAX's "default" device; InputError if it is missing.
 
     Call it before anything is computed.
@@ -33,24 +33,24 @@ def use(name):
         )
 
 
-def platform():
+def platform() -> str:
     """Return JAX's name of the platform: "cpu", "gpu" or "tpu"."""
     return jax.devices()[0].platform
 
 
-def fast_dtype():
+def fast_dtype() -> str:
     """Return the default dtype: bfloat16; on CPUs, where that is slow, float32."""
     return "float32" if platform() == "cpu" else "bfloat16"
 
 
-def name():
+def name() -> str:
     """Return the device's name; for a CPU its model and usable cores."""
     if platform() != "cpu":
         return jax.devices()[0].device_kind
     return f"{_cpu_model()}, {cores()} cores"
 
 
-def cores():
+def cores() -> int:
     """Return the number of processor cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
@@ -64,14 +64,14 @@ def _cpu_model():
     return next(named, host.machine())
 
 
-def memory():
+def memory() -> int:
     """Return the bytes of memory that programs may use on the device."""
     stats = jax.devices()[0].memory_stats() or {}
     pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return stats.get("bytes_limit", pages)
 
 
-def job(call):
+def job(call) -> Job:
     """Return the Job of `call(number)`, which returns JAX arrays.
 
     On a CPU one call runs at a time, as in PyTorch.
@@ -90,7 +90,7 @@ def needed(compiled):
     return total - sizes.alias_size_in_bytes
 
 
-def versions(libraries=()):
+def versions(libraries=()) -> dict[str, str]:
     """Return versions of Python, JAX with its backend, and further `libraries`."""
     found = {
         name: importlib.metadata.version(name) for name in (*LIBRARIES, *libraries)

@@ -28,7 +28,7 @@ class PeakRates(NamedTuple):
     copy: float
 
 
-def measure(dtype, rules, sides=None, copied=None):
+def measure(dtype: str, rules: timer.Rules, sides=None, copied=None) -> PeakRates:
     """Return the PeakRates of the default device for random arrays of `dtype`.
 
     `rules` are the timer's; `sides` and `copied` [bytes] replace the default sizes.

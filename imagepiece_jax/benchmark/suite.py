@@ -12,7 +12,7 @@ from imagepiece_jax.errors import InputError
 FULL = ("RESOURCE_EXHAUSTED", "out of memory")  # messages of a full memory
 
 
-def modes(values, flag="mode"):
+def modes(values: list[str], flag="mode") -> list[str]:
     """Return the modes that --`flag` lists; InputError for an unknown one or none."""
     if not values:
         raise InputError(f"--{flag} is empty; allowed are {', '.join(MODES)}")
@@ -22,7 +22,7 @@ def modes(values, flag="mode"):
     return values
 
 
-def batch_sizes(texts):
+def batch_sizes(texts: list[str]) -> list[int]:
     """["8,1", "2"] -> [8, 2, 1]: whole numbers from 1, each once, the largest first."""
     words = [word for text in texts for word in text.split(",")]
     for word in words:
@@ -51,7 +51,7 @@ class Group:
         }
 
 
-def groups(configs, batch_sizes, dtype, modes):
+def groups(configs: dict, batch_sizes, dtype: str, modes) -> list[Group]:
     """Return all Groups, in the order of `batch_sizes`.
 
     InputError for what cannot be measured, as far as that shows without compiling.
@@ -71,7 +71,7 @@ def groups(configs, batch_sizes, dtype, modes):
     return found
 
 
-def run(group, against, rules, peaks):
+def run(group: Group, against, rules, peaks) -> list[dict]:
     """Return the rows of all programs in `group`, and of the baselines `against`.
 
     InputError if they do not fit in memory.

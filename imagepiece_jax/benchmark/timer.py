@@ -11,7 +11,7 @@ import dataclasses
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 
@@ -50,12 +50,14 @@ class Spread(NamedTuple):
     high: float
 
 
-def spread(values):
+def spread(values: Sequence[float]) -> Spread:
     """Return median, lowest and highest of a sequence of numbers."""
     return Spread(statistics.median(values), min(values), max(values))
 
 
-def measure(jobs, rules, now=time.perf_counter):
+def measure(
+    jobs: dict[Any, Job], rules: Rules, now=time.perf_counter
+) -> dict[Any, list[float]]:
     """Return seconds per call, one reading per repeat.
 
     {name: Job} -> {name: [float]}; `now` returns the time in seconds.
@@ -70,7 +72,7 @@ def measure(jobs, rules, now=time.perf_counter):
     return readings
 
 
-def speedups(base, other):
+def speedups(base: Sequence[float], other: Sequence[float]) -> list[float]:
     """Return speed relative to `base`, round by round: lists of seconds -> list."""
     return [b / o for b, o in zip(base, other, strict=True)]
 

@@ -64,7 +64,7 @@ class Case:
         if mode == "end_to_end":
             input_stream.check(self.config)
 
-    def workload(self, mode):
+    def workload(self, mode: str) -> Workload:
         """Return the compiled Workload of `mode`."""
         return getattr(self, f"_{mode}")()
 

@@ -5,6 +5,7 @@ the slot of the token that holds it; a negative slot is a dropped patch.
 """
 
 import math
+import os
 import pathlib
 import textwrap
 
@@ -34,7 +35,7 @@ CAPTION = (
 )
 
 
-def draw_groups(image, source, grid, scale=1):
+def draw_groups(image: np.ndarray, source: np.ndarray, grid, scale=1) -> np.ndarray:
     """Draw the tokens on the image: uint8 [H, W, 3] -> uint8 [H * scale, W * scale, 3].
 
     `source` is int [h * w] and `grid` (h, w), which divides (H, W). A kept patch is
@@ -128,7 +129,7 @@ def enlargement(image):
     return max(1, -(-_PANEL // image.shape[0]))
 
 
-def panel_page(path, rows, caption):
+def panel_page(path: str | os.PathLike, rows, caption: str):
     """Write one PNG of pictures in rows: (title, uint8 [H, W, 3], note), or None.
 
     All pictures are of one size; None leaves a place empty. `caption` stands below.
@@ -173,7 +174,7 @@ def panel_page(path, rows, caption):
     save_figure(figure, pathlib.Path(path))
 
 
-def accuracy_plot(path, points):
+def accuracy_plot(path: str | os.PathLike, points):
     """Write one PNG: accuracy against cost, a curve per method, bars for the intervals.
 
     points: (method, GMACs, accuracy in %, half of its 95 % interval), in any order.
@@ -194,7 +195,7 @@ def accuracy_plot(path, points):
     save_figure(figure, path)
 
 
-def save_figure(figure, path):
+def save_figure(figure: Figure, path: str | os.PathLike):
     """Write a matplotlib figure as a PNG, whole or not at all; RunError."""
     with replacing(path) as new:
         figure.savefig(new, format="png")

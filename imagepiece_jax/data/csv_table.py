@@ -35,7 +35,7 @@ class _Name(NamedTuple):
     line: int
 
 
-def read(path, split, num_classes=None):
+def read(path: str, split: str, num_classes: int | None = None) -> Table:
     """The Table of `split` ("train" or "val") of the CSV file `path`, in UTF-8.
 
     All rows are checked, of the other split all but the existence of the file.

@@ -30,7 +30,7 @@ class UnreadableImage(Exception):
         self.reason = reason
 
 
-def decode(file, name, upright=False):
+def decode(file, name: str, upright: bool = False) -> np.ndarray:
     """RGB pixels [H, W, 3] uint8 of an encoded image; UnreadableImage.
 
     `file` is a path or an open binary file; `rgb` converts its mode. EXIF orientation
@@ -81,7 +81,7 @@ def _fast_jpeg(data):
         return None
 
 
-def rgb(image, upright=False):
+def rgb(image: Image.Image, upright: bool = False) -> np.ndarray:
     """RGB pixels [H, W, 3] uint8 of a PIL image of any mode, turned if `upright`.
 
     Transparency is ignored, 16-bit gray keeps its upper eight bits. ValueError for

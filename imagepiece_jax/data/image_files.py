@@ -12,7 +12,7 @@ from imagepiece_jax.errors import InputError
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
-def find(words):
+def find(words: list[str]) -> list[pathlib.Path]:
     """Return the files that `words` name; a folder stands for its images, by name."""
     if not words:
         raise InputError("no image is named; allowed are image files and folders")
@@ -30,7 +30,7 @@ def find(words):
     return files
 
 
-def read(files, side):
+def read(files: list[pathlib.Path], side: int) -> tuple[np.ndarray, list[str]]:
     """Return (uint8 [B, side, side, 3], names) of the readable images among `files`.
 
     Images of this size are kept as they are, others are cropped as for evaluation. An

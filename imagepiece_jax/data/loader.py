@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import itertools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ import numpy as np
 from imagepiece_jax.common.layout import device_samples
 from imagepiece_jax.data import prefetch
 from imagepiece_jax.data.decode import MAX_IN_A_ROW
+from imagepiece_jax.data.sources import Source
 from imagepiece_jax.errors import InputError
 
 CHUNK_IMAGES = 32  # about, in the unit of work of a reading thread or process
@@ -40,7 +42,7 @@ class Placement:
     local_devices: int = 1
     accumulation: int = 1
 
-    def positions(self, batch_size):
+    def positions(self, batch_size: int) -> np.ndarray:
         """Positions in the global batch, int64 [local_devices, accumulation, m].
 
         Raises InputError where the batch cannot be split evenly.
@@ -60,7 +62,7 @@ class Placement:
 ONE_DEVICE = Placement()
 
 
-def steps_per_epoch(length, batch_size):
+def steps_per_epoch(length: int, batch_size: int) -> int:
     """Whole batches in `length` images; the remainder is left out. InputError at 0."""
     if length < batch_size:
         raise InputError(
@@ -70,7 +72,7 @@ def steps_per_epoch(length, batch_size):
     return length // batch_size
 
 
-@functools.lru_cache(maxsize=2)  # asked at every bundle, across one epoch's end
+@functools.lru_cache(maxsize=2)  # asked at every chunk, across one epoch's end
 def epoch_order(seed, epoch, length):
     """Permutation of 0..length-1 for one epoch, read-only int64 [length]."""
     order = _stream(seed, _ORDER, epoch, 0).permutation(length)
@@ -85,7 +87,7 @@ def _stream(seed, purpose, step, position):
     )
 
 
-def train_batches(source, transform, *, workers=0, threads=0, **options):
+def train_batches(source, transform, *, workers=0, threads=0, **options) -> Iterator:
     """Iterator over this process's part of the batches of `train_sequence(...)` alone.
 
     `workers` processes with `threads` threads each read ahead (see `Prefetch`). close()
@@ -96,7 +98,7 @@ def train_batches(source, transform, *, workers=0, threads=0, **options):
     return _alone(train_sequence(source, transform, **options), workers, threads)
 
 
-def eval_batches(source, transform, *, workers=0, threads=0, **options):
+def eval_batches(source, transform, *, workers=0, threads=0, **options) -> Iterator:
     """Iterator over this process's part of the batches of `eval_sequence(...)` alone.
 
     Otherwise as `train_batches`.
@@ -138,16 +140,16 @@ class BatchSequence:
 
 
 def train_sequence(
-    source,
+    source: Source,
     transform,
     *,
-    batch_size,
-    seed,
-    start_step,
-    stop_step,
-    placement=ONE_DEVICE,
-    repeats=1,
-):
+    batch_size: int,
+    seed: int,
+    start_step: int,
+    stop_step: int,
+    placement: Placement = ONE_DEVICE,
+    repeats: int = 1,
+) -> BatchSequence:
     """This process's part of the batches start_step..stop_step-1: a `BatchSequence`.
 
     A batch is dict(image uint8 [L, A, m, S, S, 3], label int32 [L, A, m]) for L local
@@ -179,7 +181,13 @@ def train_sequence(
     )
 
 
-def eval_sequence(source, transform, *, batch_size, placement=ONE_DEVICE):
+def eval_sequence(
+    source: Source,
+    transform,
+    *,
+    batch_size: int,
+    placement: Placement = ONE_DEVICE,
+) -> BatchSequence:
     """This process's part of all images of the source, in its order: a `BatchSequence`.
 
     A batch is dict(image uint8 [L, m, S, S, 3], label int32, mask float32, index int32
@@ -290,7 +298,7 @@ class DataLoader:
     started for it. `workers` and `threads` are those of `Prefetch`.
     """
 
-    def __init__(self, turns, workers=0, threads=0):
+    def __init__(self, turns: list, workers: int = 0, threads: int = 0):
         turns = [turn for turn in turns if turn[2]]
         order = (itertools.repeat(sequence, steps) for sequence, _, steps in turns)
         order = itertools.chain.from_iterable(order)
@@ -308,7 +316,7 @@ class DataLoader:
             threads=threads,
         )
 
-    def batches(self, sequence):
+    def batches(self, sequence: BatchSequence) -> Iterator[dict[str, np.ndarray]]:
         """Iterator over the batches of a sequence, once; those of others come between.
 
         Unreadable images are recorded here, in the calling thread and in the order of

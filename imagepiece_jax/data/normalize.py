@@ -4,16 +4,17 @@ Both are of pixels in [0, 1], one number a channel. There is no default here: ea
 has its own (`ViT.mean`, `ViT.std`).
 """
 
+import jax
 import jax.numpy as jnp
 
 
-def normalize(images, mean, std):
+def normalize(images: jax.Array, mean, std) -> jax.Array:
     """Subtract `mean`, divide by `std`. uint8 [..., 3] -> float32 [..., 3]."""
     mean, std = _channels(images, mean), _channels(images, std)
     return (images.astype(jnp.float32) / 255 - mean) / std
 
 
-def to_pixels(images, mean, std):
+def to_pixels(images: jax.Array, mean, std) -> jax.Array:
     """Inverse of `normalize`, rounded and clipped to 0 .. 255. -> uint8 [..., 3]."""
     mean, std = _channels(images, mean), _channels(images, std)
     values = 255 * (images.astype(jnp.float32) * std + mean)

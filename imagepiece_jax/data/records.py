@@ -146,8 +146,11 @@ def _example_class():
 
     one, many = kinds.LABEL_OPTIONAL, kinds.LABEL_REPEATED
     message("BytesList", ("value", many, kinds.TYPE_BYTES))
-    message("FloatList", ("value", many, kinds.TYPE_FLOAT))
-    message("Int64List", ("value", many, kinds.TYPE_INT64))
+    for name, kind in (
+        ("FloatList", kinds.TYPE_FLOAT),
+        ("Int64List", kinds.TYPE_INT64),
+    ):
+        message(name, ("value", many, kind)).field[0].options.packed = True
     message(
         "Feature",
         ("bytes_list", one, "BytesList"),

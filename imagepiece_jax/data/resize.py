@@ -18,13 +18,13 @@ cv2.setNumThreads(0)
 _OPENCV, _PILLOW = -0.75, -0.5  # the parameter `a` of their cubic kernels
 
 
-def exact(image, height, width):
+def exact(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resize by Pillow's bicubic. uint8 [H, W, 3] -> [height, width, 3]."""
     resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
     return np.asarray(resized)
 
 
-def fast(image, height, width):
+def fast(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resize close to `exact`. uint8 [H, W, 3] -> [height, width, 3].
 
     OpenCV's bicubic has another kernel and does not widen it when it shrinks, so that

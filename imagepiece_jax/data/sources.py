@@ -41,19 +41,25 @@ class Source(abc.ABC):
         """Number of images, damaged ones included."""
 
     @abc.abstractmethod
-    def read(self, index):
+    def read(self, index: int) -> tuple[np.ndarray, int]:
         """(uint8 RGB [H, W, 3], int label) of image `index`; UnreadableImage."""
 
     @abc.abstractmethod
-    def name(self, index):
+    def name(self, index: int) -> str:
         """Name of image `index` in a log: its file name where it has one."""
 
-    def encoded(self, index):
+    def encoded(self, index: int) -> bytes:
         """Bytes of image `index` as it is stored; InputError where it is in memory."""
         raise InputError(f"{self.name(index)} is no file, but pixels in memory")
 
 
-def open_source(name, split, *, num_classes=None, data_dir=None):
+def open_source(
+    name: str,
+    split: str,
+    *,
+    num_classes: int | None = None,
+    data_dir: str | os.PathLike | None = None,
+) -> Source:
     """The `Source` of `split` ("train" or "val") that `config.data.name` asks for.
 
     imagenet2012    ImageNet-1k as TFDS's array_record files in `data_dir`, which
@@ -194,7 +200,7 @@ def _entries(folder):
     return sorted(shown, key=lambda entry: entry.name)
 
 
-def own_files(name):
+def own_files(name: str) -> list[str]:
     """Files of the data `name` that must not be overwritten, beside images."""
     kind, _, path = name.partition(":")
     return [os.path.expanduser(path)] if kind == "csv" else []

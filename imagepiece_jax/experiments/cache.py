@@ -1,8 +1,8 @@
 """Cache of measured results: one line of JSON each in a folder's points.jsonl.
 
 A result is identified by its whole setting: what was measured with the same one is
-read and not measured again, unless asked. A line is on disk before the next measurement
-starts, so a command that was stopped resumes where it was.
+read, not measured again. A line is on disk before the next measurement starts, so a
+command that was stopped resumes where it was.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What did the papers print? Their figures, to stand beside measured ones, not mixed.
+"""Published figures of the papers, shown beside measured ones and never mixed.
 
 Accuracies are top-1 in percent on the 50,000 validation images of ImageNet-1k, by
 models trained on it; img/s on one RTX 3090 (batch size and precision are not stated)

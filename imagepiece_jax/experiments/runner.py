@@ -90,7 +90,7 @@ def select(words: list[str], small: bool, timed: bool) -> list[str]:
         raise InputError(f"NAME is {found}; allowed is one of {', '.join(known)}")
     if words[0] != "all":
         return words
-    # With --small all that trains; without a clock nothing that only the clock tells.
+    # With --small only what trains; without speeds nothing that is speeds alone.
     names = [name for name in EXPERIMENTS if name != "search"]
     names = [name for name in names if timed or name != "throughput"]
     return [name for name in names if not small or name not in ONE_CHECKPOINT]
@@ -114,7 +114,7 @@ def check(names: list[str], settings: Settings) -> tuple[list[int], Options]:
         dtype=settings.dtype,
     )
     if names == ["search"] and settings.metric == "ms" and not settings.speed:
-        raise InputError("--metric ms is of the clock; allowed is it without --nospeed")
+        raise InputError("--metric ms measures speed; allowed is it without --nospeed")
     if settings.runs and settings.small:
         raise InputError("--runs and --small are both given; allowed is one")
     if settings.small and names[0] in ONE_CHECKPOINT:
@@ -123,7 +123,7 @@ def check(names: list[str], settings: Settings) -> tuple[list[int], Options]:
             f"--small: {names[0]} trains nothing; allowed are {', '.join(allowed)}"
         )
     if settings.normalization and settings.runs:
-        raise InputError("--mean and --std are of --weights; runs tell their own")
+        raise InputError("--mean and --std are of --weights; runs have their own")
     return seeds, options
 
 

@@ -62,9 +62,9 @@ class Block(nn.Module):
     tokens; the other fields are those of `vit.ViT`.
     """
 
+    index: int
     layer: LayerPlan
     following: LayerPlan | None
-    index: int
     dim: int
     num_heads: int
     mlp_ratio: float

@@ -285,17 +285,6 @@ def _check_plan(plan, class_token, side):
             grid = None
 
 
-def reducer_macs(layer, embed_dim, num_heads):
-    """MACs of what the reducer of a block computes itself (a learned selector)."""
-    if layer.counts is None:
-        return 0
-    return _own_macs(layer.step, layer.counts.n_in, embed_dim, num_heads)
-
-
-def _own_macs(step, n_in, embed_dim, num_heads):
-    return step.reducer.extra_macs(n_in, embed_dim, num_heads)
-
-
 def model_macs(model, image_size):
     """MACs of one image through `model`, counted from its plan."""
     return flops.macs(
@@ -304,7 +293,6 @@ def model_macs(model, image_size):
         model.num_heads,
         stem=model.stem,
         num_classes=model.num_classes,
-        extra_macs=_own_macs,
         image_size=image_size,
         patch_size=model.patch_size,
         mlp_ratio=model.mlp_ratio,

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from imagepiece_jax.common.rng import Purpose, batch_key
-from imagepiece_jax.models.registry import model_macs, reducer_macs
+from imagepiece_jax.models.registry import model_macs
 from imagepiece_jax.reduction import flops
 
 
@@ -105,7 +105,7 @@ def _part_macs(model, image_size):
     stem = flops.stem_macs(model.stem, width, image_size, model.patch_size)
     blocks = [
         flops.block_macs(layer, width, model.mlp_ratio)
-        + reducer_macs(layer, width, model.num_heads)
+        + flops.reducer_macs(layer, width, model.num_heads)
         for layer in model.plan
     ]
     return [stem, *blocks, width * model.num_classes]

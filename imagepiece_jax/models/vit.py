@@ -101,36 +101,30 @@ class ViT(nn.Module):
         needs its in training, reducers that draw take theirs in evaluation too (fixed
         ones where there are none).
         """
-        state, seen, records = self._embed(images, train), AttentionTaps(), []
+        state, taps, records = self._embed(images, train), AttentionTaps(), []
         scale = self._drop_path(keys, train)
-        for i, block in enumerate(self._blocks()):
-            state, seen, record = block(
-                state, seen, self._reducer(i), keys, scale, train
-            )
+        for index in range(len(self.plan)):
+            block, reducer = self._block(index), self._reducer(index)
+            state, taps, record = block(state, taps, reducer, keys, scale, train)
             records += [record] if record else []
         return self._classify(state, records)
 
-    def _blocks(self):
-        return [
-            Block(
-                layer,
-                following,
-                index,
-                self.embed_dim,
-                self.num_heads,
-                self.mlp_ratio,
-                self.gelu,
-                self.backend,
-                self.dtype,
-                self.prop_attn,
-                self.kernels,
-                self.remat,
-                name=f"blocks_{index}",
-            )
-            for index, (layer, following) in enumerate(
-                zip(self.plan, (*self.plan[1:], None), strict=True)
-            )
-        ]
+    def _block(self, index):
+        return Block(
+            index=index,
+            layer=self.plan[index],
+            following=self.plan[index + 1] if index + 1 < len(self.plan) else None,
+            dim=self.embed_dim,
+            num_heads=self.num_heads,
+            mlp_ratio=self.mlp_ratio,
+            gelu=self.gelu,
+            backend=self.backend,
+            dtype=self.dtype,
+            prop_attn=self.prop_attn,
+            kernels=self.kernels,
+            remat=self.remat,
+            name=f"blocks_{index}",
+        )
 
     def _reducer(self, index):
         """The reducer of a block, its parameters bound; None: it has nothing to do.

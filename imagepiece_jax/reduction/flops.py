@@ -14,6 +14,13 @@ def block_macs(layer, embed_dim, mlp_ratio=4):
     return attention + 2 * layer.mlp_tokens * embed_dim * int(mlp_ratio * embed_dim)
 
 
+def reducer_macs(layer, embed_dim, num_heads):
+    """MACs of what the reducer of a block computes itself (a learned selector)."""
+    if layer.counts is None:
+        return 0
+    return layer.step.reducer.extra_macs(layer.counts.n_in, embed_dim, num_heads)
+
+
 def conv_stem_widths(embed_dim, patch_size):
     """Widths of the stride-2 convolutions: patch 2**k has k, doubling up to D."""
     steps = patch_size.bit_length() - 1
@@ -45,20 +52,19 @@ def macs(
     num_heads,
     stem="patch",
     num_classes=1000,
-    extra_macs=None,
     *,
+    reducers=True,
     image_size=224,
     patch_size=16,
     mlp_ratio=4,
 ):
     """MACs of one image through the whole model, as an int.
 
-    `extra_macs(step, n_in, embed_dim, num_heads)` is the reducer's own cost of a step
-    (learned selectors), for the steps that change something.
+    `reducers`: with what learned selectors compute themselves.
     """
     total = stem_macs(stem, embed_dim, image_size, patch_size) + embed_dim * num_classes
     for layer in plan:
         total += block_macs(layer, embed_dim, mlp_ratio)
-        if extra_macs and layer.counts:
-            total += extra_macs(layer.step, layer.counts.n_in, embed_dim, num_heads)
+        if reducers:
+            total += reducer_macs(layer, embed_dim, num_heads)
     return total

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from imagepiece_jax.common import plotting
+from imagepiece_jax.visualize.trace import Trace
 
 KINDS = ("tokens", "attention", "sizes")
 CAPTIONS = {
@@ -56,7 +57,7 @@ class View(NamedTuple):
         )
 
 
-def views(trace, index):
+def views(trace: Trace, index: int) -> dict[str, list[View | None]]:
     """Return the views of image `index` by kind: lists, with None where there is none.
 
     "tokens" and "sizes" have a place for each stage; "attention" has what each stage

@@ -14,6 +14,7 @@ from flax import linen as nn
 
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.models.block import Block
+from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.tokens import DROPPED, Mixing, compose
 
 BATCH = 8  # images at a time; the last batch is padded, so that one program suffices
@@ -61,7 +62,7 @@ class Trace:
     attended: np.ndarray | None = None
 
 
-def trace(model, variables, images):
+def trace(model: ViT, variables, images: np.ndarray) -> Trace:
     """Return the Trace of uint8 images [B, S, S, 3].
 
     It ends at the first soft reduction: its tokens overlap, and later ones have no

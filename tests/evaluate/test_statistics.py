@@ -1,4 +1,4 @@
-"""Intervals against tables, SciPy and brute force; noise called noise."""
+"""Intervals against tables, SciPy and brute force."""
 
 import numpy as np
 import pytest
@@ -122,13 +122,13 @@ def test_bootstrap_of_a_mean_is_its_normal_interval():
 @pytest.mark.parametrize(
     "estimate, noise", [((1, -1, 3), True), ((-2, -3, -1), False), ((1, 0.1, 2), False)]
 )
-def test_a_difference_inside_its_noise_is_called_so(estimate, noise):
+def test_a_difference_within_noise_is_labeled(estimate, noise):
     estimate = Estimate(*estimate)
     assert statistics.is_noise(estimate) is noise
     assert statistics.format_difference(estimate).endswith("within noise") is noise
 
 
-def test_text_of_figures():
+def test_format_of_figures():
     assert (
         statistics.format_estimate(Estimate(84.94, 82.51, 87.0)) == "84.9 [82.5, 87.0]"
     )

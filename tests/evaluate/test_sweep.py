@@ -1,6 +1,7 @@
 """One checkpoint over methods and rates: what is measured and written."""
 
 import json
+import types
 
 import numpy as np
 import pytest
@@ -8,9 +9,11 @@ from PIL import Image
 
 from configs import quickstart
 from imagepiece_jax.evaluate import __main__ as evaluate
+from imagepiece_jax.evaluate import statistics, sweep
 from imagepiece_jax.models import convert, summary
 from imagepiece_jax.training import from_config
 from tests.command import call
+from tests.models import tiny
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +21,7 @@ def checkpoint(tmp_path_factory):
     """A tiny dense model's weights as a file, and words that fit it."""
     config = quickstart.get_config()
     config.model.depth, config.model.embed_dim, config.model.num_heads = 4, 8, 2
-    variables = summary.fresh(from_config.dense(config), 16, seed=0)
+    variables = tiny.fill(summary.shapes(from_config.dense(config), 16))
     path = tmp_path_factory.mktemp("weights") / "tiny.npz"
     np.savez(path, **convert.to_timm(variables))
     fields = ("depth=4", "embed_dim=8", "num_heads=2")
@@ -55,3 +58,23 @@ def test_sweep_writes_rows_table_and_plot(tmp_path, checkpoint):
     assert table.count("\n| ") == 1 + 3 and "359 images" in table
     with Image.open(tmp_path / "out" / "sweep.png") as picture:
         assert picture.format == "PNG" and picture.width == 700
+
+
+def test_differences_are_those_to_the_dense_model(tmp_path, monkeypatch):
+    """Right on 3 of 4 where the dense model is right on 2."""
+    rights = {"none": [1, 1, 0, 0], "tome": [1, 1, 1, 0]}
+    figures = {"acc5": 100.0, "loss": 1.0, "images": 4, "tokens": 9}
+
+    def measure(reduction, seed, batches):
+        right = np.array(rights[reduction["name"]], bool)
+        row = figures | {"untrained": False, "gmacs": 0.1, "throughput": 1.0}
+        return row | sweep._estimate("acc1", statistics.accuracy(right)), right
+
+    monkeypatch.setattr(sweep, "_measure", measure)
+    weights = types.SimpleNamespace(model=dict, variant=dict, seed=0)
+    rows = sweep.run(weights, [{"name": "tome"}], list, tmp_path)
+    assert [row["acc1"] for row in rows] == [50, 75]
+    assert [row["difference"] for row in rows] == [0, 25]
+    expected = statistics.paired_difference(*map(np.array, reversed(rights.values())))
+    assert rows[1]["difference_low"] == expected.low
+    assert "| tome | 75.0 [" in (tmp_path / "sweep.md").read_text()

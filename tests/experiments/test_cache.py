@@ -1,4 +1,4 @@
-"""Points are measured once, on disk as they come, and never half written."""
+"""Results are measured once, written at once, and never half written."""
 
 import json
 
@@ -11,7 +11,7 @@ SETTING = {"kind": "accuracy", "reduction": {"name": "evit", "keep_rate": 0.7}}
 
 
 class Count:
-    """A measurement that says how often it was made."""
+    """A measurement that counts its calls."""
 
     calls = 0
 
@@ -21,14 +21,14 @@ class Count:
 
 
 def measured(folder, *settings, **options):
-    """(results, how many were measured) of one process."""
+    """(results, number of measurements) of one process."""
     cache, count = ResultCache(folder, **options), Count()
     results = [cache.result(setting, count) for setting in settings]
     cache.close()
     return results, count.calls
 
 
-def test_a_point_is_measured_once_and_read_afterwards(tmp_path, capsys):
+def test_a_result_is_measured_once_and_read_afterwards(tmp_path, capsys):
     first, calls = measured(tmp_path, SETTING, SETTING)
     assert calls == 1 and first == [{"acc1": 81.0}] * 2
     turned = {name: SETTING[name] for name in reversed(SETTING)}
@@ -37,13 +37,13 @@ def test_a_point_is_measured_once_and_read_afterwards(tmp_path, capsys):
     assert calls == 0 and again == first[:1] and not capsys.readouterr().err
 
 
-def test_another_setting_is_another_point(tmp_path):
+def test_another_setting_is_another_result(tmp_path):
     other = SETTING | {"reduction": {"name": "evit", "keep_rate": 0.6}}
     _, calls = measured(tmp_path, SETTING, other)
     assert calls == 2
 
 
-def test_results_of_before_round_to_went_still_count(tmp_path):
+def test_results_with_round_to_zero_still_count(tmp_path):
     older = {"reduction": SETTING["reduction"] | {"round_to": 0}, "trained_as": {}}
     measured(tmp_path, SETTING | older, SETTING | {"trained_as": {"round_to": 8}})
     _, calls = measured(tmp_path, SETTING | {"trained_as": {}})
@@ -59,7 +59,7 @@ def test_again_measures_anew_and_the_last_line_counts(tmp_path):
     assert measured(tmp_path, SETTING) == ([newest], 0)
 
 
-def test_a_line_says_what_where_and_with_which_versions(tmp_path):
+def test_a_line_has_setting_versions_and_time(tmp_path):
     cache = ResultCache(tmp_path, versions={"jax": "0.0"})
     cache.experiment = "table1"
     cache.result(SETTING, Count())
@@ -94,7 +94,7 @@ def test_a_kill_while_measuring_leaves_what_was_there(tmp_path):
     assert measured(tmp_path, SETTING)[1] == 0
 
 
-def test_a_line_that_is_no_point_is_named(tmp_path):
+def test_a_line_that_is_no_result_is_named(tmp_path):
     (tmp_path / FILE).write_text('{"setting": {}, "result": {}}\nnonsense\n')
     with pytest.raises(InputError, match="points.jsonl, line 2 is not a measured"):
         ResultCache(tmp_path)

@@ -56,14 +56,14 @@ def test_figures_are_those_of_plain_numpy(context, pretrained):
 
 
 def test_merging_nothing_is_the_dense_model(context, pretrained):
-    """r = 0 gives the same answers, losses and costs."""
+    """r = 0 gives the same results, losses and costs."""
     dense = context.evaluate(pretrained, settings.DENSE)
     none = context.evaluate(pretrained, {"name": "tome", "r": 0})
     assert none["loss"] == dense["loss"] and none["gmacs"] == dense["gmacs"]
     assert none.right.tolist() == dense.right.tolist()
 
 
-def test_a_point_has_its_whole_setting(context, pretrained):
+def test_a_line_has_the_whole_setting(context, pretrained):
     context.evaluate(pretrained, TOME)
     text = (context.out / "points.jsonl").read_text().splitlines()
     lines = [json.loads(line) for line in text]
@@ -77,9 +77,7 @@ def test_a_point_has_its_whole_setting(context, pretrained):
     assert result["tokens"] == 49
 
 
-def test_a_part_of_the_images_is_another_point_with_the_same_answers(
-    context, pretrained
-):
+def test_a_subset_is_another_setting_with_the_same_results(context, pretrained):
     whole = context.evaluate(pretrained, settings.DENSE).right
     places = np.array([3, 4, 11, 23])
     part = context.images.subset(places)
@@ -100,11 +98,11 @@ def test_a_subset_must_have_images():
         tiny_context.images(0)
 
 
-def slow_reassess(told, place, after, kept):
+def slow_ratio(outputs, place, after, kept):
     """Mean share, token by token, of merged tokens among the `kept` most attended."""
     shares = []
-    dest = np.asarray(told.results[place].dest)
-    attention = np.asarray(told.taps[after].cls_attn)
+    dest = np.asarray(outputs.results[place].dest)
+    attention = np.asarray(outputs.taps[after].cls_attn)
     for slots, scores in zip(dest, attention, strict=True):
         merged = [s for s in set(slots) if (slots == s).sum() > 1]
         order = sorted(range(len(scores)), key=lambda t: (-scores[t], t))
@@ -113,8 +111,8 @@ def slow_reassess(told, place, after, kept):
 
 
 @pytest.fixture(scope="module")
-def told(context, pretrained):
-    """All that ImagePiece's steps say of the images."""
+def observed(context, pretrained):
+    """ImagePiece's model and its outputs for all images."""
     reduction = {"name": "imagepiece"}
     model = merges.observed(pretrained.model(reduction))
     variables, _ = pretrained.variables(model)
@@ -124,8 +122,10 @@ def told(context, pretrained):
 
 
 @pytest.mark.slow
-def test_ratios_of_merged_tokens_are_those_of_a_slow_count(context, pretrained, told):
-    model, outputs = told
+def test_ratios_of_merged_tokens_are_those_of_a_slow_count(
+    context, pretrained, observed
+):
+    model, outputs = observed
     found = analysis.attentive_ratios(context, pretrained, {"name": "imagepiece"})
     assert list(found) == ["1", "2"]
     sites = {site.block: site for site in merges.sites(model)}
@@ -137,13 +137,13 @@ def test_ratios_of_merged_tokens_are_those_of_a_slow_count(context, pretrained, 
         figures = found[str(block)]
         assert figures["rule"].startswith(rule)
         for name, kept in (("own", own), ("candidates", upper)):
-            slow = slow_reassess(outputs, before.place, here.place, kept)
+            slow = slow_ratio(outputs, before.place, here.place, kept)
             assert figures[name][0] == pytest.approx(slow, rel=1e-5)
 
 
 @pytest.mark.slow
-def test_observing_changes_no_decision(pretrained, told, context):
-    _, outputs = told
+def test_observing_changes_no_decision(context, pretrained, observed):
+    _, outputs = observed
     model = pretrained.model({"name": "imagepiece"})
     variables, _ = pretrained.variables(model)
     pixels = normalize(context.images.batches()[0]["image"][0], MEAN, STD)
@@ -202,7 +202,7 @@ def test_a_table_measures_what_it_can_and_leaves_the_rest_blank(context):
     assert "not to be compared" in notes
 
 
-def test_published_figures_of_another_size_are_labelled_so(context):
+def test_published_figures_of_another_size_are_labeled(context):
     """The tiny model has no published figures, so DeiT-S's stand in their column."""
     sizes = ("deit_s", "deit_ti")
     assert rows.printed_for(rows.measure(context, ROWS), sizes)[1] == "DeiT-S"
@@ -214,7 +214,7 @@ def test_published_figures_of_another_size_are_labelled_so(context):
 
 
 @pytest.mark.slow
-def test_untrained_selectors_are_called_so(context):
+def test_untrained_selectors_are_labeled(context):
     row = Row("DynamicViT", {"name": "dynamicvit", "blocks": (1,)})
     found = rows.measure(context, (row,))
     assert "off-the-shelf, untrained selectors" in rows.table((row,), found, {}, "")

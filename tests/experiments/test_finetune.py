@@ -39,25 +39,25 @@ def test_folders_are_named_by_their_reduction():
 def test_matching_leaves_the_reference_and_the_dense_model_alone(
     tmp_path, config, monkeypatch
 ):
-    maker, asked = made(tmp_path, config), []
+    maker, calls = made(tmp_path, config), []
     run = types.SimpleNamespace(reduction=None)
-    monkeypatch.setattr(maker, "_trained", lambda *given: asked.append(given) or run)
+    monkeypatch.setattr(maker, "_trained", lambda *given: calls.append(given) or run)
     maker.find(settings.DENSE, "patch", True, ("patch",))
     maker.find(finetune.REFERENCE, "patch", True, ("patch",))
     maker.find(EVIT, "patch", False, ("patch",))
-    assert [given[0] for given in asked[::2]] == [
+    assert [given[0] for given in calls[::2]] == [
         settings.DENSE,
         finetune.REFERENCE,
         EVIT,
     ]
     assert maker.find(EVIT, "conv", True, ("patch",)) == []
     maker.find(EVIT, "conv", True, ("patch", "conv"))
-    fitted = asked[-1][0]
+    fitted = calls[-1][0]
     assert fitted != EVIT and fitted["blocks"] == (1,)
     cost = maker._dense.gmacs
     step = abs(cost(fitted | {"keep_rate": fitted["keep_rate"] + 0.05}) - cost(fitted))
     assert abs(cost(fitted) - cost(finetune.REFERENCE)) <= step
-    assert [given[1:] for given in asked[-2:]] == [("conv", 0), ("conv", 1)]
+    assert [given[1:] for given in calls[-2:]] == [("conv", 0), ("conv", 1)]
 
 
 def test_a_method_that_fits_at_no_rate_has_no_runs(tmp_path, config, capsys):

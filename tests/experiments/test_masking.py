@@ -124,7 +124,7 @@ class FakeContext:
     options = Options(mask_fill="black", mask_grid=True)
 
     def __init__(self, out):
-        self.out, self.asked = out, []
+        self.out, self.calls = out, []
         lacking = ("dynamicvit",)
         weights = types.SimpleNamespace(
             stem="patch", untrained=lambda reduction: reduction["name"] in lacking
@@ -136,7 +136,7 @@ class FakeContext:
 
     def evaluate_altered(self, pretrained, reduction, alteration, alter, prepare):
         batch = {"image": np.zeros((1, 3, 224, 224, 3), np.uint8), "index": INDEX}
-        self.asked.append((reduction["name"], alteration, prepare(batch)["corners"]))
+        self.calls.append((reduction["name"], alteration, prepare(batch)["corners"]))
         return self._result(alteration["masks"])
 
     def _result(self, count):
@@ -149,7 +149,7 @@ def test_all_methods_are_shown_the_same_masks(tmp_path):
     context = FakeContext(tmp_path)
     masking.masking(context)
     by_method = {}
-    for name, alteration, corners in context.asked:
+    for name, alteration, corners in context.calls:
         assert alteration["fill"] == "black" and alteration["grid"] is True
         by_method.setdefault(name, []).append((str(alteration), corners.tobytes()))
     dense = by_method.pop(DENSE.reduction["name"])

@@ -40,7 +40,7 @@ def drawn(n=19, batch=3, seed=0):
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def run(reducer, counts, tokens):
-    """What a matching decides, and who takes part: compiled at once, which is quick."""
+    """A matching and all that is derived from it, compiled at once, which is quick."""
     result = reducer(tokens, counts)
     members = {
         both: merges.taking_part(result, counts.n_in, both) for both in (False, True)

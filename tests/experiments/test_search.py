@@ -30,16 +30,16 @@ def test_halves_share_no_image_and_leave_none_out():
 
 def test_halving_spends_more_images_on_fewer_candidates():
     """27 candidates whose score is their number: 27 on an eighth, 9 on half, 3 left."""
-    asked = []
+    calls = []
 
     def score(candidate, places):
-        asked.append((candidate, len(places)))
+        calls.append((candidate, len(places)))
         return candidate
 
     left = search.halving(list(range(27)), np.arange(80), score)
     assert left == [26, 25, 24]
-    assert [sum(size == n for _, size in asked) for n in (10, 40, 80)] == [27, 9, 0]
-    assert {c for c, size in asked if size == 40} == set(range(18, 27))
+    assert [sum(size == n for _, size in calls) for n in (10, 40, 80)] == [27, 9, 0]
+    assert {c for c, size in calls if size == 40} == set(range(18, 27))
 
 
 def slow_frontier(points):
@@ -151,17 +151,17 @@ def test_finalists_that_are_too_slow_take_lower_rates(tmp_path, pretrained, few_
     context = fake_context(tmp_path, pretrained, "ms")
     limit = 0.6 * pretrained.gmacs(settings.DENSE)
     finalists = search.fitted(pretrained, limit)
-    asked = []
+    calls = []
 
     def speed(pretrained, reduction):  # by MACs, and a fifth slower
-        asked.append(reduction["name"])
+        calls.append(reduction["name"])
         cost = pretrained.gmacs(reduction) / pretrained.gmacs(settings.DENSE)
         return {"ratio": 0.8 / cost}
 
     object.__setattr__(context, "speed", speed)
     found = search._within_time(context, finalists, 0.6)
     dense = pretrained.gmacs(settings.DENSE)
-    assert len(found) == len(finalists) and len(asked) > len(finalists)
+    assert len(found) == len(finalists) and len(calls) > len(finalists)
     assert all(pretrained.gmacs(c.reduction) <= 0.48 * dense for c in found)
     object.__setattr__(context, "speed", lambda *_: {"ratio": 0.1})
     with pytest.raises(InputError, match="no finalist is that fast"):

@@ -14,6 +14,7 @@ import pytest
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import flops
 from imagepiece_jax.reduction.methods import METHODS
+from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.rules import Keep
 from imagepiece_jax.reduction.schedule import LayerPlan, Step, build
 
@@ -141,11 +142,6 @@ def test_no_vector_is_left_out():
     assert collections.Counter(case.values[1] for case in cases()) == COVERED
 
 
-def own_macs(step, n_in, embed_dim, num_heads):
-    """What a reducer itself computes in a step."""
-    return step.reducer.extra_macs(n_in, embed_dim, num_heads)
-
-
 @pytest.mark.parametrize("entry, method, fields", cases())
 def test_published_trace_and_macs(entry, method, fields):
     plan = build(12, 196, METHODS[method](**fields).steps(12))
@@ -153,8 +149,8 @@ def test_published_trace_and_macs(entry, method, fields):
     assert trace == entry["trace"]
     assert trace[-1][1] == entry["final"]
     embed_dim, num_heads = MODELS[entry["model"]]
-    extra = None if "blocks only" in entry["name"] else own_macs
-    total = flops.macs(plan, embed_dim, num_heads, entry["stem"], extra_macs=extra)
+    reducers = "blocks only" not in entry["name"]
+    total = flops.macs(plan, embed_dim, num_heads, entry["stem"], reducers=reducers)
     assert total == entry["macs"]
     assert type(total) is int
 
@@ -203,21 +199,15 @@ def test_head_costs_width_times_classes():
     assert with_head - flops.macs((), 192, 3, num_classes=0) == 1920
 
 
-def test_extra_macs_are_asked_for_steps_that_exist():
-    steps = [
-        Step(block=0, reducer=None, rule=Keep(1.0)),
-        Step(block=1, reducer=None, rule=Keep(0.5)),
-    ]
-    asked = []
+def test_reducers_cost_in_the_steps_that_change_something():
+    class Costly(Reducer):
+        def extra_macs(self, n_in, embed_dim, num_heads):
+            return 1000 * n_in + 10 * embed_dim + num_heads
 
-    def extra(step, n_in, embed_dim, num_heads):
-        asked.append((step.block, n_in, embed_dim, num_heads))
-        return 7
-
-    plan = build(2, 16, steps)
-    more = flops.macs(plan, 8, 2, extra_macs=extra)
-    assert asked == [(1, 16, 8, 2)]
-    assert more - flops.macs(plan, 8, 2) == 7
+    rules = Keep(1.0), Keep(0.5)
+    plan = build(2, 16, [Step(i, Costly(), rule) for i, rule in enumerate(rules)])
+    extra = flops.macs(plan, 8, 2) - flops.macs(plan, 8, 2, reducers=False)
+    assert extra == 16082
 
 
 @pytest.mark.parametrize("patch_size, embed_dim", [(12, 384), (1, 384), (16, 100)])

@@ -60,7 +60,7 @@ def test_both_kinds_are_closed_although_one_fails(tmp_path):
     with full_disk():
         checkpoints.save_best(1, make_state(1), {})
         checkpoints.save(1, make_state(1), {})
-        with pytest.raises(RunError, match=r"could not be written .*whole .*: none"):
+        with pytest.raises(RunError, match=r"could not be written .*complete .*: none"):
             checkpoints.close()
     checkpoints.close()
 
