@@ -56,6 +56,13 @@ def test_equal_answers_still_have_an_interval():
     assert statistics.is_noise(found)
 
 
+def test_differences_stay_inside_what_they_can_be():
+    """One image gained: 1/3 +- .84 with the halves, of a value of 100."""
+    found = statistics.paired_difference(*pair(0, 1, 0, 0))
+    assert found.value == found.high == 100 and -52 < found.low < -50
+    assert statistics.paired_difference(*pair(0, 0, 1, 0)).low == -100
+
+
 def test_pairs_must_be_of_the_same_images():
     with pytest.raises(ValueError, match="are not paired"):
         statistics.paired_difference(np.ones(3, bool), np.ones(4, bool))

@@ -1,0 +1,133 @@
+"""Pages of experiments whose models are right on as many images as they have MACs."""
+
+import pathlib
+
+import numpy as np
+import pytest
+
+from imagepiece_jax.experiments import hyperspeed, published, tables
+from imagepiece_jax.experiments.context import OffTheShelf, Result, plan_facts
+from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.reduction import settings
+
+IMAGES = 1000
+
+
+class Photographs:
+    """A set of a thousand images."""
+
+    name, image_size = "made up", 224
+
+    def __len__(self):
+        return IMAGES
+
+
+class Monotone:
+    """A context of DeiT-Ti that is right on IMAGES * (GMACs / 1.3) ** 0.25 images."""
+
+    images, timed = Photographs(), False
+
+    def __init__(self, out):
+        self.out, self.evaluated = out, []
+        size = {"name": "deit_ti", "image_size": 224, "num_classes": 1000}
+        fields = size | {"stem": "patch"}
+        self.pretrained = Pretrained(pathlib.Path("none"), fields, settings.DENSE)
+        self.models = OffTheShelf(self.pretrained)
+
+    def evaluate(self, pretrained, reduction):
+        self.evaluated.append(reduction)
+        result = Result.__new__(Result)
+        model = pretrained.model(reduction)
+        result.figures = plan_facts(model, 224) | {"untrained_selectors": False}
+        share = (result["gmacs"] / 1.3) ** 0.25
+        result.right = np.arange(IMAGES) < round(IMAGES * share)
+        return result
+
+    def speed(self, pretrained, reduction):
+        return None
+
+
+@pytest.fixture
+def context(tmp_path):
+    return Monotone(tmp_path)
+
+
+def lines(context, page):
+    """{first cells: the other cells} of all table lines of a page."""
+    text = (context.out / f"{page}.md").read_text()
+    cells = [line[2:-2].split(" | ") for line in text.splitlines() if line[:1] == "|"]
+    return {row[0]: row[1:] for row in cells}
+
+
+def points(context, reduction, base):
+    """Points that one reduction has more than the other."""
+    rights = [
+        context.evaluate(context.pretrained, each).right.sum()
+        for each in (reduction, base)
+    ]
+    return 100 * (int(rights[0]) - int(rights[1])) / IMAGES
+
+
+def test_table3_finds_the_least_tokens_within_two_points(context):
+    tables.table3(context)
+    for row in (tables.EVIT, tables.TOME):
+        context.evaluated.clear()
+        found, _ = tables.fewest_tokens(context, context.pretrained, row.reduction)
+        assert len(context.evaluated) <= 1 + tables.BISECTIONS
+        loss = -points(context, found, settings.DENSE)
+        name = "keep_rate" if row == tables.EVIT else "r"
+        step = -0.04 if row == tables.EVIT else 4
+        harsher = found | {name: found[name] + step}
+        assert loss <= tables.MAX_LOSS < -points(context, harsher, settings.DENSE)
+        page = (context.out / "table3.md").read_text()
+        assert f"| {row.name} | {name}={found[name]} |" in page
+
+
+def test_gains_are_the_combinations_over_their_methods(context):
+    tables.combinations(context)
+    gains = lines(context, "combos")
+    for alone, combined in tables.PAIRS[:3]:
+        gain = points(context, combined.reduction, alone.reduction)
+        costs = [context.pretrained.gmacs(r.reduction) for r in (alone, combined)]
+        assert gains[alone.name][:2] == [f"{cost:.3f}" for cost in costs]
+        assert gains[alone.name][2].startswith(f"{gain:+.1f} [")
+
+
+def test_ablation_compares_with_the_default(context):
+    tables.ablation(context)
+    changes = lines(context, "ablation")
+    for row in tables.switched("patch"):
+        default = tables.IMAGEPIECE_PATCH.reduction
+        change = points(context, row.reduction, default)
+        assert changes[row.name][0].startswith(f"{change:+.1f} [")
+    assert not set(changes) & {row.name for row in tables.switched("conv")}
+
+
+def test_hyperspeed_compares_curves_where_all_have_points(context):
+    hyperspeed.hyperspeed(context)
+    text = (context.out / "hyperspeed.md").read_text()
+    assert "mean acc1 from 0.483 to 0.650 GMACs" in text
+    # One curve of accuracy by MACs: the means differ by how straight lines cut it.
+    span = np.linspace(0.483, 0.650, 1001)
+    mean = 100 * np.mean((span / 1.3) ** 0.25)
+    found = lines(context, "hyperspeed")
+    names = [name for name in hyperspeed.SWEEPS if name != "ImagePiece"]
+    for name in (*names, "ImagePiece, patch stem"):
+        (cell,) = (
+            line.split(" | ")[1]
+            for line in text.splitlines()
+            if line.startswith(f"| {name} | ") and line.count(" | ") == 1
+        )
+        assert float(cell.split(" [")[0]) == pytest.approx(mean, abs=0.2)
+    dense = published.ACCURACY_SPEED["deit_s"]["DeiT"][0]
+    drop = published.HYPERSPEED["drop"]["ToMe"]
+    assert found["ToMe"][-1].startswith(f"{dense - drop:.2f}")
+    assert (context.out / "hyperspeed_gmacs.png").exists()
+
+
+def test_evit_table_has_both_published_columns(context):
+    tables.evit_table(context)
+    rows = lines(context, "evit-table")
+    for rate, (fused, dropped) in published.EVIT.items():
+        assert rows[f"keep {rate}, fused"][0] == f"{fused:.2f}"
+        assert rows[f"keep {rate}, dropped"][0] == f"{dropped:.2f}"
