@@ -1,7 +1,7 @@
 """Train a model: python train.py --config configs/deit_s_imagepiece.py
 
-Any field of the config can be changed: --config.batch_size=256. The same command goes
-on where an earlier one stopped.
+Any field of the config can be changed: --config.batch_size=256. The same command
+resumes a run that was stopped.
 """
 
 import pathlib
@@ -23,7 +23,7 @@ COORDINATOR = flags.DEFINE_string(
     "several hosts: HOST:PORT of process 0; not needed under SLURM and Open MPI",
 )
 NUM_PROCESSES = flags.DEFINE_integer(
-    "num_processes", None, "how many hosts take part; 1: this one alone"
+    "num_processes", None, "number of hosts; 1: this one alone"
 )
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "number of this host, from 0")
 

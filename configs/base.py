@@ -20,19 +20,20 @@ def get_config():
     config.model.gelu = "exact"  # or "tanh": faster on GPUs, another function
     config.model.class_token = True  # False: the head reads the mean over patches
     config.model.mean = config_dict.placeholder(tuple)  # of the images, in [0, 1], by
-    #                     channel; empty: as the weights say that it starts from, else
-    #                     ImageNet's: (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    #                     channel; empty: those of the weights that a run starts
+    #                     from, else ImageNet's, (0.485, 0.456, 0.406) and
+    #                     (0.229, 0.224, 0.225)
     config.model.std = config_dict.placeholder(tuple)  # likewise
     config.model.drop_path_rate = 0.1  # of the last block; linear from 0 at the first
     config.model.prop_attn = config_dict.placeholder(bool)  # proportional attention:
-    #                     + log(size) on the logits; empty: as the method is meant
+    #                     + log(size) on the logits; empty: the method's own
     config.model.trace_source = False  # keep which patches are in which token
     config.model.dtype = "bfloat16"  # of the layers; parameters are always float32;
     #                           "float32", or, but for training, "float16"
     config.model.attention = "auto"  # "xla", "cudnn", or "auto": by device and dtype
     config.model.kernels = "plain"  # of reductions: "fused" into one kernel each where
     #                                 there is one, "auto": fused on GPUs that can
-    # These override the size that the name stands for; empty means: as named.
+    # These override the size that the name stands for; empty: as named.
     config.model.patch_size = config_dict.placeholder(int)  # pixels a side
     config.model.embed_dim = config_dict.placeholder(int)  # width of a token
     config.model.depth = config_dict.placeholder(int)  # blocks
@@ -56,7 +57,7 @@ def get_config():
     #                         to be cropped on the device; 0: cropped on the host
     config.data.repeats = 3  # copies of an image in a row (repeated augmentation): an
     #                          epoch has its steps, with a third of the images
-    config.data.workers = 8  # processes that read and decode; 0: this one does
+    config.data.workers = 8  # processes that read and decode; 0: the training process
     config.data.threads = 2  # that read and decode in each of them; 0: none
 
     config.augment = config_dict.ConfigDict()
@@ -94,9 +95,9 @@ def get_config():
     config.teacher.weights = ""  # of the dense model that some methods learn from
 
     config.init = config_dict.ConfigDict()
-    config.init.weights = ""  # start from a weights file or a run's folder
+    config.init.weights = ""  # a weights file or a run's folder to start from
     config.init.fresh = ()  # what may be new then, such as ("head",)
-    config.init.evaluate = False  # first the accuracy of the dense model as given
+    config.init.evaluate = False  # report the given dense model's accuracy first
 
     config.eval_batch_size = 512  # images at once, over all devices
     config.eval_every_epochs = 1  # and after the last

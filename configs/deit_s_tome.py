@@ -12,7 +12,7 @@ from configs import deit_s
 
 
 def get_config(size="deit_s"):
-    """Every block merges, sizes count in attention: trained as its authors did."""
+    """Every block merges, with proportional attention, trained as by its authors."""
     config = deit_s.get_config(size)
     config.reduction = tome()
     return config

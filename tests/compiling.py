@@ -1,13 +1,13 @@
-"""Flags for compiling tests' tiny programs fast, and options as a GPU has them."""
+"""XLA flags that compile the tests' tiny programs fast, and stand-ins for a GPU's."""
 
 from importlib import metadata
 
 QUICK = "--xla_backend_optimization_level=0"
 if tuple(map(int, metadata.version("jaxlib").split(".")[:2])) < (0, 11):
-    # Six times as fast, and unknown to later versions, which end at unknown flags.
+    # Six times as fast; later versions exit at flags that they do not know.
     QUICK += " --xla_cpu_use_fusion_emitters=false"
     QUICK += " --xla_cpu_parallel_codegen_split_count=1"
 
-# Compiler options that a CPU accepts and that change nothing: with them in
-# xla_options.OPTIONS["cpu"], programs are compiled as they are on a GPU.
+# Compiler options that a CPU accepts and that change nothing: with these in
+# common.xla_options.OPTIONS["cpu"], programs are compiled as they are on a GPU.
 HARMLESS = {"xla_embed_ir_in_executable": False}

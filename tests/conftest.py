@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 def pytest_collection_modifyitems(items):
-    """Files with slow tests come first, so that none is left to one worker at the end.
+    """Run files with slow tests first, so that no worker ends with one of them.
 
     `--no-loadscope-reorder` of `make test` keeps this order.
     """
@@ -40,6 +40,6 @@ def assets():
 
 @pytest.fixture(scope="module", autouse=True)
 def _free_programs():
-    """Compiled programs of one file are of no use to the next, and fill the memory."""
+    """Free the compiled programs of a file, which no other file uses."""
     yield
     jax.clear_caches()

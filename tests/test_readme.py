@@ -1,7 +1,9 @@
 """What README and the pages of docs show works as it stands there."""
 
+import dataclasses
 import pathlib
 import re
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,8 @@ from PIL import Image
 
 from imagepiece_jax import config_files
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.reduction import schedule
+from imagepiece_jax.reduction import ops, schedule, tokens
+from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.training import from_config, run_dir
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -44,10 +47,24 @@ def test_the_new_method_keeps_the_tokens_of_largest_norm():
     for kept, norm in zip(np.asarray(outputs.results[0].dest) >= 0, norms, strict=True):
         assert kept.sum() == 8
         assert norm[kept].min() > norm[~kept].max()
-    # README shows the class alone.
+    # README shows the method alone.
     short = block(README, "@dataclasses.dataclass(frozen=True)\nclass NormTopK(Method)")
     exec(compile(short, "README.md", "exec"), space)
     assert len(space["NormTopK"](keep_rate=0.5, blocks=(1, 2)).steps(4)) == 2
+
+
+def test_the_reducer_by_hand_fills_every_slot_and_drops_the_rest():
+    space = {"jax": jax, "jnp": jnp, "dataclasses": dataclasses, "ClassVar": ClassVar}
+    space |= {"Reducer": Reducer, "rank": ops.rank, "cosine": ops.cosine}
+    space |= {"Assignment": tokens.Assignment, "DROPPED": tokens.DROPPED}
+    page = ROOT / "docs" / "methods.md"
+    code = block(page, "@dataclasses.dataclass(frozen=True)\nclass PruneAndMerge")
+    exec(compile(code, page.name, "exec"), space)
+    x = jax.random.normal(jax.random.key(0), (3, 10, 8))
+    taps = tokens.Taps(x=x, size=jnp.ones((3, 10)), cls_attn=x[..., 0])
+    counts = schedule.Counts(n_in=10, n_out=4)
+    for dest in np.asarray(space["PruneAndMerge"](kept=7)(taps, counts).dest):
+        assert (dest == tokens.DROPPED).sum() == 3 and set(dest) == {-1, 0, 1, 2, 3}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)

@@ -12,7 +12,6 @@ raw images per CPU second beside it; and its workers, which import JAX, take fiv
 as long to the first batch and 1.5-2 times the memory (224 pixels, 1 or 2 workers).
 """
 
-import atexit
 import collections
 import concurrent.futures
 import contextlib
@@ -248,7 +247,6 @@ class _Processes:
         size = slots * max_bytes + len(payload)
         _check_space(size)
         self._found, self._workers = {}, []
-        atexit.register(self.close)
         # Without a name nothing is left of it, even if all processes are killed.
         with tempfile.TemporaryFile(dir=SHARED if os.path.isdir(SHARED) else None) as f:
             f.truncate(size)
@@ -282,7 +280,6 @@ class _Processes:
         return result._replace(pixels=pixels)
 
     def close(self):
-        atexit.unregister(self.close)
         for worker in self._workers:
             worker.process.kill()
         for worker in self._workers:

@@ -6,7 +6,6 @@ instruction that may last minutes. A thread therefore counts the seconds, and en
 process when the signal has not been answered in time.
 """
 
-import multiprocessing
 import os
 import signal
 import socket
@@ -134,9 +133,7 @@ class StopRequest:
 
 
 def _end_now(signum, words):
-    """End this process and its children at once."""
-    for child in multiprocessing.active_children():
-        child.kill()
+    """End this process at once. Workers of the loader end when their pipe closes."""
     words += "; the same command resumes from the newest checkpoint, if there is one"
     os.write(sys.stderr.fileno(), f"error: {words}\n".encode())
     os._exit(128 + signum)

