@@ -39,7 +39,7 @@ class Reduction:
     """
 
     rule: str
-    class_attention: Callable
+    class_attention: Callable = dataclasses.field(repr=False)
     n_out: int
     candidates: int = 0
     num_prefix: int = 1
