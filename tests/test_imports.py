@@ -220,6 +220,42 @@ def test_a_good_import_is_left_alone(module, source):
     assert violations(module, source) == []
 
 
+# Packages that only one path needs, imported where they are used.
+ON_DEMAND = (
+    *("array_record", "google", "google_crc32c", "grain", "huggingface_hub"),
+    *("jax2onnx", "matplotlib", "ml_collections", "onnx", "orbax", "simplejpeg"),
+    *("sklearn", "tensorboardX", "tensorflow_datasets", "timm", "torch"),
+)
+LAZY = ("imagepiece_jax.doctor",)  # it reports that JAX cannot be imported
+
+
+def hidden_imports(module, source, is_package=False):
+    """Imports inside functions of what should stand at the top of the file."""
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+    nodes = [n for n in ast.walk(ast.parse(source)) if isinstance(n, functions)]
+    names = {n for f in nodes for n in imports(module, ast.unparse(f), is_package)}
+    return {n for n in names if n.partition(".")[0] not in ON_DEMAND}
+
+
+def test_imports_stand_at_the_top():
+    files = [described(path) for path in (ROOT / PACKAGE).rglob("*.py")]
+    files = [file for file in files if file[0] not in LAZY]
+    assert {f[0]: hidden_imports(*f) for f in files if hidden_imports(*f)} == {}
+
+
+@pytest.mark.parametrize(
+    "source, found",
+    [
+        ("import jax\ndef f():\n    pass", set()),
+        ("def f():\n    import torch", set()),
+        ("def f():\n    import jax", {"jax"}),
+        ("def f():\n    from . import vit", {"imagepiece_jax.models.vit"}),
+    ],
+)
+def test_imports_in_functions_are_found(source, found):
+    assert hidden_imports("imagepiece_jax.models.block", source) == found
+
+
 def device_names(module, source, is_package=False):
     """What of `jax.pmap` and `jax.distributed` a file mentions, read or imported."""
     nodes = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Attribute)]
