@@ -10,6 +10,7 @@ import functools
 import io
 import logging
 import os
+import pathlib
 
 import numpy as np
 from PIL import Image
@@ -354,3 +355,9 @@ def _open_imagenet(split, num_classes, data_dir):
     if note.get("short_side"):
         _warn_shrunk(builder.data_path, note["short_side"])
     return source
+
+
+def short_name(name: str) -> str:
+    """Name of a data set without this machine's folders: "csv:photos/labels.csv"."""
+    kind, colon, path = name.partition(":")
+    return kind + colon + "/".join(pathlib.Path(path).parts[-2:])

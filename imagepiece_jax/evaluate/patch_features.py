@@ -17,9 +17,9 @@ from absl import flags
 
 from imagepiece_jax import cli
 from imagepiece_jax.common.files import make_folder, replace_file
+from imagepiece_jax.data.sources import short_name
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import feature_agreement as agreement
-from imagepiece_jax.experiments.render import short
 from imagepiece_jax.models import pretrained
 from imagepiece_jax.reduction import settings
 
@@ -66,7 +66,7 @@ def main():
         print("  ".join(cell or "-" for cell in agreement.cells(row)), flush=True)
     file = out / "patch_features"
     replace_file(f"{file}.json", json.dumps(rows, indent=1) + "\n")
-    note = f"{len(images)} images of {short(data)}, weights {weights.path.name}"
+    note = f"{len(images)} images of {short_name(data)}, weights {weights.path.name}"
     replace_file(f"{file}.md", agreement.table(rows, note))
     print(f"{len(images)} images; table: {file}.md, data: {file}.json")
 

@@ -1,7 +1,6 @@
 """Pages of Markdown, their notes, and plots of curves with bands of their intervals."""
 
 import os
-import pathlib
 from collections.abc import Iterable
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -10,6 +9,7 @@ from matplotlib.figure import Figure
 from imagepiece_jax.benchmark import device
 from imagepiece_jax.common import plotting, tables
 from imagepiece_jax.common.files import replace_file
+from imagepiece_jax.data.sources import short_name
 from imagepiece_jax.evaluate import statistics
 
 BLANK = "not measured"
@@ -32,7 +32,7 @@ def images_note(context) -> str:
     """On which images, as a sentence."""
     images = context.images
     return (
-        f"{len(images)} images of {short(images.name)}, {images.image_size} pixels a "
+        f"{len(images)} images of {short_name(images.name)}, {images.image_size} pixels a "
         "side; brackets are 95 % intervals."
     )
 
@@ -58,12 +58,6 @@ def speed_note(context) -> str:
         f"model in turns, median of {rules.repeats} repeats of {rules.seconds:g} s or "
         f"more after {rules.warmup} calls."
     )
-
-
-def short(name: str) -> str:
-    """Name of a data set without this machine's folders: "csv:photos/labels.csv"."""
-    kind, colon, path = name.partition(":")
-    return kind + colon + "/".join(pathlib.Path(path).parts[-2:])
 
 
 def speed_cell(speed: dict | None) -> str:
