@@ -32,8 +32,8 @@ def images_note(context) -> str:
     """On which images, as a sentence."""
     images = context.images
     return (
-        f"{len(images)} images of {short_name(images.name)}, {images.image_size} pixels a "
-        "side; brackets are 95 % intervals."
+        f"{len(images)} images of {short_name(images.name)}, {images.image_size} "
+        "pixels a side; brackets are 95 % intervals."
     )
 
 
