@@ -219,6 +219,22 @@ def test_without_form_apply_gathers_where_it_can():
         assert default == named
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_a_slot_is_live_if_any_of_its_tokens_is(form):
+    """A slot with a live and a masked token, one with two masked, one with a live one.
+
+    The last token is live, and dropped.
+    """
+    state = TokenState(
+        x=jnp.zeros((1, 7, 1)),
+        size=jnp.ones((1, 7)),
+        mask=jnp.asarray([[1.0, 0, 0, 1, 0, 1]]),
+    )
+    dest = jnp.asarray([[0, 0, 1, 2, 1, DROPPED]])
+    moved = apply(state, Assignment(dest=dest, n_out=3, merged=2), form=form)
+    assert moved.mask.tolist() == [[1, 0, 1]]
+
+
 def test_no_source_map_is_asked_for_none_is_made():
     state, assignment = make(7, 3)
     assert apply(state.replace(source=None), assignment).source is None
