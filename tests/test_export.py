@@ -4,16 +4,14 @@ import json
 import subprocess
 import sys
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import quickstart
-from imagepiece_jax import config_files, export
+from imagepiece_jax import export
 from imagepiece_jax.models import convert, pretrained, registry
 from imagepiece_jax.models.vit import MEAN, STD
-from imagepiece_jax.training.checkpoint import Checkpoints
 from tests.command import call, sentence
 from tests.models import tiny
 from tests.runs import ROOT
@@ -111,35 +109,6 @@ def test_mistakes_are_reported_at_once(tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
     assert message in sentence(call(export.main, *WORDS, *words))
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    "words, step", [([], 3), (["--checkpoint=best"], 3), (["--checkpoint=latest"], 4)]
-)
-def test_the_checkpoint_of_a_run_is_that_of_the_flag(
-    model, tmp_path, monkeypatch, words, step
-):
-    """Every weight of the run is the number of the step that it was saved at."""
-    path, shapes, exported = tmp_path / "run", tiny.shapes(model, 16), []
-    path.mkdir()
-    config = config_files.load(f"{ROOT}/configs/quickstart.py").to_dict()
-    config["model"] |= FIELDS
-    config["reduction"] |= {"merge_blocks": (0,), "prune_blocks": (1,)}
-    (path / "config.json").write_text(json.dumps(config))
-    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-    checkpoints = Checkpoints(path)
-    checkpoints.save_best(3, jax.tree.map(lambda zero: zero + 3, zeros), {})
-    checkpoints.save(4, jax.tree.map(lambda zero: zero + 4, zeros), {})
-    checkpoints.close()
-
-    def serialized(model, variables, image_size):
-        exported.extend(jax.tree.leaves(variables))
-        return b""
-
-    monkeypatch.setattr(export, "serialized", serialized)
-    ended = call(export.main, f"--weights={path}", f"--out={tmp_path / 'm'}", *words)
-    assert ended.status == 0, ended
-    assert exported and all((np.asarray(leaf) == step).all() for leaf in exported)
 
 
 def test_without_flatbuffers(tmp_path, monkeypatch):
