@@ -305,7 +305,7 @@ class _Worker:
         path = os.pathsep.join(folder or os.curdir for folder in sys.path)
         try:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", code],
+                [sys.executable, "-P", "-c", code],  # -P: without the current folder
                 stdin=subprocess.PIPE,
                 pass_fds=(memory, writable),
                 env=os.environ | {"PYTHONPATH": path},

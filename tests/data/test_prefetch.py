@@ -103,6 +103,14 @@ def test_workers_import_neither_jax_nor_the_script():
     assert "numpy" in maps and "jaxlib" not in maps and "sklearn" not in maps
 
 
+def test_workers_import_nothing_of_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "numpy.py").write_text("raise ImportError")
+    monkeypatch.chdir(tmp_path)
+    batches = train(Noise(300), 10, workers=1)
+    next(batches)
+    batches.close()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "signum, cause",
