@@ -51,7 +51,7 @@ def get_config():
     config.data.area = (0.08, 1.0)  # share of the image that a random crop covers
     config.data.shift = 4  # pixels, for crop="shift"
     config.data.flip = True  # left and right, half of the time
-    config.data.resize = "deit"  # evaluation: short side to size / 0.875, centre crop;
+    config.data.resize = "deit"  # evaluation: short side to size / 0.875, center crop;
     #                              "none": images have the right size already
     config.data.canvas = 0  # pixels a side of the square that an image is decoded to,
     #                         to be cropped on the device; 0: cropped on the host

@@ -80,7 +80,7 @@ def test_keys_do_not_follow_the_configurable_generator():
 
 
 def test_draws_are_uniform_over_samples():
-    """20,000 samples: mean .5 and no correlation between neighbours, to 5 sigma."""
+    """20,000 samples: mean .5 and no correlation between neighbors, to 5 sigma."""
     keys = sample_keys(0, 0, jnp.arange(20_000), Purpose.DROP_PATH)
     u = np.asarray(jax.vmap(jax.random.uniform)(keys)) - 0.5
     assert abs(u.mean()) < 5 / np.sqrt(12 * u.size)

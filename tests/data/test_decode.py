@@ -38,7 +38,7 @@ def plain(mode, color):
         (plain("I;16", 0x4D10), "PNG", (0x4D, 0x4D, 0x4D)),
     ],
 )
-def test_every_colour_mode_becomes_rgb(image, format, expected):
+def test_every_color_mode_becomes_rgb(image, format, expected):
     pixels = decode(encoded(image, format), "x")
     assert pixels.shape == (4, 6, 3) and pixels.dtype == np.uint8
     difference = np.abs(pixels.astype(int) - np.array(expected))
@@ -124,30 +124,30 @@ def test_upright_is_as_a_viewer_shows_it(format, orientation, stored):
     assert np.abs(shown - np.float64([60, 120, 180, 240])).max() < 3
 
 
-GREY = np.uint16([[0, 1000], [40000, 65535]])
+GRAY = np.uint16([[0, 1000], [40000, 65535]])
 
 
 @pytest.mark.parametrize(
     "image",
     [
-        Image.fromarray(GREY),
-        Image.frombytes("I;16B", (2, 2), GREY.astype(">u2").tobytes()),
-        Image.fromarray(GREY.astype(np.int32)),
-        Image.fromarray(np.float32(GREY >> 8)),
-        Image.fromarray(np.int32(GREY >> 8)),
-        Image.fromarray(np.uint8(GREY >> 8)).convert("P"),
-        Image.fromarray(np.uint8(GREY >> 8)).convert("LA"),
-        Image.fromarray(np.uint8(GREY >> 8)).convert("LA").convert("La"),
-        Image.fromarray(np.uint8(GREY >> 8)).convert("RGBA").convert("RGBa"),
-        Image.fromarray(np.uint8(GREY >> 8)).convert("CMYK"),
-        Image.fromarray(np.uint8(GREY >> 8)).convert("YCbCr"),
+        Image.fromarray(GRAY),
+        Image.frombytes("I;16B", (2, 2), GRAY.astype(">u2").tobytes()),
+        Image.fromarray(GRAY.astype(np.int32)),
+        Image.fromarray(np.float32(GRAY >> 8)),
+        Image.fromarray(np.int32(GRAY >> 8)),
+        Image.fromarray(np.uint8(GRAY >> 8)).convert("P"),
+        Image.fromarray(np.uint8(GRAY >> 8)).convert("LA"),
+        Image.fromarray(np.uint8(GRAY >> 8)).convert("LA").convert("La"),
+        Image.fromarray(np.uint8(GRAY >> 8)).convert("RGBA").convert("RGBa"),
+        Image.fromarray(np.uint8(GRAY >> 8)).convert("CMYK"),
+        Image.fromarray(np.uint8(GRAY >> 8)).convert("YCbCr"),
     ],
     ids=lambda image: image.mode,
 )
 def test_every_mode_of_pillow_has_its_eight_bits(image):
     pixels = rgb(image)
     assert pixels.shape == (2, 2, 3) and pixels.dtype == np.uint8
-    assert pixels.tolist() == np.repeat((GREY >> 8)[..., None], 3, axis=2).tolist()
+    assert pixels.tolist() == np.repeat((GRAY >> 8)[..., None], 3, axis=2).tolist()
 
 
 @pytest.mark.parametrize(

@@ -185,7 +185,7 @@ def test_crop_boxes_have_the_recipe_s_distribution():
         (1000, 12, (492, 0, 16, 12)),  # 16 = 12 / (3/4), 492 = (1000 - 16) // 2
     ],
 )
-def test_thin_images_fall_back_to_the_centre(height, width, box):
+def test_thin_images_fall_back_to_the_center(height, width, box):
     assert transforms.crop_box(height, width, rng(), area=(0.9, 1.0)) == box
 
 

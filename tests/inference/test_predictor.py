@@ -165,11 +165,11 @@ def test_a_model_of_few_classes_predicts_all_of_them(pictures):
 
 def test_files_and_pil_images_are_the_same_whatever_their_mode(tmp_path, predictor):
     """16 bits, a palette, and one that was stored on its side."""
-    grey = np.random.default_rng(1).integers(0, 2**16, (20, 20), np.uint16)
-    eight = np.uint8(grey >> 8)
+    gray = np.random.default_rng(1).integers(0, 2**16, (20, 20), np.uint16)
+    eight = np.uint8(gray >> 8)
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.fromarray(grey).save(tmp_path / "16.png")
+    Image.fromarray(gray).save(tmp_path / "16.png")
     Image.fromarray(eight).convert("P").save(tmp_path / "p.png")
     Image.fromarray(np.rot90(eight)).save(tmp_path / "turned.png", exif=exif)
     want = predictor(eight[..., None].repeat(3, axis=2))

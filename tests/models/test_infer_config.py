@@ -1,4 +1,4 @@
-"""Are the fields of a model fields by the tensors alone?"""
+"""Model fields inferred from the tensors alone."""
 
 import jax
 import numpy as np

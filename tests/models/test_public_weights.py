@@ -1,4 +1,4 @@
-"""Do published weights give the outputs and the accuracy that others measured?
+"""Published weights: outputs and accuracy that others measured.
 
 Reference outputs are timm's for the dense DeiT-Ti and the authors' own code's for EViT,
 float32 on a CPU.

@@ -151,7 +151,7 @@ def test_statistics_of_bfloat16_are_float32():
     assert {leaf.dtype for leaf in jax.tree.leaves(new)} == {jnp.dtype("float32")}
 
 
-def test_two_devices_normalise_by_the_whole_batch():
+def test_two_devices_normalize_by_the_whole_batch():
     """Outputs, statistics and gradients of 2 x 4 images are those of 8 images."""
     images = random_images(2 * SLOT, 8)
     probe = random_images(2 * SLOT, 4, seed=1).reshape(2 * SLOT, 2, 2, 12)

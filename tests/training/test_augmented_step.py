@@ -45,7 +45,7 @@ def prepared(part, positions, step=5, index=0):
 
 
 def test_draws_belong_to_a_place_in_the_global_batch():
-    """Whatever device, micro-batch or neighbour is there; another step, other draws."""
+    """Whatever device, micro-batch or neighbor is there; another step, other draws."""
     whole = prepared(batch(), range(BATCH))
     assert whole.shape == (BATCH, SIDE, SIDE, 3) and np.isfinite(whole).all()
     order = np.array([6, 1, 7, 0, 3, 2, 5, 4])

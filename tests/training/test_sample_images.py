@@ -22,7 +22,7 @@ def config(**fields):
 
 
 class Source:
-    """Ten images of one grey each; some of them cannot be read."""
+    """Ten images of one gray each; some of them cannot be read."""
 
     class_names = None
 

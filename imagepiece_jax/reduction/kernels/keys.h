@@ -23,7 +23,7 @@ IMAGEPIECE_HERE float sum_chunk(float (&v)[kChunk]) {
 }
 
 // Where the features of an image token lie: side A in front in bipartite matching, so
-// that threads that are neighbours read rows that are.
+// that threads that are neighbors read rows that are.
 template <Rule rule>
 IMAGEPIECE_HERE int metric_row(const Problem& p, int token) {
   if (rule != Rule::kBipartite) return token;

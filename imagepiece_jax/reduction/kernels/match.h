@@ -23,9 +23,9 @@ IMAGEPIECE_HERE void rank(const Team& team, const Scratch& s, int count, Visit v
   team.sync();
 }
 
-// The token at a place of side A or B; in bipartite matching all are dealt, in order.
+// The token at a place of side A or B; in bipartite matching all image tokens, in order.
 template <Rule rule>
-IMAGEPIECE_HERE int dealt(const Problem& p, const Scratch& s, bool side_a, int place) {
+IMAGEPIECE_HERE int split_token(const Problem& p, const Scratch& s, bool side_a, int place) {
   const int at = 2 * place + (side_a ? p.parity : 1 - p.parity);
   return rule == Rule::kBipartite ? at : s.line[at];
 }
@@ -81,7 +81,7 @@ IMAGEPIECE_HERE void compare(const Team& team, const Problem& p, const Scratch& 
   const int parts = strips<Team>(p, team.threads());
   const int strip = (col_tiles + parts - 1) / parts * kCols;
   auto features = [&](bool side_a, int place, int end) {  // beyond it: the last again
-    const int token = dealt<rule>(p, s, side_a, place < end ? place : end - 1);
+    const int token = split_token<rule>(p, s, side_a, place < end ? place : end - 1);
     return metric_row<rule>(p, token) * p.stride();
   };
   for (int i = team.thread(); i < row_tiles * parts; i += team.threads()) {

@@ -51,10 +51,10 @@ struct Problem {
   int head_width;  // d, a multiple of 8
   int width;       // D, a multiple of 8
   int n_out;       // image tokens out
-  int candidates;  // dealt to the two sides; all image tokens in bipartite matching
-  int parity;      // which of the first two dealt goes to side A, that which leaves
+  int candidates;  // split between the two sides; all image tokens in bipartite matching
+  int parity;      // which of the first two goes to side A, that which leaves
   float scale;     // d^-0.5
-  bool ascending;  // the least attended candidate is dealt first
+  bool ascending;  // the least attended candidate comes first
   bool by_size;    // a merged token is the mean over patches, else over tokens
   bool prop_attn;  // log(size) on the logits
 
@@ -87,7 +87,7 @@ struct Scratch {
   float* best;     // [rows, strips] highest similarity; in the place of the query
   int* best_col;   // [rows, strips] and whose it is
   float* score;    // [n] class attention, then highest similarity of each row
-  int* line;       // [n] candidates in the order in which they are dealt
+  int* line;       // [n] candidates in the order in which they are split
   int* partner;    // [n] most similar token of side B of each row, by its place there
   int* leaver;     // [n] tokens that leave their place
   int* joins;      // [n] whom a token joins; kNone: it stays, kNobody: it is dropped

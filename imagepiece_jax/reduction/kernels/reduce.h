@@ -21,7 +21,7 @@ IMAGEPIECE_HERE void drop(const Team& team, const Problem& p, const Scratch& s) 
   });
 }
 
-// The least attended tokens in the order in which they are dealt -> s.line.
+// The least attended tokens in the order in which they are split -> s.line.
 template <class Team>
 IMAGEPIECE_HERE void line_up(const Team& team, const Problem& p, const Scratch& s) {
   rank(team, s, p.image_tokens(), [&](int token, int position) {

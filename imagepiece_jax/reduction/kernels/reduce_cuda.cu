@@ -12,7 +12,7 @@ namespace {
 
 constexpr int kThreads = 512, kBlocks = 2;  // that many blocks share a multiprocessor
 
-// Lanes are neighbours in a warp: eight of them read 128 bytes of bfloat16 at once.
+// Lanes are neighbors in a warp: eight of them read 128 bytes of bfloat16 at once.
 template <Rule rule, int own, class T>
 struct Block {
   static constexpr int kLanes = 8, kOwn = own, kAhead = sizeof(T) * own == 2 ? 3 : 1;

@@ -28,7 +28,7 @@ def boxes(prob=1.0, side=224):
     return np.asarray(jax.jit(draw)(keys(6000)))
 
 
-def test_nothing_asked_for_is_the_program_of_normalising():
+def test_nothing_asked_for_is_the_program_of_normalizing():
     images = jnp.zeros((2, 8, 8, 3), jnp.uint8)
     plain = jax.make_jaxpr(lambda x: normalize(x, *HALF))(images)
     off = jax.make_jaxpr(lambda x: pipeline.device(x, Augment(), *HALF))(images)
