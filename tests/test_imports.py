@@ -30,10 +30,10 @@ COMMANDS = ("benchmark.input", "benchmark.reduction", "evaluate.patch_features")
 FLAGS = ("cli", "config_files")  # for commands alone
 # Inside the reduction room: counts know no arrays, operations know no method.
 REDUCTION = (
-    {"schedule", "rules", "validate", "flops"},
+    {"schedule", "counting_rules", "validate", "flops"},
     {"tokens"},
     {"ops"},
-    {"apply"},
+    {"merging"},
     {"kernels"},
     {"reducers", "token_selector"},
     {"kernel_agreement"},

@@ -23,7 +23,7 @@ from imagepiece_jax.benchmark import (
     workloads,
 )
 from imagepiece_jax.common import parallel
-from imagepiece_jax.data import prefetch
+from imagepiece_jax.data import worker_pool
 from imagepiece_jax.data.imagenet import scan, writer
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.experiments.images import Images
@@ -244,9 +244,11 @@ def test_experiments_read_batches_that_all_devices_share(monkeypatch):
 
 def test_without_a_folder_of_shared_memory_its_space_is_not_asked_for(monkeypatch):
     """As on macOS, which limits it in other ways."""
-    monkeypatch.setattr(prefetch, "SHARED", "/no/such/folder")
-    monkeypatch.setattr(prefetch.shutil, "disk_usage", lambda _: pytest.fail("asked"))
-    prefetch._Processes(None, 0, 0, 1, 8).close()
+    monkeypatch.setattr(worker_pool, "SHARED", "/no/such/folder")
+    monkeypatch.setattr(
+        worker_pool.shutil, "disk_usage", lambda _: pytest.fail("asked")
+    )
+    worker_pool._Processes(None, 0, 0, 1, 8).close()
 
 
 def test_prepare_takes_the_cores_that_it_may_use(monkeypatch, tmp_path):

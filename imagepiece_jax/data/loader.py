@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from imagepiece_jax.common.layout import device_samples
-from imagepiece_jax.data import prefetch
+from imagepiece_jax.data import worker_pool
 from imagepiece_jax.data.decode import MAX_IN_A_ROW
 from imagepiece_jax.data.sources import Source
 from imagepiece_jax.errors import InputError
@@ -228,7 +228,7 @@ class _ReadTraining:
         epoch, step_in_epoch = divmod(step, epoch_steps)
         order = epoch_order(self.seed, epoch, len(self.source))
         places = (step_in_epoch * self.batch_size + self.positions) // self.repeats
-        builder = prefetch.ChunkBuilder(self.source, self.transform)
+        builder = worker_pool.ChunkBuilder(self.source, self.transform)
         slots = chunk_slots(self.positions, places, chunk)
         for place, copies in itertools.groupby(slots, key=lambda slot: places[slot]):
             candidates = order[(place + np.arange(MAX_IN_A_ROW)) % len(order)]
@@ -252,7 +252,7 @@ class _ReadEvaluation:
     def __call__(self, number, allocate):
         batch, chunk = divmod(number, num_chunks(len(self.positions)))
         indices = batch * self.batch_size + self.positions
-        builder = prefetch.ChunkBuilder(self.source, self.transform)
+        builder = worker_pool.ChunkBuilder(self.source, self.transform)
         for slot in chunk_slots(self.positions, indices, chunk):
             index = int(indices[slot])
             builder.add([index] if index < len(self.source) else [], {slot: ()}, index)
@@ -307,7 +307,7 @@ class DataLoader:
             sequence = next(order)
             return sequence, _join(chunks, sequence.shape, sequence.fields)
 
-        self._joined = prefetch.Prefetch(
+        self._joined = worker_pool.Prefetch(
             _ReadTurns.of(turns),
             [(steps, sequence.chunks) for sequence, _, steps in turns],
             join=join,
@@ -349,7 +349,7 @@ def _join(chunks, shape, fields):
     The history has for every sample, in the order of positions, its errors and mask.
     """
     side = chunks[0].pixels.shape[1]
-    kinds = {"image": (np.uint8, (side, side, 3))} | prefetch.FIELDS
+    kinds = {"image": (np.uint8, (side, side, 3))} | worker_pool.FIELDS
     batch, history = {}, []
     for name in fields:
         dtype, of_one = kinds[name]

@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from imagepiece_jax.models import custom_vjp
 from imagepiece_jax.models.attention import INIT, Attention, AttentionTaps
-from imagepiece_jax.reduction import apply
+from imagepiece_jax.reduction import merging
 from imagepiece_jax.reduction.schedule import Counts, LayerPlan
 from imagepiece_jax.reduction.tokens import Taps, TokenState
 
@@ -149,7 +149,7 @@ class Block(nn.Module):
             )
         else:
             result = reducer(taps, counts, train)
-            state = apply.apply(state, result)
+            state = merging.apply(state, result)
         return state, (result, taps)
 
     def _fuses(self, state):

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imagepiece_jax.reduction import apply, ops, reducers
+from imagepiece_jax.reduction import merging, ops, reducers
 from imagepiece_jax.reduction.schedule import Counts
 from imagepiece_jax.reduction.tokens import Taps, TokenState
 
@@ -67,7 +67,7 @@ class Reduction:
             num_prefix=prefix,
         )
         result = self._reducer()(taps, self._counts(x))
-        state = apply.apply(TokenState(x=x, size=size, num_prefix=prefix), result)
+        state = merging.apply(TokenState(x=x, size=size, num_prefix=prefix), result)
         return state.x, state.size, result.dest
 
     def scores(self, query, key, size):

@@ -16,7 +16,7 @@ from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import RunError
 from imagepiece_jax.models import summary
 from imagepiece_jax.training import optimizer
-from imagepiece_jax.training.metrics import FILE, MetricWriter, read_metrics
+from imagepiece_jax.training.metric_writer import FILE, MetricWriter, read_metrics
 from imagepiece_jax.training.sample_images import PICTURE
 
 TRACE = "profile"  # folder of the trace in the run's folder

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from imagepiece_jax.data import loader, prefetch
+from imagepiece_jax.data import loader, worker_pool
 from imagepiece_jax.data.loader import Placement, eval_batches, train_batches
 from imagepiece_jax.data.transforms import EvalTransform, TrainTransform
 from imagepiece_jax.errors import InputError
@@ -175,7 +175,7 @@ def test_reading_ahead_is_bounded():
     next(batches)
     time.sleep(0.2)
     batches.close()
-    assert 4 <= len(read) <= 4 * (4 + prefetch.GROUPS_AHEAD)
+    assert 4 <= len(read) <= 4 * (4 + worker_pool.GROUPS_AHEAD)
 
 
 def test_no_steps_left_is_an_empty_iterator():

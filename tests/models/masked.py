@@ -7,8 +7,8 @@ import jax.numpy as jnp
 
 from imagepiece_jax.models import vit
 from imagepiece_jax.reduction import schedule
+from imagepiece_jax.reduction.counting_rules import Fixed
 from imagepiece_jax.reduction.reducers import Reducer
-from imagepiece_jax.reduction.rules import Fixed
 from imagepiece_jax.reduction.schedule import Step
 from imagepiece_jax.reduction.tokens import DROPPED, Assignment
 from tests.models import tiny

@@ -13,9 +13,9 @@ import pytest
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import flops
+from imagepiece_jax.reduction.counting_rules import Keep
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.reducers import Reducer
-from imagepiece_jax.reduction.rules import Keep
 from imagepiece_jax.reduction.schedule import LayerPlan, Step, build
 
 VECTORS = json.loads(

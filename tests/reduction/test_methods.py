@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from imagepiece_jax.reduction import apply, flops
+from imagepiece_jax.reduction import flops, merging
+from imagepiece_jax.reduction.counting_rules import Merge
 from imagepiece_jax.reduction.methods import METHODS
-from imagepiece_jax.reduction.rules import Merge
 from imagepiece_jax.reduction.schedule import build
 from imagepiece_jax.reduction.tokens import DROPPED, Taps, start, unmerge
 from tests import oracles
@@ -117,7 +117,7 @@ def walk(plan, x, form=None, keys=None):
                 num_heads=2,
             )
             result = decide(layer.step.reducer, taps, layer.counts)
-            states.append(apply.apply(states[-1], result, form))
+            states.append(merging.apply(states[-1], result, form))
             grid = None
     return states
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction.rules import Keep, Merge
+from imagepiece_jax.reduction.counting_rules import Keep, Merge
 from imagepiece_jax.reduction.schedule import Step, build, image_tokens
 
 

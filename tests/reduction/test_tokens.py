@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.reduction import apply
+from imagepiece_jax.reduction import merging
 from imagepiece_jax.reduction.tokens import (
     DROPPED,
     Assignment,
@@ -191,7 +191,7 @@ def test_a_stack_of_reductions_stays_honest(form, drop):
     patches = rng.normal(size=(3, 24, 4))
     x = np.concatenate([rng.normal(size=(3, 1, 4)), patches], axis=1)
     state = start(jnp.asarray(x, jnp.float32), trace_source=True)
-    move = jax.jit(apply.apply, static_argnames="form")
+    move = jax.jit(merging.apply, static_argnames="form")
     whole = np.tile(np.arange(24), (3, 1))
     for n, n_out in ((24, 15), (15, 15), (15, 8), (8, 3), (3, 1)):
         dest = random_maps(rng, 3, n, n_out, drop)

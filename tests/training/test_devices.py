@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from imagepiece_jax.training.metrics import read_metrics
+from imagepiece_jax.training.metric_writer import read_metrics
 from tests import runs
 
 # Everything that draws is on, in two micro-batches: 1,438 digits, 64 a step, 22 steps.

@@ -17,9 +17,9 @@ from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.training import from_config, trainer
 from imagepiece_jax.training.checkpoint import Checkpoints
-from imagepiece_jax.training.metrics import read_metrics
+from imagepiece_jax.training.metric_writer import read_metrics
 from tests import runs
-from tests.training.test_metrics import events
+from tests.training.test_metric_writer import events
 
 # 1,438 digits, 256 a step: 5 steps an epoch.
 NO_REDUCTION = {"reduction.merge_blocks": (), "reduction.prune_blocks": ()}

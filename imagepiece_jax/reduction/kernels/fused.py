@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imagepiece_jax.reduction import apply
+from imagepiece_jax.reduction import merging
 from imagepiece_jax.reduction.kernels import build
 from imagepiece_jax.reduction.tokens import Assignment, TokenState
 
@@ -219,7 +219,7 @@ def _backward(call, saved, gradients):
             n_out=call.n_out,
             merged=0 if call.rule == "prune" else dest.shape[1] - call.n_out,
         )
-        state = apply.apply(state, result)
+        state = merging.apply(state, result)
         return state.x, state.size
 
     _, pull = jax.vjp(plain, x, size)

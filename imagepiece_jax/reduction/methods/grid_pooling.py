@@ -5,9 +5,9 @@ import dataclasses
 import jax.numpy as jnp
 
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.reduction.counting_rules import Fixed
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.reducers import Reducer
-from imagepiece_jax.reduction.rules import Fixed
 from imagepiece_jax.reduction.schedule import Step
 from imagepiece_jax.reduction.tokens import Assignment
 from imagepiece_jax.reduction.validate import count

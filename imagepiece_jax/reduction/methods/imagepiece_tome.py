@@ -2,9 +2,9 @@
 
 import dataclasses
 
+from imagepiece_jax.reduction.counting_rules import MergeTo
 from imagepiece_jax.reduction.methods.imagepiece import ImagePiece
 from imagepiece_jax.reduction.reducers import Bipartite
-from imagepiece_jax.reduction.rules import MergeTo
 from imagepiece_jax.reduction.schedule import Step
 
 

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.reduction.counting_rules import Fixed
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.reducers import Reducer
-from imagepiece_jax.reduction.rules import Fixed
 from imagepiece_jax.reduction.schedule import Step
 from imagepiece_jax.reduction.tokens import Mixing
 from imagepiece_jax.reduction.validate import choice, count

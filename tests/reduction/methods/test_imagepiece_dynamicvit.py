@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction import apply, flops
+from imagepiece_jax.reduction import flops, merging
 from imagepiece_jax.reduction.methods.dynamicvit import LearnedSelection
 from imagepiece_jax.reduction.methods.imagepiece_dynamicvit import (
     ImagePieceDynamicViT,
@@ -236,7 +236,7 @@ def test_the_score_learns_from_the_kept_tokens():
 
     def objective(parameters):
         result = run(parameters, x)
-        state = apply.apply(start(x, num_prefix=0), result)
+        state = merging.apply(start(x, num_prefix=0), result)
         return jnp.sum(state.x * weight), result.dest
 
     slopes, dest = tiny.jit(jax.grad(objective, has_aux=True))(parameters)

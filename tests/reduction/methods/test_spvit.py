@@ -11,7 +11,7 @@ import pytest
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
-from imagepiece_jax.reduction import apply
+from imagepiece_jax.reduction import merging
 from imagepiece_jax.reduction.methods.spvit import Selector, SPViT, package_weights
 from imagepiece_jax.reduction.schedule import Counts, build
 from imagepiece_jax.reduction.tokens import Assignment, Masking, Taps, start
@@ -127,7 +127,7 @@ def test_evaluation_equals_the_oracle(share_heads, norm):
     counts = Counts(n_in=10, n_out=6, stage=3)  # two packages: 3 + 2 + 1 stay
     parameters, result = run(Selector(share_heads, norm), counts, x)
     assert isinstance(result, Assignment) and result.n_out == 6
-    state = apply.apply(start(jnp.asarray(x), num_prefix=0), result)
+    state = merging.apply(start(jnp.asarray(x), num_prefix=0), result)
     for image in range(BATCH):
         tokens = x[image].astype(float)
         _, probability = oracles_learned.select(parameters, tokens, HEADS)

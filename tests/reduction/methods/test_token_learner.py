@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction import apply
+from imagepiece_jax.reduction import merging
 from imagepiece_jax.reduction.methods.token_learner import (
     ConvLearner,
     MlpLearner,
@@ -216,7 +216,7 @@ def test_all_parameters_learn(version, dtype):
     def slopes(params, x):
         taps = taps_of(x[:, 1:], (3, 3))
         result = learner.apply({"params": params}, taps, Counts(9, 4))
-        return jnp.sum(jnp.sin(apply.apply(start(x), result).x.astype(jnp.float32)))
+        return jnp.sum(jnp.sin(merging.apply(start(x), result).x.astype(jnp.float32)))
 
     for leaf in jax.tree.leaves(slopes(params, x)):
         assert np.isfinite(np.asarray(leaf, float)).all()

@@ -13,13 +13,13 @@ import time
 import pytest
 
 from imagepiece_jax.benchmark import input_pipelines
-from imagepiece_jax.data import loader, prefetch
-from imagepiece_jax.data.prefetch import Prefetch
+from imagepiece_jax.data import loader, worker_pool
 from imagepiece_jax.data.transforms import (
     CanvasTransform,
     EvalTransform,
     TrainTransform,
 )
+from imagepiece_jax.data.worker_pool import Prefetch
 from imagepiece_jax.errors import InputError, RunError
 from tests import runs, tars
 from tests.data.noise import Noise, same
@@ -27,7 +27,7 @@ from tests.data.noise import Noise, same
 
 @pytest.fixture(autouse=True)
 def _short_work(monkeypatch):
-    monkeypatch.setattr(prefetch, "MIN_TASKS", 1)
+    monkeypatch.setattr(worker_pool, "MIN_TASKS", 1)
 
 
 def train(source, stop, transform=None, **options):
@@ -146,7 +146,7 @@ def test_an_error_in_a_process_is_the_same_as_in_this_one():
 
 READS_FOREVER = """
 import sys
-from tests.data.test_prefetch import Noise, prefetch, train
+from tests.data.test_worker_pool import Noise, prefetch, train
 prefetch.MIN_TASKS = 1
 batches = train(Noise(300), 10**6, workers=2, threads=2)
 next(batches)
@@ -265,7 +265,7 @@ def test_memory_does_not_grow():
 
 
 def test_short_work_starts_no_process(monkeypatch):
-    monkeypatch.setattr(prefetch, "MIN_TASKS", 16)
+    monkeypatch.setattr(worker_pool, "MIN_TASKS", 16)
     batches = train(Noise(300), 7, workers=8)  # 14 chunks
     next(batches)
     assert not workers()
@@ -328,9 +328,9 @@ def test_an_error_that_cannot_be_sent_ends_the_process(capfd):
 
 
 def test_too_little_shared_memory_is_refused(monkeypatch, tmp_path):
-    monkeypatch.setattr(prefetch, "SHARED", str(tmp_path))
+    monkeypatch.setattr(worker_pool, "SHARED", str(tmp_path))
     usage = collections.namedtuple("Usage", "free")(2 * 10**6)
-    monkeypatch.setattr(prefetch.shutil, "disk_usage", lambda folder: usage)
+    monkeypatch.setattr(worker_pool.shutil, "disk_usage", lambda folder: usage)
     message = f"needs 3 MB in {tmp_path}, which has 2 MB free: .*config.data.workers=0"
     with pytest.raises(InputError, match=message):
         Prefetch(fill, [(9, 1)], join=list, max_bytes=10**6, workers=1)
