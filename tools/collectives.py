@@ -1,6 +1,6 @@
 """Collectives of a training step on hosts of eight H200s, compiled without a GPU.
 
-python -m tools.collectives --config configs/deit_s.py --images 128,64,16 \
+python -m tools.collectives --config configs/deit_s.py --images_per_gpu 128,64,16 \
     --config configs/deit_s_imagepiece.py --markdown docs/collectives.md
 
 Needs JAX's CUDA wheels (pip install "jax[cuda13]"), no GPU and no driver. Compiles the
@@ -23,7 +23,7 @@ from imagepiece_jax.errors import InputError
 from tools import compile_only, h200, hlo
 
 cli.define_config("a config file; several are listed one after the other")
-IMAGES = flags.DEFINE_list("images", ["128"], "a GPU and step: one or more")
+IMAGES = flags.DEFINE_list("images_per_gpu", ["128"], "of a step: one or more")
 HOSTS = flags.DEFINE_list("hosts", ["1", "2", "8"], "of eight GPUs: one or more")
 NVLINK = flags.DEFINE_float(
     "nvlink", 900, "GB/s of a GPU, both directions together", lower_bound=1

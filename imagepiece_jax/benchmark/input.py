@@ -26,7 +26,7 @@ from imagepiece_jax.common.files import check_writable, replace_file
 from imagepiece_jax.data import sources
 from imagepiece_jax.errors import InputError
 
-DATA = flags.DEFINE_string("data", None, "folder:PATH, csv:FILE or imagenet2012")
+DATA = cli.data()
 DIR = flags.DEFINE_string("data_dir", None, "where imagenet2012 is prepared")
 IMAGES = flags.DEFINE_integer(
     "images", None, "so many, spread over the set; default: 200", 1, allow_override=True

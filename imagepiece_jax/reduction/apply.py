@@ -41,13 +41,14 @@ def apply(state, result, form=None):
         form = "one_hot" if result.merged is None else "gather"
     image_size = state.size[:, prefix:]
     if form == "one_hot":
-        size = _sum_by_slot(image_size, result.dest, n_out)
+        size = _new_sizes(result, image_size, None)
         share = _shares(result, image_size)
         x = _move_by_product(state.x, share, result.dest, n_out)
     else:
         index = result.index or slot_index(result.dest, n_out, result.merged)
-        size = _sum_by_index(image_size, index)
-        if result.weight is None and result.mean and result.merged:
+        size = _new_sizes(result, image_size, index)
+        plain = result.weight is None and result.size is None
+        if plain and result.mean and result.merged:
             share, total = image_size, size
         else:
             share, total = _shares(result, image_size), None
@@ -59,6 +60,18 @@ def apply(state, result, form=None):
         mask=None if state.mask is None else _live(state.mask, result),
         num_prefix=prefix,
     )
+
+
+def _new_sizes(result, size, index):
+    """Sizes add up, or what `result.size` says, kept positive. [B, n] -> [B, n_out]."""
+    added = size if result.size is None else result.size.astype(jnp.float32)
+    if index is None:
+        total = _sum_by_slot(added, result.dest, result.n_out)
+    else:
+        total = _sum_by_index(added, index)
+    if result.size is None:
+        return total
+    return jnp.maximum(total, jnp.finfo(jnp.float32).tiny)
 
 
 def _apply_mixing(state, result):

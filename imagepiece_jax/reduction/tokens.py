@@ -85,12 +85,14 @@ class Assignment:
 
     dest: [B, n] int32 in [0, n_out) or DROPPED, onto all slots; weight: [B, n] feature
     weights, None means size; mean: weighted mean of a slot's tokens, else weighted sum;
+    size: [B, n] what each token adds to the size of its slot, None means its size;
     merged: at most so many slots have several sources (None: unknown); index: the same
     map as `apply.slot_index` computes it, from a reducer that has it already.
     """
 
     dest: Array
     weight: Array | None = None
+    size: Array | None = None
     index: SlotIndex | None = None
     n_out: int = struct.field(pytree_node=False, default=0)
     mean: bool = struct.field(pytree_node=False, default=True)

@@ -139,6 +139,23 @@ def test_a_write_that_stops_halfway_leaves_the_old_file_alone(tmp_path):
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 
+def test_a_file_is_on_disk_before_it_takes_the_place_of_the_old_one(
+    tmp_path, monkeypatch
+):
+    """A machine that stops between the two would leave an empty file."""
+    path = tmp_path / "file"
+    replace_file(path, b"old")
+
+    def fsync(descriptor):
+        assert os.pread(descriptor, 9, 0) == b"newer" and path.read_bytes() == b"old"
+        raise OSError("disk is full")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(RunError, match=r"file cannot be written \(disk is full\)"):
+        replace_file(path, b"newer")
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
 def test_neighbors_and_permissions_stay(tmp_path):
     path, neighbor = tmp_path / "file", tmp_path / "file.tmp"
     for mine in (path, neighbor):

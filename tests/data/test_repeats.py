@@ -8,6 +8,7 @@ import pytest
 
 from imagepiece_jax.data import loader
 from imagepiece_jax.data.loader import Placement, train_batches
+from imagepiece_jax.data.prefetch import ChunkBuilder
 from imagepiece_jax.data.transforms import CanvasTransform, TrainTransform
 from tests.data.noise import Noise, same, whole
 
@@ -141,3 +142,13 @@ def test_every_slot_is_in_one_chunk_and_copies_share_it(count, repeats):
     assert in_order == sorted(in_order)
     kept = [{places[slot] for slot in part} for part in found]
     assert sum(map(len, kept)) == len(set(places))
+
+
+def test_an_unreadable_image_counts_once_however_many_copies_it_has():
+    """20 in a row end a run: seven with three copies each do not."""
+    builder = ChunkBuilder(Noise(9, {4}), CanvasTransform(32))
+    builder.add([4, 5], {0: (), 1: (), 2: ()})
+    chunk = builder.build(lambda shape: np.empty(shape, np.uint8))
+    names = [[error.name for error in errors] for errors in chunk.errors]
+    assert names == [["4.jpg"], [], []]
+    assert (chunk.rows, chunk.fields["index"]) == ([0, 0, 0], [5, 5, 5])

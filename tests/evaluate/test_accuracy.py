@@ -121,6 +121,27 @@ def test_each_image_is_in_the_order_of_the_set():
     np.testing.assert_allclose(each["probability"], np.exp(-each["loss"]), rtol=1e-6)
 
 
+def random_pass(model, images, order, batch_size):
+    """Result of a pass over `images` in this order."""
+    variables, batches = parallel.replicate(tiny.variables(model)), []
+    for part in np.reshape(order, (-1, batch_size)):
+        one = batch([0] * batch_size, part % tiny.CLASSES)
+        batches.append(one | {"image": images[part][None], "index": part[None]})
+    return accuracy.evaluate(accuracy.compiled(model, seed=3), variables, batches)
+
+
+def test_draws_of_an_image_depend_on_its_index_not_on_its_batch():
+    """Twelve times the same image: whatever differs was drawn."""
+    model = tiny.model({"name": "random", "keep_rate": 0.5, "blocks": (0,)}, depth=2)
+    images = np.random.default_rng(0).integers(0, 256, (1, 20, 20, 3), np.uint8)
+    images, order = images.repeat(12, 0), np.arange(12)
+    each = random_pass(model, images, order, 6).each
+    other = random_pass(model, images, order[::-1], 4).each
+    assert len(set(each["loss"][order % tiny.CLASSES == 0].tolist())) == 2
+    np.testing.assert_allclose(other["loss"], each["loss"], rtol=1e-5)
+    np.testing.assert_array_equal(other["right"], each["right"])
+
+
 def test_a_step_may_alter_images_and_measure_more():
     """Every image is made to show row 1; the measure sees outputs and batch."""
 

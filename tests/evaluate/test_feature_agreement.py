@@ -43,6 +43,8 @@ def test_probe_reads_labels_from_features(two_kinds):
     turned = features.copy()
     turned[1, :10] = turned[1, :10, ::-1]  # a quarter of the patches are wrong
     assert agreement.probe(turned, labels, memory).tolist() == [0.75]
+    turned[1] = features[1, :, ::-1]  # all are, and what is tested is not the memory
+    assert agreement.probe(turned, labels, memory).tolist() == [0.0]
 
 
 def test_probe_of_position_takes_the_most_frequent_label():
@@ -53,10 +55,14 @@ def test_probe_of_position_takes_the_most_frequent_label():
 
 
 def test_clusters_are_of_the_images_in_memory(two_kinds, monkeypatch):
+    """The two kinds of patches of the other image are both nearer to one of theirs."""
     features, labels, memory = two_kinds
     monkeypatch.setattr(agreement, "CLUSTERS", 2)
+    features = features.copy()
+    features[1] = np.where(labels[1, :, None], (0.1, 1), (0.7, 1))
     found = agreement.cluster_labels(features, memory)
-    same = found == labels
+    expected = np.where(memory[:, None], labels, 1)
+    same = found == expected
     assert same.all() or not same.any()  # clusters have no names
 
 

@@ -49,6 +49,7 @@ def test_sweep_writes_rows_table_and_plot(tmp_path, checkpoint):
     ]
     assert [row["tokens"] for row in rows] == [65, 65, 33]
     assert all(row["images"] == 359 and row["throughput"] > 0 for row in rows)
+    assert all(row["acc5"] > row["acc1"] for row in rows)
     dense, same = rows[:2]
     assert same["acc1"] == dense["acc1"] and same["difference"] == 0
     assert same["difference_low"] < 0 < same["difference_high"]

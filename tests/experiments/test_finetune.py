@@ -1,5 +1,7 @@
 """Short fine-tunings: matched in cost, from the same start, compared by seed."""
 
+import dataclasses
+import json
 import types
 
 import pytest
@@ -94,6 +96,22 @@ def test_the_config_of_a_run_has_all_that_differs(tmp_path, config, monkeypatch)
     assert conv_start.init.fresh == ("patch_embed",) and tome.model.prop_attn is False
     assert tome.init.fresh == () and tome.teacher.weights == ""
     assert tome.eval_every_epochs == tome.epochs and not tome.init.evaluate
+
+
+@pytest.mark.parametrize("last, fresh", [("9", ()), ("ten", ("head",))])
+def test_the_head_is_fresh_where_a_class_has_another_name(
+    tmp_path, config, monkeypatch, last, fresh
+):
+    maker, names = made(tmp_path, config), [*"012345678", last]
+    (tmp_path / "config.json").write_text(json.dumps(quickstart.get_config().to_dict()))
+    (tmp_path / "classes.json").write_text(json.dumps(names))
+    maker.pretrained = dataclasses.replace(maker.pretrained, path=tmp_path)
+    maker.class_names = tuple("0123456789")
+    run = types.SimpleNamespace(path=tmp_path / "start")
+    configs = []
+    monkeypatch.setattr(maker, "_run", lambda config, _: configs.append(config) or run)
+    assert maker._start("patch", 0) == run.path
+    assert configs[0].init.fresh == fresh
 
 
 @pytest.mark.slow

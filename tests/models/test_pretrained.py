@@ -231,6 +231,11 @@ def test_a_run_of_version_0_1_0_loads_and_computes_the_same(tmp_path):
     weights = pretrained.read(tmp_path)
     assert weights.seed == 7 and weights.kind == "run"
     assert not weights.variant().untrained
+    dense = weights.variant(settings.DENSE)  # without the selectors, which are left out
+    assert not dense.untrained and model.plan != dense.model.plan
+    assert {*variables["params"]} - {*dense.variables["params"]} == {
+        name for name in variables["params"] if name.startswith("reducer")
+    }
     # An analysis takes the last checkpoint; the archive has the best alone.
     with pytest.raises(InputError, match="checkpoints/latest holds no checkpoint"):
         pretrained.for_analysis(tmp_path).variant()

@@ -75,9 +75,9 @@ def test_patch_projection_and_embeddings(passed, reference, variables):
     (patches,) = seen["patch_embed"]["__call__"]
     patches = patches.reshape(4, 196, 192)
     np.testing.assert_allclose(patches[:1], reference.patch_embed, atol=1e-4)
-    ((embeddings, grid),) = seen["_embed"]
-    assert grid == (14, 14)
-    np.testing.assert_allclose(embeddings[:2], reference.embeddings, atol=1e-4)
+    (state,) = seen["_embed"]
+    assert state.grid == (14, 14)
+    np.testing.assert_allclose(state.x[:2], reference.embeddings, atol=1e-4)
 
 
 @pytest.mark.parametrize("block", BLOCKS)

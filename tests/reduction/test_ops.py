@@ -162,6 +162,22 @@ def test_apply_equals_the_oracle(n, n_out, weighted, mean, form):
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_sizes_that_a_reducer_gives_add_up_in_place_of_the_tokens_own(form):
+    """Features still go by size; what a slot gets stays positive: its log is read."""
+    state, assignment = make(7, 3)
+    given = np.linspace(-0.5, 2.5, 21, dtype=np.float32).reshape(3, 7)
+    given[1] = -1
+    got = apply(state, assignment.replace(size=jnp.asarray(given)), form=form)
+    want = np.full((3, 3), np.finfo(np.float32).tiny)
+    for image in range(3):
+        for slot in range(3):
+            total = sum(given[image][np.asarray(assignment.dest[image]) == slot])
+            want[image, slot] = max(total, want[image, slot])
+    np.testing.assert_allclose(got.size[:, state.num_prefix :], want, rtol=1e-6)
+    np.testing.assert_allclose(got.x, expected(state, assignment)[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("mean", [True, False])
 def test_apply_in_bfloat16_rounds_once(mean, form):
     state, assignment = make(7, 3, weighted=True, mean=mean, dtype=jnp.bfloat16)
@@ -217,6 +233,22 @@ def test_without_form_apply_gathers_where_it_can():
             for chosen in (None, form)
         )
         assert default == named
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_slot_is_live_if_any_of_its_tokens_is(form):
+    """A slot with a live and a masked token, one with two masked, one with a live one.
+
+    The last token is live, and dropped.
+    """
+    state = TokenState(
+        x=jnp.zeros((1, 7, 1)),
+        size=jnp.ones((1, 7)),
+        mask=jnp.asarray([[1.0, 0, 0, 1, 0, 1]]),
+    )
+    dest = jnp.asarray([[0, 0, 1, 2, 1, DROPPED]])
+    moved = apply(state, Assignment(dest=dest, n_out=3, merged=2), form=form)
+    assert moved.mask.tolist() == [[1, 0, 1]]
 
 
 def test_no_source_map_is_asked_for_none_is_made():

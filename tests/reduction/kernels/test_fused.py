@@ -230,7 +230,11 @@ def test_a_wrong_version_does_not_agree():
 # As part of a program
 
 
-@pytest.mark.parametrize("reduction", ALL, ids=lambda r: r.rule)
+@pytest.mark.parametrize(
+    "reduction",
+    [*ALL, dataclasses.replace(RETOKENIZE, size_weighting=False)],
+    ids=["prune", "retokenize", "bipartite", "retokenize, all weights 1"],
+)
 def test_gradients_are_the_plain_ones(reduction):
     arrays = random_inputs(2, 2, N, 2, 8, "float32")
     weight = jax.random.normal(jax.random.key(1), (2, reduction.n_out + 1, 16))
