@@ -39,9 +39,9 @@ IMAGEPIECE_HERE void merge(const Team& team, const Problem& p, const Scratch& s)
   }
   compare<rule>(team, p, s);
   rank(team, s, p.rows(), [&](int row, int position) {
-    const int token = dealt<rule>(p, s, true, row);
+    const int token = split_token<rule>(p, s, true, row);
     if (position < p.leaving()) {
-      s.joins[token] = dealt<rule>(p, s, false, s.partner[row]);
+      s.joins[token] = split_token<rule>(p, s, false, s.partner[row]);
       s.leaver[position] = token;
     } else {
       s.dest[token] = position - p.leaving();  // holds without class token, see below
