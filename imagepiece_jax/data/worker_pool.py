@@ -299,8 +299,8 @@ class _Worker:
         code = (
             "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
             "signal.signal(signal.SIGTERM, signal.SIG_IGN); "
-            "from imagepiece_jax.data import prefetch; "
-            f"prefetch._serve({memory}, {writable}, *{arguments})"
+            "from imagepiece_jax.data import worker_pool; "
+            f"worker_pool._serve({memory}, {writable}, *{arguments})"
         )
         path = os.pathsep.join(folder or os.curdir for folder in sys.path)
         try:

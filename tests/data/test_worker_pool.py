@@ -50,7 +50,7 @@ def workers_of(pid):
 
 
 def is_worker(pid):
-    return b"prefetch" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b"worker_pool" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 def workers():
@@ -146,8 +146,8 @@ def test_an_error_in_a_process_is_the_same_as_in_this_one():
 
 READS_FOREVER = """
 import sys
-from tests.data.test_worker_pool import Noise, prefetch, train
-prefetch.MIN_TASKS = 1
+from tests.data.test_worker_pool import Noise, worker_pool, train
+worker_pool.MIN_TASKS = 1
 batches = train(Noise(300), 10**6, workers=2, threads=2)
 next(batches)
 print(flush=True)
