@@ -47,8 +47,12 @@ def run(
     for reduction in reductions:
         variant = weights.variant(reduction)
         row, right = _measure(variant, weights.seed, batches())
-        dense = right if dense is None else dense
-        row |= _estimate("difference", statistics.paired_difference(right, dense))
+        change = Estimate(0.0, 0.0, 0.0)  # the dense model's to itself
+        if dense is None:
+            dense = right
+        else:
+            change = statistics.paired_difference(right, dense)
+        row |= _estimate("difference", change)
         rows.append({"setting": settings.label(reduction)} | row)
         lines = "".join(json.dumps(r) + "\n" for r in rows)
         replace_file(folder / "sweep.jsonl", lines)
@@ -109,10 +113,11 @@ def _name(row):
 
 
 def _cells(row):
+    change = statistics.format_difference(_read("difference", row))
     return [
         _name(row),
         statistics.format_estimate(_read("acc1", row)),
-        statistics.format_difference(_read("difference", row)),
+        "" if row["setting"] == "dense" else change,
         f"{row['acc5']:.1f}",
         str(row["tokens"]),
         f"{row['gmacs']:.3f}",
@@ -122,9 +127,9 @@ def _cells(row):
 
 def _line(row):
     name, acc1, change, _, tokens, gmacs, rate = _cells(row)
+    change = change and f"to dense {change}, "
     return (
-        f"{name}: acc1 {acc1} %, to dense {change}, {tokens} tokens, {gmacs} GMACs, "
-        f"{rate} img/s"
+        f"{name}: acc1 {acc1} %, {change}{tokens} tokens, {gmacs} GMACs, {rate} img/s"
     )
 
 
