@@ -30,7 +30,7 @@ COMMANDS = ("benchmark.input", "benchmark.reduction", "evaluate.patch_features")
 FLAGS = ("cli", "config_files")  # for commands alone
 # Inside the reduction room: counts know no arrays, operations know no method.
 REDUCTION = (
-    {"schedule", "counting_rules", "validate", "flops"},
+    {"layer_plan", "counting_rules", "validate", "flops"},
     {"tokens"},
     {"ops"},
     {"merging"},
@@ -141,9 +141,9 @@ def test_imports_point_one_way():
 @pytest.mark.parametrize(
     "module, source",
     [
-        ("imagepiece_jax.reduction.schedule", "import jax"),
+        ("imagepiece_jax.reduction.layer_plan", "import jax"),
         (
-            "imagepiece_jax.reduction.schedule",
+            "imagepiece_jax.reduction.layer_plan",
             "from imagepiece_jax.reduction import ops",
         ),
         ("imagepiece_jax.reduction.flops", "import numpy as np"),
@@ -201,8 +201,8 @@ def test_a_bad_import_is_found(module, source):
 @pytest.mark.parametrize(
     "module, source",
     [
-        ("imagepiece_jax.reduction.schedule", "import dataclasses, math"),
-        ("imagepiece_jax.reduction.flops", "from .schedule import LayerPlan"),
+        ("imagepiece_jax.reduction.layer_plan", "import dataclasses, math"),
+        ("imagepiece_jax.reduction.flops", "from .layer_plan import LayerPlan"),
         ("imagepiece_jax.reduction.ops", "from imagepiece_jax.reduction import tokens"),
         ("imagepiece_jax.reduction.methods.both", "from . import evit, imagepiece"),
         ("imagepiece_jax.models.vit", "from imagepiece_jax.errors import InputError"),

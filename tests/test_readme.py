@@ -13,7 +13,7 @@ from PIL import Image
 
 from imagepiece_jax import config_files
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.reduction import ops, schedule, tokens
+from imagepiece_jax.reduction import layer_plan, ops, tokens
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.training import from_config, run_dir
 
@@ -38,7 +38,7 @@ def test_the_new_method_keeps_the_tokens_of_largest_norm():
     code = block(ROOT / "docs" / "methods.md", "# imagepiece_jax/reduction/methods/")
     exec(compile(code, "docs/methods.md", "exec"), space)
     steps = space["NormTopK"](keep_rate=0.5, blocks=(1,)).steps(4)
-    plan = schedule.build(4, 16, steps)
+    plan = layer_plan.build(4, 16, steps)
     assert [layer.mlp_tokens for layer in plan] == [17, 9, 9, 9]
     model = ViT(plan, embed_dim=8, num_heads=2, patch_size=2, num_classes=3)
     images = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
@@ -62,7 +62,7 @@ def test_the_reducer_by_hand_fills_every_slot_and_drops_the_rest():
     exec(compile(code, page.name, "exec"), space)
     x = jax.random.normal(jax.random.key(0), (3, 10, 8))
     taps = tokens.Taps(x=x, size=jnp.ones((3, 10)), cls_attn=x[..., 0])
-    counts = schedule.Counts(n_in=10, n_out=4)
+    counts = layer_plan.Counts(n_in=10, n_out=4)
     for dest in np.asarray(space["PruneAndMerge"](kept=7)(taps, counts).dest):
         assert (dest == tokens.DROPPED).sum() == 3 and set(dest) == {-1, 0, 1, 2, 3}
 

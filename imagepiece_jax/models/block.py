@@ -9,7 +9,7 @@ from flax import linen as nn
 from imagepiece_jax.models import custom_vjp
 from imagepiece_jax.models.attention import INIT, Attention, AttentionTaps
 from imagepiece_jax.reduction import merging
-from imagepiece_jax.reduction.schedule import Counts, LayerPlan
+from imagepiece_jax.reduction.layer_plan import Counts, LayerPlan
 from imagepiece_jax.reduction.tokens import Taps, TokenState
 
 GELUS = ("exact", "tanh")

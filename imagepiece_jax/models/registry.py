@@ -11,7 +11,7 @@ from imagepiece_jax.models.attention import resolve_backend
 from imagepiece_jax.models.block import GELUS, kernel_of
 from imagepiece_jax.models.stems import STEMS
 from imagepiece_jax.models.vit import MEAN, STD, ViT
-from imagepiece_jax.reduction import flops, methods, schedule
+from imagepiece_jax.reduction import flops, layer_plan, methods
 from imagepiece_jax.reduction.kernels import fused
 
 MODELS = {
@@ -89,7 +89,7 @@ def create_model(
             )
     side = image_size // size["patch_size"]
     steps = method.steps(depth)
-    plan = schedule.build(depth, side * side, steps, int(class_token), masked)
+    plan = layer_plan.build(depth, side * side, steps, int(class_token), masked)
     _check_plan(plan, class_token, side)
     model = ViT(
         plan=plan,

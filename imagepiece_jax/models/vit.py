@@ -12,7 +12,7 @@ from imagepiece_jax.models.attention import INIT, AttentionTaps
 from imagepiece_jax.models.block import Block, LayerNorm
 from imagepiece_jax.models.stems import FOLDED_STEMS, STEMS
 from imagepiece_jax.reduction import tokens
-from imagepiece_jax.reduction.schedule import LayerPlan
+from imagepiece_jax.reduction.layer_plan import LayerPlan
 from imagepiece_jax.reduction.tokens import Taps, TokenState
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet's, RGB, of pixels in [0, 1]
@@ -53,7 +53,7 @@ def drop_path_scale(keys, depth, rate):
 class ViT(nn.Module):
     """DeiT with a plan of token reductions; without one, the dense model.
 
-    `plan` has one LayerPlan a block (reduction.schedule.build). `prop_attn` adds
+    `plan` has one LayerPlan a block (reduction.layer_plan.build). `prop_attn` adds
     log(size) to the attention logits; `trace_source` keeps the map from patches to
     tokens; `axis_name` is the device axis over which batch norm is synchronized;
     `remat` computes the halves of a block again in the backward pass of training

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagepiece_jax.reduction import merging, ops, reducers
-from imagepiece_jax.reduction.schedule import Counts
+from imagepiece_jax.reduction.layer_plan import Counts
 from imagepiece_jax.reduction.tokens import Taps, TokenState
 
 EPS = float(np.finfo(np.float32).eps)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.experiments import merges
+from imagepiece_jax.reduction.layer_plan import Counts
 from imagepiece_jax.reduction.ops import rank
 from imagepiece_jax.reduction.reducers import Bipartite, Retokenize
-from imagepiece_jax.reduction.schedule import Counts
 from imagepiece_jax.reduction.tokens import Taps
 
 

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from imagepiece_jax.models import vit
-from imagepiece_jax.reduction import schedule
+from imagepiece_jax.reduction import layer_plan
 from imagepiece_jax.reduction.counting_rules import Fixed
+from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.reducers import Reducer
-from imagepiece_jax.reduction.schedule import Step
 from imagepiece_jax.reduction.tokens import DROPPED, Assignment
 from tests.models import tiny
 
@@ -52,7 +52,7 @@ def without(model, masks):
         keep = Keep(tuple(held.index(token) for token in rest))
         steps.append(Step(block, keep, Fixed(len(rest)), "pre"))
         held = rest
-    plan = schedule.build(tiny.DEPTH, tiny.TOKENS, steps, int(model.class_token))
+    plan = layer_plan.build(tiny.DEPTH, tiny.TOKENS, steps, int(model.class_token))
     return vit.ViT(
         plan=plan,
         embed_dim=model.embed_dim,

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from imagepiece_jax.reduction.layer_plan import Counts
 from imagepiece_jax.reduction.merging import apply as apply_result
 from imagepiece_jax.reduction.reducers import Retokenize, TopK
-from imagepiece_jax.reduction.schedule import Counts
 from imagepiece_jax.reduction.tokens import DROPPED, Assignment, Taps, TokenState
 from tests import oracles
 

@@ -4,9 +4,9 @@ import dataclasses
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.counting_rules import Keep, Merge
+from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.reducers import METRICS, Retokenize, TopK
-from imagepiece_jax.reduction.schedule import Step
 from imagepiece_jax.reduction.validate import (
     check_blocks,
     choice,

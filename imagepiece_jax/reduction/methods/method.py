@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
-from imagepiece_jax.reduction.schedule import Step
+from imagepiece_jax.reduction.layer_plan import Step
 
 
 @dataclasses.dataclass(frozen=True)

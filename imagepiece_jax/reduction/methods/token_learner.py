@@ -13,9 +13,9 @@ from flax import linen as nn
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.counting_rules import Fixed
+from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.reducers import Reducer
-from imagepiece_jax.reduction.schedule import Step
 from imagepiece_jax.reduction.tokens import Mixing
 from imagepiece_jax.reduction.validate import choice, count
 

@@ -5,9 +5,9 @@ from typing import ClassVar
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.counting_rules import Remove
+from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.reducers import METRICS, Bipartite
-from imagepiece_jax.reduction.schedule import Step
 from imagepiece_jax.reduction.validate import (
     check_blocks,
     check_count,

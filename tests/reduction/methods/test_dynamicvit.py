@@ -13,8 +13,8 @@ from flax import traverse_util
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
 from imagepiece_jax.reduction import token_selector
+from imagepiece_jax.reduction.layer_plan import build, image_tokens
 from imagepiece_jax.reduction.methods.dynamicvit import DynamicViT
-from imagepiece_jax.reduction.schedule import build, image_tokens
 from tests import oracles, oracles_learned
 from tests.models import masked, tiny
 

@@ -11,8 +11,8 @@ import pytest
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
 from imagepiece_jax.reduction import merging
+from imagepiece_jax.reduction.layer_plan import Counts, build
 from imagepiece_jax.reduction.methods.grid_pooling import Cells, GridPooling
-from imagepiece_jax.reduction.schedule import Counts, build
 from imagepiece_jax.reduction.tokens import Taps, start
 from tests.models import tiny
 

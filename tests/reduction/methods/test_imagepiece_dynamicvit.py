@@ -7,13 +7,13 @@ import pytest
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import flops, merging
+from imagepiece_jax.reduction.layer_plan import Counts, build
 from imagepiece_jax.reduction.methods.dynamicvit import LearnedSelection
 from imagepiece_jax.reduction.methods.imagepiece_dynamicvit import (
     ImagePieceDynamicViT,
     NoisyTopK,
     kept_shares,
 )
-from imagepiece_jax.reduction.schedule import Counts, build
 from imagepiece_jax.reduction.tokens import Assignment, Masking, Taps, start
 from tests import oracles, oracles_learned
 from tests.models import masked, tiny

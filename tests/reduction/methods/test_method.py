@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.reduction.layer_plan import build
 from imagepiece_jax.reduction.methods import METHODS, create
 from imagepiece_jax.reduction.methods.method import Method
-from imagepiece_jax.reduction.schedule import build
 from imagepiece_jax.reduction.validate import count, weight
 
 DEPTH = 10

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from imagepiece_jax.reduction.layer_plan import Counts, build
 from imagepiece_jax.reduction.methods.random import Draw, Random
-from imagepiece_jax.reduction.schedule import Counts, build
 from imagepiece_jax.reduction.tokens import DROPPED, Taps
 
 

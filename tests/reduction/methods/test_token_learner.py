@@ -9,13 +9,13 @@ import pytest
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import merging
+from imagepiece_jax.reduction.layer_plan import Counts, build
 from imagepiece_jax.reduction.methods.token_learner import (
     ConvLearner,
     MlpLearner,
     TokenFuser,
     TokenLearner,
 )
-from imagepiece_jax.reduction.schedule import Counts, build
 from imagepiece_jax.reduction.tokens import Taps, start
 from tests.models import tiny
 

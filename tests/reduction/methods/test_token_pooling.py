@@ -11,13 +11,13 @@ import pytest
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import merging
 from imagepiece_jax.reduction.counting_rules import KeepInitial
+from imagepiece_jax.reduction.layer_plan import Counts
 from imagepiece_jax.reduction.methods.token_pooling import (
     KMeans,
     KMedoids,
     TokenPooling,
     squared_distances,
 )
-from imagepiece_jax.reduction.schedule import Counts
 from imagepiece_jax.reduction.tokens import Taps, start
 from tests import oracles
 from tests.models import tiny

@@ -6,7 +6,7 @@ import pytest
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.counting_rules import Keep, Merge
-from imagepiece_jax.reduction.schedule import Step, build, image_tokens
+from imagepiece_jax.reduction.layer_plan import Step, build, image_tokens
 
 
 def step(rule, block=0, site="mid"):
