@@ -15,7 +15,7 @@ WORKDIR = flags.DEFINE_string(
     "workdir", None, "folder of the run; default: runs/NAME for configs/NAME.py"
 )
 DRY_RUN = flags.DEFINE_bool(
-    "dry_run", False, "build everything, print plan, cost and memory, and stop"
+    "dry_run", False, "compile everything, print plan, cost and memory, and stop"
 )
 COORDINATOR = flags.DEFINE_string(
     "coordinator",

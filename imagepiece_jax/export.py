@@ -8,10 +8,10 @@ A run determines its model, a file its sizes: see `evaluate`.
 
 The file holds the program that `imagepiece_jax.optimize` compiles, weights included,
 for any batch size, for CPUs and NVIDIA GPUs; FILE.json beside it describes input and
-output. Running it needs neither this package nor Flax:
+output. Running it needs JAX and flatbuffers, and neither this package nor Flax:
 
-    from jax import export
-    program = export.deserialize(open("model.jax", "rb").read())
+    with open("model.jax", "rb") as file:
+        program = jax.export.deserialize(bytearray(file.read()))
     logits = jax.jit(program.call)(images)
 """
 

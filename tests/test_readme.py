@@ -56,6 +56,7 @@ def test_the_new_method_keeps_the_tokens_of_largest_norm():
 def test_the_reducer_by_hand_fills_every_slot_and_drops_the_rest():
     space = {"jax": jax, "jnp": jnp, "dataclasses": dataclasses, "ClassVar": ClassVar}
     space |= {"Reducer": Reducer, "rank": ops.rank, "cosine": ops.cosine}
+    space |= {"gather_rows": ops.gather_rows, "invert": ops.invert}
     space |= {"Assignment": tokens.Assignment, "DROPPED": tokens.DROPPED}
     page = ROOT / "docs" / "methods.md"
     code = block(page, "@dataclasses.dataclass(frozen=True)\nclass PruneAndMerge")
@@ -63,8 +64,15 @@ def test_the_reducer_by_hand_fills_every_slot_and_drops_the_rest():
     x = jax.random.normal(jax.random.key(0), (3, 10, 8))
     taps = tokens.Taps(x=x, size=jnp.ones((3, 10)), cls_attn=x[..., 0])
     counts = layer_plan.Counts(n_in=10, n_out=4)
-    for dest in np.asarray(space["PruneAndMerge"](kept=7)(taps, counts).dest):
+    result = space["PruneAndMerge"](kept=7)(taps, counts)
+    for dest, tokens_of in zip(np.asarray(result.dest), np.asarray(x), strict=True):
         assert (dest == tokens.DROPPED).sum() == 3 and set(dest) == {-1, 0, 1, 2, 3}
+        unit = tokens_of / np.linalg.norm(tokens_of, axis=1, keepdims=True)
+        order = np.argsort(-tokens_of[:, 0])
+        np.testing.assert_array_equal(dest[order[:4]], range(4))
+        alike = unit[order[4:7]] @ unit[order[:4]].T
+        np.testing.assert_array_equal(dest[order[4:7]], alike.argmax(axis=1))
+        assert (np.bincount(dest[dest >= 0]) > 1).sum() <= result.merged == 3
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)

@@ -54,6 +54,15 @@ def check_blocks(name, value):
     return tuple(int(block) for block in value)
 
 
+def check_counts(name, value):
+    """`value` as a tuple of ints of 0 or more."""
+    if not isinstance(value, tuple | list) or not all(
+        is_whole(entry) and entry >= 0 for entry in value
+    ):
+        _refuse(name, value, "whole numbers from 0, such as (13, 13, 8)")
+    return tuple(int(entry) for entry in value)
+
+
 def check_choice(name, value, allowed):
     """`value`, which is one of `allowed`."""
     # 1 == True: what is equal must be of the same kind, too.

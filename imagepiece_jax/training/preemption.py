@@ -13,6 +13,8 @@ import sys
 import threading
 import time
 
+from imagepiece_jax.errors import Stopped
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 PATIENCE = 20.0  # seconds until a signal must have been answered; saving comes on top
 
@@ -82,7 +84,8 @@ class StopRequest:
     def rescue_by(self, save):
         """Set the function that saves the run when the time is up; None: nothing can.
 
-        It is called in another thread; afterwards this method does not return.
+        It is called in another thread and returns the step that it saved; afterwards
+        this method does not return.
         """
         with self._lock:
             self._rescue = save
@@ -120,20 +123,24 @@ class StopRequest:
                     asked, deadline = signum, time.monotonic() + self.patience
 
     def _give_up(self, signum):
-        words = "stopped before there was anything to save"
+        words = "stopped before a step was done"
         if self.patience > 0:
             words = "stopped in the middle of a step, without saving"
         if self._rescue is not None:
             try:
-                self._rescue()
-                words = "stopped"
+                _leave(signum, str(Stopped(signum, self._rescue())))
             except Exception as error:
                 words = f"stopped without saving ({error})"
         _end_now(signum, words)
 
 
 def _end_now(signum, words):
-    """End this process at once. Workers of the loader end when their pipe closes."""
+    """End without having saved."""
     words += "; the same command resumes from the newest checkpoint, if there is one"
+    _leave(signum, words)
+
+
+def _leave(signum, words):
+    """End this process at once. Workers of the loader end when their pipe closes."""
     os.write(sys.stderr.fileno(), f"error: {words}\n".encode())
     os._exit(128 + signum)

@@ -233,6 +233,7 @@ class Trainer:
             def rescue():
                 self._save(step, state, meta, log)
                 self.checkpoints.wait()
+                return step
 
             if self.given is not None:
                 self._evaluate_given(log, request)

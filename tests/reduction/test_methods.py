@@ -57,6 +57,8 @@ SMALLER = {"grid_pooling": {"grid_size": 2}}
 BY_POSITION = {"tome", "imagepiece_tome", "random", "grid_pooling"}
 # Tokens are mixtures of all patches: there are no groups, and sizes mean nothing.
 SOFT = {"token_learner"}
+# The size of a token is not the number of its patches: its reducer gives it.
+OWN_SIZES = frozenset()
 
 
 def cases(names):
@@ -160,7 +162,8 @@ def test_promises_hold_after_every_step(name, fields):
         for image in range(3):
             patches = oracles.count_sources(source[image], count.n_out)
             assert patches.min() >= 1
-            np.testing.assert_array_equal(state.size[image, 1:], patches)
+            if name not in OWN_SIZES:
+                np.testing.assert_array_equal(state.size[image, 1:], patches)
         before = source
 
 

@@ -59,7 +59,7 @@ def work():
 if __name__ == "__main__":
     with StopRequest(patience=float(sys.argv[1])) as request:
         if sys.argv[2] == "rescued":
-            request.rescue_by(lambda: print("saved", flush=True))
+            request.rescue_by(lambda: print("saved", flush=True) or 7)
         print(flush=True)
         work()
 """
@@ -87,7 +87,7 @@ def ended(patience, rescue, *signals):
 def test_nothing_to_save_ends_at_once():
     seconds, status, out, err = ended(0, "alone", signal.SIGTERM)
     assert (status, out) == (143, "") and seconds < 5
-    assert err.startswith("error: stopped before there was anything to save; the same")
+    assert err.startswith("error: stopped before a step was done; the same")
     assert err.count("\n") == 1
 
 
@@ -101,7 +101,7 @@ def test_a_process_that_does_not_answer_ends_when_the_time_is_up():
 def test_a_run_is_rescued_when_the_time_is_up():
     seconds, status, out, err = ended(0.3, "rescued", signal.SIGTERM)
     assert (status, out) == (143, "saved\n") and seconds > 0.3
-    assert err.startswith("error: stopped; the same command resumes from the newest")
+    assert err.startswith("error: stopped at step 7; the same command resumes")
 
 
 def test_a_second_ctrl_c_ends_at_once():
@@ -151,4 +151,4 @@ def test_sigterm_in_the_first_compile_ends_at_once(tmp_path):
     trial = tiny_runs.TinyRun(tmp_path / "run", tmp_path / "cache", {})
     row = faults.terminate_in_compile(trial)
     assert row.passed and row.status == 143, row
-    assert row.said.startswith("stopped before there was anything to save")
+    assert row.said.startswith("stopped before a step was done")

@@ -9,8 +9,7 @@ from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.reducers import METRICS, Bipartite
 from imagepiece_jax.reduction.validate import (
-    check_blocks,
-    check_count,
+    check_counts,
     checked,
     choice,
     count,
@@ -27,10 +26,6 @@ def _check_inflection(name, value):
     return float(value)
 
 
-def _check_list(name, value):
-    return tuple(check_count(name, entry) for entry in check_blocks(name, value))
-
-
 @dataclasses.dataclass(frozen=True)
 class ToMe(Method):
     """In every block merge `r` tokens, or as many as half of the image tokens.
@@ -45,7 +40,7 @@ class ToMe(Method):
 
     r: int = count(13)
     inflection: float = checked(0.0, _check_inflection)
-    r_list: tuple[int, ...] | None = optional(_check_list)
+    r_list: tuple[int, ...] | None = optional(check_counts)
     metric: str = choice("key", METRICS)
 
     def removed(self, depth):

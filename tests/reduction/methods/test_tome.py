@@ -289,7 +289,10 @@ def test_a_block_merges_at_most_half(r, tokens):
         ({"r_list": (1,) * 13}, "r_list has 13 entries; allowed are at most 12"),
         ({"r_list": (0.5, 1)}, r"reduction.r_list is \(0.5, 1\); .* whole numbers"),
         ({"r_list": 5}, "reduction.r_list is 5; allowed are whole numbers"),
-        ({"r_list": (4, -4)}, "reduction.r_list is -4; allowed are whole numbers"),
+        (
+            {"r_list": (4, -4)},
+            r"reduction.r_list is \(4, -4\); allowed are whole numbers",
+        ),
         ({"metric": "keys"}, "metric is 'keys'.*'key'.*'query'.*'value'.*'token'"),
     ],
 )
