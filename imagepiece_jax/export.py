@@ -31,7 +31,7 @@ from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.files import check_writable, replace_file
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
-from imagepiece_jax.models import registry, summary
+from imagepiece_jax.models import summary
 from imagepiece_jax.models.run_files import own_files
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.training import from_config
@@ -112,7 +112,7 @@ def facts(model, config):
         "model": config.model.to_dict(),
         "method": config.reduction.to_dict(),
         "dtype": model.dtype.name,
-        "gmacs": registry.model_macs(model, side) / 1e9,
+        "gmacs": summary.model_macs(model, side) / 1e9,
         "platforms": PLATFORMS,
         "jax": jax.__version__,
     }

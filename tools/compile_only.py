@@ -19,7 +19,7 @@ from imagepiece_jax.benchmark import suite
 from imagepiece_jax.common import parallel, xla_options
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
-from imagepiece_jax.models import registry, summary
+from imagepiece_jax.models import summary
 from imagepiece_jax.training import from_config
 from imagepiece_jax.training.train_step import init_state
 from tools import h200
@@ -102,7 +102,7 @@ def _cell(found):
 def _gmacs(config):
     """GMACs of one image, forward."""
     return (
-        registry.model_macs(from_config.model(_unplaced(config)), config.image_size)
+        summary.model_macs(from_config.model(_unplaced(config)), config.image_size)
         / 1e9
     )
 

@@ -19,7 +19,7 @@ from imagepiece_jax.benchmark import device, input_stream, timer
 from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
-from imagepiece_jax.models import registry, summary
+from imagepiece_jax.models import summary
 from imagepiece_jax.training import from_config
 from imagepiece_jax.training.train_step import init_state
 
@@ -100,7 +100,7 @@ class Case:
             "compile_s": fast.compile_seconds,
             "peak_memory": device.needed(fast.compiled),
         }
-        macs = self.batch_size * registry.model_macs(self.model, self.config.image_size)
+        macs = self.batch_size * summary.model_macs(self.model, self.config.image_size)
         return Workload(device.job(call), self.batch_size, macs, facts)
 
     def _train(self):
@@ -127,7 +127,7 @@ class Case:
             state, metrics = compiled(state, batches[number % INPUTS], teacher)
             return metrics
 
-        macs = TRAINING_MACS * registry.model_macs(model, config.image_size)
+        macs = TRAINING_MACS * summary.model_macs(model, config.image_size)
         memory = device.needed(compiled)
         return Workload(
             device.job(call),
