@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from imagepiece_jax.benchmark import device, timer
-from imagepiece_jax.common import parallel
+from imagepiece_jax.common import parallel, xla_options
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy, statistics
 from imagepiece_jax.experiments.cache import ResultCache
@@ -265,7 +265,7 @@ class Context:
                 model,
                 variables,
                 batch_size=self.speed_batch,
-                dtype=pretrained.fields.get("dtype", device.fast_dtype()),
+                dtype=pretrained.fields.get("dtype", xla_options.fast_dtype()),
             )
             seconds[name] = fast.compile_seconds
             jobs[name] = device.job(functools.partial(_call, fast, _noise(fast)))
