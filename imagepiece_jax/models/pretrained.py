@@ -257,7 +257,7 @@ def read(
         given = {k: v for k, v in model_fields(config).items() if v is not None}
         return Pretrained(
             path,
-            fields=size | IMAGENET | given,
+            fields=size | given,
             reduction=reduction_of(config),
             config=config,
             checkpoint=checkpoint,
