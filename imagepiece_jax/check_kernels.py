@@ -15,8 +15,7 @@ differ.
 import jax
 from absl import flags
 
-from imagepiece_jax import cli, config_files
-from imagepiece_jax.benchmark.device import fast_dtype
+from imagepiece_jax import cli
 from imagepiece_jax.data import loader
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError, RunError
@@ -42,7 +41,8 @@ RANDOM = flags.DEFINE_integer(
 
 def main():
     real, normalization = WEIGHTS.value is not None, NORMALIZATION()
-    if not real and (any(cli.config_or_overrides()) or normalization):
+    config, overrides = cli.config_or_base()
+    if not real and (overrides != () or normalization):
         raise InputError(
             "--weights is missing: allowed without it are random inputs alone, without "
             "--config, --mean and --std"
@@ -51,13 +51,7 @@ def main():
     if lacking := fused.obstacle(device.platform):
         raise RunError(f"there is no fused reduction to check here: it needs {lacking}")
     if real:
-        config, weights = of_weights(
-            WEIGHTS.value,
-            *cli.config_or_overrides(),
-            base=config_files.load(config_files.BASE),
-            dtype=fast_dtype(),
-            normalization=normalization,
-        )
+        config, weights = of_weights(WEIGHTS.value, config, overrides, normalization)
     print(f"on {device.device_kind}; gaps over rounding, errors in last places")
     print("| inputs | dtype | rule | images | differ | largest gap | error | |")
     print("|---|---|---|---|---|---|---|---|")

@@ -40,7 +40,7 @@ _overrides = Overrides()  # of the command line that `run` has parsed
 
 
 def define_config(help_text="a config file, such as configs/quickstart.py"):
-    """Define --config; `config`, `configs` or `config_or_overrides` reads it."""
+    """Define --config; `config`, `configs` or `config_or_base` reads it."""
     help_text += "; --config.FIELD=VALUE changes a field of it"
     return _multi("config", [], help_text)
 
@@ -76,10 +76,11 @@ def config_name():
     return [*configs()][-1]
 
 
-def config_or_overrides():
-    """Return (the last --config or None, overrides that were typed without one)."""
-    given = flags.FLAGS["config"].value
-    return (config(), Overrides()) if given else (None, _overrides)
+def config_or_base():
+    """Return (the last --config, None), or without one (base.py, the overrides)."""
+    if flags.FLAGS["config"].value:
+        return config(), None
+    return config_files.load(config_files.BASE), _overrides
 
 
 def required(holder):

@@ -25,13 +25,12 @@ from typing import Any
 import jax
 from absl import flags
 
-from imagepiece_jax import cli, config_files
-from imagepiece_jax.benchmark import device
+from imagepiece_jax import cli
 from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.files import check_writable, replace_file
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
-from imagepiece_jax.models import registry, summary
+from imagepiece_jax.models import summary
 from imagepiece_jax.models.run_files import own_files
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.training import from_config
@@ -59,12 +58,7 @@ def main():
             "it: pip install flatbuffers"
         )
     config, weights = of_weights(
-        path,
-        *cli.config_or_overrides(),
-        base=config_files.load(config_files.BASE),
-        dtype=device.fast_dtype(),
-        normalization=normalization,
-        checkpoint=CHECKPOINT.value,
+        path, *cli.config_or_base(), normalization, CHECKPOINT.value
     )
     config.model.attention, config.model.kernels = "xla", "plain"  # run on both
     model = from_config.model(config).clone(class_names=weights.class_names)
@@ -112,7 +106,7 @@ def facts(model, config):
         "model": config.model.to_dict(),
         "method": config.reduction.to_dict(),
         "dtype": model.dtype.name,
-        "gmacs": registry.model_macs(model, side) / 1e9,
+        "gmacs": summary.model_macs(model, side) / 1e9,
         "platforms": PLATFORMS,
         "jax": jax.__version__,
     }

@@ -127,12 +127,12 @@ def test_a_config_that_may_be_missing():
     main = lambda: seen.append(cli.config(required=False))  # noqa: E731
     assert call(main).status == 0 and seen == [None]
     assert sentence(call(main, "--config.lr=1")).startswith("--config is missing: ")
-    main = lambda: seen.append(cli.config_or_overrides())  # noqa: E731
+    main = lambda: seen.append(cli.config_or_base())  # noqa: E731
     assert call(main, "--config.lr=1").status == 0
-    assert seen.pop() == (None, (("lr", "1"),))
+    assert seen.pop() == (config_files.load(config_files.BASE), (("lr", "1"),))
     assert call(main, "--config", IMAGEPIECE, "--config.lr=1").status == 0
     config, overrides = seen.pop()
-    assert (config.lr, overrides) == (1.0, ())
+    assert (config.lr, overrides) == (1.0, None)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 
 from configs import base
 from imagepiece_jax import config_files
-from imagepiece_jax.models import registry
+from imagepiece_jax.models import summary
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.training import from_config, run_dir
 from tests.runs import ROOT
@@ -97,14 +97,14 @@ def test_every_config_has_its_control_with_the_other_stem(configs, name):
     stems = {}
     for config.model.stem in ("patch", "conv"):
         model = from_config.model(config)
-        stems[config.model.stem] = registry.model_macs(model, config.image_size)
+        stems[config.model.stem] = summary.model_macs(model, config.image_size)
         assert model.stem == config.model.stem
         tokens = {layer.attn_tokens for layer in model.plan}
     assert tokens == {
         layer.attn_tokens for layer in from_config.model(configs[name]).plan
     }
     dense = [from_config.dense(config, stem=stem) for stem in ("conv", "patch")]
-    conv, patch = (registry.model_macs(model, config.image_size) for model in dense)
+    conv, patch = (summary.model_macs(model, config.image_size) for model in dense)
     assert stems["conv"] - stems["patch"] == conv - patch > 0
 
 
@@ -130,7 +130,7 @@ def test_a_command_runs_and_costs_what_is_stated(name, line, cost):
         return
     model = from_config.model(config)
     gmacs, tokens = re.match(r"([\d.]+) GMACs, (\d+) final tokens", cost).groups()
-    assert gmacs == f"{registry.model_macs(model, config.image_size) / 1e9:.2f}"
+    assert gmacs == f"{summary.model_macs(model, config.image_size) / 1e9:.2f}"
     assert int(tokens) == model.plan[-1].mlp_tokens
 
 

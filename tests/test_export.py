@@ -10,7 +10,7 @@ import pytest
 
 from configs import quickstart
 from imagepiece_jax import export
-from imagepiece_jax.models import convert, pretrained, registry
+from imagepiece_jax.models import convert, pretrained, registry, summary
 from imagepiece_jax.models.vit import MEAN, STD
 from tests.command import call, sentence
 from tests.models import tiny
@@ -82,7 +82,7 @@ def test_it_runs_without_this_package(model, weights_file, tmp_path):
     assert facts["normalization"]["std"] == list(STD)
     assert facts["method"]["name"] == "imagepiece"
     assert facts["platforms"] == ["cpu", "cuda"]
-    assert facts["gmacs"] == pytest.approx(registry.model_macs(model, 16) / 1e9)
+    assert facts["gmacs"] == pytest.approx(summary.model_macs(model, 16) / 1e9)
     assert not list(tmp_path.glob("*.tmp"))
 
 

@@ -15,13 +15,12 @@ import numpy as np
 from absl import flags
 
 from imagepiece_jax import cli
-from imagepiece_jax.benchmark import suite
+from imagepiece_jax.benchmark import suite, workloads
 from imagepiece_jax.common import parallel, xla_options
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
-from imagepiece_jax.models import registry, summary
+from imagepiece_jax.models import summary
 from imagepiece_jax.training import from_config
-from imagepiece_jax.training.train_step import init_state
 from tools import h200
 
 cli.define_config("a config file; several are compared with the first")
@@ -39,7 +38,6 @@ NOTE = (
     "two versions of a program and 10 % off as times (see docs/performance.md)."
 )
 OPTIONS = xla_options.options("gpu")
-STEPS_PER_EPOCH = 1251  # for the schedules: any number gives the same program
 
 
 def main():
@@ -102,7 +100,7 @@ def _cell(found):
 def _gmacs(config):
     """GMACs of one image, forward."""
     return (
-        registry.model_macs(from_config.model(_unplaced(config)), config.image_size)
+        summary.model_macs(from_config.model(_unplaced(config)), config.image_size)
         / 1e9
     )
 
@@ -145,23 +143,12 @@ def train_text(config, devices=1):
     `config.batch_size` counts the images of all of them.
     """
     mesh = jax.sharding.Mesh(np.array(h200.devices(devices)), (parallel.AXIS,))
-    unplaced = _unplaced(config)
-    model = from_config.train_model(unplaced, config.epochs - 1, parallel.AXIS)
-    rate = from_config.schedule(config, STEPS_PER_EPOCH)
-    optimizer = from_config.adamw(config, rate, STEPS_PER_EPOCH)
-    shapes = summary.shapes(model, config.image_size)
-    first = functools.partial(
-        init_state, optimizer=optimizer, with_ema=config.ema_decay > 0
+    step, first_state, model, teacher = workloads.training_step(
+        _unplaced(config), lambda model: _placed(model, config)
     )
-    teacher_model = teacher = None
-    if from_config.method(config).needs_teacher:
-        dense = from_config.dense(unplaced, drop_path_rate=0.0)
-        teacher_model = _placed(dense, config)
-        teacher = summary.shapes(dense, config.image_size)
-    step = from_config.step(
-        config, _placed(model, config), optimizer, rate, teacher_model
-    )
-    state = jax.eval_shape(first, shapes)
+    state = jax.eval_shape(first_state, summary.shapes(model, config.image_size))
+    if teacher is not None:
+        teacher = summary.shapes(teacher, config.image_size)
     micro = config.batch_size // (devices * config.grad_accum_steps)
     batch = from_config.batch_shapes(config, (devices, config.grad_accum_steps, micro))
     fn, places = mapped(step, mesh)

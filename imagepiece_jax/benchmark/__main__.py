@@ -14,6 +14,7 @@ from absl import flags
 from imagepiece_jax import cli
 from imagepiece_jax.benchmark import device, report, suite, timer, torch_baselines
 from imagepiece_jax.benchmark.workloads import MODES
+from imagepiece_jax.common import xla_options
 
 cli.define_config("a config file; several are compared with the first")
 BATCH_SIZE = flags.DEFINE_multi_string(
@@ -48,7 +49,7 @@ def main():
     with report.Files(JSON.value, MARKDOWN.value, PLOT.value) as files:
         torch_baselines.prepare(AGAINST.value)
         device.use(DEVICE.value)
-        dtype = DTYPE.value or device.fast_dtype()
+        dtype = DTYPE.value or xla_options.fast_dtype()
         note(rules)
         groups = suite.groups(configs, sizes, dtype, modes)
         suite.run_all(groups, AGAINST.value, rules, files)

@@ -38,11 +38,6 @@ def platform() -> str:
     return jax.devices()[0].platform
 
 
-def fast_dtype() -> str:
-    """Return the default dtype: bfloat16; on CPUs, where that is slow, float32."""
-    return "float32" if platform() == "cpu" else "bfloat16"
-
-
 def name() -> str:
     """Return the device's name; for a CPU its model and usable cores."""
     if platform() != "cpu":

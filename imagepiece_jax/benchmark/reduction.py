@@ -14,6 +14,7 @@ from absl import flags
 
 from imagepiece_jax import cli
 from imagepiece_jax.benchmark import device, peak_rates, reduction_workloads, timer
+from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.files import check_writable, replace_file
 from imagepiece_jax.models.summary import format_table
 
@@ -29,7 +30,7 @@ def main():
     if JSON.value:
         check_writable("--json", JSON.value)
     rules = timer.Rules(*TIMING())
-    dtype = DTYPE.value or device.fast_dtype()
+    dtype = DTYPE.value or xla_options.fast_dtype()
     copy = peak_rates.measure(dtype, rules).copy
     if lacking := reduction_workloads.obstacle(dtype):
         print(f"note: no fused reduction here, it needs {lacking}")

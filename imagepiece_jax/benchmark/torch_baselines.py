@@ -14,7 +14,7 @@ from imagepiece_jax.benchmark import device
 from imagepiece_jax.benchmark.timer import Job
 from imagepiece_jax.benchmark.workloads import INPUTS, TRAINING_MACS, Workload
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import registry
+from imagepiece_jax.models import registry, summary
 
 NAMES = ("timm", "tome")
 LIBRARIES = ("torch", "timm")
@@ -164,7 +164,7 @@ def _macs(case, reduction):
     sizes = {"image_size": case.config.image_size}
     sizes["num_classes"] = case.config.num_classes
     model = registry.create_model(reduction=reduction, **sizes, **fields)
-    return registry.model_macs(model, case.config.image_size)
+    return summary.model_macs(model, case.config.image_size)
 
 
 def _workload(case, call, macs, variant, where):

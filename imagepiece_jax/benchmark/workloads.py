@@ -10,6 +10,7 @@ Weights are random: they do not change the speed. Inputs are random, too, and ro
 """
 
 import dataclasses
+import functools
 import time
 
 import jax
@@ -19,7 +20,7 @@ from imagepiece_jax.benchmark import device, input_stream, timer
 from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
-from imagepiece_jax.models import registry, summary
+from imagepiece_jax.models import summary
 from imagepiece_jax.training import from_config
 from imagepiece_jax.training.train_step import init_state
 
@@ -100,23 +101,17 @@ class Case:
             "compile_s": fast.compile_seconds,
             "peak_memory": device.needed(fast.compiled),
         }
-        macs = self.batch_size * registry.model_macs(self.model, self.config.image_size)
+        macs = self.batch_size * summary.model_macs(self.model, self.config.image_size)
         return Workload(device.job(call), self.batch_size, macs, facts)
 
     def _train(self):
         config = self.config
-        model = from_config.train_model(config, config.epochs - 1, parallel.AXIS)
-        rate = from_config.schedule(config, STEPS_PER_EPOCH)
-        optimizer = from_config.adamw(config, rate, STEPS_PER_EPOCH)
-        teacher_model = teacher = None
-        if from_config.method(config).needs_teacher:
-            teacher_model = from_config.dense(config, drop_path_rate=0.0)
-            teacher = random_variables(teacher_model, config.image_size)
-        variables = random_variables(model, config.image_size)
-        state = init_state(variables, optimizer, with_ema=config.ema_decay > 0)
+        step, first_state, model, teacher = training_step(config)
+        if teacher is not None:
+            teacher = random_variables(teacher, config.image_size)
+        state = first_state(random_variables(model, config.image_size))
         state, teacher = parallel.replicate(state), parallel.replicate(teacher)
         batches = [parallel.shard(_labelled(config, seed)) for seed in range(INPUTS)]
-        step = from_config.step(config, model, optimizer, rate, teacher_model)
         step = parallel.pmap(step, donate_argnums=(0,), model=True)
         began = time.perf_counter()
         compiled = step.compile(state, batches[0], teacher)
@@ -127,7 +122,7 @@ class Case:
             state, metrics = compiled(state, batches[number % INPUTS], teacher)
             return metrics
 
-        macs = TRAINING_MACS * registry.model_macs(model, config.image_size)
+        macs = TRAINING_MACS * summary.model_macs(model, config.image_size)
         memory = device.needed(compiled)
         return Workload(
             device.job(call),
@@ -135,6 +130,26 @@ class Case:
             self.batch_size * macs,
             _facts(model) | {"compile_s": seconds, "peak_memory": memory},
         )
+
+
+def training_step(config, place=lambda model: model):
+    """Return (step, first_state, model, teacher model or None) of the last epoch.
+
+    step: of (state, batch, teacher), computed by place(model) and the placed teacher;
+    first_state: of the model's variables.
+    """
+    model = from_config.train_model(config, config.epochs - 1, parallel.AXIS)
+    rate = from_config.schedule(config, STEPS_PER_EPOCH)
+    optimizer = from_config.adamw(config, rate, STEPS_PER_EPOCH)
+    teacher = placed = None
+    if from_config.method(config).needs_teacher:
+        teacher = from_config.dense(config, drop_path_rate=0.0)
+        placed = place(teacher)
+    step = from_config.step(config, place(model), optimizer, rate, placed)
+    first_state = functools.partial(
+        init_state, optimizer=optimizer, with_ema=config.ema_decay > 0
+    )
+    return step, first_state, model, teacher
 
 
 def random_variables(model, image_size):

@@ -1,7 +1,9 @@
-"""XLA's compiler options for the fastest program of a model, by platform.
+"""What is fastest on a platform: XLA's compiler options, and the dtype of layers.
 
-They are given program by program, never by XLA_FLAGS, so that nothing else changes.
+Options are given program by program, never by XLA_FLAGS, so that nothing else changes.
 """
+
+import jax
 
 from imagepiece_jax.errors import InputError
 
@@ -18,6 +20,11 @@ OPTIONS = {
 def options(platform):
     """Options for "cpu", "gpu", ..: a new dict, empty where XLA's own are best."""
     return dict(OPTIONS.get(platform, {}))
+
+
+def fast_dtype() -> str:
+    """The dtype that is fast on this device: bfloat16, and float32 on CPUs."""
+    return "float32" if jax.devices()[0].platform == "cpu" else "bfloat16"
 
 
 def check_dtype(platform, dtype):

@@ -5,11 +5,9 @@ import sys
 
 import numpy as np
 
-from imagepiece_jax.data.decode import UnreadableImage, decode
+from imagepiece_jax.data.decode import EXTENSIONS, UnreadableImage, decode
 from imagepiece_jax.data.transforms import fitted
 from imagepiece_jax.errors import InputError
-
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 def find(words: list[str]) -> list[pathlib.Path]:

@@ -16,12 +16,11 @@ import numpy as np
 from PIL import Image
 
 from imagepiece_jax.data import csv_table, records
-from imagepiece_jax.data.decode import Unreadable, decode
+from imagepiece_jax.data.decode import EXTENSIONS, Unreadable, decode
 from imagepiece_jax.errors import InputError
 
 KNOWN_NAMES = ("imagenet2012", "digits", "folder:PATH", "csv:FILE")
 SPLITS = ("train", "val")
-EXTENSIONS = (".jpg", ".jpeg", ".png")
 
 log = logging.getLogger("imagepiece_jax.data")
 

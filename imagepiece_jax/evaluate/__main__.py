@@ -16,8 +16,7 @@ import json
 
 from absl import flags
 
-from imagepiece_jax import cli, config_files
-from imagepiece_jax.benchmark import device
+from imagepiece_jax import cli
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.files import check_writable, replace_file
 from imagepiece_jax.data import sources
@@ -58,12 +57,7 @@ def main():
         raise InputError(f"--gelu is of the optimized program: {instead}")
     reductions = [one for text in SWEEP.value for one in settings.parse(text)]
     config, weights = of_weights(
-        path,
-        *cli.config_or_overrides(),
-        base=config_files.load(config_files.BASE),
-        dtype=device.fast_dtype(),
-        normalization=normalization,
-        checkpoint=CHECKPOINT.value,
+        path, *cli.config_or_base(), normalization, CHECKPOINT.value
     )
     data = config.data.name = DATA.value or config.data.name
     config.data.resize = RESIZE.value or config.data.resize

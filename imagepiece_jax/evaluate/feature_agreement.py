@@ -155,7 +155,7 @@ def compare(
             "probe": statistics.mean(right),
         }
 
-    row = {"setting": "dense", "tokens": tokens, "gmacs": dense.gmacs}
+    row = {"setting": dense.label, "tokens": tokens, "gmacs": dense.gmacs}
     yield row | figures(pairs, probe(theirs, labels, memory))
     right = probe_position(labels, memory)
     yield {"setting": POSITION} | figures(of_other_images(pairs), right)

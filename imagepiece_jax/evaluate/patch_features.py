@@ -48,7 +48,7 @@ def main():
     if count < agreement.FEWEST:
         raise InputError(f"--images is {count}; allowed are {agreement.FEWEST} or more")
     reductions = [one for text in SWEEP.value for one in settings.parse(text)]
-    reductions = [one for one in reductions if one["name"] != "none"]
+    reductions = [one for one in reductions if one["name"] != settings.DENSE["name"]]
     out = pathlib.Path(OUT.value or "runs/patch_features")
     weights = pretrained.for_analysis(
         path, cli.config(required=False), "float32", normalization

@@ -38,7 +38,7 @@ def run(
     `batches` makes the batches of the split. `folder` gets sweep.jsonl (a row as soon
     as it is measured), sweep.md and sweep.png.
     """
-    reductions = [DENSE, *(r for r in reductions if r["name"] != "none")]
+    reductions = [DENSE, *(r for r in reductions if r["name"] != DENSE["name"])]
     for reduction in reductions:
         weights.model(reduction)  # every mistake before the first evaluation
     folder = pathlib.Path(folder)
@@ -117,7 +117,7 @@ def _cells(row):
     return [
         _name(row),
         statistics.format_estimate(_read("acc1", row)),
-        "" if row["setting"] == "dense" else change,
+        "" if row["setting"] == settings.label(DENSE) else change,
         f"{row['acc5']:.1f}",
         str(row["tokens"]),
         f"{row['gmacs']:.3f}",

@@ -13,13 +13,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from imagepiece_jax.benchmark import device, timer
-from imagepiece_jax.common import parallel
+from imagepiece_jax.common import parallel, xla_options
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy, statistics
 from imagepiece_jax.experiments.cache import ResultCache
 from imagepiece_jax.experiments.images import Images
 from imagepiece_jax.inference import optimize
-from imagepiece_jax.models import registry
+from imagepiece_jax.models import summary
 from imagepiece_jax.models.pretrained import Pretrained, for_analysis
 from imagepiece_jax.models.run_files import RUN_CONFIG
 from imagepiece_jax.reduction import settings
@@ -265,7 +265,7 @@ class Context:
                 model,
                 variables,
                 batch_size=self.speed_batch,
-                dtype=pretrained.fields.get("dtype", device.fast_dtype()),
+                dtype=pretrained.fields.get("dtype", xla_options.fast_dtype()),
             )
             seconds[name] = fast.compile_seconds
             jobs[name] = device.job(functools.partial(_call, fast, _noise(fast)))
@@ -315,7 +315,7 @@ class Result:
 def plan_facts(model, image_size: int) -> dict:
     """What a plan decides: GMACs, tokens into and out of each block, tokens left."""
     return {
-        "gmacs": registry.model_macs(model, image_size) / 1e9,
+        "gmacs": summary.model_macs(model, image_size) / 1e9,
         "tokens_per_block": [[p.attn_tokens, p.mlp_tokens] for p in model.plan],
         "tokens": model.plan[-1].mlp_tokens,
     }

@@ -176,8 +176,5 @@ def finetuning_config(
 
 def label(reduction) -> str:
     """A reduction as the name of a folder: "evit_keep_rate=0.5"."""
-    fields = [f"{k}={v}" for k, v in reduction.items() if k != "name"]
-    text = "_".join(
-        ["dense" if reduction["name"] == "none" else reduction["name"], *fields]
-    )
-    return text.replace(" ", "").replace("(", "").replace(")", "")
+    text = settings.label(reduction).replace(", ", ",").replace(" ", "_")
+    return text.replace("(", "").replace(")", "")

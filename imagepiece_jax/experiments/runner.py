@@ -8,6 +8,7 @@ from collections.abc import Callable
 from ml_collections import ConfigDict
 
 from imagepiece_jax.benchmark import device, suite, timer
+from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.experiments import analysis, tables
@@ -190,7 +191,7 @@ def _run_one(name, context, alone):
 
 def _models(settings, out, seeds):
     """Trained runs, a Finetuner, or one checkpoint off the shelf."""
-    dtype = settings.dtype or device.fast_dtype()
+    dtype = settings.dtype or xla_options.fast_dtype()
     if settings.runs:
         return TrainedRuns(tuple(runs_in(settings.runs, dtype)))
     config = None if settings.small else settings.config

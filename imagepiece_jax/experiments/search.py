@@ -48,14 +48,14 @@ def search(context):
     render.page(context, f"search_{metric}", title, *parts, note, speeds)
 
 
-def halves(images: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def halves(images: int) -> tuple[np.ndarray, np.ndarray]:
     """(places that choose, places that report): all of 0 .. images - 1, shuffled.
 
     In random order: of a set sorted by class, the first few are of all classes.
     """
     if images < MIN_IMAGES:
         raise InputError(f"a search needs {MIN_IMAGES} images or more; found {images}")
-    order = np.random.default_rng(seed).permutation(images)
+    order = np.random.default_rng(0).permutation(images)
     return order[: images // 2], order[images // 2 :]
 
 
@@ -142,12 +142,12 @@ def fitted(pretrained, limit: float, count: int | None = None) -> list[Candidate
     return list(found.values())
 
 
-def halving(candidates: list, choosing, score, shares=SHARES) -> list:
+def halving(candidates: list, choosing, score) -> list:
     """The candidates that are left for the last round, on all of `choosing`.
 
     score(candidate, places): higher is better, of a part of the places.
     """
-    for share in shares[:-1]:
+    for share in SHARES[:-1]:
         places = choosing[: max(8, round(share * len(choosing)))]
         ranked = sorted(candidates, key=lambda c: score(c, places), reverse=True)
         candidates = ranked[: max(2, math.ceil(len(ranked) / KEEP_ONE_OF))]

@@ -27,7 +27,7 @@ POOLING = Row("Token Pooling", {"name": "token_pooling", "keep_rate": 0.7})
 LEARNER = Row("TokenLearner", {"name": "token_learner", "num_tokens": 16, "block": 7})
 IMAGEPIECE = Row("ImagePiece", {"name": "imagepiece"}, stem="conv")
 IMAGEPIECE_PATCH = Row("ImagePiece, patch stem", {"name": "imagepiece"})
-DENSE_CONV = Row("DeiT, conv stem", {"name": "none"}, stem="conv")
+DENSE_CONV = Row("DeiT, conv stem", DENSE.reduction, stem="conv")
 MERGE_ONLY = {"name": "imagepiece", "merge_ratio": 0.15, "prune_blocks": ()}
 FAST = {"name": "imagepiece", "keep_rate": 0.6}
 
@@ -102,9 +102,9 @@ def printed_tokens(_):
     return render.table(head, lines)
 
 
-def plan_tokens(row, size="deit_s"):
-    """Tokens after the last block, class token included."""
-    model = registry.create_model(size, stem=row.stem, reduction=row.reduction)
+def plan_tokens(row):
+    """Tokens of DeiT-S after the last block, class token included."""
+    model = registry.create_model("deit_s", stem=row.stem, reduction=row.reduction)
     return model.plan[-1].mlp_tokens
 
 

@@ -7,6 +7,7 @@ model alone, with the copy of its pixels, from files to logits, and training.
 import dataclasses
 
 from imagepiece_jax.benchmark import device, peak_rates, report, suite
+from imagepiece_jax.common import xla_options
 from imagepiece_jax.experiments import published, render
 from imagepiece_jax.reduction.methods import METHODS
 
@@ -14,7 +15,7 @@ from imagepiece_jax.reduction.methods import METHODS
 def throughput(context):
     """Measure every batch size and mode of the options, and write throughput.md."""
     options = context.options
-    dtype = options.dtype or device.fast_dtype()
+    dtype = options.dtype or xla_options.fast_dtype()
     groups = suite.groups(configs(context), options.batch_sizes, dtype, options.modes)
     parts = [_group(context, group) for group in groups]
     ratios = published.THROUGHPUT.items()

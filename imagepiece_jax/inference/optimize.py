@@ -106,7 +106,7 @@ def optimize(
         images=images,
         device=device,
         options=options,
-        gmacs=registry.model_macs(fast, side) / 1e9,
+        gmacs=summary.model_macs(fast, side) / 1e9,
         compile_seconds=time.perf_counter() - began,
     )
 

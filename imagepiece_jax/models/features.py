@@ -61,9 +61,11 @@ def feature_map(
     return values.reshape(values.shape[0], *grid, values.shape[2])
 
 
-def final_norm(variables: Mapping[str, Any], dtype=jnp.float32):
+def final_norm(variables: Mapping[str, Any]):
     """The norm before the model's head, as a function. [.., D] -> [.., D]."""
-    return lambda x: LayerNorm(dtype).apply({"params": variables["params"]["norm"]}, x)
+    return lambda x: LayerNorm(jnp.float32).apply(
+        {"params": variables["params"]["norm"]}, x
+    )
 
 
 def _by_weight(matrix):

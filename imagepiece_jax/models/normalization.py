@@ -4,24 +4,18 @@ import os
 import pathlib
 
 from imagepiece_jax.models import registry
-from imagepiece_jax.models.run_files import RUN_CONFIG, read_config
+from imagepiece_jax.models.run_files import IMAGENET, RUN_CONFIG, read_config
 from imagepiece_jax.models.state_dict import read_normalization
-from imagepiece_jax.models.vit import MEAN, STD
-
-IMAGENET = {"mean": MEAN, "std": STD}
 
 
 def normalization(path: str | os.PathLike) -> dict[str, tuple[float, ...]]:
-    """{"mean", "std"} of the images of weights; {} where it is unknown.
-
-    A run that is older than the fields was trained with ImageNet's.
-    """
+    """{"mean", "std"} of the images of weights; {} where it is unknown."""
     path = pathlib.Path(path)
     if path.is_file():
         found = read_normalization(path)
     elif (path / RUN_CONFIG).is_file():
         model = read_config(path)["model"]
-        found = {k: model[k] for k in IMAGENET if model.get(k) is not None} or IMAGENET
+        found = {name: model[name] for name in IMAGENET}
     else:
         return {}
     return {

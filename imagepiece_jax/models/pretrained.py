@@ -113,7 +113,7 @@ class Pretrained:
 
     def gmacs(self, reduction: Mapping[str, Any] | None = None) -> float:
         """GMACs of one image through `model(reduction)`."""
-        return registry.model_macs(self.model(reduction), self.image_size) / 1e9
+        return summary.model_macs(self.model(reduction), self.image_size) / 1e9
 
     def use(self, reduction: Mapping[str, Any]) -> str:
         """Whether figures with `reduction` are "as trained" or "off-the-shelf"."""
@@ -257,7 +257,7 @@ def read(
         given = {k: v for k, v in model_fields(config).items() if v is not None}
         return Pretrained(
             path,
-            fields=size | IMAGENET | given,
+            fields=size | given,
             reduction=reduction_of(config),
             config=config,
             checkpoint=checkpoint,

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.attention import resolve_backend
 from imagepiece_jax.models.block import GELUS, kernel_of
-from imagepiece_jax.models.stems import STEMS
+from imagepiece_jax.models.stems import STEMS, conv_stem_widths
 from imagepiece_jax.models.vit import MEAN, STD, ViT
-from imagepiece_jax.reduction import flops, layer_plan, methods
+from imagepiece_jax.reduction import layer_plan, methods
 from imagepiece_jax.reduction.kernels import fused
 
 MODELS = {
@@ -227,7 +227,7 @@ def _check(size, image_size, num_classes, stem, gelu, dtype, drop_path_rate):
             f"config.model.stem is {stem!r}; the stems are {', '.join(STEMS)}"
         )
     if stem == "conv":
-        flops.conv_stem_widths(size["embed_dim"], size["patch_size"])
+        conv_stem_widths(size["embed_dim"], size["patch_size"])
     if gelu not in GELUS:
         raise InputError(
             f"config.model.gelu is {gelu!r}; allowed are {', '.join(GELUS)}"
@@ -283,17 +283,3 @@ def _check_plan(plan, class_token, side):
         if layer.counts:
             layer.step.reducer.check_grid(grid)
             grid = None
-
-
-def model_macs(model, image_size):
-    """MACs of one image through `model`, counted from its plan."""
-    return flops.macs(
-        model.plan,
-        model.embed_dim,
-        model.num_heads,
-        stem=model.stem,
-        num_classes=model.num_classes,
-        image_size=image_size,
-        patch_size=model.patch_size,
-        mlp_ratio=model.mlp_ratio,
-    )

@@ -12,6 +12,7 @@ from imagepiece_jax.common import checksums
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import convert
 from imagepiece_jax.models.registry import MODELS
+from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.reduction.settings import MODEL_FIELDS, plain, without_retired
 
 RUN_CONFIG, CLASSES = "config.json", "classes.json"  # in the folder of a run
@@ -19,6 +20,7 @@ CHECKPOINTS = "checkpoints"  # the folder with its weights
 KINDS = ("latest", "best")  # of checkpoints
 OTHERS = ("run.json", "metrics.jsonl")  # that only a run writes
 COLLECTIONS = ("params", "batch_stats")
+IMAGENET = {"mean": MEAN, "std": STD}  # of a run whose config is older than the fields
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any]:
@@ -26,7 +28,7 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / RUN_CONFIG).read_text(encoding="utf-8"))
         model_fields(config), reduction_of(config)
-        config["reduction"] = without_retired(config["reduction"])
+        config = with_current_fields(config)
         sizes = {name: config[name] for name in ("image_size", "num_classes")}
         wrong = {k: v for k, v in sizes.items() if not isinstance(v, int)}
         if not isinstance(name := config["model"].get("name"), str | None):
@@ -53,6 +55,17 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
         f"{folder} is a folder without a run's {RUN_CONFIG} ({reason}); allowed are a "
         "weights file and the folder of a run"
     )
+
+
+def with_current_fields(config: dict[str, Any]) -> dict[str, Any]:
+    """The config of a run, a nested dict, that an earlier version may have written."""
+    config = dict(config)
+    if "reduction" in config:
+        config["reduction"] = without_retired(config["reduction"])
+    if "model" in config:
+        given = {k: v for k, v in config["model"].items() if v is not None}
+        config["model"] = config["model"] | IMAGENET | given
+    return config
 
 
 def read_checkpoint(

@@ -1,10 +1,10 @@
-"""Stems, which make tokens of an image: patch projection and convolutions."""
+"""Stems, which make tokens of an image: patch projection, convolutions, their cost."""
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from imagepiece_jax.reduction.flops import conv_stem_widths
+from imagepiece_jax.errors import InputError
 
 # U(-1/sqrt(fan_in), 1/sqrt(fan_in)): what the reference's convolutions start from.
 KERNEL_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -19,6 +19,18 @@ def bias_init(fan_in):
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return init
+
+
+def conv_stem_widths(embed_dim, patch_size):
+    """Widths of the stride-2 convolutions: patch 2**k has k, doubling up to D."""
+    steps = patch_size.bit_length() - 1
+    if patch_size < 2 or patch_size != 2**steps or embed_dim % 2 ** (steps - 1):
+        raise InputError(
+            f"config.model.stem is 'conv' with patch_size {patch_size} and embed_dim "
+            f"{embed_dim}; the conv stem needs a patch size that is a power of "
+            "two (2 or more) and an embed_dim divisible by half of it"
+        )
+    return tuple(embed_dim // 2**i for i in reversed(range(steps)))
 
 
 class PatchStem(nn.Module):
@@ -160,6 +172,19 @@ class _Convolution(nn.Module):
 
 STEMS = {"patch": PatchStem, "conv": ConvStem}
 FOLDED_STEMS = {"patch": FoldedPatchStem, "conv": FoldedConvStem}
+
+
+def stem_macs(stem, embed_dim, image_size=224, patch_size=16):
+    """MACs that turn an RGB image into tokens by the stem of the name `stem`."""
+    tokens = (image_size // patch_size) ** 2
+    if stem == "patch":
+        return tokens * 3 * patch_size**2 * embed_dim
+    total, side, width_in = tokens * embed_dim**2, image_size, 3
+    for width in conv_stem_widths(embed_dim, patch_size):
+        side //= 2
+        total += side**2 * 9 * width_in * width
+        width_in = width
+    return total
 
 
 def fold(stem, params, stats):

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from imagepiece_jax.common.rng import Purpose, batch_key
-from imagepiece_jax.models.registry import model_macs
-from imagepiece_jax.reduction import flops
+from imagepiece_jax.models.stems import stem_macs
+from imagepiece_jax.reduction.flops import plan_macs
 
 
 def describe(model, others, image_size):
@@ -63,6 +63,11 @@ def cost_line(model, others, image_size):
     return f"{ours:#.4g} GMACs an image" + "".join(f"; dense {part}" for part in parts)
 
 
+def model_macs(model, image_size):
+    """MACs of one image through `model`, counted from its plan: an int."""
+    return sum(_part_macs(model, image_size))
+
+
 def action(layer):
     """What a block's reduction does, in a few words; "" for none."""
     if layer.counts is None:
@@ -102,12 +107,8 @@ def fresh(model, image_size, seed):
 def _part_macs(model, image_size):
     """MACs of the stem, of each block and of the head."""
     width = model.embed_dim
-    stem = flops.stem_macs(model.stem, width, image_size, model.patch_size)
-    blocks = [
-        flops.block_macs(layer, width, model.mlp_ratio)
-        + flops.reducer_macs(layer, width, model.num_heads)
-        for layer in model.plan
-    ]
+    stem = stem_macs(model.stem, width, image_size, model.patch_size)
+    blocks = plan_macs(model.plan, width, model.num_heads, model.mlp_ratio)
     return [stem, *blocks, width * model.num_classes]
 
 

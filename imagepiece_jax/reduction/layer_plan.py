@@ -113,9 +113,3 @@ def _held_counts(step, counts, held):
     change = counts.n_out - counts.n_in
     change = change if step.when_masked is None else step.when_masked
     return dataclasses.replace(counts, n_in=held, n_out=held + change)
-
-
-def image_tokens(plan: Sequence[LayerPlan], n0: int) -> int:
-    """Image tokens that leave the last block of `plan`, of `n0` that entered."""
-    changed = [layer.counts.n_out for layer in plan if layer.counts]
-    return changed[-1] if changed else n0

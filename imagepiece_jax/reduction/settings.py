@@ -19,7 +19,7 @@ def completed(reduction):
     own, model = split(reduction or DENSE)
     method = methods.create(**own)
     usual = {field: method.model_fields.get(field, False) for field in MODEL_FIELDS}
-    name = own.get("name", "none")
+    name = own.get("name", DENSE["name"])
     return {"name": name, **usual, **model, **method.inference_fields()}
 
 
@@ -54,7 +54,8 @@ def plain(value):
 def label(reduction):
     """A reduction in a few words: "evit keep_rate=0.7"."""
     fields = [f"{k}={v}" for k, v in reduction.items() if k != "name"]
-    name = "dense" if reduction["name"] == "none" else reduction["name"]
+    name = reduction["name"]
+    name = "dense" if name == DENSE["name"] else name
     return " ".join([name, *fields])
 
 

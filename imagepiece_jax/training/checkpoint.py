@@ -96,11 +96,16 @@ class Checkpoints:
         `abstract_state` has the structure of the state and leaves with `shape` and
         `dtype`. InputError for a step that does not fit it, and where there is none.
         """
-        return self._restore("latest", abstract_state, step)
+        wanted = _named(abstract_state)
 
-    def restore_best(self, abstract_state):
-        """As `restore`, for the newest undamaged best."""
-        return self._restore("best", abstract_state)
+        def choose(folder, table):
+            _check_fit(folder, wanted, table)
+            return table
+
+        arrays, meta, step = self._read_newest("latest", choose, step)
+        leaves = [arrays[name] for name in wanted]
+        state = jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)
+        return state, meta, step
 
     def restore_variables(self, which="best", optimizer=False):
         """The newest undamaged step, whatever its structure.
@@ -170,18 +175,6 @@ class Checkpoints:
             return checksums.read(folder, lambda _, table: table)[1] == content
         except checksums.DamagedError:
             return False
-
-    def _restore(self, kind, abstract_state, step=None):
-        wanted = _named(abstract_state)
-
-        def choose(folder, table):
-            _check_fit(folder, wanted, table)
-            return table
-
-        arrays, meta, step = self._read_newest(kind, choose, step)
-        leaves = [arrays[name] for name in wanted]
-        state = jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)
-        return state, meta, step
 
     def _read_newest(self, kind, choose, step=None):
         """Arrays by name, meta, step: of the newest undamaged step, or of `step`."""

@@ -16,9 +16,7 @@ import time
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.files import git_revision, lock, replace_file
 from imagepiece_jax.errors import InputError, RunError
-from imagepiece_jax.models.run_files import CLASSES, RUN_CONFIG
-from imagepiece_jax.models.vit import MEAN, STD
-from imagepiece_jax.reduction.settings import without_retired
+from imagepiece_jax.models.run_files import CLASSES, RUN_CONFIG, with_current_fields
 
 RUN, LOCK = "run.json", ".lock"
 # Fields that may change when a run is resumed; anything else makes another run.
@@ -34,8 +32,6 @@ MAY_CHANGE = (
     "pictures",
     "profile",
 )
-# What a run was trained with whose config.json is older than the field.
-ASSUMED = {"model.mean": MEAN, "model.std": STD}
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -49,12 +45,8 @@ def check_config(workdir, config: dict):
     path = pathlib.Path(workdir) / RUN_CONFIG
     if not path.exists():
         return
-    old = _read(path)
-    old["reduction"] = without_retired(old["reduction"])
-    old, new = _flat(old), _flat(json.loads(json.dumps(config)))
-    for name, value in ASSUMED.items():
-        if name in new and old.get(name, "null") == "null":
-            old[name] = json.dumps(value)
+    old = _flat(with_current_fields(_read(path)))
+    new = _flat(json.loads(json.dumps(config)))
     for name in [*new, *(name for name in old if name not in new)]:
         before, now = old.get(name, "no such field"), new.get(name, "no such field")
         if before != now and name not in MAY_CHANGE:

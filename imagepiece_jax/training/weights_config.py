@@ -1,5 +1,6 @@
 """The config of trained weights: a run's own, or a file's sizes in the defaults."""
 
+from imagepiece_jax.common.xla_options import fast_dtype
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import pretrained, run_files
 from imagepiece_jax.models.normalization import IMAGENET, unknown_normalization
@@ -7,19 +8,17 @@ from imagepiece_jax.models.normalization import typed as typed_normalization
 from imagepiece_jax.training import from_config
 
 
-def of_weights(
-    path, config, overrides, *, base, dtype, normalization=None, checkpoint="best"
-):
+def of_weights(path, config, overrides=None, normalization=None, checkpoint="best"):
     """Return (config, Pretrained) of the model whose weights are at `path`.
 
-    config: of --config, which must agree with the weights. Where it is None it is the
-    run's own, or for a file `base` with what its tensors say and this dtype, and
-    `overrides` change it: a reduction, an image size, but not what the weights decide.
-    normalization: of --mean and --std; checkpoint: of a run. InputError for the first
-    contradiction.
+    config: of --config, which must agree with the weights. Where there are `overrides`,
+    even none, it is configs/base.py: a run's own fields replace its fields, or those
+    that a file's tensors show and this device's fast dtype. Then `overrides` change it:
+    a reduction, an image size, but not what the weights decide. normalization: of
+    --mean and --std; checkpoint: of a run. InputError for the first contradiction.
     """
     normalization = typed_normalization(normalization)
-    if config is not None:
+    if overrides is None:
         from_config.check(config)
         from_config.model(config)  # its own mistakes first
         heads = run_files.heads(config.to_dict())
@@ -30,7 +29,7 @@ def of_weights(
         heads = dict(overrides).get("model.num_heads") or ""
         heads = int(heads) if heads.isdecimal() else None
         weights = pretrained.read(path, heads, checkpoint)
-        config = _completed(base, weights, dtype)
+        _complete(config, weights)
         overrides(config)
         from_config.check(config)
         typed = {field.removeprefix("model.") for field, _ in overrides}
@@ -49,22 +48,21 @@ def of_weights(
     return config, weights.of_config(config.to_dict())
 
 
-def _completed(base, weights, dtype):
-    """Return the config `base` with the fields of a Pretrained."""
+def _complete(config, weights):
+    """Replace fields of `config`, that of configs/base.py, by those of a Pretrained."""
     own = weights.config
     if own is None:
         own = {k: weights.fields[k] for k in ("image_size", "num_classes")}
         sizes = {k: v for k, v in weights.fields.items() if k not in own}
-        own["model"] = sizes | {"dtype": dtype}
+        own["model"] = sizes | {"dtype": fast_dtype()}
     try:
-        with base.unlocked():
-            base.update(_with_tuples(own))
+        with config.unlocked():
+            config.update(_with_tuples(own))
     except TypeError as error:
         reason = str(error).partition("\n")[0]
         raise InputError(
             f"{weights.kind} {weights.path} does not fit configs/base.py: {reason}"
         ) from error
-    return base
 
 
 def _with_tuples(tree):

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from imagepiece_jax.data.decode import UnreadableImage
+from imagepiece_jax.data.decode import EXTENSIONS, UnreadableImage
 from imagepiece_jax.data.sources import open_source
 from imagepiece_jax.errors import InputError
 
@@ -166,13 +166,21 @@ def test_linked_folders_are_no_other_images(folder, link, target, message):
         refuses(message, f"folder:{folder}", split)
 
 
+@pytest.mark.parametrize("suffix", EXTENSIONS)
+def test_images_of_a_folder_are_of_any_known_format(folder, suffix):
+    save(folder / "val" / "ant" / f"1{suffix}", (200, 100, 0))
+    image, label = open_source(f"folder:{folder}", "val").read(1)
+    assert np.abs(image.astype(int) - (200, 100, 0)).max() <= 3 and label == 0
+
+
 def test_what_is_left_out_of_a_folder_is_logged(folder, caplog):
     save(folder / "train" / "ant" / "more" / "0.png", (0, 0, 0))
     assert len(open_source(f"folder:{folder}", "train")) == 6
     (record,) = caplog.records
     assert record.getMessage() == (
         f"{folder}/train: 2 entries are left out, the first is {folder}/train/ant/more:"
-        " images are files that end in .jpg, .jpeg, .png"
+        " images are files that end in .jpg, .jpeg, .png, .webp, .bmp, .gif, .tif,"
+        " .tiff"
     )
     caplog.clear()
     open_source(f"folder:{folder}", "val")

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from imagepiece_jax.models.stems import ConvStem, PatchStem
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models.stems import (
+    ConvStem,
+    PatchStem,
+    conv_stem_widths,
+    stem_macs,
+)
 from tests.models import tiny
 
 SLOT = 4  # images on each of the devices that share batch statistics
@@ -186,3 +192,32 @@ def test_two_devices_normalize_by_the_whole_batch():
     )
     alone = tiny.jit(functools.partial(train, whole))(variables, images[:SLOT])[0]
     assert np.abs(alone - want[:SLOT]).max() > 0.01
+
+
+# Cost
+
+
+@pytest.mark.parametrize(
+    "stem, embed_dim, expected",
+    [
+        ("patch", 192, 28_901_376),
+        ("patch", 384, 57_802_752),
+        # 112^2 * 27 * 48 + 56^2 * 9 * 48 * 96 + 28^2 * 9 * 96 * 192
+        # + 14^2 * 9 * 192 * 384 + 14^2 * 384^2
+        ("conv", 384, 435_326_976),
+        ("conv", 192, 112_896_000),
+    ],
+)
+def test_stem_macs(stem, embed_dim, expected):
+    assert stem_macs(stem, embed_dim) == expected
+
+
+def test_conv_stem_of_another_patch_size():
+    """Patch 4 at 8 pixels, D = 6: 4^2 * 9 * 3 * 3, 2^2 * 9 * 3 * 6, then 2^2 * 6^2."""
+    assert stem_macs("conv", 6, image_size=8, patch_size=4) == 1296 + 648 + 144
+
+
+@pytest.mark.parametrize("patch_size, embed_dim", [(12, 384), (1, 384), (16, 100)])
+def test_conv_stem_that_cannot_be_built_is_named(patch_size, embed_dim):
+    with pytest.raises(InputError, match=f"patch_size {patch_size}.*{embed_dim}"):
+        conv_stem_widths(embed_dim, patch_size)

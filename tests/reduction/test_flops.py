@@ -11,7 +11,7 @@ import re
 
 import pytest
 
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.models.stems import stem_macs
 from imagepiece_jax.reduction import flops
 from imagepiece_jax.reduction.counting_rules import Keep
 from imagepiece_jax.reduction.layer_plan import LayerPlan, Step, build
@@ -149,8 +149,11 @@ def test_published_trace_and_macs(entry, method, fields):
     assert trace == entry["trace"]
     assert trace[-1][1] == entry["final"]
     embed_dim, num_heads = MODELS[entry["model"]]
-    reducers = "blocks only" not in entry["name"]
-    total = flops.macs(plan, embed_dim, num_heads, entry["stem"], reducers=reducers)
+    if "blocks only" in entry["name"]:
+        blocks = [flops.block_macs(layer, embed_dim) for layer in plan]
+    else:
+        blocks = flops.plan_macs(plan, embed_dim, num_heads)
+    total = stem_macs(entry["stem"], embed_dim) + sum(blocks) + embed_dim * 1000
     assert total == entry["macs"]
     assert type(total) is int
 
@@ -161,7 +164,8 @@ def test_published_trace_and_macs(entry, method, fields):
 def test_evit_gmacs_are_those_of_its_authors(rate, gmacs):
     """EViT-DeiT-S with its fused token, as its repository prints the costs."""
     plan = build(12, 196, METHODS["evit"](keep_rate=rate, fuse_token=True).steps(12))
-    assert round(flops.macs(plan, embed_dim=384, num_heads=6) / 1e9, 1) == gmacs
+    total = stem_macs("patch", 384) + sum(flops.plan_macs(plan, 384, 6)) + 384 * 1000
+    assert round(total / 1e9, 1) == gmacs
 
 
 def test_block_macs_by_hand():
@@ -171,34 +175,6 @@ def test_block_macs_by_hand():
     assert flops.block_macs(layer, 4, 2) == 192 + 72 + 128
 
 
-@pytest.mark.parametrize(
-    "stem, embed_dim, expected",
-    [
-        ("patch", 192, 28_901_376),
-        ("patch", 384, 57_802_752),
-        # 112^2 * 27 * 48 + 56^2 * 9 * 48 * 96 + 28^2 * 9 * 96 * 192
-        # + 14^2 * 9 * 192 * 384 + 14^2 * 384^2
-        ("conv", 384, 435_326_976),
-        ("conv", 192, 112_896_000),
-    ],
-)
-def test_stem_macs(stem, embed_dim, expected):
-    assert flops.macs((), embed_dim, 1, stem, num_classes=0) == expected
-
-
-def test_conv_stem_of_another_patch_size():
-    """Patch 4 at 8 pixels, D = 6: 4^2 * 9 * 3 * 3, 2^2 * 9 * 3 * 6, then 2^2 * 6^2."""
-    total = flops.macs(
-        (), 6, 1, "conv", num_classes=0, image_size=8, patch_size=4, mlp_ratio=4
-    )
-    assert total == 1296 + 648 + 144
-
-
-def test_head_costs_width_times_classes():
-    with_head = flops.macs((), 192, 3, num_classes=10)
-    assert with_head - flops.macs((), 192, 3, num_classes=0) == 1920
-
-
 def test_reducers_cost_in_the_steps_that_change_something():
     class Costly(Reducer):
         def extra_macs(self, n_in, embed_dim, num_heads):
@@ -206,11 +182,5 @@ def test_reducers_cost_in_the_steps_that_change_something():
 
     rules = Keep(1.0), Keep(0.5)
     plan = build(2, 16, [Step(i, Costly(), rule) for i, rule in enumerate(rules)])
-    extra = flops.macs(plan, 8, 2) - flops.macs(plan, 8, 2, reducers=False)
-    assert extra == 16082
-
-
-@pytest.mark.parametrize("patch_size, embed_dim", [(12, 384), (1, 384), (16, 100)])
-def test_conv_stem_that_cannot_be_built_is_named(patch_size, embed_dim):
-    with pytest.raises(InputError, match=f"patch_size {patch_size}.*{embed_dim}"):
-        flops.macs((), embed_dim, 1, "conv", patch_size=patch_size)
+    blocks = [flops.block_macs(layer, 8) for layer in plan]
+    assert sum(flops.plan_macs(plan, 8, 2)) - sum(blocks) == 16082

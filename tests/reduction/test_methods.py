@@ -294,6 +294,6 @@ def test_merging_alone_loses_no_patch(fields):
 def test_a_method_that_reduces_nothing_is_the_dense_plan(name, fields):
     plan, dense = plan_of(name, fields, n0=196), plan_of("none", {}, n0=196)
     assert [layer.counts for layer in plan] == [None] * DEPTH
-    assert flops.macs(plan, 384, 6) == flops.macs(dense, 384, 6)
+    assert flops.plan_macs(plan, 384, 6) == flops.plan_macs(dense, 384, 6)
     x = random_tokens()
     np.testing.assert_array_equal(walk(plan, x)[-1].x, x)

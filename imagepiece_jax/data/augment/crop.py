@@ -25,7 +25,7 @@ def random_resized_crop(canvas, extent, keys, size, area):
     return resize(canvas, boxes(extent, uniforms, area), size)
 
 
-def boxes(extent, uniforms, area, aspect=ASPECT):
+def boxes(extent, uniforms, area):
     """Boxes (top, left, height, width) inside images of `extent`. -> int32 [B, 4]
 
     extent: [B, 2]; uniforms: [B, tries, 4] in [0, 1), of a try its area, aspect, top
@@ -34,7 +34,7 @@ def boxes(extent, uniforms, area, aspect=ASPECT):
     """
     height, width = (extent[:, k, None].astype(jnp.float32) for k in range(2))
     share, ratio, down, right = (uniforms[:, :, k] for k in range(4))
-    low, high = (math.log(bound) for bound in aspect)
+    low, high = (math.log(bound) for bound in ASPECT)
     pixels = height * width * (area[0] + share * (area[1] - area[0]))
     ratio = jnp.exp(low + ratio * (high - low))
     tall, wide = (
@@ -48,13 +48,13 @@ def boxes(extent, uniforms, area, aspect=ASPECT):
     first = jnp.argmax(fits, axis=1)[:, None, None]
     chosen = jnp.take_along_axis(tried, first, axis=1)[:, 0]
     found = fits.any(axis=1)[:, None]
-    centered = _centered(height[:, 0], width[:, 0], aspect)
+    centered = _centered(height[:, 0], width[:, 0])
     return jnp.where(found, chosen, centered).astype(jnp.int32)
 
 
-def _centered(height, width, aspect):
+def _centered(height, width):
     """The fallback of `boxes`. [B], [B] -> float32 [B, 4]"""
-    ratio = jnp.clip(width / height, *aspect)
+    ratio = jnp.clip(width / height, *ASPECT)
     wide = jnp.minimum(width, jnp.round(height * ratio))
     tall = jnp.minimum(height, jnp.round(width / ratio))
     top, left = jnp.floor((height - tall) / 2), jnp.floor((width - wide) / 2)

@@ -15,7 +15,7 @@ import threading
 from typing import NamedTuple
 
 from imagepiece_jax.data import records
-from imagepiece_jax.data.sources import EXTENSIONS
+from imagepiece_jax.data.decode import EXTENSIONS
 from imagepiece_jax.errors import InputError, RunError
 
 # split: its tar, the folder that may stand in its place, its images

@@ -13,7 +13,7 @@ from flax import traverse_util
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
 from imagepiece_jax.reduction import token_selector
-from imagepiece_jax.reduction.layer_plan import build, image_tokens
+from imagepiece_jax.reduction.layer_plan import build
 from imagepiece_jax.reduction.methods.dynamicvit import DynamicViT
 from tests import oracles, oracles_learned
 from tests.models import masked, tiny
@@ -47,7 +47,7 @@ def test_tokens_are_shares_of_the_first_ones(rate, tokens):
     plan = build(12, 196, DynamicViT(keep_rate=rate).steps(12))
     assert [plan[block].attn_tokens - 1 for block in (3, 6, 9)] == tokens
     assert plan[2].mlp_tokens == 197
-    assert image_tokens(plan, 196) == tokens[-1]
+    assert plan[-1].mlp_tokens - 1 == tokens[-1]
 
 
 def test_in_training_all_tokens_stay():

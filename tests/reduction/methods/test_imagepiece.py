@@ -4,7 +4,7 @@ import pytest
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.counting_rules import Keep, Merge
-from imagepiece_jax.reduction.flops import macs
+from imagepiece_jax.reduction.flops import plan_macs
 from imagepiece_jax.reduction.layer_plan import build
 from imagepiece_jax.reduction.methods.imagepiece import ImagePiece
 
@@ -82,5 +82,5 @@ def test_an_unknown_choice_lists_the_known_ones(field, value, allowed):
 def test_fewer_and_larger_steps_cost_the_same(fields, tokens):
     plans = [build(12, 196, ImagePiece(**f).steps(12)) for f in ({}, fields)]
     assert [layer.mlp_tokens for layer in plans[1]] == tokens
-    nine, fewer = (macs(plan, embed_dim=384, num_heads=6) for plan in plans)
+    nine, fewer = (sum(plan_macs(plan, 384, 6)) for plan in plans)
     assert fewer == pytest.approx(nine, rel=0.01)
