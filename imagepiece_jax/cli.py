@@ -17,7 +17,7 @@ import sys
 from absl import app, flags, logging
 
 from imagepiece_jax import config_files
-from imagepiece_jax.errors import InputError, RunError, Stopped
+from imagepiece_jax.errors import InputError, RunError, Stopped, closest
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -25,7 +25,13 @@ flags.disclaim_key_flags()  # --help of a command shows the flags that it asks f
 
 _string = functools.partial(flags.DEFINE_string, allow_override=True)
 _enum = functools.partial(flags.DEFINE_enum, allow_override=True)
-_multi = functools.partial(flags.DEFINE_multi_string, allow_override=True)
+
+
+def _multi(name, help_text):
+    """Define a flag that may be repeated; absl's words on that are left out."""
+    holder = flags.DEFINE_multi_string(name, [], help_text, allow_override=True)
+    flags.FLAGS[name].help = help_text
+    return holder
 
 
 class Overrides(tuple):
@@ -41,15 +47,15 @@ _overrides = Overrides()  # of the command line that `run` has parsed
 
 def define_config(help_text="a config file, such as configs/quickstart.py"):
     """Define --config; `config`, `configs` or `config_or_base` reads it."""
-    help_text += "; --config.FIELD=VALUE changes a field of it"
-    return _multi("config", [], help_text)
+    help_text += "; --config.FIELD=VALUE changes a field of it; may be repeated"
+    return _multi("config", help_text)
 
 
 def configs():
     """Return {name: config} of every --config, with the overrides."""
     found, typed = {}, flags.FLAGS["config"].value
     if not typed:
-        raise InputError(f"--config is missing: {_help('config')}")
+        raise InputError(f"--config is missing: {flags.FLAGS['config'].help}")
     for path in typed:
         name = config_files.name(path)
         if name in found:
@@ -86,7 +92,7 @@ def config_or_base():
 def required(holder):
     """Return the value of a flag that the command cannot do without."""
     if holder.value in (None, ""):
-        raise InputError(f"--{holder.name} is missing: {_help(holder.name)}")
+        raise InputError(f"--{holder.name} is missing: {flags.FLAGS[holder.name].help}")
     return holder.value
 
 
@@ -140,7 +146,7 @@ def resize():
 
 def sweep(help_text):
     """Define --sweep, which can be given more than once."""
-    return _multi("sweep", [], f"METHOD:FIELD=V1,V2: {help_text}")
+    return _multi("sweep", f"METHOD:FIELD=V1,V2: {help_text}; may be repeated")
 
 
 def dtype(of):
@@ -238,13 +244,6 @@ def _split(argv):
     return rest, Overrides(overrides)
 
 
-def _help(name):
-    return flags.FLAGS[name].help.removesuffix(_REPEAT)
-
-
-_REPEAT = ";\n    repeat this option to specify a list of values"  # absl adds it
-
-
 def _numbers(text):
     """Return "1,2" as a tuple of floats, any other text as it is."""
     try:
@@ -256,8 +255,11 @@ def _numbers(text):
 def _unknown(name):
     """Return one sentence on a flag that does not exist."""
     known = [flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])]
+    if "config" in known and (fields := config_files.fields_named(name)):
+        meant = " or ".join(f"--config.{field}" for field in fields)
+        return f"--{name} is not a flag; did you mean {meant}?"
     head, dot, tail = name.partition(".")
-    meant = config_files.closest(head, known)
+    meant = closest(head, known)
     if meant is not None:
         return f"--{name} is not a flag; did you mean --{meant}{dot}{tail}?"
     listed = ", ".join(f"--{flag}" for flag in known) or "none"

@@ -5,7 +5,6 @@ mistake in a file or an override is an InputError of one sentence.
 """
 
 import ast
-import difflib
 import importlib.util
 import math
 import os
@@ -16,7 +15,7 @@ import traceback
 
 from ml_collections import ConfigDict
 
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, closest
 
 PACKAGE = pathlib.Path(__file__).resolve().parent
 # The repository's configs; an installed package has a copy inside.
@@ -53,6 +52,8 @@ def load(path: str | os.PathLike) -> ConfigDict:
     except InputError:
         raise
     except Exception as error:  # a config file is a program: it can raise anything
+        if isinstance(error, ValueError) and argument and repr(argument) in str(error):
+            raise InputError(f"--config {path}: {error}") from error
         raise InputError(f"config file {_where(error, file)}") from error
     finally:
         sys.path.remove(str(file.parent.parent))
@@ -100,11 +101,6 @@ def override(config: ConfigDict, field: str, text: str | None):
         group[leaf] = parse("true" if text is None else text)
     except (ValueError, KeyError):
         raise InputError(f"config.{field} is {text!r}; allowed are {allowed}") from None
-
-
-def closest(word, known):
-    """Return the most similar of the `known` words, None if none is similar."""
-    return next(iter(difflib.get_close_matches(word, known, n=1)), None)
 
 
 def _boolean(text):
@@ -176,6 +172,11 @@ def _no_such_field(config, field):
         return f"config.{field} is not a field; did you mean {listed}?"
     owner = "config" if siblings == list(config) else f"config.{group}"
     return f"config.{field} is not a field; {owner} has {', '.join(siblings)}"
+
+
+def fields_named(name):
+    """Return the dotted names of the fields of configs/base.py called `name`."""
+    return [f for f in _fields(load(BASE)) if f".{f}".endswith(f".{name}")]
 
 
 def _fields(config, prefix=""):

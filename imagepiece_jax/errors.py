@@ -1,5 +1,7 @@
 """Errors that end a command with one sentence and an exit status."""
 
+import difflib
+
 
 class InputError(ValueError):
     """A mistake in what was typed or in a file.
@@ -23,3 +25,8 @@ class Stopped(Exception):
     def __init__(self, signum, step):
         super().__init__(f"stopped at step {step}; the same command resumes from there")
         self.signum, self.status = signum, 128 + signum
+
+
+def closest(word, known):
+    """Return the most similar of the `known` words, None if none is similar."""
+    return next(iter(difflib.get_close_matches(word, known, n=1)), None)

@@ -172,9 +172,9 @@ def test_configs_of_the_package_are_found_from_anywhere(tmp_path, monkeypatch):
 
 def test_train_in_a_process_of_its_own():
     """Its flags, all of them, and none of other commands that a test has imported."""
-    said = sentence(start("train.py", "--config=configs/quickstart.py", "--batch_size"))
+    said = sentence(start("train.py", "--config=configs/quickstart.py", "--zebra"))
     assert said == (
-        "--batch_size is not a flag; allowed are --config, --workdir, --dry_run, "
+        "--zebra is not a flag; allowed are --config, --workdir, --dry_run, "
         "--coordinator, --num_processes, --process_id"
     )
 
@@ -189,6 +189,7 @@ def test_help_is_short_and_no_error():
     assert (ended.status, ended.err) == (0, "")
     assert "--config: a config file, such as configs/quickstart.py; --con" in ended.out
     assert "--workdir: folder of the run" in ended.out
+    assert "may be repeated" in ended.out and "repeat this option" not in ended.out
     assert ended.out.count("\n") < 30
 
 

@@ -169,7 +169,7 @@ def finetuning_config(
         elif value != pretrained.fields.get(name, value):
             raise InputError(
                 f"config.model.{name} is {value!r}, but the weights have "
-                f"{pretrained.fields[name]!r}; allowed is that"
+                f"{pretrained.fields[name]!r}; allowed is {pretrained.fields[name]!r}"
             )
     return config
 

@@ -227,7 +227,7 @@ class Pretrained:
         if plain(asked) != plain(ours):
             raise InputError(
                 f"{name} is {plain(asked)!r}, but {self.kind} {self.path} has "
-                f"{plain(ours)!r}: allowed is that{instead}"
+                f"{plain(ours)!r}: allowed is {plain(ours)!r}{instead}"
             )
 
     def _lacking(self, like):

@@ -3,7 +3,7 @@
 import ast
 import itertools
 
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, closest
 from imagepiece_jax.reduction import methods
 
 DENSE = {"name": "none"}
@@ -83,9 +83,16 @@ def parse(text):
         names.append(field)
         choices.append([_literal(value) for value in _split_at_commas(values)])
     found = [dict(zip(names, mix, strict=True)) for mix in itertools.product(*choices)]
+    if name not in methods.METHODS and (meant := closest(name, methods.METHODS)):
+        raise InputError(
+            f"--sweep {text}: {name!r} is no method; did you mean {meant}?"
+        )
     for fields in found:
         own, _ = split(fields)
-        known = tuple(methods.create(name, **own).inference_fields())
+        try:
+            known = tuple(methods.create(name, **own).inference_fields())
+        except InputError as error:
+            raise InputError(f"--sweep {text}: {error}") from None
         for field in own:
             if field not in known:
                 raise InputError(

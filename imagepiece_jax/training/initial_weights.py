@@ -106,7 +106,7 @@ def _restored(config, path, model, allowed_fresh=None):
         if ours != theirs:
             raise InputError(
                 f"config.model.{name} is {ours}, but {path} was trained with {theirs}: "
-                "allowed is that"
+                f"allowed is {theirs}"
             )
     return loaded
 
