@@ -1,8 +1,9 @@
-"""Command line of every command: shared flags, --config, one-sentence errors.
+"""Command line of every command: shared flags, --config.FIELD, one-sentence errors.
 
 Commands can be imported side by side, so each flag here may be defined again.
 """
 
+import ast
 import atexit
 import contextlib
 import functools
@@ -15,6 +16,7 @@ import signal
 import sys
 
 from absl import app, flags, logging
+from ml_collections import ConfigDict
 
 from imagepiece_jax import config_files
 from imagepiece_jax.errors import InputError, RunError, Stopped, closest
@@ -39,7 +41,7 @@ class Overrides(tuple):
 
     def __call__(self, config):
         for field, text in self:
-            config_files.override(config, field, text)
+            override(config, field, text)
 
 
 _overrides = Overrides()  # of the command line that `run` has parsed
@@ -252,10 +254,103 @@ def _numbers(text):
         return text
 
 
+def override(config: ConfigDict, field: str, text: str | None):
+    """Set `field`, such as "reduction.keep_rate", to `text` from a command line.
+
+    The value gets the type of the field. `text` None means true, for a bool alone.
+    """
+    *groups, leaf = field.split(".")
+    group = config
+    for part in groups:
+        group = group.get(part) if isinstance(group, ConfigDict) else None
+    if not isinstance(group, ConfigDict) or leaf not in group:
+        raise InputError(_no_such_field(config, field))
+    kind = group.get_type(leaf)
+    if issubclass(kind, ConfigDict):
+        found = f"a group of fields; set one of them: {', '.join(group[leaf])}"
+        raise InputError(f"config.{field} is {found}")
+    if kind not in _KINDS:
+        known = ", ".join(known.__name__ for known in _KINDS)
+        found = f"of type {kind.__name__}; the command line sets {known}"
+        raise InputError(f"config.{field} is {found}")
+    parse, allowed = _KINDS[kind]
+    if text is None and kind is not bool:
+        raise InputError(f"config.{field} has no value; allowed are {allowed}")
+    try:
+        group[leaf] = parse("true" if text is None else text)
+    except (ValueError, KeyError):
+        raise InputError(f"config.{field} is {text!r}; allowed are {allowed}") from None
+
+
+def _boolean(text):
+    return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+
+
+def _number(text):
+    if not math.isfinite(float(text)):
+        raise ValueError(text)
+    return float(text)
+
+
+def _tuple(text):
+    """Parse "(0, 1)", "0,1" and "0" as numbers, "('a',)" and "a,b" as strings."""
+    try:
+        value = ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        value = [word.strip() for word in text.split(",")]
+        if not all(word.isidentifier() for word in value):
+            raise ValueError(text) from None
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
+
+
+# Type of a field: (its parser, what is allowed).
+_KINDS = {
+    bool: (_boolean, "true and false"),
+    int: (int, "whole numbers"),
+    float: (_number, "finite numbers"),
+    str: (str, "texts"),
+    tuple: (_tuple, "tuples, such as (0, 1) or head,norm"),
+}
+
+
+def _no_such_field(config, field):
+    names = list(_fields(config))
+    group, _, leaf = field.rpartition(".")
+    siblings = [name for name in names if group and name.startswith(f"{group}.")]
+    siblings = [name.removeprefix(f"{group}.") for name in siblings] or list(config)
+    leaves = {name.rpartition(".")[2] for name in names}
+    # A field of this name in another group is likelier than a similar sibling.
+    if leaf not in leaves and (meant := closest(leaf, siblings)):
+        meant = [f"{group}.{meant}".removeprefix(".")]
+    else:
+        near = closest(leaf, leaves)
+        meant = [name for name in names if f".{name}".endswith(f".{near}")]
+    if meant:
+        listed = " or ".join(f"config.{name}" for name in meant)
+        return f"config.{field} is not a field; did you mean {listed}?"
+    owner = "config" if siblings == list(config) else f"config.{group}"
+    return f"config.{field} is not a field; {owner} has {', '.join(siblings)}"
+
+
+def _fields_named(name):
+    """Return the dotted names of the fields of configs/base.py called `name`."""
+    names = _fields(config_files.load(config_files.BASE))
+    return [field for field in names if f".{field}".endswith(f".{name}")]
+
+
+def _fields(config, prefix=""):
+    """Yield the dotted names of all fields, those of groups included."""
+    for name in config:
+        if isinstance(config[name], ConfigDict):
+            yield from _fields(config[name], f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
 def _unknown(name):
     """Return one sentence on a flag that does not exist."""
     known = [flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])]
-    if "config" in known and (fields := config_files.fields_named(name)):
+    if "config" in known and (fields := _fields_named(name)):
         meant = " or ".join(f"--config.{field}" for field in fields)
         return f"--{name} is not a flag; did you mean {meant}?"
     head, dot, tail = name.partition(".")

@@ -1,12 +1,10 @@
-"""Config files and the overrides that are typed after them.
+"""Config files: Python programs that are found, run and checked.
 
 A config file is Python with a function `get_config()` that returns a ConfigDict. Every
-mistake in a file or an override is an InputError of one sentence.
+mistake in a file is an InputError of one sentence.
 """
 
-import ast
 import importlib.util
-import math
 import os
 import pathlib
 import re
@@ -75,65 +73,6 @@ def name(path: str | os.PathLike) -> str:
     return sized if changed else f"{stem}_{argument}"
 
 
-def override(config: ConfigDict, field: str, text: str | None):
-    """Set `field`, such as "reduction.keep_rate", to `text` from a command line.
-
-    The value gets the type of the field. `text` None means true, for a bool alone.
-    """
-    *groups, leaf = field.split(".")
-    group = config
-    for part in groups:
-        group = group.get(part) if isinstance(group, ConfigDict) else None
-    if not isinstance(group, ConfigDict) or leaf not in group:
-        raise InputError(_no_such_field(config, field))
-    kind = group.get_type(leaf)
-    if issubclass(kind, ConfigDict):
-        found = f"a group of fields; set one of them: {', '.join(group[leaf])}"
-        raise InputError(f"config.{field} is {found}")
-    if kind not in _KINDS:
-        known = ", ".join(known.__name__ for known in _KINDS)
-        found = f"of type {kind.__name__}; the command line sets {known}"
-        raise InputError(f"config.{field} is {found}")
-    parse, allowed = _KINDS[kind]
-    if text is None and kind is not bool:
-        raise InputError(f"config.{field} has no value; allowed are {allowed}")
-    try:
-        group[leaf] = parse("true" if text is None else text)
-    except (ValueError, KeyError):
-        raise InputError(f"config.{field} is {text!r}; allowed are {allowed}") from None
-
-
-def _boolean(text):
-    return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-
-
-def _number(text):
-    if not math.isfinite(float(text)):
-        raise ValueError(text)
-    return float(text)
-
-
-def _tuple(text):
-    """Parse "(0, 1)", "0,1" and "0" as numbers, "('a',)" and "a,b" as strings."""
-    try:
-        value = ast.literal_eval(text)
-    except (SyntaxError, ValueError):
-        value = [word.strip() for word in text.split(",")]
-        if not all(word.isidentifier() for word in value):
-            raise ValueError(text) from None
-    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
-
-
-# Type of a field: (its parser, what is allowed).
-_KINDS = {
-    bool: (_boolean, "true and false"),
-    int: (int, "whole numbers"),
-    float: (_number, "finite numbers"),
-    str: (str, "texts"),
-    tuple: (_tuple, "tuples, such as (0, 1) or head,norm"),
-}
-
-
 def _no_such_file(file):
     found = "does not end in .py" if file.is_file() else "does not exist"
     folder = file.parent
@@ -153,39 +92,6 @@ def _no_such_file(file):
         return f"config file {file} {found}; did you mean {meant}?"
     listed = f"; {folder} has {', '.join(known)}" if known else ""
     return f"config file {file} {found}{listed}"
-
-
-def _no_such_field(config, field):
-    names = list(_fields(config))
-    group, _, leaf = field.rpartition(".")
-    siblings = [name for name in names if group and name.startswith(f"{group}.")]
-    siblings = [name.removeprefix(f"{group}.") for name in siblings] or list(config)
-    leaves = {name.rpartition(".")[2] for name in names}
-    # A field of this name in another group is likelier than a similar sibling.
-    if leaf not in leaves and (meant := closest(leaf, siblings)):
-        meant = [f"{group}.{meant}".removeprefix(".")]
-    else:
-        near = closest(leaf, leaves)
-        meant = [name for name in names if f".{name}".endswith(f".{near}")]
-    if meant:
-        listed = " or ".join(f"config.{name}" for name in meant)
-        return f"config.{field} is not a field; did you mean {listed}?"
-    owner = "config" if siblings == list(config) else f"config.{group}"
-    return f"config.{field} is not a field; {owner} has {', '.join(siblings)}"
-
-
-def fields_named(name):
-    """Return the dotted names of the fields of configs/base.py called `name`."""
-    return [f for f in _fields(load(BASE)) if f".{f}".endswith(f".{name}")]
-
-
-def _fields(config, prefix=""):
-    """Yield the dotted names of all fields, those of groups included."""
-    for name in config:
-        if isinstance(config[name], ConfigDict):
-            yield from _fields(config[name], f"{prefix}{name}.")
-        else:
-            yield prefix + name
 
 
 def _where(error, file):

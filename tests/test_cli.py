@@ -79,7 +79,7 @@ def test_a_field_of_a_type_that_no_text_can_set():
     with config.unlocked():
         config.words = ["a"]
     with pytest.raises(InputError, match="config.words is of type list; .* bool, int,"):
-        config_files.override(config, "words", "b")
+        cli.override(config, "words", "b")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import pytest
 
 from configs import base
-from imagepiece_jax import config_files
+from imagepiece_jax import cli, config_files
 from imagepiece_jax.models import summary
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.training import from_config, run_dir
@@ -41,7 +41,7 @@ def configured(line):
     config = config_files.load(ROOT / path)
     for change in changes:
         field, text = change.removeprefix("--config.").split("=", 1)
-        config_files.override(config, field, text)
+        cli.override(config, field, text)
     return config
 
 
@@ -275,7 +275,7 @@ def test_every_field_can_be_overridden(path):
         *groups, leaf = name.split(".")
         kind = functools.reduce(operator.getitem, groups, config).get_type(leaf)
         rest = dict(fields(config))
-        config_files.override(config, name, TEXTS.get(kind, str(not before)))
+        cli.override(config, name, TEXTS.get(kind, str(not before)))
         changed = dict(fields(config))
         assert type(changed[name]) is kind and changed[name] != before
         assert rest | {name: changed[name]} == changed

@@ -30,7 +30,7 @@ COMMANDS = ("benchmark.input", "benchmark.reduction", "evaluate.patch_features")
 FLAGS = ("cli", "config_files")  # for commands alone
 # Inside the reduction room: counts know no arrays, operations know no method.
 REDUCTION = (
-    {"layer_plan", "counting_rules", "validate", "flops"},
+    {"layer_plan", "token_counts", "validate", "flops"},
     {"tokens"},
     {"ops"},
     {"merging"},

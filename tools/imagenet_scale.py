@@ -129,8 +129,8 @@ def _config(folder):
     if PART.value:
         from imagepiece_jax.training import trainer  # noqa: F401
     config = cli.config(required=False) or config_files.load(config_files.BASE)
-    config_files.override(config, "data.name", "imagenet2012")
-    config_files.override(config, "data.dir", str(folder))
+    config.data.name = "imagenet2012"
+    config.data.dir = str(folder)
     return config
 
 

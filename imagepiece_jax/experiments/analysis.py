@@ -7,7 +7,7 @@ from imagepiece_jax.evaluate.statistics import format_difference, format_estimat
 from imagepiece_jax.experiments import merges, published, render, tables
 from imagepiece_jax.experiments.render import estimate
 from imagepiece_jax.experiments.rows import Row, find
-from imagepiece_jax.reduction.counting_rules import floor
+from imagepiece_jax.reduction.token_counts import floor
 
 REDUCTION = {"name": "imagepiece"}
 ROWS = (tables.TOME, tables.IMAGEPIECE, tables.IMAGEPIECE_PATCH)

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from imagepiece_jax.reduction.counting_rules import ceil
 from imagepiece_jax.reduction.ops import cosine, gather_rows, rank
 from imagepiece_jax.reduction.reducers import Reducer
+from imagepiece_jax.reduction.token_counts import ceil
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction.counting_rules import Rule
+from imagepiece_jax.reduction.token_counts import Rule
 from imagepiece_jax.reduction.validate import check_blocks
 
 

@@ -187,7 +187,7 @@ def test_the_winners_config_makes_its_model(tmp_path, pretrained):
     from_config.check(config)
     assert from_config.model(config) == pretrained.model(reduction)
     assert config.data.name == "digits" and config.data.resize == "none"
-    config_files.override(config, "data.workers", "0")
+    config.data.workers = 0
 
 
 CRAFTED = (

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 
 from imagepiece_jax.models import vit
 from imagepiece_jax.reduction import layer_plan
-from imagepiece_jax.reduction.counting_rules import Fixed
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.reducers import Reducer
+from imagepiece_jax.reduction.token_counts import Fixed
 from imagepiece_jax.reduction.tokens import DROPPED, Assignment
 from tests.models import tiny
 

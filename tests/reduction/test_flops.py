@@ -13,10 +13,10 @@ import pytest
 
 from imagepiece_jax.models.stems import stem_macs
 from imagepiece_jax.reduction import flops
-from imagepiece_jax.reduction.counting_rules import Keep
 from imagepiece_jax.reduction.layer_plan import LayerPlan, Step, build
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.reducers import Reducer
+from imagepiece_jax.reduction.token_counts import Keep
 
 VECTORS = json.loads(
     pathlib.Path(__file__).with_name("flops_vectors.json").read_text("utf-8")

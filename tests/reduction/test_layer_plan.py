@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction.counting_rules import Keep, Merge
 from imagepiece_jax.reduction.layer_plan import Step, build
+from imagepiece_jax.reduction.token_counts import Keep, Merge
 
 
 def step(rule, block=0, site="mid"):

@@ -15,9 +15,9 @@ import pytest
 from flax import linen as nn
 
 from imagepiece_jax.reduction import flops, merging
-from imagepiece_jax.reduction.counting_rules import Merge
 from imagepiece_jax.reduction.layer_plan import build
 from imagepiece_jax.reduction.methods import METHODS
+from imagepiece_jax.reduction.token_counts import Merge
 from imagepiece_jax.reduction.tokens import DROPPED, Taps, start, unmerge
 from tests import oracles
 from tests.models import tiny

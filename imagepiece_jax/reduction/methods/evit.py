@@ -3,10 +3,10 @@
 import dataclasses
 import math
 
-from imagepiece_jax.reduction.counting_rules import Keep
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.reducers import TopK
+from imagepiece_jax.reduction.token_counts import Keep
 from imagepiece_jax.reduction.validate import blocks, rate, switch, weight
 
 

@@ -5,10 +5,10 @@ import dataclasses
 import jax.numpy as jnp
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction.counting_rules import Fixed
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.reducers import Reducer
+from imagepiece_jax.reduction.token_counts import Fixed
 from imagepiece_jax.reduction.tokens import Assignment
 from imagepiece_jax.reduction.validate import count
 

@@ -3,10 +3,10 @@
 import dataclasses
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction.counting_rules import Keep, Merge
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.reducers import METRICS, Retokenize, TopK
+from imagepiece_jax.reduction.token_counts import Keep, Merge
 from imagepiece_jax.reduction.validate import (
     check_blocks,
     choice,

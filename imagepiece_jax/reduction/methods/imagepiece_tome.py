@@ -2,10 +2,10 @@
 
 import dataclasses
 
-from imagepiece_jax.reduction.counting_rules import MergeTo
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.imagepiece import ImagePiece
 from imagepiece_jax.reduction.reducers import Bipartite
+from imagepiece_jax.reduction.token_counts import MergeTo
 
 
 @dataclasses.dataclass(frozen=True)

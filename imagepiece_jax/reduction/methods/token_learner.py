@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction.counting_rules import Fixed
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.reducers import Reducer
+from imagepiece_jax.reduction.token_counts import Fixed
 from imagepiece_jax.reduction.tokens import Mixing
 from imagepiece_jax.reduction.validate import choice, count
 

@@ -8,11 +8,11 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from imagepiece_jax.reduction.counting_rules import KeepInitial, initial_shares
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.ops import count_before, rank
 from imagepiece_jax.reduction.reducers import Reducer
+from imagepiece_jax.reduction.token_counts import KeepInitial, initial_shares
 from imagepiece_jax.reduction.tokens import DROPPED, Assignment
 from imagepiece_jax.reduction.validate import blocks, choice, count, rate
 

@@ -4,10 +4,10 @@ import dataclasses
 from typing import ClassVar
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction.counting_rules import Remove
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.reducers import METRICS, Bipartite
+from imagepiece_jax.reduction.token_counts import Remove
 from imagepiece_jax.reduction.validate import (
     check_counts,
     checked,

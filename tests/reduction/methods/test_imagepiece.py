@@ -3,10 +3,10 @@
 import pytest
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction.counting_rules import Keep, Merge
 from imagepiece_jax.reduction.flops import plan_macs
 from imagepiece_jax.reduction.layer_plan import build
 from imagepiece_jax.reduction.methods.imagepiece import ImagePiece
+from imagepiece_jax.reduction.token_counts import Keep, Merge
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,11 @@
 import pytest
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction.counting_rules import Merge, MergeTo
 from imagepiece_jax.reduction.layer_plan import build
 from imagepiece_jax.reduction.methods.imagepiece import ImagePiece
 from imagepiece_jax.reduction.methods.imagepiece_tome import ImagePieceToMe
 from imagepiece_jax.reduction.reducers import Bipartite
+from imagepiece_jax.reduction.token_counts import Merge, MergeTo
 from tests import oracles
 
 FIELDS = [

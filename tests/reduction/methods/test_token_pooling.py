@@ -10,7 +10,6 @@ import pytest
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import merging
-from imagepiece_jax.reduction.counting_rules import KeepInitial
 from imagepiece_jax.reduction.layer_plan import Counts
 from imagepiece_jax.reduction.methods.token_pooling import (
     KMeans,
@@ -18,6 +17,7 @@ from imagepiece_jax.reduction.methods.token_pooling import (
     TokenPooling,
     squared_distances,
 )
+from imagepiece_jax.reduction.token_counts import KeepInitial
 from imagepiece_jax.reduction.tokens import Taps, start
 from tests import oracles
 from tests.models import tiny

@@ -1,4 +1,4 @@
-"""Counting rules: how many image tokens a step leaves, as plain arithmetic."""
+"""Rules that count the image tokens a step leaves, in plain arithmetic."""
 
 import dataclasses
 import math

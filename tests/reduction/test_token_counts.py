@@ -2,7 +2,7 @@
 
 import pytest
 
-from imagepiece_jax.reduction.counting_rules import (
+from imagepiece_jax.reduction.token_counts import (
     Fixed,
     Keep,
     KeepInitial,
