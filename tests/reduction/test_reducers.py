@@ -366,7 +366,7 @@ def test_the_same_eager_jitted_mapped_and_stacked(reducer, counts):
     chex.assert_trees_all_equal(jitted, run(taps))
     two = jax.tree.map(lambda a: jnp.stack([a, a[::-1]]), taps)
     twice = jax.tree.map(lambda a: jnp.stack([a, a[::-1]]), jitted)
-    chex.assert_trees_all_equal(twice, jax.vmap(run)(two))
+    chex.assert_trees_all_equal(twice, jit(jax.vmap(run))(two))
     one = jax.tree.map(lambda a: a[None], taps)
     mapped = jax.tree.map(lambda a: a[0], jax.pmap(run)(one))
     chex.assert_trees_all_equal(jitted, mapped)

@@ -16,6 +16,7 @@ import pytest
 
 from imagepiece_jax import config_files
 from imagepiece_jax.check_kernels import real_inputs
+from imagepiece_jax.data import loader
 from imagepiece_jax.models import pretrained
 from imagepiece_jax.models.attention import class_attention
 from imagepiece_jax.reduction import kernel_agreement
@@ -168,7 +169,16 @@ def test_random_images_are_decided_as_in_the_plain_version(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16"])
-def test_photographs_are_decided_as_in_the_plain_version(assets, dtype, tmp_path):
+def test_photographs_are_decided_as_in_the_plain_version(
+    assets, dtype, tmp_path, monkeypatch
+):
+    """Of twelve photographs, in a batch of twelve instead of sixty-four."""
+    batches = loader.eval_batches
+    monkeypatch.setattr(
+        loader,
+        "eval_batches",
+        lambda *given, batch_size: batches(*given, batch_size=12),
+    )
     rows = (assets / "data/nips2017_224_jpg/labels.csv").read_text().splitlines()
     (tmp_path / "images").symlink_to(assets / "data/nips2017_224_jpg/images")
     (tmp_path / "labels.csv").write_text("\n".join(rows[:13]))
