@@ -241,8 +241,15 @@ def test_one_trace_serves_all_values(name, fields):
     assert not np.array_equal(a, b)
 
 
-# A keep_rate changes shapes, and no operation.
-OPERATIONS = [case for case in CASES if "keep_rate" not in case.values[1]]
+# Fields that change counts and no operation: a method's default stands for them.
+COUNTS = {"keep_rate", "merge_ratio", "candidate_ratio", "prune_blocks", "r", "r_list"}
+COUNTS |= {"inflection", "grid_size", "num_tokens", "block", "blocks", "schedule"}
+OPERATIONS = [
+    pytest.param(name, fields, id=case.id)
+    for case in CASES
+    for name, fields in [case.values]
+    if fields == SMALLER.get(name, {}) or set(fields) - COUNTS
+]
 
 
 @pytest.mark.slow

@@ -20,14 +20,16 @@ from imagepiece_jax.data import loader
 from imagepiece_jax.models import pretrained
 from imagepiece_jax.models.attention import class_attention
 from imagepiece_jax.reduction import kernel_agreement
-from imagepiece_jax.reduction.kernel_agreement import Comparison, random_inputs
+from imagepiece_jax.reduction.kernel_agreement import Comparison
 from imagepiece_jax.reduction.kernels import fused
 from tests import oracles, oracles_tome
+from tests.models import tiny
 
 OBSTACLE = fused.obstacle("cpu")
 pytestmark = pytest.mark.skipif(OBSTACLE is not None, reason=f"needs {OBSTACLE}")
 
 BATCH, N = 3, 19
+random_inputs = tiny.jit(kernel_agreement.random_inputs, static_argnums=range(1, 6))
 Reduction = functools.partial(
     kernel_agreement.Reduction, class_attention=class_attention
 )

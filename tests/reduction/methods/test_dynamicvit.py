@@ -150,7 +150,7 @@ def test_all_masked_is_finite_with_all_its_gradients(options):
     """A predictor that drops everything: the class token is left, if there is one."""
     _, model, variables = student(**options)
     variables = lean(variables, -120.0)
-    teacher = tiny.model(**options)
+    teacher = tiny.model(depth=1, **options)
 
     def objective(params):
         taught = teacher.apply(tiny.variables(teacher), tiny.images())
@@ -176,7 +176,7 @@ def test_terms_of_the_loss(training):
     """Shares of both stages at .6 and .36; weights 2, .5 and .5 by default."""
     model, run = training
     out = run(masked.keys())
-    teacher = tiny.model()
+    teacher = tiny.model(depth=1)
     taught = tiny.jit(teacher.apply)(tiny.variables(teacher, seed=5), tiny.images())
     terms = DynamicViT().loss(out, taught, model.plan)
     assert list(terms) == ["ratio", "kl", "tokens"]

@@ -48,7 +48,7 @@ def with_topk():
 @pytest.fixture(scope="module")
 def taught():
     """Outputs of a dense teacher with other weights."""
-    teacher = tiny.model()
+    teacher = tiny.model(depth=1)
     return tiny.jit(teacher.apply)(tiny.variables(teacher, seed=5), tiny.images())
 
 
