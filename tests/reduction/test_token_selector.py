@@ -19,7 +19,7 @@ def numbers(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-@functools.partial(tiny.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
 def image_keys(batch, seed=0):
     return jax.random.split(jax.random.key(seed), batch)
 
