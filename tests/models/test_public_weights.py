@@ -160,7 +160,7 @@ def test_accuracy_on_a_thousand_images_is_timms(assets, tmp_path):
         *("-m", "imagepiece_jax.evaluate", "--config", "configs/deit_s.py:deit_ti"),
         *("--weights", assets / f"{WEIGHTS}.npz", "--data", f"csv:{data}"),
         *("--resize", "none", "--json", out, "--config.model.dtype=float32"),
-        *("--config.eval_batch_size=100", "--config.data.workers=0"),
+        *("--config.eval_batch_size=40", "--config.data.workers=0"),
         XLA_FLAGS="",
     )
     assert ended.status == 0, ended

@@ -37,7 +37,8 @@ def tome(assets):
         **METHODS["tome"].model_fields,
     )
     weights = assets / "weights/deit_tiny_patch16_224.npz"
-    variables = pretrained.restore(weights, tiny.shapes(model, 224))
+    dense = registry.create_model("deit_ti")
+    variables = pretrained.restore(weights, tiny.shapes(dense, 224))
     outputs = jax.jit(model.apply)(variables, images)
     return types.SimpleNamespace(**named, dense=dense_logits), model.plan, outputs
 

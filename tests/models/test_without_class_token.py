@@ -1,5 +1,7 @@
 """Models without class token: the head reads the mean over patches."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -9,15 +11,29 @@ from imagepiece_jax.reduction.tokens import unmerge
 from tests import oracles, oracles_tome
 from tests.models import tiny
 
-TOME = {"name": "tome", "r": 4}  # 25 image tokens, 21, 17, 13
-RANDOM = {"name": "random", "keep_rate": 0.6, "blocks": (1,)}  # 25, 15
-GRID = {"name": "grid_pooling", "grid_size": 2, "block": 1}  # 25, 4: unequal cells
+REDUCTIONS = {
+    "dense": None,
+    "tome": {"name": "tome", "r": 4},  # 25 image tokens, 21, 17, 13
+    "r=0": {"name": "tome", "r": 0},
+    "random": {"name": "random", "keep_rate": 0.6, "blocks": (1,)},  # 25, 15
+    "grid": {
+        "name": "grid_pooling",
+        "grid_size": 2,
+        "block": 1,
+    },  # 25, 4: unequal cells
+}
 
 
-def run(reduction=None, class_token=False, seed=0, **options):
+def run(name, class_token=False, prop_attn=None):
     """(head's parameters, Outputs) of a tiny model for three images."""
-    model = tiny.model(reduction, class_token=class_token, trace_source=True, **options)
-    variables = tiny.variables(model, seed)
+    return computed_once(name, class_token, prop_attn)
+
+
+@functools.cache
+def computed_once(name, class_token, prop_attn):
+    options = {"class_token": class_token, "prop_attn": prop_attn}
+    model = tiny.model(REDUCTIONS[name], trace_source=True, **options)
+    variables = tiny.variables(model)
     outputs = tiny.jit(model.apply)(variables, tiny.images())
     return variables["params"]["head"], outputs
 
@@ -31,17 +47,17 @@ def close(got, want):
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("reduction", [None, TOME | {"r": 0}], ids=["dense", "r=0"])
-def test_dense_it_is_the_plain_mean(reduction):
-    head, out = run(reduction)
+@pytest.mark.parametrize("name", ["dense", "r=0"])
+def test_dense_it_is_the_plain_mean(name):
+    head, out = run(name)
     assert out.tokens.shape == (3, tiny.TOKENS, tiny.WIDTH)
     close(out.logits, read(head, np.asarray(out.tokens).mean(axis=1)))
 
 
-@pytest.mark.parametrize("reduction", [TOME, GRID], ids=["tome", "grid"])
-def test_merged_tokens_count_by_their_patches(reduction):
+@pytest.mark.parametrize("name", ["tome", "grid"])
+def test_merged_tokens_count_by_their_patches(name):
     """sum s_i x_i / n0: the mean of what every patch reads back."""
-    head, out = run(reduction, prop_attn=True)
+    head, out = run(name, prop_attn=True)
     tokens, size = np.asarray(out.tokens, float), np.asarray(out.state.size)
     assert (size.sum(axis=1) == tiny.TOKENS).all() and size.max() > 1
     pooled = np.einsum("bn,bnd->bd", size, tokens) / tiny.TOKENS
@@ -54,7 +70,7 @@ def test_merged_tokens_count_by_their_patches(reduction):
 
 def test_dropped_patches_do_not_count():
     """The mean is over those that are left: it does not shrink with them."""
-    head, out = run(RANDOM)
+    head, out = run("random")
     assert out.tokens.shape == (3, 15, tiny.WIDTH)
     close(out.logits, read(head, np.asarray(out.tokens).mean(axis=1)))
 
@@ -62,7 +78,7 @@ def test_dropped_patches_do_not_count():
 @pytest.mark.parametrize("class_token", [False, True])
 def test_tome_splits_by_position_in_the_whole_sequence(class_token):
     """The class token moves every patch to the other side."""
-    _, out = run(TOME, class_token, prop_attn=True)
+    _, out = run("tome", class_token, prop_attn=True)
     prefix = int(class_token)
     for result, taps in zip(out.results, out.taps, strict=True):
         assert taps.num_prefix == prefix
@@ -77,9 +93,9 @@ def test_tome_splits_by_position_in_the_whole_sequence(class_token):
 
 @pytest.mark.parametrize("class_token", [False, True])
 def test_tome_that_merges_nothing_is_dense_bit_for_bit(class_token):
-    """Proportional attention of single patches too: log 1 is 0."""
-    _, dense = run(class_token=class_token)
-    _, nothing = run(TOME | {"r": 0}, class_token, prop_attn=True)
+    """Its proportional attention of single patches too: log 1 is 0."""
+    _, dense = run("dense", class_token)
+    _, nothing = run("r=0", class_token)
     for one, other in zip(
         jax.tree.leaves(nothing), jax.tree.leaves(dense), strict=True
     ):
@@ -87,8 +103,8 @@ def test_tome_that_merges_nothing_is_dense_bit_for_bit(class_token):
 
 
 def test_proportional_attention_changes_what_merged_tokens_do():
-    _, without = run(TOME, prop_attn=False)
-    _, with_it = run(TOME)
+    _, without = run("tome", prop_attn=False)
+    _, with_it = run("tome", prop_attn=True)
     assert np.abs(with_it.logits - without.logits).max() > 1e-3
 
 
@@ -96,4 +112,4 @@ def test_proportional_attention_changes_what_merged_tokens_do():
 def test_methods_that_ask_the_class_token_are_refused(name):
     blocks = {"blocks": (1,)} if name == "evit" else tiny.IMAGEPIECE
     with pytest.raises(InputError, match="class_token is False, but the .* block"):
-        run(blocks | {"name": name})
+        tiny.model(blocks | {"name": name}, class_token=False)

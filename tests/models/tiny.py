@@ -1,10 +1,12 @@
 """A vision transformer that compiles in a second, with weights that leave no tie."""
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from flax import traverse_util
 
 from imagepiece_jax.models import registry
@@ -39,7 +41,21 @@ def model(reduction=None, **options):
 
 
 def shapes(module, side=SIDE):
-    """Variables of a model or stem as ShapeDtypeStructs; nothing is computed."""
+    """Variables of a model or stem as ShapeDtypeStructs; nothing is computed.
+
+    Reductions without parameters are left out: tracing them takes longer than the rest.
+    """
+    steps = [layer.step for layer in getattr(module, "plan", ()) if layer.step]
+    if steps and not any(isinstance(step.reducer, nn.Module) for step in steps):
+        plan = (
+            dataclasses.replace(layer, step=None, counts=None) for layer in module.plan
+        )
+        module = module.clone(plan=tuple(plan))
+    return jax.tree.map(lambda leaf: leaf, _traced_shapes(module, side))
+
+
+@functools.cache
+def _traced_shapes(module, side):
     images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     return jax.eval_shape(module.init, jax.random.key(0), images)
 

@@ -34,8 +34,8 @@ SMALL = REDUCED | {
 }
 
 
-def program(model, train=True):
-    """Jaxpr of outputs, new statistics and the gradient of all logits."""
+def program(model, train=True, backward=True):
+    """Jaxpr of outputs, new statistics and, `backward`, the gradient of all logits."""
     images = tiny.images(BATCH)
 
     def loss(params, rest):
@@ -46,7 +46,9 @@ def program(model, train=True):
 
     rest = dict(tiny.shapes(model))
     params = rest.pop("params")
-    return jax.make_jaxpr(jax.grad(loss, has_aux=True))(params, rest)
+    return jax.make_jaxpr(jax.grad(loss, has_aux=True) if backward else loss)(
+        params, rest
+    )
 
 
 def equations(jaxpr):
@@ -81,9 +83,12 @@ def token_counts(model):
     return counts
 
 
-def traced(model, **options):
-    """Name, and shapes of operands and results, of all that the program does."""
-    for equation in equations(program(model, **options)):
+def traced(model, train=True):
+    """Name, and shapes of operands and results, of all that the program does.
+
+    That of training goes backward too.
+    """
+    for equation in equations(program(model, train, backward=train)):
         arrays = (*equation.invars, *equation.outvars)
         yield equation.primitive.name, [v.aval.shape for v in arrays]
 

@@ -217,7 +217,7 @@ def test_apply_is_the_same_eager_jitted_mapped_and_stacked(form):
     mapped = jax.tree.map(lambda leaf: leaf[0], jax.pmap(move)(*single))
     chex.assert_trees_all_close(eager, jax.jit(move)(state, assignment), rtol=1e-6)
     chex.assert_trees_all_close(eager, mapped, rtol=1e-6)
-    twice = jax.vmap(move)(*stacked((state, assignment)))
+    twice = jit(jax.vmap(move))(*stacked((state, assignment)))
     chex.assert_trees_all_close(stacked(eager), twice, rtol=1e-6)
 
 

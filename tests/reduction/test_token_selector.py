@@ -1,5 +1,6 @@
 """Scores, draws and losses of learned selection against their papers."""
 
+import functools
 import types
 
 import jax
@@ -18,6 +19,7 @@ def numbers(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def image_keys(batch, seed=0):
     return jax.random.split(jax.random.key(seed), batch)
 
@@ -75,9 +77,11 @@ def test_macs_of_a_token(dim, macs):
 # Draws
 
 
+draw_mask = jax.jit(token_selector.draw_mask)
+
+
 def draw(scores, mask=None, seed=0):
-    keys = image_keys(len(scores), seed)
-    return token_selector.draw_mask(jnp.asarray(scores), mask, keys)
+    return draw_mask(scores, mask, image_keys(len(scores), seed))
 
 
 def test_a_draw_keeps_as_often_as_the_scores_say():
@@ -117,7 +121,7 @@ def test_the_noise_of_an_image_is_its_own():
     scores = np.zeros((4, 50, 2), np.float32)
     whole = np.asarray(draw(scores))
     assert len({row.tobytes() for row in whole}) == 4
-    part = token_selector.draw_mask(jnp.asarray(scores[:2]), None, image_keys(4)[2:])
+    part = draw_mask(scores[:2], None, image_keys(4)[2:])
     np.testing.assert_array_equal(part, whole[2:])
     assert (np.asarray(draw(scores, seed=1)) != whole).any()
 

@@ -8,16 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.reduction import merging
-from imagepiece_jax.reduction.tokens import (
-    DROPPED,
-    Assignment,
-    TokenState,
-    compose,
-    start,
-    unmerge,
-)
+from imagepiece_jax.reduction import merging, tokens
+from imagepiece_jax.reduction.tokens import DROPPED, Assignment, TokenState, start
 from tests import oracles
+from tests.models import tiny
+
+# Compiled as a whole: one by one, their operations take longer.
+compose, unmerge = jax.jit(tokens.compose), jax.jit(tokens.unmerge)
 
 
 def random_maps(rng, batch, n, n_out, drop=0.2):
@@ -107,7 +104,7 @@ def test_dropped_patches_can_have_the_last_value_they_had(drop):
     rng = np.random.default_rng(0)
     history, source = random_stack(rng, (24, 15, 15, 8, 3), drop)
     values = rng.normal(size=(3, 3, 4)).astype(np.float32)
-    got = jax.jit(unmerge)(values, source, history=history)
+    got = unmerge(values, source, history=history)
     assert (source == DROPPED).any() == bool(drop)
     for image, patch in itertools.product(range(3), range(24)):
         want = slow_last_value(patch, history, image, values)
@@ -138,7 +135,8 @@ def test_last_values_keep_the_dtype_and_pass_gradients():
     before, values = jnp.ones((1, 3, 2), jnp.bfloat16), jnp.ones((1, 1, 2))
     assert paint(before, values).dtype == jnp.float32
     assert paint(before, values.astype(jnp.bfloat16)).dtype == jnp.bfloat16
-    slopes = jax.grad(lambda *args: paint(*args).sum(), argnums=(0, 1))(before, values)
+    slope = jax.grad(lambda *args: paint(*args).sum(), argnums=(0, 1))
+    slopes = tiny.jit(slope)(before, values)
     assert slopes[0][0].tolist() == [[0, 0], [1, 1], [0, 0]]
     assert slopes[1][0].tolist() == [[2, 2]]
 
@@ -156,14 +154,14 @@ def test_compose_and_unmerge_are_the_same_jitted_mapped_and_stacked():
     values = rng.normal(size=(4, 3, 2)).astype(np.float32)
 
     def paint(outer, inner, values):
-        source = compose(outer, inner)
-        return source, unmerge(values, source)
+        source = tokens.compose(outer, inner)
+        return source, tokens.unmerge(values, source)
 
     arrays = tuple(jnp.asarray(a) for a in (outer, inner, values))
     eager = paint(*arrays)
     chex.assert_trees_all_equal(eager, jax.jit(paint)(*arrays))
-    for transform in (jax.pmap, jax.vmap):
-        extra = transform(paint)(*(a[None] for a in arrays))
+    for mapped in (jax.pmap(paint), tiny.jit(jax.vmap(paint))):
+        extra = mapped(*(a[None] for a in arrays))
         chex.assert_trees_all_equal(eager, jax.tree.map(lambda a: a[0], extra))
 
 
@@ -191,7 +189,7 @@ def test_a_stack_of_reductions_stays_honest(form, drop):
     patches = rng.normal(size=(3, 24, 4))
     x = np.concatenate([rng.normal(size=(3, 1, 4)), patches], axis=1)
     state = start(jnp.asarray(x, jnp.float32), trace_source=True)
-    move = jax.jit(merging.apply, static_argnames="form")
+    move = tiny.jit(merging.apply, static_argnames="form")
     whole = np.tile(np.arange(24), (3, 1))
     for n, n_out in ((24, 15), (15, 15), (15, 8), (8, 3), (3, 1)):
         dest = random_maps(rng, 3, n, n_out, drop)

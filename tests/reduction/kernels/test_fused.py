@@ -16,17 +16,20 @@ import pytest
 
 from imagepiece_jax import config_files
 from imagepiece_jax.check_kernels import real_inputs
+from imagepiece_jax.data import loader
 from imagepiece_jax.models import pretrained
 from imagepiece_jax.models.attention import class_attention
 from imagepiece_jax.reduction import kernel_agreement
-from imagepiece_jax.reduction.kernel_agreement import Comparison, random_inputs
+from imagepiece_jax.reduction.kernel_agreement import Comparison
 from imagepiece_jax.reduction.kernels import fused
 from tests import oracles, oracles_tome
+from tests.models import tiny
 
 OBSTACLE = fused.obstacle("cpu")
 pytestmark = pytest.mark.skipif(OBSTACLE is not None, reason=f"needs {OBSTACLE}")
 
 BATCH, N = 3, 19
+random_inputs = tiny.jit(kernel_agreement.random_inputs, static_argnums=range(1, 6))
 Reduction = functools.partial(
     kernel_agreement.Reduction, class_attention=class_attention
 )
@@ -168,7 +171,16 @@ def test_random_images_are_decided_as_in_the_plain_version(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16"])
-def test_photographs_are_decided_as_in_the_plain_version(assets, dtype, tmp_path):
+def test_photographs_are_decided_as_in_the_plain_version(
+    assets, dtype, tmp_path, monkeypatch
+):
+    """Of twelve photographs, in a batch of twelve instead of sixty-four."""
+    batches = loader.eval_batches
+    monkeypatch.setattr(
+        loader,
+        "eval_batches",
+        lambda *given, batch_size: batches(*given, batch_size=12),
+    )
     rows = (assets / "data/nips2017_224_jpg/labels.csv").read_text().splitlines()
     (tmp_path / "images").symlink_to(assets / "data/nips2017_224_jpg/images")
     (tmp_path / "labels.csv").write_text("\n".join(rows[:13]))

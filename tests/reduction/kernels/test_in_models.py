@@ -12,12 +12,17 @@ from tests.models import tiny
 needs_compiler = pytest.mark.skipif(
     fused.obstacle("cpu") is not None, reason=f"lacks {fused.obstacle('cpu')}"
 )
-METHODS = {"imagepiece": tiny.IMAGEPIECE, "evit": tiny.EVIT, "tome": {"r": 4}}
+# Two blocks, with a step of each kind.
+METHODS = {
+    "imagepiece": tiny.IMAGEPIECE | {"merge_blocks": (0,), "prune_blocks": (1,)},
+    "evit": tiny.EVIT | {"blocks": (0, 1)},
+    "tome": {"r": 4},
+}
 
 
 def make(name, **options):
     reduction = METHODS[name] | {"name": name}
-    return tiny.model(reduction, trace_source=True, embed_dim=48, **options)
+    return tiny.model(reduction, trace_source=True, embed_dim=48, depth=2, **options)
 
 
 @needs_compiler

@@ -29,11 +29,10 @@ MASK, TOPK = FIELDS | {"mode": "mask"}, FIELDS | {"mode": "topk"}
 
 
 def trained(fields, seed=0):
-    """(training model, variables, what it gives for three images)."""
+    """(training model, compiled (keys) -> Outputs for three images)."""
     model = tiny.model(fields, masked=True)
-    variables = tiny.variables(model, seed)
-    run = masked.train(model)
-    return model, variables, run(variables, tiny.images(), masked.keys())
+    variables, run = tiny.variables(model, seed), masked.train(model)
+    return model, lambda keys: run(variables, tiny.images(), keys)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +48,7 @@ def with_topk():
 @pytest.fixture(scope="module")
 def taught():
     """Outputs of a dense teacher with other weights."""
-    teacher = tiny.model()
+    teacher = tiny.model(depth=1)
     return tiny.jit(teacher.apply)(tiny.variables(teacher, seed=5), tiny.images())
 
 
@@ -124,7 +123,8 @@ def test_evaluation_keeps_the_best_scores_between_merges():
 
 def test_masked_tokens_are_never_merged(with_masks):
     """The last merge moves live tokens alone; a slot with a live token is live."""
-    _, _, out = with_masks
+    _, run = with_masks
+    out = run(masked.keys())
     first, second, third = out.results
     assert isinstance(second, Masking) and isinstance(third, Assignment)
     assert second.keep.shape == (3, 23) and out.state.mask.shape == (3, 22)
@@ -140,7 +140,8 @@ def test_masked_tokens_are_never_merged(with_masks):
 
 def test_masked_training_has_terms_for_all(with_masks, taught):
     """The ratio's target is 14 of 23; the teacher's tokens are merged alike."""
-    model, _, out = with_masks
+    model, run = with_masks
+    out = run(masked.keys())
     terms = tiny.jit(lambda *a: ImagePieceDynamicViT().loss(*a, model.plan))(
         out, taught
     )
@@ -175,11 +176,12 @@ def test_targets_are_what_evaluation_keeps():
 
 
 def test_topk_removes_tokens_and_multiplies_by_one(with_topk, taught):
-    model, variables, out = with_topk
+    model, run = with_topk
+    out = run(masked.keys())
     assert out.state.x.shape == (3, 1 + 13, tiny.WIDTH) and out.state.mask is None
     _, prune, _ = out.results
     np.testing.assert_array_equal(prune.weight, np.ones((3, 23)))
-    other = masked.train(model)(variables, tiny.images(), masked.keys(seed=1))
+    other = run(masked.keys(seed=1))
     assert (np.asarray(prune.dest) != np.asarray(other.results[1].dest)).any()
     terms = tiny.jit(lambda *a: ImagePieceDynamicViT().loss(*a, model.plan))(
         out, taught

@@ -61,7 +61,7 @@ def test_the_same_eager_stacked_and_in_training():
     chex.assert_trees_all_equal(reducer(taps, counts), want)
     chex.assert_trees_all_equal(reducer(taps, counts, train=True), want)
     stacked = jax.tree.map(lambda a: a[None], taps)
-    mapped = jax.vmap(lambda taps: reducer(taps, counts))(stacked)
+    mapped = jax.jit(jax.vmap(lambda taps: reducer(taps, counts)))(stacked)
     chex.assert_trees_all_equal(jax.tree.map(lambda a: a[0], mapped), want)
 
 

@@ -82,12 +82,14 @@ def test_a_step_that_changes_nothing_leaves_no_package():
 )
 def test_parameters_of_a_selector(share_heads, each):
     reduction = {"name": "spvit", "share_heads": share_heads}
-    images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    reduction |= {"blocks": (0, 1), "keep_rates": (0.6, 0.3)}
     for is_masked in (False, True):
-        model = registry.create_model("deit_s", reduction=reduction, masked=is_masked)
-        params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+        model = registry.create_model(
+            "deit_s", reduction=reduction, masked=is_masked, depth=2
+        )
+        params = tiny.shapes(model, 224)["params"]
         sizes = {k: tiny.count(v) for k, v in params.items() if "reducer" in k}
-        assert sizes == {f"reducer_{block}": each for block in (3, 6, 9)}
+        assert sizes == {"reducer_0": each, "reducer_1": each}
 
 
 # Package
@@ -127,7 +129,7 @@ def test_evaluation_equals_the_oracle(share_heads, norm):
     counts = Counts(n_in=10, n_out=6, stage=3)  # two packages: 3 + 2 + 1 stay
     parameters, result = run(Selector(share_heads, norm), counts, x)
     assert isinstance(result, Assignment) and result.n_out == 6
-    state = merging.apply(start(jnp.asarray(x), num_prefix=0), result)
+    state = tiny.jit(lambda x: merging.apply(start(x, num_prefix=0), result))(x)
     for image in range(BATCH):
         tokens = x[image].astype(float)
         _, probability = oracles_learned.select(parameters, tokens, HEADS)
@@ -208,7 +210,7 @@ def test_packages_travel_at_the_end():
     """Evaluation removes tokens; training keeps all and grows by the packages."""
     model, trained = (tiny.model(FIELDS, masked=m) for m in (False, True))
     variables, images = tiny.variables(model), tiny.images()
-    small = tiny.jit(model.apply)(variables, images)
+    small = jax.eval_shape(model.apply, variables, images)
     assert small.state.x.shape == (3, 1 + 7 + 2, tiny.WIDTH)
     assert all((taps.num_heads == tiny.HEADS) for taps in small.taps)
     out = masked.train(trained)(variables, images, masked.keys())
@@ -275,7 +277,7 @@ def test_a_few_steps_bring_the_shares_to_their_targets():
         updates, state = optimizer.update(slope, state)
         return optax.apply_updates(selectors, updates), state, seen
 
-    state, history = optimizer.init(selectors), []
+    state, history = jax.jit(optimizer.init)(selectors), []
     for seed in range(80):
         selectors, state, seen = step(selectors, state, seed)
         history.append(seen)

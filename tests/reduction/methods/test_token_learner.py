@@ -131,7 +131,8 @@ def test_weights_are_a_softmax_over_tokens_of_the_scores(n, dtype, atol):
 
 def test_parameters_and_where_they_start():
     learner, x = MlpLearner(num_tokens=16), taps_of(np.ones((1, 4, 384), np.float32))
-    params = learner.init(jax.random.key(0), x, Counts(4, 16))["params"]
+    init = tiny.jit(learner.init, static_argnums=2)
+    params = init(jax.random.key(0), x, Counts(4, 16))["params"]
     assert tiny.count(params) == 26_448  # 2 * 384 + 384 * 64 + 64 + 64 * 16 + 16
     for name in ("fc1", "fc2"):
         kernel = params["scores"][name]["kernel"]
@@ -187,9 +188,7 @@ def test_a_grid_that_is_not_square_is_named(grid, found):
 
 def test_a_square_grid_is_not():
     ConvLearner(num_tokens=4).check_grid((3, 3))
-    MlpLearner(num_tokens=4).init(
-        jax.random.key(0), taps_of(tokens(6), (2, 3)), Counts(6, 4)
-    )
+    parameters(MlpLearner(num_tokens=4), tokens(6), (2, 3))
 
 
 def test_macs_by_hand():
@@ -294,8 +293,9 @@ def test_a_block_outside_the_model_is_named():
 def test_the_fuser_changes_nothing_at_first():
     learned, original = (jnp.asarray(tokens(n)) for n in (4, 9))
     fuser = TokenFuser()
-    variables = fuser.init(jax.random.key(0), learned, original)
-    assert (fuser.apply(variables, learned, original) == original).all()
+    run = tiny.jit(fuser.init_with_output)
+    fused, _ = run(jax.random.key(0), learned, original)
+    assert (fused == original).all()
 
 
 @pytest.mark.parametrize(

@@ -212,7 +212,7 @@ def test_the_same_in_bfloat16_eager_jitted_mapped_and_stacked():
     chex.assert_trees_all_equal(jitted, run(taps))
     two = jax.tree.map(lambda a: jnp.stack([a, a[::-1]]), taps)
     twice = jax.tree.map(lambda a: jnp.stack([a, a[::-1]]), jitted)
-    chex.assert_trees_all_equal(twice, jax.vmap(run)(two))
+    chex.assert_trees_all_equal(twice, jit(jax.vmap(run))(two))
     one = jax.tree.map(lambda a: a[None], taps)
     mapped = jax.tree.map(lambda a: a[0], jax.pmap(run)(one))
     chex.assert_trees_all_equal(jitted, mapped)
@@ -223,7 +223,7 @@ def test_it_reads_the_metric_alone():
     assert Bipartite.needs == {"metric"}
     taps = taps_of(metrics(8))
     assert taps.cls_attn is None and taps.rng is None
-    assert Bipartite()(taps, Counts(n_in=7, n_out=5)).n_out == 5
+    assert decide(taps, Counts(n_in=7, n_out=5)).n_out == 5
 
 
 # How many, block by block
