@@ -46,16 +46,19 @@ PATIENCE = 300.0  # seconds for anything that a run should do
 
 
 class TinyRuns:
-    """A folder of runs that share compiled programs; `whole` is the undisturbed one."""
+    """A folder of runs that share compiled programs; `whole` is the undisturbed one.
 
-    def __init__(self, folder):
-        self.folder = pathlib.Path(folder)
+    `fields` differ from `FIELDS` in all of them.
+    """
+
+    def __init__(self, folder, **fields):
+        self.folder, self._fields = pathlib.Path(folder), fields
         self.whole = self.run("whole")
         self.whole.finish()
         self.expected = self.whole.outcome()
 
     def run(self, name, **fields):
-        return TinyRun(self.folder / name, self.folder / "cache", fields)
+        return TinyRun(self.folder / name, self.folder / "cache", self._fields | fields)
 
 
 class TinyRun:

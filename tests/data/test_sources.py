@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from imagepiece_jax.data import sources
 from imagepiece_jax.data.decode import EXTENSIONS, UnreadableImage
 from imagepiece_jax.data.sources import open_source
 from imagepiece_jax.errors import InputError
@@ -67,6 +68,12 @@ def test_digits_splits_are_disjoint_and_never_move():
     assert len(set(names[0]) | set(names[1])) == 1797
     # Pinned: accuracies of different runs and versions compare only on one split.
     assert zlib.crc32(" ".join(names[1]).encode()) == 2120015296
+
+
+def test_digits_are_those_of_scikit_learn():
+    pixels, labels = sources._digits()
+    np.testing.assert_array_equal(pixels, load_digits().images)
+    np.testing.assert_array_equal(labels, load_digits().target)
 
 
 def test_digits_are_enlarged_bicubically():

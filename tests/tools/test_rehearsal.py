@@ -19,7 +19,7 @@ NAMES = ("evit_two", "evit_one")  # runs of the short form
 def test_a_run_moves_from_two_hosts_to_one(tmp_path, monkeypatch):
     """Killed on two, stopped, finished on one; and all of it on one."""
     monkeypatch.setenv("XLA_FLAGS", compiling.QUICK)
-    ended = call(rehearsal.main, "--short", "--folder", tmp_path)
+    ended = call(rehearsal.main, "--short", "--devices=4", "--folder", tmp_path)
     assert (ended.status, ended.err) == (0, ""), ended.out
     rows = ended.out.splitlines()[2:]
     assert len(rows) == 11 and all(row.endswith("| yes |") for row in rows)

@@ -52,10 +52,16 @@ def test_an_abandoned_evaluation_is_repeated(tmp_path, monkeypatch, capsys):
     assert Checkpoints(tmp_path).restore_variables("best")["step"] == 10
 
 
+# Three epochs of the drill's five, with one block that prunes.
+STEPS = 3 * tiny_runs.EPOCH
+TINY = {"epochs": 3, "model.depth": 1, "reduction.merge_blocks": ()}
+TINY |= {"reduction.prune_blocks": (0,)}
+
+
 def _met(fault, run, *args):
     """The row of `fault`, tried until its moment is met."""
     while (row := fault(run, *args)) is None:
-        assert run.step() < tiny_runs.STEPS
+        assert run.step() < STEPS
     return row
 
 
@@ -66,7 +72,7 @@ def test_a_run_with_many_faults_ends_bit_identical(tmp_path):
     The kill is in the first save, unless that was missed: nothing can be resumed, and
     the run starts anew. Metrics go past the newest checkpoint when the folder vanishes.
     """
-    tiny = tiny_runs.TinyRuns(tmp_path)
+    tiny = tiny_runs.TinyRuns(tmp_path, **TINY)
     run, delay = tiny.run("faults"), np.random.default_rng(0).uniform(0, 0.005)
     rows = [_met(faults.kill_in_save, run, 1, delay)]
     rows.append(_met(faults.terminate_in_evaluation, run))
@@ -79,13 +85,13 @@ def test_a_run_with_many_faults_ends_bit_identical(tmp_path):
     said = [row.said for row in rows]
     assert said[1].endswith(f"at step {step}; the same command resumes from there")
     assert said[2].startswith("WORKDIR has vanished, or is not the folder that")
-    assert 0 < run.finish() < tiny_runs.STEPS
+    assert 0 < run.finish() < STEPS
     assert run.outcome() == tiny.expected
 
     # The undisturbed run has every step and every evaluation.
     lines = read_metrics(tiny.whole.workdir)
     steps = [line["step"] for line in lines if line["kind"] == "train"]
-    assert steps == [*range(1, tiny_runs.STEPS + 1)]
+    assert steps == [*range(1, STEPS + 1)]
     assert [line["step"] for line in lines if line["kind"] == "eval"] == [
-        *range(tiny_runs.EPOCH, tiny_runs.STEPS + 1, tiny_runs.EPOCH)
+        *range(tiny_runs.EPOCH, STEPS + 1, tiny_runs.EPOCH)
     ]
