@@ -45,9 +45,9 @@ def train_and_evaluate(config, workdir, dry_run: bool = False) -> dict | None:
             from_config.check(config)
             notes = initial_weights.settle_normalization(config, workdir)
             trainer = stack.enter_context(contextlib.closing(Trainer(config, workdir)))
-            trainer.open_data()
             for line in notes:
                 say(f"note: {line}")
+            trainer.open_data()
             say(summary.describe(trainer.model, [trainer.dense], config.image_size))
             host_consistency.check_same({"--dry_run": dry_run} | trainer.identity())
             state, meta, restored = trainer.start(write=not dry_run)
