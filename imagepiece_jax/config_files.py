@@ -34,7 +34,7 @@ def load(path: str | os.PathLike) -> ConfigDict:
     if not file.exists() and file.parent == pathlib.Path("configs") and own.is_file():
         file = own
     if not file.is_file() or file.suffix != ".py":
-        raise InputError(_no_such_file(file))
+        raise InputError(_no_such_file(file, argument))
     file = file.resolve()
     spec = importlib.util.spec_from_file_location("config", file)
     module = importlib.util.module_from_spec(spec)
@@ -73,7 +73,7 @@ def name(path: str | os.PathLike) -> str:
     return sized if changed else f"{stem}_{argument}"
 
 
-def _no_such_file(file):
+def _no_such_file(file, argument):
     found = "does not end in .py" if file.is_file() else "does not exist"
     folder = file.parent
     if file.is_dir():
@@ -82,13 +82,12 @@ def _no_such_file(file):
         folder = pathlib.Path("configs")
         folder = folder if folder.is_dir() else CONFIGS
     known = sorted(path.stem for path in folder.glob("*.py"))
-    sized = re.match("deit_[a-z]+", file.stem)
+    meant, sized = closest(file.stem, known), re.match("deit_[a-z]+", file.stem)
     default = sized and f"deit_s{file.stem[sized.end() :]}"
-    if default in known:  # the size is an argument
-        meant = f"{folder / default}.py:{sized[0]}"
-    elif (meant := closest(file.stem, known)) is not None:
-        meant = f"{folder / meant}.py"
+    if meant != file.stem and default in known:  # the size is an argument
+        meant, argument = default, sized[0]
     if meant is not None:
+        meant = f"{folder / meant}.py" + f":{argument}" * bool(argument)
         return f"config file {file} {found}; did you mean {meant}?"
     listed = f"; {folder} has {', '.join(known)}" if known else ""
     return f"config file {file} {found}{listed}"

@@ -218,7 +218,9 @@ def _cut(data, size):
     """The middle of an image in the aspect of `size`, bicubic at that size."""
     picture = Image.open(io.BytesIO(data)).convert("RGB")
     scale = min(picture.width / size[0], picture.height / size[1])
-    width, height = scale * size[0], scale * size[1]
+    # Rounding must not move the box beyond the image, which Pillow refuses.
+    width = min(picture.width, scale * size[0])
+    height = min(picture.height, scale * size[1])
     left, top = (picture.width - width) / 2, (picture.height - height) / 2
     box = (left, top, left + width, top + height)
     return picture.resize(size, Image.Resampling.BICUBIC, box=box)

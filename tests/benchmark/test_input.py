@@ -96,6 +96,18 @@ def test_resaved_files_have_the_size_and_weight_that_were_asked_for(data, tmp_pa
     assert sum(map(os.path.getsize, light)) < 0.7 * sum(weights)
 
 
+def test_an_image_is_cut_although_its_box_is_rounded_up(tmp_path):
+    """50 * (224 / 50) is above 224, and Pillow refuses a box beyond the image."""
+    Image.new("RGB", (224, 224)).save(tmp_path / "square.png")
+    (tmp_path / "set.csv").write_text("filename,label\nsquare.png,0")
+    source = open_source(f"csv:{tmp_path}/set.csv", "val")
+    for size in ((50, 40), (40, 50)):
+        folder = tmp_path / f"{size}"
+        (path,) = input_pipelines.save(source, 1, folder, size, 5e3)
+        with Image.open(path) as image:
+            assert image.size == size
+
+
 @pytest.mark.parametrize("text", ["500x375", "500:110", "0x375:110", "500x375:0", "x"])
 def test_bad_resave_is_refused(data, text):
     ended = call(input.main, "--data", data, f"--resave={text}")

@@ -1,0 +1,48 @@
+"""Speed of all methods: which batch sizes and modes are measured."""
+
+import pytest
+
+from imagepiece_jax import config_files
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.experiments import throughput
+from imagepiece_jax.experiments.context import Options
+from tests.experiments import tiny_context
+
+
+@pytest.fixture
+def context(tmp_path, monkeypatch):
+    """Makes a context of Options, whose configs are a small recipe with mixup."""
+    monkeypatch.setattr(throughput, "METHODS", ("none", "tome"))
+    opened = []
+
+    def load_config(name):
+        config = config_files.load(f"{config_files.CONFIGS}/quickstart.py")
+        config.mixup = 0.8
+        return config
+
+    def make(options):
+        given = {"images": None, "load_config": load_config, "options": options}
+        opened.append(tiny_context.context(tmp_path, **given))
+        return opened[-1]
+
+    yield make
+    for made in opened:
+        made.cache.close()
+
+
+def test_the_default_batch_sizes_can_be_measured(context):
+    """Training of a single image is left out: mixup has nothing to mix it with."""
+    sizes = (2, 1)
+    found = throughput.groups(context(Options(batch_sizes=sizes)))
+    assert [(group.batch_size, group.mode) for group in found] == [
+        *((2, mode) for mode in Options().modes),
+        *((1, mode) for mode in Options().modes if mode != "train"),
+    ]
+    assert list(found[0].configs) == ["deit_s", "deit_s_tome"]
+    assert 1 in Options().batch_sizes and "train" in Options().modes
+
+
+def test_training_of_odd_batches_alone_is_refused(context):
+    options = Options(batch_sizes=(3,), modes=("train",))
+    with pytest.raises(InputError, match="batch_size is 3, .* allowed are even"):
+        throughput.groups(context(options))
