@@ -337,6 +337,11 @@ def _encode(right):
 
 def _decode(text, count):
     data = np.frombuffer(base64.b64decode(text), np.uint8)
+    if len(data) != -(-count // 8):
+        raise InputError(
+            f"a line of points.jsonl has {8 * len(data)} bits in result.right, but "
+            f"{count} images; remove the line, and it is measured again"
+        )
     return np.unpackbits(data)[:count].astype(bool)
 
 

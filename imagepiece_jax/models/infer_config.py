@@ -33,6 +33,11 @@ def infer_config(
             )
         return found
 
+    if "dist_token" in shapes:
+        raise InputError(
+            "tensor dist_token is a distillation token, which no model here has; "
+            "allowed are weights that were trained without one"
+        )
     _, tokens, width = shape("pos_embed", 3)
     hidden, _ = shape("blocks.0.mlp.fc1.weight", 2)
     depth = len({name.split(".")[1] for name in shapes if name.startswith("blocks.")})

@@ -11,7 +11,7 @@ import pytest
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.experiments import analysis, merges, rows
-from imagepiece_jax.experiments.context import TrainedRuns
+from imagepiece_jax.experiments.context import Result, TrainedRuns
 from imagepiece_jax.experiments.images import Subset
 from imagepiece_jax.experiments.rows import DENSE, Row
 from imagepiece_jax.models.pretrained import Pretrained
@@ -260,3 +260,9 @@ def test_speed_is_against_the_dense_model_in_turns(tmp_path, pretrained):
     assert found["ratio_min"] <= found["ratio"] <= found["ratio_max"]
     assert found["ratio"] == pytest.approx(found["dense_ms"] / found["ms"], rel=1e-6)
     assert (tmp_path / "points.jsonl").read_text().count("\n") == 1
+
+
+def test_a_cached_result_with_other_bits_than_images_is_refused():
+    assert Result({"right": "AA==", "images": 8}).right.tolist() == [False] * 8
+    with pytest.raises(InputError, match="8 bits in result.right, but 20 images; rem"):
+        Result({"right": "AA==", "images": 20})

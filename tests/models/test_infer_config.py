@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import convert, registry, summary
 from imagepiece_jax.models.infer_config import infer_config
 
@@ -32,3 +33,9 @@ def test_the_same_model_is_made_again(name, image_size, options):
     assert fields["image_size"] == image_size
     if name == "deit_ti":
         assert fields["name"] == name
+
+
+def test_a_distillation_token_is_named():
+    found = {"dist_token": np.zeros((1, 1, 192)), "pos_embed": np.zeros((1, 198, 192))}
+    with pytest.raises(InputError, match="dist_token is a distillation token, which"):
+        infer_config(found)
