@@ -8,9 +8,9 @@ import pathlib
 
 from absl import flags
 
-from imagepiece_jax import cli
+from imagepiece_jax import cli, config_flags
 
-cli.define_config()
+config_flags.define()
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "folder of the run; default: runs/NAME for configs/NAME.py"
 )
@@ -29,12 +29,12 @@ PROCESS_ID = flags.DEFINE_integer("process_id", None, "number of this host, from
 
 
 def main():
-    config = cli.config()
+    config = config_flags.config()
     # Imports JAX: after the flags.
     from imagepiece_jax.training import distributed, trainer
 
     job = distributed.find(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
-    workdir = WORKDIR.value or pathlib.Path("runs") / cli.config_name()
+    workdir = WORKDIR.value or pathlib.Path("runs") / config_flags.config_name()
     with distributed.joined(job):
         trainer.train_and_evaluate(config, workdir, DRY_RUN.value)
 

@@ -15,7 +15,7 @@ differ.
 import jax
 from absl import flags
 
-from imagepiece_jax import cli
+from imagepiece_jax import cli, config_flags
 from imagepiece_jax.data import loader
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError, RunError
@@ -27,7 +27,7 @@ from imagepiece_jax.reduction.kernels import fused
 from imagepiece_jax.training import from_config
 from imagepiece_jax.training.weights_config import of_weights
 
-cli.define_config("the config of a model, for real inputs")
+config_flags.define("the config of a model, for real inputs")
 WEIGHTS = cli.weights()
 NORMALIZATION = cli.normalization()
 DATA = cli.data("config.data")
@@ -41,7 +41,7 @@ RANDOM = flags.DEFINE_integer(
 
 def main():
     real, normalization = WEIGHTS.value is not None, NORMALIZATION()
-    config, overrides = cli.config_or_base()
+    config, overrides = config_flags.config_or_base()
     if not real and (overrides != () or normalization):
         raise InputError(
             "--weights is missing: allowed without it are random inputs alone, without "

@@ -3,15 +3,15 @@
 python -m imagepiece_jax.describe --config configs/deit_s_imagepiece.py
 """
 
-from imagepiece_jax import cli
+from imagepiece_jax import cli, config_flags
 from imagepiece_jax.models import summary
 from imagepiece_jax.training import from_config
 
-cli.define_config()
+config_flags.define()
 
 
 def main():
-    config = cli.config()
+    config = config_flags.config()
     from_config.check(config)
     model, dense = from_config.model(config), from_config.dense(config)
     # The same stem shows what the reduction saves; papers compare with the patch stem.

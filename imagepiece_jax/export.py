@@ -25,7 +25,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from imagepiece_jax import cli
+from imagepiece_jax import cli, config_flags
 from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.files import check_writable, replace_file
 from imagepiece_jax.errors import InputError
@@ -36,7 +36,7 @@ from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.training import from_config
 from imagepiece_jax.training.weights_config import of_weights
 
-cli.define_config()
+config_flags.define()
 WEIGHTS = cli.weights()
 NORMALIZATION = cli.normalization()
 CHECKPOINT = cli.checkpoint()
@@ -58,7 +58,7 @@ def main():
             "it: pip install flatbuffers"
         )
     config, weights = of_weights(
-        path, *cli.config_or_base(), normalization, CHECKPOINT.value
+        path, *config_flags.config_or_base(), normalization, CHECKPOINT.value
     )
     config.model.attention, config.model.kernels = "xla", "plain"  # run on both
     model = from_config.model(config).clone(class_names=weights.class_names)

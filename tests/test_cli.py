@@ -4,12 +4,12 @@ import os
 
 import pytest
 
-from imagepiece_jax import cli, config_files
+from imagepiece_jax import config_flags
 from imagepiece_jax.errors import InputError, RunError, Stopped
 from tests.command import call, sentence, start
 from tests.runs import ROOT
 
-cli.define_config()
+config_flags.define()
 IMAGEPIECE = "configs/deit_s_imagepiece.py"
 
 
@@ -21,7 +21,7 @@ def in_root(monkeypatch):
 def parsed(*words, config=IMAGEPIECE):
     """The config that a command gets to see."""
     seen = []
-    ended = call(lambda: seen.append(cli.config()), "--config", config, *words)
+    ended = call(lambda: seen.append(config_flags.config()), "--config", config, *words)
     assert ended.status == 0, ended
     return seen[0]
 
@@ -71,15 +71,15 @@ def test_override(words, field, value):
 
 def test_the_rest_is_as_in_the_file():
     changed = parsed("--config.lr=0.5").to_dict()
-    assert changed == config_files.load(IMAGEPIECE).to_dict() | {"lr": 0.5}
+    assert changed == config_flags.load(IMAGEPIECE).to_dict() | {"lr": 0.5}
 
 
 def test_a_field_of_a_type_that_no_text_can_set():
-    config = config_files.load(IMAGEPIECE)
+    config = config_flags.load(IMAGEPIECE)
     with config.unlocked():
         config.words = ["a"]
     with pytest.raises(InputError, match="config.words is of type list; .* bool, int,"):
-        cli.override(config, "words", "b")
+        config_flags.override(config, "words", "b")
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,9 @@ def test_overrides_reach_all_configs_and_the_last_is_the_one():
     seen = []
 
     def main():
-        seen.append((cli.configs(), cli.config(), cli.config_name()))
+        seen.append(
+            (config_flags.configs(), config_flags.config(), config_flags.config_name())
+        )
 
     words = [word for name in names for word in ("--config", name)]
     for _ in range(2):  # what was given once is forgotten
@@ -124,12 +126,12 @@ def test_overrides_reach_all_configs_and_the_last_is_the_one():
 def test_a_config_that_may_be_missing():
     """It is None, unless overrides would be lost with it."""
     seen = []
-    main = lambda: seen.append(cli.config(required=False))  # noqa: E731
+    main = lambda: seen.append(config_flags.config(required=False))  # noqa: E731
     assert call(main).status == 0 and seen == [None]
     assert sentence(call(main, "--config.lr=1")).startswith("--config is missing: ")
-    main = lambda: seen.append(cli.config_or_base())  # noqa: E731
+    main = lambda: seen.append(config_flags.config_or_base())  # noqa: E731
     assert call(main, "--config.lr=1").status == 0
-    assert seen.pop() == (config_files.load(config_files.BASE), (("lr", "1"),))
+    assert seen.pop() == (config_flags.load(config_flags.BASE), (("lr", "1"),))
     assert call(main, "--config", IMAGEPIECE, "--config.lr=1").status == 0
     config, overrides = seen.pop()
     assert (config.lr, overrides) == (1.0, None)
@@ -145,7 +147,7 @@ def test_a_config_that_may_be_missing():
     ],
 )
 def test_name_of_a_config(path, name):
-    assert config_files.name(path) == name
+    assert config_flags.name(path) == name
 
 
 def test_a_config_file_can_take_an_argument_and_be_anywhere(tmp_path, monkeypatch):
@@ -159,14 +161,14 @@ def test_a_config_file_can_take_an_argument_and_be_anywhere(tmp_path, monkeypatc
     )
     (path.parent / "other.py").write_text("NUMBER = 5\n")
     monkeypatch.chdir(tmp_path.parent)
-    assert config_files.load(path).text == "none"
-    config = config_files.load(f"{path}:a:b")
+    assert config_flags.load(path).text == "none"
+    config = config_flags.load(f"{path}:a:b")
     assert (config.text, config.number, config.is_locked) == ("a:b", 5, True)
 
 
 def test_configs_of_the_package_are_found_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config = config_files.load("configs/deit_s_evit.py:deit_ti")
+    config = config_flags.load("configs/deit_s_evit.py:deit_ti")
     assert (config.model.name, config.reduction.name) == ("deit_ti", "evit")
 
 

@@ -27,7 +27,7 @@ ROOMS = (
 APART = {("data", "reduction"), ("data", "models"), ("visualize", "benchmark")}
 # Beside these, every file at the top of the package and every __main__ is a command.
 COMMANDS = ("benchmark.input", "benchmark.reduction", "evaluate.patch_features")
-FLAGS = ("cli", "config_files")  # for commands alone
+FLAGS = ("cli", "config_flags")  # for commands alone
 # Inside the reduction room: counts know no arrays, operations know no method.
 REDUCTION = (
     {"layer_plan", "token_counts", "validate", "flops"},
@@ -168,7 +168,7 @@ def test_imports_point_one_way():
         ("imagepiece_jax.evaluate.accuracy", "import imagepiece_jax.training.trainer"),
         ("imagepiece_jax.training.trainer", "import imagepiece_jax.describe"),
         ("imagepiece_jax.training.trainer", "from configs import base"),
-        ("imagepiece_jax.training.trainer", "from imagepiece_jax import config_files"),
+        ("imagepiece_jax.training.trainer", "from imagepiece_jax import config_flags"),
         (
             "imagepiece_jax.training.trainer",
             "from imagepiece_jax.benchmark import timer",

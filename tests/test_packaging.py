@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 import imagepiece_jax
-from imagepiece_jax import config_files
+from imagepiece_jax import config_flags
 from imagepiece_jax.models import convert, registry, summary
 from tests import compiling
 from tests.command import start
@@ -167,7 +167,7 @@ def test_an_installed_wheel_works_in_an_empty_folder(wheel, tmp_path):
     words += ["--candidates=1", "--budget=0.6", "--nospeed", "--dtype=float32"]
     run("experiments", "search", *words)
     (winner,) = (folder / "runs" / "experiments").glob("search_*.py")
-    assert config_files.load(winner).model.embed_dim == 64
+    assert config_flags.load(winner).model.embed_dim == 64
 
 
 def test_one_version():

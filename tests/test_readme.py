@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagepiece_jax import config_files
+from imagepiece_jax import config_flags
 from imagepiece_jax.models import pretrained
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction import layer_plan, ops, tokens
@@ -81,7 +81,7 @@ def test_every_command_names_what_exists(page):
     text = page.read_text(encoding="utf-8")
     for name, size in re.findall(r"--config (configs/\w+\.py)(:\w+)?", text):
         if name != "configs/deit_s_NAME.py":
-            config = config_files.load(f"{ROOT / name}{size}")
+            config = config_flags.load(f"{ROOT / name}{size}")
             from_config.check(config)
     for name in re.findall(r"(?<![\w/])configs/\w+\.py", text):
         if "NAME" not in name and "norm_top_k" not in name:

@@ -11,12 +11,12 @@ repository shows what the compiler makes of a config.
 
 from absl import flags
 
-from imagepiece_jax import cli
+from imagepiece_jax import cli, config_flags
 from imagepiece_jax.benchmark import device, report, suite, timer, torch_baselines
 from imagepiece_jax.benchmark.workloads import MODES
 from imagepiece_jax.common import xla_options
 
-cli.define_config("a config file; several are compared with the first")
+config_flags.define("a config file; several are compared with the first")
 BATCH_SIZE = flags.DEFINE_multi_string(
     "batch_size", ["256"], "one or more, such as 1,8,256", allow_override=True
 )
@@ -43,7 +43,7 @@ PLOT = flags.DEFINE_string("plot", None, "a PNG", allow_override=True)
 
 
 def main():
-    configs = cli.configs()
+    configs = config_flags.configs()
     sizes = suite.batch_sizes(BATCH_SIZE.value)
     modes, rules = suite.modes(MODE.value), timer.Rules(*TIMING())
     with report.Files(JSON.value, MARKDOWN.value, PLOT.value) as files:

@@ -16,7 +16,7 @@ import json
 
 from absl import flags
 
-from imagepiece_jax import cli
+from imagepiece_jax import cli, config_flags
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.files import check_writable, replace_file
 from imagepiece_jax.data import sources
@@ -28,7 +28,7 @@ from imagepiece_jax.reduction import settings
 from imagepiece_jax.training import from_config
 from imagepiece_jax.training.weights_config import of_weights
 
-cli.define_config()
+config_flags.define()
 WEIGHTS = cli.weights()
 NORMALIZATION = cli.normalization()
 CHECKPOINT = cli.checkpoint()
@@ -57,7 +57,7 @@ def main():
         raise InputError(f"--gelu is of the optimized program: {instead}")
     reductions = [one for text in SWEEP.value for one in settings.parse(text)]
     config, weights = of_weights(
-        path, *cli.config_or_base(), normalization, CHECKPOINT.value
+        path, *config_flags.config_or_base(), normalization, CHECKPOINT.value
     )
     data = config.data.name = DATA.value or config.data.name
     config.data.resize = RESIZE.value or config.data.resize

@@ -15,7 +15,7 @@ import pathlib
 
 from absl import flags
 
-from imagepiece_jax import cli
+from imagepiece_jax import cli, config_flags
 from imagepiece_jax.common.files import make_folder, replace_file
 from imagepiece_jax.data.sources import short_name
 from imagepiece_jax.errors import InputError
@@ -23,7 +23,7 @@ from imagepiece_jax.evaluate import feature_agreement as agreement
 from imagepiece_jax.models import pretrained
 from imagepiece_jax.reduction import settings
 
-cli.define_config()
+config_flags.define()
 WEIGHTS = cli.weights()
 NORMALIZATION = cli.normalization()
 DATA = cli.data()
@@ -51,7 +51,7 @@ def main():
     reductions = [one for one in reductions if one["name"] != settings.DENSE["name"]]
     out = pathlib.Path(OUT.value or "runs/patch_features")
     weights = pretrained.for_analysis(
-        path, cli.config(required=False), "float32", normalization
+        path, config_flags.config(required=False), "float32", normalization
     )
     dense = weights.variant(settings.DENSE)
     reduced = [weights.variant(reduction) for reduction in reductions]

@@ -19,11 +19,11 @@ import dataclasses
 
 from absl import flags
 
-from imagepiece_jax import cli, config_files
+from imagepiece_jax import cli, config_flags
 from imagepiece_jax.benchmark import timer
 from imagepiece_jax.experiments import masking, runner
 
-cli.define_config("a config file: of --weights that lack a config, of --small's runs")
+config_flags.define("a config file: of --weights that lack a config, of --small's runs")
 WEIGHTS = cli.weights()
 NORMALIZATION = cli.normalization()
 RUNS = flags.DEFINE_string("runs", None, "a folder of trained runs, one a model")
@@ -57,8 +57,8 @@ def main(words):
     known = {field.name for field in dataclasses.fields(runner.Settings)}
     given = {k: flags.FLAGS[k].value for k in known if k in flags.FLAGS}
     given |= {
-        "config": cli.config(required=False),
-        "load_config": lambda name: config_files.load(f"{config_files.CONFIGS}/{name}"),
+        "config": config_flags.config(required=False),
+        "load_config": lambda name: config_flags.load(f"{config_flags.CONFIGS}/{name}"),
         "normalization": NORMALIZATION(),
         "rules": timer.Rules(*TIMING()),
     }

@@ -16,7 +16,7 @@ import pathlib
 
 from absl import flags
 
-from imagepiece_jax import cli
+from imagepiece_jax import cli, config_flags
 from imagepiece_jax.common.files import make_folder, replace_file
 from imagepiece_jax.data import image_files
 from imagepiece_jax.errors import InputError
@@ -25,7 +25,7 @@ from imagepiece_jax.reduction.settings import parse
 from imagepiece_jax.visualize import figure, html, provenance
 from imagepiece_jax.visualize.trace import trace
 
-cli.define_config()
+config_flags.define()
 WEIGHTS = cli.weights()
 NORMALIZATION = cli.normalization()
 SWEEP = cli.sweep("these methods instead of the config's")
@@ -46,7 +46,9 @@ def main(words):
     blocks = block_numbers(BLOCKS.value)
     normalization = NORMALIZATION()
     reductions = [one for text in SWEEP.value for one in parse(text)]
-    weights = for_analysis(path, cli.config(required=False), "float32", normalization)
+    weights = for_analysis(
+        path, config_flags.config(required=False), "float32", normalization
+    )
     shown = [weights.variant(reduction) for reduction in reductions or [None]]
     depth = len(shown[0].model.plan)
     for block in blocks:

@@ -1,0 +1,298 @@
+"""The flag --config: config files, and the fields that are typed after them.
+
+A config file is Python with a function `get_config()` that returns a ConfigDict. Every
+mistake in a file or a field is an InputError of one sentence.
+"""
+
+import ast
+import importlib.util
+import math
+import os
+import pathlib
+import re
+import sys
+import traceback
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from imagepiece_jax.errors import InputError, closest
+
+PACKAGE = pathlib.Path(__file__).resolve().parent
+# The repository's configs; an installed package has a copy inside.
+inside = PACKAGE / "configs"
+CONFIGS = inside if inside.is_dir() else PACKAGE.parent / "configs"
+BASE = CONFIGS / "base.py"
+
+flags.disclaim_key_flags()  # as in `cli`
+
+
+def repeated(name, help_text):
+    """Define a flag that may be repeated; absl's words on that are left out."""
+    holder = flags.DEFINE_multi_string(name, [], help_text, allow_override=True)
+    flags.FLAGS[name].help = help_text
+    return holder
+
+
+class Overrides(tuple):
+    """(field, text) of every --config.FIELD=VALUE; calling it changes a config."""
+
+    def __call__(self, config):
+        for field, text in self:
+            override(config, field, text)
+
+
+_overrides = Overrides()  # of the command line that `cli.run` has parsed
+
+
+def define(help_text="a config file, such as configs/quickstart.py"):
+    """Define --config; `config`, `configs` or `config_or_base` reads it."""
+    help_text += "; --config.FIELD=VALUE changes a field of it; may be repeated"
+    return repeated("config", help_text)
+
+
+def configs():
+    """Return {name: config} of every --config, with the overrides."""
+    found, typed = {}, flags.FLAGS["config"].value
+    if not typed:
+        raise InputError(f"--config is missing: {flags.FLAGS['config'].help}")
+    for path in typed:
+        own = name(path)
+        if own in found:
+            raise InputError(
+                f"--config {path}: a config of this name is there already; allowed are "
+                "files of different names"
+            )
+        found[own] = load(path)
+        try:
+            _overrides(found[own])
+        except InputError as error:
+            raise InputError(f"{path}: {error}" if typed[1:] else error) from None
+    return found
+
+
+def config(required=True):
+    """Return the last --config; None where it is missing and not required."""
+    missing = not (flags.FLAGS["config"].value or _overrides or required)
+    return None if missing else [*configs().values()][-1]
+
+
+def config_name():
+    """Return the name of the last --config, such as deit_s_evit."""
+    return [*configs()][-1]
+
+
+def config_or_base():
+    """Return (the last --config, None), or without one (base.py, the overrides)."""
+    if flags.FLAGS["config"].value:
+        return config(), None
+    return load(BASE), _overrides
+
+
+def take_overrides(argv):
+    """Keep the overrides among the words `argv`, and return the rest.
+
+    An override is --config.FIELD=VALUE or --config.FIELD VALUE; for a switch
+    --config.FIELD (its text is None) or --noconfig.FIELD.
+    """
+    global _overrides
+    rest, overrides, words = [], [], list(argv)
+    while words:
+        word = words.pop(0)
+        found = re.fullmatch(r"--?(no)?config\.([^=]*)(?:=(.*))?", word, re.DOTALL)
+        if not found:
+            rest.append(word)
+            continue
+        negated, field, text = found.groups()
+        if negated and text is None:
+            text = "false"
+        elif text is None and words and not re.match(r"--?[a-z]", words[0]):
+            text = words.pop(0)
+        overrides.append((field, text))
+    if overrides and "config" not in flags.FLAGS:
+        field = overrides[0][0]
+        raise InputError(f"--config.{field}: this command has no config; see --help")
+    _overrides = Overrides(overrides)
+    return rest
+
+
+def load(path: str | os.PathLike) -> ConfigDict:
+    """Return the locked config of "FILE.py", or of "FILE.py:ARG": get_config("ARG").
+
+    A relative configs/NAME.py that does not exist here is the package's own. Files of
+    one folder can import each other as `from configs import base` from anywhere.
+    """
+    name, _, argument = str(path).partition(":")
+    file = pathlib.Path(name)
+    own = CONFIGS / file.name
+    if not file.exists() and file.parent == pathlib.Path("configs") and own.is_file():
+        file = own
+    if not file.is_file() or file.suffix != ".py":
+        raise InputError(_no_such_file(file, argument))
+    file = file.resolve()
+    spec = importlib.util.spec_from_file_location("config", file)
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(file.parent.parent))  # before anything else named configs
+    try:
+        spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise InputError(
+                f"config file {file} has no function get_config(); see "
+                "configs/deit_s.py for what a config file is"
+            )
+        config = module.get_config(*[argument] if argument else [])
+    except InputError:
+        raise
+    except Exception as error:  # a config file is a program: it can raise anything
+        if isinstance(error, ValueError) and argument and repr(argument) in str(error):
+            raise InputError(f"--config {path}: {error}") from error
+        raise InputError(f"config file {_where(error, file)}") from error
+    finally:
+        sys.path.remove(str(file.parent.parent))
+    if not isinstance(config, ConfigDict):
+        raise InputError(
+            f"get_config() of config file {file} returns {type(config).__name__}; "
+            "allowed is a ConfigDict"
+        )
+    return config.lock()
+
+
+def name(path: str | os.PathLike) -> str:
+    """Return a config's name: deit_ti_evit for configs/deit_s_evit.py:deit_ti."""
+    file, _, argument = str(path).partition(":")
+    stem = pathlib.Path(file).stem
+    if not argument:
+        return stem
+    sized, changed = re.subn("^deit_[a-z]+", argument, stem)
+    return sized if changed else f"{stem}_{argument}"
+
+
+def override(config: ConfigDict, field: str, text: str | None):
+    """Set `field`, such as "reduction.keep_rate", to `text` from a command line.
+
+    The value gets the type of the field. `text` None means true, for a bool alone.
+    """
+    *groups, leaf = field.split(".")
+    group = config
+    for part in groups:
+        group = group.get(part) if isinstance(group, ConfigDict) else None
+    if not isinstance(group, ConfigDict) or leaf not in group:
+        raise InputError(_no_such_field(config, field))
+    kind = group.get_type(leaf)
+    if issubclass(kind, ConfigDict):
+        found = f"a group of fields; set one of them: {', '.join(group[leaf])}"
+        raise InputError(f"config.{field} is {found}")
+    if kind not in _KINDS:
+        known = ", ".join(known.__name__ for known in _KINDS)
+        found = f"of type {kind.__name__}; the command line sets {known}"
+        raise InputError(f"config.{field} is {found}")
+    parse, allowed = _KINDS[kind]
+    if text is None and kind is not bool:
+        raise InputError(f"config.{field} has no value; allowed are {allowed}")
+    try:
+        group[leaf] = parse("true" if text is None else text)
+    except (ValueError, KeyError):
+        raise InputError(f"config.{field} is {text!r}; allowed are {allowed}") from None
+
+
+def fields_named(name):
+    """Return the dotted names of the fields of configs/base.py called `name`."""
+    names = _fields(load(BASE))
+    return [field for field in names if f".{field}".endswith(f".{name}")]
+
+
+def _boolean(text):
+    return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+
+
+def _number(text):
+    if not math.isfinite(float(text)):
+        raise ValueError(text)
+    return float(text)
+
+
+def _tuple(text):
+    """Parse "(0, 1)", "0,1" and "0" as numbers, "('a',)" and "a,b" as strings."""
+    try:
+        value = ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        value = [word.strip() for word in text.split(",")]
+        if not all(word.isidentifier() for word in value):
+            raise ValueError(text) from None
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
+
+
+# Type of a field: (its parser, what is allowed).
+_KINDS = {
+    bool: (_boolean, "true and false"),
+    int: (int, "whole numbers"),
+    float: (_number, "finite numbers"),
+    str: (str, "texts"),
+    tuple: (_tuple, "tuples, such as (0, 1) or head,norm"),
+}
+
+
+def _no_such_file(file, argument):
+    found = "does not end in .py" if file.is_file() else "does not exist"
+    folder = file.parent
+    if file.is_dir():
+        found, folder = "is a folder", file
+    elif folder == pathlib.Path() or not folder.is_dir():
+        folder = pathlib.Path("configs")
+        folder = folder if folder.is_dir() else CONFIGS
+    known = sorted(path.stem for path in folder.glob("*.py"))
+    meant, sized = closest(file.stem, known), re.match("deit_[a-z]+", file.stem)
+    default = sized and f"deit_s{file.stem[sized.end() :]}"
+    if meant != file.stem and default in known:  # the size is an argument
+        meant, argument = default, sized[0]
+    if meant is not None:
+        meant = f"{folder / meant}.py" + f":{argument}" * bool(argument)
+        return f"config file {file} {found}; did you mean {meant}?"
+    listed = f"; {folder} has {', '.join(known)}" if known else ""
+    return f"config file {file} {found}{listed}"
+
+
+def _no_such_field(config, field):
+    names = list(_fields(config))
+    group, _, leaf = field.rpartition(".")
+    siblings = [name for name in names if group and name.startswith(f"{group}.")]
+    siblings = [name.removeprefix(f"{group}.") for name in siblings] or list(config)
+    leaves = {name.rpartition(".")[2] for name in names}
+    # A field of this name in another group is likelier than a similar sibling.
+    if leaf not in leaves and (meant := closest(leaf, siblings)):
+        meant = [f"{group}.{meant}".removeprefix(".")]
+    else:
+        near = closest(leaf, leaves)
+        meant = [name for name in names if f".{name}".endswith(f".{near}")]
+    if meant:
+        listed = " or ".join(f"config.{name}" for name in meant)
+        return f"config.{field} is not a field; did you mean {listed}?"
+    owner = "config" if siblings == list(config) else f"config.{group}"
+    return f"config.{field} is not a field; {owner} has {', '.join(siblings)}"
+
+
+def _fields(config, prefix=""):
+    """Yield the dotted names of all fields, those of groups included."""
+    for name in config:
+        if isinstance(config[name], ConfigDict):
+            yield from _fields(config[name], f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def _where(error, file):
+    """Return "FILE, line N: ..." in one line for what a config file raised."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}, line {error.lineno}: {error.msg}"
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [f for f in frames if pathlib.Path(f.filename).parent == file.parent]
+    where = f"{ours[-1].filename}, line {ours[-1].lineno}" if ours else file
+    kind = type(error).__name__
+    while error.args and isinstance(error.args[0], Exception):
+        error = error.args[0]  # ConfigDict: AttributeError(KeyError(...))
+    text = str(error.args[0]) if error.args else "no reason given"
+    # ConfigDict lists all fields, over many lines, before its "Did you mean".
+    first = text.partition(". Other fields present")[0].partition("\n")[0]
+    last = text.rpartition("\n")[2]
+    hint = f"; {last}" if last.startswith("Did you mean") else ""
+    return f"{where}: {kind}: {first}{hint}"
