@@ -16,6 +16,7 @@ from tools import faults, tiny_runs
 
 # 1,438 digits, 256 a step: 10 steps, in this process.
 SHORT = runs.DENSE | {"batch_size": 256, "epochs": 2, "warmup_epochs": 0.0}
+SHORT |= {"model.depth": 1, "model.stem": "patch"}
 
 
 def short(**fields):
