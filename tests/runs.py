@@ -24,9 +24,12 @@ SMALL = {
     "pictures": 0,
     "progress": False,
 }
-DENSE = {
-    name: value for name, value in SMALL.items() if not name.startswith("reduction")
-} | {"reduction.merge_blocks": (), "reduction.prune_blocks": ()}
+# Without reduction a quarter of the patches will do.
+DENSE = SMALL | {
+    "model.patch_size": 4,
+    "reduction.merge_blocks": (),
+    "reduction.prune_blocks": (),
+}
 
 
 def command(workdir, fields):

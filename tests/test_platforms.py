@@ -302,7 +302,8 @@ def test_a_process_saves_in_the_middle_of_a_step_only_when_it_is_alone(
     seen.process_count = lambda: 1 + (len(can_save) > 6)
     monkeypatch.setattr(trainer, "parallel", seen)
     config = quickstart.get_config()
-    fields = {"batch_size": 256, "epochs": 1, "warmup_epochs": 0.0, "model.depth": 1}
+    fields = {"batch_size": 256, "epochs": 1, "warmup_epochs": 0.0}
+    fields |= {"model.depth": 1, "model.stem": "patch"}
     config.update_from_flattened_dict(runs.DENSE | fields)
     trainer.train_and_evaluate(config, tmp_path)
     assert can_save == [False, True] * 3 + [False, False] * 2

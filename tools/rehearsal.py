@@ -100,8 +100,8 @@ def rehearse(stage, short):
 
 def shortened(stage):
     """EViT on two hosts: killed, resumed, stopped; and the rest on one."""
-    fields = {"epochs": 2, "pictures": 0, "model.embed_dim": 8, "eval_batch_size": 360}
-    fields |= {"model.depth": 1, "reduction.blocks": (0,)}
+    fields = {"epochs": 2, "pictures": 0, "eval_batch_size": 360, "model.depth": 1}
+    fields |= {"model.embed_dim": 8, "reduction.blocks": (0,)}
     run, one = (stage.run("evit", name, **fields) for name in ("two", "one"))
     yield killed(run, 0, EPOCH - 3)
     yield stopped(run, 1, EPOCH + 2)

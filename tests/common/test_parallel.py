@@ -217,7 +217,8 @@ def check_agreement(process, folder):
 def check_dry_run(process, workdir):
     """The last step's program is compiled for all devices, and nothing is written."""
     config = quickstart.get_config()
-    config.update_from_flattened_dict(runs.DENSE | {"model.depth": 1})
+    fields = {"model.depth": 1, "model.stem": "patch"}
+    config.update_from_flattened_dict(runs.DENSE | fields)
     with contextlib.redirect_stdout(io.StringIO()) as output:
         assert trainer.train_and_evaluate(config, workdir, dry_run=True) is None
     printed = output.getvalue()

@@ -41,7 +41,8 @@ def test_figures_are_those_of_plain_numpy(context, pretrained):
     batches = list(context.images.batches())
     pixels = np.concatenate([batch["image"][0] for batch in batches])
     label = np.concatenate([batch["label"][0] for batch in batches])
-    logits = np.asarray(model.apply(variables, normalize(pixels, MEAN, STD)).logits)
+    outputs = jax.jit(model.apply)(variables, normalize(pixels, MEAN, STD))
+    logits = np.asarray(outputs.logits)
     order = np.argsort(-logits, axis=1, kind="stable")
     right = order[:, 0] == label
     chances = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
@@ -233,7 +234,7 @@ def test_no_model_at_all_is_a_mistake(context, pretrained):
 @pytest.mark.slow
 def test_runs_of_several_seeds_are_paired_with_their_own_dense(tmp_path):
     """Two dense models and two with ToMe's reduction, seeds 0 and 1."""
-    dense = [tiny_context.pretrained(tmp_path, seed) for seed in (0, 1)]
+    dense = [tiny_context.pretrained(tmp_path, seed, depth=2) for seed in (0, 1)]
     kept = settings.completed(TOME)
     reduced = [dataclasses.replace(d, reduction=kept) for d in dense]
     runs = TrainedRuns((*dense, *reduced))

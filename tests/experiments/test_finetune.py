@@ -7,6 +7,7 @@ import types
 import pytest
 
 from configs import quickstart
+from imagepiece_jax.data import sources
 from imagepiece_jax.experiments import finetune
 from imagepiece_jax.experiments.finetune import Finetuner, label
 from imagepiece_jax.experiments.rows import DENSE, Row, measure, table
@@ -18,10 +19,12 @@ EVIT = {"name": "evit", "keep_rate": 0.5, "blocks": (1,)}
 
 
 @pytest.fixture
-def config():
-    """One epoch of two steps for the tiny model."""
+def config(monkeypatch):
+    """One epoch of two steps for the tiny model, on a tenth of the digits."""
+    pixels, labels = sources._digits()
+    monkeypatch.setattr(sources, "_digits", lambda: (pixels[:180], labels[:180]))
     config = quickstart.get_config()
-    config.model.stem, config.epochs, config.batch_size = "patch", 1, 700
+    config.model.stem, config.epochs, config.batch_size = "patch", 1, 70
     for name, value in (tiny_context.SIZE | {"mlp_ratio": 2.0}).items():
         config.model[name] = value
     config.warmup_epochs = 0.0
@@ -29,7 +32,7 @@ def config():
 
 
 def made(tmp_path, config):
-    given = tiny_context.pretrained(tmp_path)
+    given = tiny_context.pretrained(tmp_path, depth=config.model.depth)
     return Finetuner(config, given, "digits", tmp_path / "small", [0, 1])
 
 
@@ -116,6 +119,7 @@ def test_the_head_is_fresh_where_a_class_has_another_name(
 
 @pytest.mark.slow
 def test_methods_are_trained_once_and_compared(tmp_path, config, capfd):
+    config.model.depth = 2
     maker = made(tmp_path, config)
     maker.seeds = [1]
     context = tiny_context.context(tmp_path / "out", models=maker)

@@ -25,13 +25,14 @@ FIELDS = {
 }
 
 
-def pretrained(folder, seed=0):
+def pretrained(folder, seed=0, **fields):
     """Random weights, as a file that a dense model fits."""
-    model = registry.create_model(**FIELDS)
+    fields = FIELDS | fields
+    model = registry.create_model(**fields)
     variables = fill(summary.shapes(model, 16), seed)
     path = folder / f"tiny{seed}.npz"
     np.savez(path, **convert.to_timm(variables))
-    return Pretrained(path, FIELDS, settings.completed(None), seed=seed)
+    return Pretrained(path, fields, settings.completed(None), seed=seed)
 
 
 def images(count=24):

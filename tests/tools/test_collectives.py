@@ -44,8 +44,8 @@ def test_a_step_on_eight_described_gpus():
 
 def small():
     config = quickstart.get_config().unlock()
-    config.model.update(embed_dim=16, num_heads=2, depth=2, patch_size=4)
-    config.reduction.merge_blocks, config.reduction.prune_blocks = (0,), (1,)
+    config.model.update(embed_dim=16, num_heads=2, depth=1, patch_size=4)
+    config.reduction.merge_blocks, config.reduction.prune_blocks = (), (0,)
     config.update(mixup=0.8, cutmix=1.0, batch_size=16)
     return config
 

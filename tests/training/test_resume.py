@@ -16,6 +16,7 @@ from tools import faults, tiny_runs
 
 # 1,438 digits, 256 a step: 10 steps, in this process.
 SHORT = runs.DENSE | {"batch_size": 256, "epochs": 2, "warmup_epochs": 0.0}
+SHORT |= {"model.depth": 1, "model.stem": "patch"}
 
 
 def short(**fields):
@@ -52,10 +53,10 @@ def test_an_abandoned_evaluation_is_repeated(tmp_path, monkeypatch, capsys):
     assert Checkpoints(tmp_path).restore_variables("best")["step"] == 10
 
 
-# Three epochs of the drill's five, with one block that prunes.
+# Three epochs of the drill's five, with one block that prunes and fewer patches.
 STEPS = 3 * tiny_runs.EPOCH
-TINY = {"epochs": 3, "model.depth": 1, "reduction.merge_blocks": ()}
-TINY |= {"reduction.prune_blocks": (0,)}
+TINY = {"epochs": 3, "model.depth": 1, "model.patch_size": 4}
+TINY |= {"reduction.merge_blocks": (), "reduction.prune_blocks": (0,)}
 
 
 def _met(fault, run, *args):

@@ -92,12 +92,12 @@ def test_images_are_normalized_as_the_model_says():
     mean, std = (0.1, 0.5, 0.9), (0.01, 0.02, 0.03)
     step, state = make(recipe, mean=mean, std=std)
     images, labels = (batch(0)[name][0, 0] for name in ("image", "label"))
-    model = registry.create_model("vit_mini", **DENSE)
+    forward = jax.jit(registry.create_model("vit_mini", **DENSE).apply)
     variables = parallel.unreplicate(state).variables
 
     def cross_entropy(mean, std):
         pixels = (images / 255 - np.array(mean)) / np.array(std)
-        logits = model.apply(variables, jnp.asarray(pixels, jnp.float32)).logits
+        logits = forward(variables, jnp.asarray(pixels, jnp.float32)).logits
         return -np.asarray(jax.nn.log_softmax(logits))[np.arange(BATCH), labels].mean()
 
     loss = run(step, state, [batch(0)])[1][0]["loss"]
