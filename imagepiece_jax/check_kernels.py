@@ -21,7 +21,7 @@ from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.models import summary
 from imagepiece_jax.models.attention import class_attention
-from imagepiece_jax.models.reducer_inputs import reducer_inputs
+from imagepiece_jax.models.kernel_inputs import kernel_inputs
 from imagepiece_jax.reduction import kernel_agreement
 from imagepiece_jax.reduction.kernels import fused
 from imagepiece_jax.training import from_config
@@ -87,13 +87,13 @@ def real_inputs(config, weights, data, dtype):
     source = from_config.source(config, "val")
 
     @jax.jit
-    def run(images):
+    def run(variables, images):
         images = normalize(images, model.mean, model.std)
-        return reducer_inputs(model, variables, images)
+        return kernel_inputs(model, variables, images)
 
     for batch in loader.eval_batches(source, transform, batch_size=64):
         kept = batch["mask"][0] > 0
-        for arrays in run(batch["image"][0]):
+        for arrays in run(variables, batch["image"][0]):
             yield tuple(array[kept] for array in arrays)
 
 

@@ -1,9 +1,9 @@
-"""Inputs of a model's reductions, captured from a forward pass."""
+"""Inputs of the fused kernels, captured from a forward pass of a model."""
 
 import jax.numpy as jnp
 
 
-def reducer_inputs(model, variables, images):
+def kernel_inputs(model, variables, images):
     """Return [(query, key, x, size)] of blocks that reduce after their attention.
 
     images: [B, S, S, 3], normalized; query, key [B, N, H, d], x [B, N, D], size [B, N].
