@@ -7,7 +7,7 @@ import importlib.metadata
 import importlib.util
 import platform
 
-from imagepiece_jax import cli
+from imagepiece_jax import __version__, cli
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 # extra -> (a module that it installs, its purpose)
@@ -21,6 +21,7 @@ EXTRAS = {
 
 def lines():
     """Yield the lines to print; without JAX those of versions alone, and a reason."""
+    yield f"imagepiece_jax {__version__}"
     yield f"python {platform.python_version()} on {platform.platform()}"
     for name in LIBRARIES:
         yield f"{name} {version(name)}"
@@ -38,7 +39,9 @@ def lines():
         yield f"attention in {dtype}: {resolve_backend('auto', dtype)}"
     for extra, (module, purpose) in EXTRAS.items():
         found = importlib.util.find_spec(module) is not None
-        state = "installed" if found else f"missing: pip install '.[{extra}]'"
+        state = "installed"
+        if not found:
+            state = f"missing: pip install '.[{extra}]' in a clone"
         yield f"extra {extra} ({purpose}): {state}"
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import imagepiece_jax
 from configs import quickstart
 from imagepiece_jax import describe, doctor
 from imagepiece_jax.data.normalize import normalize
@@ -265,7 +266,8 @@ def test_doctor_says_each_thing_in_one_line():
     ended = call(doctor.main)
     assert (ended.status, ended.err) == (0, "")
     lines = ended.out.splitlines()
-    assert lines[0].startswith("python 3.")
+    assert lines[0] == f"imagepiece_jax {imagepiece_jax.__version__}"
+    assert lines[1].startswith("python 3.")
     assert f"jax {jax.__version__}" in lines
     device = jax.devices()[0]
     assert f"devices: 1 x {device.platform} ({device.device_kind})" in lines
@@ -281,7 +283,7 @@ def test_doctor_names_what_is_missing(monkeypatch):
     monkeypatch.setitem(doctor.EXTRAS, "dev", ("no_such_module", "tests"))
     lines = call(doctor.main).out.splitlines()
     assert "no-such-library is missing: pip install -r requirements.txt" in lines
-    assert "extra dev (tests): missing: pip install '.[dev]'" in lines
+    assert "extra dev (tests): missing: pip install '.[dev]' in a clone" in lines
 
 
 def test_doctor_reports_the_rest_without_jax(tmp_path):

@@ -103,7 +103,7 @@ def violations(module, source, is_package=False):
     bad = []
     for name in imports(module, source, is_package):
         top = name.partition(".")[0]
-        if top in sys.stdlib_module_names:
+        if top in sys.stdlib_module_names or name == f"{PACKAGE}.__version__":
             continue
         if top in (PACKAGE, "configs", "train", "tests", "tools"):
             fine = allowed(module, name)

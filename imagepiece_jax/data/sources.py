@@ -87,8 +87,11 @@ def open_source(
         return _open_folder(path, split, num_classes)
     if kind == "csv" and path:
         return _open_csv(path, split, num_classes)
+    path = os.path.expanduser(name)
+    meant = "folder:" * os.path.isdir(path) or "csv:" * os.path.isfile(path)
+    hint = f"; did you mean {meant}{name}?" if meant else ""
     raise InputError(
-        f"config.data.name is {name!r}: allowed are {', '.join(KNOWN_NAMES)}"
+        f"config.data.name is {name!r}: allowed are {', '.join(KNOWN_NAMES)}{hint}"
     )
 
 
