@@ -315,10 +315,10 @@ def placement(config) -> loader.Placement:
     return place
 
 
-def eval_batch_size(config, place):
-    """config.eval_batch_size, rounded up to a multiple of all devices."""
+def eval_batch_size(config, place, images):
+    """config.eval_batch_size, or `images` if fewer, up to a multiple of all devices."""
     devices = place.process_count * place.local_devices
-    return -(-config.eval_batch_size // devices) * devices
+    return -(-min(config.eval_batch_size, images) // devices) * devices
 
 
 def eval_batches(config, source):
@@ -328,7 +328,7 @@ def eval_batches(config, source):
         loader.eval_batches,
         source,
         eval_transform(config),
-        batch_size=eval_batch_size(config, place),
+        batch_size=eval_batch_size(config, place, len(source)),
         placement=place,
         workers=config.data.workers,
         threads=config.data.threads,

@@ -294,7 +294,9 @@ class Trainer:
         self.evaluation = loader.eval_sequence(
             self.val_source,
             self.eval_transform,
-            batch_size=from_config.eval_batch_size(config, self.place),
+            batch_size=from_config.eval_batch_size(
+                config, self.place, len(self.val_source)
+            ),
             placement=self.place,
         )
         evaluated = (self.evaluation, 0, self.evaluation.steps)

@@ -114,7 +114,16 @@ def test_mixing_needs_pairs():
 def test_evaluation_batch_is_rounded_up(monkeypatch, count, size):
     devices(monkeypatch, count)
     made = config(batch_size=100 * 8, eval_batch_size=359)
-    assert from_config.eval_batch_size(made, from_config.placement(made)) == size
+    place = from_config.placement(made)
+    assert from_config.eval_batch_size(made, place, images=1000) == size
+
+
+@pytest.mark.parametrize("count, size", [(1, 40), (8, 40), (16, 48)])
+def test_a_small_set_is_one_batch_of_its_own_size(monkeypatch, count, size):
+    devices(monkeypatch, count)
+    made = config(batch_size=100 * 8, eval_batch_size=512)
+    place = from_config.placement(made)
+    assert from_config.eval_batch_size(made, place, images=40) == size
 
 
 def test_length():
