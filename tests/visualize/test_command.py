@@ -117,7 +117,7 @@ def test_a_config_defines_the_model_and_flags_come_in_any_order(
             ["--weights={w}", "a.png"],
             "none of 1 files can be read, the first is a.png;",
         ),
-        (["--weights={w}", "a.png", "--sweep=evil"], "config.reduction.name is 'evil'"),
+        (["--weights={w}", "a.png", "--sweep=evil"], "--sweep evil: 'evil' is no"),
         (["--weights=w.npz", "a.png", "--blocks=1,x"], "--blocks has 'x'; allowed are"),
         (["--weights={w}", "{a}", "--blocks=0,99"], "--blocks has 99; allowed are 0 "),
         (["--weights={w}", "{a}", "--out={a}"], "--out {a} cannot be made (Not a dir"),
