@@ -44,7 +44,7 @@ OPTIMIZED = flags.DEFINE_bool(
 GELU = flags.DEFINE_enum(
     "gelu", None, ["exact", "tanh"], "of the optimized program; default: the model's"
 )
-OUT_HELP = "folder of a sweep's results, replaced if there"
+OUT_HELP = "folder of a sweep's files, which replace those of an earlier one"
 OUT = flags.DEFINE_string("out", "runs/sweep", OUT_HELP, allow_override=True)
 
 
