@@ -3,9 +3,6 @@
 import json
 import os
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
 from imagepiece_jax.benchmark import timer
 from imagepiece_jax.common import plotting, tables
 from imagepiece_jax.common.files import append_line, check_writable, replace_file
@@ -139,8 +136,7 @@ def _compared(ratios, first):
 def plot(path, rows):
     """Write img/s over batch size as a PNG, a panel per mode; bars from low to high."""
     modes = _in_order(row["mode"] for row in rows)
-    figure = Figure((7, 4.5 * len(modes)), 100, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = plotting.new_figure(7, 4.5 * len(modes), layout="constrained")
     for panel, mode in zip(
         figure.subplots(len(modes), squeeze=False), modes, strict=True
     ):

@@ -10,9 +10,6 @@ import pathlib
 import textwrap
 
 import numpy as np
-from matplotlib import colormaps, colors
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from imagepiece_jax.common.files import replacing
 
@@ -82,6 +79,8 @@ def value_colors(values, colormap="inferno"):
     Three quarters opaque. NaN, which stands for a dropped patch, is a pale tone.
     `colormap` names one of matplotlib's maps.
     """
+    from matplotlib import colormaps
+
     values = np.asarray(values, float)
     painted = colormaps[colormap](np.nan_to_num(values), bytes=True)
     painted[..., 3] = round(255 * _VALUE)
@@ -142,8 +141,7 @@ def panel_page(path: str | os.PathLike, rows, caption: str):
     below = 2 * _MARGIN + len(caption) * _LINE
     page_height = len(rows) * (height + _LABEL) + below
 
-    figure = Figure((page_width / _DPI, page_height / _DPI), _DPI)
-    FigureCanvasAgg(figure)
+    figure = new_figure(page_width / _DPI, page_height / _DPI)
     for row, panels in enumerate(rows):
         for column, panel in enumerate(panels):
             if panel is None:
@@ -179,8 +177,7 @@ def accuracy_plot(path: str | os.PathLike, points):
 
     points: (method, GMACs, accuracy in %, half of its 95 % interval), in any order.
     """
-    figure = Figure(figsize=(7, 5), dpi=_DPI, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(7, 5, layout="constrained")
     axes = figure.add_subplot()
     markers = "osD^vP*X<>ph"
     for i, method in enumerate(dict.fromkeys(point[0] for point in points)):
@@ -195,7 +192,18 @@ def accuracy_plot(path: str | os.PathLike, points):
     save_figure(figure, path)
 
 
-def save_figure(figure: Figure, path: str | os.PathLike):
+def new_figure(width: float, height: float, layout: str | None = None):
+    """A matplotlib figure of these inches, at 100 dots per inch, without a display."""
+    # Imported here: it takes a third of a second, and most processes draw nothing.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure((width, height), _DPI, layout=layout)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_figure(figure, path: str | os.PathLike):
     """Write a matplotlib figure as a PNG, whole or not at all; RunError."""
     with replacing(path) as new:
         figure.savefig(new, format="png")
@@ -227,6 +235,8 @@ def _hues(source):
     The hue turns by sqrt(3) from patch to patch, which keeps patches beside and below
     each other apart on grids of 7, 8, 12, 14 and 16; the golden ratio fails on 8.
     """
+    from matplotlib import colors
+
     first = (source[:, None] == source[None, :]).argmax(axis=1)
     hue = first * 3**0.5 % 1.0
     hsv = np.stack([hue, np.full_like(hue, 0.85), np.ones_like(hue)], axis=-1)

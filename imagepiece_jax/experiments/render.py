@@ -3,9 +3,6 @@
 import os
 from collections.abc import Iterable
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
 from imagepiece_jax.benchmark import device
 from imagepiece_jax.common import plotting, tables
 from imagepiece_jax.common.files import replace_file
@@ -75,8 +72,7 @@ def number(value: float | None, digits: int = 2) -> str:
 
 def curves(path: str | os.PathLike, xlabel: str, ylabel: str, series: dict):
     """A PNG of curves with bands: {label: [(x, Estimate)]}, in any order of x."""
-    figure = Figure((7.5, 5), 100, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = plotting.new_figure(7.5, 5, layout="constrained")
     axes = figure.add_subplot()
     markers = "osD^vP*X<>ph"
     for i, (label, points) in enumerate(series.items()):

@@ -269,7 +269,7 @@ def test_stacked_on_a_mapped_device_the_same_comes_out(name, fields):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name, fields", CASES)
+@pytest.mark.parametrize("name, fields", OPERATIONS)
 def test_gradients_in_bfloat16_are_finite(name, fields):
     """They reach the patches of every image; the class token gets its own alone."""
     plan, x = plan_of(name, fields), random_tokens(jnp.bfloat16)
