@@ -83,9 +83,7 @@ def resize():
 
 def sweep(help_text):
     """Define --sweep, which can be given more than once."""
-    return config_flags.repeated(
-        "sweep", f"METHOD:FIELD=V1,V2: {help_text}; may be repeated"
-    )
+    return config_flags.repeated("sweep", f"METHOD:FIELD=V1,V2: {help_text}")
 
 
 def dtype(of):

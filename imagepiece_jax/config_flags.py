@@ -28,7 +28,8 @@ flags.disclaim_key_flags()  # as in `cli`
 
 
 def repeated(name, help_text):
-    """Define a flag that may be repeated; absl's words on that are left out."""
+    """Define a flag that may be repeated, as its help says in our words, not absl's."""
+    help_text += "; may be repeated"
     holder = flags.DEFINE_multi_string(name, [], help_text, allow_override=True)
     flags.FLAGS[name].help = help_text
     return holder
@@ -47,7 +48,7 @@ _overrides = Overrides()  # of the command line that `cli.run` has parsed
 
 def define(help_text="a config file, such as configs/quickstart.py"):
     """Define --config; `config`, `configs` or `config_or_base` reads it."""
-    help_text += "; --config.FIELD=VALUE changes a field of it; may be repeated"
+    help_text += "; --config.FIELD=VALUE changes a field of it"
     return repeated("config", help_text)
 
 

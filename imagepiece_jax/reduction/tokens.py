@@ -87,7 +87,7 @@ class Assignment:
     weights, None means size; mean: weighted mean of a slot's tokens, else weighted sum;
     size: [B, n] what each token adds to the size of its slot, None means its size;
     merged: at most so many slots have several sources (None: unknown); index: the same
-    map as `apply.slot_index` computes it, from a reducer that has it already.
+    map as `merging.slot_index` computes it, from a reducer that has it already.
     """
 
     dest: Array

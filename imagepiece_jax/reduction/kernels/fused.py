@@ -1,6 +1,6 @@
 """Whole reductions in one kernel: keys and x are read once, decided on, and moved.
 
-Each function does what class attention, a reducer of `reducers` and `apply.apply` do
+Each function does what class attention, a reducer of `reducers` and `merging.apply` do
 together, with the same decisions from the same scores, ties included. Where it runs
 (`obstacle`, `misfit`) it replaces a chain of small kernels; gradients are the plain
 version's. The code is the same for CPU and GPU: reduce.h. Programs find the kernels of
