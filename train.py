@@ -29,12 +29,12 @@ PROCESS_ID = flags.DEFINE_integer("process_id", None, "number of this host, from
 
 
 def main():
-    config = config_flags.config()
+    name, config = [*config_flags.configs().items()][-1]
     # Imports JAX: after the flags.
     from imagepiece_jax.training import distributed, trainer
 
     job = distributed.find(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
-    workdir = WORKDIR.value or pathlib.Path("runs") / config_flags.config_name()
+    workdir = WORKDIR.value or pathlib.Path("runs") / name
     with distributed.joined(job):
         trainer.train_and_evaluate(config, workdir, DRY_RUN.value)
 

@@ -14,6 +14,7 @@ python train.py --config configs/deit_s.py --config.model.stem=conv
 """
 
 from configs import base
+from imagepiece_jax.errors import InputError
 
 SIZES = ("deit_ti", "deit_s", "deit_b", "vit_mini")
 
@@ -21,7 +22,7 @@ SIZES = ("deit_ti", "deit_s", "deit_b", "vit_mini")
 def get_config(size="deit_s"):
     """The dense model."""
     if size not in SIZES:
-        raise ValueError(f"{size!r} is not a size; allowed are {', '.join(SIZES)}")
+        raise InputError(f"{size!r} is not a size; allowed are {', '.join(SIZES)}")
     config = base.get_config()
     config.model.name = size
     return config

@@ -5,11 +5,12 @@ mistake in a file or a field is an InputError of one sentence.
 """
 
 import ast
-import importlib.util
+import functools
 import math
 import os
 import pathlib
 import re
+import runpy
 import sys
 import traceback
 
@@ -78,11 +79,6 @@ def config(required=True):
     return None if missing else [*configs().values()][-1]
 
 
-def config_name():
-    """Return the name of the last --config, such as deit_s_evit."""
-    return [*configs()][-1]
-
-
 def config_or_base():
     """Return (the last --config, None), or without one (base.py, the overrides)."""
     if flags.FLAGS["config"].value:
@@ -131,30 +127,22 @@ def load(path: str | os.PathLike) -> ConfigDict:
     if not file.is_file() or file.suffix != ".py":
         raise InputError(_no_such_file(file, argument))
     file = file.resolve()
-    spec = importlib.util.spec_from_file_location("config", file)
-    module = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(file.parent.parent))  # before anything else named configs
     try:
-        spec.loader.exec_module(module)
-        if not hasattr(module, "get_config"):
-            raise InputError(
-                f"config file {file} has no function get_config(); see "
-                "configs/deit_s.py for what a config file is"
-            )
-        config = module.get_config(*[argument] if argument else [])
-    except InputError:
-        raise
+        get_config = runpy.run_path(str(file)).get("get_config")
+        config = get_config(*[argument] * bool(argument)) if get_config else None
+    except InputError as error:
+        raise InputError(f"--config {path}: {error}") from error
     except Exception as error:  # a config file is a program: it can raise anything
-        if isinstance(error, ValueError) and argument and repr(argument) in str(error):
-            raise InputError(f"--config {path}: {error}") from error
         raise InputError(f"config file {_where(error, file)}") from error
     finally:
         sys.path.remove(str(file.parent.parent))
+    if not get_config:
+        example = "see configs/deit_s.py for what a config file is"
+        raise InputError(f"config file {file} has no function get_config(); {example}")
     if not isinstance(config, ConfigDict):
-        raise InputError(
-            f"get_config() of config file {file} returns {type(config).__name__}; "
-            "allowed is a ConfigDict"
-        )
+        found = f"returns {type(config).__name__}; allowed is a ConfigDict"
+        raise InputError(f"get_config() of config file {file} {found}")
     return config.lock()
 
 
@@ -174,13 +162,12 @@ def override(config: ConfigDict, field: str, text: str | None):
     The value gets the type of the field. `text` None means true, for a bool alone.
     """
     *groups, leaf = field.split(".")
-    group = config
-    for part in groups:
-        group = group.get(part) if isinstance(group, ConfigDict) else None
-    if not isinstance(group, ConfigDict) or leaf not in group:
-        raise InputError(_no_such_field(config, field))
-    kind = group.get_type(leaf)
-    if issubclass(kind, ConfigDict):
+    try:
+        group = functools.reduce(ConfigDict.__getitem__, groups, config)
+        kind = group.get_type(leaf)
+    except (AttributeError, KeyError, TypeError):
+        raise InputError(_no_such_field(config, field)) from None
+    if kind is ConfigDict:
         found = f"a group of fields; set one of them: {', '.join(group[leaf])}"
         raise InputError(f"config.{field} is {found}")
     if kind not in _KINDS:
@@ -235,18 +222,19 @@ _KINDS = {
 
 def _no_such_file(file, argument):
     found = "does not end in .py" if file.is_file() else "does not exist"
-    folder = file.parent
+    folder = next(
+        f
+        for f in (file.parent, pathlib.Path("configs"), CONFIGS)
+        if f.is_dir() and f != pathlib.Path()
+    )
     if file.is_dir():
         found, folder = "is a folder", file
-    elif folder == pathlib.Path() or not folder.is_dir():
-        folder = pathlib.Path("configs")
-        folder = folder if folder.is_dir() else CONFIGS
     known = sorted(path.stem for path in folder.glob("*.py"))
-    meant, sized = closest(file.stem, known), re.match("deit_[a-z]+", file.stem)
-    default = sized and f"deit_s{file.stem[sized.end() :]}"
+    meant, size = closest(file.stem, known), re.match("deit_[a-z]+", file.stem)
+    default = size and file.stem.replace(size[0], "deit_s", 1)
     if meant != file.stem and default in known:  # the size is an argument
-        meant, argument = default, sized[0]
-    if meant is not None:
+        meant, argument = default, size[0]
+    if meant:
         meant = f"{folder / meant}.py" + f":{argument}" * bool(argument)
         return f"config file {file} {found}; did you mean {meant}?"
     listed = f"; {folder} has {', '.join(known)}" if known else ""
@@ -254,21 +242,19 @@ def _no_such_file(file, argument):
 
 
 def _no_such_field(config, field):
-    names = list(_fields(config))
-    group, _, leaf = field.rpartition(".")
-    siblings = [name for name in names if group and name.startswith(f"{group}.")]
-    siblings = [name.removeprefix(f"{group}.") for name in siblings] or list(config)
+    names, (group, _, leaf) = [*_fields(config)], field.rpartition(".")
+    siblings = [n.removeprefix(f"{group}.") for n in names if n.startswith(f"{group}.")]
+    owner, siblings = (f"config.{group}", siblings) if siblings else ("config", config)
     leaves = {name.rpartition(".")[2] for name in names}
     # A field of this name in another group is likelier than a similar sibling.
-    if leaf not in leaves and (meant := closest(leaf, siblings)):
-        meant = [f"{group}.{meant}".removeprefix(".")]
-    else:
-        near = closest(leaf, leaves)
-        meant = [name for name in names if f".{name}".endswith(f".{near}")]
+    if leaf not in leaves:
+        leaf = closest(leaf, siblings) or closest(leaf, leaves)
+    meant = [name for name in names if f".{name}".endswith(f".{leaf}")]
+    if f"{group}.{leaf}" in names:
+        meant = [f"{group}.{leaf}"]
     if meant:
         listed = " or ".join(f"config.{name}" for name in meant)
         return f"config.{field} is not a field; did you mean {listed}?"
-    owner = "config" if siblings == list(config) else f"config.{group}"
     return f"config.{field} is not a field; {owner} has {', '.join(siblings)}"
 
 
@@ -293,7 +279,5 @@ def _where(error, file):
         error = error.args[0]  # ConfigDict: AttributeError(KeyError(...))
     text = str(error.args[0]) if error.args else "no reason given"
     # ConfigDict lists all fields, over many lines, before its "Did you mean".
-    first = text.partition(". Other fields present")[0].partition("\n")[0]
-    last = text.rpartition("\n")[2]
-    hint = f"; {last}" if last.startswith("Did you mean") else ""
-    return f"{where}: {kind}: {first}{hint}"
+    text = re.sub(r"(?s)\. Other fields present.*?(\n(?=Did you mean)|$)", "; ", text)
+    return f"{where}: {kind}: {text.partition(chr(10))[0].removesuffix('; ')}"
