@@ -75,7 +75,7 @@ def allowed(module, name):
     """Whether `module` may import the dotted `name`, which is of this repository."""
     top, _, rest = name.partition(".")
     if module.startswith("configs"):
-        return top == "configs"
+        return top == "configs" or name.startswith(f"{PACKAGE}.errors.")
     if top != PACKAGE:  # tests, tools, configs and train.py are nobody's
         return False
     if module == "train":

@@ -26,7 +26,6 @@ from imagepiece_jax.experiments.images import Images
 from imagepiece_jax.experiments.masking import masking
 from imagepiece_jax.experiments.search import search
 from imagepiece_jax.experiments.throughput import throughput
-from imagepiece_jax.experiments.tome_offtheshelf import tome_offtheshelf
 from imagepiece_jax.models.class_names import check_classes
 from imagepiece_jax.models.pretrained import for_analysis
 
@@ -42,7 +41,7 @@ EXPERIMENTS = {
     "lcb-similarity": analysis.lcb_similarity,
     "combos": tables.combinations,
     "ablation": tables.ablation,
-    "tome-offtheshelf": tome_offtheshelf,
+    "tome-offtheshelf": tables.tome_offtheshelf,
     "evit-table": tables.evit_table,
     "throughput": throughput,
     "search": search,

@@ -1,4 +1,4 @@
-"""Tables of accuracy and speed: the paper's 1, 2, 3 and 9, its ablation, EViT's own.
+"""Tables of accuracy and speed: the paper's 1, 2, 3, 9, its ablation, EViT's, ToMe's.
 
 The paper's ImagePiece has a convolutional stem and its baselines have not, so each stem
 has its own dense model here.
@@ -299,3 +299,56 @@ def evit_table(context):
     text = table(EVIT_TABLE, found, printed, "DeiT-S, EViT's authors")
     title = "EViT by keep rate"
     render.page(context, "evit-table", title, text, notes(context, found))
+
+
+TOME_RATES = (0, 4, 8, 10, 13, 16, 20, 25)
+
+
+def tome_offtheshelf(context):
+    """ToMe's own table, of a model that never merged in training, by r.
+
+    As tome-offtheshelf.md, beside what ToMe's authors print for models of its shape.
+    """
+    pretrained, lines, curve = context.pretrained, [], []
+    base = context.evaluate(pretrained, tome_by(0))
+    for r in TOME_RATES:
+        result = context.evaluate(pretrained, tome_by(r))
+        speed = context.speed(pretrained, tome_by(r))
+        change = statistics.paired_difference(result.right, base.right)
+        curve.append((result["gmacs"], result.accuracy))
+        lines.append(
+            [
+                r,
+                result["tokens"],
+                f"{result['gmacs']:.3f}",
+                statistics.format_estimate(result.accuracy),
+                statistics.format_difference(change) if r else "",
+                render.speed_cell(speed),
+            ]
+        )
+    head = ["r", render.TOKENS_LEFT, "GMACs", "acc1, %", "to r = 0, points (paired)"]
+    text = render.table([*head, "x dense, measured"], lines)
+    about = render.images_note, render.models_note, render.speed_note
+    note = " ".join(filter(None, (said(context) for said in about)))
+    printed = _printed_by_tome(pretrained)
+    path = context.out / "tome-offtheshelf.png"
+    render.curves(path, "GMACs an image", "accuracy, %", {"ToMe": curve})
+    title = "ToMe without training, by r"
+    render.page(context, "tome-offtheshelf", title, text, printed, note)
+
+
+def tome_by(r: int) -> dict:
+    """ToMe merging r tokens a block, with proportional attention."""
+    return {"name": "tome", "r": r}
+
+
+def _printed_by_tome(pretrained):
+    """Table of what ToMe's authors print for models of this shape."""
+    model = pretrained.model(tome_by(0))
+    shape = (model.embed_dim, len(model.plan), model.patch_size, pretrained.image_size)
+    rows = [row for row in published.TOME if row[2] == shape]
+    if not rows:
+        return ""
+    head = ["ImageNet-1k, published, V100", "kind", "r", "acc1, dense", "img/s, dense"]
+    lines = [[name, kind, *figures] for name, kind, _, *figures in rows]
+    return render.table([*head, "acc1, %", "img/s"], lines)

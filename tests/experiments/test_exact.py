@@ -9,7 +9,7 @@ from imagepiece_jax.experiments import (
     hyperspeed,
     match_cost,
     published,
-    search_space,
+    search,
     tables,
 )
 from imagepiece_jax.models.pretrained import Pretrained
@@ -151,7 +151,7 @@ def test_most_expensive_is_that_of_a_slow_search(limit, step):
 
 def test_every_shape_of_the_search_makes_models_of_falling_cost():
     one = pretrained(name="deit_ti")
-    shapes = search_space.shapes(12)
+    shapes = search.other_shapes(12)
     assert len(shapes) > 200
     assert {shape["name"] for shape in shapes[:4]} == {
         "tome",
@@ -159,8 +159,8 @@ def test_every_shape_of_the_search_makes_models_of_falling_cost():
         "imagepiece",
         "imagepiece_tome",
     }
-    for shape in [*search_space.PUBLISHED, *shapes[:24]]:
-        costs = [one.gmacs(rate) for rate in search_space.rates(shape, 12)[::6]]
+    for shape in [*search.PUBLISHED, *shapes[:24]]:
+        costs = [one.gmacs(rate) for rate in search.at_all_rates(shape, 12)[::6]]
         falling = costs[0] > costs[-1]
         assert len(costs) > 3 and costs == sorted(costs, reverse=falling)
         assert min(costs) < 0.7 * one.gmacs(settings.DENSE)

@@ -10,7 +10,7 @@ import pytest
 from configs import base
 from imagepiece_jax import config_flags
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.experiments import search, search_space
+from imagepiece_jax.experiments import search
 from imagepiece_jax.experiments.context import Options
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.training import from_config
@@ -84,7 +84,7 @@ def test_candidates_use_their_budget_and_no_more(pretrained):
 
 
 def test_windows_of_tome_merge_in_their_blocks_alone():
-    rates = search_space.rates({"name": "tome", "blocks": (1, 3)}, 4)
+    rates = search.at_all_rates({"name": "tome", "blocks": (1, 3)}, 4)
     assert rates[4] == {"name": "tome", "r_list": (0, 5, 5)}
 
 
@@ -92,9 +92,9 @@ def test_windows_of_tome_merge_in_their_blocks_alone():
 def few_shapes(monkeypatch):
     """A published form that is good where it is chosen, and one that is not."""
     shapes = ({"name": "tome"}, {"name": "random", "blocks": (1, 2)})
-    monkeypatch.setattr(search_space, "PUBLISHED", shapes)
+    monkeypatch.setattr(search, "PUBLISHED", shapes)
     others = [{"name": "evit", "blocks": (1, 2)}]
-    monkeypatch.setattr(search_space, "shapes", lambda depth: others)
+    monkeypatch.setattr(search, "other_shapes", lambda depth: others)
 
 
 class FakeResult(dict):
