@@ -17,8 +17,10 @@ def get_config():
     config.model = config_dict.ConfigDict()
     config.model.name = "deit_s"  # deit_ti, deit_s, deit_b, vit_mini
     config.model.stem = "patch"  # "patch", or "conv": ImagePiece's local coherence bias
-    config.model.gelu = "exact"  # or "tanh": faster on GPUs, another function
-    config.model.class_token = True  # False: the head reads the mean over patches
+    config.model.gelu = config_dict.placeholder(str)  # "exact", "tanh" (faster on
+    #                     GPUs) or "quick", three functions; empty: as the name has it
+    config.model.class_token = config_dict.placeholder(bool)  # False: the head reads
+    #                     the mean over patches; empty: as the name has it
     config.model.mean = config_dict.placeholder(tuple)  # of the images, in [0, 1], by
     #                     channel; empty: those of the weights that a run starts
     #                     from, else ImageNet's, (0.485, 0.456, 0.406) and

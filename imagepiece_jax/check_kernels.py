@@ -19,7 +19,6 @@ from imagepiece_jax import cli, config_flags
 from imagepiece_jax.data import loader
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError, RunError
-from imagepiece_jax.models import summary
 from imagepiece_jax.models.attention import class_attention
 from imagepiece_jax.models.kernel_inputs import kernel_inputs
 from imagepiece_jax.reduction import kernel_agreement
@@ -82,7 +81,7 @@ def real_inputs(config, weights, data, dtype):
     config.data.name = data or config.data.name
     config.model.dtype = dtype
     model = from_config.model(config)
-    variables = weights.restore(summary.shapes(model, config.image_size))
+    variables = weights.restore(model, config.image_size)
     transform = from_config.eval_transform(config)
     source = from_config.source(config, "val")
 

@@ -63,7 +63,7 @@ def main():
     config.model.attention, config.model.kernels = "xla", "plain"  # run on both
     model = from_config.model(config).clone(class_names=weights.class_names)
     xla_options.check_dtype("cpu", model.dtype.name)
-    variables = weights.restore(summary.shapes(model, config.image_size))
+    variables = weights.restore(model, config.image_size)
     data = serialized(model, variables, config.image_size)
     known = facts(model, config)
     replace_file(out, data)

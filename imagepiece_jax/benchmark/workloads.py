@@ -167,7 +167,7 @@ def _facts(model):
     return {
         "attention": model.backend,
         "kernels": "plain" if model.kernels is None else "fused",
-        "gelu": model.gelu,
+        "gelu": model.arch.gelu,
         "stem": model.stem,
     }
 

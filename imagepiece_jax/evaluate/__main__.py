@@ -23,7 +23,7 @@ from imagepiece_jax.data import sources
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy, sweep
 from imagepiece_jax.inference import optimized_accuracy
-from imagepiece_jax.models import class_names, run_files, summary
+from imagepiece_jax.models import class_names, run_files
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.training import from_config
 from imagepiece_jax.training.weights_config import of_weights
@@ -73,7 +73,7 @@ def main():
     if reductions:
         sweep.run(weights, reductions, batches, OUT.value)
         return
-    variables = weights.restore(summary.shapes(model, config.image_size))
+    variables = weights.restore(model, config.image_size)
     if OPTIMIZED.value:
         gelu = GELU.value
         result = optimized_accuracy.compare(model, variables, batches, config, gelu)

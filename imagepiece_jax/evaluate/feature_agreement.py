@@ -206,7 +206,7 @@ def maps(variant: Variant, images: np.ndarray):
     features, behind = jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
     fate = np.array(FATES)[np.select([behind == 1, behind > 1], [0, 1], 2)]
     features = {fill: features[fill] for fill in FILLS if fill in features}
-    prefix = int(variant.model.class_token)
+    prefix = variant.model.arch.prefix
     return features, fate, variant.model.plan[-1].mlp_tokens - prefix
 
 
@@ -220,7 +220,7 @@ def _maps(variables, images, model):
     norm = final_norm(variables)
     features = {}
     for fill in FILLS:
-        if fill != "class" or model.class_token:
+        if fill != "class" or model.arch.class_token:
             whole = feature_map(outputs, (side, side), fill, norm)
             features[fill] = whole.reshape(whole.shape[0], side * side, -1)
     state = outputs.state

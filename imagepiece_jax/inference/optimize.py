@@ -13,6 +13,7 @@ XLA refuses their memory.
 """
 
 import contextlib
+import dataclasses
 import math
 import os
 import pathlib
@@ -31,8 +32,8 @@ from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference.program import Program
 from imagepiece_jax.models import registry, stems, summary
+from imagepiece_jax.models.architecture import GELUS
 from imagepiece_jax.models.attention import resolve_backend
-from imagepiece_jax.models.block import GELUS
 from imagepiece_jax.models.vit import ViT
 
 # Parts that compute in float32 whatever the dtype: casting would only lose digits.
@@ -127,7 +128,7 @@ def prepare(model, variables, *, dtype="bfloat16", gelu=None):
     It can be traced, so `jax.eval_shape` gives the shapes without weights. InputError
     for an unknown dtype or gelu.
     """
-    gelu = model.gelu if gelu is None else gelu
+    gelu = model.arch.gelu if gelu is None else gelu
     for name, value, allowed in (
         ("dtype", dtype, registry.DTYPES),
         ("gelu", gelu, GELUS),
@@ -145,7 +146,8 @@ def prepare(model, variables, *, dtype="bfloat16", gelu=None):
         return jnp.asarray(value, jnp.float32 if stays else dtype)
 
     params = jax.tree_util.tree_map_with_path(cast, params)
-    fast = model.clone(folded=True, gelu=gelu, dtype=jnp.dtype(dtype))
+    arch = dataclasses.replace(model.arch, gelu=gelu)
+    fast = model.clone(folded=True, arch=arch, dtype=jnp.dtype(dtype))
     return fast, {"params": params}
 
 
@@ -174,7 +176,8 @@ def image_side(model, variables):
             "variables have no params/pos_embed; allowed are those of this model, such "
             "as load() returns"
         )
-    tokens = pos_embed.shape[1] - int(model.class_token)
+    arch = model.arch
+    tokens = pos_embed.shape[1] - (arch.prefix if arch.prefix_positions else 0)
     return math.isqrt(tokens) * model.patch_size
 
 

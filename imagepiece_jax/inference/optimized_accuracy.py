@@ -40,13 +40,13 @@ def compare(
     exact = model.clone(dtype=jnp.dtype("float32"), backend="xla")
     step = accuracy.compiled(exact, config.seed, precision="highest")
     before = accuracy.evaluate(step, parallel.replicate(variables), batches())
-    reference = before.figures | {"dtype": "float32", "gelu": model.gelu}
-    print(f"float32, {model.gelu} GELU: {before.line()}", flush=True)
+    reference = before.figures | {"dtype": "float32", "gelu": model.arch.gelu}
+    print(f"float32, {model.arch.gelu} GELU: {before.line()}", flush=True)
     step = accuracy.of_program(program)
     whole = batches(batch_size=config.eval_batch_size, placement=loader.ONE_DEVICE)
     after = accuracy.evaluate(step, None, whole)
     change = statistics.paired_difference(after.each["right"], before.each["right"])
-    gelu = program.model.gelu
+    gelu = program.model.arch.gelu
     optimized = after.figures | {"dtype": model.dtype.name, "gelu": gelu}
     optimized |= {"difference": change.value}
     optimized |= {"difference_low": change.low, "difference_high": change.high}

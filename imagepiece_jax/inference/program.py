@@ -96,7 +96,7 @@ class Program:
             f"{batch} images of {side}x{side}, {kind}, on {self.device}\n"
             f"{model.plan[0].attn_tokens} to {model.plan[-1].mlp_tokens} tokens, "
             f"{self.gmacs:.3f} GMACs an image\n"
-            f"{model.dtype.name}, {model.gelu} GELU, {model.backend} attention, "
+            f"{model.dtype.name}, {model.arch.gelu} GELU, {model.backend} attention, "
             f"{'fused' if model.kernels else 'plain'} reductions, {model.stem} stem, "
             "folded\n"
             f"compiled in {self.compile_seconds:.1f} s; "

@@ -186,6 +186,7 @@ class Attention(nn.Module):
     num_heads: int
     backend: str = "xla"
     dtype: jnp.dtype = jnp.float32
+    qkv_bias: bool = True
 
     @nn.compact
     def __call__(
@@ -213,13 +214,16 @@ class Attention(nn.Module):
             x = _pad(x, padded)
         heads = (batch, padded, self.num_heads, dim // self.num_heads)
 
-        def project(name, x):
-            return nn.Dense(dim, kernel_init=INIT, dtype=self.dtype, name=name)(x)
+        def project(name, x, use_bias=True):
+            options = {"kernel_init": INIT, "dtype": self.dtype, "use_bias": use_bias}
+            return nn.Dense(dim, name=name, **options)(x)
 
         # One matrix of tokens: with [B, N, D] XLA may choose batch-minor layouts, and
         # then transposes whole arrays in the backward pass.
         flat = x.reshape(-1, dim)
-        query, key, value = (project(name, flat).reshape(heads) for name in "qkv")
+        query, key, value = (
+            project(name, flat, self.qkv_bias).reshape(heads) for name in "qkv"
+        )
         if mask is None:
             bias = None if key_bias is None else _pad(key_bias, padded)
             out = attend(query, key, value, bias, backend=self.backend, length=length)

@@ -7,40 +7,58 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from imagepiece_jax.models import custom_vjp
+from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.attention import INIT, Attention, AttentionTaps
 from imagepiece_jax.reduction import merging
 from imagepiece_jax.reduction.layer_plan import Counts, LayerPlan
 from imagepiece_jax.reduction.tokens import Taps, TokenState
-
-GELUS = ("exact", "tanh")
 
 
 class LayerNorm(nn.Module):
     """Layer norm over the last axis with float32 statistics. [..., D] -> [..., D]."""
 
     dtype: jnp.dtype = jnp.float32
+    eps: float = 1e-6
 
     @nn.compact
     def __call__(self, x):
         dim = x.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, dim)
         bias = self.param("bias", nn.initializers.zeros, dim)
-        return custom_vjp.layer_norm(x, scale, bias, self.dtype)
+        return custom_vjp.layer_norm(x, scale, bias, self.dtype, self.eps)
+
+
+class LayerScale(nn.Module):
+    """A factor a channel (Touvron et al. 2021, CaiT). [..., D] -> [..., D]."""
+
+    @nn.compact
+    def __call__(self, x):
+        gamma = self.param("gamma", nn.initializers.constant(1e-5), x.shape[-1:])
+        return x * gamma.astype(x.dtype)
 
 
 class Mlp(nn.Module):
-    """Two layers with GELU, exact or by its tanh form: [M, D] -> [M, D]."""
+    """Two layers with GELU, or the product of a gate and a layer: [M, D] -> [M, D].
+
+    `kind` and `gelu` are those of `architecture.Architecture`.
+    """
 
     hidden_dim: int
     gelu: str = "exact"
     dtype: jnp.dtype = jnp.float32
+    kind: str = "gelu"
 
     @nn.compact
     def __call__(self, x):
-        dim = x.shape[-1]
-        x = nn.Dense(self.hidden_dim, kernel_init=INIT, dtype=self.dtype, name="fc1")(x)
-        x = custom_vjp.gelu(x, self.gelu)
-        return nn.Dense(dim, kernel_init=INIT, dtype=self.dtype, name="fc2")(x)
+        def dense(name, width):
+            return nn.Dense(width, kernel_init=INIT, dtype=self.dtype, name=name)
+
+        dim, hidden = x.shape[-1], self.hidden_dim
+        if self.kind == "swiglu":
+            x = nn.silu(dense("fc1_g", hidden)(x)) * dense("fc1_x", hidden)(x)
+        else:
+            x = custom_vjp.gelu(dense("fc1", hidden)(x), self.gelu)
+        return dense("fc2", dim)(x)
 
 
 def kernel_of(layer: LayerPlan) -> str | None:
@@ -68,7 +86,7 @@ class Block(nn.Module):
     dim: int
     num_heads: int
     mlp_ratio: float
-    gelu: str = "exact"
+    arch: Architecture = Architecture()
     backend: str = "xla"
     dtype: jnp.dtype = jnp.float32
     prop_attn: bool = False
@@ -76,10 +94,13 @@ class Block(nn.Module):
     remat: bool = False
 
     def setup(self):
-        self.norm1 = LayerNorm(self.dtype)
-        self.attn = Attention(self.num_heads, self.backend, self.dtype)
-        self.norm2 = LayerNorm(self.dtype)
-        self.mlp = Mlp(int(self.dim * self.mlp_ratio), self.gelu, self.dtype)
+        arch, hidden = self.arch, int(self.dim * self.mlp_ratio)
+        self.norm1 = LayerNorm(self.dtype, arch.norm_eps)
+        self.attn = Attention(self.num_heads, self.backend, self.dtype, arch.qkv_bias)
+        self.norm2 = LayerNorm(self.dtype, arch.norm_eps)
+        self.mlp = Mlp(hidden, arch.gelu, self.dtype, arch.mlp)
+        if arch.layer_scale:
+            self.ls1, self.ls2 = LayerScale(), LayerScale()
 
     def __call__(
         self,
@@ -130,11 +151,14 @@ class Block(nn.Module):
         """
         normed = self.norm1(_rows(x)).reshape(x.shape)
         out, taps = self.attn(normed, key_bias, mask, **options)
+        out = self.ls1(out) if self.arch.layer_scale else out
         return _add(x, out, scale), taps
 
     def feed_forward(self, x, scale=None):
         """x + mlp(norm(x)). [B, N, D] -> [B, N, D]."""
-        return _add(x, self.mlp(self.norm2(_rows(x))), scale)
+        out = self.mlp(self.norm2(_rows(x)))
+        out = self.ls2(out) if self.arch.layer_scale else out
+        return _add(x, out, scale)
 
     def reduce(self, state, seen, reducer, keys, train):
         """(state after the reduction, its (result, taps)); see `__call__`."""

@@ -6,18 +6,17 @@ before inputs (linear [out, in], convolution OIHW; Flax [in, out] and HWIO), and
 stores the projections q, k and v stacked, in this order, as one `attn.qkv`.
 """
 
-import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from flax import traverse_util
 
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.models.positions import Positions
 
 _LEAVES = {
     "kernel": "weight",
@@ -25,12 +24,12 @@ _LEAVES = {
     "mean": "running_mean",
     "var": "running_var",
 }
-_STACKED = ("q", "k", "v")
+_STACKED = {"attn": "qkv", "attn_pool": "kv"}  # module: projections in one tensor
 # Order of a kernel's axes by its rank: linear layers and convolutions.
 _TO_TORCH = {2: (1, 0), 4: (3, 2, 0, 1)}
 _TO_FLAX = {2: (1, 0), 4: (2, 3, 1, 0)}
 # Parts that another task, stem or method replaces while the rest still fits.
-_REPLACEABLE = ("head", "patch_embed", "pos_embed", "reducer")
+_REPLACEABLE = ("head", "head_dist", "patch_embed", "pos_embed", "reducer")
 
 
 class _Place(NamedTuple):
@@ -38,7 +37,8 @@ class _Place(NamedTuple):
 
     path: str  # ours, without the collection: blocks_3/attn/q/kernel
     name: str  # timm's: blocks.3.attn.qkv.weight
-    third: int | None  # 0, 1, 2 in a stacked tensor; None where it has its own
+    part: int | None  # 0, 1, 2 in a stacked tensor; None where it has its own
+    parts: int  # that the tensor has
     shape: tuple[int, ...]  # of the whole timm tensor
 
 
@@ -47,6 +47,7 @@ def from_timm(
     like: Mapping[str, Any],
     fresh: Iterable[str] = (),
     hint: bool = True,
+    positions: Positions | None = None,
 ) -> dict[str, Any]:
     """Variables of the shapes and types of `like`, with the values of `state_dict`.
 
@@ -54,16 +55,17 @@ def from_timm(
     names what keeps the value that it has in `like` (which must be an array there),
     whatever the file says: paths such as "head" or "blocks_3/mlp"; a name without
     block number, such as "reducer", stands for those of all blocks. Position embeddings
-    of another square grid are resized. All else must fit: a tensor that is missing or
-    left over, of another shape, or not finite raises InputError, which with `hint` says
-    what `fresh` would have to name for the rest to fit. Apart from `fresh`, the values
+    of another grid are resized to that of `positions`. All else must fit: a tensor that
+    is missing or left over, of another shape, or not finite raises InputError, which
+    with `hint` says what `fresh` would have to name for the rest to fit. Apart from
+    `fresh`, the values
     are NumPy arrays.
     """
     leaves = traverse_util.flatten_dict(like, sep="/")
     places = {key: _place(key, leaves[key].shape) for key in sorted(leaves)}
     _check_fresh(fresh, places.values())
     needed = {k: p for k, p in places.items() if not _matches(p.path, fresh)}
-    state_dict = _fit_pos_embed(state_dict, needed.values())
+    state_dict = _fit_pos_embed(state_dict, needed.values(), positions)
     problem, remedy = _misfit(state_dict, places.values(), needed.values(), fresh)
     if problem:
         raise InputError(problem + (remedy if hint else ""))
@@ -79,9 +81,9 @@ def to_timm(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
         place, array = _place(key, leaf.shape), np.asarray(leaf)
         if place.name.endswith(".weight"):
             array = array.transpose(_order(_TO_TORCH, array.ndim))
-        tensors.setdefault(place.name, {})[place.third] = array
+        tensors.setdefault(place.name, {})[place.part] = array
     for name, parts in tensors.items():
-        stack = [parts[third] for third in sorted(parts)]
+        stack = [parts[part] for part in sorted(parts)]
         whole = stack[0] if len(stack) == 1 else np.concatenate(stack)
         tensors[name] = np.array(whole, order="C")  # the order that file formats have
     return tensors
@@ -98,17 +100,17 @@ def _place(key, shape):
     """`key` is the path of a leaf with its collection: params/blocks_3/mlp/fc1/bias."""
     path = key.partition("/")[2]
     *modules, leaf = path.split("/")
-    third = None
-    if modules[-2:-1] == ["attn"] and modules[-1] in _STACKED:
-        third = _STACKED.index(modules[-1])
-        modules[-1] = "qkv"
+    part, stack = None, _STACKED.get(modules[-2] if modules[1:] else None, "")
+    if modules and modules[-1] in tuple(stack):
+        part = stack.index(modules[-1])
+        modules[-1] = stack
     modules = [re.sub(r"_(\d+)$", r".\1", module) for module in modules]
     name = ".".join([*modules, _LEAVES.get(leaf, leaf)])
     if name.endswith(".weight"):
         shape = [shape[axis] for axis in _order(_TO_TORCH, len(shape))]
-    if third is not None:
-        shape = (len(_STACKED) * shape[0], *shape[1:])
-    return _Place(path, name, third, tuple(shape))
+    if part is not None:
+        shape = (len(stack) * shape[0], *shape[1:])
+    return _Place(path, name, part, len(stack), tuple(shape))
 
 
 def _order(orders, ndim):
@@ -118,8 +120,8 @@ def _order(orders, ndim):
 def _take(state_dict, place, dtype):
     """The value of one parameter in this model's layout and type."""
     array = state_dict[place.name]
-    if place.third is not None:
-        array = np.split(array, len(_STACKED))[place.third]
+    if place.part is not None:
+        array = np.split(array, place.parts)[place.part]
     if place.name.endswith(".weight"):
         array = array.transpose(_order(_TO_FLAX, array.ndim))
     with np.errstate(over="ignore"):  # what overflows is infinite, refused below
@@ -163,7 +165,7 @@ def _misfit(state_dict, places, needed, fresh):
             found = f"tensor {name} of shape {tensor.shape} is left over"
             problems.append((path, f"{found}, this model has no such part"))
     for place in needed:
-        path, name, _, shape = place
+        path, name, shape = place.path, place.name, place.shape
         tensor = state_dict.get(name)
         if tensor is None:
             problem = f"tensor {name} is missing, {path} needs it in shape {shape}"
@@ -211,29 +213,19 @@ def _remedy(wrong, places, fresh):
     return f" (to train it anew: config.init.fresh={(*fresh, *parts)})"
 
 
-def _fit_pos_embed(state_dict, needed):
-    """Resize the position embedding's grid if only that differs and both are square.
+def _fit_pos_embed(state_dict, needed, positions):
+    """Resize the position embedding to the grid of `positions`, if only that differs.
 
     Whatever cannot be resized stays as it is, for the check of shapes to report.
     """
     place = next((place for place in needed if place.path == "pos_embed"), None)
     found = None if place is None else state_dict.get(place.name)
-    if found is None or found.shape == place.shape:
+    if found is None or positions is None:
         return state_dict
     if found.ndim != 3 or found.shape[::2] != place.shape[::2]:
         return state_dict
-    counts = found.shape[1] - 1, place.shape[1] - 1
-    old, new = (math.isqrt(max(0, count)) for count in counts)
-    if old == 0 or (old * old, new * new) != counts:
+    fitted = positions.fit(found)
+    if fitted is None or fitted is found:
         return state_dict
-    logging.info("position embeddings: %dx%d resized to %dx%d", old, old, new, new)
-    return {**state_dict, place.name: _resize_pos_embed(found, old, new)}
-
-
-def _resize_pos_embed(pos_embed, old, new):
-    """Bicubic (a = -0.5) with antialiasing; the class row stays. [1, 1 + n, D]."""
-    width = pos_embed.shape[2]
-    grid = jnp.asarray(pos_embed[0, 1:], jnp.float32).reshape(old, old, width)
-    grid = jax.image.resize(grid, (new, new, width), "cubic", antialias=True)
-    rows = np.asarray(grid).reshape(1, new * new, width)
-    return np.concatenate([pos_embed[:, :1].astype(np.float32), rows], axis=1)
+    logging.info("position embeddings resized to %dx%d", *positions.grid)
+    return {**state_dict, place.name: fitted}

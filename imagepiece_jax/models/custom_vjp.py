@@ -11,7 +11,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-EPSILON = 1e-6  # of layer norm
+QUICK = 1.702  # of QuickGELU
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -51,14 +51,17 @@ token_major.defvjp(lambda x: (x, None), _token_major_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def gelu(x, form="exact"):
-    """x Phi(x), elementwise; `form` "tanh" is its usual approximation.
+    """x Phi(x), elementwise; `form` "tanh" and "quick" are approximations.
 
-    Hendrycks & Gimpel 2016, section 2. Only x is kept: with "tanh" the forward pass is
-    then an epilogue of the product before it, on GPUs.
+    Hendrycks & Gimpel 2016, section 2: 0.5 (1 + tanh u) or sigmoid(1.702 x) for Phi.
+    Only x is kept: with "tanh" the forward pass is then an epilogue of the product
+    before it, on GPUs.
     """
     if form == "tanh":
         return jax.nn.gelu(x, approximate=True)
     wide = x.astype(jnp.float32)
+    if form == "quick":
+        return (wide * jax.nn.sigmoid(QUICK * wide)).astype(x.dtype)
     return (wide * _share_below(wide)).astype(x.dtype)
 
 
@@ -82,6 +85,9 @@ def _gelu_backward(form, x, gradient):
         share = jax.nn.sigmoid(2 * c * (wide + cubic * wide**3))
         slope = 2 * c * (1 + 3 * cubic * wide**2)
         derivative = share + wide * share * (1 - share) * slope
+    elif form == "quick":
+        share = jax.nn.sigmoid(QUICK * wide)
+        derivative = share + QUICK * wide * share * (1 - share)
     else:
         density = jnp.exp(-0.5 * wide**2) / math.sqrt(2 * math.pi)
         derivative = _share_below(wide) + wide * density
@@ -91,17 +97,18 @@ def _gelu_backward(form, x, gradient):
 gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def layer_norm(x, scale, bias, dtype):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def layer_norm(x, scale, bias, dtype, eps=1e-6):
     """(x - mean) / deviation * scale + bias over the last axis, in `dtype`.
 
-    [..., D], [D], [D]; statistics in float32 (Ba et al. 2016). Kept for the backward
+    [..., D], [D], [D]; statistics in float32, `eps` added to the variance (Ba et al.
+    2016). Kept for the backward
     pass are x, as it is anyway, and two numbers a token.
     """
-    return _normalized(x, *_statistics(x), scale, bias).astype(dtype)
+    return _normalized(x, *_statistics(x, eps), scale, bias).astype(dtype)
 
 
-def _statistics(x):
+def _statistics(x, eps):
     """Mean and 1 / deviation, [..., 1] float32.
 
     The variance is the mean of squared distances: in inference XLA makes one kernel of
@@ -110,7 +117,7 @@ def _statistics(x):
     x = x.astype(jnp.float32)
     mean = jnp.mean(x, axis=-1, keepdims=True)
     variance = jnp.mean((x - mean) ** 2, axis=-1, keepdims=True)
-    return mean, jax.lax.rsqrt(variance + EPSILON)
+    return mean, jax.lax.rsqrt(variance + eps)
 
 
 def _normalized(x, mean, factor, scale, bias):
@@ -118,14 +125,14 @@ def _normalized(x, mean, factor, scale, bias):
     return (x.astype(jnp.float32) - mean) * (factor * scale) + bias
 
 
-def _norm_forward(x, scale, bias, dtype):
+def _norm_forward(x, scale, bias, dtype, eps):
     # Without the barrier XLA would keep whole arrays of float32 instead.
-    mean, factor = jax.lax.optimization_barrier(_statistics(x))
+    mean, factor = jax.lax.optimization_barrier(_statistics(x, eps))
     out = _normalized(x, mean, factor, scale, bias).astype(dtype)
     return out, (x, mean, factor, scale)
 
 
-def _norm_backward(dtype, saved, gradient):
+def _norm_backward(dtype, eps, saved, gradient):
     x, mean, factor, scale = saved
     unit = (x.astype(jnp.float32) - mean) * factor
     gradient = gradient.astype(jnp.float32)

@@ -1,5 +1,11 @@
-"""Fields of the model that a state dict belongs to, from the shapes of its tensors."""
+"""Fields of the model that a state dict belongs to, from its tensors and a name.
 
+Shapes tell sizes and parts. The number of heads, the kind of GELU, the epsilon of norms
+and the normalization of the images are in no tensor: they come from what the caller
+knows, or from the public models of these sizes and parts, where all of them agree.
+"""
+
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -7,72 +13,126 @@ from typing import Any
 import numpy as np
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.registry import MODELS
+from imagepiece_jax.models import public, registry
+from imagepiece_jax.models.architecture import Architecture
 
-HEAD_WIDTH = 64  # of DeiT's and ViT's sizes up to Large; it is in no shape
+SIZES = ("patch_size", "embed_dim", "depth", "mlp_ratio")  # that shapes tell
+UNTOLD = ("norm_eps", "gelu", "resize")  # of an Architecture, which no shape tells
+IMAGES = ("mean", "std")
+MOST = 5  # names in a sentence
 
 
 def infer_config(
-    state_dict: Mapping[str, np.ndarray], num_heads: int | None = None
+    state_dict: Mapping[str, np.ndarray], given: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Fields with which `registry.create_model` makes the model of a timm state dict.
 
-    name, image_size, num_classes, stem, class_token, patch_size, embed_dim, depth,
-    num_heads, mlp_ratio. The number of heads is in no shape: None takes heads of 64
-    channels, which all known models of this size have. InputError
-    where these are no tensors of a vision transformer of this kind.
+    given: fields that are known already, such as name, num_heads, gelu, mean and std;
+    None is not known. Returns name, image_size, num_classes, stem, patch_size,
+    embed_dim, depth, num_heads, mlp_ratio, mean and std, and gelu and class_token where
+    they are given: the name says the rest. InputError where these are no
+    tensors of a vision transformer that can be made here, where they contradict the
+    name, and where they could be those of several models.
     """
+    given = {k: v for k, v in (given or {}).items() if v is not None}
     shapes = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
+    sizes, parts = _sizes(shapes), _parts(shapes)
+    if "name" in given:
+        known = {given["name"]: _checked(given, sizes, parts)}
+    else:
+        known = _public(sizes, parts)
+    fields = ("num_heads", *UNTOLD, *IMAGES)
+    values = {field: _values(field, known, given) for field in fields}
+    unknown = [field for field in fields if len(values[field]) != 1]
+    if unknown or not known:
+        raise InputError(_several(known, unknown, sizes))
+    told = {field: next(iter(values[field])) for field in ("num_heads", *IMAGES)}
+    changes = {k: given[k] for k in ("gelu", "class_token") if k in given}
+    return {"name": next(iter(known)), **sizes, **told, **changes}
 
-    def shape(name, rank):
-        found = shapes.get(name)
-        if found is None or len(found) != rank:
-            raise InputError(
-                f"tensor {name} is {'missing' if found is None else f'of {found}'}; "
-                f"a DeiT or ViT has it with {rank} axes"
-            )
-        return found
 
-    if "dist_token" in shapes:
-        raise InputError(
-            "tensor dist_token is a distillation token, which no model here has; "
-            "allowed are weights that were trained without one"
-        )
-    _, tokens, width = shape("pos_embed", 3)
-    hidden, _ = shape("blocks.0.mlp.fc1.weight", 2)
+def _sizes(shapes):
+    """image_size, num_classes, stem and SIZES, told by shapes."""
+    if "pos_embed" in shapes:
+        width = _shape(shapes, "pos_embed", 3)[2]
+    else:
+        width = _shape(shapes, "norm.weight", 1)[0]
     depth = len({name.split(".")[1] for name in shapes if name.startswith("blocks.")})
-    class_token = "cls_token" in shapes
-    stem, patch_size = _stem(shapes, shape)
-    side = math.isqrt(tokens - class_token)
-    if side * side != tokens - class_token:
+    first = "fc1_g" if "blocks.0.mlp.fc1_g.weight" in shapes else "fc1"
+    hidden = _shape(shapes, f"blocks.0.mlp.{first}.weight", 2)[0]
+    stem, patch_size = _stem(shapes)
+    rows = _shape(shapes, "pos_embed", 3)[1]
+    side = _side(rows, _prefix(shapes))
+    if side is None:
         raise InputError(
-            f"tensor pos_embed has {tokens} rows; allowed are a square number and one "
-            "for the class token where there is one"
+            f"tensor pos_embed has {rows} rows; allowed are a square number, and one "
+            "for each token in front of the patches or none"
         )
-    if num_heads is None and width % HEAD_WIDTH:
-        raise InputError(
-            f"the tokens are {width} wide, not a multiple of {HEAD_WIDTH}, so the "
-            "number of heads is unknown; name it: num_heads=.., in commands "
-            "--config.model.num_heads=.."
-        )
-    size = {
+    classes = _shape(shapes, "head.weight", 2)[0] if "head.weight" in shapes else 0
+    return {
+        "image_size": side * patch_size,
+        "num_classes": classes,
+        "stem": stem,
         "patch_size": patch_size,
         "embed_dim": width,
         "depth": depth,
-        "num_heads": num_heads or width // HEAD_WIDTH,
-    }
-    return {
-        "name": next((name for name, of in MODELS.items() if of == size), "deit_s"),
-        "image_size": side * patch_size,
-        "num_classes": shape("head.weight", 2)[0],
-        "stem": stem,
-        "class_token": class_token,
         "mlp_ratio": hidden / width,
-        **size,
     }
 
 
-def _stem(shapes, shape):
+def _parts(shapes):
+    """The Architecture that these tensors are of, but for what is UNTOLD."""
+    prefix = _prefix(shapes)
+    side = _side(shapes["pos_embed"][1], prefix)
+    classes = "cls_token" in shapes
+    fc_norm = "fc_norm.weight" in shapes
+    pool = "token" if classes and not fc_norm else "mean"
+    return Architecture(
+        class_token=classes,
+        dist_token="dist_token" in shapes,
+        registers=_shape(shapes, "reg_token", 3)[1] if "reg_token" in shapes else 0,
+        prefix_positions=not prefix or side * side != shapes["pos_embed"][1],
+        patch_bias="patch_embed.proj.bias" in shapes,
+        qkv_bias="blocks.0.attn.qkv.bias" in shapes,
+        pre_norm="norm_pre.weight" in shapes,
+        layer_scale="blocks.0.ls1.gamma" in shapes,
+        mlp="swiglu" if "blocks.0.mlp.fc1_g.weight" in shapes else "gelu",
+        pool="map" if "attn_pool.latent" in shapes else pool,
+        final_norm="norm.weight" in shapes,
+        fc_norm=fc_norm,
+    )
+
+
+def _prefix(shapes):
+    """Tokens in front of the patches."""
+    names = ("cls_token", "dist_token", "reg_token")
+    return sum(_shape(shapes, name, 3)[1] for name in names if name in shapes)
+
+
+def _side(rows, prefix):
+    """Side of the square grid of `rows` positions, those of a prefix among them or not.
+
+    A number that can be read both ways is that of a 3x3 grid and five tokens at most:
+    it is read with the prefix.
+    """
+    for count in (rows - prefix, rows):
+        side = math.isqrt(max(0, count))
+        if side and side * side == count:
+            return side
+    return None
+
+
+def _shape(shapes, name, rank):
+    found = shapes.get(name)
+    if found is None or len(found) != rank:
+        raise InputError(
+            f"tensor {name} is {'missing' if found is None else f'of {found}'}; "
+            f"a vision transformer has it with {rank} axes"
+        )
+    return found
+
+
+def _stem(shapes):
     """(name, patch size): each convolution of the conv stem halves the sides."""
     convolutions = sum(
         name.startswith("patch_embed.conv.") and len(found) == 4
@@ -80,4 +140,66 @@ def _stem(shapes, shape):
     )
     if convolutions:
         return "conv", 2**convolutions
-    return "patch", shape("patch_embed.proj.weight", 4)[2]
+    return "patch", _shape(shapes, "patch_embed.proj.weight", 4)[2]
+
+
+def _checked(given, sizes, parts):
+    """Facts of the model that is named; InputError where tensors contradict them."""
+    facts = registry.facts(given["name"])
+    arch = registry.architecture(given)
+    for field in (f.name for f in dataclasses.fields(Architecture)):
+        ours, theirs = getattr(arch, field), getattr(parts, field)
+        if field not in UNTOLD and ours != theirs:
+            raise InputError(
+                f"these are tensors of a model with {field}={theirs!r}, but "
+                f"{given['name']!r} has {field}={ours!r}; allowed is the name of a "
+                "model that has what they have"
+            )
+    same = facts["embed_dim"] == sizes["embed_dim"]
+    return facts if same else {k: v for k, v in facts.items() if k != "num_heads"}
+
+
+def _public(sizes, parts):
+    """{name: facts} of the known models of these sizes and parts."""
+    known = {
+        name: registry.facts(name) for name in (*registry.MODELS, *public.tagged())
+    }
+    told = {field: sizes[field] for field in SIZES}
+    plain = {field: getattr(Architecture(), field) for field in UNTOLD}
+    return {
+        name: facts
+        for name, facts in known.items()
+        if all(registry.size_of(facts)[field] == told[field] for field in told)
+        and dataclasses.replace(facts.get("arch", Architecture()), **plain) == parts
+    }
+
+
+def _values(field, known, given):
+    """What a field can be: by what is given, else by each of the `known` models."""
+    if field in given:
+        value = given[field]
+        return {tuple(value) if field in IMAGES else value}
+    if field in UNTOLD:
+        return {getattr(m.get("arch", Architecture()), field) for m in known.values()}
+    return {
+        tuple(m[field]) if field in IMAGES else m[field]
+        for m in known.values()
+        if field in m
+    }
+
+
+def _several(known, unknown, sizes):
+    """One sentence on what cannot be known, and how to say it."""
+    listed = ", ".join(unknown)
+    if not known:
+        size = ", ".join(f"{field} {sizes[field]:g}" for field in SIZES)
+        return (
+            f"no known model has {size}, and no tensor says its {listed}: name a model "
+            "that is alike in all else, such as name='deit_s', num_heads=.., in "
+            "commands --config.model.name=deit_s"
+        )
+    fields = " ".join(f"{field}=.." for field in unknown)
+    remedy = f"name one, name=.., in commands --config.model.name=.., or give {fields}"
+    rest = len(known) - MOST
+    names = ", ".join([*known][:MOST]) + f" and {rest} others" * (rest > 0)
+    return f"these tensors could be of {names}, which differ in {listed}: {remedy}"

@@ -3,16 +3,17 @@
 import os
 import pathlib
 
-from imagepiece_jax.models import registry
+from imagepiece_jax.models import public, registry
 from imagepiece_jax.models.run_files import IMAGENET, RUN_CONFIG, read_config
 from imagepiece_jax.models.state_dict import read_normalization
 
 
 def normalization(path: str | os.PathLike) -> dict[str, tuple[float, ...]]:
-    """{"mean", "std"} of the images of weights; {} where it is unknown."""
+    """{"mean", "std"} of the images of weights; {} where neither file nor name say."""
     path = pathlib.Path(path)
     if path.is_file():
-        found = read_normalization(path)
+        own = registry.facts(path.stem) if named(path) else {}
+        found = read_normalization(path) or {k: own[k] for k in IMAGENET if k in own}
     elif (path / RUN_CONFIG).is_file():
         model = read_config(path)["model"]
         found = {name: model[name] for name in IMAGENET}
@@ -22,6 +23,13 @@ def normalization(path: str | os.PathLike) -> dict[str, tuple[float, ...]]:
         name: registry.channels(f"{path}: {name}", values, positive=name == "std")
         for name, values in found.items()
     }
+
+
+def named(path: str | os.PathLike) -> dict[str, str]:
+    """{"name": the known model that a weights file is called by}; {} for another."""
+    name = pathlib.Path(path).stem
+    known = name in registry.MODELS or public.model(name) is not None
+    return {"name": name} if known else {}
 
 
 def typed(normalization):

@@ -9,7 +9,6 @@ import functools
 import hashlib
 import os
 import pathlib
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -20,13 +19,12 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import class_names, convert, registry, run_files, summary
 from imagepiece_jax.models.infer_config import infer_config
 from imagepiece_jax.models.normalization import (
-    IMAGENET,
+    named,
     normalization,
     typed,
-    unknown_normalization,
 )
+from imagepiece_jax.models.positions import Positions
 from imagepiece_jax.models.run_files import (
-    heads,
     in_config,
     model_fields,
     read_config,
@@ -40,10 +38,8 @@ from imagepiece_jax.reduction.settings import DENSE, MODEL_FIELDS, completed, pl
 # Fields that weights determine: with another value they do not fit, or lose meaning.
 DETERMINED = (
     *("embed_dim", "depth", "patch_size", "num_heads", "mlp_ratio", "stem"),
-    *("class_token", "num_classes", "mean", "std"),
+    *("num_classes", "mean", "std"),
 )
-# Fields with which the same weights are another function.
-MEANT = ("image_size", "gelu")
 # Fields of training, of the device or of a method, which an analysis sets itself.
 NOT_ANALYZED = ("drop_path_rate", "trace_source", "kernels", "prop_attn")
 
@@ -120,10 +116,11 @@ class Pretrained:
         same = completed(reduction) == completed(self.reduction)
         return "as trained" if same else "off-the-shelf"
 
-    def restore(self, like: Mapping[str, Any], fresh: Iterable[str] | None = None):
-        """Variables of the shapes of `like`; see `restore` of this module."""
-        hint = fresh is not None
-        return _restore(self.path, self.state_dict, like, fresh or (), hint)
+    def restore(self, model: ViT, image_size: int):
+        """Variables for `model` and images of `image_size`; see `restore` below."""
+        like = summary.shapes(model, image_size)
+        places = Positions.of(model, image_size)
+        return _restore(self.path, self.state_dict, like, positions=places)
 
     def variables(self, model: ViT) -> tuple[Mapping[str, Any], bool]:
         """(variables for `model`, whether it has selectors that were never trained).
@@ -143,7 +140,9 @@ class Pretrained:
             if not name.startswith("reducer.") or name.startswith(used)
         }
         like = {**like, "params": params}
-        return _restore(self.path, tensors, like, lacking), bool(lacking)
+        places = Positions.of(model, self.image_size)
+        found = _restore(self.path, tensors, like, lacking, positions=places)
+        return found, bool(lacking)
 
     def untrained(self, reduction: Mapping[str, Any]) -> bool:
         """Whether `reduction` has selectors that the weights lack."""
@@ -170,7 +169,7 @@ class Pretrained:
     def digest(self) -> str:
         """16 letters that differ between weights."""
         total = hashlib.sha256()
-        found = self.restore(summary.shapes(self.model(), self.image_size))
+        found = self.restore(self.model(), self.image_size)
         for path, leaf in jax.tree_util.tree_leaves_with_path(found):
             total.update(jax.tree_util.keystr(path).encode())
             total.update(np.ascontiguousarray(leaf).tobytes())
@@ -188,14 +187,20 @@ class Pretrained:
         called in its sentence, `instead` what else is allowed.
         """
         given = {k: v for k, v in changes.items() if v is not None}
-        asked = registry.MODELS.get(str(given.get("name")), {}) | given
+        own = registry.facts(given["name"]) if "name" in given else {}
+        asked = {k: v for k, v in own.items() if k in registry.SIZES} | given
         for field in DETERMINED:
             if field in asked and field in self.fields:
                 by = "" if field in given else f" of {given['name']!r}"
                 self._compare(
                     named(field) + by, asked[field], self.fields[field], instead
                 )
-        return {**self.fields, **given}
+        fields = {**self.fields, **given}
+        for field, theirs, ours in _different(fields, self.fields):
+            if field != "gelu":
+                by = "" if field in given else f"{named('name')}: "
+                self._compare(by + named(field), theirs, ours, instead)
+        return fields
 
     def under(self, config: Mapping[str, Any]) -> "Pretrained":
         """This with the fields, reduction and seed of `config`, a nested dict.
@@ -206,9 +211,10 @@ class Pretrained:
         instead = "" if self.config is None else " or no --config"
         fields = self.changed(model_fields(config), in_config, instead)
         if self.config is not None:
-            for field in MEANT:
-                ours = self.fields.get(field, fields.get(field))  # older runs have less
-                self._compare(in_config(field), fields.get(field), ours, instead)
+            size = in_config("image_size")
+            self._compare(size, fields["image_size"], self.image_size, instead)
+            for field, theirs, ours in _different(fields, self.fields):
+                self._compare(in_config(field), theirs, ours, instead)
             ours, theirs = completed(self.reduction), completed(reduction_of(config))
             for field in dict.fromkeys((*theirs, *ours)):
                 group = "model" if field in MODEL_FIELDS else "reduction"
@@ -241,23 +247,35 @@ class Pretrained:
         ]
 
 
+def _different(fields, others):
+    """(field, value, other value) of what two models' architectures differ in."""
+    one, other = registry.architecture(fields), registry.architecture(others)
+    for field in dataclasses.fields(one):
+        ours, theirs = getattr(one, field.name), getattr(other, field.name)
+        if ours != theirs:
+            yield field.name, ours, theirs
+
+
 def read(
-    path: str | os.PathLike, num_heads: int | None = None, checkpoint: str = "best"
+    path: str | os.PathLike,
+    given: Mapping[str, Any] | None = None,
+    checkpoint: str = "best",
 ) -> Pretrained:
     """The Pretrained of a weights file or of a run's folder.
 
-    num_heads: of a file, whose tensors do not determine it; None as `infer_config`
-    takes it. InputError where there is no model, or none that can be known.
+    given: fields of the model of a file that its tensors do not tell, such as name and
+    num_heads. A file that is called as a known model, such as
+    deit_tiny_patch16_224.pth, is one unless another name is given. InputError where
+    there is no model, or none that can be known.
     """
     path = pathlib.Path(path)
     if path.is_dir():
         config = read_config(path)
-        name = config["model"].get("name")
-        size = {"mlp_ratio": registry.MLP_RATIO} | registry.MODELS.get(name, {})
-        given = {k: v for k, v in model_fields(config).items() if v is not None}
+        own = {k: v for k, v in model_fields(config).items() if v is not None}
+        size = registry.size_of(registry.facts(own["name"]))
         return Pretrained(
             path,
-            fields=size | given,
+            fields=size | own,
             reduction=reduction_of(config),
             config=config,
             checkpoint=checkpoint,
@@ -265,10 +283,11 @@ def read(
         )
     tensors = _tensors(path)
     try:
-        fields = infer_config(tensors, num_heads)
+        known = {k: v for k, v in (given or {}).items() if v is not None}
+        fields = infer_config(tensors, named(path) | normalization(path) | known)
     except InputError as error:
         raise InputError(f"weights file {path}: {error}") from error
-    return Pretrained(path, fields | normalization(path), DENSE, tensors=tensors)
+    return Pretrained(path, fields, DENSE, tensors=tensors)
 
 
 def load(
@@ -286,20 +305,17 @@ def load(
     std=(0.5, 0.5, 0.5) are those of the AugReg ViTs. InputError for what does not fit,
     and for a field that contradicts the weights.
     """
-    size = registry.MODELS.get(str(fields.get("name")), {}) | fields
-    found = read(path, size.get("num_heads"), checkpoint)
+    found = read(path, fields, checkpoint)
     reduction, _ = settings.split(found.reduction)
     own = {"reduction": reduction, "class_names": class_names.read(path)}
     fields = own | found.changed(fields)
-    if "mean" not in fields:
-        warnings.warn(unknown_normalization(path, "mean=.., std=.."), stacklevel=2)
     try:
         model = registry.create_model(**fields)
     except InputError as error:
         if found.config is not None:
             raise
         raise InputError(f"weights file {path}: {error}") from error
-    return model, found.restore(summary.shapes(model, fields["image_size"]))
+    return model, found.restore(model, fields["image_size"])
 
 
 def for_analysis(
@@ -317,17 +333,15 @@ def for_analysis(
     one of these contradicts the weights.
     """
     config = None if config is None else config.to_dict()
+    given = {} if config is None else model_fields(config)
     try:
-        found = read(path, heads(config), "latest")
+        found = read(path, given | typed(normalization), "latest")
     except InputError as error:
-        if config is None and "num_heads=.." in str(error):
+        if config is None and "name=.." in str(error):
             raise InputError(f"{error}; or name the model by --config") from error
         raise
     found = found if config is None else found.under(config)
     fields = found.changed(typed(normalization))
-    if "mean" not in fields:
-        print(f"note: {unknown_normalization(path)}", flush=True)
-        fields |= IMAGENET
     fields = {k: v for k, v in fields.items() if k not in NOT_ANALYZED}
     fields |= {"dtype": dtype} if dtype else {}
     reduction = completed(found.reduction)
@@ -341,15 +355,18 @@ def restore(
     like: Mapping[str, Any],
     fresh: Iterable[str] | None = None,
     checkpoint: str = "best",
+    positions: Positions | None = None,
 ):
     """Variables of the shapes of `like` from a weights file or a run's folder.
 
     `fresh` names the parts that keep what `like` has for them; None: there are none,
-    and errors suggest none. InputError for anything else that is missing, left over or
+    and errors suggest none; position embeddings are resized to `positions`. InputError
+    for anything else that is missing, left over or
     of another shape.
     """
     hint = fresh is not None
-    return _restore(path, _tensors(path, checkpoint), like, fresh or (), hint)
+    tensors = _tensors(path, checkpoint)
+    return _restore(path, tensors, like, fresh or (), hint, positions)
 
 
 def _tensors(path, checkpoint="best"):
@@ -362,9 +379,9 @@ def _tensors(path, checkpoint="best"):
     return read_state_dict(path)
 
 
-def _restore(path, tensors, like, fresh=(), hint=False):
+def _restore(path, tensors, like, fresh=(), hint=False, positions=None):
     try:
-        return convert.from_timm(tensors, like, fresh, hint)
+        return convert.from_timm(tensors, like, fresh, hint, positions)
     except InputError as error:
         kind = "run" if pathlib.Path(path).is_dir() else "weights file"
         raise InputError(f"{kind} {path}: {error}") from error

@@ -1,39 +1,46 @@
 """Models by name, and the checks of their fields."""
 
+import dataclasses
+import math
 import numbers
 from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, closest
+from imagepiece_jax.models import public
+from imagepiece_jax.models.architecture import GELUS, Architecture
 from imagepiece_jax.models.attention import resolve_backend
-from imagepiece_jax.models.block import GELUS, kernel_of
+from imagepiece_jax.models.block import kernel_of
 from imagepiece_jax.models.stems import STEMS, conv_stem_widths
 from imagepiece_jax.models.vit import MEAN, STD, ViT
 from imagepiece_jax.reduction import layer_plan, methods
 from imagepiece_jax.reduction.kernels import fused
 
+DEIT = dict(patch_size=16, depth=12, mean=MEAN, std=STD)
 MODELS = {
-    "deit_ti": dict(patch_size=16, embed_dim=192, depth=12, num_heads=3),
-    "deit_s": dict(patch_size=16, embed_dim=384, depth=12, num_heads=6),
-    "deit_b": dict(patch_size=16, embed_dim=768, depth=12, num_heads=12),
-    "vit_mini": dict(patch_size=2, embed_dim=64, depth=6, num_heads=4),
+    "deit_ti": DEIT | dict(embed_dim=192, num_heads=3),
+    "deit_s": DEIT | dict(embed_dim=384, num_heads=6),
+    "deit_b": DEIT | dict(embed_dim=768, num_heads=12),
+    "vit_mini": DEIT | dict(patch_size=2, embed_dim=64, depth=6, num_heads=4),
 }
 KERNELS = ("plain", "fused", "auto")  # of reductions
 DTYPES = ("float32", "bfloat16", "float16")
-MLP_RATIO = 4.0  # of all models by name
+MLP_RATIO = 4.0  # of models whose facts name none
+SIZES = ("mlp_ratio", "patch_size", "embed_dim", "depth", "num_heads")
 
 
 def create_model(
     name,
     *,
-    image_size=224,
-    num_classes=1000,
+    image_size=None,
+    num_classes=None,
     reduction=None,
+    arch=None,
     stem="patch",
-    gelu="exact",
-    class_token=True,
+    gelu=None,
+    class_token=None,
     mean=None,
     std=None,
     masked=False,
@@ -49,11 +56,14 @@ def create_model(
 ):
     """A ViT by name, with a reduction such as {"name": "evit", "keep_rate": 0.7}.
 
-    `fields` override the size that the name stands for: patch_size, embed_dim, depth,
-    num_heads, mlp_ratio; None leaves it. `prop_attn` None: as the reduction is meant
-    (ToMe: with proportional attention, the others: without). Without `class_token` the
-    head reads the mean over patches. `mean` and `std`: how the images that it is for
-    are normalized, of pixels in [0, 1]; None: as ImageNet's. `masked` gives the model
+    name: of MODELS, or timm's of a public model with or without its tag, such as
+    "vit_small_patch14_reg4_dinov2.lvd142m". Whatever is None is as the name has it:
+    image_size (pixels a side, or (height, width)), num_classes (0: no head), `arch` (an
+    architecture.Architecture), `mean` and `std` (of the images that it is for, of
+    pixels in [0, 1]), and the size: patch_size, embed_dim, depth, num_heads, mlp_ratio.
+    `gelu` and `class_token` change these of `arch` alone; without class token the head
+    reads the mean over patches. `prop_attn` None: as the reduction is meant (ToMe: with
+    proportional attention, the others: without). `masked` gives the model
     that training uses: methods that train with a mask keep all tokens there; for the
     others it is the same. `class_names`: a name for each class, which the model keeps
     for its predictions. InputError for anything that does not fit.
@@ -68,11 +78,19 @@ def create_model(
             f"reduction is {dict(reduction)!r}, which has no name; the names are "
             f"{', '.join(sorted(methods.METHODS))}"
         )
-    size = _size(name, fields)
+    own = facts(name)
+    size = _size(name, own, fields)
+    changes = {"arch": arch, "gelu": gelu, "class_token": class_token}
+    arch = architecture({"name": name, **changes})
+    image_size = own.get("image_size", 224) if image_size is None else image_size
+    num_classes = own.get("num_classes", 1000) if num_classes is None else num_classes
+    if mean is None and std is None:
+        mean, std = own.get("mean"), own.get("std")
     depth = size.pop("depth")
     dtype = dtype_name(dtype)
     mean, std = _normalization(mean, std)
-    _check(size, image_size, num_classes, stem, gelu, dtype, drop_path_rate)
+    grid = _grid(image_size, size["patch_size"], own.get("image_size"))
+    _check(size, num_classes, stem, dtype, drop_path_rate)
     if class_names is not None and len(class_names) != num_classes:
         raise InputError(
             f"class_names has {len(class_names)} names; the model has {num_classes} "
@@ -81,22 +99,17 @@ def create_model(
     method = methods.create(**(reduction or {}))
     if prop_attn is None:
         prop_attn = method.model_fields.get("prop_attn", False)
-    switches = {"class_token": class_token, "prop_attn": prop_attn}
-    for field, value in (switches | {"trace_source": trace_source}).items():
-        if not isinstance(value, bool):
-            raise InputError(
-                f"config.model.{field} is {value!r}; allowed are True, False"
-            )
-    side = image_size // size["patch_size"]
+    switches = {"prop_attn": prop_attn, "trace_source": trace_source}
+    for field, value in switches.items():
+        _check_switch(field, value)
     steps = method.steps(depth)
-    plan = layer_plan.build(depth, side * side, steps, int(class_token), masked)
-    _check_plan(plan, class_token, side)
+    plan = layer_plan.build(depth, math.prod(grid), steps, arch.prefix, masked)
+    _check_plan(plan, arch, grid)
     model = ViT(
         plan=plan,
         num_classes=num_classes,
         stem=stem,
-        gelu=gelu,
-        class_token=class_token,
+        arch=arch,
         mean=mean,
         std=std,
         dtype=jnp.dtype(dtype),
@@ -111,6 +124,48 @@ def create_model(
         **size,
     )
     return model.clone(kernels=resolve_kernels(kernels, model))
+
+
+def facts(name):
+    """What `name` stands for, as fields of `create_model`; InputError if unknown."""
+    if name in MODELS:
+        return MODELS[name]
+    found = public.model(name) if isinstance(name, str) else None
+    if found is None:
+        known = [*MODELS, *public.names()]
+        meant = closest(str(name), known)
+        hint = (
+            f"did you mean {meant}?" if meant else f"the models are {', '.join(MODELS)}"
+        )
+        raise InputError(f"config.model.name is {name!r}; {hint}")
+    return found
+
+
+def size_of(own):
+    """The SIZES in facts of a model."""
+    return {"mlp_ratio": MLP_RATIO} | {k: own[k] for k in SIZES if k in own}
+
+
+def architecture(fields):
+    """The Architecture by the fields name, arch, gelu and class_token."""
+    arch = fields.get("arch") or facts(fields["name"]).get("arch", Architecture())
+    gelu, class_token = fields.get("gelu"), fields.get("class_token")
+    if gelu is not None:
+        if gelu not in GELUS:
+            listed = ", ".join(GELUS)
+            raise InputError(f"config.model.gelu is {gelu!r}; allowed are {listed}")
+        arch = dataclasses.replace(arch, gelu=gelu)
+    if class_token is not None:
+        _check_switch("class_token", class_token)
+        if class_token != arch.class_token:
+            pool = "token" if class_token else "mean"
+            arch = dataclasses.replace(arch, class_token=class_token, pool=pool)
+    return arch
+
+
+def _check_switch(field, value):
+    if not isinstance(value, bool):
+        raise InputError(f"config.model.{field} is {value!r}; allowed are True, False")
 
 
 def dtype_name(dtype):
@@ -141,7 +196,7 @@ def resolve_kernels(requested, model, device=None):
         return None
     capability = getattr(device, "compute_capability", None)
     obstacle = fused.obstacle(device.platform, capability)
-    dim, heads, prefix = model.embed_dim, model.num_heads, int(model.class_token)
+    dim, heads, prefix = model.embed_dim, model.num_heads, model.arch.prefix
     for layer in fusing if obstacle is None else ():
         tokens = layer.counts.n_in + prefix
         obstacle = obstacle or fused.misfit(
@@ -163,16 +218,13 @@ def resolve_kernels(requested, model, device=None):
     )
 
 
-def _size(name, changes):
-    """The size that `name` stands for, with those of `changes` that are not None."""
-    if name not in MODELS:
-        known = ", ".join(sorted(MODELS))
-        raise InputError(f"config.model.name is {name!r}; the models are {known}")
-    size = {"mlp_ratio": MLP_RATIO} | MODELS[name]
+def _size(name, own, changes):
+    """The size in the facts `own`, with those of `changes` that are not None."""
+    size = size_of(own)
     for field, value in changes.items():
-        if field not in size:
+        if field not in SIZES:
             raise InputError(
-                f"config.model.{field} is not a field; a size has {', '.join(size)}"
+                f"config.model.{field} is not a field; a size has {', '.join(SIZES)}"
             )
         if value is None:
             continue
@@ -201,13 +253,26 @@ def _normalization(mean, std):
     return mean, channels("config.model.std", STD if std is None else std, True)
 
 
-def _check(size, image_size, num_classes, stem, gelu, dtype, drop_path_rate):
-    whole = isinstance(image_size, numbers.Integral)
-    if not whole or image_size < 1 or image_size % size["patch_size"]:
+def _grid(image_size, patch_size, published):
+    """(height, width) in patches of images of `image_size`.
+
+    A multiple of the patch size, but for a size that the model was published at: what
+    is left there is cut.
+    """
+    sides = image_size if isinstance(image_size, tuple | list) else (image_size,) * 2
+    whole = all(isinstance(side, numbers.Integral) for side in sides)
+    right = len(sides) == 2 and whole and min(sides) >= patch_size
+    if right and image_size != published:
+        right = not any(side % patch_size for side in sides)
+    if not right:
         raise InputError(
             f"config.image_size is {image_size!r}; allowed are multiples of "
-            f"config.model.patch_size, {size['patch_size']}"
+            f"config.model.patch_size, {patch_size}"
         )
+    return sides[0] // patch_size, sides[1] // patch_size
+
+
+def _check(size, num_classes, stem, dtype, drop_path_rate):
     if size["embed_dim"] % size["num_heads"]:
         raise InputError(
             f"config.model.num_heads is {size['num_heads']}; allowed are divisors of "
@@ -218,9 +283,9 @@ def _check(size, image_size, num_classes, stem, gelu, dtype, drop_path_rate):
             f"config.model.mlp_ratio is {size['mlp_ratio']}; allowed are those that "
             f"leave an MLP of {size['embed_dim']}-wide tokens a width of 1 or more"
         )
-    if not isinstance(num_classes, numbers.Integral) or num_classes < 1:
+    if not isinstance(num_classes, numbers.Integral) or num_classes < 0:
         raise InputError(
-            f"config.num_classes is {num_classes!r}; allowed are 1 or more"
+            f"config.num_classes is {num_classes!r}; allowed are 0 (no head) or more"
         )
     if stem not in STEMS:
         raise InputError(
@@ -228,10 +293,6 @@ def _check(size, image_size, num_classes, stem, gelu, dtype, drop_path_rate):
         )
     if stem == "conv":
         conv_stem_widths(size["embed_dim"], size["patch_size"])
-    if gelu not in GELUS:
-        raise InputError(
-            f"config.model.gelu is {gelu!r}; allowed are {', '.join(GELUS)}"
-        )
     if dtype not in DTYPES:
         raise InputError(
             f"config.model.dtype is {dtype!r}; allowed are {', '.join(DTYPES)}"
@@ -262,14 +323,13 @@ def channels(field, values, positive=False):
     return tuple(map(float, found))
 
 
-def _check_plan(plan, class_token, side):
+def _check_plan(plan, arch, grid):
     """InputError for a step that needs what the model, or the grid, does not have."""
-    grid = (side, side)
     for block, layer in enumerate(plan):
         if layer.step is None:
             continue
         needs = layer.step.reducer.needs
-        if "cls_attn" in needs and not class_token:
+        if "cls_attn" in needs and not arch.class_token:
             raise InputError(
                 "config.model.class_token is False, but the reduction at block "
                 f"{block} chooses tokens by the attention of the class token"

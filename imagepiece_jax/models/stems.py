@@ -43,6 +43,7 @@ class PatchStem(nn.Module):
     embed_dim: int
     patch_size: int
     dtype: jnp.dtype = jnp.float32
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, images, train=False):
@@ -53,6 +54,7 @@ class PatchStem(nn.Module):
             axis=(-3, -2, -1),
             kernel_init=KERNEL_INIT,
             bias_init=bias_init(channels * p**2),
+            use_bias=self.use_bias,
             dtype=self.dtype,
             name="proj",
         )(patches.swapaxes(2, 3))
@@ -198,7 +200,8 @@ def fold(stem, params, stats):
         kernel = params["proj"]["kernel"]  # [p, p, 3, D]
         p, _, channels, dim = kernel.shape
         kernel = jnp.moveaxis(kernel.reshape(p, 1, p * channels, dim), 3, 0)
-        return {"proj": {"kernel": kernel, "bias": params["proj"]["bias"]}}
+        bias = params["proj"].get("bias", jnp.zeros(dim, kernel.dtype))
+        return {"proj": {"kernel": kernel, "bias": bias}}
     folded = {}
     for name, mean_and_variance in stats.items():  # norm_0, norm_1, ..
         conv = name.replace("norm", "conv")

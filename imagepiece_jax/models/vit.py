@@ -1,4 +1,4 @@
-"""The vision transformer (DeiT): stem, blocks that reduce their tokens, head."""
+"""The vision transformer: stem, blocks that reduce their tokens, pooling and head."""
 
 import dataclasses
 
@@ -8,8 +8,9 @@ from flax import linen as nn
 from flax import struct
 
 from imagepiece_jax.models import custom_vjp
-from imagepiece_jax.models.attention import INIT, AttentionTaps
-from imagepiece_jax.models.block import Block, LayerNorm
+from imagepiece_jax.models.architecture import Architecture
+from imagepiece_jax.models.attention import INIT, AttentionTaps, attend
+from imagepiece_jax.models.block import Block, LayerNorm, Mlp
 from imagepiece_jax.models.stems import FOLDED_STEMS, STEMS
 from imagepiece_jax.reduction import tokens
 from imagepiece_jax.reduction.layer_plan import LayerPlan
@@ -23,12 +24,14 @@ STD = (0.229, 0.224, 0.225)
 class Outputs:
     """What a forward pass gives; what is not used is not computed under jit.
 
-    logits: [B, num_classes] float32; tokens: [B, N, D] after the final norm; state: the
-    tokens before it; results: what each step that changes something decided;
-    taps: what each of these steps read.
+    logits: [B, num_classes] float32, `pooled` where there are no classes; pooled: [B,
+    D] what the head reads; tokens: [B, N, D] after the final norm; state: the tokens
+    before it; results: what each step that changes something decided; taps: what each
+    of these steps read.
     """
 
     logits: jax.Array
+    pooled: jax.Array
     tokens: jax.Array
     state: TokenState
     results: tuple
@@ -51,7 +54,7 @@ def drop_path_scale(keys, depth, rate):
 
 
 class ViT(nn.Module):
-    """DeiT with a plan of token reductions; without one, the dense model.
+    """A ViT with a plan of token reductions; without one, the dense model.
 
     `plan` has one LayerPlan a block (reduction.layer_plan.build). `prop_attn` adds
     log(size) to the attention logits; `trace_source` keeps the map from patches to
@@ -61,10 +64,10 @@ class ViT(nn.Module):
     stem has variables of its own (stems.fold). `kernels` names the device whose fused
     kernels do the reductions that have one ("cpu", or a GPU's compute capability): they
     decide alike, but leave scores and features out of `taps`.
-    Without `class_token` the head reads the mean over patches (each token counts by its
-    size). Parameters are float32, the arithmetic of the layers is in `dtype`; scores,
-    softmax and logits are float32. `mean` and `std` are those of the images that it was
-    trained on: pixels are to be normalized with them first (data.normalize).
+    `arch` says what it is made of. Parameters are float32, the arithmetic of the layers
+    is in `dtype`; scores, softmax and logits are float32. `mean` and `std` are those of
+    the images that it was trained on: pixels are to be normalized with them first
+    (data.normalize).
     `class_names` belong to the logits: a name, or None, for each class.
     """
 
@@ -75,8 +78,7 @@ class ViT(nn.Module):
     num_classes: int = 1000
     mlp_ratio: float = 4.0
     stem: str = "patch"
-    gelu: str = "exact"
-    class_token: bool = True
+    arch: Architecture = Architecture()
     mean: tuple[float, float, float] = MEAN
     std: tuple[float, float, float] = STD
     drop_path_rate: float = 0.0
@@ -117,7 +119,7 @@ class ViT(nn.Module):
             dim=self.embed_dim,
             num_heads=self.num_heads,
             mlp_ratio=self.mlp_ratio,
-            gelu=self.gelu,
+            arch=self.arch,
             backend=self.backend,
             dtype=self.dtype,
             prop_attn=self.prop_attn,
@@ -152,33 +154,63 @@ class ViT(nn.Module):
         return drop_path_scale(keys["drop_path"], len(self.plan), self.drop_path_rate)
 
     def _classify(self, state, records):
-        """Final norm and head -> Outputs."""
-        norm = LayerNorm(self.dtype, name="norm")
-        head = nn.Dense(
-            self.num_classes, kernel_init=INIT, dtype=jnp.float32, name="head"
-        )
-        if self.class_token:
-            # The head reads one row; norm of the others is computed only if it is used.
-            pooled = norm(state.x[:, 0])
+        """Final norm, pooling and head -> Outputs."""
+        arch, x = self.arch, state.x
+        norm = self._norm("norm") if arch.final_norm else lambda x: x
+        if arch.pool == "token":
+            # The head reads a row or two; norm of others is computed only if used.
+            read = norm(x[:, : 1 + arch.dist_token])
+            pooled = read[:, 0]
+        elif arch.pool == "mean":
+            pooled = self._mean(norm(x), state)
         else:
-            size = state.size if state.mask is None else state.size * state.mask
-            # At least 1, but for an image in which all is masked.
-            share = size / jnp.maximum(jnp.sum(size, axis=1, keepdims=True), 1.0)
-            weighted = norm(state.x).astype(jnp.float32) * share[:, :, None]
-            pooled = jnp.sum(weighted, axis=1)
+            bias = jnp.log(state.size) if self.prop_attn else None
+            pooled = AttentionPool(
+                self.num_heads, self.mlp_ratio, arch, self.dtype, name="attn_pool"
+            )(norm(x), bias)
+        if arch.fc_norm:
+            pooled = self._norm("fc_norm")(pooled)
+        logits = pooled.astype(jnp.float32)
+        if self.num_classes:
+            logits = self._head("head")(pooled)
+        if arch.dist_token:
+            if self.num_classes:
+                logits = (logits + self._head("head_dist")(read[:, 1])) / 2
+            pooled = jnp.mean(read, axis=1)
+            logits = logits if self.num_classes else pooled.astype(jnp.float32)
         return Outputs(
-            logits=head(pooled),
-            tokens=norm(state.x),
+            logits=logits,
+            pooled=pooled,
+            tokens=norm(x),
             state=state,
             results=tuple(result for result, _ in records),
             taps=tuple(taps for _, taps in records),
         )
 
+    def _norm(self, name):
+        return LayerNorm(self.dtype, self.arch.norm_eps, name=name)
+
+    def _head(self, name):
+        return nn.Dense(
+            self.num_classes, kernel_init=INIT, dtype=jnp.float32, name=name
+        )
+
+    def _mean(self, x, state):
+        """Mean of the patches, each token by its size. [B, N, D] -> [B, D] float32."""
+        prefix = state.num_prefix
+        size = state.size[:, prefix:]
+        size = size if state.mask is None else size * state.mask
+        # At least 1, but for an image in which all is masked.
+        share = size / jnp.maximum(jnp.sum(size, axis=1, keepdims=True), 1.0)
+        return jnp.sum(x[:, prefix:].astype(jnp.float32) * share[:, :, None], axis=1)
+
     def _embed(self, images, train):
-        """Tokens with positions, class token first. [B, H, W, 3] -> TokenState."""
-        stems = FOLDED_STEMS if self.folded else STEMS
+        """Tokens with positions, those of the prefix first. [B, H, W, 3]."""
+        arch, stems = self.arch, FOLDED_STEMS if self.folded else STEMS
         normed = self.stem == "conv" and not self.folded
         options = {"axis_name": self.axis_name} if normed else {}
+        if not (arch.patch_bias or self.folded):
+            options["use_bias"] = False
         stem = stems[self.stem](
             self.embed_dim,
             self.patch_size,
@@ -186,17 +218,62 @@ class ViT(nn.Module):
             name="patch_embed",
             **options,
         )
-        x = stem(images.astype(self.dtype), train)
+        # Pixels that fill no patch are cut, as a convolution of that stride would.
+        height, width = (side - side % self.patch_size for side in images.shape[1:3])
+        x = stem(images[:, :height, :width].astype(self.dtype), train)
         batch, height, width, dim = x.shape
         x = x.reshape(batch, height * width, dim)
-        if self.class_token:
-            cls_token = self.param("cls_token", INIT, (1, 1, dim)).astype(self.dtype)
-            x = jnp.concatenate([jnp.broadcast_to(cls_token, (batch, 1, dim)), x], 1)
-        pos_embed = self.param("pos_embed", INIT, (1, x.shape[1], dim))
-        x = x + pos_embed.astype(self.dtype)
+        counts = {"cls_token": arch.class_token, "dist_token": arch.dist_token}
+        counts |= {"reg_token": arch.registers}
+        prefix = [
+            self.param(name, INIT, (1, int(count), dim)).astype(self.dtype)
+            for name, count in counts.items()
+            if count
+        ]
+        prefix = [jnp.broadcast_to(p, (batch, *p.shape[1:])) for p in prefix]
+        if arch.prefix_positions:
+            x = self._with_positions(jnp.concatenate([*prefix, x], 1) if prefix else x)
+        else:
+            x = jnp.concatenate([*prefix, self._with_positions(x)], 1)
+        if arch.pre_norm:
+            x = self._norm("norm_pre")(x)
         return tokens.start(
             custom_vjp.token_major(x),
-            int(self.class_token),
+            arch.prefix,
             self.trace_source,
             grid=(height, width),
         )
+
+    def _with_positions(self, x):
+        pos_embed = self.param("pos_embed", INIT, (1, *x.shape[1:]))
+        return x + pos_embed.astype(self.dtype)
+
+
+class AttentionPool(nn.Module):
+    """Attention from a learned probe, and an MLP: what SigLIP's head reads.
+
+    Zhai et al. 2022, "Scaling vision transformers", section 3.4.
+    """
+
+    num_heads: int
+    mlp_ratio: float
+    arch: Architecture
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, key_bias=None):
+        """x [B, N, D], key_bias [B, N] on the logits -> [B, D]."""
+        batch, length, dim = x.shape
+
+        def project(name, x, rows):
+            out = nn.Dense(dim, kernel_init=INIT, dtype=self.dtype, name=name)(x)
+            return out.reshape(-1, rows, self.num_heads, dim // self.num_heads)
+
+        probe = self.param("latent", INIT, (1, 1, dim)).astype(self.dtype)
+        query = jnp.repeat(project("q", probe, 1), batch, axis=0)
+        key, value = (project(name, x, length) for name in "kv")
+        read = attend(query, key, value, key_bias).reshape(batch, dim)
+        read = nn.Dense(dim, kernel_init=INIT, dtype=self.dtype, name="proj")(read)
+        normed = LayerNorm(self.dtype, self.arch.norm_eps, name="norm")(read)
+        hidden = int(dim * self.mlp_ratio)
+        return read + Mlp(hidden, self.arch.gelu, self.dtype, name="mlp")(normed)

@@ -4,7 +4,12 @@ import jax
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import class_names as classes
-from imagepiece_jax.models import pretrained
+from imagepiece_jax.models.normalization import (
+    IMAGENET,
+    normalization,
+    unknown_normalization,
+)
+from imagepiece_jax.models.positions import Positions
 from imagepiece_jax.models.pretrained import restore
 from imagepiece_jax.models.summary import fresh, shapes
 
@@ -18,18 +23,18 @@ def settle_normalization(config, workdir):
     """
     if config.model.get("mean") is not None or config.model.get("std") is not None:
         return []  # one alone is refused with the rest of the model
-    found = {workdir: pretrained.normalization(workdir)}
+    found = {workdir: normalization(workdir)}
     if not found[workdir]:
         paths = filter(None, (config.init.weights, config.teacher.weights))
-        found = {path: pretrained.normalization(path) for path in paths}
+        found = {path: normalization(path) for path in paths}
     source = next((path for path, values in found.items() if values), None)
     with config.unlocked():
-        for name, usual in pretrained.IMAGENET.items():
+        for name, usual in IMAGENET.items():
             config.model[name] = found[source][name] if source else usual
     taken = f"{source}'s" if source else "ImageNet's"
     fields = "config.model.mean and config.model.std"
     unknown = (path for path, values in found.items() if not values)
-    return [pretrained.unknown_normalization(path, fields, taken) for path in unknown]
+    return [unknown_normalization(path, fields, taken) for path in unknown]
 
 
 def initial(config, model):
@@ -100,9 +105,11 @@ def _restored(config, path, model, allowed_fresh=None):
     """Variables of `model` at `path`. InputError if they do not fit, or if their images
     were normalized otherwise than here.
     """
-    loaded = restore(path, shapes(model, config.image_size), allowed_fresh)
-    for name, theirs in pretrained.normalization(path).items():
-        ours = tuple(config.model.get(name) or pretrained.IMAGENET[name])
+    size = config.image_size
+    places = Positions.of(model, size)
+    loaded = restore(path, shapes(model, size), allowed_fresh, positions=places)
+    for name, theirs in normalization(path).items():
+        ours = tuple(config.model.get(name) or IMAGENET[name])
         if ours != theirs:
             raise InputError(
                 f"config.model.{name} is {ours}, but {path} was trained with {theirs}: "

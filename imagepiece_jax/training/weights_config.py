@@ -3,7 +3,7 @@
 from imagepiece_jax.common.xla_options import fast_dtype
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import pretrained, run_files
-from imagepiece_jax.models.normalization import IMAGENET, unknown_normalization
+from imagepiece_jax.models.normalization import IMAGENET
 from imagepiece_jax.models.normalization import typed as typed_normalization
 from imagepiece_jax.training import from_config
 
@@ -21,14 +21,13 @@ def of_weights(path, config, overrides=None, normalization=None, checkpoint="bes
     if overrides is None:
         from_config.check(config)
         from_config.model(config)  # its own mistakes first
-        heads = run_files.heads(config.to_dict())
-        weights = pretrained.read(path, heads, checkpoint)
+        given = run_files.model_fields(config.to_dict()) | normalization
+        weights = pretrained.read(path, given, checkpoint)
         weights.under(config.to_dict())
         asked = run_files.model_fields(config.to_dict())
     else:
-        heads = dict(overrides).get("model.num_heads") or ""
-        heads = int(heads) if heads.isdecimal() else None
-        weights = pretrained.read(path, heads, checkpoint)
+        given = _typed(config, overrides) | normalization
+        weights = pretrained.read(path, given, checkpoint)
         _complete(config, weights)
         overrides(config)
         from_config.check(config)
@@ -40,12 +39,19 @@ def of_weights(path, config, overrides=None, normalization=None, checkpoint="bes
         return f"--{field}" if field in normalization else run_files.in_config(field)
 
     fields = weights.changed(asked | normalization, named)
-    if "mean" not in fields:
-        print(f"note: {unknown_normalization(path)}", flush=True)
     with config.unlocked():
-        for name, usual in IMAGENET.items():
-            config.model[name] = fields.get(name, usual)
+        for name in IMAGENET:
+            config.model[name] = fields[name]
     return config, weights.of_config(config.to_dict())
+
+
+def _typed(config, overrides):
+    """The fields of the model that `overrides` of `config` name, with their types."""
+    of_model = [pair for pair in overrides if pair[0].startswith("model.")]
+    changed = config.copy_and_resolve_references()
+    type(overrides)(of_model)(changed)
+    names = (field.removeprefix("model.") for field, _ in of_model)
+    return {name: changed.model[name] for name in names}
 
 
 def _complete(config, weights):

@@ -85,7 +85,7 @@ def trace(model: ViT, variables, images: np.ndarray) -> Trace:
         if site == "mid":
             stages.append(_stage(block, site, next(decided), source, looks[-1]))
             source = stages[-1].source
-    tokens = model.plan[-1].mlp_tokens - int(model.class_token)
+    tokens = model.plan[-1].mlp_tokens - model.arch.prefix
     ended = (tuple(stages), tokens, top, confidence, *looks[-1])
     return Trace((side, side), len(model.plan), *ended)
 
@@ -141,7 +141,7 @@ def _run(variables, images, model):
 
     images = normalize(images, model.mean, model.std)
     intercept = (
-        ask if model.class_token else (lambda call, args, kw, _: call(*args, **kw))
+        ask if model.arch.class_token else (lambda call, args, kw, _: call(*args, **kw))
     )
     # Full float32: GPUs would round the factors of products, and near ties differ.
     with jax.default_matmul_precision("highest"), nn.intercept_methods(intercept):

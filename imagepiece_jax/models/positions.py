@@ -1,0 +1,79 @@
+"""Position embeddings resized to another grid, as the family's own code does it."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# What DINO and DINOv2 add to the new side before they divide by the old one.
+OFFSET = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Positions:
+    """Where a model's position embedding has rows, and how it is resized.
+
+    prefix: rows of tokens in front of the patches; grid: (height, width) of the
+    patches; how: `architecture.Architecture.resize`.
+    """
+
+    prefix: int
+    grid: tuple[int, int]
+    how: str = "antialias"
+
+    @classmethod
+    def of(cls, model, image_size):
+        """Those of a ViT for images of `image_size`, a number or (height, width)."""
+        sides = (
+            image_size if isinstance(image_size, tuple | list) else (image_size,) * 2
+        )
+        grid = tuple(side // model.patch_size for side in sides)
+        arch = model.arch
+        return cls(arch.prefix if arch.prefix_positions else 0, grid, arch.resize)
+
+    def fit(self, pos_embed: np.ndarray) -> np.ndarray | None:
+        """`pos_embed` [1, rows, D] for this grid; None where its own is no square."""
+        old = math.isqrt(max(0, pos_embed.shape[1] - self.prefix))
+        if old == 0 or old * old + self.prefix != pos_embed.shape[1]:
+            return None
+        if (old, old) == self.grid:
+            return pos_embed
+        width = pos_embed.shape[2]
+        front = np.asarray(pos_embed[:, : self.prefix], np.float32)
+        grid = np.asarray(pos_embed[0, self.prefix :], np.float32)
+        grid = resize(grid.reshape(old, old, width), self.grid, self.how)
+        return np.concatenate([front, grid.reshape(1, -1, width)], axis=1)
+
+
+def resize(grid: np.ndarray, new: tuple[int, int], how: str) -> np.ndarray:
+    """grid [h, w, D] float32 -> [*new, D] by bicubic interpolation.
+
+    how: "antialias" (Keys' kernel with a = -0.5, wider where the grid shrinks: timm),
+    "bicubic" (a = -0.75, borders repeated: PyTorch without antialiasing) or "offset"
+    (the same, by DINO's factor of (new + 0.1) / old).
+    """
+    if how == "antialias":
+        shape = (*new, grid.shape[2])
+        return np.asarray(jax.image.resize(jnp.asarray(grid), shape, "cubic"))
+    offset = OFFSET if how == "offset" else 0.0
+    rows, columns = (
+        _bicubic(old, side, offset)
+        for old, side in zip(grid.shape[:2], new, strict=True)
+    )
+    return np.einsum("ab,cd,bdx->acx", rows, columns, grid, optimize=True)
+
+
+def _bicubic(old, new, offset):
+    """Weights of PyTorch's bicubic interpolation along one axis. -> [new, old]."""
+    at = (np.arange(new) + 0.5) * old / (new + offset) - 0.5
+    first = np.floor(at).astype(int)
+    weights, a = np.zeros((new, old)), -0.75
+    for step in (-1, 0, 1, 2):
+        distance = np.abs(at - first - step)
+        near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
+        far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
+        column = np.clip(first + step, 0, old - 1)
+        np.add.at(weights, (np.arange(new), column), np.where(distance <= 1, near, far))
+    return weights.astype(np.float32)

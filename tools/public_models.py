@@ -1,0 +1,149 @@
+"""Facts of public models, read from timm: python -m tools.public_models
+
+Writes imagepiece_jax/models/public_models.json: what each of timm's vision transformers
+that `architecture.Architecture` can express is made of, and the images of each of its
+published weights. Needs torch and timm; allocates no weights.
+"""
+
+import dataclasses
+import json
+import pathlib
+
+import timm
+import torch
+from timm.layers import Mlp, SwiGLU, SwiGLUPacked
+from timm.models import deit, vision_transformer
+from torch import nn
+
+from imagepiece_jax.models.architecture import Architecture
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+OUT = ROOT / "imagepiece_jax" / "models" / "public_models.json"
+KINDS = (vision_transformer.VisionTransformer, deit.VisionTransformerDistilled)
+GELUS = {"GELU": "exact", "GELUTanh": "tanh", "QuickGELU": "quick"}
+POOLS = {"token": "token", "avg": "mean", "map": "map"}
+DEFAULT = dataclasses.asdict(Architecture())
+
+
+class Unsupported(Exception):
+    """A part that no Architecture has."""
+
+
+def need(right, what):
+    if not right:
+        raise Unsupported(what)
+
+
+def facts(model):
+    """Size and architecture of one of timm's models, as fields of create_model."""
+    block, patch = model.blocks[0], model.patch_embed.proj
+    need(type(model) in KINDS, type(model).__name__)
+    need(type(block) is vision_transformer.Block, type(block).__name__)
+    need(isinstance(model.norm, nn.LayerNorm | nn.Identity), "norm")
+    need(isinstance(block.norm1, nn.LayerNorm), type(block.norm1).__name__)
+    need(isinstance(block.attn.q_norm, nn.Identity), "norm of queries")
+    need(isinstance(block.attn.norm, nn.Identity), "norm in attention")
+    need(model.global_pool in POOLS, f"pool {model.global_pool!r}")
+    need(len(set(patch.kernel_size)) == 1 and patch.stride == patch.kernel_size, "stem")
+    width = model.embed_dim
+    hidden, mlp, gelu = mlp_facts(block.mlp)
+    eps = {m.eps for m in model.modules() if isinstance(m, nn.LayerNorm)}
+    need(len(eps) == 1, "eps")
+    arch = {
+        "class_token": model.cls_token is not None,
+        "dist_token": getattr(model, "dist_token", None) is not None,
+        "registers": model.num_reg_tokens,
+        "prefix_positions": not model.no_embed_class,
+        "patch_bias": patch.bias is not None,
+        "qkv_bias": block.attn.qkv.bias is not None,
+        "pre_norm": isinstance(model.norm_pre, nn.LayerNorm),
+        "norm_eps": eps.pop(),
+        "layer_scale": not isinstance(block.ls1, nn.Identity),
+        "gelu": gelu,
+        "mlp": mlp,
+        "pool": POOLS[model.global_pool],
+        "final_norm": isinstance(model.norm, nn.LayerNorm),
+        "fc_norm": isinstance(model.fc_norm, nn.LayerNorm),
+    }
+    if "_siglip_" in model.default_cfg["architecture"]:
+        arch["gelu"] = "tanh"  # as trained: timm has it so for the newer ones alone
+    if not (arch["class_token"] or arch["registers"]):
+        arch["prefix_positions"] = True  # there is no prefix
+    found = {
+        "patch_size": patch.kernel_size[0],
+        "embed_dim": width,
+        "depth": len(model.blocks),
+        "num_heads": block.attn.num_heads,
+        "mlp_ratio": hidden / width,
+    }
+    if found["mlp_ratio"] == 4:
+        del found["mlp_ratio"]
+    return found | {"arch": {k: v for k, v in arch.items() if v != DEFAULT[k]}}
+
+
+def mlp_facts(mlp):
+    """(hidden width, kind, GELU) of an MLP."""
+    if type(mlp) is Mlp:
+        need(isinstance(mlp.norm, nn.Identity), "norm in MLP")
+        name = type(mlp.act).__name__
+        need(name in GELUS, f"activation {name}")
+        gelu = GELUS[name]
+        if name == "GELU" and getattr(mlp.act, "approximate", "none") == "tanh":
+            gelu = "tanh"
+        return mlp.fc1.out_features, "gelu", gelu
+    if type(mlp) is SwiGLU:
+        need(isinstance(mlp.norm, nn.Identity), "norm in MLP")
+        return mlp.fc1_g.out_features, "swiglu", "exact"
+    packed = SwiGLUPacked.func if hasattr(SwiGLUPacked, "func") else SwiGLUPacked
+    need(type(mlp) is packed and isinstance(mlp.act, nn.SiLU), type(mlp).__name__)
+    need(not mlp.gate_last and isinstance(mlp.norm, nn.Identity), "gate")
+    return mlp.fc2.in_features, "swiglu", "exact"
+
+
+def images(name):
+    """The images that the weights `name` are for."""
+    cfg = timm.get_pretrained_cfg(name)
+    _, height, width = cfg.input_size
+    need(height == width, "images")
+    found = {
+        "image_size": height,
+        "num_classes": cfg.num_classes,
+        "mean": cfg.mean,
+        "std": cfg.std,
+        "crop": cfg.crop_pct,
+        "interpolation": cfg.interpolation,
+    }
+    if cfg.crop_mode != "center":
+        found["crop_mode"] = cfg.crop_mode
+    # Trained with QuickGELU, though the name without "quickgelu" has timm's GELU.
+    if cfg.notes and "quickgelu" in cfg.notes[0]:
+        found["gelu"] = "quick"
+    if name.endswith(".dino") or "_dinov2." in name and "_reg" not in name:
+        found["resize"] = "offset"  # DINO's and DINOv2's own code, not timm's
+    return found
+
+
+def main():
+    modules = ("vision_transformer", "deit")
+    table, skipped = {}, {}
+    for name in (n for m in modules for n in timm.list_models(module=m)):
+        try:
+            with torch.device("meta"):
+                model = timm.create_model(name, pretrained=False)
+            found = facts(model)
+            tags = timm.list_pretrained(name) or [name]
+            tagged = [n for n in timm.list_models(name, pretrained=True) if "." in n]
+            weights = {n.partition(".")[2]: images(n) for n in tagged or tags}
+        except Unsupported as error:
+            skipped[name] = str(error)
+            continue
+        table[name] = found | {"weights": weights}
+    rows = [f"{json.dumps(name)}: {json.dumps(row)}" for name, row in table.items()]
+    OUT.write_text("{\n" + ",\n".join(rows) + "\n}\n")
+    print(f"{len(table)} models, {OUT.stat().st_size} bytes; without:")
+    for name, why in skipped.items():
+        print(f"  {name}: {why}")
+
+
+if __name__ == "__main__":
+    main()
