@@ -34,7 +34,7 @@ class LayerScale(nn.Module):
     @nn.compact
     def __call__(self, x):
         gamma = self.param("gamma", nn.initializers.constant(1e-5), x.shape[-1:])
-        return x * gamma.astype(x.dtype)
+        return x * jnp.expand_dims(gamma.astype(x.dtype), range(x.ndim - 1))
 
 
 class Mlp(nn.Module):

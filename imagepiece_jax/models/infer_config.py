@@ -199,6 +199,11 @@ def _several(known, unknown, sizes):
             "commands --config.model.name=deit_s"
         )
     fields = " ".join(f"{field}=.." for field in unknown)
+    if len(known) == 1:
+        return (
+            f"{next(iter(known))!r} does not say, and no tensor does, its {listed}: "
+            f"give {fields}, in commands --config.model.{unknown[0]}=.."
+        )
     remedy = f"name one, name=.., in commands --config.model.name=.., or give {fields}"
     rest = len(known) - MOST
     names = ", ".join([*known][:MOST]) + f" and {rest} others" * (rest > 0)

@@ -11,6 +11,12 @@ import numpy as np
 OFFSET = 0.1
 
 
+def sides(image_size) -> tuple[int, int]:
+    """(height, width) of an image size that is a number or these two."""
+    given = isinstance(image_size, tuple | list)
+    return tuple(image_size) if given else (image_size, image_size)
+
+
 @dataclasses.dataclass(frozen=True)
 class Positions:
     """Where a model's position embedding has rows, and how it is resized.
@@ -26,10 +32,7 @@ class Positions:
     @classmethod
     def of(cls, model, image_size):
         """Those of a ViT for images of `image_size`, a number or (height, width)."""
-        sides = (
-            image_size if isinstance(image_size, tuple | list) else (image_size,) * 2
-        )
-        grid = tuple(side // model.patch_size for side in sides)
+        grid = tuple(side // model.patch_size for side in sides(image_size))
         arch = model.arch
         return cls(arch.prefix if arch.prefix_positions else 0, grid, arch.resize)
 

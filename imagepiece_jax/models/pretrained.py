@@ -180,14 +180,16 @@ class Pretrained:
         changes: Mapping[str, Any],
         named: Callable[[str], str] = str,
         instead: str = "",
+        sized: bool = False,
     ) -> dict[str, Any]:
         """`fields` with `changes`, in which None leaves a field as it is.
 
         InputError for a change of what the weights determine; `named` is how a field is
-        called in its sentence, `instead` what else is allowed.
+        called in its sentence, `instead` what else is allowed; `sized`: a name stands
+        for its size too, not only for what tensors do not tell.
         """
         given = {k: v for k, v in changes.items() if v is not None}
-        own = registry.facts(given["name"]) if "name" in given else {}
+        own = registry.facts(given["name"]) if sized and "name" in given else {}
         asked = {k: v for k, v in own.items() if k in registry.SIZES} | given
         for field in DETERMINED:
             if field in asked and field in self.fields:
@@ -209,7 +211,7 @@ class Pretrained:
         size or GELU, too: fields that only training reads may differ.
         """
         instead = "" if self.config is None else " or no --config"
-        fields = self.changed(model_fields(config), in_config, instead)
+        fields = self.changed(model_fields(config), in_config, instead, sized=True)
         if self.config is not None:
             size = in_config("image_size")
             self._compare(size, fields["image_size"], self.image_size, instead)
@@ -284,6 +286,7 @@ def read(
     tensors = _tensors(path)
     try:
         known = {k: v for k, v in (given or {}).items() if v is not None}
+        registry.normalization(known.get("mean"), known.get("std"))
         fields = infer_config(tensors, named(path) | normalization(path) | known)
     except InputError as error:
         raise InputError(f"weights file {path}: {error}") from error

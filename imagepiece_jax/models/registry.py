@@ -13,6 +13,7 @@ from imagepiece_jax.models import public
 from imagepiece_jax.models.architecture import GELUS, Architecture
 from imagepiece_jax.models.attention import resolve_backend
 from imagepiece_jax.models.block import kernel_of
+from imagepiece_jax.models.positions import sides
 from imagepiece_jax.models.stems import STEMS, conv_stem_widths
 from imagepiece_jax.models.vit import MEAN, STD, ViT
 from imagepiece_jax.reduction import layer_plan, methods
@@ -88,7 +89,7 @@ def create_model(
         mean, std = own.get("mean"), own.get("std")
     depth = size.pop("depth")
     dtype = dtype_name(dtype)
-    mean, std = _normalization(mean, std)
+    mean, std = normalization(mean, std)
     grid = _grid(image_size, size["patch_size"], own.get("image_size"))
     _check(size, num_classes, stem, dtype, drop_path_rate)
     if class_names is not None and len(class_names) != num_classes:
@@ -134,9 +135,8 @@ def facts(name):
     if found is None:
         known = [*MODELS, *public.names()]
         meant = closest(str(name), known)
-        hint = (
-            f"did you mean {meant}?" if meant else f"the models are {', '.join(MODELS)}"
-        )
+        listed = f"the models are {', '.join(MODELS)} and timm's"
+        hint = f"did you mean {meant}?" if meant else listed
         raise InputError(f"config.model.name is {name!r}; {hint}")
     return found
 
@@ -241,7 +241,7 @@ def _size(name, own, changes):
     return size
 
 
-def _normalization(mean, std):
+def normalization(mean, std):
     """Mean and standard deviation of the images, ImageNet's where neither is given."""
     if (mean is None) != (std is None):
         given, lacking = ("mean", "std") if std is None else ("std", "mean")
@@ -259,17 +259,17 @@ def _grid(image_size, patch_size, published):
     A multiple of the patch size, but for a size that the model was published at: what
     is left there is cut.
     """
-    sides = image_size if isinstance(image_size, tuple | list) else (image_size,) * 2
-    whole = all(isinstance(side, numbers.Integral) for side in sides)
-    right = len(sides) == 2 and whole and min(sides) >= patch_size
+    both = sides(image_size)
+    whole = all(isinstance(side, numbers.Integral) for side in both)
+    right = len(both) == 2 and whole and min(both) >= patch_size
     if right and image_size != published:
-        right = not any(side % patch_size for side in sides)
+        right = not any(side % patch_size for side in both)
     if not right:
         raise InputError(
             f"config.image_size is {image_size!r}; allowed are multiples of "
             f"config.model.patch_size, {patch_size}"
         )
-    return sides[0] // patch_size, sides[1] // patch_size
+    return both[0] // patch_size, both[1] // patch_size
 
 
 def _check(size, num_classes, stem, dtype, drop_path_rate):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from imagepiece_jax.common.rng import Purpose, batch_key
+from imagepiece_jax.models.positions import sides
 from imagepiece_jax.models.stems import stem_macs
 from imagepiece_jax.reduction.flops import plan_macs
 
@@ -92,13 +93,13 @@ def format_table(rows):
 
 def shapes(model, image_size):
     """Variables of `model` as shapes and types, without computing anything."""
-    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), "float32")
+    images = jax.ShapeDtypeStruct((1, *sides(image_size), 3), "float32")
     return jax.eval_shape(model.clone(axis_name=None).init, jax.random.key(0), images)
 
 
 def fresh(model, image_size, seed):
     """Variables of `model` drawn from `seed`."""
-    images = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
+    images = jnp.zeros((1, *sides(image_size), 3), jnp.float32)
     key = batch_key(seed, 0, Purpose.INIT)
     # The device axis exists only inside a step, and statistics do not depend on it.
     return jax.jit(model.clone(axis_name=None).init)(key, images)

@@ -9,6 +9,7 @@ from PIL import Image
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import convert, pretrained
+from imagepiece_jax.models.positions import Positions
 
 
 def variables(width=6, depth=2, patch=4, tokens=9, classes=5, stem="patch", seed=0):
@@ -169,8 +170,10 @@ def test_pos_embed_is_resized_as_pillow_resizes(old, new, caplog):
     like = jax.eval_shape(lambda: variables(width=6, tokens=new * new))
     pos_embed = source["params"]["pos_embed"]
     with caplog.at_level("INFO", logger="absl"):
-        found = convert.from_timm(convert.to_timm(source), like)["params"]["pos_embed"]
-    assert f"{old}x{old} resized to {new}x{new}" in caplog.text
+        places = Positions(prefix=1, grid=(new, new))
+        found = convert.from_timm(convert.to_timm(source), like, positions=places)
+    found = found["params"]["pos_embed"]
+    assert f"resized to {new}x{new}" in caplog.text
     np.testing.assert_array_equal(found[:, 0], pos_embed[:, 0])
     for channel in range(6):
         grid = Image.fromarray(pos_embed[0, 1:, channel].reshape(old, old))

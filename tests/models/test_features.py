@@ -36,7 +36,7 @@ def outputs_of(state, *steps):
         results.append(result)
         state = merging.apply(state, result)
         state = state.replace(x=state.x + more)
-    return Outputs(None, state.x, state, tuple(results), tuple(taps))
+    return Outputs(None, None, state.x, state, tuple(results), tuple(taps))
 
 
 def slots(*dest, **options):

@@ -8,13 +8,21 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import convert, registry, summary
 from imagepiece_jax.models.infer_config import infer_config
 
-SMALL = {"embed_dim": 128, "depth": 2, "num_heads": 2}  # 64 wide, as all heads are
+SMALL = {"embed_dim": 128, "depth": 2, "num_heads": 2}
 
 
 def tensors(model, image_size):
     """A state dict of zeros: only names and shapes are read."""
     shapes = summary.shapes(model, image_size)
     return convert.to_timm(jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes))
+
+
+def named_shapes(model, image_size):
+    """The state dict as names and shapes: nothing is allocated."""
+    found = convert.timm_shapes(summary.shapes(model, image_size))
+    return {
+        name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in found.items()
+    }
 
 
 @pytest.mark.parametrize(
@@ -28,14 +36,66 @@ def tensors(model, image_size):
 )
 def test_the_same_model_is_made_again(name, image_size, options):
     model = registry.create_model(name, image_size=image_size, **options)
-    fields = infer_config(tensors(model, image_size))
+    given = {"name": name} | {k: v for k, v in options.items() if k != "num_classes"}
+    fields = infer_config(tensors(model, image_size), given)
     assert registry.create_model(**fields) == model
-    assert fields["image_size"] == image_size
-    if name == "deit_ti":
-        assert fields["name"] == name
+    assert fields["image_size"] == image_size and fields["name"] == name
 
 
-def test_a_distillation_token_is_named():
-    found = {"dist_token": np.zeros((1, 1, 192)), "pos_embed": np.zeros((1, 198, 192))}
-    with pytest.raises(InputError, match="dist_token is a distillation token, which"):
-        infer_config(found)
+# Names, and what makes each of them known without its name, or not.
+@pytest.mark.parametrize(
+    "name, given",
+    [
+        ("vit_small_patch14_reg4_dinov2.lvd142m", {}),
+        ("vit_giant_patch14_dinov2.lvd142m", {}),
+        ("vit_giantopt_patch16_siglip_256.v2_webli", {}),
+        ("deit_small_distilled_patch16_224.fb_in1k", {}),
+        ("deit3_huge_patch14_224.fb_in1k", {}),
+        ("vit_huge_patch14_clip_224.laion2b", {"gelu": "exact"}),
+        ("vit_base_patch32_clip_224.openai", {"gelu": "quick"}),
+        ("deit_ti", {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}),
+    ],
+)
+def test_a_public_model_is_known_by_its_tensors(name, given):
+    """Where all public models of these sizes and parts agree in what no shape tells."""
+    model = registry.create_model(name, image_size=56 if "14" in name else 64)
+    side = 56 if "14" in name else 64
+    found = infer_config(named_shapes(model, side), given)
+    assert registry.create_model(**found).clone(plan=()) == model.clone(
+        plan=(), **{k: v for k, v in given.items() if k in ("mean", "std")}
+    )
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("deit_ti", "could be of deit_ti, .*, which differ in mean, std: name one"),
+        (
+            "vit_base_patch16_clip_224.openai",
+            "could be of vit_base_patch16_clip_224.*, which differ in gelu",
+        ),
+        ("vit_base_patch16_224.mae", "could be of deit_b, .* others, which differ in "),
+    ],
+)
+def test_tensors_of_several_models_are_refused(name, message):
+    model = registry.create_model(name, image_size=64)
+    with pytest.raises(InputError, match=message):
+        infer_config(named_shapes(model, 64))
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({}, "no known model has patch_size 16, embed_dim 128, .* name a model"),
+        (
+            {"name": "deit_s"},
+            "'deit_s' does not say, and no tensor does, its num_heads",
+        ),
+        ({"name": "deit3_small_patch16_224"}, "with prefix_positions=True, but 'deit3"),
+        ({"name": "deit_s", "class_token": False}, "class_token=True, but 'deit_s' h"),
+    ],
+)
+def test_what_neither_tensors_nor_name_say(given, message):
+    model = registry.create_model("deit_s", image_size=32, **SMALL)
+    with pytest.raises(InputError, match=message):
+        infer_config(named_shapes(model, 32), given)

@@ -1,5 +1,7 @@
 """Published sizes of the models, and the sentences for wrong fields."""
 
+import re
+
 import jax
 import pytest
 
@@ -102,9 +104,21 @@ def test_a_wrong_field_is_named_with_what_is_allowed(field, value, allowed):
     assert found in str(error.value) and allowed in str(error.value)
 
 
-def test_an_unknown_model_lists_the_known_ones():
-    with pytest.raises(InputError, match="'vit_h'; the models are deit_b, deit_s, dei"):
-        registry.create_model("vit_h")
+@pytest.mark.parametrize(
+    "name, hint",
+    [
+        ("resnet50", "the models are deit_ti, deit_s, deit_b, vit_mini and timm's"),
+        ("vit_smal_patch16_224", "did you mean vit_small_patch16_224?"),
+        (
+            "vit_small_patch16_224.augreg",
+            "did you mean vit_small_patch16_224.augreg_in1k",
+        ),
+        (None, "the models are"),
+    ],
+)
+def test_an_unknown_model_lists_known_ones(name, hint):
+    with pytest.raises(InputError, match=f"name is {name!r}; {re.escape(hint)}"):
+        registry.create_model(name)
 
 
 @pytest.mark.parametrize("image_size", [220, 0, -16])
@@ -114,9 +128,9 @@ def test_an_image_that_patches_do_not_tile_is_refused(image_size):
         registry.create_model("deit_s", image_size=image_size)
 
 
-def test_a_model_without_classes_is_refused():
-    with pytest.raises(InputError, match="config.num_classes is 0; allowed are 1 or"):
-        registry.create_model("deit_s", num_classes=0)
+def test_a_negative_number_of_classes_is_refused():
+    with pytest.raises(InputError, match="config.num_classes is -1; allowed are 0"):
+        registry.create_model("deit_s", num_classes=-1)
 
 
 def test_a_conv_stem_needs_a_patch_size_that_halving_reaches():
