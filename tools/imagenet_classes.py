@@ -20,7 +20,7 @@ def main():
     head = [
         "# ImageNet-1k's classes by label: WordNet synset and its lemmas (WordNet 3.0,",
         "# Princeton University), as in timm's data/_info/imagenet_synsets.txt and",
-        f"# imagenet_synset_to_lemma.txt (version {version}), by tools/imagenet_classes.",
+        f"# imagenet_synset_to_lemma.txt ({version}), by tools.imagenet_classes",
     ]
     lines = [f"{synset}\t{lemmas}" for synset, lemmas in rows]
     OUT.write_text("\n".join([*head, *lines]) + "\n", encoding="utf-8")

@@ -1,33 +1,14 @@
 """Names of the classes: those of trained weights, compared with those of the data."""
 
-import functools
 import json
 import os
 import pathlib
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.run_files import CLASSES, read_config
+from imagepiece_jax.models.hub import is_published
+from imagepiece_jax.models.run_files import CLASSES, RUN_CONFIG, read_config
 
 SAME_CLASSES = "allowed are the same classes in the same order"
-# Synset and lemmas of each class, by label.
-IMAGENET = pathlib.Path(__file__).with_name("imagenet_classes.txt")
-
-
-def imagenet(name: str, classes: int) -> tuple[str, ...] | None:
-    """ImageNet-1k's names where weights are said to know them, else None.
-
-    name: timm's of weights, whose tag ends in what they were trained on last.
-    """
-    if classes != 1000 or not name.partition(".")[2].endswith("in1k"):
-        return None
-    return imagenet_names()
-
-
-@functools.cache
-def imagenet_names() -> tuple[str, ...]:
-    """The names of ImageNet-1k's 1,000 classes by label: the lemmas of each synset."""
-    lines = IMAGENET.read_text("utf-8").splitlines()
-    return tuple(line.partition("\t")[2] for line in lines if line[0] != "#")
 
 
 def read(path: str | os.PathLike) -> tuple[str | None, ...] | None:
@@ -88,9 +69,11 @@ def check_classes(path, names, data, allowed=SAME_CLASSES, field=""):
 def unnamed_classes(path, names, data):
     """The line on names that cannot be compared; None where they can, or for a file.
 
-    As `check_classes`: a weights file never has names.
+    As `check_classes`. Weights files have no names, and those of published models
+    are words of another kind than those of the data: neither are compared.
     """
-    if not pathlib.Path(path).is_dir() or None not in (read(path), names):
+    run = pathlib.Path(path, RUN_CONFIG).is_file() and not is_published(path)
+    if not run or None not in (read(path), names):
         return None
     unnamed = data if names is None else path
     return f"classes are compared by number alone: {unnamed} does not name them"

@@ -45,10 +45,10 @@ def is_id(path: str | os.PathLike) -> bool:
     return str(path).startswith(SCHEME)
 
 
-def is_published(folder: pathlib.Path) -> bool:
+def is_published(folder: str | os.PathLike) -> bool:
     """Whether a folder's config.json is that of published weights, not of a run."""
     try:
-        config = json.loads((folder / CONFIG).read_text("utf-8"))
+        config = json.loads(pathlib.Path(folder, CONFIG).read_text("utf-8"))
     except (OSError, ValueError):
         return False
     keys = ("architecture", "architectures", "model_type", OURS)
@@ -122,8 +122,8 @@ class _Repository:
         if self._unreachable:
             raise InputError(
                 f"{self._text}: the hub cannot be reached, and its cache has "
-                f"{'no ' * (len(names) == 1)}{listed}; allowed are ids that were loaded "
-                "here before, or a network"
+                f"{'no ' * (len(names) == 1)}{listed}; allowed are ids that were "
+                "loaded here before, or a network"
             )
         raise InputError(
             f"{self._text} has {'no ' * (len(names) == 1)}{listed}; allowed are "

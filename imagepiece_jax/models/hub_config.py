@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from imagepiece_jax.errors import InputError, closest
-from imagepiece_jax.models import class_names, public, registry
+from imagepiece_jax.models import imagenet_classes, public, registry
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 OURS = "imagepiece_jax"  # the part of a config.json that is this package's own
@@ -29,6 +29,8 @@ TOLD += ("fc_norm", "global_pool", "img_size", "num_classes")
 IDLE = ("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate")
 IDLE += ("attn_drop_rate", "drop_path_rate", "weight_init", "fix_init")
 IDLE += ("dynamic_img_size", "strict_img_size")
+# Fields of transformers that are numbers of something.
+WHOLE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 RESCALE = 1 / 255
 
@@ -38,19 +40,25 @@ class HubConfig:
     """What a published model's config files say.
 
     given: what no tensor tells, as `infer_config` takes it; told: what tensors tell
-    too; preprocessing: fields of a Preprocessing but the size; reduction: of a model
-    that this package saved, with which it was trained; class_names: the folder's own,
-    a name or None for each class.
+    too; preprocessing: fields of a Preprocessing but the size; reduction and dtype: of
+    a model that this package saved; class_names: by label, None for a class without.
     """
 
     given: Mapping[str, Any]
     told: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     preprocessing: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     reduction: Mapping[str, Any] | None = None
+    dtype: str | None = None
     class_names: tuple[str | None, ...] | None = None
 
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Fields of create_model that are no matter of tensors."""
+        found = {"preprocessing": self.preprocessing} if self.preprocessing else {}
+        return found | ({"dtype": self.dtype} if self.dtype else {})
+
     def check(self, fields: Mapping[str, Any]) -> None:
-        """InputError where `fields`, which tensors tell, are not those of the config."""
+        """InputError where `fields`, which tensors tell, are others than here."""
         for field, value in self.told.items():
             found = fields[field]
             if found != value:
@@ -112,6 +120,7 @@ def _own(config):
         told={"num_classes": config["num_classes"]},
         preprocessing=own["preprocessing"],
         reduction={k: _plain(v) for k, v in own["reduction"].items()},
+        dtype=own["dtype"],
         class_names=_timm_labels(config, config["num_classes"]),
     )
 
@@ -145,7 +154,7 @@ def _timm(config):
         told=told,
         preprocessing=_timm_images(images),
         class_names=_timm_labels(images | config, classes)
-        or class_names.imagenet(known, classes),
+        or imagenet_classes.names_of(known, classes),
     )
 
 
@@ -259,6 +268,10 @@ def _transformers(config, images):
         raise InputError(f"{CONFIG}: model_type is {kind!r}; allowed are {listed}")
     model = MODEL_TYPES[kind]
     fields = model.fields | {k: v for k, v in fields.items() if k in model.fields}
+    for field in {*fields} & {*WHOLE}:
+        value = fields[field]
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise InputError(f"{CONFIG}: {field} is {value!r}; allowed are 1, 2, 3, ..")
     _choice("num_channels", fields["num_channels"], {3: 3})
     size, patch = _square(fields["image_size"]), _square(fields["patch_size"])
     classify = any("ImageClass" in name for name in config.get("architectures") or ())
@@ -313,13 +326,14 @@ def _processor(images, model):
     resample = images.get("resample", model.resample)
     interpolation = _choice("resample", resample, RESAMPLE, PREPROCESSOR)
     side, squash = _resized(images["size"], model)
-    cropped = images.get("do_center_crop", "crop_size" in images)
-    crop = _square(images["crop_size"]) / side if cropped else 1.0
-    if crop > 1 or not (cropped or squash):
+    cut = images.get("crop_size")
+    cropped = images.get("do_center_crop", cut is not None)
+    known = cut is not None if cropped else squash
+    crop = _square(cut) / side if known and cropped else 1.0
+    if not known or crop > 1:
         raise InputError(
-            f"{PREPROCESSOR}: size is {images['size']!r} and crop_size "
-            f"{images.get('crop_size')!r}; allowed are a height and a width, or a "
-            "crop_size of at most size"
+            f"{PREPROCESSOR}: size is {images['size']!r} and crop_size {cut!r}; allowed "
+            "are a height and a width, or a crop_size of at most size"
         )
     mode = "squash" if squash else "center"
     return given, {"crop": crop, "crop_mode": mode, "interpolation": interpolation}
