@@ -37,12 +37,20 @@ def local(path: str | os.PathLike) -> pathlib.Path:
     text = os.fspath(path)
     if not is_id(text):
         return pathlib.Path(path)
-    return _fetched(text)
+    return fetched(text)
 
 
 def is_id(path: str | os.PathLike) -> bool:
     """Whether `path` is a hub id."""
     return str(path).startswith(SCHEME)
+
+
+def short_name(path: pathlib.Path) -> str:
+    """What to call weights: the repository where `path` is in the cache of the hub."""
+    repository = path.parent.parent.name
+    if path.parent.name == "snapshots" and repository.startswith("models--"):
+        return repository.removeprefix("models--").replace("--", "/")
+    return path.name
 
 
 def is_published(folder: str | os.PathLike) -> bool:
@@ -78,7 +86,7 @@ def weights_file(folder: pathlib.Path) -> pathlib.Path:
 
 
 @functools.cache
-def _fetched(text):
+def fetched(text):
     """The folder of a hub id; what was fetched once in a process is not asked for."""
     name = text.removeprefix(SCHEME)
     if not _ID.fullmatch(name):

@@ -332,8 +332,8 @@ def _processor(images, model):
     crop = _square(cut) / side if known and cropped else 1.0
     if not known or crop > 1:
         raise InputError(
-            f"{PREPROCESSOR}: size is {images['size']!r} and crop_size {cut!r}; allowed "
-            "are a height and a width, or a crop_size of at most size"
+            f"{PREPROCESSOR}: size is {images['size']!r} and crop_size {cut!r}; "
+            "allowed are a height and a width, or a crop_size of at most size"
         )
     mode = "squash" if squash else "center"
     return given, {"crop": crop, "crop_mode": mode, "interpolation": interpolation}

@@ -101,6 +101,11 @@ class Pretrained:
         return "run"
 
     @property
+    def name(self) -> str:
+        """What to call the weights where their path is too long."""
+        return hub.short_name(self.path)
+
+    @property
     def image_size(self) -> int:
         return self.fields["image_size"]
 
