@@ -5,7 +5,7 @@ import dataclasses
 GELUS = ("exact", "tanh", "quick")
 MLPS = ("gelu", "swiglu")
 POOLS = ("token", "mean", "map")
-RESIZES = ("antialias", "bicubic", "offset")
+RESIZES = ("antialias", "bicubic", "offset", "linear")
 
 
 @dataclasses.dataclass(frozen=True)
