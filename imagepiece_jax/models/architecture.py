@@ -10,7 +10,7 @@ from imagepiece_jax.errors import InputError
 GELUS = ("exact", "tanh", "quick")
 MLPS = ("gelu", "swiglu")
 POOLS = ("token", "mean", "map")
-RESIZES = ("antialias", "bicubic", "offset")
+RESIZES = ("antialias", "bicubic", "offset", "linear")
 CHOICES = {"gelu": GELUS, "mlp": MLPS, "pool": POOLS, "resize": RESIZES}
 
 

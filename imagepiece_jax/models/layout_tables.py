@@ -90,8 +90,10 @@ BESIDE = (
 
 
 def _google_says(tensors):
-    # nn.gelu of Flax is its approximation by tanh; images go from -1 to 1.
-    says = {"gelu": "tanh", "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    # nn.gelu of Flax is its approximation by tanh, the epsilon of nn.LayerNorm 1e-6;
+    # images go from -1 to 1 (value_range in big_vision), positions through a zoom.
+    says = {"gelu": "tanh", "norm_eps": 1e-6, "resize": "linear"}
+    says |= {"mean": (0.5,) * 3, "std": (0.5,) * 3}
     kernel = tensors.get("blocks.0.attn.q.kernel")  # [width, heads, width of a head]
     if kernel is not None and kernel.ndim == 3:
         says["num_heads"] = kernel.shape[1]
@@ -103,34 +105,27 @@ def _openai_says(tensors):
     if "input_resolution" not in tensors:
         return {}
     width = tensors["cls_token"].shape[-1]
-    return {"gelu": "quick", "num_heads": width // 64, **CLIP_IMAGES}
+    fixed = {"gelu": "quick", "norm_eps": 1e-5, "num_heads": width // 64}
+    return fixed | CLIP_IMAGES
 
 
-def _flax_attention(name):
-    """{projection of a MultiHeadDotProductAttention: of ours}."""
-    short = {"query": "q", "key": "k", "value": "v", "out": "proj"}
-    return {f"{name}.{theirs}": ours for theirs, ours in short.items()}
+def _attention(theirs, ours):
+    """{projection of Flax's module: timm's}."""
+    letters = {"query": "q", "key": "k", "value": "v", "out": "proj"}
+    return {f"{theirs}.{name}": f"{ours}.{ends}" for name, ends in letters.items()}
 
 
-def _in(module, table):
-    return {f"{module}.{theirs}": ours for theirs, ours in table.items()}
-
-
-def _under(module, table):
-    return {theirs: f"{module}.{ours}" for theirs, ours in table.items()}
-
-
-_MLP = {"mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}
 LAYOUTS = (
     Layout(
-        # vit_jax counts all modules of a block, big_vision those of each kind.
+        # Files from before Flax's linen number all modules of a block together, others
+        # those of each kind.
         title="Google's Flax files",
         mark="embedding.kernel",
         blocks=r"Transformer\.encoderblock_(\d+)\.",
         inner={
             "LayerNorm_0": "norm1",
-            **_under("attn", _flax_attention("MultiHeadDotProductAttention_0")),
-            **_under("attn", _flax_attention("MultiHeadDotProductAttention_1")),
+            **_attention("MultiHeadDotProductAttention_0", "attn"),
+            **_attention("MultiHeadDotProductAttention_1", "attn"),
             "LayerNorm_1": "norm2",
             "LayerNorm_2": "norm2",
             "MlpBlock_0.Dense_0": "mlp.fc1",
@@ -145,19 +140,11 @@ LAYOUTS = (
             "Transformer.posembed_input.pos_embedding": "pos_embed",
             "Transformer.encoder_norm": "norm",
             "head": "head",
-            **_in(
-                "MAPHead_0",
-                _under(
-                    "attn_pool",
-                    {
-                        "probe": "latent",
-                        **_flax_attention("MultiHeadDotProductAttention_0"),
-                        "LayerNorm_0": "norm",
-                        "MlpBlock_0.Dense_0": "mlp.fc1",
-                        "MlpBlock_0.Dense_1": "mlp.fc2",
-                    },
-                ),
-            ),
+            "MAPHead_0.probe": "attn_pool.latent",
+            **_attention("MAPHead_0.MultiHeadDotProductAttention_0", "attn_pool"),
+            "MAPHead_0.LayerNorm_0": "attn_pool.norm",
+            "MAPHead_0.MlpBlock_0.Dense_0": "attn_pool.mlp.fc1",
+            "MAPHead_0.MlpBlock_0.Dense_1": "attn_pool.mlp.fc2",
         },
         refused={
             "pre_logits": "of a tanh layer in front of the head, which no model here "
@@ -186,7 +173,8 @@ LAYOUTS = (
             "norm2": "norm2",
             "intermediate.dense": "mlp.fc1",
             "output.dense": "mlp.fc2",
-            **_MLP,
+            "mlp.fc1": "mlp.fc1",
+            "mlp.fc2": "mlp.fc2",
             "mlp.weights_in": "mlp.fc1",
             "mlp.weights_out": "mlp.fc2",
             "mlp.gate_proj": "mlp.fc1_g",
@@ -221,7 +209,8 @@ LAYOUTS = (
             "self_attn.out_proj": "attn.proj",
             "layer_norm1": "norm1",
             "layer_norm2": "norm2",
-            **_MLP,
+            "mlp.fc1": "mlp.fc1",
+            "mlp.fc2": "mlp.fc2",
         },
         outer={
             "embeddings.patch_embedding": "patch_embed.proj",
@@ -229,20 +218,13 @@ LAYOUTS = (
             "embeddings.class_embedding": "cls_token",
             "pre_layrnorm": "norm_pre",  # as it is spelled there
             "post_layernorm": "norm",
-            **_in(
-                "head",
-                _under(
-                    "attn_pool",
-                    {
-                        "probe": "latent",
-                        "attention.in_proj_weight": "qkv.weight",
-                        "attention.in_proj_bias": "qkv.bias",
-                        "attention.out_proj": "proj",
-                        "layernorm": "norm",
-                        **_MLP,
-                    },
-                ),
-            ),
+            "head.probe": "attn_pool.latent",
+            "head.attention.in_proj_weight": "attn_pool.qkv.weight",
+            "head.attention.in_proj_bias": "attn_pool.qkv.bias",
+            "head.attention.out_proj": "attn_pool.proj",
+            "head.layernorm": "attn_pool.norm",
+            "head.mlp.fc1": "attn_pool.mlp.fc1",
+            "head.mlp.fc2": "attn_pool.mlp.fc2",
         },
         beside={"visual_projection": "projection", "classifier": "mean_head"},
         left_out=r"embeddings\.position_ids$",
@@ -256,11 +238,9 @@ LAYOUTS = (
             "attn.in_proj_weight": "attn.qkv.weight",
             "attn.in_proj_bias": "attn.qkv.bias",
             "attn.out_proj": "attn.proj",
-            "ls_1": "ls1",
             "ln_2": "norm2",
             "mlp.c_fc": "mlp.fc1",
             "mlp.c_proj": "mlp.fc2",
-            "ls_2": "ls2",
         },
         outer={
             "conv1": "patch_embed.proj",

@@ -25,8 +25,8 @@ _WRAPPERS = ("module.", "_orig_mod.")  # of parallel training and of torch.compi
 class Recognized(NamedTuple):
     """A checkpoint by timm's names, and what its layout says of the model.
 
-    says: fields as in `infer_config`'s `given`: gelu, num_heads, mean and std, as far
-    as the layout knows.
+    says: fields as in `infer_config`'s `given`: gelu, norm_eps, resize, num_heads, mean
+    and std, as far as the layout knows.
     """
 
     tensors: dict[str, np.ndarray]
@@ -74,8 +74,13 @@ def to_timm(state_dict: Mapping[str, np.ndarray]) -> Recognized:
             )
         if place:
             renamed[place], origin[place] = tensor, name
-    says = layout.says({**tensors, **renamed})
-    return Recognized(_canonical(renamed), says)
+    try:
+        says = layout.says({**tensors, **renamed})
+        return Recognized(_canonical(renamed), says)
+    except (IndexError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"its tensors have other shapes than those of {layout.title}: {error}"
+        ) from error
 
 
 def _layout(tensors):
@@ -97,7 +102,8 @@ def _layout(tensors):
         found = next((name for name in tensors if re.match(pattern, name)), None)
         if found:
             raise InputError(
-                f"it holds {kind}, with tensor {found}; allowed are vision transformers"
+                f"it holds {kind}, as tensor {found} shows, and no vision transformer "
+                "of a known layout"
             )
     names, titles = ", ".join([*tensors][:MOST]), [layout.title for layout in LAYOUTS]
     raise InputError(
@@ -138,7 +144,7 @@ def _canonical(tensors):
             out[f"{module}.weight"] = tensor
         elif leaf == "bias":
             out[name] = tensor.reshape(-1)  # Flax has one axis of heads more
-        elif name in _ROWS:
+        elif name in _ROWS and tensor.ndim != 3:
             out[name] = tensor.reshape(1, -1, tensor.shape[-1])
         else:
             out[name] = tensor
