@@ -18,6 +18,7 @@ from imagepiece_jax.models.stems import STEMS, conv_stem_widths
 from imagepiece_jax.models.vit import MEAN, STD, ViT
 from imagepiece_jax.reduction import layer_plan, methods
 from imagepiece_jax.reduction.kernels import fused
+from imagepiece_jax.reduction.reducers import SCORES
 
 DEIT = dict(patch_size=16, depth=12, mean=MEAN, std=STD)
 MODELS = {
@@ -97,7 +98,7 @@ def create_model(
             f"class_names has {len(class_names)} names; the model has {num_classes} "
             "classes"
         )
-    method = methods.create(**(reduction or {}))
+    method = methods.create(**(reduction or {})).resolved(arch.class_token)
     if prop_attn is None:
         prop_attn = method.model_fields.get("prop_attn", False)
     switches = {"prop_attn": prop_attn, "trace_source": trace_source}
@@ -329,12 +330,17 @@ def _check_plan(plan, arch, grid):
         if layer.step is None:
             continue
         needs = layer.step.reducer.needs
-        if "cls_attn" in needs and not arch.class_token:
-            raise InputError(
-                "config.model.class_token is False, but the reduction at block "
-                f"{block} chooses tokens by the attention of the class token"
-            )
-        seen = needs & {"cls_attn", "attn_columns", "metric"}
+        lacking = {} if arch.class_token else {"class": "class token"}
+        lacking |= {} if arch.pool == "map" else {"probe": "attention-pooling head"}
+        for score, part in lacking.items():
+            if SCORES[score] in needs:
+                rest = (s for s in SCORES if s not in lacking)
+                raise InputError(
+                    f"config.reduction at block {block} ranks tokens by the score "
+                    f"{score!r}, but the model has no {part}; allowed values of "
+                    f"config.reduction.score are {', '.join(rest)}"
+                )
+        seen = needs & {"cls_attn", "attn_columns", "energy", "metric"}
         if block == 0 and layer.step.site == "pre" and seen:
             raise InputError(
                 "config.reduction has a step before block 0 that reads the attention "

@@ -11,6 +11,7 @@ DENSE = {"name": "none"}
 MODEL_FIELDS = ("prop_attn",)
 # Fields of former versions, with the value that had no effect: saved runs have them.
 RETIRED = {"round_to": 0}
+RENAMED = {"score": {"columns": "received", "cls": "class"}}  # values, likewise
 SWITCHES = ("true", "false")
 
 
@@ -40,9 +41,13 @@ def split(reduction):
     return reduction, model
 
 
-def without_retired(reduction):
-    """`reduction` without the `RETIRED` fields that had no effect."""
-    return {k: v for k, v in reduction.items() if k not in RETIRED or v != RETIRED[k]}
+def current(reduction):
+    """`reduction`, as any version saved it, in fields and values of this one."""
+    return {
+        k: RENAMED.get(k, {}).get(v, v) if isinstance(v, str) else v
+        for k, v in reduction.items()
+        if k not in RETIRED or v != RETIRED[k]
+    }
 
 
 def plain(value):
