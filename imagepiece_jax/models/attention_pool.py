@@ -4,8 +4,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.attention import INIT, attend, attention_row, masked_read
-from imagepiece_jax.models.block import LayerNorm, Mlp, with_prefix
+from imagepiece_jax.models.attention import attend, attention_row, masked_read
+from imagepiece_jax.models.block import with_prefix
+from imagepiece_jax.models.layers import INIT, LayerNorm, Mlp
 
 
 class AttentionPool(nn.Module):
