@@ -22,6 +22,7 @@ from imagepiece_jax.models.normalization import (
     named,
     normalization,
     typed,
+    unknown_normalization,
 )
 from imagepiece_jax.models.positions import Positions
 from imagepiece_jax.models.run_files import (
@@ -91,6 +92,11 @@ class Pretrained:
     @property
     def stem(self) -> str:
         return self.fields["stem"]
+
+    @property
+    def says_normalization(self) -> bool:
+        """Whether the weights say how images are normalized, not a config's name."""
+        return self.config is not None or bool(normalization(self.path))
 
     @functools.cached_property
     def class_names(self) -> tuple[str | None, ...] | None:
@@ -340,9 +346,11 @@ def for_analysis(
     try:
         found = read(path, given | typed(normalization), "latest")
     except InputError as error:
-        if config is None and "name=.." in str(error):
+        if config is None and "--config" in str(error):
             raise InputError(f"{error}; or name the model by --config") from error
         raise
+    if not (normalization or given.get("mean") or found.says_normalization):
+        print(f"note: {unknown_normalization(path)}", flush=True)
     found = found if config is None else found.under(config)
     fields = found.changed(typed(normalization))
     fields = {k: v for k, v in fields.items() if k not in NOT_ANALYZED}

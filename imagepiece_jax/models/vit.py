@@ -1,6 +1,8 @@
 """The vision transformer: stem, blocks that reduce their tokens, pooling and head."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,7 @@ from imagepiece_jax.models.attention import AttentionTaps
 from imagepiece_jax.models.attention_pool import AttentionPool
 from imagepiece_jax.models.block import Block
 from imagepiece_jax.models.layers import INIT, LayerNorm
+from imagepiece_jax.models.preprocessing import Preprocessing
 from imagepiece_jax.models.stems import FOLDED_STEMS, STEMS
 from imagepiece_jax.reduction import tokens
 from imagepiece_jax.reduction.layer_plan import LayerPlan
@@ -55,6 +58,11 @@ def drop_path_scale(keys, depth, rate):
     return jax.vmap(draw)(keys)
 
 
+def _note():
+    """A field that says something about a model, and changes no program."""
+    return dataclasses.field(default=None, compare=False, repr=False)
+
+
 class ViT(nn.Module):
     """A ViT with a plan of token reductions; without one, the dense model.
 
@@ -70,7 +78,8 @@ class ViT(nn.Module):
     is in `dtype`; scores, softmax and logits are float32. `mean` and `std` are those of
     the images that it was trained on: pixels are to be normalized with them first
     (data.normalize).
-    `class_names` belong to the logits: a name, or None, for each class.
+    `class_names` belong to the logits: a name, or None, for each class; `reduction` is
+    the name and the fields of what made `plan`, `preprocessing` is of the images.
     """
 
     plan: tuple[LayerPlan, ...]
@@ -92,10 +101,10 @@ class ViT(nn.Module):
     remat: bool = False
     kernels: str | None = None
     folded: bool = False
-    # Names change no program: models that differ in them alone are equal.
-    class_names: tuple[str | None, ...] | None = dataclasses.field(
-        default=None, compare=False, repr=False
-    )
+    # These change no program: models that differ in them alone are equal.
+    class_names: tuple[str | None, ...] | None = _note()
+    reduction: Mapping[str, Any] | None = _note()
+    preprocessing: Preprocessing | None = _note()
 
     @nn.compact
     def __call__(self, images, train=False, keys=None):

@@ -3,7 +3,7 @@
 from imagepiece_jax.common.xla_options import fast_dtype
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import pretrained, run_files
-from imagepiece_jax.models.normalization import IMAGENET
+from imagepiece_jax.models.normalization import IMAGENET, unknown_normalization
 from imagepiece_jax.models.normalization import typed as typed_normalization
 from imagepiece_jax.training import from_config
 
@@ -39,6 +39,8 @@ def of_weights(path, config, overrides=None, normalization=None, checkpoint="bes
         return f"--{field}" if field in normalization else run_files.in_config(field)
 
     fields = weights.changed(asked | normalization, named)
+    if not (normalization or asked.get("mean") or weights.says_normalization):
+        print(f"note: {unknown_normalization(path)}", flush=True)
     with config.unlocked():
         for name in IMAGENET:
             config.model[name] = fields[name]

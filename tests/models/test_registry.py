@@ -7,6 +7,7 @@ import pytest
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry, summary
+from imagepiece_jax.models.architecture import Architecture
 from tests.models import tiny
 
 
@@ -113,12 +114,44 @@ def test_a_wrong_field_is_named_with_what_is_allowed(field, value, allowed):
             "vit_small_patch16_224.augreg",
             "did you mean vit_small_patch16_224.augreg_in1k",
         ),
-        (None, "the models are"),
     ],
 )
 def test_an_unknown_model_lists_known_ones(name, hint):
     with pytest.raises(InputError, match=f"name is {name!r}; {re.escape(hint)}"):
         registry.create_model(name)
+
+
+def test_a_model_without_a_name_is_made_of_its_fields():
+    size = {"patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 2}
+    arch = {"gelu": "quick", "norm_eps": 1e-5, "registers": 2}
+    model = registry.create_model(None, image_size=18, arch=arch, **size)
+    assert model.arch == Architecture(gelu="quick", norm_eps=1e-5, registers=2)
+    assert model.arch.changed == arch and model.mlp_ratio == 4
+    assert model.plan[0].attn_tokens == 16 + 3  # of 18 pixels two are cut
+    other = registry.create_model(None, arch=arch, resize="offset", **size).arch
+    assert (other.resize, other.gelu) == ("offset", "quick")
+    with pytest.raises(InputError, match="is None and config.model.depth is empty; al"):
+        registry.create_model(None, patch_size=4, embed_dim=8, num_heads=2)
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        (
+            {"arch": {"rope": 1}},
+            r"config.model.arch is {'rope': 1}; its fields are c",
+        ),
+        ({"arch": "vit"}, "config.model.arch is 'vit'; its fields are class_token, "),
+        ({"arch": {"gelu": "relu"}}, "arch.gelu is 'relu'; allowed are exact, tanh, q"),
+        ({"arch": {"registers": -1}}, "arch.registers is -1; allowed are 0, 1, 2, .."),
+        ({"arch": {"pre_norm": 1}}, "arch.pre_norm is 1; allowed are True, False"),
+        ({"norm_eps": 5}, "config.model.norm_eps is 5; allowed are numbers above 0 an"),
+        ({"resize": "nearest"}, "config.model.resize is 'nearest'; allowed are antial"),
+    ],
+)
+def test_parts_that_there_are_not(fields, message):
+    with pytest.raises(InputError, match=message):
+        registry.create_model("deit_ti", **fields)
 
 
 @pytest.mark.parametrize("image_size", [220, 0, -16])
