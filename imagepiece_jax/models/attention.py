@@ -170,7 +170,7 @@ def masked_attend(query, key, value, mask, key_bias=None, eps=1e-6):
 def masked_read(query, key, value, mask, key_bias=None, eps=1e-6):
     """What one query reads of the tokens that are not masked.
 
-    query [H, d], key, value [B, N, H, d], mask [B, N] (1 live, 0 masked,
+    query [1, 1, H, d], key, value [B, N, H, d], mask [B, N] (1 live, 0 masked,
     differentiable), key_bias [B, N] -> [B, H, d] float32. `eps` as in `masked_attend`.
     """
     logits = jnp.sum(query.astype(jnp.float32) * key.astype(jnp.float32), axis=-1)

@@ -43,7 +43,7 @@ class AttentionPool(nn.Module):
             read = attend(jnp.repeat(query, x.shape[0], axis=0), key, value, bias)
         else:
             mask = with_prefix(state.mask, state.num_prefix)
-            read = masked_read(query[0, 0], key, value, mask, bias)
+            read = masked_read(query, key, value, mask, bias)
         read = self.proj(read.reshape(x.shape[0], self.dim).astype(self.dtype))
         return read + self.mlp(self.norm(read))
 
