@@ -347,7 +347,7 @@ def test_shares_are_powers_of_the_rate_in_the_order_of_the_blocks():
         ("blocks", (3, 6.5), "whole numbers"),
         ("blocks", 3, "whole numbers"),
         ("algorithm", "dbscan", "'kmedoids', 'kmeans'"),
-        ("score", "rows", "'columns', 'cls'"),
+        ("score", "rows", "'auto', 'class', 'received'"),
         ("iterations", 0, "from 1"),
     ],
 )
