@@ -19,6 +19,7 @@ from imagepiece_jax.models.stems import STEMS, conv_stem_widths
 from imagepiece_jax.models.vit import MEAN, STD, ViT
 from imagepiece_jax.reduction import layer_plan, methods
 from imagepiece_jax.reduction.kernels import fused
+from imagepiece_jax.reduction.reducers import SCORES
 from imagepiece_jax.reduction.settings import DENSE
 
 DEIT = dict(patch_size=16, depth=12, mean=MEAN, std=STD)
@@ -103,12 +104,13 @@ def create_model(
     cut = name is None or image_size == own.get("image_size")
     grid = _grid(image_size, size["patch_size"], cut)
     _check(size, num_classes, stem, dtype, drop_path_rate)
+    _check_heads(size, arch)
     if class_names is not None and len(class_names) != num_classes:
         raise InputError(
             f"class_names has {len(class_names)} names; the model has {num_classes} "
             "classes"
         )
-    method = methods.create(**(reduction or {}))
+    method = methods.create(**(reduction or {})).resolved(arch.class_token)
     if prop_attn is None:
         prop_attn = method.model_fields.get("prop_attn", False)
     switches = {"prop_attn": prop_attn, "trace_source": trace_source}
@@ -214,7 +216,7 @@ def resolve_kernels(requested, model, device=None):
     if requested == "auto" and device.platform == "cpu":
         return None
     capability = getattr(device, "compute_capability", None)
-    obstacle = fused.obstacle(device.platform, capability)
+    obstacle = fused.obstacle(device.platform, capability) or _unlike(model, fusing)
     dim, heads, prefix = model.embed_dim, model.num_heads, model.arch.prefix
     for layer in fusing if obstacle is None else ():
         tokens = layer.counts.n_in + prefix
@@ -328,6 +330,25 @@ def _check(size, num_classes, stem, dtype, drop_path_rate):
         )
 
 
+def _check_heads(size, arch):
+    width = size["embed_dim"] // size["num_heads"]
+    if arch.rotary is not None and width % 4:
+        raise InputError(
+            f"config.model.num_heads is {size['num_heads']}, which makes heads of a "
+            f"width of {width}; allowed with rotary positions are multiples of 4"
+        )
+
+
+def _unlike(model, fusing):
+    """Why keys of `model` cannot be both ranked and compared by one kernel, or None."""
+    both = {"cls_attn", "metric"}
+    if model.arch.rotary is None:
+        return None
+    if any(both <= layer.step.reducer.needs for layer in fusing):
+        return "positions that are not rotary: these turn the keys that it compares"
+    return None
+
+
 def channels(field, values, positive=False):
     """`values`, of pixels in [0, 1], as a tuple of a float for red, green and blue.
 
@@ -353,12 +374,17 @@ def _check_plan(plan, arch, grid):
         if layer.step is None:
             continue
         needs = layer.step.reducer.needs
-        if "cls_attn" in needs and not arch.class_token:
-            raise InputError(
-                "config.model.class_token is False, but the reduction at block "
-                f"{block} chooses tokens by the attention of the class token"
-            )
-        seen = needs & {"cls_attn", "attn_columns", "metric"}
+        lacking = {} if arch.class_token else {"class": "class token"}
+        lacking |= {} if arch.pool == "map" else {"probe": "attention-pooling head"}
+        for score, part in lacking.items():
+            if SCORES[score] in needs:
+                rest = (s for s in SCORES if s not in lacking)
+                raise InputError(
+                    f"config.reduction at block {block} ranks tokens by the score "
+                    f"{score!r}, but the model has no {part}; allowed values of "
+                    f"config.reduction.score are {', '.join(rest)}"
+                )
+        seen = needs & {"cls_attn", "attn_columns", "energy", "metric"}
         if block == 0 and layer.step.site == "pre" and seen:
             raise InputError(
                 "config.reduction has a step before block 0 that reads the attention "
