@@ -83,6 +83,14 @@ def read(folder: pathlib.Path) -> HubConfig:
         raise InputError(f"{folder}: {error}") from error
 
 
+def is_own(folder: pathlib.Path) -> bool:
+    """Whether a folder's config.json is of a model that this package saved."""
+    try:
+        return OURS in _json(folder / CONFIG)
+    except InputError:
+        return False
+
+
 def parse(config: Mapping[str, Any], images: Mapping[str, Any]) -> HubConfig:
     """As `read`, of the contents of config.json and of preprocessor_config.json."""
     try:

@@ -177,7 +177,9 @@ def _checked(given, sizes, parts):
     whose = f"{given['name']!r} has" if "name" in given else "it is given with"
     for field in (f.name for f in dataclasses.fields(Architecture)):
         ours, theirs = getattr(arch, field), getattr(parts, field)
-        if field not in UNTOLD and ours != theirs:
+        # A head may read the class token or the mean of the patches, of one shape.
+        either = field == "pool" and arch.class_token and "map" not in (ours, theirs)
+        if field not in UNTOLD and ours != theirs and not either:
             raise InputError(
                 f"these are tensors of a model with {field}={theirs!r}, but {whose} "
                 f"{field}={ours!r}; allowed is the name of a model that has what they "
