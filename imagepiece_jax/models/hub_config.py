@@ -190,9 +190,7 @@ def _arguments(config, name):
     # Its parts are others than the name's, and the tensors tell them.
     arch = registry.architecture({"name": name})
     own = {"gelu": arch.gelu, "norm_eps": arch.norm_eps, "resize": arch.resize}
-    same = arguments.get("embed_dim", facts["embed_dim"]) == facts["embed_dim"]
-    heads = {"num_heads": facts["num_heads"]} if same else {}
-    return own | heads | changes
+    return own | {"num_heads": facts["num_heads"]} | changes
 
 
 def _timm_images(images):

@@ -133,6 +133,19 @@ def test_a_public_model_keeps_its_architecture(name, wanted):
     assert found["model_args"] == {"act_layer": gelu, "img_size": size}
 
 
+@pytest.mark.parametrize(
+    "name, wanted",
+    [
+        ("clip", "vit_base_patch16_clip_224"),
+        ("giant", "vit_giant_patch14_dinov2"),
+        ("distilled", "deit_base_distilled_patch16_224"),
+        ("conv stem", "imagepiece_jax"),
+    ],
+)
+def test_another_model_has_arguments_of_one_that_timm_has(name, wanted):
+    assert _architecture(made(**MODELS[name])[0])["architecture"] == wanted
+
+
 def test_a_loaded_model_may_get_another_reduction(tmp_path):
     model, variables = made(reduction=DYNAMICVIT)
     path = imagepiece_jax.save(tmp_path / "m", model, variables)
