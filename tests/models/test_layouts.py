@@ -6,6 +6,7 @@ of CLIP's tower in torch and of Google's in Flax, with what these compute.
 
 import json
 import pathlib
+import re
 
 import jax
 import numpy as np
@@ -44,6 +45,46 @@ def test_a_checkpoint_computes_what_its_project_does(name, tmp_path):
     theirs = about["outputs"]
     assert ours.shape == theirs.shape
     assert np.abs(ours - theirs).max() < 1e-4 * np.abs(theirs).max()
+
+
+def scan(tensors):
+    """Google's blocks in one tensor each, block by block."""
+    out, blocks = {}, {}
+    for name, tensor in tensors.items():
+        found = re.fullmatch(r"(Transformer/encoderblock)_(\d)(/.*)", name)
+        if found:
+            blocks.setdefault(found[1] + found[3], {})[int(found[2])] = tensor
+        else:
+            out[name] = tensor
+    return out | {k: np.stack([v[0], v[1]]) for k, v in blocks.items()}
+
+
+def renamed(pattern, new):
+    return lambda tensors: {re.sub(pattern, new, k): v for k, v in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    "name, change",
+    [
+        ("vit_jax", scan),
+        ("vit_jax", renamed("^", "opt/target/")),
+        ("vit_jax", renamed("LayerNorm_2", "LayerNorm_1")),
+        ("dinov2", renamed(r"^blocks\.", "blocks.0.")),
+        ("dinov2_registers", renamed("^", "backbone.")),
+        ("openclip", renamed("^", "module.")),
+        ("dino", renamed(r"^module\.", "_orig_mod.")),
+        ("transformers_vit", renamed(r"^vit\.", "")),
+        ("transformers_vit", renamed(r"encoder\.layer\.", "layers.")),
+        ("transformers_clip", renamed("^text_", "text_model.other_")),
+    ],
+)
+def test_other_names_of_the_same_checkpoint(name, change):
+    tensors, _ = stored(name)
+    expected, found = layouts.to_timm(tensors), layouts.to_timm(change(tensors))
+    assert found.says == expected.says
+    assert found.tensors.keys() == expected.tensors.keys()
+    for key, tensor in found.tensors.items():
+        np.testing.assert_array_equal(tensor, expected.tensors[key], err_msg=key)
 
 
 CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073)}
