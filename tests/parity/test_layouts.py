@@ -49,10 +49,8 @@ def test_other_names_of_the_same_checkpoint_give_the_same(original):
 
 
 def test_parts_that_transformers_saves_are_read(tmp_path):
-    import transformers
-
-    found = originals.config(transformers.ViTConfig)
-    model = originals.randomize(transformers.ViTModel(found))
+    found = originals.config(originals.transformers.ViTConfig)
+    model = originals.randomize(originals.transformers.ViTModel(found))
     model.save_pretrained(tmp_path, max_shard_size="10KB")
     assert len([*tmp_path.glob("model-*.safetensors")]) > 2
     whole = layouts.to_timm(originals.saved(model)).tensors
