@@ -11,10 +11,9 @@ import safetensors.numpy
 
 from imagepiece_jax.models import layouts, pretrained
 
-for package in ("torch", "timm", "transformers"):
+torch = pytest.importorskip("torch")
+for package in ("timm", "transformers"):
     pytest.importorskip(package)
-
-import torch  # noqa: E402
 
 from tools import layout_fixtures, originals  # noqa: E402
 
