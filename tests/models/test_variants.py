@@ -104,9 +104,7 @@ def test_other_weights_have_another_digest(tmp_path, weights):
 
 def test_weights_of_another_stem_are_a_mistake(weights):
     conv = tiny.model(stem="conv", **SIZE)
-    with pytest.raises(
-        InputError, match="npz: tensor patch_embed.* is missing"
-    ):
+    with pytest.raises(InputError, match="npz: tensor patch_embed.* is missing"):
         weights.variables(conv)
 
 
