@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from imagepiece_jax.models.rotary import Rotary
+
 GELUS = ("exact", "tanh", "quick")
 MLPS = ("gelu", "swiglu")
 POOLS = ("token", "mean", "map")
@@ -14,9 +16,13 @@ class Architecture:
 
     Tokens in front of the patches: `class_token`; `dist_token`, DeiT's distillation
     token with a head of its own (Touvron et al. 2021); `registers` (Darcet et al.
-    2024). `prefix_positions`: they have rows in the position embedding too.
-    `patch_bias`, `qkv_bias`: these projections have biases. `pre_norm`: a norm before
-    the first block (CLIP). `norm_eps`: added to variances in layer norms.
+    2024). `positions`: a position embedding is added to the patches;
+    `prefix_positions`: it has rows for the tokens in front of them too. `rotary`: how
+    queries and keys turn with coordinates (rotary.Rotary); None: they do not.
+    `patch_bias`, `qkv_bias`: these projections have biases; without `key_bias` queries
+    and values alone. `pre_norm`: a norm before the first block (CLIP). `attn_norm`: a
+    norm of what the heads give, before it is projected; `mlp_norm`: one of the hidden
+    layer (EVA-02's sub-LN). `norm_eps`: added to variances in layer norms.
     `layer_scale`: each branch has a factor a channel (CaiT, Touvron et al. 2021).
     `gelu`: "exact", "tanh" (its usual approximation) or "quick" (x sigmoid(1.702 x)).
     `mlp`: "gelu", or "swiglu" (Shazeer 2020). `pool`: what the head reads, the class
@@ -29,10 +35,15 @@ class Architecture:
     class_token: bool = True
     dist_token: bool = False
     registers: int = 0
+    positions: bool = True
     prefix_positions: bool = True
+    rotary: Rotary | None = None
     patch_bias: bool = True
     qkv_bias: bool = True
+    key_bias: bool = True
     pre_norm: bool = False
+    attn_norm: bool = False
+    mlp_norm: bool = False
     norm_eps: float = 1e-6
     layer_scale: bool = False
     gelu: str = "exact"
@@ -41,6 +52,12 @@ class Architecture:
     final_norm: bool = True
     fc_norm: bool = False
     resize: str = "antialias"
+
+    @classmethod
+    def of(cls, facts):
+        """The Architecture by a dict such as a file holds; `rotary` is one too."""
+        rotary = facts.get("rotary")
+        return cls(**facts | ({"rotary": Rotary(**rotary)} if rotary else {}))
 
     @property
     def prefix(self) -> int:

@@ -12,9 +12,10 @@ from flax import struct
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import custom_vjp
+from imagepiece_jax.models.architecture import Architecture
+from imagepiece_jax.models.layers import INIT, LayerNorm
 
 BACKENDS = ("auto", "xla", "cudnn")
-INIT = nn.initializers.normal(0.02)
 
 
 @struct.dataclass
@@ -22,8 +23,9 @@ class AttentionTaps:
     """What a reducer needs of an attention, the rest None; without prefix columns.
 
     cls_attn: [B, n] float32, mean over heads; attn_columns: [B, n] float32, attention
-    received, summed over heads and queries; metric: [B, n, d], mean over heads; query,
-    key: [B, N, H, d], prefix included, for a kernel that makes its own of them.
+    received, summed over heads and queries; metric: [B, n, d], mean over heads, before
+    rotary positions turn them; query, key: [B, N, H, d], prefix included, for a kernel
+    that makes its own of them.
     """
 
     cls_attn: jax.Array | None = None
@@ -181,12 +183,12 @@ def _pad(x, length):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention of DeiT, with taps for a reducer."""
+    """Multi-head self-attention, with taps for a reducer."""
 
     num_heads: int
     backend: str = "xla"
     dtype: jnp.dtype = jnp.float32
-    qkv_bias: bool = True
+    arch: Architecture = Architecture()
 
     @nn.compact
     def __call__(
@@ -194,6 +196,7 @@ class Attention(nn.Module):
         x,
         key_bias=None,
         mask=None,
+        turns=None,
         *,
         needs=(),
         metric=None,
@@ -202,9 +205,11 @@ class Attention(nn.Module):
     ):
         """x [B, N, D] -> ([B, N, D], AttentionTaps).
 
-        `needs` is a reducer's: "cls_attn", "attn_columns", "metric"; or "heads", for
-        query and key themselves. `metric` names the projection that is compared: "key",
-        "query" or "value". `mask` [B, N] is masked training's.
+        `needs` is a reducer's: "cls_attn", "attn_columns", "metric"; or query and key
+        themselves, "heads" as they are multiplied or "projected" as they were before
+        rotary positions turned them. `metric` names the projection that is compared:
+        "key", "query" or "value". `mask` [B, N] is masked training's; `turns` are those
+        of rotary positions (rotary.Rotary).
         """
         batch, length, dim = x.shape
         padded = length
@@ -221,9 +226,16 @@ class Attention(nn.Module):
         # One matrix of tokens: with [B, N, D] XLA may choose batch-minor layouts, and
         # then transposes whole arrays in the backward pass.
         flat = x.reshape(-1, dim)
+        arch = self.arch
+        biased = dict.fromkeys("qkv", arch.qkv_bias)
+        biased["k"] = arch.qkv_bias and arch.key_bias
         query, key, value = (
-            project(name, flat, self.qkv_bias).reshape(heads) for name in "qkv"
+            project(name, flat, biased[name]).reshape(heads) for name in "qkv"
         )
+        projected = query, key
+        if turns is not None:
+            turns = tuple(_pad(a, padded) for a in turns)
+            query, key = (arch.rotary.rotate(a, turns) for a in (query, key))
         if mask is None:
             bias = None if key_bias is None else _pad(key_bias, padded)
             out = attend(query, key, value, bias, backend=self.backend, length=length)
@@ -232,9 +244,19 @@ class Attention(nn.Module):
             # Taps choose tokens: they see live ones alone, and carry no gradient.
             live = jnp.where(mask > 0.5, 0.0, -jnp.inf)
             key_bias = live if key_bias is None else key_bias + live
-        out = project("proj", out.reshape(-1, dim)).reshape(x.shape)[:, :length]
+        out = out.reshape(-1, dim)
+        if arch.attn_norm:
+            out = LayerNorm(self.dtype, arch.norm_eps, name="norm")(out)
+        out = project("proj", out).reshape(x.shape)[:, :length]
         query, key, value = (a[:, :length] for a in (query, key, value))
+        features = {"query": query, "key": key, "value": value}
+        if turns is not None:  # what tokens hold is compared, wherever they stand
+            features |= zip(
+                ("query", "key"), (a[:, :length] for a in projected), strict=True
+            )
         taps = AttentionTaps()
+        if "projected" in needs:
+            taps = taps.replace(query=features["query"], key=features["key"])
         if "heads" in needs:
             taps = taps.replace(query=query, key=key)
         if "cls_attn" in needs:
@@ -244,7 +266,7 @@ class Attention(nn.Module):
             received = attention_columns(query, key, key_bias)
             taps = taps.replace(attn_columns=received[:, num_prefix:])
         if "metric" in needs and metric != "token":
-            features = {"query": query, "key": key, "value": value}[metric]
-            mean = jnp.mean(features[:, num_prefix:], axis=2, dtype=jnp.float32)
+            seen = features[metric][:, num_prefix:]
+            mean = jnp.mean(seen, axis=2, dtype=jnp.float32)
             taps = taps.replace(metric=mean)
         return out, taps

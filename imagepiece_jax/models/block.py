@@ -6,59 +6,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from imagepiece_jax.models import custom_vjp
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.attention import INIT, Attention, AttentionTaps
+from imagepiece_jax.models.attention import Attention, AttentionTaps
+from imagepiece_jax.models.layers import LayerNorm, LayerScale, Mlp
 from imagepiece_jax.reduction import merging
 from imagepiece_jax.reduction.layer_plan import Counts, LayerPlan
 from imagepiece_jax.reduction.tokens import Taps, TokenState
-
-
-class LayerNorm(nn.Module):
-    """Layer norm over the last axis with float32 statistics. [..., D] -> [..., D]."""
-
-    dtype: jnp.dtype = jnp.float32
-    eps: float = 1e-6
-
-    @nn.compact
-    def __call__(self, x):
-        dim = x.shape[-1:]
-        scale = self.param("scale", nn.initializers.ones, dim)
-        bias = self.param("bias", nn.initializers.zeros, dim)
-        return custom_vjp.layer_norm(x, scale, bias, self.dtype, self.eps)
-
-
-class LayerScale(nn.Module):
-    """A factor a channel (Touvron et al. 2021, CaiT). [..., D] -> [..., D]."""
-
-    @nn.compact
-    def __call__(self, x):
-        gamma = self.param("gamma", nn.initializers.constant(1e-5), x.shape[-1:])
-        return x * jnp.expand_dims(gamma.astype(x.dtype), range(x.ndim - 1))
-
-
-class Mlp(nn.Module):
-    """Two layers with GELU, or the product of a gate and a layer: [M, D] -> [M, D].
-
-    `kind` and `gelu` are those of `architecture.Architecture`.
-    """
-
-    hidden_dim: int
-    gelu: str = "exact"
-    dtype: jnp.dtype = jnp.float32
-    kind: str = "gelu"
-
-    @nn.compact
-    def __call__(self, x):
-        def dense(name, width):
-            return nn.Dense(width, kernel_init=INIT, dtype=self.dtype, name=name)
-
-        dim, hidden = x.shape[-1], self.hidden_dim
-        if self.kind == "swiglu":
-            x = nn.silu(dense("fc1_g", hidden)(x)) * dense("fc1_x", hidden)(x)
-        else:
-            x = custom_vjp.gelu(dense("fc1", hidden)(x), self.gelu)
-        return dense("fc2", dim)(x)
 
 
 def kernel_of(layer: LayerPlan) -> str | None:
@@ -96,9 +49,10 @@ class Block(nn.Module):
     def setup(self):
         arch, hidden = self.arch, int(self.dim * self.mlp_ratio)
         self.norm1 = LayerNorm(self.dtype, arch.norm_eps)
-        self.attn = Attention(self.num_heads, self.backend, self.dtype, arch.qkv_bias)
+        self.attn = Attention(self.num_heads, self.backend, self.dtype, arch)
         self.norm2 = LayerNorm(self.dtype, arch.norm_eps)
-        self.mlp = Mlp(hidden, arch.gelu, self.dtype, arch.mlp)
+        eps = arch.norm_eps if arch.mlp_norm else None
+        self.mlp = Mlp(hidden, arch.gelu, self.dtype, arch.mlp, eps)
         if arch.layer_scale:
             self.ls1, self.ls2 = LayerScale(), LayerScale()
 
@@ -137,20 +91,21 @@ class Block(nn.Module):
         # Before the first reduction all sizes are 1.
         key_bias = jnp.log(state.size) if self.prop_attn and not state.grid else None
         mask = _with_prefix(state.mask, state.num_prefix)
-        x, seen = attend(self, state.x, branches[0], key_bias, mask)
+        turns = self._turns(state)
+        x, seen = attend(self, state.x, branches[0], key_bias, mask, turns)
         state = state.replace(x=x)
         if site == "mid":
             state, record = self.reduce(state, seen, reducer, keys, train)
         state = state.replace(x=feed_forward(self, state.x, branches[1]))
         return state, seen, record
 
-    def attend(self, x, scale=None, key_bias=None, mask=None, **options):
+    def attend(self, x, scale=None, key_bias=None, mask=None, turns=None, **options):
         """x + attention(norm(x)), and the taps.
 
-        [B, N, D]; `scale` [B] is drop path's.
+        [B, N, D]; `scale` [B] is drop path's, `turns` are rotary positions'.
         """
         normed = self.norm1(_rows(x)).reshape(x.shape)
-        out, taps = self.attn(normed, key_bias, mask, **options)
+        out, taps = self.attn(normed, key_bias, mask, turns, **options)
         out = self.ls1(out) if self.arch.layer_scale else out
         return _add(x, out, scale), taps
 
@@ -181,6 +136,17 @@ class Block(nn.Module):
         plain = self.kernels is None or state.mask is not None
         return not plain and bool(self.layer.counts) and kernel_of(self.layer)
 
+    def _turns(self, state):
+        """By how much rotary positions turn each token; None: there are none."""
+        rotary = self.arch.rotary
+        if rotary is None:
+            return None
+        # Up to the first reduction they are the same for all images.
+        grid, coordinates = state.grid, state.coordinates
+        coordinates = rotary.coordinates(grid)[None] if grid else coordinates
+        width = self.dim // self.num_heads
+        return rotary.turns(coordinates, width, state.num_prefix)
+
     def _needs(self, state):
         """(what attention computes for reducers, the metric that they compare)."""
         needs, metric = set(), None
@@ -189,7 +155,8 @@ class Block(nn.Module):
             if not step or step.site != site:
                 continue
             if site == "mid" and self._fuses(state):
-                needs.add("heads")
+                ranks = "cls_attn" in step.reducer.needs
+                needs.add("heads" if ranks else "projected")
             elif layer.counts or self.is_initializing():
                 needs |= step.reducer.needs
                 metric = step.reducer.metric or metric

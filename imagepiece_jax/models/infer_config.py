@@ -1,8 +1,9 @@
 """Fields of the model that a state dict belongs to, from its tensors and a name.
 
-Shapes tell sizes and parts. The number of heads, the kind of GELU, the epsilon of norms
-and the normalization of the images are in no tensor: they come from what the caller
-knows, or from the public models of these sizes and parts, where all of them agree.
+Shapes tell sizes and parts. The number of heads, the kind of GELU, the epsilon of
+norms, rotary positions and the normalization of the images are in no tensor: they come
+from what the caller knows, or from the public models of these sizes and parts, where
+all of them agree.
 """
 
 import dataclasses
@@ -17,8 +18,11 @@ from imagepiece_jax.models import public, registry
 from imagepiece_jax.models.architecture import Architecture
 
 SIZES = ("patch_size", "embed_dim", "depth", "mlp_ratio")  # that shapes tell
-UNTOLD = ("norm_eps", "gelu", "resize")  # of an Architecture, which no shape tells
+# Of an Architecture, which no shape tells; the pool is told where it has parameters.
+UNTOLD = ("norm_eps", "gelu", "resize", "rotary", "pool")
 IMAGES = ("mean", "std")
+# Fields of create_model that can be given beside a name, or instead.
+GIVEN = ("num_heads", "gelu", "image_size", *IMAGES)
 MOST = 5  # names in a sentence
 
 
@@ -38,39 +42,53 @@ def infer_config(
     shapes = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
     sizes, parts = _sizes(shapes), _parts(shapes)
     if "name" in given:
+        if registry.architecture(given).positions:
+            _shape(shapes, "pos_embed", 3)
         known = {given["name"]: _checked(given, sizes, parts)}
     else:
         known = _public(sizes, parts)
-    fields = ("num_heads", *UNTOLD, *IMAGES)
+    told = ("num_heads", *IMAGES)
+    if not parts.positions:
+        del sizes["image_size"]
+        told += ("image_size",)
+    fields = (*told, *UNTOLD)
     values = {field: _values(field, known, given) for field in fields}
     unknown = [field for field in fields if len(values[field]) != 1]
     if unknown or not known:
+        if not known and not parts.positions:
+            _shape(shapes, "pos_embed", 3)
         raise InputError(_several(known, unknown, sizes))
-    told = {field: next(iter(values[field])) for field in ("num_heads", *IMAGES)}
+    found = {field: next(iter(values[field])) for field in told}
     changes = {k: given[k] for k in ("gelu", "class_token") if k in given}
-    return {"name": next(iter(known)), **sizes, **told, **changes}
+    return {"name": next(iter(known)), **sizes, **found, **changes}
 
 
 def _sizes(shapes):
-    """image_size, num_classes, stem and SIZES, told by shapes."""
+    """image_size, num_classes, stem and SIZES, told by shapes.
+
+    image_size is None where there is no position embedding.
+    """
     if "pos_embed" in shapes:
         width = _shape(shapes, "pos_embed", 3)[2]
     else:
-        width = _shape(shapes, "norm.weight", 1)[0]
+        width = _shape(shapes, "blocks.0.norm1.weight", 1)[0]
     depth = len({name.split(".")[1] for name in shapes if name.startswith("blocks.")})
     first = "fc1_g" if "blocks.0.mlp.fc1_g.weight" in shapes else "fc1"
     hidden = _shape(shapes, f"blocks.0.mlp.{first}.weight", 2)[0]
     stem, patch_size = _stem(shapes)
-    rows = _shape(shapes, "pos_embed", 3)[1]
-    side = _side(rows, _prefix(shapes))
-    if side is None:
-        raise InputError(
-            f"tensor pos_embed has {rows} rows; allowed are a square number, and one "
-            "for each token in front of the patches or none"
-        )
+    image_size = None
+    if "pos_embed" in shapes:
+        rows = shapes["pos_embed"][1]
+        side = _side(rows, _prefix(shapes))
+        if side is None:
+            raise InputError(
+                f"tensor pos_embed has {rows} rows; allowed are a square number, and "
+                "one for each token in front of the patches or none"
+            )
+        image_size = side * patch_size
     classes = _shape(shapes, "head.weight", 2)[0] if "head.weight" in shapes else 0
     return {
-        "image_size": side * patch_size,
+        "image_size": image_size,
         "num_classes": classes,
         "stem": stem,
         "patch_size": patch_size,
@@ -82,21 +100,27 @@ def _sizes(shapes):
 
 def _parts(shapes):
     """The Architecture that these tensors are of, but for what is UNTOLD."""
-    prefix = _prefix(shapes)
-    side = _side(shapes["pos_embed"][1], prefix)
+    prefix, positions = _prefix(shapes), "pos_embed" in shapes
+    rows = shapes["pos_embed"][1] if positions else 0
+    side = _side(rows, prefix)
     classes = "cls_token" in shapes
     fc_norm = "fc_norm.weight" in shapes
     pool = "token" if classes and not fc_norm else "mean"
+    first, keyless = "blocks.0", "blocks.0.attn.q_bias" in shapes
     return Architecture(
         class_token=classes,
         dist_token="dist_token" in shapes,
         registers=_shape(shapes, "reg_token", 3)[1] if "reg_token" in shapes else 0,
-        prefix_positions=not prefix or side * side != shapes["pos_embed"][1],
+        positions=positions,
+        prefix_positions=not (prefix and positions) or side * side != rows,
         patch_bias="patch_embed.proj.bias" in shapes,
-        qkv_bias="blocks.0.attn.qkv.bias" in shapes,
+        qkv_bias=keyless or f"{first}.attn.qkv.bias" in shapes,
+        key_bias=not keyless,
         pre_norm="norm_pre.weight" in shapes,
-        layer_scale="blocks.0.ls1.gamma" in shapes,
-        mlp="swiglu" if "blocks.0.mlp.fc1_g.weight" in shapes else "gelu",
+        attn_norm=f"{first}.attn.norm.weight" in shapes,
+        mlp_norm=f"{first}.mlp.norm.weight" in shapes,
+        layer_scale=f"{first}.ls1.gamma" in shapes,
+        mlp="swiglu" if f"{first}.mlp.fc1_g.weight" in shapes else "gelu",
         pool="map" if "attn_pool.latent" in shapes else pool,
         final_norm="norm.weight" in shapes,
         fc_norm=fc_norm,
@@ -143,13 +167,21 @@ def _stem(shapes):
     return "patch", _shape(shapes, "patch_embed.proj.weight", 4)[2]
 
 
+def _told(arch):
+    """An Architecture as far as shapes tell it, the default in all else."""
+    plain = {field: getattr(Architecture(), field) for field in UNTOLD}
+    if not arch.class_token or arch.fc_norm or arch.pool == "map":
+        del plain["pool"]
+    return dataclasses.replace(arch, **plain)
+
+
 def _checked(given, sizes, parts):
     """Facts of the model that is named; InputError where tensors contradict them."""
     facts = registry.facts(given["name"])
-    arch = registry.architecture(given)
+    arch = _told(registry.architecture(given))
     for field in (f.name for f in dataclasses.fields(Architecture)):
         ours, theirs = getattr(arch, field), getattr(parts, field)
-        if field not in UNTOLD and ours != theirs:
+        if ours != theirs:
             raise InputError(
                 f"these are tensors of a model with {field}={theirs!r}, but "
                 f"{given['name']!r} has {field}={ours!r}; allowed is the name of a "
@@ -165,12 +197,11 @@ def _public(sizes, parts):
         name: registry.facts(name) for name in (*registry.MODELS, *public.tagged())
     }
     told = {field: sizes[field] for field in SIZES}
-    plain = {field: getattr(Architecture(), field) for field in UNTOLD}
     return {
         name: facts
         for name, facts in known.items()
         if all(registry.size_of(facts)[field] == told[field] for field in told)
-        and dataclasses.replace(facts.get("arch", Architecture()), **plain) == parts
+        and _told(facts.get("arch", Architecture())) == parts
     }
 
 
@@ -178,7 +209,8 @@ def _values(field, known, given):
     """What a field can be: by what is given, else by each of the `known` models."""
     if field in given:
         value = given[field]
-        return {tuple(value) if field in IMAGES else value}
+        several = field in IMAGES or isinstance(value, list)
+        return {tuple(value) if several else value}
     if field in UNTOLD:
         return {getattr(m.get("arch", Architecture()), field) for m in known.values()}
     return {
@@ -204,7 +236,9 @@ def _several(known, unknown, sizes):
             f"{next(iter(known))!r} does not say, and no tensor does, its {listed}: "
             f"give {fields}, in commands --config.model.{unknown[0]}=.."
         )
-    remedy = f"name one, name=.., in commands --config.model.name=.., or give {fields}"
+    remedy = "name one, name=.., in commands --config.model.name=.."
+    if set(unknown) <= set(GIVEN):
+        remedy += f", or give {fields}"
     rest = len(known) - MOST
     names = ", ".join([*known][:MOST]) + f" and {rest} others" * (rest > 0)
     return f"these tensors could be of {names}, which differ in {listed}: {remedy}"

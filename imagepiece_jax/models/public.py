@@ -50,7 +50,7 @@ def model(name: str) -> dict[str, Any] | None:
     arch = row["arch"] | {
         k: w[k] for w in weights if dot for k in ("gelu", "resize") if k in w
     }
-    return found | {"arch": Architecture(**arch)}
+    return found | {"arch": Architecture.of(arch)}
 
 
 def preprocessing(name: str) -> dict[str, Any]:

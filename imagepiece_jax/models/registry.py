@@ -92,6 +92,7 @@ def create_model(
     mean, std = normalization(mean, std)
     grid = _grid(image_size, size["patch_size"], own.get("image_size"))
     _check(size, num_classes, stem, dtype, drop_path_rate)
+    _check_heads(size, arch)
     if class_names is not None and len(class_names) != num_classes:
         raise InputError(
             f"class_names has {len(class_names)} names; the model has {num_classes} "
@@ -195,7 +196,7 @@ def resolve_kernels(requested, model, device=None):
     if requested == "auto" and device.platform == "cpu":
         return None
     capability = getattr(device, "compute_capability", None)
-    obstacle = fused.obstacle(device.platform, capability)
+    obstacle = fused.obstacle(device.platform, capability) or _unlike(model, fusing)
     dim, heads, prefix = model.embed_dim, model.num_heads, model.arch.prefix
     for layer in fusing if obstacle is None else ():
         tokens = layer.counts.n_in + prefix
@@ -302,6 +303,25 @@ def _check(size, num_classes, stem, dtype, drop_path_rate):
             f"config.model.drop_path_rate is {drop_path_rate!r}; allowed are numbers "
             "from 0 to below 1"
         )
+
+
+def _check_heads(size, arch):
+    width = size["embed_dim"] // size["num_heads"]
+    if arch.rotary is not None and width % 4:
+        raise InputError(
+            f"config.model.num_heads is {size['num_heads']}, which makes heads of a "
+            f"width of {width}; allowed with rotary positions are multiples of 4"
+        )
+
+
+def _unlike(model, fusing):
+    """Why keys of `model` cannot be both ranked and compared by one kernel, or None."""
+    both = {"cls_attn", "metric"}
+    if model.arch.rotary is None:
+        return None
+    if any(both <= layer.step.reducer.needs for layer in fusing):
+        return "positions that are not rotary: these turn the keys that it compares"
+    return None
 
 
 def channels(field, values, positive=False):

@@ -109,7 +109,8 @@ def _part_macs(model, image_size):
     """MACs of the stem, of each block and of the head."""
     width = model.embed_dim
     stem = stem_macs(model.stem, width, image_size, model.patch_size)
-    blocks = plan_macs(model.plan, width, model.num_heads, model.mlp_ratio)
+    mlp = (model.mlp_ratio, 3 if model.arch.mlp == "swiglu" else 2)
+    blocks = plan_macs(model.plan, width, model.num_heads, *mlp)
     return [stem, *blocks, width * model.num_classes]
 
 

@@ -9,8 +9,9 @@ from flax import struct
 
 from imagepiece_jax.models import custom_vjp
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.attention import INIT, AttentionTaps, attend
-from imagepiece_jax.models.block import Block, LayerNorm, Mlp
+from imagepiece_jax.models.attention import AttentionTaps, attend
+from imagepiece_jax.models.block import Block
+from imagepiece_jax.models.layers import INIT, LayerNorm, Mlp
 from imagepiece_jax.models.stems import FOLDED_STEMS, STEMS
 from imagepiece_jax.reduction import tokens
 from imagepiece_jax.reduction.layer_plan import LayerPlan
@@ -242,9 +243,12 @@ class ViT(nn.Module):
             arch.prefix,
             self.trace_source,
             grid=(height, width),
+            coordinates=arch.rotary and arch.rotary.coordinates((height, width)),
         )
 
     def _with_positions(self, x):
+        if not self.arch.positions:
+            return x
         pos_embed = self.param("pos_embed", INIT, (1, *x.shape[1:]))
         return x + pos_embed.astype(self.dtype)
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagepiece_jax.reduction.kernels import fused
+from imagepiece_jax.reduction.merging import mean_coordinates
 from imagepiece_jax.reduction.ops import (
     cosine,
     cosine_within,
@@ -136,9 +137,16 @@ def merge_in_place(absorbed, partners, counts):
 def after_kernel(state, moved, counts, merged):
     """(state, Assignment) from what a fused kernel gives: x, sizes and dest."""
     x, size, dest = moved
+    result = Assignment(dest=dest, n_out=counts.n_out, merged=merged)
     source = None if state.source is None else compose(dest, state.source)
-    state = TokenState(x=x, size=size, source=source, num_prefix=state.num_prefix)
-    return state, Assignment(dest=dest, n_out=counts.n_out, merged=merged)
+    state = TokenState(
+        x=x,
+        size=size,
+        source=source,
+        coordinates=mean_coordinates(state, result),
+        num_prefix=state.num_prefix,
+    )
+    return state, result
 
 
 @dataclasses.dataclass(frozen=True)
