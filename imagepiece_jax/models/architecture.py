@@ -7,7 +7,7 @@ from imagepiece_jax.models.rotary import Rotary
 GELUS = ("exact", "tanh", "quick")
 MLPS = ("gelu", "swiglu")
 POOLS = ("token", "mean", "map")
-RESIZES = ("antialias", "bicubic", "offset")
+RESIZES = ("antialias", "bicubic", "offset", "linear")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,7 @@ import numpy as np
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import class_names, convert, registry, run_files, summary
 from imagepiece_jax.models.infer_config import infer_config
+from imagepiece_jax.models.layouts import read_weights
 from imagepiece_jax.models.normalization import (
     named,
     normalization,
@@ -31,7 +32,6 @@ from imagepiece_jax.models.run_files import (
     read_config,
     reduction_of,
 )
-from imagepiece_jax.models.state_dict import read_state_dict
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.settings import DENSE, MODEL_FIELDS, completed, plain
@@ -289,11 +289,12 @@ def read(
             checkpoint=checkpoint,
             seed=config.get("seed", 0),
         )
-    tensors = _tensors(path)
+    tensors, says = read_weights(path)
     try:
         known = {k: v for k, v in (given or {}).items() if v is not None}
         registry.normalization(known.get("mean"), known.get("std"))
-        fields = infer_config(tensors, named(path) | normalization(path) | known)
+        given = named(path) | says | normalization(path) | known
+        fields = infer_config(tensors, given)
     except InputError as error:
         raise InputError(f"weights file {path}: {error}") from error
     return Pretrained(path, fields, DENSE, tensors=tensors)
@@ -383,11 +384,9 @@ def restore(
 def _tensors(path, checkpoint="best"):
     """Tensors by timm's names of a weights file, or of a run's checkpoint."""
     path = pathlib.Path(path)
-    if not path.exists():
-        raise InputError(f"weights {path}: no such file or folder")
     if path.is_dir():
         return run_files.read_checkpoint(path, checkpoint)
-    return read_state_dict(path)
+    return read_weights(path).tensors
 
 
 def _restore(path, tensors, like, fresh=(), hint=False, positions=None):

@@ -8,7 +8,7 @@ import pytest
 
 from configs import quickstart
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import convert, pretrained
+from imagepiece_jax.models import convert, layouts, pretrained
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.training import from_config
 from tests.models import tiny
@@ -38,9 +38,9 @@ def weights(file):
 
 
 def test_a_file_is_read_once(file, monkeypatch):
-    reads, read = [], pretrained.read_state_dict
+    reads, read = [], layouts.read_state_dict
     monkeypatch.setattr(
-        pretrained, "read_state_dict", lambda path: reads.append(path) or read(path)
+        layouts, "read_state_dict", lambda path: reads.append(path) or read(path)
     )
     weights = pretrained.for_analysis(file)
     for reduction in (settings.DENSE, {"name": "tome", "r": 2}):
