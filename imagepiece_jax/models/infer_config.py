@@ -53,7 +53,8 @@ def infer_config(
         raise InputError(_several(known, unknown, sizes))
     told = {field: next(iter(values[field])) for field in ("num_heads", *IMAGES)}
     changes = {k: given[k] for k in registry.ONE_BY_ONE if k in given}
-    name, facts = next(iter(known.items()))
+    # A guessed name must not bring what a tag alone says.
+    name, facts = min(known.items(), key=lambda item: "prop_attn" in item[1])
     if name is None:
         arch = registry.architecture({**facts, **changes})
         changes = {"arch": arch.changed}
