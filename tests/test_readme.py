@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from imagepiece_jax import config_flags
-from imagepiece_jax.models import pretrained
+from imagepiece_jax.models import layouts
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction import layer_plan, ops, tokens
 from imagepiece_jax.reduction.reducers import Reducer
@@ -111,13 +111,13 @@ def folder(tmp_path, monkeypatch, assets):
     Two of the twelve blocks are read: the rest is in models/test_public_weights.
     """
     weights = assets / "weights" / "deit_tiny_patch16_224.pth"
-    read = pretrained.read_state_dict
+    read = layouts.read_state_dict
 
     def two_blocks(path):
         left_out = re.compile(r"blocks\.([2-9]|1.)\.")
         return {k: v for k, v in read(path).items() if not left_out.match(k)}
 
-    monkeypatch.setattr(pretrained, "read_state_dict", two_blocks)
+    monkeypatch.setattr(layouts, "read_state_dict", two_blocks)
     (tmp_path / weights.name).symlink_to(weights)
     for name in ("cat.jpg", "dog.jpg"):
         Image.new("RGB", (300, 200), "gray").save(tmp_path / name)

@@ -11,7 +11,7 @@ from imagepiece_jax.models.rotary import Rotary
 GELUS = ("exact", "tanh", "quick")
 MLPS = ("gelu", "swiglu")
 POOLS = ("token", "mean", "map")
-RESIZES = ("antialias", "bicubic", "offset")
+RESIZES = ("antialias", "bicubic", "offset", "linear")
 CHOICES = {"gelu": GELUS, "mlp": MLPS, "pool": POOLS, "resize": RESIZES}
 
 
@@ -71,8 +71,9 @@ class Architecture:
 
     @property
     def changed(self) -> dict[str, Any]:
-        """The fields that differ from the defaults; `of_fields` makes them this."""
-        return {k: v for k, v in vars(self).items() if v != getattr(DEIT, k)}
+        """The fields that differ from the defaults, as `of` takes them."""
+        own, usual = dataclasses.asdict(self), dataclasses.asdict(DEIT)
+        return {k: v for k, v in own.items() if v != usual[k]}
 
 
 DEIT = Architecture()
@@ -87,14 +88,20 @@ def of_fields(name: str, fields: Mapping[str, Any]) -> Architecture:
         found = dict(fields) if isinstance(fields, Mapping) else fields
         raise InputError(f"{name} is {found!r}; its fields are {', '.join(vars(DEIT))}")
     check_fields(name, fields)
-    return Architecture(**fields)
+    return Architecture.of(fields)
 
 
 def check_fields(name: str, fields: Mapping[str, Any]) -> None:
     """InputError, which says `name`, for a value that a field cannot have."""
     for field, value in fields.items():
         usual = getattr(DEIT, field)
-        if field in CHOICES:
+        if field == "rotary":
+            known = [f.name for f in dataclasses.fields(Rotary)]
+            right = value is None or (
+                isinstance(value, Mapping) and {*value} <= {*known}
+            )
+            allowed = f"None and a dict of {', '.join(known)}"
+        elif field in CHOICES:
             right, allowed = value in CHOICES[field], ", ".join(CHOICES[field])
         elif isinstance(usual, bool):
             right, allowed = isinstance(value, bool), "True, False"

@@ -1,5 +1,6 @@
 """Published sizes of the models, and the sentences for wrong fields."""
 
+import json
 import re
 
 import jax
@@ -8,6 +9,7 @@ import pytest
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry, summary
 from imagepiece_jax.models.architecture import Architecture
+from imagepiece_jax.models.rotary import Rotary
 from tests.models import tiny
 
 
@@ -128,6 +130,9 @@ def test_a_model_without_a_name_is_made_of_its_fields():
     assert model.arch == Architecture(gelu="quick", norm_eps=1e-5, registers=2)
     assert model.arch.changed == arch and model.mlp_ratio == 4
     assert model.plan[0].attn_tokens == 16 + 3  # of 18 pixels two are cut
+    turned = Architecture(rotary=Rotary(origin="center", reference=(3, 4)))
+    plain = json.loads(json.dumps(turned.changed))
+    assert registry.create_model(None, arch=plain, **size).arch == turned
     other = registry.create_model(None, arch=arch, resize="offset", **size).arch
     assert (other.resize, other.gelu) == ("offset", "quick")
     with pytest.raises(InputError, match="is None and config.model.depth is empty; al"):
@@ -145,6 +150,10 @@ def test_a_model_without_a_name_is_made_of_its_fields():
         ({"arch": {"gelu": "relu"}}, "arch.gelu is 'relu'; allowed are exact, tanh, q"),
         ({"arch": {"registers": -1}}, "arch.registers is -1; allowed are 0, 1, 2, .."),
         ({"arch": {"pre_norm": 1}}, "arch.pre_norm is 1; allowed are True, False"),
+        (
+            {"arch": {"rotary": {"base": 1}}},
+            "arch.rotary is {'base': 1}; allowed are N",
+        ),
         ({"norm_eps": 5}, "config.model.norm_eps is 5; allowed are numbers above 0 an"),
         ({"resize": "nearest"}, "config.model.resize is 'nearest'; allowed are antial"),
     ],

@@ -8,7 +8,7 @@ import pytest
 
 from configs import quickstart
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import convert, pretrained
+from imagepiece_jax.models import convert, layouts, pretrained
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.training import from_config
 from tests.models import tiny
@@ -38,9 +38,9 @@ def weights(file):
 
 
 def test_a_file_is_read_once(file, monkeypatch):
-    reads, read = [], pretrained.read_state_dict
+    reads, read = [], layouts.read_state_dict
     monkeypatch.setattr(
-        pretrained, "read_state_dict", lambda path: reads.append(path) or read(path)
+        layouts, "read_state_dict", lambda path: reads.append(path) or read(path)
     )
     weights = pretrained.for_analysis(file)
     for reduction in (settings.DENSE, {"name": "tome", "r": 2}):
@@ -104,9 +104,7 @@ def test_other_weights_have_another_digest(tmp_path, weights):
 
 def test_weights_of_another_stem_are_a_mistake(weights):
     conv = tiny.model(stem="conv", **SIZE)
-    with pytest.raises(
-        InputError, match="vit_mini.npz: tensor patch_embed.* is missing"
-    ):
+    with pytest.raises(InputError, match="npz: tensor patch_embed.* is missing"):
         weights.variables(conv)
 
 
