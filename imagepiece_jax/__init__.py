@@ -10,7 +10,7 @@ import typing
 if typing.TYPE_CHECKING:
     from imagepiece_jax.inference.optimize import optimize
     from imagepiece_jax.inference.predictor import Predictor
-    from imagepiece_jax.models.pretrained import load
+    from imagepiece_jax.models.load import load
     from imagepiece_jax.models.registry import create_model
 
 __version__ = "0.2.0"
@@ -19,7 +19,7 @@ __all__ = ["Predictor", "create_model", "load", "optimize"]
 _HOMES = {
     "Predictor": "inference.predictor",
     "create_model": "models.registry",
-    "load": "models.pretrained",
+    "load": "models.load",
     "optimize": "inference.optimize",
 }
 

@@ -66,7 +66,7 @@ def main():
         print("  ".join(cell or "-" for cell in agreement.cells(row)), flush=True)
     file = out / "patch_features"
     replace_file(f"{file}.json", json.dumps(rows, indent=1) + "\n")
-    note = f"{len(images)} images of {short_name(data)}, weights {weights.path.name}"
+    note = f"{len(images)} images of {short_name(data)}, weights {weights.name}"
     replace_file(f"{file}.md", agreement.table(rows, note))
     print(f"{len(images)} images; table: {file}.md, data: {file}.json")
 

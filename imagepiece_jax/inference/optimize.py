@@ -163,21 +163,26 @@ def forward(model):
 
 
 def image_side(model, variables):
-    """Pixels a side of the images that the position embeddings are for."""
+    """Pixels a side of the images that the position embeddings, or plan, are for."""
     if not isinstance(model, ViT) or not isinstance(variables, Mapping):
         raise InputError(
             f"model and variables are a {type(model).__name__} and a "
             f"{type(variables).__name__}; allowed are a ViT and its variables, a dict, "
             "such as load() returns"
         )
-    pos_embed = variables.get("params", {}).get("pos_embed")
-    if pos_embed is None:
+    arch, pos_embed = model.arch, variables.get("params", {}).get("pos_embed")
+    if not arch.positions:
+        first = model.plan[0]
+        before = first.step and first.step.site == "pre" and first.counts
+        tokens = before.n_in if before else first.attn_tokens - arch.prefix
+    elif pos_embed is None:
         raise InputError(
             "variables have no params/pos_embed; allowed are those of this model, such "
             "as load() returns"
         )
-    arch = model.arch
-    tokens = pos_embed.shape[1] - (arch.prefix if arch.prefix_positions else 0)
+    else:
+        prefix = arch.prefix if arch.prefix_positions else 0
+        tokens = pos_embed.shape[1] - prefix
     return math.isqrt(tokens) * model.patch_size
 
 

@@ -6,59 +6,14 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from imagepiece_jax.models import custom_vjp
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.attention import INIT, Attention, AttentionTaps
+from imagepiece_jax.models.attention import Attention, AttentionTaps
+from imagepiece_jax.models.layers import LayerNorm, LayerScale, Mlp
 from imagepiece_jax.reduction import merging
 from imagepiece_jax.reduction.layer_plan import Counts, LayerPlan
+from imagepiece_jax.reduction.reducers import SCORES
 from imagepiece_jax.reduction.tokens import Taps, TokenState
-
-
-class LayerNorm(nn.Module):
-    """Layer norm over the last axis with float32 statistics. [..., D] -> [..., D]."""
-
-    dtype: jnp.dtype = jnp.float32
-    eps: float = 1e-6
-
-    @nn.compact
-    def __call__(self, x):
-        dim = x.shape[-1:]
-        scale = self.param("scale", nn.initializers.ones, dim)
-        bias = self.param("bias", nn.initializers.zeros, dim)
-        return custom_vjp.layer_norm(x, scale, bias, self.dtype, self.eps)
-
-
-class LayerScale(nn.Module):
-    """A factor a channel (Touvron et al. 2021, CaiT). [..., D] -> [..., D]."""
-
-    @nn.compact
-    def __call__(self, x):
-        gamma = self.param("gamma", nn.initializers.constant(1e-5), x.shape[-1:])
-        return x * jnp.expand_dims(gamma.astype(x.dtype), range(x.ndim - 1))
-
-
-class Mlp(nn.Module):
-    """Two layers with GELU, or the product of a gate and a layer: [M, D] -> [M, D].
-
-    `kind` and `gelu` are those of `architecture.Architecture`.
-    """
-
-    hidden_dim: int
-    gelu: str = "exact"
-    dtype: jnp.dtype = jnp.float32
-    kind: str = "gelu"
-
-    @nn.compact
-    def __call__(self, x):
-        def dense(name, width):
-            return nn.Dense(width, kernel_init=INIT, dtype=self.dtype, name=name)
-
-        dim, hidden = x.shape[-1], self.hidden_dim
-        if self.kind == "swiglu":
-            x = nn.silu(dense("fc1_g", hidden)(x)) * dense("fc1_x", hidden)(x)
-        else:
-            x = custom_vjp.gelu(dense("fc1", hidden)(x), self.gelu)
-        return dense("fc2", dim)(x)
 
 
 def kernel_of(layer: LayerPlan) -> str | None:
@@ -71,16 +26,44 @@ def kernel_of(layer: LayerPlan) -> str | None:
     return layer.step.reducer.kernel
 
 
+def check_plan(plan, arch, grid):
+    """InputError for a step that needs what the model, or the grid, does not have."""
+    for block, layer in enumerate(plan):
+        if layer.step is None:
+            continue
+        needs = layer.step.reducer.needs
+        lacking = {} if arch.class_token else {"class": "class token"}
+        lacking |= {} if arch.pool == "map" else {"probe": "attention-pooling head"}
+        for score, part in lacking.items():
+            if SCORES[score] in needs:
+                rest = (s for s in SCORES if s not in lacking)
+                raise InputError(
+                    f"config.reduction at block {block} ranks tokens by the score "
+                    f"{score!r}, but the model has no {part}; allowed values of "
+                    f"config.reduction.score are {', '.join(rest)}"
+                )
+        seen = needs & {"cls_attn", "attn_columns", "energy", "metric"}
+        if block == 0 and layer.step.site == "pre" and seen:
+            raise InputError(
+                "config.reduction has a step before block 0 that reads the attention "
+                "of the block before it; allowed are blocks from 1"
+            )
+        if layer.counts:
+            layer.step.reducer.check_grid(grid)
+            grid = None
+
+
 class Block(nn.Module):
     """A pre-norm block: attention, the reduction of its tokens, MLP.
 
     `layer` is its plan. A reduction at site "pre" comes before the attention and reads
     that of the block before: so `following`, the next block's plan, says what else this
-    attention has to compute. `index` counts blocks from 0; `dim` is the width of the
-    tokens; the other fields are those of `vit.ViT`.
+    attention has to compute. `index` counts the `depth` blocks from 0; `dim` is the
+    width of the tokens; the other fields are those of `vit.ViT`.
     """
 
     index: int
+    depth: int
     layer: LayerPlan
     following: LayerPlan | None
     dim: int
@@ -96,9 +79,10 @@ class Block(nn.Module):
     def setup(self):
         arch, hidden = self.arch, int(self.dim * self.mlp_ratio)
         self.norm1 = LayerNorm(self.dtype, arch.norm_eps)
-        self.attn = Attention(self.num_heads, self.backend, self.dtype, arch.qkv_bias)
+        self.attn = Attention(self.num_heads, self.backend, self.dtype, arch)
         self.norm2 = LayerNorm(self.dtype, arch.norm_eps)
-        self.mlp = Mlp(hidden, arch.gelu, self.dtype, arch.mlp)
+        eps = arch.norm_eps if arch.mlp_norm else None
+        self.mlp = Mlp(hidden, arch.gelu, self.dtype, arch.mlp, eps)
         if arch.layer_scale:
             self.ls1, self.ls2 = LayerScale(), LayerScale()
 
@@ -110,16 +94,18 @@ class Block(nn.Module):
         keys=None,
         scale=None,
         train: bool = False,
+        probe=None,
     ):
         """State and attention taps of the block before -> this block's, and a record.
 
         The record is (result, taps) of the reduction, None where there is none.
         `reducer` is the step's, bound to its parameters, or None if it has nothing to
-        do; `keys` as for the model; `scale` [B, depth, 2] is drop path's.
+        do; `keys` as for the model; `scale` [B, depth, 2] is drop path's; `probe`
+        gives the attention of the head's probe to the tokens of a state, [B, n].
         """
         site, record = reducer and self.layer.step.site, None
         if site == "pre":
-            state, record = self.reduce(state, seen, reducer, keys, train)
+            state, record = self.reduce(state, seen, reducer, keys, train, probe)
         branches = (None, None)
         if scale is not None:
             branches = scale[:, self.index, 0], scale[:, self.index, 1]
@@ -128,6 +114,7 @@ class Block(nn.Module):
             Block.attend,
             needs=needs,
             metric=metric,
+            margin=0.75 * (1 - self.index / self.depth),  # PiToMe's
             num_prefix=state.num_prefix,
             train=train,
         )
@@ -136,21 +123,22 @@ class Block(nn.Module):
             attend, feed_forward = nn.remat(attend), nn.remat(feed_forward)
         # Before the first reduction all sizes are 1.
         key_bias = jnp.log(state.size) if self.prop_attn and not state.grid else None
-        mask = _with_prefix(state.mask, state.num_prefix)
-        x, seen = attend(self, state.x, branches[0], key_bias, mask)
+        mask = with_prefix(state.mask, state.num_prefix)
+        turns = self._turns(state)
+        x, seen = attend(self, state.x, branches[0], key_bias, mask, turns)
         state = state.replace(x=x)
         if site == "mid":
-            state, record = self.reduce(state, seen, reducer, keys, train)
+            state, record = self.reduce(state, seen, reducer, keys, train, probe)
         state = state.replace(x=feed_forward(self, state.x, branches[1]))
         return state, seen, record
 
-    def attend(self, x, scale=None, key_bias=None, mask=None, **options):
+    def attend(self, x, scale=None, key_bias=None, mask=None, turns=None, **options):
         """x + attention(norm(x)), and the taps.
 
-        [B, N, D]; `scale` [B] is drop path's.
+        [B, N, D]; `scale` [B] is drop path's, `turns` are rotary positions'.
         """
         normed = self.norm1(_rows(x)).reshape(x.shape)
-        out, taps = self.attn(normed, key_bias, mask, **options)
+        out, taps = self.attn(normed, key_bias, mask, turns, **options)
         out = self.ls1(out) if self.arch.layer_scale else out
         return _add(x, out, scale), taps
 
@@ -160,9 +148,10 @@ class Block(nn.Module):
         out = self.ls2(out) if self.arch.layer_scale else out
         return _add(x, out, scale)
 
-    def reduce(self, state, seen, reducer, keys, train):
+    def reduce(self, state, seen, reducer, keys, train, probe=None):
         """(state after the reduction, its (result, taps)); see `__call__`."""
-        counts, taps = self.layer.counts, self._taps(state, seen, reducer, keys)
+        counts = self.layer.counts
+        taps = self._taps(state, seen, reducer, keys, probe)
         if counts is None:  # initialization: its parameters exist at every rate
             n = taps.x.shape[1]
             reducer(taps, Counts(n_in=n, n_out=n), train)
@@ -181,6 +170,17 @@ class Block(nn.Module):
         plain = self.kernels is None or state.mask is not None
         return not plain and bool(self.layer.counts) and kernel_of(self.layer)
 
+    def _turns(self, state):
+        """By how much rotary positions turn each token; None: there are none."""
+        rotary = self.arch.rotary
+        if rotary is None:
+            return None
+        # Up to the first reduction they are the same for all images.
+        grid, coordinates = state.grid, state.coordinates
+        coordinates = rotary.coordinates(grid)[None] if grid else coordinates
+        width = self.dim // self.num_heads
+        return rotary.turns(coordinates, width, state.num_prefix)
+
     def _needs(self, state):
         """(what attention computes for reducers, the metric that they compare)."""
         needs, metric = set(), None
@@ -189,13 +189,14 @@ class Block(nn.Module):
             if not step or step.site != site:
                 continue
             if site == "mid" and self._fuses(state):
-                needs.add("heads")
+                ranks = "cls_attn" in step.reducer.needs
+                needs.add("heads" if ranks else "projected")
             elif layer.counts or self.is_initializing():
                 needs |= step.reducer.needs
                 metric = step.reducer.metric or metric
         return needs, metric
 
-    def _taps(self, state, seen, reducer, keys):
+    def _taps(self, state, seen, reducer, keys, probe):
         image = state.x[:, state.num_prefix :]
         metric = image if reducer.metric == "token" else seen.metric
         draws = "rng" in reducer.needs
@@ -205,6 +206,8 @@ class Block(nn.Module):
             metric=metric,
             cls_attn=seen.cls_attn,
             attn_columns=seen.attn_columns,
+            energy=seen.energy,
+            probe=probe(state) if "probe" in reducer.needs else None,
             mask=state.mask,
             rng=self._rng(keys, len(image)) if draws else None,
             grid=state.grid,
@@ -222,7 +225,7 @@ class Block(nn.Module):
         return jax.vmap(jax.random.fold_in, (0, None))(keys, self.index)
 
 
-def _with_prefix(mask, prefix):
+def with_prefix(mask, prefix):
     """Mask of image tokens -> of all tokens: the prefix is always live."""
     if mask is None:
         return None

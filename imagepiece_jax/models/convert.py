@@ -3,7 +3,8 @@
 A parameter's path here and its name there follow one rule: `blocks_3/attn/proj/kernel`
 is `blocks.3.attn.proj.weight`. Two things differ in layout. PyTorch keeps outputs
 before inputs (linear [out, in], convolution OIHW; Flax [in, out] and HWIO), and timm
-stores the projections q, k and v stacked, in this order, as one `attn.qkv`.
+stores the projections q, k and v stacked, in this order, as one `attn.qkv`; where keys
+have no bias the others are `attn.q_bias` and `attn.v_bias`.
 """
 
 import re
@@ -62,7 +63,7 @@ def from_timm(
     are NumPy arrays.
     """
     leaves = traverse_util.flatten_dict(like, sep="/")
-    places = {key: _place(key, leaves[key].shape) for key in sorted(leaves)}
+    places = dict(sorted(_places(leaves).items()))
     _check_fresh(fresh, places.values())
     needed = {k: p for k, p in places.items() if not _matches(p.path, fresh)}
     state_dict = _fit_pos_embed(state_dict, needed.values(), positions)
@@ -77,8 +78,9 @@ def from_timm(
 def to_timm(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The inverse of `from_timm`: a flat state dict of NumPy arrays, qkv stacked."""
     tensors = {}  # name -> third -> array
-    for key, leaf in traverse_util.flatten_dict(variables, sep="/").items():
-        place, array = _place(key, leaf.shape), np.asarray(leaf)
+    leaves = traverse_util.flatten_dict(variables, sep="/")
+    for key, place in _places(leaves).items():
+        array = np.asarray(leaves[key])
         if place.name.endswith(".weight"):
             array = array.transpose(_order(_TO_TORCH, array.ndim))
         tensors.setdefault(place.name, {})[place.part] = array
@@ -92,8 +94,21 @@ def to_timm(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
 def timm_shapes(variables: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """{timm's name: shape} of what `to_timm` returns; shapes of variables will do."""
     leaves = traverse_util.flatten_dict(variables, sep="/")
-    places = (_place(key, leaf.shape) for key, leaf in leaves.items())
-    return {place.name: place.shape for place in places}
+    return {place.name: place.shape for place in _places(leaves).values()}
+
+
+def _places(leaves):
+    """{path with its collection: its _Place} of the leaves of a variables tree."""
+    places = {key: _place(key, leaf.shape) for key, leaf in leaves.items()}
+    for key, place in places.items():
+        if place.part is None or not key.endswith("/bias"):
+            continue
+        module, part, _ = key.rsplit("/", 2)
+        if f"{module}/k/bias" not in leaves:
+            name = place.name.replace("qkv.bias", f"{part}_bias")
+            alone = {"part": None, "parts": 1, "shape": tuple(leaves[key].shape)}
+            places[key] = place._replace(name=name, **alone)
+    return places
 
 
 def _place(key, shape):

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.block import LayerNorm
+from imagepiece_jax.models.layers import LayerNorm
 from imagepiece_jax.models.vit import Outputs
 from imagepiece_jax.reduction.tokens import Masking, Mixing, unmerge
 

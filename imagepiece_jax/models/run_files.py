@@ -13,7 +13,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import convert
 from imagepiece_jax.models.registry import MODELS
 from imagepiece_jax.models.vit import MEAN, STD
-from imagepiece_jax.reduction.settings import MODEL_FIELDS, plain, without_retired
+from imagepiece_jax.reduction.settings import MODEL_FIELDS, current, plain
 
 RUN_CONFIG, CLASSES = "config.json", "classes.json"  # in the folder of a run
 CHECKPOINTS = "checkpoints"  # the folder with its weights
@@ -61,7 +61,7 @@ def with_current_fields(config: dict[str, Any]) -> dict[str, Any]:
     """The config of a run, a nested dict, that an earlier version may have written."""
     config = dict(config)
     if "reduction" in config:
-        config["reduction"] = without_retired(config["reduction"])
+        config["reduction"] = current(config["reduction"])
     if "model" in config:
         given = {k: v for k, v in config["model"].items() if v is not None}
         config["model"] = config["model"] | IMAGENET | given

@@ -97,19 +97,29 @@ def shapes(model, image_size):
     return jax.eval_shape(model.clone(axis_name=None).init, jax.random.key(0), images)
 
 
-def fresh(model, image_size, seed):
-    """Variables of `model` drawn from `seed`."""
+def fresh(model, image_size, seed, parts=None):
+    """Variables of `model` drawn from `seed`.
+
+    parts: names of the parameters to return, alone, and no others are computed.
+    """
     images = jnp.zeros((1, *sides(image_size), 3), jnp.float32)
     key = batch_key(seed, 0, Purpose.INIT)
     # The device axis exists only inside a step, and statistics do not depend on it.
-    return jax.jit(model.clone(axis_name=None).init)(key, images)
+    init = model.clone(axis_name=None).init
+
+    def draw(key, images):
+        params = init(key, images)["params"]
+        return {"params": {name: params[name] for name in parts}}
+
+    return jax.jit(init if parts is None else draw)(key, images)
 
 
 def _part_macs(model, image_size):
     """MACs of the stem, of each block and of the head."""
     width = model.embed_dim
     stem = stem_macs(model.stem, width, image_size, model.patch_size)
-    blocks = plan_macs(model.plan, width, model.num_heads, model.mlp_ratio)
+    mlp = (model.mlp_ratio, 3 if model.arch.mlp == "swiglu" else 2)
+    blocks = plan_macs(model.plan, width, model.num_heads, *mlp)
     return [stem, *blocks, width * model.num_classes]
 
 

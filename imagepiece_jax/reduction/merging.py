@@ -25,8 +25,9 @@ def apply(state, result, form=None):
 
     The prefix stays in front. An Assignment moves tokens to the slots it names:
     features are the weighted mean (or sum) of a slot's tokens, sizes add up, the source
-    map is composed. `form`: "gather" (needs `result.merged`), "one_hot" (a batched
-    product: the oracle, and for export), None: gather where it can.
+    map is composed, coordinates are the mean of a slot's patches. `form`: "gather"
+    (needs `result.merged`), "one_hot" (a batched product: the oracle, and for export),
+    None: gather where it can.
     """
     chex.assert_rank(state.x, 3)
     if isinstance(result, Masking):
@@ -40,6 +41,7 @@ def apply(state, result, form=None):
     if form is None:
         form = "one_hot" if result.merged is None else "gather"
     image_size = state.size[:, prefix:]
+    index = None
     if form == "one_hot":
         size = _new_sizes(result, image_size, None)
         share = _shares(result, image_size)
@@ -58,8 +60,27 @@ def apply(state, result, form=None):
         size=jnp.concatenate([state.size[:, :prefix], size], axis=1),
         source=None if state.source is None else compose(result.dest, state.source),
         mask=None if state.mask is None else _live(state.mask, result),
+        coordinates=mean_coordinates(state, result, index),
         num_prefix=prefix,
     )
+
+
+def mean_coordinates(state, result, index=None):
+    """Means over the patches of each slot of an Assignment. -> [B, n_out, 2] or None.
+
+    index: the SlotIndex of its map, if there is one.
+    """
+    if state.coordinates is None:
+        return None
+
+    def total(values):
+        if index is None:
+            return _sum_by_slot(values, result.dest, result.n_out)
+        return _sum_by_index(values, index)
+
+    size = state.size[:, state.num_prefix :]
+    columns = (total(size * state.coordinates[..., axis]) for axis in range(2))
+    return jnp.stack([*columns], axis=-1) / total(size)[..., None]
 
 
 def _new_sizes(result, size, index):
@@ -84,20 +105,46 @@ def _apply_mixing(state, result):
         precision="highest",
     )
     x = jnp.concatenate([state.x[:, :prefix], mixed.astype(state.x.dtype)], axis=1)
-    return TokenState(x=x, size=jnp.ones(x.shape[:2], jnp.float32), num_prefix=prefix)
+    coordinates = state.coordinates
+    if coordinates is not None:
+        coordinates = _mean_by(result.matrix.astype(jnp.float32), coordinates)
+    return TokenState(
+        x=x,
+        size=jnp.ones(x.shape[:2], jnp.float32),
+        coordinates=coordinates,
+        num_prefix=prefix,
+    )
+
+
+def _mean_by(weight, coordinates):
+    """Weighted means. [B, m, n] not negative, [B, n, 2] -> [B, m, 2]."""
+    # Where there is no weight at all, the mean of all.
+    weight = jnp.where(jnp.sum(weight, axis=-1, keepdims=True) > 0, weight, 1.0)
+    weight = weight / jnp.sum(weight, axis=-1, keepdims=True)
+    return jnp.einsum("bmn,bnd->bmd", weight, coordinates, precision="highest")
 
 
 def _apply_masking(state, result):
-    """Shapes stay, or grow by the appended token; where patches are is not traced."""
+    """Shapes stay, or grow by the appended token; where patches are is not traced.
+
+    That token stands where those stood that are masked now.
+    """
+    before, coordinates = state.mask, state.coordinates
     state = state.replace(mask=result.keep, source=None, grid=None)
     if result.append is None:
         return state
+    if coordinates is not None:
+        gone = (1.0 if before is None else before) - result.keep
+        gone = jax.lax.stop_gradient(gone * state.size[:, state.num_prefix :])
+        middle = _mean_by(gone[:, None], coordinates)
+        coordinates = jnp.concatenate([coordinates, middle], axis=1)
     last = result.append[:, None].astype(state.x.dtype)
     one = jnp.ones((last.shape[0], 1), jnp.float32)
     return state.replace(
         x=jnp.concatenate([state.x, last], axis=1),
         size=jnp.concatenate([state.size, one], axis=1),
         mask=jnp.concatenate([result.keep, one.astype(result.keep.dtype)], axis=1),
+        coordinates=coordinates,
     )
 
 

@@ -18,13 +18,16 @@ class TokenState:
     source: [B, n0] int32, image slot 0..n-1 that holds each patch, or DROPPED; None
     when it is not traced, or no longer defined; mask: [B, n] float, 1 for image
     tokens that are live, 0 for those removed in all but shape (masked training only);
-    grid: (height, width) of the patches, None after the first reduction.
+    coordinates: [B, n, 2] float32, where each token stands, the mean of its patches,
+    for models whose positions are rotary, else None; grid: (height, width) of the
+    patches, None after the first reduction.
     """
 
     x: Array
     size: Array
     source: Array | None = None
     mask: Array | None = None
+    coordinates: Array | None = None
     num_prefix: int = struct.field(pytree_node=False, default=1)
     grid: tuple[int, int] | None = struct.field(pytree_node=False, default=None)
 
@@ -36,12 +39,14 @@ class Taps:
     x: [B, n, D] residual stream at the step's site; size: [B, n]; metric: [B, n, d]
     what is compared (mean over heads of key, query or value; or the token itself);
     cls_attn: [B, n] float32 class-attention row, mean over heads, class column dropped;
-    attn_columns: [B, n] float32 attention received, summed over heads and queries;
-    mask: [B, n] live tokens in masked training; rng: [B] keys of (seed, step, position
-    in the global batch, block), in evaluation of (seed, index in the data set, block).
-    At site "pre" the attention fields are those of the block before. A field that the
-    reducer's `needs` does not name is None. grid: (height, width) while there is one;
-    num_heads: heads of the block's attention, slices of D that belong together.
+    attn_columns: [B, n] float32 attention received, mean over heads and queries;
+    energy: [B, n] float32, shares of 1 - PiToMe's energy; probe: [B, n] float32,
+    attention of the head's probe, mean over heads; mask: [B, n] live tokens in masked
+    training; rng: [B] keys of (seed, step, position in the global batch, block), in
+    evaluation of (seed, index in the data set, block). At site "pre" the attention
+    fields are those of the block before. A field that the reducer's `needs` does not
+    name is None. grid: (height, width) while there is one; num_heads: heads of the
+    block's attention, slices of D that belong together.
     """
 
     x: Array
@@ -49,6 +54,8 @@ class Taps:
     metric: Array | None = None
     cls_attn: Array | None = None
     attn_columns: Array | None = None
+    energy: Array | None = None
+    probe: Array | None = None
     mask: Array | None = None
     rng: Array | None = None
     grid: tuple[int, int] | None = struct.field(pytree_node=False, default=None)
@@ -118,15 +125,21 @@ class Masking:
     append: Array | None = None
 
 
-def start(x, num_prefix=1, trace_source=False, grid=None):
-    """State before any reduction. x [B, prefix + n, D]: every token is one patch."""
+def start(x, num_prefix=1, trace_source=False, grid=None, coordinates=None):
+    """State before any reduction. x [B, prefix + n, D]: every token is one patch.
+
+    coordinates: [n, 2], those of the patches; None: the model does not use them.
+    """
     batch, total = x.shape[:2]
+    if coordinates is not None:
+        coordinates = jnp.broadcast_to(coordinates, (batch, *coordinates.shape))
     patches = jnp.arange(total - num_prefix, dtype=jnp.int32)
     source = jnp.broadcast_to(patches, (batch, total - num_prefix))
     return TokenState(
         x=x,
         size=jnp.ones((batch, total), jnp.float32),
         source=source if trace_source else None,
+        coordinates=coordinates,
         num_prefix=num_prefix,
         grid=grid,
     )

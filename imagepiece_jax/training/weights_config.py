@@ -64,7 +64,8 @@ def _complete(config, weights):
     own = weights.config
     if own is None:
         own = {k: weights.fields[k] for k in ("image_size", "num_classes")}
-        sizes = {k: v for k, v in weights.fields.items() if k not in own}
+        others = (*own, "preprocessing")  # the config's own is in config.data
+        sizes = {k: v for k, v in weights.fields.items() if k not in others}
         own["model"] = sizes | {"dtype": fast_dtype()}
     try:
         with config.unlocked():

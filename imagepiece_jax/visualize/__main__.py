@@ -71,7 +71,7 @@ def main(words):
         patches = math.prod(seen.grid)
         print(f"{variant.label}: {patches} patches, {seen.tokens} tokens of them left")
     provenance.save(out, names, methods, traces)
-    name, classes = weights.path.name, weights.class_names
+    name, classes = weights.name, weights.class_names
     text = html.page(images, names, methods, traces, name, classes)
     replace_file(out / "index.html", text)
     print(f"page: {out}/index.html; figures: {figures}; data: {out}/provenance.*")

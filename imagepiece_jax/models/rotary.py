@@ -1,0 +1,91 @@
+"""Rotary positions: queries and keys turned by where their patches stand.
+
+Neighboring channels of a head are the two parts of a plane, which turns by the token's
+coordinate times a frequency of its own (Su et al. 2021, "RoFormer"). In images half of
+the planes turn with one coordinate and half with the other (Fang et al. 2023, "EVA-02";
+Simeoni et al. 2025, "DINOv3"). A coordinate is a number a token, not a row of a table:
+so merged tokens have one, too.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+ORIGINS = ("corner", "center")
+AXES = ("yx", "xy")
+LAYOUTS = ("neighbors", "halves")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rotary:
+    """How patches get coordinates, and how these turn the channels of a head.
+
+    origin: "corner", where rows and columns are counted from `start` and scaled from
+    the image's grid to the `reference` grid (height, width) of the training, if there
+    is one; or "center", where an image of any size reaches from -1 to 1 and a patch
+    stands at its middle, and 1 is a whole turn of the first plane. temperature: by what
+    the frequencies fall from the first plane to behind the last. axes: which coordinate
+    turns the first half of the planes. planes: the channels of one are "neighbors" or
+    stand at the same place of both "halves" of a head.
+    """
+
+    origin: str = "corner"
+    temperature: float = 10000.0
+    reference: tuple[int, int] | None = None
+    start: float = 0.0
+    axes: str = "yx"
+    planes: str = "neighbors"
+
+    def __post_init__(self):
+        if self.reference is not None:  # a list, where it was read from a file
+            object.__setattr__(self, "reference", tuple(self.reference))
+
+    def coordinates(self, grid: tuple[int, int]) -> np.ndarray:
+        """(y, x) of all patches of a grid (height, width). -> [n, 2] float32."""
+        sides = []
+        for axis, side in enumerate(grid):
+            place = np.arange(side)
+            if self.origin == "center":
+                place = 2 * (place + 0.5) / side - 1
+            else:
+                place = place + self.start
+                if self.reference is not None:
+                    place = place / side * self.reference[axis]
+            sides.append(place)
+        grid = np.meshgrid(*sides, indexing="ij")
+        return np.stack(grid, axis=-1).reshape(-1, 2).astype(np.float32)
+
+    def turns(self, coordinates, width: int, prefix: int = 0):
+        """Cosines and sines by which the planes of a head of `width` channels turn.
+
+        coordinates [B, n, 2] -> two [B, prefix + n, width / 2] float32: tokens of the
+        prefix stay as they are.
+        """
+        bands = width // 4
+        frequency = self.temperature ** -(np.arange(bands) / bands)
+        if self.origin == "center":
+            frequency = 2 * np.pi * frequency
+        if self.axes == "xy":
+            coordinates = coordinates[..., ::-1]
+        frequency = frequency.astype(np.float32)[None, None, None]
+        angles = jnp.asarray(coordinates)[..., None] * frequency
+        angles = angles.reshape(*angles.shape[:2], 2 * bands)
+        angles = jnp.pad(angles, ((0, 0), (prefix, 0), (0, 0)))
+        return jnp.cos(angles), jnp.sin(angles)
+
+    def rotate(self, heads: jax.Array, turns) -> jax.Array:
+        """`heads` [B, N, H, d], turned by `turns` [B or 1, N, d / 2], in float32."""
+        cos, sin = (a[:, :, None] for a in turns)
+        x = heads.astype(jnp.float32)
+        if self.planes == "halves":
+            a, b = jnp.split(x, 2, axis=-1)
+        else:
+            a, b = x[..., ::2], x[..., 1::2]
+        turned = a * cos - b * sin, b * cos + a * sin
+        if self.planes == "halves":
+            x = jnp.concatenate(turned, axis=-1)
+        else:
+            x = jnp.stack(turned, axis=-1).reshape(x.shape)
+        return x.astype(heads.dtype)
