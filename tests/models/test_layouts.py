@@ -110,16 +110,36 @@ def test_openai_says_that_a_file_is_its_own():
     assert found.tensors["head.weight"].shape == (9, 768)
 
 
-def test_what_is_given_comes_before_what_the_layout_says(tmp_path):
-    tensors, _ = stored("vit_jax")
-    np.savez(tmp_path / "w.npz", **tensors)
-    given = {"name": "vit_base_patch16_224.augreg_in21k"}
-    fields = pretrained.read(tmp_path / "w.npz", given).fields
-    assert fields["gelu"] == "tanh" and fields["num_heads"] == 3
-    assert fields["mean"] == fields["std"] == (0.5,) * 3
+@pytest.fixture
+def google(tmp_path):
+    np.savez(tmp_path / "w.npz", **stored("vit_jax")[0])
+    return tmp_path / "w.npz"
+
+
+def test_a_file_of_google_needs_no_name(google):
+    model, variables = load(google, image_size=24)
+    assert (model.arch.gelu, model.arch.resize, model.num_heads) == (
+        "tanh",
+        "linear",
+        3,
+    )
+    assert model.mean == model.std == (0.5,) * 3
+    old = stored("vit_jax")[0]["Transformer/posembed_input/pos_embedding"][0, 1:]
+    grid = old.reshape(4, 4, -1).astype(np.float32)
+    zoomed = scipy.ndimage.zoom(grid, (1.5, 1.5, 1), order=1).reshape(36, -1)
+    found = variables["params"]["pos_embed"][0, 1:]
+    np.testing.assert_allclose(found, zoomed, atol=1e-6)
+
+
+def test_what_is_given_comes_before_what_the_layout_says(google):
     other = {"gelu": "exact", "mean": (0.4,) * 3, "std": (0.2,) * 3}
-    fields = pretrained.read(tmp_path / "w.npz", given | other).fields
-    assert fields["gelu"] == "exact" and fields["mean"] == (0.4,) * 3
+    fields = pretrained.read(google, other).fields
+    model, _ = load(google, **other)
+    assert model.arch.gelu == "exact" and model.mean == fields["mean"] == (0.4,) * 3
+    with pytest.raises(
+        InputError, match="num_heads is 6, but its tensors are those of"
+    ):
+        load(google, num_heads=6)
 
 
 def small(*names):
