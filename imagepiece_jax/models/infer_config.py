@@ -58,7 +58,8 @@ def infer_config(
         told.append("image_size")
     fields = (*told, *UNTOLD)
     values = {field: _values(field, known, given) for field in fields}
-    unknown = [field for field in fields if len(values[field]) != 1]
+    asked = fields if known else (*told, *ALWAYS)
+    unknown = [field for field in asked if len(values[field]) != 1]
     if unknown:
         raise InputError(_several(known, unknown, sizes))
     found = {field: next(iter(values[field])) for field in told}

@@ -139,7 +139,7 @@ def test_logits_and_tokens_are_timms(pair):
 
 
 def test_a_fault_in_what_no_tensor_tells_shows(pair):
-    """Another GELU, epsilon or interpolation; no LayerScale; prefix tokens exchanged."""
+    """Another GELU, epsilon, interpolation; no LayerScale; prefix tokens exchanged."""
     _, model, tensors, images, (logits, _) = pair
     arch, faults = model.arch, {}
 
