@@ -153,7 +153,7 @@ def _canonical(tensors):
             out[f"{module}.weight"] = tensor
         elif leaf == "bias":
             out[name] = tensor.reshape(-1)  # Flax has one axis of heads more
-        elif name in _ROWS and tensor.ndim != 3:
+        elif name in _ROWS and tensor.ndim != 3 and (name, tensor.ndim) != _NO_GRID:
             out[name] = tensor.reshape(1, -1, tensor.shape[-1])
         else:
             out[name] = tensor
@@ -165,6 +165,7 @@ def _canonical(tensors):
 
 
 _ROWS = ("cls_token", "dist_token", "register_tokens", "pos_embed", "attn_pool.latent")
+_NO_GRID = ("pos_embed", 1)  # a mistake, for `infer_config` to report
 
 
 def _from_flax(module, kernel):
