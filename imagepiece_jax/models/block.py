@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.attention import Attention, AttentionTaps
 from imagepiece_jax.models.layers import LayerNorm, LayerScale, Mlp
 from imagepiece_jax.reduction import merging
 from imagepiece_jax.reduction.layer_plan import Counts, LayerPlan
+from imagepiece_jax.reduction.reducers import SCORES
 from imagepiece_jax.reduction.tokens import Taps, TokenState
 
 
@@ -22,6 +24,33 @@ def kernel_of(layer: LayerPlan) -> str | None:
     if layer.step is None or layer.step.site != "mid":
         return None
     return layer.step.reducer.kernel
+
+
+def check_plan(plan, arch, grid):
+    """InputError for a step that needs what the model, or the grid, does not have."""
+    for block, layer in enumerate(plan):
+        if layer.step is None:
+            continue
+        needs = layer.step.reducer.needs
+        lacking = {} if arch.class_token else {"class": "class token"}
+        lacking |= {} if arch.pool == "map" else {"probe": "attention-pooling head"}
+        for score, part in lacking.items():
+            if SCORES[score] in needs:
+                rest = (s for s in SCORES if s not in lacking)
+                raise InputError(
+                    f"config.reduction at block {block} ranks tokens by the score "
+                    f"{score!r}, but the model has no {part}; allowed values of "
+                    f"config.reduction.score are {', '.join(rest)}"
+                )
+        seen = needs & {"cls_attn", "attn_columns", "energy", "metric"}
+        if block == 0 and layer.step.site == "pre" and seen:
+            raise InputError(
+                "config.reduction has a step before block 0 that reads the attention "
+                "of the block before it; allowed are blocks from 1"
+            )
+        if layer.counts:
+            layer.step.reducer.check_grid(grid)
+            grid = None
 
 
 class Block(nn.Module):

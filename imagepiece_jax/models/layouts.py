@@ -32,6 +32,15 @@ class Recognized(NamedTuple):
     tensors: dict[str, np.ndarray]
     says: dict[str, Any]
 
+    def check(self, given: Mapping[str, Any]) -> None:
+        """InputError where `given` has another number of heads than the tensors."""
+        asked, own = given.get("num_heads"), self.says.get("num_heads")
+        if None not in (asked, own) and asked != own:
+            raise InputError(
+                f"num_heads is {asked!r}, but its tensors are those of {own} heads; "
+                f"allowed is {own}"
+            )
+
 
 def read_weights(path: str | os.PathLike) -> Recognized:
     """A weights file by timm's names; InputError as `read_state_dict` and `to_timm`."""

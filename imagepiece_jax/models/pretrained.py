@@ -303,13 +303,13 @@ def read(
     known = {k: v for k, v in (given or {}).items() if v is not None}
     known.pop("image_size", None)  # of the images to come; that of the weights differs
     if not path.is_dir():
-        tensors, says = read_weights(path)
+        read = read_weights(path)
         return _of_tensors(
-            path, tensors, named(path) | says | normalization(path) | known
+            path, read, named(path) | read.says | normalization(path) | known
         )
     found = hub_config.read(path)
-    tensors, says = weights.published(path)
-    result = _of_tensors(path, tensors, says | known | found.given)
+    read = weights.published(path)
+    result = _of_tensors(path, read, read.says | known | found.given)
     try:
         found.check(result.fields)
     except InputError as error:
@@ -335,15 +335,16 @@ def _of_run(path, checkpoint):
     )
 
 
-def _of_tensors(path, tensors, given):
+def _of_tensors(path, read, given):
     try:
+        read.check(given)
         registry.normalization(given.get("mean"), given.get("std"))
-        fields = infer_config(tensors, given)
+        fields = infer_config(read.tensors, given)
     except InputError as error:
         kind = "" if path.is_dir() else "weights file "
         raise InputError(f"{kind}{path}: {error}") from error
     names = imagenet_classes.names_of(given.get("name"), fields["num_classes"])
-    return Pretrained(path, fields, DENSE, tensors=tensors, names=names)
+    return Pretrained(path, fields, DENSE, tensors=read.tensors, names=names)
 
 
 def for_analysis(

@@ -8,18 +8,17 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
+from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.errors import InputError, closest
 from imagepiece_jax.models import public
 from imagepiece_jax.models.architecture import Architecture, check_fields, of_fields
 from imagepiece_jax.models.attention import resolve_backend
-from imagepiece_jax.models.block import kernel_of
-from imagepiece_jax.models.positions import sides
+from imagepiece_jax.models.block import check_plan, kernel_of
 from imagepiece_jax.models.preprocessing import Preprocessing
 from imagepiece_jax.models.stems import STEMS, conv_stem_widths
 from imagepiece_jax.models.vit import MEAN, STD, ViT
 from imagepiece_jax.reduction import layer_plan, methods
 from imagepiece_jax.reduction.kernels import fused
-from imagepiece_jax.reduction.reducers import SCORES
 from imagepiece_jax.reduction.settings import DENSE
 
 DEIT = dict(patch_size=16, depth=12, mean=MEAN, std=STD)
@@ -73,7 +72,8 @@ def create_model(
     and the size: patch_size, embed_dim, depth, num_heads, mlp_ratio. `gelu`,
     `norm_eps`, `resize` and `class_token` change these of `arch` alone; without class
     token the head reads the mean over patches. `prop_attn` None: as the reduction is
-    meant (ToMe: with proportional attention, the others: without). `masked` gives the
+    meant (ToMe: with proportional attention, the others: without), but that weights of
+    MAE are used without. `masked` gives the
     model that training uses: methods that train with a mask keep all tokens there; for
     the others it is the same. The model keeps, for its predictions, `class_names`, a
     name for each class, and `preprocessing`, other fields of a
@@ -112,13 +112,14 @@ def create_model(
         )
     method = methods.create(**(reduction or {})).resolved(arch.class_token)
     if prop_attn is None:
-        prop_attn = method.model_fields.get("prop_attn", False)
+        usual = method.model_fields.get("prop_attn", False)
+        prop_attn = own.get("prop_attn", usual)
     switches = {"prop_attn": prop_attn, "trace_source": trace_source}
     for field, value in switches.items():
         _check_switch(field, value)
     steps = method.steps(depth)
     plan = layer_plan.build(depth, math.prod(grid), steps, arch.prefix, masked)
-    _check_plan(plan, arch, grid)
+    check_plan(plan, arch, grid)
     model = ViT(
         plan=plan,
         num_classes=num_classes,
@@ -366,30 +367,3 @@ def channels(field, values, positive=False):
             "[0, 1], such as (0.5, 0.5, 0.5)"
         )
     return tuple(map(float, found))
-
-
-def _check_plan(plan, arch, grid):
-    """InputError for a step that needs what the model, or the grid, does not have."""
-    for block, layer in enumerate(plan):
-        if layer.step is None:
-            continue
-        needs = layer.step.reducer.needs
-        lacking = {} if arch.class_token else {"class": "class token"}
-        lacking |= {} if arch.pool == "map" else {"probe": "attention-pooling head"}
-        for score, part in lacking.items():
-            if SCORES[score] in needs:
-                rest = (s for s in SCORES if s not in lacking)
-                raise InputError(
-                    f"config.reduction at block {block} ranks tokens by the score "
-                    f"{score!r}, but the model has no {part}; allowed values of "
-                    f"config.reduction.score are {', '.join(rest)}"
-                )
-        seen = needs & {"cls_attn", "attn_columns", "energy", "metric"}
-        if block == 0 and layer.step.site == "pre" and seen:
-            raise InputError(
-                "config.reduction has a step before block 0 that reads the attention "
-                "of the block before it; allowed are blocks from 1"
-            )
-        if layer.counts:
-            layer.step.reducer.check_grid(grid)
-            grid = None

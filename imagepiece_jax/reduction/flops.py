@@ -5,11 +5,15 @@ ranking and gathers are not counted, as in the published figures.
 """
 
 
-def block_macs(layer, embed_dim, mlp_ratio=4):
-    """MACs of one block: projections and attention, then the two MLP layers."""
+def block_macs(layer, embed_dim, mlp_ratio=4, mlp_layers=2):
+    """MACs of one block: projections and attention, then the MLP's layers.
+
+    mlp_layers: two, or three where one of them is a gate.
+    """
     attention = 4 * layer.attn_tokens * embed_dim**2
     attention += 2 * layer.attn_tokens**2 * embed_dim
-    return attention + 2 * layer.mlp_tokens * embed_dim * int(mlp_ratio * embed_dim)
+    mlp = mlp_layers * embed_dim * int(mlp_ratio * embed_dim)
+    return attention + layer.mlp_tokens * mlp
 
 
 def reducer_macs(layer, embed_dim, num_heads):
@@ -19,10 +23,10 @@ def reducer_macs(layer, embed_dim, num_heads):
     return layer.step.reducer.extra_macs(layer.counts.n_in, embed_dim, num_heads)
 
 
-def plan_macs(plan, embed_dim, num_heads, mlp_ratio=4):
+def plan_macs(plan, embed_dim, num_heads, mlp_ratio=4, mlp_layers=2):
     """MACs of every block of `plan`, reducers included: a list of ints."""
     return [
-        block_macs(layer, embed_dim, mlp_ratio)
+        block_macs(layer, embed_dim, mlp_ratio, mlp_layers)
         + reducer_macs(layer, embed_dim, num_heads)
         for layer in plan
     ]

@@ -206,3 +206,14 @@ def test_proportional_attention_is_as_the_method_is_meant_unless_it_is_said():
 
     assert used("tome") and not used("imagepiece") and not used("none")
     assert not used("tome", prop_attn=False) and used("evit", prop_attn=True)
+
+
+@pytest.mark.parametrize("given, used", [(None, False), (True, True), (False, False)])
+def test_mae_is_merged_without_proportional_attention(given, used):
+    """Off the shelf, as ToMe's authors use it; other weights of its shape are not."""
+    options = {"reduction": {"name": "tome", "r": 8}, "prop_attn": given}
+    mae = registry.create_model("vit_base_patch16_224.mae", **options)
+    assert mae.prop_attn is used
+    for name in ("vit_base_patch16_224", "vit_base_patch16_224.dino"):
+        other = registry.create_model(name, **options)
+        assert other.prop_attn is (given is not False)
