@@ -64,9 +64,10 @@ def _complete(config, weights):
     own = weights.config
     if own is None:
         own = {k: weights.fields[k] for k in ("image_size", "num_classes")}
-        others = (*own, "preprocessing")  # the config's own is in config.data
-        sizes = {k: v for k, v in weights.fields.items() if k not in others}
+        sizes = {k: v for k, v in weights.fields.items() if k not in own}
+        prepared = sizes.pop("preprocessing", {})
         own["model"] = sizes | {"dtype": fast_dtype()}
+        own["data"] = {f"eval_{k}": v for k, v in prepared.items()}
     try:
         with config.unlocked():
             config.update(_with_tuples(own))
