@@ -17,6 +17,7 @@ from typing import ClassVar
 import cv2
 import numpy as np
 
+from imagepiece_jax.common.image_size import described, sides
 from imagepiece_jax.data import resize
 from imagepiece_jax.data.augment import randaugment_pil
 from imagepiece_jax.data.augment.randaugment_pil import Policy
@@ -93,23 +94,25 @@ def fit(image, side):
 
 
 def resize_crop(image, size):
-    """DeiT's evaluation crop. [H, W, 3] -> [size, size, 3].
+    """DeiT's evaluation crop. [H, W, 3] -> [size, size, 3], or of (height, width).
 
     The short side is resized to int(size / 0.875) (256 for 224), then the center is
-    cut out; both round as torchvision does, a half goes to the even pixel. Of an image
+    cut out; both round as torchvision does, a half goes to the even pixel. Of another
+    shape than a square, the side that is shorter in proportion. Of an image
     more than 32 times as long as wide only the middle is resized: the rest is cut away
     anyway, and 1 x 100,000 pixels would become 256 x 25,600,000.
     """
-    image = _middle(image)
+    image, wanted = _middle(image), sides(size)
     height, width = image.shape[:2]
-    short = int(size / EVAL_CROP)
-    if height <= width:
+    if height * wanted[1] <= width * wanted[0]:
+        short = int(wanted[0] / EVAL_CROP)
         height, width = short, int(short * width / height)
     else:
+        short = int(wanted[1] / EVAL_CROP)
         height, width = int(short * height / width), short
-    top, left = round((height - size) / 2), round((width - size) / 2)
+    top, left = round((height - wanted[0]) / 2), round((width - wanted[1]) / 2)
     resized = resize.exact(image, height, width)
-    return resized[top : top + size, left : left + size]
+    return resized[top : top + wanted[0], left : left + wanted[1]]
 
 
 def _middle(image):
@@ -121,16 +124,16 @@ def _middle(image):
 
 def fitted(image, size):
     """`image` where it has this size already, else what `resize_crop` makes of it."""
-    return image if image.shape[:2] == (size, size) else resize_crop(image, size)
+    return image if image.shape[:2] == sides(size) else resize_crop(image, size)
 
 
 def unresized(image, size, why=""):
-    """The image itself, which must be size x size already; InputError with `why`."""
-    height, width = image.shape[:2]
-    if (height, width) != (size, size):
+    """The image itself, which must have this size already; InputError with `why`."""
+    found = image.shape[:2]
+    if found != sides(size):
         raise InputError(
-            f"the image has {height}x{width} pixels and is used unresized{why}: "
-            f"config.image_size={size} needs {size}x{size}"
+            f"the image has {described(found)} pixels and is used unresized{why}: "
+            f"config.image_size={size} needs {described(size)}"
         )
     return image
 
@@ -155,8 +158,8 @@ class TrainTransform:
     random: ClassVar = True
 
     @property
-    def side(self):
-        return self.image_size
+    def shape(self):
+        return sides(self.image_size)
 
     def __post_init__(self):
         _check("crop", self.crop, CROPS)
@@ -189,8 +192,8 @@ class CanvasTransform:
     random: ClassVar = False
 
     @property
-    def side(self):
-        return self.canvas
+    def shape(self):
+        return sides(self.canvas)
 
     def __call__(self, image, rng=None):
         return fit(image, self.canvas)
@@ -198,21 +201,21 @@ class CanvasTransform:
 
 @dataclasses.dataclass(frozen=True)
 class EvalTransform:
-    """The fixed crop of evaluation; called with (image) -> [S, S, 3] uint8.
+    """The fixed crop of evaluation; called with (image) -> [H, W, 3] uint8.
 
-    `resize`: "deit" or "none" for images that are image_size x image_size already;
-    up to 32 pixels DeiT resizes nothing either.
+    image_size: pixels a side, or (height, width); `resize`: "deit" or "none" for images
+    that have that size already; up to 32 pixels DeiT resizes nothing either.
     """
 
-    image_size: int
+    image_size: int | tuple[int, int]
     resize: str = "deit"
 
     fields: ClassVar = ("image",)
     random: ClassVar = False
 
     @property
-    def side(self):
-        return self.image_size
+    def shape(self):
+        return sides(self.image_size)
 
     def __post_init__(self):
         _check("resize", self.resize, RESIZES)
@@ -220,7 +223,7 @@ class EvalTransform:
     def __call__(self, image):
         if self.resize == "none":
             return unresized(image, self.image_size)
-        if self.image_size <= SMALL:
+        if max(sides(self.image_size)) <= SMALL:
             why = f", as evaluation uses all of up to {SMALL}x{SMALL}"
             return unresized(image, self.image_size, why)
         return resize_crop(image, self.image_size)

@@ -1,10 +1,12 @@
 """The images that models are compared on: a split of a data set, or a part of it."""
 
 import functools
+import math
 
 import numpy as np
 
 from imagepiece_jax.common import parallel
+from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.data import loader, transforms
 from imagepiece_jax.data.sources import Source, open_source
 from imagepiece_jax.errors import InputError
@@ -92,7 +94,7 @@ class Images:
 
     def batches(self):
         """Batches as `loader.eval_batches` gives them; small sets are kept."""
-        pixels = len(self) * self.image_size**2 * 3
+        pixels = len(self) * math.prod(sides(self.image_size)) * 3
         return self._kept if pixels <= MAX_KEPT_BYTES else self._read()
 
     @functools.cached_property

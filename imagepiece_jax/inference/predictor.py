@@ -8,7 +8,7 @@ import numpy as np
 
 from imagepiece_jax.data import decode, transforms
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.inference.optimize import image_side, optimize
+from imagepiece_jax.inference.optimize import model_image_size, optimize
 from imagepiece_jax.models.vit import ViT
 
 
@@ -48,10 +48,10 @@ class Predictor:
         top = min(5, model.num_classes) if top is None else top
         if not 1 <= top <= model.num_classes:
             raise InputError(f"top is {top}; allowed are 1 to {model.num_classes}")
-        side = image_side(model, variables)
+        size = model_image_size(model, variables)
         self._labels = model.class_names if labels is None else labels
         self._top = top
-        self._transform = transforms.EvalTransform(side, resize=resize)
+        self._transform = transforms.EvalTransform(size, resize=resize)
         self.program = optimize(
             model, variables, batch_size=batch_size, pixels=True, **options
         )
@@ -74,7 +74,7 @@ class Predictor:
         return found
 
     def _pixels(self, image, place):
-        """[S, S, 3] uint8 as the program takes them."""
+        """[H, W, 3] uint8 as the program takes them."""
         try:
             return self._transform(_rgb(image))
         except InputError as error:

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import public, registry
 from imagepiece_jax.models.architecture import DEIT, Architecture
-from imagepiece_jax.models.positions import sides
 
 SIZES = ("patch_size", "embed_dim", "depth", "mlp_ratio")  # that shapes tell
 # Of an Architecture, which no shape tells; the pool is told where it has parameters.

@@ -32,6 +32,15 @@ class Recognized(NamedTuple):
     tensors: dict[str, np.ndarray]
     says: dict[str, Any]
 
+    def check(self, given: Mapping[str, Any]) -> None:
+        """InputError where `given` has another number of heads than the tensors."""
+        asked, own = given.get("num_heads"), self.says.get("num_heads")
+        if None not in (asked, own) and asked != own:
+            raise InputError(
+                f"num_heads is {asked!r}, but its tensors are those of {own} heads; "
+                f"allowed is {own}"
+            )
+
 
 def read_weights(path: str | os.PathLike) -> Recognized:
     """A weights file by timm's names; InputError as `read_state_dict` and `to_timm`."""
@@ -144,7 +153,7 @@ def _canonical(tensors):
             out[f"{module}.weight"] = tensor
         elif leaf == "bias":
             out[name] = tensor.reshape(-1)  # Flax has one axis of heads more
-        elif name in _ROWS and tensor.ndim != 3:
+        elif name in _ROWS and tensor.ndim != 3 and (name, tensor.ndim) != _NO_GRID:
             out[name] = tensor.reshape(1, -1, tensor.shape[-1])
         else:
             out[name] = tensor
@@ -156,6 +165,7 @@ def _canonical(tensors):
 
 
 _ROWS = ("cls_token", "dist_token", "register_tokens", "pos_embed", "attn_pool.latent")
+_NO_GRID = ("pos_embed", 1)  # a mistake, for `infer_config` to report
 
 
 def _from_flax(module, kernel):

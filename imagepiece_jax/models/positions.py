@@ -7,14 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from imagepiece_jax.common.image_size import sides
+
 # What DINO and DINOv2 add to the new side before they divide by the old one.
 OFFSET = 0.1
-
-
-def sides(image_size) -> tuple[int, int]:
-    """(height, width) of an image size that is a number or these two."""
-    given = isinstance(image_size, tuple | list)
-    return tuple(image_size) if given else (image_size, image_size)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
+from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.errors import InputError, closest
 from imagepiece_jax.models import public
 from imagepiece_jax.models.architecture import Architecture, check_fields, of_fields
 from imagepiece_jax.models.attention import resolve_backend
 from imagepiece_jax.models.block import check_plan, kernel_of
-from imagepiece_jax.models.positions import sides
 from imagepiece_jax.models.preprocessing import Preprocessing
 from imagepiece_jax.models.stems import STEMS, conv_stem_widths
 from imagepiece_jax.models.vit import MEAN, STD, ViT

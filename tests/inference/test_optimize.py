@@ -130,7 +130,7 @@ def test_programs_are_kept_where_asked_and_others_are_not(program, cache):
         ({"batch_size": 0}, "batch_size is 0; allowed are 1, 2, 3, .."),
         (
             {"image_size": 24},
-            "image_size is 24, but the position embeddings are for 20",
+            "image_size is 24, but the model is for 20x20; load the weights",
         ),
         ({"dtype": "int8"}, "dtype is 'int8'; allowed are float32, bfloat16, float16"),
         (
@@ -158,8 +158,12 @@ def test_variables_of_another_stem(trained):
 
 
 def test_variables_of_another_shape(trained):
-    with pytest.raises(InputError, match="variables have no params/pos_embed"):
+    with pytest.raises(InputError, match="variables: params/blocks_0/.* is missing"):
         optimized(trained[0], {})
+    larger = tiny.model(EVIT, depth=1, stem="conv", image_size=24)
+    other = r"pos_embed is \(1, 26, 30\), in the model it is \(1, 37, 30\)"
+    with pytest.raises(InputError, match=other):
+        optimized(larger, trained[1])
 
 
 @pytest.mark.parametrize(
