@@ -65,7 +65,9 @@ def of_largest(models: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def _short(count):
-    return f"{count / 1e9:.4g} billion" if count >= 1e9 else f"{count / 1e6:.4g} million"
+    return (
+        f"{count / 1e9:.4g} billion" if count >= 1e9 else f"{count / 1e6:.4g} million"
+    )
 
 
 def page(
