@@ -2,6 +2,7 @@
 
 import copy
 
+from imagepiece_jax.common.image_size import described
 from imagepiece_jax.common.xla_options import fast_dtype
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import pretrained, run_files
@@ -64,6 +65,12 @@ def _complete(config, weights):
     own = weights.config
     if own is None:
         own = {k: weights.fields[k] for k in ("image_size", "num_classes")}
+        if not isinstance(own["image_size"], int):
+            raise InputError(
+                f"{weights.kind} {weights.path} is for images of "
+                f"{described(own['image_size'])}; allowed here are squares, others in "
+                "Python: load(), optimize() and Predictor"
+            )
         sizes = {k: v for k, v in weights.fields.items() if k not in own}
         prepared = sizes.pop("preprocessing", {})
         own["model"] = sizes | {"dtype": fast_dtype()}

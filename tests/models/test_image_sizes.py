@@ -5,16 +5,20 @@ import numpy as np
 import pytest
 
 import imagepiece_jax
+from configs import base
+from imagepiece_jax.config_flags import Overrides
 from imagepiece_jax.data.transforms import EvalTransform
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
-from imagepiece_jax.models import registry, summary
+from imagepiece_jax.models import convert, registry, summary
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.features import features
 from imagepiece_jax.models.positions import Positions
 from imagepiece_jax.models.stems import stem_macs
+from imagepiece_jax.training.weights_config import of_weights
 from imagepiece_jax.visualize.trace import trace
 from tests.models import tiny
+from tests.models.test_published import HALF, STD, TIMM, folder
 
 WIDE = (12, 20)  # of patches of 4: 3 rows of 5
 QUICK = {"compiler_options": {"xla_backend_optimization_level": 0}}
@@ -91,6 +95,20 @@ def test_parts_of_a_model_are_counted():
     assert table[-1].split()[-1] == f"{sum(np.prod(leaf.shape) for leaf in leaves):,}"
     head = 4 * (30**2 + 30) + 30 + 4 * 30 + (30 * 120 + 120) + (120 * 30 + 30)
     assert f"{head + 30 * 7 + 7:,}" in table[-2]  # norms, probe, pooling and classes
+
+
+def test_weights_for_images_that_are_no_squares_are_loaded(tmp_path):
+    """Their config says so; a config of ours, and so a command, has one number."""
+    images = TIMM["pretrained_cfg"] | {"input_size": [3, *WIDE]}
+    model = tiny.model(image_size=WIDE, depth=1, mean=HALF, std=STD)
+    variables = tiny.variables(model)
+    tensors = convert.to_timm(variables)
+    path = folder(tmp_path, TIMM | {"pretrained_cfg": images}, tensors)
+    loaded, found = imagepiece_jax.load(path)
+    assert loaded == model and loaded.preprocessing.image_size == WIDE
+    assert jax.tree.all(jax.tree.map(np.array_equal, found, variables))
+    with pytest.raises(InputError, match="is for images of 12x20; allowed here are sq"):
+        of_weights(path, base.get_config(), Overrides())
 
 
 def test_positions_of_a_square_are_resized_to_both_sides():
