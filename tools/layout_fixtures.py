@@ -40,6 +40,7 @@ ORIGINALS = {
         originals_google.vit_jax,
         originals_google.big_vision_siglip,
         originals_google.big_vision_mean,
+        originals_google.big_vision_token,
     )
 }
 # One of each table and of each part that it changes; the others are in tests/parity.

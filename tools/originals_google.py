@@ -93,7 +93,7 @@ class ViT(nn.Module):
         x = nn.Conv(WIDTH, sides, sides, padding="VALID", name="embedding")(x)
         x = x.reshape(len(x), -1, WIDTH)
         normal = nn.initializers.normal()
-        if not self.positions and self.pool != "tok":
+        if not self.positions:
             x = x + self.param("pos_embedding", normal, (1, GRID, WIDTH))
         if self.pool == "tok":
             first = self.param("cls", normal, (1, 1, WIDTH))
@@ -173,3 +173,11 @@ def big_vision_mean():
     """A classifier of the mean of the patches, without a class token."""
     name = "vit_base_patch16_siglip_gap_224"
     return of_google(ViT("gap"), name, "params/")
+
+
+def big_vision_token():
+    """Positions come before the class token; until 2022 they were the encoder's."""
+    found = of_google(ViT("tok"), "flexivit_base")
+    old = dict(found.tensors)
+    old["Transformer/pos_embedding"] = old.pop("pos_embedding")
+    return dataclasses.replace(found, also=(old,))

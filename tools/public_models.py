@@ -11,15 +11,21 @@ import pathlib
 
 import timm
 import torch
-from timm.layers import Mlp, SwiGLU, SwiGLUPacked
-from timm.models import deit, vision_transformer
+from timm.layers import GluMlp, Mlp, SwiGLU, pos_embed_sincos
+from timm.models import deit, eva, vision_transformer
 from torch import nn
 
 from imagepiece_jax.models.architecture import Architecture
+from imagepiece_jax.models.rotary import Rotary
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 OUT = ROOT / "imagepiece_jax" / "models" / "public_models.json"
-KINDS = (vision_transformer.VisionTransformer, deit.VisionTransformerDistilled)
+KINDS = (
+    vision_transformer.VisionTransformer,
+    deit.VisionTransformerDistilled,
+    eva.Eva,
+)
+BLOCKS = (vision_transformer.Block, eva.EvaBlock)
 GELUS = {"GELU": "exact", "GELUTanh": "tanh", "QuickGELU": "quick"}
 POOLS = {"token": "token", "avg": "mean", "map": "map"}
 DEFAULT = dataclasses.asdict(Architecture())
@@ -38,37 +44,46 @@ def facts(model):
     """Size and architecture of one of timm's models, as fields of create_model."""
     block, patch = model.blocks[0], model.patch_embed.proj
     need(type(model) in KINDS, type(model).__name__)
-    need(type(block) is vision_transformer.Block, type(block).__name__)
+    need(type(block) in BLOCKS, type(block).__name__)
     need(isinstance(model.norm, nn.LayerNorm | nn.Identity), "norm")
     need(isinstance(block.norm1, nn.LayerNorm), type(block.norm1).__name__)
     need(isinstance(block.attn.q_norm, nn.Identity), "norm of queries")
-    need(isinstance(block.attn.norm, nn.Identity), "norm in attention")
     need(model.global_pool in POOLS, f"pool {model.global_pool!r}")
     need(len(set(patch.kernel_size)) == 1 and patch.stride == patch.kernel_size, "stem")
     width = model.embed_dim
     hidden, mlp, gelu = mlp_facts(block.mlp)
     eps = {m.eps for m in model.modules() if isinstance(m, nn.LayerNorm)}
     need(len(eps) == 1, "eps")
+    registers = getattr(model, "reg_token", None)
     arch = {
         "class_token": model.cls_token is not None,
         "dist_token": getattr(model, "dist_token", None) is not None,
-        "registers": model.num_reg_tokens,
+        "registers": 0 if registers is None else registers.shape[1],
         "prefix_positions": not model.no_embed_class,
         "patch_bias": patch.bias is not None,
-        "qkv_bias": block.attn.qkv.bias is not None,
+        "qkv_bias": block.attn.qkv is not None and block.attn.qkv.bias is not None,
         "pre_norm": isinstance(model.norm_pre, nn.LayerNorm),
+        "attn_norm": isinstance(block.attn.norm, nn.LayerNorm),
+        "mlp_norm": isinstance(block.mlp.norm, nn.LayerNorm),
         "norm_eps": eps.pop(),
-        "layer_scale": not isinstance(block.ls1, nn.Identity),
+        "layer_scale": not isinstance(
+            getattr(block, "ls1", nn.Identity()), nn.Identity
+        ),
         "gelu": gelu,
         "mlp": mlp,
         "pool": POOLS[model.global_pool],
         "final_norm": isinstance(model.norm, nn.LayerNorm),
         "fc_norm": isinstance(model.fc_norm, nn.LayerNorm),
     }
+    if type(model) is eva.Eva:
+        arch |= eva_facts(model)
+    if model.attn_pool is not None:
+        need(model.attn_pool.num_heads == block.attn.num_heads, "heads of the pool")
     if "_siglip_" in model.default_cfg["architecture"]:
         arch["gelu"] = "tanh"  # as trained: timm has it so for the newer ones alone
-    if not (arch["class_token"] or arch["registers"]):
-        arch["prefix_positions"] = True  # there is no prefix
+    prefix = arch["class_token"] or arch["registers"]
+    if not prefix or not arch.get("positions", True):
+        arch["prefix_positions"] = True  # there is no prefix, or there are no positions
     found = {
         "patch_size": patch.kernel_size[0],
         "embed_dim": width,
@@ -81,10 +96,53 @@ def facts(model):
     return found | {"arch": {k: v for k, v in arch.items() if v != DEFAULT[k]}}
 
 
+def eva_facts(model):
+    """Fields of an Architecture that timm's class Eva says in its own way."""
+    block, rope = model.blocks[0], model.rope
+    attention = block.attn
+    need(attention.gate is None, "gate in attention")
+    need(all(b.attn.proj.in_features == model.embed_dim for b in model.blocks), "heads")
+    need((block.gamma_1 is None) == (block.gamma_2 is None), "LayerScale of one branch")
+    if type(attention) is eva.EvaAttention:
+        alone = attention.q_proj if attention.qkv is None else None
+        bias = attention.q_bias if alone is None else alone.bias
+        biases = {"qkv_bias": bias is not None, "key_bias": bias is None}
+    else:
+        need(attention.qkv is not None, "queries apart from keys")
+        biases = {"qkv_bias": attention.qkv.bias is not None}
+    found = {"positions": model.pos_embed is not None, **biases}
+    found["layer_scale"] = block.gamma_1 is not None
+    if rope is not None:
+        found["rotary"] = rotary_facts(rope)
+    return found
+
+
+def rotary_facts(rope):
+    """Fields of a rotary.Rotary that differ from its defaults."""
+    centered = type(rope) is pos_embed_sincos.RotaryEmbeddingDinoV3
+    counted = type(rope) is pos_embed_sincos.RotaryEmbeddingCat
+    need(centered or counted, type(rope).__name__)
+    if centered:
+        need(
+            rope.normalize_coords == "separate" and not rope.grid_offset, "coordinates"
+        )
+        need(rope.min_period is None and rope.max_period is None, "periods")
+        found = {"origin": "center"}
+    else:
+        need(rope.grid_type == "index", "coordinates")
+        reference = rope.ref_feat_shape
+        found = {"reference": None if reference is None else tuple(reference)}
+        found["start"] = float(rope.grid_offset)
+    found["temperature"] = float(rope.temperature)
+    found["axes"] = {"ij": "yx", "xy": "xy"}[rope.grid_indexing]
+    found["planes"] = "halves" if rope.rotate_half else "neighbors"
+    plain = dataclasses.asdict(Rotary())
+    return {k: v for k, v in found.items() if v != plain[k]}
+
+
 def mlp_facts(mlp):
     """(hidden width, kind, GELU) of an MLP."""
     if type(mlp) is Mlp:
-        need(isinstance(mlp.norm, nn.Identity), "norm in MLP")
         name = type(mlp.act).__name__
         need(name in GELUS, f"activation {name}")
         gelu = GELUS[name]
@@ -92,11 +150,9 @@ def mlp_facts(mlp):
             gelu = "tanh"
         return mlp.fc1.out_features, "gelu", gelu
     if type(mlp) is SwiGLU:
-        need(isinstance(mlp.norm, nn.Identity), "norm in MLP")
         return mlp.fc1_g.out_features, "swiglu", "exact"
-    packed = SwiGLUPacked.func if hasattr(SwiGLUPacked, "func") else SwiGLUPacked
-    need(type(mlp) is packed and isinstance(mlp.act, nn.SiLU), type(mlp).__name__)
-    need(not mlp.gate_last and isinstance(mlp.norm, nn.Identity), "gate")
+    need(type(mlp) is GluMlp and isinstance(mlp.act, nn.SiLU), type(mlp).__name__)
+    need(not mlp.gate_last, "gate")
     return mlp.fc2.in_features, "swiglu", "exact"
 
 
@@ -126,7 +182,7 @@ def images(name):
 
 
 def main():
-    modules = ("vision_transformer", "deit")
+    modules = ("vision_transformer", "deit", "eva")
     table, skipped = {}, {}
     for name in (n for m in modules for n in timm.list_models(module=m)):
         try:

@@ -83,6 +83,14 @@ def read(folder: pathlib.Path) -> HubConfig:
         raise InputError(f"{folder}: {error}") from error
 
 
+def is_own(folder: pathlib.Path) -> bool:
+    """Whether a folder's config.json is of a model that this package saved."""
+    try:
+        return OURS in _json(folder / CONFIG)
+    except InputError:
+        return False
+
+
 def parse(config: Mapping[str, Any], images: Mapping[str, Any]) -> HubConfig:
     """As `read`, of the contents of config.json and of preprocessor_config.json."""
     try:
@@ -182,9 +190,7 @@ def _arguments(config, name):
     # Its parts are others than the name's, and the tensors tell them.
     arch = registry.architecture({"name": name})
     own = {"gelu": arch.gelu, "norm_eps": arch.norm_eps, "resize": arch.resize}
-    same = arguments.get("embed_dim", facts["embed_dim"]) == facts["embed_dim"]
-    heads = {"num_heads": facts["num_heads"]} if same else {}
-    return own | heads | changes
+    return own | {"num_heads": facts["num_heads"]} | changes
 
 
 def _timm_images(images):

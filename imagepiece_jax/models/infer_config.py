@@ -18,8 +18,12 @@ from imagepiece_jax.models import public, registry
 from imagepiece_jax.models.architecture import DEIT, Architecture
 
 SIZES = ("patch_size", "embed_dim", "depth", "mlp_ratio")  # that shapes tell
-UNTOLD = ("norm_eps", "gelu", "resize")  # of an Architecture, which no shape tells
+# Of an Architecture, which no shape tells; the pool is told where it has parameters.
+UNTOLD = ("norm_eps", "gelu", "resize", "rotary", "pool")
+ALWAYS = ("norm_eps", "gelu", "resize")  # those of them that every model has to have
 IMAGES = ("mean", "std")
+# Fields of create_model that can be given beside a name, or instead.
+GIVEN = ("num_heads", "gelu", "image_size", *IMAGES)
 MOST = 5  # names in a sentence
 
 
@@ -40,43 +44,52 @@ def infer_config(
     shapes = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
     sizes = _sizes(shapes, given)
     parts = _parts(shapes, sizes)
-    fields = ("num_heads", *UNTOLD, *IMAGES)
+    told = ["num_heads", *IMAGES]
     if "name" in given or given.get("arch"):
-        known = {given.get("name"): _checked(given, sizes, parts)}
-    elif all(field in given for field in fields):
+        known = {given.get("name"): _checked(given, shapes, sizes, parts)}
+    elif all(field in given for field in (*told, *ALWAYS)):
         known = {None: {"arch": parts}}
     else:
         known = _public(sizes, parts)
+    if not known and not parts.positions:
+        _shape(shapes, "pos_embed", 3)
+    if sizes["image_size"] is None:
+        del sizes["image_size"]
+        told.append("image_size")
+    fields = (*told, *UNTOLD)
     values = {field: _values(field, known, given) for field in fields}
-    unknown = [field for field in fields if len(values[field]) != 1]
+    asked = fields if known else (*told, *ALWAYS)
+    unknown = [field for field in asked if len(values[field]) != 1]
     if unknown:
         raise InputError(_several(known, unknown, sizes))
-    told = {field: next(iter(values[field])) for field in ("num_heads", *IMAGES)}
+    found = {field: next(iter(values[field])) for field in told}
     changes = {k: given[k] for k in registry.ONE_BY_ONE if k in given}
     # A guessed name must not bring what a tag alone says.
     name, facts = min(known.items(), key=lambda item: "prop_attn" in item[1])
     if name is None:
         arch = registry.architecture({**facts, **changes})
         changes = {"arch": arch.changed}
-    return {"name": name, **sizes, **told, **changes}
+    return {"name": name, **sizes, **found, **changes}
 
 
 def _sizes(shapes, given):
     """image_size, num_classes, stem and SIZES, told by shapes.
 
     image_size is as given, or as the name has it, where that makes this grid: it need
-    be no square, and no multiple of the patch size.
+    be no square, and no multiple of the patch size. None: there are no positions.
     """
     if "pos_embed" in shapes:
         width = _shape(shapes, "pos_embed", 3)[2]
     else:
-        width = _shape(shapes, "norm.weight", 1)[0]
+        width = _shape(shapes, "blocks.0.norm1.weight", 1)[0]
     depth = len({name.split(".")[1] for name in shapes if name.startswith("blocks.")})
     first = "fc1_g" if "blocks.0.mlp.fc1_g.weight" in shapes else "fc1"
     hidden = _shape(shapes, f"blocks.0.mlp.{first}.weight", 2)[0]
     stem, patch_size = _stem(shapes)
-    rows = _shape(shapes, "pos_embed", 3)[1]
-    image_size = _image_size(rows, _prefix(shapes), patch_size, given)
+    image_size = None
+    if "pos_embed" in shapes:
+        rows = shapes["pos_embed"][1]
+        image_size = _image_size(rows, _prefix(shapes), patch_size, given)
     classes = _shape(shapes, "head.weight", 2)[0] if "head.weight" in shapes else 0
     return {
         "image_size": image_size,
@@ -111,21 +124,28 @@ def _patches(image_size, patch_size):
 
 def _parts(shapes, sizes):
     """The Architecture that these tensors are of, but for what is UNTOLD."""
-    prefix, rows = _prefix(shapes), shapes["pos_embed"][1]
-    patches = _patches(sizes["image_size"], sizes["patch_size"])
+    prefix, positions, patches = _prefix(shapes), "pos_embed" in shapes, 0
+    if positions:
+        patches = _patches(sizes["image_size"], sizes["patch_size"])
     classes = "cls_token" in shapes
     fc_norm = "fc_norm.weight" in shapes
     pool = "token" if classes and not fc_norm else "mean"
+    first, keyless = "blocks.0", "blocks.0.attn.q_bias" in shapes
     return Architecture(
         class_token=classes,
         dist_token="dist_token" in shapes,
         registers=_shape(shapes, "reg_token", 3)[1] if "reg_token" in shapes else 0,
-        prefix_positions=not prefix or patches != rows,
+        positions=positions,
+        prefix_positions=not (prefix and positions)
+        or patches != shapes["pos_embed"][1],
         patch_bias="patch_embed.proj.bias" in shapes,
-        qkv_bias="blocks.0.attn.qkv.bias" in shapes,
+        qkv_bias=keyless or f"{first}.attn.qkv.bias" in shapes,
+        key_bias=not keyless,
         pre_norm="norm_pre.weight" in shapes,
-        layer_scale="blocks.0.ls1.gamma" in shapes,
-        mlp="swiglu" if "blocks.0.mlp.fc1_g.weight" in shapes else "gelu",
+        attn_norm=f"{first}.attn.norm.weight" in shapes,
+        mlp_norm=f"{first}.mlp.norm.weight" in shapes,
+        layer_scale=f"{first}.ls1.gamma" in shapes,
+        mlp="swiglu" if f"{first}.mlp.fc1_g.weight" in shapes else "gelu",
         pool="map" if "attn_pool.latent" in shapes else pool,
         final_norm="norm.weight" in shapes,
         fc_norm=fc_norm,
@@ -172,13 +192,23 @@ def _stem(shapes):
     return "patch", _shape(shapes, "patch_embed.proj.weight", 4)[2]
 
 
-def _checked(given, sizes, parts):
+def _told(arch):
+    """An Architecture as far as shapes tell it, the default in all else."""
+    plain = {field: getattr(DEIT, field) for field in UNTOLD}
+    if not arch.class_token or arch.fc_norm or arch.pool == "map":
+        del plain["pool"]
+    return dataclasses.replace(arch, **plain)
+
+
+def _checked(given, shapes, sizes, parts):
     """Facts of the model that is named; InputError where tensors contradict them."""
     facts, arch = registry.facts(given.get("name")), registry.architecture(given)
+    if arch.positions:
+        _shape(shapes, "pos_embed", 3)
     whose = f"{given['name']!r} has" if "name" in given else "it is given with"
     for field in (f.name for f in dataclasses.fields(Architecture)):
-        ours, theirs = getattr(arch, field), getattr(parts, field)
-        if field not in UNTOLD and ours != theirs:
+        ours, theirs = getattr(_told(arch), field), getattr(parts, field)
+        if ours != theirs:
             raise InputError(
                 f"these are tensors of a model with {field}={theirs!r}, but {whose} "
                 f"{field}={ours!r}; allowed is the name of a model that has what they "
@@ -195,12 +225,11 @@ def _public(sizes, parts):
         name: registry.facts(name) for name in (*registry.MODELS, *public.tagged())
     }
     told = {field: sizes[field] for field in SIZES}
-    plain = {field: getattr(DEIT, field) for field in UNTOLD}
     return {
         name: facts
         for name, facts in known.items()
         if all(registry.size_of(facts)[field] == told[field] for field in told)
-        and dataclasses.replace(facts.get("arch", DEIT), **plain) == parts
+        and _told(facts.get("arch", DEIT)) == parts
     }
 
 
@@ -208,7 +237,8 @@ def _values(field, known, given):
     """What a field can be: by what is given, else by each of the `known` models."""
     if field in given:
         value = given[field]
-        return {tuple(value) if field in IMAGES else value}
+        several = field in IMAGES or isinstance(value, list)
+        return {tuple(value) if several else value}
     if field in UNTOLD:
         return {getattr(m.get("arch", DEIT), field) for m in known.values()}
     return {
@@ -235,7 +265,9 @@ def _several(known, unknown, sizes):
             f"{name!r} does not say, and no tensor does, its {listed}: "
             f"give {fields}, in commands --config.model.{unknown[0]}=.."
         )
-    remedy = f"name one, name=.., in commands --config.model.name=.., or give {fields}"
+    remedy = "name one, name=.., in commands --config.model.name=.."
+    if set(unknown) <= set(GIVEN):
+        remedy += f", or give {fields}"
     rest = len(known) - MOST
     names = ", ".join([*known][:MOST]) + f" and {rest} others" * (rest > 0)
     return f"these tensors could be of {names}, which differ in {listed}: {remedy}"

@@ -84,7 +84,7 @@ def _renamed(name, table, strict=True):
 BESIDE = (
     r"(text|text_model|text_projection|transformer|token_embedding|attn_mask|ln_final|"
     r"positional_embedding|logit_scale|logit_bias|input_resolution|context_length|"
-    r"vocab_size|params\.(txt|t|b)|opt|head\.(mlp|last_layer)|dino_head|ibot_head|decoder)"
+    r"vocab_size|(params\.)?(txt|t|b)|opt|head\.(mlp|last_layer)|dino_head|ibot_head|decoder)"
     r"(\.|$)"
 )
 
@@ -137,6 +137,7 @@ LAYOUTS = (
             "embedding": "patch_embed.proj",
             "cls": "cls_token",
             "pos_embedding": "pos_embed",
+            "Transformer.pos_embedding": "pos_embed",
             "Transformer.posembed_input.pos_embedding": "pos_embed",
             "Transformer.encoder_norm": "norm",
             "head": "head",

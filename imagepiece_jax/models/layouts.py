@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import layouts_rope
 from imagepiece_jax.models.layout_tables import FOREIGN, LAYOUTS, TIMM, TIMM_NAMES
 from imagepiece_jax.models.state_dict import read_state_dict
 
@@ -31,6 +32,15 @@ class Recognized(NamedTuple):
 
     tensors: dict[str, np.ndarray]
     says: dict[str, Any]
+
+    def check(self, given: Mapping[str, Any]) -> None:
+        """InputError where `given` has another number of heads than the tensors."""
+        asked, own = given.get("num_heads"), self.says.get("num_heads")
+        if None not in (asked, own) and asked != own:
+            raise InputError(
+                f"num_heads is {asked!r}, but its tensors are those of {own} heads; "
+                f"allowed is {own}"
+            )
 
 
 def read_weights(path: str | os.PathLike) -> Recognized:
@@ -57,6 +67,8 @@ def to_timm(state_dict: Mapping[str, np.ndarray]) -> Recognized:
         while tensors and all(name.startswith(wrapper) for name in tensors):
             tensors = {k.removeprefix(wrapper): v for k, v in tensors.items()}
     tensors = _unscanned(tensors)
+    if (rotary := layouts_rope.read(tensors)) is not None:
+        return Recognized(rotary, {})
     layout, prefix = _layout(tensors)
     renamed, origin = {}, {}
     for name, tensor in tensors.items():
@@ -144,7 +156,7 @@ def _canonical(tensors):
             out[f"{module}.weight"] = tensor
         elif leaf == "bias":
             out[name] = tensor.reshape(-1)  # Flax has one axis of heads more
-        elif name in _ROWS and tensor.ndim != 3:
+        elif name in _ROWS and tensor.ndim != 3 and (name, tensor.ndim) != _NO_GRID:
             out[name] = tensor.reshape(1, -1, tensor.shape[-1])
         else:
             out[name] = tensor
@@ -156,6 +168,7 @@ def _canonical(tensors):
 
 
 _ROWS = ("cls_token", "dist_token", "register_tokens", "pos_embed", "attn_pool.latent")
+_NO_GRID = ("pos_embed", 1)  # a mistake, for `infer_config` to report
 
 
 def _from_flax(module, kernel):

@@ -40,11 +40,13 @@ def load(
     that contradicts the weights.
     """
     found = pretrained.read(path, fields, checkpoint)
-    reduction, _ = settings.split(found.reduction)
+    reduction, more = settings.split(found.reduction)
     own = found.fields["num_classes"]
     num_classes = own if num_classes is None else num_classes
     same = num_classes == own
     known = {"reduction": reduction, "class_names": found.class_names if same else None}
+    other = "reduction" in fields
+    known |= {} if other else more
     fields = known | found.changed(fields) | {"num_classes": num_classes}
     try:
         model = registry.create_model(**fields)
@@ -54,7 +56,7 @@ def load(
         raise InputError(f"{found.kind} {found.path}: {error}") from error
     image_size = fields["image_size"]
     heads = None if same else _new_heads(model, image_size, seed)
-    return model, found.restore(model, image_size, heads)
+    return model, found.restore(model, image_size, heads, other)
 
 
 def _new_heads(model, image_size, seed):

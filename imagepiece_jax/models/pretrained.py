@@ -42,6 +42,7 @@ from imagepiece_jax.models.run_files import (
     read_config,
     reduction_of,
 )
+from imagepiece_jax.models.variant import Variant
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.settings import DENSE, MODEL_FIELDS, completed, plain
@@ -54,22 +55,6 @@ DETERMINED = (
 HEADS = ("head", "head_dist")  # what a model reads classes with
 # Fields of training, of the device or of a method, which an analysis sets itself.
 NOT_ANALYZED = ("drop_path_rate", "trace_source", "kernels", "prop_attn")
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Variant:
-    """A trained model under one reduction, with its variables.
-
-    untrained: the weights lack what the reduction learns, so its selectors are fresh
-    and their figures say nothing about the method.
-    """
-
-    label: str
-    reduction: Mapping[str, Any]
-    model: ViT
-    variables: Mapping[str, Any]
-    untrained: bool
-    gmacs: float
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -96,9 +81,8 @@ class Pretrained:
 
     @property
     def kind(self) -> str:
-        if self.config is None:
-            return "folder" if self.path.is_dir() else "weights file"
-        return "run"
+        alone = "folder" if self.path.is_dir() else "weights file"
+        return alone if self.config is None else "run"
 
     @property
     def name(self) -> str:
@@ -142,13 +126,15 @@ class Pretrained:
         same = completed(reduction) == completed(self.reduction)
         return "as trained" if same else "off-the-shelf"
 
-    def restore(self, model: ViT, image_size: int, heads: Mapping | None = None):
+    def restore(self, model: ViT, image_size: int, heads=None, other=False):
         """Variables for `model` and images of `image_size`; see `weights.restore`.
 
         heads: parameters that the head, and that of distillation, get instead of the
-        weights' own.
+        weights' own; other: the reduction is another than the weights', whose selectors
+        are left out where the model lacks them.
         """
-        like, tensors = summary.shapes(model, image_size), self.state_dict
+        like = summary.shapes(model, image_size)
+        tensors = self._without(like["params"]) if other else self.state_dict
         if heads is not None:
             like = {**like, "params": {**like["params"], **heads}}
             own = tuple(f"{head}." for head in HEADS)
@@ -167,12 +153,7 @@ class Pretrained:
         if lacking:
             drawn = summary.fresh(model, self.image_size, self.seed)["params"]
             params |= {name: drawn[name] for name in lacking}
-        used = tuple(f"{k.replace('_', '.')}." for k in params if k not in lacking)
-        tensors = {
-            name: tensor
-            for name, tensor in self.state_dict.items()
-            if not name.startswith("reducer.") or name.startswith(used)
-        }
+        tensors = self._without([name for name in params if name not in lacking])
         like = {**like, "params": params}
         places = Positions.of(model, self.image_size)
         found = weights.fit(self.path, tensors, like, lacking, positions=places)
@@ -274,6 +255,15 @@ class Pretrained:
                 f"{plain(ours)!r}: allowed is {plain(ours)!r}{instead}"
             )
 
+    def _without(self, parts):
+        """Tensors without the selectors that are not among these parts of a model."""
+        used = tuple(f"{part.replace('_', '.')}." for part in parts)
+        return {
+            name: tensor
+            for name, tensor in self.state_dict.items()
+            if not name.startswith("reducer.") or name.startswith(used)
+        }
+
     def _lacking(self, like):
         """Selectors in `like` that the weights lack, or have in other shapes."""
         needed = convert.timm_shapes(like)
@@ -301,12 +291,11 @@ def read(
 ) -> Pretrained:
     """The Pretrained of a weights file, a published model or a run's folder.
 
-    path: of a file, of a folder with config.json and weights or of a run, or a hub id
-    (`hub.local`). given: fields of the model that neither a file's tensors nor the
-    config beside them tell, such as name and num_heads. A file that is called as a
-    known model, such as deit_tiny_patch16_224.pth, is one unless another name is given.
-    InputError where there is no model, or none that can be known, and where a config
-    contradicts the tensors.
+    path: of a file, of a folder with config.json and weights or of a run, or a hub id.
+    given: fields of the model that neither tensors nor a config beside them tell, such
+    as name and num_heads. A file that is called as a known model, such as
+    deit_tiny_patch16_224.pth, is one unless another name is given. InputError where
+    there is no model, or none that can be known, or a config contradicts the tensors.
     """
     path = hub.local(path)
     if path.is_dir() and not hub.is_published(path):
@@ -314,13 +303,13 @@ def read(
     known = {k: v for k, v in (given or {}).items() if v is not None}
     known.pop("image_size", None)  # of the images to come; that of the weights differs
     if not path.is_dir():
-        tensors, says = read_weights(path)
+        read = read_weights(path)
         return _of_tensors(
-            path, tensors, named(path) | says | normalization(path) | known
+            path, read, named(path) | read.says | normalization(path) | known
         )
     found = hub_config.read(path)
-    tensors, says = weights.published(path)
-    result = _of_tensors(path, tensors, says | known | found.given)
+    read = weights.published(path)
+    result = _of_tensors(path, read, read.says | known | found.given)
     try:
         found.check(result.fields)
     except InputError as error:
@@ -346,15 +335,16 @@ def _of_run(path, checkpoint):
     )
 
 
-def _of_tensors(path, tensors, given):
+def _of_tensors(path, read, given):
     try:
+        read.check(given)
         registry.normalization(given.get("mean"), given.get("std"))
-        fields = infer_config(tensors, given)
+        fields = infer_config(read.tensors, given)
     except InputError as error:
         kind = "" if path.is_dir() else "weights file "
         raise InputError(f"{kind}{path}: {error}") from error
     names = imagenet_classes.names_of(given.get("name"), fields["num_classes"])
-    return Pretrained(path, fields, DENSE, tensors=tensors, names=names)
+    return Pretrained(path, fields, DENSE, tensors=read.tensors, names=names)
 
 
 def for_analysis(

@@ -8,12 +8,12 @@ ranking and gathers are not counted, as in the published figures.
 def block_macs(layer, embed_dim, mlp_ratio=4, mlp_layers=2):
     """MACs of one block: projections and attention, then the MLP's layers.
 
-    mlp_layers: 2, or 3 with a gate.
+    mlp_layers: two, or three where one of them is a gate.
     """
     attention = 4 * layer.attn_tokens * embed_dim**2
     attention += 2 * layer.attn_tokens**2 * embed_dim
-    hidden = int(mlp_ratio * embed_dim)
-    return attention + mlp_layers * layer.mlp_tokens * embed_dim * hidden
+    mlp = mlp_layers * embed_dim * int(mlp_ratio * embed_dim)
+    return attention + layer.mlp_tokens * mlp
 
 
 def reducer_macs(layer, embed_dim, num_heads):

@@ -110,8 +110,8 @@ def test_labels_of_timms_form(fields, names):
             {"gelu": "exact", "norm_eps": 1e-6, "resize": "antialias", "num_heads": 2},
         ),
         (
-            {"embed_dim": 32},
-            {"gelu": "exact", "norm_eps": 1e-6, "resize": "antialias"},
+            {"embed_dim": 36},
+            {"gelu": "exact", "norm_eps": 1e-6, "resize": "antialias", "num_heads": 6},
         ),
     ],
 )

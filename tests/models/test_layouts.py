@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
+import imagepiece_jax
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import layouts, pretrained
 from imagepiece_jax.models.positions import resize
@@ -38,7 +39,7 @@ def test_a_checkpoint_computes_what_its_project_does(name, tmp_path):
     tensors, about = stored(name)
     np.savez(tmp_path / "w.npz", **tensors)
     given = json.loads(str(about["given"]))
-    model, variables = pretrained.load(tmp_path / "w.npz", **given)
+    model, variables = imagepiece_jax.load(tmp_path / "w.npz", **given)
     with jax.default_matmul_precision("highest"):
         ours = apply(model, variables, about["images"].astype(np.float32))
     theirs = about["outputs"]
@@ -178,7 +179,7 @@ def test_what_is_no_vision_transformer_of_ours_is_refused(tensors, message):
 def test_a_file_is_named_in_the_sentence(tmp_path):
     np.savez(tmp_path / "resnet50.npz", **small("layer1.0.conv1.weight"))
     with pytest.raises(InputError, match="weights file .*resnet50.npz: it holds a Res"):
-        pretrained.load(tmp_path / "resnet50.npz")
+        imagepiece_jax.load(tmp_path / "resnet50.npz")
 
 
 def test_a_classifier_of_one_of_two_tokens_lacks_the_other(tmp_path):
@@ -189,7 +190,7 @@ def test_a_classifier_of_one_of_two_tokens_lacks_the_other(tmp_path):
         del tensors[f"distillation_classifier.{leaf}"]
     np.savez(tmp_path / "w.npz", **tensors)
     with pytest.raises(InputError, match="tensor head_dist.bias is missing"):
-        pretrained.load(tmp_path / "w.npz", **json.loads(str(about["given"])))
+        imagepiece_jax.load(tmp_path / "w.npz", **json.loads(str(about["given"])))
 
 
 @pytest.mark.parametrize("new", [(7, 9), (3, 4), (5, 8), (1, 2)])

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from imagepiece_jax.models import layouts, pretrained
+import imagepiece_jax
+from imagepiece_jax.models import layouts
 
 for package in ("torch", "timm", "transformers"):
     pytest.importorskip(package)
@@ -31,7 +32,7 @@ def original(request):
 def test_the_same_numbers_come_out(original, tmp_path):
     path, images = tmp_path / "w.npz", originals.images()
     np.savez(path, **original.tensors)
-    model, variables = pretrained.load(path, **original.given)
+    model, variables = imagepiece_jax.load(path, **original.given)
     with jax.default_matmul_precision("highest"):
         ours = jax.jit(model.apply)(variables, images)
     theirs = original.outputs

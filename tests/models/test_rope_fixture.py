@@ -1,0 +1,103 @@
+"""Small DINOv3 and EVA02 models against what timm computes (tools/rope_fixture.py)."""
+
+import dataclasses
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from imagepiece_jax.models import convert, layouts_rope, registry, summary
+from imagepiece_jax.models.positions import Positions
+from tests.models import tiny
+
+FIXTURE = pathlib.Path(__file__).parents[1] / "fixtures" / "rope.npz"
+SIZE = {"embed_dim": 24, "depth": 2, "num_heads": 2, "patch_size": 4, "num_classes": 5}
+IMAGE = (20, 28)
+DINOV3, EVA02 = "vit_small_plus_patch16_dinov3_qkvb", "eva02_base_patch16_clip_224"
+# Of the largest value; a fault has to show ten times that.
+ALLOWED = 1e-4
+
+
+@pytest.fixture(scope="module")
+def fixture():
+    with np.load(FIXTURE) as arrays:
+        return dict(arrays)
+
+
+def made(name, fixture):
+    """(model, variables, image) of the fixture."""
+    mark = f"{name}/tensors/"
+    tensors = {k.removeprefix(mark): v for k, v in fixture.items() if mark in k}
+    ratio = tensors["blocks.0.mlp.fc2.weight"].shape[1] / SIZE["embed_dim"]
+    model = registry.create_model(name, image_size=IMAGE, mlp_ratio=ratio, **SIZE)
+    variables = convert.from_timm(
+        layouts_rope.from_eva(tensors),
+        summary.shapes(model, IMAGE),
+        positions=Positions.of(model, IMAGE),
+    )
+    return model, variables, fixture[f"{name}/image"].astype(np.float32)
+
+
+def differences(name, fixture, model, variables, image):
+    """Of logits and of features, in units of the largest value."""
+    outputs = tiny.jit(model.apply)(variables, image)
+    for field, got in (("logits", outputs.logits), ("features", outputs.tokens)):
+        want = fixture[f"{name}/{field}"]
+        assert got.shape == want.shape
+        yield np.abs(got - want).max() / np.abs(want).max()
+
+
+@pytest.mark.parametrize("name", [DINOV3, EVA02])
+def test_logits_and_features_are_timms(fixture, name):
+    with jax.default_matmul_precision("highest"):
+        found = [*differences(name, fixture, *made(name, fixture))]
+    assert max(found) < ALLOWED / 10
+
+
+@pytest.mark.parametrize(
+    "name, fault",
+    [
+        (DINOV3, {"planes": "neighbors"}),
+        (DINOV3, {"axes": "xy"}),
+        (DINOV3, {"temperature": 80.0}),
+        (DINOV3, {"origin": "corner"}),
+        (EVA02, {"planes": "halves"}),
+        (EVA02, {"reference": (16, 15)}),
+        (EVA02, {"start": 0.5}),
+    ],
+)
+def test_other_rotary_positions_show(fixture, name, fault):
+    model, variables, image = made(name, fixture)
+    rotary = dataclasses.replace(model.arch.rotary, **fault)
+    wrong = model.clone(arch=dataclasses.replace(model.arch, rotary=rotary))
+    found = [*differences(name, fixture, wrong, variables, image)]
+    assert min(found) > 10 * ALLOWED
+
+
+@pytest.mark.parametrize(
+    "name, fault",
+    [
+        (DINOV3, {"norm_eps": 1e-6}),
+        (DINOV3, {"rotary": None}),
+        (EVA02, {"rotary": None}),
+        (EVA02, {"norm_eps": 1e-5}),
+    ],
+)
+def test_other_parts_show(fixture, name, fault):
+    model, variables, image = made(name, fixture)
+    wrong = model.clone(arch=dataclasses.replace(model.arch, **fault))
+    found = [*differences(name, fixture, wrong, variables, image)]
+    assert min(found) > 10 * ALLOWED
+
+
+def test_names_go_back_to_timm(fixture):
+    """Bit for bit, the projections apart and the norms in their places."""
+    for name in (DINOV3, EVA02):
+        model, variables, _ = made(name, fixture)
+        back = layouts_rope.to_eva(convert.to_timm(variables), model.arch)
+        mark = f"{name}/tensors/"
+        want = {k.removeprefix(mark): v for k, v in fixture.items() if mark in k}
+        assert back.keys() == want.keys()
+        for key, tensor in want.items():
+            np.testing.assert_array_equal(back[key], tensor.astype(np.float32))

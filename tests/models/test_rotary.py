@@ -1,0 +1,371 @@
+"""Rotary positions against complex numbers, token by token, through reductions."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import registry, summary
+from imagepiece_jax.models.architecture import Architecture
+from imagepiece_jax.models.rotary import Rotary
+from imagepiece_jax.reduction import merging, tokens
+from imagepiece_jax.reduction.kernels import fused
+from imagepiece_jax.reduction.tokens import Assignment, Masking, Mixing
+from tests.models import tiny
+from tests.models.traced_programs import SMALL, program
+
+needs_compiler = pytest.mark.skipif(
+    fused.obstacle("cpu") is not None, reason=f"lacks {fused.obstacle('cpu')}"
+)
+DINOV3 = Architecture(
+    registers=2,
+    positions=False,
+    rotary=Rotary("center", 100.0, planes="halves"),
+    key_bias=False,
+    norm_eps=1e-5,
+    layer_scale=True,
+    pool="mean",
+)
+EVA02 = Architecture(
+    rotary=Rotary(reference=(4, 4)),
+    key_bias=False,
+    attn_norm=True,
+    mlp_norm=True,
+    mlp="swiglu",
+    pool="mean",
+    final_norm=False,
+    fc_norm=True,
+)
+ARCHS = {"dinov3": DINOV3, "eva02": EVA02}
+GRID, WIDTH, HEADS = 5, 24, 3  # heads of 8 channels, four planes
+
+
+def model(family, reduction=None, **options):
+    size = {"embed_dim": WIDTH, "num_heads": HEADS}
+    return tiny.model(reduction, arch=ARCHS[family], **size | options)
+
+
+# Coordinates
+
+
+def test_centers_reach_from_minus_one_to_one():
+    """DINOv3's patches, of 2 x 4: centers of halves and of quarters."""
+    y, x = Rotary("center").coordinates((2, 4)).T
+    assert y.tolist() == [-0.5] * 4 + [0.5] * 4
+    assert x.tolist() == [-0.75, -0.25, 0.25, 0.75] * 2
+
+
+def test_a_larger_grid_is_scaled_to_that_of_the_training():
+    """EVA02's patches: 4 rows of 32 columns of a model that was trained on 16 x 16."""
+    places = Rotary(reference=(16, 16)).coordinates((4, 32))
+    assert places[[0, 1, 31, 32, -1]].tolist() == [
+        *([0, 0], [0, 0.5], [0, 15.5], [4, 0], [12, 15.5])
+    ]
+    assert Rotary(start=1.0).coordinates((2, 2)).tolist() == [
+        *([1, 1], [1, 2], [2, 1], [2, 2])
+    ]
+
+
+# Turning
+
+
+def angle(family, plane, place):
+    """By which a plane of a head of 8 channels turns at (y, x), as published."""
+    axis, band = divmod(plane, 2)
+    if family == "dinov3":
+        return 2 * math.pi * place[axis] / 100 ** (band / 2)
+    return place[axis] / 10000 ** (band / 2)
+
+
+def turned(family, head, place):
+    """The channels of a head [8] at a place, as complex numbers that are turned."""
+    out = np.zeros(8)
+    for plane in range(4):
+        both = [2 * plane, 2 * plane + 1]
+        if family == "dinov3":
+            both = [plane, plane + 4]
+        number = complex(*head[both]) * np.exp(1j * angle(family, plane, place))
+        out[both] = number.real, number.imag
+    return out
+
+
+@pytest.mark.parametrize("family", ARCHS)
+def test_patches_are_turned_and_the_prefix_is_not(family):
+    rotary, rng = ARCHS[family].rotary, np.random.default_rng(0)
+    places = rng.uniform(-3, 3, (2, 4, 2)).astype(np.float32)
+    heads = rng.normal(size=(2, 5, 2, 8)).astype(np.float32)
+    turns = rotary.turns(places, 8, prefix=1)
+    got = rotary.rotate(jnp.asarray(heads), turns)
+    np.testing.assert_array_equal(got[:, 0], heads[:, 0])
+    want = [
+        [[turned(family, head, at) for head in token] for token, at in image]
+        for image in (zip(heads[b, 1:], places[b], strict=True) for b in range(2))
+    ]
+    np.testing.assert_allclose(got[:, 1:], want, atol=2e-6)
+
+
+def test_the_other_order_of_axes_turns_by_x_first():
+    places = np.float32([[[3, 7]]])
+    turns = [Rotary(axes=axes).turns(places, 8)[0] for axes in ("yx", "xy")]
+    np.testing.assert_array_equal(turns[0], turns[1][..., [2, 3, 0, 1]])
+    assert turns[0][0, 0, 0] == np.cos(np.float32(3))
+
+
+def test_half_precision_is_turned_in_full():
+    rotary, rng = EVA02.rotary, np.random.default_rng(0)
+    heads = jnp.asarray(rng.normal(size=(1, 9, 2, 8)), jnp.bfloat16)
+    turns = rotary.turns(rotary.coordinates((3, 3))[None], 8)
+    got = rotary.rotate(heads, turns)
+    assert got.dtype == jnp.bfloat16
+    want = rotary.rotate(heads.astype(jnp.float32), turns).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(got, want)
+
+
+# Coordinates travel
+
+
+def state_at(places, size=None):
+    """One image of tokens at places, with a prefix of two."""
+    places = np.asarray(places, np.float32)
+    state = tokens.start(jnp.zeros((1, 2 + len(places), 3)), 2, coordinates=places)
+    if size is None:
+        return state
+    return state.replace(size=jnp.asarray([[1, 1, *size]], jnp.float32))
+
+
+@pytest.mark.parametrize("form", ["gather", "one_hot"])
+def test_a_merged_token_stands_in_the_middle_of_its_patches(form):
+    """Three patches at 0 and one at (4, 8): a quarter of the way; the last is gone."""
+    state = state_at([[0, 0], [5, 5], [4, 8], [1, 2]], size=[3, 1, 1, 1])
+    dest = jnp.asarray([[0, 1, 0, -1]], jnp.int32)
+    # What weighs the features does not move the token.
+    result = Assignment(dest, weight=jnp.asarray([[1.0, 1, 9, 1]]), n_out=2, merged=1)
+    after = merging.apply(state, result, form)
+    assert after.coordinates.tolist() == [[[1, 2], [5, 5]]]
+
+
+def test_a_soft_token_stands_where_its_weights_are():
+    """Weights that do not add up to one; without any, in the middle of all."""
+    matrix = jnp.asarray([[[1.0, 3, 0], [0, 0, 0.5], [0, 0, 0]]])
+    after = merging.apply(state_at([[0, 0], [4, 8], [5, 4]]), Mixing(matrix))
+    assert after.coordinates.tolist() == [[[3, 6], [5, 4], [3, 4]]]
+
+
+def test_a_package_stands_where_stood_what_is_masked_now():
+    state = state_at([[0, 0], [2, 6], [4, 8], [9, 9]])
+    state = state.replace(mask=jnp.asarray([[1.0, 1, 1, 0]]))
+    result = Masking(jnp.asarray([[1.0, 0, 0, 0]]), append=jnp.ones((1, 3)))
+    after = merging.apply(state, result)
+    assert after.coordinates.tolist() == [[[0, 0], [2, 6], [4, 8], [9, 9], [3, 7]]]
+    unchanged = merging.apply(state, dataclasses.replace(result, append=None))
+    assert unchanged.coordinates.tolist() == state.coordinates.tolist()
+
+
+@pytest.mark.parametrize(
+    "name, masked",
+    [
+        *((name, False) for name in SMALL if name not in ("fused", "token")),
+        *((name, True) for name in ("dynamicvit", "spvit", "imagepiece_dynamicvit")),
+    ],
+)
+def test_every_token_has_coordinates(name, masked):
+    """One contract for all methods: as many as there are image tokens."""
+    made = model("dinov3", SMALL[name], masked=masked)
+    state = jax.eval_shape(made.apply, tiny.shapes(made), tiny.images(2)).state
+    assert state.coordinates.shape == (2, state.x.shape[1] - 3, 2)
+
+
+def test_models_without_rotary_positions_carry_none():
+    made = tiny.model(tiny.EVIT)
+    out = jax.eval_shape(made.apply, tiny.shapes(made), tiny.images(2))
+    assert out.state.coordinates is None
+
+
+# The network
+
+
+TOME = {"name": "tome", "r_list": (3, 2, 2)}
+LEARNED = {"name": "token_learner", "num_tokens": 8, "block": 1}
+REDUCED = [
+    ("dinov3", TOME),
+    ("dinov3", LEARNED),
+    ("eva02", tiny.IMAGEPIECE),
+    ("eva02", tiny.FUSED),
+]
+
+
+def captured(made, variables, images):
+    """Outputs, and what projections and attention of each block gave."""
+
+    def wanted(module, method):
+        return method == "__call__" and module.name in ("q", "k", "v", "attn")
+
+    run = functools.partial(
+        made.apply, capture_intermediates=wanted, mutable=["intermediates"]
+    )
+    out, seen = jax.device_get(tiny.jit(run)(variables, images))
+    return out, seen["intermediates"]
+
+
+def places_of(groups, grid):
+    """Mean of the patches of each group, the truth on where a token stands."""
+    return np.array([np.mean([grid[p] for p in group], axis=0) for group in groups])
+
+
+def softmax(x):
+    x = np.exp(x - x.max(axis=-1, keepdims=True))
+    return x / x.sum(axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize("family, reduction", REDUCED)
+def test_each_block_attends_by_where_its_tokens_stand(family, reduction):
+    """Attention, its class row and similarity, in NumPy from the projections."""
+    made, images = model(family, reduction), tiny.images(1)
+    variables = tiny.variables(made)
+    out, seen = captured(made, variables, images)
+    grid = ARCHS[family].rotary.coordinates((GRID, GRID)).astype(float)
+    prefix, decided = made.arch.prefix, list(zip(out.results, out.taps, strict=True))
+    groups, places = [[p] for p in range(GRID**2)], grid
+    for block, layer in enumerate(made.plan):
+        site = layer.step.site if layer.counts else None
+        if site == "pre":
+            groups, places = after(*decided.pop(0), groups, places, grid)
+        inside = seen[f"blocks_{block}"]["attn"]
+        query, key, value = (
+            inside[name]["__call__"][0].reshape(-1, HEADS, 8).astype(float)
+            for name in "qkv"
+        )
+        plain = key.copy()
+        for token, place in enumerate(places, start=prefix):
+            for head in range(HEADS):
+                for heads in (query, key):
+                    heads[token, head] = turned(family, heads[token, head], place)
+        logits = np.einsum("qhd,khd->hqk", query, key) / math.sqrt(8)
+        if made.prop_attn:
+            logits += np.log([1] * prefix + [len(g) for g in groups])
+        weights = softmax(logits)
+        mixed = np.einsum("hqk,khd->qhd", weights, value).reshape(-1, WIDTH)
+        params = variables["params"][f"blocks_{block}"]["attn"]
+        want = project(mixed, params)
+        got = inside["__call__"][0][0][0]
+        np.testing.assert_allclose(got, want, atol=2e-5)
+        if site == "mid":
+            result, taps = decided.pop(0)
+            if taps.cls_attn is not None:
+                row = weights[:, 0].mean(axis=0)[prefix:]
+                np.testing.assert_allclose(taps.cls_attn[0], row, atol=1e-6)
+            if taps.metric is not None:
+                mean = plain.mean(axis=1)[prefix:]
+                np.testing.assert_allclose(taps.metric[0], mean, atol=1e-5)
+            groups, places = after(result, taps, groups, places, grid)
+    np.testing.assert_allclose(out.state.coordinates[0], places, atol=1e-5)
+    assert len(places) < GRID**2 and not decided
+
+
+def project(x, params):
+    """What the heads gave, normed where there is a norm, projected."""
+    if "norm" in params:
+        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+        x = x * params["norm"]["scale"] + params["norm"]["bias"]
+    return x @ params["proj"]["kernel"] + params["proj"]["bias"]
+
+
+def after(result, taps, groups, places, grid):
+    """Groups of patches and places of the tokens after a step."""
+    if isinstance(result, Mixing):
+        matrix = result.matrix[0].astype(float)
+        return None, matrix @ places / matrix.sum(axis=1, keepdims=True)
+    joined = [[] for _ in range(result.n_out)]
+    for group, slot in zip(groups, result.dest[0], strict=True):
+        if slot >= 0:
+            joined[slot] += group
+    return joined, places_of(joined, grid)
+
+
+@pytest.mark.parametrize(
+    "family, reduction",
+    [
+        ("dinov3", {"name": "tome", "r": 0}),
+        ("dinov3", tiny.EVIT | {"keep_rate": 1.0}),
+        ("eva02", tiny.IMAGEPIECE | {"keep_rate": 1.0, "merge_ratio": 0.0}),
+    ],
+    ids=["tome", "evit", "imagepiece"],
+)
+def test_a_method_that_reduces_nothing_is_the_dense_program(family, reduction):
+    reduced = program(model(family, reduction), backward=False)
+    assert str(reduced) == dense(family)
+
+
+@functools.cache
+def dense(family):
+    return str(program(model(family), backward=False))
+
+
+def test_up_to_the_first_reduction_nothing_of_it_is_an_image_s_own():
+    """Sines are of one grid, whatever the batch; then of each image's tokens."""
+    made = model("dinov3", tiny.EVIT | {"blocks": (1,)})
+    text = str(
+        jax.make_jaxpr(lambda v: made.apply(v, tiny.images(2)).logits)(
+            tiny.shapes(made)
+        )
+    )
+    sines = [
+        line.split(":")[1].split()[0] for line in text.splitlines() if "sin" in line
+    ]
+    assert sines == ["f32[1,28,4]"] * 2 + ["f32[2,18,4]"]
+
+
+# Kernels and checks
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "reduction", [tiny.EVIT | {"blocks": (0, 1)}, {"name": "tome", "r": 4}]
+)
+def test_fused_kernels_rank_turned_keys_and_compare_plain_ones(reduction):
+    plain, fast = (
+        model("dinov3", reduction, depth=2, kernels=kernels, trace_source=True)
+        for kernels in ("plain", "fused")
+    )
+    assert fast.kernels == "cpu"
+    variables, images = tiny.variables(plain), tiny.images()
+    want, got = (tiny.jit(m.apply)(variables, images) for m in (plain, fast))
+    np.testing.assert_array_equal(got.state.source, want.state.source)
+    places = want.state.coordinates
+    np.testing.assert_allclose(got.state.coordinates, places, atol=1e-6)
+    np.testing.assert_allclose(got.logits, want.logits, atol=2e-5)
+
+
+@needs_compiler
+def test_a_kernel_that_does_both_is_refused():
+    with pytest.raises(InputError, match="needs positions that are not rotary: these"):
+        model("dinov3", tiny.IMAGEPIECE, kernels="fused")
+    assert model("dinov3", tiny.IMAGEPIECE, kernels="auto").kernels is None
+
+
+def test_heads_without_whole_planes_are_named():
+    with pytest.raises(InputError, match="heads of a width of 10; allowed with rotary"):
+        tiny.model(arch=DINOV3)
+
+
+# Published models
+
+
+@pytest.mark.parametrize(
+    "name, millions, gmacs",
+    [  # from the model cards of these weights, by timm's author
+        ("vit_small_patch16_dinov3.lvd1689m", 21.6, 6.3),
+        ("vit_small_plus_patch16_dinov3_qkvb.lvd1689m", 28.7, 8.1),
+        ("vit_base_patch16_dinov3_qkvb.lvd1689m", 85.7, 23.6),
+    ],
+)
+def test_parameters_and_costs_are_the_published_ones(name, millions, gmacs):
+    made = registry.create_model(name)
+    assert round(tiny.count(summary.shapes(made, 256)) / 1e6, 1) == millions
+    # The cards count a little more than matrix products.
+    assert summary.model_macs(made, 256) / 1e9 == pytest.approx(gmacs, abs=0.06)
