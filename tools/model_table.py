@@ -20,9 +20,9 @@ MEASURED = ROOT / "tests" / "fixtures" / "parity.jsonl"
 WHOLE = ROOT / "tests" / "fixtures" / "whole_models.json"
 OUT = ROOT / "docs" / "models_table.md"
 PACKAGES = ("jax", "timm", "transformers", "torch")
-FAMILIES = ["family", "weights by timm's name", "parameters", "logits", "tokens"]
+FAMILIES = ["family", "model by timm's name", "parameters", "logits", "tokens"]
 LAYOUTS = ["layout", "logits"]
-LARGEST = ["weights by timm's name", "parameters, ours", "published", "source"]
+LARGEST = ["model by timm's name", "parameters", "published", "source"]
 
 
 def last(rows: Iterable[Mapping[str, Any]], field: str) -> list[Mapping[str, Any]]:
@@ -79,7 +79,8 @@ def page(
         "# Models, measured",
         "Written by `python -m tools.model_table`; [models.md](models.md) explains it.",
         "## Families",
-        "Whole width, random weights, float32 with the highest precision of products. "
+        "Whole width, random weights, a head of 7 classes, float32 with the highest "
+        "precision of products. "
         "The last two columns are the largest difference to timm's model, in parts of "
         "the largest absolute value; tests allow 1e-4. Versions: "
         f"{versions(families)}.",
@@ -91,8 +92,7 @@ def page(
         "\n".join(of_layouts(layouts)),
         "## The largest member of each family",
         "Built from names and shapes alone: every tensor of timm's model has its "
-        "place, and the parameters are counted. What was published is rounded, as its "
-        "source has it; some count the head or the positions, others do not.",
+        "place, and ours has as many parameters (tests/models/test_whole_size.py).",
         "\n".join(of_largest(whole)),
     ]
     return "\n\n".join(parts) + "\n"
