@@ -62,6 +62,11 @@ def get_config():
     config.data.flip = True  # left and right, half of the time
     config.data.resize = "deit"  # evaluation: short side to size / 0.875, center crop;
     #                              "none": images have the right size already
+    config.data.eval_crop = config_dict.placeholder(float)  # share of the resized side
+    #                              that evaluation looks at; empty: 0.875, and images of
+    #                              up to 32 pixels are not resized
+    config.data.eval_crop_mode = "center"  # or "squash": both sides are resized
+    config.data.eval_interpolation = "bicubic"  # or "bilinear"
     config.data.canvas = 0  # pixels a side of the square that an image is decoded to,
     #                         to be cropped on the device; 0: cropped on the host
     config.data.repeats = 3  # copies of an image in a row (repeated augmentation): an

@@ -1,6 +1,6 @@
 """Token reduction for vision transformers in JAX: ImagePiece and its baselines.
 
-The public API is `create_model`, `load`, `save`, `optimize`, `Predictor` and `features`.
+The public API is `create_model`, `load`, `save`, `optimize`, `Predictor`, `features`.
 Each is imported on first access, so that `import imagepiece_jax` costs nothing.
 """
 

@@ -117,7 +117,9 @@ def normalized(features):
     return features / np.where(norms > 0, norms, 1)
 
 
-def read_images(data: str, num_classes: int, image_size: int, count: int) -> np.ndarray:
+def read_images(
+    data: str, num_classes: int, image_size: int, count: int, **crop
+) -> np.ndarray:
     """`count` images of a set, spread over it, as uint8 [B, H, W, 3].
 
     Images of the model's size are taken as they are, unreadable ones are left out.
@@ -128,7 +130,7 @@ def read_images(data: str, num_classes: int, image_size: int, count: int) -> np.
             image, _ = source.read(int(index))
         except UnreadableImage:
             continue
-        images.append(fitted(image, image_size))
+        images.append(fitted(image, image_size, **crop))
     if len(images) < FEWEST:
         raise InputError(
             f"--data {data} has {len(images)} readable images; allowed are {FEWEST} or "

@@ -56,7 +56,7 @@ def main():
     dense = weights.variant(settings.DENSE)
     reduced = [weights.variant(reduction) for reduction in reductions]
     images = agreement.read_images(
-        data, dense.model.num_classes, weights.image_size, count
+        data, dense.model.num_classes, weights.image_size, count, **weights.crop
     )
     make_folder("--out", out)
     rows = []

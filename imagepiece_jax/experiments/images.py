@@ -34,11 +34,15 @@ class Subset(Source):
 class Images:
     """A source of images and how they are read.
 
-    name, resize: as config.data has them; batch_size: rounded up to whole devices.
+    name, resize: as config.data has them; batch_size: rounded up to whole devices;
+    crop: of transforms.EvalTransform, where weights have another than DeiT's.
     """
 
-    def __init__(self, source, name, image_size, *, resize, batch_size, workers):
+    def __init__(
+        self, source, name, image_size, *, resize, batch_size, workers, crop=None
+    ):
         self.source, self.name, self.resize = source, name, resize
+        self.crop = dict(crop or {})
         self.image_size, self.workers = image_size, workers
         devices = len(parallel.local_devices())
         self.batch_size = -(-batch_size // devices) * devices
@@ -76,6 +80,7 @@ class Images:
             resize=self.resize,
             batch_size=self.batch_size,
             workers=self.workers,
+            crop=self.crop,
         )
 
     @property
@@ -87,6 +92,7 @@ class Images:
             "images": len(self),
             "image_size": self.image_size,
             "resize": self.resize,
+            **self.crop,
         }
         if isinstance(self.source, Subset):
             setting["part"] = _fingerprint(self.source)
@@ -104,7 +110,7 @@ class Images:
     def _read(self):
         return loader.eval_batches(
             self.source,
-            transforms.EvalTransform(self.image_size, resize=self.resize),
+            transforms.EvalTransform(self.image_size, self.resize, **self.crop),
             batch_size=self.batch_size,
             placement=loader.Placement(local_devices=len(parallel.local_devices())),
             workers=self.workers,

@@ -45,8 +45,8 @@ def observed(model):
     """
     if not model.arch.class_token:
         raise InputError(
-            "this experiment looks at class attention, and the model has no class token; "
-            "allowed are weights of a model that has one"
+            "this experiment looks at class attention, and the model has no class "
+            "token; allowed are weights of a model that has one"
         )
 
     def wrap(layer):

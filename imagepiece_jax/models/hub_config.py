@@ -8,6 +8,7 @@ defaults stand here (its configuration classes, version 5.23).
 
 import dataclasses
 import json
+import math
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -335,7 +336,7 @@ def _processor(images, model):
     cut = images.get("crop_size")
     cropped = images.get("do_center_crop", cut is not None)
     known = cut is not None if cropped else squash
-    crop = _square(cut) / side if known and cropped else 1.0
+    crop = _share(_square(cut), side) if known and cropped else 1.0
     if not known or crop > 1:
         raise InputError(
             f"{PREPROCESSOR}: size is {images['size']!r} and crop_size {cut!r}; "
@@ -343,6 +344,12 @@ def _processor(images, model):
         )
     mode = "squash" if squash else "center"
     return given, {"crop": crop, "crop_mode": mode, "interpolation": interpolation}
+
+
+def _share(cut, side):
+    """cut / side, or the number next to it of which int(cut / share) is `side`."""
+    share = cut / side
+    return share if int(cut / share) == side else math.nextafter(share, 0)
 
 
 def _resized(size, model):

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import layouts_rope
 from imagepiece_jax.models.layout_tables import FOREIGN, LAYOUTS, TIMM, TIMM_NAMES
 from imagepiece_jax.models.state_dict import read_state_dict
 
@@ -66,6 +67,8 @@ def to_timm(state_dict: Mapping[str, np.ndarray]) -> Recognized:
         while tensors and all(name.startswith(wrapper) for name in tensors):
             tensors = {k.removeprefix(wrapper): v for k, v in tensors.items()}
     tensors = _unscanned(tensors)
+    if (rotary := layouts_rope.read(tensors)) is not None:
+        return Recognized(rotary, {})
     layout, prefix = _layout(tensors)
     renamed, origin = {}, {}
     for name, tensor in tensors.items():

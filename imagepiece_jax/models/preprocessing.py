@@ -5,7 +5,7 @@ import numbers
 
 from imagepiece_jax.errors import InputError
 
-CROP_MODES = ("center", "squash", "border")
+CROP_MODES = ("center", "squash")
 INTERPOLATIONS = ("bicubic", "bilinear")
 
 
@@ -14,9 +14,8 @@ class Preprocessing:
     """How weights were evaluated, in timm's terms.
 
     image_size: pixels a side, or (height, width), that the model gets. They are cut out
-    of the center of an image resized to image_size / crop: its shorter side ("center"),
-    both sides, whatever its aspect ("squash"), or its longer side, padded ("border").
-    crop None: nothing is known.
+    of the center of an image resized to image_size / crop: its shorter side ("center")
+    or both sides, whatever its aspect ("squash"). crop None: nothing is known.
     """
 
     image_size: int | tuple[int, int]

@@ -94,6 +94,11 @@ class Pretrained:
         return self.fields["image_size"]
 
     @property
+    def crop(self) -> Mapping[str, Any]:
+        """Fields of data.transforms.resize_crop, where a published model says them."""
+        return self.fields.get("preprocessing", {})
+
+    @property
     def stem(self) -> str:
         return self.fields["stem"]
 

@@ -21,6 +21,15 @@ KINDS = ("latest", "best")  # of checkpoints
 OTHERS = ("run.json", "metrics.jsonl")  # that only a run writes
 COLLECTIONS = ("params", "batch_stats")
 IMAGENET = {"mean": MEAN, "std": STD}  # of a run whose config is older than the fields
+# Fields that older configs lack, as they were then.
+LATER = {
+    "model": IMAGENET | {"norm_eps": None, "resize": None, "arch": {}},
+    "data": {
+        "eval_crop": None,
+        "eval_crop_mode": "center",
+        "eval_interpolation": "bicubic",
+    },
+}
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any]:
@@ -62,9 +71,10 @@ def with_current_fields(config: dict[str, Any]) -> dict[str, Any]:
     config = dict(config)
     if "reduction" in config:
         config["reduction"] = current(config["reduction"])
-    if "model" in config:
-        given = {k: v for k, v in config["model"].items() if v is not None}
-        config["model"] = config["model"] | IMAGENET | given
+    for group, fields in LATER.items():
+        if group in config:
+            given = {k: v for k, v in config[group].items() if v is not None}
+            config[group] = config[group] | fields | given
     return config
 
 

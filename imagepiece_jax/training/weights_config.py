@@ -71,9 +71,10 @@ def _complete(config, weights):
                 f"{described(own['image_size'])}; allowed here are squares, others in "
                 "Python: load(), optimize() and Predictor"
             )
-        others = (*own, "preprocessing")  # the config's own is in config.data
-        sizes = {k: v for k, v in weights.fields.items() if k not in others}
+        sizes = {k: v for k, v in weights.fields.items() if k not in own}
+        prepared = sizes.pop("preprocessing", {})
         own["model"] = sizes | {"dtype": fast_dtype()}
+        own["data"] = {f"eval_{k}": v for k, v in prepared.items()}
     try:
         with config.unlocked():
             config.update(_with_tuples(own))

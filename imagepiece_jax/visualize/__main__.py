@@ -55,7 +55,7 @@ def main(words):
     for block in blocks:
         if block >= depth:
             raise InputError(f"--blocks has {block}; allowed are 0 to {depth - 1}")
-    images, names = image_files.read(files, weights.image_size)
+    images, names = image_files.read(files, weights.image_size, **weights.crop)
     figures = out / "figures"
     for folder in (out, figures):
         make_folder("--out", folder)

@@ -158,7 +158,7 @@ def test_variables_of_another_stem(trained):
 
 
 def test_variables_of_another_shape(trained):
-    with pytest.raises(InputError, match="variables: params/blocks_0/.* is missing"):
+    with pytest.raises(InputError, match="variables: .*/.* is missing"):
         optimized(trained[0], {})
     larger = tiny.model(EVIT, depth=1, stem="conv", image_size=24)
     other = r"pos_embed is \(1, 26, 30\), in the model it is \(1, 37, 30\)"

@@ -259,6 +259,15 @@ def test_deits_processor_squashes_and_crops():
     assert found == {"crop": 0.875, "crop_mode": "squash", "interpolation": "bicubic"}
 
 
+@pytest.mark.parametrize("size", [354, 375, 391, 404])
+def test_a_crop_gives_the_size_that_it_is_of(size):
+    """224 / (224 / 354) is a bit less than 354."""
+    processor = images(HALF, size=size, crop_size=224, do_center_crop=True)
+    found = hub_config.parse({"model_type": "deit"}, processor).preprocessing
+    assert int(224 / found["crop"]) == size
+    assert found["crop"] == pytest.approx(224 / size)
+
+
 def test_what_a_processor_leaves_out_is_not_known():
     found = hub_config.parse({"model_type": "vit"}, {})
     assert not {"mean", "std"} & {*found.given} and found.preprocessing == {}

@@ -107,7 +107,7 @@ def test_a_config_defines_the_model_and_flags_come_in_any_order(
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["a.png"], "--weights is missing: a .npz, .safetensors or .pth file, or the"),
+        (["a.png"], "--weights is missing: a .npz, .safetensors or .pth file, a fol"),
         (["--weights=w.npz"], "no image is named; allowed are image files and folders"),
         (["--weights=w.npz", "."], "folder . holds no image; allowed are .jpg, .jpeg,"),
         (["--weights=w.npz", "a.png"], "weights w.npz: no such file or folder"),
