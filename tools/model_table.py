@@ -4,7 +4,7 @@ Reads tests/fixtures/parity.jsonl, which the tests write:
 
     PARITY_RECORD=tests/fixtures/parity.jsonl python -m pytest tests/parity
 
-and tests/fixtures/whole_models.json of tools/whole_models.py. Of a family or layout
+and tests/fixtures/whole_models.json of tools/whole_models.py. Of a model or layout
 that was measured several times, the last row counts.
 """
 
@@ -26,8 +26,9 @@ LARGEST = ["model by timm's name", "parameters", "published", "source"]
 
 
 def last(rows: Iterable[Mapping[str, Any]], field: str) -> list[Mapping[str, Any]]:
-    """Of the rows that have `field`, the last one of each value, first ones first."""
-    return [*{row[field]: row for row in rows if field in row}.values()]
+    """Rows that have `field`, of each value and name the last one, in their order."""
+    found = {(row[field], row.get("name")): row for row in rows if field in row}
+    return [*found.values()]
 
 
 def versions(rows: Iterable[Mapping[str, Any]]) -> str:
