@@ -80,8 +80,9 @@ def page(
         "# Models, measured",
         "Written by `python -m tools.model_table`; [models.md](models.md) explains it.",
         "## Families",
-        "Whole width, random weights, a head of 7 classes, float32 with the highest "
-        "precision of products. "
+        "Whole width, random weights, float32 with the highest precision of products. "
+        "Parameters are those of what was compared: its head, and where it says so its "
+        "depth, are not the published ones. "
         "The last two columns are the largest difference to timm's model, in parts of "
         "the largest absolute value; tests allow 1e-4. Versions: "
         f"{versions(families)}.",
