@@ -30,3 +30,11 @@ class Stopped(Exception):
 def closest(word, known):
     """Return the most similar of the `known` words, None if none is similar."""
     return next(iter(difflib.get_close_matches(word, known, n=1)), None)
+
+
+def one_of(name, value, known):
+    """`known[value]`; InputError, which says `name`, for a value that is not there."""
+    if value not in [*known]:
+        listed = ", ".join(map(str, known))
+        raise InputError(f"{name} is {value!r}; allowed are {listed}")
+    return known[value]

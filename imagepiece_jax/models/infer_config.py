@@ -47,7 +47,7 @@ def infer_config(
     told = ["num_heads", *IMAGES]
     if "name" in given or given.get("arch"):
         known = {given.get("name"): _checked(given, shapes, sizes, parts)}
-    elif all(field in given for field in (*told, *ALWAYS)):
+    elif parts.positions and all(field in given for field in (*told, *ALWAYS)):
         known = {None: {"arch": parts}}
     else:
         known = _public(sizes, parts)

@@ -52,6 +52,7 @@ DETERMINED = (
     *("embed_dim", "depth", "patch_size", "num_heads", "mlp_ratio", "stem"),
     *("num_classes", "mean", "std"),
 )
+OF_ARCH = ("name", *registry.ONE_BY_ONE)
 HEADS = ("head", "head_dist")  # what a model reads classes with
 # Fields of training, of the device or of a method, which an analysis sets itself.
 NOT_ANALYZED = ("drop_path_rate", "trace_source", "kernels", "prop_attn")
@@ -314,6 +315,8 @@ def read(
         )
     found = hub_config.read(path)
     read = weights.published(path)
+    if "arch" in found.given:  # which says it all; `changed` compares what is given
+        known = {k: v for k, v in known.items() if k not in OF_ARCH}
     result = _of_tensors(path, read, read.says | known | found.given)
     try:
         found.check(result.fields)

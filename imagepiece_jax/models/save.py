@@ -20,7 +20,16 @@ from flax import traverse_util
 from imagepiece_jax import __version__
 from imagepiece_jax.common.files import replacing_folder
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import convert, hub, hub_config, public, registry, summary
+from imagepiece_jax.models import (
+    convert,
+    hub,
+    hub_config,
+    layouts_rope,
+    public,
+    registry,
+    summary,
+    timm_config,
+)
 from imagepiece_jax.models.architecture import DEIT
 from imagepiece_jax.models.hub import SELECTORS
 from imagepiece_jax.models.hub_config import CONFIG, OURS
@@ -37,8 +46,8 @@ BASES = {
     ("swiglu", 1e-6, False): "vit_giant_patch14_dinov2",
     ("gelu", 1e-6, True): "deit_base_distilled_patch16_224",
 }
-GELUS = {ours: theirs for theirs, ours in hub_config.TIMM_GELUS.items()}
-POOLS = {"token": "token", "mean": "avg", "map": "map"}
+GELUS = {ours: theirs for theirs, ours in timm_config.GELUS.items()}
+POOLS = {ours: theirs for theirs, ours in timm_config.POOLS.items()}
 
 
 def save(
@@ -59,9 +68,11 @@ def save(
     tensors = convert.to_timm(variables)
     learned = {k: v for k, v in tensors.items() if k.startswith("reducer.")}
     dense = {k: v for k, v in tensors.items() if k not in learned}
-    if model.arch.mlp == "swiglu":
-        dense = _packed(dense)
     config = _config(model)
+    if _is_eva(model.arch):
+        dense = layouts_rope.to_eva(dense, model.arch)
+    elif model.arch.mlp == "swiglu":
+        dense = _packed(dense)
     card = model_card(folder.absolute().name, model, "model_args" in config)
     metadata = {"format": "pt"}  # some readers refuse a file without it
     with replacing_folder(folder) as new:
@@ -185,11 +196,9 @@ def _labels(names):
 
 def _architecture(model):
     """timm's architecture and its arguments; a name of ours where timm has none."""
-    arch = model.arch
-    if not _in_timm(model):
-        return {"architecture": OURS}
-    size = _size(model)
-    plain = {"gelu": DEIT.gelu, "resize": DEIT.resize}
+    arch, image_size = model.arch, model.preprocessing.image_size
+    size, eva = _size(model), _is_eva(arch)
+    plain = {"resize": DEIT.resize} | ({} if eva else {"gelu": DEIT.gelu})
     parts = dataclasses.replace(arch, **plain)
     same = [
         name
@@ -197,24 +206,29 @@ def _architecture(model):
         if registry.size_of(facts := registry.facts(name)) == size
         and dataclasses.replace(facts["arch"], **plain) == parts
     ]
-    image_size = model.preprocessing.image_size
-    near = [n for n in same if registry.facts(n).get("image_size") == image_size]
-    arguments = {} if arch.mlp == "swiglu" else {"act_layer": GELUS[arch.gelu]}
-    arguments["img_size"] = image_size
-    if same:
-        return {"architecture": (near or same)[0], "model_args": arguments}
+    same.sort(key=lambda name: registry.facts(name).get("image_size") != image_size)
+    arguments = {"img_size": image_size}
+    if arch.mlp != "swiglu" and not eva:
+        arguments["act_layer"] = GELUS[arch.gelu]
+    if same and model.stem == "patch":
+        return {"architecture": same[0], "model_args": arguments}
     eps = 1e-6 if abs(arch.norm_eps - 1e-6) <= abs(arch.norm_eps - 1e-5) else 1e-5
     base = BASES.get((arch.mlp, eps, arch.dist_token))
-    if base is None:
+    if base is None or not _is_vision_transformer(model):
         return {"architecture": OURS}
     return {"architecture": base, "model_args": arguments | _arguments(model)}
 
 
-def _in_timm(model):
+def _is_eva(arch):
+    """Whether it has parts that only timm's class Eva has."""
+    own = ("positions", "rotary", "key_bias", "attn_norm", "mlp_norm")
+    return any(getattr(arch, field) != getattr(DEIT, field) for field in own)
+
+
+def _is_vision_transformer(model):
     """Whether arguments of timm's VisionTransformer can say what the model is."""
     arch = model.arch
-    own = ("positions", "rotary", "key_bias", "attn_norm", "mlp_norm")  # of class Eva
-    if model.stem != "patch" or any(getattr(arch, f) != getattr(DEIT, f) for f in own):
+    if model.stem != "patch" or _is_eva(arch):
         return False
     if arch.dist_token and (arch.pool != "token" or arch.registers):
         return False

@@ -1,11 +1,12 @@
 """What config files of published models say, typed as they are on the hub."""
 
+import dataclasses
 import json
 
 import pytest
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import hub_config, imagenet_classes
+from imagepiece_jax.models import hub_config, imagenet_classes, registry
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 CLIP = {
@@ -101,24 +102,60 @@ def test_labels_of_timms_form(fields, names):
             {"act_layer": "gelu_tanh", "drop_path_rate": 0.1},
             {"name": "vit_small_patch14_reg4_dinov2.lvd142m", "gelu": "tanh"},
         ),
-        (
-            {"depth": 3, "reg_tokens": 2},
-            {"gelu": "exact", "norm_eps": 1e-6, "resize": "antialias", "num_heads": 6},
-        ),
-        (
-            {"embed_dim": 32, "num_heads": 2, "norm_layer": "layernorm"},
-            {"gelu": "exact", "norm_eps": 1e-6, "resize": "antialias", "num_heads": 2},
-        ),
-        (
-            {"embed_dim": 36},
-            {"gelu": "exact", "norm_eps": 1e-6, "resize": "antialias", "num_heads": 6},
-        ),
     ],
 )
-def test_arguments_of_timms_form(arguments, wanted):
-    """A name stands for its model only where no argument changes its parts."""
+def test_arguments_that_leave_the_parts(arguments, wanted):
     found = hub_config.parse(timm(model_args=arguments), {}).given
     assert found == IMAGENET | {"image_size": 518} | wanted
+
+
+# (architecture, arguments, what of its parts they change, as fields of Architecture)
+@pytest.mark.parametrize(
+    "name, arguments, wanted",
+    [
+        ("deit_tiny_patch16_224", {"depth": 3}, {}),
+        ("deit_tiny_patch16_224", {"embed_dim": 36, "init_values": None}, {}),
+        (
+            "deit_tiny_patch16_224",
+            {"reg_tokens": 2, "no_embed_class": True, "init_values": 1e-5},
+            {"registers": 2, "prefix_positions": False, "layer_scale": True},
+        ),
+        (
+            "deit_tiny_patch16_224",
+            {"global_pool": "avg"},
+            {"pool": "mean", "final_norm": False, "fc_norm": True},
+        ),
+        (
+            "deit_tiny_patch16_224",
+            {"global_pool": "avg", "fc_norm": False},
+            {"pool": "mean"},
+        ),
+        (
+            "deit_tiny_patch16_224",
+            {"class_token": False, "global_pool": "map"},
+            {"class_token": False, "pool": "map"},
+        ),
+        ("deit_tiny_patch16_224", {"final_norm": False}, {"final_norm": False}),
+        (
+            "deit_tiny_patch16_224",
+            {"pre_norm": True, "qkv_bias": False},
+            {"pre_norm": True, "patch_bias": False, "qkv_bias": False},
+        ),
+        # Its name says that the mean has no norm behind it.
+        ("vit_base_patch16_gap_224", {"final_norm": False}, {"final_norm": False}),
+    ],
+)
+def test_arguments_that_change_the_parts(name, arguments, wanted):
+    """A name stands for its model only where no argument changes its parts."""
+    config = timm(architecture=name, model_args=arguments, num_classes=0)
+    found = hub_config.parse(config, {})
+    facts = registry.facts(name)
+    assert "name" not in found.given
+    assert found.given["num_heads"] == facts["num_heads"]
+    changed = dataclasses.replace(facts["arch"], **wanted)
+    assert registry.architecture({"arch": found.given["arch"]}) == changed
+    sizes = {k: v for k, v in arguments.items() if k in ("depth", "embed_dim")}
+    assert sizes.items() <= found.told.items()
 
 
 # (model type, fields as in config.json, wanted of them); what a file leaves out is as
@@ -280,61 +317,6 @@ def test_placeholders_are_no_names():
     config = {"model_type": "vit", "architectures": ["ViTForImageClassification"]}
     found = hub_config.parse(config | labels, {})
     assert found.class_names is None and found.told["num_classes"] == 2
-
-
-VIT, CENTER = {"model_type": "vit"}, {"size": {"shortest_edge": 256}}
-
-
-@pytest.mark.parametrize(
-    "config, processor, message",
-    [
-        ({}, {}, "config.json has no model_type"),
-        ({"model_type": "resnet"}, {}, "model_type is 'resnet'; allowed are vit, deit"),
-        ({"model_type": "bert"}, {}, "model_type is 'bert'; allowed are vit, deit, d"),
-        ({"model_type": "siglip2"}, {}, "model_type is 'siglip2'; allowed are vit, "),
-        ({"model_type": ["vit"]}, {}, r"config.json has a field of another type: "),
-        (VIT | {"hidden_act": "relu"}, {}, "hidden_act is 'relu'; allowed are gelu, "),
-        (VIT | {"hidden_size": "768"}, {}, "hidden_size is '768'; allowed are 1, 2, 3"),
-        (VIT | {"num_attention_heads": [12]}, {}, r"num_attention_heads is \[12\]; al"),
-        (VIT | {"num_channels": 4}, {}, "num_channels is 4; allowed are 3"),
-        (
-            VIT | {"image_size": [224, 256]},
-            {},
-            r"a size is \(224, 256\); allowed are s",
-        ),
-        (VIT, {"size": 224, "resample": 0}, "resample is 0; allowed are 2, 3"),
-        (
-            VIT,
-            {"rescale_factor": 1 / 127.5},
-            "rescale_factor is 0.0078.*; allowed is 1",
-        ),
-        (VIT, {"do_rescale": False}, "do_rescale is False; allowed is True"),
-        (VIT, CENTER, "crop_size None; allowed are a height and a width, or a crop_s"),
-        (
-            VIT,
-            {"size": 224, "do_center_crop": True},
-            "size is 224 and crop_size None; ",
-        ),
-        (VIT, CENTER | {"crop_size": 384}, "crop_size 384; allowed are a height and"),
-        (timm(architecture="resnet50"), {}, "architecture is 'resnet50'; "),
-        (timm(architecture="vit_smal_patch16_224"), {}, "mean vit_small_patch16_224?"),
-        (timm(model_args={"qk_norm": True}), {}, "model_args has qk_norm=True, which"),
-        (
-            timm(model_args={"act_layer": "relu"}),
-            {},
-            "act_layer is 'relu'; allowed are",
-        ),
-        (
-            timm(model_args={"in_chans": 1}),
-            {},
-            "model_args.in_chans is 1; allowed are 3",
-        ),
-        (timm(pretrained_cfg={}), {}, "config.json has no input_size"),
-    ],
-)
-def test_what_no_model_here_has(config, processor, message):
-    with pytest.raises(InputError, match=message):
-        hub_config.parse(config, processor)
 
 
 @pytest.mark.parametrize(

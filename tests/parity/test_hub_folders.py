@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import imagepiece_jax
-from imagepiece_jax.models import hub_config
+from imagepiece_jax.models import hub_config, transformers_config
 
 for package in ("torch", "timm", "transformers"):
     pytest.importorskip(package)
@@ -95,6 +95,20 @@ MODELS = {
         ),
         {"crop": 1.0, "crop_mode": "center", "interpolation": "bicubic"},
     ),
+    "dinov3_vit": lambda: (
+        transformers.DINOv3ViTModel(
+            config(
+                transformers.DINOv3ViTConfig,
+                num_register_tokens=2,
+                use_gated_mlp=True,
+                hidden_act="silu",
+                rope_theta=50.0,
+            )
+        ),
+        originals.pooler,
+        transformers.DINOv3ViTImageProcessor(size=SQUARE),
+        {"crop": 1.0, "crop_mode": "squash", "interpolation": "bilinear"},
+    ),
     "siglip": lambda: (
         transformers.SiglipModel(originals.siglip_config()),
         lambda model, x: model.vision_model(x).pooler_output,
@@ -122,9 +136,9 @@ def test_transformers_folder(tmp_path, name):
     assert found.class_names == (tuple(LABELS.values()) if labels else None)
 
 
-@pytest.mark.parametrize("kind", hub_config.MODEL_TYPES)
+@pytest.mark.parametrize("kind", transformers_config.MODEL_TYPES)
 def test_what_a_config_leaves_out_is_as_in_transformers(kind):
-    ours = hub_config.MODEL_TYPES[kind].fields
+    ours = transformers_config.MODEL_TYPES[kind].fields
     theirs = transformers.AutoConfig.for_model(kind).to_dict()
     assert ours == {field: theirs[field] for field in ours}
 

@@ -56,6 +56,16 @@ def test_public_architectures(tmp_path, name):
     assert (*cfg["mean"], *cfg["std"]) == (0.5,) * 6
 
 
+@pytest.mark.parametrize(
+    "name", ["eva02_tiny_patch14_224", "vit_small_patch16_dinov3_qkvb"]
+)
+def test_models_with_rotary_positions(tmp_path, name):
+    """By the names of timm's class Eva."""
+    model = registry.create_model(name, num_classes=3, image_size=112)
+    variables = tiny.fill(summary.shapes(model, 112))
+    agrees(tmp_path / "m", model, variables, 112)
+
+
 def test_a_grid_that_cuts_pixels(tmp_path):
     """SigLIP So400m at 384 pixels has 27 patches of 14; timm cuts the rest, too."""
     model, variables = made(**MODELS["siglip"])

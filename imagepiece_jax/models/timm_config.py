@@ -1,0 +1,123 @@
+"""timm's form of config.json: an architecture by name, its arguments, its images."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from imagepiece_jax.errors import InputError, closest, one_of
+from imagepiece_jax.models import imagenet_classes, public, registry
+from imagepiece_jax.models.architecture import Architecture
+
+GELUS = {"gelu": "exact", "gelu_tanh": "tanh", "quick_gelu": "quick"}
+POOLS = {"token": "token", "avg": "mean", "map": "map"}
+NORMS = {"layernorm": 1e-6, "layer_norm": 1e-6}  # the epsilon of timm's LayerNorm
+# Of model_args, those that change parts of an Architecture, sizes, and those that
+# change no logits, or nothing that tensors do not tell.
+PARTS = ("class_token", "no_embed_class", "reg_tokens", "pre_norm", "qkv_bias")
+PARTS += ("init_values", "global_pool", "final_norm", "fc_norm")
+SIZES = ("patch_size", "embed_dim", "depth")
+IDLE = ("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate")
+IDLE += ("attn_drop_rate", "drop_path_rate", "weight_init", "fix_init")
+IDLE += ("dynamic_img_size", "strict_img_size", "img_size", "num_classes", "mlp_ratio")
+
+
+def parse(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a HubConfig; what was written before timm 0.9 is flat."""
+    images = config.get("pretrained_cfg", config)
+    name, tag = config["architecture"], images.get("tag")
+    tagged = f"{name}.{tag}"
+    known = tagged if tag and public.model(tagged) else name
+    if name not in registry.MODELS and public.model(name) is None:
+        meant = closest(str(name), [*public.table(), *registry.MODELS])
+        hint = f"did you mean {meant}?" if meant else "allowed are timm's ViTs"
+        raise InputError(f"architecture is {name!r}; {hint}")
+    _, *size = images["input_size"]
+    size = size[0] if size[0] == size[1] else tuple(size)
+    says, sizes = _arguments(config.get("model_args") or {}, known)
+    values = {"mean": tuple(images["mean"]), "std": tuple(images["std"])}
+    classes = config.get("num_classes", images.get("num_classes"))
+    told = sizes if classes is None else {"num_classes": classes} | sizes
+    if images.get("fixed_input_size", True):
+        told = told | {"image_size": size}
+    own = {"crop": "crop_pct", "crop_mode": "crop_mode"}
+    own |= {"interpolation": "interpolation"}
+    prepared = {k: images.get(theirs) for k, theirs in own.items()}
+    return {
+        "given": values | {"image_size": size} | says,
+        "told": told,
+        "preprocessing": {k: v for k, v in prepared.items() if v is not None},
+        "class_names": labels(images | config, classes)
+        or imagenet_classes.names_of(known, classes),
+    }
+
+
+def labels(config: Mapping[str, Any], classes: int | None):
+    """Descriptions of the labels where there are any, else their names; or None."""
+    names = config.get("label_names")
+    if not names:
+        return None
+    if isinstance(names, Mapping):  # by number, some of which may lack
+        names = [names.get(str(i)) for i in range(classes)]
+    described = config.get("label_descriptions") or {}
+    return tuple(described.get(name, name) for name in names)
+
+
+def _arguments(arguments, name):
+    """(what the name and model_args say that no tensor tells, sizes that they say)."""
+    changes = {}
+    for field, value in arguments.items():
+        if field == "num_heads":
+            changes[field] = value
+        elif field == "act_layer":
+            changes["gelu"] = one_of(f"model_args.{field}", value, GELUS)
+        elif field == "norm_layer":
+            changes["norm_eps"] = one_of(f"model_args.{field}", value, NORMS)
+        elif field == "in_chans":
+            one_of(f"model_args.{field}", value, {3: 3})
+        elif field not in (*PARTS, *SIZES, *IDLE):
+            raise InputError(f"model_args has {field}={value!r}, which no model has")
+    sizes = {k: v for k, v in arguments.items() if k in SIZES and v is not None}
+    parts = {k: v for k, v in arguments.items() if k in PARTS and v is not None}
+    if not parts and not sizes and "mlp_ratio" not in arguments:
+        return {"name": name} | changes, sizes
+    arch = _changed(registry.architecture({"name": name}), parts)
+    heads = registry.facts(name)["num_heads"]
+    given = {"arch": dataclasses.asdict(arch), "num_heads": heads}
+    return given | changes, sizes
+
+
+def _changed(arch: Architecture, arguments) -> Architecture:
+    """An Architecture changed by arguments of timm's VisionTransformer."""
+    if arguments and (arch.rotary or not arch.positions):
+        raise InputError(
+            f"model_args has {', '.join(arguments)} for a model with rotary positions; "
+            "allowed are its own parts"
+        )
+    ours = {"class_token": "class_token", "reg_tokens": "registers"}
+    ours |= {"qkv_bias": "qkv_bias", "pre_norm": "pre_norm"}
+    found = {ours[k]: v for k, v in arguments.items() if k in ours}
+    if "pre_norm" in found:
+        found["patch_bias"] = not found["pre_norm"]
+    if "init_values" in arguments:
+        found["layer_scale"] = True
+    if "no_embed_class" in arguments:
+        found["prefix_positions"] = not arguments["no_embed_class"]
+    if {"global_pool", "final_norm", "fc_norm"} & {*arguments}:
+        found |= _head(arch, arguments)
+    arch = dataclasses.replace(arch, **found)
+    return arch if arch.prefix else dataclasses.replace(arch, prefix_positions=True)
+
+
+def _head(arch, arguments):
+    """pool, final_norm and fc_norm; without a word on it a mean has its norm behind."""
+    usual = None if arch.fc_norm == (arch.pool == "mean") else arch.fc_norm
+    pool, behind = arch.pool, arguments.get("fc_norm", usual)
+    if "global_pool" in arguments:
+        pool = one_of("model_args.global_pool", arguments["global_pool"], POOLS)
+    behind = pool == "mean" if behind is None else behind
+    normed = arguments.get("final_norm", arch.final_norm or arch.fc_norm)
+    return {
+        "pool": pool,
+        "final_norm": normed and not behind,
+        "fc_norm": normed and behind,
+    }

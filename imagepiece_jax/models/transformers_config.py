@@ -1,0 +1,193 @@
+"""transformers' forms of config.json and preprocessor_config.json.
+
+transformers leaves out of a file what is as in the defaults of its model type, so that
+these stand here (its configuration classes, version 5.23).
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from imagepiece_jax.errors import InputError, one_of
+from imagepiece_jax.models import layouts_rope
+
+# Activations by their names; those of one kind differ in rounding alone.
+GELUS = {"gelu": "exact", "gelu_python": "exact", "quick_gelu": "quick"}
+GELUS |= dict.fromkeys(("gelu_pytorch_tanh", "gelu_python_tanh"), "tanh")
+GELUS |= dict.fromkeys(("gelu_new", "gelu_fast", "gelu_accurate"), "tanh")
+SILUS = {"silu": "exact", "swish": "exact"}  # of a gated MLP, which has no GELU
+# Fields that are numbers of something.
+WHOLE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+RESCALE = 1 / 255
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelType:
+    """A model type of transformers.
+
+    fields: the defaults of its configuration class; resize: how its code interpolates
+    positions; resample: its image processor's own; square: whether a size that is one
+    number means both sides there; parts: (fields) -> what tensors tell too.
+    """
+
+    fields: Mapping[str, Any]
+    resize: str
+    resample: int
+    square: bool = True
+    parts: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda fields: {}
+
+
+def _hidden(fields):
+    return {"mlp_ratio": fields["intermediate_size"] / fields["hidden_size"]}
+
+
+def _dinov2(fields):
+    hidden = int(fields["hidden_size"] * fields["mlp_ratio"])
+    if fields["use_swiglu_ffn"]:
+        hidden = (int(hidden * 2 / 3) + 7) // 8 * 8
+    return {"mlp_ratio": hidden / fields["hidden_size"]}
+
+
+_BASE = dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12)
+_BASE |= dict(image_size=224, patch_size=16, num_channels=3)
+_WIDE = _BASE | dict(intermediate_size=3072)
+_VIT = _WIDE | dict(hidden_act="gelu", layer_norm_eps=1e-12)
+_DINOV2 = _BASE | dict(hidden_act="gelu", layer_norm_eps=1e-6)
+_DINOV2 |= dict(mlp_ratio=4, use_swiglu_ffn=False)
+_CLIP = _WIDE | dict(patch_size=32, hidden_act="quick_gelu", layer_norm_eps=1e-5)
+_SIGLIP = _WIDE | dict(hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6)
+_DINOV3 = dict(hidden_size=384, num_hidden_layers=12, num_attention_heads=6)
+_DINOV3 |= dict(image_size=224, patch_size=16, num_channels=3, intermediate_size=1536)
+_DINOV3 |= dict(hidden_act="gelu", layer_norm_eps=1e-5, use_gated_mlp=False)
+MODEL_TYPES = {
+    "vit": ModelType(_VIT, "bicubic", 2, parts=_hidden),
+    "deit": ModelType(_VIT, "bicubic", 3, parts=_hidden),
+    "dinov2": ModelType(
+        _DINOV2 | {"patch_size": 14}, "bicubic", 3, square=False, parts=_dinov2
+    ),
+    "dinov2_with_registers": ModelType(
+        _DINOV2, "antialias", 3, square=False, parts=_dinov2
+    ),
+    "clip_vision_model": ModelType(_CLIP, "bicubic", 3, square=False, parts=_hidden),
+    "siglip_vision_model": ModelType(_SIGLIP, "bicubic", 3, parts=_hidden),
+    "dinov3_vit": ModelType(_DINOV3, "antialias", 2, parts=_hidden),
+}
+TOWERS = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
+
+
+def parse(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a HubConfig in a config.json."""
+    kind, fields = _kind(config), config
+    if config["model_type"] in TOWERS:
+        fields = config.get("vision_config") or {}
+    model, own = MODEL_TYPES[kind], fields
+    fields = model.fields | {k: v for k, v in fields.items() if k in model.fields}
+    for field in {*fields} & {*WHOLE}:
+        value = fields[field]
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise InputError(f"{field} is {value!r}; allowed are 1, 2, 3, ..")
+    one_of("num_channels", fields["num_channels"], {3: 3})
+    size, patch = _square(fields["image_size"]), _square(fields["patch_size"])
+    classify = any("ImageClass" in name for name in config.get("architectures") or ())
+    labels = config.get("id2label") if classify else None
+    told = {"embed_dim": fields["hidden_size"], "depth": fields["num_hidden_layers"]}
+    told |= {"patch_size": patch} | model.parts(fields)
+    told |= {"num_classes": len(labels)} if labels else {}
+    gated = fields.get("use_gated_mlp", False)
+    acts = SILUS if gated else GELUS
+    given = {
+        "num_heads": fields["num_attention_heads"],
+        "gelu": one_of("hidden_act", fields["hidden_act"], acts),
+        "norm_eps": float(fields["layer_norm_eps"]),
+        "resize": model.resize,
+        "image_size": size,
+    }
+    if kind == "dinov3_vit":  # no tensor tells rotary positions, nor an image size
+        arch = layouts_rope.dinov3(own)["arch"]
+        given["arch"] = dataclasses.asdict(arch)
+    else:
+        told["image_size"] = size
+    return {"given": given, "told": told, "class_names": _names(labels)}
+
+
+def processor(
+    images: Mapping[str, Any], config: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(mean and std, fields of a Preprocessing) of a preprocessor_config.json.
+
+    Empty where it does not say them. config: the content of config.json.
+    """
+    if not images:
+        return {}, {}
+    model = MODEL_TYPES[_kind(config)]
+    if not images.get("do_rescale", True):
+        raise InputError("do_rescale is False; allowed is True")
+    factor = images.get("rescale_factor", RESCALE)
+    if abs(factor - RESCALE) > 1e-6:
+        raise InputError(f"rescale_factor is {factor!r}; allowed is 1/255")
+    names = {"mean": "image_mean", "std": "image_std"}
+    given = {k: tuple(images[name]) for k, name in names.items() if name in images}
+    if not images.get("do_normalize", True):
+        given = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    if not images.get("do_resize", True) or "size" not in images:
+        return given, {}
+    resample = images.get("resample", model.resample)
+    interpolation = one_of("resample", resample, RESAMPLE)
+    side, squash = _resized(images["size"], model)
+    cut = images.get("crop_size")
+    cropped = images.get("do_center_crop", cut is not None)
+    known = cut is not None if cropped else squash
+    crop = _share(_square(cut), side) if known and cropped else 1.0
+    if not known or crop > 1:
+        raise InputError(
+            f"size is {images['size']!r} and crop_size {cut!r}; allowed are a height "
+            "and a width, or a crop_size of at most size"
+        )
+    mode = "squash" if squash else "center"
+    return given, {"crop": crop, "crop_mode": mode, "interpolation": interpolation}
+
+
+def _kind(config):
+    """The model type, of two towers that of the images."""
+    kind = config["model_type"]
+    known = {kind: kind for kind in MODEL_TYPES} | TOWERS
+    return one_of("model_type", kind, known)
+
+
+def _names(labels):
+    """id2label as names by number; None where they are transformers' placeholders."""
+    if not labels:
+        return None
+    names = [labels.get(str(i)) for i in range(len(labels))]
+    if all(name == f"LABEL_{i}" for i, name in enumerate(names)):
+        return None
+    return tuple(names)
+
+
+def _share(cut, side):
+    """cut / side, or the number next to it of which int(cut / share) is `side`."""
+    share = cut / side
+    return share if int(cut / share) == side else math.nextafter(share, 0)
+
+
+def _resized(size, model):
+    """(pixels a side, whether both sides get them) of a processor's size."""
+    if not isinstance(size, Mapping):
+        return size, model.square
+    if "shortest_edge" in size:
+        return size["shortest_edge"], False
+    return _square((size["height"], size["width"])), True
+
+
+def _square(size):
+    """A number of pixels, given so or as {"height", "width"} or twice."""
+    if isinstance(size, Mapping):
+        size = (size["height"], size["width"])
+    if isinstance(size, int):
+        return size
+    height, width = size
+    if height != width:
+        raise InputError(f"a size is {tuple(size)!r}; allowed are squares")
+    return height

@@ -1,0 +1,76 @@
+"""Config files that say what no model here has: one sentence, which names the field."""
+
+import pytest
+
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import hub_config
+from tests.models.test_hub_config import timm
+
+VIT, CENTER = {"model_type": "vit"}, {"size": {"shortest_edge": 256}}
+
+
+@pytest.mark.parametrize(
+    "config, processor, message",
+    [
+        ({}, {}, "config.json has no model_type"),
+        ({"model_type": "resnet"}, {}, "model_type is 'resnet'; allowed are vit, deit"),
+        ({"model_type": "bert"}, {}, "model_type is 'bert'; allowed are vit, deit, d"),
+        ({"model_type": "siglip2"}, {}, "model_type is 'siglip2'; allowed are vit, "),
+        ({"model_type": ["vit"]}, {}, r"model_type is \['vit'\]; allowed are vit, d"),
+        (
+            VIT | {"layer_norm_eps": [1]},
+            {},
+            "config.json has a field of another type: ",
+        ),
+        (VIT | {"hidden_act": "relu"}, {}, "hidden_act is 'relu'; allowed are gelu, "),
+        (VIT | {"hidden_size": "768"}, {}, "hidden_size is '768'; allowed are 1, 2, 3"),
+        (VIT | {"num_attention_heads": [12]}, {}, r"num_attention_heads is \[12\]; al"),
+        (VIT | {"num_channels": 4}, {}, "num_channels is 4; allowed are 3"),
+        (
+            VIT | {"image_size": [224, 256]},
+            {},
+            r"a size is \(224, 256\); allowed are s",
+        ),
+        (VIT, {"size": 224, "resample": 0}, "resample is 0; allowed are 2, 3"),
+        (
+            VIT,
+            {"rescale_factor": 1 / 127.5},
+            "rescale_factor is 0.0078.*; allowed is 1",
+        ),
+        (VIT, {"do_rescale": False}, "do_rescale is False; allowed is True"),
+        (VIT, CENTER, "crop_size None; allowed are a height and a width, or a crop_s"),
+        (
+            VIT,
+            {"size": 224, "do_center_crop": True},
+            "size is 224 and crop_size None; ",
+        ),
+        (VIT, CENTER | {"crop_size": 384}, "crop_size 384; allowed are a height and"),
+        (timm(architecture="resnet50"), {}, "architecture is 'resnet50'; "),
+        (timm(architecture="vit_smal_patch16_224"), {}, "mean vit_small_patch16_224?"),
+        (timm(model_args={"qk_norm": True}), {}, "model_args has qk_norm=True, which"),
+        (
+            timm(model_args={"act_layer": "relu"}),
+            {},
+            "act_layer is 'relu'; allowed are",
+        ),
+        (
+            timm(model_args={"in_chans": 1}),
+            {},
+            "model_args.in_chans is 1; allowed are 3",
+        ),
+        (
+            timm(architecture="vit_small_patch16_dinov3", model_args={"reg_tokens": 1}),
+            {},
+            "model_args has reg_tokens for a model with rotary positions; allowed are",
+        ),
+        (
+            timm(model_args={"global_pool": "max"}),
+            {},
+            "global_pool is 'max'; allowed are",
+        ),
+        (timm(pretrained_cfg={}), {}, "config.json has no input_size"),
+    ],
+)
+def test_what_no_model_here_has(config, processor, message):
+    with pytest.raises(InputError, match=message):
+        hub_config.parse(config, processor)
