@@ -55,9 +55,7 @@ def infer_config(
     values = {field: _values(field, known, given) for field in fields}
     unknown = [field for field in fields if len(values[field]) != 1]
     if unknown or not known:
-        if not known and not parts.positions:
-            _shape(shapes, "pos_embed", 3)
-        raise InputError(_several(known, unknown, sizes))
+        raise InputError(_several(known, unknown, sizes, parts))
     found = {field: next(iter(values[field])) for field in told}
     changes = {k: given[k] for k in ("gelu", "class_token") if k in given}
     return {"name": next(iter(known)), **sizes, **found, **changes}
@@ -220,14 +218,15 @@ def _values(field, known, given):
     }
 
 
-def _several(known, unknown, sizes):
+def _several(known, unknown, sizes, parts):
     """One sentence on what cannot be known, and how to say it."""
     listed = ", ".join(unknown)
     if not known:
         size = ", ".join(f"{field} {sizes[field]:g}" for field in SIZES)
+        kind = "model" if parts.positions else "model without pos_embed"
         return (
-            f"no known model has {size}, and no tensor says its {listed}: name a model "
-            "that is alike in all else, such as name='deit_s', num_heads=.., in "
+            f"no known {kind} has {size}, and no tensor says its {listed}: name a "
+            "model that is alike in all else, such as name='deit_s', num_heads=.., in "
             "commands --config.model.name=deit_s"
         )
     fields = " ".join(f"{field}=.." for field in unknown)

@@ -9,6 +9,8 @@ import pytest
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
+from imagepiece_jax.models.architecture import Architecture
+from imagepiece_jax.models.rotary import Rotary
 from imagepiece_jax.models.vit import MEAN, STD
 from tests.models import tiny
 
@@ -192,3 +194,10 @@ def test_what_is_no_model_or_no_variables(swapped):
     )
     with pytest.raises(InputError, match=message):
         optimize.optimize(*given, batch_size=1)
+
+
+@pytest.mark.parametrize("reduction", [EVIT, {"name": "token_learner", "block": 0}])
+def test_images_of_a_model_without_position_embedding_are_those_of_its_plan(reduction):
+    turning = Architecture(registers=2, positions=False, rotary=Rotary("center"))
+    model = tiny.model(reduction, arch=turning, embed_dim=24, depth=1)
+    assert optimize.image_side(model, {"params": {}}) == tiny.SIDE

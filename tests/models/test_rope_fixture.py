@@ -91,6 +91,26 @@ def test_other_parts_show(fixture, name, fault):
     assert min(found) > 10 * ALLOWED
 
 
+def test_other_variables_show(fixture):
+    """LayerScale left out, and the class token in the place of a register."""
+    model, variables, image = made(DINOV3, fixture)
+    plain = {**variables["params"]}
+    for block in ("blocks_0", "blocks_1"):
+        one = {"gamma": np.ones(SIZE["embed_dim"], np.float32)}
+        plain[block] = plain[block] | {"ls1": one, "ls2": one}
+    found = [*differences(DINOV3, fixture, model, {"params": plain}, image)]
+    assert min(found) > 10 * ALLOWED
+    first, rest = variables["params"]["cls_token"], variables["params"]["reg_token"]
+    swapped = {
+        "cls_token": rest[:, :1],
+        "reg_token": np.concatenate([first, rest[:, 1:]], axis=1),
+    }
+    wrong = {"params": variables["params"] | swapped}
+    # Patches see both alike: the tokens themselves differ.
+    _, found = differences(DINOV3, fixture, model, wrong, image)
+    assert found > 10 * ALLOWED
+
+
 def test_names_go_back_to_timm(fixture):
     """Bit for bit, the projections apart and the norms in their places."""
     for name in (DINOV3, EVA02):
