@@ -15,12 +15,19 @@ def get_config():
     config.num_classes = 1000  # outputs; labels are 0 .. num_classes - 1
 
     config.model = config_dict.ConfigDict()
-    config.model.name = "deit_s"  # deit_ti, deit_s, deit_b, vit_mini
+    config.model.name = "deit_s"  # deit_ti, deit_s, deit_b, vit_mini, or timm's name
+    #                     of a public model; empty: `arch` and the size say it all
     config.model.stem = "patch"  # "patch", or "conv": ImagePiece's local coherence bias
     config.model.gelu = config_dict.placeholder(str)  # "exact", "tanh" (faster on
     #                     GPUs) or "quick", three functions; empty: as the name has it
     config.model.class_token = config_dict.placeholder(bool)  # False: the head reads
     #                     the mean over patches; empty: as the name has it
+    config.model.norm_eps = config_dict.placeholder(float)  # added to variances in
+    #                     layer norms; empty: as the name has it
+    config.model.resize = config_dict.placeholder(str)  # how positions get another
+    #                     grid: models/positions.py; empty: as the name has it
+    config.model.arch = config_dict.ConfigDict()  # parts that differ from DeiT's:
+    #                     models/architecture.py; empty: as the name has it
     config.model.mean = config_dict.placeholder(tuple)  # of the images, in [0, 1], by
     #                     channel; empty: those of the weights that a run starts
     #                     from, else ImageNet's, (0.485, 0.456, 0.406) and
@@ -55,6 +62,11 @@ def get_config():
     config.data.flip = True  # left and right, half of the time
     config.data.resize = "deit"  # evaluation: short side to size / 0.875, center crop;
     #                              "none": images have the right size already
+    config.data.eval_crop = config_dict.placeholder(float)  # share of the resized side
+    #                              that evaluation looks at; empty: 0.875, and images of
+    #                              up to 32 pixels are not resized
+    config.data.eval_crop_mode = "center"  # or "squash": both sides are resized
+    config.data.eval_interpolation = "bicubic"  # or "bilinear"
     config.data.canvas = 0  # pixels a side of the square that an image is decoded to,
     #                         to be cropped on the device; 0: cropped on the host
     config.data.repeats = 3  # copies of an image in a row (repeated augmentation): an

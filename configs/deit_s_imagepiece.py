@@ -48,4 +48,6 @@ def imagepiece():
     fields.parity = 0  # which of the first two candidates may leave
     fields.metric = "key"  # what is compared: "key", "query", "value", "token"
     fields.size_weighting = True  # a merged token is the mean over its patches
+    fields.score = "auto"  # "class" attention, or what else ranks the tokens:
+    #                        "received", "energy", "probe" (docs/models.md)
     return fields

@@ -1,7 +1,7 @@
 """Token reduction for vision transformers in JAX: ImagePiece and its baselines.
 
-The public API is `create_model`, `load`, `optimize` and `Predictor`. Each is imported
-on first access, so that `import imagepiece_jax` costs nothing.
+The public API is `create_model`, `load`, `save`, `optimize`, `Predictor`, `features`.
+Each is imported on first access, so that `import imagepiece_jax` costs nothing.
 """
 
 import importlib
@@ -10,17 +10,21 @@ import typing
 if typing.TYPE_CHECKING:
     from imagepiece_jax.inference.optimize import optimize
     from imagepiece_jax.inference.predictor import Predictor
-    from imagepiece_jax.models.pretrained import load
+    from imagepiece_jax.models.features import features
+    from imagepiece_jax.models.load import load
     from imagepiece_jax.models.registry import create_model
+    from imagepiece_jax.models.save import save
 
 __version__ = "0.2.0"
-__all__ = ["Predictor", "create_model", "load", "optimize"]
+__all__ = ["Predictor", "create_model", "features", "load", "optimize", "save"]
 
 _HOMES = {
     "Predictor": "inference.predictor",
     "create_model": "models.registry",
-    "load": "models.pretrained",
+    "features": "models.features",
+    "load": "models.load",
     "optimize": "inference.optimize",
+    "save": "models.save",
 }
 
 

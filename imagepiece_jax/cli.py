@@ -42,7 +42,10 @@ def finite(holder):
 
 def weights():
     """Define --weights."""
-    help_text = "a .npz, .safetensors or .pth file, or the folder of a run"
+    help_text = (
+        "a .npz, .safetensors or .pth file, a folder with config.json and weights, the "
+        "folder of a run, or hf://OWNER/NAME"
+    )
     return _string("weights", None, help_text)
 
 

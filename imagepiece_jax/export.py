@@ -28,6 +28,7 @@ from absl import flags
 from imagepiece_jax import cli, config_flags
 from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.files import check_writable, replace_file
+from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.models import summary
@@ -80,16 +81,17 @@ def facts_file(out: str | os.PathLike) -> pathlib.Path:
     return pathlib.Path(f"{out}.json")
 
 
-def serialized(model: ViT, variables: Mapping[str, Any], image_size: int) -> bytes:
-    """The bytes of `jax.export` of images [batch, S, S, 3] float32 -> logits.
+def serialized(model: ViT, variables: Mapping[str, Any], image_size) -> bytes:
+    """The bytes of `jax.export` of images [batch, H, W, 3] float32 -> logits.
 
-    `batch` stays open; layers are of the model's dtype. `model` must have XLA's
-    attention and plain reductions, which both platforms have.
+    image_size: pixels a side, or (height, width). `batch` stays open; layers are of the
+    model's dtype. `model` must have XLA's attention and plain reductions, which both
+    platforms have.
     """
     fast, fixed = optimize.prepare(model, variables, dtype=model.dtype.name)
     logits = optimize.forward(fast)
     (batch,) = jax.export.symbolic_shape("batch")
-    images = jax.ShapeDtypeStruct((batch, image_size, image_size, 3), "float32")
+    images = jax.ShapeDtypeStruct((batch, *sides(image_size), 3), "float32")
     program = jax.jit(lambda images: logits(fixed, images))
     return jax.export.export(program, platforms=PLATFORMS)(images).serialize()
 

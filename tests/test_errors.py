@@ -27,7 +27,6 @@ from tests.runs import ROOT
 
 COMMANDS = {m.__name__.split(".")[-1]: m.main for m in (describe, export, train)}
 COMMANDS |= {"evaluate": evaluate.main, "benchmark": benchmark.main}
-# Heads of 64 channels, so that tensors tell the model.
 TINY = {
     "model.depth": 2,
     "model.embed_dim": 64,

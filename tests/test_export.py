@@ -10,7 +10,7 @@ import pytest
 
 from configs import quickstart
 from imagepiece_jax import export
-from imagepiece_jax.models import convert, pretrained, registry, summary
+from imagepiece_jax.models import convert, registry, summary, weights
 from imagepiece_jax.models.vit import MEAN, STD
 from tests.command import call, sentence
 from tests.models import tiny
@@ -70,7 +70,7 @@ def test_it_runs_without_this_package(model, weights_file, tmp_path):
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    variables = pretrained.restore(weights_file, tiny.shapes(model, 16))
+    variables = weights.restore(weights_file, tiny.shapes(model, 16))
     want = np.asarray(tiny.jit(model.apply)(variables, jnp.asarray(noise)).logits)
     with np.load(tmp_path / "out.npz") as found:
         np.testing.assert_allclose(found["3"], want, atol=1e-5)

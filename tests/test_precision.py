@@ -17,7 +17,7 @@ from tests.command import call
 from tests.models.tiny import fill
 from tests.runs import ROOT
 
-SIZE = dict(embed_dim=64, depth=2, num_heads=1, stem="conv")
+SIZE = dict(embed_dim=64, depth=2, num_heads=4, stem="conv")
 SETTING = {"name": "imagepiece", "merge_blocks": (0,), "prune_blocks": (1,)}
 
 
@@ -34,7 +34,7 @@ def lowered(tmp_path):
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     model = registry.create_model("vit_mini", image_size=16, num_classes=10, **SIZE)
-    path = tmp_path_factory.mktemp("weights") / "tiny.npz"
+    path = tmp_path_factory.mktemp("weights") / "vit_mini.npz"
     np.savez(path, **convert.to_timm(fill(summary.shapes(model, 16), 0)))
     return path
 

@@ -1,6 +1,7 @@
 """What README and the pages of docs show works as it stands there."""
 
 import dataclasses
+import json
 import pathlib
 import re
 from typing import ClassVar
@@ -9,14 +10,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 from PIL import Image
 
 from imagepiece_jax import config_flags
-from imagepiece_jax.models import pretrained
+from imagepiece_jax.models import (
+    convert,
+    hub,
+    imagenet_classes,
+    layouts,
+    registry,
+    summary,
+)
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction import layer_plan, ops, tokens
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.training import from_config, run_dir
+from tests.models import tiny
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -106,32 +116,93 @@ def test_fields_that_may_change_are_those_it_lists():
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch, assets):
-    """Public weights and two photographs in the folder where the reader stands.
+    """Public weights in the folder where the reader stands.
 
     Two of the twelve blocks are read: the rest is in models/test_public_weights.
     """
     weights = assets / "weights" / "deit_tiny_patch16_224.pth"
-    read = pretrained.read_state_dict
+    read = layouts.read_state_dict
 
     def two_blocks(path):
         left_out = re.compile(r"blocks\.([2-9]|1.)\.")
         return {k: v for k, v in read(path).items() if not left_out.match(k)}
 
-    monkeypatch.setattr(pretrained, "read_state_dict", two_blocks)
+    monkeypatch.setattr(layouts, "read_state_dict", two_blocks)
     (tmp_path / weights.name).symlink_to(weights)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_example_of_weights_runs(folder):
+    page, space = ROOT / "docs" / "inference.md", {}
+    code = compile(block(page, "import imagepiece_jax\n"), page.name, "exec")
+    with pytest.warns(UserWarning, match="ImageNet's mean and standard deviation"):
+        exec(code, space)
+    assert space["logits"].shape == (8, 1000)
+    assert bool(jnp.isfinite(space["logits"]).all())
+
+
+# Of what the pages load from the hub, timm's architecture and what is as published.
+CLIP = {
+    "architecture": "vit_base_patch16_clip_224",
+    "num_classes": 1000,
+    "pretrained_cfg": {
+        "tag": "openai_ft_in1k",
+        "input_size": [3, 224, 224],
+        "mean": [0.48145466, 0.4578275, 0.40821073],
+        "std": [0.26862954, 0.26130258, 0.27577711],
+    },
+}
+DINOV2 = {
+    "architecture": "vit_small_patch14_reg4_dinov2",
+    "num_classes": 0,
+    "pretrained_cfg": {
+        "tag": "lvd142m",
+        "input_size": [3, 518, 518],
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """Folders of the hub by id, with models of two blocks and random weights."""
+    folders = {}
+    for config in (CLIP, DINOV2):
+        name = f"{config['architecture']}.{config['pretrained_cfg']['tag']}"
+        folder = folders[f"hf://timm/{name}"] = tmp_path_factory.mktemp("hub") / name
+        folder.mkdir()
+        depth, width = 2, 24
+        model = registry.create_model(name, depth=depth, embed_dim=width, num_heads=2)
+        shapes = summary.shapes(model, model.preprocessing.image_size)
+        tensors = convert.to_timm(tiny.fill(shapes))
+        safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+        size = {"depth": depth, "embed_dim": width, "num_heads": 2}
+        config = json.dumps({**config, "model_args": size})
+        (folder / "config.json").write_text(config)
+    return folders
+
+
+@pytest.fixture
+def hub_of_pages(published, tmp_path, monkeypatch):
+    """`published` as if the hub had them, and two photographs where the reader is."""
+    monkeypatch.setattr(hub, "fetched", published.__getitem__)
     for name in ("cat.jpg", "dog.jpg"):
         Image.new("RGB", (300, 200), "gray").save(tmp_path / name)
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("page", [README, ROOT / "docs" / "inference.md"])
-def test_python_examples_run(folder, page, capsys):
+def test_the_first_lines_run(hub_of_pages, capsys):
+    """Both blocks of README, on models of two blocks that are the hub's else."""
     space = {}
-    code = compile(block(page, "import imagepiece_jax\n"), page.name, "exec")
-    with pytest.warns(UserWarning, match="ImageNet's mean and standard deviation"):
-        exec(code, space)
-    if page is README:
-        assert capsys.readouterr().out.count("Prediction(") >= 2
-    else:
-        assert space["logits"].shape == (8, 1000)
-        assert bool(jnp.isfinite(space["logits"]).all())
+    exec(compile(block(README, "import imagepiece_jax\n"), "README.md", "exec"), space)
+    assert space["model"].arch == registry.facts(space["clip"][10:])["arch"]
+    assert space["model"].reduction["name"] == "tome"
+    said = capsys.readouterr().out
+    names = imagenet_classes.names()
+    assert said.count("Prediction(label=") == 10 and any(n in said for n in names)
+    space["pixels"] = np.zeros((2, 224, 224, 3), np.uint8)
+    code = block(README, "from imagepiece_jax.data.normalize import normalize\n")
+    exec(compile(code, "README.md", "exec"), space)
+    assert space["model"].arch == registry.facts(space["dinov2"][10:])["arch"]
+    assert capsys.readouterr().out == "(2, 24) (2, 16, 16, 24)\n"

@@ -176,6 +176,8 @@ def images(name):
         found["gelu"] = "quick"
     if name.endswith(".dino") or "_dinov2." in name and "_reg" not in name:
         found["resize"] = "offset"  # DINO's and DINOv2's own code, not timm's
+    if name.endswith(".mae"):
+        found["prop_attn"] = False  # off the shelf, as ToMe's authors use MAE
     return found
 
 

@@ -68,8 +68,8 @@ class _EvalCrop:
     random = False
 
     @property
-    def side(self):
-        return self.transform.side
+    def shape(self):
+        return self.transform.shape
 
     def __call__(self, image, rng=None):
         return self.transform(image)

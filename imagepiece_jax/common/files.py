@@ -112,6 +112,36 @@ def replacing(path):
         ) from error
 
 
+@contextlib.contextmanager
+def replacing_folder(path):
+    """A new folder to fill that becomes `path` at the end, if nothing raises.
+
+    A folder that is there is replaced as a whole: a kill leaves the old one or the new
+    one, or between two renames the old one beside `path`, under a name that starts with
+    a dot. RunError where it cannot be written.
+    """
+    path = pathlib.Path(os.path.abspath(path))
+    new, old = _beside(path), _beside(path)
+    try:
+        try:
+            new.mkdir(parents=True)
+            yield new
+            for file in new.iterdir():
+                with open(file, "rb") as written:
+                    os.fsync(written.fileno())
+            if path.exists():
+                os.replace(path, old)
+            os.replace(new, path)
+        finally:
+            for folder in (new, old):
+                shutil.rmtree(folder, ignore_errors=True)
+    except OSError as error:
+        raise RunError(
+            f"{path} cannot be written ({error.strerror or error}); fix this, and try "
+            "again"
+        ) from error
+
+
 def append_line(file, text):
     """Append one line to `file`, open for unbuffered binary appending; or nothing.
 

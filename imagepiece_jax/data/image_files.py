@@ -28,10 +28,11 @@ def find(words: list[str]) -> list[pathlib.Path]:
     return files
 
 
-def read(files: list[pathlib.Path], side: int) -> tuple[np.ndarray, list[str]]:
+def read(files: list[pathlib.Path], side: int, **crop) -> tuple[np.ndarray, list[str]]:
     """Return (uint8 [B, side, side, 3], names) of the readable images among `files`.
 
-    Images of this size are kept as they are, others are cropped as for evaluation. An
+    Images of this size are kept as they are, others are cropped as for evaluation, with
+    `crop` as of `transforms.resize_crop`. An
     unreadable file is skipped and reported; InputError if no image is left.
     """
     images, names = [], []
@@ -44,7 +45,7 @@ def read(files: list[pathlib.Path], side: int) -> tuple[np.ndarray, list[str]]:
         except UnreadableImage as error:
             print(f"{error.name} is left out: {error.reason}", file=sys.stderr)
             continue
-        images.append(fitted(image, side))
+        images.append(fitted(image, side, **crop))
         names.append(file.name)
     if not images:
         raise InputError(

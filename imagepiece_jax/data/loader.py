@@ -136,7 +136,7 @@ class BatchSequence:
         """Bytes that the pixels of a chunk have at most."""
         read, transform = self.read, self.read.transform
         rows = max_rows(read.positions, read.repeats, transform.random)
-        return rows * transform.side**2 * 3
+        return rows * math.prod(transform.shape) * 3
 
 
 def train_sequence(

@@ -15,13 +15,19 @@ from PIL import Image
 # Workers are parallel over images; OpenCV's own threads would only get in their way.
 cv2.setNumThreads(0)
 
+INTERPOLATIONS = ("bicubic", "bilinear")  # of `exact`
 _OPENCV, _PILLOW = -0.75, -0.5  # the parameter `a` of their cubic kernels
 
 
-def exact(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize by Pillow's bicubic. uint8 [H, W, 3] -> [height, width, 3]."""
-    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
-    return np.asarray(resized)
+def exact(
+    image: np.ndarray, height: int, width: int, interpolation: str = "bicubic"
+) -> np.ndarray:
+    """Resize by Pillow, "bicubic" or "bilinear". uint8 [H, W, 3] -> [height, width, 3].
+
+    Both with antialiasing.
+    """
+    how = Image.Resampling[interpolation.upper()]
+    return np.asarray(Image.fromarray(image).resize((width, height), how))
 
 
 def fast(image: np.ndarray, height: int, width: int) -> np.ndarray:

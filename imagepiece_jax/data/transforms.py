@@ -17,6 +17,7 @@ from typing import ClassVar
 import cv2
 import numpy as np
 
+from imagepiece_jax.common.image_size import described, sides
 from imagepiece_jax.data import resize
 from imagepiece_jax.data.augment import randaugment_pil
 from imagepiece_jax.data.augment.randaugment_pil import Policy
@@ -29,6 +30,7 @@ LONGEST = 32  # long side / short side of what is resized; photographs stay far 
 
 CROPS = ("random_resized", "shift", "none")
 RESIZES = ("deit", "none")
+CROP_MODES = ("center", "squash")
 
 
 def crop_box(height, width, rng, area=(0.08, 1.0), aspect=(3 / 4, 4 / 3)):
@@ -92,24 +94,33 @@ def fit(image, side):
     )
 
 
-def resize_crop(image, size):
-    """DeiT's evaluation crop. [H, W, 3] -> [size, size, 3].
+def resize_crop(
+    image, size, crop=EVAL_CROP, crop_mode="center", interpolation="bicubic"
+):
+    """DeiT's evaluation crop, or timm's other ones. [H, W, 3] -> [*size, 3].
 
-    The short side is resized to int(size / 0.875) (256 for 224), then the center is
-    cut out; both round as torchvision does, a half goes to the even pixel. Of an image
+    The short side is resized to int(size / crop) (256 for 224 and DeiT's 0.875), then
+    the center is cut out; both round as torchvision does, a half goes to the even
+    pixel. Of another shape than a square, the side that is shorter in proportion. With
+    `crop_mode` "squash" both sides are resized so, whatever the aspect. Of an image
     more than 32 times as long as wide only the middle is resized: the rest is cut away
     anyway, and 1 x 100,000 pixels would become 256 x 25,600,000.
     """
-    image = _middle(image)
-    height, width = image.shape[:2]
-    short = int(size / EVAL_CROP)
-    if height <= width:
-        height, width = short, int(short * width / height)
+    wanted = sides(size)
+    if crop_mode == "squash":
+        height, width = (int(side / crop) for side in wanted)
     else:
-        height, width = int(short * height / width), short
-    top, left = round((height - size) / 2), round((width - size) / 2)
-    resized = resize.exact(image, height, width)
-    return resized[top : top + size, left : left + size]
+        image = _middle(image)
+        height, width = image.shape[:2]
+        if height * wanted[1] <= width * wanted[0]:
+            short = int(wanted[0] / crop)
+            height, width = short, int(short * width / height)
+        else:
+            short = int(wanted[1] / crop)
+            height, width = int(short * height / width), short
+    top, left = round((height - wanted[0]) / 2), round((width - wanted[1]) / 2)
+    resized = resize.exact(image, height, width, interpolation)
+    return resized[top : top + wanted[0], left : left + wanted[1]]
 
 
 def _middle(image):
@@ -119,18 +130,19 @@ def _middle(image):
     return image[top : top + most, left : left + most]
 
 
-def fitted(image, size):
+def fitted(image, size, **crop):
     """`image` where it has this size already, else what `resize_crop` makes of it."""
-    return image if image.shape[:2] == (size, size) else resize_crop(image, size)
+    same = image.shape[:2] == sides(size)
+    return image if same else resize_crop(image, size, **crop)
 
 
 def unresized(image, size, why=""):
-    """The image itself, which must be size x size already; InputError with `why`."""
-    height, width = image.shape[:2]
-    if (height, width) != (size, size):
+    """The image itself, which must have this size already; InputError with `why`."""
+    found = image.shape[:2]
+    if found != sides(size):
         raise InputError(
-            f"the image has {height}x{width} pixels and is used unresized{why}: "
-            f"config.image_size={size} needs {size}x{size}"
+            f"the image has {described(found)} pixels and is used unresized{why}: "
+            f"config.image_size={size} needs {described(size)}"
         )
     return image
 
@@ -155,8 +167,8 @@ class TrainTransform:
     random: ClassVar = True
 
     @property
-    def side(self):
-        return self.image_size
+    def shape(self):
+        return sides(self.image_size)
 
     def __post_init__(self):
         _check("crop", self.crop, CROPS)
@@ -189,8 +201,8 @@ class CanvasTransform:
     random: ClassVar = False
 
     @property
-    def side(self):
-        return self.canvas
+    def shape(self):
+        return sides(self.canvas)
 
     def __call__(self, image, rng=None):
         return fit(image, self.canvas)
@@ -198,32 +210,46 @@ class CanvasTransform:
 
 @dataclasses.dataclass(frozen=True)
 class EvalTransform:
-    """The fixed crop of evaluation; called with (image) -> [S, S, 3] uint8.
+    """The fixed crop of evaluation; called with (image) -> [H, W, 3] uint8.
 
-    `resize`: "deit" or "none" for images that are image_size x image_size already;
-    up to 32 pixels DeiT resizes nothing either.
+    image_size: pixels a side, or (height, width); `resize`: "deit" or "none" for images
+    that have that size already. `crop`, `crop_mode` and `interpolation` are those of
+    `resize_crop`; without `crop` it is DeiT's, who resize nothing up to 32 pixels.
     """
 
-    image_size: int
+    image_size: int | tuple[int, int]
     resize: str = "deit"
+    crop: float | None = None
+    crop_mode: str = "center"
+    interpolation: str = "bicubic"
 
     fields: ClassVar = ("image",)
     random: ClassVar = False
 
     @property
-    def side(self):
-        return self.image_size
+    def shape(self):
+        return sides(self.image_size)
 
     def __post_init__(self):
         _check("resize", self.resize, RESIZES)
+        _check("eval_crop_mode", self.crop_mode, CROP_MODES)
+        _check("eval_interpolation", self.interpolation, resize.INTERPOLATIONS)
+        if self.crop is not None and not 0 < self.crop <= 1:
+            raise InputError(
+                f"config.data.eval_crop is {self.crop!r}; allowed are numbers above 0 "
+                "and up to 1"
+            )
 
     def __call__(self, image):
         if self.resize == "none":
             return unresized(image, self.image_size)
-        if self.image_size <= SMALL:
+        if self.crop is None and max(sides(self.image_size)) <= SMALL:
             why = f", as evaluation uses all of up to {SMALL}x{SMALL}"
             return unresized(image, self.image_size, why)
-        return resize_crop(image, self.image_size)
+        crop = EVAL_CROP if self.crop is None else self.crop
+        return resize_crop(
+            image, self.image_size, crop, self.crop_mode, self.interpolation
+        )
 
 
 def _check(field, value, allowed):

@@ -105,8 +105,7 @@ class ChunkBuilder:
 
     def build(self, allocate):
         """The `Chunk` of all that was added, its pixels in an array allocate(shape)."""
-        side = self._transform.side
-        pixels = allocate((len(self._images), side, side, 3))
+        pixels = allocate((len(self._images), *self._transform.shape, 3))
         for square, image in zip(pixels, self._images, strict=True):
             height, width = image.shape[:2]
             square[:height, :width] = image

@@ -14,6 +14,7 @@ probe compares across images, where being equal does not help.
 """
 
 import functools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagepiece_jax.common import tables
+from imagepiece_jax.common.image_size import whole_patches
 from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.data.sources import open_source
@@ -29,7 +31,7 @@ from imagepiece_jax.data.transforms import fitted
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.models.features import FILLS, feature_map, final_norm
-from imagepiece_jax.models.pretrained import Variant
+from imagepiece_jax.models.variant import Variant
 from imagepiece_jax.reduction.tokens import unmerge
 
 CLUSTERS, NEIGHBORS, SEED = 32, 5, 0
@@ -115,8 +117,10 @@ def normalized(features):
     return features / np.where(norms > 0, norms, 1)
 
 
-def read_images(data: str, num_classes: int, image_size: int, count: int) -> np.ndarray:
-    """`count` images of a set, spread over it, as uint8 [B, S, S, 3].
+def read_images(
+    data: str, num_classes: int, image_size: int, count: int, **crop
+) -> np.ndarray:
+    """`count` images of a set, spread over it, as uint8 [B, H, W, 3].
 
     Images of the model's size are taken as they are, unreadable ones are left out.
     """
@@ -126,7 +130,7 @@ def read_images(data: str, num_classes: int, image_size: int, count: int) -> np.
             image, _ = source.read(int(index))
         except UnreadableImage:
             continue
-        images.append(fitted(image, image_size))
+        images.append(fitted(image, image_size, **crop))
     if len(images) < FEWEST:
         raise InputError(
             f"--data {data} has {len(images)} readable images; allowed are {FEWEST} or "
@@ -140,7 +144,7 @@ def compare(
 ) -> Iterator[dict[str, Any]]:
     """Rows of the table: the dense model, position alone, then each reduced model.
 
-    images: uint8 [B, S, S, 3]. Intervals are (value, low, high).
+    images: uint8 [B, H, W, 3]. Intervals are (value, low, high).
     """
     theirs, _, tokens = maps(dense, images)
     theirs = theirs["last"]
@@ -216,13 +220,13 @@ def _maps(variables, images, model):
     images = normalize(images, model.mean, model.std)
     with jax.default_matmul_precision("highest"):  # or TF32 on GPUs
         outputs = model.clone(trace_source=True).apply(variables, images)
-    side = images.shape[1] // model.patch_size
-    norm = final_norm(variables)
+    _, grid = whole_patches(images, model.patch_size)
+    norm = final_norm(model, variables)
     features = {}
     for fill in FILLS:
         if fill != "class" or model.arch.class_token:
-            whole = feature_map(outputs, (side, side), fill, norm)
-            features[fill] = whole.reshape(whole.shape[0], side * side, -1)
+            whole = feature_map(outputs, grid, fill, norm)
+            features[fill] = whole.reshape(whole.shape[0], math.prod(grid), -1)
     state = outputs.state
     if state.source is None:
         return features, jnp.full(features["last"].shape[:2], 2.0)

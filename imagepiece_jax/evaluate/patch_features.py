@@ -56,7 +56,7 @@ def main():
     dense = weights.variant(settings.DENSE)
     reduced = [weights.variant(reduction) for reduction in reductions]
     images = agreement.read_images(
-        data, dense.model.num_classes, weights.image_size, count
+        data, dense.model.num_classes, weights.image_size, count, **weights.crop
     )
     make_folder("--out", out)
     rows = []
@@ -66,7 +66,7 @@ def main():
         print("  ".join(cell or "-" for cell in agreement.cells(row)), flush=True)
     file = out / "patch_features"
     replace_file(f"{file}.json", json.dumps(rows, indent=1) + "\n")
-    note = f"{len(images)} images of {short_name(data)}, weights {weights.path.name}"
+    note = f"{len(images)} images of {short_name(data)}, weights {weights.name}"
     replace_file(f"{file}.md", agreement.table(rows, note))
     print(f"{len(images)} images; table: {file}.md, data: {file}.json")
 

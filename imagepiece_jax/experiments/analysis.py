@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.statistics import format_difference, format_estimate
 from imagepiece_jax.experiments import merges, published, render, tables
@@ -255,7 +256,7 @@ def first_merge(context, pretrained, reduction):
     """Estimates by the names of STEM_FIGURES."""
     model = merges.observed(pretrained.model(reduction))
     site = next(site for site in merges.sites(model) if site.merges)
-    width = pretrained.image_size // model.patch_size
+    width = sides(pretrained.image_size)[1] // model.patch_size
 
     def measure(outputs, batch):
         result, taps = outputs.results[site.place], outputs.taps[site.place]

@@ -15,6 +15,7 @@ from typing import Any
 
 from imagepiece_jax.common.files import append_line, git_revision, lock, make_folder
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.reduction.settings import current
 
 FILE = "points.jsonl"
 
@@ -88,17 +89,9 @@ class ResultCache:
 
 
 def _key(setting):
-    return json.dumps(setting, sort_keys=True)
-
-
-def _renewed(setting):
-    """A setting of an older version: without round_to, which 0 switched off."""
-    renewed = dict(setting)
-    for name in ("reduction", "trained_as"):
-        fields = dict(setting.get(name, {}))
-        if fields.pop("round_to", None) == 0:
-            renewed[name] = fields
-    return renewed
+    """A setting of any version as text."""
+    own = {k: current(setting[k]) for k in ("reduction", "trained_as") if k in setting}
+    return json.dumps(setting | own, sort_keys=True)
 
 
 def _read(file, path):
@@ -109,7 +102,7 @@ def _read(file, path):
     for number, line in enumerate(lines[:-1], start=1):
         try:
             entry = json.loads(line)
-            known[_key(_renewed(entry["setting"]))] = entry["result"]
+            known[_key(entry["setting"])] = entry["result"]
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"{path}, line {number} is not a measured point ({error!r}): fix or "

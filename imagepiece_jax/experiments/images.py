@@ -1,10 +1,12 @@
 """The images that models are compared on: a split of a data set, or a part of it."""
 
 import functools
+import math
 
 import numpy as np
 
 from imagepiece_jax.common import parallel
+from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.data import loader, transforms
 from imagepiece_jax.data.sources import Source, open_source
 from imagepiece_jax.errors import InputError
@@ -32,11 +34,15 @@ class Subset(Source):
 class Images:
     """A source of images and how they are read.
 
-    name, resize: as config.data has them; batch_size: rounded up to whole devices.
+    name, resize: as config.data has them; batch_size: rounded up to whole devices;
+    crop: of transforms.EvalTransform, where weights have another than DeiT's.
     """
 
-    def __init__(self, source, name, image_size, *, resize, batch_size, workers):
+    def __init__(
+        self, source, name, image_size, *, resize, batch_size, workers, crop=None
+    ):
         self.source, self.name, self.resize = source, name, resize
+        self.crop = dict(crop or {})
         self.image_size, self.workers = image_size, workers
         devices = len(parallel.local_devices())
         self.batch_size = -(-batch_size // devices) * devices
@@ -74,6 +80,7 @@ class Images:
             resize=self.resize,
             batch_size=self.batch_size,
             workers=self.workers,
+            crop=self.crop,
         )
 
     @property
@@ -85,6 +92,7 @@ class Images:
             "images": len(self),
             "image_size": self.image_size,
             "resize": self.resize,
+            **self.crop,
         }
         if isinstance(self.source, Subset):
             setting["part"] = _fingerprint(self.source)
@@ -92,7 +100,7 @@ class Images:
 
     def batches(self):
         """Batches as `loader.eval_batches` gives them; small sets are kept."""
-        pixels = len(self) * self.image_size**2 * 3
+        pixels = len(self) * math.prod(sides(self.image_size)) * 3
         return self._kept if pixels <= MAX_KEPT_BYTES else self._read()
 
     @functools.cached_property
@@ -102,7 +110,7 @@ class Images:
     def _read(self):
         return loader.eval_batches(
             self.source,
-            transforms.EvalTransform(self.image_size, resize=self.resize),
+            transforms.EvalTransform(self.image_size, self.resize, **self.crop),
             batch_size=self.batch_size,
             placement=loader.Placement(local_devices=len(parallel.local_devices())),
             workers=self.workers,

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.ops import cosine, gather_rows, rank
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.token_counts import ceil
@@ -38,7 +39,15 @@ class Observed(Reducer):
 
 
 def observed(model):
-    """`model` with `Observed` reducers; those with parameters stay as they are."""
+    """`model` with `Observed` reducers; those with parameters stay as they are.
+
+    InputError for a model without class token.
+    """
+    if not model.arch.class_token:
+        raise InputError(
+            "this experiment looks at class attention, and the model has no class "
+            "token; allowed are weights of a model that has one"
+        )
 
     def wrap(layer):
         if layer.step is None or isinstance(layer.step.reducer, nn.Module):

@@ -217,6 +217,7 @@ def _images(settings, models):
             f"{sorted(sizes)}; allowed are those of one data set"
         )
     ((classes, side),) = sizes
+    alone = isinstance(models, OffTheShelf)
     images = Images.open(
         settings.data,
         classes,
@@ -225,6 +226,7 @@ def _images(settings, models):
         resize=settings.resize or "deit",
         batch_size=settings.eval_batch_size,
         workers=settings.readers,
+        crop=models.pretrained.crop if alone else None,
     )
     names, data = images.source.class_names, f"--data {settings.data}"
     for path in models.paths():

@@ -14,7 +14,6 @@ XLA refuses their memory.
 
 import contextlib
 import dataclasses
-import math
 import os
 import pathlib
 import time
@@ -28,6 +27,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import SingleDeviceSharding
 
 from imagepiece_jax.common import xla_options
+from imagepiece_jax.common.image_size import described, sides
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference.program import Program
@@ -45,7 +45,7 @@ def optimize(
     variables: Mapping[str, Any],
     *,
     batch_size: int,
-    image_size: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
     dtype: str = "bfloat16",
     gelu: str | None = None,
     attention: str = "auto",
@@ -72,18 +72,18 @@ def optimize(
     cache_dir: a folder that keeps compiled programs for later processes (JAX's
     persistent compilation cache, for this program alone; for all of them set
     JAX_COMPILATION_CACHE_DIR instead).
-    image_size: None is the size that the position embeddings are for, any other is
-    refused. InputError for anything that does not fit.
+    image_size: None is the size that the model was made for, any other is refused.
+    InputError for anything that does not fit.
     """
     if not isinstance(batch_size, int) or batch_size < 1:
         raise InputError(f"batch_size is {batch_size!r}; allowed are 1, 2, 3, ..")
-    side = image_side(model, variables)
-    if image_size not in (None, side):
+    own = model_image_size(model, variables)
+    if image_size is not None and sides(image_size) != own:
         raise InputError(
-            f"image_size is {image_size}, but the position embeddings are for {side}; "
-            "load the weights for another size to have them resized"
+            f"image_size is {image_size}, but the model is for {described(own)}; load "
+            "the weights for another size to have the position embeddings resized"
         )
-    _check_fit(model, variables, side)
+    _check_fit(model, variables, own)
     device = device or jax.local_devices()[0]
     dtype = registry.dtype_name(dtype)
     xla_options.check_dtype(device.platform, dtype)
@@ -93,7 +93,7 @@ def optimize(
     fast = placed(fast, device, attention, kernels)
     weights = jax.device_put(weights, device)
     images = jax.ShapeDtypeStruct(
-        (batch_size, side, side, 3),
+        (batch_size, *own, 3),
         jnp.dtype("uint8" if pixels else dtype),
         sharding=SingleDeviceSharding(device),
     )
@@ -107,7 +107,7 @@ def optimize(
         images=images,
         device=device,
         options=options,
-        gmacs=summary.model_macs(fast, side) / 1e9,
+        gmacs=summary.model_macs(fast, own) / 1e9,
         compile_seconds=time.perf_counter() - began,
     )
 
@@ -162,33 +162,28 @@ def forward(model):
     return logits
 
 
-def image_side(model, variables):
-    """Pixels a side of the images that the position embeddings, or plan, are for."""
+def model_image_size(model, variables):
+    """(height, width) in pixels of the images that a model is for.
+
+    InputError where these are no model and its variables.
+    """
     if not isinstance(model, ViT) or not isinstance(variables, Mapping):
         raise InputError(
             f"model and variables are a {type(model).__name__} and a "
             f"{type(variables).__name__}; allowed are a ViT and its variables, a dict, "
             "such as load() returns"
         )
-    arch, pos_embed = model.arch, variables.get("params", {}).get("pos_embed")
-    if not arch.positions:
-        first = model.plan[0]
-        before = first.step and first.step.site == "pre" and first.counts
-        tokens = before.n_in if before else first.attn_tokens - arch.prefix
-    elif pos_embed is None:
+    if model.preprocessing is None:
         raise InputError(
-            "variables have no params/pos_embed; allowed are those of this model, such "
-            "as load() returns"
+            "model has no preprocessing, so that the size of its images is not known; "
+            "allowed are models of create_model() and load()"
         )
-    else:
-        prefix = arch.prefix if arch.prefix_positions else 0
-        tokens = pos_embed.shape[1] - prefix
-    return math.isqrt(tokens) * model.patch_size
+    return sides(model.preprocessing.image_size)
 
 
-def _check_fit(model, variables, side):
+def _check_fit(model, variables, image_size):
     """InputError for the first variable that `model` lacks, or has in another shape."""
-    found, needed = _shapes(variables), _shapes(summary.shapes(model, side))
+    found, needed = _shapes(variables), _shapes(summary.shapes(model, image_size))
     for name in sorted(found.keys() | needed.keys()):
         ours, theirs = found.get(name, "missing"), needed.get(name, "no such variable")
         if ours != theirs:

@@ -8,7 +8,7 @@ import numpy as np
 
 from imagepiece_jax.data import decode, transforms
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.inference.optimize import image_side, optimize
+from imagepiece_jax.inference.optimize import model_image_size, optimize
 from imagepiece_jax.models.vit import ViT
 
 
@@ -25,8 +25,9 @@ class Predictor:
 
     variables: as from `load`; labels: a name for each class, None for the model's own
     (`class_names`, as a run has them) or, without any, indices; top: how many classes,
-    None for 5, or all of fewer; resize: "deit" is evaluation's crop, "none" for images
-    that have the right size; batch_size and `options` are `optimize`'s.
+    None for 5, or all of fewer; resize: "deit" is DeiT's crop of evaluation, "none" for
+    images that have the right size, None the weights' own crop where it is known
+    (`model.preprocessing`), else DeiT's; batch_size and `options` are `optimize`'s.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class Predictor:
         labels: Sequence[str] | None = None,
         top: int | None = None,
         batch_size: int = 32,
-        resize: str = "deit",
+        resize: str | None = None,
         **options: Any,
     ):
         if labels is not None and len(labels) != model.num_classes:
@@ -48,10 +49,10 @@ class Predictor:
         top = min(5, model.num_classes) if top is None else top
         if not 1 <= top <= model.num_classes:
             raise InputError(f"top is {top}; allowed are 1 to {model.num_classes}")
-        side = image_side(model, variables)
+        size = model_image_size(model, variables)
         self._labels = model.class_names if labels is None else labels
         self._top = top
-        self._transform = transforms.EvalTransform(side, resize=resize)
+        self._transform = _transform(size, resize, model.preprocessing)
         self.program = optimize(
             model, variables, batch_size=batch_size, pixels=True, **options
         )
@@ -74,7 +75,7 @@ class Predictor:
         return found
 
     def _pixels(self, image, place):
-        """[S, S, 3] uint8 as the program takes them."""
+        """[H, W, 3] uint8 as the program takes them."""
         try:
             return self._transform(_rgb(image))
         except InputError as error:
@@ -89,6 +90,18 @@ class Predictor:
             Prediction(i if names[i] is None else names[i], i, float(probabilities[i]))
             for i in order
         ]
+
+
+def _transform(size, resize, known):
+    """Evaluation's crop: `known` of the weights, unless `resize` is given."""
+    if resize is not None or known is None or known.crop is None:
+        return transforms.EvalTransform(size, resize=resize or "deit")
+    return transforms.EvalTransform(
+        size,
+        crop=known.crop,
+        crop_mode=known.crop_mode,
+        interpolation=known.interpolation,
+    )
 
 
 def _rgb(image):

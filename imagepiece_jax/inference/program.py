@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from imagepiece_jax.common.image_size import described
 from imagepiece_jax.errors import InputError
 
 
@@ -39,7 +40,7 @@ class Program:
         return self.compiled.memory_analysis()
 
     def __call__(self, images: np.ndarray | jax.Array) -> jax.Array:
-        """Logits [b, num_classes] float32 of normalized images [b, S, S, 3].
+        """Logits [b, num_classes] float32 of normalized images [b, H, W, 3].
 
         Any array of floats, on the host or on a device; of uint8, where the program was
         made for pixels. 1 <= b <= batch_size: fewer images are padded with zeros to a
@@ -87,13 +88,13 @@ class Program:
 
     def describe(self) -> str:
         """Model, cost and compilation in a few lines."""
-        (batch, side, *_), kind = self.images.shape, self.images.dtype
+        (batch, *size, _), kind = self.images.shape, self.images.dtype
         model, memory, mega = self.model, self.memory, 1e6
         options = [f"{name}={value}" for name, value in self.options.items()]
         if kind == jnp.uint8:
             kind = f"{kind} (less {model.mean}, over {model.std})"
         return (
-            f"{batch} images of {side}x{side}, {kind}, on {self.device}\n"
+            f"{batch} images of {described(size)}, {kind}, on {self.device}\n"
             f"{model.plan[0].attn_tokens} to {model.plan[-1].mlp_tokens} tokens, "
             f"{self.gmacs:.3f} GMACs an image\n"
             f"{model.dtype.name}, {model.arch.gelu} GELU, {model.backend} attention, "

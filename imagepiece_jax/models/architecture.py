@@ -1,13 +1,18 @@
 """Parts in which vision transformers differ, beyond their sizes."""
 
 import dataclasses
+import numbers
+from collections.abc import Mapping
+from typing import Any
 
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.rotary import Rotary
 
 GELUS = ("exact", "tanh", "quick")
 MLPS = ("gelu", "swiglu")
 POOLS = ("token", "mean", "map")
-RESIZES = ("antialias", "bicubic", "offset")
+RESIZES = ("antialias", "bicubic", "offset", "linear")
+CHOICES = {"gelu": GELUS, "mlp": MLPS, "pool": POOLS, "resize": RESIZES}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,3 +68,48 @@ class Architecture:
     def prefix(self) -> int:
         """Tokens in front of the patches."""
         return self.class_token + self.dist_token + self.registers
+
+    @property
+    def changed(self) -> dict[str, Any]:
+        """The fields that differ from the defaults, as `of` takes them."""
+        own, usual = dataclasses.asdict(self), dataclasses.asdict(DEIT)
+        return {k: v for k, v in own.items() if v != usual[k]}
+
+
+DEIT = Architecture()
+
+
+def of_fields(name: str, fields: Mapping[str, Any]) -> Architecture:
+    """The Architecture with these fields, the others as by default.
+
+    InputError, which says `name`, for a field or a value that there is not.
+    """
+    if not isinstance(fields, Mapping) or not {*fields} <= {*vars(DEIT)}:
+        found = dict(fields) if isinstance(fields, Mapping) else fields
+        raise InputError(f"{name} is {found!r}; its fields are {', '.join(vars(DEIT))}")
+    check_fields(name, fields)
+    return Architecture.of(fields)
+
+
+def check_fields(name: str, fields: Mapping[str, Any]) -> None:
+    """InputError, which says `name`, for a value that a field cannot have."""
+    for field, value in fields.items():
+        usual = getattr(DEIT, field)
+        if field == "rotary":
+            known = [f.name for f in dataclasses.fields(Rotary)]
+            right = value is None or (
+                isinstance(value, Mapping) and {*value} <= {*known}
+            )
+            allowed = f"None and a dict of {', '.join(known)}"
+        elif field in CHOICES:
+            right, allowed = value in CHOICES[field], ", ".join(CHOICES[field])
+        elif isinstance(usual, bool):
+            right, allowed = isinstance(value, bool), "True, False"
+        elif isinstance(usual, int):
+            whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+            right, allowed = whole and value >= 0, "0, 1, 2, .."
+        else:
+            right = isinstance(value, numbers.Real) and 0 < value < 1
+            allowed = "numbers above 0 and below 1"
+        if not right:
+            raise InputError(f"{name}.{field} is {value!r}; allowed are {allowed}")

@@ -14,6 +14,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import custom_vjp
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.layers import INIT, LayerNorm
+from imagepiece_jax.reduction.ops import cosine
 
 BACKENDS = ("auto", "xla", "cudnn")
 
@@ -23,13 +24,14 @@ class AttentionTaps:
     """What a reducer needs of an attention, the rest None; without prefix columns.
 
     cls_attn: [B, n] float32, mean over heads; attn_columns: [B, n] float32, attention
-    received, summed over heads and queries; metric: [B, n, d], mean over heads, before
-    rotary positions turn them; query, key: [B, N, H, d], prefix included, for a kernel
-    that makes its own of them.
+    received, mean over heads and queries; energy: [B, n] float32 (`uniqueness`);
+    metric: [B, n, d], mean over heads, before rotary positions turn them; query, key:
+    [B, N, H, d], prefix included, for a kernel that makes its own of them.
     """
 
     cls_attn: jax.Array | None = None
     attn_columns: jax.Array | None = None
+    energy: jax.Array | None = None
     metric: jax.Array | None = None
     query: jax.Array | None = None
     key: jax.Array | None = None
@@ -82,6 +84,11 @@ def class_attention(query, key, key_bias=None):
     """
     query, key = query.astype(jnp.float32), key.astype(jnp.float32)
     logits = jnp.sum(query[:, None] * key, axis=-1) * query.shape[-1] ** -0.5
+    return attention_row(logits, key_bias)
+
+
+def attention_row(logits, key_bias=None):
+    """Attention of one query, mean over heads. [B, N, H], [B, N] float32 -> [B, N]."""
     if key_bias is not None:
         logits = logits + key_bias[:, :, None]
     weights = jnp.exp(logits - log_sum_exp(logits)[:, None, :])
@@ -160,11 +167,28 @@ def masked_attend(query, key, value, mask, key_bias=None, eps=1e-6):
     return jnp.einsum("bhqk,bkhd->bqhd", share.astype(value.dtype), value)
 
 
-def attention_columns(query, key, key_bias=None):
+def masked_read(query, key, value, mask, key_bias=None, eps=1e-6):
+    """What one query reads of the tokens that are not masked.
+
+    query [1, 1, H, d], key, value [B, N, H, d], mask [B, N] (1 live, 0 masked,
+    differentiable), key_bias [B, N] -> [B, H, d] float32. `eps` as in `masked_attend`.
+    """
+    logits = jnp.sum(query.astype(jnp.float32) * key.astype(jnp.float32), axis=-1)
+    logits = logits * query.shape[-1] ** -0.5
+    if key_bias is not None:
+        logits = logits + key_bias[:, :, None]
+    top = jax.lax.stop_gradient(jnp.max(logits, axis=1, keepdims=True))
+    weights = jnp.exp(logits - top) * mask.astype(jnp.float32)[:, :, None]
+    total = jnp.sum(weights, axis=1, keepdims=True)
+    share = (weights + eps / key.shape[1]) / (total + eps)
+    return jnp.sum(share[..., None] * value.astype(jnp.float32), axis=1)
+
+
+def attention_columns(query, key, key_bias=None, live=None):
     """Attention that each token receives. [B, N, H, d] twice -> [B, N] float32.
 
-    Summed over heads and queries; needs the whole matrix (Token Pooling, Marin et al.
-    2023).
+    Mean over heads and queries, those that are `live` [B, N] (1, else 0; None: all);
+    needs the whole matrix (Token Pooling, Marin et al. 2023).
     """
     logits = jnp.einsum(
         "bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32
@@ -172,7 +196,25 @@ def attention_columns(query, key, key_bias=None):
     logits = logits * query.shape[-1] ** -0.5
     if key_bias is not None:
         logits = logits + key_bias[:, None, None, :]
-    return jnp.sum(jax.nn.softmax(logits, axis=-1), axis=(1, 2))
+    weights = jax.nn.softmax(logits, axis=-1)
+    if live is None:
+        return jnp.mean(weights, axis=(1, 2))
+    received = jnp.sum(jnp.mean(weights, axis=1) * live[:, :, None], axis=1)
+    return received / jnp.sum(live, axis=1, keepdims=True)
+
+
+def uniqueness(key, margin, live=None):
+    """Shares of 1 - E, PiToMe's energy of tokens. [B, n, d] mean keys -> [B, n].
+
+    E is the mean over all tokens, itself included, of ELU(cosine - margin): high, and
+    at most 1, for one of many that are alike (Tran et al. 2024, section 3.2). live: [B,
+    n], 1 or 0, the tokens that count; None: all. float32.
+    """
+    alike = jax.nn.elu(cosine(key, key) - margin)
+    live = jnp.ones(key.shape[:2], jnp.float32) if live is None else live
+    total = jnp.maximum(jnp.sum(live, axis=1, keepdims=True), 1.0)
+    unlike = (1 - jnp.sum(alike * live[:, None, :], axis=2) / total) * live
+    return unlike / jnp.maximum(jnp.sum(unlike, axis=1, keepdims=True), 1e-6)
 
 
 def _pad(x, length):
@@ -200,16 +242,17 @@ class Attention(nn.Module):
         *,
         needs=(),
         metric=None,
+        margin=0.0,
         num_prefix=1,
         train=False,
     ):
         """x [B, N, D] -> ([B, N, D], AttentionTaps).
 
-        `needs` is a reducer's: "cls_attn", "attn_columns", "metric"; or query and key
-        themselves, "heads" as they are multiplied or "projected" as they were before
-        rotary positions turned them. `metric` names the projection that is compared:
-        "key", "query" or "value". `mask` [B, N] is masked training's; `turns` are those
-        of rotary positions (rotary.Rotary).
+        `needs` is a reducer's: "cls_attn", "attn_columns", "energy", "metric"; or query
+        and key themselves, "heads" as they are multiplied or "projected" as they were
+        before rotary positions turned them. `metric` names the projection that is
+        compared: "key", "query" or "value"; `margin` is the energy's. `mask` [B, N] is
+        masked training's; `turns` are those of rotary positions (rotary.Rotary).
         """
         batch, length, dim = x.shape
         padded = length
@@ -232,7 +275,7 @@ class Attention(nn.Module):
         query, key, value = (
             project(name, flat, biased[name]).reshape(heads) for name in "qkv"
         )
-        projected = query, key
+        projected, live = (query, key), None
         if turns is not None:
             turns = tuple(_pad(a, padded) for a in turns)
             query, key = (arch.rotary.rotate(a, turns) for a in (query, key))
@@ -242,8 +285,9 @@ class Attention(nn.Module):
         else:
             out = masked_attend(query, key, value, mask, key_bias)
             # Taps choose tokens: they see live ones alone, and carry no gradient.
-            live = jnp.where(mask > 0.5, 0.0, -jnp.inf)
-            key_bias = live if key_bias is None else key_bias + live
+            live = (mask > 0.5).astype(jnp.float32)
+            gone = jnp.where(mask > 0.5, 0.0, -jnp.inf)
+            key_bias = gone if key_bias is None else key_bias + gone
         out = out.reshape(-1, dim)
         if arch.attn_norm:
             out = LayerNorm(self.dtype, arch.norm_eps, name="norm")(out)
@@ -263,8 +307,13 @@ class Attention(nn.Module):
             row = class_attention(query[:, 0], key, key_bias)
             taps = taps.replace(cls_attn=row[:, num_prefix:])
         if "attn_columns" in needs:
-            received = attention_columns(query, key, key_bias)
+            received = attention_columns(query, key, key_bias, live)
             taps = taps.replace(attn_columns=received[:, num_prefix:])
+        if "energy" in needs:
+            seen = features["key"][:, num_prefix:]
+            keys = jnp.mean(seen, axis=2, dtype=jnp.float32)
+            counted = None if live is None else live[:, num_prefix:]
+            taps = taps.replace(energy=uniqueness(keys, margin, counted))
         if "metric" in needs and metric != "token":
             seen = features[metric][:, num_prefix:]
             mean = jnp.mean(seen, axis=2, dtype=jnp.float32)

@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.attention import Attention, AttentionTaps
 from imagepiece_jax.models.layers import LayerNorm, LayerScale, Mlp
 from imagepiece_jax.reduction import merging
 from imagepiece_jax.reduction.layer_plan import Counts, LayerPlan
+from imagepiece_jax.reduction.reducers import SCORES
 from imagepiece_jax.reduction.tokens import Taps, TokenState
 
 
@@ -24,16 +26,44 @@ def kernel_of(layer: LayerPlan) -> str | None:
     return layer.step.reducer.kernel
 
 
+def check_plan(plan, arch, grid):
+    """InputError for a step that needs what the model, or the grid, does not have."""
+    for block, layer in enumerate(plan):
+        if layer.step is None:
+            continue
+        needs = layer.step.reducer.needs
+        lacking = {} if arch.class_token else {"class": "class token"}
+        lacking |= {} if arch.pool == "map" else {"probe": "attention-pooling head"}
+        for score, part in lacking.items():
+            if SCORES[score] in needs:
+                rest = (s for s in SCORES if s not in lacking)
+                raise InputError(
+                    f"config.reduction at block {block} ranks tokens by the score "
+                    f"{score!r}, but the model has no {part}; allowed values of "
+                    f"config.reduction.score are {', '.join(rest)}"
+                )
+        seen = needs & {"cls_attn", "attn_columns", "energy", "metric"}
+        if block == 0 and layer.step.site == "pre" and seen:
+            raise InputError(
+                "config.reduction has a step before block 0 that reads the attention "
+                "of the block before it; allowed are blocks from 1"
+            )
+        if layer.counts:
+            layer.step.reducer.check_grid(grid)
+            grid = None
+
+
 class Block(nn.Module):
     """A pre-norm block: attention, the reduction of its tokens, MLP.
 
     `layer` is its plan. A reduction at site "pre" comes before the attention and reads
     that of the block before: so `following`, the next block's plan, says what else this
-    attention has to compute. `index` counts blocks from 0; `dim` is the width of the
-    tokens; the other fields are those of `vit.ViT`.
+    attention has to compute. `index` counts the `depth` blocks from 0; `dim` is the
+    width of the tokens; the other fields are those of `vit.ViT`.
     """
 
     index: int
+    depth: int
     layer: LayerPlan
     following: LayerPlan | None
     dim: int
@@ -64,16 +94,18 @@ class Block(nn.Module):
         keys=None,
         scale=None,
         train: bool = False,
+        probe=None,
     ):
         """State and attention taps of the block before -> this block's, and a record.
 
         The record is (result, taps) of the reduction, None where there is none.
         `reducer` is the step's, bound to its parameters, or None if it has nothing to
-        do; `keys` as for the model; `scale` [B, depth, 2] is drop path's.
+        do; `keys` as for the model; `scale` [B, depth, 2] is drop path's; `probe`
+        gives the attention of the head's probe to the tokens of a state, [B, n].
         """
         site, record = reducer and self.layer.step.site, None
         if site == "pre":
-            state, record = self.reduce(state, seen, reducer, keys, train)
+            state, record = self.reduce(state, seen, reducer, keys, train, probe)
         branches = (None, None)
         if scale is not None:
             branches = scale[:, self.index, 0], scale[:, self.index, 1]
@@ -82,6 +114,7 @@ class Block(nn.Module):
             Block.attend,
             needs=needs,
             metric=metric,
+            margin=0.75 * (1 - self.index / self.depth),  # PiToMe's
             num_prefix=state.num_prefix,
             train=train,
         )
@@ -90,12 +123,12 @@ class Block(nn.Module):
             attend, feed_forward = nn.remat(attend), nn.remat(feed_forward)
         # Before the first reduction all sizes are 1.
         key_bias = jnp.log(state.size) if self.prop_attn and not state.grid else None
-        mask = _with_prefix(state.mask, state.num_prefix)
+        mask = with_prefix(state.mask, state.num_prefix)
         turns = self._turns(state)
         x, seen = attend(self, state.x, branches[0], key_bias, mask, turns)
         state = state.replace(x=x)
         if site == "mid":
-            state, record = self.reduce(state, seen, reducer, keys, train)
+            state, record = self.reduce(state, seen, reducer, keys, train, probe)
         state = state.replace(x=feed_forward(self, state.x, branches[1]))
         return state, seen, record
 
@@ -115,9 +148,10 @@ class Block(nn.Module):
         out = self.ls2(out) if self.arch.layer_scale else out
         return _add(x, out, scale)
 
-    def reduce(self, state, seen, reducer, keys, train):
+    def reduce(self, state, seen, reducer, keys, train, probe=None):
         """(state after the reduction, its (result, taps)); see `__call__`."""
-        counts, taps = self.layer.counts, self._taps(state, seen, reducer, keys)
+        counts = self.layer.counts
+        taps = self._taps(state, seen, reducer, keys, probe)
         if counts is None:  # initialization: its parameters exist at every rate
             n = taps.x.shape[1]
             reducer(taps, Counts(n_in=n, n_out=n), train)
@@ -161,7 +195,7 @@ class Block(nn.Module):
                 metric = step.reducer.metric or metric
         return needs, metric
 
-    def _taps(self, state, seen, reducer, keys):
+    def _taps(self, state, seen, reducer, keys, probe):
         image = state.x[:, state.num_prefix :]
         metric = image if reducer.metric == "token" else seen.metric
         draws = "rng" in reducer.needs
@@ -171,6 +205,8 @@ class Block(nn.Module):
             metric=metric,
             cls_attn=seen.cls_attn,
             attn_columns=seen.attn_columns,
+            energy=seen.energy,
+            probe=probe(state) if "probe" in reducer.needs else None,
             mask=state.mask,
             rng=self._rng(keys, len(image)) if draws else None,
             grid=state.grid,
@@ -188,7 +224,7 @@ class Block(nn.Module):
         return jax.vmap(jax.random.fold_in, (0, None))(keys, self.index)
 
 
-def _with_prefix(mask, prefix):
+def with_prefix(mask, prefix):
     """Mask of image tokens -> of all tokens: the prefix is always live."""
     if mask is None:
         return None

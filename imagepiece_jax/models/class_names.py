@@ -5,7 +5,8 @@ import os
 import pathlib
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.run_files import CLASSES, read_config
+from imagepiece_jax.models.hub import is_published
+from imagepiece_jax.models.run_files import CLASSES, RUN_CONFIG, read_config
 
 SAME_CLASSES = "allowed are the same classes in the same order"
 
@@ -68,9 +69,11 @@ def check_classes(path, names, data, allowed=SAME_CLASSES, field=""):
 def unnamed_classes(path, names, data):
     """The line on names that cannot be compared; None where they can, or for a file.
 
-    As `check_classes`: a weights file never has names.
+    As `check_classes`. Weights files have no names, and those of published models
+    are words of another kind than those of the data: neither are compared.
     """
-    if not pathlib.Path(path).is_dir() or None not in (read(path), names):
+    run = pathlib.Path(path, RUN_CONFIG).is_file() and not is_published(path)
+    if not run or None not in (read(path), names):
         return None
     unnamed = data if names is None else path
     return f"classes are compared by number alone: {unnamed} does not name them"

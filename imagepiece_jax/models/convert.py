@@ -63,6 +63,18 @@ def from_timm(
     are NumPy arrays.
     """
     leaves = traverse_util.flatten_dict(like, sep="/")
+    state_dict, needed = check_fit(state_dict, like, fresh, hint, positions)
+    for key, place in needed.items():
+        leaves[key] = _take(state_dict, place, leaves[key].dtype)
+    return traverse_util.unflatten_dict(leaves, sep="/")
+
+
+def check_fit(state_dict, like, fresh=(), hint=True, positions=None):
+    """InputError where tensors do not fit, as `from_timm`, by names, shapes and types.
+
+    Returns the state dict with fitting positions, and the place of every parameter.
+    """
+    leaves = traverse_util.flatten_dict(like, sep="/")
     places = dict(sorted(_places(leaves).items()))
     _check_fresh(fresh, places.values())
     needed = {k: p for k, p in places.items() if not _matches(p.path, fresh)}
@@ -70,9 +82,7 @@ def from_timm(
     problem, remedy = _misfit(state_dict, places.values(), needed.values(), fresh)
     if problem:
         raise InputError(problem + (remedy if hint else ""))
-    for key, place in needed.items():
-        leaves[key] = _take(state_dict, place, leaves[key].dtype)
-    return traverse_util.unflatten_dict(leaves, sep="/")
+    return state_dict, needed
 
 
 def to_timm(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:

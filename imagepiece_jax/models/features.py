@@ -1,25 +1,132 @@
-"""Feature maps: a feature for every patch, from the tokens that a reduction left.
+"""What encoders are used for: pooled vectors, patch features, intermediate layers.
 
-    outputs = model.apply(variables, images)
-    features = feature_map(outputs, grid=(14, 14), norm=final_norm(variables))
+    found = features(model, variables, images, layers=4)
+    found.pooled, found.patches, found.layers[0].patches
 
-The reductions of a forward pass are undone from the last to the first: patches that
-were merged share their token's feature, those of a soft reduction (TokenLearner) are
-put together from its tokens, and dropped ones are filled.
+The reductions of a forward pass are undone from the last to the first, so that every
+patch has a feature: patches that were merged share that of their token, those of a soft
+reduction (TokenLearner) are put together from its tokens, and dropped ones are filled.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import functools
+import numbers
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
 
+from imagepiece_jax.common.image_size import described, sides
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.models.block import Block
 from imagepiece_jax.models.layers import LayerNorm
-from imagepiece_jax.models.vit import Outputs
+from imagepiece_jax.models.vit import Outputs, ViT
 from imagepiece_jax.reduction.tokens import Masking, Mixing, unmerge
 
 FILLS = ("last", "zero", "class")
+
+
+class Layer(NamedTuple):
+    """A feature for every patch after one block.
+
+    patches: [B, h, w, D]; prefix: [B, P, D], class, distillation and register tokens;
+    dropped: [B, h, w] bool, the patches whose token was dropped up to there. Without
+    `reshape` h and w are one axis.
+    """
+
+    patches: jax.Array
+    prefix: jax.Array
+    dropped: jax.Array
+
+
+class Features(NamedTuple):
+    """What `features` gives; pooled: [B, D], what the model's head reads.
+
+    patches, prefix and dropped are those of a Layer, after the last norm; layers: a
+    Layer for each block that was asked for, in that order.
+    """
+
+    pooled: jax.Array
+    patches: jax.Array
+    prefix: jax.Array
+    dropped: jax.Array
+    layers: tuple[Layer, ...]
+
+
+def features(
+    model: ViT,
+    variables: Mapping[str, Any],
+    images: jax.Array | np.ndarray,
+    *,
+    layers: int | Sequence[int] = (),
+    norm: bool = True,
+    reshape: bool = True,
+    fill: str = "last",
+    fuser: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+) -> Features:
+    """Features of images, of a model with any reduction or none; compiled once.
+
+    images: [B, H, W, 3] floats, normalized with the model's mean and std; layers: of
+    the last so many blocks, or of blocks by their index from 0, as DINOv2's
+    get_intermediate_layers (Oquab et al. 2024); norm: whether these pass the model's
+    last norm; reshape: patches as a grid, else as a list; fill and fuser: as for
+    `feature_map`. InputError for what does not fit.
+    """
+    depth = len(model.plan)
+    blocks = range(depth)[depth - layers :] if _is_count(layers, depth + 1) else layers
+    blocks = tuple(blocks) if isinstance(blocks, Sequence) else (None,)
+    if not all(_is_count(block, depth) for block in blocks):
+        raise InputError(
+            f"layers is {layers!r}; allowed are 0 to {depth} for the last blocks, or a "
+            f"list of blocks from 0 to {depth - 1}"
+        )
+    _check_images(model, images)
+    if fill == "class" and not model.arch.class_token:
+        raise InputError(
+            "fill is 'class', but this model has no class token; allowed are last, zero"
+        )
+    return _extract(variables, images, model, blocks, norm, reshape, fill, fuser)
+
+
+@functools.partial(
+    jax.jit, static_argnames=("model", "blocks", "norm", "reshape", "fill", "fuser")
+)
+def _extract(variables, images, model, blocks, norm, reshape, fill, fuser):
+    states = {}
+
+    def note(call, args, kwargs, context):
+        out = call(*args, **kwargs)
+        if context.method_name == "__call__" and isinstance(context.module, Block):
+            states[context.module.index] = out[0]
+        return out
+
+    with nn.intercept_methods(note):
+        outputs = model.apply(variables, images)
+    grid = tuple(side // model.patch_size for side in images.shape[1:3])
+    last = final_norm(model, variables)
+    done = np.cumsum([bool(layer.counts) for layer in model.plan])
+
+    def layer(block, norm):
+        steps = slice(done[block])
+        before = outputs.replace(
+            state=states[block],
+            results=outputs.results[steps],
+            taps=outputs.taps[steps],
+        )
+        patches, dropped = _mapped(before, grid, fill, norm, fuser)
+        state = states[block]
+        prefix = (norm or (lambda x: x))(state.x[:, : state.num_prefix])
+        if reshape:
+            patches, dropped = (
+                a.reshape(-1, *grid, *a.shape[2:]) for a in (patches, dropped)
+            )
+        return Layer(patches, prefix, dropped)
+
+    whole = layer(len(model.plan) - 1, last)
+    found = tuple(layer(block, last if norm else None) for block in blocks)
+    return Features(outputs.pooled, *whole, found)
 
 
 def feature_map(
@@ -41,6 +148,12 @@ def feature_map(
     learned tokens by the weight that they gave it, normalized per patch. InputError for
     another fill or grid, and for outputs of masked training, where all tokens are left.
     """
+    values, _ = _mapped(outputs, grid, fill, norm, fuser)
+    return values.reshape(values.shape[0], *grid, values.shape[2])
+
+
+def _mapped(outputs, grid, fill, norm, fuser):
+    """As `feature_map`, [B, h w, D], and which patches were dropped, [B, h w] bool."""
     state, steps = outputs.state, list(zip(outputs.results, outputs.taps, strict=True))
     _check(outputs, steps, grid, fill)
     values = state.x[:, state.num_prefix :]
@@ -58,14 +171,42 @@ def feature_map(
     if fill != "last":
         filling = norm(state.x[:, :1]) if fill == "class" else jnp.zeros_like(values)
         values = jnp.where(held > 0, values, filling)
-    return values.reshape(values.shape[0], *grid, values.shape[2])
+    return values, held[..., 0] == 0
 
 
-def final_norm(variables: Mapping[str, Any]):
-    """The norm before the model's head, as a function. [.., D] -> [.., D]."""
-    return lambda x: LayerNorm(jnp.float32).apply(
-        {"params": variables["params"]["norm"]}, x
-    )
+def final_norm(model: ViT, variables: Mapping[str, Any]):
+    """The norm of all tokens before the head, as a function. [.., D] -> [.., D].
+
+    Of a model that has none there, such as those whose pooled vector is normed, the
+    tokens as they are.
+    """
+    if not model.arch.final_norm:
+        return lambda x: x
+    norm = LayerNorm(jnp.float32, model.arch.norm_eps)
+    return lambda x: norm.apply({"params": variables["params"]["norm"]}, x)
+
+
+def _is_count(value, limit):
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return whole and 0 <= value < limit
+
+
+def _check_images(model, images):
+    """InputError for other images than normalized ones of the model's size."""
+    shape, dtype = getattr(images, "shape", None), getattr(images, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        found = type(images).__name__ if dtype is None else f"of type {dtype}"
+        raise InputError(
+            f"images is {found}; allowed are floats, normalized by the model's mean "
+            "and std (data.normalize)"
+        )
+    size = model.preprocessing and sides(model.preprocessing.image_size)
+    wanted = described(size) if size else "[B, H, W, 3]"
+    if len(shape) != 4 or shape[3] != 3 or (size and shape[1:3] != size):
+        raise InputError(
+            f"images is of shape {shape}; allowed are images of {wanted} in an array "
+            "[B, H, W, 3]"
+        )
 
 
 def _by_weight(matrix):

@@ -1,9 +1,8 @@
 """Fields of the model that a state dict belongs to, from its tensors and a name.
 
-Shapes tell sizes and parts. The number of heads, the kind of GELU, the epsilon of
-norms, rotary positions and the normalization of the images are in no tensor: they come
-from what the caller knows, or from the public models of these sizes and parts, where
-all of them agree.
+Shapes tell sizes and parts. The number of heads, the kind of GELU, the epsilon of norms
+and the normalization of the images are in no tensor: they come from what the caller
+knows, or from the public models of these sizes and parts, where all of them agree.
 """
 
 import dataclasses
@@ -13,13 +12,15 @@ from typing import Any
 
 import numpy as np
 
+from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import public, registry
-from imagepiece_jax.models.architecture import Architecture
+from imagepiece_jax.models.architecture import DEIT, Architecture
 
 SIZES = ("patch_size", "embed_dim", "depth", "mlp_ratio")  # that shapes tell
 # Of an Architecture, which no shape tells; the pool is told where it has parameters.
 UNTOLD = ("norm_eps", "gelu", "resize", "rotary", "pool")
+ALWAYS = ("norm_eps", "gelu", "resize")  # those of them that every model has to have
 IMAGES = ("mean", "std")
 # Fields of create_model that can be given beside a name, or instead.
 GIVEN = ("num_heads", "gelu", "image_size", *IMAGES)
@@ -31,40 +32,50 @@ def infer_config(
 ) -> dict[str, Any]:
     """Fields with which `registry.create_model` makes the model of a timm state dict.
 
-    given: fields that are known already, such as name, num_heads, gelu, mean and std;
-    None is not known. Returns name, image_size, num_classes, stem, patch_size,
-    embed_dim, depth, num_heads, mlp_ratio, mean and std, and gelu and class_token where
-    they are given: the name says the rest. InputError where these are no
-    tensors of a vision transformer that can be made here, where they contradict the
-    name, and where they could be those of several models.
+    given: fields that are known already, such as name or arch, num_heads, gelu,
+    norm_eps, resize, mean, std and image_size; None is not known. Returns name,
+    image_size, num_classes, stem, patch_size, embed_dim, depth, num_heads, mlp_ratio,
+    mean and std, and those of registry.ONE_BY_ONE that are given: the name says the
+    rest. The name is None, and arch is returned, where no name was needed. InputError
+    where these are no tensors of a vision transformer that can be made here, where they
+    contradict the name, and where they could be those of several models.
     """
     given = {k: v for k, v in (given or {}).items() if v is not None}
     shapes = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
-    sizes, parts = _sizes(shapes), _parts(shapes)
-    if "name" in given:
-        if registry.architecture(given).positions:
-            _shape(shapes, "pos_embed", 3)
-        known = {given["name"]: _checked(given, sizes, parts)}
+    sizes = _sizes(shapes, given)
+    parts = _parts(shapes, sizes)
+    told = ["num_heads", *IMAGES]
+    always = [*told, *ALWAYS, *["rotary"] * _may_turn(parts)]
+    if "name" in given or given.get("arch"):
+        known = {given.get("name"): _checked(given, shapes, sizes, parts)}
+    elif all(field in given for field in always):
+        known = {None: {"arch": parts}}
     else:
         known = _public(sizes, parts)
-    told = ("num_heads", *IMAGES)
-    if not parts.positions:
+    if sizes["image_size"] is None:
         del sizes["image_size"]
-        told += ("image_size",)
+        told.append("image_size")
     fields = (*told, *UNTOLD)
     values = {field: _values(field, known, given) for field in fields}
-    unknown = [field for field in fields if len(values[field]) != 1]
-    if unknown or not known:
+    asked = fields if known else always
+    unknown = [field for field in asked if len(values[field]) != 1]
+    if unknown:
         raise InputError(_several(known, unknown, sizes, parts))
     found = {field: next(iter(values[field])) for field in told}
-    changes = {k: given[k] for k in ("gelu", "class_token") if k in given}
-    return {"name": next(iter(known)), **sizes, **found, **changes}
+    changes = {k: given[k] for k in registry.ONE_BY_ONE if k in given}
+    # A guessed name must not bring what a tag alone says.
+    name, facts = min(known.items(), key=lambda item: "prop_attn" in item[1])
+    if name is None:
+        arch = registry.architecture({**facts, **changes})
+        changes = {"arch": arch.changed}
+    return {"name": name, **sizes, **found, **changes}
 
 
-def _sizes(shapes):
+def _sizes(shapes, given):
     """image_size, num_classes, stem and SIZES, told by shapes.
 
-    image_size is None where there is no position embedding.
+    image_size is as given, or as the name has it, where that makes this grid: it need
+    be no square, and no multiple of the patch size. None: there are no positions.
     """
     if "pos_embed" in shapes:
         width = _shape(shapes, "pos_embed", 3)[2]
@@ -77,13 +88,7 @@ def _sizes(shapes):
     image_size = None
     if "pos_embed" in shapes:
         rows = shapes["pos_embed"][1]
-        side = _side(rows, _prefix(shapes))
-        if side is None:
-            raise InputError(
-                f"tensor pos_embed has {rows} rows; allowed are a square number, and "
-                "one for each token in front of the patches or none"
-            )
-        image_size = side * patch_size
+        image_size = _image_size(rows, _prefix(shapes), patch_size, given)
     classes = _shape(shapes, "head.weight", 2)[0] if "head.weight" in shapes else 0
     return {
         "image_size": image_size,
@@ -96,11 +101,31 @@ def _sizes(shapes):
     }
 
 
-def _parts(shapes):
-    """The Architecture that these tensors are of, but for what is UNTOLD."""
-    prefix, positions = _prefix(shapes), "pos_embed" in shapes
-    rows = shapes["pos_embed"][1] if positions else 0
+def _image_size(rows, prefix, patch_size, given):
+    """Of `rows` positions, those of the prefix among them or not."""
+    named = registry.facts(given.get("name")).get("image_size")
+    for size in filter(None, (given.get("image_size"), named)):
+        if _patches(size, patch_size) in (rows - prefix, rows):
+            return size
     side = _side(rows, prefix)
+    if side is None:
+        raise InputError(
+            f"tensor pos_embed has {rows} rows; allowed are a square number, and one "
+            "for each token in front of the patches or none"
+        )
+    return side * patch_size
+
+
+def _patches(image_size, patch_size):
+    """Their number in an image; what is left at its sides is cut."""
+    return math.prod(side // patch_size for side in sides(image_size))
+
+
+def _parts(shapes, sizes):
+    """The Architecture that these tensors are of, but for what is UNTOLD."""
+    prefix, positions, patches = _prefix(shapes), "pos_embed" in shapes, 0
+    if positions:
+        patches = _patches(sizes["image_size"], sizes["patch_size"])
     classes = "cls_token" in shapes
     fc_norm = "fc_norm.weight" in shapes
     pool = "token" if classes and not fc_norm else "mean"
@@ -110,7 +135,8 @@ def _parts(shapes):
         dist_token="dist_token" in shapes,
         registers=_shape(shapes, "reg_token", 3)[1] if "reg_token" in shapes else 0,
         positions=positions,
-        prefix_positions=not (prefix and positions) or side * side != rows,
+        prefix_positions=not (prefix and positions)
+        or patches != shapes["pos_embed"][1],
         patch_bias="patch_embed.proj.bias" in shapes,
         qkv_bias=keyless or f"{first}.attn.qkv.bias" in shapes,
         key_bias=not keyless,
@@ -167,26 +193,29 @@ def _stem(shapes):
 
 def _told(arch):
     """An Architecture as far as shapes tell it, the default in all else."""
-    plain = {field: getattr(Architecture(), field) for field in UNTOLD}
+    plain = {field: getattr(DEIT, field) for field in UNTOLD}
     if not arch.class_token or arch.fc_norm or arch.pool == "map":
         del plain["pool"]
     return dataclasses.replace(arch, **plain)
 
 
-def _checked(given, sizes, parts):
+def _checked(given, shapes, sizes, parts):
     """Facts of the model that is named; InputError where tensors contradict them."""
-    facts = registry.facts(given["name"])
-    arch = _told(registry.architecture(given))
+    facts, arch = registry.facts(given.get("name")), registry.architecture(given)
+    if arch.positions:
+        _shape(shapes, "pos_embed", 3)
+    whose = f"{given['name']!r} has" if "name" in given else "it is given with"
     for field in (f.name for f in dataclasses.fields(Architecture)):
-        ours, theirs = getattr(arch, field), getattr(parts, field)
+        ours, theirs = getattr(_told(arch), field), getattr(parts, field)
         if ours != theirs:
             raise InputError(
-                f"these are tensors of a model with {field}={theirs!r}, but "
-                f"{given['name']!r} has {field}={ours!r}; allowed is the name of a "
-                "model that has what they have"
+                f"these are tensors of a model with {field}={theirs!r}, but {whose} "
+                f"{field}={ours!r}; allowed is the name of a model that has what they "
+                "have"
             )
-    same = facts["embed_dim"] == sizes["embed_dim"]
-    return facts if same else {k: v for k, v in facts.items() if k != "num_heads"}
+    same = facts.get("embed_dim") == sizes["embed_dim"]
+    facts = facts if same else {k: v for k, v in facts.items() if k != "num_heads"}
+    return facts | {"arch": arch}
 
 
 def _public(sizes, parts):
@@ -199,8 +228,14 @@ def _public(sizes, parts):
         name: facts
         for name, facts in known.items()
         if all(registry.size_of(facts)[field] == told[field] for field in told)
-        and _told(facts.get("arch", Architecture())) == parts
+        and _told(facts.get("arch", DEIT)) == parts
     }
+
+
+def _may_turn(parts):
+    """Whether positions can be rotary: they are in a public model of these parts."""
+    archs = (registry.facts(name).get("arch", DEIT) for name in public.table())
+    return any(arch.rotary is not None and _told(arch) == parts for arch in archs)
 
 
 def _values(field, known, given):
@@ -210,7 +245,7 @@ def _values(field, known, given):
         several = field in IMAGES or isinstance(value, list)
         return {tuple(value) if several else value}
     if field in UNTOLD:
-        return {getattr(m.get("arch", Architecture()), field) for m in known.values()}
+        return {getattr(m.get("arch", DEIT), field) for m in known.values()}
     return {
         tuple(m[field]) if field in IMAGES else m[field]
         for m in known.values()
@@ -223,16 +258,19 @@ def _several(known, unknown, sizes, parts):
     listed = ", ".join(unknown)
     if not known:
         size = ", ".join(f"{field} {sizes[field]:g}" for field in SIZES)
-        kind = "model" if parts.positions else "model without pos_embed"
+        kind, like = "model", "deit_s"
+        if not parts.positions:
+            kind, like = "model without pos_embed", "vit_small_patch16_dinov3"
         return (
             f"no known {kind} has {size}, and no tensor says its {listed}: name a "
-            "model that is alike in all else, such as name='deit_s', num_heads=.., in "
-            "commands --config.model.name=deit_s"
+            f"model that is alike in all else, such as name={like!r}, num_heads=.., in "
+            f"commands --config.model.name={like}"
         )
     fields = " ".join(f"{field}=.." for field in unknown)
     if len(known) == 1:
+        name = next(iter(known)) or "what is given"
         return (
-            f"{next(iter(known))!r} does not say, and no tensor does, its {listed}: "
+            f"{name!r} does not say, and no tensor does, its {listed}: "
             f"give {fields}, in commands --config.model.{unknown[0]}=.."
         )
     remedy = "name one, name=.., in commands --config.model.name=.."

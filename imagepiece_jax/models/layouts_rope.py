@@ -46,6 +46,20 @@ _HUGGING_FACE = {
 }
 
 
+def read(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray] | None:
+    """Tensors of one of these layouts, recognized by their names; None: of no such."""
+    if "storage_tokens" in tensors:
+        return from_meta(tensors)
+    names = set(tensors)
+    if names & {f"{of}layer.0.attention.q_proj.weight" for of in ("", "model.")}:
+        return from_hugging_face(tensors)
+    apart = {f"blocks.0.attn.{part}" for part in ("q_proj.weight", "q_bias")}
+    patches = "patch_embed.proj.weight" in names and "blocks.0.norm1.weight" in names
+    if patches and (names & apart or "pos_embed" not in names):
+        return from_eva(tensors)
+    return None
+
+
 def from_eva(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Tensors by the names of timm's class Eva."""
     found = _stacked(_renamed(tensors, _EVA))

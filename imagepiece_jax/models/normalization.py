@@ -3,17 +3,20 @@
 import os
 import pathlib
 
-from imagepiece_jax.models import public, registry
+from imagepiece_jax.models import hub, hub_config, public, registry
 from imagepiece_jax.models.run_files import IMAGENET, RUN_CONFIG, read_config
 from imagepiece_jax.models.state_dict import read_normalization
 
 
 def normalization(path: str | os.PathLike) -> dict[str, tuple[float, ...]]:
     """{"mean", "std"} of the images of weights; {} where neither file nor name say."""
-    path = pathlib.Path(path)
+    path = hub.local(path)
     if path.is_file():
         own = registry.facts(path.stem) if named(path) else {}
         found = read_normalization(path) or {k: own[k] for k in IMAGENET if k in own}
+    elif path.is_dir() and hub.is_published(path):
+        given = hub_config.read(path).given
+        found = {k: given[k] for k in IMAGENET if k in given}
     elif (path / RUN_CONFIG).is_file():
         model = read_config(path)["model"]
         found = {name: model[name] for name in IMAGENET}

@@ -7,14 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from imagepiece_jax.common.image_size import sides
+
 # What DINO and DINOv2 add to the new side before they divide by the old one.
 OFFSET = 0.1
-
-
-def sides(image_size) -> tuple[int, int]:
-    """(height, width) of an image size that is a number or these two."""
-    given = isinstance(image_size, tuple | list)
-    return tuple(image_size) if given else (image_size, image_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,17 +50,19 @@ def resize(grid: np.ndarray, new: tuple[int, int], how: str) -> np.ndarray:
     """grid [h, w, D] float32 -> [*new, D] by bicubic interpolation.
 
     how: "antialias" (Keys' kernel with a = -0.5, wider where the grid shrinks: timm),
-    "bicubic" (a = -0.75, borders repeated: PyTorch without antialiasing) or "offset"
-    (the same, by DINO's factor of (new + 0.1) / old).
+    "bicubic" (a = -0.75, borders repeated: PyTorch without antialiasing), "offset" (the
+    same, by DINO's factor of (new + 0.1) / old) or "linear" (corners stay where they
+    are, as in SciPy's zoom of order 1: Google's vit_jax and big_vision).
     """
     if how == "antialias":
         shape = (*new, grid.shape[2])
         return np.asarray(jax.image.resize(jnp.asarray(grid), shape, "cubic"))
-    offset = OFFSET if how == "offset" else 0.0
-    rows, columns = (
-        _bicubic(old, side, offset)
-        for old, side in zip(grid.shape[:2], new, strict=True)
-    )
+    both = zip(grid.shape[:2], new, strict=True)
+    if how == "linear":
+        rows, columns = (_linear(old, side) for old, side in both)
+    else:
+        offset = OFFSET if how == "offset" else 0.0
+        rows, columns = (_bicubic(old, side, offset) for old, side in both)
     return np.einsum("ab,cd,bdx->acx", rows, columns, grid, optimize=True)
 
 
@@ -80,3 +78,9 @@ def _bicubic(old, new, offset):
         column = np.clip(first + step, 0, old - 1)
         np.add.at(weights, (np.arange(new), column), np.where(distance <= 1, near, far))
     return weights.astype(np.float32)
+
+
+def _linear(old, new):
+    """Weights of linear interpolation between the outermost points. -> [new, old]."""
+    distance = np.linspace(0, old - 1, new)[:, None] - np.arange(old)
+    return np.maximum(0, 1 - np.abs(distance)).astype(np.float32)

@@ -1,7 +1,8 @@
-"""Trained models: a weights file or a run's folder as fields, reduction and variables.
+"""Trained models: weights files, published ones and runs as fields and variables.
 
-The tensors of a file determine sizes, stem and classes; the config of a run determines
-everything. Whatever starts from trained weights starts from a `Pretrained`.
+The tensors of a file determine sizes, stem and classes; a published model's config says
+the rest, and the config of a run everything. Whatever starts from trained weights
+starts from a `Pretrained`.
 """
 
 import dataclasses
@@ -9,19 +10,30 @@ import functools
 import hashlib
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import class_names, convert, registry, run_files, summary
+from imagepiece_jax.models import (
+    class_names,
+    convert,
+    hub,
+    hub_config,
+    imagenet_classes,
+    registry,
+    summary,
+    weights,
+)
 from imagepiece_jax.models.infer_config import infer_config
+from imagepiece_jax.models.layouts import read_weights
 from imagepiece_jax.models.normalization import (
     named,
     normalization,
     typed,
+    unknown_normalization,
 )
 from imagepiece_jax.models.positions import Positions
 from imagepiece_jax.models.run_files import (
@@ -30,7 +42,7 @@ from imagepiece_jax.models.run_files import (
     read_config,
     reduction_of,
 )
-from imagepiece_jax.models.state_dict import read_state_dict
+from imagepiece_jax.models.variant import Variant
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.settings import DENSE, MODEL_FIELDS, completed, plain
@@ -40,24 +52,9 @@ DETERMINED = (
     *("embed_dim", "depth", "patch_size", "num_heads", "mlp_ratio", "stem"),
     *("num_classes", "mean", "std"),
 )
+HEADS = ("head", "head_dist")  # what a model reads classes with
 # Fields of training, of the device or of a method, which an analysis sets itself.
 NOT_ANALYZED = ("drop_path_rate", "trace_source", "kernels", "prop_attn")
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Variant:
-    """A trained model under one reduction, with its variables.
-
-    untrained: the weights lack what the reduction learns, so its selectors are fresh
-    and their figures say nothing about the method.
-    """
-
-    label: str
-    reduction: Mapping[str, Any]
-    model: ViT
-    variables: Mapping[str, Any]
-    untrained: bool
-    gmacs: float
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,8 +63,9 @@ class Pretrained:
 
     fields: of registry.create_model without reduction, as far as they are known;
     reduction: what the weights were trained with, none for a file; config: the whole
-    config of a run, None for a file; checkpoint: of a run, "best" or "latest"; seed: of
-    the training; tensors: the file's state dict where it has been read.
+    config of a run, None for others; checkpoint: of a run, "best" or "latest"; seed: of
+    the training; names: of the classes of what is no run; tensors: the state dict where
+    it has been read.
     """
 
     path: pathlib.Path
@@ -76,31 +74,48 @@ class Pretrained:
     config: Mapping[str, Any] | None = None
     checkpoint: str = "best"
     seed: int = 0
+    names: tuple[str | None, ...] | None = None
     tensors: Mapping[str, np.ndarray] | None = dataclasses.field(
         default=None, repr=False
     )
 
     @property
     def kind(self) -> str:
-        return "weights file" if self.config is None else "run"
+        alone = "folder" if self.path.is_dir() else "weights file"
+        return alone if self.config is None else "run"
+
+    @property
+    def name(self) -> str:
+        """What to call the weights where their path is too long."""
+        return hub.short_name(self.path)
 
     @property
     def image_size(self) -> int:
         return self.fields["image_size"]
 
     @property
+    def crop(self) -> Mapping[str, Any]:
+        """Fields of data.transforms.resize_crop, where a published model says them."""
+        return self.fields.get("preprocessing", {})
+
+    @property
     def stem(self) -> str:
         return self.fields["stem"]
 
+    @property
+    def says_normalization(self) -> bool:
+        """Whether the weights say how images are normalized, not a config's name."""
+        return self.config is not None or bool(normalization(self.path))
+
     @functools.cached_property
     def class_names(self) -> tuple[str | None, ...] | None:
-        """Names by label where a run has them; see `models.class_names`."""
-        return class_names.read(self.path)
+        """Names by label, to be shown, where they are known."""
+        return self.names if self.config is None else class_names.read(self.path)
 
     @functools.cached_property
     def state_dict(self) -> Mapping[str, np.ndarray]:
         """Tensors by timm's names, read once."""
-        return self.tensors or _tensors(self.path, self.checkpoint)
+        return self.tensors or weights.tensors(self.path, self.checkpoint)
 
     def model(self, reduction: Mapping[str, Any] | None = None) -> ViT:
         """The model with this reduction; None: with its own."""
@@ -116,11 +131,21 @@ class Pretrained:
         same = completed(reduction) == completed(self.reduction)
         return "as trained" if same else "off-the-shelf"
 
-    def restore(self, model: ViT, image_size: int):
-        """Variables for `model` and images of `image_size`; see `restore` below."""
+    def restore(self, model: ViT, image_size: int, heads=None, other=False):
+        """Variables for `model` and images of `image_size`; see `weights.restore`.
+
+        heads: parameters that the head, and that of distillation, get instead of the
+        weights' own; other: the reduction is another than the weights', whose selectors
+        are left out where the model lacks them.
+        """
         like = summary.shapes(model, image_size)
+        tensors = self._without(like["params"]) if other else self.state_dict
+        if heads is not None:
+            like = {**like, "params": {**like["params"], **heads}}
+            own = tuple(f"{head}." for head in HEADS)
+            tensors = {k: v for k, v in tensors.items() if not k.startswith(own)}
         places = Positions.of(model, image_size)
-        return _restore(self.path, self.state_dict, like, positions=places)
+        return weights.fit(self.path, tensors, like, heads or (), positions=places)
 
     def variables(self, model: ViT) -> tuple[Mapping[str, Any], bool]:
         """(variables for `model`, whether it has selectors that were never trained).
@@ -133,15 +158,10 @@ class Pretrained:
         if lacking:
             drawn = summary.fresh(model, self.image_size, self.seed)["params"]
             params |= {name: drawn[name] for name in lacking}
-        used = tuple(f"{k.replace('_', '.')}." for k in params if k not in lacking)
-        tensors = {
-            name: tensor
-            for name, tensor in self.state_dict.items()
-            if not name.startswith("reducer.") or name.startswith(used)
-        }
+        tensors = self._without([name for name in params if name not in lacking])
         like = {**like, "params": params}
         places = Positions.of(model, self.image_size)
-        found = _restore(self.path, tensors, like, lacking, positions=places)
+        found = weights.fit(self.path, tensors, like, lacking, positions=places)
         return found, bool(lacking)
 
     def untrained(self, reduction: Mapping[str, Any]) -> bool:
@@ -198,6 +218,8 @@ class Pretrained:
                     named(field) + by, asked[field], self.fields[field], instead
                 )
         fields = {**self.fields, **given}
+        if "name" in given and "arch" not in given:
+            fields.pop("arch", None)  # a name stands for its own
         for field, theirs, ours in _different(fields, self.fields):
             if field != "gelu":
                 by = "" if field in given else f"{named('name')}: "
@@ -238,6 +260,15 @@ class Pretrained:
                 f"{plain(ours)!r}: allowed is {plain(ours)!r}{instead}"
             )
 
+    def _without(self, parts):
+        """Tensors without the selectors that are not among these parts of a model."""
+        used = tuple(f"{part.replace('_', '.')}." for part in parts)
+        return {
+            name: tensor
+            for name, tensor in self.state_dict.items()
+            if not name.startswith("reducer.") or name.startswith(used)
+        }
+
     def _lacking(self, like):
         """Selectors in `like` that the weights lack, or have in other shapes."""
         needed = convert.timm_shapes(like)
@@ -263,62 +294,62 @@ def read(
     given: Mapping[str, Any] | None = None,
     checkpoint: str = "best",
 ) -> Pretrained:
-    """The Pretrained of a weights file or of a run's folder.
+    """The Pretrained of a weights file, a published model or a run's folder.
 
-    given: fields of the model of a file that its tensors do not tell, such as name and
-    num_heads. A file that is called as a known model, such as
+    path: of a file, of a folder with config.json and weights or of a run, or a hub id.
+    given: fields of the model that neither tensors nor a config beside them tell, such
+    as name and num_heads. A file that is called as a known model, such as
     deit_tiny_patch16_224.pth, is one unless another name is given. InputError where
-    there is no model, or none that can be known.
+    there is no model, or none that can be known, or a config contradicts the tensors.
     """
-    path = pathlib.Path(path)
-    if path.is_dir():
-        config = read_config(path)
-        own = {k: v for k, v in model_fields(config).items() if v is not None}
-        size = registry.size_of(registry.facts(own["name"]))
-        return Pretrained(
-            path,
-            fields=size | own,
-            reduction=reduction_of(config),
-            config=config,
-            checkpoint=checkpoint,
-            seed=config.get("seed", 0),
+    path = hub.local(path)
+    if path.is_dir() and not hub.is_published(path):
+        return _of_run(path, checkpoint)
+    known = {k: v for k, v in (given or {}).items() if v is not None}
+    known.pop("image_size", None)  # of the images to come; that of the weights differs
+    if not path.is_dir():
+        read = read_weights(path)
+        return _of_tensors(
+            path, read, named(path) | read.says | normalization(path) | known
         )
-    tensors = _tensors(path)
+    found = hub_config.read(path)
+    read = weights.published(path)
+    result = _of_tensors(path, read, read.says | known | found.given)
     try:
-        known = {k: v for k, v in (given or {}).items() if v is not None}
-        registry.normalization(known.get("mean"), known.get("std"))
-        fields = infer_config(tensors, named(path) | normalization(path) | known)
+        found.check(result.fields)
     except InputError as error:
-        raise InputError(f"weights file {path}: {error}") from error
-    return Pretrained(path, fields, DENSE, tensors=tensors)
+        raise InputError(f"{path}: {error}") from error
+    fields = {**result.fields, **found.fields}
+    reduction = found.reduction or DENSE
+    return dataclasses.replace(
+        result, fields=fields, reduction=reduction, names=found.class_names
+    )
 
 
-def load(
-    path: str | os.PathLike, *, checkpoint: str = "best", **fields: Any
-) -> tuple[ViT, Mapping[str, Any]]:
-    """(model, variables) of a weights file, or of the folder of a run.
+def _of_run(path, checkpoint):
+    config = read_config(path)
+    own = {k: v for k, v in model_fields(config).items() if v is not None}
+    size = registry.size_of(registry.facts(own.get("name")))
+    return Pretrained(
+        path,
+        fields=size | own,
+        reduction=reduction_of(config),
+        config=config,
+        checkpoint=checkpoint,
+        seed=config.get("seed", 0),
+    )
 
-    A file (.npz, .safetensors, .pth) is a timm state dict, whose tensors determine
-    sizes, stem and classes. A run's folder has a config that does; `checkpoint` is
-    "best" or "latest". `fields` are those of create_model that are to differ or that
-    the weights leave open, such as reduction={"name": "evit", "keep_rate": 0.7};
-    another image_size resizes the position embeddings. A run's model has its
-    `class_names`, unless others, of the same classes, are given to be shown. A file
-    without mean and std gets ImageNet's, with a warning; mean=(0.5, 0.5, 0.5),
-    std=(0.5, 0.5, 0.5) are those of the AugReg ViTs. InputError for what does not fit,
-    and for a field that contradicts the weights.
-    """
-    found = read(path, fields, checkpoint)
-    reduction, _ = settings.split(found.reduction)
-    own = {"reduction": reduction, "class_names": class_names.read(path)}
-    fields = own | found.changed(fields)
+
+def _of_tensors(path, read, given):
     try:
-        model = registry.create_model(**fields)
+        read.check(given)
+        registry.normalization(given.get("mean"), given.get("std"))
+        fields = infer_config(read.tensors, given)
     except InputError as error:
-        if found.config is not None:
-            raise
-        raise InputError(f"weights file {path}: {error}") from error
-    return model, found.restore(model, fields["image_size"])
+        kind = "" if path.is_dir() else "weights file "
+        raise InputError(f"{kind}{path}: {error}") from error
+    names = imagenet_classes.names_of(given.get("name"), fields["num_classes"])
+    return Pretrained(path, fields, DENSE, tensors=read.tensors, names=names)
 
 
 def for_analysis(
@@ -340,9 +371,11 @@ def for_analysis(
     try:
         found = read(path, given | typed(normalization), "latest")
     except InputError as error:
-        if config is None and "name=.." in str(error):
+        if config is None and "--config" in str(error):
             raise InputError(f"{error}; or name the model by --config") from error
         raise
+    if not (normalization or given.get("mean") or found.says_normalization):
+        print(f"note: {unknown_normalization(path)}", flush=True)
     found = found if config is None else found.under(config)
     fields = found.changed(typed(normalization))
     fields = {k: v for k, v in fields.items() if k not in NOT_ANALYZED}
@@ -351,43 +384,6 @@ def for_analysis(
     found = dataclasses.replace(found, fields=fields, reduction=reduction)
     found.model()  # fields that make no model are a mistake, reported now
     return found
-
-
-def restore(
-    path: str | os.PathLike,
-    like: Mapping[str, Any],
-    fresh: Iterable[str] | None = None,
-    checkpoint: str = "best",
-    positions: Positions | None = None,
-):
-    """Variables of the shapes of `like` from a weights file or a run's folder.
-
-    `fresh` names the parts that keep what `like` has for them; None: there are none,
-    and errors suggest none; position embeddings are resized to `positions`. InputError
-    for anything else that is missing, left over or
-    of another shape.
-    """
-    hint = fresh is not None
-    tensors = _tensors(path, checkpoint)
-    return _restore(path, tensors, like, fresh or (), hint, positions)
-
-
-def _tensors(path, checkpoint="best"):
-    """Tensors by timm's names of a weights file, or of a run's checkpoint."""
-    path = pathlib.Path(path)
-    if not path.exists():
-        raise InputError(f"weights {path}: no such file or folder")
-    if path.is_dir():
-        return run_files.read_checkpoint(path, checkpoint)
-    return read_state_dict(path)
-
-
-def _restore(path, tensors, like, fresh=(), hint=False, positions=None):
-    try:
-        return convert.from_timm(tensors, like, fresh, hint, positions)
-    except InputError as error:
-        kind = "run" if pathlib.Path(path).is_dir() else "weights file"
-        raise InputError(f"{kind} {path}: {error}") from error
 
 
 def _of(module, shapes):

@@ -34,6 +34,8 @@ def model(name: str) -> dict[str, Any] | None:
     """Fields of registry.create_model that `name` stands for; None: it is unknown.
 
     An architecture without tag has no mean and std, unless all its weights agree.
+    prop_attn: of weights that are used without proportional attention by every method
+    (MAE without fine-tuning, Bolya et al. 2023).
     """
     base, dot, tag = name.partition(".")
     row = table().get(base)
@@ -47,6 +49,8 @@ def model(name: str) -> dict[str, Any] | None:
         ]
         if len(set(values)) == 1:
             found[field] = values[0]
+    if dot and "prop_attn" in weights[0]:
+        found["prop_attn"] = weights[0]["prop_attn"]
     arch = row["arch"] | {
         k: w[k] for w in weights if dot for k in ("gelu", "resize") if k in w
     }

@@ -8,16 +8,18 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
+from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.errors import InputError, closest
 from imagepiece_jax.models import public
-from imagepiece_jax.models.architecture import GELUS, Architecture
+from imagepiece_jax.models.architecture import Architecture, check_fields, of_fields
 from imagepiece_jax.models.attention import resolve_backend
-from imagepiece_jax.models.block import kernel_of
-from imagepiece_jax.models.positions import sides
+from imagepiece_jax.models.block import check_plan, kernel_of
+from imagepiece_jax.models.preprocessing import Preprocessing
 from imagepiece_jax.models.stems import STEMS, conv_stem_widths
 from imagepiece_jax.models.vit import MEAN, STD, ViT
 from imagepiece_jax.reduction import layer_plan, methods
 from imagepiece_jax.reduction.kernels import fused
+from imagepiece_jax.reduction.settings import DENSE
 
 DEIT = dict(patch_size=16, depth=12, mean=MEAN, std=STD)
 MODELS = {
@@ -28,6 +30,8 @@ MODELS = {
 }
 KERNELS = ("plain", "fused", "auto")  # of reductions
 DTYPES = ("float32", "bfloat16", "float16")
+# Fields of an Architecture that can be given without it.
+ONE_BY_ONE = ("gelu", "norm_eps", "resize", "class_token")
 MLP_RATIO = 4.0  # of models whose facts name none
 SIZES = ("mlp_ratio", "patch_size", "embed_dim", "depth", "num_heads")
 
@@ -41,6 +45,8 @@ def create_model(
     arch=None,
     stem="patch",
     gelu=None,
+    norm_eps=None,
+    resize=None,
     class_token=None,
     mean=None,
     std=None,
@@ -53,21 +59,25 @@ def create_model(
     trace_source=False,
     axis_name=None,
     class_names=None,
+    preprocessing=None,
     **fields,
 ):
     """A ViT by name, with a reduction such as {"name": "evit", "keep_rate": 0.7}.
 
     name: of MODELS, or timm's of a public model with or without its tag, such as
-    "vit_small_patch14_reg4_dinov2.lvd142m". Whatever is None is as the name has it:
-    image_size (pixels a side, or (height, width)), num_classes (0: no head), `arch` (an
-    architecture.Architecture), `mean` and `std` (of the images that it is for, of
-    pixels in [0, 1]), and the size: patch_size, embed_dim, depth, num_heads, mlp_ratio.
-    `gelu` and `class_token` change these of `arch` alone; without class token the head
-    reads the mean over patches. `prop_attn` None: as the reduction is meant (ToMe: with
-    proportional attention, the others: without). `masked` gives the model
-    that training uses: methods that train with a mask keep all tokens there; for the
-    others it is the same. `class_names`: a name for each class, which the model keeps
-    for its predictions. InputError for anything that does not fit.
+    "vit_small_patch14_reg4_dinov2.lvd142m", or None where `arch` and the size are
+    given. Whatever is None is as the name has it: image_size (pixels a side, or
+    (height, width)), num_classes (0: no head), `arch` (an architecture.Architecture or
+    its fields), `mean` and `std` (of the images that it is for, of pixels in [0, 1]),
+    and the size: patch_size, embed_dim, depth, num_heads, mlp_ratio. `gelu`,
+    `norm_eps`, `resize` and `class_token` change these of `arch` alone; without class
+    token the head reads the mean over patches. `prop_attn` None: as the reduction is
+    meant (ToMe: with proportional attention, the others: without), but that weights of
+    MAE are used without. `masked` gives the
+    model that training uses: methods that train with a mask keep all tokens there; for
+    the others it is the same. The model keeps, for its predictions, `class_names`, a
+    name for each class, and `preprocessing`, other fields of a
+    preprocessing.Preprocessing. InputError for anything that does not fit.
     """
     if not isinstance(reduction or {}, Mapping):
         raise InputError(
@@ -81,7 +91,8 @@ def create_model(
         )
     own = facts(name)
     size = _size(name, own, fields)
-    changes = {"arch": arch, "gelu": gelu, "class_token": class_token}
+    changes = {"gelu": gelu, "norm_eps": norm_eps, "resize": resize}
+    changes |= {"arch": arch, "class_token": class_token}
     arch = architecture({"name": name, **changes})
     image_size = own.get("image_size", 224) if image_size is None else image_size
     num_classes = own.get("num_classes", 1000) if num_classes is None else num_classes
@@ -90,7 +101,8 @@ def create_model(
     depth = size.pop("depth")
     dtype = dtype_name(dtype)
     mean, std = normalization(mean, std)
-    grid = _grid(image_size, size["patch_size"], own.get("image_size"))
+    cut = name is None or image_size == own.get("image_size")
+    grid = _grid(image_size, size["patch_size"], cut)
     _check(size, num_classes, stem, dtype, drop_path_rate)
     _check_heads(size, arch)
     if class_names is not None and len(class_names) != num_classes:
@@ -98,15 +110,16 @@ def create_model(
             f"class_names has {len(class_names)} names; the model has {num_classes} "
             "classes"
         )
-    method = methods.create(**(reduction or {}))
+    method = methods.create(**(reduction or {})).resolved(arch.class_token)
     if prop_attn is None:
-        prop_attn = method.model_fields.get("prop_attn", False)
+        usual = method.model_fields.get("prop_attn", False)
+        prop_attn = own.get("prop_attn", usual)
     switches = {"prop_attn": prop_attn, "trace_source": trace_source}
     for field, value in switches.items():
         _check_switch(field, value)
     steps = method.steps(depth)
     plan = layer_plan.build(depth, math.prod(grid), steps, arch.prefix, masked)
-    _check_plan(plan, arch, grid)
+    check_plan(plan, arch, grid)
     model = ViT(
         plan=plan,
         num_classes=num_classes,
@@ -123,13 +136,20 @@ def create_model(
         trace_source=trace_source,
         axis_name=axis_name,
         class_names=None if class_names is None else tuple(class_names),
+        reduction=dict(reduction or DENSE),
+        preprocessing=Preprocessing(image_size, **_preprocessing(name, preprocessing)),
         **size,
     )
     return model.clone(kernels=resolve_kernels(kernels, model))
 
 
 def facts(name):
-    """What `name` stands for, as fields of `create_model`; InputError if unknown."""
+    """What `name` stands for, as fields of `create_model`; InputError if unknown.
+
+    Nothing for None.
+    """
+    if name is None:
+        return {}
     if name in MODELS:
         return MODELS[name]
     found = public.model(name) if isinstance(name, str) else None
@@ -142,26 +162,27 @@ def facts(name):
     return found
 
 
+def _preprocessing(name, given):
+    if given is None and isinstance(name, str) and "." in name:
+        return public.preprocessing(name)
+    return given or {}
+
+
 def size_of(own):
     """The SIZES in facts of a model."""
     return {"mlp_ratio": MLP_RATIO} | {k: own[k] for k in SIZES if k in own}
 
 
 def architecture(fields):
-    """The Architecture by the fields name, arch, gelu and class_token."""
-    arch = fields.get("arch") or facts(fields["name"]).get("arch", Architecture())
-    gelu, class_token = fields.get("gelu"), fields.get("class_token")
-    if gelu is not None:
-        if gelu not in GELUS:
-            listed = ", ".join(GELUS)
-            raise InputError(f"config.model.gelu is {gelu!r}; allowed are {listed}")
-        arch = dataclasses.replace(arch, gelu=gelu)
-    if class_token is not None:
-        _check_switch("class_token", class_token)
-        if class_token != arch.class_token:
-            pool = "token" if class_token else "mean"
-            arch = dataclasses.replace(arch, class_token=class_token, pool=pool)
-    return arch
+    """The Architecture by the fields name, arch, and those of ONE_BY_ONE."""
+    arch = fields.get("arch") or facts(fields.get("name")).get("arch", Architecture())
+    if not isinstance(arch, Architecture):
+        arch = of_fields("config.model.arch", arch)
+    given = {k: fields[k] for k in ONE_BY_ONE if fields.get(k) is not None}
+    check_fields("config.model", given)
+    if given.get("class_token", arch.class_token) != arch.class_token:
+        given["pool"] = "token" if given["class_token"] else "mean"
+    return dataclasses.replace(arch, **given)
 
 
 def _check_switch(field, value):
@@ -239,6 +260,11 @@ def _size(name, own, changes):
                 "numbers"
             )
         size[field] = value
+    if lacking := [field for field in SIZES if field not in size]:
+        raise InputError(
+            f"config.model.name is {name!r} and config.model.{lacking[0]} is empty; "
+            f"allowed are a name, or all of arch, {', '.join(SIZES)}"
+        )
     return size
 
 
@@ -254,16 +280,16 @@ def normalization(mean, std):
     return mean, channels("config.model.std", STD if std is None else std, True)
 
 
-def _grid(image_size, patch_size, published):
+def _grid(image_size, patch_size, cut):
     """(height, width) in patches of images of `image_size`.
 
-    A multiple of the patch size, but for a size that the model was published at: what
-    is left there is cut.
+    cut: what is left at the sides is, as where a model was published at such a size;
+    else that must be a multiple of the patch size.
     """
     both = sides(image_size)
     whole = all(isinstance(side, numbers.Integral) for side in both)
     right = len(both) == 2 and whole and min(both) >= patch_size
-    if right and image_size != published:
+    if right and not cut:
         right = not any(side % patch_size for side in both)
     if not right:
         raise InputError(
@@ -341,25 +367,3 @@ def channels(field, values, positive=False):
             "[0, 1], such as (0.5, 0.5, 0.5)"
         )
     return tuple(map(float, found))
-
-
-def _check_plan(plan, arch, grid):
-    """InputError for a step that needs what the model, or the grid, does not have."""
-    for block, layer in enumerate(plan):
-        if layer.step is None:
-            continue
-        needs = layer.step.reducer.needs
-        if "cls_attn" in needs and not arch.class_token:
-            raise InputError(
-                "config.model.class_token is False, but the reduction at block "
-                f"{block} chooses tokens by the attention of the class token"
-            )
-        seen = needs & {"cls_attn", "attn_columns", "metric"}
-        if block == 0 and layer.step.site == "pre" and seen:
-            raise InputError(
-                "config.reduction has a step before block 0 that reads the attention "
-                "of the block before it; allowed are blocks from 1"
-            )
-        if layer.counts:
-            layer.step.reducer.check_grid(grid)
-            grid = None

@@ -13,7 +13,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import convert
 from imagepiece_jax.models.registry import MODELS
 from imagepiece_jax.models.vit import MEAN, STD
-from imagepiece_jax.reduction.settings import MODEL_FIELDS, plain, without_retired
+from imagepiece_jax.reduction.settings import MODEL_FIELDS, current, plain
 
 RUN_CONFIG, CLASSES = "config.json", "classes.json"  # in the folder of a run
 CHECKPOINTS = "checkpoints"  # the folder with its weights
@@ -21,6 +21,15 @@ KINDS = ("latest", "best")  # of checkpoints
 OTHERS = ("run.json", "metrics.jsonl")  # that only a run writes
 COLLECTIONS = ("params", "batch_stats")
 IMAGENET = {"mean": MEAN, "std": STD}  # of a run whose config is older than the fields
+# Fields that older configs lack, as they were then.
+LATER = {
+    "model": IMAGENET | {"norm_eps": None, "resize": None, "arch": {}},
+    "data": {
+        "eval_crop": None,
+        "eval_crop_mode": "center",
+        "eval_interpolation": "bicubic",
+    },
+}
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any]:
@@ -61,10 +70,11 @@ def with_current_fields(config: dict[str, Any]) -> dict[str, Any]:
     """The config of a run, a nested dict, that an earlier version may have written."""
     config = dict(config)
     if "reduction" in config:
-        config["reduction"] = without_retired(config["reduction"])
-    if "model" in config:
-        given = {k: v for k, v in config["model"].items() if v is not None}
-        config["model"] = config["model"] | IMAGENET | given
+        config["reduction"] = current(config["reduction"])
+    for group, fields in LATER.items():
+        if group in config:
+            given = {k: v for k, v in config[group].items() if v is not None}
+            config[group] = config[group] | fields | given
     return config
 
 

@@ -1,4 +1,4 @@
-"""Tensors of weights files: .npz, .safetensors and PyTorch's .pth.
+"""Tensors of weights files: .npz, .safetensors, in parts too, and PyTorch's .pth.
 
 PyTorch is not needed: a .pth file is a zip archive that holds a pickle (names, shapes,
 strides) and one raw file per storage. The pickle may name nothing but the few globals
@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import pickle
+import re
 import zipfile
 
 import jax.numpy as jnp
@@ -35,7 +36,7 @@ _STORAGE_DTYPES = {
 # What PyTorch before 1.6 wrote is no zip archive: it starts with this pickled number.
 _OLD_TORCH_MAGIC = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
 # Training scripts save weights beside optimizer and epoch, under one of these names.
-_WRAPPERS = ("model", "state_dict")
+_WRAPPERS = ("model", "state_dict", "teacher")
 # What a file may say of its images beside the tensors: three numbers each.
 _NORMALIZATION = ("mean", "std")
 
@@ -43,9 +44,11 @@ _NORMALIZATION = ("mean", "std")
 def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Named tensors of a weights file, with the shapes and types that they have there.
 
-    The ending chooses the reader: .npz, .safetensors, .pth or .pt. A state dict under
-    the key "model" or "state_dict" is unwrapped. Raises InputError where the file is
-    missing, of an unknown kind, damaged, truncated, or anything but named tensors.
+    The ending chooses the reader: .npz, .safetensors, .pth, .pt, .bin, or .json for the
+    index of .safetensors in parts, which lie beside it. A state dict under the key
+    "model", "state_dict" or "teacher" is unwrapped. Raises InputError where the file or
+    a part is missing, of an unknown kind, damaged, truncated, or anything but named
+    tensors.
     """
     path = pathlib.Path(path)
     content = _named_tensors(path, _guarded(path, _READERS))
@@ -128,7 +131,50 @@ def _read_npz(path):
             raise ValueError("it holds no arrays of NumPy's") from error
         if not isinstance(archive, np.lib.npyio.NpzFile):
             return archive
-        return {name: archive[name] for name in archive.files}
+        arrays = {name: archive[name] for name in archive.files}
+    # NumPy does not know bfloat16, and reads two bytes without a meaning.
+    return {
+        name: array.view(jnp.bfloat16) if array.dtype == "V2" else array
+        for name, array in arrays.items()
+    }
+
+
+def _read_safetensors(path):
+    part = re.fullmatch(r"(.*)-\d{5}-of-(\d{5})", path.stem)
+    if part and int(part[2]) > 1:
+        raise InputError(
+            f"weights file {path} is one of {int(part[2])} parts; allowed is the index "
+            f"of all, {part[1]}.safetensors.index.json"
+        )
+    return safetensors.numpy.load_file(path)
+
+
+def _read_parts(path):
+    """Tensors of all parts that an index names, as Hugging Face writes it."""
+    index = json.loads(path.read_text("utf-8"))
+    places = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(places, dict) or not places:
+        raise InputError(
+            f"weights file {path} has no weight_map; allowed is an index of "
+            ".safetensors in parts"
+        )
+    tensors = {}
+    for part in sorted(set(map(str, places.values()))):
+        if pathlib.PurePath(part).name != part:
+            raise InputError(
+                f"weights file {path} names the part {part!r}; allowed are names of "
+                "files beside it"
+            )
+        if not (path.parent / part).is_file():
+            raise InputError(f"weights file {path} lacks its part {part} beside it")
+        readers = {".safetensors": safetensors.numpy.load_file}
+        tensors |= _guarded(path.parent / part, readers)
+    lacking = next((name for name in places if name not in tensors), None)
+    if lacking is not None:
+        raise InputError(
+            f"weights file {path}: its part {places[lacking]} lacks tensor {lacking}"
+        )
+    return tensors
 
 
 def _npz_normalization(path):
@@ -226,7 +272,9 @@ class _StateDictUnpickler(pickle.Unpickler):
 
 _READERS = {
     ".npz": _read_npz,
-    ".safetensors": safetensors.numpy.load_file,
+    ".safetensors": _read_safetensors,
     ".pth": _read_torch,
     ".pt": _read_torch,
+    ".bin": _read_torch,
+    ".json": _read_parts,
 }

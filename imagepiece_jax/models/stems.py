@@ -1,9 +1,12 @@
 """Stems, which make tokens of an image: patch projection, convolutions, their cost."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.errors import InputError
 
 # U(-1/sqrt(fan_in), 1/sqrt(fan_in)): what the reference's convolutions start from.
@@ -177,14 +180,17 @@ FOLDED_STEMS = {"patch": FoldedPatchStem, "conv": FoldedConvStem}
 
 
 def stem_macs(stem, embed_dim, image_size=224, patch_size=16):
-    """MACs that turn an RGB image into tokens by the stem of the name `stem`."""
-    tokens = (image_size // patch_size) ** 2
+    """MACs that turn an RGB image into tokens by the stem of the name `stem`.
+
+    image_size: pixels a side, or (height, width); what fills no patch is cut.
+    """
+    tokens = math.prod(side // patch_size for side in sides(image_size))
     if stem == "patch":
         return tokens * 3 * patch_size**2 * embed_dim
-    total, side, width_in = tokens * embed_dim**2, image_size, 3
+    total, pixels, width_in = tokens * embed_dim**2, tokens * patch_size**2, 3
     for width in conv_stem_widths(embed_dim, patch_size):
-        side //= 2
-        total += side**2 * 9 * width_in * width
+        pixels //= 4
+        total += pixels * 9 * width_in * width
         width_in = width
     return total
 

@@ -5,10 +5,12 @@ import math
 import jax
 import jax.numpy as jnp
 
+from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.rng import Purpose, batch_key
-from imagepiece_jax.models.positions import sides
 from imagepiece_jax.models.stems import stem_macs
 from imagepiece_jax.reduction.flops import plan_macs
+
+HEAD = ("norm", "fc_norm", "attn_pool", "head", "head_dist")
 
 
 def describe(model, others, image_size):
@@ -27,8 +29,8 @@ def describe(model, others, image_size):
 def cost_table(model, dense, image_size):
     """Tokens, MMACs beside those of `dense`, and parameters of every part, as text.
 
-    Class token and positions count to the stem, the last norm to the head, what a
-    reduction learns to its block.
+    Prefix tokens and positions count to the stem, the last norm and the pooling to the
+    head, what a reduction learns to its block.
     """
 
     def row(name, layer, ours, theirs, parameters):
@@ -97,21 +99,34 @@ def shapes(model, image_size):
     return jax.eval_shape(model.clone(axis_name=None).init, jax.random.key(0), images)
 
 
-def fresh(model, image_size, seed):
-    """Variables of `model` drawn from `seed`."""
+def fresh(model, image_size, seed, parts=None):
+    """Variables of `model` drawn from `seed`.
+
+    parts: names of the parameters to return, alone, and no others are computed.
+    """
     images = jnp.zeros((1, *sides(image_size), 3), jnp.float32)
     key = batch_key(seed, 0, Purpose.INIT)
     # The device axis exists only inside a step, and statistics do not depend on it.
-    return jax.jit(model.clone(axis_name=None).init)(key, images)
+    init = model.clone(axis_name=None).init
+
+    def draw(key, images):
+        params = init(key, images)["params"]
+        return {"params": {name: params[name] for name in parts}}
+
+    return jax.jit(init if parts is None else draw)(key, images)
 
 
 def _part_macs(model, image_size):
     """MACs of the stem, of each block and of the head."""
-    width = model.embed_dim
+    width, arch = model.embed_dim, model.arch
     stem = stem_macs(model.stem, width, image_size, model.patch_size)
-    mlp = (model.mlp_ratio, 3 if model.arch.mlp == "swiglu" else 2)
-    blocks = plan_macs(model.plan, width, model.num_heads, *mlp)
-    return [stem, *blocks, width * model.num_classes]
+    layers = 3 if arch.mlp == "swiglu" else 2
+    blocks = plan_macs(model.plan, width, model.num_heads, model.mlp_ratio, layers)
+    head = width * model.num_classes * (1 + arch.dist_token)
+    if arch.pool == "map":  # keys, values, the probe's reading; projection and MLP
+        head += model.plan[-1].mlp_tokens * (2 * width**2 + 2 * width)
+        head += width**2 + 2 * width * int(width * model.mlp_ratio)
+    return [stem, *blocks, head]
 
 
 def _part_parameters(model, image_size):
@@ -122,6 +137,6 @@ def _part_parameters(model, image_size):
         leaves = jax.tree.leaves([params.get(name, {}) for name in names])
         return sum(math.prod(leaf.shape) for leaf in leaves)
 
-    stem = size("patch_embed", "cls_token", "pos_embed")
     blocks = [size(f"blocks_{i}", f"reducer_{i}") for i in range(len(model.plan))]
-    return [stem, *blocks, size("norm", "head")]
+    head = size(*HEAD)
+    return [size(*params) - sum(blocks) - head, *blocks, head]

@@ -1,6 +1,8 @@
 """The vision transformer: stem, blocks that reduce their tokens, pooling and head."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +11,11 @@ from flax import struct
 
 from imagepiece_jax.models import custom_vjp
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.attention import AttentionTaps, attend
+from imagepiece_jax.models.attention import AttentionTaps
+from imagepiece_jax.models.attention_pool import AttentionPool
 from imagepiece_jax.models.block import Block
-from imagepiece_jax.models.layers import INIT, LayerNorm, Mlp
+from imagepiece_jax.models.layers import INIT, LayerNorm
+from imagepiece_jax.models.preprocessing import Preprocessing
 from imagepiece_jax.models.stems import FOLDED_STEMS, STEMS
 from imagepiece_jax.reduction import tokens
 from imagepiece_jax.reduction.layer_plan import LayerPlan
@@ -54,6 +58,11 @@ def drop_path_scale(keys, depth, rate):
     return jax.vmap(draw)(keys)
 
 
+def _note():
+    """A field that says something about a model, and changes no program."""
+    return dataclasses.field(default=None, compare=False, repr=False)
+
+
 class ViT(nn.Module):
     """A ViT with a plan of token reductions; without one, the dense model.
 
@@ -69,7 +78,8 @@ class ViT(nn.Module):
     is in `dtype`; scores, softmax and logits are float32. `mean` and `std` are those of
     the images that it was trained on: pixels are to be normalized with them first
     (data.normalize).
-    `class_names` belong to the logits: a name, or None, for each class.
+    `class_names` belong to the logits: a name, or None, for each class; `reduction` is
+    the name and the fields of what made `plan`, `preprocessing` is of the images.
     """
 
     plan: tuple[LayerPlan, ...]
@@ -91,10 +101,10 @@ class ViT(nn.Module):
     remat: bool = False
     kernels: str | None = None
     folded: bool = False
-    # Names change no program: models that differ in them alone are equal.
-    class_names: tuple[str | None, ...] | None = dataclasses.field(
-        default=None, compare=False, repr=False
-    )
+    # These change no program: models that differ in them alone are equal.
+    class_names: tuple[str | None, ...] | None = _note()
+    reduction: Mapping[str, Any] | None = _note()
+    preprocessing: Preprocessing | None = _note()
 
     @nn.compact
     def __call__(self, images, train=False, keys=None):
@@ -106,15 +116,25 @@ class ViT(nn.Module):
         """
         state, taps, records = self._embed(images, train), AttentionTaps(), []
         scale = self._drop_path(keys, train)
+        norm = self._norm("norm") if self.arch.final_norm else lambda x: x
+        pool = self._attention_pool()
         for index in range(len(self.plan)):
-            block, reducer = self._block(index), self._reducer(index)
-            state, taps, record = block(state, taps, reducer, keys, scale, train)
+            state, taps, record = self._block(index)(
+                state,
+                taps,
+                self._reducer(index),
+                keys,
+                scale,
+                train,
+                pool and (lambda state: pool.scores(norm(state.x), state)),
+            )
             records += [record] if record else []
-        return self._classify(state, records)
+        return self._classify(state, records, norm, pool)
 
     def _block(self, index):
         return Block(
             index=index,
+            depth=len(self.plan),
             layer=self.plan[index],
             following=self.plan[index + 1] if index + 1 < len(self.plan) else None,
             dim=self.embed_dim,
@@ -154,10 +174,23 @@ class ViT(nn.Module):
             )
         return drop_path_scale(keys["drop_path"], len(self.plan), self.drop_path_rate)
 
-    def _classify(self, state, records):
+    def _attention_pool(self):
+        """The pooling that has a probe; None: the head reads something else."""
+        if self.arch.pool != "map":
+            return None
+        return AttentionPool(
+            dim=self.embed_dim,
+            num_heads=self.num_heads,
+            mlp_ratio=self.mlp_ratio,
+            arch=self.arch,
+            prop_attn=self.prop_attn,
+            dtype=self.dtype,
+            name="attn_pool",
+        )
+
+    def _classify(self, state, records, norm, pool):
         """Final norm, pooling and head -> Outputs."""
         arch, x = self.arch, state.x
-        norm = self._norm("norm") if arch.final_norm else lambda x: x
         if arch.pool == "token":
             # The head reads a row or two; norm of others is computed only if used.
             read = norm(x[:, : 1 + arch.dist_token])
@@ -165,10 +198,7 @@ class ViT(nn.Module):
         elif arch.pool == "mean":
             pooled = self._mean(norm(x), state)
         else:
-            bias = jnp.log(state.size) if self.prop_attn else None
-            pooled = AttentionPool(
-                self.num_heads, self.mlp_ratio, arch, self.dtype, name="attn_pool"
-            )(norm(x), bias)
+            pooled = pool(norm(x), state)
         if arch.fc_norm:
             pooled = self._norm("fc_norm")(pooled)
         logits = pooled.astype(jnp.float32)
@@ -251,33 +281,3 @@ class ViT(nn.Module):
             return x
         pos_embed = self.param("pos_embed", INIT, (1, *x.shape[1:]))
         return x + pos_embed.astype(self.dtype)
-
-
-class AttentionPool(nn.Module):
-    """Attention from a learned probe, and an MLP: what SigLIP's head reads.
-
-    Zhai et al. 2022, "Scaling vision transformers", section 3.4.
-    """
-
-    num_heads: int
-    mlp_ratio: float
-    arch: Architecture
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x, key_bias=None):
-        """x [B, N, D], key_bias [B, N] on the logits -> [B, D]."""
-        batch, length, dim = x.shape
-
-        def project(name, x, rows):
-            out = nn.Dense(dim, kernel_init=INIT, dtype=self.dtype, name=name)(x)
-            return out.reshape(-1, rows, self.num_heads, dim // self.num_heads)
-
-        probe = self.param("latent", INIT, (1, 1, dim)).astype(self.dtype)
-        query = jnp.repeat(project("q", probe, 1), batch, axis=0)
-        key, value = (project(name, x, length) for name in "kv")
-        read = attend(query, key, value, key_bias).reshape(batch, dim)
-        read = nn.Dense(dim, kernel_init=INIT, dtype=self.dtype, name="proj")(read)
-        normed = LayerNorm(self.dtype, self.arch.norm_eps, name="norm")(read)
-        hidden = int(dim * self.mlp_ratio)
-        return read + Mlp(hidden, self.arch.gelu, self.dtype, name="mlp")(normed)

@@ -35,6 +35,15 @@ from imagepiece_jax.reduction.tokens import (
 )
 
 METRICS = ("key", "query", "value", "token")  # what a reducer may compare
+# How tokens can be ranked, and the field of Taps that holds it. "auto" is class
+# attention here: `Method.resolved` names another for models without class token.
+SCORES = {
+    "auto": "cls_attn",
+    "class": "cls_attn",
+    "received": "attn_columns",
+    "energy": "energy",
+    "probe": "probe",
+}
 
 
 class Reducer:
@@ -43,7 +52,7 @@ class Reducer:
     Called as reducer(taps, counts, train).
     """
 
-    # What attention computes for it: "cls_attn", "attn_columns", "metric"; "rng": keys.
+    # What is computed for it: values of SCORES, "metric"; "rng": keys.
     needs: ClassVar[frozenset[str]] = frozenset()
     # What is compared, one of METRICS, where it needs a metric.
     metric = None
@@ -63,6 +72,33 @@ class Reducer:
     def fused(self, query, key, state, counts, prop_attn=False):
         """(state, Assignment) by its kernel: attention scores, decision and move."""
         raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranking(Reducer):
+    """Base of reducers that rank tokens by a score, one of SCORES.
+
+    "class": the class token's attention; "received": the attention that a token
+    receives, mean over queries; "energy": how little it is like the others (PiToMe,
+    Tran et al. 2024); "probe": attention of the probe of the model's head to the tokens
+    as they are at the step. All are shares, positive and at most 1 in sum, of which
+    important tokens have more.
+    """
+
+    score: str = dataclasses.field(default="auto", kw_only=True)
+
+    @property
+    def needs(self):
+        return frozenset({SCORES[self.score]})
+
+    @property
+    def by_class(self):
+        """Whether it ranks by class attention, which the fused kernels compute."""
+        return SCORES[self.score] == "cls_attn"
+
+    def scores(self, taps):
+        """[B, n] float32."""
+        return getattr(taps, SCORES[self.score])
 
 
 def keep_highest(score, n_out):
@@ -150,27 +186,27 @@ def after_kernel(state, moved, counts, merged):
 
 
 @dataclasses.dataclass(frozen=True)
-class TopK(Reducer):
-    """Keep the tokens the class token attends to most, in spatial order.
+class TopK(Ranking):
+    """Keep the tokens of the highest scores, in spatial order.
 
-    fuse: the last of the `n_out` tokens is the attention-weighted sum of the dropped
-    ones, not normalized, and its gradient reaches the attention (EViT, Liang et al.
-    2022).
+    fuse: the last of the `n_out` tokens is the sum of the dropped ones weighted by
+    score, not normalized, and its gradient reaches the score (EViT, Liang et al. 2022,
+    by class attention).
     """
 
     fuse: bool = False
-    needs: ClassVar[frozenset[str]] = frozenset({"cls_attn"})
 
     def __call__(self, taps, counts, train=False):
+        score = self.scores(taps)
         if not self.fuse:
-            return keep_highest(taps.cls_attn, counts.n_out)
-        keep = rank(taps.cls_attn) < counts.n_out - 1
-        return keep_and_sum(keep, taps.cls_attn, counts.n_out)
+            return keep_highest(score, counts.n_out)
+        keep = rank(score) < counts.n_out - 1
+        return keep_and_sum(keep, score, counts.n_out)
 
     @property
     def kernel(self):
         """The fused kernel that does the same, where there is one."""
-        return None if self.fuse else "prune"
+        return "prune" if self.by_class and not self.fuse else None
 
     def fused(self, query, key, state, counts, prop_attn=False):
         """Class attention, decision and move in one kernel (kernels.fused.prune)."""
@@ -187,31 +223,35 @@ class TopK(Reducer):
 
 
 @dataclasses.dataclass(frozen=True)
-class Retokenize(Reducer):
-    """Merge inattentive tokens with their most similar partners (ImagePiece, step II).
+class Retokenize(Ranking):
+    """Merge unimportant tokens with their most similar partners (ImagePiece, step II).
 
-    The `candidates` least attended tokens, ordered by class attention, alternate
-    between two sides; the tokens of side A whose best partner on side B is most similar
-    are merged into it, at its place. All other tokens keep their order.
+    The `candidates` tokens of the lowest scores, ordered by score (the paper's is class
+    attention), alternate between two sides; the tokens of side A whose best partner on
+    side B is most similar are merged into it, at its place. All other tokens keep their
+    order.
 
-    order: "descending" starts with the most attended candidate; parity: which of the
-    first two is on side A; metric: what is compared ("key", "query", "value",
-    "token"); size_weighting: a merged token is the mean over patches, else over tokens.
+    order: "descending" starts with the highest candidate; parity: which of the first
+    two is on side A; metric: what is compared ("key", "query", "value", "token");
+    size_weighting: a merged token is the mean over patches, else over tokens.
     """
 
     order: str = "descending"
     parity: int = 0
     metric: str = "key"
     size_weighting: bool = True
-    needs: ClassVar[frozenset[str]] = frozenset({"cls_attn", "metric"})
+
+    @property
+    def needs(self):
+        return super().needs | {"metric"}
 
     def __call__(self, taps, counts, train=False):
         n, b, r = counts.n_in, counts.candidates, counts.n_in - counts.n_out
-        score = jax.lax.stop_gradient(taps.cls_attn)
+        score = jax.lax.stop_gradient(self.scores(taps))
         if taps.mask is not None:  # what is masked is never a candidate
             score = jnp.where(taps.mask > 0.5, score, jnp.inf)
         metric = jax.lax.stop_gradient(taps.metric)
-        # The candidates by their place, most attended first; side A before side B.
+        # The candidates by their place, the highest first; side A before side B.
         place = np.arange(b) if self.order == "descending" else np.arange(b)[::-1]
         place = np.concatenate([place[self.parity :: 2], place[1 - self.parity :: 2]])
         first = (b + 1 - self.parity) // 2
@@ -227,7 +267,7 @@ class Retokenize(Reducer):
     @property
     def kernel(self):
         """The fused kernel that does the same, where there is one."""
-        return "retokenize" if self.metric == "key" else None
+        return "retokenize" if self.by_class and self.metric == "key" else None
 
     def fused(self, query, key, state, counts, prop_attn=False):
         """Class attention, decision and move in one (kernels.fused.retokenize)."""

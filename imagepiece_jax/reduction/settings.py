@@ -11,6 +11,8 @@ DENSE = {"name": "none"}
 MODEL_FIELDS = ("prop_attn",)
 # Fields of former versions, with the value that had no effect: saved runs have them.
 RETIRED = {"round_to": 0}
+RENAMED = {"score": {"columns": "received", "cls": "class"}}  # values of fields
+ADDED = ("score",)  # fields whose default is what methods did before
 SWITCHES = ("true", "false")
 
 
@@ -40,9 +42,15 @@ def split(reduction):
     return reduction, model
 
 
-def without_retired(reduction):
-    """`reduction` without the `RETIRED` fields that had no effect."""
-    return {k: v for k, v in reduction.items() if k not in RETIRED or v != RETIRED[k]}
+def current(reduction):
+    """`reduction`, as any version saved it, in fields and values of this one."""
+    method = methods.METHODS.get(reduction.get("name"), type(None))
+    added = {k: getattr(method, k) for k in ADDED if hasattr(method, k)}
+    return added | {
+        k: RENAMED.get(k, {}).get(v, v) if isinstance(v, str) else v
+        for k, v in reduction.items()
+        if k not in RETIRED or v != RETIRED[k]
+    }
 
 
 def plain(value):

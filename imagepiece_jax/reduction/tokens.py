@@ -39,12 +39,14 @@ class Taps:
     x: [B, n, D] residual stream at the step's site; size: [B, n]; metric: [B, n, d]
     what is compared (mean over heads of key, query or value; or the token itself);
     cls_attn: [B, n] float32 class-attention row, mean over heads, class column dropped;
-    attn_columns: [B, n] float32 attention received, summed over heads and queries;
-    mask: [B, n] live tokens in masked training; rng: [B] keys of (seed, step, position
-    in the global batch, block), in evaluation of (seed, index in the data set, block).
-    At site "pre" the attention fields are those of the block before. A field that the
-    reducer's `needs` does not name is None. grid: (height, width) while there is one;
-    num_heads: heads of the block's attention, slices of D that belong together.
+    attn_columns: [B, n] float32 attention received, mean over heads and queries;
+    energy: [B, n] float32, shares of 1 - PiToMe's energy; probe: [B, n] float32,
+    attention of the head's probe, mean over heads; mask: [B, n] live tokens in masked
+    training; rng: [B] keys of (seed, step, position in the global batch, block), in
+    evaluation of (seed, index in the data set, block). At site "pre" the attention
+    fields are those of the block before. A field that the reducer's `needs` does not
+    name is None. grid: (height, width) while there is one; num_heads: heads of the
+    block's attention, slices of D that belong together.
     """
 
     x: Array
@@ -52,6 +54,8 @@ class Taps:
     metric: Array | None = None
     cls_attn: Array | None = None
     attn_columns: Array | None = None
+    energy: Array | None = None
+    probe: Array | None = None
     mask: Array | None = None
     rng: Array | None = None
     grid: tuple[int, int] | None = struct.field(pytree_node=False, default=None)

@@ -293,7 +293,13 @@ def train_transform(config):
 
 def eval_transform(config):
     """The fixed crop of evaluation."""
-    return transforms.EvalTransform(config.image_size, resize=config.data.resize)
+    return transforms.EvalTransform(
+        config.image_size,
+        resize=config.data.resize,
+        crop=config.data.eval_crop,
+        crop_mode=config.data.eval_crop_mode,
+        interpolation=config.data.eval_interpolation,
+    )
 
 
 def placement(config) -> loader.Placement:

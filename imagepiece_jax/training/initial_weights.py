@@ -10,8 +10,8 @@ from imagepiece_jax.models.normalization import (
     unknown_normalization,
 )
 from imagepiece_jax.models.positions import Positions
-from imagepiece_jax.models.pretrained import restore
 from imagepiece_jax.models.summary import fresh, shapes
+from imagepiece_jax.models.weights import restore
 
 
 def settle_normalization(config, workdir):

@@ -12,7 +12,7 @@ import optax
 from imagepiece_jax.errors import InputError
 
 REFERENCE_BATCH = 512  # `config.lr` is the rate for a global batch of this many images
-NEVER_DECAYED = ("bias", "pos_embed", "cls_token")
+NEVER_DECAYED = ("bias", "pos_embed", "cls_token", "dist_token", "reg_token")
 
 
 def scaled_lr(lr, batch_size):
@@ -68,7 +68,7 @@ def learning_rate(
 
 
 def decay_mask(params):
-    """True where weight decay acts: no 1-D parameter, bias, pos_embed or cls_token.
+    """True where weight decay acts: no 1-D parameter, bias, position or prefix token.
 
     1-D covers the scales of layer and batch norm. Same tree as `params`, Python bools.
     """

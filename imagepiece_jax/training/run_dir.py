@@ -46,7 +46,7 @@ def check_config(workdir, config: dict):
     if not path.exists():
         return
     old = _flat(with_current_fields(_read(path)))
-    new = _flat(json.loads(json.dumps(config)))
+    new = _flat(with_current_fields(json.loads(json.dumps(config))))
     for name in [*new, *(name for name in old if name not in new)]:
         before, now = old.get(name, "no such field"), new.get(name, "no such field")
         if before != now and name not in MAY_CHANGE:

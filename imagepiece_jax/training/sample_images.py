@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from imagepiece_jax.common import parallel, plotting
+from imagepiece_jax.common.image_size import whole_patches
 from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.reduction.tokens import Assignment, compose
@@ -108,7 +109,7 @@ def examples(source, transform, count):
 def save_token_picture(workdir, model, variables, images, titles, decide=None):
     """Write a PNG of the tokens of some test images; returns its path.
 
-    images: uint8 [B, S, S, 3]. Blocks after a soft reduction, whose tokens hold a share
+    images: uint8 [B, H, W, 3]. Blocks after a soft reduction, whose tokens hold a share
     of every patch, are left out; None, and no file, where no block remains. decide:
     `_decide`, if compiled already. RunError where it cannot be written.
     """
@@ -118,16 +119,16 @@ def save_token_picture(workdir, model, variables, images, titles, decide=None):
     if not dests:
         return None
 
-    side = images.shape[1] // model.patch_size
-    patches = np.arange(side * side, dtype=np.int32)
-    source = np.broadcast_to(patches, (len(images), side * side))
+    images, grid = whole_patches(images, model.patch_size)
+    patches = np.arange(math.prod(grid), dtype=np.int32)
+    source = np.broadcast_to(patches, (len(images), len(patches)))
     stages = []
     for block, dest in zip(reducing, dests, strict=False):
         source = np.asarray(compose(dest, source))
         stages.append((f"block {block}", source))
     path = pathlib.Path(workdir) / PICTURE
     maps = [[(title, stage[i]) for title, stage in stages] for i in range(len(images))]
-    plotting.token_page(path, images, maps, (side, side), titles)
+    plotting.token_page(path, images, maps, grid, titles)
     return path
 
 

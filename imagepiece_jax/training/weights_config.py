@@ -1,9 +1,12 @@
 """The config of trained weights: a run's own, or a file's sizes in the defaults."""
 
+import copy
+
+from imagepiece_jax.common.image_size import described
 from imagepiece_jax.common.xla_options import fast_dtype
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import pretrained, run_files
-from imagepiece_jax.models.normalization import IMAGENET
+from imagepiece_jax.models.normalization import IMAGENET, unknown_normalization
 from imagepiece_jax.models.normalization import typed as typed_normalization
 from imagepiece_jax.training import from_config
 
@@ -38,7 +41,10 @@ def of_weights(path, config, overrides=None, normalization=None, checkpoint="bes
     def named(field):
         return f"--{field}" if field in normalization else run_files.in_config(field)
 
-    fields = weights.changed(asked | normalization, named)
+    sized = overrides is None or weights.config is not None
+    fields = weights.changed(asked | normalization, named, sized=sized)
+    if not (normalization or asked.get("mean") or weights.says_normalization):
+        print(f"note: {unknown_normalization(path)}", flush=True)
     with config.unlocked():
         for name in IMAGENET:
             config.model[name] = fields[name]
@@ -48,7 +54,7 @@ def of_weights(path, config, overrides=None, normalization=None, checkpoint="bes
 def _typed(config, overrides):
     """The fields of the model that `overrides` of `config` name, with their types."""
     of_model = [pair for pair in overrides if pair[0].startswith("model.")]
-    changed = config.copy_and_resolve_references()
+    changed = copy.deepcopy(config)
     type(overrides)(of_model)(changed)
     names = (field.removeprefix("model.") for field, _ in of_model)
     return {name: changed.model[name] for name in names}
@@ -59,8 +65,16 @@ def _complete(config, weights):
     own = weights.config
     if own is None:
         own = {k: weights.fields[k] for k in ("image_size", "num_classes")}
+        if not isinstance(own["image_size"], int):
+            raise InputError(
+                f"{weights.kind} {weights.path} is for images of "
+                f"{described(own['image_size'])}; allowed here are squares, others in "
+                "Python: load(), optimize() and Predictor"
+            )
         sizes = {k: v for k, v in weights.fields.items() if k not in own}
+        prepared = sizes.pop("preprocessing", {})
         own["model"] = sizes | {"dtype": fast_dtype()}
+        own["data"] = {f"eval_{k}": v for k, v in prepared.items()}
     try:
         with config.unlocked():
             config.update(_with_tuples(own))

@@ -18,6 +18,7 @@ from absl import flags
 
 from imagepiece_jax import cli, config_flags
 from imagepiece_jax.common.files import make_folder, replace_file
+from imagepiece_jax.common.image_size import whole_patches
 from imagepiece_jax.data import image_files
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.pretrained import for_analysis
@@ -54,11 +55,12 @@ def main(words):
     for block in blocks:
         if block >= depth:
             raise InputError(f"--blocks has {block}; allowed are 0 to {depth - 1}")
-    images, names = image_files.read(files, weights.image_size)
+    images, names = image_files.read(files, weights.image_size, **weights.crop)
     figures = out / "figures"
     for folder in (out, figures):
         make_folder("--out", folder)
     methods, traces = [], []
+    drawn_images, _ = whole_patches(images, shown[0].model.patch_size)
     for variant in shown:
         seen = trace(variant.model, variant.variables, images)
         traces.append(seen)
@@ -67,12 +69,12 @@ def main(words):
         methods.append(facts)
         stages = tuple(s for s in seen.stages if not blocks or s.block in blocks)
         drawn = dataclasses.replace(seen, stages=stages)
-        figure.save_all(figures, images, names, variant.label, drawn)
+        figure.save_all(figures, drawn_images, names, variant.label, drawn)
         patches = math.prod(seen.grid)
         print(f"{variant.label}: {patches} patches, {seen.tokens} tokens of them left")
     provenance.save(out, names, methods, traces)
-    name, classes = weights.path.name, weights.class_names
-    text = html.page(images, names, methods, traces, name, classes)
+    name, classes = weights.name, weights.class_names
+    text = html.page(drawn_images, names, methods, traces, name, classes)
     replace_file(out / "index.html", text)
     print(f"page: {out}/index.html; figures: {figures}; data: {out}/provenance.*")
 

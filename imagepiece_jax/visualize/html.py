@@ -16,6 +16,7 @@ from PIL import Image
 from imagepiece_jax.common import plotting
 from imagepiece_jax.visualize import figure
 
+WIDTH = 224  # of pictures before they are loaded, in pixels of the page
 QUALITY = 85  # of JPEG files, with full-resolution chroma: outlines are thin and bright
 SHOWN = {"tokens": "tokens", "attention": "class attention", "sizes": "token sizes"}
 
@@ -23,7 +24,7 @@ SHOWN = {"tokens": "tokens", "attention": "class attention", "sizes": "token siz
 def page(images, names, methods, traces, weights, class_names=None):
     """Return the page as text.
 
-    images: uint8 [B, S, S, 3], called `names`; methods: a dict of label, gmacs and
+    images: uint8 [B, H, W, 3], called `names`; methods: a dict of label, gmacs and
     untrained for each; traces: their Traces of these images; weights: the name of the
     weights; class_names: a name for each class, as far as there are names.
     """
@@ -183,11 +184,11 @@ class _Drawing:
         if view.kind == "tokens":
             scale = plotting.enlargement(self._image)
             drawn = _jpeg(view.draw(self._image, self._grid, scale))
-            return _framed(shown, drawn, alt, view.title, view.note)
+            return _framed(shown, drawn, alt, view.title, view.note, self._grid)
         painted = plotting.value_colors(view.values, figure.COLORMAPS[view.kind])
         small = _png(painted.reshape(*self._grid, 4))
         photo = f"values photo-{self._index}"
-        return _framed(shown, small, alt, view.title, view.note, photo)
+        return _framed(shown, small, alt, view.title, view.note, self._grid, photo)
 
     def _sheet(self, maps):
         """All learned tokens as one picture of small maps."""
@@ -206,7 +207,9 @@ class _Drawing:
             )
         note = f"{len(maps)} learned tokens"
         alt = html.escape(f"weights of {note}, a map each: {self._of}")
-        return _framed("tokens", _png(sheet), alt, "weights", note, "values")
+        return _framed(
+            "tokens", _png(sheet), alt, "weights", note, sheet.shape, "values"
+        )
 
 
 _NONE = {
@@ -217,10 +220,11 @@ _NONE = {
 }
 
 
-def _framed(shown, source, alt, title, note, frame="groups"):
+def _framed(shown, source, alt, title, note, shape, frame="groups"):
+    height = round(WIDTH * shape[0] / shape[1])
     return (
         f'<figure class="{shown}"><div class="{frame}"><img src="{source}" alt="{alt}" '
-        'width="224" height="224" loading="lazy"></div>'
+        f'width="{WIDTH}" height="{height}" loading="lazy"></div>'
         f"<figcaption><b>{title}</b>{note}</figcaption></figure>"
     )
 

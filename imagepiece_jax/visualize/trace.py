@@ -6,12 +6,14 @@ attention returns the class token's row, whether its reducer needs it or not.
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from imagepiece_jax.common.image_size import whole_patches
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.models.block import Block
 from imagepiece_jax.models.vit import ViT
@@ -63,15 +65,15 @@ class Trace:
 
 
 def trace(model: ViT, variables, images: np.ndarray) -> Trace:
-    """Return the Trace of uint8 images [B, S, S, 3].
+    """Return the Trace of uint8 images [B, H, W, 3].
 
     It ends at the first soft reduction: its tokens overlap, and later ones have no
     place on the image. `model` has plain kernels, and its plan is not that of masked
     training.
     """
     decided, attention, top, confidence = _in_batches(model, variables, images)
-    side = images.shape[1] // model.patch_size
-    source = np.tile(np.arange(side * side, dtype=np.int32), (len(images), 1))
+    _, grid = whole_patches(images, model.patch_size)
+    source = np.tile(np.arange(math.prod(grid), dtype=np.int32), (len(images), 1))
     stages, looks, decided = [], [(None, None)], iter(decided)
     for block, layer in enumerate(model.plan):
         site = layer.step.site if layer.counts else None
@@ -87,7 +89,7 @@ def trace(model: ViT, variables, images: np.ndarray) -> Trace:
             source = stages[-1].source
     tokens = model.plan[-1].mlp_tokens - model.arch.prefix
     ended = (tuple(stages), tokens, top, confidence, *looks[-1])
-    return Trace((side, side), len(model.plan), *ended)
+    return Trace(grid, len(model.plan), *ended)
 
 
 def _stage(block, site, decision, source, look):

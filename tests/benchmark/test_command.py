@@ -104,7 +104,7 @@ def refused(*words):
             ["--config", f"{ROOT}/configs/quickstart.py"],
             f"--config {ROOT}/configs/quickstart.py: a config of this name is there",
         ),
-        (["--config.model.name=deit_xs"], "config.model.name is 'deit_xs'; the models"),
+        (["--config.model.name=deit_xs"], "config.model.name is 'deit_xs'; did you me"),
         (["--dtype=int8"], "flag --dtype=int8: value should be one of"),
         (["--repeats=0"], "flag --repeats=0: "),
         (["--seconds=nan"], "--seconds is nan; allowed are numbers"),

@@ -4,6 +4,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from imagepiece_jax.data import transforms
 from imagepiece_jax.data.augment import randaugment_pil
@@ -55,6 +56,37 @@ def test_evaluation_crop_of_imagenet_sizes():
     assert out.shape == (224, 224, 3)
 
 
+# int(30 / .9) = 33 is a resized side, of which (33 - 30) / 2 = 1.5 -> 2 are left out.
+@pytest.mark.parametrize(
+    "crop_mode, size", [("center", (44, 33)), ("squash", (33, 33))]
+)
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_crops_of_other_weights(crop_mode, size, interpolation):
+    image = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
+    out = EvalTransform(30, "deit", 0.9, crop_mode, interpolation)(image)
+    how = Image.Resampling[interpolation.upper()]
+    whole = np.asarray(Image.fromarray(image).resize(size, how))
+    left = (size[0] - 30) // 2 + (size[0] == 33)
+    np.testing.assert_array_equal(out, whole[2:32, left : left + 30])
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"crop": 1.5}, "config.data.eval_crop is 1.5; allowed are numbers above 0 an"),
+        ({"crop": 0}, "config.data.eval_crop is 0; allowed are numbers above 0 and up"),
+        ({"crop_mode": "border"}, "eval_crop_mode is 'border': allowed are center, sq"),
+        (
+            {"interpolation": "lanczos"},
+            "eval_interpolation is 'lanczos': allowed are",
+        ),
+    ],
+)
+def test_a_crop_that_there_is_not(fields, message):
+    with pytest.raises(InputError, match=message):
+        EvalTransform(30, **fields)
+
+
 @pytest.mark.parametrize("shape", [(8000, 1), (100_000, 1), (2, 300_000)])
 def test_the_thinnest_images_take_no_memory(shape):
     """Resized as a whole, 1 x 100,000 pixels would be 256 x 25,600,000."""
@@ -73,7 +105,7 @@ def test_the_thinnest_images_take_no_memory(shape):
     assert all((out == (1, 128, 254)).all() for out in outs)
     assert [out.shape[:2] for out in outs[:3]] == [(224, 224)] * 3
     assert max(outs[3].shape) == 384
-    assert {min(size) * max(size) for _, *size in resized} == {256 * 32 * 256}
+    assert {high * wide for _, high, wide, *_ in resized} == {256 * 32 * 256}
 
 
 @pytest.mark.parametrize("upright", [False, True])

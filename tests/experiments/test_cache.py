@@ -43,11 +43,14 @@ def test_another_setting_is_another_result(tmp_path):
     assert calls == 2
 
 
-def test_results_with_round_to_zero_still_count(tmp_path):
+def test_results_of_former_versions_still_count(tmp_path):
+    """With round_to, which 0 switched off, and without a score, which is "auto"."""
     older = {"reduction": SETTING["reduction"] | {"round_to": 0}, "trained_as": {}}
     measured(tmp_path, SETTING | older, SETTING | {"trained_as": {"round_to": 8}})
-    _, calls = measured(tmp_path, SETTING | {"trained_as": {}})
-    assert calls == 0
+    newer = {"reduction": SETTING["reduction"] | {"score": "auto"}}
+    for setting in (SETTING, SETTING | newer):
+        _, calls = measured(tmp_path, setting | {"trained_as": {}})
+        assert calls == 0
     _, calls = measured(tmp_path, SETTING)
     assert calls == 1
 

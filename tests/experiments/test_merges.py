@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.experiments import merges
 from imagepiece_jax.reduction.layer_plan import Counts
 from imagepiece_jax.reduction.ops import rank
 from imagepiece_jax.reduction.reducers import Bipartite, Retokenize
 from imagepiece_jax.reduction.tokens import Taps
+from tests.models import tiny
 
 
 def taps(degrees, attention):
@@ -182,3 +184,9 @@ def test_imagepiece_never_touches_the_top_seventy_percent(n, candidates):
 def test_top_count_rounds_up_exactly():
     assert [merges.top_count(196, k) for k in (15, 30, 70)] == [30, 59, 138]
     assert merges.top_count(100, 7) == 7
+
+
+def test_class_attention_is_not_looked_for_where_there_is_no_class_token():
+    model = tiny.model(tiny.IMAGEPIECE, class_token=False)
+    with pytest.raises(InputError, match="the model has no class token; allowed are"):
+        merges.observed(model)

@@ -9,8 +9,6 @@ import pytest
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
-from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.rotary import Rotary
 from imagepiece_jax.models.vit import MEAN, STD
 from tests.models import tiny
 
@@ -132,7 +130,7 @@ def test_programs_are_kept_where_asked_and_others_are_not(program, cache):
         ({"batch_size": 0}, "batch_size is 0; allowed are 1, 2, 3, .."),
         (
             {"image_size": 24},
-            "image_size is 24, but the position embeddings are for 20",
+            "image_size is 24, but the model is for 20x20; load the weights",
         ),
         ({"dtype": "int8"}, "dtype is 'int8'; allowed are float32, bfloat16, float16"),
         (
@@ -160,8 +158,12 @@ def test_variables_of_another_stem(trained):
 
 
 def test_variables_of_another_shape(trained):
-    with pytest.raises(InputError, match="variables have no params/pos_embed"):
+    with pytest.raises(InputError, match="variables: .*/.* is missing"):
         optimized(trained[0], {})
+    larger = tiny.model(EVIT, depth=1, stem="conv", image_size=24)
+    other = r"pos_embed is \(1, 26, 30\), in the model it is \(1, 37, 30\)"
+    with pytest.raises(InputError, match=other):
+        optimized(larger, trained[1])
 
 
 @pytest.mark.parametrize(
@@ -194,10 +196,3 @@ def test_what_is_no_model_or_no_variables(swapped):
     )
     with pytest.raises(InputError, match=message):
         optimize.optimize(*given, batch_size=1)
-
-
-@pytest.mark.parametrize("reduction", [EVIT, {"name": "token_learner", "block": 0}])
-def test_images_of_a_model_without_position_embedding_are_those_of_its_plan(reduction):
-    turning = Architecture(registers=2, positions=False, rotary=Rotary("center"))
-    model = tiny.model(reduction, arch=turning, embed_dim=24, depth=1)
-    assert optimize.image_side(model, {"params": {}}) == tiny.SIDE

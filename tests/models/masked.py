@@ -52,12 +52,12 @@ def without(model, masks):
         keep = Keep(tuple(held.index(token) for token in rest))
         steps.append(Step(block, keep, Fixed(len(rest)), "pre"))
         held = rest
-    plan = layer_plan.build(tiny.DEPTH, tiny.TOKENS, steps, int(model.class_token))
+    plan = layer_plan.build(tiny.DEPTH, tiny.TOKENS, steps, model.arch.prefix)
     return vit.ViT(
         plan=plan,
         embed_dim=model.embed_dim,
         num_heads=model.num_heads,
         patch_size=model.patch_size,
         num_classes=model.num_classes,
-        class_token=model.class_token,
+        arch=model.arch,
     )

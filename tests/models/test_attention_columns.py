@@ -9,20 +9,21 @@ from imagepiece_jax.models.attention import Attention, attention_columns
 from tests.models import tiny
 
 
-def slow_columns(query, key, bias=None):
-    """float64 loops over images, heads and queries. [B, N, H, d] -> [B, N]."""
+def slow_columns(query, key, bias=None, mask=None):
+    """float64 loops over images, heads and live queries. [B, N, H, d] -> [B, N]."""
     query, key = (np.asarray(a, float) for a in (query, key))
     batch, length, heads, width = query.shape
     received = np.zeros((batch, length))
     for b in range(batch):
+        live = [i for i in range(length) if mask is None or mask[b][i]]
         for h in range(heads):
-            for reader in query[b, :, h]:
+            for reader in query[b, live, h]:
                 logits = np.array([reader @ other for other in key[b, :, h]])
                 logits = logits / np.sqrt(width)
                 if bias is not None:
                     logits = logits + np.asarray(bias[b], float)
                 weights = np.exp(logits - logits.max())
-                received[b] += weights / weights.sum()
+                received[b] += weights / weights.sum() / (heads * len(live))
     return received
 
 
@@ -33,10 +34,11 @@ def random_heads(length, dtype="float32", seed=0):
 
 
 def test_by_hand():
-    """Two queries share 1 : 3 and 1 : 1 of their attention: 3 / 4 and 5 / 4."""
+    """Two queries share 1 : 3 and 1 : 1 of their attention: means 3 / 8 and 5 / 8."""
     query = jnp.float32([np.log(3), 0]).reshape(1, 2, 1, 1)
     key = jnp.float32([0, 1]).reshape(1, 2, 1, 1)
-    np.testing.assert_allclose(attention_columns(query, key), [[0.75, 1.25]], rtol=1e-6)
+    got = attention_columns(query, key)
+    np.testing.assert_allclose(got, [[0.375, 0.625]], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +52,7 @@ def test_columns_equal_slow_ones_in_float32(length, biased, dtype):
     got = tiny.jit(attention_columns)(query, key, bias)
     assert got.dtype == jnp.float32
     np.testing.assert_allclose(got, slow_columns(query, key, bias), rtol=1e-5)
-    np.testing.assert_allclose(got.sum(axis=1), 3 * length, rtol=1e-6)
+    np.testing.assert_allclose(got.sum(axis=1), 1, rtol=1e-6)
 
 
 def test_logits_that_are_far_apart_stay_finite():
@@ -61,8 +63,8 @@ def test_logits_that_are_far_apart_stay_finite():
 
 @pytest.mark.parametrize("prefix", [0, 1, 2])
 @pytest.mark.parametrize("masked", [False, True])
-def test_the_tap_has_image_columns_of_all_queries(prefix, masked):
-    """The prefix reads as well; no token attends to masked ones."""
+def test_the_tap_has_image_columns_of_all_live_queries(prefix, masked):
+    """The prefix reads as well; masked tokens neither read nor are read."""
     module = Attention(num_heads=3)
     x = np.random.default_rng(0).normal(size=(2, 7, 12)).astype(np.float32)
     variables = tiny.fill(jax.eval_shape(module.init, jax.random.key(0), x))
@@ -80,5 +82,5 @@ def test_the_tap_has_image_columns_of_all_queries(prefix, masked):
     )
     query, key = (a.reshape(2, 7, 3, 4) for a in heads)
     bias = np.where(mask, 0, -1e9) if masked else None
-    want = slow_columns(query, key, bias)[:, prefix:]
+    want = slow_columns(query, key, bias, mask)[:, prefix:]
     np.testing.assert_allclose(tap(variables, x), want, rtol=1e-4, atol=1e-5)

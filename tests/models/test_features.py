@@ -138,7 +138,10 @@ def imagepiece():
     variables = tiny.variables(vit)
 
     def run(images):
-        outputs, norm = vit.apply(variables, images), features.final_norm(variables)
+        outputs, norm = (
+            vit.apply(variables, images),
+            features.final_norm(vit, variables),
+        )
         steps = zip(outputs.results, outputs.taps, strict=True)
         history = [(norm(taps.x), result.dest) for result, taps in steps]
         values, source = outputs.tokens[:, 1:], outputs.state.source

@@ -125,3 +125,7 @@ def test_without_position_embedding_a_model_is_known_or_lacks_it():
     )
     with pytest.raises(InputError, match="tensor pos_embed is missing; a vision trans"):
         infer_config(found, {"name": "deit_s"})
+    told = {"num_heads": 6, "gelu": "exact", "norm_eps": 1e-5, "resize": "antialias"}
+    told |= {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+    with pytest.raises(InputError, match="no tensor says its rotary: name a model"):
+        infer_config(found, told)

@@ -1,5 +1,6 @@
 """Published sizes of the models, and the sentences for wrong fields."""
 
+import json
 import re
 
 import jax
@@ -7,6 +8,8 @@ import pytest
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry, summary
+from imagepiece_jax.models.architecture import Architecture
+from imagepiece_jax.models.rotary import Rotary
 from tests.models import tiny
 
 
@@ -113,12 +116,51 @@ def test_a_wrong_field_is_named_with_what_is_allowed(field, value, allowed):
             "vit_small_patch16_224.augreg",
             "did you mean vit_small_patch16_224.augreg_in1k",
         ),
-        (None, "the models are"),
     ],
 )
 def test_an_unknown_model_lists_known_ones(name, hint):
     with pytest.raises(InputError, match=f"name is {name!r}; {re.escape(hint)}"):
         registry.create_model(name)
+
+
+def test_a_model_without_a_name_is_made_of_its_fields():
+    size = {"patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 2}
+    arch = {"gelu": "quick", "norm_eps": 1e-5, "registers": 2}
+    model = registry.create_model(None, image_size=18, arch=arch, **size)
+    assert model.arch == Architecture(gelu="quick", norm_eps=1e-5, registers=2)
+    assert model.arch.changed == arch and model.mlp_ratio == 4
+    assert model.plan[0].attn_tokens == 16 + 3  # of 18 pixels two are cut
+    turned = Architecture(rotary=Rotary(origin="center", reference=(3, 4)))
+    plain = json.loads(json.dumps(turned.changed))
+    assert registry.create_model(None, arch=plain, **size).arch == turned
+    other = registry.create_model(None, arch=arch, resize="offset", **size).arch
+    assert (other.resize, other.gelu) == ("offset", "quick")
+    with pytest.raises(InputError, match="is None and config.model.depth is empty; al"):
+        registry.create_model(None, patch_size=4, embed_dim=8, num_heads=2)
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        (
+            {"arch": {"rope": 1}},
+            r"config.model.arch is {'rope': 1}; its fields are c",
+        ),
+        ({"arch": "vit"}, "config.model.arch is 'vit'; its fields are class_token, "),
+        ({"arch": {"gelu": "relu"}}, "arch.gelu is 'relu'; allowed are exact, tanh, q"),
+        ({"arch": {"registers": -1}}, "arch.registers is -1; allowed are 0, 1, 2, .."),
+        ({"arch": {"pre_norm": 1}}, "arch.pre_norm is 1; allowed are True, False"),
+        (
+            {"arch": {"rotary": {"base": 1}}},
+            "arch.rotary is {'base': 1}; allowed are N",
+        ),
+        ({"norm_eps": 5}, "config.model.norm_eps is 5; allowed are numbers above 0 an"),
+        ({"resize": "nearest"}, "config.model.resize is 'nearest'; allowed are antial"),
+    ],
+)
+def test_parts_that_there_are_not(fields, message):
+    with pytest.raises(InputError, match=message):
+        registry.create_model("deit_ti", **fields)
 
 
 @pytest.mark.parametrize("image_size", [220, 0, -16])
@@ -164,3 +206,14 @@ def test_proportional_attention_is_as_the_method_is_meant_unless_it_is_said():
 
     assert used("tome") and not used("imagepiece") and not used("none")
     assert not used("tome", prop_attn=False) and used("evit", prop_attn=True)
+
+
+@pytest.mark.parametrize("given, used", [(None, False), (True, True), (False, False)])
+def test_mae_is_merged_without_proportional_attention(given, used):
+    """Off the shelf, as ToMe's authors use it; other weights of its shape are not."""
+    options = {"reduction": {"name": "tome", "r": 8}, "prop_attn": given}
+    mae = registry.create_model("vit_base_patch16_224.mae", **options)
+    assert mae.prop_attn is used
+    for name in ("vit_base_patch16_224", "vit_base_patch16_224.dino"):
+        other = registry.create_model(name, **options)
+        assert other.prop_attn is (given is not False)

@@ -61,7 +61,6 @@ def test_logits_and_features_are_timms(fixture, name):
         (DINOV3, {"planes": "neighbors"}),
         (DINOV3, {"axes": "xy"}),
         (DINOV3, {"temperature": 80.0}),
-        (DINOV3, {"origin": "corner"}),
         (EVA02, {"planes": "halves"}),
         (EVA02, {"reference": (16, 15)}),
         (EVA02, {"start": 0.5}),
@@ -80,7 +79,6 @@ def test_other_rotary_positions_show(fixture, name, fault):
     [
         (DINOV3, {"norm_eps": 1e-6}),
         (DINOV3, {"rotary": None}),
-        (EVA02, {"rotary": None}),
         (EVA02, {"norm_eps": 1e-5}),
     ],
 )

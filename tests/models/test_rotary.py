@@ -15,6 +15,7 @@ from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.rotary import Rotary
 from imagepiece_jax.reduction import merging, tokens
 from imagepiece_jax.reduction.kernels import fused
+from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.tokens import Assignment, Masking, Mixing
 from tests.models import tiny
 from tests.models.traced_programs import SMALL, program
@@ -180,15 +181,13 @@ def test_a_package_stands_where_stood_what_is_masked_now():
 @pytest.mark.parametrize(
     "name, masked",
     [
-        ("spvit", False),
+        *((name, False) for name in METHODS),
         ("spvit", True),
         ("imagepiece_dynamicvit", True),
-        ("token_pooling", False),
-        ("grid_pooling", False),
     ],
 )
 def test_every_token_has_coordinates(name, masked):
-    """As many as there are image tokens, after maps of all kinds."""
+    """Every method runs, and leaves as many as there are image tokens."""
     made = model("dinov3", SMALL[name], masked=masked)
     state = jax.eval_shape(made.apply, tiny.shapes(made), tiny.images(2)).state
     assert state.coordinates.shape == (2, state.x.shape[1] - 3, 2)

@@ -6,6 +6,7 @@ storages in `NAME/data/KEY`.
 """
 
 import collections
+import json
 import struct
 import zipfile
 
@@ -113,14 +114,14 @@ def test_pth_views_of_one_storage(tmp_path):
     assert read["scalar"] == 5 and read["transposed"].min() == 0, "views share memory"
 
 
-@pytest.mark.parametrize("key", ["model", "state_dict"])
+@pytest.mark.parametrize("key", ["model", "state_dict", "teacher"])
 def test_training_checkpoint_is_unwrapped(tmp_path, key):
     """An OrderedDict with attributes, as state dicts are, beside other things."""
     item = text("w") + tensor("0", 2, (2,), (1,))
     inner = b"ccollections\nOrderedDict\n)R(" + item + b"u"
     inner += mapping(_metadata=b"}") + b"b"
     content = mapping(epoch=integer(3), **{key: inner})
-    path = write_pth(tmp_path / "a.pth", content, {"0": np.array([4, 5], "<f4")})
+    path = write_pth(tmp_path / "a.bin", content, {"0": np.array([4, 5], "<f4")})
     read = read_state_dict(path)
     assert list(read) == ["w"]
     np.testing.assert_array_equal(read["w"], [4, 5])
@@ -206,6 +207,84 @@ def test_damaged_files(tmp_path, name):
     path.write_bytes(b"these are no weights" * 100)
     with pytest.raises(InputError, match=f"{name} is damaged, truncated or no"):
         read_state_dict(path)
+
+
+def test_npz_of_bfloat16(tmp_path):
+    """NumPy writes its two bytes, and does not say what they are."""
+    values = np.array([1.5, -3e38, 2**-20], jnp.bfloat16)
+    np.savez(tmp_path / "a.npz", a=values, b=np.ones(2, np.float16))
+    read = read_state_dict(tmp_path / "a.npz")
+    assert read["a"].dtype == jnp.bfloat16 and read["b"].dtype == np.float16
+    np.testing.assert_array_equal(read["a"], values)
+
+
+PARTS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+
+
+def in_parts(folder, **index):
+    """A model in two parts, with its index, as transformers writes it."""
+    for name, part in zip("ab", PARTS, strict=True):
+        tensors = {f"{name}.{i}": np.full(500, i, np.float32) for i in range(2)}
+        safetensors.numpy.save_file(tensors, folder / part)
+    places = {f"{name}.{i}": PARTS[name == "b"] for name in "ab" for i in range(2)}
+    index = {"metadata": {"total_size": 8000}, "weight_map": places} | index
+    path = folder / "model.safetensors.index.json"
+    path.write_text(json.dumps(index))
+    return path
+
+
+def test_parts_are_read_together(tmp_path):
+    read = read_state_dict(in_parts(tmp_path))
+    assert sorted(read) == ["a.0", "a.1", "b.0", "b.1"]
+    assert (read["b.1"] == 1).all() and read["b.1"].dtype == np.float32
+    (tmp_path / PARTS[1]).rename(tmp_path / "model-00001-of-00001.safetensors")
+    assert sorted(read_state_dict(tmp_path / "model-00001-of-00001.safetensors")) == [
+        "b.0",
+        "b.1",
+    ]
+
+
+def test_parts_that_lack_something(tmp_path):
+    path = in_parts(tmp_path)
+    with pytest.raises(InputError, match="00002-of-00002.* is one of 2 parts; allowed"):
+        read_state_dict(tmp_path / PARTS[1])
+    whole = (tmp_path / PARTS[1]).read_bytes()
+    (tmp_path / PARTS[1]).write_bytes(whole[:-100])
+    with pytest.raises(InputError, match=f"{PARTS[1]} is damaged, truncated or no"):
+        read_state_dict(path)
+    (tmp_path / PARTS[1]).unlink()
+    with pytest.raises(InputError, match=f"index.json lacks its part {PARTS[1]} besid"):
+        read_state_dict(path)
+    safetensors.numpy.save_file({"b.0": np.ones(2)}, tmp_path / PARTS[1])
+    with pytest.raises(InputError, match=f"its part {PARTS[1]} lacks tensor b.1"):
+        read_state_dict(path)
+
+
+@pytest.mark.parametrize(
+    "index, message",
+    [
+        (
+            {"weight_map": {}},
+            "index.json has no weight_map; allowed is an index of .sa",
+        ),
+        ({"weight_map": {"a": "../x.safetensors"}}, "names the part '../x.safetensor"),
+        ({"weight_map": {"a": "x.bin"}}, "index.json lacks its part x.bin beside it"),
+    ],
+)
+def test_indexes_of_something_else(tmp_path, index, message):
+    with pytest.raises(InputError, match=message):
+        read_state_dict(in_parts(tmp_path, **index))
+
+
+def test_json_that_is_no_index(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    with pytest.raises(
+        InputError, match="config.json has no weight_map; allowed is an"
+    ):
+        read_state_dict(tmp_path / "config.json")
+    (tmp_path / "config.json").write_text('{"model_type": ')
+    with pytest.raises(InputError, match="config.json is damaged, truncated or no"):
+        read_state_dict(tmp_path / "config.json")
 
 
 @pytest.mark.parametrize("name", ["a.npz", "a.pth"])

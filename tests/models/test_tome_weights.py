@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.models import pretrained, registry
+from imagepiece_jax.models import registry, weights
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.reduction.methods import METHODS
 from tests import oracles
@@ -36,9 +36,9 @@ def tome(assets):
         trace_source=True,
         **METHODS["tome"].model_fields,
     )
-    weights = assets / "weights/deit_tiny_patch16_224.npz"
+    file = assets / "weights/deit_tiny_patch16_224.npz"
     dense = registry.create_model("deit_ti")
-    variables = pretrained.restore(weights, tiny.shapes(dense, 224))
+    variables = weights.restore(file, tiny.shapes(dense, 224))
     outputs = jax.jit(model.apply)(variables, images)
     return types.SimpleNamespace(**named, dense=dense_logits), model.plan, outputs
 

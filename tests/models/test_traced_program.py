@@ -118,7 +118,7 @@ def test_training_with_masks_builds_them(without_core, name):
 
 
 def test_columns_of_the_weights_need_them(without_core):
-    columns = SMALL["token_pooling"] | {"score": "columns"}
+    columns = SMALL["token_pooling"] | {"score": "received"}
     assert attention_weights(tiny.model(columns), train=False) != []
 
 

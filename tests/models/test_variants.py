@@ -8,13 +8,12 @@ import pytest
 
 from configs import quickstart
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import convert, pretrained
+from imagepiece_jax.models import convert, layouts, pretrained
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.training import from_config
 from tests.models import tiny
 
-# Heads of 64 channels, so that shapes determine the model.
-SIZE = {"embed_dim": 64, "num_heads": 1, "depth": 2}
+SIZE = {"embed_dim": 64, "num_heads": 4, "depth": 2}
 DYNAMICVIT = {"name": "dynamicvit", "blocks": (1,)}
 NARROW = {"embed_dim": 8, "num_heads": 2, "depth": 4, "mlp_ratio": 2.0}
 
@@ -28,7 +27,7 @@ def variables():
 @pytest.fixture(scope="module")
 def file(tmp_path_factory, variables):
     """Those as a weights file."""
-    path = tmp_path_factory.mktemp("weights") / "dense.npz"
+    path = tmp_path_factory.mktemp("weights") / "vit_mini.npz"
     np.savez(path, **convert.to_timm(variables))
     return path
 
@@ -39,9 +38,9 @@ def weights(file):
 
 
 def test_a_file_is_read_once(file, monkeypatch):
-    reads, read = [], pretrained.read_state_dict
+    reads, read = [], layouts.read_state_dict
     monkeypatch.setattr(
-        pretrained, "read_state_dict", lambda path: reads.append(path) or read(path)
+        layouts, "read_state_dict", lambda path: reads.append(path) or read(path)
     )
     weights = pretrained.for_analysis(file)
     for reduction in (settings.DENSE, {"name": "tome", "r": 2}):
@@ -82,8 +81,8 @@ def test_selectors_that_the_weights_lack_are_fresh_and_reported(weights, variabl
 def test_selectors_of_the_weights_are_used_where_they_fit(tmp_path):
     """Under another reduction they are left out, or fresh where they differ."""
     learned = tiny.variables(tiny.model(DYNAMICVIT, **SIZE), seed=3)
-    np.savez(tmp_path / "w.npz", **convert.to_timm(learned))
-    weights = pretrained.for_analysis(tmp_path / "w.npz")
+    np.savez(tmp_path / "vit_mini.npz", **convert.to_timm(learned))
+    weights = pretrained.for_analysis(tmp_path / "vit_mini.npz")
     own = weights.variant(DYNAMICVIT)
     assert not own.untrained
     assert jax.tree.all(jax.tree.map(np.array_equal, own.variables, learned))
@@ -95,16 +94,17 @@ def test_selectors_of_the_weights_are_used_where_they_fit(tmp_path):
 
 def test_other_weights_have_another_digest(tmp_path, weights):
     other = tiny.variables(tiny.model(**SIZE), seed=1)
-    np.savez(tmp_path / "w.npz", **convert.to_timm(other))
-    digest = pretrained.for_analysis(tmp_path / "w.npz").digest
+    path = tmp_path / "vit_mini.npz"
+    np.savez(path, **convert.to_timm(other))
+    digest = pretrained.for_analysis(path).digest
     assert digest != weights.digest and len(digest) == 16
-    np.savez(tmp_path / "again.npz", **weights.state_dict)
-    assert pretrained.for_analysis(tmp_path / "again.npz").digest == weights.digest
+    np.savez(path, **weights.state_dict)
+    assert pretrained.for_analysis(path).digest == weights.digest
 
 
 def test_weights_of_another_stem_are_a_mistake(weights):
     conv = tiny.model(stem="conv", **SIZE)
-    with pytest.raises(InputError, match="dense.npz: tensor patch_embed.* is missing"):
+    with pytest.raises(InputError, match="npz: tensor patch_embed.* is missing"):
         weights.variables(conv)
 
 

@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import pytest
 
-from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.tokens import unmerge
 from tests import oracles, oracles_tome
 from tests.models import tiny
@@ -106,10 +105,3 @@ def test_proportional_attention_changes_what_merged_tokens_do():
     _, without = run("tome", prop_attn=False)
     _, with_it = run("tome", prop_attn=True)
     assert np.abs(with_it.logits - without.logits).max() > 1e-3
-
-
-@pytest.mark.parametrize("name", ["imagepiece", "imagepiece_tome", "evit"])
-def test_methods_that_ask_the_class_token_are_refused(name):
-    blocks = {"blocks": (1,)} if name == "evit" else tiny.IMAGEPIECE
-    with pytest.raises(InputError, match="class_token is False, but the .* block"):
-        tiny.model(blocks | {"name": name}, class_token=False)

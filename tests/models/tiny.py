@@ -9,6 +9,7 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
+from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.models import registry
 
 # No two of these, and no token count below, are the same number.
@@ -31,13 +32,8 @@ jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_lev
 def model(reduction=None, **options):
     """The tiny ViT; `options` are create_model's."""
     size = {"patch_size": PATCH, "embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS}
-    return registry.create_model(
-        "vit_mini",
-        image_size=SIDE,
-        num_classes=CLASSES,
-        reduction=reduction,
-        **size | options,
-    )
+    size |= {"image_size": SIDE, "num_classes": CLASSES}
+    return registry.create_model("vit_mini", reduction=reduction, **size | options)
 
 
 def shapes(module, side=SIDE):
@@ -56,7 +52,7 @@ def shapes(module, side=SIDE):
 
 @functools.cache
 def _traced_shapes(module, side):
-    images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    images = jax.ShapeDtypeStruct((1, *sides(side), 3), jnp.float32)
     return jax.eval_shape(module.init, jax.random.key(0), images)
 
 
@@ -75,7 +71,7 @@ def fill(shapes, seed=0):
 
 def variables(vit, seed=0):
     """Random values for every variable of a tiny model."""
-    return fill(shapes(vit), seed)
+    return fill(shapes(vit, vit.preprocessing.image_size), seed)
 
 
 def count(tree):
@@ -83,7 +79,7 @@ def count(tree):
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-def images(batch=3, seed=0):
-    """Normalized images of noise, [batch, SIDE, SIDE, 3] float32."""
-    noise = np.random.default_rng(seed).normal(size=(batch, SIDE, SIDE, 3))
+def images(batch=3, seed=0, side=SIDE):
+    """Normalized images of noise, [batch, H, W, 3] float32, of `side` (or both)."""
+    noise = np.random.default_rng(seed).normal(size=(batch, *sides(side), 3))
     return jnp.asarray(noise, jnp.float32)

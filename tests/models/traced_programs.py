@@ -24,7 +24,7 @@ SMALL = REDUCED | {
     "dynamicvit": {"name": "dynamicvit", "blocks": (1, 2)},
     "spvit": {"name": "spvit", "blocks": (1, 2), "keep_rates": (0.7, 0.4)},
     "token_learner": {"name": "token_learner", "num_tokens": 8, "block": 1},
-    "token_pooling": {"name": "token_pooling", "blocks": (1, 2), "score": "cls"},
+    "token_pooling": {"name": "token_pooling", "blocks": (1, 2), "score": "class"},
     "grid_pooling": {"name": "grid_pooling", "grid_size": 4, "block": 1},
     "imagepiece_tome": tiny.IMAGEPIECE | {"name": "imagepiece_tome"},
     "imagepiece_dynamicvit": tiny.IMAGEPIECE

@@ -40,7 +40,7 @@ VARIANTS = {
     "token_learner": [{"version": "v1.0"}, {"num_tokens": 25, "block": 0}],
     "token_pooling": [
         {"algorithm": "kmeans"},
-        {"keep_rate": 0.0, "score": "cls", "blocks": (1, 2)},
+        {"keep_rate": 0.0, "score": "class", "blocks": (1, 2)},
     ],
     "dynamicvit": [{"keep_rate": 0.0}],
     "spvit": [

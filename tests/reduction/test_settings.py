@@ -29,6 +29,24 @@ def test_labels():
     assert settings.label({"name": "evit", "keep_rate": 0.7}) == "evit keep_rate=0.7"
 
 
+def test_what_former_versions_saved_is_in_fields_and_values_of_this_one():
+    """Without a score EViT ranked by class attention, Token Pooling by "columns"."""
+    saved = {"name": "token_pooling", "score": "cls", "round_to": 0, "iterations": 2}
+    assert settings.current(saved) == {
+        "name": "token_pooling",
+        "score": "class",
+        "iterations": 2,
+    }
+    (named,) = (settings.current({"name": "token_pooling", "score": "columns"}),)
+    assert named["score"] == "received"
+    assert settings.current({"name": "evit", "round_to": 8}) == {
+        "name": "evit",
+        "score": "auto",
+        "round_to": 8,
+    }
+    assert settings.current({"name": "tome"}) == {"name": "tome"}
+
+
 def test_lists_of_several_fields_are_combined():
     assert settings.parse("evit:keep_rate=.9,.5:fuse_token=True,False") == [
         {"name": "evit", "keep_rate": rate, "fuse_token": fuse}

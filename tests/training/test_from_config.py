@@ -55,7 +55,7 @@ def test_a_canvas_holds_what_is_cropped_from_it():
         from_config.check(made)
     made.data.canvas = 16
     from_config.check(made)
-    assert from_config.train_transform(made).side == 16
+    assert from_config.train_transform(made).shape == (16, 16)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 
 from configs import quickstart
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import convert, pretrained, summary
+from imagepiece_jax.models import convert, summary, weights
 from imagepiece_jax.training import from_config, initial_weights
 from imagepiece_jax.training.checkpoint import Checkpoints
 
@@ -109,15 +109,15 @@ def test_a_run_can_start_from_another_ones_folder(saved, tmp_path):
     checkpoints.close()
     made = config()
     like = summary.shapes(from_config.model(made), made.image_size)
-    assert all(jax.tree.leaves(equal(pretrained.restore(tmp_path, like), best)))
-    loaded = pretrained.restore(tmp_path, like, checkpoint="latest")
+    assert all(jax.tree.leaves(equal(weights.restore(tmp_path, like), best)))
+    loaded = weights.restore(tmp_path, like, checkpoint="latest")
     assert all(jax.tree.leaves(equal(loaded, latest)))
     wider = config(**{"model.embed_dim": 16})
     like = summary.shapes(from_config.model(wider), wider.image_size)
     with pytest.raises(InputError, match=f"run {tmp_path}: it holds a model of"):
-        pretrained.restore(tmp_path, like)
+        weights.restore(tmp_path, like)
     with pytest.raises(InputError, match="holds no checkpoint"):
-        pretrained.restore(tmp_path / "checkpoints", like)
+        weights.restore(tmp_path / "checkpoints", like)
 
 
 def test_weights_as_given_are_those_of_the_dense_model(saved):

@@ -96,6 +96,8 @@ def test_decay_mask():
     two, one = np.zeros((2, 2)), np.zeros(2)
     params = {
         "cls_token": np.zeros((1, 1, 4)),
+        "dist_token": np.zeros((1, 1, 4)),
+        "reg_token": np.zeros((1, 4, 4)),
         "pos_embed": np.zeros((1, 5, 4)),
         "patch_embed": {"kernel": np.zeros((4, 4, 3, 8)), "bias": one},
         "blocks_0": {"norm1": {"scale": one, "bias": one}, "attn": {"bias": two}},
@@ -103,6 +105,8 @@ def test_decay_mask():
     }
     assert decay_mask(params) == {
         "cls_token": False,
+        "dist_token": False,
+        "reg_token": False,
         "pos_embed": False,
         "patch_embed": {"kernel": True, "bias": False},
         "blocks_0": {"norm1": {"scale": False, "bias": False}, "attn": {"bias": False}},

@@ -68,12 +68,12 @@ class LearnedSelection(Method):
     def param_groups(self, path):
         """Selectors follow the schedule, the backbone a share of it, later.
 
-        Class token and positions stay as they are.
+        Prefix tokens and positions stay as they are.
         """
         name = path.split("/")[0]
         if name.startswith("reducer_"):
             return Group()
-        if name in ("cls_token", "pos_embed"):
+        if name in ("cls_token", "dist_token", "reg_token", "pos_embed"):
             return Group(frozen_epochs=math.inf)
         return Group(self.backbone_rate, self.frozen_epochs)
 

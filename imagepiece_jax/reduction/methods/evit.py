@@ -5,9 +5,9 @@ import math
 
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import Method
-from imagepiece_jax.reduction.reducers import TopK
+from imagepiece_jax.reduction.reducers import SCORES, TopK
 from imagepiece_jax.reduction.token_counts import Keep
-from imagepiece_jax.reduction.validate import blocks, rate, switch, weight
+from imagepiece_jax.reduction.validate import blocks, choice, rate, switch, weight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,17 +15,20 @@ class EViT(Method):
     """At each of `blocks` keep ceil(keep_rate * n) tokens; `fuse_token` adds one more.
 
     The fused token is the attention-weighted sum of the dropped ones. ImagePiece's
-    paper compares with the form without it.
+    paper compares with the form without it. score: what takes the place of class
+    attention (`reducers.Ranking`); "auto": nothing, where there is a class token.
     """
 
     keep_rate: float = rate(0.7)
     blocks: tuple[int, ...] = blocks(3, 6, 9)
     fuse_token: bool = switch(False)
+    score: str = choice("auto", tuple(SCORES))
     rate_warmup_start: float = weight(0.0, training=True)
     rate_warmup_epochs: float = weight(0.0, training=True)
 
     def steps(self, depth):
-        reducer, rule = TopK(self.fuse_token), Keep(self.keep_rate, self.fuse_token)
+        reducer = TopK(self.fuse_token, score=self.score)
+        rule = Keep(self.keep_rate, self.fuse_token)
         return tuple(Step(block, reducer, rule) for block in self.blocks)
 
     def rate_at(self, epoch):

@@ -5,7 +5,7 @@ import dataclasses
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import Method
-from imagepiece_jax.reduction.reducers import METRICS, Retokenize, TopK
+from imagepiece_jax.reduction.reducers import METRICS, SCORES, Retokenize, TopK
 from imagepiece_jax.reduction.token_counts import Keep, Merge
 from imagepiece_jax.reduction.validate import (
     check_blocks,
@@ -24,7 +24,9 @@ class ImagePiece(Method):
     that may be merged, the least attended; merge_ratio: share merged away, of all
     tokens (class token included) or, by merge_base="candidates", of the candidates; at
     most half of the candidates merge, into the other half. merge_blocks and
-    prune_blocks, where given, override `schedule`. The rest is `Retokenize`'s.
+    prune_blocks, where given, override `schedule`. score: what takes the place of class
+    attention (`reducers.Ranking`); "auto": nothing, where there is a class token. The
+    rest is `Retokenize`'s.
     """
 
     keep_rate: float = rate(0.8)
@@ -38,6 +40,7 @@ class ImagePiece(Method):
     parity: int = choice(0, (0, 1))
     metric: str = choice("key", METRICS)
     size_weighting: bool = switch(True)
+    score: str = choice("auto", tuple(SCORES))
 
     def steps(self, depth):
         merge, prune = self.merge_blocks, self.prune_blocks
@@ -50,13 +53,14 @@ class ImagePiece(Method):
 
     def merge_step(self, block: int) -> Step:
         """A step that merges unimportant tokens."""
-        reducer = Retokenize(self.order, self.parity, self.metric, self.size_weighting)
+        switches = (self.order, self.parity, self.metric, self.size_weighting)
+        reducer = Retokenize(*switches, score=self.score)
         rule = Merge(self.merge_ratio, self.candidate_ratio, self.merge_base)
         return Step(block, reducer, rule)
 
     def prune_step(self, block: int) -> Step:
         """A step that removes tokens; combinations with other methods override it."""
-        return Step(block, TopK(), Keep(self.keep_rate))
+        return Step(block, TopK(score=self.score), Keep(self.keep_rate))
 
     def scheduled_blocks(self, depth):
         """(merge blocks, prune blocks) of the schedule: merge, merge, prune, repeated.

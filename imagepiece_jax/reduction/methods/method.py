@@ -6,6 +6,10 @@ from typing import Any, ClassVar
 
 from imagepiece_jax.reduction.layer_plan import Step
 
+# What score="auto" is where no class token says which tokens matter: docs/models.md has
+# the accuracies of all scores.
+WITHOUT_CLASS_TOKEN = "received"
+
 
 @dataclasses.dataclass(frozen=True)
 class Group:
@@ -49,6 +53,13 @@ class Method:
     def steps(self, depth: int) -> Sequence[Step]:
         """The steps in a model of `depth` blocks."""
         raise NotImplementedError
+
+    def resolved(self, class_token: bool) -> "Method":
+        """The method for models with, or without, a class token: no score is "auto"."""
+        if getattr(self, "score", None) != "auto":
+            return self
+        score = "class" if class_token else WITHOUT_CLASS_TOKEN
+        return dataclasses.replace(self, score=score)
 
     def inference_fields(self) -> dict[str, Any]:
         """The fields, by name, but for those that training alone reads."""

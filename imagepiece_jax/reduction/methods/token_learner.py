@@ -68,19 +68,18 @@ class ConvLearner(nn.Module, Reducer):
     """Version 1.0: weights are sigmoids of four 3 x 3 convolutions over the grid.
 
     pooling: new tokens are weighted sums ("sum") of the tokens, or these divided by the
-    number of tokens ("mean"). InputError where the grid is not square.
+    number of tokens ("mean").
     """
 
     num_tokens: int
     pooling: str = "sum"
 
     def check_grid(self, grid):
-        """InputError unless `grid` (height, width) of tokens is there, and square."""
-        if grid is None or grid[0] != grid[1]:
-            found = f"{grid[0]} x {grid[1]}" if grid else "tokens without a grid"
+        """InputError unless `grid` (height, width) of tokens is there."""
+        if grid is None:
             raise InputError(
-                "config.reduction.version is 'v1.0', which needs a square grid of "
-                f"tokens, but found {found}; allowed here is 'v1.1'"
+                "config.reduction.version is 'v1.0', which needs the grid of tokens, "
+                "but they are reduced before; allowed here is 'v1.1'"
             )
 
     @nn.compact

@@ -11,12 +11,10 @@ import jax.numpy as jnp
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.ops import count_before, rank
-from imagepiece_jax.reduction.reducers import Reducer
+from imagepiece_jax.reduction.reducers import SCORES, Ranking
 from imagepiece_jax.reduction.token_counts import KeepInitial, initial_shares
 from imagepiece_jax.reduction.tokens import DROPPED, Assignment
 from imagepiece_jax.reduction.validate import blocks, choice, count, rate
-
-SCORES = {"columns": "attn_columns", "cls": "cls_attn"}  # score -> field of Taps
 
 
 def squared_distances(x):
@@ -32,23 +30,19 @@ def squared_distances(x):
 
 
 @dataclasses.dataclass(frozen=True)
-class Clustering(Reducer):
+class Clustering(Ranking):
     """What both algorithms share: they start from the most significant tokens.
 
-    score: significance is the attention that a token receives in the block before, over
-    all heads and queries ("columns"), or from the class token ("cls").
+    Their significance is the score, by default the attention that they receive in the
+    block before.
     """
 
-    score: str = "columns"
     iterations: int = 3
-
-    @property
-    def needs(self):
-        return frozenset({SCORES[self.score]})
+    score: str = dataclasses.field(default="received", kw_only=True)
 
     def __call__(self, taps, counts, train=False):
         x = jax.lax.stop_gradient(taps.x).astype(jnp.float32)
-        score = jax.lax.stop_gradient(getattr(taps, SCORES[self.score]))
+        score = jax.lax.stop_gradient(self.scores(taps))
         first = rank(score) < counts.n_out
         # Weights of a softmax can underflow; a cluster's must not add up to zero.
         tiny = jnp.finfo(jnp.float32).tiny
@@ -123,17 +117,17 @@ ALGORITHMS = {"kmedoids": KMedoids, "kmeans": KMeans}
 class TokenPooling(Method):
     """Before the s-th of `blocks`, cluster into keep_rate ** s of the first count.
 
-    algorithm: "kmedoids" or "kmeans"; score: see `Clustering`.
+    algorithm: "kmedoids" or "kmeans"; score: of significance, see `reducers.Ranking`.
     """
 
     keep_rate: float = rate(0.7)
     blocks: tuple[int, ...] = blocks(3, 6, 9)
     algorithm: str = choice("kmedoids", tuple(ALGORITHMS))
-    score: str = choice("columns", tuple(SCORES))
+    score: str = choice("received", tuple(SCORES))
     iterations: int = count(3, least=1)
 
     def steps(self, depth):
-        reducer = ALGORITHMS[self.algorithm](self.score, self.iterations)
+        reducer = ALGORITHMS[self.algorithm](self.iterations, score=self.score)
         return tuple(
             Step(block, reducer, KeepInitial(kept), site="pre")
             for block, kept in initial_shares(self.blocks, self.keep_rate)

@@ -285,7 +285,7 @@ def test_groups_of_parameters():
     method = DynamicViT()
     predictor = method.param_groups("reducer_3/scores/norm/scale")
     assert predictor.lr is None and predictor.frozen_epochs == 0
-    for name in ("cls_token", "pos_embed"):
+    for name in ("cls_token", "dist_token", "reg_token", "pos_embed"):
         assert method.param_groups(name).frozen_epochs == math.inf
     for path in ("blocks_3/attn/q/kernel", "head/bias", "patch_embed/proj/kernel"):
         group = method.param_groups(path)

@@ -295,7 +295,7 @@ def test_the_gradient_is_that_of_a_gather_or_of_a_mean():
 
 @pytest.mark.parametrize("algorithm", ["kmedoids", "kmeans"])
 @pytest.mark.parametrize(
-    "score, tap", [("columns", "attn_columns"), ("cls", "cls_attn")]
+    "score, tap", [("received", "attn_columns"), ("class", "cls_attn")]
 )
 def test_a_model_clusters_by_what_the_block_before_attends_to(algorithm, score, tap):
     reduction = {"name": "token_pooling", "blocks": (1, 2), "keep_rate": 0.6}
@@ -308,10 +308,8 @@ def test_a_model_clusters_by_what_the_block_before_attends_to(algorithm, score, 
         other = {"attn_columns", "cls_attn"} - {tap}
         assert getattr(taps, other.pop()) is None
         weight = np.asarray(getattr(taps, tap))
-        # All columns of all queries and heads, without the class token's own column.
-        queries = {"columns": (1 + taps.x.shape[1]) * tiny.HEADS, "cls": 1}[score]
-        assert (weight.sum(axis=1) < queries).all()
-        assert (weight.sum(axis=1) > 0.5 * queries).all()
+        # All columns but the class token's own.
+        assert (weight.sum(axis=1) < 1).all() and (weight.sum(axis=1) > 0.5).all()
         for image in range(3):
             _, dest = slow(np.asarray(taps.x[image]), weight[image], n_out)
             np.testing.assert_array_equal(result.dest[image], dest)
@@ -325,8 +323,8 @@ def test_clustering_before_the_first_block_is_refused():
 
 def test_the_class_score_needs_a_class_token():
     reduction = {"name": "token_pooling", "blocks": (1,)}
-    with pytest.raises(InputError, match="class_token is False"):
-        tiny.model(reduction | {"score": "cls"}, class_token=False)
+    with pytest.raises(InputError, match="'class', but the model has no class token"):
+        tiny.model(reduction | {"score": "class"}, class_token=False)
     tiny.model(reduction, class_token=False)
 
 
@@ -349,7 +347,7 @@ def test_shares_are_powers_of_the_rate_in_the_order_of_the_blocks():
         ("blocks", (3, 6.5), "whole numbers"),
         ("blocks", 3, "whole numbers"),
         ("algorithm", "dbscan", "'kmedoids', 'kmeans'"),
-        ("score", "rows", "'columns', 'cls'"),
+        ("score", "rows", "'auto', 'class', 'received'"),
         ("iterations", 0, "from 1"),
     ],
 )

@@ -1,0 +1,77 @@
+"""Attention pooling: a learned probe reads the tokens."""
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from imagepiece_jax.models.architecture import Architecture
+from imagepiece_jax.models.attention import attend, attention_row, masked_read
+from imagepiece_jax.models.block import with_prefix
+from imagepiece_jax.models.layers import INIT, LayerNorm, Mlp
+
+
+class AttentionPool(nn.Module):
+    """Attention from a learned probe, and an MLP: what SigLIP's head reads.
+
+    Zhai et al. 2022, "Scaling vision transformers", section 3.4. Sizes and mask of the
+    tokens are those of their TokenState: `prop_attn` adds log(size) to the logits, and
+    what is masked is not read.
+    """
+
+    dim: int
+    num_heads: int
+    mlp_ratio: float
+    arch: Architecture
+    prop_attn: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        def dense():
+            return nn.Dense(self.dim, kernel_init=INIT, dtype=self.dtype)
+
+        self.latent = self.param("latent", INIT, (1, 1, self.dim))
+        self.q, self.k, self.v, self.proj = (dense() for _ in range(4))
+        self.norm = LayerNorm(self.dtype, self.arch.norm_eps)
+        hidden = int(self.dim * self.mlp_ratio)
+        self.mlp = Mlp(hidden, self.arch.gelu, self.dtype)
+
+    def __call__(self, x, state):
+        """x [B, N, D], the normed tokens of `state` -> [B, D]."""
+        query = self._query()
+        key, value = self._heads(self.k(x)), self._heads(self.v(x))
+        bias = jnp.log(state.size) if self.prop_attn else None
+        if state.mask is None:
+            read = attend(jnp.repeat(query, x.shape[0], axis=0), key, value, bias)
+        else:
+            mask = with_prefix(state.mask, state.num_prefix)
+            read = masked_read(query, key, value, mask, bias)
+        read = self.proj(read.reshape(x.shape[0], self.dim).astype(self.dtype))
+        return read + self.mlp(self.norm(read))
+
+    def scores(self, x, state):
+        """The probe's attention to image tokens, mean over heads. -> [B, n] float32.
+
+        x [B, N, D], the normed tokens of `state`. The query is moved into the key's
+        projection, whose bias adds the same to all logits: a product with [D, H]
+        instead of [D, D].
+        """
+        if self.is_initializing():
+            self.k(x)
+        query = self._query()[0, 0].astype(jnp.float32)
+        kernel = self.k.variables["params"]["kernel"].astype(jnp.float32)
+        kernel = kernel.reshape(self.dim, *query.shape)
+        read = jnp.einsum("xhd,hd->xh", kernel, query, precision="highest")
+        logits = jnp.einsum(
+            "bnx,xh->bnh", x.astype(jnp.float32), read, precision="highest"
+        )
+        bias = jnp.log(state.size) if self.prop_attn else jnp.zeros_like(state.size)
+        if state.mask is not None:
+            mask = with_prefix(state.mask, state.num_prefix)
+            bias = bias + jnp.where(mask > 0.5, 0.0, -jnp.inf)
+        row = attention_row(logits * query.shape[-1] ** -0.5, bias)
+        return row[:, state.num_prefix :]
+
+    def _query(self):
+        return self._heads(self.q(self.latent.astype(self.dtype)))
+
+    def _heads(self, x):
+        return x.reshape(*x.shape[:2], self.num_heads, -1)

@@ -1,0 +1,183 @@
+"""Published weights: ids of the Hugging Face hub, and folders in its form.
+
+"hf://timm/vit_small_patch14_reg4_dinov2.lvd142m" names a repository, "@" and a branch,
+a tag or a commit after it one revision. Its config files and one file of weights are
+fetched into huggingface_hub's own cache, whose folder of that commit is then read as
+any folder with a config.json and weights is.
+"""
+
+import functools
+import importlib.util
+import json
+import os
+import pathlib
+import re
+
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models.hub_config import CONFIG, OURS, PREPROCESSOR
+
+SCHEME = "hf://"
+SELECTORS = "selectors.safetensors"  # of a saved model: what its reduction learned
+INDEX = ".index.json"  # the end of a file that lists the parts of a sharded one
+# Names of a file of weights, the preferred ones first; those of OpenCLIP are last.
+WEIGHTS = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin")
+WEIGHTS += ("model.npz", "model.pth", "pytorch_model.pth")
+WEIGHTS += ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+ENDINGS = (".safetensors", ".npz", ".pth", ".pt", ".bin")  # of weights by other names
+_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def local(path: str | os.PathLike) -> pathlib.Path:
+    """Where weights are on this machine: `path` itself, or the folder of a hub id.
+
+    A hub's files are fetched unless they are in the cache. InputError where they cannot
+    be, and where the id is none.
+    """
+    text = os.fspath(path)
+    if not is_id(text):
+        return pathlib.Path(path)
+    return fetched(text)
+
+
+def is_id(path: str | os.PathLike) -> bool:
+    """Whether `path` is a hub id."""
+    return str(path).startswith(SCHEME)
+
+
+def short_name(path: pathlib.Path) -> str:
+    """What to call weights: the repository where `path` is in the cache of the hub."""
+    repository = path.parent.parent.name
+    if path.parent.name == "snapshots" and repository.startswith("models--"):
+        return repository.removeprefix("models--").replace("--", "/")
+    return path.name
+
+
+def is_published(folder: str | os.PathLike) -> bool:
+    """Whether a folder's config.json is that of published weights, not of a run."""
+    try:
+        config = json.loads(pathlib.Path(folder, CONFIG).read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    keys = ("architecture", "architectures", "model_type", OURS)
+    return isinstance(config, dict) and any(key in config for key in keys)
+
+
+def weights_file(folder: pathlib.Path) -> pathlib.Path:
+    """The file of weights in a folder; InputError for none, and for several.
+
+    One of the usual names stands for the others in their order; else there may be one.
+    """
+    for name in WEIGHTS:
+        if (folder / name).exists():
+            return folder / name
+    found = [
+        file
+        for file in sorted(folder.iterdir())
+        if file.suffix in ENDINGS and file.name != SELECTORS
+    ]
+    if len(found) == 1:
+        return found[0]
+    names = ", ".join(file.name for file in found) or "none"
+    raise InputError(
+        f"{folder} has a {CONFIG}, and of weights {names}; allowed is one file, such "
+        f"as {WEIGHTS[0]}"
+    )
+
+
+@functools.cache
+def fetched(text):
+    """The folder of a hub id; what was fetched once in a process is not asked for."""
+    name = text.removeprefix(SCHEME)
+    if not _ID.fullmatch(name):
+        raise InputError(
+            f"{text} is no id of the hub; allowed are {SCHEME}OWNER/NAME and "
+            f"{SCHEME}OWNER/NAME@REVISION"
+        )
+    if importlib.util.find_spec("huggingface_hub") is None:
+        raise InputError(
+            f"{text} needs huggingface_hub, which is not installed; install it: "
+            'pip install "imagepiece_jax[hub]"'
+        )
+    repository, _, revision = name.partition("@")
+    files = _Repository(text, repository, revision or None)
+    config = json.loads(files.needed(CONFIG).read_text("utf-8"))
+    if "architecture" not in config:  # timm's own form says it all
+        files.get(PREPROCESSOR)
+    weights = files.needed(*WEIGHTS)
+    if weights.name.endswith(INDEX):
+        listed = json.loads(weights.read_text("utf-8"))["weight_map"].values()
+        for part in dict.fromkeys(listed):
+            files.needed(part)
+    if OURS in config:
+        files.get(SELECTORS)
+    return weights.parent
+
+
+class _Repository:
+    """One revision of a repository, whose files are fetched one by one."""
+
+    def __init__(self, text, name, revision):
+        self._text, self._name, self._revision = text, name, revision
+        self._unreachable = False
+
+    def needed(self, *names):
+        """The path of the first of these files that there is; InputError for none."""
+        found = next(filter(None, map(self.get, names)), None)
+        if found is not None:
+            return found
+        listed = names[0] if len(names) == 1 else f"none of {', '.join(names)}"
+        if self._unreachable:
+            raise InputError(
+                f"{self._text}: the hub cannot be reached, and its cache has "
+                f"{'no ' * (len(names) == 1)}{listed}; allowed are ids that were "
+                "loaded here before, or a network"
+            )
+        raise InputError(
+            f"{self._text} has {'no ' * (len(names) == 1)}{listed}; allowed are "
+            f"repositories with {CONFIG} and weights"
+        )
+
+    def get(self, name):
+        """The path of a file; None where there is none, or none in reach.
+
+        The first file settles the commit of all. InputError where it cannot be fetched.
+        """
+        import huggingface_hub
+        from huggingface_hub import errors
+
+        try:
+            found = huggingface_hub.hf_hub_download(
+                self._name,
+                name,
+                revision=self._revision,
+                local_files_only=self._unreachable,
+            )
+        except errors.LocalEntryNotFoundError:
+            self._unreachable = True  # not asked again: each attempt takes seconds
+            return None
+        except errors.EntryNotFoundError:
+            return None
+        except errors.RevisionNotFoundError as error:
+            raise InputError(
+                f"{self._text}: the repository has no such revision; allowed are its "
+                "branches, tags and commits"
+            ) from error
+        except errors.GatedRepoError as error:
+            raise InputError(
+                f"{self._text} is for those who accepted its terms: accept them on its "
+                "page, and log in by: hf auth login"
+            ) from error
+        except errors.RepositoryNotFoundError as error:
+            raise InputError(
+                f"{self._text}: the hub has no such repository, or a private one, for "
+                "which you log in by: hf auth login"
+            ) from error
+        except Exception as error:  # of its HTTP client, of the disk
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise InputError(
+                f"{self._text}: {name} cannot be fetched ({reason}); try again"
+            ) from error
+        path = pathlib.Path(found)
+        self._revision = path.parent.name  # the commit, in the layout of the cache
+        return path

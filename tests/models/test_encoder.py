@@ -1,0 +1,154 @@
+"""Pooled vectors, patch features and intermediate layers of whole models."""
+
+import jax
+import numpy as np
+import pytest
+
+import imagepiece_jax
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models.architecture import Architecture
+from imagepiece_jax.models.features import features
+from tests.models import tiny
+
+DINOV2 = Architecture(registers=2, prefix_positions=False, layer_scale=True)
+TOME = {"name": "tome", "r": 4}  # 25 image tokens, 21, 17, 13
+# Drops 5 tokens of 25 at block 1; merges some at block 0.
+PIECE = tiny.IMAGEPIECE | {"merge_blocks": (0,), "prune_blocks": (1,)}
+
+
+def small(reduction=None, **options):
+    model = tiny.model(reduction, **options)
+    return model, tiny.variables(model)
+
+
+def slow_norm(x, params, eps=1e-6):
+    x = np.asarray(x, float)
+    centered = x - x.mean(axis=-1, keepdims=True)
+    scaled = centered / np.sqrt((centered**2).mean(axis=-1, keepdims=True) + eps)
+    return scaled * params["scale"] + params["bias"]
+
+
+def close(got, want):
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_a_layer_is_what_a_shorter_model_ends_with():
+    """One of a block, which is the first of two."""
+    model, variables = small(arch=DINOV2, depth=2)
+    images = tiny.images(2)
+    found = features(model, variables, images, layers=(1, 0))
+    assert len(found.layers) == 2 and found.pooled.shape == (2, tiny.WIDTH)
+    for depth, layer in zip((2, 1), found.layers, strict=True):
+        short = tiny.model(arch=DINOV2, depth=depth)
+        out = tiny.jit(lambda v, short=short: short.apply(v, images))(variables)
+        assert layer.patches.shape == (2, 5, 5, tiny.WIDTH)
+        close(layer.patches.reshape(2, 25, -1), out.tokens[:, 3:])
+        close(layer.prefix, out.tokens[:, :3])
+        assert not layer.dropped.any()
+    close(found.pooled, found.prefix[:, 0])
+    for one, other in zip(found[1:4], found.layers[0], strict=True):
+        close(one, other)
+
+
+@pytest.mark.parametrize("fill", ["last", "zero", "class"])
+def test_after_a_reduction_every_patch_has_the_feature_of_its_token(fill):
+    """By the map from patches to tokens, which the model traces itself."""
+    model, variables = small(PIECE, trace_source=True, depth=2)
+    found = features(model, variables, tiny.images(2), fill=fill, layers=[0, 1])
+    out = tiny.jit(model.apply)(variables, tiny.images(2))
+    source = np.asarray(out.state.source)
+    dropped = source == -1
+    np.testing.assert_array_equal(found.dropped.reshape(2, 25), dropped)
+    assert 0 < dropped.sum() < dropped.size
+    patches = np.asarray(found.patches).reshape(2, 25, -1)
+    for image, patch in np.ndindex(2, 25):
+        slot = source[image, patch]
+        if slot >= 0:
+            close(patches[image, patch], out.tokens[image, 1 + slot])
+        elif fill != "last":
+            want = out.tokens[image, 0] if fill == "class" else 0
+            close(patches[image, patch], want)
+    early, late = found.layers
+    assert not early.dropped.any()  # what is merged is not gone
+    np.testing.assert_array_equal(late.dropped, found.dropped)
+    close(late.patches, found.patches)
+    close(late.prefix, found.prefix)
+
+
+def test_layers_without_norm_pass_it_to_become_those_with_it():
+    """By the model's own epsilon, which counts where features are small."""
+    arch = Architecture(norm_eps=0.5)
+    model, variables = small(TOME, arch=arch, depth=2)
+    options = {"layers": 2, "reshape": False}
+    plain = features(model, variables, tiny.images(2), norm=False, **options)
+    normed = features(model, variables, tiny.images(2), **options)
+    params = variables["params"]["norm"]
+    for one, other in zip(plain.layers, normed.layers, strict=True):
+        assert one.patches.shape == (2, 25, tiny.WIDTH)
+        assert one.dropped.shape == (2, 25)
+        close(slow_norm(one.patches, params, 0.5), other.patches)
+        close(slow_norm(one.prefix, params, 0.5), other.prefix)
+    close(normed.layers[-1].patches, normed.patches)
+    close(plain.patches, normed.patches)
+
+
+def test_a_pooled_vector_is_what_the_head_reads():
+    arch = Architecture(class_token=False, pool="mean", final_norm=False, fc_norm=True)
+    model, variables = small(TOME, arch=arch, depth=1, image_size=(12, 20))
+    images = tiny.images(2, side=(12, 20))
+    found = features(model, variables, images)
+    assert found.patches.shape == (2, 3, 5, tiny.WIDTH)
+    assert found.prefix.shape == (2, 0, tiny.WIDTH)
+    mean = np.asarray(found.patches, float).mean(axis=(1, 2))
+    close(found.pooled, slow_norm(mean, variables["params"]["fc_norm"]))
+
+
+def test_it_is_part_of_the_package_and_of_other_programs():
+    model, variables = small(depth=1)
+    assert imagepiece_jax.features is features
+
+    @jax.jit
+    def norms(variables, images):
+        return (features(model, variables, images).patches ** 2).sum(axis=-1)
+
+    found = features(model, variables, tiny.images(2))
+    close(norms(variables, tiny.images(2)), (found.patches**2).sum(axis=-1))
+
+
+@pytest.mark.parametrize(
+    "images, options, sentence",
+    [
+        (
+            None,
+            {"layers": 4},
+            "layers is 4; allowed are 0 to 3 for the last blocks",
+        ),
+        (None, {"layers": -1}, "layers is -1; allowed are 0 to 3"),
+        (
+            None,
+            {"layers": [0, 3]},
+            r"layers is \[0, 3\]; .* list of blocks from 0 to 2",
+        ),
+        (None, {"layers": True}, "layers is True; allowed are"),
+        (None, {"fill": "mean"}, "fill is 'mean'; allowed are last, zero, class"),
+        (
+            np.zeros((1, 20, 20, 3), np.uint8),
+            {},
+            "images is of type uint8; allowed",
+        ),
+        ("a.jpg", {}, "images is str; allowed are floats"),
+        (np.zeros((1, 20, 24, 3)), {}, r"shape \(1, 20, 24, 3\); allowed .* of 20x20"),
+        (np.zeros((20, 20, 3)), {}, r"images is of shape \(20, 20, 3\); allowed are"),
+    ],
+)
+def test_what_does_not_fit_is_refused(images, options, sentence):
+    model = tiny.model()
+    images = tiny.images(1) if images is None else images
+    with pytest.raises(InputError, match=sentence):
+        features(model, tiny.shapes(model), images, **options)
+
+
+def test_the_class_tokens_feature_is_not_there_for_models_without_one():
+    arch = Architecture(class_token=False, registers=1, pool="mean")
+    with pytest.raises(InputError, match="fill is 'class', but this model has no"):
+        features(tiny.model(arch=arch), {}, tiny.images(1), fill="class")

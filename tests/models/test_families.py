@@ -1,0 +1,176 @@
+"""Contract of all methods on all families of vision transformers.
+
+The pairs of `RUN` are computed: each method on one family, three of them on each family
+that differs from DeiT in its prefix or pooling. What a step does to the prefix, and
+where patches end, is read off the numbers. The other methods are only traced on these
+families, which shows that they run and what comes out, as is masked training. Of the
+other families the blocks alone differ, which no reducer sees: two methods are traced.
+"""
+
+import functools
+import itertools
+
+import jax
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from imagepiece_jax.models.architecture import Architecture
+from imagepiece_jax.models.block import Block
+from imagepiece_jax.reduction.methods import METHODS
+from tests import oracles
+from tests.models import masked, tiny
+from tests.models.traced_programs import program
+
+FAMILIES = {
+    "deit": Architecture(),
+    "distilled": Architecture(dist_token=True),
+    "deit3": Architecture(prefix_positions=False, layer_scale=True),
+    "dinov2": Architecture(registers=4, prefix_positions=False, mlp="swiglu"),
+    "clip": Architecture(patch_bias=False, pre_norm=True, norm_eps=1e-5, gelu="quick"),
+    "siglip": Architecture(class_token=False, gelu="tanh", pool="map"),
+    "mae": Architecture(pool="mean", final_norm=False, fc_norm=True),
+    "gap": Architecture(class_token=False, registers=2, pool="mean", layer_scale=True),
+}
+PREFIX = dict(zip(FAMILIES, (1, 2, 1, 5, 1, 0, 1, 2), strict=True))
+# Fields with which every method has its steps in so few blocks: 25 image tokens come,
+# and these are left.
+PIECE = {"merge_blocks": (0,), "prune_blocks": (1,), "merge_ratio": 0.06}
+FEW = {
+    "none": (1, {}, 25),
+    "imagepiece": (2, PIECE, 19),
+    "evit": (1, {"blocks": (0,), "fuse_token": True}, 19),
+    "dynamicvit": (1, {"blocks": (0,)}, 17),
+    "spvit": (1, {"blocks": (0,), "keep_rates": (0.6,)}, 16),
+    "tome": (1, {"r": 4}, 21),
+    "token_learner": (1, {"num_tokens": 8, "block": 0}, 8),
+    "token_pooling": (2, {"blocks": (1,)}, 17),
+    "random": (1, {"blocks": (0,)}, 18),
+    "grid_pooling": (1, {"grid_size": 2, "block": 0}, 4),
+    "imagepiece_tome": (2, PIECE, 19),
+    "imagepiece_dynamicvit": (2, PIECE, 19),
+}
+SOFT = {"token_learner"}  # no patch is in one token alone
+# Rates at which nothing is left to do.
+NOTHING = {
+    "imagepiece": {"keep_rate": 1.0, "merge_ratio": 0.0},
+    "evit": {"keep_rate": 1.0},
+    "dynamicvit": {"keep_rate": 1.0},
+    "spvit": {"keep_rates": (1.0,)},
+    "tome": {"r": 0},
+    "token_pooling": {"keep_rate": 1.0},
+    "random": {"keep_rate": 1.0},
+    "imagepiece_tome": {"keep_rate": 1.0, "merge_ratio": 0.0},
+    "imagepiece_dynamicvit": {"keep_rate": 1.0, "merge_ratio": 0.0},
+}
+DIFFERENT = ("distilled", "dinov2", "siglip", "mae")
+IMAGES = (2, tiny.SIDE, tiny.SIDE, 3)
+RUN = list(zip(METHODS, 3 * DIFFERENT, strict=True))
+
+
+def model_of(name, family, changes=None, depth=None, **options):
+    own, fields, _ = FEW[name]
+    reduction = {"name": name} | fields | (changes or {})
+    return tiny.model(reduction, arch=FAMILIES[family], depth=depth or own, **options)
+
+
+@functools.cache
+def own_parameters(family, depth):
+    """Shapes of a family's parameters without reduction."""
+    return tiny.shapes(tiny.model(arch=FAMILIES[family], depth=depth))["params"]
+
+
+@functools.cache
+def reducers_of(name):
+    """Shapes of what a method learns; it reads patches, which all families have."""
+    params = tiny.shapes(model_of(name, "deit"))["params"]
+    return {k: v for k, v in params.items() if k.startswith("reducer")}
+
+
+def shapes_of(name, family):
+    depth, *_ = FEW[name]
+    return {"params": own_parameters(family, depth) | reducers_of(name)}
+
+
+def facts(model, variables):
+    """What the test reads of two images: with all Outputs it would compile for long."""
+    states, prefix = [], model.arch.prefix
+
+    def note(call, args, kwargs, context):
+        after = call(*args, **kwargs)
+        if context.method_name == "reduce" and isinstance(context.module, Block):
+            states.append([state.x[:, :prefix] for state in (args[0], after[0])])
+        return after
+
+    with nn.intercept_methods(note):
+        out = model.apply(variables, tiny.images(2))
+    return out.logits, out.state.size, out.state.source, states
+
+
+TRACED = {*itertools.product(METHODS, DIFFERENT)} - {*RUN}
+TRACED |= {*itertools.product(("evit", "tome"), set(FAMILIES) - {*DIFFERENT})}
+
+
+@pytest.mark.parametrize("name, family", sorted(TRACED))
+def test_every_method_runs_on_every_family(name, family):
+    model, images = model_of(name, family), jax.ShapeDtypeStruct(IMAGES, np.float32)
+    out = jax.eval_shape(model.apply, shapes_of(name, family), images)
+    left = PREFIX[family] + FEW[name][-1]
+    assert model.arch.prefix == PREFIX[family]
+    assert out.logits.shape == (2, tiny.CLASSES)
+    assert out.pooled.shape == (2, tiny.WIDTH)
+    assert out.tokens.shape == (2, left, tiny.WIDTH)
+    assert model.plan[-1].mlp_tokens == left
+    assert len(out.results) == sum(bool(layer.counts) for layer in model.plan)
+    for taps in out.taps:  # reducers see image tokens alone
+        assert taps.x.shape[1] in (tiny.TOKENS, 23)
+
+
+@pytest.mark.parametrize("name, family", RUN)
+def test_the_prefix_is_protected_and_every_patch_is_accounted_for(name, family):
+    model, prefix = model_of(name, family, trace_source=True), PREFIX[family]
+    variables = tiny.fill(shapes_of(name, family))
+    logits, size, source, states = tiny.jit(functools.partial(facts, model))(variables)
+    assert logits.shape == (2, tiny.CLASSES) and np.isfinite(logits).all()
+    assert size.shape == (2, prefix + FEW[name][-1])
+    assert len(states) == sum(bool(layer.counts) for layer in model.plan)
+    assert bool(states) == (name != "none")
+    for before, after in states:
+        np.testing.assert_array_equal(after, before)
+    np.testing.assert_array_equal(size[:, :prefix], 1)
+    if name in SOFT:
+        return
+    size, source = np.asarray(size)[:, prefix:], np.asarray(source)
+    for image in range(2):
+        counted = oracles.count_sources(source[image], size.shape[1])
+        np.testing.assert_array_equal(size[image], counted)
+        assert size[image].sum() + (source[image] < 0).sum() == tiny.TOKENS
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nothing_reduced_is_the_dense_program(family):
+    """By the plan for every method, and one of them by the traced program."""
+    for name, rates in NOTHING.items():
+        model = model_of(name, family, rates)
+        assert [layer.counts for layer in model.plan] == [None] * len(model.plan)
+    if family in DIFFERENT:
+        dense = tiny.model(arch=FAMILIES[family], depth=1)
+        evit = model_of("evit", family, NOTHING["evit"])
+        texts = [str(program(m, train=False, backward=False)) for m in (dense, evit)]
+        assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize(
+    "name, family",
+    [("dynamicvit", "siglip"), ("spvit", "dinov2"), ("imagepiece_dynamicvit", "mae")],
+)
+def test_masked_training_keeps_all_tokens(name, family):
+    model, shapes = model_of(name, family, masked=True), shapes_of(name, family)
+    images, keys = jax.ShapeDtypeStruct(IMAGES, np.float32), masked.keys(2)
+    run = functools.partial(model.apply, train=True, keys=keys)
+    out = jax.eval_shape(run, shapes, images)
+    merged, packed = 2 * ("imagepiece" in name), name == "spvit"
+    left = tiny.TOKENS - merged + packed
+    assert out.logits.shape == (2, tiny.CLASSES)
+    assert out.tokens.shape == (2, PREFIX[family] + left, tiny.WIDTH)
+    assert out.state.mask.shape == (2, left)

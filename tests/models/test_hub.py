@@ -1,0 +1,273 @@
+"""Hub ids: from caches laid out by hand, and from a hub on this machine."""
+
+import hashlib
+import http.server
+import json
+import threading
+
+import pytest
+import safetensors.numpy
+
+import imagepiece_jax
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.evaluate import __main__ as evaluate
+from imagepiece_jax.models import convert, hub, pretrained
+from imagepiece_jax.models.normalization import normalization
+from tests.command import call, sentence
+from tests.models import tiny
+from tests.models.test_published import PROCESSOR, STD, TIMM, same
+
+COMMIT, OLDER = "a" * 40, "b" * 40
+
+
+@pytest.fixture(scope="module")
+def variables():
+    return tiny.variables(tiny.model(depth=1))
+
+
+@pytest.fixture(scope="module")
+def files(variables):
+    """The files of a repository, as bytes by name."""
+    weights = safetensors.numpy.save(convert.to_timm(variables))
+    config = json.dumps(TIMM).encode()
+    return {"config.json": config, "model.safetensors": weights, "README.md": b"#"}
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache of huggingface_hub, and no network."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    folder = tmp_path / "hub"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    hub.fetched.cache_clear()
+    yield folder
+    hub.fetched.cache_clear()
+
+
+def lay_out(cache, files, commit=COMMIT, ref="main", name="org/name"):
+    """Files of a commit as huggingface_hub keeps them: blobs, refs and snapshots."""
+    folder = cache / f"models--{name.replace('/', '--')}"
+    snapshot = folder / "snapshots" / commit
+    for part in (snapshot, folder / "blobs", folder / "refs"):
+        part.mkdir(parents=True, exist_ok=True)
+    if ref:
+        (folder / "refs" / ref).write_text(commit)
+    for file, content in files.items():
+        blob = hashlib.sha256(content).hexdigest()
+        (folder / "blobs" / blob).write_bytes(content)
+        (snapshot / file).symlink_to(f"../../blobs/{blob}")
+    return snapshot
+
+
+def test_a_cached_id_loads_without_a_network(cache, files, variables):
+    snapshot = lay_out(cache, files)
+    found, values = imagepiece_jax.load("hf://org/name")
+    assert same(values, variables) and (found.num_classes, found.std) == (7, STD)
+    assert hub.local("hf://org/name") == snapshot
+    assert normalization("hf://org/name")["std"] == STD
+    assert hub.local(cache) == cache and not hub.is_id("org/name")
+
+
+def test_a_revision_is_another_commit(cache, files, variables):
+    lay_out(cache, files)
+    other = convert.to_timm(tiny.variables(tiny.model(depth=1), seed=1))
+    older = {**files, "model.safetensors": safetensors.numpy.save(other)}
+    snapshot = lay_out(cache, older, OLDER, ref="v1")
+    for revision in ("v1", OLDER):
+        assert hub.local(f"hf://org/name@{revision}") == snapshot
+        _, values = imagepiece_jax.load(f"hf://org/name@{revision}")
+        assert not same(values, variables)
+    with pytest.raises(InputError, match="@v2: the hub cannot be reached, and its cac"):
+        hub.local("hf://org/name@v2")
+
+
+@pytest.mark.parametrize(
+    "lacking, message",
+    [
+        ((), None),
+        (("config.json",), "its cache has no config.json; allowed are ids that were l"),
+        (
+            ("model.safetensors",),
+            "its cache has none of model.safetensors, .*; allowed",
+        ),
+    ],
+)
+def test_files_that_the_cache_lacks(cache, files, lacking, message):
+    lay_out(cache, {k: v for k, v in files.items() if k not in lacking})
+    if message is None:
+        hub.local("hf://org/name")
+        return
+    with pytest.raises(InputError, match=f"^hf://org/name: the hub .*{message}"):
+        hub.local("hf://org/name")
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["hf://name", "hf://org/name/file", "hf://org/name@", "hf://", "hf://org/n?x"],
+)
+def test_what_is_no_id(path):
+    with pytest.raises(InputError, match="is no id of the hub; allowed are hf://OWN"):
+        imagepiece_jax.load(path)
+
+
+def test_without_huggingface_hub_one_sentence_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError) as error:
+        imagepiece_jax.load("hf://timm/vit_small_patch14_reg4_dinov2.lvd142m")
+    text = "hf://timm/vit_small_patch14_reg4_dinov2.lvd142m needs huggingface_hub, "
+    text += 'which is not installed; install it: pip install "imagepiece_jax[hub]"'
+    assert str(error.value) == text
+
+
+# A hub on this machine
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """Serves `files` of org/name; a file in `cut` ends in the middle."""
+
+    files, cut, asked = {}, (), []
+
+    def do_HEAD(self):
+        self._answer(False)
+
+    def do_GET(self):
+        self._answer(True)
+
+    def _answer(self, body):
+        *_, owner, name, _, revision, file = self.path.split("/")
+        self.asked.append((self.command, file, revision))
+        content = self.files.get(file)
+        problem = None
+        if (owner, name) != ("org", "name"):
+            problem = "RepoNotFound"
+        elif revision not in ("main", COMMIT):
+            problem = "RevisionNotFound"
+        elif content is None:
+            problem = "EntryNotFound"
+        self.send_response(404 if problem else 200)
+        self.send_header("X-Repo-Commit", COMMIT)
+        if problem:
+            self.send_header("X-Error-Code", problem)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if body:
+            half = len(content) // 2 if file in self.cut else len(content)
+            self.wfile.write(content[:half])
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def online(cache, files, monkeypatch):
+    """A handler class whose `files` a hub serves; what it was asked is in `asked`."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    handler = type("Own", (Hub,), {"files": dict(files), "asked": []})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    with server:
+        yield handler
+        server.shutdown()
+
+
+def kept(cache):
+    """Names of the files in the snapshots of a cache."""
+    return {path.name for path in cache.glob("models--*/snapshots/*/*")}
+
+
+def test_only_the_files_that_are_needed_are_fetched(online, cache, variables):
+    online.files["pytorch_model.bin"] = b"not this one"
+    _, values = imagepiece_jax.load("hf://org/name")
+    assert same(values, variables)
+    assert kept(cache) == {"config.json", "model.safetensors"}
+    got = [file for method, file, _ in online.asked if method == "GET"]
+    assert got == ["config.json", "model.safetensors"]
+    # The first file settles the commit, so that all are of one.
+    assert {rev for _, file, rev in online.asked if file != "config.json"} == {COMMIT}
+    asked = len(online.asked)
+    imagepiece_jax.load("hf://org/name")
+    assert len(online.asked) == asked
+
+
+def test_transformers_models_come_with_their_processor(online, cache):
+    config = {"model_type": "vit", "hidden_size": 30}
+    online.files["config.json"] = json.dumps(config).encode()
+    online.files["preprocessor_config.json"] = json.dumps(PROCESSOR).encode()
+    hub.local("hf://org/name")
+    expected = {"config.json", "preprocessor_config.json", "model.safetensors"}
+    assert kept(cache) == expected
+
+
+def test_parts_of_a_sharded_file_are_fetched(online, cache):
+    del online.files["model.safetensors"]
+    places = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.saf"}
+    index = json.dumps({"weight_map": places}).encode()
+    online.files |= {"model.safetensors.index.json": index, places["a"]: b"1"}
+    with pytest.raises(
+        InputError, match="has no model-00002-of-00002.saf; allowed are"
+    ):
+        hub.local("hf://org/name")
+    online.files[places["b"]] = b"2"
+    hub.local("hf://org/name")
+    assert {*places.values()} <= kept(cache)
+
+
+@pytest.mark.parametrize(
+    "name, lacking, message",
+    [
+        (
+            "org/other",
+            (),
+            "hub has no such repository, or a private one, for which you",
+        ),
+        (
+            "org/name@v9",
+            (),
+            "the repository has no such revision; allowed are its bran",
+        ),
+        (
+            "org/name",
+            ("config.json",),
+            "has no config.json; allowed are repositories w",
+        ),
+        ("org/name", ("model.safetensors",), "has none of model.safetensors, model.sa"),
+    ],
+)
+def test_what_the_hub_does_not_have(online, name, lacking, message):
+    for file in lacking:
+        del online.files[file]
+    with pytest.raises(InputError, match=message) as error:
+        imagepiece_jax.load(f"hf://{name}")
+    assert str(error.value).startswith(f"hf://{name}")
+
+
+def test_a_download_that_breaks_off_leaves_nothing_behind(online, cache, variables):
+    online.cut = ("model.safetensors",)
+    with pytest.raises(InputError, match="model.safetensors cannot be fetched .*; try"):
+        imagepiece_jax.load("hf://org/name")
+    left = [p for p in cache.rglob("*") if p.is_file() and ".locks" not in p.parts]
+    assert {p.name for p in left if p.suffix == ".incomplete"} == set()
+    assert kept(cache) == {"config.json"}
+    assert len([*cache.glob("models--*/blobs/*")]) == 1
+    online.cut = ()
+    assert same(imagepiece_jax.load("hf://org/name")[1], variables)
+
+
+def test_a_command_takes_an_id(cache, files):
+    """It is read before it is refused, and called by its id."""
+    snapshot = lay_out(cache, files)
+    words = ["--weights=hf://org/name", "--data=digits", "--config.model.depth=3"]
+    told = sentence(call(evaluate.main, *words))
+    assert told.startswith(f"config.model.depth is 3, but folder {snapshot} has 1")
+    assert pretrained.read("hf://org/name").name == "org/name"
+    assert pretrained.read(snapshot).name == "org/name"

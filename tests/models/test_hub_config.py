@@ -1,0 +1,361 @@
+"""What config files of published models say, typed as they are on the hub."""
+
+import json
+
+import pytest
+
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import hub_config, imagenet_classes
+
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+CLIP = {
+    "mean": (0.48145466, 0.4578275, 0.40821073),
+    "std": (0.26862954, 0.26130258, 0.27577711),
+}
+HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+
+
+def images(values, **fields):
+    """The mean and std of a preprocessor_config.json, and other fields."""
+    return {f"image_{k}": list(v) for k, v in values.items()} | fields
+
+
+def timm(**fields):
+    """config.json of timm/vit_small_patch14_reg4_dinov2.lvd142m, with `fields`."""
+    return {
+        "architecture": "vit_small_patch14_reg4_dinov2",
+        "num_classes": 0,
+        "num_features": 384,
+        "global_pool": "token",
+        "pretrained_cfg": {
+            "tag": "lvd142m",
+            "custom_load": False,
+            "input_size": [3, 518, 518],
+            "fixed_input_size": True,
+            "interpolation": "bicubic",
+            "crop_pct": 1.0,
+            "crop_mode": "center",
+            "mean": [0.485, 0.456, 0.406],
+            "std": [0.229, 0.224, 0.225],
+            "num_classes": 0,
+            "pool_size": None,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        },
+    } | fields
+
+
+def test_timms_form():
+    found = hub_config.parse(timm(), {})
+    name = "vit_small_patch14_reg4_dinov2.lvd142m"
+    assert found.given == IMAGENET | {"name": name, "image_size": 518}
+    assert found.told == {"num_classes": 0, "image_size": 518}
+    assert found.preprocessing == {
+        "crop": 1.0,
+        "crop_mode": "center",
+        "interpolation": "bicubic",
+    }
+    assert found.class_names is None and found.reduction is None
+
+
+def test_timms_form_before_its_fields_were_grouped():
+    config = timm()
+    flat = config.pop("pretrained_cfg") | config
+    assert hub_config.parse(flat, {}) == hub_config.parse(timm(), {})
+
+
+@pytest.mark.parametrize("tag, named", [("augreg_in1k", True), ("my_flowers", False)])
+def test_imagenets_names_are_of_weights_that_say_so(tag, named):
+    config = timm(architecture="vit_small_patch16_224", num_classes=1000)
+    config["pretrained_cfg"] |= {"tag": tag, "input_size": [3, 224, 224]}
+    found = hub_config.parse(config, {})
+    assert found.given["name"].partition(".")[2] == (tag if named else "")
+    assert found.class_names == (imagenet_classes.names() if named else None)
+    names = imagenet_classes.names()
+    assert len(names) == 1000 and all(names)
+    assert (names[0], names[207]) == ("tench, Tinca tinca", "golden retriever")
+    assert names[999] == "toilet tissue, toilet paper, bathroom tissue"
+
+
+@pytest.mark.parametrize(
+    "fields, names",
+    [
+        ({"label_names": ["a", "b", "c"]}, ("a", "b", "c")),
+        ({"label_names": {"0": "a", "2": "c"}}, ("a", None, "c")),
+        (
+            {"label_names": ["n1", "n2", "n3"], "label_descriptions": {"n2": "cat"}},
+            ("n1", "cat", "n3"),
+        ),
+    ],
+)
+def test_labels_of_timms_form(fields, names):
+    config = timm(num_classes=3, **fields)
+    assert hub_config.parse(config, {}).class_names == names
+
+
+@pytest.mark.parametrize(
+    "arguments, wanted",
+    [
+        ({"img_size": 224}, {"name": "vit_small_patch14_reg4_dinov2.lvd142m"}),
+        (
+            {"act_layer": "gelu_tanh", "drop_path_rate": 0.1},
+            {"name": "vit_small_patch14_reg4_dinov2.lvd142m", "gelu": "tanh"},
+        ),
+        (
+            {"depth": 3, "reg_tokens": 2},
+            {"gelu": "exact", "norm_eps": 1e-6, "resize": "antialias", "num_heads": 6},
+        ),
+        (
+            {"embed_dim": 32, "num_heads": 2, "norm_layer": "layernorm"},
+            {"gelu": "exact", "norm_eps": 1e-6, "resize": "antialias", "num_heads": 2},
+        ),
+        (
+            {"embed_dim": 36},
+            {"gelu": "exact", "norm_eps": 1e-6, "resize": "antialias", "num_heads": 6},
+        ),
+    ],
+)
+def test_arguments_of_timms_form(arguments, wanted):
+    """A name stands for its model only where no argument changes its parts."""
+    found = hub_config.parse(timm(model_args=arguments), {}).given
+    assert found == IMAGENET | {"image_size": 518} | wanted
+
+
+# (model type, fields as in config.json, wanted of them); what a file leaves out is as
+# in the class of that type.
+TRANSFORMERS = {
+    "google/vit-base-patch16-224": (
+        {
+            "architectures": ["ViTForImageClassification"],
+            "attention_probs_dropout_prob": 0.0,
+            "hidden_act": "gelu",
+            "hidden_dropout_prob": 0.0,
+            "hidden_size": 768,
+            "id2label": {"0": "tench, Tinca tinca", "1": "goldfish"},
+            "image_size": 224,
+            "initializer_range": 0.02,
+            "intermediate_size": 3072,
+            "layer_norm_eps": 1e-12,
+            "model_type": "vit",
+            "num_attention_heads": 12,
+            "num_channels": 3,
+            "num_hidden_layers": 12,
+            "patch_size": 16,
+            "qkv_bias": True,
+        },
+        images(HALF, do_normalize=True, do_resize=True, size=224),
+        HALF | {"num_heads": 12, "gelu": "exact", "norm_eps": 1e-12},
+        {"crop": 1.0, "crop_mode": "squash", "interpolation": "bilinear"},
+    ),
+    "facebook/dinov2-small": (
+        {
+            "architectures": ["Dinov2Model"],
+            "hidden_act": "gelu",
+            "hidden_size": 384,
+            "image_size": 518,
+            "layer_norm_eps": 1e-06,
+            "mlp_ratio": 4,
+            "model_type": "dinov2",
+            "num_attention_heads": 6,
+            "num_hidden_layers": 12,
+            "patch_size": 14,
+            "use_swiglu_ffn": False,
+        },
+        images(
+            IMAGENET,
+            crop_size={"height": 224, "width": 224},
+            do_center_crop=True,
+            do_normalize=True,
+            do_rescale=True,
+            do_resize=True,
+            image_processor_type="BitImageProcessor",
+            resample=3,
+            rescale_factor=0.00392156862745098,
+            size={"shortest_edge": 256},
+        ),
+        IMAGENET | {"num_heads": 6, "gelu": "exact", "norm_eps": 1e-6},
+        {"crop": 0.875, "crop_mode": "center", "interpolation": "bicubic"},
+    ),
+    "openai/clip-vit-large-patch14": (
+        {
+            "architectures": ["CLIPModel"],
+            "model_type": "clip",
+            "projection_dim": 768,
+            "text_config": {"hidden_act": "gelu", "num_attention_heads": 7},
+            "vision_config": {
+                "hidden_size": 1024,
+                "intermediate_size": 4096,
+                "num_attention_heads": 16,
+                "num_hidden_layers": 24,
+                "patch_size": 14,
+                "projection_dim": 768,
+            },
+        },
+        images(
+            CLIP,
+            crop_size=224,
+            do_center_crop=True,
+            do_normalize=True,
+            do_resize=True,
+            feature_extractor_type="CLIPFeatureExtractor",
+            resample=3,
+            size=224,
+        ),
+        CLIP | {"num_heads": 16, "gelu": "quick", "norm_eps": 1e-5},
+        {"crop": 1.0, "crop_mode": "center", "interpolation": "bicubic"},
+    ),
+    "google/siglip-so400m-patch14-384": (
+        {
+            "architectures": ["SiglipModel"],
+            "model_type": "siglip",
+            "text_config": {"hidden_size": 1152},
+            "vision_config": {
+                "hidden_size": 1152,
+                "image_size": 384,
+                "intermediate_size": 4304,
+                "model_type": "siglip_vision_model",
+                "num_attention_heads": 16,
+                "num_hidden_layers": 27,
+                "patch_size": 14,
+            },
+        },
+        images(
+            HALF,
+            do_normalize=True,
+            do_rescale=True,
+            do_resize=True,
+            resample=3,
+            rescale_factor=0.00392156862745098,
+            size={"height": 384, "width": 384},
+        ),
+        HALF | {"num_heads": 16, "gelu": "tanh", "norm_eps": 1e-6},
+        {"crop": 1.0, "crop_mode": "squash", "interpolation": "bicubic"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_transformers_form(name):
+    config, processor, given, prepared = TRANSFORMERS[name]
+    found = hub_config.parse(config, processor)
+    size = config.get("vision_config", config).get("image_size", 224)
+    wanted = given | {"resize": "bicubic", "image_size": size}
+    assert found.given == wanted
+    assert found.preprocessing == prepared
+    own = config.get("vision_config", config)
+    assert found.told["embed_dim"] == own["hidden_size"]
+    assert found.told["depth"] == own["num_hidden_layers"]
+    hidden = own.get("intermediate_size", 4 * own["hidden_size"])
+    assert found.told["mlp_ratio"] == hidden / own["hidden_size"]
+    named = name == "google/vit-base-patch16-224"
+    assert found.class_names == (("tench, Tinca tinca", "goldfish") if named else None)
+    assert found.told.get("num_classes") == (2 if named else None)
+
+
+def test_deits_processor_squashes_and_crops():
+    """256 pixels a side whatever the aspect, of which the middle 224 are seen."""
+    processor = images(HALF, size=256, crop_size=224, do_center_crop=True, resample=3)
+    found = hub_config.parse({"model_type": "deit"}, processor).preprocessing
+    assert found == {"crop": 0.875, "crop_mode": "squash", "interpolation": "bicubic"}
+
+
+@pytest.mark.parametrize("size", [354, 375, 391, 404])
+def test_a_crop_gives_the_size_that_it_is_of(size):
+    """224 / (224 / 354) is a bit less than 354."""
+    processor = images(HALF, size=size, crop_size=224, do_center_crop=True)
+    found = hub_config.parse({"model_type": "deit"}, processor).preprocessing
+    assert int(224 / found["crop"]) == size
+    assert found["crop"] == pytest.approx(224 / size)
+
+
+def test_what_a_processor_leaves_out_is_not_known():
+    found = hub_config.parse({"model_type": "vit"}, {})
+    assert not {"mean", "std"} & {*found.given} and found.preprocessing == {}
+    found = hub_config.parse({"model_type": "vit"}, {"do_normalize": False})
+    assert (found.given["mean"], found.given["std"]) == ((0.0,) * 3, (1.0,) * 3)
+
+
+def test_placeholders_are_no_names():
+    labels = {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}
+    config = {"model_type": "vit", "architectures": ["ViTForImageClassification"]}
+    found = hub_config.parse(config | labels, {})
+    assert found.class_names is None and found.told["num_classes"] == 2
+
+
+VIT, CENTER = {"model_type": "vit"}, {"size": {"shortest_edge": 256}}
+
+
+@pytest.mark.parametrize(
+    "config, processor, message",
+    [
+        ({}, {}, "config.json has no model_type"),
+        ({"model_type": "resnet"}, {}, "model_type is 'resnet'; allowed are vit, deit"),
+        ({"model_type": "bert"}, {}, "model_type is 'bert'; allowed are vit, deit, d"),
+        ({"model_type": "siglip2"}, {}, "model_type is 'siglip2'; allowed are vit, "),
+        ({"model_type": ["vit"]}, {}, r"config.json has a field of another type: "),
+        (VIT | {"hidden_act": "relu"}, {}, "hidden_act is 'relu'; allowed are gelu, "),
+        (VIT | {"hidden_size": "768"}, {}, "hidden_size is '768'; allowed are 1, 2, 3"),
+        (VIT | {"num_attention_heads": [12]}, {}, r"num_attention_heads is \[12\]; al"),
+        (VIT | {"num_channels": 4}, {}, "num_channels is 4; allowed are 3"),
+        (
+            VIT | {"image_size": [224, 256]},
+            {},
+            r"a size is \(224, 256\); allowed are s",
+        ),
+        (VIT, {"size": 224, "resample": 0}, "resample is 0; allowed are 2, 3"),
+        (
+            VIT,
+            {"rescale_factor": 1 / 127.5},
+            "rescale_factor is 0.0078.*; allowed is 1",
+        ),
+        (VIT, {"do_rescale": False}, "do_rescale is False; allowed is True"),
+        (VIT, CENTER, "crop_size None; allowed are a height and a width, or a crop_s"),
+        (
+            VIT,
+            {"size": 224, "do_center_crop": True},
+            "size is 224 and crop_size None; ",
+        ),
+        (VIT, CENTER | {"crop_size": 384}, "crop_size 384; allowed are a height and"),
+        (timm(architecture="resnet50"), {}, "architecture is 'resnet50'; "),
+        (timm(architecture="vit_smal_patch16_224"), {}, "mean vit_small_patch16_224?"),
+        (timm(model_args={"qk_norm": True}), {}, "model_args has qk_norm=True, which"),
+        (
+            timm(model_args={"act_layer": "relu"}),
+            {},
+            "act_layer is 'relu'; allowed are",
+        ),
+        (
+            timm(model_args={"in_chans": 1}),
+            {},
+            "model_args.in_chans is 1; allowed are 3",
+        ),
+        (timm(pretrained_cfg={}), {}, "config.json has no input_size"),
+    ],
+)
+def test_what_no_model_here_has(config, processor, message):
+    with pytest.raises(InputError, match=message):
+        hub_config.parse(config, processor)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("{", "config.json is no JSON"),
+        ("[]", "config.json is a list; allowed is an object"),
+        ('{"model_type": "resnet"}', ": config.json: model_type is 'resnet'; allowed"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(tmp_path, text, message):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(InputError, match=message) as error:
+        hub_config.read(tmp_path)
+    assert str(error.value).startswith(str(tmp_path))
+
+
+def test_a_config_beside_other_tensors_contradicts_them():
+    found = hub_config.parse(json.loads(json.dumps(timm())), {})
+    found.check({"num_classes": 0, "image_size": 518})
+    with pytest.raises(
+        InputError, match="says image_size 518, but its tensors have 22"
+    ):
+        found.check({"num_classes": 0, "image_size": 224})

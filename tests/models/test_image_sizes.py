@@ -1,0 +1,179 @@
+"""Images that are no square, and images whose sides are no multiples of the patch."""
+
+import jax
+import numpy as np
+import pytest
+
+import imagepiece_jax
+from configs import base
+from imagepiece_jax.config_flags import Overrides
+from imagepiece_jax.data.transforms import EvalTransform
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.inference import optimize
+from imagepiece_jax.models import convert, registry, summary
+from imagepiece_jax.models.architecture import Architecture
+from imagepiece_jax.models.features import features
+from imagepiece_jax.models.positions import Positions
+from imagepiece_jax.models.stems import stem_macs
+from imagepiece_jax.training.weights_config import of_weights
+from imagepiece_jax.visualize.trace import trace
+from tests.models import tiny
+from tests.models.test_published import HALF, STD, TIMM, folder
+
+WIDE = (12, 20)  # of patches of 4: 3 rows of 5
+QUICK = {"compiler_options": {"xla_backend_optimization_level": 0}}
+
+
+@pytest.mark.parametrize(
+    "reduction, tokens",
+    [
+        ({"name": "evit", "keep_rate": 0.6, "blocks": (0,)}, 9),  # of 15
+        ({"name": "imagepiece", "merge_blocks": (0,), "prune_blocks": (1,)}, 11),
+        ({"name": "tome", "r": 4}, 7),
+        ({"name": "grid_pooling", "grid_size": 3, "block": 1}, 9),
+    ],
+)
+def test_rates_are_of_the_patches_that_there_are(reduction, tokens):
+    model = tiny.model(reduction, image_size=WIDE, depth=2)
+    assert model.plan[0].attn_tokens == 16
+    assert model.plan[-1].mlp_tokens == 1 + tokens
+
+
+def test_cells_of_a_grid_are_rows_and_columns_of_patches():
+    """3 x 5 patches in 2 x 2 cells: rows 0 1 | 2, columns 0 1 2 | 3 4."""
+    pooling = {"name": "grid_pooling", "grid_size": 2, "block": 0}
+    model = tiny.model(pooling, image_size=WIDE, depth=1)
+    images = tiny.images(2, side=WIDE)
+    found = features(model, tiny.variables(model), images)
+    patches = np.asarray(found.patches)[0, :, :, 0]
+    assert patches.shape == (3, 5)
+    values = np.unique(patches, return_inverse=True)[1].reshape(3, 5)
+    cells = values[[0, 0, 2, 2], [0, 3, 0, 3]]
+    assert len(set(cells)) == 4
+    a, b, c, d = cells
+    want = [[a, a, a, b, b], [a, a, a, b, b], [c, c, c, d, d]]
+    np.testing.assert_array_equal(values, want)
+
+
+def test_a_program_and_a_predictor_take_the_images_of_the_model():
+    model = tiny.model({"name": "tome", "r": 4}, image_size=WIDE, depth=1)
+    variables, images = tiny.variables(model), tiny.images(2, side=WIDE)
+    predictor = imagepiece_jax.Predictor(
+        model, variables, batch_size=2, dtype="float32", resize="none", **QUICK
+    )
+    program = predictor.program
+    assert program.images.shape == (2, *WIDE, 3) and "of 12x20," in program.describe()
+    assert program.gmacs == pytest.approx(summary.model_macs(model, WIDE) / 1e9)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, *WIDE, 3)).astype(np.uint8)
+    out = tiny.jit(model.apply)(
+        variables, ((pixels / 255 - model.mean) / model.std).astype(np.float32)
+    )
+    best = [found[0].index for found in predictor([*pixels])]
+    assert best == np.argmax(out.logits, axis=1).tolist()
+    with pytest.raises(InputError, match="has 20x12 pixels .* needs 12x20"):
+        predictor(pixels[0].swapaxes(0, 1))
+    with pytest.raises(InputError, match="image_size is 12, but the model is for"):
+        optimize.optimize(model, variables, batch_size=2, image_size=12)
+    seen = trace(model, variables, pixels)
+    assert seen.grid == (3, 5) and seen.stages[0].source.shape == (2, 15)
+    assert images.shape == (2, *WIDE, 3)
+
+
+def test_parts_of_a_model_are_counted():
+    """Every product by hand: 15 patches of 48 numbers, 16 and then 12 tokens."""
+    model = tiny.model({"name": "tome", "r": 4}, image_size=WIDE, depth=1)
+    block = 4 * 16 * 30**2 + 2 * 16**2 * 30 + 2 * 12 * 30 * 120
+    assert summary.model_macs(model, WIDE) == 15 * 48 * 30 + block + 30 * 7
+    assert stem_macs("conv", 6, (8, 12), 4) == 3 * (1296 + 648 + 144) // 2
+    arch = Architecture(class_token=False, pool="map", mlp="swiglu")
+    model = tiny.model(arch=arch, image_size=WIDE, depth=1)
+    block = 4 * 15 * 30**2 + 2 * 15**2 * 30 + 3 * 15 * 30 * 120
+    pool = 2 * 15 * 30**2 + 2 * 15 * 30 + 30**2 + 2 * 30 * 120
+    assert summary.model_macs(model, WIDE) == 15 * 48 * 30 + block + pool + 30 * 7
+    leaves = jax.tree.leaves(summary.shapes(model, WIDE)["params"])
+    table = summary.cost_table(model, model, WIDE).splitlines()
+    assert table[-1].split()[-1] == f"{sum(np.prod(leaf.shape) for leaf in leaves):,}"
+    head = 4 * (30**2 + 30) + 30 + 4 * 30 + (30 * 120 + 120) + (120 * 30 + 30)
+    assert f"{head + 30 * 7 + 7:,}" in table[-2]  # norms, probe, pooling and classes
+
+
+def test_weights_for_images_that_are_no_squares_are_loaded(tmp_path):
+    """Their config says so; a config of ours, and so a command, has one number."""
+    images = TIMM["pretrained_cfg"] | {"input_size": [3, *WIDE]}
+    model = tiny.model(image_size=WIDE, depth=1, mean=HALF, std=STD)
+    variables = tiny.variables(model)
+    tensors = convert.to_timm(variables)
+    path = folder(tmp_path, TIMM | {"pretrained_cfg": images}, tensors)
+    loaded, found = imagepiece_jax.load(path)
+    assert loaded == model and loaded.preprocessing.image_size == WIDE
+    assert jax.tree.all(jax.tree.map(np.array_equal, found, variables))
+    with pytest.raises(InputError, match="is for images of 12x20; allowed here are sq"):
+        of_weights(path, base.get_config(), Overrides())
+
+
+def test_positions_of_a_square_are_resized_to_both_sides():
+    old = np.random.default_rng(0).normal(size=(1, 26, 6)).astype(np.float32)
+    places = Positions.of(tiny.model(image_size=WIDE), WIDE)
+    assert places.grid == (3, 5)
+    new = places.fit(old)
+    assert new.shape == (1, 16, 6)
+    np.testing.assert_array_equal(new[:, 0], old[:, 0])
+
+
+# int(28 / .875) = 32 and int(56 / .875) = 64 are covered by the smallest image that can
+@pytest.mark.parametrize(
+    "size, resized",
+    [((40, 80), (32, 64)), ((40, 100), (32, 80)), ((60, 80), (48, 64))],
+)
+def test_a_crop_that_is_no_square_is_cut_out_of_the_center(size, resized):
+    image = np.full((*size, 3), 7, np.uint8)
+    image[:, :, 0] = 2 * np.arange(size[0])[:, None]
+    image[:, :, 1] = 2 * np.arange(size[1])[None, :]
+    out = EvalTransform((28, 56))(image)
+    assert out.shape == (28, 56, 3)
+    for axis, (old, new, side) in enumerate(zip(size, resized, (28, 56), strict=True)):
+        at = ((new - side) / 2 + np.arange(side) + 0.5) * old / new - 0.5
+        seen = out[:, 20, 0] if axis == 0 else out[20, :, 1]
+        assert np.abs(seen - 2 * at)[2:-2].max() <= 1
+
+
+# Sides that are no multiples of the patch
+
+
+def test_so400m_at_384_pixels_has_27_by_27_positions():
+    """As published: 384 = 27 * 14 + 6."""
+    name = "vit_so400m_patch14_siglip_384.webli"
+    model = registry.create_model(name, depth=1)
+    shapes = summary.shapes(model, 384)
+    assert shapes["params"]["pos_embed"].shape == (1, 27 * 27, 1152)
+    assert model.plan[0].attn_tokens == 27 * 27
+    assert optimize.model_image_size(model, shapes) == (384, 384)
+    assert Positions.of(model, 384).grid == (27, 27)
+    for size in (386, (384, 392)):
+        with pytest.raises(InputError, match="image_size is .* multiples of .* 14"):
+            registry.create_model(name, image_size=size, depth=1)
+
+
+@pytest.mark.parametrize("folded", [False, True])
+def test_what_fills_no_patch_is_not_read(folded):
+    """A stride leaves it at the bottom and on the right."""
+    size = {"patch_size": 4, "embed_dim": 30, "depth": 1, "num_heads": 3}
+    size |= {"arch": Architecture(), "mlp_ratio": 4.0, "num_classes": 7}
+    cut, whole = (
+        registry.create_model(None, image_size=side, **size) for side in (23, 20)
+    )
+    variables = tiny.fill(tiny.shapes(whole))
+    np.testing.assert_equal(
+        jax.tree.map(np.shape, summary.shapes(cut, 23)["params"]),
+        jax.tree.map(np.shape, variables["params"]),
+    )
+    images = tiny.images(2, side=23)
+    models = cut, whole
+    if folded:
+        fast = [optimize.prepare(m, variables, dtype="float32") for m in models]
+        models, (variables, _) = zip(*fast, strict=True)
+    found, expected = (
+        tiny.jit(m.apply)(variables, x).logits
+        for m, x in zip(models, (images, images[:, :20, :20]), strict=True)
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,200 @@
+"""Checkpoints of other projects: by timm's names, and as models that compute the same.
+
+The files in tests/fixtures/layouts are of small random models of transformers and timm,
+of CLIP's tower in torch and of Google's in Flax, with what these compute.
+"""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+import scipy.ndimage
+
+import imagepiece_jax
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import layouts, pretrained
+from imagepiece_jax.models.positions import resize
+
+FOLDER = pathlib.Path(__file__).resolve().parent.parent / "fixtures" / "layouts"
+FIXTURES = sorted(FOLDER.glob("*.npz"))
+BESIDE = ("images", "outputs", "given")
+apply = jax.jit(lambda model, *inputs: model.apply(*inputs).logits, static_argnums=0)
+
+
+def stored(name):
+    """(tensors, the rest) of a fixture."""
+    with np.load(FOLDER / f"{name}.npz") as file:
+        arrays = {key: file[key] for key in file.files}
+    return arrays, {key: arrays.pop(key) for key in BESIDE}
+
+
+def test_all_fixtures_are_there():
+    assert len(FIXTURES) == 16
+
+
+@pytest.mark.parametrize("name", [path.stem for path in FIXTURES])
+def test_a_checkpoint_computes_what_its_project_does(name, tmp_path):
+    tensors, about = stored(name)
+    np.savez(tmp_path / "w.npz", **tensors)
+    given = json.loads(str(about["given"]))
+    model, variables = imagepiece_jax.load(tmp_path / "w.npz", **given)
+    with jax.default_matmul_precision("highest"):
+        ours = apply(model, variables, about["images"].astype(np.float32))
+    theirs = about["outputs"]
+    assert ours.shape == theirs.shape
+    assert np.abs(ours - theirs).max() < 1e-4 * np.abs(theirs).max()
+
+
+CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073)}
+CLIP |= {"std": (0.26862954, 0.26130258, 0.27577711)}
+GOOGLE = {"gelu": "tanh", "norm_eps": 1e-6, "resize": "linear", "num_heads": 3}
+GOOGLE |= {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+
+
+@pytest.mark.parametrize(
+    "name, says",
+    [("vit_jax", GOOGLE), ("big_vision_siglip", GOOGLE), ("openclip", {})],
+)
+def test_what_a_layout_says_of_the_model(name, says):
+    assert layouts.to_timm(stored(name)[0]).says == says
+
+
+def test_openai_says_that_a_file_is_its_own():
+    width = {"visual.class_embedding": np.zeros(768), "visual.proj": np.ones((768, 9))}
+    found = layouts.to_timm(width | {"input_resolution": np.array(224)})
+    fixed = {"gelu": "quick", "norm_eps": 1e-5, "num_heads": 12}
+    assert found.says == fixed | CLIP
+    assert found.tensors["head.weight"].shape == (9, 768)
+
+
+def test_what_is_given_comes_before_what_the_layout_says(tmp_path):
+    tensors, _ = stored("vit_jax")
+    np.savez(tmp_path / "w.npz", **tensors)
+    given = {"name": "vit_base_patch16_224.augreg_in21k"}
+    fields = pretrained.read(tmp_path / "w.npz", given).fields
+    assert fields["gelu"] == "tanh" and fields["num_heads"] == 3
+    assert fields["mean"] == fields["std"] == (0.5,) * 3
+    other = {"gelu": "exact", "mean": (0.4,) * 3, "std": (0.2,) * 3}
+    fields = pretrained.read(tmp_path / "w.npz", given | other).fields
+    assert fields["gelu"] == "exact" and fields["mean"] == (0.4,) * 3
+
+
+def small(*names):
+    """Tensors whose shapes do not matter."""
+    return {name: np.zeros((4, 4), np.float32) for name in names}
+
+
+PATCHES = "embeddings.patch_embeddings.projection.weight"
+BLOCK = "encoder.layer.0.attention.attention"
+
+
+@pytest.mark.parametrize(
+    "tensors, message",
+    [
+        (
+            small("layer1.0.conv1.weight", "fc.weight"),
+            "it holds a ResNet, as tensor layer1.0.conv1.weight shows",
+        ),
+        (
+            small("visual.layer1.0.conv1.weight", "token_embedding.weight"),
+            "it holds a ResNet",
+        ),
+        (
+            small("text_model.embeddings.token_embedding.weight"),
+            "it holds a text model, as tensor text_model.embeddings.token_embedding",
+        ),
+        (
+            small("a", "b.c", "d", "e"),
+            "its tensors, such as a, b.c, d, are in no layout .*; known are Google's",
+        ),
+        (
+            small("swin." + PATCHES, "swin.encoder.layers.0.blocks.0.attn.weight"),
+            "tensor swin.encoder.layers.0.blocks.0.attn.weight has no place in "
+            "transformers' ViT, DeiT and DINOv2 beside the tower swin",
+        ),
+        (
+            small("vit." + PATCHES, "vit.embeddings.detection_tokens"),
+            "tensor vit.embeddings.detection_tokens has no place in",
+        ),
+        (
+            small("backbone.patch_embed.proj.weight", "decode_head.conv.weight"),
+            "tensor decode_head.conv.weight has no place in timm's models beside the "
+            "tower backbone; allowed are",
+        ),
+        (
+            small("a.patch_embed.proj.weight", "b.patch_embed.proj.weight"),
+            "it holds 2 vision towers, a, b; allowed is one",
+        ),
+        (
+            small("embedding/kernel", "pre_logits/kernel"),
+            "tensor pre_logits.kernel is of a tanh layer in front of the head",
+        ),
+        (
+            small(
+                "embedding/kernel",
+                "Transformer/encoderblock_0/LayerNorm_1/scale",
+                "Transformer/encoderblock_0/LayerNorm_2/scale",
+            ),
+            "tensors .*LayerNorm_1.scale and .*LayerNorm_2.scale are the same part, "
+            "blocks.0.norm2.scale",
+        ),
+        (
+            small(PATCHES, f"{BLOCK}.key.weight", f"{BLOCK}.query.weight"),
+            "it has tensor blocks.0.attn.k.weight, but none for blocks.0.attn.v.weight",
+        ),
+        (
+            small(
+                "vision_model.embeddings.patch_embedding.weight",
+                "vision_model.embeddings.class_embedding",
+                "classifier.weight",
+            ),
+            "its classifier reads the mean of the patches before the last norm",
+        ),
+        (
+            small("dinov2." + PATCHES, "dinov2.layernorm.weight")
+            | {"classifier.weight": np.zeros((9, 8))},
+            "tensor head.weight reads 8 numbers an image, the tokens have 4",
+        ),
+        (
+            {"patch_embed.proj.weight": np.zeros(3), "cls_token": np.array(1.0)},
+            "its tensors have other shapes than those of timm's models",
+        ),
+        (
+            small("patch_embed.proj.weight", "pos_embed", "cls_token")
+            | {
+                "register_tokens": np.zeros((1, 4, 4)),
+                "cls_token": np.zeros((1, 1, 7)),
+            },
+            "its tensors have other shapes than those of timm's models: operands",
+        ),
+    ],
+)
+def test_what_is_no_vision_transformer_of_ours_is_refused(tensors, message):
+    with pytest.raises(InputError, match=message):
+        layouts.to_timm(tensors)
+
+
+def test_a_file_is_named_in_the_sentence(tmp_path):
+    np.savez(tmp_path / "resnet50.npz", **small("layer1.0.conv1.weight"))
+    with pytest.raises(InputError, match="weights file .*resnet50.npz: it holds a Res"):
+        imagepiece_jax.load(tmp_path / "resnet50.npz")
+
+
+def test_a_classifier_of_one_of_two_tokens_lacks_the_other(tmp_path):
+    """DeiTForImageClassification has no head for the distillation token."""
+    tensors, about = stored("transformers_deit")
+    for leaf in ("weight", "bias"):
+        tensors[f"classifier.{leaf}"] = tensors.pop(f"cls_classifier.{leaf}")
+        del tensors[f"distillation_classifier.{leaf}"]
+    np.savez(tmp_path / "w.npz", **tensors)
+    with pytest.raises(InputError, match="tensor head_dist.bias is missing"):
+        imagepiece_jax.load(tmp_path / "w.npz", **json.loads(str(about["given"])))
+
+
+@pytest.mark.parametrize("new", [(7, 9), (3, 4), (5, 8), (1, 2)])
+def test_linear_positions_are_those_of_a_zoom(new):
+    grid = np.random.default_rng(0).normal(size=(5, 5, 3)).astype(np.float32)
+    zoomed = scipy.ndimage.zoom(grid, (new[0] / 5, new[1] / 5, 1), order=1)
+    np.testing.assert_allclose(resize(grid, new, "linear"), zoomed, atol=1e-6)

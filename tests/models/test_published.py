@@ -1,0 +1,255 @@
+"""Models of folders in the hub's form: config.json and one file of weights."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import imagepiece_jax
+from configs import base
+from imagepiece_jax.config_flags import Overrides
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import (
+    convert,
+    imagenet_classes,
+    pretrained,
+    registry,
+    run_files,
+    summary,
+)
+from imagepiece_jax.training import from_config, initial_weights
+from imagepiece_jax.training.weights_config import of_weights
+from tests.models import tiny
+from tests.models.test_state_dict import mapping, tensor, write_pth
+
+NAMES = [f"class {i}" for i in range(tiny.CLASSES)]
+SIZE = {"patch_size": 4, "embed_dim": 30, "depth": 1, "num_heads": 3}
+HALF, STD = (0.5, 0.5, 0.5), (0.25, 0.5, 0.75)
+# timm's form, of a model that none of its names has.
+TIMM = {
+    "architecture": "vit_base_patch16_224",
+    "num_classes": tiny.CLASSES,
+    "label_names": NAMES,
+    "model_args": SIZE,
+    "pretrained_cfg": {
+        "tag": None,
+        "input_size": [3, tiny.SIDE, tiny.SIDE],
+        "mean": HALF,
+        "std": STD,
+        "crop_pct": 0.9,
+        "interpolation": "bilinear",
+    },
+}
+# transformers' form of the same, but for the epsilon and the interpolation.
+HF = {
+    "model_type": "vit",
+    "architectures": ["ViTForImageClassification"],
+    "hidden_size": 30,
+    "intermediate_size": 120,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 3,
+    "patch_size": 4,
+    "image_size": tiny.SIDE,
+    "id2label": {str(i): name for i, name in enumerate(NAMES)},
+}
+PROCESSOR = {"image_mean": HALF, "image_std": STD, "size": tiny.SIDE}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny.model(depth=1, mean=HALF, std=STD)
+
+
+@pytest.fixture(scope="module")
+def variables(model):
+    return tiny.variables(model)
+
+
+@pytest.fixture(scope="module")
+def tensors(variables):
+    return convert.to_timm(variables)
+
+
+def folder(path, config, tensors, **files):
+    """A folder with this config.json, model.safetensors and other JSON files."""
+    path.mkdir(exist_ok=True)
+    for name, content in {"config": config, **files}.items():
+        (path / f"{name}.json").write_text(json.dumps(content))
+    if tensors:
+        safetensors.numpy.save_file(tensors, path / "model.safetensors")
+    return path
+
+
+def same(one, other):
+    return jax.tree.all(jax.tree.map(np.array_equal, one, other))
+
+
+def test_timms_folder_is_the_model_that_its_config_says(
+    tmp_path, model, variables, tensors
+):
+    path = folder(tmp_path / "a", TIMM, tensors)
+    found, values = imagepiece_jax.load(path)
+    assert found == model and same(values, variables)
+    assert found.class_names == tuple(NAMES)
+    prepared = found.preprocessing
+    assert (prepared.image_size, prepared.crop) == (tiny.SIDE, 0.9)
+    assert (prepared.crop_mode, prepared.interpolation) == ("center", "bilinear")
+    reduced, _ = imagepiece_jax.load(path, reduction={**tiny.EVIT, "blocks": (0,)})
+    assert reduced.plan != model.plan and reduced.reduction["name"] == "evit"
+    larger, values = imagepiece_jax.load(path, image_size=24, gelu="tanh")
+    assert larger.arch.gelu == "tanh"
+    assert values["params"]["pos_embed"].shape == (1, 1 + 36, 30)
+
+
+def test_transformers_folder_has_what_no_name_says(tmp_path, model, tensors):
+    path = folder(tmp_path, HF, tensors, preprocessor_config=PROCESSOR)
+    found, _ = imagepiece_jax.load(path)
+    arch = found.arch
+    assert (arch.norm_eps, arch.resize, arch.gelu) == (1e-12, "bicubic", "exact")
+    assert (found.num_heads, found.mean, found.std) == (3, HALF, STD)
+    assert found.class_names == tuple(NAMES)
+    prepared = found.preprocessing
+    assert (prepared.crop_mode, prepared.interpolation) == ("squash", "bilinear")
+    # Nothing else differs from timm's form.
+    parts = {"norm_eps": 1e-6, "resize": "antialias"}
+    fields = pretrained.read(path).fields
+    assert fields["name"] is None
+    assert registry.create_model(**{**fields, **parts}) == model
+
+
+def test_mean_and_std_that_nothing_says_are_asked_for(tmp_path, tensors):
+    path = folder(tmp_path, HF, tensors)
+    with pytest.raises(InputError, match=f"^{path}: no known model .* its mean, std:"):
+        imagepiece_jax.load(path)
+    found, _ = imagepiece_jax.load(path, mean=HALF, std=STD)
+    assert found.std == STD
+
+
+def test_commands_make_the_model_of_a_folder(tmp_path, model, tensors):
+    """Without a config, with an override, and to start a training from."""
+    path = folder(tmp_path, HF, tensors, preprocessor_config=PROCESSOR)
+    loaded, variables = imagepiece_jax.load(path)
+    config, weights = of_weights(path, base.get_config(), Overrides())
+    config.model.dtype = "float32"
+    assert from_config.model(config).clone(drop_path_rate=0.0) == loaded
+    assert same(weights.restore(loaded, tiny.SIDE), variables)
+    json.dumps(config.to_dict())  # as a run keeps it
+    assert run_files.model_fields(config.to_dict())["arch"]["norm_eps"] == 1e-12
+    assert initial_weights.settle_normalization(config, tmp_path / "no") == []
+    config.init.weights = str(path)
+    started = initial_weights.initial(config, from_config.model(config))
+    assert same(started, variables)
+    tuned = Overrides([("reduction.name", "random")])
+    assert of_weights(path, base.get_config(), tuned)[0].reduction.name == "random"
+    with pytest.raises(
+        InputError, match="config.model.num_heads is 6, but folder .* 3"
+    ):
+        of_weights(path, base.get_config(), Overrides([("model.num_heads", "6")]))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"num_attention_heads": 4}, "num_heads is 4; allowed are divisors of"),
+        ({"hidden_size": 32}, "config.json says embed_dim 32, but its tensors have 30"),
+        ({"num_hidden_layers": 2}, "config.json says depth 2, but its tensors have 1"),
+        ({"image_size": 40}, "config.json says image_size 40, but its tensors have 20"),
+        ({"patch_size": 5}, "config.json says patch_size 5, but its tensors have 4"),
+        ({"intermediate_size": 60}, "says mlp_ratio 2.0, but its tensors have 4.0"),
+        ({"id2label": {"0": "x"}}, "says num_classes 1, but its tensors have 7"),
+    ],
+)
+def test_a_config_that_contradicts_its_tensors(tmp_path, tensors, changes, message):
+    path = folder(tmp_path, HF | changes, tensors, preprocessor_config=PROCESSOR)
+    with pytest.raises(InputError, match=message) as error:
+        imagepiece_jax.load(path)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"mean": STD}, r"mean is \(0.25, 0.5, 0.75\), but folder .* has \(0.5, 0.5, "),
+        ({"num_heads": 5}, "num_heads is 5, but folder .* has 3: allowed is 3"),
+        ({"name": "deit3_small_patch16_224"}, "prefix_positions=True, but .deit3_s"),
+        ({"norm_eps": 1e-5}, "norm_eps is 1e-05, but folder .* has 1e-06: allowed is "),
+    ],
+)
+def test_fields_that_contradict_a_folder(tmp_path, tensors, fields, message):
+    path = folder(tmp_path, TIMM, tensors)
+    with pytest.raises(InputError, match=message):
+        imagepiece_jax.load(path, **fields)
+
+
+def test_one_file_of_several_is_taken(tmp_path, model, variables, tensors):
+    """.safetensors before PyTorch's, the usual names before others."""
+    folder(tmp_path, TIMM, None)
+    with pytest.raises(InputError, match="of weights none; allowed is one file, such"):
+        imagepiece_jax.load(tmp_path)
+    np.savez(tmp_path / "tuned.npz", **tensors)
+    assert same(imagepiece_jax.load(tmp_path)[1], variables)
+    np.savez(tmp_path / "other.npz", **tensors)
+    with pytest.raises(InputError, match="of weights other.npz, tuned.npz; allowed is"):
+        imagepiece_jax.load(tmp_path)
+    values = {name: value + 1 for name, value in tensors.items()}
+    content = {
+        name: tensor(name, v.size, v.shape, [s // 4 for s in v.strides])
+        for name, v in values.items()
+    }
+    write_pth(tmp_path / "pytorch_model.bin", mapping(**content), values)
+    found = imagepiece_jax.load(tmp_path)[1]
+    assert same(found, jax.tree.map(lambda value: value + 1, variables))
+    folder(tmp_path, TIMM, tensors)
+    assert same(imagepiece_jax.load(tmp_path)[1], variables)
+
+
+def test_a_file_by_a_tagged_name_knows_imagenets_names(tmp_path):
+    """Of a model without that name, or of another number of classes, nothing is."""
+    for name, classes in (("test_vit.r160_in1k", 1000), ("test_vit", 1000)):
+        model = registry.create_model(name, num_classes=classes)
+        zeros = jax.tree.map(
+            lambda leaf: np.zeros(leaf.shape, leaf.dtype), summary.shapes(model, 160)
+        )
+        path = tmp_path / f"{name}.npz"
+        np.savez(path, **convert.to_timm(zeros))
+        found, _ = imagepiece_jax.load(path)
+        known = imagenet_classes.names() if "." in name else None
+        assert found == model and found.class_names == known
+    assert imagenet_classes.names_of("test_vit.r160_in1k", 10) is None
+    assert imagenet_classes.names_of("vit_small_patch16_224.augreg_in21k", 1000) is None
+
+
+def test_a_new_head_is_that_of_a_training(tmp_path, model, variables, tensors):
+    path = folder(tmp_path, TIMM, tensors)
+    fresh, values = imagepiece_jax.load(path, num_classes=3, seed=5)
+    assert (fresh.num_classes, fresh.class_names) == (3, None)
+    drawn = summary.fresh(fresh, tiny.SIDE, 5)["params"]
+    assert same(values["params"]["head"], drawn["head"])
+    assert drawn["head"]["kernel"].std() > 0.01
+    rest = {k: v for k, v in values["params"].items() if k != "head"}
+    assert same(rest, {k: v for k, v in variables["params"].items() if k != "head"})
+    _, other = imagepiece_jax.load(path, num_classes=3, seed=6)
+    assert not same(other, values)
+    named, _ = imagepiece_jax.load(path, num_classes=3, class_names=["a", "b", "c"])
+    assert named.class_names == ("a", "b", "c")
+    bare, values = imagepiece_jax.load(path, num_classes=0)
+    assert bare.num_classes == 0 and "head" not in values["params"]
+    own, values = imagepiece_jax.load(path, num_classes=tiny.CLASSES)
+    assert own.class_names == tuple(NAMES) and same(values, variables)
+
+
+def test_both_heads_of_a_distilled_model_are_new(tmp_path):
+    arch = {"dist_token": True}
+    distilled = registry.create_model(
+        None, arch=arch, image_size=8, num_classes=7, **SIZE
+    )
+    values = tiny.fill(summary.shapes(distilled, 8))
+    np.savez(tmp_path / "w.npz", **convert.to_timm(values))
+    fields = {"arch": arch, "num_heads": 3, "mean": HALF, "std": STD}
+    _, found = imagepiece_jax.load(tmp_path / "w.npz", num_classes=2, **fields)
+    for head in ("head", "head_dist"):
+        assert found["params"][head]["kernel"].shape == (30, 2)
+    _, found = imagepiece_jax.load(tmp_path / "w.npz", num_classes=0, **fields)
+    assert not {"head", "head_dist"} & {*found["params"]}

@@ -1,0 +1,253 @@
+"""Saved models: what `load` makes of them, and what the folder holds."""
+
+import errno
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import imagepiece_jax
+from imagepiece_jax.errors import InputError, RunError
+from imagepiece_jax.inference.optimize import prepare
+from imagepiece_jax.models import convert, imagenet_classes, registry, summary
+from imagepiece_jax.models.architecture import Architecture
+from imagepiece_jax.models.save import _architecture
+from imagepiece_jax.models.vit import ViT
+from tests.models import tiny
+from tests.models.test_published import same
+
+SIZE = {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
+DYNAMICVIT = {"name": "dynamicvit", "blocks": (1,), "keep_rate": 0.6}
+CLIP = {"patch_bias": False, "pre_norm": True, "norm_eps": 1e-5, "gelu": "quick"}
+SIGLIP = {"class_token": False, "pool": "map", "gelu": "tanh"}
+GIANT = {"layer_scale": True, "mlp": "swiglu", "resize": "offset"}
+# Fields of create_model, by what they are to show.
+MODELS = {
+    "dense": {},
+    "registers": {"arch": {"registers": 2, "prefix_positions": False}},
+    "clip": {
+        "arch": CLIP,
+        "num_classes": 5,
+        "mean": (0.48, 0.45, 0.4),
+        "std": (0.2,) * 3,
+    },
+    "siglip": {"arch": SIGLIP, "num_classes": 0, "image_size": 18},
+    "giant": {"arch": GIANT, "num_classes": 0},
+    "distilled": {"arch": {"dist_token": True}},
+    "mean": {"arch": {"pool": "mean"}},
+    "conv stem": {"stem": "conv"},
+    "tome": {"reduction": {"name": "tome", "r": 3}},
+    "evit": {"reduction": {"name": "evit", "keep_rate": 0.5, "blocks": (1,)}},
+    "selectors": {"reduction": DYNAMICVIT},
+    "prop_attn": {"reduction": {"name": "evit", "blocks": (1,)}, "prop_attn": True},
+}
+
+
+def made(**fields):
+    """(model, random variables) of `fields`, on images of 16 x 16 pixels."""
+    usual = {"image_size": 16, "num_classes": 7, **SIZE, "arch": Architecture()}
+    model = registry.create_model(None, **{**usual, **fields})
+    size = model.preprocessing.image_size
+    return model, tiny.fill(summary.shapes(model, size))
+
+
+def logits(model, variables):
+    side = model.preprocessing.image_size
+    images = np.random.default_rng(0).normal(size=(2, side, side, 3))
+    return tiny.jit(model.apply)(variables, images.astype(np.float32)).logits
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_saved_model_loads_as_it_was(tmp_path, name):
+    model, variables = made(**MODELS[name])
+    assert imagepiece_jax.save(tmp_path / "m", model, variables) == tmp_path / "m"
+    found, values = imagepiece_jax.load(tmp_path / "m")
+    assert found == model and same(values, variables)
+    assert found.preprocessing == model.preprocessing
+    if name in ("siglip", "selectors"):
+        np.testing.assert_array_equal(logits(found, values), logits(model, variables))
+    # Saving what was loaded writes the same files.
+    imagepiece_jax.save(tmp_path / "again", found, values)
+    for file in (tmp_path / "m").iterdir():
+        one, other = file.read_bytes(), (tmp_path / "again" / file.name).read_bytes()
+        assert (
+            one.replace(b'"m"', b'"again"').replace(b"# m", b"# again")
+            in (
+                other,
+                other.replace(b":m", b":again"),
+            )
+            or file.name == "README.md"
+        )
+
+
+def test_what_a_folder_holds(tmp_path):
+    """The dense part by timm's names alone; the rest beside it."""
+    names = ("a", None, "c", "d", "e", "f", "g")
+    prepared = {"crop": 0.9, "crop_mode": "squash", "interpolation": "bilinear"}
+    fields = {"class_names": names, "preprocessing": prepared, "dtype": "bfloat16"}
+    model, variables = made(reduction=DYNAMICVIT, **fields)
+    imagepiece_jax.save(tmp_path / "m", model, variables)
+    files = {file.name for file in (tmp_path / "m").iterdir()}
+    weights, selectors = "model.safetensors", "selectors.safetensors"
+    assert files == {"README.md", "config.json", weights, selectors}
+    dense = safetensors.numpy.load_file(tmp_path / "m" / weights)
+    learned = safetensors.numpy.load_file(tmp_path / "m" / selectors)
+    assert not any("reducer" in name for name in dense)
+    assert all(name.startswith("reducer.1.") for name in learned) and learned
+    together = convert.to_timm(variables)
+    assert {**dense, **learned}.keys() == together.keys()
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    assert config["architecture"] == "vit_base_patch16_224"
+    assert config["model_args"]["embed_dim"] == 32 and config["num_classes"] == 7
+    images = config["pretrained_cfg"]
+    assert images["input_size"] == [3, 16, 16] and images["crop_pct"] == 0.9
+    assert images["crop_mode"] == "squash" and images["interpolation"] == "bilinear"
+    assert config["label_names"]["2"] == "c" and "1" not in config["label_names"]
+    found, _ = imagepiece_jax.load(tmp_path / "m")
+    assert (found.class_names, found.dtype) == (names, model.dtype)
+    assert found.preprocessing == model.preprocessing
+    assert found.reduction == model.reduction
+    card = (tmp_path / "m" / "README.md").read_text()
+    assert "dynamicvit keep_rate=0.6 blocks=(1,)" in card and "16 x 16 pixels" in card
+    assert 'imagepiece_jax.load("m")' in card and "local-dir:m" in card
+
+
+@pytest.mark.parametrize(
+    "name, wanted",
+    [
+        ("vit_small_patch14_reg4_dinov2.lvd142m", "vit_small_patch14_reg4_dinov2"),
+        ("test_vit3.r160_in1k", "test_vit3"),
+        ("vit_base_patch16_clip_224.openai", "vit_base_patch16_clip_224"),
+    ],
+)
+def test_a_public_model_keeps_its_architecture(name, wanted):
+    """And the kind of GELU, which timm's architecture of that name may not have."""
+    model = registry.create_model(name)
+    found = _architecture(model)
+    assert found["architecture"] == wanted
+    gelu = {"exact": "gelu", "quick": "quick_gelu"}[model.arch.gelu]
+    size = model.preprocessing.image_size
+    assert found["model_args"] == {"act_layer": gelu, "img_size": size}
+
+
+@pytest.mark.parametrize(
+    "name, wanted",
+    [
+        ("clip", "vit_base_patch16_clip_224"),
+        ("giant", "vit_giant_patch14_dinov2"),
+        ("distilled", "deit_base_distilled_patch16_224"),
+        ("conv stem", "imagepiece_jax"),
+    ],
+)
+def test_another_model_has_arguments_of_one_that_timm_has(name, wanted):
+    assert _architecture(made(**MODELS[name])[0])["architecture"] == wanted
+
+
+def test_a_loaded_model_may_get_another_reduction(tmp_path):
+    model, variables = made(reduction=DYNAMICVIT)
+    path = imagepiece_jax.save(tmp_path / "m", model, variables)
+    tome = {"name": "tome", "r": 3}
+    found, values = imagepiece_jax.load(path, reduction=tome)
+    assert found.prop_attn and "reducer_1" not in values["params"]
+    imagepiece_jax.save(tmp_path / "tome", found, values)
+    dense, _ = imagepiece_jax.load(tmp_path / "tome", reduction={"name": "none"})
+    assert not dense.prop_attn
+    fresh, values = imagepiece_jax.load(path, num_classes=3)
+    assert fresh.num_classes == 3 and "reducer_1" in values["params"]
+
+
+def test_imagenets_names_travel(tmp_path):
+    model, variables = made(num_classes=1000, class_names=imagenet_classes.names())
+    found, _ = imagepiece_jax.load(
+        imagepiece_jax.save(tmp_path / "m", model, variables)
+    )
+    assert found.class_names == imagenet_classes.names()
+
+
+def test_a_model_that_is_there_is_replaced_as_a_whole(tmp_path, monkeypatch):
+    model, variables = made(reduction=DYNAMICVIT)
+    imagepiece_jax.save(tmp_path / "m", model, variables)
+    other, values = made()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(pathlib.Path, "write_text", full)
+        with pytest.raises(RunError, match=f"{tmp_path}/m cannot be written .No space"):
+            imagepiece_jax.save(tmp_path / "m", other, values)
+    assert imagepiece_jax.load(tmp_path / "m")[0] == model
+    imagepiece_jax.save(tmp_path / "m", other, values)
+    assert imagepiece_jax.load(tmp_path / "m")[0] == other
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+@pytest.mark.parametrize("file", ["config.json", "thesis.tex", "model.safetensors"])
+def test_a_folder_with_something_else_is_refused(tmp_path, file):
+    (tmp_path / file).write_text("{}")
+    with pytest.raises(
+        InputError, match=f"^{tmp_path} holds {file}; allowed are a new"
+    ):
+        imagepiece_jax.save(tmp_path, *made())
+    assert [path.name for path in tmp_path.iterdir()] == [file]
+    with pytest.raises(InputError, match="is no folder .Not a directory.; allowed are"):
+        imagepiece_jax.save(tmp_path / file, *made())
+
+
+def test_what_cannot_be_loaded_again_is_not_saved(tmp_path):
+    model, variables = made()
+    reduced, _ = made(reduction={"name": "evit", "blocks": (1,)})
+    masked, learned = made(reduction=DYNAMICVIT, masked=True)
+    plain = ViT(plan=model.plan, embed_dim=32, num_heads=2, patch_size=4)
+    wrong = {"params": {**variables["params"], "norm": {}}}
+    for one, values, message in [
+        (
+            plain,
+            variables,
+            "model is a ViT that create_model has not made; allowed are",
+        ),
+        (
+            None,
+            variables,
+            "model is a NoneType that create_model has not made; allowed",
+        ),
+        (
+            *prepare(model, variables),
+            "model is in the form of optimize; allowed is wha",
+        ),
+        (
+            model.clone(plan=reduced.plan),
+            variables,
+            "plan is not that of {'name': 'non",
+        ),
+        (masked, learned, "plan is not that of .*; allowed are models of create_model"),
+        (
+            model,
+            wrong,
+            r"params/norm/bias is missing, in the model it is \(32,\); allo",
+        ),
+        (
+            made(num_classes=3)[0],
+            variables,
+            r"head/bias is \(7,\), in the model it is ",
+        ),
+    ]:
+        with pytest.raises(InputError, match=message):
+            imagepiece_jax.save(tmp_path / "m", one, values)
+    assert not (tmp_path / "m").exists()
+
+
+def test_the_largest_giant_is_packed_as_timm_has_it(tmp_path):
+    """SwiGLU's gate first: rows of fc1_g, then those of fc1_x."""
+    model, variables = made(**MODELS["giant"])
+    path = imagepiece_jax.save(tmp_path / "m", model, variables)
+    dense = safetensors.numpy.load_file(path / "model.safetensors")
+    block = variables["params"]["blocks_1"]["mlp"]
+    halves = [block["fc1_g"]["kernel"].T, block["fc1_x"]["kernel"].T]
+    np.testing.assert_array_equal(
+        dense["blocks.1.mlp.fc1.weight"], np.concatenate(halves)
+    )
+    assert jax.tree.leaves(imagepiece_jax.load(path)[1])

@@ -1,0 +1,276 @@
+"""Scores that rank tokens: against slow NumPy, defaults, and refusals."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models.architecture import Architecture
+from imagepiece_jax.models.attention import Attention, uniqueness
+from imagepiece_jax.models.attention_pool import AttentionPool
+from imagepiece_jax.reduction import tokens
+from imagepiece_jax.reduction.reducers import SCORES
+from tests.models import tiny
+
+SHORT = tiny.IMAGEPIECE | {"merge_blocks": (0,), "prune_blocks": (1,)}  # 25, 23, 19
+SIGLIP = Architecture(class_token=False, pool="map")
+# PiToMe's examples, computed with the published code: unit keys at these angles.
+ANGLES = np.radians([0, 8, 20, 24, 90, 96, 150, 200])
+ENERGIES = {
+    0.75: [-0.2344, -0.2057, -0.1745, -0.1673, -0.2502, -0.2656, -0.4123, -0.5544],
+    0.25: [0.1195, 0.1598, 0.2119, 0.2260, 0.1525, 0.1253, -0.0932, -0.3152],
+}
+
+
+def slow_energy(keys, margin):
+    """PiToMe's energy, in float64 loops. [n, d] -> [n]."""
+    units = [key / np.sqrt(sum(key**2)) for key in np.asarray(keys, float)]
+    found = []
+    for one in units:
+        above = [sum(one * other) - margin for other in units]
+        found.append(np.mean([x if x > 0 else np.exp(x) - 1 for x in above]))
+    return np.array(found)
+
+
+def shares(energy):
+    return (1 - energy) / sum(1 - energy)
+
+
+@pytest.mark.parametrize("margin", ENERGIES)
+def test_energy_is_the_published_one(margin):
+    keys = np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1)
+    energy = np.array(ENERGIES[margin])
+    np.testing.assert_allclose(slow_energy(keys, margin), energy, atol=6e-5)
+    got = uniqueness(jnp.asarray(3 * keys[None], jnp.float32), margin)[0]
+    np.testing.assert_allclose(got, shares(energy), atol=2e-5)
+    assert list(np.argsort(got)) == list(np.argsort(-energy))
+
+
+def run(arch, reduction, **options):
+    """(variables, Outputs) of a tiny model of two blocks."""
+    model = tiny.model(reduction, arch=arch, depth=2, **options)
+    variables = tiny.variables(model)
+    return variables, tiny.jit(model.apply)(variables, tiny.images(2))
+
+
+@pytest.mark.parametrize(
+    "reduction, blocks",
+    [
+        (SHORT, (0, 1)),
+        # Before block 1: the keys, and the margin, are those of the block before.
+        ({"name": "token_pooling", "blocks": (1,), "keep_rate": 0.6}, (0,)),
+    ],
+)
+def test_a_model_has_energies_of_its_own_keys(reduction, blocks):
+    """The margin falls from 3/4 by the depth; the prefix has no part."""
+    model = tiny.model(reduction | {"score": "energy"}, depth=2)
+    plan = []
+    for layer in model.plan:  # reducers that get the keys, too
+        reducer = layer.step and layer.step.reducer
+        plan.append(Observed.around(layer) if reducer else layer)
+    model = model.clone(plan=tuple(plan))
+    out = tiny.jit(model.apply)(tiny.variables(model), tiny.images(2))
+    assert len(out.taps) == len(blocks)
+    for block, taps in zip(blocks, out.taps, strict=True):
+        for image in range(2):
+            energy = slow_energy(taps.metric[image], 0.75 * (1 - block / 2))
+            np.testing.assert_allclose(taps.energy[image], shares(energy), atol=1e-6)
+
+
+class Observed:
+    """A reducer that decides as another, and is given the keys."""
+
+    metric, kernel = "key", None
+
+    def __init__(self, reducer):
+        self.reducer, self.needs = reducer, reducer.needs | {"metric"}
+
+    def __call__(self, taps, counts, train=False):
+        return self.reducer(taps, counts, train)
+
+    @classmethod
+    def around(cls, layer):
+        step = layer.step
+        step = type(step)(step.block, cls(step.reducer), step.rule, step.site)
+        return type(layer)(layer.attn_tokens, layer.mlp_tokens, step, layer.counts)
+
+
+def slow_probe(params, x, sizes, heads=tiny.HEADS):
+    """Attention of the probe to tokens of the last norm, mean over heads, float64."""
+    x = np.asarray(x, float)
+    x = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-6)
+    x = x * params["norm"]["scale"] + params["norm"]["bias"]
+    pool = params["attn_pool"]
+    query = pool["latent"][0, 0] @ pool["q"]["kernel"] + pool["q"]["bias"]
+    key = x @ pool["k"]["kernel"] + pool["k"]["bias"]
+    rows = []
+    for q, k in zip(query.reshape(heads, -1), np.split(key, heads, 1), strict=True):
+        weights = np.exp(k @ q / np.sqrt(len(q))) * sizes
+        rows.append(weights / weights.sum())
+    return np.mean(rows, axis=0)
+
+
+@pytest.mark.parametrize("registers, prop_attn", [(0, True), (2, False)])
+def test_the_probe_is_that_of_the_head_on_tokens_of_the_block(registers, prop_attn):
+    """Merged tokens count by size where the head counts them so."""
+    arch = Architecture(class_token=False, registers=registers, pool="map")
+    reduction = SHORT | {"score": "probe"}
+    variables, out = run(arch, reduction, prop_attn=prop_attn)
+    assert [taps.x.shape[1] for taps in out.taps] == [25, 23]
+    if registers:  # which take a part of the attention that is not seen here
+        assert (np.asarray(out.taps[0].probe).sum(axis=1) < 0.999).all()
+        return
+    for taps in out.taps:
+        for image in range(2):
+            want = slow_probe(variables["params"], taps.x[image], taps.size[image])
+            np.testing.assert_allclose(taps.probe[image], want, rtol=1e-4, atol=1e-6)
+    assert np.asarray(out.taps[-1].size).max() > 1
+
+
+@pytest.mark.parametrize("arch", [None, SIGLIP])
+@pytest.mark.parametrize("name", ["evit", "imagepiece", "token_pooling"])
+def test_tokens_are_ranked_by_what_there_is(arch, name):
+    """Class attention where there is a class token, else attention received."""
+    fields = {"evit": tiny.EVIT, "imagepiece": tiny.IMAGEPIECE}
+    reduction = fields.get(name, {"name": name, "blocks": (1, 2)})
+    own = "class" if arch is None and name != "token_pooling" else "received"
+    steps = [layer.step for layer in tiny.model(reduction, arch=arch).plan]
+    assert {step.reducer.score for step in steps if step} == {own}
+    chosen = tiny.model(reduction | {"score": "energy"}, arch=arch).plan
+    assert {la.step.reducer.score for la in chosen if la.step} == {"energy"}
+
+
+def test_every_score_decides_for_itself():
+    """Four scores, four choices; each is a share of at most 1."""
+    arch = Architecture(class_token=True, pool="map")
+    kept = {}
+    for score, tap in SCORES.items():
+        _, out = run(arch, {"name": "evit", "blocks": (1,), "score": score})
+        (first, *_), (taps, *_) = out.results, out.taps
+        others = set(SCORES.values()) - {tap}
+        assert all(getattr(taps, other) is None for other in others)
+        values = np.asarray(getattr(taps, tap))
+        assert (values > 0).all() and (values.sum(axis=1) < 1 + 1e-5).all()
+        lowest = np.where(first.dest >= 0, values, np.inf).min(axis=1)
+        assert (lowest >= np.where(first.dest < 0, values, 0).max(axis=1)).all()
+        kept[score] = np.asarray(first.dest)
+    np.testing.assert_array_equal(kept.pop("auto"), kept["class"])
+    assert len({dest.tobytes() for dest in kept.values()}) == 4
+
+
+@pytest.mark.parametrize(
+    "arch, score, sentence",
+    [
+        (SIGLIP, "class", "no class token; .* are auto, received, energy, probe$"),
+        (None, "probe", "no attention-pooling head; .* are auto, class, received, en"),
+    ],
+)
+def test_a_score_that_the_model_cannot_have_is_refused(arch, score, sentence):
+    named = f"config.reduction at block 1 ranks tokens by the score '{score}', but the"
+    with pytest.raises(InputError, match=f"{named} model has {sentence}"):
+        tiny.model(tiny.EVIT | {"score": score}, arch=arch)
+
+
+def test_an_unknown_score_is_refused():
+    with pytest.raises(InputError, match="score is 'cls'; allowed are 'auto', 'class'"):
+        tiny.model(tiny.EVIT | {"score": "cls"})
+
+
+# Masked training
+
+
+@pytest.mark.parametrize("need", ["attn_columns", "energy"])
+def test_masked_tokens_have_no_part_in_scores_of_the_others(need):
+    """They are as if they were not there; two of the five tokens are the prefix."""
+    module = Attention(num_heads=3)
+    x = np.random.default_rng(0).normal(size=(1, 7, 12)).astype(np.float32)
+    variables = tiny.fill(jax.eval_shape(module.init, jax.random.key(0), x))
+    mask = np.float32([[1, 1, 1, 0, 1, 0, 1]])
+    there = np.flatnonzero(mask)
+
+    def tap(x, mask):
+        options = {"needs": (need,), "num_prefix": 2, "margin": 0.5}
+        return getattr(module.apply(variables, x, mask=mask, **options)[1], need)
+
+    got = tiny.jit(tap)(x, mask)
+    want = tiny.jit(lambda x: tap(x, None))(x[:, there])
+    np.testing.assert_allclose(got[:, there[2:] - 2], want, rtol=1e-5)
+    np.testing.assert_array_equal(got[:, [1, 3]], 0)
+
+
+def pooled(prop_attn=True):
+    """AttentionPool of width 12, its variables, and seven tokens, two of a prefix."""
+    pool = AttentionPool(12, 3, 2.0, Architecture(), prop_attn)
+    x = np.random.default_rng(0).normal(size=(2, 7, 12)).astype(np.float32)
+    state = tokens.start(jnp.asarray(x), 2)
+    init = jax.eval_shape(pool.init, jax.random.key(0), x, state)
+    return pool, tiny.fill(init), x, state
+
+
+@pytest.mark.parametrize("method", ["__call__", "scores"])
+def test_the_probe_does_not_read_masked_tokens(method):
+    pool, variables, x, state = pooled()
+    mask = jnp.float32([[1, 0, 1, 0, 1]] * 2)
+    there = np.array([0, 1, 2, 4, 6])
+    got = pool.apply(variables, x, state.replace(mask=mask), method=method)
+    short = tokens.start(jnp.asarray(x[:, there]), 2)
+    want = pool.apply(variables, x[:, there], short, method=method)
+    got = got[:, ::2] if method == "scores" else got
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_the_mask_learns_through_the_probe():
+    """In masked training the head is the last to read the tokens."""
+    pool, variables, x, state = pooled()
+
+    def loss(mask):
+        return jnp.sum(pool.apply(variables, x, state.replace(mask=mask)))
+
+    slope = jax.grad(loss)(jnp.float32([[1, 0, 1, 0, 1]] * 2))
+    assert np.isfinite(slope).all() and (np.abs(slope) > 1e-3).all()
+
+
+# Sizes in the head
+
+
+def slow_pool(variables, x, sizes):
+    """The head's attention and MLP of one image in float64, each token `sizes` times.
+
+    GELU by its definition, with the error function.
+    """
+    params = jax.tree.map(lambda a: np.asarray(a, float), variables["params"])
+    x = np.repeat(np.asarray(x, float), sizes, axis=0)
+
+    def dense(name, x, of=params):
+        return x @ of[name]["kernel"] + of[name]["bias"]
+
+    query = dense("q", params["latent"][0, 0]).reshape(3, 4)
+    key, value = (dense(name, x).reshape(-1, 3, 4) for name in "kv")
+    read = np.zeros((3, 4))
+    for head in range(3):
+        weights = np.exp(key[:, head] @ query[head] / 2)
+        read[head] = (weights / weights.sum()) @ value[:, head]
+    read = dense("proj", read.reshape(12))
+    normed = (read - read.mean()) / np.sqrt(read.var() + 1e-6)
+    normed = normed * params["norm"]["scale"] + params["norm"]["bias"]
+    hidden = dense("fc1", normed, params["mlp"])
+    erf = np.array([math.erf(h / np.sqrt(2)) for h in hidden])
+    return read + dense("fc2", hidden * (1 + erf) / 2, params["mlp"])
+
+
+@pytest.mark.parametrize("prop_attn", [True, False])
+def test_a_token_of_three_patches_is_read_as_three_tokens(prop_attn):
+    pool, variables, x, state = pooled(prop_attn)
+    sizes = np.array([[1, 1, 3, 1, 5, 1, 2], [1, 1, 1, 4, 1, 1, 1]])
+    state = state.replace(size=jnp.asarray(sizes, jnp.float32))
+    got = tiny.jit(pool.apply)(variables, x, state)
+    counted = sizes if prop_attn else np.ones_like(sizes)
+    for image in range(2):
+        want = slow_pool(variables, x[image], counted[image])
+        np.testing.assert_allclose(got[image], want, rtol=1e-4, atol=1e-5)
+    if prop_attn:
+        plain = slow_pool(variables, x[0], np.ones(7, int))
+        assert np.abs(got[0] - plain).max() > 0.01

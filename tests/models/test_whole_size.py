@@ -1,0 +1,55 @@
+"""The largest public models, by names and shapes: nothing is allocated.
+
+What timm's own models have is tests/fixtures/whole_models.json, which
+tools/whole_models.py writes.
+"""
+
+import json
+import resource
+
+import jax
+import numpy as np
+import pytest
+
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import convert, layouts, registry, summary
+from imagepiece_jax.models.infer_config import infer_config
+from imagepiece_jax.models.positions import Positions
+from tests.runs import ROOT
+
+FILE = ROOT / "tests" / "fixtures" / "whole_models.json"
+MODELS = json.loads(FILE.read_text())
+
+
+def tensors(row):
+    """{name: zeros} of the whole state dict, which take no memory."""
+    shapes = dict(row["others"])
+    for name, shape in row["block"].items():
+        for index in range(row["depth"]):
+            shapes[name.replace("blocks.0.", f"blocks.{index}.")] = shape
+    return {
+        name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()
+    }
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_whole_model_has_timms_tensors(name):
+    row, size = MODELS[name], registry.facts(name)["image_size"]
+    model = registry.create_model(name)
+    ours = summary.shapes(model, size)
+    count = sum(np.prod(leaf.shape, dtype=int) for leaf in jax.tree.leaves(ours))
+    found = layouts.to_timm(tensors(row)).tensors
+    convert.check_fit(found, ours, positions=Positions.of(model, size))
+    assert count == pytest.approx(row["parameters"], rel=1e-4)
+    assert count == pytest.approx(row["published"], rel=0.04)
+    assert registry.create_model(**infer_config(found, {"name": name})) == model
+    megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    assert megabytes < 2048
+
+
+def test_a_part_of_another_shape_is_named():
+    row = MODELS["vit_base_patch8_224.dino"]
+    like = summary.shapes(registry.create_model("vit_base_patch8_224.dino"), 224)
+    found = tensors(row) | {"norm.bias": np.zeros(5, np.float32)}
+    with pytest.raises(InputError, match=r"norm.bias has shape \(5,\)"):
+        convert.check_fit(found, like)

@@ -1,0 +1,175 @@
+"""Families at full width and depth against timm, and faults that must show.
+
+Random weights that make faults visible: small tokens at the first norm (its epsilon),
+MLPs that work where the kinds of GELU differ, LayerScale and positions of trained
+magnitude. Float32, with products of the highest precision.
+"""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from imagepiece_jax.models import convert, registry, summary
+from imagepiece_jax.models.positions import Positions
+from tests.parity.record import record
+
+torch = pytest.importorskip("torch")
+timm = pytest.importorskip("timm")
+
+# Family: (weights by timm's name, fields that differ from theirs). Where one size is
+# beyond a test's memory, width is whole and depth is not.
+FAMILIES = {
+    "DeiT": ("deit_tiny_patch16_224.fb_in1k", {}),
+    "DeiT, distilled": ("deit_tiny_distilled_patch16_224.fb_in1k", {}),
+    "DeiT-III": ("deit3_small_patch16_224.fb_in1k", {}),
+    "ViT AugReg": ("vit_tiny_patch16_224.augreg_in21k", {}),
+    "ViT AugReg, heads of 80": ("vit_huge_patch14_224.orig_in21k", {"depth": 2}),
+    "MAE": ("vit_base_patch16_224.mae", {}),
+    "DINO": ("vit_small_patch16_224.dino", {}),
+    "DINOv2": ("vit_small_patch14_dinov2.lvd142m", {}),
+    "DINOv2, registers": ("vit_small_patch14_reg4_dinov2.lvd142m", {}),
+    "DINOv2, SwiGLU": ("vit_giant_patch14_dinov2.lvd142m", {"depth": 2}),
+    "CLIP, OpenAI": ("vit_base_patch32_clip_224.openai", {}),
+    "CLIP, OpenCLIP": ("vit_base_patch32_clip_224.laion2b", {}),
+    "CLIP, heads of 88": ("vit_giant_patch14_clip_224.laion2b", {"depth": 2}),
+    "SigLIP": ("vit_base_patch16_siglip_224.webli", {}),
+    "SigLIP, So400m at 384": ("vit_so400m_patch14_siglip_384.webli", {"depth": 2}),
+    "SigLIP 2": ("vit_base_patch16_siglip_224.v2_webli", {}),
+    "mean of patches": ("vit_medium_patch16_reg4_gap_256.sbb_in12k", {}),
+}
+ACTIVATIONS = {"exact": "gelu", "tanh": "gelu_tanh", "quick": "quick_gelu"}
+CLOSE, FAR = 1e-4, 1e-3  # of the largest absolute value
+
+
+def randomized(model):
+    """`model` of timm with random weights; see the module."""
+    rng = torch.Generator().manual_seed(0)
+    for name, leaf in model.named_parameters():
+        noise, part = torch.randn(leaf.shape, generator=rng), name.rpartition(".")[0]
+        if part.endswith(("norm", "norm1", "norm2", "norm_pre", "fc_norm")):
+            noise = 1 + 0.3 * noise if name.endswith("weight") else 0.1 * noise
+        elif name.endswith("gamma"):
+            noise = 0.5 + 0.3 * noise
+        elif name.startswith(("pos_", "cls_", "reg_", "dist_", "patch_embed")):
+            fan_in = leaf[0].numel() if leaf.ndim == 4 else 1
+            noise = 0.01 * noise / fan_in**0.5
+        elif name.endswith("mlp.fc1.bias"):
+            noise = 0.3 * noise - 2
+        elif name.endswith("mlp.fc2.weight"):
+            noise = 10 * noise / leaf.shape[1] ** 0.5
+        elif leaf.ndim == 2:
+            noise = noise / leaf.shape[1] ** 0.5
+        else:
+            noise = 0.3 * noise
+        leaf.data.copy_(noise)
+    return model.eval()
+
+
+def canonical(model):
+    """timm's state dict with SwiGLU's first layer in two."""
+    tensors = {k: v.numpy() for k, v in model.state_dict().items()}
+    for name in [n for n in tensors if n.endswith(("fc1.weight", "fc1.bias"))]:
+        layer, _, leaf = name.rpartition(".")
+        second = tensors[f"{layer.removesuffix('fc1')}fc2.weight"].shape[1]
+        if len(tensors[name]) == 2 * second:
+            gate, value = np.split(tensors.pop(name), 2)
+            tensors |= {f"{layer}_g.{leaf}": gate, f"{layer}_x.{leaf}": value}
+    return tensors
+
+
+def compute(model, tensors, images):
+    """(logits, tokens) of our model with timm's tensors, and the variables."""
+    size = images.shape[1:3]
+    places = Positions.of(model, size)
+    variables = convert.from_timm(
+        tensors, summary.shapes(model, size), positions=places
+    )
+    with jax.default_matmul_precision("highest"):
+        found = jax.jit(model.apply)(variables, images)
+    return np.asarray(found.logits), np.asarray(found.tokens)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def pair(request):
+    """(family, our model, tensors, images, what timm computes of them)."""
+    name, fields = FAMILIES[request.param]
+    ours = registry.create_model(name, num_classes=7, **fields)
+    side = registry.facts(name)["image_size"]
+    options = {"act_layer": ACTIVATIONS[ours.arch.gelu]}
+    if ours.arch.mlp == "swiglu":
+        options = {}
+    theirs = randomized(
+        timm.create_model(name, pretrained=False, num_classes=7, **options, **fields)
+    )
+    images = np.random.default_rng(0).normal(size=(2, side, side, 3))
+    images = images.astype(np.float32)
+    with torch.no_grad():
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+        outputs = theirs(pixels).numpy(), theirs.forward_features(pixels).numpy()
+    return request.param, ours, canonical(theirs), images, outputs
+
+
+def distance(found, wanted):
+    """Largest difference, in parts of the largest absolute value."""
+    return float(np.abs(found - wanted).max() / np.abs(wanted).max())
+
+
+def test_logits_and_tokens_are_timms(pair):
+    family, model, tensors, images, outputs = pair
+    found = compute(model, tensors, images)
+    apart = [
+        distance(ours, theirs) for ours, theirs in zip(found, outputs, strict=True)
+    ]
+    assert max(apart) < CLOSE
+    name, fields = FAMILIES[family]
+    parameters = sum(np.size(tensor) for tensor in tensors.values())
+    record(
+        family=family,
+        name=name,
+        fields=fields,
+        parameters=int(parameters),
+        logits=apart[0],
+        tokens=apart[1],
+        timm=timm.__version__,
+        torch=torch.__version__,
+        jax=jax.__version__,
+    )
+
+
+def test_a_fault_in_what_no_tensor_tells_shows(pair):
+    """Another GELU, epsilon, interpolation; no LayerScale; prefix tokens exchanged."""
+    _, model, tensors, images, (logits, _) = pair
+    arch, faults = model.arch, {}
+
+    def of(changed=tensors, images=images, **changes):
+        made = model.clone(arch=dataclasses.replace(arch, **changes))
+        return compute(made, changed, images)[0]
+
+    if arch.mlp == "gelu":
+        for gelu in {"exact", "tanh", "quick"} - {arch.gelu}:
+            faults[f"{gelu} GELU"] = of(gelu=gelu)
+    other = {1e-6: 1e-5, 1e-5: 1e-6}[arch.norm_eps]
+    faults[f"epsilon {other:g}"] = of(norm_eps=other)
+    if arch.layer_scale:
+        ones = {k: np.ones_like(v) for k, v in tensors.items() if k.endswith("gamma")}
+        faults["no LayerScale"] = of({**tensors, **ones})
+    if arch.class_token and arch.prefix > 1:
+        first, second = "cls_token", "reg_token" if arch.registers else "dist_token"
+        swapped = {first: tensors[second][:, :1], second: tensors[second].copy()}
+        swapped[second][:, :1] = tensors[first]
+        if arch.prefix_positions:
+            swapped["pos_embed"] = tensors["pos_embed"].copy()
+            swapped["pos_embed"][:, :2] = tensors["pos_embed"][:, 1::-1]
+        faults["prefix tokens exchanged"] = of({**tensors, **swapped})
+    found = {fault: distance(outputs, logits) for fault, outputs in faults.items()}
+    rows, columns = (model.patch_size * n for n in (9, 11))
+    other_size = np.random.default_rng(1).normal(size=(1, rows, columns, 3))
+    other_size = other_size.astype(np.float32)
+    right = of(images=other_size)
+    for how in {"antialias", "bicubic", "offset"} - {arch.resize}:
+        found[f"positions by {how}"] = distance(
+            of(images=other_size, resize=how), right
+        )
+    assert min(found.values()) > FAR, found

@@ -1,0 +1,177 @@
+"""Folders that transformers and timm write: nothing but the path is given.
+
+Models of tools/originals, reduced in width and depth, saved by their own package with
+their own image processor; float32 with the highest precision of products.
+"""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import imagepiece_jax
+from imagepiece_jax.models import hub_config
+
+for package in ("torch", "timm", "transformers"):
+    pytest.importorskip(package)
+
+import timm  # noqa: E402
+import transformers  # noqa: E402
+from timm.models import _hub  # noqa: E402
+
+from tools import originals  # noqa: E402
+from tools.originals import CLASSES, config  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, when it saves
+LABELS = {i: f"class {i}" for i in range(CLASSES)}
+EPS = 0.03  # far from every default, so that what is not read shows
+SQUARE = {"height": originals.SIDE, "width": originals.SIDE}
+
+
+def clip():
+    return transformers.CLIPConfig(
+        text_config=originals.TEXT,
+        vision_config=originals.clip_config(layer_norm_eps=EPS).to_dict(),
+        projection_dim=CLASSES,
+    )
+
+
+def embedding(model, x):
+    return model.visual_projection(model.vision_model(x).pooler_output)
+
+
+# model, its outputs, its image processor and what that says
+MODELS = {
+    "vit": lambda: (
+        transformers.ViTForImageClassification(
+            config(transformers.ViTConfig, id2label=LABELS, hidden_act="gelu_new")
+        ),
+        originals.logits,
+        transformers.ViTImageProcessor(size=SQUARE),
+        {"crop": 1.0, "crop_mode": "squash", "interpolation": "bilinear"},
+    ),
+    "deit": lambda: (
+        transformers.DeiTForImageClassificationWithTeacher(
+            config(transformers.DeiTConfig, id2label=LABELS, layer_norm_eps=EPS)
+        ),
+        originals.logits,
+        transformers.DeiTImageProcessor(
+            size={"height": 20, "width": 20}, crop_size=SQUARE
+        ),
+        {"crop": 0.8, "crop_mode": "squash", "interpolation": "bicubic"},
+    ),
+    "dinov2": lambda: (
+        transformers.Dinov2Model(
+            config(transformers.Dinov2Config, use_swiglu_ffn=True, layer_norm_eps=EPS)
+        ),
+        originals.pooler,
+        transformers.BitImageProcessor(size={"shortest_edge": 20}, crop_size=SQUARE),
+        {"crop": 0.8, "crop_mode": "center", "interpolation": "bicubic"},
+    ),
+    "dinov2_with_registers": lambda: (
+        transformers.Dinov2WithRegistersModel(
+            config(transformers.Dinov2WithRegistersConfig, hidden_act="quick_gelu")
+        ),
+        originals.pooler,
+        transformers.BitImageProcessor(
+            size={"shortest_edge": 20}, crop_size=SQUARE, resample=2
+        ),
+        {"crop": 0.8, "crop_mode": "center", "interpolation": "bilinear"},
+    ),
+    "clip": lambda: (
+        transformers.CLIPModel(clip()),
+        embedding,
+        transformers.CLIPImageProcessor(
+            size={"shortest_edge": originals.SIDE}, crop_size=SQUARE
+        ),
+        {"crop": 1.0, "crop_mode": "center", "interpolation": "bicubic"},
+    ),
+    "clip_vision_model": lambda: (
+        transformers.CLIPVisionModel(originals.clip_config()),
+        originals.pooler,
+        transformers.CLIPImageProcessor(
+            size={"shortest_edge": originals.SIDE}, crop_size=SQUARE
+        ),
+        {"crop": 1.0, "crop_mode": "center", "interpolation": "bicubic"},
+    ),
+    "siglip": lambda: (
+        transformers.SiglipModel(originals.siglip_config()),
+        lambda model, x: model.vision_model(x).pooler_output,
+        transformers.SiglipImageProcessor(size=SQUARE),
+        {"crop": 1.0, "crop_mode": "squash", "interpolation": "bicubic"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_transformers_folder(tmp_path, name):
+    model, forward, processor, prepared = MODELS[name]()
+    theirs = originals.run(lambda x: forward(originals.randomize(model), x))
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    found, variables = imagepiece_jax.load(tmp_path)
+    with jax.default_matmul_precision("highest"):
+        ours = jax.jit(found.apply)(variables, originals.images()).logits
+    assert np.abs(ours - theirs).max() < 1e-5 * np.abs(theirs).max()
+    assert found.mean == pytest.approx(processor.image_mean)
+    assert found.std == pytest.approx(processor.image_std)
+    read = hub_config.read(tmp_path)
+    assert read.preprocessing == prepared
+    labels = name in ("vit", "deit")
+    assert found.class_names == (tuple(LABELS.values()) if labels else None)
+
+
+@pytest.mark.parametrize("kind", hub_config.MODEL_TYPES)
+def test_what_a_config_leaves_out_is_as_in_transformers(kind):
+    ours = hub_config.MODEL_TYPES[kind].fields
+    theirs = transformers.AutoConfig.for_model(kind).to_dict()
+    assert ours == {field: theirs[field] for field in ours}
+
+
+TIMM = {
+    "test_vit.r160_in1k": {},
+    "test_vit2.r160_in1k": {"num_classes": 3},
+    "test_vit3.r160_in1k": {"img_size": 64, "act_layer": "quick_gelu"},
+    "vit_tiny_patch16_224.augreg_in21k_ft_in1k": {
+        "depth": 2,
+        "embed_dim": 24,
+        "img_size": 32,
+        "reg_tokens": 2,
+    },
+}
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_timms_folder(tmp_path, name):
+    """As timm saves a model for the hub, with the arguments that it was made with."""
+    model = originals.randomize(timm.create_model(name, **TIMM[name]))
+    side = model.patch_embed.img_size[0]
+    images = np.random.default_rng(0).normal(size=(2, side, side, 3))
+    images = images.astype(np.float32)
+    with originals.torch.no_grad():
+        theirs = model(originals.torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+    labels = [f"class {i}" for i in range(theirs.shape[1])]
+    _hub.save_for_hf(model, tmp_path, {"label_names": labels}, safe_serialization=True)
+    found, variables = imagepiece_jax.load(tmp_path)
+    with jax.default_matmul_precision("highest"):
+        ours = jax.jit(found.apply)(variables, images).logits
+    assert np.abs(ours - theirs).max() < 1e-5 * np.abs(theirs).max()
+    cfg = model.pretrained_cfg
+    assert (found.mean, found.std) == (tuple(cfg["mean"]), tuple(cfg["std"]))
+    prepared = found.preprocessing
+    assert (prepared.crop, prepared.image_size) == (cfg["crop_pct"], side)
+    assert prepared.interpolation == cfg["interpolation"]
+    assert found.class_names == tuple(labels)
+
+
+def test_a_pickled_file_of_timm(tmp_path):
+    model = originals.randomize(timm.create_model("test_vit.r160_in1k"))
+    _hub.save_for_hf(model, tmp_path / "bin")
+    _hub.save_for_hf(model, tmp_path / "safe", safe_serialization=True)
+    assert (tmp_path / "bin" / "pytorch_model.bin").exists()
+    one, other = (imagepiece_jax.load(tmp_path / kind) for kind in ("bin", "safe"))
+    assert one[0] == other[0] and one[0].class_names is not None
+    assert jax.tree.all(jax.tree.map(np.array_equal, one[1], other[1]))
+    config = json.loads((tmp_path / "bin" / "config.json").read_text())
+    assert config["pretrained_cfg"]["tag"] == "r160_in1k"

@@ -1,0 +1,67 @@
+"""Intermediate layers, pooled vectors and non-square images against timm's models."""
+
+import jax
+import numpy as np
+import pytest
+
+from imagepiece_jax.models import convert, registry, summary
+from imagepiece_jax.models.features import features
+
+for package in ("torch", "timm", "transformers"):
+    pytest.importorskip(package)
+
+import timm  # noqa: E402
+import torch  # noqa: E402
+
+from tools import originals  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+NAMES = (
+    "vit_small_patch14_reg4_dinov2.lvd142m",
+    "deit3_small_patch16_224.fb_in1k",
+    "vit_base_patch32_clip_224.openai",
+    "vit_base_patch16_siglip_224.webli",
+)
+SMALL = {"embed_dim": 48, "depth": 3, "num_heads": 3}
+LAYERS = [0, 2]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_layers_are_those_of_timm(name):
+    """Normed or not, patches and prefix apart, on images twice as wide as high."""
+    arch = registry.facts(name)["arch"]
+    patch = registry.facts(name)["patch_size"]
+    size = (3 * patch, 6 * patch)
+    act = {"quick": "quick_gelu", "tanh": "gelu_tanh", "exact": "gelu"}[arch.gelu]
+    theirs = timm.create_model(
+        name, pretrained=False, img_size=size, act_layer=act, num_classes=5, **SMALL
+    ).eval()
+    originals.randomize(theirs)
+    ours = registry.create_model(name, image_size=size, num_classes=5, **SMALL)
+    tensors = {key: value.numpy() for key, value in theirs.state_dict().items()}
+    variables = convert.from_timm(tensors, summary.shapes(ours, size))
+    images = np.random.default_rng(0).normal(size=(2, *size, 3)).astype(np.float32)
+    turned = torch.from_numpy(images.transpose(0, 3, 1, 2))
+    for norm in (True, False):
+        with jax.default_matmul_precision("highest"), torch.no_grad():
+            found = features(ours, variables, images, layers=LAYERS, norm=norm)
+            expected = theirs.get_intermediate_layers(
+                turned, n=LAYERS, reshape=True, return_prefix_tokens=True, norm=norm
+            )
+            tokens = theirs.forward_features(turned)
+            pooled = theirs.forward_head(tokens, pre_logits=True)
+        prefix = theirs.num_prefix_tokens
+        for layer, other in zip(found.layers, expected, strict=True):
+            patches, front = other if prefix else (other, tokens[:, :0])
+            close(layer.patches, patches.permute(0, 2, 3, 1))
+            close(layer.prefix, front)
+        close(found.patches.reshape(2, 18, -1), tokens[:, prefix:])
+        close(found.pooled, pooled)
+
+
+def close(ours, theirs):
+    """Within 1e-4 of the largest value, of the same shape."""
+    theirs = theirs.numpy()
+    assert ours.shape == theirs.shape
+    if theirs.size:
+        assert np.abs(ours - theirs).max() < 1e-4 * np.abs(theirs).max()

@@ -1,0 +1,82 @@
+"""Checkpoints of every layout give what the models that they are of compute.
+
+Float32 with the highest precision of products; models of tools/originals, reduced in
+width and depth. Skipped where torch, timm or transformers are absent.
+"""
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import imagepiece_jax
+from imagepiece_jax.models import layouts
+
+for package in ("torch", "timm", "transformers"):
+    pytest.importorskip(package)
+
+import torch  # noqa: E402
+
+from tools import layout_fixtures, originals  # noqa: E402
+
+# Of transformers and its own packages, when it is imported and when it saves.
+pytestmark = pytest.mark.filterwarnings("ignore")
+NAMES = tuple(layout_fixtures.ORIGINALS)
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def original(request):
+    return layout_fixtures.ORIGINALS[request.param]()
+
+
+def test_the_same_numbers_come_out(original, tmp_path):
+    path, images = tmp_path / "w.npz", originals.images()
+    np.savez(path, **original.tensors)
+    model, variables = imagepiece_jax.load(path, **original.given)
+    with jax.default_matmul_precision("highest"):
+        ours = jax.jit(model.apply)(variables, images)
+    theirs = original.outputs
+    assert ours.logits.shape == theirs.shape
+    assert np.abs(ours.logits - theirs).max() < 1e-4 * np.abs(theirs).max()
+
+
+def test_other_names_of_the_same_checkpoint_give_the_same(original):
+    expected = layouts.to_timm(original.tensors).tensors
+    for tensors in original.also:
+        found = layouts.to_timm(tensors).tensors
+        assert found.keys() == expected.keys()
+        for name, tensor in found.items():
+            np.testing.assert_array_equal(tensor, expected[name], err_msg=name)
+
+
+def test_parts_that_transformers_saves_are_read(tmp_path):
+    import transformers
+
+    found = originals.config(transformers.ViTConfig)
+    model = originals.randomize(transformers.ViTModel(found))
+    model.save_pretrained(tmp_path, max_shard_size="10KB")
+    assert len([*tmp_path.glob("model-*.safetensors")]) > 2
+    whole = layouts.to_timm(originals.saved(model)).tensors
+    parts = layouts.read_weights(tmp_path / "model.safetensors.index.json").tensors
+    assert parts.keys() == whole.keys()
+    assert all((parts[name] == whole[name]).all() for name in whole)
+
+
+@pytest.mark.parametrize("wrapper", ["model", "teacher", None])
+def test_what_torch_saves_is_read(wrapper, tmp_path):
+    tensors = {k: torch.from_numpy(v) for k, v in originals.mae().tensors.items()}
+    content = {wrapper: tensors, "epoch": 3} if wrapper else tensors
+    torch.save(content, tmp_path / "pytorch_model.bin")
+    found = layouts.read_weights(tmp_path / "pytorch_model.bin").tensors
+    expected = layouts.to_timm(originals.mae().tensors).tensors
+    assert found.keys() == expected.keys()
+    safetensors.numpy.save_file(found, tmp_path / "a.safetensors")  # all are arrays
+
+
+def test_stored_fixtures_are_these_checkpoints():
+    for name in layout_fixtures.STORED:
+        with np.load(layout_fixtures.OUT / f"{name}.npz") as stored:
+            found = layout_fixtures.ORIGINALS[name]()
+            np.testing.assert_allclose(stored["outputs"], found.outputs, atol=1e-5)
+            for key, tensor in found.tensors.items():
+                np.testing.assert_array_equal(stored[key], tensor, err_msg=key)

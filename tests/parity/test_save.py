@@ -1,0 +1,70 @@
+"""Saved models in timm: the dense part computes the same there."""
+
+import jax
+import numpy as np
+import pytest
+
+import imagepiece_jax
+from imagepiece_jax.models import registry, summary
+from tests.models import tiny
+from tests.models.test_save import MODELS, made
+
+for package in ("torch", "timm"):
+    pytest.importorskip(package)
+
+import timm  # noqa: E402
+import torch  # noqa: E402
+from timm.data import resolve_model_data_config  # noqa: E402
+
+IN_TIMM = [name for name in MODELS if name not in ("conv stem", "siglip")]
+NAMES = ("test_vit.r160_in1k", "test_vit2.r160_in1k", "test_vit3.r160_in1k")
+
+
+def agrees(folder, model, variables, size):
+    """Compare with what timm makes of a folder, of images of `size` pixels a side."""
+    imagepiece_jax.save(folder, model, variables)
+    theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    images = np.random.default_rng(0).normal(size=(2, size, size, 3))
+    images = images.astype(np.float32)
+    with torch.no_grad():
+        wanted = theirs(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+    norms = [m for m in theirs.modules() if isinstance(m, torch.nn.LayerNorm)]
+    assert {norm.eps for norm in norms} == {model.arch.norm_eps}
+    dense, values = imagepiece_jax.load(folder, reduction={"name": "none"})
+    with jax.default_matmul_precision("highest"):
+        found = tiny.jit(dense.apply)(values, images).logits
+    assert np.abs(found - wanted).max() < 1e-5 * np.abs(wanted).max()
+    return theirs
+
+
+@pytest.mark.parametrize("name", IN_TIMM)
+def test_timm_computes_the_same(tmp_path, name):
+    model, variables = made(**MODELS[name])
+    agrees(tmp_path / "m", model, variables, 16)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_public_architectures(tmp_path, name):
+    """With their own images; another kind of GELU is an argument."""
+    arch = registry.create_model(name).arch
+    model = registry.create_model(name, num_classes=3, image_size=64, gelu="quick")
+    assert arch.gelu == "exact"
+    variables = tiny.fill(summary.shapes(model, 64))
+    theirs = agrees(tmp_path / "m", model, variables, 64)
+    cfg = resolve_model_data_config(theirs)
+    assert cfg["input_size"] == (3, 64, 64) and cfg["crop_pct"] == 0.95
+    assert (*cfg["mean"], *cfg["std"]) == (0.5,) * 6
+
+
+def test_a_grid_that_cuts_pixels(tmp_path):
+    """SigLIP So400m at 384 pixels has 27 patches of 14; timm cuts the rest, too."""
+    model, variables = made(**MODELS["siglip"])
+    agrees(tmp_path / "m", model, variables, 18)
+
+
+def test_what_timm_does_not_have_is_called_ours(tmp_path):
+    model, variables = made(**MODELS["conv stem"])
+    imagepiece_jax.save(tmp_path / "m", model, variables)
+    with pytest.raises(RuntimeError, match="Unknown model .imagepiece_jax."):
+        timm.create_model(f"local-dir:{tmp_path}/m", pretrained=True)
+    assert "timm" not in (tmp_path / "m" / "README.md").read_text()

@@ -1,0 +1,102 @@
+"""Large public models on an H200, dense and reduced, compiled without a GPU.
+
+python -m tools.large_models --out docs/large_models.md
+
+A reduced model has the setting whose MACs are nearest to a share of the dense model's.
+As for tools.compile_only: needs JAX's CUDA wheels, times are estimates.
+"""
+
+import pathlib
+
+import jax
+from absl import flags
+
+from imagepiece_jax import cli
+from imagepiece_jax.common import tables, xla_options
+from imagepiece_jax.common.files import replace_file
+from imagepiece_jax.experiments import match_cost
+from imagepiece_jax.inference import optimize
+from imagepiece_jax.models import registry, summary
+from imagepiece_jax.reduction import settings
+from tools import h200
+
+OUT = flags.DEFINE_string("out", "large_models.md", "the page", allow_override=True)
+SHARE = 0.6  # of the dense model's MACs
+BATCH = 64
+# Weights, and the sides of images in pixels.
+CASES = {
+    "vit_base_patch16_224.augreg_in21k_ft_in1k": (224, 384, 512),
+    "vit_large_patch16_224.augreg_in21k_ft_in1k": (224, 384, 512),
+    "vit_so400m_patch14_siglip_224.webli": (224, 378, 518),
+}
+REDUCTIONS = ({"name": "none"}, {"name": "tome"}, {"name": "imagepiece"})
+HEAD = ["model", "pixels", "reduction", "tokens left", "GMACs", "kernels"]
+HEAD += ["guessed ms", "x dense", "x by MACs"]
+NOTE = f"""# Large models on an H200, guessed
+
+Compiled for an NVIDIA H200 in bfloat16, batches of {BATCH}, not run: milliseconds are
+estimates from bytes and products of every kernel, good for comparing programs. Reduced
+models have the setting whose MACs are nearest to {SHARE:g} of the dense model's.
+
+"""
+
+
+def main():
+    h200.device()  # before JAX is used otherwise
+    rows = []
+    for name, sizes in CASES.items():
+        for size in sizes:
+            rows += compared(name, size)
+            print(*rows[-3:], sep="\n", flush=True)
+            text = "\n".join(tables.markdown(HEAD, rows))
+            replace_file(pathlib.Path(OUT.value), f"{NOTE}{text}\n")
+
+
+def compared(name, size):
+    """A row for the dense model and each reduction."""
+
+    def model(reduction):
+        own, more = settings.split(reduction)
+        fields = {"image_size": size, "dtype": "bfloat16", "attention": "xla"}
+        return registry.create_model(name, reduction=own, **fields, **more)
+
+    def cost(reduction):
+        return summary.model_macs(model(reduction), size)
+
+    dense, depth, rows = cost(REDUCTIONS[0]), len(model(REDUCTIONS[0]).plan), []
+    for reduction in REDUCTIONS:
+        if reduction["name"] == "imagepiece":  # its 8 % a block are for 12 blocks
+            reduction = reduction | {"merge_ratio": round(0.96 / depth, 4)}
+        if reduction["name"] != "none":
+            reduction = match_cost.nearest(cost, reduction, SHARE * dense, depth)
+        made = model(reduction)
+        found = h200.summary(compiled(made, size))
+        kernels, ms = (sum(part) for part in zip(*found.values(), strict=True))
+        first = rows[0][6] if rows else f"{ms:.3f}"
+        row = [name, size, settings.label(reduction), made.plan[-1].mlp_tokens]
+        row += [f"{cost(reduction) / 1e9:.1f}", kernels, f"{ms:.3f}"]
+        rows.append(
+            [*row, f"{float(first) / ms:.2f}", f"{dense / cost(reduction):.2f}"]
+        )
+    return rows
+
+
+def compiled(model, size):
+    """The compiled text of `inference.optimize`'s program for a ViT."""
+    fast = []
+
+    def prepared(variables):
+        made, weights = optimize.prepare(model, variables, dtype="bfloat16")
+        fast.append(made)
+        return weights
+
+    weights = jax.eval_shape(prepared, summary.shapes(model, size))
+    images = jax.ShapeDtypeStruct((BATCH, size, size, 3), "bfloat16")
+    placed = optimize.placed(fast[0], h200.device(), "auto", "auto")
+    forward = optimize.forward(placed)
+    options = xla_options.options("gpu")
+    return h200.compile_for(forward, weights, images, options=options)
+
+
+if __name__ == "__main__":
+    cli.run(main)

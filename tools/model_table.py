@@ -1,0 +1,109 @@
+"""docs/models_table.md, from what parity tests measured: python -m tools.model_table
+
+Reads tests/fixtures/parity.jsonl, which the tests write:
+
+    PARITY_RECORD=tests/fixtures/parity.jsonl python -m pytest tests/parity
+
+and tests/fixtures/whole_models.json of tools/whole_models.py. Of a family or layout
+that was measured several times, the last row counts.
+"""
+
+import json
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from imagepiece_jax.common.tables import markdown
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+MEASURED = ROOT / "tests" / "fixtures" / "parity.jsonl"
+WHOLE = ROOT / "tests" / "fixtures" / "whole_models.json"
+OUT = ROOT / "docs" / "models_table.md"
+PACKAGES = ("jax", "timm", "transformers", "torch")
+FAMILIES = ["family", "weights by timm's name", "parameters", "logits", "tokens"]
+LAYOUTS = ["layout", "logits"]
+LARGEST = ["weights by timm's name", "parameters, ours", "published", "source"]
+
+
+def last(rows: Iterable[Mapping[str, Any]], field: str) -> list[Mapping[str, Any]]:
+    """Of the rows that have `field`, the last one of each value, first ones first."""
+    return [*{row[field]: row for row in rows if field in row}.values()]
+
+
+def versions(rows: Iterable[Mapping[str, Any]]) -> str:
+    """The packages that rows were measured with, all their versions."""
+    rows, found = [*rows], []
+    for package in PACKAGES:
+        known = dict.fromkeys(row[package] for row in rows if package in row)
+        found += [f"{package} {' and '.join(known)}"] if known else []
+    return ", ".join(found)
+
+
+def of_families(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Lines of the table of families."""
+    cells = []
+    for row in rows:
+        fields = "".join(f", {k} {v}" for k, v in row.get("fields", {}).items())
+        apart = [f"{row[key]:.1e}" for key in ("logits", "tokens")]
+        name = f"`{row['name']}`{fields}"
+        cells.append([row["family"], name, f"{row['parameters']:,}", *apart])
+    return markdown(FAMILIES, cells)
+
+
+def of_layouts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Lines of the table of checkpoints' layouts."""
+    return markdown(LAYOUTS, [[f"`{r['layout']}`", f"{r['logits']:.1e}"] for r in rows])
+
+
+def of_largest(models: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Lines of the table of the largest members."""
+    cells = [
+        [f"`{name}`", f"{row['parameters']:,}", _short(row["published"]), row["source"]]
+        for name, row in models.items()
+    ]
+    return markdown(LARGEST, cells)
+
+
+def _short(count):
+    return (
+        f"{count / 1e9:.4g} billion" if count >= 1e9 else f"{count / 1e6:.4g} million"
+    )
+
+
+def page(
+    measured: Sequence[Mapping[str, Any]], whole: Mapping[str, Mapping[str, Any]]
+) -> str:
+    """The whole page, Markdown."""
+    families, layouts = last(measured, "family"), last(measured, "layout")
+    parts = [
+        "# Models, measured",
+        "Written by `python -m tools.model_table`; [models.md](models.md) explains it.",
+        "## Families",
+        "Whole width, random weights, float32 with the highest precision of products. "
+        "The last two columns are the largest difference to timm's model, in parts of "
+        "the largest absolute value; tests allow 1e-4. Versions: "
+        f"{versions(families)}.",
+        "\n".join(of_families(families)),
+        "## Layouts",
+        "Checkpoints by the names of each project, reduced in width and depth, random "
+        "weights: the largest difference to what the project's model computes, in "
+        f"parts of the largest absolute value. Versions: {versions(layouts)}.",
+        "\n".join(of_layouts(layouts)),
+        "## The largest member of each family",
+        "Built from names and shapes alone: every tensor of timm's model has its "
+        "place, and the parameters are counted. What was published is rounded, as its "
+        "source has it; some count the head or the positions, others do not.",
+        "\n".join(of_largest(whole)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def main():
+    lines = MEASURED.read_text("utf-8").splitlines()
+    whole = json.loads(WHOLE.read_text("utf-8"))
+    OUT.write_text(page([json.loads(line) for line in lines], whole), "utf-8")
+    print(OUT)
+
+
+if __name__ == "__main__":
+    main()
