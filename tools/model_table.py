@@ -14,13 +14,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from imagepiece_jax.common.tables import markdown
+from imagepiece_jax.models import block, registry
+from imagepiece_jax.reduction import reducers
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MEASURED = ROOT / "tests" / "fixtures" / "parity.jsonl"
 WHOLE = ROOT / "tests" / "fixtures" / "whole_models.json"
 OUT = ROOT / "docs" / "models_table.md"
 PACKAGES = ("jax", "timm", "transformers", "torch")
-FAMILIES = ["family", "model by timm's name", "parameters", "logits", "tokens"]
+FAMILIES = ["family", "model by timm's name", "scores of tokens", "parameters"]
+FAMILIES += ["logits", "tokens"]
 LAYOUTS = ["layout", "logits"]
 LARGEST = ["model by timm's name", "parameters", "published", "source"]
 
@@ -47,8 +50,16 @@ def of_families(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         fields = "".join(f", {k} {v}" for k, v in row.get("fields", {}).items())
         apart = [f"{row[key]:.1e}" for key in ("logits", "tokens")]
         name = f"`{row['name']}`{fields}"
-        cells.append([row["family"], name, f"{row['parameters']:,}", *apart])
+        count = f"{row['parameters']:,}"
+        cells.append([row["family"], name, scores(row["name"]), count, *apart])
     return markdown(FAMILIES, cells)
+
+
+def scores(name: str) -> str:
+    """The scores by which tokens of a public model can be ranked."""
+    lacking = block.lacking_scores(registry.architecture({"name": name}))
+    known = [score for score in reducers.SCORES if score != "auto"]
+    return ", ".join(score for score in known if score not in lacking)
 
 
 def of_layouts(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -26,14 +26,19 @@ def kernel_of(layer: LayerPlan) -> str | None:
     return layer.step.reducer.kernel
 
 
+def lacking_scores(arch):
+    """{score: the part that it needs} of the scores that a model does not have."""
+    lacking = {} if arch.class_token else {"class": "class token"}
+    return lacking | ({} if arch.pool == "map" else {"probe": "attention-pooling head"})
+
+
 def check_plan(plan, arch, grid):
     """InputError for a step that needs what the model, or the grid, does not have."""
     for block, layer in enumerate(plan):
         if layer.step is None:
             continue
         needs = layer.step.reducer.needs
-        lacking = {} if arch.class_token else {"class": "class token"}
-        lacking |= {} if arch.pool == "map" else {"probe": "attention-pooling head"}
+        lacking = lacking_scores(arch)
         for score, part in lacking.items():
             if SCORES[score] in needs:
                 rest = (s for s in SCORES if s not in lacking)
