@@ -99,3 +99,15 @@ def test_what_neither_tensors_nor_name_say(given, message):
     model = registry.create_model("deit_s", image_size=32, **SMALL)
     with pytest.raises(InputError, match=message):
         infer_config(named_shapes(model, 32), given)
+
+
+def test_rotary_positions_are_never_left_out():
+    """Without positions in the tensors, no number of other fields makes a model."""
+    arch = {"positions": False, "rotary": {"origin": "center"}}
+    model = registry.create_model("deit_s", image_size=32, arch=arch, **SMALL)
+    known = {"num_heads": 2, "gelu": "exact", "norm_eps": 1e-6, "resize": "antialias"}
+    known |= {"mean": (0.5,) * 3, "std": (0.5,) * 3, "image_size": 32}
+    with pytest.raises(InputError, match="tensor pos_embed is missing; a vision trans"):
+        infer_config(named_shapes(model, 32), known)
+    found = infer_config(named_shapes(model, 32), known | {"arch": arch})
+    assert registry.create_model(**found).arch == model.arch
