@@ -1,16 +1,20 @@
 """The notebook of docs runs from its first cell to its last."""
 
 import json
+import os
 import pathlib
+import re
 
+import jax
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from imagepiece_jax.models import public
+from imagepiece_jax.models import layouts, public, summary
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 NOTEBOOK = json.loads((ROOT / "docs" / "quickstart.ipynb").read_text("utf-8"))
+CODE = [cell for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
 DEPTH = 3  # blocks instead of twelve: compiling them takes most of the time
 
 
@@ -43,36 +47,52 @@ def drawn(monkeypatch):
     return figures
 
 
-def run(folder, monkeypatch):
-    """Run the code cells in `folder`, and return what they defined."""
-    monkeypatch.chdir(folder)
+@pytest.fixture
+def shallow(tmp_path, monkeypatch):
+    """DeiT-Ti of DEPTH blocks, trained or not, and an empty folder to stand in."""
+    read = layouts.read_state_dict
+    kept = re.compile(rf"(?!blocks\.)|blocks\.[0-{DEPTH - 1}]\.")
+
+    def first_blocks(path):
+        return {k: v for k, v in read(path).items() if kept.match(k)}
+
+    monkeypatch.setattr(layouts, "read_state_dict", first_blocks)
+    monkeypatch.setitem(public.table()["deit_tiny_patch16_224"], "depth", DEPTH)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(codes):
+    """What the code cells define, run one after the other."""
     space = {}
-    for cell in NOTEBOOK["cells"]:
-        if cell["cell_type"] == "code":
-            exec(compile("".join(cell["source"]), cell["id"], "exec"), space)
+    for cell in codes:
+        exec(compile("".join(cell["source"]), cell["id"], "exec"), space)
     return space
 
 
-def test_its_cells_run_in_their_order(tmp_path, monkeypatch, drawn, capsys):
-    """On random weights; those of DeiT-Ti, where they are, differ in depth alone."""
-    monkeypatch.setenv("IMAGEPIECE_ASSETS", str(tmp_path))
-    monkeypatch.setitem(public.table()["deit_tiny_patch16_224"], "depth", DEPTH)
-    space = run(tmp_path, monkeypatch)
+def test_its_cells_run_in_their_order(shallow, monkeypatch, drawn, capsys):
+    """On trained weights where tests have them, else on random ones."""
+    assets = pathlib.Path(os.environ.get("IMAGEPIECE_ASSETS", ROOT.parent / "shared"))
+    monkeypatch.setenv("IMAGEPIECE_ASSETS", str(assets))
+    trained = (assets / "weights" / "deit_tiny_patch16_224.pth").exists()
+    space = run(CODE)
     said = capsys.readouterr().out
-    assert "random weights" in said and "times as fast" in said
+    assert said.startswith("trained" if trained else "random")
+    assert "times as fast" in said
     assert f"{196 - 13 * DEPTH} tokens; the largest stand for" in said
+    assert said.count(", probability ") == 2
     assert space["times"].keys() == {"dense", "ToMe"}
     photograph = len(np.unique(space["pixels"].reshape(-1, 3), axis=0))
     assert len(drawn) == 2 and photograph > 1000
     assert all(len(np.unique(picture)) > 1 for picture in drawn)
-    assert not list(tmp_path.iterdir())
+    assert not list(shallow.iterdir())
 
 
-@pytest.mark.slow
-def test_it_runs_on_trained_weights(assets, tmp_path, monkeypatch, drawn, capsys):
-    monkeypatch.setenv("IMAGEPIECE_ASSETS", str(assets))
-    run(tmp_path, monkeypatch)
-    said = capsys.readouterr().out
-    assert "trained weights" in said and "40 tokens; the largest" in said
-    # The photograph shows a pagoda of the Summer Palace.
-    assert said.count(": palace, probability") == 2 and len(drawn) == 2
+def test_random_weights_take_the_place_of_trained_ones(shallow, monkeypatch, capsys):
+    monkeypatch.setenv("IMAGEPIECE_ASSETS", str(shallow))
+    space = run(CODE[:2])
+    assert capsys.readouterr().out == "random weights\n"
+    found = jax.tree.map(np.shape, space["variables"])
+    needed = summary.shapes(space["reduced"], 224)
+    assert found == jax.tree.map(lambda leaf: leaf.shape, needed)
+    assert len(space["reduced"].plan) == DEPTH

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from flax import nnx
 from PIL import Image
 
 from imagepiece_jax import config_flags
@@ -135,8 +136,7 @@ def folder(tmp_path, monkeypatch, assets):
 def test_the_example_of_weights_runs(folder):
     page, space = ROOT / "docs" / "inference.md", {}
     code = compile(block(page, "import imagepiece_jax\n"), page.name, "exec")
-    with pytest.warns(UserWarning, match="ImageNet's mean and standard deviation"):
-        exec(code, space)
+    exec(code, space)
     assert space["logits"].shape == (8, 1000)
     assert bool(jnp.isfinite(space["logits"]).all())
 
@@ -206,3 +206,23 @@ def test_the_first_lines_run(hub_of_pages, capsys):
     exec(compile(code, "README.md", "exec"), space)
     assert space["model"].arch == registry.facts(space["dinov2"][10:])["arch"]
     assert capsys.readouterr().out == "(2, 24) (2, 16, 16, 24)\n"
+
+
+def test_the_page_of_models_runs(hub_of_pages, tmp_path):
+    """Its blocks one after the other: load, save and load, NNX."""
+    page, space = ROOT / "docs" / "models.md", {}
+    for start in ("import imagepiece_jax\n", "imagepiece_jax.save(", "import jax\n"):
+        exec(compile(block(page, start), page.name, "exec"), space)
+    model, variables, net = (space[k] for k in ("model", "variables", "net"))
+    assert model.preprocessing.image_size == (224, 280)
+    assert model.reduction["name"] == "tome"
+    assert (tmp_path / "dinov2_tome" / "model.safetensors").is_file()
+    images = jax.random.normal(jax.random.key(0), space["images"].shape)
+    wanted = jax.jit(model.apply)(variables, images).pooled
+    np.testing.assert_allclose(space["embed"](net, images), wanted, rtol=1e-5)
+    assert float(jnp.ptp(wanted)) > 0.1 and space["vectors"].shape == wanted.shape
+    own = jax.tree.leaves(nnx.state(net, nnx.Param))
+    assert tiny.count(own) == tiny.count(variables)
+    # They are its parameters: with others it gives something else.
+    nnx.update(net, jax.tree.map(lambda leaf: leaf / 2, nnx.state(net, nnx.Param)))
+    assert not np.allclose(space["embed"](net, images), wanted, rtol=1e-2)

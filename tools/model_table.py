@@ -4,7 +4,7 @@ Reads tests/fixtures/parity.jsonl, which the tests write:
 
     PARITY_RECORD=tests/fixtures/parity.jsonl python -m pytest tests/parity
 
-and tests/fixtures/whole_models.json of tools/whole_models.py. Of a family or layout
+and tests/fixtures/whole_models.json of tools/whole_models.py. Of a model or layout
 that was measured several times, the last row counts.
 """
 
@@ -20,14 +20,15 @@ MEASURED = ROOT / "tests" / "fixtures" / "parity.jsonl"
 WHOLE = ROOT / "tests" / "fixtures" / "whole_models.json"
 OUT = ROOT / "docs" / "models_table.md"
 PACKAGES = ("jax", "timm", "transformers", "torch")
-FAMILIES = ["family", "weights by timm's name", "parameters", "logits", "tokens"]
+FAMILIES = ["family", "model by timm's name", "parameters", "logits", "tokens"]
 LAYOUTS = ["layout", "logits"]
-LARGEST = ["weights by timm's name", "parameters, ours", "published", "source"]
+LARGEST = ["model by timm's name", "parameters", "published", "source"]
 
 
 def last(rows: Iterable[Mapping[str, Any]], field: str) -> list[Mapping[str, Any]]:
-    """Of the rows that have `field`, the last one of each value, first ones first."""
-    return [*{row[field]: row for row in rows if field in row}.values()]
+    """Rows that have `field`, of each value and name the last one, in their order."""
+    found = {(row[field], row.get("name")): row for row in rows if field in row}
+    return [*found.values()]
 
 
 def versions(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -80,6 +81,8 @@ def page(
         "Written by `python -m tools.model_table`; [models.md](models.md) explains it.",
         "## Families",
         "Whole width, random weights, float32 with the highest precision of products. "
+        "Parameters are those of what was compared: its head, and where it says so its "
+        "depth, are not the published ones. "
         "The last two columns are the largest difference to timm's model, in parts of "
         "the largest absolute value; tests allow 1e-4. Versions: "
         f"{versions(families)}.",
@@ -91,8 +94,7 @@ def page(
         "\n".join(of_layouts(layouts)),
         "## The largest member of each family",
         "Built from names and shapes alone: every tensor of timm's model has its "
-        "place, and the parameters are counted. What was published is rounded, as its "
-        "source has it; some count the head or the positions, others do not.",
+        "place, and ours has as many parameters (tests/models/test_whole_size.py).",
         "\n".join(of_largest(whole)),
     ]
     return "\n\n".join(parts) + "\n"

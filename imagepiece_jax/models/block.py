@@ -175,11 +175,10 @@ class Block(nn.Module):
         rotary = self.arch.rotary
         if rotary is None:
             return None
-        # Up to the first reduction they are the same for all images.
-        grid, coordinates = state.grid, state.coordinates
-        coordinates = rotary.coordinates(grid)[None] if grid else coordinates
-        width = self.dim // self.num_heads
-        return rotary.turns(coordinates, width, state.num_prefix)
+        width, prefix = self.dim // self.num_heads, state.num_prefix
+        if state.grid:  # up to the first reduction the same for all images
+            return rotary.grid_turns(state.grid, width, prefix)
+        return rotary.turns(state.coordinates, width, prefix)
 
     def _needs(self, state):
         """(what attention computes for reducers, the metric that they compare)."""

@@ -45,23 +45,22 @@ def infer_config(
     sizes = _sizes(shapes, given)
     parts = _parts(shapes, sizes)
     told = ["num_heads", *IMAGES]
+    always = [*told, *ALWAYS, *["rotary"] * _may_turn(parts)]
     if "name" in given or given.get("arch"):
         known = {given.get("name"): _checked(given, shapes, sizes, parts)}
-    elif parts.positions and all(field in given for field in (*told, *ALWAYS)):
+    elif all(field in given for field in always):
         known = {None: {"arch": parts}}
     else:
         known = _public(sizes, parts)
-    if not known and not parts.positions:
-        _shape(shapes, "pos_embed", 3)
     if sizes["image_size"] is None:
         del sizes["image_size"]
         told.append("image_size")
     fields = (*told, *UNTOLD)
     values = {field: _values(field, known, given) for field in fields}
-    asked = fields if known else (*told, *ALWAYS)
+    asked = fields if known else always
     unknown = [field for field in asked if len(values[field]) != 1]
     if unknown:
-        raise InputError(_several(known, unknown, sizes))
+        raise InputError(_several(known, unknown, sizes, parts))
     found = {field: next(iter(values[field])) for field in told}
     changes = {k: given[k] for k in registry.ONE_BY_ONE if k in given}
     # A guessed name must not bring what a tag alone says.
@@ -233,6 +232,12 @@ def _public(sizes, parts):
     }
 
 
+def _may_turn(parts):
+    """Whether positions can be rotary: they are in a public model of these parts."""
+    archs = (registry.facts(name).get("arch", DEIT) for name in public.table())
+    return any(arch.rotary is not None and _told(arch) == parts for arch in archs)
+
+
 def _values(field, known, given):
     """What a field can be: by what is given, else by each of the `known` models."""
     if field in given:
@@ -248,15 +253,18 @@ def _values(field, known, given):
     }
 
 
-def _several(known, unknown, sizes):
+def _several(known, unknown, sizes, parts):
     """One sentence on what cannot be known, and how to say it."""
     listed = ", ".join(unknown)
     if not known:
         size = ", ".join(f"{field} {sizes[field]:g}" for field in SIZES)
+        kind, like = "model", "deit_s"
+        if not parts.positions:
+            kind, like = "model without pos_embed", "vit_small_patch16_dinov3"
         return (
-            f"no known model has {size}, and no tensor says its {listed}: name a model "
-            "that is alike in all else, such as name='deit_s', num_heads=.., in "
-            "commands --config.model.name=deit_s"
+            f"no known {kind} has {size}, and no tensor says its {listed}: name a "
+            f"model that is alike in all else, such as name={like!r}, num_heads=.., in "
+            f"commands --config.model.name={like}"
         )
     fields = " ".join(f"{field}=.." for field in unknown)
     if len(known) == 1:

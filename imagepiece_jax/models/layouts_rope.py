@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.rotary import Rotary
 
@@ -122,10 +123,17 @@ def dinov3(config: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of create_model in transformers' config.json of a "dinov3_vit".
 
     What it leaves out has DINOv3ViTConfig's default. Its pooled output is the class
-    token; it has no classes.
+    token; it has no classes. InputError for another activation than "gelu", or "silu"
+    of a gated MLP.
     """
     config = _DEFAULTS | dict(config)
-    width = config["hidden_size"]
+    width, gated = config["hidden_size"], config["use_gated_mlp"]
+    activation = "silu" if gated else "gelu"
+    if config["hidden_act"] != activation:
+        raise InputError(
+            f"hidden_act is {config['hidden_act']!r}; allowed with use_gated_mlp "
+            f"{gated} is {activation!r}"
+        )
     arch = Architecture(
         registers=config["num_register_tokens"],
         positions=False,
@@ -134,7 +142,7 @@ def dinov3(config: Mapping[str, Any]) -> dict[str, Any]:
         key_bias=config["key_bias"] or not config["query_bias"],
         norm_eps=config["layer_norm_eps"],
         layer_scale=True,
-        mlp="swiglu" if config["use_gated_mlp"] else "gelu",
+        mlp="swiglu" if gated else "gelu",
     )
     return {
         "arch": arch,
@@ -154,6 +162,7 @@ _DEFAULTS = {
     "intermediate_size": 1536,
     "num_hidden_layers": 12,
     "num_attention_heads": 6,
+    "hidden_act": "gelu",
     "layer_norm_eps": 1e-5,
     "rope_theta": 100.0,
     "image_size": 224,

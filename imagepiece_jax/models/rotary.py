@@ -8,6 +8,7 @@ so merged tokens have one, too.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -57,12 +58,25 @@ class Rotary:
         grid = np.meshgrid(*sides, indexing="ij")
         return np.stack(grid, axis=-1).reshape(-1, 2).astype(np.float32)
 
-    def turns(self, coordinates, width: int, prefix: int = 0):
+    def turns(self, coordinates: jax.Array, width: int, prefix: int = 0):
         """Cosines and sines by which the planes of a head of `width` channels turn.
 
-        coordinates [B, n, 2] -> two [B, prefix + n, width / 2] float32: tokens of the
-        prefix stay as they are.
+        coordinates [B, n, 2] -> two [B, prefix + n, 1, width / 2] float32: tokens of
+        the prefix stay as they are.
         """
+        angles = self.angles(coordinates, width)
+        angles = jnp.pad(angles, ((0, 0), (prefix, 0), (0, 0), (0, 0)))
+        return jnp.cos(angles), jnp.sin(angles)
+
+    def grid_turns(self, grid: tuple[int, int], width: int, prefix: int = 0):
+        """Constant `turns` of all patches of a grid, the same for all images.
+
+        -> two [1, prefix + n, 1, width / 2] of NumPy.
+        """
+        return _grid_turns(self, tuple(grid), width, prefix)
+
+    def angles(self, coordinates, width):
+        """[B, n, 2] -> [B, n, 1, width / 2], those of one coordinate after another."""
         bands = width // 4
         frequency = self.temperature ** -(np.arange(bands) / bands)
         if self.origin == "center":
@@ -70,15 +84,12 @@ class Rotary:
         if self.axes == "xy":
             coordinates = coordinates[..., ::-1]
         frequency = frequency.astype(np.float32)[None, None, None]
-        angles = jnp.asarray(coordinates)[..., None] * frequency
-        angles = angles.reshape(*angles.shape[:2], 2 * bands)
-        angles = jnp.pad(angles, ((0, 0), (prefix, 0), (0, 0)))
-        return jnp.cos(angles), jnp.sin(angles)
+        angles = coordinates[..., None] * frequency
+        return angles.reshape(*angles.shape[:2], 1, 2 * bands)
 
     def rotate(self, heads: jax.Array, turns) -> jax.Array:
-        """`heads` [B, N, H, d], turned by `turns` [B or 1, N, d / 2], in float32."""
-        cos, sin = (a[:, :, None] for a in turns)
-        x = heads.astype(jnp.float32)
+        """`heads` [B, N, H, d], turned by `turns` [B or 1, N, 1, d / 2], in float32."""
+        (cos, sin), x = turns, heads.astype(jnp.float32)
         if self.planes == "halves":
             a, b = jnp.split(x, 2, axis=-1)
         else:
@@ -89,3 +100,10 @@ class Rotary:
         else:
             x = jnp.stack(turned, axis=-1).reshape(x.shape)
         return x.astype(heads.dtype)
+
+
+@functools.cache  # so that all blocks of a program share one constant
+def _grid_turns(rotary, grid, width, prefix):
+    angles = rotary.angles(rotary.coordinates(grid)[None], width)
+    angles = np.pad(angles, ((0, 0), (prefix, 0), (0, 0), (0, 0)))
+    return np.cos(angles), np.sin(angles)

@@ -51,6 +51,11 @@ def test_the_same_model_is_made_again(name, image_size, options):
         ("vit_giantopt_patch16_siglip_256.v2_webli", {}),
         ("deit_small_distilled_patch16_224.fb_in1k", {}),
         ("deit3_huge_patch14_224.fb_in1k", {}),
+        ("eva02_tiny_patch14_336.mim_in22k_ft_in1k", {}),
+        ("eva02_base_patch16_clip_224.merged2b", {}),
+        ("vit_small_patch16_dinov3.lvd1689m", {}),
+        ("vit_7b_patch16_dinov3.sat493m", {"name": "vit_7b_patch16_dinov3.sat493m"}),
+        ("vit_base_patch16_rope_reg1_gap_256.sbb_in1k", {}),
         ("vit_huge_patch14_clip_224.laion2b", {"gelu": "exact"}),
         ("vit_base_patch32_clip_224.openai", {"gelu": "quick"}),
         ("deit_ti", {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}),
@@ -74,6 +79,12 @@ def test_a_public_model_is_known_by_its_tensors(name, given):
             "vit_base_patch16_clip_224.openai",
             "could be of vit_base_patch16_clip_224.*, which differ in gelu",
         ),
+        ("vit_large_patch16_dinov3.lvd1689m", "which differ in mean, std: name one, "),
+        (
+            "vit_small_patch16_dinov3_qkvb.lvd1689m",
+            "_lingbot.robbyant, which differ in image_size, pool: .*model.name=..$",
+        ),
+        ("deit3_small_patch16_224.fb_in1k", "differ in rotary: .*model.name=..$"),
         ("vit_base_patch16_224.mae", "could be of deit_b, .* others, which differ in "),
     ],
 )
@@ -101,13 +112,25 @@ def test_what_neither_tensors_nor_name_say(given, message):
         infer_config(named_shapes(model, 32), given)
 
 
-def test_rotary_positions_are_never_left_out():
-    """Without positions in the tensors, no number of other fields makes a model."""
-    arch = {"positions": False, "rotary": {"origin": "center"}}
-    model = registry.create_model("deit_s", image_size=32, arch=arch, **SMALL)
-    known = {"num_heads": 2, "gelu": "exact", "norm_eps": 1e-6, "resize": "antialias"}
-    known |= {"mean": (0.5,) * 3, "std": (0.5,) * 3, "image_size": 32}
+def test_without_position_embedding_a_model_is_known_or_lacks_it():
+    """No tensor says that positions are rotary: the file could be a broken one."""
+    model = registry.create_model("vit_small_patch16_dinov3", depth=3)
+    found = named_shapes(model, 64)
+    with pytest.raises(InputError, match="no known model without pos_embed has patch"):
+        infer_config(found)
+    name = {"name": "vit_small_patch16_dinov3", "image_size": 64}
+    fields = infer_config(found, name)
+    assert registry.create_model(**fields) == registry.create_model(
+        "vit_small_patch16_dinov3", depth=3, image_size=64
+    )
     with pytest.raises(InputError, match="tensor pos_embed is missing; a vision trans"):
-        infer_config(named_shapes(model, 32), known)
-    found = infer_config(named_shapes(model, 32), known | {"arch": arch})
-    assert registry.create_model(**found).arch == model.arch
+        infer_config(found, {"name": "deit_s"})
+    told = {"num_heads": 6, "gelu": "exact", "norm_eps": 1e-5, "resize": "antialias"}
+    told |= {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+    with pytest.raises(InputError, match="no tensor says its rotary: name a model"):
+        infer_config(found, told)
+    arch = {"positions": False, "rotary": {"origin": "center"}}
+    turned = registry.create_model("deit_s", image_size=32, arch=arch, **SMALL)
+    own = {"arch": arch, "num_heads": 2, "image_size": 32}
+    fields = infer_config(named_shapes(turned, 32), told | own)
+    assert registry.create_model(**fields).arch.rotary == turned.arch.rotary

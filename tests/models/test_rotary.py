@@ -15,6 +15,7 @@ from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.rotary import Rotary
 from imagepiece_jax.reduction import merging, tokens
 from imagepiece_jax.reduction.kernels import fused
+from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.tokens import Assignment, Masking, Mixing
 from tests.models import tiny
 from tests.models.traced_programs import SMALL, program
@@ -95,6 +96,17 @@ def turned(family, head, place):
 
 
 @pytest.mark.parametrize("family", ARCHS)
+def test_those_of_a_grid_are_those_of_its_coordinates(family):
+    rotary = ARCHS[family].rotary
+    places = jnp.asarray(rotary.coordinates((2, 3)))[None]
+    for got, want in zip(
+        rotary.grid_turns((2, 3), 8, 2), rotary.turns(places, 8, 2), strict=True
+    ):
+        assert got.shape == (1, 8, 1, 4)
+        np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ARCHS)
 def test_patches_are_turned_and_the_prefix_is_not(family):
     rotary, rng = ARCHS[family].rotary, np.random.default_rng(0)
     places = rng.uniform(-3, 3, (2, 4, 2)).astype(np.float32)
@@ -113,13 +125,13 @@ def test_the_other_order_of_axes_turns_by_x_first():
     places = np.float32([[[3, 7]]])
     turns = [Rotary(axes=axes).turns(places, 8)[0] for axes in ("yx", "xy")]
     np.testing.assert_array_equal(turns[0], turns[1][..., [2, 3, 0, 1]])
-    assert turns[0][0, 0, 0] == np.cos(np.float32(3))
+    assert turns[0].ravel()[0] == pytest.approx(math.cos(3))
 
 
 def test_half_precision_is_turned_in_full():
     rotary, rng = EVA02.rotary, np.random.default_rng(0)
     heads = jnp.asarray(rng.normal(size=(1, 9, 2, 8)), jnp.bfloat16)
-    turns = rotary.turns(rotary.coordinates((3, 3))[None], 8)
+    turns = rotary.grid_turns((3, 3), 8)
     got = rotary.rotate(heads, turns)
     assert got.dtype == jnp.bfloat16
     want = rotary.rotate(heads.astype(jnp.float32), turns).astype(jnp.bfloat16)
@@ -145,7 +157,7 @@ def test_a_merged_token_stands_in_the_middle_of_its_patches(form):
     dest = jnp.asarray([[0, 1, 0, -1]], jnp.int32)
     # What weighs the features does not move the token.
     result = Assignment(dest, weight=jnp.asarray([[1.0, 1, 9, 1]]), n_out=2, merged=1)
-    after = merging.apply(state, result, form)
+    after = tiny.jit(merging.apply, static_argnums=2)(state, result, form)
     assert after.coordinates.tolist() == [[[1, 2], [5, 5]]]
 
 
@@ -169,12 +181,13 @@ def test_a_package_stands_where_stood_what_is_masked_now():
 @pytest.mark.parametrize(
     "name, masked",
     [
-        *((name, False) for name in SMALL if name not in ("fused", "token")),
-        *((name, True) for name in ("dynamicvit", "spvit", "imagepiece_dynamicvit")),
+        *((name, False) for name in METHODS),
+        ("spvit", True),
+        ("imagepiece_dynamicvit", True),
     ],
 )
 def test_every_token_has_coordinates(name, masked):
-    """One contract for all methods: as many as there are image tokens."""
+    """Every method runs, and leaves as many as there are image tokens."""
     made = model("dinov3", SMALL[name], masked=masked)
     state = jax.eval_shape(made.apply, tiny.shapes(made), tiny.images(2)).state
     assert state.coordinates.shape == (2, state.x.shape[1] - 3, 2)
@@ -307,7 +320,7 @@ def dense(family):
 
 
 def test_up_to_the_first_reduction_nothing_of_it_is_an_image_s_own():
-    """Sines are of one grid, whatever the batch; then of each image's tokens."""
+    """No sine is computed; then those of each image's tokens, in every block."""
     made = model("dinov3", tiny.EVIT | {"blocks": (1,)})
     text = str(
         jax.make_jaxpr(lambda v: made.apply(v, tiny.images(2)).logits)(
@@ -317,7 +330,7 @@ def test_up_to_the_first_reduction_nothing_of_it_is_an_image_s_own():
     sines = [
         line.split(":")[1].split()[0] for line in text.splitlines() if "sin" in line
     ]
-    assert sines == ["f32[1,28,4]"] * 2 + ["f32[2,18,4]"]
+    assert sines == ["f32[2,18,1,4]"]
 
 
 # Kernels and checks

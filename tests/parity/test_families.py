@@ -132,9 +132,6 @@ def test_logits_and_tokens_are_timms(pair):
         parameters=int(parameters),
         logits=apart[0],
         tokens=apart[1],
-        timm=timm.__version__,
-        torch=torch.__version__,
-        jax=jax.__version__,
     )
 
 

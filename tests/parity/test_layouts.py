@@ -11,6 +11,7 @@ import safetensors.numpy
 
 import imagepiece_jax
 from imagepiece_jax.models import layouts
+from tests.parity.record import record
 
 for package in ("torch", "timm", "transformers"):
     pytest.importorskip(package)
@@ -29,7 +30,7 @@ def original(request):
     return layout_fixtures.ORIGINALS[request.param]()
 
 
-def test_the_same_numbers_come_out(original, tmp_path):
+def test_the_same_numbers_come_out(original, tmp_path, request):
     path, images = tmp_path / "w.npz", originals.images()
     np.savez(path, **original.tensors)
     model, variables = imagepiece_jax.load(path, **original.given)
@@ -37,7 +38,10 @@ def test_the_same_numbers_come_out(original, tmp_path):
         ours = jax.jit(model.apply)(variables, images)
     theirs = original.outputs
     assert ours.logits.shape == theirs.shape
-    assert np.abs(ours.logits - theirs).max() < 1e-4 * np.abs(theirs).max()
+    apart = np.abs(ours.logits - theirs).max() / np.abs(theirs).max()
+    layout = request.node.callspec.params["original"]
+    record(layout=layout, logits=float(apart))
+    assert apart < 1e-4
 
 
 def test_other_names_of_the_same_checkpoint_give_the_same(original):

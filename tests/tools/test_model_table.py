@@ -7,10 +7,14 @@ from tools import model_table
 
 
 def test_the_page_is_that_of_the_stored_measurements():
-    rows = map(json.loads, model_table.MEASURED.read_text("utf-8").splitlines())
-    whole = json.loads(model_table.WHOLE.read_text("utf-8"))
+    lines = model_table.MEASURED.read_text("utf-8").splitlines()
+    rows, whole = [*map(json.loads, lines)], json.loads(model_table.WHOLE.read_text())
     page = ROOT / "docs" / "models_table.md"
-    assert page.read_text("utf-8") == model_table.page([*rows], whole)
+    assert page.read_text("utf-8") == model_table.page(rows, whole)
+    assert len(model_table.last(rows, "family")) > 15
+    assert len(model_table.last(rows, "layout")) > 20
+    # What README says of them.
+    assert max(row[k] for row in rows for k in ("logits", "tokens") if k in row) < 1e-5
 
 
 def test_a_later_measurement_replaces_an_earlier_one():

@@ -77,4 +77,5 @@ def test_fields_that_training_alone_reads_are_apart():
     assert (method.loss, method.rate_at, method.param_groups) == (None,) * 3
     assert not method.needs_teacher and method.model_fields == {}
     evit = create("evit", rate_warmup_epochs=3).inference_fields()
-    assert evit == {"keep_rate": 0.7, "blocks": (3, 6, 9), "fuse_token": False}
+    own = {"keep_rate": 0.7, "blocks": (3, 6, 9), "fuse_token": False, "score": "auto"}
+    assert evit == own

@@ -1,0 +1,190 @@
+"""DINOv3, EVA02 and their kin at full width against timm and transformers.
+
+Weights are random, of a magnitude that lets no fault hide (tools/rope_fixture.py);
+tests/models/test_rope_fixture.py shows that faults exceed what is allowed here tenfold.
+"""
+
+import jax
+import numpy as np
+import pytest
+
+from imagepiece_jax.models import convert, layouts_rope, registry, summary
+from imagepiece_jax.models.infer_config import infer_config
+from imagepiece_jax.models.positions import Positions
+from tests.parity.record import record
+
+torch = pytest.importorskip("torch")
+timm = pytest.importorskip("timm")
+rope_fixture = pytest.importorskip("tools.rope_fixture")
+
+ALLOWED = 1e-4  # of the largest value
+# Models by timm's names, and images that are not of their published size.
+MODELS = {
+    "vit_small_patch16_dinov3.lvd1689m": None,
+    "vit_small_patch16_dinov3_qkvb.lvd1689m": (224, 160),
+    "vit_small_plus_patch16_dinov3_qkvb.lvd1689m": None,
+    "vit_small_patch16_lingbot.robbyant": (128, 128),
+    "eva02_tiny_patch14_336.mim_in22k_ft_in1k": None,
+    "eva02_small_patch14_224.mim_in22k": (280, 168),
+    "eva02_base_patch14_224.mim_in22k": None,
+    "eva02_base_patch16_clip_224.merged2b": None,
+    "vit_medium_patch16_rope_reg1_gap_256.sbb_in1k": None,
+    "vit_mediumd_patch16_rope_reg1_gap_256.sbb_in1k": (128, 192),
+    "vit_small_patch16_rope_224.naver_in1k": (160, 224),
+    "vit_small_patch16_rope_ape_224.naver_in1k": None,
+    "vit_pe_spatial_tiny_patch16_512.fb": (256, 128),
+}
+
+FAMILIES = {  # by a part of their names
+    "dinov3": "DINOv3",
+    "lingbot": "LingBot",
+    "eva02": "EVA-02",
+    "rope": "ViT with rotary positions",
+    "_pe_": "Perception Encoder",
+}
+
+
+def difference(got, want):
+    """In units of the largest value."""
+    got, want = np.asarray(got), want.detach().numpy()
+    assert got.shape == want.shape
+    return np.abs(got - want).max() / np.abs(want).max()
+
+
+def image(size, batch=2):
+    """(for JAX, for PyTorch)."""
+    pixels = np.random.default_rng(0).normal(size=(batch, *size, 3)).astype(np.float32)
+    return pixels, torch.from_numpy(pixels.transpose(0, 3, 1, 2))
+
+
+def arrays(model):
+    return {k: v.numpy() for k, v in model.state_dict().items()}
+
+
+def outputs(model, tensors, pixels):
+    """What ours gives with canonical tensors."""
+    size = pixels.shape[1:3]
+    like = summary.shapes(model, size)
+    variables = convert.from_timm(tensors, like, positions=Positions.of(model, size))
+    with jax.default_matmul_precision("highest"):
+        return jax.jit(model.apply)(variables, pixels)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_and_features_are_timms(name):
+    """Their names go there and back, too, and tell the model."""
+    size = MODELS[name]
+    theirs = timm.create_model(
+        name, pretrained=False, **{"img_size": size} if size else {}
+    )
+    rope_fixture.randomize(theirs.eval())
+    ours, raw = registry.create_model(name, image_size=size), arrays(theirs)
+    tensors = layouts_rope.from_eva(raw)
+    size = size or (registry.facts(name)["image_size"],) * 2
+    pixels, pixels_of_torch = image(size)
+    with torch.no_grad():
+        features = theirs.forward_features(pixels_of_torch)
+        logits = theirs.forward_head(features)
+    out = outputs(ours, tensors, pixels)
+    apart = {
+        "logits": float(difference(out.logits, logits)),
+        "tokens": float(difference(out.tokens, features)),
+    }
+    record(
+        family=next(family for part, family in FAMILIES.items() if part in name),
+        name=name,
+        parameters=sum(leaf.numel() for leaf in theirs.parameters()),
+        **apart,
+    )
+    assert max(apart.values()) < ALLOWED / 10
+    back = layouts_rope.to_eva(tensors, ours.arch)
+    assert back.keys() == raw.keys()
+    assert all(np.array_equal(back[key], raw[key]) for key in raw)
+    if size[0] == size[1]:
+        found = registry.create_model(**infer_config(tensors, {"name": name}))
+        assert found.arch == ours.arch and found.num_heads == ours.num_heads
+
+
+@pytest.mark.parametrize("new", [(224, 224), (280, 168)])
+def test_learned_and_rotary_positions_are_resized_as_timm_does(new):
+    name = "eva02_tiny_patch14_336.mim_in22k_ft_in1k"
+    theirs = timm.create_model(name, pretrained=False)
+    rope_fixture.randomize(theirs.eval())
+    tensors = layouts_rope.from_eva(arrays(theirs))
+    theirs.set_input_size(new)
+    pixels, pixels_of_torch = image(new)
+    out = outputs(registry.create_model(name, image_size=new), tensors, pixels)
+    assert difference(out.logits, theirs(pixels_of_torch)) < ALLOWED
+
+
+# Other layouts
+
+
+def meta_names(tensors):
+    """A small DINOv3 by the names of its own code, read from timm's converter."""
+    found = {"mask_token": np.zeros((1, 1), np.float32)}
+    found["rope_embed.periods"] = np.ones(4, np.float32)
+    for name, tensor in tensors.items():
+        name = name.replace("reg_token", "storage_tokens")
+        name = name.replace("gamma_1", "ls1.gamma").replace("gamma_2", "ls2.gamma")
+        for ours, theirs in (("fc1_g", "w1"), ("fc1_x", "w2"), ("fc2", "w3")):
+            if "blocks.0.mlp.fc1_g.weight" in tensors:
+                name = name.replace(f"mlp.{ours}", f"mlp.{theirs}")
+        if name.endswith("q_bias"):
+            value = tensors[name.replace("q_bias", "v_bias")]
+            bias = [tensor, np.full_like(tensor, 7.0), value]  # which a mask hides
+            found[name.replace("q_bias", "qkv.bias")] = np.concatenate(bias)
+            found[name.replace("q_bias", "qkv.bias_mask")] = np.ones(3)
+        elif not name.endswith("v_bias"):
+            found[name] = tensor
+    return found
+
+
+@pytest.mark.parametrize("plus", ["", "_plus"])
+def test_names_of_dinov3s_own_code_are_read_as_timm_reads_them(plus):
+    size = {"embed_dim": 24, "depth": 2, "num_heads": 2}
+    name = f"vit_small{plus}_patch16_dinov3_qkvb"
+    model = timm.create_model(name, pretrained=False, **size)
+    rope_fixture.randomize(model)
+    theirs = meta_names(arrays(model))
+    torched = {k: torch.from_numpy(v) for k, v in theirs.items()}
+    by_timm = timm.models.eva.checkpoint_filter_fn(torched, model)
+    want = layouts_rope.from_eva({k: v.numpy() for k, v in by_timm.items()})
+    got = layouts_rope.from_meta(theirs)
+    assert got.keys() == want.keys()
+    assert all(np.array_equal(got[key], want[key]) for key in want)
+
+
+HUGGING_FACE = {
+    "hidden_size": 96,
+    "intermediate_size": 256,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "num_register_tokens": 4,
+    "image_size": 64,
+    "patch_size": 8,
+}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"use_gated_mlp": True, "hidden_act": "silu"},
+        {"query_bias": False, "value_bias": False},
+    ],
+    ids=["gelu", "gated", "without bias"],
+)
+def test_logits_and_features_are_those_of_transformers(fields):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.DINOv3ViTConfig(**HUGGING_FACE | fields)
+    theirs = transformers.DINOv3ViTModel(config).eval()
+    rope_fixture.randomize(theirs)
+    pixels, pixels_of_torch = image((48, 64))
+    with torch.no_grad():
+        want = theirs(pixels_of_torch)
+    made = layouts_rope.dinov3(config.to_dict())
+    ours = registry.create_model("deit_s", **made | {"image_size": (48, 64)})
+    out = outputs(ours, layouts_rope.from_hugging_face(arrays(theirs)), pixels)
+    assert difference(out.tokens, want.last_hidden_state) < ALLOWED / 10
+    assert difference(out.pooled, want.pooler_output) < ALLOWED / 10
