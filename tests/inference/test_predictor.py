@@ -11,6 +11,7 @@ import imagepiece_jax
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import predictor as api
 from imagepiece_jax.models import convert, run_files
+from imagepiece_jax.models.preprocessing import Preprocessing
 from imagepiece_jax.models.vit import MEAN, STD
 from tests.command import start
 from tests.models import tiny
@@ -149,6 +150,22 @@ def test_predictions_of_arrays_pictures_and_files(
         assert [p.probability for p in got] == pytest.approx(row[order], rel=1e-4)
     assert predictor(images[0]) == found[0]
     assert predictor([]) == []
+
+
+def test_images_are_cropped_as_the_weights_say(trained):
+    """Unless another way is asked for; DeiT resizes no images of this size."""
+    model, variables = trained
+    prepared = {"crop": 1.0, "crop_mode": "squash", "interpolation": "bilinear"}
+    known = model.clone(preprocessing=Preprocessing(tiny.SIDE, **prepared))
+    options = {"batch_size": 1, "dtype": "float32", "top": 7}
+    options["compiler_options"] = {"xla_backend_optimization_level": 0}
+    predict = imagepiece_jax.Predictor(known, variables, **options)
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
+    small = Image.fromarray(pixels).resize((tiny.SIDE,) * 2, Image.Resampling.BILINEAR)
+    assert predict(pixels) == predict(np.asarray(small))
+    plain = imagepiece_jax.Predictor(known, variables, resize="none", **options)
+    with pytest.raises(InputError, match="the image has 40x30 pixels"):
+        plain(pixels)
 
 
 def test_a_model_of_few_classes_predicts_all_of_them(pictures):

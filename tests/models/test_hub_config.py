@@ -99,6 +99,14 @@ def test_labels_of_timms_form(fields, names):
     [
         ({"img_size": 224}, {"name": "vit_small_patch14_reg4_dinov2.lvd142m"}),
         (
+            {"norm_layer": "layernorm", "num_heads": 3},
+            {
+                "name": "vit_small_patch14_reg4_dinov2.lvd142m",
+                "norm_eps": 1e-6,
+                "num_heads": 3,
+            },
+        ),
+        (
             {"act_layer": "gelu_tanh", "drop_path_rate": 0.1},
             {"name": "vit_small_patch14_reg4_dinov2.lvd142m", "gelu": "tanh"},
         ),

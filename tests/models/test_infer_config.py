@@ -129,3 +129,8 @@ def test_without_position_embedding_a_model_is_known_or_lacks_it():
     told |= {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
     with pytest.raises(InputError, match="no tensor says its rotary: name a model"):
         infer_config(found, told)
+    arch = {"positions": False, "rotary": {"origin": "center"}}
+    turned = registry.create_model("deit_s", image_size=32, arch=arch, **SMALL)
+    own = {"arch": arch, "num_heads": 2, "image_size": 32}
+    fields = infer_config(named_shapes(turned, 32), told | own)
+    assert registry.create_model(**fields).arch.rotary == turned.arch.rotary

@@ -136,6 +136,12 @@ def test_commands_make_the_model_of_a_folder(tmp_path, model, tensors):
     assert from_config.model(config).clone(drop_path_rate=0.0) == loaded
     assert same(weights.restore(loaded, tiny.SIDE), variables)
     json.dumps(config.to_dict())  # as a run keeps it
+    crop = from_config.eval_transform(config)
+    assert (crop.crop, crop.crop_mode, crop.interpolation) == (
+        1.0,
+        "squash",
+        "bilinear",
+    )
     assert run_files.model_fields(config.to_dict())["arch"]["norm_eps"] == 1e-12
     assert initial_weights.settle_normalization(config, tmp_path / "no") == []
     config.init.weights = str(path)

@@ -24,6 +24,11 @@ DYNAMICVIT = {"name": "dynamicvit", "blocks": (1,), "keep_rate": 0.6}
 CLIP = {"patch_bias": False, "pre_norm": True, "norm_eps": 1e-5, "gelu": "quick"}
 SIGLIP = {"class_token": False, "pool": "map", "gelu": "tanh"}
 GIANT = {"layer_scale": True, "mlp": "swiglu", "resize": "offset"}
+DINOV3 = {"positions": False, "rotary": {"origin": "center"}, "registers": 2}
+DINOV3 |= {"key_bias": False, "layer_scale": True, "mlp": "swiglu", "norm_eps": 1e-5}
+EVA02 = {"rotary": {"reference": (4, 4)}, "key_bias": False, "mlp": "swiglu"}
+EVA02 |= {"attn_norm": True, "mlp_norm": True, "pool": "mean", "fc_norm": True}
+EVA02 |= {"final_norm": False}
 # Fields of create_model, by what they are to show.
 MODELS = {
     "dense": {},
@@ -39,6 +44,8 @@ MODELS = {
     "distilled": {"arch": {"dist_token": True}},
     "mean": {"arch": {"pool": "mean"}},
     "conv stem": {"stem": "conv"},
+    "dinov3": {"arch": DINOV3, "num_classes": 0},
+    "eva02": {"arch": EVA02},
     "tome": {"reduction": {"name": "tome", "r": 3}},
     "evit": {"reduction": {"name": "evit", "keep_rate": 0.5, "blocks": (1,)}},
     "selectors": {"reduction": DYNAMICVIT},
@@ -140,6 +147,7 @@ def test_a_public_model_keeps_its_architecture(name, wanted):
         ("giant", "vit_giant_patch14_dinov2"),
         ("distilled", "deit_base_distilled_patch16_224"),
         ("conv stem", "imagepiece_jax"),
+        ("eva02", "imagepiece_jax"),
     ],
 )
 def test_another_model_has_arguments_of_one_that_timm_has(name, wanted):
@@ -157,6 +165,14 @@ def test_a_loaded_model_may_get_another_reduction(tmp_path):
     assert not dense.prop_attn
     fresh, values = imagepiece_jax.load(path, num_classes=3)
     assert fresh.num_classes == 3 and "reducer_1" in values["params"]
+
+
+def test_a_name_that_contradicts_a_saved_model(tmp_path):
+    path = imagepiece_jax.save(tmp_path / "m", *made(**MODELS["registers"]))
+    with pytest.raises(
+        InputError, match="name: registers is 0, but folder .* has 2: al"
+    ):
+        imagepiece_jax.load(path, name="deit_ti")
 
 
 def test_imagenets_names_travel(tmp_path):
