@@ -67,7 +67,13 @@ def to_timm(state_dict: Mapping[str, np.ndarray]) -> Recognized:
         while tensors and all(name.startswith(wrapper) for name in tensors):
             tensors = {k.removeprefix(wrapper): v for k, v in tensors.items()}
     tensors = _unscanned(tensors)
-    if (rotary := layouts_rope.read(tensors)) is not None:
+    try:
+        rotary = layouts_rope.read(tensors)
+    except (KeyError, ValueError) as error:
+        raise InputError(
+            f"its tensors are not all those of a model with rotary positions: {error}"
+        ) from error
+    if rotary is not None:
         return Recognized(rotary, {})
     layout, prefix = _layout(tensors)
     renamed, origin = {}, {}

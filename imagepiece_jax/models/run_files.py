@@ -21,6 +21,8 @@ KINDS = ("latest", "best")  # of checkpoints
 OTHERS = ("run.json", "metrics.jsonl")  # that only a run writes
 COLLECTIONS = ("params", "batch_stats")
 IMAGENET = {"mean": MEAN, "std": STD}  # of a run whose config is older than the fields
+# Fields that an older config has, with what they are in all of MODELS.
+NAMED = {"gelu": "exact", "class_token": True}
 # Fields that older configs lack, as they were then.
 LATER = {
     "model": IMAGENET | {"norm_eps": None, "resize": None, "arch": {}},
@@ -75,6 +77,10 @@ def with_current_fields(config: dict[str, Any]) -> dict[str, Any]:
         if group in config:
             given = {k: v for k, v in config[group].items() if v is not None}
             config[group] = config[group] | fields | given
+    if "model" in config and config["model"].get("name") in [*MODELS]:
+        # Older configs said what these names say.
+        said = {k: None for k, v in NAMED.items() if config["model"].get(k) == v}
+        config["model"] = config["model"] | said
     return config
 
 

@@ -4,6 +4,7 @@ import jax
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import class_names as classes
+from imagepiece_jax.models import registry
 from imagepiece_jax.models.normalization import (
     IMAGENET,
     normalization,
@@ -18,8 +19,8 @@ def settle_normalization(config, workdir):
     """Fill in config.model.mean and std where both are empty.
 
     A run in `workdir` has its own; a new one takes those of the weights that it starts
-    or learns from, else ImageNet's. Returns a line for each of these weights without
-    them; none where nothing had to be filled in.
+    or learns from, else those of the model's name, else ImageNet's. Returns a line for
+    each of these weights without them; none where nothing had to be filled in.
     """
     if config.model.get("mean") is not None or config.model.get("std") is not None:
         return []  # one alone is refused with the rest of the model
@@ -28,10 +29,14 @@ def settle_normalization(config, workdir):
         paths = filter(None, (config.init.weights, config.teacher.weights))
         found = {path: normalization(path) for path in paths}
     source = next((path for path, values in found.items() if values), None)
+    usual, taken = IMAGENET, "ImageNet's"
+    named = registry.facts(config.model.name)
+    if config.model.name not in registry.MODELS and "mean" in named:
+        usual, taken = named, f"{config.model.name}'s"
     with config.unlocked():
-        for name, usual in IMAGENET.items():
-            config.model[name] = found[source][name] if source else usual
-    taken = f"{source}'s" if source else "ImageNet's"
+        for name in IMAGENET:
+            config.model[name] = found[source][name] if source else usual[name]
+    taken = f"{source}'s" if source else taken
     fields = "config.model.mean and config.model.std"
     unknown = (path for path, values in found.items() if not values)
     return [unknown_normalization(path, fields, taken) for path in unknown]
