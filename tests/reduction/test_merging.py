@@ -10,7 +10,9 @@ import pytest
 
 from imagepiece_jax.reduction.layer_plan import Counts
 from imagepiece_jax.reduction.merging import apply as apply_result
-from imagepiece_jax.reduction.reducers import Retokenize, TopK
+from imagepiece_jax.reduction.methods.random import Draw
+from imagepiece_jax.reduction.methods.token_pooling import KMeans, KMedoids
+from imagepiece_jax.reduction.reducers import Bipartite, Retokenize, TopK
 from imagepiece_jax.reduction.tokens import DROPPED, Assignment, Taps, TokenState
 from tests import oracles
 
@@ -336,15 +338,27 @@ def test_the_walk_finds_slow_primitives_at_any_depth():
         (TopK(), Counts(n_in=7, n_out=3)),
         (TopK(fuse=True), Counts(n_in=7, n_out=3)),
         (Retokenize(), Counts(n_in=7, n_out=5, candidates=4)),
+        (Bipartite(), Counts(n_in=7, n_out=5)),
+        (Draw(), Counts(n_in=7, n_out=3)),
+        (KMedoids(), Counts(n_in=7, n_out=3)),
+        (KMeans(), Counts(n_in=7, n_out=3)),
     ],
+    ids=str,
 )
 def test_reducing_needs_no_sort_scatter_or_cumsum(reducer, counts):
     """On GPUs each is a chain of kernels, or not deterministic; backward included."""
     state, _ = make(7, 3)
 
     def loss(x, cls_attn):
-        taps = Taps(x=x[:, 1:], size=state.size[:, 1:], metric=x[:, 1:])
-        result = reducer(taps.replace(cls_attn=cls_attn), counts)
+        taps = Taps(
+            x=x[:, 1:],
+            size=state.size[:, 1:],
+            metric=x[:, 1:],
+            cls_attn=cls_attn,
+            attn_columns=cls_attn,
+            rng=jax.random.split(jax.random.key(0), len(x)),
+        )
+        result = reducer(taps, counts)
         return apply_result(state.replace(x=x), result, "gather").x.sum()
 
     both = jax.value_and_grad(loss, argnums=(0, 1))
