@@ -275,16 +275,30 @@ def test_drop_path_is_for_training():
 # However it is run
 
 
-def first_block():
+def first_block(seed=0):
     """(model of one block that merges, its variables, images)."""
     model = tiny.model(FIRST_BLOCK, trace_source=True, depth=1)
-    return model, tiny.variables(model), tiny.images(4)
+    return model, tiny.variables(model, seed), tiny.images(4, seed)
 
 
 @pytest.fixture(scope="module")
-def jitted():
-    model, variables, images = first_block()
-    return forward(model)(variables, images)
+def run_first_block():
+    """Compiled (variables, images) -> Outputs; a second trace would raise."""
+    model, *_ = first_block()
+    chex.clear_trace_counter()
+
+    @tiny.jit
+    @chex.assert_max_traces(n=1)
+    def run(variables, images):
+        return model.apply(variables, images)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def jitted(run_first_block):
+    _, variables, images = first_block()
+    return run_first_block(variables, images)
 
 
 def test_the_same_mapped_and_stacked(jitted):
@@ -301,15 +315,7 @@ def test_the_same_without_jit(jitted):
     close(model.apply(variables, images), jitted)
 
 
-def test_one_trace_serves_all_values():
-    model = tiny.model(FIRST_BLOCK, depth=1)
-    chex.clear_trace_counter()
-
-    @tiny.jit
-    @chex.assert_max_traces(n=1)
-    def run(variables, images):
-        return model.apply(variables, images).results[0].dest
-
-    first = run(tiny.variables(model), tiny.images())
-    second = run(tiny.variables(model, seed=1), tiny.images(seed=1))
-    assert (first != second).any()
+def test_one_trace_serves_all_values(jitted, run_first_block):
+    _, variables, images = first_block(seed=1)
+    other = run_first_block(variables, images)
+    assert (jitted.results[0].dest != other.results[0].dest).any()
