@@ -1,7 +1,6 @@
 """Agreement up to rounding: other sums and exps pass, injected faults do not."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -16,18 +15,9 @@ from imagepiece_jax.reduction.kernel_agreement import (
     reductions,
     score_rounding,
 )
+from tests.reduction.kernel_inputs import random_inputs
 
 N, HEADS, WIDTH = 48, 6, 64
-
-
-@functools.cache
-def random_inputs(seed, images, n=N, width=WIDTH):
-    """(query, key, x, size) of a class token and `n` others, of sizes 1 to 4."""
-    rng = np.random.default_rng(seed)
-    shape = (images, n + 1, HEADS, width)
-    tokens = (*shape[:2], HEADS * width)
-    arrays = [rng.normal(size=s) for s in (shape, shape, tokens)]
-    return *map(np.float32, arrays), np.float32(rng.integers(1, 5, shape[:2]))
 
 
 class Instead(Reduction):
@@ -83,14 +73,14 @@ def compared(other, reduction, arrays):
     "reduction", reductions(N, class_attention), ids=lambda r: r.rule
 )
 def test_rounding_is_no_fault(reduction):
-    arrays = random_inputs(5, 128)
+    arrays = random_inputs(5, 128, N, HEADS, WIDTH)
     comparison = compared(OtherOrder, reduction, arrays)
     assert comparison.agrees, comparison
 
 
 def test_equal_scores_are_a_tie_after_rounding():
     """The same products in another order: equal scores, some 10 ulp apart."""
-    query, key, x, size = random_inputs(6, 4)
+    query, key, x, size = random_inputs(6, 4, N, HEADS, WIDTH)
     query, key = np.full_like(query, 2), np.copy(key)
     key[:, 1 + N // 2 :] = key[:, 1 : 1 + N // 2, :, ::-1]
     reduction = Reduction(
@@ -121,7 +111,7 @@ PRUNE, RETOKENIZE, BIPARTITE = reductions(N, class_attention)
     ],
 )
 def test_faults_are_found(other, reduction, images):
-    arrays = [array[:images] for array in random_inputs(5, 128)]
+    arrays = [array[:images] for array in random_inputs(5, 128, N, HEADS, WIDTH)]
     comparison = compared(other, reduction, arrays)
     assert not comparison.agrees and max(comparison.gaps) > 1
 
@@ -130,7 +120,7 @@ def test_more_terms_round_more():
     """The bound grows with tokens, width and the scale of the logits."""
 
     def bound(n, width, scale=1.0):
-        query, key, *_ = random_inputs(8, 1, n, width)
+        query, key, *_ = random_inputs(8, 1, n, HEADS, width)
         return score_rounding(scale * query, key)
 
     assert bound(48, 64) < bound(400, 64) and bound(48, 32) < bound(48, 128)
