@@ -93,8 +93,14 @@ def format_table(rows):
 
 def shapes(model, image_size):
     """Variables of `model` as shapes and types, without computing anything."""
+    found = _shapes(model.clone(axis_name=None), image_size)
+    return jax.tree.map(lambda x: x, found)  # dicts of the caller's own
+
+
+@functools.lru_cache(maxsize=4)
+def _shapes(model, image_size):
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-    return _init(model.clone(axis_name=None)).eval_shape(jax.random.key(0), images)
+    return _init(model).eval_shape(jax.random.key(0), images)
 
 
 def fresh(model, image_size, seed):

@@ -9,7 +9,7 @@ import pytest
 from configs import quickstart
 from imagepiece_jax.errors import Stopped
 from imagepiece_jax.evaluate import accuracy
-from imagepiece_jax.training import trainer
+from imagepiece_jax.training import from_config, trainer
 from imagepiece_jax.training.checkpoint import Checkpoints
 from imagepiece_jax.training.metric_writer import MEASURED, read_metrics
 from tests import runs
@@ -36,7 +36,13 @@ def test_an_abandoned_evaluation_is_repeated(tmp_path, monkeypatch, capsys):
     From one of them, in the middle of the second epoch, the run ends the same.
     """
     fields = {"checkpoint_every_steps": 4, "keep_every_steps": 3}
-    evaluate = accuracy.evaluate_each
+    evaluate, epochs, model = accuracy.evaluate_each, [], from_config.train_model
+
+    def model_of(config, epoch, axis_name):
+        epochs.append(epoch)
+        return model(config, epoch, axis_name)
+
+    monkeypatch.setattr(from_config, "train_model", model_of)
 
     def asked_to_stop(step, models, batches):
         signal.raise_signal(signal.SIGTERM)
@@ -48,7 +54,7 @@ def test_an_abandoned_evaluation_is_repeated(tmp_path, monkeypatch, capsys):
     assert stopped.value.signum == signal.SIGTERM
     assert {line["kind"] for line in read_metrics(tmp_path)} == {"train"}
     kept = sorted(int(p.name) for p in (tmp_path / "checkpoints/latest").iterdir())
-    assert kept == [3, 6, 9, 10]
+    assert kept == [3, 6, 9, 10] and epochs == [0, 1]
 
     monkeypatch.setattr(accuracy, "evaluate_each", evaluate)
     last = trainer.train_and_evaluate(short(**fields), tmp_path)
@@ -65,6 +71,7 @@ def test_an_abandoned_evaluation_is_repeated(tmp_path, monkeypatch, capsys):
         shutil.rmtree(again / "checkpoints" / "latest" / f"{step}")
     assert trainer.train_and_evaluate(short(**fields), again) == last
     assert "resuming from step 6 of 10" in capsys.readouterr().out
+    assert epochs == [0, 1, 1]
     lines = [
         [{k: v for k, v in line.items() if k not in MEASURED} for line in found]
         for found in (read_metrics(tmp_path), read_metrics(again))
