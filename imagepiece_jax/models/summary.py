@@ -1,5 +1,6 @@
 """Cost of a model, part by part, as a table."""
 
+import functools
 import math
 
 import jax
@@ -92,8 +93,14 @@ def format_table(rows):
 
 def shapes(model, image_size):
     """Variables of `model` as shapes and types, without computing anything."""
-    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), "float32")
-    return jax.eval_shape(model.clone(axis_name=None).init, jax.random.key(0), images)
+    found = _shapes(model.clone(axis_name=None), image_size)
+    return jax.tree.map(lambda x: x, found)  # dicts of the caller's own
+
+
+@functools.lru_cache(maxsize=4)
+def _shapes(model, image_size):
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    return _init(model).eval_shape(jax.random.key(0), images)
 
 
 def fresh(model, image_size, seed):
@@ -101,7 +108,13 @@ def fresh(model, image_size, seed):
     images = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
     key = batch_key(seed, 0, Purpose.INIT)
     # The device axis exists only inside a step, and statistics do not depend on it.
-    return jax.jit(model.clone(axis_name=None).init)(key, images)
+    return _init(model.clone(axis_name=None))(key, images)
+
+
+@functools.lru_cache(maxsize=4)
+def _init(model):
+    """`model.init`, traced once for the shapes and the values of its variables."""
+    return jax.jit(model.init)
 
 
 def _part_macs(model, image_size):
