@@ -137,16 +137,17 @@ def evaluated(tmp_path, *words):
     return ended, json.loads(out.read_text())
 
 
-def by_hand(model_and_variables, pixels, labels):
-    """acc1, acc5 and loss in NumPy from the model's logits, one image at a time."""
+@pytest.fixture(scope="module")
+def logits(model_and_variables, image_set):
+    """The model's, float64 [150, 10], one image at a time."""
     model, variables = model_and_variables
     forward = jax.jit(lambda image: model.apply(variables, image).logits)
-    logits = np.stack(
-        [
-            np.asarray(forward(normalize(image[None], model.mean, model.std)))[0]
-            for image in pixels
-        ]
-    ).astype(np.float64)
+    images = np.asarray(normalize(image_set[1], model.mean, model.std))
+    return np.concatenate([forward(image[None]) for image in images], dtype=float)
+
+
+def by_hand(logits, labels):
+    """acc1, acc5 and loss in NumPy."""
     own = logits[np.arange(len(labels)), labels][:, None]
     place = (logits > own).sum(axis=1)
     losses = np.log(np.exp(logits).sum(axis=1)) - own[:, 0]
@@ -155,17 +156,17 @@ def by_hand(model_and_variables, pixels, labels):
 
 @pytest.mark.parametrize("batch_size", [150, 64])
 def test_evaluate_counts_every_image_once(
-    tmp_path, model_and_variables, weights_file, image_set, batch_size
+    tmp_path, logits, weights_file, image_set, batch_size
 ):
     """150 is no multiple of 64: the padding of the last batch counts nothing."""
-    folder, pixels, labels = image_set
+    folder, _, labels = image_set
     ended, result = evaluated(
         tmp_path,
         f"--weights={weights_file}",
         f"--data=csv:{folder}/labels.csv",
         f"--config.eval_batch_size={batch_size}",
     )
-    acc1, acc5, loss = by_hand(model_and_variables, pixels, labels)
+    acc1, acc5, loss = by_hand(logits, labels)
     assert set(result) == KEYS and result["images"] == 150
     assert result["acc1"] == pytest.approx(acc1, abs=1e-9)
     assert result["acc5"] == pytest.approx(acc5, abs=1e-9)
@@ -177,9 +178,9 @@ def test_evaluate_counts_every_image_once(
 
 
 def test_evaluate_leaves_a_corrupt_image_out_and_names_it(
-    tmp_path, model_and_variables, weights_file, image_set, caplog
+    tmp_path, logits, weights_file, image_set, caplog
 ):
-    folder, pixels, labels = image_set
+    folder, _, labels = image_set
     damaged = folder / "77.png"
     whole = damaged.read_bytes()
     damaged.write_bytes(whole[:100])
@@ -193,7 +194,7 @@ def test_evaluate_leaves_a_corrupt_image_out_and_names_it(
     finally:
         damaged.write_bytes(whole)
     rest = np.arange(150) != 77
-    acc1, acc5, loss = by_hand(model_and_variables, pixels[rest], labels[rest])
+    acc1, acc5, loss = by_hand(logits[rest], labels[rest])
     assert (result["images"], result["unreadable"]) == (149, 1)
     assert result["acc1"] == pytest.approx(acc1, abs=1e-9)
     assert result["loss"] == pytest.approx(loss, rel=1e-5)
@@ -202,10 +203,10 @@ def test_evaluate_leaves_a_corrupt_image_out_and_names_it(
 
 
 def test_evaluate_compares_the_optimized_program(
-    tmp_path, model_and_variables, weights_file, image_set
+    tmp_path, logits, weights_file, image_set
 ):
     """Both rows by hand, and the difference between them."""
-    folder, pixels, labels = image_set
+    folder, _, labels = image_set
     ended, result = evaluated(
         tmp_path,
         f"--weights={weights_file}",
@@ -215,7 +216,7 @@ def test_evaluate_compares_the_optimized_program(
         "--optimized",
         "--gelu=tanh",
     )
-    acc1, acc5, loss = by_hand(model_and_variables, pixels, labels)
+    acc1, acc5, loss = by_hand(logits, labels)
     for name, gelu in (("reference", "exact"), ("optimized", "tanh")):
         row = result[name]
         assert (row["images"], row["dtype"], row["gelu"]) == (150, "float32", gelu)

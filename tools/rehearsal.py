@@ -102,6 +102,7 @@ def shortened(stage):
     """EViT on two hosts: killed, resumed, stopped; and the rest on one."""
     fields = {"epochs": 2, "pictures": 0, "eval_batch_size": 360, "model.depth": 1}
     fields |= {"model.embed_dim": 8, "reduction.blocks": (0,)}
+    fields["reduction.rate_warmup_epochs"] = 0  # one program
     run, one = (stage.run("evit", name, **fields) for name in ("two", "one"))
     yield killed(run, 0, EPOCH - 3)
     yield stopped(run, 1, EPOCH + 2)

@@ -1,5 +1,6 @@
 """Cost of a model, part by part, as a table."""
 
+import functools
 import math
 
 import jax
@@ -95,8 +96,14 @@ def format_table(rows):
 
 def shapes(model, image_size):
     """Variables of `model` as shapes and types, without computing anything."""
-    images = jax.ShapeDtypeStruct((1, *sides(image_size), 3), "float32")
-    return jax.eval_shape(model.clone(axis_name=None).init, jax.random.key(0), images)
+    found = _shapes(model.clone(axis_name=None), image_size)
+    return jax.tree.map(lambda x: x, found)  # dicts of the caller's own
+
+
+@functools.lru_cache(maxsize=4)
+def _shapes(model, image_size):
+    images = jax.ShapeDtypeStruct((1, *sides(image_size), 3), jnp.float32)
+    return _init(model).eval_shape(jax.random.key(0), images)
 
 
 def fresh(model, image_size, seed, parts=None):
@@ -107,13 +114,22 @@ def fresh(model, image_size, seed, parts=None):
     images = jnp.zeros((1, *sides(image_size), 3), jnp.float32)
     key = batch_key(seed, 0, Purpose.INIT)
     # The device axis exists only inside a step, and statistics do not depend on it.
-    init = model.clone(axis_name=None).init
+    init = _init(model.clone(axis_name=None))
+    if parts is None:
+        return init(key, images)
 
+    @jax.jit
     def draw(key, images):
         params = init(key, images)["params"]
         return {"params": {name: params[name] for name in parts}}
 
-    return jax.jit(init if parts is None else draw)(key, images)
+    return draw(key, images)
+
+
+@functools.lru_cache(maxsize=4)
+def _init(model):
+    """`model.init`, traced once for the shapes and the values of its variables."""
+    return jax.jit(model.init)
 
 
 def _part_macs(model, image_size):

@@ -135,7 +135,7 @@ class Trainer:
             shapes = summary.shapes(self.model, config.image_size)
             state = jax.eval_shape(first_state, shapes)
         else:
-            state = first_state(initial_weights.initial(config, self.model))
+            state = jax.jit(first_state)(initial_weights.initial(config, self.model))
         self.teacher_model = self.teacher = None
         if self.method.needs_teacher:
             self.teacher_model = self.dense.clone(drop_path_rate=0.0)

@@ -33,17 +33,20 @@ def without_core(monkeypatch):
 # Nothing to reduce
 
 
-@pytest.mark.parametrize("stem, dtype", [("patch", "float32"), ("conv", "bfloat16")])
+IDENTITY = tiny.IMAGEPIECE | {"keep_rate": 1.0, "merge_ratio": 0.0}
+
+
 @pytest.mark.parametrize(
-    "reduction",
+    "reduction, stem, dtype",
     [
-        tiny.IMAGEPIECE | {"keep_rate": 1.0, "merge_ratio": 0.0},
-        tiny.EVIT | {"keep_rate": 1.0},
-        tiny.FUSED | {"keep_rate": 1.0},
-        {"name": "tome", "r": 0},
-        {"name": "random", "keep_rate": 1.0, "blocks": (1, 2)},
+        (IDENTITY, "patch", "float32"),
+        (IDENTITY, "conv", "bfloat16"),
+        (tiny.EVIT | {"keep_rate": 1.0}, "patch", "float32"),
+        (tiny.FUSED | {"keep_rate": 1.0}, "patch", "float32"),
+        ({"name": "tome", "r": 0}, "patch", "float32"),
+        (SMALL["random"] | {"keep_rate": 1.0}, "patch", "float32"),
     ],
-    ids=["imagepiece", "dropped", "fused", "tome", "random"],
+    ids=["imagepiece", "conv", "dropped", "fused", "tome", "random"],
 )
 def test_a_method_that_reduces_nothing_is_the_dense_program(reduction, stem, dtype):
     """One program has one result, bit for bit; outputs and gradients alike."""
@@ -59,8 +62,8 @@ def test_training_alone_changes_the_conv_stem_alone():
     """Batch norm; drop path, where there is any, is tested with the model's values."""
     for stem in ("patch", "conv"):
         model = tiny.model(tiny.EVIT, stem=stem)
-        same = text(program(model, train=True)) == text(program(model, train=False))
-        assert same == (stem == "patch")
+        both = (program(model, train, backward=False) for train in (True, False))
+        assert (text(next(both)) == text(next(both))) == (stem == "patch")
 
 
 def text(jaxpr):
@@ -75,9 +78,8 @@ def dense_text(stem, dtype):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_its_numbers_are_those_of_the_dense_model_too(dtype):
-    nothing = tiny.IMAGEPIECE | {"keep_rate": 1.0, "merge_ratio": 0.0}
     dense = tiny.model(dtype=dtype)
-    model = tiny.model(nothing, dtype=dtype)
+    model = tiny.model(IDENTITY, dtype=dtype)
     variables, images = tiny.variables(dense), tiny.images()
     want, got = (jax.jit(m.apply)(variables, images) for m in (dense, model))
     assert want.logits.dtype == jnp.float32
@@ -92,8 +94,17 @@ def test_its_numbers_are_those_of_the_dense_model_too(dtype):
 BY_PRODUCT = {"token_learner", "grid_pooling"}
 
 
-@pytest.mark.parametrize("name", {**METHODS, **REDUCED})
-@pytest.mark.parametrize("train", [False, True])
+# In evaluation they have another program than in training.
+BY_MODE = ("none", "dynamicvit", "spvit", "token_learner", "imagepiece_dynamicvit")
+
+
+@pytest.mark.parametrize(
+    "train, name",
+    [
+        *((True, name) for name in {**METHODS, **REDUCED}),
+        *((False, name) for name in BY_MODE),
+    ],
+)
 def test_no_sort_scatter_attention_matrix_or_one_hot_product(without_core, name, train):
     """Each is a chain of kernels, or an array far larger than what it decides.
 
@@ -101,7 +112,7 @@ def test_no_sort_scatter_attention_matrix_or_one_hot_product(without_core, name,
 
     Tokens move by a product with the map where the merged slots are not counted alone.
     """
-    model = tiny.model(SMALL[name], stem="conv")
+    model = tiny.model(SMALL[name], stem="conv" if name == "none" else "patch")
     assert name == "none" or any(layer.counts for layer in model.plan)
     found = unwanted(model, train=train)
     if name in BY_PRODUCT:
@@ -114,7 +125,8 @@ def test_no_sort_scatter_attention_matrix_or_one_hot_product(without_core, name,
 @pytest.mark.parametrize("name", ["dynamicvit", "spvit", "imagepiece_dynamicvit"])
 def test_training_with_masks_builds_them(without_core, name):
     """Each image has its own mask, which the fused core does not take."""
-    assert attention_weights(tiny.model(SMALL[name], masked=True)) != []
+    model = tiny.model(SMALL[name], masked=True)
+    assert attention_weights(model, backward=False) != []
 
 
 def test_columns_of_the_weights_need_them(without_core):
@@ -125,11 +137,13 @@ def test_columns_of_the_weights_need_them(without_core):
 def test_the_search_finds_a_one_hot_product(without_core, monkeypatch):
     one_hot = functools.partial(merging.apply, form="one_hot")
     monkeypatch.setattr(merging, "apply", one_hot)
-    assert any("product" in line for line in unwanted(tiny.model(tiny.IMAGEPIECE)))
+    found = unwanted(tiny.model(tiny.IMAGEPIECE), backward=False)
+    assert any("product" in line for line in found)
 
 
 def test_the_search_finds_an_attention_matrix():
-    assert any("weights" in line for line in unwanted(tiny.model(tiny.FUSED)))
+    found = unwanted(tiny.model(tiny.FUSED), backward=False)
+    assert any("weights" in line for line in found)
 
 
 def test_the_search_finds_sorts_and_scatters(without_core, monkeypatch):
@@ -137,5 +151,5 @@ def test_the_search_finds_sorts_and_scatters(without_core, monkeypatch):
         return jnp.sort(x)[:, index[0]]
 
     monkeypatch.setattr(merging, "gather_rows", sorted_rows)
-    found = unwanted(tiny.model(tiny.IMAGEPIECE))
+    found = unwanted(tiny.model(tiny.IMAGEPIECE), backward=False)
     assert any(line.startswith("sort") for line in found)

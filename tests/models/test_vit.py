@@ -15,6 +15,7 @@ from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.tokens import Mixing
 from tests import oracles
 from tests.models import slow_deit, tiny
+from tests.models.traced_programs import REDUCED, SMALL
 
 # Merging in one block alone, for models of depth 1: they compile fast.
 FIRST_BLOCK = tiny.IMAGEPIECE | {"merge_blocks": (0,), "prune_blocks": ()}
@@ -127,25 +128,14 @@ def test_what_is_compared_decides_who_merges():
 # The plan
 
 
-def all_plans():
-    """Every method at its default fields, and a few others."""
-    fields = [{"name": name} for name in METHODS]
-    fields += [{"name": "imagepiece", "schedule": "A", "keep_rate": 0.6}]
-    fields += [{"name": "evit", "keep_rate": 0.5, "fuse_token": True}]
-    return fields
-
-
-@pytest.mark.parametrize("reduction", all_plans(), ids=str)
-def test_shapes_follow_the_plan(reduction):
-    """Of DeiT-S at 224 pixels; nothing is computed.
-
-    Of methods with a step in nearly every block, four blocks.
-    """
-    depth = (
-        4 if "imagepiece" in reduction["name"] or "tome" in reduction["name"] else 10
-    )
+@pytest.mark.parametrize("name", {**METHODS, **REDUCED})
+def test_shapes_follow_the_plan(name):
+    """Of DeiT-S at 224 pixels, in three blocks; nothing is computed."""
+    reduction = SMALL[name]
+    if name == "token_pooling":
+        reduction = reduction | {"score": "received"}
     model = registry.create_model(
-        "deit_s", reduction=reduction, trace_source=True, depth=depth
+        "deit_s", reduction=reduction, trace_source=True, depth=3
     )
     images = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
     out, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
@@ -285,34 +275,47 @@ def test_drop_path_is_for_training():
 # However it is run
 
 
-def test_the_same_jitted_mapped_and_stacked():
+def first_block(seed=0):
+    """(model of one block that merges, its variables, images)."""
     model = tiny.model(FIRST_BLOCK, trace_source=True, depth=1)
-    variables, images = tiny.variables(model), tiny.images(4)
-    want = forward(model)(variables, images)
-    pairs = images.reshape(2, 2, *images.shape[1:])
-    stacked = tiny.jit(jax.vmap(model.apply, in_axes=(None, 0)))(variables, pairs)
-    close(jax.tree.map(lambda a: a.reshape(4, *a.shape[2:]), stacked), want)
-    mapped = jax.pmap(model.apply, in_axes=(None, 0))(variables, images[None])
-    close(jax.tree.map(lambda a: a[0], mapped), want)
+    return model, tiny.variables(model, seed), tiny.images(4, seed)
 
 
-@pytest.mark.slow  # without jit every operation is compiled apart
-def test_the_same_without_jit():
-    fused = tiny.FUSED | {"blocks": (0,)}
-    model = tiny.model(fused, trace_source=True, depth=1)
-    variables, images = tiny.variables(model), tiny.images()
-    close(model.apply(variables, images), forward(model)(variables, images))
-
-
-def test_one_trace_serves_all_values():
-    model = tiny.model(FIRST_BLOCK, depth=1)
+@pytest.fixture(scope="module")
+def run_first_block():
+    """Compiled (variables, images) -> Outputs; a second trace would raise."""
+    model, *_ = first_block()
     chex.clear_trace_counter()
 
     @tiny.jit
     @chex.assert_max_traces(n=1)
     def run(variables, images):
-        return model.apply(variables, images).results[0].dest
+        return model.apply(variables, images)
 
-    first = run(tiny.variables(model), tiny.images())
-    second = run(tiny.variables(model, seed=1), tiny.images(seed=1))
-    assert (first != second).any()
+    return run
+
+
+@pytest.fixture(scope="module")
+def jitted(run_first_block):
+    _, variables, images = first_block()
+    return run_first_block(variables, images)
+
+
+def test_the_same_mapped_and_stacked(jitted):
+    model, variables, images = first_block()
+    pairs = images.reshape(2, 2, *images.shape[1:])
+    run = jax.pmap(jax.vmap(model.apply, in_axes=(None, 0)), in_axes=(None, 0))
+    got = run(variables, pairs[None])
+    close(jax.tree.map(lambda a: a.reshape(4, *a.shape[3:]), got), jitted)
+
+
+@pytest.mark.slow  # without jit every operation is compiled apart
+def test_the_same_without_jit(jitted):
+    model, variables, images = first_block()
+    close(model.apply(variables, images), jitted)
+
+
+def test_one_trace_serves_all_values(jitted, run_first_block):
+    _, variables, images = first_block(seed=1)
+    other = run_first_block(variables, images)
+    assert (jitted.results[0].dest != other.results[0].dest).any()

@@ -90,11 +90,10 @@ def test_tome_splits_by_position_in_the_whole_sequence(class_token):
             np.testing.assert_array_equal(result.dest[image], want)
 
 
-@pytest.mark.parametrize("class_token", [False, True])
-def test_tome_that_merges_nothing_is_dense_bit_for_bit(class_token):
+def test_tome_that_merges_nothing_is_dense_bit_for_bit():
     """Its proportional attention of single patches too: log 1 is 0."""
-    _, dense = run("dense", class_token)
-    _, nothing = run("r=0", class_token)
+    _, dense = run("dense")
+    _, nothing = run("r=0")
     for one, other in zip(
         jax.tree.leaves(nothing), jax.tree.leaves(dense), strict=True
     ):

@@ -83,12 +83,13 @@ def token_counts(model):
     return counts
 
 
-def traced(model, train=True):
+def traced(model, train=True, backward=None):
     """Name, and shapes of operands and results, of all that the program does.
 
-    That of training goes backward too.
+    That of training goes backward too, unless `backward` is false.
     """
-    for equation in equations(program(model, train, backward=train)):
+    backward = train if backward is None else backward
+    for equation in equations(program(model, train, backward)):
         arrays = (*equation.invars, *equation.outvars)
         yield equation.primitive.name, [v.aval.shape for v in arrays]
 

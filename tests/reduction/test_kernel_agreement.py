@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.models.attention import class_attention
-from imagepiece_jax.reduction import kernel_agreement
 from imagepiece_jax.reduction.kernel_agreement import (
     EPS,
     Comparison,
@@ -16,10 +15,9 @@ from imagepiece_jax.reduction.kernel_agreement import (
     reductions,
     score_rounding,
 )
-from tests.models import tiny
+from tests.reduction.kernel_inputs import random_inputs
 
 N, HEADS, WIDTH = 48, 6, 64
-random_inputs = tiny.jit(kernel_agreement.random_inputs, static_argnums=range(1, 6))
 
 
 class Instead(Reduction):
@@ -75,16 +73,16 @@ def compared(other, reduction, arrays):
     "reduction", reductions(N, class_attention), ids=lambda r: r.rule
 )
 def test_rounding_is_no_fault(reduction):
-    arrays = random_inputs(5, 128, N, HEADS, WIDTH, "float32")
+    arrays = random_inputs(5, 128, N, HEADS, WIDTH)
     comparison = compared(OtherOrder, reduction, arrays)
     assert comparison.agrees, comparison
 
 
 def test_equal_scores_are_a_tie_after_rounding():
     """The same products in another order: equal scores, some 10 ulp apart."""
-    query, key, x, size = random_inputs(6, 4, N, HEADS, WIDTH, "float32")
-    query = 0 * query + 2.0
-    key = key.at[:, 1 + N // 2 :].set(key[:, 1 : 1 + N // 2, :, ::-1])
+    query, key, x, size = random_inputs(6, 4, N, HEADS, WIDTH)
+    query, key = np.full_like(query, 2), np.copy(key)
+    key[:, 1 + N // 2 :] = key[:, 1 : 1 + N // 2, :, ::-1]
     reduction = Reduction(
         "prune", class_attention, n_out=N // 2 + 3
     )  # odd: splits a pair
@@ -113,9 +111,8 @@ PRUNE, RETOKENIZE, BIPARTITE = reductions(N, class_attention)
     ],
 )
 def test_faults_are_found(other, reduction, images):
-    comparison = compared(
-        other, reduction, random_inputs(7, images, N, HEADS, WIDTH, "float32")
-    )
+    arrays = [array[:images] for array in random_inputs(5, 128, N, HEADS, WIDTH)]
+    comparison = compared(other, reduction, arrays)
     assert not comparison.agrees and max(comparison.gaps) > 1
 
 
@@ -123,7 +120,7 @@ def test_more_terms_round_more():
     """The bound grows with tokens, width and the scale of the logits."""
 
     def bound(n, width, scale=1.0):
-        query, key, *_ = random_inputs(8, 1, n, HEADS, width, "float32")
+        query, key, *_ = random_inputs(8, 1, n, HEADS, width)
         return score_rounding(scale * query, key)
 
     assert bound(48, 64) < bound(400, 64) and bound(48, 32) < bound(48, 128)

@@ -10,7 +10,9 @@ import pytest
 
 from imagepiece_jax.reduction.layer_plan import Counts
 from imagepiece_jax.reduction.merging import apply as apply_result
-from imagepiece_jax.reduction.reducers import Retokenize, TopK
+from imagepiece_jax.reduction.methods.random import Draw
+from imagepiece_jax.reduction.methods.token_pooling import KMeans, KMedoids
+from imagepiece_jax.reduction.reducers import Bipartite, Retokenize, TopK
 from imagepiece_jax.reduction.tokens import DROPPED, Assignment, Taps, TokenState
 from tests import oracles
 
@@ -201,24 +203,26 @@ def test_a_bad_value_in_a_dropped_token_stays_there():
 # Transforms
 
 
-@pytest.mark.slow
+def move(form, state, assignment):
+    return apply_result(state, assignment, form)
+
+
 @pytest.mark.parametrize("form", FORMS)
-def test_apply_is_the_same_eager_jitted_mapped_and_stacked(form):
-    state, assignment = make(7, 3, weighted=True)
+def test_apply_is_the_same_mapped_and_stacked(form):
+    pair = make(7, 3, weighted=True)
+    stacked = jax.tree.map(lambda a: jnp.stack([a, a[::-1]])[None], pair)
+    got = jax.pmap(jax.vmap(functools.partial(move, form)))(*stacked)
+    plain = apply(*pair, form=form)
+    want = jax.tree.map(lambda a: jnp.stack([a, a[::-1]])[None], plain)
+    chex.assert_trees_all_close(got, want, rtol=1e-6)
 
-    def move(state, assignment):
-        return apply_result(state, assignment, form)
 
-    def stacked(tree):
-        return jax.tree.map(lambda leaf: jnp.stack([leaf, leaf[::-1]]), tree)
-
-    eager = move(state, assignment)
-    single = jax.tree.map(lambda leaf: leaf[None], (state, assignment))
-    mapped = jax.tree.map(lambda leaf: leaf[0], jax.pmap(move)(*single))
-    chex.assert_trees_all_close(eager, jax.jit(move)(state, assignment), rtol=1e-6)
-    chex.assert_trees_all_close(eager, mapped, rtol=1e-6)
-    twice = jit(jax.vmap(move))(*stacked((state, assignment)))
-    chex.assert_trees_all_close(stacked(eager), twice, rtol=1e-6)
+@pytest.mark.slow
+def test_apply_is_the_same_without_jit():
+    """The gather is tested so with a model."""
+    pair = make(7, 3, weighted=True)
+    want = apply(*pair, form="one_hot")
+    chex.assert_trees_all_close(move("one_hot", *pair), want, rtol=1e-6)
 
 
 def test_apply_is_traced_once():
@@ -336,15 +340,27 @@ def test_the_walk_finds_slow_primitives_at_any_depth():
         (TopK(), Counts(n_in=7, n_out=3)),
         (TopK(fuse=True), Counts(n_in=7, n_out=3)),
         (Retokenize(), Counts(n_in=7, n_out=5, candidates=4)),
+        (Bipartite(), Counts(n_in=7, n_out=5)),
+        (Draw(), Counts(n_in=7, n_out=3)),
+        (KMedoids(), Counts(n_in=7, n_out=3)),
+        (KMeans(), Counts(n_in=7, n_out=3)),
     ],
+    ids=str,
 )
 def test_reducing_needs_no_sort_scatter_or_cumsum(reducer, counts):
     """On GPUs each is a chain of kernels, or not deterministic; backward included."""
     state, _ = make(7, 3)
 
     def loss(x, cls_attn):
-        taps = Taps(x=x[:, 1:], size=state.size[:, 1:], metric=x[:, 1:])
-        result = reducer(taps.replace(cls_attn=cls_attn), counts)
+        taps = Taps(
+            x=x[:, 1:],
+            size=state.size[:, 1:],
+            metric=x[:, 1:],
+            cls_attn=cls_attn,
+            attn_columns=cls_attn,
+            rng=jax.random.split(jax.random.key(0), len(x)),
+        )
+        result = reducer(taps, counts)
         return apply_result(state.replace(x=x), result, "gather").x.sum()
 
     both = jax.value_and_grad(loss, argnums=(0, 1))

@@ -1,5 +1,6 @@
 """A run that is killed or stopped and resumed ends like an undisturbed one."""
 
+import shutil
 import signal
 
 import numpy as np
@@ -8,13 +9,14 @@ import pytest
 from configs import quickstart
 from imagepiece_jax.errors import Stopped
 from imagepiece_jax.evaluate import accuracy
-from imagepiece_jax.training import trainer
+from imagepiece_jax.training import from_config, trainer
 from imagepiece_jax.training.checkpoint import Checkpoints
-from imagepiece_jax.training.metric_writer import read_metrics
+from imagepiece_jax.training.metric_writer import MEASURED, read_metrics
 from tests import runs
 from tools import faults, tiny_runs
 
-# 1,438 digits, 256 a step: 10 steps, in this process.
+# 1,438 digits, 256 a step: 10 steps, in this process, of two programs: all tokens in
+# the first epoch, half of them in the second.
 SHORT = runs.DENSE | {"batch_size": 256, "epochs": 2, "warmup_epochs": 0.0}
 SHORT |= {"model.depth": 1, "model.stem": "patch"}
 
@@ -22,14 +24,25 @@ SHORT |= {"model.depth": 1, "model.stem": "patch"}
 def short(**fields):
     made = quickstart.get_config()
     made.update_from_flattened_dict(SHORT | fields)
+    made.reduction = {"name": "evit", "keep_rate": 0.5, "blocks": (0,)}
+    made.reduction.update(rate_warmup_start=0, rate_warmup_epochs=1)
     return made
 
 
 @pytest.mark.slow
 def test_an_abandoned_evaluation_is_repeated(tmp_path, monkeypatch, capsys):
-    """The last one, after a signal; also: which checkpoints are never removed."""
+    """The last one, after a signal; also: which checkpoints are never removed.
+
+    From one of them, in the middle of the second epoch, the run ends the same.
+    """
     fields = {"checkpoint_every_steps": 4, "keep_every_steps": 3}
-    evaluate = accuracy.evaluate_each
+    evaluate, epochs, model = accuracy.evaluate_each, [], from_config.train_model
+
+    def model_of(config, epoch, axis_name):
+        epochs.append(epoch)
+        return model(config, epoch, axis_name)
+
+    monkeypatch.setattr(from_config, "train_model", model_of)
 
     def asked_to_stop(step, models, batches):
         signal.raise_signal(signal.SIGTERM)
@@ -41,7 +54,7 @@ def test_an_abandoned_evaluation_is_repeated(tmp_path, monkeypatch, capsys):
     assert stopped.value.signum == signal.SIGTERM
     assert {line["kind"] for line in read_metrics(tmp_path)} == {"train"}
     kept = sorted(int(p.name) for p in (tmp_path / "checkpoints/latest").iterdir())
-    assert kept == [3, 6, 9, 10]
+    assert kept == [3, 6, 9, 10] and epochs == [0, 1]
 
     monkeypatch.setattr(accuracy, "evaluate_each", evaluate)
     last = trainer.train_and_evaluate(short(**fields), tmp_path)
@@ -52,10 +65,24 @@ def test_an_abandoned_evaluation_is_repeated(tmp_path, monkeypatch, capsys):
     assert "this run is complete: 10 steps" in capsys.readouterr().out
     assert Checkpoints(tmp_path).restore_variables("best")["step"] == 10
 
+    again = shutil.copytree(tmp_path, tmp_path / "again")
+    shutil.rmtree(again / "checkpoints" / "best")
+    for step in kept[2:]:
+        shutil.rmtree(again / "checkpoints" / "latest" / f"{step}")
+    assert trainer.train_and_evaluate(short(**fields), again) == last
+    assert "resuming from step 6 of 10" in capsys.readouterr().out
+    assert epochs == [0, 1, 1]
+    lines = [
+        [{k: v for k, v in line.items() if k not in MEASURED} for line in found]
+        for found in (read_metrics(tmp_path), read_metrics(again))
+    ]
+    assert lines[0] == lines[1]
 
-# Three epochs of the drill's five, with one block that prunes and fewer patches.
+
+# Three epochs of the drill's five, with one block that prunes and fewer patches; runs
+# of the rehearsal have the conv stem's statistics.
 STEPS = 3 * tiny_runs.EPOCH
-TINY = {"epochs": 3, "model.depth": 1, "model.patch_size": 4}
+TINY = {"epochs": 3, "model.depth": 1, "model.patch_size": 4, "model.stem": "patch"}
 TINY |= {"reduction.merge_blocks": (), "reduction.prune_blocks": (0,)}
 
 

@@ -266,13 +266,13 @@ def test_prepared_images_are_the_pixels_of_a_batch():
     assert (seen[1] != seen[0]).mean() > 0.5
 
 
-@pytest.mark.parametrize("drop_path_rate, equal", [(0.0, True), (0.5, False)])
-def test_draws_depend_on_seed_and_step(drop_path_rate, equal):
-    """Without anything that draws, the seed of the step changes nothing."""
+@pytest.mark.parametrize("depth, equal", [(1, True), (2, False)])
+def test_draws_depend_on_seed_and_step(depth, equal):
+    """A first block is never dropped: nothing draws, the seed changes nothing."""
     losses = []
     for seed in (1, 2):
         recipe = Recipe(seed=seed, num_classes=CLASSES)
-        step, state = make(recipe, depth=2, drop_path_rate=drop_path_rate)
+        step, state = make(recipe, depth=depth, drop_path_rate=0.5)
         losses.append(run(step, state, [batch(0), batch(1)])[1][1]["loss"])
     assert (losses[0] == losses[1]) == equal
 
@@ -286,9 +286,9 @@ def test_decay_spares_what_deit_spares():
     assert mask["blocks_0"]["attn"]["q"] == {"kernel": True, "bias": False}
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_reduced_model_trains_with_finite_gradients(dtype):
-    fields = dict(depth=2, dtype=dtype, drop_path_rate=0.1, stem="conv")
+def test_reduced_model_trains_with_finite_gradients():
+    """In bfloat16; whole runs are in float32."""
+    fields = dict(depth=2, dtype="bfloat16", drop_path_rate=0.1, stem="conv")
     reduction = dict(name="imagepiece", merge_blocks=(0,), prune_blocks=(1,))
     reduction["candidate_ratio"] = 0.5
     recipe = Recipe(seed=0, num_classes=CLASSES, mixup=0.8, cutmix=1.0)

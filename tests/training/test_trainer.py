@@ -54,6 +54,7 @@ def test_metrics_have_every_step_and_both_evaluations(finished):
     first, *rest = train
     assert first["throughput"] is None is first["input_wait"], "it compiles"
     assert all(line["throughput"] > 0 <= line["input_wait"] < 1 for line in rest)
+    assert all(line["grad_norm"] > 0 == line["skipped"] for line in train)
     evaluated = [line for line in lines if line["kind"] == "eval"]
     assert [line["step"] for line in evaluated] == [10]
     assert evaluated[0]["images"] == 359  # 359 = 36 * 10 - 1: every image of the fifth

@@ -123,9 +123,10 @@ def test_it_compiles_for_gpus_and_hardly_spills(tmp_path):
     bytes that are put aside once a thread do no harm, what is spilled in a loop would.
     """
     command, source = build._command("cuda", NVCC[0], "9.0")
+    command[command.index("-shared")] = "-cubin"  # the GPU's half
     command += ["-Xptxas=-v"]
     done = subprocess.run(
-        [*command, str(source), "-o", str(tmp_path / "reduce.so")],
+        [*command, str(source), "-o", str(tmp_path / "reduce.cubin")],
         capture_output=True,
         text=True,
     )

@@ -58,10 +58,17 @@ def test_cells_of_a_grid_that_does_not_divide_by_hand():
     assert got.size[0].tolist() == [1, 9, 6, 6, 4]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("prefix", [0, 1, 2])
 @pytest.mark.parametrize(
-    "grid, size", [((1, 1), 1), ((5, 5), 3), ((4, 6), 4), ((7, 3), 1), ((5, 5), 5)]
+    "grid, size, prefix, dtype",
+    [
+        ((1, 1), 1, 1, "float32"),
+        ((5, 5), 3, 0, "float32"),
+        ((5, 5), 3, 1, "bfloat16"),
+        ((5, 5), 3, 2, "float32"),
+        ((4, 6), 4, 1, "float32"),
+        ((7, 3), 1, 1, "bfloat16"),
+        ((5, 5), 5, 1, "float32"),
+    ],
 )
 def test_cells_equal_the_slow_truth(grid, size, prefix, dtype):
     n = grid[0] * grid[1]

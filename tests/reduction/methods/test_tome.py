@@ -136,8 +136,10 @@ def test_groups_and_their_order_equal_the_slow_truth(n, num_prefix):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("num_prefix", [0, 1, 2])
+@pytest.mark.parametrize(
+    "num_prefix, dtype",
+    [(0, "float32"), (1, "float32"), (2, "float32"), (1, "bfloat16")],
+)
 def test_a_stack_of_merges_equals_the_slow_truth(num_prefix, dtype, form):
     """Features are means over patches however often merged; the prefix rests."""
     rng = np.random.default_rng(0)
@@ -210,12 +212,9 @@ def test_the_same_in_bfloat16_eager_jitted_mapped_and_stacked():
         return Bipartite()(taps, counts)
 
     chex.assert_trees_all_equal(jitted, run(taps))
-    two = jax.tree.map(lambda a: jnp.stack([a, a[::-1]]), taps)
-    twice = jax.tree.map(lambda a: jnp.stack([a, a[::-1]]), jitted)
-    chex.assert_trees_all_equal(twice, jit(jax.vmap(run))(two))
-    one = jax.tree.map(lambda a: a[None], taps)
-    mapped = jax.tree.map(lambda a: a[0], jax.pmap(run)(one))
-    chex.assert_trees_all_equal(jitted, mapped)
+    two = jax.tree.map(lambda a: jnp.stack([a, a[::-1]])[None], taps)
+    twice = jax.tree.map(lambda a: jnp.stack([a, a[::-1]])[None], jitted)
+    chex.assert_trees_all_equal(twice, jax.pmap(jax.vmap(run))(two))
 
 
 def test_it_reads_the_metric_alone():
