@@ -29,8 +29,8 @@ from imagepiece_jax.models import (
 )
 from imagepiece_jax.models.infer_config import infer_config
 from imagepiece_jax.models.layouts import read_weights
-from imagepiece_jax.models.normalization import (
-    named,
+from imagepiece_jax.models.metadata import (
+    metadata,
     normalization,
     typed,
     unknown_normalization,
@@ -310,9 +310,7 @@ def read(
     known.pop("image_size", None)  # of the images to come; that of the weights differs
     if not path.is_dir():
         read = read_weights(path)
-        return _of_tensors(
-            path, read, named(path) | read.says | normalization(path) | known
-        )
+        return _of_tensors(path, read, metadata(path, read) | known)
     found = hub_config.read(path)
     read = weights.published(path)
     if "arch" in found.given:  # which says it all; `changed` compares what is given

@@ -1,18 +1,25 @@
 """The weights that a run starts from, and checks that they suit its config."""
 
+import dataclasses
+
 import jax
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import class_names as classes
 from imagepiece_jax.models import registry
-from imagepiece_jax.models.normalization import (
+from imagepiece_jax.models.metadata import (
     IMAGENET,
+    metadata,
     normalization,
+    stated,
     unknown_normalization,
 )
 from imagepiece_jax.models.positions import Positions
 from imagepiece_jax.models.summary import fresh, shapes
 from imagepiece_jax.models.weights import restore
+
+# What no tensor tells of an architecture, and logits depend on.
+UNTOLD = ("gelu", "norm_eps", "rotary", "pool")
 
 
 def settle_normalization(config, workdir):
@@ -107,18 +114,27 @@ def teacher(config, model):
 
 
 def _restored(config, path, model, allowed_fresh=None):
-    """Variables of `model` at `path`. InputError if they do not fit, or if their images
-    were normalized otherwise than here.
+    """Variables of `model` at `path`. InputError if they do not fit, or if they were
+    trained with a function, or for images, that no tensor tells and that is not ours.
     """
-    size = config.image_size
+    size, told = config.image_size, metadata(path)
+    theirs = stated(told)
     places = Positions.of(model, size)
+    if "resize" in theirs:  # by the code that these positions were trained for
+        places = dataclasses.replace(places, how=theirs["resize"])
     loaded = restore(path, shapes(model, size), allowed_fresh, positions=places)
-    for name, theirs in normalization(path).items():
-        ours = tuple(config.model.get(name) or IMAGENET[name])
-        if ours != theirs:
+    if theirs.get("embed_dim", model.embed_dim) != model.embed_dim:
+        # The name's number of heads goes with a width that these tensors do not have.
+        theirs["num_heads"] = told.get("num_heads", model.num_heads)
+    ours = {k: getattr(model.arch, k) for k in UNTOLD} | {"num_heads": model.num_heads}
+    ours |= {k: tuple(config.model.get(k) or IMAGENET[k]) for k in IMAGENET}
+    if "head" in (allowed_fresh or ()):
+        del ours["pool"]  # what a new head reads is its own matter
+    for field in ours:
+        if field in theirs and theirs[field] != ours[field]:
             raise InputError(
-                f"config.model.{name} is {ours}, but {path} was trained with {theirs}: "
-                f"allowed is {theirs}"
+                f"config.model.{field} is {ours[field]!r}, but {path} was trained with "
+                f"{theirs[field]!r}: allowed is {theirs[field]!r}"
             )
     return loaded
 

@@ -6,8 +6,8 @@ from imagepiece_jax.common.image_size import described
 from imagepiece_jax.common.xla_options import fast_dtype
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import pretrained, run_files
-from imagepiece_jax.models.normalization import IMAGENET, unknown_normalization
-from imagepiece_jax.models.normalization import typed as typed_normalization
+from imagepiece_jax.models.metadata import IMAGENET, unknown_normalization
+from imagepiece_jax.models.metadata import typed as typed_normalization
 from imagepiece_jax.training import from_config
 
 

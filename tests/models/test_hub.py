@@ -12,7 +12,7 @@ import imagepiece_jax
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import __main__ as evaluate
 from imagepiece_jax.models import convert, hub, pretrained
-from imagepiece_jax.models.normalization import normalization
+from imagepiece_jax.models.metadata import normalization
 from tests.command import call, sentence
 from tests.models import tiny
 from tests.models.test_published import PROCESSOR, STD, TIMM, same

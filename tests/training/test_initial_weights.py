@@ -1,12 +1,14 @@
 """Initial weights: fresh, from a file, from a run, and partly fresh."""
 
+import pathlib
+
 import jax
 import numpy as np
 import pytest
 
 from configs import quickstart
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import convert, summary, weights
+from imagepiece_jax.models import convert, pretrained, summary, weights
 from imagepiece_jax.training import from_config, initial_weights
 from imagepiece_jax.training.checkpoint import Checkpoints
 
@@ -142,3 +144,61 @@ def test_fresh_weights_are_not_evaluated(fields, message):
     message = f"^config.init.evaluate is True, but config.{message}"
     with pytest.raises(InputError, match=message):
         initial_weights.as_given(made, from_config.dense(made))
+
+
+GOOGLE = pathlib.Path(__file__).parent.parent / "fixtures/layouts/vit_jax.npz"
+
+
+@pytest.fixture(scope="module")
+def google(tmp_path_factory):
+    """A file of Google's, and the fields of a config with its model."""
+    path = tmp_path_factory.mktemp("google") / "w.npz"
+    with np.load(GOOGLE) as file:
+        beside = ("images", "outputs", "given")
+        np.savez(path, **{k: file[k] for k in file.files if k not in beside})
+    given = {"name": "vit_base_patch16_224.augreg_in21k", "stem": "patch"}
+    fields = pretrained.read(path, given).fields
+    top = {name: fields[name] for name in ("image_size", "num_classes")}
+    model = {k: v for k, v in fields.items() if k not in (*top, "resize")}
+    return path, top | {f"model.{k}": v for k, v in model.items()}
+
+
+@pytest.mark.parametrize("start", ["init.weights", "teacher.weights"])
+@pytest.mark.parametrize(
+    "field, other, message",
+    [
+        ("gelu", "exact", "gelu is 'exact', but .*w.npz was trained with 'tanh': al"),
+        ("norm_eps", 1e-5, "norm_eps is 1e-05, but .*w.npz was trained with 1e-06"),
+        ("num_heads", 4, "num_heads is 4, but .*w.npz was trained with 3: allowed"),
+        ("mean", (0.4,) * 3, r"mean is \(0.4, 0.4, 0.4\), but .* with \(0.5, 0.5"),
+    ],
+)
+def test_a_start_computes_what_its_weights_were_trained_for(
+    google, start, field, other, message
+):
+    """No tensor tells these: another value would only be seen in the accuracy."""
+    path, fields = google
+
+    def begin(made):
+        model = from_config.dense(made)
+        if start == "teacher.weights":
+            return initial_weights.teacher(made, model)
+        return initial_weights.initial(made, model)
+
+    small = {"reduction.merge_blocks": (), "reduction.prune_blocks": ()}
+    made = quickstart.get_config()
+    with made.unlocked():
+        made.update_from_flattened_dict(small | fields | {start: str(path)})
+    begin(made)
+    with made.unlocked():
+        made.model[field] = other
+    with pytest.raises(InputError, match=f"config.model.{message}"):
+        begin(made)
+
+
+def test_a_new_run_takes_the_images_that_the_layout_says(google):
+    made = config(**{"init.weights": str(google[0])})
+    with made.unlocked():
+        made.model.mean = made.model.std = None
+    assert initial_weights.settle_normalization(made, "no_such_run") == []
+    assert made.model.mean == made.model.std == (0.5,) * 3
