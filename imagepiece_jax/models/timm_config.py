@@ -24,18 +24,16 @@ IDLE += ("dynamic_img_size", "strict_img_size", "img_size", "num_classes", "mlp_
 def parse(config: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of a HubConfig; what was written before timm 0.9 is flat."""
     images = config.get("pretrained_cfg", config)
-    name, tag = config["architecture"], images.get("tag")
-    tagged = f"{name}.{tag}"
-    known = tagged if tag and public.model(tagged) else name
+    name, classes = config["architecture"], _classes(config, images)
     if name not in registry.MODELS and public.model(name) is None:
         meant = closest(str(name), [*public.table(), *registry.MODELS])
         hint = f"did you mean {meant}?" if meant else "allowed are timm's ViTs"
         raise InputError(f"architecture is {name!r}; {hint}")
     _, *size = images["input_size"]
     size = size[0] if size[0] == size[1] else tuple(size)
-    says, sizes = _arguments(config.get("model_args") or {}, known)
     values = {"mean": tuple(images["mean"]), "std": tuple(images["std"])}
-    classes = config.get("num_classes", images.get("num_classes"))
+    known = _known(name, images.get("tag"), values | {"num_classes": classes})
+    says, sizes = _arguments(config.get("model_args") or {}, known)
     told = sizes if classes is None else {"num_classes": classes} | sizes
     if images.get("fixed_input_size", True):
         told = told | {"image_size": size}
@@ -49,6 +47,22 @@ def parse(config: Mapping[str, Any]) -> dict[str, Any]:
         "class_names": labels(images | config, classes)
         or imagenet_classes.names_of(known, classes),
     }
+
+
+def _classes(config, images):
+    return config.get("num_classes", images.get("num_classes"))
+
+
+def _known(name, tag, own):
+    """The name with its tag, or without where it was trained further.
+
+    A fine-tuned model keeps the tag of what it started from. It has other classes or
+    images, though, and was trained with the functions of timm's architecture, such as
+    exact GELU for CLIP's weights, not with those that the tag stands for.
+    """
+    published = public.model(f"{name}.{tag}") if tag else None
+    same = published and all(published.get(k) == v for k, v in own.items())
+    return f"{name}.{tag}" if same else name
 
 
 def labels(config: Mapping[str, Any], classes: int | None):
@@ -77,7 +91,9 @@ def _arguments(arguments, name):
         elif field not in (*PARTS, *SIZES, *IDLE):
             raise InputError(f"model_args has {field}={value!r}, which no model has")
     sizes = {k: v for k, v in arguments.items() if k in SIZES and v is not None}
-    parts = {k: v for k, v in arguments.items() if k in PARTS and v is not None}
+    null = ("init_values", "fc_norm")  # where None is not what is left out
+    parts = {k: v for k, v in arguments.items() if k in PARTS}
+    parts = {k: v for k, v in parts.items() if v is not None or k in null}
     if not parts and not sizes and "mlp_ratio" not in arguments:
         return {"name": name} | changes, sizes
     arch = _changed(registry.architecture({"name": name}), parts)
@@ -99,7 +115,7 @@ def _changed(arch: Architecture, arguments) -> Architecture:
     if "pre_norm" in found:
         found["patch_bias"] = not found["pre_norm"]
     if "init_values" in arguments:
-        found["layer_scale"] = True
+        found["layer_scale"] = bool(arguments["init_values"])
     if "no_embed_class" in arguments:
         found["prefix_positions"] = not arguments["no_embed_class"]
     if {"global_pool", "final_norm", "fc_norm"} & {*arguments}:

@@ -65,10 +65,36 @@ def test_timms_form_before_its_fields_were_grouped():
     assert hub_config.parse(flat, {}) == hub_config.parse(timm(), {})
 
 
+@pytest.mark.parametrize(
+    "changes, tag",
+    [({}, "openai"), ({"num_classes": 10}, ""), ({"mean": [0.5, 0.5, 0.5]}, "")],
+)
+def test_the_tag_of_a_fine_tuned_model_is_that_of_its_start(changes, tag):
+    """timm's push_to_hf_hub keeps it, but timm trained with its own, exact, GELU."""
+    name = "vit_base_patch16_clip_224"
+    public = registry.facts(f"{name}.openai")
+    config = timm(architecture=name)
+    del config["num_classes"]
+    about = {field: public[field] for field in ("mean", "std", "num_classes")}
+    about |= {"tag": "openai", "input_size": [3, 224, 224]}
+    config["pretrained_cfg"] |= about | changes
+    given = hub_config.parse(config, {}).given
+    assert given["name"] == (f"{name}.{tag}" if tag else name)
+    gelu = registry.architecture({"name": given["name"]}).gelu
+    assert gelu == ("quick" if tag else "exact")
+
+
+@pytest.mark.parametrize("value, there", [(None, False), (0, False), (1e-4, True)])
+def test_layer_scale_is_what_timm_makes_of_init_values(value, there):
+    config = timm(model_args={"init_values": value})
+    given = hub_config.parse(config, {}).given
+    assert given["arch"]["layer_scale"] is there
+
+
 @pytest.mark.parametrize("tag, named", [("augreg_in1k", True), ("my_flowers", False)])
 def test_imagenets_names_are_of_weights_that_say_so(tag, named):
     config = timm(architecture="vit_small_patch16_224", num_classes=1000)
-    config["pretrained_cfg"] |= {"tag": tag, "input_size": [3, 224, 224]}
+    config["pretrained_cfg"] |= {"tag": tag, "input_size": [3, 224, 224]} | HALF
     found = hub_config.parse(config, {})
     assert found.given["name"].partition(".")[2] == (tag if named else "")
     assert found.class_names == (imagenet_classes.names() if named else None)
