@@ -61,9 +61,12 @@ class Predictor:
         """A list of `top` Predictions for each image, the most probable first.
 
         images: a list of, or one of: the path of a file, a PIL image (both turned as
-        their EXIF orientation says), an array [H, W, 3] uint8. One alone gives its list
-        alone. InputError for anything else, with the place of the image.
+        their EXIF orientation says), an array [H, W, 3] uint8; or several of these as
+        one array [B, H, W, 3]. One alone gives its list alone. InputError for anything
+        else, with the place of the image.
         """
+        if getattr(images, "ndim", 0) == 4:
+            images = list(images)
         if not isinstance(images, list | tuple):
             return self([images])[0]
         found, size = [], self.program.batch_size

@@ -91,6 +91,20 @@ def of_fields(name: str, fields: Mapping[str, Any]) -> Architecture:
     return Architecture.of(fields)
 
 
+def check_parts(name: str, arch: Architecture) -> None:
+    """InputError, which says `name`, for parts that do not go together."""
+    if arch.pool == "token" and not arch.class_token:
+        raise InputError(
+            f"{name}.pool is 'token' without a class token; allowed are 'mean' and "
+            "'map'"
+        )
+    if arch.dist_token and arch.pool != "token":
+        raise InputError(
+            f"{name}.pool is {arch.pool!r} with a distillation token, whose head reads "
+            "it; allowed is 'token'"
+        )
+
+
 def check_fields(name: str, fields: Mapping[str, Any]) -> None:
     """InputError, which says `name`, for a value that a field cannot have."""
     for field, value in fields.items():

@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from imagepiece_jax.common.image_size import described, sides
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.block import Block
 from imagepiece_jax.models.layers import LayerNorm
+from imagepiece_jax.models.preprocessing import check_images
 from imagepiece_jax.models.vit import Outputs, ViT
 from imagepiece_jax.reduction.tokens import Masking, Mixing, unmerge
 
@@ -82,7 +82,7 @@ def features(
             f"layers is {layers!r}; allowed are 0 to {depth} for the last blocks, or a "
             f"list of blocks from 0 to {depth - 1}"
         )
-    _check_images(model, images)
+    check_images(images, model.preprocessing and model.preprocessing.image_size)
     if fill == "class" and not model.arch.class_token:
         raise InputError(
             "fill is 'class', but this model has no class token; allowed are last, zero"
@@ -189,24 +189,6 @@ def final_norm(model: ViT, variables: Mapping[str, Any]):
 def _is_count(value, limit):
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     return whole and 0 <= value < limit
-
-
-def _check_images(model, images):
-    """InputError for other images than normalized ones of the model's size."""
-    shape, dtype = getattr(images, "shape", None), getattr(images, "dtype", None)
-    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-        found = type(images).__name__ if dtype is None else f"of type {dtype}"
-        raise InputError(
-            f"images is {found}; allowed are floats, normalized by the model's mean "
-            "and std (data.normalize)"
-        )
-    size = model.preprocessing and sides(model.preprocessing.image_size)
-    wanted = described(size) if size else "[B, H, W, 3]"
-    if len(shape) != 4 or shape[3] != 3 or (size and shape[1:3] != size):
-        raise InputError(
-            f"images is of shape {shape}; allowed are images of {wanted} in an array "
-            "[B, H, W, 3]"
-        )
 
 
 def _by_weight(matrix):

@@ -23,7 +23,7 @@ UNTOLD = ("norm_eps", "gelu", "resize", "rotary", "pool")
 ALWAYS = ("norm_eps", "gelu", "resize")  # those of them that every model has to have
 IMAGES = ("mean", "std")
 # Fields of create_model that can be given beside a name, or instead.
-GIVEN = ("num_heads", "gelu", "image_size", *IMAGES)
+GIVEN = ("num_heads", *ALWAYS, "image_size", *IMAGES)
 MOST = 5  # names in a sentence
 
 
@@ -45,7 +45,8 @@ def infer_config(
     sizes = _sizes(shapes, given)
     parts = _parts(shapes, sizes)
     told = ["num_heads", *IMAGES]
-    always = [*told, *ALWAYS, *["rotary"] * _may_turn(parts)]
+    turns = not parts.positions or _may_turn(parts)
+    always = [*told, *ALWAYS, *["rotary"] * turns]
     if "name" in given or given.get("arch"):
         known = {given.get("name"): _checked(given, shapes, sizes, parts)}
     elif all(field in given for field in always):
@@ -194,7 +195,7 @@ def _stem(shapes):
 def _told(arch):
     """An Architecture as far as shapes tell it, the default in all else."""
     plain = {field: getattr(DEIT, field) for field in UNTOLD}
-    if not arch.class_token or arch.fc_norm or arch.pool == "map":
+    if not arch.class_token or arch.pool == "map":
         del plain["pool"]
     return dataclasses.replace(arch, **plain)
 
@@ -206,7 +207,7 @@ def _checked(given, shapes, sizes, parts):
         _shape(shapes, "pos_embed", 3)
     whose = f"{given['name']!r} has" if "name" in given else "it is given with"
     for field in (f.name for f in dataclasses.fields(Architecture)):
-        ours, theirs = getattr(_told(arch), field), getattr(parts, field)
+        ours, theirs = getattr(_told(arch), field), getattr(_told(parts), field)
         if ours != theirs:
             raise InputError(
                 f"these are tensors of a model with {field}={theirs!r}, but {whose} "
@@ -228,14 +229,14 @@ def _public(sizes, parts):
         name: facts
         for name, facts in known.items()
         if all(registry.size_of(facts)[field] == told[field] for field in told)
-        and _told(facts.get("arch", DEIT)) == parts
+        and _told(facts.get("arch", DEIT)) == _told(parts)
     }
 
 
 def _may_turn(parts):
     """Whether positions can be rotary: they are in a public model of these parts."""
     archs = (registry.facts(name).get("arch", DEIT) for name in public.table())
-    return any(arch.rotary is not None and _told(arch) == parts for arch in archs)
+    return any(arch.rotary and _told(arch) == _told(parts) for arch in archs)
 
 
 def _values(field, known, given):
@@ -256,17 +257,9 @@ def _values(field, known, given):
 def _several(known, unknown, sizes, parts):
     """One sentence on what cannot be known, and how to say it."""
     listed = ", ".join(unknown)
-    if not known:
-        size = ", ".join(f"{field} {sizes[field]:g}" for field in SIZES)
-        kind, like = "model", "deit_s"
-        if not parts.positions:
-            kind, like = "model without pos_embed", "vit_small_patch16_dinov3"
-        return (
-            f"no known {kind} has {size}, and no tensor says its {listed}: name a "
-            f"model that is alike in all else, such as name={like!r}, num_heads=.., in "
-            f"commands --config.model.name={like}"
-        )
     fields = " ".join(f"{field}=.." for field in unknown)
+    if not known:
+        return _unheard_of(unknown, sizes, parts)
     if len(known) == 1:
         name = next(iter(known)) or "what is given"
         return (
@@ -279,3 +272,30 @@ def _several(known, unknown, sizes, parts):
     rest = len(known) - MOST
     names = ", ".join([*known][:MOST]) + f" and {rest} others" * (rest > 0)
     return f"these tensors could be of {names}, which differ in {listed}: {remedy}"
+
+
+def _unheard_of(unknown, sizes, parts):
+    """The sentence on tensors of sizes that no public model has."""
+    size = ", ".join(f"{field} {sizes[field]:g}" for field in SIZES)
+    alike = [
+        name
+        for name in (*registry.MODELS, *public.table())
+        if _told(registry.facts(name).get("arch", DEIT)) == _told(parts)
+    ]
+    remedies = []
+    if set(unknown) <= set(GIVEN):
+        fields = " ".join(f"{field}=.." for field in unknown)
+        remedies.append(f"give {fields}, in commands --config.model.{unknown[0]}=..")
+    if alike:
+        heads = ", num_heads=.." if "num_heads" in unknown else ""
+        remedies.append(
+            f"name a model that is alike in all else, such as name={alike[0]!r}{heads}"
+            f", in commands --config.model.name={alike[0]}"
+        )
+    if not remedies:
+        remedies.append("give its arch=.. and name=None, as create_model takes them")
+    kind = "model" if parts.positions else "model without pos_embed"
+    return (
+        f"no known {kind} has {size}, and no tensor says its {', '.join(unknown)}: "
+        f"{', or '.join(remedies)}"
+    )

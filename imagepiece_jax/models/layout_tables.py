@@ -92,6 +92,11 @@ BESIDE = (
 def _google_says(tensors):
     # nn.gelu of Flax is its approximation by tanh, the epsilon of nn.LayerNorm 1e-6;
     # images go from -1 to 1 (value_range in big_vision), positions through a zoom.
+    if "pos_embed" not in tensors:
+        raise InputError(
+            "it has no pos_embedding, so its positions are computed (sincos2d), which "
+            "no model here does; allowed are files with learned positions"
+        )
     says = {"gelu": "tanh", "norm_eps": 1e-6, "resize": "linear"}
     says |= {"mean": (0.5,) * 3, "std": (0.5,) * 3}
     kernel = tensors.get("blocks.0.attn.q.kernel")  # [width, heads, width of a head]

@@ -1,8 +1,11 @@
-"""What an image goes through before normalization: size, crop and interpolation."""
+"""Images that a model takes, and how they become so: size, crop and interpolation."""
 
 import dataclasses
 import numbers
 
+import jax.numpy as jnp
+
+from imagepiece_jax.common.image_size import described, sides
 from imagepiece_jax.errors import InputError
 
 CROP_MODES = ("center", "squash")
@@ -37,3 +40,24 @@ class Preprocessing:
             if (value := getattr(self, field)) not in allowed:
                 listed = ", ".join(allowed)
                 raise InputError(f"{field} is {value!r}; allowed are {listed}")
+
+
+def check_images(images, image_size=None):
+    """InputError for others than normalized ones [B, H, W, 3], of a size if given.
+
+    Integers would pass through a model, and mean nothing there.
+    """
+    shape, dtype = getattr(images, "shape", None), getattr(images, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        found = type(images).__name__ if dtype is None else f"of type {dtype}"
+        raise InputError(
+            f"images is {found}; allowed are floats, normalized by the model's mean "
+            "and std (data.normalize)"
+        )
+    size = image_size and sides(image_size)
+    wanted = described(size) if size else "any size"
+    if len(shape) != 4 or shape[3] != 3 or (size and shape[1:3] != size):
+        raise InputError(
+            f"images is of shape {shape}; allowed are images of {wanted} in an array "
+            "[B, H, W, 3]"
+        )

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import (
     class_names,
@@ -29,12 +30,8 @@ from imagepiece_jax.models import (
 )
 from imagepiece_jax.models.infer_config import infer_config
 from imagepiece_jax.models.layouts import read_weights
-from imagepiece_jax.models.metadata import (
-    metadata,
-    normalization,
-    typed,
-    unknown_normalization,
-)
+from imagepiece_jax.models.metadata import metadata, stated, typed
+from imagepiece_jax.models.metadata import unknown_normalization as note_on
 from imagepiece_jax.models.positions import Positions
 from imagepiece_jax.models.run_files import (
     in_config,
@@ -65,8 +62,8 @@ class Pretrained:
     fields: of registry.create_model without reduction, as far as they are known;
     reduction: what the weights were trained with, none for a file; config: the whole
     config of a run, None for others; checkpoint: of a run, "best" or "latest"; seed: of
-    the training; names: of the classes of what is no run; tensors: the state dict where
-    it has been read.
+    the training; names: of the classes of what is no run; says: its metadata; tensors:
+    the state dict where it has been read.
     """
 
     path: pathlib.Path
@@ -76,6 +73,7 @@ class Pretrained:
     checkpoint: str = "best"
     seed: int = 0
     names: tuple[str | None, ...] | None = None
+    says: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     tensors: Mapping[str, np.ndarray] | None = dataclasses.field(
         default=None, repr=False
     )
@@ -106,7 +104,7 @@ class Pretrained:
     @property
     def says_normalization(self) -> bool:
         """Whether the weights say how images are normalized, not a config's name."""
-        return self.config is not None or bool(normalization(self.path))
+        return self.config is not None or "mean" in stated(self.says)
 
     @functools.cached_property
     def class_names(self) -> tuple[str | None, ...] | None:
@@ -210,6 +208,9 @@ class Pretrained:
         for its size too, not only for what tensors do not tell.
         """
         given = {k: v for k, v in changes.items() if v is not None}
+        size = given.get("image_size", self.image_size)
+        if sides(size) != sides(self.image_size):  # their own need be no multiple
+            registry.grid(size, self.fields["patch_size"])
         own = registry.facts(given["name"]) if sized and "name" in given else {}
         asked = {k: v for k, v in own.items() if k in registry.SIZES} | given
         for field in DETERMINED:
@@ -307,10 +308,13 @@ def read(
     if path.is_dir() and not hub.is_published(path):
         return _of_run(path, checkpoint)
     known = {k: v for k, v in (given or {}).items() if v is not None}
-    known.pop("image_size", None)  # of the images to come; that of the weights differs
+    size = known.pop("image_size", None)  # of the images to come, not of the weights
     if not path.is_dir():
         read = read_weights(path)
-        return _of_tensors(path, read, metadata(path, read) | known)
+        if size and "pos_embed" not in read.tensors:  # which would say their own
+            known["image_size"] = size
+        says = metadata(path, read)
+        return dataclasses.replace(_of_tensors(path, read, says | known), says=says)
     found = hub_config.read(path)
     read = weights.published(path)
     if "arch" in found.given:  # which says it all; `changed` compares what is given
@@ -320,10 +324,10 @@ def read(
         found.check(result.fields)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    fields = {**result.fields, **found.fields}
-    reduction = found.reduction or DENSE
+    fields, own = {**result.fields, **found.fields}, found.reduction or DENSE
+    says, names = found.given, found.class_names
     return dataclasses.replace(
-        result, fields=fields, reduction=reduction, names=found.class_names
+        result, fields=fields, reduction=own, says=says, names=names
     )
 
 
@@ -376,7 +380,7 @@ def for_analysis(
             raise InputError(f"{error}; or name the model by --config") from error
         raise
     if not (normalization or given.get("mean") or found.says_normalization):
-        print(f"note: {unknown_normalization(path)}", flush=True)
+        print(f"note: {note_on(path)}", flush=True)
     found = found if config is None else found.under(config)
     fields = found.changed(typed(normalization))
     fields = {k: v for k, v in fields.items() if k not in NOT_ANALYZED}

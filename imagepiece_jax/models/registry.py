@@ -11,7 +11,12 @@ import jax.numpy as jnp
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.errors import InputError, closest
 from imagepiece_jax.models import public
-from imagepiece_jax.models.architecture import Architecture, check_fields, of_fields
+from imagepiece_jax.models.architecture import (
+    Architecture,
+    check_fields,
+    check_parts,
+    of_fields,
+)
 from imagepiece_jax.models.attention import resolve_backend
 from imagepiece_jax.models.block import check_plan, kernel_of
 from imagepiece_jax.models.preprocessing import Preprocessing
@@ -94,6 +99,7 @@ def create_model(
     changes = {"gelu": gelu, "norm_eps": norm_eps, "resize": resize}
     changes |= {"arch": arch, "class_token": class_token}
     arch = architecture({"name": name, **changes})
+    check_parts("config.model.arch", arch)
     image_size = own.get("image_size", 224) if image_size is None else image_size
     num_classes = own.get("num_classes", 1000) if num_classes is None else num_classes
     if mean is None and std is None:
@@ -102,7 +108,7 @@ def create_model(
     dtype = dtype_name(dtype)
     mean, std = normalization(mean, std)
     cut = name is None or image_size == own.get("image_size")
-    grid = _grid(image_size, size["patch_size"], cut)
+    patches = grid(image_size, size["patch_size"], cut)
     _check(size, num_classes, stem, dtype, drop_path_rate)
     _check_heads(size, arch)
     if class_names is not None and len(class_names) != num_classes:
@@ -118,8 +124,8 @@ def create_model(
     for field, value in switches.items():
         _check_switch(field, value)
     steps = method.steps(depth)
-    plan = layer_plan.build(depth, math.prod(grid), steps, arch.prefix, masked)
-    check_plan(plan, arch, grid)
+    plan = layer_plan.build(depth, math.prod(patches), steps, arch.prefix, masked)
+    check_plan(plan, arch, patches)
     model = ViT(
         plan=plan,
         num_classes=num_classes,
@@ -280,7 +286,7 @@ def normalization(mean, std):
     return mean, channels("config.model.std", STD if std is None else std, True)
 
 
-def _grid(image_size, patch_size, cut):
+def grid(image_size, patch_size, cut=False):
     """(height, width) in patches of images of `image_size`.
 
     cut: what is left at the sides is, as where a model was published at such a size;

@@ -15,7 +15,7 @@ from imagepiece_jax.models.attention import AttentionTaps
 from imagepiece_jax.models.attention_pool import AttentionPool
 from imagepiece_jax.models.block import Block
 from imagepiece_jax.models.layers import INIT, LayerNorm
-from imagepiece_jax.models.preprocessing import Preprocessing
+from imagepiece_jax.models.preprocessing import Preprocessing, check_images
 from imagepiece_jax.models.stems import FOLDED_STEMS, STEMS
 from imagepiece_jax.reduction import tokens
 from imagepiece_jax.reduction.layer_plan import LayerPlan
@@ -114,6 +114,7 @@ class ViT(nn.Module):
         needs its in training, reducers that draw take theirs in evaluation too (fixed
         ones where there are none).
         """
+        check_images(images)
         state, taps, records = self._embed(images, train), AttentionTaps(), []
         scale = self._drop_path(keys, train)
         norm = self._norm("norm") if self.arch.final_norm else lambda x: x

@@ -134,3 +134,25 @@ def test_without_position_embedding_a_model_is_known_or_lacks_it():
     own = {"arch": arch, "num_heads": 2, "image_size": 32}
     fields = infer_config(named_shapes(turned, 32), told | own)
     assert registry.create_model(**fields).arch.rotary == turned.arch.rotary
+
+
+def test_the_sentence_on_an_unknown_size_says_what_is_enough():
+    """Only mean and std are lacking; the name of another kind of model would not do."""
+    fields = {"num_heads": 2, "gelu": "exact", "norm_eps": 1e-6, "resize": "bicubic"}
+    clip = registry.create_model("vit_base_patch16_clip_224", image_size=32, **SMALL)
+    with pytest.raises(InputError) as caught:
+        infer_config(named_shapes(clip, 32), fields)
+    assert "no tensor says its mean, std: give mean=.. std=.., in" in str(caught.value)
+    assert "such as name='vit_base_patch16_clip_224'," in str(caught.value)
+    images = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+    assert infer_config(named_shapes(clip, 32), fields | images)["name"] is None
+
+
+def test_a_norm_behind_the_pool_does_not_say_what_is_pooled():
+    """timm has fc_norm=True with a class token; MAE's fine-tuned models take a mean."""
+    for pool in ("token", "mean"):
+        arch = {"fc_norm": True, "final_norm": False, "pool": pool}
+        model = registry.create_model("deit_s", image_size=32, arch=arch, **SMALL)
+        given = {"arch": arch, "num_heads": 2, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+        found = infer_config(named_shapes(model, 32), given)
+        assert registry.create_model(**found).arch == model.arch

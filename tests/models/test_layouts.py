@@ -94,6 +94,10 @@ BLOCK = "encoder.layer.0.attention.attention"
     "tensors, message",
     [
         (
+            small("embedding/kernel", "Transformer/encoder_norm/scale"),
+            "it has no pos_embedding, so its positions are computed .sincos2d., which",
+        ),
+        (
             small("layer1.0.conv1.weight", "fc.weight"),
             "it holds a ResNet, as tensor layer1.0.conv1.weight shows",
         ),

@@ -98,6 +98,8 @@ def test_timms_folder_is_the_model_that_its_config_says(
     assert (prepared.crop_mode, prepared.interpolation) == ("center", "bilinear")
     reduced, _ = imagepiece_jax.load(path, reduction={**tiny.EVIT, "blocks": (0,)})
     assert reduced.plan != model.plan and reduced.reduction["name"] == "evit"
+    with pytest.raises(InputError, match="image_size is 22; allowed are multiples of"):
+        imagepiece_jax.load(path, image_size=22)
     larger, values = imagepiece_jax.load(path, image_size=24, gelu="tanh")
     assert larger.arch.gelu == "tanh"
     assert values["params"]["pos_embed"].shape == (1, 1 + 36, 30)

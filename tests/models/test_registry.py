@@ -154,6 +154,14 @@ def test_a_model_without_a_name_is_made_of_its_fields():
             {"arch": {"rotary": {"base": 1}}},
             "arch.rotary is {'base': 1}; allowed are N",
         ),
+        (
+            {"arch": {"class_token": False}},
+            "arch.pool is 'token' without a class token; allowed are 'mean' and 'map'",
+        ),
+        (
+            {"arch": {"dist_token": True, "pool": "mean"}},
+            "arch.pool is 'mean' with a distillation token, .*; allowed is 'token'",
+        ),
         ({"norm_eps": 5}, "config.model.norm_eps is 5; allowed are numbers above 0 an"),
         ({"resize": "nearest"}, "config.model.resize is 'nearest'; allowed are antial"),
     ],
