@@ -12,7 +12,7 @@ import imagepiece_jax
 from configs import quickstart
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import __main__ as evaluate
-from imagepiece_jax.models import convert, pretrained, registry
+from imagepiece_jax.models import convert, metadata, pretrained, registry
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.reduction import settings
 from tests.command import call, sentence
@@ -88,7 +88,7 @@ def test_a_run_has_its_normalization_and_an_older_one_imagenets(tmp_path):
     (older / "config.json").write_text(json.dumps(config))
     new = run_folder(tmp_path / "new", **{"model.mean": HALF, "model.std": HALF})
     found = [pretrained.read(path).fields for path in (older, new)]
-    assert pretrained.normalization(older) == {"mean": MEAN, "std": STD}
+    assert metadata.normalization(older) == {"mean": MEAN, "std": STD}
     assert [(f["mean"], f["std"]) for f in found] == [(MEAN, STD), (HALF, HALF)]
     assert "round_to" not in pretrained.read(older).reduction
     assert found[0]["num_heads"] == 4  # of vit_mini, which its config only names
