@@ -280,7 +280,7 @@ LAYOUTS = (
         says=_openai_says,
     ),
     Layout(
-        # Its other names are timm's. Of its norms of class tokens one is of training.
+        # Other names are timm's. local_cls_norm is of the small crops of its training.
         title="DINOv3's own models",
         mark="storage_tokens",
         blocks=r"blocks\.(\d+)\.",
