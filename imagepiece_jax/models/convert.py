@@ -212,8 +212,8 @@ def _size_differs(state_dict, needed):
 
     def size(named):
         blocks = {n.split(".")[1] for n, _ in named if n.startswith("blocks.")}
-        widths = [shape[0] for n, shape in named if n == "norm.weight"]
-        return (len(blocks), *widths)
+        widths = [shape[:1] for n, shape in named if n == "norm.weight"]
+        return (len(blocks), *sum(widths, ()))
 
     found = size([(name, tensor.shape) for name, tensor in state_dict.items()])
     wanted = size([(place.name, place.shape) for place in needed])

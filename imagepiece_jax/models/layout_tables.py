@@ -23,9 +23,9 @@ class Layout:
     title: how sentences call it. mark: the tensor that shows it. blocks: a pattern of
     what a block's names start with, with its number. inner, outer: {module or tensor of
     a block, or of the rest of the tower: timm's}; beside: of what stands beside the
-    tower. left_out: a pattern of names that no forward pass of ours needs. refused:
-    {module: what it is}, where we lack it. strict: names that are in no table are
-    errors, not timm's. says: what else the tensors, by their names here, show.
+    tower. left_out: a pattern of how names start that no forward pass of ours needs.
+    refused: {module: what it is}, where we lack it. strict: names that are in no table
+    are errors, not timm's. says: what else the tensors, by their names here, show.
     """
 
     title: str
@@ -47,6 +47,8 @@ class Layout:
         """
         inside = name.removeprefix(prefix) if name.startswith(prefix) else None
         if inside is not None:
+            if re.match(self.left_out, inside):
+                return ""
             number = re.match(self.blocks, inside)
             if number:
                 found = _renamed(inside[number.end() :], self.inner, self.strict)
@@ -57,8 +59,6 @@ class Layout:
             found = _renamed(inside, self.outer)
             if found is not None:
                 return found
-            if re.match(self.left_out, inside):
-                return ""
         found = _renamed(name, self.beside)
         if found is not None:
             return found
@@ -205,6 +205,32 @@ LAYOUTS = (
         left_out=r"embeddings\.mask_token$|pooler\.",
     ),
     Layout(
+        # In files and, since version 5, in memory, where blocks are in a "model".
+        title="transformers' DINOv3",
+        mark="embeddings.patch_embeddings.weight",
+        blocks=r"(?:model\.)?layer\.(\d+)\.",
+        inner={
+            "attention.q_proj": "attn.q",
+            "attention.k_proj": "attn.k",
+            "attention.v_proj": "attn.v",
+            "attention.o_proj": "attn.proj",
+            "norm1": "norm1",
+            "norm2": "norm2",
+            "mlp.gate_proj": "mlp.fc1_g",
+            "mlp.up_proj": "mlp.fc1",  # beside a gate what it opens, else all there is
+            "mlp.down_proj": "mlp.fc2",
+            "layer_scale1.lambda1": "ls1.gamma",
+            "layer_scale2.lambda1": "ls2.gamma",
+        },
+        outer={
+            "embeddings.patch_embeddings": "patch_embed.proj",
+            "embeddings.cls_token": "cls_token",
+            "embeddings.register_tokens": "reg_token",
+            "norm": "norm",
+        },
+        left_out=r"embeddings\.mask_token$",
+    ),
+    Layout(
         title="transformers' CLIP and SigLIP",
         mark="embeddings.patch_embedding.weight",
         blocks=r"encoder\.layers\.(\d+)\.",
@@ -259,20 +285,45 @@ LAYOUTS = (
         says=_openai_says,
     ),
     Layout(
-        # The original DeiT, MAE, DINO and DINOv2, and OpenCLIP with a timm trunk too.
-        # DINOv2 saves chunks of blocks, whose second number counts through.
+        # Other names are timm's. local_cls_norm is of the small crops of its training.
+        title="DINOv3's own models",
+        mark="storage_tokens",
+        blocks=r"blocks\.(\d+)\.",
+        inner={
+            "attn.qkv.bias": "attn.masked.bias",
+            "attn.qkv.bias_mask": "attn.masked.mask",
+            "mlp.w1": "mlp.fc1_g",
+            "mlp.w2": "mlp.fc1_x",
+            "mlp.w3": "mlp.fc2",
+        },
+        outer={"storage_tokens": "reg_token"},
+        left_out=r"rope_embed\.periods$|mask_token$|local_cls_norm\.",
+        strict=False,
+    ),
+    Layout(
+        # The original DeiT, MAE, DINO, DINOv2, EVA and EVA-02, and OpenCLIP with a timm
+        # trunk too. DINOv2 saves chunks of blocks, whose second number counts through.
+        # Rotary positions are computed from the grid, unless they are learned: freqs.
         title="timm's models",
         mark="patch_embed.proj.weight",
         blocks=r"blocks\.(?:\d+\.)?(\d+)\.",
         inner={
             "gamma_1": "ls1.gamma",
             "gamma_2": "ls2.gamma",
+            "attn.q_proj": "attn.q",
+            "attn.k_proj": "attn.k",
+            "attn.v_proj": "attn.v",
+            "attn.inner_attn_ln": "attn.norm",
+            "mlp.w1": "mlp.fc1_g",
+            "mlp.w2": "mlp.fc1_x",
             "mlp.w12": "mlp.fc1",
             "mlp.w3": "mlp.fc2",
+            "mlp.ffn_ln": "mlp.norm",
         },
         outer={"register_tokens": "register_tokens"},
         beside={"visual.head.proj": "projection"},
-        left_out=r"mask_token$|decoder_(embed|blocks|norm|pos_embed|pred)(\.|$)",
+        left_out=r"mask_token$|decoder_(embed|blocks|norm|pos_embed|pred)(\.|$)|"
+        r"(.*\.)?rope\.(?!freqs$)",
         strict=False,
     ),
 )

@@ -1,4 +1,4 @@
-"""Checkpoints of any layout by timm's names, which `convert` reads.
+"""Checkpoints of any layout by timm's names, which `convert` reads, and the way back.
 
 A layout is recognized by one tensor that all of its checkpoints have. What stands
 before that name, such as "vision_model." or "backbone.", is where the vision tower is.
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import layouts_rope
+from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.layout_tables import FOREIGN, LAYOUTS, TIMM, TIMM_NAMES
 from imagepiece_jax.models.state_dict import read_state_dict
 
@@ -67,14 +67,6 @@ def to_timm(state_dict: Mapping[str, np.ndarray]) -> Recognized:
         while tensors and all(name.startswith(wrapper) for name in tensors):
             tensors = {k.removeprefix(wrapper): v for k, v in tensors.items()}
     tensors = _unscanned(tensors)
-    try:
-        rotary = layouts_rope.read(tensors)
-    except (KeyError, ValueError) as error:
-        raise InputError(
-            f"its tensors are not all those of a model with rotary positions: {error}"
-        ) from error
-    if rotary is not None:
-        return Recognized(rotary, {})
     layout, prefix = _layout(tensors)
     renamed, origin = {}, {}
     for name, tensor in tensors.items():
@@ -99,6 +91,32 @@ def to_timm(state_dict: Mapping[str, np.ndarray]) -> Recognized:
         raise InputError(
             f"its tensors have other shapes than those of {layout.title}: {error}"
         ) from error
+
+
+def to_eva(
+    tensors: Mapping[str, np.ndarray], arch: Architecture
+) -> dict[str, np.ndarray]:
+    """Tensors of `convert.to_timm` by the names of timm's class Eva.
+
+    arch: of the model; timm keeps the projections of EVA-02's sub-LN apart, and two
+    layers of a gated MLP without a norm together where positions are learned.
+    """
+    apart, found = arch.mlp_norm and not arch.key_bias, {}
+    for name, tensor in tensors.items():
+        name = re.sub(r"\.ls([12])\.gamma$", r".gamma_\1", name)
+        attention, qkv, _ = name.partition("qkv.weight")
+        if qkv and apart:
+            for part, third in zip("qkv", np.split(tensor, 3), strict=True):
+                found[f"{attention}{part}_proj.weight"] = third
+            continue
+        if apart:
+            name = re.sub(r"\.attn\.([qv])_bias$", r".attn.\1_proj.bias", name)
+        found[name] = tensor
+    if arch.mlp == "swiglu" and arch.positions and not arch.mlp_norm:
+        for gate in [n for n in found if ".mlp.fc1_g." in n]:
+            halves = [found.pop(n) for n in (gate, gate.replace("_g.", "_x."))]
+            found[gate.replace("_g.", ".")] = np.concatenate(halves)
+    return found
 
 
 def _layout(tensors):
@@ -150,8 +168,9 @@ def _canonical(tensors):
     """Tensors by timm's names, as timm has them.
 
     They come with kernels as Flax has them, q, k and v apart or all three of an
-    attention pool stacked, SwiGLU's first layer packed, a projection instead of a
-    head, the head of a mean of patches, and registers whose class token has a position.
+    attention pool stacked, biases of keys masked, SwiGLU's first layer packed, a
+    projection instead of a head, the head of a mean of patches, and registers whose
+    class token has a position.
     """
     out = {}
     for name, tensor in tensors.items():
@@ -162,11 +181,14 @@ def _canonical(tensors):
             out[f"{module}.weight"] = tensor
         elif leaf == "bias":
             out[name] = tensor.reshape(-1)  # Flax has one axis of heads more
+        elif name == "reg_token" and 0 in tensor.shape:
+            continue  # transformers' DINOv3 without registers
         elif name in _ROWS and tensor.ndim != 3 and (name, tensor.ndim) != _NO_GRID:
             out[name] = tensor.reshape(1, -1, tensor.shape[-1])
         else:
             out[name] = tensor
     _stack(out)
+    _mask_keys(out)
     _split(out)
     _add_positions(out)
     _name_head(out)
@@ -188,19 +210,68 @@ def _from_flax(module, kernel):
 
 
 def _stack(tensors):
-    """Join q, k and v, of an attention pool k and v, in place."""
+    """Join q, k and v, of an attention pool k and v, in place.
+
+    Where keys have no bias, queries and values keep theirs, by timm's names.
+    """
     for name in [*tensors]:
-        found = re.fullmatch(r"(.*\battn|attn_pool)\.k\.(weight|bias)", name)
-        if not found:
+        found = re.fullmatch(r"(.*\battn|attn_pool)\.([qkv])\.(weight|bias)", name)
+        if not found or name not in tensors:
             continue
-        module, leaf = found.groups()
+        module, letter, leaf = found.groups()
         letters = "kv" if module == "attn_pool" else "qkv"
-        parts = [f"{module}.{letter}.{leaf}" for letter in letters]
-        lacking = [part for part in parts if part not in tensors]
+        if letter not in letters:
+            continue
+        parts = {letter: f"{module}.{letter}.{leaf}" for letter in letters}
+        lacking = [letter for letter in letters if parts[letter] not in tensors]
+        if lacking == ["k"] and leaf == "bias" and letters == "qkv":
+            for letter in "qv":
+                tensors[f"{module}.{letter}_bias"] = tensors.pop(parts[letter])
+            continue
         if lacking:
-            raise InputError(f"it has tensor {name}, but none for {lacking[0]}")
-        parts = [tensors.pop(part) for part in parts]
-        tensors[f"{module}.{letters}.{leaf}"] = np.concatenate(parts)
+            raise InputError(f"it has tensor {name}, but none for {parts[lacking[0]]}")
+        stack = [tensors.pop(part) for part in parts.values()]
+        if len({part.shape for part in stack}) > 1:
+            shapes = ", ".join(str(part.shape) for part in stack)
+            raise InputError(
+                f"tensors {', '.join(parts.values())} are of {shapes}; allowed is one "
+                "shape"
+            )
+        tensors[f"{module}.{letters}.{leaf}"] = np.concatenate(stack)
+
+
+def _mask_keys(tensors):
+    """Apply DINOv3's masks of the biases of q, k and v, in place.
+
+    A mask is a factor, of keys 0; NaN can be what it hides. Without masks keys have a
+    bias, unless in all blocks it is nothing.
+    """
+    thirds = {}
+    for name in [name for name in tensors if name.endswith(".masked.bias")]:
+        module, bias = name.removesuffix(".masked.bias"), tensors.pop(name)
+        mask = tensors.pop(f"{module}.masked.mask", np.ones_like(bias))
+        if mask.shape != bias.shape:
+            raise InputError(
+                f"tensor {module}.qkv.bias_mask is of {mask.shape}; allowed is "
+                f"{bias.shape}, as qkv.bias beside it"
+            )
+        bias = bias * mask.astype(bias.dtype)
+        thirds[module] = _parts(f"{module}.qkv.bias", bias, 3)
+    keyless = all(((k == 0) | np.isnan(k)).all() for _, k, _ in thirds.values())
+    for module, (q, k, v) in thirds.items():
+        if keyless:
+            tensors[f"{module}.q_bias"], tensors[f"{module}.v_bias"] = q, v
+        else:
+            tensors[f"{module}.qkv.bias"] = np.concatenate([q, k, v])
+
+
+def _parts(name, tensor, count):
+    """Equal parts of a tensor."""
+    if tensor.ndim == 0 or len(tensor) % count:
+        raise InputError(
+            f"tensor {name} is of {tensor.shape}; allowed are {count} equal parts"
+        )
+    return np.split(tensor, count)
 
 
 def _split(tensors):
@@ -208,20 +279,24 @@ def _split(tensors):
     for leaf in ("weight", "bias"):
         stacked = tensors.pop(f"attn_pool.qkv.{leaf}", None)
         if stacked is not None:
-            third = len(stacked) // 3
-            tensors[f"attn_pool.q.{leaf}"] = stacked[:third]
-            tensors[f"attn_pool.kv.{leaf}"] = stacked[third:]
+            q, *kv = _parts(f"attn_pool.qkv.{leaf}", stacked, 3)
+            tensors[f"attn_pool.q.{leaf}"] = q
+            tensors[f"attn_pool.kv.{leaf}"] = np.concatenate(kv)
     for name in [name for name in tensors if name.endswith(".mlp.fc1.weight")]:
         module = name.removesuffix(".fc1.weight")
-        last = tensors.get(f"{module}.fc2.weight")
-        if last is None or last.ndim != 2 or len(tensors[name]) != 2 * last.shape[1]:
+        gated = f"{module}.fc1_g.weight" in tensors
+        last = tensors.get(f"{module}.fc2.weight", np.zeros(0))
+        packed = last.ndim == 2 and tensors[name].shape[:1] == (2 * last.shape[1],)
+        if not gated and not packed:
             continue
         for leaf in ("weight", "bias"):
-            packed = tensors.pop(f"{module}.fc1.{leaf}", None)
-            if packed is not None:  # the gate is first (DINOv2, SwiGLUFFN)
-                halves = np.split(packed, 2)
-                tensors[f"{module}.fc1_g.{leaf}"] = halves[0]
-                tensors[f"{module}.fc1_x.{leaf}"] = halves[1]
+            first = tensors.pop(f"{module}.fc1.{leaf}", None)
+            if first is None:
+                continue
+            if not gated:  # the gate is first (DINOv2, SwiGLUFFN)
+                gate, first = _parts(f"{module}.fc1.{leaf}", first, 2)
+                tensors[f"{module}.fc1_g.{leaf}"] = gate
+            tensors[f"{module}.fc1_x.{leaf}"] = first
 
 
 def _add_positions(tensors):

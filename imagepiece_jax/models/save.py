@@ -24,7 +24,7 @@ from imagepiece_jax.models import (
     convert,
     hub,
     hub_config,
-    layouts_rope,
+    layouts,
     public,
     registry,
     summary,
@@ -70,7 +70,7 @@ def save(
     dense = {k: v for k, v in tensors.items() if k not in learned}
     config = _config(model)
     if _is_eva(model.arch):
-        dense = layouts_rope.to_eva(dense, model.arch)
+        dense = layouts.to_eva(dense, model.arch)
     elif model.arch.mlp == "swiglu":
         dense = _packed(dense)
     card = model_card(folder.absolute().name, model, "model_args" in config)

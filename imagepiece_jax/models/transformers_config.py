@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from imagepiece_jax.errors import InputError, one_of
-from imagepiece_jax.models import layouts_rope
+from imagepiece_jax.models.architecture import Architecture
+from imagepiece_jax.models.rotary import Rotary
 
 # Activations by their names; those of one kind differ in rounding alone.
 GELUS = {"gelu": "exact", "gelu_python": "exact", "quick_gelu": "quick"}
@@ -29,7 +30,8 @@ class ModelType:
 
     fields: the defaults of its configuration class; resize: how its code interpolates
     positions; resample: its image processor's own; square: whether a size that is one
-    number means both sides there; parts: (fields) -> what tensors tell too.
+    number means both sides there; parts: (fields) -> what tensors tell too; arch:
+    (fields) -> the parts, where no tensor tells them all, nor an image size.
     """
 
     fields: Mapping[str, Any]
@@ -37,6 +39,7 @@ class ModelType:
     resample: int
     square: bool = True
     parts: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda fields: {}
+    arch: Callable[[Mapping[str, Any]], Architecture] | None = None
 
 
 def _hidden(fields):
@@ -50,6 +53,18 @@ def _dinov2(fields):
     return {"mlp_ratio": hidden / fields["hidden_size"]}
 
 
+def _dinov3(fields):
+    return Architecture(
+        registers=fields["num_register_tokens"],
+        positions=False,
+        rotary=Rotary("center", float(fields["rope_theta"]), planes="halves"),
+        qkv_bias=fields["query_bias"],
+        key_bias=fields["key_bias"] or not fields["query_bias"],
+        layer_scale=True,
+        mlp="swiglu" if fields["use_gated_mlp"] else "gelu",
+    )
+
+
 _BASE = dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12)
 _BASE |= dict(image_size=224, patch_size=16, num_channels=3)
 _WIDE = _BASE | dict(intermediate_size=3072)
@@ -61,6 +76,8 @@ _SIGLIP = _WIDE | dict(hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6)
 _DINOV3 = dict(hidden_size=384, num_hidden_layers=12, num_attention_heads=6)
 _DINOV3 |= dict(image_size=224, patch_size=16, num_channels=3, intermediate_size=1536)
 _DINOV3 |= dict(hidden_act="gelu", layer_norm_eps=1e-5, use_gated_mlp=False)
+_DINOV3 |= dict(num_register_tokens=0, rope_theta=100.0, query_bias=True)
+_DINOV3 |= dict(key_bias=False)
 MODEL_TYPES = {
     "vit": ModelType(_VIT, "bicubic", 2, parts=_hidden),
     "deit": ModelType(_VIT, "bicubic", 3, parts=_hidden),
@@ -72,7 +89,7 @@ MODEL_TYPES = {
     ),
     "clip_vision_model": ModelType(_CLIP, "bicubic", 3, square=False, parts=_hidden),
     "siglip_vision_model": ModelType(_SIGLIP, "bicubic", 3, parts=_hidden),
-    "dinov3_vit": ModelType(_DINOV3, "antialias", 2, parts=_hidden),
+    "dinov3_vit": ModelType(_DINOV3, "antialias", 2, parts=_hidden, arch=_dinov3),
 }
 TOWERS = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
 
@@ -82,7 +99,7 @@ def parse(config: Mapping[str, Any]) -> dict[str, Any]:
     kind, fields = _kind(config), config
     if config["model_type"] in TOWERS:
         fields = config.get("vision_config") or {}
-    model, own = MODEL_TYPES[kind], fields
+    model = MODEL_TYPES[kind]
     fields = model.fields | {k: v for k, v in fields.items() if k in model.fields}
     for field in {*fields} & {*WHOLE}:
         value = fields[field]
@@ -104,9 +121,8 @@ def parse(config: Mapping[str, Any]) -> dict[str, Any]:
         "resize": model.resize,
         "image_size": size,
     }
-    if kind == "dinov3_vit":  # no tensor tells rotary positions, nor an image size
-        arch = layouts_rope.dinov3(own)["arch"]
-        given["arch"] = dataclasses.asdict(arch)
+    if model.arch:
+        given["arch"] = dataclasses.asdict(model.arch(fields))
     else:
         told["image_size"] = size
     return {"given": given, "told": told, "class_names": _names(labels)}

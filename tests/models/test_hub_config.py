@@ -323,6 +323,28 @@ def test_transformers_form(name):
     assert found.told.get("num_classes") == (2 if named else None)
 
 
+@pytest.mark.parametrize("size, gated", [("small", False), ("small_plus", True)])
+def test_dinov3s_parts_are_those_of_the_public_model(size, gated):
+    """Which timm has with the mean of the patches; facebook/dinov3-vits16-pretrain."""
+    config = {
+        "model_type": "dinov3_vit",
+        "hidden_act": "silu" if gated else "gelu",
+        "key_bias": False,
+        "num_register_tokens": 4,
+        "query_bias": True,
+        "rope_theta": 100.0,
+        "use_gated_mlp": gated,
+    }
+    found = hub_config.parse(config, {})
+    public = registry.facts(f"vit_{size}_patch16_dinov3_qkvb.lvd1689m")["arch"]
+    wanted = dataclasses.replace(public, pool="token")
+    assert registry.architecture(found.given) == wanted
+    assert found.given["image_size"] == 224 and "image_size" not in found.told
+    other = {"rope_theta": 50.0, "key_bias": True, "num_register_tokens": 0}
+    arch = registry.architecture(hub_config.parse(config | other, {}).given)
+    assert (arch.rotary.temperature, arch.key_bias, arch.registers) == (50.0, True, 0)
+
+
 def test_deits_processor_squashes_and_crops():
     """256 pixels a side whatever the aspect, of which the middle 224 are seen."""
     processor = images(HALF, size=256, crop_size=224, do_center_crop=True, resample=3)

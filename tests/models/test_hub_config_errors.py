@@ -23,6 +23,16 @@ VIT, CENTER = {"model_type": "vit"}, {"size": {"shortest_edge": 256}}
             "config.json has a field of another type: ",
         ),
         (VIT | {"hidden_act": "relu"}, {}, "hidden_act is 'relu'; allowed are gelu, "),
+        (
+            {"model_type": "dinov3_vit", "use_gated_mlp": True},
+            {},
+            "hidden_act is 'gelu'; allowed are silu, swish",
+        ),
+        (
+            {"model_type": "dinov3_vit", "hidden_act": "silu"},
+            {},
+            "hidden_act is 'silu'; allowed are gelu, ",
+        ),
         (VIT | {"hidden_size": "768"}, {}, "hidden_size is '768'; allowed are 1, 2, 3"),
         (VIT | {"num_attention_heads": [12]}, {}, r"num_attention_heads is \[12\]; al"),
         (VIT | {"num_channels": 4}, {}, "num_channels is 4; allowed are 3"),

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from imagepiece_jax.models import convert, layouts_rope, registry, summary
+from imagepiece_jax.models import convert, layouts, registry, summary
 from imagepiece_jax.models.positions import Positions
 from tests.models import tiny
 
@@ -32,7 +32,7 @@ def made(name, fixture):
     ratio = tensors["blocks.0.mlp.fc2.weight"].shape[1] / SIZE["embed_dim"]
     model = registry.create_model(name, image_size=IMAGE, mlp_ratio=ratio, **SIZE)
     variables = convert.from_timm(
-        layouts_rope.from_eva(tensors),
+        layouts.to_timm(tensors).tensors,
         summary.shapes(model, IMAGE),
         positions=Positions.of(model, IMAGE),
     )
@@ -113,7 +113,7 @@ def test_names_go_back_to_timm(fixture):
     """Bit for bit, the projections apart and the norms in their places."""
     for name in (DINOV3, EVA02):
         model, variables, _ = made(name, fixture)
-        back = layouts_rope.to_eva(convert.to_timm(variables), model.arch)
+        back = layouts.to_eva(convert.to_timm(variables), model.arch)
         mark = f"{name}/tensors/"
         want = {k.removeprefix(mark): v for k, v in fixture.items() if mark in k}
         assert back.keys() == want.keys()

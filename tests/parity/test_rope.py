@@ -8,7 +8,13 @@ import jax
 import numpy as np
 import pytest
 
-from imagepiece_jax.models import convert, layouts_rope, registry, summary
+from imagepiece_jax.models import (
+    convert,
+    layouts,
+    registry,
+    summary,
+    transformers_config,
+)
 from imagepiece_jax.models.infer_config import infer_config
 from imagepiece_jax.models.positions import Positions
 from tests.parity.record import record
@@ -79,7 +85,7 @@ def test_logits_and_features_are_timms(name):
     )
     rope_fixture.randomize(theirs.eval())
     ours, raw = registry.create_model(name, image_size=size), arrays(theirs)
-    tensors = layouts_rope.from_eva(raw)
+    tensors = layouts.to_timm(raw).tensors
     size = size or (registry.facts(name)["image_size"],) * 2
     pixels, pixels_of_torch = image(size)
     with torch.no_grad():
@@ -97,7 +103,7 @@ def test_logits_and_features_are_timms(name):
         **apart,
     )
     assert max(apart.values()) < ALLOWED / 10
-    back = layouts_rope.to_eva(tensors, ours.arch)
+    back = layouts.to_eva(tensors, ours.arch)
     assert back.keys() == raw.keys()
     assert all(np.array_equal(back[key], raw[key]) for key in raw)
     if size[0] == size[1]:
@@ -110,7 +116,7 @@ def test_learned_and_rotary_positions_are_resized_as_timm_does(new):
     name = "eva02_tiny_patch14_336.mim_in22k_ft_in1k"
     theirs = timm.create_model(name, pretrained=False)
     rope_fixture.randomize(theirs.eval())
-    tensors = layouts_rope.from_eva(arrays(theirs))
+    tensors = layouts.to_timm(arrays(theirs)).tensors
     theirs.set_input_size(new)
     pixels, pixels_of_torch = image(new)
     out = outputs(registry.create_model(name, image_size=new), tensors, pixels)
@@ -134,23 +140,47 @@ def meta_names(tensors):
             value = tensors[name.replace("q_bias", "v_bias")]
             bias = [tensor, np.full_like(tensor, 7.0), value]  # which a mask hides
             found[name.replace("q_bias", "qkv.bias")] = np.concatenate(bias)
-            found[name.replace("q_bias", "qkv.bias_mask")] = np.ones(3)
+            mask = np.repeat(np.float32([1, 0, 1]), len(tensor))
+            found[name.replace("q_bias", "qkv.bias_mask")] = mask
         elif not name.endswith("v_bias"):
             found[name] = tensor
     return found
 
 
-@pytest.mark.parametrize("plus", ["", "_plus"])
-def test_names_of_dinov3s_own_code_are_read_as_timm_reads_them(plus):
+def eva02_names(tensors):
+    """A small EVA-02 by the names of its own code, read from timm's converter."""
+    found = {"rope.freqs_cos": np.ones(4), "blocks.0.attn.rope.freqs_sin": np.ones(4)}
+    for name, tensor in tensors.items():
+        for ours, theirs in (
+            *(("attn.norm", "attn.inner_attn_ln"), ("mlp.norm", "mlp.ffn_ln")),
+            *(("mlp.fc1_g", "mlp.w1"), ("mlp.fc1_x", "mlp.w2"), ("mlp.fc2", "mlp.w3")),
+            *(("q_proj.bias", "q_bias"), ("v_proj.bias", "v_bias")),
+        ):
+            name = name.replace(ours, theirs)
+        found[name] = tensor
+    return found
+
+
+@pytest.mark.parametrize("wrapper", ["", "module.", "model.", "backbone."])
+@pytest.mark.parametrize(
+    "name, renamed",
+    [
+        ("vit_small_patch16_dinov3_qkvb", meta_names),
+        ("vit_small_plus_patch16_dinov3_qkvb", meta_names),
+        ("eva02_base_patch16_clip_224", eva02_names),
+        ("eva02_base_patch16_clip_224", lambda tensors: tensors),
+    ],
+)
+def test_names_of_their_own_code_are_read_as_timm_reads_them(name, renamed, wrapper):
     size = {"embed_dim": 24, "depth": 2, "num_heads": 2}
-    name = f"vit_small{plus}_patch16_dinov3_qkvb"
     model = timm.create_model(name, pretrained=False, **size)
     rope_fixture.randomize(model)
-    theirs = meta_names(arrays(model))
+    theirs = renamed(arrays(model))
     torched = {k: torch.from_numpy(v) for k, v in theirs.items()}
     by_timm = timm.models.eva.checkpoint_filter_fn(torched, model)
-    want = layouts_rope.from_eva({k: v.numpy() for k, v in by_timm.items()})
-    got = layouts_rope.from_meta(theirs)
+    assert by_timm.keys() == model.state_dict().keys()
+    want = layouts.to_timm({k: v.numpy() for k, v in by_timm.items()}).tensors
+    got = layouts.to_timm({wrapper + k: v for k, v in theirs.items()}).tensors
     assert got.keys() == want.keys()
     assert all(np.array_equal(got[key], want[key]) for key in want)
 
@@ -172,8 +202,9 @@ HUGGING_FACE = {
         {},
         {"use_gated_mlp": True, "hidden_act": "silu"},
         {"query_bias": False, "value_bias": False},
+        {"key_bias": True, "num_register_tokens": 0},
     ],
-    ids=["gelu", "gated", "without bias"],
+    ids=["gelu", "gated", "without bias", "key bias"],
 )
 def test_logits_and_features_are_those_of_transformers(fields):
     transformers = pytest.importorskip("transformers")
@@ -183,8 +214,9 @@ def test_logits_and_features_are_those_of_transformers(fields):
     pixels, pixels_of_torch = image((48, 64))
     with torch.no_grad():
         want = theirs(pixels_of_torch)
-    made = layouts_rope.dinov3(config.to_dict())
-    ours = registry.create_model("deit_s", **made | {"image_size": (48, 64)})
-    out = outputs(ours, layouts_rope.from_hugging_face(arrays(theirs)), pixels)
+    read = transformers_config.parse(config.to_dict())
+    fields = read["told"] | read["given"] | {"num_classes": 0, "image_size": (48, 64)}
+    ours = registry.create_model(None, **fields)
+    out = outputs(ours, layouts.to_timm(arrays(theirs)).tensors, pixels)
     assert difference(out.tokens, want.last_hidden_state) < ALLOWED / 10
     assert difference(out.pooled, want.pooler_output) < ALLOWED / 10

@@ -1,0 +1,282 @@
+"""Checkpoints of models with rotary positions by other names than timm's.
+
+The tensors are those of tests/fixtures/rope.npz; tests/models/test_rope_fixture.py has
+what timm computes of them. Their other names are written here from the original code.
+"""
+
+import dataclasses
+import pathlib
+import re
+
+import numpy as np
+import pytest
+
+import imagepiece_jax
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import convert, layouts, registry, summary
+from imagepiece_jax.models.infer_config import infer_config
+from imagepiece_jax.models.positions import Positions
+
+FIXTURE = pathlib.Path(__file__).parents[1] / "fixtures" / "rope.npz"
+DINOV3, EVA02 = "vit_small_plus_patch16_dinov3_qkvb", "eva02_base_patch16_clip_224"
+WIDTH, GRID = 24, (20, 28)
+# (what timm's names hold, by what it is replaced), in this order.
+OWN = [
+    *(("reg_token", "storage_tokens"), (r"gamma_(\d)", r"ls\1.gamma")),
+    *((r"mlp\.fc1_g", "mlp.w1"), (r"mlp\.fc1_x", "mlp.w2"), (r"mlp\.fc2", "mlp.w3")),
+]
+TRANSFORMERS = [
+    (r"^cls_token", "embeddings.cls_token"),
+    (r"^reg_token", "embeddings.register_tokens"),
+    (r"^patch_embed\.proj", "embeddings.patch_embeddings"),
+    (r"gamma_(\d)", r"layer_scale\1.lambda1"),
+    (r"attn\.proj", "attention.o_proj"),
+    *((r"fc1_g", "gate_proj"), (r"fc1_x", "up_proj"), (r"fc2", "down_proj")),
+    (r"^blocks", "layer"),
+]
+EVA = [
+    *((r"attn\.norm", "attn.inner_attn_ln"), (r"mlp\.norm", "mlp.ffn_ln")),
+    *((r"fc1_g", "w1"), (r"fc1_x", "w2"), (r"fc2", "w3")),
+    (r"([qv])_proj\.bias", r"\1_bias"),
+]
+
+
+@pytest.fixture(scope="module")
+def fixture():
+    """{model: its tensors by timm's names, without a head}."""
+    with np.load(FIXTURE) as arrays:
+        return {
+            name: {
+                key.removeprefix(mark): arrays[key].astype(np.float32)
+                for key in arrays.files
+                if key.startswith(mark) and ".head." not in key.replace("/", ".")
+            }
+            for name, mark in ((n, f"{n}/tensors/") for n in (DINOV3, EVA02))
+        }
+
+
+def renamed(tensors, table):
+    out = {}
+    for name, tensor in tensors.items():
+        for old, new in table:
+            name = re.sub(old, new, name)
+        out[name] = tensor
+    return out
+
+
+def own(tensors, keys=7.0, mask=(1, 0, 1)):
+    """DINOv3's file, in which keys have a bias that a mask hides."""
+    out = {"mask_token": np.zeros((1, WIDTH)), "rope_embed.periods": np.ones(3)}
+    out |= {"local_cls_norm.weight": np.ones(WIDTH)}
+    for name, tensor in renamed(tensors, OWN).items():
+        attention, _, leaf = name.rpartition(".")
+        if leaf == "q_bias":
+            value = tensors[f"{attention}.v_bias"]
+            bias = [tensor, np.full(WIDTH, keys, np.float32), value]
+            out[f"{attention}.qkv.bias"] = np.concatenate(bias)
+            if mask:
+                out[f"{attention}.qkv.bias_mask"] = np.repeat(np.float32(mask), WIDTH)
+        elif leaf != "v_bias":
+            out[name] = tensor
+    return out
+
+
+def transformers(tensors, keys=None, inside=""):
+    """The file of transformers, of which blocks are in `inside`."""
+    out = {"embeddings.mask_token": np.zeros((1, 1, WIDTH), np.float32)}
+    for name, tensor in renamed(tensors, TRANSFORMERS).items():
+        name = inside * name.startswith("layer.") + name
+        module, _, leaf = name.partition(".attn.")
+        if leaf == "qkv.weight":
+            for letter, third in zip("qkv", np.split(tensor, 3), strict=True):
+                out[f"{module}.attention.{letter}_proj.weight"] = third
+        elif leaf:
+            out[f"{module}.attention.{leaf[0]}_proj.bias"] = tensor
+            if keys is not None:
+                bias = np.full(WIDTH, keys, np.float32)
+                out[f"{module}.attention.k_proj.bias"] = bias
+        else:
+            out[name] = tensor
+    return out
+
+
+def eva(tensors):
+    """EVA-02's file, with the angles of the grid in every block."""
+    angles = {f"{at}rope.freqs_cos": np.ones(4) for at in ("", "blocks.0.attn.")}
+    return renamed(tensors, EVA) | angles
+
+
+def check_same(found, wanted):
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        np.testing.assert_array_equal(found[name], tensor, err_msg=name)
+
+
+FILES = {
+    "DINOv3": (DINOV3, own),
+    "transformers": (DINOV3, transformers),
+    "transformers in memory": (DINOV3, lambda t: transformers(t, inside="model.")),
+    "EVA-02": (EVA02, eva),
+    "timm's EVA-02": (EVA02, dict),
+    "timm's DINOv3": (DINOV3, dict),
+}
+WRAPPERS = ("", "module.", "model.", "vision_model.", "visual.trunk.", "_orig_mod.a.")
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("file", FILES)
+def test_a_file_holds_the_tensors_of_timms(fixture, file, wrapper):
+    name, made = FILES[file]
+    tensors = {wrapper + key: tensor for key, tensor in made(fixture[name]).items()}
+    wanted = {}
+    for key, tensor in fixture[name].items():
+        key = re.sub(r"gamma_(\d)", r"ls\1.gamma", key)
+        wanted[re.sub(r"([qv])_proj\.bias", r"\1_bias", key)] = tensor
+    for key in [key for key in wanted if key.endswith(".q_proj.weight")]:
+        parts = [wanted.pop(key.replace("q_proj", f"{part}_proj")) for part in "qkv"]
+        wanted[key.replace("q_proj", "qkv")] = np.concatenate(parts)
+    check_same(layouts.to_timm(tensors).tensors, wanted)
+
+
+def test_a_plain_mlp_has_no_gate(fixture):
+    tensors = transformers(fixture[DINOV3])
+    plain = {k: v for k, v in tensors.items() if "gate_proj" not in k}
+    found = layouts.to_timm(plain).tensors
+    up = tensors["layer.1.mlp.up_proj.weight"]
+    np.testing.assert_array_equal(found["blocks.1.mlp.fc1.weight"], up)
+    assert not [name for name in found if "fc1_" in name]
+
+
+def test_no_registers_are_no_tensor(fixture):
+    none = {"embeddings.register_tokens": np.zeros((1, 0, WIDTH), np.float32)}
+    found = layouts.to_timm(transformers(fixture[DINOV3]) | none).tensors
+    assert "reg_token" not in found and "cls_token" in found
+
+
+# With rotary positions a bias of the keys changes what a model computes.
+
+
+def test_a_bias_of_keys_without_a_mask_is_kept(fixture, tmp_path):
+    tensors = own(fixture[DINOV3], mask=None)
+    found = layouts.to_timm(tensors).tensors
+    wanted = layouts.to_timm(transformers(fixture[DINOV3], keys=7.0)).tensors
+    check_same(found, wanted)
+    thirds = np.split(found["blocks.1.attn.qkv.bias"], 3)
+    assert set(thirds[1]) == {7.0} and 7.0 not in {*thirds[0], *thirds[2]}
+    np.savez(tmp_path / "dinov3.npz", **tensors)
+    with pytest.raises(InputError, match="with key_bias=True, but .* key_bias=False"):
+        imagepiece_jax.load(tmp_path / "dinov3.npz", name=DINOV3)
+    arch = registry.facts(DINOV3)["arch"]
+    given = {"num_heads": 2, "mean": (0.5,) * 3, "std": (0.5,) * 3, "image_size": 16}
+    given["arch"] = vars(arch) | {"key_bias": True, "rotary": vars(arch.rotary)}
+    model = registry.create_model(**infer_config(found, given))
+    assert model.arch == dataclasses.replace(arch, key_bias=True)
+
+
+@pytest.mark.parametrize(
+    "keys, mask",
+    [(0.0, None), (np.nan, None), (np.nan, (1, 0, 1)), (0.0, (1, 1, 1))],
+)
+def test_a_bias_of_keys_that_is_nothing_is_none(fixture, keys, mask):
+    found = layouts.to_timm(own(fixture[DINOV3], keys, mask)).tensors
+    check_same(found, layouts.to_timm(fixture[DINOV3]).tensors)
+
+
+def test_a_mask_that_hides_nothing_hides_nothing(fixture):
+    found = layouts.to_timm(own(fixture[DINOV3], mask=(1, 1, 1))).tensors
+    check_same(found, layouts.to_timm(own(fixture[DINOV3], mask=None)).tensors)
+
+
+def test_keys_of_all_blocks_have_a_bias_or_none(fixture):
+    """In the first block here it is zero."""
+    tensors = own(fixture[DINOV3], mask=None)
+    tensors["blocks.0.attn.qkv.bias"][WIDTH : 2 * WIDTH] = 0
+    found = layouts.to_timm(tensors).tensors
+    for block in range(2):
+        bias = tensors[f"blocks.{block}.attn.qkv.bias"]
+        np.testing.assert_array_equal(found[f"blocks.{block}.attn.qkv.bias"], bias)
+
+
+# Files that are cut or of other shapes
+
+
+def zeros(*shape):
+    return np.zeros(shape, np.float32)
+
+
+PROJECTIONS = ("layer.1.attention.q_proj.weight", "layer.1.attention.k_proj.weight")
+
+
+@pytest.mark.parametrize(
+    "file, change, message",
+    [
+        (
+            "DINOv3",
+            {"blocks.1.attn.qkv.bias": zeros(71), "blocks.1.attn.qkv.bias_mask": None},
+            r"tensor blocks.1.attn.qkv.bias is of \(71,\); allowed are 3 equal parts",
+        ),
+        (
+            "DINOv3",
+            {"blocks.1.attn.qkv.bias_mask": zeros(3)},
+            r"tensor blocks.1.attn.qkv.bias_mask is of \(3,\); allowed is \(72,\)",
+        ),
+        (
+            "transformers",
+            {PROJECTIONS[1]: None},
+            "it has tensor blocks.1.attn.q.weight, but none for blocks.1.attn.k.weight",
+        ),
+        (
+            "transformers",
+            {"layer.1.attention.q_proj.bias": None},
+            "it has tensor blocks.1.attn.v.bias, but none for blocks.1.attn.q.bias",
+        ),
+        (
+            "transformers",
+            {PROJECTIONS[0]: zeros(24, 23)},
+            r"blocks.1.attn.q.weight, .* are of \(24, 23\), \(24, 24\), .* one shape",
+        ),
+        (
+            "transformers",
+            {"layer.1.mlp.router.weight": zeros(24, 24)},
+            "tensor layer.1.mlp.router.weight has no place in transformers' DINOv3",
+        ),
+        (
+            "timm's EVA-02",
+            {"blocks.1.attn.v_proj.weight": zeros()},
+            r"blocks.1.attn.v.weight are of \(24, 24\), \(24, 24\), \(\); allowed is",
+        ),
+    ],
+)
+def test_a_tensor_that_is_wrong_is_named(fixture, file, change, message):
+    name, made = FILES[file]
+    tensors = made(fixture[name]) | change
+    tensors = {key: tensor for key, tensor in tensors.items() if tensor is not None}
+    with pytest.raises(InputError, match=message):
+        layouts.to_timm(tensors)
+
+
+@pytest.mark.parametrize("shape", [None, (), (7,), (7, 7), (2, 3, 5)])
+@pytest.mark.parametrize("file", ["DINOv3", "transformers", "EVA-02"])
+def test_every_tensor_is_needed_in_its_shape(fixture, file, shape):
+    """Each in turn is missing or of another shape: one sentence."""
+    name, made = FILES[file]
+    tensors = made(fixture[name])
+    size = {"embed_dim": WIDTH, "depth": 2, "num_heads": 2, "patch_size": 4}
+    ratio = fixture[name]["blocks.0.mlp.fc2.weight"].shape[1] / WIDTH
+    model = registry.create_model(
+        name, image_size=GRID, mlp_ratio=ratio, num_classes=0, **size
+    )
+    like, positions = summary.shapes(model, GRID), Positions.of(model, GRID)
+
+    def check(tensors):
+        convert.check_fit(layouts.to_timm(tensors).tensors, like, positions=positions)
+
+    check(tensors)
+    for key in tensors:
+        if re.search("mask_token|periods|local_cls_norm|freqs|bias_mask", key):
+            continue
+        wrong = {k: v for k, v in tensors.items() if k != key}
+        if shape is not None:
+            wrong[key] = zeros(*shape)
+        with pytest.raises(InputError, match="tensor|depth"):
+            check(wrong)
