@@ -31,7 +31,7 @@ class AttentionPool(nn.Module):
         self.latent = self.param("latent", INIT, (1, 1, self.dim))
         self.q, self.k, self.v, self.proj = (dense() for _ in range(4))
         self.norm = LayerNorm(self.dtype, self.arch.norm_eps)
-        hidden = int(self.dim * self.mlp_ratio)
+        hidden = round(self.dim * self.mlp_ratio)
         self.mlp = Mlp(hidden, self.arch.gelu, self.dtype)
 
     def __call__(self, x, state):

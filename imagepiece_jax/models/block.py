@@ -82,7 +82,7 @@ class Block(nn.Module):
     remat: bool = False
 
     def setup(self):
-        arch, hidden = self.arch, int(self.dim * self.mlp_ratio)
+        arch, hidden = self.arch, round(self.dim * self.mlp_ratio)
         self.norm1 = LayerNorm(self.dtype, arch.norm_eps)
         self.attn = Attention(self.num_heads, self.backend, self.dtype, arch)
         self.norm2 = LayerNorm(self.dtype, arch.norm_eps)

@@ -1,7 +1,7 @@
 """What config.json and preprocessor_config.json say of published weights.
 
-Both forms of the Hugging Face hub are read, timm's and transformers', and what `save`
-writes: timm's form with a part of our own.
+Both forms of the Hugging Face hub are read, timm's and transformers'. `describe` writes
+timm's, with a part of our own that says all of a model.
 """
 
 import dataclasses
@@ -10,8 +10,10 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from imagepiece_jax import __version__
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import timm_config, transformers_config
+from imagepiece_jax.models.vit import ViT
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 OURS = "imagepiece_jax"  # the part of a config.json that is this package's own
@@ -110,8 +112,31 @@ def _json(path):
     return found
 
 
+def describe(model: ViT) -> dict[str, Any]:
+    """The content of a config.json by which `load` makes a model again.
+
+    timm makes its dense part of it, where it has an architecture that is not OURS.
+    """
+    prepared = dataclasses.asdict(model.preprocessing)
+    size, crop = prepared.pop("image_size"), prepared["crop"]
+    own = {
+        "version": __version__,
+        "model": {
+            "arch": dataclasses.asdict(model.arch),
+            "num_heads": model.num_heads,
+            "image_size": size,
+            "mean": model.mean,
+            "std": model.std,
+        },
+        "preprocessing": {} if crop is None else prepared,
+        "reduction": {**model.reduction, "prop_attn": model.prop_attn},
+        "dtype": model.dtype.name,
+    }
+    return {"architecture": OURS} | timm_config.describe(model) | {OURS: own}
+
+
 def _own(config):
-    """What `save` wrote: all that the model is made of stands in a part of its own."""
+    """Of what `describe` wrote, the part that is of our own."""
     own, classes = config[OURS], config["num_classes"]
     return {
         "given": {k: _plain(v) for k, v in own["model"].items()},

@@ -18,6 +18,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.layout_tables import FOREIGN, LAYOUTS, TIMM, TIMM_NAMES
 from imagepiece_jax.models.state_dict import read_state_dict
+from imagepiece_jax.models.timm_config import is_eva
 
 MOST = 3  # names in a sentence
 _WRAPPERS = ("module.", "_orig_mod.")  # of parallel training and of torch.compile
@@ -93,17 +94,18 @@ def to_timm(state_dict: Mapping[str, np.ndarray]) -> Recognized:
         ) from error
 
 
-def to_eva(
+def as_timm(
     tensors: Mapping[str, np.ndarray], arch: Architecture
 ) -> dict[str, np.ndarray]:
-    """Tensors of `convert.to_timm` by the names of timm's class Eva.
+    """Tensors of `convert.to_timm` as timm's classes have them.
 
     arch: of the model; timm keeps the projections of EVA-02's sub-LN apart, and two
     layers of a gated MLP without a norm together where positions are learned.
     """
-    apart, found = arch.mlp_norm and not arch.key_bias, {}
+    eva, apart, found = is_eva(arch), arch.mlp_norm and not arch.key_bias, {}
     for name, tensor in tensors.items():
-        name = re.sub(r"\.ls([12])\.gamma$", r".gamma_\1", name)
+        if eva:
+            name = re.sub(r"\.ls([12])\.gamma$", r".gamma_\1", name)
         attention, qkv, _ = name.partition("qkv.weight")
         if qkv and apart:
             for part, third in zip("qkv", np.split(tensor, 3), strict=True):

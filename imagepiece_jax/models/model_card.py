@@ -2,8 +2,9 @@
 
 import jax
 
+from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.models import summary
-from imagepiece_jax.models.positions import sides
+from imagepiece_jax.models.timm_config import EPS
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction import settings
 
@@ -21,8 +22,10 @@ def model_card(name: str, model: ViT, in_timm: bool) -> str:
     reduction = settings.label(settings.changed(model.reduction))
     task = "image-classification" if model.num_classes else "image-feature-extraction"
     classes = str(model.num_classes) if model.num_classes else "none, features alone"
+    eps = model.arch.norm_eps
+    other = f" timm's norms add {EPS:g} to variances, this model's {eps:g}."
     timm = f"""
-Its dense part in timm, without the reduction:
+Its dense part in timm, without the reduction:{other if eps < EPS else ""}
 
 ```python
 model = timm.create_model("local-dir:{name}", pretrained=True)

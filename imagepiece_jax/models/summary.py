@@ -141,7 +141,7 @@ def _part_macs(model, image_size):
     head = width * model.num_classes * (1 + arch.dist_token)
     if arch.pool == "map":  # keys, values, the probe's reading; projection and MLP
         head += model.plan[-1].mlp_tokens * (2 * width**2 + 2 * width)
-        head += width**2 + 2 * width * int(width * model.mlp_ratio)
+        head += width**2 + 2 * width * round(width * model.mlp_ratio)
     return [stem, *blocks, head]
 
 

@@ -1,12 +1,17 @@
-"""timm's form of config.json: an architecture by name, its arguments, its images."""
+"""timm's form of config.json: an architecture by name, its arguments, its images.
+
+`parse` reads it, `describe` writes it.
+"""
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.errors import InputError, closest, one_of
 from imagepiece_jax.models import imagenet_classes, public, registry
-from imagepiece_jax.models.architecture import Architecture
+from imagepiece_jax.models.architecture import DEIT, Architecture
+from imagepiece_jax.models.vit import ViT
 
 GELUS = {"gelu": "exact", "gelu_tanh": "tanh", "quick_gelu": "quick"}
 POOLS = {"token": "token", "avg": "mean", "map": "map"}
@@ -19,6 +24,16 @@ SIZES = ("patch_size", "embed_dim", "depth")
 IDLE = ("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate")
 IDLE += ("attn_drop_rate", "drop_path_rate", "weight_init", "fix_init")
 IDLE += ("dynamic_img_size", "strict_img_size", "img_size", "num_classes", "mlp_ratio")
+EPS = 1e-6  # of norms, the smallest that timm's architectures have
+# Architectures that others are made of by arguments, by what those cannot say.
+BASES = {
+    ("gelu", EPS, False): "vit_base_patch16_224",
+    ("gelu", 1e-5, False): "vit_base_patch16_clip_224",
+    ("swiglu", EPS, False): "vit_giant_patch14_dinov2",
+    ("gelu", EPS, True): "deit_base_distilled_patch16_224",
+}
+# Parts that only timm's class Eva has.
+EVA = ("positions", "rotary", "key_bias", "attn_norm", "mlp_norm")
 
 
 def parse(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,3 +152,106 @@ def _head(arch, arguments):
         "final_norm": normed and not behind,
         "fc_norm": normed and behind,
     }
+
+
+def describe(model: ViT) -> dict[str, Any]:
+    """The content of a config.json by which timm makes the dense part of a model.
+
+    Without "architecture" where timm has no such models.
+    """
+    known = dataclasses.asdict(model.preprocessing)
+    size, crop = known.pop("image_size"), known.pop("crop")
+    heads = ["head", "head_dist"] if model.arch.dist_token else "head"
+    labels = _labels(model.class_names)
+    return {
+        **_architecture(model),
+        "num_classes": model.num_classes,
+        "num_features": model.embed_dim,
+        **({"label_names": labels} if labels else {}),
+        "pretrained_cfg": {
+            "input_size": [3, *sides(size)],
+            "fixed_input_size": True,
+            "mean": model.mean,
+            "std": model.std,
+            "num_classes": model.num_classes,
+            **({} if crop is None else {"crop_pct": crop} | known),
+            "pool_size": None,
+            "first_conv": "patch_embed.proj",
+            "classifier": heads,
+        },
+    }
+
+
+def is_eva(arch: Architecture) -> bool:
+    """Whether timm has it as its class Eva, not as VisionTransformer."""
+    return any(getattr(arch, field) != getattr(DEIT, field) for field in EVA)
+
+
+def _labels(names):
+    """A list, or where some classes have no name those that have one by number."""
+    if names is None or None not in names:
+        return names
+    return {str(i): name for i, name in enumerate(names) if name is not None}
+
+
+def _architecture(model):
+    """timm's architecture and its arguments; {} where timm has none."""
+    arch, image_size = model.arch, model.preprocessing.image_size
+    size, eva = _size(model), is_eva(arch)
+    plain = {"resize": DEIT.resize} | ({} if eva else {"gelu": DEIT.gelu})
+    parts = dataclasses.replace(arch, **plain)
+    same = [
+        name
+        for name in public.table()
+        if registry.size_of(facts := registry.facts(name)) == size
+        and dataclasses.replace(facts["arch"], **plain) == parts
+    ]
+    same.sort(key=lambda name: registry.facts(name).get("image_size") != image_size)
+    arguments = {"img_size": image_size}
+    if arch.mlp != "swiglu" and not eva:
+        gelus = {ours: theirs for theirs, ours in GELUS.items()}
+        arguments["act_layer"] = gelus[arch.gelu]
+    if same and model.stem == "patch":
+        return {"architecture": same[0], "model_args": arguments}
+    # Less than timm adds to variances is next to the same; the model card names it.
+    base = BASES.get((arch.mlp, max(arch.norm_eps, EPS), arch.dist_token))
+    if base is None or not _is_vision_transformer(model):
+        return {}
+    return {"architecture": base, "model_args": arguments | _all_arguments(model)}
+
+
+def _is_vision_transformer(model):
+    """Whether arguments of timm's VisionTransformer can say what the model is."""
+    arch = model.arch
+    if model.stem != "patch" or is_eva(arch):
+        return False
+    if arch.dist_token and arch.registers:
+        return False
+    if arch.mlp == "swiglu" and not arch.layer_scale:  # its base has it
+        return False
+    return arch.patch_bias != arch.pre_norm and not (arch.final_norm and arch.fc_norm)
+
+
+def _all_arguments(model):
+    """All arguments of timm's VisionTransformer that make the parts of a model."""
+    arch, hidden = model.arch, round(model.embed_dim * model.mlp_ratio)
+    packed = 2 if arch.mlp == "swiglu" else 1
+    pools = {ours: theirs for theirs, ours in POOLS.items()}
+    return {
+        **_size(model),
+        "mlp_ratio": packed * hidden / model.embed_dim,
+        "qkv_bias": arch.qkv_bias,
+        "init_values": 1e-5 if arch.layer_scale else None,
+        "class_token": arch.class_token,
+        "reg_tokens": arch.registers,
+        "no_embed_class": not arch.prefix_positions,
+        "pre_norm": arch.pre_norm,
+        "global_pool": pools[arch.pool],
+        "final_norm": arch.final_norm or arch.fc_norm,
+        "fc_norm": arch.fc_norm,
+    }
+
+
+def _size(model):
+    own = [field for field in registry.SIZES if field != "depth"]
+    return {"depth": len(model.plan), **{field: getattr(model, field) for field in own}}

@@ -12,7 +12,7 @@ def block_macs(layer, embed_dim, mlp_ratio=4, mlp_layers=2):
     """
     attention = 4 * layer.attn_tokens * embed_dim**2
     attention += 2 * layer.attn_tokens**2 * embed_dim
-    mlp = mlp_layers * embed_dim * int(mlp_ratio * embed_dim)
+    mlp = mlp_layers * embed_dim * round(mlp_ratio * embed_dim)
     return attention + layer.mlp_tokens * mlp
 
 

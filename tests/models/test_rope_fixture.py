@@ -113,7 +113,7 @@ def test_names_go_back_to_timm(fixture):
     """Bit for bit, the projections apart and the norms in their places."""
     for name in (DINOV3, EVA02):
         model, variables, _ = made(name, fixture)
-        back = layouts.to_eva(convert.to_timm(variables), model.arch)
+        back = layouts.as_timm(convert.to_timm(variables), model.arch)
         mark = f"{name}/tensors/"
         want = {k.removeprefix(mark): v for k, v in fixture.items() if mark in k}
         assert back.keys() == want.keys()

@@ -12,9 +12,14 @@ import safetensors.numpy
 import imagepiece_jax
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.inference.optimize import prepare
-from imagepiece_jax.models import convert, imagenet_classes, registry, summary
+from imagepiece_jax.models import (
+    convert,
+    hub_config,
+    imagenet_classes,
+    registry,
+    summary,
+)
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.save import _architecture
 from imagepiece_jax.models.vit import ViT
 from tests.models import tiny
 from tests.models.test_published import same
@@ -43,6 +48,9 @@ MODELS = {
     "giant": {"arch": GIANT, "num_classes": 0},
     "distilled": {"arch": {"dist_token": True}},
     "mean": {"arch": {"pool": "mean"}},
+    "fc_norm": {"arch": {"fc_norm": True, "final_norm": False}},
+    "eps": {"arch": {"norm_eps": 1e-12}},
+    "large eps": {"arch": {"norm_eps": 1e-3}},
     "conv stem": {"stem": "conv"},
     "dinov3": {"arch": DINOV3, "num_classes": 0},
     "eva02": {"arch": EVA02},
@@ -133,7 +141,7 @@ def test_what_a_folder_holds(tmp_path):
 def test_a_public_model_keeps_its_architecture(name, wanted):
     """And the kind of GELU, which timm's architecture of that name may not have."""
     model = registry.create_model(name)
-    found = _architecture(model)
+    found = hub_config.describe(model)
     assert found["architecture"] == wanted
     gelu = {"exact": "gelu", "quick": "quick_gelu"}[model.arch.gelu]
     size = model.preprocessing.image_size
@@ -148,10 +156,13 @@ def test_a_public_model_keeps_its_architecture(name, wanted):
         ("distilled", "deit_base_distilled_patch16_224"),
         ("conv stem", "imagepiece_jax"),
         ("eva02", "imagepiece_jax"),
+        ("fc_norm", "vit_base_patch16_224"),
+        ("eps", "vit_base_patch16_224"),
+        ("large eps", "imagepiece_jax"),
     ],
 )
 def test_another_model_has_arguments_of_one_that_timm_has(name, wanted):
-    assert _architecture(made(**MODELS[name])[0])["architecture"] == wanted
+    assert hub_config.describe(made(**MODELS[name])[0])["architecture"] == wanted
 
 
 def test_a_loaded_model_may_get_another_reduction(tmp_path):

@@ -103,7 +103,7 @@ def test_logits_and_features_are_timms(name):
         **apart,
     )
     assert max(apart.values()) < ALLOWED / 10
-    back = layouts.to_eva(tensors, ours.arch)
+    back = layouts.as_timm(tensors, ours.arch)
     assert back.keys() == raw.keys()
     assert all(np.array_equal(back[key], raw[key]) for key in raw)
     if size[0] == size[1]:
