@@ -12,7 +12,7 @@ def normalization(path: str | os.PathLike) -> dict[str, tuple[float, ...]]:
     """{"mean", "std"} of the images of weights; {} where neither file nor name say."""
     path = hub.local(path)
     if path.is_file():
-        own = registry.facts(path.stem) if named(path) else {}
+        own = registry.facts(named(path).get("name"))
         found = read_normalization(path) or {k: own[k] for k in IMAGENET if k in own}
     elif path.is_dir() and hub.is_published(path):
         given = hub_config.read(path).given
@@ -30,7 +30,7 @@ def normalization(path: str | os.PathLike) -> dict[str, tuple[float, ...]]:
 
 def named(path: str | os.PathLike) -> dict[str, str]:
     """{"name": the known model that a weights file is called by}; {} for another."""
-    name = pathlib.Path(path).stem
+    name = public.original(pathlib.Path(path).stem)
     known = name in registry.MODELS or public.model(name) is not None
     return {"name": name} if known else {}
 

@@ -164,23 +164,43 @@ def test_what_training_alone_reads_may_differ(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content, reason",
+    "content, message",
     [
-        (b"{", "it is no JSON"),
-        (b"\xff", "it is no JSON"),
-        (b"[]", "it is no config"),
-        (b'{"model": {}}', "it has no image_size"),
-        (b'{"model": 3}', "it has no image_size"),
-        (None, "No such file or directory"),
+        (b"{", "config.json is no JSON .*; allowed is an object"),
+        (b"\xff", "config.json is no JSON"),
+        (b"[]", "config.json is a list; allowed is an object"),
+        (
+            b'{"model": {}}',
+            r"is neither that of a run \(it has no image_size\) nor of p",
+        ),
+        (
+            b'{"model": 3}',
+            r"is neither that of a run \(it has no image_size\) nor of p",
+        ),
+        (
+            None,
+            "is a folder without config.json; allowed are a weights file, a folder ",
+        ),
     ],
 )
-def test_a_folder_without_a_config(tmp_path, content, reason):
+def test_a_folder_without_a_config(tmp_path, content, message):
+    """Weights beside a broken config are no matter."""
     if content is not None:
         (tmp_path / "config.json").write_bytes(content)
-    message = (
-        f"is a folder without a run's config.json \\({reason}\\); allowed are a wei"
-    )
-    with pytest.raises(InputError, match=message):
+        (tmp_path / "model.safetensors").touch()
+    with pytest.raises(InputError, match=f"^{tmp_path}.*{message}"):
+        pretrained.read(tmp_path)
+
+
+def test_a_folder_of_weights_alone(tmp_path):
+    (tmp_path / "b.pth").touch()
+    with pytest.raises(InputError) as error:
+        pretrained.read(tmp_path)
+    said = f"{tmp_path} has weights, b.pth, but no config.json; allowed is the file"
+    assert str(error.value) == f"{said} itself, {tmp_path}/b.pth"
+    (tmp_path / "a.npz").touch()
+    message = "has weights, a.npz, b.pth, but no config.json; allowed is one of them, "
+    with pytest.raises(InputError, match=f"{message}such as {tmp_path}/a.npz$"):
         pretrained.read(tmp_path)
 
 
