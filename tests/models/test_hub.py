@@ -227,12 +227,9 @@ def test_without_huggingface_hub_one_sentence_says_what_to_install(monkeypatch):
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """Serves `files` of org/name; a file in `cut` ends in the middle.
+    """Serves `files` of org/name; a file in `cut` ends in the middle."""
 
-    Of one of `lost` it does not say whether there is one.
-    """
-
-    files, cut, lost, asked = {}, (), (), []
+    files, cut, asked = {}, (), []
 
     def do_HEAD(self):
         self._answer(False)
@@ -243,9 +240,6 @@ class Hub(http.server.BaseHTTPRequestHandler):
     def _answer(self, body):
         *_, owner, name, _, revision, file = self.path.split("/")
         self.asked.append((self.command, file, revision))
-        if file in self.lost:
-            self.send_error(500)
-            return
         content = self.files.get(file)
         problem = None
         if (owner, name) != ("org", "name"):
@@ -317,18 +311,13 @@ def test_transformers_models_come_with_their_processor(online, cache):
     assert kept(cache) == expected
 
 
-def test_a_hub_that_fails_does_not_lack_the_file(online):
+def test_what_the_hub_lacked_is_known_without_it(online, monkeypatch):
+    """By the marks that huggingface_hub itself leaves in its cache."""
     online.files["config.json"] = json.dumps(HF).encode()
-    online.lost = ("preprocessor_config.json",)
-    with pytest.raises(
-        InputError, match="does not say whether there is a preprocessor"
-    ):
-        hub.local("hf://org/name")
-    online.lost = ()
-    hub.local("hf://org/name")  # which has none, as the cache knows from here on
+    snapshot = hub.local("hf://org/name")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     hub.repository_files.cache_clear()
-    online.lost = ("preprocessor_config.json",)
-    hub.local("hf://org/name")
+    assert hub.local("hf://org/name") == snapshot
 
 
 def test_parts_of_a_sharded_file_are_fetched(online, cache):
