@@ -110,7 +110,10 @@ def read_checkpoint(
     def choose(_, table):
         return [name for name in table if name.split("/")[0] in COLLECTIONS]
 
-    steps = pathlib.Path(folder).resolve() / CHECKPOINTS / checkpoint
+    folder = pathlib.Path(folder).resolve()
+    if not (folder / CHECKPOINTS).exists():
+        read_config(folder)  # which says what is amiss where this is no run
+    steps = folder / CHECKPOINTS / checkpoint
     arrays, _, _ = checksums.newest(steps, choose)
     return convert.to_timm(traverse_util.unflatten_dict(arrays, sep="/"))
 
