@@ -1,8 +1,9 @@
-"""Atomic writes, locks between processes, and the git revision of the code."""
+"""JSON, atomic writes, locks between processes, and the git revision of the code."""
 
 import contextlib
 import errno
 import fcntl
+import json
 import logging
 import os
 import pathlib
@@ -38,6 +39,21 @@ def lock(file, busy):
             error.strerror,
             pathlib.Path(file.name).parent,
         )
+
+
+def read_json(path):
+    """The object in a JSON file, a dict; InputError for anything else that it holds."""
+    try:
+        found = json.loads(pathlib.Path(path).read_text("utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path} is no JSON ({error}); allowed is an object"
+        ) from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path} is a {type(found).__name__}; allowed is an object")
+    return found
 
 
 def make_folder(flag, path):

@@ -8,12 +8,13 @@ any folder with a config.json and weights is.
 
 import functools
 import importlib.util
-import json
 import os
 import pathlib
 import re
 
+from imagepiece_jax.common.files import read_json
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import public, state_dict
 from imagepiece_jax.models.hub_config import CONFIG, OURS, PREPROCESSOR
 
 SCHEME = "hf://"
@@ -25,7 +26,8 @@ WEIGHTS += ("model.npz", "model.pth", "pytorch_model.pth")
 WEIGHTS += ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 ENDINGS = (".safetensors", ".npz", ".pth", ".pt", ".bin")  # of weights by other names
 _ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+_ADDRESS = re.compile(r"https?:/+(?:huggingface|hf)\.co/([\w.-]+/[\w.-]+)")
+MOST = 3  # ids in a sentence
 
 
 def local(path: str | os.PathLike) -> pathlib.Path:
@@ -34,10 +36,21 @@ def local(path: str | os.PathLike) -> pathlib.Path:
     A hub's files are fetched unless they are in the cache. InputError where they cannot
     be, and where the id is none.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise InputError(
+            f"the path of weights is {path!r}; allowed are a string and a pathlib.Path"
+        )
     text = os.fspath(path)
-    if not is_id(text):
-        return pathlib.Path(path)
-    return fetched(text)
+    return fetched(text) if is_id(text) else pathlib.Path(path)
+
+
+def existing(path: str | os.PathLike) -> pathlib.Path:
+    """As `local`; InputError where there is nothing."""
+    found = local(path)
+    if not found.exists():
+        meant = _meant(os.fspath(path))
+        raise InputError(f"weights {path}: no such file or folder{meant}")
+    return found
 
 
 def is_id(path: str | os.PathLike) -> bool:
@@ -53,29 +66,55 @@ def short_name(path: pathlib.Path) -> str:
     return path.name
 
 
+def _meant(text):
+    """The end of a sentence on a missing path that looks like an id; "" for others."""
+    if text.startswith("hf:/"):  # what pathlib makes of an id
+        name = text.removeprefix("hf:/")
+        return f'; an id of the hub is a string, such as "{SCHEME}{name}", never a Path'
+    if address := _ADDRESS.match(text):
+        return f"; did you mean {SCHEME}{address[1]}?"
+    if re.match(r"\w+:/", text):
+        return f"; allowed are paths of this machine, and ids, {SCHEME}OWNER/NAME"
+    owner, _, name = text.rpartition("/")
+    if owner in ("", "timm") and public.model(name):
+        base, _, tag = name.partition(".")
+        tags = [tag] if tag else [*filter(None, public.table()[base]["weights"])]
+        ids = [f"{SCHEME}timm/{base}.{tag}" for tag in tags[:MOST]]
+        return f"; did you mean {' or '.join(ids)}?" if ids else ""
+    file = text.endswith((*ENDINGS, ".json")) or not owner or os.path.exists(owner)
+    if file or not _ID.fullmatch(text):
+        return ""
+    return f"; as an id of the hub it is {SCHEME}{text}"
+
+
 def is_published(folder: str | os.PathLike) -> bool:
     """Whether a folder's config.json is that of published weights, not of a run."""
     try:
-        config = json.loads(pathlib.Path(folder, CONFIG).read_text("utf-8"))
-    except (OSError, ValueError):
+        config = read_json(pathlib.Path(folder, CONFIG))
+    except InputError:
         return False
     keys = ("architecture", "architectures", "model_type", OURS)
-    return isinstance(config, dict) and any(key in config for key in keys)
+    return any(key in config for key in keys)
 
 
-def weights_file(folder: pathlib.Path) -> pathlib.Path:
-    """The file of weights in a folder; InputError for none, and for several.
+def weights_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Files of weights in a folder.
 
-    One of the usual names stands for the others in their order; else there may be one.
+    One of the usual names stands for the others in their order.
     """
     for name in WEIGHTS:
         if (folder / name).exists():
-            return folder / name
-    found = [
+            return [folder / name]
+    return [
         file
         for file in sorted(folder.iterdir())
         if file.suffix in ENDINGS and file.name != SELECTORS
     ]
+
+
+def weights_file(folder: pathlib.Path) -> pathlib.Path:
+    """The file of weights in a folder; InputError for none, and for several."""
+    found = weights_files(folder)
     if len(found) == 1:
         return found[0]
     names = ", ".join(file.name for file in found) or "none"
@@ -85,9 +124,19 @@ def weights_file(folder: pathlib.Path) -> pathlib.Path:
     )
 
 
-@functools.cache
 def fetched(text):
-    """The folder of a hub id; what was fetched once in a process is not asked for."""
+    """The folder of a hub id, of which a process asks the hub once.
+
+    It asks again where files are gone: others may clear the cache meanwhile.
+    """
+    if not all(file.exists() for file in repository_files(text)):
+        repository_files.cache_clear()
+    return repository_files(text)[0].parent
+
+
+@functools.cache
+def repository_files(text):
+    """The files of a hub id, config.json first."""
     name = text.removeprefix(SCHEME)
     if not _ID.fullmatch(name):
         raise InputError(
@@ -99,19 +148,18 @@ def fetched(text):
             f"{text} needs huggingface_hub, which is not installed; install it: "
             'pip install "imagepiece_jax[hub]"'
         )
-    repository, _, revision = name.partition("@")
-    files = _Repository(text, repository, revision or None)
-    config = json.loads(files.needed(CONFIG).read_text("utf-8"))
-    if "architecture" not in config:  # timm's own form says it all
-        files.get(PREPROCESSOR)
-    weights = files.needed(*WEIGHTS)
+    name, _, revision = name.partition("@")
+    repository = _Repository(text, name, revision or None)
+    config = read_json(repository.needed(CONFIG))
+    weights = repository.needed(*WEIGHTS)
     if weights.name.endswith(INDEX):
-        listed = json.loads(weights.read_text("utf-8"))["weight_map"].values()
-        for part in dict.fromkeys(listed):
-            files.needed(part)
+        for part in sorted({*state_dict.parts(weights).values()}):
+            repository.needed(part)
+    if "architecture" not in config:  # timm's own form says it all
+        repository.optional(PREPROCESSOR, ", with mean=.., std=..")
     if OURS in config:
-        files.get(SELECTORS)
-    return weights.parent
+        repository.optional(SELECTORS)
+    return repository.files
 
 
 class _Repository:
@@ -119,11 +167,11 @@ class _Repository:
 
     def __init__(self, text, name, revision):
         self._text, self._name, self._revision = text, name, revision
-        self._unreachable = False
+        self._unreachable, self.files = False, []
 
     def needed(self, *names):
         """The path of the first of these files that there is; InputError for none."""
-        found = next(filter(None, map(self.get, names)), None)
+        found = next(filter(None, map(self._get, names)), None)
         if found is not None:
             return found
         listed = names[0] if len(names) == 1 else f"none of {', '.join(names)}"
@@ -138,7 +186,23 @@ class _Repository:
             f"repositories with {CONFIG} and weights"
         )
 
-    def get(self, name):
+    def optional(self, name, besides=""):
+        """Fetch a file where the repository has it; InputError if nobody knows."""
+        if self._get(name) or not self._unreachable:
+            return
+        import huggingface_hub
+
+        known = huggingface_hub.try_to_load_from_cache(
+            self._name, name, revision=self._revision
+        )
+        if known is not huggingface_hub._CACHED_NO_EXIST:
+            raise InputError(
+                f"{self._text}: the hub cannot be reached, and its cache does not say "
+                f"whether there is a {name}; allowed are a network, or instead of the "
+                f"id its folder, {self.files[0].parent}{besides}"
+            )
+
+    def _get(self, name):
         """The path of a file; None where there is none, or none in reach.
 
         The first file settles the commit of all. InputError where it cannot be fetched.
@@ -179,5 +243,6 @@ class _Repository:
                 f"{self._text}: {name} cannot be fetched ({reason}); try again"
             ) from error
         path = pathlib.Path(found)
+        self.files.append(path)
         self._revision = path.parent.name  # the commit, in the layout of the cache
         return path

@@ -5,12 +5,12 @@ timm's, with a part of our own that says all of a model.
 """
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from imagepiece_jax import __version__
+from imagepiece_jax.common.files import read_json
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import timm_config, transformers_config
 from imagepiece_jax.models.vit import ViT
@@ -57,10 +57,10 @@ def read(folder: pathlib.Path) -> HubConfig:
 
     A preprocessor_config.json beside it is read too, where there is one.
     """
-    config = _json(folder / CONFIG)
+    config = read_json(folder / CONFIG)
     images = {}
     if (folder / PREPROCESSOR).is_file():
-        images = _json(folder / PREPROCESSOR)
+        images = read_json(folder / PREPROCESSOR)
     try:
         return parse(config, images)
     except InputError as error:
@@ -70,7 +70,7 @@ def read(folder: pathlib.Path) -> HubConfig:
 def is_own(folder: pathlib.Path) -> bool:
     """Whether a folder's config.json is of a model that this package saved."""
     try:
-        return OURS in _json(folder / CONFIG)
+        return OURS in read_json(folder / CONFIG)
     except InputError:
         return False
 
@@ -98,18 +98,6 @@ def _guarded(file, call, *content):
         raise InputError(f"{file} has no {error.args[0]}") from error
     except (TypeError, AttributeError, ValueError) as error:
         raise InputError(f"{file} has a field of another type: {error}") from error
-
-
-def _json(path):
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise InputError(f"{path} is no JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{path} is a {type(found).__name__}; allowed is an object")
-    return found
 
 
 def describe(model: ViT) -> dict[str, Any]:

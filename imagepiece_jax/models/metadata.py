@@ -61,7 +61,7 @@ def stated(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 def named(path: str | os.PathLike) -> dict[str, str]:
     """{"name": the known model that a weights file is called by}; {} for another."""
-    name = pathlib.Path(path).stem
+    name = public.original(pathlib.Path(path).stem)
     known = name in registry.MODELS or public.model(name) is not None
     return {"name": name} if known else {}
 

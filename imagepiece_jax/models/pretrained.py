@@ -304,7 +304,7 @@ def read(
     deit_tiny_patch16_224.pth, is one unless another name is given. InputError where
     there is no model, or none that can be known, or a config contradicts the tensors.
     """
-    path = hub.local(path)
+    path = hub.existing(path)
     if path.is_dir() and not hub.is_published(path):
         return _of_run(path, checkpoint)
     known = {k: v for k, v in (given or {}).items() if v is not None}

@@ -7,11 +7,29 @@ is that of an architecture, or of weights: "vit_small_patch16_224.augreg_in1k".
 import functools
 import json
 import pathlib
+import re
 from typing import Any
 
 from imagepiece_jax.models.architecture import Architecture
 
 TABLE = pathlib.Path(__file__).with_name("public_models.json")
+# What the authors' own files are called, without ending, where that says which model it
+# is, and timm's name for it; by the addresses in timm 1.0.31.
+ORIGINALS = {
+    r"(deit_\w+)-[0-9a-f]{8}": r"\1.fb_in1k",
+    r"deit_3_huge_224_1k": "deit3_huge_patch14_224.fb_in1k",
+    r"deit_3_huge_224_21k_v1": "deit3_huge_patch14_224.fb_in22k_ft_in1k",
+    r"deit_3_([a-z]+)_(\d+)_1k": r"deit3_\1_patch16_\2.fb_in1k",
+    r"deit_3_([a-z]+)_(\d+)_21k": r"deit3_\1_patch16_\2.fb_in22k_ft_in1k",
+    r"dino_deitsmall(8|16)_pretrain": r"vit_small_patch\1_224.dino",
+    r"dino_vitbase(8|16)_pretrain": r"vit_base_patch\1_224.dino",
+    r"dinov2_vits14(_reg4|)_pretrain": r"vit_small_patch14\1_dinov2.lvd142m",
+    r"dinov2_vitb14(_reg4|)_pretrain": r"vit_base_patch14\1_dinov2.lvd142m",
+    r"dinov2_vitl14(_reg4|)_pretrain": r"vit_large_patch14\1_dinov2.lvd142m",
+    r"dinov2_vitg14(_reg4|)_pretrain": r"vit_giant_patch14\1_dinov2.lvd142m",
+    r"mae_pretrain_vit_(base|large)": r"vit_\1_patch16_224.mae",
+    r"mae_pretrain_vit_huge": "vit_huge_patch14_224.mae",
+}
 
 
 @functools.cache
@@ -55,6 +73,14 @@ def model(name: str) -> dict[str, Any] | None:
         k: w[k] for w in weights if dot for k in ("gelu", "resize") if k in w
     }
     return found | {"arch": Architecture.of(arch)}
+
+
+def original(file: str) -> str:
+    """timm's name of the model of an original file; any other name unchanged."""
+    for pattern, name in ORIGINALS.items():
+        if match := re.fullmatch(pattern, file):
+            return match.expand(name)
+    return file
 
 
 def preprocessing(name: str) -> dict[str, Any]:

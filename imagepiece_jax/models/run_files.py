@@ -1,6 +1,5 @@
 """Files of a run's folder: its config as fields of a model, and its checkpoints."""
 
-import json
 import os
 import pathlib
 from typing import Any
@@ -9,8 +8,9 @@ import numpy as np
 from flax import traverse_util
 
 from imagepiece_jax.common import checksums
+from imagepiece_jax.common.files import read_json
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import convert
+from imagepiece_jax.models import convert, hub
 from imagepiece_jax.models.registry import MODELS
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.reduction.settings import MODEL_FIELDS, current, plain
@@ -19,6 +19,10 @@ RUN_CONFIG, CLASSES = "config.json", "classes.json"  # in the folder of a run
 CHECKPOINTS = "checkpoints"  # the folder with its weights
 KINDS = ("latest", "best")  # of checkpoints
 OTHERS = ("run.json", "metrics.jsonl")  # that only a run writes
+ALLOWED = (
+    f"allowed are a weights file, a folder with {RUN_CONFIG} and weights as timm, "
+    "transformers and save write it, and the folder of a run"
+)
 COLLECTIONS = ("params", "batch_stats")
 IMAGENET = {"mean": MEAN, "std": STD}  # of a run whose config is older than the fields
 # Fields that an older config has, with what they are in all of MODELS.
@@ -36,8 +40,10 @@ LATER = {
 
 def read_config(folder: pathlib.Path) -> dict[str, Any]:
     """The config of the run in `folder`, a nested dict; InputError without one."""
+    if not (folder / RUN_CONFIG).exists():
+        raise _without_config(folder)
+    config = read_json(folder / RUN_CONFIG)
     try:
-        config = json.loads((folder / RUN_CONFIG).read_text(encoding="utf-8"))
         model_fields(config), reduction_of(config)
         config = with_current_fields(config)
         sizes = {name: config[name] for name in ("image_size", "num_classes")}
@@ -47,25 +53,33 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
         if not wrong:
             return config
         reason = "its {} is {!r}".format(*next(iter(wrong.items())))
-    except OSError as error:
-        reason = error.strerror
-    except ValueError:
-        reason = "it is no JSON"
     except KeyError as error:
         reason = f"it has no {error.args[0]}"
-    except (TypeError, AttributeError):
+    except (TypeError, AttributeError, ValueError):
         reason = "it is no config"
+    raise InputError(
+        f"{folder / RUN_CONFIG} is neither that of a run ({reason}) nor of published "
+        f"weights; {ALLOWED}"
+    )
+
+
+def _without_config(folder):
+    """The InputError for a folder without a config.json."""
     for run in folder.parents:
         within = folder.relative_to(run).parts[0] == CHECKPOINTS
         if within and (run / RUN_CONFIG).is_file():
-            raise InputError(
+            return InputError(
                 f"{folder} is a part of the run {run}: allowed is {run} itself, and "
                 "best or latest for the checkpoint"
             )
-    raise InputError(
-        f"{folder} is a folder without a run's {RUN_CONFIG} ({reason}); allowed are a "
-        "weights file and the folder of a run"
-    )
+    if files := hub.weights_files(folder):
+        names = ", ".join(file.name for file in files)
+        which = "one of them, such as" if len(files) > 1 else "the file itself,"
+        return InputError(
+            f"{folder} has weights, {names}, but no {RUN_CONFIG}; allowed is {which} "
+            f"{files[0]}"
+        )
+    return InputError(f"{folder} is a folder without {RUN_CONFIG}; {ALLOWED}")
 
 
 def with_current_fields(config: dict[str, Any]) -> dict[str, Any]:
@@ -96,7 +110,10 @@ def read_checkpoint(
     def choose(_, table):
         return [name for name in table if name.split("/")[0] in COLLECTIONS]
 
-    steps = pathlib.Path(folder).resolve() / CHECKPOINTS / checkpoint
+    folder = pathlib.Path(folder).resolve()
+    if not (folder / CHECKPOINTS).exists():
+        read_config(folder)  # which says what is amiss where this is no run
+    steps = folder / CHECKPOINTS / checkpoint
     arrays, _, _ = checksums.newest(steps, choose)
     return convert.to_timm(traverse_util.unflatten_dict(arrays, sep="/"))
 

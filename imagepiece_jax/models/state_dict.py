@@ -18,6 +18,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from imagepiece_jax.common.files import read_json
 from imagepiece_jax.errors import InputError
 
 # PyTorch's storages by name; complex and quantized ones hold no weights of ours.
@@ -149,22 +150,32 @@ def _read_safetensors(path):
     return safetensors.numpy.load_file(path)
 
 
-def _read_parts(path):
-    """Tensors of all parts that an index names, as Hugging Face writes it."""
-    index = json.loads(path.read_text("utf-8"))
-    places = index.get("weight_map") if isinstance(index, dict) else None
+def parts(path: pathlib.Path) -> dict[str, str]:
+    """{tensor: the file beside it} of the index of .safetensors in parts.
+
+    As Hugging Face writes it; InputError for anything else, and for a part elsewhere.
+    """
+    places = read_json(path).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise InputError(
             f"weights file {path} has no weight_map; allowed is an index of "
             ".safetensors in parts"
         )
-    tensors = {}
-    for part in sorted(set(map(str, places.values()))):
-        if pathlib.PurePath(part).name != part:
+    for part in places.values():
+        file = pathlib.PurePath(str(part))
+        if file.name != part or file.suffix != ".safetensors":
             raise InputError(
                 f"weights file {path} names the part {part!r}; allowed are names of "
-                "files beside it"
+                ".safetensors files beside it"
             )
+    return places
+
+
+def _read_parts(path):
+    """Tensors of all parts that an index names."""
+    places = parts(path)
+    tensors = {}
+    for part in sorted({*places.values()}):
         if not (path.parent / part).is_file():
             raise InputError(f"weights file {path} lacks its part {part} beside it")
         readers = {".safetensors": safetensors.numpy.load_file}

@@ -18,7 +18,7 @@ def tensors(
     path: str | os.PathLike, checkpoint: str = "best"
 ) -> Mapping[str, np.ndarray]:
     """Those of a weights file, of a published model, or of a run's checkpoint."""
-    path = hub.local(path)
+    path = hub.existing(path)
     if path.is_dir() and hub.is_published(path):
         return published(path).tensors
     if path.is_dir():

@@ -287,7 +287,7 @@ def test_fields_that_load_refuses(weights_file, options, message):
 
 
 def test_a_folder_that_is_no_run(tmp_path):
-    with pytest.raises(InputError, match="is a folder without a run's config.json"):
+    with pytest.raises(InputError, match="is a folder without config.json"):
         imagepiece_jax.load(tmp_path)
 
 

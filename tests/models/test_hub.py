@@ -2,7 +2,11 @@
 
 import hashlib
 import http.server
+import importlib
 import json
+import pathlib
+import shutil
+import sys
 import threading
 
 import pytest
@@ -14,10 +18,11 @@ from imagepiece_jax.evaluate import __main__ as evaluate
 from imagepiece_jax.models import convert, hub, pretrained
 from imagepiece_jax.models.metadata import normalization
 from tests.command import call, sentence
-from tests.models import tiny
-from tests.models.test_published import PROCESSOR, STD, TIMM, same
+from tests.models import hub_stand_in, tiny
+from tests.models.test_published import HALF, HF, PROCESSOR, STD, TIMM, same
 
 COMMIT, OLDER = "a" * 40, "b" * 40
+INDEX = "model.safetensors.index.json"
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +40,18 @@ def files(variables):
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """An empty cache of huggingface_hub, and no network."""
-    constants = pytest.importorskip("huggingface_hub.constants")
+    """An empty cache and no network, of a stand-in where huggingface_hub is absent."""
     folder = tmp_path / "hub"
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    hub.fetched.cache_clear()
+    if importlib.util.find_spec("huggingface_hub") is None:
+        for name, module in hub_stand_in.modules(folder).items():
+            monkeypatch.setitem(sys.modules, name, module)
+    else:
+        constants = importlib.import_module("huggingface_hub.constants")
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    hub.repository_files.cache_clear()
     yield folder
-    hub.fetched.cache_clear()
+    hub.repository_files.cache_clear()
 
 
 def lay_out(cache, files, commit=COMMIT, ref="main", name="org/name"):
@@ -109,6 +118,100 @@ def test_files_that_the_cache_lacks(cache, files, lacking, message):
 def test_what_is_no_id(path):
     with pytest.raises(InputError, match="is no id of the hub; allowed are hf://OWN"):
         imagepiece_jax.load(path)
+
+
+@pytest.mark.parametrize(
+    "path, message",
+    [
+        (
+            pathlib.Path("hf://timm/x"),
+            'an id of the hub is a string, such as "hf://timm/x", never a Path',
+        ),
+        (None, "the path of weights is None; allowed are a string and a pathlib.Path"),
+        (b"w.npz", "the path of weights is b'w.npz'; allowed are a string and"),
+        (pathlib.Path("https://hf.co/o/n"), "did you mean hf://o/n?"),
+        ("timm/test_vit.r160_in1k", "did you mean hf://timm/test_vit.r160_in1k?"),
+        (
+            "vit_small_patch8_224",
+            "weights vit_small_patch8_224: no such file or folder; did you mean "
+            "hf://timm/vit_small_patch8_224.dino?",
+        ),
+    ],
+)
+def test_what_is_meant_by_what_is_no_path(path, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as error:
+        imagepiece_jax.load(path)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "file, content, message",
+    [
+        ("config.json", b"{", "config.json is no JSON .*; allowed is an object"),
+        ("config.json", b"5", "config.json is a int; allowed is an object"),
+        (INDEX, b"{", f"{INDEX} is no JSON .*; allowed is an object"),
+        (INDEX, b"[]", f"{INDEX} is a list; allowed is an object"),
+        (INDEX, b"{}", f"{INDEX} has no weight_map; allowed is an index of"),
+        (
+            INDEX,
+            b'{"weight_map": {"a": "../../x"}}',
+            "names the part '../../x'; allowed are names of .safetensors files beside",
+        ),
+    ],
+)
+def test_files_of_something_else(cache, files, file, content, message):
+    snapshot = lay_out(cache, {"config.json": files["config.json"], file: content})
+    with pytest.raises(InputError, match=message) as error:
+        imagepiece_jax.load("hf://org/name")
+    assert str(snapshot / file) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "config, file, given",
+    [
+        (HF, "preprocessor_config.json", {"mean": HALF, "std": STD}),
+        ({**TIMM, "imagepiece_jax": {}}, "selectors.safetensors", None),
+    ],
+)
+def test_a_cache_that_does_not_say_whether_there_is_a_file(
+    cache, files, variables, config, file, given
+):
+    """The cache marks what the hub was asked for and has not; downloads of all do not.
+
+    Then the folder loads, with what the file would say.
+    """
+    files = {**files, "config.json": json.dumps(config).encode()}
+    snapshot = lay_out(cache, files)
+    with pytest.raises(InputError) as error:
+        hub.local("hf://org/name")
+    besides = ", with mean=.., std=.." if given else ""
+    assert str(error.value) == (
+        "hf://org/name: the hub cannot be reached, and its cache does not say whether "
+        f"there is a {file}; allowed are a network, or instead of the id its folder, "
+        f"{snapshot}{besides}"
+    )
+    mark = cache / "models--org--name" / ".no_exist" / COMMIT / file
+    mark.parent.mkdir(parents=True)
+    mark.touch()
+    assert hub.local("hf://org/name") == snapshot
+    if given:
+        for path in (snapshot, "hf://org/name"):
+            found, values = imagepiece_jax.load(path, **given)
+            assert found.std == STD and same(values, variables)
+
+
+def test_files_that_are_gone_are_fetched_again(cache, files):
+    snapshot = lay_out(cache, files)
+    assert hub.local("hf://org/name") == snapshot
+    shutil.rmtree(cache)
+    with pytest.raises(InputError, match="its cache has no config.json; allowed are"):
+        imagepiece_jax.load("hf://org/name")
+    newer = lay_out(cache, files, OLDER)
+    assert hub.local("hf://org/name") == newer != snapshot
+    (newer / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="its cache has none of model.safetensors, "):
+        hub.local("hf://org/name")
 
 
 def test_without_huggingface_hub_one_sentence_says_what_to_install(monkeypatch):
@@ -208,16 +311,23 @@ def test_transformers_models_come_with_their_processor(online, cache):
     assert kept(cache) == expected
 
 
+def test_what_the_hub_lacked_is_known_without_it(online, monkeypatch):
+    """By the marks that huggingface_hub itself leaves in its cache."""
+    online.files["config.json"] = json.dumps(HF).encode()
+    snapshot = hub.local("hf://org/name")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    hub.repository_files.cache_clear()
+    assert hub.local("hf://org/name") == snapshot
+
+
 def test_parts_of_a_sharded_file_are_fetched(online, cache):
     del online.files["model.safetensors"]
-    places = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.saf"}
+    places = {part: f"model-0000{part}-of-00002.safetensors" for part in (1, 2)}
     index = json.dumps({"weight_map": places}).encode()
-    online.files |= {"model.safetensors.index.json": index, places["a"]: b"1"}
-    with pytest.raises(
-        InputError, match="has no model-00002-of-00002.saf; allowed are"
-    ):
+    online.files |= {INDEX: index, places[1]: b"1"}
+    with pytest.raises(InputError, match=f"has no {places[2]}; allowed are"):
         hub.local("hf://org/name")
-    online.files[places["b"]] = b"2"
+    online.files[places[2]] = b"2"
     hub.local("hf://org/name")
     assert {*places.values()} <= kept(cache)
 

@@ -4,6 +4,7 @@ import json
 import re
 import zipfile
 
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -13,6 +14,7 @@ from configs import quickstart
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import __main__ as evaluate
 from imagepiece_jax.models import convert, metadata, pretrained, registry
+from imagepiece_jax.models.metadata import named
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.reduction import settings
 from tests.command import call, sentence
@@ -164,23 +166,43 @@ def test_what_training_alone_reads_may_differ(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content, reason",
+    "content, message",
     [
-        (b"{", "it is no JSON"),
-        (b"\xff", "it is no JSON"),
-        (b"[]", "it is no config"),
-        (b'{"model": {}}', "it has no image_size"),
-        (b'{"model": 3}', "it has no image_size"),
-        (None, "No such file or directory"),
+        (b"{", "config.json is no JSON .*; allowed is an object"),
+        (b"\xff", "config.json is no JSON"),
+        (b"[]", "config.json is a list; allowed is an object"),
+        (
+            b'{"model": {}}',
+            r"is neither that of a run \(it has no image_size\) nor of p",
+        ),
+        (
+            b'{"model": 3}',
+            r"is neither that of a run \(it has no image_size\) nor of p",
+        ),
+        (
+            None,
+            "is a folder without config.json; allowed are a weights file, a folder ",
+        ),
     ],
 )
-def test_a_folder_without_a_config(tmp_path, content, reason):
+def test_a_folder_without_a_config(tmp_path, content, message):
+    """Weights beside a broken config are no matter."""
     if content is not None:
         (tmp_path / "config.json").write_bytes(content)
-    message = (
-        f"is a folder without a run's config.json \\({reason}\\); allowed are a wei"
-    )
-    with pytest.raises(InputError, match=message):
+        (tmp_path / "model.safetensors").touch()
+    with pytest.raises(InputError, match=f"^{tmp_path}.*{message}"):
+        pretrained.read(tmp_path)
+
+
+def test_a_folder_of_weights_alone(tmp_path):
+    (tmp_path / "b.pth").touch()
+    with pytest.raises(InputError) as error:
+        pretrained.read(tmp_path)
+    said = f"{tmp_path} has weights, b.pth, but no config.json; allowed is the file"
+    assert str(error.value) == f"{said} itself, {tmp_path}/b.pth"
+    (tmp_path / "a.npz").touch()
+    message = "has weights, a.npz, b.pth, but no config.json; allowed is one of them, "
+    with pytest.raises(InputError, match=f"{message}such as {tmp_path}/a.npz$"):
         pretrained.read(tmp_path)
 
 
@@ -238,3 +260,36 @@ def test_a_run_of_version_0_1_0_loads_and_computes_the_same(tmp_path):
     # An analysis takes the last checkpoint; the archive has the best alone.
     with pytest.raises(InputError, match="checkpoints/latest holds no checkpoint"):
         pretrained.for_analysis(tmp_path).variant()
+
+
+@pytest.mark.parametrize(
+    "file, name",
+    [
+        ("deit_small_patch16_224-cd65a155", "deit_small_patch16_224.fb_in1k"),
+        ("deit_3_small_384_21k", "deit3_small_patch16_384.fb_in22k_ft_in1k"),
+        ("dino_deitsmall8_pretrain", "vit_small_patch8_224.dino"),
+        ("dinov2_vits14_reg4_pretrain", "vit_small_patch14_reg4_dinov2.lvd142m"),
+        ("mae_pretrain_vit_huge", "vit_huge_patch14_224.mae"),
+        ("deit_tiny_patch16_224", "deit_tiny_patch16_224"),
+        ("ViT-B_16", None),  # of ImageNet-21k, and of SAM
+        ("dinov2_vits14_linear_head", None),
+        ("mae_finetuned_vit_base", None),
+        ("vit_small_patch16_224-15ec54c9", None),  # of another depth
+    ],
+)
+def test_the_authors_names_of_files(file, name):
+    assert named(f"folder/{file}.pth") == ({"name": name} if name else {})
+
+
+def test_a_file_by_its_authors_name_loads(tmp_path):
+    model = registry.create_model("vit_small_patch16_224.dino")
+    zeros = jax.tree.map(
+        lambda leaf: np.zeros(leaf.shape, leaf.dtype), tiny.shapes(model, 224)
+    )
+    path = tmp_path / "dino_deitsmall16_pretrain.npz"
+    np.savez(path, **convert.to_timm(zeros))
+    assert imagepiece_jax.load(path)[0] == model
+    assert pretrained.read(path).says_normalization
+    path.rename(tmp_path / "tuned.npz")
+    with pytest.raises(InputError, match="these tensors could be of deit_s, vit_small"):
+        imagepiece_jax.load(tmp_path / "tuned.npz")

@@ -268,7 +268,13 @@ def test_parts_that_lack_something(tmp_path):
             "index.json has no weight_map; allowed is an index of .sa",
         ),
         ({"weight_map": {"a": "../x.safetensors"}}, "names the part '../x.safetensor"),
-        ({"weight_map": {"a": "x.bin"}}, "index.json lacks its part x.bin beside it"),
+        (
+            {"weight_map": {"a": ".."}},
+            "names the part '..'; allowed are names of .safe",
+        ),
+        ({"weight_map": {"a": 5}}, "names the part 5; allowed are names of .safetens"),
+        ({"weight_map": {"a": ["b"]}}, r"names the part \['b'\]; allowed are names of"),
+        ({"weight_map": {"a": "x.bin"}}, "names the part 'x.bin'; allowed are"),
     ],
 )
 def test_indexes_of_something_else(tmp_path, index, message):
@@ -283,7 +289,7 @@ def test_json_that_is_no_index(tmp_path):
     ):
         read_state_dict(tmp_path / "config.json")
     (tmp_path / "config.json").write_text('{"model_type": ')
-    with pytest.raises(InputError, match="config.json is damaged, truncated or no"):
+    with pytest.raises(InputError, match="config.json is no JSON .*; allowed is an"):
         read_state_dict(tmp_path / "config.json")
 
 

@@ -150,7 +150,7 @@ def test_a_run_has_its_model_and_the_reduction_it_was_trained_with(tmp_path):
     "path, reason",
     [
         ("no.npz", "no.npz: no such file or folder"),
-        ("", "is a folder without a run's config.json"),
+        ("", "is a folder without config.json"),
     ],
 )
 def test_a_path_without_a_model_is_named(tmp_path, path, reason):

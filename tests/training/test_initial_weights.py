@@ -118,7 +118,7 @@ def test_a_run_can_start_from_another_ones_folder(saved, tmp_path):
     like = summary.shapes(from_config.model(wider), wider.image_size)
     with pytest.raises(InputError, match=f"run {tmp_path}: it holds a model of"):
         weights.restore(tmp_path, like)
-    with pytest.raises(InputError, match="holds no checkpoint"):
+    with pytest.raises(InputError, match="is a folder without config.json"):
         weights.restore(tmp_path / "checkpoints", like)
 
 

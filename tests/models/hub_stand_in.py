@@ -1,0 +1,45 @@
+"""What `hub` needs of huggingface_hub, for its cache without a network."""
+
+import importlib.machinery
+import types
+
+
+class EntryNotFoundError(Exception):
+    pass
+
+
+class LocalEntryNotFoundError(FileNotFoundError, EntryNotFoundError):
+    pass
+
+
+def modules(cache):
+    """{name: module} of huggingface_hub, by its real names, on the folder `cache`."""
+
+    def found(name, file, revision, part):
+        """Where a file of a revision, a branch or a commit, is if it is there."""
+        folder = cache / f"models--{name.replace('/', '--')}"
+        ref = folder / "refs" / (revision or "main")
+        commit = ref.read_text() if ref.is_file() else str(revision)
+        path = folder / part / commit / file
+        return str(path) if path.is_file() else None
+
+    def hf_hub_download(name, file, *, revision=None, local_files_only=False):
+        path = found(name, file, revision, "snapshots")
+        if path is None:
+            raise LocalEntryNotFoundError("no network")
+        return path
+
+    def try_to_load_from_cache(name, file, *, revision=None):
+        if found(name, file, revision, ".no_exist"):
+            return package._CACHED_NO_EXIST
+        return found(name, file, revision, "snapshots")
+
+    package = types.ModuleType("huggingface_hub")
+    errors = types.ModuleType("huggingface_hub.errors")
+    package.__spec__ = importlib.machinery.ModuleSpec("huggingface_hub", None)
+    package.errors, package._CACHED_NO_EXIST = errors, object()
+    package.hf_hub_download = hf_hub_download
+    package.try_to_load_from_cache = try_to_load_from_cache
+    errors.EntryNotFoundError = EntryNotFoundError
+    errors.LocalEntryNotFoundError = LocalEntryNotFoundError
+    return {package.__name__: package, errors.__name__: errors}
