@@ -13,21 +13,25 @@ import torch
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 OUT = ROOT / "tests" / "fixtures" / "whole_models.json"
+OPENCLIP = "mlfoundations/open_clip, docs/model_profile.csv"
 # Weights of the largest member of each family: (published parameters, where).
 LARGEST = {
-    "deit_base_distilled_patch16_384.fb_in1k": (87e6, "DeiT's repository"),
-    "deit3_huge_patch14_224.fb_in1k": (632.1e6, "DeiT III, table 1"),
-    "vit_huge_patch14_224.orig_in21k": (632e6, "ViT, table 1"),
-    "vit_huge_patch14_224.mae": (632e6, "ViT, table 1"),
-    "vit_base_patch8_224.dino": (85e6, "DINO's repository"),
-    "vit_giant_patch14_dinov2.lvd142m": (1.1e9, "DINOv2's repository"),
-    "vit_giant_patch14_reg4_dinov2.lvd142m": (1.1e9, "DINOv2's repository"),
-    "vit_large_patch14_clip_336.openai": (304e6, "CLIP's ViT-L/14, vision tower"),
-    "vit_gigantic_patch14_clip_224.laion2b": (1.84e9, "OpenCLIP's ViT-bigG/14"),
-    "vit_so400m_patch14_siglip_384.webli": (428e6, "SigLIP's So400m, vision tower"),
-    "vit_giantopt_patch16_siglip_384.v2_webli": (1.16e9, "SigLIP 2's g-opt/16"),
-    "eva02_large_patch14_448.mim_m38m_ft_in22k_in1k": (305e6, "EVA-02, table 1"),
-    "vit_7b_patch16_dinov3.lvd1689m": (6.716e9, "DINOv3's repository"),
+    "deit_base_distilled_patch16_384.fb_in1k": (88e6, "facebookresearch/deit"),
+    "deit3_huge_patch14_224.fb_in1k": (632.1e6, "facebookresearch/deit"),
+    "vit_huge_patch14_224.orig_in21k": (632e6, "ViT, arXiv:2010.11929, table 1"),
+    "vit_huge_patch14_224.mae": (632e6, "ViT, arXiv:2010.11929, table 1"),
+    "vit_base_patch8_224.dino": (85e6, "facebookresearch/dino"),
+    "vit_giant_patch14_dinov2.lvd142m": (1.1e9, "facebookresearch/dinov2"),
+    "vit_giant_patch14_reg4_dinov2.lvd142m": (1.1e9, "facebookresearch/dinov2"),
+    "vit_large_patch14_clip_336.openai": (304.29e6, OPENCLIP),
+    "vit_gigantic_patch14_clip_224.laion2b": (1844.91e6, OPENCLIP),
+    "vit_so400m_patch14_siglip_384.webli": (428.23e6, OPENCLIP),
+    "vit_giantopt_patch16_siglip_384.v2_webli": (1e9, "SigLIP 2, arXiv:2502.14786"),
+    "eva02_large_patch14_448.mim_m38m_ft_in22k_in1k": (
+        304e6,
+        "EVA-02, arXiv:2303.11331, without head",
+    ),
+    "vit_7b_patch16_dinov3.lvd1689m": (6716e6, "facebookresearch/dinov3"),
 }
 
 
