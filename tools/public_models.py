@@ -79,8 +79,6 @@ def facts(model):
         arch |= eva_facts(model)
     if model.attn_pool is not None:
         need(model.attn_pool.num_heads == block.attn.num_heads, "heads of the pool")
-    if "_siglip_" in model.default_cfg["architecture"]:
-        arch["gelu"] = "tanh"  # as trained: timm has it so for the newer ones alone
     prefix = arch["class_token"] or arch["registers"]
     if not prefix or not arch.get("positions", True):
         arch["prefix_positions"] = True  # there is no prefix, or there are no positions
@@ -174,6 +172,8 @@ def images(name):
     # Trained with QuickGELU, though the name without "quickgelu" has timm's GELU.
     if cfg.notes and "quickgelu" in cfg.notes[0]:
         found["gelu"] = "quick"
+    if "_siglip_" in name:
+        found["gelu"] = "tanh"  # as trained: timm has it so for the newer ones alone
     if name.endswith(".dino") or "_dinov2." in name and "_reg" not in name:
         found["resize"] = "offset"  # DINO's and DINOv2's own code, not timm's
     if name.endswith(".mae"):

@@ -7,9 +7,20 @@ has its own (`ViT.mean`, `ViT.std`).
 import jax
 import jax.numpy as jnp
 
+from imagepiece_jax.errors import InputError
+
 
 def normalize(images: jax.Array, mean, std) -> jax.Array:
-    """Subtract `mean`, divide by `std`. uint8 [..., 3] -> float32 [..., 3]."""
+    """Subtract `mean`, divide by `std`. uint8 [..., 3] -> float32 [..., 3].
+
+    InputError for floats, of which nobody knows whether they reach to 1 or to 255, and
+    for other channels.
+    """
+    if images.dtype != jnp.uint8 or images.shape[-1:] != (3,):
+        raise InputError(
+            f"images are {images.dtype} {list(images.shape)}; allowed are pixels, "
+            "uint8 [..., 3]"
+        )
     mean, std = _channels(images, mean), _channels(images, std)
     return (images.astype(jnp.float32) / 255 - mean) / std
 

@@ -46,6 +46,11 @@ class Predictor:
                 f"labels has {len(labels)} names; the model has {model.num_classes} "
                 "classes"
             )
+        if not model.num_classes:
+            raise InputError(
+                "the model has no classes to predict; allowed are models with a head, "
+                "such as load(num_classes=..) makes, or imagepiece_jax.features"
+            )
         top = min(5, model.num_classes) if top is None else top
         if not 1 <= top <= model.num_classes:
             raise InputError(f"top is {top}; allowed are 1 to {model.num_classes}")

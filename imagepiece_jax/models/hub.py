@@ -46,11 +46,18 @@ def local(path: str | os.PathLike) -> pathlib.Path:
 
 def existing(path: str | os.PathLike) -> pathlib.Path:
     """As `local`; InputError where there is nothing."""
-    found = local(path)
-    if not found.exists():
+    if not exists(path):
         meant = _meant(os.fspath(path))
         raise InputError(f"weights {path}: no such file or folder{meant}")
-    return found
+    return local(path)
+
+
+def exists(path: str | os.PathLike) -> bool:
+    """Whether there is a file or folder, of a hub id its own."""
+    try:
+        return local(path).exists()
+    except OSError:  # a name that is too long
+        return False
 
 
 def is_id(path: str | os.PathLike) -> bool:
@@ -71,7 +78,7 @@ def _meant(text):
     if text.startswith("hf:/"):  # what pathlib makes of an id
         name = text.removeprefix("hf:/")
         return f'; an id of the hub is a string, such as "{SCHEME}{name}", never a Path'
-    if address := _ADDRESS.match(text):
+    if address := _ADDRESS.match(text) or re.match(r"hf[-_]hub:(.+)", text):
         return f"; did you mean {SCHEME}{address[1]}?"
     if re.match(r"\w+:/", text):
         return f"; allowed are paths of this machine, and ids, {SCHEME}OWNER/NAME"

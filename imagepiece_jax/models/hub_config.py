@@ -11,6 +11,7 @@ from typing import Any
 
 from imagepiece_jax import __version__
 from imagepiece_jax.common.files import read_json
+from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import timm_config, transformers_config
 from imagepiece_jax.models.vit import ViT
@@ -78,14 +79,26 @@ def is_own(folder: pathlib.Path) -> bool:
 def parse(config: Mapping[str, Any], images: Mapping[str, Any]) -> HubConfig:
     """As `read`, of the contents of config.json and of preprocessor_config.json."""
     if OURS in config:
-        return HubConfig(**_guarded(CONFIG, _own, config))
+        return _checked(HubConfig(**_guarded(CONFIG, _own, config)))
     if "architecture" in config:
-        return HubConfig(**_guarded(CONFIG, timm_config.parse, config))
+        return _checked(HubConfig(**_guarded(CONFIG, timm_config.parse, config)))
     found = _guarded(CONFIG, transformers_config.parse, config)
     read = transformers_config.processor
     given, prepared = _guarded(PREPROCESSOR, read, images, config)
     given |= found.pop("given")
-    return HubConfig(given=given, preprocessing=prepared, **found)
+    return _checked(HubConfig(given=given, preprocessing=prepared, **found))
+
+
+def _checked(found):
+    """`found`, whose size of images is one, as far as there is one."""
+    size = found.given.get("image_size", 1)
+    right = [isinstance(side, int) and side > 0 for side in sides(size)]
+    if right not in ([True], [True, True]):
+        raise InputError(
+            f"{CONFIG}: the size of images is {size!r}; allowed are one or two numbers "
+            "of pixels"
+        )
+    return found
 
 
 def _guarded(file, call, *content):
@@ -96,7 +109,7 @@ def _guarded(file, call, *content):
         raise InputError(f"{file}: {error}") from error
     except KeyError as error:
         raise InputError(f"{file} has no {error.args[0]}") from error
-    except (TypeError, AttributeError, ValueError) as error:
+    except (TypeError, AttributeError, ValueError, IndexError) as error:
         raise InputError(f"{file} has a field of another type: {error}") from error
 
 
@@ -110,6 +123,7 @@ def describe(model: ViT) -> dict[str, Any]:
     own = {
         "version": __version__,
         "model": {
+            "name": model.public_name,
             "arch": dataclasses.asdict(model.arch),
             "num_heads": model.num_heads,
             "image_size": size,
@@ -126,6 +140,8 @@ def describe(model: ViT) -> dict[str, Any]:
 def _own(config):
     """Of what `describe` wrote, the part that is of our own."""
     own, classes = config[OURS], config["num_classes"]
+    if not isinstance(own["model"]["arch"], Mapping):
+        raise TypeError(f"arch is {own['model']['arch']!r}")
     return {
         "given": {k: _plain(v) for k, v in own["model"].items()},
         "told": {"num_classes": classes},

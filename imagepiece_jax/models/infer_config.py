@@ -36,7 +36,8 @@ def infer_config(
     norm_eps, resize, mean, std and image_size; None is not known. Returns name,
     image_size, num_classes, stem, patch_size, embed_dim, depth, num_heads, mlp_ratio,
     mean and std, and those of registry.ONE_BY_ONE that are given: the name says the
-    rest. The name is None, and arch is returned, where no name was needed. InputError
+    rest. The name is None, and arch is returned, where no name was needed; with
+    preprocessing, where all models that it can be have the same. InputError
     where these are no tensors of a vision transformer that can be made here, where they
     contradict the name, and where they could be those of several models.
     """
@@ -64,11 +65,15 @@ def infer_config(
         raise InputError(_several(known, unknown, sizes, parts))
     found = {field: next(iter(values[field])) for field in told}
     changes = {k: given[k] for k in registry.ONE_BY_ONE if k in given}
-    # A guessed name must not bring what a tag alone says.
-    name, facts = min(known.items(), key=lambda item: "prop_attn" in item[1])
-    if name is None:
+    name, facts = next(iter(known.items()))
+    if "name" not in given and name not in registry.MODELS:
+        name = None  # a guess, which must not bring what a tag alone says
+    if name is None or given.get("arch"):
         arch = registry.architecture({**facts, **changes})
         changes = {"arch": arch.changed}
+    prepared = [public.preprocessing(own) for own in known]
+    if prepared[0] and all(own == prepared[0] for own in prepared):
+        changes["preprocessing"] = prepared[0]
     return {"name": name, **sizes, **found, **changes}
 
 
@@ -205,7 +210,7 @@ def _checked(given, shapes, sizes, parts):
     facts, arch = registry.facts(given.get("name")), registry.architecture(given)
     if arch.positions:
         _shape(shapes, "pos_embed", 3)
-    whose = f"{given['name']!r} has" if "name" in given else "it is given with"
+    whose = "it is given with" if given.get("arch") else f"{given['name']!r} has"
     for field in (f.name for f in dataclasses.fields(Architecture)):
         ours, theirs = getattr(_told(arch), field), getattr(_told(parts), field)
         if ours != theirs:

@@ -88,6 +88,8 @@ def to_timm(state_dict: Mapping[str, np.ndarray]) -> Recognized:
     try:
         says = layout.says({**tensors, **renamed})
         return Recognized(_canonical(renamed), says)
+    except InputError:
+        raise
     except (IndexError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"its tensors have other shapes than those of {layout.title}: {error}"
@@ -308,6 +310,7 @@ def _add_positions(tensors):
     added; timm, and we, have positions of the patches alone then.
     """
     registers = tensors.pop("register_tokens", None)
+    registers = None if registers is None or not registers.size else registers
     positions, first = tensors.get("pos_embed"), tensors.get("cls_token")
     if registers is None or positions is None or first is None:
         return
@@ -336,6 +339,16 @@ def _name_head(tensors):
         for leaf in ("weight", "bias"):
             tensors[f"head.{leaf}"] = tensors.pop(f"mean_head.{leaf}")
     head, norm = tensors.get("head.weight"), tensors.get("norm.weight")
+    if (
+        head is not None
+        and "dist_token" in tensors
+        and "head_dist.weight" not in tensors
+    ):
+        raise InputError(
+            "it has a distillation token and a head of the class token alone, as "
+            "transformers' DeiTForImageClassification, which no model here has; "
+            "allowed are two heads (DeiTForImageClassificationWithTeacher), or none"
+        )
     if head is None or norm is None or head.ndim != 2 or len(norm) == head.shape[1]:
         return
     raise InputError(

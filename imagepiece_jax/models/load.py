@@ -45,15 +45,22 @@ def load(
     num_classes = own if num_classes is None else num_classes
     same = num_classes == own
     known = {"reduction": reduction, "class_names": found.class_names if same else None}
-    other = "reduction" in fields
+    other = fields.get("reduction") is not None
     known |= {} if other else more
-    fields = known | found.changed(fields) | {"num_classes": num_classes}
+    sized = found.config is None and found.path.is_dir()  # a name is not needed there
+    fields = known | found.changed(fields, sized=sized) | {"num_classes": num_classes}
     try:
         model = registry.create_model(**fields)
     except InputError as error:
         if found.config is not None:
             raise
         raise InputError(f"{found.kind} {found.path}: {error}") from error
+    if other and found.untrained(fields["reduction"]):
+        raise InputError(
+            f"{found.kind} {found.path} has no selectors of the method "
+            f"{model.reduction['name']!r}, which learns them; allowed are methods that "
+            "do not, or weights trained with it (train.py --config.init.weights)"
+        )
     image_size = fields["image_size"]
     heads = None if same else _new_heads(model, image_size, seed)
     return model, found.restore(model, image_size, heads, other)

@@ -18,31 +18,42 @@ class Positions:
     """Where a model's position embedding has rows, and how it is resized.
 
     prefix: rows of tokens in front of the patches; grid: (height, width) of the
-    patches; how: `architecture.Architecture.resize`.
+    patches; how: `architecture.Architecture.resize`; old: the grid that trained
+    positions have, None where only their number is known: then a square.
     """
 
     prefix: int
     grid: tuple[int, int]
     how: str = "antialias"
+    old: tuple[int, int] | None = None
 
     @classmethod
-    def of(cls, model, image_size):
-        """Those of a ViT for images of `image_size`, a number or (height, width)."""
-        grid = tuple(side // model.patch_size for side in sides(image_size))
-        arch = model.arch
-        return cls(arch.prefix if arch.prefix_positions else 0, grid, arch.resize)
+    def of(cls, model, image_size, old=None):
+        """Those of a ViT for images of `image_size`, a number or (height, width).
+
+        old: the size of the images that the positions to be resized were trained for.
+        """
+        patch, arch = model.patch_size, model.arch
+        return cls(
+            arch.prefix if arch.prefix_positions else 0,
+            tuple(side // patch for side in sides(image_size)),
+            arch.resize,
+            None if old is None else tuple(side // patch for side in sides(old)),
+        )
 
     def fit(self, pos_embed: np.ndarray) -> np.ndarray | None:
-        """`pos_embed` [1, rows, D] for this grid; None where its own is no square."""
-        old = math.isqrt(max(0, pos_embed.shape[1] - self.prefix))
-        if old == 0 or old * old + self.prefix != pos_embed.shape[1]:
+        """`pos_embed` [1, rows, D] for this grid; None where its own is not known."""
+        patches, old = pos_embed.shape[1] - self.prefix, self.old
+        if old is None or math.prod(old) != patches:
+            old = (math.isqrt(max(0, patches)),) * 2
+        if patches <= 0 or math.prod(old) != patches:
             return None
-        if (old, old) == self.grid:
+        if old == self.grid:
             return pos_embed
         width = pos_embed.shape[2]
         front = np.asarray(pos_embed[:, : self.prefix], np.float32)
         grid = np.asarray(pos_embed[0, self.prefix :], np.float32)
-        grid = resize(grid.reshape(old, old, width), self.grid, self.how)
+        grid = resize(grid.reshape(*old, width), self.grid, self.how)
         return np.concatenate([front, grid.reshape(1, -1, width)], axis=1)
 
 

@@ -104,7 +104,8 @@ class Pretrained:
     @property
     def says_normalization(self) -> bool:
         """Whether the weights say how images are normalized, not a config's name."""
-        return self.config is not None or "mean" in stated(self.says)
+        own = self.fields.get("name") not in registry.MODELS  # which say none
+        return own or self.config is not None or "mean" in stated(self.says)
 
     @functools.cached_property
     def class_names(self) -> tuple[str | None, ...] | None:
@@ -143,7 +144,7 @@ class Pretrained:
             like = {**like, "params": {**like["params"], **heads}}
             own = tuple(f"{head}." for head in HEADS)
             tensors = {k: v for k, v in tensors.items() if not k.startswith(own)}
-        places = Positions.of(model, image_size)
+        places = Positions.of(model, image_size, self.image_size)
         return weights.fit(self.path, tensors, like, heads or (), positions=places)
 
     def variables(self, model: ViT) -> tuple[Mapping[str, Any], bool]:
@@ -159,7 +160,7 @@ class Pretrained:
             params |= {name: drawn[name] for name in lacking}
         tensors = self._without([name for name in params if name not in lacking])
         like = {**like, "params": params}
-        places = Positions.of(model, self.image_size)
+        places = Positions.of(model, self.image_size, self.image_size)
         found = weights.fit(self.path, tensors, like, lacking, positions=places)
         return found, bool(lacking)
 
@@ -348,8 +349,10 @@ def _of_run(path, checkpoint):
 def _of_tensors(path, read, given):
     try:
         read.check(given)
-        registry.normalization(given.get("mean"), given.get("std"))
-        fields = infer_config(read.tensors, given)
+        mean, std = given.get("mean"), given.get("std")
+        if mean is not None or std is not None:
+            mean, std = registry.normalization(mean, std)
+        fields = infer_config(read.tensors, {**given, "mean": mean, "std": std})
     except InputError as error:
         kind = "" if path.is_dir() else "weights file "
         raise InputError(f"{kind}{path}: {error}") from error

@@ -51,9 +51,10 @@ def names() -> list[str]:
 def model(name: str) -> dict[str, Any] | None:
     """Fields of registry.create_model that `name` stands for; None: it is unknown.
 
-    An architecture without tag has no mean and std, unless all its weights agree.
-    prop_attn: of weights that are used without proportional attention by every method
-    (MAE without fine-tuning, Bolya et al. 2023).
+    An architecture without tag has no mean and std, and timm's kind of GELU and way to
+    resize positions, unless all its weights agree on others. prop_attn: of weights that
+    are used without proportional attention by every method (MAE without fine-tuning,
+    Bolya et al. 2023).
     """
     base, dot, tag = name.partition(".")
     row = table().get(base)
@@ -69,10 +70,18 @@ def model(name: str) -> dict[str, Any] | None:
             found[field] = values[0]
     if dot and "prop_attn" in weights[0]:
         found["prop_attn"] = weights[0]["prop_attn"]
-    arch = row["arch"] | {
-        k: w[k] for w in weights if dot for k in ("gelu", "resize") if k in w
-    }
+    arch = row["arch"]
+    for field in ("gelu", "resize"):
+        values = {w.get(field) for w in weights}
+        if len(values) == 1 and None not in values:
+            arch = arch | {field: values.pop()}
     return found | {"arch": Architecture.of(arch)}
+
+
+def timms_own(name: str) -> dict[str, str]:
+    """gelu and resize of an architecture as timm has it, whatever its weights had."""
+    arch = Architecture.of(table()[name.partition(".")[0]]["arch"])
+    return {"gelu": arch.gelu, "resize": arch.resize}
 
 
 def original(file: str) -> str:
@@ -83,9 +92,14 @@ def original(file: str) -> str:
     return file
 
 
-def preprocessing(name: str) -> dict[str, Any]:
-    """crop (share of the side), crop_mode and interpolation of the weights `name`."""
-    base, _, tag = name.partition(".")
+def preprocessing(name: str | None) -> dict[str, Any]:
+    """crop (share of the side), crop_mode and interpolation of the weights `name`.
+
+    {} for an architecture, and for what is no public name.
+    """
+    base, dot, tag = (name or "").partition(".")
+    if not dot:
+        return {}
     images = table()[base]["weights"][tag]
     return {"crop_mode": "center"} | {
         k: images[k] for k in ("crop", "crop_mode", "interpolation") if k in images

@@ -104,13 +104,15 @@ def create_model(
     num_classes = own.get("num_classes", 1000) if num_classes is None else num_classes
     if mean is None and std is None:
         mean, std = own.get("mean"), own.get("std")
+    if isinstance(image_size, list):
+        image_size = tuple(image_size)
     depth = size.pop("depth")
     dtype = dtype_name(dtype)
     mean, std = normalization(mean, std)
     cut = name is None or image_size == own.get("image_size")
     patches = grid(image_size, size["patch_size"], cut)
     _check(size, num_classes, stem, dtype, drop_path_rate)
-    _check_heads(size, arch)
+    _check_parts(size, stem, arch)
     if class_names is not None and len(class_names) != num_classes:
         raise InputError(
             f"class_names has {len(class_names)} names; the model has {num_classes} "
@@ -143,6 +145,7 @@ def create_model(
         axis_name=axis_name,
         class_names=None if class_names is None else tuple(class_names),
         reduction=dict(reduction or DENSE),
+        public_name=None if name in MODELS else name,
         preprocessing=Preprocessing(image_size, **_preprocessing(name, preprocessing)),
         **size,
     )
@@ -156,7 +159,7 @@ def facts(name):
     """
     if name is None:
         return {}
-    if name in MODELS:
+    if isinstance(name, str) and name in MODELS:
         return MODELS[name]
     found = public.model(name) if isinstance(name, str) else None
     if found is None:
@@ -169,9 +172,12 @@ def facts(name):
 
 
 def _preprocessing(name, given):
-    if given is None and isinstance(name, str) and "." in name:
-        return public.preprocessing(name)
-    return given or {}
+    known = [field.name for field in dataclasses.fields(Preprocessing)][1:]
+    if given is not None and not {*given} <= {*known}:
+        raise InputError(
+            f"preprocessing is {given!r}; its fields are {', '.join(known)}"
+        )
+    return public.preprocessing(name) if given is None else given
 
 
 def size_of(own):
@@ -182,7 +188,9 @@ def size_of(own):
 def architecture(fields):
     """The Architecture by the fields name, arch, and those of ONE_BY_ONE."""
     arch = fields.get("arch") or facts(fields.get("name")).get("arch", Architecture())
-    if not isinstance(arch, Architecture):
+    if isinstance(arch, Architecture):
+        check_fields("config.model.arch", dataclasses.asdict(arch))
+    else:
         arch = of_fields("config.model.arch", arch)
     given = {k: fields[k] for k in ONE_BY_ONE if fields.get(k) is not None}
     check_fields("config.model", given)
@@ -337,7 +345,12 @@ def _check(size, num_classes, stem, dtype, drop_path_rate):
         )
 
 
-def _check_heads(size, arch):
+def _check_parts(size, stem, arch):
+    if stem == "conv" and not arch.patch_bias:
+        raise InputError(
+            "config.model.stem is 'conv', whose projection has a bias, which "
+            "config.model.arch.patch_bias is False for; allowed is 'patch'"
+        )
     width = size["embed_dim"] // size["num_heads"]
     if arch.rotary is not None and width % 4:
         raise InputError(

@@ -9,14 +9,20 @@ so merged tokens have one, too.
 
 import dataclasses
 import functools
+import math
+import numbers
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-ORIGINS = ("corner", "center")
-AXES = ("yx", "xy")
-LAYOUTS = ("neighbors", "halves")
+from imagepiece_jax.errors import InputError
+
+CHOICES = {
+    "origin": ("corner", "center"),
+    "axes": ("yx", "xy"),
+    "planes": ("neighbors", "halves"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +46,24 @@ class Rotary:
     planes: str = "neighbors"
 
     def __post_init__(self):
-        if self.reference is not None:  # a list, where it was read from a file
-            object.__setattr__(self, "reference", tuple(self.reference))
+        for field, allowed in CHOICES.items():
+            if (value := getattr(self, field)) not in allowed:
+                listed = ", ".join(allowed)
+                raise InputError(f"rotary.{field} is {value!r}; allowed are {listed}")
+        for field, least in (("temperature", 0), ("start", -math.inf)):
+            value = getattr(self, field)
+            if not isinstance(value, numbers.Real) or not least < value < math.inf:
+                raise InputError(f"rotary.{field} is {value!r}; allowed are numbers")
+        if self.reference is None:
+            return
+        grid = self.reference
+        right = isinstance(grid, tuple | list) and len(grid) == 2
+        if not right or not all(isinstance(side, numbers.Real) for side in grid):
+            raise InputError(
+                f"rotary.reference is {grid!r}; allowed are None and two numbers of "
+                "patches"
+            )
+        object.__setattr__(self, "reference", tuple(grid))  # a list in files
 
     def coordinates(self, grid: tuple[int, int]) -> np.ndarray:
         """(y, x) of all patches of a grid (height, width). -> [n, 2] float32."""

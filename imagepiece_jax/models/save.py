@@ -48,6 +48,11 @@ def save(
     before is replaced; InputError for a folder that holds anything else, and for
     variables that are not the model's.
     """
+    if hub.is_id(folder):
+        raise InputError(
+            f"{folder} is an id of the hub; allowed are folders of this machine, which "
+            "hf upload takes from here"
+        )
     folder = pathlib.Path(folder)
     _check_folder(folder)
     _check(model, variables)
@@ -55,8 +60,10 @@ def save(
     learned = {k: v for k, v in tensors.items() if k.startswith("reducer.")}
     dense = {k: v for k, v in tensors.items() if k not in learned}
     dense = layouts.as_timm(dense, model.arch)
-    config = json.loads(json.dumps(hub_config.describe(model)))
-    _check_way_back(model, dense, config)
+    # Numbers of NumPy, where a model was made with them, are written as Python's.
+    text = json.dumps(hub_config.describe(model), indent=2, default=lambda v: v.item())
+    config = json.loads(text)
+    _check_way_back(model, dense | learned, config)
     in_timm = config["architecture"] != OURS
     card = model_card(folder.absolute().name, model, in_timm)
     metadata = {"format": "pt"}  # some readers refuse a file without it
@@ -64,7 +71,7 @@ def save(
         safetensors.numpy.save_file(dense, new / WEIGHTS, metadata)
         if learned:
             safetensors.numpy.save_file(learned, new / SELECTORS, metadata)
-        (new / CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+        (new / CONFIG).write_text(text + "\n", "utf-8")
         (new / CARD).write_text(card, "utf-8")
     return folder
 
@@ -104,14 +111,15 @@ def _check(model, variables):
             )
 
 
-def _check_way_back(model, dense, config):
+def _check_way_back(model, tensors, config):
     """InputError where `load` would refuse these files, or make another model."""
     try:
         found = hub_config.parse(config, {})
-        read = layouts.to_timm(dense)
-        fields = {**infer_config(read.tensors, found.given), **found.fields}
+        read = layouts.to_timm(tensors).tensors
+        fields = {**infer_config(read, found.given), **found.fields}
         reduction, more = settings.split(found.reduction)
         again = registry.create_model(**fields, **more, reduction=reduction)
+        convert.from_timm(read, summary.shapes(again, fields["image_size"]))
     except InputError as error:
         raise InputError(f"model cannot be loaded again: {error}") from error
     if again.plan != model.plan:
@@ -130,8 +138,3 @@ def _check_way_back(model, dense, config):
 def _shapes(variables):
     leaves = traverse_util.flatten_dict(variables, sep="/")
     return {name: tuple(leaf.shape) for name, leaf in leaves.items()}
-
-
-def _size(model):
-    own = [field for field in registry.SIZES if field != "depth"]
-    return {"depth": len(model.plan), **{field: getattr(model, field) for field in own}}

@@ -11,6 +11,7 @@ import os
 import pathlib
 import pickle
 import re
+import types
 import zipfile
 
 import jax.numpy as jnp
@@ -38,6 +39,7 @@ _STORAGE_DTYPES = {
 _OLD_TORCH_MAGIC = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
 # Training scripts save weights beside optimizer and epoch, under one of these names.
 _WRAPPERS = ("model", "state_dict", "teacher")
+_LFS = b"version https://git-lfs"
 # What a file may say of its images beside the tensors: three numbers each.
 _NORMALIZATION = ("mean", "std")
 
@@ -45,10 +47,11 @@ _NORMALIZATION = ("mean", "std")
 def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Named tensors of a weights file, with the shapes and types that they have there.
 
-    The ending chooses the reader: .npz, .safetensors, .pth, .pt, .bin, or .json for the
-    index of .safetensors in parts, which lie beside it. A state dict under the key
-    "model", "state_dict" or "teacher" is unwrapped. Raises InputError where the file or
-    a part is missing, of an unknown kind, damaged, truncated, or anything but named
+    The ending chooses the reader: .npz, .safetensors, .pth, .pt, .bin, .tar (timm's
+    .pth.tar), or .json for the index of .safetensors in parts, which lie beside it. A
+    state dict under the key "model", "state_dict" or "teacher" is unwrapped. Raises
+    InputError where the file or a part is missing, of an unknown kind, damaged,
+    truncated, or anything but named
     tensors.
     """
     path = pathlib.Path(path)
@@ -87,6 +90,12 @@ def _guarded(path, readers):
         found = "is a folder" if path.is_dir() else "does not exist"
         raise InputError(f"weights file {path} {found}")
     try:
+        with open(path, "rb") as file:
+            if file.read(len(_LFS)) == _LFS:
+                raise InputError(
+                    f"weights file {path} is a pointer of Git LFS, not the file: fetch "
+                    "it by git lfs pull"
+                )
         return reader(path)
     except InputError:
         raise
@@ -112,9 +121,12 @@ def _named_tensors(path, content):
         )
     for name, value in content.items():
         if not (isinstance(name, str) and isinstance(value, np.ndarray)):
+            inner = [key for key, held in content.items() if isinstance(held, dict)]
+            known = ", ".join(repr(key) for key in _WRAPPERS)
+            rest = f"; allowed are they alone, or under {known}" if inner else ""
             raise InputError(
                 f"weights file {path} is not a state dict: {name!r} is of type "
-                f"{type(value).__name__}, only named tensors are allowed"
+                f"{type(value).__name__}, only named tensors are allowed{rest}"
             )
         if value.dtype.kind not in "biuf" and value.dtype != jnp.bfloat16:
             raise InputError(
@@ -191,7 +203,14 @@ def _read_parts(path):
 def _npz_normalization(path):
     # Opened here: NumPy leaves its own file open where the archive is damaged.
     with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-        return {k: archive[k].tolist() for k in _NORMALIZATION if k in archive}
+        found = {k: archive[k] for k in _NORMALIZATION if k in archive}
+    # As written: 0.485 in float32 is another number than in float64.
+    return {
+        name: [float(str(value)) for value in values.ravel()]
+        if values.dtype == np.float32
+        else values.tolist()
+        for name, values in found.items()
+    }
 
 
 def _safetensors_normalization(path):
@@ -242,6 +261,8 @@ class _StateDictUnpickler(pickle.Unpickler):
             return self._parameter
         if module == "torch" and name in _STORAGE_DTYPES:
             return name
+        if (module, name) == ("argparse", "Namespace"):  # of training scripts
+            return types.SimpleNamespace
         raise InputError(
             f"weights file {self._path} asks for {module}.{name}: only tensors are "
             "allowed, so save model.state_dict() alone"
@@ -286,6 +307,7 @@ _READERS = {
     ".safetensors": _read_safetensors,
     ".pth": _read_torch,
     ".pt": _read_torch,
+    ".tar": _read_torch,  # .pth.tar, timm's
     ".bin": _read_torch,
     ".json": _read_parts,
 }

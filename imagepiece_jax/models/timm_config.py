@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,11 +45,15 @@ def parse(config: Mapping[str, Any]) -> dict[str, Any]:
         meant = closest(str(name), [*public.table(), *registry.MODELS])
         hint = f"did you mean {meant}?" if meant else "allowed are timm's ViTs"
         raise InputError(f"architecture is {name!r}; {hint}")
-    _, *size = images["input_size"]
-    size = size[0] if size[0] == size[1] else tuple(size)
+    arguments = config.get("model_args") or {}
+    _, height, width = images["input_size"]
+    size = arguments.get("img_size") or (height, width)
+    size = sides(size)[0] if len({*sides(size)}) == 1 else tuple(size)
     values = {"mean": tuple(images["mean"]), "std": tuple(images["std"])}
     known = _known(name, images.get("tag"), values | {"num_classes": classes})
-    says, sizes = _arguments(config.get("model_args") or {}, known)
+    says, sizes = _arguments(arguments, known)
+    if known == name and name in public.table():  # trained by timm's code
+        says = public.timms_own(name) | says
     told = sizes if classes is None else {"num_classes": classes} | sizes
     if images.get("fixed_input_size", True):
         told = told | {"image_size": size}
@@ -106,24 +111,36 @@ def _arguments(arguments, name):
         elif field not in (*PARTS, *SIZES, *IDLE):
             raise InputError(f"model_args has {field}={value!r}, which no model has")
     sizes = {k: v for k, v in arguments.items() if k in SIZES and v is not None}
+    own = registry.size_of(registry.facts(name))
+    own = {k: own[k] for k in (*SIZES, "mlp_ratio") if k in own}
+    if "mlp_ratio" in arguments:
+        del own["mlp_ratio"]  # timm's counts packed layers twice: tensors tell
+    told = own | sizes
     null = ("init_values", "fc_norm")  # where None is not what is left out
     parts = {k: v for k, v in arguments.items() if k in PARTS}
     parts = {k: v for k, v in parts.items() if v is not None or k in null}
     if not parts and not sizes and "mlp_ratio" not in arguments:
-        return {"name": name} | changes, sizes
+        return {"name": name} | changes, told
     arch = _changed(registry.architecture({"name": name}), parts)
     heads = registry.facts(name)["num_heads"]
-    given = {"arch": dataclasses.asdict(arch), "num_heads": heads}
-    return given | changes, sizes
+    given = {"name": name, "arch": dataclasses.asdict(arch), "num_heads": heads}
+    return given | changes, told
 
 
 def _changed(arch: Architecture, arguments) -> Architecture:
-    """An Architecture changed by arguments of timm's VisionTransformer."""
-    if arguments and (arch.rotary or not arch.positions):
+    """An Architecture changed by arguments of timm's VisionTransformer, or Eva."""
+    found = _with_arguments(arch, arguments)
+    heads = dict.fromkeys(("pool", "final_norm", "fc_norm"))
+    same = {field: getattr(arch, field) for field in heads}
+    if is_eva(arch) and dataclasses.replace(found, **same) != arch:
         raise InputError(
             f"model_args has {', '.join(arguments)} for a model with rotary positions; "
-            "allowed are its own parts"
+            "allowed are its own parts, and another global_pool"
         )
+    return found
+
+
+def _with_arguments(arch, arguments):
     ours = {"class_token": "class_token", "reg_tokens": "registers"}
     ours |= {"qkv_bias": "qkv_bias", "pre_norm": "pre_norm"}
     found = {ours[k]: v for k, v in arguments.items() if k in ours}
@@ -235,11 +252,14 @@ def _is_vision_transformer(model):
 def _all_arguments(model):
     """All arguments of timm's VisionTransformer that make the parts of a model."""
     arch, hidden = model.arch, round(model.embed_dim * model.mlp_ratio)
-    packed = 2 if arch.mlp == "swiglu" else 1
+    hidden *= 2 if arch.mlp == "swiglu" else 1  # two layers in one
+    ratio = hidden / model.embed_dim
+    if int(model.embed_dim * ratio) < hidden:  # which is what timm takes
+        ratio = math.nextafter(ratio, math.inf)
     pools = {ours: theirs for theirs, ours in POOLS.items()}
     return {
         **_size(model),
-        "mlp_ratio": packed * hidden / model.embed_dim,
+        "mlp_ratio": ratio,
         "qkv_bias": arch.qkv_bias,
         "init_values": 1e-5 if arch.layer_scale else None,
         "class_token": arch.class_token,

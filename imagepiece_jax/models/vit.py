@@ -79,7 +79,8 @@ class ViT(nn.Module):
     the images that it was trained on: pixels are to be normalized with them first
     (data.normalize).
     `class_names` belong to the logits: a name, or None, for each class; `reduction` is
-    the name and the fields of what made `plan`, `preprocessing` is of the images.
+    the name and the fields of what made `plan`, `preprocessing` is of the images,
+    `public_name` timm's, of the public model that it is made as.
     """
 
     plan: tuple[LayerPlan, ...]
@@ -105,6 +106,7 @@ class ViT(nn.Module):
     class_names: tuple[str | None, ...] | None = _note()
     reduction: Mapping[str, Any] | None = _note()
     preprocessing: Preprocessing | None = _note()
+    public_name: str | None = _note()
 
     @nn.compact
     def __call__(self, images, train=False, keys=None):

@@ -3,10 +3,12 @@
 import dataclasses
 
 import jax
+import numpy as np
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import class_names as classes
 from imagepiece_jax.models import registry
+from imagepiece_jax.models.hub import exists
 from imagepiece_jax.models.metadata import (
     IMAGENET,
     metadata,
@@ -45,7 +47,7 @@ def settle_normalization(config, workdir):
             config.model[name] = found[source][name] if source else usual[name]
     taken = f"{source}'s" if source else taken
     fields = "config.model.mean and config.model.std"
-    unknown = (path for path, values in found.items() if not values)
+    unknown = (path for path, values in found.items() if not values and exists(path))
     return [unknown_normalization(path, fields, taken) for path in unknown]
 
 
@@ -119,7 +121,7 @@ def _restored(config, path, model, allowed_fresh=None):
     """
     size, told = config.image_size, metadata(path)
     theirs = stated(told)
-    places = Positions.of(model, size)
+    places = Positions.of(model, size, theirs.get("image_size"))
     if "resize" in theirs:  # by the code that these positions were trained for
         places = dataclasses.replace(places, how=theirs["resize"])
     loaded = restore(path, shapes(model, size), allowed_fresh, positions=places)
@@ -131,12 +133,19 @@ def _restored(config, path, model, allowed_fresh=None):
     if "head" in (allowed_fresh or ()):
         del ours["pool"]  # what a new head reads is its own matter
     for field in ours:
-        if field in theirs and theirs[field] != ours[field]:
+        if field in theirs and not _equal(theirs[field], ours[field]):
             raise InputError(
                 f"config.model.{field} is {ours[field]!r}, but {path} was trained with "
                 f"{theirs[field]!r}: allowed is {theirs[field]!r}"
             )
     return loaded
+
+
+def _equal(one, other):
+    """Whether values are the same, numbers to what float32 can hold of them."""
+    if isinstance(one, tuple | float):
+        return np.allclose(one, other, rtol=1e-6, atol=0)
+    return one == other
 
 
 def check_classes(config, workdir, names, resumed=False):

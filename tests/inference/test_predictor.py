@@ -294,3 +294,10 @@ def test_a_folder_that_is_no_run(tmp_path):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(InputError, match="weights .*w.npz: no such file or folder"):
         imagepiece_jax.load(tmp_path / "w.npz")
+
+
+def test_an_array_of_images_and_a_model_without_classes(predictor, pictures):
+    assert predictor(pictures) == predictor([*pictures])
+    headless = tiny.model(depth=1, num_classes=0)
+    with pytest.raises(InputError, match="no classes to predict; allowed are models"):
+        api.Predictor(headless, tiny.variables(headless))

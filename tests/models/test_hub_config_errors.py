@@ -1,5 +1,7 @@
 """Config files that say what no model here has: one sentence, which names the field."""
 
+import json
+
 import pytest
 
 from imagepiece_jax.errors import InputError
@@ -55,6 +57,22 @@ VIT, CENTER = {"model_type": "vit"}, {"size": {"shortest_edge": 256}}
             "size is 224 and crop_size None; ",
         ),
         (VIT, CENTER | {"crop_size": 384}, "crop_size 384; allowed are a height and"),
+        (timm(pretrained_cfg={"input_size": [3]}), {}, "has a field of another type"),
+        (
+            timm(
+                pretrained_cfg={
+                    **timm()["pretrained_cfg"],
+                    "input_size": ["3", "a"] * 2,
+                }
+            ),
+            {},
+            "has a field of another type",
+        ),
+        (
+            timm(model_args={"img_size": "a"}),
+            {},
+            "the size of images is 'a'; allowed are one or two numbers of pixels",
+        ),
         (timm(architecture="resnet50"), {}, "architecture is 'resnet50'; "),
         (timm(architecture="vit_smal_patch16_224"), {}, "mean vit_small_patch16_224?"),
         (timm(model_args={"qk_norm": True}), {}, "model_args has qk_norm=True, which"),
@@ -84,3 +102,30 @@ VIT, CENTER = {"model_type": "vit"}, {"size": {"shortest_edge": 256}}
 def test_what_no_model_here_has(config, processor, message):
     with pytest.raises(InputError, match=message):
         hub_config.parse(config, processor)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("{", "config.json is no JSON"),
+        ("[]", "config.json is a list; allowed is an object"),
+        ('{"model_type": "resnet"}', ": config.json: model_type is 'resnet'; allowed"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(tmp_path, text, message):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(InputError, match=message) as error:
+        hub_config.read(tmp_path)
+    assert str(error.value).startswith(str(tmp_path))
+
+
+def test_a_config_beside_other_tensors_contradicts_them():
+    found = hub_config.parse(json.loads(json.dumps(timm())), {})
+    own = {**found.told}
+    found.check(own)
+    with pytest.raises(
+        InputError, match="says image_size 518, but its tensors have 22"
+    ):
+        found.check(own | {"image_size": 224})
+    with pytest.raises(InputError, match="says embed_dim 384, but its tensors have 19"):
+        found.check(own | {"embed_dim": 192})

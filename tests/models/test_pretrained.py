@@ -14,6 +14,7 @@ from configs import quickstart
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import __main__ as evaluate
 from imagepiece_jax.models import convert, metadata, pretrained, registry
+from imagepiece_jax.models.infer_config import infer_config
 from imagepiece_jax.models.metadata import named
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.reduction import settings
@@ -293,3 +294,27 @@ def test_a_file_by_its_authors_name_loads(tmp_path):
     path.rename(tmp_path / "tuned.npz")
     with pytest.raises(InputError, match="these tensors could be of deit_s, vit_small"):
         imagepiece_jax.load(tmp_path / "tuned.npz")
+
+
+@pytest.mark.parametrize("called", ["vit_small_patch16_224.augreg_in1k", "mine"])
+def test_a_known_file_is_cropped_as_its_name_says(tmp_path, called):
+    """The same accuracy, whether weights come as a file or as a saved folder."""
+    name, small = "vit_small_patch16_224.augreg_in1k", {"depth": 1, "image_size": 32}
+    model = registry.create_model(name, num_classes=5, **small)
+    path = tmp_path / f"{called}.npz"
+    np.savez(path, **convert.to_timm(tiny.fill(tiny.shapes(model, 32))))
+    given = {} if called == name else {"name": name}
+    found = pretrained.read(path, given)
+    assert found.crop["crop"] == 0.9 and found.fields["mean"] == HALF
+    assert found.says_normalization
+
+
+def test_a_guess_brings_no_crop_on_which_public_models_differ(tmp_path):
+    """These tensors are of eva02_tiny at 224 and at 336, whose crops differ."""
+    name = "eva02_tiny_patch14_336.mim_in22k_ft_in1k"
+    model = registry.create_model(name, image_size=56)
+    shapes = convert.timm_shapes(tiny.shapes(model, 56))
+    tensors = {k: np.zeros(shape, np.float32) for k, shape in shapes.items()}
+    fields = infer_config(tensors)
+    assert fields["name"] is None and "preprocessing" not in fields
+    assert registry.create_model(**fields).arch == model.arch

@@ -181,7 +181,8 @@ def test_a_config_that_contradicts_its_tensors(tmp_path, tensors, changes, messa
     [
         ({"mean": STD}, r"mean is \(0.25, 0.5, 0.75\), but folder .* has \(0.5, 0.5, "),
         ({"num_heads": 5}, "num_heads is 5, but folder .* has 3: allowed is 3"),
-        ({"name": "deit3_small_patch16_224"}, "prefix_positions is False, but fold"),
+        ({"name": "deit3_small_patch16_224"}, "embed_dim of 'deit3_small_patch16_224"),
+        ({"image_size": [16, 18]}, r"image_size is \[16, 18\]; allowed are multiples"),
         ({"norm_eps": 1e-5}, "norm_eps is 1e-05, but folder .* has 1e-06: allowed is "),
     ],
 )

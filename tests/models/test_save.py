@@ -51,6 +51,9 @@ MODELS = {
     "fc_norm": {"arch": {"fc_norm": True, "final_norm": False}},
     "eps": {"arch": {"norm_eps": 1e-12}},
     "large eps": {"arch": {"norm_eps": 1e-3}},
+    "4 x 9 patches": {"image_size": (16, 36)},  # a square number of them
+    "numbers of NumPy": {"num_classes": np.int64(7), "mean": np.full(3, 0.5)}
+    | {"std": np.full(3, 0.5), "reduction": {"name": "tome", "r": np.int64(3)}},
     "conv stem": {"stem": "conv"},
     "dinov3": {"arch": DINOV3, "num_classes": 0},
     "eva02": {"arch": EVA02},
@@ -181,7 +184,7 @@ def test_a_loaded_model_may_get_another_reduction(tmp_path):
 def test_a_name_that_contradicts_a_saved_model(tmp_path):
     path = imagepiece_jax.save(tmp_path / "m", *made(**MODELS["registers"]))
     with pytest.raises(
-        InputError, match="name: registers is 0, but folder .* has 2: al"
+        InputError, match="embed_dim of 'deit_ti' is 192, but folder .* has 32: al"
     ):
         imagepiece_jax.load(path, name="deit_ti")
 
@@ -278,3 +281,54 @@ def test_the_largest_giant_is_packed_as_timm_has_it(tmp_path):
         dense["blocks.1.mlp.fc1.weight"], np.concatenate(halves)
     )
     assert jax.tree.leaves(imagepiece_jax.load(path)[1])
+
+
+def test_weights_of_mae_stay_without_proportional_attention(tmp_path):
+    """As their name says, whatever the method; a saved model has no other name."""
+    small = {"num_classes": 0, "image_size": 32, **SIZE, "patch_size": 16}
+    model = registry.create_model("vit_base_patch16_224.mae", **small)
+    variables = tiny.fill(summary.shapes(model, 32))
+    imagepiece_jax.save(tmp_path / "m", model, variables)
+    tome = {"name": "tome", "r": 1}
+    found, _ = imagepiece_jax.load(tmp_path / "m", reduction=tome)
+    assert found.reduction["name"] == "tome" and not found.prop_attn
+    found, _ = imagepiece_jax.load(tmp_path / "m", reduction=tome, prop_attn=True)
+    assert found.prop_attn
+
+
+def test_a_reduction_that_is_left_as_it_is_keeps_its_attention(tmp_path):
+    tome = {"name": "tome", "r": 3}
+    imagepiece_jax.save(tmp_path / "m", *made(reduction=tome, prop_attn=False))
+    for fields in ({}, {"reduction": None}):
+        assert not imagepiece_jax.load(tmp_path / "m", **fields)[0].prop_attn
+    assert imagepiece_jax.load(tmp_path / "m", reduction=tome)[0].prop_attn
+
+
+def test_positions_of_a_grid_that_is_no_square_are_resized(tmp_path):
+    model, variables = made(image_size=(16, 36))
+    path = imagepiece_jax.save(tmp_path / "m", model, variables)
+    _, values = imagepiece_jax.load(path, image_size=(32, 36))
+    old = variables["params"]["pos_embed"][0, 1:].reshape(4, 9, 32)
+    new = values["params"]["pos_embed"][0, 1:].reshape(8, 9, 32)
+    # Twice as many rows: each is next to one of the old, the columns stay.
+    apart = np.abs(new[::2] - old).max() / np.abs(old - old[:, ::-1]).max()
+    assert apart < 0.5
+    want = jax.image.resize(old, (8, 9, 32), "cubic")
+    np.testing.assert_allclose(new, want, rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_not_finite_is_not_saved(tmp_path):
+    model, variables = made()
+    variables = jax.tree.map(np.array, variables)
+    variables["params"]["cls_token"][0, 0, 0] = np.nan
+    with pytest.raises(InputError, match="cannot be loaded again: tensor cls_token ho"):
+        imagepiece_jax.save(tmp_path / "m", model, variables)
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_method_that_learns_wants_weights_that_have_learned(tmp_path):
+    path = imagepiece_jax.save(tmp_path / "m", *made())
+    with pytest.raises(InputError, match="has no selectors of the method 'dynamicvit'"):
+        imagepiece_jax.load(path, reduction=DYNAMICVIT)
+    with pytest.raises(InputError, match="is an id of the hub; allowed are folders of"):
+        imagepiece_jax.save("hf://me/m", *made())

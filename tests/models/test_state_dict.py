@@ -341,3 +341,26 @@ def test_npz_that_holds_something_else(tmp_path):
     np.savez(tmp_path / "objects.npz", names=objects)
     with pytest.raises(InputError, match="damaged.*[Oo]bject arrays"):
         read_state_dict(tmp_path / "objects.npz")
+
+
+def test_checkpoints_of_training_scripts_hold_their_arguments(tmp_path):
+    """timm's and DeiT's: an argparse.Namespace beside the weights, in a .pth.tar."""
+    stored = np.arange(4, dtype="<f4")
+    weights = mapping(w=tensor("0", 4, (2, 2), (2, 1)))
+    arguments = b"cargparse\nNamespace\n)\x81" + mapping(lr=integer(3)) + b"b"
+    content = mapping(epoch=integer(7), state_dict=weights, args=arguments)
+    path = write_pth(tmp_path / "last.pth.tar", content, {"0": stored})
+    np.testing.assert_array_equal(read_state_dict(path)["w"], stored.reshape(2, 2))
+    other = mapping(student=weights, args=arguments)
+    path = write_pth(tmp_path / "other.pth", other, {"0": stored})
+    with pytest.raises(InputError, match="they alone, or under 'model', 'state_dict',"):
+        read_state_dict(path)
+
+
+def test_a_pointer_of_git_lfs_is_no_file(tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(
+        InputError, match="is a pointer of Git LFS, not the file: fetch"
+    ):
+        read_state_dict(path)

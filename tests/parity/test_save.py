@@ -16,7 +16,7 @@ import timm  # noqa: E402
 import torch  # noqa: E402
 from timm.data import resolve_model_data_config  # noqa: E402
 
-OTHERS = ("conv stem", "siglip", "dinov3", "eva02")
+OTHERS = ("conv stem", "siglip", "dinov3", "eva02", "large eps")
 IN_TIMM = [name for name in MODELS if name not in OTHERS]
 NAMES = ("test_vit.r160_in1k", "test_vit2.r160_in1k", "test_vit3.r160_in1k")
 
@@ -30,7 +30,7 @@ def agrees(folder, model, variables, size):
     with torch.no_grad():
         wanted = theirs(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
     norms = [m for m in theirs.modules() if isinstance(m, torch.nn.LayerNorm)]
-    assert {norm.eps for norm in norms} == {model.arch.norm_eps}
+    assert {norm.eps for norm in norms} == {max(model.arch.norm_eps, 1e-6)}
     dense, values = imagepiece_jax.load(folder, reduction={"name": "none"})
     with jax.default_matmul_precision("highest"):
         found = tiny.jit(dense.apply)(values, images).logits

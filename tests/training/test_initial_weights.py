@@ -8,7 +8,7 @@ import pytest
 
 from configs import quickstart
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import convert, pretrained, summary, weights
+from imagepiece_jax.models import convert, metadata, pretrained, summary, weights
 from imagepiece_jax.training import from_config, initial_weights
 from imagepiece_jax.training.checkpoint import Checkpoints
 
@@ -202,3 +202,15 @@ def test_a_new_run_takes_the_images_that_the_layout_says(google):
         made.model.mean = made.model.std = None
     assert initial_weights.settle_normalization(made, "no_such_run") == []
     assert made.model.mean == made.model.std == (0.5,) * 3
+
+
+def test_numbers_are_compared_as_float32_has_them(tmp_path):
+    """NumPy's users write float32, whose .485 is not that of a config."""
+    variables = drawn(config(), seed=1)
+    mean, std = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+    path = tmp_path / "w.npz"
+    np.savez(path, **convert.to_timm(variables), mean=mean, std=std)
+    made = config(**{"init.weights": str(path)})
+    loaded = initial_weights.initial(made, from_config.model(made))
+    assert all(jax.tree.leaves(equal(loaded, variables)))
+    assert metadata.normalization(path)["mean"] == (0.485, 0.456, 0.406)
