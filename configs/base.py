@@ -30,8 +30,8 @@ def get_config():
     #                     models/architecture.py; empty: as the name has it
     config.model.mean = config_dict.placeholder(tuple)  # of the images, in [0, 1], by
     #                     channel; empty: those of the weights that a run starts
-    #                     from, else the name's, else ImageNet's, (0.485, 0.456, 0.406) and
-    #                     (0.229, 0.224, 0.225)
+    #                     from, else the name's, else ImageNet's,
+    #                     (0.485, 0.456, 0.406) and (0.229, 0.224, 0.225)
     config.model.std = config_dict.placeholder(tuple)  # likewise
     config.model.drop_path_rate = 0.1  # of the last block; linear from 0 at the first
     config.model.prop_attn = config_dict.placeholder(bool)  # proportional attention:
