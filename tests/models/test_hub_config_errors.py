@@ -5,7 +5,7 @@ import json
 import pytest
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import hub_config
+from imagepiece_jax.models import hub_config, registry
 from tests.models.test_hub_config import timm
 
 VIT, CENTER = {"model_type": "vit"}, {"size": {"shortest_edge": 256}}
@@ -129,3 +129,30 @@ def test_a_config_beside_other_tensors_contradicts_them():
         found.check(own | {"image_size": 224})
     with pytest.raises(InputError, match="says embed_dim 384, but its tensors have 19"):
         found.check(own | {"embed_dim": 192})
+
+
+def test_a_rotary_model_of_timm_says_its_own_pool():
+    """timm writes global_pool whatever the model; only the head may be another."""
+    name = "eva02_tiny_patch14_224"
+    config = timm(architecture=name, model_args={"global_pool": "avg"})
+    own = registry.facts(name)["arch"]
+    given = hub_config.parse(config, {}).given
+    assert registry.architecture({"arch": given["arch"]}) == own
+    config["model_args"] = {"global_pool": "token"}
+    given = hub_config.parse(config, {}).given
+    found = registry.architecture({"arch": given["arch"]})
+    assert (found.pool, found.final_norm, found.fc_norm) == ("token", True, False)
+    assert found.rotary == own.rotary
+
+
+def test_fine_tunes_compute_what_timm_does():
+    """SigLIP's own GELU is by tanh; timm has the exact one in models of this name."""
+    name = "vit_base_patch16_siglip_224"
+    images = timm()["pretrained_cfg"] | {"mean": [0.5] * 3, "std": [0.5] * 3}
+    images |= {"tag": "webli", "input_size": [3, 224, 224]}
+    for classes, gelu in ((0, "tanh"), (10, "exact")):
+        config = timm(architecture=name, pretrained_cfg=images, num_classes=classes)
+        given = hub_config.parse(config, {}).given
+        named = registry.architecture({"name": given["name"]})
+        assert given.get("gelu", named.gelu) == gelu
+    assert registry.facts(name)["arch"].gelu == "tanh"  # as all its weights
