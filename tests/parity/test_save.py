@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import imagepiece_jax
+from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.models import registry, summary
 from tests.models import tiny
 from tests.models.test_save import MODELS, made
@@ -21,11 +22,12 @@ IN_TIMM = [name for name in MODELS if name not in OTHERS]
 NAMES = ("test_vit.r160_in1k", "test_vit2.r160_in1k", "test_vit3.r160_in1k")
 
 
-def agrees(folder, model, variables, size):
-    """Compare with what timm makes of a folder, of images of `size` pixels a side."""
+def agrees(folder, model, variables):
+    """Compare with what timm makes of a folder, of images of the model's size."""
     imagepiece_jax.save(folder, model, variables)
     theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    images = np.random.default_rng(0).normal(size=(2, size, size, 3))
+    size = sides(model.preprocessing.image_size)
+    images = np.random.default_rng(0).normal(size=(2, *size, 3))
     images = images.astype(np.float32)
     with torch.no_grad():
         wanted = theirs(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
@@ -41,7 +43,7 @@ def agrees(folder, model, variables, size):
 @pytest.mark.parametrize("name", IN_TIMM)
 def test_timm_computes_the_same(tmp_path, name):
     model, variables = made(**MODELS[name])
-    agrees(tmp_path / "m", model, variables, 16)
+    agrees(tmp_path / "m", model, variables)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -51,7 +53,7 @@ def test_public_architectures(tmp_path, name):
     model = registry.create_model(name, num_classes=3, image_size=64, gelu="quick")
     assert arch.gelu == "exact"
     variables = tiny.fill(summary.shapes(model, 64))
-    theirs = agrees(tmp_path / "m", model, variables, 64)
+    theirs = agrees(tmp_path / "m", model, variables)
     cfg = resolve_model_data_config(theirs)
     assert cfg["input_size"] == (3, 64, 64) and cfg["crop_pct"] == 0.95
     assert (*cfg["mean"], *cfg["std"]) == (0.5,) * 6
@@ -69,13 +71,13 @@ def test_models_with_rotary_positions(tmp_path, name):
         return leaf / np.sqrt(0.1 * leaf.shape[0]) if leaf.ndim > 1 else leaf
 
     variables = jax.tree.map(scaled, variables)
-    agrees(tmp_path / "m", model, variables, 112)
+    agrees(tmp_path / "m", model, variables)
 
 
 def test_a_grid_that_cuts_pixels(tmp_path):
     """SigLIP So400m at 384 pixels has 27 patches of 14; timm cuts the rest, too."""
     model, variables = made(**MODELS["siglip"])
-    agrees(tmp_path / "m", model, variables, 18)
+    agrees(tmp_path / "m", model, variables)
 
 
 def test_what_timm_does_not_have_is_called_ours(tmp_path):
