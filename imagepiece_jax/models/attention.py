@@ -147,9 +147,19 @@ def masked_attend(query, key, value, mask, key_bias=None, eps=1e-6):
     """Attention in which only a masked token itself attends to it.
 
     [B, N, H, d] three times, mask [B, N] (1 live, 0 masked, differentiable) -> [B, N,
-    H, d]. With P the exponentials and W the mask's columns, 1 on the diagonal: (P W +
-    eps / N) / (sum P W + eps), finite when everything is masked (DynamicViT, Rao et al.
-    2021). Needs the whole matrix, in float32.
+    H, d]. Needs the whole matrix (`attention_map`).
+    """
+    share = attention_map(query, key, key_bias, mask, eps)
+    return jnp.einsum("bhqk,bkhd->bqhd", share.astype(value.dtype), value)
+
+
+def attention_map(query, key, key_bias=None, mask=None, eps=1e-6):
+    """Attention of every token to every token. [B, N, H, d] -> [B, H, N, N] float32.
+
+    key_bias [B, N] is added to the logits. mask [B, N] (1 live, 0 masked,
+    differentiable): with P the exponentials and W the mask's columns, 1 on the
+    diagonal, (P W + eps / N) / (sum P W + eps), finite when everything is masked
+    (DynamicViT, Rao et al. 2021).
     """
     length, width = key.shape[1], query.shape[-1]
     logits = jnp.einsum(
@@ -158,13 +168,14 @@ def masked_attend(query, key, value, mask, key_bias=None, eps=1e-6):
     logits = logits * width**-0.5
     if key_bias is not None:
         logits = logits + key_bias[:, None, None, :]
+    if mask is None:
+        return jax.nn.softmax(logits, axis=-1)
     top = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
     itself = jnp.eye(length, dtype=jnp.float32)[None]
     seen = itself + (1 - itself) * mask.astype(jnp.float32)[:, None, :]
     weights = jnp.exp(logits - top) * seen[:, None]
     total = jnp.sum(weights, axis=-1, keepdims=True)
-    share = (weights + eps / length) / (total + eps)
-    return jnp.einsum("bhqk,bkhd->bqhd", share.astype(value.dtype), value)
+    return (weights + eps / length) / (total + eps)
 
 
 def masked_read(query, key, value, mask, key_bias=None, eps=1e-6):
@@ -190,13 +201,7 @@ def attention_columns(query, key, key_bias=None, live=None):
     Mean over heads and queries, those that are `live` [B, N] (1, else 0; None: all);
     needs the whole matrix (Token Pooling, Marin et al. 2023).
     """
-    logits = jnp.einsum(
-        "bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32
-    )
-    logits = logits * query.shape[-1] ** -0.5
-    if key_bias is not None:
-        logits = logits + key_bias[:, None, None, :]
-    weights = jax.nn.softmax(logits, axis=-1)
+    weights = attention_map(query, key, key_bias)
     if live is None:
         return jnp.mean(weights, axis=(1, 2))
     received = jnp.sum(jnp.mean(weights, axis=1) * live[:, :, None], axis=1)
@@ -245,18 +250,22 @@ class Attention(nn.Module):
         margin=0.0,
         num_prefix=1,
         train=False,
+        merge=None,
     ):
         """x [B, N, D] -> ([B, N, D], AttentionTaps).
 
         `needs` is a reducer's: "cls_attn", "attn_columns", "energy", "metric"; or query
         and key themselves, "heads" as they are multiplied or "projected" as they were
         before rotary positions turned them. `metric` names the projection that is
-        compared: "key", "query" or "value"; `margin` is the energy's. `mask` [B, N] is
-        masked training's; `turns` are those of rotary positions (rotary.Rotary).
+        compared: "key", "query" or "value", or x itself, "input"; `margin` is the
+        energy's. `mask` [B, N] is masked training's; `turns` are those of rotary
+        positions (rotary.Rotary). `merge` is a reduction before the values: (map
+        [B, H, N, N], taps) -> (map [B, H, M, M], x [B, M, D] of the values); the taps
+        then have no value, and the result is [B, M, D].
         """
         batch, length, dim = x.shape
         padded = length
-        if train and mask is None:
+        if train and mask is None and merge is None:
             # Here x is written anyway: no copies of query, key and value for it.
             padded = padded_length(length, self.backend)
             x = _pad(x, padded)
@@ -272,28 +281,28 @@ class Attention(nn.Module):
         arch = self.arch
         biased = dict.fromkeys("qkv", arch.qkv_bias)
         biased["k"] = arch.qkv_bias and arch.key_bias
-        query, key, value = (
-            project(name, flat, biased[name]).reshape(heads) for name in "qkv"
+        names = "qkv" if merge is None else "qk"
+        query, key, *value = (
+            project(name, flat, biased[name]).reshape(heads) for name in names
         )
-        projected, live = (query, key), None
+        projected, live, seen_bias = (query, key), None, key_bias
         if turns is not None:
             turns = tuple(_pad(a, padded) for a in turns)
             query, key = (arch.rotary.rotate(a, turns) for a in (query, key))
-        if mask is None:
-            bias = None if key_bias is None else _pad(key_bias, padded)
-            out = attend(query, key, value, bias, backend=self.backend, length=length)
-        else:
-            out = masked_attend(query, key, value, mask, key_bias)
+        if mask is not None:
             # Taps choose tokens: they see live ones alone, and carry no gradient.
             live = (mask > 0.5).astype(jnp.float32)
             gone = jnp.where(mask > 0.5, 0.0, -jnp.inf)
-            key_bias = gone if key_bias is None else key_bias + gone
-        out = out.reshape(-1, dim)
-        if arch.attn_norm:
-            out = LayerNorm(self.dtype, arch.norm_eps, name="norm")(out)
-        out = project("proj", out).reshape(x.shape)[:, :length]
-        query, key, value = (a[:, :length] for a in (query, key, value))
-        features = {"query": query, "key": key, "value": value}
+            seen_bias = gone if key_bias is None else key_bias + gone
+        if merge is not None:
+            weights = attention_map(query, key, key_bias, mask)
+        elif mask is None:
+            bias = None if key_bias is None else _pad(key_bias, padded)
+            out = attend(query, key, *value, bias, backend=self.backend, length=length)
+        else:
+            out = masked_attend(query, key, *value, mask, key_bias)
+        query, key, *value = (a[:, :length] for a in (query, key, *value))
+        features = {"query": query, "key": key, "value": value and value[0]}
         if turns is not None:  # what tokens hold is compared, wherever they stand
             features |= zip(
                 ("query", "key"), (a[:, :length] for a in projected), strict=True
@@ -304,18 +313,30 @@ class Attention(nn.Module):
         if "heads" in needs:
             taps = taps.replace(query=query, key=key)
         if "cls_attn" in needs:
-            row = class_attention(query[:, 0], key, key_bias)
+            row = class_attention(query[:, 0], key, seen_bias)
             taps = taps.replace(cls_attn=row[:, num_prefix:])
         if "attn_columns" in needs:
-            received = attention_columns(query, key, key_bias, live)
+            received = attention_columns(query, key, seen_bias, live)
             taps = taps.replace(attn_columns=received[:, num_prefix:])
         if "energy" in needs:
             seen = features["key"][:, num_prefix:]
             keys = jnp.mean(seen, axis=2, dtype=jnp.float32)
             counted = None if live is None else live[:, num_prefix:]
             taps = taps.replace(energy=uniqueness(keys, margin, counted))
-        if "metric" in needs and metric != "token":
+        if "metric" in needs and metric == "input":
+            taps = taps.replace(metric=x[:, num_prefix:length])
+        elif "metric" in needs and metric != "token":
             seen = features[metric][:, num_prefix:]
             mean = jnp.mean(seen, axis=2, dtype=jnp.float32)
             taps = taps.replace(metric=mean)
+        if merge is not None:
+            weights, x = merge(weights, taps)
+            value = project("v", x.reshape(-1, dim), biased["v"])
+            value = value.reshape(*x.shape[:2], *heads[2:])
+            out = jnp.einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value)
+        out = out.reshape(-1, dim)
+        if arch.attn_norm:
+            out = LayerNorm(self.dtype, arch.norm_eps, name="norm")(out)
+        length = x.shape[1] if merge is not None else length
+        out = project("proj", out).reshape(x.shape)[:, :length]
         return out, taps

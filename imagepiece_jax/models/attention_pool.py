@@ -38,7 +38,7 @@ class AttentionPool(nn.Module):
         """x [B, N, D], the normed tokens of `state` -> [B, D]."""
         query = self._query()
         key, value = self._heads(self.k(x)), self._heads(self.v(x))
-        bias = jnp.log(state.size) if self.prop_attn else None
+        bias = jnp.log(state.counted) if self.prop_attn else None
         if state.mask is None:
             read = attend(jnp.repeat(query, x.shape[0], axis=0), key, value, bias)
         else:
@@ -63,7 +63,8 @@ class AttentionPool(nn.Module):
         logits = jnp.einsum(
             "bnx,xh->bnh", x.astype(jnp.float32), read, precision="highest"
         )
-        bias = jnp.log(state.size) if self.prop_attn else jnp.zeros_like(state.size)
+        size = state.counted
+        bias = jnp.log(size) if self.prop_attn else jnp.zeros_like(size)
         if state.mask is not None:
             mask = with_prefix(state.mask, state.num_prefix)
             bias = bias + jnp.where(mask > 0.5, 0.0, -jnp.inf)

@@ -12,6 +12,7 @@ from imagepiece_jax.models.attention import Attention, AttentionTaps
 from imagepiece_jax.models.layers import LayerNorm, LayerScale, Mlp
 from imagepiece_jax.reduction import merging
 from imagepiece_jax.reduction.layer_plan import Counts, LayerPlan
+from imagepiece_jax.reduction.merging import merge_map
 from imagepiece_jax.reduction.reducers import SCORES
 from imagepiece_jax.reduction.tokens import Taps, TokenState
 
@@ -48,10 +49,23 @@ def check_plan(plan, arch, grid):
                     f"config.reduction.score are {', '.join(rest)}"
                 )
         seen = needs & {"cls_attn", "attn_columns", "energy", "metric"}
-        if block == 0 and layer.step.site == "pre" and seen:
+        before = plan[block - 1] if block else None
+        if layer.step.site == "pre" and seen:
+            if before is None:
+                raise InputError(
+                    "config.reduction has a step before block 0 that reads the "
+                    "attention of the block before it; allowed are blocks from 1"
+                )
+            if before.counts and before.step.site != "pre":
+                raise InputError(
+                    f"config.reduction has a step before block {block} that reads the "
+                    f"attention of block {block - 1}, in which tokens change; allowed "
+                    "are other blocks"
+                )
+        if layer.step.site == "attention" and layer.step.reducer.metric == "value":
             raise InputError(
-                "config.reduction has a step before block 0 that reads the attention "
-                "of the block before it; allowed are blocks from 1"
+                f"config.reduction compares values at block {block} before they are "
+                "made; allowed are 'key', 'query', 'token'"
             )
         if layer.counts:
             layer.step.reducer.check_grid(grid)
@@ -115,25 +129,31 @@ class Block(nn.Module):
         if scale is not None:
             branches = scale[:, self.index, 0], scale[:, self.index, 1]
         needs, metric = self._needs(state)
-        attend = functools.partial(
-            Block.attend,
-            needs=needs,
-            metric=metric,
-            margin=0.75 * (1 - self.index / self.depth),  # PiToMe's
-            num_prefix=state.num_prefix,
-            train=train,
-        )
+        options = {
+            "needs": needs,
+            "metric": metric,
+            "margin": 0.75 * (1 - self.index / self.depth),  # PiToMe's
+            "num_prefix": state.num_prefix,
+            "train": train,
+        }
+        attend = functools.partial(Block.attend, **options)
         feed_forward = Block.feed_forward
         if self.remat and train:
             attend, feed_forward = nn.remat(attend), nn.remat(feed_forward)
         # Before the first reduction all sizes are 1.
-        key_bias = jnp.log(state.size) if self.prop_attn and not state.grid else None
+        key_bias = jnp.log(state.counted) if self.prop_attn and not state.grid else None
         mask = with_prefix(state.mask, state.num_prefix)
-        turns = self._turns(state)
-        x, seen = attend(self, state.x, branches[0], key_bias, mask, turns)
-        state = state.replace(x=x)
+        given = (branches[0], key_bias, mask, self._turns(state))
+        reduce = functools.partial(
+            self.reduce, reducer=reducer, keys=keys, train=train, probe=probe
+        )
+        if site == "attention":
+            state, seen, record = self.attend_merging(state, given, options, reduce)
+        else:
+            x, seen = attend(self, state.x, *given)
+            state = state.replace(x=x)
         if site == "mid":
-            state, record = self.reduce(state, seen, reducer, keys, train, probe)
+            state, record = reduce(state, seen)
         state = state.replace(x=feed_forward(self, state.x, branches[1]))
         return state, seen, record
 
@@ -146,6 +166,29 @@ class Block(nn.Module):
         out, taps = self.attn(normed, key_bias, mask, turns, **options)
         out = self.ls1(out) if self.arch.layer_scale else out
         return _add(x, out, scale), taps
+
+    def attend_merging(self, state, given, options, reduce):
+        """As `attend`, with the reduction between attention's scores and its values.
+
+        Residual and values are those of the reduced tokens, and the map is merged as
+        these are. -> (state, taps, record), see `__call__`.
+        """
+        done = []
+
+        def merge(weights, taps):
+            after, record = reduce(state, taps)
+            done[:] = after, record
+            if record is not None:  # else it only makes its parameters
+                size = state.size[:, state.num_prefix :]
+                weights = merge_map(weights, record[0], size)
+            return weights, self.norm1(_rows(after.x)).reshape(after.x.shape)
+
+        scale, *given = given
+        normed = self.norm1(_rows(state.x)).reshape(state.x.shape)
+        out, taps = self.attn(normed, *given, merge=merge, **options)
+        out = self.ls1(out) if self.arch.layer_scale else out
+        after, record = done
+        return after.replace(x=_add(after.x, out, scale)), taps, record
 
     def feed_forward(self, x, scale=None):
         """x + mlp(norm(x)). [B, N, D] -> [B, N, D]."""
@@ -173,6 +216,7 @@ class Block(nn.Module):
     def _fuses(self, state):
         """Whether one kernel does the reduction of this block."""
         plain = self.kernels is None or state.mask is not None
+        plain = plain or state.attn_size is not None  # they count tokens by size
         return not plain and bool(self.layer.counts) and kernel_of(self.layer)
 
     def _turns(self, state):
@@ -188,11 +232,12 @@ class Block(nn.Module):
     def _needs(self, state):
         """(what attention computes for reducers, the metric that they compare)."""
         needs, metric = set(), None
-        for layer, site in ((self.layer, "mid"), (self.following, "pre")):
+        here = ("attention", "mid")
+        for layer, sites in ((self.layer, here), (self.following, ("pre",))):
             step = layer and layer.step
-            if not step or step.site != site:
+            if not step or step.site not in sites:
                 continue
-            if site == "mid" and self._fuses(state):
+            if step.site == "mid" and self._fuses(state):
                 ranks = "cls_attn" in step.reducer.needs
                 needs.add("heads" if ranks else "projected")
             elif layer.counts or self.is_initializing():
@@ -207,6 +252,7 @@ class Block(nn.Module):
         return Taps(
             x=image,
             size=state.size[:, state.num_prefix :],
+            attn_size=state.counted[:, state.num_prefix :],
             metric=metric,
             cls_attn=seen.cls_attn,
             attn_columns=seen.attn_columns,

@@ -78,7 +78,8 @@ def action(layer):
         return ""
     removed = layer.counts.n_in - layer.counts.n_out
     name = type(layer.step.reducer).__name__
-    place = " before the block" if layer.step.site == "pre" else ""
+    places = {"pre": " before the block", "attention": " inside attention"}
+    place = places.get(layer.step.site, "")
     return f"{name}: {layer.counts.n_in} - {removed}{place}"
 
 

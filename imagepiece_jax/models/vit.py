@@ -230,9 +230,9 @@ class ViT(nn.Module):
         )
 
     def _mean(self, x, state):
-        """Mean of the patches, each token by its size. [B, N, D] -> [B, D] float32."""
+        """Mean of tokens, as attention counts them. [B, N, D] -> [B, D] float32."""
         prefix = state.num_prefix
-        size = state.size[:, prefix:]
+        size = state.counted[:, prefix:]
         size = size if state.mask is None else size * state.mask
         # At least 1, but for an image in which all is masked.
         share = size / jnp.maximum(jnp.sum(size, axis=1, keepdims=True), 1.0)

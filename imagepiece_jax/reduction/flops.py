@@ -10,8 +10,12 @@ def block_macs(layer, embed_dim, mlp_ratio=4, mlp_layers=2):
 
     mlp_layers: two, or three where one of them is a gate.
     """
-    attention = 4 * layer.attn_tokens * embed_dim**2
-    attention += 2 * layer.attn_tokens**2 * embed_dim
+    scored = read = layer.attn_tokens
+    if layer.counts and layer.step.site == "attention":
+        read = layer.mlp_tokens
+    # Queries, keys and their products; then values, what is read of them, and proj.
+    attention = 2 * (scored + read) * embed_dim**2
+    attention += (scored**2 + read**2) * embed_dim
     mlp = mlp_layers * embed_dim * round(mlp_ratio * embed_dim)
     return attention + layer.mlp_tokens * mlp
 

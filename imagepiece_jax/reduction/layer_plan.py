@@ -18,7 +18,9 @@ class Step:
     """One reduction: at `block`, to the count of `rule`, decided by `reducer`.
 
     reducer: a frozen dataclass or an unbound Flax module; nothing here looks inside it.
-    site: "mid" (between attention and MLP) or "pre" (before the block). when_masked:
+    site: "pre" (before the block), "attention" (in it, between the scores of all tokens
+    and the values of those that are left) or "mid" (between attention and MLP).
+    when_masked:
     for methods that train with a mask instead of removing tokens, how many tokens the
     step adds then; None: it removes what it removes in evaluation.
     """
@@ -90,7 +92,7 @@ def build(
         if step.block in at:
             raise InputError(
                 f"config.reduction has two steps at block {step.block}; allowed is one "
-                "a block"
+                "a block, whose reducer may drop and merge"
             )
         at[step.block] = step
     plan, stage = [], 1

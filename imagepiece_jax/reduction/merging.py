@@ -25,9 +25,9 @@ def apply(state, result, form=None):
 
     The prefix stays in front. An Assignment moves tokens to the slots it names:
     features are the weighted mean (or sum) of a slot's tokens, sizes add up, the source
-    map is composed, coordinates are the mean of a slot's patches. `form`: "gather"
-    (needs `result.merged`), "one_hot" (a batched product: the oracle, and for export),
-    None: gather where it can.
+    map is composed, coordinates are the mean of a slot's patches. `form`: "gather",
+    "one_hot" (a batched product, for every map: the oracle), None: gather where the
+    result has an index.
     """
     chex.assert_rank(state.x, 3)
     if isinstance(result, Masking):
@@ -38,22 +38,19 @@ def apply(state, result, form=None):
     chex.assert_shape(state.x, (None, prefix + n_in, None))
     if form not in (None, "gather", "one_hot"):
         raise ValueError(f"form is {form!r}; allowed are None, 'gather', 'one_hot'")
-    if form is None:
-        form = "one_hot" if result.merged is None else "gather"
+    index = None if form == "one_hot" else result.index
+    if form == "gather" and index is None:
+        index = slot_index(result.dest, n_out)
     image_size = state.size[:, prefix:]
-    index = None
-    if form == "one_hot":
-        size = _new_sizes(result, image_size, None)
+    size = _totals(image_size, result, index)
+    if index is None:
         share = _shares(result, image_size)
         x = _move_by_product(state.x, share, result.dest, n_out)
     else:
-        index = result.index or slot_index(result.dest, n_out, result.merged)
-        size = _new_sizes(result, image_size, index)
-        plain = result.weight is None and result.size is None
-        if plain and result.mean and result.merged:
+        if result.weight is None and result.mean and index.groups.shape[1]:
             share, total = image_size, size
         else:
-            share, total = _shares(result, image_size), None
+            share, total = _shares(result, image_size, index), None
         x = _move_by_index(state.x, share, total, index, result.dest, result.mean)
     return TokenState(
         x=x,
@@ -61,8 +58,29 @@ def apply(state, result, form=None):
         source=None if state.source is None else compose(result.dest, state.source),
         mask=None if state.mask is None else _live(state.mask, result),
         coordinates=mean_coordinates(state, result, index),
+        attn_size=_attn_sizes(state, result, index),
         num_prefix=prefix,
     )
+
+
+def merge_map(weights, result, size):
+    """Attention of merged tokens to merged tokens, without another softmax.
+
+    weights [B, H, N, N] of all tokens, size [B, n] of image tokens before the merge ->
+    [B, H, N_out, N_out]. Rows are the means of a slot's tokens, weighted as `result`,
+    an Assignment, weighs features; columns add up (Lee et al. 2024, section 3.3).
+    """
+    batch, heads, tokens, _ = weights.shape
+    dest = result.dest
+    index = result.index or slot_index(dest, result.n_out)
+    share, one = _shares(result, size, index), jnp.ones(dest.shape, jnp.float32)
+    by_row = weights.transpose(0, 2, 1, 3).reshape(batch, tokens, -1)
+    by_row = _move_by_index(by_row, share, None, index, dest, True)
+    by_column = by_row.reshape(batch, -1, heads, tokens).transpose(0, 3, 2, 1)
+    by_column = by_column.reshape(batch, tokens, -1)
+    by_column = _move_by_index(by_column, one, None, index, dest, False)
+    merged = by_column.reshape(batch, by_column.shape[1], heads, -1)
+    return merged.transpose(0, 2, 3, 1)
 
 
 def mean_coordinates(state, result, index=None):
@@ -73,26 +91,29 @@ def mean_coordinates(state, result, index=None):
     if state.coordinates is None:
         return None
 
-    def total(values):
-        if index is None:
-            return _sum_by_slot(values, result.dest, result.n_out)
-        return _sum_by_index(values, index)
-
     size = state.size[:, state.num_prefix :]
-    columns = (total(size * state.coordinates[..., axis]) for axis in range(2))
-    return jnp.stack([*columns], axis=-1) / total(size)[..., None]
+    both = (size * state.coordinates[..., axis] for axis in range(2))
+    columns = [_totals(values, result, index) for values in both]
+    return jnp.stack(columns, axis=-1) / _totals(size, result, index)[..., None]
 
 
-def _new_sizes(result, size, index):
-    """Sizes add up, or what `result.size` says, kept positive. [B, n] -> [B, n_out]."""
-    added = size if result.size is None else result.size.astype(jnp.float32)
+def _totals(values, result, index):
+    """Sums over the tokens of each slot. [B, n] -> [B, n_out]."""
     if index is None:
-        total = _sum_by_slot(added, result.dest, result.n_out)
-    else:
-        total = _sum_by_index(added, index)
-    if result.size is None:
-        return total
-    return jnp.maximum(total, jnp.finfo(jnp.float32).tiny)
+        return _sum_by_slot(values, result.dest, result.n_out)
+    return _sum_by_index(values, index)
+
+
+def _attn_sizes(state, result, index):
+    """Attention sizes of the slots, kept positive; None: they are the sizes."""
+    if state.attn_size is None and result.attn_size is None:
+        return None
+    prefix, added = state.num_prefix, result.attn_size
+    if added is None:
+        added = state.attn_size[:, prefix:]
+    total = _totals(added.astype(jnp.float32), result, index)
+    total = jnp.maximum(total, jnp.finfo(jnp.float32).tiny)
+    return jnp.concatenate([state.counted[:, :prefix], total], axis=1)
 
 
 def _apply_mixing(state, result):
@@ -108,10 +129,14 @@ def _apply_mixing(state, result):
     coordinates = state.coordinates
     if coordinates is not None:
         coordinates = _mean_by(result.matrix.astype(jnp.float32), coordinates)
+    attn_size = result.attn_size
+    if attn_size is not None:
+        attn_size = jnp.concatenate([state.counted[:, :prefix], attn_size], axis=1)
     return TokenState(
         x=x,
         size=jnp.ones(x.shape[:2], jnp.float32),
         coordinates=coordinates,
+        attn_size=attn_size,
         num_prefix=prefix,
     )
 
@@ -140,24 +165,30 @@ def _apply_masking(state, result):
         coordinates = jnp.concatenate([coordinates, middle], axis=1)
     last = result.append[:, None].astype(state.x.dtype)
     one = jnp.ones((last.shape[0], 1), jnp.float32)
+    attn_size = state.attn_size
+    if attn_size is not None:
+        attn_size = jnp.concatenate([attn_size, one], axis=1)
     return state.replace(
         x=jnp.concatenate([state.x, last], axis=1),
         size=jnp.concatenate([state.size, one], axis=1),
+        attn_size=attn_size,
         mask=jnp.concatenate([result.keep, one.astype(result.keep.dtype)], axis=1),
         coordinates=coordinates,
     )
 
 
-def slot_index(dest, n_out, merged):
+def slot_index(dest, n_out, groups=None):
     """SlotIndex of any slot map: a slot keeps its first token and absorbs the others.
 
-    dest [B, n] in [0, n_out) or DROPPED; at most `merged` slots have several tokens.
+    dest [B, n] in [0, n_out) or DROPPED. groups: how many slots can have several
+    tokens, from callers whose map is built so; None: as many as any map can have.
     """
     n = dest.shape[1]
     belongs = _belongs(dest, n_out)
     place = jnp.arange(n, dtype=jnp.int32)[None, None, :]
     keep = jnp.min(jnp.where(belongs, place, n - 1), axis=-1)
-    if merged == 0:
+    groups = min(n_out, n - n_out) if groups is None else groups
+    if groups == 0:
         return SlotIndex.of_kept(keep)
     kept = gather_rows(keep, jnp.maximum(dest, 0)) == place[:, 0]
     leaves = (dest != DROPPED) & ~kept
@@ -165,7 +196,7 @@ def slot_index(dest, n_out, merged):
     real = jnp.arange(n - n_out)[None] < jnp.sum(leaves, axis=-1, keepdims=True)
     several = jnp.sum(belongs, axis=-1, dtype=jnp.int32) > 1
     # Padding of `groups` names slot 0: its row is right there, too.
-    groups = invert(place_among(several), merged)
+    groups = invert(place_among(several), groups)
     return SlotIndex(
         keep=keep,
         absorbed=absorbed,
@@ -200,12 +231,13 @@ def _live(mask, result):
     return jnp.max(jnp.where(belongs, mask[:, None, :], 0), axis=-1)
 
 
-def _shares(result, size):
+def _shares(result, size, index=None):
     """Factor of each token within its slot, [B, n] float32; None where all are 1.
 
     A token that is alone in its slot of a mean has exactly 1 (w / w).
     """
-    if result.weight is None and result.merged == 0 and result.mean:
+    alone = index is not None and not index.groups.shape[1]
+    if result.weight is None and alone and result.mean:
         return None
     weight = size if result.weight is None else result.weight
     weight = weight.astype(jnp.float32)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagepiece_jax.reduction.kernels import fused
-from imagepiece_jax.reduction.merging import mean_coordinates
+from imagepiece_jax.reduction.merging import mean_coordinates, slot_index
 from imagepiece_jax.reduction.ops import (
     cosine,
     cosine_within,
@@ -108,7 +108,6 @@ def keep_highest(score, n_out):
         dest=jnp.maximum(place, DROPPED),
         index=SlotIndex.of_kept(invert(place, n_out)),
         n_out=n_out,
-        merged=0,
     )
 
 
@@ -118,12 +117,13 @@ def keep_and_sum(keep, weight, n_out):
     The last slot is the sum of all others, by `weight` [B, n].
     """
     last = n_out - 1
+    dest = jnp.where(keep, count_before(keep), last)
     return Assignment(
-        dest=jnp.where(keep, count_before(keep), last),
+        dest=dest,
         weight=jnp.where(keep, 1.0, weight),
+        index=slot_index(dest, n_out, groups=1),
         n_out=n_out,
         mean=False,
-        merged=1,
     )
 
 
@@ -166,14 +166,13 @@ def merge_in_place(absorbed, partners, counts):
             group_keep=partners,
         ),
         n_out=counts.n_out,
-        merged=absorbed.shape[1],
     )
 
 
-def after_kernel(state, moved, counts, merged):
+def after_kernel(state, moved, counts):
     """(state, Assignment) from what a fused kernel gives: x, sizes and dest."""
     x, size, dest = moved
-    result = Assignment(dest=dest, n_out=counts.n_out, merged=merged)
+    result = Assignment(dest=dest, n_out=counts.n_out)
     source = None if state.source is None else compose(dest, state.source)
     state = TokenState(
         x=x,
@@ -219,7 +218,7 @@ class TopK(Ranking):
             num_prefix=state.num_prefix,
             prop_attn=prop_attn,
         )
-        return after_kernel(state, moved, counts, merged=0)
+        return after_kernel(state, moved, counts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,8 +283,7 @@ class Retokenize(Ranking):
             num_prefix=state.num_prefix,
             prop_attn=prop_attn,
         )
-        merged = counts.n_in - counts.n_out
-        state, result = after_kernel(state, moved, counts, merged)
+        state, result = after_kernel(state, moved, counts)
         if not self.size_weighting:
             weight = jnp.ones(result.dest.shape, jnp.float32)
             result = result.replace(weight=weight)
@@ -343,7 +341,6 @@ class Bipartite(Reducer):
                 group_keep=partner,
             ),
             n_out=counts.n_out,
-            merged=merges,
         )
 
     @property
@@ -357,7 +354,7 @@ class Bipartite(Reducer):
         moved = fused.bipartite(
             key, state.x, state.size, n_out=counts.n_out, num_prefix=prefix
         )
-        return after_kernel(state, moved, counts, counts.n_in - counts.n_out)
+        return after_kernel(state, moved, counts)
 
 
 def _alternate(first, second):

@@ -14,13 +14,15 @@ DROPPED = -1
 class TokenState:
     """Tokens between two blocks, prefix (class token) first.
 
-    x: [B, prefix + n, D]; size: [B, prefix + n] float32, patches behind each token;
-    source: [B, n0] int32, image slot 0..n-1 that holds each patch, or DROPPED; None
-    when it is not traced, or no longer defined; mask: [B, n] float, 1 for image
+    x: [B, prefix + n, D]; size: [B, prefix + n] float32, patches behind each token,
+    exact; source: [B, n0] int32, image slot 0..n-1 that holds each patch, or DROPPED;
+    None when it is not traced, or no longer defined; mask: [B, n] float, 1 for image
     tokens that are live, 0 for those removed in all but shape (masked training only);
     coordinates: [B, n, 2] float32, where each token stands, the mean of its patches,
-    for models whose positions are rotary, else None; grid: (height, width) of the
-    patches, None after the first reduction.
+    for models whose positions are rotary, else None; attn_size: [B, prefix + n]
+    float32, positive, as how many tokens proportional attention and pooling by mean
+    count each, None where that is its size; grid: (height, width) of the patches, None
+    after the first reduction.
     """
 
     x: Array
@@ -28,16 +30,24 @@ class TokenState:
     source: Array | None = None
     mask: Array | None = None
     coordinates: Array | None = None
+    attn_size: Array | None = None
     num_prefix: int = struct.field(pytree_node=False, default=1)
     grid: tuple[int, int] | None = struct.field(pytree_node=False, default=None)
+
+    @property
+    def counted(self):
+        """[B, prefix + n], as how many tokens attention counts each."""
+        return self.size if self.attn_size is None else self.attn_size
 
 
 @struct.dataclass
 class Taps:
     """What a reducer can read of a block, image tokens only.
 
-    x: [B, n, D] residual stream at the step's site; size: [B, n]; metric: [B, n, d]
-    what is compared (mean over heads of key, query or value; or the token itself);
+    x: [B, n, D] residual stream at the step's site; size: [B, n] patches of each token;
+    attn_size: [B, n] as how many tokens attention counts each; metric: [B, n, d] what
+    is compared (mean over heads of key, query or value; the token itself; or, normed,
+    the attention's input);
     cls_attn: [B, n] float32 class-attention row, mean over heads, class column dropped;
     attn_columns: [B, n] float32 attention received, mean over heads and queries;
     energy: [B, n] float32, shares of 1 - PiToMe's energy; probe: [B, n] float32,
@@ -51,6 +61,7 @@ class Taps:
 
     x: Array
     size: Array
+    attn_size: Array | None = None
     metric: Array | None = None
     cls_attn: Array | None = None
     attn_columns: Array | None = None
@@ -92,25 +103,29 @@ class Assignment:
 
     dest: [B, n] int32 in [0, n_out) or DROPPED, onto all slots; weight: [B, n] feature
     weights, None means size; mean: weighted mean of a slot's tokens, else weighted sum;
-    size: [B, n] what each token adds to the size of its slot, None means its size;
-    merged: at most so many slots have several sources (None: unknown); index: the same
-    map as `merging.slot_index` computes it, from a reducer that has it already.
+    attn_size: [B, n] what each token adds to the attention size of its slot, None means
+    its own; index: the same map as token indices, as `merging.slot_index` makes it of
+    any map: tokens are then gathered, without it they are moved by a product.
     """
 
     dest: Array
     weight: Array | None = None
-    size: Array | None = None
+    attn_size: Array | None = None
     index: SlotIndex | None = None
     n_out: int = struct.field(pytree_node=False, default=0)
     mean: bool = struct.field(pytree_node=False, default=True)
-    merged: int | None = struct.field(pytree_node=False, default=None)
 
 
 @struct.dataclass
 class Mixing:
-    """A soft reduction: every slot is a weighted sum of all tokens. [B, n_out, n]."""
+    """A soft reduction: every slot is a weighted sum of all tokens.
+
+    matrix: [B, n_out, n]; attn_size: [B, n_out] as how many tokens attention counts
+    each slot, None means one.
+    """
 
     matrix: Array
+    attn_size: Array | None = None
 
 
 @struct.dataclass

@@ -84,7 +84,7 @@ def trace(model: ViT, variables, images: np.ndarray) -> Trace:
             looks.append((None, None))
             break
         looks.append((attention[block], source) if attention else (None, None))
-        if site == "mid":
+        if site in ("attention", "mid"):
             stages.append(_stage(block, site, next(decided), source, looks[-1]))
             source = stages[-1].source
     tokens = model.plan[-1].mlp_tokens - model.arch.prefix

@@ -38,7 +38,7 @@ class Keep(Reducer):
             for i in range(counts.n_in)
         ]
         dest = jnp.broadcast_to(jnp.asarray(dest), taps.x.shape[:2])
-        return Assignment(dest=dest, n_out=len(self.tokens), merged=0)
+        return Assignment(dest=dest, n_out=len(self.tokens))
 
 
 def without(model, masks):

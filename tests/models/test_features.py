@@ -83,7 +83,7 @@ def test_dropped_patches_are_filled(fill, lost):
 def test_fused_patches_get_the_fused_token():
     """EViT's: the last slot is a sum by weights, here a quarter of 2 and of 6."""
     weight = jnp.asarray([[1, 0.25, 1, 1, 1, 0.25]])
-    result = slots(0, 4, 1, 2, 3, 4, weight=weight, mean=False, merged=1)
+    result = slots(0, 4, 1, 2, 3, 4, weight=weight, mean=False)
     outputs = outputs_of(state_of(PATCHES), (result, 0))
     assert first_channel(feature_map(outputs, GRID)) == [[1, 2, 3], [4, 5, 2]]
 

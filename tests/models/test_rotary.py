@@ -156,7 +156,7 @@ def test_a_merged_token_stands_in_the_middle_of_its_patches(form):
     state = state_at([[0, 0], [5, 5], [4, 8], [1, 2]], size=[3, 1, 1, 1])
     dest = jnp.asarray([[0, 1, 0, -1]], jnp.int32)
     # What weighs the features does not move the token.
-    result = Assignment(dest, weight=jnp.asarray([[1.0, 1, 9, 1]]), n_out=2, merged=1)
+    result = Assignment(dest, weight=jnp.asarray([[1.0, 1, 9, 1]]), n_out=2)
     after = tiny.jit(merging.apply, static_argnums=2)(state, result, form)
     assert after.coordinates.tolist() == [[[1, 2], [5, 5]]]
 

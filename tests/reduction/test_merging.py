@@ -10,6 +10,7 @@ import pytest
 
 from imagepiece_jax.reduction.layer_plan import Counts
 from imagepiece_jax.reduction.merging import apply as apply_result
+from imagepiece_jax.reduction.merging import merge_map, slot_index
 from imagepiece_jax.reduction.methods.random import Draw
 from imagepiece_jax.reduction.methods.token_pooling import KMeans, KMedoids
 from imagepiece_jax.reduction.reducers import Bipartite, Retokenize, TopK
@@ -52,7 +53,7 @@ def make(n, n_out, prefix=1, weighted=False, mean=True, dtype=np.float32, seed=0
         weight=weight if weighted else None,
         n_out=n_out,
         mean=mean,
-        merged=busiest(dest),
+        index=slot_index(jnp.asarray(dest), n_out),
     )
 
 
@@ -97,19 +98,58 @@ def test_apply_equals_the_oracle(n, n_out, weighted, mean, form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_sizes_that_a_reducer_gives_add_up_in_place_of_the_tokens_own(form):
-    """Features still go by size; what a slot gets stays positive: its log is read."""
+def test_attention_sizes_add_up_beside_the_sizes(form):
+    """Those that a reducer gives, then each token's own; a slot's stay positive.
+
+    Features go by size, and sizes stay the numbers of patches.
+    """
     state, assignment = make(7, 3)
     given = np.linspace(-0.5, 2.5, 21, dtype=np.float32).reshape(3, 7)
     given[1] = -1
-    got = apply(state, assignment.replace(size=jnp.asarray(given)), form=form)
+    with_sizes = assignment.replace(attn_size=jnp.asarray(given))
+    got = apply(state, with_sizes, form=form)
+    x, size = expected(state, assignment)
     want = np.full((3, 3), np.finfo(np.float32).tiny)
     for image in range(3):
         for slot in range(3):
             total = sum(given[image][np.asarray(assignment.dest[image]) == slot])
             want[image, slot] = max(total, want[image, slot])
-    np.testing.assert_allclose(got.size[:, state.num_prefix :], want, rtol=1e-6)
-    np.testing.assert_allclose(got.x, expected(state, assignment)[0], rtol=1e-5)
+    np.testing.assert_allclose(got.counted[:, 1:], want, rtol=1e-6)
+    np.testing.assert_array_equal(got.counted[:, :1], state.size[:, :1])
+    np.testing.assert_allclose(got.x, x, rtol=1e-5)
+    np.testing.assert_array_equal(got.size, size)
+    one = Assignment(dest=jnp.zeros((3, 3), jnp.int32), n_out=1)
+    again = apply(got, one, form=form)
+    np.testing.assert_allclose(again.counted[:, 1], want.sum(axis=1), rtol=1e-6)
+    np.testing.assert_array_equal(again.size[:, 1], size[:, 1:].sum(axis=1))
+
+
+def test_without_other_attention_sizes_there_is_one_array():
+    state, assignment = make(7, 3)
+    got = apply(state, assignment)
+    assert got.attn_size is None
+    np.testing.assert_array_equal(got.counted, got.size)
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_a_map_of_attention_is_merged_by_rows_and_columns(weighted):
+    """Against loops; the prefix keeps its row and its column."""
+    state, assignment = make(7, 3, prefix=2, weighted=weighted)
+    weights = np.random.default_rng(1).uniform(size=(3, 2, 9, 9)).astype(np.float32)
+    size = state.size[:, 2:]
+    got = jit(merge_map)(jnp.asarray(weights), assignment, size)
+    loose = jit(merge_map)(jnp.asarray(weights), assignment.replace(index=None), size)
+    np.testing.assert_allclose(got, loose, rtol=1e-6)
+    by = np.asarray(assignment.weight if weighted else size)
+    for image, head in np.ndindex(3, 2):
+        dest = np.asarray(assignment.dest[image])
+        members = [[0], [1]] + [list(2 + np.flatnonzero(dest == s)) for s in range(3)]
+        share = np.concatenate([[1, 1], by[image]])
+        for i, rows in enumerate(members):
+            for j, columns in enumerate(members):
+                block = weights[image, head][np.ix_(rows, columns)].sum(axis=1)
+                want = (share[rows] * block).sum() / share[rows].sum()
+                assert got[image, head, i, j] == pytest.approx(want, rel=1e-5)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -127,7 +167,7 @@ def test_apply_in_bfloat16_rounds_once(mean, form):
 def test_sizes_are_exact_past_what_bfloat16_can_count():
     state, assignment = make(7, 1, dtype=jnp.bfloat16)
     state = state.replace(size=jnp.full_like(state.size, 129.0))
-    assignment = assignment.replace(dest=jnp.zeros((3, 7), jnp.int32), merged=1)
+    assignment = assignment.replace(dest=jnp.zeros((3, 7), jnp.int32), index=None)
     np.testing.assert_array_equal(apply(state, assignment).size[:, 1], 7 * 129)
 
 
@@ -143,11 +183,15 @@ def test_the_prefix_is_never_touched(prefix, form):
     np.testing.assert_allclose(got.x, expected(state, assignment)[0], rtol=1e-5)
 
 
-def test_merged_is_only_an_upper_bound():
-    state, assignment = make(7, 3)
-    exact = apply(state, assignment, form="gather")
-    loose = apply(state, assignment.replace(merged=7), form="gather")
-    chex.assert_trees_all_close(exact, loose, rtol=1e-6)
+@pytest.mark.parametrize("n, n_out", [(7, 3), (19, 12), (5, 5)])
+def test_groups_are_only_an_upper_bound(n, n_out):
+    """As many as there are, as any map can have (None), and more than there can be."""
+    state, assignment = make(n, n_out)
+    want = apply(state, assignment, form="one_hot")
+    for groups in (busiest(np.asarray(assignment.dest)), None, n):
+        index = slot_index(assignment.dest, n_out, groups)
+        got = apply(state, assignment.replace(index=index))
+        chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -155,13 +199,13 @@ def test_a_token_alone_in_its_slot_keeps_its_bits(form):
     """w / w is 1: a mean over one token is that token, not a rounding of it."""
     state, _ = make(7, 7)
     dest = jnp.tile(jnp.asarray([0, 1, 1, 2, DROPPED, 3, 4]), (3, 1))
-    got = apply(state, Assignment(dest=dest, n_out=5, merged=1), form=form)
+    got = apply(state, Assignment(dest=dest, n_out=5), form=form)
     np.testing.assert_array_equal(got.x[:, [1, 3, 4, 5]], state.x[:, [1, 4, 6, 7]])
 
 
 def test_without_form_apply_gathers_where_it_can():
     state, assignment = make(7, 3)
-    unknown = assignment.replace(merged=None)
+    unknown = assignment.replace(index=None)
     for given, form in ((assignment, "gather"), (unknown, "one_hot")):
         default, named = (
             str(jax.make_jaxpr(apply_result, static_argnums=2)(state, given, chosen))
@@ -182,7 +226,7 @@ def test_a_slot_is_live_if_any_of_its_tokens_is(form):
         mask=jnp.asarray([[1.0, 0, 0, 1, 0, 1]]),
     )
     dest = jnp.asarray([[0, 0, 1, 2, 1, DROPPED]])
-    moved = apply(state, Assignment(dest=dest, n_out=3, merged=2), form=form)
+    moved = apply(state, Assignment(dest=dest, n_out=3), form=form)
     assert moved.mask.tolist() == [[1, 0, 1]]
 
 
@@ -196,7 +240,7 @@ def test_a_bad_value_in_a_dropped_token_stays_there():
     state, _ = make(7, 7)
     dest = jnp.tile(jnp.asarray([0, 1, 1, 2, DROPPED, 3, 4]), (3, 1))
     state = state.replace(x=state.x.at[:, 1 + 4].set(jnp.inf))
-    got = apply(state, Assignment(dest=dest, n_out=5, merged=1), form="gather")
+    got = apply(state, Assignment(dest=dest, n_out=5), form="gather")
     assert jnp.isfinite(got.x).all()
 
 
@@ -230,7 +274,7 @@ def test_apply_is_traced_once():
     move = jax.jit(chex.assert_max_traces(apply_result, n=1))
     for seed in (0, 1):
         state, assignment = make(7, 3, weighted=True, seed=seed)
-        got = move(state, assignment.replace(merged=3))
+        got = move(state, assignment)
         np.testing.assert_allclose(got.x, expected(state, assignment)[0], rtol=1e-5)
 
 

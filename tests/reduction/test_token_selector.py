@@ -252,7 +252,7 @@ def test_what_the_student_merges_and_drops_the_teacher_does_too():
     dest = np.array([[0, 1, 0, -1, 2], [2, 2, -1, 0, 1]], np.int32)
     second = np.array([[0, -1, 1], [1, 0, 1]], np.int32)
     results = (
-        Assignment(dest=jnp.asarray(dest), n_out=3, merged=1),
+        Assignment(dest=jnp.asarray(dest), n_out=3),
         Masking(jnp.ones((2, 3))),
         Assignment(dest=jnp.asarray(second), n_out=2),
     )

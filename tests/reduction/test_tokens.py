@@ -193,7 +193,7 @@ def test_a_stack_of_reductions_stays_honest(form, drop):
     whole = np.tile(np.arange(24), (3, 1))
     for n, n_out in ((24, 15), (15, 15), (15, 8), (8, 3), (3, 1)):
         dest = random_maps(rng, 3, n, n_out, drop)
-        step = Assignment(dest=jnp.asarray(dest), n_out=n_out, merged=n_out)
+        step = Assignment(dest=jnp.asarray(dest), n_out=n_out)
         state = move(state, step, form=form)
         for image in range(3):
             whole[image] = oracles.compose(dest[image], whole[image])

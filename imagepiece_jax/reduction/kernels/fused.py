@@ -213,11 +213,12 @@ def _backward(call, saved, gradients):
     def plain(x, size):
         prefix = call.num_prefix
         state = TokenState(x=x, size=size, num_prefix=prefix)
+        groups = 0 if call.rule == "prune" else dest.shape[1] - call.n_out
         result = Assignment(
             dest=dest,
             weight=None if call.by_size else jnp.ones_like(size[:, prefix:]),
+            index=merging.slot_index(dest, call.n_out, groups),
             n_out=call.n_out,
-            merged=0 if call.rule == "prune" else dest.shape[1] - call.n_out,
         )
         state = merging.apply(state, result)
         return state.x, state.size

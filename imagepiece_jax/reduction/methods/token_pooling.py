@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from imagepiece_jax.reduction.layer_plan import Step
+from imagepiece_jax.reduction.merging import slot_index
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.ops import count_before, rank
 from imagepiece_jax.reduction.reducers import SCORES, Ranking
@@ -48,12 +49,11 @@ class Clustering(Ranking):
         tiny = jnp.finfo(jnp.float32).tiny
         weight = jnp.where(score > tiny, score, tiny)
         dest, share = self.cluster(squared_distances(x), weight, first, counts.n_out)
-        joining = counts.n_in - counts.n_out  # no more clusters have several tokens
         return Assignment(
             dest=dest,
             weight=share,
+            index=slot_index(dest, counts.n_out),
             n_out=counts.n_out,
-            merged=min(counts.n_out, joining),
         )
 
 

@@ -110,7 +110,7 @@ def test_evaluation_keeps_the_best_scores_between_merges():
     out = tiny.jit(model.apply)(variables, tiny.images())
     assert out.state.x.shape == (3, 1 + 13, tiny.WIDTH)
     merge, prune, _ = out.results
-    assert merge.merged == 2 and prune.merged == 0
+    assert merge.index.groups.shape[1] == 2 and prune.index.groups.shape[1] == 0
     params = variables["params"]["reducer_1"]["scores"]
     for image in range(3):
         tokens = np.asarray(out.taps[1].x[image], float)
