@@ -31,7 +31,8 @@ SMALL = flags.DEFINE_bool("small", False, "fine-tune --weights for every model")
 flags.DEFINE_list("seeds", ["0", "1", "2"], "of --small's runs")
 DATA = cli.data()
 cli.resize()
-flags.DEFINE_integer("subset", None, "images of the data; default: all")
+flags.DEFINE_integer("subset", None, "images of the data, evenly; default: all")
+cli.limit()
 flags.DEFINE_string(
     "out", None, "folder; default: runs/experiments", allow_override=True
 )

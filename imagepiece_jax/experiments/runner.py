@@ -65,6 +65,7 @@ class Settings:
     data: str | None
     resize: str | None
     subset: int | None
+    limit: int | None
     out: str | None
     again: bool
     eval_batch_size: int
@@ -222,7 +223,8 @@ def _images(settings, models):
         settings.data,
         classes,
         side,
-        limit=settings.subset,
+        spaced=settings.subset,
+        limit=settings.limit,
         resize=settings.resize or "deit",
         batch_size=settings.eval_batch_size,
         workers=settings.readers,
