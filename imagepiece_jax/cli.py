@@ -84,6 +84,12 @@ def resize():
     return _enum("resize", None, ["deit", "none"], help_text)
 
 
+def limit():
+    """Define --limit."""
+    help_text = "the first so many images of the data, for a rehearsal; default: all"
+    return flags.DEFINE_integer("limit", None, help_text, 1, allow_override=True)
+
+
 def sweep(help_text):
     """Define --sweep, which can be given more than once."""
     return config_flags.repeated("sweep", f"METHOD:FIELD=V1,V2: {help_text}")

@@ -177,6 +177,21 @@ def test_evaluate_counts_every_image_once(
     assert printed["acc1"] == f"{acc1:.2f}" and printed["images"] == "150"
 
 
+@pytest.mark.parametrize("limit, count", [(70, 70), (151, 150)])
+def test_evaluate_takes_the_first_images_alone(
+    tmp_path, logits, weights_file, image_set, limit, count
+):
+    """Of 70 the second batch is padded; a limit above the set is no limit."""
+    folder, _, labels = image_set
+    words = [f"--weights={weights_file}", f"--data=csv:{folder}/labels.csv"]
+    words += ["--config.eval_batch_size=64", f"--limit={limit}"]
+    _, result = evaluated(tmp_path, *words)
+    acc1, _, loss = by_hand(logits[:count], labels[:count])
+    assert result["images"] == count
+    assert result["acc1"] == pytest.approx(acc1, abs=1e-9)
+    assert result["loss"] == pytest.approx(loss, rel=1e-5)
+
+
 def test_evaluate_leaves_a_corrupt_image_out_and_names_it(
     tmp_path, logits, weights_file, image_set, caplog
 ):

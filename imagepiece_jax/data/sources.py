@@ -54,6 +54,32 @@ class Source(abc.ABC):
         """Bytes of image `index` as it is stored; InputError where it is in memory."""
         raise InputError(f"{self.name(index)} is no file, but pixels in memory")
 
+    def first(self, count: int | None) -> "Source":
+        """The first `count` images alone; all of a smaller source, and for None."""
+        if count is None or count >= len(self):
+            return self
+        return Subset(self, range(count))
+
+
+class Subset(Source):
+    """Some images of a source, in the order of `indices`."""
+
+    def __init__(self, source, indices):
+        super().__init__(source.num_classes, source.class_names)
+        self.source, self.indices = source, np.asarray(indices, np.int64)
+
+    def __len__(self):
+        return len(self.indices)
+
+    def read(self, index):
+        return self.source.read(int(self.indices[index]))
+
+    def name(self, index):
+        return self.source.name(int(self.indices[index]))
+
+    def encoded(self, index):
+        return self.source.encoded(int(self.indices[index]))
+
 
 def open_source(
     name: str,

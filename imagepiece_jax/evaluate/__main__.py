@@ -9,7 +9,8 @@ file, and must agree with the weights. Without it --config.FIELD=VALUE changes w
 determine, such as --config.reduction.keep_rate=.5 of a run. --sweep tome:r=8,13 --sweep
 evit:keep_rate=.7 evaluates the weights under each of these reductions beside the dense
 model: one table, one plot. --optimized evaluates the fast program of
-`imagepiece_jax.optimize` beside the float32 model: its cost in accuracy.
+`imagepiece_jax.optimize` beside the float32 model: its cost in accuracy. --limit 100
+takes the first 100 images.
 """
 
 import json
@@ -34,6 +35,7 @@ NORMALIZATION = cli.normalization()
 CHECKPOINT = cli.checkpoint()
 DATA = cli.data("config.data")
 RESIZE = cli.resize()
+LIMIT = cli.limit()
 JSON = flags.DEFINE_string(
     "json", None, "also write the results to this file", allow_override=True
 )
@@ -65,7 +67,7 @@ def main():
     if JSON.value:
         read = (*run_files.own_files(path), *sources.own_files(data))
         check_writable("--json", JSON.value, read)
-    source = from_config.source(config, "val")
+    source = from_config.source(config, "val").first(LIMIT.value)
     class_names.check_classes(path, source.class_names, data)
     if note := class_names.unnamed_classes(path, source.class_names, data):
         print(note)

@@ -4,6 +4,7 @@ python -m imagepiece_jax.experiments table1 --data folder:PATH --weights FILE_OR
 python -m imagepiece_jax.experiments table1 --data ... --runs FOLDER_OF_TRAINED_RUNS
 python -m imagepiece_jax.experiments table1 --data ... --weights FILE --small
 python -m imagepiece_jax.experiments search --data ... --weights FILE --budget 0.5
+python -m imagepiece_jax.experiments compare --data ... --weights FILE
 
 With --weights alone one checkpoint stands for every row, off the shelf; --runs takes
 the runs that were trained with each reduction; --small fine-tunes the weights with each
@@ -12,7 +13,7 @@ was stopped.
 
 NAME: table1, table2, hyperspeed, table3, masking, reassess, similarity, overlap,
 lcb-similarity, combos, ablation, tome-offtheshelf, evit-table, throughput; all of them;
-or search.
+search; or compare.
 """
 
 import dataclasses
@@ -31,7 +32,8 @@ SMALL = flags.DEFINE_bool("small", False, "fine-tune --weights for every model")
 flags.DEFINE_list("seeds", ["0", "1", "2"], "of --small's runs")
 DATA = cli.data()
 cli.resize()
-flags.DEFINE_integer("subset", None, "images of the data; default: all")
+flags.DEFINE_integer("subset", None, "images of the data, evenly; default: all")
+cli.limit()
 flags.DEFINE_string(
     "out", None, "folder; default: runs/experiments", allow_override=True
 )
@@ -48,8 +50,12 @@ flags.DEFINE_enum("size", "deit_s", ["deit_ti", "deit_s"], "of throughput")
 flags.DEFINE_enum("mask_fill", "mean", masking.FILLS, "masking")
 flags.DEFINE_bool("mask_grid", False, "masking: on different patches")
 flags.DEFINE_list("budget", ["0.5"], "search: shares of the dense model's cost")
-flags.DEFINE_enum("metric", "gmacs", ["gmacs", "ms"], "search: what is budget")
+flags.DEFINE_enum("metric", "gmacs", ["gmacs", "ms"], "search, compare: what is cost")
 flags.DEFINE_integer("candidates", 48, "search: settings beside published ones", 1)
+flags.DEFINE_list(
+    "shares", ["0.9", "0.75", "0.6", "0.5", "0.4"], "compare: of the dense model's cost"
+)
+flags.DEFINE_list("methods", [], "compare: these, tome and random; default: all")
 
 
 def main(words):

@@ -58,6 +58,10 @@ class ResultCache:
     def close(self):
         self._file.close()
 
+    def __contains__(self, setting: dict) -> bool:
+        """Whether `result` of `setting` needs no measurement."""
+        return _key(setting) in self._known
+
     def result(
         self, setting: dict, measure: Callable[[], dict], what: str = "a point"
     ) -> dict:

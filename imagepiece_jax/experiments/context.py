@@ -132,6 +132,8 @@ class Options:
     batch_sizes: tuple[int, ...] = (1, 8, 32, 64, 128, 256)
     modes: tuple[str, ...] = ("inference", "copy", "train")
     dtype: str | None = None
+    shares: tuple[float, ...] = (0.9, 0.75, 0.6, 0.5, 0.4)
+    methods: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -174,6 +176,12 @@ class Context:
         """
         return self._evaluate(
             pretrained, reduction, self.images, alteration, alter, prepare
+        )
+
+    def evaluated(self, pretrained, reduction) -> bool:
+        """Whether `evaluate` has its result already."""
+        return self._setting("accuracy", pretrained, reduction, self.images) in (
+            self.cache
         )
 
     def _evaluate(

@@ -8,27 +8,10 @@ import numpy as np
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.data import loader, transforms
-from imagepiece_jax.data.sources import Source, open_source
+from imagepiece_jax.data.sources import Subset, open_source
 from imagepiece_jax.errors import InputError
 
 MAX_KEPT_BYTES = 2**30  # of pixels: smaller sets are read once and kept
-
-
-class Subset(Source):
-    """Some images of a source, in the order of `indices`."""
-
-    def __init__(self, source, indices):
-        super().__init__(source.num_classes, source.class_names)
-        self.source, self.indices = source, np.asarray(indices, np.int64)
-
-    def __len__(self):
-        return len(self.indices)
-
-    def read(self, index):
-        return self.source.read(int(self.indices[index]))
-
-    def name(self, index):
-        return self.source.name(int(self.indices[index]))
 
 
 class Images:
@@ -54,18 +37,19 @@ class Images:
         num_classes: int,
         image_size: int,
         *,
+        spaced: int | None = None,
         limit: int | None = None,
         **options,
     ) -> "Images":
         """The val split of the data set `name`; InputError for what cannot be read.
 
-        limit: of larger sets so many images, evenly spaced.
+        Of larger sets the first `limit` images, or so many as `spaced`, evenly spaced.
         """
-        source = open_source(name, "val", num_classes=num_classes)
-        if limit is not None and limit < len(source):
-            if limit < 1:
-                raise InputError(f"--subset is {limit}; allowed are numbers from 1")
-            source = Subset(source, np.linspace(0, len(source) - 1, limit).round())
+        source = open_source(name, "val", num_classes=num_classes).first(limit)
+        if spaced is not None and spaced < len(source):
+            if spaced < 1:
+                raise InputError(f"--subset is {spaced}; allowed are numbers from 1")
+            source = Subset(source, np.linspace(0, len(source) - 1, spaced).round())
         return cls(source, name, image_size, **options)
 
     def __len__(self):

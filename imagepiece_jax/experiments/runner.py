@@ -13,6 +13,7 @@ from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.experiments import analysis, tables
 from imagepiece_jax.experiments.cache import ResultCache
+from imagepiece_jax.experiments.compare import compare
 from imagepiece_jax.experiments.context import (
     Context,
     OffTheShelf,
@@ -28,6 +29,8 @@ from imagepiece_jax.experiments.search import search
 from imagepiece_jax.experiments.throughput import throughput
 from imagepiece_jax.models.class_names import check_classes
 from imagepiece_jax.models.pretrained import for_analysis
+from imagepiece_jax.reduction.methods import METHODS
+from imagepiece_jax.reduction.settings import DENSE
 
 EXPERIMENTS = {
     "table1": tables.table1,
@@ -45,8 +48,10 @@ EXPERIMENTS = {
     "evit-table": tables.evit_table,
     "throughput": throughput,
     "search": search,
+    "compare": compare,
 }
-ONE_CHECKPOINT = ("table3", "tome-offtheshelf", "throughput", "search")  # no --small
+APART = ("search", "compare")  # not of the paper, so not among "all"
+ONE_CHECKPOINT = ("table3", "tome-offtheshelf", "throughput", *APART)  # no --small
 FINETUNING = "deit_ti_finetune_small.py"  # the config of --small
 
 
@@ -65,6 +70,7 @@ class Settings:
     data: str | None
     resize: str | None
     subset: int | None
+    limit: int | None
     out: str | None
     again: bool
     eval_batch_size: int
@@ -80,6 +86,8 @@ class Settings:
     budget: list[str]
     metric: str
     candidates: int
+    shares: list[str]
+    methods: list[str]
 
 
 def select(words: list[str], small: bool, timed: bool) -> list[str]:
@@ -91,29 +99,31 @@ def select(words: list[str], small: bool, timed: bool) -> list[str]:
     if words[0] != "all":
         return words
     # With --small only what trains; without speeds nothing that is speeds alone.
-    names = [name for name in EXPERIMENTS if name != "search"]
+    names = [name for name in EXPERIMENTS if name not in APART]
     names = [name for name in names if timed or name != "throughput"]
     return [name for name in names if not small or name not in ONE_CHECKPOINT]
 
 
 def check(names: list[str], settings: Settings) -> tuple[list[int], Options]:
     """(seeds, options) of the settings; InputError for those that contradict."""
-    for name in ("seeds", "budget", "batch_sizes"):
+    for name in ("seeds", "budget", "batch_sizes", "shares"):
         if not getattr(settings, name):
             raise InputError(f"--{name} is empty; allowed is one or more")
     seeds = list(dict.fromkeys(map(_seed, settings.seeds)))
     options = Options(
         mask_fill=settings.mask_fill,
         mask_grid=settings.mask_grid,
-        budget=tuple(dict.fromkeys(map(_share, settings.budget))),
+        budget=tuple(dict.fromkeys(map(_share("budget"), settings.budget))),
         metric=settings.metric,
         candidates=settings.candidates,
         size=settings.size,
         batch_sizes=tuple(suite.batch_sizes(settings.batch_sizes)),
         modes=tuple(suite.modes(settings.modes, "modes")),
         dtype=settings.dtype,
+        shares=tuple(sorted(set(map(_share("shares"), settings.shares)))[::-1]),
+        methods=tuple(_methods(settings.methods)),
     )
-    if names == ["search"] and settings.metric == "ms" and not settings.speed:
+    if names[0] in APART and settings.metric == "ms" and not settings.speed:
         raise InputError("--metric ms measures speed; allowed is it without --nospeed")
     if settings.runs and settings.small:
         raise InputError("--runs and --small are both given; allowed is one")
@@ -133,17 +143,30 @@ def _seed(text):
     return int(text)
 
 
-def _share(text):
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1:
-        raise InputError(
-            f"--budget is {text!r}; allowed are shares of the dense model's cost, "
-            "between 0 and 1, such as 0.5"
-        )
-    return value
+def _share(flag):
+    """A function that reads a share of this flag."""
+
+    def read(text):
+        try:
+            value = float(text)
+        except ValueError:
+            value = 0.0
+        if not 0 < value < 1:
+            raise InputError(
+                f"--{flag} is {text!r}; allowed are shares of the dense model's cost, "
+                "between 0 and 1, such as 0.5"
+            )
+        return value
+
+    return read
+
+
+def _methods(words):
+    known = [name for name in METHODS if name != DENSE["name"]]
+    for word in words:
+        if word not in known:
+            raise InputError(f"--methods is {word!r}; allowed are {', '.join(known)}")
+    return words
 
 
 def run(names: list[str], settings: Settings):
@@ -222,7 +245,8 @@ def _images(settings, models):
         settings.data,
         classes,
         side,
-        limit=settings.subset,
+        spaced=settings.subset,
+        limit=settings.limit,
         resize=settings.resize or "deit",
         batch_size=settings.eval_batch_size,
         workers=settings.readers,

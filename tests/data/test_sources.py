@@ -374,3 +374,16 @@ def test_absent_imagenet_says_how_to_prepare_it(imagenet, tmp_path):
         torn = "train" in shard.name
         target.write_bytes(b"torn" if torn else shard.read_bytes())
     refuses(message, "imagenet2012", num_classes=1000, data_dir=str(tmp_path))
+
+
+def test_the_first_images_are_those_of_the_whole_source(folder):
+    whole = open_source(f"folder:{folder}", "train")
+    part = whole.first(4)
+    assert (len(whole), len(part)) == (6, 4)
+    assert part.num_classes == 2 and part.class_names == whole.class_names
+    for index in range(4):
+        ours, theirs = part.read(index), whole.read(index)
+        assert (ours[0] == theirs[0]).all() and ours[1] == theirs[1]
+        assert part.name(index) == whole.name(index)
+        assert part.encoded(index) == whole.encoded(index)
+    assert whole.first(6) is whole.first(None) is whole

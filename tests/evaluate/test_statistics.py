@@ -76,6 +76,46 @@ def test_mcnemar_is_the_exact_binomial_test(gained, lost):
     assert p == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    "p, corrected",
+    [
+        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),
+        ([0.04, 0.03], [0.06, 0.06]),  # never below that of a smaller p
+        ([0.6, 0.7], [1.0, 1.0]),
+        ([0.02], [0.02]),
+        ([], []),
+    ],
+)
+def test_holm_by_hand(p, corrected):
+    """Of .005 .01 .03 .04: four times, three times, twice, once; then rising."""
+    np.testing.assert_allclose(statistics.holm(p), corrected)
+
+
+def slow_holm(p, level):
+    """Which of `p` Holm's own words reject: step down until one is too large."""
+    rejected, left = [False] * len(p), list(range(len(p)))
+    while left:
+        least = min(left, key=lambda i: p[i])
+        if p[least] > level / len(left):
+            break
+        rejected[least] = True
+        left.remove(least)
+    return rejected
+
+
+def test_holm_rejects_what_stepping_down_rejects():
+    draw = np.random.default_rng(0)
+    for size in (1, 2, 5, 40):
+        p = draw.uniform(size=size) ** 4
+        p[size // 2 :] = np.round(p[size // 2 :], 1)  # ties and zeros
+        corrected = np.array(statistics.holm(p))
+        for level in (0.01, 0.05, 0.2, 0.9):
+            assert (corrected <= level).tolist() == slow_holm(p, level)
+    # With no true difference, of 300 families of 20 tests about one in twenty errs.
+    families = draw.uniform(size=(300, 20))
+    assert np.mean([min(statistics.holm(p)) < 0.05 for p in families]) < 0.09
+
+
 def test_students_t_is_that_of_scipy():
     degrees = np.arange(1, len(statistics.T) + 1)
     np.testing.assert_allclose(statistics.T, stats.t.ppf(0.975, degrees), atol=5e-4)

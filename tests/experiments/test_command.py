@@ -32,12 +32,12 @@ def words(tmp_path_factory):
 
 def test_all_are_those_that_the_flags_allow():
     whole = runner.select(["all"], small=False, timed=True)
-    assert [*whole, "search"] == list(runner.EXPERIMENTS)
+    assert [*whole, *runner.APART] == list(runner.EXPERIMENTS)
     assert set(whole) - set(runner.select(["all"], False, timed=False)) == {
         "throughput"
     }
     trained = runner.select(["all"], small=True, timed=True)
-    assert set(whole) - set(trained) == set(runner.ONE_CHECKPOINT) - {"search"}
+    assert set(whole) - set(trained) == set(runner.ONE_CHECKPOINT) - set(runner.APART)
 
 
 @pytest.mark.parametrize(
@@ -66,6 +66,13 @@ def test_all_are_those_that_the_flags_allow():
             ["table1", "--data=digits", "--seeds="],
             "--seeds is empty; allowed is one",
         ),
+        (["compare", "--data=digits", "--shares=0"], "--shares is '0'; allowed are sh"),
+        (["compare", "--data=digits", "--shares="], "--shares is empty; allowed is"),
+        (
+            ["compare", "--data=digits", "--methods=none"],
+            "--methods is 'none'; allowed are imagepiece, evit",
+        ),
+        (["compare", "--data=digits"], "--weights is missing"),
         (["throughput", "--modes=fly"], "--modes is 'fly'; allowed are inference, co"),
         (["table1", "--data=digits", "--runs=none"], "--runs none holds no run"),
     ],
@@ -79,6 +86,8 @@ def test_mistakes_in_flags(tmp_path, given, message):
     [
         (["table1", "--small", "--runs=x"], "--runs and --small are both given"),
         (["search", "--metric=ms"], "--metric ms measures speed; allowed"),
+        (["compare", "--metric=ms"], "--metric ms measures speed; allowed"),
+        (["compare", "--small"], "--small: compare trains nothing; allowed are tab"),
         (["table3", "--small"], "--small: table3 trains nothing; allowed are table1"),
     ],
 )

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.data.normalize import normalize
+from imagepiece_jax.data.sources import Subset
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.experiments import analysis, merges, rows
 from imagepiece_jax.experiments.context import Result, TrainedRuns
-from imagepiece_jax.experiments.images import Subset
 from imagepiece_jax.experiments.rows import DENSE, Row
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import MEAN, STD

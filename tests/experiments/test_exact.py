@@ -13,7 +13,8 @@ from imagepiece_jax.experiments import (
     tables,
 )
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.reduction import settings
+from imagepiece_jax.reduction import methods, settings
+from imagepiece_jax.reduction.methods.method import RATES
 
 COMBINED = [row for _, row in tables.PAIRS[3:]]  # those of the paper: conv stem
 FIELDS = {"name": "deit_s", "image_size": 224, "num_classes": 1000}
@@ -131,8 +132,21 @@ def test_methods_can_be_matched_at_equal_macs(reduction):
     assert one.gmacs(found) == pytest.approx(target, rel=0.03)
 
 
+@pytest.mark.parametrize("name", sorted(set(methods.METHODS) - {"none"}))
+def test_every_method_says_what_sets_its_cost(name):
+    """Of DeiT-Ti, down to .65 of the dense model's: `experiments compare` needs it."""
+    one, method = pretrained(name="deit_ti"), methods.create(name)
+    knob = method.knob(12)
+    assert knob and set(knob) <= set(method.inference_fields())
+    found = match_cost.settings({"name": name}, 12)
+    assert all(set(reduction) == {"name", *knob} for reduction in found)
+    costs = [cost for cost, _ in match_cost.priced(one.gmacs, found[::3])]
+    assert len(set(costs)) > 3
+    assert min(costs) < 0.65 * one.gmacs(settings.DENSE) < max(costs)
+
+
 def test_nearest_is_the_nearest():
-    costs = {rate: (rate - 0.5) ** 2 + rate for rate in match_cost.HUNDREDTHS}
+    costs = {rate: (rate - 0.5) ** 2 + rate for rate in RATES}
     found = match_cost.nearest(
         lambda r: costs[r["keep_rate"]], {"name": "evit", "fuse_token": True}, 0.66
     )

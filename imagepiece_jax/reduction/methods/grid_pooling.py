@@ -56,6 +56,9 @@ class GridPooling(Method):
     grid_size: int = count(7, least=1)
     block: int = count(6)
 
+    def knob(self, depth):
+        return {"block": range(1, depth)}
+
     def steps(self, depth):
         rule = Fixed(self.grid_size**2)
         return (Step(self.block, Cells(self.grid_size), rule, site="pre"),)

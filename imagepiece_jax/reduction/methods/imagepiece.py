@@ -42,6 +42,12 @@ class ImagePiece(Method):
     size_weighting: bool = switch(True)
     score: str = choice("auto", tuple(SCORES))
 
+    def knob(self, depth):
+        """Its keep rate; its merge ratio where it does not prune."""
+        if self.prune_blocks == ():
+            return {"merge_ratio": [i / 200 for i in range(2, 101)]}
+        return super().knob(depth)
+
     def steps(self, depth):
         merge, prune = self.merge_blocks, self.prune_blocks
         if merge is None or prune is None:

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from imagepiece_jax.reduction.layer_plan import Step
 
+RATES = tuple(i / 100 for i in range(5, 101))  # positions of most knobs
 # What score="auto" is where no class token says which tokens matter: docs/models.md has
 # the accuracies of all scores.
 WITHOUT_CLASS_TOKEN = "received"
@@ -53,6 +54,13 @@ class Method:
     def steps(self, depth: int) -> Sequence[Step]:
         """The steps in a model of `depth` blocks."""
         raise NotImplementedError
+
+    def knob(self, depth: int) -> Mapping[str, Sequence[Any]]:
+        """The fields that set the cost, each with its values; of several, all mixes.
+
+        Values that a model of `depth` blocks has no use for may be among them.
+        """
+        return {"keep_rate": RATES} if hasattr(self, "keep_rate") else {}
 
     def resolved(self, class_token: bool) -> "Method":
         """The method for models with, or without, a class token: no score is "auto"."""

@@ -16,6 +16,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import token_selector
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.dynamicvit import LearnedSelection
+from imagepiece_jax.reduction.methods.method import RATES
 from imagepiece_jax.reduction.ops import rank
 from imagepiece_jax.reduction.reducers import Reducer, keep_and_sum
 from imagepiece_jax.reduction.token_counts import KeepInitial
@@ -136,6 +137,13 @@ class SPViT(LearnedSelection):
                 f"config.reduction.keep_rates is {rates} at blocks {blocks}; allowed "
                 "are rising blocks with rates, all of the first tokens, that do not"
             )
+
+    def knob(self, depth):
+        """The published shares, scaled together, none above one."""
+        scales = (*RATES, *(1 + i / 50 for i in range(1, 100)))
+        shares = SPViT.keep_rates
+        scaled = [tuple(round(min(1.0, s * x), 4) for x in shares) for s in scales]
+        return {"keep_rates": scaled}
 
     def steps(self, depth):
         selector = Selector(self.share_heads, self.package_norm)

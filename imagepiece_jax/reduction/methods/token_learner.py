@@ -141,6 +141,9 @@ class TokenLearner(Method):
     bottleneck_dim: int = count(64, least=1)
     pooling: str = choice("sum", ("sum", "mean"))
 
+    def knob(self, depth):
+        return {"block": range(1, depth), "num_tokens": (8, 16, 32)}
+
     def steps(self, depth):
         if self.version == "v1.1":
             reducer = MlpLearner(self.num_tokens, self.bottleneck_dim)

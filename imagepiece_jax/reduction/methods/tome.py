@@ -43,6 +43,9 @@ class ToMe(Method):
     r_list: tuple[int, ...] | None = optional(check_counts)
     metric: str = choice("key", METRICS)
 
+    def knob(self, depth):
+        return {"r": range(100)}
+
     def removed(self, depth):
         """Tokens that each block is to merge away, a tuple of `depth` ints."""
         if self.r_list is not None:

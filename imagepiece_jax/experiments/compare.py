@@ -1,0 +1,239 @@
+"""All methods on one checkpoint, matched in cost: what each loses, and what is noise.
+
+Every method stands at the setting of its knob whose cost is nearest to a share of the
+dense model's (`--shares`), by MACs or by time on this device (`--metric ms`); all other
+fields are its defaults, those that it was published with. Settings are chosen by cost
+alone, so no image chooses. Differences are paired, on the same images: to the dense
+model, and to ToMe and random tokens at the same share. All of them are one family of
+exact McNemar tests, corrected by Holm's rule.
+"""
+
+import dataclasses
+import json
+import math
+import sys
+import time
+
+from imagepiece_jax.benchmark import device
+from imagepiece_jax.common.files import git_revision, replace_file
+from imagepiece_jax.data.sources import short_name
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.experiments import compare_page, match_cost
+from imagepiece_jax.reduction import methods, settings
+from imagepiece_jax.reduction.methods import METHODS
+
+TOLERANCE = 0.03  # of a share: a method that comes no nearer is not compared there
+MAX_TRIALS = 4  # settings that are timed for one share
+REFERENCES = ("tome", "random")  # beside the dense model
+
+
+def compare(context):
+    """Compare all methods; writes compare.json, compare.md and compare.png."""
+    report = measure(context)
+    out = context.out
+    replace_file(out / "compare.json", compare_page.dumps(report))
+    report = json.loads((out / "compare.json").read_text())
+    text = compare_page.page(report, plot="compare.png")
+    replace_file(out / "compare.md", text)
+    compare_page.draw(out / "compare.png", report)
+    print(text, flush=True)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Entry:
+    """A method at one share: its reduction, the cost reached, and how it was timed."""
+
+    method: str
+    share: float
+    reduction: dict
+    shown: dict  # fields of the knob, and those that are not the method's defaults
+    reached: float
+    speed: dict | None = None
+
+    @property
+    def is_near(self) -> bool:
+        return abs(self.reached - self.share) <= TOLERANCE * self.share
+
+
+def measure(context) -> dict:
+    """The report: everything that page and plot are made from, as JSON has it."""
+    pretrained, options = context.pretrained, context.options
+    entries, left_out = [], []
+    for method in chosen(options.methods):
+        found = _entries(context, method)
+        if isinstance(found, str):
+            left_out.append({"method": method, "reason": found})
+        else:
+            entries += found
+    near = [entry for entry in entries if entry.is_near]
+    if not near:
+        shares = ",".join(f"{share:g}" for share in options.shares)
+        raise InputError(
+            f"--shares is {shares}: no method has a setting of this cost; allowed are "
+            "shares that one has"
+        )
+    reductions = [settings.DENSE, *(entry.reduction for entry in near)]
+    dense, *results = evaluate_all(context, pretrained, reductions)
+    return {
+        "weights": pretrained.name,
+        "digest": pretrained.digest,
+        "fields": {k: v for k, v in pretrained.fields.items() if k != "preprocessing"},
+        "trained_as": pretrained.reduction["name"],
+        "images": context.images.setting | {"data": short_name(context.images.name)},
+        "metric": options.metric,
+        "shares": list(options.shares),
+        "tolerance": TOLERANCE,
+        "timing": _timing(context),
+        "git": git_revision(),
+        "versions": device.versions(),
+        "left_out": left_out,
+        "out_of_reach": [_line(entry) for entry in entries if not entry.is_near],
+        "dense": _figures(dense),
+        "settings": [
+            _line(entry) | _figures(result)
+            for entry, result in zip(near, results, strict=True)
+        ],
+        "comparisons": comparisons(near, results, dense),
+    }
+
+
+def chosen(names: tuple[str, ...]) -> list[str]:
+    """Methods to compare: these and the references; all where none is named."""
+    wanted = {*names, *REFERENCES} if names else {*METHODS} - {settings.DENSE["name"]}
+    return [name for name in METHODS if name in wanted]
+
+
+def _entries(context, method) -> list[Entry] | str:
+    """An Entry for each share, or why the method is left out."""
+    pretrained = context.pretrained
+    own = {"name": method}
+    if pretrained.reduction["name"] == method:  # a run: its fields, not the defaults
+        own = dict(pretrained.reduction)
+    depth = len(pretrained.model(settings.DENSE).plan)
+    priced = match_cost.priced(pretrained.gmacs, match_cost.settings(own, depth))
+    if not priced:
+        try:
+            pretrained.model(own)
+        except InputError as error:
+            return f"does not fit this model: {error}"
+        return "does not fit this model"
+    priced = _trained(pretrained, depth, priced)
+    if not priced:
+        return "needs training"
+    knob = METHODS[method]().knob(depth)
+    find = _by_time if context.options.metric == "ms" else _by_macs
+    found = []
+    for share in context.options.shares:
+        reduction, reached, speed = find(context, priced, share)
+        shown = {k: reduction[k] for k in knob if k in reduction}
+        shown = settings.changed(reduction) | shown
+        shown.pop("name")
+        found.append(Entry(method, share, reduction, shown, reached, speed))
+    return found
+
+
+def _trained(pretrained, depth, priced):
+    """Those of `priced` whose parameters the weights hold."""
+    lacking, found = {}, []
+    for cost, reduction in priced:
+        # A reducer and its block decide the parameters, whatever it keeps.
+        steps = methods.create(**settings.split(reduction)[0]).steps(depth)
+        key = str([(step.block, step.reducer) for step in steps])
+        if key not in lacking:
+            lacking[key] = pretrained.untrained(reduction)
+        if not lacking[key]:
+            found.append((cost, reduction))
+    return found
+
+
+def _by_macs(context, priced, share):
+    """(reduction, share reached, None) of the nearest cost."""
+    dense = context.pretrained.gmacs(settings.DENSE)
+    cost, reduction = min(priced, key=lambda pair: abs(pair[0] - share * dense))
+    return reduction, cost / dense, None
+
+
+def _by_time(context, priced, share):
+    """(reduction, share reached, its speed) of the nearest of MAX_TRIALS timed ones.
+
+    The first is the nearest by MACs, each further one as if time fell as MACs do.
+    """
+    target, tried = share, {}
+    for _ in range(MAX_TRIALS):
+        reduction, macs, _ = _by_macs(context, priced, target)
+        if macs in tried:
+            break
+        speed = context.speed(context.pretrained, reduction)
+        tried[macs] = reduction, 1 / speed["ratio"], speed
+        target *= share * speed["ratio"]
+    return min(tried.values(), key=lambda found: abs(found[1] - share))
+
+
+def evaluate_all(context, pretrained, reductions: list[dict]) -> list:
+    """A result of each; stderr says how many are left to be measured, and how long.
+
+    The time is estimated from those measured before, as if it rose with the MACs.
+    """
+    waiting = {}
+    for reduction in reductions:
+        if not context.evaluated(pretrained, reduction):
+            waiting[str(settings.completed(reduction))] = reduction
+    costs = [pretrained.gmacs(reduction) for reduction in waiting.values()]
+    began = time.monotonic()
+    for place, reduction in enumerate(waiting.values()):
+        left = ""
+        if place:
+            seconds = (time.monotonic() - began) / sum(costs[:place])
+            left = f", about {math.ceil(seconds * sum(costs[place:]) / 60)} min left"
+        count = f"{place + 1} of {len(waiting)}{left}: "
+        print(count, end="", file=sys.stderr, flush=True)
+        context.evaluate(pretrained, reduction)
+    return [context.evaluate(pretrained, reduction) for reduction in reductions]
+
+
+def comparisons(entries: list[Entry], results: list, dense) -> list[dict]:
+    """Every comparison of the page, each pair once, with p before and after Holm."""
+    at = {(e.method, e.share): r for e, r in zip(entries, results, strict=True)}
+    found = []
+    for (method, share), result in at.items():
+        others = {"dense": dense}
+        # ToMe's comparison with random tokens is that of random tokens with ToMe.
+        names = REFERENCES if method not in REFERENCES else REFERENCES[:1]
+        others |= {to: at[to, share] for to in names if (to, share) in at}
+        others.pop(method, None)
+        for to, other in others.items():
+            gained, lost = statistics.discordant(result.right, other.right)
+            change = statistics.paired_difference(result.right, other.right)
+            line = {"method": method, "share": share, "to": to}
+            line |= {"points": list(change), "gained": gained, "lost": lost}
+            found.append(line | {"p": statistics.mcnemar(result.right, other.right)})
+    corrected = statistics.holm([line["p"] for line in found])
+    return [line | {"holm": p} for line, p in zip(found, corrected, strict=True)]
+
+
+def _line(entry):
+    """An Entry as JSON has it."""
+    speed = {} if entry.speed is None else {"speed": entry.speed}
+    return {
+        "method": entry.method,
+        "share": entry.share,
+        "reached": entry.reached,
+        "setting": entry.shown,
+        "reduction": settings.completed(entry.reduction),
+        **speed,
+    }
+
+
+def _figures(result):
+    """Figures of a result: accuracy as [value, low, high], `right` as bits."""
+    kept = ("acc5", "loss", "gmacs", "tokens", "tokens_per_block", "images", "right")
+    return {"acc1": list(result.accuracy)} | {k: result.figures[k] for k in kept}
+
+
+def _timing(context):
+    """How speeds were measured; None where costs are MACs."""
+    if context.options.metric != "ms":
+        return None
+    rules = dataclasses.asdict(context.rules)
+    return {"device": device.name(), "batch_size": context.speed_batch, **rules}
