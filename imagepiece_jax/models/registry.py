@@ -24,6 +24,7 @@ from imagepiece_jax.models.stems import STEMS, conv_stem_widths
 from imagepiece_jax.models.vit import MEAN, STD, ViT
 from imagepiece_jax.reduction import layer_plan, methods
 from imagepiece_jax.reduction.kernels import fused
+from imagepiece_jax.reduction.methods.method import ModelFacts
 from imagepiece_jax.reduction.settings import DENSE
 
 DEIT = dict(patch_size=16, depth=12, mean=MEAN, std=STD)
@@ -118,7 +119,9 @@ def create_model(
             f"class_names has {len(class_names)} names; the model has {num_classes} "
             "classes"
         )
-    method = methods.create(**(reduction or {})).resolved(arch.class_token)
+    told = {"patches": math.prod(patches), "embed_dim": size["embed_dim"]}
+    told |= {"class_token": arch.class_token, "pool": arch.pool, "depth": depth}
+    method = methods.create(**(reduction or {})).resolved(ModelFacts(**told))
     if prop_attn is None:
         usual = method.model_fields.get("prop_attn", False)
         prop_attn = own.get("prop_attn", usual)

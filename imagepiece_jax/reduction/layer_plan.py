@@ -36,13 +36,15 @@ class Step:
 class Counts:
     """Image tokens into and out of a step, candidates of a merge, step number.
 
-    `stage` counts, from 1, the steps that change something.
+    `stage` counts, from 1, the steps that change something; `evaluation`, in a plan of
+    masked training, are the counts of the same step in evaluation.
     """
 
     n_in: int
     n_out: int
     candidates: int | None = None
     stage: int = 1
+    evaluation: "Counts | None" = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,4 +116,6 @@ def _held_counts(step, counts, held):
     """`counts` of evaluation -> those of masked training, where `held` tokens are."""
     change = counts.n_out - counts.n_in
     change = change if step.when_masked is None else step.when_masked
-    return dataclasses.replace(counts, n_in=held, n_out=held + change)
+    return dataclasses.replace(
+        counts, n_in=held, n_out=held + change, evaluation=counts
+    )

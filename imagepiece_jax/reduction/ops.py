@@ -114,6 +114,31 @@ def largest(key, payload):
     return jax.lax.reduce((key, payload), start, better, (key.ndim - 1,))
 
 
+def smallest(values, k):
+    """Marks the k smallest of each row, ties to the lower index. [..., n] -> bool.
+
+    By k passes, without a sort: for small k.
+    """
+    index = jax.lax.broadcasted_iota(jnp.int32, values.shape, values.ndim - 1)
+    marked = jnp.zeros(values.shape, bool)
+    for _ in range(min(k, values.shape[-1])):
+        left = jnp.where(marked, jnp.inf, values)
+        marked |= index == jnp.argmin(left, axis=-1)[..., None]
+    return marked
+
+
+def squared_distances(x):
+    """Of all pairs of tokens. [B, n, D] float32 -> [B, n, n].
+
+    Summed from differences: |a|^2 + |b|^2 - 2 a.b would be a fast product, but noise
+    for tokens that are nearly equal. XLA builds no array of the differences, as long as
+    they are used once. What float32 cannot hold counts as its largest number.
+    """
+    squares = jnp.sum((x[:, :, None] - x[:, None]) ** 2, axis=-1)
+    most = jnp.finfo(jnp.float32).max
+    return jnp.where(squares < most, squares, most)
+
+
 def gather_rows(x, index):
     """Rows `index` of each image: [B, n, ...], [B, ...] in [0, n) -> [B, ..., ...]."""
     batch, n = x.shape[:2]

@@ -11,28 +11,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from imagepiece_jax.reduction.assignments import (
+    after_kernel,
+    find_partners,
+    keep_and_sum,
+    keep_highest,
+    merge_in_place,
+)
 from imagepiece_jax.reduction.kernels import fused
-from imagepiece_jax.reduction.merging import mean_coordinates, slot_index
 from imagepiece_jax.reduction.ops import (
     cosine,
     cosine_within,
-    count_before,
     gather_rows,
     invert,
-    largest,
-    order_key,
     pick,
     place_among,
     rank,
-    sums,
 )
-from imagepiece_jax.reduction.tokens import (
-    DROPPED,
-    Assignment,
-    SlotIndex,
-    TokenState,
-    compose,
-)
+from imagepiece_jax.reduction.tokens import Assignment, SlotIndex
 
 METRICS = ("key", "query", "value", "token")  # what a reducer may compare
 # How tokens can be ranked, and the field of Taps that holds it. "auto" is class
@@ -101,87 +97,12 @@ class Ranking(Reducer):
         return getattr(taps, SCORES[self.score])
 
 
-def keep_highest(score, n_out):
-    """Assignment that keeps the `n_out` highest scores, in spatial order. [B, n]."""
-    place = place_among(rank(score) < n_out)
-    return Assignment(
-        dest=jnp.maximum(place, DROPPED),
-        index=SlotIndex.of_kept(invert(place, n_out)),
-        n_out=n_out,
-    )
-
-
-def keep_and_sum(keep, weight, n_out):
-    """Assignment that keeps the `n_out - 1` tokens of `keep` [B, n], in spatial order.
-
-    The last slot is the sum of all others, by `weight` [B, n].
-    """
-    last = n_out - 1
-    dest = jnp.where(keep, count_before(keep), last)
-    return Assignment(
-        dest=dest,
-        weight=jnp.where(keep, 1.0, weight),
-        index=slot_index(dest, n_out, groups=1),
-        n_out=n_out,
-        mean=False,
-    )
-
-
-def find_partners(similarity, tokens):
-    """Similarity [B, a, t] to `tokens` [B or 1, t] -> best [B, a], its token [B, a].
-
-    `best` is a key (`ops.order_key`); of equally similar tokens the first in `tokens`.
-    """
-    order = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None] << 16
-    code = jnp.broadcast_to((order + tokens)[:, None, :], similarity.shape)
-    best, code = largest(order_key(similarity), code)
-    return best, code & 0xFFFF
-
-
-def merge_in_place(absorbed, partners, counts):
-    """Assignment in which `absorbed` go to their partners and all others keep order.
-
-    absorbed, partners: [B, r], distinct tokens that leave, and tokens that stay.
-    """
-    index = jnp.arange(counts.n_in, dtype=jnp.int32)[None]
-
-    def before(tokens):  # which of the absorbed stand before each of them
-        return (absorbed[:, None, :] < tokens[:, :, None]).astype(jnp.int32)
-
-    behind, ahead = sums((before(partners), before(absorbed)), axis=2)
-    target, followed = partners - behind, absorbed - ahead
-    leaves = absorbed[:, None, :] == index[:, :, None]
-    joined = jnp.max(jnp.where(leaves, target[:, None, :], DROPPED), axis=-1)
-    stays = index - jnp.sum(before(index), axis=-1)
-    place = jnp.arange(counts.n_out, dtype=jnp.int32)[None]
-    skipped = followed[:, None, :] <= place[:, :, None]
-    keep = place + jnp.sum(skipped, axis=-1, dtype=jnp.int32)
-    return Assignment(
-        dest=jnp.where(joined == DROPPED, stays, joined),
-        index=SlotIndex(
-            keep=keep,
-            absorbed=absorbed,
-            target=target,
-            groups=target,
-            group_keep=partners,
-        ),
-        n_out=counts.n_out,
-    )
-
-
-def after_kernel(state, moved, counts):
-    """(state, Assignment) from what a fused kernel gives: x, sizes and dest."""
-    x, size, dest = moved
-    result = Assignment(dest=dest, n_out=counts.n_out)
-    source = None if state.source is None else compose(dest, state.source)
-    state = TokenState(
-        x=x,
-        size=size,
-        source=source,
-        coordinates=mean_coordinates(state, result),
-        num_prefix=state.num_prefix,
-    )
-    return state, result
+def _alternate(first, second):
+    """Take turns: [B, ceil(n / 2)] and [B, n // 2] -> [B, n], `first` first."""
+    batch, half = first.shape
+    n = half + second.shape[1]
+    second = jnp.pad(second, ((0, 0), (0, half - second.shape[1])))
+    return jnp.stack([first, second], axis=-1).reshape(batch, 2 * half)[:, :n]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -355,11 +276,3 @@ class Bipartite(Reducer):
             key, state.x, state.size, n_out=counts.n_out, num_prefix=prefix
         )
         return after_kernel(state, moved, counts)
-
-
-def _alternate(first, second):
-    """Take turns: [B, ceil(n / 2)] and [B, n // 2] -> [B, n], `first` first."""
-    batch, half = first.shape
-    n = half + second.shape[1]
-    second = jnp.pad(second, ((0, 0), (0, half - second.shape[1])))
-    return jnp.stack([first, second], axis=-1).reshape(batch, 2 * half)[:, :n]

@@ -54,12 +54,12 @@ def check_blocks(name, value):
     return tuple(int(block) for block in value)
 
 
-def check_counts(name, value):
-    """`value` as a tuple of ints of 0 or more."""
+def check_counts(name, value, least=0):
+    """`value` as a tuple of ints of `least` or more."""
     if not isinstance(value, tuple | list) or not all(
-        is_whole(entry) and entry >= 0 for entry in value
+        is_whole(entry) and entry >= least for entry in value
     ):
-        _refuse(name, value, "whole numbers from 0, such as (13, 13, 8)")
+        _refuse(name, value, f"whole numbers from {least}, such as (13, 13, 8)")
     return tuple(int(entry) for entry in value)
 
 
@@ -97,9 +97,13 @@ def blocks(*default):
     return checked(default, check_blocks)
 
 
-def optional(check):
-    """A field that is None, its default, or what `check` allows."""
-    return checked(None, lambda name, v: None if v is None else check(name, v))
+def optional(check, **options):
+    """A field that is None, its default, or what `check` allows with `options`."""
+
+    def check_given(name, value):
+        return None if value is None else check(name, value, **options)
+
+    return checked(None, check_given)
 
 
 def choice(default, allowed):

@@ -3,16 +3,23 @@
 import dataclasses
 
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.reduction.methods.atc import ATC
+from imagepiece_jax.reduction.methods.diffrate import DiffRate
+from imagepiece_jax.reduction.methods.dpc_knn import DpcKnn
+from imagepiece_jax.reduction.methods.dtem import DTEM
 from imagepiece_jax.reduction.methods.dynamicvit import DynamicViT
 from imagepiece_jax.reduction.methods.evit import EViT
 from imagepiece_jax.reduction.methods.grid_pooling import GridPooling
 from imagepiece_jax.reduction.methods.imagepiece import ImagePiece
 from imagepiece_jax.reduction.methods.imagepiece_dynamicvit import ImagePieceDynamicViT
 from imagepiece_jax.reduction.methods.imagepiece_tome import ImagePieceToMe
+from imagepiece_jax.reduction.methods.mctf import MCTF
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.methods.none import NoReduction
+from imagepiece_jax.reduction.methods.pitome import PiToMe
 from imagepiece_jax.reduction.methods.random import Random
 from imagepiece_jax.reduction.methods.spvit import SPViT
+from imagepiece_jax.reduction.methods.tofu import ToFu
 from imagepiece_jax.reduction.methods.token_learner import TokenLearner
 from imagepiece_jax.reduction.methods.token_pooling import TokenPooling
 from imagepiece_jax.reduction.methods.tome import ToMe
@@ -26,6 +33,13 @@ METHODS: dict[str, type[Method]] = {
     "tome": ToMe,
     "token_learner": TokenLearner,
     "token_pooling": TokenPooling,
+    "diffrate": DiffRate,
+    "pitome": PiToMe,
+    "tofu": ToFu,
+    "mctf": MCTF,
+    "dtem": DTEM,
+    "dpc_knn": DpcKnn,
+    "atc": ATC,
     "random": Random,
     "grid_pooling": GridPooling,
     "imagepiece_tome": ImagePieceToMe,

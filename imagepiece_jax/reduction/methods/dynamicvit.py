@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from imagepiece_jax.reduction import token_selector
+from imagepiece_jax.reduction.assignments import keep_highest
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import Group, Method
-from imagepiece_jax.reduction.reducers import Reducer, keep_highest
+from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.token_counts import KeepInitial, initial_shares
 from imagepiece_jax.reduction.tokens import Masking
 from imagepiece_jax.reduction.validate import blocks, rate, weight

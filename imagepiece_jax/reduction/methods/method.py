@@ -25,6 +25,22 @@ class Group:
 
 
 @dataclasses.dataclass(frozen=True)
+class ModelFacts:
+    """What a method's defaults may depend on.
+
+    depth: blocks; embed_dim: width of a token; patches: image tokens of the first
+    block; class_token: whether there is one; pool: what the head reads, "token", "mean"
+    or "map".
+    """
+
+    depth: int
+    embed_dim: int
+    patches: int
+    class_token: bool = True
+    pool: str = "token"
+
+
+@dataclasses.dataclass(frozen=True)
 class Method:
     """A token reduction; a subclass's fields are the fields of `config.reduction`.
 
@@ -32,6 +48,8 @@ class Method:
     created. A method that trains in its own way overrides, with a function or a value:
 
     needs_teacher: whether training compares with a frozen dense model.
+    small: fields with which it has steps in a model of three blocks and 25 tokens, for
+        tests, where the defaults do not fit.
     model_fields: fields of the model that the method is meant to be used with, for
         those that are left open.
     loss: (outputs, teacher_outputs, plan) -> {name: extra loss term}.
@@ -40,6 +58,7 @@ class Method:
     """
 
     needs_teacher: ClassVar[bool] = False
+    small: ClassVar[Mapping[str, Any]] = {}
     model_fields: ClassVar[Mapping[str, Any]] = {}
     loss: ClassVar[Callable[..., dict[str, Any]] | None] = None
     param_groups: ClassVar[Callable[[str], Group] | None] = None
@@ -62,11 +81,11 @@ class Method:
         """
         return {"keep_rate": RATES} if hasattr(self, "keep_rate") else {}
 
-    def resolved(self, class_token: bool) -> "Method":
-        """The method for models with, or without, a class token: no score is "auto"."""
+    def resolved(self, model: ModelFacts) -> "Method":
+        """The method for a model: no score is "auto", no default another size's."""
         if getattr(self, "score", None) != "auto":
             return self
-        score = "class" if class_token else WITHOUT_CLASS_TOKEN
+        score = "class" if model.class_token else WITHOUT_CLASS_TOKEN
         return dataclasses.replace(self, score=score)
 
     def inference_fields(self) -> dict[str, Any]:

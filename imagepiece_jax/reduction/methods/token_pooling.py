@@ -11,23 +11,11 @@ import jax.numpy as jnp
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.merging import slot_index
 from imagepiece_jax.reduction.methods.method import Method
-from imagepiece_jax.reduction.ops import count_before, rank
+from imagepiece_jax.reduction.ops import count_before, rank, squared_distances
 from imagepiece_jax.reduction.reducers import SCORES, Ranking
 from imagepiece_jax.reduction.token_counts import KeepInitial, initial_shares
 from imagepiece_jax.reduction.tokens import DROPPED, Assignment
 from imagepiece_jax.reduction.validate import blocks, choice, count, rate
-
-
-def squared_distances(x):
-    """Of all pairs of tokens. [B, n, D] float32 -> [B, n, n].
-
-    Summed from differences: |a|^2 + |b|^2 - 2 a.b would be a fast product, but noise
-    for tokens that are nearly equal. XLA builds no array of the differences, as long as
-    they are used once. What float32 cannot hold counts as its largest number.
-    """
-    squares = jnp.sum((x[:, :, None] - x[:, None]) ** 2, axis=-1)
-    largest = jnp.finfo(jnp.float32).max
-    return jnp.where(squares < largest, squares, largest)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,8 +15,8 @@ from imagepiece_jax.reduction.methods.token_pooling import (
     KMeans,
     KMedoids,
     TokenPooling,
-    squared_distances,
 )
+from imagepiece_jax.reduction.ops import squared_distances
 from imagepiece_jax.reduction.token_counts import KeepInitial
 from imagepiece_jax.reduction.tokens import Taps, start
 from tests import oracles

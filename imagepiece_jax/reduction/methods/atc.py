@@ -1,0 +1,116 @@
+"""ATC: merge the two most similar clusters, again and again (Haurum et al., ECCV 2024).
+
+Agglomerative clustering with a fixed number of clusters: as many merges as tokens that
+leave, one after the other, each over one array of distances.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from imagepiece_jax.reduction.layer_plan import Step
+from imagepiece_jax.reduction.merging import slot_index
+from imagepiece_jax.reduction.methods.method import Method
+from imagepiece_jax.reduction.ops import cosine, count_before, gather_rows
+from imagepiece_jax.reduction.reducers import METRICS, Reducer
+from imagepiece_jax.reduction.token_counts import KeepInitial, initial_shares
+from imagepiece_jax.reduction.tokens import Assignment
+from imagepiece_jax.reduction.validate import blocks, choice, rate, switch
+
+# Distances of two clusters to all others, [B, n], and their members, [B, 1] -> [B, n].
+LINKAGES = {
+    "single": lambda a, b, m, n: jnp.minimum(a, b),
+    "complete": lambda a, b, m, n: jnp.maximum(a, b),
+    "average": lambda a, b, m, n: (m * a + n * b) / (m + n),
+}
+
+
+def agglomerate(distance, merges, linkage):
+    """The first token of each token's cluster. [B, n, n] symmetric -> [B, n] int32.
+
+    `merges` times the two clusters of the smallest distance become one; of equal
+    distances those of the lower tokens.
+    """
+    batch, n, _ = distance.shape
+    tokens = jnp.arange(n, dtype=jnp.int32)[None]
+    join = LINKAGES[linkage]
+
+    def step(_, state):
+        distance, first, members = state
+        pair = jnp.argmin(distance.reshape(batch, -1), axis=-1).astype(jnp.int32)
+        a, b = pair[:, None] // n, pair[:, None] % n  # a < b, by symmetry
+        is_a, is_b = tokens == a, tokens == b
+        rows = (gather_rows(distance, token)[:, 0] for token in (a, b))
+        counts = (gather_rows(members, token) for token in (a, b))
+        joined = jnp.where(is_a | is_b, jnp.inf, join(*rows, *counts))
+        distance = jnp.where(is_a[:, :, None], joined[:, None, :], distance)
+        distance = jnp.where(is_a[:, None, :], joined[:, :, None], distance)
+        gone = is_b[:, :, None] | is_b[:, None, :]
+        members = jnp.where(is_a, members + gather_rows(members, b), members)
+        return (
+            jnp.where(gone, jnp.inf, distance),
+            jnp.where(first == b, a, first),
+            members,
+        )
+
+    itself = tokens[:, :, None] == tokens[:, None, :]
+    start = (
+        jnp.where(itself, jnp.inf, distance),
+        jnp.broadcast_to(tokens, (batch, n)),
+        jnp.ones((batch, n), jnp.float32),
+    )
+    return jax.lax.fori_loop(0, merges, step, start)[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Agglomeration(Reducer):
+    """Clusters by cosine distance, each the mean of its patches, or of its tokens.
+
+    linkage: distance of two clusters, "single" (of the nearest members), "complete" (of
+    the farthest) or "average" (mean over all pairs of this step's tokens).
+    """
+
+    linkage: str = "complete"
+    metric: str = "key"
+    size_weighting: bool = True
+    needs: ClassVar[frozenset[str]] = frozenset({"metric"})
+
+    def __call__(self, taps, counts, train=False):
+        metric = jax.lax.stop_gradient(taps.metric)
+        distance, merges = 1 - cosine(metric, metric), counts.n_in - counts.n_out
+        first = agglomerate(distance, merges, self.linkage)
+        stays = first == jnp.arange(counts.n_in, dtype=jnp.int32)[None]
+        dest = gather_rows(count_before(stays), first)
+        return Assignment(
+            dest=dest,
+            weight=None if self.size_weighting else jnp.ones_like(taps.size),
+            index=slot_index(dest, counts.n_out),
+            n_out=counts.n_out,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ATC(Method):
+    """At the s-th of `blocks`, cluster into keep_rate ** s of the first count.
+
+    linkage, metric, size_weighting: see `Agglomeration`; its authors weigh by size
+    where they use proportional attention.
+    """
+
+    model_fields: ClassVar[dict[str, bool]] = {"prop_attn": True}
+    small: ClassVar[dict[str, tuple]] = {"blocks": (1, 2)}
+
+    keep_rate: float = rate(0.7)
+    blocks: tuple[int, ...] = blocks(3, 6, 9)
+    linkage: str = choice("complete", tuple(LINKAGES))
+    metric: str = choice("key", METRICS)
+    size_weighting: bool = switch(True)
+
+    def steps(self, depth):
+        reducer = Agglomeration(self.linkage, self.metric, self.size_weighting)
+        return tuple(
+            Step(block, reducer, KeepInitial(kept))
+            for block, kept in initial_shares(self.blocks, self.keep_rate)
+        )

@@ -1,0 +1,100 @@
+"""DPC-KNN: cluster tokens around density peaks (Zeng et al., TCFormer, CVPR 2022).
+
+As in the comparison of Haurum et al. 2023, "Which tokens to use?".
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from imagepiece_jax.reduction.layer_plan import Step
+from imagepiece_jax.reduction.merging import slot_index
+from imagepiece_jax.reduction.methods.method import Method
+from imagepiece_jax.reduction.ops import (
+    count_before,
+    gather_rows,
+    rank,
+    smallest,
+    squared_distances,
+)
+from imagepiece_jax.reduction.reducers import Reducer
+from imagepiece_jax.reduction.token_counts import KeepInitial, initial_shares
+from imagepiece_jax.reduction.tokens import Assignment
+from imagepiece_jax.reduction.validate import blocks, count, rate, switch
+
+
+def density_peaks(x, neighbors, n_out):
+    """Slot of each token, slots in the order of their centers. [B, n, D] -> [B, n].
+
+    Density is exp of minus the mean squared distance to the `neighbors` nearest tokens,
+    itself among them; centers are the `n_out` tokens with the highest products of
+    density and distance to the next token of a higher one.
+    """
+    squares = squared_distances(x) / x.shape[-1]
+    near = smallest(squares, neighbors)
+    density = jnp.exp(-jnp.sum(jnp.where(near, squares, 0), axis=-1) / neighbors)
+    distance = jnp.sqrt(squares)
+    denser = density[:, None, :] > density[:, :, None]
+    farthest = jnp.max(distance, axis=(1, 2))
+    alone = jnp.min(jnp.where(denser, distance, farthest[:, None, None]), axis=-1)
+    center = rank(density * alone) < n_out
+    away = jnp.where(center[:, None, :], distance, jnp.inf)
+    nearest = jnp.argmin(away, axis=-1).astype(jnp.int32)
+    itself = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
+    owner = jnp.where(center, itself, nearest)
+    return gather_rows(count_before(center), owner)
+
+
+@dataclasses.dataclass(frozen=True)
+class DensityPeaks(Reducer):
+    """A cluster becomes the plain mean of its members."""
+
+    neighbors: int = 5
+
+    def __call__(self, taps, counts, train=False):
+        x = jax.lax.stop_gradient(taps.x).astype(jnp.float32)
+        dest = density_peaks(x, min(self.neighbors, counts.n_in), counts.n_out)
+        weight, index = jnp.ones_like(taps.size), slot_index(dest, counts.n_out)
+        return Assignment(dest, weight=weight, index=index, n_out=counts.n_out)
+
+
+class WeighedPeaks(nn.Module, Reducer):
+    """A cluster becomes the mean of its members by exp of a learned score."""
+
+    neighbors: int = 5
+
+    @nn.compact
+    def __call__(self, taps, counts, train=False):
+        score = nn.Dense(1, name="score")(taps.x.astype(jnp.float32))[..., 0]
+        found = DensityPeaks(self.neighbors)(taps, counts, train)
+        return found.replace(weight=jnp.exp(score))
+
+    @nn.nowrap
+    def extra_macs(self, n_in, embed_dim, num_heads):
+        return n_in * embed_dim
+
+
+@dataclasses.dataclass(frozen=True)
+class DpcKnn(Method):
+    """Before the s-th of `blocks`, cluster into keep_rate ** s of the first count.
+
+    neighbors: tokens that a density is of, itself included; learned_weights: of the
+    members of a cluster, for models that are trained with it, else a plain mean.
+    """
+
+    small: ClassVar[dict[str, tuple]] = {"blocks": (1, 2)}
+
+    keep_rate: float = rate(0.7)
+    blocks: tuple[int, ...] = blocks(3, 6, 9)
+    neighbors: int = count(5, least=1)
+    learned_weights: bool = switch(False)
+
+    def steps(self, depth):
+        reducer = WeighedPeaks if self.learned_weights else DensityPeaks
+        return tuple(
+            Step(block, reducer(self.neighbors), KeepInitial(kept), site="pre")
+            for block, kept in initial_shares(self.blocks, self.keep_rate)
+        )

@@ -1,0 +1,148 @@
+"""DTEM: merge by a learned embedding, trained alone (Lee & Hong, NeurIPS 2024).
+
+Training merges softly and removes nothing, so that the choice has a gradient.
+"""
+
+import dataclasses
+import math
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from imagepiece_jax.reduction.layer_plan import Step
+from imagepiece_jax.reduction.methods.method import Group, Method
+from imagepiece_jax.reduction.ops import cosine, gather_rows, invert, rank, smallest
+from imagepiece_jax.reduction.reducers import Bipartite, Reducer
+from imagepiece_jax.reduction.token_counts import Remove
+from imagepiece_jax.reduction.tokens import Mixing
+from imagepiece_jax.reduction.validate import check_counts, count, optional
+
+NEIGHBORS = 3  # partners that a token may be spread over in training
+TEMPERATURE = 0.1 * 0.1  # of the soft choice: the authors divide twice
+TINY = 1e-12  # attention size of a token that is merged away whole: its log is read
+
+
+def soft_top(similarity, merges):
+    """Soft choice of `merges` rows and of a column for each. [B, a, b] -> [B, a, b].
+
+    Each row's entries add up to how much of it is chosen, at most 1. One after the
+    other `merges` draws are made, each a softmax over the NEIGHBORS largest entries of
+    all rows, in which what is chosen already counts less (section 3.2).
+    """
+    seen = smallest(-jax.lax.stop_gradient(similarity), NEIGHBORS)
+    logits = jnp.where(seen, similarity, 0) / TEMPERATURE
+
+    def draw(carry, _):
+        chosen, left = carry
+        share = jnp.where(seen, logits + left[:, :, None], -jnp.inf)
+        share = jax.nn.softmax(share.reshape(len(share), -1)).reshape(share.shape)
+        drawn = jnp.sum(share, axis=-1)
+        left = left + jnp.log(jnp.maximum(1 - drawn, 2.0**-23)) / 0.1
+        return (chosen + share, left), None
+
+    start = (jnp.zeros_like(similarity), jnp.zeros(similarity.shape[:2]))
+    (chosen, _), _ = jax.lax.scan(draw, start, length=merges)
+    whole = jnp.maximum(jnp.sum(chosen, axis=-1, keepdims=True), 1.0)
+    return chosen / jax.lax.stop_gradient(whole)
+
+
+def soft_merge(similarity, size, live, merges):
+    """The merges as a Mixing, of tokens by falling size. [B, a, b], [B, n] -> Mixing.
+
+    Of the first `live` tokens those at even places, [B, a], are spread over the others,
+    [B, b], and lose as much of their size.
+    """
+    n = size.shape[1]
+    spread = soft_top(similarity, merges)  # [B, a, b]
+    a, b = size[:, 0:live:2], size[:, 1:live:2]
+    moved = spread * a[:, :, None]
+    grown = b + jnp.sum(moved, axis=1)
+    left = 1 - jnp.sum(spread, axis=-1)
+    clipped = left + jax.lax.stop_gradient(jnp.clip(left, 0, 1) - left)
+    # Rows of the tokens that grow, each between two that stay as they are.
+    safe = jnp.maximum(grown, TINY)
+    to_b = moved.transpose(0, 2, 1) / safe[:, :, None]  # [B, b, a]
+    rest = n - live
+    ends = ((0, 0, 0), (1, rest + live % 2, 1), (0, rest + 1 - live % 2, 1))
+    matrix = jax.lax.pad(to_b, jnp.float32(0), ends)
+    own = _alternate(jnp.ones_like(a), b / safe, live)
+    own = jnp.pad(own, ((0, 0), (0, rest)), constant_values=1.0)
+    matrix = matrix + own[:, :, None] * jnp.eye(n, dtype=jnp.float32)
+    sizes = _alternate(a * clipped, grown, live)
+    order = rank(jax.lax.stop_gradient(sizes))
+    order = invert(order, live)
+    sizes = jnp.concatenate([gather_rows(sizes, order), size[:, live:]], axis=1)
+    matrix = jnp.concatenate([gather_rows(matrix, order), matrix[:, live:]], axis=1)
+    return Mixing(matrix, attn_size=sizes + TINY)
+
+
+def _alternate(even, odd, length):
+    """[B, a] and [B, b] by turns, the even first -> [B, length]."""
+    zero = jnp.float32(0)
+    even = jax.lax.pad(even, zero, ((0, 0, 0), (0, 1 - length % 2, 1)))
+    return even + jax.lax.pad(odd, zero, ((0, 0, 0), (1, length % 2, 1)))
+
+
+class Embedding(nn.Module, Reducer):
+    """ToMe's matching of learned embeddings; in a masked plan the soft one.
+
+    They are as wide as a head, twice as wide for tokens of 1,024 and more, and are of
+    attention's input, which learns nothing from them.
+    """
+
+    metric: ClassVar[str] = "input"
+    needs: ClassVar[frozenset[str]] = frozenset({"metric"})
+
+    @nn.compact
+    def __call__(self, taps, counts, train=False):
+        x = jax.lax.stop_gradient(taps.metric).astype(jnp.float32)
+        dim = x.shape[-1]
+        f = nn.Dense(embedding_width(dim, taps.num_heads), name="embed")(x)
+        if counts.evaluation is None:
+            return Bipartite()(taps.replace(metric=f), counts)
+        live = counts.evaluation.n_in
+        merges = live - counts.evaluation.n_out
+        f = f[:, :live]
+        similarity = cosine(f[:, 0::2], f[:, 1::2])
+        return soft_merge(similarity, taps.attn_size, live, merges)
+
+    @nn.nowrap
+    def extra_macs(self, n_in, embed_dim, num_heads):
+        return n_in * embed_dim * embedding_width(embed_dim, num_heads)
+
+
+def embedding_width(embed_dim, num_heads):
+    """Width of what is compared: a head's, twice that from 1,024 on."""
+    return (2 if embed_dim >= 1024 else 1) * embed_dim // num_heads
+
+
+@dataclasses.dataclass(frozen=True)
+class DTEM(Method):
+    """In every block merge `r` tokens, or as many as half of the image tokens.
+
+    r_list: block by block instead; the blocks after its end merge nothing.
+    """
+
+    model_fields: ClassVar[dict[str, bool]] = {"prop_attn": True}
+    small: ClassVar[dict[str, tuple]] = {"r_list": (3, 4)}
+
+    r: int = count(16)
+    r_list: tuple[int, ...] | None = optional(check_counts)
+
+    def knob(self, depth):
+        return {"r": range(100)}
+
+    def steps(self, depth):
+        listed = (self.r,) * depth if self.r_list is None else self.r_list
+        return tuple(
+            Step(block, Embedding(), Remove(r), when_masked=0)
+            for block, r in enumerate(listed)
+            if r
+        )
+
+    def param_groups(self, path):
+        """The embeddings learn, all else stays as it is."""
+        learns = path.startswith("reducer_")
+        return Group() if learns else Group(frozen_epochs=math.inf)

@@ -1,0 +1,146 @@
+"""MCTF: fuse by several criteria, one step ahead (Lee et al., CVPR 2024).
+
+Tokens are matched by similarity, the attention they receive, and size, in both
+directions, once a block's attention is scored and before it reads values. The training
+with a second pass at a random reduction is not part of this.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.reduction.assignments import find_partners, keep_and_join
+from imagepiece_jax.reduction.layer_plan import Step
+from imagepiece_jax.reduction.methods.method import Method
+from imagepiece_jax.reduction.ops import cosine, gather_rows, invert, place_among, rank
+from imagepiece_jax.reduction.reducers import Reducer
+from imagepiece_jax.reduction.token_counts import Rule, floor
+from imagepiece_jax.reduction.validate import (
+    check_blocks,
+    check_weight,
+    checked,
+    is_number,
+    is_whole,
+    optional,
+)
+
+FEWEST = 10  # tokens, class token included, that always stay
+
+
+def _check_r(name, value):
+    share = is_number(value) and 0 <= value < 1
+    if not share and not (is_whole(value) and value >= 1):
+        raise InputError(
+            f"config.reduction.{name} is {value!r}; allowed are whole numbers, and "
+            "shares from 0 to below 1"
+        )
+    return float(value) if share else int(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class FuseAway(Rule):
+    """`r` tokens fewer, or that share of them: at most half, and ten tokens stay."""
+
+    r: float
+    merges: ClassVar[bool] = True
+
+    def n_out(self, n, n0, stage):
+        r = min(self.r, n + 1 - FEWEST)
+        removed = min(floor(n * r) if r < 1 else r, n // 2)
+        return None if removed <= 0 else n - removed
+
+
+@dataclasses.dataclass(frozen=True)
+class Fusion(Reducer):
+    """Fuse pairs between every other token and the rest, half in each direction.
+
+    Half of those that leave are tokens at even positions, prefix included, which join
+    the best of the others; then so many of the others, with what has joined them, join
+    the best of the even ones that are left. The best is by similarity of the tokens
+    times attention received and size, inverse, each to the power of 1 over its
+    temperature. The slots are the even ones, then the others by falling score of their
+    best. Features and rows of the map are weighted by attention received times size.
+    """
+
+    similarity: float = 1.0
+    attention: float = 20.0
+    sizes: float = 40.0
+    metric: ClassVar[str] = "token"
+    needs: ClassVar[frozenset[str]] = frozenset({"metric", "attn_columns"})
+
+    def __call__(self, taps, counts, train=False):
+        n, merges = counts.n_in, counts.n_in - counts.n_out
+        x, received, size = jax.lax.stop_gradient(
+            (taps.metric, taps.attn_columns, taps.attn_size)
+        )
+        received = jnp.maximum(received, jnp.finfo(jnp.float32).tiny)
+        even = taps.num_prefix % 2  # the first image token at an even position
+        score = self.score(x, 1 / received, 1 / size)[:, even::2, 1 - even :: 2]
+        # Even ones, half of those that leave.
+        first = merges // 2
+        best, partner = find_partners(score, _places(score.shape[2]))
+        order = rank(best)
+        leaving = invert(order, first)
+        joined = gather_rows(partner, leaving)
+        place = place_among(order >= first)
+        staying = invert(place, order.shape[1] - first)
+        # The others, by the same scores.
+        back = gather_rows(score, staying).transpose(0, 2, 1)
+        best, partner = find_partners(back, _places(back.shape[2]))
+        order, second = rank(best), merges - first
+        slot = jnp.where(order < second, partner, staying.shape[1] - second + order)
+        others = invert(order, order.shape[1])
+        moving, kept = others[:, :second], others[:, second:]
+        keep = jnp.concatenate([even + 2 * staying, 1 - even + 2 * kept], axis=1)
+        absorbed = jnp.concatenate([even + 2 * leaving, 1 - even + 2 * moving], axis=1)
+        target = jnp.concatenate(
+            [gather_rows(slot, joined), gather_rows(slot, moving)], axis=1
+        )
+        weight = received * size / jnp.max(size, axis=1, keepdims=True)
+        return keep_and_join(keep, absorbed, target, n).replace(weight=weight)
+
+    def score(self, x, inattention, smallness):
+        """How well two tokens fuse. [B, n, D], [B, n] twice -> [B, n, n]."""
+        score = ((cosine(x, x) + 1) / 2) ** (1 / self.similarity)
+        for value, temperature in (
+            (inattention, self.attention),
+            (smallness, self.sizes),
+        ):
+            value = value / jnp.max(value, axis=1, keepdims=True)
+            score *= (value[:, :, None] * value[:, None, :]) ** (1 / temperature)
+        return score
+
+
+def _places(length):
+    return jnp.asarray(np.arange(length, dtype=np.int32))[None]
+
+
+@dataclasses.dataclass(frozen=True)
+class MCTF(Method):
+    """In each of `blocks` (None: all but the first) `r` tokens fewer, or that share.
+
+    similarity, attention, sizes: temperatures of the criteria, see `Fusion`.
+    """
+
+    model_fields: ClassVar[dict[str, bool]] = {"prop_attn": True}
+    small: ClassVar[dict[str, int]] = {"r": 5}
+
+    r: float = checked(16, _check_r)
+    blocks: tuple[int, ...] | None = optional(check_blocks)
+    similarity: float = checked(1.0, check_weight)
+    attention: float = checked(20.0, check_weight)
+    sizes: float = checked(40.0, check_weight)
+
+    def knob(self, depth):
+        return {"r": range(1, 100)}
+
+    def steps(self, depth):
+        reducer = Fusion(self.similarity, self.attention, self.sizes)
+        chosen = range(1, depth) if self.blocks is None else self.blocks
+        return tuple(
+            Step(block, reducer, FuseAway(self.r), site="attention") for block in chosen
+        )

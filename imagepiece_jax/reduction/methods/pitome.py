@@ -1,0 +1,67 @@
+"""PiToMe: merge what there is much of, by energy (Tran et al., NeurIPS 2024)."""
+
+import dataclasses
+import math
+from typing import ClassVar
+
+import jax
+import numpy as np
+
+from imagepiece_jax.reduction.assignments import join_most_similar, merge_in_place
+from imagepiece_jax.reduction.layer_plan import Step
+from imagepiece_jax.reduction.methods.method import Method
+from imagepiece_jax.reduction.ops import invert, rank
+from imagepiece_jax.reduction.reducers import METRICS, Reducer
+from imagepiece_jax.reduction.token_counts import MergeTo
+from imagepiece_jax.reduction.validate import choice, rate, switch
+
+
+@dataclasses.dataclass(frozen=True)
+class ByEnergy(Reducer):
+    """Tokens of high energy, which are like many others, merge in pairs.
+
+    Ordered by falling energy they alternate between two sides. protect: only as many of
+    the first as merge are looked at, and each of side A merges into the most similar of
+    side B; else all are, and those of A merge that are most similar to theirs.
+    """
+
+    protect: bool
+    metric: str = "key"
+    needs: ClassVar[frozenset[str]] = frozenset({"energy", "metric"})
+
+    def __call__(self, taps, counts, train=False):
+        unlike, metric = jax.lax.stop_gradient((taps.energy, taps.metric))
+        merges = counts.n_in - counts.n_out
+        order = rank(-unlike)  # `Taps.energy` is large where PiToMe's is small
+        seen = 2 * merges if self.protect else counts.n_in
+        sides = (invert(order, np.arange(side, seen, 2)) for side in (0, 1))
+        joining = None if self.protect else merges
+        absorbed, partners = join_most_similar(metric, *sides, joining)
+        return merge_in_place(absorbed, partners, counts)
+
+
+@dataclasses.dataclass(frozen=True)
+class PiToMe(Method):
+    """Every block keeps ceil(keep_rate * n) of its n image tokens, at least half.
+
+    The first half of the blocks matches all tokens, the second protects those of low
+    energy; late_first: the other way around, as its authors do with MAE. metric: what
+    is compared once energies, of keys, are known.
+    """
+
+    small: ClassVar[dict[str, float]] = {"keep_rate": 0.9}
+
+    keep_rate: float = rate(0.9125)
+    late_first: bool = switch(False)
+    metric: str = choice("key", METRICS)
+
+    def steps(self, depth):
+        half = math.ceil(depth / 2)
+        return tuple(
+            Step(
+                block,
+                ByEnergy((block >= half) != self.late_first, self.metric),
+                MergeTo(self.keep_rate),
+            )
+            for block in range(depth)
+        )

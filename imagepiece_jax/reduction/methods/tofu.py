@@ -1,0 +1,102 @@
+"""ToFu: prune first, fuse later, matched as in ToMe (Kim et al., WACV 2024).
+
+By PiToMe's public code; the paper chooses where pruning ends by how linear the model is
+there, that code takes the middle.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import jax.numpy as jnp
+
+from imagepiece_jax.reduction.layer_plan import Step
+from imagepiece_jax.reduction.merging import group_rows
+from imagepiece_jax.reduction.methods.method import Method
+from imagepiece_jax.reduction.ops import gather_rows
+from imagepiece_jax.reduction.reducers import METRICS, Bipartite
+from imagepiece_jax.reduction.token_counts import Rule, floor
+from imagepiece_jax.reduction.tokens import DROPPED, SlotIndex
+from imagepiece_jax.reduction.validate import choice, rate
+
+
+def norms(x):
+    """Lengths of vectors, in float32. [..., D] -> [...]."""
+    return jnp.sqrt(jnp.sum(x.astype(jnp.float32) ** 2, axis=-1) + 1e-12)
+
+
+@dataclasses.dataclass(frozen=True)
+class MergeAway(Rule):
+    """floor((1 - rate) (n + 1)) tokens fewer, at most half: the class token counts."""
+
+    rate: float
+    merges: ClassVar[bool] = True
+
+    def n_out(self, n, n0, stage):
+        removed = min(floor((1 - self.rate) * (n + 1)), n // 2)
+        return None if removed == 0 else n - removed
+
+
+@dataclasses.dataclass(frozen=True)
+class Discard(Bipartite):
+    """As ToMe, but what would merge is dropped."""
+
+    kernel: ClassVar[None] = None
+
+    def __call__(self, taps, counts, train=False):
+        found = super().__call__(taps, counts, train)
+        itself = jnp.arange(counts.n_in, dtype=jnp.int32)[None]
+        stays = gather_rows(found.index.keep, found.dest) == itself
+        dest = jnp.where(stays, found.dest, DROPPED)
+        return found.replace(dest=dest, index=SlotIndex.of_kept(found.index.keep))
+
+
+@dataclasses.dataclass(frozen=True)
+class Fuse(Bipartite):
+    """As ToMe, but merged tokens are plain means, scaled to keep their length.
+
+    To the greatest length in the group, over that of the token merged into
+    ("destination", as published) or of the mean ("mean", so that it has that length).
+    """
+
+    rescale: str = "destination"
+    kernel: ClassVar[None] = None
+
+    def __call__(self, taps, counts, train=False):
+        found = super().__call__(taps, counts, train)
+        index, length = found.index, norms(taps.x)
+        slots = jnp.arange(counts.n_out, dtype=jnp.int32)[None, :, None]
+        joins = index.target[:, None, :] == slots  # [B, n_out, e]
+        own = gather_rows(length, index.keep)
+        others = jnp.where(joins, gather_rows(length, index.absorbed)[:, None, :], 0)
+        top = jnp.maximum(own, jnp.max(others, axis=-1))
+        tokens = 1 + jnp.sum(joins, axis=-1)
+        if self.rescale == "mean":
+            share = gather_rows(1 / tokens, found.dest)
+            means = norms(group_rows(taps.x, share, None, index, 0))
+            of_group = index.groups[:, None, :] == slots
+            mean = jnp.max(jnp.where(of_group, means[:, None, :], 0), axis=-1)
+            own = jnp.where(tokens > 1, mean, own)
+        scale = gather_rows(top / own / tokens, found.dest)
+        return found.replace(weight=scale, mean=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class ToFu(Method):
+    """Every block loses floor((1 - keep_rate) N) of its N tokens, at most half.
+
+    Blocks up to the middle one drop them, the others fuse. rescale: the length of fused
+    tokens, see `Fuse`. metric: what is compared.
+    """
+
+    small: ClassVar[dict[str, float]] = {"keep_rate": 0.9}
+
+    keep_rate: float = rate(0.925)
+    rescale: str = choice("destination", ("destination", "mean"))
+    metric: str = choice("key", METRICS)
+
+    def steps(self, depth):
+        discard, fuse = Discard(self.metric), Fuse(self.metric, self.rescale)
+        return tuple(
+            Step(b, discard if b <= depth // 2 else fuse, MergeAway(self.keep_rate))
+            for b in range(depth)
+        )

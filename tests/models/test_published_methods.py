@@ -1,0 +1,107 @@
+"""Methods on published weights against the code that their authors published.
+
+Outputs of that code for two images: DeiT-Ti, untrained with the reduction, float32 on a
+CPU. Its slots stand in an order of their own: what is compared is which patches are
+together, and which are nowhere.
+"""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagepiece_jax.data.normalize import normalize
+from imagepiece_jax.models import registry, weights
+from imagepiece_jax.models.vit import MEAN, STD
+from imagepiece_jax.reduction.tokens import DROPPED
+from tests.models import tiny
+
+pytestmark = pytest.mark.slow
+
+CASES = {
+    "diffrate_0.7": {"name": "diffrate", "target": 0.7},
+    "pitome_0.925": {"name": "pitome", "keep_rate": 0.925},
+    "tofu_0.925": {"name": "tofu", "keep_rate": 0.925},
+    "mctf_16": {"name": "mctf", "r": 16},
+    "dtem_16": {"name": "dtem", "r": 16},
+    "dtem_13": {"name": "dtem", "r": 13},
+    "dpcknn_0.7": {"name": "dpc_knn", "keep_rate": 0.7},
+    "atc_0.7_complete_prop": {"name": "atc", "linkage": "complete"},
+}
+
+
+@pytest.fixture(scope="module")
+def given(assets):
+    """(the authors' arrays, images, variables of the dense model)."""
+    theirs = dict(np.load(assets / "fixtures/deit_tiny_methods2.npz"))
+    with np.load(assets / "fixtures/deit_tiny_timm.npz") as file:
+        images = normalize(jnp.asarray(file["images_uint8"][:2]), MEAN, STD)
+        theirs["dense"] = file["logits"][:2]
+    file = assets / "weights/deit_tiny_patch16_224.npz"
+    dense = registry.create_model("deit_ti")
+    return theirs, images, weights.restore(file, tiny.shapes(dense, 224))
+
+
+def embedding(block):
+    """The authors' code was given these: no trained ones were published."""
+    i, j = np.arange(64)[:, None], np.arange(192)
+    kernel = 0.05 * np.sin(0.7 * (1 + i) * (1 + j) + 1.3 * block)
+    bias = 0.01 * np.cos(np.arange(64) + block)
+    return {"kernel": np.float32(kernel.T), "bias": np.float32(bias)}
+
+
+def with_embeddings(variables, depth=12):
+    own = {f"reducer_{b}": {"embed": embedding(b)} for b in range(depth)}
+    return {"params": variables["params"] | own}
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request, given):
+    """The authors' arrays of a case, our model and our Outputs."""
+    theirs, images, variables = given
+    named = {
+        key.removeprefix(f"{request.param}_"): value
+        for key, value in theirs.items()
+        if key.startswith(f"{request.param}_")
+    }
+    reduction = CASES[request.param]
+    model = registry.create_model(
+        "deit_ti", reduction=reduction, attention="xla", trace_source=True
+    )
+    if reduction["name"] == "dtem":
+        variables = with_embeddings(variables)
+    outputs = jax.jit(model.apply)(variables, images)
+    return types.SimpleNamespace(**named, dense=theirs["dense"]), model, outputs
+
+
+def test_token_counts_are_its_authors(case):
+    theirs, model, _ = case
+    assert [layer.mlp_tokens for layer in model.plan] == theirs.tokens.tolist()
+
+
+def test_logits_are_its_authors(case):
+    theirs, _, outputs = case
+    np.testing.assert_allclose(outputs.logits, theirs.logits, atol=1e-4)
+    assert np.abs(outputs.logits - theirs.dense).max() > 0.1
+
+
+def test_patches_are_together_where_its_authors_have_them(case):
+    theirs, _, outputs = case
+    ours, theirs = np.asarray(outputs.state.source), theirs.source
+    np.testing.assert_array_equal(ours == DROPPED, theirs == -1)
+    together = (source[:, :, None] == source[:, None] for source in (ours, theirs))
+    np.testing.assert_array_equal(*together)
+
+
+def test_attention_counts_tokens_as_its_authors_do(case):
+    """DiffRate's sizes are fractions, the others' numbers of patches."""
+    theirs, model, outputs = case
+    if not hasattr(theirs, "size"):
+        pytest.skip("not published")
+    ours = outputs.state.counted
+    np.testing.assert_allclose(np.sort(ours), np.sort(theirs.size), rtol=2e-5)
+    fractions = np.asarray(ours) % 1 > 1e-3
+    assert fractions.any() == (model.reduction["name"] == "diffrate")
+    assert not (np.asarray(outputs.state.size) % 1).any()
