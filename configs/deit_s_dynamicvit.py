@@ -22,15 +22,16 @@ def get_config(size="deit_s"):
     config.reduction.name = "dynamicvit"
     config.reduction.keep_rate = 0.7  # of the first tokens; squared, cubed at the next
     config.reduction.blocks = (3, 6, 9)
-    config.reduction.update(learning())
-    config.update(fine_tuning())
+    config.reduction.update(learning(size))
+    config.update(fine_tuning(size))
     return config
 
 
-def learning():
+def learning(size):
     """Weights of the loss's terms, beside cross entropy's 1, and rates of learning."""
     fields = config_dict.ConfigDict()
-    fields.ratio_weight = 2.0  # share of live tokens against its target; DeiT-B: 5.0
+    # Share of live tokens against its target.
+    fields.ratio_weight = 5.0 if size == "deit_b" else 2.0
     fields.kl_weight = 0.5  # logits against the teacher's
     fields.token_weight = 0.5  # live tokens against the teacher's, after the last norm
     fields.backbone_lr = 0.01  # share of the rate that all but the predictors get
@@ -38,13 +39,13 @@ def learning():
     return fields
 
 
-def fine_tuning():
+def fine_tuning(size):
     """What differs from DeiT's recipe; the rate of 1e-3 at batch 1,024 does not."""
     fields = config_dict.ConfigDict()
     fields.epochs = 30
     fields.min_lr = 1e-6
     fields.ema_decay = 0.9999
-    fields.model = {"drop_path_rate": 0.0}  # DeiT-B: 0.2
+    fields.model = {"drop_path_rate": 0.2 if size == "deit_b" else 0.0}
     fields.data = {"repeats": 1}  # no repeated augmentation
     fields.init = {"fresh": ("reducer",)}  # the predictors; the rest is given
     return fields

@@ -19,6 +19,6 @@ def get_config(size="deit_s"):
     config.reduction.name = "imagepiece_dynamicvit"
     config.reduction.mode = "mask"  # training masks tokens, or removes them: "topk"
     config.reduction.predictor_pos = "mid"  # before the MLP, or the whole block: "pre"
-    config.reduction.update(deit_s_dynamicvit.learning())
-    config.update(deit_s_dynamicvit.fine_tuning())
+    config.reduction.update(deit_s_dynamicvit.learning(size))
+    config.update(deit_s_dynamicvit.fine_tuning(size))
     return config

@@ -24,8 +24,8 @@ def get_config(size="deit_s"):
     config.reduction.blocks = (3, 6, 9)
     config.reduction.package_norm = "score"  # of the package: "none", "score", "count"
     config.reduction.share_heads = True  # one score network for all heads
-    config.reduction.update(deit_s_dynamicvit.learning())
-    config.update(deit_s_dynamicvit.fine_tuning())
+    config.reduction.update(deit_s_dynamicvit.learning(size))
+    config.update(deit_s_dynamicvit.fine_tuning(size))
     config.min_lr = 1e-5
     config.warmup_epochs = 0.0
     return config

@@ -168,6 +168,10 @@ def test_fine_tuning_starts_from_weights_at_small_steps(configs, name):
         ("deit_s_tome.py:deit_ti", 0.73, 41, "71.27"),
         ("deit_s_token_learner.py", 2.86, 17, "79.01"),
         ("deit_s_token_pooling.py", 2.88, 68, "71.35"),
+        ("deit_s_diffrate.py", 2.9, 3, "79.538"),
+        ("deit_s_diffrate.py:deit_b", 11.52, 3, "81.498"),
+        ("deit_s_mctf.py", 2.58, 21, "80.1"),
+        ("deit_s_mctf.py:deit_ti", 0.7, 21, "72.7"),
     ],
 )
 def test_every_published_row_has_a_command(words, gmacs, tokens, acc1):

@@ -121,6 +121,7 @@ def create_model(
         )
     told = {"patches": math.prod(patches), "embed_dim": size["embed_dim"]}
     told |= {"class_token": arch.class_token, "pool": arch.pool, "depth": depth}
+    told |= {"name": name}
     method = methods.create(**(reduction or {})).resolved(ModelFacts(**told))
     if prop_attn is None:
         usual = method.model_fields.get("prop_attn", False)

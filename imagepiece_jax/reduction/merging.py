@@ -278,7 +278,7 @@ def _move_by_index(x, weight, total, index, dest, mean):
         alone = (alone.astype(jnp.float32) * factor[:, :, None]).astype(x.dtype)
     if weight is None or not index.groups.shape[1]:
         return alone
-    rows = group_rows(x, weight, total, index, prefix)
+    rows = _group_rows(x, weight, total, index, prefix)
     grouped = _belongs(index.groups, index.keep.shape[1])  # [B, n_out, m]
     which = jnp.arange(rows.shape[1], dtype=jnp.int32)[None, None, :]
     which, several = _last_and_any(jnp.where(grouped, which, 0), grouped)
@@ -286,7 +286,7 @@ def _move_by_index(x, weight, total, index, dest, mean):
     return jnp.where(jnp.pad(several, front)[:, :, None], together, alone)
 
 
-def group_rows(x, weight, total, index, prefix):
+def _group_rows(x, weight, total, index, prefix):
     """Weighted sum of what each group keeps and absorbs. -> [B, m, D] float32.
 
     As a sum over the few absorbed tokens, not as a product: a matrix product here would

@@ -26,6 +26,7 @@ MORE = {
 ONE_STEP = {
     "dynamicvit": {"blocks": (1,)},
     "spvit": {"blocks": (1,), "keep_rates": (0.7,)},
+    "dtem": {"r_list": (3,)},  # the class token does not see what the last block merges
 }
 
 

@@ -92,6 +92,8 @@ def test_its_numbers_are_those_of_the_dense_model_too(dtype):
 
 # Mixtures of all tokens, and pools: no slot map whose merged slots are counted.
 BY_PRODUCT = {"token_learner", "grid_pooling"}
+# The map of the attention is what it merges.
+BY_MAP = {"mctf"}
 
 
 # In evaluation they have another program than in training.
@@ -119,6 +121,10 @@ def test_no_sort_scatter_attention_matrix_or_one_hot_product(without_core, name,
         products = [line for line in found if line.startswith("product")]
         assert products
         found = [line for line in found if line not in products]
+    if name in BY_MAP:
+        maps = attention_weights(model, train=train)
+        assert maps
+        found = [line for line in found if line not in maps]
     assert found == []
 
 

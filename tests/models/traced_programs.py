@@ -7,6 +7,7 @@ import re
 
 import jax
 
+from imagepiece_jax.reduction.methods import METHODS
 from tests.models import tiny
 
 BATCH = 2
@@ -18,20 +19,10 @@ REDUCED = {
     "random": {"name": "random", "keep_rate": 0.7, "blocks": (1, 2)},
 }
 
-# Fields with which every method has a step in three blocks, on few tokens.
-SMALL = REDUCED | {
-    "none": {"name": "none"},
-    "dynamicvit": {"name": "dynamicvit", "blocks": (1, 2)},
-    "spvit": {"name": "spvit", "blocks": (1, 2), "keep_rates": (0.7, 0.4)},
-    "token_learner": {"name": "token_learner", "num_tokens": 8, "block": 1},
-    "token_pooling": {"name": "token_pooling", "blocks": (1, 2), "score": "class"},
-    "grid_pooling": {"name": "grid_pooling", "grid_size": 4, "block": 1},
-    "imagepiece_tome": tiny.IMAGEPIECE | {"name": "imagepiece_tome"},
-    "imagepiece_dynamicvit": tiny.IMAGEPIECE
-    | {"name": "imagepiece_dynamicvit", "keep_rate": 0.7}
-    | {"merge_blocks": (0,), "prune_blocks": (1,)},
-    "evit": tiny.EVIT | {"keep_rate": 0.7},
-}
+# Every method with the fields that it declares for a model of three blocks.
+SMALL = {name: {"name": name} | own.small for name, own in METHODS.items()} | REDUCED
+# Of an option whose score needs no map of the attention, where there is one.
+SMALL["token_pooling"] |= {"score": "class"}
 
 
 def program(model, train=True, backward=True):

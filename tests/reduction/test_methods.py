@@ -48,19 +48,33 @@ VARIANTS = {
         | {"keep_rates": (0.5,), "blocks": (1,)},
         {"keep_rates": (1.0, 0.5, 0.0), "package_norm": "count"},
     ],
+    "diffrate": [
+        {"prune": (20, 26, 9), "merge": (20, 12, 9)},
+        {"prune": (2, 2, 2), "merge": (2, 2, 2)},
+    ],
+    "pitome": [{"keep_rate": 0.5, "late_first": True, "metric": "token"}],
+    "tofu": [{"keep_rate": 0.0, "rescale": "mean"}],
+    "mctf": [{"r": 0.35, "blocks": (0, 1, 2)}, {"r": 99}],
+    "dtem": [{"r": 99}],
+    "dpc_knn": [{"learned_weights": True}, {"keep_rate": 0.0, "neighbors": 99}],
+    "atc": [
+        {"linkage": "single", "size_weighting": False},
+        {"linkage": "average", "keep_rate": 0.0},
+    ],
     "imagepiece_dynamicvit": [
         {"mode": "topk", "predictor_pos": "pre"},
         {"keep_rate": 0.0, "schedule": "A"},
     ],
 }
 # What has to be smaller than the default for the few tokens here.
-SMALLER = {"grid_pooling": {"grid_size": 2}}
+SMALLER = {"grid_pooling": {"grid_size": 2}, "tofu": {"keep_rate": 0.7}} | {
+    name: METHODS[name].small for name in ("diffrate", "dtem", "mctf")
+}
 # Where patches are decides with these, not only what they are.
 BY_POSITION = {"tome", "imagepiece_tome", "random", "grid_pooling"}
+BY_POSITION |= {"tofu", "mctf", "dtem"}
 # Tokens are mixtures of all patches: there are no groups, and sizes mean nothing.
 SOFT = {"token_learner"}
-# The size of a token is not the number of its patches: its reducer gives it.
-OWN_SIZES = frozenset()
 
 
 def cases(names):
@@ -78,7 +92,8 @@ GRID, D = (5, 5), 8
 N0 = GRID[0] * GRID[1]
 # Blocks of a model: the default of most is three steps, at 3, 6 and 9; of these it is
 # a step in nearly every block.
-FEW = {"tome": 3} | dict.fromkeys((name for name in METHODS if "imagepiece" in name), 4)
+FEW = dict.fromkeys(("tome", "diffrate", "pitome", "tofu", "mctf", "dtem"), 3)
+FEW |= dict.fromkeys((name for name in METHODS if "imagepiece" in name), 4)
 
 
 def plan_of(name, fields, n0=N0):
@@ -117,9 +132,11 @@ def walk(plan, x, form=None, keys=None):
             taps = Taps(
                 x=x,
                 size=size,
+                attn_size=states[-1].counted[:, 1:],
                 metric=x,
                 cls_attn=scores,
                 attn_columns=scores,
+                energy=scores,
                 rng=jax.vmap(jax.random.fold_in, (0, None))(keys, block),
                 grid=grid,
                 num_heads=2,
@@ -186,8 +203,7 @@ def test_promises_hold_after_every_step(name, fields):
         for image in range(3):
             patches = oracles.count_sources(source[image], count.n_out)
             assert patches.min() >= 1
-            if name not in OWN_SIZES:
-                np.testing.assert_array_equal(state.size[image, 1:], patches)
+            np.testing.assert_array_equal(state.size[image, 1:], patches)
         before = source
 
 
@@ -330,6 +346,13 @@ def test_merging_alone_loses_no_patch(fields):
         ("random", {"keep_rate": 1.0}),
         ("token_pooling", {"keep_rate": 1.0}),
         ("imagepiece_tome", {"keep_rate": 1.0, "merge_ratio": 0.0}),
+        ("diffrate", {"prune": (197,) * 3, "merge": (197,) * 3}),
+        ("pitome", {"keep_rate": 1.0}),
+        ("tofu", {"keep_rate": 1.0}),
+        ("mctf", {"r": 0.0}),
+        ("dtem", {"r": 0}),
+        ("dpc_knn", {"keep_rate": 1.0}),
+        ("atc", {"keep_rate": 1.0}),
         ("dynamicvit", {"keep_rate": 1.0}),
         ("spvit", {"keep_rates": (1.0, 1.0, 1.0)}),
         ("imagepiece_dynamicvit", {"keep_rate": 1.0, "merge_ratio": 0.0}),

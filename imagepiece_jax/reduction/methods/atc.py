@@ -5,7 +5,7 @@ leave, one after the other, each over one array of distances.
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -100,7 +100,7 @@ class ATC(Method):
     """
 
     model_fields: ClassVar[dict[str, bool]] = {"prop_attn": True}
-    small: ClassVar[dict[str, tuple]] = {"blocks": (1, 2)}
+    small: ClassVar[dict[str, Any]] = {"blocks": (1, 2)}
 
     keep_rate: float = rate(0.7)
     blocks: tuple[int, ...] = blocks(3, 6, 9)

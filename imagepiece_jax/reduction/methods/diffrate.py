@@ -4,7 +4,7 @@ The search of the rates is not part of this: its published results are.
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -73,13 +73,14 @@ class PruneAndMerge(Ranking):
 class DiffRate(Method):
     """Each block keeps so many tokens after pruning, and so many after merging.
 
-    target: GMACs of a published schedule of the model's size (`SCHEDULES`; MAE-B where
-    the head reads the mean), None: the one of `DEFAULT`. prune, merge: tokens of each
-    block instead, class token included. score: what takes the place of class attention.
+    target: GMACs of a published schedule of the model's size (`SCHEDULES`; MAE-B by
+    name, or where the head reads the mean), None: the one of `DEFAULT`. prune, merge:
+    tokens of each block instead, class token included. score: what takes the place of
+    class attention.
     """
 
     model_fields: ClassVar[dict[str, bool]] = {"prop_attn": True}
-    small: ClassVar[dict[str, tuple]] = {"prune": (26, 22, 17), "merge": (26, 19, 14)}
+    small: ClassVar[dict[str, Any]] = {"prune": (26, 22, 17), "merge": (26, 19, 14)}
 
     target: float | None = optional(check_weight)
     prune: tuple[int, ...] | None = optional(check_counts, least=2)
@@ -103,7 +104,8 @@ class DiffRate(Method):
         if self.prune is not None:
             return method
         name = BY_WIDTH.get(model.embed_dim)
-        if name == "deit_b" and model.pool == "mean":
+        mae = model.pool == "mean" or ".mae" in (model.name or "")
+        if name == "deit_b" and mae:
             name = "mae_b"
         if name is None or (model.depth, model.patches) != (12, 196):
             raise InputError(

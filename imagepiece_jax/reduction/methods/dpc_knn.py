@@ -4,7 +4,7 @@ As in the comparison of Haurum et al. 2023, "Which tokens to use?".
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -85,7 +85,7 @@ class DpcKnn(Method):
     members of a cluster, for models that are trained with it, else a plain mean.
     """
 
-    small: ClassVar[dict[str, tuple]] = {"blocks": (1, 2)}
+    small: ClassVar[dict[str, Any]] = {"blocks": (1, 2)}
 
     keep_rate: float = rate(0.7)
     blocks: tuple[int, ...] = blocks(3, 6, 9)

@@ -5,7 +5,7 @@ Training merges softly and removes nothing, so that the choice has a gradient.
 
 import dataclasses
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -69,7 +69,7 @@ def soft_merge(similarity, size, live, merges):
     matrix = jax.lax.pad(to_b, jnp.float32(0), ends)
     own = _alternate(jnp.ones_like(a), b / safe, live)
     own = jnp.pad(own, ((0, 0), (0, rest)), constant_values=1.0)
-    matrix = matrix + own[:, :, None] * jnp.eye(n, dtype=jnp.float32)
+    matrix = matrix + own[:, :, None] * jnp.eye(n, dtype=jnp.float32)[None]
     sizes = _alternate(a * clipped, grown, live)
     order = rank(jax.lax.stop_gradient(sizes))
     order = invert(order, live)
@@ -105,7 +105,7 @@ class Embedding(nn.Module, Reducer):
         live = counts.evaluation.n_in
         merges = live - counts.evaluation.n_out
         f = f[:, :live]
-        similarity = cosine(f[:, 0::2], f[:, 1::2])
+        similarity = cosine(f[:, 0::2], f[:, 1::2], eps=1e-12)
         return soft_merge(similarity, taps.attn_size, live, merges)
 
     @nn.nowrap
@@ -126,7 +126,7 @@ class DTEM(Method):
     """
 
     model_fields: ClassVar[dict[str, bool]] = {"prop_attn": True}
-    small: ClassVar[dict[str, tuple]] = {"r_list": (3, 4)}
+    small: ClassVar[dict[str, Any]] = {"r_list": (3, 4)}
 
     r: int = count(16)
     r_list: tuple[int, ...] | None = optional(check_counts)

@@ -6,7 +6,7 @@ starts from a trained model, which is also, frozen, its teacher.
 
 import dataclasses
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -82,6 +82,8 @@ class LearnedSelection(Method):
 @dataclasses.dataclass(frozen=True)
 class DynamicViT(LearnedSelection):
     """Before the s-th of `blocks` keep int(n0 * keep_rate**s) tokens, n0 at first."""
+
+    small: ClassVar[dict[str, Any]] = {"blocks": (1, 2)}
 
     keep_rate: float = rate(0.7)
     blocks: tuple[int, ...] = blocks(3, 6, 9)

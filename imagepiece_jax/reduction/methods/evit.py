@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any, ClassVar
 
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import Method
@@ -18,6 +19,8 @@ class EViT(Method):
     paper compares with the form without it. score: what takes the place of class
     attention (`reducers.Ranking`); "auto": nothing, where there is a class token.
     """
+
+    small: ClassVar[dict[str, Any]] = {"blocks": (1, 2)}
 
     keep_rate: float = rate(0.7)
     blocks: tuple[int, ...] = blocks(3, 6, 9)

@@ -1,6 +1,7 @@
 """ImagePiece: merge unimportant tokens, reassess them, then prune (AAAI 2025)."""
 
 import dataclasses
+from typing import Any, ClassVar
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.layer_plan import Step
@@ -28,6 +29,12 @@ class ImagePiece(Method):
     attention (`reducers.Ranking`); "auto": nothing, where there is a class token. The
     rest is `Retokenize`'s.
     """
+
+    small: ClassVar[dict[str, Any]] = {
+        "merge_ratio": 0.06,
+        "merge_blocks": (0, 1),
+        "prune_blocks": (2,),
+    }
 
     keep_rate: float = rate(0.8)
     merge_ratio: float = rate(0.08)

@@ -6,7 +6,7 @@ faster. Merge steps merge in both. Parameters and evaluation are the same.
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +54,13 @@ class ImagePieceDynamicViT(ImagePiece, LearnedSelection):
     mode: how the score is trained, "mask" or "topk"; predictor_pos: whether it reads
     the tokens between attention and MLP ("mid") or before the block ("pre").
     """
+
+    small: ClassVar[dict[str, Any]] = {
+        "merge_ratio": 0.06,
+        "merge_blocks": (0,),
+        "prune_blocks": (1,),
+        "keep_rate": 0.7,
+    }
 
     mode: str = choice("mask", ("mask", "topk"))
     predictor_pos: str = choice("mid", ("mid", "pre"))

@@ -6,7 +6,7 @@ with a second pass at a random reduction is not part of this.
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -127,7 +127,7 @@ class MCTF(Method):
     """
 
     model_fields: ClassVar[dict[str, bool]] = {"prop_attn": True}
-    small: ClassVar[dict[str, int]] = {"r": 5}
+    small: ClassVar[dict[str, Any]] = {"r": 7}
 
     r: float = checked(16, _check_r)
     blocks: tuple[int, ...] | None = optional(check_blocks)

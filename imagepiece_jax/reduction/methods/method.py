@@ -30,7 +30,7 @@ class ModelFacts:
 
     depth: blocks; embed_dim: width of a token; patches: image tokens of the first
     block; class_token: whether there is one; pool: what the head reads, "token", "mean"
-    or "map".
+    or "map"; name: the public model's, if it is made as one.
     """
 
     depth: int
@@ -38,6 +38,7 @@ class ModelFacts:
     patches: int
     class_token: bool = True
     pool: str = "token"
+    name: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -49,7 +49,7 @@ class PiToMe(Method):
     is compared once energies, of keys, are known.
     """
 
-    small: ClassVar[dict[str, float]] = {"keep_rate": 0.9}
+    small: ClassVar[dict[str, Any]] = {"keep_rate": 0.95}
 
     keep_rate: float = rate(0.9125)
     late_first: bool = switch(False)

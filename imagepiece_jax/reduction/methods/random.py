@@ -1,7 +1,7 @@
 """Random: keep tokens by chance, the floor that every other choice must beat."""
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 
@@ -30,6 +30,8 @@ class Draw(Reducer):
 @dataclasses.dataclass(frozen=True)
 class Random(Method):
     """At each of `blocks` keep ceil(keep_rate * n) tokens: EViT's counts."""
+
+    small: ClassVar[dict[str, Any]] = {"blocks": (1, 2)}
 
     keep_rate: float = rate(0.7)
     blocks: tuple[int, ...] = blocks(3, 6, 9)

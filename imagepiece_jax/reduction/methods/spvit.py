@@ -6,7 +6,7 @@ what it drops, weighted by keep probability. Packages are never dropped (Kong et
 
 import dataclasses
 import functools
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -119,6 +119,8 @@ def _check_rates(name, value):
 @dataclasses.dataclass(frozen=True)
 class SPViT(LearnedSelection):
     """Before `blocks` keep these shares of the first tokens, and one package a step."""
+
+    small: ClassVar[dict[str, Any]] = {"blocks": (1, 2), "keep_rates": (0.7, 0.4)}
 
     keep_rates: tuple[float, ...] = checked((0.617, 0.369, 0.137), _check_rates)
     blocks: tuple[int, ...] = blocks(3, 6, 9)

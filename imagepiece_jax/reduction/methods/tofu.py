@@ -5,12 +5,11 @@ there, that code takes the middle.
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
 from imagepiece_jax.reduction.layer_plan import Step
-from imagepiece_jax.reduction.merging import group_rows
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.ops import gather_rows
 from imagepiece_jax.reduction.reducers import METRICS, Bipartite
@@ -63,21 +62,21 @@ class Fuse(Bipartite):
 
     def __call__(self, taps, counts, train=False):
         found = super().__call__(taps, counts, train)
-        index, length = found.index, norms(taps.x)
+        # The scale has a gradient, which gathers would turn into scatters.
         slots = jnp.arange(counts.n_out, dtype=jnp.int32)[None, :, None]
-        joins = index.target[:, None, :] == slots  # [B, n_out, e]
-        own = gather_rows(length, index.keep)
-        others = jnp.where(joins, gather_rows(length, index.absorbed)[:, None, :], 0)
-        top = jnp.maximum(own, jnp.max(others, axis=-1))
-        tokens = 1 + jnp.sum(joins, axis=-1)
+        itself = jnp.arange(counts.n_in, dtype=jnp.int32)[None, None, :]
+        belongs, kept = found.dest[:, None, :] == slots, found.index.keep[..., None]
+        length = norms(taps.x)[:, None, :]
+        tokens = jnp.sum(belongs, axis=-1)
+        top = jnp.max(jnp.where(belongs, length, 0), axis=-1)
+        own = jnp.sum(jnp.where(kept == itself, length, 0), axis=-1)
         if self.rescale == "mean":
-            share = gather_rows(1 / tokens, found.dest)
-            means = norms(group_rows(taps.x, share, None, index, 0))
-            of_group = index.groups[:, None, :] == slots
-            mean = jnp.max(jnp.where(of_group, means[:, None, :], 0), axis=-1)
-            own = jnp.where(tokens > 1, mean, own)
-        scale = gather_rows(top / own / tokens, found.dest)
-        return found.replace(weight=scale, mean=False)
+            share = belongs / tokens[:, :, None]
+            mean = jnp.einsum("bon,bnd->bod", share, taps.x, precision="highest")
+            own = jnp.where(tokens > 1, norms(mean), own)
+        scale = (top / own / tokens)[:, :, None]
+        weight = jnp.sum(jnp.where(belongs, scale, 0), axis=1)
+        return found.replace(weight=weight, mean=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +87,7 @@ class ToFu(Method):
     tokens, see `Fuse`. metric: what is compared.
     """
 
-    small: ClassVar[dict[str, float]] = {"keep_rate": 0.9}
+    small: ClassVar[dict[str, Any]] = {"keep_rate": 0.92}
 
     keep_rate: float = rate(0.925)
     rescale: str = choice("destination", ("destination", "mean"))

@@ -6,6 +6,7 @@ for tasks that need a value for every patch.
 
 import dataclasses
 import functools
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -134,6 +135,8 @@ class TokenLearner(Method):
     version: "v1.1" (with `bottleneck_dim`, the width of its MLP) or "v1.0" (with
     `pooling`, "sum" or "mean").
     """
+
+    small: ClassVar[dict[str, Any]] = {"num_tokens": 8, "block": 1}
 
     num_tokens: int = count(16, least=1)
     block: int = count(7)

@@ -4,6 +4,7 @@ Distances are those of the tokens themselves; a token weighs what attention paid
 """
 
 import dataclasses
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -107,6 +108,8 @@ class TokenPooling(Method):
 
     algorithm: "kmedoids" or "kmeans"; score: of significance, see `reducers.Ranking`.
     """
+
+    small: ClassVar[dict[str, Any]] = {"blocks": (1, 2)}
 
     keep_rate: float = rate(0.7)
     blocks: tuple[int, ...] = blocks(3, 6, 9)

@@ -1,7 +1,7 @@
 """ToMe: merge similar tokens, a few in every block (Bolya et al., ICLR 2023)."""
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.layer_plan import Step
@@ -35,6 +35,8 @@ class ToMe(Method):
     and the blocks after its end merge nothing; metric: what is compared ("key",
     "query", "value", "token").
     """
+
+    small: ClassVar[dict[str, Any]] = {"r_list": (2, 2, 4)}
 
     model_fields: ClassVar[dict[str, bool]] = {"prop_attn": True}
 

@@ -1,0 +1,30 @@
+"""DiffRate: prune and merge by searched rates (Chen et al., ICCV 2023).
+
+Its published schedules are for trained weights as they are; a model can be trained with
+them, too. Accuracies are those of the untouched weights.
+
+python train.py --config configs/deit_s_diffrate.py
+    2.90 GMACs, 3 final tokens, published acc1 79.538
+python train.py --config configs/deit_s_diffrate.py:deit_ti
+    0.81 GMACs, 3 final tokens
+python train.py --config configs/deit_s_diffrate.py:deit_b
+    11.52 GMACs, 3 final tokens, published acc1 81.498
+"""
+
+from ml_collections import config_dict
+
+from configs import deit_s
+
+
+def get_config(size="deit_s"):
+    """The schedule of its size that the authors report, trained by DeiT's recipe."""
+    config = deit_s.get_config(size)
+    config.reduction = config_dict.ConfigDict()
+    config.reduction.name = "diffrate"
+    # GMACs of a published schedule of this size; empty: the one that is reported.
+    config.reduction.target = config_dict.placeholder(float)
+    # Instead, tokens of each block after pruning and after merging, class token too.
+    config.reduction.prune = config_dict.placeholder(tuple)
+    config.reduction.merge = config_dict.placeholder(tuple)
+    config.reduction.score = "auto"  # class attention; or "received", "energy", "probe"
+    return config

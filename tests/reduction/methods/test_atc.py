@@ -1,0 +1,39 @@
+"""ATC: counts and costs, and clusters against SciPy's hierarchical clustering."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.cluster import hierarchy
+from scipy.spatial import distance
+
+from imagepiece_jax.reduction.methods.atc import LINKAGES, agglomerate
+from tests.models import tiny
+from tests.reduction.tokens_by_angle import costs
+
+
+@pytest.mark.parametrize(
+    "rate, macs",
+    [(0.9, 1074708480), (0.7, 807606912), (0.5, 621072768), (0.25, 470605440)],
+)
+def test_costs_are_its_authors(rate, macs):
+    assert costs({"name": "atc", "keep_rate": rate})[1] == macs
+
+
+@pytest.mark.parametrize("linkage", LINKAGES)
+@pytest.mark.parametrize("clusters", [1, 7, 20, 29, 30])
+def test_clusters_are_scipys(linkage, clusters):
+    x = np.random.default_rng(clusters).normal(size=(3, 30, 4))
+    apart = np.stack([distance.cdist(image, image, "cosine") for image in x])
+    run = tiny.jit(agglomerate, static_argnums=(1, 2))
+    got = np.asarray(run(jnp.asarray(apart, jnp.float32), 30 - clusters, linkage))
+    for first, dist in zip(got, apart, strict=True):
+        tree = hierarchy.linkage(distance.squareform(dist, checks=False), linkage)
+        want = hierarchy.fcluster(tree, clusters, "maxclust")
+        np.testing.assert_array_equal(first[:, None] == first, want[:, None] == want)
+        assert all(first[token] == token for token in set(first))
+        assert (first <= np.arange(30)).all()
+
+
+def test_equal_distances_merge_the_lower_tokens():
+    apart = jnp.ones((1, 4, 4)) - jnp.eye(4)[None]
+    assert agglomerate(apart, 2, "average").tolist() == [[0, 0, 0, 3]]

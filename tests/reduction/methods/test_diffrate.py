@@ -1,0 +1,114 @@
+"""DiffRate: published schedules and costs, and an example by hand."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import registry, summary
+from imagepiece_jax.models.architecture import Architecture
+from imagepiece_jax.reduction import merging
+from imagepiece_jax.reduction.layer_plan import Counts
+from imagepiece_jax.reduction.methods.diffrate import PruneAndMerge
+from imagepiece_jax.reduction.methods.diffrate_schedules import SCHEDULES
+from imagepiece_jax.reduction.tokens import DROPPED, Taps, TokenState
+from tests.reduction.tokens_by_angle import costs, vectors
+
+# MACs of the published schedules, counted from their lists.
+MACS = {
+    "deit_ti": {
+        0.6: 654713856,
+        0.7: 726445440,
+        0.8: 808614912,
+        0.9: 901997184,
+        1.0: 1003495680,
+    },
+    "deit_s": {
+        2.3: 2326930944,
+        2.5: 2504447232,
+        2.7: 2708891904,
+        2.9: 2904961536,
+        3.1: 3107688960,
+    },
+    "deit_b": {
+        8.7: 8.730e9,
+        10.0: 9.985e9,
+        10.4: 10.434e9,
+        11.5: 11.517e9,
+        12.5: 12.522e9,
+    },
+}
+MEAN = Architecture(pool="mean", final_norm=False, fc_norm=True)
+MAE = {8.7: 8710439424, 10.0: 10002465792, 10.4: 10417958400, 11.5: 11516556288}
+
+
+@pytest.mark.parametrize(
+    "name, target", [(name, target) for name in MACS for target in MACS[name]]
+)
+def test_costs_of_the_published_schedules(name, target):
+    _, macs = costs({"name": "diffrate", "target": target}, name)
+    assert macs == pytest.approx(
+        MACS[name][target], rel=1e-4 if name == "deit_b" else 0
+    )
+
+
+@pytest.mark.parametrize("target", MAE)
+@pytest.mark.parametrize(
+    "name, arch", [("vit_base_patch16_224.mae", None), ("deit_b", MEAN)]
+)
+def test_the_schedule_of_mae(name, arch, target):
+    """By name, and where the head reads the mean over patches."""
+    reduction = {"name": "diffrate", "target": target}
+    model = registry.create_model(
+        name, arch=arch, num_classes=1000, reduction=reduction
+    )
+    _, merge = SCHEDULES["mae_b"][target]
+    assert [p.mlp_tokens for p in model.plan] == list(map(int, merge.split()))
+    if arch:
+        assert summary.model_macs(model, 224) == MAE[target]
+
+
+def test_a_list_that_rises_keeps_what_arrives():
+    tokens, _ = costs({"name": "diffrate", "target": 1.0})
+    assert tokens == [197, 197, 196, 190, 186, 154, 148, 148, 145, 135, 125, 21]
+
+
+def test_pruned_merged_and_counted_by_hand():
+    """Tokens by falling attention, class token first: four stay, three join."""
+    x = vectors([0, 10, 40, 70, 100, 12, 60, 95], [1, 1, 2, 3, 4, 5, 6, 7])
+    size = jnp.asarray([[1.0, 1, 1, 2, 1, 1, 3, 1]])
+    state = TokenState(x=x, size=size)
+    attention = jnp.asarray([[0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]])
+    taps = Taps(x[:, 1:], size[:, 1:], size[:, 1:], cls_attn=attention)
+    found = PruneAndMerge(kept=7)(taps, Counts(n_in=7, n_out=4))
+    assert found.dest.tolist() == [[0, 1, 2, 3, 0, 2, 3]]
+    after = merging.apply(state, found)
+    want = [(1, 0), (2.9378, 0.6066), (1.5321, 1.2856), (2.013, 4.0076)]
+    want.append((-0.6523, 5.4563))
+    np.testing.assert_allclose(after.x[0], want, atol=1e-4)
+    sizes = [1, 1.9994, 1, 4.9544, 1.9962]
+    np.testing.assert_allclose(after.counted[0], sizes, atol=1e-4)
+    assert after.size.tolist() == [[1, 2, 1, 5, 2]]
+    fewer = PruneAndMerge(kept=5)(taps, Counts(n_in=7, n_out=4))
+    assert fewer.dest.tolist() == [[0, 1, 2, 3, 0, DROPPED, DROPPED]]
+
+
+@pytest.mark.parametrize(
+    "model, fields, words",
+    [
+        ("deit_ti", {"target": 2.9}, "target is 2.9; allowed for deit_ti are 0.6"),
+        ("vit_large_patch16_224", {}, "no schedule for 24 blocks of width 1024"),
+        ("deit_s", {"prune": (2,) * 12}, "allowed are both or neither"),
+        ("deit_s", {"prune": (9, 8), "merge": (9, 8)}, "prune has 2 entries"),
+        ("deit_s", {"prune": (1,) * 12, "merge": (1,) * 12}, "whole numbers from 2"),
+    ],
+)
+def test_no_other_sizes_schedule_is_taken(model, fields, words):
+    with pytest.raises(InputError, match=words):
+        registry.create_model(model, reduction={"name": "diffrate", **fields})
+    if not fields:
+        model = "deit_s"
+        with pytest.raises(InputError, match="576 patches"):
+            registry.create_model(
+                "deit_s", image_size=384, reduction={"name": "diffrate"}
+            )

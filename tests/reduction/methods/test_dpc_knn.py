@@ -1,0 +1,55 @@
+"""DPC-KNN: counts, an example by hand, and clusters against slow loops."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagepiece_jax.reduction.methods.dpc_knn import density_peaks
+from tests.models import tiny
+from tests.reduction.tokens_by_angle import costs
+
+
+@pytest.mark.parametrize(
+    "rate, tokens, macs",
+    [
+        (0.9, (197, 177, 159, 143), 1059695616),
+        (0.7, (197, 138, 97, 68), 775458048),
+        (0.5, (197, 99, 50, 25), 581047680),
+        (0.25, (197, 50, 13, 4), 427249920),
+    ],
+)
+def test_counts_and_costs_are_its_authors(rate, tokens, macs):
+    found = costs({"name": "dpc_knn", "keep_rate": rate})
+    assert found == ([n for n in tokens for _ in range(3)], macs)
+
+
+def test_an_outlier_is_no_center():
+    x = jnp.asarray([0, 0.5, 1.25, 5, 5.5, 6.5, 15])[None, :, None]
+    found = density_peaks(x, neighbors=3, n_out=3)
+    # Centers are tokens 1, 2 and 4, of slots 0, 1 and 2.
+    assert found.tolist() == [[0, 0, 1, 2, 2, 2, 2]]
+
+
+def clusters(x, neighbors, n_out):
+    """Slot of each token by loops, in float64. [n, D] -> [n]."""
+    n, dim = x.shape
+    far = np.array([[np.linalg.norm(a - b) for b in x] for a in x]) / np.sqrt(dim)
+    density = [np.exp(-np.mean(sorted(row**2)[:neighbors])) for row in far]
+    score = []
+    for i in range(n):
+        denser = [far[i, j] for j in range(n) if density[j] > density[i]]
+        score.append(density[i] * (min(denser) if denser else far.max()))
+    centers = sorted(np.argsort(-np.asarray(score), kind="stable")[:n_out])
+    return [
+        centers.index(i) if i in centers else int(np.argmin(far[i, centers]))
+        for i in range(n)
+    ]
+
+
+@pytest.mark.parametrize("neighbors, n_out", [(5, 12), (1, 3), (30, 1), (4, 29)])
+def test_clusters_are_those_of_slow_loops(neighbors, n_out):
+    x = np.random.default_rng(n_out).normal(size=(3, 30, 6)).astype(np.float32)
+    run = tiny.jit(density_peaks, static_argnums=(1, 2))
+    got = run(jnp.asarray(x), neighbors, n_out)
+    want = [clusters(image.astype(float), neighbors, n_out) for image in x]
+    np.testing.assert_array_equal(got, want)

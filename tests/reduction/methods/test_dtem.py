@@ -1,0 +1,136 @@
+"""DTEM: its authors' soft merge, gradients and costs; training reaches W alone."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagepiece_jax.data.normalize import normalize
+from imagepiece_jax.models import registry, weights
+from imagepiece_jax.models.vit import MEAN, STD
+from imagepiece_jax.reduction.methods import dtem
+from imagepiece_jax.reduction.ops import cosine
+from tests.models import tiny
+from tests.models.test_published_methods import embedding
+from tests.reduction.tokens_by_angle import costs
+
+
+@pytest.mark.parametrize(
+    "r, plain, with_embedding",
+    [(8, 924352512, 0.947), (13, 731150592, 0.750), (16, 621662208, 0.638)],
+)
+def test_costs_are_its_authors(r, plain, with_embedding):
+    """ToMe's, and what the embedding multiplies: 64 numbers of each image token."""
+    tokens, macs = costs({"name": "dtem", "r": r})
+    arriving = [197, *tokens[:-1]]
+    assert macs - sum(n - 1 for n in arriving) * 192 * 64 == plain
+    assert macs / 1e9 == pytest.approx(with_embedding, abs=6e-4)
+
+
+def test_embeddings_are_as_wide_as_a_head_or_two():
+    assert dtem.embedding_width(384, 6) == 64
+    assert dtem.embedding_width(1024, 16) == 128
+
+
+@pytest.fixture(scope="module")
+def unit(assets):
+    """One soft merge as its authors' code computes it: 7 of 9 tokens live, 2 merge."""
+    with np.load(assets / "fixtures/deit_tiny_methods2.npz") as file:
+        names = [name for name in file if name.startswith("dtem_unit_")]
+        return {name.removeprefix("dtem_unit_"): file[name] for name in names}
+
+
+def merged(metric, unit):
+    """(similarity, choice, tokens, sizes), the class token left out."""
+    live, r = int(unit["n"]) - 1, int(unit["r"])
+    metric = metric[:, :live]
+    similarity = cosine(metric[:, 0::2], metric[:, 1::2], eps=1e-12)
+    size = jnp.asarray(unit["size"][:, 1:])
+    mixing = dtem.soft_merge(similarity, size, live, r)
+    x = mixing.matrix @ jnp.asarray(unit["x"][:, 1:])
+    return similarity, dtem.soft_top(similarity, r), x, mixing.attn_size
+
+
+@pytest.mark.slow
+def test_a_soft_merge_is_its_authors(unit):
+    found = merged(jnp.asarray(unit["metric"][:, 1:]), unit)
+    wanted = unit["scores"], unit["assign"], unit["x_out"], unit["size_out"]
+    for got, want in zip(found, wanted, strict=True):
+        want = want if want.shape == got.shape else want[:, 1:]
+        np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_its_gradient_is_its_authors(unit):
+    def loss(metric):
+        *_, x, size = merged(metric, unit)
+        return jnp.sum(x * unit["w"][:, 1:]) + jnp.sum(size * jnp.arange(1, 9)[None])
+
+    got, want = jax.grad(loss)(unit["metric"][:, 1:]), unit["grad_metric"][:, 1:]
+    # Of 1 / 0.01 times cosines that float32 holds to 1e-7.
+    np.testing.assert_allclose(got, want, atol=2e-3 * np.abs(want).max())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", [0, 5])
+def test_a_training_step_is_its_authors(assets, block):
+    """Logits, loss and gradients of W and b, merging softly in one block."""
+    theirs = np.load(assets / "fixtures/deit_tiny_methods2.npz")
+    theirs = {
+        name.removeprefix(f"dtem_trainb{block}_"): theirs[name]
+        for name in theirs
+        if name.startswith(f"dtem_trainb{block}_")
+    }
+    with np.load(assets / "fixtures/deit_tiny_timm.npz") as file:
+        images = normalize(jnp.asarray(file["images_uint8"][:2]), MEAN, STD)
+        labels = file["labels"][:2]
+    file = assets / "weights/deit_tiny_patch16_224.npz"
+    dense = weights.restore(file, tiny.shapes(registry.create_model("deit_ti"), 224))
+    reduction = {"name": "dtem", "r_list": (0,) * block + (16,)}
+    model = registry.create_model(
+        "deit_ti", reduction=reduction, attention="xla", masked=True
+    )
+
+    def loss(own):
+        params = dense["params"] | {f"reducer_{block}": {"embed": own}}
+        logits = model.apply({"params": params}, images, True).logits
+        right = jax.nn.log_softmax(logits)[jnp.arange(2), labels]
+        return -jnp.mean(right), logits
+
+    own = embedding(block)
+    (value, logits), slopes = jax.jit(jax.value_and_grad(loss, has_aux=True))(own)
+    np.testing.assert_allclose(logits, theirs["logits"], atol=1e-4)
+    assert value == pytest.approx(float(theirs["loss"]), abs=1e-5)
+    wanted = {"kernel": theirs["grad_w"].T, "bias": theirs["grad_b"][block]}
+    for name, want in wanted.items():
+        top = np.abs(want).max()
+        assert top > 0
+        np.testing.assert_allclose(slopes[name], want, atol=2e-4 * top)
+
+
+def test_a_masked_plan_removes_nothing_and_knows_what_evaluation_does():
+    plan = registry.create_model(
+        "deit_ti", reduction={"name": "dtem"}, masked=True
+    ).plan
+    assert {layer.mlp_tokens for layer in plan} == {197}
+    live = [layer.counts.evaluation for layer in plan]
+    assert [(c.n_in, c.n_out) for c in live[:2]] == [(196, 180), (180, 164)]
+    assert (live[-1].n_in, live[-1].n_out) == (20, 10)
+
+
+def test_the_whole_is_chosen_and_no_token_twice():
+    """As many rows in all as merge, as far as the temperature goes; none above 1."""
+    similarity = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (2, 8, 7)))
+    chosen = dtem.soft_top(similarity.astype(jnp.float32), 4)
+    rows = np.asarray(chosen.sum(axis=2))
+    assert rows.max() <= 1 + 1e-6 and (chosen >= 0).all()
+    np.testing.assert_allclose(rows.sum(axis=1), 4, atol=0.2)
+    assert ((np.asarray(chosen) > 0).sum(axis=2) <= 3).all()
+
+
+def test_embeddings_alone_are_trained():
+    groups = dtem.DTEM().param_groups
+    assert groups("reducer_3/embed/kernel").frozen_epochs == 0
+    assert groups("blocks_3/attn/q/kernel").frozen_epochs == math.inf

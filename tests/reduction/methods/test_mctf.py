@@ -1,0 +1,119 @@
+"""MCTF: published counts and costs, and a fusion in both directions by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import registry
+from imagepiece_jax.models.block import check_plan
+from imagepiece_jax.reduction import merging
+from imagepiece_jax.reduction.layer_plan import Counts, build
+from imagepiece_jax.reduction.methods.mctf import MCTF, Fusion
+from imagepiece_jax.reduction.tokens import Taps, TokenState
+from tests.models import tiny
+from tests.reduction.tokens_by_angle import costs, vectors
+
+FAST = {"r": 0.35, "blocks": (3, 6, 9)}
+
+
+@pytest.mark.parametrize(
+    "fields, tokens, macs",
+    [
+        ({"r": 8}, "197 189 181 173 165 157 149 141 133 125 117 109", 0.964e9),
+        ({"r": 16}, "197 181 165 149 133 117 101 85 69 53 37 21", 696858624),
+        ({"r": 20}, "197 177 157 137 117 97 77 57 37 19 10 10", 0.590e9),
+        (FAST, "197 197 197 129 129 129 85 85 85 56 56 56", 741910080),
+    ],
+)
+def test_counts_and_costs_are_its_authors(fields, tokens, macs):
+    found, cost = costs({"name": "mctf", **fields})
+    assert found == [int(n) for n in tokens.split()]
+    assert cost == pytest.approx(
+        macs, rel=0 if macs > 0.6e9 and macs != 0.964e9 else 1e-3
+    )
+
+
+def test_a_fusion_by_hand():
+    """Eight tokens, class token first; groups, features, sizes and the map after it."""
+    x = vectors([0, 10, 30, 35, 60, 70, 80, 160], [1, 1, 1, 2, 1, 1, 1, 1])
+    size = jnp.asarray([[1.0, 1, 2, 1, 1, 4, 1, 1]])
+    row = jax.nn.softmax(jnp.asarray([0, 0.5, -0.5, 1, 0, -0.2, 0.3, -1]))
+    weights = jnp.broadcast_to(row[None, None, None, :], (1, 1, 8, 8))
+    image = size[:, 1:]
+    taps = Taps(x[:, 1:], image, image, x[:, 1:], attn_columns=row[None, 1:])
+    found = Fusion()(taps, Counts(n_in=7, n_out=4))
+    # {2, 3}, {4, 5, 6}, {1}, {7}
+    assert found.dest.tolist() == [[2, 0, 0, 1, 1, 1, 3]]
+    after = merging.apply(TokenState(x, size), found)
+    want = [(1, 0), (1.4, 0.9475), (0.3297, 0.9374), (0.9848, 0.1736)]
+    want.append((-0.9397, 0.342))
+    np.testing.assert_allclose(after.x[0], want, atol=1e-4)
+    assert after.size.tolist() == [[1, 3, 6, 1, 1]]
+    merged = merging.merge_map(weights, found, image)
+    want = np.tile([0.1052, 0.3496, 0.3332, 0.1734, 0.0387], (5, 1))
+    np.testing.assert_allclose(merged[0, 0], want, atol=1e-4)
+
+
+def test_values_and_residual_are_those_of_the_fused_tokens():
+    """One block, against its own parts: attention's map, values, projection and MLP."""
+    model = tiny.model({"name": "mctf", "r": 7, "blocks": (0,)}, depth=1)
+    variables = tiny.variables(model)
+    out, seen = model.apply(
+        variables, tiny.images(2), capture_intermediates=True, mutable="intermediates"
+    )
+    inside = seen["intermediates"]["blocks_0"]
+    attn, params = inside["attn"], variables["params"]["blocks_0"]
+    (before, after), heads = inside["norm1"]["__call__"], (tiny.HEADS, -1)
+    tokens = [int(a.shape[0]) // 2 for a in (before, after)]
+    assert tokens == [26, 19] and model.plan[0].mlp_tokens == 19
+    assert attn["v"]["__call__"][0].shape[0] == 2 * 19
+    query, key = (
+        np.asarray(attn[n]["__call__"][0], float).reshape(2, 26, *heads) for n in "qk"
+    )
+    logits = np.einsum("bqhd,bkhd->bhqk", query, key) / np.sqrt(query.shape[-1])
+    weights = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    (result,), (taps,) = out.results, out.taps
+    received = weights.mean(axis=(1, 2))[:, 1:]
+    np.testing.assert_allclose(taps.attn_columns, received, rtol=1e-4)
+    value = np.asarray(attn["v"]["__call__"][0], float).reshape(2, 19, *heads)
+    mixed = np.zeros((2, 19, tiny.WIDTH))
+    for image in range(2):
+        dest = np.asarray(result.dest[image])
+        groups = [[0]] + [list(1 + np.flatnonzero(dest == s)) for s in range(18)]
+        weight = np.concatenate([[1.0], np.asarray(result.weight[image], float)])
+        for head in range(tiny.HEADS):
+            a = weights[image, head]
+            merged = np.array(
+                [
+                    [
+                        (weight[g] * a[np.ix_(g, h)].sum(axis=1)).sum()
+                        / weight[g].sum()
+                        for h in groups
+                    ]
+                    for g in groups
+                ]
+            )
+            width = value.shape[-1]
+            columns = slice(head * width, (head + 1) * width)
+            mixed[image][:, columns] = merged @ value[image, :, head]
+    want = mixed @ params["attn"]["proj"]["kernel"] + params["attn"]["proj"]["bias"]
+    got = np.asarray(attn["proj"]["__call__"][0]).reshape(want.shape)
+    np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("r", [-1, 1.5, "16", True, None])
+def test_a_number_or_a_share(r):
+    with pytest.raises(InputError, match="config.reduction.r is"):
+        MCTF(r=r)
+
+
+def test_a_step_before_the_next_block_would_read_what_is_gone():
+    steps = MCTF(blocks=(1,)).steps(4)
+    pooled = {"name": "token_pooling", "blocks": (2,)}
+    model = registry.create_model("deit_ti", reduction=pooled)
+    both = (*steps, model.plan[2].step)
+    plan = build(4, 196, both)
+    with pytest.raises(InputError, match="block 1, in which tokens change"):
+        check_plan(plan, model.arch, (14, 14))

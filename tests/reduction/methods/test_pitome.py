@@ -1,0 +1,54 @@
+"""PiToMe: published counts, and both halves of its rule by hand."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagepiece_jax.models.attention import uniqueness
+from imagepiece_jax.reduction import merging
+from imagepiece_jax.reduction.layer_plan import Counts
+from imagepiece_jax.reduction.methods.pitome import ByEnergy, PiToMe
+from imagepiece_jax.reduction.tokens import Taps, TokenState
+from tests.reduction.tokens_by_angle import costs, vectors
+
+
+@pytest.mark.parametrize(
+    "rate, tokens, macs",
+    [
+        (0.9, "178 161 145 131 118 107 97 88 80 73 66 60", 700335744),
+        (0.9125, "180 165 151 138 127 116 106 97 89 82 75 69", 746010240),
+        (0.925, "183 170 158 147 137 127 118 110 102 95 88 82", 807695616),
+        (0.95, "188 179 171 163 155 148 141 134 128 122 116 111", 930122496),
+        (0.975, "193 189 185 181 177 173 169 165 161 157 154 151", 1087059072),
+    ],
+)
+def test_counts_and_costs_are_its_authors(rate, tokens, macs):
+    found = costs({"name": "pitome", "keep_rate": rate})
+    assert found == ([int(n) for n in tokens.split()], macs)
+
+
+@pytest.mark.parametrize(
+    "protect, margin, together",
+    [
+        (False, 0.75, [{2, 3}, {4, 5}]),
+        (True, 0.25, [{1, 2, 3}]),
+    ],
+)
+def test_the_halves_by_hand(protect, margin, together):
+    key = vectors([0, 8, 20, 24, 90, 96, 150, 200])
+    x, size = jnp.arange(1.0, 9)[None, :, None], jnp.ones((1, 8))
+    taps = Taps(x, size, size, key, energy=uniqueness(key, margin), num_prefix=0)
+    found = ByEnergy(protect)(taps, Counts(n_in=8, n_out=6))
+    dest = np.asarray(found.dest[0])
+    groups = [set(np.flatnonzero(dest == slot)) for slot in range(6)]
+    assert [g for g in groups if len(g) > 1] == together
+    after = merging.apply(TokenState(x, size, num_prefix=0), found)
+    means = [np.mean([1 + t for t in group]) for group in groups]
+    np.testing.assert_allclose(after.x[0, :, 0], means, rtol=1e-6)
+
+
+@pytest.mark.parametrize("late_first", [False, True])
+def test_the_halves_of_a_model(late_first):
+    steps = PiToMe(late_first=late_first).steps(5)
+    protects = [step.reducer.protect for step in steps]
+    assert protects == [late_first] * 3 + [not late_first] * 2
