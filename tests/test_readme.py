@@ -45,24 +45,29 @@ def test_readme_is_short():
     assert len(README.read_text("utf-8").splitlines()) <= 200
 
 
-def test_the_new_method_keeps_the_tokens_of_largest_norm():
+def test_the_new_method_joins_tokens_to_those_of_largest_norm():
     space = {}
     code = block(ROOT / "docs" / "methods.md", "# imagepiece_jax/reduction/methods/")
     exec(compile(code, "docs/methods.md", "exec"), space)
-    steps = space["NormTopK"](keep_rate=0.5, blocks=(1,)).steps(4)
+    steps = space["NormMerge"](keep_rate=0.5, blocks=(1,)).steps(4)
     plan = layer_plan.build(4, 16, steps)
     assert [layer.mlp_tokens for layer in plan] == [17, 9, 9, 9]
     model = ViT(plan, embed_dim=8, num_heads=2, patch_size=2, num_classes=3)
     images = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
     outputs, _ = jax.jit(model.init_with_output)(jax.random.key(1), images)
-    norms = np.linalg.norm(outputs.taps[0].x, axis=-1)
-    for kept, norm in zip(np.asarray(outputs.results[0].dest) >= 0, norms, strict=True):
-        assert kept.sum() == 8
-        assert norm[kept].min() > norm[~kept].max()
-    # README shows the method alone.
-    short = block(README, "@dataclasses.dataclass(frozen=True)\nclass NormTopK(Method)")
-    exec(compile(short, "README.md", "exec"), space)
-    assert len(space["NormTopK"](keep_rate=0.5, blocks=(1, 2)).steps(4)) == 2
+    for x, dest in zip(outputs.taps[0].x, outputs.results[0].dest, strict=True):
+        x, dest = np.asarray(x, float), np.asarray(dest)
+        norm = np.linalg.norm(x, axis=-1)
+        longest = np.sort(np.argsort(-norm)[:8])  # slots are in spatial order
+        np.testing.assert_array_equal(dest[longest], np.arange(8))
+        unit = x / norm[:, None]
+        best = (unit @ unit[longest].T).argmax(axis=1)
+        others = np.setdiff1d(np.arange(16), longest)
+        np.testing.assert_array_equal(dest[others], best[others])
+    # README shows the reducer alone.
+    shown = block(README, "class JoinByNorm(Reducer)")
+    whole = code[code.index("class JoinByNorm(Reducer)") :]
+    assert whole.startswith(shown)
 
 
 def test_the_reducer_by_hand_fills_every_slot_and_drops_the_rest():
@@ -94,7 +99,7 @@ def test_every_command_names_what_exists(page):
             config = config_flags.load(f"{ROOT / name}{size}")
             from_config.check(config)
     for name in re.findall(r"(?<![\w/])configs/\w+\.py", text):
-        if "NAME" not in name and "norm_top_k" not in name:
+        if "NAME" not in name and "norm_merge" not in name:
             assert (ROOT / name).is_file(), name
     for package, name in re.findall(
         r"python -m (imagepiece_jax|tools)\.([\w.]+)", text
