@@ -134,9 +134,14 @@ def _entries(context, method) -> list[Entry] | str:
 
 
 def _trained(pretrained, depth, priced):
-    """Those of `priced` whose parameters the weights hold."""
+    """Those of `priced` whose parameters the weights hold.
+
+    From the cheapest on: a step that keeps every token has no parameters.
+    """
+    if not any(name.startswith("reducer") for name in pretrained.state_dict):
+        return [] if pretrained.untrained(priced[-1][1]) else priced
     lacking, found = {}, []
-    for cost, reduction in priced:
+    for cost, reduction in reversed(priced):
         # A reducer and its block decide the parameters, whatever it keeps.
         steps = methods.create(**settings.split(reduction)[0]).steps(depth)
         key = str([(step.block, step.reducer) for step in steps])
