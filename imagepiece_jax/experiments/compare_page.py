@@ -15,6 +15,7 @@ from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.experiments import render
 
 LEVEL = 0.05
+CLOSE = 0.025  # of a share: what is farther away is named
 NAMES = {"dense": "dense", "tome": "ToMe", "random": "random tokens"}
 COSTS = {"gmacs": "MACs", "ms": "time"}
 AHEAD, LEVELED, NO_BETTER = "↑", "≈", "°"
@@ -66,7 +67,7 @@ def _setting(report):
     return (
         f"`{report['weights']}`, {count:,} images of {report['images']['data']}; "
         f"{how}. Dense: {accuracy} % at {dense['gmacs']:.3f} GMACs. Each method stands "
-        f"at the setting whose {cost} come nearest to a share of the dense model's, "
+        f"at the setting that is nearest in {cost} to a share of the dense model, "
         f"within {100 * report['tolerance']:g} % of it; its other fields are its "
         "defaults, those that it was published with. No image chose a setting."
     )
@@ -78,7 +79,7 @@ def answer(report: Report) -> list[str]:
     for share in _reached(report):
         highest.setdefault(_at(report, share)[0]["method"], []).append(share)
     return [
-        _sentence(highest, "The highest accuracy has", ""),
+        _sentence(highest, "Highest accuracy", ""),
         _sentence(
             _where(report, "tome", lambda line: _verdict(line) > 0),
             "Ahead of ToMe at the same cost, beyond noise",
@@ -262,11 +263,16 @@ def noise(report: Report) -> list[str]:
             f"largest that is noise {max(level):.1f}: how many images change sides "
             "decides, not the difference alone."
         )
-    worst = max(abs(s["reached"] / s["share"] - 1) for s in report["settings"])
+    far = [
+        f"`{line['method']}` at {line['share']:g} ({line['reached']:.3f})"
+        for line in report["settings"]
+        if abs(line["reached"] / line["share"] - 1) > CLOSE
+    ]
     found.append(
-        f"Costs are matched to {100 * worst:.1f} % or better, so a difference of a few "
-        "tenths of a point can be one of cost. Random tokens are one draw for each "
-        "image: the intervals are over images, not over draws."
+        f"Costs are matched within {100 * CLOSE:g} %{' but for ' * bool(far)}"
+        f"{', '.join(far)}: a few tenths of a point can be a difference in cost. "
+        "Random tokens are one draw for each image: the intervals are over images, not "
+        "over draws."
     )
     return found
 

@@ -116,7 +116,7 @@ def test_settings_are_the_nearest_of_all_positions(context, report):
             reached.append(cost / context.dense)
         off = min(abs(share - line["share"]) for share in reached)
         assert abs(line["reached"] - line["share"]) == pytest.approx(off, abs=1e-12)
-        near = off <= 0.03 * line["share"]
+        near = off <= 0.05 * line["share"]
         assert near == (line in report["settings"])
         if near:
             assert line["gmacs"] / context.dense == pytest.approx(line["reached"])
@@ -233,14 +233,14 @@ MADE_UP = {
     "images": {"data": "csv:photos"},
     "metric": "gmacs",
     "shares": [0.9, 0.5],
-    "tolerance": 0.03,
+    "tolerance": 0.05,
     "timing": None,
     "left_out": [{"method": "spvit", "reason": "needs training"}],
     "out_of_reach": [line("clever", 0.9, 0) | {"reached": 0.7}],
     "dense": line("dense", 1.0, 80.0),
     "settings": [
         line("random", 0.5, 60.0),
-        line("tome", 0.5, 70.0),
+        line("tome", 0.5, 70.0, reached=0.48),
         line("clever", 0.5, 76.0),
         line("tome", 0.9, 79.0),
     ],
@@ -264,7 +264,7 @@ def test_the_page_says_what_the_figures_do():
         "| `tome` | **79.0** (-1.0) | 70.0 (-10.0) |",
         "| `random` | – | 60.0 (-20.0) |",
     ]
-    assert "The highest accuracy has: `tome` at 0.9; `clever` at 0.5." in page
+    assert "Highest accuracy: `tome` at 0.9; `clever` at 0.5." in page
     assert "Ahead of ToMe at the same cost, beyond noise: `clever` at 0.5." in page
     lossless = page.split("No measurable loss to the dense model: ")[1].split("\n")[0]
     assert lossless == "`clever` at 0.5; `tome` at 0.9."
@@ -278,6 +278,7 @@ def test_the_page_says_what_the_figures_do():
     assert "All 7 comparisons" in page and ". 5 differences are more than noise" in page
     assert "1 more of them leave zero out" in page
     assert "no noise is 6.0 points, the largest that is noise 4.0" in page
+    assert "within 2.5 % but for `tome` at 0.5 (0.480): a few tenths" in page
     assert "No setting has this cost: `clever` at 0.9 (nearest: 0.700)." in page
     assert page.count("No figure: `spvit` (needs training).") == 2
 
