@@ -29,7 +29,11 @@ def page(report) -> str:
 def readme(report) -> str:
     """What stands between README's marks."""
     start, rows, legend = compare_page.readme(report)
-    legend = textwrap.fill(legend, WIDTH, break_on_hyphens=False)
+    start += f" ([which reduction, at which cost](docs/{PAGE.name})):"
+    start, legend = (
+        textwrap.fill(part, WIDTH, break_on_hyphens=False, break_long_words=False)
+        for part in (start, legend)
+    )
     return f"{start}\n\n{rows}\n\n{legend}\n"
 
 

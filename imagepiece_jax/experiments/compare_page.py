@@ -332,9 +332,10 @@ def _origin(report):
 def readme(report: Report) -> tuple[str, str, str]:
     """README's part: a line on the setting, the table, what its marks mean."""
     rows, legend = table(report)
+    how = "Without any training" if report["trained_as"] == "none" else "Off the shelf"
     start = (
-        f"`{report['weights']}`, {report['dense']['images']:,} images, "
-        f"{report['dense']['gmacs']:.3f} GMACs dense:"
+        f"{how}: `{report['weights']}`, {report['dense']['images']:,} images, every "
+        f"method at equal costs; dense {report['dense']['gmacs']:.3f} GMACs"
     )
     return start, rows, legend
 
