@@ -1,6 +1,7 @@
 """A comparison: what is matched, paired and corrected, against slow counts."""
 
 import base64
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -23,7 +24,6 @@ from tests.models.tiny import fill
 
 IMAGES = 300
 SHARES = (0.75, 0.5)
-LEARNED = {"dynamicvit", "spvit", "token_learner", "imagepiece_dynamicvit"}
 
 
 class Photographs:
@@ -82,19 +82,33 @@ def context(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def learned(context):
+    """Methods that have parameters of their own."""
+
+    def parameters(name):
+        model = context.pretrained.model({"name": name})
+        return summary.shapes(model, 224)["params"]
+
+    every = set(METHODS) - {"none"}
+    found = {m for m in every if any(p.startswith("reducer") for p in parameters(m))}
+    assert {"dynamicvit", "spvit"} <= found < every - {"tome", "random"}
+    return found
+
+
+@pytest.fixture(scope="module")
 def report(context):
     return json.loads((context.out / "compare.json").read_text())
 
 
-def test_every_method_is_there_or_says_why_not(report):
+def test_every_method_is_there_or_says_why_not(report, learned):
     """At each share once; what has parameters of its own needs training."""
     every = set(METHODS) - {"none"}
     absent = {line["method"]: line["reason"] for line in report["left_out"]}
-    assert absent == dict.fromkeys(LEARNED, "needs training")
+    assert absent == dict.fromkeys(learned, "needs training")
     lines = report["settings"] + report["out_of_reach"]
     found = [(line["method"], line["share"]) for line in lines]
     assert len(found) == len(set(found))
-    assert set(found) == {(m, s) for m in every - LEARNED for s in SHARES}
+    assert set(found) == {(m, s) for m in every - learned for s in SHARES}
     page = json.dumps(report)
     assert "secret" not in page and "acc1" not in json.dumps(report["left_out"])
 
@@ -112,8 +126,9 @@ def test_settings_are_the_nearest_of_all_positions(context, report):
         assert line["reduction"] == whole
         reached = []
         for value in method.knob(12)[field]:
-            cost = context.pretrained.gmacs({"name": name, field: value})
-            reached.append(cost / context.dense)
+            with contextlib.suppress(InputError):  # of another size, as published
+                cost = context.pretrained.gmacs({"name": name, field: value})
+                reached.append(cost / context.dense)
         off = min(abs(share - line["share"]) for share in reached)
         assert abs(line["reached"] - line["share"]) == pytest.approx(off, abs=1e-12)
         near = off <= 0.05 * line["share"]
