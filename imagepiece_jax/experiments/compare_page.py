@@ -15,6 +15,7 @@ from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.experiments import render
 
 LEVEL = 0.05
+CLOSE = 0.025  # of a share: what is farther away is named
 NAMES = {"dense": "dense", "tome": "ToMe", "random": "random tokens"}
 COSTS = {"gmacs": "MACs", "ms": "time"}
 AHEAD, LEVELED, NO_BETTER = "↑", "≈", "°"
@@ -65,16 +66,20 @@ def _setting(report):
     accuracy = statistics.format_estimate(render.estimate(dense["acc1"]))
     return (
         f"`{report['weights']}`, {count:,} images of {report['images']['data']}; "
-        f"{how}. Dense: {accuracy} % at {dense['gmacs']:.3f} GMACs. Each method stands at the "
-        f"setting whose {cost} come nearest to a share of the dense model's, within "
-        f"{100 * report['tolerance']:g} % of it; its other fields are its defaults, "
-        "those that it was published with. No image chose a setting."
+        f"{how}. Dense: {accuracy} % at {dense['gmacs']:.3f} GMACs. Each method stands "
+        f"at the setting that is nearest in {cost} to a share of the dense model, "
+        f"within {100 * report['tolerance']:g} % of it; its other fields are its "
+        "defaults, those that it was published with. No image chose a setting."
     )
 
 
 def answer(report: Report) -> list[str]:
-    """What a reader wants to know, in three sentences."""
+    """What a reader wants to know, in four sentences."""
+    highest = {}
+    for share in _reached(report):
+        highest.setdefault(_at(report, share)[0]["method"], []).append(share)
     return [
+        _sentence(highest, "Highest accuracy", ""),
         _sentence(
             _where(report, "tome", lambda line: _verdict(line) > 0),
             "Ahead of ToMe at the same cost, beyond noise",
@@ -168,10 +173,10 @@ def _difference(line):
 
 
 def _fields(line):
-    return ", ".join(f"{k}={settle(v)}" for k, v in line["setting"].items())
+    return ", ".join(f"{k}={_typed(v)}" for k, v in line["setting"].items())
 
 
-def settle(value):
+def _typed(value):
     """A value of a field as it is typed: JSON's lists as tuples."""
     return tuple(value) if isinstance(value, list) else value
 
@@ -181,23 +186,30 @@ def table(report: Report) -> list[str]:
     shares = report["shares"]
     best = {share: _at(report, share)[0]["acc1"][0] for share in _reached(report)}
     lines = {(line["method"], line["share"]): line for line in report["settings"]}
-    behind = {}
-    for (method, share), line in lines.items():
-        behind.setdefault(method, []).append(best[share] - line["acc1"][0])
-    order = sorted(behind, key=lambda name: sum(behind[name]) / len(behind[name]))
     rows = [
         [f"`{method}`", *(_cell(report, lines.get((method, s)), best) for s in shares)]
-        for method in order
+        for method in _order(report)
     ]
     cost = COSTS[report["metric"]]
     head = [f"share of the dense {cost}", *(f"{share:g}" for share in shares)]
     dense = f"{report['dense']['acc1'][0]:.1f}"
     legend = (
-        f"acc1 in %, and points to the dense model's {dense}; bold: the highest of its "
-        f"column; {AHEAD}: ahead of ToMe, {LEVELED}: not told apart from ToMe; "
-        f"{NO_BETTER}: no better than random tokens; –: no setting has this cost."
+        f"acc1 in % (points to the dense {dense}). Bold: the highest of its column; "
+        f"{AHEAD}: ahead of ToMe, {LEVELED}: not told apart from it; {NO_BETTER}: no "
+        "better than random tokens; –: no setting of this cost."
     )
     return [render.table(head, rows), " ".join([legend, *_left_out(report)])]
+
+
+def _order(report):
+    """Methods by how far they are behind the highest accuracy, on average."""
+    behind = {}
+    for share in _reached(report):
+        at = _at(report, share)
+        for line in at:
+            lost = at[0]["acc1"][0] - line["acc1"][0]
+            behind.setdefault(line["method"], []).append(lost)
+    return sorted(behind, key=lambda name: sum(behind[name]) / len(behind[name]))
 
 
 def _reached(report):
@@ -223,7 +235,7 @@ def _left_out(report):
     reasons = {}
     for line in report["left_out"]:
         reasons.setdefault(line["reason"], []).append(f"`{line['method']}`")
-    return [f"{', '.join(names)}: {reason}." for reason, names in reasons.items()]
+    return [f"No figure: {', '.join(v)} ({k})." for k, v in reasons.items()]
 
 
 def noise(report: Report) -> list[str]:
@@ -240,10 +252,10 @@ def noise(report: Report) -> list[str]:
     found = [
         f"All {len(lines)} comparisons of this page (each method with the dense model, "
         "ToMe and random tokens, at each share) are one family: exact McNemar tests on "
-        f"the same images, corrected by Holm's rule at {100 * LEVEL:g} %: {len(apart)} "
-        "differences are more than noise. Brackets are 95 % intervals of one difference "
-        f"alone. {len(lost)} more of them leave zero out and yet are called noise: of "
-        "so many some would by chance."
+        f"the same images, corrected by Holm's rule at {100 * LEVEL:g} %. {len(apart)} "
+        "differences are more than noise. Brackets are 95 % intervals of one "
+        f"difference alone. {len(lost)} more of them leave zero out and yet are called "
+        "noise: of so many some would by chance."
     ]
     if apart and level:
         found.append(
@@ -251,11 +263,16 @@ def noise(report: Report) -> list[str]:
             f"largest that is noise {max(level):.1f}: how many images change sides "
             "decides, not the difference alone."
         )
-    worst = max(abs(s["reached"] / s["share"] - 1) for s in report["settings"])
+    far = [
+        f"`{line['method']}` at {line['share']:g} ({line['reached']:.3f})"
+        for line in report["settings"]
+        if abs(line["reached"] / line["share"] - 1) > CLOSE
+    ]
     found.append(
-        f"Costs are matched to {100 * worst:.1f} % or better, so a difference of a few "
-        "tenths of a point can be one of cost. Random tokens are one draw for each "
-        "image: the intervals are over images, not over draws."
+        f"Costs are matched within {100 * CLOSE:g} %{' but for ' * bool(far)}"
+        f"{', '.join(far)}: a few tenths of a point can be a difference in cost. "
+        "Random tokens are one draw for each image: the intervals are over images, not "
+        "over draws."
     )
     return found
 
@@ -312,42 +329,45 @@ def _origin(report):
     return text
 
 
-def readme(report: Report) -> str:
-    """README's part: one line, the table, the marks."""
+def readme(report: Report) -> tuple[str, str, str]:
+    """README's part: a line on the setting, the table, what its marks mean."""
     rows, legend = table(report)
+    how = "Without any training" if report["trained_as"] == "none" else "Off the shelf"
     start = (
-        f"`{report['weights']}`, {report['dense']['images']:,} images, "
-        f"{report['dense']['gmacs']:.3f} GMACs dense:"
+        f"{how}: `{report['weights']}`, {report['dense']['images']:,} images, every "
+        f"method at equal costs; dense {report['dense']['gmacs']:.3f} GMACs"
     )
-    return "\n\n".join([start, rows, legend])
+    return start, rows, legend
 
 
 def draw(path: str | os.PathLike, report: Report):
-    """Write a PNG: accuracy by share reached, a line a method.
+    """Write a PNG: accuracy by share, a line a method, the best on average first.
 
-    Bars are intervals of the paired difference to dense; lines are shifted a little, so
-    that bars do not hide each other.
+    Bars are intervals of the paired difference to dense. Methods stand side by side at
+    their share, so that bars do not hide each other.
     """
     from matplotlib import colormaps
 
     figure = plotting.new_figure(9, 5.5, layout="constrained")
     axes = figure.add_subplot()
-    names = list(dict.fromkeys(line["method"] for line in report["settings"]))
-    colors, markers = colormaps["tab20"].colors, "osD^vP*X<>ph"
+    names, shares = _order(report), _reached(report)
+    palette = colormaps["tab20"].colors
+    palette = [*palette[:14], *palette[16:]]  # gray is the random tokens'
+    palette = [*palette[::2], *palette[1::2]]  # the strong ones first
+    gap = min((a - b for a, b in itertools.pairwise(shares)), default=0.1)
     for place, name in enumerate(names):
         lines = [line for line in report["settings"] if line["method"] == name]
-        lines.sort(key=lambda line: line["reached"])
-        shift = 0.02 * (place / max(len(names) - 1, 1) - 0.5)
+        shift = 0.4 * gap * (place / max(len(names) - 1, 1) - 0.5)
         changes = [comparison(report, name, s["share"], "dense") for s in lines]
         strong = name in NAMES
         axes.errorbar(
-            [line["reached"] + shift for line in lines],
+            [line["share"] + shift for line in lines],
             [line["acc1"][0] for line in lines],
             yerr=_bars(changes),
-            color={"tome": "black", "random": "gray"}.get(name, colors[place % 20]),
+            color={"tome": "black", "random": "gray"}.get(name, palette[place % 18]),
             linestyle="--" if name == "random" else "-",
-            linewidth=2 if strong else 1,
-            marker=markers[place % len(markers)],
+            linewidth=2 if strong else 1.2,
+            marker="osD^vP*X<>ph"[place % 12],
             markersize=5,
             capsize=2,
             elinewidth=0.8,
@@ -356,7 +376,9 @@ def draw(path: str | os.PathLike, report: Report):
         )
     dense = report["dense"]["acc1"][0]
     axes.axhline(dense, color="black", linewidth=0.8, linestyle=":", label="dense")
-    axes.set_xlabel(f"share of the dense model's {COSTS[report['metric']]}")
+    axes.set_xticks(shares)
+    cost, within = COSTS[report["metric"]], 100 * report["tolerance"]
+    axes.set_xlabel(f"share of the dense model's {cost}, matched within {within:g} %")
     axes.set_ylabel("acc1, % (bars: 95 %, paired difference to dense)")
     axes.grid(alpha=0.3)
     figure.legend(frameon=False, fontsize=8, loc="outside right upper")

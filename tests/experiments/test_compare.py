@@ -1,0 +1,353 @@
+"""A comparison: what is matched, paired and corrected, against slow counts."""
+
+import base64
+import contextlib
+import dataclasses
+import json
+import pathlib
+import types
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.experiments import compare, compare_page
+from imagepiece_jax.experiments.context import OffTheShelf, Options, plan_facts
+from imagepiece_jax.models import convert, registry, summary
+from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.reduction import settings
+from imagepiece_jax.reduction.methods import METHODS
+from tests.experiments import tiny_context
+from tests.models.tiny import fill
+
+IMAGES = 300
+SHARES = (0.75, 0.5)
+
+
+class Photographs:
+    """A set of so many images."""
+
+    name, image_size = "csv:/secret/photos/labels.csv", 224
+    setting = {"data": name, "images": IMAGES}
+
+    def __len__(self):
+        return IMAGES
+
+
+class Guessing:
+    """A context of DeiT-Ti that errs by chance, the more the less it computes."""
+
+    images, speed_batch, timed = Photographs(), 8, True
+    rules = tiny_context.Rules(2, 1, 0.0)
+
+    def __init__(self, out, shares=SHARES, methods=(), metric="gmacs"):
+        self.out, self.known, self.trials = out, set(), []
+        self.options = Options(shares=shares, methods=methods, metric=metric)
+        size = {"name": "deit_ti", "image_size": 224, "num_classes": 1000}
+        fields = size | {"stem": "patch", "depth": 12}
+        tensors = {"cls_token": np.zeros((1, 1, 192), np.float32)}
+        self.pretrained = Pretrained(
+            pathlib.Path("tiny.pth"), fields, settings.DENSE, tensors=tensors
+        )
+        vars(self.pretrained)["digest"] = "0"
+        self.dense = self.pretrained.gmacs()
+
+    def evaluated(self, pretrained, reduction):
+        return str(reduction) in self.known
+
+    def evaluate(self, pretrained, reduction):
+        self.known.add(str(reduction))
+        figures = plan_facts(pretrained.model(reduction), 224)
+        draw = np.random.default_rng(sum(map(ord, reduction["name"])))
+        right = draw.uniform(size=IMAGES) < (figures["gmacs"] / self.dense) ** 0.5
+        bits = base64.b64encode(np.packbits(right).tobytes()).decode()
+        figures |= {"acc5": 99.0, "loss": 1.0, "images": IMAGES, "right": bits}
+        accuracy = statistics.accuracy(right)
+        return types.SimpleNamespace(figures=figures, right=right, accuracy=accuracy)
+
+    def speed(self, pretrained, reduction):
+        """Time falls more slowly than MACs."""
+        self.trials.append(reduction)
+        ratio = (self.dense / pretrained.gmacs(reduction)) ** 0.7
+        return {"ratio": ratio, "ratio_min": 0.9 * ratio, "ratio_max": 1.1 * ratio}
+
+
+@pytest.fixture(scope="module")
+def context(tmp_path_factory):
+    made = Guessing(tmp_path_factory.mktemp("compare"))
+    compare.compare(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def learned(context):
+    """Methods that have parameters of their own."""
+
+    def parameters(name):
+        model = context.pretrained.model({"name": name})
+        return summary.shapes(model, 224)["params"]
+
+    every = set(METHODS) - {"none"}
+    found = {m for m in every if any(p.startswith("reducer") for p in parameters(m))}
+    assert {"dynamicvit", "spvit"} <= found < every - {"tome", "random"}
+    return found
+
+
+@pytest.fixture(scope="module")
+def report(context):
+    return json.loads((context.out / "compare.json").read_text())
+
+
+def test_every_method_is_there_or_says_why_not(report, learned):
+    """At each share once; what has parameters of its own needs training."""
+    every = set(METHODS) - {"none"}
+    absent = {line["method"]: line["reason"] for line in report["left_out"]}
+    assert absent == dict.fromkeys(learned, "needs training")
+    lines = report["settings"] + report["out_of_reach"]
+    found = [(line["method"], line["share"]) for line in lines]
+    assert len(found) == len(set(found))
+    assert set(found) == {(m, s) for m in every - learned for s in SHARES}
+    page = json.dumps(report)
+    assert "secret" not in page and "acc1" not in json.dumps(report["left_out"])
+
+
+def test_settings_are_the_nearest_of_all_positions(context, report):
+    """By brute force over the knob; all other fields are the defaults."""
+    for line in report["settings"] + report["out_of_reach"]:
+        name, method = line["method"], METHODS[line["method"]]()
+        own = dict(line["setting"])
+        assert set(own) == set(method.knob(12))
+        (field,) = own
+        usual = settings.completed({"name": name})
+        # JSON has lists where fields are tuples.
+        whole = json.loads(json.dumps(usual | own))
+        assert line["reduction"] == whole
+        reached = []
+        for value in method.knob(12)[field]:
+            with contextlib.suppress(InputError):  # of another size, as published
+                cost = context.pretrained.gmacs({"name": name, field: value})
+                reached.append(cost / context.dense)
+        off = min(abs(share - line["share"]) for share in reached)
+        assert abs(line["reached"] - line["share"]) == pytest.approx(off, abs=1e-12)
+        near = off <= 0.05 * line["share"]
+        assert near == (line in report["settings"])
+        if near:
+            assert line["gmacs"] / context.dense == pytest.approx(line["reached"])
+
+
+def bits(line):
+    """Which images were right, one by one."""
+    data = base64.b64decode(line["right"])
+    return [data[i // 8] >> (7 - i % 8) & 1 for i in range(line["images"])]
+
+
+def test_comparisons_are_those_of_a_slow_count(report):
+    """Each pair once: to dense, ToMe and random tokens; exact binomial p; Holm."""
+    at = {(line["method"], line["share"]): bits(line) for line in report["settings"]}
+    at |= {("dense", share): bits(report["dense"]) for share in SHARES}
+    pairs, p = [], []
+    for line in report["comparisons"]:
+        one, other = at[line["method"], line["share"]], at[line["to"], line["share"]]
+        gained = sum(a > b for a, b in zip(one, other, strict=True))
+        lost = sum(a < b for a, b in zip(one, other, strict=True))
+        assert (line["gained"], line["lost"]) == (gained, lost)
+        value, low, high = line["points"]
+        assert value == pytest.approx(100 * (gained - lost) / IMAGES)
+        assert low < value < high
+        p.append(stats.binomtest(gained, gained + lost).pvalue)
+        assert line["p"] == pytest.approx(p[-1])
+        pairs.append((line["share"], frozenset((line["method"], line["to"]))))
+    assert len(set(pairs)) == len(pairs)
+    expected = {
+        (share, frozenset((method, to)))
+        for method, share in at
+        for to in ("dense", "tome", "random")
+        if to != method
+    }
+    assert set(pairs) == expected
+    # Holm, in words: the k-th smallest times the tests left, never below a smaller's.
+    least = 0.0
+    for place, index in enumerate(np.argsort(p)):
+        least = max(least, (len(p) - place) * p[index])
+        assert report["comparisons"][index]["holm"] == pytest.approx(min(1.0, least))
+
+
+def test_nothing_is_measured_twice_and_the_rest_is_counted(tmp_path, capsys):
+    made = Guessing(tmp_path, methods=("evit",))
+    made.evaluate(made.pretrained, settings.DENSE)
+    compare.measure(made)
+    lines = capsys.readouterr().err
+    assert lines.startswith("1 of 6: 2 of 6, about 1 min left: 3 of 6, about 1 min")
+    compare.measure(made)
+    assert not capsys.readouterr().err
+
+
+def test_shares_that_nothing_reaches_are_a_mistake(tmp_path):
+    with pytest.raises(InputError, match="--shares is 0.01: no method has a setting"):
+        compare.measure(Guessing(tmp_path, shares=(0.01,), methods=("evit",)))
+
+
+def test_by_time_settings_are_the_nearest_that_were_timed(tmp_path):
+    made = Guessing(tmp_path, methods=("evit",), metric="ms")
+    compare.compare(made)
+    assert len(made.trials) <= compare.MAX_TRIALS * 3 * len(SHARES)
+    found = json.loads((tmp_path / "compare.json").read_text())
+    assert {(s["method"], s["share"]) for s in found["settings"]} == {
+        (method, share) for method in ("evit", "tome", "random") for share in SHARES
+    }
+    for line in found["settings"]:
+        assert line["reached"] == pytest.approx(1 / line["speed"]["ratio"])
+        assert line["reached"] == pytest.approx(line["share"], rel=0.03)
+        # MACs fall further than time, so the nearest by MACs would have been too slow.
+        assert line["gmacs"] / made.dense < 0.97 * line["share"]
+    assert found["timing"]["batch_size"] == 8
+    page = (tmp_path / "compare.md").read_text()
+    line = next(s for s in found["settings"] if s["method"] == "evit")
+    low, high = line["reached"] / 1.1, line["reached"] / 0.9
+    assert f"| {line['reached']:.3f} ({low:.3f} to {high:.3f}) |" in page
+    assert "share of the dense time" in page
+
+
+def test_a_run_keeps_its_own_fields_and_parameters(tmp_path):
+    """DynamicViT's weights: its blocks are not the defaults, and nothing is missing."""
+    own = {"name": "dynamicvit", "keep_rate": 0.7, "blocks": (1, 2)}
+    model = registry.create_model(**tiny_context.FIELDS, reduction=own)
+    tensors = convert.to_timm(fill(summary.shapes(model, 16), 0))
+    pretrained = Pretrained(tmp_path, tiny_context.FIELDS, own, tensors=tensors)
+    context = tiny_context.context(
+        tmp_path, pretrained, options=Options(shares=(0.5, 0.9))
+    )
+    context.cache.close()
+    one, other = compare._entries(context, "dynamicvit")
+    assert one.reduction["blocks"] == (1, 2) and one.reached < other.reached
+    assert set(one.shown) == {"keep_rate", "blocks"}
+    # Selectors at blocks 3, 6 and 9 do not fit four blocks, SPViT's are not there.
+    without = dataclasses.replace(pretrained, reduction=settings.DENSE)
+    context = dataclasses.replace(context, models=OffTheShelf(without))
+    reason = compare._entries(context, "dynamicvit")
+    assert reason.startswith("does not fit this model: config.reduction has a step at")
+    assert compare._entries(context, "token_learner") == "needs training"
+
+
+def line(method, share, value, **more):
+    figures = {"gmacs": share, "tokens": 9, "reached": share, "images": 100}
+    figures |= {"method": method, "share": share, "setting": {"r": 3}}
+    return figures | {"acc1": [value, value - 5, value + 5]} | more
+
+
+def to(method, other, points, holm, share=0.5):
+    found = {"method": method, "to": other, "share": share, "holm": holm}
+    return found | {"points": [points, points - 2, points + 2], "p": holm / 9}
+
+
+MADE_UP = {
+    "weights": "tiny.pth",
+    "trained_as": "none",
+    "images": {"data": "csv:photos"},
+    "metric": "gmacs",
+    "shares": [0.9, 0.5],
+    "tolerance": 0.05,
+    "timing": None,
+    "left_out": [{"method": "spvit", "reason": "needs training"}],
+    "out_of_reach": [line("clever", 0.9, 0) | {"reached": 0.7}],
+    "dense": line("dense", 1.0, 80.0),
+    "settings": [
+        line("random", 0.5, 60.0),
+        line("tome", 0.5, 70.0, reached=0.48),
+        line("clever", 0.5, 76.0),
+        line("tome", 0.9, 79.0),
+    ],
+    "comparisons": [
+        to("random", "dense", -20.0, 0.001),
+        to("random", "tome", -10.0, 0.01),
+        to("tome", "dense", -10.0, 0.01),
+        to("clever", "dense", -4.0, 0.3),
+        to("clever", "tome", 6.0, 0.04),
+        to("clever", "random", 16.0, 0.001),
+        to("tome", "dense", -1.0, 0.9, 0.9),
+    ],
+}
+
+
+def test_the_page_says_what_the_figures_do():
+    page = compare_page.page(MADE_UP, "plot.png")
+    rows = [row for row in page.splitlines() if row.startswith("| `")]
+    assert rows[:3] == [
+        "| `clever` | – | **76.0** (-4.0) ↑ |",
+        "| `tome` | **79.0** (-1.0) | 70.0 (-10.0) |",
+        "| `random` | – | 60.0 (-20.0) |",
+    ]
+    assert "Highest accuracy: `tome` at 0.9; `clever` at 0.5." in page
+    assert "Ahead of ToMe at the same cost, beyond noise: `clever` at 0.5." in page
+    lossless = page.split("No measurable loss to the dense model: ")[1].split("\n")[0]
+    assert lossless == "`clever` at 0.5; `tome` at 0.9."
+    assert "Every method is better than random tokens of the same cost." in page
+    assert (
+        "| 0.5 | `clever` | r=3 | 76.0 [71.0, 81.0] | -4.0 [-6.0, -2.0], noise |"
+        in (page)
+    )
+    # Turned: ToMe has ten more than random tokens.
+    assert "-10.0 [-12.0, -8.0] |  | +10.0 [+8.0, +12.0] |" in page
+    assert "All 7 comparisons" in page and ". 5 differences are more than noise" in page
+    assert "1 more of them leave zero out" in page
+    assert "no noise is 6.0 points, the largest that is noise 4.0" in page
+    assert "within 2.5 % but for `tome` at 0.5 (0.480): a few tenths" in page
+    assert "No setting has this cost: `clever` at 0.9 (nearest: 0.700)." in page
+    assert page.count("No figure: `spvit` (needs training).") == 2
+
+
+def test_marks_of_noise():
+    """Not told apart from ToMe, and no better than random tokens."""
+    level = [
+        {**each, "holm": 0.5} if each["method"] == "clever" else each
+        for each in MADE_UP["comparisons"]
+    ]
+    changed = {**MADE_UP, "comparisons": level}
+    rows, _ = compare_page.table(changed)
+    assert "**76.0** (-4.0) ≈° |" in rows
+    sentences = compare_page.answer(changed)
+    assert sentences[1].startswith("No method is ahead of ToMe")
+    assert sentences[3].endswith("as far as this shows: `clever` at 0.5.")
+
+
+def test_the_json_is_read_back_as_it_was(report):
+    assert json.loads(compare_page.dumps(MADE_UP)) == MADE_UP
+    text = compare_page.dumps(report)
+    assert json.loads(text) == report
+    assert len(text.splitlines()) > len(report["settings"] + report["comparisons"])
+
+
+def test_the_plot_is_written(tmp_path, report):
+    compare_page.draw(tmp_path / "plot.png", report)
+    assert (tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.slow
+def test_a_stopped_comparison_resumes(tmp_path, capsys, monkeypatch):
+    """A tiny model on digits, stopped at its third setting."""
+    weights = tiny_context.pretrained(tmp_path, depth=12, patch_size=4)
+    options = Options(shares=(0.6,), methods=("random",))
+    first = tiny_context.context(tmp_path, weights, options=options)
+    measured, real = [], type(first).evaluate
+
+    def evaluate(self, pretrained, reduction, images=None):
+        measured.append(reduction["name"])
+        if measured == ["none", "tome", "random"]:
+            raise KeyboardInterrupt
+        return real(self, pretrained, reduction, images)
+
+    monkeypatch.setattr(type(first), "evaluate", evaluate)
+    with pytest.raises(KeyboardInterrupt):
+        compare.compare(first)
+    first.cache.close()
+    assert not (tmp_path / "compare.json").exists()
+    capsys.readouterr()
+    second = tiny_context.context(tmp_path, weights, options=options)
+    compare.compare(second)
+    second.cache.close()
+    assert capsys.readouterr().err.count("measuring") == 1
+    found = json.loads((tmp_path / "compare.json").read_text())
+    assert [line["method"] for line in found["settings"]] == ["tome", "random"]
+    assert found["dense"]["images"] == 24
