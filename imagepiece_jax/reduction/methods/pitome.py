@@ -55,6 +55,10 @@ class PiToMe(Method):
     late_first: bool = switch(False)
     metric: str = choice("key", METRICS)
 
+    def knob(self, depth):
+        """In every block a little: finer than the rates of three steps."""
+        return {"keep_rate": [i / 400 for i in range(200, 401)]}
+
     def steps(self, depth):
         half = math.ceil(depth / 2)
         return tuple(

@@ -93,6 +93,10 @@ class ToFu(Method):
     rescale: str = choice("destination", ("destination", "mean"))
     metric: str = choice("key", METRICS)
 
+    def knob(self, depth):
+        """In every block a little: finer than the rates of three steps."""
+        return {"keep_rate": [i / 400 for i in range(200, 401)]}
+
     def steps(self, depth):
         discard, fuse = Discard(self.metric), Fuse(self.metric, self.rescale)
         return tuple(
