@@ -110,6 +110,7 @@ def get_config():
     #                     learn from, frozen: a file, folder, run or hf://OWNER/NAME
     # Of a teacher for distillation, where its weights do not say it; empty: its own.
     config.teacher.name = config_dict.placeholder(str)  # timm's, as config.model.name
+    config.teacher.num_heads = config_dict.placeholder(int)  # of attention
     config.teacher.image_size = config_dict.placeholder(int)  # pixels a side
     config.teacher.mean = config_dict.placeholder(tuple)  # of the images that it sees
     config.teacher.std = config_dict.placeholder(tuple)  # likewise

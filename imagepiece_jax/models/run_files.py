@@ -35,7 +35,7 @@ LATER = {
         "eval_crop_mode": "center",
         "eval_interpolation": "bicubic",
     },
-    "teacher": dict.fromkeys(("name", "image_size", "mean", "std")),
+    "teacher": dict.fromkeys(("name", "num_heads", "image_size", "mean", "std")),
 }
 WITHOUT_DISTILLATION = {"kind": "none", "temperature": 3.0, "weight": 0.5}
 

@@ -20,7 +20,8 @@ from imagepiece_jax.reduction.settings import DENSE
 from imagepiece_jax.training import from_config, initial_weights
 from imagepiece_jax.training.logging import say
 
-FIELDS = ("name", "image_size", "mean", "std")  # of config.teacher, beside weights
+# Of config.teacher, beside weights.
+FIELDS = ("name", "num_heads", "image_size", "mean", "std")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +52,9 @@ class Teacher:
             images = jax.image.resize(images, (batch, *wanted, channels), "cubic")
         ours, theirs = (self.mean, self.std), (self.model.mean, self.model.std)
         if not np.allclose(ours, theirs, rtol=1e-6, atol=0):
-            mean, std, own_mean, own_std = map(np.float64, (*ours, *theirs))
+            shape = (1, 1, 1, channels)
+            values = (np.reshape(v, shape) for v in (*ours, *theirs))
+            mean, std, own_mean, own_std = values
             scale, shift = std / own_std, (mean - own_mean) / own_std
             images = images * jnp.float32(scale) + jnp.float32(shift)
         return images
@@ -118,7 +121,8 @@ def _any(config, dense):
             )
         variables = found.restore(model, fields["image_size"], other=True)
     except InputError as error:
-        raise InputError(f"config.teacher.weights: {error}") from error
+        text = str(error).replace("--config.model.", "--config.teacher.")
+        raise InputError(f"config.teacher.weights: {text}") from error
     if not (given["mean"] or found.says_normalization):
         flags = "config.teacher.mean and config.teacher.std"
         say(f"note: {unknown_normalization(found.path, flags)}")
