@@ -4,6 +4,7 @@ python -m imagepiece_jax.experiments table1 --data folder:PATH --weights FILE_OR
 python -m imagepiece_jax.experiments table1 --data ... --runs FOLDER_OF_TRAINED_RUNS
 python -m imagepiece_jax.experiments table1 --data ... --weights FILE --small
 python -m imagepiece_jax.experiments search --data ... --weights FILE --budget 0.5
+python -m imagepiece_jax.experiments adapt --data ... --weights FILE
 
 With --weights alone one checkpoint stands for every row, off the shelf; --runs takes
 the runs that were trained with each reduction; --small fine-tunes the weights with each
@@ -12,7 +13,7 @@ was stopped.
 
 NAME: table1, table2, hyperspeed, table3, masking, reassess, similarity, overlap,
 lcb-similarity, combos, ablation, tome-offtheshelf, evit-table, throughput; all of them;
-or search.
+search; or adapt.
 """
 
 import dataclasses
@@ -23,7 +24,9 @@ from imagepiece_jax import cli, config_flags
 from imagepiece_jax.benchmark import timer
 from imagepiece_jax.experiments import masking, runner
 
-config_flags.define("a config file: of --weights that lack a config, of --small's runs")
+config_flags.define(
+    "a config file: of --weights that lack a config, of --small's runs, of adapt's"
+)
 WEIGHTS = cli.weights()
 NORMALIZATION = cli.normalization()
 RUNS = flags.DEFINE_string("runs", None, "a folder of trained runs, one a model")
@@ -50,6 +53,7 @@ flags.DEFINE_bool("mask_grid", False, "masking: on different patches")
 flags.DEFINE_list("budget", ["0.5"], "search: shares of the dense model's cost")
 flags.DEFINE_enum("metric", "gmacs", ["gmacs", "ms"], "search: what is budget")
 flags.DEFINE_integer("candidates", 48, "search: settings beside published ones", 1)
+flags.DEFINE_integer("folds", 5, "adapt: parts of the data, each tested on once")
 
 
 def main(words):

@@ -12,6 +12,7 @@ from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.experiments import analysis, tables
+from imagepiece_jax.experiments.adapt import adapt
 from imagepiece_jax.experiments.cache import ResultCache
 from imagepiece_jax.experiments.context import (
     Context,
@@ -45,8 +46,11 @@ EXPERIMENTS = {
     "evit-table": tables.evit_table,
     "throughput": throughput,
     "search": search,
+    "adapt": adapt,
 }
-ONE_CHECKPOINT = ("table3", "tome-offtheshelf", "throughput", "search")  # no --small
+ALONE = ("search", "adapt")  # no part of "all"
+# No --small.
+ONE_CHECKPOINT = ("table3", "tome-offtheshelf", "throughput", *ALONE)
 FINETUNING = "deit_ti_finetune_small.py"  # the config of --small
 
 
@@ -80,6 +84,7 @@ class Settings:
     budget: list[str]
     metric: str
     candidates: int
+    folds: int
 
 
 def select(words: list[str], small: bool, timed: bool) -> list[str]:
@@ -91,7 +96,7 @@ def select(words: list[str], small: bool, timed: bool) -> list[str]:
     if words[0] != "all":
         return words
     # With --small only what trains; without speeds nothing that is speeds alone.
-    names = [name for name in EXPERIMENTS if name != "search"]
+    names = [name for name in EXPERIMENTS if name not in ALONE]
     names = [name for name in names if timed or name != "throughput"]
     return [name for name in names if not small or name not in ONE_CHECKPOINT]
 
@@ -108,6 +113,7 @@ def check(names: list[str], settings: Settings) -> tuple[list[int], Options]:
         budget=tuple(dict.fromkeys(map(_share, settings.budget))),
         metric=settings.metric,
         candidates=settings.candidates,
+        folds=settings.folds,
         size=settings.size,
         batch_sizes=tuple(suite.batch_sizes(settings.batch_sizes)),
         modes=tuple(suite.modes(settings.modes, "modes")),
@@ -120,7 +126,7 @@ def check(names: list[str], settings: Settings) -> tuple[list[int], Options]:
     if settings.small and names[0] in ONE_CHECKPOINT:
         allowed = [name for name in EXPERIMENTS if name not in ONE_CHECKPOINT]
         raise InputError(
-            f"--small: {names[0]} trains nothing; allowed are {', '.join(allowed)}"
+            f"--small: {names[0]} has no such form; allowed are {', '.join(allowed)}"
         )
     if settings.normalization and settings.runs:
         raise InputError("--mean and --std are of --weights; runs have their own")
@@ -152,7 +158,7 @@ def run(names: list[str], settings: Settings):
     out = pathlib.Path(settings.out or "runs/experiments")
     models = images = None
     if names != ["throughput"]:
-        models = _models(settings, out, seeds)
+        models = _models(settings, out, seeds, trains=names == ["adapt"])
         images = _images(settings, models)
     cache = ResultCache(out, settings.again, device.versions())
     with contextlib.closing(cache):
@@ -188,12 +194,15 @@ def _run_one(name, context, alone):
         print(f"{name} is left out: {error}\n", flush=True)
 
 
-def _models(settings, out, seeds):
-    """Trained runs, a Finetuner, or one checkpoint off the shelf."""
+def _models(settings, out, seeds, trains):
+    """Trained runs, a Finetuner, or one checkpoint off the shelf.
+
+    trains: --config says how is trained, not what the weights are.
+    """
     dtype = settings.dtype or xla_options.fast_dtype()
     if settings.runs:
         return TrainedRuns(tuple(runs_in(settings.runs, dtype)))
-    config = None if settings.small else settings.config
+    config = None if settings.small or trains else settings.config
     pretrained = for_analysis(settings.weights, config, dtype, settings.normalization)
     if not settings.small:
         return OffTheShelf(pretrained)

@@ -32,12 +32,12 @@ def words(tmp_path_factory):
 
 def test_all_are_those_that_the_flags_allow():
     whole = runner.select(["all"], small=False, timed=True)
-    assert [*whole, "search"] == list(runner.EXPERIMENTS)
+    assert [*whole, *runner.ALONE] == list(runner.EXPERIMENTS)
     assert set(whole) - set(runner.select(["all"], False, timed=False)) == {
         "throughput"
     }
     trained = runner.select(["all"], small=True, timed=True)
-    assert set(whole) - set(trained) == set(runner.ONE_CHECKPOINT) - {"search"}
+    assert set(whole) - set(trained) == set(runner.ONE_CHECKPOINT) - set(runner.ALONE)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_mistakes_in_flags(tmp_path, given, message):
     [
         (["table1", "--small", "--runs=x"], "--runs and --small are both given"),
         (["search", "--metric=ms"], "--metric ms measures speed; allowed"),
-        (["table3", "--small"], "--small: table3 trains nothing; allowed are table1"),
+        (["table3", "--small"], "--small: table3 has no such form; allowed are table1"),
     ],
 )
 def test_contradictions_of_flags(tmp_path, words, given, message):
