@@ -15,7 +15,7 @@ read: any images will do, those of PATH/train without folders of classes, too.
 
 python train.py --config configs/deit_ti_distill_finetune.py \\
         --config.init.weights=FILE --config.teacher.weights=FILE \\
-        --config.data.name=folder:PATH --config.batch_size=64 --config.lr=8e-4 \\
+        --config.data.name=folder:PATH --config.batch_size=64 --config.lr=2.4e-4 \\
         --config.model.dtype=float32
 """
 
