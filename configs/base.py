@@ -106,7 +106,21 @@ def get_config():
     config.ema_decay = 0.99996  # average of the weights, reported beside; 0: off
 
     config.teacher = config_dict.ConfigDict()
-    config.teacher.weights = ""  # of the dense model that some methods learn from
+    config.teacher.weights = ""  # of the model that distillation and some methods
+    #                     learn from, frozen: a file, folder, run or hf://OWNER/NAME
+    # Of a teacher for distillation, where its weights do not say it; empty: its own.
+    config.teacher.name = config_dict.placeholder(str)  # timm's, as config.model.name
+    config.teacher.num_heads = config_dict.placeholder(int)  # of attention
+    config.teacher.image_size = config_dict.placeholder(int)  # pixels a side
+    config.teacher.mean = config_dict.placeholder(tuple)  # of the images that it sees
+    config.teacher.std = config_dict.placeholder(tuple)  # likewise
+
+    config.distill = config_dict.ConfigDict()
+    config.distill.kind = "none"  # "soft": learn the teacher's probabilities, "hard":
+    #                     its first class; with a distillation token by its head
+    config.distill.temperature = 3.0  # of "soft": divides the logits of both
+    config.distill.weight = 0.5  # of the teacher's term, 1 - weight of the labels';
+    #                     1: training images need no labels
 
     config.init = config_dict.ConfigDict()
     config.init.weights = ""  # a weights file or a run's folder to start from

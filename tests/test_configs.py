@@ -15,7 +15,7 @@ from configs import base
 from imagepiece_jax import config_flags
 from imagepiece_jax.models import summary
 from imagepiece_jax.reduction.methods import METHODS
-from imagepiece_jax.training import from_config, run_dir
+from imagepiece_jax.training import field_checks, from_config, run_dir
 from tests.runs import ROOT
 
 FILES = sorted((ROOT / "configs").glob("*.py"))
@@ -293,7 +293,7 @@ def test_numbers_of_base_are_checked():
         if isinstance(value, (int, float)) and not isinstance(value, bool)
     }
     elsewhere = {"model.drop_path_rate", "lr_offset"}
-    assert numbers == set(from_config.RANGES) | elsewhere
+    assert numbers == set(field_checks.RANGES) | elsewhere
 
 
 def test_fields_that_may_change_exist():

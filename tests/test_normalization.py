@@ -252,6 +252,16 @@ def test_a_new_run_settles_on_what_it_starts_from(
     assert again.model.mean == mean
 
 
+def test_a_teacher_of_other_images_leaves_the_students_alone(tmp_path, folder):
+    """Only a start from nothing takes the images of a model that it distils."""
+    fields = {"init.weights": "w.npz", "teacher.weights": "own.npz"}
+    for chosen, mean in ((fields, MEAN), ({"teacher.weights": "own.npz"}, HALF)):
+        made = run_config(folder, **chosen)
+        made.distill.kind = "hard"
+        initial_weights.settle_normalization(made, tmp_path)
+        assert made.model.mean == mean
+
+
 def test_weights_of_other_images_are_refused(folder, model):
     """As a start, as a teacher, and to be evaluated first."""
     said = r"config.model.mean is \(0.485, .* was trained with \(0.5, 0.5, 0.5\)"
@@ -288,7 +298,8 @@ def test_training_notes_a_file_without_a_mean(tmp_path, folder):
 def test_a_run_from_before_the_fields_is_the_same_run(tmp_path):
     """It is compared, and ends only at weights that are not there."""
     older = config(**{"init.weights": "no.npz"}).to_dict()
-    del older["model"]["mean"], older["model"]["std"]
+    del older["model"]["mean"], older["model"]["std"], older["distill"]
+    older["teacher"] = {"weights": older["teacher"]["weights"]}
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text(json.dumps(older))
     words = ["--config.init.weights=no.npz"]

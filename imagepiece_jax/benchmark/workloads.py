@@ -142,7 +142,7 @@ def training_step(config, place=lambda model: model):
     rate = from_config.schedule(config, STEPS_PER_EPOCH)
     optimizer = from_config.adamw(config, rate, STEPS_PER_EPOCH)
     teacher = placed = None
-    if from_config.method(config).needs_teacher:
+    if from_config.has_teacher(config):  # timed as one of the student's size
         teacher = from_config.dense(config, drop_path_rate=0.0)
         placed = place(teacher)
     step = from_config.step(config, place(model), optimizer, rate, placed)

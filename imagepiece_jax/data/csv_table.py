@@ -35,11 +35,14 @@ class _Name(NamedTuple):
     line: int
 
 
-def read(path: str, split: str, num_classes: int | None = None) -> Table:
+def read(
+    path: str, split: str, num_classes: int | None = None, labeled: bool = True
+) -> Table:
     """The Table of `split` ("train" or "val") of the CSV file `path`, in UTF-8.
 
     All rows are checked, of the other split all but the existence of the file.
-    `num_classes` None: as many as the labels of both splits need. InputError naming the
+    `num_classes` None: as many as the labels of both splits need. Not `labeled`:
+    training images have the label -1. InputError naming the
     line for what cannot be read, a label outside the classes, a label with two class
     names, an image in both splits or twice in the test, and for a training split that
     lacks a class.
@@ -57,18 +60,17 @@ def read(path: str, split: str, num_classes: int | None = None) -> Table:
                         f"{where} has more fields than the {len(table.fieldnames)} "
                         "columns: text with a comma must stand in double quotes"
                     )
-                row = _Row(
-                    line=table.line_num,
-                    label=_label(fields["label"], num_classes, where),
-                    split=_split(fields["split"], where) if has_split else "val",
-                )
+                part = _split(fields["split"], where) if has_split else "val"
+                known = labeled or part == "val"
+                label = _label(fields["label"], num_classes, where) if known else -1
+                row = _Row(table.line_num, label, part)
                 highest = max(highest, row.label)
                 if row.split == split:
                     _check_file(fields["filename"], path, where)
                     files.append(fields["filename"])
                     labels.append(row.label)
                 repeats.check(fields["filename"] or "", row, where)
-                if "class" in fields:
+                if known and "class" in fields:
                     _note_name(names, row, fields["class"], where)
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})") from error
@@ -81,7 +83,7 @@ def read(path: str, split: str, num_classes: int | None = None) -> Table:
             f"{path} has no row with split {split!r}: each split needs images"
         )
     num_classes = num_classes or highest + 1
-    if split == "train":
+    if split == "train" and labeled:
         _check_every_class(path, labels, num_classes)
     found = None
     if names:

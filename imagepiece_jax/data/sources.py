@@ -17,7 +17,7 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from imagepiece_jax.data import csv_table, records
+from imagepiece_jax.data import csv_table, records, unlabeled
 from imagepiece_jax.data.decode import EXTENSIONS, Unreadable, decode
 from imagepiece_jax.errors import InputError
 
@@ -87,6 +87,7 @@ def open_source(
     *,
     num_classes: int | None = None,
     data_dir: str | os.PathLike | None = None,
+    labeled: bool = True,
 ) -> Source:
     """The `Source` of `split` ("train" or "val") that `config.data.name` asks for.
 
@@ -98,8 +99,10 @@ def open_source(
                     without it all rows are val) and class (its name); paths relative to
                     FILE
 
-    Raises InputError for an unknown name, for missing, empty or unreadable files and
-    for labels that do not fit `num_classes` (None: as many as there are).
+    Where training images are not `labeled` theirs is -1, whatever a table says, and
+    those of a folder may be anywhere in PATH/train. Raises InputError for an unknown
+    name, for missing, empty or unreadable files and for labels that do not fit
+    `num_classes` (None: as many as there are).
     """
     if split not in SPLITS:
         raise InputError(f"the split is {split!r}: allowed are {' and '.join(SPLITS)}")
@@ -110,9 +113,9 @@ def open_source(
     if name == "digits":
         return _open_digits(split, num_classes)
     if kind == "folder" and path:
-        return _open_folder(path, split, num_classes)
+        return _open_folder(path, split, num_classes, labeled)
     if kind == "csv" and path:
-        return _open_csv(path, split, num_classes)
+        return _open_csv(path, split, num_classes, labeled)
     path = os.path.expanduser(name)
     meant = "folder:" * os.path.isdir(path) or "csv:" * os.path.isfile(path)
     hint = f"; did you mean {meant}{name}?" if meant else ""
@@ -154,10 +157,10 @@ class FileSource(Source):
             return file.read()
 
 
-def _open_folder(root, split, num_classes):
-    classes = _class_names(root, split)
+def _open_folder(root, split, num_classes, labeled):
+    classes = _class_names(root, split if labeled else "val")
     other = SPLITS[1 - SPLITS.index(split)]
-    if os.path.isdir(os.path.join(root, other)):
+    if labeled and os.path.isdir(os.path.join(root, other)):
         difference = set(classes) ^ set(_class_names(root, other))
         if difference:
             raise InputError(
@@ -166,6 +169,11 @@ def _open_folder(root, split, num_classes):
             )
         _check_apart(root, classes)
     _check_classes(num_classes, len(classes), f"folder {root}")
+    # Names of folders may be any bytes; those of classes are printed.
+    shown = tuple(os.fsencode(name).decode("utf-8", "replace") for name in classes)
+    if split == "train" and not labeled:
+        files = unlabeled.find(root, split, apart="val")
+        return FileSource(root, files, [-1] * len(files), len(classes), shown)
     files, labels, left_out = [], [], []
     for label, name in enumerate(classes):
         folder = os.path.join(root, split, name)
@@ -188,9 +196,7 @@ def _open_folder(root, split, num_classes):
             left_out[0],
             ", ".join(EXTENSIONS),
         )
-    # Names of folders may be any bytes; those of classes are printed.
-    shown = [os.fsencode(name).decode("utf-8", "replace") for name in classes]
-    return FileSource(root, files, labels, len(classes), tuple(shown))
+    return FileSource(root, files, labels, len(classes), shown)
 
 
 def _class_names(root, split):
@@ -237,8 +243,8 @@ def own_files(name: str) -> list[str]:
     return [os.path.expanduser(path)] if kind == "csv" else []
 
 
-def _open_csv(path, split, num_classes):
-    table = csv_table.read(path, split, num_classes)
+def _open_csv(path, split, num_classes, labeled):
+    table = csv_table.read(path, split, num_classes, labeled)
     return FileSource(
         os.path.dirname(path),
         table.files,

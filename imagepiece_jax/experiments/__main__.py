@@ -5,6 +5,7 @@ python -m imagepiece_jax.experiments table1 --data ... --runs FOLDER_OF_TRAINED_
 python -m imagepiece_jax.experiments table1 --data ... --weights FILE --small
 python -m imagepiece_jax.experiments search --data ... --weights FILE --budget 0.5
 python -m imagepiece_jax.experiments compare --data ... --weights FILE
+python -m imagepiece_jax.experiments adapt --data ... --weights FILE
 
 With --weights alone one checkpoint stands for every row, off the shelf; --runs takes
 the runs that were trained with each reduction; --small fine-tunes the weights with each
@@ -13,7 +14,7 @@ was stopped.
 
 NAME: table1, table2, hyperspeed, table3, masking, reassess, similarity, overlap,
 lcb-similarity, combos, ablation, tome-offtheshelf, evit-table, throughput; all of them;
-search; or compare.
+search; compare; or adapt.
 """
 
 import dataclasses
@@ -24,7 +25,9 @@ from imagepiece_jax import cli, config_flags
 from imagepiece_jax.benchmark import timer
 from imagepiece_jax.experiments import masking, runner
 
-config_flags.define("a config file: of --weights that lack a config, of --small's runs")
+config_flags.define(
+    "a config file: of --weights that lack a config, of --small's runs, of adapt's"
+)
 WEIGHTS = cli.weights()
 NORMALIZATION = cli.normalization()
 RUNS = flags.DEFINE_string("runs", None, "a folder of trained runs, one a model")
@@ -56,6 +59,7 @@ flags.DEFINE_list(
     "shares", ["0.9", "0.75", "0.6", "0.5", "0.4"], "compare: of the dense model's cost"
 )
 flags.DEFINE_list("methods", [], "compare: these, tome and random; default: all")
+flags.DEFINE_integer("folds", 5, "adapt: parts of the data, each tested on once")
 
 
 def main(words):

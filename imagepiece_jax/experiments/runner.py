@@ -12,6 +12,7 @@ from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.experiments import analysis, tables
+from imagepiece_jax.experiments.adapt import adapt
 from imagepiece_jax.experiments.cache import ResultCache
 from imagepiece_jax.experiments.compare import compare
 from imagepiece_jax.experiments.context import (
@@ -49,8 +50,9 @@ EXPERIMENTS = {
     "throughput": throughput,
     "search": search,
     "compare": compare,
+    "adapt": adapt,
 }
-APART = ("search", "compare")  # not of the paper, so not among "all"
+APART = ("search", "compare", "adapt")  # not of the paper, so not among "all"
 ONE_CHECKPOINT = ("table3", "tome-offtheshelf", "throughput", *APART)  # no --small
 FINETUNING = "deit_ti_finetune_small.py"  # the config of --small
 
@@ -88,6 +90,7 @@ class Settings:
     candidates: int
     shares: list[str]
     methods: list[str]
+    folds: int
 
 
 def select(words: list[str], small: bool, timed: bool) -> list[str]:
@@ -116,6 +119,7 @@ def check(names: list[str], settings: Settings) -> tuple[list[int], Options]:
         budget=tuple(dict.fromkeys(map(_share("budget"), settings.budget))),
         metric=settings.metric,
         candidates=settings.candidates,
+        folds=settings.folds,
         size=settings.size,
         batch_sizes=tuple(suite.batch_sizes(settings.batch_sizes)),
         modes=tuple(suite.modes(settings.modes, "modes")),
@@ -130,7 +134,7 @@ def check(names: list[str], settings: Settings) -> tuple[list[int], Options]:
     if settings.small and names[0] in ONE_CHECKPOINT:
         allowed = [name for name in EXPERIMENTS if name not in ONE_CHECKPOINT]
         raise InputError(
-            f"--small: {names[0]} trains nothing; allowed are {', '.join(allowed)}"
+            f"--small: {names[0]} has no such form; allowed are {', '.join(allowed)}"
         )
     if settings.normalization and settings.runs:
         raise InputError("--mean and --std are of --weights; runs have their own")
@@ -175,7 +179,7 @@ def run(names: list[str], settings: Settings):
     out = pathlib.Path(settings.out or "runs/experiments")
     models = images = None
     if names != ["throughput"]:
-        models = _models(settings, out, seeds)
+        models = _models(settings, out, seeds, trains=names == ["adapt"])
         images = _images(settings, models)
     cache = ResultCache(out, settings.again, device.versions())
     with contextlib.closing(cache):
@@ -211,12 +215,15 @@ def _run_one(name, context, alone):
         print(f"{name} is left out: {error}\n", flush=True)
 
 
-def _models(settings, out, seeds):
-    """Trained runs, a Finetuner, or one checkpoint off the shelf."""
+def _models(settings, out, seeds, trains):
+    """Trained runs, a Finetuner, or one checkpoint off the shelf.
+
+    trains: --config says how is trained, not what the weights are.
+    """
     dtype = settings.dtype or xla_options.fast_dtype()
     if settings.runs:
         return TrainedRuns(tuple(runs_in(settings.runs, dtype)))
-    config = None if settings.small else settings.config
+    config = None if settings.small or trains else settings.config
     pretrained = for_analysis(settings.weights, config, dtype, settings.normalization)
     if not settings.small:
         return OffTheShelf(pretrained)

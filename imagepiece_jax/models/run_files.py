@@ -35,7 +35,9 @@ LATER = {
         "eval_crop_mode": "center",
         "eval_interpolation": "bicubic",
     },
+    "teacher": dict.fromkeys(("name", "num_heads", "image_size", "mean", "std")),
 }
+WITHOUT_DISTILLATION = {"kind": "none", "temperature": 3.0, "weight": 0.5}
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any]:
@@ -91,6 +93,8 @@ def with_current_fields(config: dict[str, Any]) -> dict[str, Any]:
         if group in config:
             given = {k: v for k, v in config[group].items() if v is not None}
             config[group] = config[group] | fields | given
+    if "teacher" in config:
+        config = {"distill": WITHOUT_DISTILLATION} | config
     if "model" in config and config["model"].get("name") in [*MODELS]:
         # Older configs said what these names say.
         said = {k: None for k, v in NAMED.items() if config["model"].get(k) == v}

@@ -32,7 +32,8 @@ class Outputs:
     logits: [B, num_classes] float32, `pooled` where there are no classes; pooled: [B,
     D] what the head reads; tokens: [B, N, D] after the final norm; state: the tokens
     before it; results: what each step that changes something decided; taps: what each
-    of these steps read.
+    of these steps read; head_logits: of the class and of the distillation token's head,
+    where there are both.
     """
 
     logits: jax.Array
@@ -41,6 +42,7 @@ class Outputs:
     state: TokenState
     results: tuple
     taps: tuple[Taps, ...]
+    head_logits: tuple[jax.Array, ...] = ()
 
 
 def drop_path_scale(keys, depth, rate):
@@ -204,12 +206,13 @@ class ViT(nn.Module):
             pooled = pool(norm(x), state)
         if arch.fc_norm:
             pooled = self._norm("fc_norm")(pooled)
-        logits = pooled.astype(jnp.float32)
+        logits, head_logits = pooled.astype(jnp.float32), ()
         if self.num_classes:
             logits = self._head("head")(pooled)
         if arch.dist_token:
             if self.num_classes:
-                logits = (logits + self._head("head_dist")(read[:, 1])) / 2
+                head_logits = logits, self._head("head_dist")(read[:, 1])
+                logits = (head_logits[0] + head_logits[1]) / 2
             pooled = jnp.mean(read, axis=1)
             logits = logits if self.num_classes else pooled.astype(jnp.float32)
         return Outputs(
@@ -219,6 +222,7 @@ class ViT(nn.Module):
             state=state,
             results=tuple(result for result, _ in records),
             taps=tuple(taps for _, taps in records),
+            head_logits=head_logits,
         )
 
     def _norm(self, name):

@@ -19,6 +19,7 @@ from imagepiece_jax.models.metadata import (
 from imagepiece_jax.models.positions import Positions
 from imagepiece_jax.models.summary import fresh, shapes
 from imagepiece_jax.models.weights import restore
+from imagepiece_jax.training import from_config
 
 # What no tensor tells of an architecture, and logits depend on.
 UNTOLD = ("gelu", "norm_eps", "rotary", "pool")
@@ -28,14 +29,18 @@ def settle_normalization(config, workdir):
     """Fill in config.model.mean and std where both are empty.
 
     A run in `workdir` has its own; a new one takes those of the weights that it starts
-    or learns from, else those of the model's name, else ImageNet's. Returns a line for
-    each of these weights without them; none where nothing had to be filled in.
+    or learns from, else those of the model's name, else ImageNet's; of a teacher that
+    may have others, only where it starts from none. Returns a line for each of these
+    weights without them; none where nothing had to be filled in.
     """
     if config.model.get("mean") is not None or config.model.get("std") is not None:
         return []  # one alone is refused with the rest of the model
     found = {workdir: normalization(workdir)}
     if not found[workdir]:
-        paths = filter(None, (config.init.weights, config.teacher.weights))
+        paths = [*filter(None, (config.init.weights, config.teacher.weights))]
+        any_teacher = not from_config.method(config).needs_teacher
+        if from_config.distillation(config) is not None and any_teacher:
+            paths = paths[:1]
         found = {path: normalization(path) for path in paths}
     source = next((path for path, values in found.items() if values), None)
     usual, taken = IMAGENET, "ImageNet's"

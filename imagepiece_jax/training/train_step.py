@@ -14,6 +14,7 @@ from imagepiece_jax.data.augment import mixup, pipeline
 from imagepiece_jax.data.augment.pipeline import Augment
 from imagepiece_jax.data.normalize import to_pixels
 from imagepiece_jax.evaluate.accuracy import correct_at
+from imagepiece_jax.training.distillation import Distillation
 from imagepiece_jax.training.losses import soft_cross_entropy
 from imagepiece_jax.training.optimizer import ema, global_norm, skip_update
 
@@ -57,6 +58,7 @@ class Recipe:
     ema_decay: float = 0.0
     log_every_steps: int = 50
     augment: Augment = Augment()
+    distill: Distillation | None = None
 
 
 def init_state(variables, optimizer, with_ema):
@@ -92,14 +94,16 @@ def train_step(
     batch: image uint8 [A, m, S, S, 3] and label int32 [A, m] of this device, A
     micro-batches whose gradients are averaged. `loss_terms(outputs, teacher_outputs)`
     gives a method's own terms by name, which are added to the loss; `teacher` are the
-    frozen variables of `teacher_model`, None where there is none.
+    frozen variables of `teacher_model`, None where there is none. The teacher sees the
+    images as the student does, augmented and mixed.
 
     A step whose loss or gradient norm is not finite is skipped: parameters, statistics,
     averages and the optimizer's moments stay, the step and the schedules advance.
 
     Metrics are of the whole global batch: loss, grad_norm, lr, the terms, `skipped`
     (such steps in a row, this one included), and `window`, the sums over the steps
-    since the last logged one that were not skipped, and how many were.
+    since the last logged one that were not skipped, and how many were. Accuracies are
+    by the labels, and where the loss does not read them by the teacher's answers.
     """
     count, micro_batch = batch["label"].shape
     devices = jax.lax.axis_size(parallel.AXIS)
@@ -116,7 +120,7 @@ def train_step(
             "reducer": sample_keys(recipe.seed, state.step, positions, Purpose.REDUCER),
         }
 
-        teacher_outputs = None
+        teacher_outputs, distill = None, recipe.distill
         if teacher_model is not None:
             teacher_outputs = jax.lax.stop_gradient(teacher_model.apply(teacher, image))
 
@@ -128,15 +132,20 @@ def train_step(
                 keys=keys,
                 mutable=["batch_stats"],
             )
-            loss = jnp.mean(soft_cross_entropy(outputs.logits, targets))
-            own = loss_terms(outputs, teacher_outputs) if loss_terms else {}
+            if distill is None:
+                loss, own = jnp.mean(soft_cross_entropy(outputs.logits, targets)), {}
+            else:
+                loss, own = distill.losses(outputs, targets, teacher_outputs.logits)
+            own |= loss_terms(outputs, teacher_outputs) if loss_terms else {}
             loss = sum(own.values(), loss)
             return loss, (outputs.logits, changed.get("batch_stats", {}), own)
 
         gradient = jax.value_and_grad(loss_fn, has_aux=True)
         (loss, (logits, batch_stats, own)), grad = gradient(state.params)
         grads = jax.tree.map(lambda total, g: total + g / count, grads, grad)
-        sums = jax.tree.map(jnp.add, sums, _sums(loss, logits, targets))
+        unlabeled = distill is not None and distill.unlabeled
+        answers = teacher_outputs.logits if unlabeled else targets
+        sums = jax.tree.map(jnp.add, sums, _sums(loss, logits, answers))
         return (batch_stats, grads, sums), own
 
     zeros = jax.tree.map(jnp.zeros_like, state.params)
@@ -240,7 +249,10 @@ def _prepare(part, positions, step, index, model, recipe):
 
 
 def _sums(loss, logits, targets):
-    """Sums over this device's samples; the label of a mixed one is its larger share."""
+    """Sums over this device's samples; right is the largest of an image's targets.
+
+    Of a mixed image that is the label with the larger share.
+    """
     samples, classes = targets.shape
     label = jnp.argmax(targets, axis=-1)
     return {

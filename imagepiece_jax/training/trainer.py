@@ -23,6 +23,7 @@ from imagepiece_jax.training import (
     initial_weights,
     logging,
     run_dir,
+    teacher,
 )
 from imagepiece_jax.training.checkpoint import Checkpoints
 from imagepiece_jax.training.logging import RunLog, say
@@ -81,7 +82,6 @@ class Trainer:
         self.eval_transform = from_config.eval_transform(config)
         self.checkpoints = Checkpoints(workdir, config.keep_every_steps)
         self.eval_step = accuracy.compiled(self.model, config.seed)
-        self.method = from_config.method(config)
         self.samples = SampleImages(workdir, self.model, self.recipe, config.pictures)
         self._program = None  # (its key, the compiled step)
         self.lock = None
@@ -131,15 +131,12 @@ class Trainer:
         self.given = None
         if config.init.evaluate and not resumed:
             self.given = initial_weights.as_given(config, self.dense)
+        self.teacher_model, self.teacher = teacher.of(config, self.dense)
         if resumed:  # the checkpoint has the values: shapes are enough
             shapes = summary.shapes(self.model, config.image_size)
             state = jax.eval_shape(first_state, shapes)
         else:
             state = jax.jit(first_state)(initial_weights.initial(config, self.model))
-        self.teacher_model = self.teacher = None
-        if self.method.needs_teacher:
-            self.teacher_model = self.dense.clone(drop_path_rate=0.0)
-            self.teacher = initial_weights.teacher(config, self.teacher_model)
         if write:
             if parallel.is_main():
                 self.lock = run_dir.RunLock(workdir)
@@ -201,9 +198,9 @@ class Trainer:
         began = time.perf_counter()
         leading = self.place.positions(config.batch_size).shape[1:]
         batch = stack(from_config.batch_shapes(config, leading))
-        teacher = None if self.teacher is None else stack(self.teacher)
+        frozen = None if self.teacher is None else stack(self.teacher)
         last = self.compiled_step(length.epochs - 1)
-        compiled = last.compile(stack(state), batch, teacher)
+        compiled = last.compile(stack(state), batch, frozen)
         seconds = time.perf_counter() - began
         held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
         working = compiled.memory_analysis().temp_size_in_bytes
@@ -238,7 +235,7 @@ class Trainer:
             if self.given is not None:
                 self._evaluate_given(log, request)
             state = parallel.replicate(state)
-            teacher = parallel.replicate(self.teacher)
+            frozen = parallel.replicate(self.teacher)
             if self._resumes_evaluation(first, meta):
                 meta = self._evaluate(state, first, meta, log, request)
             step_fn = None
@@ -250,7 +247,7 @@ class Trainer:
                         log.compiles(step)
                 request.rescue_by(None)
                 with log.dispatch(step):
-                    state, metrics = step_fn(state, batch, teacher)
+                    state, metrics = step_fn(state, batch, frozen)
                 # Of several processes one alone cannot save.
                 request.rescue_by(rescue if parallel.process_count() == 1 else None)
                 request.patience = PATIENCE

@@ -136,3 +136,23 @@ def test_labels_may_share_a_name(images):
     """ImageNet's cranes are a bird and a machine."""
     path = written(images, "a,0,crane b,1,crane", "filename,label,class")
     assert csv_table.read(path, "val").class_names == ("crane", "crane")
+
+
+def test_labels_that_are_not_read(images):
+    """Of training images alone; what is tested on has a label and its class."""
+    path = written(
+        images,
+        "a,,train, b,cat,train,x c,5,train, c,7,train, d,1,val,bee e,0,val,ant",
+        "filename,label,split,class",
+    )
+    refused(path, "line 2 has label ''")
+    table = csv_table.read(path, "train", num_classes=3, labeled=False)
+    assert table.labels == [-1] * 4 and table.num_classes == 3
+    tested = csv_table.read(path, "val", labeled=False)
+    assert tested.labels == [1, 0] and tested.class_names == ("ant", "bee")
+    path = written(images, "a,,train b,,val")
+    with pytest.raises(InputError, match="line 3 has label ''"):
+        csv_table.read(path, "train", labeled=False)
+    path = written(images, "a,,train a,1,val")
+    with pytest.raises(InputError, match="must not be in both train and val"):
+        csv_table.read(path, "train", labeled=False)

@@ -87,8 +87,8 @@ def test_mistakes_in_flags(tmp_path, given, message):
         (["table1", "--small", "--runs=x"], "--runs and --small are both given"),
         (["search", "--metric=ms"], "--metric ms measures speed; allowed"),
         (["compare", "--metric=ms"], "--metric ms measures speed; allowed"),
-        (["compare", "--small"], "--small: compare trains nothing; allowed are tab"),
-        (["table3", "--small"], "--small: table3 trains nothing; allowed are table1"),
+        (["compare", "--small"], "--small: compare has no such form; allowed are tab"),
+        (["table3", "--small"], "--small: table3 has no such form; allowed are table1"),
     ],
 )
 def test_contradictions_of_flags(tmp_path, words, given, message):

@@ -9,7 +9,7 @@ import pytest
 from configs import base, quickstart
 from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.training import from_config
+from imagepiece_jax.training import field_checks, from_config
 
 
 def config(**fields):
@@ -18,9 +18,9 @@ def config(**fields):
     return made
 
 
-@pytest.mark.parametrize("field", from_config.RANGES)
+@pytest.mark.parametrize("field", field_checks.RANGES)
 def test_numbers_out_of_range(field):
-    low, high = from_config.RANGES[field]
+    low, high = field_checks.RANGES[field]
     allowed = f"{low} or more" if high is None else f"{low} to {high}"
     from_config.check(config(**{field: low}))
     for value in (low - 1, high and high + 1):

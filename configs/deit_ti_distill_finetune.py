@@ -1,0 +1,52 @@
+"""DeiT-Ti adapted to a reduction: it learns to answer as the dense model does.
+
+python train.py --config configs/deit_ti_distill_finetune.py \\
+        --config.init.weights=FILE --config.teacher.weights=FILE
+    0.65 GMACs, 61 final tokens
+python train.py --config configs/deit_ti_distill_finetune.py:tome \\
+        --config.init.weights=FILE --config.teacher.weights=FILE
+    0.62 GMACs, 11 final tokens
+python train.py --config configs/deit_ti_distill_finetune.py:evit \\
+        --config.init.weights=FILE --config.teacher.weights=FILE
+    0.62 GMACs, 26 final tokens
+
+The teacher is the same file, or a better model of the same classes. Labels are not
+read: any images will do, those of PATH/train without folders of classes, too.
+
+python train.py --config configs/deit_ti_distill_finetune.py \\
+        --config.init.weights=FILE --config.teacher.weights=FILE \\
+        --config.data.name=folder:PATH --config.batch_size=64 --config.lr=2.4e-4 \\
+        --config.model.dtype=float32
+"""
+
+from configs import deit_s_evit, deit_s_imagepiece, deit_s_tome, deit_ti_finetune
+from imagepiece_jax.errors import InputError
+
+REDUCTIONS = ("imagepiece", "tome", "evit")
+
+
+def get_config(reduction="imagepiece"):
+    """ImagePiece as published, ToMe at r = 16 or EViT at keep rate .5."""
+    config = deit_ti_finetune.get_config()
+    config.reduction = reduced(reduction)
+    config.distill.kind = "soft"
+    config.distill.temperature = 1.0  # the answers themselves are to stay
+    config.distill.weight = 1.0
+    return config
+
+
+def reduced(name):
+    """The fields of one of the three reductions."""
+    if name == "imagepiece":
+        return deit_s_imagepiece.imagepiece()
+    if name == "tome":
+        fields = deit_s_tome.tome()
+        fields.r = 16
+        return fields
+    if name == "evit":
+        fields = deit_s_evit.get_config().reduction
+        fields.keep_rate = 0.5
+        fields.rate_warmup_start = fields.rate_warmup_epochs = 0
+        return fields
+    allowed = ", ".join(REDUCTIONS)
+    raise InputError(f"{name!r} is not a reduction; allowed are {allowed}")

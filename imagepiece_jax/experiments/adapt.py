@@ -1,0 +1,288 @@
+"""Adaptation of a checkpoint to reductions, by folds of the images.
+
+For each fold a run of train.py starts from the checkpoint, learns from all other images
+and is tested on the fold, so that every image is answered by a model that has not seen
+it, and compared with what the checkpoint answers unadapted. Labels of training images
+are not read where the config's loss does without. A fold's figures are one result of
+the cache; a run that was stopped resumes from its own checkpoint.
+"""
+
+import contextlib
+import csv
+import dataclasses
+import io
+import json
+import os
+import shutil
+import time
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from imagepiece_jax.common.files import replace_file
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.experiments import render
+from imagepiece_jax.experiments.context import Result
+from imagepiece_jax.experiments.finetune import finetuning_config, label
+from imagepiece_jax.models.pretrained import for_analysis
+from imagepiece_jax.models.run_files import CHECKPOINTS, reduction_of
+from imagepiece_jax.reduction import settings
+from imagepiece_jax.training import from_config
+from imagepiece_jax.training.trainer import train_and_evaluate
+
+CONFIG = "deit_ti_distill_finetune_small.py"
+REDUCTIONS = ("imagepiece", "tome", "evit")  # of CONFIG, where none is given
+# What of a config is another matter than how is trained.
+ELSEWHERE = ("data.name", "data.dir", "data.workers", "data.threads")
+ELSEWHERE += ("init.weights", "teacher.weights", "progress", "log_every_steps")
+HEAD = (
+    *("model", "GMACs", "unadapted, acc1, %", "adapted, acc1, %"),
+    *("adapted - unadapted, points (paired)", "only adapted right / only unadapted"),
+    *("p", "adapted - dense, points (paired)", "adapted - unadapted by fold"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapted:
+    """What was measured of one reduction; results of all images, in their order."""
+
+    name: str
+    gmacs: float
+    before: np.ndarray
+    after: np.ndarray
+    folds: tuple[np.ndarray, ...]  # indices of their images
+
+
+def adapt(context):
+    """Adapt the checkpoint to each reduction, fold by fold, and write the page."""
+    images, count = context.images, context.options.folds
+    if not 2 <= count <= len(images):
+        raise InputError(
+            f"--folds is {count}; allowed are 2 to {len(images)}, the images of --data"
+        )
+    parts = folds(len(images), count)
+    configs = [_prepared(context, config) for config in _configs(context)]
+    labels = _labels(images)
+    dense = context.evaluate(context.pretrained, settings.DENSE)
+    progress = Progress(len(configs) * count)
+    found = []
+    for config in configs:
+        reduction = reduction_of(config.to_dict())
+        before = context.evaluate(context.pretrained, reduction)
+        after = np.zeros(len(images), bool)
+        name = settings.label(settings.changed(reduction))
+        for fold, part in enumerate(parts):
+            with progress.one(f"{name}, fold {fold + 1} of {count}"):
+                result = _fold(context, config, reduction, labels, fold, parts)
+            after[part] = result.right
+        found.append(Adapted(name, before["gmacs"], before.right, after, parts))
+    _present(context, configs[0], dense, found)
+
+
+def folds(images: int, count: int) -> tuple[np.ndarray, ...]:
+    """Indices of `count` disjoint parts, which are all images; as even as can be."""
+    order = np.random.default_rng(0).permutation(images)
+    return tuple(np.sort(part) for part in np.array_split(order, count))
+
+
+class Progress:
+    """Lines on what is done, and on the time that is left by what was trained here."""
+
+    def __init__(self, total: int):
+        self.total, self.done, self.seconds = total, 0, []
+
+    @contextlib.contextmanager
+    def one(self, what: str):
+        """One of them; what takes less than a second was read from the cache."""
+        print(f"{what}: {self.done + 1} of {self.total}", flush=True)
+        began = time.monotonic()
+        yield
+        self.done += 1
+        spent = time.monotonic() - began
+        if spent >= 1:
+            self.seconds.append(spent)
+            left = np.mean(self.seconds) * (self.total - self.done) / 60
+            print(
+                f"{what}: done in {spent / 60:.1f} min, {self.done} of {self.total}, "
+                f"about {left:.0f} min left",
+                flush=True,
+            )
+
+
+def _configs(context):
+    """The given config alone, else those of the three reductions."""
+    if context.config is not None:
+        return [context.config]
+    return [context.load_config(f"{CONFIG}:{name}") for name in REDUCTIONS]
+
+
+def _prepared(context, config) -> ConfigDict:
+    """The config of a fold's run, but for its images."""
+    pretrained, images = context.pretrained, context.images
+    config = finetuning_config(
+        config.copy_and_resolve_references(),
+        pretrained,
+        pretrained.fields["dtype"],
+        images.resize,
+        images.workers,
+        given=context.config is not None,
+    )
+    config.image_size = images.image_size
+    config.num_classes = pretrained.fields["num_classes"]
+    config.init.weights = str(pretrained.path)
+    if from_config.has_teacher(config) and not config.teacher.weights:
+        config.teacher.weights = str(pretrained.path)
+    # One evaluation, at the end: no checkpoint is chosen on the test images.
+    config.eval_every_epochs, config.init.evaluate = config.epochs, False
+    config.progress, config.pictures = False, 0
+    from_config.check(config)
+    return config
+
+
+def _labels(images):
+    """The label of every image; InputError where an image is no file."""
+    source = images.source
+    if not os.path.isfile(source.name(0)):
+        raise InputError(
+            f"--data {images.name} has images that are no files, which a table of "
+            "training images cannot name; allowed are csv:FILE and folder:PATH"
+        )
+    return [source.read(index)[1] for index in range(len(source))]
+
+
+def _fold(context, config, reduction, labels, fold, parts) -> Result:
+    """The Result on one fold of the model that was trained on the others."""
+    pretrained, images = context.pretrained, context.images
+    setting = {
+        "kind": "adapt",
+        "weights": pretrained.digest,
+        "fields": pretrained.fields,
+        "reduction": settings.completed(reduction),
+        "recipe": _recipe(config, pretrained),
+        "folds": len(parts),
+        "fold": fold,
+        **images.setting,
+    }
+    folder = context.out / "adapt" / f"{len(images)}_images_{len(parts)}_folds"
+
+    def measure():
+        table = folder / f"fold{fold}.csv"
+        table.parent.mkdir(parents=True, exist_ok=True)
+        unlabeled = from_config.distillation(config)
+        unlabeled = unlabeled is not None and unlabeled.unlabeled
+        replace_file(table, _table(images.source, labels, parts[fold], unlabeled))
+        own = config.copy_and_resolve_references()
+        own.data.name = f"csv:{table.absolute()}"
+        name = label(settings.changed(reduction))
+        workdir = folder / f"{name}_fold{fold}"
+        train_and_evaluate(own, workdir)
+        jax.clear_caches()  # its programs would stay, and no other run uses them
+        trained = for_analysis(workdir, dtype=pretrained.fields["dtype"])
+        result = context.evaluate(trained, reduction, images.subset(parts[fold]))
+        # Of a hundred megabytes a fold only these figures are needed.
+        shutil.rmtree(workdir / CHECKPOINTS)
+        return result.figures
+
+    return Result(context.cache.result(setting, measure, f"fold {fold + 1}"))
+
+
+def _table(source, labels, tested, unlabeled) -> str:
+    """A table of all files, with these to be tested on; CSV."""
+    text, tested = io.StringIO(), set(map(int, tested))
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("filename", "label", "split"))
+    for index, number in enumerate(labels):
+        test = index in tested
+        own = number if test or not unlabeled else ""
+        path = os.path.abspath(source.name(index))
+        writer.writerow((path, own, "val" if test else "train"))
+    return text.getvalue()
+
+
+def _recipe(config, pretrained):
+    """What of a config decides the result, by field; JSON values."""
+    config = config.copy_and_resolve_references()
+    other = {config.teacher.weights} - {"", str(pretrained.path)}
+    for field in ELSEWHERE:
+        group, _, name = field.rpartition(".")
+        owner = config[group] if group else config
+        with owner.unlocked():
+            del owner[name]
+    return json.loads(json.dumps(config.to_dict())) | {"other_teacher": sorted(other)}
+
+
+def _present(context, config, dense, found):
+    """Write adapt.json and the page, and print it."""
+    rows, figures = [], []
+    for one in found:
+        change = statistics.paired_difference(one.after, one.before)
+        to_dense = statistics.paired_difference(one.after, dense.right)
+        gained, lost = statistics.discordant(one.after, one.before)
+        p = statistics.mcnemar(one.after, one.before)
+        by_fold = [
+            100 * float(np.mean(one.after[part].astype(int) - one.before[part]))
+            for part in one.folds
+        ]
+        before, after = map(statistics.accuracy, (one.before, one.after))
+        rows.append(
+            [
+                one.name,
+                f"{one.gmacs:.3f}",
+                statistics.format_estimate(before),
+                statistics.format_estimate(after),
+                statistics.format_difference(change),
+                f"{gained} / {lost}",
+                f"{p:.2g}",
+                statistics.format_difference(to_dense),
+                " ".join(f"{value:+.1f}" for value in by_fold),
+            ]
+        )
+        figures.append(
+            {
+                "model": one.name,
+                "gmacs": one.gmacs,
+                "unadapted": before._asdict(),
+                "adapted": after._asdict(),
+                "difference": change._asdict(),
+                "gained": gained,
+                "lost": lost,
+                "p": p,
+                "to_dense": to_dense._asdict(),
+                "by_fold": by_fold,
+            }
+        )
+    accuracy = statistics.accuracy(dense.right)
+    result = {"images": len(context.images), "dense": accuracy._asdict()}
+    result |= {"dense_gmacs": dense["gmacs"], "adapted": figures}
+    replace_file(context.out / "adapt.json", json.dumps(result, indent=2) + "\n")
+    own = f"Dense, as given: {statistics.format_estimate(accuracy)} %"
+    title = "a checkpoint adapted to reductions, each image tested by a fold's model"
+    parts = render.table(HEAD, rows), _notes(context, config, own, found)
+    render.page(context, "adapt", title, *parts)
+
+
+def _notes(context, config, dense, found):
+    """How the figures came to be, and what their intervals leave out."""
+    count, images = len(found[0].folds), len(context.images)
+    steps = from_config.length(config, images - len(found[0].folds[0])).steps
+    distill, how = from_config.distillation(config), "labels alone"
+    if distill is not None:
+        soft = f" at temperature {distill.temperature:g}" * (distill.kind == "soft")
+        how = f"the teacher's {distill.kind} answers{soft}, weight {distill.weight:g}"
+        how += ", labels unread" * distill.unlabeled
+    return " ".join(
+        (
+            render.images_note(context),
+            f"{dense} ({context.pretrained.gmacs():.3f} GMACs).",
+            f"{count} folds: each model learned from all others ({steps} steps, "
+            f"{config.epochs} epochs of batches of {config.batch_size}) by {how}, and "
+            "answers for its own fold alone.",
+            "The unadapted model is the checkpoint with the same reduction. Intervals "
+            "and p (McNemar's) are over images; that another seed or other training "
+            "images give another model is not in them. "
+            f"Differences tested: {len(found)}; p below {0.05 / len(found):.2g} is "
+            "beyond chance among all of them.",
+        )
+    )

@@ -1,0 +1,132 @@
+"""The frozen teacher of a run.
+
+Methods whose loss compares tokens learn from the dense form of the trained model
+itself; distillation alone reads logits, so that its teacher may be any model of the
+same classes, which sees the same images as it was trained to see them.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import pretrained
+from imagepiece_jax.models.metadata import IMAGENET, unknown_normalization
+from imagepiece_jax.models.vit import ViT
+from imagepiece_jax.reduction.settings import DENSE
+from imagepiece_jax.training import from_config, initial_weights
+from imagepiece_jax.training.logging import say
+
+# Of config.teacher, beside weights.
+FIELDS = ("name", "num_heads", "image_size", "mean", "std")
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """A model that is given a student's images, in its own size and normalization.
+
+    image_size: of the model; mean, std: those that the images are normalized with.
+    """
+
+    model: ViT
+    image_size: int | tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def apply(self, variables, images):
+        """Outputs for the student's images. [B, H, W, 3]."""
+        return self.model.apply(variables, self.seen(images))
+
+    def seen(self, images):
+        """The images as this model is to see them: resized, normalized anew.
+
+        Resizing is bicubic and antialiased, as Pillow's, of values that are not
+        rounded. Where size and normalization are the student's nothing is computed.
+        """
+        batch, *size, channels = images.shape
+        wanted = sides(self.image_size)
+        if tuple(size) != wanted:
+            images = jax.image.resize(images, (batch, *wanted, channels), "cubic")
+        ours, theirs = (self.mean, self.std), (self.model.mean, self.model.std)
+        if not np.allclose(ours, theirs, rtol=1e-6, atol=0):
+            shape = (1, 1, 1, channels)
+            values = (np.reshape(v, shape) for v in (*ours, *theirs))
+            mean, std, own_mean, own_std = values
+            scale, shift = std / own_std, (mean - own_mean) / own_std
+            images = images * jnp.float32(scale) + jnp.float32(shift)
+        return images
+
+
+def of(config, dense):
+    """(what evaluates the teacher, its variables); None twice where there is none.
+
+    dense: the trained model without reduction. InputError where the config needs a
+    teacher and has none, has one and does not need it, or has one that does not fit.
+    """
+    path, method = config.teacher.weights, from_config.method(config)
+    distill = from_config.distillation(config)
+    if method.needs_teacher:
+        for field in FIELDS:
+            if config.teacher.get(field) is not None:
+                raise InputError(
+                    f"config.teacher.{field} is {config.teacher[field]!r}, but "
+                    f"{config.reduction.name!r} learns from a dense model like its own;"
+                    " allowed is an empty field"
+                )
+        model = dense.clone(drop_path_rate=0.0)
+        variables = initial_weights.teacher(config, model)
+    elif distill is None:
+        if path:
+            raise InputError(
+                f"config.teacher.weights is {path!r}, but nothing learns from it: "
+                "config.distill.kind is 'none' and config.reduction.name "
+                f"{config.reduction.name!r}; allowed are an empty field, and "
+                "config.distill.kind soft or hard"
+            )
+        return None, None
+    else:
+        if not path:
+            raise InputError(
+                "config.teacher.weights is empty, but config.distill.kind is "
+                f"{distill.kind!r}: name a weights file, a folder, the folder of a run "
+                "or hf://OWNER/NAME"
+            )
+        model, variables = _any(config, dense)
+    if distill is not None and distill.unlabeled and dense.arch.dist_token:
+        raise InputError(
+            "config.distill.weight is 1 for a model with a distillation token, whose "
+            "other head learns from the labels; allowed are weights below 1"
+        )
+    return model, variables
+
+
+def _any(config, dense):
+    """(Teacher, its variables) of whatever model config.teacher names."""
+    given = {name: config.teacher[name] for name in FIELDS}
+    try:
+        found = pretrained.read(config.teacher.weights, given)
+        fields = found.changed(given, "config.teacher.{}".format)
+        unlike = (*pretrained.NOT_ANALYZED, "attention")  # of a run's training
+        fields = {k: v for k, v in fields.items() if k not in unlike}
+        fields |= {"dtype": config.model.dtype, "attention": config.model.attention}
+        found = dataclasses.replace(found, fields=fields)
+        model = found.model(DENSE)
+        if model.num_classes != config.num_classes:
+            raise InputError(
+                f"it has {model.num_classes} classes, but config.num_classes is "
+                f"{config.num_classes}: allowed is a teacher of the same classes"
+            )
+        variables = found.restore(model, fields["image_size"], other=True)
+    except InputError as error:
+        text = str(error).replace("--config.model.", "--config.teacher.")
+        raise InputError(f"config.teacher.weights: {text}") from error
+    if not (given["mean"] or found.says_normalization):
+        flags = "config.teacher.mean and config.teacher.std"
+        say(f"note: {unknown_normalization(found.path, flags)}")
+    images = {
+        name: tuple(config.model.get(name) or IMAGENET[name]) for name in IMAGENET
+    }
+    return Teacher(model, fields["image_size"], **images), variables

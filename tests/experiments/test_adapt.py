@@ -1,0 +1,155 @@
+"""Adaptation by folds: nothing is tested that was trained on, and nothing twice."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import imagepiece_jax
+from configs import quickstart
+from imagepiece_jax.data import csv_table, sources
+from imagepiece_jax.errors import InputError, Stopped
+from imagepiece_jax.experiments import adapt
+from imagepiece_jax.experiments.context import OffTheShelf, Options
+from imagepiece_jax.experiments.images import Images
+from imagepiece_jax.models import registry, summary
+from imagepiece_jax.models.pretrained import for_analysis
+from tests.experiments import tiny_context
+from tests.models.tiny import fill
+
+COUNT, FOLDS = 24, 3
+SIZE = tiny_context.SIZE | {"mlp_ratio": 2.0, "stem": "patch"}
+
+
+def test_every_image_is_in_one_fold():
+    parts = adapt.folds(1000, 5)
+    assert [len(part) for part in parts] == [200] * 5
+    assert sorted(np.concatenate(parts)) == [*range(1000)]
+    again = adapt.folds(1000, 5)
+    assert all((one == other).all() for one, other in zip(parts, again, strict=True))
+    # Drawn, not cut: each has images from everywhere.
+    assert all(350 < part.mean() < 650 for part in parts)
+    assert sorted(map(len, adapt.folds(11, 3))) == [3, 4, 4]
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """Digits as files, with a table of them."""
+    folder = tmp_path_factory.mktemp("photographs")
+    source = sources.open_source("digits", "val")
+    rows = ["filename,label"]
+    for index in range(COUNT):
+        pixels, label = source.read(index)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+        rows.append(f"{index}.png,{label}")
+    (folder / "set.csv").write_text("\n".join(rows))
+    model = registry.create_model(**tiny_context.FIELDS)
+    variables = fill(summary.shapes(model, 16), seed=0)
+    imagepiece_jax.save(folder / "weights", model, variables)
+    return folder
+
+
+def context(photographs, out, **fields):
+    images = Images.open(
+        f"csv:{photographs}/set.csv", 10, 16, resize="none", batch_size=12, workers=0
+    )
+    made = quickstart.get_config()
+    made.update_from_flattened_dict({f"model.{k}": v for k, v in SIZE.items()})
+    made.update_from_flattened_dict(
+        {"epochs": 2, "batch_size": 8, "warmup_epochs": 0.0, "eval_batch_size": 8}
+        | {"distill.kind": "soft", "distill.weight": 1.0, "lr": 0.05}
+    )
+    made.reduction = {"name": "evit", "keep_rate": 0.5, "blocks": (1,)}
+    made.reduction.update(rate_warmup_start=0, rate_warmup_epochs=0)
+    given = {"images": images, "config": made, "options": Options(folds=FOLDS)}
+    weights = for_analysis(photographs / "weights", dtype="float32")
+    return tiny_context.context(out, models=OffTheShelf(weights), **(given | fields))
+
+
+def test_a_table_keeps_what_is_tested_from_training(photographs, tmp_path):
+    made = context(photographs, tmp_path)
+    labels, (part, *_) = adapt._labels(made.images), adapt.folds(COUNT, FOLDS)
+    text = adapt._table(made.images.source, labels, part, unlabeled=True)
+    (tmp_path / "fold.csv").write_text(text)
+    rows = [*csv.DictReader(text.splitlines())]
+    assert [row["split"] == "val" for row in rows] == [i in part for i in range(COUNT)]
+    assert all((row["label"] == "") == (row["split"] == "train") for row in rows)
+    tested = csv_table.read(str(tmp_path / "fold.csv"), "val", 10, labeled=False)
+    assert tested.labels == [labels[i] for i in part]
+    assert [file.rpartition("/")[2] for file in tested.files] == [
+        f"{index}.png" for index in part
+    ]
+    made.cache.close()
+
+
+@pytest.mark.parametrize("folds", [1, COUNT + 1])
+def test_folds_that_there_are_not(photographs, tmp_path, folds):
+    made = context(photographs, tmp_path, options=Options(folds=folds))
+    with pytest.raises(InputError, match=f"--folds is {folds}; allowed are 2 to 24"):
+        adapt.adapt(made)
+    made.cache.close()
+
+
+def test_images_that_are_no_files_are_refused(photographs, tmp_path):
+    made = context(photographs, tmp_path, images=tiny_context.images())
+    with pytest.raises(InputError, match="--data digits has images that are no files"):
+        adapt.adapt(made)
+    made.cache.close()
+
+
+@pytest.mark.slow
+def test_folds_are_trained_once_and_joined(photographs, tmp_path, monkeypatch, capsys):
+    """Stopped in the second fold, and given again; figures by hand."""
+    train, trained = adapt.train_and_evaluate, []
+
+    def stopping(config, workdir):
+        if len(trained) == 1:
+            trained.append("stopped")
+            raise Stopped(15, 1)
+        trained.append(workdir.name)
+        return train(config, workdir)
+
+    monkeypatch.setattr(adapt, "train_and_evaluate", stopping)
+    made = context(photographs, tmp_path)
+    with pytest.raises(Stopped):
+        adapt.adapt(made)
+    assert not (tmp_path / "adapt.md").exists()
+    made.cache.close()
+    for _ in range(2):
+        made = context(photographs, tmp_path)
+        adapt.adapt(made)
+        made.cache.close()
+    assert trained[0].startswith("evit_") and trained[1] == "stopped"
+    names = [trained[0].removesuffix("0") + f"{fold}" for fold in range(FOLDS)]
+    assert [trained[0], *trained[2:]] == names
+    said = capsys.readouterr().out
+    assert "2 of 3, about" in said and said.count("0 min left") >= 1
+
+    points = [
+        json.loads(x) for x in (tmp_path / "points.jsonl").read_text().split("\n")[:-1]
+    ]
+    parts, after = adapt.folds(COUNT, FOLDS), np.zeros(COUNT, bool)
+    for point in points:
+        if point["setting"]["kind"] == "adapt":
+            right = adapt.Result(point["result"]).right
+            after[parts[point["setting"]["fold"]]] = right
+    before = next(
+        adapt.Result(point["result"]).right
+        for point in points
+        if point["setting"]["kind"] == "accuracy"
+        and point["setting"]["reduction"]["name"] == "evit"
+        and point["setting"]["images"] == COUNT
+    )
+    found = json.loads((tmp_path / "adapt.json").read_text())["adapted"][0]
+    assert found["adapted"]["value"] == pytest.approx(100 * after.mean())
+    assert found["gained"] == sum(after & ~before)
+    assert found["lost"] == sum(before & ~after)
+    difference = 100 * (after.mean() - before.mean())
+    assert found["difference"]["value"] == pytest.approx(difference)
+    assert np.mean(found["by_fold"]) == pytest.approx(difference)
+    page = (tmp_path / "adapt.md").read_text()
+    assert "evit" in page and "soft answers at temperature 3, weight 1, labels" in page
+    folder = tmp_path / "adapt" / "24_images_3_folds"
+    assert not [*folder.glob("*/checkpoints")] and len([*folder.glob("*.csv")]) == 3

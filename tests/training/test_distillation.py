@@ -1,0 +1,381 @@
+"""Distillation: its loss by hand and by NumPy, and inside the step."""
+
+import functools
+import shutil
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from PIL import Image
+
+from configs import quickstart
+from imagepiece_jax.common import parallel
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import convert, registry, summary
+from imagepiece_jax.models.vit import MEAN, STD, Outputs
+from imagepiece_jax.training import from_config, teacher, trainer
+from imagepiece_jax.training.distillation import Distillation
+from imagepiece_jax.training.metric_writer import MEASURED, read_metrics
+from imagepiece_jax.training.train_step import Recipe
+from tests import runs
+from tests.models.tiny import fill
+from tests.training.test_train_step import BATCH, CLASSES, DENSE, SIZE, batch, make
+
+STUDENT = np.array([[2.0, -1.0, 0.5, 0.0], [0.3, 0.1, -2.0, 1.2]])
+TEACHER = np.array([[1.0, 0.0, 3.0, -1.0], [0.0, 2.0, 0.5, 0.7]])
+# By the definition of torch's F.kl_div(input, target, log_target=True), an image's sum
+# of exp(target) * (target - input), times T * T; in decimals of 30 digits.
+KL_DIV = {
+    1.0: (1.1482428355317598, 0.686041436049408),
+    3.0: (1.2593095038623665, 0.8155997193360418),
+}
+HARD = (1.8423495823898222, 1.676727373207566)  # classes 2 and 1 of the teacher
+
+
+def log_softmax(z):
+    z = np.asarray(z, np.float64)
+    return z - np.log(np.exp(z).sum(-1, keepdims=True))
+
+
+def soft_oracle(student, teacher, t):
+    """Image by image and class by class, in float64."""
+    total = []
+    for z, y in zip(log_softmax(student / t), log_softmax(teacher / t), strict=True):
+        total.append(sum(np.exp(b) * (b - a) for a, b in zip(z, y, strict=True)))
+    return t * t * np.array(total)
+
+
+def hard_oracle(student, teacher, t):
+    rows = np.arange(len(student))
+    return -log_softmax(student)[rows, np.argmax(teacher, axis=1)]
+
+
+ORACLES = {"soft": soft_oracle, "hard": hard_oracle}
+
+
+@pytest.mark.parametrize("temperature", KL_DIV)
+def test_soft_is_the_formula_of_torch(temperature):
+    distill = Distillation("soft", temperature)
+    found = distill.distance(jnp.float32(STUDENT), jnp.float32(TEACHER))
+    np.testing.assert_allclose(found, KL_DIV[temperature], rtol=1e-5)
+    oracle = soft_oracle(STUDENT, TEACHER, temperature)
+    np.testing.assert_allclose(oracle, KL_DIV[temperature], rtol=1e-6)
+
+
+def test_hard_is_cross_entropy_with_the_teachers_class():
+    found = Distillation("hard").distance(jnp.float32(STUDENT), jnp.float32(TEACHER))
+    np.testing.assert_allclose(found, HARD, rtol=1e-5)
+
+
+def test_high_temperatures_compare_centered_logits():
+    """T to infinity: half the mean square of centered differences (Hinton et al.)."""
+    found = Distillation("soft", 100.0).distance(*map(jnp.float32, (STUDENT, TEACHER)))
+    centered = [z - z.mean(1, keepdims=True) for z in (STUDENT, TEACHER)]
+    wanted = 0.5 * ((centered[0] - centered[1]) ** 2).mean(1)
+    np.testing.assert_allclose(found, wanted, rtol=0.05)
+
+
+def outputs(logits, heads=()):
+    heads = tuple(map(jnp.float32, heads))
+    return Outputs(jnp.float32(logits), None, None, None, (), (), heads)
+
+
+TARGETS = np.array([[0.7, 0.1, 0.1, 0.1], [0.0, 0.0, 0.5, 0.5]])
+
+
+@pytest.mark.parametrize("kind", ORACLES)
+@pytest.mark.parametrize("weight", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize("dist_token", [False, True])
+def test_terms_and_their_heads(kind, weight, dist_token):
+    """Without a distillation token one head has both terms, with one each has its."""
+    other = STUDENT[::-1] + 0.5
+    both = dist_token and weight < 1
+    given = outputs((STUDENT + other) / 2, (STUDENT, other)) if both else None
+    given = given or outputs(STUDENT)
+    distill = Distillation(kind, 2.0, weight)
+    loss, terms = distill.losses(given, jnp.float32(TARGETS), jnp.float32(TEACHER))
+    by_labels = -(TARGETS * log_softmax(STUDENT)).sum(1).mean()
+    read = other if both else STUDENT
+    by_teacher = ORACLES[kind](read, TEACHER, 2.0).mean()
+    np.testing.assert_allclose(loss, (1 - weight) * by_labels, rtol=1e-5)
+    np.testing.assert_allclose(terms.pop("distill"), weight * by_teacher, rtol=1e-5)
+    assert terms == {}
+
+
+HALF = (0.5, 0.5, 0.5)
+OTHER = DENSE | {"depth": 2, "embed_dim": 12, "image_size": 12, "patch_size": 4}
+
+
+@functools.cache
+def other_teacher():
+    """A larger model of other images, and its variables."""
+    model = registry.create_model("vit_mini", mean=HALF, std=HALF, **OTHER)
+    variables = fill(summary.shapes(model, 12), seed=3)
+    return teacher.Teacher(model, 12, MEAN, STD), variables
+
+
+def distilling(distill, optimizer=None, **fields):
+    """(compiled step, first state, variables of the teacher)."""
+    recipe = Recipe(seed=0, num_classes=CLASSES, label_smoothing=0.1, distill=distill)
+    step, state = make(recipe, optimizer, **fields)
+    frozen, variables = other_teacher()
+    step.keywords.update(teacher_model=frozen)
+    return parallel.pmap(step), state, parallel.replicate(variables)
+
+
+def seen_by_teacher(images, side=12):
+    """The images in the teacher's size and normalization, channel by channel."""
+    seen = np.zeros((len(images), side, side, 3))
+    for i, image in enumerate(images):
+        for c in range(3):
+            plane = Image.fromarray(image[..., c].astype(np.float32), "F")
+            plane = np.asarray(plane.resize((side, side), Image.Resampling.BICUBIC))
+            seen[i, ..., c] = (plane / 255 - HALF[c]) / HALF[c]
+    return seen
+
+
+def test_the_teacher_sees_its_own_size_and_normalization():
+    frozen, variables = other_teacher()
+    images = batch(0)["image"][0, 0]
+    ours = (images / 255 - np.array(MEAN)) / np.array(STD)
+    seen = frozen.seen(jnp.asarray(ours, jnp.float32))
+    np.testing.assert_allclose(seen, seen_by_teacher(images), atol=2e-5)
+    smaller = teacher.Teacher(frozen.model, 4, MEAN, STD)  # antialiased
+    found = smaller.seen(jnp.asarray(ours, jnp.float32))
+    np.testing.assert_allclose(found, seen_by_teacher(images, 4), atol=2e-5)
+    same = teacher.Teacher(frozen.model.clone(mean=MEAN, std=STD), SIZE, MEAN, STD)
+    assert same.seen(images) is images
+
+
+@pytest.mark.parametrize("kind", ORACLES)
+def test_the_loss_of_a_step(kind):
+    """From pixels, by NumPy but for the two forward passes."""
+    step, state, frozen = distilling(Distillation(kind, 2.0, 0.25))
+    one = batch(0)
+    images, labels = (one[name][0, 0] for name in ("image", "label"))
+    student = registry.create_model("vit_mini", **DENSE)
+    ours = (images / 255 - np.array(MEAN)) / np.array(STD)
+    variables = parallel.unreplicate(state).variables
+    logits = jax.jit(student.apply)(variables, jnp.asarray(ours, jnp.float32)).logits
+    model, given = other_teacher()[0].model, other_teacher()[1]
+    theirs = jnp.asarray(seen_by_teacher(images), jnp.float32)
+    answers = np.asarray(jax.jit(model.apply)(given, theirs).logits)
+    targets = np.full((BATCH, CLASSES), 0.1 / CLASSES)
+    targets[np.arange(BATCH), labels] += 0.9
+    by_labels = -(targets * log_softmax(logits)).sum(1).mean()
+    by_teacher = ORACLES[kind](np.asarray(logits), answers, 2.0).mean()
+    before = jax.tree.map(np.asarray, frozen)
+    _, metrics = step(state, one, frozen)
+    metrics = parallel.unreplicate(metrics)
+    wanted = 0.75 * by_labels + 0.25 * by_teacher
+    np.testing.assert_allclose(metrics["loss"], wanted, rtol=1e-4)
+    np.testing.assert_allclose(
+        metrics["terms"]["distill"], 0.25 * by_teacher, rtol=1e-4
+    )
+    chex.assert_trees_all_equal(jax.tree.map(np.asarray, frozen), before)
+
+
+def test_the_teacher_has_no_gradient():
+    distill = Distillation("soft", 2.0, 0.5)
+
+    def loss(student, answers):
+        loss, terms = distill.losses(
+            outputs(0 * STUDENT).replace(logits=student), jnp.float32(TARGETS), answers
+        )
+        return loss + terms["distill"]
+
+    student, answers = jnp.float32(STUDENT), jnp.float32(TEACHER)
+    ours, theirs = jax.grad(loss, argnums=(0, 1))(student, answers)
+    assert np.abs(ours).min() > 0 == np.abs(theirs).max()
+
+
+@pytest.mark.parametrize("micro", [1, 2])
+def test_weight_1_reads_no_labels(micro):
+    """Bit for bit, with labels that are none; accuracies are by the teacher."""
+    step, state, frozen = distilling(Distillation("hard", weight=1.0))
+    one, other = batch(0, micro), batch(0, micro)
+    other["label"] = np.full_like(one["label"], -1)
+    found = [step(state, given, frozen) for given in (one, other)]
+    chex.assert_trees_all_equal(*(jax.tree.map(np.asarray, pair) for pair in found))
+    model, variables = other_teacher()
+    images = one["image"].reshape(BATCH, SIZE, SIZE, 3)
+    ours = jnp.asarray((images / 255 - np.array(MEAN)) / np.array(STD), jnp.float32)
+    answers = jnp.argmax(jax.jit(model.apply)(variables, ours).logits, -1)
+    student = registry.create_model("vit_mini", **DENSE)
+    logits = jax.jit(student.apply)(parallel.unreplicate(state).variables, ours).logits
+    agree = int(jnp.sum(jnp.argmax(logits, -1) == answers))
+    assert parallel.unreplicate(found[0][1])["window"]["acc1"] == agree
+
+
+def test_each_head_of_a_distilled_model_learns_its_own():
+    """The class head not from the teacher, that of distillation not from labels."""
+    moved = {}
+    for weight in (0.0, 0.5):
+        distill = Distillation("hard", weight=weight)
+        step, state, frozen = distilling(
+            distill, optax.sgd(1.0), arch={"dist_token": True}, axis_name=None
+        )
+        after = parallel.unreplicate(step(state, batch(0), frozen)[0]).params
+        before = parallel.unreplicate(state).params
+        moved[weight] = {
+            head: np.asarray(after[head]["bias"] - before[head]["bias"])
+            for head in ("head", "head_dist")
+        }
+    assert not moved[0.0]["head_dist"].any() and moved[0.5]["head_dist"].any()
+    np.testing.assert_allclose(moved[0.5]["head"], 0.5 * moved[0.0]["head"], rtol=1e-4)
+
+
+TINY = runs.DENSE | {"model.depth": 1, "model.stem": "patch", "batch_size": 256}
+TINY |= {"epochs": 2, "warmup_epochs": 0.0, "model.mean": MEAN, "model.std": STD}
+
+
+def config(**fields):
+    made = quickstart.get_config()
+    made.update_from_flattened_dict(TINY | fields)
+    return made
+
+
+TOLD = {"teacher.name": "vit_mini", "teacher.num_heads": 2}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A file of another model for the digits, which says its mean, and one of ten
+    classes too few."""
+    folder = tmp_path_factory.mktemp("weights")
+    for name, classes in (("ten", 10), ("nine", 9)):
+        model = registry.create_model(
+            "vit_mini", **OTHER | {"num_classes": classes, "image_size": 16}
+        )
+        tensors = convert.to_timm(fill(summary.shapes(model, 16), seed=1))
+        means = {"mean": np.float32(HALF), "std": np.float32(HALF)}
+        np.savez(folder / f"{name}.npz", **tensors, **means)
+    return folder
+
+
+def test_any_teacher_brings_its_size_and_images(weights):
+    path = f"{weights}/ten.npz"
+    made = config(**{"distill.kind": "soft", "teacher.weights": path}, **TOLD)
+    found, variables = teacher.of(made, from_config.dense(made))
+    assert found.model.embed_dim == 12 and len(found.model.plan) == 2
+    assert found.model.mean == HALF and found.mean == MEAN
+    assert found.image_size == 16
+    made.update_from_flattened_dict({"teacher.image_size": 24, "teacher.mean": MEAN})
+    found, variables = teacher.of(made, from_config.dense(made))
+    assert variables["params"]["pos_embed"].shape == (1, 37, 12)
+    assert found.model.mean == MEAN and found.model.std == HALF
+    images = jnp.zeros((2, 16, 16, 3))
+    assert found.apply(variables, images).logits.shape == (2, 10)
+
+
+def test_without_distillation_there_is_no_teacher():
+    made = config()
+    assert teacher.of(made, from_config.dense(made)) == (None, None)
+    assert from_config.recipe(made).distill is None
+
+
+SOFT, LEARNED = {"distill.kind": "soft"}, {"name": "dynamicvit", "blocks": (0,)}
+
+
+@pytest.mark.parametrize(
+    "fields, reduction, message",
+    [
+        (SOFT, None, "config.teacher.weights is empty, but config.distill.kind is 's"),
+        (
+            {"teacher.weights": "ten.npz"},
+            None,
+            "but nothing learns from it: config.distill.kind is 'none' and config.red",
+        ),
+        (
+            SOFT | TOLD | {"teacher.weights": "nine.npz"},
+            None,
+            "^config.teacher.weights: it has 9 classes, but config.num_classes is 1",
+        ),
+        (SOFT | {"teacher.weights": "no.npz"}, None, "^config.teacher.weights: .*no.n"),
+        (
+            SOFT | TOLD | {"teacher.weights": "ten.npz", "teacher.image_size": 18},
+            None,
+            "^config.teacher.weights: .*18",
+        ),
+        (
+            SOFT | {"teacher.weights": "ten.npz"},
+            None,
+            "^config.teacher.weights: .*in commands --config.teacher.num_heads",
+        ),
+        (
+            {"teacher.weights": "ten.npz", "teacher.image_size": 32},
+            LEARNED,
+            "config.teacher.image_size is 32, but 'dynamicvit' learns from a dense mo",
+        ),
+        (
+            {"distill.weight": 1.0, "teacher.weights": "ten.npz"} | SOFT | TOLD,
+            "dist_token",
+            "config.distill.weight is 1 for a model with a distillation token",
+        ),
+    ],
+)
+def test_mistakes(weights, monkeypatch, fields, reduction, message):
+    monkeypatch.chdir(weights)
+    made = quickstart.get_config()
+    with made.unlocked():
+        made.update_from_flattened_dict(TINY | fields)
+        if reduction == "dist_token":
+            made.model.arch.dist_token = True
+        elif reduction:
+            made.reduction = reduction
+    with pytest.raises(InputError, match=message) as caught:
+        teacher.of(made, from_config.dense(made))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "field, value, allowed",
+    [
+        ("kind", "firm", "none, soft, hard"),
+        ("temperature", 0.0, "0.01 or more"),
+        ("weight", 1.5, "0 to 1"),
+    ],
+)
+def test_fields_are_checked(field, value, allowed):
+    message = f"config.distill.{field} is {value!r}; allowed are {allowed}$"
+    with pytest.raises(InputError, match=message):
+        from_config.check(config(**{f"distill.{field}": value}))
+
+
+def test_one_teacher_for_the_method_and_for_distillation(tmp_path):
+    """DynamicViT's terms stay, its own and that of distillation beside each other."""
+    made = config(**SOFT, **{"init.fresh": ("reducer",), "epochs": 1})
+    with made.unlocked():
+        made.reduction = LEARNED | {"keep_rate": 0.5}
+    dense = from_config.dense(made)
+    tensors = convert.to_timm(fill(summary.shapes(dense, 16), seed=1))
+    np.savez(tmp_path / "dense.npz", **tensors)
+    made.init.weights = made.teacher.weights = str(tmp_path / "dense.npz")
+    trainer.train_and_evaluate(made, tmp_path / "run")
+    first = read_metrics(tmp_path / "run")[0]
+    assert {"ratio", "kl", "tokens", "distill"} <= set(first)
+    # The same distance of the same logits, weighted .5 both, but for T = 3.
+    assert first["kl"] > 0 < first["distill"] != first["kl"]
+
+
+@pytest.mark.slow
+def test_a_run_resumes_to_the_same_bits(weights, tmp_path):
+    """Without labels and with a teacher; from the middle of the second epoch."""
+    fields = {"checkpoint_every_steps": 4, "keep_every_steps": 3, "mixup": 0.8}
+    fields |= (
+        SOFT | {"distill.weight": 1.0, "teacher.weights": f"{weights}/ten.npz"} | TOLD
+    )
+    last = trainer.train_and_evaluate(config(**fields), tmp_path / "run")
+    again = shutil.copytree(tmp_path / "run", tmp_path / "again")
+    shutil.rmtree(again / "checkpoints" / "best")
+    for step in ("9", "10"):
+        shutil.rmtree(again / "checkpoints" / "latest" / step)
+    assert trainer.train_and_evaluate(config(**fields), again) == last
+    lines = [
+        [{k: v for k, v in line.items() if k not in MEASURED} for line in found]
+        for found in (read_metrics(tmp_path / "run"), read_metrics(again))
+    ]
+    assert lines[0] == lines[1] and lines[0][0]["distill"] == lines[0][0]["loss"]
