@@ -4,6 +4,7 @@ python -m imagepiece_jax.experiments table1 --data folder:PATH --weights FILE_OR
 python -m imagepiece_jax.experiments table1 --data ... --runs FOLDER_OF_TRAINED_RUNS
 python -m imagepiece_jax.experiments table1 --data ... --weights FILE --small
 python -m imagepiece_jax.experiments search --data ... --weights FILE --budget 0.5
+python -m imagepiece_jax.experiments scratch --data folder:PATH --hours 2
 
 With --weights alone one checkpoint stands for every row, off the shelf; --runs takes
 the runs that were trained with each reduction; --small fine-tunes the weights with each
@@ -12,16 +13,19 @@ was stopped.
 
 NAME: table1, table2, hyperspeed, table3, masking, reassess, similarity, overlap,
 lcb-similarity, combos, ablation, tome-offtheshelf, evit-table, throughput; all of them;
-or search.
+search; or scratch, which trains all methods from random weights.
 """
 
 import dataclasses
+import pathlib
 
 from absl import flags
 
 from imagepiece_jax import cli, config_flags
 from imagepiece_jax.benchmark import timer
 from imagepiece_jax.experiments import masking, runner
+from imagepiece_jax.experiments.scratch import runs as scratch
+from imagepiece_jax.experiments.scratch.systems import Options
 
 config_flags.define("a config file: of --weights that lack a config, of --small's runs")
 WEIGHTS = cli.weights()
@@ -50,6 +54,7 @@ flags.DEFINE_bool("mask_grid", False, "masking: on different patches")
 flags.DEFINE_list("budget", ["0.5"], "search: shares of the dense model's cost")
 flags.DEFINE_enum("metric", "gmacs", ["gmacs", "ms"], "search: what is budget")
 flags.DEFINE_integer("candidates", 48, "search: settings beside published ones", 1)
+SCRATCH = cli.options(Options)
 
 
 def main(words):
@@ -63,7 +68,10 @@ def main(words):
         "rules": timer.Rules(*TIMING()),
     }
     settings = runner.Settings(**given)
-    runner.check(names, settings)
+    seeds, _ = runner.check(names, settings)
+    if names == ["scratch"]:
+        out = pathlib.Path(settings.out or "runs/experiments")
+        return scratch.run(SCRATCH(), cli.required(DATA), seeds, settings.dtype, out)
     if names != ["throughput"]:
         cli.required(DATA)
         if not RUNS.value:
