@@ -104,7 +104,7 @@ def test_a_damaged_image_is_named(tmp_path):
 def test_an_epoch_has_each_image_at_most_once(images):
     epochs = [images.epoch(seed, epoch) for seed in (0, 1) for epoch in (0, 1)]
     for index in epochs:
-        assert index.shape == (3, len(jax.local_devices()), 1, 8 // index.shape[1])
+        assert index.shape == (3, len(jax.local_devices()), 1, 1, 8 // index.shape[1])
         assert len(set(index.ravel())) == 24 and index.max() < 28
     assert len({index.tobytes() for index in epochs}) == 4
 
@@ -193,12 +193,26 @@ def test_a_stopped_run_resumes_to_the_same_bits(images, trainees, tmp_path):
     np.testing.assert_array_equal(scores[0]["loss"], scores[1]["loss"])
 
 
+def test_an_epoch_in_one_call_is_the_same(images, trainees, monkeypatch):
+    trainee = trainees[systems.DENSE]
+    _, meta = train.Run(trainee, images, 3, epochs=2).train()
+    indices = images.epoch(3, 1)
+    monkeypatch.setattr(images, "together", images.steps)
+    np.testing.assert_array_equal(images.epoch(3, 1)[0], indices.swapaxes(0, 2)[0])
+    _, together = train.Run(trainee, images, 3, epochs=2).train()
+    np.testing.assert_allclose(together["losses"], meta["losses"], rtol=1e-4)
+    seconds, steps, _ = train.Run(trainee, images, 3, epochs=2).time_steps(9.0)
+    assert steps == images.steps and seconds > 0
+
+
 def test_seeds_and_lengths_share_a_program(images, trainees):
     trainee, found = trainees[systems.DENSE], []
+    train.Run(trainee, images, 0, 1).train()
+    programs = len(trainee.steps._compiled)
     for seed, epochs in ((0, 1), (1, 1), (0, 2)):
         _, meta = train.Run(trainee, images, seed, epochs).train()
         found.append(meta["losses"][0])
-    assert len(trainee.step._compiled) == 1
+    assert len(trainee.steps._compiled) == programs
     # Other seeds draw otherwise, and the warm-up of a longer run is slower.
     assert len(set(found)) == 3
 

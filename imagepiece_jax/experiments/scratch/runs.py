@@ -192,11 +192,18 @@ def _check_same(ours, theirs, path):
 
 
 def _missing(folder, plan, seeds):
-    """(system, seed) of the runs without a JSON, one seed after the other."""
+    """(system, seed) of the runs without a JSON, one seed after the other.
+
+    Of a seed the dense model comes first, then what starts from it.
+    """
+
+    def place(system):
+        return system["name"] != systems.DENSE, system["start"] is None
+
     return [
         (system["name"], seed)
         for seed in seeds
-        for system in plan["systems"]
+        for system in sorted(plan["systems"], key=place)
         if not (folder / f"{_label(system['name'], seed)}.json").exists()
     ]
 

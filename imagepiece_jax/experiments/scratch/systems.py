@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import types
 
+import jax
 import optax
 
 from imagepiece_jax.data.augment.pipeline import Augment, Crop
@@ -212,21 +213,20 @@ def adamw(system, options, steps):
     return optax.chain(adam, optimizer.scale_by_group(groups, rate, peak, steps)), rate
 
 
-def step(system, options, num_classes, model, teacher_model):
-    """One training step from resident images.
+def steps(system, options, num_classes, model, teacher_model):
+    """Some training steps from resident images, in one program.
 
-    (state, index int32 [1, m] of the images, run, data, teacher) -> (state, metrics);
-    run: seed and number of steps, data: `Resident.fields`.
+    (state, index int32 [k, 1, m] of the images, run, data, teacher) -> (state, losses
+    [k]); run: seed and number of steps, data: `Resident.fields`.
     """
     loss = system.method.loss
     terms = loss and functools.partial(loss, plan=model.plan)
 
-    def one(state, index, run, data, teacher):
+    def several(state, indices, run, data, teacher):
         adam, rate = adamw(system, options, run["steps"])
-        return train_step(
-            state,
-            {name: values[index] for name, values in data.items()},
-            teacher,
+        one = functools.partial(
+            train_step,
+            teacher=teacher,
             model=model,
             optimizer=adam,
             rate=rate,
@@ -235,4 +235,14 @@ def step(system, options, num_classes, model, teacher_model):
             teacher_model=teacher_model,
         )
 
-    return one
+        def take(state, index):
+            batch = {name: values[index] for name, values in data.items()}
+            state, metrics = one(state, batch)
+            return state, metrics["loss"]
+
+        if len(indices) == 1:  # in a loop XLA's convolutions on CPUs are 7 times slower
+            state, loss = take(state, indices[0])
+            return state, loss[None]
+        return jax.lax.scan(take, state, indices)
+
+    return several

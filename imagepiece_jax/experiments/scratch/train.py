@@ -1,4 +1,4 @@
-"""One run from scratch: resident images, one dispatch a step, one evaluation.
+"""One run from scratch: resident images, one evaluation at the end.
 
 The step is the trainer's own. A program does not depend on the seed or the length of a
 run, so each system is compiled once for all of its seeds.
@@ -14,6 +14,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+from imagepiece_jax.benchmark import device
 from imagepiece_jax.common import parallel
 from imagepiece_jax.data import loader, resident, sources, transforms
 from imagepiece_jax.errors import InputError
@@ -26,7 +27,7 @@ from imagepiece_jax.training.train_step import init_state
 
 EVAL_BATCH = 500
 THREADS = 8  # that decode
-AHEAD = 5  # steps that are queued while time is taken
+AHEAD = 5  # calls that are queued while time is taken
 SAVE_EVERY = 60.0  # seconds, at the end of an epoch
 
 
@@ -48,16 +49,19 @@ class Data:
         self.placement.positions(options.train_batch_size)  # its own mistakes
         self.steps = loader.steps_per_epoch(len(images), options.train_batch_size)
         self.batch_size = options.train_batch_size
+        # A GPU takes an epoch at once: to call a step may take longer than the step.
+        self.together = 1 if device.platform() == "cpu" else self.steps
         self.on_device = parallel.replicate(images.fields)
         self.test = resident.as_source(test, val)
         self.ready = transforms.EvalTransform(options.image_size, resize="none")
 
     def epoch(self, seed: int, epoch: int) -> np.ndarray:
-        """Indices of its images, int32 [steps, local devices, 1, m]."""
+        """Indices of its images, int32 [calls, devices, steps of a call, 1, m]."""
         order = loader.epoch_order(seed, epoch, self.train_images)
         order = order[: self.steps * self.batch_size].astype(np.int32)
         positions = self.placement.positions(self.batch_size)
-        return order.reshape(self.steps, self.batch_size)[:, positions]
+        index = order.reshape(-1, self.together, self.batch_size)[:, :, positions]
+        return index.swapaxes(1, 2)
 
     def test_batches(self):
         """The test images in order, each once."""
@@ -81,8 +85,8 @@ class Trainee:
             reduction={"name": system.reduction["name"]} | _fields(system),
         )
         self.teacher_model = create(settings.DENSE) if system.start else None
-        self.step = parallel.pmap(
-            systems.step(system, options, num_classes, trained, self.teacher_model),
+        self.steps = parallel.pmap(
+            systems.steps(system, options, num_classes, trained, self.teacher_model),
             donate_argnums=(0,),
             model=True,
         )
@@ -156,8 +160,8 @@ class Run:
         for epoch in range(len(meta["losses"]), self.epochs):
             began, losses = time.monotonic(), []
             for index in self.data.epoch(self.seed, epoch):
-                state, metrics = step(state, index)
-                losses.append(metrics["loss"])
+                state, loss = step(state, index)
+                losses.append(loss)
             loss = float(np.mean([parallel.unreplicate(x) for x in losses]))
             if not np.isfinite(loss):
                 raise InputError(
@@ -179,23 +183,23 @@ class Run:
     def time_steps(self, most: float):
         """(seconds, steps, state) of an epoch, or of `most` seconds of one.
 
-        The first step, which compiles, is not counted.
+        The first call, which compiles, is not counted.
         """
         state, _ = self._begin()
-        step, steps = self._step(), 0
+        step, calls = self._step(), 0
         first, *rest = self.data.epoch(self.seed, 0)
-        state, metrics = step(state, first)
-        jax.block_until_ready(metrics)
+        state, loss = step(state, first)
+        jax.block_until_ready(loss)
         began = time.monotonic()
         for index in rest or [first]:
-            state, metrics = step(state, index)
-            steps += 1
-            if steps % AHEAD == 0:  # else the clock would run ahead of the device
-                jax.block_until_ready(metrics)
+            state, loss = step(state, index)
+            calls += 1
+            if calls % AHEAD == 0:  # else the clock would run ahead of the device
+                jax.block_until_ready(loss)
                 if time.monotonic() - began > most:
                     break
         jax.block_until_ready(state)
-        return time.monotonic() - began, steps, state
+        return time.monotonic() - began, calls * self.data.together, state
 
     def _step(self):
         """The compiled step with what stays the same in this run."""
@@ -207,7 +211,7 @@ class Run:
         teacher = parallel.replicate(self.start) if self.start else None
 
         def step(state, index):
-            return self.trainee.step(state, index, run, self.data.on_device, teacher)
+            return self.trainee.steps(state, index, run, self.data.on_device, teacher)
 
         return step
 
