@@ -315,6 +315,9 @@ def test_epochs_are_cut_until_all_runs_fit():
 def test_progress_says_what_is_left(capsys):
     made = {"epochs": 4, "seconds": {k: dict(v) for k, v in SECONDS.items()}}
     progress = plan.Progress(made, [("a", 0), ("b", 0), ("b", 1)], 1, total=6)
+    progress(2, 1.5, 99.0)  # which has compiled
+    capsys.readouterr()
+    progress.last = 0.0
     progress(3, 1.25, 10.0)
     # One epoch and an evaluation, then a run of four epochs and an evaluation.
     assert capsys.readouterr().err == (

@@ -51,7 +51,7 @@ def results(plan, seeds=(0, 1, 2)):
                     "images": IMAGES,
                     "right": np.packbits(right).tobytes().hex(),
                     "epochs": 2,
-                    "seconds": 120.0,
+                    "seconds": [60.0, 60.0],
                     "device": "a computer",
                 }
             )

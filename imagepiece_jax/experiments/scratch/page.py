@@ -88,7 +88,7 @@ def _table(systems, rights, results):
         for base, itself in ((rights[DENSE], DENSE), (floor, RANDOM)):
             change = None if name == itself else difference(rights[name], base)
             line.append(statistics.format_difference(change))
-        own = [r["seconds"] / r["epochs"] for r in results if r["system"] == name]
+        own = [s for r in results if r["system"] == name for s in r["seconds"]]
         lines.append([*line, f"{np.median(own):.1f}"])
     return render.table(head, lines)
 
@@ -154,7 +154,7 @@ def _limits(systems, rights, plan):
 def _how(plan, results):
     made = plan["settings"]
     machines = sorted({result["device"] for result in results})
-    hours = sum(result["seconds"] for result in results) / 3600
+    hours = sum(sum(result["seconds"]) for result in results) / 3600
     low, high = made["crop_area"]
     spread = [
         abs(s["gmacs"]) for s in plan["systems"] if s["reduction"]["name"] != "none"

@@ -74,10 +74,12 @@ class Progress:
         (self.system, self.seed), *after = missing[number:]
         self.place = total - len(after)
         self.after = sum(seconds_of(plan, system) for system, _ in after)
-        self.last = 0.0
+        self.last, self.told = 0.0, 0
 
     def __call__(self, epoch: int, loss: float, seconds: float):
-        self.plan["seconds"][self.system]["epoch"] = seconds  # the newest is the best
+        self.told += 1
+        if self.told > 1:  # the first of a call may have compiled
+            self.plan["seconds"][self.system]["epoch"] = seconds
         epochs = self.plan["epochs"]
         if epoch < epochs and time.monotonic() - self.last < LINE_EVERY:
             return

@@ -162,7 +162,7 @@ def _one(trainee, images, seed, plan, folder, told):
         # A bit for each image in the order of the set, first image first.
         "right": np.packbits(found.each["right"]).tobytes().hex(),
         "train_loss": meta["losses"],
-        "seconds": round(meta["seconds"], 2),
+        "seconds": meta["seconds"],
         "device": device.name(),
         "versions": device.versions(),
         "git": git_revision(),

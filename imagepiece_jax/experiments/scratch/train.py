@@ -151,7 +151,7 @@ class Run:
     told: Callable[[int, float, float], None] = lambda *_: None
 
     def train(self):
-        """(replicated state, meta): `losses` by epoch, and `seconds` of training.
+        """(replicated state, meta): `losses` and `seconds`, both by epoch.
 
         Resumes from the newest checkpoint, to the same bits.
         """
@@ -170,7 +170,7 @@ class Run:
                 )
             seconds = time.monotonic() - began
             meta["losses"].append(loss)
-            meta["seconds"] += seconds
+            meta["seconds"].append(round(seconds, 3))
             due = time.monotonic() - saved > SAVE_EVERY
             if epoch + 1 == self.epochs:
                 due = self.keep
@@ -218,7 +218,7 @@ class Run:
     def _begin(self):
         """The state to continue from, and its meta."""
         state = self.trainee.initial(self.seed, self.start)
-        meta = {"losses": [], "seconds": 0.0}
+        meta = {"losses": [], "seconds": []}
         if self.folder is not None:
             checkpoints = Checkpoints(self.folder)
             if checkpoints.latest_step() is not None:
