@@ -5,6 +5,7 @@ Commands can be imported side by side, so each flag here may be defined again.
 
 import atexit
 import contextlib
+import dataclasses
 import functools
 import inspect
 import io
@@ -108,6 +109,21 @@ def timing():
     repeats = whole("repeats", 5, "turns of each", 1)
     seconds = flags.DEFINE_float("seconds", 1.0, "of a turn", 0.0, allow_override=True)
     return lambda: (warmup.value, repeats.value, finite(seconds))
+
+
+def options(cls):
+    """Define a flag for every field of the dataclass `cls`; return what makes one.
+
+    A field's metadata has its `kind` (int, float or str) and `help`.
+    """
+    define = {int: flags.DEFINE_integer, float: flags.DEFINE_float}
+    holders = [
+        define.get(field.metadata["kind"], flags.DEFINE_string)(
+            field.name, field.default, field.metadata["help"], allow_override=True
+        )
+        for field in dataclasses.fields(cls)
+    ]
+    return lambda: cls(**{holder.name: holder.value for holder in holders})
 
 
 def run(main):

@@ -13,11 +13,14 @@ import re
 import runpy
 import sys
 import traceback
+from typing import TYPE_CHECKING
 
 from absl import flags
-from ml_collections import ConfigDict
 
 from imagepiece_jax.errors import InputError, closest
+
+if TYPE_CHECKING:  # else imported where it is used: `experiments scratch` has no config
+    from ml_collections import ConfigDict
 
 PACKAGE = pathlib.Path(__file__).resolve().parent
 # The repository's configs; an installed package has a copy inside.
@@ -113,12 +116,14 @@ def take_overrides(argv):
     return rest
 
 
-def load(path: str | os.PathLike) -> ConfigDict:
+def load(path: str | os.PathLike) -> "ConfigDict":
     """Return the locked config of "FILE.py", or of "FILE.py:ARG": get_config("ARG").
 
     A relative configs/NAME.py that does not exist here is the package's own. Files of
     one folder can import each other as `from configs import base` from anywhere.
     """
+    from ml_collections import ConfigDict
+
     name, _, argument = str(path).partition(":")
     file = pathlib.Path(name)
     own = CONFIGS / file.name
@@ -156,11 +161,13 @@ def name(path: str | os.PathLike) -> str:
     return sized if changed else f"{stem}_{argument}"
 
 
-def override(config: ConfigDict, field: str, text: str | None):
+def override(config: "ConfigDict", field: str, text: str | None):
     """Set `field`, such as "reduction.keep_rate", to `text` from a command line.
 
     The value gets the type of the field. `text` None means true, for a bool alone.
     """
+    from ml_collections import ConfigDict
+
     *groups, leaf = field.split(".")
     try:
         group = functools.reduce(ConfigDict.__getitem__, groups, config)
@@ -260,6 +267,8 @@ def _no_such_field(config, field):
 
 def _fields(config, prefix=""):
     """Yield the dotted names of all fields, those of groups included."""
+    from ml_collections import ConfigDict
+
     for name in config:
         if isinstance(config[name], ConfigDict):
             yield from _fields(config[name], f"{prefix}{name}.")

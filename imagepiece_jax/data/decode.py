@@ -70,10 +70,13 @@ def _fast_jpeg(data):
     """Pixels of a plain JPEG, the same as Pillow's in half the time; None for others.
 
     Both call libjpeg-turbo, but Pillow passes it the bytes piece by piece. What is odd
-    (printing inks, damage, sizes that would fill the memory) is left to Pillow's rules.
+    (printing inks, damage, sizes that would fill the memory) is left to Pillow's rules,
+    and everything where simplejpeg is not installed.
     """
-    import simplejpeg  # only where images are decoded
-
+    try:
+        import simplejpeg  # only where images are decoded
+    except ImportError:
+        return None
     try:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
         if colors not in ("YCbCr", "Gray") or height * width > MAX_PIXELS:

@@ -6,6 +6,7 @@ python -m imagepiece_jax.experiments table1 --data ... --weights FILE --small
 python -m imagepiece_jax.experiments search --data ... --weights FILE --budget 0.5
 python -m imagepiece_jax.experiments compare --data ... --weights FILE
 python -m imagepiece_jax.experiments adapt --data ... --weights FILE
+python -m imagepiece_jax.experiments scratch --data folder:PATH --hours 2
 
 With --weights alone one checkpoint stands for every row, off the shelf; --runs takes
 the runs that were trained with each reduction; --small fine-tunes the weights with each
@@ -14,16 +15,19 @@ was stopped.
 
 NAME: table1, table2, hyperspeed, table3, masking, reassess, similarity, overlap,
 lcb-similarity, combos, ablation, tome-offtheshelf, evit-table, throughput; all of them;
-search; compare; or adapt.
+search; compare; adapt; or scratch, which trains from random weights.
 """
 
 import dataclasses
+import pathlib
 
 from absl import flags
 
 from imagepiece_jax import cli, config_flags
 from imagepiece_jax.benchmark import timer
 from imagepiece_jax.experiments import masking, runner
+from imagepiece_jax.experiments.scratch import runs as scratch
+from imagepiece_jax.experiments.scratch.systems import Options
 
 config_flags.define(
     "a config file: of --weights that lack a config, of --small's runs, of adapt's"
@@ -60,6 +64,7 @@ flags.DEFINE_list(
 )
 flags.DEFINE_list("methods", [], "compare: these, tome and random; default: all")
 flags.DEFINE_integer("folds", 5, "adapt: parts of the data, each tested on once")
+SCRATCH = cli.options(Options)
 
 
 def main(words):
@@ -73,7 +78,10 @@ def main(words):
         "rules": timer.Rules(*TIMING()),
     }
     settings = runner.Settings(**given)
-    runner.check(names, settings)
+    seeds, _ = runner.check(names, settings)
+    if names == ["scratch"]:
+        out = pathlib.Path(settings.out or "runs/experiments")
+        return scratch.run(SCRATCH(), cli.required(DATA), seeds, settings.dtype, out)
     if names != ["throughput"]:
         cli.required(DATA)
         if not RUNS.value:

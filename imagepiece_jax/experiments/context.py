@@ -6,11 +6,10 @@ import functools
 import os
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from imagepiece_jax.benchmark import device, timer
 from imagepiece_jax.common import parallel, xla_options
@@ -23,6 +22,9 @@ from imagepiece_jax.models import summary
 from imagepiece_jax.models.pretrained import Pretrained, for_analysis
 from imagepiece_jax.models.run_files import RUN_CONFIG
 from imagepiece_jax.reduction import settings
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 MAX_PROGRAMS = 64  # compiled evaluation steps that are kept
 INPUTS = 4  # batches of noise that a timed program cycles through
@@ -150,8 +152,8 @@ class Context:
     out: pathlib.Path
     models: Models | None = None
     images: Images | None = None
-    config: ConfigDict | None = None
-    load_config: Callable[[str], ConfigDict] | None = None
+    config: "ConfigDict | None" = None
+    load_config: Callable[[str], "ConfigDict"] | None = None
     rules: timer.Rules = timer.Rules()
     speed_batch: int = 64
     timed: bool = True

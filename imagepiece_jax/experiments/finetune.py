@@ -10,9 +10,9 @@ is only read.
 import dataclasses
 import functools
 import pathlib
+from typing import TYPE_CHECKING
 
 import jax
-from ml_collections import ConfigDict
 
 from imagepiece_jax.data.sources import open_source
 from imagepiece_jax.errors import InputError
@@ -23,6 +23,9 @@ from imagepiece_jax.models.pretrained import Pretrained, for_analysis
 from imagepiece_jax.reduction import methods, settings
 from imagepiece_jax.training import from_config
 from imagepiece_jax.training.trainer import train_and_evaluate
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 REFERENCE = {"name": "imagepiece"}  # whose cost the others are matched to
 # Published trainings freeze the backbone for longer than a small run lasts.
@@ -40,7 +43,7 @@ class Finetuner:
 
     def __init__(
         self,
-        config: ConfigDict,
+        config: "ConfigDict",
         pretrained: Pretrained,
         data: str,
         folder: pathlib.Path,
@@ -123,6 +126,8 @@ class Finetuner:
 
     def _prepared(self, reduction, stem, seed):
         """The config of a run, without the weights that it starts from."""
+        from ml_collections import ConfigDict
+
         config = self.config.copy_and_resolve_references()
         own = {k: v for k, v in reduction.items() if k not in settings.MODEL_FIELDS}
         known = {field.name for field in dataclasses.fields(methods.create(**own))}
@@ -146,13 +151,13 @@ class Finetuner:
 
 
 def finetuning_config(
-    config: ConfigDict,
+    config: "ConfigDict",
     pretrained: Pretrained,
     dtype: str,
     resize: str | None,
     workers: int,
     given: bool,
-) -> ConfigDict:
+) -> "ConfigDict":
     """`config` completed for a Finetuner: as the command's flags and the weights say.
 
     given: whether it is the user's own; then InputError where its stem, class token or

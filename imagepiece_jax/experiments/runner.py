@@ -4,8 +4,7 @@ import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Callable
-
-from ml_collections import ConfigDict
+from typing import TYPE_CHECKING
 
 from imagepiece_jax.benchmark import device, suite, timer
 from imagepiece_jax.common import xla_options
@@ -32,6 +31,9 @@ from imagepiece_jax.models.class_names import check_classes
 from imagepiece_jax.models.pretrained import for_analysis
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.settings import DENSE
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 EXPERIMENTS = {
     "table1": tables.table1,
@@ -61,8 +63,8 @@ FINETUNING = "deit_ti_finetune_small.py"  # the config of --small
 class Settings:
     """What the command was given; but for the first four, fields are flags."""
 
-    config: ConfigDict | None
-    load_config: Callable[[str], ConfigDict]  # the package's own, by file name
+    config: "ConfigDict | None"
+    load_config: Callable[[str], "ConfigDict"]  # the package's own, by file name
     normalization: dict
     rules: timer.Rules
     weights: str | None
@@ -95,7 +97,7 @@ class Settings:
 
 def select(words: list[str], small: bool, timed: bool) -> list[str]:
     """Names of the experiments to run; InputError for anything but one known name."""
-    known = (*EXPERIMENTS, "all")
+    known = (*EXPERIMENTS, "scratch", "all")
     if len(words) != 1 or words[0] not in known:
         found = " ".join(words) or "missing"
         raise InputError(f"NAME is {found}; allowed is one of {', '.join(known)}")

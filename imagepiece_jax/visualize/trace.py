@@ -134,12 +134,20 @@ def _run(variables, images, model):
 
     def ask(attend, args, kwargs, context):
         """Let the attention of each block also return the class token's row."""
-        if context.method_name != "attend" or not isinstance(context.module, Block):
+        name, more = context.method_name, {"cls_attn"}
+        if not isinstance(context.module, Block):
             return attend(*args, **kwargs)
-        kwargs = kwargs | {"needs": kwargs["needs"] | {"cls_attn"}}
-        x, taps = attend(*args, **kwargs)
-        attention.append(taps.cls_attn)
-        return x, taps
+        if name == "attend":
+            kwargs = kwargs | {"needs": kwargs["needs"] | more}
+        elif name == "attend_merging":
+            state, given, options, reduce = args
+            options = options | {"needs": options["needs"] | more}
+            args = (state, given, options, reduce)
+        else:
+            return attend(*args, **kwargs)
+        found = attend(*args, **kwargs)
+        attention.append(found[1].cls_attn)
+        return found
 
     images = normalize(images, model.mean, model.std)
     intercept = (

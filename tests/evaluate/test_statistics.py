@@ -1,5 +1,7 @@
 """Intervals against tables, SciPy and brute force."""
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -183,3 +185,54 @@ def test_format_of_figures():
         statistics.format_difference(Estimate(-2.0, -3.0, -1.0)) == "-2.0 [-3.0, -1.0]"
     )
     assert statistics.format_estimate(None) == statistics.format_difference(None) == ""
+
+
+# The bootstrap over seeds and images
+
+
+def nested_outcomes(values):
+    """Every equally likely mean of redrawn seeds and images, by enumeration."""
+    seeds, images = len(values), len(values[0])
+    means = [sum(row) / images for row in values]
+    center = sum(means) / seeds
+    widen = (seeds / (seeds - 1)) ** 0.5 if seeds > 1 else 1.0
+    found = []
+    for drawn in itertools.product(range(seeds), repeat=seeds):
+        for shown in itertools.product(range(images), repeat=images):
+            total = 0.0
+            for s in drawn:
+                for i in shown:
+                    inside = values[s][i] - means[s]
+                    total += center + widen * (means[s] - center) + inside
+            found.append(total / (seeds * images))
+    return sorted(found)
+
+
+@pytest.mark.parametrize("seeds, images", [(1, 5), (2, 4), (3, 4)])
+def test_the_hierarchical_bootstrap_is_that_of_all_outcomes(seeds, images):
+    rng = np.random.default_rng(seeds)
+    values = rng.normal(size=(seeds, images)) + 2 * rng.normal(size=(seeds, 1))
+    outcomes = nested_outcomes(values.tolist())
+    found = statistics.hierarchical_bootstrap(values, repeats=40_000)
+    assert found.value == pytest.approx(values.mean())
+    # Where the ends lie among all outcomes: 2.5 % from either side.
+    below = np.searchsorted(outcomes, (found.low, found.high)) / len(outcomes)
+    np.testing.assert_allclose(below, (0.025, 0.975), atol=0.012)
+
+
+def test_the_hierarchical_bootstrap_has_the_variance_of_both_sources():
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(4, 3000)) * 10 + np.array([[0.0], [0.2], [-0.3], [0.1]])
+    found = statistics.hierarchical_bootstrap(values)
+    between = values.mean(axis=1).var(ddof=1) / 4
+    within = values.mean(axis=0).var() / 3000
+    expected = statistics.Z * np.sqrt(between + within)
+    assert found.half_width == pytest.approx(expected, rel=0.25)
+
+
+def test_seeds_that_agree_leave_the_images():
+    row = np.random.default_rng(1).normal(size=500)
+    alone = statistics.hierarchical_bootstrap([row])
+    thrice = statistics.hierarchical_bootstrap([row] * 3)
+    assert thrice.half_width == pytest.approx(alone.half_width, rel=0.1)
+    assert statistics.hierarchical_bootstrap([row]) == alone  # the same draws

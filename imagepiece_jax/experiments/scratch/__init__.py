@@ -1,0 +1,1 @@
+"""Models trained from scratch with each reduction, at equal cost, over seeds."""

@@ -1,0 +1,221 @@
+"""The runs of the comparison, one after the other; each leaves one JSON.
+
+OUT/scratch/plan.json            settings, seconds of each system, epochs
+OUT/scratch/SYSTEM_seedN.json    a finished run
+OUT/scratch/SYSTEM_seedN/        checkpoints: of one that is not, and of dense runs,
+                                 which another of the same seed starts from
+OUT/scratch.md                   the page, written anew by each call
+"""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+import time
+
+import numpy as np
+from tqdm import tqdm
+
+from imagepiece_jax.benchmark import device
+from imagepiece_jax.common import xla_options
+from imagepiece_jax.common.files import git_revision, read_json, replace_file
+from imagepiece_jax.data import sources
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.experiments.scratch import page, systems, train
+from imagepiece_jax.experiments.scratch import plan as planning
+from imagepiece_jax.training.run_dir import RunLock
+
+PLAN = "plan.json"
+FREE = ("minutes", "page")  # options that may change between calls
+
+
+def run(
+    options: systems.Options,
+    data: str,
+    seeds: list[int],
+    dtype: str | None,
+    out: pathlib.Path,
+):
+    """Finish as many runs as `options.minutes` allow, and write the page.
+
+    What is finished is only read; the data are not opened where everything is.
+    """
+    began = time.monotonic()
+    folder = out / "scratch"
+    plan = _plan(folder, options, dtype or xla_options.fast_dtype())
+    with contextlib.closing(RunLock(folder)):
+        if plan["epochs"] is None or _missing(folder, plan, seeds):
+            _train(options, data, seeds, plan, folder, began)
+        text = page.text(finished(folder, plan), plan)
+    replace_file(options.page or out / "scratch.md", text)
+    print(text, flush=True)
+
+
+def _plan(folder, options, dtype):
+    """The plan in `folder`, or a new one; InputError where it has other settings."""
+    given = {k: v for k, v in dataclasses.asdict(options).items() if k not in FREE}
+    given = _plain(given | systems.RECIPE | {"dtype": dtype})
+    path = folder / PLAN
+    if not path.exists():
+        return {"settings": given, "images": None, "seconds": {}, "epochs": None}
+    plan = read_json(path)
+    _check_same(given, plan["settings"], path)
+    return plan
+
+
+def _train(options, data, seeds, plan, folder, began):
+    """Complete the plan, and train what is missing."""
+    dtype = plan["settings"]["dtype"]
+    images = train.Data(data, options)
+    facts = {
+        "images": [images.train_images, images.test_images, images.num_classes],
+        "data": sources.short_name(data),
+    }
+    if plan["images"] not in (None, facts["images"]):
+        raise InputError(
+            f"--data {data} has {facts['images']} training images, test images and "
+            f"classes, but the runs in {folder} were begun with {plan['images']}; "
+            "allowed are the same data, or another --out"
+        )
+    compared = systems.systems(options, images.num_classes, dtype)
+    facts["systems"] = [_facts(one, options, images, dtype) for one in compared]
+    plan |= facts
+    trainees = {
+        one.name: train.Trainee(one, options, images.num_classes, dtype)
+        for one in compared
+    }
+    for name, trainee in trainees.items():
+        if name not in plan["seconds"]:
+            found = planning.measure(trainee, trainees[systems.DENSE], images)
+            plan["seconds"][name] = found
+            _write(folder / PLAN, plan)
+            print(f"measured {name}: {found}, in seconds", flush=True)
+    if plan["epochs"] is None:
+        seconds = options.hours and 3600 * options.hours - (time.monotonic() - began)
+        plan["epochs"] = planning.epochs_that_fit(
+            plan["seconds"], options.epochs, len(seeds), seconds
+        )
+        _write(folder / PLAN, plan)
+    missing, total = _missing(folder, plan, seeds), len(compared) * len(seeds)
+    needed = [planning.seconds_of(plan, name) for name, _ in missing]
+    print(
+        f"{plan['epochs']} epochs a run of {options.epochs} asked for; {len(missing)} "
+        f"of {total} runs are missing, {tqdm.format_interval(sum(needed))} in all",
+        flush=True,
+    )
+    for number, (name, seed) in enumerate(missing):
+        spent = time.monotonic() - began
+        if options.minutes and number and spent + needed[number] > 60 * options.minutes:
+            print(f"{len(missing) - number} runs are left for the next call")
+            return
+        told = planning.Progress(plan, missing, number, total)
+        result = _one(trainees[name], images, seed, plan, folder, told)
+        _write(folder / f"{_label(name, seed)}.json", result)
+        if name != systems.DENSE:
+            train.forget(folder / _label(name, seed))
+        print(
+            f"{_label(name, seed)}: {result['acc1']:.2f} % of test images", flush=True
+        )
+
+
+def _facts(system, options, images, dtype):
+    """What the page says of a system beside its runs."""
+    classes = images.num_classes
+    model = systems.create(system, options, classes, dtype)
+    return {
+        "name": system.name,
+        "title": system.title,
+        "stem": system.stem,
+        "reduction": _plain(system.reduction),
+        "start": system.start,
+        "gmacs": systems.gmacs(system, options, classes, dtype),
+        "tokens": model.plan[-1].mlp_tokens,
+    }
+
+
+def _one(trainee, images, seed, plan, folder, told):
+    """Train and evaluate one run; its JSON."""
+    name, start = trainee.system.name, trainee.system.start
+    if start is not None:
+        start = train.variables_in(folder / _label(start, seed))
+    run = train.Run(
+        trainee,
+        images,
+        seed,
+        plan["epochs"],
+        folder / _label(name, seed),
+        start,
+        keep=name == systems.DENSE,
+        told=told,
+    )
+    state, meta = run.train()
+    found = trainee.evaluate(train.variables(state), seed, images)
+    return {
+        "system": name,
+        "seed": seed,
+        "settings": plan["settings"],
+        "epochs": plan["epochs"],
+        "reduction": _plain(trainee.system.reduction),
+        "acc1": found.acc1,
+        "loss": found.loss,
+        "images": found.images,
+        # A bit for each image in the order of the set, first image first.
+        "right": np.packbits(found.each["right"]).tobytes().hex(),
+        "train_loss": meta["losses"],
+        "seconds": meta["seconds"],
+        "device": device.name(),
+        "versions": device.versions(),
+        "git": git_revision(),
+        "time": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+    }
+
+
+def finished(folder: pathlib.Path, plan: dict) -> list[dict]:
+    """All finished runs, by seed; InputError for one of another plan."""
+    found = []
+    for path in sorted(folder.glob("*_seed*.json")):
+        result = read_json(path)
+        ours = plan["settings"] | {"epochs": plan["epochs"]}
+        _check_same(ours, result["settings"] | {"epochs": result["epochs"]}, path)
+        found.append(result)
+    return sorted(found, key=lambda result: result["seed"])
+
+
+def _check_same(ours, theirs, path):
+    """InputError for the first setting that differs."""
+    for name in {**ours, **theirs}:
+        if ours.get(name) != theirs.get(name):
+            raise InputError(
+                f"{path} was made with {name} {theirs.get(name)}, but now it is "
+                f"{ours.get(name)}; allowed is the same, or another --out"
+            )
+
+
+def _missing(folder, plan, seeds):
+    """(system, seed) of the runs without a JSON, one seed after the other.
+
+    Of a seed the dense model comes first, then what starts from it.
+    """
+
+    def place(system):
+        return system["name"] != systems.DENSE, system["start"] is None
+
+    return [
+        (system["name"], seed)
+        for seed in seeds
+        for system in sorted(plan["systems"], key=place)
+        if not (folder / f"{_label(system['name'], seed)}.json").exists()
+    ]
+
+
+def _label(system, seed):
+    return f"{system}_seed{seed}"
+
+
+def _plain(value):
+    """As JSON has it: tuples are lists."""
+    return json.loads(json.dumps(value))
+
+
+def _write(path, value):
+    replace_file(path, json.dumps(value, indent=1) + "\n")

@@ -1,0 +1,248 @@
+"""The systems that are compared: their models, matched in cost, and their recipe."""
+
+import dataclasses
+import functools
+import types
+
+import jax
+import optax
+
+from imagepiece_jax.data.augment.pipeline import Augment, Crop
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.experiments import match_cost
+from imagepiece_jax.models import registry, summary
+from imagepiece_jax.reduction import methods, settings
+from imagepiece_jax.training import optimizer
+from imagepiece_jax.training.train_step import Recipe, train_step
+
+NEAR = 0.02  # share of ImagePiece's cost within which another one counts as equal
+HEAD_DIM = 64  # of attention, as in DeiT
+
+
+def _option(default, kind, help_text):
+    return dataclasses.field(
+        default=default, metadata={"kind": kind, "help": f"scratch: {help_text}"}
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Size and length of the trainings; the fields are flags of the command."""
+
+    image_size: int = _option(64, int, "pixels a side")
+    canvas: int = _option(128, int, "pixels a side that training images are held at")
+    patch: int = _option(8, int, "pixels a side of a patch")
+    width: int = _option(128, int, "of a token")
+    depth: int = _option(6, int, "blocks")
+    heads: int | None = _option(None, int, "of attention; default: one for 64 channels")
+    keep_rate: float = _option(0.8, float, "of ImagePiece, whose cost the others have")
+    epochs: int = _option(50, int, "of a run")
+    hours: float | None = _option(None, float, "of all runs: epochs are cut to fit")
+    minutes: float | None = _option(None, float, "of this call: runs that fit in")
+    page: str | None = _option(None, str, "the page; default: OUT/scratch.md")
+    train_batch_size: int = _option(128, int, "images a step")
+    peak_lr: float = _option(1e-3, float, "learning rate after the warm-up")
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int | float) and not value > 0:
+                raise InputError(
+                    f"--{field.name} is {value}; allowed are numbers above 0"
+                )
+        if self.keep_rate > 1:
+            raise InputError(
+                f"--keep_rate is {self.keep_rate}; allowed are shares up to 1"
+            )
+        if self.canvas < self.image_size:
+            raise InputError(
+                f"--canvas is {self.canvas}; allowed are --image_size, "
+                f"{self.image_size}, or more"
+            )
+        if self.depth < 4:
+            raise InputError(
+                f"--depth is {self.depth}; allowed are 4 or more, which ImagePiece's "
+                "schedule needs"
+            )
+
+
+# The same for all systems: DeiT's recipe toned down for ten thousand images.
+RECIPE = types.MappingProxyType(
+    {
+        "crop_area": (0.35, 1.0),
+        "label_smoothing": 0.1,
+        "weight_decay": 0.05,
+        "warmup_share": 0.1,  # of the run
+        "min_lr": 1e-5,
+        "warmup_lr": 1e-6,
+        "clip_norm": 1.0,
+        # Of DynamicViT's backbone, which starts trained; its authors' 0.01 and five
+        # frozen epochs are for longer runs.
+        "backbone_lr": 0.1,
+    }
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+    """One of the compared: `start` names the system whose weights its runs start from
+    and learn from, of the same seed."""
+
+    name: str
+    title: str
+    stem: str
+    reduction: dict
+    start: str | None = None
+
+    @property
+    def method(self):
+        """The Method of its reduction, as it is trained."""
+        own, _ = settings.split(self.reduction)
+        known = {f.name for f in dataclasses.fields(methods.create(**own))}
+        training = {"backbone_lr": RECIPE["backbone_lr"], "frozen_epochs": 0.0}
+        return methods.create(
+            **own, **{k: v for k, v in training.items() if k in known}
+        )
+
+
+DENSE = "dense_conv"  # the first: others start from it, all are compared with it
+RANDOM = "random"
+
+
+def systems(options: Options, num_classes: int, dtype: str) -> list[System]:
+    """All systems in the order of their runs, each reduction at ImagePiece's cost."""
+    first = System(DENSE, "dense, conv stem", "conv", settings.DENSE)
+    cost = functools.partial(gmacs, first, options, num_classes, dtype)
+    reference = {"name": "imagepiece", "keep_rate": options.keep_rate}
+    blocks = tuple(options.depth * k // 4 for k in (1, 2, 3))  # 3, 6, 9 of twelve
+    at = {"blocks": blocks}
+
+    def matched(title, reduction, start=None):
+        candidates = _candidates(reduction, options)
+        priced = match_cost.priced(cost, candidates)
+        target = cost(reference)
+        found = min(priced, key=lambda pair: abs(pair[0] - target))[1]
+        return System(reduction["name"], title, "conv", found, start)
+
+    return [
+        first,
+        System("dense_patch", "dense, patch stem", "patch", settings.DENSE),
+        System("imagepiece", "ImagePiece", "conv", reference),
+        matched("EViT", {"name": "evit"} | at),
+        matched("ToMe", {"name": "tome"}),
+        matched("DynamicViT", {"name": "dynamicvit"} | at, start=DENSE),
+        matched("random tokens", {"name": RANDOM} | at),
+    ]
+
+
+def _candidates(reduction, options):
+    """`reduction` in small steps of its cost: for ToMe by single tokens in all."""
+    if reduction["name"] != "tome":
+        return match_cost.settings(reduction, options.depth)
+    depth, patches = options.depth, (options.image_size // options.patch) ** 2
+    return [
+        reduction | {"r_list": tuple((total + i) // depth for i in range(depth))[::-1]}
+        for total in range(patches)
+    ]
+
+
+def create(system, options, num_classes, dtype, reduction=None, **fields):
+    """The model of `system`, or with another reduction of its method."""
+    return registry.create_model(
+        "vit_mini",
+        image_size=options.image_size,
+        num_classes=num_classes,
+        reduction=reduction or system.reduction,
+        stem=system.stem,
+        patch_size=options.patch,
+        embed_dim=options.width,
+        depth=options.depth,
+        num_heads=options.heads or max(1, options.width // HEAD_DIM),
+        dtype=dtype,
+        attention="xla",  # the same for every reduction
+        **fields,
+    )
+
+
+def gmacs(system, options, num_classes, dtype, reduction=None):
+    """GMACs of one image, counted from the plan."""
+    model = create(system, options, num_classes, dtype, reduction)
+    return summary.model_macs(model, options.image_size) / 1e9
+
+
+def recipe(options, num_classes, seed) -> Recipe:
+    """Augmentation and targets; `seed` may be traced."""
+    crop = Crop(options.image_size, RECIPE["crop_area"], flip=True)
+    return Recipe(
+        seed=seed,
+        num_classes=num_classes,
+        label_smoothing=RECIPE["label_smoothing"],
+        augment=Augment(crop=crop),
+    )
+
+
+def adamw(system, options, steps):
+    """(optimizer, rate) of a run of `steps`, which may be traced.
+
+    The schedule takes the run for one epoch: so its length is no part of the program.
+    """
+    peak = options.peak_lr
+
+    def rate(step):
+        return optimizer.learning_rate(
+            step,
+            lr=peak,
+            min_lr=RECIPE["min_lr"],
+            warmup_lr=RECIPE["warmup_lr"],
+            warmup_epochs=RECIPE["warmup_share"],
+            epochs=1,
+            steps_per_epoch=steps,
+        )
+
+    adam = optimizer.adamw(
+        rate,
+        weight_decay=RECIPE["weight_decay"],
+        b1=0.9,
+        b2=0.999,
+        eps=1e-8,
+        clip_norm=RECIPE["clip_norm"],
+    )
+    groups = system.method.param_groups
+    if groups is None:
+        return adam, rate
+    return optax.chain(adam, optimizer.scale_by_group(groups, rate, peak, steps)), rate
+
+
+def steps(system, options, num_classes, model, teacher_model):
+    """Some training steps from resident images, in one program.
+
+    (state, index int32 [k, 1, m] of the images, run, data, teacher) -> (state, losses
+    [k]); run: seed and number of steps, data: `Resident.fields`.
+    """
+    loss = system.method.loss
+    terms = loss and functools.partial(loss, plan=model.plan)
+
+    def several(state, indices, run, data, teacher):
+        adam, rate = adamw(system, options, run["steps"])
+        one = functools.partial(
+            train_step,
+            teacher=teacher,
+            model=model,
+            optimizer=adam,
+            rate=rate,
+            recipe=recipe(options, num_classes, run["seed"]),
+            loss_terms=terms,
+            teacher_model=teacher_model,
+        )
+
+        def take(state, index):
+            batch = {name: values[index] for name, values in data.items()}
+            state, metrics = one(state, batch)
+            return state, metrics["loss"]
+
+        if len(indices) == 1:  # in a loop XLA's convolutions on CPUs are 7 times slower
+            state, loss = take(state, indices[0])
+            return state, loss[None]
+        return jax.lax.scan(take, state, indices)
+
+    return several

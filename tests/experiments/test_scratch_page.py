@@ -1,0 +1,122 @@
+"""The page of training from scratch, from runs that were never trained."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.experiments.scratch import page, systems
+from tests.experiments.scratch_pages import tiny_options
+
+IMAGES = 400
+RATES = {"dense_conv": 0.8, "random": 0.5, "imagepiece": 0.78}  # the others: 0.65
+
+
+@pytest.fixture(scope="module")
+def plan():
+    options = tiny_options()
+    made = systems.RECIPE | dataclasses.asdict(options) | {"dtype": "float32"}
+    facts = [
+        {
+            "name": each.name,
+            "title": each.title,
+            "stem": each.stem,
+            "reduction": each.reduction,
+            "start": each.start,
+            "gmacs": systems.gmacs(each, options, 2, "float32"),
+            "tokens": 9,
+        }
+        for each in systems.systems(options, 2, "float32")
+    ]
+    return {
+        "settings": made,
+        "images": [1000, IMAGES, 2],
+        "data": "folder:flowers",
+        "epochs": 2,
+        "systems": facts,
+    }
+
+
+def results(plan, seeds=(0, 1, 2)):
+    """Runs whose images are right by chance, at the rates above."""
+    rng, found = np.random.default_rng(0), []
+    for each in plan["systems"]:
+        for seed in seeds:
+            right = rng.random(IMAGES) < RATES.get(each["name"], 0.65)
+            found.append(
+                {
+                    "system": each["name"],
+                    "seed": seed,
+                    "images": IMAGES,
+                    "right": np.packbits(right).tobytes().hex(),
+                    "epochs": 2,
+                    "seconds": [60.0, 60.0],
+                    "device": "a computer",
+                }
+            )
+    return found
+
+
+def cells(text, title):
+    """The cells of a system's line."""
+    (line,) = [x for x in text.splitlines() if x.startswith(f"| {title} |")]
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_a_line_is_what_the_runs_say(plan):
+    found = results(plan)
+    rights = {
+        name: [page.bits(r) for r in found if r["system"] == name]
+        for name in ("imagepiece", "dense_conv", "random")
+    }
+    line = cells(page.text(found, plan), "ImagePiece")
+    means = [100 * right.mean() for right in rights["imagepiece"]]
+    assert line[5].startswith(f"{np.mean(means):.1f} [")
+    assert line[6] == " ".join(f"{mean:.1f}" for mean in means)
+    for cell, base in ((line[7], "dense_conv"), (line[8], "random")):
+        ours, theirs = np.array(rights["imagepiece"]), np.array(rights[base])
+        change = statistics.hierarchical_bootstrap(100.0 * ours - 100.0 * theirs)
+        assert cell == statistics.format_difference(change)
+    assert line[9] == "60.0"
+
+
+def test_findings_follow_the_intervals(plan):
+    text = page.text(results(plan), plan)
+    to_dense, to_random = [x for x in text.splitlines() if x.startswith("- Compared")]
+    worse = to_dense.partition("worse, beyond its interval:")[2].partition(";")[0]
+    for title in ("EViT", "ToMe", "DynamicViT", "random tokens", "dense, patch stem"):
+        assert title in worse
+    assert "ImagePiece" not in worse and "ImagePiece" in to_dense
+    better = to_random.partition("better, beyond its interval:")[2]
+    assert "ImagePiece" in better and "dense, conv stem" in better
+
+
+def test_the_limits_are_told(plan):
+    text = page.text(results(plan), plan)
+    assert "no statement about ImageNet: 2,000 images seen in a run are" in text
+    assert "its 2 epochs are a fine-tuning after the 2 of that model" in text
+    assert "- 3 seeds say little" in text
+    assert "0.7 hours of training in all, on a computer" in text
+
+
+def test_a_page_of_some_runs_says_so(plan):
+    found = [r for r in results(plan, (0,)) if r["system"] in ("dense_conv", "evit")]
+    text = page.text(found, plan)
+    assert "seeds 0 (2 of 7 runs yet)" in text
+    assert cells(text, "ToMe")[5] == "not measured"
+    assert cells(text, "EViT")[8] == ""  # no random tokens to compare with
+    assert "random tokens:" not in text
+    assert "none yet" in page.text([], plan)
+
+
+def test_seeds_of_one_system_alone_are_not_compared(plan):
+    found = results(plan)
+    found = [r for r in found if r["system"] != "random" or r["seed"] == 1]
+    ours, base = (
+        {r["seed"]: page.bits(r) for r in found if r["system"] == name}
+        for name in ("evit", "random")
+    )
+    change = page.difference(ours, base)
+    alone = 100.0 * ours[1].astype(float) - 100.0 * base[1]
+    assert change == statistics.hierarchical_bootstrap([alone])
