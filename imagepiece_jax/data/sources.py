@@ -245,13 +245,8 @@ def own_files(name: str) -> list[str]:
 
 def _open_csv(path, split, num_classes, labeled):
     table = csv_table.read(path, split, num_classes, labeled)
-    return FileSource(
-        os.path.dirname(path),
-        table.files,
-        table.labels,
-        table.num_classes,
-        table.class_names,
-    )
+    known = (table.files, table.labels, table.num_classes, table.class_names)
+    return FileSource(os.path.dirname(path), *known)
 
 
 class ArraySource(Source):

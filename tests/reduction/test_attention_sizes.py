@@ -1,0 +1,64 @@
+"""Attention sizes beside the sizes, and maps of attention, merged as tokens are."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagepiece_jax.reduction.merging import merge_map
+from imagepiece_jax.reduction.tokens import Assignment
+from tests.reduction.test_merging import FORMS, apply, expected, jit, make
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_attention_sizes_add_up_beside_the_sizes(form):
+    """Those that a reducer gives, then each token's own; a slot's stay positive.
+
+    Features go by size, and sizes stay the numbers of patches.
+    """
+    state, assignment = make(7, 3)
+    given = np.linspace(-0.5, 2.5, 21, dtype=np.float32).reshape(3, 7)
+    given[1] = -1
+    with_sizes = assignment.replace(attn_size=jnp.asarray(given))
+    got = apply(state, with_sizes, form=form)
+    x, size = expected(state, assignment)
+    want = np.full((3, 3), np.finfo(np.float32).tiny)
+    for image in range(3):
+        for slot in range(3):
+            total = sum(given[image][np.asarray(assignment.dest[image]) == slot])
+            want[image, slot] = max(total, want[image, slot])
+    np.testing.assert_allclose(got.counted[:, 1:], want, rtol=1e-6)
+    np.testing.assert_array_equal(got.counted[:, :1], state.size[:, :1])
+    np.testing.assert_allclose(got.x, x, rtol=1e-5)
+    np.testing.assert_array_equal(got.size, size)
+    one = Assignment(dest=jnp.zeros((3, 3), jnp.int32), n_out=1)
+    again = apply(got, one, form=form)
+    np.testing.assert_allclose(again.counted[:, 1], want.sum(axis=1), rtol=1e-6)
+    np.testing.assert_array_equal(again.size[:, 1], size[:, 1:].sum(axis=1))
+
+
+def test_without_other_attention_sizes_there_is_one_array():
+    state, assignment = make(7, 3)
+    got = apply(state, assignment)
+    assert got.attn_size is None
+    np.testing.assert_array_equal(got.counted, got.size)
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_a_map_of_attention_is_merged_by_rows_and_columns(weighted):
+    """Against loops; the prefix keeps its row and its column."""
+    state, assignment = make(7, 3, prefix=2, weighted=weighted)
+    weights = np.random.default_rng(1).uniform(size=(3, 2, 9, 9)).astype(np.float32)
+    size = state.size[:, 2:]
+    got = jit(merge_map)(jnp.asarray(weights), assignment, size)
+    loose = jit(merge_map)(jnp.asarray(weights), assignment.replace(index=None), size)
+    np.testing.assert_allclose(got, loose, rtol=1e-6)
+    by = np.asarray(assignment.weight if weighted else size)
+    for image, head in np.ndindex(3, 2):
+        dest = np.asarray(assignment.dest[image])
+        members = [[0], [1]] + [list(2 + np.flatnonzero(dest == s)) for s in range(3)]
+        share = np.concatenate([[1, 1], by[image]])
+        for i, rows in enumerate(members):
+            for j, columns in enumerate(members):
+                block = weights[image, head][np.ix_(rows, columns)].sum(axis=1)
+                want = (share[rows] * block).sum() / share[rows].sum()
+                assert got[image, head, i, j] == pytest.approx(want, rel=1e-5)
