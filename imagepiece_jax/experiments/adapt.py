@@ -15,10 +15,10 @@ import json
 import os
 import shutil
 import time
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.errors import InputError
@@ -31,6 +31,9 @@ from imagepiece_jax.models.run_files import CHECKPOINTS, reduction_of
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.training import from_config
 from imagepiece_jax.training.trainer import train_and_evaluate
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 CONFIG = "deit_ti_distill_finetune_small.py"
 REDUCTIONS = ("imagepiece", "tome", "evit")  # of CONFIG, where none is given
@@ -118,7 +121,7 @@ def _configs(context):
     return [context.load_config(f"{CONFIG}:{name}") for name in REDUCTIONS]
 
 
-def _prepared(context, config) -> ConfigDict:
+def _prepared(context, config) -> "ConfigDict":
     """The config of a fold's run, but for its images."""
     pretrained, images = context.pretrained, context.images
     config = finetuning_config(
