@@ -123,7 +123,8 @@ def options(cls):
         )
         for field in dataclasses.fields(cls)
     ]
-    return lambda: cls(**{holder.name: holder.value for holder in holders})
+    # Where another module defines a flag of that name, its default is not ours.
+    return lambda: cls(**{flag.name: flag.value for flag in holders if flag.present})
 
 
 def run(main):
