@@ -34,7 +34,7 @@ REDUCTION = (
     {"tokens"},
     {"ops"},
     {"merging"},
-    {"kernels"},
+    {"kernels", "assignments"},
     {"reducers", "token_selector"},
     {"kernel_agreement"},
     {"methods"},

@@ -36,8 +36,8 @@ class Step:
 class Counts:
     """Image tokens into and out of a step, candidates of a merge, step number.
 
-    `stage` counts, from 1, the steps that change something; `evaluation`, in a plan of
-    masked training, are the counts of the same step in evaluation.
+    `stage` counts, from 1, the steps that change something; `evaluation`, of a step
+    that removes nothing in masked training, are its counts in evaluation.
     """
 
     n_in: int
@@ -114,8 +114,8 @@ def build(
 
 def _held_counts(step, counts, held):
     """`counts` of evaluation -> those of masked training, where `held` tokens are."""
-    change = counts.n_out - counts.n_in
-    change = change if step.when_masked is None else step.when_masked
-    return dataclasses.replace(
-        counts, n_in=held, n_out=held + change, evaluation=counts
-    )
+    if step.when_masked is None:
+        change = counts.n_out - counts.n_in
+        return dataclasses.replace(counts, n_in=held, n_out=held + change)
+    after = held + step.when_masked
+    return dataclasses.replace(counts, n_in=held, n_out=after, evaluation=counts)
