@@ -5,11 +5,13 @@ import math
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.rng import Purpose, batch_key
 from imagepiece_jax.models.stems import stem_macs
 from imagepiece_jax.reduction.flops import plan_macs
+from imagepiece_jax.reduction.layer_plan import LayerPlan
 
 HEAD = ("norm", "fc_norm", "attn_pool", "head", "head_dist")
 
@@ -97,6 +99,10 @@ def format_table(rows):
 
 def shapes(model, image_size):
     """Variables of `model` as shapes and types, without computing anything."""
+    steps = [layer.step for layer in model.plan if layer.step]
+    if not any(isinstance(step.reducer, nn.Module) for step in steps):
+        # All reductions have those of the dense model, which is traced once.
+        model = model.clone(plan=(LayerPlan(0, 0),) * len(model.plan))
     found = _shapes(model.clone(axis_name=None), image_size)
     return jax.tree.map(lambda x: x, found)  # dicts of the caller's own
 
