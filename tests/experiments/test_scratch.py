@@ -251,18 +251,6 @@ def test_what_is_finished_is_only_read(some, done, tmp_path):
     assert page.read_text() == (done / "scratch.md").read_text() == ended.out[:-1]
 
 
-def test_a_removed_run_is_made_again_alike(some, data, done):
-    path = done / "scratch" / "dynamicvit_seed0.json"
-    before = json.loads(path.read_text())
-    path.unlink()
-    ended = some("--data", data, "--out", done)
-    assert ended.status == 0 and "1 of 4 runs are missing" in ended.out, ended
-    after = json.loads(path.read_text())
-    for name in ("right", "loss", "train_loss", "reduction"):
-        assert after[name] == before[name]
-    assert "run 4 of 4, dynamicvit seed 0: epoch 2 of 2" in ended.err
-
-
 def test_other_settings_are_refused(some, data, done):
     ended = some("--data", data, "--out", done, "--width=32")
     text = sentence(ended)
@@ -351,10 +339,10 @@ for name in ("ml_collections", "grain", "tensorflow_datasets", "simplejpeg",
     sys.modules[name] = None
 from imagepiece_jax import cli
 from imagepiece_jax.experiments import __main__ as command
-from imagepiece_jax.experiments.scratch import systems
+from imagepiece_jax.experiments.scratch import page, systems
 whole = systems.systems
-names = (systems.DENSE, "imagepiece", "random")
-systems.systems = lambda *args: [s for s in whole(*args) if s.name in names]
+systems.systems = lambda *args: whole(*args)[:1]
+page.text = lambda *args: ""  # which compares several
 cli.run(command.main)
 """
 
