@@ -160,7 +160,7 @@ def _trained(pretrained, priced):
 def _by_macs(context, priced, share):
     """(reduction, share reached, None) of the nearest cost."""
     dense = context.pretrained.gmacs(settings.DENSE)
-    cost, reduction = min(priced, key=lambda pair: abs(pair[0] - share * dense))
+    cost, reduction = match_cost.closest(priced, share * dense)
     return reduction, cost / dense, None
 
 

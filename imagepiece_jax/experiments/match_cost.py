@@ -27,7 +27,14 @@ def nearest(
     found = priced(cost, settings(reduction, depth))
     if not found:
         raise InputError(f"no rate of {reduction['name']!r} fits this model")
-    return min(found, key=lambda pair: abs(pair[0] - target))[1]
+    return closest(found, target)[1]
+
+
+def closest(
+    found: Iterable[tuple[float, Reduction]], target: float
+) -> tuple[float, Reduction]:
+    """Of (cost, reduction) as from `priced` the one whose cost is nearest."""
+    return min(found, key=lambda pair: abs(pair[0] - target))
 
 
 def priced(

@@ -331,12 +331,12 @@ class Attention(nn.Module):
             taps = taps.replace(metric=mean)
         if merge is not None:
             weights, x = merge(weights, taps)
+            length = x.shape[1]
             value = project("v", x.reshape(-1, dim), biased["v"])
             value = value.reshape(*x.shape[:2], *heads[2:])
             out = jnp.einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value)
         out = out.reshape(-1, dim)
         if arch.attn_norm:
             out = LayerNorm(self.dtype, arch.norm_eps, name="norm")(out)
-        length = x.shape[1] if merge is not None else length
         out = project("proj", out).reshape(x.shape)[:, :length]
         return out, taps

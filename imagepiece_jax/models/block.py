@@ -12,7 +12,6 @@ from imagepiece_jax.models.attention import Attention, AttentionTaps
 from imagepiece_jax.models.layers import LayerNorm, LayerScale, Mlp
 from imagepiece_jax.reduction import merging
 from imagepiece_jax.reduction.layer_plan import Counts, LayerPlan
-from imagepiece_jax.reduction.merging import merge_map
 from imagepiece_jax.reduction.reducers import SCORES
 from imagepiece_jax.reduction.tokens import Taps, TokenState
 
@@ -180,7 +179,7 @@ class Block(nn.Module):
             done[:] = after, record
             if record is not None:  # else it only makes its parameters
                 size = state.size[:, state.num_prefix :]
-                weights = merge_map(weights, record[0], size)
+                weights = merging.merge_map(weights, record[0], size)
             return weights, self.norm1(_rows(after.x)).reshape(after.x.shape)
 
         scale, *given = given

@@ -139,6 +139,14 @@ def squared_distances(x):
     return jnp.where(squares < most, squares, most)
 
 
+def alternate(first, second):
+    """Take turns: [B, ceil(n / 2)] and [B, n // 2] -> [B, n], `first` first."""
+    batch, half = first.shape
+    n = half + second.shape[1]
+    second = jnp.pad(second, ((0, 0), (0, half - second.shape[1])))
+    return jnp.stack([first, second], axis=-1).reshape(batch, 2 * half)[:, :n]
+
+
 def gather_rows(x, index):
     """Rows `index` of each image: [B, n, ...], [B, ...] in [0, n) -> [B, ..., ...]."""
     batch, n = x.shape[:2]

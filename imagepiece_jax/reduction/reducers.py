@@ -20,6 +20,7 @@ from imagepiece_jax.reduction.assignments import (
 )
 from imagepiece_jax.reduction.kernels import fused
 from imagepiece_jax.reduction.ops import (
+    alternate,
     cosine,
     cosine_within,
     gather_rows,
@@ -95,14 +96,6 @@ class Ranking(Reducer):
     def scores(self, taps):
         """[B, n] float32."""
         return getattr(taps, SCORES[self.score])
-
-
-def _alternate(first, second):
-    """Take turns: [B, ceil(n / 2)] and [B, n // 2] -> [B, n], `first` first."""
-    batch, half = first.shape
-    n = half + second.shape[1]
-    second = jnp.pad(second, ((0, 0), (0, half - second.shape[1])))
-    return jnp.stack([first, second], axis=-1).reshape(batch, 2 * half)[:, :n]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,7 +246,7 @@ class Bipartite(Reducer):
         absorbed, partner, target = pick(order, merges, sources, partner, slot_of)
         keep = jnp.concatenate([first + 2 * staying, targets], axis=1)
         return Assignment(
-            dest=_alternate(*(sides[::-1] if first else sides)),
+            dest=alternate(*(sides[::-1] if first else sides)),
             index=SlotIndex(
                 keep=keep,
                 absorbed=absorbed,

@@ -120,8 +120,7 @@ def systems(options: Options, num_classes: int, dtype: str) -> list[System]:
     def matched(title, reduction, start=None):
         candidates = _candidates(reduction, options)
         priced = match_cost.priced(cost, candidates)
-        target = cost(reference)
-        found = min(priced, key=lambda pair: abs(pair[0] - target))[1]
+        _, found = match_cost.closest(priced, cost(reference))
         return System(reduction["name"], title, "conv", found, start)
 
     return [

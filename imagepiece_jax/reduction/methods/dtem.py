@@ -13,7 +13,14 @@ from flax import linen as nn
 
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import Group, Method
-from imagepiece_jax.reduction.ops import cosine, gather_rows, invert, rank, smallest
+from imagepiece_jax.reduction.ops import (
+    alternate,
+    cosine,
+    gather_rows,
+    invert,
+    rank,
+    smallest,
+)
 from imagepiece_jax.reduction.reducers import Bipartite, Reducer
 from imagepiece_jax.reduction.token_counts import Remove
 from imagepiece_jax.reduction.tokens import Mixing
@@ -67,22 +74,15 @@ def soft_merge(similarity, size, live, merges):
     rest = n - live
     ends = ((0, 0, 0), (1, rest + live % 2, 1), (0, rest + 1 - live % 2, 1))
     matrix = jax.lax.pad(to_b, jnp.float32(0), ends)
-    own = _alternate(jnp.ones_like(a), b / safe, live)
+    own = alternate(jnp.ones_like(a), b / safe)
     own = jnp.pad(own, ((0, 0), (0, rest)), constant_values=1.0)
     matrix = matrix + own[:, :, None] * jnp.eye(n, dtype=jnp.float32)[None]
-    sizes = _alternate(a * clipped, grown, live)
+    sizes = alternate(a * clipped, grown)
     order = rank(jax.lax.stop_gradient(sizes))
     order = invert(order, live)
     sizes = jnp.concatenate([gather_rows(sizes, order), size[:, live:]], axis=1)
     matrix = jnp.concatenate([gather_rows(matrix, order), matrix[:, live:]], axis=1)
     return Mixing(matrix, attn_size=sizes + TINY)
-
-
-def _alternate(even, odd, length):
-    """[B, a] and [B, b] by turns, the even first -> [B, length]."""
-    zero = jnp.float32(0)
-    even = jax.lax.pad(even, zero, ((0, 0, 0), (0, 1 - length % 2, 1)))
-    return even + jax.lax.pad(odd, zero, ((0, 0, 0), (1, length % 2, 1)))
 
 
 class Embedding(nn.Module, Reducer):
