@@ -250,7 +250,7 @@ def own_memory():
 
 @pytest.mark.slow
 def test_memory_does_not_grow():
-    """Batches have 5 MB: one kept in each epoch would be 100 MB at the end."""
+    """Batches have 5 MB: one kept in each epoch would be 100 MB more after 20."""
     batches = loader.train_batches(
         Noise(64, size=64),
         TrainTransform(160),
@@ -264,7 +264,7 @@ def test_memory_does_not_grow():
     epochs = [own_memory() for _, _ in zip(range(40), batches, strict=False)]
     batches.close()
     assert epochs[0] > 20
-    assert min(epochs[30:]) - min(epochs[10:20]) < 5, epochs
+    assert min(epochs[30:]) - min(epochs[10:20]) < 20, epochs
 
 
 def test_short_work_starts_no_process(monkeypatch):

@@ -32,8 +32,14 @@ def tensors(row):
     }
 
 
+def peak_memory():
+    """The most that this process has held so far, in MB: other tests' too."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_the_whole_model_has_timms_tensors(name):
+    before = peak_memory()
     row, size = MODELS[name], registry.facts(name)["image_size"]
     model = registry.create_model(name)
     ours = summary.shapes(model, size)
@@ -46,8 +52,8 @@ def test_the_whole_model_has_timms_tensors(name):
     digit = 10 ** (len(f"{published:.0f}") - len(f"{published:.0f}".rstrip("0")))
     assert abs(count - published) <= max(0.04 * published, digit / 2)
     assert registry.create_model(**infer_config(found, {"name": name})) == model
-    megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    assert megabytes < 2048
+    # Joining EVA-02's q, k and v takes 300 MB; the largest has 27 GB of weights.
+    assert peak_memory() - before < 500
 
 
 def test_a_part_of_another_shape_is_named():
