@@ -5,6 +5,8 @@ fused kernel. Query, key and value are separate projections: each is then one pr
 with its bias in the epilogue and a contiguous result, where a joint one must be split.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -229,6 +231,48 @@ def _pad(x, length):
     return jnp.pad(x, [(0, 0), (0, length - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
 
 
+@dataclasses.dataclass(frozen=True)
+class Tapped:
+    """What an attention has computed that a reducer may see, prefix included.
+
+    held: what is compared, by name: [B, N, H, d] before rotary positions turn it, and
+    "input" [B, N, D]; query, key [B, N, H, d], as they are multiplied; key_bias and
+    live [B, N] (1, else 0) or None.
+    """
+
+    held: dict
+    query: jax.Array
+    key: jax.Array
+    key_bias: jax.Array | None
+    live: jax.Array | None
+
+    def taps(self, needs, metric, margin, num_prefix) -> AttentionTaps:
+        """Those of `needs`, all of them as `Attention` takes them."""
+        found, live = {}, self.live
+        if "projected" in needs:
+            found |= {name: self.held[name] for name in ("query", "key")}
+        if "heads" in needs:
+            found |= {"query": self.query, "key": self.key}
+        if "cls_attn" in needs:
+            row = class_attention(self.query[:, 0], self.key, self.key_bias)
+            found["cls_attn"] = row[:, num_prefix:]
+        if "attn_columns" in needs:
+            received = attention_columns(self.query, self.key, self.key_bias, live)
+            found["attn_columns"] = received[:, num_prefix:]
+        if "energy" in needs:
+            counted = None if live is None else live[:, num_prefix:]
+            keys = self._mean("key", num_prefix)
+            found["energy"] = uniqueness(keys, margin, counted)
+        if "metric" in needs and metric != "token":
+            found["metric"] = self._mean(metric, num_prefix)
+        return AttentionTaps(**found)
+
+    def _mean(self, name, num_prefix):
+        """[B, n, d] without prefix: the mean over heads in float32; x as it is."""
+        held = self.held[name][:, num_prefix:]
+        return held if name == "input" else jnp.mean(held, axis=2, dtype=jnp.float32)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention, with taps for a reducer."""
 
@@ -281,9 +325,9 @@ class Attention(nn.Module):
         arch = self.arch
         biased = dict.fromkeys("qkv", arch.qkv_bias)
         biased["k"] = arch.qkv_bias and arch.key_bias
-        names = "qkv" if merge is None else "qk"
+        names = ("query", "key", "value")[: 3 if merge is None else 2]
         query, key, *value = (
-            project(name, flat, biased[name]).reshape(heads) for name in names
+            project(name[0], flat, biased[name[0]]).reshape(heads) for name in names
         )
         projected, live, seen_bias = (query, key), None, key_bias
         if turns is not None:
@@ -301,34 +345,11 @@ class Attention(nn.Module):
             out = attend(query, key, *value, bias, backend=self.backend, length=length)
         else:
             out = masked_attend(query, key, *value, mask, key_bias)
-        query, key, *value = (a[:, :length] for a in (query, key, *value))
-        features = {"query": query, "key": key, "value": value and value[0]}
-        if turns is not None:  # what tokens hold is compared, wherever they stand
-            features |= zip(
-                ("query", "key"), (a[:, :length] for a in projected), strict=True
-            )
-        taps = AttentionTaps()
-        if "projected" in needs:
-            taps = taps.replace(query=features["query"], key=features["key"])
-        if "heads" in needs:
-            taps = taps.replace(query=query, key=key)
-        if "cls_attn" in needs:
-            row = class_attention(query[:, 0], key, seen_bias)
-            taps = taps.replace(cls_attn=row[:, num_prefix:])
-        if "attn_columns" in needs:
-            received = attention_columns(query, key, seen_bias, live)
-            taps = taps.replace(attn_columns=received[:, num_prefix:])
-        if "energy" in needs:
-            seen = features["key"][:, num_prefix:]
-            keys = jnp.mean(seen, axis=2, dtype=jnp.float32)
-            counted = None if live is None else live[:, num_prefix:]
-            taps = taps.replace(energy=uniqueness(keys, margin, counted))
-        if "metric" in needs and metric == "input":
-            taps = taps.replace(metric=x[:, num_prefix:length])
-        elif "metric" in needs and metric != "token":
-            seen = features[metric][:, num_prefix:]
-            mean = jnp.mean(seen, axis=2, dtype=jnp.float32)
-            taps = taps.replace(metric=mean)
+        # What tokens hold is compared, wherever they stand: before positions turn it.
+        held = dict(zip(names, (*projected, *value), strict=True)) | {"input": x}
+        held = {name: a[:, :length] for name, a in held.items()}
+        tapped = Tapped(held, query[:, :length], key[:, :length], seen_bias, live)
+        taps = tapped.taps(needs, metric, margin, num_prefix)
         if merge is not None:
             weights, x = merge(weights, taps)
             length = x.shape[1]
