@@ -88,12 +88,23 @@ def serialized(model: ViT, variables: Mapping[str, Any], image_size) -> bytes:
     model's dtype. `model` must have XLA's attention and plain reductions, which both
     platforms have.
     """
+    _check_draws(model)
     fast, fixed = optimize.prepare(model, variables, dtype=model.dtype.name)
     logits = optimize.forward(fast)
     (batch,) = jax.export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *sides(image_size), 3), "float32")
     program = jax.jit(lambda images: logits(fixed, images))
     return jax.export.export(program, platforms=PLATFORMS)(images).serialize()
+
+
+def _check_draws(model):
+    """InputError for a model that draws: JAX cannot for an open number of images."""
+    for layer in model.plan:
+        if layer.counts and layer.step.reducer.draws(layer.counts, train=False):
+            raise InputError(
+                f"config.reduction.name is {model.reduction['name']!r}, which draws "
+                "random numbers; allowed in a file are reductions that do not"
+            )
 
 
 def facts(model, config):

@@ -4,14 +4,17 @@ import json
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import quickstart
 from imagepiece_jax import export
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import convert, registry, summary, weights
 from imagepiece_jax.models.vit import MEAN, STD
+from imagepiece_jax.reduction.methods import METHODS
 from tests.command import call, sentence
 from tests.models import tiny
 from tests.runs import ROOT
@@ -84,6 +87,20 @@ def test_it_runs_without_this_package(model, weights_file, tmp_path):
     assert facts["platforms"] == ["cpu", "cuda"]
     assert facts["gmacs"] == pytest.approx(summary.model_macs(model, 16) / 1e9)
     assert not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("name", sorted(METHODS.keys() - {"random"}))
+def test_every_method_has_an_open_batch(name):
+    model = tiny.model({"name": name} | METHODS[name].small, attention="xla")
+    data = export.serialized(model, tiny.variables(model), tiny.SIDE)
+    program = jax.export.deserialize(bytearray(data))
+    assert str(program.out_avals[0].shape) == f"(batch, {tiny.CLASSES})"
+
+
+def test_a_method_that_draws_is_refused():
+    model = tiny.model({"name": "random", "blocks": (1,)})
+    with pytest.raises(InputError, match="'random', which draws random numbers"):
+        export.serialized(model, tiny.variables(model), tiny.SIDE)
 
 
 @pytest.mark.parametrize(

@@ -198,10 +198,15 @@ class Block(nn.Module):
     def reduce(self, state, seen, reducer, keys, train, probe=None):
         """(state after the reduction, its (result, taps)); see `__call__`."""
         counts = self.layer.counts
-        taps = self._taps(state, seen, reducer, keys, probe)
         if counts is None:  # initialization: its parameters exist at every rate
-            n = taps.x.shape[1]
-            reducer(taps, Counts(n_in=n, n_out=n), train)
+            n = state.x.shape[1] - state.num_prefix
+            counts = Counts(n_in=n, n_out=n)
+        rng = None
+        if reducer.draws(counts, train):
+            rng = self._rng(keys, len(state.x))
+        taps = self._taps(state, seen, reducer, rng, probe)
+        if self.layer.counts is None:
+            reducer(taps, counts, train)
             return state, None
         if self._fuses(state):
             state, result = reducer.fused(
@@ -244,10 +249,9 @@ class Block(nn.Module):
                 metric = step.reducer.metric or metric
         return needs, metric
 
-    def _taps(self, state, seen, reducer, keys, probe):
+    def _taps(self, state, seen, reducer, rng, probe):
         image = state.x[:, state.num_prefix :]
         metric = image if reducer.metric == "token" else seen.metric
-        draws = "rng" in reducer.needs
         return Taps(
             x=image,
             size=state.size[:, state.num_prefix :],
@@ -258,7 +262,7 @@ class Block(nn.Module):
             energy=seen.energy,
             probe=probe(state) if "probe" in reducer.needs else None,
             mask=state.mask,
-            rng=self._rng(keys, len(image)) if draws else None,
+            rng=rng,
             grid=state.grid,
             num_prefix=state.num_prefix,
             num_heads=self.num_heads,

@@ -49,7 +49,7 @@ class Reducer:
     Called as reducer(taps, counts, train).
     """
 
-    # What is computed for it: values of SCORES, "metric"; "rng": keys.
+    # What is computed for it: values of SCORES, "metric"; "rng": keys, if it `draws`.
     needs: ClassVar[frozenset[str]] = frozenset()
     # What is compared, one of METRICS, where it needs a metric.
     metric = None
@@ -59,6 +59,10 @@ class Reducer:
     def extra_macs(self, n_in: int, embed_dim: int, num_heads: int) -> int:
         """MACs of its own, for `n_in` image tokens."""
         return 0
+
+    def draws(self, counts, train: bool) -> bool:
+        """Whether it draws for these counts, in training or not: reads `Taps.rng`."""
+        return "rng" in self.needs
 
     def check_grid(self, grid: tuple[int, int] | None):
         """InputError for a grid (height, width) of patches that does not suit it.

@@ -34,6 +34,10 @@ class KeepPredictor(nn.Module, Reducer):
         return Masking(token_selector.draw_mask(scores, taps.mask, taps.rng))
 
     @nn.nowrap
+    def draws(self, counts, train):
+        return counts.n_out >= counts.n_in  # a mask
+
+    @nn.nowrap
     def extra_macs(self, n_in, embed_dim, num_heads):
         return token_selector.keep_macs(n_in, embed_dim)
 

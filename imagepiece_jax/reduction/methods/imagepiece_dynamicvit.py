@@ -43,6 +43,10 @@ class NoisyTopK(nn.Module, Reducer):
         return chosen.replace(weight=factor, mean=False)
 
     @nn.nowrap
+    def draws(self, counts, train):
+        return train
+
+    @nn.nowrap
     def extra_macs(self, n_in, embed_dim, num_heads):
         return token_selector.keep_macs(n_in, embed_dim)
 

@@ -86,6 +86,10 @@ class Selector(nn.Module, Reducer):
         return jax.nn.softmax(jax.nn.log_sigmoid(z))
 
     @nn.nowrap
+    def draws(self, counts, train):
+        return counts.n_out >= counts.n_in  # a mask
+
+    @nn.nowrap
     def extra_macs(self, n_in, embed_dim, num_heads):
         votes = 2 * num_heads * max(1, num_heads // 2)
         scores = token_selector.keep_macs(n_in, embed_dim // num_heads)
