@@ -23,5 +23,4 @@ def get_config(reduction="imagepiece"):
     config.lr = 4.8e-4  # 3e-5 at 32 images; by the loss of unseen training images
     #                     in the first epoch, at 1e-4 some answers get worse
     config.eval_batch_size = 100
-    config.init.evaluate = False
     return config

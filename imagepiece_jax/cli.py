@@ -188,13 +188,13 @@ def _numbers(text):
 def _unknown(name):
     """Return one sentence on a flag that does not exist."""
     known = [flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])]
-    if "config" in known and (fields := config_flags.fields_named(name)):
-        meant = " or ".join(f"--config.{field}" for field in fields)
-        return f"--{name} is not a flag; did you mean {meant}?"
     head, dot, tail = name.partition(".")
-    meant = closest(head, known)
-    if meant is not None:
-        return f"--{name} is not a flag; did you mean --{meant}{dot}{tail}?"
+    similar = closest(head, known)
+    meant = [] if similar is None else [f"--{similar}{dot}{tail}"]
+    if "config" in known:
+        meant += [f"--config.{field}" for field in config_flags.fields_named(name)]
+    if meant:
+        return f"--{name} is not a flag; did you mean {' or '.join(meant)}?"
     listed = ", ".join(f"--{flag}" for flag in known) or "none"
     return f"--{name} is not a flag; allowed are {listed}"
 

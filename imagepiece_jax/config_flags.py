@@ -255,7 +255,8 @@ def _no_such_field(config, field):
     leaves = {name.rpartition(".")[2] for name in names}
     # A field of this name in another group is likelier than a similar sibling.
     if leaf not in leaves:
-        leaf = closest(leaf, siblings) or closest(leaf, leaves)
+        begun = next((name for name in siblings if name.startswith(leaf)), None)
+        leaf = begun or closest(leaf, siblings) or closest(leaf, leaves)
     meant = [name for name in names if f".{name}".endswith(f".{leaf}")]
     if f"{group}.{leaf}" in names:
         meant = [f"{group}.{leaf}"]

@@ -24,7 +24,7 @@ from imagepiece_jax.models import (
     summary,
 )
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.reduction import layer_plan, ops, tokens
+from imagepiece_jax.reduction import layer_plan, merging, ops, tokens
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.training import from_config, run_dir
 from tests.models import tiny
@@ -75,6 +75,7 @@ def test_the_reducer_by_hand_fills_every_slot_and_drops_the_rest():
     space |= {"Reducer": Reducer, "rank": ops.rank, "cosine": ops.cosine}
     space |= {"gather_rows": ops.gather_rows, "invert": ops.invert}
     space |= {"Assignment": tokens.Assignment, "DROPPED": tokens.DROPPED}
+    space |= {"slot_index": merging.slot_index}
     page = ROOT / "docs" / "methods.md"
     code = block(page, "@dataclasses.dataclass(frozen=True)\nclass PruneAndMerge")
     exec(compile(code, page.name, "exec"), space)

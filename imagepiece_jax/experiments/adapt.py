@@ -61,6 +61,8 @@ class Adapted:
 def adapt(context):
     """Adapt the checkpoint to each reduction, fold by fold, and write the page."""
     images, count = context.images, context.options.folds
+    if len(images) < 2:
+        raise InputError(f"--data has {len(images)} image; allowed are 2 or more")
     if not 2 <= count <= len(images):
         raise InputError(
             f"--folds is {count}; allowed are 2 to {len(images)}, the images of --data"
@@ -68,6 +70,7 @@ def adapt(context):
     parts = folds(len(images), count)
     configs = [_prepared(context, config) for config in _configs(context)]
     labels = _labels(images)
+    _check_sets(context, configs, labels, parts)
     dense = context.evaluate(context.pretrained, settings.DENSE)
     progress = Progress(len(configs) * count)
     found = []
@@ -155,6 +158,30 @@ def _labels(images):
     return [source.read(index)[1] for index in range(len(source))]
 
 
+def _check_sets(context, configs, labels, parts):
+    """InputError for training images that a config cannot be trained with."""
+    folder = context.out / "adapt"
+    folder.mkdir(parents=True, exist_ok=True)
+    fold = max(parts, key=len)  # which leaves the fewest to learn from
+    for config in configs:
+        table = folder / "check.csv"
+        text = _table(context.images.source, labels, fold, _unlabeled(config))
+        replace_file(table, text)
+        own = config.copy_and_resolve_references()
+        own.data.name = f"csv:{table.absolute()}"
+        try:
+            source = from_config.source(own, "train")
+            from_config.length(own, len(source))
+        finally:
+            table.unlink()
+
+
+def _unlabeled(config):
+    """Whether labels of training images are not read."""
+    distill = from_config.distillation(config)
+    return distill is not None and distill.unlabeled
+
+
 def _fold(context, config, reduction, labels, fold, parts) -> Result:
     """The Result on one fold of the model that was trained on the others."""
     pretrained, images = context.pretrained, context.images
@@ -173,9 +200,8 @@ def _fold(context, config, reduction, labels, fold, parts) -> Result:
     def measure():
         table = folder / f"fold{fold}.csv"
         table.parent.mkdir(parents=True, exist_ok=True)
-        unlabeled = from_config.distillation(config)
-        unlabeled = unlabeled is not None and unlabeled.unlabeled
-        replace_file(table, _table(images.source, labels, parts[fold], unlabeled))
+        text = _table(images.source, labels, parts[fold], _unlabeled(config))
+        replace_file(table, text)
         own = config.copy_and_resolve_references()
         own.data.name = f"csv:{table.absolute()}"
         name = label(settings.changed(reduction))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from imagepiece_jax.benchmark import device, suite, timer
 from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.files import replace_file
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, closest
 from imagepiece_jax.experiments import analysis, tables
 from imagepiece_jax.experiments.adapt import adapt
 from imagepiece_jax.experiments.cache import ResultCache
@@ -131,6 +131,8 @@ def check(names: list[str], settings: Settings) -> tuple[list[int], Options]:
     )
     if names[0] in APART and settings.metric == "ms" and not settings.speed:
         raise InputError("--metric ms measures speed; allowed is it without --nospeed")
+    if settings.methods and names != ["compare"]:
+        raise InputError(f"--methods is of compare; allowed is {names[0]} without it")
     if settings.runs and settings.small:
         raise InputError("--runs and --small are both given; allowed is one")
     if settings.small and names[0] in ONE_CHECKPOINT:
@@ -144,8 +146,10 @@ def check(names: list[str], settings: Settings) -> tuple[list[int], Options]:
 
 
 def _seed(text):
-    if not text.isdecimal():
-        raise InputError(f"--seeds is {text!r}; allowed are whole numbers from 0")
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise InputError(
+            f"--seeds is {text!r}; allowed are whole numbers from 0 to {2**32 - 1}"
+        )
     return int(text)
 
 
@@ -171,7 +175,11 @@ def _methods(words):
     known = [name for name in METHODS if name != DENSE["name"]]
     for word in words:
         if word not in known:
-            raise InputError(f"--methods is {word!r}; allowed are {', '.join(known)}")
+            meant = closest(word, known)
+            hint = (
+                f"did you mean {meant}?" if meant else f"allowed are {', '.join(known)}"
+            )
+            raise InputError(f"--methods is {word!r}; {hint}")
     return words
 
 

@@ -41,11 +41,13 @@ def check_plan(plan, arch, grid):
         lacking = lacking_scores(arch)
         for score, part in lacking.items():
             if SCORES[score] in needs:
-                rest = (s for s in SCORES if s not in lacking)
+                allowed = f"allowed is a model that has a {part}"
+                if hasattr(layer.step.reducer, "score"):
+                    rest = ", ".join(s for s in SCORES if s not in lacking)
+                    allowed = f"allowed values of config.reduction.score are {rest}"
                 raise InputError(
                     f"config.reduction at block {block} ranks tokens by the score "
-                    f"{score!r}, but the model has no {part}; allowed values of "
-                    f"config.reduction.score are {', '.join(rest)}"
+                    f"{score!r}, but the model has no {part}; {allowed}"
                 )
         seen = needs & {"cls_attn", "attn_columns", "energy", "metric"}
         before = plan[block - 1] if block else None

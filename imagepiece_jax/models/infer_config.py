@@ -267,6 +267,15 @@ def _several(known, unknown, sizes, parts):
         return _unheard_of(unknown, sizes, parts)
     if len(known) == 1:
         name = next(iter(known)) or "what is given"
+        width = known[next(iter(known))].get("embed_dim", sizes["embed_dim"])
+        if width != sizes["embed_dim"]:
+            found = sizes["embed_dim"]
+            alike = [*_public(sizes, parts)][:MOST]
+            listed = f" ({', '.join(alike)}, as FILE.py:{alike[0]})" if alike else ""
+            return (
+                f"{name!r} is {width} wide and these tensors are {found}: name a model "
+                f"of that width, in commands a config of it{listed}, or give {fields}"
+            )
         return (
             f"{name!r} does not say, and no tensor does, its {listed}: "
             f"give {fields}, in commands --config.model.{unknown[0]}=.."

@@ -93,7 +93,7 @@ def parse(text):
     found = [dict(zip(names, mix, strict=True)) for mix in itertools.product(*choices)]
     if name not in methods.METHODS and (meant := closest(name, methods.METHODS)):
         raise InputError(
-            f"--sweep {text}: {name!r} is no method; did you mean {meant}?"
+            f"--sweep {text}: {name!r} is not a method; did you mean {meant}?"
         )
     for fields in found:
         own, _ = split(fields)

@@ -19,7 +19,7 @@ from tests.command import call, sentence, start
 from tests.experiments.scratch_pages import TINY, tiny_options
 
 WORDS = [f"--{name}={value}" for name, value in TINY.items()]
-SOME = (systems.DENSE, "imagepiece", "dynamicvit", "random")
+SOME = (systems.DENSE, "dynamicvit", "random")
 FLAGS = ["--seeds=0", "--dtype=float32"]
 
 
@@ -54,7 +54,7 @@ def trainees():
 
 @pytest.fixture(scope="module")
 def some():
-    """The command with four systems, which compile in less time than seven."""
+    """The command with three systems, which compile in less time than seven."""
     whole = systems.systems
 
     def few(*args):
@@ -276,6 +276,43 @@ def test_a_result_of_another_plan_is_refused(some, data, done):
     text = sentence(some("--data", data, "--out", done))
     path.unlink()
     assert "dynamicvit_seed7.json was made with epochs 9, but now it is 2" in text
+
+
+def test_hours_change_until_the_epochs_are_planned(tmp_path):
+    path, given = tmp_path / "plan.json", tiny_options(hours=1.0)
+    made = runs._plan(tmp_path, tiny_options(hours=0.1), "float32")
+    path.write_text(json.dumps(made))
+    assert runs._plan(tmp_path, given, "float32")["settings"]["hours"] == 1.0
+    path.write_text(json.dumps(made | {"epochs": 2}))
+    with pytest.raises(InputError, match="made with hours 0.1, but now it is 1.0"):
+        runs._plan(tmp_path, given, "float32")
+
+
+@pytest.mark.parametrize(
+    "words, text",
+    [
+        (["--page=no/page.md"], "--page no/page.md cannot be written"),
+        (["--seeds=4294967296"], "--seeds is '4294967296'; allowed are"),
+        (["--train_batch_size=29"], "--train_batch_size is 29, but"),
+        (["--patch=5"], "--patch"),
+        (["--methods=tome"], "--methods is of compare; allowed is scratch without"),
+    ],
+)
+def test_mistakes_are_reported_at_once(some, data, tmp_path, words, text):
+    assert text in sentence(some("--data", data, "--out", tmp_path, *words))
+    assert not list(tmp_path.glob("scratch/*.json"))
+
+
+def test_files_of_others_are_refused(some, data, done, tmp_path):
+    (tmp_path / "scratch").mkdir()
+    plan = tmp_path / "scratch" / "plan.json"
+    plan.write_text("{}")
+    text = sentence(some("--data", data, "--out", tmp_path))
+    assert "plan.json has no settings, so another program wrote it" in text
+    plan.write_text((done / "scratch" / "plan.json").read_text())
+    (tmp_path / "scratch" / "tome_seed3.json").write_text("{}")
+    text = sentence(some("--data", data, "--out", tmp_path))
+    assert "tome_seed3.json has no settings, so another program wrote it" in text
 
 
 def test_a_start_without_weights_is_named(tmp_path):

@@ -13,7 +13,7 @@ from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.attention import Attention, uniqueness
 from imagepiece_jax.models.attention_pool import AttentionPool
 from imagepiece_jax.reduction import tokens
-from imagepiece_jax.reduction.reducers import SCORES
+from imagepiece_jax.reduction.reducers import SCORES, Reducer
 from tests.models import tiny
 
 SHORT = tiny.IMAGEPIECE | {"merge_blocks": (0,), "prune_blocks": (1,)}  # 25, 23, 19
@@ -81,7 +81,7 @@ def test_a_model_has_energies_of_its_own_keys(reduction, blocks):
             np.testing.assert_allclose(taps.energy[image], shares(energy), atol=1e-6)
 
 
-class Observed:
+class Observed(Reducer):
     """A reducer that decides as another, and is given the keys."""
 
     metric, kernel = "key", None

@@ -70,7 +70,9 @@ def token_counts(model):
     totals |= {layer.mlp_tokens for layer in model.plan}
     counts = totals | {total - 1 for total in totals}
     other = {BATCH, tiny.HEADS, tiny.WIDTH, 4 * tiny.WIDTH, tiny.WIDTH // 2}
-    assert not counts & (other | {tiny.SIDE, tiny.SIDE // 2, tiny.SIDE // 4})
+    other |= {tiny.SIDE, tiny.SIDE // 2, tiny.SIDE // 4}
+    both = sorted(counts & other)
+    assert not both, f"{both}: name fields in `small` that leave other counts"
     return counts
 
 

@@ -18,7 +18,12 @@ from tqdm import tqdm
 
 from imagepiece_jax.benchmark import device
 from imagepiece_jax.common import xla_options
-from imagepiece_jax.common.files import git_revision, read_json, replace_file
+from imagepiece_jax.common.files import (
+    check_writable,
+    git_revision,
+    read_json,
+    replace_file,
+)
 from imagepiece_jax.data import sources
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.experiments.scratch import page, systems, train
@@ -27,6 +32,16 @@ from imagepiece_jax.training.run_dir import RunLock
 
 PLAN = "plan.json"
 FREE = ("minutes", "page")  # options that may change between calls
+LENGTH = ("epochs", "hours")  # that may change until the epochs are planned
+# Fields that others' errors name, as flags of this command.
+FLAGS = {
+    "config.batch_size": "--train_batch_size",
+    "config.model.embed_dim": "--width",
+    "config.model.num_heads": "--heads",
+    "config.model.patch_size": "--patch",
+    "config.image_size": "--image_size",
+    "--workdir": "--out",
+}
 
 
 def run(
@@ -42,13 +57,28 @@ def run(
     """
     began = time.monotonic()
     folder = out / "scratch"
+    if options.page:
+        check_writable("--page", options.page)
     plan = _plan(folder, options, dtype or xla_options.fast_dtype())
-    with contextlib.closing(RunLock(folder)):
+    with _flags_named(), contextlib.closing(RunLock(folder)):
+        finished(folder, plan)  # those of another plan, before anything is trained
         if plan["epochs"] is None or _missing(folder, plan, seeds):
             _train(options, data, seeds, plan, folder, began)
         text = page.text(finished(folder, plan), plan)
     replace_file(options.page or out / "scratch.md", text)
     print(text, flush=True)
+
+
+@contextlib.contextmanager
+def _flags_named():
+    """Errors about a field of a config are about a flag here."""
+    try:
+        yield
+    except InputError as error:
+        text = str(error)
+        for field, flag in FLAGS.items():
+            text = text.replace(field, flag)
+        raise InputError(text) from error
 
 
 def _plan(folder, options, dtype):
@@ -59,6 +89,9 @@ def _plan(folder, options, dtype):
     if not path.exists():
         return {"settings": given, "images": None, "seconds": {}, "epochs": None}
     plan = read_json(path)
+    _check_fields(plan, ("settings", "images", "seconds", "epochs"), path)
+    if plan["epochs"] is None:
+        plan["settings"] |= {name: given[name] for name in LENGTH}
     _check_same(given, plan["settings"], path)
     return plan
 
@@ -89,7 +122,12 @@ def _train(options, data, seeds, plan, folder, began):
             found = planning.measure(trainee, trainees[systems.DENSE], images)
             plan["seconds"][name] = found
             _write(folder / PLAN, plan)
-            print(f"measured {name}: {found}, in seconds", flush=True)
+            print(
+                f"measured {name}: {found['epoch']:.1f} s an epoch, "
+                f"{found['evaluate']:.1f} s an evaluation, {found['compile']:.1f} s to "
+                "compile",
+                flush=True,
+            )
     if plan["epochs"] is None:
         seconds = options.hours and 3600 * options.hours - (time.monotonic() - began)
         plan["epochs"] = planning.epochs_that_fit(
@@ -175,10 +213,21 @@ def finished(folder: pathlib.Path, plan: dict) -> list[dict]:
     found = []
     for path in sorted(folder.glob("*_seed*.json")):
         result = read_json(path)
+        _check_fields(result, ("settings", "epochs", "seed", "right"), path)
         ours = plan["settings"] | {"epochs": plan["epochs"]}
         _check_same(ours, result["settings"] | {"epochs": result["epochs"]}, path)
         found.append(result)
     return sorted(found, key=lambda result: result["seed"])
+
+
+def _check_fields(found, names, path):
+    """InputError for a file that this command did not write."""
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise InputError(
+            f"{path} has no {missing[0]}, so another program wrote it; remove it, or "
+            "name another --out"
+        )
 
 
 def _check_same(ours, theirs, path):

@@ -94,6 +94,14 @@ class DiffRate(Method):
                 f"config.reduction.prune is {self.prune} and merge is {self.merge}; "
                 "allowed are both or neither"
             )
+        if self.prune is None:
+            return
+        for pruned, merged in zip(self.prune, self.merge, strict=False):
+            if merged > pruned:
+                raise InputError(
+                    f"config.reduction.merge has {merged} where prune has {pruned}; "
+                    "allowed are as many tokens or fewer"
+                )
 
     def knob(self, depth):
         return {"target": sorted({t for own in SCHEDULES.values() for t in own})}

@@ -50,8 +50,11 @@ def test_blocks_that_do_not_fit_are_refused(name, field, blocks):
 
 
 def test_unknown_names_list_the_known_ones():
-    with pytest.raises(InputError, match="'tokenizer'.*evit.*imagepiece.*none"):
-        create("tokenizer")
+    with pytest.raises(InputError, match="'zebra'; the methods are .*evit.*none"):
+        create("zebra")
+    for typed, meant in (("ToMe", "tome"), ("dpc-knn", "dpc_knn")):
+        with pytest.raises(InputError, match=f"'{typed}'; did you mean {meant}?"):
+            create(typed)
     with pytest.raises(InputError, match="keep_ratio.*'evit'.*keep_rate.*fuse_token"):
         create("evit", keep_ratio=0.7)
     with pytest.raises(InputError, match="r is not a field of 'none', which has none"):
