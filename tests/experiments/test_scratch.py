@@ -19,7 +19,7 @@ from tests.command import call, sentence, start
 from tests.experiments.scratch_pages import TINY, tiny_options
 
 WORDS = [f"--{name}={value}" for name, value in TINY.items()]
-SOME = (systems.DENSE, "dynamicvit", "random")
+SOME = (systems.DENSE, "imagepiece", "dynamicvit", "random")
 FLAGS = ["--seeds=0", "--dtype=float32"]
 
 
@@ -54,7 +54,7 @@ def trainees():
 
 @pytest.fixture(scope="module")
 def some():
-    """The command with three systems, which compile in less time than seven."""
+    """The command with four systems, which compile in less time than seven."""
     whole = systems.systems
 
     def few(*args):
