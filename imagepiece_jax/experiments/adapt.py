@@ -10,6 +10,7 @@ the cache; a run that was stopped resumes from its own checkpoint.
 import contextlib
 import csv
 import dataclasses
+import hashlib
 import io
 import json
 import os
@@ -195,17 +196,19 @@ def _fold(context, config, reduction, labels, fold, parts) -> Result:
         "fold": fold,
         **images.setting,
     }
-    folder = context.out / "adapt" / f"{len(images)}_images_{len(parts)}_folds"
+    # A name of this setting alone: a run never resumes with other images or weights.
+    text = json.dumps(setting, sort_keys=True).encode()
+    key = hashlib.sha256(text).hexdigest()[:10]
+    name = f"{label(settings.changed(reduction))}_fold{fold}_{key}"
+    folder = context.out / "adapt"
 
     def measure():
-        table = folder / f"fold{fold}.csv"
-        table.parent.mkdir(parents=True, exist_ok=True)
+        table, workdir = folder / f"{name}.csv", folder / name
+        folder.mkdir(parents=True, exist_ok=True)
         text = _table(images.source, labels, parts[fold], _unlabeled(config))
         replace_file(table, text)
         own = config.copy_and_resolve_references()
         own.data.name = f"csv:{table.absolute()}"
-        name = label(settings.changed(reduction))
-        workdir = folder / f"{name}_fold{fold}"
         train_and_evaluate(own, workdir)
         jax.clear_caches()  # its programs would stay, and no other run uses them
         trained = for_analysis(workdir, dtype=pretrained.fields["dtype"])
