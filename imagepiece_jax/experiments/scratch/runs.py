@@ -28,6 +28,7 @@ from imagepiece_jax.data import sources
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.experiments.scratch import page, systems, train
 from imagepiece_jax.experiments.scratch import plan as planning
+from imagepiece_jax.training.preemption import StopRequest
 from imagepiece_jax.training.run_dir import RunLock
 
 PLAN = "plan.json"
@@ -60,7 +61,9 @@ def run(
     if options.page:
         check_writable("--page", options.page)
     plan = _plan(folder, options, dtype or xla_options.fast_dtype())
-    with _flags_named(), contextlib.closing(RunLock(folder)):
+    # A signal ends it within a moment: what is lost was trained since the last save.
+    stop = StopRequest(patience=0.01)
+    with _flags_named(), contextlib.closing(RunLock(folder)), stop:
         finished(folder, plan)  # those of another plan, before anything is trained
         if plan["epochs"] is None or _missing(folder, plan, seeds):
             _train(options, data, seeds, plan, folder, began)

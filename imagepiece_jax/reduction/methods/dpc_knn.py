@@ -35,12 +35,13 @@ def density_peaks(x, neighbors, n_out):
     """
     squares = squared_distances(x) / x.shape[-1]
     near = smallest(squares, neighbors)
-    density = jnp.exp(-jnp.sum(jnp.where(near, squares, 0), axis=-1) / neighbors)
+    # Its logarithm: far apart, all densities would be 0.
+    density = -jnp.sum(jnp.where(near, squares, 0), axis=-1) / neighbors
     distance = jnp.sqrt(squares)
     denser = density[:, None, :] > density[:, :, None]
     farthest = jnp.max(distance, axis=(1, 2))
     alone = jnp.min(jnp.where(denser, distance, farthest[:, None, None]), axis=-1)
-    center = rank(density * alone) < n_out
+    center = rank(density + jnp.log(alone)) < n_out
     away = jnp.where(center[:, None, :], distance, jnp.inf)
     nearest = jnp.argmin(away, axis=-1).astype(jnp.int32)
     itself = jnp.arange(x.shape[1], dtype=jnp.int32)[None]

@@ -46,9 +46,14 @@ def clusters(x, neighbors, n_out):
     ]
 
 
-@pytest.mark.parametrize("neighbors, n_out", [(5, 12), (1, 3), (30, 1), (4, 29)])
-def test_clusters_are_those_of_slow_loops(neighbors, n_out):
-    x = np.random.default_rng(n_out).normal(size=(3, 30, 6)).astype(np.float32)
+@pytest.mark.parametrize(
+    "neighbors, n_out, scale",
+    # The last: densities that float32 could not tell from 0.
+    [(5, 12, 1), (1, 3, 1), (30, 1, 1), (4, 29, 1), (5, 12, 15)],
+)
+def test_clusters_are_those_of_slow_loops(neighbors, n_out, scale):
+    noise = np.random.default_rng(n_out).normal(size=(3, 30, 6))
+    x = (scale * noise).astype(np.float32)
     run = tiny.jit(density_peaks, static_argnums=(1, 2))
     got = run(jnp.asarray(x), neighbors, n_out)
     want = [clusters(image.astype(float), neighbors, n_out) for image in x]
