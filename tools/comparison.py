@@ -11,7 +11,7 @@ import sys
 import textwrap
 
 from imagepiece_jax.common.files import replace_file
-from imagepiece_jax.experiments import compare_page
+from imagepiece_jax.experiments import compare_page, compare_plot
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 KEPT = ROOT / "docs" / "comparison.json"
@@ -48,7 +48,7 @@ def main(words):
     report = json.loads(text)
     replace_file(KEPT, text)
     replace_file(PAGE, page(report))
-    compare_page.draw(PLOT, report)
+    compare_plot.draw(PLOT, report)
     before, _, after = parts(README.read_text("utf-8"))
     replace_file(README, before + readme(report) + after)
 

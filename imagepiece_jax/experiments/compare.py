@@ -21,7 +21,7 @@ from imagepiece_jax.common.files import git_revision, replace_file
 from imagepiece_jax.data.sources import short_name
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
-from imagepiece_jax.experiments import compare_page, match_cost
+from imagepiece_jax.experiments import compare_page, compare_plot, match_cost
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.methods import METHODS
 
@@ -40,7 +40,7 @@ def compare(context):
     report = json.loads((out / "compare.json").read_text())
     text = compare_page.page(report, plot="compare.png")
     replace_file(out / "compare.md", text)
-    compare_page.draw(out / "compare.png", report)
+    compare_plot.draw(out / "compare.png", report)
     print(text, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""The page, the plot and README's table of a comparison, all from its JSON.
+"""The page and README's table of a comparison, from its JSON; its plot: compare_plot.
 
 A difference is called noise where its p, corrected by Holm's rule over all comparisons
 of the page, is .05 or more.
@@ -6,11 +6,9 @@ of the page, is .05 or more.
 
 import itertools
 import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from imagepiece_jax.common import plotting
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.experiments import render
 
@@ -77,7 +75,7 @@ def _setting(report):
 def answer(report: Report) -> list[str]:
     """What a reader wants to know, in four sentences."""
     highest = {}
-    for share in _reached(report):
+    for share in reached(report):
         best, *others = _at(report, share)
         for line in (best, *others):
             if line["acc1"][0] == best["acc1"][0]:
@@ -188,11 +186,11 @@ def _typed(value):
 def table(report: Report) -> list[str]:
     """Methods by shares, and what its marks mean; the best on average comes first."""
     shares = report["shares"]
-    best = {share: _at(report, share)[0]["acc1"][0] for share in _reached(report)}
+    best = {share: _at(report, share)[0]["acc1"][0] for share in reached(report)}
     lines = {(line["method"], line["share"]): line for line in report["settings"]}
     rows = [
         [f"`{method}`", *(_cell(report, lines.get((method, s)), best) for s in shares)]
-        for method in _order(report)
+        for method in order(report)
     ]
     cost = COSTS[report["metric"]]
     head = [f"share of the dense {cost}", *(f"{share:g}" for share in shares)]
@@ -212,10 +210,10 @@ def table(report: Report) -> list[str]:
     return [text, " ".join([legend, *_left_out(report)])]
 
 
-def _order(report):
+def order(report: Report) -> list[str]:
     """Methods by how far they are behind the highest accuracy, on average."""
     behind = {}
-    for share in _reached(report):
+    for share in reached(report):
         at = _at(report, share)
         for line in at:
             lost = at[0]["acc1"][0] - line["acc1"][0]
@@ -223,7 +221,8 @@ def _order(report):
     return sorted(behind, key=lambda name: sum(behind[name]) / len(behind[name]))
 
 
-def _reached(report):
+def reached(report: Report) -> list[float]:
+    """The shares at which some method has a setting."""
     return [share for share in report["shares"] if _at(report, share)]
 
 
@@ -356,54 +355,3 @@ def readme(report: Report) -> tuple[str, str, str]:
         f"{report['dense']['gmacs']:.3f} GMACs"
     )
     return start, rows, legend
-
-
-def draw(path: str | os.PathLike, report: Report):
-    """Write a PNG: accuracy by share, a line a method, the best on average first.
-
-    Bars are intervals of the paired difference to dense. Methods stand side by side at
-    their share, so that bars do not hide each other.
-    """
-    from matplotlib import colormaps
-
-    figure = plotting.new_figure(9, 5.5, layout="constrained")
-    axes = figure.add_subplot()
-    names, shares = _order(report), _reached(report)
-    palette = colormaps["tab20"].colors
-    palette = [*palette[:14], *palette[16:]]  # gray is the random tokens'
-    palette = [*palette[::2], *palette[1::2]]  # the strong ones first
-    gap = min((a - b for a, b in itertools.pairwise(shares)), default=0.1)
-    for place, name in enumerate(names):
-        lines = [line for line in report["settings"] if line["method"] == name]
-        shift = 0.4 * gap * (place / max(len(names) - 1, 1) - 0.5)
-        changes = [comparison(report, name, s["share"], "dense") for s in lines]
-        strong = name in NAMES
-        axes.errorbar(
-            [line["share"] + shift for line in lines],
-            [line["acc1"][0] for line in lines],
-            yerr=_bars(changes),
-            color={"tome": "black", "random": "gray"}.get(name, palette[place % 18]),
-            linestyle="--" if name == "random" else "-",
-            linewidth=2 if strong else 1.2,
-            marker="osD^vP*X<>ph"[place % 12],
-            markersize=5,
-            capsize=2,
-            elinewidth=0.8,
-            label=name,
-            zorder=3 if strong else 2,
-        )
-    dense = report["dense"]["acc1"][0]
-    axes.axhline(dense, color="black", linewidth=0.8, linestyle=":", label="dense")
-    axes.set_xticks(shares)
-    cost, within = COSTS[report["metric"]], 100 * report["tolerance"]
-    axes.set_xlabel(f"share of the dense model's {cost}, matched within {within:g} %")
-    axes.set_ylabel("acc1, % (bars: 95 %, paired difference to dense)")
-    axes.grid(alpha=0.3)
-    figure.legend(frameon=False, fontsize=8, loc="outside right upper")
-    plotting.save_figure(figure, path)
-
-
-def _bars(changes: Sequence[dict]):
-    """[below, above] of the intervals' ends."""
-    ends = [change["points"] for change in changes]
-    return [[v - low for v, low, _ in ends], [high - v for v, _, high in ends]]

@@ -13,7 +13,7 @@ from scipy import stats
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
-from imagepiece_jax.experiments import compare, compare_page
+from imagepiece_jax.experiments import compare, compare_page, compare_plot
 from imagepiece_jax.experiments.context import OffTheShelf, Options, plan_facts
 from imagepiece_jax.models import convert, registry, summary
 from imagepiece_jax.models.pretrained import Pretrained
@@ -322,7 +322,7 @@ def test_the_json_is_read_back_as_it_was(report):
 
 
 def test_the_plot_is_written(tmp_path, report):
-    compare_page.draw(tmp_path / "plot.png", report)
+    compare_plot.draw(tmp_path / "plot.png", report)
     assert (tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"
 
 
