@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
+from imagepiece_jax.common.nodes import node
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import custom_vjp
 from imagepiece_jax.models.architecture import Architecture
@@ -77,6 +78,7 @@ def _no_cudnn(device, dtype, head_dim):
     return None
 
 
+@node
 def class_attention(query, key, key_bias=None):
     """Attention of the class token to every token, mean over heads, in float32.
 
@@ -119,11 +121,15 @@ def _log_sum_exp_jvp(primals, tangents):
     return out, jnp.sum(jnp.exp(logits - out[:, None]) * tangent, axis=1)
 
 
+log_sum_exp = node(log_sum_exp)
+
+
 def padded_length(length, backend):
     """The length with which `backend` can be trained: cuDNN refuses odd ones."""
     return length + length % 2 if backend == "cudnn" else length
 
 
+@node
 def attend(query, key, value, key_bias=None, *, backend="xla", length=None):
     """softmax(q k^T / sqrt(d) + key_bias) v. [B, N, H, d] three times -> [B, N, H, d].
 

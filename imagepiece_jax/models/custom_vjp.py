@@ -11,6 +11,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from imagepiece_jax.common.nodes import node
+
 QUICK = 1.702  # of QuickGELU
 
 
@@ -95,6 +97,7 @@ def _gelu_backward(form, x, gradient):
 
 
 gelu.defvjp(_gelu_forward, _gelu_backward)
+gelu = node(gelu)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -145,3 +148,4 @@ def _norm_backward(dtype, eps, saved, gradient):
 
 
 layer_norm.defvjp(_norm_forward, _norm_backward)
+layer_norm = node(layer_norm)

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 
+from imagepiece_jax.common.nodes import node
 from imagepiece_jax.reduction.merging import mean_coordinates, slot_index
 from imagepiece_jax.reduction.ops import (
     cosine,
@@ -50,6 +51,7 @@ def keep_and_sum(keep, weight, n_out):
     )
 
 
+@node
 def find_partners(similarity, tokens):
     """Similarity [B, a, t] to `tokens` [B or 1, t] -> best [B, a], its token [B, a].
 

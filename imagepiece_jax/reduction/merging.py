@@ -9,6 +9,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from imagepiece_jax.common.nodes import node
 from imagepiece_jax.reduction.ops import gather_rows, invert, place_among
 from imagepiece_jax.reduction.tokens import (
     DROPPED,
@@ -281,7 +282,7 @@ def _move_by_index(x, weight, total, index, dest, mean):
     rows = _group_rows(x, weight, total, index, prefix)
     grouped = _belongs(index.groups, index.keep.shape[1])  # [B, n_out, m]
     which = jnp.arange(rows.shape[1], dtype=jnp.int32)[None, None, :]
-    which, several = _last_and_any(jnp.where(grouped, which, 0), grouped)
+    which, several = last_and_any(jnp.where(grouped, which, 0), grouped)
     together = gather_rows(rows.astype(x.dtype), jnp.pad(which, front))
     return jnp.where(jnp.pad(several, front)[:, :, None], together, alone)
 
@@ -303,7 +304,8 @@ def _group_rows(x, weight, total, index, prefix):
     return jnp.sum(rows * factor[..., None], axis=2)
 
 
-def _last_and_any(values, flags):
+@node
+def last_and_any(values, flags):
     """Largest of int32 >= 0 and any of bool over the last axis, in one pass."""
 
     def join(a, b):

@@ -9,7 +9,10 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from imagepiece_jax.common.nodes import node
 
+
+@node
 def order_key(score):
     """int32 in the order of a float `score`, equal where it is equal; NaN comes last.
 
@@ -22,6 +25,7 @@ def order_key(score):
     return jnp.where(magnitude > infinity, -infinity, key)
 
 
+@node
 def rank(score):
     """Position of each token by falling score, ties to the lower index. [B, n] -> [B,
     n].
@@ -43,6 +47,7 @@ def _indices(values):
     return (jax.lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (1, 2))
 
 
+@node
 def place_among(keep):
     """Place of each kept token among the kept; of others a negative number.
 
@@ -56,6 +61,7 @@ def place_among(keep):
     return jnp.sum(earlier + own, axis=-1)
 
 
+@node
 def count_before(keep):
     """How many kept tokens come before each token. [B, n] bool -> [B, n] int32."""
     chex.assert_rank(keep, 2)
@@ -63,6 +69,7 @@ def count_before(keep):
     return jnp.sum(keep[:, None, :] & (other < mine), axis=-1, dtype=jnp.int32)
 
 
+@node
 def invert(position, wanted):
     """The index that holds each wanted position. [B, n] int, length or [m] -> [B, m].
 
@@ -77,6 +84,7 @@ def invert(position, wanted):
     return jnp.sum(jnp.where(holds, index, 0), axis=-1, dtype=jnp.int32)
 
 
+@node
 def pick(position, length, *values):
     """What the index of each position 0..length-1 holds of each of `values`.
 
@@ -90,6 +98,7 @@ def pick(position, length, *values):
     return sums(held, axis=2)
 
 
+@node
 def sums(values, axis):
     """Sums of several int32 arrays of one shape along an axis, in one pass."""
 
@@ -147,6 +156,7 @@ def alternate(first, second):
     return jnp.stack([first, second], axis=-1).reshape(batch, 2 * half)[:, :n]
 
 
+@node
 def gather_rows(x, index):
     """Rows `index` of each image: [B, n, ...], [B, ...] in [0, n) -> [B, ..., ...]."""
     batch, n = x.shape[:2]

@@ -1,0 +1,269 @@
+"""An ONNX graph from what JAX traces.
+
+Each equation becomes a node or a few, by the tables of `onnx_primitives` and, for
+functions marked as one node (common.nodes), of `onnx_nodes`. What depends on no input
+is computed here and becomes a constant. Broadcasts are left to the operators, which
+broadcast themselves, until something needs all of an array.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.extend import core
+
+from imagepiece_jax.common import nodes
+from imagepiece_jax.errors import InputError
+
+OPSET = 20  # the first with Gelu
+IR_VERSION = 10  # of ONNX files, of the time of that opset
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """A tensor of the graph, or a constant that is none of it yet.
+
+    shape: as in the graph, where a side of 1 may stand for one that JAX has broadcast;
+    ints or multiples of the open batch.
+    """
+
+    shape: tuple
+    dtype: np.dtype
+    name: str | None = None
+    array: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, array):
+        """A constant."""
+        array = np.asarray(array)
+        return cls(array.shape, array.dtype, array=array)
+
+    @property
+    def ndim(self):
+        return len(self.shape)
+
+
+class Graph:
+    """Nodes and constants of one ONNX graph under construction.
+
+    batch: the open number of images, a dimension of jax.export; None: there is none.
+    Nodes that repeat another are that one.
+    """
+
+    def __init__(self, batch=None):
+        self.batch, self.nodes, self.constants = batch, [], {}
+        self._made, self._count = {}, {}
+        self.images = None  # the Value that `batch` is read from
+
+    # Nodes
+
+    def op(self, kind, inputs: Sequence[Value | None], shape, dtype, **attributes):
+        """The Value of a new node's only output."""
+        return self.ops(kind, inputs, [(shape, dtype)], **attributes)[0]
+
+    def ops(self, kind, inputs, results, **attributes):
+        """The Values of a new node's outputs, each of (shape, dtype)."""
+        from onnx import helper
+
+        names = tuple("" if v is None else self.name_of(v) for v in inputs)
+        key = kind, names, tuple(sorted((k, str(v)) for k, v in attributes.items()))
+        if key in self._made:
+            return self._made[key]
+        values = [
+            Value(tuple(shape), np.dtype(dtype), self._fresh(kind))
+            for shape, dtype in results
+        ]
+        outputs = [value.name for value in values]
+        self.nodes.append(
+            helper.make_node(kind, names, outputs, outputs[0], **attributes)
+        )
+        self._made[key] = values
+        return values
+
+    def name_of(self, value: Value) -> str:
+        """Name of a Value; a constant becomes an initializer."""
+        if value.name is not None:
+            return value.name
+        array = np.ascontiguousarray(value.array)
+        key = array.dtype.str, array.shape, array.tobytes()
+        if key not in self.constants:
+            self.constants[key] = self._fresh("constant"), array
+        return self.constants[key][0]
+
+    def _fresh(self, kind):
+        number = self._count[kind] = self._count.get(kind, -1) + 1
+        return f"{kind}_{number}"
+
+    # Shapes
+
+    def times(self, side) -> int | None:
+        """How many times the open batch a side is; None: it is a number."""
+        if isinstance(side, int | np.integer):
+            return None
+        return int(side // self.batch)
+
+    def is_open(self, shape):
+        """Whether some side is a multiple of the open batch."""
+        return any(self.times(side) is not None for side in shape)
+
+    def reshape(self, value, shape):
+        """`value` as an array of `shape`, one of whose sides at most is open."""
+        shape = tuple(shape)
+        if value.shape == shape:
+            return value
+        if value.array is not None:
+            return Value.of(value.array.reshape(shape))
+        sides = [-1 if self.times(side) is not None else int(side) for side in shape]
+        target = Value.of(np.array(sides, np.int64))
+        return self.op("Reshape", [value, target], shape, value.dtype)
+
+    def transpose(self, value, order):
+        order = tuple(map(int, order))
+        if order == tuple(range(value.ndim)):
+            return value
+        if value.array is not None:
+            return Value.of(value.array.transpose(order))
+        shape = tuple(value.shape[i] for i in order)
+        return self.op("Transpose", [value], shape, value.dtype, perm=order)
+
+    def whole(self, value, shape):
+        """`value` with all sides of `shape`, what was left to broadcasting done."""
+        shape = tuple(shape)
+        if value.shape == shape:
+            return value
+        if value.array is not None and not self.is_open(shape):
+            return Value.of(np.broadcast_to(value.array, shape))
+        return self.op("Expand", [value, self._sides(shape)], shape, value.dtype)
+
+    def _sides(self, shape):
+        """`shape` as int64 tensor."""
+        if not self.is_open(shape):
+            return Value.of(np.array(shape, np.int64))
+        batch = self.op(
+            "Shape", [self.images], (1,), np.int64, start=0, end=1
+        )
+        parts = []
+        for side in shape:
+            times = self.times(side)
+            if times is None:
+                parts.append(Value.of(np.array([side], np.int64)))
+            elif times == 1:
+                parts.append(batch)
+            else:
+                factor = Value.of(np.array([times], np.int64))
+                parts.append(self.op("Mul", [batch, factor], (1,), np.int64))
+        return self.op("Concat", parts, (len(shape),), np.int64, axis=0)
+
+    def elementwise(self, kind, inputs, dtype=None, **attributes):
+        """A node that broadcasts its inputs."""
+        shape = broadcast(*(value.shape for value in inputs))
+        dtype = inputs[0].dtype if dtype is None else dtype
+        return self.op(kind, inputs, shape, dtype, **attributes)
+
+    def cast(self, value, dtype):
+        from onnx import helper
+
+        dtype = np.dtype(dtype)
+        if value.dtype == dtype:
+            return value
+        if value.array is not None:
+            return Value.of(value.array.astype(dtype))
+        kind = helper.np_dtype_to_tensor_dtype(dtype)
+        return self.op("Cast", [value], value.shape, dtype, to=kind)
+
+    def reduce(self, kind, value, axes, keep=False):
+        """ReduceSum and its like over `axes`."""
+        axes = [int(axis) % value.ndim for axis in axes]
+        shape = [1 if i in axes else side for i, side in enumerate(value.shape)]
+        if not keep:
+            shape = [side for i, side in enumerate(shape) if i not in axes]
+        axes = Value.of(np.array(axes, np.int64))
+        return self.op(kind, [value, axes], shape, value.dtype, keepdims=int(keep))
+
+    # Equations
+
+    def walk(self, closed, inputs: Sequence[Value]) -> list[Value]:
+        """Add the equations of a jaxpr, closed or not; the Values of its outputs."""
+        jaxpr = getattr(closed, "jaxpr", closed)
+        constants = map(Value.of, getattr(closed, "consts", ()))
+        known = dict(zip(jaxpr.constvars, constants, strict=True))
+        known |= zip(jaxpr.invars, inputs, strict=True)
+
+        def read(atom):
+            if isinstance(atom, core.Literal):
+                return Value.of(np.asarray(atom.val, atom.aval.dtype))
+            return known[atom]
+
+        for equation in jaxpr.eqns:
+            values = [read(atom) for atom in equation.invars]
+            found = self._equation(equation, values)
+            known.update(zip(equation.outvars, found, strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def _equation(self, equation, values):
+        from imagepiece_jax.inference import onnx_nodes, onnx_primitives
+
+        name, params = equation.primitive.name, equation.params
+        if name == "node":
+            table, name = onnx_nodes.TABLE, params["name"]
+            if name not in table:
+                raise unknown(name)
+            shapes = [atom.aval.shape for atom in equation.invars]
+            values = [self.whole(v, s) for v, s in zip(values, shapes, strict=True)]
+            args, options = nodes.rebuilt(params["arguments"], values)
+            found = table[name](self, *args, **options)
+            return found if isinstance(found, list | tuple) else [found]
+        for inner in ("call_jaxpr", "jaxpr"):
+            if inner in params and name != "scan":
+                return self.walk(params[inner], values)
+        folded = _folded(self, equation, values)
+        if folded is not None:
+            return folded
+        table = onnx_primitives.TABLE
+        if name not in table:
+            raise unknown(name)
+        found = table[name](self, equation, *values)
+        return found if isinstance(found, list | tuple) else [found]
+
+
+def unknown(name):
+    """The InputError for what has no operator."""
+    return InputError(
+        f"the model computes {name}, which has no ONNX operator here; allowed are "
+        "reductions by fixed counts (--format jax has all of them)"
+    )
+
+
+def broadcast(*shapes):
+    """The shape of arrays of these shapes together; sides may be open."""
+    rank = max(map(len, shapes))
+    padded = [(1,) * (rank - len(shape)) + tuple(shape) for shape in shapes]
+    sides = []
+    for each in zip(*padded, strict=True):
+        others = [side for side in each if not (isinstance(side, int) and side == 1)]
+        sides.append(others[0] if others else 1)
+    return tuple(sides)
+
+
+def _folded(graph, equation, values):
+    """Constants that the equation gives of constants; None: it is to be a node."""
+    if any(value.array is None for value in values):
+        return None
+    params = equation.params
+    shapes = [atom.aval.shape for atom in (*equation.invars, *equation.outvars)]
+    if any(map(graph.is_open, shapes)):
+        return None
+    arrays = [
+        np.broadcast_to(value.array, atom.aval.shape)
+        for value, atom in zip(values, equation.invars, strict=True)
+    ]
+    with jax.ensure_compile_time_eval():
+        found = equation.primitive.bind(*map(jax.numpy.asarray, arrays), **params)
+    found = found if equation.primitive.multiple_results else [found]
+    return [Value.of(np.asarray(array)) for array in found]
+
+
+def size(shape) -> int:
+    return math.prod(shape)

@@ -1,0 +1,429 @@
+"""JAX's primitives as ONNX operators.
+
+Each function of TABLE takes the graph, the equation and its Values, and returns the
+Value of its output, or the Values of several. Constants alone never come here.
+"""
+
+import math
+
+
+import numpy as np
+
+
+from imagepiece_jax.inference.onnx_graph import Graph, Value, unknown
+
+TABLE = {}
+
+
+def primitive(*names):
+    """Enter a function in TABLE."""
+
+    def enter(fn):
+        TABLE.update(dict.fromkeys(names, fn))
+        return fn
+
+    return enter
+
+
+def _wholes(graph, equation, values):
+    return [
+        graph.whole(value, atom.aval.shape)
+        for value, atom in zip(values, equation.invars, strict=True)
+    ]
+
+
+# Elementwise
+
+UNARY = {
+    "abs": "Abs",
+    "ceil": "Ceil",
+    "erf": "Erf",
+    "exp": "Exp",
+    "floor": "Floor",
+    "log": "Log",
+    "logistic": "Sigmoid",
+    "neg": "Neg",
+    "not": "Not",
+    "sign": "Sign",
+    "sqrt": "Sqrt",
+    "tanh": "Tanh",
+}
+BINARY = {
+    "add": "Add",
+    "and": "And",
+    "div": "Div",
+    "max": "Max",
+    "min": "Min",
+    "mul": "Mul",
+    "or": "Or",
+    "pow": "Pow",
+    "sub": "Sub",
+}
+COMPARISONS = {
+    "eq": "Equal",
+    "ge": "GreaterOrEqual",
+    "gt": "Greater",
+    "le": "LessOrEqual",
+    "lt": "Less",
+}
+
+
+@primitive(*UNARY)
+def _unary(graph, equation, x):
+    return graph.elementwise(UNARY[equation.primitive.name], [x])
+
+
+@primitive(*BINARY)
+def _binary(graph, equation, *values):
+    name = equation.primitive.name
+    if name in ("and", "or") and values[0].dtype != bool:
+        raise unknown(f"{name} of integers")
+    return graph.elementwise(BINARY[name], values)
+
+
+@primitive(*COMPARISONS)
+def _comparison(graph, equation, *values):
+    values = [graph.cast(v, np.int32) if v.dtype == bool else v for v in values]
+    return graph.elementwise(COMPARISONS[equation.primitive.name], values, bool)
+
+
+@primitive("ne")
+def _unequal(graph, equation, *values):
+    return graph.elementwise("Not", [_equal(graph, values)])
+
+
+def _equal(graph, values):
+    values = [graph.cast(v, np.int32) if v.dtype == bool else v for v in values]
+    return graph.elementwise("Equal", values, bool)
+
+
+@primitive("rsqrt")
+def _rsqrt(graph, equation, x):
+    return graph.elementwise("Reciprocal", [graph.elementwise("Sqrt", [x])])
+
+
+@primitive("square")
+def _square(graph, equation, x):
+    return graph.elementwise("Mul", [x, x])
+
+
+@primitive("integer_pow")
+def _integer_pow(graph, equation, x):
+    power = equation.params["y"]
+    if power == 2:
+        return graph.elementwise("Mul", [x, x])
+    exponent = Value.of(np.array(power, x.dtype))
+    return graph.elementwise("Pow", [x, exponent])
+
+
+@primitive("expm1")
+def _expm1(graph, equation, x):
+    one = Value.of(np.ones((), x.dtype))
+    return graph.elementwise("Sub", [graph.elementwise("Exp", [x]), one])
+
+
+@primitive("log1p")
+def _log1p(graph, equation, x):
+    one = Value.of(np.ones((), x.dtype))
+    return graph.elementwise("Log", [graph.elementwise("Add", [x, one])])
+
+
+@primitive("erfc")
+def _erfc(graph, equation, x):
+    one = Value.of(np.ones((), x.dtype))
+    return graph.elementwise("Sub", [one, graph.elementwise("Erf", [x])])
+
+
+@primitive("rem")
+def _rem(graph, equation, a, b):
+    return graph.elementwise("Mod", [a, b], fmod=1)
+
+
+@primitive("clamp")
+def _clamp(graph, equation, low, x, high):
+    return graph.elementwise("Min", [graph.elementwise("Max", [x, low]), high])
+
+
+@primitive("is_finite")
+def _is_finite(graph, equation, x):
+    most = Value.of(np.array(np.finfo(x.dtype).max, x.dtype))
+    size = graph.elementwise("Abs", [x])
+    return graph.elementwise("LessOrEqual", [size, most], bool)
+
+
+@primitive("select_n")
+def _select(graph, equation, which, *cases):
+    if len(cases) != 2 or which.dtype != bool:
+        raise unknown("a choice among more than two")
+    shape = broadcast_of(which, *cases)
+    no, yes = cases
+    return graph.op("Where", [which, yes, no], shape, yes.dtype)
+
+
+def broadcast_of(*values):
+    from imagepiece_jax.inference.onnx_graph import broadcast
+
+    return broadcast(*(value.shape for value in values))
+
+
+@primitive("convert_element_type")
+def _convert(graph, equation, x):
+    return graph.cast(x, equation.params["new_dtype"])
+
+
+@primitive(
+    *("copy", "copy_p", "stop_gradient", "optimization_barrier", "reduce_precision")
+)
+def _same(graph, equation, *values):
+    return list(values)
+
+
+# Shapes
+
+
+@primitive("broadcast_in_dim")
+def _broadcast_in_dim(graph, equation, x, *_):
+    sides = [1] * len(equation.params["shape"])
+    for place, side in zip(
+        equation.params["broadcast_dimensions"], x.shape, strict=True
+    ):
+        sides[place] = side
+    return graph.reshape(x, sides)
+
+
+@primitive("reshape", "squeeze", "expand_dims")
+def _reshape(graph, equation, x, *_):
+    (x,) = _wholes(graph, equation, [x])
+    return graph.reshape(x, equation.outvars[0].aval.shape)
+
+
+@primitive("transpose")
+def _transpose(graph, equation, x):
+    return graph.transpose(x, equation.params["permutation"])
+
+
+@primitive("concatenate")
+def _concatenate(graph, equation, *values):
+    values, (out,) = _wholes(graph, equation, values), equation.outvars
+    axis = int(equation.params["dimension"])
+    return graph.op("Concat", values, out.aval.shape, out.aval.dtype, axis=axis)
+
+
+@primitive("stack")
+def _stack(graph, equation, *values):
+    axis, (out,) = int(equation.params["axis"]), equation.outvars
+    values = [
+        graph.reshape(v, (*v.shape[:axis], 1, *v.shape[axis:]))
+        for v in _wholes(graph, equation, values)
+    ]
+    return graph.op("Concat", values, out.aval.shape, out.aval.dtype, axis=axis)
+
+
+@primitive("pad")
+def _pad(graph, equation, x, value):
+    (x, _), (out,) = _wholes(graph, equation, [x, value]), equation.outvars
+    low, high, inner = zip(*equation.params["padding_config"], strict=True)
+    if any(inner) or min(low) < 0 or min(high) < 0:
+        raise unknown("padding between or negative")
+    pads = Value.of(np.array([*low, *high], np.int64))
+    dtype = x.dtype
+    if dtype == bool:  # which not every runtime pads
+        x, value = graph.cast(x, np.int32), graph.cast(value, np.int32)
+    out = graph.op("Pad", [x, pads, value], out.aval.shape, x.dtype)
+    return graph.cast(out, dtype)
+
+
+@primitive("iota")
+def _iota(graph, equation):
+    shape, axis = equation.params["shape"], equation.params["dimension"]
+    if graph.times(shape[axis]) is not None:
+        raise unknown("the number of each image of an open batch")
+    sides = [1] * len(shape)
+    sides[axis] = shape[axis]
+    return Value.of(np.arange(shape[axis], dtype=equation.params["dtype"]).reshape(sides))
+
+
+@primitive("slice")
+def _slice(graph, equation, x):
+    (x,) = _wholes(graph, equation, [x])
+    params = equation.params
+    return sliced(
+        graph, x, params["start_indices"], params["limit_indices"], params["strides"]
+    )
+
+
+def sliced(graph: Graph, x, starts, limits, strides=None):
+    """x[starts[0]:limits[0]:strides[0], ..]."""
+    strides = strides or (1,) * x.ndim
+    axes = [
+        i
+        for i, (start, limit, stride) in enumerate(
+            zip(starts, limits, strides, strict=True)
+        )
+        if not (_is(start, 0) and limit == x.shape[i] and stride == 1)
+    ]
+    if not axes:
+        return x
+    shape, chosen = list(x.shape), []
+    for i in axes:
+        shape[i] = math.ceil((limits[i] - starts[i]) / strides[i])
+        chosen.append((starts[i], limits[i], i, strides[i]))
+    operands = [Value.of(np.array(column, np.int64)) for column in zip(*chosen)]
+    return graph.op("Slice", [x, *operands], shape, x.dtype)
+
+
+def _is(side, number):
+    return isinstance(side, int | np.integer) and side == number
+
+
+@primitive("gather")
+def _gather(graph, equation, x, index):
+    """Of constant indices: a block of the array, or rows of one axis."""
+    (x,) = _wholes(graph, equation, [x])[:1] if index.array is None else [
+        graph.whole(x, equation.invars[0].aval.shape)
+    ]
+    params, (out,) = equation.params, equation.outvars
+    numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
+    axes = numbers.start_index_map
+    if index.array is None or numbers.operand_batching_dims:
+        raise unknown("a gather by computed indices")
+    places = np.broadcast_to(index.array, equation.invars[1].aval.shape)
+    if places.ndim == 1:
+        starts = [0] * x.ndim
+        for axis, start in zip(axes, places, strict=True):
+            starts[axis] = int(np.clip(start, 0, x.shape[axis] - sizes[axis]))
+        limits = [s if _is(a, 0) else a + s for a, s in zip(starts, sizes, strict=True)]
+        return graph.reshape(sliced(graph, x, starts, limits), out.aval.shape)
+    (axis,) = axes
+    rest = [i for i in range(x.ndim) if i != axis]
+    spans = all(sizes[i] == x.shape[i] for i in rest)
+    if not spans or numbers.collapsed_slice_dims != (axis,) or places.shape[1] != 1:
+        raise unknown("a gather of parts of rows")
+    wanted = (*range(axis), *range(axis + places.ndim - 1, out.aval.ndim))
+    if tuple(numbers.offset_dims) != wanted:
+        raise unknown("a gather that moves axes")
+    taken = Value.of(places[:, 0].astype(np.int64))
+    return graph.op("Gather", [x, taken], out.aval.shape, x.dtype, axis=int(axis))
+
+
+@primitive("dynamic_slice")
+def _dynamic_slice(graph, equation, x, *starts):
+    (x,) = _wholes(graph, equation, [x, *starts])[:1]
+    if any(start.array is None for start in starts):
+        raise unknown("a slice by a computed start")
+    sizes = equation.params["slice_sizes"]
+    starts = [int(start.array) for start in starts]
+    limits = [a + s for a, s in zip(starts, sizes, strict=True)]
+    return sliced(graph, x, starts, limits)
+
+
+# Sums and products
+
+REDUCTIONS = {
+    "reduce_max": "ReduceMax",
+    "reduce_min": "ReduceMin",
+    "reduce_sum": "ReduceSum",
+    "reduce_prod": "ReduceProd",
+    "reduce_or": "ReduceMax",
+    "reduce_and": "ReduceMin",
+}
+
+
+@primitive(*REDUCTIONS)
+def _reduce(graph, equation, x):
+    (x,), dtype = _wholes(graph, equation, [x]), x.dtype
+    x = graph.cast(x, np.int32) if dtype == bool else x
+    kind = REDUCTIONS[equation.primitive.name]
+    return graph.cast(graph.reduce(kind, x, equation.params["axes"]), dtype)
+
+
+@primitive("argmax", "argmin")
+def _arg(graph, equation, x):
+    (x,), (out,) = _wholes(graph, equation, [x]), equation.outvars
+    (axis,) = equation.params["axes"]
+    kind = {"argmax": "ArgMax", "argmin": "ArgMin"}[equation.primitive.name]
+    found = graph.op(kind, [x], out.aval.shape, np.int64, axis=int(axis), keepdims=0)
+    return graph.cast(found, out.aval.dtype)
+
+
+@primitive("dot_general")
+def _dot_general(graph, equation, a, b):
+    (a, b), (out,) = _wholes(graph, equation, [a, b]), equation.outvars
+    (inner_a, inner_b), (batch_a, batch_b) = equation.params["dimension_numbers"]
+    a, b = (graph.cast(x, out.aval.dtype) for x in (a, b))
+    free_a = [i for i in range(a.ndim) if i not in (*inner_a, *batch_a)]
+    free_b = [i for i in range(b.ndim) if i not in (*inner_b, *batch_b)]
+    a = graph.transpose(a, (*batch_a, *free_a, *inner_a))
+    b = graph.transpose(b, (*batch_b, *inner_b, *free_b))
+    batch, many = len(batch_a), len(inner_a)
+    inner = math.prod(b.shape[batch : batch + many])
+    if batch or len(free_b) != 1 or many != 1:
+        rows = _together(a.shape[batch : batch + len(free_a)])
+        columns = _together(b.shape[batch + many :])
+        a = graph.reshape(a, (*a.shape[:batch], rows, inner))
+        b = graph.reshape(b, (*b.shape[:batch], inner, columns))
+    shape = (*a.shape[:-1], b.shape[-1])
+    found = graph.op("MatMul", [a, b], shape, out.aval.dtype)
+    return graph.reshape(found, out.aval.shape)
+
+
+def _together(sides):
+    total = 1
+    for side in sides:
+        total = total * side
+    return total
+
+
+@primitive("conv_general_dilated")
+def _conv(graph, equation, x, kernel):
+    params, (out,) = equation.params, equation.outvars
+    numbers = params["dimension_numbers"]
+    if any(side != 1 for side in params["lhs_dilation"]):
+        raise unknown("a transposed convolution")
+    x = graph.transpose(x, numbers.lhs_spec)
+    kernel = graph.transpose(kernel, numbers.rhs_spec)
+    low, high = zip(*params["padding"], strict=True)
+    shape = [out.aval.shape[i] for i in numbers.out_spec]
+    found = graph.op(
+        "Conv",
+        [x, kernel],
+        shape,
+        out.aval.dtype,
+        strides=tuple(params["window_strides"]),
+        pads=(*low, *high),
+        dilations=tuple(params["rhs_dilation"]),
+        group=params["feature_group_count"],
+    )
+    return graph.transpose(found, np.argsort(numbers.out_spec))
+
+
+# Loops
+
+
+@primitive("scan")
+def _scan(graph, equation, *values):
+    """Its steps one after the other: an ONNX loop is slow, and not everywhere."""
+    params = equation.params
+    values = _wholes(graph, equation, values)
+    constants, carried = params["num_consts"], params["num_carry"]
+    fixed, carry = values[:constants], values[constants : constants + carried]
+    given, body, each = values[constants + carried :], params["jaxpr"], []
+    if params["reverse"]:
+        raise unknown("a backward scan")
+    for step in range(params["length"]):
+        own = [_at(graph, x, step) for x in given]
+        found = graph.walk(body, [*fixed, *carry, *own])
+        carry = found[:carried]
+        each.append(found[carried:])
+    stacked = []
+    for column, out in zip(zip(*each), equation.outvars[carried:], strict=True):
+        shape = out.aval.shape
+        rows = [graph.reshape(v, (1, *shape[1:])) for v in column]
+        stacked.append(graph.op("Concat", rows, shape, out.aval.dtype, axis=0))
+    return [*carry, *stacked]
+
+
+def _at(graph, x, step):
+    starts = (step, *(0 for _ in x.shape[1:]))
+    limits = (step + 1, *x.shape[1:])
+    return graph.reshape(sliced(graph, x, starts, limits), x.shape[1:])
