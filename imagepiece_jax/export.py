@@ -1,14 +1,16 @@
-"""Export of a model with its weights as one file that needs only JAX.
+"""Export of a model with its weights as one file, for JAX alone or as ONNX.
 
 python -m imagepiece_jax.export --weights WORKDIR --out model.jax
-python -m imagepiece_jax.export --config configs/deit_s_imagepiece.py \\
-    --weights FILE --out model.jax
+python -m imagepiece_jax.export --format onnx --config configs/deit_s_imagepiece.py \\
+    --weights FILE --out model.onnx
 
-A run determines its model, a file its sizes: see `evaluate`.
+A run determines its model, a file its sizes: see `evaluate`. The file takes any batch
+size, unless --batch_size fixes it, and images normalized as FILE.json says, which lies
+beside it; with --pixels uint8 images.
 
-The file holds the program that `imagepiece_jax.optimize` compiles, weights included,
-for any batch size, for CPUs and NVIDIA GPUs; FILE.json beside it describes input and
-output. Running it needs JAX and flatbuffers, and neither this package nor Flax:
+ONNX is for onnxruntime, OpenVINO, TensorRT and others, in float32. The other format
+holds the program that `imagepiece_jax.optimize` compiles, for CPUs and NVIDIA GPUs;
+running it needs JAX and flatbuffers, and neither this package nor Flax:
 
     with open("model.jax", "rb") as file:
         program = jax.export.deserialize(bytearray(file.read()))
@@ -31,6 +33,8 @@ from imagepiece_jax.common.files import check_writable, replace_file
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
+from imagepiece_jax.inference.onnx_graph import OPSET
+from imagepiece_jax.inference.onnx_model import onnx_model
 from imagepiece_jax.models import summary
 from imagepiece_jax.models.run_files import own_files
 from imagepiece_jax.models.vit import ViT
@@ -44,6 +48,15 @@ CHECKPOINT = cli.checkpoint()
 OUT = flags.DEFINE_string(
     "out", None, "the file to write, replaced if there", allow_override=True
 )
+FORMAT = flags.DEFINE_enum(
+    "format", "jax", ("jax", "onnx"), "of the file", allow_override=True
+)
+BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", None, "images at a time; default: any", 1, allow_override=True
+)
+PIXELS = flags.DEFINE_boolean(
+    "pixels", False, "take uint8 images, normalized inside", allow_override=True
+)
 
 PLATFORMS = ("cpu", "cuda")
 
@@ -53,11 +66,7 @@ def main():
     out = pathlib.Path(cli.required(OUT))
     for file in (out, facts_file(out)):
         check_writable("--out", file, own_files(path))
-    if importlib.util.find_spec("flatbuffers") is None:
-        raise InputError(
-            "flatbuffers is not installed, and JAX writes programs with it; install "
-            "it: pip install flatbuffers"
-        )
+    _check_installed(FORMAT.value)
     config, weights = of_weights(
         path, *config_flags.config_or_base(), normalization, CHECKPOINT.value
     )
@@ -65,15 +74,45 @@ def main():
     model = from_config.model(config).clone(class_names=weights.class_names)
     xla_options.check_dtype("cpu", model.dtype.name)
     variables = weights.restore(model, config.image_size)
-    data = serialized(model, variables, config.image_size)
-    known = facts(model, config)
+    known = facts(model, config) | _facts(config.image_size)
+    options = {"batch_size": BATCH_SIZE.value, "pixels": PIXELS.value}
+    if FORMAT.value == "onnx":
+        data = onnx_model(model, variables, config.image_size, **options)
+        data = data.SerializeToString()
+        known |= {"dtype": "float32", "opset": OPSET}
+        runs = f"ONNX opset {OPSET}"
+    else:
+        data = serialized(model, variables, config.image_size, **options)
+        known |= {"platforms": PLATFORMS, "jax": jax.__version__}
+        runs = f"for {' and '.join(PLATFORMS)}"
     replace_file(out, data)
     replace_file(facts_file(out), json.dumps(known, indent=2) + "\n")
     print(
         f"{out}: {len(data) / 1e6:.1f} MB, {known['dtype']}, {known['gmacs']:.3f} "
-        f"GMACs an image, for {' and '.join(PLATFORMS)}; {facts_file(out).name} "
-        "describes input and output"
+        f"GMACs an image, {runs}; {facts_file(out).name} describes input and output"
     )
+
+
+def _check_installed(form):
+    """InputError where a package that writes this format is missing."""
+    package, writes = {
+        "jax": ("flatbuffers", "JAX writes programs with it"),
+        "onnx": ("onnx", "--format onnx is written with it"),
+    }[form]
+    if importlib.util.find_spec(package) is None:
+        raise InputError(
+            f"{package} is not installed, and {writes}; install it: pip install "
+            f"{package}"
+        )
+
+
+def _facts(side):
+    """What the flags decide about the input, as JSON values."""
+    images = {"shape": [BATCH_SIZE.value or "batch", side, side, 3]}
+    if not PIXELS.value:
+        return {"input": images | {"dtype": "float32"}}
+    whole = {"pixels": "0 to 255, normalized by the model"}
+    return {"input": images | {"dtype": "uint8"}, "normalization": whole}
 
 
 def facts_file(out: str | os.PathLike) -> pathlib.Path:
@@ -81,18 +120,29 @@ def facts_file(out: str | os.PathLike) -> pathlib.Path:
     return pathlib.Path(f"{out}.json")
 
 
-def serialized(model: ViT, variables: Mapping[str, Any], image_size) -> bytes:
+def serialized(
+    model: ViT,
+    variables: Mapping[str, Any],
+    image_size,
+    *,
+    batch_size: int | None = None,
+    pixels: bool = False,
+) -> bytes:
     """The bytes of `jax.export` of images [batch, H, W, 3] float32 -> logits.
 
-    image_size: pixels a side, or (height, width). `batch` stays open; layers are of the
-    model's dtype. `model` must have XLA's attention and plain reductions, which both
-    platforms have.
+    image_size: pixels a side, or (height, width). batch_size: None leaves it open;
+    pixels: images are uint8. Layers are of the model's dtype. `model` must have XLA's
+    attention and plain reductions, which both platforms have.
     """
-    _check_draws(model)
+    if batch_size is None:
+        _check_draws(model)
     fast, fixed = optimize.prepare(model, variables, dtype=model.dtype.name)
     logits = optimize.forward(fast)
-    (batch,) = jax.export.symbolic_shape("batch")
-    images = jax.ShapeDtypeStruct((batch, *sides(image_size), 3), "float32")
+    batch = batch_size
+    if batch is None:
+        (batch,) = jax.export.symbolic_shape("batch")
+    dtype = "uint8" if pixels else "float32"
+    images = jax.ShapeDtypeStruct((batch, *sides(image_size), 3), dtype)
     program = jax.jit(lambda images: logits(fixed, images))
     return jax.export.export(program, platforms=PLATFORMS)(images).serialize()
 
@@ -103,15 +153,14 @@ def _check_draws(model):
         if layer.counts and layer.step.reducer.draws(layer.counts, train=False):
             raise InputError(
                 f"config.reduction.name is {model.reduction['name']!r}, which draws "
-                "random numbers; allowed in a file are reductions that do not"
+                "random numbers; allowed is it with a fixed --batch_size alone"
             )
 
 
 def facts(model, config):
-    """Input, output and model of the program, as JSON values."""
+    """Output and model of the program, as JSON values."""
     side = config.image_size
     return {
-        "input": {"shape": ["batch", side, side, 3], "dtype": "float32"},
         "normalization": {"pixels": "0 to 1", "mean": model.mean, "std": model.std},
         "output": {"shape": ["batch", model.num_classes], "dtype": "float32"},
         "labels": model.num_classes,
@@ -120,8 +169,6 @@ def facts(model, config):
         "method": config.reduction.to_dict(),
         "dtype": model.dtype.name,
         "gmacs": summary.model_macs(model, side) / 1e9,
-        "platforms": PLATFORMS,
-        "jax": jax.__version__,
     }
 
 

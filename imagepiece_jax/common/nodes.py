@@ -40,9 +40,7 @@ def node(fn):
             return fn(*args, **options)
         leaves, tree = jax.tree.flatten((args, options), is_leaf=lambda x: x is None)
         arrays = [leaf for leaf in leaves if isinstance(leaf, ARRAYS)]
-        places = tuple(
-            None if isinstance(leaf, ARRAYS) else (leaf,) for leaf in leaves
-        )
+        places = tuple(None if isinstance(leaf, ARRAYS) else (leaf,) for leaf in leaves)
 
         def whole(*arrays):
             args, options = rebuilt((tree, places), arrays)

@@ -7,7 +7,7 @@ broadcast themselves, until something needs all of an array.
 """
 
 import dataclasses
-import math
+import hashlib
 from collections.abc import Sequence
 
 import jax
@@ -37,7 +37,7 @@ class Value:
     @classmethod
     def of(cls, array):
         """A constant."""
-        array = np.asarray(array)
+        array = np.asarray(array, order="C")
         return cls(array.shape, array.dtype, array=array)
 
     @property
@@ -48,14 +48,14 @@ class Value:
 class Graph:
     """Nodes and constants of one ONNX graph under construction.
 
-    batch: the open number of images, a dimension of jax.export; None: there is none.
-    Nodes that repeat another are that one.
+    batch: the open number of images, a dimension of jax.export, None where it is fixed;
+    images: the input, whose first side it is. Nodes that repeat another are that one.
     """
 
-    def __init__(self, batch=None):
-        self.batch, self.nodes, self.constants = batch, [], {}
+    def __init__(self, batch, images: Value):
+        self.batch, self.images = batch, images
+        self.nodes, self.constants = [], {}
         self._made, self._count = {}, {}
-        self.images = None  # the Value that `batch` is read from
 
     # Nodes
 
@@ -86,11 +86,33 @@ class Graph:
         """Name of a Value; a constant becomes an initializer."""
         if value.name is not None:
             return value.name
-        array = np.ascontiguousarray(value.array)
-        key = array.dtype.str, array.shape, array.tobytes()
+        array = np.asarray(value.array, order="C")
+        key = _content(array)
         if key not in self.constants:
             self.constants[key] = self._fresh("constant"), array
         return self.constants[key][0]
+
+    def weight(self, name, array) -> Value:
+        """A constant that is known by a name of its own."""
+        array = np.asarray(array, order="C")
+        self.constants.setdefault(_content(array), (name, array))
+        return Value.of(array)
+
+    def prune(self, output: Value):
+        """Leave out nodes and constants that `output` does not depend on."""
+        live, kept = {output.name}, []
+        for node in reversed(self.nodes):
+            if live & set(node.output):
+                kept.append(node)
+                live |= set(node.input)
+        self.nodes = kept[::-1]
+        self.constants = {k: v for k, v in self.constants.items() if v[0] in live}
+
+    def rename(self, value: Value, name):
+        """Call the output of a node `name`, as an output of the graph."""
+        for node in self.nodes:
+            for field in (node.input, node.output):
+                field[:] = [name if old == value.name else old for old in field]
 
     def _fresh(self, kind):
         number = self._count[kind] = self._count.get(kind, -1) + 1
@@ -141,9 +163,7 @@ class Graph:
         """`shape` as int64 tensor."""
         if not self.is_open(shape):
             return Value.of(np.array(shape, np.int64))
-        batch = self.op(
-            "Shape", [self.images], (1,), np.int64, start=0, end=1
-        )
+        batch = self.op("Shape", [self.images], (1,), np.int64, start=0, end=1)
         parts = []
         for side in shape:
             times = self.times(side)
@@ -196,7 +216,7 @@ class Graph:
                 return Value.of(np.asarray(atom.val, atom.aval.dtype))
             return known[atom]
 
-        for equation in jaxpr.eqns:
+        for equation in _needed(jaxpr):
             values = [read(atom) for atom in equation.invars]
             found = self._equation(equation, values)
             known.update(zip(equation.outvars, found, strict=True))
@@ -226,6 +246,16 @@ class Graph:
             raise unknown(name)
         found = table[name](self, equation, *values)
         return found if isinstance(found, list | tuple) else [found]
+
+
+def _needed(jaxpr):
+    """The equations that the outputs depend on."""
+    live, kept = set(map(id, jaxpr.outvars)), []
+    for equation in reversed(jaxpr.eqns):
+        if live & set(map(id, equation.outvars)):
+            kept.append(equation)
+            live |= set(map(id, equation.invars))
+    return kept[::-1]
 
 
 def unknown(name):
@@ -265,5 +295,6 @@ def _folded(graph, equation, values):
     return [Value.of(np.asarray(array)) for array in found]
 
 
-def size(shape) -> int:
-    return math.prod(shape)
+def _content(array):
+    """What two equal constants have in common."""
+    return array.dtype.str, array.shape, hashlib.sha256(array).digest()

@@ -7,7 +7,6 @@ after the graph; its docstring is there.
 import numpy as np
 
 from imagepiece_jax.inference.onnx_graph import Value
-from imagepiece_jax.inference.onnx_primitives import sliced
 
 TABLE = {}
 

@@ -6,11 +6,9 @@ Value of its output, or the Values of several. Constants alone never come here.
 
 import math
 
-
 import numpy as np
 
-
-from imagepiece_jax.inference.onnx_graph import Graph, Value, unknown
+from imagepiece_jax.inference.onnx_graph import Graph, Value, broadcast, unknown
 
 TABLE = {}
 
@@ -37,6 +35,7 @@ def _wholes(graph, equation, values):
 UNARY = {
     "abs": "Abs",
     "ceil": "Ceil",
+    "cos": "Cos",
     "erf": "Erf",
     "exp": "Exp",
     "floor": "Floor",
@@ -45,6 +44,7 @@ UNARY = {
     "neg": "Neg",
     "not": "Not",
     "sign": "Sign",
+    "sin": "Sin",
     "sqrt": "Sqrt",
     "tanh": "Tanh",
 }
@@ -76,14 +76,14 @@ def _unary(graph, equation, x):
 @primitive(*BINARY)
 def _binary(graph, equation, *values):
     name = equation.primitive.name
-    if name in ("and", "or") and values[0].dtype != bool:
+    if name in ("and", "or") and values[0].dtype.kind != "b":
         raise unknown(f"{name} of integers")
     return graph.elementwise(BINARY[name], values)
 
 
 @primitive(*COMPARISONS)
 def _comparison(graph, equation, *values):
-    values = [graph.cast(v, np.int32) if v.dtype == bool else v for v in values]
+    values = [graph.cast(v, np.int32) if v.dtype.kind == "b" else v for v in values]
     return graph.elementwise(COMPARISONS[equation.primitive.name], values, bool)
 
 
@@ -93,7 +93,7 @@ def _unequal(graph, equation, *values):
 
 
 def _equal(graph, values):
-    values = [graph.cast(v, np.int32) if v.dtype == bool else v for v in values]
+    values = [graph.cast(v, np.int32) if v.dtype.kind == "b" else v for v in values]
     return graph.elementwise("Equal", values, bool)
 
 
@@ -153,17 +153,11 @@ def _is_finite(graph, equation, x):
 
 @primitive("select_n")
 def _select(graph, equation, which, *cases):
-    if len(cases) != 2 or which.dtype != bool:
+    if len(cases) != 2 or which.dtype.kind != "b":
         raise unknown("a choice among more than two")
-    shape = broadcast_of(which, *cases)
+    shape = broadcast(*(value.shape for value in (which, *cases)))
     no, yes = cases
     return graph.op("Where", [which, yes, no], shape, yes.dtype)
-
-
-def broadcast_of(*values):
-    from imagepiece_jax.inference.onnx_graph import broadcast
-
-    return broadcast(*(value.shape for value in values))
 
 
 @primitive("convert_element_type")
@@ -227,7 +221,7 @@ def _pad(graph, equation, x, value):
         raise unknown("padding between or negative")
     pads = Value.of(np.array([*low, *high], np.int64))
     dtype = x.dtype
-    if dtype == bool:  # which not every runtime pads
+    if dtype.kind == "b":  # which not every runtime pads
         x, value = graph.cast(x, np.int32), graph.cast(value, np.int32)
     out = graph.op("Pad", [x, pads, value], out.aval.shape, x.dtype)
     return graph.cast(out, dtype)
@@ -240,7 +234,9 @@ def _iota(graph, equation):
         raise unknown("the number of each image of an open batch")
     sides = [1] * len(shape)
     sides[axis] = shape[axis]
-    return Value.of(np.arange(shape[axis], dtype=equation.params["dtype"]).reshape(sides))
+    return Value.of(
+        np.arange(shape[axis], dtype=equation.params["dtype"]).reshape(sides)
+    )
 
 
 @primitive("slice")
@@ -268,7 +264,9 @@ def sliced(graph: Graph, x, starts, limits, strides=None):
     for i in axes:
         shape[i] = math.ceil((limits[i] - starts[i]) / strides[i])
         chosen.append((starts[i], limits[i], i, strides[i]))
-    operands = [Value.of(np.array(column, np.int64)) for column in zip(*chosen)]
+    operands = [
+        Value.of(np.array(column, np.int64)) for column in zip(*chosen, strict=True)
+    ]
     return graph.op("Slice", [x, *operands], shape, x.dtype)
 
 
@@ -279,9 +277,7 @@ def _is(side, number):
 @primitive("gather")
 def _gather(graph, equation, x, index):
     """Of constant indices: a block of the array, or rows of one axis."""
-    (x,) = _wholes(graph, equation, [x])[:1] if index.array is None else [
-        graph.whole(x, equation.invars[0].aval.shape)
-    ]
+    x = graph.whole(x, equation.invars[0].aval.shape)
     params, (out,) = equation.params, equation.outvars
     numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
     axes = numbers.start_index_map
@@ -294,27 +290,22 @@ def _gather(graph, equation, x, index):
             starts[axis] = int(np.clip(start, 0, x.shape[axis] - sizes[axis]))
         limits = [s if _is(a, 0) else a + s for a, s in zip(starts, sizes, strict=True)]
         return graph.reshape(sliced(graph, x, starts, limits), out.aval.shape)
-    (axis,) = axes
-    rest = [i for i in range(x.ndim) if i != axis]
-    spans = all(sizes[i] == x.shape[i] for i in rest)
-    if not spans or numbers.collapsed_slice_dims != (axis,) or places.shape[1] != 1:
+    first, last = axes[0], axes[-1] + 1
+    rest = (i for i in range(x.ndim) if i not in axes)
+    many = places.ndim - 1
+    if (
+        tuple(axes) != tuple(range(first, last))
+        or tuple(numbers.collapsed_slice_dims) != tuple(axes)
+        or any(sizes[i] != x.shape[i] for i in rest)
+        or tuple(numbers.offset_dims)
+        != (*range(first), *range(first + many, out.aval.ndim))
+    ):
         raise unknown("a gather of parts of rows")
-    wanted = (*range(axis), *range(axis + places.ndim - 1, out.aval.ndim))
-    if tuple(numbers.offset_dims) != wanted:
-        raise unknown("a gather that moves axes")
-    taken = Value.of(places[:, 0].astype(np.int64))
-    return graph.op("Gather", [x, taken], out.aval.shape, x.dtype, axis=int(axis))
-
-
-@primitive("dynamic_slice")
-def _dynamic_slice(graph, equation, x, *starts):
-    (x,) = _wholes(graph, equation, [x, *starts])[:1]
-    if any(start.array is None for start in starts):
-        raise unknown("a slice by a computed start")
-    sizes = equation.params["slice_sizes"]
-    starts = [int(start.array) for start in starts]
-    limits = [a + s for a, s in zip(starts, sizes, strict=True)]
-    return sliced(graph, x, starts, limits)
+    sides = x.shape[first:last]
+    taken = np.ravel_multi_index(tuple(np.moveaxis(places, -1, 0)), sides)
+    x = graph.reshape(x, (*x.shape[:first], math.prod(sides), *x.shape[last:]))
+    taken = Value.of(taken.astype(np.int64))
+    return graph.op("Gather", [x, taken], out.aval.shape, x.dtype, axis=int(first))
 
 
 # Sums and products
@@ -332,7 +323,7 @@ REDUCTIONS = {
 @primitive(*REDUCTIONS)
 def _reduce(graph, equation, x):
     (x,), dtype = _wholes(graph, equation, [x]), x.dtype
-    x = graph.cast(x, np.int32) if dtype == bool else x
+    x = graph.cast(x, np.int32) if dtype.kind == "b" else x
     kind = REDUCTIONS[equation.primitive.name]
     return graph.cast(graph.reduce(kind, x, equation.params["axes"]), dtype)
 
@@ -416,7 +407,9 @@ def _scan(graph, equation, *values):
         carry = found[:carried]
         each.append(found[carried:])
     stacked = []
-    for column, out in zip(zip(*each), equation.outvars[carried:], strict=True):
+    for column, out in zip(
+        zip(*each, strict=True), equation.outvars[carried:], strict=True
+    ):
         shape = out.aval.shape
         rows = [graph.reshape(v, (1, *shape[1:])) for v in column]
         stacked.append(graph.op("Concat", rows, shape, out.aval.dtype, axis=0))

@@ -1,0 +1,152 @@
+"""ONNX graphs: the logits of JAX in onnxruntime, by operators of every runtime."""
+
+import collections
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagepiece_jax.data.normalize import normalize
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.inference import onnx_graph
+from imagepiece_jax.inference.onnx_model import onnx_model
+from imagepiece_jax.models.architecture import Architecture
+from imagepiece_jax.models.rotary import Rotary
+from imagepiece_jax.reduction.methods import METHODS
+from tests.models import tiny
+from tests.models.test_families import FAMILIES
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+FORBIDDEN = {"Loop", "If", "Scan", "NonZero", "Unique", "Compress", "Scatter"}
+FORBIDDEN |= {"ScatterElements", "ScatterND", "SequenceAt", "Range", "Einsum"}
+
+
+def run(graph, images):
+    """Logits by onnxruntime; its own optimizations are on, as users have them."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(
+        graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    (logits,) = session.run(None, {"images": np.asarray(images)})
+    return logits
+
+
+def check(model, side=tiny.SIDE, batches=(1, 3), **options):
+    """The graph of `model`, which gives the logits of JAX."""
+    variables = tiny.variables(model)
+    graph = onnx_model(model, variables, side, **options)
+    onnx.checker.check_model(graph, full_check=True)
+    assert not FORBIDDEN & {node.op_type for node in graph.graph.node}
+    for batch in batches:
+        images = tiny.images(batch)
+        want = tiny.jit(model.apply)(variables, images).logits
+        np.testing.assert_allclose(run(graph, images), want, rtol=1e-4, atol=1e-5)
+    return graph
+
+
+@pytest.mark.parametrize("name", sorted(METHODS.keys() - {"random"}))
+def test_every_method_has_the_logits_of_jax(name):
+    check(tiny.model({"name": name} | METHODS[name].small))
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("name", ["evit", "tome"])
+def test_every_family_has_the_logits_of_jax(name, family):
+    fields = {"blocks": (0,)} if name == "evit" else {"r": 4}
+    check(tiny.model({"name": name} | fields, arch=FAMILIES[family], depth=2))
+
+
+def test_rotary_positions_travel_with_tokens():
+    arch = Architecture(positions=False, rotary=Rotary())
+    fields = {"name": "tome", "r": 4}
+    check(tiny.model(fields, arch=arch, embed_dim=24, depth=2))
+
+
+def test_the_conv_stem():
+    check(tiny.model(tiny.IMAGEPIECE, stem="conv"))
+
+
+def test_images_that_are_not_square():
+    model = tiny.model(tiny.EVIT, image_size=(12, 28))
+    graph = onnx_model(model, tiny.variables(model), (12, 28))
+    images = tiny.images(2, side=(12, 28))
+    want = tiny.jit(model.apply)(tiny.variables(model), images).logits
+    np.testing.assert_allclose(run(graph, images), want, rtol=1e-4, atol=1e-5)
+
+
+def test_a_fixed_batch_has_fixed_shapes():
+    graph = check(tiny.model(tiny.IMAGEPIECE), batches=(2,), batch_size=2)
+    sides = graph.graph.input[0].type.tensor_type.shape.dim
+    assert [side.dim_value for side in sides] == [2, tiny.SIDE, tiny.SIDE, 3]
+    assert not {"Shape", "Expand"} & {node.op_type for node in graph.graph.node}
+
+
+def test_an_open_batch_is_named():
+    graph = check(tiny.model(tiny.EVIT))
+    for value in (graph.graph.input[0], graph.graph.output[0]):
+        assert value.type.tensor_type.shape.dim[0].dim_param == "batch"
+    assert [value.name for value in graph.graph.input] == ["images"]
+    assert [value.name for value in graph.graph.output] == ["logits"]
+
+
+def test_pixels_are_normalized_inside():
+    model = tiny.model(tiny.EVIT)
+    variables = tiny.variables(model)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 20, 20, 3), np.uint8)
+    images = normalize(jnp.asarray(pixels), model.mean, model.std)
+    want = tiny.jit(model.apply)(variables, images).logits
+    found = run(onnx_model(model, variables, tiny.SIDE, pixels=True), pixels)
+    np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
+
+
+def test_nodes_are_whole():
+    """Norms and GELUs in half precision are sound only where they are one node."""
+    graph = check(tiny.model(tiny.IMAGEPIECE))
+    kinds = collections.Counter(node.op_type for node in graph.graph.node)
+    assert kinds["LayerNormalization"] == 2 * tiny.DEPTH + 1
+    assert kinds["Gelu"] == tiny.DEPTH and kinds["Softmax"] >= tiny.DEPTH
+    assert not {"Erf", "Exp"} & kinds.keys()
+
+
+def test_weights_are_there_once_under_their_names():
+    model = tiny.model(tiny.EVIT)
+    variables = tiny.variables(model)
+    graph = onnx_model(model, variables, tiny.SIDE)
+    names = [constant.name for constant in graph.graph.initializer]
+    assert "blocks_0.attn.q.kernel" in names and len(set(names)) == len(names)
+    weights = 4 * tiny.count(variables)
+    assert weights < graph.ByteSize() < 1.2 * weights + 60_000
+
+
+def test_equally_good_tokens_are_taken_in_the_order_of_jax():
+    """All patches are alike: every score and every similarity is a tie."""
+    for reduction in (tiny.EVIT, tiny.IMAGEPIECE, {"name": "tome", "r": 4}):
+        model = tiny.model(reduction, trace_source=True)
+        variables = tiny.variables(model)
+        variables["params"]["pos_embed"] = np.zeros_like(
+            variables["params"]["pos_embed"]
+        )
+        images = jnp.ones((2, tiny.SIDE, tiny.SIDE, 3))
+        want = tiny.jit(model.apply)(variables, images).logits
+        found = run(onnx_model(model, variables, tiny.SIDE), images)
+        np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
+
+
+def test_what_draws_needs_a_fixed_batch():
+    model = tiny.model({"name": "random", "blocks": (1,)})
+    with pytest.raises(InputError, match="allowed is a batch size"):
+        onnx_model(model, tiny.variables(model), tiny.SIDE)
+
+
+def test_what_has_no_operator_is_named():
+    values = jax.ShapeDtypeStruct((2, 5), "float32")
+    (batch,) = jax.export.symbolic_shape("batch")
+    images = onnx_graph.Value((batch, 5), np.dtype("float32"), "images")
+    graph = onnx_graph.Graph(batch, images)
+    traced = jax.make_jaxpr(lambda x: jnp.sort(x))(values)
+    with pytest.raises(InputError, match="computes sort, which has no ONNX operator"):
+        graph.walk(traced, [images])
