@@ -34,11 +34,9 @@ def _wholes(graph, equation, values):
 
 UNARY = {
     "abs": "Abs",
-    "ceil": "Ceil",
     "cos": "Cos",
     "erf": "Erf",
     "exp": "Exp",
-    "floor": "Floor",
     "log": "Log",
     "logistic": "Sigmoid",
     "neg": "Neg",
@@ -139,18 +137,6 @@ def _rem(graph, equation, a, b):
     return graph.elementwise("Mod", [a, b], fmod=1)
 
 
-@primitive("clamp")
-def _clamp(graph, equation, low, x, high):
-    return graph.elementwise("Min", [graph.elementwise("Max", [x, low]), high])
-
-
-@primitive("is_finite")
-def _is_finite(graph, equation, x):
-    most = Value.of(np.array(np.finfo(x.dtype).max, x.dtype))
-    size = graph.elementwise("Abs", [x])
-    return graph.elementwise("LessOrEqual", [size, most], bool)
-
-
 @primitive("select_n")
 def _select(graph, equation, which, *cases):
     if len(cases) != 2 or which.dtype.kind != "b":
@@ -165,9 +151,7 @@ def _convert(graph, equation, x):
     return graph.cast(x, equation.params["new_dtype"])
 
 
-@primitive(
-    *("copy", "copy_p", "stop_gradient", "optimization_barrier", "reduce_precision")
-)
+@primitive("copy", "stop_gradient", "optimization_barrier")
 def _same(graph, equation, *values):
     return list(values)
 
@@ -185,7 +169,7 @@ def _broadcast_in_dim(graph, equation, x, *_):
     return graph.reshape(x, sides)
 
 
-@primitive("reshape", "squeeze", "expand_dims")
+@primitive("reshape", "squeeze")
 def _reshape(graph, equation, x, *_):
     (x,) = _wholes(graph, equation, [x])
     return graph.reshape(x, equation.outvars[0].aval.shape)
@@ -314,7 +298,6 @@ REDUCTIONS = {
     "reduce_max": "ReduceMax",
     "reduce_min": "ReduceMin",
     "reduce_sum": "ReduceSum",
-    "reduce_prod": "ReduceProd",
     "reduce_or": "ReduceMax",
     "reduce_and": "ReduceMin",
 }
