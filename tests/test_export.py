@@ -1,5 +1,6 @@
 """The exported program, run without this package: the same logits."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 
 from configs import quickstart
 from imagepiece_jax import export
+from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import convert, registry, summary, weights
 from imagepiece_jax.models.vit import MEAN, STD
@@ -87,6 +89,36 @@ def test_it_runs_without_this_package(model, weights_file, tmp_path):
     assert facts["platforms"] == ["cpu", "cuda"]
     assert facts["gmacs"] == pytest.approx(summary.model_macs(model, 16) / 1e9)
     assert not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.slow
+def test_onnx_of_pixels_and_a_fixed_batch(model, weights_file, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    out = tmp_path / "model.onnx"
+    words = [*WORDS, f"--weights={weights_file}", f"--out={out}", "--format=onnx"]
+    ended = call(export.main, *words, "--pixels", "--batch_size=2")
+    assert (ended.status, ended.err) == (0, "")
+    assert "float32" in ended.out and "ONNX opset 20" in ended.out
+    facts = json.loads((tmp_path / "model.onnx.json").read_text())
+    assert facts["input"] == {"shape": [2, 16, 16, 3], "dtype": "uint8"}
+    assert facts["opset"] == 20 and "platforms" not in facts
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
+    session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"images": pixels})
+    variables = weights.restore(weights_file, tiny.shapes(model, 16))
+    images = normalize(jnp.asarray(pixels), model.mean, model.std)
+    want = tiny.jit(model.apply)(variables, images).logits
+    np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
+
+
+def test_a_missing_package_is_named(weights_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    words = [*WORDS, f"--weights={weights_file}", f"--out={tmp_path / 'm'}"]
+    text = sentence(call(export.main, *words, "--format=onnx"))
+    assert text == (
+        "onnx is not installed, and --format onnx is written with it; install it: pip "
+        "install onnx"
+    )
 
 
 @pytest.mark.parametrize("name", sorted(METHODS.keys() - {"random"}))

@@ -38,7 +38,7 @@ INSTALLED_AS = {
 # Needed by what we import, which does not say so itself.
 NOT_IMPORTED = {"flatbuffers", "importlib_resources"}
 # Imported where they are installed, by an extra, and done without elsewhere.
-OPTIONAL = {"huggingface_hub", "timm", "torch"}
+OPTIONAL = {"huggingface_hub", "onnx", "timm", "torch"}
 LOCAL = {"imagepiece_jax", "configs", "scripts", "train", "tests", "tools"}
 # Kernels are compiled where they are used; tables stand beside what reads them.
 SOURCES = (".py", ".h", ".cc", ".cu", ".json", ".txt")

@@ -8,7 +8,7 @@ broadcast themselves, until something needs all of an array.
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -49,11 +49,13 @@ class Graph:
     """Nodes and constants of one ONNX graph under construction.
 
     batch: the open number of images, a dimension of jax.export, None where it is fixed;
-    images: the input, whose first side it is. Nodes that repeat another are that one.
+    images: the input, whose first side it is; primitives, functions: what translates
+    them, by name. Nodes that repeat another are that one.
     """
 
-    def __init__(self, batch, images: Value):
+    def __init__(self, batch, images: Value, primitives: Mapping, functions: Mapping):
         self.batch, self.images = batch, images
+        self.primitives, self.functions = primitives, functions
         self.nodes, self.constants = [], {}
         self._made, self._count = {}, {}
 
@@ -194,7 +196,14 @@ class Graph:
         return self.op("Cast", [value], value.shape, dtype, to=kind)
 
     def reduce(self, kind, value, axes, keep=False):
-        """ReduceSum and its like over `axes`."""
+        """ReduceSum and its like over `axes`; of truth values those of 0 and 1.
+
+        Integers are below 2^24, and reduced as float32: of integers OpenVINO 2026.4
+        leaves images of a batch out.
+        """
+        if value.dtype.kind in "bi":
+            wide = self.cast(value, np.float32)
+            return self.cast(self.reduce(kind, wide, axes, keep), value.dtype)
         axes = [int(axis) % value.ndim for axis in axes]
         shape = [1 if i in axes else side for i, side in enumerate(value.shape)]
         if not keep:
@@ -223,17 +232,13 @@ class Graph:
         return [read(atom) for atom in jaxpr.outvars]
 
     def _equation(self, equation, values):
-        from imagepiece_jax.inference import onnx_nodes, onnx_primitives
-
         name, params = equation.primitive.name, equation.params
         if name == "node":
-            table, name = onnx_nodes.TABLE, params["name"]
-            if name not in table:
-                raise unknown(name)
+            name = params["name"]
             shapes = [atom.aval.shape for atom in equation.invars]
             values = [self.whole(v, s) for v, s in zip(values, shapes, strict=True)]
             args, options = nodes.rebuilt(params["arguments"], values)
-            found = table[name](self, *args, **options)
+            found = self.functions[name](self, *args, **options)
             return found if isinstance(found, list | tuple) else [found]
         for inner in ("call_jaxpr", "jaxpr"):
             if inner in params and name != "scan":
@@ -241,10 +246,9 @@ class Graph:
         folded = _folded(self, equation, values)
         if folded is not None:
             return folded
-        table = onnx_primitives.TABLE
-        if name not in table:
+        if name not in self.primitives:
             raise unknown(name)
-        found = table[name](self, equation, *values)
+        found = self.primitives[name](self, equation, *values)
         return found if isinstance(found, list | tuple) else [found]
 
 

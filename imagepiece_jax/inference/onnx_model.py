@@ -11,7 +11,7 @@ from flax import traverse_util
 from imagepiece_jax.common import nodes
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.inference import optimize
+from imagepiece_jax.inference import onnx_nodes, onnx_primitives, optimize
 from imagepiece_jax.inference.onnx_graph import IR_VERSION, OPSET, Graph, Value
 from imagepiece_jax.models.vit import ViT
 
@@ -46,7 +46,10 @@ def onnx_model(
     dtype = jnp.dtype("uint8" if pixels else "float32")
     traced = _traced(optimize.forward(fast), fixed, jax.ShapeDtypeStruct(shape, dtype))
     images = Value(shape, np.dtype(dtype), IMAGES)
-    graph = Graph(None if batch_size else batch, images)
+    graph = Graph(
+        *(None if batch_size else batch, images),
+        *(onnx_primitives.TABLE, onnx_nodes.TABLE),
+    )
     weights = traverse_util.flatten_dict(fixed, sep=".")
     # The order of jax.tree.leaves: by sorted keys at each level.
     names = [

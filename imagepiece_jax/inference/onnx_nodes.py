@@ -154,8 +154,7 @@ def sums(graph, values, axis):
 @stands
 def last_and_any(graph, values, flags):
     last = graph.reduce("ReduceMax", values, (-1,))
-    several = graph.reduce("ReduceMax", graph.cast(flags, np.int32), (-1,))
-    return [last, graph.cast(several, bool)]
+    return [last, graph.reduce("ReduceMax", flags, (-1,))]
 
 
 @stands

@@ -87,12 +87,7 @@ def _comparison(graph, equation, *values):
 
 @primitive("ne")
 def _unequal(graph, equation, *values):
-    return graph.elementwise("Not", [_equal(graph, values)])
-
-
-def _equal(graph, values):
-    values = [graph.cast(v, np.int32) if v.dtype.kind == "b" else v for v in values]
-    return graph.elementwise("Equal", values, bool)
+    return graph.elementwise("Not", [graph.elementwise("Equal", values, bool)])
 
 
 @primitive("rsqrt")
@@ -305,10 +300,9 @@ REDUCTIONS = {
 
 @primitive(*REDUCTIONS)
 def _reduce(graph, equation, x):
-    (x,), dtype = _wholes(graph, equation, [x]), x.dtype
-    x = graph.cast(x, np.int32) if dtype.kind == "b" else x
+    (x,) = _wholes(graph, equation, [x])
     kind = REDUCTIONS[equation.primitive.name]
-    return graph.cast(graph.reduce(kind, x, equation.params["axes"]), dtype)
+    return graph.reduce(kind, x, equation.params["axes"])
 
 
 @primitive("argmax", "argmin")

@@ -9,7 +9,7 @@ import pytest
 
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.inference import onnx_graph
+from imagepiece_jax.inference import onnx_graph, onnx_primitives
 from imagepiece_jax.inference.onnx_model import onnx_model
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.rotary import Rotary
@@ -19,6 +19,7 @@ from tests.models.test_families import FAMILIES
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
+openvino = pytest.importorskip("openvino")
 
 FORBIDDEN = {"Loop", "If", "Scan", "NonZero", "Unique", "Compress", "Scatter"}
 FORBIDDEN |= {"ScatterElements", "ScatterND", "SequenceAt", "Range", "Einsum"}
@@ -28,11 +29,20 @@ def run(graph, images):
     """Logits by onnxruntime; its own optimizations are on, as users have them."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
+    options.log_severity_level = 3
     session = onnxruntime.InferenceSession(
         graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     (logits,) = session.run(None, {"images": np.asarray(images)})
     return logits
+
+
+def run_openvino(graph, images):
+    """Logits by OpenVINO on a CPU, in float32 throughout."""
+    core = openvino.Core()
+    read = core.read_model(graph.SerializeToString())
+    compiled = core.compile_model(read, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return compiled([np.asarray(images)])[0]
 
 
 def check(model, side=tiny.SIDE, batches=(1, 3), **options):
@@ -45,6 +55,8 @@ def check(model, side=tiny.SIDE, batches=(1, 3), **options):
         images = tiny.images(batch)
         want = tiny.jit(model.apply)(variables, images).logits
         np.testing.assert_allclose(run(graph, images), want, rtol=1e-4, atol=1e-5)
+    found = run_openvino(graph, images)
+    np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
     return graph
 
 
@@ -146,7 +158,7 @@ def test_what_has_no_operator_is_named():
     values = jax.ShapeDtypeStruct((2, 5), "float32")
     (batch,) = jax.export.symbolic_shape("batch")
     images = onnx_graph.Value((batch, 5), np.dtype("float32"), "images")
-    graph = onnx_graph.Graph(batch, images)
+    graph = onnx_graph.Graph(batch, images, onnx_primitives.TABLE, {})
     traced = jax.make_jaxpr(lambda x: jnp.sort(x))(values)
     with pytest.raises(InputError, match="computes sort, which has no ONNX operator"):
         graph.walk(traced, [images])
