@@ -58,6 +58,7 @@ class Graph:
         self.primitives, self.functions = primitives, functions
         self.nodes, self.constants = [], {}
         self._made, self._count = {}, {}
+        self.notes = {}  # what is known of a Value, by its name: see onnx_nodes
 
     # Nodes
 

@@ -106,7 +106,9 @@ def rank(graph, score):
     n = score.shape[-1]
     _, order = _top(graph, score, n, largest=True)
     _, place = _top(graph, order, n, largest=False)
-    return graph.cast(place, np.int32)
+    place = graph.cast(place, np.int32)
+    graph.notes[place.name] = "order", order
+    return place
 
 
 @stands
@@ -120,7 +122,9 @@ def count_before(graph, keep):
 def place_among(graph, keep):
     before = count_before(graph, keep)
     none = Value.of(np.array(-keep.shape[1], np.int32))
-    return graph.op("Where", [keep, before, none], keep.shape, np.int32)
+    place = graph.op("Where", [keep, before, none], keep.shape, np.int32)
+    graph.notes[place.name] = "kept", keep
+    return place
 
 
 @stands
@@ -130,20 +134,40 @@ def invert(graph, position, wanted):
 
 @stands
 def pick(graph, position, length, *values):
-    if isinstance(length, int):
-        length = Value.of(np.arange(length, dtype=np.int32))
-    batch, n = position.shape
-    length = graph.reshape(length, (1, length.shape[-1], 1))
-    position = graph.reshape(position, (batch, 1, n))
-    holds = graph.elementwise("Equal", [position, length], bool)
+    kind, known = graph.notes.get(position.name, (None, None))
+    n = position.shape[1]
     if not values:
         values = [Value.of(np.arange(n, dtype=np.int32)[None])]
-    none, found = Value.of(np.array(0, np.int32)), []
+    if kind == "kept" and isinstance(length, int):
+        return [gather_rows(graph, v, _kept(graph, known, length)) for v in values]
+    if isinstance(length, int):
+        length = Value.of(np.arange(length, dtype=np.int32))
+    if kind == "order":
+        taken = graph.cast(length, np.int64)
+        shape = position.shape[0], length.shape[-1]
+        index = graph.op("Gather", [known, taken], shape, np.int64, axis=1)
+        return [gather_rows(graph, value, index) for value in values]
+    length = graph.reshape(length, (1, length.shape[-1], 1))
+    position = graph.reshape(position, (position.shape[0], 1, n))
+    holds = graph.elementwise("Equal", [position, length], bool)
+    none, found = Value.of(np.array(0, np.float32)), []
     for value in values:
-        value = graph.reshape(value, (value.shape[0], 1, n))
-        held = graph.op("Where", [holds, value, none], holds.shape, np.int32)
-        found.append(graph.reduce("ReduceSum", held, (2,)))
+        value = graph.cast(graph.reshape(value, (value.shape[0], 1, n)), np.float32)
+        held = graph.op("Where", [holds, value, none], holds.shape, np.float32)
+        found.append(graph.cast(graph.reduce("ReduceSum", held, (2,)), np.int32))
     return found
+
+
+def _kept(graph, keep, length):
+    """The first `length` indices of kept tokens, 0 after their end. -> [B, length]."""
+    n = keep.shape[1]
+    index = Value.of(np.arange(n, dtype=np.int64)[None])
+    none = Value.of(np.array(n, np.int64))
+    index = graph.op("Where", [keep, index, none], keep.shape, np.int64)
+    first, _ = _top(graph, index, length, largest=False)
+    zero = Value.of(np.array(0, np.int64))
+    behind = graph.elementwise("Equal", [first, none], bool)
+    return graph.op("Where", [behind, zero, first], first.shape, np.int64)
 
 
 @stands
@@ -172,9 +196,67 @@ def find_partners(graph, similarity, tokens):
 
 @stands
 def gather_rows(graph, x, index):
+    if (
+        x.array is not None
+        and x.shape[0] == 1
+        and (x.array[0] == range(x.shape[1])).all()
+    ):
+        return graph.cast(index, x.dtype)  # a row of 0, 1, 2, ..
     shape = (*index.shape, *x.shape[2:])
     index = graph.cast(index, np.int64)
     if x.ndim == index.ndim == 2:
         return graph.op("GatherElements", [x, index], shape, x.dtype, axis=1)
     index = graph.reshape(index, (*index.shape, 1))
     return graph.op("GatherND", [x, index], shape, x.dtype, batch_dims=1)
+
+
+@stands
+def _move_by_index(graph, x, weight, total, index, dest, mean):
+    """Kept rows, and a product with the few that are absorbed."""
+    n_out, absorbs = index.keep.shape[1], index.groups.shape[1]
+    batch, prefix = x.shape[0], x.shape[1] - dest.shape[1]
+    front = Value.of(np.broadcast_to(np.arange(prefix)[None], (1, prefix)))
+    row = _behind(graph, front, _shifted(graph, index.keep, prefix))
+    kept = gather_rows(graph, x, row)
+    if weight is None or (mean and not absorbs):
+        return kept
+
+    def shares(tokens, slots=None):
+        found = gather_rows(graph, weight, tokens)
+        if total is None:
+            return found
+        whole = total if slots is None else gather_rows(graph, total, slots)
+        return graph.elementwise("Div", [found, whole])
+
+    ones = Value.of(np.ones((1, prefix), np.float32))
+    factor = _behind(graph, ones, shares(index.keep))
+    factor = graph.reshape(factor, (*factor.shape, 1))
+    kept = graph.elementwise("Mul", [kept, graph.cast(factor, x.dtype)])
+    if not absorbs:
+        return kept
+    last = Value.of(np.array(n_out - 1, np.int32))
+    slots = graph.elementwise("Min", [index.target, last])  # padding's is n_out
+    share = shares(index.absorbed, slots)
+    moved = gather_rows(graph, x, _shifted(graph, index.absorbed, prefix))
+    share = graph.reshape(share, (*share.shape, 1))
+    moved = graph.elementwise("Mul", [moved, graph.cast(share, x.dtype)])
+    target = graph.reshape(index.target, (batch, 1, index.target.shape[1]))
+    places = Value.of(np.arange(-prefix, n_out, dtype=np.int32)[None, :, None])
+    goes = graph.elementwise("Equal", [places, target], bool)
+    added = graph.op("MatMul", [graph.cast(goes, x.dtype), moved], kept.shape, x.dtype)
+    return graph.elementwise("Add", [kept, added])
+
+
+def _behind(graph, front, values):
+    """A row that is the same for all images, and `values`. [1, p], [B, n]."""
+    if not front.shape[1]:
+        return values
+    front = Value.of(front.array.astype(values.dtype))
+    front = graph.whole(front, (values.shape[0], front.shape[1]))
+    shape = values.shape[0], front.shape[1] + values.shape[1]
+    return graph.op("Concat", [front, values], shape, values.dtype, axis=1)
+
+
+def _shifted(graph, index, by):
+    by = Value.of(np.array(by, np.int64))
+    return graph.elementwise("Add", [graph.cast(index, np.int64), by])

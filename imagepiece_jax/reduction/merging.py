@@ -343,3 +343,4 @@ def _move_backward(mean, saved, gradient):
 
 
 _move_by_index.defvjp(_move_forward, _move_backward)
+_move_by_index = node(_move_by_index)
