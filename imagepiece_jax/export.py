@@ -5,7 +5,7 @@ python -m imagepiece_jax.export --format onnx --config configs/deit_s_imagepiece
     --weights FILE --out model.onnx
 
 A run determines its model, a file its sizes: see `evaluate`. The file takes any batch
-size, unless --batch_size fixes it, and images normalized as FILE.json says, which lies
+size, unless --batch fixes it, and images normalized as FILE.json says, which lies
 beside it; with --pixels uint8 images.
 
 ONNX is for onnxruntime, OpenVINO, TensorRT and others, in float32. The other format
@@ -51,8 +51,8 @@ OUT = flags.DEFINE_string(
 FORMAT = flags.DEFINE_enum(
     "format", "jax", ("jax", "onnx"), "of the file", allow_override=True
 )
-BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", None, "images at a time; default: any", 1, allow_override=True
+BATCH = flags.DEFINE_integer(
+    "batch", None, "images at a time; default: any", 1, allow_override=True
 )
 PIXELS = flags.DEFINE_boolean(
     "pixels", False, "take uint8 images, normalized inside", allow_override=True
@@ -75,7 +75,7 @@ def main():
     xla_options.check_dtype("cpu", model.dtype.name)
     variables = weights.restore(model, config.image_size)
     known = facts(model, config) | _facts(config.image_size)
-    options = {"batch_size": BATCH_SIZE.value, "pixels": PIXELS.value}
+    options = {"batch_size": BATCH.value, "pixels": PIXELS.value}
     if FORMAT.value == "onnx":
         data = onnx_model(model, variables, config.image_size, **options)
         data = data.SerializeToString()
@@ -108,7 +108,7 @@ def _check_installed(form):
 
 def _facts(side):
     """What the flags decide about the input, as JSON values."""
-    images = {"shape": [BATCH_SIZE.value or "batch", side, side, 3]}
+    images = {"shape": [BATCH.value or "batch", side, side, 3]}
     if not PIXELS.value:
         return {"input": images | {"dtype": "float32"}}
     whole = {"pixels": "0 to 255, normalized by the model"}
@@ -153,7 +153,7 @@ def _check_draws(model):
         if layer.counts and layer.step.reducer.draws(layer.counts, train=False):
             raise InputError(
                 f"config.reduction.name is {model.reduction['name']!r}, which draws "
-                "random numbers; allowed is it with a fixed --batch_size alone"
+                "random numbers; allowed is it with a fixed --batch alone"
             )
 
 

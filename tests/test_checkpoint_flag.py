@@ -41,7 +41,7 @@ def computed(monkeypatch):
     """The variables that commands compute with, in place of computing."""
     found = []
 
-    def serialized(model, variables, image_size):
+    def serialized(model, variables, image_size, **options):
         found.append(variables)
         return b""
 

@@ -96,7 +96,7 @@ def test_onnx_of_pixels_and_a_fixed_batch(model, weights_file, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     out = tmp_path / "model.onnx"
     words = [*WORDS, f"--weights={weights_file}", f"--out={out}", "--format=onnx"]
-    ended = call(export.main, *words, "--pixels", "--batch_size=2")
+    ended = call(export.main, *words, "--pixels", "--batch=2")
     assert (ended.status, ended.err) == (0, "")
     assert "float32" in ended.out and "ONNX opset 20" in ended.out
     facts = json.loads((tmp_path / "model.onnx.json").read_text())

@@ -57,7 +57,7 @@ class Graph:
         self.batch, self.images = batch, images
         self.primitives, self.functions = primitives, functions
         self.nodes, self.constants = [], {}
-        self._made, self._count = {}, {}
+        self._made, self._count, self._reshaped = {}, {}, {}
         self.notes = {}  # what is known of a Value, by its name: see onnx_nodes
 
     # Nodes
@@ -136,13 +136,17 @@ class Graph:
     def reshape(self, value, shape):
         """`value` as an array of `shape`, one of whose sides at most is open."""
         shape = tuple(shape)
+        while value.name in self._reshaped:  # of two in a row the second is enough
+            value = self._reshaped[value.name]
         if value.shape == shape:
             return value
         if value.array is not None:
             return Value.of(value.array.reshape(shape))
         sides = [-1 if self.times(side) is not None else int(side) for side in shape]
         target = Value.of(np.array(sides, np.int64))
-        return self.op("Reshape", [value, target], shape, value.dtype)
+        out = self.op("Reshape", [value, target], shape, value.dtype)
+        self._reshaped[out.name] = value
+        return out
 
     def transpose(self, value, order):
         order = tuple(map(int, order))

@@ -248,7 +248,7 @@ def changed(weights_file, *names, **others):
             [],
             {},
             {"name": "deit_s"},
-            "'deit_s' does not say, .* its num_heads: give num",
+            "'deit_s' is 384 wide and these tensors are 30: .* or give num",
         ),
         ([], {"extra": np.zeros(3)}, GIVEN, "tensor extra of shape .* is left over"),
         ([], {}, GIVEN | {"depht": 2}, "config.model.depht is not a field"),

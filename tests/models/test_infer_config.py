@@ -100,7 +100,7 @@ def test_tensors_of_several_models_are_refused(name, message):
         ({}, "no known model has patch_size 16, embed_dim 128, .* name a model"),
         (
             {"name": "deit_s"},
-            "'deit_s' does not say, and no tensor does, its num_heads",
+            "'deit_s' is 384 wide and these tensors are 128: name a model of that",
         ),
         ({"name": "deit3_small_patch16_224"}, "with prefix_positions=True, but 'deit3"),
         ({"name": "deit_s", "class_token": False}, "class_token=True, but 'deit_s' h"),
