@@ -8,6 +8,7 @@ broadcast themselves, until something needs all of an array.
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -157,6 +158,22 @@ class Graph:
         shape = tuple(value.shape[i] for i in order)
         return self.op("Transpose", [value], shape, value.dtype, perm=order)
 
+    def slice(self, value, starts, limits, strides=None):
+        """value[starts[0]:limits[0]:strides[0], ..]."""
+        strides = strides or (1,) * value.ndim
+        chosen, shape = [], list(value.shape)
+        each = zip(starts, limits, strides, strict=True)
+        for axis, (start, limit, stride) in enumerate(each):
+            if is_number(start, 0) and limit == shape[axis] and stride == 1:
+                continue
+            shape[axis] = math.ceil((limit - start) / stride)
+            chosen.append((start, limit, axis, stride))
+        if not chosen:
+            return value
+        columns = zip(*chosen, strict=True)
+        operands = [Value.of(np.array(column, np.int64)) for column in columns]
+        return self.op("Slice", [value, *operands], shape, value.dtype)
+
     def whole(self, value, shape):
         """`value` with all sides of `shape`, what was left to broadcasting done."""
         shape = tuple(shape)
@@ -275,13 +292,18 @@ def unknown(name):
     )
 
 
+def is_number(side, number):
+    """Whether a side is this number, and not open."""
+    return isinstance(side, int | np.integer) and side == number
+
+
 def broadcast(*shapes):
     """The shape of arrays of these shapes together; sides may be open."""
     rank = max(map(len, shapes))
     padded = [(1,) * (rank - len(shape)) + tuple(shape) for shape in shapes]
     sides = []
     for each in zip(*padded, strict=True):
-        others = [side for side in each if not (isinstance(side, int) and side == 1)]
+        others = [side for side in each if not is_number(side, 1)]
         sides.append(others[0] if others else 1)
     return tuple(sides)
 

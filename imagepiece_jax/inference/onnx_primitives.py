@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from imagepiece_jax.inference.onnx_graph import Graph, Value, broadcast, unknown
+from imagepiece_jax.inference.onnx_graph import Value, broadcast, is_number, unknown
 
 TABLE = {}
 
@@ -222,35 +222,9 @@ def _iota(graph, equation):
 def _slice(graph, equation, x):
     (x,) = _wholes(graph, equation, [x])
     params = equation.params
-    return sliced(
-        graph, x, params["start_indices"], params["limit_indices"], params["strides"]
+    return graph.slice(
+        x, params["start_indices"], params["limit_indices"], params["strides"]
     )
-
-
-def sliced(graph: Graph, x, starts, limits, strides=None):
-    """x[starts[0]:limits[0]:strides[0], ..]."""
-    strides = strides or (1,) * x.ndim
-    axes = [
-        i
-        for i, (start, limit, stride) in enumerate(
-            zip(starts, limits, strides, strict=True)
-        )
-        if not (_is(start, 0) and limit == x.shape[i] and stride == 1)
-    ]
-    if not axes:
-        return x
-    shape, chosen = list(x.shape), []
-    for i in axes:
-        shape[i] = math.ceil((limits[i] - starts[i]) / strides[i])
-        chosen.append((starts[i], limits[i], i, strides[i]))
-    operands = [
-        Value.of(np.array(column, np.int64)) for column in zip(*chosen, strict=True)
-    ]
-    return graph.op("Slice", [x, *operands], shape, x.dtype)
-
-
-def _is(side, number):
-    return isinstance(side, int | np.integer) and side == number
 
 
 @primitive("gather")
@@ -267,8 +241,10 @@ def _gather(graph, equation, x, index):
         starts = [0] * x.ndim
         for axis, start in zip(axes, places, strict=True):
             starts[axis] = int(np.clip(start, 0, x.shape[axis] - sizes[axis]))
-        limits = [s if _is(a, 0) else a + s for a, s in zip(starts, sizes, strict=True)]
-        return graph.reshape(sliced(graph, x, starts, limits), out.aval.shape)
+        limits = [
+            s if is_number(a, 0) else a + s for a, s in zip(starts, sizes, strict=True)
+        ]
+        return graph.reshape(graph.slice(x, starts, limits), out.aval.shape)
     first, last = axes[0], axes[-1] + 1
     rest = (i for i in range(x.ndim) if i not in axes)
     many = places.ndim - 1
@@ -372,10 +348,12 @@ def _conv(graph, equation, x, kernel):
 def _scan(graph, equation, *values):
     """Its steps one after the other: an ONNX loop is slow, and not everywhere."""
     params = equation.params
-    values = _wholes(graph, equation, values)
-    constants, carried = params["num_consts"], params["num_carry"]
-    fixed, carry = values[:constants], values[constants : constants + carried]
-    given, body, each = values[constants + carried :], params["jaxpr"], []
+    values, body, each = _wholes(graph, equation, values), params["jaxpr"], []
+    # What is taken apart or stacked, the last of them, has a side more outside.
+    carried = _alike(equation.outvars, body.jaxpr.outvars)
+    whole = _alike(equation.invars, body.jaxpr.invars)
+    fixed, carry = values[: whole - carried], values[whole - carried : whole]
+    given = values[whole:]
     if params["reverse"]:
         raise unknown("a backward scan")
     for step in range(params["length"]):
@@ -393,7 +371,13 @@ def _scan(graph, equation, *values):
     return [*carry, *stacked]
 
 
+def _alike(outside, inside):
+    """How many have the same shape outside of a loop and in its body."""
+    pairs = zip(outside, inside, strict=True)
+    return sum(one.aval.shape == other.aval.shape for one, other in pairs)
+
+
 def _at(graph, x, step):
     starts = (step, *(0 for _ in x.shape[1:]))
     limits = (step + 1, *x.shape[1:])
-    return graph.reshape(sliced(graph, x, starts, limits), x.shape[1:])
+    return graph.reshape(graph.slice(x, starts, limits), x.shape[1:])
