@@ -32,6 +32,12 @@ def closest(word, known):
     return next(iter(difflib.get_close_matches(word, known, n=1)), None)
 
 
+def suggestion(word, known, otherwise):
+    """What to type instead of `word`: the closest that is known, or `otherwise`."""
+    meant = closest(word, known)
+    return f"did you mean {meant}?" if meant else otherwise
+
+
 def one_of(name, value, known):
     """`known[value]`; InputError, which says `name`, for a value that is not there."""
     if value not in [*known]:

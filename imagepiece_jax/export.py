@@ -30,7 +30,6 @@ from absl import flags
 from imagepiece_jax import cli, config_flags
 from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.files import check_writable, replace_file
-from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.inference.onnx_graph import OPSET
@@ -74,8 +73,8 @@ def main():
     model = from_config.model(config).clone(class_names=weights.class_names)
     xla_options.check_dtype("cpu", model.dtype.name)
     variables = weights.restore(model, config.image_size)
-    known = facts(model, config) | _facts(config.image_size)
     options = {"batch_size": BATCH.value, "pixels": PIXELS.value}
+    known = facts(model, config, **options)
     if FORMAT.value == "onnx":
         data = onnx_model(model, variables, config.image_size, **options)
         data = data.SerializeToString()
@@ -106,15 +105,6 @@ def _check_installed(form):
         )
 
 
-def _facts(side):
-    """What the flags decide about the input, as JSON values."""
-    images = {"shape": [BATCH.value or "batch", side, side, 3]}
-    if not PIXELS.value:
-        return {"input": images | {"dtype": "float32"}}
-    whole = {"pixels": "0 to 255, normalized by the model"}
-    return {"input": images | {"dtype": "uint8"}, "normalization": whole}
-
-
 def facts_file(out: str | os.PathLike) -> pathlib.Path:
     """Path of the facts about the program in file `out`."""
     return pathlib.Path(f"{out}.json")
@@ -134,34 +124,25 @@ def serialized(
     pixels: images are uint8. Layers are of the model's dtype. `model` must have XLA's
     attention and plain reductions, which both platforms have.
     """
-    if batch_size is None:
-        _check_draws(model)
+    images = optimize.exported_images(model, image_size, batch_size, pixels)
     fast, fixed = optimize.prepare(model, variables, dtype=model.dtype.name)
     logits = optimize.forward(fast)
-    batch = batch_size
-    if batch is None:
-        (batch,) = jax.export.symbolic_shape("batch")
-    dtype = "uint8" if pixels else "float32"
-    images = jax.ShapeDtypeStruct((batch, *sides(image_size), 3), dtype)
     program = jax.jit(lambda images: logits(fixed, images))
     return jax.export.export(program, platforms=PLATFORMS)(images).serialize()
 
 
-def _check_draws(model):
-    """InputError for a model that draws: JAX cannot for an open number of images."""
-    for layer in model.plan:
-        if layer.counts and layer.step.reducer.draws(layer.counts, train=False):
-            raise InputError(
-                f"config.reduction.name is {model.reduction['name']!r}, which draws "
-                "random numbers; allowed is it with a fixed --batch alone"
-            )
-
-
-def facts(model, config):
-    """Output and model of the program, as JSON values."""
+def facts(model, config, batch_size=None, pixels=False):
+    """Input, output and model of the program, as JSON values."""
     side = config.image_size
+    normalization = {"pixels": "0 to 1", "mean": model.mean, "std": model.std}
+    if pixels:
+        normalization = {"pixels": "0 to 255, normalized by the model"}
     return {
-        "normalization": {"pixels": "0 to 1", "mean": model.mean, "std": model.std},
+        "input": {
+            "shape": [batch_size or "batch", side, side, 3],
+            "dtype": "uint8" if pixels else "float32",
+        },
+        "normalization": normalization,
         "output": {"shape": ["batch", model.num_classes], "dtype": "float32"},
         "labels": model.num_classes,
         "class_names": model.class_names,

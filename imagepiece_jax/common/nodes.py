@@ -23,7 +23,7 @@ node_p.multiple_results = True
 
 
 @node_p.def_abstract_eval
-def _shapes(*_, results, **__):
+def _shapes(*_, results, **_options):
     return [jax.core.ShapedArray(shape, dtype) for shape, dtype in results]
 
 
@@ -31,7 +31,7 @@ def node(fn):
     """Mark `fn`, of arrays, pytrees of them and static arguments, as one node.
 
     The equation has the arrays as operands and the parameters name, `arguments` (how
-    to rebuild what `fn` was called with, see `call`) and `structure` of the results.
+    to rebuild what `fn` was called with, see `rebuilt`) and `results`, their shapes.
     """
 
     @functools.wraps(fn)
@@ -54,7 +54,6 @@ def node(fn):
             name=fn.__name__,
             arguments=(tree, places),
             results=results,
-            structure=structure,
         )
         return jax.tree.unflatten(structure, out)
 

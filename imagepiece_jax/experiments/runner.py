@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from imagepiece_jax.benchmark import device, suite, timer
 from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.files import replace_file
-from imagepiece_jax.errors import InputError, closest
+from imagepiece_jax.errors import InputError, suggestion
 from imagepiece_jax.experiments import analysis, tables
 from imagepiece_jax.experiments.adapt import adapt
 from imagepiece_jax.experiments.cache import ResultCache
@@ -175,10 +175,7 @@ def _methods(words):
     known = [name for name in METHODS if name != DENSE["name"]]
     for word in words:
         if word not in known:
-            meant = closest(word, known)
-            hint = (
-                f"did you mean {meant}?" if meant else f"allowed are {', '.join(known)}"
-            )
+            hint = suggestion(word, known, f"allowed are {', '.join(known)}")
             raise InputError(f"--methods is {word!r}; {hint}")
     return words
 

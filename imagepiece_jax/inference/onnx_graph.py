@@ -90,17 +90,20 @@ class Graph:
         """Name of a Value; a constant becomes an initializer."""
         if value.name is not None:
             return value.name
-        array = np.asarray(value.array, order="C")
-        key = _content(array)
-        if key not in self.constants:
-            self.constants[key] = self._fresh("constant"), array
-        return self.constants[key][0]
+        return self._keep(value.array)
 
     def weight(self, name, array) -> Value:
         """A constant that is known by a name of its own."""
-        array = np.asarray(array, order="C")
-        self.constants.setdefault(_content(array), (name, array))
-        return Value.of(array)
+        value = Value.of(array)
+        self._keep(value.array, name)
+        return value
+
+    def _keep(self, array, name=None):
+        """Name of the initializer that holds `array`; equal ones are one."""
+        key = _content(array)
+        if key not in self.constants:
+            self.constants[key] = name or self._fresh("constant"), array
+        return self.constants[key][0]
 
     def prune(self, output: Value):
         """Leave out nodes and constants that `output` does not depend on."""
@@ -183,6 +186,11 @@ class Graph:
             return Value.of(np.broadcast_to(value.array, shape))
         return self.op("Expand", [value, self._sides(shape)], shape, value.dtype)
 
+    def wholes(self, equation, values):
+        """The first operands of an equation, as JAX has them. See `whole`."""
+        shapes = [atom.aval.shape for atom in equation.invars]
+        return [self.whole(v, s) for v, s in zip(values, shapes, strict=False)]
+
     def _sides(self, shape):
         """`shape` as int64 tensor."""
         if not self.is_open(shape):
@@ -257,8 +265,7 @@ class Graph:
         name, params = equation.primitive.name, equation.params
         if name == "node":
             name = params["name"]
-            shapes = [atom.aval.shape for atom in equation.invars]
-            values = [self.whole(v, s) for v, s in zip(values, shapes, strict=True)]
+            values = self.wholes(equation, values)
             args, options = nodes.rebuilt(params["arguments"], values)
             found = self.functions[name](self, *args, **options)
             return found if isinstance(found, list | tuple) else [found]

@@ -4,13 +4,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 
 from imagepiece_jax.common import nodes
-from imagepiece_jax.common.image_size import sides
-from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import onnx_nodes, onnx_primitives, optimize
 from imagepiece_jax.inference.onnx_graph import IR_VERSION, OPSET, Graph, Value
 from imagepiece_jax.models.vit import ViT
@@ -18,7 +14,7 @@ from imagepiece_jax.models.vit import ViT
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-IMAGES, LOGITS, BATCH = "images", "logits", "batch"
+IMAGES, LOGITS = "images", "logits"
 
 
 def onnx_model(
@@ -34,40 +30,29 @@ def onnx_model(
     image_size: pixels a side, or (height, width). batch_size: None leaves it open.
     pixels: images are uint8, and are normalized in the graph. Nodes are of opset 20:
     no Scatter, Loop, If or NonZero, and all shapes but the batch are fixed. Weights are
-    float32. InputError for a model whose reduction has no graph.
+    float32. InputError for a model whose reduction has no graph, or draws.
     """
     from onnx import helper, numpy_helper
 
+    images = optimize.exported_images(model, image_size, batch_size, pixels)
     fast, fixed = optimize.prepare(model, variables, dtype="float32")
-    batch = batch_size
-    if batch is None:
-        (batch,) = jax.export.symbolic_shape(BATCH)
-    shape = batch, *sides(image_size), 3
-    dtype = jnp.dtype("uint8" if pixels else "float32")
-    traced = _traced(optimize.forward(fast), fixed, jax.ShapeDtypeStruct(shape, dtype))
-    images = Value(shape, np.dtype(dtype), IMAGES)
-    graph = Graph(
-        *(None if batch_size else batch, images),
-        *(onnx_primitives.TABLE, onnx_nodes.TABLE),
-    )
-    weights = traverse_util.flatten_dict(fixed, sep=".")
-    # The order of jax.tree.leaves: by sorted keys at each level.
-    names = [
-        ".".join(str(key.key) for key in path)
-        for path, _ in jax.tree_util.tree_leaves_with_path(fixed)
-    ]
+    with nodes.kept():
+        traced = jax.make_jaxpr(optimize.forward(fast))(fixed, images)
+    entry = Value(images.shape, np.dtype(images.dtype), IMAGES)
+    batch = images.shape[0] if batch_size is None else None
+    graph = Graph(batch, entry, onnx_primitives.TABLE, onnx_nodes.TABLE)
     values = [
-        graph.weight(name.removeprefix("params."), np.asarray(weights[name]))
-        for name in names
+        graph.weight(_name(path), leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(fixed["params"])
     ]
-    (logits,) = graph.walk(traced, [*values, images])
+    (logits,) = graph.walk(traced, [*values, entry])
     graph.prune(logits)
     graph.rename(logits, LOGITS)
-    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    kind = helper.np_dtype_to_tensor_dtype(entry.dtype)
     named = helper.make_graph(
         graph.nodes,
         "imagepiece_jax",
-        [helper.make_tensor_value_info(IMAGES, kind, _named(shape))],
+        [helper.make_tensor_value_info(IMAGES, kind, _named(images.shape))],
         [helper.make_tensor_value_info(LOGITS, 1, _named(logits.shape))],
         [
             numpy_helper.from_array(array, name)
@@ -82,18 +67,9 @@ def onnx_model(
     )
 
 
-def _traced(forward, fixed, images):
-    """The jaxpr of the forward pass; marked functions stay whole."""
-    try:
-        with nodes.kept():
-            return jax.make_jaxpr(forward)(fixed, images)
-    except TypeError as error:
-        if "_DimExpr" not in str(error):
-            raise
-        raise InputError(
-            "the model computes with the number of images, which is open; allowed is "
-            "a batch size"
-        ) from error
+def _name(path):
+    """A weight's name, of the keys that lead to it."""
+    return ".".join(str(key.key) for key in path)
 
 
 def _named(shape):

@@ -23,13 +23,6 @@ def primitive(*names):
     return enter
 
 
-def _wholes(graph, equation, values):
-    return [
-        graph.whole(value, atom.aval.shape)
-        for value, atom in zip(values, equation.invars, strict=True)
-    ]
-
-
 # Elementwise
 
 UNARY = {
@@ -166,7 +159,7 @@ def _broadcast_in_dim(graph, equation, x, *_):
 
 @primitive("reshape", "squeeze")
 def _reshape(graph, equation, x, *_):
-    (x,) = _wholes(graph, equation, [x])
+    (x,) = graph.wholes(equation, [x])
     return graph.reshape(x, equation.outvars[0].aval.shape)
 
 
@@ -177,7 +170,7 @@ def _transpose(graph, equation, x):
 
 @primitive("concatenate")
 def _concatenate(graph, equation, *values):
-    values, (out,) = _wholes(graph, equation, values), equation.outvars
+    values, (out,) = graph.wholes(equation, values), equation.outvars
     axis = int(equation.params["dimension"])
     return graph.op("Concat", values, out.aval.shape, out.aval.dtype, axis=axis)
 
@@ -187,14 +180,14 @@ def _stack(graph, equation, *values):
     axis, (out,) = int(equation.params["axis"]), equation.outvars
     values = [
         graph.reshape(v, (*v.shape[:axis], 1, *v.shape[axis:]))
-        for v in _wholes(graph, equation, values)
+        for v in graph.wholes(equation, values)
     ]
     return graph.op("Concat", values, out.aval.shape, out.aval.dtype, axis=axis)
 
 
 @primitive("pad")
 def _pad(graph, equation, x, value):
-    (x, _), (out,) = _wholes(graph, equation, [x, value]), equation.outvars
+    (x, _), (out,) = graph.wholes(equation, [x, value]), equation.outvars
     low, high, inner = zip(*equation.params["padding_config"], strict=True)
     if any(inner) or min(low) < 0 or min(high) < 0:
         raise unknown("padding between or negative")
@@ -220,7 +213,7 @@ def _iota(graph, equation):
 
 @primitive("slice")
 def _slice(graph, equation, x):
-    (x,) = _wholes(graph, equation, [x])
+    (x,) = graph.wholes(equation, [x])
     params = equation.params
     return graph.slice(
         x, params["start_indices"], params["limit_indices"], params["strides"]
@@ -276,14 +269,14 @@ REDUCTIONS = {
 
 @primitive(*REDUCTIONS)
 def _reduce(graph, equation, x):
-    (x,) = _wholes(graph, equation, [x])
+    (x,) = graph.wholes(equation, [x])
     kind = REDUCTIONS[equation.primitive.name]
     return graph.reduce(kind, x, equation.params["axes"])
 
 
 @primitive("argmax", "argmin")
 def _arg(graph, equation, x):
-    (x,), (out,) = _wholes(graph, equation, [x]), equation.outvars
+    (x,), (out,) = graph.wholes(equation, [x]), equation.outvars
     (axis,) = equation.params["axes"]
     kind = {"argmax": "ArgMax", "argmin": "ArgMin"}[equation.primitive.name]
     found = graph.op(kind, [x], out.aval.shape, np.int64, axis=int(axis), keepdims=0)
@@ -292,7 +285,7 @@ def _arg(graph, equation, x):
 
 @primitive("dot_general")
 def _dot_general(graph, equation, a, b):
-    (a, b), (out,) = _wholes(graph, equation, [a, b]), equation.outvars
+    (a, b), (out,) = graph.wholes(equation, [a, b]), equation.outvars
     (inner_a, inner_b), (batch_a, batch_b) = equation.params["dimension_numbers"]
     a, b = (graph.cast(x, out.aval.dtype) for x in (a, b))
     free_a = [i for i in range(a.ndim) if i not in (*inner_a, *batch_a)]
@@ -302,20 +295,13 @@ def _dot_general(graph, equation, a, b):
     batch, many = len(batch_a), len(inner_a)
     inner = math.prod(b.shape[batch : batch + many])
     if batch or len(free_b) != 1 or many != 1:
-        rows = _together(a.shape[batch : batch + len(free_a)])
-        columns = _together(b.shape[batch + many :])
+        rows = math.prod(a.shape[batch : batch + len(free_a)])
+        columns = math.prod(b.shape[batch + many :])
         a = graph.reshape(a, (*a.shape[:batch], rows, inner))
         b = graph.reshape(b, (*b.shape[:batch], inner, columns))
     shape = (*a.shape[:-1], b.shape[-1])
     found = graph.op("MatMul", [a, b], shape, out.aval.dtype)
     return graph.reshape(found, out.aval.shape)
-
-
-def _together(sides):
-    total = 1
-    for side in sides:
-        total = total * side
-    return total
 
 
 @primitive("conv_general_dilated")
@@ -348,7 +334,7 @@ def _conv(graph, equation, x, kernel):
 def _scan(graph, equation, *values):
     """Its steps one after the other: an ONNX loop is slow, and not everywhere."""
     params = equation.params
-    values, body, each = _wholes(graph, equation, values), params["jaxpr"], []
+    values, body, each = graph.wholes(equation, values), params["jaxpr"], []
     # What is taken apart or stacked, the last of them, has a side more outside.
     carried = _alike(equation.outvars, body.jaxpr.outvars)
     whole = _alike(equation.invars, body.jaxpr.invars)

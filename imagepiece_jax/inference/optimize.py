@@ -162,6 +162,25 @@ def forward(model):
     return logits
 
 
+def exported_images(model, image_size, batch_size=None, pixels=False):
+    """The images that an exported program takes, as a jax.ShapeDtypeStruct.
+
+    image_size: pixels a side, or (height, width). batch_size: None leaves it open;
+    pixels: they are uint8, else float32. InputError where it is open and the model
+    draws, which JAX cannot for an open number.
+    """
+    if batch_size is None:
+        for layer in model.plan:
+            if layer.counts and layer.step.reducer.draws(layer.counts, train=False):
+                raise InputError(
+                    f"config.reduction.name is {model.reduction['name']!r}, which "
+                    "draws random numbers; allowed is a batch size, --batch"
+                )
+        (batch_size,) = jax.export.symbolic_shape("batch")
+    shape = batch_size, *sides(image_size), 3
+    return jax.ShapeDtypeStruct(shape, jnp.dtype("uint8" if pixels else "float32"))
+
+
 def model_image_size(model, variables):
     """(height, width) in pixels of the images that a model is for.
 

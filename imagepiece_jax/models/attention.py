@@ -5,8 +5,6 @@ fused kernel. Query, key and value are separate projections: each is then one pr
 with its bias in the epilogue and a contiguous result, where a joint one must be split.
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -237,46 +235,39 @@ def _pad(x, length):
     return jnp.pad(x, [(0, 0), (0, length - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
 
 
-@dataclasses.dataclass(frozen=True)
-class Tapped:
-    """What an attention has computed that a reducer may see, prefix included.
+def attention_taps(
+    needs, held, query, key, key_bias=None, live=None, *, metric, margin, num_prefix
+) -> AttentionTaps:
+    """Those of `needs`, without prefix where a reducer chooses by them.
 
     held: what is compared, by name: [B, N, H, d] before rotary positions turn it, and
-    "input" [B, N, D]; query, key [B, N, H, d], as they are multiplied; key_bias and
-    live [B, N] (1, else 0) or None.
+    "input" [B, N, D]. query, key [B, N, H, d]: as they are multiplied. key_bias and
+    live [B, N] (1, else 0): with the prefix. metric, margin, num_prefix: as `Attention`
+    takes them.
     """
 
-    held: dict
-    query: jax.Array
-    key: jax.Array
-    key_bias: jax.Array | None
-    live: jax.Array | None
-
-    def taps(self, needs, metric, margin, num_prefix) -> AttentionTaps:
-        """Those of `needs`, all of them as `Attention` takes them."""
-        found, live = {}, self.live
-        if "projected" in needs:
-            found |= {name: self.held[name] for name in ("query", "key")}
-        if "heads" in needs:
-            found |= {"query": self.query, "key": self.key}
-        if "cls_attn" in needs:
-            row = class_attention(self.query[:, 0], self.key, self.key_bias)
-            found["cls_attn"] = row[:, num_prefix:]
-        if "attn_columns" in needs:
-            received = attention_columns(self.query, self.key, self.key_bias, live)
-            found["attn_columns"] = received[:, num_prefix:]
-        if "energy" in needs:
-            counted = None if live is None else live[:, num_prefix:]
-            keys = self._mean("key", num_prefix)
-            found["energy"] = uniqueness(keys, margin, counted)
-        if "metric" in needs and metric != "token":
-            found["metric"] = self._mean(metric, num_prefix)
-        return AttentionTaps(**found)
-
-    def _mean(self, name, num_prefix):
+    def mean(name):
         """[B, n, d] without prefix: the mean over heads in float32; x as it is."""
-        held = self.held[name][:, num_prefix:]
-        return held if name == "input" else jnp.mean(held, axis=2, dtype=jnp.float32)
+        own = held[name][:, num_prefix:]
+        return own if name == "input" else jnp.mean(own, axis=2, dtype=jnp.float32)
+
+    found = {}
+    if "projected" in needs:
+        found |= {name: held[name] for name in ("query", "key")}
+    if "heads" in needs:
+        found |= {"query": query, "key": key}
+    if "cls_attn" in needs:
+        row = class_attention(query[:, 0], key, key_bias)
+        found["cls_attn"] = row[:, num_prefix:]
+    if "attn_columns" in needs:
+        received = attention_columns(query, key, key_bias, live)
+        found["attn_columns"] = received[:, num_prefix:]
+    if "energy" in needs:
+        counted = None if live is None else live[:, num_prefix:]
+        found["energy"] = uniqueness(mean("key"), margin, counted)
+    if "metric" in needs and metric != "token":
+        found["metric"] = mean(metric)
+    return AttentionTaps(**found)
 
 
 class Attention(nn.Module):
@@ -354,8 +345,9 @@ class Attention(nn.Module):
         # What tokens hold is compared, wherever they stand: before positions turn it.
         held = dict(zip(names, (*projected, *value), strict=True)) | {"input": x}
         held = {name: a[:, :length] for name, a in held.items()}
-        tapped = Tapped(held, query[:, :length], key[:, :length], seen_bias, live)
-        taps = tapped.taps(needs, metric, margin, num_prefix)
+        multiplied = query[:, :length], key[:, :length]
+        options = {"metric": metric, "margin": margin, "num_prefix": num_prefix}
+        taps = attention_taps(needs, held, *multiplied, seen_bias, live, **options)
         if merge is not None:
             weights, x = merge(weights, taps)
             length = x.shape[1]

@@ -266,8 +266,11 @@ def _several(known, unknown, sizes, parts):
     if not known:
         return _unheard_of(unknown, sizes, parts)
     if len(known) == 1:
-        name = next(iter(known)) or "what is given"
-        width = known[next(iter(known))].get("embed_dim", sizes["embed_dim"])
+        ((name, facts),) = known.items()
+        name, width = (
+            name or "what is given",
+            facts.get("embed_dim", sizes["embed_dim"]),
+        )
         if width != sizes["embed_dim"]:
             found = sizes["embed_dim"]
             alike = [*_public(sizes, parts)][:MOST]

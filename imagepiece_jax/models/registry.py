@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from imagepiece_jax.common.image_size import sides
-from imagepiece_jax.errors import InputError, closest
+from imagepiece_jax.errors import InputError, suggestion
 from imagepiece_jax.models import public
 from imagepiece_jax.models.architecture import (
     Architecture,
@@ -167,10 +167,8 @@ def facts(name):
         return MODELS[name]
     found = public.model(name) if isinstance(name, str) else None
     if found is None:
-        known = [*MODELS, *public.names()]
-        meant = closest(str(name), known)
         listed = f"the models are {', '.join(MODELS)} and timm's"
-        hint = f"did you mean {meant}?" if meant else listed
+        hint = suggestion(str(name), [*MODELS, *public.names()], listed)
         raise InputError(f"config.model.name is {name!r}; {hint}")
     return found
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from imagepiece_jax.common.image_size import sides
-from imagepiece_jax.errors import InputError, closest, one_of
+from imagepiece_jax.errors import InputError, one_of, suggestion
 from imagepiece_jax.models import imagenet_classes, public, registry
 from imagepiece_jax.models.architecture import DEIT, Architecture
 from imagepiece_jax.models.vit import ViT
@@ -42,8 +42,8 @@ def parse(config: Mapping[str, Any]) -> dict[str, Any]:
     images = config.get("pretrained_cfg", config)
     name, classes = config["architecture"], _classes(config, images)
     if name not in registry.MODELS and public.model(name) is None:
-        meant = closest(str(name), [*public.table(), *registry.MODELS])
-        hint = f"did you mean {meant}?" if meant else "allowed are timm's ViTs"
+        known = [*public.table(), *registry.MODELS]
+        hint = suggestion(str(name), known, "allowed are timm's ViTs")
         raise InputError(f"architecture is {name!r}; {hint}")
     arguments = config.get("model_args") or {}
     _, height, width = images["input_size"]

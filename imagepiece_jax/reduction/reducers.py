@@ -75,6 +75,15 @@ class Reducer:
         raise NotImplementedError
 
 
+class MaskingReducer(Reducer):
+    """Base of reducers that draw a mask where they remove nothing."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"rng"})
+
+    def draws(self, counts, train):
+        return counts.n_out >= counts.n_in
+
+
 @dataclasses.dataclass(frozen=True)
 class Ranking(Reducer):
     """Base of reducers that rank tokens by a score, one of SCORES.

@@ -250,7 +250,7 @@ def own_memory():
 
 @pytest.mark.slow
 def test_memory_does_not_grow():
-    """Batches have 5 MB: one kept in each epoch would be 100 MB more after 20."""
+    """Batches have 5 MB: one kept in each epoch would be 75 MB more at the end."""
     batches = loader.train_batches(
         Noise(64, size=64),
         TrainTransform(160),

@@ -52,7 +52,7 @@ def check(model, side=tiny.SIDE, batches=(1, 3), **options):
     onnx.checker.check_model(graph, full_check=True)
     assert not FORBIDDEN & {node.op_type for node in graph.graph.node}
     for batch in batches:
-        images = tiny.images(batch)
+        images = tiny.images(batch, side=side)
         want = tiny.jit(model.apply)(variables, images).logits
         np.testing.assert_allclose(run(graph, images), want, rtol=1e-4, atol=1e-5)
     found = run_openvino(graph, images)
@@ -83,11 +83,7 @@ def test_the_conv_stem():
 
 
 def test_images_that_are_not_square():
-    model = tiny.model(tiny.EVIT, image_size=(12, 28))
-    graph = onnx_model(model, tiny.variables(model), (12, 28))
-    images = tiny.images(2, side=(12, 28))
-    want = tiny.jit(model.apply)(tiny.variables(model), images).logits
-    np.testing.assert_allclose(run(graph, images), want, rtol=1e-4, atol=1e-5)
+    check(tiny.model(tiny.EVIT, image_size=(12, 28)), side=(12, 28))
 
 
 def test_a_fixed_batch_has_fixed_shapes():

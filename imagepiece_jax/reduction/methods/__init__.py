@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from imagepiece_jax.errors import InputError, closest
+from imagepiece_jax.errors import InputError, suggestion
 from imagepiece_jax.reduction.methods.atc import ATC
 from imagepiece_jax.reduction.methods.diffrate import DiffRate
 from imagepiece_jax.reduction.methods.dpc_knn import DpcKnn
@@ -50,9 +50,9 @@ METHODS: dict[str, type[Method]] = {
 def create(name: str = "none", **fields) -> Method:
     """The named method; InputError for an unknown name, field or value."""
     if name not in METHODS:
-        known = ", ".join(sorted(METHODS))
-        meant = closest(str(name).lower().replace("-", "_"), METHODS)
-        hint = f"did you mean {meant}?" if meant else f"the methods are {known}"
+        word = str(name).lower().replace("-", "_")
+        listed = f"the methods are {', '.join(sorted(METHODS))}"
+        hint = suggestion(word, METHODS, listed)
         raise InputError(f"config.reduction.name is {name!r}; {hint}")
     own = dataclasses.fields(METHODS[name])  # those of inference first
     own = sorted(own, key=lambda field: field.metadata.get("training", False))

@@ -15,16 +15,14 @@ from imagepiece_jax.reduction import token_selector
 from imagepiece_jax.reduction.assignments import keep_highest
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import Group, Method
-from imagepiece_jax.reduction.reducers import Reducer
+from imagepiece_jax.reduction.reducers import MaskingReducer
 from imagepiece_jax.reduction.token_counts import KeepInitial, initial_shares
 from imagepiece_jax.reduction.tokens import Masking
 from imagepiece_jax.reduction.validate import blocks, rate, weight
 
 
-class KeepPredictor(nn.Module, Reducer):
+class KeepPredictor(nn.Module, MaskingReducer):
     """Keep what a learned score ranks highest; in a masked plan, mask a random draw."""
-
-    needs: ClassVar[frozenset[str]] = frozenset({"rng"})
 
     @nn.compact
     def __call__(self, taps, counts, train=False):
@@ -32,10 +30,6 @@ class KeepPredictor(nn.Module, Reducer):
         if counts.n_out < counts.n_in:
             return keep_highest(scores[..., 0], counts.n_out)
         return Masking(token_selector.draw_mask(scores, taps.mask, taps.rng))
-
-    @nn.nowrap
-    def draws(self, counts, train):
-        return counts.n_out >= counts.n_in  # a mask
 
     @nn.nowrap
     def extra_macs(self, n_in, embed_dim, num_heads):

@@ -19,7 +19,7 @@ from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.dynamicvit import LearnedSelection
 from imagepiece_jax.reduction.methods.method import RATES
 from imagepiece_jax.reduction.ops import rank
-from imagepiece_jax.reduction.reducers import Reducer
+from imagepiece_jax.reduction.reducers import MaskingReducer
 from imagepiece_jax.reduction.token_counts import KeepInitial
 from imagepiece_jax.reduction.tokens import Masking
 from imagepiece_jax.reduction.validate import (
@@ -31,7 +31,7 @@ from imagepiece_jax.reduction.validate import (
 )
 
 
-class Selector(nn.Module, Reducer):
+class Selector(nn.Module, MaskingReducer):
     """Keep what the heads score highest and pack the rest into one token, at the end.
 
     In a masked plan a random draw is masked and the package appended. share_heads: one
@@ -40,7 +40,6 @@ class Selector(nn.Module, Reducer):
 
     share_heads: bool = True
     package_norm: str = "score"
-    needs: ClassVar[frozenset[str]] = frozenset({"rng"})
 
     @nn.compact
     def __call__(self, taps, counts, train=False):
@@ -84,10 +83,6 @@ class Selector(nn.Module, Reducer):
         z = dense(count, name="vote_out")(nn.gelu(z, approximate=False))
         # sigmoid(z) / sum sigmoid(z), also where all of them underflow
         return jax.nn.softmax(jax.nn.log_sigmoid(z))
-
-    @nn.nowrap
-    def draws(self, counts, train):
-        return counts.n_out >= counts.n_in  # a mask
 
     @nn.nowrap
     def extra_macs(self, n_in, embed_dim, num_heads):
