@@ -1,7 +1,14 @@
 """Predictions for images: the most probable classes of files, PIL images or arrays."""
 
+import collections
+import concurrent.futures
+import functools
+import io
+import itertools
+import os
 import pathlib
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,11 +30,16 @@ class Prediction(NamedTuple):
 class Predictor:
     """A compiled classifier: called with images, it returns the most probable classes.
 
+    Any number of threads may call it at once. It is compiled for one image, for eight
+    and for `batch_size`, each when it is first needed, or by `warm_up`; fewer images
+    are padded to the next of these.
+
     variables: as from `load`; labels: a name for each class, None for the model's own
     (`class_names`, as a run has them) or, without any, indices; top: how many classes,
     None for 5, or all of fewer; resize: "deit" is DeiT's crop of evaluation, "none" for
     images that have the right size, None the weights' own crop where it is known
-    (`model.preprocessing`), else DeiT's; batch_size and `options` are `optimize`'s.
+    (`model.preprocessing`), else DeiT's; threads: how many decode, None for one a core
+    and 16 at most; batch_size and `options` are `optimize`'s.
     """
 
     def __init__(
@@ -39,6 +51,7 @@ class Predictor:
         top: int | None = None,
         batch_size: int = 32,
         resize: str | None = None,
+        threads: int | None = None,
         **options: Any,
     ):
         if labels is not None and len(labels) != model.num_classes:
@@ -58,36 +71,90 @@ class Predictor:
         self._labels = model.class_names if labels is None else labels
         self._top = top
         self._transform = _transform(size, resize, model.preprocessing)
-        self.program = optimize(
-            model, variables, batch_size=batch_size, pixels=True, **options
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise InputError(f"batch_size is {batch_size!r}; allowed are 1, 2, 3, ..")
+        threads = min(16, os.cpu_count() or 1) if threads is None else threads
+        if not isinstance(threads, int) or threads < 1:
+            raise InputError(f"threads is {threads!r}; allowed are 1, 2, 3, ..")
+        self.sizes = tuple(sorted({size for size in (1, 8) if size < batch_size}))
+        self.sizes += (batch_size,)
+        self._optimize = functools.partial(
+            optimize, model, variables, pixels=True, **options
+        )
+        self._programs, self._lock = {}, threading.Lock()
+        self._threads = concurrent.futures.ThreadPoolExecutor(
+            threads, thread_name_prefix="decode"
         )
 
-    def __call__(self, images) -> list:
-        """A list of `top` Predictions for each image, the most probable first.
+    @property
+    def program(self):
+        """The Program of a whole batch."""
+        return self._program(self.sizes[-1])
 
-        images: a list of, or one of: the path of a file, a PIL image (both turned as
-        their EXIF orientation says), an array [H, W, 3] uint8; or several of these as
-        one array [B, H, W, 3]. One alone gives its list alone. InputError for anything
-        else, with the place of the image.
+    def warm_up(self):
+        """Compile for all sizes now, and run each once."""
+        for size in self.sizes:
+            program = self._program(size)
+            np.asarray(program(np.zeros(program.images.shape, np.uint8)))
+
+    def __call__(self, images) -> list:
+        """`top` Predictions for one image, or a list of such lists for several.
+
+        One image is the path of a file, its bytes, a PIL image (all turned as their EXIF
+        orientation says), or an array [H, W, 3] uint8; several are an iterable of these
+        or an array [B, H, W, 3]. InputError for one image that cannot be read; of
+        several, the error stands in its place, and the others are answered.
         """
-        if getattr(images, "ndim", 0) == 4:
-            images = list(images)
-        if not isinstance(images, list | tuple):
-            return self([images])[0]
-        found, size = [], self.program.batch_size
-        for start in range(0, len(images), size):
-            part = images[start : start + size]
-            pixels = [self._pixels(image, start + i) for i, image in enumerate(part)]
-            logits = np.asarray(self.program(np.stack(pixels)))
-            found += [self._best(row) for row in logits]
+        if not _is_one(images):
+            return list(self.stream(images))
+        (found,) = self.stream([images])
+        if isinstance(found, InputError):
+            raise found
         return found
 
-    def _pixels(self, image, place):
-        """[H, W, 3] uint8 as the program takes them."""
+    def stream(self, images: Iterable) -> Iterator:
+        """Yield what a call gives for several images, one after the other.
+
+        No more than two batches are read ahead, so `images` may go on forever.
+        """
+        pixels = self._decoded(images)
+        while part := list(itertools.islice(pixels, self.sizes[-1])):
+            good = [each for each in part if not isinstance(each, InputError)]
+            rows = iter(self._logits(good) if good else ())
+            for each in part:
+                yield each if isinstance(each, InputError) else self._best(next(rows))
+
+    def _program(self, size):
+        with self._lock:
+            if size not in self._programs:
+                self._programs[size] = self._optimize(batch_size=size)
+            return self._programs[size]
+
+    def _logits(self, pixels):
+        """[b, classes] of at most a whole batch of images."""
+        size = next(size for size in self.sizes if size >= len(pixels))
+        return np.asarray(self._program(size)(np.stack(pixels)))
+
+    def _decoded(self, images):
+        """Yield pixels, or an InputError, of each image in turn; threads read ahead."""
+        waiting = collections.deque()
+        try:
+            for image in images:
+                waiting.append(self._threads.submit(self._pixels, image))
+                if len(waiting) > self.sizes[-1]:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+    def _pixels(self, image):
+        """[H, W, 3] uint8 as the programs take them, or the error of this image."""
         try:
             return self._transform(_rgb(image))
         except InputError as error:
-            raise InputError(f"image {place}: {error}") from error
+            return error
 
     def _best(self, logits):
         probabilities = np.exp(logits - logits.max())
@@ -112,11 +179,19 @@ def _transform(size, resize, known):
     )
 
 
+def _is_one(images):
+    """Whether this is one image: a path, bytes, a PIL image or an array of three."""
+    one = isinstance(images, str | bytes | pathlib.Path) or hasattr(images, "convert")
+    return one or getattr(images, "ndim", None) == 3 or not hasattr(images, "__iter__")
+
+
 def _rgb(image):
     """Pixels [H, W, 3] uint8 of a file, a PIL image (both upright) or an array."""
-    if isinstance(image, str | pathlib.Path):
+    if isinstance(image, str | bytes | pathlib.Path):
+        name = "the image" if isinstance(image, bytes) else str(image)
+        file = io.BytesIO(image) if isinstance(image, bytes) else image
         try:
-            return decode.decode(image, str(image), upright=True)
+            return decode.decode(file, name, upright=True)
         except decode.UnreadableImage as error:
             raise InputError(f"{error.name} cannot be read: {error.reason}") from error
     if hasattr(image, "convert"):
