@@ -100,9 +100,9 @@ class Predictor:
     def __call__(self, images) -> list:
         """`top` Predictions for one image, or a list of such lists for several.
 
-        One image is the path of a file, its bytes, a PIL image (all turned as their EXIF
-        orientation says), or an array [H, W, 3] uint8; several are an iterable of these
-        or an array [B, H, W, 3]. InputError for one image that cannot be read; of
+        One image is the path of a file, its bytes, a PIL image (all turned as their
+        EXIF orientation says), or an array [H, W, 3] uint8; several are an iterable of
+        these or an array [B, H, W, 3]. InputError for one image that cannot be read; of
         several, the error stands in its place, and the others are answered.
         """
         if not _is_one(images):
@@ -203,6 +203,7 @@ def _rgb(image):
     if len(shape) != 3 or shape[2] != 3 or 0 in shape or dtype != np.uint8:
         found = type(image).__name__ if dtype is None else f"{dtype} {list(shape)}"
         raise InputError(
-            f"found {found}; allowed are paths, PIL images and uint8 arrays [H, W, 3]"
+            f"found {found}; allowed are paths, bytes, PIL images and uint8 arrays "
+            "[H, W, 3]"
         )
     return np.asarray(image)
