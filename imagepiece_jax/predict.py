@@ -1,0 +1,78 @@
+"""Predictions of a trained model for images: the most probable classes of each.
+
+python -m imagepiece_jax.predict --weights FILE_OR_WORKDIR IMAGE_OR_FOLDER..
+python -m imagepiece_jax.predict --config configs/deit_s_tome.py:deit_ti \\
+    --weights FILE --json predictions.json IMAGE..
+
+A run determines its model, a file its sizes: see `evaluate`. An image that cannot be
+read is named on stderr, the others are answered, and the exit status is 1.
+"""
+
+import json
+import sys
+
+from absl import flags
+
+from imagepiece_jax import cli, config_flags
+from imagepiece_jax.common import xla_options
+from imagepiece_jax.common.files import check_writable, replace_file
+from imagepiece_jax.data import image_files
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.inference.predictor import Predictor
+from imagepiece_jax.models import imagenet_classes
+from imagepiece_jax.models.run_files import own_files
+from imagepiece_jax.training import from_config
+from imagepiece_jax.training.weights_config import of_weights
+
+config_flags.define()
+WEIGHTS = cli.weights()
+NORMALIZATION = cli.normalization()
+CHECKPOINT = cli.checkpoint()
+TOP = flags.DEFINE_integer("top", 5, "classes of each image", 1, allow_override=True)
+BATCH = flags.DEFINE_integer(
+    "batch", 32, "images at a time, at most", 1, allow_override=True
+)
+LABELS = flags.DEFINE_enum(
+    "labels", None, ("imagenet",), "names of the classes, where weights have none"
+)
+JSON = flags.DEFINE_string(
+    "json", None, "a file to write the predictions to, as JSON", allow_override=True
+)
+
+
+def main(words):
+    path, normalization = cli.required(WEIGHTS), NORMALIZATION()
+    files = image_files.find(words)
+    if JSON.value is not None:
+        check_writable("--json", JSON.value, [*map(str, files), *own_files(path)])
+    config, weights = of_weights(
+        path, *config_flags.config_or_base(), normalization, CHECKPOINT.value
+    )
+    model = from_config.model(config).clone(class_names=weights.class_names)
+    labels = None
+    if LABELS.value == "imagenet":
+        labels = imagenet_classes.names()
+    predict = Predictor(
+        model,
+        weights.restore(model, config.image_size),
+        labels=labels,
+        top=min(TOP.value, model.num_classes),
+        batch_size=BATCH.value,
+        dtype=xla_options.fast_dtype(),
+    )
+    found, damaged = {}, 0
+    for file, predictions in zip(files, predict.stream(files), strict=True):
+        if isinstance(predictions, InputError):
+            print(f"error: {predictions}", file=sys.stderr)
+            found[str(file)], damaged = {"error": str(predictions)}, damaged + 1
+            continue
+        found[str(file)] = [one._asdict() for one in predictions]
+        listed = (f"{one.label} {100 * one.probability:.1f} %" for one in predictions)
+        print(f"{file}: {', '.join(listed)}", flush=True)
+    if JSON.value is not None:
+        replace_file(JSON.value, json.dumps(found, indent=2) + "\n")
+    return int(damaged > 0)
+
+
+if __name__ == "__main__":
+    cli.run(main)
