@@ -29,9 +29,6 @@ WEIGHTS = cli.weights()
 NORMALIZATION = cli.normalization()
 CHECKPOINT = cli.checkpoint()
 TOP = flags.DEFINE_integer("top", 5, "classes of each image", 1, allow_override=True)
-BATCH = flags.DEFINE_integer(
-    "batch", 32, "images at a time, at most", 1, allow_override=True
-)
 LABELS = flags.DEFINE_enum(
     "labels", None, ("imagenet",), "names of the classes, where weights have none"
 )
@@ -57,7 +54,6 @@ def main(words):
         weights.restore(model, config.image_size),
         labels=labels,
         top=min(TOP.value, model.num_classes),
-        batch_size=BATCH.value,
         dtype=xla_options.fast_dtype(),
     )
     found, damaged = {}, 0
