@@ -12,19 +12,10 @@ is 1 if a gap is above 1, so that it is no near tie, or if 1 % of the images or 
 differ. On a CPU it takes minutes; --random sets the number of images.
 """
 
-import jax
 from absl import flags
 
 from imagepiece_jax import cli, config_flags
-from imagepiece_jax.data import loader
-from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError, RunError
-from imagepiece_jax.models.attention import class_attention
-from imagepiece_jax.models.kernel_inputs import kernel_inputs
-from imagepiece_jax.reduction import kernel_agreement
-from imagepiece_jax.reduction.kernels import fused
-from imagepiece_jax.training import from_config
-from imagepiece_jax.training.weights_config import of_weights
 
 config_flags.define("the config of a model, for real inputs")
 WEIGHTS = cli.weights()
@@ -39,6 +30,13 @@ RANDOM = flags.DEFINE_integer(
 
 
 def main():
+    # They import JAX: after the flags.
+    import jax
+
+    from imagepiece_jax.reduction import kernel_agreement
+    from imagepiece_jax.reduction.kernels import fused
+    from imagepiece_jax.training.weights_config import of_weights
+
     real, normalization = WEIGHTS.value is not None, NORMALIZATION()
     config, overrides = config_flags.config_or_base()
     if not real and (overrides != () or normalization):
@@ -66,6 +64,9 @@ def main():
 
 def agrees(kind, dtype, inputs):
     """Print a line per rule; return whether all rules agree."""
+    from imagepiece_jax.models.attention import class_attention
+    from imagepiece_jax.reduction import kernel_agreement
+
     found = kernel_agreement.compare(inputs, class_attention)
     for rule, comparison in found.items():
         gap = max(comparison.gaps, default=0)
@@ -78,6 +79,13 @@ def agrees(kind, dtype, inputs):
 
 def real_inputs(config, weights, data, dtype):
     """Yield (query, key, x, size) of every reduction of a model and batch of images."""
+    import jax
+
+    from imagepiece_jax.data import loader
+    from imagepiece_jax.data.normalize import normalize
+    from imagepiece_jax.models.kernel_inputs import kernel_inputs
+    from imagepiece_jax.training import from_config
+
     config.data.name = data or config.data.name
     config.model.dtype = dtype
     model = from_config.model(config)

@@ -17,6 +17,7 @@ import sys
 from absl import app, flags, logging
 
 from imagepiece_jax import config_flags
+from imagepiece_jax.common import compiled
 from imagepiece_jax.errors import InputError, RunError, Stopped, closest
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -127,8 +128,10 @@ def options(cls):
     return lambda: cls(**{flag.name: flag.value for flag in holders if flag.present})
 
 
-def run(main):
+def run(main, *, compiles=True):
     """Parse the flags, call `main()` and exit with its status (None: 0).
+
+    compiles: programs that JAX compiles are kept for the next process.
 
     A `main` with a parameter gets the words that belong to no flag, which may stand
     anywhere. InputError exits with 2, RunError with 1, a signal with 128 and its number
@@ -143,6 +146,8 @@ def run(main):
         try:
             if argv[1:] and not takes_words:
                 raise InputError(_unexpected(argv[1]))
+            if compiles:
+                _keep_programs()
             return (main(argv[1:]) if takes_words else main()) or 0
         except (InputError, RunError, Stopped) as error:
             return _leave(_complain(error, error.status))
@@ -157,6 +162,17 @@ def run(main):
 
     logging.set_verbosity(logging.WARNING)  # libraries report each of their steps
     app.run(guarded, flags_parser=functools.partial(_parse, anywhere=takes_words))
+
+
+def _keep_programs():
+    if "jax" in sys.modules:  # which has read its settings
+        return
+    if folder := compiled.keep_programs():
+        print(
+            f"compiled programs are kept in {folder} "
+            "(JAX_COMPILATION_CACHE_DIR= keeps none)",
+            file=sys.stderr,
+        )
 
 
 def _parse(argv, anywhere):

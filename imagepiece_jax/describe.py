@@ -4,13 +4,15 @@ python -m imagepiece_jax.describe --config configs/deit_s_imagepiece.py
 """
 
 from imagepiece_jax import cli, config_flags
-from imagepiece_jax.models import summary
-from imagepiece_jax.training import from_config
 
 config_flags.define()
 
 
 def main():
+    # They import JAX: after the flags.
+    from imagepiece_jax.models import summary
+    from imagepiece_jax.training import from_config
+
     config = config_flags.config()
     from_config.check(config)
     model, dense = from_config.model(config), from_config.dense(config)
@@ -20,4 +22,4 @@ def main():
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, compiles=False)

@@ -21,24 +21,12 @@ import importlib.util
 import json
 import os
 import pathlib
-from collections.abc import Mapping
-from typing import Any
 
-import jax
 from absl import flags
 
 from imagepiece_jax import cli, config_flags
-from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.files import check_writable, replace_file
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.inference import optimize
-from imagepiece_jax.inference.onnx_graph import OPSET
-from imagepiece_jax.inference.onnx_model import onnx_model
-from imagepiece_jax.models import summary
-from imagepiece_jax.models.run_files import own_files
-from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.training import from_config
-from imagepiece_jax.training.weights_config import of_weights
 
 config_flags.define()
 WEIGHTS = cli.weights()
@@ -57,10 +45,19 @@ PIXELS = flags.DEFINE_boolean(
     "pixels", False, "take uint8 images, normalized inside", allow_override=True
 )
 
-PLATFORMS = ("cpu", "cuda")
-
 
 def main():
+    # They import JAX: after the flags.
+    import jax
+
+    from imagepiece_jax.common import xla_options
+    from imagepiece_jax.inference import jax_export
+    from imagepiece_jax.inference.onnx_graph import OPSET
+    from imagepiece_jax.inference.onnx_model import onnx_model
+    from imagepiece_jax.models.run_files import own_files
+    from imagepiece_jax.training import from_config
+    from imagepiece_jax.training.weights_config import of_weights
+
     path, normalization = cli.required(WEIGHTS), NORMALIZATION()
     out = pathlib.Path(cli.required(OUT))
     for file in (out, facts_file(out)):
@@ -74,16 +71,16 @@ def main():
     xla_options.check_dtype("cpu", model.dtype.name)
     variables = weights.restore(model, config.image_size)
     options = {"batch_size": BATCH.value, "pixels": PIXELS.value}
-    known = facts(model, config, **options)
+    known = jax_export.facts(model, config, **options)
     if FORMAT.value == "onnx":
         data = onnx_model(model, variables, config.image_size, **options)
         data = data.SerializeToString()
         known |= {"dtype": "float32", "opset": OPSET}
         runs = f"ONNX opset {OPSET}"
     else:
-        data = serialized(model, variables, config.image_size, **options)
-        known |= {"platforms": PLATFORMS, "jax": jax.__version__}
-        runs = f"for {' and '.join(PLATFORMS)}"
+        data = jax_export.serialized(model, variables, config.image_size, **options)
+        known |= {"platforms": jax_export.PLATFORMS, "jax": jax.__version__}
+        runs = f"for {' and '.join(jax_export.PLATFORMS)}"
     replace_file(out, data)
     replace_file(facts_file(out), json.dumps(known, indent=2) + "\n")
     print(
@@ -108,49 +105,6 @@ def _check_installed(form):
 def facts_file(out: str | os.PathLike) -> pathlib.Path:
     """Path of the facts about the program in file `out`."""
     return pathlib.Path(f"{out}.json")
-
-
-def serialized(
-    model: ViT,
-    variables: Mapping[str, Any],
-    image_size,
-    *,
-    batch_size: int | None = None,
-    pixels: bool = False,
-) -> bytes:
-    """The bytes of `jax.export` of images [batch, H, W, 3] float32 -> logits.
-
-    image_size: pixels a side, or (height, width). batch_size: None leaves it open;
-    pixels: images are uint8. Layers are of the model's dtype. `model` must have XLA's
-    attention and plain reductions, which both platforms have.
-    """
-    images = optimize.exported_images(model, image_size, batch_size, pixels)
-    fast, fixed = optimize.prepare(model, variables, dtype=model.dtype.name)
-    logits = optimize.forward(fast)
-    program = jax.jit(lambda images: logits(fixed, images))
-    return jax.export.export(program, platforms=PLATFORMS)(images).serialize()
-
-
-def facts(model, config, batch_size=None, pixels=False):
-    """Input, output and model of the program, as JSON values."""
-    side = config.image_size
-    normalization = {"pixels": "0 to 1", "mean": model.mean, "std": model.std}
-    if pixels:
-        normalization = {"pixels": "0 to 255, normalized by the model"}
-    return {
-        "input": {
-            "shape": [batch_size or "batch", side, side, 3],
-            "dtype": "uint8" if pixels else "float32",
-        },
-        "normalization": normalization,
-        "output": {"shape": ["batch", model.num_classes], "dtype": "float32"},
-        "labels": model.num_classes,
-        "class_names": model.class_names,
-        "model": config.model.to_dict(),
-        "method": config.reduction.to_dict(),
-        "dtype": model.dtype.name,
-        "gmacs": summary.model_macs(model, side) / 1e9,
-    }
 
 
 if __name__ == "__main__":

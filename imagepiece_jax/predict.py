@@ -14,15 +14,8 @@ import sys
 from absl import flags
 
 from imagepiece_jax import cli, config_flags
-from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.files import check_writable, replace_file
-from imagepiece_jax.data import image_files
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.inference.predictor import Predictor
-from imagepiece_jax.models import imagenet_classes
-from imagepiece_jax.models.run_files import own_files
-from imagepiece_jax.training import from_config
-from imagepiece_jax.training.weights_config import of_weights
 
 config_flags.define()
 WEIGHTS = cli.weights()
@@ -38,6 +31,15 @@ JSON = flags.DEFINE_string(
 
 
 def main(words):
+    # They import JAX: after the flags.
+    from imagepiece_jax.common import xla_options
+    from imagepiece_jax.data import image_files
+    from imagepiece_jax.inference.predictor import Predictor
+    from imagepiece_jax.models import imagenet_classes
+    from imagepiece_jax.models.run_files import own_files
+    from imagepiece_jax.training import from_config
+    from imagepiece_jax.training.weights_config import of_weights
+
     path, normalization = cli.required(WEIGHTS), NORMALIZATION()
     files = image_files.find(words)
     if JSON.value is not None:

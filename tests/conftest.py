@@ -9,6 +9,8 @@ from tests import compiling
 # Tests compile hundreds of tiny programs and run each once: compile them fast. Some
 # runs in processes of their own (tests/runs.py) are compiled as users compile them.
 os.environ.setdefault("XLA_FLAGS", compiling.QUICK)
+# No command that a test starts keeps its programs in the user's folder.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

@@ -1,6 +1,8 @@
 """Flags, overrides and the end of a command; tests/errors.txt has the sentences."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -191,6 +193,42 @@ def test_help_is_short_and_no_error():
     assert "--workdir: folder of the run" in ended.out
     assert "may be repeated" in ended.out and "repeat this option" not in ended.out
     assert ended.out.count("\n") < 30
+
+
+KEEPS = """
+from imagepiece_jax import cli
+
+def main():
+    import jax
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    print(jax.jit(lambda x: 3 * x + 1)(2.0))
+
+cli.run(main)
+"""
+
+
+def test_programs_are_kept_and_a_broken_one_is_compiled_again(tmp_path):
+    script, home = tmp_path / "keeps.py", tmp_path / "cache"
+    script.write_text(KEEPS)
+    variables = {name: os.environ[name] for name in os.environ if "JAX" not in name}
+    variables |= {"PYTHONPATH": os.getcwd(), "XDG_CACHE_HOME": str(home)}
+    variables["JAX_PLATFORMS"] = "cpu"
+    command = [sys.executable, script]
+    for _ in range(2):
+        ended = subprocess.run(command, env=variables, capture_output=True, text=True)
+        assert (ended.returncode, ended.stdout) == (0, "7.0\n")
+        (folder,) = (home / "imagepiece_jax" / "programs").iterdir()
+        assert ended.stderr.splitlines()[0] == (
+            f"compiled programs are kept in {folder} "
+            "(JAX_COMPILATION_CACHE_DIR= keeps none)"
+        )
+        kept = [file for file in folder.iterdir() if file.name.endswith("-cache")]
+        assert kept
+        for file in kept:  # as a process leaves it that is killed while it writes
+            file.write_bytes(file.read_bytes()[:100])
+    variables["JAX_COMPILATION_CACHE_DIR"] = ""
+    ended = subprocess.run(command, env=variables, capture_output=True, text=True)
+    assert (ended.stdout, ended.stderr) == ("7.0\n", "")
 
 
 CRASHES = """

@@ -14,6 +14,7 @@ from configs import quickstart
 from imagepiece_jax import export
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.inference import jax_export
 from imagepiece_jax.models import convert, registry, summary, weights
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.reduction.methods import METHODS
@@ -124,7 +125,7 @@ def test_a_missing_package_is_named(weights_file, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", sorted(METHODS.keys() - {"random"}))
 def test_every_method_has_an_open_batch(name):
     model = tiny.model({"name": name} | METHODS[name].small, attention="xla")
-    data = export.serialized(model, tiny.variables(model), tiny.SIDE)
+    data = jax_export.serialized(model, tiny.variables(model), tiny.SIDE)
     program = jax.export.deserialize(bytearray(data))
     assert str(program.out_avals[0].shape) == f"(batch, {tiny.CLASSES})"
 
@@ -132,7 +133,7 @@ def test_every_method_has_an_open_batch(name):
 def test_a_method_that_draws_is_refused():
     model = tiny.model({"name": "random", "blocks": (1,)})
     with pytest.raises(InputError, match="'random', which draws random numbers"):
-        export.serialized(model, tiny.variables(model), tiny.SIDE)
+        jax_export.serialized(model, tiny.variables(model), tiny.SIDE)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 import ast
 import importlib.util
+import os
 import pathlib
+import subprocess
 import sys
 
 import pytest
@@ -226,7 +228,6 @@ ON_DEMAND = (
     *("jax2onnx", "matplotlib", "ml_collections", "onnx", "orbax", "simplejpeg"),
     *("sklearn", "tensorboardX", "tensorflow_datasets", "timm", "torch"),
 )
-LAZY = ("imagepiece_jax.doctor",)  # it reports that JAX cannot be imported
 
 
 def hidden_imports(module, source, is_package=False):
@@ -239,7 +240,8 @@ def hidden_imports(module, source, is_package=False):
 
 def test_imports_stand_at_the_top():
     files = [described(path) for path in (ROOT / PACKAGE).rglob("*.py")]
-    files = [file for file in files if file[0] not in LAZY]
+    # A command imports what needs JAX after its flags: --help takes no second.
+    files = [file for file in files if room_of(file[0]) != "commands"]
     assert {f[0]: hidden_imports(*f) for f in files if hidden_imports(*f)} == {}
 
 
@@ -254,6 +256,17 @@ def test_imports_stand_at_the_top():
 )
 def test_imports_in_functions_are_found(source, found):
     assert hidden_imports("imagepiece_jax.models.block", source) == found
+
+
+def test_no_command_needs_jax_for_its_help():
+    files = [described(path) for path in (ROOT / PACKAGE).rglob("*.py")]
+    commands = sorted(f[0] for f in files if room_of(f[0]) == "commands")
+    lines = [f"import {name}" for name in (*commands, "train")]
+    checked = 'import sys; assert not {"jax", "flax"} & {*sys.modules}'
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", "\n".join([*lines, checked])]
+    subprocess.run(command, env=environment, check=True)
+    assert len(commands) > 10
 
 
 def device_names(module, source, is_package=False):

@@ -21,9 +21,7 @@ import tempfile
 from absl import flags
 
 from imagepiece_jax import cli
-from imagepiece_jax.benchmark import input_pipelines
 from imagepiece_jax.common.files import check_writable, replace_file
-from imagepiece_jax.data import sources
 from imagepiece_jax.errors import InputError
 
 DATA = cli.data()
@@ -51,6 +49,10 @@ SHORT_SIDE = 256
 
 
 def main():
+    # They import JAX: after the flags.
+    from imagepiece_jax.benchmark import input_pipelines
+    from imagepiece_jax.data import sources
+
     cli.finite(SECONDS)
     data = cli.required(DATA)
     if JSON.value:
@@ -93,4 +95,4 @@ def _resave(text):
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, compiles=False)

@@ -13,10 +13,7 @@ import json
 from absl import flags
 
 from imagepiece_jax import cli
-from imagepiece_jax.benchmark import device, peak_rates, reduction_workloads, timer
-from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.files import check_writable, replace_file
-from imagepiece_jax.models.summary import format_table
 
 BATCH = flags.DEFINE_integer("batch", 256, "images that are reduced at once", 1)
 TOKENS = flags.DEFINE_integer("tokens", 196, "of an image, before the step", 8)
@@ -27,6 +24,11 @@ JSON = flags.DEFINE_string("json", None, "a line each", allow_override=True)
 
 
 def main():
+    # They import JAX: after the flags.
+    from imagepiece_jax.benchmark import device, peak_rates, reduction_workloads, timer
+    from imagepiece_jax.common import xla_options
+    from imagepiece_jax.models.summary import format_table
+
     if JSON.value:
         check_writable("--json", JSON.value)
     rules = timer.Rules(*TIMING())
@@ -55,4 +57,4 @@ def main():
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, compiles=False)

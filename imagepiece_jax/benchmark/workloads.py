@@ -98,7 +98,7 @@ class Case:
 
     def _forward(self, fast, call):
         facts = _facts(fast.model) | {
-            "compile_s": fast.compile_seconds,
+            "compile_s": _measured(fast.compile_seconds),
             "peak_memory": device.needed(fast.compiled),
         }
         macs = self.batch_size * summary.model_macs(self.model, self.config.image_size)
@@ -128,8 +128,13 @@ class Case:
             device.job(call),
             self.batch_size,
             self.batch_size * macs,
-            _facts(model) | {"compile_s": seconds, "peak_memory": memory},
+            _facts(model) | {"compile_s": _measured(seconds), "peak_memory": memory},
         )
+
+
+def _measured(seconds):
+    """Seconds of a compilation; None where it may have been found in JAX's cache."""
+    return None if jax.config.jax_compilation_cache_dir else seconds
 
 
 def training_step(config, place=lambda model: model):

@@ -18,16 +18,8 @@ import json
 from absl import flags
 
 from imagepiece_jax import cli, config_flags
-from imagepiece_jax.common import parallel
 from imagepiece_jax.common.files import check_writable, replace_file
-from imagepiece_jax.data import sources
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluate import accuracy, sweep
-from imagepiece_jax.inference import optimized_accuracy
-from imagepiece_jax.models import class_names, run_files
-from imagepiece_jax.reduction import settings
-from imagepiece_jax.training import from_config
-from imagepiece_jax.training.weights_config import of_weights
 
 config_flags.define()
 WEIGHTS = cli.weights()
@@ -51,6 +43,16 @@ OUT = flags.DEFINE_string("out", "runs/sweep", OUT_HELP, allow_override=True)
 
 
 def main():
+    # They import JAX: after the flags.
+    from imagepiece_jax.common import parallel
+    from imagepiece_jax.data import sources
+    from imagepiece_jax.evaluate import accuracy, sweep
+    from imagepiece_jax.inference import optimized_accuracy
+    from imagepiece_jax.models import class_names, run_files
+    from imagepiece_jax.reduction import settings
+    from imagepiece_jax.training import from_config
+    from imagepiece_jax.training.weights_config import of_weights
+
     path, normalization = cli.required(WEIGHTS), NORMALIZATION()
     if SWEEP.value and OPTIMIZED.value:
         raise InputError("--sweep and --optimized are both given; allowed is one")

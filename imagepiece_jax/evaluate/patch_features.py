@@ -17,11 +17,7 @@ from absl import flags
 
 from imagepiece_jax import cli, config_flags
 from imagepiece_jax.common.files import make_folder, replace_file
-from imagepiece_jax.data.sources import short_name
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluate import feature_agreement as agreement
-from imagepiece_jax.models import pretrained
-from imagepiece_jax.reduction import settings
 
 config_flags.define()
 WEIGHTS = cli.weights()
@@ -40,6 +36,12 @@ OUT = flags.DEFINE_string(
 
 
 def main():
+    # They import JAX: after the flags.
+    from imagepiece_jax.data.sources import short_name
+    from imagepiece_jax.evaluate import feature_agreement as agreement
+    from imagepiece_jax.models import pretrained
+    from imagepiece_jax.reduction import settings
+
     path, data = cli.required(WEIGHTS), cli.required(DATA)
     if not SWEEP.value:
         raise InputError("--sweep is missing: name methods, such as --sweep tome:r=8")

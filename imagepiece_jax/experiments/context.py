@@ -268,7 +268,7 @@ class Context:
         )
 
     def _time(self, pretrained, reduction):
-        jobs, seconds = {}, {}
+        jobs = {}
         for name, wanted in (("dense", settings.DENSE), ("reduced", reduction)):
             model = pretrained.model(wanted)
             variables, _ = pretrained.variables(model)
@@ -278,7 +278,6 @@ class Context:
                 batch_size=self.speed_batch,
                 dtype=pretrained.fields.get("dtype", xla_options.fast_dtype()),
             )
-            seconds[name] = fast.compile_seconds
             jobs[name] = device.job(functools.partial(_call, fast, _noise(fast)))
         times = timer.measure(jobs, self.rules)
         ratio = timer.spread(timer.speedups(times["dense"], times["reduced"]))
@@ -292,7 +291,6 @@ class Context:
             "throughput_max": self.speed_batch / ours.low,
             "ms": 1e3 * ours.median,
             "dense_ms": 1e3 * timer.spread(times["dense"]).median,
-            "compile_s": seconds["reduced"],
         }
 
     def _setting(self, kind, pretrained, reduction, images):

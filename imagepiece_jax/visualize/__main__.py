@@ -18,13 +18,7 @@ from absl import flags
 
 from imagepiece_jax import cli, config_flags
 from imagepiece_jax.common.files import make_folder, replace_file
-from imagepiece_jax.common.image_size import whole_patches
-from imagepiece_jax.data import image_files
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.pretrained import for_analysis
-from imagepiece_jax.reduction.settings import parse
-from imagepiece_jax.visualize import figure, html, provenance
-from imagepiece_jax.visualize.trace import trace
 
 config_flags.define()
 WEIGHTS = cli.weights()
@@ -42,6 +36,14 @@ BLOCKS = flags.DEFINE_list(
 
 
 def main(words):
+    # They import JAX: after the flags.
+    from imagepiece_jax.common.image_size import whole_patches
+    from imagepiece_jax.data import image_files
+    from imagepiece_jax.models.pretrained import for_analysis
+    from imagepiece_jax.reduction.settings import parse
+    from imagepiece_jax.visualize import figure, html, provenance
+    from imagepiece_jax.visualize.trace import trace
+
     path = cli.required(WEIGHTS)
     files, out = image_files.find(words), pathlib.Path(OUT.value or "runs/visualize")
     blocks = block_numbers(BLOCKS.value)

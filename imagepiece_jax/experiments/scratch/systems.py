@@ -8,8 +8,8 @@ import jax
 import optax
 
 from imagepiece_jax.data.augment.pipeline import Augment, Crop
-from imagepiece_jax.errors import InputError
 from imagepiece_jax.experiments import match_cost
+from imagepiece_jax.experiments.scratch.options import Options
 from imagepiece_jax.models import registry, summary
 from imagepiece_jax.reduction import methods, settings
 from imagepiece_jax.training import optimizer
@@ -17,53 +17,6 @@ from imagepiece_jax.training.train_step import Recipe, train_step
 
 NEAR = 0.02  # share of ImagePiece's cost within which another one counts as equal
 HEAD_DIM = 64  # of attention, as in DeiT
-
-
-def _option(default, kind, help_text):
-    return dataclasses.field(
-        default=default, metadata={"kind": kind, "help": f"scratch: {help_text}"}
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """Size and length of the trainings; the fields are flags of the command."""
-
-    image_size: int = _option(64, int, "pixels a side")
-    canvas: int = _option(128, int, "pixels a side that training images are held at")
-    patch: int = _option(8, int, "pixels a side of a patch")
-    width: int = _option(128, int, "of a token")
-    depth: int = _option(6, int, "blocks")
-    heads: int | None = _option(None, int, "of attention; default: one for 64 channels")
-    keep_rate: float = _option(0.8, float, "of ImagePiece, whose cost the others have")
-    epochs: int = _option(50, int, "of a run")
-    hours: float | None = _option(None, float, "of all runs: epochs are cut to fit")
-    minutes: float | None = _option(None, float, "of this call: runs that fit in")
-    page: str | None = _option(None, str, "the page; default: OUT/scratch.md")
-    train_batch_size: int = _option(128, int, "images a step")
-    peak_lr: float = _option(1e-3, float, "learning rate after the warm-up")
-
-    def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, int | float) and not value > 0:
-                raise InputError(
-                    f"--{field.name} is {value}; allowed are numbers above 0"
-                )
-        if self.keep_rate > 1:
-            raise InputError(
-                f"--keep_rate is {self.keep_rate}; allowed are shares up to 1"
-            )
-        if self.canvas < self.image_size:
-            raise InputError(
-                f"--canvas is {self.canvas}; allowed are --image_size, "
-                f"{self.image_size}, or more"
-            )
-        if self.depth < 4:
-            raise InputError(
-                f"--depth is {self.depth}; allowed are 4 or more, which ImagePiece's "
-                "schedule needs"
-            )
 
 
 # The same for all systems: DeiT's recipe toned down for ten thousand images.

@@ -18,6 +18,8 @@ import tempfile
 
 import jax
 
+from imagepiece_jax.common import compiled
+
 SOURCES = pathlib.Path(__file__).parent
 FLAGS = ("-std=c++17", "-O3", "-shared")
 TIME_LIMIT = 600  # seconds that a compiler may take
@@ -39,12 +41,6 @@ def library(device, capability=None):
         if not isinstance(found, str):
             return found
     return found
-
-
-def cache_folder():
-    """Where libraries are kept: below $XDG_CACHE_HOME, else ~/.cache."""
-    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(base) / "imagepiece_jax" / "kernels"
 
 
 def _command(device, compiler, capability):
@@ -90,7 +86,7 @@ def _unique(paths):
 
 def _built(command, source):
     """The library that `command` makes of `source`: a CDLL, or what went wrong."""
-    path = cache_folder() / f"{source.stem}-{_fingerprint(command)}.so"
+    path = compiled.folder("kernels") / f"{source.stem}-{_fingerprint(command)}.so"
     try:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -124,18 +120,8 @@ def _fingerprint(command):
     """Hash of the sources, the command, its compiler, JAX and the processor."""
     compiler = pathlib.Path(command[0]).resolve()
     parts = [*command, jax.__version__, str(compiler), str(compiler.stat().st_mtime_ns)]
-    parts.append(_processor())
+    parts.append(compiled.processor())
     for file in sorted(SOURCES.glob("*")):
         if file.suffix in (".h", ".cc", ".cu"):
             parts += [file.name, file.read_text()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-
-
-def _processor():
-    """What distinguishes processors: "native" code of one may be illegal on another."""
-    info = pathlib.Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    kinds = ("flags", "Features", "model name")
-    return "\n".join(sorted({line for line in lines if line.startswith(kinds)})) or (
-        platform.processor()
-    )

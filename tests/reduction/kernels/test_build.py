@@ -8,6 +8,7 @@ import subprocess
 import jax
 import pytest
 
+from imagepiece_jax.common import compiled
 from imagepiece_jax.reduction.kernels import build, fused
 from tests.runs import ROOT
 
@@ -57,7 +58,7 @@ def test_a_compiler_that_fails_is_named(compilers, tmp_path):
     compilers("bin/g++", "echo reduce.h:1: error: wrong word >&2; exit 1")
     found = library()
     assert "bin/g++ could build: reduce.h:1: error: wrong word" in found
-    assert not any(build.cache_folder().iterdir())
+    assert not any(compiled.folder("kernels").iterdir())
 
 
 def test_a_second_compiler_is_tried(compilers, tmp_path):
@@ -73,12 +74,12 @@ def test_a_library_is_built_once_for_each_that_differs(
     for _ in range(2):
         assert isinstance(library(), ctypes.CDLL)
     assert (tmp_path / "log").read_text() == "ran\n"
-    monkeypatch.setattr(build, "_processor", lambda: "another")
+    monkeypatch.setattr(compiled, "processor", lambda: "another")
     library()
     monkeypatch.setattr(jax, "__version__", "0.0.1")
     library()
     assert (tmp_path / "log").read_text() == "ran\n" * 3
-    assert len([*build.cache_folder().iterdir()]) == 3
+    assert len([*compiled.folder("kernels").iterdir()]) == 3
 
 
 def test_a_cache_that_cannot_be_written_is_named(compilers, tmp_path, monkeypatch):

@@ -1,0 +1,41 @@
+"""Folders in which what was compiled is kept for later processes."""
+
+import os
+import pathlib
+import platform
+import zlib
+
+
+def folder(kind: str) -> pathlib.Path:
+    """Where things of this kind are kept: below $XDG_CACHE_HOME, else ~/.cache."""
+    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(base) / "imagepiece_jax" / kind
+
+
+def processor() -> str:
+    """What distinguishes processors: "native" code of one may be illegal on another."""
+    info = pathlib.Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    kinds = ("flags", "Features", "model name")
+    return "\n".join(sorted({line for line in lines if line.startswith(kinds)})) or (
+        platform.processor()
+    )
+
+
+def keep_programs() -> pathlib.Path | None:
+    """Have JAX, not yet imported, keep the programs that it compiles. -> the folder.
+
+    One for each kind of processor, since a home may be shared and JAX's names do not
+    tell them apart. None where the environment has its own JAX_COMPILATION_CACHE_DIR
+    or JAX_ENABLE_COMPILATION_CACHE, or the folder cannot be made.
+    """
+    names = ("JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE")
+    if any(name in os.environ for name in names):
+        return None
+    programs = folder("programs") / f"{zlib.crc32(processor().encode()):08x}"
+    try:
+        programs.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    os.environ[names[0]] = str(programs)
+    return programs
