@@ -41,7 +41,7 @@ def get_config():
     #                           "float32", or, but for training, "float16"
     config.model.attention = "auto"  # "xla", "cudnn", or "auto": by device and dtype
     config.model.kernels = "plain"  # of reductions: "fused" into one kernel each where
-    #                                 there is one, "auto": fused on GPUs that can
+    #                                 there is one, "auto": fused where that runs
     # These override the size that the name stands for; empty: as named.
     config.model.patch_size = config_dict.placeholder(int)  # pixels a side
     config.model.embed_dim = config_dict.placeholder(int)  # width of a token

@@ -219,9 +219,8 @@ def dtype_name(dtype):
 def resolve_kernels(requested, model, device=None):
     """The device whose fused kernels do the reductions of `model`; None: plain JAX.
 
-    "plain", "fused" (InputError where they do not run) or "auto" (an NVIDIA GPU's where
-    they run, else none). `device` None is the first. Reductions that have no fused
-    kernel stay plain.
+    "plain", "fused" (InputError where they do not run) or "auto" (fused where they
+    run). `device` None is the first. Reductions that have no fused kernel stay plain.
     """
     if requested not in KERNELS:
         listed = ", ".join(repr(k) for k in KERNELS)
@@ -230,8 +229,6 @@ def resolve_kernels(requested, model, device=None):
     if requested == "plain" or not fusing:
         return None
     device = jax.local_devices()[0] if device is None else device
-    if requested == "auto" and device.platform == "cpu":
-        return None
     capability = getattr(device, "compute_capability", None)
     obstacle = fused.obstacle(device.platform, capability) or _unlike(model, fusing)
     dim, heads, prefix = model.embed_dim, model.num_heads, model.arch.prefix

@@ -1,6 +1,7 @@
 """The fast program: the same function, and sentences for what it does not take."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.models.vit import MEAN, STD
+from imagepiece_jax.reduction.kernels import fused
 from tests.models import tiny
 
 QUICK = {"xla_backend_optimization_level": 0}
@@ -115,6 +117,18 @@ def test_description(program):
     assert "compiler options: xla_backend_optimization_level=0" in text
     assert program.compile_seconds > 0
     assert program.memory.output_size_in_bytes == 3 * tiny.CLASSES * 4
+
+
+def test_reductions_are_fused_on_cpus(monkeypatch):
+    model = tiny.model(tiny.IMAGEPIECE, embed_dim=48)
+    cpu, gpu = (types.SimpleNamespace(platform=name) for name in ("cpu", "gpu"))
+    gpu.compute_capability = "9.0"
+    monkeypatch.setattr(fused, "obstacle", lambda *of: None)
+    monkeypatch.setattr(fused, "misfit", lambda *of, **options: None)
+    assert optimize.default_kernels(model, cpu) == "auto"
+    assert optimize.placed(model, cpu, kernels="auto").kernels == "cpu"
+    assert optimize.default_kernels(model, gpu) == "plain"
+    assert optimize.default_kernels(model.clone(kernels="9.0"), gpu) == "fused"
 
 
 def test_programs_are_kept_where_asked_and_others_are_not(program, cache):
