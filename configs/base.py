@@ -40,8 +40,10 @@ def get_config():
     config.model.dtype = "bfloat16"  # of the layers; parameters are always float32;
     #                           "float32", or, but for training, "float16"
     config.model.attention = "auto"  # "xla", "cudnn", or "auto": by device and dtype
-    config.model.kernels = "plain"  # of reductions: "fused" into one kernel each where
-    #                                 there is one, "auto": fused where that runs
+    config.model.kernels = config_dict.placeholder(str)  # of reductions: "plain",
+    #                     "fused" into one kernel each where there is one, "auto" (fused
+    #                     where that runs); empty: auto in optimized programs on CPUs,
+    #                     else plain
     # These override the size that the name stands for; empty: as named.
     config.model.patch_size = config_dict.placeholder(int)  # pixels a side
     config.model.embed_dim = config_dict.placeholder(int)  # width of a token

@@ -173,17 +173,20 @@ def test_imports_point_one_way():
         ("imagepiece_jax.training.trainer", "from imagepiece_jax import config_flags"),
         (
             "imagepiece_jax.training.trainer",
-            "from imagepiece_jax.benchmark import timer",
+            "from imagepiece_jax.benchmark import device",
         ),
         (
-            "imagepiece_jax.benchmark.timer",
+            "imagepiece_jax.benchmark.device",
             "from imagepiece_jax.benchmark import input",
         ),
         (
             "imagepiece_jax.experiments.rows",
             "from imagepiece_jax.benchmark import __main__",
         ),
-        ("imagepiece_jax.visualize.html", "from imagepiece_jax.benchmark import timer"),
+        (
+            "imagepiece_jax.visualize.html",
+            "from imagepiece_jax.benchmark import device",
+        ),
         ("imagepiece_jax.describe", "import configs.base"),
         ("imagepiece_jax.describe", "from tests import oracles"),
         ("imagepiece_jax.describe", "from tools import h200"),
@@ -212,7 +215,7 @@ def test_a_bad_import_is_found(module, source):
         ("imagepiece_jax.describe", "from imagepiece_jax import cli, models"),
         (
             "imagepiece_jax.benchmark.input",
-            "from imagepiece_jax.benchmark import timer",
+            "from imagepiece_jax.benchmark import device",
         ),
         ("configs.deit_s", "from configs import base"),
         ("train", "from absl import flags\nfrom imagepiece_jax import cli"),

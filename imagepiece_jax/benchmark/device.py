@@ -1,4 +1,4 @@
-"""The benchmarked device: name, memory, versions, and jobs for the timer."""
+"""The benchmarked device: name, memory and versions."""
 
 import importlib.metadata
 import os
@@ -7,10 +7,8 @@ import platform as host
 
 import jax
 
-from imagepiece_jax.benchmark.timer import Job
 from imagepiece_jax.errors import InputError
 
-AHEAD = 2  # queued calls, so that the device never waits for its host
 LIBRARIES = ("jax", "jaxlib", "flax")
 
 
@@ -64,15 +62,6 @@ def memory() -> int:
     stats = jax.devices()[0].memory_stats() or {}
     pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return stats.get("bytes_limit", pages)
-
-
-def job(call) -> Job:
-    """Return the Job of `call(number)`, which returns JAX arrays.
-
-    On a CPU one call runs at a time, as in PyTorch.
-    """
-    ahead = 0 if platform() == "cpu" else AHEAD
-    return Job(call, jax.block_until_ready, ahead)
 
 
 def needed(compiled):

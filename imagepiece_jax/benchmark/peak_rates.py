@@ -10,7 +10,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from imagepiece_jax.benchmark import device, timer
+from imagepiece_jax.benchmark import device
+from imagepiece_jax.common import timer
 
 # Sides of the square products tried (the fastest counts), and bytes of the copied
 # array: more than any cache holds.
@@ -59,5 +60,5 @@ def _normal(seed, shape, dtype):
 
 
 def _seconds(call, rules):
-    readings = timer.measure({"": device.job(call)}, rules)
+    readings = timer.measure({"": timer.job(call)}, rules)
     return statistics.median(readings[""])

@@ -25,8 +25,8 @@ JSON = flags.DEFINE_string("json", None, "a line each", allow_override=True)
 
 def main():
     # They import JAX: after the flags.
-    from imagepiece_jax.benchmark import device, peak_rates, reduction_workloads, timer
-    from imagepiece_jax.common import xla_options
+    from imagepiece_jax.benchmark import device, peak_rates, reduction_workloads
+    from imagepiece_jax.common import timer, xla_options
     from imagepiece_jax.models.summary import format_table
 
     if JSON.value:

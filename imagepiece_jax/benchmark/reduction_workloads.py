@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from imagepiece_jax.benchmark import device
-from imagepiece_jax.benchmark.timer import Job
+from imagepiece_jax.common import timer
 from imagepiece_jax.models.attention import class_attention
 from imagepiece_jax.reduction.kernel_agreement import Reduction, random_inputs
 from imagepiece_jax.reduction.kernels import fused
@@ -28,7 +28,7 @@ class ReductionWorkload:
 
     rule: str
     version: str
-    job: Job
+    job: timer.Job
     bytes: int
 
 
@@ -47,7 +47,7 @@ def workloads(batch, tokens, heads, dtype):
         for version in versions(dtype):
             run = _chained(getattr(reduction, version))
             program = jax.jit(run).lower(inputs).compile()
-            job = device.job(lambda number, program=program: program(inputs))
+            job = timer.job(lambda number, program=program: program(inputs))
             found.append(ReductionWorkload(reduction.rule, version, job, moved))
     return found
 

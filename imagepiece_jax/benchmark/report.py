@@ -3,8 +3,7 @@
 import json
 import os
 
-from imagepiece_jax.benchmark import timer
-from imagepiece_jax.common import plotting, tables
+from imagepiece_jax.common import plotting, tables, timer
 from imagepiece_jax.common.files import append_line, check_writable, replace_file
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.summary import format_table

@@ -3,9 +3,10 @@
 import contextlib
 import dataclasses
 
-from imagepiece_jax.benchmark import device, peak_rates, report, timer, torch_baselines
+from imagepiece_jax.benchmark import device, peak_rates, report, torch_baselines
 from imagepiece_jax.benchmark.input_stream import InputStreams
 from imagepiece_jax.benchmark.workloads import INPUTS, MODES, Case
+from imagepiece_jax.common import timer
 from imagepiece_jax.common.files import git_revision
 from imagepiece_jax.errors import InputError
 
@@ -90,6 +91,17 @@ def run(group: Group, against, rules, peaks) -> list[dict]:
         jobs = {name: program.job for name, program in programs.items()}
         readings = timer.measure(jobs, rules)
     return report.rows(programs, readings, peaks, _setting(group, against, rules))
+
+
+def advise(configs, batch_sizes, dtype: str, results=None):
+    """Yield an `Advice` on every config at every batch size, with random weights."""
+    for group in groups(configs, batch_sizes, dtype, ["inference"]):
+        for name, case in group.cases().items():
+            with _memory_errors(group):
+                try:
+                    yield case.advice(results)
+                except InputError as error:
+                    raise InputError(f"{name}: {error}") from error
 
 
 def run_all(groups, against, rules, files):

@@ -11,8 +11,8 @@ import os
 import time
 
 from imagepiece_jax.benchmark import device
-from imagepiece_jax.benchmark.timer import Job
 from imagepiece_jax.benchmark.workloads import INPUTS, TRAINING_MACS, Workload
+from imagepiece_jax.common import timer
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry, summary
 
@@ -186,8 +186,8 @@ def _workload(case, call, macs, variant, where):
         "stem": "patch",
     }
     facts |= {"compile_s": compile_s, "peak_memory": peak}
-    images, ahead = case.batch_size, 0 if where == "cpu" else device.AHEAD
-    return Workload(Job(call, _wait, ahead), images, images * macs, facts)
+    images, ahead = case.batch_size, 0 if where == "cpu" else timer.AHEAD
+    return Workload(timer.Job(call, _wait, ahead), images, images * macs, facts)
 
 
 def tome_forward(vit, images, r):

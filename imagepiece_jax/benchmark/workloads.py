@@ -16,8 +16,8 @@ import time
 import jax
 import numpy as np
 
-from imagepiece_jax.benchmark import device, input_stream, timer
-from imagepiece_jax.common import parallel
+from imagepiece_jax.benchmark import device, input_stream
+from imagepiece_jax.common import parallel, timer
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.models import summary
@@ -69,7 +69,11 @@ class Case:
         """Return the compiled Workload of `mode`."""
         return getattr(self, f"_{mode}")()
 
-    def _compiled(self, pixels=False):
+    def advice(self, results=None):
+        """Return what `optimize` advises; `results` are its own."""
+        return self._compiled(advise=True, results=results).advice
+
+    def _compiled(self, pixels=False, **options):
         """Return the optimized program for normalized images or for uint8 pixels."""
         return optimize.optimize(
             self.model,
@@ -79,6 +83,7 @@ class Case:
             attention=self.config.model.attention,
             kernels=self.config.model.kernels,
             pixels=pixels,
+            **options,
         )
 
     def _inference(self):
@@ -102,7 +107,7 @@ class Case:
             "peak_memory": device.needed(fast.compiled),
         }
         macs = self.batch_size * summary.model_macs(self.model, self.config.image_size)
-        return Workload(device.job(call), self.batch_size, macs, facts)
+        return Workload(timer.job(call), self.batch_size, macs, facts)
 
     def _train(self):
         config = self.config
@@ -125,7 +130,7 @@ class Case:
         macs = TRAINING_MACS * summary.model_macs(model, config.image_size)
         memory = device.needed(compiled)
         return Workload(
-            device.job(call),
+            timer.job(call),
             self.batch_size,
             self.batch_size * macs,
             _facts(model) | {"compile_s": _measured(seconds), "peak_memory": memory},

@@ -75,7 +75,9 @@ def main():
         print(note)
     batches = from_config.eval_batches(config, source)
     if reductions:
-        sweep.run(weights, reductions, batches, OUT.value)
+        rows = sweep.run(weights, reductions, batches, OUT.value)
+        if JSON.value:
+            replace_file(JSON.value, "".join(json.dumps(row) + "\n" for row in rows))
         return
     variables = weights.restore(model, config.image_size)
     if OPTIMIZED.value:
@@ -86,6 +88,7 @@ def main():
         found = accuracy.evaluate(step, parallel.replicate(variables), batches())
         print(found.line(f"gmacs {weights.gmacs():.3f}"))
         result = found.figures
+    result |= {"reduction": dict(model.reduction)}
     result |= {"gmacs": weights.gmacs(), "unreadable": source.unreadable.count}
     if count := result["unreadable"]:
         print(f"unreadable images left out: {count}")

@@ -53,7 +53,8 @@ def run(
         else:
             change = statistics.paired_difference(right, dense)
         row |= _estimate("difference", change)
-        rows.append({"setting": settings.label(reduction)} | row)
+        setting = {"setting": settings.label(reduction), "reduction": dict(reduction)}
+        rows.append(setting | row)
         lines = "".join(json.dumps(r) + "\n" for r in rows)
         replace_file(folder / "sweep.jsonl", lines)
         print(_line(rows[-1]), flush=True)

@@ -66,7 +66,7 @@ SCRATCH = cli.options(Options)
 
 def main(words):
     # They import JAX: after the flags.
-    from imagepiece_jax.benchmark import timer
+    from imagepiece_jax.common import timer
     from imagepiece_jax.experiments import runner
     from imagepiece_jax.experiments.scratch import runs as scratch
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Protocol
 import jax
 import numpy as np
 
-from imagepiece_jax.benchmark import device, timer
-from imagepiece_jax.common import parallel, xla_options
+from imagepiece_jax.benchmark import device
+from imagepiece_jax.common import parallel, timer, xla_options
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy, statistics
 from imagepiece_jax.experiments.cache import ResultCache
@@ -278,7 +278,7 @@ class Context:
                 batch_size=self.speed_batch,
                 dtype=pretrained.fields.get("dtype", xla_options.fast_dtype()),
             )
-            jobs[name] = device.job(functools.partial(_call, fast, _noise(fast)))
+            jobs[name] = timer.job(functools.partial(_call, fast, _noise(fast)))
         times = timer.measure(jobs, self.rules)
         ratio = timer.spread(timer.speedups(times["dense"], times["reduced"]))
         ours = timer.spread(times["reduced"])

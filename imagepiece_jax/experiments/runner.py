@@ -6,8 +6,8 @@ import pathlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from imagepiece_jax.benchmark import device, suite, timer
-from imagepiece_jax.common import xla_options
+from imagepiece_jax.benchmark import device, suite
+from imagepiece_jax.common import timer, xla_options
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.errors import InputError, suggestion
 from imagepiece_jax.experiments import analysis, tables

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,9 @@ from flax import linen as nn
 from imagepiece_jax.common.image_size import described
 from imagepiece_jax.errors import InputError
 
+if TYPE_CHECKING:
+    from imagepiece_jax.inference.advice import Advice
+
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Program:
@@ -18,7 +22,8 @@ class Program:
 
     model, variables: what was compiled, folded and cast; compiled: JAX's executable,
     for (variables, images); images: shape and dtype that it takes; device: where it
-    runs; options: of the compiler; gmacs: of one image; compile_seconds.
+    runs; options: of the compiler; gmacs: of one image; compile_seconds; advice: what
+    `optimize` measured, where it was asked to.
     """
 
     model: nn.Module
@@ -29,6 +34,7 @@ class Program:
     options: Mapping
     gmacs: float
     compile_seconds: float
+    advice: "Advice | None" = None
 
     @property
     def batch_size(self) -> int:
@@ -104,4 +110,5 @@ class Program:
             f"{memory.argument_size_in_bytes / mega:.0f} MB of weights and images, "
             f"{memory.temp_size_in_bytes / mega:.0f} MB to work in\n"
             f"compiler options: {', '.join(options) or 'none'}"
+            + (f"\n{self.advice}" if self.advice else "")
         )

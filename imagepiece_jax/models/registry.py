@@ -59,7 +59,7 @@ def create_model(
     masked=False,
     dtype="float32",
     attention="auto",
-    kernels="plain",
+    kernels=None,
     drop_path_rate=0.0,
     prop_attn=None,
     trace_source=False,
@@ -153,7 +153,17 @@ def create_model(
         preprocessing=Preprocessing(image_size, **_preprocessing(name, preprocessing)),
         **size,
     )
-    return model.clone(kernels=resolve_kernels(kernels, model))
+    return model.clone(kernels=resolve_kernels(kernels or "plain", model))
+
+
+def without_reduction(model, variables):
+    """(model, variables) of the same network without its reduction."""
+    n0 = model.plan[0].attn_tokens - model.arch.prefix
+    plan = layer_plan.build(len(model.plan), n0, (), model.arch.prefix)
+    params = variables["params"]
+    params = {k: v for k, v in params.items() if not k.startswith("reducer")}
+    dense = model.clone(plan=plan, reduction=DENSE, kernels=None, prop_attn=False)
+    return dense, {**variables, "params": params}
 
 
 def facts(name):

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from imagepiece_jax.benchmark import __main__ as benchmark
-from imagepiece_jax.benchmark import timer
+from imagepiece_jax.common import timer
 from tests.benchmark.small import SMALL, TINY, simplify
 from tests.command import call, sentence
 from tests.runs import ROOT

@@ -1,6 +1,7 @@
 """Rates from simulated times."""
 
-from imagepiece_jax.benchmark import peak_rates, timer
+from imagepiece_jax.benchmark import peak_rates
+from imagepiece_jax.common import timer
 
 
 def test_peak_rates_are_those_of_the_fastest_product_and_of_the_copy(monkeypatch):

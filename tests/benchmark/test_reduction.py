@@ -9,8 +9,8 @@ from imagepiece_jax.benchmark import (
     peak_rates,
     reduction,
     reduction_workloads,
-    timer,
 )
+from imagepiece_jax.common import timer
 from tests.command import call, sentence
 
 TINY = ["--batch=2", "--tokens=12", "--heads=1", "--dtype=float32"]

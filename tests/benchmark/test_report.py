@@ -6,8 +6,8 @@ import pytest
 
 from imagepiece_jax.benchmark import report
 from imagepiece_jax.benchmark.peak_rates import PeakRates
-from imagepiece_jax.benchmark.timer import Job
 from imagepiece_jax.benchmark.workloads import Workload
+from imagepiece_jax.common.timer import Job
 
 SETTING = {
     "mode": "inference",

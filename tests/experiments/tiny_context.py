@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from imagepiece_jax.benchmark.timer import Rules
+from imagepiece_jax.common.timer import Rules
 from imagepiece_jax.experiments.cache import ResultCache
 from imagepiece_jax.experiments.context import Context, OffTheShelf, Options
 from imagepiece_jax.experiments.images import Images

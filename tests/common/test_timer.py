@@ -2,8 +2,8 @@
 
 import pytest
 
-from imagepiece_jax.benchmark import timer
-from imagepiece_jax.benchmark.timer import Job, Rules
+from imagepiece_jax.common import timer
+from imagepiece_jax.common.timer import Job, Rules
 
 
 class Device:

@@ -1,0 +1,197 @@
+"""Whether a reduction pays: dense and reduced programs timed in turns."""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from imagepiece_jax.common import timer
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.evaluate.statistics import Estimate, format_difference
+from imagepiece_jax.inference.program import Program
+from imagepiece_jax.reduction import methods, settings
+
+RULES = timer.Rules(warmup=2, repeats=5, seconds=0.2)
+LONGEST = 1.0  # seconds of a dense batch: no larger one is tried than four times that
+
+
+@dataclasses.dataclass(frozen=True)
+class Advice:
+    """What was measured of a reduction and the same model without it.
+
+    speedups: how many times as fast the reduced model is, by batch size; macs: how many
+    times as many MACs the dense one has; accuracy: what is known of it, in words.
+    """
+
+    label: str
+    device: str
+    batch_size: int
+    speedups: Mapping[int, timer.Spread]
+    macs: float
+    accuracy: str
+
+    def __str__(self):
+        median, low, high = self.speedups[self.batch_size]
+        if median >= 1:
+            found = f"{median:.2f} times as fast as dense"
+        else:
+            found = f"slower than dense, {median:.2f} times as fast"
+        if low <= 1 <= high:
+            found = f"as fast as dense, {median:.2f} times"
+        return (
+            f"{self.label} at batch size {self.batch_size} on {self.device}: {found} "
+            f"[{low:.2f}, {high:.2f}] (by MACs {self.macs:.2f}); {self._where()}; "
+            f"{self.accuracy}"
+        )
+
+    def _where(self):
+        """From which batch size on it is faster, of those that were measured."""
+        sizes = sorted(self.speedups)
+        faster = [size for size in sizes if _faster(self.speedups[size])]
+        if not faster:
+            return f"not faster at any batch size measured, {_listed(sizes)}"
+        first = faster[0]
+        slower = [size for size in sizes if size > first and size not in faster]
+        if slower:
+            return f"faster at batch sizes {_listed(faster)}, not at {_listed(slower)}"
+        return f"faster from batch size {first} on (measured at {_listed(sizes)})"
+
+
+def advise(
+    make: Callable[[bool, int], Program],
+    batch_size: int,
+    results: str | os.PathLike | None = None,
+) -> Advice:
+    """Time both models at `batch_size`, and at others until it shows where one pays.
+
+    make(reduced, batch size) -> the Program. results: see `accuracy`. It takes some
+    seconds a batch size, and as long as the compiler does.
+    """
+    speedups, seconds = {}, {}
+    first = None
+
+    def faster(size):
+        nonlocal first
+        if size not in speedups:
+            programs = {reduced: make(reduced, size) for reduced in (False, True)}
+            jobs = {reduced: _job(program) for reduced, program in programs.items()}
+            found = timer.measure(jobs, RULES)
+            ratios = timer.speedups(found[False], found[True])
+            speedups[size] = timer.spread(ratios)
+            seconds[size] = timer.spread(found[False]).median
+            first = first or programs
+        return _faster(speedups[size])
+
+    if faster(batch_size):
+        slow, fast = 0, batch_size  # powers of two between them are unknown
+        while powers := [p for p in _powers(batch_size) if slow < p < fast]:
+            middle = powers[0] if slow == 0 else powers[len(powers) // 2]
+            slow, fast = (slow, middle) if faster(middle) else (middle, fast)
+    else:
+        size = batch_size
+        while seconds[size] < LONGEST and size < 1024 and not faster(4 * size):
+            size *= 4
+    dense, reduced = first[False], first[True]
+    return Advice(
+        label=settings.label(reduced.model.reduction),
+        device=_device(reduced.device),
+        batch_size=batch_size,
+        speedups=speedups,
+        macs=dense.gmacs / reduced.gmacs,
+        accuracy=accuracy(reduced.model.reduction, results),
+    )
+
+
+def accuracy(reduction: Mapping[str, Any], results: str | os.PathLike | None) -> str:
+    """What `results` say of a reduction's accuracy, in words.
+
+    results: a file of `evaluate --json` or a sweep's sweep.jsonl, or a folder with such
+    files, as a run is. InputError for a file that is neither.
+    """
+    if results is None:
+        return "accuracy not measured"
+    path = pathlib.Path(results)
+    files = [path]
+    if path.is_dir():
+        files = sorted([*path.glob("*.json"), *path.glob("*.jsonl")])
+    for file in files:
+        for row in _rows(file, whole=not path.is_dir()):
+            if _same(row["reduction"], reduction):
+                return f"{_cost(row)}, from {file}"
+    if path.is_dir():
+        return "accuracy not measured"
+    raise InputError(
+        f"{path} has no result of {settings.label(reduction)}; allowed are files of "
+        "`evaluate --json` under this reduction, or of a sweep with it"
+    )
+
+
+def _cost(row):
+    images = f"{row['images']:,} images"
+    if "difference" not in row:
+        return f"acc1 {row['acc1']:.1f} % of {images}, dense not known"
+    names = ("difference", "difference_low", "difference_high")
+    change = format_difference(Estimate(*(row[name] for name in names)))
+    return f"acc1 to dense {change} (points, {images})"
+
+
+def _rows(file, whole) -> Iterator[dict]:
+    """Results in a file, one a line or one alone; `whole`: it must hold some."""
+    try:
+        text = file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise InputError(f"{file} cannot be read ({reason})") from error
+    found = []
+    for part in (text, *text.splitlines()):
+        try:
+            row = json.loads(part)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict) and {"reduction", "acc1", "images"} <= row.keys():
+            found.append(row)
+    if whole and not found:
+        raise InputError(
+            f"{file} holds no result; allowed are files of `evaluate --json`, and a "
+            "sweep's sweep.jsonl"
+        )
+    yield from found
+
+
+def _same(found, reduction):
+    """Whether two reductions are one, whatever fields are written out."""
+    try:
+        own = methods.create(**{k: settings.plain(v) for k, v in found.items()})
+    except (InputError, TypeError, AttributeError):  # of another version
+        return False
+    return own == methods.create(**reduction)
+
+
+def _job(program):
+    kind, rng = program.images, np.random.default_rng(0)
+    images = rng.integers(0, 256, kind.shape, np.uint8)
+    if kind.dtype != np.uint8:
+        images = (images / np.float32(128) - 1).astype(kind.dtype)
+    images = jax.device_put(images, program.device)
+    return timer.job(lambda number: program(images))
+
+
+def _faster(speedup):
+    return speedup.low > 1
+
+
+def _powers(limit):
+    return [2**i for i in range(limit.bit_length()) if 2**i <= limit]
+
+
+def _listed(numbers):
+    return ", ".join(map(str, numbers))
+
+
+def _device(device):
+    return device.device_kind if device.platform != "cpu" else "this CPU"
