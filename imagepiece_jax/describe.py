@@ -1,4 +1,4 @@
-"""Tokens, MACs and parameters of a config, block by block.
+"""Tokens, MACs and parameters of a config, block by block, and its predicted speed.
 
 python -m imagepiece_jax.describe --config configs/deit_s_imagepiece.py
 """
@@ -10,7 +10,7 @@ config_flags.define()
 
 def main():
     # They import JAX: after the flags.
-    from imagepiece_jax.models import summary
+    from imagepiece_jax.models import cpu_time, summary
     from imagepiece_jax.training import from_config
 
     config = config_flags.config()
@@ -19,6 +19,8 @@ def main():
     # The same stem shows what the reduction saves; papers compare with the patch stem.
     others = [dense, from_config.dense(config, stem="patch")]
     print(summary.describe(model, others, config.image_size))
+    if model != dense:
+        print(cpu_time.line(model, dense, config.image_size))
 
 
 if __name__ == "__main__":

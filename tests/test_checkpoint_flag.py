@@ -11,6 +11,7 @@ from imagepiece_jax import export
 from imagepiece_jax.common import parallel
 from imagepiece_jax.evaluate import __main__ as evaluate
 from imagepiece_jax.evaluate import accuracy
+from imagepiece_jax.inference import jax_export
 from imagepiece_jax.models import summary
 from imagepiece_jax.training import from_config
 from imagepiece_jax.training.checkpoint import Checkpoints
@@ -49,7 +50,7 @@ def computed(monkeypatch):
         found.append(parallel.unreplicate(variables))
         return accuracy.EvalResult(50.0, 100.0, 1.0, 2, 8.0, {})
 
-    monkeypatch.setattr(export, "serialized", serialized)
+    monkeypatch.setattr(jax_export, "serialized", serialized)
     monkeypatch.setattr(accuracy, "evaluate", passed)
     return found
 

@@ -67,6 +67,7 @@ def test_the_reference_of_evaluate_and_not_the_program(weights, lowered):
     words = [f"--config.model.{name}={value}" for name, value in SIZE.items()]
     words += ["--config.reduction.merge_blocks=(0,)", "--config.model.dtype=float32"]
     words += ["--config.reduction.prune_blocks=(1,)", f"--weights={weights}"]
+    words += ["--config.model.kernels=plain"]
     config = ROOT / "configs" / "quickstart.py"
     ended = call(evaluate.main, "--config", config, *words, "--optimized")
     assert ended.status == 0, ended

@@ -35,6 +35,7 @@ def compare(
         dtype=model.dtype.name,
         gelu=gelu,
         attention=config.model.attention,
+        kernels=config.model.kernels,
         pixels=True,
     )
     exact = model.clone(dtype=jnp.dtype("float32"), backend="xla")
