@@ -3,8 +3,8 @@
 python -m tools.cpu_time --times times.jsonl
 
 Programs of `optimize` in float32 are timed in turns: sizes, methods and batch sizes
-below. Odd rows are fitted, and the table shows all of them: measured and predicted
-ratio to the dense model. Times that the file holds are not taken again.
+below. The table has the measured and, in brackets, the predicted ratio to the dense
+model with the same stem. Times that the file holds are not taken again.
 """
 
 import json
@@ -55,6 +55,8 @@ def main():
     cpu_time.COSTS = fit(times)
     print(json.dumps({k: float(f"{v:.3g}") for k, v in cpu_time.COSTS.items()}))
     print("\n".join(table(times)))
+    found = ratios(times)
+    print(f"{near(found)} of {len(found)} within 10 %")
 
 
 def _wanted(key):
@@ -72,7 +74,7 @@ def _job(key):
     *what, batch = key
     model = _model(*what)
     variables = summary.fresh(model, SIDE, 0)
-    return advice._job(optimize(model, variables, batch_size=batch, dtype="float32"))
+    return advice.job(optimize(model, variables, batch_size=batch, dtype="float32"))
 
 
 def fit(times):
@@ -87,25 +89,36 @@ def fit(times):
     return dict(zip(names, (costs / scale).tolist(), strict=True))
 
 
-def table(times):
-    """Measured beside predicted ratios, as lines of Markdown."""
-    head = ["model", "stem", "method", "batch", "measured", "predicted", "off, %"]
-    rows = []
-    for size, stem, method, batch in sorted(times):
+def ratios(times):
+    """{(size, stem, method, batch): (measured, predicted)} of all but dense models."""
+    found = {}
+    for size, stem, method, batch in times:
         if method == "dense":
             continue
-        dense = size, stem, "dense", batch
-        measured = times[dense] / times[size, stem, method, batch]
-        seconds = [
+        dense, reduced = (
             cpu_time.seconds(_model(size, stem, name), SIDE, batch)
             for name in ("dense", method)
-        ]
-        predicted = seconds[0] / seconds[1]
-        off = 100 * (predicted / measured - 1)
-        cells = [f"{measured:.2f}", f"{predicted:.2f}", f"{off:+.0f}"]
-        rows.append([size, stem, method, str(batch), *cells])
-    near = sum(abs(float(row[-1])) <= 10 for row in rows)
-    print(f"{near} of {len(rows)} within 10 %")
+        )
+        key = size, stem, method, batch
+        measured = times[size, stem, "dense", batch] / times[key]
+        found[key] = measured, dense / reduced
+    return found
+
+
+def near(found, limit=0.1):
+    """How many of these ratios are predicted within `limit` of the measured one."""
+    return sum(abs(predicted / is_ - 1) <= limit for is_, predicted in found.values())
+
+
+def table(times):
+    """Measured ratios and, in brackets, predicted ones as lines of Markdown."""
+    found = ratios(times)
+    rows = [
+        [size, method + " (conv stem)" * (stem == "conv")]
+        + ["{:.2f} ({:.2f})".format(*found[size, stem, method, b]) for b in BATCHES]
+        for size, stem, method in dict.fromkeys(key[:3] for key in found)
+    ]
+    head = ["model", "reduction", *(f"batch {batch}" for batch in BATCHES)]
     return tables.markdown(head, rows)
 
 

@@ -79,7 +79,7 @@ def advise(
         nonlocal first
         if size not in speedups:
             programs = {reduced: make(reduced, size) for reduced in (False, True)}
-            jobs = {reduced: _job(program) for reduced, program in programs.items()}
+            jobs = {reduced: job(program) for reduced, program in programs.items()}
             found = timer.measure(jobs, RULES)
             ratios = timer.speedups(found[False], found[True])
             speedups[size] = timer.spread(ratios)
@@ -172,7 +172,8 @@ def _same(found, reduction):
     return own == methods.create(**reduction)
 
 
-def _job(program):
+def job(program: Program) -> timer.Job:
+    """What times a program, on one batch of noise that lies on its device."""
     kind, rng = program.images, np.random.default_rng(0)
     images = rng.integers(0, 256, kind.shape, np.uint8)
     if kind.dtype != np.uint8:

@@ -34,7 +34,7 @@ def measured(monkeypatch):
             size, dense = jobs[False].size, dense_seconds
             return {False: [dense] * 3, True: [dense / ratios[size]] * 3}
 
-        monkeypatch.setattr(advice, "_job", lambda program: program)
+        monkeypatch.setattr(advice, "job", lambda program: program)
         monkeypatch.setattr(timer, "measure", measure)
         return advice.advise(make, batch_size), tried[::2]
 
