@@ -1,0 +1,135 @@
+"""Dense and reduced models in onnxruntime, OpenVINO, JAX and PyTorch on this CPU.
+
+python -m tools.onnx_speed --size deit_s --batch_size 1,8,32 --json speeds.jsonl
+
+Programs of a batch size take turns in one process, in float32 with random weights:
+ONNX graphs of that batch size, what `optimize` makes, and timm's dense model where
+torch is installed. The ratio is to the same runtime's dense model with the patch stem,
+round by round; brackets are its lowest and highest of the turns.
+"""
+
+import importlib.util
+import json
+
+import numpy as np
+from absl import flags
+
+from imagepiece_jax import cli
+from imagepiece_jax.common import tables, timer
+from imagepiece_jax.common.files import check_writable, replace_file
+from imagepiece_jax.inference.onnx_model import onnx_model
+from imagepiece_jax.inference.optimize import optimize
+from imagepiece_jax.models import registry, summary
+
+MODELS = {
+    "dense": ({"name": "none"}, "patch"),
+    "dense, conv stem": ({"name": "none"}, "conv"),
+    "ImagePiece": ({"name": "imagepiece"}, "patch"),
+    "ImagePiece, conv stem": ({"name": "imagepiece"}, "conv"),
+    "ToMe r=13": ({"name": "tome", "r": 13}, "patch"),
+    "EViT .7": ({"name": "evit", "keep_rate": 0.7}, "patch"),
+}
+TIMM = {"deit_ti": "deit_tiny_patch16_224", "deit_s": "deit_small_patch16_224"}
+SIDE = 224
+HEAD = ["batch", "runtime", "model", "img/s", "x dense", "x by MACs", "share"]
+RULES = timer.Rules(warmup=3, repeats=7, seconds=0.4)
+SIZE = flags.DEFINE_enum("size", "deit_s", list(TIMM), "of the models")
+BATCH = flags.DEFINE_list("batch_size", ["1", "8", "32"], "one or more")
+THREADS = flags.DEFINE_integer("threads", 2, "of onnxruntime and PyTorch", 1)
+JSON = flags.DEFINE_string("json", None, "a line for each program")
+
+
+def main():
+    if JSON.value:
+        check_writable("--json", JSON.value)
+    rows = []
+    for batch in map(int, BATCH.value):
+        found = measure(SIZE.value, batch)
+        rows += found
+        head = HEAD if len(rows) == len(found) else None
+        lines = tables.markdown(HEAD, map(cells, found))
+        print("\n".join(lines if head else lines[2:]), flush=True)
+    if JSON.value:
+        replace_file(JSON.value, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def measure(size, batch):
+    """Rows of all programs of a batch size."""
+    images = np.random.default_rng(0).normal(size=(batch, SIDE, SIDE, 3))
+    images, jobs, macs = images.astype(np.float32), {}, {}
+    for name, (reduction, stem) in MODELS.items():
+        options = {"reduction": reduction, "stem": stem}
+        model = registry.create_model(size, dtype="float32", **options)
+        variables = summary.fresh(model, SIDE, 0)
+        macs[name] = summary.model_macs(model, SIDE)
+        graph = onnx_model(model, variables, SIDE, batch_size=batch)
+        graph = graph.SerializeToString()
+        program = optimize(model, variables, batch_size=batch, dtype="float32")
+        for runtime, call in (
+            ("onnxruntime", _onnxruntime(graph, images)),
+            ("OpenVINO", _openvino(graph, images)),
+            ("JAX", lambda number, program=program: np.asarray(program(images))),
+        ):
+            jobs[runtime, name] = timer.Job(call, lambda result: result)
+    if importlib.util.find_spec("timm"):
+        jobs["PyTorch", "dense"] = timer.Job(_timm(size, images), lambda result: result)
+    times, rows = timer.measure(jobs, RULES), []
+    for runtime, name in sorted(times, key=lambda key: key[0]):
+        rates = timer.spread([batch / seconds for seconds in times[runtime, name]])
+        ratios = timer.speedups(times[runtime, "dense"], times[runtime, name])
+        row = {"size": size, "batch": batch, "runtime": runtime, "model": name}
+        row |= {"rate": rates, "ratio": timer.spread(ratios)}
+        rows.append(row | {"macs": macs["dense"] / macs[name]})
+    return rows
+
+
+def cells(row):
+    """A row of the table."""
+    median, low, high = row["ratio"]
+    return [
+        *(str(row["batch"]), row["runtime"], row["model"]),
+        f"{row['rate'][0]:.1f}",
+        f"{median:.2f} [{low:.2f}, {high:.2f}]",
+        f"{row['macs']:.2f}",
+        f"{median / row['macs']:.2f}",
+    ]
+
+
+def _onnxruntime(graph, images):
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = THREADS.value
+    session = onnxruntime.InferenceSession(
+        graph, options, providers=["CPUExecutionProvider"]
+    )
+    return lambda number: session.run(None, {"images": images})
+
+
+def _openvino(graph, images):
+    import openvino
+
+    core = openvino.Core()
+    hints = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    compiled = core.compile_model(core.read_model(graph), "CPU", hints)
+    return lambda number: compiled([images])[0]
+
+
+def _timm(size, images):
+    import timm
+    import torch
+
+    torch.set_num_threads(THREADS.value)
+    model = timm.create_model(TIMM[size]).eval()
+    batch = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+
+    def call(number):
+        with torch.inference_mode():
+            return model(batch)
+
+    return call
+
+
+if __name__ == "__main__":
+    cli.run(main, compiles=False)
