@@ -100,7 +100,6 @@ def optimize(
     xla_options.check_dtype(device.platform, dtype)
     options = xla_options.options(device.platform) | dict(compiler_options or {})
     fast, weights = prepare(model, variables, dtype=dtype, gelu=gelu)
-    kernels = kernels or default_kernels(model, device)
     fast = placed(fast, device, attention, kernels)
     weights = jax.device_put(weights, device)
     images = jax.ShapeDtypeStruct(
@@ -147,9 +146,10 @@ def optimize(
     return dataclasses.replace(program, advice=found)
 
 
-def placed(model, device, attention="auto", kernels="plain"):
+def placed(model, device, attention="auto", kernels=None):
     """`model` with the attention and the kernels of `device`. See `optimize`."""
     head_dim = model.embed_dim // model.num_heads
+    kernels = kernels or default_kernels(model, device)
     return model.clone(
         backend=resolve_backend(attention, model.dtype, head_dim, device),
         kernels=registry.resolve_kernels(kernels, model, device),
