@@ -18,6 +18,8 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference.optimize import model_image_size, optimize
 from imagepiece_jax.models.vit import ViT
 
+LOADING = threading.Lock()  # Pillow reads a file late, and not for two at once
+
 
 class Prediction(NamedTuple):
     """One of the classes that an image may show; `label` is its name, or its index."""
@@ -65,8 +67,8 @@ class Predictor:
                 "such as load(num_classes=..) makes, or imagepiece_jax.features"
             )
         top = min(5, model.num_classes) if top is None else top
-        if not 1 <= top <= model.num_classes:
-            raise InputError(f"top is {top}; allowed are 1 to {model.num_classes}")
+        if not isinstance(top, int) or not 1 <= top <= model.num_classes:
+            raise InputError(f"top is {top!r}; allowed are 1 to {model.num_classes}")
         size = model_image_size(model, variables)
         self._labels = model.class_names if labels is None else labels
         self._top = top
@@ -140,6 +142,9 @@ class Predictor:
         waiting = collections.deque()
         try:
             for image in images:
+                if not isinstance(image, str | bytes | pathlib.Path):
+                    # Now: its owner may change or close it before a thread looks.
+                    image = _read(image)
                 waiting.append(self._threads.submit(self._pixels, image))
                 if len(waiting) > self.sizes[-1]:
                     yield waiting.popleft().result()
@@ -150,11 +155,13 @@ class Predictor:
                 future.cancel()
 
     def _pixels(self, image):
-        """[H, W, 3] uint8 as the programs take them, or the error of this image."""
-        try:
-            return self._transform(_rgb(image))
-        except InputError as error:
-            return error
+        """[H, W, 3] uint8 as the programs take them, or the error of this image.
+
+        `image` is a file, its bytes, or what `_read` made of anything else.
+        """
+        if isinstance(image, str | bytes | pathlib.Path):
+            image = _read(image)
+        return image if isinstance(image, InputError) else self._transform(image)
 
     def _best(self, logits):
         probabilities = np.exp(logits - logits.max())
@@ -185,6 +192,14 @@ def _is_one(images):
     return one or getattr(images, "ndim", None) == 3 or not hasattr(images, "__iter__")
 
 
+def _read(image):
+    """Pixels of an image, the reader's own copy, or the error of this image."""
+    try:
+        return _rgb(image)
+    except InputError as error:
+        return error
+
+
 def _rgb(image):
     """Pixels [H, W, 3] uint8 of a file, a PIL image (both upright) or an array."""
     if isinstance(image, str | bytes | pathlib.Path):
@@ -195,8 +210,11 @@ def _rgb(image):
         except decode.UnreadableImage as error:
             raise InputError(f"{error.name} cannot be read: {error.reason}") from error
     if hasattr(image, "convert"):
+        if 0 in image.size:
+            raise InputError(f"found a PIL image of {image.size} pixels, which is none")
         try:
-            return decode.rgb(image, upright=True)
+            with LOADING:
+                return decode.rgb(image, upright=True)
         except Exception as error:  # Pillow reads files late and raises nearly anything
             raise InputError(f"the PIL image cannot be read: {error}") from error
     shape, dtype = getattr(image, "shape", ()), getattr(image, "dtype", None)
@@ -206,4 +224,4 @@ def _rgb(image):
             f"found {found}; allowed are paths, bytes, PIL images and uint8 arrays "
             "[H, W, 3]"
         )
-    return np.asarray(image)
+    return np.array(image)

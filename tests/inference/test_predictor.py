@@ -175,11 +175,36 @@ def test_bytes_generators_and_arrays_of_several(predictor, pictures):
     assert all(map(close, taken, [want[i % 3] for i in range(7)]))
 
 
+def test_images_are_read_when_they_are_given(predictor, pictures, tmp_path):
+    """A camera fills one buffer again and again, and files are closed."""
+    want, buffer = predictor(pictures), np.empty_like(pictures[0])
+    names = [tmp_path / f"{i}.png" for i in range(len(pictures))]
+    for name, picture in zip(names, pictures, strict=True):
+        Image.fromarray(picture).save(name)
+
+    def frames():
+        for picture in [*pictures] * 2:
+            buffer[:] = picture
+            yield buffer
+
+    def opened():
+        for name in names:
+            with Image.open(name) as image:
+                yield image
+
+    assert all(map(close, predictor(frames()), want * 2))
+    assert all(map(close, predictor(opened()), want))
+    with Image.open(names[0]) as late, concurrent.futures.ThreadPoolExecutor(8) as pool:
+        found = pool.map(predictor, [late] * 16)
+        assert all(close(each, want[0]) for each in found)
+
+
 def test_a_bad_image_loses_no_other(predictor, pictures):
     want = predictor(pictures)
-    found = predictor([pictures[0], "no.png", pictures[1], b"no image", pictures[2]])
-    assert [isinstance(one, InputError) for one in found] == [0, 1, 0, 1, 0]
-    assert all(map(close, found[::2], want))
+    bad = ["no.png", b"no image", Image.new("RGB", (0, 4)), 3]
+    found = predictor([pictures[0], bad[0], pictures[1], bad[1], pictures[2], *bad[2:]])
+    assert [isinstance(one, InputError) for one in found] == [0, 1, 0, 1, 0, 1, 1]
+    assert all(map(close, found[:5:2], want))
     assert str(found[1]).startswith("no.png cannot be read: ")
     assert str(found[3]) == "the image cannot be read: no known image format"
 
