@@ -59,10 +59,15 @@ def main():
     from imagepiece_jax.training.weights_config import of_weights
 
     path, normalization = cli.required(WEIGHTS), NORMALIZATION()
-    out = pathlib.Path(cli.required(OUT))
+    out, form = pathlib.Path(cli.required(OUT)), FORMAT.value
+    if out.suffix in (".jax", ".onnx") and out.suffix != f".{form}":
+        raise InputError(
+            f"--out {out} ends in {out.suffix}, but --format is {form}; allowed is "
+            f"--format {out.suffix[1:]}, or another name"
+        )
     for file in (out, facts_file(out)):
         check_writable("--out", file, own_files(path))
-    _check_installed(FORMAT.value)
+    _check_installed(form)
     config, weights = of_weights(
         path, *config_flags.config_or_base(), normalization, CHECKPOINT.value
     )
@@ -72,7 +77,7 @@ def main():
     variables = weights.restore(model, config.image_size)
     options = {"batch_size": BATCH.value, "pixels": PIXELS.value}
     known = jax_export.facts(model, config, **options)
-    if FORMAT.value == "onnx":
+    if form == "onnx":
         data = onnx_model(model, variables, config.image_size, **options)
         data = data.SerializeToString()
         known |= {"dtype": "float32", "opset": OPSET}

@@ -226,6 +226,13 @@ def test_programs_are_kept_and_a_broken_one_is_compiled_again(tmp_path):
         assert kept
         for file in kept:  # as a process leaves it that is killed while it writes
             file.write_bytes(file.read_bytes()[:100])
+    # Where nothing can be kept nothing is said.
+    for place in ("/proc/none", "not/absolute"):
+        where = {"XDG_CACHE_HOME": place, "HOME": "/proc/none"}
+        ended = subprocess.run(
+            command, env=variables | where, capture_output=True, text=True
+        )
+        assert (ended.stdout, ended.stderr) == ("7.0\n", "")
     variables["JAX_COMPILATION_CACHE_DIR"] = ""
     ended = subprocess.run(command, env=variables, capture_output=True, text=True)
     assert (ended.stdout, ended.stderr) == ("7.0\n", "")

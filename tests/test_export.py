@@ -140,6 +140,10 @@ def test_a_method_that_draws_is_refused():
     "words, message",
     [
         ([], "--weights is missing: a .npz"),
+        (
+            ["--weights=w.npz", "--out=m.onnx"],
+            "--out m.onnx ends in .onnx, but --format is jax; allowed is --format onnx",
+        ),
         (["--weights=w.npz", "--out=no/m"], "--out no/m cannot be written (No such"),
         (["--weights=w.npz", "--out="], "--out is missing: "),
         (["--weights=w.npz", "--out=."], "--out . cannot be written (Is a directory)"),

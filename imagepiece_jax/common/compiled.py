@@ -1,5 +1,6 @@
 """Folders in which what was compiled is kept for later processes."""
 
+import errno
 import os
 import pathlib
 import platform
@@ -7,8 +8,15 @@ import zlib
 
 
 def folder(kind: str) -> pathlib.Path:
-    """Where things of this kind are kept: below $XDG_CACHE_HOME, else ~/.cache."""
-    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    """Where things of this kind are kept: below $XDG_CACHE_HOME, else ~/.cache.
+
+    OSError where there is neither.
+    """
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(base):  # to be ignored, by its specification
+        base = os.path.expanduser("~/.cache")
+    if not os.path.isabs(base):
+        raise FileNotFoundError(errno.ENOENT, "there is no home folder")
     return pathlib.Path(base) / "imagepiece_jax" / kind
 
 
@@ -32,10 +40,12 @@ def keep_programs() -> pathlib.Path | None:
     names = ("JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE")
     if any(name in os.environ for name in names):
         return None
-    programs = folder("programs") / f"{zlib.crc32(processor().encode()):08x}"
     try:
+        programs = folder("programs") / f"{zlib.crc32(processor().encode()):08x}"
         programs.mkdir(parents=True, exist_ok=True)
     except OSError:
+        return None
+    if not os.access(programs, os.W_OK | os.X_OK):
         return None
     os.environ[names[0]] = str(programs)
     return programs

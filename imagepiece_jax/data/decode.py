@@ -56,7 +56,8 @@ def decode(file, name: str, upright: bool = False) -> np.ndarray:
     except UnidentifiedImageError as error:
         raise UnreadableImage(name, "no known image format") from error
     except Exception as error:  # Pillow raises nearly anything on damaged bytes
-        raise UnreadableImage(name, str(error) or repr(error)) from error
+        reason = getattr(error, "strerror", None) or str(error) or repr(error)
+        raise UnreadableImage(name, reason) from error
 
 
 def _bytes(file):

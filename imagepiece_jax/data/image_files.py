@@ -22,7 +22,8 @@ def find(words: list[str]) -> list[pathlib.Path]:
         inside = sorted(f for f in path.iterdir() if f.suffix.lower() in EXTENSIONS)
         if not inside:
             raise InputError(
-                f"folder {path} holds no image; allowed are {', '.join(EXTENSIONS)}"
+                f"folder {path} holds no image; allowed are {', '.join(EXTENSIONS)} "
+                "in the folder itself"
             )
         files += inside
     return files

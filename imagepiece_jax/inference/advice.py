@@ -1,10 +1,12 @@
 """Whether a reduction pays: dense and reduced programs timed in turns."""
 
+import contextlib
 import dataclasses
 import json
+import math
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -116,14 +118,15 @@ def accuracy(reduction: Mapping[str, Any], results: str | os.PathLike | None) ->
     if results is None:
         return "accuracy not measured"
     path = pathlib.Path(results)
-    files = [path]
-    if path.is_dir():
+    if os.path.isdir(path):
         files = sorted([*path.glob("*.json"), *path.glob("*.jsonl")])
-    for file in files:
-        for row in _rows(file, whole=not path.is_dir()):
-            if _same(row["reduction"], reduction):
-                return f"{_cost(row)}, from {file}"
-    if path.is_dir():
+        rows = [(row, file) for file in files for row in _rows_or_none(file)]
+    else:
+        rows = [(row, path) for row in _rows(path)]
+    for row, file in rows:
+        if _same(row["reduction"], reduction):
+            return f"{_cost(row)}, from {file}"
+    if os.path.isdir(path):
         return "accuracy not measured"
     raise InputError(
         f"{path} has no result of {settings.label(reduction)}; allowed are files of "
@@ -133,18 +136,25 @@ def accuracy(reduction: Mapping[str, Any], results: str | os.PathLike | None) ->
 
 def _cost(row):
     images = f"{row['images']:,} images"
-    if "difference" not in row:
-        return f"acc1 {row['acc1']:.1f} % of {images}, dense not known"
     names = ("difference", "difference_low", "difference_high")
+    if not all(map(_is_number, map(row.get, names))):
+        return f"acc1 {row['acc1']:.1f} % of {images}, dense not known"
     change = format_difference(Estimate(*(row[name] for name in names)))
     return f"acc1 to dense {change} (points, {images})"
 
 
-def _rows(file, whole) -> Iterator[dict]:
-    """Results in a file, one a line or one alone; `whole`: it must hold some."""
+def _rows_or_none(file):
+    """Results in a file of a folder, which may hold anything."""
+    with contextlib.suppress(InputError):
+        return _rows(file)
+    return []
+
+
+def _rows(file) -> list[dict]:
+    """Results in a file, one a line or one alone; InputError where there is none."""
     try:
         text = file.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
         raise InputError(f"{file} cannot be read ({reason})") from error
     found = []
@@ -153,14 +163,22 @@ def _rows(file, whole) -> Iterator[dict]:
             row = json.loads(part)
         except (ValueError, RecursionError):
             continue
-        if isinstance(row, dict) and {"reduction", "acc1", "images"} <= row.keys():
+        if (
+            isinstance(row, dict)
+            and isinstance(row.get("reduction"), dict)
+            and all(map(_is_number, (row.get("acc1"), row.get("images"))))
+        ):
             found.append(row)
-    if whole and not found:
+    if not found:
         raise InputError(
             f"{file} holds no result; allowed are files of `evaluate --json`, and a "
             "sweep's sweep.jsonl"
         )
-    yield from found
+    return found
+
+
+def _is_number(value):
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _same(found, reduction):

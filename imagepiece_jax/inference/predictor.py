@@ -3,6 +3,7 @@
 import collections
 import concurrent.futures
 import functools
+import inspect
 import io
 import itertools
 import os
@@ -56,6 +57,7 @@ class Predictor:
         threads: int | None = None,
         **options: Any,
     ):
+        size = model_image_size(model, variables)
         if labels is not None and len(labels) != model.num_classes:
             raise InputError(
                 f"labels has {len(labels)} names; the model has {model.num_classes} "
@@ -69,7 +71,6 @@ class Predictor:
         top = min(5, model.num_classes) if top is None else top
         if not isinstance(top, int) or not 1 <= top <= model.num_classes:
             raise InputError(f"top is {top!r}; allowed are 1 to {model.num_classes}")
-        size = model_image_size(model, variables)
         self._labels = model.class_names if labels is None else labels
         self._top = top
         self._transform = _transform(size, resize, model.preprocessing)
@@ -80,9 +81,9 @@ class Predictor:
             raise InputError(f"threads is {threads!r}; allowed are 1, 2, 3, ..")
         self.sizes = tuple(sorted({size for size in (1, 8) if size < batch_size}))
         self.sizes += (batch_size,)
-        self._optimize = functools.partial(
-            optimize, model, variables, pixels=True, **options
-        )
+        options |= {"pixels": True}
+        inspect.signature(optimize).bind(model, variables, batch_size=1, **options)
+        self._optimize = functools.partial(optimize, model, variables, **options)
         self._programs, self._lock = {}, threading.Lock()
         self._threads = concurrent.futures.ThreadPoolExecutor(
             threads, thread_name_prefix="decode"
@@ -159,9 +160,15 @@ class Predictor:
 
         `image` is a file, its bytes, or what `_read` made of anything else.
         """
+        name = f"{image}: " if isinstance(image, str | pathlib.Path) else ""
         if isinstance(image, str | bytes | pathlib.Path):
             image = _read(image)
-        return image if isinstance(image, InputError) else self._transform(image)
+        if isinstance(image, InputError):
+            return image
+        try:
+            return self._transform(image)
+        except InputError as error:
+            return InputError(f"{name}{error}")
 
     def _best(self, logits):
         probabilities = np.exp(logits - logits.max())
@@ -187,9 +194,11 @@ def _transform(size, resize, known):
 
 
 def _is_one(images):
-    """Whether this is one image: a path, bytes, a PIL image or an array of three."""
-    one = isinstance(images, str | bytes | pathlib.Path) or hasattr(images, "convert")
-    return one or getattr(images, "ndim", None) == 3 or not hasattr(images, "__iter__")
+    """Whether this is one image, or no image at all, rather than several."""
+    one = isinstance(images, str | bytes | pathlib.Path)
+    one |= hasattr(images, "convert") or hasattr(images, "read")  # PIL's, an open file
+    one |= getattr(images, "ndim", None) in (2, 3)
+    return one or not hasattr(images, "__iter__")
 
 
 def _read(image):

@@ -91,16 +91,24 @@ def test_accuracy_is_that_of_the_same_reduction(tmp_path):
         f"{sweep}"
     )
     (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "a.json").write_bytes(b"\xff\xfe")
     assert advice.accuracy(EVIT, tmp_path) == said
     alone = advice.accuracy({"name": "tome"}, tmp_path)
     assert alone == f"acc1 70.0 % of 1,000 images, dense not known, from {sweep}"
     assert advice.accuracy({"name": "pitome"}, tmp_path) == "accuracy not measured"
     with pytest.raises(InputError, match="has no result of pitome; allowed are files"):
         advice.accuracy({"name": "pitome"}, sweep)
+    nan = rows[1] | {"difference": float("nan")}
+    broken = [nan | {"acc1": None}, nan | {"images": "ten"}, nan | {"reduction": 3}]
+    sweep.write_text("".join(json.dumps(row) + "\n" for row in [*broken, nan]))
+    assert "acc1 79.4 % of 1,000 images, dense not" in advice.accuracy(EVIT, sweep)
     with pytest.raises(InputError, match="config.json holds no result"):
         advice.accuracy(EVIT, tmp_path / "config.json")
     with pytest.raises(InputError, match="cannot be read"):
         advice.accuracy(EVIT, tmp_path / "none.json")
+    with pytest.raises(InputError, match="cannot be read"):
+        advice.accuracy(EVIT, "a" * 5000)
 
 
 def test_both_models_are_measured_on_this_device(monkeypatch):

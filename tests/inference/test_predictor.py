@@ -209,6 +209,29 @@ def test_a_bad_image_loses_no_other(predictor, pictures):
     assert str(found[3]) == "the image cannot be read: no known image format"
 
 
+def test_mistakes_are_told_before_anything_is_compiled(trained, predictor, pictures):
+    model, variables = trained
+    with pytest.raises(TypeError, match="unexpected keyword argument 'name'"):
+        imagepiece_jax.Predictor(model, variables, name="deit_tiny_patch16_224")
+    with pytest.raises(InputError, match="model and variables are a dict and a ViT"):
+        imagepiece_jax.Predictor(variables, model)
+    with pytest.raises(InputError, match=r"found uint8 \[20, 20\]; allowed are paths"):
+        predictor(pictures[0, ..., 0])
+    with (
+        open(__file__, "rb") as file,
+        pytest.raises(InputError, match="found Buffered"),
+    ):
+        predictor(file)
+
+
+def test_an_error_of_the_size_names_the_file(trained, tmp_path):
+    predict = imagepiece_jax.Predictor(*trained, resize="none", dtype="float32")
+    file = tmp_path / "small.png"
+    Image.new("RGB", (7, 5)).save(file)
+    (found,) = predict([file])
+    assert isinstance(found, InputError) and str(found).startswith(f"{file}: ")
+
+
 def test_many_calls_at_once(predictor, pictures):
     """Each answers, or raises its own error."""
     want = predictor(pictures)

@@ -86,12 +86,14 @@ def _unique(paths):
 
 def _built(command, source):
     """The library that `command` makes of `source`: a CDLL, or what went wrong."""
-    path = compiled.folder("kernels") / f"{source.stem}-{_fingerprint(command)}.so"
+    folder = "~/.cache"
     try:
+        folder = compiled.folder("kernels")
+        path = folder / f"{source.stem}-{_fingerprint(command)}.so"
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-                new = pathlib.Path(folder) / path.name
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder) as made:
+                new = pathlib.Path(made) / path.name
                 done = subprocess.run(
                     [*command, str(source), "-o", str(new)],
                     capture_output=True,
@@ -105,7 +107,7 @@ def _built(command, source):
     except (OSError, subprocess.TimeoutExpired) as error:
         reason = error.strerror if isinstance(error, OSError) else "it takes too long"
         return (
-            f"a library built in {path.parent}, a folder that XDG_CACHE_HOME can "
+            f"a library built in {folder}, a folder that XDG_CACHE_HOME can "
             f"move ({reason or error})"
         )
 
