@@ -57,6 +57,8 @@ def main(words):
         labels=labels,
         top=min(TOP.value, model.num_classes),
         dtype=xla_options.fast_dtype(),
+        attention=config.model.attention,
+        kernels=config.model.kernels,
     )
     found, damaged = {}, 0
     for file, predictions in zip(files, predict.stream(files), strict=True):

@@ -60,6 +60,9 @@ def main():
     sizes = suite.batch_sizes(BATCH_SIZE.value)
     if RESULTS.value and not ADVISE.value:
         raise InputError("--results is for --advise, which is not given")
+    for flag in (MODE, AGAINST, JSON, MARKDOWN, PLOT) if ADVISE.value else ():
+        if flag.present:
+            raise InputError(f"--{flag.name} is not for --advise, which prints alone")
     modes, rules = suite.modes(MODE.value), timer.Rules(*TIMING())
     with report.Files(JSON.value, MARKDOWN.value, PLOT.value) as files:
         torch_baselines.prepare(AGAINST.value)

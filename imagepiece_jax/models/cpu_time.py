@@ -30,19 +30,21 @@ def work(model, image_size, batch_size: int) -> dict[str, float]:
     call: weights that are read, and steps of the reduction.
     """
     width, plan = model.embed_dim, model.plan
-    hidden = round(model.mlp_ratio * width)
     size = width, image_size, model.patch_size
-    macs = sum(flops.plan_macs(plan, width, model.num_heads, model.mlp_ratio))
+    layers = 3 if model.arch.mlp == "swiglu" else 2
+    ratio, heads = model.mlp_ratio, model.num_heads
+    hidden = round(ratio * width)
+    macs = sum(flops.plan_macs(plan, width, heads, ratio, layers))
     squares = sum(layer.attn_tokens**2 for layer in plan)
     image = {
         "products": macs - 2 * width * squares + stems.stem_macs(model.stem, *size),
         "stem_pixels": stems.stem_pixels(model.stem, *size),
-        "attention": model.num_heads * squares,
+        "attention": heads * squares,
         "tokens": width * sum(layer.attn_tokens + layer.mlp_tokens for layer in plan),
     }
     call = {
         "call": 1,
-        "weights": len(plan) * (4 * width + 2 * hidden) * width,
+        "weights": len(plan) * (4 * width + layers * hidden) * width,
         "steps": sum(layer.counts is not None for layer in plan),
     }
     return call | {name: batch_size * count for name, count in image.items()}

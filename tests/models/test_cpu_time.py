@@ -5,6 +5,7 @@ import json
 import pytest
 
 from imagepiece_jax.models import cpu_time
+from imagepiece_jax.models.architecture import Architecture
 from tests.models import tiny
 from tests.runs import ROOT
 from tools import cpu_time as tool
@@ -62,6 +63,15 @@ def test_the_sentence(monkeypatch):
         "predicted on a CPU, times the speed of dense: 2.60 at batch size 1, 2.60 at "
         "batch size 8, 2.60 at batch size 32"
     )
+
+
+def test_a_gate_is_a_third_layer():
+    plain, gated = (
+        cpu_time.work(tiny.model(arch=Architecture(mlp=mlp)), tiny.SIDE, 1)
+        for mlp in ("gelu", "swiglu")
+    )
+    assert gated["weights"] - plain["weights"] == 3 * 120 * 30
+    assert gated["products"] - plain["products"] == 3 * 26 * 120 * 30
 
 
 @pytest.mark.parametrize("batch_size", [1, 32])
