@@ -68,7 +68,7 @@ def main(words):
             continue
         found[str(file)] = [one._asdict() for one in predictions]
         listed = (f"{one.label} {100 * one.probability:.1f} %" for one in predictions)
-        print(f"{file}: {', '.join(listed)}", flush=True)
+        print(f"{file}: {'; '.join(listed)}", flush=True)
     if JSON.value is not None:
         replace_file(JSON.value, json.dumps(found, indent=2) + "\n")
     return int(damaged > 0)

@@ -94,7 +94,12 @@ def run(group: Group, against, rules, peaks) -> list[dict]:
 
 
 def advise(configs, batch_sizes, dtype: str, results=None):
-    """Yield an `Advice` on every config at every batch size, with random weights."""
+    """Yield an `Advice` on every config at every batch size, with random weights.
+
+    Dense configs among others are passed over: each reduction has its own to compare.
+    """
+    reduced = {k: c for k, c in configs.items() if c.reduction.name != "none"}
+    configs = reduced or configs
     for group in groups(configs, batch_sizes, dtype, ["inference"]):
         for name, case in group.cases().items():
             with _memory_errors(group):

@@ -29,7 +29,10 @@ DATA = cli.data("config.data")
 RESIZE = cli.resize()
 LIMIT = cli.limit()
 JSON = flags.DEFINE_string(
-    "json", None, "also write the results to this file", allow_override=True
+    "json",
+    None,
+    "also write the results to this file, a line each of a sweep",
+    allow_override=True,
 )
 SWEEP = cli.sweep("these reductions instead of config.reduction")
 OPTIMIZED = flags.DEFINE_bool(

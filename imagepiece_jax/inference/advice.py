@@ -19,6 +19,7 @@ from imagepiece_jax.inference.program import Program
 from imagepiece_jax.reduction import methods, settings
 
 RULES = timer.Rules(warmup=2, repeats=5, seconds=0.2)
+UNKNOWN = "accuracy not measured"
 LONGEST = 1.0  # seconds of a dense batch: no larger one is tried than four times that
 
 
@@ -67,12 +68,12 @@ class Advice:
 def advise(
     make: Callable[[bool, int], Program],
     batch_size: int,
-    results: str | os.PathLike | None = None,
+    accuracy: str = UNKNOWN,
 ) -> Advice:
     """Time both models at `batch_size`, and at others until it shows where one pays.
 
-    make(reduced, batch size) -> the Program. results: see `accuracy`. It takes some
-    seconds a batch size, and as long as the compiler does.
+    make(reduced, batch size) -> the Program. accuracy: what is known of it, in words.
+    It takes some seconds a batch size, and as long as the compiler does.
     """
     speedups, seconds = {}, {}
     first = None
@@ -100,12 +101,12 @@ def advise(
             size *= 4
     dense, reduced = first[False], first[True]
     return Advice(
-        label=settings.label(reduced.model.reduction),
+        label=_label(reduced.model),
         device=_device(reduced.device),
         batch_size=batch_size,
         speedups=speedups,
         macs=dense.gmacs / reduced.gmacs,
-        accuracy=accuracy(reduced.model.reduction, results),
+        accuracy=accuracy,
     )
 
 
@@ -116,7 +117,9 @@ def accuracy(reduction: Mapping[str, Any], results: str | os.PathLike | None) ->
     files, as a run is. InputError for a file that is neither.
     """
     if results is None:
-        return "accuracy not measured"
+        return UNKNOWN
+    if not os.fspath(results):
+        raise InputError("results is empty; allowed are a file and a folder")
     path = pathlib.Path(results)
     if os.path.isdir(path):
         files = sorted([*path.glob("*.json"), *path.glob("*.jsonl")])
@@ -127,10 +130,24 @@ def accuracy(reduction: Mapping[str, Any], results: str | os.PathLike | None) ->
         if _same(row["reduction"], reduction):
             return f"{_cost(row)}, from {file}"
     if os.path.isdir(path):
-        return "accuracy not measured"
+        return UNKNOWN
     raise InputError(
         f"{path} has no result of {settings.label(reduction)}; allowed are files of "
         "`evaluate --json` under this reduction, or of a sweep with it"
+    )
+
+
+def _label(model):
+    """The reduction by what sets its cost, and by what is not the method's default."""
+    reduction = model.reduction
+    usual = methods.create(reduction["name"])
+    cost = usual.knob(len(model.plan)).keys()
+    return settings.label(
+        {
+            name: value
+            for name, value in reduction.items()
+            if name == "name" or name in cost or value != getattr(usual, name)
+        }
     )
 
 

@@ -84,8 +84,6 @@ def optimize(
     image_size: None is the size that the model was made for, any other is refused.
     InputError for anything that does not fit.
     """
-    if results is not None and not advise:
-        raise InputError("results is for advise=True, which is not given")
     if not isinstance(batch_size, int) or batch_size < 1:
         raise InputError(f"batch_size is {batch_size!r}; allowed are 1, 2, 3, ..")
     own = model_image_size(model, variables)
@@ -95,6 +93,12 @@ def optimize(
             "the weights for another size to have the position embeddings resized"
         )
     _check_fit(model, variables, own)
+    if advise:
+        if model.reduction["name"] == DENSE["name"]:
+            raise InputError("advise is for a model with a reduction, this has none")
+        accuracy = advice.accuracy(model.reduction, results)
+    elif results is not None:
+        raise InputError("results is for advise=True, which is not given")
     device = device or jax.local_devices()[0]
     dtype = registry.dtype_name(dtype)
     xla_options.check_dtype(device.platform, dtype)
@@ -122,8 +126,6 @@ def optimize(
     )
     if not advise:
         return program
-    if program.model.reduction["name"] == DENSE["name"]:
-        raise InputError("advise is for a model with a reduction, and this has none")
     dense = registry.without_reduction(model, variables)
 
     def make(reduced, size):
@@ -142,7 +144,7 @@ def optimize(
             cache_dir=cache_dir,
         )
 
-    found = advice.advise(make, batch_size, results)
+    found = advice.advise(make, batch_size, accuracy)
     return dataclasses.replace(program, advice=found)
 
 

@@ -19,6 +19,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference.optimize import model_image_size, optimize
 from imagepiece_jax.models.vit import ViT
 
+FILES = str | bytes | pathlib.Path  # a file, by name or whole
 LOADING = threading.Lock()  # Pillow reads a file late, and not for two at once
 
 
@@ -143,7 +144,7 @@ class Predictor:
         waiting = collections.deque()
         try:
             for image in images:
-                if not isinstance(image, str | bytes | pathlib.Path):
+                if not isinstance(image, FILES):
                     # Now: its owner may change or close it before a thread looks.
                     image = _read(image)
                 waiting.append(self._threads.submit(self._pixels, image))
@@ -161,7 +162,7 @@ class Predictor:
         `image` is a file, its bytes, or what `_read` made of anything else.
         """
         name = f"{image}: " if isinstance(image, str | pathlib.Path) else ""
-        if isinstance(image, str | bytes | pathlib.Path):
+        if isinstance(image, FILES):
             image = _read(image)
         if isinstance(image, InputError):
             return image
@@ -195,7 +196,7 @@ def _transform(size, resize, known):
 
 def _is_one(images):
     """Whether this is one image, or no image at all, rather than several."""
-    one = isinstance(images, str | bytes | pathlib.Path)
+    one = isinstance(images, FILES | bytearray | memoryview)
     one |= hasattr(images, "convert") or hasattr(images, "read")  # PIL's, an open file
     one |= getattr(images, "ndim", None) in (2, 3)
     return one or not hasattr(images, "__iter__")
@@ -211,7 +212,9 @@ def _read(image):
 
 def _rgb(image):
     """Pixels [H, W, 3] uint8 of a file, a PIL image (both upright) or an array."""
-    if isinstance(image, str | bytes | pathlib.Path):
+    if isinstance(image, bytearray | memoryview):
+        image = bytes(image)
+    if isinstance(image, FILES):
         name = "the image" if isinstance(image, bytes) else str(image)
         file = io.BytesIO(image) if isinstance(image, bytes) else image
         try:

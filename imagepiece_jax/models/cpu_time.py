@@ -63,7 +63,7 @@ def line(model, dense, image_size) -> str:
         for size in BATCH_SIZES
     )
     listed = ", ".join(
-        f"{ratio:.2f} at batch size {size}"
+        f"{ratio:.2f}x at batch size {size}"
         for ratio, size in zip(ratios, BATCH_SIZES, strict=True)
     )
-    return f"predicted on a CPU, times the speed of dense: {listed}"
+    return f"predicted speed on a CPU, relative to dense: {listed}"

@@ -23,7 +23,7 @@ def measured(monkeypatch):
 
         def make(reduced, size):
             tried.append(size)
-            model = types.SimpleNamespace(reduction=EVIT)
+            model = tiny.model(EVIT | {"blocks": (0,)})
             device = types.SimpleNamespace(platform="gpu", device_kind="H200")
             gmacs = 3.0 if reduced else 4.5
             return types.SimpleNamespace(
@@ -45,9 +45,9 @@ def test_what_pays_at_once_pays_from_one_on(measured):
     found, tried = measured({32: 1.4, 1: 1.1}, 32)
     assert tried == [32, 1]
     assert str(found) == (
-        "evit keep_rate=0.7 at batch size 32 on H200: 1.40 times as fast as dense "
-        "[1.40, 1.40] (by MACs 1.50); faster from batch size 1 on (measured at 1, 32); "
-        "accuracy not measured"
+        "evit keep_rate=0.7 blocks=(0,) at batch size 32 on H200: 1.40 times as fast "
+        "as dense [1.40, 1.40] (by MACs 1.50); faster from batch size 1 on (measured "
+        "at 1, 32); accuracy not measured"
     )
 
 

@@ -60,8 +60,8 @@ def test_the_sentence(monkeypatch):
     left = {tiny.model(): 26.0, tiny.model(tiny.EVIT): 10.0}
     monkeypatch.setattr(cpu_time, "seconds", lambda model, *_: left[model])
     assert cpu_time.line(tiny.model(tiny.EVIT), tiny.model(), tiny.SIDE) == (
-        "predicted on a CPU, times the speed of dense: 2.60 at batch size 1, 2.60 at "
-        "batch size 8, 2.60 at batch size 32"
+        "predicted speed on a CPU, relative to dense: 2.60x at batch size 1, 2.60x at "
+        "batch size 8, 2.60x at batch size 32"
     )
 
 
