@@ -22,12 +22,22 @@ OPSET = 20  # the first with Gelu
 IR_VERSION = 10  # of ONNX files, of the time of that opset
 
 
+def held(dtype) -> np.dtype:
+    """What a graph has for a dtype of JAX: integers but pixels are int64.
+
+    TopK, ArgMax and Gather have them so, and nothing between them needs a cast.
+    """
+    dtype = np.dtype(dtype)
+    whole = dtype.kind in "iu" and dtype != np.uint8
+    return np.dtype(np.int64) if whole else dtype
+
+
 @dataclasses.dataclass(frozen=True)
 class Value:
     """A tensor of the graph, or a constant that is none of it yet.
 
     shape: as in the graph, where a side of 1 may stand for one that JAX has broadcast;
-    ints or multiples of the open batch.
+    ints or multiples of the open batch. dtype: `held`.
     """
 
     shape: tuple
@@ -38,7 +48,7 @@ class Value:
     @classmethod
     def of(cls, array):
         """A constant."""
-        array = np.asarray(array, order="C")
+        array = np.asarray(array, held(np.asarray(array).dtype), order="C")
         return cls(array.shape, array.dtype, array=array)
 
     @property
@@ -76,7 +86,7 @@ class Graph:
         if key in self._made:
             return self._made[key]
         values = [
-            Value(tuple(shape), np.dtype(dtype), self._fresh(kind))
+            Value(tuple(shape), held(dtype), self._fresh(kind))
             for shape, dtype in results
         ]
         outputs = [value.name for value in values]
@@ -217,7 +227,7 @@ class Graph:
     def cast(self, value, dtype):
         from onnx import helper
 
-        dtype = np.dtype(dtype)
+        dtype = held(dtype)
         if value.dtype == dtype:
             return value
         if value.array is not None:

@@ -81,6 +81,15 @@ def log_sum_exp(graph, logits):
     return graph.reduce("ReduceLogSumExp", logits, (1,))
 
 
+@stands
+def unit(graph, x, eps=1e-6):
+    x = graph.cast(x, np.float32)
+    squares = graph.reduce("ReduceSumSquare", x, (-1,), keep=True)
+    least = Value.of(np.array(eps, np.float32))
+    length = graph.elementwise("Sqrt", [graph.elementwise("Add", [squares, least])])
+    return graph.elementwise("Div", [x, length])
+
+
 # Order and choice
 
 
@@ -162,6 +171,14 @@ def pick(graph, position, length, *values):
 def _kept(graph, keep, length):
     """The first `length` indices of kept tokens, 0 after their end. -> [B, length]."""
     n = keep.shape[1]
+    side, *known = graph.notes.get(keep.name, (None,))
+    if side in ("before", "from"):
+        order, place = known
+        ends = (0, place) if side == "before" else (place, n)
+        if ends[1] - ends[0] == length:
+            batch = keep.shape[0]
+            chosen = graph.slice(order, (0, ends[0]), (batch, ends[1]))
+            return _top(graph, chosen, length, largest=False)[0]
     index = Value.of(np.arange(n, dtype=np.int64)[None])
     none = Value.of(np.array(n, np.int64))
     index = graph.op("Where", [keep, index, none], keep.shape, np.int64)

@@ -59,9 +59,20 @@ COMPARISONS = {
 }
 
 
+# What is known of a comparison of ranks with a number, for onnx_nodes: it holds of the
+# tokens before that place of their order, or of those from there on.
+SIDES = {"lt": "before", "ge": "from"}
+OPPOSITE = {"before": "from", "from": "before"}
+
+
 @primitive(*UNARY)
 def _unary(graph, equation, x):
-    return graph.elementwise(UNARY[equation.primitive.name], [x])
+    found = graph.elementwise(UNARY[equation.primitive.name], [x])
+    if equation.primitive.name == "not" and x.name in graph.notes:
+        kind, *known = graph.notes[x.name]
+        if kind in OPPOSITE:
+            graph.notes[found.name] = OPPOSITE[kind], *known
+    return found
 
 
 @primitive(*BINARY)
@@ -75,7 +86,14 @@ def _binary(graph, equation, *values):
 @primitive(*COMPARISONS)
 def _comparison(graph, equation, *values):
     values = [graph.cast(v, np.int32) if v.dtype.kind == "b" else v for v in values]
-    return graph.elementwise(COMPARISONS[equation.primitive.name], values, bool)
+    name = equation.primitive.name
+    found = graph.elementwise(COMPARISONS[name], values, bool)
+    place, limit = values
+    note, *known = graph.notes.get(place.name, (None,))
+    if note == "order" and name in SIDES and limit.array is not None:
+        if limit.array.size == 1:
+            graph.notes[found.name] = SIDES[name], *known, int(limit.array.item())
+    return found
 
 
 @primitive("ne")

@@ -183,9 +183,12 @@ def cosine_within(x, eps=1e-6):
 def cosine(a, b, eps=1e-6):
     """Cosine similarities in float32. [B, n, d], [B, m, d] -> [B, n, m]."""
     chex.assert_rank([a, b], 3)
+    pair = unit(a, eps), unit(b, eps)
+    return jnp.einsum("bnd,bmd->bnm", *pair, precision="highest")
 
-    def unit(x):
-        x = x.astype(jnp.float32)
-        return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + eps)
 
-    return jnp.einsum("bnd,bmd->bnm", unit(a), unit(b), precision="highest")
+@node
+def unit(x, eps=1e-6):
+    """Vectors of the last axis at length 1, in float32."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + eps)

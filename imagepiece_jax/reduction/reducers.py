@@ -249,8 +249,8 @@ class Bipartite(Reducer):
         else:  # the rest of A stands by falling similarity
             place = order - merges
             staying = invert(order, merges + np.arange(rest))
-        # The place of a token on side B is half its index.
-        slot_of = rest + partner // 2
+        # The place of a token on side B is half its index; `//` is nine operations.
+        slot_of = rest + jax.lax.div(partner, 2)
         sources, targets = (
             jnp.broadcast_to(side, (order.shape[0], side.size))
             for side in (sources, targets)
