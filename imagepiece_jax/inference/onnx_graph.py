@@ -68,7 +68,7 @@ class Graph:
         self.batch, self.images = batch, images
         self.primitives, self.functions = primitives, functions
         self.nodes, self.constants = [], {}
-        self._made, self._count, self._reshaped = {}, {}, {}
+        self._made, self._count, self._reshaped, self._truths = {}, {}, {}, {}
         self.notes = {}  # what is known of a Value, by its name: see onnx_nodes
 
     # Nodes
@@ -232,8 +232,12 @@ class Graph:
             return value
         if value.array is not None:
             return Value.of(value.array.astype(dtype))
+        value = self._truths.get(value.name, value)  # of two in a row one is enough
         kind = helper.np_dtype_to_tensor_dtype(dtype)
-        return self.op("Cast", [value], value.shape, dtype, to=kind)
+        out = self.op("Cast", [value], value.shape, dtype, to=kind)
+        if value.dtype.kind == "b":
+            self._truths[out.name] = value
+        return out
 
     def reduce(self, kind, value, axes, keep=False):
         """ReduceSum and its like over `axes`; of truth values those of 0 and 1.

@@ -45,6 +45,7 @@ def gelu(graph, x, form="exact"):
 @stands
 def attend(graph, query, key, value, key_bias=None, *, backend="xla", length=None):
     weights = _weights(graph, query, key, key_bias)
+    graph.notes[key.name] = "attended", query, key_bias, weights
     value = graph.transpose(value, (0, 2, 1, 3))
     shape = (*weights.shape[:3], value.shape[3])
     out = graph.op("MatMul", [weights, value], shape, value.dtype)
@@ -70,8 +71,17 @@ def _weights(graph, query, key, key_bias):
 def class_attention(graph, query, key, key_bias=None):
     query, key = (graph.cast(x, np.float32) for x in (query, key))
     batch, heads, width = query.shape
-    query = graph.reshape(query, (batch, 1, heads, width))
-    weights = _weights(graph, query, key, key_bias)
+    row = graph.reshape(query, (batch, 1, heads, width))
+    weights = None
+    note, *known = graph.notes.get(key.name, (None,))
+    if note == "attended":  # by all tokens, the class token first
+        every, bias, found = known
+        first = graph.slice(every, (0, 0, 0, 0), (batch, 1, heads, width))
+        if first == row and bias == key_bias:
+            limits = batch, heads, 1, found.shape[3]
+            weights = graph.slice(found, (0, 0, 0, 0), limits)
+    if weights is None:
+        weights = _weights(graph, row, key, key_bias)
     mean = graph.reduce("ReduceMean", weights, (1,))
     return graph.reshape(mean, (batch, key.shape[1]))
 
