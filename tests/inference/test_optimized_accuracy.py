@@ -26,9 +26,8 @@ def test_the_difference_is_the_program_less_the_reference(monkeypatch, capsys):
     program = types.SimpleNamespace(model=tanh)
     monkeypatch.setattr(accuracy, "evaluate", evaluate)
     monkeypatch.setattr(optimize, "optimize", lambda *args, **options: program)
-    config = types.SimpleNamespace(
-        eval_batch_size=2, seed=0, model=types.SimpleNamespace(attention="xla")
-    )
+    fields = types.SimpleNamespace(attention="xla", kernels=None)
+    config = types.SimpleNamespace(eval_batch_size=2, seed=0, model=fields)
     found = optimized_accuracy.compare(model, {}, lambda **options: [], config, "tanh")
     assert found["reference"]["acc1"] == 75 and found["reference"]["gelu"] == "exact"
     optimized = found["optimized"]

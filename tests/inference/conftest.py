@@ -1,0 +1,26 @@
+"""A tiny classifier, its weights in a file, and pictures for it."""
+
+import numpy as np
+import pytest
+
+from imagepiece_jax.models import convert
+from tests.models import tiny
+
+
+@pytest.fixture(scope="module")
+def trained():
+    model = tiny.model(depth=1)
+    return model, tiny.variables(model)
+
+
+@pytest.fixture(scope="module")
+def weights_file(trained, tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "tiny.npz"
+    np.savez(path, **convert.to_timm(trained[1]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    shape = (3, tiny.SIDE, tiny.SIDE, 3)
+    return np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
