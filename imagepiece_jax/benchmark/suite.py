@@ -9,6 +9,7 @@ from imagepiece_jax.benchmark.workloads import INPUTS, MODES, Case
 from imagepiece_jax.common import timer
 from imagepiece_jax.common.files import git_revision
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.reduction.settings import DENSE
 
 FULL = ("RESOURCE_EXHAUSTED", "out of memory")  # messages of a full memory
 
@@ -98,7 +99,7 @@ def advise(configs, batch_sizes, dtype: str, results=None):
 
     Dense configs among others are passed over: each reduction has its own to compare.
     """
-    reduced = {k: c for k, c in configs.items() if c.reduction.name != "none"}
+    reduced = {k: c for k, c in configs.items() if c.reduction.name != DENSE["name"]}
     configs = reduced or configs
     for group in groups(configs, batch_sizes, dtype, ["inference"]):
         for name, case in group.cases().items():

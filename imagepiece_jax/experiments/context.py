@@ -8,7 +8,6 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
-import jax
 import numpy as np
 
 from imagepiece_jax.benchmark import device
@@ -17,7 +16,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy, statistics
 from imagepiece_jax.experiments.cache import ResultCache
 from imagepiece_jax.experiments.images import Images
-from imagepiece_jax.inference import optimize
+from imagepiece_jax.inference import advice, optimize
 from imagepiece_jax.models import summary
 from imagepiece_jax.models.pretrained import Pretrained, for_analysis
 from imagepiece_jax.models.run_files import RUN_CONFIG
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 MAX_PROGRAMS = 64  # compiled evaluation steps that are kept
-INPUTS = 4  # batches of noise that a timed program cycles through
 
 
 class Models(Protocol):
@@ -278,7 +276,7 @@ class Context:
                 batch_size=self.speed_batch,
                 dtype=pretrained.fields.get("dtype", xla_options.fast_dtype()),
             )
-            jobs[name] = timer.job(functools.partial(_call, fast, _noise(fast)))
+            jobs[name] = advice.job(fast)
         times = timer.measure(jobs, self.rules)
         ratio = timer.spread(timer.speedups(times["dense"], times["reduced"]))
         ours = timer.spread(times["reduced"])
@@ -328,15 +326,6 @@ def plan_facts(model, image_size: int) -> dict:
         "tokens_per_block": [[p.attn_tokens, p.mlp_tokens] for p in model.plan],
         "tokens": model.plan[-1].mlp_tokens,
     }
-
-
-def _call(fast, images, number):
-    return fast(images[number % len(images)])
-
-
-def _noise(fast):
-    keys = jax.random.split(jax.random.key(0), INPUTS)
-    return [jax.random.normal(k, fast.images.shape, fast.images.dtype) for k in keys]
 
 
 def _encode(right):

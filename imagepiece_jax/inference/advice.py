@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 
 from imagepiece_jax.common import timer
 from imagepiece_jax.errors import InputError
@@ -18,6 +18,7 @@ from imagepiece_jax.evaluate.statistics import Estimate, format_difference
 from imagepiece_jax.inference.program import Program
 from imagepiece_jax.reduction import methods, settings
 
+INPUTS = 4  # different batches, in rotation
 RULES = timer.Rules(warmup=2, repeats=5, seconds=0.2)
 UNKNOWN = "accuracy not measured"
 LONGEST = 1.0  # seconds of a dense batch: no larger one is tried than four times that
@@ -208,13 +209,16 @@ def _same(found, reduction):
 
 
 def job(program: Program) -> timer.Job:
-    """What times a program, on one batch of noise that lies on its device."""
-    kind, rng = program.images, np.random.default_rng(0)
-    images = rng.integers(0, 256, kind.shape, np.uint8)
-    if kind.dtype != np.uint8:
-        images = (images / np.float32(128) - 1).astype(kind.dtype)
-    images = jax.device_put(images, program.device)
-    return timer.job(lambda number: program(images))
+    """What times a program, on batches of noise that take turns."""
+    kind = program.images
+
+    def noise(key):
+        if kind.dtype == jnp.uint8:
+            return jax.random.randint(key, kind.shape, 0, 256, kind.dtype)
+        return jax.random.normal(key, kind.shape, kind.dtype)
+
+    images = list(map(noise, jax.random.split(jax.random.key(0), INPUTS)))
+    return timer.job(lambda number: program(images[number % INPUTS]))
 
 
 def _faster(speedup):
@@ -222,7 +226,7 @@ def _faster(speedup):
 
 
 def _powers(limit):
-    return [2**i for i in range(limit.bit_length()) if 2**i <= limit]
+    return [2**i for i in range(limit.bit_length())]  # up to the limit
 
 
 def _listed(numbers):
