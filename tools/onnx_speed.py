@@ -32,7 +32,7 @@ MODELS = {
 TIMM = {"deit_ti": "deit_tiny_patch16_224", "deit_s": "deit_small_patch16_224"}
 SIDE = 224
 HEAD = ["batch", "runtime", "model", "img/s", "x dense", "x by MACs", "share"]
-RULES = timer.Rules(warmup=3, repeats=7, seconds=0.4)
+RULES = timer.Rules(warmup=3, repeats=7, seconds=0.4, rest=0.1)
 SIZE = flags.DEFINE_enum("size", "deit_s", list(TIMM), "of the models")
 BATCH = flags.DEFINE_list("batch_size", ["1", "8", "32"], "one or more")
 THREADS = flags.DEFINE_integer("threads", 2, "of onnxruntime and PyTorch", 1)

@@ -20,6 +20,7 @@ from imagepiece_jax.errors import InputError
 
 OPSET = 20  # the first with Gelu
 IR_VERSION = 10  # of ONNX files, of the time of that opset
+HEADS = 16  # the longest axis that is summed part by part
 
 
 def held(dtype) -> np.dtype:
@@ -68,7 +69,8 @@ class Graph:
         self.batch, self.images = batch, images
         self.primitives, self.functions = primitives, functions
         self.nodes, self.constants = [], {}
-        self._made, self._count, self._reshaped, self._truths = {}, {}, {}, {}
+        self._made, self._count = {}, {}
+        self._reshaped, self._transposed, self._truths = {}, {}, {}
         self.notes = {}  # what is known of a Value, by its name: see onnx_nodes
 
     # Nodes
@@ -164,12 +166,17 @@ class Graph:
 
     def transpose(self, value, order):
         order = tuple(map(int, order))
+        if value.name in self._transposed:  # of two in a row one is enough, or none
+            value, before = self._transposed[value.name]
+            order = tuple(before[i] for i in order)
         if order == tuple(range(value.ndim)):
             return value
         if value.array is not None:
             return Value.of(value.array.transpose(order))
         shape = tuple(value.shape[i] for i in order)
-        return self.op("Transpose", [value], shape, value.dtype, perm=order)
+        out = self.op("Transpose", [value], shape, value.dtype, perm=order)
+        self._transposed[out.name] = value, order
+        return out
 
     def slice(self, value, starts, limits, strides=None):
         """value[starts[0]:limits[0]:strides[0], ..]."""
@@ -183,9 +190,12 @@ class Graph:
             chosen.append((start, limit, axis, stride))
         if not chosen:
             return value
-        columns = zip(*chosen, strict=True)
+        columns = list(zip(*chosen, strict=True))
         operands = [Value.of(np.array(column, np.int64)) for column in columns]
-        return self.op("Slice", [value, *operands], shape, value.dtype)
+        out = self.op("Slice", [value, *operands], shape, value.dtype)
+        if value.ndim - 1 not in columns[2]:
+            self.notes[out.name] = "rows", value, starts, limits, strides
+        return out
 
     def whole(self, value, shape):
         """`value` with all sides of `shape`, what was left to broadcasting done."""
@@ -219,9 +229,25 @@ class Graph:
         return self.op("Concat", parts, (len(shape),), np.int64, axis=0)
 
     def elementwise(self, kind, inputs, dtype=None, **attributes):
-        """A node that broadcasts its inputs."""
+        """A node that broadcasts its inputs; of one and constants, before a transpose.
+
+        So the transposes around each of several convolutions meet, and cancel.
+        """
         shape = broadcast(*(value.shape for value in inputs))
         dtype = inputs[0].dtype if dtype is None else dtype
+        moved = [value for value in inputs if value.name in self._transposed]
+        if len(moved) == 1 and all(
+            v is moved[0] or v.array is not None for v in inputs
+        ):
+            source, order = self._transposed[moved[0].name]
+            if source.ndim == len(shape):
+                back = np.argsort(order)
+                inputs = [
+                    source if value is moved[0] else _permuted(value, back)
+                    for value in inputs
+                ]
+                out = self.elementwise(kind, inputs, dtype, **attributes)
+                return self.transpose(out, order)
         return self.op(kind, inputs, shape, dtype, **attributes)
 
     def cast(self, value, dtype):
@@ -250,10 +276,28 @@ class Graph:
             return self.cast(self.reduce(kind, wide, axes, keep), value.dtype)
         axes = [int(axis) % value.ndim for axis in axes]
         shape = [1 if i in axes else side for i, side in enumerate(value.shape)]
-        if not keep:
-            shape = [side for i, side in enumerate(shape) if i not in axes]
+        rest = [side for i, side in enumerate(value.shape) if i not in axes]
+        if kind == "ReduceSum" and len(axes) == 1 and self._few(value, *axes):
+            total = self._sum_of_parts(value, *axes, shape)
+            return total if keep else self.reshape(total, rest)
         axes = Value.of(np.array(axes, np.int64))
+        shape = shape if keep else rest
         return self.op(kind, [value, axes], shape, value.dtype, keepdims=int(keep))
+
+    def _few(self, value, axis):
+        """Whether an axis is as short as that of heads, and has others behind it."""
+        side = value.shape[axis]
+        return self.times(side) is None and 1 < side <= HEADS and axis < value.ndim - 1
+
+    def _sum_of_parts(self, value, axis, shape):
+        """ReduceSum over a short axis, for which OpenVINO 2026.4 takes twice as long."""
+        count = value.shape[axis]
+        parts = self.ops(
+            *("Split", [value], [(shape, value.dtype)] * count),
+            axis=axis,
+            num_outputs=count,
+        )
+        return self.op("Sum", parts, shape, value.dtype)
 
     # Equations
 
@@ -345,6 +389,13 @@ def _folded(graph, equation, values):
         found = equation.primitive.bind(*map(jax.numpy.asarray, arrays), **params)
     found = found if equation.primitive.multiple_results else [found]
     return [Value.of(np.asarray(array)) for array in found]
+
+
+def _permuted(constant, order):
+    """A constant that broadcasts with what has been transposed by `order`."""
+    array = constant.array
+    sides = (1,) * (len(order) - array.ndim) + array.shape
+    return Value.of(array.reshape(sides).transpose(order)) if array.ndim else constant
 
 
 def _content(array):
