@@ -1,22 +1,23 @@
 """Dense and reduced models in onnxruntime, OpenVINO, JAX and PyTorch on this CPU.
 
-python -m tools.onnx_speed --size deit_s --batch_size 1,8,32 --json speeds.jsonl
+    python -m tools.onnx_speed --size deit_s --times speeds.jsonl
 
 Programs of a batch size take turns in one process, in float32 with random weights:
 ONNX graphs of that batch size, what `optimize` makes, and timm's dense model where
-torch is installed. The ratio is to the same runtime's dense model with the patch stem,
-round by round; brackets are its lowest and highest of the turns.
+torch is installed. The table has images a second and, in brackets, the ratio to the
+same runtime's dense model with the patch stem, round by round, with the lowest and
+highest of the turns. Times that the file holds are not taken again.
 """
 
 import importlib.util
 import json
+import pathlib
 
 import numpy as np
 from absl import flags
 
 from imagepiece_jax import cli
 from imagepiece_jax.common import tables, timer
-from imagepiece_jax.common.files import check_writable, replace_file
 from imagepiece_jax.inference.onnx_model import onnx_model
 from imagepiece_jax.inference.optimize import optimize
 from imagepiece_jax.models import registry, summary
@@ -31,26 +32,24 @@ MODELS = {
 }
 TIMM = {"deit_ti": "deit_tiny_patch16_224", "deit_s": "deit_small_patch16_224"}
 SIDE = 224
-HEAD = ["batch", "runtime", "model", "img/s", "x dense", "x by MACs", "share"]
+RUNTIMES = ("onnxruntime", "OpenVINO", "JAX", "PyTorch")
 RULES = timer.Rules(warmup=3, repeats=7, seconds=0.4, rest=0.1)
 SIZE = flags.DEFINE_enum("size", "deit_s", list(TIMM), "of the models")
 BATCH = flags.DEFINE_list("batch_size", ["1", "8", "32"], "one or more")
 THREADS = flags.DEFINE_integer("threads", 2, "of onnxruntime and PyTorch", 1)
-JSON = flags.DEFINE_string("json", None, "a line for each program")
+TIMES = flags.DEFINE_string("times", None, "a file of one line per program")
 
 
 def main():
-    if JSON.value:
-        check_writable("--json", JSON.value)
-    rows = []
-    for batch in map(int, BATCH.value):
-        found = measure(SIZE.value, batch)
+    file, size = pathlib.Path(cli.required(TIMES)), SIZE.value
+    lines = file.read_text().splitlines() if file.exists() else []
+    rows = [row for row in map(json.loads, lines) if row["size"] == size]
+    for batch in sorted({*map(int, BATCH.value)} - {row["batch"] for row in rows}):
+        found = measure(size, batch)
+        with open(file, "a") as out:
+            out.writelines(json.dumps(row) + "\n" for row in found)
         rows += found
-        head = HEAD if len(rows) == len(found) else None
-        lines = tables.markdown(HEAD, map(cells, found))
-        print("\n".join(lines if head else lines[2:]), flush=True)
-    if JSON.value:
-        replace_file(JSON.value, "".join(json.dumps(row) + "\n" for row in rows))
+    print("\n".join(table(rows)))
 
 
 def measure(size, batch):
@@ -74,7 +73,7 @@ def measure(size, batch):
     if importlib.util.find_spec("timm"):
         jobs["PyTorch", "dense"] = timer.Job(_timm(size, images), lambda result: result)
     times, rows = timer.measure(jobs, RULES), []
-    for runtime, name in sorted(times, key=lambda key: key[0]):
+    for runtime, name in times:
         rates = timer.spread([batch / seconds for seconds in times[runtime, name]])
         ratios = timer.speedups(times[runtime, "dense"], times[runtime, name])
         row = {"size": size, "batch": batch, "runtime": runtime, "model": name}
@@ -83,16 +82,29 @@ def measure(size, batch):
     return rows
 
 
-def cells(row):
-    """A row of the table."""
+def table(rows):
+    """Lines of a table: a line for each program, a column for each batch size."""
+    found = {(row["runtime"], row["model"], row["batch"]): row for row in rows}
+    batches = sorted({row["batch"] for row in rows})
+    lines = []
+    for runtime in RUNTIMES:
+        for name in MODELS:
+            cells = [found.get((runtime, name, batch)) for batch in batches]
+            if any(cells):
+                macs = next(filter(None, cells))["macs"]
+                lines.append([runtime, name, *map(_cell, cells), f"{macs:.2f}"])
+    head = ["runtime", "model", *(f"batch {batch}" for batch in batches), "by MACs"]
+    return tables.markdown(head, lines)
+
+
+def _cell(row):
+    if row is None:
+        return None
     median, low, high = row["ratio"]
-    return [
-        *(str(row["batch"]), row["runtime"], row["model"]),
-        f"{row['rate'][0]:.1f}",
-        f"{median:.2f} [{low:.2f}, {high:.2f}]",
-        f"{row['macs']:.2f}",
-        f"{median / row['macs']:.2f}",
-    ]
+    ratio = (
+        "" if row["model"] == "dense" else f" ({median:.2f} [{low:.2f}, {high:.2f}])"
+    )
+    return f"{row['rate'][0]:.1f}{ratio}"
 
 
 def _onnxruntime(graph, images):

@@ -235,19 +235,17 @@ class Graph:
         """
         shape = broadcast(*(value.shape for value in inputs))
         dtype = inputs[0].dtype if dtype is None else dtype
-        moved = [value for value in inputs if value.name in self._transposed]
-        if len(moved) == 1 and all(
-            v is moved[0] or v.array is not None for v in inputs
+        (value, *others) = sorted(inputs, key=lambda value: value.array is not None)
+        source, order = self._transposed.get(value.name, (value, None))
+        if (
+            order
+            and all(v.array is not None for v in others)
+            and source.ndim == len(shape)
         ):
-            source, order = self._transposed[moved[0].name]
-            if source.ndim == len(shape):
-                back = np.argsort(order)
-                inputs = [
-                    source if value is moved[0] else _permuted(value, back)
-                    for value in inputs
-                ]
-                out = self.elementwise(kind, inputs, dtype, **attributes)
-                return self.transpose(out, order)
+            back = np.argsort(order)
+            inputs = [source if v is value else _permuted(v, back) for v in inputs]
+            out = self.elementwise(kind, inputs, dtype, **attributes)
+            return self.transpose(out, order)
         return self.op(kind, inputs, shape, dtype, **attributes)
 
     def cast(self, value, dtype):
@@ -277,26 +275,19 @@ class Graph:
         axes = [int(axis) % value.ndim for axis in axes]
         shape = [1 if i in axes else side for i, side in enumerate(value.shape)]
         rest = [side for i, side in enumerate(value.shape) if i not in axes]
-        if kind == "ReduceSum" and len(axes) == 1 and self._few(value, *axes):
-            total = self._sum_of_parts(value, *axes, shape)
-            return total if keep else self.reshape(total, rest)
+        if kind == "ReduceSum" and len(axes) == 1 and axes[0] < value.ndim - 1:
+            if value.shape[axes[0]] in range(2, HEADS + 1):
+                total = self._sum_of_parts(value, *axes, shape)
+                return total if keep else self.reshape(total, rest)
         axes = Value.of(np.array(axes, np.int64))
         shape = shape if keep else rest
         return self.op(kind, [value, axes], shape, value.dtype, keepdims=int(keep))
 
-    def _few(self, value, axis):
-        """Whether an axis is as short as that of heads, and has others behind it."""
-        side = value.shape[axis]
-        return self.times(side) is None and 1 < side <= HEADS and axis < value.ndim - 1
-
     def _sum_of_parts(self, value, axis, shape):
-        """ReduceSum over a short axis, for which OpenVINO 2026.4 takes twice as long."""
+        """ReduceSum over a short axis; as one node OpenVINO 2026.4 takes longer."""
         count = value.shape[axis]
-        parts = self.ops(
-            *("Split", [value], [(shape, value.dtype)] * count),
-            axis=axis,
-            num_outputs=count,
-        )
+        parts = [(shape, value.dtype)] * count
+        parts = self.ops("Split", [value], parts, axis=axis, num_outputs=count)
         return self.op("Sum", parts, shape, value.dtype)
 
     # Equations
