@@ -12,6 +12,7 @@ highest of the turns. Times that the file holds are not taken again.
 import importlib.util
 import json
 import pathlib
+import time
 
 import numpy as np
 from absl import flags
@@ -33,7 +34,7 @@ MODELS = {
 TIMM = {"deit_ti": "deit_tiny_patch16_224", "deit_s": "deit_small_patch16_224"}
 SIDE = 224
 RUNTIMES = ("onnxruntime", "OpenVINO", "JAX", "PyTorch")
-RULES = timer.Rules(warmup=3, repeats=7, seconds=0.4, rest=0.1)
+RULES = timer.Rules(warmup=3, repeats=7, seconds=0.4)
 SIZE = flags.DEFINE_enum("size", "deit_s", list(TIMM), "of the models")
 BATCH = flags.DEFINE_list("batch_size", ["1", "8", "32"], "one or more")
 THREADS = flags.DEFINE_integer("threads", 2, "of onnxruntime and PyTorch", 1)
@@ -72,7 +73,7 @@ def measure(size, batch):
             jobs[runtime, name] = timer.Job(call, lambda result: result)
     if importlib.util.find_spec("timm"):
         jobs["PyTorch", "dense"] = timer.Job(_timm(size, images), lambda result: result)
-    times, rows = timer.measure(jobs, RULES), []
+    times, rows = timer.measure(jobs, RULES, rest=lambda: time.sleep(0.1)), []
     for runtime, name in times:
         rates = timer.spread([batch / seconds for seconds in times[runtime, name]])
         ratios = timer.speedups(times[runtime, "dense"], times[runtime, name])

@@ -47,14 +47,12 @@ def job(call: Callable[[int], Any]) -> Job:
 class Rules:
     """Calls before timing; turns of every program; minimum seconds of a turn.
 
-    The defaults are what a published figure needs. rest: seconds before a turn, for
-    programs of several runtimes: threads of the one before go on spinning for a while.
+    The defaults are what a published figure needs.
     """
 
     warmup: int = 20
     repeats: int = 5
     seconds: float = 1.0
-    rest: float = 0.0
 
 
 class Spread(NamedTuple):
@@ -71,12 +69,12 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def measure(
-    jobs: dict[Any, Job], rules: Rules, now=time.perf_counter, sleep=time.sleep
+    jobs: dict[Any, Job], rules: Rules, now=time.perf_counter, rest=lambda: None
 ) -> dict[Any, list[float]]:
     """Return seconds per call, one reading per repeat.
 
-    {name: Job} -> {name: [float]}; `now` returns the time in seconds, and `sleep` waits
-    for some.
+    {name: Job} -> {name: [float]}; `now` returns the time in seconds. `rest` is called
+    before every turn: threads of another runtime spin for a while after theirs.
     """
     runners = {name: _Runner(job, now) for name, job in jobs.items()}
     for runner in runners.values():
@@ -84,7 +82,7 @@ def measure(
     readings = {name: [] for name in jobs}
     for _ in range(rules.repeats):
         for name, runner in runners.items():
-            sleep(rules.rest)
+            rest()
             readings[name].append(runner.repeat(rules.seconds))
     return readings
 

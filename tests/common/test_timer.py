@@ -64,14 +64,13 @@ def test_calls_are_counted_and_waited_for(world, ahead):
 
 
 def test_a_rest_before_each_turn_is_not_timed(world):
-    def sleep(seconds):
-        world.time += seconds
+    def rest():
+        world.time += 3.0
         world.log.append("rest")
 
     a, b = Device(world, forever(0.5)), Device(world, forever(0.25))
-    rules = Rules(warmup=2, repeats=2, seconds=0.5, rest=3.0)
-    jobs = {"a": a.job(), "b": b.job()}
-    found = timer.measure(jobs, rules, world.now, sleep)
+    rules = Rules(warmup=2, repeats=2, seconds=0.5)
+    found = timer.measure({"a": a.job(), "b": b.job()}, rules, world.now, rest)
     assert found == {"a": [0.5, 0.5], "b": [0.25, 0.25]}
     turn = ["rest", a, "rest", b, b]
     assert world.log == [a, a, b, b, *turn, *turn]
