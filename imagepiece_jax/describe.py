@@ -1,20 +1,26 @@
 """Tokens, MACs and parameters of a config, block by block, and its predicted speed.
 
 python -m imagepiece_jax.describe --config configs/deit_s_imagepiece.py
+python -m imagepiece_jax.describe --weights FILE --config.reduction.name=tome
 """
 
 from imagepiece_jax import cli, config_flags
 
 config_flags.define()
+WEIGHTS = cli.weights()
 
 
 def main():
     # They import JAX: after the flags.
     from imagepiece_jax.models import cpu_time, summary
     from imagepiece_jax.training import from_config
+    from imagepiece_jax.training.weights_config import of_weights
 
-    config = config_flags.config()
-    from_config.check(config)
+    if WEIGHTS.value:
+        config, _ = of_weights(WEIGHTS.value, *config_flags.config_or_base())
+    else:
+        config = config_flags.config()
+        from_config.check(config)
     model, dense = from_config.model(config), from_config.dense(config)
     # The same stem shows what the reduction saves; papers compare with the patch stem.
     others = [dense, from_config.dense(config, stem="patch")]

@@ -15,7 +15,7 @@ from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.evaluate import __main__ as evaluate
 from imagepiece_jax.models import convert
 from imagepiece_jax.training import from_config, initial_weights
-from tests.command import call, start
+from tests.command import call, sentence, start
 from tests.runs import ROOT
 
 KEYS = {"acc1", "acc5", "loss", "images", "gmacs", "throughput", "unreadable"}
@@ -114,6 +114,18 @@ def weights_file(model_and_variables, tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "tiny.npz"
     np.savez(path, **convert.to_timm(model_and_variables[1]))
     return path
+
+
+def test_describe_of_weights(weights_file, assets):
+    want = call(describe.main, *TINY)
+    ended = call(describe.main, *TINY, "--weights", weights_file)
+    assert want.status == ended.status == 0 and ended.out == want.out
+    file = assets / "weights" / "deit_tiny_patch16_224.npz"
+    words = ["--config.model.name=deit_ti", "--config.reduction.name=evit"]
+    ended = call(describe.main, "--weights", file, *words)
+    # As in tests/reduction/flops_vectors.json.
+    assert "0.8121 GMACs an image; dense 1.254" in ended.out, ended
+    assert "nowhere.npz" in sentence(call(describe.main, "--weights", "nowhere.npz"))
 
 
 @pytest.fixture(scope="module")

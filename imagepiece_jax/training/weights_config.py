@@ -18,8 +18,10 @@ def of_weights(path, config, overrides=None, normalization=None, checkpoint="bes
     even none, it is configs/base.py: a run's own fields replace its fields, or those
     that a file's tensors show and this device's fast dtype. Then `overrides` change it:
     a reduction, an image size, but not what the weights decide. normalization: of
-    --mean and --std; checkpoint: of a run. InputError for the first contradiction.
+    --mean and --std, {} where they are not typed, None of a command that has no such
+    flags; checkpoint: of a run. InputError for the first contradiction.
     """
+    reads_images = normalization is not None
     normalization = typed_normalization(normalization)
     if overrides is None:
         from_config.check(config)
@@ -43,7 +45,8 @@ def of_weights(path, config, overrides=None, normalization=None, checkpoint="bes
 
     sized = overrides is None or weights.config is not None
     fields = weights.changed(asked | normalization, named, sized=sized)
-    if not (normalization or asked.get("mean") or weights.says_normalization):
+    known = normalization or asked.get("mean") or weights.says_normalization
+    if reads_images and not known:
         print(f"note: {unknown_normalization(path)}", flush=True)
     with config.unlocked():
         for name in IMAGENET:
