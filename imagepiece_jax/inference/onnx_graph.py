@@ -237,11 +237,8 @@ class Graph:
         dtype = inputs[0].dtype if dtype is None else dtype
         (value, *others) = sorted(inputs, key=lambda value: value.array is not None)
         source, order = self._transposed.get(value.name, (value, None))
-        if (
-            order
-            and all(v.array is not None for v in others)
-            and source.ndim == len(shape)
-        ):
+        known = all(other.array is not None for other in others)
+        if order and known and source.ndim == len(shape):
             back = np.argsort(order)
             inputs = [source if v is value else _permuted(v, back) for v in inputs]
             out = self.elementwise(kind, inputs, dtype, **attributes)
@@ -319,7 +316,7 @@ class Graph:
             found = self.functions[name](self, *args, **options)
             return found if isinstance(found, list | tuple) else [found]
         for inner in ("call_jaxpr", "jaxpr"):
-            if inner in params and name != "scan":
+            if _calls(equation, params.get(inner)):
                 return self.walk(params[inner], values)
         folded = _folded(self, equation, values)
         if folded is not None:
@@ -328,6 +325,15 @@ class Graph:
             raise unknown(name)
         found = self.primitives[name](self, equation, *values)
         return found if isinstance(found, list | tuple) else [found]
+
+
+def _calls(equation, inner):
+    """Whether `inner`, a jaxpr or None, has the operands and results of an equation."""
+    inner = getattr(inner, "jaxpr", inner)
+    if inner is None or equation.primitive.name == "scan":
+        return False
+    pairs = (inner.invars, equation.invars), (inner.outvars, equation.outvars)
+    return all([v.aval.shape for v in a] == [v.aval.shape for v in b] for a, b in pairs)
 
 
 def _needed(jaxpr):

@@ -78,8 +78,11 @@ def _unary(graph, equation, x):
 @primitive(*BINARY)
 def _binary(graph, equation, *values):
     name = equation.primitive.name
-    if name in ("and", "or") and values[0].dtype.kind != "b":
+    truths = values[0].dtype.kind == "b"
+    if name in ("and", "or") and not truths:
         raise unknown(f"{name} of integers")
+    if truths:
+        name = {"max": "or", "min": "and"}.get(name, name)
     return graph.elementwise(BINARY[name], values)
 
 
@@ -248,10 +251,13 @@ def _gather(graph, equation, x, index):
     if index.array is None or numbers.operand_batching_dims:
         raise unknown("a gather by computed indices")
     places = np.broadcast_to(index.array, equation.invars[1].aval.shape)
+    last = [x.shape[axis] - sizes[axis] for axis in axes]
+    if any(map(graph.is_open, [last])) or (places < 0).any() or (places > last).any():
+        raise unknown("a gather beyond its array")
     if places.ndim == 1:
         starts = [0] * x.ndim
         for axis, start in zip(axes, places, strict=True):
-            starts[axis] = int(np.clip(start, 0, x.shape[axis] - sizes[axis]))
+            starts[axis] = int(start)
         limits = [
             s if is_number(a, 0) else a + s for a, s in zip(starts, sizes, strict=True)
         ]
@@ -324,10 +330,13 @@ def _dot_general(graph, equation, a, b):
 
 @primitive("conv_general_dilated")
 def _conv(graph, equation, x, kernel):
-    params, (out,) = equation.params, equation.outvars
-    numbers = params["dimension_numbers"]
-    if any(side != 1 for side in params["lhs_dilation"]):
+    (x, kernel), (out,) = graph.wholes(equation, [x, kernel]), equation.outvars
+    params = equation.params
+    numbers, groups = params["dimension_numbers"], params["batch_group_count"]
+    if any(side != 1 for side in params["lhs_dilation"]) or groups != 1:
         raise unknown("a transposed convolution")
+    if any(min(pair) < 0 for pair in params["padding"]):
+        raise unknown("a convolution with negative padding")
     x = graph.transpose(x, numbers.lhs_spec)
     kernel = graph.transpose(kernel, numbers.rhs_spec)
     low, high = zip(*params["padding"], strict=True)

@@ -9,7 +9,7 @@ import pytest
 
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.inference import onnx_graph, onnx_primitives
+from imagepiece_jax.inference import onnx_graph, onnx_nodes, onnx_primitives
 from imagepiece_jax.inference.onnx_model import onnx_model
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.rotary import Rotary
@@ -86,6 +86,14 @@ def test_the_conv_stem():
     assert order.count("Conv") > 2 and "Transpose" not in order[first:last]
 
 
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_a_block_that_prunes_and_does_not_merge(batch_size):
+    fields = {"name": "diffrate", "prune": (24, 20, 15), "merge": (24, 15, 15)}
+    check(tiny.model(fields), batch_size=batch_size)
+    fields = {"name": "diffrate", "prune": (24, 20, 18), "merge": (22, 20, 18)}
+    check(tiny.model(fields), batch_size=batch_size)
+
+
 def test_images_that_are_not_square():
     check(tiny.model(tiny.EVIT, image_size=(12, 28)), side=(12, 28))
 
@@ -152,6 +160,73 @@ def test_what_draws_needs_a_fixed_batch():
     model = tiny.model({"name": "random", "blocks": (1,)})
     with pytest.raises(InputError, match="allowed is a batch size"):
         onnx_model(model, tiny.variables(model), tiny.SIDE)
+
+
+def graph_of(fn, *shapes, batch=None):
+    """The outputs of `fn` of arrays of these shapes, by JAX and by onnxruntime."""
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+    entry = onnx_graph.Value(arrays[0].shape, arrays[0].dtype, "images")
+    graph = onnx_graph.Graph(batch, entry, onnx_primitives.TABLE, onnx_nodes.TABLE)
+    others = map(onnx_graph.Value.of, arrays[1:])
+    (out,) = graph.walk(jax.make_jaxpr(fn)(*arrays), [entry, *others])
+    want = fn(*arrays)
+    out = graph.whole(out, want.shape)
+    graph.rename(out, "logits")
+    inputs, outputs = (
+        [onnx.helper.make_tensor_value_info(name, 1, value.shape)]
+        for name, value in (("images", entry), ("logits", out))
+    )
+    constants = graph.constants.values()
+    kept = [onnx.numpy_helper.from_array(array, name) for name, array in constants]
+    made = onnx.helper.make_graph(graph.nodes, "test", inputs, outputs, kept)
+    opset = [onnx.helper.make_opsetid("", onnx_graph.OPSET)]
+    model = onnx.helper.make_model(made, opset_imports=opset, ir_version=10)
+    return want, run(model, arrays[0]), run_openvino(model, arrays[0])
+
+
+@pytest.mark.parametrize(
+    "fn, shapes",
+    [
+        (lambda x, y: (x.transpose(1, 0, 2) + y) * 2, [(3, 4, 5), (1, 1, 5)]),
+        (lambda x, y: (x.T - y).T * x, [(3, 4), (4, 1)]),
+        (lambda x: x.transpose(2, 0, 1) * x.transpose(2, 0, 1), [(3, 4, 5)]),
+        (lambda x: jnp.where(x.T > 0.5, x.T, 0.0).T, [(3, 4)]),
+        (lambda x: x.transpose(1, 2, 0).transpose(1, 0, 2).sum(1), [(3, 4, 5)]),
+        (lambda x: jnp.sum(x > 0, axis=1).astype(float), [(3, 4, 5)]),
+        (lambda x: x.sum(-2, keepdims=True) / x.shape[1], [(3, 4, 5)]),
+        (lambda x: jnp.maximum(x > 1, x.transpose(0, 2, 1) < 0), [(3, 4, 4)]),
+    ],
+)
+def test_rewritten_nodes_give_the_same(fn, shapes):
+    want, *found = graph_of(lambda *x: fn(*x).astype(jnp.float32), *shapes)
+    for each in found:
+        np.testing.assert_allclose(each, want, rtol=1e-5, atol=1e-6)
+
+
+def custom_sum(x):
+    return jax.lax.reduce(x, 0.0, lambda a, b: a + 2 * b, (1,))
+
+
+def reversed_padding(x):
+    numbers = ("NHC", "HIO", "NHC")
+    kernel = jnp.ones((2, 3, 1))
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1,), [(-1, 0)], dimension_numbers=numbers
+    )
+
+
+@pytest.mark.parametrize(
+    "fn, text",
+    [
+        (custom_sum, "computes reduce, which"),
+        (reversed_padding, "a convolution with negative padding"),
+        (lambda x: x.at[:, 9].get(mode="fill", fill_value=7.0), "beyond its array"),
+    ],
+)
+def test_what_would_be_another_function_is_refused(fn, text):
+    with pytest.raises(InputError, match=text):
+        graph_of(fn, (2, 4, 3))
 
 
 def test_what_has_no_operator_is_named():

@@ -17,6 +17,7 @@ from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.ops import cosine, gather_rows, invert, rank
 from imagepiece_jax.reduction.reducers import SCORES, Ranking
 from imagepiece_jax.reduction.token_counts import Rule
+from imagepiece_jax.reduction.tokens import DROPPED, Assignment, SlotIndex
 from imagepiece_jax.reduction.validate import (
     check_counts,
     check_weight,
@@ -57,6 +58,13 @@ class PruneAndMerge(Ranking):
         x, score = jax.lax.stop_gradient((taps.x, self.scores(taps)))
         order = rank(score)
         tokens = invert(order, min(self.kept, n))
+        if tokens.shape[1] == n_out:  # none joins: no arrays of no tokens
+            return Assignment(
+                dest=jnp.where(order < n_out, order, DROPPED),
+                index=SlotIndex.of_kept(tokens),
+                n_out=n_out,
+                attn_size=taps.attn_size,
+            )
         keep, joining = tokens[:, :n_out], tokens[:, n_out:]
         alike = cosine(gather_rows(x, joining), gather_rows(x, keep))
         _, target = find_partners(alike, jnp.arange(n_out, dtype=jnp.int32)[None])
