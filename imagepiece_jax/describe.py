@@ -16,7 +16,7 @@ def main():
     from imagepiece_jax.training import from_config
     from imagepiece_jax.training.weights_config import of_weights
 
-    if WEIGHTS.value:
+    if WEIGHTS.value is not None:
         config, _ = of_weights(WEIGHTS.value, *config_flags.config_or_base())
     else:
         config = config_flags.config()

@@ -13,7 +13,8 @@ LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 # extra -> (a module that it installs, its purpose)
 EXTRAS = {
     "gpu": ("jax_cuda13_plugin", "NVIDIA GPUs"),
-    "onnx": ("jax2onnx", "ONNX files"),
+    "onnx": ("onnx", "ONNX files"),
+    "hub": ("huggingface_hub", "weights of the Hugging Face hub"),
     "torch": ("timm", "comparisons with timm"),
     "dev": ("pytest", "tests"),
 }

@@ -32,10 +32,8 @@ JSON = flags.DEFINE_string(
 
 def main(words):
     # They import JAX: after the flags.
-    from imagepiece_jax.common import xla_options
     from imagepiece_jax.data import image_files
     from imagepiece_jax.inference.predictor import Predictor
-    from imagepiece_jax.models import imagenet_classes
     from imagepiece_jax.models.run_files import own_files
     from imagepiece_jax.training import from_config
     from imagepiece_jax.training.weights_config import of_weights
@@ -48,15 +46,11 @@ def main(words):
         path, *config_flags.config_or_base(), normalization, CHECKPOINT.value
     )
     model = from_config.model(config).clone(class_names=weights.class_names)
-    labels = None
-    if LABELS.value == "imagenet":
-        labels = imagenet_classes.names()
     predict = Predictor(
         model,
         weights.restore(model, config.image_size),
-        labels=labels,
+        labels=LABELS.value,
         top=min(TOP.value, model.num_classes),
-        dtype=xla_options.fast_dtype(),
         attention=config.model.attention,
         kernels=config.model.kernels,
     )

@@ -305,7 +305,7 @@ def test_doctor_says_each_thing_in_one_line():
     for dtype in ("bfloat16", "float32"):
         assert sum(line.startswith(f"attention in {dtype}: ") for line in lines) == 1
     extras = [line.split()[1] for line in lines if line.startswith("extra ")]
-    assert extras == ["gpu", "onnx", "torch", "dev"]
+    assert extras == ["gpu", "onnx", "hub", "torch", "dev"]
     assert "extra dev (tests): installed" in lines
 
 

@@ -19,6 +19,7 @@ from absl import flags
 
 from imagepiece_jax import cli
 from imagepiece_jax.common import tables, timer
+from imagepiece_jax.common.files import check_writable
 from imagepiece_jax.inference.onnx_model import onnx_model
 from imagepiece_jax.inference.optimize import optimize
 from imagepiece_jax.models import registry, summary
@@ -43,6 +44,7 @@ TIMES = flags.DEFINE_string("times", None, "a file of one line per program")
 
 def main():
     file, size = pathlib.Path(cli.required(TIMES)), SIZE.value
+    check_writable("--times", file)
     lines = file.read_text().splitlines() if file.exists() else []
     rows = [row for row in map(json.loads, lines) if row["size"] == size]
     for batch in sorted({*map(int, BATCH.value)} - {row["batch"] for row in rows}):

@@ -22,9 +22,10 @@ def options(platform):
     return dict(OPTIONS.get(platform, {}))
 
 
-def fast_dtype() -> str:
-    """The dtype that is fast on this device: bfloat16, and float32 on CPUs."""
-    return "float32" if jax.devices()[0].platform == "cpu" else "bfloat16"
+def fast_dtype(device: jax.Device | None = None) -> str:
+    """The dtype that is fast on a device, None the first: float32 on CPUs alone."""
+    device = device or jax.devices()[0]
+    return "float32" if device.platform == "cpu" else "bfloat16"
 
 
 def check_dtype(platform, dtype):

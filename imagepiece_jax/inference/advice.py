@@ -3,9 +3,9 @@
 import contextlib
 import dataclasses
 import json
-import math
 import os
 import pathlib
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -98,8 +98,10 @@ def advise(
             slow, fast = (slow, middle) if faster(middle) else (middle, fast)
     else:
         size = batch_size
-        while seconds[size] < LONGEST and size < 1024 and not faster(4 * size):
-            size *= 4
+        # A batch that does not fit into the device's memory is none that pays.
+        with contextlib.suppress(MemoryError, jax.errors.JaxRuntimeError):
+            while seconds[size] < LONGEST and size < 1024 and not faster(4 * size):
+                size *= 4
     dense, reduced = first[False], first[True]
     return Advice(
         label=_label(reduced.model),
@@ -171,10 +173,13 @@ def _rows_or_none(file):
 def _rows(file) -> list[dict]:
     """Results in a file, one a line or one alone; InputError where there is none."""
     try:
-        text = file.read_text("utf-8")
+        text = file.read_text("utf-8-sig")
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text"
-        raise InputError(f"{file} cannot be read ({reason})") from error
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise InputError(
+            f"results {file} cannot be read ({reason}); allowed is a file of "
+            "`evaluate --json`, or a folder with such files"
+        ) from error
     found = []
     for part in (text, *text.splitlines()):
         try:
@@ -196,7 +201,8 @@ def _rows(file) -> list[dict]:
 
 
 def _is_number(value):
-    return isinstance(value, int | float) and math.isfinite(value)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and abs(value) <= sys.float_info.max  # of NaN neither
 
 
 def _same(found, reduction):

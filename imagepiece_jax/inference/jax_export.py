@@ -45,7 +45,10 @@ def facts(model, config, batch_size=None, pixels=False):
             "dtype": "uint8" if pixels else "float32",
         },
         "normalization": normalization,
-        "output": {"shape": ["batch", model.num_classes], "dtype": "float32"},
+        "output": {
+            "shape": [batch_size or "batch", model.num_classes],
+            "dtype": "float32",
+        },
         "labels": model.num_classes,
         "class_names": model.class_names,
         "model": config.model.to_dict(),

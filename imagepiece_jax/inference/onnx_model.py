@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from imagepiece_jax.common import nodes
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import onnx_nodes, onnx_primitives, optimize
 from imagepiece_jax.inference.onnx_graph import IR_VERSION, OPSET, Graph, Value
 from imagepiece_jax.models.vit import ViT
@@ -34,8 +35,15 @@ def onnx_model(
     """
     from onnx import helper, numpy_helper
 
+    if optimize.draws(model):
+        raise InputError(
+            f"config.reduction.name is {model.reduction['name']!r}, which draws random "
+            "numbers, and has no ONNX graph; allowed are the other methods, or "
+            "--format jax"
+        )
     images = optimize.exported_images(model, image_size, batch_size, pixels)
-    fast, fixed = optimize.prepare(model, variables, dtype="float32")
+    plain = model.clone(kernels=None)
+    fast, fixed = optimize.prepare(plain, variables, dtype="float32")
     with nodes.kept():
         traced = jax.make_jaxpr(optimize.forward(fast))(fixed, images)
     entry = Value(images.shape, np.dtype(images.dtype), IMAGES)

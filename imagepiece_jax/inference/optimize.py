@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -40,6 +41,7 @@ from imagepiece_jax.reduction.settings import DENSE
 
 # Parts that compute in float32 whatever the dtype: casting would only lose digits.
 STAYS_FLOAT32 = ("norm", "head", "reducer")
+SETTINGS = threading.Lock()  # JAX's own, which all threads share
 
 
 def optimize(
@@ -48,7 +50,7 @@ def optimize(
     *,
     batch_size: int,
     image_size: int | tuple[int, int] | None = None,
-    dtype: str = "bfloat16",
+    dtype: str | None = None,
     gelu: str | None = None,
     attention: str = "auto",
     kernels: str | None = None,
@@ -61,8 +63,8 @@ def optimize(
 ) -> Program:
     """`model` with these `variables`, compiled for one device: a `Program`.
 
-    dtype: of weights and layers; norms, scores, softmax and logits stay float32.
-    "float32" is for CPUs, where bfloat16 is slow.
+    dtype: of weights and layers; norms, scores, softmax and logits stay float32. None:
+    bfloat16, and float32 on CPUs, where bfloat16 is slow.
     gelu: None, as the model was made; "tanh" is the faster form on GPUs, whose products
     end in it. It is another function: DeiT-Ti, trained with the exact one, changes by
     -0.1 +- 0.2 points of acc1 (float32, 1,000 photographs, 95 %, paired).
@@ -95,12 +97,14 @@ def optimize(
     _check_fit(model, variables, own)
     if advise:
         if model.reduction["name"] == DENSE["name"]:
-            raise InputError("advise is for a model with a reduction, this has none")
+            raise InputError(
+                "advise is for a model with a reduction; this one has none"
+            )
         accuracy = advice.accuracy(model.reduction, results)
     elif results is not None:
         raise InputError("results is for advise=True, which is not given")
     device = device or jax.local_devices()[0]
-    dtype = registry.dtype_name(dtype)
+    dtype = registry.dtype_name(dtype or xla_options.fast_dtype(device))
     xla_options.check_dtype(device.platform, dtype)
     options = xla_options.options(device.platform) | dict(compiler_options or {})
     fast, weights = prepare(model, variables, dtype=dtype, gelu=gelu)
@@ -214,15 +218,22 @@ def exported_images(model, image_size, batch_size=None, pixels=False):
     draws, which JAX cannot for an open number.
     """
     if batch_size is None:
-        for layer in model.plan:
-            if layer.counts and layer.step.reducer.draws(layer.counts, train=False):
-                raise InputError(
-                    f"config.reduction.name is {model.reduction['name']!r}, which "
-                    "draws random numbers; allowed is a batch size, --batch"
-                )
+        if draws(model):
+            raise InputError(
+                f"config.reduction.name is {model.reduction['name']!r}, which "
+                "draws random numbers; allowed is a batch size, --batch"
+            )
         (batch_size,) = jax.export.symbolic_shape("batch")
     shape = batch_size, *sides(image_size), 3
     return jax.ShapeDtypeStruct(shape, jnp.dtype("uint8" if pixels else "float32"))
+
+
+def draws(model):
+    """Whether a step of the reduction draws random numbers, out of training too."""
+    return any(
+        layer.counts and layer.step.reducer.draws(layer.counts, train=False)
+        for layer in model.plan
+    )
 
 
 def model_image_size(model, variables):
@@ -291,12 +302,13 @@ def _kept_in(folder):
         "jax_compilation_cache_dir": str(folder),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
     }
-    before = {name: getattr(jax.config, name) for name in settings}
-    _configure(settings)
-    try:
-        yield
-    finally:
-        _configure(before)
+    with SETTINGS:
+        before = {name: getattr(jax.config, name) for name in settings}
+        _configure(settings)
+        try:
+            yield
+        finally:
+            _configure(before)
 
 
 def _configure(settings):

@@ -17,6 +17,7 @@ import numpy as np
 from imagepiece_jax.data import decode, transforms
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference.optimize import model_image_size, optimize
+from imagepiece_jax.models import imagenet_classes
 from imagepiece_jax.models.vit import ViT
 
 FILES = str | bytes | pathlib.Path  # a file, by name or whole
@@ -38,8 +39,9 @@ class Predictor:
     and for `batch_size`, each when it is first needed, or by `warm_up`; fewer images
     are padded to the next of these.
 
-    variables: as from `load`; labels: a name for each class, None for the model's own
-    (`class_names`, as a run has them) or, without any, indices; top: how many classes,
+    variables: as from `load`; labels: a name for each class, "imagenet" for those of
+    ImageNet-1k, None for the model's own (`class_names`, as a run has them) or, without
+    any, indices; top: how many classes,
     None for 5, or all of fewer; resize: "deit" is DeiT's crop of evaluation, "none" for
     images that have the right size, None the weights' own crop where it is known
     (`model.preprocessing`), else DeiT's; threads: how many decode, None for one a core
@@ -51,7 +53,7 @@ class Predictor:
         model: ViT,
         variables: Mapping[str, Any],
         *,
-        labels: Sequence[str] | None = None,
+        labels: Sequence[str] | str | None = None,
         top: int | None = None,
         batch_size: int = 32,
         resize: str | None = None,
@@ -59,6 +61,8 @@ class Predictor:
         **options: Any,
     ):
         size = model_image_size(model, variables)
+        if isinstance(labels, str):
+            labels = _known_labels(labels)
         if labels is not None and len(labels) != model.num_classes:
             raise InputError(
                 f"labels has {len(labels)} names; the model has {model.num_classes} "
@@ -119,14 +123,26 @@ class Predictor:
     def stream(self, images: Iterable) -> Iterator:
         """Yield what a call gives for several images, one after the other.
 
-        No more than two batches are read ahead, so `images` may go on forever.
+        They are answered batch by batch, and no more than two batches are read ahead,
+        so `images` may go on forever. What it raises is raised after the answers for
+        what came before.
         """
-        pixels = self._decoded(images)
-        while part := list(itertools.islice(pixels, self.sizes[-1])):
+        pixels = self._decoded([images] if _is_one(images) else images)
+        failure, ended = None, False
+        while failure is None and not ended:
+            part = []
+            try:
+                for each in itertools.islice(pixels, self.sizes[-1]):
+                    part.append(each)
+            except Exception as error:
+                failure = error
+            ended = not part
             good = [each for each in part if not isinstance(each, InputError)]
             rows = iter(self._logits(good) if good else ())
             for each in part:
                 yield each if isinstance(each, InputError) else self._best(next(rows))
+        if failure is not None:
+            raise failure
 
     def _program(self, size):
         with self._lock:
@@ -141,13 +157,10 @@ class Predictor:
 
     def _decoded(self, images):
         """Yield pixels, or an InputError, of each image in turn; threads read ahead."""
-        waiting = collections.deque()
+        waiting, images = collections.deque(), iter(images)
         try:
-            for image in images:
-                if not isinstance(image, FILES):
-                    # Now: its owner may change or close it before a thread looks.
-                    image = _read(image)
-                waiting.append(self._threads.submit(self._pixels, image))
+            while (future := self._submitted(images)) is not None:
+                waiting.append(future)
                 if len(waiting) > self.sizes[-1]:
                     yield waiting.popleft().result()
             while waiting:
@@ -155,6 +168,24 @@ class Predictor:
         finally:
             for future in waiting:
                 future.cancel()
+
+    def _submitted(self, images):
+        """The Future of the next image's pixels, or of what `images` raises; or None.
+
+        What it raises has its turn after the images before it.
+        """
+        try:
+            image = next(images)
+        except StopIteration:
+            return None
+        except Exception as error:
+            future = concurrent.futures.Future()
+            future.set_exception(error)
+            return future
+        if not isinstance(image, FILES):
+            # Now: its owner may change or close it before a thread looks.
+            image = _read(image)
+        return self._threads.submit(self._pixels, image)
 
     def _pixels(self, image):
         """[H, W, 3] uint8 as the programs take them, or the error of this image.
@@ -180,6 +211,15 @@ class Predictor:
             Prediction(i if names[i] is None else names[i], i, float(probabilities[i]))
             for i in order
         ]
+
+
+def _known_labels(name):
+    """The names of the classes of a set that the package knows."""
+    if name != "imagenet":
+        raise InputError(
+            f"labels is {name!r}; allowed are 'imagenet', and a list of names"
+        )
+    return imagenet_classes.names()
 
 
 def _transform(size, resize, known):

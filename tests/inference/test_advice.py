@@ -32,6 +32,8 @@ def measured(monkeypatch):
 
         def measure(jobs, rules):
             size, dense = jobs[False].size, dense_seconds
+            if ratios[size] is None:
+                raise MemoryError
             return {False: [dense] * 3, True: [dense / ratios[size]] * 3}
 
         monkeypatch.setattr(advice, "job", lambda program: program)
@@ -69,6 +71,14 @@ def test_batches_that_take_long_are_not_tried(measured):
     assert tried == [64] and "not faster at any batch size measured, 64" in str(found)
 
 
+def test_a_larger_batch_that_does_not_fit_ends_the_search(measured):
+    found, tried = measured({2: 0.9, 8: 0.97, 32: None}, 2)
+    assert tried == [2, 8, 32]
+    assert "not faster at any batch size measured, 2, 8" in str(found)
+    with pytest.raises(MemoryError):
+        measured({2: None}, 2)
+
+
 def test_an_interval_with_one_is_no_verdict(monkeypatch):
     spread = timer.Spread(1.01, 0.99, 1.05)
     found = advice.Advice("tome", "this CPU", 4, {4: spread}, 1.3, "")
@@ -100,7 +110,13 @@ def test_accuracy_is_that_of_the_same_reduction(tmp_path):
     with pytest.raises(InputError, match="has no result of pitome; allowed are files"):
         advice.accuracy({"name": "pitome"}, sweep)
     nan = rows[1] | {"difference": float("nan")}
-    broken = [nan | {"acc1": None}, nan | {"images": "ten"}, nan | {"reduction": 3}]
+    broken = [
+        nan | {"acc1": True},
+        nan | {"acc1": 10**400},
+        nan | {"acc1": None},
+        nan | {"images": "ten"},
+        nan | {"reduction": 3},
+    ]
     sweep.write_text("".join(json.dumps(row) + "\n" for row in [*broken, nan]))
     assert "acc1 79.4 % of 1,000 images, dense not" in advice.accuracy(EVIT, sweep)
     with pytest.raises(InputError, match="config.json holds no result"):

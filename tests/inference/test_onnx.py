@@ -156,10 +156,11 @@ def test_equally_good_tokens_are_taken_in_the_order_of_jax():
         np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
 
 
-def test_what_draws_needs_a_fixed_batch():
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_what_draws_has_no_graph(batch_size):
     model = tiny.model({"name": "random", "blocks": (1,)})
-    with pytest.raises(InputError, match="allowed is a batch size"):
-        onnx_model(model, tiny.variables(model), tiny.SIDE)
+    with pytest.raises(InputError, match="draws random numbers, and has no ONNX graph"):
+        onnx_model(model, tiny.variables(model), tiny.SIDE, batch_size=batch_size)
 
 
 def graph_of(fn, *shapes, batch=None):

@@ -46,7 +46,7 @@ def for_pixels():
     """(model, variables, its program): patch stem, bfloat16, another GELU."""
     model = tiny.model(depth=1)
     variables = tiny.variables(model)
-    fast = optimized(model, variables, gelu="tanh", pixels=True)
+    fast = optimized(model, variables, dtype="bfloat16", gelu="tanh", pixels=True)
     return model, variables, fast
 
 
@@ -59,6 +59,11 @@ def logits(trained):
 def test_folded_norms_change_nothing(program, logits):
     np.testing.assert_allclose(program(tiny.images()), logits, atol=2e-5)
     assert "batch_stats" not in program.variables
+
+
+def test_the_default_is_the_fast_dtype_of_the_device(trained, program, cache):
+    assert optimized(*trained, cache_dir=cache).model.dtype == jnp.float32
+    assert program.model.dtype == jnp.float32
 
 
 def test_a_smaller_batch_gives_its_own_logits(program, logits):

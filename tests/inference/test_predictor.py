@@ -69,6 +69,35 @@ def test_bytes_generators_and_arrays_of_several(predictor, pictures):
     assert all(map(close, taken, [want[i % 3] for i in range(7)]))
 
 
+def test_one_image_in_a_stream(predictor, pictures, tmp_path):
+    Image.fromarray(pictures[0]).save(tmp_path / "0.png")
+    (found,) = predictor.stream(str(tmp_path / "0.png"))
+    assert close(found, predictor(pictures[0]))
+
+
+def test_what_comes_before_a_failing_source_is_answered(predictor, pictures):
+    """The second of two batches is cut short."""
+
+    def source():
+        yield from pictures
+        raise OSError("the camera is gone")
+
+    answers = []
+    with pytest.raises(OSError, match="the camera is gone"):
+        for answer in predictor.stream(source()):
+            answers.append(answer)
+    assert len(answers) == 3
+    assert all(map(close, answers, predictor(pictures)))
+
+
+def test_labels_by_the_name_of_their_set(trained):
+    model, variables = trained
+    with pytest.raises(InputError, match="labels has 1000 names; the model has 7 "):
+        imagepiece_jax.Predictor(model, variables, labels="imagenet")
+    with pytest.raises(InputError, match="labels is 'cifar'; allowed are 'imagenet'"):
+        imagepiece_jax.Predictor(model, variables, labels="cifar")
+
+
 def test_images_are_read_when_they_are_given(predictor, pictures, tmp_path):
     """A camera fills one buffer again and again, and files are closed."""
     want, buffer = predictor(pictures), np.empty_like(pictures[0])
