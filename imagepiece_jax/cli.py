@@ -62,7 +62,9 @@ def normalization():
     def given():
         texts = {h.name: h.value for h in holders if h.value is not None}
         if len(texts) == 1:
-            raise InputError(f"--{next(iter(texts))} is alone; give --mean and --std")
+            raise InputError(
+                f"--{next(iter(texts))} is given alone; --mean and --std go together"
+            )
         return {name: _numbers(text) for name, text in texts.items()}
 
     return given
@@ -170,7 +172,7 @@ def _keep_programs():
     if folder := compiled.keep_programs():
         print(
             f"compiled programs are kept in {folder} "
-            "(JAX_COMPILATION_CACHE_DIR= keeps none)",
+            "(set JAX_COMPILATION_CACHE_DIR= to keep none)",
             file=sys.stderr,
         )
 

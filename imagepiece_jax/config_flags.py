@@ -27,6 +27,7 @@ PACKAGE = pathlib.Path(__file__).resolve().parent
 inside = PACKAGE / "configs"
 CONFIGS = inside if inside.is_dir() else PACKAGE.parent / "configs"
 BASE = CONFIGS / "base.py"
+METHOD = "reduction.name"
 
 flags.disclaim_key_flags()  # as in `cli`
 
@@ -40,11 +41,21 @@ def repeated(name, help_text):
 
 
 class Overrides(tuple):
-    """(field, text) of every --config.FIELD=VALUE; calling it changes a config."""
+    """(field, text) of every --config.FIELD=VALUE; calling it changes a config.
+
+    The reduction's name comes first: another method has other fields.
+    """
 
     def __call__(self, config):
-        for field, text in self:
-            override(config, field, text)
+        another = False
+        for field, text in sorted(self, key=lambda pair: pair[0] != METHOD):
+            if field == METHOD and text and text != config.reduction.name:
+                _choose_method(config, text)
+                another = True
+            elif another and field.startswith("reduction."):
+                _add_field(config, field, text)
+            else:
+                override(config, field, text)
 
 
 _overrides = Overrides()  # of the command line that `cli.run` has parsed
@@ -190,6 +201,25 @@ def override(config: "ConfigDict", field: str, text: str | None):
         raise InputError(f"config.{field} is {text!r}; allowed are {allowed}") from None
 
 
+def _choose_method(config, name):
+    """Set `config.reduction` to another method, with its defaults."""
+    from ml_collections import ConfigDict
+
+    with config.unlocked():
+        config.reduction = ConfigDict({"name": name})
+
+
+def _add_field(config, field, text):
+    """Set a field of a method that `config` had not; the method checks it."""
+    text = "true" if text is None else text
+    try:
+        value = ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        value = {"true": True, "false": False}.get(text.lower(), text)
+    with config.unlocked():
+        config.reduction[field.removeprefix("reduction.")] = value
+
+
 def fields_named(name):
     """Return the dotted names of the fields of configs/base.py called `name`."""
     names = _fields(load(BASE))
@@ -256,7 +286,8 @@ def _no_such_field(config, field):
     # A field of this name in another group is likelier than a similar sibling.
     if leaf not in leaves:
         begun = next((name for name in siblings if name.startswith(leaf)), None)
-        leaf = begun or closest(leaf, siblings) or closest(leaf, leaves)
+        elsewhere = () if group in config else leaves
+        leaf = begun or closest(leaf, siblings) or closest(leaf, elsewhere)
     meant = [name for name in names if f".{name}".endswith(f".{leaf}")]
     if f"{group}.{leaf}" in names:
         meant = [f"{group}.{leaf}"]

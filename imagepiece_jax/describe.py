@@ -1,12 +1,13 @@
 """Tokens, MACs and parameters of a config, block by block, and its predicted speed.
 
 python -m imagepiece_jax.describe --config configs/deit_s_imagepiece.py
-python -m imagepiece_jax.describe --weights FILE --config.reduction.name=tome
+python -m imagepiece_jax.describe --weights FILE --config.reduction.name=tome \\
+    --config.reduction.r=8
 """
 
 from imagepiece_jax import cli, config_flags
 
-config_flags.define()
+config_flags.define("a config file, such as configs/quickstart.py, or --weights")
 WEIGHTS = cli.weights()
 
 

@@ -65,7 +65,7 @@ def test_missing_kernels_exit_with_status_1(monkeypatch):
         (["--weights=a.npz"], "weights a.npz: no such file or folder"),
         (["--config=configs/deit_s.py"], "--weights is missing: allowed without it"),
         (["--mean=0,0,0", "--std=1,1,1"], "--weights is missing: allowed without it"),
-        (["--mean=0,0,0"], "--mean is alone; give --mean and --std"),
+        (["--mean=0,0,0"], "--mean is given alone; --mean and --std go together"),
     ],
 )
 def test_wrong_flags(words, message):

@@ -71,6 +71,21 @@ def test_override(words, field, value):
     assert config == value and type(config) is type(value)
 
 
+def test_another_method_has_its_own_fields():
+    """In any order; those of the method before are gone, and its defaults hold."""
+    name, *typed = "name=evit", "keep_rate=.6", "fuse_token", "blocks=(2,)"
+    for words in ([name, *typed], [*typed, name]):
+        config = parsed(*(f"--config.reduction.{word}" for word in words))
+        assert config.reduction.to_dict() == {
+            "name": "evit",
+            "keep_rate": 0.6,
+            "fuse_token": True,
+            "blocks": (2,),
+        }
+    same = parsed("--config.reduction.name=imagepiece")
+    assert same.to_dict() == config_flags.load(IMAGEPIECE).to_dict()
+
+
 def test_the_rest_is_as_in_the_file():
     changed = parsed("--config.lr=0.5").to_dict()
     assert changed == config_flags.load(IMAGEPIECE).to_dict() | {"lr": 0.5}
@@ -220,7 +235,7 @@ def test_programs_are_kept_and_a_broken_one_is_compiled_again(tmp_path):
         (folder,) = (home / "imagepiece_jax" / "programs").iterdir()
         assert ended.stderr.splitlines()[0] == (
             f"compiled programs are kept in {folder} "
-            "(JAX_COMPILATION_CACHE_DIR= keeps none)"
+            "(set JAX_COMPILATION_CACHE_DIR= to keep none)"
         )
         kept = [file for file in folder.iterdir() if file.name.endswith("-cache")]
         assert kept
