@@ -13,6 +13,7 @@ import math
 import os
 import signal
 import sys
+import traceback
 
 from absl import app, flags, logging
 
@@ -157,6 +158,10 @@ def run(main, *, compiles=True):
             reason = str(error) or "for an array"
             text = f"this machine has too little memory: {reason}"
             return _leave(_complain(text, RunError.status))
+        except (AssertionError, RuntimeError) as error:
+            if not _is_of_backends(error):
+                raise
+            return _leave(_complain(_no_backend(), InputError.status))
         except BrokenPipeError:  # the reader of our output has gone: `... | head`
             return _unread()
         except KeyboardInterrupt:
@@ -164,6 +169,19 @@ def run(main, *, compiles=True):
 
     logging.set_verbosity(logging.WARNING)  # libraries report each of their steps
     app.run(guarded, flags_parser=functools.partial(_parse, anywhere=takes_words))
+
+
+def _is_of_backends(error):
+    """Whether JAX raised it where it starts the platform that JAX_PLATFORMS names."""
+    *_, last = traceback.extract_tb(error.__traceback__)
+    return last.filename.endswith("xla_bridge.py") and "JAX_PLATFORMS" in os.environ
+
+
+def _no_backend():
+    return (
+        f"JAX_PLATFORMS is {os.environ['JAX_PLATFORMS']!r}, which JAX cannot start "
+        "here; allowed are platforms that this machine has, such as cpu"
+    )
 
 
 def _keep_programs():

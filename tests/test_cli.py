@@ -1,5 +1,6 @@
 """Flags, overrides and the end of a command; tests/errors.txt has the sentences."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -69,6 +70,15 @@ def test_override(words, field, value):
     for name in field.split("."):
         config = config[name]
     assert config == value and type(config) is type(value)
+
+
+@pytest.mark.parametrize("platform", ["nonesuch", "cuda"])
+def test_a_platform_that_is_not_there_is_named(platform):
+    if platform == "cuda" and importlib.util.find_spec("jax_cuda13_plugin"):
+        pytest.skip("it may be there")
+    words = ["-m", "imagepiece_jax.describe", f"--config={IMAGEPIECE}"]
+    text = sentence(start(*words, JAX_PLATFORMS=platform))
+    assert text.startswith(f"JAX_PLATFORMS is '{platform}', which JAX cannot start")
 
 
 def test_another_method_has_its_own_fields():
