@@ -102,6 +102,7 @@ def test_onnx_of_pixels_and_a_fixed_batch(model, weights_file, tmp_path):
     assert "float32" in ended.out and "ONNX opset 20" in ended.out
     facts = json.loads((tmp_path / "model.onnx.json").read_text())
     assert facts["input"] == {"shape": [2, 16, 16, 3], "dtype": "uint8"}
+    assert facts["output"]["shape"] == [2, 10]
     assert facts["opset"] == 20 and "platforms" not in facts
     pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
     session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
