@@ -103,11 +103,11 @@ def table(rows):
 def _cell(row):
     if row is None:
         return None
+    rate, *_ = row["rate"]
+    if row["model"] == "dense":  # what the others are compared with
+        return f"{rate:.1f}"
     median, low, high = row["ratio"]
-    ratio = (
-        "" if row["model"] == "dense" else f" ({median:.2f} [{low:.2f}, {high:.2f}])"
-    )
-    return f"{row['rate'][0]:.1f}{ratio}"
+    return f"{rate:.1f} ({median:.2f} [{low:.2f}, {high:.2f}])"
 
 
 def _onnxruntime(graph, images):

@@ -35,20 +35,17 @@ def serialized(
 
 def facts(model, config, batch_size=None, pixels=False):
     """Input, output and model of the program, as JSON values."""
-    side = config.image_size
+    side, count = config.image_size, batch_size or "batch"
     normalization = {"pixels": "0 to 1", "mean": model.mean, "std": model.std}
     if pixels:
         normalization = {"pixels": "0 to 255, normalized by the model"}
     return {
         "input": {
-            "shape": [batch_size or "batch", side, side, 3],
+            "shape": [count, side, side, 3],
             "dtype": "uint8" if pixels else "float32",
         },
         "normalization": normalization,
-        "output": {
-            "shape": [batch_size or "batch", model.num_classes],
-            "dtype": "float32",
-        },
+        "output": {"shape": [count, model.num_classes], "dtype": "float32"},
         "labels": model.num_classes,
         "class_names": model.class_names,
         "model": config.model.to_dict(),

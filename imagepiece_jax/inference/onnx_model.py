@@ -33,8 +33,6 @@ def onnx_model(
     no Scatter, Loop, If or NonZero, and all shapes but the batch are fixed. Weights are
     float32. InputError for a model whose reduction has no graph, or draws.
     """
-    from onnx import helper, numpy_helper
-
     if optimize.draws(model):
         raise InputError(
             f"config.reduction.name is {model.reduction['name']!r}, which draws random "
@@ -54,13 +52,20 @@ def onnx_model(
         for path, leaf in jax.tree_util.tree_leaves_with_path(fixed["params"])
     ]
     (logits,) = graph.walk(traced, [*values, entry])
+    return finished(graph, logits)
+
+
+def finished(graph: Graph, logits: Value) -> "ModelProto":
+    """The model of `graph`, from its images to `logits`, with what these need."""
+    from onnx import helper, numpy_helper
+
     graph.prune(logits)
     graph.rename(logits, LOGITS)
-    kind = helper.np_dtype_to_tensor_dtype(entry.dtype)
+    kind = helper.np_dtype_to_tensor_dtype(graph.images.dtype)
     named = helper.make_graph(
         graph.nodes,
         "imagepiece_jax",
-        [helper.make_tensor_value_info(IMAGES, kind, _named(images.shape))],
+        [helper.make_tensor_value_info(IMAGES, kind, _named(graph.images.shape))],
         [helper.make_tensor_value_info(LOGITS, 1, _named(logits.shape))],
         [
             numpy_helper.from_array(array, name)

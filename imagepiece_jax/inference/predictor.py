@@ -32,6 +32,12 @@ class Prediction(NamedTuple):
     probability: float
 
 
+class Raised(NamedTuple):
+    """What ended the images, in the place of the next of them."""
+
+    error: BaseException
+
+
 class Predictor:
     """A compiled classifier: called with images, it returns the most probable classes.
 
@@ -41,11 +47,11 @@ class Predictor:
 
     variables: as from `load`; labels: a name for each class, "imagenet" for those of
     ImageNet-1k, None for the model's own (`class_names`, as a run has them) or, without
-    any, indices; top: how many classes,
-    None for 5, or all of fewer; resize: "deit" is DeiT's crop of evaluation, "none" for
-    images that have the right size, None the weights' own crop where it is known
-    (`model.preprocessing`), else DeiT's; threads: how many decode, None for one a core
-    and 16 at most; batch_size and `options` are `optimize`'s.
+    any, indices; top: how many classes, None for 5, or all of fewer; resize: "deit" is
+    DeiT's crop of evaluation, "none" for images that have the right size, None the
+    weights' own crop where it is known (`model.preprocessing`), else DeiT's; threads:
+    how many decode, None for one a core and 16 at most; batch_size and `options` are
+    `optimize`'s.
     """
 
     def __init__(
@@ -128,21 +134,13 @@ class Predictor:
         what came before.
         """
         pixels = self._decoded([images] if _is_one(images) else images)
-        failure, ended = None, False
-        while failure is None and not ended:
-            part = []
-            try:
-                for each in itertools.islice(pixels, self.sizes[-1]):
-                    part.append(each)
-            except Exception as error:
-                failure = error
-            ended = not part
-            good = [each for each in part if not isinstance(each, InputError)]
+        while part := list(itertools.islice(pixels, self.sizes[-1])):
+            good = [each for each in part if isinstance(each, np.ndarray)]
             rows = iter(self._logits(good) if good else ())
             for each in part:
+                if isinstance(each, Raised):
+                    raise each.error
                 yield each if isinstance(each, InputError) else self._best(next(rows))
-        if failure is not None:
-            raise failure
 
     def _program(self, size):
         with self._lock:
@@ -156,15 +154,15 @@ class Predictor:
         return np.asarray(self._program(size)(np.stack(pixels)))
 
     def _decoded(self, images):
-        """Yield pixels, or an InputError, of each image in turn; threads read ahead."""
+        """Yield pixels, an InputError or Raised for each image; threads read ahead."""
         waiting, images = collections.deque(), iter(images)
         try:
             while (future := self._submitted(images)) is not None:
                 waiting.append(future)
                 if len(waiting) > self.sizes[-1]:
-                    yield waiting.popleft().result()
+                    yield _outcome(waiting.popleft())
             while waiting:
-                yield waiting.popleft().result()
+                yield _outcome(waiting.popleft())
         finally:
             for future in waiting:
                 future.cancel()
@@ -211,6 +209,12 @@ class Predictor:
             Prediction(i if names[i] is None else names[i], i, float(probabilities[i]))
             for i in order
         ]
+
+
+def _outcome(future):
+    """The result of a Future, or what it raised."""
+    error = future.exception()
+    return future.result() if error is None else Raised(error)
 
 
 def _known_labels(name):

@@ -10,7 +10,7 @@ import pytest
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import onnx_graph, onnx_nodes, onnx_primitives
-from imagepiece_jax.inference.onnx_model import onnx_model
+from imagepiece_jax.inference.onnx_model import finished, onnx_model
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.rotary import Rotary
 from imagepiece_jax.reduction.methods import METHODS
@@ -163,26 +163,16 @@ def test_what_draws_has_no_graph(batch_size):
         onnx_model(model, tiny.variables(model), tiny.SIDE, batch_size=batch_size)
 
 
-def graph_of(fn, *shapes, batch=None):
-    """The outputs of `fn` of arrays of these shapes, by JAX and by onnxruntime."""
+def outputs(fn, *shapes):
+    """Of `fn` of arrays of these shapes: by JAX, onnxruntime and OpenVINO."""
     rng = np.random.default_rng(0)
     arrays = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
     entry = onnx_graph.Value(arrays[0].shape, arrays[0].dtype, "images")
-    graph = onnx_graph.Graph(batch, entry, onnx_primitives.TABLE, onnx_nodes.TABLE)
+    graph = onnx_graph.Graph(None, entry, onnx_primitives.TABLE, onnx_nodes.TABLE)
     others = map(onnx_graph.Value.of, arrays[1:])
     (out,) = graph.walk(jax.make_jaxpr(fn)(*arrays), [entry, *others])
     want = fn(*arrays)
-    out = graph.whole(out, want.shape)
-    graph.rename(out, "logits")
-    inputs, outputs = (
-        [onnx.helper.make_tensor_value_info(name, 1, value.shape)]
-        for name, value in (("images", entry), ("logits", out))
-    )
-    constants = graph.constants.values()
-    kept = [onnx.numpy_helper.from_array(array, name) for name, array in constants]
-    made = onnx.helper.make_graph(graph.nodes, "test", inputs, outputs, kept)
-    opset = [onnx.helper.make_opsetid("", onnx_graph.OPSET)]
-    model = onnx.helper.make_model(made, opset_imports=opset, ir_version=10)
+    model = finished(graph, graph.whole(out, want.shape))
     return want, run(model, arrays[0]), run_openvino(model, arrays[0])
 
 
@@ -200,7 +190,7 @@ def graph_of(fn, *shapes, batch=None):
     ],
 )
 def test_rewritten_nodes_give_the_same(fn, shapes):
-    want, *found = graph_of(lambda *x: fn(*x).astype(jnp.float32), *shapes)
+    want, *found = outputs(lambda *x: fn(*x).astype(jnp.float32), *shapes)
     for each in found:
         np.testing.assert_allclose(each, want, rtol=1e-5, atol=1e-6)
 
@@ -227,7 +217,7 @@ def reversed_padding(x):
 )
 def test_what_would_be_another_function_is_refused(fn, text):
     with pytest.raises(InputError, match=text):
-        graph_of(fn, (2, 4, 3))
+        outputs(fn, (2, 4, 3))
 
 
 def test_what_has_no_operator_is_named():
