@@ -304,7 +304,5 @@ def test_mentions_of_devices_are_found(source, found):
     assert device_names("imagepiece_jax.training.trainer", source) == found
 
 
-def test_files_are_short():
-    lengths = {p: len(p.read_text("utf-8").splitlines()) for p in python_files()}
-    assert {str(p): n for p, n in lengths.items() if n > 400} == {}
-    assert lengths[ROOT / "train.py"] < 60
+def test_train_py_is_short():
+    assert len((ROOT / "train.py").read_text("utf-8").splitlines()) < 60
