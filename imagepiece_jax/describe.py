@@ -1,4 +1,4 @@
-"""Tokens, MACs and parameters of a config, block by block, and its predicted speed.
+"""Tokens, MACs and parameters of a config, block by block.
 
 python -m imagepiece_jax.describe --config configs/deit_s_imagepiece.py
 python -m imagepiece_jax.describe --weights FILE --config.reduction.name=tome \\
@@ -13,7 +13,7 @@ WEIGHTS = cli.weights()
 
 def main():
     # They import JAX: after the flags.
-    from imagepiece_jax.models import cpu_time, summary
+    from imagepiece_jax.models import summary
     from imagepiece_jax.training import from_config
     from imagepiece_jax.training.weights_config import of_weights
 
@@ -26,8 +26,6 @@ def main():
     # The same stem shows what the reduction saves; papers compare with the patch stem.
     others = [dense, from_config.dense(config, stem="patch")]
     print(summary.describe(model, others, config.image_size))
-    if model != dense:
-        print(cpu_time.line(model, dense, config.image_size))
 
 
 if __name__ == "__main__":

@@ -5,16 +5,13 @@ python -m imagepiece_jax.benchmark --config configs/deit_s.py \\
 
 All configs take turns in one process and are compared with the first. The device's peak
 rates are measured first; large batches run before small ones. --against timm,tome adds
-PyTorch on the same device. --advise measures each config beside the same model without
-its reduction for some seconds, and says whether it pays and from which batch size on;
---results adds what it costs in accuracy. Without a GPU, `python -m tools.compile_only`
+PyTorch on the same device. Without a GPU, `python -m tools.compile_only`
 of the repository shows what the compiler makes of a config.
 """
 
 from absl import flags
 
 from imagepiece_jax import cli, config_flags
-from imagepiece_jax.errors import InputError
 
 config_flags.define("a config file; several are compared with the first")
 BATCH_SIZE = flags.DEFINE_multi_string(
@@ -37,12 +34,6 @@ DEVICE = flags.DEFINE_enum(
 AGAINST = flags.DEFINE_list(
     "against", [], "timm, tome: PyTorch in turns with ours", allow_override=True
 )
-ADVISE = flags.DEFINE_bool(
-    "advise", False, "only say of each config whether its reduction pays"
-)
-RESULTS = flags.DEFINE_string(
-    "results", None, "--advise: a file of `evaluate --json`, of a sweep, or a run"
-)
 TIMING = cli.timing()
 JSON = flags.DEFINE_string(
     "json", None, "a file of one line per figure, written at once", allow_override=True
@@ -58,20 +49,11 @@ def main():
 
     configs = config_flags.configs()
     sizes = suite.batch_sizes(BATCH_SIZE.value)
-    if RESULTS.value and not ADVISE.value:
-        raise InputError("--results is for --advise, which is not given")
-    for flag in (MODE, AGAINST, JSON, MARKDOWN, PLOT) if ADVISE.value else ():
-        if flag.present:
-            raise InputError(f"--{flag.name} is not for --advise, which prints alone")
     modes, rules = suite.modes(MODE.value), timer.Rules(*TIMING())
     with report.Files(JSON.value, MARKDOWN.value, PLOT.value) as files:
         torch_baselines.prepare(AGAINST.value)
         device.use(DEVICE.value)
         dtype = DTYPE.value or xla_options.fast_dtype()
-        if ADVISE.value:
-            for advice in suite.advise(configs, sizes, dtype, RESULTS.value):
-                print(advice, flush=True)
-            return
         note(rules, timer.Rules())
         groups = suite.groups(configs, sizes, dtype, modes)
         suite.run_all(groups, AGAINST.value, rules, files)

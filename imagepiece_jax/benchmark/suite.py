@@ -9,7 +9,6 @@ from imagepiece_jax.benchmark.workloads import INPUTS, MODES, Case
 from imagepiece_jax.common import timer
 from imagepiece_jax.common.files import git_revision
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction.settings import DENSE
 
 FULL = ("RESOURCE_EXHAUSTED", "out of memory")  # messages of a full memory
 
@@ -92,22 +91,6 @@ def run(group: Group, against, rules, peaks) -> list[dict]:
         jobs = {name: program.job for name, program in programs.items()}
         readings = timer.measure(jobs, rules)
     return report.rows(programs, readings, peaks, _setting(group, against, rules))
-
-
-def advise(configs, batch_sizes, dtype: str, results=None):
-    """Yield an `Advice` on every config at every batch size, with random weights.
-
-    Dense configs among others are passed over: each reduction has its own to compare.
-    """
-    reduced = {k: c for k, c in configs.items() if c.reduction.name != DENSE["name"]}
-    configs = reduced or configs
-    for group in groups(configs, batch_sizes, dtype, ["inference"]):
-        for name, case in group.cases().items():
-            with _memory_errors(group):
-                try:
-                    yield case.advice(results)
-                except InputError as error:
-                    raise InputError(f"{name}: {error}") from error
 
 
 def run_all(groups, against, rules, files):

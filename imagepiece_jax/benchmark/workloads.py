@@ -69,11 +69,7 @@ class Case:
         """Return the compiled Workload of `mode`."""
         return getattr(self, f"_{mode}")()
 
-    def advice(self, results=None):
-        """Return what `optimize` advises; `results` are its own."""
-        return self._compiled(advise=True, results=results).advice
-
-    def _compiled(self, pixels=False, **options):
+    def _compiled(self, pixels=False):
         """Return the optimized program for normalized images or for uint8 pixels."""
         return optimize.optimize(
             self.model,
@@ -83,14 +79,11 @@ class Case:
             attention=self.config.model.attention,
             kernels=self.config.model.kernels,
             pixels=pixels,
-            **options,
         )
 
     def _inference(self):
-        fast, dtype = self._compiled(), self.config.model.dtype
-        keys = jax.random.split(jax.random.key(0), INPUTS)
-        images = [jax.random.normal(key, self.shape, dtype) for key in keys]
-        return self._forward(fast, lambda number: fast(images[number % INPUTS]))
+        fast = self._compiled()
+        return self._forward(fast, on_noise(fast))
 
     def _copy(self):
         fast, rng = self._compiled(pixels=True), np.random.default_rng(0)
@@ -135,6 +128,13 @@ class Case:
             self.batch_size * macs,
             _facts(model) | {"compile_s": _measured(seconds), "peak_memory": memory},
         )
+
+
+def on_noise(program):
+    """A call(number) of `program` on normalized images, which are on its device."""
+    takes, keys = program.images, jax.random.split(jax.random.key(0), INPUTS)
+    images = [jax.random.normal(key, takes.shape, takes.dtype) for key in keys]
+    return lambda number: program(images[number % INPUTS])
 
 
 def _measured(seconds):

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from imagepiece_jax.benchmark import device
+from imagepiece_jax.benchmark import device, workloads
 from imagepiece_jax.common import parallel, timer, xla_options
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy, statistics
 from imagepiece_jax.experiments.cache import ResultCache
 from imagepiece_jax.experiments.images import Images
-from imagepiece_jax.inference import advice, optimize
+from imagepiece_jax.inference import optimize
 from imagepiece_jax.models import summary
 from imagepiece_jax.models.pretrained import Pretrained, for_analysis
 from imagepiece_jax.models.run_files import RUN_CONFIG
@@ -276,7 +276,7 @@ class Context:
                 batch_size=self.speed_batch,
                 dtype=pretrained.fields.get("dtype", xla_options.fast_dtype()),
             )
-            jobs[name] = advice.job(fast)
+            jobs[name] = timer.job(workloads.on_noise(fast))
         times = timer.measure(jobs, self.rules)
         ratio = timer.spread(timer.speedups(times["dense"], times["reduced"]))
         ours = timer.spread(times["reduced"])

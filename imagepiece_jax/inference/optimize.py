@@ -31,13 +31,11 @@ from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.image_size import described, sides
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.inference import advice
 from imagepiece_jax.inference.program import Program
 from imagepiece_jax.models import registry, stems, summary
 from imagepiece_jax.models.architecture import GELUS
 from imagepiece_jax.models.attention import resolve_backend
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.reduction.settings import DENSE
 
 # Parts that compute in float32 whatever the dtype: casting would only lose digits.
 STAYS_FLOAT32 = ("norm", "head", "reducer")
@@ -58,8 +56,6 @@ def optimize(
     device: jax.Device | None = None,
     compiler_options: Mapping[str, Any] | None = None,
     cache_dir: str | os.PathLike | None = None,
-    advise: bool = False,
-    results: str | os.PathLike | None = None,
 ) -> Program:
     """`model` with these `variables`, compiled for one device: a `Program`.
 
@@ -79,10 +75,6 @@ def optimize(
     cache_dir: a folder that keeps compiled programs for later processes (JAX's
     persistent compilation cache, for this program alone; for all of them set
     JAX_COMPILATION_CACHE_DIR instead).
-    advise: also measure whether the reduction pays on this device, for some seconds and
-    as many compilations: `Program.advice`, whose str is a sentence.
-    results: where accuracies are, for that sentence: a file of `evaluate --json`, a
-    sweep.jsonl, or a run with such files.
     image_size: None is the size that the model was made for, any other is refused.
     InputError for anything that does not fit.
     """
@@ -95,14 +87,6 @@ def optimize(
             "the weights for another size to have the position embeddings resized"
         )
     _check_fit(model, variables, own)
-    if advise:
-        if model.reduction["name"] == DENSE["name"]:
-            raise InputError(
-                "advise is for a model with a reduction; this one has none"
-            )
-        accuracy = advice.accuracy(model.reduction, results)
-    elif results is not None:
-        raise InputError("results is for advise=True, which is not given")
     device = device or jax.local_devices()[0]
     dtype = registry.dtype_name(dtype or xla_options.fast_dtype(device))
     xla_options.check_dtype(device.platform, dtype)
@@ -118,7 +102,7 @@ def optimize(
     began = time.perf_counter()
     with _kept_in(cache_dir):
         compiled = _compile(forward(fast), weights, images, options)
-    program = Program(
+    return Program(
         model=fast,
         variables=weights,
         compiled=compiled,
@@ -128,28 +112,6 @@ def optimize(
         gmacs=summary.model_macs(fast, own) / 1e9,
         compile_seconds=time.perf_counter() - began,
     )
-    if not advise:
-        return program
-    dense = registry.without_reduction(model, variables)
-
-    def make(reduced, size):
-        if reduced and size == batch_size:
-            return program
-        return optimize(
-            *((model, variables) if reduced else dense),
-            batch_size=size,
-            dtype=dtype,
-            gelu=gelu,
-            attention=attention,
-            kernels=kernels,
-            pixels=pixels,
-            device=device,
-            compiler_options=options,
-            cache_dir=cache_dir,
-        )
-
-    found = advice.advise(make, batch_size, accuracy)
-    return dataclasses.replace(program, advice=found)
 
 
 def placed(model, device, attention="auto", kernels=None):

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +11,6 @@ from flax import linen as nn
 from imagepiece_jax.common.image_size import described
 from imagepiece_jax.errors import InputError
 
-if TYPE_CHECKING:
-    from imagepiece_jax.inference.advice import Advice
-
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Program:
@@ -22,8 +18,7 @@ class Program:
 
     model, variables: what was compiled, folded and cast; compiled: JAX's executable,
     for (variables, images); images: shape and dtype that it takes; device: where it
-    runs; options: of the compiler; gmacs: of one image; compile_seconds; advice: what
-    `optimize` measured, where it was asked to.
+    runs; options: of the compiler; gmacs: of one image; compile_seconds.
     """
 
     model: nn.Module
@@ -34,7 +29,6 @@ class Program:
     options: Mapping
     gmacs: float
     compile_seconds: float
-    advice: "Advice | None" = None
 
     @property
     def batch_size(self) -> int:
@@ -110,5 +104,4 @@ class Program:
             f"{memory.argument_size_in_bytes / mega:.0f} MB of weights and images, "
             f"{memory.temp_size_in_bytes / mega:.0f} MB to work in\n"
             f"compiler options: {', '.join(options) or 'none'}"
-            + (f"\n{self.advice}" if self.advice else "")
         )

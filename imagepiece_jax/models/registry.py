@@ -156,16 +156,6 @@ def create_model(
     return model.clone(kernels=resolve_kernels(kernels or "plain", model))
 
 
-def without_reduction(model, variables):
-    """(model, variables) of the same network without its reduction."""
-    n0 = model.plan[0].attn_tokens - model.arch.prefix
-    plan = layer_plan.build(len(model.plan), n0, (), model.arch.prefix)
-    params = variables["params"]
-    params = {k: v for k, v in params.items() if not k.startswith("reducer")}
-    dense = model.clone(plan=plan, reduction=DENSE, kernels=None, prop_attn=False)
-    return dense, {**variables, "params": params}
-
-
 def facts(name):
     """What `name` stands for, as fields of `create_model`; InputError if unknown.
 

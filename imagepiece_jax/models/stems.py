@@ -195,16 +195,6 @@ def stem_macs(stem, embed_dim, image_size=224, patch_size=16):
     return total
 
 
-def stem_pixels(stem, embed_dim, image_size=224, patch_size=16):
-    """Numbers that the convolutions of a stem write, its last product aside."""
-    pixels, total = math.prod(side - side % patch_size for side in sides(image_size)), 0
-    if stem == "conv":
-        for width in conv_stem_widths(embed_dim, patch_size):
-            pixels //= 4
-            total += pixels * width
-    return total
-
-
 def fold(stem, params, stats):
     """Parameters of the folded form of a stem of the name `stem`, float32.
 

@@ -31,9 +31,9 @@ class Mean:
     ):
         self.model, self.seen = model, []
         shape = (batch_size, 16, 16, 3)
-        images = jax.ShapeDtypeStruct(shape, "uint8" if pixels else dtype)
+        self.images = jax.ShapeDtypeStruct(shape, "uint8" if pixels else dtype)
         mean = jax.jit(lambda images: images.astype("float32").mean(axis=(1, 2)))
-        self.compiled = mean.lower(images).compile()
+        self.compiled = mean.lower(self.images).compile()
 
     def __call__(self, images):
         self.seen.append(images)
