@@ -138,7 +138,8 @@ def run(main, *, compiles=True):
 
     A `main` with a parameter gets the words that belong to no flag, which may stand
     anywhere. InputError exits with 2, RunError with 1, a signal with 128 and its number
-    (Ctrl-C: 130, SIGTERM: 143), each with one line on stderr.
+    (Ctrl-C: 130, SIGTERM: 143), each with one line on stderr; to be stopped is no
+    error, and not called one.
     """
     takes_words = bool(inspect.signature(main).parameters)
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -152,8 +153,10 @@ def run(main, *, compiles=True):
             if compiles:
                 _keep_programs()
             return (main(argv[1:]) if takes_words else main()) or 0
-        except (InputError, RunError, Stopped) as error:
+        except (InputError, RunError) as error:
             return _leave(_complain(error, error.status))
+        except Stopped as stopped:
+            return _leave(_stop(stopped, stopped.status))
         except MemoryError as error:
             reason = str(error) or "for an array"
             text = f"this machine has too little memory: {reason}"
@@ -165,7 +168,7 @@ def run(main, *, compiles=True):
         except BrokenPipeError:  # the reader of our output has gone: `... | head`
             return _unread()
         except KeyboardInterrupt:
-            return _leave(_complain("interrupted", 128 + signal.SIGINT))
+            return _leave(_stop("interrupted", 128 + signal.SIGINT))
 
     logging.set_verbosity(logging.WARNING)  # libraries report each of their steps
     app.run(guarded, flags_parser=functools.partial(_parse, anywhere=takes_words))
@@ -187,7 +190,8 @@ def _no_backend():
 def _keep_programs():
     if "jax" in sys.modules:  # which has read its settings
         return
-    if folder := compiled.keep_programs():
+    folder, is_new = compiled.keep_programs()
+    if is_new:
         print(
             f"compiled programs are kept in {folder} "
             "(set JAX_COMPILATION_CACHE_DIR= to keep none)",
@@ -263,5 +267,9 @@ def _leave(status):
 
 
 def _complain(error, status):
-    print(f"error: {error}", file=sys.stderr)
+    return _stop(f"error: {error}", status)
+
+
+def _stop(reason, status):
+    print(reason, file=sys.stderr)
     return status

@@ -151,7 +151,8 @@ class TinyRun:
 
     def said(self):
         """The sentence that the run ended with."""
-        found = re.findall(r"^error: (.*)", self.log.read_text(), re.MULTILINE)
+        ends = r"^(?:error: |(?=stopped ))(.*)"
+        found = re.findall(ends, self.log.read_text(), re.MULTILINE)
         return found[-1].replace(f"{self.workdir}", "WORKDIR") if found else ""
 
     def path(self, *parts):

@@ -30,22 +30,25 @@ def processor() -> str:
     )
 
 
-def keep_programs() -> pathlib.Path | None:
-    """Have JAX, not yet imported, keep the programs that it compiles. -> the folder.
+def keep_programs() -> tuple[pathlib.Path | None, bool]:
+    """Have JAX, not yet imported, keep the programs that it compiles.
+
+    Returns their folder, and whether it was made just now.
 
     One for each kind of processor, since a home may be shared and JAX's names do not
-    tell them apart. None where the environment has its own JAX_COMPILATION_CACHE_DIR
+    tell them apart. (None, False) where the environment has its own JAX_COMPILATION_CACHE_DIR
     or JAX_ENABLE_COMPILATION_CACHE, or the folder cannot be made.
     """
     names = ("JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE")
     if any(name in os.environ for name in names):
-        return None
+        return None, False
     try:
         programs = folder("programs") / f"{zlib.crc32(processor().encode()):08x}"
+        is_new = not programs.exists()
         programs.mkdir(parents=True, exist_ok=True)
     except OSError:
-        return None
+        return None, False
     if not os.access(programs, os.W_OK | os.X_OK):
-        return None
+        return None, False
     os.environ[names[0]] = str(programs)
-    return programs
+    return programs, is_new

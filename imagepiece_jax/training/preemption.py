@@ -142,5 +142,5 @@ def _end_now(signum, words):
 
 def _leave(signum, words):
     """End this process at once. Workers of the loader end when their pipe closes."""
-    os.write(sys.stderr.fileno(), f"error: {words}\n".encode())
+    os.write(sys.stderr.fileno(), f"{words}\n".encode())
     os._exit(128 + signum)

@@ -87,7 +87,7 @@ def ended(patience, rescue, *signals):
 def test_nothing_to_save_ends_at_once():
     seconds, status, out, err = ended(0, "alone", signal.SIGTERM)
     assert (status, out) == (143, "") and seconds < 5
-    assert err.startswith("error: stopped before a step was done; the same")
+    assert err.startswith("stopped before a step was done; the same")
     assert err.count("\n") == 1
 
 
@@ -95,19 +95,19 @@ def test_a_process_that_does_not_answer_ends_when_the_time_is_up():
     """Two SIGTERMs, as where a shell forwards it, are one."""
     seconds, status, out, err = ended(0.6, "alone", signal.SIGTERM, signal.SIGTERM)
     assert (status, out) == (143, "") and 0.6 < seconds < 8
-    assert err.startswith("error: stopped in the middle of a step, without saving; ")
+    assert err.startswith("stopped in the middle of a step, without saving; ")
 
 
 def test_a_run_is_rescued_when_the_time_is_up():
     seconds, status, out, err = ended(0.3, "rescued", signal.SIGTERM)
     assert (status, out) == (143, "saved\n") and seconds > 0.3
-    assert err.startswith("error: stopped at step 7; the same command resumes")
+    assert err.startswith("stopped at step 7; the same command resumes")
 
 
 def test_a_second_ctrl_c_ends_at_once():
     seconds, status, _, err = ended(60, "alone", signal.SIGINT, signal.SIGINT)
     assert status == 130 and seconds < 8
-    assert err.startswith("error: stopped without saving; ")
+    assert err.startswith("stopped without saving; ")
 
 
 def test_a_folder_belongs_to_one_process_at_a_time(tmp_path):
