@@ -14,8 +14,8 @@ of them, a few epochs and seeds. Results are cached: the same command resumes wh
 was stopped.
 
 NAME: table1, table2, hyperspeed, table3, masking, reassess, similarity, overlap,
-lcb-similarity, combos, ablation, tome-offtheshelf, evit-table, throughput; all of them;
-search; compare; adapt; or scratch, which trains from random weights.
+lcb-similarity, combos, ablation, tome-offtheshelf, evit-table, throughput, schedule;
+all of them; search; compare; adapt; or scratch, which trains from random weights.
 """
 
 import dataclasses
@@ -84,7 +84,7 @@ def main(words):
     if names == ["scratch"]:
         out = pathlib.Path(settings.out or "runs/experiments")
         return scratch.run(SCRATCH(), cli.required(DATA), seeds, settings.dtype, out)
-    if names != ["throughput"]:
+    if not set(names) <= set(runner.NO_WEIGHTS):
         cli.required(DATA)
         if not RUNS.value:
             cli.required(WEIGHTS)

@@ -25,6 +25,7 @@ from imagepiece_jax.experiments.finetune import Finetuner, finetuning_config
 from imagepiece_jax.experiments.hyperspeed import hyperspeed
 from imagepiece_jax.experiments.images import Images
 from imagepiece_jax.experiments.masking import masking
+from imagepiece_jax.experiments.schedule import schedule
 from imagepiece_jax.experiments.search import search
 from imagepiece_jax.experiments.throughput import throughput
 from imagepiece_jax.models.class_names import check_classes
@@ -50,12 +51,14 @@ EXPERIMENTS = {
     "tome-offtheshelf": tables.tome_offtheshelf,
     "evit-table": tables.evit_table,
     "throughput": throughput,
+    "schedule": schedule,
     "search": search,
     "compare": compare,
     "adapt": adapt,
 }
 APART = ("search", "compare", "adapt")  # not of the paper, so not among "all"
-ONE_CHECKPOINT = ("table3", "tome-offtheshelf", "throughput", *APART)  # no --small
+NO_WEIGHTS = ("throughput", "schedule")  # nor images
+ONE_CHECKPOINT = ("table3", "tome-offtheshelf", *NO_WEIGHTS, *APART)  # no --small
 FINETUNING = "deit_ti_finetune_small.py"  # the config of --small
 
 
@@ -185,7 +188,7 @@ def run(names: list[str], settings: Settings):
     seeds, options = check(names, settings)
     out = pathlib.Path(settings.out or "runs/experiments")
     models = images = None
-    if names != ["throughput"]:
+    if not set(names) <= set(NO_WEIGHTS):
         models = _models(settings, out, seeds, trains=names == ["adapt"])
         images = _images(settings, models)
     cache = ResultCache(out, settings.again, device.versions())

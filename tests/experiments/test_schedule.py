@@ -1,0 +1,65 @@
+"""The evidence for schedule B: figures worked out by hand from the paper's tables."""
+
+import pytest
+
+from imagepiece_jax.experiments import __main__ as command
+from imagepiece_jax.experiments import schedule
+from tests.command import call
+
+
+def test_published_speeds_support_schedule_b():
+    """From 2531.1, 3787.5, 3806.1, 3891.9, 4868.0 and 3876.5 img/s."""
+    found = schedule.overhead()
+    assert found.rate == pytest.approx(0.0859, abs=5e-5)
+    assert found.stem == pytest.approx(0.0324, abs=5e-5)
+    assert found.prune == pytest.approx(0.0022, abs=5e-5)
+    assert found.merge == pytest.approx(0.0026, abs=6e-5)
+    assert found.predicted == pytest.approx(0.0543, abs=5e-5)
+    implied = {
+        (s, rate): schedule.implied(s, rate) for s in "BA" for rate in (0.8, 0.6)
+    }
+    assert implied == pytest.approx(
+        {
+            ("B", 0.8): 0.0503,
+            ("B", 0.6): 0.0513,
+            ("A", 0.8): 0.0273,
+            ("A", 0.6): 0.0228,
+        },
+        abs=5e-5,
+    )
+    more = schedule.milliseconds("ImagePiece + ToMe")
+    more -= schedule.milliseconds("ImagePiece")
+    assert more == pytest.approx(0.0010, abs=5e-5)
+    assert found.tome_instead == pytest.approx(0.0011, abs=5e-5)
+
+
+def test_the_speed_of_spvit_contradicts_its_default_counts():
+    one, other = (
+        schedule.efficiency("SPViT", stem, fields)
+        for stem, fields in schedule.ROWS["SPViT"]
+    )
+    assert (round(one, 2), round(other, 2)) == (0.79, 0.94)
+    assert round(schedule.efficiency("EViT", *schedule.ROWS["EViT"][0]), 2) == 0.98
+    assert round(schedule.efficiency("ToMe", *schedule.ROWS["ToMe"][0]), 2) == 0.88
+
+
+def test_counts_do_not_determine_the_rounding():
+    """Ours is one of five; the only one with ceil for both, of all tokens."""
+    left = [variant for variant, n in schedule.roundings().items() if n == 26]
+    assert left == [
+        ("round", "image tokens", "floor"),
+        ("round", "all tokens", "floor"),
+        ("ceil", "image tokens", "round"),
+        ("ceil", "all tokens", "round"),
+        ("ceil", "all tokens", "ceil"),
+    ]
+    for rate, count in ((0.8, 61), (0.6, 26)):  # as the package counts
+        assert schedule.tokens_left("ceil", "all tokens", "ceil", rate) == count
+
+
+def test_the_command_needs_neither_data_nor_weights(tmp_path):
+    ended = call(command.main, "schedule", "--out", tmp_path)
+    assert ended.status == 0, ended
+    assert "| 0.6 | 0.0513 | 0.0228 | 0.0543 |" in ended.out
+    assert "5 of 27 ways to round leave the published 26 tokens" in ended.out
+    assert (tmp_path / "schedule.md").read_text() in ended.out
