@@ -132,30 +132,50 @@ def replacing(path):
 def replacing_folder(path):
     """A new folder to fill that becomes `path` at the end, if nothing raises.
 
-    A folder that is there is replaced as a whole: a kill leaves the old one or the new
-    one, or between two renames the old one beside `path`, under a name that starts with
-    a dot. RunError where it cannot be written.
+    A folder that is there is replaced as a whole; of a symbolic link the one that it
+    names. Between two renames the old one is beside it, under a name that starts with a
+    dot. There it stays after a kill, and where it can neither be replaced nor put back:
+    it is removed only when the new one has its place. A folder that somebody else has
+    made meanwhile is not replaced. RunError where it cannot be written.
     """
-    path = pathlib.Path(os.path.abspath(path))
-    new, old = _beside(path), _beside(path)
     try:
+        target = _followed(path)
+        new, old = _beside(target), _beside(target)
+        there = target.exists()
         try:
             new.mkdir(parents=True)
             yield new
             for file in new.iterdir():
                 with open(file, "rb") as written:
                     os.fsync(written.fileno())
-            if path.exists():
-                os.replace(path, old)
-            os.replace(new, path)
-        finally:
-            for folder in (new, old):
-                shutil.rmtree(folder, ignore_errors=True)
+            if there:
+                os.replace(target, old)
+            os.replace(new, target)
+        except BaseException:
+            _put_back(old, target)
+            shutil.rmtree(new, ignore_errors=True)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise RunError(
             f"{path} cannot be written ({error.strerror or error}); fix this, and try "
             "again"
         ) from error
+
+
+def _put_back(old, target):
+    """Rename `old`, if it is there, to `target`; a warning where it has to stay."""
+    try:
+        os.rename(old, target)
+    except FileNotFoundError:
+        pass  # it was not moved
+    except OSError as error:
+        log.warning(
+            "what was in %s is now in %s: it cannot be put back (%s)",
+            target,
+            old,
+            error.strerror,
+        )
 
 
 def append_line(file, text):
@@ -205,6 +225,11 @@ def _target(path):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if path.exists() and not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "It is a device or a pipe")
+    return _followed(path)
+
+
+def _followed(path):
+    """What `path` names, its symbolic links followed; OSError where they go around."""
     target = pathlib.Path(os.path.realpath(path))
     if target.is_symlink():  # one that leads back to itself
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))

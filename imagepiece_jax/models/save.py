@@ -12,6 +12,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
@@ -45,8 +46,9 @@ def save(
     learned selectors, class names and preprocessing included. timm loads the dense part
     by timm.create_model("local-dir:FOLDER", pretrained=True), where it has such models.
     Returns the folder, which can be uploaded as it is. A model that was saved there
-    before is replaced; InputError for a folder that holds anything else, and for
-    variables that are not the model's.
+    before is replaced, in the folder that a symbolic link names where it is one;
+    InputError for a folder that holds anything else, and for variables that are not the
+    model's.
     """
     if hub.is_id(folder):
         raise InputError(
@@ -66,14 +68,22 @@ def save(
     _check_way_back(model, dense | learned, config)
     in_timm = config["architecture"] != OURS
     card = model_card(folder.absolute().name, model, in_timm)
-    metadata = {"format": "pt"}  # some readers refuse a file without it
     with replacing_folder(folder) as new:
-        safetensors.numpy.save_file(dense, new / WEIGHTS, metadata)
+        _write(new / WEIGHTS, dense)
         if learned:
-            safetensors.numpy.save_file(learned, new / SELECTORS, metadata)
+            _write(new / SELECTORS, learned)
         (new / CONFIG).write_text(text + "\n", "utf-8")
         (new / CARD).write_text(card, "utf-8")
     return folder
+
+
+def _write(file, tensors):
+    """Write tensors to a file; OSError where a disk is full or fails."""
+    try:
+        # Some readers refuse a file without this entry.
+        safetensors.numpy.save_file(tensors, file, {"format": "pt"})
+    except safetensors.SafetensorError as error:
+        raise OSError(str(error)) from error
 
 
 def _check_folder(folder):

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import pathlib
+import re
 import socket
 import subprocess
 
@@ -16,6 +17,7 @@ from imagepiece_jax.common.files import (
     make_folder,
     replace_file,
     replacing,
+    replacing_folder,
 )
 from imagepiece_jax.data.imagenet import writer
 from imagepiece_jax.errors import InputError, RunError
@@ -167,6 +169,104 @@ def test_neighbors_and_permissions_stay(tmp_path):
         new.write_text("ours")
     assert path.read_text() == "ours" and path.stat().st_mode & 0o777 == 0o640
     assert neighbor.read_text() == "mine" and len(list(tmp_path.iterdir())) == 2
+
+
+def put(folder, text):
+    """Replace a folder by one with a file."""
+    with replacing_folder(folder) as new:
+        (new / "file").write_text(text)
+
+
+def held(folder):
+    """{file: text} below a folder, links to folders followed, hidden ones too."""
+    return {
+        os.path.relpath(os.path.join(top, name), folder): pathlib.Path(
+            top, name
+        ).read_text()
+        for top, _, names in os.walk(folder, followlinks=True)
+        for name in names
+    }
+
+
+@pytest.mark.parametrize(
+    "error, raised",
+    [
+        (OSError(errno.EIO, "Input/output error"), RunError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+    ],
+)
+@pytest.mark.parametrize("failing", [1, 2])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_folder_that_cannot_be_replaced_is_put_back(
+    tmp_path, monkeypatch, error, raised, failing, when
+):
+    """A failure in the first or in the second rename, which was done or was not."""
+    path, rename, calls = tmp_path / "model", os.replace, []
+    put(path, "old")
+
+    def broken(*names):
+        calls.append(names)
+        if len(calls) != failing or when == "after":
+            rename(*names)
+        if len(calls) == failing:
+            raise error
+
+    monkeypatch.setattr(os, "replace", broken)
+    with pytest.raises(raised):
+        put(path, "new")
+    found = held(tmp_path)
+    if failing == 2 and when == "after":  # it has taken its place
+        assert found.pop("model/file") == "new"
+        assert list(found.values()) == ["old"]
+    else:
+        assert found == {"model/file": "old"}
+        assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_folder_that_cannot_be_put_back_is_kept(tmp_path, monkeypatch, caplog):
+    """Another process makes one of the same name between the two renames."""
+    path, rename = tmp_path / "model", os.replace
+    put(path, "old")
+
+    def meanwhile(source, target):
+        if target == path:
+            path.mkdir()
+            (path / "theirs").write_text("theirs")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", meanwhile)
+    with pytest.raises(RunError, match="cannot be written .Directory not empty"):
+        put(path, "new")
+    (kept,) = re.findall(rf"was in {path} is now in {tmp_path}/(\S+):", caplog.text)
+    assert held(tmp_path) == {f"{kept}/file": "old", "model/theirs": "theirs"}
+
+
+def test_a_folder_that_appears_meanwhile_is_not_replaced(tmp_path):
+    path = tmp_path / "model"
+    with (
+        pytest.raises(RunError, match="cannot be written .Directory not empty"),
+        replacing_folder(path) as new,
+    ):
+        (new / "file").write_text("new")
+        path.mkdir()
+        (path / "theirs").write_text("theirs")
+    assert held(tmp_path) == {"model/theirs": "theirs"}
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_the_folder_that_a_link_names_is_replaced(tmp_path, exists):
+    target, link = tmp_path / "disk" / "target", tmp_path / "link"
+    target.parent.mkdir()
+    if exists:
+        put(target, "old")
+    link.symlink_to(target)
+    put(link, "new")
+    assert link.is_symlink() and held(target) == {"file": "new"}
+    assert [p.name for p in target.parent.iterdir()] == ["target"]
+    link.unlink()
+    link.symlink_to(link)
+    with pytest.raises(RunError, match="cannot be written .Too many levels"):
+        put(link, "new")
 
 
 @pytest.mark.parametrize("name", ["config.json", "classes.json", "run.json"])

@@ -2,7 +2,9 @@
 
 import errno
 import json
+import os
 import pathlib
+import resource
 
 import jax
 import numpy as np
@@ -213,6 +215,41 @@ def test_a_model_that_is_there_is_replaced_as_a_whole(tmp_path, monkeypatch):
     imagepiece_jax.save(tmp_path / "m", other, values)
     assert imagepiece_jax.load(tmp_path / "m")[0] == other
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_a_failure_while_it_is_replaced_loses_no_model(tmp_path, monkeypatch):
+    """Each rename in turn fails; a link names the folder. The disk, then, is full."""
+    model, variables = made(reduction=DYNAMICVIT)
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "m").symlink_to(tmp_path / "disk" / "m", target_is_directory=True)
+    imagepiece_jax.save(tmp_path / "m", model, variables)
+    other, values = made()
+    rename = os.replace
+    for failing in (0, 1):
+        calls = iter(range(2))
+
+        def broken(*names, calls=calls, failing=failing):
+            if next(calls) == failing:
+                raise OSError(errno.EIO, "Input/output error")
+            rename(*names)
+
+        monkeypatch.setattr(os, "replace", broken)
+        with pytest.raises(RunError, match="cannot be written .Input/output error"):
+            imagepiece_jax.save(tmp_path / "m", other, values)
+        assert imagepiece_jax.load(tmp_path / "m")[0] == model
+    monkeypatch.setattr(os, "replace", rename)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(RunError, match="cannot be written .*File too large"):
+            imagepiece_jax.save(tmp_path / "m", other, values)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert imagepiece_jax.load(tmp_path / "m")[0] == model
+    imagepiece_jax.save(tmp_path / "m", other, values)
+    assert imagepiece_jax.load(tmp_path / "disk" / "m")[0] == other
+    assert (tmp_path / "m").is_symlink()
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["m"]
 
 
 @pytest.mark.parametrize("file", ["config.json", "thesis.tex", "model.safetensors"])
