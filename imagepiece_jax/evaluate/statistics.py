@@ -5,7 +5,7 @@ the same interval wherever it is printed. Accuracies are in percent, their diffe
 in points. Two models are always compared on the same images, in the same order.
 
 Sources: Wilson (1927), a proportion; Agresti and Min (2005), a difference of paired
-proportions; McNemar (1947), its test; Holm (1979), many tests at once; Student (1908),
+proportions; McNemar (1947), its test; Cochran (1950), that of several models; Holm (1979), many tests at once; Student (1908),
 a mean over few seeds; Efron (1979), the percentile bootstrap of any statistic; Davison
 and Hinkley (1997, 3.8), the bootstrap of nested samples.
 """
@@ -16,13 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy import special
 
 Z = 1.959964  # standard errors of a 95 % interval
-# Student's t for 95 %, by degrees of freedom from 1 on.
-T = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
-    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
-)
 NOISE = "within noise"
 
 
@@ -90,6 +86,21 @@ def mcnemar(right: ArrayLike, base: ArrayLike) -> float:
     return min(1.0, 2 * tail / 2**trials)
 
 
+def cochran(right: ArrayLike) -> float:
+    """p of Cochran's Q that all models are right equally often. bool [models, images].
+
+    By the chi-square distribution of many images; 1 where no image tells models apart.
+    """
+    right = np.asarray(right, np.float64)
+    models, totals = len(right), right.sum(axis=1)
+    solved = right.sum(axis=0)  # by how many models
+    differ = float(np.sum(solved * (models - solved)))
+    if differ == 0:
+        return 1.0
+    q = models * (models - 1) * float(np.sum((totals - totals.mean()) ** 2)) / differ
+    return float(special.chdtrc(models - 1, q))
+
+
 def holm(p: ArrayLike) -> list[float]:
     """p of a whole family of tests, corrected by Holm's step-down rule, in their order.
 
@@ -128,9 +139,20 @@ def mean_over_seeds(values: ArrayLike) -> Estimate:
     seeds, n = values.shape
     half = Z * values.mean(axis=0).std(ddof=n > 1) / math.sqrt(n)
     if seeds > 1:
-        t = T[min(seeds - 1, len(T)) - 1]
-        half = math.hypot(half, t * values.mean(axis=1).std(ddof=1) / math.sqrt(seeds))
+        half = math.hypot(half, student(values.mean(axis=1)).half_width)
     return Estimate(values.mean(), values.mean() - half, values.mean() + half)
+
+
+def student(values: ArrayLike) -> Estimate:
+    """Mean of one figure a training, by Student's t. [trainings], two or more.
+
+    It holds what trainings differ in, images among it where each is tested on others.
+    """
+    values = np.asarray(values, np.float64)
+    t = special.stdtrit(len(values) - 1, 0.975)
+    half = float(t * values.std(ddof=1) / math.sqrt(len(values)))
+    value = float(values.mean())
+    return Estimate(value, value - half, value + half)
 
 
 def bootstrap(

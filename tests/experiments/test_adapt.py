@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import stats
 
 import imagepiece_jax
 from configs import quickstart
@@ -164,11 +165,14 @@ def test_folds_are_trained_once_and_joined(photographs, tmp_path, monkeypatch, c
     )
     found = json.loads((tmp_path / "adapt.json").read_text())["adapted"][0]
     assert found["adapted"]["value"] == pytest.approx(100 * after.mean())
-    assert found["gained"] == sum(after & ~before)
-    assert found["lost"] == sum(before & ~after)
-    difference = 100 * (after.mean() - before.mean())
-    assert found["difference"]["value"] == pytest.approx(difference)
-    assert np.mean(found["by_fold"]) == pytest.approx(difference)
+    change = 100.0 * (after.astype(int) - before)
+    assert found["by_fold"] == pytest.approx([change[part].mean() for part in parts])
+    interval = stats.ttest_1samp(found["by_fold"], 0).confidence_interval()
+    assert found["difference"] == pytest.approx(
+        {"value": change.mean(), "low": interval.low, "high": interval.high}
+    )
+    runs = [p["setting"] for p in points if p["setting"]["kind"] == "adapt"]
+    assert len({setting["recipe"]["seed"] for setting in runs}) == FOLDS
     page = (tmp_path / "adapt.md").read_text()
     assert "evit" in page and "soft answers at temperature 3, weight 1, labels" in page
     folder = tmp_path / "adapt"
