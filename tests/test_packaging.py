@@ -2,10 +2,13 @@
 
 import ast
 import importlib.metadata
+import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
 import zipfile
 
@@ -21,6 +24,7 @@ from tests.command import start
 from tests.models import tiny
 from tests.runs import ROOT
 
+NOTEBOOK = json.loads((ROOT / "docs" / "quickstart.ipynb").read_text("utf-8"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # What is imported under another name than it is installed by.
 INSTALLED_AS = {
@@ -103,26 +107,53 @@ def test_python_versions_are_those_of_the_makefile():
     assert "(3, 11) <= sys.version_info < (3, 14)" in (ROOT / "Makefile").read_text()
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """A wheel, built from a copy because building writes into the source folder."""
-    folder = tmp_path_factory.mktemp("source")
-    for name in ("pyproject.toml", "README.md", "requirements.txt"):
+def copy_source(folder):
+    """What a package is built from, copied because building writes beside it."""
+    for name in ("pyproject.toml", "README.md", "requirements.txt", "Makefile"):
         shutil.copy(ROOT / name, folder)
-    for name in ("imagepiece_jax", "configs"):
+    for name in ("imagepiece_jax", "configs", "docs"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, folder / name, ignore=ignored)
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet"]
+
+
+def run_build(command, **environment):
+    """Run a command that builds the package; skip where setuptools cannot be had."""
     done = subprocess.run(
-        [*command, "--wheel-dir", folder / "wheels", folder],
-        capture_output=True,
-        text=True,
+        command, capture_output=True, text=True, env=os.environ | environment
     )
     if "No matching distribution found for setuptools" in done.stderr:
         pytest.skip("building needs setuptools from a package index; there is none")
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """A wheel of this source."""
+    folder = tmp_path_factory.mktemp("source")
+    copy_source(folder)
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet"]
+    run_build([*command, "--wheel-dir", folder / "wheels", folder])
     (wheel,) = (folder / "wheels").glob("*.whl")
     return wheel
+
+
+@pytest.mark.slow
+def test_after_make_the_notebook_finds_the_package_where_it_lies(tmp_path):
+    """Requirements are those of this environment, to install nothing twice."""
+    copy_source(tmp_path)
+    make = ["make", "-C", tmp_path, f"PYTHON={sys.executable}", ".venv/installed"]
+    run_build(make, PIP_NO_DEPS="1")
+    first = next(cell for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code")
+    script = "".join(first["source"]) + "\nprint(imagepiece_jax.__file__)"
+    done = subprocess.run(
+        [tmp_path / ".venv/bin/python", "-c", script],
+        cwd=tmp_path / "docs",
+        env=os.environ | {"PYTHONPATH": sysconfig.get_path("purelib")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{tmp_path}/imagepiece_jax/__init__.py\n"
 
 
 @pytest.mark.slow
