@@ -37,6 +37,7 @@ from jax.experimental import multihost_utils
 
 from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import InputError, Stopped
+from imagepiece_jax.training.preemption import StopRequest
 
 # The coordinator's port is one of these: above what Linux assigns by itself.
 FIRST_PORT, PORTS = 61440, 4096
@@ -195,7 +196,8 @@ def joined(job: Job | None):
 
     Enter it before anything else uses JAX; None: the process is alone, and nothing
     happens. A process that can no longer reach the others ends with one sentence and
-    status 1. An exception that leaves this block ends the others in the same way.
+    status 1; at Ctrl-C and SIGTERM it ends at once, but for what is caught inside. An
+    exception that leaves this block ends the others in the same way.
     InputError where the processes cannot meet or have unequal numbers of devices.
     """
     if job is None:
@@ -208,25 +210,28 @@ def joined(job: Job | None):
         "with the same command to resume from the newest checkpoint, if there is one"
     )
     where = f"process {job.process_id} of {job.num_processes}: waiting for the others"
-    print(f"{where} at {job.address}, for up to 5 minutes", file=sys.stderr)
     _end_at_abort(lost)
-    _initialize(job)
-    try:
-        check_devices(jax.devices())
-        _connect_devices()
-        yield
-        _wait_for_all()
-    except Stopped:  # raised by all of them at the same step
-        _wait_for_all()
-        raise
-    except jax.errors.JaxRuntimeError as error:
-        if _is_loss(error):
-            _end(f"{error}\n{lost}")
-        _leave_quietly()
-        raise
-    except BaseException:
-        _leave_quietly()
-        raise
+    # Waiting is C++ code, in which Python's own handlers do not run. Training has a
+    # request of its own, which saves.
+    with StopRequest(patience=0):
+        print(f"{where} at {job.address}, for up to 5 minutes", file=sys.stderr)
+        _initialize(job)
+        try:
+            check_devices(jax.devices())
+            _connect_devices()
+            yield
+            _wait_for_all()
+        except Stopped:  # raised by all of them at the same step
+            _wait_for_all()
+            raise
+        except jax.errors.JaxRuntimeError as error:
+            if _is_loss(error):
+                _end(f"{error}\n{lost}")
+            _leave_quietly()
+            raise
+        except BaseException:
+            _leave_quietly()
+            raise
 
 
 def _initialize(job):

@@ -60,6 +60,8 @@ class StopRequest:
 
     def __exit__(self, *error):
         self.answered()
+        if self._before:
+            signal.set_wakeup_fd(self._wakeup_before)
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
 
@@ -72,11 +74,14 @@ class StopRequest:
         return self._agreed
 
     def answered(self):
-        """Lift the time limit: the run is being saved. Calling twice is allowed."""
+        """Lift the time limit: the run is being saved. Calling twice is allowed.
+
+        Signals that arrive from now on, until this is left, change nothing.
+        """
         with self._lock:
             if self._writer is None:
                 return
-            signal.set_wakeup_fd(self._wakeup_before)
+            signal.set_wakeup_fd(-1)
             self._writer.close()
             self._writer = None
         self._thread.join()
@@ -123,7 +128,7 @@ class StopRequest:
                     asked, deadline = signum, time.monotonic() + self.patience
 
     def _give_up(self, signum):
-        words = "stopped before a step was done"
+        words = "stopped with nothing to save"
         if self.patience > 0:
             words = "stopped in the middle of a step, without saving"
         if self._rescue is not None:

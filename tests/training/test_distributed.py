@@ -5,9 +5,11 @@ as in its FAQ on running jobs.
 """
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 import types
 
 import jax
@@ -36,14 +38,16 @@ OPEN_MPI = {
     "OMPI_COMM_WORLD_LOCAL_RANK": "0",
     "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1,10.148.0.1:34911",
 }
+HEAD = """\
+import atexit, os, threading
+from imagepiece_jax.training import distributed
+"""
 
 
 def run(script, **variables):
     """`script` in a process of its own, whose environment has these variables too."""
-    head = "import atexit, os, threading\n"
-    head += "from imagepiece_jax.training import distributed\n"
     return subprocess.run(
-        [sys.executable, "-c", head + script],
+        [sys.executable, "-c", HEAD + script],
         env=os.environ | {"JAX_PLATFORMS": "cpu"} | variables,
         capture_output=True,
         text=True,
@@ -197,6 +201,32 @@ def test_a_port_in_use_is_named(found_by_jax):
         with pytest.raises(InputError, match=message):
             with distributed.joined(job):
                 pass
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("process", [0, 1])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_process_that_waits_for_the_others_ends_at_a_signal(process, signum):
+    """JAX waits in C++, where Python's own handlers do not run."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    job = f"distributed.Job({address!r}, 2, {process})"
+    with subprocess.Popen(
+        [sys.executable, "-c", f"{HEAD}with distributed.joined({job}): pass"],
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as waiting:
+        assert "waiting for the others" in waiting.stderr.readline()
+        time.sleep(1)  # until it does
+        waiting.send_signal(signum)
+        try:
+            _, err = waiting.communicate(timeout=20)
+        finally:
+            waiting.kill()
+    assert waiting.returncode == 128 + signum
+    assert err.startswith("stopped with nothing to save; the same command")
+    assert err.count("\n") == 1
 
 
 # The loss of another process

@@ -4,6 +4,7 @@ import os
 import pathlib
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -29,6 +30,25 @@ def test_a_signal_is_noted_and_the_old_handlers_come_back():
         signal.raise_signal(signal.SIGINT)  # the first one counts
         assert request.asked() == signal.SIGTERM
     assert (signal.getsignal(signal.SIGTERM), signal.set_wakeup_fd(-1)) == before
+
+
+def test_what_encloses_a_request_hears_no_signal_until_it_is_left():
+    """Of several processes one gets SIGTERM while the others make it save."""
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    before = signal.set_wakeup_fd(writer.fileno())
+    try:
+        with StopRequest() as request:
+            request.answered()
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert signal.set_wakeup_fd(before) == writer.fileno()
+        reader.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            reader.recv(1)
+    finally:
+        signal.set_wakeup_fd(before)
+        reader.close()
+        writer.close()
 
 
 def test_work_is_abandoned_between_two_items():
@@ -87,7 +107,7 @@ def ended(patience, rescue, *signals):
 def test_nothing_to_save_ends_at_once():
     seconds, status, out, err = ended(0, "alone", signal.SIGTERM)
     assert (status, out) == (143, "") and seconds < 5
-    assert err.startswith("stopped before a step was done; the same")
+    assert err.startswith("stopped with nothing to save; the same")
     assert err.count("\n") == 1
 
 
@@ -151,4 +171,4 @@ def test_sigterm_in_the_first_compile_ends_at_once(tmp_path):
     trial = tiny_runs.TinyRun(tmp_path / "run", tmp_path / "cache", {})
     row = faults.terminate_in_compile(trial)
     assert row.passed and row.status == 143, row
-    assert row.said.startswith("stopped before a step was done")
+    assert row.said.startswith("stopped with nothing to save")
