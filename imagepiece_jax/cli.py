@@ -85,7 +85,7 @@ def data(default=""):
 
 def resize():
     """Define --resize."""
-    help_text = "none: images have the right size already"
+    help_text = "none: images have the right size already; default: the model's own"
     return _enum("resize", None, ["deit", "none"], help_text)
 
 

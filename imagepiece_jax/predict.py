@@ -21,6 +21,7 @@ config_flags.define()
 WEIGHTS = cli.weights()
 NORMALIZATION = cli.normalization()
 CHECKPOINT = cli.checkpoint()
+RESIZE = cli.resize()
 TOP = flags.DEFINE_integer("top", 5, "classes of each image", 1, allow_override=True)
 LABELS = flags.DEFINE_enum(
     "labels", None, ("imagenet",), "names of the classes, where weights have none"
@@ -46,9 +47,14 @@ def main(words):
         path, *config_flags.config_or_base(), normalization, CHECKPOINT.value
     )
     model = from_config.model(config).clone(class_names=weights.class_names)
+    config.data.resize = RESIZE.value or config.data.resize
+    transform = from_config.eval_transform(config)
+    if note := image_files.note(files, transform):
+        print(f"note: {note}", flush=True)
     predict = Predictor(
         model,
         weights.restore(model, config.image_size),
+        resize="none" if config.data.resize == "none" else None,
         labels=LABELS.value,
         top=min(TOP.value, model.num_classes),
         attention=config.model.attention,

@@ -19,7 +19,9 @@ from tests.command import call, sentence, start
 from tests.runs import ROOT
 
 KEYS = {"acc1", "acc5", "loss", "images", "gmacs", "throughput", "unreadable"}
-KEYS |= {"reduction"}
+FACTS = {"preprocessing", "weights", "checkpoint", "data", "limit", "dtype"}
+FACTS |= {"reduction"}
+KEYS |= FACTS
 # A model of a few parameters for images of 16x16, as flags.
 TINY = ["--config", f"{ROOT}/configs/quickstart.py", "--config.model.depth=2"]
 TINY += ["--config.model.embed_dim=8", "--config.model.num_heads=2"]
@@ -186,7 +188,7 @@ def test_evaluate_counts_every_image_once(
     assert result["loss"] == pytest.approx(loss, rel=1e-5)
     assert result["throughput"] > 0 and result["unreadable"] == 0
     printed = dict(re.findall(r"(\w+) ([\d.]+)", ended.out))
-    assert set(printed) == KEYS - {"unreadable", "reduction"}
+    assert set(printed) == KEYS - {"unreadable"} - FACTS
     assert printed["acc1"] == f"{acc1:.2f}" and printed["images"] == "150"
 
 
@@ -287,8 +289,25 @@ def test_evaluate_resizes_only_where_asked(tmp_path, weights_file):
     words = ["--config.image_size=48", "--config.model.stem=patch"]
     words += [f"--data=csv:{tmp_path}/set.csv", f"--weights={tmp_path}/w.npz"]
     words += ["--config.eval_batch_size=4"]
-    _, result = evaluated(tmp_path, *words, "--resize=deit")
+    ended, result = evaluated(tmp_path, *words, "--resize=deit")
     assert result["images"] == 4
+    assert "  resize 54 bicubic, crop 48  " in ended.out and "pixels" not in ended.out
+    assert result["preprocessing"] == {
+        "image_size": [48, 48],
+        "resize": "deit",
+        "crop": 0.875,
+        "crop_mode": "center",
+        "interpolation": "bicubic",
+    }
+    for i in range(4):
+        Image.new("RGB", (48, 48)).save(tmp_path / f"{i}.png")
+    ended, _ = evaluated(tmp_path, *words, "--resize=deit")
+    assert "note: all 4 images have 48x48 pixels, the model's size" in ended.out
+    ended, result = evaluated(tmp_path, *words, "--resize=none", "--limit=3")
+    assert "  images as they are, 48x48  " in ended.out and "pixels" not in ended.out
+    assert result["preprocessing"] == {"image_size": [48, 48], "resize": "none"}
+    assert (result["data"], result["limit"]) == (f"csv:{tmp_path}/set.csv", 3)
+    assert (result["weights"], result["checkpoint"]) == (f"{tmp_path}/w.npz", None)
 
 
 def test_doctor_says_each_thing_in_one_line():

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from imagepiece_jax import predict
+from imagepiece_jax.inference.predictor import Predictor
 from imagepiece_jax.models import convert
 from tests.command import call, sentence
 from tests.models import tiny
@@ -51,6 +52,19 @@ def test_a_bad_image_is_named_and_the_others_answered(folder, tmp_path):
     assert first["probability"] > second["probability"] > 0
     assert f"{first['label']} {100 * first['probability']:.1f} %" in lines[0]
     assert "cannot be read" in found[str(images / "b.png")]["error"]
+
+
+def test_images_are_resized_unless_told_otherwise(tmp_path):
+    model = tiny.model(image_size=40)
+    np.savez(tmp_path / "w.npz", **convert.to_timm(tiny.variables(model)))
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    words = [*WORDS, f"--weights={tmp_path}/w.npz", tmp_path / "a.png"]
+    outs = [call(predict.main, *words, *more).out for more in ([], ["--resize=none"])]
+    assert "all 1 images have 40x40 pixels, the model's size" in outs[0]
+    assert "40x40" not in outs[1]
+    (want,) = Predictor(model, tiny.variables(model), resize="none", top=1)(pixels)
+    assert f"a.png: {want.label} {100 * want.probability:.1f} %" in outs[1]
 
 
 @pytest.mark.parametrize(

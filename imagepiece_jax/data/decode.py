@@ -60,6 +60,18 @@ def decode(file, name: str, upright: bool = False) -> np.ndarray:
         raise UnreadableImage(name, reason) from error
 
 
+def size(file) -> tuple[int, int] | None:
+    """(height, width) of an image as it is stored, from its header; None if unreadable.
+
+    `file` as `decode` takes it.
+    """
+    try:
+        with Image.open(file) as image:
+            return image.height, image.width
+    except Exception:  # as in `decode`, which reports it
+        return None
+
+
 def _bytes(file):
     if hasattr(file, "read"):
         return file.read()

@@ -5,8 +5,8 @@ import sys
 
 import numpy as np
 
-from imagepiece_jax.data.decode import EXTENSIONS, UnreadableImage, decode
-from imagepiece_jax.data.transforms import fitted
+from imagepiece_jax.data.decode import EXTENSIONS, UnreadableImage, decode, size
+from imagepiece_jax.data.transforms import EvalTransform
 from imagepiece_jax.errors import InputError
 
 
@@ -29,12 +29,21 @@ def find(words: list[str]) -> list[pathlib.Path]:
     return files
 
 
-def read(files: list[pathlib.Path], side: int, **crop) -> tuple[np.ndarray, list[str]]:
-    """Return (uint8 [B, side, side, 3], names) of the readable images among `files`.
+def note(files: list[pathlib.Path], transform: EvalTransform) -> str | None:
+    """`transform.note` of the readable images among `files`, upright as they are shown.
 
-    Images of this size are kept as they are, others are cropped as for evaluation, with
-    `crop` as of `transforms.resize_crop`. An
-    unreadable file is skipped and reported; InputError if no image is left.
+    Their size is looked at as it is stored, so images on their side have another.
+    """
+    return transform.note(filter(None, map(size, files)), len(files))
+
+
+def read(
+    files: list[pathlib.Path], transform: EvalTransform
+) -> tuple[np.ndarray, list[str]]:
+    """Return (uint8 [B, H, W, 3], names) of the readable images among `files`.
+
+    An unreadable file is skipped and reported; InputError if no image is left, and for
+    one that does not fit `transform`.
     """
     images, names = [], []
     for file in files:
@@ -46,7 +55,10 @@ def read(files: list[pathlib.Path], side: int, **crop) -> tuple[np.ndarray, list
         except UnreadableImage as error:
             print(f"{error.name} is left out: {error.reason}", file=sys.stderr)
             continue
-        images.append(fitted(image, side, **crop))
+        try:
+            images.append(transform(image))
+        except InputError as error:
+            raise InputError(f"{file}: {error}") from error
         names.append(file.name)
     if not images:
         raise InputError(

@@ -17,12 +17,13 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from imagepiece_jax.data import csv_table, records, unlabeled
-from imagepiece_jax.data.decode import EXTENSIONS, Unreadable, decode
+from imagepiece_jax.data import csv_table, decode, records, unlabeled
+from imagepiece_jax.data.decode import EXTENSIONS, Unreadable
 from imagepiece_jax.errors import InputError
 
 KNOWN_NAMES = ("imagenet2012", "digits", "folder:PATH", "csv:FILE")
 SPLITS = ("train", "val")
+SIZES = 64  # images whose size is looked at
 
 log = logging.getLogger("imagepiece_jax.data")
 
@@ -54,6 +55,15 @@ class Source(abc.ABC):
         """Bytes of image `index` as it is stored; InputError where it is in memory."""
         raise InputError(f"{self.name(index)} is no file, but pixels in memory")
 
+    def size(self, index: int) -> tuple[int, int] | None:
+        """(height, width) of image `index` by its header; None if it is unreadable."""
+        return decode.size(io.BytesIO(self.encoded(index)))
+
+    def some_sizes(self) -> list[tuple[int, int]]:
+        """`size` of up to 64 readable images, spread over the source."""
+        places = np.linspace(0, len(self) - 1, min(len(self), SIZES)).astype(int)
+        return [*filter(None, map(self.size, places.tolist()))]
+
     def first(self, count: int | None) -> "Source":
         """The first `count` images alone; all of a smaller source, and for None."""
         if count is None or count >= len(self):
@@ -79,6 +89,9 @@ class Subset(Source):
 
     def encoded(self, index):
         return self.source.encoded(int(self.indices[index]))
+
+    def size(self, index):
+        return self.source.size(int(self.indices[index]))
 
 
 def open_source(
@@ -147,7 +160,7 @@ class FileSource(Source):
 
     def read(self, index):
         path = self.name(index)
-        return decode(path, path), int(self.labels[index])
+        return decode.decode(path, path), int(self.labels[index])
 
     def name(self, index):
         return os.path.join(self.root, os.fsdecode(self.files[index]))
@@ -155,6 +168,9 @@ class FileSource(Source):
     def encoded(self, index):
         with open(self.name(index), "rb") as file:
             return file.read()
+
+    def size(self, index):
+        return decode.size(self.name(index))
 
 
 def _open_folder(root, split, num_classes, labeled):
@@ -264,6 +280,9 @@ class ArraySource(Source):
     def read(self, index):
         return self.images[index], int(self.labels[index])
 
+    def size(self, index):
+        return self.images.shape[1:3]
+
     def name(self, index):
         return self.names[index]
 
@@ -319,7 +338,9 @@ class RecordSource(Source):
     def read(self, index):
         features = self._features(index)
         (label,) = features["label"].int64_list.value
-        pixels = decode(io.BytesIO(_bytes(features, "image")), _file_name(features))
+        pixels = decode.decode(
+            io.BytesIO(_bytes(features, "image")), _file_name(features)
+        )
         return pixels, label
 
     def name(self, index):

@@ -130,12 +130,6 @@ def _middle(image):
     return image[top : top + most, left : left + most]
 
 
-def fitted(image, size, **crop):
-    """`image` where it has this size already, else what `resize_crop` makes of it."""
-    same = image.shape[:2] == sides(size)
-    return image if same else resize_crop(image, size, **crop)
-
-
 def unresized(image, size, why=""):
     """The image itself, which must have this size already; InputError with `why`."""
     found = image.shape[:2]
@@ -240,15 +234,68 @@ class EvalTransform:
                 "and up to 1"
             )
 
+    @property
+    def resizes(self) -> bool:
+        """Whether images are resized and cropped, not taken as they are."""
+        small = self.crop is None and max(sides(self.image_size)) <= SMALL
+        return self.resize != "none" and not small
+
+    @property
+    def share(self) -> float:
+        """Share of the resized side that is looked at, where images are resized."""
+        return EVAL_CROP if self.crop is None else self.crop
+
+    @property
+    def text(self) -> str:
+        """What is done to an image: "resize 256 bicubic, crop 224"."""
+        if not self.resizes:
+            return f"images as they are, {described(self.image_size)}"
+        resized = tuple(int(side / self.share) for side in self.shape)
+        both = self.crop_mode == "squash" or len({*self.shape}) > 1
+        size = described(resized) if both else resized[0]
+        crop = described(self.shape) if len({*self.shape}) > 1 else self.shape[0]
+        squashed = " squashed" * (self.crop_mode == "squash")
+        return f"resize {size}{squashed} {self.interpolation}, crop {crop}"
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """What decides the pixels, as JSON values."""
+        if not self.resizes:
+            return {"image_size": list(self.shape), "resize": "none"}
+        return {
+            "image_size": list(self.shape),
+            "resize": self.resize,
+            "crop": self.share,
+            "crop_mode": self.crop_mode,
+            "interpolation": self.interpolation,
+        }
+
+    def note(self, sizes, total: int) -> str | None:
+        """A line where images have the model's size, and are resized nevertheless.
+
+        sizes: (height, width) of some of `total` images, or of all. None where one of
+        them has another size, or where resizing leaves them as they are.
+        """
+        sizes = list(sizes)
+        same = {*sizes} == {self.shape}
+        if not self.resizes or not same or self.share == 1:
+            return None
+        which = f"all {total} images"
+        if len(sizes) < total:
+            which = f"all of {len(sizes)} images looked at"
+        return (
+            f"{which} have {described(self.shape)} pixels, the model's size, and yet "
+            f"are enlarged and cropped ({self.text}): --resize none takes them as they "
+            "are"
+        )
+
     def __call__(self, image):
-        if self.resize == "none":
-            return unresized(image, self.image_size)
-        if self.crop is None and max(sides(self.image_size)) <= SMALL:
-            why = f", as evaluation uses all of up to {SMALL}x{SMALL}"
+        if not self.resizes:
+            rule = f", as evaluation uses all of up to {SMALL}x{SMALL}"
+            why = rule if self.resize != "none" else ""
             return unresized(image, self.image_size, why)
-        crop = EVAL_CROP if self.crop is None else self.crop
         return resize_crop(
-            image, self.image_size, crop, self.crop_mode, self.interpolation
+            image, self.image_size, self.share, self.crop_mode, self.interpolation
         )
 
 

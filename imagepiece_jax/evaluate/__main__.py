@@ -77,8 +77,21 @@ def main():
     if note := class_names.unnamed_classes(path, source.class_names, data):
         print(note)
     batches = from_config.eval_batches(config, source)
+    transform = from_config.eval_transform(config)
+    if note := transform.note(source.some_sizes(), len(source)):
+        print(f"note: {note}", flush=True)
+    facts = {
+        "preprocessing": transform.facts,
+        "weights": str(path),
+        "checkpoint": None if weights.config is None else weights.checkpoint,
+        "data": data,
+        "limit": LIMIT.value,
+        "dtype": model.dtype.name,
+    }
+    if reductions or OPTIMIZED.value:
+        print(transform.text, flush=True)
     if reductions:
-        rows = sweep.run(weights, reductions, batches, OUT.value)
+        rows = sweep.run(weights, reductions, batches, OUT.value, facts)
         if JSON.value:
             replace_file(JSON.value, "".join(json.dumps(row) + "\n" for row in rows))
         return
@@ -89,9 +102,9 @@ def main():
     else:
         step = accuracy.compiled(model, config.seed)
         found = accuracy.evaluate(step, parallel.replicate(variables), batches())
-        print(found.line(f"gmacs {weights.gmacs():.3f}"))
+        print(found.line(transform.text, f"gmacs {weights.gmacs():.3f}"))
         result = found.figures
-    result |= {"reduction": dict(model.reduction)}
+    result |= facts | {"reduction": dict(model.reduction)}
     result |= {"gmacs": weights.gmacs(), "unreadable": source.unreadable.count}
     if count := result["unreadable"]:
         print(f"unreadable images left out: {count}")

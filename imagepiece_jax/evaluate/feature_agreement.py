@@ -27,7 +27,7 @@ from imagepiece_jax.common.image_size import whole_patches
 from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.data.sources import open_source
-from imagepiece_jax.data.transforms import fitted
+from imagepiece_jax.data.transforms import EvalTransform
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.models.features import FILLS, feature_map, final_norm
@@ -118,11 +118,11 @@ def normalized(features):
 
 
 def read_images(
-    data: str, num_classes: int, image_size: int, count: int, **crop
+    data: str, num_classes: int, count: int, transform: EvalTransform
 ) -> np.ndarray:
     """`count` images of a set, spread over it, as uint8 [B, H, W, 3].
 
-    Images of the model's size are taken as they are, unreadable ones are left out.
+    Unreadable ones are left out.
     """
     source, images = open_source(data, "val", num_classes=num_classes), []
     for index in np.linspace(0, len(source) - 1, min(count, len(source))).astype(int):
@@ -130,7 +130,10 @@ def read_images(
             image, _ = source.read(int(index))
         except UnreadableImage:
             continue
-        images.append(fitted(image, image_size, **crop))
+        try:
+            images.append(transform(image))
+        except InputError as error:
+            raise InputError(f"{source.name(int(index))}: {error}") from error
     if len(images) < FEWEST:
         raise InputError(
             f"--data {data} has {len(images)} readable images; allowed are {FEWEST} or "

@@ -23,6 +23,7 @@ config_flags.define()
 WEIGHTS = cli.weights()
 NORMALIZATION = cli.normalization()
 DATA = cli.data()
+RESIZE = cli.resize()
 SWEEP = cli.sweep("the methods to compare")
 IMAGES = flags.DEFINE_integer(
     "images", None, "so many, spread over the set; default: 100", allow_override=True
@@ -38,6 +39,7 @@ OUT = flags.DEFINE_string(
 def main():
     # They import JAX: after the flags.
     from imagepiece_jax.data.sources import short_name
+    from imagepiece_jax.data.transforms import EvalTransform
     from imagepiece_jax.evaluate import feature_agreement as agreement
     from imagepiece_jax.models import pretrained
     from imagepiece_jax.reduction import settings
@@ -57,9 +59,9 @@ def main():
     )
     dense = weights.variant(settings.DENSE)
     reduced = [weights.variant(reduction) for reduction in reductions]
-    images = agreement.read_images(
-        data, dense.model.num_classes, weights.image_size, count, **weights.crop
-    )
+    resize = RESIZE.value or weights.resize
+    transform = EvalTransform(weights.image_size, resize, **weights.crop)
+    images = agreement.read_images(data, dense.model.num_classes, count, transform)
     make_folder("--out", out)
     rows = []
     print("  ".join(agreement.HEAD), flush=True)
@@ -68,7 +70,10 @@ def main():
         print("  ".join(cell or "-" for cell in agreement.cells(row)), flush=True)
     file = out / "patch_features"
     replace_file(f"{file}.json", json.dumps(rows, indent=1) + "\n")
-    note = f"{len(images)} images of {short_name(data)}, weights {weights.name}"
+    note = (
+        f"{len(images)} images of {short_name(data)} ({transform.text}), weights "
+        f"{weights.name}"
+    )
     replace_file(f"{file}.md", agreement.table(rows, note))
     print(f"{len(images)} images; table: {file}.md, data: {file}.json")
 

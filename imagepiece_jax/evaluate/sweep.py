@@ -32,11 +32,13 @@ def run(
     reductions: Sequence[Mapping[str, Any]],
     batches: Callable[[], Iterable[Mapping[str, Any]]],
     folder: str | os.PathLike,
+    facts: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Evaluate `weights` under the dense model and every reduction; returns the rows.
 
-    `batches` makes the batches of the split. `folder` gets sweep.jsonl (a row as soon
-    as it is measured), sweep.md and sweep.png.
+    `batches` makes the batches of the split, `facts` about them are part of each row,
+    as JSON values. `folder` gets sweep.jsonl (a row as soon as it is measured),
+    sweep.md and sweep.png.
     """
     reductions = [DENSE, *(r for r in reductions if r["name"] != DENSE["name"])]
     for reduction in reductions:
@@ -54,7 +56,7 @@ def run(
             change = statistics.paired_difference(right, dense)
         row |= _estimate("difference", change)
         setting = {"setting": settings.label(reduction), "reduction": dict(reduction)}
-        rows.append(setting | row)
+        rows.append(setting | row | dict(facts or {}))
         lines = "".join(json.dumps(r) + "\n" for r in rows)
         replace_file(folder / "sweep.jsonl", lines)
         print(_line(rows[-1]), flush=True)

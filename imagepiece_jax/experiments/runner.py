@@ -264,7 +264,7 @@ def _images(settings, models):
         side,
         spaced=settings.subset,
         limit=settings.limit,
-        resize=settings.resize or "deit",
+        resize=settings.resize or (models.pretrained.resize if alone else "deit"),
         batch_size=settings.eval_batch_size,
         workers=settings.readers,
         crop=models.pretrained.crop if alone else None,

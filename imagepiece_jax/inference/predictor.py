@@ -228,7 +228,7 @@ def _known_labels(name):
 
 def _transform(size, resize, known):
     """Evaluation's crop: `known` of the weights, unless `resize` is given."""
-    if resize is not None or known is None or known.crop is None:
+    if resize is not None or known is None:
         return transforms.EvalTransform(size, resize=resize or "deit")
     return transforms.EvalTransform(
         size,

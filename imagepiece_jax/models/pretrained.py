@@ -36,6 +36,7 @@ from imagepiece_jax.models.positions import Positions
 from imagepiece_jax.models.run_files import (
     in_config,
     model_fields,
+    preprocessing_of,
     read_config,
     reduction_of,
 )
@@ -94,8 +95,13 @@ class Pretrained:
 
     @property
     def crop(self) -> Mapping[str, Any]:
-        """Fields of data.transforms.resize_crop, where a published model says them."""
+        """Fields of data.transforms.resize_crop, where the weights say them."""
         return self.fields.get("preprocessing", {})
+
+    @property
+    def resize(self) -> str:
+        """As config.data.resize: a run's own, DeiT's for others."""
+        return ((self.config or {}).get("data") or {}).get("resize", "deit")
 
     @property
     def stem(self) -> str:
@@ -336,6 +342,8 @@ def _of_run(path, checkpoint):
     config = read_config(path)
     own = {k: v for k, v in model_fields(config).items() if v is not None}
     size = registry.size_of(registry.facts(own.get("name")))
+    if prepared := preprocessing_of(config):
+        own["preprocessing"] = prepared
     return Pretrained(
         path,
         fields=size | own,

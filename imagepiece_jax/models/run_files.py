@@ -135,6 +135,19 @@ def model_fields(config):
     return {name: plain(value) for name, value in config["model"].items()} | own
 
 
+def preprocessing_of(config):
+    """The crop of evaluation in a nested dict, as fields of a Preprocessing.
+
+    {} where it is the usual one.
+    """
+    data = config.get("data", {})
+    usual = {k: v for k, v in LATER["data"].items() if k.startswith("eval_")}
+    found = {k: data.get(k, v) for k, v in usual.items()}
+    if found == usual:
+        return {}
+    return {k.removeprefix("eval_"): v for k, v in found.items()}
+
+
 def reduction_of(config):
     """The reduction of a nested dict, with `prop_attn` where it is set."""
     fields = {k: plain(v) for k, v in config["reduction"].items() if v is not None}

@@ -29,6 +29,7 @@ def of_weights(path, config, overrides=None, normalization=None, checkpoint="bes
         given = run_files.model_fields(config.to_dict()) | normalization
         weights = pretrained.read(path, given, checkpoint)
         weights.under(config.to_dict())
+        _take_crop(config, weights)
         asked = run_files.model_fields(config.to_dict())
     else:
         given = _typed(config, overrides) | normalization
@@ -52,6 +53,13 @@ def of_weights(path, config, overrides=None, normalization=None, checkpoint="bes
         for name in IMAGENET:
             config.model[name] = fields[name]
     return config, weights.of_config(config.to_dict())
+
+
+def _take_crop(config, weights):
+    """Fill in the crop of evaluation, where `config` leaves it open."""
+    if config.data.eval_crop is None:
+        with config.unlocked():
+            config.data.update({f"eval_{k}": v for k, v in weights.crop.items()})
 
 
 def _typed(config, overrides):

@@ -23,6 +23,7 @@ from imagepiece_jax.errors import InputError
 config_flags.define()
 WEIGHTS = cli.weights()
 NORMALIZATION = cli.normalization()
+RESIZE = cli.resize()
 SWEEP = cli.sweep("these methods instead of the config's")
 OUT = flags.DEFINE_string(
     "out",
@@ -39,6 +40,7 @@ def main(words):
     # They import JAX: after the flags.
     from imagepiece_jax.common.image_size import whole_patches
     from imagepiece_jax.data import image_files
+    from imagepiece_jax.data.transforms import EvalTransform
     from imagepiece_jax.models.pretrained import for_analysis
     from imagepiece_jax.reduction.settings import parse
     from imagepiece_jax.visualize import figure, html, provenance
@@ -57,7 +59,11 @@ def main(words):
     for block in blocks:
         if block >= depth:
             raise InputError(f"--blocks has {block}; allowed are 0 to {depth - 1}")
-    images, names = image_files.read(files, weights.image_size, **weights.crop)
+    resize = RESIZE.value or weights.resize
+    transform = EvalTransform(weights.image_size, resize, **weights.crop)
+    images, names = image_files.read(files, transform)
+    if note := image_files.note(files, transform):
+        print(f"note: {note}", flush=True)
     figures = out / "figures"
     for folder in (out, figures):
         make_folder("--out", folder)

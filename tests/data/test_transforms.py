@@ -87,6 +87,36 @@ def test_a_crop_that_there_is_not(fields, message):
         EvalTransform(30, **fields)
 
 
+@pytest.mark.parametrize(
+    "size, fields, text",
+    [
+        (224, {}, "resize 256 bicubic, crop 224"),
+        (224, {"crop": 0.9, "interpolation": "bilinear"}, "resize 248 bilinear, crop "),
+        (224, {"crop": 1.0, "crop_mode": "squash"}, "resize 224x224 squashed bicubic,"),
+        ((96, 192), {}, "resize 109x219 bicubic, crop 96x192"),
+        (224, {"resize": "none"}, "images as they are, 224x224"),
+        (32, {}, "images as they are, 32x32"),
+    ],
+)
+def test_a_transform_says_what_it_does(size, fields, text):
+    assert EvalTransform(size, **fields).text.startswith(text)
+
+
+def test_images_of_the_models_size_that_are_enlarged_are_noted():
+    transform = EvalTransform(224)
+    assert transform.note([(224, 224)] * 3, 3) == (
+        "all 3 images have 224x224 pixels, the model's size, and yet are enlarged and "
+        "cropped (resize 256 bicubic, crop 224): --resize none takes them as they are"
+    )
+    note = transform.note([(224, 224)] * 3, 50)
+    assert note.startswith("all of 3 images looked at have 224x224 pixels")
+    assert transform.note([(224, 224), (224, 225)], 2) is None
+    assert transform.note([], 2) is None
+    for other in ({"crop": 1.0}, {"resize": "none"}):
+        assert EvalTransform(224, **other).note([(224, 224)], 1) is None
+    assert EvalTransform(32).note([(32, 32)], 1) is None
+
+
 @pytest.mark.parametrize("shape", [(8000, 1), (100_000, 1), (2, 300_000)])
 def test_the_thinnest_images_take_no_memory(shape):
     """Resized as a whole, 1 x 100,000 pixels would be 256 x 25,600,000."""
@@ -95,7 +125,6 @@ def test_the_thinnest_images_take_no_memory(shape):
     calls = [
         EvalTransform(224),
         lambda image: TrainTransform(224)(image, rng()),
-        lambda image: transforms.fitted(image, 224),
         CanvasTransform(384),
     ]
     with mock.patch.object(
@@ -103,8 +132,8 @@ def test_the_thinnest_images_take_no_memory(shape):
     ):
         outs = [call(image) for call in calls]
     assert all((out == (1, 128, 254)).all() for out in outs)
-    assert [out.shape[:2] for out in outs[:3]] == [(224, 224)] * 3
-    assert max(outs[3].shape) == 384
+    assert [out.shape[:2] for out in outs[:2]] == [(224, 224)] * 2
+    assert max(outs[2].shape) == 384
     assert {high * wide for _, high, wide, *_ in resized} == {256 * 32 * 256}
 
 

@@ -20,7 +20,7 @@ def words(tmp_path_factory):
     np.savez(folder / "vit_mini.npz", **convert.to_timm(tiny.variables(model)))
     rng, rows = np.random.default_rng(0), ["filename,label"]
     for i in range(5):
-        pixels = rng.integers(0, 256, (tiny.SIDE, tiny.SIDE + i, 3), dtype=np.uint8)
+        pixels = rng.integers(0, 256, (tiny.SIDE, tiny.SIDE, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{i}.png")
         rows.append(f"{i}.png,{i}")
     (folder / "2.png").write_bytes(b"nothing")
@@ -55,7 +55,7 @@ def test_table_has_every_way_to_fill(tmp_path, words):
     table = (out / "patch_features.md").read_text()
     assert (
         "4 images of csv:" in table
-        and "/set.csv, weights vit_mini.npz; 95 % intervals" in table
+        and "/set.csv (images as they are, 20x20), weights vit_mini.npz; 95 %" in table
         and table.count("\n| ") == 1 + 6
     )
     assert "| evit blocks=(0,) | zero | 18 |" in table

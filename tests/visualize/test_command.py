@@ -7,6 +7,8 @@ import pytest
 from PIL import Image
 
 from imagepiece_jax.data import image_files
+from imagepiece_jax.data.transforms import EvalTransform
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import convert
 from imagepiece_jax.visualize import __main__ as visualize
 from imagepiece_jax.visualize import provenance
@@ -24,13 +26,13 @@ def weights(tmp_path_factory):
 
 @pytest.fixture
 def folder(tmp_path):
-    """One image of the model's size, one larger, one damaged, and a text."""
+    """Two images of the model's size, one damaged, and a text."""
     rng = np.random.default_rng(0)
     folder = tmp_path / "images"
     folder.mkdir()
     fitting = rng.integers(0, 256, (tiny.SIDE, tiny.SIDE, 3), dtype=np.uint8)
     Image.fromarray(fitting).save(folder / "a.png")
-    Image.fromarray(np.tile(fitting, (3, 2, 1))).save(folder / "c.png")
+    Image.fromarray(fitting[::-1]).save(folder / "c.png")
     (folder / "b.png").write_bytes(b"nothing")
     (folder / "d.txt").write_text("no image")
     return folder
@@ -66,11 +68,22 @@ def test_a_folder_of_images_under_two_methods(tmp_path, weights, folder):
     assert json.loads((out / "provenance.json").read_text())["images"] == names
 
 
-def test_an_image_of_the_right_size_is_kept_as_it_is(folder):
-    images, names = image_files.read([folder / "a.png", folder / "c.png"], tiny.SIDE)
+def test_images_are_read_as_for_evaluation(folder):
+    files = [folder / "a.png", folder / "l.png"]
+    with Image.open(files[0]) as picture:
+        picture.resize((40, 60)).save(files[1])
+    transform = EvalTransform(tiny.SIDE, crop=0.5)
+    images, names = image_files.read(files, transform)
     with Image.open(folder / "a.png") as picture:
-        np.testing.assert_array_equal(images[0], np.asarray(picture))
-    assert images.shape == (2, tiny.SIDE, tiny.SIDE, 3) and names == ["a.png", "c.png"]
+        np.testing.assert_array_equal(images[0], transform(np.asarray(picture)))
+    assert images.shape == (2, tiny.SIDE, tiny.SIDE, 3) and names == [
+        "a.png",
+        "l.png",
+    ]
+    assert image_files.note(files, transform) is None
+    assert "20x20 pixels, the model's size" in image_files.note(files[:1], transform)
+    with pytest.raises(InputError, match="l.png: the image has 60x40 pixels and is "):
+        image_files.read(files, EvalTransform(tiny.SIDE))
 
 
 def test_a_config_defines_the_model_and_flags_come_in_any_order(
