@@ -36,8 +36,9 @@ def keep_programs() -> tuple[pathlib.Path | None, bool]:
     Returns their folder, and whether it was made just now.
 
     One for each kind of processor, since a home may be shared and JAX's names do not
-    tell them apart. (None, False) where the environment has its own JAX_COMPILATION_CACHE_DIR
-    or JAX_ENABLE_COMPILATION_CACHE, or the folder cannot be made.
+    tell them apart. (None, False) where the environment has its own
+    JAX_COMPILATION_CACHE_DIR or JAX_ENABLE_COMPILATION_CACHE, or the folder cannot be
+    made.
     """
     names = ("JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE")
     if any(name in os.environ for name in names):

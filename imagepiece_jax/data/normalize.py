@@ -4,8 +4,13 @@ Both are of pixels in [0, 1], one number a channel. There is no default here: ea
 has its own (`ViT.mean`, `ViT.std`).
 """
 
+import numbers
+import warnings
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from imagepiece_jax.errors import InputError
 
@@ -13,25 +18,84 @@ from imagepiece_jax.errors import InputError
 def normalize(images: jax.Array, mean, std) -> jax.Array:
     """Subtract `mean`, divide by `std`. uint8 [..., 3] -> float32 [..., 3].
 
-    InputError for floats, of which nobody knows whether they reach to 1 or to 255, and
-    for other channels.
+    InputError for floats, of which nobody knows whether they reach to 1 or to 255, for
+    other channels, and for a mean and std of pixels in [0, 255].
     """
     if images.dtype != jnp.uint8 or images.shape[-1:] != (3,):
         raise InputError(
             f"images are {images.dtype} {list(images.shape)}; allowed are pixels, "
             "uint8 [..., 3]"
         )
-    mean, std = _channels(images, mean), _channels(images, std)
+    mean = _along(images, channels("mean", mean))
+    std = _along(images, channels("std", std, positive=True))
     return (images.astype(jnp.float32) / 255 - mean) / std
 
 
 def to_pixels(images: jax.Array, mean, std) -> jax.Array:
     """Inverse of `normalize`, rounded and clipped to 0 .. 255. -> uint8 [..., 3]."""
-    mean, std = _channels(images, mean), _channels(images, std)
+    mean, std = _along(images, mean), _along(images, std)
     values = 255 * (images.astype(jnp.float32) * std + mean)
     return jnp.round(jnp.clip(values, 0, 255)).astype(jnp.uint8)
 
 
-def _channels(images, values):
+def _along(images, values):
     shape = (1,) * (images.ndim - 1) + (3,)
     return jnp.asarray(values, jnp.float32).reshape(shape)
+
+
+def as_normalized(images: jax.Array, mean, std) -> jax.Array:
+    """`normalize` for pixels; floats, which are normalized already, as they are."""
+    return normalize(images, mean, std) if images.dtype == jnp.uint8 else images
+
+
+def warn_of_range(images, mean, std):
+    """Warn of an array on the host whose range cannot be that of normalized images.
+
+    Pixels of 0 .. 255 or of 0 .. 1 are floats as well, and their logits mean nothing.
+    Nothing is said of constant arrays, of those on accelerators, which would have to
+    be waited for, nor while a program is traced. A sample of the pixels decides.
+    """
+    if not _on_host(images) or not jnp.issubdtype(images.dtype, jnp.floating):
+        return
+    rows, columns = (max(1, side // 32) for side in images.shape[1:3])
+    sample = np.asarray(images)[:, ::rows, ::columns].astype(np.float32)
+    low, high = sample.min(initial=np.inf), sample.max(initial=-np.inf)
+    if not low < high:
+        return
+    ends = [(pixel - m) / s for pixel in (0, 1) for m, s in zip(mean, std, strict=True)]
+    if max(-low, high) > max(10, *(2 * abs(end) for end in ends)):
+        found = "far from 0, as pixels of 0 .. 255"
+    elif low >= 0 and high <= 1 and min(ends) < 0:
+        found = "all from 0 to 1, as pixels that nobody normalized"
+    else:
+        return
+    warnings.warn(
+        f"the values of images are {found}; allowed are images normalized by the "
+        f"model's mean {mean} and std {std} (data.normalize)",
+        stacklevel=3,
+    )
+
+
+def _on_host(images):
+    if isinstance(images, jax.Array) and not isinstance(images, jax.core.Tracer):
+        return all(device.platform == "cpu" for device in images.devices())
+    return isinstance(images, np.ndarray)
+
+
+def channels(field, values, positive=False):
+    """`values`, of pixels in [0, 1], as a tuple of a float for red, green and blue.
+
+    InputError, which names `field`, for anything but three numbers from 0 to 1, above 0
+    where they must be `positive`: those of pixels in [0, 255] are refused.
+    """
+    values = values.tolist() if hasattr(values, "tolist") else values
+    listed = isinstance(values, Sequence) and not isinstance(values, str)
+    found = tuple(values) if listed else ()
+    right = all(isinstance(v, numbers.Real) and 0 <= v <= 1 for v in found)
+    if len(found) != 3 or not right or (positive and min(found) == 0):
+        bounds = "above 0 and up to 1" if positive else "from 0 to 1"
+        raise InputError(
+            f"{field} is {values!r}; allowed are three numbers {bounds}, of pixels in "
+            "[0, 1], such as (0.5, 0.5, 0.5)"
+        )
+    return tuple(map(float, found))

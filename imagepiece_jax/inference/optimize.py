@@ -29,7 +29,7 @@ from jax.sharding import SingleDeviceSharding
 
 from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.image_size import described, sides
-from imagepiece_jax.data.normalize import normalize
+from imagepiece_jax.data.normalize import as_normalized
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference.program import Program
 from imagepiece_jax.models import registry, stems, summary
@@ -165,8 +165,7 @@ def forward(model):
     """(variables, images) -> logits; images that are uint8 are normalized first."""
 
     def logits(variables, images):
-        if images.dtype == jnp.uint8:
-            images = normalize(images, model.mean, model.std)
+        images = as_normalized(images, model.mean, model.std)
         return model.apply(variables, images).logits
 
     return logits

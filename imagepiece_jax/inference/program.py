@@ -9,7 +9,10 @@ import numpy as np
 from flax import linen as nn
 
 from imagepiece_jax.common.image_size import described
+from imagepiece_jax.data.normalize import normalize, warn_of_range
 from imagepiece_jax.errors import InputError
+
+_normalized = jax.jit(normalize, static_argnames=("mean", "std"))
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -42,10 +45,10 @@ class Program:
     def __call__(self, images: np.ndarray | jax.Array) -> jax.Array:
         """Logits [b, num_classes] float32 of normalized images [b, H, W, 3].
 
-        Any array of floats, on the host or on a device; of uint8, where the program was
-        made for pixels. 1 <= b <= batch_size: fewer images are padded with zeros to a
-        whole batch, at the cost of one. The images are left as they are. InputError for
-        other shapes and types.
+        Any array of floats, on the host or on a device, or of uint8, which is
+        normalized first; of uint8 alone, where the program was made for pixels. 1 <= b
+        <= batch_size: fewer images are padded with zeros to a whole batch, at the cost
+        of one. The images are left as they are. InputError for other shapes and types.
         """
         self._check(images)
         missing = self.batch_size - images.shape[0]
@@ -53,6 +56,8 @@ class Program:
             pad = np.pad if isinstance(images, np.ndarray) else jnp.pad
             images = pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
         images = jax.device_put(images, self.device)
+        if self.images.dtype != jnp.uint8 and images.dtype == jnp.uint8:
+            images = _normalized(images, self.model.mean, self.model.std)
         if images.dtype != self.images.dtype:
             images = images.astype(self.images.dtype)
         logits = self.compiled(self.variables, images)
@@ -77,11 +82,14 @@ class Program:
                 f"images is of type {images.dtype}; allowed is uint8, because the "
                 "program was made with pixels=True"
             )
-        if takes.dtype != jnp.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
+        floats = jnp.issubdtype(images.dtype, jnp.floating)
+        if not floats and images.dtype != jnp.uint8:
             raise InputError(
                 f"images is of type {images.dtype}; allowed are floats, normalized, or "
-                "uint8 for a program made with pixels=True"
+                "uint8"
             )
+        if floats:
+            warn_of_range(images, self.model.mean, self.model.std)
 
     def __repr__(self):
         return f"<Program: {self.describe()}>"

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from imagepiece_jax.data.normalize import as_normalized, warn_of_range
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.block import Block
 from imagepiece_jax.models.layers import LayerNorm
@@ -68,7 +69,8 @@ def features(
 ) -> Features:
     """Features of images, of a model with any reduction or none; compiled once.
 
-    images: [B, H, W, 3] floats, normalized with the model's mean and std; layers: of
+    images: [B, H, W, 3] floats, normalized with the model's mean and std, or uint8,
+    which is normalized so here; layers: of
     the last so many blocks, or of blocks by their index from 0, as DINOv2's
     get_intermediate_layers (Oquab et al. 2024); norm: whether these pass the model's
     last norm; reshape: patches as a grid, else as a list; fill and fuser: as for
@@ -82,7 +84,9 @@ def features(
             f"layers is {layers!r}; allowed are 0 to {depth} for the last blocks, or a "
             f"list of blocks from 0 to {depth - 1}"
         )
-    check_images(images, model.preprocessing and model.preprocessing.image_size)
+    size = model.preprocessing and model.preprocessing.image_size
+    check_images(images, size, pixels=True)
+    warn_of_range(images, model.mean, model.std)
     if fill == "class" and not model.arch.class_token:
         raise InputError(
             "fill is 'class', but this model has no class token; allowed are last, zero"
@@ -102,6 +106,7 @@ def _extract(variables, images, model, blocks, norm, reshape, fill, fuser):
             states[context.module.index] = out[0]
         return out
 
+    images = as_normalized(images, model.mean, model.std)
     with nn.intercept_methods(note):
         outputs = model.apply(variables, images)
     grid = tuple(side // model.patch_size for side in images.shape[1:3])

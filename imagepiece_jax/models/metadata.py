@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from imagepiece_jax.data.normalize import channels
 from imagepiece_jax.models import hub, hub_config, public, registry
 from imagepiece_jax.models.layouts import Recognized, read_weights
 from imagepiece_jax.models.run_files import (
@@ -47,7 +48,7 @@ def normalization(path: str | os.PathLike) -> dict[str, tuple[float, ...]]:
 
 
 def _channels(path, name, values):
-    return registry.channels(f"{path}: {name}", values, positive=name == "std")
+    return channels(f"{path}: {name}", values, positive=name == "std")
 
 
 def stated(metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,7 +70,7 @@ def named(path: str | os.PathLike) -> dict[str, str]:
 def typed(normalization):
     """The values of --mean and --std by name, checked; {} for None."""
     return {
-        name: registry.channels(f"--{name}", values, positive=name == "std")
+        name: channels(f"--{name}", values, positive=name == "std")
         for name, values in (normalization or {}).items()
     }
 

@@ -42,17 +42,19 @@ class Preprocessing:
                 raise InputError(f"{field} is {value!r}; allowed are {listed}")
 
 
-def check_images(images, image_size=None):
+def check_images(images, image_size=None, pixels=False):
     """InputError for others than normalized ones [B, H, W, 3], of a size if given.
 
-    Integers would pass through a model, and mean nothing there.
+    Integers would pass through a model, and mean nothing there. pixels: uint8 is
+    allowed, too, where it is normalized before.
     """
     shape, dtype = getattr(images, "shape", None), getattr(images, "dtype", None)
-    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+    right = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
+    if not right and not (pixels and dtype == jnp.uint8):
         found = type(images).__name__ if dtype is None else f"of type {dtype}"
         raise InputError(
             f"images is {found}; allowed are floats, normalized by the model's mean "
-            "and std (data.normalize)"
+            "and std (data.normalize)" + ", or uint8" * pixels
         )
     size = image_size and sides(image_size)
     wanted = described(size) if size else "any size"

@@ -3,12 +3,13 @@
 import dataclasses
 import math
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 
 from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.data.normalize import channels
 from imagepiece_jax.errors import InputError, suggestion
 from imagepiece_jax.models import public
 from imagepiece_jax.models.architecture import (
@@ -366,22 +367,3 @@ def _unlike(model, fusing):
     if any(both <= layer.step.reducer.needs for layer in fusing):
         return "positions that are not rotary: these turn the keys that it compares"
     return None
-
-
-def channels(field, values, positive=False):
-    """`values`, of pixels in [0, 1], as a tuple of a float for red, green and blue.
-
-    InputError, which names `field`, for anything but three numbers from 0 to 1, above 0
-    where they must be `positive`: those of pixels in [0, 255] are refused.
-    """
-    values = values.tolist() if hasattr(values, "tolist") else values
-    listed = isinstance(values, Sequence) and not isinstance(values, str)
-    found = tuple(values) if listed else ()
-    right = all(isinstance(v, numbers.Real) and 0 <= v <= 1 for v in found)
-    if len(found) != 3 or not right or (positive and min(found) == 0):
-        bounds = "above 0 and up to 1" if positive else "from 0 to 1"
-        raise InputError(
-            f"{field} is {values!r}; allowed are three numbers {bounds}, of pixels in "
-            "[0, 1], such as (0.5, 0.5, 0.5)"
-        )
-    return tuple(map(float, found))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
+from imagepiece_jax.data.normalize import warn_of_range
 from imagepiece_jax.models import custom_vjp
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.attention import AttentionTaps
@@ -119,6 +120,7 @@ class ViT(nn.Module):
         ones where there are none).
         """
         check_images(images)
+        warn_of_range(images, self.mean, self.std)
         state, taps, records = self._embed(images, train), AttentionTaps(), []
         scale = self._drop_path(keys, train)
         norm = self._norm("norm") if self.arch.final_norm else lambda x: x

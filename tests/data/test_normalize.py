@@ -1,9 +1,14 @@
 """Normalization by the published numbers, and back."""
 
+import warnings
+
+import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from imagepiece_jax.data.normalize import normalize, to_pixels
+from imagepiece_jax.data.normalize import normalize, to_pixels, warn_of_range
+from imagepiece_jax.errors import InputError
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5,) * 3, (0.5,) * 3  # of the AugReg ViTs
@@ -25,3 +30,51 @@ def test_back_to_every_pixel():
         back = to_pixels(normalize(jnp.asarray(images), *chosen), *chosen)
         np.testing.assert_array_equal(back, images)
     assert to_pixels(jnp.full((1, 1, 3), 9.0), *HALF).tolist() == [[[255] * 3]]
+
+
+def test_mean_and_std_of_other_pixels_are_refused():
+    image = np.zeros((1, 1, 3), np.uint8)
+    with pytest.raises(
+        InputError, match=r"mean is \(123, 117, 104\); allowed are .* 1"
+    ):
+        normalize(image, (123, 117, 104), (58, 57, 57))
+    with pytest.raises(InputError, match=r"std is \(58, 57, 57\); allowed are three"):
+        normalize(image, IMAGENET[0], (58, 57, 57))
+
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (2, 40, 40, 3), np.uint8)
+WRONG = {
+    "0 .. 255": np.float32(PIXELS),
+    "dark": np.float32(PIXELS // 8),
+    "twice": np.float32((PIXELS / 255 - 0.5) / (0.5 / 255)),
+    "0 .. 1": PIXELS / 255,
+    "float16": np.float16(PIXELS / 255),
+    "in JAX": jnp.asarray(PIXELS / 255),
+}
+
+
+@pytest.mark.parametrize("images", WRONG.values(), ids=WRONG)
+def test_ranges_that_no_normalized_images_have(images):
+    with pytest.warns(UserWarning, match="the values of images are .* std"):
+        warn_of_range(images, *IMAGENET)
+
+
+def test_what_may_be_normalized_images():
+    """Noise, constants and what is being traced, too."""
+    noise = np.random.default_rng(0).normal(size=(8, 96, 96, 3))
+    black = np.zeros((2, 40, 40, 3), np.float32)
+    fine = [np.asarray(normalize(PIXELS, *IMAGENET)), noise, black, black + 1]
+    fine += [np.float32(black + 255), black[:0]]
+    with warnings.catch_warnings(action="error"):
+        for images in fine:
+            warn_of_range(images, *IMAGENET)
+        jax.jit(lambda x: warn_of_range(x, *IMAGENET))(np.float32(PIXELS))
+        # Of pixels in [0, 1] as they are.
+        warn_of_range(PIXELS / 255, (0.0,) * 3, (1.0,) * 3)
+
+
+def test_it_warns_once():
+    with warnings.catch_warnings(record=True, action="default") as caught:
+        for _ in range(3):
+            warn_of_range(WRONG["0 .. 1"], *IMAGENET)
+    assert len(caught) == 1

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.models.vit import MEAN, STD
@@ -185,6 +186,16 @@ def test_variables_of_another_shape(trained):
         optimized(larger, trained[1])
 
 
+def test_pixels_are_normalized(trained, program):
+    """As they are where nobody asked for a program of pixels."""
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 20, 20, 3), np.uint8)
+    images = normalize(pixels, MEAN, STD)
+    for each in (pixels, jnp.asarray(pixels)):
+        np.testing.assert_allclose(program(each), program(images), atol=1e-6)
+    with pytest.warns(UserWarning, match="images are far from 0, as pixels of 0 .. 25"):
+        program(np.float32(pixels))
+
+
 @pytest.mark.parametrize(
     "images, message",
     [
@@ -192,7 +203,7 @@ def test_variables_of_another_shape(trained):
         (np.zeros((3, 20, 24, 3)), r"images is of shape \(3, 20, 24, 3\); allowed"),
         (np.zeros((4, 20, 20, 3)), "images has 4 images; allowed are 1 to 3"),
         (np.zeros((0, 20, 20, 3)), "images has 0 images; allowed are 1 to 3"),
-        (np.zeros((3, 20, 20, 3), np.uint8), "images is of type uint8; allowed are fl"),
+        (np.zeros((3, 20, 20, 3), int), "images is of type int64; allowed are floats,"),
     ],
 )
 def test_images_that_do_not_fit(program, images, message):

@@ -1,10 +1,12 @@
 """Pooled vectors, patch features and intermediate layers of whole models."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import imagepiece_jax
+from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.features import features
@@ -109,6 +111,20 @@ def test_it_is_part_of_the_package_and_of_other_programs():
     close(norms(variables, tiny.images(2)), (found.patches**2).sum(axis=-1))
 
 
+def test_pixels_are_normalized():
+    model = tiny.model(TOME, depth=2)
+    variables = tiny.variables(model)
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 20, 20, 3), np.uint8)
+    want = features(model, variables, normalize(pixels, model.mean, model.std))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+        features(model, variables, pixels),
+        want,
+    )
+    with pytest.warns(UserWarning, match="from 0 to 1, as pixels that nobody normal"):
+        features(model, variables, jnp.float32(pixels) / 255)
+
+
 @pytest.mark.parametrize(
     "images, options, sentence",
     [
@@ -126,9 +142,9 @@ def test_it_is_part_of_the_package_and_of_other_programs():
         (None, {"layers": True}, "layers is True; allowed are"),
         (None, {"fill": "mean"}, "fill is 'mean'; allowed are last, zero, class"),
         (
-            np.zeros((1, 20, 20, 3), np.uint8),
+            np.zeros((1, 20, 20, 3), np.int32),
             {},
-            "images is of type uint8; allowed",
+            "images is of type int32; allowed are floats, .*, or uint8",
         ),
         ("a.jpg", {}, "images is str; allowed are floats"),
         (np.zeros((1, 20, 24, 3)), {}, r"shape \(1, 20, 24, 3\); allowed .* of 20x20"),
