@@ -205,9 +205,9 @@ def test_the_first_lines_run(hub_of_pages, capsys):
     assert space["model"].reduction["name"] == "tome"
     said = capsys.readouterr().out
     names = imagenet_classes.names()
-    assert said.count("Prediction(label=") == 10 and any(n in said for n in names)
+    assert said.count("Prediction(label=") == 15 and any(n in said for n in names)
     space["pixels"] = np.zeros((2, 224, 224, 3), np.uint8)
-    code = block(README, "from imagepiece_jax.data.normalize import normalize\n")
+    code = block(README, "dinov2 = ")
     exec(compile(code, "README.md", "exec"), space)
     assert space["model"].arch == registry.facts(space["dinov2"][10:])["arch"]
     assert capsys.readouterr().out == "(2, 24) (2, 16, 16, 24)\n"
