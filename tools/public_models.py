@@ -80,6 +80,9 @@ def facts(model):
     if model.attn_pool is not None:
         need(model.attn_pool.num_heads == block.attn.num_heads, "heads of the pool")
     prefix = arch["class_token"] or arch["registers"]
+    if prefix and arch["pool"] != "token":  # timm's class Eva: a map does, a mean not
+        include = getattr(model, "pool_include_prefix", arch["pool"] == "map")
+        arch["pool_include_prefix"] = include
     if not prefix or not arch.get("positions", True):
         arch["prefix_positions"] = True  # there is no prefix, or there are no positions
     found = {

@@ -32,7 +32,8 @@ class Architecture:
     `gelu`: "exact", "tanh" (its usual approximation) or "quick" (x sigmoid(1.702 x)).
     `mlp`: "gelu", or "swiglu" (Shazeer 2020). `pool`: what the head reads, the class
     "token", the "mean" of the patches, each token by its size, or "map", attention from
-    a learned probe (SigLIP). `final_norm`: a norm of all tokens before that; `fc_norm`:
+    a learned probe (SigLIP); `pool_include_prefix`: a mean or a map reads the tokens in
+    front of the patches too. `final_norm`: a norm of all tokens before that; `fc_norm`:
     one of what the pool gives. `resize`: how positions get another grid
     (positions.resize).
     """
@@ -54,6 +55,7 @@ class Architecture:
     gelu: str = "exact"
     mlp: str = "gelu"
     pool: str = "token"
+    pool_include_prefix: bool = False
     final_norm: bool = True
     fc_norm: bool = False
     resize: str = "antialias"

@@ -9,6 +9,18 @@ from imagepiece_jax.models.block import with_prefix
 from imagepiece_jax.models.layers import INIT, LayerNorm, Mlp
 
 
+def pooled_tokens(x, state, arch):
+    """What a mean or a map reads of all tokens x [B, N, D]: (x, sizes, mask).
+
+    sizes [B, n] as attention counts the tokens of `state`; mask [B, n], or None.
+    """
+    if arch.pool_include_prefix:
+        return x, state.counted, with_prefix(state.mask, state.num_prefix)
+    if not state.num_prefix:
+        return x, state.counted, state.mask
+    return x[:, state.num_prefix :], state.counted[:, state.num_prefix :], state.mask
+
+
 class AttentionPool(nn.Module):
     """Attention from a learned probe, and an MLP: what SigLIP's head reads.
 
@@ -36,13 +48,13 @@ class AttentionPool(nn.Module):
 
     def __call__(self, x, state):
         """x [B, N, D], the normed tokens of `state` -> [B, D]."""
+        x, size, mask = pooled_tokens(x, state, self.arch)
         query = self._query()
         key, value = self._heads(self.k(x)), self._heads(self.v(x))
-        bias = jnp.log(state.counted) if self.prop_attn else None
-        if state.mask is None:
+        bias = jnp.log(size) if self.prop_attn else None
+        if mask is None:
             read = attend(jnp.repeat(query, x.shape[0], axis=0), key, value, bias)
         else:
-            mask = with_prefix(state.mask, state.num_prefix)
             read = masked_read(query, key, value, mask, bias)
         read = self.proj(read.reshape(x.shape[0], self.dim).astype(self.dtype))
         return read + self.mlp(self.norm(read))
@@ -54,6 +66,7 @@ class AttentionPool(nn.Module):
         projection, whose bias adds the same to all logits: a product with [D, H]
         instead of [D, D].
         """
+        x, size, mask = pooled_tokens(x, state, self.arch)
         if self.is_initializing():
             self.k(x)
         query = self._query()[0, 0].astype(jnp.float32)
@@ -63,13 +76,11 @@ class AttentionPool(nn.Module):
         logits = jnp.einsum(
             "bnx,xh->bnh", x.astype(jnp.float32), read, precision="highest"
         )
-        size = state.counted
         bias = jnp.log(size) if self.prop_attn else jnp.zeros_like(size)
-        if state.mask is not None:
-            mask = with_prefix(state.mask, state.num_prefix)
+        if mask is not None:
             bias = bias + jnp.where(mask > 0.5, 0.0, -jnp.inf)
         row = attention_row(logits * query.shape[-1] ** -0.5, bias)
-        return row[:, state.num_prefix :]
+        return row[:, state.num_prefix :] if self.arch.pool_include_prefix else row
 
     def _query(self):
         return self._heads(self.q(self.latent.astype(self.dtype)))

@@ -19,7 +19,7 @@ from imagepiece_jax.models.architecture import DEIT, Architecture
 
 SIZES = ("patch_size", "embed_dim", "depth", "mlp_ratio")  # that shapes tell
 # Of an Architecture, which no shape tells; the pool is told where it has parameters.
-UNTOLD = ("norm_eps", "gelu", "resize", "rotary", "pool")
+UNTOLD = ("norm_eps", "gelu", "resize", "rotary", "pool", "pool_include_prefix")
 ALWAYS = ("norm_eps", "gelu", "resize")  # those of them that every model has to have
 IMAGES = ("mean", "std")
 # Fields of create_model that can be given beside a name, or instead.

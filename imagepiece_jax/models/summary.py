@@ -147,7 +147,9 @@ def _part_macs(model, image_size):
     blocks = plan_macs(model.plan, width, model.num_heads, model.mlp_ratio, layers)
     head = width * model.num_classes * (1 + arch.dist_token)
     if arch.pool == "map":  # keys, values, the probe's reading; projection and MLP
-        head += model.plan[-1].mlp_tokens * (2 * width**2 + 2 * width)
+        read = model.plan[-1].mlp_tokens
+        read -= 0 if arch.pool_include_prefix else arch.prefix
+        head += read * (2 * width**2 + 2 * width)
         head += width**2 + 2 * width * round(width * model.mlp_ratio)
     return [stem, *blocks, head]
 

@@ -15,12 +15,13 @@ from imagepiece_jax.models.architecture import DEIT, Architecture
 from imagepiece_jax.models.vit import ViT
 
 GELUS = {"gelu": "exact", "gelu_tanh": "tanh", "quick_gelu": "quick"}
+SILUS = {"silu": "exact", "swish": "exact"}  # of a gated MLP, which has no GELU
 POOLS = {"token": "token", "avg": "mean", "map": "map"}
 NORMS = {"layernorm": 1e-6, "layer_norm": 1e-6}  # the epsilon of timm's LayerNorm
 # Of model_args, those that change parts of an Architecture, sizes, and those that
 # change no logits, or nothing that tensors do not tell.
 PARTS = ("class_token", "no_embed_class", "reg_tokens", "pre_norm", "qkv_bias")
-PARTS += ("init_values", "global_pool", "final_norm", "fc_norm")
+PARTS += ("init_values", "global_pool", "pool_include_prefix", "final_norm", "fc_norm")
 SIZES = ("patch_size", "embed_dim", "depth")
 IDLE = ("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate")
 IDLE += ("attn_drop_rate", "drop_path_rate", "weight_init", "fix_init")
@@ -98,11 +99,13 @@ def labels(config: Mapping[str, Any], classes: int | None):
 
 def _arguments(arguments, name):
     """(what the name and model_args say that no tensor tells, sizes that they say)."""
-    changes = {}
+    arch, changes = registry.architecture({"name": name}), {}
     for field, value in arguments.items():
         if field == "num_heads":
             changes[field] = value
-        elif field == "act_layer":
+        elif field == "act_layer" and arch.mlp == "swiglu" and not is_eva(arch):
+            one_of(f"model_args.{field}", value, SILUS)
+        elif field == "act_layer" and not is_eva(arch):
             changes["gelu"] = one_of(f"model_args.{field}", value, GELUS)
         elif field == "norm_layer":
             changes["norm_eps"] = one_of(f"model_args.{field}", value, NORMS)
@@ -113,15 +116,16 @@ def _arguments(arguments, name):
     sizes = {k: v for k, v in arguments.items() if k in SIZES and v is not None}
     own = registry.size_of(registry.facts(name))
     own = {k: own[k] for k in (*SIZES, "mlp_ratio") if k in own}
-    if "mlp_ratio" in arguments:
-        del own["mlp_ratio"]  # timm's counts packed layers twice: tensors tell
+    if {"mlp_ratio", "embed_dim"} & {*arguments}:
+        # timm's counts packed layers twice, and is cut to whole widths: tensors tell.
+        del own["mlp_ratio"]
     told = own | sizes
     null = ("init_values", "fc_norm")  # where None is not what is left out
     parts = {k: v for k, v in arguments.items() if k in PARTS}
     parts = {k: v for k, v in parts.items() if v is not None or k in null}
     if not parts and not sizes and "mlp_ratio" not in arguments:
         return {"name": name} | changes, told
-    arch = _changed(registry.architecture({"name": name}), parts)
+    arch = _changed(arch, parts)
     heads = registry.facts(name)["num_heads"]
     given = {"name": name, "arch": dataclasses.asdict(arch), "num_heads": heads}
     return given | changes, told
@@ -129,10 +133,14 @@ def _arguments(arguments, name):
 
 def _changed(arch: Architecture, arguments) -> Architecture:
     """An Architecture changed by arguments of timm's VisionTransformer, or Eva."""
-    found = _with_arguments(arch, arguments)
-    heads = dict.fromkeys(("pool", "final_norm", "fc_norm"))
+    found, eva = _with_arguments(arch, arguments), is_eva(arch)
+    if eva:  # which has no argument for it
+        reads = found.pool == "map" and found.prefix > 0
+        found = dataclasses.replace(found, pool_include_prefix=reads)
+    heads = ("pool", "pool_include_prefix", "final_norm", "fc_norm")
     same = {field: getattr(arch, field) for field in heads}
-    if is_eva(arch) and dataclasses.replace(found, **same) != arch:
+    asked = "pool_include_prefix" in arguments
+    if eva and (asked or dataclasses.replace(found, **same) != arch):
         raise InputError(
             f"model_args has {', '.join(arguments)} for a model with rotary positions; "
             "allowed are its own parts, and another global_pool"
@@ -143,6 +151,7 @@ def _changed(arch: Architecture, arguments) -> Architecture:
 def _with_arguments(arch, arguments):
     ours = {"class_token": "class_token", "reg_tokens": "registers"}
     ours |= {"qkv_bias": "qkv_bias", "pre_norm": "pre_norm"}
+    ours |= {"pool_include_prefix": "pool_include_prefix"}
     found = {ours[k]: v for k, v in arguments.items() if k in ours}
     if "pre_norm" in found:
         found["patch_bias"] = not found["pre_norm"]
@@ -267,6 +276,7 @@ def _all_arguments(model):
         "no_embed_class": not arch.prefix_positions,
         "pre_norm": arch.pre_norm,
         "global_pool": pools[arch.pool],
+        "pool_include_prefix": arch.pool_include_prefix,
         "final_norm": arch.final_norm or arch.fc_norm,
         "fc_norm": arch.fc_norm,
     }

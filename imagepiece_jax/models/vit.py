@@ -13,7 +13,7 @@ from imagepiece_jax.data.normalize import warn_of_range
 from imagepiece_jax.models import custom_vjp
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.attention import AttentionTaps
-from imagepiece_jax.models.attention_pool import AttentionPool
+from imagepiece_jax.models.attention_pool import AttentionPool, pooled_tokens
 from imagepiece_jax.models.block import Block
 from imagepiece_jax.models.layers import INIT, LayerNorm
 from imagepiece_jax.models.preprocessing import Preprocessing, check_images
@@ -237,12 +237,11 @@ class ViT(nn.Module):
 
     def _mean(self, x, state):
         """Mean of tokens, as attention counts them. [B, N, D] -> [B, D] float32."""
-        prefix = state.num_prefix
-        size = state.counted[:, prefix:]
-        size = size if state.mask is None else size * state.mask
+        x, size, mask = pooled_tokens(x, state, self.arch)
+        size = size if mask is None else size * mask
         # At least 1, but for an image in which all is masked.
         share = size / jnp.maximum(jnp.sum(size, axis=1, keepdims=True), 1.0)
-        return jnp.sum(x[:, prefix:].astype(jnp.float32) * share[:, :, None], axis=1)
+        return jnp.sum(x.astype(jnp.float32) * share[:, :, None], axis=1)
 
     def _embed(self, images, train):
         """Tokens with positions, those of the prefix first. [B, H, W, 3]."""

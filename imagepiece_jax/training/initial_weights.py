@@ -22,7 +22,7 @@ from imagepiece_jax.models.weights import restore
 from imagepiece_jax.training import from_config
 
 # What no tensor tells of an architecture, and logits depend on.
-UNTOLD = ("gelu", "norm_eps", "rotary", "pool")
+UNTOLD = ("gelu", "norm_eps", "rotary", "pool", "pool_include_prefix")
 
 
 def settle_normalization(config, workdir):
@@ -136,7 +136,7 @@ def _restored(config, path, model, allowed_fresh=None):
     ours = {k: getattr(model.arch, k) for k in UNTOLD} | {"num_heads": model.num_heads}
     ours |= {k: tuple(config.model.get(k) or IMAGENET[k]) for k in IMAGENET}
     if "head" in (allowed_fresh or ()):
-        del ours["pool"]  # what a new head reads is its own matter
+        del ours["pool"], ours["pool_include_prefix"]  # a new head's own matter
     for field in ours:
         if field in theirs and not _equal(theirs[field], ours[field]):
             raise InputError(

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import hub_config, imagenet_classes, registry
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -169,6 +170,22 @@ def test_arguments_that_leave_the_parts(arguments, wanted):
             {"class_token": False, "global_pool": "map"},
             {"class_token": False, "pool": "map"},
         ),
+        (
+            "deit_tiny_patch16_224",
+            {"global_pool": "map", "pool_include_prefix": True},
+            {"pool": "map", "pool_include_prefix": True},
+        ),
+        ("test_vit3", {"pool_include_prefix": False}, {"pool_include_prefix": False}),
+        (
+            "eva02_tiny_patch14_224",  # a class whose map always reads the prefix
+            {"global_pool": "map"},
+            {
+                "pool": "map",
+                "pool_include_prefix": True,
+                "final_norm": True,
+                "fc_norm": False,
+            },
+        ),
         ("deit_tiny_patch16_224", {"final_norm": False}, {"final_norm": False}),
         (
             "deit_tiny_patch16_224",
@@ -191,6 +208,28 @@ def test_arguments_that_change_the_parts(name, arguments, wanted):
     sizes = {k: v for k, v in arguments.items() if k in ("depth", "embed_dim")}
     own = registry.size_of(facts) | sizes
     assert all(found.told[k] == own[k] for k in ("patch_size", "embed_dim", "depth"))
+
+
+def test_a_gated_mlp_has_no_gelu():
+    """timm would put another function into the gate: there is none here."""
+    config = timm(architecture="vit_giant_patch14_dinov2")
+    for silu in ("silu", "swish"):
+        found = hub_config.parse(config | {"model_args": {"act_layer": silu}}, {})
+        assert "gelu" not in found.given
+    with pytest.raises(InputError, match="act_layer is 'gelu'; allowed are silu, swi"):
+        hub_config.parse(config | {"model_args": {"act_layer": "gelu"}}, {})
+    config = timm(architecture="eva02_tiny_patch14_224")
+    with pytest.raises(InputError, match="model_args has act_layer='gelu', which"):
+        hub_config.parse(config | {"model_args": {"act_layer": "gelu"}}, {})
+
+
+def test_a_width_of_its_own_has_a_hidden_layer_that_tensors_tell():
+    """timm cuts width * ratio to a whole number, and 4304 / 1152 is no round one."""
+    name = "vit_so400m_patch14_siglip_224"
+    found = hub_config.parse(timm(architecture=name, model_args={"depth": 2}), {})
+    assert found.told["mlp_ratio"] == 4304 / 1152
+    found = hub_config.parse(timm(architecture=name, model_args={"embed_dim": 64}), {})
+    assert "mlp_ratio" not in found.told and found.told["embed_dim"] == 64
 
 
 # (model type, fields as in config.json, wanted of them); what a file leaves out is as

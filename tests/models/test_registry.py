@@ -123,6 +123,15 @@ def test_an_unknown_model_lists_known_ones(name, hint):
         registry.create_model(name)
 
 
+@pytest.mark.parametrize(
+    "name, include",
+    [("vit_so150m_patch16_reg4_map_256", False), ("test_vit3", True)],
+)
+def test_whether_a_pool_reads_registers_is_a_fact_of_the_model(name, include):
+    arch = registry.facts(name)["arch"]
+    assert (arch.pool, arch.pool_include_prefix) == ("map", include)
+
+
 def test_a_model_without_a_name_is_made_of_its_fields():
     size = {"patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 2}
     arch = {"gelu": "quick", "norm_eps": 1e-5, "registers": 2}

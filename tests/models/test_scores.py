@@ -114,14 +114,24 @@ def slow_probe(params, x, sizes, heads=tiny.HEADS):
     return np.mean(rows, axis=0)
 
 
-@pytest.mark.parametrize("registers, prop_attn", [(0, True), (2, False)])
-def test_the_probe_is_that_of_the_head_on_tokens_of_the_block(registers, prop_attn):
+@pytest.mark.parametrize(
+    "registers, include, prop_attn",
+    [(0, False, True), (2, False, True), (2, True, False)],
+)
+def test_the_probe_is_that_of_the_head_on_tokens_of_the_block(
+    registers, include, prop_attn
+):
     """Merged tokens count by size where the head counts them so."""
-    arch = Architecture(class_token=False, registers=registers, pool="map")
+    arch = Architecture(
+        class_token=False,
+        registers=registers,
+        pool="map",
+        pool_include_prefix=include,
+    )
     reduction = SHORT | {"score": "probe"}
     variables, out = run(arch, reduction, prop_attn=prop_attn)
     assert [taps.x.shape[1] for taps in out.taps] == [25, 23]
-    if registers:  # which take a part of the attention that is not seen here
+    if include:  # what registers take of the attention is not seen here
         assert (np.asarray(out.taps[0].probe).sum(axis=1) < 0.999).all()
         return
     for taps in out.taps:
@@ -202,18 +212,20 @@ def test_masked_tokens_have_no_part_in_scores_of_the_others(need):
     np.testing.assert_array_equal(got[:, [1, 3]], 0)
 
 
-def pooled(prop_attn=True):
+def pooled(prop_attn=True, include=True):
     """AttentionPool of width 12, its variables, and seven tokens, two of a prefix."""
-    pool = AttentionPool(12, 3, 2.0, Architecture(), prop_attn)
+    arch = Architecture(pool="map", pool_include_prefix=include)
+    pool = AttentionPool(12, 3, 2.0, arch, prop_attn)
     x = np.random.default_rng(0).normal(size=(2, 7, 12)).astype(np.float32)
     state = tokens.start(jnp.asarray(x), 2)
     init = jax.eval_shape(pool.init, jax.random.key(0), x, state)
     return pool, tiny.fill(init), x, state
 
 
+@pytest.mark.parametrize("include", [True, False])
 @pytest.mark.parametrize("method", ["__call__", "scores"])
-def test_the_probe_does_not_read_masked_tokens(method):
-    pool, variables, x, state = pooled()
+def test_the_probe_does_not_read_masked_tokens(method, include):
+    pool, variables, x, state = pooled(include=include)
     mask = jnp.float32([[1, 0, 1, 0, 1]] * 2)
     there = np.array([0, 1, 2, 4, 6])
     run = tiny.jit(functools.partial(pool.apply, method=method))
@@ -263,16 +275,19 @@ def slow_pool(variables, x, sizes):
     return read + dense("fc2", hidden * (1 + erf) / 2, params["mlp"])
 
 
+@pytest.mark.parametrize("include", [True, False])
 @pytest.mark.parametrize("prop_attn", [True, False])
-def test_a_token_of_three_patches_is_read_as_three_tokens(prop_attn):
-    pool, variables, x, state = pooled(prop_attn)
+def test_a_token_of_three_patches_is_read_as_three_tokens(prop_attn, include):
+    """Of the two tokens in front, the pool reads none or both."""
+    pool, variables, x, state = pooled(prop_attn, include)
     sizes = np.array([[1, 1, 3, 1, 5, 1, 2], [1, 1, 1, 4, 1, 1, 1]])
     state = state.replace(size=jnp.asarray(sizes, jnp.float32))
     got = tiny.jit(pool.apply)(variables, x, state)
     counted = sizes if prop_attn else np.ones_like(sizes)
+    counted = counted if include else counted * [0, 0, 1, 1, 1, 1, 1]
     for image in range(2):
         want = slow_pool(variables, x[image], counted[image])
         np.testing.assert_allclose(got[image], want, rtol=1e-4, atol=1e-5)
     if prop_attn:
-        plain = slow_pool(variables, x[0], np.ones(7, int))
+        plain = slow_pool(variables, x[0], np.minimum(counted[0], 1))
         assert np.abs(got[0] - plain).max() > 0.01

@@ -156,27 +156,70 @@ TIMM = {
 }
 
 
-@pytest.mark.parametrize("name", TIMM)
-def test_timms_folder(tmp_path, name):
-    """As timm saves a model for the hub, with the arguments that it was made with."""
-    model = originals.randomize(timm.create_model(name, **TIMM[name]))
-    side = model.patch_embed.img_size[0]
-    images = np.random.default_rng(0).normal(size=(2, side, side, 3))
+def saved_by_timm(path, name, **arguments):
+    """(model, images, logits) of a random model of timm, which it saves for the hub."""
+    model = originals.randomize(timm.create_model(name, **arguments))
+    height, width = model.patch_embed.img_size
+    images = np.random.default_rng(0).normal(size=(2, height, width, 3))
     images = images.astype(np.float32)
     with originals.torch.no_grad():
         theirs = model(originals.torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
     labels = [f"class {i}" for i in range(theirs.shape[1])]
-    _hub.save_for_hf(model, tmp_path, {"label_names": labels}, safe_serialization=True)
-    found, variables = imagepiece_jax.load(tmp_path)
+    _hub.save_for_hf(model, path, {"label_names": labels}, safe_serialization=True)
+    return model, images, theirs
+
+
+def agrees(path, images, theirs, **fields):
+    """The model that `load` makes, which computes the same."""
+    found, variables = imagepiece_jax.load(path, **fields)
     with jax.default_matmul_precision("highest"):
         ours = jax.jit(found.apply)(variables, images).logits
     assert np.abs(ours - theirs).max() < 1e-5 * np.abs(theirs).max()
+    return found
+
+
+# Sizes that compile in a second, and what else a model is made with.
+TINY = {"depth": 2, "embed_dim": 24, "num_heads": 3, "num_classes": 5, "img_size": 32}
+ARGUMENTS = {
+    "map, class token": ("vit_tiny_patch16_224", {"global_pool": "map"}),
+    "map, registers": (
+        "vit_base_patch16_siglip_224",
+        {"reg_tokens": 3, "no_embed_class": True},
+    ),
+    "map, prefix": (
+        "vit_tiny_patch16_224",
+        {"global_pool": "map", "pool_include_prefix": True, "reg_tokens": 2},
+    ),
+    "map, public registers": ("vit_so150m_patch16_reg4_map_256", {}),
+    "mean, prefix": (
+        "vit_tiny_patch16_224",
+        {"global_pool": "avg", "pool_include_prefix": True, "fc_norm": False},
+    ),
+    "map of EVA": ("eva02_tiny_patch14_224", {"global_pool": "map", "img_size": 28}),
+    "silu": ("vit_giant_patch14_dinov2", {"act_layer": "silu", "img_size": 28}),
+    "mlp of So400m": ("vit_so400m_patch14_siglip_224", {"img_size": 28}),
+}
+
+
+@pytest.mark.parametrize("case", ARGUMENTS)
+def test_a_folder_of_a_model_with_arguments(tmp_path, case):
+    name, arguments = ARGUMENTS[case]
+    _, *expected = saved_by_timm(tmp_path, name, **TINY | arguments)
+    agrees(tmp_path, *expected)
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_timms_folder(tmp_path, name):
+    """As timm saves a model for the hub, with the arguments that it was made with."""
+    model, images, theirs = saved_by_timm(tmp_path, name, **TIMM[name])
+    found = agrees(tmp_path, images, theirs)
     cfg = model.pretrained_cfg
     assert (found.mean, found.std) == (tuple(cfg["mean"]), tuple(cfg["std"]))
     prepared = found.preprocessing
-    assert (prepared.crop, prepared.image_size) == (cfg["crop_pct"], side)
+    assert (prepared.crop, prepared.image_size) == (cfg["crop_pct"], images.shape[1])
     assert prepared.interpolation == cfg["interpolation"]
-    assert found.class_names == tuple(labels)
+    names = tuple(f"class {i}" for i in range(theirs.shape[1]))
+    assert found.class_names == names
 
 
 def test_a_pickled_file_of_timm(tmp_path):
