@@ -13,6 +13,7 @@ import io
 import logging
 import os
 import pathlib
+from collections.abc import Mapping
 
 import numpy as np
 from PIL import Image
@@ -101,6 +102,7 @@ def open_source(
     num_classes: int | None = None,
     data_dir: str | os.PathLike | None = None,
     labeled: bool = True,
+    labels_by_name: Mapping[str, int] | None = None,
 ) -> Source:
     """The `Source` of `split` ("train" or "val") that `config.data.name` asks for.
 
@@ -113,9 +115,11 @@ def open_source(
                     FILE
 
     Where training images are not `labeled` theirs is -1, whatever a table says, and
-    those of a folder may be anywhere in PATH/train. Raises InputError for an unknown
-    name, for missing, empty or unreadable files and for labels that do not fit
-    `num_classes` (None: as many as there are).
+    those of a folder may be anywhere in PATH/train. labels_by_name: labels of a model
+    of `num_classes`, by names that the folders of its classes may have; where all
+    folders have one, they decide, and some classes may have none. Raises InputError for
+    an unknown name, for missing, empty or unreadable files and for labels that do not
+    fit `num_classes` (None: as many as there are).
     """
     if split not in SPLITS:
         raise InputError(f"the split is {split!r}: allowed are {' and '.join(SPLITS)}")
@@ -126,7 +130,7 @@ def open_source(
     if name == "digits":
         return _open_digits(split, num_classes)
     if kind == "folder" and path:
-        return _open_folder(path, split, num_classes, labeled)
+        return _open_folder(path, split, num_classes, labeled, labels_by_name)
     if kind == "csv" and path:
         return _open_csv(path, split, num_classes, labeled)
     path = os.path.expanduser(name)
@@ -173,7 +177,7 @@ class FileSource(Source):
         return decode.size(self.name(index))
 
 
-def _open_folder(root, split, num_classes, labeled):
+def _open_folder(root, split, num_classes, labeled, labels_by_name):
     classes = _class_names(root, split if labeled else "val")
     other = SPLITS[1 - SPLITS.index(split)]
     if labeled and os.path.isdir(os.path.join(root, other)):
@@ -184,14 +188,17 @@ def _open_folder(root, split, num_classes, labeled):
                 "val: both must have the same classes"
             )
         _check_apart(root, classes)
-    _check_classes(num_classes, len(classes), f"folder {root}")
     # Names of folders may be any bytes; those of classes are printed.
-    shown = tuple(os.fsencode(name).decode("utf-8", "replace") for name in classes)
+    shown = [os.fsencode(name).decode("utf-8", "replace") for name in classes]
+    known = _labels(root, shown, num_classes, labels_by_name or {})
+    num_classes = num_classes or len(classes)
+    by_label = dict(zip(known, shown, strict=True))
+    shown = tuple(by_label.get(label) for label in range(num_classes))
     if split == "train" and not labeled:
         files = unlabeled.find(root, split, apart="val")
-        return FileSource(root, files, [-1] * len(files), len(classes), shown)
+        return FileSource(root, files, [-1] * len(files), num_classes, shown)
     files, labels, left_out = [], [], []
-    for label, name in enumerate(classes):
+    for label, name in zip(known, classes, strict=True):
         folder = os.path.join(root, split, name)
         found = []
         for entry in _entries(folder):
@@ -212,7 +219,23 @@ def _open_folder(root, split, num_classes, labeled):
             left_out[0],
             ", ".join(EXTENSIONS),
         )
-    return FileSource(root, files, labels, len(classes), shown)
+    return FileSource(root, files, labels, num_classes, shown)
+
+
+def _labels(root, names, num_classes, labels_by_name):
+    """The label of each folder: by its name, if all have one, else by their order."""
+    known = [labels_by_name.get(name) for name in names]
+    if None not in known and len({*known}) == len(known) > 0:
+        return known
+    unknown = [n for n, label in zip(names, known, strict=True) if label is None]
+    if num_classes not in (None, len(names)) and 0 < len(unknown) < len(names):
+        raise InputError(
+            f"folder {root} has class {unknown[0]!r}, which is none of the model's "
+            f"{num_classes}, as {len(names) - len(unknown)} others are: allowed are "
+            "names of its classes, or a folder for each"
+        )
+    _check_classes(num_classes, len(names), f"folder {root}")
+    return [*range(len(names))]
 
 
 def _class_names(root, split):

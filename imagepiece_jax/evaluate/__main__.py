@@ -72,10 +72,14 @@ def main():
     if JSON.value:
         read = (*run_files.own_files(path), *sources.own_files(data))
         check_writable("--json", JSON.value, read)
-    source = from_config.source(config, "val").first(LIMIT.value)
+    names = weights.class_names
+    by_name = class_names.labels_by_name(names, config.num_classes)
+    source = from_config.source(config, "val", by_name).first(LIMIT.value)
     class_names.check_classes(path, source.class_names, data)
     if note := class_names.unnamed_classes(path, source.class_names, data):
         print(note)
+    if note := class_names.mapped_classes(source.class_names, data, names):
+        print(f"note: {note}")
     batches = from_config.eval_batches(config, source)
     transform = from_config.eval_transform(config)
     if note := transform.note(source.some_sizes(), len(source)):
@@ -87,9 +91,14 @@ def main():
         "data": data,
         "limit": LIMIT.value,
         "dtype": model.dtype.name,
+        "trained": {
+            "reduction": weights.trained.known_reduction,
+            "image_size": weights.trained.image_size,
+        },
     }
+    how = [transform.text, *weights.unlike_trained()]
     if reductions or OPTIMIZED.value:
-        print(transform.text, flush=True)
+        print("  ".join(how), flush=True)
     if reductions:
         rows = sweep.run(weights, reductions, batches, OUT.value, facts)
         if JSON.value:
@@ -102,7 +111,7 @@ def main():
     else:
         step = accuracy.compiled(model, config.seed)
         found = accuracy.evaluate(step, parallel.replicate(variables), batches())
-        print(found.line(transform.text, f"gmacs {weights.gmacs():.3f}"))
+        print(found.line(*how, f"gmacs {weights.gmacs():.3f}"))
         result = found.figures
     result |= facts | {"reduction": dict(model.reduction)}
     result |= {"gmacs": weights.gmacs(), "unreadable": source.unreadable.count}

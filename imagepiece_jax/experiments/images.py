@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -39,13 +40,16 @@ class Images:
         *,
         spaced: int | None = None,
         limit: int | None = None,
+        labels_by_name: Mapping[str, int] | None = None,
         **options,
     ) -> "Images":
         """The val split of the data set `name`; InputError for what cannot be read.
 
         Of larger sets the first `limit` images, or so many as `spaced`, evenly spaced.
         """
-        source = open_source(name, "val", num_classes=num_classes).first(limit)
+        source = open_source(
+            name, "val", num_classes=num_classes, labels_by_name=labels_by_name
+        ).first(limit)
         if spaced is not None and spaced < len(source):
             if spaced < 1:
                 raise InputError(f"--subset is {spaced}; allowed are numbers from 1")

@@ -28,7 +28,7 @@ from imagepiece_jax.experiments.masking import masking
 from imagepiece_jax.experiments.schedule import schedule
 from imagepiece_jax.experiments.search import search
 from imagepiece_jax.experiments.throughput import throughput
-from imagepiece_jax.models.class_names import check_classes
+from imagepiece_jax.models import class_names
 from imagepiece_jax.models.pretrained import for_analysis
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.settings import DENSE
@@ -258,12 +258,15 @@ def _images(settings, models):
         )
     ((classes, side),) = sizes
     alone = isinstance(models, OffTheShelf)
+    known = models.pretrained.class_names if alone else None
+    by_name = class_names.labels_by_name(known, classes) if alone else None
     images = Images.open(
         settings.data,
         classes,
         side,
         spaced=settings.subset,
         limit=settings.limit,
+        labels_by_name=by_name,
         resize=settings.resize or (models.pretrained.resize if alone else "deit"),
         batch_size=settings.eval_batch_size,
         workers=settings.readers,
@@ -271,5 +274,7 @@ def _images(settings, models):
     )
     names, data = images.source.class_names, f"--data {settings.data}"
     for path in models.paths():
-        check_classes(path, names, data)
+        class_names.check_classes(path, names, data)
+    if line := class_names.mapped_classes(names, settings.data, known):
+        print(f"note: {line}", flush=True)
     return images

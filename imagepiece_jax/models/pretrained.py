@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.common.image_size import described, sides
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import (
     class_names,
@@ -63,8 +63,9 @@ class Pretrained:
     fields: of registry.create_model without reduction, as far as they are known;
     reduction: what the weights were trained with, none for a file; config: the whole
     config of a run, None for others; checkpoint: of a run, "best" or "latest"; seed: of
-    the training; names: of the classes of what is no run; says: its metadata; tensors:
-    the state dict where it has been read.
+    the training; trained: this before `under` and `of_config` changed it; names: of the
+    classes of what is no run; says: its metadata; tensors: the state dict where it has
+    been read.
     """
 
     path: pathlib.Path
@@ -73,6 +74,7 @@ class Pretrained:
     config: Mapping[str, Any] | None = None
     checkpoint: str = "best"
     seed: int = 0
+    trained: "Pretrained | None" = None
     names: tuple[str | None, ...] | None = None
     says: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     tensors: Mapping[str, np.ndarray] | None = dataclasses.field(
@@ -259,8 +261,29 @@ class Pretrained:
         """As `under`, unchecked, with the fields of `config` alone."""
         fields, reduction = model_fields(config), reduction_of(config)
         return dataclasses.replace(
-            self, fields=fields, reduction=reduction, seed=config["seed"]
+            self,
+            fields=fields,
+            reduction=reduction,
+            seed=config["seed"],
+            trained=self.trained or self,
         )
+
+    @property
+    def known_reduction(self) -> Mapping[str, Any] | None:
+        """The reduction of a run or a published model; a weights file says none."""
+        return dict(self.reduction) if self.path.is_dir() else None
+
+    def unlike_trained(self) -> list[str]:
+        """In words, what of reduction and image size was another in training."""
+        before, found = self.trained or self, []
+        pair = [settings.changed(one.reduction) for one in (self, before)]
+        if before.known_reduction is not None and pair[0] != pair[1]:
+            ours, theirs = map(settings.label, pair)
+            found.append(f"reduction {ours} (trained with {theirs})")
+        if sides(self.image_size) != sides(before.image_size):
+            ours, theirs = described(self.image_size), described(before.image_size)
+            found.append(f"size {ours} (trained with {theirs})")
+        return found
 
     def _compare(self, name, asked, ours, instead):
         if plain(asked) != plain(ours):

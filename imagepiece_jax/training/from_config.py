@@ -167,10 +167,11 @@ def dense(config, **changes) -> ViT:
     )
 
 
-def source(config, split):
+def source(config, split, labels_by_name=None):
     """The images of `split`, "train" or "val", that `config.data` names.
 
-    Labels of training images that the loss does not read are not read here either.
+    Labels of training images that the loss does not read are not read here either;
+    labels_by_name: of folders, as open_source takes them.
     """
     distill = distillation(config)
     return sources.open_source(
@@ -179,6 +180,7 @@ def source(config, split):
         num_classes=config.num_classes,
         data_dir=config.data.dir or None,
         labeled=distill is None or not distill.unlabeled,
+        labels_by_name=labels_by_name,
     )
 
 

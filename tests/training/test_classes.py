@@ -1,11 +1,13 @@
 """A run knows its classes by name, and whoever uses it is message of other ones."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import imagepiece_jax
 import train
 from configs import quickstart
 from imagepiece_jax import export
@@ -14,7 +16,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import __main__ as evaluate
 from imagepiece_jax.experiments import __main__ as experiments
 from imagepiece_jax.experiments.finetune import Finetuner
-from imagepiece_jax.models import class_names, run_files, summary
+from imagepiece_jax.models import class_names, imagenet_classes, run_files, summary
 from imagepiece_jax.training import from_config, initial_weights, run_dir
 from imagepiece_jax.training.checkpoint import Checkpoints
 from tests.command import call, sentence
@@ -130,6 +132,108 @@ def test_evaluate_says_where_names_cannot_be_compared(run, tmp_path):
     assert outputs[run, table][0] == message.format(table)
     assert outputs[old, data][0] == message.format(old)
     assert outputs[old, data][1].startswith("acc1 ")
+
+
+@pytest.fixture(scope="module")
+def saved(run, tmp_path_factory):
+    """The run as `save` writes it."""
+    path = tmp_path_factory.mktemp("saved") / "insects"
+    return imagepiece_jax.save(path, *imagepiece_jax.load(run))
+
+
+def test_names_of_a_saved_folder_are_compared_as_those_of_its_run(saved, tmp_path):
+    assert class_names.read(saved) == ("ant", "bee")
+    data = folder(tmp_path / "set", "ant", "wasp")
+    other = f"class 1 is 'bee' in {{}}{saved}, but 'wasp' in {{}}: {SAME}"
+    words = [*WORDS, f"--weights={saved}", f"--data=folder:{data}"]
+    ended = call(evaluate.main, *words)
+    assert sentence(ended) == other.format("", f"folder:{data}")
+    made = config(**{"data.name": f"folder:{data}"})
+    for field in ("init.weights", "teacher.weights"):
+        named = made.copy_and_resolve_references()
+        named.update_from_flattened_dict({field: str(saved)})
+        with pytest.raises(InputError, match="class 1 is 'bee' in config."):
+            initial_weights.check_classes(named, tmp_path, ("ant", "wasp"))
+        initial_weights.check_classes(named, tmp_path, ("ant", "bee"))
+
+
+def test_a_synset_and_its_lemmas_are_the_same_class(saved, monkeypatch):
+    words = imagenet_classes.names()
+    monkeypatch.setattr(class_names, "read", lambda path: words)
+    names = list(imagenet_classes.synsets())
+    assert class_names.other_class(saved, names) is None
+    names[:2] = "tench", "a word that is not of ImageNet"
+    assert class_names.other_class(saved, names) is None
+    names[1] = names[2]
+    assert class_names.other_class(saved, names) == (1, words[1], names[2])
+    # Words of a run that are not WordNet's: compared as they are.
+    monkeypatch.setattr(class_names, "read", lambda path: ("maillot", "bee"))
+    assert class_names.other_class(saved, ("tank suit", "bee")) is not None
+
+
+def test_labels_by_the_names_of_a_models_classes():
+    words, synsets = imagenet_classes.names(), imagenet_classes.synsets()
+    found = class_names.labels_by_name(words, 1000)
+    assert [found[synset] for synset in synsets] == [*range(1000)]
+    assert (found["tench"], found["tench, Tinca tinca"]) == (0, 0)
+    assert words[found["maillot"]] == "maillot" and "crane" not in found
+    assert class_names.labels_by_name(None, 1000) == found
+    assert class_names.labels_by_name(synsets, 1000)["tench"] == 0
+    assert class_names.labels_by_name(None, 10) == {}
+    found = class_names.labels_by_name(("bee", None, "wasp"), 3)
+    assert (found["bee"], found["wasp"]) == (0, 2)
+
+
+def test_folders_are_mapped_by_name_to_the_labels_of_a_model(tmp_path):
+    data = f"folder:{folder(tmp_path, 'ant', 'n01440764')}"
+    known = {"n01440764": 0, "ant": 2}
+    source = open_source(data, "val", num_classes=3, labels_by_name=known)
+    assert source.num_classes == 3 and source.class_names == ("n01440764", None, "ant")
+    assert source.labels.tolist() == [2, 2, 0, 0]
+    line = class_names.mapped_classes(source.class_names, data, ("tench", "bee", "ant"))
+    assert line == (
+        f"the 2 folders of {data} are mapped by name to the model's 3 classes: "
+        "n01440764 is 0 (tench)"
+    )
+    with pytest.raises(InputError, match="class 'ant', which is none of the model's 3"):
+        open_source(data, "val", num_classes=3, labels_by_name={"n01440764": 0})
+    with pytest.raises(InputError, match="num_classes is 3, but folder .* 2 classes"):
+        open_source(data, "val", num_classes=3, labels_by_name={"bee": 0})
+    source = open_source(data, "val", num_classes=2, labels_by_name={"bee": 0})
+    assert source.labels.tolist() == [0, 0, 1, 1]
+    assert class_names.mapped_classes(source.class_names, data, None) is None
+
+
+def test_evaluate_maps_folders_to_imagenets_classes(assets):
+    """Ten classes of ImageNet's, as folders of WordNet IDs."""
+    words = [f"--weights={assets}/weights/deit_tiny_patch16_224.npz", "--limit=8"]
+    words += [f"--data=folder:{assets}/data/imagenette_mini", "--config.data.workers=0"]
+    ended = call(evaluate.main, *words, "--config.model.dtype=float32")
+    assert ended.status == 0, ended
+    assert "mapped by name to the model's 1000 classes: n01440764 is 0 (tench, " in (
+        ended.out
+    )
+    assert "ImageNet's order is taken" in ended.out
+    assert float(re.search(r"acc1 ([\d.]+) %", ended.out)[1]) >= 75
+
+
+def test_evaluate_says_what_a_run_was_trained_with(run, tmp_path):
+    data = folder(tmp_path / "set", "ant", "bee")
+    words = [f"--weights={run}", f"--data=folder:{data}", f"--json={tmp_path}/r.json"]
+    words += ["--config.model.dtype=float32", "--config.data.workers=0"]
+    ended = call(evaluate.main, *words)
+    assert ended.status == 0 and "trained with" not in ended.out, ended
+    for file in data.rglob("*.png"):
+        Image.new("RGB", (32, 32)).save(file)
+    words += ["--config.image_size=32", "--config.reduction.name=tome"]
+    ended = call(evaluate.main, *words, "--config.reduction.r=2")
+    assert ended.status == 0, ended
+    changes = "reduction tome r=2 (trained with imagepiece merge_blocks=() prune_blocks"
+    assert changes in ended.out.splitlines()[-1]
+    assert "  size 32x32 (trained with 16x16)  " in ended.out.splitlines()[-1]
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert found["trained"]["reduction"]["name"] == "imagepiece"
+    assert found["trained"]["image_size"] == 16
 
 
 def test_experiments_refuse_other_classes(run, tmp_path):
