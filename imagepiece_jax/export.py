@@ -26,6 +26,7 @@ from absl import flags
 
 from imagepiece_jax import cli, config_flags
 from imagepiece_jax.common.files import check_writable, replace_file
+from imagepiece_jax.common.progress import working
 from imagepiece_jax.errors import InputError
 
 config_flags.define()
@@ -77,13 +78,16 @@ def main():
     variables = weights.restore(model, config.image_size)
     options = {"batch_size": BATCH.value, "pixels": PIXELS.value}
     known = jax_export.facts(model, config, **options)
+    inputs = model, variables, config.image_size
+    with working(f"exporting the model as {form}"):
+        if form == "onnx":
+            data = onnx_model(*inputs, **options).SerializeToString()
+        else:
+            data = jax_export.serialized(*inputs, **options)
     if form == "onnx":
-        data = onnx_model(model, variables, config.image_size, **options)
-        data = data.SerializeToString()
         known |= {"dtype": "float32", "opset": OPSET}
         runs = f"ONNX opset {OPSET}"
     else:
-        data = jax_export.serialized(model, variables, config.image_size, **options)
         known |= {"platforms": jax_export.PLATFORMS, "jax": jax.__version__}
         runs = f"for {' and '.join(jax_export.PLATFORMS)}"
     replace_file(out, data)

@@ -15,8 +15,8 @@ import sys
 from absl import flags
 
 from imagepiece_jax import cli
+from imagepiece_jax.common.progress import progress
 from imagepiece_jax.data.imagenet import scan, writer
-from imagepiece_jax.data.imagenet.progress import progress
 from imagepiece_jax.errors import InputError
 
 SHORT_SIDES = (64, 1024)

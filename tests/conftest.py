@@ -15,6 +15,8 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from imagepiece_jax.common import progress  # noqa: E402
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -48,6 +50,12 @@ def assets():
             "weights/, data/ and fixtures/"
         )
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _without_lines_of_long_work(monkeypatch):
+    """On a busy machine any compilation may be long."""
+    monkeypatch.setattr(progress, "PATIENCE", 1e6)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from imagepiece_jax import prepare
-from imagepiece_jax.data.imagenet import progress, writer
+from imagepiece_jax.common import progress
+from imagepiece_jax.data.imagenet import writer
 from imagepiece_jax.data.sources import open_source
 from tests import tars
 from tests.command import call, sentence, start

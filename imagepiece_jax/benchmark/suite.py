@@ -8,6 +8,7 @@ from imagepiece_jax.benchmark.input_stream import InputStreams
 from imagepiece_jax.benchmark.workloads import INPUTS, MODES, Case
 from imagepiece_jax.common import timer
 from imagepiece_jax.common.files import git_revision
+from imagepiece_jax.common.progress import working
 from imagepiece_jax.errors import InputError
 
 FULL = ("RESOURCE_EXHAUSTED", "out of memory")  # messages of a full memory
@@ -89,7 +90,8 @@ def run(group: Group, against, rules, peaks) -> list[dict]:
                 against, list(cases.values()), group.mode
             )
         jobs = {name: program.job for name, program in programs.items()}
-        readings = timer.measure(jobs, rules)
+        with working(f"measuring {len(jobs)} programs in turns"):
+            readings = timer.measure(jobs, rules)
     return report.rows(programs, readings, peaks, _setting(group, against, rules))
 
 

@@ -110,7 +110,7 @@ class Case:
         state = first_state(random_variables(model, config.image_size))
         state, teacher = parallel.replicate(state), parallel.replicate(teacher)
         batches = [parallel.shard(_labelled(config, seed)) for seed in range(INPUTS)]
-        step = parallel.pmap(step, donate_argnums=(0,), model=True)
+        step = parallel.pmap(step, donate_argnums=(0,), program="training step")
         began = time.perf_counter()
         compiled = step.compile(state, batches[0], teacher)
         seconds = time.perf_counter() - began

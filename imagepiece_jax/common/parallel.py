@@ -12,6 +12,7 @@ from jax.experimental import multihost_utils
 
 from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.layout import device_samples
+from imagepiece_jax.common.progress import working
 from imagepiece_jax.errors import InputError
 
 AXIS = "devices"
@@ -73,20 +74,22 @@ def device_count():
     return jax.device_count()
 
 
-def pmap(fn, *, donate_argnums=(), model=False):
+def pmap(fn, *, donate_argnums=(), program=None):
     """Compile `fn` for every device; inside, the functions below know the others.
 
     Arguments and results carry a leading axis of devices: NumPy arrays have those of
     this process, JAX arrays (`replicate`, `shard`, results of earlier calls) those of
     all; `local` and `unreplicate` read them. Donated arguments are JAX arrays, else
-    they would be copied. `model`: with the compiler options for models (xla_options).
+    they would be copied. `program`: what it is of a model, such as "training step": it
+    gets the compiler options for models (xla_options), and its compilation is told.
     """
     mapped = jax.pmap(
         fn, axis_name=AXIS, donate_argnums=donate_argnums, axis_size=device_count()
     )
-    return _Mapped(
-        mapped, xla_options.options(local_devices()[0].platform) if model else {}
-    )
+    if program is None:
+        return _Mapped(mapped, {})
+    options = xla_options.options(local_devices()[0].platform)
+    return _Mapped(mapped, options, f"compiling the {program}")
 
 
 class _Mapped:
@@ -97,8 +100,9 @@ class _Mapped:
     call itself (measured: 800 arrays, two processes of four CPU devices).
     """
 
-    def __init__(self, mapped, options):
+    def __init__(self, mapped, options, work=None):
         self._mapped, self._options, self._compiled = mapped, options, {}
+        self._work = work
 
     def __call__(self, *args):
         args = jax.tree.map(_of_all, args)
@@ -111,7 +115,8 @@ class _Mapped:
     def compile(self, *args):
         """The program for JAX arrays like these, or shapes (`jax.stages.Compiled`)."""
         types = jax.tree.map(jax.typeof, args)  # shapes would mean local arrays
-        return self._mapped.lower(*types).compile(self._options)
+        with working(self._work, shown=self._work is not None and is_main()):
+            return self._mapped.lower(*types).compile(self._options)
 
 
 def forget_programs():

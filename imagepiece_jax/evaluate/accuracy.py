@@ -123,7 +123,7 @@ def compiled(
         measure=measure,
         alter=alter,
     )
-    return parallel.pmap(step, model=True)
+    return parallel.pmap(step, program="evaluation")
 
 
 def of_program(program: Callable[[np.ndarray], jax.Array]):

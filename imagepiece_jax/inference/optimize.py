@@ -29,6 +29,7 @@ from jax.sharding import SingleDeviceSharding
 
 from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.image_size import described, sides
+from imagepiece_jax.common.progress import working
 from imagepiece_jax.data.normalize import as_normalized
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference.program import Program
@@ -53,7 +54,7 @@ def optimize(
     attention: str = "auto",
     kernels: str | None = None,
     pixels: bool = False,
-    device: jax.Device | None = None,
+    device: jax.Device | str | None = None,
     compiler_options: Mapping[str, Any] | None = None,
     cache_dir: str | os.PathLike | None = None,
 ) -> Program:
@@ -70,7 +71,8 @@ def optimize(
     as the model was made.
     pixels: the program takes uint8 images and normalizes them itself, which saves three
     quarters of the copy to the device.
-    device: one of jax.devices(); None is the first.
+    device: one of jax.devices(), or a platform such as "cpu" or "cuda" for its first,
+    "cuda:1" for its second; None is the first of all.
     compiler_options: XLA's, over those of common.xla_options.
     cache_dir: a folder that keeps compiled programs for later processes (JAX's
     persistent compilation cache, for this program alone; for all of them set
@@ -86,31 +88,87 @@ def optimize(
             f"image_size is {image_size}, but the model is for {described(own)}; load "
             "the weights for another size to have the position embeddings resized"
         )
+    return compiler(
+        model,
+        variables,
+        dtype=dtype,
+        gelu=gelu,
+        attention=attention,
+        kernels=kernels,
+        pixels=pixels,
+        device=device,
+        compiler_options=compiler_options,
+        cache_dir=cache_dir,
+    )(batch_size)
+
+
+def compiler(
+    model,
+    variables,
+    *,
+    dtype=None,
+    gelu=None,
+    attention="auto",
+    kernels=None,
+    pixels=False,
+    device=None,
+    compiler_options=None,
+    cache_dir=None,
+):
+    """What `optimize` does before it compiles: batch size -> Program, for any number.
+
+    All Programs share the weights, which are on the device already. InputError for
+    options that do not fit.
+    """
+    own = model_image_size(model, variables)
     _check_fit(model, variables, own)
-    device = device or jax.local_devices()[0]
+    device = _device(device)
     dtype = registry.dtype_name(dtype or xla_options.fast_dtype(device))
     xla_options.check_dtype(device.platform, dtype)
     options = xla_options.options(device.platform) | dict(compiler_options or {})
+    _check_options(options, device)
+    _make(cache_dir)
     fast, weights = prepare(model, variables, dtype=dtype, gelu=gelu)
     fast = placed(fast, device, attention, kernels)
     weights = jax.device_put(weights, device)
-    images = jax.ShapeDtypeStruct(
-        (batch_size, *own, 3),
-        jnp.dtype("uint8" if pixels else dtype),
-        sharding=SingleDeviceSharding(device),
-    )
-    began = time.perf_counter()
-    with _kept_in(cache_dir):
-        compiled = _compile(forward(fast), weights, images, options)
-    return Program(
-        model=fast,
-        variables=weights,
-        compiled=compiled,
-        images=images,
-        device=device,
-        options=options,
-        gmacs=summary.model_macs(fast, own) / 1e9,
-        compile_seconds=time.perf_counter() - began,
+    gmacs = summary.model_macs(fast, own) / 1e9
+
+    def compiled(batch_size):
+        images = jax.ShapeDtypeStruct(
+            (batch_size, *own, 3),
+            jnp.dtype("uint8" if pixels else dtype),
+            sharding=SingleDeviceSharding(device),
+        )
+        began = time.perf_counter()
+        work = working(f"compiling the model for {batch_size} images at a time")
+        with _kept_in(cache_dir), work:
+            lowered = jax.jit(forward(fast)).lower(weights, images)
+            executable = lowered.compile(compiler_options=options)
+        return Program(
+            model=fast,
+            variables=weights,
+            compiled=executable,
+            images=images,
+            device=device,
+            options=options,
+            gmacs=gmacs,
+            compile_seconds=time.perf_counter() - began,
+        )
+
+    return compiled
+
+
+def _device(asked):
+    """The jax.Device that `optimize` is asked for."""
+    if asked is None or isinstance(asked, jax.Device):
+        return asked or jax.local_devices()[0]
+    platform, _, number = str(asked).partition(":")
+    with contextlib.suppress(RuntimeError, IndexError, ValueError):
+        return jax.local_devices(backend=platform)[int(number or 0)]
+    here = {each.platform for each in (*jax.local_devices(), *jax.devices("cpu"))}
+    raise InputError(
+        f"device is {asked!r}; allowed are a jax.Device, and the platforms of this "
+        f"process: {', '.join(sorted(here))}"
     )
 
 
@@ -233,11 +291,11 @@ def _shapes(variables):
     return {name: tuple(leaf.shape) for name, leaf in leaves.items()}
 
 
-def _compile(fn, weights, images, options):
-    """`fn` compiled ahead of time; an option unknown to XLA is an InputError."""
-    lowered = jax.jit(fn).lower(weights, images)
+def _check_options(options, device):
+    """InputError for an option unknown to XLA, which compiles next to nothing."""
     try:
-        return lowered.compile(compiler_options=options)
+        with jax.default_device(device):
+            jax.jit(lambda: 0).lower().compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         if "compile option" not in str(error):
             raise
@@ -247,18 +305,22 @@ def _compile(fn, weights, images, options):
         ) from error
 
 
+def _make(folder):
+    try:
+        if folder is not None:
+            pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"cache_dir {folder} cannot be made ({error.strerror}); allowed is a folder"
+        ) from error
+
+
 @contextlib.contextmanager
 def _kept_in(folder):
     """Keep JAX's persistent cache in `folder` while entered; None changes nothing."""
     if folder is None:
         yield
         return
-    try:
-        pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"cache_dir {folder} cannot be made ({error.strerror}); allowed is a folder"
-        ) from error
     settings = {
         "jax_compilation_cache_dir": str(folder),
         "jax_persistent_cache_min_compile_time_secs": 0.0,

@@ -2,8 +2,6 @@
 
 import collections
 import concurrent.futures
-import functools
-import inspect
 import io
 import itertools
 import os
@@ -16,7 +14,7 @@ import numpy as np
 
 from imagepiece_jax.data import decode, transforms
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.inference.optimize import model_image_size, optimize
+from imagepiece_jax.inference.optimize import compiler, model_image_size
 from imagepiece_jax.models import imagenet_classes
 from imagepiece_jax.models.vit import ViT
 
@@ -51,7 +49,7 @@ class Predictor:
     DeiT's crop of evaluation, "none" for images that have the right size, None the
     weights' own crop where it is known (`model.preprocessing`), else DeiT's; threads:
     how many decode, None for one a core and 16 at most; batch_size and `options` are
-    `optimize`'s.
+    `optimize`'s. InputError here for any of these that does not fit.
     """
 
     def __init__(
@@ -92,9 +90,7 @@ class Predictor:
             raise InputError(f"threads is {threads!r}; allowed are 1, 2, 3, ..")
         self.sizes = tuple(sorted({size for size in (1, 8) if size < batch_size}))
         self.sizes += (batch_size,)
-        options |= {"pixels": True}
-        inspect.signature(optimize).bind(model, variables, batch_size=1, **options)
-        self._optimize = functools.partial(optimize, model, variables, **options)
+        self._compile = compiler(model, variables, pixels=True, **options)
         self._programs, self._lock = {}, threading.Lock()
         self._threads = concurrent.futures.ThreadPoolExecutor(
             threads, thread_name_prefix="decode"
@@ -114,8 +110,9 @@ class Predictor:
     def __call__(self, images) -> list:
         """`top` Predictions for one image, or a list of such lists for several.
 
-        One image is the path of a file, its bytes, a PIL image (all turned as their
-        EXIF orientation says), or an array [H, W, 3] uint8; several are an iterable of
+        One image is the path of a file, its bytes, the file opened in binary mode, a
+        PIL image (all turned as their EXIF orientation says), or an array [H, W, 3]
+        uint8; several are an iterable of
         these or an array [B, H, W, 3]. InputError for one image that cannot be read; of
         several, the error stands in its place, and the others are answered.
         """
@@ -145,7 +142,7 @@ class Predictor:
     def _program(self, size):
         with self._lock:
             if size not in self._programs:
-                self._programs[size] = self._optimize(batch_size=size)
+                self._programs[size] = self._compile(size)
             return self._programs[size]
 
     def _logits(self, pixels):
@@ -256,6 +253,8 @@ def _read(image):
 
 def _rgb(image):
     """Pixels [H, W, 3] uint8 of a file, a PIL image (both upright) or an array."""
+    if hasattr(image, "read"):
+        image = _whole(image)
     if isinstance(image, bytearray | memoryview):
         image = bytes(image)
     if isinstance(image, FILES):
@@ -277,7 +276,21 @@ def _rgb(image):
     if len(shape) != 3 or shape[2] != 3 or 0 in shape or dtype != np.uint8:
         found = type(image).__name__ if dtype is None else f"{dtype} {list(shape)}"
         raise InputError(
-            f"found {found}; allowed are paths, bytes, PIL images and uint8 arrays "
-            "[H, W, 3]"
+            f"found {found}; allowed are paths, bytes, open files, PIL images and "
+            "uint8 arrays [H, W, 3]"
         )
     return np.array(image)
+
+
+def _whole(file):
+    """What is left in an open file, as bytes."""
+    try:
+        content = file.read()
+    except Exception as error:  # a closed file, a broken connection
+        raise InputError(f"the open file cannot be read: {error}") from error
+    if not isinstance(content, bytes):
+        raise InputError(
+            f"the open file gives {type(content).__name__}; allowed are files opened "
+            'in binary mode, open(path, "rb")'
+        )
+    return content

@@ -182,7 +182,7 @@ class Trainer:
         step = from_config.step(
             self.config, model, self.optimizer, self.rate, self.teacher_model
         )
-        compiled = parallel.pmap(step, donate_argnums=(0,), model=True)
+        compiled = parallel.pmap(step, donate_argnums=(0,), program="training step")
         self._program = key, compiled
         return compiled
 

@@ -7,6 +7,7 @@ import pathlib
 import socket
 import subprocess
 import sys
+import time
 import types
 import warnings
 
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 
 from configs import quickstart
-from imagepiece_jax.common import parallel, xla_options
+from imagepiece_jax.common import parallel, progress, xla_options
 from imagepiece_jax.common.layout import device_samples
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.training import distributed, host_consistency, trainer
@@ -77,7 +78,7 @@ def check_exchange(devices, first=0, local=None):
         sums = parallel.mean({"x": x.sum(0)}), parallel.total({"n": jnp.ones(())})
         return at, parallel.reverse({"x": x, "i": x[:, 0]}), *sums
 
-    found = parallel.pmap(step, model=True)(parallel.shard(batch))
+    found = parallel.pmap(step, program="step")(parallel.shard(batch))
     at, back, mean, total = parallel.local(found)
     mine = samples[3 * first : 3 * (first + local)]
     assert at.dtype == jnp.int32
@@ -103,7 +104,9 @@ def check_round_trip(devices, everywhere=None):
     assert there["w"].shape == (everywhere or devices, 1 << 18)
     assert parallel.local(there)["w"].shape == (devices, 1 << 18)
     grow = parallel.pmap(
-        lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0, model=True
+        lambda tree: jax.tree.map(lambda x: x + 1, tree),
+        donate_argnums=0,
+        program="step",
     )
     later = grow(there)
     back = parallel.unreplicate(later)
@@ -246,7 +249,7 @@ def test_a_mapped_model_is_compiled_with_the_options_of_its_platform(monkeypatch
         return compile_as_ever(lowered, compiler_options, **rest)
 
     monkeypatch.setattr(jax.stages.Lowered, "compile", compile)
-    add = parallel.pmap(lambda state, x: state + x, donate_argnums=(0,), model=True)
+    add = parallel.pmap(lambda state, x: state + x, donate_argnums=(0,), program="step")
     state, x = parallel.replicate(np.float32(1)), parallel.replicate(np.float32(2))
     for _ in range(3):
         state = add(state, x)
@@ -259,5 +262,19 @@ def test_an_option_of_the_platform_reaches_the_compiler(monkeypatch):
     monkeypatch.setitem(xla_options.OPTIONS, "cpu", {"xla_no_such_option": True})
     x = parallel.replicate(np.float32(1))
     with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
-        parallel.pmap(lambda x: x + 1, model=True)(x)
+        parallel.pmap(lambda x: x + 1, program="step")(x)
     assert parallel.unreplicate(parallel.pmap(lambda x: x + 1)(x)) == 2.0
+
+
+def test_a_long_compilation_is_told(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "PATIENCE", 0.0)
+
+    def slow(x):
+        time.sleep(0.5)  # while it is traced
+        return x + 1
+
+    x = parallel.replicate(np.zeros(3, np.float32))
+    for _ in range(2):
+        parallel.pmap(slow, program="training step")(x)
+        parallel.pmap(slow)(x)
+    assert capsys.readouterr().err == "compiling the training step ..\n" * 2

@@ -74,6 +74,12 @@ def test_a_smaller_batch_gives_its_own_logits(program, logits):
         np.testing.assert_allclose(out, logits[:2], atol=2e-5)
 
 
+def test_a_device_by_its_platform(trained, cache):
+    for name in ("cpu", "cpu:0"):
+        fast = optimized(*trained, dtype="float32", device=name, cache_dir=cache)
+        assert fast.device == jax.devices("cpu")[0]
+
+
 def test_images_can_be_used_again(program):
     images = tiny.images()
     first = np.asarray(program(images))
@@ -161,6 +167,8 @@ def test_programs_are_kept_where_asked_and_others_are_not(program, cache):
         ({"attention": "flash"}, "attention is 'flash'; allowed are"),
         ({"kernels": "quick"}, "kernels is 'quick'; allowed are"),
         ({"compiler_options": {"xla_no": 1}}, "No such compile option: 'xla_no'"),
+        ({"device": "cuda:9"}, "device is 'cuda:9'; allowed are a jax.Device, and the"),
+        ({"device": "cpu:x"}, "device is 'cpu:x'; allowed are a jax.Device, and the p"),
         ({"cache_dir": "/dev/null/x"}, "cache_dir /dev/null/x cannot be made"),
     ],
 )

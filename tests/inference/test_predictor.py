@@ -63,6 +63,10 @@ def test_bytes_generators_and_arrays_of_several(predictor, pictures):
     Image.fromarray(pictures[0]).save(file, "png")
     want = predictor(pictures)
     assert close(predictor(file.getvalue()), want[0])
+    file.seek(0)
+    assert close(predictor(file), want[0])
+    file.seek(0)
+    assert close(predictor([file, pictures[1]])[0], want[0])
     assert all(map(close, predictor(image for image in pictures), want))
     endless = itertools.cycle(pictures)
     taken = list(itertools.islice(predictor.stream(endless), 7))
@@ -142,8 +146,17 @@ def test_mistakes_are_told_before_anything_is_compiled(trained, predictor, pictu
         predictor(pictures[0, ..., 0])
     with (
         open(__file__, "rb") as file,
-        pytest.raises(InputError, match="found Buffered"),
+        pytest.raises(InputError, match="the image cannot be read: no known image"),
     ):
+        predictor(file)
+    with (
+        open(__file__, encoding="utf-8") as file,
+        pytest.raises(
+            InputError, match="the open file gives str; allowed are .*binary"
+        ),
+    ):
+        predictor(file)
+    with pytest.raises(InputError, match="the open file cannot be read: .* closed"):
         predictor(file)
 
 
@@ -176,11 +189,11 @@ def test_many_calls_at_once(predictor, pictures):
 def test_sizes_are_compiled_once_when_they_are_needed(trained, pictures, monkeypatch):
     made = []
 
-    def counted(*args, batch_size, **options):
-        made.append(batch_size)
-        return optimize.optimize(*args, batch_size=batch_size, **options)
+    def counting(*args, **options):
+        compiled = optimize.compiler(*args, **options)
+        return lambda batch_size: made.append(batch_size) or compiled(batch_size)
 
-    monkeypatch.setattr(api, "optimize", counted)
+    monkeypatch.setattr(api, "compiler", counting)
     options = {"dtype": "float32", "batch_size": 12}
     options["compiler_options"] = {"xla_backend_optimization_level": 0}
     predict = imagepiece_jax.Predictor(*trained, **options)
@@ -249,7 +262,7 @@ def test_a_closed_pil_image_is_named(predictor, tmp_path):
     "image, message",
     [
         ("no.png", "no.png cannot be read: "),
-        (3, "found int; allowed are paths, bytes, PIL images and uint8 arrays"),
+        (3, "found int; allowed are paths, bytes, open files, PIL images and uint8 "),
         (np.zeros((20, 20, 3)), r"found float64 \[20, 20, 3\]; allowed"),
         (np.zeros((20, 24, 3), np.uint8), "the image has 20x24 pixels"),
     ],
@@ -267,6 +280,13 @@ def test_what_is_no_image(predictor, image, message):
         ({"resize": "big"}, "is 'big': allowed are deit, none"),
         ({"batch_size": -1}, "batch_size is -1"),
         ({"threads": 0}, "threads is 0; allowed are 1, 2, 3"),
+        ({"dtype": "int8"}, "dtype is 'int8'; allowed are float32, bfloat16"),
+        ({"gelu": "fast"}, "gelu is 'fast'; allowed are exact, tanh"),
+        ({"attention": "flash"}, "attention is 'flash'; allowed are"),
+        ({"kernels": "fast"}, "kernels is 'fast'; allowed are 'plain', 'fused'"),
+        ({"device": "tpu"}, "device is 'tpu'; allowed are .* of this process: cpu"),
+        ({"compiler_options": {"xla_no": 1}}, "No such compile option: 'xla_no'"),
+        ({"cache_dir": "/dev/null/x"}, "cache_dir /dev/null/x cannot be made"),
     ],
 )
 def test_impossible_predictors(trained, options, message):

@@ -61,7 +61,7 @@ def texts(config):
     step = from_config.step(config, model, optimizer, rate)
 
     of_all = jax.tree.map(lambda x: jax.ShapeDtypeStruct((8, *x.shape), x.dtype), state)
-    trained = parallel.pmap(step, donate_argnums=(0,), model=True)
+    trained = parallel.pmap(step, donate_argnums=(0,), program="step")
     yield trained.compile(of_all, batch, None).as_text()
 
     mesh = jax.sharding.Mesh(np.array(jax.devices()), (parallel.AXIS,))

@@ -88,9 +88,9 @@ class Trainee:
         self.steps = parallel.pmap(
             systems.steps(system, options, num_classes, trained, self.teacher_model),
             donate_argnums=(0,),
-            model=True,
+            program="training steps",
         )
-        self.eval_step = parallel.pmap(self._scored, model=True)
+        self.eval_step = parallel.pmap(self._scored, program="evaluation")
         self._first = jax.jit(self._drawn)
 
     def _drawn(self, seed):

@@ -1,12 +1,14 @@
-"""Progress of preparing a data set: a bar on a terminal, lines in a log."""
+"""Progress of long work: a bar or the elapsed time on a terminal, lines in a log."""
 
 import contextlib
 import sys
+import threading
 import time
 
 from tqdm import tqdm
 
 EVERY = 30  # seconds between lines
+PATIENCE = 3.0  # seconds of work of which nothing is said
 
 
 @contextlib.contextmanager
@@ -38,3 +40,36 @@ def progress(label, total=None):
 
     with bar:
         yield advance
+
+
+@contextlib.contextmanager
+def working(what: str, shown: bool = True):
+    """Say on stderr that `what` is being done, from PATIENCE seconds on.
+
+    A line, such as "compiling the training step ..", which on a terminal has the
+    elapsed time, and goes with the end. Not `shown`: by one of several processes.
+    """
+    if not shown:
+        yield
+        return
+    done = threading.Event()
+    teller = threading.Thread(target=_tell, args=(what, done), daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        done.set()
+        teller.join()
+
+
+def _tell(what, done):
+    if done.wait(PATIENCE):
+        return
+    form = "{desc} .. {elapsed}"
+    with tqdm(desc=what, bar_format=form, leave=False, disable=None) as line:
+        if line.disable:
+            print(f"{what} ..", file=sys.stderr, flush=True)
+            return
+        line.start_t -= PATIENCE
+        while not done.wait(1):
+            line.refresh()

@@ -1,0 +1,48 @@
+"""What is said of long work, on a terminal and in a log."""
+
+import io
+import time
+
+import pytest
+
+from imagepiece_jax.common import progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """A function that works for some seconds, and returns what was said on stderr."""
+    monkeypatch.setattr(progress, "PATIENCE", 0.2)
+
+    def work(seconds, stream, **options):
+        monkeypatch.setattr("sys.stderr", stream)
+        with progress.working("compiling the step", **options):
+            time.sleep(seconds)
+        return stream.getvalue()
+
+    return work
+
+
+def test_short_work_is_silent(said):
+    assert said(0, io.StringIO()) == said(0, Terminal()) == ""
+
+
+def test_a_line_in_a_log(said):
+    assert said(0.5, io.StringIO()) == "compiling the step ..\n"
+    assert said(0.5, io.StringIO(), shown=False) == ""
+
+
+def test_the_elapsed_time_on_a_terminal(said):
+    text = said(2.5, Terminal())
+    assert "\rcompiling the step .. 00:00" in text
+    assert "\rcompiling the step .. 00:01" in text
+    assert text.split("\r")[-2].strip() == "" and "\n" not in text.strip()
+
+
+def test_it_ends_with_an_error(said):
+    with pytest.raises(ZeroDivisionError), progress.working("dividing"):
+        raise ZeroDivisionError
