@@ -2,6 +2,7 @@
 
 import bisect
 import itertools
+import math
 from collections.abc import Callable, Iterable
 
 from imagepiece_jax.errors import InputError
@@ -58,10 +59,16 @@ def most_expensive(
     The cost must rise, or fall, along `reductions`. None where all cost more, or the
     model lacks the blocks that they name.
     """
-    try:
-        rising = cost(reductions[0]) <= cost(reductions[-1])
-    except InputError:
-        return None
+
+    def price(reduction):
+        try:
+            return cost(reduction)
+        except InputError:  # more merges than the model has tokens for: none is cheaper
+            return -math.inf
+
+    rising = price(reductions[0]) <= price(reductions[-1])
     ordered = reductions if rising else reductions[::-1]
-    fitting = bisect.bisect_right(ordered, limit, key=cost)
-    return (cost(ordered[fitting - 1]), ordered[fitting - 1]) if fitting else None
+    fitting = bisect.bisect_right(ordered, limit, key=price)
+    if not fitting or price(ordered[fitting - 1]) == -math.inf:
+        return None
+    return price(ordered[fitting - 1]), ordered[fitting - 1]

@@ -47,6 +47,24 @@ def check_weight(name, value):
     return float(value)
 
 
+def check_temperature(name, value):
+    """`value` as a finite float above 0: it divides."""
+    if not is_number(value) or not 0 < value < math.inf:
+        _refuse(name, value, "numbers above 0")
+    return float(value)
+
+
+def check_most(name, value, least, most, reason):
+    """InputError for a count, or one of a tuple, above the `most` of a model."""
+    verb, counts = ("has", value) if isinstance(value, tuple) else ("is", (value,))
+    highest = max(counts, default=0)
+    if highest > most:
+        raise InputError(
+            f"config.reduction.{name} {verb} {highest}; allowed are {least} to {most}, "
+            f"{reason}"
+        )
+
+
 def check_blocks(name, value):
     """`value` as a tuple of ints."""
     if not isinstance(value, tuple | list) or not all(map(is_whole, value)):

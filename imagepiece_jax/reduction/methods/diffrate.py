@@ -20,6 +20,7 @@ from imagepiece_jax.reduction.token_counts import Rule
 from imagepiece_jax.reduction.tokens import DROPPED, Assignment, SlotIndex
 from imagepiece_jax.reduction.validate import (
     check_counts,
+    check_most,
     check_weight,
     choice,
     optional,
@@ -118,6 +119,8 @@ class DiffRate(Method):
         """With the lists of the model's size; InputError where none was published."""
         method = super().resolved(model)
         if self.prune is not None:
+            tokens = f"the {model.patches} image tokens and the class token"
+            check_most("prune", self.prune, 2, model.patches + 1, tokens)
             return method
         name = BY_WIDTH.get(model.embed_dim)
         mae = model.pool == "mean" or ".mae" in (model.name or "")

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from imagepiece_jax.reduction.layer_plan import Step
-from imagepiece_jax.reduction.methods.method import Group, Method
+from imagepiece_jax.reduction.methods.method import Group, Method, check_merges
 from imagepiece_jax.reduction.ops import (
     alternate,
     cosine,
@@ -133,6 +133,10 @@ class DTEM(Method):
 
     def knob(self, depth):
         return {"r": range(100)}
+
+    def resolved(self, model):
+        check_merges(self, model.patches)
+        return super().resolved(model)
 
     def steps(self, depth):
         listed = (self.r,) * depth if self.r_list is None else self.r_list

@@ -21,7 +21,8 @@ from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.token_counts import Rule, floor
 from imagepiece_jax.reduction.validate import (
     check_blocks,
-    check_weight,
+    check_most,
+    check_temperature,
     checked,
     is_number,
     is_whole,
@@ -131,12 +132,18 @@ class MCTF(Method):
 
     r: float = checked(16, _check_r)
     blocks: tuple[int, ...] | None = optional(check_blocks)
-    similarity: float = checked(1.0, check_weight)
-    attention: float = checked(20.0, check_weight)
-    sizes: float = checked(40.0, check_weight)
+    similarity: float = checked(1.0, check_temperature)
+    attention: float = checked(20.0, check_temperature)
+    sizes: float = checked(40.0, check_temperature)
 
     def knob(self, depth):
         return {"r": range(1, 100)}
+
+    def resolved(self, model):
+        patches = model.patches
+        reason = f"half of the {patches} image tokens of the first block"
+        check_most("r", self.r, 0, patches // 2, reason)
+        return super().resolved(model)
 
     def steps(self, depth):
         reducer = Fusion(self.similarity, self.attention, self.sizes)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from imagepiece_jax.reduction.layer_plan import Step
+from imagepiece_jax.reduction.validate import check_most
 
 RATES = tuple(i / 100 for i in range(5, 101))  # positions of most knobs
 # What score="auto" is where no class token says which tokens matter: docs/models.md has
@@ -39,6 +40,17 @@ class ModelFacts:
     class_token: bool = True
     pool: str = "token"
     name: str | None = None
+
+
+def check_merges(method, patches):
+    """InputError where `r`, or an entry of `r_list`, is more than a block can merge.
+
+    That is half of the first block's `patches`; a later block has fewer, and merges
+    half of its own.
+    """
+    name = "r" if method.r_list is None else "r_list"
+    reason = f"half of the {patches} image tokens of the first block"
+    check_most(name, getattr(method, name), 0, patches // 2, reason)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +95,10 @@ class Method:
         return {"keep_rate": RATES} if hasattr(self, "keep_rate") else {}
 
     def resolved(self, model: ModelFacts) -> "Method":
-        """The method for a model: no score is "auto", no default another size's."""
+        """The method for a model: no score is "auto", no default another size's.
+
+        InputError for counts of tokens that the model has not.
+        """
         if getattr(self, "score", None) != "auto":
             return self
         score = "class" if model.class_token else WITHOUT_CLASS_TOKEN

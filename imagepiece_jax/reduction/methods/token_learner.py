@@ -18,7 +18,7 @@ from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.token_counts import Fixed
 from imagepiece_jax.reduction.tokens import Mixing
-from imagepiece_jax.reduction.validate import choice, count
+from imagepiece_jax.reduction.validate import check_most, choice, count
 
 
 def layer_norm(name):
@@ -146,6 +146,11 @@ class TokenLearner(Method):
 
     def knob(self, depth):
         return {"block": range(1, depth), "num_tokens": (8, 16, 32)}
+
+    def resolved(self, model):
+        reason = "the image tokens of the first block"
+        check_most("num_tokens", self.num_tokens, 1, model.patches, reason)
+        return super().resolved(model)
 
     def steps(self, depth):
         if self.version == "v1.1":

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.layer_plan import Step
-from imagepiece_jax.reduction.methods.method import Method
+from imagepiece_jax.reduction.methods.method import Method, check_merges
 from imagepiece_jax.reduction.reducers import METRICS, Bipartite
 from imagepiece_jax.reduction.token_counts import Remove
 from imagepiece_jax.reduction.validate import (
@@ -47,6 +47,10 @@ class ToMe(Method):
 
     def knob(self, depth):
         return {"r": range(100)}
+
+    def resolved(self, model):
+        check_merges(self, model.patches)
+        return super().resolved(model)
 
     def removed(self, depth):
         """Tokens that each block is to merge away, a tuple of `depth` ints."""

@@ -117,3 +117,10 @@ def test_a_step_before_the_next_block_would_read_what_is_gone():
     plan = build(4, 196, both)
     with pytest.raises(InputError, match="block 1, in which tokens change"):
         check_plan(plan, model.arch, (14, 14))
+
+
+@pytest.mark.parametrize("field", ["similarity", "attention", "sizes"])
+@pytest.mark.parametrize("value", [0, -1, float("inf")])
+def test_a_temperature_is_above_zero(field, value):
+    with pytest.raises(InputError, match=f"{field} is {value}; allowed are .* above 0"):
+        MCTF(**{field: value})

@@ -8,7 +8,7 @@ import pytest
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.layer_plan import build
 from imagepiece_jax.reduction.methods import METHODS, create
-from imagepiece_jax.reduction.methods.method import Method
+from imagepiece_jax.reduction.methods.method import Method, ModelFacts
 from imagepiece_jax.reduction.validate import count, weight
 
 DEPTH = 10
@@ -47,6 +47,45 @@ def test_blocks_that_do_not_fit_are_refused(name, field, blocks):
     steps = create(name, **{field: blocks}).steps(DEPTH)
     with pytest.raises(InputError, match=rf"block {blocks[0]}\b"):
         build(DEPTH, 196, steps)
+
+
+@pytest.mark.parametrize(
+    "name, fields, sentence",
+    [
+        ("tome", {"r": 99}, "r is 99; allowed are 0 to 98, half of the 196"),
+        ("tome", {"r_list": (0, 0, 500)}, "r_list has 500; allowed are 0 to 98"),
+        ("dtem", {"r": 200}, "r is 200; allowed are 0 to 98, half of the 196"),
+        ("dtem", {"r_list": (99,)}, "r_list has 99; allowed are 0 to 98"),
+        ("mctf", {"r": 99}, "r is 99; allowed are 0 to 98, half of the 196"),
+        ("token_learner", {"num_tokens": 197}, "num_tokens is 197; allowed are 1 to"),
+        (
+            "diffrate",
+            {"prune": (577,) * DEPTH, "merge": (9,) * DEPTH},
+            "prune has 577; allowed are 2 to 197, the 196 image tokens",
+        ),
+    ],
+)
+def test_more_tokens_than_there_are_is_refused(name, fields, sentence):
+    facts = ModelFacts(depth=DEPTH, embed_dim=384, patches=196)
+    with pytest.raises(InputError, match=f"^config.reduction.{sentence}"):
+        create(name, **fields).resolved(facts)
+
+
+@pytest.mark.parametrize(
+    "name, fields",
+    [
+        ("tome", {"r": 98, "inflection": -1.0}),  # 196 in the first block: half of all
+        ("tome", {"r": 500, "r_list": (98, 98)}),
+        ("dtem", {"r": 98}),
+        ("mctf", {"r": 98}),
+        ("token_learner", {"num_tokens": 196}),
+        ("diffrate", {"prune": (197,) * DEPTH, "merge": (197,) * DEPTH}),
+    ],
+)
+def test_as_many_tokens_as_there_are_is_allowed(name, fields):
+    facts = ModelFacts(depth=DEPTH, embed_dim=384, patches=196)
+    method = create(name, **fields).resolved(facts)
+    assert min(layer.mlp_tokens for layer in build(DEPTH, 196, method.steps(DEPTH))) > 0
 
 
 def test_unknown_names_list_the_known_ones():
