@@ -18,6 +18,7 @@ import contextlib
 import functools
 import glob
 import itertools
+import json
 import os
 import re
 import resource
@@ -45,6 +46,12 @@ class ArrayRecords:
 
     def __len__(self):
         return self._ends[-1]
+
+    def inventory(self):
+        """Names of the files, the last record of each and sizes, as bytes."""
+        files = zip(self._paths, self._ends, strict=True)
+        found = [[os.path.basename(p), end, os.path.getsize(p)] for p, end in files]
+        return json.dumps(found).encode()
 
     def __getitem__(self, index):
         """Bytes of record `index`; RunError where its file cannot be read."""

@@ -6,14 +6,16 @@ batches, epochs or augmentation.
 """
 
 import abc
+import concurrent.futures
 import functools
 import gzip
+import hashlib
 import importlib.util
 import io
 import logging
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from PIL import Image
@@ -24,7 +26,8 @@ from imagepiece_jax.errors import InputError
 
 KNOWN_NAMES = ("imagenet2012", "digits", "folder:PATH", "csv:FILE")
 SPLITS = ("train", "val")
-SIZES = 64  # images whose size is looked at
+SAMPLE = 64  # images that are looked at where a whole set would take too long
+THREADS = 16  # that ask for sizes of files, which over a network takes long
 
 log = logging.getLogger("imagepiece_jax.data")
 
@@ -62,8 +65,38 @@ class Source(abc.ABC):
 
     def some_sizes(self) -> list[tuple[int, int]]:
         """`size` of up to 64 readable images, spread over the source."""
-        places = np.linspace(0, len(self) - 1, min(len(self), SIZES)).astype(int)
-        return [*filter(None, map(self.size, places.tolist()))]
+        return [*filter(None, map(self.size, self._sample()))]
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """16 hex digits that tell these images and labels from others.
+
+        Of the names in the set, labels, sizes in bytes and the content of 64 images,
+        evenly spread: a corrected label and replaced images show, without reading the
+        whole set. Times and the folder do not count: data are copied anew to machines.
+        """
+        count = len(self)
+        total = hashlib.sha256(str(count).encode())
+        for part in self.inventory(np.arange(count)):
+            total.update(hashlib.sha256(part).digest())
+        for index in self._sample():
+            total.update(hashlib.sha256(self.content(index)).digest())
+        return total.hexdigest()[:16]
+
+    def _sample(self) -> list[int]:
+        """Up to 64 indices, spread over the source."""
+        places = np.linspace(0, len(self) - 1, min(len(self), SAMPLE))
+        return places.astype(int).tolist()
+
+    def inventory(self, indices: np.ndarray) -> Iterator[bytes]:
+        """What tells these images from others without reading them, for `digest`."""
+        yield "\0".join(self.name(int(index)) for index in indices).encode(
+            errors="surrogateescape"
+        )
+
+    def content(self, index: int) -> bytes:
+        """Bytes that hold image `index`; empty where its file cannot be read."""
+        return self.read(index)[0].tobytes()
 
     def first(self, count: int | None) -> "Source":
         """The first `count` images alone; all of a smaller source, and for None."""
@@ -93,6 +126,12 @@ class Subset(Source):
 
     def size(self, index):
         return self.source.size(int(self.indices[index]))
+
+    def inventory(self, indices):
+        return self.source.inventory(self.indices[indices])
+
+    def content(self, index):
+        return self.source.content(int(self.indices[index]))
 
 
 def open_source(
@@ -175,6 +214,30 @@ class FileSource(Source):
 
     def size(self, index):
         return decode.size(self.name(index))
+
+    def inventory(self, indices):
+        files = self.files[indices]
+        yield b"\0".join(files.tolist())
+        yield self.labels[indices].tobytes()
+        with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+            for sizes in pool.map(self._sizes, np.array_split(files, THREADS)):
+                yield np.array(sizes, np.int64).tobytes()
+
+    def content(self, index):
+        try:
+            return self.encoded(index)
+        except OSError:  # one damaged file is left out, and does not end a run
+            return b""
+
+    def _sizes(self, files):
+        """Sizes of files in bytes, -1 of one that is not there."""
+        sizes, root = [], os.fsencode(self.root)
+        for file in files:
+            try:
+                sizes.append(os.stat(os.path.join(root, file)).st_size)
+            except OSError:
+                sizes.append(-1)
+        return sizes
 
 
 def _open_folder(root, split, num_classes, labeled, labels_by_name):
@@ -309,6 +372,10 @@ class ArraySource(Source):
     def name(self, index):
         return self.names[index]
 
+    def inventory(self, indices):
+        yield from super().inventory(indices)
+        yield np.asarray(self.labels)[indices].astype(np.int32).tobytes()
+
 
 def _open_digits(split, num_classes):
     _check_classes(num_classes, 10, "data set digits")
@@ -371,6 +438,14 @@ class RecordSource(Source):
 
     def encoded(self, index):
         return _bytes(self._features(index), "image")
+
+    def inventory(self, indices):
+        yield self.serialized.inventory()
+        if len(indices) < len(self):
+            yield indices.tobytes()
+
+    def content(self, index):
+        return self.serialized[index]
 
     def _features(self, index):
         return records.parse_example(self.serialized[index])

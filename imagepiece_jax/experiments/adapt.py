@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 from imagepiece_jax.common.files import replace_file
+from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.experiments import render
@@ -61,7 +62,9 @@ class Adapted:
 
 def adapt(context):
     """Adapt the checkpoint to each reduction, fold by fold, and write the page."""
-    images, count = context.images, context.options.folds
+    images, labels = _readable(context.images)
+    context = dataclasses.replace(context, images=images)
+    count = context.options.folds
     if len(images) < 2:
         raise InputError(f"--data has {len(images)} image; allowed are 2 or more")
     if not 2 <= count <= len(images):
@@ -70,7 +73,6 @@ def adapt(context):
         )
     parts = folds(len(images), count)
     configs = [_prepared(context, config) for config in _configs(context)]
-    labels = _labels(images)
     _check_sets(context, configs, labels, parts)
     dense = context.evaluate(context.pretrained, settings.DENSE)
     progress = Progress(len(configs) * count)
@@ -148,15 +150,28 @@ def _prepared(context, config) -> "ConfigDict":
     return config
 
 
-def _labels(images):
-    """The label of every image; InputError where an image is no file."""
+def _readable(images):
+    """(the images that decode, their labels); InputError where one is no file.
+
+    Those that do not are left out and logged; InputError where there are many.
+    """
     source = images.source
     if not os.path.isfile(source.name(0)):
         raise InputError(
             f"--data {images.name} has images that are no files, which a table of "
             "training images cannot name; allowed are csv:FILE and folder:PATH"
         )
-    return [source.read(index)[1] for index in range(len(source))]
+    labels, in_a_row = {}, []
+    for index in range(len(source)):
+        try:
+            labels[index] = source.read(index)[1]
+            in_a_row = []
+        except UnreadableImage as error:
+            in_a_row.append(error)
+            source.unreadable.record(in_a_row, len(source), "left out")
+    if len(labels) < len(source):
+        images = images.subset([*labels])
+    return images, [*labels.values()]
 
 
 def _check_sets(context, configs, labels, parts):

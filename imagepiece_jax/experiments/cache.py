@@ -2,7 +2,8 @@
 
 A result is identified by its whole setting: what was measured with the same one is
 read, not measured again. A line is on disk before the next measurement starts, so a
-command that was stopped resumes where it was.
+command that was stopped resumes where it was. Lines of former versions have no digest
+of the data: they count for the data that first ask for them, and for no others then.
 """
 
 import json
@@ -60,7 +61,7 @@ class ResultCache:
 
     def __contains__(self, setting: dict) -> bool:
         """Whether `result` of `setting` needs no measurement."""
-        return _key(setting) in self._known
+        return _key(setting) in self._known or _older(setting) in self._known
 
     def result(
         self, setting: dict, measure: Callable[[], dict], what: str = "a point"
@@ -70,7 +71,9 @@ class ResultCache:
         From the file where a line has the same setting; else stderr shows that `what`
         is being measured, and how long it took.
         """
-        key = _key(setting)
+        key, older = _key(setting), _older(setting)
+        if key not in self._known and older in self._known:
+            self._add(setting, self._known.pop(older))
         if key not in self._known:
             began = time.monotonic()
             print(f"measuring {what} ...", end="", file=sys.stderr, flush=True)
@@ -79,23 +82,31 @@ class ResultCache:
             finally:
                 seconds = time.monotonic() - began
                 print(f" {seconds:.0f} s", file=sys.stderr, flush=True)
-            line = {
-                "experiment": self.experiment,
-                "setting": setting,
-                "result": result,
-                "versions": self._versions,
-                "git": git_revision(),
-                "time": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-            }
-            append_line(self._file, json.dumps(line))
-            self._known[key] = json.loads(json.dumps(result))
+            self._add(setting, result)
         return self._known[key]
+
+    def _add(self, setting, result):
+        line = {
+            "experiment": self.experiment,
+            "setting": setting,
+            "result": result,
+            "versions": self._versions,
+            "git": git_revision(),
+            "time": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        }
+        append_line(self._file, json.dumps(line))
+        self._known[_key(setting)] = json.loads(json.dumps(result))
 
 
 def _key(setting):
     """A setting of any version as text."""
     own = {k: current(setting[k]) for k in ("reduction", "trained_as") if k in setting}
     return json.dumps(setting | own, sort_keys=True)
+
+
+def _older(setting):
+    """The key of a setting in a line of former versions, without a digest."""
+    return _key({k: v for k, v in setting.items() if k != "digest"})
 
 
 def _read(file, path):
@@ -106,6 +117,8 @@ def _read(file, path):
     for number, line in enumerate(lines[:-1], start=1):
         try:
             entry = json.loads(line)
+            if "digest" in entry["setting"]:
+                known.pop(_older(entry["setting"]), None)
             known[_key(entry["setting"])] = entry["result"]
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(

@@ -78,6 +78,7 @@ class Images:
             "data": self.name,
             "split": "val",
             "images": len(self),
+            "digest": self.source.digest,
             "image_size": self.image_size,
             "resize": self.resize,
             **self.crop,

@@ -2,6 +2,7 @@
 
 import io
 import os
+import pathlib
 import shutil
 import sys
 import zlib
@@ -374,6 +375,88 @@ def test_absent_imagenet_says_how_to_prepare_it(imagenet, tmp_path):
         torn = "train" in shard.name
         target.write_bytes(b"torn" if torn else shard.read_bytes())
     refuses(message, "imagenet2012", num_classes=1000, data_dir=str(tmp_path))
+
+
+def recolored(path):
+    """Change one byte of a file, not its size; its times stay."""
+    before, data = path.stat(), bytearray(path.read_bytes())
+    data[-20] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def longer(path):
+    path.write_bytes(path.read_bytes() + b"0")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        recolored,
+        longer,
+        pathlib.Path.unlink,
+        lambda path: path.rename(path.with_name("9.png")),
+        lambda path: path.rename(path.parent.parent / "ant" / "9.png"),
+    ],
+)
+def test_the_digest_tells_other_images(folder, tmp_path_factory, change):
+    """By name, size or content; neither by place nor by time."""
+    copy = tmp_path_factory.mktemp("copy") / "set"
+    shutil.copytree(folder, copy)
+    source = open_source(f"folder:{folder}", "train")
+    assert open_source(f"folder:{copy}", "train").digest == source.digest
+    assert open_source(f"folder:{folder}", "val").digest != source.digest
+    change(copy / "train" / "zebra" / "2.png")
+    assert open_source(f"folder:{copy}", "train").digest != source.digest
+
+
+def test_the_digest_tells_other_labels(table):
+    def digest():
+        return open_source(f"csv:{table}", "val", num_classes=5).digest
+
+    first = digest()
+    table.write_text(table.read_text().replace("b.png,0", "b.png,1"))
+    assert digest() != first
+
+
+def test_the_digest_of_a_part_is_of_its_images_alone(folder):
+    whole = open_source(f"folder:{folder}", "train")
+    part = sources.Subset(sources.Subset(whole, [5, 0, 1]), [1, 2])
+    assert part.digest == whole.first(2).digest != whole.digest
+    longer(folder / "train" / "zebra" / "2.png")
+    again = open_source(f"folder:{folder}", "train")
+    assert again.first(2).digest == part.digest
+    assert again.digest != whole.digest
+
+
+def test_the_digest_reads_few_files_of_a_large_set(folder, monkeypatch):
+    source = sources.FileSource(folder, ["train/ant/0.png"] * 1000, [0] * 1000, 2)
+    read = []
+    monkeypatch.setattr(
+        sources.FileSource, "encoded", lambda _, index: read.append(index) or b""
+    )
+    assert len(source.digest) == 16
+    assert len(read) == 64 and (read[0], read[-1]) == (0, 999)
+    assert set(np.diff(read)) <= {15, 16}
+
+
+def test_the_digest_of_images_in_memory():
+    first, second = (open_source("digits", "val") for _ in range(2))
+    assert first.digest == second.digest != open_source("digits", "train").digest
+    second.labels = second.labels + 1
+    del second.digest
+    assert first.digest != second.digest
+
+
+def test_the_digest_of_records(imagenet, tmp_path):
+    def digest(data_dir, split="train"):
+        return open_source("imagenet2012", split, data_dir=data_dir).digest
+
+    shutil.copytree(imagenet, tmp_path, dirs_exist_ok=True)
+    assert digest(imagenet) == digest(tmp_path) != digest(tmp_path, "val")
+    source = open_source("imagenet2012", "train", data_dir=tmp_path)
+    part = source.first(2).digest
+    assert part not in (source.digest, source.first(3).digest)
 
 
 def test_the_first_images_are_those_of_the_whole_source(folder):

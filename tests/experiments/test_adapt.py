@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from scipy import stats
 
 import imagepiece_jax
 from configs import quickstart
-from imagepiece_jax.data import csv_table, sources
+from imagepiece_jax.data import csv_table, decode, sources
 from imagepiece_jax.errors import InputError, Stopped
 from imagepiece_jax.experiments import adapt
 from imagepiece_jax.experiments.context import OffTheShelf, Options
@@ -53,10 +54,13 @@ def photographs(tmp_path_factory):
     return folder
 
 
+def images_of(photographs):
+    name = f"csv:{photographs}/set.csv"
+    return Images.open(name, 10, 16, resize="none", batch_size=12, workers=0)
+
+
 def context(photographs, out, **fields):
-    images = Images.open(
-        f"csv:{photographs}/set.csv", 10, 16, resize="none", batch_size=12, workers=0
-    )
+    images = images_of(photographs)
     made = quickstart.get_config()
     made.update_from_flattened_dict({f"model.{k}": v for k, v in SIZE.items()})
     made.update_from_flattened_dict(
@@ -72,7 +76,7 @@ def context(photographs, out, **fields):
 
 def test_a_table_keeps_what_is_tested_from_training(photographs, tmp_path):
     made = context(photographs, tmp_path)
-    labels, (part, *_) = adapt._labels(made.images), adapt.folds(COUNT, FOLDS)
+    (_, labels), (part, *_) = adapt._readable(made.images), adapt.folds(COUNT, FOLDS)
     text = adapt._table(made.images.source, labels, part, unlabeled=True)
     (tmp_path / "fold.csv").write_text(text)
     rows = [*csv.DictReader(text.splitlines())]
@@ -118,6 +122,60 @@ def test_other_images_never_resume_a_run(photographs, tmp_path, monkeypatch):
             adapt.adapt(made)
         made.cache.close()
     assert folders[0] != folders[1]
+
+
+def test_a_replaced_image_never_resumes_a_run(photographs, tmp_path, monkeypatch):
+    """Of the same name and size."""
+    folders = []
+
+    def stopping(config, workdir):
+        folders.append(workdir)
+        raise Stopped(15, 1)
+
+    monkeypatch.setattr(adapt, "train_and_evaluate", stopping)
+    copy = tmp_path / "photographs"
+    shutil.copytree(photographs, copy)
+    for _ in range(3):
+        made = context(copy, tmp_path / "out")
+        with pytest.raises(Stopped):
+            adapt.adapt(made)
+        made.cache.close()
+        if len(folders) == 2:
+            data = bytearray((copy / "3.png").read_bytes())
+            data[-1] ^= 1  # after the pixels
+            (copy / "3.png").write_bytes(data)
+    assert folders[0] == folders[1] != folders[2]
+
+
+def test_an_image_that_does_not_decode_is_left_out(
+    photographs, tmp_path, monkeypatch, caplog
+):
+    copy = tmp_path / "photographs"
+    shutil.copytree(photographs, copy)
+    (copy / "3.png").write_bytes(b"torn")
+    tables = []
+
+    def stopping(config, workdir):
+        tables.append((tmp_path / "out" / "adapt" / f"{workdir.name}.csv").read_text())
+        raise Stopped(15, 1)
+
+    monkeypatch.setattr(adapt, "train_and_evaluate", stopping)
+    made = context(copy, tmp_path / "out")
+    with pytest.raises(InputError, match="^1 of 24 images cannot be read, the first i"):
+        adapt.adapt(made)
+    monkeypatch.setattr(decode, "MAX_SHARE", 0.05)
+    made = dataclasses.replace(made, images=images_of(copy))
+    with pytest.raises(Stopped):
+        adapt.adapt(made)
+    made.cache.close()
+    assert f"{copy}/3.png cannot be read (no known image format): left out" in (
+        caplog.text
+    )
+    (text,) = tables
+    named = [
+        row["filename"].rpartition("/")[2] for row in csv.DictReader(text.splitlines())
+    ]
+    assert named == [f"{index}.png" for index in range(COUNT) if index != 3]
 
 
 @pytest.mark.slow

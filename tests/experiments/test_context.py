@@ -2,17 +2,20 @@
 
 import dataclasses
 import json
+import shutil
 from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.data.sources import Subset
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.experiments import analysis, merges, rows
 from imagepiece_jax.experiments.context import Result, TrainedRuns
+from imagepiece_jax.experiments.images import Images
 from imagepiece_jax.experiments.rows import DENSE, Row
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import MEAN, STD
@@ -76,6 +79,35 @@ def test_a_line_has_the_whole_setting(context, pretrained):
     assert setting["weights"] == pretrained.digest and setting["seed"] == 0
     assert result["tokens_per_block"] == [[65, 61], [61, 57], [57, 53], [53, 49]]
     assert result["tokens"] == 49
+
+
+def test_other_images_and_labels_are_measured_anew(tmp_path, pretrained):
+    """A corrected label, then a replaced image: as many, under the same name."""
+    digits, rows = tiny_context.images(6).source, ["filename,label"]
+    for index in range(6):
+        pixels, label = digits.read(index)
+        Image.fromarray(pixels).save(tmp_path / f"{index}.bmp")
+        rows.append(f"{index}.bmp,{label}")
+    table, accuracies = tmp_path / "set.csv", []
+    table.write_text("\n".join(rows))
+
+    def measured():
+        images = Images.open(
+            f"csv:{table}", 10, 16, resize="none", batch_size=6, workers=0
+        )
+        made = tiny_context.context(tmp_path / "out", pretrained, images=images)
+        found = made.evaluate(pretrained, settings.DENSE)
+        made.cache.close()
+        accuracies.append((found["acc1"], found["loss"]))
+        return len((tmp_path / "out" / "points.jsonl").read_text().splitlines())
+
+    assert (measured(), measured()) == (1, 1)
+    rows[1] = f"0.bmp,{(int(rows[1][-1]) + 1) % 10}"
+    table.write_text("\n".join(rows))
+    assert measured() == 2
+    shutil.copy(tmp_path / "1.bmp", tmp_path / "2.bmp")  # of the same size
+    assert (measured(), measured()) == (3, 3)
+    assert len(set(accuracies)) == 3
 
 
 def test_a_subset_is_another_setting_with_the_same_results(context, pretrained):
