@@ -145,11 +145,14 @@ class Trainer:
                 run_dir.record_classes(workdir, names)
             host_consistency.check_workdir(workdir)
         meta = {"best": {"acc1": -1.0, "step": 0}, "last": None, "evaluated": 0}
-        meta["images"] = images = self._images()
+        data = {"images": self._images()}
+        data["digest"] = host_consistency.decided(self._digests)
+        meta |= data
         step = None
         if resumed:
             state, meta, step = self.checkpoints.restore(state)
-            self._check_images(meta.setdefault("images", images), images)
+            meta = data | meta  # a former version kept neither, or no digest
+            self._check_data({name: meta[name] for name in data}, data)
         arrays = state, self.teacher, self.given
         host_consistency.check_same(host_consistency.of_start(step, arrays))
         return state, meta, step
@@ -157,14 +160,30 @@ class Trainer:
     def _images(self):
         return [len(self.train_source), len(self.val_source)]
 
-    def _check_images(self, before, now):
-        """InputError where the data have another size than when the run began."""
-        if before != now:
+    def _digests(self):
+        return [self.train_source.digest, self.val_source.digest]
+
+    def _check_data(self, before, now):
+        """InputError where the data are not those that the run began with.
+
+        Of both splits: images, their number, and digest.
+        """
+        if before["images"] != now["images"]:
+            (train, test), (train_before, test_before) = now["images"], before["images"]
             raise InputError(
-                f"{self.config.data.name} has {now[0]} training and {now[1]} test "
-                f"images now, but the run in {self.workdir} was begun with {before[0]} "
-                f"and {before[1]}: allowed are the same, or another --workdir"
+                f"{self.config.data.name} has {train} training and {test} test images "
+                f"now, but the run in {self.workdir} was begun with {train_before} and "
+                f"{test_before}: allowed are the same, or another --workdir"
             )
+        for kind, ours, theirs in zip(
+            ("training", "test"), now["digest"], before["digest"], strict=True
+        ):
+            if ours != theirs:
+                raise InputError(
+                    f"{self.config.data.name} has other {kind} images or labels now "
+                    f"(digest {ours}) than the run in {self.workdir} was begun with "
+                    f"({theirs}): allowed are the same, or another --workdir"
+                )
 
     def compiled_step(self, epoch: int):
         """`train_step` of `epoch` for all devices, with its state donated.

@@ -1,6 +1,7 @@
 """A whole run in this process: its programs, what it leaves, and how it stops."""
 
 import functools
+import itertools
 import json
 import re
 import shutil
@@ -236,11 +237,44 @@ def test_one_program_of_a_rate_that_warms_up_stays_loaded(tmp_path, monkeypatch)
     assert loaded() == before  # compiled once
 
 
+def test_a_run_is_not_resumed_with_other_images(tmp_path, monkeypatch):
+    """As many of them, of the same names; a run of a former version has no digest."""
+    for split, name, shade in itertools.product(("train", "val"), "ab", range(8)):
+        path = tmp_path / "set" / split / name / f"{shade}.bmp"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (shade,) * 3).save(path)
+    made = config(
+        **runs.DENSE,
+        **{"data.name": f"folder:{tmp_path}/set", "num_classes": 2, "epochs": 1},
+    )
+    made.update_from_flattened_dict({"batch_size": 8, "eval_batch_size": 16})
+    workdir = tmp_path / "run"
+    trainer.train_and_evaluate(made, workdir)
+    shutil.copytree(tmp_path / "set", tmp_path / "copy")
+    shutil.rmtree(tmp_path / "set")
+    (tmp_path / "copy").rename(tmp_path / "set")  # brought anew
+    trainer.train_and_evaluate(made, workdir)
+    val = tmp_path / "set" / "val" / "b"
+    shutil.copy(val / "0.bmp", val / "1.bmp")
+    message = r"folder:.*set has other test images or labels now .digest \w{16}. than"
+    with pytest.raises(InputError, match=message):
+        trainer.train_and_evaluate(made, workdir)
+    restore = Checkpoints.restore
+
+    def older(*args):
+        state, meta, step = restore(*args)
+        return state, {k: v for k, v in meta.items() if k != "digest"}, step
+
+    monkeypatch.setattr(Checkpoints, "restore", older)
+    trainer.train_and_evaluate(made, workdir)
+
+
 def test_a_run_is_resumed_with_as_many_images_as_before(tmp_path):
     made = trainer.Trainer(quickstart.get_config(), tmp_path)
-    made._check_images([1438, 359], [1438, 359])
+    data = {"images": [1438, 359], "digest": ["01", "23"]}
+    made._check_data(data, data)
     message = "digits has 1438 training and 359 test images now, but the run in .* was "
     with pytest.raises(
         InputError, match=message + "begun with 1437 and 359: allowed are"
     ):
-        made._check_images([1437, 359], [1438, 359])
+        made._check_data(data | {"images": [1437, 359]}, data)
