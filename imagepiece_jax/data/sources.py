@@ -85,8 +85,8 @@ class Source(abc.ABC):
 
     def _sample(self) -> list[int]:
         """Up to 64 indices, spread over the source."""
-        places = np.linspace(0, len(self) - 1, min(len(self), SAMPLE))
-        return places.astype(int).tolist()
+        count = min(len(self), SAMPLE)
+        return [i * (len(self) - 1) // max(1, count - 1) for i in range(count)]
 
     def inventory(self, indices: np.ndarray) -> Iterator[bytes]:
         """What tells these images from others without reading them, for `digest`."""

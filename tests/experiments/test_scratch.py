@@ -261,12 +261,15 @@ def test_other_data_are_refused(some, data, done, tmp_path):
     result = done / "scratch" / "dynamicvit_seed0.json"
     kept = result.rename(tmp_path / "kept.json")
     made = json.loads((done / "scratch" / "plan.json").read_text())
-    made["images"][0] += 1
-    (tmp_path / "scratch").mkdir()
-    (tmp_path / "scratch" / "plan.json").write_text(json.dumps(made))
+    path = tmp_path / "scratch" / "plan.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(made | {"images": [29, 18, 2]}))
+    text = sentence(some("--data", data, "--out", tmp_path))
+    assert "has [28, 18, 2] training images, test images and classes" in text
+    path.write_text(json.dumps(made | {"digest": ["0" * 16, made["digest"][1]]}))
     text = sentence(some("--data", data, "--out", tmp_path))
     kept.rename(result)
-    assert "has [28, 18, 2] training images, test images and classes" in text
+    assert f"{tmp_path}/scratch were begun with; allowed are the same data" in text
 
 
 def test_a_result_of_another_plan_is_refused(some, data, done):
@@ -361,10 +364,15 @@ def test_a_call_ends_when_its_minutes_are_spent(monkeypatch, tmp_path, capsys):
     runs._train(options, "digits", [0, 1], made, tmp_path, 0.0)
     assert len([*tmp_path.glob("*_seed*.json")]) == 1  # one at least
     assert "7 runs are left for the next call" in capsys.readouterr().out
+    older = json.loads((tmp_path / "plan.json").read_text())
+    del older["digest"]  # as a former version wrote it: it takes that of its data
+    runs._train(options, "digits", [0, 1], older, tmp_path, 0.0)
+    assert older["digest"] == _NoImages.digest
 
 
 class _NoImages(types.SimpleNamespace):
     train_images, test_images, num_classes = 28, 18, 2
+    digest = ["01", "23"]
 
 
 # Without packages that a GPU machine lacks

@@ -113,6 +113,12 @@ def _train(options, data, seeds, plan, folder, began):
             f"classes, but the runs in {folder} were begun with {plan['images']}; "
             "allowed are the same data, or another --out"
         )
+    facts["digest"] = images.digest
+    if plan.get("digest", images.digest) != images.digest:  # former plans have none
+        raise InputError(
+            f"--data {data} has other images or labels than the runs in {folder} were "
+            "begun with; allowed are the same data, or another --out"
+        )
     compared = systems.systems(options, images.num_classes, dtype)
     facts["systems"] = [_facts(one, options, images, dtype) for one in compared]
     plan |= facts
