@@ -5,9 +5,10 @@ the same interval wherever it is printed. Accuracies are in percent, their diffe
 in points. Two models are always compared on the same images, in the same order.
 
 Sources: Wilson (1927), a proportion; Agresti and Min (2005), a difference of paired
-proportions; McNemar (1947), its test; Cochran (1950), that of several models; Holm (1979), many tests at once; Student (1908),
-a mean over few seeds; Efron (1979), the percentile bootstrap of any statistic; Davison
-and Hinkley (1997, 3.8), the bootstrap of nested samples.
+proportions; McNemar (1947), its test; Cochran (1950), that of several models; Holm
+(1979), many tests at once; Student (1908), a mean over few seeds; Efron (1979), the
+percentile bootstrap of any statistic; Davison and Hinkley (1997, 3.8), the bootstrap of
+nested samples.
 """
 
 import math
@@ -82,8 +83,7 @@ def mcnemar(right: ArrayLike, base: ArrayLike) -> float:
     """Exact two-sided p of McNemar's test that neither is better. bool [images]."""
     gained, lost = discordant(right, base)
     trials, fewer = gained + lost, min(gained, lost)
-    tail = sum(math.comb(trials, k) for k in range(fewer + 1))
-    return min(1.0, 2 * tail / 2**trials)
+    return min(1.0, 2 * float(special.bdtr(fewer, trials, 0.5)))
 
 
 def cochran(right: ArrayLike) -> float:
