@@ -137,7 +137,7 @@ def of_google(model, name, start="", more=()):
 
 def vit_jax():
     """As released, with the numbers of Flax before linen; also as fine-tuning saves."""
-    name = "vit_base_patch16_224.augreg_in21k"
+    name = "deit_s"  # its parts; a name of timm's would mean timm's function
     found = of_google(ViT("tok", BEFORE, positions=True), name)
     also = of_google(ViT("tok", positions=True), name, "opt/target/")
     also.tensors["opt/state/step"] = noise()
@@ -178,6 +178,7 @@ def big_vision_mean():
 def big_vision_token():
     """Positions come before the class token; until 2022 they were the encoder's."""
     found = of_google(ViT("tok"), "flexivit_base")
+    found.given["gelu"] = "tanh"  # the name means timm's function, which has not
     old = dict(found.tensors)
     old["Transformer/pos_embedding"] = old.pop("pos_embedding")
     return dataclasses.replace(found, also=(old,))

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import public, registry
 from imagepiece_jax.models.architecture import DEIT, Architecture
@@ -117,14 +116,15 @@ def _image_size(rows, prefix, patch_size, given):
     if side is None:
         raise InputError(
             f"tensor pos_embed has {rows} rows; allowed are a square number, and one "
-            "for each token in front of the patches or none"
+            "for each token in front of the patches or none; of images that are no "
+            "squares the size is to be given, image_size=(height, width)"
         )
     return side * patch_size
 
 
 def _patches(image_size, patch_size):
     """Their number in an image; what is left at its sides is cut."""
-    return math.prod(side // patch_size for side in sides(image_size))
+    return math.prod(registry.grid(image_size, patch_size, cut=True))
 
 
 def _parts(shapes, sizes):

@@ -17,12 +17,15 @@ from imagepiece_jax.models.run_files import (
 from imagepiece_jax.models.state_dict import read_normalization
 
 
-def metadata(path: str | os.PathLike, read: Recognized | None = None) -> dict[str, Any]:
+def metadata(
+    path: str | os.PathLike, read: Recognized | None = None, name: str | None = None
+) -> dict[str, Any]:
     """Fields of create_model that weights state, such as name, gelu and num_heads.
 
     path: of a weights file, a published model or a run; read: the tensors of a file,
     where they have been read. What its layout says is more special than its name, and
-    what the file itself says of its images most.
+    what the file itself says of its images most. name: what the caller calls a file;
+    timm's name of a public model means that model's function, whatever the layout.
     """
     path = hub.local(path)
     if path.is_dir() and hub.is_published(path):
@@ -31,7 +34,9 @@ def metadata(path: str | os.PathLike, read: Recognized | None = None) -> dict[st
         return model_fields(read_config(path))
     read = read or read_weights(path)
     images = read_normalization(path).items()
-    return named(path) | read.says | {k: _channels(path, k, v) for k, v in images}
+    meant = {} if name in registry.MODELS else stated({"name": name})
+    says = {k: v for k, v in read.says.items() if k == "num_heads" or k not in meant}
+    return named(path) | says | {k: _channels(path, k, v) for k, v in images}
 
 
 def normalization(path: str | os.PathLike) -> dict[str, tuple[float, ...]]:

@@ -8,6 +8,7 @@ starts from a `Pretrained`.
 import dataclasses
 import functools
 import hashlib
+import math
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -221,18 +222,22 @@ class Pretrained:
         if sides(size) != sides(self.image_size):  # their own need be no multiple
             registry.grid(size, self.fields["patch_size"])
         own = registry.facts(given["name"]) if sized and "name" in given else {}
-        asked = {k: v for k, v in own.items() if k in registry.SIZES} | given
+        compared = registry.SIZES
+        if own and given["name"] not in registry.MODELS:  # whose images can be any
+            compared += ("mean", "std")
+        asked = {k: v for k, v in own.items() if k in compared} | given
         for field in DETERMINED:
             if field in asked and field in self.fields:
                 by = "" if field in given else f" of {given['name']!r}"
                 self._compare(
                     named(field) + by, asked[field], self.fields[field], instead
                 )
+        given |= {"image_size": tuple(size)} if isinstance(size, list) else {}
         fields = {**self.fields, **given}
         if "name" in given and "arch" not in given:
             fields.pop("arch", None)  # a name stands for its own
         for field, theirs, ours in _different(fields, self.fields):
-            if field != "gelu":
+            if field != "gelu" or field not in given:
                 by = "" if field in given else f"{named('name')}: "
                 self._compare(by + named(field), theirs, ours, instead)
         return fields
@@ -338,17 +343,14 @@ def read(
     if path.is_dir() and not hub.is_published(path):
         return _of_run(path, checkpoint)
     known = {k: v for k, v in (given or {}).items() if v is not None}
-    size = known.pop("image_size", None)  # of the images to come, not of the weights
     if not path.is_dir():
-        read = read_weights(path)
-        if size and "pos_embed" not in read.tensors:  # which would say their own
-            known["image_size"] = size
-        says = metadata(path, read)
-        return dataclasses.replace(_of_tensors(path, read, says | known), says=says)
+        return _of_file(path, known)
     found = hub_config.read(path)
     read = weights.published(path)
-    if "arch" in found.given:  # which says it all; `changed` compares what is given
-        known = {k: v for k, v in known.items() if k not in OF_ARCH}
+    # `changed` compares what is given with what the config says, also by its name.
+    said = {*stated(found.given), "image_size"}
+    said |= {*OF_ARCH} if "arch" in said else set()
+    known = {k: v for k, v in known.items() if k not in said}
     result = _of_tensors(path, read, read.says | known | found.given)
     try:
         found.check(result.fields)
@@ -359,6 +361,30 @@ def read(
     return dataclasses.replace(
         result, fields=fields, reduction=own, says=says, names=names
     )
+
+
+def _of_file(path, given):
+    """The Pretrained of a weights file; given: what the caller says of it."""
+    read, known = read_weights(path), dict(given)
+    says = metadata(path, read, given.get("name"))
+    name = given.get("name", says.get("name"))
+    facts = {} if name in registry.MODELS else registry.facts(name)
+    if facts and "arch" not in given:
+        # What contradicts the name is left out here, for `changed` to report.
+        known.pop("norm_eps", None), known.pop("resize", None)
+        norm = read.tensors.get("blocks.0.norm1.weight")
+        if norm is not None and norm.shape == (facts["embed_dim"],):
+            known["num_heads"] = facts["num_heads"]
+    size, own = given.get("image_size"), facts.get("image_size")
+    if isinstance(size, list):
+        known["image_size"] = size = tuple(size)
+    if size and own:
+        grids = (registry.grid(s, facts["patch_size"], cut=True) for s in (size, own))
+        if len({*map(math.prod, grids)}) == 1:
+            known["image_size"] = (
+                own  # from which positions are resized to what is given
+            )
+    return dataclasses.replace(_of_tensors(path, read, says | known), says=says)
 
 
 def _of_run(path, checkpoint):

@@ -177,3 +177,40 @@ def test_what_fills_no_patch_is_not_read(folded):
         for m, x in zip(models, (images, images[:, :20, :20]), strict=True)
     )
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+# Weights files, which do not say the size of their images
+
+
+@pytest.mark.parametrize("size", [(8, 32), (12, 28)])
+@pytest.mark.parametrize("kind", [tuple, list])
+def test_a_file_has_the_grid_of_the_size_that_is_given(tmp_path, size, kind):
+    """2 x 8 patches, which could be 4 x 4, and 3 x 7, which could be nothing else."""
+    model = tiny.model(image_size=size, depth=1, mean=HALF, std=STD)
+    variables = tiny.variables(model)
+    np.savez(tmp_path / "w.npz", **convert.to_timm(variables))
+    given = {"name": "vit_mini", "num_heads": tiny.HEADS, "mean": HALF, "std": STD}
+    loaded, found = imagepiece_jax.load(
+        tmp_path / "w.npz", image_size=kind(size), **given
+    )
+    assert loaded == model and loaded.preprocessing.image_size == size
+    assert jax.tree.all(jax.tree.map(np.array_equal, found, variables))
+    if size == (12, 28):
+        with pytest.raises(InputError, match=r"image_size=\(height, width\)"):
+            imagepiece_jax.load(tmp_path / "w.npz", **given)
+        with pytest.raises(InputError, match="pos_embed has 22 rows; allowed are"):
+            imagepiece_jax.load(tmp_path / "w.npz", image_size=(16, 20), **given)
+
+
+def test_positions_of_a_published_square_are_resized_to_another_shape(tmp_path):
+    """196 positions are 14 x 14 by the name, whatever has as many: 7 x 28 is new."""
+    name = "vit_tiny_patch16_224.augreg_in21k"
+    model = registry.create_model(name, depth=1, num_classes=3)
+    variables = tiny.variables(model)
+    np.savez(tmp_path / "w.npz", **convert.to_timm(variables))
+    size = (112, 448)
+    wide, found = imagepiece_jax.load(tmp_path / "w.npz", name=name, image_size=size)
+    old = variables["params"]["pos_embed"]
+    want = Positions.of(wide, size, (224, 224)).fit(old)
+    np.testing.assert_array_equal(found["params"]["pos_embed"], want)
+    assert not np.array_equal(want, old)

@@ -262,3 +262,136 @@ def test_both_heads_of_a_distilled_model_are_new(tmp_path):
         assert found["params"][head]["kernel"].shape == (30, 2)
     _, found = imagepiece_jax.load(tmp_path / "w.npz", num_classes=0, **fields)
     assert not {"head", "head_dist"} & {*found["params"]}
+
+
+# What a name, given or in a config, stands for
+
+
+VIT = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
+
+
+@pytest.fixture(scope="module")
+def vit():
+    """(model, tensors) of VIT for small images."""
+    model = registry.create_model(VIT, image_size=32, num_classes=3)
+    return model, convert.to_timm(tiny.fill(summary.shapes(model, 32)))
+
+
+def of_timm(path, tensors):
+    """timm's folder of the same."""
+    images = {"tag": "augreg_in21k_ft_in1k", "mean": HALF, "std": HALF}
+    images |= {"input_size": [3, 32, 32]}
+    config = {"architecture": VIT.partition(".")[0], "num_classes": 3}
+    return folder(path, config | {"pretrained_cfg": images}, tensors)
+
+
+WRONG = [
+    ({"num_heads": 6}, "^num_heads is 6, but .* has 3: allowed is 3"),
+    ({"norm_eps": 1e-3}, "^norm_eps is 0.001, but .* has 1e-06: allowed is 1e-06"),
+    ({"resize": "offset"}, "^resize is 'offset', but .* has 'antialias'"),
+]
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        *WRONG,
+        ({"name": "deit_tiny_patch16_224.fb_in1k"}, r"^mean of 'deit_tiny_.* is \(0.4"),
+        ({"name": "vit_base_patch16_224.dino"}, "^embed_dim of 'vit_base_.* is 768"),
+        ({"name": "vit_tiny_r_s16_p8_224"}, "config.model.name is 'vit_tiny_r_s16_p8"),
+    ],
+)
+def test_what_contradicts_the_name_in_a_folder(tmp_path, vit, fields, message):
+    path = of_timm(tmp_path, vit[1])
+    with pytest.raises(InputError, match=message):
+        imagepiece_jax.load(path, **fields)
+    assert imagepiece_jax.load(path, name=VIT, num_heads=3)[0].num_heads == 3
+    assert imagepiece_jax.load(path, gelu="tanh")[0].arch.gelu == "tanh"
+
+
+def test_a_name_with_another_gelu_contradicts_a_folder(tmp_path):
+    name = "vit_base_patch32_clip_224"
+    size = {"depth": 1, "embed_dim": 30, "num_heads": 3}
+    made = registry.create_model(name, image_size=32, num_classes=3, **size)
+    tensors = convert.to_timm(tiny.fill(summary.shapes(made, 32)))
+    images = {"tag": None, "mean": HALF, "std": HALF, "input_size": [3, 32, 32]}
+    config = {"architecture": name, "num_classes": 3, "model_args": size}
+    path = folder(tmp_path, config | {"pretrained_cfg": images}, tensors)
+    assert imagepiece_jax.load(path)[0].arch.gelu == "exact"
+    with pytest.raises(InputError, match="embed_dim of 'vit_base_patch32_clip_224.op"):
+        imagepiece_jax.load(path, name=f"{name}.openai")
+    weights = pretrained.read(path)
+    with pytest.raises(InputError, match="name: gelu is 'quick', but folder .* 'exac"):
+        weights.changed({"name": f"{name}.openai"})
+
+
+@pytest.mark.parametrize("called", ["mine", VIT])
+@pytest.mark.parametrize("fields, message", WRONG)
+def test_what_contradicts_the_name_of_a_file(tmp_path, vit, called, fields, message):
+    path = tmp_path / f"{called}.npz"
+    np.savez(path, **vit[1])
+    named = {} if called == VIT else {"name": VIT}
+    with pytest.raises(InputError, match=message):
+        imagepiece_jax.load(path, **named, **fields)
+    assert imagepiece_jax.load(path, **named, num_heads=3)[0] == vit[0]
+    assert imagepiece_jax.load(path, **named, gelu="tanh")[0].arch.gelu == "tanh"
+
+
+def google(tensors):
+    """A ViT's tensors as Google's files have them, heads of their own axis."""
+    names = {
+        "cls_token": "cls",
+        "pos_embed": "Transformer/posembed_input/pos_embedding",
+    }
+    found = {theirs: tensors[ours] for ours, theirs in names.items()}
+    modules = {"norm": "Transformer/encoder_norm", "head": "head"}
+    modules |= {"patch_embed.proj": "embedding"}
+    blocks = range(len({name.split(".")[1] for name in tensors if "blocks." in name}))
+    for i in blocks:
+        block = f"Transformer/encoderblock_{i}"
+        modules |= {f"blocks.{i}.norm1": f"{block}/LayerNorm_0"}
+        modules |= {f"blocks.{i}.norm2": f"{block}/LayerNorm_2"}
+        for j in (0, 1):
+            modules[f"blocks.{i}.mlp.fc{j + 1}"] = f"{block}/MlpBlock_3/Dense_{j}"
+    for ours, theirs in modules.items():
+        weight = tensors[f"{ours}.weight"]
+        scale = "norm" in ours.rpartition(".")[2]
+        axes = (2, 3, 1, 0) if weight.ndim == 4 else (1, 0)
+        found[f"{theirs}/{'scale' if scale else 'kernel'}"] = (
+            weight if scale else weight.transpose(axes)
+        )
+        found[f"{theirs}/bias"] = tensors[f"{ours}.bias"]
+    heads, width = (3, 64), 192
+    for i in blocks:
+        attention = f"Transformer/encoderblock_{i}/MultiHeadDotProductAttention_1"
+        stacked = (
+            np.split(tensors[f"blocks.{i}.attn.qkv.{leaf}"], 3)
+            for leaf in ("weight", "bias")
+        )
+        names = ("query", "key", "value")
+        for name, weight, bias in zip(names, *stacked, strict=True):
+            found[f"{attention}/{name}/kernel"] = weight.T.reshape(width, *heads)
+            found[f"{attention}/{name}/bias"] = bias.reshape(heads)
+        out = tensors[f"blocks.{i}.attn.proj.weight"].T.reshape(*heads, width)
+        found[f"{attention}/out/kernel"] = out
+        found[f"{attention}/out/bias"] = tensors[f"blocks.{i}.attn.proj.bias"]
+    return found
+
+
+def test_a_given_name_means_its_function_and_a_layout_where_there_is_none(
+    tmp_path, vit
+):
+    """Google's GELU is by tanh; timm's weights of that name have the exact one."""
+    np.savez(tmp_path / "w.npz", **google(vit[1]))
+    model, variables = imagepiece_jax.load(tmp_path / "w.npz", name=VIT)
+    timms = of_timm(tmp_path / "timm", vit[1])
+    assert model == vit[0] == imagepiece_jax.load(timms)[0]
+    assert same(variables, imagepiece_jax.load(timms)[1])
+    # A size says nothing of the weights.
+    sized, _ = imagepiece_jax.load(tmp_path / "w.npz", name="deit_ti")
+    assert (sized.arch.gelu, sized.arch.resize, sized.mean) == ("tanh", "linear", HALF)
+    (tmp_path / "w.npz").rename(tmp_path / f"{VIT}.npz")
+    found, _ = imagepiece_jax.load(tmp_path / f"{VIT}.npz")
+    assert found.arch.gelu == "tanh"
+    with pytest.raises(InputError, match="num_heads is 6, but weights file .* has 3"):
+        imagepiece_jax.load(tmp_path / f"{VIT}.npz", num_heads=6)

@@ -156,7 +156,7 @@ def google(tmp_path_factory):
     with np.load(GOOGLE) as file:
         beside = ("images", "outputs", "given")
         np.savez(path, **{k: file[k] for k in file.files if k not in beside})
-    given = {"name": "vit_base_patch16_224.augreg_in21k", "stem": "patch"}
+    given = {"name": "deit_s", "stem": "patch"}
     fields = pretrained.read(path, given).fields
     top = {name: fields[name] for name in ("image_size", "num_classes")}
     model = {k: v for k, v in fields.items() if k not in (*top, "resize")}
