@@ -1,18 +1,15 @@
 """Accuracy and cost of one checkpoint under several reductions: rows, table, plot.
 
 Every reduction is evaluated on the same images, so differences to the dense model are
-paired.
+paired. Speeds are for `benchmark`, where models take turns: one after the other, on a
+machine that has other work, they would not compare.
 """
 
 import json
 import os
 import pathlib
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
-
-import jax
-import numpy as np
 
 from imagepiece_jax.common import parallel, plotting, tables
 from imagepiece_jax.common.files import make_folder, replace_file
@@ -22,9 +19,7 @@ from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.settings import DENSE
 
-TIMED_CALLS = 5
-HEAD = ["setting", "acc1, %", "to dense, points (paired)", "acc5, %"]
-HEAD += ["tokens", "GMACs", "img/s"]
+HEAD = ["setting", "acc1, %", "to dense, points (paired)", "acc5, %", "tokens", "GMACs"]
 
 
 def run(
@@ -73,20 +68,8 @@ def run(
 def _measure(variant, seed, batches):
     """(row of figures, whether each image was classified right: [images] bool)."""
     step = accuracy.compiled(variant.model, seed)
-    variables, first = parallel.replicate(variant.variables), None
-
-    def noted(batches):
-        nonlocal first
-        for batch in batches:
-            first = batch if first is None else first
-            yield batch
-
-    result = accuracy.evaluate(step, variables, noted(batches))
-    times = []
-    for _ in range(TIMED_CALLS):
-        began = time.perf_counter()
-        jax.block_until_ready(step(variables, first))
-        times.append(time.perf_counter() - began)
+    variables = parallel.replicate(variant.variables)
+    result = accuracy.evaluate(step, variables, batches)
     right = result.each["right"]
     row = {
         "untrained": variant.untrained,
@@ -96,7 +79,6 @@ def _measure(variant, seed, batches):
         "images": result.images,
         "tokens": variant.model.plan[-1].mlp_tokens,
         "gmacs": variant.gmacs,
-        "throughput": first["label"].size / float(np.median(times)),
     }
     return row, right
 
@@ -124,16 +106,13 @@ def _cells(row):
         f"{row['acc5']:.1f}",
         str(row["tokens"]),
         f"{row['gmacs']:.3f}",
-        f"{row['throughput']:.0f}",
     ]
 
 
 def _line(row):
-    name, acc1, change, _, tokens, gmacs, rate = _cells(row)
+    name, acc1, change, _, tokens, gmacs = _cells(row)
     change = change and f"to dense {change}, "
-    return (
-        f"{name}: acc1 {acc1} %, {change}{tokens} tokens, {gmacs} GMACs, {rate} img/s"
-    )
+    return f"{name}: acc1 {acc1} %, {change}{tokens} tokens, {gmacs} GMACs"
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

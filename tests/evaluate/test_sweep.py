@@ -48,7 +48,7 @@ def test_sweep_writes_rows_table_and_plot(tmp_path, checkpoint):
         "tome r=8",
     ]
     assert [row["tokens"] for row in rows] == [65, 65, 33]
-    assert all(row["images"] == 359 and row["throughput"] > 0 for row in rows)
+    assert all(row["images"] == 359 for row in rows)
     assert all(row["acc5"] > row["acc1"] for row in rows)
     dense, same = rows[:2]
     assert same["acc1"] == dense["acc1"] and same["difference"] == 0
@@ -57,6 +57,8 @@ def test_sweep_writes_rows_table_and_plot(tmp_path, checkpoint):
     assert dense["gmacs"] == same["gmacs"] > rows[2]["gmacs"]
     table = (tmp_path / "out" / "sweep.md").read_text()
     assert table.count("\n| ") == 1 + 3 and "359 images" in table
+    # Models that do not take turns have no speeds that can be compared.
+    assert "img/s" not in table + ended.out and "throughput" not in text
     with Image.open(tmp_path / "out" / "sweep.png") as picture:
         assert picture.format == "PNG" and picture.width == 700
 
@@ -68,7 +70,7 @@ def test_differences_are_those_to_the_dense_model(tmp_path, monkeypatch):
 
     def measure(reduction, seed, batches):
         right = np.array(rights[reduction["name"]], bool)
-        row = figures | {"untrained": False, "gmacs": 0.1, "throughput": 1.0}
+        row = figures | {"untrained": False, "gmacs": 0.1}
         return row | sweep._estimate("acc1", statistics.accuracy(right)), right
 
     monkeypatch.setattr(sweep, "_measure", measure)
