@@ -30,7 +30,10 @@ _HOMES = {
 
 def __getattr__(name: str):
     if name in _HOMES:
-        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        public = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        if isinstance(public, type):
+            return public
+        return importlib.import_module(f"{__name__}.errors").of_keywords(public)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

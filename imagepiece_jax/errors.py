@@ -1,6 +1,11 @@
 """Errors that end a command with one sentence and an exit status."""
 
 import difflib
+import functools
+import re
+
+# A field of a config, where it is not a flag to type, nor the file config.json.
+FIELD = re.compile(r"(?<![\w-])config\.(?:model\.)?(?!json\b)")
 
 
 class InputError(ValueError):
@@ -11,6 +16,23 @@ class InputError(ValueError):
     """
 
     status = 2
+
+
+def of_keywords(function):
+    """`function`, whose InputErrors say num_heads for config.model.num_heads.
+
+    For what Python calls; commands call what is inside, and name fields of the config.
+    """
+
+    @functools.wraps(function)
+    def called(*args, **kwargs):
+        try:
+            return function(*args, **kwargs)
+        except InputError as error:
+            error.args = (FIELD.sub("", str(error)),)
+            raise
+
+    return called
 
 
 class RunError(RuntimeError):

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from imagepiece_jax.data import decode, transforms
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, of_keywords
 from imagepiece_jax.inference.optimize import compiler, model_image_size
 from imagepiece_jax.models import imagenet_classes
 from imagepiece_jax.models.vit import ViT
@@ -52,6 +52,7 @@ class Predictor:
     `optimize`'s. InputError here for any of these that does not fit.
     """
 
+    @of_keywords
     def __init__(
         self,
         model: ViT,

@@ -31,6 +31,8 @@ ORIGINALS = {
     r"mae_pretrain_vit_huge": "vit_huge_patch14_224.mae",
 }
 
+SIZES = {"ti": "tiny", "s": "small", "b": "base", "l": "large", "h": "huge"}
+
 
 @functools.cache
 def table() -> dict[str, dict[str, Any]]:
@@ -46,6 +48,17 @@ def tagged() -> list[str]:
 def names() -> list[str]:
     """All names, of architectures and of weights."""
     return [*table(), *tagged()]
+
+
+def similar(name: str) -> str | None:
+    """The name of a model that has all words of `name`, the shortest; None: none has.
+
+    Sizes may be short, as DeiT's authors write them: "deit_s_patch16".
+    """
+    words = [SIZES.get(word, word) for word in re.split("[-_./]", name.lower())]
+    fitting = [one for one in table() if {*words} <= {*one.split("_")}]
+    begun = [one for one in fitting if one.startswith(words[0])]
+    return min(begun or fitting, key=len, default=None)
 
 
 def model(name: str) -> dict[str, Any] | None:

@@ -170,6 +170,8 @@ def facts(name):
     if found is None:
         listed = f"the models are {', '.join(MODELS)} and timm's"
         hint = suggestion(str(name), [*MODELS, *public.names()], listed)
+        if meant := public.similar(str(name)):
+            hint = f"did you mean {meant}?"
         raise InputError(f"config.model.name is {name!r}; {hint}")
     return found
 

@@ -111,6 +111,29 @@ class ViT(nn.Module):
     preprocessing: Preprocessing | None = _note()
     public_name: str | None = _note()
 
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return len(self.plan)
+
+    @property
+    def image_size(self) -> int | tuple[int, int] | None:
+        """Pixels a side, or (height, width), as `create_model` takes it."""
+        return self.preprocessing and self.preprocessing.image_size
+
+    @nn.nowrap
+    def __getattr__(self, name):
+        """Say where it is what other libraries have in the model itself."""
+        for part in ("arch", "preprocessing"):
+            if name in getattr(self.__dict__.get(part), "__dataclass_fields__", ()):
+                raise AttributeError(f"a ViT has no {name}; it is {part}.{name}")
+        if name in ("params", "parameters", "state_dict"):
+            raise AttributeError(
+                f"a ViT has no {name}; parameters are in the variables that load() "
+                'returns beside the model, variables["params"]'
+            )
+        return super().__getattr__(name)
+
     @nn.compact
     def __call__(self, images, train=False, keys=None):
         """images [B, H, W, 3], normalized by `mean` and `std` -> Outputs.

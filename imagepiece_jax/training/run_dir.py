@@ -50,9 +50,15 @@ def check_config(workdir, config: dict):
     for name in [*new, *(name for name in old if name not in new)]:
         before, now = old.get(name, "no such field"), new.get(name, "no such field")
         if before != now and name not in MAY_CHANGE:
+            ways = "choose another --workdir, or go back to the old value"
+            if name == "epochs":  # the rates of all steps follow from it
+                ways += (
+                    f"; to train on from its weights, --config.init.weights={workdir} "
+                    "and another --workdir"
+                )
             raise InputError(
                 f"{workdir} holds a run with {name} = {before}, but this config has "
-                f"{now}: choose another --workdir, or go back to the old value"
+                f"{now}: {ways}"
             )
 
 

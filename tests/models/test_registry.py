@@ -1,11 +1,13 @@
 """Published sizes of the models, and the sentences for wrong fields."""
 
 import json
+import pathlib
 import re
 
 import jax
 import pytest
 
+import imagepiece_jax
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry, summary
 from imagepiece_jax.models.architecture import Architecture
@@ -112,6 +114,8 @@ def test_a_wrong_field_is_named_with_what_is_allowed(field, value, allowed):
     [
         ("resnet50", "the models are deit_ti, deit_s, deit_b, vit_mini and timm's"),
         ("vit_smal_patch16_224", "did you mean vit_small_patch16_224?"),
+        ("deit_s_patch16", "did you mean deit_small_patch16_224?"),
+        ("dinov2_small", "did you mean vit_small_patch14_dinov2?"),
         (
             "vit_small_patch16_224.augreg",
             "did you mean vit_small_patch16_224.augreg_in1k",
@@ -121,6 +125,36 @@ def test_a_wrong_field_is_named_with_what_is_allowed(field, value, allowed):
 def test_an_unknown_model_lists_known_ones(name, hint):
     with pytest.raises(InputError, match=f"name is {name!r}; {re.escape(hint)}"):
         registry.create_model(name)
+
+
+@pytest.mark.parametrize(
+    "call, said",
+    [
+        (
+            lambda: imagepiece_jax.create_model("deit_ti", num_heads=5),
+            "num_heads is 5; ",
+        ),
+        (
+            lambda: imagepiece_jax.create_model("deit_ti", reduction={"name": "tomee"}),
+            "reduction.name is 'tomee'; did you mean tome?",
+        ),
+        (
+            lambda: imagepiece_jax.create_model("deit_ti", image_size=225),
+            "image_size is 225; allowed are multiples of patch_size, 16",
+        ),
+        (
+            lambda: imagepiece_jax.load(pathlib.Path(__file__).parent),
+            "models is a folder without config.json; allowed",
+        ),
+    ],
+)
+def test_calls_of_python_name_keywords(call, said):
+    """Commands name fields of the config."""
+    with pytest.raises(InputError) as error:
+        call()
+    assert said in str(error.value) and "config.model" not in str(error.value)
+    with pytest.raises(InputError, match="config.model.num_heads is 5"):
+        registry.create_model("deit_ti", num_heads=5)
 
 
 @pytest.mark.parametrize(

@@ -132,6 +132,11 @@ def test_another_config_is_refused_and_changes_nothing(finished):
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
     with pytest.raises(InputError, match=r"holds a run with lr = 0.016, but this conf"):
         trainer.train_and_evaluate(config(pictures=2, lr=0.001), workdir)
+    longer = (
+        r"epochs = \d+, but .*; to train on .*, --config.init.weights=.* and another"
+    )
+    with pytest.raises(InputError, match=longer):
+        trainer.train_and_evaluate(config(pictures=2, epochs=99), workdir)
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
 
 
