@@ -106,6 +106,8 @@ def get_config():
     config.mixup_prob = 1.0  # of mixing a batch at all
     config.mixup_switch_prob = 0.5  # of cutmix where both are on
     config.ema_decay = 0.99996  # average of the weights, reported beside; 0: off
+    config.best_by = "weights"  # whose test accuracy chooses the best checkpoint: the
+    #                         "weights" themselves, or their "averages"
 
     config.teacher = config_dict.ConfigDict()
     config.teacher.weights = ""  # of the model that distillation and some methods

@@ -77,6 +77,12 @@ def checkpoint():
     return _enum("checkpoint", "best", kinds, "which of a run's checkpoints")
 
 
+def averaged():
+    """Define --averaged."""
+    help_text = "the averages of the weights over the steps of their training"
+    return flags.DEFINE_bool("averaged", False, help_text, allow_override=True)
+
+
 def data(default=""):
     """Define --data; `default`: what a command takes without it, in words."""
     help_text = "csv:FILE, folder:PATH, imagenet2012 or digits"

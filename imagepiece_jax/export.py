@@ -33,6 +33,7 @@ config_flags.define()
 WEIGHTS = cli.weights()
 NORMALIZATION = cli.normalization()
 CHECKPOINT = cli.checkpoint()
+AVERAGED = cli.averaged()
 OUT = flags.DEFINE_string(
     "out", None, "the file to write, replaced if there", allow_override=True
 )
@@ -70,7 +71,11 @@ def main():
         check_writable("--out", file, own_files(path))
     _check_installed(form)
     config, weights = of_weights(
-        path, *config_flags.config_or_base(), normalization, CHECKPOINT.value
+        path,
+        *config_flags.config_or_base(),
+        normalization,
+        CHECKPOINT.value,
+        AVERAGED.value,
     )
     config.model.attention, config.model.kernels = "xla", "plain"  # run on both
     model = from_config.model(config).clone(class_names=weights.class_names)

@@ -21,6 +21,7 @@ config_flags.define()
 WEIGHTS = cli.weights()
 NORMALIZATION = cli.normalization()
 CHECKPOINT = cli.checkpoint()
+AVERAGED = cli.averaged()
 RESIZE = cli.resize()
 TOP = flags.DEFINE_integer("top", 5, "classes of each image", 1, allow_override=True)
 LABELS = flags.DEFINE_enum(
@@ -44,7 +45,11 @@ def main(words):
     if JSON.value is not None:
         check_writable("--json", JSON.value, [*map(str, files), *own_files(path)])
     config, weights = of_weights(
-        path, *config_flags.config_or_base(), normalization, CHECKPOINT.value
+        path,
+        *config_flags.config_or_base(),
+        normalization,
+        CHECKPOINT.value,
+        AVERAGED.value,
     )
     model = from_config.model(config).clone(class_names=weights.class_names)
     config.data.resize = RESIZE.value or config.data.resize

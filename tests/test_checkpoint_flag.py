@@ -1,23 +1,28 @@
-"""--checkpoint, in the commands that can read either checkpoint of a run."""
+"""--checkpoint and --averaged: which weights of a run commands read."""
 
 import json
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from configs import quickstart
-from imagepiece_jax import export
+from imagepiece_jax import export, load, predict
 from imagepiece_jax.common import parallel
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import __main__ as evaluate
 from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.inference import jax_export
-from imagepiece_jax.models import summary
+from imagepiece_jax.models import convert, pretrained, summary
 from imagepiece_jax.training import from_config
 from imagepiece_jax.training.checkpoint import Checkpoints
-from tests.command import call
+from imagepiece_jax.visualize import __main__ as visualize
+from tests.command import call, sentence
+from tests.models import tiny
 
 BEST, LATEST = 3, 4
+AVERAGED = 10  # more, in the averages
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +36,15 @@ def run(tmp_path_factory):
     shapes = summary.shapes(from_config.model(config), config.image_size)
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     checkpoints = Checkpoints(path)
-    checkpoints.save_best(BEST, jax.tree.map(lambda zero: zero + BEST, zeros), {})
-    checkpoints.save(LATEST, jax.tree.map(lambda zero: zero + LATEST, zeros), {})
+    for save, step in (
+        (checkpoints.save_best, BEST),
+        (checkpoints.save, LATEST),
+    ):
+        state, ema = (
+            jax.tree.map(lambda zero, value=value: zero + value, zeros)
+            for value in (step, step + AVERAGED)
+        )
+        save(step, state | {"ema": ema}, {})
     checkpoints.close()
     return path
 
@@ -58,10 +70,16 @@ def computed(monkeypatch):
 @pytest.mark.parametrize("command", [export, evaluate], ids=["export", "evaluate"])
 @pytest.mark.parametrize(
     "words, step",
-    [([], BEST), (["--checkpoint=best"], BEST), (["--checkpoint=latest"], LATEST)],
-    ids=["default", "best", "latest"],
+    [
+        ([], BEST),
+        (["--checkpoint=best"], BEST),
+        (["--checkpoint=latest"], LATEST),
+        (["--averaged"], BEST + AVERAGED),
+        (["--averaged", "--checkpoint=latest"], LATEST + AVERAGED),
+    ],
+    ids=["default", "best", "latest", "averaged", "averaged-latest"],
 )
-def test_the_checkpoint_is_that_of_the_flag(
+def test_the_weights_are_those_of_the_flags(
     run, computed, tmp_path, command, words, step
 ):
     out = [f"--out={tmp_path / 'model.jax'}"] if command is export else []
@@ -69,3 +87,42 @@ def test_the_checkpoint_is_that_of_the_flag(
     assert ended.status == 0, ended
     (variables,) = computed
     assert all((np.asarray(leaf) == step).all() for leaf in jax.tree.leaves(variables))
+    if command is evaluate:
+        assert ("  averaged weights  " in ended.out) == ("--averaged" in words)
+
+
+def test_predict_visualize_and_load_read_the_averages(run, tmp_path, monkeypatch):
+    _, variables = load(run, checkpoint="latest", averaged=True)
+    leaves = jax.tree.leaves(variables)
+    assert all((np.asarray(leaf) == LATEST + AVERAGED).all() for leaf in leaves)
+    weights = pretrained.for_analysis(run, averaged=True)  # of the last step, too
+    leaves = jax.tree.leaves(weights.variant().variables)
+    assert all((np.asarray(leaf) == LATEST + AVERAGED).all() for leaf in leaves)
+    asked = []
+    monkeypatch.setattr(
+        pretrained, "read", lambda *args: asked.append(args[3]) or 1 / 0
+    )
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    for command in (predict, visualize):
+        for words in ([], ["--averaged"]):
+            with pytest.raises(ZeroDivisionError):
+                call(command.main, f"--weights={run}", tmp_path / "a.png", *words)
+    assert asked == [False, True] * 2
+
+
+def test_weights_without_averages_are_refused(run, tmp_path):
+    config = json.loads((run / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"ema_decay": 0.0}))
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save_best(1, {"params": {"head": {"bias": np.zeros(10)}}}, {})
+    checkpoints.close()
+    with pytest.raises(InputError, match=f"run {tmp_path} has no averaged weights, as"):
+        load(tmp_path, averaged=True)
+    np.savez(tmp_path / "w.npz", **convert.to_timm(tiny.variables(tiny.model())))
+    ended = call(
+        export.main, f"--weights={tmp_path}/w.npz", "--averaged", "--out=a.jax"
+    )
+    assert sentence(ended) == (
+        f"weights file {tmp_path}/w.npz has no averaged weights; allowed are files "
+        "with state_dict_ema or model_ema, as timm's training saves them"
+    )

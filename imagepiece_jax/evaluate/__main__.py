@@ -25,6 +25,7 @@ config_flags.define()
 WEIGHTS = cli.weights()
 NORMALIZATION = cli.normalization()
 CHECKPOINT = cli.checkpoint()
+AVERAGED = cli.averaged()
 DATA = cli.data("config.data")
 RESIZE = cli.resize()
 LIMIT = cli.limit()
@@ -64,7 +65,11 @@ def main():
         raise InputError(f"--gelu is of the optimized program: {instead}")
     reductions = [one for text in SWEEP.value for one in settings.parse(text)]
     config, weights = of_weights(
-        path, *config_flags.config_or_base(), normalization, CHECKPOINT.value
+        path,
+        *config_flags.config_or_base(),
+        normalization,
+        CHECKPOINT.value,
+        AVERAGED.value,
     )
     data = config.data.name = DATA.value or config.data.name
     config.data.resize = RESIZE.value or config.data.resize
@@ -88,6 +93,7 @@ def main():
         "preprocessing": transform.facts,
         "weights": str(path),
         "checkpoint": None if weights.config is None else weights.checkpoint,
+        "averaged": weights.averaged,
         "data": data,
         "limit": LIMIT.value,
         "dtype": model.dtype.name,
@@ -96,7 +102,11 @@ def main():
             "image_size": weights.trained.image_size,
         },
     }
-    how = [transform.text, *weights.unlike_trained()]
+    how = [
+        *["averaged weights"] * weights.averaged,
+        transform.text,
+        *weights.unlike_trained(),
+    ]
     if reductions or OPTIMIZED.value:
         print("  ".join(how), flush=True)
     if reductions:

@@ -44,11 +44,11 @@ class Recognized(NamedTuple):
             )
 
 
-def read_weights(path: str | os.PathLike) -> Recognized:
+def read_weights(path: str | os.PathLike, averaged: bool = False) -> Recognized:
     """A weights file by timm's names; InputError as `read_state_dict` and `to_timm`."""
     if not pathlib.Path(path).exists():
         raise InputError(f"weights {path}: no such file or folder")
-    found = read_state_dict(path)
+    found = read_state_dict(path, averaged)
     try:
         return to_timm(found)
     except InputError as error:

@@ -14,6 +14,7 @@ def load(
     path: str | os.PathLike,
     *,
     checkpoint: str = "best",
+    averaged: bool = False,
     num_classes: int | None = None,
     seed: int = 0,
     **fields: Any,
@@ -27,6 +28,10 @@ def load(
     "hf://OWNER/NAME@REVISION", whose files are fetched once into huggingface_hub's
     cache.
 
+    averaged: the averages of the weights over the steps of the training, which a run
+    has (config.ema_decay), and a .pth file that timm or DeiT's code saved while
+    training; InputError for others.
+
     fields: those of create_model that are to differ or that the weights leave open,
     such as reduction={"name": "evit", "keep_rate": 0.7}; another image_size resizes the
     position embeddings. What no tensor tells (heads, the kind of GELU, the epsilon of
@@ -39,7 +44,7 @@ def load(
     classes, are given to be shown. InputError for what does not fit, and for a field
     that contradicts the weights.
     """
-    found = pretrained.read(path, fields, checkpoint)
+    found = pretrained.read(path, fields, checkpoint, averaged)
     reduction, more = settings.split(found.reduction)
     own = found.fields["num_classes"]
     num_classes = own if num_classes is None else num_classes

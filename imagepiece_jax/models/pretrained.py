@@ -63,10 +63,10 @@ class Pretrained:
 
     fields: of registry.create_model without reduction, as far as they are known;
     reduction: what the weights were trained with, none for a file; config: the whole
-    config of a run, None for others; checkpoint: of a run, "best" or "latest"; seed: of
-    the training; trained: this before `under` and `of_config` changed it; names: of the
-    classes of what is no run; says: its metadata; tensors: the state dict where it has
-    been read.
+    config of a run, None for others; checkpoint: of a run, "best" or "latest";
+    averaged: whether the weights are averages over steps; seed: of the training;
+    trained: this before `under` and `of_config` changed it; names: of the classes of
+    what is no run; says: its metadata; tensors: the state dict where it has been read.
     """
 
     path: pathlib.Path
@@ -74,6 +74,7 @@ class Pretrained:
     reduction: Mapping[str, Any]
     config: Mapping[str, Any] | None = None
     checkpoint: str = "best"
+    averaged: bool = False
     seed: int = 0
     trained: "Pretrained | None" = None
     names: tuple[str | None, ...] | None = None
@@ -124,7 +125,9 @@ class Pretrained:
     @functools.cached_property
     def state_dict(self) -> Mapping[str, np.ndarray]:
         """Tensors by timm's names, read once."""
-        return self.tensors or weights.tensors(self.path, self.checkpoint)
+        return self.tensors or weights.tensors(
+            self.path, self.checkpoint, self.averaged
+        )
 
     def model(self, reduction: Mapping[str, Any] | None = None) -> ViT:
         """The model with this reduction; None: with its own."""
@@ -330,23 +333,25 @@ def read(
     path: str | os.PathLike,
     given: Mapping[str, Any] | None = None,
     checkpoint: str = "best",
+    averaged: bool = False,
 ) -> Pretrained:
     """The Pretrained of a weights file, a published model or a run's folder.
 
     path: of a file, of a folder with config.json and weights or of a run, or a hub id.
     given: fields of the model that neither tensors nor a config beside them tell, such
     as name and num_heads. A file that is called as a known model, such as
-    deit_tiny_patch16_224.pth, is one unless another name is given. InputError where
-    there is no model, or none that can be known, or a config contradicts the tensors.
+    deit_tiny_patch16_224.pth, is one unless another name is given. averaged: as `load`
+    takes it. InputError where there is no model, or none that can be known, or a config
+    contradicts the tensors.
     """
     path = hub.existing(path)
     if path.is_dir() and not hub.is_published(path):
-        return _of_run(path, checkpoint)
+        return _of_run(path, checkpoint, averaged)
     known = {k: v for k, v in (given or {}).items() if v is not None}
     if not path.is_dir():
-        return _of_file(path, known)
+        return _of_file(path, known, averaged)
     found = hub_config.read(path)
-    read = weights.published(path)
+    read = weights.published(path, averaged)
     # `changed` compares what is given with what the config says, also by its name.
     said = {*stated(found.given), "image_size"}
     said |= {*OF_ARCH} if "arch" in said else set()
@@ -359,13 +364,18 @@ def read(
     fields, own = {**result.fields, **found.fields}, found.reduction or DENSE
     says, names = found.given, found.class_names
     return dataclasses.replace(
-        result, fields=fields, reduction=own, says=says, names=names
+        result,
+        fields=fields,
+        reduction=own,
+        says=says,
+        names=names,
+        averaged=averaged,
     )
 
 
-def _of_file(path, given):
+def _of_file(path, given, averaged):
     """The Pretrained of a weights file; given: what the caller says of it."""
-    read, known = read_weights(path), dict(given)
+    read, known = read_weights(path, averaged), dict(given)
     says = metadata(path, read, given.get("name"))
     name = given.get("name", says.get("name"))
     facts = {} if name in registry.MODELS else registry.facts(name)
@@ -384,10 +394,11 @@ def _of_file(path, given):
             known["image_size"] = (
                 own  # from which positions are resized to what is given
             )
-    return dataclasses.replace(_of_tensors(path, read, says | known), says=says)
+    found = _of_tensors(path, read, says | known)
+    return dataclasses.replace(found, says=says, averaged=averaged)
 
 
-def _of_run(path, checkpoint):
+def _of_run(path, checkpoint, averaged):
     config = read_config(path)
     own = {k: v for k, v in model_fields(config).items() if v is not None}
     size = registry.size_of(registry.facts(own.get("name")))
@@ -399,6 +410,7 @@ def _of_run(path, checkpoint):
         reduction=reduction_of(config),
         config=config,
         checkpoint=checkpoint,
+        averaged=averaged,
         seed=config.get("seed", 0),
     )
 
@@ -422,19 +434,20 @@ def for_analysis(
     config=None,
     dtype: str | None = None,
     normalization: Mapping[str, Any] | None = None,
+    averaged: bool = False,
 ) -> Pretrained:
     """The Pretrained at `path` for commands that analyze what a model does.
 
     Reductions are plain JAX, so that every decision can be seen, and of a run the last
     checkpoint is taken: the best one was chosen on the images that the figures are of.
     config: a ConfigDict with what a file leaves open; dtype: of the layers;
-    normalization: mean and std of the images. InputError where the model is unknown, or
-    one of these contradicts the weights.
+    normalization: mean and std of the images; averaged: as `load` takes it. InputError
+    where the model is unknown, or one of these contradicts the weights.
     """
     config = None if config is None else config.to_dict()
     given = {} if config is None else model_fields(config)
     try:
-        found = read(path, given | typed(normalization), "latest")
+        found = read(path, given | typed(normalization), "latest", averaged)
     except InputError as error:
         if config is None and "--config" in str(error):
             raise InputError(f"{error}; or name the model by --config") from error

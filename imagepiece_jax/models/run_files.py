@@ -24,6 +24,7 @@ ALLOWED = (
     "transformers and save write it, and the folder of a run"
 )
 COLLECTIONS = ("params", "batch_stats")
+AVERAGES = "ema"  # of the state of a run: the collections, averaged over steps
 IMAGENET = {"mean": MEAN, "std": STD}  # of a run whose config is older than the fields
 # Fields that an older config has, with what they are in all of MODELS.
 NAMED = {"gelu": "exact", "class_token": True}
@@ -93,6 +94,8 @@ def with_current_fields(config: dict[str, Any]) -> dict[str, Any]:
         if group in config:
             given = {k: v for k, v in config[group].items() if v is not None}
             config[group] = config[group] | fields | given
+    if "ema_decay" in config:
+        config = {"best_by": "weights"} | config
     if "teacher" in config:
         config = {"distill": WITHOUT_DISTILLATION} | config
     if "model" in config and config["model"].get("name") in [*MODELS]:
@@ -103,22 +106,35 @@ def with_current_fields(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_checkpoint(
-    folder: str | os.PathLike, checkpoint: str = "best"
+    folder: str | os.PathLike, checkpoint: str = "best", averaged: bool = False
 ) -> dict[str, np.ndarray]:
-    """The state dict, by timm's names, of a run's newest "best" or "latest"."""
+    """The state dict, by timm's names, of a run's newest "best" or "latest".
+
+    averaged: its averages (config.ema_decay); InputError where it has none.
+    """
     if checkpoint not in KINDS:
         raise InputError(
             f"checkpoint {checkpoint!r}: allowed are {' and '.join(KINDS)}"
         )
 
-    def choose(_, table):
-        return [name for name in table if name.split("/")[0] in COLLECTIONS]
-
     folder = pathlib.Path(folder).resolve()
+    start = f"{AVERAGES}/" * averaged
+
+    def choose(_, table):
+        names = tuple(f"{start}{name}/" for name in COLLECTIONS)
+        found = [name for name in table if name.startswith(names)]
+        if found or not averaged:
+            return found
+        raise InputError(
+            f"run {folder} has no averaged weights, as config.ema_decay is 0; allowed "
+            "are runs with averages, or its weights as they are"
+        )
+
     if not (folder / CHECKPOINTS).exists():
         read_config(folder)  # which says what is amiss where this is no run
     steps = folder / CHECKPOINTS / checkpoint
     arrays, _, _ = checksums.newest(steps, choose)
+    arrays = {name.removeprefix(start): array for name, array in arrays.items()}
     return convert.to_timm(traverse_util.unflatten_dict(arrays, sep="/"))
 
 

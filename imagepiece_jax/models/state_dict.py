@@ -12,6 +12,7 @@ import pathlib
 import pickle
 import re
 import types
+import warnings
 import zipfile
 
 import jax.numpy as jnp
@@ -39,23 +40,28 @@ _STORAGE_DTYPES = {
 _OLD_TORCH_MAGIC = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
 # Training scripts save weights beside optimizer and epoch, under one of these names.
 _WRAPPERS = ("model", "state_dict", "teacher")
+_AVERAGES = ("state_dict_ema", "model_ema")  # as timm and DeiT save them
 _LFS = b"version https://git-lfs"
 # What a file may say of its images beside the tensors: three numbers each.
 _NORMALIZATION = ("mean", "std")
 
 
-def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
+def read_state_dict(
+    path: str | os.PathLike, averaged: bool = False
+) -> dict[str, np.ndarray]:
     """Named tensors of a weights file, with the shapes and types that they have there.
 
     The ending chooses the reader: .npz, .safetensors, .pth, .pt, .bin, .tar (timm's
     .pth.tar), or .json for the index of .safetensors in parts, which lie beside it. A
-    state dict under the key "model", "state_dict" or "teacher" is unwrapped. Raises
-    InputError where the file or a part is missing, of an unknown kind, damaged,
-    truncated, or anything but named
-    tensors.
+    state dict under the key "model", "state_dict" or "teacher" is unwrapped, where
+    `averaged` the one under "state_dict_ema" or "model_ema"; averages beside what is
+    read are a warning. Raises InputError where the file or a part is missing, of an
+    unknown kind, damaged, truncated, or anything but named tensors, and where there are
+    no averages.
     """
     path = pathlib.Path(path)
-    content = _named_tensors(path, _guarded(path, _READERS))
+    content = _chosen(path, _guarded(path, _READERS), averaged)
+    content = _named_tensors(path, content)
     return {k: v for k, v in content.items() if k not in _NORMALIZATION}
 
 
@@ -107,6 +113,24 @@ def _guarded(path, readers):
             f"weights file {path} is damaged, truncated or no {path.suffix} file: "
             f"{reason}"
         ) from error
+
+
+def _chosen(path, content, averaged):
+    """The averages in `content`, or `content` itself with a warning of them."""
+    held = content if isinstance(content, dict) else {}
+    name = next((name for name in _AVERAGES if isinstance(held.get(name), dict)), None)
+    if averaged and name is None:
+        raise InputError(
+            f"weights file {path} has no averaged weights; allowed are files with "
+            f"{' or '.join(_AVERAGES)}, as timm's training saves them"
+        )
+    if name is not None and not averaged:
+        warnings.warn(
+            f"{path} has averaged weights, too ({name}), which are left out: "
+            "averaged=True, in commands --averaged, reads them",
+            stacklevel=3,
+        )
+    return held[name] if averaged else content
 
 
 def _named_tensors(path, content):

@@ -15,20 +15,24 @@ from imagepiece_jax.models.state_dict import read_state_dict
 
 
 def tensors(
-    path: str | os.PathLike, checkpoint: str = "best"
+    path: str | os.PathLike, checkpoint: str = "best", averaged: bool = False
 ) -> Mapping[str, np.ndarray]:
-    """Those of a weights file, of a published model, or of a run's checkpoint."""
+    """Those of a weights file, of a published model, or of a run's checkpoint.
+
+    averaged: over the steps of the training, instead of those after its last.
+    """
     path = hub.existing(path)
     if path.is_dir() and hub.is_published(path):
-        return published(path).tensors
+        return published(path, averaged).tensors
     if path.is_dir():
-        return run_files.read_checkpoint(path, checkpoint)
-    return read_weights(path).tensors
+        return run_files.read_checkpoint(path, checkpoint, averaged)
+    return read_weights(path, averaged).tensors
 
 
-def published(folder: pathlib.Path) -> Recognized:
+def published(folder: pathlib.Path, averaged: bool = False) -> Recognized:
     """As `layouts.read_weights`, of a folder, with what a saved reduction learned."""
-    found, learned = read_weights(hub.weights_file(folder)), folder / hub.SELECTORS
+    found = read_weights(hub.weights_file(folder), averaged)
+    learned = folder / hub.SELECTORS
     if learned.exists():
         found = found._replace(tensors=found.tensors | read_state_dict(learned))
     return found

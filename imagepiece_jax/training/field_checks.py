@@ -6,6 +6,8 @@ import numbers
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.training.distillation import KINDS
 
+# config.best_by -> the figure of an evaluation that chooses the best checkpoint
+BEST_BY = {"weights": "acc1", "averages": "ema_acc1"}
 # field -> (lowest, highest) allowed value
 RANGES = {
     "seed": (0, 2**32 - 1),  # more bits than a JAX key would take are cut off
@@ -76,6 +78,16 @@ def check(config):
             f"({config.image_size}) or more"
         )
     _check_augmentation(config, canvas)
+    best_by = _value(config, "best_by")
+    if best_by not in BEST_BY:
+        raise InputError(
+            f"config.best_by is {best_by!r}; allowed are {', '.join(BEST_BY)}"
+        )
+    if best_by == "averages" and not config.ema_decay:
+        raise InputError(
+            "config.best_by is 'averages', but config.ema_decay is 0, so that there "
+            "are none; allowed are 'weights', or a decay above 0, such as 0.99996"
+        )
     kind = _value(config, "distill.kind")
     if kind not in KINDS:
         raise InputError(

@@ -261,9 +261,10 @@ def final_table(workdir, config, model, dense, meta):
     ours = summary.model_macs(model, config.image_size) / 1e9
     theirs = summary.model_macs(dense, config.image_size) / 1e9
     layers = [model.plan[0].attn_tokens, *(p.mlp_tokens for p in model.plan)]
+    of = ", of averaged weights" * (config.best_by == "averages")
     rows = [
         ("accuracy", _accuracy(last)),
-        ("best", f"{best['acc1']:.2f} % at step {best['step']}"),
+        ("best", f"{best['acc1']:.2f} % at step {best['step']}{of}"),
         ("tokens", " ".join(map(str, layers)) + "  (into block 0, then after each)"),
         ("cost", f"{ours:.4f} GMACs; dense {theirs:.4f}, {theirs / ours:.2f} times"),
         *_history(read_metrics(workdir), config.batch_size),

@@ -26,6 +26,7 @@ from imagepiece_jax.training import (
     teacher,
 )
 from imagepiece_jax.training.checkpoint import Checkpoints
+from imagepiece_jax.training.field_checks import BEST_BY
 from imagepiece_jax.training.logging import RunLog, say
 from imagepiece_jax.training.metric_writer import MEASURED
 from imagepiece_jax.training.preemption import PATIENCE, Interrupted, StopRequest
@@ -398,9 +399,10 @@ class Trainer:
         # A checkpoint holds what is equal in every run of this config.
         last = {k: v for k, v in last.items() if k not in MEASURED}
         meta = meta | {"last": last, "evaluated": step}
-        best = last["acc1"] > meta["best"]["acc1"]
+        acc1 = last[BEST_BY[self.config.best_by]]
+        best = acc1 > meta["best"]["acc1"]
         if best:
-            meta = meta | {"best": {"acc1": last["acc1"], "step": step}}
+            meta = meta | {"best": {"acc1": acc1, "step": step}}
         self._save(step, state, meta, log, best)
         return meta
 

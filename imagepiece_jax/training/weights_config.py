@@ -11,7 +11,14 @@ from imagepiece_jax.models.metadata import typed as typed_normalization
 from imagepiece_jax.training import from_config
 
 
-def of_weights(path, config, overrides=None, normalization=None, checkpoint="best"):
+def of_weights(
+    path,
+    config,
+    overrides=None,
+    normalization=None,
+    checkpoint="best",
+    averaged=False,
+):
     """Return (config, Pretrained) of the model whose weights are at `path`.
 
     config: of --config, which must agree with the weights. Where there are `overrides`,
@@ -19,7 +26,8 @@ def of_weights(path, config, overrides=None, normalization=None, checkpoint="bes
     that a file's tensors show and this device's fast dtype. Then `overrides` change it:
     a reduction, an image size, but not what the weights decide. normalization: of
     --mean and --std, {} where they are not typed, None of a command that has no such
-    flags; checkpoint: of a run. InputError for the first contradiction.
+    flags; checkpoint: of a run; averaged: as load takes it. InputError for the first
+    contradiction.
     """
     reads_images = normalization is not None
     normalization = typed_normalization(normalization)
@@ -27,13 +35,13 @@ def of_weights(path, config, overrides=None, normalization=None, checkpoint="bes
         from_config.check(config)
         from_config.model(config)  # its own mistakes first
         given = run_files.model_fields(config.to_dict()) | normalization
-        weights = pretrained.read(path, given, checkpoint)
+        weights = pretrained.read(path, given, checkpoint, averaged)
         weights.under(config.to_dict())
         _take_crop(config, weights)
         asked = run_files.model_fields(config.to_dict())
     else:
         given = _typed(config, overrides) | normalization
-        weights = pretrained.read(path, given, checkpoint)
+        weights = pretrained.read(path, given, checkpoint, averaged)
         _complete(config, weights)
         overrides(config)
         from_config.check(config)

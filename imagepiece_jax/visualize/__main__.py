@@ -23,6 +23,7 @@ from imagepiece_jax.errors import InputError
 config_flags.define()
 WEIGHTS = cli.weights()
 NORMALIZATION = cli.normalization()
+AVERAGED = cli.averaged()
 RESIZE = cli.resize()
 SWEEP = cli.sweep("these methods instead of the config's")
 OUT = flags.DEFINE_string(
@@ -52,7 +53,11 @@ def main(words):
     normalization = NORMALIZATION()
     reductions = [one for text in SWEEP.value for one in parse(text)]
     weights = for_analysis(
-        path, config_flags.config(required=False), "float32", normalization
+        path,
+        config_flags.config(required=False),
+        "float32",
+        normalization,
+        AVERAGED.value,
     )
     shown = [weights.variant(reduction) for reduction in reductions or [None]]
     depth = len(shown[0].model.plan)
@@ -82,6 +87,7 @@ def main(words):
         print(f"{variant.label}: {patches} patches, {seen.tokens} tokens of them left")
     provenance.save(out, names, methods, traces)
     name, classes = weights.name, weights.class_names
+    name += " (averaged weights)" * weights.averaged
     text = html.page(drawn_images, names, methods, traces, name, classes)
     replace_file(out / "index.html", text)
     print(f"page: {out}/index.html; figures: {figures}; data: {out}/provenance.*")

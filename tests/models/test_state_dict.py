@@ -127,6 +127,27 @@ def test_training_checkpoint_is_unwrapped(tmp_path, key):
     np.testing.assert_array_equal(read["w"], [4, 5])
 
 
+@pytest.mark.parametrize(
+    "key, name", [("model", "model_ema"), ("state_dict", "state_dict_ema")]
+)
+def test_averages_of_a_training_checkpoint(tmp_path, key, name):
+    """As DeiT's code and timm save them beside the weights, which alone are read."""
+    inner = {
+        key: mapping(w=tensor("0", 2, (2,), (1,))),
+        name: mapping(w=tensor("1", 2, (2,), (1,))),
+    }
+    content = mapping(epoch=integer(3), **inner)
+    storages = {"0": np.array([4, 5], "<f4"), "1": np.array([6, 7], "<f4")}
+    path = write_pth(tmp_path / "a.pth.tar", content, storages)
+    with pytest.warns(UserWarning, match=f"has averaged weights, too .{name}., which"):
+        np.testing.assert_array_equal(read_state_dict(path)["w"], [4, 5])
+    averages = read_state_dict(path, averaged=True)
+    np.testing.assert_array_equal(averages["w"], [6, 7])
+    path = write_pth(tmp_path / "b.pth", inner[key], {"0": storages["0"]})
+    with pytest.raises(InputError, match="b.pth has no averaged weights; allowed are"):
+        read_state_dict(path, averaged=True)
+
+
 def test_npz_and_safetensors(tmp_path):
     tensors = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "n": np.array(7)}
     np.savez(tmp_path / "a.npz", **tensors)

@@ -43,6 +43,21 @@ def test_betas(betas):
         from_config.check(config(betas=betas))
 
 
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"best_by": "ema"}, "config.best_by is 'ema'; allowed are weights, averages"),
+        (
+            {"best_by": "averages", "ema_decay": 0.0},
+            "config.best_by is 'averages', but config.ema_decay is 0, so that there",
+        ),
+    ],
+)
+def test_what_the_best_checkpoint_is_chosen_by(fields, message):
+    with pytest.raises(InputError, match=message):
+        from_config.check(config(**fields))
+
+
 @pytest.mark.parametrize("area", [(0.0, 1.0), (0.5, 0.4), (0.5, 1.5), (1.0,)])
 def test_area(area):
     with pytest.raises(InputError, match=r"config\.data\.area is .* lower one first"):

@@ -234,8 +234,9 @@ META = {
 }
 
 
-def rows(workdir, meta=META):
+def rows(workdir, meta=META, **fields):
     config = quickstart.get_config()
+    config.update(fields)
     model, dense = from_config.model(config), from_config.dense(config)
     table = logging.final_table(workdir, config, model, dense, meta)
     return {line[:12].strip(): line[13:] for line in table.split("\n")}
@@ -247,6 +248,8 @@ def test_results_and_cost(tmp_path):
     assert table["best"] == "98.12 % at step 352"
     assert table["tokens"].startswith("65 59 54 44 40 36 29 ")
     assert table["cost"] == "0.0158 GMACs; dense 0.0228, 1.44 times"
+    best = rows(tmp_path, best_by="averages")["best"]
+    assert best == "98.12 % at step 352, of averaged weights"
     averaged = META | {"last": META["last"] | {"ema_acc1": 96.25}}
     assert rows(tmp_path, averaged)["accuracy"].endswith("; averaged weights 96.25 %")
 

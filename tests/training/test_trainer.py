@@ -5,6 +5,8 @@ import itertools
 import json
 import re
 import shutil
+import types
+from unittest import mock
 
 import jax
 import numpy as np
@@ -202,6 +204,34 @@ def test_the_dense_model_is_evaluated_as_given(finished, stopped):
     assert (line["step"], line["images"]) == (0, 359)
     assert line["loss"] == pytest.approx(-np.log(chance).mean(), rel=1e-6)
     assert abs(line["loss"] - finished[1]["loss"]) > 1e-5
+
+
+def test_the_averages_of_a_run_are_loaded(finished):
+    _, averages = imagepiece_jax.load(finished[0], averaged=True)
+    _, last = imagepiece_jax.load(finished[0])
+    saved = Checkpoints(finished[0]).restore_variables("best")["ema"]
+    jax.tree.map(np.testing.assert_array_equal, averages["params"], saved["params"])
+    kernels = (found["params"]["head"]["kernel"] for found in (averages, last))
+    assert np.abs(np.subtract(*kernels)).max() > 1e-6
+
+
+@pytest.mark.parametrize("best_by, kept", [("weights", [1, 3]), ("averages", [1, 2])])
+def test_the_best_is_chosen_by_the_weights_or_their_averages(
+    tmp_path, monkeypatch, best_by, kept
+):
+    made = trainer.Trainer(config(best_by=best_by, ema_decay=0.9), tmp_path)
+    monkeypatch.setattr(parallel, "is_main", lambda: False)
+    best = []
+    monkeypatch.setattr(made, "_save", lambda *given: best.append(given[-1]))
+    state = types.SimpleNamespace(variables="weights", ema="averages")
+    meta = {"best": {"acc1": -1.0, "step": 0}, "last": None, "evaluated": 0}
+    for step, accuracies in enumerate([(50, 60), (40, 70), (55, 65)], start=1):
+        found = [{"acc1": acc1, "acc5": 99.0, "loss": 1.0} for acc1 in accuracies]
+        monkeypatch.setattr(made, "_accuracy", lambda *_, found=found: found)
+        meta = made._evaluate(state, step, meta, mock.Mock(), None)
+    assert [step for step, is_best in enumerate(best, start=1) if is_best] == kept
+    highest = {"weights": 55, "averages": 70}[best_by]
+    assert meta["best"] == {"acc1": highest, "step": kept[-1]}
 
 
 def loaded():
