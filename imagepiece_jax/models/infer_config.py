@@ -15,6 +15,7 @@ import numpy as np
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import public, registry
 from imagepiece_jax.models.architecture import DEIT, Architecture
+from imagepiece_jax.models.timm_config import is_eva
 
 SIZES = ("patch_size", "embed_dim", "depth", "mlp_ratio")  # that shapes tell
 # Of an Architecture, which no shape tells; the pool is told where it has parameters.
@@ -45,8 +46,7 @@ def infer_config(
     sizes = _sizes(shapes, given)
     parts = _parts(shapes, sizes)
     told = ["num_heads", *IMAGES]
-    turns = not parts.positions or _may_turn(parts)
-    always = [*told, *ALWAYS, *["rotary"] * turns]
+    always = [*told, *ALWAYS, *_open_parts(parts)]
     if "name" in given or given.get("arch"):
         known = {given.get("name"): _checked(given, shapes, sizes, parts)}
     elif all(field in given for field in always):
@@ -238,10 +238,13 @@ def _public(sizes, parts):
     }
 
 
-def _may_turn(parts):
-    """Whether positions can be rotary: they are in a public model of these parts."""
+def _open_parts(parts):
+    """Fields of an Architecture that cannot be given alone, nor are the usual ones."""
     archs = (registry.facts(name).get("arch", DEIT) for name in public.table())
-    return any(arch.rotary and _told(arch) == _told(parts) for arch in archs)
+    turns = any(arch.rotary and _told(arch) == _told(parts) for arch in archs)
+    found = ["rotary"] if turns or is_eva(parts) else []
+    reads = parts.pool == "map" and parts.prefix
+    return found + ["pool_include_prefix"] * bool(reads)
 
 
 def _values(field, known, given):
@@ -293,6 +296,13 @@ def _several(known, unknown, sizes, parts):
 
 def _unheard_of(unknown, sizes, parts):
     """The sentence on tensors of sizes that no public model has."""
+    if is_eva(parts) and parts.positions:
+        return (
+            "these are EVA's tensors, of no known size, which do not tell whether a "
+            "norm is in front of a branch or behind it, nor whether positions are "
+            "rotary: give a name, name=.., in commands --config.model.name=.., or a "
+            "folder with its config.json"
+        )
     size = ", ".join(f"{field} {sizes[field]:g}" for field in SIZES)
     alike = [
         name

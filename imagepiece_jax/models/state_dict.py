@@ -208,14 +208,15 @@ def parts(path: pathlib.Path) -> dict[str, str]:
 
 
 def _read_parts(path):
-    """Tensors of all parts that an index names."""
+    """The tensors that an index names, each of the part that it is in."""
     places = parts(path)
     tensors = {}
     for part in sorted({*places.values()}):
         if not (path.parent / part).is_file():
             raise InputError(f"weights file {path} lacks its part {part} beside it")
         readers = {".safetensors": safetensors.numpy.load_file}
-        tensors |= _guarded(path.parent / part, readers)
+        found = _guarded(path.parent / part, readers)
+        tensors |= {k: v for k, v in found.items() if places.get(k) == part}
     lacking = next((name for name in places if name not in tensors), None)
     if lacking is not None:
         raise InputError(

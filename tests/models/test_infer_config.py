@@ -136,6 +136,36 @@ def test_without_position_embedding_a_model_is_known_or_lacks_it():
     assert registry.create_model(**fields).arch.rotary == turned.arch.rotary
 
 
+ONE_BY_ONE = {"num_heads": 2, "gelu": "exact", "norm_eps": 1e-6, "resize": "antialias"}
+ONE_BY_ONE |= {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+
+
+def test_evas_tensors_need_a_name():
+    """Norms behind the branches have the same tensors (eva02_enormous): 72 % off."""
+    eva = registry.create_model("eva_giant_patch14_224", image_size=28, **SMALL)
+    found = named_shapes(eva, 28)
+    for given in ({}, ONE_BY_ONE):
+        with pytest.raises(InputError, match="EVA.*in front of a branch or beh") as why:
+            infer_config(found, given)
+        assert "such as" not in str(why.value)  # which has norms in front
+        assert "name=.., in commands --config.model.name=..," in str(why.value)
+    given = {"name": "eva_giant_patch14_224", "num_heads": 2}
+    assert registry.create_model(**infer_config(found, given)).arch == eva.arch
+    given = ONE_BY_ONE | {"arch": eva.arch}
+    assert registry.create_model(**infer_config(found, given)).arch == eva.arch
+
+
+def test_whether_a_pool_reads_registers_is_not_guessed():
+    arch = {"registers": 2, "pool": "map"}
+    model = registry.create_model("deit_s", image_size=32, arch=arch, **SMALL)
+    with pytest.raises(InputError, match="no tensor says its pool_include_prefix: "):
+        infer_config(named_shapes(model, 32), ONE_BY_ONE)
+    siglip = {"class_token": False, "pool": "map"}
+    model = registry.create_model("deit_s", image_size=32, arch=siglip, **SMALL)
+    found = infer_config(named_shapes(model, 32), ONE_BY_ONE)
+    assert registry.create_model(**found).arch == model.arch
+
+
 def test_the_sentence_on_an_unknown_size_says_what_is_enough():
     """Only mean and std are lacking; the name of another kind of model would not do."""
     fields = {"num_heads": 2, "gelu": "exact", "norm_eps": 1e-6, "resize": "bicubic"}

@@ -84,6 +84,21 @@ def test_what_is_given_comes_before_what_the_layout_says(tmp_path):
     assert "gelu" not in fields and fields["num_heads"] == 3
 
 
+@pytest.mark.parametrize(
+    "part", ["pos_embed", "register_tokens", "blocks.1.attn.qkv.bias", "norm.weight"]
+)
+@pytest.mark.parametrize("image_size", [None, 24])
+def test_a_value_that_is_not_finite_is_an_error_at_load(tmp_path, part, image_size):
+    """Also where a tensor is changed on its way, as positions are."""
+    tensors, about = stored("dinov2_registers")
+    spoilt = tensors[part].astype(np.float32)
+    spoilt.reshape(-1)[-1] = np.nan
+    np.savez(tmp_path / "w.npz", **tensors | {part: spoilt})
+    given = json.loads(str(about["given"]))
+    with pytest.raises(InputError, match="holds a value that is not finite in floa"):
+        imagepiece_jax.load(tmp_path / "w.npz", image_size=image_size, **given)
+
+
 def small(*names):
     """Tensors whose shapes do not matter."""
     return {name: np.zeros((4, 4), np.float32) for name in names}

@@ -265,6 +265,21 @@ def test_parts_are_read_together(tmp_path):
     ]
 
 
+def test_the_index_says_which_part_a_tensor_is_of(tmp_path):
+    """Parts of another saving can hold the same names, and names of their own."""
+    path = in_parts(tmp_path)
+    other = {"b.0": np.full(500, 7, np.float32), "b.1": np.full(500, 8, np.float32)}
+    other |= {"a.0": np.full(500, 9, np.float32), "c": np.ones(2, np.float32)}
+    safetensors.numpy.save_file(other, tmp_path / PARTS[1])
+    read = read_state_dict(path)
+    assert {k: v[0] for k, v in read.items()} == {
+        "a.0": 0,
+        "a.1": 1,
+        "b.0": 7,
+        "b.1": 8,
+    }
+
+
 def test_parts_that_lack_something(tmp_path):
     path = in_parts(tmp_path)
     with pytest.raises(InputError, match="00002-of-00002.* is one of 2 parts; allowed"):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import imagepiece_jax
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import hub_config, transformers_config
 
 for package in ("torch", "timm", "transformers"):
@@ -220,6 +221,29 @@ def test_timms_folder(tmp_path, name):
     assert prepared.interpolation == cfg["interpolation"]
     names = tuple(f"class {i}" for i in range(theirs.shape[1]))
     assert found.class_names == names
+
+
+def test_a_model_with_norms_behind_its_branches_is_refused(tmp_path):
+    """Its tensors are those of EVA's other models, and no name here says so."""
+    name = "eva02_enormous_patch14_clip_224"
+    saved_by_timm(tmp_path, name, **TINY | {"img_size": 28})
+    with pytest.raises(InputError, match="architecture is 'eva02_enormous_patch14_cl"):
+        imagepiece_jax.load(tmp_path)
+    fields = {"num_heads": 3, "gelu": "exact", "norm_eps": 1e-6, "mean": originals.HALF}
+    fields |= {"std": originals.HALF, "resize": "antialias"}
+    with pytest.raises(InputError, match="EVA's tensors, of no known size, which do"):
+        imagepiece_jax.load(tmp_path / "model.safetensors", **fields)
+
+
+@pytest.mark.parametrize("grid", [(4, 16), (3, 5)])
+def test_a_file_of_images_that_are_no_squares(tmp_path, grid):
+    size = tuple(16 * side for side in grid)
+    arguments = TINY | {"img_size": size}
+    _, *expected = saved_by_timm(tmp_path, "vit_tiny_patch16_224", **arguments)
+    agrees(tmp_path, *expected)
+    fields = {"num_heads": 3, "gelu": "exact", "norm_eps": 1e-6, "mean": originals.HALF}
+    fields |= {"std": originals.HALF, "resize": "antialias", "image_size": size}
+    agrees(tmp_path / "model.safetensors", *expected, **fields)
 
 
 def test_a_pickled_file_of_timm(tmp_path):
