@@ -6,7 +6,7 @@ in points. Two models are always compared on the same images, in the same order.
 
 Sources: Wilson (1927), a proportion; Agresti and Min (2005), a difference of paired
 proportions; McNemar (1947), its test; Cochran (1950), that of several models; Holm
-(1979), many tests at once; Student (1908), a mean over few seeds; Efron (1979), the
+(1979), many tests at once; Student (1908), a mean over few trainings; Efron (1979), the
 percentile bootstrap of any statistic; Davison and Hinkley (1997, 3.8), the bootstrap of
 nested samples.
 """

@@ -14,6 +14,7 @@ import math
 import sys
 import time
 
+import numpy as np
 from flax import linen as nn
 
 from imagepiece_jax.benchmark import device
@@ -98,7 +99,13 @@ def measure(context) -> dict:
             _line(entry) | _figures(result)
             for entry, result in zip(near, results, strict=True)
         ],
-        "comparisons": comparisons(near, results, dense),
+        "comparisons": comparisons(
+            {
+                (entry.method, entry.share): result.right
+                for entry, result in zip(near, results, strict=True)
+            },
+            dense.right,
+        ),
     }
 
 
@@ -202,22 +209,24 @@ def evaluate_all(context, pretrained, reductions: list[dict]) -> list:
     return [context.evaluate(pretrained, reduction) for reduction in reductions]
 
 
-def comparisons(entries: list[Entry], results: list, dense) -> list[dict]:
-    """Every comparison of the page, each pair once, with p before and after Holm."""
-    at = {(e.method, e.share): r for e, r in zip(entries, results, strict=True)}
+def comparisons(rights: dict[tuple[str, float], np.ndarray], dense) -> list[dict]:
+    """Every comparison, each pair once, with p before and after Holm's correction.
+
+    rights: which images each method has right at each share; dense: the dense model.
+    """
     found = []
-    for (method, share), result in at.items():
+    for (method, share), right in rights.items():
         others = {"dense": dense}
         # ToMe's comparison with random tokens is that of random tokens with ToMe.
         names = REFERENCES if method not in REFERENCES else REFERENCES[:1]
-        others |= {to: at[to, share] for to in names if (to, share) in at}
+        others |= {to: rights[to, share] for to in names if (to, share) in rights}
         others.pop(method, None)
         for to, other in others.items():
-            gained, lost = statistics.discordant(result.right, other.right)
-            change = statistics.paired_difference(result.right, other.right)
+            gained, lost = statistics.discordant(right, other)
             line = {"method": method, "share": share, "to": to}
-            line |= {"points": list(change), "gained": gained, "lost": lost}
-            found.append(line | {"p": statistics.mcnemar(result.right, other.right)})
+            line["points"] = list(statistics.paired_difference(right, other))
+            line |= {"gained": gained, "lost": lost}
+            found.append(line | {"p": statistics.mcnemar(right, other)})
     corrected = statistics.holm([line["p"] for line in found])
     return [line | {"holm": p} for line, p in zip(found, corrected, strict=True)]
 

@@ -9,37 +9,29 @@ EViT and ToMe take beyond their MACs, divided by the number of their steps.
 The published speeds are in `published.ACCURACY_SPEED`: img/s on one RTX 3090.
 """
 
-import functools
 import itertools
 import math
 from typing import NamedTuple
 
-from imagepiece_jax.experiments import published, render
+from imagepiece_jax.experiments import published, render, tables
 from imagepiece_jax.models import registry, summary
-from imagepiece_jax.reduction import settings
 
 SPEEDS = {name: row[1] for name, row in published.ACCURACY_SPEED["deit_s"].items()}
-RATES = {0.8: "ImagePiece", 0.6: "ImagePiece, keep .6"}
-# Of each row the settings that its paper or this package takes it to have, stem first.
-ROWS = {
-    "DeiT": [("patch", settings.DENSE)],
-    "DynamicViT": [("patch", {"name": "dynamicvit", "keep_rate": 0.7})],
-    "SPViT": [
-        ("patch", {"name": "spvit"}),
-        ("patch", {"name": "spvit", "keep_rates": (0.7, 0.49, 0.343)}),
-    ],
-    "EViT": [("patch", {"name": "evit", "keep_rate": 0.7})],
-    "ToMe": [("patch", {"name": "tome", "r": 13})],
-    "ImagePiece": [
-        ("conv", {"name": "imagepiece", "schedule": schedule}) for schedule in "BA"
-    ],
-    "ImagePiece, keep .6": [
-        ("conv", {"name": "imagepiece", "schedule": schedule, "keep_rate": 0.6})
-        for schedule in "BA"
-    ],
-}
 MERGES, PRUNES = 6, 3  # of ImagePiece; EViT prunes 3 times, ToMe merges 12 times
 TOKENS = 26  # of the paper's table 3, keep .6, class token included
+RATES = {0.8: "ImagePiece", 0.6: "ImagePiece, keep .6"}
+# The settings that the rows of the paper's tables are taken to have; then others that
+# some of them might have.
+COMBINED = [row for _, row in tables.PAIRS[3:]]  # ImagePiece added: conv stem
+PAPER = (*tables.TABLE1, *tables.TABLE2, *tables.TABLE3, *COMBINED)
+ROWS = {row.name: row for row in PAPER if SPEEDS.get(row.name)}
+OTHERS = (
+    tables.Row("SPViT", {"name": "spvit", "keep_rates": (0.7, 0.49, 0.343)}),
+    *(
+        tables.Row(row.name, {**row.reduction, "schedule": "A"}, row.stem)
+        for row in (ROWS[name] for name in RATES.values())
+    ),
+)
 
 
 class Overhead(NamedTuple):
@@ -66,40 +58,35 @@ def milliseconds(name: str) -> float:
     return 1000 / SPEEDS[name]
 
 
-@functools.lru_cache
-def _gmacs(stem, fields):
-    model = registry.create_model("deit_s", stem=stem, reduction=dict(fields))
-    return summary.model_macs(model, 224) / 1e9
-
-
-def gmacs(stem: str, reduction: dict) -> float:
+def gmacs(row: tables.Row) -> float:
     """GMACs of DeiT-S at 224 pixels."""
-    return _gmacs(stem, tuple(reduction.items()))
+    model = registry.create_model("deit_s", stem=row.stem, reduction=row.reduction)
+    return summary.model_macs(model, 224) / 1e9
 
 
 def overhead() -> Overhead:
     """What the paper's rows of DeiT, EViT and ToMe say a step and the stem take."""
-    dense = gmacs("patch", settings.DENSE)
+    dense = gmacs(tables.DENSE)
     rate = milliseconds("DeiT") / dense
 
     def beyond(name, steps):
-        ((stem, reduction),) = ROWS[name]
-        return (milliseconds(name) - rate * gmacs(stem, reduction)) / steps
+        return (milliseconds(name) - rate * gmacs(ROWS[name])) / steps
 
-    stem = rate * (gmacs("conv", settings.DENSE) - dense)
+    stem = rate * (gmacs(tables.DENSE_CONV) - dense)
     return Overhead(rate, beyond("EViT", 3), beyond("ToMe", 12), stem)
 
 
 def implied(schedule: str, keep_rate: float) -> float:
     """Milliseconds beyond the blocks' MACs if ImagePiece had this schedule."""
     reduction = {"name": "imagepiece", "schedule": schedule, "keep_rate": keep_rate}
-    blocks = overhead().rate * gmacs("patch", reduction)
-    return milliseconds(RATES[keep_rate]) - blocks
+    name = RATES[keep_rate]
+    blocks = overhead().rate * gmacs(tables.Row(name, reduction))
+    return milliseconds(name) - blocks
 
 
-def efficiency(name: str, stem: str, reduction: dict) -> float:
+def efficiency(row: tables.Row) -> float:
     """Published speed in MACs a second, as a share of the dense model's."""
-    return overhead().rate * gmacs(stem, reduction) / milliseconds(name)
+    return overhead().rate * gmacs(row) / milliseconds(row.name)
 
 
 ROUNDINGS = {
@@ -135,53 +122,57 @@ def roundings() -> dict[tuple[str, str, str], int]:
 
 def schedule(context):
     """Write schedule.md; nothing is measured."""
-    parts = [_schedules(), _efficiencies(), _roundings()]
+    parts = schedule_table(), overhead_table(), efficiency_table(), rounding_table()
     title = "what the published speeds and token counts say"
     render.page(context, "schedule", title, *parts)
 
 
-def _schedules():
-    """Table of the time beyond the blocks' MACs by either schedule, and predicted."""
-    model = overhead()
-    rows = [[f"{rate:g}", *(f"{implied(s, rate):.4f}" for s in "BA")] for rate in RATES]
-    for row in rows:
-        row.append(f"{model.predicted:.4f}")
-    head = ["keep", "schedule B", "schedule A", "predicted by the other rows"]
-    more = milliseconds("ImagePiece + ToMe") - milliseconds("ImagePiece")
-    return (
-        f"{render.table(head, rows)}\n\n"
-        "Milliseconds an image beyond the MACs of the blocks (patch stem) at the dense "
-        f"model's {model.rate:.4f} ms a GMAC. Predicted: the stem's MACs "
-        f"{model.stem:.4f}, {PRUNES} prunes at EViT's {model.prune:.4f}, {MERGES} "
-        f"merges at ToMe's {model.merge:.4f}. ImagePiece + ToMe takes {more:.4f} more, "
-        f"predicted {model.tome_instead:.4f}."
-    )
-
-
-def _efficiencies():
-    """Table of the MACs a second that published speeds imply, dense is 1."""
+def schedule_table() -> str:
+    """Time beyond the blocks' MACs by either schedule, and what other rows predict."""
+    predicted = f"{overhead().predicted:.4f}"
     rows = [
-        [name, _fields(stem, reduction), f"{gmacs(stem, reduction):.3f}"]
-        + [f"{SPEEDS[name]:.1f}", f"{efficiency(name, stem, reduction):.2f}"]
-        for name, variants in ROWS.items()
-        for stem, reduction in variants
+        [f"{rate:g}", *(f"{implied(s, rate):.4f}" for s in "BA"), predicted]
+        for rate in RATES
     ]
-    head = ["row", "taken to be", "GMACs", "img/s, published", "MACs/s, of dense"]
+    head = ["keep", "schedule B, ms", "schedule A, ms", "predicted, ms"]
     return render.table(head, rows)
 
 
-def _fields(stem, reduction):
-    fields = [f"{k}={v}" for k, v in reduction.items() if k != "name"]
-    return ", ".join([f"{stem} stem", *fields])
+def overhead_table() -> str:
+    """The parts of the prediction, and ImagePiece + ToMe's."""
+    model = overhead()
+    more = milliseconds("ImagePiece + ToMe") - milliseconds("ImagePiece")
+    rows = [
+        ["a GMAC of DeiT-S", model.rate],
+        ["the stem's additional MACs", model.stem],
+        [f"a prune of EViT ({PRUNES} of them here)", model.prune],
+        [f"a merge of ToMe ({MERGES} of them here)", model.merge],
+        ["ImagePiece + ToMe, beyond ImagePiece: published", more],
+        ["the same, predicted", model.tome_instead],
+    ]
+    return render.table(["part", "ms"], [[name, f"{ms:.4f}"] for name, ms in rows])
 
 
-def _roundings():
-    """Table of the roundings that leave the published number of tokens."""
+def efficiency_table() -> str:
+    """The paper's rows, and the MACs a second that their speeds imply; dense is 1."""
+    rows = []
+    for row in (*ROWS.values(), *OTHERS):
+        acc1, speed = published.ACCURACY_SPEED["deit_s"][row.name]
+        rows.append([row.name, _fields(row), f"{gmacs(row):.3f}"])
+        rows[-1] += [tables.plan_tokens(row), f"{acc1:.2f}", f"{speed:.1f}"]
+        rows[-1].append(f"{efficiency(row):.2f}")
+    head = ["DeiT-S with", "taken to be", "GMACs", "tokens left", "acc1, %", "img/s"]
+    return render.table([*head, "MACs/s, dense = 1"], rows)
+
+
+def _fields(row):
+    fields = [f"{k}={v}" for k, v in row.reduction.items() if k != "name"]
+    return ", ".join([f"{row.stem} stem", *fields])
+
+
+def rounding_table() -> str:
+    """The roundings that leave the published number of tokens, of all of them."""
     found = roundings()
     rows = [list(variant) for variant, left in found.items() if left == TOKENS]
-    head = ["merges are rounded by", "of", "prunes, of image tokens, by"]
-    return (
-        f"{render.table(head, rows)}\n\n"
-        f"{len(rows)} of {len(found)} ways to round leave the published {TOKENS} "
-        "tokens at keep .6."
-    )
+    head = [f"{len(rows)} of {len(found)}: merges are rounded by", "a share of"]
+    return render.table([*head, "prunes, of image tokens, by"], rows)
