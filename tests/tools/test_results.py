@@ -235,6 +235,28 @@ def test_claims_on_imagepiece(kept, report):
     for figures in ("0.8, 5.7 and 26.4 points", "2.6, 6.8 and 25.8"):
         assert figures in said and figures in text_of("README.md")
     assert "+1.8, +1.1 and -0.6 points" in said
+    for control, each, mean in (
+        ("random", "+2.1, +1.0 and +2.0", "+1.7 [-0.1, +3.5]"),
+        ("drop", "+1.8, +1.1 and -0.6", "+0.8 [-0.9, +2.4]"),
+        ("tome", "0.5, 3.2 and 4.3 points", "2.7 [0.9, 4.5]"),
+    ):
+        sign = -1 if control == "tome" else 1
+        gains = [
+            100.0 * sign * (controls["merge", s].astype(float) - controls[control, s])
+            for s in (0.6, 0.5, 0.4)
+        ]
+        over = statistics.mean(np.mean(gains, axis=0))
+        signed = "" if control == "tome" else "+"
+        low, value, high = (
+            f"{x:{signed}.1f}" for x in (over.low, over.value, over.high)
+        )
+        assert mean == f"{value} [{low}, {high}]"
+        values = [f"{gain.mean():{signed}.1f}" for gain in gains]
+        assert each.startswith(f"{values[0]}, {values[1]} and {values[2]}")
+        assert mean in said and each in said
+    for share in (0.6, 0.5, 0.4):  # ToMe in its own steps, and in ImagePiece's
+        ahead = points(rights["tome", share], controls["tome", share]).value
+        assert 2.95 < ahead < 3.45
     p = []
     for share in (0.6, 0.5, 0.4):
         pair = rights["imagepiece_tome", share], rights["imagepiece", share]
