@@ -129,9 +129,9 @@ def folder(tmp_path, monkeypatch, assets):
     weights = assets / "weights" / "deit_tiny_patch16_224.pth"
     read = layouts.read_state_dict
 
-    def two_blocks(path):
+    def two_blocks(path, averaged=False):
         left_out = re.compile(r"blocks\.([2-9]|1.)\.")
-        return {k: v for k, v in read(path).items() if not left_out.match(k)}
+        return {k: v for k, v in read(path, averaged).items() if not left_out.match(k)}
 
     monkeypatch.setattr(layouts, "read_state_dict", two_blocks)
     (tmp_path / weights.name).symlink_to(weights)
