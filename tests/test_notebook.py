@@ -53,7 +53,7 @@ def shallow(tmp_path, monkeypatch):
     read = layouts.read_state_dict
     kept = re.compile(rf"(?!blocks\.)|blocks\.[0-{DEPTH - 1}]\.")
 
-    def first_blocks(path):
+    def first_blocks(path, averaged):
         return {k: v for k, v in read(path).items() if kept.match(k)}
 
     monkeypatch.setattr(layouts, "read_state_dict", first_blocks)

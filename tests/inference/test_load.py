@@ -95,8 +95,8 @@ def test_load_reads_the_config_of_a_run(trained, weights_file, tmp_path, monkeyp
     (tmp_path / "config.json").write_text(json.dumps(config))
     asked = []
 
-    def read_checkpoint(path, checkpoint):
-        asked.append((path, checkpoint))
+    def read_checkpoint(path, checkpoint, averaged):
+        asked.append((path, checkpoint, averaged))
         return convert.to_timm(trained[1])
 
     monkeypatch.setattr(run_files, "read_checkpoint", read_checkpoint)
@@ -104,7 +104,7 @@ def test_load_reads_the_config_of_a_run(trained, weights_file, tmp_path, monkeyp
     assert model.plan[0].mlp_tokens == 16  # 0.6 * 25, and the class token
     dense, _ = imagepiece_jax.load(tmp_path, reduction={"name": "none"})
     assert dense == trained[0]
-    assert asked == [(tmp_path, "latest"), (tmp_path, "best")]
+    assert asked == [(tmp_path, "latest", False), (tmp_path, "best", False)]
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,9 @@ def weights(file):
 def test_a_file_is_read_once(file, monkeypatch):
     reads, read = [], layouts.read_state_dict
     monkeypatch.setattr(
-        layouts, "read_state_dict", lambda path: reads.append(path) or read(path)
+        layouts,
+        "read_state_dict",
+        lambda path, averaged: reads.append(path) or read(path, averaged),
     )
     weights = pretrained.for_analysis(file)
     for reduction in (settings.DENSE, {"name": "tome", "r": 2}):
