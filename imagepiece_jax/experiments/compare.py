@@ -1,4 +1,4 @@
-"""All methods on one checkpoint, matched in cost: what each loses, and what is noise.
+"""All methods on one checkpoint, matched in cost: what each loses, and the tests of it.
 
 Every method stands at the setting of its knob whose cost is nearest to a share of the
 dense model's (`--shares`), by MACs or by time on this device (`--metric ms`); all other

@@ -268,3 +268,22 @@ def test_claims_on_imagepiece(kept, report):
     assert "2.9 [0.8, 5.0] points at 0.5 (p = .008, of three tests .023)" in text_of(
         "docs/comparison.md"
     )
+
+
+def test_claims_of_the_limits(kept):
+    """Prototypes on a GPU, from docs/performance.md; DynamicViT from scratch."""
+    page, said = text_of("docs/performance.md"), text_of("README.md")
+
+    def speeds(row):
+        cell = page.split(f"| {row} | ")[1].split(" |")[0]
+        texts = [each.split(" at ")[0] for each in cell.split("; ")]
+        return [float(text.replace(",", "")) for text in texts]
+
+    dense, _ = speeds("+ no Triton products (cuBLASLt fuses bias, GELU and residual)")
+    fast, _ = speeds("ImagePiece DeiT-S on top of that (patch stem, 2.52 GMACs)")
+    tiny = speeds("dense DeiT-Ti; ImagePiece DeiT-Ti")
+    assert f"{fast / dense:.2f} times as fast as the dense DeiT-S" in said
+    assert f"{tiny[1] / tiny[0]:.2f} times as fast as DeiT-Ti" in said
+    (dynamicvit,) = (r for r in kept.of("scratch") if r.method == "DynamicViT")
+    gain = dynamicvit.differences["random tokens"][0]
+    assert f"from scratch DynamicViT does, by {gain:.1f} points" in said
