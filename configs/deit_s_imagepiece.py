@@ -50,4 +50,5 @@ def imagepiece():
     fields.size_weighting = True  # a merged token is the mean over its patches
     fields.score = "auto"  # "class" attention, or what else ranks the tokens:
     #                        "received", "energy", "probe" (docs/models.md)
+    fields.inattentive = "merge"  # controls of equal counts: "drop", "random", "tome"
     return fields

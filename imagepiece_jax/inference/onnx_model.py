@@ -11,6 +11,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import onnx_nodes, onnx_primitives, optimize
 from imagepiece_jax.inference.onnx_graph import IR_VERSION, OPSET, Graph, Value
 from imagepiece_jax.models.vit import ViT
+from imagepiece_jax.reduction.settings import changed, label
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -35,8 +36,8 @@ def onnx_model(
     """
     if optimize.draws(model):
         raise InputError(
-            f"config.reduction.name is {model.reduction['name']!r}, which draws random "
-            "numbers, and has no ONNX graph; allowed are the other methods, or "
+            f"config.reduction is {label(changed(model.reduction))}, which draws "
+            "random numbers, and has no ONNX graph; allowed are the other methods, or "
             "--format jax"
         )
     images = optimize.exported_images(model, image_size, batch_size, pixels)

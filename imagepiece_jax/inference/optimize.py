@@ -37,6 +37,7 @@ from imagepiece_jax.models import registry, stems, summary
 from imagepiece_jax.models.architecture import GELUS
 from imagepiece_jax.models.attention import resolve_backend
 from imagepiece_jax.models.vit import ViT
+from imagepiece_jax.reduction.settings import changed, label
 
 # Parts that compute in float32 whatever the dtype: casting would only lose digits.
 STAYS_FLOAT32 = ("norm", "head", "reducer")
@@ -239,8 +240,8 @@ def exported_images(model, image_size, batch_size=None, pixels=False):
     if batch_size is None:
         if draws(model):
             raise InputError(
-                f"config.reduction.name is {model.reduction['name']!r}, which "
-                "draws random numbers; allowed is a batch size, --batch"
+                f"config.reduction is {label(changed(model.reduction))}, which draws "
+                "random numbers; allowed is a batch size, --batch"
             )
         (batch_size,) = jax.export.symbolic_shape("batch")
     shape = batch_size, *sides(image_size), 3

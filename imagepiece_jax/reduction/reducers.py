@@ -107,8 +107,11 @@ class Ranking(Reducer):
         return SCORES[self.score] == "cls_attn"
 
     def scores(self, taps):
-        """[B, n] float32."""
-        return getattr(taps, SCORES[self.score])
+        """[B, n] float32. What is masked is gone, and never among the lowest."""
+        score = getattr(taps, SCORES[self.score])
+        if taps.mask is None:
+            return score
+        return jnp.where(taps.mask > 0.5, score, jnp.inf)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,30 +162,36 @@ class Retokenize(Ranking):
 
     order: "descending" starts with the highest candidate; parity: which of the first
     two is on side A; metric: what is compared ("key", "query", "value", "token");
-    size_weighting: a merged token is the mean over patches, else over tokens.
+    size_weighting: a merged token is the mean over patches, else over tokens; random:
+    similarities are drawn instead, uniformly, so that chance makes the pairs (a
+    control).
     """
 
     order: str = "descending"
     parity: int = 0
     metric: str = "key"
     size_weighting: bool = True
+    random: bool = False
 
     @property
     def needs(self):
-        return super().needs | {"metric"}
+        return super().needs | {"rng" if self.random else "metric"}
 
     def __call__(self, taps, counts, train=False):
         n, b, r = counts.n_in, counts.candidates, counts.n_in - counts.n_out
         score = jax.lax.stop_gradient(self.scores(taps))
-        if taps.mask is not None:  # what is masked is never a candidate
-            score = jnp.where(taps.mask > 0.5, score, jnp.inf)
-        metric = jax.lax.stop_gradient(taps.metric)
         # The candidates by their place, the highest first; side A before side B.
         place = np.arange(b) if self.order == "descending" else np.arange(b)[::-1]
         place = np.concatenate([place[self.parity :: 2], place[1 - self.parity :: 2]])
         first = (b + 1 - self.parity) // 2
         candidates = invert(rank(score), n - b + place)  # [B, b]
-        similarity = cosine_within(gather_rows(metric, candidates))[:, :first, first:]
+        if self.random:
+            similarity = jax.vmap(
+                lambda key: jax.random.uniform(key, (first, b - first))
+            )(taps.rng)
+        else:
+            metric = gather_rows(jax.lax.stop_gradient(taps.metric), candidates)
+            similarity = cosine_within(metric)[:, :first, first:]
         best, partner = find_partners(similarity, candidates[:, first:])
         absorbed, partners = pick(rank(best), r, candidates[:, :first], partner)
         result = merge_in_place(absorbed, partners, counts)
@@ -193,7 +202,8 @@ class Retokenize(Ranking):
     @property
     def kernel(self):
         """The fused kernel that does the same, where there is one."""
-        return "retokenize" if self.by_class and self.metric == "key" else None
+        alike = self.by_class and self.metric == "key" and not self.random
+        return "retokenize" if alike else None
 
     def fused(self, query, key, state, counts, prop_attn=False):
         """Class attention, decision and move in one (kernels.fused.retokenize)."""

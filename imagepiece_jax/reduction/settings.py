@@ -12,7 +12,7 @@ MODEL_FIELDS = ("prop_attn",)
 # Fields of former versions, with the value that had no effect: saved runs have them.
 RETIRED = {"round_to": 0}
 RENAMED = {"score": {"columns": "received", "cls": "class"}}  # values of fields
-ADDED = ("score",)  # fields whose default is what methods did before
+ADDED = ("score", "inattentive")  # fields whose default is what methods did before
 SWITCHES = ("true", "false")
 
 

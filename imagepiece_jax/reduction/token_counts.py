@@ -114,6 +114,13 @@ class Merge(Rule):
 
 
 @dataclasses.dataclass(frozen=True)
+class DropAsMerge(Merge):
+    """As many tokens fewer as `Merge`, which are dropped: there are no pairs."""
+
+    merges: ClassVar[bool] = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Fixed(Rule):
     """`tokens`, independently of n."""
 

@@ -66,6 +66,11 @@ def test_every_method_has_the_logits_of_jax(name):
     check(tiny.model({"name": name} | METHODS[name].small))
 
 
+@pytest.mark.parametrize("inattentive", ["drop", "tome"])
+def test_controls_of_imagepiece_have_the_logits_of_jax(inattentive):
+    check(tiny.model(tiny.IMAGEPIECE | {"inattentive": inattentive}))
+
+
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 @pytest.mark.parametrize("name", ["evit", "tome"])
 def test_every_family_has_the_logits_of_jax(name, family):
@@ -157,8 +162,12 @@ def test_equally_good_tokens_are_taken_in_the_order_of_jax():
 
 
 @pytest.mark.parametrize("batch_size", [None, 2])
-def test_what_draws_has_no_graph(batch_size):
-    model = tiny.model({"name": "random", "blocks": (1,)})
+@pytest.mark.parametrize(
+    "reduction",
+    [{"name": "random", "blocks": (1,)}, tiny.IMAGEPIECE | {"inattentive": "random"}],
+)
+def test_what_draws_has_no_graph(batch_size, reduction):
+    model = tiny.model(reduction)
     with pytest.raises(InputError, match="draws random numbers, and has no ONNX graph"):
         onnx_model(model, tiny.variables(model), tiny.SIDE, batch_size=batch_size)
 

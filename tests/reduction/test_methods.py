@@ -28,6 +28,8 @@ VARIANTS = {
         | {"order": "ascending", "parity": 1, "size_weighting": False},
         {"prune_blocks": (), "merge_ratio": 0.15},
         {"keep_rate": 0.0, "merge_ratio": 1.0, "candidate_ratio": 1.0},
+        {"inattentive": "drop"},
+        {"inattentive": "random"},
     ],
     "evit": [{"fuse_token": True}, {"keep_rate": 0.0, "blocks": (0, 1)}],
     "tome": [
@@ -36,7 +38,10 @@ VARIANTS = {
     ],
     "random": [{"keep_rate": 0.0}],
     "grid_pooling": [{"grid_size": 3, "block": 0}, {"grid_size": 1}],
-    "imagepiece_tome": [{"keep_rate": 0.0, "schedule": "A"}],
+    "imagepiece_tome": [
+        {"keep_rate": 0.0, "schedule": "A"},
+        {"inattentive": "tome"},
+    ],
     "token_learner": [{"version": "v1.0"}, {"num_tokens": 25, "block": 0}],
     "token_pooling": [
         {"algorithm": "kmeans"},
@@ -64,6 +69,8 @@ VARIANTS = {
     "imagepiece_dynamicvit": [
         {"mode": "topk", "predictor_pos": "pre"},
         {"keep_rate": 0.0, "schedule": "A"},
+        {"inattentive": "drop"},
+        {"inattentive": "random", "mode": "topk"},
     ],
 }
 # What has to be smaller than the default for the few tokens here.

@@ -6,8 +6,19 @@ from typing import Any, ClassVar
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import Method
-from imagepiece_jax.reduction.reducers import METRICS, SCORES, Retokenize, TopK
-from imagepiece_jax.reduction.token_counts import Keep, Merge
+from imagepiece_jax.reduction.reducers import (
+    METRICS,
+    SCORES,
+    Bipartite,
+    Retokenize,
+    TopK,
+)
+from imagepiece_jax.reduction.token_counts import (
+    DropAsMerge,
+    Keep,
+    Merge,
+    MergeTo,
+)
 from imagepiece_jax.reduction.validate import (
     check_blocks,
     choice,
@@ -15,6 +26,8 @@ from imagepiece_jax.reduction.validate import (
     rate,
     switch,
 )
+
+INATTENTIVE = ("merge", "drop", "random", "tome")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +39,11 @@ class ImagePiece(Method):
     tokens (class token included) or, by merge_base="candidates", of the candidates; at
     most half of the candidates merge, into the other half. merge_blocks and
     prune_blocks, where given, override `schedule`. score: what takes the place of class
-    attention (`reducers.Ranking`); "auto": nothing, where there is a class token. The
+    attention (`reducers.Ranking`); "auto": nothing, where there is a class token.
+    inattentive: what becomes of the least attended tokens; "merge" is ImagePiece. The
+    others are controls, with the same token counts in every block: "drop" drops as many
+    of the least attended at merge steps, "random" merges random pairs of the
+    candidates, "tome" is ToMe's matching of all tokens at merge and prune steps. The
     rest is `Retokenize`'s.
     """
 
@@ -48,6 +65,7 @@ class ImagePiece(Method):
     metric: str = choice("key", METRICS)
     size_weighting: bool = switch(True)
     score: str = choice("auto", tuple(SCORES))
+    inattentive: str = choice("merge", INATTENTIVE)
 
     def knob(self, depth):
         """Its keep rate; its merge ratio where it does not prune."""
@@ -65,14 +83,27 @@ class ImagePiece(Method):
         return tuple(sorted(steps, key=lambda step: step.block))
 
     def merge_step(self, block: int) -> Step:
-        """A step that merges unimportant tokens."""
+        """A step that merges unimportant tokens, or what a control does instead."""
+        counts = (self.merge_ratio, self.candidate_ratio, self.merge_base)
+        if self.inattentive == "drop":
+            return Step(block, TopK(score=self.score), DropAsMerge(*counts))
+        if self.inattentive == "tome":
+            return Step(block, Bipartite(self.metric), Merge(*counts))
         switches = (self.order, self.parity, self.metric, self.size_weighting)
-        reducer = Retokenize(*switches, score=self.score)
-        rule = Merge(self.merge_ratio, self.candidate_ratio, self.merge_base)
-        return Step(block, reducer, rule)
+        by_chance = self.inattentive == "random"
+        reducer = Retokenize(*switches, random=by_chance, score=self.score)
+        return Step(block, reducer, Merge(*counts))
 
     def prune_step(self, block: int) -> Step:
         """A step that removes tokens; combinations with other methods override it."""
+        if self.inattentive == "tome":
+            if self.keep_rate < 0.5:
+                raise InputError(
+                    f"config.reduction.keep_rate is {self.keep_rate}; with inattentive "
+                    "'tome', whose matching removes at most half of the tokens at a "
+                    "step, allowed are numbers from 0.5 to 1"
+                )
+            return Step(block, Bipartite(self.metric), MergeTo(self.keep_rate))
         return Step(block, TopK(score=self.score), Keep(self.keep_rate))
 
     def scheduled_blocks(self, depth):

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import token_selector
 from imagepiece_jax.reduction.assignments import keep_highest
 from imagepiece_jax.reduction.layer_plan import Step, build
@@ -68,6 +69,14 @@ class ImagePieceDynamicViT(ImagePiece, LearnedSelection):
 
     mode: str = choice("mask", ("mask", "topk"))
     predictor_pos: str = choice("mid", ("mid", "pre"))
+
+    def merge_step(self, block):
+        if self.inattentive == "tome" and self.mode == "mask":
+            raise InputError(
+                "config.reduction.inattentive is 'tome', whose matching reads no "
+                "masks; allowed with it is mode 'topk'"
+            )
+        return super().merge_step(block)
 
     def prune_step(self, block):
         reducer, when_masked = NoisyTopK(), None

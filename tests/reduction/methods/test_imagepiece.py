@@ -1,12 +1,17 @@
-"""ImagePiece's schedules, and the blocks and rates that its steps get."""
+"""ImagePiece's schedules, the blocks and rates that its steps get, and its controls."""
 
+import jax
+import numpy as np
 import pytest
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.flops import plan_macs
 from imagepiece_jax.reduction.layer_plan import build
+from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.imagepiece import ImagePiece
+from imagepiece_jax.reduction.reducers import Bipartite
 from imagepiece_jax.reduction.token_counts import Keep, Merge
+from imagepiece_jax.reduction.tokens import DROPPED, Taps
 
 
 @pytest.mark.parametrize(
@@ -53,6 +58,7 @@ def test_a_schedule_needs_four_blocks():
         ("parity", 2, "0, 1"),
         ("metric", "keys", "'key', 'query', 'value', 'token'"),
         ("size_weighting", 1, "True, False"),
+        ("inattentive", "fuse", "'merge', 'drop', 'random', 'tome'"),
     ],
 )
 def test_an_unknown_choice_lists_the_known_ones(field, value, allowed):
@@ -84,3 +90,122 @@ def test_fewer_and_larger_steps_cost_the_same(fields, tokens):
     assert [layer.mlp_tokens for layer in plans[1]] == tokens
     nine, fewer = (sum(plan_macs(plan, 384, 6)) for plan in plans)
     assert fewer == pytest.approx(nine, rel=0.01)
+
+
+CONTROLS = ("drop", "random", "tome")
+
+
+@pytest.mark.parametrize("name", [n for n in METHODS if n.startswith("imagepiece")])
+@pytest.mark.parametrize("inattentive", CONTROLS)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *({"keep_rate": rate} for rate in (0.9, 0.8, 0.77, 0.62, 0.5)),
+        {"merge_base": "candidates", "schedule": "A"},
+        {"merge_ratio": 0.15, "prune_blocks": ()},
+        {"merge_ratio": 1.0, "candidate_ratio": 1.0},
+    ],
+)
+def test_a_control_has_the_same_counts_in_every_block(name, inattentive, fields):
+    if name == "imagepiece_dynamicvit":
+        fields = fields | {"mode": "topk"}
+    for n0, depth in ((196, 12), (64, 12), (25, 4), (3, 4)):
+        plans = [
+            build(depth, n0, METHODS[name](inattentive=kind, **fields).steps(depth))
+            for kind in ("merge", inattentive)
+        ]
+        ours, theirs = (
+            [(x.attn_tokens, x.mlp_tokens, x.step and x.step.block) for x in plan]
+            for plan in plans
+        )
+        assert ours == theirs
+
+
+def taps(images, n):
+    """Random Taps of this many tokens; scores without ties."""
+    rng = np.random.default_rng(0)
+    score = np.stack([rng.permutation(n) / n for _ in range(images)])
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), np.arange(images))
+    return Taps(
+        x=rng.normal(size=(images, n, 4)).astype("float32"),
+        size=np.ones((images, n), "float32"),
+        metric=rng.normal(size=(images, n, 4)).astype("float32"),
+        cls_attn=score.astype("float32"),
+        rng=keys,
+    )
+
+
+def first_step(n, **fields):
+    """(reducer, counts) of the first step on n tokens."""
+    layer = build(12, n, ImagePiece(**fields).steps(12))[0]
+    return layer.step.reducer, layer.counts
+
+
+def test_dropping_drops_the_least_attended():
+    reducer, counts = first_step(40, inattentive="drop")
+    seen = taps(5, 40)
+    dropped = np.asarray(reducer(seen, counts).dest) == DROPPED
+    merged = counts.n_in - counts.n_out
+    assert merged == 4  # ceil(.08 * 41)
+    lowest = np.argsort(seen.cls_attn, axis=1)[:, :merged]
+    np.testing.assert_array_equal(
+        np.nonzero(dropped)[1].reshape(5, merged), np.sort(lowest)
+    )
+
+
+def test_what_is_masked_is_not_dropped_again():
+    reducer, counts = first_step(40, inattentive="drop")
+    seen = taps(1, 40)
+    lowest = np.argsort(seen.cls_attn[0])
+    mask = np.ones((1, 40), "float32")
+    mask[0, lowest[:3]] = 0
+    dest = np.asarray(reducer(seen.replace(mask=mask), counts).dest)[0]
+    np.testing.assert_array_equal(np.flatnonzero(dest == DROPPED), np.sort(lowest[3:7]))
+
+
+def test_random_pairs_are_of_candidates_and_of_all_pairs_alike():
+    n, images = 20, 3000
+    reducer, counts = first_step(n, inattentive="random", candidate_ratio=0.3)
+    seen = taps(images, n)
+    result = reducer(seen, counts)
+    left = np.asarray(result.index.absorbed)
+    partner = np.take_along_axis(
+        np.asarray(result.index.keep), np.asarray(result.index.target), axis=1
+    )
+    order = np.argsort(seen.cls_attn, axis=1)[:, :6][:, ::-1]  # most attended first
+    place = {}
+    for image in range(images):
+        at = {token: i for i, token in enumerate(order[image])}
+        for pair in zip(left[image], partner[image], strict=True):
+            pair = at[pair[0]], at[pair[1]]
+            place[pair] = place.get(pair, 0) + 1
+    assert set(place) == {(a, b) for a in (0, 2, 4) for b in (1, 3, 5)}
+    expected = images * (n - counts.n_out) / 9
+    assert all(abs(times / expected - 1) < 0.15 for times in place.values())
+
+
+def test_a_control_by_tome_matches_all_tokens_at_all_nine_steps():
+    found = ImagePiece(inattentive="tome").steps(12)
+    assert {step.reducer for step in found} == {Bipartite("key")} and len(found) == 9
+    with pytest.raises(InputError, match="keep_rate is 0.4; with inattentive 'tome'"):
+        ImagePiece(inattentive="tome", keep_rate=0.4).steps(12)
+
+
+def test_no_kernel_stands_in_for_a_control_that_it_does_not_know():
+    kernels = {
+        kind: [
+            step.reducer.kernel for step in ImagePiece(inattentive=kind).steps(3 * 4)
+        ]
+        for kind in ("merge", *CONTROLS)
+    }
+    two = ["retokenize", "retokenize", "prune"] * 3
+    assert kernels["merge"] == two
+    assert kernels["drop"] == ["prune"] * 9
+    assert kernels["tome"] == ["bipartite"] * 9
+    assert kernels["random"] == [None, None, "prune"] * 3
+
+
+def test_masked_training_has_no_tome():
+    method = METHODS["imagepiece_dynamicvit"]
+    with pytest.raises(InputError, match="inattentive is 'tome', whose .* mode 'topk'"):
+        method(inattentive="tome").steps(12)
