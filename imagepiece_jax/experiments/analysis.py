@@ -8,6 +8,8 @@ from imagepiece_jax.evaluate.statistics import format_difference, format_estimat
 from imagepiece_jax.experiments import merges, published, render, tables
 from imagepiece_jax.experiments.render import estimate
 from imagepiece_jax.experiments.rows import Row, find
+from imagepiece_jax.reduction import methods
+from imagepiece_jax.reduction.settings import split
 from imagepiece_jax.reduction.token_counts import floor
 
 REDUCTION = {"name": "imagepiece"}
@@ -59,7 +61,17 @@ def reassess(context):
 def attentive_ratios(context, pretrained, reduction):
     """{block: dict(own, candidates, rule)} of blocks right after a merge, percent."""
     model = merges.observed(pretrained.model(reduction))
-    share = reduction.get("candidate_ratio", 0.3)
+    own, _ = split(reduction)
+    analysis = reassessing(model, methods.create(**own))
+    found = context.analyze(
+        "reassess", pretrained, reduction, analysis[0], model, analysis[1]
+    )
+    return {block: figures for block, figures in found.items() if block != "images"}
+
+
+def reassessing(model, method):
+    """(measure, summarize) of `attentive_ratios`, for an observed model of `method`."""
+    share = getattr(method, "candidate_ratio", 0.3)
     steps = merges.sites(model)
     after = [
         (before, here)
@@ -90,10 +102,7 @@ def attentive_ratios(context, pretrained, reduction):
             for _, here in after
         }
 
-    found = context.analyze(
-        "reassess", pretrained, reduction, measure, model, summarize
-    )
-    return {block: figures for block, figures in found.items() if block != "images"}
+    return measure, summarize
 
 
 def similarity(context):
@@ -132,6 +141,14 @@ def similarity(context):
 def first_and_last(context, pretrained, reduction):
     """Estimates by "lowest first", "all last", ..., and their "gap" (of the lowest)."""
     model = merges.observed(pretrained.model(reduction))
+    measure, summarize = first_and_last_pairs(model)
+    return context.analyze(
+        "similarity", pretrained, reduction, measure, model, summarize
+    )
+
+
+def first_and_last_pairs(model):
+    """(measure, summarize) of `first_and_last`, for an observed model."""
     merging = [site for site in merges.sites(model) if site.merges]
     ends = dict(zip(ENDS, (merging[0], merging[-1]), strict=True))
 
@@ -156,9 +173,7 @@ def first_and_last(context, pretrained, reduction):
             )
         return found
 
-    return context.analyze(
-        "similarity", pretrained, reduction, measure, model, summarize
-    )
+    return measure, summarize
 
 
 def lowest_count(images: int) -> int:
@@ -255,8 +270,19 @@ def lcb_similarity(context):
 def first_merge(context, pretrained, reduction):
     """Estimates by the names of STEM_FIGURES."""
     model = merges.observed(pretrained.model(reduction))
-    site = next(site for site in merges.sites(model) if site.merges)
     width = sides(pretrained.image_size)[1] // model.patch_size
+    measure, summarize = first_pairs(model, width)
+    return context.analyze(
+        "lcb-similarity", pretrained, reduction, measure, model, summarize
+    )
+
+
+def first_pairs(model, width):
+    """(measure, summarize) of `first_merge`, for an observed model.
+
+    width: patches a row.
+    """
+    site = next(site for site in merges.sites(model) if site.merges)
 
     def measure(outputs, batch):
         result, taps = outputs.results[site.place], outputs.taps[site.place]
@@ -273,9 +299,7 @@ def first_merge(context, pretrained, reduction):
         found["lowest"] = statistics.bootstrap(lambda i: lowest(pairs[i]), len(pairs))
         return found
 
-    return context.analyze(
-        "lcb-similarity", pretrained, reduction, measure, model, summarize
-    )
+    return measure, summarize
 
 
 def _note(context, after=""):

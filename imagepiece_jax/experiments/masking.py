@@ -99,24 +99,31 @@ def _rights(context, model, count, alter, grid):
     for seed in SEEDS:
         alteration = {"masks": count, "fill": fill, "grid": grid, "mask_seed": seed}
 
-        def prepare(batch, seed=seed):
-            side = batch["image"].shape[-2]
-            corners = corners_of(batch["index"], count, seed, side, grid)
-            # One program for all counts: the rest lies outside of the image.
-            spare = [(0, 0)] * (corners.ndim - 2) + [(0, MAX_MASKS - count), (0, 0)]
-            outside = np.pad(corners, spare, constant_values=-SIDE)
-            return batch | {"corners": outside}
-
+        prepare = functools.partial(with_corners, count=count, seed=seed, grid=grid)
         result = context.evaluate_altered(*model, alteration, alter, prepare)
         found.append(result.right)
     return found
 
 
-def corners_of(index, count: int, seed: int, side: int, grid=False) -> np.ndarray:
+def with_corners(batch, count, seed, grid=False, square=SIDE, most=MAX_MASKS):
+    """`batch` with "corners", as `cover` reads them, of `count` squares an image.
+
+    There are `most` for any count, so that one program serves all: the rest lies
+    outside of the image.
+    """
+    side = batch["image"].shape[-2]
+    corners = corners_of(batch["index"], count, seed, side, grid, square)
+    spare = [(0, 0)] * (corners.ndim - 2) + [(0, most - count), (0, 0)]
+    return batch | {"corners": np.pad(corners, spare, constant_values=-square)}
+
+
+def corners_of(
+    index, count: int, seed: int, side: int, grid=False, square=SIDE
+) -> np.ndarray:
     """Top left corners of each image's squares. int [...] -> int32 [..., count, 2].
 
-    (row, column) from 0 to side - 16, by (seed, index) alone: the first corners of a
-    larger `count` are those of a smaller one. grid: on patches, all different.
+    (row, column) from 0 to side - square, by (seed, index) alone: the first corners of
+    a larger `count` are those of a smaller one. grid: on patches, all different.
     """
     flat = np.ravel(index)
     found = np.empty((len(flat), count, 2), np.int32)
@@ -124,14 +131,16 @@ def corners_of(index, count: int, seed: int, side: int, grid=False) -> np.ndarra
         key = np.random.Philox(key=[seed, 0], counter=[0, 0, 0, int(image)])
         draw = np.random.Generator(key)
         if grid:
-            cells = draw.permutation((side // SIDE) ** 2)[:count]
-            found[place] = SIDE * np.stack(np.divmod(cells, side // SIDE), axis=1)
+            cells = draw.permutation((side // square) ** 2)[:count]
+            found[place] = square * np.stack(np.divmod(cells, side // square), axis=1)
         else:
-            found[place] = draw.integers(0, side - SIDE + 1, (count, 2))
+            found[place] = draw.integers(0, side - square + 1, (count, 2))
     return found.reshape(*np.shape(index), count, 2)
 
 
-def cover(images: jax.Array, batch: dict, model, fill: str = "mean") -> jax.Array:
+def cover(
+    images: jax.Array, batch: dict, model, fill: str = "mean", square: int = SIDE
+) -> jax.Array:
     """Normalized images [m, S, S, 3] with the squares of batch["corners"] covered.
 
     fill: "mean" (0), "black", or standard normal "noise" drawn by the index. model:
@@ -139,7 +148,7 @@ def cover(images: jax.Array, batch: dict, model, fill: str = "mean") -> jax.Arra
     """
     place = jnp.arange(images.shape[1])[None, None, None, :]
     corner = batch["corners"][..., None]  # [m, count, 2, 1]
-    within = (place >= corner) & (place < corner + SIDE)
+    within = (place >= corner) & (place < corner + square)
     rows, columns = within[:, :, 0, :, None], within[:, :, 1, None, :]
     covered = jnp.any(rows & columns, axis=1)[..., None]
     return jnp.where(covered, _filling(images, batch["index"], model, fill), images)

@@ -162,6 +162,16 @@ def test_cochrans_q_by_hand():
     assert statistics.cochran(two) == pytest.approx(mcnemar)
 
 
+@pytest.mark.parametrize("seeds", [2, 4, 6, 40])
+def test_students_p_is_scipys(seeds):
+    values = np.random.default_rng(seeds).normal(0.5, size=seeds)
+    for bound in (-1.0, 0.0, 2.0):
+        test = stats.ttest_1samp(values, bound, alternative="greater")
+        assert statistics.student_p(values, bound) == pytest.approx(test.pvalue)
+    assert statistics.student_p([2.0, 2.0], 1.0) == 0.0
+    assert statistics.student_p([2.0, 2.0], 2.0) == 1.0
+
+
 def test_mean_by_hand_leaves_missing_values_out():
     found = statistics.mean([1.0, np.nan, 2.0, 6.0])
     half = 1.959964 * np.sqrt(7 / 3)  # variance 7 of three values

@@ -13,13 +13,21 @@ from imagepiece_jax import cli
 from imagepiece_jax.data import resident, sources, transforms
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.experiments import __main__ as command
-from imagepiece_jax.experiments.scratch import plan, runs, systems, train
-from imagepiece_jax.training import optimizer
+from imagepiece_jax.experiments.scratch import (
+    contrasts,
+    measures,
+    plan,
+    runs,
+    systems,
+    train,
+)
+from imagepiece_jax.experiments.scratch.options import SYSTEMS
+from imagepiece_jax.training import optimizer, train_step
 from tests.command import call, sentence, start
 from tests.experiments.scratch_pages import TINY, tiny_options
 
 WORDS = [f"--{name}={value}" for name, value in TINY.items()]
-SOME = (systems.DENSE, "imagepiece", "dynamicvit", "random")
+SOME = (systems.DENSE, "imagepiece_conv", "dynamicvit", "random")
 FLAGS = ["--seeds=0", "--dtype=float32"]
 
 
@@ -54,15 +62,9 @@ def trainees():
 
 @pytest.fixture(scope="module")
 def some():
-    """The command with four systems, which compile in less time than seven."""
-    whole = systems.systems
-
-    def few(*args):
-        return [each for each in whole(*args) if each.name in SOME]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(systems, "systems", few)
-        yield functools.partial(call, command.main, "scratch", *WORDS, *FLAGS)
+    """The command with four systems, which compile in less time than ten."""
+    named = f"--systems={','.join(SOME)}"
+    return functools.partial(call, command.main, "scratch", *WORDS, *FLAGS, named)
 
 
 @pytest.fixture(scope="module")
@@ -125,10 +127,95 @@ def test_costs_are_equal(size):
     compared = systems.systems(options, 10, "float32")
     cost = {s.name: systems.gmacs(s, options, 10, "float32") for s in compared}
     for name in ("evit", "tome", "dynamicvit", "random"):
-        assert abs(cost[name] / cost["imagepiece"] - 1) < systems.NEAR, name
-    assert cost["imagepiece"] < 0.8 * cost[systems.DENSE]
+        assert abs(cost[name] / cost["imagepiece_conv"] - 1) < systems.NEAR, name
+    assert cost["imagepiece_conv"] == cost["dropping_conv"] < 0.8 * cost[systems.DENSE]
+    assert cost["imagepiece_patch"] == cost["dropping_patch"] < cost["imagepiece_conv"]
+    assert tuple(s.name for s in compared) == SYSTEMS
     assert [s.name for s in compared][0] == systems.DENSE
     assert {s.name for s in compared if s.start} == {"dynamicvit"}
+
+
+def declared_options(**fields):
+    """The size of docs/tables/retokenization."""
+    return systems.Options(
+        image_size=64, patch=8, width=96, depth=12, heads=3, keep_rate=0.8, **fields
+    )
+
+
+def test_the_declared_size_has_three_cycles_and_half_of_the_macs():
+    options = declared_options(systems=",".join(contrasts.SYSTEMS))
+    compared = {s.name: s for s in systems.systems(options, 10, "float32")}
+    assert compared.keys() == set(contrasts.SYSTEMS)
+    plans = {
+        name: [
+            (layer.attn_tokens, layer.mlp_tokens)
+            for layer in systems.create(each, options, 10, "float32").plan
+        ]
+        for name, each in compared.items()
+    }
+    ours = plans.pop("imagepiece_conv")
+    assert [before - after for before, after in ours] == [
+        *(6, 5, 10, 4, 4, 7, 3, 3, 4, 0, 0, 0),
+    ]
+    assert (ours[0][0], ours[-1][1]) == (65, 19)
+    for name, theirs in plans.items():
+        assert theirs == ([(65, 65)] * 12 if name.startswith("dense") else ours)
+    for stem in ("conv", "patch"):
+        dense, piece = (
+            systems.gmacs(compared[f"{name}_{stem}"], options, 10, "float32")
+            for name in ("dense", "imagepiece")
+        )
+        assert round(100 * piece / dense) == {"conv": 53, "patch": 51}[stem]
+
+
+def test_systems_of_a_seed_share_first_weights():
+    """All but the stem, of which patch and conv have other parameters."""
+    options = tiny_options(systems=",".join(contrasts.SYSTEMS))
+    first = {
+        each.name: jax.device_get(
+            train.Trainee(each, options, 2, "float32").initial(7).params
+        )
+        for each in systems.systems(options, 2, "float32")
+    }
+    for stem in ("conv", "patch"):
+        dense = first[f"dense_{stem}"]
+        for name in ("imagepiece", "dropping"):
+            jax.tree.map(np.testing.assert_array_equal, first[f"{name}_{stem}"], dense)
+    shared = [
+        {name: value for name, value in first[f"dense_{stem}"].items()}
+        for stem in ("conv", "patch")
+    ]
+    for params in shared:
+        del params["patch_embed"]
+    assert len(shared[0]) > 5
+    jax.tree.map(np.testing.assert_array_equal, *shared)
+
+
+def test_systems_of_a_seed_see_the_same_images(images, monkeypatch):
+    """Order and crops: pixels and labels of every step, after augmentation."""
+    options = tiny_options(systems=",".join(contrasts.SYSTEMS))
+    seen, whole = {}, train_step._prepare
+
+    def prepare(part, positions, step, *rest):
+        image, targets = whole(part, positions, step, *rest)
+        jax.debug.callback(
+            lambda *x: seen[name].append([np.asarray(a) for a in x]),
+            *(step, positions, image, targets),
+            ordered=False,
+        )
+        return image, targets
+
+    monkeypatch.setattr(train_step, "_prepare", prepare)
+    for each in systems.systems(options, 2, "float32"):
+        name = each.name
+        seen[name] = []
+        train.Run(train.Trainee(each, options, 2, "float32"), images, 4, 1).train()
+        jax.effects_barrier()
+        seen[name].sort(key=lambda found: (int(found[0]), int(found[1][0])))
+    ours = seen.pop("dense_conv")
+    assert len(ours) == 3 * len(jax.local_devices()) and len(seen) == 5
+    for theirs in seen.values():
+        jax.tree.map(np.testing.assert_array_equal, theirs, ours)
 
 
 def test_the_rate_is_the_schedule_of_the_package():
@@ -155,6 +242,8 @@ def test_the_rate_is_the_schedule_of_the_package():
         ({"epochs": 0}, "--epochs is 0; allowed are numbers above 0"),
         ({"keep_rate": 1.5}, "--keep_rate is 1.5; allowed are shares up to 1"),
         ({"canvas": 32}, "--canvas is 32; allowed are --image_size, 64, or more"),
+        ({"systems": "tomme"}, "--systems is 'tomme'; did you mean tome"),
+        ({"systems": "dynamicvit"}, "start from those of dense_conv; allowed is both"),
     ],
 )
 def test_options_are_checked(field, text):
@@ -237,11 +326,40 @@ def test_the_command_leaves_a_json_for_each_run(done):
     for name in SOME:
         result = json.loads((folder / f"{name}_seed0.json").read_text())
         assert len(result["train_loss"]) == 2 and result["images"] == 18
-        right = np.unpackbits(np.frombuffer(bytes.fromhex(result["right"]), np.uint8))
-        assert result["acc1"] == pytest.approx(100 * right[:18].mean())
-    assert (folder / f"{systems.DENSE}_seed0").is_dir()  # others start from it
-    assert not (folder / "dynamicvit_seed0").exists()
+        reduces = name == "imagepiece_conv"
+        assert list(result["harsher"]) == ["0.6", "0.4", "0.3"] * reduces
+        assert list(result["masked"]) == ["1", "2", "4"]  # of 16 patches
+        for found in (result, *result["harsher"].values(), *result["masked"].values()):
+            right = np.frombuffer(bytes.fromhex(found["right"]), np.uint8)
+            right = np.unpackbits(right)[:18]
+            assert found["acc1"] == pytest.approx(100 * right.mean())
+        kinds = ["reassess", "similarity", "lcb-similarity"]
+        assert list(result["merges"]) == kinds * reduces
+        assert (folder / f"{name}_seed0").is_dir()  # the last checkpoint
     assert "| DynamicViT |" in (done / "scratch.md").read_text()
+
+
+def test_a_json_holds_the_measures_of_the_tables(done):
+    result = json.loads((done / "scratch" / "imagepiece_conv_seed0.json").read_text())
+    found = result["merges"]
+    assert set(found["reassess"]) == {"1", "2"}
+    assert found["reassess"]["2"]["rule"] == "(b) kept"
+    first, low, high = found["similarity"]["lowest first"]
+    assert -1 <= low <= first <= high <= 1
+    assert found["lcb-similarity"]["pairs"] == found["similarity"]["all first"]
+    assert found["lcb-similarity"]["distance"][0] >= 1
+
+
+def test_a_json_is_compact_and_knows_no_path(done, data):
+    for path in (done / "scratch").glob("*.json"):
+        text = path.read_text()
+        assert len(text) < 30_000 and str(done) not in text
+        assert data.removeprefix("folder:") not in text
+
+
+def test_masks_cover_the_paper_s_share_of_patches():
+    assert measures.mask_counts(14) == (7, 10, 15, 20, 25, 50)
+    assert measures.mask_counts(8) == (2, 3, 5, 7, 8, 16)
 
 
 def test_what_is_finished_is_only_read(some, done, tmp_path):
@@ -359,11 +477,12 @@ def test_a_call_ends_when_its_minutes_are_spent(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(runs, "_one", lambda *args: {"acc1": 50.0})
     monkeypatch.setattr(runs.planning, "measure", lambda *_: SECONDS["b"])
     monkeypatch.setattr(train, "Trainee", lambda *_: None)
+    monkeypatch.setattr(measures, "Measures", lambda *_: None)
     options = tiny_options(minutes=1e-6)
     made = runs._plan(tmp_path, options, "float32")
     runs._train(options, "digits", [0, 1], made, tmp_path, 0.0)
     assert len([*tmp_path.glob("*_seed*.json")]) == 1  # one at least
-    assert "7 runs are left for the next call" in capsys.readouterr().out
+    assert "19 runs are left for the next call" in capsys.readouterr().out
     older = json.loads((tmp_path / "plan.json").read_text())
     del older["digest"]  # as a former version wrote it: it takes that of its data
     runs._train(options, "digits", [0, 1], older, tmp_path, 0.0)
@@ -384,9 +503,7 @@ for name in ("ml_collections", "grain", "tensorflow_datasets", "simplejpeg",
     sys.modules[name] = None
 from imagepiece_jax import cli
 from imagepiece_jax.experiments import __main__ as command
-from imagepiece_jax.experiments.scratch import page, systems
-whole = systems.systems
-systems.systems = lambda *args: whole(*args)[:1]
+from imagepiece_jax.experiments.scratch import page
 page.text = lambda *args: ""  # which compares several
 cli.run(command.main)
 """
@@ -394,7 +511,16 @@ cli.run(command.main)
 
 @pytest.mark.slow
 def test_it_runs_without_packages_of_other_paths(data, tmp_path):
-    words = ["scratch", *WORDS, *FLAGS, "--data", data, "--out", tmp_path]
+    words = [
+        "scratch",
+        *WORDS,
+        *FLAGS,
+        "--systems=dense_conv",
+        "--data",
+        data,
+        "--out",
+        tmp_path,
+    ]
     ended = start("-c", BARE, *words)
     assert ended.status == 0, ended
     assert (tmp_path / "scratch" / "dense_conv_seed0.json").exists()

@@ -10,7 +10,7 @@ from imagepiece_jax.experiments.scratch import page, systems
 from tests.experiments.scratch_pages import tiny_options
 
 IMAGES = 400
-RATES = {"dense_conv": 0.8, "random": 0.5, "imagepiece": 0.78}  # the others: 0.65
+RATES = {"dense_conv": 0.8, "random": 0.5, "imagepiece_conv": 0.78}  # the others: 0.65
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +50,9 @@ def results(plan, seeds=(0, 1, 2)):
                     "seed": seed,
                     "images": IMAGES,
                     "right": np.packbits(right).tobytes().hex(),
+                    "acc1": 100 * right.mean(),
+                    "harsher": {},
+                    "settings": plan["settings"],
                     "epochs": 2,
                     "seconds": [60.0, 60.0],
                     "device": "a computer",
@@ -68,14 +71,14 @@ def test_a_line_is_what_the_runs_say(plan):
     found = results(plan)
     rights = {
         name: [page.bits(r) for r in found if r["system"] == name]
-        for name in ("imagepiece", "dense_conv", "random")
+        for name in ("imagepiece_conv", "dense_conv", "random")
     }
-    line = cells(page.text(found, plan), "ImagePiece")
-    means = [100 * right.mean() for right in rights["imagepiece"]]
+    line = cells(page.text(found, plan), "ImagePiece, conv stem")
+    means = [100 * right.mean() for right in rights["imagepiece_conv"]]
     assert line[5].startswith(f"{np.mean(means):.1f} [")
     assert line[6] == " ".join(f"{mean:.1f}" for mean in means)
     for cell, base in ((line[7], "dense_conv"), (line[8], "random")):
-        ours, theirs = np.array(rights["imagepiece"]), np.array(rights[base])
+        ours, theirs = np.array(rights["imagepiece_conv"]), np.array(rights[base])
         change = statistics.hierarchical_bootstrap(100.0 * ours - 100.0 * theirs)
         assert cell == statistics.format_difference(change)
     assert line[9] == "60.0"
@@ -87,9 +90,10 @@ def test_findings_follow_the_intervals(plan):
     worse = to_dense.partition("worse, beyond its interval:")[2].partition(";")[0]
     for title in ("EViT", "ToMe", "DynamicViT", "random tokens", "dense, patch stem"):
         assert title in worse
-    assert "ImagePiece" not in worse and "ImagePiece" in to_dense
+    ours = "ImagePiece, conv stem"
+    assert ours not in worse and ours in to_dense
     better = to_random.partition("better, beyond its interval:")[2]
-    assert "ImagePiece" in better and "dense, conv stem" in better
+    assert ours in better and "dense, conv stem" in better
 
 
 def test_the_limits_are_told(plan):
@@ -97,13 +101,13 @@ def test_the_limits_are_told(plan):
     assert "no statement about ImageNet: 2,000 images seen in a run are" in text
     assert "its 2 epochs are a fine-tuning after the 2 of that model" in text
     assert "- 3 seeds say little" in text
-    assert "0.7 hours of training in all, on a computer" in text
+    assert "1 hours of training in all, on a computer" in text
 
 
 def test_a_page_of_some_runs_says_so(plan):
     found = [r for r in results(plan, (0,)) if r["system"] in ("dense_conv", "evit")]
     text = page.text(found, plan)
-    assert "seeds 0 (2 of 7 runs yet)" in text
+    assert "seeds 0 (2 of 10 runs yet)" in text
     assert cells(text, "ToMe")[5] == "not measured"
     assert cells(text, "EViT")[8] == ""  # no random tokens to compare with
     assert "random tokens:" not in text
@@ -120,3 +124,32 @@ def test_seeds_of_one_system_alone_are_not_compared(plan):
     change = page.difference(ours, base)
     alone = 100.0 * ours[1].astype(float) - 100.0 * base[1]
     assert change == statistics.hierarchical_bootstrap([alone])
+
+
+def test_from_four_seeds_on_intervals_are_students(plan):
+    found = results(plan, (0, 1, 2, 3, 4))
+    text = page.text(found, plan)
+    rights = {
+        name: np.array([page.bits(r).mean() for r in found if r["system"] == name])
+        for name in ("evit", "random")
+    }
+    line = cells(text, "EViT")
+    ours = statistics.student(100 * rights["evit"])
+    assert line[5] == statistics.format_estimate(ours)
+    change = statistics.student(100 * (rights["evit"] - rights["random"]))
+    assert line[8] == statistics.format_difference(change)
+    assert "Intervals: Student's t over the seeds' means" in text
+    assert "seeds say little" not in text and "drawn again" not in text
+
+
+def test_some_systems_alone_have_a_page(plan):
+    plan = plan | {"systems": [s for s in plan["systems"] if "patch" in s["name"]]}
+    text = page.text(results(plan), plan)
+    assert cells(text, "dropping, patch stem")[7:9] == ["", ""]
+    assert "## What it shows" not in text
+
+
+def test_the_stem_of_small_patches_is_described(plan):
+    assert "has 2 convolutions of 3 x 3 at this patch size, not four" in page.text(
+        results(plan), plan
+    )

@@ -2,8 +2,7 @@
 
 OUT/scratch/plan.json            settings, seconds of each system, epochs
 OUT/scratch/SYSTEM_seedN.json    a finished run
-OUT/scratch/SYSTEM_seedN/        checkpoints: of one that is not, and of dense runs,
-                                 which another of the same seed starts from
+OUT/scratch/SYSTEM_seedN/        checkpoints, of a finished run the last one
 OUT/scratch.md                   the page, written anew by each call
 """
 
@@ -13,7 +12,6 @@ import json
 import pathlib
 import time
 
-import numpy as np
 from tqdm import tqdm
 
 from imagepiece_jax.benchmark import device
@@ -26,13 +24,14 @@ from imagepiece_jax.common.files import (
 )
 from imagepiece_jax.data import sources
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.experiments.scratch import page, systems, train
+from imagepiece_jax.experiments.scratch import measures, page, systems, train
 from imagepiece_jax.experiments.scratch import plan as planning
+from imagepiece_jax.experiments.scratch.options import SYSTEMS
 from imagepiece_jax.training.preemption import StopRequest
 from imagepiece_jax.training.run_dir import RunLock
 
 PLAN = "plan.json"
-FREE = ("minutes", "page")  # options that may change between calls
+FREE = ("minutes", "page", "systems")  # options that may change between calls
 LENGTH = ("epochs", "hours")  # that may change until the epochs are planned
 # Fields that others' errors name, as flags of this command.
 FLAGS = {
@@ -65,7 +64,7 @@ def run(
     stop = StopRequest(patience=0.01)
     with _flags_named(), contextlib.closing(RunLock(folder)), stop:
         finished(folder, plan)  # those of another plan, before anything is trained
-        if plan["epochs"] is None or _missing(folder, plan, seeds):
+        if plan["epochs"] is None or _missing(folder, options.chosen, seeds):
             _train(options, data, seeds, plan, folder, began)
         text = page.text(finished(folder, plan), plan)
     replace_file(options.page or out / "scratch.md", text)
@@ -120,7 +119,9 @@ def _train(options, data, seeds, plan, folder, began):
             "begun with; allowed are the same data, or another --out"
         )
     compared = systems.systems(options, images.num_classes, dtype)
-    facts["systems"] = [_facts(one, options, images, dtype) for one in compared]
+    known = {one["name"]: one for one in plan.get("systems", [])}
+    known |= {one.name: _facts(one, options, images, dtype) for one in compared}
+    facts["systems"] = [known[name] for name in SYSTEMS if name in known]
     plan |= facts
     trainees = {
         one.name: train.Trainee(one, options, images.num_classes, dtype)
@@ -128,7 +129,7 @@ def _train(options, data, seeds, plan, folder, began):
     }
     for name, trainee in trainees.items():
         if name not in plan["seconds"]:
-            found = planning.measure(trainee, trainees[systems.DENSE], images)
+            found = planning.measure(trainee, trainees.get(systems.DENSE), images)
             plan["seconds"][name] = found
             _write(folder / PLAN, plan)
             print(
@@ -139,11 +140,14 @@ def _train(options, data, seeds, plan, folder, began):
             )
     if plan["epochs"] is None:
         seconds = options.hours and 3600 * options.hours - (time.monotonic() - began)
+        measured = {name: plan["seconds"][name] for name in trainees}
         plan["epochs"] = planning.epochs_that_fit(
-            plan["seconds"], options.epochs, len(seeds), seconds
+            measured, options.epochs, len(seeds), seconds
         )
         _write(folder / PLAN, plan)
-    missing, total = _missing(folder, plan, seeds), len(compared) * len(seeds)
+    missing = _missing(folder, options.chosen, seeds)
+    measured = {name: measures.Measures(one) for name, one in trainees.items()}
+    total = len(compared) * len(seeds)
     needed = [planning.seconds_of(plan, name) for name, _ in missing]
     print(
         f"{plan['epochs']} epochs a run of {options.epochs} asked for; {len(missing)} "
@@ -156,10 +160,8 @@ def _train(options, data, seeds, plan, folder, began):
             print(f"{len(missing) - number} runs are left for the next call")
             return
         told = planning.Progress(plan, missing, number, total)
-        result = _one(trainees[name], images, seed, plan, folder, told)
+        result = _one(trainees[name], measured[name], images, seed, plan, folder, told)
         _write(folder / f"{_label(name, seed)}.json", result)
-        if name != systems.DENSE:
-            train.forget(folder / _label(name, seed))
         print(
             f"{_label(name, seed)}: {result['acc1']:.2f} % of test images", flush=True
         )
@@ -180,7 +182,7 @@ def _facts(system, options, images, dtype):
     }
 
 
-def _one(trainee, images, seed, plan, folder, told):
+def _one(trainee, measured, images, seed, plan, folder, told):
     """Train and evaluate one run; its JSON."""
     name, start = trainee.system.name, trainee.system.start
     if start is not None:
@@ -192,11 +194,13 @@ def _one(trainee, images, seed, plan, folder, told):
         plan["epochs"],
         folder / _label(name, seed),
         start,
-        keep=name == systems.DENSE,
         told=told,
     )
     state, meta = run.train()
-    found = trainee.evaluate(train.variables(state), seed, images)
+    variables = train.variables(state)
+    found = trainee.evaluate(variables, seed, images)
+    began = time.monotonic()
+    more = measured.of(variables, seed, images)
     return {
         "system": name,
         "seed": seed,
@@ -206,10 +210,11 @@ def _one(trainee, images, seed, plan, folder, told):
         "acc1": found.acc1,
         "loss": found.loss,
         "images": found.images,
-        # A bit for each image in the order of the set, first image first.
-        "right": np.packbits(found.each["right"]).tobytes().hex(),
+        "right": measures.packed(found.each["right"]),
+        **more,
         "train_loss": meta["losses"],
         "seconds": meta["seconds"],
+        "measuring_seconds": round(time.monotonic() - began, 1),
         "device": device.name(),
         "versions": device.versions(),
         "git": git_revision(),
@@ -249,20 +254,13 @@ def _check_same(ours, theirs, path):
             )
 
 
-def _missing(folder, plan, seeds):
-    """(system, seed) of the runs without a JSON, one seed after the other.
-
-    Of a seed the dense model comes first, then what starts from it.
-    """
-
-    def place(system):
-        return system["name"] != systems.DENSE, system["start"] is None
-
+def _missing(folder, names, seeds):
+    """(system, seed) of the runs without a JSON, one seed after the other."""
     return [
-        (system["name"], seed)
+        (name, seed)
         for seed in seeds
-        for system in sorted(plan["systems"], key=place)
-        if not (folder / f"{_label(system['name'], seed)}.json").exists()
+        for name in names
+        if not (folder / f"{_label(name, seed)}.json").exists()
     ]
 
 

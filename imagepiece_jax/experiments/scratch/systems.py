@@ -38,14 +38,18 @@ RECIPE = types.MappingProxyType(
 
 @dataclasses.dataclass(frozen=True)
 class System:
-    """One of the compared: `start` names the system whose weights its runs start from
-    and learn from, of the same seed."""
+    """One of the compared.
+
+    start: the system whose weights its runs start from and learn from, of the same
+    seed; harsher: keep rates at which its runs are evaluated, too, without training.
+    """
 
     name: str
     title: str
     stem: str
     reduction: dict
     start: str | None = None
+    harsher: tuple[float, ...] = ()
 
     @property
     def method(self):
@@ -60,10 +64,15 @@ class System:
 
 DENSE = "dense_conv"  # the first: others start from it, all are compared with it
 RANDOM = "random"
+HARSHER = (0.8, 0.6, 0.4, 0.3)  # keep rates, of those the ones below the trained one
 
 
 def systems(options: Options, num_classes: int, dtype: str) -> list[System]:
-    """All systems in the order of their runs, each reduction at ImagePiece's cost."""
+    """The chosen systems in the order of their runs, each at ImagePiece's cost.
+
+    "dropping" is ImagePiece's control: its merge steps drop as many tokens. With the
+    patch stem as with the convolutional one steps leave the same counts.
+    """
     first = System(DENSE, "dense, conv stem", "conv", settings.DENSE)
     cost = functools.partial(gmacs, first, options, num_classes, dtype)
     reference = {"name": "imagepiece", "keep_rate": options.keep_rate}
@@ -76,15 +85,29 @@ def systems(options: Options, num_classes: int, dtype: str) -> list[System]:
         _, found = match_cost.closest(priced, cost(reference))
         return System(reduction["name"], title, "conv", found, start)
 
-    return [
+    harsher = tuple(rate for rate in HARSHER if rate < options.keep_rate)
+
+    def nine_steps(name, title, stem, **control):
+        return System(name, title, stem, reference | control, harsher=harsher)
+
+    drop = {"inattentive": "drop"}
+    found = [
         first,
         System("dense_patch", "dense, patch stem", "patch", settings.DENSE),
-        System("imagepiece", "ImagePiece", "conv", reference),
-        matched("EViT", {"name": "evit"} | at),
-        matched("ToMe", {"name": "tome"}),
-        matched("DynamicViT", {"name": "dynamicvit"} | at, start=DENSE),
-        matched("random tokens", {"name": RANDOM} | at),
+        nine_steps("imagepiece_conv", "ImagePiece, conv stem", "conv"),
+        nine_steps("imagepiece_patch", "ImagePiece, patch stem", "patch"),
+        nine_steps("dropping_conv", "dropping, conv stem", "conv", **drop),
+        nine_steps("dropping_patch", "dropping, patch stem", "patch", **drop),
     ]
+    for title, reduction, start in (
+        ("EViT", {"name": "evit"} | at, None),
+        ("ToMe", {"name": "tome"}, None),
+        ("DynamicViT", {"name": "dynamicvit"} | at, DENSE),
+        ("random tokens", {"name": RANDOM} | at, None),
+    ):
+        if reduction["name"] in options.chosen:
+            found.append(matched(title, reduction, start))
+    return [system for system in found if system.name in options.chosen]
 
 
 def _candidates(reduction, options):

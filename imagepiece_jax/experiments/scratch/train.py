@@ -7,7 +7,6 @@ run, so each system is compiled once for all of its seeds.
 import dataclasses
 import functools
 import pathlib
-import shutil
 import time
 from collections.abc import Callable
 
@@ -79,6 +78,7 @@ class Trainee:
     def __init__(self, system, options, num_classes, dtype):
         self.system, self.options = system, options
         create = functools.partial(systems.create, system, options, num_classes, dtype)
+        self._create = create
         self.model = create()
         trained = create(
             masked=True,
@@ -91,7 +91,7 @@ class Trainee:
             donate_argnums=(0,),
             program="training steps",
         )
-        self.eval_step = parallel.pmap(self._scored, program="evaluation")
+        self.scorer = self.make_scorer()
         self._first = jax.jit(self._drawn)
 
     def _drawn(self, seed):
@@ -99,8 +99,23 @@ class Trainee:
         variables = summary.fresh(self.model, self.options.image_size, seed)
         return init_state(variables, adam, with_ema=False)
 
-    def _scored(self, variables, batch, seed):
-        return accuracy.eval_step(variables, batch, model=self.model, seed=seed)
+    def make_scorer(self, model=None, **options):
+        """A program (variables, batch, seed) of `accuracy.eval_step` with `options`.
+
+        model: another one than is trained, of the same parameters.
+        """
+
+        def scored(variables, batch, seed):
+            return accuracy.eval_step(
+                variables, batch, model=model or self.model, seed=seed, **options
+            )
+
+        return parallel.pmap(scored, program="evaluation")
+
+    def with_fields(self, **fields):
+        """The model with other fields of its reduction."""
+        reduction = self.system.reduction | fields
+        return self._create(reduction=reduction)
 
     @property
     def facts(self) -> dict:
@@ -118,14 +133,19 @@ class Trainee:
         given = {name: {**getattr(state, name), **start[name]} for name in start}
         return state.replace(**given)
 
-    def evaluate(self, variables, seed: int, data: Data):
-        """EvalResult of replicated `variables` on the test images."""
-        seed = parallel.replicate(np.uint32(seed))
+    def evaluate(self, variables, seed: int, data: Data, scorer=None, prepare=None):
+        """EvalResult of replicated `variables` on the test images.
+
+        scorer: from `make_scorer`; prepare(batch): the batch with what that reads.
+        """
+        seed, scorer = parallel.replicate(np.uint32(seed)), scorer or self.scorer
 
         def step(variables, batch):
-            return self.eval_step(variables, batch, seed)
+            return scorer(variables, batch, seed)
 
-        return accuracy.evaluate(step, variables, data.test_batches())
+        batches = data.test_batches()
+        batches = map(prepare, batches) if prepare else batches
+        return accuracy.evaluate(step, variables, batches)
 
 
 def _fields(system):
@@ -138,8 +158,8 @@ def _fields(system):
 class Run:
     """A run of `trainee` with `seed` over `epochs`; its checkpoints are in `folder`.
 
-    start: variables that it starts and learns from; keep: whether the last checkpoint
-    is one of the end; told(epoch, loss, seconds): called after each epoch.
+    start: variables that it starts and learns from; told(epoch, loss, seconds): called
+    after each epoch.
     """
 
     trainee: Trainee
@@ -148,7 +168,6 @@ class Run:
     epochs: int
     folder: pathlib.Path | None = None
     start: dict | None = None
-    keep: bool = False
     told: Callable[[int, float, float], None] = lambda *_: None
 
     def train(self):
@@ -172,9 +191,7 @@ class Run:
             seconds = time.monotonic() - began
             meta["losses"].append(loss)
             meta["seconds"].append(round(seconds, 3))
-            due = time.monotonic() - saved > SAVE_EVERY
-            if epoch + 1 == self.epochs:
-                due = self.keep
+            due = time.monotonic() - saved > SAVE_EVERY or epoch + 1 == self.epochs
             if due and self.folder is not None:
                 self._save(state, meta, (epoch + 1) * self.data.steps)
                 saved = time.monotonic()
@@ -247,8 +264,3 @@ def variables_in(folder: pathlib.Path) -> dict:
         )
     found = checkpoints.restore_variables("latest")
     return {kind: found.get(kind, {}) for kind in ("params", "batch_stats")}
-
-
-def forget(folder: pathlib.Path):
-    """Remove the checkpoints of a finished run."""
-    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,178 @@
+"""The three declared contrasts of retokenization, from the JSONs of the runs.
+
+Declared, with margins and rules, in `DECLARED` before the first run: nothing that
+decides here may change after that.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+
+import numpy as np
+from scipy.special import stdtrit
+
+from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.experiments import render
+
+DECLARED = "docs/tables/retokenization/declared.md"
+SYSTEMS = tuple(
+    f"{name}_{stem}"
+    for name in ("dense", "imagepiece", "dropping")
+    for stem in ("patch", "conv")
+)
+RATES = ("0.8", "0.6", "0.4")  # whose mean accuracy P1 compares
+LEVEL = 0.05  # of all three tests together
+FEWEST = 2  # seeds
+DEVIATION = 0.6  # points, of paired differences between seeds: what was expected
+POWER = 0.8416  # quantile of the normal: four of five repetitions
+
+
+@dataclasses.dataclass(frozen=True)
+class Contrast:
+    """Points of a contrast, [seeds], and what was declared of it.
+
+    bound: the hypothesis that is tested is that the mean is at most this; refuted_at:
+    the claim is refuted where the interval ends at or below this (`strictly`: below).
+    """
+
+    name: str
+    claim: str
+    points: np.ndarray
+    bound: float
+    refuted_at: float
+    strictly: bool = False
+
+    @property
+    def estimate(self) -> statistics.Estimate:
+        return statistics.student(self.points)
+
+    @property
+    def p(self) -> float:
+        return statistics.student_p(self.points, self.bound)
+
+    def verdict(self, holm: float) -> str:
+        """ "supported", "refuted" or "open", by the interval and Holm's p."""
+        found = self.estimate
+        if found.low > self.bound and holm < LEVEL:
+            return "supported"
+        at_end = found.high == self.refuted_at and not self.strictly
+        return "refuted" if found.high < self.refuted_at or at_end else "open"
+
+
+def contrasts(accuracies: Mapping[str, Mapping[int, Mapping[str, float]]]):
+    """P1, P2 and P3 as Contrasts, of the seeds that all six systems have.
+
+    accuracies: system -> seed -> {keep rate or "trained": percent}. None for fewer than
+    two such seeds.
+    """
+    if len(_seeds(accuracies)) < FEWEST:
+        return None
+
+    def change(ours, theirs, rates=("trained",)):
+        return _change(accuracies, ours, theirs, rates)
+
+    def over_stems(stem):
+        return change(f"imagepiece_{stem}", f"dropping_{stem}", RATES)
+
+    def to_dense(stem):
+        return change(f"imagepiece_{stem}", f"dense_{stem}")
+
+    merging = (over_stems("patch") + over_stems("conv")) / 2
+    safe = to_dense("conv") - to_dense("patch")
+    return (
+        Contrast("P1", "merging beats dropping", merging, 0.0, 1.0, strictly=True),
+        Contrast("P2", "the conv stem makes merging safe", safe, 0.0, 0.0),
+        Contrast(
+            "P3", "ImagePiece is not worse than dense", to_dense("conv"), -1.0, -1.0
+        ),
+    )
+
+
+def read(results: list[dict]) -> dict[str, dict[int, dict[str, float]]]:
+    """`accuracies` of the JSONs of those runs that were made for the contrasts."""
+    found = {}
+    for result in results:
+        trained = {f"{result['settings']['keep_rate']:g}": result["acc1"]}
+        harsher = {rate: each["acc1"] for rate, each in result["harsher"].items()}
+        own = {"trained": result["acc1"], **trained, **harsher}
+        if result["system"] in SYSTEMS and own.keys() >= _needed(result["system"]):
+            found.setdefault(result["system"], {})[result["seed"]] = own
+    return found
+
+
+def _needed(system):
+    return set() if system.startswith("dense") else set(RATES)
+
+
+def section(results: list[dict]) -> str:
+    """A part of the page; empty without two seeds of all six systems."""
+    accuracies = read(results)
+    found = contrasts(accuracies)
+    if found is None:
+        return ""
+    corrected = statistics.holm([each.p for each in found])
+    lines = [
+        [
+            each.name,
+            each.claim,
+            statistics.format_estimate(each.estimate, 2),
+            f"at most {each.bound:g}",
+            f"{each.p:.3g}",
+            f"{holm:.3g}",
+            each.verdict(holm),
+        ]
+        for each, holm in zip(found, corrected, strict=True)
+    ]
+    head = ["", "claim", "points", "tested: it is", "p", "p, Holm", "verdict"]
+    beside = [
+        [name, statistics.format_estimate(statistics.student(points), 2)]
+        for name, points in _descriptive(accuracies)
+    ]
+    count = len(found[0].points)
+    return "\n\n".join(
+        [
+            "## The declared contrasts",
+            f"Over {count} seeds, by the rules of {DECLARED}. {_power(count)}",
+            render.table(head, lines),
+            "Described, not tested:",
+            render.table(["", "points"], beside),
+        ]
+    )
+
+
+def _descriptive(accuracies):
+    """(name, points [seeds]) of what stands beside the contrasts."""
+    change = functools.partial(_change, accuracies)
+    for stem in ("patch", "conv"):
+        pair = (f"imagepiece_{stem}", f"dropping_{stem}")
+        name = f"ImagePiece - dropping, {stem} stem"
+        yield f"{name}, P1's rates", change(*pair, RATES)
+        for rate in RATES:
+            yield f"{name}, keep {rate}", change(*pair, (rate,))
+        to_dense = change(f"imagepiece_{stem}", f"dense_{stem}")
+        yield f"ImagePiece - dense, {stem} stem", to_dense
+    paper = change("imagepiece_conv", "dense_patch")
+    yield "ImagePiece, conv stem - dense, patch stem (the paper's)", paper
+    yield "dense, conv stem - dense, patch stem", change("dense_conv", "dense_patch")
+
+
+def _change(accuracies, ours, theirs, rates=("trained",)):
+    """Points that `ours` has more than `theirs`, mean over rates. -> [seeds]."""
+    pairs = [(accuracies[ours][s], accuracies[theirs][s]) for s in _seeds(accuracies)]
+    return np.array([np.mean([a[r] - b[r] for r in rates]) for a, b in pairs])
+
+
+def _seeds(accuracies):
+    """Those that all six systems have."""
+    return sorted(set.intersection(*(set(accuracies.get(s, ())) for s in SYSTEMS)))
+
+
+def _power(seeds):
+    """Which difference so many seeds show, as a sentence."""
+    reach = stdtrit(seeds - 1, 0.975) + POWER  # standard errors
+    shown = reach * DEVIATION / np.sqrt(seeds)
+    return (
+        f"Where paired differences deviate by {DEVIATION:g} points between seeds, "
+        f"{seeds} seeds show {shown:.2g} points in four of five repetitions "
+        f"({np.sqrt(2) * shown:.2g} of P2, a difference of two)."
+    )
