@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
+from imagepiece_jax.common import field_checks
 from imagepiece_jax.errors import InputError, closest
 
 if TYPE_CHECKING:  # else imported where it is used: `experiments scratch` has no config
@@ -68,7 +69,11 @@ def define(help_text="a config file, such as configs/quickstart.py"):
 
 
 def configs():
-    """Return {name: config} of every --config, with the overrides."""
+    """Return {name: config} of every --config, with the overrides.
+
+    InputError for what a config alone shows to be wrong, but for its model and its
+    reduction, whose checks import JAX.
+    """
     found, typed = {}, flags.FLAGS["config"].value
     if not typed:
         raise InputError(f"--config is missing: {flags.FLAGS['config'].help}")
@@ -82,6 +87,7 @@ def configs():
         found[own] = load(path)
         try:
             _overrides(found[own])
+            field_checks.check(found[own])
         except InputError as error:
             raise InputError(f"{path}: {error}" if typed[1:] else error) from None
     return found

@@ -39,7 +39,7 @@ def parsed(*words, config=IMAGEPIECE):
         (["--config.reduction.keep_rate=0.6"], "reduction.keep_rate", 0.6),
         (["--config.reduction.keep_rate=1"], "reduction.keep_rate", 1.0),
         (["--config.lr=1e-3"], "lr", 1e-3),
-        (["--config.lr", "-1"], "lr", -1.0),
+        (["--config.model.depth", "-1"], "model.depth", -1),
         (["--config.data.flip=false"], "data.flip", False),
         (["--config.data.flip=0"], "data.flip", False),
         (["--noconfig.data.flip"], "data.flip", False),
@@ -79,6 +79,25 @@ def test_a_platform_that_is_not_there_is_named(platform):
     words = ["-m", "imagepiece_jax.describe", f"--config={IMAGEPIECE}"]
     text = sentence(start(*words, JAX_PLATFORMS=platform))
     assert text.startswith(f"JAX_PLATFORMS is '{platform}', which JAX cannot start")
+
+
+BEFORE_JAX = """
+import atexit, runpy, sys
+atexit.register(lambda: print("jax" in sys.modules))
+sys.argv = ["{0}", "--config=configs/quickstart.py", "--config.{1}"]
+runpy.{2}("{0}", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("field", ["epochs=0", "data.canvas=8", "distill.kind=x"])
+@pytest.mark.parametrize(
+    "command", [("train.py", "run_path"), ("imagepiece_jax.evaluate", "run_module")]
+)
+def test_mistakes_of_a_config_come_before_jax(command, field):
+    name, run = command
+    ended = start("-c", BEFORE_JAX.format(name, field, run), "--weights=w.npz")
+    assert sentence(ended).startswith(f"config.{field.partition('=')[0]} is ")
+    assert ended.out == "False\n"
 
 
 def test_another_method_has_its_own_fields():

@@ -13,9 +13,10 @@ import pytest
 
 from configs import base
 from imagepiece_jax import config_flags
+from imagepiece_jax.common import field_checks
 from imagepiece_jax.models import summary
 from imagepiece_jax.reduction.methods import METHODS
-from imagepiece_jax.training import field_checks, from_config, run_dir
+from imagepiece_jax.training import from_config, run_dir
 from tests.runs import ROOT
 
 FILES = sorted((ROOT / "configs").glob("*.py"))

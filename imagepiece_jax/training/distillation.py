@@ -12,8 +12,6 @@ import jax.numpy as jnp
 
 from imagepiece_jax.training.losses import soft_cross_entropy
 
-KINDS = ("none", "soft", "hard")
-
 
 @dataclasses.dataclass(frozen=True)
 class Distillation:

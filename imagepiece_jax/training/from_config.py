@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from imagepiece_jax.common import parallel
+from imagepiece_jax.common import field_checks, parallel
 from imagepiece_jax.data import decode, loader, sources, transforms
 from imagepiece_jax.data.augment import pipeline
 from imagepiece_jax.data.augment.randaugment_pil import Policy, fill_color
@@ -15,7 +15,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry, run_files
 from imagepiece_jax.models.vit import MEAN, ViT
 from imagepiece_jax.reduction import methods
-from imagepiece_jax.training import field_checks, optimizer
+from imagepiece_jax.training import optimizer
 from imagepiece_jax.training.distillation import Distillation
 from imagepiece_jax.training.train_step import Recipe, train_step
 

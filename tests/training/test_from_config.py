@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from configs import base, quickstart
-from imagepiece_jax.common import parallel
+from imagepiece_jax.common import field_checks, parallel
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.training import field_checks, from_config
+from imagepiece_jax.training import from_config
 
 
 def config(**fields):

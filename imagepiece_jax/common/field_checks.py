@@ -1,13 +1,16 @@
-"""Checks of a config's fields, each by itself: ranges and choices."""
+"""Checks of a config's fields, each by itself: ranges and choices.
+
+Commands make them before JAX is imported, which takes seconds on a cluster.
+"""
 
 import math
 import numbers
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.training.distillation import KINDS
 
 # config.best_by -> the figure of an evaluation that chooses the best checkpoint
 BEST_BY = {"weights": "acc1", "averages": "ema_acc1"}
+KINDS = ("none", "soft", "hard")  # of distillation
 # field -> (lowest, highest) allowed value
 RANGES = {
     "seed": (0, 2**32 - 1),  # more bits than a JAX key would take are cut off
