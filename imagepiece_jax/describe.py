@@ -12,16 +12,19 @@ WEIGHTS = cli.weights()
 
 
 def main():
+    path = WEIGHTS.value
+    alone = path is None
+    typed = (config_flags.config(), None) if alone else config_flags.config_or_base()
     # They import JAX: after the flags.
     from imagepiece_jax.models import summary
     from imagepiece_jax.training import from_config
     from imagepiece_jax.training.weights_config import of_weights
 
-    if WEIGHTS.value is not None:
-        config, _ = of_weights(WEIGHTS.value, *config_flags.config_or_base())
-    else:
-        config = config_flags.config()
+    config = typed[0]
+    if alone:
         from_config.check(config)
+    else:
+        config, _ = of_weights(path, *typed)
     model, dense = from_config.model(config), from_config.dense(config)
     # The same stem shows what the reduction saves; papers compare with the patch stem.
     others = [dense, from_config.dense(config, stem="patch")]

@@ -49,6 +49,8 @@ PIXELS = flags.DEFINE_boolean(
 
 
 def main():
+    path, normalization = cli.required(WEIGHTS), NORMALIZATION()
+    typed = config_flags.config_or_base()
     # They import JAX: after the flags.
     import jax
 
@@ -60,7 +62,6 @@ def main():
     from imagepiece_jax.training import from_config
     from imagepiece_jax.training.weights_config import of_weights
 
-    path, normalization = cli.required(WEIGHTS), NORMALIZATION()
     out, form = pathlib.Path(cli.required(OUT)), FORMAT.value
     if out.suffix in (".jax", ".onnx") and out.suffix != f".{form}":
         raise InputError(
@@ -72,7 +73,7 @@ def main():
     _check_installed(form)
     config, weights = of_weights(
         path,
-        *config_flags.config_or_base(),
+        *typed,
         normalization,
         CHECKPOINT.value,
         AVERAGED.value,

@@ -33,6 +33,8 @@ JSON = flags.DEFINE_string(
 
 
 def main(words):
+    path, normalization = cli.required(WEIGHTS), NORMALIZATION()
+    typed = config_flags.config_or_base()
     # They import JAX: after the flags.
     from imagepiece_jax.data import image_files
     from imagepiece_jax.inference.predictor import Predictor
@@ -40,13 +42,12 @@ def main(words):
     from imagepiece_jax.training import from_config
     from imagepiece_jax.training.weights_config import of_weights
 
-    path, normalization = cli.required(WEIGHTS), NORMALIZATION()
     files = image_files.find(words)
     if JSON.value is not None:
         check_writable("--json", JSON.value, [*map(str, files), *own_files(path)])
     config, weights = of_weights(
         path,
-        *config_flags.config_or_base(),
+        *typed,
         normalization,
         CHECKPOINT.value,
         AVERAGED.value,

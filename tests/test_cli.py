@@ -84,18 +84,22 @@ def test_a_platform_that_is_not_there_is_named(platform):
 BEFORE_JAX = """
 import atexit, runpy, sys
 atexit.register(lambda: print("jax" in sys.modules))
-sys.argv = ["{0}", "--config=configs/quickstart.py", "--config.{1}"]
-runpy.{2}("{0}", run_name="__main__")
+sys.argv[0] = "{0}"
+runpy.{1}("{0}", run_name="__main__")
 """
 
 
 @pytest.mark.parametrize("field", ["epochs=0", "data.canvas=8", "distill.kind=x"])
 @pytest.mark.parametrize(
-    "command", [("train.py", "run_path"), ("imagepiece_jax.evaluate", "run_module")]
+    "command",
+    [
+        ("train.py", "run_path"),
+        ("imagepiece_jax.evaluate", "run_module", "--weights=w"),
+    ],
 )
 def test_mistakes_of_a_config_come_before_jax(command, field):
-    name, run = command
-    ended = start("-c", BEFORE_JAX.format(name, field, run), "--weights=w.npz")
+    name, run, *words = *command, "--config=configs/quickstart.py"
+    ended = start("-c", BEFORE_JAX.format(name, run), *words, f"--config.{field}")
     assert sentence(ended).startswith(f"config.{field.partition('=')[0]} is ")
     assert ended.out == "False\n"
 

@@ -5,8 +5,10 @@ python -m imagepiece_jax.benchmark --config configs/deit_s.py \\
 
 All configs take turns in one process and are compared with the first. The device's peak
 rates are measured first; large batches run before small ones. --against timm,tome adds
-PyTorch on the same device. Without a GPU, `python -m tools.compile_only`
-of the repository shows what the compiler makes of a config.
+PyTorch on the same device. --weights FILE_OR_WORKDIR measures trained weights under
+each config, or without --config their own model, after the same without its reduction;
+--config.FIELD=VALUE changes it, as in `evaluate`. Without a GPU, `python -m
+tools.compile_only` of the repository shows what the compiler makes of a config.
 """
 
 from absl import flags
@@ -14,6 +16,7 @@ from absl import flags
 from imagepiece_jax import cli, config_flags
 
 config_flags.define("a config file; several are compared with the first")
+WEIGHTS = cli.weights()
 BATCH_SIZE = flags.DEFINE_multi_string(
     "batch_size", ["256"], "one or more, such as 1,8,256", allow_override=True
 )
@@ -43,19 +46,25 @@ PLOT = flags.DEFINE_string("plot", None, "a PNG", allow_override=True)
 
 
 def main():
+    path = WEIGHTS.value
+    alone = path is not None and not flags.FLAGS["config"].value
+    configs = {} if alone else config_flags.configs()
+    base = config_flags.config_or_base() if alone else None
     # They import JAX: after the flags.
     from imagepiece_jax.benchmark import device, report, suite, torch_baselines
     from imagepiece_jax.common import timer, xla_options
 
-    configs = config_flags.configs()
     sizes = suite.batch_sizes(BATCH_SIZE.value)
     modes, rules = suite.modes(MODE.value), timer.Rules(*TIMING())
     with report.Files(JSON.value, MARKDOWN.value, PLOT.value) as files:
         torch_baselines.prepare(AGAINST.value)
         device.use(DEVICE.value)
         dtype = DTYPE.value or xla_options.fast_dtype()
+        weights = {}
+        if path is not None:
+            configs, weights = suite.trained(path, configs, base)
         note(rules, timer.Rules())
-        groups = suite.groups(configs, sizes, dtype, modes)
+        groups = suite.groups(configs, sizes, dtype, modes, weights)
         suite.run_all(groups, AGAINST.value, rules, files)
 
 

@@ -67,6 +67,12 @@ def _or_blank(value, unit):
     return "" if value is None else f"{value / unit:,.1f}"
 
 
+def weights(path):
+    """What was measured, in words; path: of trained weights, None: they are random."""
+    found = "random weights" if path is None else f"weights of {path}"
+    return f"{found}, random images"
+
+
 def text(rows):
     """Return the rows as aligned columns for a terminal."""
     return format_table([_titles(), *(_cells(row) for row in rows)])
@@ -81,10 +87,10 @@ def markdown(rows):
         parts.append(f"### {mode}\n")
         parts += tables.markdown(_titles(), map(_cells, shown))
         parts.append(
-            f"\n{one['device']}, {one['dtype']}, random weights and images; median, "
-            f"lowest and highest of {one['repeats']} repeats of {one['seconds']:g} s "
-            f"or more after {one['warmup']} calls; largest matmul rate "
-            f"{one['matmul_ceiling'] / 1e12:.3f} TFLOP/s, copy "
+            f"\n{one['device']}, {one['dtype']}, {weights(one.get('weights'))}; "
+            f"median, lowest and highest of {one['repeats']} repeats of "
+            f"{one['seconds']:g} s or more after {one['warmup']} calls; largest matmul "
+            f"rate {one['matmul_ceiling'] / 1e12:.3f} TFLOP/s, copy "
             f"{one['copy_ceiling'] / 1e9:,.0f} GB/s.\n"
         )
     return "\n".join(parts + break_even(rows))

@@ -2,6 +2,10 @@
 
 import contextlib
 import dataclasses
+import pathlib
+from collections.abc import Mapping
+
+from ml_collections import ConfigDict
 
 from imagepiece_jax.benchmark import device, peak_rates, report, torch_baselines
 from imagepiece_jax.benchmark.input_stream import InputStreams
@@ -10,6 +14,9 @@ from imagepiece_jax.common import timer
 from imagepiece_jax.common.files import git_revision
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.reduction.settings import DENSE
+from imagepiece_jax.training.weights_config import of_weights
 
 FULL = ("RESOURCE_EXHAUSTED", "out of memory")  # messages of a full memory
 
@@ -44,24 +51,49 @@ class Group:
     batch_size: int
     mode: str
     dtype: str
+    weights: Mapping[str, Pretrained]  # by config; of others they are random
 
     def cases(self, streams=None):
         """{name: Case}; those that read files share `streams`."""
         return {
-            name: Case(config, self.batch_size, self.dtype, streams)
+            name: Case(
+                config, self.batch_size, self.dtype, streams, self.weights.get(name)
+            )
             for name, config in self.configs.items()
         }
 
 
-def groups(configs: dict, batch_sizes, dtype: str, modes) -> list[Group]:
-    """Return all Groups, in the order of `batch_sizes`.
+def trained(path, configs: dict, base=None) -> tuple[dict, dict]:
+    """(configs, Pretrained of each by name) of the weights at `path`.
+
+    configs: by name, which must agree with the weights; base: without any, what
+    `config_flags.config_or_base` gives, for their own model, after it without its
+    reduction.
+    """
+    if base is None:
+        found = {k: of_weights(path, config) for k, config in configs.items()}
+    else:
+        name = pathlib.Path(path).name
+        config, weights = of_weights(path, *base)
+        found = {name: (config, weights)}
+        if config.reduction.name != DENSE["name"]:
+            dense = config.copy_and_resolve_references()
+            with dense.unlocked():
+                dense.reduction = ConfigDict(DENSE)
+            found = {"dense": (dense, weights), name: found[name]}
+    configs = {name: config for name, (config, _) in found.items()}
+    return configs, {name: weights for name, (_, weights) in found.items()}
+
+
+def groups(configs: dict, batch_sizes, dtype: str, modes, weights=None) -> list[Group]:
+    """Return all Groups, in the order of `batch_sizes`; weights: as of `trained`.
 
     InputError for what cannot be measured, as far as that shows without compiling.
     """
     found = []
     for batch_size in batch_sizes:
         for mode in modes:
-            group = Group(configs, batch_size, mode, dtype)
+            group = Group(configs, batch_size, mode, dtype, weights or {})
             for name, case in group.cases().items():
                 try:
                     case.check(mode)
@@ -98,7 +130,8 @@ def run(group: Group, against, rules, peaks) -> list[dict]:
 def run_all(groups, against, rules, files):
     """Measure and print every group, writing `files` (report.Files) after each."""
     dtype = groups[0].dtype
-    print(f"{device.name()}, {dtype}, random weights and images", flush=True)
+    of = report.weights(_path(groups[0]))
+    print(f"{device.name()}, {dtype}, {of}", flush=True)
     peaks = peak_rates.measure(dtype, rules)
     print(
         f"largest matmul rate {peaks.matmul / 1e12:.3f} TFLOP/s, copy "
@@ -114,12 +147,18 @@ def run_all(groups, against, rules, files):
     files.plot()
 
 
+def _path(group):
+    """Where the trained weights are, which all configs of a group have; or None."""
+    return next((str(each.path) for each in group.weights.values()), None)
+
+
 def _setting(group, against, rules):
     libraries = torch_baselines.LIBRARIES if against else ()
     return {
         "mode": group.mode,
         "batch_size": group.batch_size,
         "dtype": group.dtype,
+        "weights": _path(group),
         "device": device.name(),
         "versions": device.versions(libraries),
         "git": git_revision(),

@@ -6,7 +6,8 @@ end_to_end: image files; the project's loader reads, decodes and crops them.
 train: a whole step as `train.py` runs it (augmentation on the device, forward,
 backward, AdamW, averages), pixels on the device.
 
-Weights are random: they do not change the speed. Inputs are random, too, and rotate.
+Weights are random where none are given, and in training: they do not change the speed.
+Inputs are random, too, and rotate.
 """
 
 import dataclasses
@@ -41,13 +42,17 @@ class Workload:
 
 
 class Case:
-    """A config at one batch size and dtype; `streams` (InputStreams) read its files."""
+    """A config at one batch size and dtype.
 
-    def __init__(self, config, batch_size, dtype, streams=None):
+    streams: InputStreams that read its files; weights: Pretrained; None: random ones.
+    """
+
+    def __init__(self, config, batch_size, dtype, streams=None, weights=None):
         self.config = config.copy_and_resolve_references()
         self.config.batch_size = batch_size
         self.config.model.dtype = dtype
         self.batch_size, self.streams = batch_size, streams
+        self.weights = weights
         self.model = from_config.model(self.config)
         self.shape = (batch_size, config.image_size, config.image_size, 3)
 
@@ -73,13 +78,19 @@ class Case:
         """Return the optimized program for normalized images or for uint8 pixels."""
         return optimize.optimize(
             self.model,
-            random_variables(self.model, self.config.image_size),
+            self._variables(),
             batch_size=self.batch_size,
             dtype=self.config.model.dtype,
             attention=self.config.model.attention,
             kernels=self.config.model.kernels,
             pixels=pixels,
         )
+
+    def _variables(self):
+        if self.weights is None:
+            return random_variables(self.model, self.config.image_size)
+        variables, _ = self.weights.variables(self.model)
+        return variables
 
     def _inference(self):
         fast = self._compiled()

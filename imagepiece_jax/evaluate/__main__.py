@@ -47,6 +47,8 @@ OUT = flags.DEFINE_string("out", "runs/sweep", OUT_HELP, allow_override=True)
 
 
 def main():
+    path, normalization = cli.required(WEIGHTS), NORMALIZATION()
+    typed = config_flags.config_or_base()
     # They import JAX: after the flags.
     from imagepiece_jax.common import parallel
     from imagepiece_jax.data import sources
@@ -57,7 +59,6 @@ def main():
     from imagepiece_jax.training import from_config
     from imagepiece_jax.training.weights_config import of_weights
 
-    path, normalization = cli.required(WEIGHTS), NORMALIZATION()
     if SWEEP.value and OPTIMIZED.value:
         raise InputError("--sweep and --optimized are both given; allowed is one")
     if GELU.value and not OPTIMIZED.value:
@@ -66,7 +67,7 @@ def main():
     reductions = [one for text in SWEEP.value for one in settings.parse(text)]
     config, weights = of_weights(
         path,
-        *config_flags.config_or_base(),
+        *typed,
         normalization,
         CHECKPOINT.value,
         AVERAGED.value,

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from imagepiece_jax.common import parallel
+from imagepiece_jax.common.field_checks import BEST_BY
 from imagepiece_jax.data import loader
 from imagepiece_jax.errors import InputError, RunError, Stopped
 from imagepiece_jax.evaluate import accuracy
@@ -26,7 +27,6 @@ from imagepiece_jax.training import (
     teacher,
 )
 from imagepiece_jax.training.checkpoint import Checkpoints
-from imagepiece_jax.training.field_checks import BEST_BY
 from imagepiece_jax.training.logging import RunLog, say
 from imagepiece_jax.training.metric_writer import MEASURED
 from imagepiece_jax.training.preemption import PATIENCE, Interrupted, StopRequest

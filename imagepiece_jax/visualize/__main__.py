@@ -38,6 +38,8 @@ BLOCKS = flags.DEFINE_list(
 
 
 def main(words):
+    path, normalization = cli.required(WEIGHTS), NORMALIZATION()
+    config = config_flags.config(required=False)
     # They import JAX: after the flags.
     from imagepiece_jax.common.image_size import whole_patches
     from imagepiece_jax.data import image_files
@@ -47,14 +49,12 @@ def main(words):
     from imagepiece_jax.visualize import figure, html, provenance
     from imagepiece_jax.visualize.trace import trace
 
-    path = cli.required(WEIGHTS)
     files, out = image_files.find(words), pathlib.Path(OUT.value or "runs/visualize")
     blocks = block_numbers(BLOCKS.value)
-    normalization = NORMALIZATION()
     reductions = [one for text in SWEEP.value for one in parse(text)]
     weights = for_analysis(
         path,
-        config_flags.config(required=False),
+        config,
         "float32",
         normalization,
         AVERAGED.value,

@@ -4,16 +4,20 @@ import json
 import re
 import sys
 
+import numpy as np
 import pytest
 
+import imagepiece_jax
 from imagepiece_jax.benchmark import __main__ as benchmark
 from imagepiece_jax.common import timer
+from imagepiece_jax.inference import optimize
 from tests.benchmark.small import SMALL, TINY, simplify
 from tests.command import call, sentence
+from tests.models import tiny
 from tests.runs import ROOT
 
 KEYS = {
-    *("config", "mode", "batch_size", "dtype", "device", "versions", "git"),
+    *("config", "mode", "batch_size", "dtype", "weights", "device", "versions", "git"),
     *("throughput", "throughput_min", "throughput_max", "ms", "seconds_a_call"),
     *("ratio", "ratio_min", "ratio_max", "mac_ratio", "gmacs", "macs_per_s"),
     *("ceiling_share", "matmul_ceiling", "copy_ceiling", "compile_s", "peak_memory"),
@@ -135,3 +139,33 @@ def test_missing_torch(monkeypatch):
     message = refused(*TINY, "--against=timm")
     assert message.startswith("--against needs torch, which cannot be imported")
     assert message.endswith("pip install '.[torch]'")
+
+
+def test_trained_weights_beside_their_dense_model(tmp_path, monkeypatch):
+    """Their variables are compiled, and the dense model is measured first."""
+    simplify(monkeypatch)
+    made, compiled = tiny.model(depth=2), []
+    variables = tiny.variables(made)
+    folder = tmp_path / "trained"
+    imagepiece_jax.save(folder, made, variables)
+    stand_in = optimize.optimize
+
+    def seen(model, variables, **options):
+        compiled.append((model.reduction["name"], variables))
+        return stand_in(model, variables, **options)
+
+    monkeypatch.setattr(optimize, "optimize", seen)
+    words = ["--weights", folder, "--json", tmp_path / "a.json", "--dtype=float32"]
+    words += ["--config.reduction.name=tome", "--config.reduction.r=2", *SMALL]
+    ended = call(benchmark.main, *words)
+    assert (ended.status, ended.err) == (0, "")
+    assert f"weights of {folder}, random images" in ended.out
+    found = [(row["config"], row["weights"]) for row in rows(tmp_path)]
+    assert found == [("dense", str(folder)), ("trained", str(folder))]
+    assert [name for name, _ in compiled] == ["none", "tome"]
+    for _, each in compiled:
+        np.testing.assert_array_equal(
+            each["params"]["head"]["kernel"], variables["params"]["head"]["kernel"]
+        )
+    ended = call(benchmark.main, *TINY, "--weights", folder, *SMALL)
+    assert sentence(ended).startswith("config.model.embed_dim is 8, but folder ")
