@@ -20,7 +20,7 @@ from tests.runs import ROOT
 
 KEYS = {"acc1", "acc5", "loss", "images", "gmacs", "throughput", "unreadable"}
 FACTS = {"preprocessing", "weights", "checkpoint", "data", "limit", "dtype"}
-FACTS |= {"trained"}
+FACTS |= {"trained", "averaged"}
 FACTS |= {"reduction"}
 KEYS |= FACTS
 # A model of a few parameters for images of 16x16, as flags.
