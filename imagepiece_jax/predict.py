@@ -1,5 +1,7 @@
 """Predictions of a trained model for images: the most probable classes of each.
 
+A model without classes, such as DINOv2, gives its pooled vectors, for --json.
+
 python -m imagepiece_jax.predict --weights FILE_OR_WORKDIR IMAGE_OR_FOLDER..
 python -m imagepiece_jax.predict --config configs/deit_s_tome.py:deit_ti \\
     --weights FILE --json predictions.json IMAGE..
@@ -52,17 +54,18 @@ def main(words):
         CHECKPOINT.value,
         AVERAGED.value,
     )
-    model = from_config.model(config).clone(class_names=weights.class_names)
+    model = weights.model().clone(class_names=weights.class_names)
     config.data.resize = RESIZE.value or config.data.resize
     transform = from_config.eval_transform(config)
     if note := image_files.note(files, transform):
         print(f"note: {note}", flush=True)
+    asked = TOP.value if TOP.present else None
     predict = Predictor(
         model,
         weights.restore(model, config.image_size),
         resize="none" if config.data.resize == "none" else None,
         labels=LABELS.value,
-        top=min(TOP.value, model.num_classes),
+        top=min(TOP.value, model.num_classes) if model.num_classes else asked,
         attention=config.model.attention,
         kernels=config.model.kernels,
     )
@@ -71,6 +74,10 @@ def main(words):
         if isinstance(predictions, InputError):
             print(f"error: {predictions}", file=sys.stderr)
             found[str(file)], damaged = {"error": str(predictions)}, damaged + 1
+            continue
+        if not model.num_classes:
+            found[str(file)] = {"pooled": predictions.tolist()}
+            print(f"{file}: a vector of {len(predictions)} features", flush=True)
             continue
         found[str(file)] = [one._asdict() for one in predictions]
         listed = (f"{one.label} {100 * one.probability:.1f} %" for one in predictions)

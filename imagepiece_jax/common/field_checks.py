@@ -15,7 +15,7 @@ KINDS = ("none", "soft", "hard")  # of distillation
 RANGES = {
     "seed": (0, 2**32 - 1),  # more bits than a JAX key would take are cut off
     "image_size": (1, None),
-    "num_classes": (1, None),
+    "num_classes": (0, None),
     "epochs": (1, None),
     "batch_size": (1, None),
     "eval_batch_size": (1, None),

@@ -72,6 +72,12 @@ def main():
         CHECKPOINT.value,
         AVERAGED.value,
     )
+    if not config.num_classes:
+        raise InputError(
+            f"weights {path} have no classes, so there is no accuracy to measure; "
+            "train a head first (train.py --config.init.weights), or measure features: "
+            "python -m imagepiece_jax.evaluate.patch_features"
+        )
     data = config.data.name = DATA.value or config.data.name
     config.data.resize = RESIZE.value or config.data.resize
     model = weights.model()

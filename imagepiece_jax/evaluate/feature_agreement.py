@@ -122,9 +122,11 @@ def read_images(
 ) -> np.ndarray:
     """`count` images of a set, spread over it, as uint8 [B, H, W, 3].
 
+    num_classes: of the model; 0 of one that has none, for images of any.
+
     Unreadable ones are left out.
     """
-    source, images = open_source(data, "val", num_classes=num_classes), []
+    source, images = open_source(data, "val", num_classes=num_classes or None), []
     for index in np.linspace(0, len(source) - 1, min(count, len(source))).astype(int):
         try:
             image, _ = source.read(int(index))

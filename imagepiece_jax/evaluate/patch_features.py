@@ -41,8 +41,8 @@ def main():
     from imagepiece_jax.data.sources import short_name
     from imagepiece_jax.data.transforms import EvalTransform
     from imagepiece_jax.evaluate import feature_agreement as agreement
-    from imagepiece_jax.models import pretrained
     from imagepiece_jax.reduction import settings
+    from imagepiece_jax.training.weights_config import for_analysis
 
     path, data = cli.required(WEIGHTS), cli.required(DATA)
     if not SWEEP.value:
@@ -54,9 +54,7 @@ def main():
     reductions = [one for text in SWEEP.value for one in settings.parse(text)]
     reductions = [one for one in reductions if one["name"] != settings.DENSE["name"]]
     out = pathlib.Path(OUT.value or "runs/patch_features")
-    weights = pretrained.for_analysis(
-        path, config_flags.config(required=False), "float32", normalization
-    )
+    weights = for_analysis(path, *config_flags.config_or_base(), normalization)
     dense = weights.variant(settings.DENSE)
     reduced = [weights.variant(reduction) for reduction in reductions]
     resize = RESIZE.value or weights.resize

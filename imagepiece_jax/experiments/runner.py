@@ -257,6 +257,11 @@ def _images(settings, models):
             f"{sorted(sizes)}; allowed are those of one data set"
         )
     ((classes, side),) = sizes
+    if not classes:
+        raise InputError(
+            "--weights has no classes, so there is no accuracy to compare; allowed are "
+            "weights with a head"
+        )
     alone = isinstance(models, OffTheShelf)
     known = models.pretrained.class_names if alone else None
     by_name = class_names.labels_by_name(known, classes) if alone else None

@@ -33,6 +33,11 @@ def serialized(
     return jax.export.export(program, platforms=PLATFORMS)(images).serialize()
 
 
+def output_name(model: ViT) -> str:
+    """What a program gives: "logits", or of a model without classes "pooled"."""
+    return "logits" if model.num_classes else "pooled"
+
+
 def facts(model, config, batch_size=None, pixels=False):
     """Input, output and model of the program, as JSON values."""
     side, count = config.image_size, batch_size or "batch"
@@ -45,7 +50,11 @@ def facts(model, config, batch_size=None, pixels=False):
             "dtype": "uint8" if pixels else "float32",
         },
         "normalization": normalization,
-        "output": {"shape": [count, model.num_classes], "dtype": "float32"},
+        "output": {
+            "name": output_name(model),
+            "shape": [count, model.num_classes or model.embed_dim],
+            "dtype": "float32",
+        },
         "labels": model.num_classes,
         "class_names": model.class_names,
         "model": config.model.to_dict(),

@@ -9,6 +9,7 @@ import numpy as np
 from imagepiece_jax.common import nodes
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import onnx_nodes, onnx_primitives, optimize
+from imagepiece_jax.inference.jax_export import output_name
 from imagepiece_jax.inference.onnx_graph import IR_VERSION, OPSET, Graph, Value
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.settings import changed, label
@@ -16,7 +17,7 @@ from imagepiece_jax.reduction.settings import changed, label
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-IMAGES, LOGITS = "images", "logits"
+IMAGES = "images"
 
 
 def onnx_model(
@@ -53,24 +54,24 @@ def onnx_model(
         for path, leaf in jax.tree_util.tree_leaves_with_path(fixed["params"])
     ]
     (logits,) = graph.walk(traced, [*values, entry])
-    return finished(graph, logits)
+    return finished(graph, logits, output_name(model))
 
 
-def finished(graph: Graph, logits: Value) -> "ModelProto":
-    """The model of `graph`, from its images to `logits`, with what these need."""
+def finished(graph: Graph, output: Value, name: str = "logits") -> "ModelProto":
+    """The model of `graph`, from its images to `output`, called `name`."""
     from onnx import helper, numpy_helper
 
-    graph.prune(logits)
-    graph.rename(logits, LOGITS)
+    graph.prune(output)
+    graph.rename(output, name)
     kind = helper.np_dtype_to_tensor_dtype(graph.images.dtype)
     named = helper.make_graph(
         graph.nodes,
         "imagepiece_jax",
         [helper.make_tensor_value_info(IMAGES, kind, _named(graph.images.shape))],
-        [helper.make_tensor_value_info(LOGITS, 1, _named(logits.shape))],
+        [helper.make_tensor_value_info(name, 1, _named(output.shape))],
         [
-            numpy_helper.from_array(array, name)
-            for name, array in graph.constants.values()
+            numpy_helper.from_array(array, constant)
+            for constant, array in graph.constants.values()
         ],
     )
     return helper.make_model(

@@ -68,20 +68,21 @@ class Predictor:
         size = model_image_size(model, variables)
         if isinstance(labels, str):
             labels = _known_labels(labels)
-        if labels is not None and len(labels) != model.num_classes:
+        classes = model.num_classes
+        if not classes and (labels is not None or top is not None):
             raise InputError(
-                f"labels has {len(labels)} names; the model has {model.num_classes} "
-                "classes"
+                "the model has no classes, and gives features; labels and top are of "
+                "models with a head, such as load(num_classes=..) makes"
             )
-        if not model.num_classes:
+        if labels is not None and len(labels) != classes:
             raise InputError(
-                "the model has no classes to predict; allowed are models with a head, "
-                "such as load(num_classes=..) makes, or imagepiece_jax.features"
+                f"labels has {len(labels)} names; the model has {classes} classes"
             )
-        top = min(5, model.num_classes) if top is None else top
-        if not isinstance(top, int) or not 1 <= top <= model.num_classes:
-            raise InputError(f"top is {top!r}; allowed are 1 to {model.num_classes}")
+        top = min(5, classes) if top is None else top
+        if not isinstance(top, int) or not min(1, classes) <= top <= classes:
+            raise InputError(f"top is {top!r}; allowed are 1 to {classes}")
         self._labels = model.class_names if labels is None else labels
+        self._answer = self._best if classes else np.array
         self._top = top
         self._transform = _transform(size, resize, model.preprocessing)
         if not isinstance(batch_size, int) or batch_size < 1:
@@ -111,6 +112,7 @@ class Predictor:
     def __call__(self, images) -> list:
         """`top` Predictions for one image, or a list of such lists for several.
 
+        Of a model without classes it is the pooled vector, [D] float32, instead.
         One image is the path of a file, its bytes, the file opened in binary mode, a
         PIL image (all turned as their EXIF orientation says), or an array [H, W, 3]
         uint8; several are an iterable of
@@ -138,7 +140,7 @@ class Predictor:
             for each in part:
                 if isinstance(each, Raised):
                     raise each.error
-                yield each if isinstance(each, InputError) else self._best(next(rows))
+                yield each if isinstance(each, InputError) else self._answer(next(rows))
 
     def _program(self, size):
         with self._lock:

@@ -268,6 +268,8 @@ class Pretrained:
     def of_config(self, config: Mapping[str, Any]) -> "Pretrained":
         """As `under`, unchecked, with the fields of `config` alone."""
         fields, reduction = model_fields(config), reduction_of(config)
+        if prepared := preprocessing_of(config):
+            fields["preprocessing"] = prepared
         return dataclasses.replace(
             self,
             fields=fields,
@@ -275,6 +277,18 @@ class Pretrained:
             seed=config["seed"],
             trained=self.trained or self,
         )
+
+    def analyzed(self, dtype: str | None = None) -> "Pretrained":
+        """This with plain reductions, all fields of its own named, layers of `dtype`.
+
+        InputError where the fields make no model.
+        """
+        fields = {k: v for k, v in self.fields.items() if k not in NOT_ANALYZED}
+        fields |= {"dtype": dtype} if dtype else {}
+        reduction = completed(self.reduction)
+        found = dataclasses.replace(self, fields=fields, reduction=reduction)
+        found.model()
+        return found
 
     @property
     def known_reduction(self) -> Mapping[str, Any] | None:
@@ -456,12 +470,7 @@ def for_analysis(
         print(f"note: {note_on(path)}", flush=True)
     found = found if config is None else found.under(config)
     fields = found.changed(typed(normalization))
-    fields = {k: v for k, v in fields.items() if k not in NOT_ANALYZED}
-    fields |= {"dtype": dtype} if dtype else {}
-    reduction = completed(found.reduction)
-    found = dataclasses.replace(found, fields=fields, reduction=reduction)
-    found.model()  # fields that make no model are a mistake, reported now
-    return found
+    return dataclasses.replace(found, fields=fields).analyzed(dtype)
 
 
 def _of(module, shapes):

@@ -76,8 +76,11 @@ def loss_terms(config, plan):
 def recipe(config) -> Recipe:
     """What a training step does besides the model and the optimizer.
 
-    The loss is not scaled: InputError for float16, which would need it.
+    The loss is not scaled: InputError for float16, which would need it, and for a model
+    without classes, which has no loss.
     """
+    if not config.num_classes:
+        raise InputError("config.num_classes is 0; allowed in training are 1 or more")
     if config.model.dtype == "float16":
         raise InputError(
             "config.model.dtype is 'float16', in which small gradients vanish; allowed "

@@ -70,6 +70,15 @@ def _take_crop(config, weights):
             config.data.update({f"eval_{k}": v for k, v in weights.crop.items()})
 
 
+def for_analysis(path, config, overrides=None, normalization=None, averaged=False):
+    """`pretrained.for_analysis` in float32, where `overrides` are typed alone, too."""
+    if not overrides:
+        config = config if overrides is None else None
+        return pretrained.for_analysis(path, config, "float32", normalization, averaged)
+    _, weights = of_weights(path, config, overrides, normalization, "latest", averaged)
+    return weights.analyzed("float32")
+
+
 def _typed(config, overrides):
     """The fields of the model that `overrides` of `config` name, with their types."""
     of_model = [pair for pair in overrides if pair[0].startswith("model.")]

@@ -39,26 +39,20 @@ BLOCKS = flags.DEFINE_list(
 
 def main(words):
     path, normalization = cli.required(WEIGHTS), NORMALIZATION()
-    config = config_flags.config(required=False)
+    typed = config_flags.config_or_base()
     # They import JAX: after the flags.
     from imagepiece_jax.common.image_size import whole_patches
     from imagepiece_jax.data import image_files
     from imagepiece_jax.data.transforms import EvalTransform
-    from imagepiece_jax.models.pretrained import for_analysis
     from imagepiece_jax.reduction.settings import parse
+    from imagepiece_jax.training.weights_config import for_analysis
     from imagepiece_jax.visualize import figure, html, provenance
     from imagepiece_jax.visualize.trace import trace
 
     files, out = image_files.find(words), pathlib.Path(OUT.value or "runs/visualize")
     blocks = block_numbers(BLOCKS.value)
     reductions = [one for text in SWEEP.value for one in parse(text)]
-    weights = for_analysis(
-        path,
-        config,
-        "float32",
-        normalization,
-        AVERAGED.value,
-    )
+    weights = for_analysis(path, *typed, normalization, AVERAGED.value)
     shown = [weights.variant(reduction) for reduction in reductions or [None]]
     depth = len(shown[0].model.plan)
     for block in blocks:

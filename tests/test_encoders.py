@@ -1,0 +1,160 @@
+"""Commands on weights without classes: pooled vectors, or a sentence where none fit."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import imagepiece_jax
+from imagepiece_jax import describe, export, predict
+from imagepiece_jax.data.normalize import normalize
+from imagepiece_jax.evaluate import __main__ as evaluate
+from imagepiece_jax.evaluate import patch_features
+from imagepiece_jax.experiments import __main__ as experiments
+from imagepiece_jax.visualize import __main__ as visualize
+from tests.command import call, sentence
+from tests.models import tiny
+from tests.runs import ROOT
+
+FLOAT = "--config.model.dtype=float32"
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """An encoder that reads the mean, in a folder, with four images of its size."""
+    folder = tmp_path_factory.mktemp("encoder")
+    model = tiny.model(num_classes=0, class_token=False)
+    imagepiece_jax.save(folder / "weights", model, tiny.variables(model))
+    rng = np.random.default_rng(0)
+    for name in range(4):
+        pixels = rng.integers(0, 256, (tiny.SIDE, tiny.SIDE, 3), np.uint8)
+        (folder / "images").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(folder / "images" / f"{name}.png")
+    rows = [f"images/{name}.png,{name}" for name in range(4)]
+    (folder / "set.csv").write_text("\n".join(["filename,label", *rows]))
+    return folder
+
+
+def pooled(saved, reduction=None):
+    """Pooled vectors of the four images by the plain model, [4, D]."""
+    model, variables = imagepiece_jax.load(saved / "weights", reduction=reduction)
+    files = sorted((saved / "images").iterdir())
+    pixels = np.stack([np.asarray(Image.open(file)) for file in files])
+    images = normalize(pixels, model.mean, model.std)
+    return np.asarray(jax.jit(model.apply)(variables, images).pooled)
+
+
+def done(main, saved, *words):
+    ended = call(main, "--weights", saved / "weights", *words)
+    assert (ended.status, ended.err) == (0, ""), ended
+    return ended.out
+
+
+def test_describe(saved):
+    evit = ["--config.reduction.name=evit", "--config.reduction.blocks=(1,)"]
+    out = done(describe.main, saved, *evit)
+    assert "GMACs an image; dense" in out and "TopK: 25 - 7" in out
+
+
+def test_predict_gives_pooled_vectors(saved, tmp_path):
+    out, tome = tmp_path / "pooled.json", ["--config.reduction.name=tome", FLOAT]
+    tome += ["--config.reduction.r=4", f"--json={out}", "--resize=none"]
+    said = done(predict.main, saved, *tome, saved / "images")
+    assert f"0.png: a vector of {tiny.WIDTH} features" in said
+    found = json.loads(out.read_text())
+    vectors = [found[str(saved / "images" / f"{n}.png")]["pooled"] for n in range(4)]
+    want = pooled(saved, {"name": "tome", "r": 4})
+    np.testing.assert_allclose(vectors, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("words", [["--labels=imagenet"], ["--top=3"]])
+def test_predict_has_no_classes_to_name(saved, words):
+    ended = call(
+        predict.main, f"--weights={saved / 'weights'}", *words, saved / "images"
+    )
+    assert sentence(ended).startswith("the model has no classes, and gives features")
+
+
+def test_a_predictor_of_an_encoder_gives_pooled_vectors(saved):
+    model, variables = imagepiece_jax.load(saved / "weights")
+    predictor = imagepiece_jax.Predictor(model, variables, resize="none", batch_size=4)
+    files = sorted((saved / "images").iterdir())
+    found, want = predictor(files), pooled(saved)
+    assert predictor(files[0]).shape == (tiny.WIDTH,)
+    np.testing.assert_allclose(np.stack(found), want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["jax", "onnx"])
+def test_export_names_the_output(saved, tmp_path, form):
+    out = tmp_path / f"model.{form}"
+    words = [f"--format={form}", f"--out={out}", FLOAT]
+    done(export.main, saved, *words, "--pixels")
+    facts = json.loads((tmp_path / f"model.{form}.json").read_text())
+    output = {"name": "pooled", "shape": ["batch", tiny.WIDTH], "dtype": "float32"}
+    assert facts["output"] == output and facts["labels"] == 0
+    files = sorted((saved / "images").iterdir())
+    pixels = np.stack([np.asarray(Image.open(file)) for file in files])
+    if form == "onnx":
+        onnxruntime = pytest.importorskip("onnxruntime")
+        session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
+        assert [value.name for value in session.get_outputs()] == ["pooled"]
+        (found,) = session.run(None, {"images": pixels})
+    else:
+        program = jax.export.deserialize(bytearray(out.read_bytes()))
+        found = jax.jit(program.call)(pixels)
+    np.testing.assert_allclose(found, pooled(saved), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("more", [[], ["--sweep=tome:r=2"], ["--optimized"]])
+def test_evaluate_says_what_to_do(saved, more):
+    words = [f"--weights={saved / 'weights'}", f"--data=csv:{saved / 'set.csv'}"]
+    assert sentence(call(evaluate.main, *words, *more)) == (
+        f"weights {saved / 'weights'} have no classes, so there is no accuracy to "
+        "measure; train a head first (train.py --config.init.weights), or measure "
+        "features: python -m imagepiece_jax.evaluate.patch_features"
+    )
+
+
+@pytest.mark.parametrize("size", [16, 20])
+def test_fields_alone_change_what_is_analyzed(saved, tmp_path, size):
+    """Without --config, as other commands take them."""
+    rows = ["filename,label"]
+    for name in range(4):
+        pixels = np.random.default_rng(name).integers(0, 256, (size, size, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+        rows.append(f"{name}.png,{name}")
+    (tmp_path / "set.csv").write_text("\n".join(rows))
+    words = [f"--config.image_size={size}", f"--out={tmp_path}"]
+    words += ["--config.reduction.name=tome", "--config.reduction.r=4"]
+    out = done(visualize.main, saved, *words, tmp_path / "0.png")
+    patches = (size // tiny.PATCH) ** 2
+    assert f"tome r=4: {patches} patches, {patches - 12} tokens of them left" in out
+    words = [f"--data=csv:{tmp_path / 'set.csv'}", "--images=4", "--sweep=tome:r=4"]
+    words += [f"--config.image_size={size}", f"--out={tmp_path}"]
+    done(patch_features.main, saved, *words)
+    rows = json.loads((tmp_path / "patch_features.json").read_text())
+    assert rows[0]["tokens"] == patches
+
+
+def test_what_weights_decide_is_not_changed_alone(saved, tmp_path):
+    words = [f"--weights={saved / 'weights'}", f"--out={tmp_path / 'out'}"]
+    words += ["--config.model.depth=2", saved / "images" / "0.png"]
+    message = sentence(call(visualize.main, *words))
+    assert "config.model.depth is 2, but folder" in message
+
+
+def test_training_needs_classes():
+    import train
+
+    words = [f"--config={ROOT}/configs/quickstart.py", "--config.num_classes=0"]
+    assert sentence(call(train.main, *words)) == (
+        "config.num_classes is 0; allowed in training are 1 or more"
+    )
+
+
+def test_experiments_compare_accuracies(saved, tmp_path):
+    words = ["compare", f"--weights={saved / 'weights'}", f"--out={tmp_path / 'out'}"]
+    ended = call(experiments.main, *words, f"--data=csv:{saved / 'set.csv'}")
+    assert "--weights has no classes" in sentence(ended)
