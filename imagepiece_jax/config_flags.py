@@ -29,6 +29,7 @@ inside = PACKAGE / "configs"
 CONFIGS = inside if inside.is_dir() else PACKAGE.parent / "configs"
 BASE = CONFIGS / "base.py"
 METHOD = "reduction.name"
+PROP_ATTN = "reduction.prop_attn"  # of all methods, and in no config file
 
 flags.disclaim_key_flags()  # as in `cli`
 
@@ -53,7 +54,7 @@ class Overrides(tuple):
             if field == METHOD and text and text != config.reduction.name:
                 _choose_method(config, text)
                 another = True
-            elif another and field.startswith("reduction."):
+            elif field == PROP_ATTN or (another and field.startswith("reduction.")):
                 _add_field(config, field, text)
             else:
                 override(config, field, text)

@@ -38,6 +38,7 @@ def parsed(*words, config=IMAGEPIECE):
         (["--config.batch_size=8", "--config.batch_size=9"], "batch_size", 9),
         (["--config.reduction.keep_rate=0.6"], "reduction.keep_rate", 0.6),
         (["--config.reduction.keep_rate=1"], "reduction.keep_rate", 1.0),
+        (["--config.reduction.prop_attn=true"], "reduction.prop_attn", True),
         (["--config.lr=1e-3"], "lr", 1e-3),
         (["--config.model.depth", "-1"], "model.depth", -1),
         (["--config.data.flip=false"], "data.flip", False),

@@ -8,11 +8,15 @@ import pytest
 from PIL import Image
 
 import imagepiece_jax
+from configs import base
 from imagepiece_jax import describe, export, predict
+from imagepiece_jax.config_flags import Overrides
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.evaluate import __main__ as evaluate
 from imagepiece_jax.evaluate import patch_features
 from imagepiece_jax.experiments import __main__ as experiments
+from imagepiece_jax.training import from_config
+from imagepiece_jax.training.weights_config import of_weights
 from imagepiece_jax.visualize import __main__ as visualize
 from tests.command import call, sentence
 from tests.models import tiny
@@ -158,3 +162,31 @@ def test_experiments_compare_accuracies(saved, tmp_path):
     words = ["compare", f"--weights={saved / 'weights'}", f"--out={tmp_path / 'out'}"]
     ended = call(experiments.main, *words, f"--data=csv:{saved / 'set.csv'}")
     assert "--weights has no classes" in sentence(ended)
+
+
+def test_proportional_attention_is_a_field_of_a_reduction(saved):
+    tome = {"name": "tome", "r": 4, "prop_attn": False}
+    model, _ = imagepiece_jax.load(saved / "weights", reduction=tome)
+    assert not model.prop_attn and model.reduction == {"name": "tome", "r": 4}
+    words = ["--config.reduction.name=tome", "--config.reduction.r=4"]
+    message = "config.model.prop_attn is 2; allowed are True, False"
+    words = [f"--weights={saved / 'weights'}", *words, "--config.reduction.prop_attn=2"]
+    assert sentence(call(describe.main, *words)) == message
+    words[-1] = "--config.reduction.prop_attn=false"
+    assert call(describe.main, *words).status == 0
+
+
+def test_commands_keep_the_reduction_of_a_saved_model(tmp_path):
+    tome = {"name": "tome", "r": 4, "prop_attn": False}
+    model = tiny.model(tome)
+    imagepiece_jax.save(tmp_path / "tome", model, tiny.variables(model))
+    config, weights = of_weights(tmp_path / "tome", base.get_config(), Overrides())
+    assert weights.model().plan == model.plan and not weights.model().prop_attn
+    assert from_config.model(config).plan == model.plan
+    assert not from_config.model(config).prop_attn
+    for words, plan in (
+        ([("reduction.r", "2")], tiny.model(tome | {"r": 2}).plan),
+        ([("reduction.name", "none")], tiny.model().plan),
+    ):
+        given = tmp_path / "tome", base.get_config(), Overrides(words)
+        assert of_weights(*given)[1].model().plan == plan

@@ -157,7 +157,7 @@ def test_a_method_that_draws_is_refused():
             "test_export.py is read here; allowed is another file",
         ),
         (["--weights=w.npz", "--out=m"], "weights w.npz: no such file or folder"),
-        (["--weights=w.npz", "--out=m", "--config.num_classes=0"], "config.num_clas"),
+        (["--weights=w.npz", "--out=m", "--config.num_classes=-1"], "config.num_cla"),
     ],
 )
 def test_mistakes_are_reported_at_once(tmp_path, monkeypatch, words, message):

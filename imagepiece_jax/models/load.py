@@ -52,6 +52,9 @@ def load(
     known = {"reduction": reduction, "class_names": found.class_names if same else None}
     other = fields.get("reduction") is not None
     known |= {} if other else more
+    if isinstance(fields.get("reduction"), Mapping):
+        _, inside = settings.split(fields["reduction"])
+        fields = inside | {k: v for k, v in fields.items() if v is not None}
     sized = found.config is None and found.path.is_dir()  # a name is not needed there
     fields = known | found.changed(fields, sized=sized) | {"num_classes": num_classes}
     try:

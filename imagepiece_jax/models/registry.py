@@ -23,10 +23,9 @@ from imagepiece_jax.models.block import check_plan, kernel_of
 from imagepiece_jax.models.preprocessing import Preprocessing
 from imagepiece_jax.models.stems import STEMS, conv_stem_widths
 from imagepiece_jax.models.vit import MEAN, STD, ViT
-from imagepiece_jax.reduction import layer_plan, methods
+from imagepiece_jax.reduction import layer_plan, methods, settings
 from imagepiece_jax.reduction.kernels import fused
 from imagepiece_jax.reduction.methods.method import ModelFacts
-from imagepiece_jax.reduction.settings import DENSE
 
 DEIT = dict(patch_size=16, depth=12, mean=MEAN, std=STD)
 MODELS = {
@@ -80,7 +79,7 @@ def create_model(
     `norm_eps`, `resize` and `class_token` change these of `arch` alone; without class
     token the head reads the mean over patches. `prop_attn` None: as the reduction is
     meant (ToMe: with proportional attention, the others: without), but that weights of
-    MAE are used without. `masked` gives the
+    MAE are used without; it may stand in `reduction`, too. `masked` gives the
     model that training uses: methods that train with a mask keep all tokens there; for
     the others it is the same. The model keeps, for its predictions, `class_names`, a
     name for each class, and `preprocessing`, other fields of a
@@ -123,7 +122,15 @@ def create_model(
     told = {"patches": math.prod(patches), "embed_dim": size["embed_dim"]}
     told |= {"class_token": arch.class_token, "pool": arch.pool, "depth": depth}
     told |= {"name": name}
-    method = methods.create(**(reduction or {})).resolved(ModelFacts(**told))
+    reduction, inside = settings.split(reduction or settings.DENSE)
+    method = methods.create(**reduction).resolved(ModelFacts(**told))
+    if prop_attn is None:
+        prop_attn = inside.get("prop_attn")
+    if inside.get("prop_attn", prop_attn) != prop_attn:
+        raise InputError(
+            f"config.model.prop_attn is {prop_attn!r}, in config.reduction "
+            f"{inside['prop_attn']!r}; allowed is one of them"
+        )
     if prop_attn is None:
         usual = method.model_fields.get("prop_attn", False)
         prop_attn = own.get("prop_attn", usual)
@@ -149,7 +156,7 @@ def create_model(
         trace_source=trace_source,
         axis_name=axis_name,
         class_names=None if class_names is None else tuple(class_names),
-        reduction=dict(reduction or DENSE),
+        reduction=reduction,
         public_name=None if name in MODELS else name,
         preprocessing=Preprocessing(image_size, **_preprocessing(name, preprocessing)),
         **size,

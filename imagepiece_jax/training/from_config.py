@@ -14,7 +14,7 @@ from imagepiece_jax.data.augment.randaugment_pil import Policy, fill_color
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry, run_files
 from imagepiece_jax.models.vit import MEAN, ViT
-from imagepiece_jax.reduction import methods
+from imagepiece_jax.reduction import methods, settings
 from imagepiece_jax.training import optimizer
 from imagepiece_jax.training.distillation import Distillation
 from imagepiece_jax.training.train_step import Recipe, train_step
@@ -64,7 +64,8 @@ def _create(config, reduction, **options):
 
 def method(config):
     """The Method that `config.reduction` names."""
-    return methods.create(**config.reduction.to_dict())
+    own, _ = settings.split(config.reduction.to_dict())
+    return methods.create(**own)
 
 
 def loss_terms(config, plan):

@@ -2,12 +2,15 @@
 
 import copy
 
+from ml_collections import ConfigDict
+
 from imagepiece_jax.common.image_size import described
 from imagepiece_jax.common.xla_options import fast_dtype
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import pretrained, run_files
 from imagepiece_jax.models.metadata import IMAGENET, unknown_normalization
 from imagepiece_jax.models.metadata import typed as typed_normalization
+from imagepiece_jax.reduction import settings
 from imagepiece_jax.training import from_config
 
 
@@ -106,6 +109,10 @@ def _complete(config, weights):
     try:
         with config.unlocked():
             config.update(_with_tuples(own))
+            if weights.config is None and weights.reduction["name"] != "none":
+                reduction = settings.completed(weights.reduction)  # a saved model's
+                named = {k: v for k, v in reduction.items() if v is not None}
+                config.reduction = ConfigDict(named)
     except TypeError as error:
         reason = str(error).partition("\n")[0]
         raise InputError(

@@ -295,7 +295,9 @@ def test_impossible_predictors(trained, options, message):
 
 
 def test_an_array_of_images_and_a_model_without_classes(predictor, pictures):
+    """tests/test_encoders.py has the vectors that such a model gives."""
     assert predictor(pictures) == predictor([*pictures])
     headless = tiny.model(depth=1, num_classes=0)
-    with pytest.raises(InputError, match="no classes to predict; allowed are models"):
-        api.Predictor(headless, tiny.variables(headless))
+    for option in ({"top": 1}, {"labels": ()}):
+        with pytest.raises(InputError, match="the model has no classes, and gives fea"):
+            api.Predictor(headless, tiny.variables(headless), **option)

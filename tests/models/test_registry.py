@@ -266,6 +266,14 @@ def test_proportional_attention_is_as_the_method_is_meant_unless_it_is_said():
 
     assert used("tome") and not used("imagepiece") and not used("none")
     assert not used("tome", prop_attn=False) and used("evit", prop_attn=True)
+    without = {"name": "tome", "prop_attn": False}
+    model = registry.create_model("deit_ti", reduction=without)
+    assert not model.prop_attn and model.reduction == {"name": "tome"}
+    registry.create_model("deit_ti", reduction=without, prop_attn=False)
+    with pytest.raises(InputError, match="prop_attn is True, in config.red.* False"):
+        registry.create_model("deit_ti", reduction=without, prop_attn=True)
+    with pytest.raises(InputError, match="config.model.prop_attn is 1; allowed are"):
+        registry.create_model("deit_ti", reduction={"name": "tome", "prop_attn": 1})
 
 
 @pytest.mark.parametrize("given, used", [(None, False), (True, True), (False, False)])
