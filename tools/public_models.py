@@ -11,7 +11,14 @@ import pathlib
 
 import timm
 import torch
-from timm.layers import GluMlp, Mlp, SwiGLU, pos_embed_sincos
+from timm.layers import (
+    Attention,
+    AttentionRope,
+    GluMlp,
+    Mlp,
+    SwiGLU,
+    pos_embed_sincos,
+)
 from timm.models import deit, eva, vision_transformer
 from torch import nn
 
@@ -26,6 +33,7 @@ KINDS = (
     eva.Eva,
 )
 BLOCKS = (vision_transformer.Block, eva.EvaBlock)
+ATTENTIONS = (Attention, AttentionRope, eva.EvaAttention)
 GELUS = {"GELU": "exact", "GELUTanh": "tanh", "QuickGELU": "quick"}
 POOLS = {"token": "token", "avg": "mean", "map": "map"}
 DEFAULT = dataclasses.asdict(Architecture())
@@ -45,6 +53,7 @@ def facts(model):
     block, patch = model.blocks[0], model.patch_embed.proj
     need(type(model) in KINDS, type(model).__name__)
     need(type(block) in BLOCKS, type(block).__name__)
+    need(type(block.attn) in ATTENTIONS, type(block.attn).__name__)
     need(isinstance(model.norm, nn.LayerNorm | nn.Identity), "norm")
     need(isinstance(block.norm1, nn.LayerNorm), type(block.norm1).__name__)
     need(isinstance(block.attn.q_norm, nn.Identity), "norm of queries")

@@ -57,8 +57,8 @@ def infer_config(
         del sizes["image_size"]
         told.append("image_size")
     fields = (*told, *UNTOLD)
-    values = {field: _values(field, known, given) for field in fields}
     asked = fields if known else always
+    values = {field: _values(field, known, given) for field in (*fields, *asked)}
     unknown = [field for field in asked if len(values[field]) != 1]
     if unknown:
         raise InputError(_several(known, unknown, sizes, parts))
@@ -240,11 +240,14 @@ def _public(sizes, parts):
 
 def _open_parts(parts):
     """Fields of an Architecture that cannot be given alone, nor are the usual ones."""
-    archs = (registry.facts(name).get("arch", DEIT) for name in public.table())
-    turns = any(arch.rotary and _told(arch) == _told(parts) for arch in archs)
-    found = ["rotary"] if turns or is_eva(parts) else []
+    archs = [registry.facts(name).get("arch", DEIT) for name in public.table()]
+    alike = [arch for arch in archs if _told(arch) == _told(parts)]
+    turns = is_eva(parts) or any(arch.rotary for arch in alike)
     reads = parts.pool == "map" and parts.prefix
-    return found + ["pool_include_prefix"] * bool(reads)
+    found = ["rotary"] * turns + ["pool_include_prefix"] * bool(reads)
+    # Of parts that no known model has together, what else differs is not known either:
+    # vit_base_patch16_rpn_224 has its norms behind the branches.
+    return found if found or alike else ["arch"]
 
 
 def _values(field, known, given):

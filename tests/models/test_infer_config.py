@@ -155,6 +155,17 @@ def test_evas_tensors_need_a_name():
     assert registry.create_model(**infer_config(found, given)).arch == eva.arch
 
 
+def test_parts_that_no_known_model_has_are_to_be_given():
+    """vit_base_patch16_rpn_224 has these, and its norms behind the branches."""
+    arch = {"class_token": False, "qkv_bias": False, "pool": "mean"}
+    arch |= {"final_norm": False, "fc_norm": True}
+    model = registry.create_model("deit_s", image_size=32, arch=arch, **SMALL)
+    with pytest.raises(InputError, match="no tensor says its arch: give its arch=.. a"):
+        infer_config(named_shapes(model, 32), ONE_BY_ONE)
+    found = infer_config(named_shapes(model, 32), ONE_BY_ONE | {"arch": arch})
+    assert registry.create_model(**found).arch == model.arch
+
+
 def test_whether_a_pool_reads_registers_is_not_guessed():
     arch = {"registers": 2, "pool": "map"}
     model = registry.create_model("deit_s", image_size=32, arch=arch, **SMALL)

@@ -298,7 +298,7 @@ WRONG = [
         *WRONG,
         ({"name": "deit_tiny_patch16_224.fb_in1k"}, r"^mean of 'deit_tiny_.* is \(0.4"),
         ({"name": "vit_base_patch16_224.dino"}, "^embed_dim of 'vit_base_.* is 768"),
-        ({"name": "vit_tiny_r_s16_p8_224"}, "config.model.name is 'vit_tiny_r_s16_p8"),
+        ({"name": "vit_tiny_r_s16_p8_224"}, "name is 'vit_tiny_r_s16_p8"),
     ],
 )
 def test_what_contradicts_the_name_in_a_folder(tmp_path, vit, fields, message):

@@ -166,6 +166,20 @@ def test_whether_a_pool_reads_registers_is_a_fact_of_the_model(name, include):
     assert (arch.pool, arch.pool_include_prefix) == ("map", include)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit_dwee_patch16_reg1_gap_256",  # differential attention
+        "vit_base_patch16_rpn_224",  # norms behind the branches
+        "eva02_enormous_patch14_clip_224",  # the same
+        "vit_pe_core_base_patch16_224",  # other heads in the pool
+    ],
+)
+def test_models_of_timm_with_parts_that_there_are_not_are_unknown(name):
+    with pytest.raises(InputError, match=f"name is '{name}'; "):
+        registry.facts(name)
+
+
 def test_a_model_without_a_name_is_made_of_its_fields():
     size = {"patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 2}
     arch = {"gelu": "quick", "norm_eps": 1e-5, "registers": 2}
