@@ -10,7 +10,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.attention import Attention, AttentionTaps
 from imagepiece_jax.models.layers import LayerNorm, LayerScale, Mlp
-from imagepiece_jax.reduction import merging
+from imagepiece_jax.reduction import contract, merging
 from imagepiece_jax.reduction.layer_plan import Counts, LayerPlan
 from imagepiece_jax.reduction.reducers import SCORES
 from imagepiece_jax.reduction.tokens import Taps, TokenState
@@ -207,16 +207,18 @@ class Block(nn.Module):
         if reducer.draws(counts, train):
             rng = self._rng(keys, len(state.x))
         taps = self._taps(state, seen, reducer, rng, probe)
-        if self.layer.counts is None:
-            reducer(taps, counts, train)
-            return state, None
-        if self._fuses(state):
-            state, result = reducer.fused(
-                seen.query, seen.key, state, counts, self.prop_attn
-            )
-        else:
-            result = reducer(taps, counts, train)
-            state = merging.apply(state, result)
+        with contract.naming(reducer, self.index):
+            if self.layer.counts is None:
+                reducer(contract.Declared(taps, reducer.needs), counts, train)
+                return state, None
+            if self._fuses(state):
+                state, result = reducer.fused(
+                    seen.query, seen.key, state, counts, self.prop_attn
+                )
+            else:
+                result = reducer(contract.Declared(taps, reducer.needs), counts, train)
+                contract.check_form(result, counts)
+                state = merging.apply(state, result)
         return state, (result, taps)
 
     def _fuses(self, state):

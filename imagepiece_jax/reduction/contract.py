@@ -1,0 +1,270 @@
+"""The contract of reducers, checked: every token has a place, every slot a token.
+
+A reduction that breaks it still gives logits, of other tokens than it says. Shapes and
+counts are checked wherever a step is traced (`check_form`), and so is what a reducer
+reads (`Declared`). Values exist only once a program runs: `check` looks at them, called
+by whoever writes a method, by `describe`, by dry runs and by the tests of all methods.
+"""
+
+import contextlib
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.reduction.tokens import DROPPED, Assignment, Masking, Mixing, Taps
+
+# Taps that are there where a reducer's `needs` names them.
+ON_REQUEST = ("metric", "cls_attn", "attn_columns", "energy", "probe", "rng")
+
+
+@jax.tree_util.register_pytree_node_class
+class Declared:
+    """`Taps` as their reducer may read them: InputError for what it did not ask for.
+
+    Such a tap is None in one model, and there in another, where a neighboring block
+    asks for it.
+    """
+
+    def __init__(self, taps, needs):
+        self._taps, self._needs = taps, needs
+
+    def __getattr__(self, name):
+        if name in ON_REQUEST and name not in self._needs:
+            named = ", ".join(sorted(self._needs)) or "nothing"
+            raise InputError(f"it reads the tap {name!r}, but its `needs` has {named}")
+        return getattr(self._taps, name)
+
+    def tree_flatten(self):
+        """What transformations of JAX see: the arrays of the taps."""
+        return (self._taps,), self._needs
+
+    @classmethod
+    def tree_unflatten(cls, needs, children):
+        """The same with other arrays."""
+        return cls(*children, needs)
+
+
+def check_form(result, counts):
+    """InputError where shapes or types of a reducer's result contradict its counts.
+
+    Needs no values: traced arrays will do.
+    """
+    n_in, n_out = counts.n_in, counts.n_out
+    if isinstance(result, Assignment):
+        if result.n_out != n_out:
+            raise InputError(
+                f"the assignment has n_out={result.n_out}, but {n_out} tokens are to "
+                "be left"
+            )
+        if not jnp.issubdtype(result.dest.dtype, jnp.integer):
+            raise InputError(f"dest is {result.dest.dtype}; allowed are integers")
+        _check_shape("dest", result.dest, n_in)
+        _check_shape("weight", result.weight, n_in)
+        _check_shape("attn_size", result.attn_size, n_in)
+        if result.index is not None:
+            _check_shape("index.keep", result.index.keep, n_out)
+    elif isinstance(result, Mixing):
+        _check_shape("matrix", result.matrix, n_out, n_in)
+        _check_shape("attn_size", result.attn_size, n_out)
+    elif isinstance(result, Masking):
+        _check_shape("keep", result.keep, n_in)
+        held = n_in + (result.append is not None)
+        if held != n_out:
+            raise InputError(
+                f"the mask leaves {held} tokens, but {n_out} are to be held"
+            )
+    else:
+        raise InputError(
+            f"the result is of type {type(result).__name__}; allowed are Assignment, "
+            "Mixing and Masking"
+        )
+
+
+def check(result, counts):
+    """InputError, which names slot and token, for a result that breaks the contract.
+
+    result: what a reducer returned for `counts`, of real values: not to be called in
+    `jax.jit`. Every token has a slot or is dropped, every slot has a token, `index` is
+    the map of `dest`, weights are finite.
+    """
+    check_form(result, counts)
+    result = jax.tree.map(np.asarray, result)
+    if isinstance(result, Assignment):
+        if result.index is not None:
+            _check_partners(result)
+        _check_slots(result.dest, result.n_out)
+        if result.index is not None:
+            _check_index(result.dest, result.index)
+    for name in ("weight", "attn_size", "matrix", "keep"):
+        values = getattr(result, name, None)
+        if values is not None:
+            for image, *place in _first(~np.isfinite(values.astype(np.float32))):
+                raise InputError(
+                    f"image {image}: {name}{place} is {values[image, *place]}"
+                )
+
+
+def check_results(plan, results):
+    """`check` of what each step of `plan` decided, such as `Outputs.results`."""
+    steps = [(block, layer) for block, layer in enumerate(plan) if layer.counts]
+    for (block, layer), result in zip(steps, results, strict=True):
+        with naming(layer.step.reducer, block):
+            check(result, layer.counts)
+
+
+def check_plan(plan, grid, embed_dim, num_heads, num_prefix=1):
+    """Check the first step of each kind of reducer on random tokens, without a model.
+
+    grid: (height, width) of the patches. It takes a second for a kind; `check_results`
+    sees all steps, of a model that has run.
+    """
+    first = {}
+    for block, layer in enumerate(plan):
+        if layer.counts:
+            first.setdefault(type(layer.step.reducer), (block, layer))
+    for block, layer in first.values():
+        reducer, counts = layer.step.reducer, layer.counts
+        whole = counts.n_in == grid[0] * grid[1]
+        taps = _random_taps(reducer, counts.n_in, embed_dim, num_heads)
+        taps = taps.replace(grid=grid if whole else None, num_prefix=num_prefix)
+        with naming(reducer, block):
+            check(_decide(reducer, Declared(taps, reducer.needs), counts), counts)
+
+
+@contextlib.contextmanager
+def naming(reducer, block):
+    """An InputError in here says which step it is about."""
+    try:
+        yield
+    except InputError as error:
+        where = f"config.reduction at block {block}, {type(reducer).__name__}"
+        raise InputError(f"{where}: {error}") from error
+
+
+def _random_taps(reducer, n, embed_dim, num_heads):
+    """Taps of two images of `n` random tokens."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, n, embed_dim)), jnp.float32)
+    size = jnp.asarray(rng.integers(1, 4, size=(2, n)), jnp.float32)
+    scores = jax.nn.softmax(x[..., 0])
+    whole = reducer.metric in ("token", "input")
+    return Taps(
+        x=x,
+        size=size,
+        attn_size=size,
+        metric=x if whole else x[..., : embed_dim // num_heads],
+        cls_attn=scores,
+        attn_columns=scores,
+        energy=scores,
+        probe=scores,
+        rng=jax.random.split(jax.random.key(0), 2),
+        num_heads=num_heads,
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _decide(reducer, taps, counts):
+    """Result of a reducer; one that learns has fresh parameters."""
+    if isinstance(reducer, nn.Module):
+        return reducer.init_with_output(jax.random.key(0), taps, counts)[0]
+    return reducer(taps, counts)
+
+
+def _check_shape(name, array, *sizes):
+    """InputError unless it is [B, *sizes], or None."""
+    if array is not None and array.shape[1:] != sizes:
+        wanted = ", ".join(["B", *map(str, sizes)])
+        raise InputError(f"{name} has shape {array.shape}; allowed are [{wanted}]")
+
+
+def _first(wrong):
+    """Where the first True is: no index or one, as a list of whole numbers."""
+    return [place.tolist() for place in np.argwhere(wrong)[:1]]
+
+
+def _check_slots(dest, n_out):
+    """Slots are in range, and none is empty."""
+    for image, token in _first((dest != DROPPED) & ((dest < 0) | (dest >= n_out))):
+        raise InputError(
+            f"image {image}: token {token} goes to slot {dest[image, token]}; allowed "
+            f"are 0 to {n_out - 1}, and {DROPPED} for dropped tokens"
+        )
+    filled = (dest[:, None, :] == np.arange(n_out)[None, :, None]).any(axis=-1)
+    for image, slot in _first(~filled):
+        raise InputError(
+            f"image {image}: slot {slot} of {n_out} gets no token; every slot must "
+            "get one"
+        )
+
+
+def _check_partners(result):
+    """What others are merged into stays itself."""
+    index = result.index
+    rows = zip(
+        result.dest,
+        index.absorbed,
+        index.target,
+        index.groups,
+        index.group_keep,
+        strict=True,
+    )
+    for image, (dest, absorbed, target, groups, partners) in enumerate(rows):
+        real = target < result.n_out
+        gone = {*absorbed[real].tolist(), *np.flatnonzero(dest == DROPPED).tolist()}
+        for place, partner in enumerate(partners.tolist()):
+            joining = absorbed[target == groups[place]]
+            if partner in gone and joining.size:
+                token = joining[0]
+                if groups.shape == target.shape and groups[place] == target[place]:
+                    token = absorbed[place]
+                raise InputError(
+                    f"image {image}: token {token} is merged into token {partner}, "
+                    f"which leaves, at slot {groups[place]}"
+                )
+
+
+def _check_index(dest, index):
+    """`index` is the map of `dest`, which is in order."""
+    n_out, n = index.keep.shape[1], dest.shape[1]
+    for image, slots in enumerate(dest):
+        keep, absorbed, target, groups, group_keep = (
+            field[image]
+            for field in (
+                index.keep,
+                index.absorbed,
+                index.target,
+                index.groups,
+                index.group_keep,
+            )
+        )
+        absorbed, target = absorbed[target != n_out], target[target != n_out]
+        tokens = np.concatenate([keep, absorbed])
+        named = np.concatenate([np.arange(n_out), target])
+        for token, slot in zip(tokens.tolist(), named.tolist(), strict=True):
+            if not 0 <= token < n or slots[token] != slot:
+                where = f"slot {slots[token]}" if 0 <= token < n else "nowhere"
+                raise InputError(
+                    f"image {image}: index has token {token} in slot {slot}, dest has "
+                    f"it in {where}"
+                )
+        times = np.bincount(tokens, minlength=n)
+        for (token,) in _first(times != (slots != DROPPED)):
+            raise InputError(
+                f"image {image}: token {token}, of slot {slots[token]}, is "
+                f"{times[token]} times in index; allowed is once"
+            )
+        for (place,) in _first(~np.isin(target, groups)):
+            raise InputError(
+                f"image {image}: slot {target[place]} absorbs token {absorbed[place]}, "
+                "but index.groups does not name it"
+            )
+        for (place,) in _first(keep[groups] != group_keep):
+            raise InputError(
+                f"image {image}: slot {groups[place]} keeps token "
+                f"{keep[groups[place]]}, but token {group_keep[place]} in "
+                "index.group_keep"
+            )
