@@ -248,6 +248,7 @@ def test_a_new_run_settles_on_what_it_starts_from(
     assert made.model.mean == mean and (made.model.std == HALF) == (mean == HALF)
     again = run_config(folder, **fields)
     (tmp_path / "config.json").write_text(json.dumps(made.to_dict()))
+    (tmp_path / "checkpoints" / "latest" / "1").mkdir(parents=True)
     for path in ("init", "teacher"):  # gone by now
         again[path].weights = "gone.npz"
     assert initial_weights.settle_normalization(again, tmp_path) == []
@@ -304,6 +305,7 @@ def test_a_run_from_before_the_fields_is_the_same_run(tmp_path):
     older["teacher"] = {"weights": older["teacher"]["weights"]}
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text(json.dumps(older))
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"kind": "train", "step": 1}\n')
     words = ["--config.init.weights=no.npz"]
     assert refused(tmp_path, *words)[1] == "weights no.npz: no such file or folder"
     words += [f"--config.model.{word[2:]}" for word in FLAGS]

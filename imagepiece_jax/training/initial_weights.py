@@ -19,7 +19,7 @@ from imagepiece_jax.models.metadata import (
 from imagepiece_jax.models.positions import Positions
 from imagepiece_jax.models.summary import fresh, shapes
 from imagepiece_jax.models.weights import restore
-from imagepiece_jax.training import from_config
+from imagepiece_jax.training import from_config, run_dir
 
 # What no tensor tells of an architecture, and logits depend on.
 UNTOLD = ("gelu", "norm_eps", "rotary", "pool", "pool_include_prefix")
@@ -35,8 +35,8 @@ def settle_normalization(config, workdir):
     """
     if config.model.get("mean") is not None or config.model.get("std") is not None:
         return []  # one alone is refused with the rest of the model
-    found = {workdir: normalization(workdir)}
-    if not found[workdir]:
+    found = {workdir: normalization(workdir)} if run_dir.took_steps(workdir) else {}
+    if not found.get(workdir):
         paths = [*filter(None, (config.init.weights, config.teacher.weights))]
         any_teacher = not from_config.method(config).needs_teacher
         if from_config.distillation(config) is not None and any_teacher:
@@ -161,7 +161,7 @@ def check_classes(config, workdir, names, resumed=False):
     """
     same = classes.SAME_CLASSES
     other = "choose another --workdir, or the data that it was trained on"
-    compared = [("", workdir, other)]
+    compared = [("", workdir, other)] if run_dir.took_steps(workdir) else []
     if config.teacher.weights:
         compared.append(("config.teacher.weights ", config.teacher.weights, same))
     if config.init.weights and not resumed and "head" not in config.init.fresh:

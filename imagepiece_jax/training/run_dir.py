@@ -16,7 +16,13 @@ import time
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.files import git_revision, lock, replace_file
 from imagepiece_jax.errors import InputError, RunError
-from imagepiece_jax.models.run_files import CLASSES, RUN_CONFIG, with_current_fields
+from imagepiece_jax.models.run_files import (
+    CHECKPOINTS,
+    CLASSES,
+    RUN_CONFIG,
+    with_current_fields,
+)
+from imagepiece_jax.training.metric_writer import read_metrics
 
 RUN, LOCK = "run.json", ".lock"
 # Fields that may change when a run is resumed; anything else makes another run.
@@ -35,15 +41,26 @@ MAY_CHANGE = (
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
+def took_steps(workdir):
+    """Whether a run in `workdir` has left a checkpoint, or the metrics of a step.
+
+    A start that was stopped before has left nothing that another config could spoil.
+    """
+    checkpoints = (pathlib.Path(workdir) / CHECKPOINTS).glob("*/*")
+    if any(folder.name.isdecimal() for folder in checkpoints):
+        return True
+    return any(line["step"] > 0 for line in read_metrics(workdir))
+
+
 def check_config(workdir, config: dict):
-    """InputError where `workdir` holds a run with another config.
+    """InputError where `workdir` holds a run with another config, that took a step.
 
     config: nested dict of JSON values (tuples count as lists). Every field but
     `MAY_CHANGE` must be equal; 1, 1.0 and True are three different values. The sentence
     has the first field that differs, both values, and the ways out.
     """
     path = pathlib.Path(workdir) / RUN_CONFIG
-    if not path.exists():
+    if not path.exists() or not took_steps(workdir):
         return
     old = _flat(with_current_fields(_read(path)))
     new = _flat(with_current_fields(json.loads(json.dumps(config))))

@@ -23,6 +23,12 @@ def changed(**fields):
     return {**CONFIG, **fields}
 
 
+def started(workdir, config=CONFIG):
+    """Record a start of a run that has taken steps."""
+    record_start(workdir, config)
+    (workdir / "checkpoints" / "latest" / "5").mkdir(parents=True, exist_ok=True)
+
+
 def test_config_and_versions_are_written(tmp_path):
     workdir = tmp_path / "new" / "run"
     record_start(workdir, CONFIG)
@@ -68,7 +74,7 @@ def test_a_retired_field_that_did_nothing_is_ignored(tmp_path):
     ],
 )
 def test_another_run_is_refused_with_the_ways_out(tmp_path, config, sentence):
-    record_start(tmp_path, CONFIG)
+    started(tmp_path)
     before = (tmp_path / "config.json").read_text(), (tmp_path / "run.json").read_text()
     with pytest.raises(InputError, match=sentence) as error:
         record_start(tmp_path, config)
@@ -79,6 +85,20 @@ def test_another_run_is_refused_with_the_ways_out(tmp_path, config, sentence):
     )
 
 
+def test_a_start_that_took_no_step_does_not_block_the_folder(tmp_path):
+    """Stopped in the first compile, say; an accuracy before it may be there."""
+    record_start(tmp_path, CONFIG)
+    lines = [{"kind": "init", "step": 0}, {"kind": "train", "step": 22}]
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(lines[0]) + "\n")
+    (tmp_path / "checkpoints" / "latest" / "5.tmp").mkdir(parents=True)
+    record_start(tmp_path, changed(lr=2e-3))
+    assert json.loads((tmp_path / "config.json").read_text())["lr"] == 2e-3
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write(json.dumps(lines[1]) + "\n")
+    with pytest.raises(InputError, match="lr = 0.002, but this config has 0.001"):
+        record_start(tmp_path, CONFIG)
+
+
 def test_fields_of_one_host_and_of_the_log_may_change(tmp_path):
     record_start(tmp_path, CONFIG)
     record_start(tmp_path, changed(data={"workers": 8, "name": "digits"}))
@@ -86,7 +106,7 @@ def test_fields_of_one_host_and_of_the_log_may_change(tmp_path):
 
 
 def test_a_run_from_before_normalization_was_a_field_has_imagenets(tmp_path):
-    record_start(tmp_path, changed(model={"depth": 2}))
+    started(tmp_path, changed(model={"depth": 2}))
     check_config(tmp_path, changed(model={"depth": 2, "mean": MEAN, "std": STD}))
     with pytest.raises(InputError, match="model.std = .* but this config has"):
         half = (0.5, 0.5, 0.5)
@@ -94,6 +114,7 @@ def test_a_run_from_before_normalization_was_a_field_has_imagenets(tmp_path):
 
 
 def test_unreadable_config_is_named(tmp_path):
+    started(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(InputError, match="config.json is no valid JSON"):
         record_start(tmp_path, CONFIG)
@@ -102,6 +123,6 @@ def test_unreadable_config_is_named(tmp_path):
 def test_a_comparison_writes_nothing(tmp_path):
     check_config(tmp_path / "a", CONFIG)
     assert not (tmp_path / "a").exists()
-    record_start(tmp_path, CONFIG)
+    started(tmp_path)
     with pytest.raises(InputError, match="lr"):
         check_config(tmp_path, changed(lr=1.0))
