@@ -37,6 +37,8 @@ def check_plan(plan, arch, grid):
     for block, layer in enumerate(plan):
         if layer.step is None:
             continue
+        with contract.naming(layer.step.reducer, block):
+            contract.check_needs(layer.step.reducer)
         needs = layer.step.reducer.needs
         lacking = lacking_scores(arch)
         for score, part in lacking.items():

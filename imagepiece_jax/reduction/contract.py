@@ -20,6 +20,8 @@ from imagepiece_jax.reduction.tokens import DROPPED, Assignment, Masking, Mixing
 # Taps that are there where a reducer's `needs` names them.
 ON_REQUEST = ("metric", "cls_attn", "attn_columns", "energy", "probe", "rng")
 
+COMPARED = ("key", "query", "value", "token", "input")  # what the tap "metric" may be
+
 
 @jax.tree_util.register_pytree_node_class
 class Declared:
@@ -46,6 +48,16 @@ class Declared:
     def tree_unflatten(cls, needs, children):
         """The same with other arrays."""
         return cls(*children, needs)
+
+
+def check_needs(reducer):
+    """InputError for a tap that attention cannot compute."""
+    for name in sorted(reducer.needs - {*ON_REQUEST}):
+        allowed = ", ".join(ON_REQUEST)
+        raise InputError(f"its `needs` has {name!r}; allowed are {allowed}")
+    if "metric" in reducer.needs and reducer.metric not in COMPARED:
+        allowed = ", ".join(map(repr, COMPARED))
+        raise InputError(f"its `metric` is {reducer.metric!r}; allowed are {allowed}")
 
 
 def check_form(result, counts):

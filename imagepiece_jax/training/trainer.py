@@ -14,10 +14,12 @@ import numpy as np
 
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.field_checks import BEST_BY
+from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.data import loader
 from imagepiece_jax.errors import InputError, RunError, Stopped
 from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.models import summary
+from imagepiece_jax.reduction import contract
 from imagepiece_jax.training import (
     from_config,
     host_consistency,
@@ -55,6 +57,7 @@ def train_and_evaluate(config, workdir, dry_run: bool = False) -> dict | None:
             state, meta, restored = trainer.start(write=not dry_run)
         if dry_run:
             say(logging.data_text(config, trainer.train_source, trainer.val_source))
+            trainer.check_reductions(state)
             say(trainer.memory_text(state))
             return None
         steps = trainer.length.steps
@@ -205,6 +208,28 @@ class Trainer:
         compiled = parallel.pmap(step, donate_argnums=(0,), program="training step")
         self._program = key, compiled
         return compiled
+
+    def check_reductions(self, state):
+        """InputError where a step's decision on two random images breaks the contract.
+
+        In the form of the last epoch's training; see reduction.contract.
+        """
+        config, count = self.config, 2
+        model = from_config.train_model(config, self.length.epochs - 1)
+        rng = np.random.default_rng(0)
+        images = rng.normal(size=(count, *sides(config.image_size), 3))
+        keys = jax.random.split(jax.random.key(config.seed), count)
+        keys = {"drop_path": keys, "reducer": keys}
+
+        @jax.jit
+        def decide(variables, images):
+            outputs, _ = model.apply(
+                variables, images, True, keys, mutable=["batch_stats"]
+            )
+            return outputs.results
+
+        results = decide(state.variables, images.astype(np.float32))
+        contract.check_results(model.plan, results)
 
     def memory_text(self, state):
         """Bytes of the state and of the compiled step, and the run's length."""

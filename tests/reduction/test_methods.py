@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from imagepiece_jax.reduction import flops, merging
+from imagepiece_jax.reduction import contract, flops, merging
 from imagepiece_jax.reduction.layer_plan import build
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.token_counts import Merge
@@ -126,11 +126,11 @@ def decide(reducer, taps, counts):
 
 
 def walk(plan, x, form=None, keys=None):
-    """States after each step of `plan`. x [B, 1 + n0, D]; the blocks do nothing.
+    """(states, results) of each step. x [B, 1 + n0, D]; the blocks do nothing.
 
-    Scores and metric are functions of the tokens themselves, as in a real model.
+    The first state is that before any step. Scores and metric are functions of the tokens themselves, as in a real model.
     """
-    states, grid = [start(x, trace_source=True)], GRID
+    states, results, grid = [start(x, trace_source=True)], [], GRID
     keys = image_keys(len(x)) if keys is None else keys
     for block, layer in enumerate(plan):
         if layer.counts:
@@ -148,10 +148,11 @@ def walk(plan, x, form=None, keys=None):
                 grid=grid,
                 num_heads=2,
             )
-            result = decide(layer.step.reducer, taps, layer.counts)
-            states.append(merging.apply(states[-1], result, form))
-            grid = None
-    return states
+            reducer, grid = layer.step.reducer, None
+            taps = contract.Declared(taps, reducer.needs)
+            results.append(decide(reducer, taps, layer.counts))
+            states.append(merging.apply(states[-1], results[-1], form))
+    return states, results
 
 
 def random_tokens(dtype="float32", seed=0):
@@ -162,7 +163,7 @@ def random_tokens(dtype="float32", seed=0):
 
 @functools.cache
 def stacked(name, *items):
-    """Compiled states after each step of a case, of stacked batches: for all tests.
+    """Compiled `walk` of a case, over stacked batches: for all tests.
 
     pmap over one device of vmap over an extra axis.
     """
@@ -178,20 +179,22 @@ def reversed_beside(x):
 
 
 def program(name, *items):
-    """States after each step of a case, as NumPy arrays, from tokens [3, 1 + N0, D]."""
+    """States of `walk` of a case, as NumPy arrays, from tokens [3, 1 + N0, D]."""
+    return lambda x: walked(x, name, *items)[0]
 
-    def run(x):
-        states = stacked(name, *items)(*reversed_beside(x))
-        return jax.tree.map(lambda a: np.asarray(a)[0, 0], states)
 
-    return run
+def walked(x, name, *items):
+    """`walk` of a case, as NumPy arrays."""
+    both = stacked(name, *items)(*reversed_beside(x))
+    return jax.tree.map(lambda a: np.asarray(a)[0, 0], both)
 
 
 @pytest.mark.parametrize("name, fields", CASES)
 def test_promises_hold_after_every_step(name, fields):
     """Plan and state agree, no slot is empty, sizes are counts, the prefix rests."""
     plan, x = plan_of(name, fields), random_tokens()
-    states = program(name, *fields.items())(x)
+    states, results = walked(x, name, *fields.items())
+    contract.check_results(plan, results)
     counts = [layer.counts for layer in plan if layer.counts]
     assert len(states) == 1 + len(counts)
     assert bool(counts) == (name != "none")
@@ -289,7 +292,7 @@ def test_one_trace_serves_all_values(name, fields):
 @pytest.mark.parametrize("name, fields", CASES)
 def test_images_do_not_know_of_each_other(name, fields):
     """Of two batches that are stacked, the second is the first in reverse."""
-    both = stacked(name, *fields.items())(*reversed_beside(random_tokens()))
+    both, _ = stacked(name, *fields.items())(*reversed_beside(random_tokens()))
     both = jax.tree.map(np.asarray, both)
     first = jax.tree.map(lambda a: a[0, 0, ::-1], both)
     second = jax.tree.map(lambda a: a[0, 1], both)
@@ -325,7 +328,7 @@ def test_gradients_in_bfloat16_are_finite(name, fields):
     """They reach the patches of every image; the class token gets its own alone."""
     plan, x = shortest(plan_of(name, fields)), random_tokens(jnp.bfloat16)
     probe = random_tokens(jnp.bfloat16, seed=2)[:, : plan[-1].mlp_tokens]
-    slope = jax.jit(jax.grad(lambda x: jnp.sum(walk(plan, x)[-1].x * probe)))(x)
+    slope = jax.jit(jax.grad(lambda x: jnp.sum(walk(plan, x)[0][-1].x * probe)))(x)
     assert slope.dtype == jnp.bfloat16
     assert jnp.isfinite(slope).all()
     np.testing.assert_array_equal(slope[:, 0], probe[:, 0])
@@ -371,4 +374,4 @@ def test_a_method_that_reduces_nothing_is_the_dense_plan(name, fields):
     assert [layer.counts for layer in plan] == [None] * len(plan)
     assert flops.plan_macs(plan, 384, 6) == flops.plan_macs(dense, 384, 6)
     x = random_tokens()
-    np.testing.assert_array_equal(walk(plan, x)[-1].x, x)
+    np.testing.assert_array_equal(walk(plan, x)[0][-1].x, x)

@@ -1,0 +1,206 @@
+"""What the check of a reducer's result says, and where it is asked."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import pytest
+from ml_collections import config_dict
+
+from configs import quickstart
+from imagepiece_jax import describe
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import block
+from imagepiece_jax.models.architecture import Architecture
+from imagepiece_jax.reduction import contract, layer_plan
+from imagepiece_jax.reduction.assignments import (
+    keep_and_join,
+    keep_highest,
+    merge_in_place,
+)
+from imagepiece_jax.reduction.layer_plan import Counts, Step
+from imagepiece_jax.reduction.merging import slot_index
+from imagepiece_jax.reduction.methods import METHODS
+from imagepiece_jax.reduction.methods.method import Method
+from imagepiece_jax.reduction.reducers import Reducer
+from imagepiece_jax.reduction.token_counts import Keep
+from imagepiece_jax.reduction.tokens import Assignment, Masking, Mixing, Taps
+from imagepiece_jax.reduction.validate import blocks, choice
+from imagepiece_jax.training import trainer
+from tests.command import call, sentence
+from tests.models import tiny
+
+COUNTS = Counts(n_in=6, n_out=4)
+RIGHT = [0, 1, 2, 3, 0, -1]
+
+
+def tokens(*rows):
+    return jnp.asarray(rows, jnp.int32)
+
+
+def assignment(*rows, **fields):
+    """An Assignment to four slots without an index, of a row for each image."""
+    return Assignment(**{"dest": tokens(*rows), "n_out": 4} | fields)
+
+
+def indexed(**fields):
+    """The right Assignment with these fields of its index changed."""
+    index = slot_index(tokens(RIGHT), 4)
+    return assignment(RIGHT, index=index.replace(**fields))
+
+
+@pytest.mark.parametrize(
+    "result, said",
+    [
+        (assignment(RIGHT, [0, 1, 2, 4, 0, 3]), "image 1: token 3 goes to slot 4; "),
+        (assignment([0, 1, 2, 3, -2, 0]), "token 4 goes to slot -2; allowed are 0 to"),
+        (assignment(RIGHT, [0, 1, 1, 3, 0, -1]), "image 1: slot 2 of 4 gets no token"),
+        (
+            merge_in_place(tokens([1, 3]), tokens([3, 5]), COUNTS),
+            "image 0: token 1 is merged into token 3, which leaves",
+        ),
+        (
+            keep_and_join(tokens([0, 1, 2, 3]), tokens([4, 4]), tokens([0, 1]), 6),
+            "token 4",
+        ),
+        (
+            keep_and_join(tokens([0, 1, 2, 2]), tokens([4, 5]), tokens([0, 1]), 6),
+            "slot 2 of 4 gets no token",
+        ),
+        (indexed(keep=tokens([0, 1, 3, 2])), "token 3 in slot 2, dest has it in slot"),
+        (indexed(keep=tokens([0, 1, 2, 9])), "token 9 in slot 3, dest has it in nowh"),
+        (indexed(target=tokens([4, 4])), "token 4, of slot 0, is 0 times in index"),
+        (indexed(groups=tokens([1, 1])), "slot 0 absorbs token 4, but index.groups do"),
+        (indexed(group_keep=tokens([2, 2])), "slot 0 keeps token 0, but token 2 in"),
+        (assignment(RIGHT, weight=jnp.full((1, 6), jnp.nan)), r"weight\[0\] is nan"),
+        (assignment(RIGHT, n_out=3), "n_out=3, but 4 tokens are to be left"),
+        (assignment(RIGHT[:5]), r"dest has shape \(1, 5\); allowed are \[B, 6\]"),
+        (assignment(RIGHT, dest=jnp.ones((1, 6))), "dest is float32; allowed are int"),
+        (Mixing(jnp.ones((1, 6, 4))), r"matrix has shape \(1, 6, 4\); .* \[B, 4, 6\]"),
+        (Masking(jnp.ones((1, 6))), "the mask leaves 6 tokens, but 4 are to be held"),
+        (jnp.ones((1, 6)), "is of type ArrayImpl; allowed are Assignment, Mixing and"),
+    ],
+)
+def test_what_breaks_the_contract_is_named(result, said):
+    with pytest.raises(InputError, match=said):
+        contract.check(result, COUNTS)
+
+
+def test_what_keeps_the_contract_passes():
+    contract.check(assignment(RIGHT), COUNTS)
+    contract.check(indexed(), COUNTS)
+    contract.check(keep_highest(jnp.arange(6.0)[None], 4), COUNTS)
+    contract.check(merge_in_place(tokens([1, 3]), tokens([0, 5]), COUNTS), COUNTS)
+    contract.check(Mixing(jnp.ones((1, 4, 6))), COUNTS)
+    masked = Masking(jnp.ones((1, 6)), jnp.ones((1, 8)))
+    contract.check(masked, Counts(n_in=6, n_out=7))
+
+
+def test_a_tap_is_read_only_where_it_was_asked_for():
+    taps = Taps(x=jnp.ones((1, 6, 8)), size=jnp.ones((1, 6)), cls_attn=jnp.ones((1, 6)))
+    declared = contract.Declared(taps, frozenset({"metric"}))
+    assert declared.metric is None and declared.x is taps.x
+    assert jax.jit(lambda taps: taps.x.sum())(declared) == 48
+    with pytest.raises(InputError, match="reads the tap 'cls_attn', but its `needs` h"):
+        _ = declared.cls_attn
+
+
+@pytest.mark.parametrize(
+    "needs, metric, said",
+    [
+        ({"class"}, None, "its `needs` has 'class'; allowed are metric, cls_attn, at"),
+        ({"metric"}, None, "its `metric` is None; allowed are 'key', 'query', 'value'"),
+    ],
+)
+def test_what_attention_cannot_compute_is_named(needs, metric, said):
+    reducer = type("Odd", (Reducer,), {"needs": frozenset(needs), "metric": metric})()
+    plan = layer_plan.build(2, 25, [Step(1, reducer, Keep(0.5))])
+    with pytest.raises(InputError, match=f"config.reduction at block 1, Odd: {said}"):
+        block.check_plan(plan, Architecture(), (5, 5))
+
+
+@dataclasses.dataclass(frozen=True)
+class Wrong(Reducer):
+    """Breaks the contract in one of several ways."""
+
+    how: str
+    needs: ClassVar[frozenset[str]] = frozenset({"metric"})
+    metric: ClassVar[str] = "key"
+
+    def __call__(self, taps, counts, train=False):
+        if self.how == "tap":
+            return keep_highest(taps.cls_attn, counts.n_out)
+        if self.how == "few":
+            return keep_highest(taps.x[..., 0], counts.n_out - 1)
+        if self.how == "trained" and not train:
+            return keep_highest(taps.x[..., 0], counts.n_out)
+        dest = jnp.broadcast_to(jnp.arange(counts.n_in) // 2, taps.size.shape)
+        return Assignment(dest=dest, n_out=counts.n_out)
+
+
+@dataclasses.dataclass(frozen=True)
+class WrongMethod(Method):
+    """Steps of `Wrong`."""
+
+    small: ClassVar[dict[str, Any]] = {}
+
+    how: str = choice("slot", ("tap", "few", "slot", "trained"))
+    blocks: tuple[int, ...] = blocks(1)
+
+    def steps(self, depth):
+        return [Step(block, Wrong(self.how), Keep(0.6)) for block in self.blocks]
+
+
+@pytest.fixture(autouse=True)
+def wrong(monkeypatch):
+    monkeypatch.setitem(METHODS, "wrong", WrongMethod)
+
+
+WHERE = "config.reduction at block 1, Wrong: "
+
+
+@pytest.mark.parametrize(
+    "how, said",
+    [
+        ("tap", "it reads the tap 'cls_attn', but its `needs` has metric"),
+        ("few", "the assignment has n_out=14, but 15 tokens are to be left"),
+    ],
+)
+def test_every_model_checks_what_needs_no_values(how, said):
+    model = tiny.model({"name": "wrong", "how": how})
+    with pytest.raises(InputError, match=f"^{WHERE}{said}"):
+        jax.eval_shape(model.apply, tiny.shapes(model), jnp.ones((1, 20, 20, 3)))
+
+
+def test_describe_tries_each_kind_of_reducer(tmp_path):
+    path = tmp_path / "wrong.py"
+    path.write_text(
+        "from configs import base\n"
+        "def get_config():\n"
+        "    config = base.get_config()\n"
+        "    config.model.name = 'deit_ti'\n"
+        "    with config.unlocked():\n"
+        "        config.reduction = {'name': 'wrong', 'how': 'slot', 'blocks': (1, 2)}\n"
+        "    return config\n"
+    )
+    ended = call(describe.main, "--config", path)
+    said = "image 0: slot 98 of 118 gets no token; every slot must get one"
+    assert sentence(ended) == WHERE + said
+    # What is wrong in training alone is found by a dry run.
+    ended = call(describe.main, "--config", path, "--config.reduction.how=trained")
+    assert ended.status == 0
+
+
+def test_a_dry_run_checks_the_form_that_is_trained(tmp_path):
+    config = quickstart.get_config()
+    fields = {"name": "wrong", "how": "trained", "blocks": (1,)}
+    config.reduction = config_dict.ConfigDict(fields)
+    config.update_from_flattened_dict(
+        {"model.depth": 2, "model.embed_dim": 16, "model.num_heads": 2}
+        | {"model.patch_size": 4, "model.stem": "patch"}
+    )
+    said = f"^{WHERE}image 0: slot 8 of 10 gets no token"
+    with pytest.raises(InputError, match=said):
+        trainer.train_and_evaluate(config, tmp_path / "run", dry_run=True)
+    assert not (tmp_path / "run").exists()
