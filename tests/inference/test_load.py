@@ -100,7 +100,7 @@ def test_load_reads_the_config_of_a_run(trained, weights_file, tmp_path, monkeyp
         return convert.to_timm(trained[1])
 
     monkeypatch.setattr(run_files, "read_checkpoint", read_checkpoint)
-    model, _ = imagepiece_jax.load(tmp_path, checkpoint="latest")
+    model, _ = imagepiece_jax.load(tmp_path, checkpoint="latest", reduction=None)
     assert model.plan[0].mlp_tokens == 16  # 0.6 * 25, and the class token
     dense, _ = imagepiece_jax.load(tmp_path, reduction={"name": "none"})
     assert dense == trained[0]
