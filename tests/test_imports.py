@@ -34,7 +34,7 @@ FLAGS = ("cli", "config_flags")  # for commands alone
 REDUCTION = (
     {"layer_plan", "token_counts", "validate", "flops"},
     {"tokens"},
-    {"ops"},
+    {"ops", "contract"},
     {"merging"},
     {"kernels", "assignments"},
     {"reducers", "token_selector"},

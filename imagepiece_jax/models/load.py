@@ -33,8 +33,8 @@ def load(
     training; InputError for others.
 
     fields: those of create_model that are to differ or that the weights leave open,
-    such as reduction={"name": "evit", "keep_rate": 0.7}; None keeps the reduction of a
-    run, or of a folder that `save` wrote, and {"name": "none"} is the dense model. Another
+    such as reduction={"name": "evit", "keep_rate": 0.7}; None keeps that of a run, or
+    of a folder that `save` wrote, and {"name": "none"} is the dense model. Another
     image_size resizes the position embeddings. What no tensor tells (heads, the kind of
     GELU, the epsilon of norms, mean and std) comes from the config, or from a name: the
     file's own, or name="vit_small_patch16_224.augreg_in1k".

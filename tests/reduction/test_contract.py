@@ -181,7 +181,7 @@ def test_describe_tries_each_kind_of_reducer(tmp_path):
         "    config = base.get_config()\n"
         "    config.model.name = 'deit_ti'\n"
         "    with config.unlocked():\n"
-        "        config.reduction = {'name': 'wrong', 'how': 'slot', 'blocks': (1, 2)}\n"
+        "        config.reduction = {'name': 'wrong', 'how': 'slot'}\n"
         "    return config\n"
     )
     ended = call(describe.main, "--config", path)

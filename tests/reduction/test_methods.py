@@ -128,7 +128,8 @@ def decide(reducer, taps, counts):
 def walk(plan, x, form=None, keys=None):
     """(states, results) of each step. x [B, 1 + n0, D]; the blocks do nothing.
 
-    The first state is that before any step. Scores and metric are functions of the tokens themselves, as in a real model.
+    The first state is that before any step. Scores and metric are functions of the
+    tokens themselves, as in a real model.
     """
     states, results, grid = [start(x, trace_source=True)], [], GRID
     keys = image_keys(len(x)) if keys is None else keys
