@@ -99,6 +99,8 @@ def folder(tmp_path_factory):
             pathlib.Path(name).mkdir()
             text = json.dumps(tiny_config(**fields).to_dict())
             pathlib.Path(name, "config.json").write_text(text)
+            line = json.dumps({"kind": "train", "step": 1})
+            pathlib.Path(name, "metrics.jsonl").write_text(line + "\n")
         image_files("0.png", "1.png", "uneven/train/a/1.png")
         image_files("uneven/train/b/1.png", "uneven/val/a/1.png")
         image_files("train_only/train/a/1.png", "train_only/train/b/1.png")
