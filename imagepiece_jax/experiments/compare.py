@@ -132,7 +132,7 @@ def _entries(context, method) -> list[Entry] | str:
     priced = _trained(pretrained, priced)
     if not priced:
         return "needs training"
-    knob = METHODS[method]().knob(depth)
+    knob = METHODS[method]().knob(depth)[0]
     find = _by_time if context.options.metric == "ms" else _by_macs
     found = []
     for share in context.options.shares:

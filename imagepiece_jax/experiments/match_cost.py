@@ -1,7 +1,6 @@
 """Settings at which a method has a given cost, along the knob that it declares."""
 
 import bisect
-import itertools
 import math
 from collections.abc import Callable, Iterable
 
@@ -16,9 +15,7 @@ Cost = Callable[[Reduction], float]
 def settings(reduction: Reduction, depth: int = 12) -> list[Reduction]:
     """`reduction` at every position of its method's knob."""
     own, _ = split(reduction)
-    knob = methods.create(**own).knob(depth)
-    mixes = itertools.product(*knob.values())
-    return [reduction | dict(zip(knob, mix, strict=True)) for mix in mixes]
+    return [reduction | setting for setting in methods.create(**own).knob(depth)]
 
 
 def nearest(

@@ -136,8 +136,9 @@ def test_methods_can_be_matched_at_equal_macs(reduction):
 def test_every_method_says_what_sets_its_cost(name):
     """Of DeiT-Ti, down to .65 of the dense model's: `experiments compare` needs it."""
     one, method = pretrained(name="deit_ti"), methods.create(name)
-    knob = method.knob(12)
-    assert knob and set(knob) <= set(method.inference_fields())
+    knob, *others = method.knob(12)
+    assert knob.keys() <= set(method.inference_fields())
+    assert all(setting.keys() == knob.keys() for setting in others)
     found = match_cost.settings({"name": name}, 12)
     assert all(set(reduction) == {"name", *knob} for reduction in found)
     costs = [cost for cost, _ in match_cost.priced(one.gmacs, found)]

@@ -13,7 +13,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.assignments import find_partners, keep_and_join
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.diffrate_schedules import SCHEDULES
-from imagepiece_jax.reduction.methods.method import Method
+from imagepiece_jax.reduction.methods.method import Method, along
 from imagepiece_jax.reduction.ops import cosine, gather_rows, invert, rank
 from imagepiece_jax.reduction.reducers import SCORES, Ranking
 from imagepiece_jax.reduction.token_counts import Rule
@@ -113,7 +113,8 @@ class DiffRate(Method):
                 )
 
     def knob(self, depth):
-        return {"target": sorted({t for own in SCHEDULES.values() for t in own})}
+        targets = {target for own in SCHEDULES.values() for target in own}
+        return along("target", sorted(targets))
 
     def resolved(self, model):
         """With the lists of the model's size; InputError where none was published."""

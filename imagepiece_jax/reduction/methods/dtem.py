@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from imagepiece_jax.reduction.layer_plan import Step
-from imagepiece_jax.reduction.methods.method import Group, Method, check_merges
+from imagepiece_jax.reduction.methods.method import Group, Method, along, check_merges
 from imagepiece_jax.reduction.ops import (
     alternate,
     cosine,
@@ -132,7 +132,7 @@ class DTEM(Method):
     r_list: tuple[int, ...] | None = optional(check_counts)
 
     def knob(self, depth):
-        return {"r": range(100)}
+        return along("r", range(100))
 
     def resolved(self, model):
         check_merges(self, model.patches)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.layer_plan import Step
-from imagepiece_jax.reduction.methods.method import Method
+from imagepiece_jax.reduction.methods.method import Method, along
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.token_counts import Fixed
 from imagepiece_jax.reduction.tokens import Assignment
@@ -60,7 +60,7 @@ class GridPooling(Method):
     block: int = count(6)
 
     def knob(self, depth):
-        return {"block": range(1, depth)}
+        return along("block", range(1, depth))
 
     def steps(self, depth):
         rule = Fixed(self.grid_size**2)

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.layer_plan import Step
-from imagepiece_jax.reduction.methods.method import Method
+from imagepiece_jax.reduction.methods.method import Method, along
 from imagepiece_jax.reduction.reducers import (
     METRICS,
     SCORES,
@@ -68,10 +68,20 @@ class ImagePiece(Method):
     inattentive: str = choice("merge", INATTENTIVE)
 
     def knob(self, depth):
-        """Its keep rate; its merge ratio where it does not prune."""
+        """Both rates together, from 1 and 0 to its own, by default .8 and .08, and on.
+
+        By its keep rate alone it costs .69 of DeiT-Ti at most. Where it does not prune,
+        the merge ratio alone.
+        """
         if self.prune_blocks == ():
-            return {"merge_ratio": [i / 200 for i in range(2, 101)]}
-        return super().knob(depth)
+            return along("merge_ratio", (i / 200 for i in range(2, 101)))
+        drop, merge = 1 - self.keep_rate, self.merge_ratio
+        path = (i / 50 for i in range(500))  # at 1 its own rates
+        return [
+            {"keep_rate": round(1 - drop * t, 4), "merge_ratio": round(merge * t, 4)}
+            for t in path
+            if drop * t <= 0.95 and merge * t <= 1
+        ]
 
     def steps(self, depth):
         merge, prune = self.merge_blocks, self.prune_blocks

@@ -15,7 +15,7 @@ import numpy as np
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.assignments import find_partners, keep_and_join
 from imagepiece_jax.reduction.layer_plan import Step
-from imagepiece_jax.reduction.methods.method import Method
+from imagepiece_jax.reduction.methods.method import Method, along
 from imagepiece_jax.reduction.ops import cosine, gather_rows, invert, place_among, rank
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.token_counts import Rule, floor
@@ -137,7 +137,7 @@ class MCTF(Method):
     sizes: float = checked(40.0, check_temperature)
 
     def knob(self, depth):
-        return {"r": range(1, 100)}
+        return along("r", range(1, 100))
 
     def resolved(self, model):
         patches = model.patches

@@ -1,7 +1,7 @@
 """The base of all methods: fields with checks, steps, and what training adds."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from imagepiece_jax.reduction.layer_plan import Step
@@ -53,6 +53,11 @@ def check_merges(method, patches):
     check_most(name, getattr(method, name), 0, patches // 2, reason)
 
 
+def along(field: str, values: Iterable[Any]) -> tuple[dict[str, Any], ...]:
+    """A knob of one field: a setting for each value."""
+    return tuple({field: value} for value in values)
+
+
 @dataclasses.dataclass(frozen=True)
 class Method:
     """A token reduction; a subclass's fields are the fields of `config.reduction`.
@@ -87,12 +92,13 @@ class Method:
         """The steps in a model of `depth` blocks."""
         raise NotImplementedError
 
-    def knob(self, depth: int) -> Mapping[str, Sequence[Any]]:
-        """The fields that set the cost, each with its values; of several, all mixes.
+    def knob(self, depth: int) -> Sequence[Mapping[str, Any]]:
+        """The settings by which its cost is set: the same fields with other values.
 
-        Values that a model of `depth` blocks has no use for may be among them.
+        Its way from the dense model to the published setting and beyond. Settings that
+        a model of `depth` blocks has no use for may be among them.
         """
-        return {"keep_rate": RATES} if hasattr(self, "keep_rate") else {}
+        return along("keep_rate", RATES) if hasattr(self, "keep_rate") else ()
 
     def resolved(self, model: ModelFacts) -> "Method":
         """The method for a model: no score is "auto", no default another size's.

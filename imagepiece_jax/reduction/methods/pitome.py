@@ -9,7 +9,7 @@ import numpy as np
 
 from imagepiece_jax.reduction.assignments import join_most_similar, merge_in_place
 from imagepiece_jax.reduction.layer_plan import Step
-from imagepiece_jax.reduction.methods.method import Method
+from imagepiece_jax.reduction.methods.method import Method, along
 from imagepiece_jax.reduction.ops import invert, rank
 from imagepiece_jax.reduction.reducers import METRICS, Reducer
 from imagepiece_jax.reduction.token_counts import MergeTo
@@ -57,7 +57,7 @@ class PiToMe(Method):
 
     def knob(self, depth):
         """In every block a little: finer than the rates of three steps."""
-        return {"keep_rate": [i / 400 for i in range(200, 401)]}
+        return along("keep_rate", (i / 400 for i in range(200, 401)))
 
     def steps(self, depth):
         half = math.ceil(depth / 2)

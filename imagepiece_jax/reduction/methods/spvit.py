@@ -17,7 +17,7 @@ from imagepiece_jax.reduction import token_selector
 from imagepiece_jax.reduction.assignments import keep_and_sum
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.dynamicvit import LearnedSelection
-from imagepiece_jax.reduction.methods.method import RATES
+from imagepiece_jax.reduction.methods.method import RATES, along
 from imagepiece_jax.reduction.ops import rank
 from imagepiece_jax.reduction.reducers import MaskingReducer
 from imagepiece_jax.reduction.token_counts import KeepInitial
@@ -145,7 +145,7 @@ class SPViT(LearnedSelection):
         scales = (*RATES, *(1 + i / 50 for i in range(1, 100)))
         shares = SPViT.keep_rates
         scaled = [tuple(round(min(1.0, s * x), 4) for x in shares) for s in scales]
-        return {"keep_rates": scaled}
+        return along("keep_rates", scaled)
 
     def steps(self, depth):
         selector = Selector(self.share_heads, self.package_norm)

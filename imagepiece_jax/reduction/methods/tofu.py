@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 
 from imagepiece_jax.reduction.layer_plan import Step
-from imagepiece_jax.reduction.methods.method import Method
+from imagepiece_jax.reduction.methods.method import Method, along
 from imagepiece_jax.reduction.ops import gather_rows
 from imagepiece_jax.reduction.reducers import METRICS, Bipartite
 from imagepiece_jax.reduction.token_counts import Rule, floor
@@ -95,7 +95,7 @@ class ToFu(Method):
 
     def knob(self, depth):
         """In every block a little: finer than the rates of three steps."""
-        return {"keep_rate": [i / 400 for i in range(200, 401)]}
+        return along("keep_rate", (i / 400 for i in range(200, 401)))
 
     def steps(self, depth):
         discard, fuse = Discard(self.metric), Fuse(self.metric, self.rescale)

@@ -6,6 +6,7 @@ for tasks that need a value for every patch.
 
 import dataclasses
 import functools
+import itertools
 from typing import Any, ClassVar
 
 import jax
@@ -145,7 +146,8 @@ class TokenLearner(Method):
     pooling: str = choice("sum", ("sum", "mean"))
 
     def knob(self, depth):
-        return {"block": range(1, depth), "num_tokens": (8, 16, 32)}
+        blocks = itertools.product(range(1, depth), (8, 16, 32))
+        return [{"block": block, "num_tokens": tokens} for block, tokens in blocks]
 
     def resolved(self, model):
         reason = "the image tokens of the first block"

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.layer_plan import Step
-from imagepiece_jax.reduction.methods.method import Method, check_merges
+from imagepiece_jax.reduction.methods.method import Method, along, check_merges
 from imagepiece_jax.reduction.reducers import METRICS, Bipartite
 from imagepiece_jax.reduction.token_counts import Remove
 from imagepiece_jax.reduction.validate import (
@@ -46,7 +46,7 @@ class ToMe(Method):
     metric: str = choice("key", METRICS)
 
     def knob(self, depth):
-        return {"r": range(100)}
+        return along("r", range(100))
 
     def resolved(self, model):
         check_merges(self, model.patches)

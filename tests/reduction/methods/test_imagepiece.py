@@ -209,3 +209,19 @@ def test_masked_training_has_no_tome():
     method = METHODS["imagepiece_dynamicvit"]
     with pytest.raises(InputError, match="inattentive is 'tome', whose .* mode 'topk'"):
         method(inattentive="tome").steps(12)
+
+
+def test_its_knob_is_a_path_from_dense_through_its_own_rates():
+    path = ImagePiece().knob(12)
+    assert path[0] == {"keep_rate": 1.0, "merge_ratio": 0.0}
+    assert {"keep_rate": 0.8, "merge_ratio": 0.08} in path
+    assert {"keep_rate": 0.9, "merge_ratio": 0.04} in path
+    assert path[-1]["keep_rate"] < 0.06
+    trained = ImagePiece(keep_rate=0.6, merge_ratio=0.1)
+    assert {"keep_rate": 0.6, "merge_ratio": 0.1} in trained.knob(12)
+    plans = [build(12, 196, ImagePiece(**setting).steps(12)) for setting in path]
+    costs = [sum(plan_macs(plan, 192, 3)) for plan in plans]
+    assert costs == sorted(costs, reverse=True)
+    shares = [cost / costs[0] for cost in costs]
+    for share in (0.9, 0.75, 0.6, 0.5, 0.4, 0.35):
+        assert min(abs(each / share - 1) for each in shares) < 0.01
