@@ -4,7 +4,8 @@ Every method stands at the setting of its knob whose cost is nearest to a share 
 dense model's (`--shares`), by MACs or by time on this device (`--metric ms`); all other
 fields are its defaults, those that it was published with. Settings are chosen by cost
 alone, so no image chooses. Differences are paired, on the same images: to the dense
-model, and to ToMe and random tokens at the same share. All of them are one family of
+model, to ToMe and random tokens at the same share, and of ImagePiece's controls (with
+its token counts) to ImagePiece. All of them are one family of
 exact McNemar tests, corrected by Holm's rule.
 """
 
@@ -31,6 +32,13 @@ from imagepiece_jax.reduction.methods import METHODS
 TOLERANCE = 0.05
 MAX_TRIALS = 4  # settings that are timed for one share
 REFERENCES = ("tome", "random")  # beside the dense model
+# ImagePiece with its token counts, but another fate of the least attended tokens: they
+# are compared where it is, and with it.
+CONTROLLED = "imagepiece"
+CONTROLS = {
+    f"{CONTROLLED} {kind} (control)": {"name": CONTROLLED, "inattentive": kind}
+    for kind in ("drop", "random", "tome")
+}
 
 
 def compare(context):
@@ -110,17 +118,25 @@ def measure(context) -> dict:
 
 
 def chosen(names: tuple[str, ...]) -> list[str]:
-    """Methods to compare: these and the references; all where none is named."""
+    """Methods to compare: these and the references; all where none is named.
+
+    After ImagePiece come its controls.
+    """
     wanted = {*names, *REFERENCES} if names else {*METHODS} - {settings.DENSE["name"]}
-    return [name for name in METHODS if name in wanted]
+    found = [name for name in METHODS if name in wanted]
+    if CONTROLLED in found:
+        place = found.index(CONTROLLED) + 1
+        found[place:place] = CONTROLS
+    return found
 
 
 def _entries(context, method) -> list[Entry] | str:
     """An Entry for each share, or why the method is left out."""
     pretrained = context.pretrained
-    own = {"name": method}
-    if pretrained.reduction["name"] == method:  # a run: its fields, not the defaults
-        own = dict(pretrained.reduction)
+    own = CONTROLS.get(method, {"name": method})
+    name = own["name"]
+    if pretrained.reduction["name"] == name:  # a run: its fields, not the defaults
+        own = {**pretrained.reduction, **own}
     depth = len(pretrained.model(settings.DENSE).plan)
     priced = match_cost.priced(pretrained.gmacs, match_cost.settings(own, depth))
     if not priced:
@@ -132,7 +148,7 @@ def _entries(context, method) -> list[Entry] | str:
     priced = _trained(pretrained, priced)
     if not priced:
         return "needs training"
-    knob = METHODS[method]().knob(depth)[0]
+    knob = METHODS[name]().knob(depth)[0]
     find = _by_time if context.options.metric == "ms" else _by_macs
     found = []
     for share in context.options.shares:
@@ -219,6 +235,7 @@ def comparisons(rights: dict[tuple[str, float], np.ndarray], dense) -> list[dict
         others = {"dense": dense}
         # ToMe's comparison with random tokens is that of random tokens with ToMe.
         names = REFERENCES if method not in REFERENCES else REFERENCES[:1]
+        names += (CONTROLLED,) if method in CONTROLS else ()
         others |= {to: rights[to, share] for to in names if (to, share) in rights}
         others.pop(method, None)
         for to, other in others.items():

@@ -11,7 +11,12 @@ from typing import Any
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.experiments import render
 
-NAMES = {"dense": "dense", "tome": "ToMe", "random": "random tokens"}
+NAMES = {
+    "dense": "dense",
+    "tome": "ToMe",
+    "random": "random tokens",
+    "imagepiece": "ImagePiece",
+}
 COSTS = {"gmacs": "MACs", "ms": "time"}
 Report = Mapping[str, Any]
 

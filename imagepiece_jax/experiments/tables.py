@@ -221,15 +221,20 @@ SWITCHES = {
     "metric": ("query", "value", "token"),
     "size_weighting": (False,),
 }
+CONTROLS = ("drop", "random", "tome")  # values of `inattentive`, at the same counts
 
 
 def switched(stem):
-    """A Row for each value of each switch, with this stem."""
+    """A Row for each value of each switch, and of each control, with this stem."""
     end = "" if stem == "patch" else ", conv stem"
-    return tuple(
+    switches = tuple(
         Row(f"{field}={value}{end}", {"name": "imagepiece", field: value}, stem)
         for field, values in SWITCHES.items()
         for value in values
+    )
+    return switches + tuple(
+        Row(f"control: {kind}{end}", {"name": "imagepiece", "inattentive": kind}, stem)
+        for kind in CONTROLS
     )
 
 

@@ -60,7 +60,8 @@ class Guessing:
     def evaluate(self, pretrained, reduction):
         self.known.add(str(reduction))
         figures = plan_facts(pretrained.model(reduction), 224)
-        draw = np.random.default_rng(sum(map(ord, reduction["name"])))
+        name = reduction["name"] + reduction.get("inattentive", "")
+        draw = np.random.default_rng(sum(map(ord, name)))
         right = draw.uniform(size=IMAGES) < (figures["gmacs"] / self.dense) ** 0.5
         bits = base64.b64encode(np.packbits(right).tobytes()).decode()
         figures |= {"acc5": 99.0, "loss": 1.0, "images": IMAGES, "right": bits}
@@ -108,7 +109,8 @@ def test_every_method_is_there_or_says_why_not(report, learned):
     lines = report["settings"] + report["out_of_reach"]
     found = [(line["method"], line["share"]) for line in lines]
     assert len(found) == len(set(found))
-    assert set(found) == {(m, s) for m in every - learned for s in SHARES}
+    there = (every - learned) | set(compare.CONTROLS)
+    assert set(found) == {(m, s) for m in there for s in SHARES}
     page = json.dumps(report)
     assert "secret" not in page and "acc1" not in json.dumps(report["left_out"])
 
@@ -116,17 +118,19 @@ def test_every_method_is_there_or_says_why_not(report, learned):
 def test_settings_are_the_nearest_of_all_positions(context, report):
     """By brute force over the knob; all other fields are the defaults."""
     for line in report["settings"] + report["out_of_reach"]:
-        name, method = line["method"], METHODS[line["method"]]()
+        control = compare.CONTROLS.get(line["method"], {})
+        name = control.get("name", line["method"])
+        method, base = METHODS[name](), {"name": name} | control
         own = dict(line["setting"])
-        assert set(own) == set(method.knob(12)[0])
-        usual = settings.completed({"name": name})
+        assert set(own) == {*method.knob(12)[0], *control} - {"name"}
+        usual = settings.completed(base)
         # JSON has lists where fields are tuples.
         whole = json.loads(json.dumps(usual | own))
         assert line["reduction"] == whole
         reached = []
         for setting in method.knob(12):
             with contextlib.suppress(InputError):  # of another size, as published
-                cost = context.pretrained.gmacs({"name": name} | setting)
+                cost = context.pretrained.gmacs(base | setting)
                 reached.append(cost / context.dense)
         off = min(abs(share - line["share"]) for share in reached)
         assert abs(line["reached"] - line["share"]) == pytest.approx(off, abs=1e-12)
@@ -165,12 +169,32 @@ def test_comparisons_are_those_of_a_slow_count(report):
         for to in ("dense", "tome", "random")
         if to != method
     }
+    expected |= {
+        (share, frozenset((control, "imagepiece")))
+        for control in compare.CONTROLS
+        for share in SHARES
+    }
     assert set(pairs) == expected
     # Holm, in words: the k-th smallest times the tests left, never below a smaller's.
     least = 0.0
     for place, index in enumerate(np.argsort(p)):
         least = max(least, (len(p) - place) * p[index])
         assert report["comparisons"][index]["holm"] == pytest.approx(min(1.0, least))
+
+
+def test_controls_stand_beside_imagepiece_at_its_cost(report):
+    at = {(s["method"], s["share"]): s for s in report["settings"]}
+    for share in SHARES:
+        ours = at["imagepiece", share]
+        for control in compare.CONTROLS:
+            theirs = at[control, share]
+            assert theirs["tokens_per_block"] == ours["tokens_per_block"]
+            own = dict(theirs["setting"])
+            assert own.pop("inattentive") in control and own == ours["setting"]
+    assert "(control)" in control
+    wanted = ["imagepiece", *compare.CONTROLS, "tome", "random"]
+    assert compare.chosen(("imagepiece",)) == wanted
+    assert not set(compare.CONTROLS) & set(compare.chosen(("evit",)))
 
 
 def test_nothing_is_measured_twice_and_the_rest_is_counted(tmp_path, capsys):
@@ -280,7 +304,7 @@ def test_the_tables_have_the_figures():
     ]
     assert "76.0 [71.0, 81.0] | -4.0 [-6.0, -2.0], p = .300 |" in page
     # Turned: ToMe has ten more than random tokens.
-    assert "p = .010 |  | +10.0 [+8.0, +12.0], p = .010 |" in page
+    assert "p = .010 |  | +10.0 [+8.0, +12.0], p = .010 |  |" in page
     assert rows[-2:] == [
         "| `clever` | 0.9 | 0.700 |",
         "| `spvit` | all | needs training |",
