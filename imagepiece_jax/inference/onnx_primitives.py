@@ -241,6 +241,26 @@ def _slice(graph, equation, x):
     )
 
 
+@primitive("split")
+def _split(graph, equation, x):
+    (x,) = graph.wholes(equation, [x])
+    sizes = Value.of(np.array(equation.params["sizes"], np.int64))
+    parts = [(out.aval.shape, x.dtype) for out in equation.outvars]
+    return graph.ops("Split", [x, sizes], parts, axis=int(equation.params["axis"]))
+
+
+@primitive("rev")
+def _rev(graph, equation, x):
+    """By constant indices: not every runtime takes slices backward."""
+    (x,) = graph.wholes(equation, [x])
+    for axis in map(int, equation.params["dimensions"]):
+        if graph.times(x.shape[axis]) is not None:
+            raise unknown("the reverse of an open batch")
+        backward = Value.of(np.arange(x.shape[axis])[::-1].astype(np.int64))
+        x = graph.op("Gather", [x, backward], x.shape, x.dtype, axis=axis)
+    return x
+
+
 @primitive("gather")
 def _gather(graph, equation, x, index):
     """Of constant indices: a block of the array, or rows of one axis."""

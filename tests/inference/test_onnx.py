@@ -11,6 +11,7 @@ from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import onnx_graph, onnx_nodes, onnx_primitives
 from imagepiece_jax.inference.onnx_model import finished, onnx_model
+from imagepiece_jax.models import public
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.rotary import Rotary
 from imagepiece_jax.reduction.methods import METHODS
@@ -45,15 +46,15 @@ def run_openvino(graph, images):
     return compiled([np.asarray(images)])[0]
 
 
-def check(model, side=tiny.SIDE, batch_size=None, **options):
+def check(model, side=tiny.SIDE, batch_size=None, runtimes=(run, run_openvino)):
     """The graph of `model`, which gives the logits of JAX for three images and one."""
     variables = tiny.variables(model)
-    graph = onnx_model(model, variables, side, batch_size=batch_size, **options)
+    graph = onnx_model(model, variables, side, batch_size=batch_size)
     onnx.checker.check_model(graph, full_check=True)
     assert not FORBIDDEN & {node.op_type for node in graph.graph.node}
     images = tiny.images(batch_size or 3, side=side)
     want = tiny.jit(model.apply)(variables, images).logits
-    for runtime in (run, run_openvino):
+    for runtime in runtimes:
         found = runtime(graph, images)
         np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
     if batch_size is None:
@@ -78,10 +79,44 @@ def test_every_family_has_the_logits_of_jax(name, family):
     check(tiny.model({"name": name} | fields, arch=FAMILIES[family], depth=2))
 
 
-def test_rotary_positions_travel_with_tokens():
-    arch = Architecture(positions=False, rotary=Rotary())
-    fields = {"name": "tome", "r": 4}
-    check(tiny.model(fields, arch=arch, embed_dim=24, depth=2))
+# One public model of each architecture, and of each form of rotary positions.
+PUBLIC = {str(row["arch"]): name for name, row in public.table().items()}
+ROTARY = {
+    str(rotary): name
+    for name in PUBLIC.values()
+    if (rotary := public.table()[name]["arch"].get("rotary"))
+}
+
+
+def small(name, reduction=None, depth=2):
+    """A tiny model of the architecture of a public one, whose grid is another."""
+    arch = Architecture.of(public.table()[name]["arch"])
+    return tiny.model(reduction, arch=arch, embed_dim=24, depth=depth)
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC.values()))
+def test_every_architecture_of_the_table_has_the_logits_of_jax(name):
+    """Dense and reduced."""
+    check(small(name, depth=1), runtimes=[run])
+    check(small(name, {"name": "tome", "r": 4}), runtimes=[run])
+
+
+def test_all_forms_of_rotary_positions_are_there():
+    rotary = [
+        Rotary(**public.table()[name]["arch"]["rotary"]) for name in ROTARY.values()
+    ]
+    assert {r.planes for r in rotary} == {"neighbors", "halves"}
+    assert {r.axes for r in rotary} == {"yx", "xy"}
+    assert {r.origin for r in rotary} == {"corner", "center"}
+    assert {r.start for r in rotary} == {0.0, 1.0} and len(rotary) == 5
+
+
+@pytest.mark.parametrize("name", sorted(ROTARY.values()))
+def test_rotary_positions_travel_with_tokens(name):
+    """Through merges by groups, choices and means of all tokens."""
+    for method in ("evit", "imagepiece", "token_learner"):
+        few = {"blocks": (0,)} if method == "evit" else METHODS[method].small
+        check(small(name, {"name": method} | few, depth=3))
 
 
 def test_the_conv_stem():
@@ -195,6 +230,8 @@ def outputs(fn, *shapes):
         (lambda x: x.transpose(1, 2, 0).transpose(1, 0, 2).sum(1), [(3, 4, 5)]),
         (lambda x: jnp.sum(x > 0, axis=1).astype(float), [(3, 4, 5)]),
         (lambda x: x.sum(-2, keepdims=True) / x.shape[1], [(3, 4, 5)]),
+        (lambda x: jnp.concatenate(jnp.split(x, [1, 3], 2)[::-1], 2), [(3, 4, 5)]),
+        (lambda x: x[:, ::-1, ::-1] - x, [(3, 4, 5)]),
         (lambda x: jnp.maximum(x > 1, x.transpose(0, 2, 1) < 0), [(3, 4, 4)]),
     ],
 )
