@@ -18,11 +18,16 @@ from imagepiece_jax.reduction import settings
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A model of a table: its name there, its reduction and its stem."""
+    """A model of a table: its name there, its reduction and its stem.
+
+    trained: the reduction that it is trained with, where the row is another, without
+    retraining.
+    """
 
     name: str
     reduction: Mapping[str, Any] = dataclasses.field(hash=False)
     stem: str = "patch"
+    trained: Mapping[str, Any] | None = dataclasses.field(default=None, hash=False)
 
 
 DENSE = Row("DeiT", settings.DENSE)
@@ -67,7 +72,11 @@ def find(context: Context, row: Row, matched=True, stems=("patch",)) -> list:
     matched, stems: of models that are trained here, whether at equal GMACs, and with
     which stems.
     """
-    return context.models.find(row.reduction, row.stem, matched, stems)
+    trained = row.reduction if row.trained is None else row.trained
+    found = context.models.find(trained, row.stem, matched, stems)
+    if row.trained is None:
+        return found
+    return [(pretrained, row.reduction) for pretrained, _ in found]
 
 
 def measure(

@@ -1,12 +1,14 @@
 """Pages of experiments whose models are right on as many images as they have MACs."""
 
 import pathlib
+import types
 
 import numpy as np
 import pytest
 
 from imagepiece_jax.experiments import hyperspeed, published, tables
 from imagepiece_jax.experiments.context import OffTheShelf, Result, plan_facts
+from imagepiece_jax.experiments.rows import find
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction import settings
 
@@ -103,6 +105,34 @@ def test_ablation_compares_with_the_default(context):
     assert not set(changes) & {row.name for row in tables.switched("conv")}
 
 
+def curve_at(text, method, where):
+    """(accuracy, points to dense) of a method in the table of one speed."""
+    (line,) = (x for x in text.splitlines() if x.startswith(f"| {method} | {where} |"))
+    return [float(cell.split(" [")[0]) for cell in line[2:-2].split(" | ")[2:]]
+
+
+def test_table1_has_both_counts_of_spvit(context):
+    tables.table1(context)
+    rows = lines(context, "table1")
+    ours, other = rows["SPViT"], rows["SPViT, keep .7, .49, .343"]
+    assert ours[:2] == other[:2]  # one published row
+    assert float(ours[-3]) < float(other[-3])  # GMACs
+    text = (context.out / "table1.md").read_text()
+    assert "SPViT's published speed contradicts the keep rates of its first row" in text
+
+
+def test_a_row_without_retraining_is_of_the_model_as_trained():
+    runs = [{"name": "imagepiece"}, {"name": "imagepiece", "keep_rate": 0.6}]
+
+    class Runs:
+        def find(self, reduction, stem, matched, stems):
+            return [(run, run) for run in runs if run == reduction]
+
+    row = next(row for row in tables.TABLE3 if row.name == "ImagePiece, keep .6")
+    context = types.SimpleNamespace(models=Runs())
+    assert find(context, row) == [(runs[0], runs[1])]
+
+
 def test_hyperspeed_compares_curves_where_all_have_points(context):
     hyperspeed.hyperspeed(context)
     text = (context.out / "hyperspeed.md").read_text()
@@ -119,6 +149,11 @@ def test_hyperspeed_compares_curves_where_all_have_points(context):
             if line.startswith(f"| {name} | ") and line.count(" | ") == 1
         )
         assert float(cell.split(" [")[0]) == pytest.approx(mean, abs=0.2)
+    there, points = curve_at(text, "ToMe", "1/2.51 of the dense MACs")
+    cost = context.pretrained.gmacs() / 2.51
+    assert there == pytest.approx(100 * (cost / 1.3) ** 0.25, abs=0.3)
+    whole = 100 * (context.pretrained.gmacs() / 1.3) ** 0.25
+    assert points == pytest.approx(there - whole, abs=0.3)
     dense = published.ACCURACY_SPEED["deit_s"]["DeiT"][0]
     drop = published.HYPERSPEED["drop"]["ToMe"]
     assert found["ToMe"][-1].startswith(f"{dense - drop:.2f}")
