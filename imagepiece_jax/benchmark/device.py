@@ -7,6 +7,7 @@ import platform as host
 
 import jax
 
+from imagepiece_jax.common.files import memory_bytes
 from imagepiece_jax.errors import InputError
 
 LIBRARIES = ("jax", "jaxlib", "flax")
@@ -60,8 +61,7 @@ def _cpu_model():
 def memory() -> int:
     """Return the bytes of memory that programs may use on the device."""
     stats = jax.devices()[0].memory_stats() or {}
-    pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return stats.get("bytes_limit", pages)
+    return stats.get("bytes_limit", memory_bytes())
 
 
 def needed(compiled):

@@ -10,14 +10,32 @@ import zlib
 def folder(kind: str) -> pathlib.Path:
     """Where things of this kind are kept: below $XDG_CACHE_HOME, else ~/.cache.
 
-    OSError where there is neither.
+    OSError where there is neither, and where it is another user's.
     """
     base = os.environ.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(base):  # to be ignored, by its specification
         base = os.path.expanduser("~/.cache")
     if not os.path.isabs(base):
         raise FileNotFoundError(errno.ENOENT, "there is no home folder")
-    return pathlib.Path(base) / "imagepiece_jax" / kind
+    found = pathlib.Path(base) / "imagepiece_jax" / kind
+    check_own(found.parent, found)
+    return found
+
+
+def check_own(*paths: pathlib.Path) -> None:
+    """PermissionError for what another user has made: what is kept here is run.
+
+    Root is no other user: it can do anything anyway.
+    """
+    for path in paths:
+        if path.exists() and owner(path) not in (os.geteuid(), 0):
+            reason = f"belongs to another user ({owner(path)}), whose code is not run"
+            raise PermissionError(errno.EPERM, f"{path} {reason}")
+
+
+def owner(path: pathlib.Path) -> int:
+    """The number of the user who owns a file or folder."""
+    return path.stat().st_uid
 
 
 def processor() -> str:
@@ -38,13 +56,14 @@ def keep_programs() -> tuple[pathlib.Path | None, bool]:
     One for each kind of processor, since a home may be shared and JAX's names do not
     tell them apart. (None, False) where the environment has its own
     JAX_COMPILATION_CACHE_DIR or JAX_ENABLE_COMPILATION_CACHE, or the folder cannot be
-    made.
+    made or is another user's.
     """
     names = ("JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE")
     if any(name in os.environ for name in names):
         return None, False
     try:
         programs = folder("programs") / f"{zlib.crc32(processor().encode()):08x}"
+        check_own(programs)
         is_new = not programs.exists()
         programs.mkdir(parents=True, exist_ok=True)
     except OSError:

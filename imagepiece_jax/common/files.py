@@ -56,6 +56,11 @@ def read_json(path):
     return found
 
 
+def memory_bytes():
+    """The memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def make_folder(flag, path):
     """Make the folder `path` that was given by `flag`; InputError."""
     try:

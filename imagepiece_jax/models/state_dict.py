@@ -20,7 +20,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from imagepiece_jax.common.files import read_json
+from imagepiece_jax.common.files import memory_bytes, read_json
 from imagepiece_jax.errors import InputError
 
 # PyTorch's storages by name; complex and quantized ones hold no weights of ours.
@@ -41,6 +41,7 @@ _OLD_TORCH_MAGIC = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
 # Training scripts save weights beside optimizer and epoch, under one of these names.
 _WRAPPERS = ("model", "state_dict", "teacher")
 _AVERAGES = ("state_dict_ema", "model_ema")  # as timm and DeiT save them
+UNPACKED = 100  # times its own size, at most: weights hardly become smaller
 _LFS = b"version https://git-lfs"
 # What a file may say of its images beside the tensors: three numbers each.
 _NORMALIZATION = ("mean", "std")
@@ -102,6 +103,9 @@ def _guarded(path, readers):
                     f"weights file {path} is a pointer of Git LFS, not the file: fetch "
                     "it by git lfs pull"
                 )
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                _check_size(path, sum(part.file_size for part in archive.infolist()))
         return reader(path)
     except InputError:
         raise
@@ -113,6 +117,20 @@ def _guarded(path, readers):
             f"weights file {path} is damaged, truncated or no {path.suffix} file: "
             f"{reason}"
         ) from error
+
+
+def _check_size(path, unpacked):
+    """InputError for an archive of more bytes than there can be in weights."""
+    if unpacked > UNPACKED * path.stat().st_size:
+        found = f"a hundred times its own {path.stat().st_size / 1e6:.3f} MB"
+    elif unpacked > memory_bytes():
+        found = f"this machine's memory, {memory_bytes() / 1e6:.1f} MB"
+    else:
+        return
+    raise InputError(
+        f"weights file {path} has {unpacked / 1e6:.1f} MB unpacked, which is more than "
+        f"{found}"
+    )
 
 
 def _chosen(path, content, averaged):
@@ -274,7 +292,7 @@ class _StateDictUnpickler(pickle.Unpickler):
     def __init__(self, file, path, archive, folder):
         super().__init__(file)
         self._path, self._archive, self._folder = path, archive, folder
-        self._storages = {}
+        self._storages, self._bytes = {}, 0
 
     def find_class(self, module, name):
         # Bound methods, because a pickle can overwrite the defaults of plain functions.
@@ -318,6 +336,8 @@ class _StateDictUnpickler(pickle.Unpickler):
             raise pickle.UnpicklingError(f"tensor of impossible shape {shape}")
         if count == 0:
             return np.zeros(shape, storage.dtype)
+        self._bytes += count * storage.itemsize  # of copies, many of one storage
+        _check_size(self._path, self._bytes)
         if last >= storage.size:
             raise pickle.UnpicklingError(f"tensor of shape {shape} leaves its storage")
         steps = [s * storage.itemsize for s in strides]

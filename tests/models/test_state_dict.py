@@ -16,6 +16,7 @@ import pytest
 import safetensors.numpy
 
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import state_dict
 from imagepiece_jax.models.state_dict import read_state_dict
 
 
@@ -400,3 +401,64 @@ def test_a_pointer_of_git_lfs_is_no_file(tmp_path):
         InputError, match="is a pointer of Git LFS, not the file: fetch"
     ):
         read_state_dict(path)
+
+
+def bomb(path, kind):
+    """A small file that claims 20 MB of zeros."""
+    zeros = np.zeros(5_000_000, np.float32)
+    if kind == "npz":
+        np.savez_compressed(path, a=zeros)
+        return
+    content = tensor("0", zeros.size, zeros.shape, (1,))
+    write_pth(path, mapping(a=content), {"0": zeros})
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in parts.items():
+            archive.writestr(name, data)
+
+
+@pytest.mark.parametrize("name", ["w.npz", "w.pth", "w.bin"])
+def test_an_archive_that_claims_a_hundred_times_its_size_is_refused(
+    tmp_path, name, monkeypatch
+):
+    path = tmp_path / name
+    bomb(path, path.suffix[1:])
+    monkeypatch.setattr(zipfile.ZipFile, "open", None)  # before any of it is unpacked
+    with pytest.raises(InputError, match="20.0 MB unpacked, .* hundred times its"):
+        read_state_dict(path)
+
+
+@pytest.mark.parametrize("name", ["w.npz", "w.pth"])
+def test_an_archive_that_claims_more_than_memory_is_refused(
+    tmp_path, name, monkeypatch
+):
+    path, values = tmp_path / name, np.arange(100, dtype=np.float32)
+    if path.suffix == ".npz":
+        np.savez(path, a=values)
+    else:
+        content = tensor("0", 100, (100,), (1,))
+        write_pth(path, mapping(a=content), {"0": values})
+    np.testing.assert_array_equal(read_state_dict(path)["a"], values)
+    monkeypatch.setattr(state_dict, "memory_bytes", lambda: 300)
+    with pytest.raises(InputError, match="more than this machine's memory"):
+        read_state_dict(path)
+
+
+def test_tensors_of_one_storage_that_are_more_than_the_file(tmp_path):
+    """Each of them is an array of its own."""
+    values = np.zeros(10_000, np.float32)
+    shared = tensor("0", values.size, values.shape, (1,))
+    many = {f"t{n}": shared for n in range(200)}
+    path = write_pth(tmp_path / "w.pth", mapping(**many), {"0": values})
+    with pytest.raises(InputError, match="hundred times its"):
+        read_state_dict(path)
+
+
+def test_an_array_larger_than_its_part_of_the_archive(tmp_path):
+    header = {"descr": "<f4", "fortran_order": False, "shape": (10**14,)}
+    with zipfile.ZipFile(tmp_path / "w.npz", "w") as archive:
+        with archive.open("a.npy", "w") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+    with pytest.raises(InputError, match="damaged, truncated or no .npz file"):
+        read_state_dict(tmp_path / "w.npz")

@@ -90,6 +90,7 @@ def _built(command, source):
     try:
         folder = compiled.folder("kernels")
         path = folder / f"{source.stem}-{_fingerprint(command)}.so"
+        compiled.check_own(path)
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder) as made:

@@ -2,6 +2,7 @@
 
 import _ctypes
 import ctypes
+import os
 import re
 import subprocess
 
@@ -157,3 +158,33 @@ def test_shared_memory_of_an_image(monkeypatch):
     assert misfit("bipartite", 197) is None
     assert misfit("prune", 1025) is None
     assert "101376 bytes" in misfit("retokenize", 577, candidates=172)
+
+
+@pytest.mark.parametrize("whose", ["", "kernels", "library"])
+def test_what_another_user_owns_is_not_loaded(compilers, tmp_path, monkeypatch, whose):
+    """Native code of others: the package's folder, its folder of kernels, a library."""
+    compilers("bin/g++", copier(tmp_path))
+    assert isinstance(library(), ctypes.CDLL)
+    folder = tmp_path / "cache" / "imagepiece_jax"
+    (built,) = (folder / "kernels").iterdir()
+    theirs = built if whose == "library" else folder / whose
+    owner_of = compiled.owner
+    monkeypatch.setattr(
+        compiled, "owner", lambda path: 12345 if path == theirs else owner_of(path)
+    )
+    monkeypatch.setattr(ctypes, "CDLL", None)
+    found = library()
+    assert f"{theirs} belongs to another user (12345), whose code is not run" in found
+    assert "XDG_CACHE_HOME" in found
+
+
+def test_programs_of_another_user_are_not_loaded(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.delenv("JAX_ENABLE_COMPILATION_CACHE", raising=False)
+    folder, is_new = compiled.keep_programs()
+    assert is_new and os.environ["JAX_COMPILATION_CACHE_DIR"] == str(folder)
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.setattr(compiled, "owner", lambda path: 12345)
+    assert compiled.keep_programs() == (None, False)
+    assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
