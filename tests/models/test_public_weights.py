@@ -169,3 +169,21 @@ def test_accuracy_on_a_thousand_images_is_timms(assets, tmp_path):
     assert abs(result["acc1"] - 84.9) <= 0.2 + 1e-9
     assert abs(result["acc5"] - 97.3) <= 0.2 + 1e-9
     assert round(result["gmacs"], 3) == 1.254
+
+
+def test_dropping_has_the_accuracy_that_was_measured_first(assets, tmp_path):
+    """77.8 at .6 of the MACs, by code of its own when the control was proposed."""
+    data, out = assets / "data/nips2017_224_jpg/labels.csv", tmp_path / "out.json"
+    ended = start(
+        *("-m", "imagepiece_jax.evaluate"),
+        *("--config", "configs/deit_s_imagepiece.py:deit_ti"),
+        *("--weights", assets / f"{WEIGHTS}.npz", "--data", f"csv:{data}"),
+        *("--resize", "none", "--json", out, "--config.model.stem=patch"),
+        *("--config.reduction.inattentive=drop", "--config.reduction.keep_rate=.9"),
+        *("--config.model.dtype=float32", "--config.data.workers=0"),
+        XLA_FLAGS="",
+    )
+    assert ended.status == 0, ended
+    result = json.loads(out.read_text())
+    assert (result["images"], round(result["acc1"], 1)) == (1000, 77.8)
+    assert round(result["gmacs"], 3) == 0.754
