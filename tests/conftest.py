@@ -3,6 +3,7 @@
 import gc
 import os
 import pathlib
+import zipfile
 
 from tests import compiling
 
@@ -50,6 +51,14 @@ def assets():
             "weights/, data/ and fixtures/"
         )
     return folder
+
+
+@pytest.fixture
+def run_of_0_2_0(tmp_path):
+    """Folder of a finished run that version 0.2.0 has made, and its logits."""
+    with zipfile.ZipFile(ROOT / "tests" / "fixtures" / "run_0.2.0.zip") as archive:
+        archive.extractall(tmp_path / "run")
+    return tmp_path / "run"
 
 
 @pytest.fixture(autouse=True)

@@ -263,6 +263,26 @@ def test_a_run_of_version_0_1_0_loads_and_computes_the_same(tmp_path):
         pretrained.for_analysis(tmp_path).variant()
 
 
+@pytest.mark.parametrize("averaged", [False, True])
+@pytest.mark.parametrize("checkpoint", ["best", "latest"])
+def test_a_run_of_version_0_2_0_loads_and_computes_the_same(
+    run_of_0_2_0, checkpoint, averaged
+):
+    """ImagePiece on the digits, evaluated on random images by that version.
+
+    Its best weights are of step 66, its latest of 88.
+    """
+    model, variables = imagepiece_jax.load(
+        run_of_0_2_0, checkpoint=checkpoint, averaged=averaged
+    )
+    assert model.class_names == tuple(map(str, range(10)))
+    images = np.random.default_rng(0).normal(size=(3, 16, 16, 3)).astype(np.float32)
+    logits = tiny.jit(model.apply)(variables, images).logits
+    recorded = np.load(run_of_0_2_0 / "logits.npz")
+    name = checkpoint + "_averaged" * averaged
+    np.testing.assert_allclose(logits, recorded[name], atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "file, name",
     [

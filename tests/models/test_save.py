@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import resource
+import zipfile
 
 import jax
 import numpy as np
@@ -25,6 +26,7 @@ from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.vit import ViT
 from tests.models import tiny
 from tests.models.test_published import same
+from tests.runs import ROOT
 
 SIZE = {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
 DYNAMICVIT = {"name": "dynamicvit", "blocks": (1,), "keep_rate": 0.6}
@@ -101,6 +103,29 @@ def test_a_saved_model_loads_as_it_was(tmp_path, name):
             )
             or file.name == "README.md"
         )
+
+
+def test_a_folder_of_version_0_2_0_loads_and_computes_the_same(tmp_path):
+    """Learned selectors, names of classes, and a preprocessing of its own."""
+    with zipfile.ZipFile(ROOT / "tests" / "fixtures" / "saved_0.2.0.zip") as archive:
+        archive.extractall(tmp_path)
+    model, variables = imagepiece_jax.load(tmp_path / "saved")
+    images = np.random.default_rng(0).normal(size=(3, 16, 16, 3)).astype(np.float32)
+    found = tiny.jit(model.apply)(variables, images).logits
+    np.testing.assert_allclose(found, np.load(tmp_path / "logits.npy"), atol=1e-5)
+    assert model.class_names == ("cat", None, "dog")
+    assert dict(model.reduction) == {
+        "name": "dynamicvit",
+        "blocks": (1,),
+        "keep_rate": 0.6,
+    }
+    assert model.prop_attn and (model.mean, model.std) == (
+        (0.5, 0.4, 0.3),
+        (0.2, 0.25, 0.3),
+    )
+    prepared = model.preprocessing
+    assert (prepared.image_size, prepared.crop) == (16, 0.9)
+    assert (prepared.crop_mode, prepared.interpolation) == ("squash", "bilinear")
 
 
 def test_what_a_folder_holds(tmp_path):

@@ -129,6 +129,36 @@ def test_a_finished_run_is_not_trained_again(finished, capsys):
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
+def test_a_run_of_version_0_2_0_is_complete(run_of_0_2_0, capsys):
+    """Its config is that of the quickstart still, and its state can be restored."""
+    fields = {
+        "model.depth": 2,
+        "model.embed_dim": 6,
+        "model.num_heads": 2,
+        "model.mlp_ratio": 2.0,
+        "model.patch_size": 4,
+        "reduction.merge_blocks": (0,),
+        "reduction.prune_blocks": (1,),
+        "epochs": 4,
+        "eval_every_epochs": 1,
+        "warmup_epochs": 0.5,
+        "lr": 0.3,
+        "min_lr": 0.03,
+        "label_smoothing": 0.0,
+        "seed": 6,
+        "ema_decay": 0.9,
+        "pictures": 0,
+    }
+    made = quickstart.get_config()
+    made.update_from_flattened_dict(fields)
+    before = read_metrics(run_of_0_2_0)
+    last = trainer.train_and_evaluate(made, run_of_0_2_0)
+    assert "this run is complete: 88 steps" in capsys.readouterr().out
+    evaluated = [line for line in before if line["kind"] == "eval"]
+    assert last["acc1"] == evaluated[-1]["acc1"] and last["images"] == 359
+    assert read_metrics(run_of_0_2_0) == before
+
+
 def test_another_config_is_refused_and_changes_nothing(finished):
     workdir, _ = finished
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
