@@ -4,8 +4,9 @@ import difflib
 import functools
 import re
 
-# A field of a config, where it is not a flag to type, nor the file config.json.
-FIELD = re.compile(r"(?<![\w-])config\.(?:model\.)?(?!json\b)")
+# A field of a config, where it is not a flag to type, nor part of a file's name.
+FILES = "json|safetensors|npz|pth|pt|bin|tar"
+FIELD = re.compile(rf"(?<![\w/.-])config\.(?!(?:model\.)?(?:{FILES})\b)(?:model\.)?")
 
 
 class InputError(ValueError):

@@ -67,10 +67,12 @@ def of_weights(
 
 
 def _take_crop(config, weights):
-    """Fill in the crop of evaluation, where `config` leaves it open."""
-    if config.data.eval_crop is None:
+    """Fill in the crop of evaluation and how it resizes, where `config` is as usual."""
+    data, usual = config.data, run_files.LATER["data"]
+    own = {f"eval_{k}": v for k, v in weights.crop.items()}
+    if data.eval_crop is None:
         with config.unlocked():
-            config.data.update({f"eval_{k}": v for k, v in weights.crop.items()})
+            data.update({k: v for k, v in own.items() if data[k] == usual[k]})
 
 
 def for_analysis(path, config, overrides=None, normalization=None, averaged=False):

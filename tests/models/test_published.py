@@ -1,5 +1,6 @@
 """Models of folders in the hub's form: config.json and one file of weights."""
 
+import dataclasses
 import json
 
 import jax
@@ -395,3 +396,16 @@ def test_a_given_name_means_its_function_and_a_layout_where_there_is_none(
     assert found.arch.gelu == "tanh"
     with pytest.raises(InputError, match="num_heads is 6, but weights file .* has 3"):
         imagepiece_jax.load(tmp_path / f"{VIT}.npz", num_heads=6)
+
+
+def test_a_config_keeps_its_own_way_to_resize(tmp_path, model, variables):
+    """What it leaves open is as the weights have it."""
+    crop = {"crop": 0.9, "crop_mode": "squash", "interpolation": "bicubic"}
+    known = dataclasses.replace(model.preprocessing, **crop)
+    imagepiece_jax.save(tmp_path / "a", model.clone(preprocessing=known), variables)
+    config, _ = of_weights(tmp_path / "a", base.get_config(), Overrides())
+    config.data.eval_crop, config.data.eval_crop_mode = None, "center"
+    config.data.eval_interpolation = "bilinear"
+    made = from_config.eval_transform(of_weights(tmp_path / "a", config)[0])
+    assert (made.crop, made.crop_mode) == (0.9, "squash")
+    assert made.interpolation == "bilinear"

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import pickle
 import re
 
 import jax
@@ -155,6 +156,19 @@ def test_calls_of_python_name_keywords(call, said):
     assert said in str(error.value) and "config.model" not in str(error.value)
     with pytest.raises(InputError, match="config.model.num_heads is 5"):
         registry.create_model("deit_ti", num_heads=5)
+
+
+@pytest.mark.parametrize("name", ["a/config.pth", "config.model.npz", "a/config.d/b"])
+def test_the_path_of_a_file_is_no_field(name):
+    with pytest.raises(InputError, match=f"weights {name}: no such file or folder"):
+        imagepiece_jax.load(name)
+
+
+@pytest.mark.parametrize("name", imagepiece_jax.__all__)
+def test_a_public_function_is_one_object_that_other_processes_find(name):
+    public = getattr(imagepiece_jax, name)
+    assert public is getattr(imagepiece_jax, name)
+    assert pickle.loads(pickle.dumps(public)) is public
 
 
 @pytest.mark.parametrize(
