@@ -1,0 +1,217 @@
+"""Single faults, tried one by one: does a test catch each of them?
+
+    python -m tools.mutations [--ids rank-ties no-fsync] [-j 2] [--record] [--moved]
+
+mutations.json lists what a person could get wrong in moving code: in `file` the text
+`old` becomes `new`, which `breaks` something, and one of `tests` fails. Each is applied
+to a copy of the working tree, where its tests run until the first failure. A fault is
+"caught" by that test, or "NOT caught"; "stale" where the text does not stand exactly
+once in its file; "broken" where pytest could not run the tests.
+"""
+
+import argparse
+import collections
+import concurrent.futures
+import importlib.util
+import json
+import os
+import pathlib
+import queue
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from typing import NamedTuple
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+LIST = ROOT / "tools" / "mutations.json"
+PATIENCE = 900.0  # seconds for the tests of one fault
+CAUGHT, NOT_CAUGHT, STALE, BROKEN = "caught", "NOT caught", "stale", "broken"
+
+
+class Result(NamedTuple):
+    """What became of a fault; `by`: the test that failed, or the reason."""
+
+    verdict: str
+    by: str = ""
+
+
+def read_list(path=LIST):
+    """The faults, a list of dicts."""
+    return json.loads(pathlib.Path(path).read_text("utf-8"))
+
+
+def write_list(mutations, path=LIST):
+    text = json.dumps(mutations, indent=1, ensure_ascii=False)
+    pathlib.Path(path).write_text(text + "\n", "utf-8")
+
+
+def places(mutation, root=ROOT):
+    """{file: how often it has the old text} of a fault, files without it left out.
+
+    Where its own file has it no other is looked at.
+    """
+    own = root / mutation["file"]
+    files = [own] if own.is_file() else []
+    if not files or mutation["old"] not in own.read_text("utf-8"):
+        files = sorted(root.rglob("*.py"))
+    counts = {
+        str(file.relative_to(root)): file.read_text("utf-8").count(mutation["old"])
+        for file in files
+        if not {*file.relative_to(root).parts} & {".venv", "tests", "tools"}
+    }
+    return {file: count for file, count in counts.items() if count}
+
+
+def stale_reason(mutation, root=ROOT):
+    """Why a fault cannot be applied, in a sentence; None where it can."""
+    found = places(mutation, root)
+    if found == {mutation["file"]: 1}:
+        return None
+    if mutation["file"] in found:
+        return f"{mutation['file']} has its text {found[mutation['file']]} times"
+    if found:
+        return f"its text is in {', '.join(found)} now (--moved)"
+    return f"{mutation['file']} does not have its text, nor has another file"
+
+
+def follow(mutations, root=ROOT):
+    """Enter the new files of texts that have moved; returns the ids of these faults."""
+    moved = []
+    for mutation in mutations:
+        found = places(mutation, root)
+        if mutation["file"] not in found and [*found.values()] == [1]:
+            (mutation["file"],) = found
+            moved.append(mutation["id"])
+    return moved
+
+
+def copy_tree(folder, root=ROOT):
+    """A copy of the files that git tracks, or would, as they are now."""
+    words = ["git", "-C", str(root), "ls-files", "-z", "-co", "--exclude-standard"]
+    listed = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, listed.split("\0")):
+        if (root / name).is_file():  # else it is deleted, and not committed yet
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(root / name, folder / name)
+    return folder
+
+
+def run_tests(tests, tree):
+    """The Result of these tests in a copy of the tree, up to the first failure."""
+    words = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "--tb=no"]
+    words += ["-rfE", "-p", "no:cacheprovider", *tests]
+    variables = os.environ | {"PYTHONPATH": str(tree)}
+    try:
+        done = subprocess.run(
+            words,
+            cwd=tree,
+            env=variables,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
+    except subprocess.TimeoutExpired:
+        return Result(BROKEN, f"its tests took more than {PATIENCE:.0f} s")
+    if done.returncode == 0:
+        return Result(NOT_CAUGHT)
+    failed = re.search(r"^(?:FAILED|ERROR) (\S+::\w+)", done.stdout, re.MULTILINE)
+    if done.returncode == 1 and failed:
+        return Result(CAUGHT, failed[1])
+    said = (done.stdout + done.stderr).strip().splitlines()
+    return Result(BROKEN, said[-1] if said else f"status {done.returncode}")
+
+
+def attempt(mutation, tree):
+    """Apply a fault in `tree`, a copy; run its tests; take it back."""
+    if reason := stale_reason(mutation, tree):
+        return Result(STALE, reason)
+    file = tree / mutation["file"]
+    right = file.read_text("utf-8")
+    compiled = pathlib.Path(importlib.util.cache_from_source(file))
+    try:
+        # Python knows compiled files by size and second: one may be another text's.
+        compiled.unlink(missing_ok=True)
+        file.write_text(right.replace(mutation["old"], mutation["new"]), "utf-8")
+        return run_tests(mutation["tests"], tree)
+    finally:
+        file.write_text(right, "utf-8")
+        compiled.unlink(missing_ok=True)
+
+
+def attempt_all(mutations, jobs=1, root=ROOT, report=print):
+    """{id: Result}, `jobs` faults at a time, each job in a copy of its own."""
+    trees, results = queue.SimpleQueue(), {}
+
+    def one(mutation):
+        tree = trees.get()
+        try:
+            return attempt(mutation, tree)
+        finally:
+            trees.put(tree)
+
+    with tempfile.TemporaryDirectory(prefix="mutations-") as folder:
+        for number in range(jobs):
+            trees.put(copy_tree(pathlib.Path(folder, str(number)), root))
+        with concurrent.futures.ThreadPoolExecutor(jobs) as executor:
+            futures = {executor.submit(one, m): m["id"] for m in mutations}
+            for future in concurrent.futures.as_completed(futures):
+                name, result = futures[future], future.result()
+                results[name] = result
+                report(f"{result.verdict:10s} {name}: {result.by}".rstrip(": "))
+    return results
+
+
+def room(mutation):
+    """Where the fault stands: the folder below the package."""
+    return mutation["file"].split("/")[1].removesuffix(".py")
+
+
+def summary(mutations, results):
+    """A line a room: how many of its faults were tried, and caught."""
+    rooms = collections.defaultdict(list)
+    for mutation in mutations:
+        rooms[room(mutation)].append(results[mutation["id"]].verdict)
+    return [
+        f"{name}: {verdicts.count(CAUGHT)} of {len(verdicts)} caught"
+        for name, verdicts in (*rooms.items(), ("all", sum(rooms.values(), [])))
+    ]
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--ids", nargs="+", help="these faults alone")
+    parser.add_argument("-j", "--jobs", type=int, default=1, help="faults at a time")
+    parser.add_argument(
+        "--record", action="store_true", help="enter the test that caught each"
+    )
+    parser.add_argument(
+        "--moved", action="store_true", help="enter new files of texts, and try none"
+    )
+    flags = parser.parse_args(argv)
+    whole = read_list()
+    if flags.moved:
+        print(f"moved: {', '.join(follow(whole)) or 'none'}")
+        write_list(whole)
+        return 0
+    known = {mutation["id"]: mutation for mutation in whole}
+    if unknown := [name for name in flags.ids or () if name not in known]:
+        parser.error(f"no fault is called {', '.join(unknown)}")
+    chosen = [known[name] for name in flags.ids] if flags.ids else whole
+
+    def report(line):
+        print(line, flush=True)
+
+    results = attempt_all(chosen, flags.jobs, report=report)
+    print(*summary(chosen, results), sep="\n")
+    if flags.record:
+        for name, result in results.items():
+            if result.verdict == CAUGHT:
+                known[name]["tests"] = [result.by]
+        write_list(whole)
+    return int(any(result.verdict != CAUGHT for result in results.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
