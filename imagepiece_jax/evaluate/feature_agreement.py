@@ -117,16 +117,13 @@ def normalized(features):
     return features / np.where(norms > 0, norms, 1)
 
 
-def read_images(
-    data: str, num_classes: int, count: int, transform: EvalTransform
-) -> np.ndarray:
+def read_images(data: str, count: int, transform: EvalTransform) -> np.ndarray:
     """`count` images of a set, spread over it, as uint8 [B, H, W, 3].
 
-    num_classes: of the model; 0 of one that has none, for images of any.
-
-    Unreadable ones are left out.
+    Its classes need not be the model's: features have none. Unreadable images are left
+    out.
     """
-    source, images = open_source(data, "val", num_classes=num_classes or None), []
+    source, images = open_source(data, "val"), []
     for index in np.linspace(0, len(source) - 1, min(count, len(source))).astype(int):
         try:
             image, _ = source.read(int(index))

@@ -59,7 +59,7 @@ def main():
     reduced = [weights.variant(reduction) for reduction in reductions]
     resize = RESIZE.value or weights.resize
     transform = EvalTransform(weights.image_size, resize, **weights.crop)
-    images = agreement.read_images(data, dense.model.num_classes, count, transform)
+    images = agreement.read_images(data, count, transform)
     make_folder("--out", out)
     rows = []
     print("  ".join(agreement.HEAD), flush=True)

@@ -14,7 +14,7 @@ from tests.models import tiny
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory):
-    """Weights, and a set of four images of which one cannot be read."""
+    """Weights, and images of other classes, of which one cannot be read."""
     folder = tmp_path_factory.mktemp("set")
     model = tiny.model(embed_dim=64, num_heads=4, depth=1)
     np.savez(folder / "vit_mini.npz", **convert.to_timm(tiny.variables(model)))
@@ -22,7 +22,7 @@ def words(tmp_path_factory):
     for i in range(5):
         pixels = rng.integers(0, 256, (tiny.SIDE, tiny.SIDE, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{i}.png")
-        rows.append(f"{i}.png,{i}")
+        rows.append(f"{i}.png,{tiny.CLASSES + i}")
     (folder / "2.png").write_bytes(b"nothing")
     (folder / "set.csv").write_text("\n".join(rows))
     return ["--weights", folder / "vit_mini.npz", "--data", f"csv:{folder}/set.csv"]
