@@ -15,6 +15,7 @@ import numpy as np
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.field_checks import BEST_BY
 from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.common.progress import working
 from imagepiece_jax.data import loader
 from imagepiece_jax.errors import InputError, RunError, Stopped
 from imagepiece_jax.evaluate import accuracy
@@ -165,7 +166,8 @@ class Trainer:
         return [len(self.train_source), len(self.val_source)]
 
     def _digests(self):
-        return [self.train_source.digest, self.val_source.digest]
+        with working("making a digest of the data"):  # long for files over a network
+            return [self.train_source.digest, self.val_source.digest]
 
     def _check_data(self, before, now):
         """InputError where the data are not those that the run began with.
