@@ -79,7 +79,8 @@ def warn_of_range(images, mean, std):
 
 def _on_host(images):
     if isinstance(images, jax.Array) and not isinstance(images, jax.core.Tracer):
-        return all(device.platform == "cpu" for device in images.devices())
+        here = images.is_fully_addressable  # not spread over processes
+        return here and all(device.platform == "cpu" for device in images.devices())
     return isinstance(images, np.ndarray)
 
 
