@@ -1,44 +1,6 @@
-"""Train a model: python train.py --config configs/deit_s_imagepiece.py
+"""Train a model: python train.py --config configs/deit_s_imagepiece.py"""
 
-Any field of the config can be changed: --config.batch_size=256. The same command
-resumes a run that was stopped.
-"""
-
-import pathlib
-
-from absl import flags
-
-from imagepiece_jax import cli, config_flags
-
-config_flags.define()
-WORKDIR = flags.DEFINE_string(
-    "workdir", None, "folder of the run; default: runs/NAME for configs/NAME.py"
-)
-DRY_RUN = flags.DEFINE_bool(
-    "dry_run", False, "compile everything, print plan, cost and memory, and stop"
-)
-COORDINATOR = flags.DEFINE_string(
-    "coordinator",
-    None,
-    "several hosts: HOST:PORT of process 0; not needed under SLURM and Open MPI",
-)
-NUM_PROCESSES = flags.DEFINE_integer(
-    "num_processes", None, "number of hosts; 1: this one alone"
-)
-PROCESS_ID = flags.DEFINE_integer("process_id", None, "number of this host, from 0")
-
-
-def main():
-    name, config = [*config_flags.configs().items()][-1]
-    # Imports JAX: after the flags.
-    from imagepiece_jax.training import distributed, from_config, trainer
-
-    from_config.check(config)  # before others are waited for
-    job = distributed.find(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
-    workdir = WORKDIR.value or pathlib.Path("runs") / name
-    with distributed.joined(job):
-        trainer.train_and_evaluate(config, workdir, DRY_RUN.value)
-
+from imagepiece_jax.__main__ import run
 
 if __name__ == "__main__":
-    cli.run(main)
+    run("train")

@@ -1,8 +1,11 @@
-"""Command line of every command: shared flags, one-sentence errors.
+"""Command line of every command: shared flags, --config, one-sentence errors.
 
-Commands can be imported side by side, so each flag here may be defined again.
+Commands can be imported side by side, so each flag here may be defined again. A config
+file is Python with a function `get_config()` that returns a ConfigDict; every mistake
+in a file or a field is an InputError of one sentence.
 """
 
+import ast
 import atexit
 import contextlib
 import dataclasses
@@ -11,16 +14,30 @@ import inspect
 import io
 import math
 import os
+import pathlib
+import re
+import runpy
 import signal
 import sys
 import traceback
+from typing import TYPE_CHECKING
 
 from absl import app, flags, logging
 
-from imagepiece_jax import config_flags
-from imagepiece_jax.common import compiled
+from imagepiece_jax.common import compiled, field_checks
 from imagepiece_jax.errors import InputError, RunError, Stopped, closest
 
+if TYPE_CHECKING:  # else imported where it is used: not every command has a config
+    from ml_collections import ConfigDict
+
+
+PACKAGE = pathlib.Path(__file__).resolve().parent
+# The repository's configs; an installed package has a copy inside.
+inside = PACKAGE / "configs"
+CONFIGS = inside if inside.is_dir() else PACKAGE.parent / "configs"
+BASE = CONFIGS / "base.py"
+METHOD = "reduction.name"
+PROP_ATTN = "reduction.prop_attn"  # of all methods, and in no config file
 DTYPES = ("float32", "bfloat16", "float16")
 
 flags.disclaim_key_flags()  # --help of a command shows the flags that it asks for here
@@ -103,7 +120,7 @@ def limit():
 
 def sweep(help_text):
     """Define --sweep, which can be given more than once."""
-    return config_flags.repeated("sweep", f"METHOD:FIELD=V1,V2: {help_text}")
+    return repeated("sweep", f"METHOD:FIELD=V1,V2: {help_text}")
 
 
 def dtype(of):
@@ -212,7 +229,7 @@ def _parse(argv, anywhere):
     """
     flags.FLAGS.set_gnu_getopt(anywhere)
     try:
-        return flags.FLAGS(config_flags.take_overrides(argv))
+        return flags.FLAGS(take_overrides(argv))
     except SystemExit:  # --help ends absl's commands with 1
         sys.exit(0)
     except BrokenPipeError:  # of --help
@@ -238,7 +255,7 @@ def _unknown(name):
     similar = closest(head, known)
     meant = [] if similar is None else [f"--{similar}{dot}{tail}"]
     if "config" in known:
-        meant += [f"--config.{field}" for field in config_flags.fields_named(name)]
+        meant += [f"--config.{field}" for field in fields_named(name)]
     if meant:
         return f"--{name} is not a flag; did you mean {' or '.join(meant)}?"
     listed = ", ".join(f"--{flag}" for flag in known) or "none"
@@ -279,3 +296,300 @@ def _complain(error, status):
 def _stop(reason, status):
     print(reason, file=sys.stderr)
     return status
+
+
+def repeated(name, help_text):
+    """Define a flag that may be repeated, as its help says in our words, not absl's."""
+    help_text += "; may be repeated"
+    holder = flags.DEFINE_multi_string(name, [], help_text, allow_override=True)
+    flags.FLAGS[name].help = help_text
+    return holder
+
+
+class Overrides(tuple):
+    """(field, text) of every --config.FIELD=VALUE; calling it changes a config.
+
+    The reduction's name comes first: another method has other fields.
+    """
+
+    def __call__(self, config):
+        another = False
+        for field, text in sorted(self, key=lambda pair: pair[0] != METHOD):
+            if field == METHOD and text and text != config.reduction.name:
+                _choose_method(config, text)
+                another = True
+            elif field == PROP_ATTN or (another and field.startswith("reduction.")):
+                _add_field(config, field, text)
+            else:
+                override(config, field, text)
+
+
+_overrides = Overrides()  # of the command line that `run` has parsed
+
+
+def define_config(help_text="a config file, such as configs/quickstart.py"):
+    """Define --config; `config`, `configs` or `config_or_base` reads it."""
+    help_text += "; --config.FIELD=VALUE changes a field of it"
+    return repeated("config", help_text)
+
+
+def configs():
+    """Return {name: config} of every --config, with the overrides.
+
+    InputError for what a config alone shows to be wrong, but for its model and its
+    reduction, whose checks import JAX.
+    """
+    found, typed = {}, flags.FLAGS["config"].value
+    if not typed:
+        raise InputError(f"--config is missing: {flags.FLAGS['config'].help}")
+    for path in typed:
+        own = config_name(path)
+        if own in found:
+            raise InputError(
+                f"--config {path}: a config of this name is there already; allowed are "
+                "files of different names"
+            )
+        found[own] = load_config(path)
+        try:
+            _overrides(found[own])
+            field_checks.check(found[own])
+        except InputError as error:
+            raise InputError(f"{path}: {error}" if typed[1:] else error) from None
+    return found
+
+
+def config(required=True):
+    """Return the last --config; None where it is missing and not required."""
+    missing = not (flags.FLAGS["config"].value or _overrides or required)
+    return None if missing else [*configs().values()][-1]
+
+
+def config_or_base():
+    """Return (the last --config, None), or without one (base.py, the overrides)."""
+    if flags.FLAGS["config"].value:
+        return config(), None
+    return load_config(BASE), _overrides
+
+
+def take_overrides(argv):
+    """Keep the overrides among the words `argv`, and return the rest.
+
+    An override is --config.FIELD=VALUE or --config.FIELD VALUE; for a switch
+    --config.FIELD (its text is None) or --noconfig.FIELD.
+    """
+    global _overrides
+    rest, overrides, words = [], [], list(argv)
+    while words:
+        word = words.pop(0)
+        found = re.fullmatch(r"--?(no)?config\.([^=]*)(?:=(.*))?", word, re.DOTALL)
+        if not found:
+            rest.append(word)
+            continue
+        negated, field, text = found.groups()
+        if negated and text is None:
+            text = "false"
+        elif text is None and words and not re.match(r"--?[a-z]", words[0]):
+            text = words.pop(0)
+        overrides.append((field, text))
+    if overrides and "config" not in flags.FLAGS:
+        field = overrides[0][0]
+        raise InputError(f"--config.{field}: this command has no config; see --help")
+    _overrides = Overrides(overrides)
+    return rest
+
+
+def load_config(path: str | os.PathLike) -> "ConfigDict":
+    """Return the locked config of "FILE.py", or of "FILE.py:ARG": get_config("ARG").
+
+    A relative configs/NAME.py that does not exist here is the package's own. Files of
+    one folder can import each other as `from configs import base` from anywhere.
+    """
+    from ml_collections import ConfigDict
+
+    name, _, argument = str(path).partition(":")
+    file = pathlib.Path(name)
+    own = CONFIGS / file.name
+    if not file.exists() and file.parent == pathlib.Path("configs") and own.is_file():
+        file = own
+    if not file.is_file() or file.suffix != ".py":
+        raise InputError(_no_such_file(file, argument))
+    file = file.resolve()
+    sys.path.insert(0, str(file.parent.parent))  # before anything else named configs
+    try:
+        get_config = runpy.run_path(str(file)).get("get_config")
+        config = get_config(*[argument] * bool(argument)) if get_config else None
+    except InputError as error:
+        raise InputError(f"--config {path}: {error}") from error
+    except Exception as error:  # a config file is a program: it can raise anything
+        raise InputError(f"config file {_where(error, file)}") from error
+    finally:
+        sys.path.remove(str(file.parent.parent))
+    if not get_config:
+        example = "see configs/deit_s.py for what a config file is"
+        raise InputError(f"config file {file} has no function get_config(); {example}")
+    if not isinstance(config, ConfigDict):
+        found = f"returns {type(config).__name__}; allowed is a ConfigDict"
+        raise InputError(f"get_config() of config file {file} {found}")
+    return config.lock()
+
+
+def config_name(path: str | os.PathLike) -> str:
+    """Return a config's name: deit_ti_evit for configs/deit_s_evit.py:deit_ti."""
+    file, _, argument = str(path).partition(":")
+    stem = pathlib.Path(file).stem
+    if not argument:
+        return stem
+    sized, changed = re.subn("^deit_[a-z]+", argument, stem)
+    return sized if changed else f"{stem}_{argument}"
+
+
+def override(config: "ConfigDict", field: str, text: str | None):
+    """Set `field`, such as "reduction.keep_rate", to `text` from a command line.
+
+    The value gets the type of the field. `text` None means true, for a bool alone.
+    """
+    from ml_collections import ConfigDict
+
+    *groups, leaf = field.split(".")
+    try:
+        group = functools.reduce(ConfigDict.__getitem__, groups, config)
+        kind = group.get_type(leaf)
+    except (AttributeError, KeyError, TypeError):
+        raise InputError(_no_such_field(config, field)) from None
+    if kind is ConfigDict:
+        found = f"a group of fields; set one of them: {', '.join(group[leaf])}"
+        raise InputError(f"config.{field} is {found}")
+    if kind not in _KINDS:
+        known = ", ".join(known.__name__ for known in _KINDS)
+        found = f"of type {kind.__name__}; the command line sets {known}"
+        raise InputError(f"config.{field} is {found}")
+    parse, allowed = _KINDS[kind]
+    if text is None and kind is not bool:
+        raise InputError(f"config.{field} has no value; allowed are {allowed}")
+    try:
+        group[leaf] = parse("true" if text is None else text)
+    except (ValueError, KeyError):
+        raise InputError(f"config.{field} is {text!r}; allowed are {allowed}") from None
+
+
+def _choose_method(config, name):
+    """Set `config.reduction` to another method, with its defaults."""
+    from ml_collections import ConfigDict
+
+    with config.unlocked():
+        config.reduction = ConfigDict({"name": name})
+
+
+def _add_field(config, field, text):
+    """Set a field of a method that `config` had not; the method checks it."""
+    text = "true" if text is None else text
+    try:
+        value = ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        value = {"true": True, "false": False}.get(text.lower(), text)
+    with config.unlocked():
+        config.reduction[field.removeprefix("reduction.")] = value
+
+
+def fields_named(name):
+    """Return the dotted names of the fields of configs/base.py called `name`."""
+    names = _fields(load_config(BASE))
+    return [field for field in names if f".{field}".endswith(f".{name}")]
+
+
+def _boolean(text):
+    return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+
+
+def _number(text):
+    if not math.isfinite(float(text)):
+        raise ValueError(text)
+    return float(text)
+
+
+def _tuple(text):
+    """Parse "(0, 1)", "0,1" and "0" as numbers, "('a',)" and "a,b" as strings."""
+    try:
+        value = ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        value = [word.strip() for word in text.split(",")]
+        if not all(word.isidentifier() for word in value):
+            raise ValueError(text) from None
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
+
+
+# Type of a field: (its parser, what is allowed).
+_KINDS = {
+    bool: (_boolean, "true and false"),
+    int: (int, "whole numbers"),
+    float: (_number, "finite numbers"),
+    str: (str, "texts"),
+    tuple: (_tuple, "tuples, such as (0, 1) or head,norm"),
+}
+
+
+def _no_such_file(file, argument):
+    found = "does not end in .py" if file.is_file() else "does not exist"
+    folder = next(
+        f
+        for f in (file.parent, pathlib.Path("configs"), CONFIGS)
+        if f.is_dir() and f != pathlib.Path()
+    )
+    if file.is_dir():
+        found, folder = "is a folder", file
+    known = sorted(path.stem for path in folder.glob("*.py"))
+    meant, size = closest(file.stem, known), re.match("deit_[a-z]+", file.stem)
+    default = size and file.stem.replace(size[0], "deit_s", 1)
+    if meant != file.stem and default in known:  # the size is an argument
+        meant, argument = default, size[0]
+    if meant:
+        meant = f"{folder / meant}.py" + f":{argument}" * bool(argument)
+        return f"config file {file} {found}; did you mean {meant}?"
+    listed = f"; {folder} has {', '.join(known)}" if known else ""
+    return f"config file {file} {found}{listed}"
+
+
+def _no_such_field(config, field):
+    names, (group, _, leaf) = [*_fields(config)], field.rpartition(".")
+    siblings = [n.removeprefix(f"{group}.") for n in names if n.startswith(f"{group}.")]
+    owner, siblings = (f"config.{group}", siblings) if siblings else ("config", config)
+    leaves = {name.rpartition(".")[2] for name in names}
+    # A field of this name in another group is likelier than a similar sibling.
+    if leaf not in leaves:
+        begun = next((name for name in siblings if name.startswith(leaf)), None)
+        elsewhere = () if group in config else leaves
+        leaf = begun or closest(leaf, siblings) or closest(leaf, elsewhere)
+    meant = [name for name in names if f".{name}".endswith(f".{leaf}")]
+    if f"{group}.{leaf}" in names:
+        meant = [f"{group}.{leaf}"]
+    if meant:
+        listed = " or ".join(f"config.{name}" for name in meant)
+        return f"config.{field} is not a field; did you mean {listed}?"
+    return f"config.{field} is not a field; {owner} has {', '.join(siblings)}"
+
+
+def _fields(config, prefix=""):
+    """Yield the dotted names of all fields, those of groups included."""
+    from ml_collections import ConfigDict
+
+    for name in config:
+        if isinstance(config[name], ConfigDict):
+            yield from _fields(config[name], f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def _where(error, file):
+    """Return "FILE, line N: ..." in one line for what a config file raised."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}, line {error.lineno}: {error.msg}"
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [f for f in frames if pathlib.Path(f.filename).parent == file.parent]
+    where = f"{ours[-1].filename}, line {ours[-1].lineno}" if ours else file
+    kind = type(error).__name__
+    while error.args and isinstance(error.args[0], Exception):
+        error = error.args[0]  # ConfigDict: AttributeError(KeyError(...))
+    text = str(error.args[0]) if error.args else "no reason given"
+    # ConfigDict lists all fields, over many lines, before its "Did you mean".
+    text = re.sub(r"(?s)\. Other fields present.*?(\n(?=Did you mean)|$)", "; ", text)
+    return f"{where}: {kind}: {text.partition(chr(10))[0].removesuffix('; ')}"

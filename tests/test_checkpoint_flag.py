@@ -8,16 +8,15 @@ import pytest
 from PIL import Image
 
 from configs import quickstart
-from imagepiece_jax import export, load, predict
+from imagepiece_jax import load
+from imagepiece_jax.commands import evaluate, export, predict, visualize
 from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluate import __main__ as evaluate
 from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.inference import jax_export
 from imagepiece_jax.models import convert, pretrained, summary
 from imagepiece_jax.training import from_config
 from imagepiece_jax.training.checkpoint import Checkpoints
-from imagepiece_jax.visualize import __main__ as visualize
 from tests.command import call, sentence
 from tests.models import tiny
 

@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
-from imagepiece_jax import config_flags
+from imagepiece_jax import cli
 from imagepiece_jax.errors import InputError, RunError, Stopped
 from tests.command import call, sentence, start
 from tests.runs import ROOT
 
-config_flags.define()
+cli.define_config()
 IMAGEPIECE = "configs/deit_s_imagepiece.py"
 
 
@@ -24,7 +24,7 @@ def in_root(monkeypatch):
 def parsed(*words, config=IMAGEPIECE):
     """The config that a command gets to see."""
     seen = []
-    ended = call(lambda: seen.append(config_flags.config()), "--config", config, *words)
+    ended = call(lambda: seen.append(cli.config()), "--config", config, *words)
     assert ended.status == 0, ended
     return seen[0]
 
@@ -77,7 +77,7 @@ def test_override(words, field, value):
 def test_a_platform_that_is_not_there_is_named(platform):
     if platform == "cuda" and importlib.util.find_spec("jax_cuda13_plugin"):
         pytest.skip("it may be there")
-    words = ["-m", "imagepiece_jax.describe", f"--config={IMAGEPIECE}"]
+    words = ["-m", "imagepiece_jax", "describe", f"--config={IMAGEPIECE}"]
     text = sentence(start(*words, JAX_PLATFORMS=platform))
     assert text.startswith(f"JAX_PLATFORMS is '{platform}', which JAX cannot start")
 
@@ -95,7 +95,7 @@ runpy.{1}("{0}", run_name="__main__")
     "command",
     [
         ("train.py", "run_path"),
-        ("imagepiece_jax.evaluate", "run_module", "--weights=w"),
+        ("imagepiece_jax.commands.evaluate", "run_module", "--weights=w"),
     ],
 )
 def test_mistakes_of_a_config_come_before_jax(command, field):
@@ -117,20 +117,20 @@ def test_another_method_has_its_own_fields():
             "blocks": (2,),
         }
     same = parsed("--config.reduction.name=imagepiece")
-    assert same.to_dict() == config_flags.load(IMAGEPIECE).to_dict()
+    assert same.to_dict() == cli.load_config(IMAGEPIECE).to_dict()
 
 
 def test_the_rest_is_as_in_the_file():
     changed = parsed("--config.lr=0.5").to_dict()
-    assert changed == config_flags.load(IMAGEPIECE).to_dict() | {"lr": 0.5}
+    assert changed == cli.load_config(IMAGEPIECE).to_dict() | {"lr": 0.5}
 
 
 def test_a_field_of_a_type_that_no_text_can_set():
-    config = config_flags.load(IMAGEPIECE)
+    config = cli.load_config(IMAGEPIECE)
     with config.unlocked():
         config.words = ["a"]
     with pytest.raises(InputError, match="config.words is of type list; .* bool, int,"):
-        config_flags.override(config, "words", "b")
+        cli.override(config, "words", "b")
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_overrides_reach_all_configs_and_the_last_is_the_one():
     seen = []
 
     def main():
-        seen.append((config_flags.configs(), config_flags.config()))
+        seen.append((cli.configs(), cli.config()))
 
     words = [word for name in names for word in ("--config", name)]
     for _ in range(2):  # what was given once is forgotten
@@ -188,12 +188,12 @@ def test_overrides_reach_all_configs_and_the_last_is_the_one():
 def test_a_config_that_may_be_missing():
     """It is None, unless overrides would be lost with it."""
     seen = []
-    main = lambda: seen.append(config_flags.config(required=False))  # noqa: E731
+    main = lambda: seen.append(cli.config(required=False))  # noqa: E731
     assert call(main).status == 0 and seen == [None]
     assert sentence(call(main, "--config.lr=1")).startswith("--config is missing: ")
-    main = lambda: seen.append(config_flags.config_or_base())  # noqa: E731
+    main = lambda: seen.append(cli.config_or_base())  # noqa: E731
     assert call(main, "--config.lr=1").status == 0
-    assert seen.pop() == (config_flags.load(config_flags.BASE), (("lr", "1"),))
+    assert seen.pop() == (cli.load_config(cli.BASE), (("lr", "1"),))
     assert call(main, "--config", IMAGEPIECE, "--config.lr=1").status == 0
     config, overrides = seen.pop()
     assert (config.lr, overrides) == (1.0, None)
@@ -209,7 +209,7 @@ def test_a_config_that_may_be_missing():
     ],
 )
 def test_name_of_a_config(path, name):
-    assert config_flags.name(path) == name
+    assert cli.config_name(path) == name
 
 
 def test_a_config_file_can_take_an_argument_and_be_anywhere(tmp_path, monkeypatch):
@@ -223,14 +223,14 @@ def test_a_config_file_can_take_an_argument_and_be_anywhere(tmp_path, monkeypatc
     )
     (path.parent / "other.py").write_text("NUMBER = 5\n")
     monkeypatch.chdir(tmp_path.parent)
-    assert config_flags.load(path).text == "none"
-    config = config_flags.load(f"{path}:a:b")
+    assert cli.load_config(path).text == "none"
+    config = cli.load_config(f"{path}:a:b")
     assert (config.text, config.number, config.is_locked) == ("a:b", 5, True)
 
 
 def test_configs_of_the_package_are_found_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config = config_flags.load("configs/deit_s_evit.py:deit_ti")
+    config = cli.load_config("configs/deit_s_evit.py:deit_ti")
     assert (config.model.name, config.reduction.name) == ("deit_ti", "evit")
 
 
@@ -244,7 +244,7 @@ def test_train_in_a_process_of_its_own():
 
 
 def test_a_command_without_a_config_says_so():
-    said = sentence(start("-m", "imagepiece_jax.doctor", "--config.lr=1"))
+    said = sentence(start("-m", "imagepiece_jax", "doctor", "--config.lr=1"))
     assert said == "--config.lr: this command has no config; see --help"
 
 

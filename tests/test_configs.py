@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import pytest
 
 from configs import base
-from imagepiece_jax import config_flags
+from imagepiece_jax import cli
 from imagepiece_jax.common import field_checks
 from imagepiece_jax.models import summary
 from imagepiece_jax.reduction.methods import METHODS
@@ -39,16 +39,16 @@ def commands():
 def configured(line):
     """The config of a command's words."""
     _, path, *changes = shlex.split(line)
-    config = config_flags.load(ROOT / path)
+    config = cli.load_config(ROOT / path)
     for change in changes:
         field, text = change.removeprefix("--config.").split("=", 1)
-        config_flags.override(config, field, text)
+        cli.override(config, field, text)
     return config
 
 
 @pytest.fixture(scope="module")
 def configs():
-    return {path.stem: config_flags.load(path) for path in FILES}
+    return {path.stem: cli.load_config(path) for path in FILES}
 
 
 def fields(config, prefix=""):
@@ -65,7 +65,7 @@ def test_every_method_has_a_config_for_both_sizes(name):
     for size in ("deit_ti", "deit_s"):
         path = ROOT / "configs" / f"deit_s_{name}.py"
         assert path in FILES, f"add configs/{path.name} or drop the line in METHODS"
-        config = config_flags.load(f"{path}:{size}")
+        config = cli.load_config(f"{path}:{size}")
         assert (config.model.name, config.reduction.name) == (size, name)
         line = f"--config configs/{path.name}"
         line += "" if size == "deit_s" else f":{size}"
@@ -249,7 +249,7 @@ MASKED_TRAINING = {
 )
 def test_recipe_of_masked_training(size, method, changes):
     path = ROOT / "configs" / f"deit_s_{method}.py"
-    found = dict(fields(config_flags.load(f"{path}:{size}")))
+    found = dict(fields(cli.load_config(f"{path}:{size}")))
     wanted = MASKED_TRAINING | changes
     assert {name: found[name] for name in wanted} == wanted
 
@@ -285,12 +285,12 @@ TEXTS = {int: "977", float: "0.125", str: "text", tuple: "(0.5, 0.5)"}
 
 @pytest.mark.parametrize("path", FILES, ids=NAMES)
 def test_every_field_can_be_overridden(path):
-    config = config_flags.load(path)
+    config = cli.load_config(path)
     for name, before in list(fields(config)):
         *groups, leaf = name.split(".")
         kind = functools.reduce(operator.getitem, groups, config).get_type(leaf)
         rest = dict(fields(config))
-        config_flags.override(config, name, TEXTS.get(kind, str(not before)))
+        cli.override(config, name, TEXTS.get(kind, str(not before)))
         changed = dict(fields(config))
         assert type(changed[name]) is kind and changed[name] != before
         assert rest | {name: changed[name]} == changed

@@ -9,15 +9,13 @@ from PIL import Image
 
 import imagepiece_jax
 from configs import base
-from imagepiece_jax import describe, export, predict
-from imagepiece_jax.config_flags import Overrides
+from imagepiece_jax.cli import Overrides
+from imagepiece_jax.commands import describe, evaluate, export, predict, visualize
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.evaluate import __main__ as evaluate
 from imagepiece_jax.evaluate import patch_features
 from imagepiece_jax.experiments import __main__ as experiments
 from imagepiece_jax.training import from_config
 from imagepiece_jax.training.weights_config import of_weights
-from imagepiece_jax.visualize import __main__ as visualize
 from tests.command import call, sentence
 from tests.models import tiny
 from tests.runs import ROOT
@@ -150,7 +148,7 @@ def test_what_weights_decide_is_not_changed_alone(saved, tmp_path):
 
 
 def test_training_needs_classes():
-    import train
+    from imagepiece_jax.commands import train
 
     words = [f"--config={ROOT}/configs/quickstart.py", "--config.num_classes=0"]
     assert sentence(call(train.main, *words)) == (

@@ -14,12 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import train
 from configs import quickstart
-from imagepiece_jax import describe, export
-from imagepiece_jax.benchmark import __main__ as benchmark
+from imagepiece_jax.commands import benchmark, describe, evaluate, export, train
 from imagepiece_jax.common import parallel
-from imagepiece_jax.evaluate import __main__ as evaluate
 from imagepiece_jax.models import convert, summary
 from imagepiece_jax.training import from_config, initial_weights
 from tests.command import call, sentence, start
@@ -178,7 +175,7 @@ def test_imagenet_that_was_not_prepared(folder, monkeypatch):
     words = "--config.data.name=imagenet2012 --config.num_classes=1000"
     said = refused(f"train quickstart {words} --config.data.dir=nowhere")
     assert "config.data.dir nowhere does not hold it" in said
-    assert "imagepiece_jax.prepare --source" in said and "configs/quickstart.py" in said
+    assert "imagepiece_jax prepare --source" in said and "configs/quickstart.py" in said
 
 
 def test_fields_that_a_resumed_run_may_change(tmp_path, monkeypatch):

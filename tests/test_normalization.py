@@ -13,16 +13,13 @@ import pytest
 from PIL import Image
 
 import imagepiece_jax
-import train
 from configs import quickstart
-from imagepiece_jax import export
+from imagepiece_jax.commands import evaluate, export, train, visualize
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluate import __main__ as evaluate
 from imagepiece_jax.models import convert, summary
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.training import from_config, initial_weights
 from imagepiece_jax.training.checkpoint import Checkpoints
-from imagepiece_jax.visualize import __main__ as visualize
 from imagepiece_jax.visualize import provenance
 from tests.command import call, sentence
 from tests.models import tiny

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 import imagepiece_jax
-from imagepiece_jax import config_flags
+from imagepiece_jax import cli
 from imagepiece_jax.models import convert, registry, summary
 from tests import compiling
 from tests.command import start
@@ -188,7 +188,7 @@ def test_an_installed_wheel_works_in_an_empty_folder(wheel, tmp_path):
 
     def run(command, *words):
         ended = start(
-            *("-m", f"imagepiece_jax.{command}", *words),
+            *("-m", *command.split(), *words),
             cwd=folder,
             PYTHONPATH=str(site),
             XLA_FLAGS=compiling.QUICK,
@@ -196,13 +196,15 @@ def test_an_installed_wheel_works_in_an_empty_folder(wheel, tmp_path):
         assert ended.status == 0, ended.err
         return ended.out
 
-    described = run("describe", "--config=configs/deit_s_evit.py:deit_ti")
+    described = run(
+        "imagepiece_jax describe", "--config=configs/deit_s_evit.py:deit_ti"
+    )
     assert "0.8121 GMACs an image" in described
     words = ["--weights=vit_mini.npz", "--data=digits", "--resize=none", "--subset=16"]
     words += ["--candidates=1", "--budget=0.6", "--nospeed", "--dtype=float32"]
-    run("experiments", "search", *words)
+    run("imagepiece_jax.experiments", "search", *words)
     (winner,) = (folder / "runs" / "experiments").glob("search_*.py")
-    assert config_flags.load(winner).model.embed_dim == 64
+    assert cli.load_config(winner).model.embed_dim == 64
 
 
 def test_one_version():

@@ -14,14 +14,8 @@ import jax
 import pytest
 
 from configs import quickstart
-from imagepiece_jax import prepare
-from imagepiece_jax.benchmark import (
-    device,
-    peak_rates,
-    reduction_workloads,
-    torch_baselines,
-    workloads,
-)
+from imagepiece_jax.benchmark import device, peak_rates, torch_baselines, workloads
+from imagepiece_jax.commands import prepare
 from imagepiece_jax.common import parallel, timer, xla_options
 from imagepiece_jax.data import worker_pool
 from imagepiece_jax.data.imagenet import scan, writer
@@ -35,7 +29,7 @@ from tests import runs
 from tests.command import call
 from tests.models import tiny
 from tests.runs import ROOT
-from tools import faults, tiny_runs
+from tools import faults, reduction_workloads, tiny_runs
 
 
 def gpu(capability="9.0", **attributes):

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from imagepiece_jax.evaluate import __main__ as evaluate
+from imagepiece_jax.commands import evaluate
 from imagepiece_jax.evaluate import feature_agreement
 from imagepiece_jax.models import convert, registry, summary
 from imagepiece_jax.models.attention import class_attention

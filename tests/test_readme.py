@@ -14,7 +14,8 @@ import safetensors.numpy
 from flax import nnx
 from PIL import Image
 
-from imagepiece_jax import config_flags
+from imagepiece_jax import cli
+from imagepiece_jax.__main__ import commands
 from imagepiece_jax.models import (
     convert,
     hub,
@@ -97,7 +98,7 @@ def test_every_command_names_what_exists(page):
     text = page.read_text(encoding="utf-8")
     for name, size in re.findall(r"--config (configs/\w+\.py)(:\w+)?", text):
         if name != "configs/deit_s_NAME.py":
-            config = config_flags.load(f"{ROOT / name}{size}")
+            config = cli.load_config(f"{ROOT / name}{size}")
             from_config.check(config)
     for name in re.findall(r"(?<![\w/])configs/\w+\.py", text):
         if "NAME" not in name and "norm_merge" not in name:
@@ -108,6 +109,8 @@ def test_every_command_names_what_exists(page):
         path = f"{package}/{name.rstrip('.').replace('.', '/')}"
         found = [f"{path}.py", f"{path}/__main__.py"]
         assert any((ROOT / file).is_file() for file in found), name
+    for name in re.findall(r"python -m\s+imagepiece_jax ([\w-]+)", text):
+        assert name in commands(), name
     for target in re.findall(r"^make (\w+)", text, flags=re.MULTILINE):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for link in re.findall(r"\]\(([\w./-]+)(?:#[\w-]+)?\)", text):

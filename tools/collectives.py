@@ -17,12 +17,12 @@ import sys
 import jax
 from absl import flags
 
-from imagepiece_jax import cli, config_flags
+from imagepiece_jax import cli
 from imagepiece_jax.common.files import check_writable
 from imagepiece_jax.errors import InputError
 from tools import compile_only, h200, hlo
 
-config_flags.define("a config file; several are listed one after the other")
+cli.define_config("a config file; several are listed one after the other")
 IMAGES = flags.DEFINE_list("images_per_gpu", ["128"], "of a step: one or more")
 HOSTS = flags.DEFINE_list("hosts", ["1", "2", "8"], "of eight GPUs: one or more")
 NVLINK = flags.DEFINE_float(
@@ -151,7 +151,7 @@ def _exchange(text, hosts, links):
 
 
 def main():
-    configs = list(config_flags.configs().items())
+    configs = list(cli.configs().items())
     images, hosts = _numbers(IMAGES), _numbers(HOSTS)
     if MARKDOWN.value:
         check_writable("--markdown", MARKDOWN.value)

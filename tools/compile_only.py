@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from imagepiece_jax import cli, config_flags
+from imagepiece_jax import cli
 from imagepiece_jax.benchmark import suite, workloads
 from imagepiece_jax.common import parallel, xla_options
 from imagepiece_jax.errors import InputError
@@ -23,7 +23,7 @@ from imagepiece_jax.models import summary
 from imagepiece_jax.training import from_config
 from tools import h200
 
-config_flags.define("a config file; several are compared with the first")
+cli.define_config("a config file; several are compared with the first")
 BATCH_SIZE = flags.DEFINE_multi_string(
     "batch_size", ["256"], "one or more, such as 8,256", allow_override=True
 )
@@ -41,7 +41,7 @@ OPTIONS = xla_options.options("gpu")
 
 
 def main():
-    configs = config_flags.configs()
+    configs = cli.configs()
     sizes = suite.batch_sizes(BATCH_SIZE.value)
     for mode in MODE.value or [""]:
         if mode not in PROGRAMS:

@@ -23,7 +23,7 @@ with one NVIDIA GPU, in three sessions of less than nine minutes each.
 """
 REDUCTION = """
 A further goal: one reduction step at batch 256, 197 tokens, width 384 takes at most
-0.03 ms (`python -m imagepiece_jax.benchmark.reduction`), which is about the time in
+0.03 ms (`python -m tools.reduction_speed`), which is about the time in
 which its keys and tokens are read and written once. Not measured.
 """
 

@@ -32,7 +32,7 @@ part() { # name, seconds at most, command: runs it within the remaining session 
 bench() { # name, seconds at most, flags: a benchmark that writes $OUT/name.jsonl
   local name=$1 most=$2
   shift 2
-  part "$name" "$most" "$PYTHON" -m imagepiece_jax.benchmark --device gpu \
+  part "$name" "$most" "$PYTHON" -m imagepiece_jax benchmark --device gpu \
     --json "$OUT/$name.jsonl" "$@"
 }
 
@@ -58,9 +58,9 @@ PLAIN="--config.augment.layers=0 --config.augment.erase_prob=0 --config.mixup=0
 # shellcheck disable=SC2046,SC2086 # lists of words
 case ${1:-256} in
   256)
-    part doctor 40 "$PYTHON" -m imagepiece_jax.doctor
-    part kernels 120 "$PYTHON" -m imagepiece_jax.check_kernels
-    part reduction 60 "$PYTHON" -m imagepiece_jax.benchmark.reduction \
+    part doctor 40 "$PYTHON" -m imagepiece_jax doctor
+    part kernels 120 "$PYTHON" -m imagepiece_jax check-kernels
+    part reduction 60 "$PYTHON" -m tools.reduction_speed \
       --json "$OUT/reduction.json"
     inference 256
     ;;

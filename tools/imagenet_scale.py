@@ -31,15 +31,15 @@ from tqdm import tqdm
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from imagepiece_jax import cli, config_flags  # noqa: E402
-from imagepiece_jax.benchmark.input_pipelines import (  # noqa: E402
+from imagepiece_jax import cli  # noqa: E402
+from imagepiece_jax.common.files import make_folder  # noqa: E402
+from imagepiece_jax.errors import InputError, RunError  # noqa: E402
+from tools.input_pipelines import (  # noqa: E402
     process_tree,
     proportional_memory,
 )
-from imagepiece_jax.common.files import make_folder  # noqa: E402
-from imagepiece_jax.errors import InputError, RunError  # noqa: E402
 
-config_flags.define("default: configs/base.py")
+cli.define_config("default: configs/base.py")
 TRAIN = flags.DEFINE_list("train", ["1281167", "1024"], "write: images, files")
 VAL = flags.DEFINE_list("val", ["50000", "64"], "write: images, files")
 LIMITS = flags.DEFINE_list(
@@ -128,7 +128,7 @@ def _config(folder):
     """The config of the measurements; a part of them starts with training's imports."""
     if PART.value:
         from imagepiece_jax.training import trainer  # noqa: F401
-    config = config_flags.config(required=False) or config_flags.load(config_flags.BASE)
+    config = cli.config(required=False) or cli.load_config(cli.BASE)
     config.data.name = "imagenet2012"
     config.data.dir = str(folder)
     return config

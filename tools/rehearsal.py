@@ -321,7 +321,7 @@ class Run(tiny_runs.TinyRun):
 
     def evaluate(self, path):
         """Exit status of `evaluate` of the best checkpoint, which writes `path`."""
-        words = ["imagepiece_jax.evaluate", f"--weights={self.workdir}"]
+        words = ["imagepiece_jax", "evaluate", f"--weights={self.workdir}"]
         (variables,) = self._stage.environments(1)
         self.processes = [
             self._started([*words, f"--json={path}"], variables, ".evaluate")

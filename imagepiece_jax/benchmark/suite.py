@@ -67,7 +67,7 @@ def trained(path, configs: dict, base=None) -> tuple[dict, dict]:
     """(configs, Pretrained of each by name) of the weights at `path`.
 
     configs: by name, which must agree with the weights; base: without any, what
-    `config_flags.config_or_base` gives, for their own model, after it without its
+    `cli.config_or_base` gives, for their own model, after it without its
     reduction.
     """
     if base is None:

@@ -146,7 +146,7 @@ def open_source(
     """The `Source` of `split` ("train" or "val") that `config.data.name` asks for.
 
     imagenet2012    ImageNet-1k as TFDS's array_record files in `data_dir`, which
-                    `python -m imagepiece_jax.prepare` writes
+                    `python -m imagepiece_jax prepare` writes
     digits          scikit-learn's 1,797 handwritten digits, 16x16, inside the package
     folder:PATH     PATH/train/CLASS/..., PATH/val/CLASS/...; classes sorted by name
     csv:FILE        columns filename,label and, if there are any, split (train or val;
@@ -495,14 +495,14 @@ def _open_imagenet(split, num_classes, data_dir):
         if records.find_tfrecords(os.path.expanduser(where), "imagenet2012"):
             raise InputError(
                 "config.data.name is 'imagenet2012', but config.data.dir "
-                f"{where} holds it in TFRECORD files: `python -m imagepiece_jax.prepare"
+                f"{where} holds it in TFRECORD files: `python -m imagepiece_jax prepare"
                 f" --source {where} --dir ANOTHER` converts them to array_record files "
                 "in the folder ANOTHER"
             ) from error
         raise InputError(
             f"config.data.name is 'imagenet2012', but config.data.dir {where} "
             "does not hold it as complete array_record files: `python -m "
-            f"imagepiece_jax.prepare --source FOLDER --dir {where}` makes them from "
+            f"imagepiece_jax prepare --source FOLDER --dir {where}` makes them from "
             "the ILSVRC2012 tars in FOLDER; `python train.py --config "
             "configs/quickstart.py` runs without it"
         ) from error

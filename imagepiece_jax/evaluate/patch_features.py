@@ -15,11 +15,11 @@ import pathlib
 
 from absl import flags
 
-from imagepiece_jax import cli, config_flags
+from imagepiece_jax import cli
 from imagepiece_jax.common.files import make_folder, replace_file
 from imagepiece_jax.errors import InputError
 
-config_flags.define()
+cli.define_config()
 WEIGHTS = cli.weights()
 NORMALIZATION = cli.normalization()
 DATA = cli.data()
@@ -54,7 +54,7 @@ def main():
     reductions = [one for text in SWEEP.value for one in settings.parse(text)]
     reductions = [one for one in reductions if one["name"] != settings.DENSE["name"]]
     out = pathlib.Path(OUT.value or "runs/patch_features")
-    weights = for_analysis(path, *config_flags.config_or_base(), normalization)
+    weights = for_analysis(path, *cli.config_or_base(), normalization)
     dense = weights.variant(settings.DENSE)
     reduced = [weights.variant(reduction) for reduction in reductions]
     resize = RESIZE.value or weights.resize

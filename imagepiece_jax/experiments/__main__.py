@@ -23,10 +23,10 @@ import pathlib
 
 from absl import flags
 
-from imagepiece_jax import cli, config_flags
+from imagepiece_jax import cli
 from imagepiece_jax.experiments.scratch.options import Options
 
-config_flags.define(
+cli.define_config(
     "a config file: of --weights that lack a config, of --small's runs, of adapt's"
 )
 WEIGHTS = cli.weights()
@@ -74,8 +74,8 @@ def main(words):
     known = {field.name for field in dataclasses.fields(runner.Settings)}
     given = {k: flags.FLAGS[k].value for k in known if k in flags.FLAGS}
     given |= {
-        "config": config_flags.config(required=False),
-        "load_config": lambda name: config_flags.load(f"{config_flags.CONFIGS}/{name}"),
+        "config": cli.config(required=False),
+        "load_config": lambda name: cli.load_config(f"{cli.CONFIGS}/{name}"),
         "normalization": NORMALIZATION(),
         "rules": timer.Rules(*TIMING()),
     }

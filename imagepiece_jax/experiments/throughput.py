@@ -1,6 +1,6 @@
 """Speed of all methods: the benchmark over methods, modes and batch sizes.
 
-As `python -m imagepiece_jax.benchmark`: everything in turns with the dense model; the
+As `python -m imagepiece_jax benchmark`: everything in turns with the dense model; the
 model alone, with the copy of its pixels, from files to logits, and training.
 """
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from imagepiece_jax.benchmark import __main__ as benchmark
 from imagepiece_jax.benchmark import suite, workloads
+from imagepiece_jax.commands import benchmark
 from tests.benchmark.small import SMALL, TINY, simplify
 from tests.command import call, sentence
 

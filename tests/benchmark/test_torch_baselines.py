@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.benchmark import __main__ as benchmark
 from imagepiece_jax.benchmark import torch_baselines
+from imagepiece_jax.commands import benchmark
 from imagepiece_jax.models import convert, registry
 from tests.benchmark.small import SMALL, TINY
 from tests.command import call

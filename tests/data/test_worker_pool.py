@@ -12,7 +12,6 @@ import time
 
 import pytest
 
-from imagepiece_jax.benchmark import input_pipelines
 from imagepiece_jax.data import loader, worker_pool
 from imagepiece_jax.data.transforms import (
     CanvasTransform,
@@ -23,6 +22,7 @@ from imagepiece_jax.data.worker_pool import Prefetch
 from imagepiece_jax.errors import InputError, RunError
 from tests import runs, tars
 from tests.data.noise import Noise, same
+from tools import input_pipelines
 
 
 @pytest.fixture(autouse=True)

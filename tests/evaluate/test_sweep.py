@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from configs import quickstart
-from imagepiece_jax.evaluate import __main__ as evaluate
+from imagepiece_jax.commands import evaluate
 from imagepiece_jax.evaluate import statistics, sweep
 from imagepiece_jax.models import convert, summary
 from imagepiece_jax.training import from_config

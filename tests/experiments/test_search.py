@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from imagepiece_jax import config_flags
+from imagepiece_jax import cli
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.experiments import search
 from imagepiece_jax.experiments.context import Options
@@ -182,7 +182,7 @@ def test_the_winners_config_makes_its_model(tmp_path, pretrained):
     reduction = {"name": "tome", "r_list": (0, 5, 5), "prop_attn": False}
     path = tmp_path / "search_gmacs_0.5.py"
     search.write_config(path, context, reduction, "half of the cost")
-    config = config_flags.load(path)
+    config = cli.load_config(path)
     assert "'half of the cost'" in path.read_text()
     from_config.check(config)
     assert from_config.model(config) == pretrained.model(reduction)
@@ -211,7 +211,7 @@ def test_no_name_runs_as_code_in_a_winners_config(
     path = tmp_path / "search_gmacs_0.5.py"
     reduction = {"name": "tome", "r": 3, "prop_attn": False}
     search.write_config(path, context, reduction, "half of the cost")
-    assert config_flags.load(path).data.name == f"csv:{name}"
+    assert cli.load_config(path).data.name == f"csv:{name}"
     assert not (tmp_path / "ran").exists()
     (about,) = (
         ast.literal_eval(node.value)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from imagepiece_jax import config_flags
+from imagepiece_jax import cli
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.experiments import throughput
 from imagepiece_jax.experiments.context import Options
@@ -16,7 +16,7 @@ def context(tmp_path, monkeypatch):
     opened = []
 
     def load_config(name):
-        config = config_flags.load(f"{config_flags.CONFIGS}/quickstart.py")
+        config = cli.load_config(f"{cli.CONFIGS}/quickstart.py")
         config.mixup = 0.8
         return config
 

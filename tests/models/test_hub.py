@@ -13,8 +13,8 @@ import pytest
 import safetensors.numpy
 
 import imagepiece_jax
+from imagepiece_jax.commands import evaluate
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluate import __main__ as evaluate
 from imagepiece_jax.models import convert, hub, pretrained
 from imagepiece_jax.models.metadata import normalization
 from tests.command import call, sentence

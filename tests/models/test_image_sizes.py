@@ -6,7 +6,7 @@ import pytest
 
 import imagepiece_jax
 from configs import base
-from imagepiece_jax.config_flags import Overrides
+from imagepiece_jax.cli import Overrides
 from imagepiece_jax.data.transforms import EvalTransform
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize

@@ -11,8 +11,8 @@ import safetensors.numpy
 
 import imagepiece_jax
 from configs import quickstart
+from imagepiece_jax.commands import evaluate
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluate import __main__ as evaluate
 from imagepiece_jax.models import convert, metadata, pretrained, registry
 from imagepiece_jax.models.infer_config import infer_config
 from imagepiece_jax.models.metadata import named

@@ -157,7 +157,7 @@ def test_accuracy_on_a_thousand_images_is_timms(assets, tmp_path):
     """84.9 and 97.3, measured with timm; by the evaluate command, compiled in full."""
     data, out = assets / "data/nips2017_224_jpg/labels.csv", tmp_path / "out.json"
     ended = start(
-        *("-m", "imagepiece_jax.evaluate", "--config", "configs/deit_s.py:deit_ti"),
+        *("-m", "imagepiece_jax", "evaluate", "--config", "configs/deit_s.py:deit_ti"),
         *("--weights", assets / f"{WEIGHTS}.npz", "--data", f"csv:{data}"),
         *("--resize", "none", "--json", out, "--config.model.dtype=float32"),
         *("--config.eval_batch_size=40", "--config.data.workers=0"),
@@ -175,7 +175,7 @@ def test_dropping_has_the_accuracy_that_was_measured_first(assets, tmp_path):
     """77.8 at .6 of the MACs, by code of its own when the control was proposed."""
     data, out = assets / "data/nips2017_224_jpg/labels.csv", tmp_path / "out.json"
     ended = start(
-        *("-m", "imagepiece_jax.evaluate"),
+        *("-m", "imagepiece_jax", "evaluate"),
         *("--config", "configs/deit_s_imagepiece.py:deit_ti"),
         *("--weights", assets / f"{WEIGHTS}.npz", "--data", f"csv:{data}"),
         *("--resize", "none", "--json", out, "--config.model.stem=patch"),

@@ -10,7 +10,7 @@ import safetensors.numpy
 
 import imagepiece_jax
 from configs import base
-from imagepiece_jax.config_flags import Overrides
+from imagepiece_jax.cli import Overrides
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import (
     convert,

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from imagepiece_jax import config_flags
+from imagepiece_jax import cli
 from imagepiece_jax.models import summary
 from imagepiece_jax.training import from_config
 from tests.models import tiny
@@ -12,7 +12,7 @@ from tests.runs import ROOT
 
 
 def config(**fields):
-    made = config_flags.load(ROOT / "configs" / "quickstart.py")
+    made = cli.load_config(ROOT / "configs" / "quickstart.py")
     made.update_from_flattened_dict(fields)
     return made
 
@@ -35,7 +35,7 @@ def test_columns_line_up():
     "name", ["quickstart.py", "deit_s.py:deit_b", "deit_s_imagepiece.py"]
 )
 def test_parts_add_up_to_the_model(name):
-    made = config_flags.load(ROOT / "configs" / name)
+    made = cli.load_config(ROOT / "configs" / name)
     model, size = from_config.model(made), made.image_size
     *_, total = summary.cost_table(model, from_config.dense(made), size).split("\n")
     _, ours, theirs, parameters = total.split()

@@ -9,7 +9,7 @@ import pytest
 from ml_collections import config_dict
 
 from configs import quickstart
-from imagepiece_jax import describe
+from imagepiece_jax.commands import describe
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import block
 from imagepiece_jax.models.architecture import Architecture

@@ -7,18 +7,17 @@ import subprocess
 
 import pytest
 
-from imagepiece_jax import check_kernels, doctor
-from imagepiece_jax.benchmark import __main__ as benchmark
 from imagepiece_jax.benchmark import device as benchmark_device
-from imagepiece_jax.benchmark import reduction, suite, torch_baselines
+from imagepiece_jax.benchmark import suite, torch_baselines
+from imagepiece_jax.commands import benchmark, check_kernels, doctor
 from tests.command import call
 from tests.runs import ROOT
-from tools import goals
+from tools import goals, reduction_speed
 
 COMMANDS = {
     "benchmark": benchmark.main,
-    "benchmark.reduction": reduction.main,
-    "check_kernels": check_kernels.main,
+    "reduction_speed": reduction_speed.main,
+    "check-kernels": check_kernels.main,
     "doctor": doctor.main,
 }
 
@@ -38,7 +37,7 @@ def session(name, folder):
 @pytest.mark.parametrize("name", ["256", "1024", "train"])
 def test_commands_parse_and_a_failing_one_stops_no_other(name, tmp_path, monkeypatch):
     _, log = session(name, tmp_path)
-    lines = re.findall(r"^-m imagepiece_jax\.(\S+) ?(.*)", log, re.MULTILINE)
+    lines = re.findall(r"^-m (?:imagepiece_jax |tools\.)(\S+) ?(.*)", log, re.MULTILINE)
     started = re.findall(r"^== (\w+): /", log, re.MULTILINE)
     assert re.findall(r"^== (\w+): exit 1 after", log, re.MULTILINE) == started
     assert len(started) > 3

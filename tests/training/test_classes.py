@@ -8,12 +8,10 @@ import pytest
 from PIL import Image
 
 import imagepiece_jax
-import train
 from configs import quickstart
-from imagepiece_jax import export
+from imagepiece_jax.commands import evaluate, export, train
 from imagepiece_jax.data.sources import open_source
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluate import __main__ as evaluate
 from imagepiece_jax.experiments import __main__ as experiments
 from imagepiece_jax.experiments.finetune import Finetuner
 from imagepiece_jax.models import class_names, imagenet_classes, run_files, summary

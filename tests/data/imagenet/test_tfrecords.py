@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from imagepiece_jax import prepare
+from imagepiece_jax.commands import prepare
 from imagepiece_jax.data.sources import open_source
 from imagepiece_jax.errors import InputError
 from tests import tars, tfrecords
@@ -71,7 +71,7 @@ def test_training_on_tfrecords_names_the_command(prepared, tmp_path):
     with pytest.raises(InputError) as caught:
         open_source("imagenet2012", "train", num_classes=1000, data_dir=folder)
     assert (
-        f"`python -m imagepiece_jax.prepare --source {folder} --dir ANOTHER` converts "
+        f"`python -m imagepiece_jax prepare --source {folder} --dir ANOTHER` converts "
         "them"
     ) in str(caught.value)
     message = sentence(convert(folder, folder))

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax import config_flags
-from imagepiece_jax.check_kernels import real_inputs
+from imagepiece_jax import cli
+from imagepiece_jax.commands.check_kernels import real_inputs
 from imagepiece_jax.data import loader
 from imagepiece_jax.models import pretrained
 from imagepiece_jax.models.attention import class_attention
@@ -184,7 +184,7 @@ def test_photographs_are_decided_as_in_the_plain_version(
     rows = (assets / "data/nips2017_224_jpg/labels.csv").read_text().splitlines()
     (tmp_path / "images").symlink_to(assets / "data/nips2017_224_jpg/images")
     (tmp_path / "labels.csv").write_text("\n".join(rows[:13]))
-    config = config_flags.load("configs/deit_s_imagepiece.py:deit_ti")
+    config = cli.load_config("configs/deit_s_imagepiece.py:deit_ti")
     config.model.stem = "patch"
     config.data.resize = "none"
     weights = pretrained.read(assets / "weights/deit_tiny_patch16_224.npz")

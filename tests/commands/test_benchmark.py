@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import imagepiece_jax
-from imagepiece_jax.benchmark import __main__ as benchmark
+from imagepiece_jax.commands import benchmark
 from imagepiece_jax.common import timer
 from imagepiece_jax.inference import optimize
 from tests.benchmark.small import SMALL, TINY, simplify

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from imagepiece_jax import prepare
+from imagepiece_jax.commands import prepare
 from imagepiece_jax.common import progress
 from imagepiece_jax.data.imagenet import writer
 from imagepiece_jax.data.sources import open_source
@@ -31,7 +31,9 @@ def prepared(source, tmp_path_factory):
     folder, fake = tmp_path_factory.mktemp("prepared"), tmp_path_factory.mktemp("fake")
     (fake / "tensorflow.py").write_text("raise SystemExit('TensorFlow is imported')")
     words = flags(source, folder, "--processes", 2)
-    return folder, start("-m", "imagepiece_jax.prepare", *words, PYTHONPATH=str(fake))
+    return folder, start(
+        "-m", "imagepiece_jax", "prepare", *words, PYTHONPATH=str(fake)
+    )
 
 
 def test_from_tars_to_training_without_tensorflow(prepared):

@@ -1,6 +1,6 @@
 """Time of one reduction alone, as one fused kernel and as XLA's own.
 
-python -m imagepiece_jax.benchmark.reduction --batch 256 --dtype bfloat16
+python -m tools.reduction_speed --batch 256 --dtype bfloat16
 
 By default the first step of DeiT-S on images of 224 pixels: 196 image tokens of width
 384. "Floor" is the time in which the device's copy rate moves keys, tokens and results
@@ -25,9 +25,10 @@ JSON = flags.DEFINE_string("json", None, "a line each", allow_override=True)
 
 def main():
     # They import JAX: after the flags.
-    from imagepiece_jax.benchmark import device, peak_rates, reduction_workloads
+    from imagepiece_jax.benchmark import device, peak_rates
     from imagepiece_jax.common import timer, xla_options
     from imagepiece_jax.models.summary import format_table
+    from tools import reduction_workloads
 
     if JSON.value:
         check_writable("--json", JSON.value)

@@ -2,8 +2,8 @@
 
 A model without classes, such as DINOv2, gives its pooled vectors, for --json.
 
-python -m imagepiece_jax.predict --weights FILE_OR_WORKDIR IMAGE_OR_FOLDER..
-python -m imagepiece_jax.predict --config configs/deit_s_tome.py:deit_ti \\
+python -m imagepiece_jax predict --weights FILE_OR_WORKDIR IMAGE_OR_FOLDER..
+python -m imagepiece_jax predict --config configs/deit_s_tome.py:deit_ti \\
     --weights FILE --json predictions.json IMAGE..
 
 A run determines its model, a file its sizes: see `evaluate`. An image that cannot be
@@ -15,11 +15,11 @@ import sys
 
 from absl import flags
 
-from imagepiece_jax import cli, config_flags
+from imagepiece_jax import cli
 from imagepiece_jax.common.files import check_writable, replace_file
 from imagepiece_jax.errors import InputError
 
-config_flags.define()
+cli.define_config()
 WEIGHTS = cli.weights()
 NORMALIZATION = cli.normalization()
 CHECKPOINT = cli.checkpoint()
@@ -36,7 +36,7 @@ JSON = flags.DEFINE_string(
 
 def main(words):
     path, normalization = cli.required(WEIGHTS), NORMALIZATION()
-    typed = config_flags.config_or_base()
+    typed = cli.config_or_base()
     # They import JAX: after the flags.
     from imagepiece_jax.data import image_files
     from imagepiece_jax.inference.predictor import Predictor

@@ -1,7 +1,7 @@
 """Comparison of the fused reductions with the plain ones on this device.
 
-python -m imagepiece_jax.check_kernels
-python -m imagepiece_jax.check_kernels --config configs/deit_s_imagepiece.py:deit_ti \\
+python -m imagepiece_jax check-kernels
+python -m imagepiece_jax check-kernels --config configs/deit_s_imagepiece.py:deit_ti \\
     --weights FILE --data folder:PATH
 
 Inputs are random queries, keys and tokens; with --weights also those of a model, at
@@ -14,10 +14,10 @@ differ. On a CPU it takes minutes; --random sets the number of images.
 
 from absl import flags
 
-from imagepiece_jax import cli, config_flags
+from imagepiece_jax import cli
 from imagepiece_jax.errors import InputError, RunError
 
-config_flags.define("the config of a model, for real inputs")
+cli.define_config("the config of a model, for real inputs")
 WEIGHTS = cli.weights()
 NORMALIZATION = cli.normalization()
 DATA = cli.data("config.data")
@@ -38,7 +38,7 @@ def main():
     from imagepiece_jax.training.weights_config import of_weights
 
     real, normalization = WEIGHTS.value is not None, NORMALIZATION()
-    config, overrides = config_flags.config_or_base()
+    config, overrides = cli.config_or_base()
     if not real and (overrides != () or normalization):
         raise InputError(
             "--weights is missing: allowed without it are random inputs alone, without "

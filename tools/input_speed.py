@@ -1,13 +1,13 @@
 """Benchmark of the input: images a second of one core, and of the loader.
 
-python -m imagepiece_jax.benchmark.input --data folder:PATH
+python -m tools.input_speed --data folder:PATH
 
 Input pipelines take turns over the same files with one core and one thread; images/s
 are per second of that core's time, so that other work on the machine does not count.
 They are what PyTorch users have (Pillow: decode, random resized crop, flip,
 RandAugment; timm's own code too where it is installed) and ours, which leaves the
 augmentation to the device. The files are the data set's and a temporary copy at short
-side 256, as `python -m imagepiece_jax.prepare --short_side 256` makes it.
+side 256, as `python -m imagepiece_jax prepare --short_side 256` makes it.
 
 Then the loader reads with all its processes: images/s of the clock, and memory.
 """
@@ -50,8 +50,8 @@ SHORT_SIDE = 256
 
 def main():
     # They import JAX: after the flags.
-    from imagepiece_jax.benchmark import input_pipelines
     from imagepiece_jax.data import sources
+    from tools import input_pipelines
 
     cli.finite(SECONDS)
     data = cli.required(DATA)

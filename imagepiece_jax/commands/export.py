@@ -1,7 +1,7 @@
 """Export of a model with its weights as one file, for JAX alone or as ONNX.
 
-python -m imagepiece_jax.export --weights WORKDIR --out model.jax
-python -m imagepiece_jax.export --format onnx --config configs/deit_s_imagepiece.py \\
+python -m imagepiece_jax export --weights WORKDIR --out model.jax
+python -m imagepiece_jax export --format onnx --config configs/deit_s_imagepiece.py \\
     --weights FILE --out model.onnx
 
 A run determines its model, a file its sizes: see `evaluate`. The file takes any batch
@@ -24,12 +24,12 @@ import pathlib
 
 from absl import flags
 
-from imagepiece_jax import cli, config_flags
+from imagepiece_jax import cli
 from imagepiece_jax.common.files import check_writable, replace_file
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.errors import InputError
 
-config_flags.define()
+cli.define_config()
 WEIGHTS = cli.weights()
 NORMALIZATION = cli.normalization()
 CHECKPOINT = cli.checkpoint()
@@ -50,7 +50,7 @@ PIXELS = flags.DEFINE_boolean(
 
 def main():
     path, normalization = cli.required(WEIGHTS), NORMALIZATION()
-    typed = config_flags.config_or_base()
+    typed = cli.config_or_base()
     # They import JAX: after the flags.
     import jax
 

@@ -1,6 +1,6 @@
 """Images per second of models and methods, measured side by side on one device.
 
-python -m imagepiece_jax.benchmark --config configs/deit_s.py \\
+python -m imagepiece_jax benchmark --config configs/deit_s.py \\
     --config configs/deit_s_imagepiece.py --batch_size 256 --dtype bfloat16 --json OUT
 
 All configs take turns in one process and are compared with the first. The device's peak
@@ -13,9 +13,9 @@ tools.compile_only` of the repository shows what the compiler makes of a config.
 
 from absl import flags
 
-from imagepiece_jax import cli, config_flags
+from imagepiece_jax import cli
 
-config_flags.define("a config file; several are compared with the first")
+cli.define_config("a config file; several are compared with the first")
 WEIGHTS = cli.weights()
 BATCH_SIZE = flags.DEFINE_multi_string(
     "batch_size", ["256"], "one or more, such as 1,8,256", allow_override=True
@@ -48,8 +48,8 @@ PLOT = flags.DEFINE_string("plot", None, "a PNG", allow_override=True)
 def main():
     path = WEIGHTS.value
     alone = path is not None and not flags.FLAGS["config"].value
-    configs = {} if alone else config_flags.configs()
-    base = config_flags.config_or_base() if alone else None
+    configs = {} if alone else cli.configs()
+    base = cli.config_or_base() if alone else None
     # They import JAX: after the flags.
     from imagepiece_jax.benchmark import device, report, suite, torch_baselines
     from imagepiece_jax.common import timer, xla_options

@@ -10,9 +10,8 @@ from PIL import Image
 
 import imagepiece_jax
 from configs import quickstart
-from imagepiece_jax import describe, doctor
+from imagepiece_jax.commands import describe, doctor, evaluate
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.evaluate import __main__ as evaluate
 from imagepiece_jax.models import convert
 from imagepiece_jax.training import from_config, initial_weights
 from tests.command import call, sentence, start
@@ -337,6 +336,6 @@ def test_doctor_names_what_is_missing(monkeypatch):
 
 def test_doctor_reports_the_rest_without_jax(tmp_path):
     (tmp_path / "jax.py").write_text("raise ImportError('broken on purpose')")
-    ended = start("-m", "imagepiece_jax.doctor", PYTHONPATH=str(tmp_path))
+    ended = start("-m", "imagepiece_jax", "doctor", PYTHONPATH=str(tmp_path))
     assert (ended.status, ended.err) == (0, "")
     assert ended.out.endswith("JAX cannot be imported: broken on purpose\n")

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagepiece_jax.benchmark import input, input_pipelines
 from imagepiece_jax.data.sources import open_source
 from tests.command import call, sentence
+from tools import input_pipelines, input_speed
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ SHORT = ["--rounds=2", "--image_size=32", "--canvas=48", "--workers=0", "--threa
 def test_every_pipeline_is_timed_on_both_kinds_of_files(data, tmp_path):
     out = tmp_path / "out.json"
     words = [*SHORT, "--images=9", "--seconds=0.05", f"--json={out}", "--copies=2"]
-    ended = call(input.main, "--data", data, *words)
+    ended = call(input_speed.main, "--data", data, *words)
     assert (ended.status, ended.err) == (0, "")
     rows = json.loads(out.read_text())
     core = [row for row in rows if "ratio" in row]
@@ -110,17 +110,17 @@ def test_an_image_is_cut_although_its_box_is_rounded_up(tmp_path):
 
 @pytest.mark.parametrize("text", ["500x375", "500:110", "0x375:110", "500x375:0", "x"])
 def test_bad_resave_is_refused(data, text):
-    ended = call(input.main, "--data", data, f"--resave={text}")
+    ended = call(input_speed.main, "--data", data, f"--resave={text}")
     assert sentence(ended) == (
         f"--resave is '{text}'; allowed is WIDTHxHEIGHT:KB, such as 500x375:110"
     )
 
 
 def test_bad_data_is_refused(tmp_path):
-    assert "--data is missing" in sentence(call(input.main))
-    message = sentence(call(input.main, "--data=digits", "--seconds=0"))
+    assert "--data is missing" in sentence(call(input_speed.main))
+    message = sentence(call(input_speed.main, "--data=digits", "--seconds=0"))
     assert "is no file, but pixels in memory" in message
     (tmp_path / "train" / "cat").mkdir(parents=True)
     (tmp_path / "train" / "cat" / "a.jpg").write_bytes(b"torn")
-    message = sentence(call(input.main, f"--data=folder:{tmp_path}"))
+    message = sentence(call(input_speed.main, f"--data=folder:{tmp_path}"))
     assert message.startswith("none of 1 images")

@@ -1,6 +1,6 @@
 """Figures, an HTML page and data of the tokens that methods make of images.
 
-python -m imagepiece_jax.visualize --weights FILE_OR_WORKDIR \\
+python -m imagepiece_jax visualize --weights FILE_OR_WORKDIR \\
     --sweep imagepiece --sweep evit:keep_rate=.7 IMAGE_OR_FOLDER..
 
 For every method one figure per image: the tokens after each reducing block, the class
@@ -16,11 +16,11 @@ import pathlib
 
 from absl import flags
 
-from imagepiece_jax import cli, config_flags
+from imagepiece_jax import cli
 from imagepiece_jax.common.files import make_folder, replace_file
 from imagepiece_jax.errors import InputError
 
-config_flags.define()
+cli.define_config()
 WEIGHTS = cli.weights()
 NORMALIZATION = cli.normalization()
 AVERAGED = cli.averaged()
@@ -39,7 +39,7 @@ BLOCKS = flags.DEFINE_list(
 
 def main(words):
     path, normalization = cli.required(WEIGHTS), NORMALIZATION()
-    typed = config_flags.config_or_base()
+    typed = cli.config_or_base()
     # They import JAX: after the flags.
     from imagepiece_jax.common.image_size import whole_patches
     from imagepiece_jax.data import image_files

@@ -1,7 +1,7 @@
 """Top-1, top-5 and loss of trained weights over every image of a set.
 
-python -m imagepiece_jax.evaluate --weights WORKDIR
-python -m imagepiece_jax.evaluate --weights FILE --data folder:PATH \\
+python -m imagepiece_jax evaluate --weights WORKDIR
+python -m imagepiece_jax evaluate --weights FILE --data folder:PATH \\
     --config configs/deit_s_imagepiece.py:deit_ti
 
 A run determines model and data, a file its sizes: --config is for the reduction of a
@@ -17,11 +17,11 @@ import json
 
 from absl import flags
 
-from imagepiece_jax import cli, config_flags
+from imagepiece_jax import cli
 from imagepiece_jax.common.files import check_writable, replace_file
 from imagepiece_jax.errors import InputError
 
-config_flags.define()
+cli.define_config()
 WEIGHTS = cli.weights()
 NORMALIZATION = cli.normalization()
 CHECKPOINT = cli.checkpoint()
@@ -48,7 +48,7 @@ OUT = flags.DEFINE_string("out", "runs/sweep", OUT_HELP, allow_override=True)
 
 def main():
     path, normalization = cli.required(WEIGHTS), NORMALIZATION()
-    typed = config_flags.config_or_base()
+    typed = cli.config_or_base()
     # They import JAX: after the flags.
     from imagepiece_jax.common import parallel
     from imagepiece_jax.data import sources

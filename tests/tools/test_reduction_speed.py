@@ -5,13 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from imagepiece_jax.benchmark import (
-    peak_rates,
-    reduction,
-    reduction_workloads,
-)
+from imagepiece_jax.benchmark import peak_rates
 from imagepiece_jax.common import timer
 from tests.command import call, sentence
+from tools import reduction_speed, reduction_workloads
 
 TINY = ["--batch=2", "--tokens=12", "--heads=1", "--dtype=float32"]
 
@@ -31,7 +28,7 @@ def test_figures_are_per_reduction(tmp_path, monkeypatch):
     monkeypatch.setattr(reduction_workloads, "CHAIN", 2)
     monkeypatch.setattr(reduction_workloads, "obstacle", lambda dtype: "a compiler")
     out = tmp_path / "a.json"
-    ended = call(reduction.main, *TINY, f"--json={out}")
+    ended = call(reduction_speed.main, *TINY, f"--json={out}")
     assert (ended.status, ended.err) == (0, "")
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["rule"] for row in rows] == ["retokenize", "prune", "bipartite"]
@@ -52,5 +49,5 @@ def test_figures_are_per_reduction(tmp_path, monkeypatch):
 
 
 def test_a_file_that_cannot_be_written():
-    message = sentence(call(reduction.main, "--json=/no/such/a.json"))
+    message = sentence(call(reduction_speed.main, "--json=/no/such/a.json"))
     assert message.startswith("--json /no/such/a.json cannot be written")

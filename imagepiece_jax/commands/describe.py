@@ -2,21 +2,21 @@
 
 Each kind of reducer is tried on random tokens (reduction.contract), for about a second.
 
-python -m imagepiece_jax.describe --config configs/deit_s_imagepiece.py
-python -m imagepiece_jax.describe --weights FILE --config.reduction.name=tome \\
+python -m imagepiece_jax describe --config configs/deit_s_imagepiece.py
+python -m imagepiece_jax describe --weights FILE --config.reduction.name=tome \\
     --config.reduction.r=8
 """
 
-from imagepiece_jax import cli, config_flags
+from imagepiece_jax import cli
 
-config_flags.define("a config file, such as configs/quickstart.py, or --weights")
+cli.define_config("a config file, such as configs/quickstart.py, or --weights")
 WEIGHTS = cli.weights()
 
 
 def main():
     path = WEIGHTS.value
     alone = path is None
-    typed = (config_flags.config(), None) if alone else config_flags.config_or_base()
+    typed = (cli.config(), None) if alone else cli.config_or_base()
     # They import JAX: after the flags.
     from imagepiece_jax.models import registry, summary
     from imagepiece_jax.reduction import contract

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from configs import quickstart
-from imagepiece_jax import export
+from imagepiece_jax.commands import export
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import jax_export

@@ -2,7 +2,7 @@
 
 import pytest
 
-from imagepiece_jax import check_kernels
+from imagepiece_jax.commands import check_kernels
 from imagepiece_jax.reduction import kernel_agreement
 from imagepiece_jax.reduction.kernel_agreement import Comparison
 from imagepiece_jax.reduction.kernels import fused

@@ -1,6 +1,6 @@
 """Versions, devices, the attention kernel in use, and missing extras.
 
-python -m imagepiece_jax.doctor
+python -m imagepiece_jax doctor
 """
 
 import importlib.metadata

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagepiece_jax import predict
+from imagepiece_jax.commands import predict
 from imagepiece_jax.inference.predictor import Predictor
 from imagepiece_jax.models import convert
 from tests.command import call, sentence

@@ -1,0 +1,54 @@
+"""One entry point of all commands: python -m imagepiece_jax COMMAND, or imagepiece.
+
+A process imports the module of its own command alone: the flags of two would meet.
+"""
+
+import ast
+import pathlib
+import runpy
+import sys
+
+from imagepiece_jax.errors import InputError, closest
+
+FOLDER = pathlib.Path(__file__).resolve().parent / "commands"
+
+
+def commands() -> dict[str, pathlib.Path]:
+    """Return {name: file}; the name of check_kernels.py is check-kernels."""
+    files = sorted(FOLDER.glob("[!_]*.py"))
+    return {file.stem.replace("_", "-"): file for file in files}
+
+
+def listing() -> str:
+    """Return a line for every command: its name, and how its docstring begins."""
+    lines = ["python -m imagepiece_jax COMMAND [flags]; COMMAND --help lists its flags"]
+    for name, file in commands().items():
+        summary, _, _ = ast.get_docstring(ast.parse(file.read_bytes())).partition("\n")
+        lines.append(f"  {name:15}{summary}")
+    return "\n".join(lines)
+
+
+def run(name):
+    """Run a command with the words of sys.argv as if it had been started alone."""
+    module = f"imagepiece_jax.commands.{commands()[name].stem}"
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def main():
+    name = sys.argv[1] if sys.argv[1:] else "--help"
+    known = commands()
+    if name in ("--help", "-help", "-h"):
+        print(listing())
+    elif name in known:
+        del sys.argv[1]
+        run(name)
+    else:
+        meant = closest(name, known)
+        rest = f"did you mean {meant}?" if meant else f"allowed are {', '.join(known)}"
+        print(f"error: {name!r} is not a command; {rest}", file=sys.stderr)
+        return InputError.status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

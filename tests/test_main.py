@@ -1,0 +1,78 @@
+"""The one entry point: what it lists, starts and refuses."""
+
+import json
+import subprocess
+import sys
+import tomllib
+
+import pytest
+
+from imagepiece_jax import __main__ as entry
+from tests.command import sentence, start
+from tests.runs import ROOT
+
+COMMANDS = "benchmark check-kernels describe doctor evaluate export predict prepare"
+COMMANDS = [*COMMANDS.split(), "train", "visualize"]
+
+
+@pytest.mark.parametrize("words", [[], ["--help"]])
+def test_without_a_command_it_lists_them(words):
+    ended = start("-m", "imagepiece_jax", *words)
+    assert (ended.status, ended.err) == (0, "")
+    first, *lines = ended.out.splitlines()
+    assert first.startswith("python -m imagepiece_jax COMMAND")
+    assert [line.split()[0] for line in lines] == COMMANDS
+    assert (
+        "  doctor         Versions, devices, the attention kernel in use" in ended.out
+    )
+    assert all(len(line) <= 110 for line in lines)
+
+
+@pytest.mark.parametrize(
+    "word, said",
+    [
+        ("evalute", "'evalute' is not a command; did you mean evaluate?"),
+        (
+            "check_kernels",
+            "'check_kernels' is not a command; did you mean check-kernels?",
+        ),
+        ("--config", f"'--config' is not a command; allowed are {', '.join(COMMANDS)}"),
+    ],
+)
+def test_another_word_is_one_sentence(word, said):
+    assert sentence(start("-m", "imagepiece_jax", word, "--zebra")) == said
+
+
+LOADED = """
+import atexit, json, runpy, sys
+names = ("imagepiece_jax.", "absl", "jax", "flax", "ml_collections")
+loaded = lambda: [name for name in sys.modules if name.startswith(names)]
+atexit.register(lambda: print("\\n" + json.dumps(loaded())))
+runpy.run_module("imagepiece_jax", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_imports_its_own_command_alone(command):
+    """And names no flag of another."""
+    ended = start("-c", LOADED, command, "--help")
+    assert (ended.status, ended.err) == (0, "")
+    *lines, modules = ended.out.splitlines()
+    modules = json.loads(modules)
+    assert not {"jax", "flax", "ml_collections"} & {*modules}
+    others = [m for m in modules if m.startswith("imagepiece_jax.commands.")]
+    assert others == []  # its own is __main__
+    text = entry.commands()[command].read_text("utf-8")
+    assert lines[1 if not lines[0] else 0].strip() in text
+    assert ("--coordinator" in "".join(lines)) == (command == "train")
+
+
+def test_train_py_and_the_console_script_are_the_same_commands():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["scripts"] == {"imagepiece": "imagepiece_jax.__main__:main"}
+    script = "import sys; from imagepiece_jax.__main__ import main; sys.exit(main())"
+    texts = [
+        subprocess.check_output([sys.executable, *words, "--help"], cwd=ROOT)
+        for words in (["train.py"], ["-c", script, "train"])
+    ]
+    assert texts[0] == texts[1] and b"--workdir: folder of the run" in texts[0]
