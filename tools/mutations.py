@@ -6,7 +6,8 @@ mutations.json lists what a person could get wrong in moving code: in `file` the
 `old` becomes `new`, which `breaks` something, and one of `tests` fails. Each is applied
 to a copy of the working tree, where its tests run until the first failure. A fault is
 "caught" by that test, or "NOT caught"; "stale" where the text does not stand exactly
-once in its file; "broken" where pytest could not run the tests.
+once in its file; "broken" where pytest could not run the tests, or where the one that
+failed does so without the fault, too.
 """
 
 import argparse
@@ -123,8 +124,11 @@ def run_tests(tests, tree):
     return Result(BROKEN, said[-1] if said else f"status {done.returncode}")
 
 
-def attempt(mutation, tree):
-    """Apply a fault in `tree`, a copy; run its tests; take it back."""
+def attempt(mutation, tree, sound):
+    """Apply a fault in `tree`, a copy; run its tests; take it back.
+
+    sound: {test: whether it passes without a fault}, as far as that is known.
+    """
     if reason := stale_reason(mutation, tree):
         return Result(STALE, reason)
     file = tree / mutation["file"]
@@ -134,20 +138,25 @@ def attempt(mutation, tree):
         # Python knows compiled files by size and second: one may be another text's.
         compiled.unlink(missing_ok=True)
         file.write_text(right.replace(mutation["old"], mutation["new"]), "utf-8")
-        return run_tests(mutation["tests"], tree)
+        result = run_tests(mutation["tests"], tree)
     finally:
         file.write_text(right, "utf-8")
         compiled.unlink(missing_ok=True)
+    if result.verdict == CAUGHT and result.by not in sound:
+        sound[result.by] = run_tests([result.by], tree).verdict == NOT_CAUGHT
+    if result.verdict == CAUGHT and not sound[result.by]:
+        return Result(BROKEN, f"{result.by} fails without the fault, too")
+    return result
 
 
 def attempt_all(mutations, jobs=1, root=ROOT, report=print):
     """{id: Result}, `jobs` faults at a time, each job in a copy of its own."""
-    trees, results = queue.SimpleQueue(), {}
+    trees, results, sound = queue.SimpleQueue(), {}, {}
 
     def one(mutation):
         tree = trees.get()
         try:
-            return attempt(mutation, tree)
+            return attempt(mutation, tree, sound)
         finally:
             trees.put(tree)
 

@@ -65,6 +65,26 @@ def test_attend_and_the_class_row_equal_slow_attention(length, biased):
     np.testing.assert_allclose(row, weights[:, :, 0].mean(axis=1), atol=2e-7)
 
 
+def test_the_class_row_has_the_gradient_of_a_softmax():
+    """A token that EViT fuses learns by it; its own rule is that of log_sum_exp."""
+    query, key, _ = random_qkv(7)
+    bias = random_bias(7)
+    along = jnp.asarray(np.random.default_rng(2).normal(size=(2, 7)), jnp.float32)
+
+    def by_softmax(query, key):
+        logits = jnp.einsum("bhd,bnhd->bnh", query, key, precision="highest")
+        weights = jax.nn.softmax(logits / np.sqrt(5) + bias[:, :, None], axis=1)
+        return jnp.sum(weights.mean(axis=2) * along)
+
+    def by_row(query, key):
+        return jnp.sum(class_attention(query, key, bias) * along)
+
+    gradients = (tiny.jit(jax.grad(f, (0, 1))) for f in (by_row, by_softmax))
+    for found, wanted in zip(*(g(query[:, 0], key) for g in gradients), strict=True):
+        assert np.abs(wanted).max() > 0.01
+        np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
 def test_the_class_row_of_bfloat16_is_computed_in_float32():
     query, key, _ = (a.astype(jnp.bfloat16) for a in random_qkv(40, width=64))
     row = class_row(np.asarray(query)[:, 0], key)

@@ -29,12 +29,14 @@ def pulled_back(fn, *arguments):
 # GELU
 
 
-@pytest.mark.parametrize("form", ["exact", "tanh"])
+@pytest.mark.parametrize("form", ["exact", "tanh", "quick"])
 def test_slope_of_gelu_is_that_of_its_differences(form):
     """Central differences of the definitions, in float64."""
     x = np.linspace(-6, 6, 241)
 
     def slow(x):
+        if form == "quick":
+            return x / (1 + np.exp(-1.702 * x))
         if form == "tanh":
             return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
         return np.array([0.5 * v * (1 + math.erf(v / np.sqrt(2))) for v in x])

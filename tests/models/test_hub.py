@@ -78,6 +78,31 @@ def test_a_cached_id_loads_without_a_network(cache, files, variables):
     assert hub.local(cache) == cache and not hub.is_id("org/name")
 
 
+def test_a_branch_that_moves_meanwhile_gives_the_files_of_one_commit(
+    cache, files, variables, monkeypatch
+):
+    """The first file settles it."""
+    lay_out(cache, files)
+    other = convert.to_timm(tiny.variables(tiny.model(depth=1), seed=1))
+    lay_out(
+        cache,
+        {**files, "model.safetensors": safetensors.numpy.save(other)},
+        OLDER,
+        ref=None,
+    )
+    package = importlib.import_module("huggingface_hub")
+    download = package.hf_hub_download
+
+    def then_move(*names, **options):
+        found = download(*names, **options)
+        (cache / "models--org--name" / "refs" / "main").write_text(OLDER)
+        return found
+
+    monkeypatch.setattr(package, "hf_hub_download", then_move)
+    _, values = imagepiece_jax.load("hf://org/name")
+    assert same(values, variables)
+
+
 def test_a_revision_is_another_commit(cache, files, variables):
     lay_out(cache, files)
     other = convert.to_timm(tiny.variables(tiny.model(depth=1), seed=1))

@@ -11,8 +11,10 @@ from flax import traverse_util
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.stems import (
     ConvStem,
+    FoldedConvStem,
     PatchStem,
     conv_stem_widths,
+    fold,
     stem_macs,
 )
 from tests.models import tiny
@@ -80,6 +82,17 @@ def layers(stem, side):
     _, seen = jax.eval_shape(run, tiny.shapes(stem, side), images)
     seen = traverse_util.flatten_dict(seen["intermediates"], sep="/")
     return {name.split("/")[0]: out[0].shape[1:] for name, out in seen.items()}
+
+
+def test_a_folded_stem_computes_the_same_however_small_a_variance_is():
+    stem, images = ConvStem(8, 4), random_images(2, 8)
+    variables = random_variables(stem, 8)
+    running = variables["batch_stats"]["norm_0"]
+    running["var"] = np.full_like(running["var"], 1e-5)
+    want = tiny.jit(stem.apply)(variables, images)
+    params = fold("conv", variables["params"], variables["batch_stats"])
+    got = tiny.jit(FoldedConvStem(8, 4).apply)({"params": params}, images)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5 * np.abs(want).max())
 
 
 def test_sizes_of_the_conv_stem_of_deit_s():

@@ -1,11 +1,18 @@
 """Attention sizes beside the sizes, and maps of attention, merged as tokens are."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from imagepiece_jax.reduction import layer_plan
+from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.merging import merge_map
-from imagepiece_jax.reduction.tokens import Assignment
+from imagepiece_jax.reduction.reducers import Reducer
+from imagepiece_jax.reduction.token_counts import Fixed
+from imagepiece_jax.reduction.tokens import DROPPED, Assignment
+from tests.models import tiny
 from tests.reduction.test_merging import FORMS, apply, expected, jit, make
 
 
@@ -62,3 +69,29 @@ def test_a_map_of_attention_is_merged_by_rows_and_columns(weighted):
                 block = weights[image, head][np.ix_(rows, columns)].sum(axis=1)
                 want = (share[rows] * block).sum() / share[rows].sum()
                 assert got[image, head, i, j] == pytest.approx(want, rel=1e-5)
+
+
+@dataclasses.dataclass(frozen=True)
+class First(Reducer):
+    """Keeps the first tokens; `ignored`: attention counts the last of them as none."""
+
+    ignored: bool
+
+    def __call__(self, taps, counts, train=False):
+        token = jnp.arange(counts.n_in)[None]
+        dest = jnp.where(token < counts.n_out, token, DROPPED)
+        size = taps.size * (token != counts.n_out - 1) if self.ignored else None
+        dest = jnp.broadcast_to(dest, taps.size.shape)
+        return Assignment(dest=dest, attn_size=size, n_out=counts.n_out)
+
+
+def test_a_model_attends_by_attention_sizes():
+    """A token that they count as none is as good as dropped, for all the others."""
+    model = tiny.model(prop_attn=True)
+    variables, found = tiny.variables(model), []
+    for reducer, left in ((First(True), 20), (First(False), 19), (First(False), 20)):
+        steps = [Step(0, reducer, Fixed(left))]
+        plan = layer_plan.build(tiny.DEPTH, tiny.TOKENS, steps)
+        found.append(tiny.jit(model.clone(plan=plan).apply)(variables, tiny.images()))
+    np.testing.assert_allclose(found[0].logits, found[1].logits, atol=1e-5)
+    assert np.abs(found[0].logits - found[2].logits).max() > 1e-3

@@ -72,6 +72,10 @@ def test_faults_are_caught_or_not_and_leave_the_tree_as_it_was(tree):
     assert results["x + 2"].verdict == results["(x)"].verdict == "stale"
     assert results["(x)"].by == "package/room.py has its text 2 times"
     assert results["half"].verdict == "broken"
+    (tree / "tests/test_room.py").write_text(TEST.replace("== 2", "== 3"))
+    (result,) = mutations.attempt_all(faults[1:2], root=tree, report=len).values()
+    said = "tests/test_room.py::test_half fails without the fault, too"
+    assert result == ("broken", said)
     assert sorted(lines)[0] == "NOT caught x * 2"
     assert mutations.summary(faults, results)[0] == "room: 1 of 5 caught"
     assert (tree / "package/room.py").read_text() == CODE
