@@ -220,7 +220,11 @@ def dump_results(results: Results) -> str:
 
 
 def take_in(results: Results, report: Mapping[str, Any]) -> Results:
-    """`results` with the rows of a comparison, which replace those of its methods."""
+    """`results` with the rows of a comparison.
+
+    They stand where the first of the rows was that they replace: those of the same
+    methods, model and images.
+    """
     if report["metric"] != "gmacs":
         raise InputError(
             f"metric is {report['metric']}; allowed is gmacs, whose settings are the "
@@ -254,27 +258,29 @@ def take_in(results: Results, report: Mapping[str, Any]) -> Results:
         for line in report["settings"]
     ]
     methods = {row.method for row in added}
-    kept = []
-    for each in results.rows:
-        old = results.sources[each.source]
-        same = (old.study, old.model, old.data) == (
+
+    def is_replaced(row):
+        old = results.sources[row.source]
+        return row.method in methods and (old.study, old.model, old.data) == (
             source.study,
             source.model,
             source.data,
         )
-        if not (same and each.method in methods):
-            kept.append(each)
-    rows = (*kept, *added)
+
+    replaced = [place for place, row in enumerate(results.rows) if is_replaced(row)]
+    place = replaced[0] if replaced else len(results.rows)
+    rows = (
+        *results.rows[:place],  # so that the first model of the file stays it
+        *added,
+        *(row for row in results.rows[place:] if not is_replaced(row)),
+    )
     sources = {**results.sources, name: source}
     used = {row.source for row in rows}
     return Results({k: v for k, v in sources.items() if k in used}, rows)
 
 
-def comparison_report(results: Results) -> dict:
-    """A comparison as `experiments compare` writes it, of the first model and images.
-
-    Differences are worked out anew, over all of its rows.
-    """
+def compared(results: Results) -> tuple[Row, list[Row]]:
+    """The dense model of the first model and images compared, and its reductions."""
     rows = results.of("comparison")
     dense = next(row for row in rows if row.method == "dense")
     first = results.sources[dense.source]
@@ -283,6 +289,16 @@ def comparison_report(results: Results) -> dict:
         source = results.sources[row.source]
         if row.share and (source.model, source.data) == (first.model, first.data):
             settings.append(row)
+    return dense, settings
+
+
+def comparison_report(results: Results) -> dict:
+    """A comparison as `experiments compare` writes it, of the first model and images.
+
+    Differences are worked out anew, over all of its rows.
+    """
+    dense, settings = compared(results)
+    first = results.sources[dense.source]
     rights = {(row.method, row.share): row.bits(first.images) for row in settings}
     return {
         "metric": "gmacs",
@@ -298,34 +314,64 @@ def comparison_report(results: Results) -> dict:
     }
 
 
-CONTROLS = ("merge", "drop", "random", "tome")  # ImagePiece, and what it is tested by
+KINDS = ("merge", "drop", "random", "tome")  # ImagePiece, and what it is tested by
 
 
-def controls_table(results: Results) -> str:
-    """ImagePiece beside its controls of the same token counts, and EViT."""
-    at = {}
-    for row in results.of("controls"):
-        at.setdefault(row.share, {})[row.setting["inattentive"]] = row
-    images = results.sources[row.source].images
-    evit = {r.share: r for r in results.of("comparison") if r.method == "evit"}
-    rows = []
-    for share, variants in sorted(at.items(), reverse=True):
-        line = [f"{share:g}", f"{variants['merge'].setting['keep_rate']:g}"]
-        line += [f"{variants[name].acc1[0]:.1f}" for name in CONTROLS]
-        line.append(f"{evit[share].acc1[0]:.1f}")
-        right = {name: row.bits(images) for name, row in variants.items()}
-        for one, other in (
-            (right["merge"], right["drop"]),
-            (right["merge"], evit[share].bits(images)),
-            (right["drop"], evit[share].bits(images)),
-        ):
-            change = statistics.paired_difference(one, other)
-            line.append(_interval_of_difference(change))
+def path_of_controls(results: Results) -> dict[float, dict[str, Row]]:
+    """ImagePiece and its controls in the comparison, by share and kind."""
+    kinds = {name: field["inattentive"] for name, field in compare.CONTROLS.items()}
+    kinds[compare.CONTROLLED] = KINDS[0]
+    return _by_share(compared(results)[1], lambda row: kinds.get(row.method))
+
+
+def fixed_controls(results: Results) -> dict[float, dict[str, Row]]:
+    """The same with merge ratio .08 at every share."""
+    return _by_share(results.of("controls"), lambda row: row.setting.get("inattentive"))
+
+
+def _by_share(rows, kind_of):
+    found = {}
+    for row in sorted(rows, key=lambda row: -row.share):
+        kind = kind_of(row)
+        if kind:
+            found.setdefault(row.share, {})[kind] = row
+    return found
+
+
+def controls_table(results: Results, at: Mapping[float, Mapping[str, Row]]) -> str:
+    """ImagePiece beside its controls of the same token counts, and EViT.
+
+    The last row has the means over the shares; their intervals are paired by image.
+    """
+    evit = {row.share: row for row in compared(results)[1] if row.method == "evit"}
+    contrasts = [("merge", kind) for kind in (*KINDS[1:], "evit")] + [("drop", "evit")]
+    rows, right = [], {kind: [] for kind in (*KINDS, "evit")}
+    for share, variants in at.items():
+        shown = {**variants, "evit": evit[share]}
+        for kind, each in right.items():
+            images = results.sources[shown[kind].source].images
+            each.append(shown[kind].bits(images))
+        setting = {"merge_ratio": 0.08, **shown["merge"].setting}
+        line = [f"{share:g}", f"{setting['keep_rate']:g}, {setting['merge_ratio']:g}"]
+        line += [f"{shown[kind].acc1[0]:.1f}" for kind in ("merge", "drop", "evit")]
         rows.append(line)
-    head = ["share of the dense MACs", "keep", "ImagePiece", "dropping"]
-    head += ["random pairs", "ToMe's matching", "EViT"]
-    head += ["ImagePiece - dropping", "ImagePiece - EViT", "dropping - EViT"]
-    return render.table(head, rows)
+        for one, other in contrasts:
+            change = statistics.paired_difference(right[one][-1], right[other][-1])
+            line.append(_interval_of_difference(change))
+    line = ["mean", ""]
+    line += [f"{100 * np.mean(right[kind]):.1f}" for kind in ("merge", "drop", "evit")]
+    for one, other in contrasts:
+        change = statistics.mean(mean_points(right[one], right[other]))
+        line.append(_interval_of_difference(change))
+    head = ["share of the dense MACs", "keep, merge", "ImagePiece", "dropping", "EViT"]
+    head += ["ImagePiece - dropping", "ImagePiece - random pairs"]
+    head += ["ImagePiece - ToMe's matching", "ImagePiece - EViT", "dropping - EViT"]
+    return render.table(head, [*rows, line])
+
+
+def mean_points(right, base) -> np.ndarray:
+    """Points of each image, the mean over the shares. bool [shares, images] twice."""
+    return 100 * (np.asarray(right, float) - np.asarray(base)).mean(axis=0)
 
 
 def _interval_of_difference(change):
@@ -369,7 +415,8 @@ def scratch_table(results: Results) -> str:
     return render.table(head, rows)
 
 
-SHORT = ("tome", "imagepiece", "evit", "random")  # of README
+# The methods of README's table.
+SHORT = ("tome", "imagepiece", "imagepiece drop (control)", "evit", "random")
 
 
 def tables(results: Results) -> dict[str, str]:
@@ -379,7 +426,8 @@ def tables(results: Results) -> dict[str, str]:
         "comparison-short": compare_page.table(report, SHORT),
         "comparison": compare_page.table(report),
         "settings": compare_page.settings_table(report),
-        "controls": controls_table(results),
+        "controls": controls_table(results, path_of_controls(results)),
+        "controls-fixed": controls_table(results, fixed_controls(results)),
         "adaptation": adaptation_table(results),
         "scratch": scratch_table(results),
         "schedule": schedules.schedule_table(),

@@ -25,12 +25,9 @@ RATES = {0.8: "ImagePiece", 0.6: "ImagePiece, keep .6"}
 COMBINED = [row for _, row in tables.PAIRS[3:]]  # ImagePiece added: conv stem
 PAPER = (*tables.TABLE1, *tables.TABLE2, *tables.TABLE3, *COMBINED)
 ROWS = {row.name: row for row in PAPER if SPEEDS.get(row.name)}
-OTHERS = (
-    tables.Row("SPViT", {"name": "spvit", "keep_rates": (0.7, 0.49, 0.343)}),
-    *(
-        tables.Row(row.name, {**row.reduction, "schedule": "A"}, row.stem)
-        for row in (ROWS[name] for name in RATES.values())
-    ),
+OTHERS = tuple(
+    tables.Row(row.name, {**row.reduction, "schedule": "A"}, row.stem)
+    for row in (ROWS[name] for name in RATES.values())
 )
 
 

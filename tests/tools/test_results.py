@@ -9,7 +9,7 @@ import pytest
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
-from imagepiece_jax.experiments import compare_page
+from imagepiece_jax.experiments import compare, compare_page
 from tools import results
 
 SHARES = [0.9, 0.75, 0.6, 0.5, 0.4]
@@ -79,9 +79,20 @@ def test_a_comparison_replaces_older_rows_of_its_methods_alone(kept):
     again = made_up(git="1" * 40, settings=[line("tome", 0.5, setting={"r": 4})])
     twice = results.take_in(once, again)
     assert len(twice.rows) == len(once.rows)
-    assert [row.source[-7:] for row in twice.rows[-3:]] == ["0" * 7, "1" * 7, "1" * 7]
-    # The first model of the file is that of the tables.
+    assert [row.source[-7:] for row in twice.rows[-3:]] == ["1" * 7, "1" * 7, "0" * 7]
+    # The first model of the file is that of the tables, also when it is measured anew.
     assert results.comparison_report(twice) == results.comparison_report(kept)
+    dense = next(row for row in kept.rows if row.method == "dense")
+    first = kept.sources[dense.source]
+    anew = made_up(
+        fields={"name": first.model},
+        images={"data": first.data, "resize": "none"},
+        dense=line("dense", 0.99),
+        settings=[line("evit", 0.5)],
+    )
+    measured = results.comparison_report(results.take_in(twice, anew))
+    assert measured["dense"]["source"] == "comparison-0000000"
+    assert len(measured["settings"]) > 50
     with pytest.raises(InputError, match="metric is ms; allowed is gmacs"):
         results.take_in(kept, made_up(metric="ms"))
 
@@ -182,7 +193,10 @@ def test_claims_of_the_comparison(kept, report):
     for each in report["settings"]:
         at[each["share"]].add(each["method"])
     assert at[0.9] - level(report, 0.9) == {"grid_pooling"}
-    assert level(report, 0.75) == {"tome", "diffrate", "pitome", "mctf", "atc"}
+    assert level(report, 0.75) == {
+        *("tome", "diffrate", "pitome", "mctf", "atc"),
+        *("imagepiece", "imagepiece_tome"),
+    }
     assert level(report, 0.6) == {"diffrate", "mctf", "atc"}
     assert not level(report, 0.5) | level(report, 0.4)
     tome = [each for each in report["comparisons"] if each["to"] == "tome"]
@@ -194,80 +208,142 @@ def test_claims_of_the_comparison(kept, report):
     }
     assert lost == {"token_pooling", "grid_pooling"}
     rights = {(r.method, r.share): r.bits(1000) for r in kept.of("comparison")}
-    others = at[0.75] - lost
+    others = at[0.75] - lost - set(compare.CONTROLS)
     p = statistics.cochran([rights[method, 0.75] for method in others])
-    assert len(others) == 9 and compare_page.p_value(p) == "p = .018"
-    assert "the other nine are not all alike (Cochran's Q, p = .018)" in text_of(
-        "docs/comparison.md"
-    )
+    assert len(others) == 11 and compare_page.p_value(p) == "p = .022"
+    said = text_of("docs/comparison.md")
+    assert (
+        "the other eleven methods, controls not counted, are not all alike "
+        "(Cochran's Q, p = .022)"
+    ) in said
+    for share in SHARES:  # ImagePiece beside ToMe
+        value, low, high = compare_page.comparison(report, "imagepiece", share, "tome")[
+            "points"
+        ]
+        assert -3 < low < high < 3 if share > 0.7 else high < 0
+    behind = compare_page.comparison(report, "imagepiece", 0.6, "tome")["points"]
+    value, high, low = (f"{-x:.1f}" for x in behind)
+    assert f"At 0.6 it is {value} [{low}, {high}] points behind" in said
     for share in (0.6, 0.5, 0.4):  # EViT against random tokens
         each = compare_page.comparison(report, "evit", share, "random")
         assert each["points"][1] < 0
 
 
-def test_claims_on_imagepiece(kept, report):
-    """Its lead over EViT, over its control, what ToMe adds; docs and README alike."""
+def shown(estimate, sign=""):
+    """ "1.2 [0.1, 2.3]"; sign "+": with signs."""
+    value, low, high = (f"{number:{sign}.1f}" for number in estimate)
+    return f"{value} [{low}, {high}]"
+
+
+def rights_of(kept, at):
+    """Which images ImagePiece, its controls, EViT and ToMe have right, by shares."""
     rights = {(r.method, r.share): r.bits(1000) for r in kept.of("comparison")}
-    controls = {
-        (r.setting["inattentive"], r.share): r.bits(1000) for r in kept.of("controls")
-    }
+    found = {kind: [at[s][kind].bits(1000) for s in at] for kind in results.KINDS}
+    return found | {f"own {n}": [rights[n, s] for s in at] for n in ("evit", "tome")}
 
-    def points(one, other):
-        return statistics.paired_difference(one, other)
 
+def mean(one, other):
+    """Points that `one` has more, the mean over the shares, with its interval."""
+    return statistics.mean(results.mean_points(one, other))
+
+
+def both_sides(one, other):
+    """Two-sided p of Student's test that this mean is zero."""
+    p = statistics.student_p(results.mean_points(one, other), 0)
+    return 2 * min(p, 1 - p)
+
+
+def test_the_controls_of_fixed_merge_ratio_are_kept(kept):
+    at = results.fixed_controls(kept)
+    keep = {0.6: 0.9, 0.5: 0.77, 0.4: 0.62}
+    names = ("merge", "drop")
+    accuracies = {s: [round(at[s][kind].acc1[0], 1) for kind in names] for s in at}
+    assert accuracies == {0.6: [79.6, 77.8], 0.5: [74.5, 73.4], 0.4: [64.0, 64.6]}
+    for share, variants in at.items():
+        assert {row.setting["keep_rate"] for row in variants.values()} == {keep[share]}
+        assert {row.source for row in variants.values()} == {"controls-fd09b83"}
+    made = results.tables(kept)["controls-fixed"]
+    for figures in ("+1.8 [-0.2, +3.8]", "+1.1 [-1.2, +3.4]", "-0.6 [-3.2, +2.0]"):
+        assert made.count(figures) == 1
+    # Zero is in the intervals of both means that the page says so of.
+    right = rights_of(kept, at)
+    assert mean(right["merge"], right["drop"]).low < 0
+    assert -0.15 < mean(right["merge"], right["random"]).low < 0
     said = text_of("docs/imagepiece.md")
-    ahead = []
-    for share in (0.6, 0.5, 0.4):
-        merge, drop = controls["merge", share], controls["drop", share]
-        ahead.append(
-            [
-                points(merge, rights["evit", share]).value,
-                points(drop, rights["evit", share]).value,
-                points(merge, drop).value,
-            ]
-        )
-        assert points(merge, drop).low < 0 < points(merge, drop).high
-    assert np.round(ahead, 1).tolist() == [
-        [2.6, 0.8, 1.8],
-        [6.8, 5.7, 1.1],
-        [25.8, 26.4, -0.6],
+    ahead = shown(mean(right["tome"], right["merge"]))
+    assert f"{ahead} points on average at merge ratio .08" in said
+
+
+def test_claims_on_imagepiece(kept):
+    """Its lead over EViT and over its controls; docs and README alike."""
+    at = results.path_of_controls(kept)
+    assert list(at) == SHARES
+    right = rights_of(kept, at)
+    readme, said = text_of("README.md"), text_of("docs/imagepiece.md")
+    lead = [
+        statistics.paired_difference(*pair)
+        for pair in zip(right["merge"], right["own evit"], strict=True)
     ]
-    for figures in ("0.8, 5.7 and 26.4 points", "2.6, 6.8 and 25.8"):
-        assert figures in said and figures in text_of("README.md")
-    assert "+1.8, +1.1 and -0.6 points" in said
-    for control, each, mean in (
-        ("random", "+2.1, +1.0 and +2.0", "+1.7 [-0.1, +3.5]"),
-        ("drop", "+1.8, +1.1 and -0.6", "+0.8 [-0.9, +2.4]"),
-        ("tome", "0.5, 3.2 and 4.3 points", "2.7 [0.9, 4.5]"),
-    ):
-        sign = -1 if control == "tome" else 1
-        gains = [
-            100.0 * sign * (controls["merge", s].astype(float) - controls[control, s])
-            for s in (0.6, 0.5, 0.4)
-        ]
-        over = statistics.mean(np.mean(gains, axis=0))
-        signed = "" if control == "tome" else "+"
-        low, value, high = (
-            f"{x:{signed}.1f}" for x in (over.low, over.value, over.high)
-        )
-        assert mean == f"{value} [{low}, {high}]"
-        values = [f"{gain.mean():{signed}.1f}" for gain in gains]
-        assert each.startswith(f"{values[0]}, {values[1]} and {values[2]}")
-        assert mean in said and each in said
-    for share in (0.6, 0.5, 0.4):  # ToMe in its own steps, and in ImagePiece's
-        ahead = points(rights["tome", share], controls["tome", share]).value
-        assert 2.95 < ahead < 3.45
-    p = []
-    for share in (0.6, 0.5, 0.4):
-        pair = rights["imagepiece_tome", share], rights["imagepiece", share]
-        p.append(statistics.mcnemar(*pair))
-    assert [compare_page.p_value(each) for each in (p[1], statistics.holm(p)[1])] == [
-        "p = .008",
-        "p = .023",
-    ]
-    assert "2.9 [0.8, 5.0] points at 0.5 (p = .008, of three tests .023)" in text_of(
-        "docs/comparison.md"
-    )
+    values = [each.value for each in lead]
+    assert (round(min(values)), round(max(values))) == (0, 29)
+    assert "it is 0 to 29 points ahead of EViT" in readme
+    assert all(each.low > 0 for each in lead[2:])
+    whole = mean(right["merge"], right["own evit"]).value
+    schedule = mean(right["drop"], right["own evit"]).value
+    assert f"has {schedule:.1f} of the {whole:.1f} points" in readme
+    assert f"has {schedule:.1f} of ImagePiece's {whole:.1f} points" in said
+    # Merging against dropping.
+    pairs = list(zip(right["merge"], right["drop"], strict=True))
+    assert all(statistics.paired_difference(*pair).value > 0 for pair in pairs)
+    p = min(statistics.mcnemar(*pair) for pair in pairs)
+    assert f"McNemar's exact p is {p:.3f} or more".replace("0.", ".") in said
+    added = mean(right["merge"], right["drop"])
+    value, low, high = (f"{number:.1f}" for number in added)
+    assert (
+        f"merging is on average {value} points ahead of dropping "
+        f"(95 % interval {low} to {high})"
+    ) in readme
+    p = [both_sides(right["merge"], right[kind]) for kind in results.KINDS[1:]]
+    alone = compare_page.p_value(p[0])
+    by_drop, by_random, _ = (compare_page.p_value(x) for x in statistics.holm(p))
+    assert f"The mean of {shown(added)} points" in said
+    assert f"({alone})" in said and f"({by_drop})" in said
+    assert (
+        f"The other {shown(added)} are what merging adds "
+        f"({alone}; {by_drop[4:]} when corrected for three controls)"
+    ) in readme
+    similarity = shown(mean(right["merge"], right["random"]))
+    assert f"worth {similarity} points on average ({by_random}, corrected" in said
+    ahead = [np.mean(right["tome"][i]) - np.mean(right["merge"][i]) for i in range(5)]
+    assert max(ahead[:2]) < 0 < min(ahead[2:])
+    matching = mean(right["tome"], right["merge"])
+    assert f"by {shown(matching)} over the five costs" in said
+    steps = mean(right["own tome"], right["tome"])
+    assert f"is {shown(steps)} points ahead of that control" in said
+
+
+def test_claims_on_imagepiece_with_tome(kept):
+    """What ToMe's merging in place of pruning adds, at either path of settings."""
+    said = text_of("docs/comparison.md")
+    rights = {(r.method, r.share): r.bits(1000) for r in kept.of("comparison")}
+    pairs = [[rights[n, s] for s in SHARES] for n in ("imagepiece_tome", "imagepiece")]
+    assert f"by {shown(mean(*pairs), '+')} points, averaged over the five costs" in said
+    for pair in zip(*pairs, strict=True):
+        assert statistics.is_noise(statistics.paired_difference(*pair))
+    fixed = results.fixed_controls(kept)
+    pairs = {
+        row.share: (row.bits(1000), fixed[row.share]["merge"].bits(1000))
+        for row in kept.of("controls")
+        if row.method == "imagepiece_tome"
+    }
+    assert list(pairs) == [0.6, 0.5, 0.4]
+    p = [statistics.mcnemar(*pair) for pair in pairs.values()]
+    alone, corrected = (compare_page.p_value(x) for x in (p[1], statistics.holm(p)[1]))
+    added = shown(statistics.paired_difference(*pairs[0.5]))
+    assert (
+        f"it added {added} points at 0.5 "
+        f"({alone}; {corrected[4:]} when corrected for three costs)"
+    ) in said
 
 
 def test_claims_of_the_limits(kept):
