@@ -292,6 +292,11 @@ def test_claims_on_imagepiece(kept):
     schedule = mean(right["drop"], right["own evit"]).value
     assert f"has {schedule:.1f} of the {whole:.1f} points" in readme
     assert f"has {schedule:.1f} of ImagePiece's {whole:.1f} points" in said
+    leads = [
+        statistics.paired_difference(*pair)
+        for pair in zip(right["drop"], right["own evit"], strict=True)
+    ]
+    assert [each.low > 0 for each in leads] == [False] * 3 + [True] * 2
     # Merging against dropping.
     pairs = list(zip(right["merge"], right["drop"], strict=True))
     assert all(statistics.paired_difference(*pair).value > 0 for pair in pairs)
@@ -307,10 +312,10 @@ def test_claims_on_imagepiece(kept):
     alone = compare_page.p_value(p[0])
     by_drop, by_random, _ = (compare_page.p_value(x) for x in statistics.holm(p))
     assert f"The mean of {shown(added)} points" in said
-    assert f"({alone})" in said and f"({by_drop})" in said
+    assert f"({alone} by Student's" in said and f"({by_drop})" in said
     assert (
-        f"The other {shown(added)} are what merging adds "
-        f"({alone}; {by_drop[4:]} when corrected for three controls)"
+        f"That merging adds the other {shown(added)} is not certain: "
+        f"{alone}, but {by_drop[4:]} corrected for three controls"
     ) in readme
     similarity = shown(mean(right["merge"], right["random"]))
     assert f"worth {similarity} points on average ({by_random}, corrected" in said
