@@ -10,6 +10,7 @@ import atexit
 import contextlib
 import dataclasses
 import functools
+import gc
 import inspect
 import io
 import math
@@ -193,8 +194,27 @@ def run(main, *, compiles=True):
         except KeyboardInterrupt:
             return _leave(_stop("interrupted", 128 + signal.SIGINT))
 
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
     logging.set_verbosity(logging.WARNING)  # libraries report each of their steps
     app.run(guarded, flags_parser=functools.partial(_parse, anywhere=takes_words))
+
+
+def _interrupt(signum, frame):
+    """KeyboardInterrupt, a moment later where Python would ignore it.
+
+    So it does in what the garbage collector calls, where a signal that came while it
+    collected is handled. JAX has it call a function, and models are many objects.
+    """
+    if frame is not None and frame.f_code in [_code(call) for call in gc.callbacks]:
+        signal.signal(signal.SIGALRM, _interrupt)
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+    else:
+        signal.default_int_handler(signum, frame)
+
+
+def _code(function):
+    return getattr(function, "__code__", None)
 
 
 def _is_of_backends(error):

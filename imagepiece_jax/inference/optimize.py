@@ -23,7 +23,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import traverse_util
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import SingleDeviceSharding
 
@@ -122,7 +121,7 @@ def compiler(
     options that do not fit.
     """
     own = model_image_size(model, variables)
-    _check_fit(model, variables, own)
+    summary.check_variables(model, variables, own)
     device = _device(device)
     dtype = registry.dtype_name(dtype or xla_options.fast_dtype(device))
     xla_options.check_dtype(device.platform, dtype)
@@ -261,35 +260,13 @@ def model_image_size(model, variables):
 
     InputError where these are no model and its variables.
     """
-    if not isinstance(model, ViT) or not isinstance(variables, Mapping):
-        raise InputError(
-            f"model and variables are a {type(model).__name__} and a "
-            f"{type(variables).__name__}; allowed are a ViT and its variables, a dict, "
-            "such as load() returns"
-        )
+    summary.check_types(model, variables)
     if model.preprocessing is None:
         raise InputError(
             "model has no preprocessing, so that the size of its images is not known; "
             "allowed are models of create_model() and load()"
         )
     return sides(model.preprocessing.image_size)
-
-
-def _check_fit(model, variables, image_size):
-    """InputError for the first variable that `model` lacks, or has in another shape."""
-    found, needed = _shapes(variables), _shapes(summary.shapes(model, image_size))
-    for name in sorted(found.keys() | needed.keys()):
-        ours, theirs = found.get(name, "missing"), needed.get(name, "no such variable")
-        if ours != theirs:
-            raise InputError(
-                f"variables: {name} is {ours}, in the model it is {theirs}; allowed "
-                "are variables of this model"
-            )
-
-
-def _shapes(variables):
-    leaves = traverse_util.flatten_dict(variables, sep="/")
-    return {name: tuple(leaf.shape) for name, leaf in leaves.items()}
 
 
 def _check_options(options, device):

@@ -16,10 +16,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import errors
 from flax import linen as nn
 
 from imagepiece_jax.data.normalize import as_normalized, warn_of_range
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import summary
 from imagepiece_jax.models.block import Block
 from imagepiece_jax.models.layers import LayerNorm
 from imagepiece_jax.models.preprocessing import check_images
@@ -76,6 +78,7 @@ def features(
     last norm; reshape: patches as a grid, else as a list; fill and fuser: as for
     `feature_map`. InputError for what does not fit.
     """
+    summary.check_types(model, variables)
     depth = len(model.plan)
     blocks = range(depth)[depth - layers :] if _is_count(layers, depth + 1) else layers
     blocks = tuple(blocks) if isinstance(blocks, Sequence) else (None,)
@@ -91,7 +94,11 @@ def features(
         raise InputError(
             "fill is 'class', but this model has no class token; allowed are last, zero"
         )
-    return _extract(variables, images, model, blocks, norm, reshape, fill, fuser)
+    try:
+        return _extract(variables, images, model, blocks, norm, reshape, fill, fuser)
+    except errors.FlaxError:
+        summary.check_variables(model, variables, size or images.shape[1:3])
+        raise
 
 
 @functools.partial(

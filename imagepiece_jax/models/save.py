@@ -14,7 +14,6 @@ from typing import Any
 
 import safetensors
 import safetensors.numpy
-from flax import traverse_util
 
 from imagepiece_jax.common.files import replacing_folder
 from imagepiece_jax.errors import InputError
@@ -50,6 +49,11 @@ def save(
     InputError for a folder that holds anything else, and for variables that are not the
     model's.
     """
+    if not isinstance(folder, str | os.PathLike):
+        raise InputError(
+            f"folder is a {type(folder).__name__}; allowed are a string and a "
+            "pathlib.Path, before the model and its variables"
+        )
     if hub.is_id(folder):
         raise InputError(
             f"{folder} is an id of the hub; allowed are folders of this machine, which "
@@ -110,15 +114,7 @@ def _check(model, variables):
         raise InputError(
             "model is in the form of optimize; allowed is what that was made from"
         )
-    needed = summary.shapes(model, model.preprocessing.image_size)
-    needed, found = _shapes(needed), _shapes(variables)
-    for name in sorted(needed.keys() | found.keys()):
-        ours, theirs = found.get(name, "missing"), needed.get(name, "no such variable")
-        if ours != theirs:
-            raise InputError(
-                f"variables: {name} is {ours}, in the model it is {theirs}; allowed "
-                "are variables of this model"
-            )
+    summary.check_variables(model, variables, model.preprocessing.image_size)
 
 
 def _check_way_back(model, tensors, config):
@@ -143,8 +139,3 @@ def _check_way_back(model, tensors, config):
                 f"model.{field} is {getattr(model, field)!r}, and would be loaded as "
                 f"{getattr(again, field)!r}; allowed are models of create_model"
             )
-
-
-def _shapes(variables):
-    leaves = traverse_util.flatten_dict(variables, sep="/")
-    return {name: tuple(leaf.shape) for name, leaf in leaves.items()}

@@ -2,14 +2,18 @@
 
 import functools
 import math
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax import traverse_util
 
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.rng import Purpose, batch_key
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.stems import stem_macs
+from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.flops import plan_macs
 from imagepiece_jax.reduction.layer_plan import LayerPlan
 
@@ -105,6 +109,33 @@ def shapes(model, image_size):
         model = model.clone(plan=(LayerPlan(0, 0),) * len(model.plan))
     found = _shapes(model.clone(axis_name=None), image_size)
     return jax.tree.map(lambda x: x, found)  # dicts of the caller's own
+
+
+def check_variables(model, variables, image_size):
+    """InputError for the first variable that `model` lacks, or has in another shape."""
+    found, needed = _by_name(variables), _by_name(shapes(model, image_size))
+    for name in sorted(found.keys() | needed.keys()):
+        ours, theirs = found.get(name, "missing"), needed.get(name, "no such variable")
+        if ours != theirs:
+            raise InputError(
+                f"variables: {name} is {ours}, in the model it is {theirs}; allowed "
+                "are variables of this model"
+            )
+
+
+def check_types(model, variables):
+    """InputError where these are no model and its variables, such as in other order."""
+    if not isinstance(model, ViT) or not isinstance(variables, Mapping):
+        raise InputError(
+            f"model and variables are a {type(model).__name__} and a "
+            f"{type(variables).__name__}; allowed are a ViT and its variables, a dict, "
+            "such as load() returns"
+        )
+
+
+def _by_name(variables):
+    leaves = traverse_util.flatten_dict(variables, sep="/")
+    return {name: tuple(leaf.shape) for name, leaf in leaves.items()}
 
 
 @functools.lru_cache(maxsize=4)

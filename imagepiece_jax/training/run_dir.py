@@ -57,9 +57,12 @@ def check_config(workdir, config: dict):
 
     config: nested dict of JSON values (tuples count as lists). Every field but
     `MAY_CHANGE` must be equal; 1, 1.0 and True are three different values. The sentence
-    has the first field that differs, both values, and the ways out.
+    has the first field that differs, both values, and the ways out. InputError for a
+    config.json of anything else, such as a saved model, which would be replaced.
     """
     path = pathlib.Path(workdir) / RUN_CONFIG
+    if path.exists() and not (path.with_name(RUN).exists() or took_steps(workdir)):
+        raise InputError(f"{path} is of no run: choose another --workdir")
     if not path.exists() or not took_steps(workdir):
         return
     old = _flat(with_current_fields(_read(path)))

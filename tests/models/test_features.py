@@ -186,6 +186,22 @@ def test_impossible_maps_are_refused(grid, fill, change, message):
         features.feature_map(outputs, grid, fill)
 
 
+@pytest.mark.parametrize("what", ["swapped", "params alone", "another model's"])
+def test_what_is_no_model_with_its_variables(what):
+    model = tiny.model(None)
+    variables = tiny.variables(model)
+    given, message = {
+        "swapped": ((variables, model), "model and variables are a dict and a ViT"),
+        "params alone": ((model, variables["params"]), "variables: .* no such variab"),
+        "another model's": (
+            (model, tiny.variables(tiny.model(None, embed_dim=24))),
+            r"variables: .* is \(24,\), in the model it is \(",
+        ),
+    }[what]
+    with pytest.raises(InputError, match=message):
+        features.features(*given, tiny.images())
+
+
 def test_a_masking_step_is_refused():
     outputs = outputs_of(state_of(PATCHES))
     taps = Taps(outputs.state.x[:, 1:], outputs.state.size[:, 1:])

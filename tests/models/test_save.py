@@ -394,3 +394,8 @@ def test_a_method_that_learns_wants_weights_that_have_learned(tmp_path):
         imagepiece_jax.load(path, reduction=DYNAMICVIT)
     with pytest.raises(InputError, match="is an id of the hub; allowed are folders of"):
         imagepiece_jax.save("hf://me/m", *made())
+
+
+def test_the_folder_comes_first(tmp_path):
+    with pytest.raises(InputError, match="folder is a ViT; allowed are a string and a"):
+        imagepiece_jax.save(*made(), tmp_path / "m")

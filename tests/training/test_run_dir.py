@@ -126,3 +126,16 @@ def test_a_comparison_writes_nothing(tmp_path):
     started(tmp_path)
     with pytest.raises(InputError, match="lr"):
         check_config(tmp_path, changed(lr=1.0))
+
+
+@pytest.mark.parametrize("model", ['{"model_type": "dinov2"}', "{}", "{"])
+def test_a_folder_with_the_config_of_a_model_is_not_taken(tmp_path, model):
+    """As `save` and the hub write it: without it the model could not be loaded."""
+    (tmp_path / "config.json").write_text(model)
+    (tmp_path / "model.safetensors").write_text("weights")
+    for check in (check_config, record_start):
+        with pytest.raises(InputError, match="config.json is of no run: choose anoth"):
+            check(tmp_path, CONFIG)
+    assert (tmp_path / "config.json").read_text() == model
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["config.json", "model.safetensors"]
