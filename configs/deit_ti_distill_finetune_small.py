@@ -4,7 +4,7 @@ python train.py --config configs/deit_ti_distill_finetune_small.py \\
         --config.init.weights=FILE --config.teacher.weights=FILE
     0.65 GMACs, 61 final tokens
 
-`python -m imagepiece_jax.experiments adapt` trains every fold so, with each of the
+`python -m experiments adapt` trains every fold so, with each of the
 reductions of configs/deit_ti_distill_finetune.py: minutes each on two CPU cores.
 """
 

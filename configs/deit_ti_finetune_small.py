@@ -5,7 +5,7 @@ python train.py --config configs/deit_ti_finetune_small.py --config.init.weights
         "--config.init.fresh=('head',)"
     0.60 GMACs, 101 final tokens
 
-`python -m imagepiece_jax.experiments ... --small` trains every method so: minutes each
+`python -m experiments ... --small` trains every method so: minutes each
 on two CPU cores. 10 x 10 patches are enough for every method's arithmetic.
 """
 

@@ -9,11 +9,11 @@ from PIL import Image
 
 import imagepiece_jax
 from configs import base
+from experiments import __main__ as experiments
+from experiments import patch_features
 from imagepiece_jax.cli import Overrides
 from imagepiece_jax.commands import describe, evaluate, export, predict, visualize
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.evaluate import patch_features
-from imagepiece_jax.experiments import __main__ as experiments
 from imagepiece_jax.training import from_config
 from imagepiece_jax.training.weights_config import of_weights
 from tests.command import call, sentence
@@ -115,7 +115,7 @@ def test_evaluate_says_what_to_do(saved, more):
     assert sentence(call(evaluate.main, *words, *more)) == (
         f"weights {saved / 'weights'} have no classes, so there is no accuracy to "
         "measure; train a head first (train.py --config.init.weights), or measure "
-        "features: python -m imagepiece_jax.evaluate.patch_features"
+        "features: python -m experiments.patch_features"
     )
 
 

@@ -17,7 +17,6 @@ import pytest
 import yaml
 
 import imagepiece_jax
-from imagepiece_jax import cli
 from imagepiece_jax.models import convert, registry, summary
 from tests import compiling
 from tests.command import start
@@ -43,7 +42,7 @@ INSTALLED_AS = {
 NOT_IMPORTED = {"flatbuffers", "importlib_resources"}
 # Imported where they are installed, by an extra, and done without elsewhere.
 OPTIONAL = {"huggingface_hub", "onnx", "timm", "torch"}
-LOCAL = {"imagepiece_jax", "configs", "scripts", "train", "tests", "tools"}
+LOCAL = {"imagepiece_jax", "configs", "experiments", "train", "tests", "tools"}
 # Kernels are compiled where they are used; tables stand beside what reads them.
 SOURCES = (".py", ".h", ".cc", ".cu", ".json", ".txt")
 
@@ -173,7 +172,7 @@ def test_the_wheel_is_whole(wheel):
 
 @pytest.mark.slow
 def test_an_installed_wheel_works_in_an_empty_folder(wheel, tmp_path):
-    """Commands that read configs find the wheel's copy: a search and a description."""
+    """Commands that read configs find the wheel's copy."""
     site, folder = tmp_path / "site", tmp_path / "empty"
     folder.mkdir()
     install = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
@@ -188,7 +187,7 @@ def test_an_installed_wheel_works_in_an_empty_folder(wheel, tmp_path):
 
     def run(command, *words):
         ended = start(
-            *("-m", *command.split(), *words),
+            *("-m", "imagepiece_jax", command, *words),
             cwd=folder,
             PYTHONPATH=str(site),
             XLA_FLAGS=compiling.QUICK,
@@ -196,15 +195,14 @@ def test_an_installed_wheel_works_in_an_empty_folder(wheel, tmp_path):
         assert ended.status == 0, ended.err
         return ended.out
 
-    described = run(
-        "imagepiece_jax describe", "--config=configs/deit_s_evit.py:deit_ti"
-    )
+    described = run("describe", "--config=configs/deit_s_evit.py:deit_ti")
     assert "0.8121 GMACs an image" in described
-    words = ["--weights=vit_mini.npz", "--data=digits", "--resize=none", "--subset=16"]
-    words += ["--candidates=1", "--budget=0.6", "--nospeed", "--dtype=float32"]
-    run("imagepiece_jax.experiments", "search", *words)
-    (winner,) = (folder / "runs" / "experiments").glob("search_*.py")
-    assert cli.load_config(winner).model.embed_dim == 64
+    words = ["--weights=vit_mini.npz", "--data=digits", "--resize=none", "--limit=16"]
+    words += ["--config=configs/deit_s.py:vit_mini", "--config.image_size=16"]
+    words += ["--config.num_classes=10", "--config.model.mlp_ratio=1.0"]
+    words += [f"--config.model.{name}={value}" for name, value in fields.items()]
+    assert "images 16" in run("evaluate", *words)
+    assert "experiments" not in os.listdir(site / "imagepiece_jax")
 
 
 def test_one_version():

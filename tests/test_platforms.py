@@ -14,13 +14,13 @@ import jax
 import pytest
 
 from configs import quickstart
+from experiments.images import Images
 from imagepiece_jax.benchmark import device, peak_rates, torch_baselines, workloads
 from imagepiece_jax.commands import prepare
 from imagepiece_jax.common import parallel, timer, xla_options
 from imagepiece_jax.data import worker_pool
 from imagepiece_jax.data.imagenet import scan, writer
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.experiments.images import Images
 from imagepiece_jax.models import registry
 from imagepiece_jax.reduction.kernels import build, fused
 from imagepiece_jax.training import trainer

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
+from experiments import feature_agreement
 from imagepiece_jax.commands import evaluate
-from imagepiece_jax.evaluate import feature_agreement
 from imagepiece_jax.models import convert, registry, summary
 from imagepiece_jax.models.attention import class_attention
 from imagepiece_jax.models.pretrained import for_analysis

@@ -103,8 +103,10 @@ def test_every_command_names_what_exists(page):
     for name in re.findall(r"(?<![\w/])configs/\w+\.py", text):
         if "NAME" not in name and "norm_merge" not in name:
             assert (ROOT / name).is_file(), name
+    if page.parent.name == "retokenization":  # its commands are of an older commit
+        return
     for package, name in re.findall(
-        r"python -m (imagepiece_jax|tools)\.([\w.]+)", text
+        r"python -m (experiments|imagepiece_jax|tools)\.([\w.]+)", text
     ):
         path = f"{package}/{name.rstrip('.').replace('.', '/')}"
         found = [f"{path}.py", f"{path}/__main__.py"]

@@ -11,10 +11,10 @@ import pathlib
 import jax
 from absl import flags
 
+from experiments import match_cost
 from imagepiece_jax import cli
 from imagepiece_jax.common import tables, xla_options
 from imagepiece_jax.common.files import replace_file
-from imagepiece_jax.experiments import match_cost
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.models import registry, summary
 from imagepiece_jax.reduction import settings

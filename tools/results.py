@@ -19,18 +19,18 @@ from typing import Any
 
 import numpy as np
 
+from experiments import compare, compare_page, compare_plot, render
+from experiments import schedule as schedules
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
-from imagepiece_jax.experiments import compare, compare_page, compare_plot, render
-from imagepiece_jax.experiments import schedule as schedules
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILE = ROOT / "docs" / "tables" / "results.json"
 PLOT = ROOT / "docs" / "comparison.png"
 PAGES = ("README.md", "docs/comparison.md", "docs/imagepiece.md")
 STUDIES = ("comparison", "controls", "adaptation", "scratch")
-COMMAND = "python -m imagepiece_jax.experiments "
+COMMAND = "python -m experiments "
 MARKED = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 

@@ -10,10 +10,10 @@ import itertools
 
 from absl import flags
 
+from experiments.images import Images
 from imagepiece_jax import cli
 from imagepiece_jax.common import parallel, tables
 from imagepiece_jax.evaluate import accuracy, statistics
-from imagepiece_jax.experiments.images import Images
 from imagepiece_jax.models.pretrained import for_analysis
 
 METHODS = {

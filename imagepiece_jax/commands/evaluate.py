@@ -76,7 +76,7 @@ def main():
         raise InputError(
             f"weights {path} have no classes, so there is no accuracy to measure; "
             "train a head first (train.py --config.init.weights), or measure features: "
-            "python -m imagepiece_jax.evaluate.patch_features"
+            "python -m experiments.patch_features"
         )
     data = config.data.name = DATA.value or config.data.name
     config.data.resize = RESIZE.value or config.data.resize

@@ -10,6 +10,7 @@ import subprocess
 
 import pytest
 
+from experiments.cache import ResultCache
 from imagepiece_jax.common import files
 from imagepiece_jax.common.files import (
     check_writable,
@@ -21,7 +22,6 @@ from imagepiece_jax.common.files import (
 )
 from imagepiece_jax.data.imagenet import writer
 from imagepiece_jax.errors import InputError, RunError
-from imagepiece_jax.experiments.cache import ResultCache
 from imagepiece_jax.models.run_files import own_files
 from imagepiece_jax.training.run_dir import RunLock
 

@@ -1,6 +1,6 @@
 """Tiny options of training from scratch."""
 
-from imagepiece_jax.experiments.scratch import systems
+from experiments.scratch import systems
 
 TINY = {
     "image_size": 16,

@@ -12,11 +12,11 @@ from scipy import stats
 
 import imagepiece_jax
 from configs import quickstart
+from experiments import adapt
+from experiments.context import OffTheShelf, Options
+from experiments.images import Images
 from imagepiece_jax.data import csv_table, decode, sources
 from imagepiece_jax.errors import InputError, Stopped
-from imagepiece_jax.experiments import adapt
-from imagepiece_jax.experiments.context import OffTheShelf, Options
-from imagepiece_jax.experiments.images import Images
 from imagepiece_jax.models import registry, summary
 from imagepiece_jax.models.pretrained import for_analysis
 from tests.experiments import tiny_context

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from experiments import __main__ as command
+from experiments import runner
+from experiments.context import TrainedRuns
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.experiments import __main__ as command
-from imagepiece_jax.experiments import runner
-from imagepiece_jax.experiments.context import TrainedRuns
 from imagepiece_jax.models.pretrained import Pretrained
 from tests.command import call, sentence
 from tests.experiments import tiny_context

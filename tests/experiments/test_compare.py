@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from experiments import compare, compare_page, compare_plot
+from experiments.context import OffTheShelf, Options, plan_facts
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
-from imagepiece_jax.experiments import compare, compare_page, compare_plot
-from imagepiece_jax.experiments.context import OffTheShelf, Options, plan_facts
 from imagepiece_jax.models import convert, registry, summary
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction import settings

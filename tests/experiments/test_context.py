@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments import analysis, merges, rows
+from experiments.context import Result, TrainedRuns
+from experiments.images import Images
+from experiments.rows import DENSE, Row
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.data.sources import Subset
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.experiments import analysis, merges, rows
-from imagepiece_jax.experiments.context import Result, TrainedRuns
-from imagepiece_jax.experiments.images import Images
-from imagepiece_jax.experiments.rows import DENSE, Row
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.reduction import settings

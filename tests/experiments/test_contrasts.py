@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from experiments.scratch import contrasts
 from imagepiece_jax.evaluate import statistics
-from imagepiece_jax.experiments.scratch import contrasts
 
 SEEDS = 6
 

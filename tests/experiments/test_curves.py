@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from experiments import hyperspeed, render
 from imagepiece_jax.evaluate.statistics import Estimate
-from imagepiece_jax.experiments import hyperspeed, render
 
 
 def test_area_of_straight_lines_by_hand():

@@ -7,10 +7,10 @@ import types
 import pytest
 
 from configs import quickstart
+from experiments import finetune
+from experiments.finetune import Finetuner, label
+from experiments.rows import DENSE, Row, measure, table
 from imagepiece_jax.data import sources
-from imagepiece_jax.experiments import finetune
-from imagepiece_jax.experiments.finetune import Finetuner, label
-from imagepiece_jax.experiments.rows import DENSE, Row, measure, table
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction import settings
 from tests.experiments import tiny_context

@@ -6,13 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import masking
+from experiments.context import OffTheShelf, Options, Result
+from experiments.masking import SIDE, corners_of, cover
+from experiments.published import MASKS
+from experiments.rows import DENSE
 from imagepiece_jax.common import parallel
 from imagepiece_jax.evaluate import accuracy, statistics
-from imagepiece_jax.experiments import masking
-from imagepiece_jax.experiments.context import OffTheShelf, Options, Result
-from imagepiece_jax.experiments.masking import SIDE, corners_of, cover
-from imagepiece_jax.experiments.published import MASKS
-from imagepiece_jax.experiments.rows import DENSE
 
 INDEX = np.array([[3, 0, 7]])
 

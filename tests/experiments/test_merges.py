@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import merges
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.experiments import merges
 from imagepiece_jax.reduction.layer_plan import Counts
 from imagepiece_jax.reduction.ops import rank
 from imagepiece_jax.reduction.reducers import Bipartite, Retokenize

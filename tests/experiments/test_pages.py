@@ -6,9 +6,9 @@ import types
 import numpy as np
 import pytest
 
-from imagepiece_jax.experiments import hyperspeed, published, tables
-from imagepiece_jax.experiments.context import OffTheShelf, Result, plan_facts
-from imagepiece_jax.experiments.rows import find
+from experiments import hyperspeed, published, tables
+from experiments.context import OffTheShelf, Result, plan_facts
+from experiments.rows import find
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction import settings
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from imagepiece_jax.experiments import __main__ as command
-from imagepiece_jax.experiments import schedule
+from experiments import __main__ as command
+from experiments import schedule
 from tests.command import call
 
 

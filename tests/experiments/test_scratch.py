@@ -9,19 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments import __main__ as command
+from experiments.scratch import contrasts, measures, plan, runs, systems, train
+from experiments.scratch.options import SYSTEMS
 from imagepiece_jax import cli
 from imagepiece_jax.data import resident, sources, transforms
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.experiments import __main__ as command
-from imagepiece_jax.experiments.scratch import (
-    contrasts,
-    measures,
-    plan,
-    runs,
-    systems,
-    train,
-)
-from imagepiece_jax.experiments.scratch.options import SYSTEMS
 from imagepiece_jax.training import optimizer, train_step
 from tests.command import call, sentence, start
 from tests.experiments.scratch_pages import TINY, tiny_options
@@ -502,8 +495,8 @@ for name in ("ml_collections", "grain", "tensorflow_datasets", "simplejpeg",
              "tensorboardX", "array_record", "sklearn", "torch"):
     sys.modules[name] = None
 from imagepiece_jax import cli
-from imagepiece_jax.experiments import __main__ as command
-from imagepiece_jax.experiments.scratch import page
+from experiments import __main__ as command
+from experiments.scratch import page
 page.text = lambda *args: ""  # which compares several
 cli.run(command.main)
 """

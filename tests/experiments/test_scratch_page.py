@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
+from experiments.scratch import page, systems
 from imagepiece_jax.evaluate import statistics
-from imagepiece_jax.experiments.scratch import page, systems
 from tests.experiments.scratch_pages import tiny_options
 
 IMAGES = 400

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from configs import base
+from experiments import search
+from experiments.context import Options
 from imagepiece_jax import cli
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.experiments import search
-from imagepiece_jax.experiments.context import Options
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.training import from_config
 from tests.experiments import tiny_context

@@ -2,10 +2,10 @@
 
 import pytest
 
+from experiments import throughput
+from experiments.context import Options
 from imagepiece_jax import cli
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.experiments import throughput
-from imagepiece_jax.experiments.context import Options
 from tests.experiments import tiny_context
 
 

@@ -2,10 +2,10 @@
 
 import numpy as np
 
+from experiments.cache import ResultCache
+from experiments.context import Context, OffTheShelf, Options
+from experiments.images import Images
 from imagepiece_jax.common.timer import Rules
-from imagepiece_jax.experiments.cache import ResultCache
-from imagepiece_jax.experiments.context import Context, OffTheShelf, Options
-from imagepiece_jax.experiments.images import Images
 from imagepiece_jax.models import convert, registry, summary
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction import settings

@@ -7,9 +7,9 @@ import shutil
 import numpy as np
 import pytest
 
+from experiments import compare, compare_page
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
-from imagepiece_jax.experiments import compare, compare_page
 from tools import results
 
 SHARES = [0.9, 0.75, 0.6, 0.5, 0.4]

@@ -9,11 +9,11 @@ from PIL import Image
 
 import imagepiece_jax
 from configs import quickstart
+from experiments import __main__ as experiments
+from experiments.finetune import Finetuner
 from imagepiece_jax.commands import evaluate, export, train
 from imagepiece_jax.data.sources import open_source
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.experiments import __main__ as experiments
-from imagepiece_jax.experiments.finetune import Finetuner
 from imagepiece_jax.models import class_names, imagenet_classes, run_files, summary
 from imagepiece_jax.training import from_config, initial_weights, run_dir
 from imagepiece_jax.training.checkpoint import Checkpoints
@@ -306,7 +306,7 @@ def test_short_runs_give_other_classes_a_new_head(run, tmp_path, monkeypatch):
     )
     for names, fresh in ((("bee", "ant"), ("head",)), (("ant", "bee"), ())):
         monkeypatch.setattr(
-            "imagepiece_jax.experiments.finetune.open_source",
+            "experiments.finetune.open_source",
             lambda *_, names=names: _Named(names),
         )
         given = tiny_context.pretrained(tmp_path)

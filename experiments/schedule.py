@@ -13,7 +13,7 @@ import itertools
 import math
 from typing import NamedTuple
 
-from imagepiece_jax.experiments import published, render, tables
+from experiments import published, render, tables
 from imagepiece_jax.models import registry, summary
 
 SPEEDS = {name: row[1] for name, row in published.ACCURACY_SPEED["deit_s"].items()}

@@ -13,12 +13,12 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+from experiments.scratch import systems
 from imagepiece_jax.benchmark import device
 from imagepiece_jax.common import parallel
 from imagepiece_jax.data import loader, resident, sources, transforms
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy
-from imagepiece_jax.experiments.scratch import systems
 from imagepiece_jax.models import summary
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.training.checkpoint import Checkpoints

@@ -1,6 +1,6 @@
 """How much of the dense model's feature map reduced models keep: a table for weights.
 
-python -m imagepiece_jax.evaluate.patch_features \\
+python -m experiments.patch_features \\
     --weights FILE_OR_WORKDIR --data csv:FILE \\
     --sweep imagepiece --sweep tome:r=8 --sweep evit:keep_rate=.7 [--images 100]
 
@@ -38,9 +38,9 @@ OUT = flags.DEFINE_string(
 
 def main():
     # They import JAX: after the flags.
+    from experiments import feature_agreement as agreement
     from imagepiece_jax.data.sources import short_name
     from imagepiece_jax.data.transforms import EvalTransform
-    from imagepiece_jax.evaluate import feature_agreement as agreement
     from imagepiece_jax.reduction import settings
     from imagepiece_jax.training.weights_config import for_analysis
 

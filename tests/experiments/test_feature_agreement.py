@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from imagepiece_jax.evaluate import feature_agreement as agreement
+from experiments import feature_agreement as agreement
 
 
 def test_cosines_of_all_pairs():

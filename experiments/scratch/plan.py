@@ -5,8 +5,8 @@ import time
 
 from tqdm import tqdm
 
+from experiments.scratch import train
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.experiments.scratch import train
 from imagepiece_jax.models import summary
 
 MOST_SECONDS = 20.0  # of training that are timed, where an epoch takes longer

@@ -1,12 +1,12 @@
 """The paper's tables and figures: one command each, published beside measured.
 
-python -m imagepiece_jax.experiments table1 --data folder:PATH --weights FILE_OR_RUN
-python -m imagepiece_jax.experiments table1 --data ... --runs FOLDER_OF_TRAINED_RUNS
-python -m imagepiece_jax.experiments table1 --data ... --weights FILE --small
-python -m imagepiece_jax.experiments search --data ... --weights FILE --budget 0.5
-python -m imagepiece_jax.experiments compare --data ... --weights FILE
-python -m imagepiece_jax.experiments adapt --data ... --weights FILE
-python -m imagepiece_jax.experiments scratch --data folder:PATH --hours 2
+python -m experiments table1 --data folder:PATH --weights FILE_OR_RUN
+python -m experiments table1 --data ... --runs FOLDER_OF_TRAINED_RUNS
+python -m experiments table1 --data ... --weights FILE --small
+python -m experiments search --data ... --weights FILE --budget 0.5
+python -m experiments compare --data ... --weights FILE
+python -m experiments adapt --data ... --weights FILE
+python -m experiments scratch --data folder:PATH --hours 2
 
 With --weights alone one checkpoint stands for every row, off the shelf; --runs takes
 the runs that were trained with each reduction; --small fine-tunes the weights with each
@@ -23,8 +23,8 @@ import pathlib
 
 from absl import flags
 
+from experiments.scratch.options import Options
 from imagepiece_jax import cli
-from imagepiece_jax.experiments.scratch.options import Options
 
 cli.define_config(
     "a config file: of --weights that lack a config, of --small's runs, of adapt's"
@@ -66,9 +66,9 @@ SCRATCH = cli.options(Options)
 
 def main(words):
     # They import JAX: after the flags.
+    from experiments import runner
+    from experiments.scratch import runs as scratch
     from imagepiece_jax.common import timer
-    from imagepiece_jax.experiments import runner
-    from imagepiece_jax.experiments.scratch import runs as scratch
 
     names = runner.select(words, small=SMALL.value, timed=SPEED.value)
     known = {field.name for field in dataclasses.fields(runner.Settings)}

@@ -6,9 +6,9 @@ model alone, with the copy of its pixels, from files to logits, and training.
 
 import dataclasses
 
+from experiments import published, render
 from imagepiece_jax.benchmark import device, peak_rates, report, suite
 from imagepiece_jax.common import xla_options
-from imagepiece_jax.experiments import published, render
 from imagepiece_jax.reduction.methods import METHODS
 
 

@@ -18,12 +18,12 @@ import time
 import numpy as np
 from flax import linen as nn
 
+from experiments import compare_page, compare_plot, match_cost
 from imagepiece_jax.benchmark import device
 from imagepiece_jax.common.files import git_revision, replace_file
 from imagepiece_jax.data.sources import short_name
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
-from imagepiece_jax.experiments import compare_page, compare_plot, match_cost
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.methods import METHODS
 

@@ -6,28 +6,22 @@ import pathlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from experiments import analysis, tables
+from experiments.adapt import adapt
+from experiments.cache import ResultCache
+from experiments.compare import compare
+from experiments.context import Context, OffTheShelf, Options, TrainedRuns, runs_in
+from experiments.finetune import Finetuner, finetuning_config
+from experiments.hyperspeed import hyperspeed
+from experiments.images import Images
+from experiments.masking import masking
+from experiments.schedule import schedule
+from experiments.search import search
+from experiments.throughput import throughput
 from imagepiece_jax.benchmark import device, suite
 from imagepiece_jax.common import timer, xla_options
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.errors import InputError, suggestion
-from imagepiece_jax.experiments import analysis, tables
-from imagepiece_jax.experiments.adapt import adapt
-from imagepiece_jax.experiments.cache import ResultCache
-from imagepiece_jax.experiments.compare import compare
-from imagepiece_jax.experiments.context import (
-    Context,
-    OffTheShelf,
-    Options,
-    TrainedRuns,
-    runs_in,
-)
-from imagepiece_jax.experiments.finetune import Finetuner, finetuning_config
-from imagepiece_jax.experiments.hyperspeed import hyperspeed
-from imagepiece_jax.experiments.images import Images
-from imagepiece_jax.experiments.masking import masking
-from imagepiece_jax.experiments.schedule import schedule
-from imagepiece_jax.experiments.search import search
-from imagepiece_jax.experiments.throughput import throughput
 from imagepiece_jax.models import class_names
 from imagepiece_jax.models.pretrained import for_analysis
 from imagepiece_jax.reduction.methods import METHODS

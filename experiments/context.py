@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from experiments.cache import ResultCache
+from experiments.images import Images
 from imagepiece_jax.benchmark import device, workloads
 from imagepiece_jax.common import parallel, timer, xla_options
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy, statistics
-from imagepiece_jax.experiments.cache import ResultCache
-from imagepiece_jax.experiments.images import Images
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.models import summary
 from imagepiece_jax.models.pretrained import Pretrained, for_analysis

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from experiments import published, render
+from experiments.context import Context, Result
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
-from imagepiece_jax.experiments import published, render
-from imagepiece_jax.experiments.context import Context, Result
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.registry import MODELS
 from imagepiece_jax.reduction import settings

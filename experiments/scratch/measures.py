@@ -10,7 +10,7 @@ import functools
 
 import numpy as np
 
-from imagepiece_jax.experiments import analysis, masking, merges, published
+from experiments import analysis, masking, merges, published
 
 PAPER_PATCHES = 196  # of the images that the paper's masks cover, a mask a patch
 DIGITS = 5

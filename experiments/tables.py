@@ -6,17 +6,10 @@ has its own dense model here.
 
 import functools
 
+from experiments import match_cost, published, render
+from experiments.context import OffTheShelf
+from experiments.rows import DENSE, Row, measure, notes, present, table
 from imagepiece_jax.evaluate import statistics
-from imagepiece_jax.experiments import match_cost, published, render
-from imagepiece_jax.experiments.context import OffTheShelf
-from imagepiece_jax.experiments.rows import (
-    DENSE,
-    Row,
-    measure,
-    notes,
-    present,
-    table,
-)
 from imagepiece_jax.models import registry
 
 DYNAMICVIT = Row("DynamicViT", {"name": "dynamicvit", "keep_rate": 0.7})

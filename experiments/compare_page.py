@@ -8,8 +8,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from experiments import render
 from imagepiece_jax.evaluate import statistics
-from imagepiece_jax.experiments import render
 
 NAMES = {
     "dense": "dense",

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 import numpy as np
 from scipy.special import stdtrit
 
+from experiments import render
 from imagepiece_jax.evaluate import statistics
-from imagepiece_jax.experiments import render
 
 DECLARED = "docs/tables/retokenization/declared.md"
 SYSTEMS = tuple(

@@ -7,9 +7,9 @@ import types
 import jax
 import optax
 
+from experiments import match_cost
+from experiments.scratch.options import Options
 from imagepiece_jax.data.augment.pipeline import Augment, Crop
-from imagepiece_jax.experiments import match_cost
-from imagepiece_jax.experiments.scratch.options import Options
 from imagepiece_jax.models import registry, summary
 from imagepiece_jax.reduction import methods, settings
 from imagepiece_jax.training import optimizer

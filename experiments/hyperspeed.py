@@ -7,10 +7,10 @@ share than they were trained for.
 
 import numpy as np
 
+from experiments import published, render, tables
+from experiments.rows import DENSE, find
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.statistics import format_difference, format_estimate
-from imagepiece_jax.experiments import published, render, tables
-from imagepiece_jax.experiments.rows import DENSE, find
 
 RATES = (0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 # Method -> rows that may be trained, the first that is there; its rates.

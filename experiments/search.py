@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
+from experiments import match_cost, render
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
-from imagepiece_jax.experiments import match_cost, render
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.methods.imagepiece import ImagePiece
 

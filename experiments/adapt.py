@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 
+from experiments import render
+from experiments.context import Result
+from experiments.finetune import finetuning_config, label
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
-from imagepiece_jax.experiments import render
-from imagepiece_jax.experiments.context import Result
-from imagepiece_jax.experiments.finetune import finetuning_config, label
 from imagepiece_jax.models.pretrained import for_analysis
 from imagepiece_jax.models.run_files import CHECKPOINTS, reduction_of
 from imagepiece_jax.reduction import settings

@@ -2,12 +2,12 @@
 
 import numpy as np
 
+from experiments import merges, published, render, tables
+from experiments.render import estimate
+from experiments.rows import Row, find
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.statistics import format_difference, format_estimate
-from imagepiece_jax.experiments import merges, published, render, tables
-from imagepiece_jax.experiments.render import estimate
-from imagepiece_jax.experiments.rows import Row, find
 from imagepiece_jax.reduction import methods
 from imagepiece_jax.reduction.settings import split
 from imagepiece_jax.reduction.token_counts import floor

@@ -2,10 +2,10 @@
 
 import numpy as np
 
+from experiments import render
+from experiments.scratch import contrasts
+from experiments.scratch.systems import DENSE, NEAR, RANDOM
 from imagepiece_jax.evaluate import statistics
-from imagepiece_jax.experiments import render
-from imagepiece_jax.experiments.scratch import contrasts
-from imagepiece_jax.experiments.scratch.systems import DENSE, NEAR, RANDOM
 
 REFERENCE = "imagepiece_conv"
 STUDENT = 4  # seeds from which on intervals are Student's
@@ -64,7 +64,7 @@ def _about(results, plan):
     convolutions = made["patch"].bit_length() - 1  # each halves the sides
     there = "" if len(results) == wanted else f" ({len(results)} of {wanted} runs yet)"
     return (
-        "`python -m imagepiece_jax.experiments scratch` trains every system below from "
+        "`python -m experiments scratch` trains every system below from "
         f"random weights, its reduction at work from the first step, on {train:,} "
         f"images of {classes} classes ({plan['data']}), and evaluates it once, at the "
         f"end, on {test:,} others. Images of {made['image_size']} pixels, patches of "

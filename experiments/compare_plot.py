@@ -4,15 +4,8 @@ import itertools
 import os
 from collections.abc import Sequence
 
+from experiments.compare_page import COSTS, NAMES, Report, comparison, order, reached
 from imagepiece_jax.common import plotting
-from imagepiece_jax.experiments.compare_page import (
-    COSTS,
-    NAMES,
-    Report,
-    comparison,
-    order,
-    reached,
-)
 
 
 def draw(path: str | os.PathLike, report: Report):

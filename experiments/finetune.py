@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import jax
 
+from experiments import match_cost
 from imagepiece_jax.data.sources import open_source
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.experiments import match_cost
 from imagepiece_jax.models import summary
 from imagepiece_jax.models.class_names import other_class
 from imagepiece_jax.models.pretrained import Pretrained, for_analysis

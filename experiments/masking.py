@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import published, render, tables
+from experiments.rows import DENSE, find
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.statistics import format_difference, format_estimate
-from imagepiece_jax.experiments import published, render, tables
-from imagepiece_jax.experiments.rows import DENSE, find
 
 SIDE = 16  # pixels of a square
 SEEDS = (0, 1, 2)

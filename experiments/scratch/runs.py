@@ -14,6 +14,9 @@ import time
 
 from tqdm import tqdm
 
+from experiments.scratch import measures, page, systems, train
+from experiments.scratch import plan as planning
+from experiments.scratch.options import SYSTEMS
 from imagepiece_jax.benchmark import device
 from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.files import (
@@ -24,9 +27,6 @@ from imagepiece_jax.common.files import (
 )
 from imagepiece_jax.data import sources
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.experiments.scratch import measures, page, systems, train
-from imagepiece_jax.experiments.scratch import plan as planning
-from imagepiece_jax.experiments.scratch.options import SYSTEMS
 from imagepiece_jax.training.preemption import StopRequest
 from imagepiece_jax.training.run_dir import RunLock
 

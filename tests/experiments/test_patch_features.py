@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagepiece_jax.evaluate import patch_features
+from experiments import patch_features
 from imagepiece_jax.models import convert
 from tests.command import call, sentence
 from tests.models import tiny
