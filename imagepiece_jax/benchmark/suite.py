@@ -5,8 +5,6 @@ import dataclasses
 import pathlib
 from collections.abc import Mapping
 
-from ml_collections import ConfigDict
-
 from imagepiece_jax.benchmark import device, peak_rates, report, torch_baselines
 from imagepiece_jax.benchmark.input_stream import InputStreams
 from imagepiece_jax.benchmark.workloads import INPUTS, MODES, Case
@@ -79,7 +77,7 @@ def trained(path, configs: dict, base=None) -> tuple[dict, dict]:
         if config.reduction.name != DENSE["name"]:
             dense = config.copy_and_resolve_references()
             with dense.unlocked():
-                dense.reduction = ConfigDict(DENSE)
+                dense.reduction = dict(DENSE)
             found = {"dense": (dense, weights), name: found[name]}
     configs = {name: config for name, (config, _) in found.items()}
     return configs, {name: weights for name, (_, weights) in found.items()}

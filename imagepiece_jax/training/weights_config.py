@@ -2,8 +2,6 @@
 
 import copy
 
-from ml_collections import ConfigDict
-
 from imagepiece_jax.common.image_size import described
 from imagepiece_jax.common.xla_options import fast_dtype
 from imagepiece_jax.errors import InputError
@@ -114,7 +112,7 @@ def _complete(config, weights):
             if weights.config is None and weights.reduction["name"] != "none":
                 reduction = settings.completed(weights.reduction)  # a saved model's
                 named = {k: v for k, v in reduction.items() if v is not None}
-                config.reduction = ConfigDict(named)
+                config.reduction = named
     except TypeError as error:
         reason = str(error).partition("\n")[0]
         raise InputError(

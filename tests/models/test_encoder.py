@@ -1,5 +1,7 @@
 """Pooled vectors, patch features and intermediate layers of whole models."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -101,7 +103,7 @@ def test_a_pooled_vector_is_what_the_head_reads():
 
 def test_it_is_part_of_the_package_and_of_other_programs():
     model, variables = small(depth=1)
-    assert imagepiece_jax.features is features
+    assert inspect.unwrap(imagepiece_jax.features) is features
 
     @jax.jit
     def norms(variables, images):
