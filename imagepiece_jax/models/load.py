@@ -56,7 +56,9 @@ def load(
     if isinstance(fields.get("reduction"), Mapping):
         _, inside = settings.split(fields["reduction"])
         fields = inside | {k: v for k, v in fields.items() if v is not None}
-    sized = found.config is None and found.path.is_dir()  # a name is not needed there
+    # A name is not needed in a folder, and stands for another model than its own.
+    renamed = fields.get("name") != found.fields.get("name")
+    sized = found.path.is_dir() and renamed
     fields = known | found.changed(fields, sized=sized) | {"num_classes": num_classes}
     try:
         model = registry.create_model(**fields)

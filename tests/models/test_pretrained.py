@@ -338,3 +338,12 @@ def test_a_guess_brings_no_crop_on_which_public_models_differ(tmp_path):
     fields = infer_config(tensors)
     assert fields["name"] is None and "preprocessing" not in fields
     assert registry.create_model(**fields).arch == model.arch
+
+
+def test_the_name_of_another_model_is_no_name_of_a_run(tmp_path):
+    """Its sizes are compared; a run's own name may be beside sizes of its own."""
+    run = run_folder(tmp_path / "run", **{"model.embed_dim": 32})
+    with pytest.raises(InputError, match="embed_dim of 'deit_ti' is 192, but run"):
+        imagepiece_jax.load(run, name="deit_ti")
+    with pytest.raises(InputError, match="checkpoint"):  # which this folder lacks
+        imagepiece_jax.load(run, name="vit_mini")
