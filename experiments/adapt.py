@@ -28,8 +28,8 @@ from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
-from imagepiece_jax.models.pretrained import for_analysis
-from imagepiece_jax.models.run_files import CHECKPOINTS, reduction_of
+from imagepiece_jax.pretrained.load import for_analysis
+from imagepiece_jax.pretrained.runs import CHECKPOINTS, reduction_of
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.training import from_config
 from imagepiece_jax.training.trainer import train_and_evaluate

@@ -18,8 +18,8 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy, statistics
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.models import summary
-from imagepiece_jax.models.pretrained import Pretrained, for_analysis
-from imagepiece_jax.models.run_files import RUN_CONFIG
+from imagepiece_jax.pretrained.load import Pretrained, for_analysis
+from imagepiece_jax.pretrained.runs import RUN_CONFIG
 from imagepiece_jax.reduction import settings
 
 if TYPE_CHECKING:

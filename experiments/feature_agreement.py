@@ -31,7 +31,7 @@ from imagepiece_jax.data.transforms import EvalTransform
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.models.features import FILLS, feature_map, final_norm
-from imagepiece_jax.models.variant import Variant
+from imagepiece_jax.pretrained.load import Variant
 from imagepiece_jax.reduction.tokens import unmerge
 
 CLUSTERS, NEIGHBORS, SEED = 32, 5, 0

@@ -18,8 +18,8 @@ from experiments import match_cost
 from imagepiece_jax.data.sources import open_source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import summary
-from imagepiece_jax.models.class_names import other_class
-from imagepiece_jax.models.pretrained import Pretrained, for_analysis
+from imagepiece_jax.pretrained.class_names import other_class
+from imagepiece_jax.pretrained.load import Pretrained, for_analysis
 from imagepiece_jax.reduction import methods, settings
 from imagepiece_jax.training import from_config
 from imagepiece_jax.training.trainer import train_and_evaluate

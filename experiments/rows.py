@@ -11,8 +11,8 @@ from experiments import published, render
 from experiments.context import Context, Result
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
-from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.registry import MODELS
+from imagepiece_jax.pretrained.load import Pretrained
 from imagepiece_jax.reduction import settings
 
 

@@ -22,8 +22,8 @@ from imagepiece_jax.benchmark import device, suite
 from imagepiece_jax.common import timer, xla_options
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.errors import InputError, suggestion
-from imagepiece_jax.models import class_names
-from imagepiece_jax.models.pretrained import for_analysis
+from imagepiece_jax.pretrained import class_names
+from imagepiece_jax.pretrained.load import for_analysis
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.settings import DENSE
 

@@ -11,9 +11,9 @@ if typing.TYPE_CHECKING:
     from imagepiece_jax.inference.optimize import optimize
     from imagepiece_jax.inference.predictor import Predictor
     from imagepiece_jax.models.features import features
-    from imagepiece_jax.models.load import load
     from imagepiece_jax.models.registry import create_model
-    from imagepiece_jax.models.save import save
+    from imagepiece_jax.pretrained.load import load
+    from imagepiece_jax.pretrained.save import save
 
 __version__ = "0.2.0"
 __all__ = ["Predictor", "create_model", "features", "load", "optimize", "save"]
@@ -22,9 +22,9 @@ _HOMES = {
     "Predictor": "inference.predictor",
     "create_model": "models.registry",
     "features": "models.features",
-    "load": "models.load",
+    "load": "pretrained.load",
     "optimize": "inference.optimize",
-    "save": "models.save",
+    "save": "pretrained.save",
 }
 
 

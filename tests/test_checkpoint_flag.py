@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import imagepiece_jax
 from configs import quickstart
-from imagepiece_jax import load
 from imagepiece_jax.commands import evaluate, export, predict, visualize
 from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.inference import jax_export
-from imagepiece_jax.models import convert, pretrained, summary
+from imagepiece_jax.models import summary
+from imagepiece_jax.pretrained import convert, load
 from imagepiece_jax.training import from_config
 from imagepiece_jax.training.checkpoint import Checkpoints
 from tests.command import call, sentence
@@ -91,16 +92,14 @@ def test_the_weights_are_those_of_the_flags(
 
 
 def test_predict_visualize_and_load_read_the_averages(run, tmp_path, monkeypatch):
-    _, variables = load(run, checkpoint="latest", averaged=True)
+    _, variables = imagepiece_jax.load(run, checkpoint="latest", averaged=True)
     leaves = jax.tree.leaves(variables)
     assert all((np.asarray(leaf) == LATEST + AVERAGED).all() for leaf in leaves)
-    weights = pretrained.for_analysis(run, averaged=True)  # of the last step, too
+    weights = load.for_analysis(run, averaged=True)  # of the last step, too
     leaves = jax.tree.leaves(weights.variant().variables)
     assert all((np.asarray(leaf) == LATEST + AVERAGED).all() for leaf in leaves)
     asked = []
-    monkeypatch.setattr(
-        pretrained, "read", lambda *args: asked.append(args[3]) or 1 / 0
-    )
+    monkeypatch.setattr(load, "read", lambda *args: asked.append(args[3]) or 1 / 0)
     Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
     for command in (predict, visualize):
         for words in ([], ["--averaged"]):
@@ -116,7 +115,7 @@ def test_weights_without_averages_are_refused(run, tmp_path):
     checkpoints.save_best(1, {"params": {"head": {"bias": np.zeros(10)}}}, {})
     checkpoints.close()
     with pytest.raises(InputError, match=f"run {tmp_path} has no averaged weights, as"):
-        load(tmp_path, averaged=True)
+        imagepiece_jax.load(tmp_path, averaged=True)
     np.savez(tmp_path / "w.npz", **convert.to_timm(tiny.variables(tiny.model())))
     ended = call(
         export.main, f"--weights={tmp_path}/w.npz", "--averaged", "--out=a.jax"

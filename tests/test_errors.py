@@ -17,7 +17,8 @@ from PIL import Image
 from configs import quickstart
 from imagepiece_jax.commands import benchmark, describe, evaluate, export, train
 from imagepiece_jax.common import parallel
-from imagepiece_jax.models import convert, summary
+from imagepiece_jax.models import summary
+from imagepiece_jax.pretrained import convert
 from imagepiece_jax.training import from_config, initial_weights
 from tests.command import call, sentence, start
 from tests.runs import ROOT

@@ -19,6 +19,7 @@ ROOMS = (
     "reduction",
     "data",
     "models",
+    "pretrained",
     "evaluate",
     "training",
     "inference",
@@ -26,7 +27,7 @@ ROOMS = (
     "visualize",
     "commands",
 )
-APART = {("data", "reduction"), ("visualize", "benchmark")}
+APART = {("data", "reduction"), ("inference", "training"), ("visualize", "benchmark")}
 TOP = {"__init__", "__main__", "cli", "errors"}
 # Inside the reduction room: counts know no arrays, operations know no method.
 REDUCTION = (
@@ -172,6 +173,8 @@ def test_imports_point_one_way():
         ("imagepiece_jax.data.loader", "from imagepiece_jax.models import vit"),
         ("imagepiece_jax.evaluate.accuracy", "import imagepiece_jax.training.trainer"),
         ("imagepiece_jax.training.trainer", "import imagepiece_jax.commands.describe"),
+        ("imagepiece_jax.models.vit", "from imagepiece_jax.pretrained import load"),
+        ("imagepiece_jax.inference.program", "import imagepiece_jax.training.trainer"),
         ("imagepiece_jax.training.trainer", "from configs import base"),
         ("imagepiece_jax.training.trainer", "from imagepiece_jax import cli"),
         ("imagepiece_jax.training.trainer", "from imagepiece_jax import __main__"),

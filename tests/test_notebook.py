@@ -10,7 +10,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from imagepiece_jax.models import layouts, public, summary
+from imagepiece_jax.models import public, summary
+from imagepiece_jax.pretrained import layouts
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 NOTEBOOK = json.loads((ROOT / "docs" / "quickstart.ipynb").read_text("utf-8"))

@@ -17,7 +17,8 @@ import pytest
 import yaml
 
 import imagepiece_jax
-from imagepiece_jax.models import convert, registry, summary
+from imagepiece_jax.models import registry, summary
+from imagepiece_jax.pretrained import convert
 from tests import compiling
 from tests.command import start
 from tests.models import tiny

@@ -8,9 +8,10 @@ import pytest
 
 from experiments import feature_agreement
 from imagepiece_jax.commands import evaluate
-from imagepiece_jax.models import convert, registry, summary
+from imagepiece_jax.models import registry, summary
 from imagepiece_jax.models.attention import class_attention
-from imagepiece_jax.models.pretrained import for_analysis
+from imagepiece_jax.pretrained import convert
+from imagepiece_jax.pretrained.load import for_analysis
 from imagepiece_jax.reduction import kernel_agreement
 from imagepiece_jax.visualize.trace import trace
 from tests.command import call

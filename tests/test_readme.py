@@ -16,15 +16,9 @@ from PIL import Image
 
 from imagepiece_jax import cli
 from imagepiece_jax.__main__ import commands
-from imagepiece_jax.models import (
-    convert,
-    hub,
-    imagenet_classes,
-    layouts,
-    registry,
-    summary,
-)
+from imagepiece_jax.models import registry, summary
 from imagepiece_jax.models.vit import ViT
+from imagepiece_jax.pretrained import convert, hub, imagenet_classes, layouts
 from imagepiece_jax.reduction import layer_plan, merging, ops, tokens
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.training import from_config, run_dir

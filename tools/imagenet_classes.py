@@ -1,7 +1,7 @@
 """Names of ImageNet-1k's classes, read from timm: python -m tools.imagenet_classes
 
-Writes imagepiece_jax/models/imagenet_classes.txt: the WordNet synset of each class, in
-the order of the labels, and its lemmas. Needs timm.
+Writes imagepiece_jax/pretrained/imagenet_classes.txt: the WordNet synset of each
+class, in the order of the labels, and its lemmas. Needs timm.
 """
 
 import importlib.metadata

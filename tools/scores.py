@@ -14,7 +14,7 @@ from experiments.images import Images
 from imagepiece_jax import cli
 from imagepiece_jax.common import parallel, tables
 from imagepiece_jax.evaluate import accuracy, statistics
-from imagepiece_jax.models.pretrained import for_analysis
+from imagepiece_jax.pretrained.load import for_analysis
 
 METHODS = {
     "EViT, keep .7": {"name": "evit", "keep_rate": 0.7},

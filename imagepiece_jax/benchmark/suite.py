@@ -12,7 +12,7 @@ from imagepiece_jax.common import timer
 from imagepiece_jax.common.files import git_revision
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.pretrained.load import Pretrained
 from imagepiece_jax.reduction.settings import DENSE
 from imagepiece_jax.training.weights_config import of_weights
 

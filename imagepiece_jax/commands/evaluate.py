@@ -54,7 +54,7 @@ def main():
     from imagepiece_jax.data import sources
     from imagepiece_jax.evaluate import accuracy, sweep
     from imagepiece_jax.inference import optimized_accuracy
-    from imagepiece_jax.models import class_names, run_files
+    from imagepiece_jax.pretrained import class_names, runs
     from imagepiece_jax.reduction import settings
     from imagepiece_jax.training import from_config
     from imagepiece_jax.training.weights_config import of_weights
@@ -82,7 +82,7 @@ def main():
     config.data.resize = RESIZE.value or config.data.resize
     model = weights.model()
     if JSON.value:
-        read = (*run_files.own_files(path), *sources.own_files(data))
+        read = (*runs.own_files(path), *sources.own_files(data))
         check_writable("--json", JSON.value, read)
     names = weights.class_names
     by_name = class_names.labels_by_name(names, config.num_classes)

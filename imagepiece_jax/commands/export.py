@@ -58,7 +58,7 @@ def main():
     from imagepiece_jax.inference import jax_export
     from imagepiece_jax.inference.onnx_graph import OPSET
     from imagepiece_jax.inference.onnx_model import onnx_model
-    from imagepiece_jax.models.run_files import own_files
+    from imagepiece_jax.pretrained.runs import own_files
     from imagepiece_jax.training import from_config
     from imagepiece_jax.training.weights_config import of_weights
 

@@ -40,7 +40,7 @@ def main(words):
     # They import JAX: after the flags.
     from imagepiece_jax.data import image_files
     from imagepiece_jax.inference.predictor import Predictor
-    from imagepiece_jax.models.run_files import own_files
+    from imagepiece_jax.pretrained.runs import own_files
     from imagepiece_jax.training import from_config
     from imagepiece_jax.training.weights_config import of_weights
 

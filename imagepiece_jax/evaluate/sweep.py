@@ -15,7 +15,7 @@ from imagepiece_jax.common import parallel, plotting, tables
 from imagepiece_jax.common.files import make_folder, replace_file
 from imagepiece_jax.evaluate import accuracy, statistics
 from imagepiece_jax.evaluate.statistics import Estimate
-from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.pretrained.load import Pretrained
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.settings import DENSE
 

@@ -15,8 +15,8 @@ import numpy as np
 from imagepiece_jax.data import decode, transforms
 from imagepiece_jax.errors import InputError, of_keywords
 from imagepiece_jax.inference.optimize import compiler, model_image_size
-from imagepiece_jax.models import imagenet_classes
 from imagepiece_jax.models.vit import ViT
+from imagepiece_jax.pretrained import imagenet_classes
 
 FILES = str | bytes | pathlib.Path  # a file, by name or whole
 LOADING = threading.Lock()  # Pillow reads a file late, and not for two at once

@@ -24,7 +24,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from imagepiece_jax.common import checksums, parallel
 from imagepiece_jax.errors import InputError, RunError
-from imagepiece_jax.models.run_files import CHECKPOINTS, KINDS
+from imagepiece_jax.pretrained.runs import CHECKPOINTS, KINDS
 from imagepiece_jax.training import host_consistency
 
 KEEP = 2  # of each kind: one more than needed, in case the newest is damaged

@@ -12,8 +12,9 @@ from imagepiece_jax.data import decode, loader, sources, transforms
 from imagepiece_jax.data.augment import pipeline
 from imagepiece_jax.data.augment.randaugment_pil import Policy, fill_color
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import registry, run_files
+from imagepiece_jax.models import registry
 from imagepiece_jax.models.vit import MEAN, ViT
+from imagepiece_jax.pretrained import runs
 from imagepiece_jax.reduction import methods, settings
 from imagepiece_jax.training import optimizer
 from imagepiece_jax.training.distillation import Distillation
@@ -56,7 +57,7 @@ def _create(config, reduction, **options):
         image_size=config.image_size,
         num_classes=config.num_classes,
         reduction=reduction,
-        preprocessing=run_files.preprocessing_of(config.to_dict()) or None,
+        preprocessing=runs.preprocessing_of(config.to_dict()) or None,
         **options,
         **config.model.to_dict(),
     )

@@ -6,19 +6,19 @@ import jax
 import numpy as np
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import class_names as classes
 from imagepiece_jax.models import registry
-from imagepiece_jax.models.hub import exists
-from imagepiece_jax.models.metadata import (
+from imagepiece_jax.models.positions import Positions
+from imagepiece_jax.models.summary import fresh, shapes
+from imagepiece_jax.pretrained import class_names as classes
+from imagepiece_jax.pretrained.hub import exists
+from imagepiece_jax.pretrained.load import (
     IMAGENET,
     metadata,
     normalization,
+    restore,
     stated,
     unknown_normalization,
 )
-from imagepiece_jax.models.positions import Positions
-from imagepiece_jax.models.summary import fresh, shapes
-from imagepiece_jax.models.weights import restore
 from imagepiece_jax.training import from_config, run_dir
 
 # What no tensor tells of an architecture, and logits depend on.

@@ -16,7 +16,7 @@ import time
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.files import git_revision, lock, replace_file
 from imagepiece_jax.errors import InputError, RunError
-from imagepiece_jax.models.run_files import (
+from imagepiece_jax.pretrained.runs import (
     CHECKPOINTS,
     CLASSES,
     RUN_CONFIG,

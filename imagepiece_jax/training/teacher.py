@@ -13,9 +13,9 @@ import numpy as np
 
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import pretrained
-from imagepiece_jax.models.metadata import IMAGENET, unknown_normalization
 from imagepiece_jax.models.vit import ViT
+from imagepiece_jax.pretrained import load
+from imagepiece_jax.pretrained.load import IMAGENET, unknown_normalization
 from imagepiece_jax.reduction.settings import DENSE
 from imagepiece_jax.training import from_config, initial_weights
 from imagepiece_jax.training.logging import say
@@ -107,9 +107,9 @@ def _any(config, dense):
     """(Teacher, its variables) of whatever model config.teacher names."""
     given = {name: config.teacher[name] for name in FIELDS}
     try:
-        found = pretrained.read(config.teacher.weights, given)
+        found = load.read(config.teacher.weights, given)
         fields = found.changed(given, "config.teacher.{}".format)
-        unlike = (*pretrained.NOT_ANALYZED, "attention")  # of a run's training
+        unlike = (*load.NOT_ANALYZED, "attention")  # of a run's training
         fields = {k: v for k, v in fields.items() if k not in unlike}
         fields |= {"dtype": config.model.dtype, "attention": config.model.attention}
         found = dataclasses.replace(found, fields=fields)

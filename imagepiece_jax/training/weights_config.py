@@ -5,9 +5,9 @@ import copy
 from imagepiece_jax.common.image_size import described
 from imagepiece_jax.common.xla_options import fast_dtype
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import pretrained, run_files
-from imagepiece_jax.models.metadata import IMAGENET, unknown_normalization
-from imagepiece_jax.models.metadata import typed as typed_normalization
+from imagepiece_jax.pretrained import load, runs
+from imagepiece_jax.pretrained.load import IMAGENET, unknown_normalization
+from imagepiece_jax.pretrained.load import typed as typed_normalization
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.training import from_config
 
@@ -35,23 +35,23 @@ def of_weights(
     if overrides is None:
         from_config.check(config)
         from_config.model(config)  # its own mistakes first
-        given = run_files.model_fields(config.to_dict()) | normalization
-        weights = pretrained.read(path, given, checkpoint, averaged)
+        given = runs.model_fields(config.to_dict()) | normalization
+        weights = load.read(path, given, checkpoint, averaged)
         weights.under(config.to_dict())
         _take_crop(config, weights)
-        asked = run_files.model_fields(config.to_dict())
+        asked = runs.model_fields(config.to_dict())
     else:
         given = _typed(config, overrides) | normalization
-        weights = pretrained.read(path, given, checkpoint, averaged)
+        weights = load.read(path, given, checkpoint, averaged)
         _complete(config, weights)
         overrides(config)
         from_config.check(config)
         typed = {field.removeprefix("model.") for field, _ in overrides}
-        asked = run_files.model_fields(config.to_dict())
+        asked = runs.model_fields(config.to_dict())
         asked = {name: value for name, value in asked.items() if name in typed}
 
     def named(field):
-        return f"--{field}" if field in normalization else run_files.in_config(field)
+        return f"--{field}" if field in normalization else runs.in_config(field)
 
     sized = overrides is None or weights.config is not None
     fields = weights.changed(asked | normalization, named, sized=sized)
@@ -66,7 +66,7 @@ def of_weights(
 
 def _take_crop(config, weights):
     """Fill in the crop of evaluation and how it resizes, where `config` is as usual."""
-    data, usual = config.data, run_files.LATER["data"]
+    data, usual = config.data, runs.LATER["data"]
     own = {f"eval_{k}": v for k, v in weights.crop.items()}
     if data.eval_crop is None:
         with config.unlocked():
@@ -77,7 +77,7 @@ def for_analysis(path, config, overrides=None, normalization=None, averaged=Fals
     """`pretrained.for_analysis` in float32, where `overrides` are typed alone, too."""
     if not overrides:
         config = config if overrides is None else None
-        return pretrained.for_analysis(path, config, "float32", normalization, averaged)
+        return load.for_analysis(path, config, "float32", normalization, averaged)
     _, weights = of_weights(path, config, overrides, normalization, "latest", averaged)
     return weights.analyzed("float32")
 

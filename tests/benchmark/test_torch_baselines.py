@@ -8,7 +8,8 @@ import pytest
 
 from imagepiece_jax.benchmark import torch_baselines
 from imagepiece_jax.commands import benchmark
-from imagepiece_jax.models import convert, registry
+from imagepiece_jax.models import registry
+from imagepiece_jax.pretrained import convert
 from tests.benchmark.small import SMALL, TINY
 from tests.command import call
 from tests.models import tiny

@@ -12,7 +12,7 @@ import imagepiece_jax
 from configs import quickstart
 from imagepiece_jax.commands import describe, doctor, evaluate
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.models import convert
+from imagepiece_jax.pretrained import convert
 from imagepiece_jax.training import from_config, initial_weights
 from tests.command import call, sentence, start
 from tests.runs import ROOT

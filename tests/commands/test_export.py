@@ -15,8 +15,9 @@ from imagepiece_jax.commands import export
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import jax_export
-from imagepiece_jax.models import convert, registry, summary, weights
+from imagepiece_jax.models import registry, summary
 from imagepiece_jax.models.vit import MEAN, STD
+from imagepiece_jax.pretrained import convert, load
 from imagepiece_jax.reduction.methods import METHODS
 from tests.command import call, sentence
 from tests.models import tiny
@@ -76,7 +77,7 @@ def test_it_runs_without_this_package(model, weights_file, tmp_path):
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    variables = weights.restore(weights_file, tiny.shapes(model, 16))
+    variables = load.restore(weights_file, tiny.shapes(model, 16))
     want = np.asarray(tiny.jit(model.apply)(variables, jnp.asarray(noise)).logits)
     with np.load(tmp_path / "out.npz") as found:
         np.testing.assert_allclose(found["3"], want, atol=1e-5)
@@ -107,7 +108,7 @@ def test_onnx_of_pixels_and_a_fixed_batch(model, weights_file, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
     session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"images": pixels})
-    variables = weights.restore(weights_file, tiny.shapes(model, 16))
+    variables = load.restore(weights_file, tiny.shapes(model, 16))
     images = normalize(jnp.asarray(pixels), model.mean, model.std)
     want = tiny.jit(model.apply)(variables, images).logits
     np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)

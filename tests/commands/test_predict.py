@@ -8,7 +8,7 @@ from PIL import Image
 
 from imagepiece_jax.commands import predict
 from imagepiece_jax.inference.predictor import Predictor
-from imagepiece_jax.models import convert
+from imagepiece_jax.pretrained import convert
 from tests.command import call, sentence
 from tests.models import tiny
 

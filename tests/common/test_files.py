@@ -22,7 +22,7 @@ from imagepiece_jax.common.files import (
 )
 from imagepiece_jax.data.imagenet import writer
 from imagepiece_jax.errors import InputError, RunError
-from imagepiece_jax.models.run_files import own_files
+from imagepiece_jax.pretrained.runs import own_files
 from imagepiece_jax.training.run_dir import RunLock
 
 

@@ -10,7 +10,8 @@ from PIL import Image
 from configs import quickstart
 from imagepiece_jax.commands import evaluate
 from imagepiece_jax.evaluate import statistics, sweep
-from imagepiece_jax.models import convert, summary
+from imagepiece_jax.models import summary
+from imagepiece_jax.pretrained import convert
 from imagepiece_jax.training import from_config
 from tests.command import call
 from tests.models import tiny

@@ -18,7 +18,7 @@ from experiments.images import Images
 from imagepiece_jax.data import csv_table, decode, sources
 from imagepiece_jax.errors import InputError, Stopped
 from imagepiece_jax.models import registry, summary
-from imagepiece_jax.models.pretrained import for_analysis
+from imagepiece_jax.pretrained.load import for_analysis
 from tests.experiments import tiny_context
 from tests.models.tiny import fill
 

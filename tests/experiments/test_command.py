@@ -10,7 +10,7 @@ from experiments import __main__ as command
 from experiments import runner
 from experiments.context import TrainedRuns
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.pretrained.load import Pretrained
 from tests.command import call, sentence
 from tests.experiments import tiny_context
 

@@ -15,8 +15,9 @@ from experiments import compare, compare_page, compare_plot
 from experiments.context import OffTheShelf, Options, plan_facts
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
-from imagepiece_jax.models import convert, registry, summary
-from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models import registry, summary
+from imagepiece_jax.pretrained import convert
+from imagepiece_jax.pretrained.load import Pretrained
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.methods import METHODS
 from tests.experiments import tiny_context

@@ -17,8 +17,8 @@ from experiments.rows import DENSE, Row
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.data.sources import Subset
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import MEAN, STD
+from imagepiece_jax.pretrained.load import Pretrained
 from imagepiece_jax.reduction import settings
 from tests.experiments import tiny_context
 

@@ -5,7 +5,7 @@ import pathlib
 import pytest
 
 from experiments import finetune, hyperspeed, match_cost, published, search, tables
-from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.pretrained.load import Pretrained
 from imagepiece_jax.reduction import methods, settings
 from imagepiece_jax.reduction.methods.method import RATES
 

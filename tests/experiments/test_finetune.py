@@ -11,7 +11,7 @@ from experiments import finetune
 from experiments.finetune import Finetuner, label
 from experiments.rows import DENSE, Row, measure, table
 from imagepiece_jax.data import sources
-from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.pretrained.load import Pretrained
 from imagepiece_jax.reduction import settings
 from tests.experiments import tiny_context
 

@@ -9,7 +9,7 @@ import pytest
 from experiments import hyperspeed, published, tables
 from experiments.context import OffTheShelf, Result, plan_facts
 from experiments.rows import find
-from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.pretrained.load import Pretrained
 from imagepiece_jax.reduction import settings
 
 IMAGES = 1000

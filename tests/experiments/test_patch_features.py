@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from experiments import patch_features
-from imagepiece_jax.models import convert
+from imagepiece_jax.pretrained import convert
 from tests.command import call, sentence
 from tests.models import tiny
 

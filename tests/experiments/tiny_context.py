@@ -6,8 +6,9 @@ from experiments.cache import ResultCache
 from experiments.context import Context, OffTheShelf, Options
 from experiments.images import Images
 from imagepiece_jax.common.timer import Rules
-from imagepiece_jax.models import convert, registry, summary
-from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models import registry, summary
+from imagepiece_jax.pretrained import convert
+from imagepiece_jax.pretrained.load import Pretrained
 from imagepiece_jax.reduction import settings
 from tests.models.tiny import fill
 

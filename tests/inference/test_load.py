@@ -9,8 +9,8 @@ import pytest
 import imagepiece_jax
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import predictor as api
-from imagepiece_jax.models import convert, run_files
 from imagepiece_jax.models.vit import MEAN, STD
+from imagepiece_jax.pretrained import convert, runs
 from tests.command import start
 from tests.models import tiny
 from tests.runs import ROOT
@@ -99,7 +99,7 @@ def test_load_reads_the_config_of_a_run(trained, weights_file, tmp_path, monkeyp
         asked.append((path, checkpoint, averaged))
         return convert.to_timm(trained[1])
 
-    monkeypatch.setattr(run_files, "read_checkpoint", read_checkpoint)
+    monkeypatch.setattr(runs, "read_checkpoint", read_checkpoint)
     model, _ = imagepiece_jax.load(tmp_path, checkpoint="latest", reduction=None)
     assert model.plan[0].mlp_tokens == 16  # 0.6 * 25, and the class token
     dense, _ = imagepiece_jax.load(tmp_path, reduction={"name": "none"})

@@ -10,11 +10,12 @@ from imagepiece_jax.cli import Overrides
 from imagepiece_jax.data.transforms import EvalTransform
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
-from imagepiece_jax.models import convert, registry, summary
+from imagepiece_jax.models import registry, summary
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.features import features
 from imagepiece_jax.models.positions import Positions
 from imagepiece_jax.models.stems import stem_macs
+from imagepiece_jax.pretrained import convert
 from imagepiece_jax.training.weights_config import of_weights
 from imagepiece_jax.visualize.trace import trace
 from tests.models import tiny

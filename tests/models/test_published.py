@@ -12,18 +12,12 @@ import imagepiece_jax
 from configs import base
 from imagepiece_jax.cli import Overrides
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import (
-    convert,
-    imagenet_classes,
-    pretrained,
-    registry,
-    run_files,
-    summary,
-)
+from imagepiece_jax.models import registry, summary
+from imagepiece_jax.pretrained import convert, imagenet_classes, load, runs
 from imagepiece_jax.training import from_config, initial_weights
 from imagepiece_jax.training.weights_config import of_weights
 from tests.models import tiny
-from tests.models.test_state_dict import mapping, tensor, write_pth
+from tests.pretrained.test_files import mapping, tensor, write_pth
 
 NAMES = [f"class {i}" for i in range(tiny.CLASSES)]
 SIZE = {"patch_size": 4, "embed_dim": 30, "depth": 1, "num_heads": 3}
@@ -117,7 +111,7 @@ def test_transformers_folder_has_what_no_name_says(tmp_path, model, tensors):
     assert (prepared.crop_mode, prepared.interpolation) == ("squash", "bilinear")
     # Nothing else differs from timm's form.
     parts = {"norm_eps": 1e-6, "resize": "antialias"}
-    fields = pretrained.read(path).fields
+    fields = load.read(path).fields
     assert fields["name"] is None
     assert registry.create_model(**{**fields, **parts}) == model
 
@@ -145,7 +139,7 @@ def test_commands_make_the_model_of_a_folder(tmp_path, model, tensors):
         "squash",
         "bilinear",
     )
-    assert run_files.model_fields(config.to_dict())["arch"]["norm_eps"] == 1e-12
+    assert runs.model_fields(config.to_dict())["arch"]["norm_eps"] == 1e-12
     assert initial_weights.settle_normalization(config, tmp_path / "no") == []
     config.init.weights = str(path)
     started = initial_weights.initial(config, from_config.model(config))
@@ -321,7 +315,7 @@ def test_a_name_with_another_gelu_contradicts_a_folder(tmp_path):
     assert imagepiece_jax.load(path)[0].arch.gelu == "exact"
     with pytest.raises(InputError, match="embed_dim of 'vit_base_patch32_clip_224.op"):
         imagepiece_jax.load(path, name=f"{name}.openai")
-    weights = pretrained.read(path)
+    weights = load.read(path)
     with pytest.raises(InputError, match="name: gelu is 'quick', but folder .* 'exac"):
         weights.changed({"name": f"{name}.openai"})
 

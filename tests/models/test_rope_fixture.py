@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from imagepiece_jax.models import convert, layouts, registry, summary
+from imagepiece_jax.models import registry, summary
 from imagepiece_jax.models.positions import Positions
+from imagepiece_jax.pretrained import convert, layouts
 from tests.models import tiny
 
 FIXTURE = pathlib.Path(__file__).parents[1] / "fixtures" / "rope.npz"

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.models import registry, weights
+from imagepiece_jax.models import registry
 from imagepiece_jax.models.vit import MEAN, STD
+from imagepiece_jax.pretrained import load
 from imagepiece_jax.reduction.methods import METHODS
 from tests import oracles
 from tests.models import tiny
@@ -38,7 +39,7 @@ def tome(assets):
     )
     file = assets / "weights/deit_tiny_patch16_224.npz"
     dense = registry.create_model("deit_ti")
-    variables = weights.restore(file, tiny.shapes(dense, 224))
+    variables = load.restore(file, tiny.shapes(dense, 224))
     outputs = jax.jit(model.apply)(variables, images)
     return types.SimpleNamespace(**named, dense=dense_logits), model.plan, outputs
 

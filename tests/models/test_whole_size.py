@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import convert, layouts, registry, summary
-from imagepiece_jax.models.infer_config import infer_config
+from imagepiece_jax.models import registry, summary
 from imagepiece_jax.models.positions import Positions
+from imagepiece_jax.pretrained import convert, layouts
+from imagepiece_jax.pretrained.infer import infer_config
 from tests.runs import ROOT
 
 FILE = ROOT / "tests" / "fixtures" / "whole_models.json"

@@ -11,8 +11,9 @@ import jax
 import numpy as np
 import pytest
 
-from imagepiece_jax.models import convert, registry, summary
+from imagepiece_jax.models import registry, summary
 from imagepiece_jax.models.positions import Positions
+from imagepiece_jax.pretrained import convert
 from tests.parity.record import record
 
 torch = pytest.importorskip("torch")

@@ -12,7 +12,7 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import hub_config, transformers_config
+from imagepiece_jax.pretrained import hub_configs
 
 for package in ("torch", "timm", "transformers"):
     pytest.importorskip(package)
@@ -131,15 +131,15 @@ def test_transformers_folder(tmp_path, name):
     assert np.abs(ours - theirs).max() < 1e-5 * np.abs(theirs).max()
     assert found.mean == pytest.approx(processor.image_mean)
     assert found.std == pytest.approx(processor.image_std)
-    read = hub_config.read(tmp_path)
+    read = hub_configs.read(tmp_path)
     assert read.preprocessing == prepared
     labels = name in ("vit", "deit")
     assert found.class_names == (tuple(LABELS.values()) if labels else None)
 
 
-@pytest.mark.parametrize("kind", transformers_config.MODEL_TYPES)
+@pytest.mark.parametrize("kind", hub_configs.MODEL_TYPES)
 def test_what_a_config_leaves_out_is_as_in_transformers(kind):
-    ours = transformers_config.MODEL_TYPES[kind].fields
+    ours = hub_configs.MODEL_TYPES[kind].fields
     theirs = transformers.AutoConfig.for_model(kind).to_dict()
     assert ours == {field: theirs[field] for field in ours}
 

@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from imagepiece_jax.models import convert, registry, summary
+from imagepiece_jax.models import registry, summary
 from imagepiece_jax.models.features import features
+from imagepiece_jax.pretrained import convert
 
 for package in ("torch", "timm", "transformers"):
     pytest.importorskip(package)

@@ -10,7 +10,7 @@ import pytest
 import safetensors.numpy
 
 import imagepiece_jax
-from imagepiece_jax.models import layouts
+from imagepiece_jax.pretrained import layouts
 from tests.parity.record import record
 
 for package in ("torch", "timm", "transformers"):

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from imagepiece_jax.data.transforms import EvalTransform
-from imagepiece_jax.models import hub_config
+from imagepiece_jax.pretrained import hub_configs
 
 for package in ("torch", "timm", "transformers"):
     pytest.importorskip(package)
@@ -73,7 +73,7 @@ WHOLE = ((300, 200), (37, 37), (40, 900), (60, 40))
 @pytest.mark.parametrize("kind", PROCESSORS)
 def test_transformers_processors(shape, kind):
     processor, image = PROCESSORS[kind], picture(*shape)
-    found = hub_config.parse({"model_type": kind}, processor.to_dict())
+    found = hub_configs.parse({"model_type": kind}, processor.to_dict())
     pixels = processor(image, return_tensors="np", do_normalize=False).pixel_values[0]
     wanted = pixels.transpose(1, 2, 0) * 255
     ours = EvalTransform(32, **found.preprocessing)(image)

@@ -8,15 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from imagepiece_jax.models import (
-    convert,
-    layouts,
-    registry,
-    summary,
-    transformers_config,
-)
-from imagepiece_jax.models.infer_config import infer_config
+from imagepiece_jax.models import registry, summary
 from imagepiece_jax.models.positions import Positions
+from imagepiece_jax.pretrained import convert, hub_configs, layouts
+from imagepiece_jax.pretrained.infer import infer_config
 from tests.parity.record import record
 
 torch = pytest.importorskip("torch")
@@ -214,7 +209,7 @@ def test_logits_and_features_are_those_of_transformers(fields):
     pixels, pixels_of_torch = image((48, 64))
     with torch.no_grad():
         want = theirs(pixels_of_torch)
-    read = transformers_config.parse(config.to_dict())
+    read = hub_configs.parse_transformers(config.to_dict())
     fields = read["told"] | read["given"] | {"num_classes": 0, "image_size": (48, 64)}
     ours = registry.create_model(None, **fields)
     out = outputs(ours, layouts.to_timm(arrays(theirs)).tensors, pixels)

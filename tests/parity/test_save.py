@@ -8,7 +8,7 @@ import imagepiece_jax
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.models import registry, summary
 from tests.models import tiny
-from tests.models.test_save import MODELS, made
+from tests.pretrained.test_save import MODELS, made
 
 for package in ("torch", "timm"):
     pytest.importorskip(package)

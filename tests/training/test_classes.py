@@ -14,7 +14,8 @@ from experiments.finetune import Finetuner
 from imagepiece_jax.commands import evaluate, export, train
 from imagepiece_jax.data.sources import open_source
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import class_names, imagenet_classes, run_files, summary
+from imagepiece_jax.models import summary
+from imagepiece_jax.pretrained import class_names, imagenet_classes, runs
 from imagepiece_jax.training import from_config, initial_weights, run_dir
 from imagepiece_jax.training.checkpoint import Checkpoints
 from tests.command import call, sentence
@@ -67,7 +68,7 @@ def unnamed(run, path):
     """A run of an earlier version, which kept no names."""
     path.mkdir()
     for entry in run.iterdir():
-        if entry.name != run_files.CLASSES:
+        if entry.name != runs.CLASSES:
             (path / entry.name).symlink_to(entry)
     return path
 

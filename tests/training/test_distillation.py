@@ -14,8 +14,9 @@ from PIL import Image
 from configs import quickstart
 from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import convert, registry, summary
+from imagepiece_jax.models import registry, summary
 from imagepiece_jax.models.vit import MEAN, STD, Outputs
+from imagepiece_jax.pretrained import convert
 from imagepiece_jax.training import from_config, teacher, trainer
 from imagepiece_jax.training.distillation import Distillation
 from imagepiece_jax.training.metric_writer import MEASURED, read_metrics

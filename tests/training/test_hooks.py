@@ -11,7 +11,7 @@ import pytest
 from configs import deit_s_evit, quickstart
 from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import convert
+from imagepiece_jax.pretrained import convert
 from imagepiece_jax.reduction.methods.method import Group
 from imagepiece_jax.training import from_config, initial_weights, optimizer
 from tests.training.test_train_step import batch, make, run

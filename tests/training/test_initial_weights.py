@@ -8,7 +8,8 @@ import pytest
 
 from configs import quickstart
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import convert, metadata, pretrained, summary, weights
+from imagepiece_jax.models import summary
+from imagepiece_jax.pretrained import convert, load
 from imagepiece_jax.training import from_config, initial_weights
 from imagepiece_jax.training.checkpoint import Checkpoints
 
@@ -111,15 +112,15 @@ def test_a_run_can_start_from_another_ones_folder(saved, tmp_path):
     checkpoints.close()
     made = config()
     like = summary.shapes(from_config.model(made), made.image_size)
-    assert all(jax.tree.leaves(equal(weights.restore(tmp_path, like), best)))
-    loaded = weights.restore(tmp_path, like, checkpoint="latest")
+    assert all(jax.tree.leaves(equal(load.restore(tmp_path, like), best)))
+    loaded = load.restore(tmp_path, like, checkpoint="latest")
     assert all(jax.tree.leaves(equal(loaded, latest)))
     wider = config(**{"model.embed_dim": 16})
     like = summary.shapes(from_config.model(wider), wider.image_size)
     with pytest.raises(InputError, match=f"run {tmp_path}: it holds a model of"):
-        weights.restore(tmp_path, like)
+        load.restore(tmp_path, like)
     with pytest.raises(InputError, match="is a folder without config.json"):
-        weights.restore(tmp_path / "checkpoints", like)
+        load.restore(tmp_path / "checkpoints", like)
 
 
 def test_weights_as_given_are_those_of_the_dense_model(saved):
@@ -157,7 +158,7 @@ def google(tmp_path_factory):
         beside = ("images", "outputs", "given")
         np.savez(path, **{k: file[k] for k in file.files if k not in beside})
     given = {"name": "deit_s", "stem": "patch"}
-    fields = pretrained.read(path, given).fields
+    fields = load.read(path, given).fields
     top = {name: fields[name] for name in ("image_size", "num_classes")}
     model = {k: v for k, v in fields.items() if k not in (*top, "resize")}
     return path, top | {f"model.{k}": v for k, v in model.items()}
@@ -213,4 +214,4 @@ def test_numbers_are_compared_as_float32_has_them(tmp_path):
     made = config(**{"init.weights": str(path)})
     loaded = initial_weights.initial(made, from_config.model(made))
     assert all(jax.tree.leaves(equal(loaded, variables)))
-    assert metadata.normalization(path)["mean"] == (0.485, 0.456, 0.406)
+    assert load.normalization(path)["mean"] == (0.485, 0.456, 0.406)

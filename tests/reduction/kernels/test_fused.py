@@ -17,8 +17,8 @@ import pytest
 from imagepiece_jax import cli
 from imagepiece_jax.commands.check_kernels import real_inputs
 from imagepiece_jax.data import loader
-from imagepiece_jax.models import pretrained
 from imagepiece_jax.models.attention import class_attention
+from imagepiece_jax.pretrained import load
 from imagepiece_jax.reduction import kernel_agreement
 from imagepiece_jax.reduction.kernel_agreement import Comparison
 from imagepiece_jax.reduction.kernels import fused
@@ -187,7 +187,7 @@ def test_photographs_are_decided_as_in_the_plain_version(
     config = cli.load_config("configs/deit_s_imagepiece.py:deit_ti")
     config.model.stem = "patch"
     config.data.resize = "none"
-    weights = pretrained.read(assets / "weights/deit_tiny_patch16_224.npz")
+    weights = load.read(assets / "weights/deit_tiny_patch16_224.npz")
     data = f"csv:{tmp_path / 'labels.csv'}"
     # Of the nine reductions the first and the last: shapes are compiled.
     inputs = itertools.islice(real_inputs(config, weights, data, dtype), 0, 9, 8)

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.models import registry, weights
+from imagepiece_jax.models import registry
 from imagepiece_jax.models.attention import class_attention
 from imagepiece_jax.models.vit import MEAN, STD
+from imagepiece_jax.pretrained import load
 from imagepiece_jax.reduction.tokens import DROPPED
 from tests.command import start
 from tests.models import tiny
@@ -35,7 +36,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def variables(assets, model):
-    return weights.restore(assets / f"{WEIGHTS}.npz", tiny.shapes(model, 224))
+    return load.restore(assets / f"{WEIGHTS}.npz", tiny.shapes(model, 224))
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def passed(model, variables, images):
 
 
 def test_both_formats_hold_the_same_weights(assets, model, variables):
-    other = weights.restore(assets / f"{WEIGHTS}.pth", tiny.shapes(model, 224))
+    other = load.restore(assets / f"{WEIGHTS}.pth", tiny.shapes(model, 224))
     jax.tree.map(np.testing.assert_array_equal, other, variables)
     assert tiny.count(variables) == 5_717_416
 

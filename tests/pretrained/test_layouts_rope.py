@@ -13,9 +13,10 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import convert, layouts, registry, summary
-from imagepiece_jax.models.infer_config import infer_config
+from imagepiece_jax.models import registry, summary
 from imagepiece_jax.models.positions import Positions
+from imagepiece_jax.pretrained import convert, layouts
+from imagepiece_jax.pretrained.infer import infer_config
 
 FIXTURE = pathlib.Path(__file__).parents[1] / "fixtures" / "rope.npz"
 DINOV3, EVA02 = "vit_small_plus_patch16_dinov3_qkvb", "eva02_base_patch16_clip_224"

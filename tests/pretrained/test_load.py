@@ -13,10 +13,11 @@ import imagepiece_jax
 from configs import quickstart
 from imagepiece_jax.commands import evaluate
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import convert, metadata, pretrained, registry
-from imagepiece_jax.models.infer_config import infer_config
-from imagepiece_jax.models.metadata import named
+from imagepiece_jax.models import registry
 from imagepiece_jax.models.vit import MEAN, STD
+from imagepiece_jax.pretrained import convert, load
+from imagepiece_jax.pretrained.infer import infer_config
+from imagepiece_jax.pretrained.load import named
 from imagepiece_jax.reduction import settings
 from tests.command import call, sentence
 from tests.models import tiny
@@ -38,8 +39,8 @@ def written(path, tensors, normalization):
     if path.suffix == ".npz":
         np.savez(path, **tensors, **{k: np.array(v) for k, v in normalization.items()})
     else:
-        metadata = {k: json.dumps(v) for k, v in normalization.items()}
-        safetensors.numpy.save_file(tensors, path, metadata)
+        header = {k: json.dumps(v) for k, v in normalization.items()}
+        safetensors.numpy.save_file(tensors, path, header)
     return path
 
 
@@ -54,10 +55,10 @@ def run_folder(path, **fields):
 
 @pytest.mark.parametrize("name", ["w.npz", "w.safetensors"])
 def test_a_file_may_hold_the_normalization_of_its_images(tmp_path, tensors, name):
-    found = pretrained.read(written(tmp_path / name, tensors, NORMALIZATION), OF)
+    found = load.read(written(tmp_path / name, tensors, NORMALIZATION), OF)
     assert {k: found.fields[k] for k in NORMALIZATION} == NORMALIZATION
     assert registry.create_model(**found.fields) == tiny.model(**SIZE, **NORMALIZATION)
-    unknown = pretrained.read(written(tmp_path / f"un{name}", tensors, {}), OF)
+    unknown = load.read(written(tmp_path / f"un{name}", tensors, {}), OF)
     assert found.says_normalization and not unknown.says_normalization
     model = registry.create_model(**unknown.fields)
     assert (model.mean, model.std) == (MEAN, STD)
@@ -79,7 +80,7 @@ def test_a_wrong_normalization_of_a_file(
 ):
     path = written(tmp_path / name, tensors, normalization)
     with pytest.raises(InputError, match=sentence) as caught:
-        pretrained.read(path)
+        load.read(path)
     assert str(path) in str(caught.value)
 
 
@@ -90,10 +91,10 @@ def test_a_run_has_its_normalization_and_an_older_one_imagenets(tmp_path):
     config["reduction"]["round_to"] = 0  # a field of former versions, switched off
     (older / "config.json").write_text(json.dumps(config))
     new = run_folder(tmp_path / "new", **{"model.mean": HALF, "model.std": HALF})
-    found = [pretrained.read(path).fields for path in (older, new)]
-    assert metadata.normalization(older) == {"mean": MEAN, "std": STD}
+    found = [load.read(path).fields for path in (older, new)]
+    assert load.normalization(older) == {"mean": MEAN, "std": STD}
     assert [(f["mean"], f["std"]) for f in found] == [(MEAN, STD), (HALF, HALF)]
-    assert "round_to" not in pretrained.read(older).reduction
+    assert "round_to" not in load.read(older).reduction
     assert found[0]["num_heads"] == 4  # of vit_mini, which its config only names
 
 
@@ -116,12 +117,12 @@ def test_a_field_that_contradicts_the_weights_is_named(
 ):
     path = written(tmp_path / "w.npz", tensors, NORMALIZATION)
     with pytest.raises(InputError, match=rf"^{message}.*: allowed is .+$") as caught:
-        pretrained.read(path, OF).changed(changes)
+        load.read(path, OF).changed(changes)
     assert f"weights file {path}" in str(caught.value)
 
 
 def test_fields_that_may_differ_do(tmp_path, tensors):
-    found = pretrained.read(written(tmp_path / "w.npz", tensors, NORMALIZATION), OF)
+    found = load.read(written(tmp_path / "w.npz", tensors, NORMALIZATION), OF)
     changes = {"image_size": 32, "gelu": "tanh", "name": None, "mean": list(HALF)}
     fields = found.changed(changes)
     assert (fields["image_size"], fields["gelu"]) == (32, "tanh")
@@ -149,7 +150,7 @@ def test_fields_that_may_differ_do(tmp_path, tensors):
 def test_a_config_that_contradicts_a_run(tmp_path, fields, message):
     other = quickstart.get_config()
     other.update_from_flattened_dict(fields)
-    run = pretrained.read(run_folder(tmp_path / "run"))
+    run = load.read(run_folder(tmp_path / "run"))
     message = rf"^{message}.*: allowed is .+ or no --config$"
     with pytest.raises(InputError, match=message):
         run.under(other.to_dict())
@@ -160,7 +161,7 @@ def test_what_training_alone_reads_may_differ(tmp_path):
     changes = {"lr": 9.0, "epochs": 1, "batch_size": 2, "model.drop_path_rate": 0.5}
     changes |= {"model.dtype": "bfloat16", "data.name": "folder:x", "seed": 3}
     other.update_from_flattened_dict(changes)
-    run = pretrained.read(run_folder(tmp_path / "run"))
+    run = load.read(run_folder(tmp_path / "run"))
     found = run.under(other.to_dict())
     assert found.fields["dtype"] == "bfloat16" and found.seed == 3
     assert settings.completed(found.reduction) == settings.completed(run.reduction)
@@ -192,19 +193,19 @@ def test_a_folder_without_a_config(tmp_path, content, message):
         (tmp_path / "config.json").write_bytes(content)
         (tmp_path / "model.safetensors").touch()
     with pytest.raises(InputError, match=f"^{tmp_path}.*{message}"):
-        pretrained.read(tmp_path)
+        load.read(tmp_path)
 
 
 def test_a_folder_of_weights_alone(tmp_path):
     (tmp_path / "b.pth").touch()
     with pytest.raises(InputError) as error:
-        pretrained.read(tmp_path)
+        load.read(tmp_path)
     said = f"{tmp_path} has weights, b.pth, but no config.json; allowed is the file"
     assert str(error.value) == f"{said} itself, {tmp_path}/b.pth"
     (tmp_path / "a.npz").touch()
     message = "has weights, a.npz, b.pth, but no config.json; allowed is one of them, "
     with pytest.raises(InputError, match=f"{message}such as {tmp_path}/a.npz$"):
-        pretrained.read(tmp_path)
+        load.read(tmp_path)
 
 
 def test_a_checkpoint_is_a_part_of_its_run(tmp_path):
@@ -215,7 +216,7 @@ def test_a_checkpoint_is_a_part_of_its_run(tmp_path):
             f"{run / part} is a part of the run {run}: allowed is {run} itself, and"
         )
         with pytest.raises(InputError, match=message):
-            pretrained.read(run / part)
+            load.read(run / part)
 
 
 @pytest.mark.parametrize(
@@ -250,7 +251,7 @@ def test_a_run_of_version_0_1_0_loads_and_computes_the_same(tmp_path):
     images = np.random.default_rng(0).normal(size=(3, 16, 16, 3)).astype(np.float32)
     logits = tiny.jit(model.apply)(variables, images).logits
     np.testing.assert_allclose(logits, np.load(tmp_path / "logits.npy"), atol=1e-6)
-    weights = pretrained.read(tmp_path)
+    weights = load.read(tmp_path)
     assert weights.seed == 7 and weights.kind == "run"
     assert not weights.variant().untrained
     dense = weights.variant(settings.DENSE)  # without the selectors, which are left out
@@ -260,7 +261,7 @@ def test_a_run_of_version_0_1_0_loads_and_computes_the_same(tmp_path):
     }
     # An analysis takes the last checkpoint; the archive has the best alone.
     with pytest.raises(InputError, match="checkpoints/latest holds no checkpoint"):
-        pretrained.for_analysis(tmp_path).variant()
+        load.for_analysis(tmp_path).variant()
 
 
 @pytest.mark.parametrize("averaged", [False, True])
@@ -310,7 +311,7 @@ def test_a_file_by_its_authors_name_loads(tmp_path):
     path = tmp_path / "dino_deitsmall16_pretrain.npz"
     np.savez(path, **convert.to_timm(zeros))
     assert imagepiece_jax.load(path)[0] == model
-    assert pretrained.read(path).says_normalization
+    assert load.read(path).says_normalization
     path.rename(tmp_path / "tuned.npz")
     with pytest.raises(InputError, match="these tensors could be of deit_s, vit_small"):
         imagepiece_jax.load(tmp_path / "tuned.npz")
@@ -324,7 +325,7 @@ def test_a_known_file_is_cropped_as_its_name_says(tmp_path, called):
     path = tmp_path / f"{called}.npz"
     np.savez(path, **convert.to_timm(tiny.fill(tiny.shapes(model, 32))))
     given = {} if called == name else {"name": name}
-    found = pretrained.read(path, given)
+    found = load.read(path, given)
     assert found.crop["crop"] == 0.9 and found.fields["mean"] == HALF
     assert found.says_normalization
 

@@ -16,9 +16,9 @@ import numpy as np
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.layout_tables import FOREIGN, LAYOUTS, TIMM, TIMM_NAMES
-from imagepiece_jax.models.state_dict import read_state_dict
-from imagepiece_jax.models.timm_config import is_eva
+from imagepiece_jax.pretrained.files import read_state_dict
+from imagepiece_jax.pretrained.hub_configs import is_eva
+from imagepiece_jax.pretrained.layout_tables import FOREIGN, LAYOUTS, TIMM, TIMM_NAMES
 
 MOST = 3  # names in a sentence
 _WRAPPERS = ("module.", "_orig_mod.")  # of parallel training and of torch.compile

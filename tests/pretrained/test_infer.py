@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import convert, registry, summary
-from imagepiece_jax.models.infer_config import infer_config
+from imagepiece_jax.models import registry, summary
+from imagepiece_jax.pretrained import convert
+from imagepiece_jax.pretrained.infer import infer_config
 
 SMALL = {"embed_dim": 128, "depth": 2, "num_heads": 2}
 

@@ -5,8 +5,9 @@ import json
 import pytest
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import hub_config, registry
-from tests.models.test_hub_config import timm
+from imagepiece_jax.models import registry
+from imagepiece_jax.pretrained import hub_configs
+from tests.pretrained.test_hub_configs import timm
 
 VIT, CENTER = {"model_type": "vit"}, {"size": {"shortest_edge": 256}}
 
@@ -101,7 +102,7 @@ VIT, CENTER = {"model_type": "vit"}, {"size": {"shortest_edge": 256}}
 )
 def test_what_no_model_here_has(config, processor, message):
     with pytest.raises(InputError, match=message):
-        hub_config.parse(config, processor)
+        hub_configs.parse(config, processor)
 
 
 @pytest.mark.parametrize(
@@ -115,12 +116,12 @@ def test_what_no_model_here_has(config, processor, message):
 def test_a_file_that_cannot_be_read_is_named(tmp_path, text, message):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(InputError, match=message) as error:
-        hub_config.read(tmp_path)
+        hub_configs.read(tmp_path)
     assert str(error.value).startswith(str(tmp_path))
 
 
 def test_a_config_beside_other_tensors_contradicts_them():
-    found = hub_config.parse(json.loads(json.dumps(timm())), {})
+    found = hub_configs.parse(json.loads(json.dumps(timm())), {})
     own = {**found.told}
     found.check(own)
     with pytest.raises(
@@ -136,10 +137,10 @@ def test_a_rotary_model_of_timm_says_its_own_pool():
     name = "eva02_tiny_patch14_224"
     config = timm(architecture=name, model_args={"global_pool": "avg"})
     own = registry.facts(name)["arch"]
-    given = hub_config.parse(config, {}).given
+    given = hub_configs.parse(config, {}).given
     assert registry.architecture({"arch": given["arch"]}) == own
     config["model_args"] = {"global_pool": "token"}
-    given = hub_config.parse(config, {}).given
+    given = hub_configs.parse(config, {}).given
     found = registry.architecture({"arch": given["arch"]})
     assert (found.pool, found.final_norm, found.fc_norm) == ("token", True, False)
     assert found.rotary == own.rotary
@@ -152,7 +153,7 @@ def test_fine_tunes_compute_what_timm_does():
     images |= {"tag": "webli", "input_size": [3, 224, 224]}
     for classes, gelu in ((0, "tanh"), (10, "exact")):
         config = timm(architecture=name, pretrained_cfg=images, num_classes=classes)
-        given = hub_config.parse(config, {}).given
+        given = hub_configs.parse(config, {}).given
         named = registry.architecture({"name": given["name"]})
         assert given.get("gelu", named.gelu) == gelu
     assert registry.facts(name)["arch"].gelu == "tanh"  # as all its weights

@@ -1,4 +1,4 @@
-"""Trained models: weights files, published ones and runs as fields and variables.
+"""Trained models: the public `load`, and what weights of any kind hold.
 
 The tensors of a file determine sizes, stem and classes; a published model's config says
 the rest, and the config of a run everything. Whatever starts from trained weights
@@ -11,40 +11,131 @@ import hashlib
 import math
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from imagepiece_jax.common.image_size import described, sides
+from imagepiece_jax.data.normalize import channels
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import (
+from imagepiece_jax.models import public, registry, summary
+from imagepiece_jax.models.positions import Positions
+from imagepiece_jax.models.vit import ViT
+from imagepiece_jax.pretrained import (
     class_names,
     convert,
     hub,
-    hub_config,
+    hub_configs,
     imagenet_classes,
-    registry,
-    summary,
-    weights,
+    runs,
 )
-from imagepiece_jax.models.infer_config import infer_config
-from imagepiece_jax.models.layouts import read_weights
-from imagepiece_jax.models.metadata import metadata, stated, typed
-from imagepiece_jax.models.metadata import unknown_normalization as note_on
-from imagepiece_jax.models.positions import Positions
-from imagepiece_jax.models.run_files import (
+from imagepiece_jax.pretrained.files import read_normalization, read_state_dict
+from imagepiece_jax.pretrained.infer import infer_config
+from imagepiece_jax.pretrained.layouts import Recognized, read_weights
+from imagepiece_jax.pretrained.runs import (
+    IMAGENET,
+    RUN_CONFIG,
     in_config,
     model_fields,
     preprocessing_of,
     read_config,
     reduction_of,
 )
-from imagepiece_jax.models.variant import Variant
-from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.settings import DENSE, MODEL_FIELDS, completed, plain
+
+
+def load(
+    path: str | os.PathLike,
+    *,
+    checkpoint: str = "best",
+    averaged: bool = False,
+    num_classes: int | None = None,
+    seed: int = 0,
+    **fields: Any,
+) -> tuple[ViT, Mapping[str, Any]]:
+    """(model, variables) of trained weights, wherever they are.
+
+    path: of a weights file (.npz, .safetensors, .pth), whose tensors determine sizes,
+    stem and classes; of a folder with config.json and weights, as timm, transformers
+    and `save` write it; of the folder of a run, with its "best" or "latest"
+    `checkpoint`; or an id of the Hugging Face hub, "hf://OWNER/NAME" or
+    "hf://OWNER/NAME@REVISION", whose files are fetched once into huggingface_hub's
+    cache.
+
+    averaged: the averages of the weights over the steps of the training, which a run
+    has (config.ema_decay), and a .pth file that timm or DeiT's code saved while
+    training; InputError for others.
+
+    fields: those of create_model that are to differ or that the weights leave open,
+    such as reduction={"name": "evit", "keep_rate": 0.7}; None keeps that of a run, or
+    of a folder that `save` wrote, and {"name": "none"} is the dense model. Another
+    image_size resizes the position embeddings. What no tensor tells (heads, the kind of
+    GELU, the epsilon of norms, mean and std) comes from the config, or from a name: the
+    file's own, or name="vit_small_patch16_224.augreg_in1k".
+
+    num_classes: another number than the weights' own gives a new head, drawn from
+    `seed` as one that training starts with; 0 leaves the head out. The model has the
+    `class_names` of the weights, where they are known, unless others, of the same
+    classes, are given to be shown. InputError for what does not fit, and for a field
+    that contradicts the weights.
+    """
+    found = read(path, fields, checkpoint, averaged)
+    reduction, more = settings.split(found.reduction)
+    own = found.fields["num_classes"]
+    num_classes = own if num_classes is None else num_classes
+    same = num_classes == own
+    known = {"reduction": reduction, "class_names": found.class_names if same else None}
+    other = fields.get("reduction") is not None
+    known |= {} if other else more
+    if isinstance(fields.get("reduction"), Mapping):
+        _, inside = settings.split(fields["reduction"])
+        fields = inside | {k: v for k, v in fields.items() if v is not None}
+    # A name is not needed in a folder, and stands for another model than its own.
+    renamed = fields.get("name") != found.fields.get("name")
+    sized = found.path.is_dir() and renamed
+    fields = known | found.changed(fields, sized=sized) | {"num_classes": num_classes}
+    try:
+        model = registry.create_model(**fields)
+    except InputError as error:
+        if found.config is not None:
+            raise
+        raise InputError(f"{found.kind} {found.path}: {error}") from error
+    if other and found.untrained(fields["reduction"]):
+        raise InputError(
+            f"{found.kind} {found.path} has no selectors of the method "
+            f"{model.reduction['name']!r}, which learns them; allowed are methods that "
+            "do not, or weights trained with it (train.py --config.init.weights)"
+        )
+    image_size = fields["image_size"]
+    heads = None if same else _new_heads(model, image_size, seed)
+    return model, found.restore(model, image_size, heads, other)
+
+
+def _new_heads(model, image_size, seed):
+    """Parameters of the heads of `model`, by name; {} where it has none."""
+    known = summary.shapes(model, image_size)["params"]
+    parts = [head for head in HEADS if head in known]
+    return summary.fresh(model, image_size, seed, parts)["params"] if parts else {}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Variant:
+    """A trained model under one reduction, with its variables.
+
+    untrained: the weights lack what the reduction learns, so its selectors are fresh
+    and their figures say nothing about the method.
+    """
+
+    label: str
+    reduction: Mapping[str, Any]
+    model: ViT
+    variables: Mapping[str, Any]
+    untrained: bool
+    gmacs: float
+
 
 # Fields that weights determine: with another value they do not fit, or lose meaning.
 DETERMINED = (
@@ -125,9 +216,7 @@ class Pretrained:
     @functools.cached_property
     def state_dict(self) -> Mapping[str, np.ndarray]:
         """Tensors by timm's names, read once."""
-        return self.tensors or weights.tensors(
-            self.path, self.checkpoint, self.averaged
-        )
+        return self.tensors or tensors(self.path, self.checkpoint, self.averaged)
 
     def model(self, reduction: Mapping[str, Any] | None = None) -> ViT:
         """The model with this reduction; None: with its own."""
@@ -157,7 +246,7 @@ class Pretrained:
             own = tuple(f"{head}." for head in HEADS)
             tensors = {k: v for k, v in tensors.items() if not k.startswith(own)}
         places = Positions.of(model, image_size, self.image_size)
-        return weights.fit(self.path, tensors, like, heads or (), positions=places)
+        return fit(self.path, tensors, like, heads or (), positions=places)
 
     def variables(self, model: ViT) -> tuple[Mapping[str, Any], bool]:
         """(variables for `model`, whether it has selectors that were never trained).
@@ -173,7 +262,7 @@ class Pretrained:
         tensors = self._without([name for name in params if name not in lacking])
         like = {**like, "params": params}
         places = Positions.of(model, self.image_size, self.image_size)
-        found = weights.fit(self.path, tensors, like, lacking, positions=places)
+        found = fit(self.path, tensors, like, lacking, positions=places)
         return found, bool(lacking)
 
     def untrained(self, reduction: Mapping[str, Any]) -> bool:
@@ -364,8 +453,8 @@ def read(
     known = {k: v for k, v in (given or {}).items() if v is not None}
     if not path.is_dir():
         return _of_file(path, known, averaged)
-    found = hub_config.read(path)
-    read = weights.published(path, averaged)
+    found = hub_configs.read(path)
+    read = published(path, averaged)
     # `changed` compares what is given with what the config says, also by its name.
     said = {*stated(found.given), "image_size"}
     said |= {*OF_ARCH} if "arch" in said else set()
@@ -467,7 +556,7 @@ def for_analysis(
             raise InputError(f"{error}; or name the model by --config") from error
         raise
     if not (normalization or given.get("mean") or found.says_normalization):
-        print(f"note: {note_on(path)}", flush=True)
+        print(f"note: {unknown_normalization(path)}", flush=True)
     found = found if config is None else found.under(config)
     fields = found.changed(typed(normalization))
     return dataclasses.replace(found, fields=fields).analyzed(dtype)
@@ -477,3 +566,127 @@ def _of(module, shapes):
     """The part of {timm's name: shape} that is of a module such as "reducer_3"."""
     start = module.replace("_", ".") + "."
     return {name: shape for name, shape in shapes.items() if name.startswith(start)}
+
+
+def metadata(
+    path: str | os.PathLike, read: Recognized | None = None, name: str | None = None
+) -> dict[str, Any]:
+    """Fields of create_model that weights state, such as name, gelu and num_heads.
+
+    path: of a weights file, a published model or a run; read: the tensors of a file,
+    where they have been read. What its layout says is more special than its name, and
+    what the file itself says of its images most. name: what the caller calls a file;
+    timm's name of a public model means that model's function, whatever the layout.
+    """
+    path = hub.local(path)
+    if path.is_dir() and hub.is_published(path):
+        return dict(hub_configs.read(path).given)
+    if path.is_dir():
+        return model_fields(read_config(path))
+    read = read or read_weights(path)
+    images = read_normalization(path).items()
+    meant = {} if name in registry.MODELS else stated({"name": name})
+    says = {k: v for k, v in read.says.items() if k == "num_heads" or k not in meant}
+    return named(path) | says | {k: _channels(path, k, v) for k, v in images}
+
+
+def normalization(path: str | os.PathLike) -> dict[str, tuple[float, ...]]:
+    """{"mean", "std"} of the images of weights; {} where neither file nor name say.
+
+    {} also of a folder that holds neither weights nor a run yet.
+    """
+    path = hub.local(path)
+    empty = path.is_dir() and not hub.is_published(path)
+    if not path.exists() or (empty and not (path / RUN_CONFIG).is_file()):
+        return {}
+    found = stated(metadata(path))
+    return {k: _channels(path, k, found[k]) for k in IMAGENET if k in found}
+
+
+def _channels(path, name, values):
+    return channels(f"{path}: {name}", values, positive=name == "std")
+
+
+def stated(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata with all that its name and architecture stand for, field by field."""
+    given = {k: v for k, v in metadata.items() if v is not None}
+    found = dict(registry.facts(given.get("name")))
+    if found or "arch" in given:
+        found |= vars(registry.architecture(given))
+    return found | given
+
+
+def named(path: str | os.PathLike) -> dict[str, str]:
+    """{"name": the known model that a weights file is called by}; {} for another."""
+    name = public.original(pathlib.Path(path).stem)
+    known = name in registry.MODELS or public.model(name) is not None
+    return {"name": name} if known else {}
+
+
+def typed(normalization):
+    """The values of --mean and --std by name, checked; {} for None."""
+    return {
+        name: channels(f"--{name}", values, positive=name == "std")
+        for name, values in (normalization or {}).items()
+    }
+
+
+def unknown_normalization(path, flags="--mean and --std", taken="ImageNet's"):
+    """The line on weights that do not say how their images were normalized."""
+    return (
+        f"{path} does not say how its images were normalized: {taken} mean and "
+        f"standard deviation are taken; {flags} set others"
+    )
+
+
+def tensors(
+    path: str | os.PathLike, checkpoint: str = "best", averaged: bool = False
+) -> Mapping[str, np.ndarray]:
+    """Those of a weights file, of a published model, or of a run's checkpoint.
+
+    averaged: over the steps of the training, instead of those after its last.
+    """
+    path = hub.existing(path)
+    if path.is_dir() and hub.is_published(path):
+        return published(path, averaged).tensors
+    if path.is_dir():
+        return runs.read_checkpoint(path, checkpoint, averaged)
+    return read_weights(path, averaged).tensors
+
+
+def published(folder: pathlib.Path, averaged: bool = False) -> Recognized:
+    """As `layouts.read_weights`, of a folder, with what a saved reduction learned."""
+    found = read_weights(hub.weights_file(folder), averaged)
+    learned = folder / hub.SELECTORS
+    if learned.exists():
+        found = found._replace(tensors=found.tensors | read_state_dict(learned))
+    return found
+
+
+def fit(path, tensors, like, fresh=(), hint=False, positions=None):
+    """As `restore`, of tensors that have been read from `path`."""
+    try:
+        return convert.from_timm(tensors, like, fresh, hint, positions)
+    except InputError as error:
+        path = hub.local(path)
+        run = path.is_dir() and not hub.is_published(path)
+        kind = "run " if run else "" if path.is_dir() else "weights file "
+        raise InputError(f"{kind}{path}: {error}") from error
+
+
+def restore(
+    path: str | os.PathLike,
+    like: Mapping[str, Any],
+    fresh: Iterable[str] | None = None,
+    checkpoint: str = "best",
+    positions: Positions | None = None,
+):
+    """Variables of the shapes of `like` from whatever has weights.
+
+    `fresh` names the parts that keep what `like` has for them; None: there are none,
+    and errors suggest none; position embeddings are resized to `positions`. InputError
+    for anything else that is missing, left over or of another shape.
+    """
+    hint = fresh is not None
+    found = tensors(path, checkpoint)
+    return fit(path, found, like, fresh or (), hint, positions)

@@ -12,24 +12,19 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import safetensors
 import safetensors.numpy
 
 from imagepiece_jax.common.files import replacing_folder
+from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import (
-    convert,
-    hub,
-    hub_config,
-    layouts,
-    registry,
-    summary,
-)
-from imagepiece_jax.models.hub import SELECTORS
-from imagepiece_jax.models.hub_config import CONFIG, OURS
-from imagepiece_jax.models.infer_config import infer_config
-from imagepiece_jax.models.model_card import model_card
+from imagepiece_jax.models import registry, summary
 from imagepiece_jax.models.vit import ViT
+from imagepiece_jax.pretrained import convert, hub, hub_configs, layouts
+from imagepiece_jax.pretrained.hub import SELECTORS
+from imagepiece_jax.pretrained.hub_configs import CONFIG, EPS, OURS
+from imagepiece_jax.pretrained.infer import infer_config
 from imagepiece_jax.reduction import settings
 
 WEIGHTS = hub.WEIGHTS[0]
@@ -67,7 +62,7 @@ def save(
     dense = {k: v for k, v in tensors.items() if k not in learned}
     dense = layouts.as_timm(dense, model.arch)
     # Numbers of NumPy, where a model was made with them, are written as Python's.
-    text = json.dumps(hub_config.describe(model), indent=2, default=lambda v: v.item())
+    text = json.dumps(hub_configs.describe(model), indent=2, default=lambda v: v.item())
     config = json.loads(text)
     _check_way_back(model, dense | learned, config)
     in_timm = config["architecture"] != OURS
@@ -99,7 +94,7 @@ def _check_folder(folder):
         reason = error.strerror
         raise InputError(f"{folder} is no folder ({reason}); {allowed}") from error
     others = [name for name in held if name not in (WEIGHTS, SELECTORS, CONFIG, CARD)]
-    if held and (others or not hub_config.is_own(folder)):
+    if held and (others or not hub_configs.is_own(folder)):
         raise InputError(f"{folder} holds {(others or held)[0]}; {allowed}")
 
 
@@ -120,7 +115,7 @@ def _check(model, variables):
 def _check_way_back(model, tensors, config):
     """InputError where `load` would refuse these files, or make another model."""
     try:
-        found = hub_config.parse(config, {})
+        found = hub_configs.parse(config, {})
         read = layouts.to_timm(tensors).tensors
         fields = {**infer_config(read, found.given), **found.fields}
         reduction, more = settings.split(found.reduction)
@@ -139,3 +134,54 @@ def _check_way_back(model, tensors, config):
                 f"model.{field} is {getattr(model, field)!r}, and would be loaded as "
                 f"{getattr(again, field)!r}; allowed are models of create_model"
             )
+
+
+def model_card(name: str, model: ViT, in_timm: bool) -> str:
+    """Markdown on what a model is, what it costs and how to load it.
+
+    name: of its folder; in_timm: whether timm has such models.
+    """
+    size = model.preprocessing.image_size
+    leaves = jax.tree.leaves(summary.shapes(model, size)["params"])
+    parameters = sum(leaf.size for leaf in leaves)
+    height, width = sides(size)
+    macs = summary.model_macs(model, size) / 1e9
+    reduction = settings.label(settings.changed(model.reduction))
+    task = "image-classification" if model.num_classes else "image-feature-extraction"
+    classes = str(model.num_classes) if model.num_classes else "none, features alone"
+    eps = model.arch.norm_eps
+    other = f" timm's norms add {EPS:g} to variances, this model's {eps:g}."
+    timm = f"""
+Its dense part in timm, without the reduction:{other if eps < EPS else ""}
+
+```python
+model = timm.create_model("local-dir:{name}", pretrained=True)
+```
+"""
+    return f"""---
+library_name: imagepiece_jax
+pipeline_tag: {task}
+tags:
+- {task}
+- vision-transformer
+- token-reduction
+- jax
+---
+# {name}
+
+A vision transformer of imagepiece_jax.
+
+| | |
+|---|---|
+| reduction | {reduction} |
+| images | {height} x {width} pixels, mean {model.mean}, std {model.std} of [0, 1] |
+| classes | {classes} |
+| parameters | {parameters / 1e6:.1f} million |
+| cost | {macs:.2f} GMACs an image |
+
+```python
+import imagepiece_jax
+
+model, variables = imagepiece_jax.load("{name}")
+```
+{timm if in_timm else ""}"""

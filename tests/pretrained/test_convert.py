@@ -8,8 +8,8 @@ from flax import traverse_util
 from PIL import Image
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import convert, weights
 from imagepiece_jax.models.positions import Positions
+from imagepiece_jax.pretrained import convert, load
 
 
 def variables(width=6, depth=2, patch=4, tokens=9, classes=5, stem="patch", seed=0):
@@ -105,7 +105,7 @@ def test_real_weights_give_timms_numbers(assets):
     """Embeddings and the first class-attention row of four lines of NumPy each."""
     like = variables(width=192, depth=12, patch=16, tokens=196, classes=1000)
     path = assets / "weights" / "deit_tiny_patch16_224.npz"
-    params = weights.restore(path, jax.eval_shape(lambda: like))["params"]
+    params = load.restore(path, jax.eval_shape(lambda: like))["params"]
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 5_717_416
     truth = np.load(assets / "fixtures" / "deit_tiny_timm.npz")
     image = (truth["images_uint8"][0] / 255 - truth["mean"]) / truth["std"]
@@ -296,8 +296,8 @@ def test_fresh_must_name_a_part():
 def test_load_names_the_file(tmp_path):
     path = tmp_path / "a.npz"
     np.savez(path, **convert.to_timm(variables()))
-    assert_trees_equal(weights.restore(path, variables(seed=1)), variables())
+    assert_trees_equal(load.restore(path, variables(seed=1)), variables())
     with pytest.raises(
         InputError, match=r"weights file .*a\.npz: tensor head\.bias has"
     ):
-        weights.restore(path, variables(classes=6))
+        load.restore(path, variables(classes=6))

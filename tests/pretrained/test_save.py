@@ -15,15 +15,10 @@ import safetensors.numpy
 import imagepiece_jax
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.inference.optimize import prepare
-from imagepiece_jax.models import (
-    convert,
-    hub_config,
-    imagenet_classes,
-    registry,
-    summary,
-)
+from imagepiece_jax.models import registry, summary
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.vit import ViT
+from imagepiece_jax.pretrained import convert, hub_configs, imagenet_classes
 from tests.models import tiny
 from tests.models.test_published import same
 from tests.runs import ROOT
@@ -171,7 +166,7 @@ def test_what_a_folder_holds(tmp_path):
 def test_a_public_model_keeps_its_architecture(name, wanted):
     """And the kind of GELU, which timm's architecture of that name may not have."""
     model = registry.create_model(name)
-    found = hub_config.describe(model)
+    found = hub_configs.describe(model)
     assert found["architecture"] == wanted
     gelu = {"exact": "gelu", "quick": "quick_gelu"}[model.arch.gelu]
     size = model.preprocessing.image_size
@@ -192,7 +187,7 @@ def test_a_public_model_keeps_its_architecture(name, wanted):
     ],
 )
 def test_another_model_has_arguments_of_one_that_timm_has(name, wanted):
-    assert hub_config.describe(made(**MODELS[name])[0])["architecture"] == wanted
+    assert hub_configs.describe(made(**MODELS[name])[0])["architecture"] == wanted
 
 
 def test_a_loaded_model_may_get_another_reduction(tmp_path):

@@ -15,7 +15,7 @@ import numpy as np
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import public, registry
 from imagepiece_jax.models.architecture import DEIT, Architecture
-from imagepiece_jax.models.timm_config import is_eva
+from imagepiece_jax.pretrained.hub_configs import is_eva
 
 SIZES = ("patch_size", "embed_dim", "depth", "mlp_ratio")  # that shapes tell
 # Of an Architecture, which no shape tells; the pool is told where it has parameters.

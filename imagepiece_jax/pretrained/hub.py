@@ -14,8 +14,9 @@ import re
 
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import public, state_dict
-from imagepiece_jax.models.hub_config import CONFIG, OURS, PREPROCESSOR
+from imagepiece_jax.models import public
+from imagepiece_jax.pretrained import files
+from imagepiece_jax.pretrained.hub_configs import CONFIG, OURS, PREPROCESSOR
 
 SCHEME = "hf://"
 SELECTORS = "selectors.safetensors"  # of a saved model: what its reduction learned
@@ -160,7 +161,7 @@ def repository_files(text):
     config = read_json(repository.needed(CONFIG))
     weights = repository.needed(*WEIGHTS)
     if weights.name.endswith(INDEX):
-        for part in sorted({*state_dict.parts(weights).values()}):
+        for part in sorted({*files.parts(weights).values()}):
             repository.needed(part)
     if "architecture" not in config:  # timm's own form says it all
         repository.optional(PREPROCESSOR, ", with mean=.., std=..")

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import hub_config, imagenet_classes, registry
+from imagepiece_jax.models import registry
+from imagepiece_jax.pretrained import hub_configs, imagenet_classes
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 CLIP = {
@@ -46,7 +47,7 @@ def timm(**fields):
 
 
 def test_timms_form():
-    found = hub_config.parse(timm(), {})
+    found = hub_configs.parse(timm(), {})
     name = "vit_small_patch14_reg4_dinov2.lvd142m"
     assert found.given == IMAGENET | {"name": name, "image_size": 518}
     sizes = {"patch_size": 14, "embed_dim": 384, "depth": 12, "mlp_ratio": 4.0}
@@ -62,7 +63,7 @@ def test_timms_form():
 def test_timms_form_before_its_fields_were_grouped():
     config = timm()
     flat = config.pop("pretrained_cfg") | config
-    assert hub_config.parse(flat, {}) == hub_config.parse(timm(), {})
+    assert hub_configs.parse(flat, {}) == hub_configs.parse(timm(), {})
 
 
 @pytest.mark.parametrize(
@@ -78,7 +79,7 @@ def test_the_tag_of_a_fine_tuned_model_is_that_of_its_start(changes, tag):
     about = {field: public[field] for field in ("mean", "std", "num_classes")}
     about |= {"tag": "openai", "input_size": [3, 224, 224]}
     config["pretrained_cfg"] |= about | changes
-    given = hub_config.parse(config, {}).given
+    given = hub_configs.parse(config, {}).given
     assert given["name"] == (f"{name}.{tag}" if tag else name)
     gelu = registry.architecture({"name": given["name"]}).gelu
     assert gelu == ("quick" if tag else "exact")
@@ -87,7 +88,7 @@ def test_the_tag_of_a_fine_tuned_model_is_that_of_its_start(changes, tag):
 @pytest.mark.parametrize("value, there", [(None, False), (0, False), (1e-4, True)])
 def test_layer_scale_is_what_timm_makes_of_init_values(value, there):
     config = timm(model_args={"init_values": value})
-    given = hub_config.parse(config, {}).given
+    given = hub_configs.parse(config, {}).given
     assert given["arch"]["layer_scale"] is there
 
 
@@ -95,7 +96,7 @@ def test_layer_scale_is_what_timm_makes_of_init_values(value, there):
 def test_imagenets_names_are_of_weights_that_say_so(tag, named):
     config = timm(architecture="vit_small_patch16_224", num_classes=1000)
     config["pretrained_cfg"] |= {"tag": tag, "input_size": [3, 224, 224]} | HALF
-    found = hub_config.parse(config, {})
+    found = hub_configs.parse(config, {})
     assert found.given["name"].partition(".")[2] == (tag if named else "")
     assert found.class_names == (imagenet_classes.names() if named else None)
     names = imagenet_classes.names()
@@ -117,7 +118,7 @@ def test_imagenets_names_are_of_weights_that_say_so(tag, named):
 )
 def test_labels_of_timms_form(fields, names):
     config = timm(num_classes=3, **fields)
-    assert hub_config.parse(config, {}).class_names == names
+    assert hub_configs.parse(config, {}).class_names == names
 
 
 @pytest.mark.parametrize(
@@ -139,7 +140,7 @@ def test_labels_of_timms_form(fields, names):
     ],
 )
 def test_arguments_that_leave_the_parts(arguments, wanted):
-    found = hub_config.parse(timm(model_args=arguments), {}).given
+    found = hub_configs.parse(timm(model_args=arguments), {}).given
     size = arguments.get("img_size", 518)  # what timm makes the model for
     assert found == IMAGENET | {"image_size": size} | wanted
 
@@ -199,7 +200,7 @@ def test_arguments_that_leave_the_parts(arguments, wanted):
 def test_arguments_that_change_the_parts(name, arguments, wanted):
     """All parts are given then; the name says what else is of these weights."""
     config = timm(architecture=name, model_args=arguments, num_classes=0)
-    found = hub_config.parse(config, {})
+    found = hub_configs.parse(config, {})
     facts = registry.facts(name)
     assert found.given["name"] == name
     assert found.given["num_heads"] == facts["num_heads"]
@@ -214,21 +215,21 @@ def test_a_gated_mlp_has_no_gelu():
     """timm would put another function into the gate: there is none here."""
     config = timm(architecture="vit_giant_patch14_dinov2")
     for silu in ("silu", "swish"):
-        found = hub_config.parse(config | {"model_args": {"act_layer": silu}}, {})
+        found = hub_configs.parse(config | {"model_args": {"act_layer": silu}}, {})
         assert "gelu" not in found.given
     with pytest.raises(InputError, match="act_layer is 'gelu'; allowed are silu, swi"):
-        hub_config.parse(config | {"model_args": {"act_layer": "gelu"}}, {})
+        hub_configs.parse(config | {"model_args": {"act_layer": "gelu"}}, {})
     config = timm(architecture="eva02_tiny_patch14_224")
     with pytest.raises(InputError, match="model_args has act_layer='gelu', which"):
-        hub_config.parse(config | {"model_args": {"act_layer": "gelu"}}, {})
+        hub_configs.parse(config | {"model_args": {"act_layer": "gelu"}}, {})
 
 
 def test_a_width_of_its_own_has_a_hidden_layer_that_tensors_tell():
     """timm cuts width * ratio to a whole number, and 4304 / 1152 is no round one."""
     name = "vit_so400m_patch14_siglip_224"
-    found = hub_config.parse(timm(architecture=name, model_args={"depth": 2}), {})
+    found = hub_configs.parse(timm(architecture=name, model_args={"depth": 2}), {})
     assert found.told["mlp_ratio"] == 4304 / 1152
-    found = hub_config.parse(timm(architecture=name, model_args={"embed_dim": 64}), {})
+    found = hub_configs.parse(timm(architecture=name, model_args={"embed_dim": 64}), {})
     assert "mlp_ratio" not in found.told and found.told["embed_dim"] == 64
 
 
@@ -348,7 +349,7 @@ TRANSFORMERS = {
 @pytest.mark.parametrize("name", TRANSFORMERS)
 def test_transformers_form(name):
     config, processor, given, prepared = TRANSFORMERS[name]
-    found = hub_config.parse(config, processor)
+    found = hub_configs.parse(config, processor)
     size = config.get("vision_config", config).get("image_size", 224)
     wanted = given | {"resize": "bicubic", "image_size": size}
     assert found.given == wanted
@@ -375,20 +376,20 @@ def test_dinov3s_parts_are_those_of_the_public_model(size, gated):
         "rope_theta": 100.0,
         "use_gated_mlp": gated,
     }
-    found = hub_config.parse(config, {})
+    found = hub_configs.parse(config, {})
     public = registry.facts(f"vit_{size}_patch16_dinov3_qkvb.lvd1689m")["arch"]
     wanted = dataclasses.replace(public, pool="token")
     assert registry.architecture(found.given) == wanted
     assert found.given["image_size"] == 224 and "image_size" not in found.told
     other = {"rope_theta": 50.0, "key_bias": True, "num_register_tokens": 0}
-    arch = registry.architecture(hub_config.parse(config | other, {}).given)
+    arch = registry.architecture(hub_configs.parse(config | other, {}).given)
     assert (arch.rotary.temperature, arch.key_bias, arch.registers) == (50.0, True, 0)
 
 
 def test_deits_processor_squashes_and_crops():
     """256 pixels a side whatever the aspect, of which the middle 224 are seen."""
     processor = images(HALF, size=256, crop_size=224, do_center_crop=True, resample=3)
-    found = hub_config.parse({"model_type": "deit"}, processor).preprocessing
+    found = hub_configs.parse({"model_type": "deit"}, processor).preprocessing
     assert found == {"crop": 0.875, "crop_mode": "squash", "interpolation": "bicubic"}
 
 
@@ -396,20 +397,20 @@ def test_deits_processor_squashes_and_crops():
 def test_a_crop_gives_the_size_that_it_is_of(size):
     """224 / (224 / 354) is a bit less than 354."""
     processor = images(HALF, size=size, crop_size=224, do_center_crop=True)
-    found = hub_config.parse({"model_type": "deit"}, processor).preprocessing
+    found = hub_configs.parse({"model_type": "deit"}, processor).preprocessing
     assert int(224 / found["crop"]) == size
     assert found["crop"] == pytest.approx(224 / size)
 
 
 def test_what_a_processor_leaves_out_is_not_known():
-    found = hub_config.parse({"model_type": "vit"}, {})
+    found = hub_configs.parse({"model_type": "vit"}, {})
     assert not {"mean", "std"} & {*found.given} and found.preprocessing == {}
-    found = hub_config.parse({"model_type": "vit"}, {"do_normalize": False})
+    found = hub_configs.parse({"model_type": "vit"}, {"do_normalize": False})
     assert (found.given["mean"], found.given["std"]) == ((0.0,) * 3, (1.0,) * 3)
 
 
 def test_placeholders_are_no_names():
     labels = {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}
     config = {"model_type": "vit", "architectures": ["ViTForImageClassification"]}
-    found = hub_config.parse(config | labels, {})
+    found = hub_configs.parse(config | labels, {})
     assert found.class_names is None and found.told["num_classes"] == 2

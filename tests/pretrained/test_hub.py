@@ -15,11 +15,12 @@ import safetensors.numpy
 import imagepiece_jax
 from imagepiece_jax.commands import evaluate
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import convert, hub, pretrained
-from imagepiece_jax.models.metadata import normalization
+from imagepiece_jax.pretrained import convert, hub, load
+from imagepiece_jax.pretrained.load import normalization
 from tests.command import call, sentence
-from tests.models import hub_stand_in, tiny
+from tests.models import tiny
 from tests.models.test_published import HALF, HF, PROCESSOR, STD, TIMM, same
+from tests.pretrained import hub_stand_in
 
 COMMIT, OLDER = "a" * 40, "b" * 40
 INDEX = "model.safetensors.index.json"
@@ -404,5 +405,5 @@ def test_a_command_takes_an_id(cache, files):
     words = ["--weights=hf://org/name", "--data=digits", "--config.model.depth=3"]
     told = sentence(call(evaluate.main, *words))
     assert told.startswith(f"config.model.depth is 3, but folder {snapshot} has 1")
-    assert pretrained.read("hf://org/name").name == "org/name"
-    assert pretrained.read(snapshot).name == "org/name"
+    assert load.read("hf://org/name").name == "org/name"
+    assert load.read(snapshot).name == "org/name"

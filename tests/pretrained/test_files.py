@@ -16,8 +16,8 @@ import pytest
 import safetensors.numpy
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import state_dict
-from imagepiece_jax.models.state_dict import read_state_dict
+from imagepiece_jax.pretrained import files
+from imagepiece_jax.pretrained.files import read_state_dict
 
 
 def text(value):
@@ -440,7 +440,7 @@ def test_an_archive_that_claims_more_than_memory_is_refused(
         content = tensor("0", 100, (100,), (1,))
         write_pth(path, mapping(a=content), {"0": values})
     np.testing.assert_array_equal(read_state_dict(path)["a"], values)
-    monkeypatch.setattr(state_dict, "memory_bytes", lambda: 300)
+    monkeypatch.setattr(files, "memory_bytes", lambda: 300)
     with pytest.raises(InputError, match="more than this machine's memory"):
         read_state_dict(path)
 

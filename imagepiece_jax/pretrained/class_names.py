@@ -6,9 +6,9 @@ import pathlib
 from collections.abc import Sequence
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import hub, hub_config, imagenet_classes
-from imagepiece_jax.models.hub import is_published
-from imagepiece_jax.models.run_files import CLASSES, RUN_CONFIG, read_config
+from imagepiece_jax.pretrained import hub, hub_configs, imagenet_classes
+from imagepiece_jax.pretrained.hub import is_published
+from imagepiece_jax.pretrained.runs import CLASSES, RUN_CONFIG, read_config
 
 SAME_CLASSES = "allowed are the same classes in the same order"
 
@@ -21,8 +21,8 @@ def read(path: str | os.PathLike) -> tuple[str | None, ...] | None:
     version that kept none.
     """
     folder = hub.local(path)
-    if folder.is_dir() and hub_config.is_own(folder):
-        return hub_config.read(folder).class_names
+    if folder.is_dir() and hub_configs.is_own(folder):
+        return hub_configs.read(folder).class_names
     path = folder / CLASSES
     if not path.exists():
         return None

@@ -10,9 +10,9 @@ from flax import traverse_util
 from imagepiece_jax.common import checksums
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import convert, hub
 from imagepiece_jax.models.registry import MODELS
 from imagepiece_jax.models.vit import MEAN, STD
+from imagepiece_jax.pretrained import convert, hub
 from imagepiece_jax.reduction.settings import MODEL_FIELDS, current, plain
 
 RUN_CONFIG, CLASSES = "config.json", "classes.json"  # in the folder of a run

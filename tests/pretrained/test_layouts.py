@@ -14,8 +14,8 @@ import scipy.ndimage
 
 import imagepiece_jax
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import layouts, pretrained
 from imagepiece_jax.models.positions import resize
+from imagepiece_jax.pretrained import layouts, load
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "fixtures" / "layouts"
 FIXTURES = sorted(FOLDER.glob("*.npz"))
@@ -73,14 +73,14 @@ def test_what_is_given_comes_before_what_the_layout_says(tmp_path):
     tensors, _ = stored("vit_jax")
     np.savez(tmp_path / "w.npz", **tensors)
     given = {"name": "deit_s"}
-    fields = pretrained.read(tmp_path / "w.npz", given).fields
+    fields = load.read(tmp_path / "w.npz", given).fields
     assert fields["gelu"] == "tanh" and fields["num_heads"] == 3
     assert fields["mean"] == fields["std"] == (0.5,) * 3
     other = {"gelu": "exact", "mean": (0.4,) * 3, "std": (0.2,) * 3}
-    fields = pretrained.read(tmp_path / "w.npz", given | other).fields
+    fields = load.read(tmp_path / "w.npz", given | other).fields
     assert fields["gelu"] == "exact" and fields["mean"] == (0.4,) * 3
     given = {"name": "vit_base_patch16_224.augreg_in21k"}  # whose function is timm's
-    fields = pretrained.read(tmp_path / "w.npz", given).fields
+    fields = load.read(tmp_path / "w.npz", given).fields
     assert "gelu" not in fields and fields["num_heads"] == 3
 
 

@@ -1,0 +1,630 @@
+"""What config.json and preprocessor_config.json say of published weights.
+
+Both forms of the Hugging Face hub are read, timm's and transformers'. `describe` writes
+timm's, with a part of our own that says all of a model. transformers leaves out of a
+file what is as in the defaults of its model type, so that these stand here (its
+configuration classes, version 5.23).
+"""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from imagepiece_jax import __version__
+from imagepiece_jax.common.files import read_json
+from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.errors import InputError, one_of, suggestion
+from imagepiece_jax.models import public, registry
+from imagepiece_jax.models.architecture import DEIT, Architecture
+from imagepiece_jax.models.rotary import Rotary
+from imagepiece_jax.models.vit import ViT
+from imagepiece_jax.pretrained import imagenet_classes
+
+CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
+OURS = "imagepiece_jax"  # the part of a config.json that is this package's own
+
+
+@dataclasses.dataclass(frozen=True)
+class HubConfig:
+    """What a published model's config files say.
+
+    given: what no tensor tells, as `infer_config` takes it; told: what tensors tell
+    too; preprocessing: fields of a Preprocessing but the size; reduction and dtype: of
+    a model that this package saved; class_names: by label, None for a class without.
+    """
+
+    given: Mapping[str, Any]
+    told: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    preprocessing: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    reduction: Mapping[str, Any] | None = None
+    dtype: str | None = None
+    class_names: tuple[str | None, ...] | None = None
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Fields of create_model that are no matter of tensors."""
+        found = {"preprocessing": self.preprocessing} if self.preprocessing else {}
+        return found | ({"dtype": self.dtype} if self.dtype else {})
+
+    def check(self, fields: Mapping[str, Any]) -> None:
+        """InputError where `fields`, which tensors tell, are others than here."""
+        for field, value in self.told.items():
+            found = fields[field]
+            if found != value:
+                raise InputError(
+                    f"{CONFIG} says {field} {value!r}, but its tensors have {found!r}; "
+                    "allowed are files of one model"
+                )
+
+
+def read(folder: pathlib.Path) -> HubConfig:
+    """The HubConfig of a folder with a config.json; InputError with the file's name.
+
+    A preprocessor_config.json beside it is read too, where there is one.
+    """
+    config = read_json(folder / CONFIG)
+    images = {}
+    if (folder / PREPROCESSOR).is_file():
+        images = read_json(folder / PREPROCESSOR)
+    try:
+        return parse(config, images)
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from error
+
+
+def is_own(folder: pathlib.Path) -> bool:
+    """Whether a folder's config.json is of a model that this package saved."""
+    try:
+        return OURS in read_json(folder / CONFIG)
+    except InputError:
+        return False
+
+
+def parse(config: Mapping[str, Any], images: Mapping[str, Any]) -> HubConfig:
+    """As `read`, of the contents of config.json and of preprocessor_config.json."""
+    if OURS in config:
+        return _checked(HubConfig(**_guarded(CONFIG, _own, config)))
+    if "architecture" in config:
+        return _checked(HubConfig(**_guarded(CONFIG, parse_timm, config)))
+    found = _guarded(CONFIG, parse_transformers, config)
+    read = processor
+    given, prepared = _guarded(PREPROCESSOR, read, images, config)
+    given |= found.pop("given")
+    return _checked(HubConfig(given=given, preprocessing=prepared, **found))
+
+
+def _checked(found):
+    """`found`, whose size of images is one, as far as there is one."""
+    size = found.given.get("image_size", 1)
+    right = [isinstance(side, int) and side > 0 for side in sides(size)]
+    if right not in ([True], [True, True]):
+        raise InputError(
+            f"{CONFIG}: the size of images is {size!r}; allowed are one or two numbers "
+            "of pixels"
+        )
+    return found
+
+
+def _guarded(file, call, *content):
+    """What `call` makes of a file's content, whose mistakes are named with the file."""
+    try:
+        return call(*content)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
+    except KeyError as error:
+        raise InputError(f"{file} has no {error.args[0]}") from error
+    except (TypeError, AttributeError, ValueError, IndexError) as error:
+        raise InputError(f"{file} has a field of another type: {error}") from error
+
+
+def describe(model: ViT) -> dict[str, Any]:
+    """The content of a config.json by which `load` makes a model again.
+
+    timm makes its dense part of it, where it has an architecture that is not OURS.
+    """
+    prepared = dataclasses.asdict(model.preprocessing)
+    size, crop = prepared.pop("image_size"), prepared["crop"]
+    own = {
+        "version": __version__,
+        "model": {
+            "name": model.public_name,
+            "arch": dataclasses.asdict(model.arch),
+            "num_heads": model.num_heads,
+            "image_size": size,
+            "mean": model.mean,
+            "std": model.std,
+        },
+        "preprocessing": {} if crop is None else prepared,
+        "reduction": {**model.reduction, "prop_attn": model.prop_attn},
+        "dtype": model.dtype.name,
+    }
+    return {"architecture": OURS} | describe_timm(model) | {OURS: own}
+
+
+def _own(config):
+    """Of what `describe` wrote, the part that is of our own."""
+    own, classes = config[OURS], config["num_classes"]
+    if not isinstance(own["model"]["arch"], Mapping):
+        raise TypeError(f"arch is {own['model']['arch']!r}")
+    return {
+        "given": {k: _plain(v) for k, v in own["model"].items()},
+        "told": {"num_classes": classes},
+        "preprocessing": own["preprocessing"],
+        "reduction": {k: _plain(v) for k, v in own["reduction"].items()},
+        "dtype": own["dtype"],
+        "class_names": labels(config, classes),
+    }
+
+
+def _plain(value):
+    return tuple(_plain(v) for v in value) if isinstance(value, list) else value
+
+
+TIMM_GELUS = {"gelu": "exact", "gelu_tanh": "tanh", "quick_gelu": "quick"}
+SILUS = {"silu": "exact", "swish": "exact"}  # of a gated MLP, which has no GELU
+POOLS = {"token": "token", "avg": "mean", "map": "map"}
+NORMS = {"layernorm": 1e-6, "layer_norm": 1e-6}  # the epsilon of timm's LayerNorm
+# Of model_args, those that change parts of an Architecture, sizes, and those that
+# change no logits, or nothing that tensors do not tell.
+PARTS = ("class_token", "no_embed_class", "reg_tokens", "pre_norm", "qkv_bias")
+PARTS += ("init_values", "global_pool", "pool_include_prefix", "final_norm", "fc_norm")
+SIZES = ("patch_size", "embed_dim", "depth")
+IDLE = ("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate")
+IDLE += ("attn_drop_rate", "drop_path_rate", "weight_init", "fix_init")
+IDLE += ("dynamic_img_size", "strict_img_size", "img_size", "num_classes", "mlp_ratio")
+EPS = 1e-6  # of norms, the smallest that timm's architectures have
+# Architectures that others are made of by arguments, by what those cannot say.
+BASES = {
+    ("gelu", EPS, False): "vit_base_patch16_224",
+    ("gelu", 1e-5, False): "vit_base_patch16_clip_224",
+    ("swiglu", EPS, False): "vit_giant_patch14_dinov2",
+    ("gelu", EPS, True): "deit_base_distilled_patch16_224",
+}
+# Parts that only timm's class Eva has.
+EVA = ("positions", "rotary", "key_bias", "attn_norm", "mlp_norm")
+
+
+def parse_timm(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a HubConfig; what was written before timm 0.9 is flat."""
+    images = config.get("pretrained_cfg", config)
+    name, classes = config["architecture"], _classes(config, images)
+    if name not in registry.MODELS and public.model(name) is None:
+        known = [*public.table(), *registry.MODELS]
+        hint = suggestion(str(name), known, "allowed are timm's ViTs")
+        raise InputError(f"architecture is {name!r}; {hint}")
+    arguments = config.get("model_args") or {}
+    _, height, width = images["input_size"]
+    size = arguments.get("img_size") or (height, width)
+    size = sides(size)[0] if len({*sides(size)}) == 1 else tuple(size)
+    values = {"mean": tuple(images["mean"]), "std": tuple(images["std"])}
+    known = _known(name, images.get("tag"), values | {"num_classes": classes})
+    says, sizes = _arguments(arguments, known)
+    if known == name and name in public.table():  # trained by timm's code
+        says = public.timms_own(name) | says
+    told = sizes if classes is None else {"num_classes": classes} | sizes
+    if images.get("fixed_input_size", True):
+        told = told | {"image_size": size}
+    own = {"crop": "crop_pct", "crop_mode": "crop_mode"}
+    own |= {"interpolation": "interpolation"}
+    prepared = {k: images.get(theirs) for k, theirs in own.items()}
+    return {
+        "given": values | {"image_size": size} | says,
+        "told": told,
+        "preprocessing": {k: v for k, v in prepared.items() if v is not None},
+        "class_names": labels(images | config, classes)
+        or imagenet_classes.names_of(known, classes),
+    }
+
+
+def _classes(config, images):
+    return config.get("num_classes", images.get("num_classes"))
+
+
+def _known(name, tag, own):
+    """The name with its tag, or without where it was trained further.
+
+    A fine-tuned model keeps the tag of what it started from. It has other classes or
+    images, though, and was trained with the functions of timm's architecture, such as
+    exact GELU for CLIP's weights, not with those that the tag stands for.
+    """
+    published = public.model(f"{name}.{tag}") if tag else None
+    same = published and all(published.get(k) == v for k, v in own.items())
+    return f"{name}.{tag}" if same else name
+
+
+def labels(config: Mapping[str, Any], classes: int | None):
+    """Descriptions of the labels where there are any, else their names; or None."""
+    names = config.get("label_names")
+    if not names:
+        return None
+    if isinstance(names, Mapping):  # by number, some of which may lack
+        names = [names.get(str(i)) for i in range(classes)]
+    described = config.get("label_descriptions") or {}
+    return tuple(described.get(name, name) for name in names)
+
+
+def _arguments(arguments, name):
+    """(what the name and model_args say that no tensor tells, sizes that they say)."""
+    arch, changes = registry.architecture({"name": name}), {}
+    for field, value in arguments.items():
+        if field == "num_heads":
+            changes[field] = value
+        elif field == "act_layer" and arch.mlp == "swiglu" and not is_eva(arch):
+            one_of(f"model_args.{field}", value, SILUS)
+        elif field == "act_layer" and not is_eva(arch):
+            changes["gelu"] = one_of(f"model_args.{field}", value, TIMM_GELUS)
+        elif field == "norm_layer":
+            changes["norm_eps"] = one_of(f"model_args.{field}", value, NORMS)
+        elif field == "in_chans":
+            one_of(f"model_args.{field}", value, {3: 3})
+        elif field not in (*PARTS, *SIZES, *IDLE):
+            raise InputError(f"model_args has {field}={value!r}, which no model has")
+    sizes = {k: v for k, v in arguments.items() if k in SIZES and v is not None}
+    own = registry.size_of(registry.facts(name))
+    own = {k: own[k] for k in (*SIZES, "mlp_ratio") if k in own}
+    if {"mlp_ratio", "embed_dim"} & {*arguments}:
+        # timm's counts packed layers twice, and is cut to whole widths: tensors tell.
+        del own["mlp_ratio"]
+    told = own | sizes
+    null = ("init_values", "fc_norm")  # where None is not what is left out
+    parts = {k: v for k, v in arguments.items() if k in PARTS}
+    parts = {k: v for k, v in parts.items() if v is not None or k in null}
+    if not parts and not sizes and "mlp_ratio" not in arguments:
+        return {"name": name} | changes, told
+    arch = _changed(arch, parts)
+    heads = registry.facts(name)["num_heads"]
+    given = {"name": name, "arch": dataclasses.asdict(arch), "num_heads": heads}
+    return given | changes, told
+
+
+def _changed(arch: Architecture, arguments) -> Architecture:
+    """An Architecture changed by arguments of timm's VisionTransformer, or Eva."""
+    found, eva = _with_arguments(arch, arguments), is_eva(arch)
+    if eva:  # which has no argument for it
+        reads = found.pool == "map" and found.prefix > 0
+        found = dataclasses.replace(found, pool_include_prefix=reads)
+    heads = ("pool", "pool_include_prefix", "final_norm", "fc_norm")
+    same = {field: getattr(arch, field) for field in heads}
+    asked = "pool_include_prefix" in arguments
+    if eva and (asked or dataclasses.replace(found, **same) != arch):
+        raise InputError(
+            f"model_args has {', '.join(arguments)} for a model with rotary positions; "
+            "allowed are its own parts, and another global_pool"
+        )
+    return found
+
+
+def _with_arguments(arch, arguments):
+    ours = {"class_token": "class_token", "reg_tokens": "registers"}
+    ours |= {"qkv_bias": "qkv_bias", "pre_norm": "pre_norm"}
+    ours |= {"pool_include_prefix": "pool_include_prefix"}
+    found = {ours[k]: v for k, v in arguments.items() if k in ours}
+    if "pre_norm" in found:
+        found["patch_bias"] = not found["pre_norm"]
+    if "init_values" in arguments:
+        found["layer_scale"] = bool(arguments["init_values"])
+    if "no_embed_class" in arguments:
+        found["prefix_positions"] = not arguments["no_embed_class"]
+    if {"global_pool", "final_norm", "fc_norm"} & {*arguments}:
+        found |= _head(arch, arguments)
+    arch = dataclasses.replace(arch, **found)
+    return arch if arch.prefix else dataclasses.replace(arch, prefix_positions=True)
+
+
+def _head(arch, arguments):
+    """pool, final_norm and fc_norm; without a word on it a mean has its norm behind."""
+    usual = None if arch.fc_norm == (arch.pool == "mean") else arch.fc_norm
+    pool, behind = arch.pool, arguments.get("fc_norm", usual)
+    if "global_pool" in arguments:
+        pool = one_of("model_args.global_pool", arguments["global_pool"], POOLS)
+    behind = pool == "mean" if behind is None else behind
+    normed = arguments.get("final_norm", arch.final_norm or arch.fc_norm)
+    return {
+        "pool": pool,
+        "final_norm": normed and not behind,
+        "fc_norm": normed and behind,
+    }
+
+
+def describe_timm(model: ViT) -> dict[str, Any]:
+    """The content of a config.json by which timm makes the dense part of a model.
+
+    Without "architecture" where timm has no such models.
+    """
+    known = dataclasses.asdict(model.preprocessing)
+    size, crop = known.pop("image_size"), known.pop("crop")
+    heads = ["head", "head_dist"] if model.arch.dist_token else "head"
+    labels = _labels(model.class_names)
+    return {
+        **_architecture(model),
+        "num_classes": model.num_classes,
+        "num_features": model.embed_dim,
+        **({"label_names": labels} if labels else {}),
+        "pretrained_cfg": {
+            "input_size": [3, *sides(size)],
+            "fixed_input_size": True,
+            "mean": model.mean,
+            "std": model.std,
+            "num_classes": model.num_classes,
+            **({} if crop is None else {"crop_pct": crop} | known),
+            "pool_size": None,
+            "first_conv": "patch_embed.proj",
+            "classifier": heads,
+        },
+    }
+
+
+def is_eva(arch: Architecture) -> bool:
+    """Whether timm has it as its class Eva, not as VisionTransformer."""
+    return any(getattr(arch, field) != getattr(DEIT, field) for field in EVA)
+
+
+def _labels(names):
+    """A list, or where some classes have no name those that have one by number."""
+    if names is None or None not in names:
+        return names
+    return {str(i): name for i, name in enumerate(names) if name is not None}
+
+
+def _architecture(model):
+    """timm's architecture and its arguments; {} where timm has none."""
+    arch, image_size = model.arch, model.preprocessing.image_size
+    size, eva = _size(model), is_eva(arch)
+    plain = {"resize": DEIT.resize} | ({} if eva else {"gelu": DEIT.gelu})
+    parts = dataclasses.replace(arch, **plain)
+    same = [
+        name
+        for name in public.table()
+        if registry.size_of(facts := registry.facts(name)) == size
+        and dataclasses.replace(facts["arch"], **plain) == parts
+    ]
+    same.sort(key=lambda name: registry.facts(name).get("image_size") != image_size)
+    arguments = {"img_size": image_size}
+    if arch.mlp != "swiglu" and not eva:
+        gelus = {ours: theirs for theirs, ours in TIMM_GELUS.items()}
+        arguments["act_layer"] = gelus[arch.gelu]
+    if same and model.stem == "patch":
+        return {"architecture": same[0], "model_args": arguments}
+    # Less than timm adds to variances is next to the same; the model card names it.
+    base = BASES.get((arch.mlp, max(arch.norm_eps, EPS), arch.dist_token))
+    if base is None or not _is_vision_transformer(model):
+        return {}
+    return {"architecture": base, "model_args": arguments | _all_arguments(model)}
+
+
+def _is_vision_transformer(model):
+    """Whether arguments of timm's VisionTransformer can say what the model is."""
+    arch = model.arch
+    if model.stem != "patch" or is_eva(arch):
+        return False
+    if arch.dist_token and arch.registers:
+        return False
+    if arch.mlp == "swiglu" and not arch.layer_scale:  # its base has it
+        return False
+    return arch.patch_bias != arch.pre_norm and not (arch.final_norm and arch.fc_norm)
+
+
+def _all_arguments(model):
+    """All arguments of timm's VisionTransformer that make the parts of a model."""
+    arch, hidden = model.arch, round(model.embed_dim * model.mlp_ratio)
+    hidden *= 2 if arch.mlp == "swiglu" else 1  # two layers in one
+    ratio = hidden / model.embed_dim
+    if int(model.embed_dim * ratio) < hidden:  # which is what timm takes
+        ratio = math.nextafter(ratio, math.inf)
+    pools = {ours: theirs for theirs, ours in POOLS.items()}
+    return {
+        **_size(model),
+        "mlp_ratio": ratio,
+        "qkv_bias": arch.qkv_bias,
+        "init_values": 1e-5 if arch.layer_scale else None,
+        "class_token": arch.class_token,
+        "reg_tokens": arch.registers,
+        "no_embed_class": not arch.prefix_positions,
+        "pre_norm": arch.pre_norm,
+        "global_pool": pools[arch.pool],
+        "pool_include_prefix": arch.pool_include_prefix,
+        "final_norm": arch.final_norm or arch.fc_norm,
+        "fc_norm": arch.fc_norm,
+    }
+
+
+def _size(model):
+    own = [field for field in registry.SIZES if field != "depth"]
+    return {"depth": len(model.plan), **{field: getattr(model, field) for field in own}}
+
+
+# Activations by their names; those of one kind differ in rounding alone.
+GELUS = {"gelu": "exact", "gelu_python": "exact", "quick_gelu": "quick"}
+GELUS |= dict.fromkeys(("gelu_pytorch_tanh", "gelu_python_tanh"), "tanh")
+GELUS |= dict.fromkeys(("gelu_new", "gelu_fast", "gelu_accurate"), "tanh")
+# Fields that are numbers of something.
+WHOLE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+RESCALE = 1 / 255
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelType:
+    """A model type of transformers.
+
+    fields: the defaults of its configuration class; resize: how its code interpolates
+    positions; resample: its image processor's own; square: whether a size that is one
+    number means both sides there; parts: (fields) -> what tensors tell too; arch:
+    (fields) -> the parts, where no tensor tells them all, nor an image size.
+    """
+
+    fields: Mapping[str, Any]
+    resize: str
+    resample: int
+    square: bool = True
+    parts: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda fields: {}
+    arch: Callable[[Mapping[str, Any]], Architecture] | None = None
+
+
+def _hidden(fields):
+    return {"mlp_ratio": fields["intermediate_size"] / fields["hidden_size"]}
+
+
+def _dinov2(fields):
+    hidden = int(fields["hidden_size"] * fields["mlp_ratio"])
+    if fields["use_swiglu_ffn"]:
+        hidden = (int(hidden * 2 / 3) + 7) // 8 * 8
+    return {"mlp_ratio": hidden / fields["hidden_size"]}
+
+
+def _dinov3(fields):
+    return Architecture(
+        registers=fields["num_register_tokens"],
+        positions=False,
+        rotary=Rotary("center", float(fields["rope_theta"]), planes="halves"),
+        qkv_bias=fields["query_bias"],
+        key_bias=fields["key_bias"] or not fields["query_bias"],
+        layer_scale=True,
+        mlp="swiglu" if fields["use_gated_mlp"] else "gelu",
+    )
+
+
+_BASE = dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12)
+_BASE |= dict(image_size=224, patch_size=16, num_channels=3)
+_WIDE = _BASE | dict(intermediate_size=3072)
+_VIT = _WIDE | dict(hidden_act="gelu", layer_norm_eps=1e-12)
+_DINOV2 = _BASE | dict(hidden_act="gelu", layer_norm_eps=1e-6)
+_DINOV2 |= dict(mlp_ratio=4, use_swiglu_ffn=False)
+_CLIP = _WIDE | dict(patch_size=32, hidden_act="quick_gelu", layer_norm_eps=1e-5)
+_SIGLIP = _WIDE | dict(hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6)
+_DINOV3 = dict(hidden_size=384, num_hidden_layers=12, num_attention_heads=6)
+_DINOV3 |= dict(image_size=224, patch_size=16, num_channels=3, intermediate_size=1536)
+_DINOV3 |= dict(hidden_act="gelu", layer_norm_eps=1e-5, use_gated_mlp=False)
+_DINOV3 |= dict(num_register_tokens=0, rope_theta=100.0, query_bias=True)
+_DINOV3 |= dict(key_bias=False)
+MODEL_TYPES = {
+    "vit": ModelType(_VIT, "bicubic", 2, parts=_hidden),
+    "deit": ModelType(_VIT, "bicubic", 3, parts=_hidden),
+    "dinov2": ModelType(
+        _DINOV2 | {"patch_size": 14}, "bicubic", 3, square=False, parts=_dinov2
+    ),
+    "dinov2_with_registers": ModelType(
+        _DINOV2, "antialias", 3, square=False, parts=_dinov2
+    ),
+    "clip_vision_model": ModelType(_CLIP, "bicubic", 3, square=False, parts=_hidden),
+    "siglip_vision_model": ModelType(_SIGLIP, "bicubic", 3, parts=_hidden),
+    "dinov3_vit": ModelType(_DINOV3, "antialias", 2, parts=_hidden, arch=_dinov3),
+}
+TOWERS = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
+
+
+def parse_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a HubConfig in a config.json."""
+    kind, fields = _kind(config), config
+    if config["model_type"] in TOWERS:
+        fields = config.get("vision_config") or {}
+    model = MODEL_TYPES[kind]
+    fields = model.fields | {k: v for k, v in fields.items() if k in model.fields}
+    for field in {*fields} & {*WHOLE}:
+        value = fields[field]
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise InputError(f"{field} is {value!r}; allowed are 1, 2, 3, ..")
+    one_of("num_channels", fields["num_channels"], {3: 3})
+    size, patch = _square(fields["image_size"]), _square(fields["patch_size"])
+    classify = any("ImageClass" in name for name in config.get("architectures") or ())
+    labels = config.get("id2label") if classify else None
+    told = {"embed_dim": fields["hidden_size"], "depth": fields["num_hidden_layers"]}
+    told |= {"patch_size": patch} | model.parts(fields)
+    told |= {"num_classes": len(labels)} if labels else {}
+    gated = fields.get("use_gated_mlp", False)
+    acts = SILUS if gated else GELUS
+    given = {
+        "num_heads": fields["num_attention_heads"],
+        "gelu": one_of("hidden_act", fields["hidden_act"], acts),
+        "norm_eps": float(fields["layer_norm_eps"]),
+        "resize": model.resize,
+        "image_size": size,
+    }
+    if model.arch:
+        given["arch"] = dataclasses.asdict(model.arch(fields))
+    else:
+        told["image_size"] = size
+    return {"given": given, "told": told, "class_names": _names(labels)}
+
+
+def processor(
+    images: Mapping[str, Any], config: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(mean and std, fields of a Preprocessing) of a preprocessor_config.json.
+
+    Empty where it does not say them. config: the content of config.json.
+    """
+    if not images:
+        return {}, {}
+    model = MODEL_TYPES[_kind(config)]
+    if not images.get("do_rescale", True):
+        raise InputError("do_rescale is False; allowed is True")
+    factor = images.get("rescale_factor", RESCALE)
+    if abs(factor - RESCALE) > 1e-6:
+        raise InputError(f"rescale_factor is {factor!r}; allowed is 1/255")
+    names = {"mean": "image_mean", "std": "image_std"}
+    given = {k: tuple(images[name]) for k, name in names.items() if name in images}
+    if not images.get("do_normalize", True):
+        given = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    if not images.get("do_resize", True) or "size" not in images:
+        return given, {}
+    resample = images.get("resample", model.resample)
+    interpolation = one_of("resample", resample, RESAMPLE)
+    side, squash = _resized(images["size"], model)
+    cut = images.get("crop_size")
+    cropped = images.get("do_center_crop", cut is not None)
+    known = cut is not None if cropped else squash
+    crop = _share(_square(cut), side) if known and cropped else 1.0
+    if not known or crop > 1:
+        raise InputError(
+            f"size is {images['size']!r} and crop_size {cut!r}; allowed are a height "
+            "and a width, or a crop_size of at most size"
+        )
+    mode = "squash" if squash else "center"
+    return given, {"crop": crop, "crop_mode": mode, "interpolation": interpolation}
+
+
+def _kind(config):
+    """The model type, of two towers that of the images."""
+    kind = config["model_type"]
+    known = {kind: kind for kind in MODEL_TYPES} | TOWERS
+    return one_of("model_type", kind, known)
+
+
+def _names(labels):
+    """id2label as names by number; None where they are transformers' placeholders."""
+    if not labels:
+        return None
+    names = [labels.get(str(i)) for i in range(len(labels))]
+    if all(name == f"LABEL_{i}" for i, name in enumerate(names)):
+        return None
+    return tuple(names)
+
+
+def _share(cut, side):
+    """cut / side, or the number next to it of which int(cut / share) is `side`."""
+    share = cut / side
+    return share if int(cut / share) == side else math.nextafter(share, 0)
+
+
+def _resized(size, model):
+    """(pixels a side, whether both sides get them) of a processor's size."""
+    if not isinstance(size, Mapping):
+        return size, model.square
+    if "shortest_edge" in size:
+        return size["shortest_edge"], False
+    return _square((size["height"], size["width"])), True
+
+
+def _square(size):
+    """A number of pixels, given so or as {"height", "width"} or twice."""
+    if isinstance(size, Mapping):
+        size = (size["height"], size["width"])
+    if isinstance(size, int):
+        return size
+    height, width = size
+    if height != width:
+        raise InputError(f"a size is {tuple(size)!r}; allowed are squares")
+    return height
