@@ -39,8 +39,8 @@ INSTALLED_AS = {
     "tensorflow_datasets": "tensorflow-datasets",
     "yaml": "pyyaml",
 }
-# Needed by what we import, which does not say so itself.
-NOT_IMPORTED = {"flatbuffers", "importlib_resources"}
+# Needed by what we import, which does not say so itself; scikit-learn has the digits.
+NOT_IMPORTED = {"flatbuffers", "importlib_resources", "scikit-learn"}
 # Imported where they are installed, by an extra, and done without elsewhere.
 OPTIONAL = {"huggingface_hub", "onnx", "timm", "torch"}
 LOCAL = {"imagepiece_jax", "configs", "experiments", "train", "tests", "tools"}

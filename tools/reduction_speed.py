@@ -1,6 +1,6 @@
 """Time of one reduction alone, as one fused kernel and as XLA's own.
 
-python -m tools.reduction_speed --batch 256 --dtype bfloat16
+python -m tools.reduction_speed --images 256 --dtype bfloat16
 
 By default the first step of DeiT-S on images of 224 pixels: 196 image tokens of width
 384. "Floor" is the time in which the device's copy rate moves keys, tokens and results
@@ -15,7 +15,7 @@ from absl import flags
 from imagepiece_jax import cli
 from imagepiece_jax.common.files import check_writable, replace_file
 
-BATCH = flags.DEFINE_integer("batch", 256, "images that are reduced at once", 1)
+BATCH = flags.DEFINE_integer("images", 256, "reduced at once", 1)
 TOKENS = flags.DEFINE_integer("tokens", 196, "of an image, before the step", 8)
 HEADS = flags.DEFINE_integer("heads", 6, "of attention, each 64 wide", 1)
 DTYPE = cli.dtype("of tokens")
