@@ -78,14 +78,38 @@ def stale_reason(mutation, root=ROOT):
 
 
 def follow(mutations, root=ROOT):
-    """Enter the new files of texts that have moved; returns the ids of these faults."""
+    """Enter the new files of texts and of tests that have moved.
+
+    Returns the ids of these faults.
+    """
     moved = []
     for mutation in mutations:
+        before = mutation["file"], mutation["tests"]
         found = places(mutation, root)
         if mutation["file"] not in found and [*found.values()] == [1]:
             (mutation["file"],) = found
+        mutation["tests"] = [_followed(test, root) for test in mutation["tests"]]
+        if before != (mutation["file"], mutation["tests"]):
             moved.append(mutation["id"])
     return moved
+
+
+def is_there(test, root=ROOT):
+    """Whether a test, FILE::NAME, or a file or folder of tests exists."""
+    file, _, name = test.partition("::")
+    if not name:
+        return (root / file).exists()
+    return (root / file).is_file() and f"def {name}(" in (root / file).read_text()
+
+
+def _followed(test, root):
+    """The test, of the file that alone has one of its name where its own does not."""
+    if is_there(test, root) or "::" not in test:
+        return test
+    name = test.partition("::")[2]
+    found = [str(file.relative_to(root)) for file in (root / "tests").rglob("*.py")]
+    found = [file for file in found if is_there(f"{file}::{name}", root)]
+    return f"{found[0]}::{name}" if len(found) == 1 else test
 
 
 def copy_tree(folder, root=ROOT):

@@ -250,6 +250,12 @@ def test_thin_images_fall_back_to_the_center(height, width, box):
     assert transforms.crop_box(height, width, rng(), area=(0.9, 1.0)) == box
 
 
+def test_an_aspect_is_width_over_height():
+    wide = dict(area=(0.1, 0.1), aspect=(2.0, 3.0))
+    boxes = [transforms.crop_box(300, 300, rng(seed), **wide) for seed in range(20)]
+    assert all(1.9 < width / height < 3.1 for _, _, height, width in boxes)
+
+
 def test_crop_boxes_reach_every_place():
     quarter = dict(area=(0.25, 0.25), aspect=(1.0, 1.0))
     boxes = {transforms.crop_box(2, 2, rng(seed), **quarter) for seed in range(100)}

@@ -333,3 +333,43 @@ def test_what_a_model_says_of_itself():
     }.items():
         with pytest.raises(AttributeError, match=where):
             getattr(model, name)
+
+
+# Parts that stand in an order, in models whose branches add a bias alone
+
+
+def without_branches(model):
+    """Variables of which no branch reads its tokens: it adds its last bias."""
+    variables = tiny.variables(model)
+    for name, block in variables["params"].items():
+        if name.startswith("blocks_"):
+            for layer in (block["attn"]["proj"], block["mlp"]["fc2"]):
+                layer["kernel"] = np.zeros_like(layer["kernel"])
+    return variables
+
+
+def test_registers_stand_behind_the_class_token():
+    arch = {"registers": 2, "prefix_positions": False}
+    model = tiny.model(arch=arch, depth=1)
+    variables = without_branches(model)
+    params = variables["params"]
+    block = params["blocks_0"]
+    added = block["attn"]["proj"]["bias"] + block["mlp"]["fc2"]["bias"]
+    x = forward(model)(variables, tiny.images()).state.x
+    first = np.concatenate([params["cls_token"], params["reg_token"]], axis=1)
+    close(x[:, :3], np.repeat(first + added, 3, axis=0))
+
+
+def test_each_branch_has_a_layer_scale_of_its_own():
+    model = tiny.model(arch={"layer_scale": True}, depth=1)
+    variables = without_branches(model)
+    block = variables["params"]["blocks_0"]
+    attended, computed = block["attn"]["proj"], block["mlp"]["fc2"]
+    added = block["ls1"]["gamma"] * attended["bias"]
+    added = added + block["ls2"]["gamma"] * computed["bias"]
+    run = forward(model)
+    x = run(variables, tiny.images()).state.x
+    for layer in (attended, computed):
+        layer["bias"] = np.zeros_like(layer["bias"])
+    before = run(variables, tiny.images()).state.x
+    close(x - before, np.broadcast_to(added, x.shape))

@@ -7,6 +7,7 @@ of CLIP's tower in torch and of Google's in Flax, with what these compute.
 import json
 import pathlib
 
+import cv2
 import jax
 import numpy as np
 import pytest
@@ -215,6 +216,14 @@ def test_a_classifier_of_one_of_two_tokens_lacks_the_other(tmp_path):
         InputError, match="a distillation token and a head of the class"
     ):
         imagepiece_jax.load(tmp_path / "w.npz", **json.loads(str(about["given"])))
+
+
+@pytest.mark.parametrize("new", [(8, 7), (3, 4), (5, 9)])
+def test_bicubic_positions_are_those_of_opencv(new):
+    """Which has PyTorch's kernel and borders, and no antialiasing."""
+    grid = np.random.default_rng(0).normal(size=(5, 6, 3)).astype(np.float32)
+    resized = cv2.resize(grid, new[::-1], interpolation=cv2.INTER_CUBIC)
+    np.testing.assert_allclose(resize(grid, new, "bicubic"), resized, atol=1e-5)
 
 
 @pytest.mark.parametrize("new", [(7, 9), (3, 4), (5, 8), (1, 2)])

@@ -5,7 +5,6 @@ import subprocess
 
 import pytest
 
-from tests.runs import ROOT
 from tools import mutations
 
 FAULTS = mutations.read_list()
@@ -19,10 +18,8 @@ def test_a_fault_still_applies(fault):
 
 
 def test_the_tests_that_catch_the_faults_are_there():
-    for test in {test for fault in FAULTS for test in fault["tests"]}:
-        file, _, name = test.partition("::")
-        text = (ROOT / file).read_text("utf-8") if name else ""
-        assert f"def {name}(" in text if name else (ROOT / file).exists(), test
+    tests = {test for fault in FAULTS for test in fault["tests"]}
+    assert not {test for test in tests if not mutations.is_there(test)}
 
 
 def test_there_are_a_hundred_of_all_rooms():
@@ -81,12 +78,15 @@ def test_faults_are_caught_or_not_and_leave_the_tree_as_it_was(tree):
     assert (tree / "package/room.py").read_text() == CODE
 
 
-def test_a_text_that_moved_is_followed(tree):
+def test_a_text_and_a_test_that_moved_are_followed(tree):
     (tree / "package" / "hall.py").write_text(CODE)
     (tree / "package" / "room.py").unlink()
-    faults = [fault("x / 2", "x / 3"), fault("x + 2", "x + 3")]
+    (tree / "tests/test_room.py").rename(tree / "tests/test_hall.py")
+    test = "tests/test_room.py::test_half"
+    faults = [fault("x / 2", "x / 3", test), fault("x + 2", "x + 3")]
     assert "is in package/hall.py now" in mutations.stale_reason(faults[0], tree)
     assert mutations.follow(faults, tree) == ["x / 2"]
     assert faults[0]["file"] == "package/hall.py"
+    assert faults[0]["tests"] == ["tests/test_hall.py::test_half"]
     assert mutations.stale_reason(faults[0], tree) is None
     assert "nor has another file" in mutations.stale_reason(faults[1], tree)

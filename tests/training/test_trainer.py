@@ -255,7 +255,8 @@ def test_the_best_is_chosen_by_the_weights_or_their_averages(
     monkeypatch.setattr(made, "_save", lambda *given: best.append(given[-1]))
     state = types.SimpleNamespace(variables="weights", ema="averages")
     meta = {"best": {"acc1": -1.0, "step": 0}, "last": None, "evaluated": 0}
-    for step, accuracies in enumerate([(50, 60), (40, 70), (55, 65)], start=1):
+    rows = [(50, 60), (40, 70), (55, 65), (55, 70)]  # the last is as good, not better
+    for step, accuracies in enumerate(rows, start=1):
         found = [{"acc1": acc1, "acc5": 99.0, "loss": 1.0} for acc1 in accuracies]
         monkeypatch.setattr(made, "_accuracy", lambda *_, found=found: found)
         meta = made._evaluate(state, step, meta, mock.Mock(), None)
