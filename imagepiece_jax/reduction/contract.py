@@ -243,17 +243,10 @@ def _check_index(dest, index):
     """`index` is the map of `dest`, which is in order."""
     n_out, n = index.keep.shape[1], dest.shape[1]
     for image, slots in enumerate(dest):
-        keep, absorbed, target, groups, group_keep = (
-            field[image]
-            for field in (
-                index.keep,
-                index.absorbed,
-                index.target,
-                index.groups,
-                index.group_keep,
-            )
-        )
-        absorbed, target = absorbed[target != n_out], target[target != n_out]
+        own = jax.tree.map(lambda field, image=image: field[image], index)
+        keep, groups, group_keep = own.keep, own.groups, own.group_keep
+        real = own.target != n_out
+        absorbed, target = own.absorbed[real], own.target[real]
         tokens = np.concatenate([keep, absorbed])
         named = np.concatenate([np.arange(n_out), target])
         for token, slot in zip(tokens.tolist(), named.tolist(), strict=True):

@@ -74,7 +74,7 @@ def _take_crop(config, weights):
 
 
 def for_analysis(path, config, overrides=None, normalization=None, averaged=False):
-    """`pretrained.for_analysis` in float32, where `overrides` are typed alone, too."""
+    """`load.for_analysis` in float32, where `overrides` are typed alone, too."""
     if not overrides:
         config = config if overrides is None else None
         return load.for_analysis(path, config, "float32", normalization, averaged)
