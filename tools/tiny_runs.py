@@ -18,7 +18,7 @@ import jax
 
 from imagepiece_jax.errors import RunError
 from imagepiece_jax.training.checkpoint import KINDS, Checkpoints
-from imagepiece_jax.training.metric_writer import MEASURED, read_metrics
+from imagepiece_jax.training.logging import MEASURED, read_metrics
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 STEPS, EPOCH = 60, 12

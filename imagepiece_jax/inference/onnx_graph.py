@@ -1,9 +1,9 @@
 """An ONNX graph from what JAX traces.
 
-Each equation becomes a node or a few, by the tables of `onnx_primitives` and, for
-functions marked as one node (common.nodes), of `onnx_nodes`. What depends on no input
-is computed here and becomes a constant. Broadcasts are left to the operators, which
-broadcast themselves, until something needs all of an array.
+Each equation becomes a node or a few, by the table PRIMITIVES and, for functions marked
+as one node (common.nodes), by NODES. What depends on no input is computed here and
+becomes a constant. Broadcasts are left to the operators, which broadcast themselves,
+until something needs all of an array.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ from jax.extend import core
 
 from imagepiece_jax.common import nodes
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.models.custom_vjp import QUICK
 
 OPSET = 20  # the first with Gelu
 IR_VERSION = 10  # of ONNX files, of the time of that opset
@@ -398,3 +399,696 @@ def _permuted(constant, order):
 def _content(array):
     """What two equal constants have in common."""
     return array.dtype.str, array.shape, hashlib.sha256(array).digest()
+
+
+# JAX's primitives as ONNX operators: (graph, equation, its Values) -> the Value of its
+# output, or the Values of several. Constants alone never come here.
+PRIMITIVES = {}
+
+
+def primitive(*names):
+    """Enter a function in PRIMITIVES."""
+
+    def enter(fn):
+        PRIMITIVES.update(dict.fromkeys(names, fn))
+        return fn
+
+    return enter
+
+
+# Elementwise
+
+UNARY = {
+    "abs": "Abs",
+    "cos": "Cos",
+    "erf": "Erf",
+    "exp": "Exp",
+    "log": "Log",
+    "logistic": "Sigmoid",
+    "neg": "Neg",
+    "not": "Not",
+    "sign": "Sign",
+    "sin": "Sin",
+    "sqrt": "Sqrt",
+    "tanh": "Tanh",
+}
+BINARY = {
+    "add": "Add",
+    "and": "And",
+    "div": "Div",
+    "max": "Max",
+    "min": "Min",
+    "mul": "Mul",
+    "or": "Or",
+    "pow": "Pow",
+    "sub": "Sub",
+}
+COMPARISONS = {
+    "eq": "Equal",
+    "ge": "GreaterOrEqual",
+    "gt": "Greater",
+    "le": "LessOrEqual",
+    "lt": "Less",
+}
+
+
+# What is known of a comparison of ranks with a number, for NODES: it holds of the
+# tokens before that place of their order, or of those from there on.
+SIDES = {"lt": "before", "ge": "from"}
+OPPOSITE = {"before": "from", "from": "before"}
+
+
+@primitive(*UNARY)
+def _unary(graph, equation, x):
+    found = graph.elementwise(UNARY[equation.primitive.name], [x])
+    if equation.primitive.name == "not" and x.name in graph.notes:
+        kind, *known = graph.notes[x.name]
+        if kind in OPPOSITE:
+            graph.notes[found.name] = OPPOSITE[kind], *known
+    return found
+
+
+@primitive(*BINARY)
+def _binary(graph, equation, *values):
+    name = equation.primitive.name
+    truths = values[0].dtype.kind == "b"
+    if name in ("and", "or") and not truths:
+        raise unknown(f"{name} of integers")
+    if truths:
+        name = {"max": "or", "min": "and"}.get(name, name)
+    return graph.elementwise(BINARY[name], values)
+
+
+@primitive(*COMPARISONS)
+def _comparison(graph, equation, *values):
+    values = [graph.cast(v, np.int32) if v.dtype.kind == "b" else v for v in values]
+    name = equation.primitive.name
+    found = graph.elementwise(COMPARISONS[name], values, bool)
+    place, limit = values
+    note, *known = graph.notes.get(place.name, (None,))
+    if note == "order" and name in SIDES and limit.array is not None:
+        if limit.array.size == 1:
+            graph.notes[found.name] = SIDES[name], *known, int(limit.array.item())
+    return found
+
+
+@primitive("ne")
+def _unequal(graph, equation, *values):
+    return graph.elementwise("Not", [graph.elementwise("Equal", values, bool)])
+
+
+@primitive("rsqrt")
+def _rsqrt(graph, equation, x):
+    return graph.elementwise("Reciprocal", [graph.elementwise("Sqrt", [x])])
+
+
+@primitive("square")
+def _square(graph, equation, x):
+    return graph.elementwise("Mul", [x, x])
+
+
+@primitive("integer_pow")
+def _integer_pow(graph, equation, x):
+    power = equation.params["y"]
+    if power == 2:
+        return graph.elementwise("Mul", [x, x])
+    exponent = Value.of(np.array(power, x.dtype))
+    return graph.elementwise("Pow", [x, exponent])
+
+
+@primitive("expm1")
+def _expm1(graph, equation, x):
+    one = Value.of(np.ones((), x.dtype))
+    return graph.elementwise("Sub", [graph.elementwise("Exp", [x]), one])
+
+
+@primitive("log1p")
+def _log1p(graph, equation, x):
+    one = Value.of(np.ones((), x.dtype))
+    return graph.elementwise("Log", [graph.elementwise("Add", [x, one])])
+
+
+@primitive("erfc")
+def _erfc(graph, equation, x):
+    one = Value.of(np.ones((), x.dtype))
+    return graph.elementwise("Sub", [one, graph.elementwise("Erf", [x])])
+
+
+@primitive("rem")
+def _rem(graph, equation, a, b):
+    return graph.elementwise("Mod", [a, b], fmod=1)
+
+
+@primitive("select_n")
+def _select(graph, equation, which, *cases):
+    if len(cases) != 2 or which.dtype.kind != "b":
+        raise unknown("a choice among more than two")
+    shape = broadcast(*(value.shape for value in (which, *cases)))
+    no, yes = cases
+    return graph.op("Where", [which, yes, no], shape, yes.dtype)
+
+
+@primitive("convert_element_type")
+def _convert(graph, equation, x):
+    return graph.cast(x, equation.params["new_dtype"])
+
+
+@primitive("copy", "stop_gradient", "optimization_barrier")
+def _same(graph, equation, *values):
+    return list(values)
+
+
+# Shapes
+
+
+@primitive("broadcast_in_dim")
+def _broadcast_in_dim(graph, equation, x, *_):
+    sides = [1] * len(equation.params["shape"])
+    for place, side in zip(
+        equation.params["broadcast_dimensions"], x.shape, strict=True
+    ):
+        sides[place] = side
+    return graph.reshape(x, sides)
+
+
+@primitive("reshape", "squeeze")
+def _reshape(graph, equation, x, *_):
+    (x,) = graph.wholes(equation, [x])
+    return graph.reshape(x, equation.outvars[0].aval.shape)
+
+
+@primitive("transpose")
+def _transpose(graph, equation, x):
+    return graph.transpose(x, equation.params["permutation"])
+
+
+@primitive("concatenate")
+def _concatenate(graph, equation, *values):
+    values, (out,) = graph.wholes(equation, values), equation.outvars
+    axis = int(equation.params["dimension"])
+    return graph.op("Concat", values, out.aval.shape, out.aval.dtype, axis=axis)
+
+
+@primitive("stack")
+def _stack(graph, equation, *values):
+    axis, (out,) = int(equation.params["axis"]), equation.outvars
+    values = [
+        graph.reshape(v, (*v.shape[:axis], 1, *v.shape[axis:]))
+        for v in graph.wholes(equation, values)
+    ]
+    return graph.op("Concat", values, out.aval.shape, out.aval.dtype, axis=axis)
+
+
+@primitive("pad")
+def _pad(graph, equation, x, value):
+    (x, _), (out,) = graph.wholes(equation, [x, value]), equation.outvars
+    low, high, inner = zip(*equation.params["padding_config"], strict=True)
+    if any(inner) or min(low) < 0 or min(high) < 0:
+        raise unknown("padding between or negative")
+    pads = Value.of(np.array([*low, *high], np.int64))
+    dtype = x.dtype
+    if dtype.kind == "b":  # which not every runtime pads
+        x, value = graph.cast(x, np.int32), graph.cast(value, np.int32)
+    out = graph.op("Pad", [x, pads, value], out.aval.shape, x.dtype)
+    return graph.cast(out, dtype)
+
+
+@primitive("iota")
+def _iota(graph, equation):
+    shape, axis = equation.params["shape"], equation.params["dimension"]
+    if graph.times(shape[axis]) is not None:
+        raise unknown("the number of each image of an open batch")
+    sides = [1] * len(shape)
+    sides[axis] = shape[axis]
+    return Value.of(
+        np.arange(shape[axis], dtype=equation.params["dtype"]).reshape(sides)
+    )
+
+
+@primitive("slice")
+def _slice(graph, equation, x):
+    (x,) = graph.wholes(equation, [x])
+    params = equation.params
+    return graph.slice(
+        x, params["start_indices"], params["limit_indices"], params["strides"]
+    )
+
+
+@primitive("split")
+def _split(graph, equation, x):
+    (x,) = graph.wholes(equation, [x])
+    sizes = Value.of(np.array(equation.params["sizes"], np.int64))
+    parts = [(out.aval.shape, x.dtype) for out in equation.outvars]
+    return graph.ops("Split", [x, sizes], parts, axis=int(equation.params["axis"]))
+
+
+@primitive("rev")
+def _rev(graph, equation, x):
+    """By constant indices: not every runtime takes slices backward."""
+    (x,) = graph.wholes(equation, [x])
+    for axis in map(int, equation.params["dimensions"]):
+        if graph.times(x.shape[axis]) is not None:
+            raise unknown("the reverse of an open batch")
+        backward = Value.of(np.arange(x.shape[axis])[::-1].astype(np.int64))
+        x = graph.op("Gather", [x, backward], x.shape, x.dtype, axis=axis)
+    return x
+
+
+@primitive("gather")
+def _gather(graph, equation, x, index):
+    """Of constant indices: a block of the array, or rows of one axis."""
+    x = graph.whole(x, equation.invars[0].aval.shape)
+    params, (out,) = equation.params, equation.outvars
+    numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
+    axes = numbers.start_index_map
+    if index.array is None or numbers.operand_batching_dims:
+        raise unknown("a gather by computed indices")
+    places = np.broadcast_to(index.array, equation.invars[1].aval.shape)
+    last = [x.shape[axis] - sizes[axis] for axis in axes]
+    if any(map(graph.is_open, [last])) or (places < 0).any() or (places > last).any():
+        raise unknown("a gather beyond its array")
+    if places.ndim == 1:
+        starts = [0] * x.ndim
+        for axis, start in zip(axes, places, strict=True):
+            starts[axis] = int(start)
+        limits = [
+            s if is_number(a, 0) else a + s for a, s in zip(starts, sizes, strict=True)
+        ]
+        return graph.reshape(graph.slice(x, starts, limits), out.aval.shape)
+    first, last = axes[0], axes[-1] + 1
+    rest = (i for i in range(x.ndim) if i not in axes)
+    many = places.ndim - 1
+    if (
+        tuple(axes) != tuple(range(first, last))
+        or tuple(numbers.collapsed_slice_dims) != tuple(axes)
+        or any(sizes[i] != x.shape[i] for i in rest)
+        or tuple(numbers.offset_dims)
+        != (*range(first), *range(first + many, out.aval.ndim))
+    ):
+        raise unknown("a gather of parts of rows")
+    sides = x.shape[first:last]
+    taken = np.ravel_multi_index(tuple(np.moveaxis(places, -1, 0)), sides)
+    x = graph.reshape(x, (*x.shape[:first], math.prod(sides), *x.shape[last:]))
+    taken = Value.of(taken.astype(np.int64))
+    return graph.op("Gather", [x, taken], out.aval.shape, x.dtype, axis=int(first))
+
+
+# Sums and products
+
+REDUCTIONS = {
+    "reduce_max": "ReduceMax",
+    "reduce_min": "ReduceMin",
+    "reduce_sum": "ReduceSum",
+    "reduce_or": "ReduceMax",
+    "reduce_and": "ReduceMin",
+}
+
+
+@primitive(*REDUCTIONS)
+def _reduce(graph, equation, x):
+    (x,) = graph.wholes(equation, [x])
+    kind = REDUCTIONS[equation.primitive.name]
+    return graph.reduce(kind, x, equation.params["axes"])
+
+
+@primitive("argmax", "argmin")
+def _arg(graph, equation, x):
+    (x,), (out,) = graph.wholes(equation, [x]), equation.outvars
+    (axis,) = equation.params["axes"]
+    kind = {"argmax": "ArgMax", "argmin": "ArgMin"}[equation.primitive.name]
+    found = graph.op(kind, [x], out.aval.shape, np.int64, axis=int(axis), keepdims=0)
+    return graph.cast(found, out.aval.dtype)
+
+
+@primitive("dot_general")
+def _dot_general(graph, equation, a, b):
+    (a, b), (out,) = graph.wholes(equation, [a, b]), equation.outvars
+    (inner_a, inner_b), (batch_a, batch_b) = equation.params["dimension_numbers"]
+    a, b = (graph.cast(x, out.aval.dtype) for x in (a, b))
+    free_a = [i for i in range(a.ndim) if i not in (*inner_a, *batch_a)]
+    free_b = [i for i in range(b.ndim) if i not in (*inner_b, *batch_b)]
+    a = graph.transpose(a, (*batch_a, *free_a, *inner_a))
+    b = graph.transpose(b, (*batch_b, *inner_b, *free_b))
+    batch, many = len(batch_a), len(inner_a)
+    inner = math.prod(b.shape[batch : batch + many])
+    if batch or len(free_b) != 1 or many != 1:
+        rows = math.prod(a.shape[batch : batch + len(free_a)])
+        columns = math.prod(b.shape[batch + many :])
+        a = graph.reshape(a, (*a.shape[:batch], rows, inner))
+        b = graph.reshape(b, (*b.shape[:batch], inner, columns))
+    shape = (*a.shape[:-1], b.shape[-1])
+    found = graph.op("MatMul", [a, b], shape, out.aval.dtype)
+    return graph.reshape(found, out.aval.shape)
+
+
+@primitive("conv_general_dilated")
+def _conv(graph, equation, x, kernel):
+    (x, kernel), (out,) = graph.wholes(equation, [x, kernel]), equation.outvars
+    params = equation.params
+    numbers, groups = params["dimension_numbers"], params["batch_group_count"]
+    if any(side != 1 for side in params["lhs_dilation"]) or groups != 1:
+        raise unknown("a transposed convolution")
+    if any(min(pair) < 0 for pair in params["padding"]):
+        raise unknown("a convolution with negative padding")
+    x = graph.transpose(x, numbers.lhs_spec)
+    kernel = graph.transpose(kernel, numbers.rhs_spec)
+    low, high = zip(*params["padding"], strict=True)
+    shape = [out.aval.shape[i] for i in numbers.out_spec]
+    found = graph.op(
+        "Conv",
+        [x, kernel],
+        shape,
+        out.aval.dtype,
+        strides=tuple(params["window_strides"]),
+        pads=(*low, *high),
+        dilations=tuple(params["rhs_dilation"]),
+        group=params["feature_group_count"],
+    )
+    return graph.transpose(found, np.argsort(numbers.out_spec))
+
+
+# Loops
+
+
+@primitive("scan")
+def _scan(graph, equation, *values):
+    """Its steps one after the other: an ONNX loop is slow, and not everywhere."""
+    params = equation.params
+    values, body, each = graph.wholes(equation, values), params["jaxpr"], []
+    # What is taken apart or stacked, the last of them, has a side more outside.
+    carried = _alike(equation.outvars, body.jaxpr.outvars)
+    whole = _alike(equation.invars, body.jaxpr.invars)
+    fixed, carry = values[: whole - carried], values[whole - carried : whole]
+    given = values[whole:]
+    if params["reverse"]:
+        raise unknown("a backward scan")
+    for step in range(params["length"]):
+        own = [_at(graph, x, step) for x in given]
+        found = graph.walk(body, [*fixed, *carry, *own])
+        carry = found[:carried]
+        each.append(found[carried:])
+    stacked = []
+    for column, out in zip(
+        zip(*each, strict=True), equation.outvars[carried:], strict=True
+    ):
+        shape = out.aval.shape
+        rows = [graph.reshape(v, (1, *shape[1:])) for v in column]
+        stacked.append(graph.op("Concat", rows, shape, out.aval.dtype, axis=0))
+    return [*carry, *stacked]
+
+
+def _alike(outside, inside):
+    """How many have the same shape outside of a loop and in its body."""
+    pairs = zip(outside, inside, strict=True)
+    return sum(one.aval.shape == other.aval.shape for one, other in pairs)
+
+
+def _at(graph, x, step):
+    starts = (step, *(0 for _ in x.shape[1:]))
+    limits = (step + 1, *x.shape[1:])
+    return graph.reshape(graph.slice(x, starts, limits), x.shape[1:])
+
+
+# Functions that are marked as one node, by their names: each takes the graph and their
+# own arguments; its docstring is theirs.
+NODES = {}
+
+
+def stands(fn):
+    """Enter a function in NODES."""
+    NODES[fn.__name__] = fn
+    return fn
+
+
+# The network
+
+
+@stands
+def layer_norm(graph, x, scale, bias, dtype, eps=1e-6):
+    x = graph.cast(x, np.float32)
+    out = graph.op(
+        *("LayerNormalization", [x, scale, bias], x.shape, np.float32),
+        axis=-1,
+        epsilon=float(eps),
+    )
+    return graph.cast(out, dtype)
+
+
+@stands
+def gelu(graph, x, form="exact"):
+    if form == "quick":
+        factor = Value.of(np.array(QUICK, x.dtype))
+        share = graph.elementwise("Sigmoid", [graph.elementwise("Mul", [x, factor])])
+        return graph.elementwise("Mul", [x, share])
+    kind = {"exact": "none", "tanh": "tanh"}[form]
+    return graph.elementwise("Gelu", [x], approximate=kind)
+
+
+@stands
+def attend(graph, query, key, value, key_bias=None, *, backend="xla", length=None):
+    weights = _weights(graph, query, key, key_bias)
+    graph.notes[key.name] = "attended", query, key_bias, weights
+    value = graph.transpose(value, (0, 2, 1, 3))
+    shape = (*weights.shape[:3], value.shape[3])
+    out = graph.op("MatMul", [weights, value], shape, value.dtype)
+    return graph.transpose(out, (0, 2, 1, 3))
+
+
+def _weights(graph, query, key, key_bias):
+    """[B, N, H, d] twice, [B, M] -> [B, H, N, M]."""
+    scale = Value.of(np.array(query.shape[-1] ** -0.5, query.dtype))
+    query = graph.transpose(graph.elementwise("Mul", [query, scale]), (0, 2, 1, 3))
+    key = graph.transpose(key, (0, 2, 3, 1))
+    shape = (*query.shape[:3], key.shape[3])
+    logits = graph.op("MatMul", [query, key], shape, query.dtype)
+    if key_bias is not None:
+        batch, tokens = key_bias.shape
+        bias = graph.cast(key_bias, query.dtype)
+        bias = graph.reshape(bias, (batch, 1, 1, tokens))
+        logits = graph.elementwise("Add", [logits, bias])
+    return graph.op("Softmax", [logits], shape, query.dtype, axis=-1)
+
+
+@stands
+def class_attention(graph, query, key, key_bias=None):
+    query, key = (graph.cast(x, np.float32) for x in (query, key))
+    batch, heads, width = query.shape
+    row = graph.reshape(query, (batch, 1, heads, width))
+    weights = None
+    note, *known = graph.notes.get(key.name, (None,))
+    if note == "attended":  # by all tokens, the class token first
+        every, bias, found = known
+        first = graph.slice(every, (0, 0, 0, 0), (batch, 1, heads, width))
+        if first == row and bias == key_bias:
+            limits = batch, heads, 1, found.shape[3]
+            weights = graph.slice(found, (0, 0, 0, 0), limits)
+    if weights is None:
+        weights = _weights(graph, row, key, key_bias)
+    mean = graph.reduce("ReduceMean", weights, (1,))
+    return graph.reshape(mean, (batch, key.shape[1]))
+
+
+@stands
+def log_sum_exp(graph, logits):
+    return graph.reduce("ReduceLogSumExp", logits, (1,))
+
+
+@stands
+def unit(graph, x, eps=1e-6):
+    note, *known = graph.notes.get(x.name, (None,))
+    if note == "rows":  # two sides of one array: all of it at once
+        whole, *sides = known
+        return graph.slice(unit(graph, whole, eps), *sides)
+    x = graph.cast(x, np.float32)
+    squares = graph.reduce("ReduceSumSquare", x, (-1,), keep=True)
+    least = Value.of(np.array(eps, np.float32))
+    length = graph.elementwise("Sqrt", [graph.elementwise("Add", [squares, least])])
+    return graph.elementwise("Div", [x, length])
+
+
+# Order and choice
+
+
+@stands
+def order_key(graph, score):
+    return graph.cast(score, np.float32)  # the scores themselves, whose order it is
+
+
+def _top(graph, x, count, largest):
+    """(values, int64 places) of the first `count` of each row in order."""
+    shape = (*x.shape[:-1], count)
+    return graph.ops(
+        "TopK",
+        [x, Value.of(np.array([count], np.int64))],
+        [(shape, x.dtype), (shape, np.int64)],
+        axis=-1,
+        largest=int(largest),
+        sorted=1,
+    )
+
+
+@stands
+def rank(graph, score):
+    n = score.shape[-1]
+    _, order = _top(graph, score, n, largest=True)
+    _, place = _top(graph, order, n, largest=False)
+    place = graph.cast(place, np.int32)
+    graph.notes[place.name] = "order", order
+    return place
+
+
+@stands
+def count_before(graph, keep):
+    axis = Value.of(np.array(1, np.int64))
+    keep = graph.cast(keep, np.int32)
+    return graph.op("CumSum", [keep, axis], keep.shape, np.int32, exclusive=1)
+
+
+@stands
+def place_among(graph, keep):
+    before = count_before(graph, keep)
+    none = Value.of(np.array(-keep.shape[1], np.int32))
+    place = graph.op("Where", [keep, before, none], keep.shape, np.int32)
+    graph.notes[place.name] = "kept", keep
+    return place
+
+
+@stands
+def invert(graph, position, wanted):
+    return pick(graph, position, wanted)[0]
+
+
+@stands
+def pick(graph, position, length, *values):
+    kind, known = graph.notes.get(position.name, (None, None))
+    n = position.shape[1]
+    if not values:
+        values = [Value.of(np.arange(n, dtype=np.int32)[None])]
+    if kind == "kept" and isinstance(length, int):
+        return [gather_rows(graph, v, _kept(graph, known, length)) for v in values]
+    if isinstance(length, int):
+        length = Value.of(np.arange(length, dtype=np.int32))
+    if kind == "order":
+        taken = graph.cast(length, np.int64)
+        shape = position.shape[0], length.shape[-1]
+        index = graph.op("Gather", [known, taken], shape, np.int64, axis=1)
+        return [gather_rows(graph, value, index) for value in values]
+    length = graph.reshape(length, (1, length.shape[-1], 1))
+    position = graph.reshape(position, (position.shape[0], 1, n))
+    holds = graph.elementwise("Equal", [position, length], bool)
+    none, found = Value.of(np.array(0, np.float32)), []
+    for value in values:
+        value = graph.cast(graph.reshape(value, (value.shape[0], 1, n)), np.float32)
+        held = graph.op("Where", [holds, value, none], holds.shape, np.float32)
+        found.append(graph.cast(graph.reduce("ReduceSum", held, (2,)), np.int32))
+    return found
+
+
+def _kept(graph, keep, length):
+    """The first `length` indices of kept tokens, 0 after their end. -> [B, length]."""
+    n = keep.shape[1]
+    side, *known = graph.notes.get(keep.name, (None,))
+    if side in ("before", "from"):
+        order, place = known
+        ends = (0, place) if side == "before" else (place, n)
+        if ends[1] - ends[0] == length:
+            batch = keep.shape[0]
+            chosen = graph.slice(order, (0, ends[0]), (batch, ends[1]))
+            return _top(graph, chosen, length, largest=False)[0]
+    index = Value.of(np.arange(n, dtype=np.int64)[None])
+    none = Value.of(np.array(n, np.int64))
+    index = graph.op("Where", [keep, index, none], keep.shape, np.int64)
+    first, _ = _top(graph, index, length, largest=False)
+    zero = Value.of(np.array(0, np.int64))
+    behind = graph.elementwise("Equal", [first, none], bool)
+    return graph.op("Where", [behind, zero, first], first.shape, np.int64)
+
+
+@stands
+def sums(graph, values, axis):
+    return [graph.reduce("ReduceSum", value, (axis,)) for value in values]
+
+
+@stands
+def last_and_any(graph, values, flags):
+    last = graph.reduce("ReduceMax", values, (-1,))
+    return [last, graph.reduce("ReduceMax", flags, (-1,))]
+
+
+@stands
+def find_partners(graph, similarity, tokens):
+    batch, a, t = similarity.shape
+    # Both at once: as ArgMax OpenVINO 2026.4 takes six times as long.
+    best, place = (
+        graph.reshape(found, (batch, a)) for found in _top(graph, similarity, 1, True)
+    )
+    if tokens.array is not None:
+        (tokens,) = tokens.array
+        row = graph.op("Gather", [Value.of(tokens), place], (batch, a), tokens.dtype)
+        return [best, row]
+    tokens = graph.whole(tokens, (batch, t))
+    return [best, gather_rows(graph, tokens, place)]
+
+
+@stands
+def gather_rows(graph, x, index):
+    if x.array is not None and np.array_equal(x.array, [range(x.shape[1])]):
+        return graph.cast(index, x.dtype)  # a row of 0, 1, 2, ..
+    shape = (*index.shape, *x.shape[2:])
+    index = graph.cast(index, np.int64)
+    if x.ndim == index.ndim == 2:
+        return graph.op("GatherElements", [x, index], shape, x.dtype, axis=1)
+    index = graph.reshape(index, (*index.shape, 1))
+    return graph.op("GatherND", [x, index], shape, x.dtype, batch_dims=1)
+
+
+@stands
+def _move_by_index(graph, x, weight, total, index, dest, mean):
+    """Kept rows, and a product with the few that are absorbed."""
+    n_out, absorbs = index.keep.shape[1], index.groups.shape[1]
+    batch, prefix = x.shape[0], x.shape[1] - dest.shape[1]
+    front = Value.of(np.broadcast_to(np.arange(prefix)[None], (1, prefix)))
+    row = _behind(graph, front, _shifted(graph, index.keep, prefix))
+    kept = gather_rows(graph, x, row)
+    if weight is None or (mean and not absorbs):
+        return kept
+
+    def shares(tokens, slots=None):
+        found = gather_rows(graph, weight, tokens)
+        if total is None:
+            return found
+        whole = total if slots is None else gather_rows(graph, total, slots)
+        return graph.elementwise("Div", [found, whole])
+
+    ones = Value.of(np.ones((1, prefix), np.float32))
+    factor = _behind(graph, ones, shares(index.keep))
+    factor = graph.reshape(factor, (*factor.shape, 1))
+    kept = graph.elementwise("Mul", [kept, graph.cast(factor, x.dtype)])
+    if not absorbs:
+        return kept
+    last = Value.of(np.array(n_out - 1, np.int32))
+    slots = graph.elementwise("Min", [index.target, last])  # padding's is n_out
+    share = shares(index.absorbed, slots)
+    moved = gather_rows(graph, x, _shifted(graph, index.absorbed, prefix))
+    share = graph.reshape(share, (*share.shape, 1))
+    moved = graph.elementwise("Mul", [moved, graph.cast(share, x.dtype)])
+    target = graph.reshape(index.target, (batch, 1, index.target.shape[1]))
+    places = Value.of(np.arange(-prefix, n_out, dtype=np.int32)[None, :, None])
+    goes = graph.elementwise("Equal", [places, target], bool)
+    added = graph.op("MatMul", [graph.cast(goes, x.dtype), moved], kept.shape, x.dtype)
+    return graph.elementwise("Add", [kept, added])
+
+
+def _behind(graph, front, values):
+    """A row that is the same for all images, and `values`. [1, p], [B, n]."""
+    if not front.shape[1]:
+        return values
+    front = Value.of(front.array.astype(values.dtype))
+    front = graph.whole(front, (values.shape[0], front.shape[1]))
+    shape = values.shape[0], front.shape[1] + values.shape[1]
+    return graph.op("Concat", [front, values], shape, values.dtype, axis=1)
+
+
+def _shifted(graph, index, by):
+    by = Value.of(np.array(by, np.int64))
+    return graph.elementwise("Add", [graph.cast(index, np.int64), by])

@@ -8,7 +8,7 @@ import numpy as np
 
 from imagepiece_jax.common import nodes
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.inference import onnx_nodes, onnx_primitives, optimize
+from imagepiece_jax.inference import onnx_graph, optimize
 from imagepiece_jax.inference.jax_export import output_name
 from imagepiece_jax.inference.onnx_graph import IR_VERSION, OPSET, Graph, Value
 from imagepiece_jax.models.vit import ViT
@@ -48,7 +48,7 @@ def onnx_model(
         traced = jax.make_jaxpr(optimize.forward(fast))(fixed, images)
     entry = Value(images.shape, np.dtype(images.dtype), IMAGES)
     batch = images.shape[0] if batch_size is None else None
-    graph = Graph(batch, entry, onnx_primitives.TABLE, onnx_nodes.TABLE)
+    graph = Graph(batch, entry, onnx_graph.PRIMITIVES, onnx_graph.NODES)
     values = [
         graph.weight(_name(path), leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(fixed["params"])

@@ -22,7 +22,7 @@ from imagepiece_jax.pretrained.runs import (
     RUN_CONFIG,
     with_current_fields,
 )
-from imagepiece_jax.training.metric_writer import read_metrics
+from imagepiece_jax.training.logging import read_metrics
 
 RUN, LOCK = "run.json", ".lock"
 # Fields that may change when a run is resumed; anything else makes another run.

@@ -30,8 +30,7 @@ from imagepiece_jax.training import (
     teacher,
 )
 from imagepiece_jax.training.checkpoint import Checkpoints
-from imagepiece_jax.training.logging import RunLog, say
-from imagepiece_jax.training.metric_writer import MEASURED
+from imagepiece_jax.training.logging import MEASURED, RunLog, say
 from imagepiece_jax.training.preemption import PATIENCE, Interrupted, StopRequest
 from imagepiece_jax.training.sample_images import SampleImages
 from imagepiece_jax.training.train_step import init_state

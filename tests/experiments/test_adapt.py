@@ -15,7 +15,7 @@ from configs import quickstart
 from experiments import adapt
 from experiments.context import OffTheShelf, Options
 from experiments.images import Images
-from imagepiece_jax.data import csv_table, decode, sources
+from imagepiece_jax.data import decode, sources
 from imagepiece_jax.errors import InputError, Stopped
 from imagepiece_jax.models import registry, summary
 from imagepiece_jax.pretrained.load import for_analysis
@@ -82,7 +82,7 @@ def test_a_table_keeps_what_is_tested_from_training(photographs, tmp_path):
     rows = [*csv.DictReader(text.splitlines())]
     assert [row["split"] == "val" for row in rows] == [i in part for i in range(COUNT)]
     assert all((row["label"] == "") == (row["split"] == "train") for row in rows)
-    tested = csv_table.read(str(tmp_path / "fold.csv"), "val", 10, labeled=False)
+    tested = sources.read_csv(str(tmp_path / "fold.csv"), "val", 10, labeled=False)
     assert tested.labels == [labels[i] for i in part]
     assert [file.rpartition("/")[2] for file in tested.files] == [
         f"{index}.png" for index in part

@@ -9,7 +9,7 @@ import pytest
 
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.inference import onnx_graph, onnx_nodes, onnx_primitives
+from imagepiece_jax.inference import onnx_graph
 from imagepiece_jax.inference.onnx_model import finished, onnx_model
 from imagepiece_jax.models import public
 from imagepiece_jax.models.architecture import Architecture
@@ -212,7 +212,7 @@ def outputs(fn, *shapes):
     rng = np.random.default_rng(0)
     arrays = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
     entry = onnx_graph.Value(arrays[0].shape, arrays[0].dtype, "images")
-    graph = onnx_graph.Graph(None, entry, onnx_primitives.TABLE, onnx_nodes.TABLE)
+    graph = onnx_graph.Graph(None, entry, onnx_graph.PRIMITIVES, onnx_graph.NODES)
     others = map(onnx_graph.Value.of, arrays[1:])
     (out,) = graph.walk(jax.make_jaxpr(fn)(*arrays), [entry, *others])
     want = fn(*arrays)
@@ -270,7 +270,7 @@ def test_what_has_no_operator_is_named():
     values = jax.ShapeDtypeStruct((2, 5), "float32")
     (batch,) = jax.export.symbolic_shape("batch")
     images = onnx_graph.Value((batch, 5), np.dtype("float32"), "images")
-    graph = onnx_graph.Graph(batch, images, onnx_primitives.TABLE, {})
+    graph = onnx_graph.Graph(batch, images, onnx_graph.PRIMITIVES, {})
     traced = jax.make_jaxpr(lambda x: jnp.sort(x))(values)
     with pytest.raises(InputError, match="computes sort, which has no ONNX operator"):
         graph.walk(traced, [images])

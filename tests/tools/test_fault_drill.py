@@ -8,7 +8,7 @@ import pytest
 
 from imagepiece_jax.common import checksums
 from imagepiece_jax.training.checkpoint import KINDS, Checkpoints
-from imagepiece_jax.training.metric_writer import MetricWriter
+from imagepiece_jax.training.logging import MetricWriter
 from tests.command import call, sentence
 from tests.training.states import make_state
 from tools import fault_drill, faults, tiny_runs

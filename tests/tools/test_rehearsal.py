@@ -7,7 +7,7 @@ import pytest
 
 from imagepiece_jax.training import distributed
 from imagepiece_jax.training.checkpoint import KINDS, Checkpoints
-from imagepiece_jax.training.metric_writer import MetricWriter
+from imagepiece_jax.training.logging import MetricWriter
 from tests import compiling
 from tests.command import call, sentence
 from tools import rehearsal

@@ -6,7 +6,7 @@ import pytest
 
 from configs import quickstart
 from imagepiece_jax.training import from_config, trainer
-from imagepiece_jax.training.metric_writer import read_metrics
+from imagepiece_jax.training.logging import read_metrics
 from tests import runs
 
 # 1,438 digits, 719 a step: two steps. 64 image tokens and the class token: 65.

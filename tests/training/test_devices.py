@@ -7,7 +7,7 @@ from PIL import Image
 from configs import quickstart
 from imagepiece_jax.data import sources
 from imagepiece_jax.training import trainer
-from imagepiece_jax.training.metric_writer import read_metrics
+from imagepiece_jax.training.logging import read_metrics
 from tests import runs
 
 # Everything that draws is on, in two micro-batches: 320 digits, 64 a step, 10 steps.

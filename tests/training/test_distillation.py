@@ -19,7 +19,7 @@ from imagepiece_jax.models.vit import MEAN, STD, Outputs
 from imagepiece_jax.pretrained import convert
 from imagepiece_jax.training import from_config, teacher, trainer
 from imagepiece_jax.training.distillation import Distillation
-from imagepiece_jax.training.metric_writer import MEASURED, read_metrics
+from imagepiece_jax.training.logging import MEASURED, read_metrics
 from imagepiece_jax.training.train_step import Recipe
 from tests import runs
 from tests.models.tiny import fill

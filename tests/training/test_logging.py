@@ -15,7 +15,7 @@ from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import RunError
 from imagepiece_jax.training import from_config, logging
 from imagepiece_jax.training.from_config import Length
-from imagepiece_jax.training.metric_writer import MetricWriter, read_metrics
+from imagepiece_jax.training.logging import MetricWriter, read_metrics
 
 
 def make(workdir, restored=None, saved=None, steps=40, **fields):

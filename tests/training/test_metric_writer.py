@@ -9,7 +9,7 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.training.metric_writer import MetricWriter, read_metrics
+from imagepiece_jax.training.logging import MetricWriter, read_metrics
 
 
 def write_run(workdir, steps, restored_step=None):

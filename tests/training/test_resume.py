@@ -11,7 +11,7 @@ from imagepiece_jax.errors import Stopped
 from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.training import from_config, trainer
 from imagepiece_jax.training.checkpoint import Checkpoints
-from imagepiece_jax.training.metric_writer import MEASURED, read_metrics
+from imagepiece_jax.training.logging import MEASURED, read_metrics
 from tests import runs
 from tools import faults, tiny_runs
 

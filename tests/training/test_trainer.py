@@ -20,7 +20,7 @@ from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.training import from_config, trainer
 from imagepiece_jax.training.checkpoint import Checkpoints
-from imagepiece_jax.training.metric_writer import read_metrics
+from imagepiece_jax.training.logging import read_metrics
 from tests import runs
 from tests.training.test_metric_writer import events
 
