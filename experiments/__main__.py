@@ -3,7 +3,6 @@
 python -m experiments table1 --data folder:PATH --weights FILE_OR_RUN
 python -m experiments table1 --data ... --runs FOLDER_OF_TRAINED_RUNS
 python -m experiments table1 --data ... --weights FILE --small
-python -m experiments search --data ... --weights FILE --budget 0.5
 python -m experiments compare --data ... --weights FILE
 python -m experiments adapt --data ... --weights FILE
 python -m experiments scratch --data folder:PATH --hours 2
@@ -15,7 +14,7 @@ was stopped.
 
 NAME: table1, table2, hyperspeed, table3, masking, reassess, similarity, overlap,
 lcb-similarity, combos, ablation, tome-offtheshelf, evit-table, throughput, schedule;
-all of them; search; compare; adapt; or scratch, which trains from random weights.
+all of them; compare; adapt; or scratch, which trains from random weights.
 """
 
 import dataclasses
@@ -53,9 +52,7 @@ flags.DEFINE_list("modes", ["inference", "copy", "train"], "of throughput")
 flags.DEFINE_enum("size", "deit_s", ["deit_ti", "deit_s"], "of throughput")
 flags.DEFINE_enum("mask_fill", "mean", ["mean", "black", "noise"], "masking")
 flags.DEFINE_bool("mask_grid", False, "masking: on different patches")
-flags.DEFINE_list("budget", ["0.5"], "search: shares of the dense model's cost")
-flags.DEFINE_enum("metric", "gmacs", ["gmacs", "ms"], "search, compare: what is cost")
-flags.DEFINE_integer("candidates", 48, "search: settings beside published ones", 1)
+flags.DEFINE_enum("metric", "gmacs", ["gmacs", "ms"], "compare: what is cost")
 flags.DEFINE_list(
     "shares", ["0.9", "0.75", "0.6", "0.5", "0.4"], "compare: of the dense model's cost"
 )

@@ -125,9 +125,7 @@ class Options:
 
     mask_fill: str = "mean"
     mask_grid: bool = False
-    budget: tuple[float, ...] = (0.5,)
     metric: str = "gmacs"
-    candidates: int = 48
     folds: int = 5
     size: str = "deit_s"
     batch_sizes: tuple[int, ...] = (1, 8, 32, 64, 128, 256)

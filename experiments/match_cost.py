@@ -1,7 +1,5 @@
 """Settings at which a method has a given cost, along the knob that it declares."""
 
-import bisect
-import math
 from collections.abc import Callable, Iterable
 
 from imagepiece_jax.errors import InputError
@@ -46,26 +44,3 @@ def priced(
         except InputError:  # a position of the knob that this model has not
             continue
     return sorted(found, key=lambda pair: -pair[0])
-
-
-def most_expensive(
-    cost: Cost, reductions: list[Reduction], limit: float
-) -> tuple[float, Reduction] | None:
-    """(cost, reduction) of the highest cost up to `limit`, by bisection.
-
-    The cost must rise, or fall, along `reductions`. None where all cost more, or the
-    model lacks the blocks that they name.
-    """
-
-    def price(reduction):
-        try:
-            return cost(reduction)
-        except InputError:  # more merges than the model has tokens for: none is cheaper
-            return -math.inf
-
-    rising = price(reductions[0]) <= price(reductions[-1])
-    ordered = reductions if rising else reductions[::-1]
-    fitting = bisect.bisect_right(ordered, limit, key=price)
-    if not fitting or price(ordered[fitting - 1]) == -math.inf:
-        return None
-    return price(ordered[fitting - 1]), ordered[fitting - 1]

@@ -16,7 +16,6 @@ from experiments.hyperspeed import hyperspeed
 from experiments.images import Images
 from experiments.masking import masking
 from experiments.schedule import schedule
-from experiments.search import search
 from experiments.throughput import throughput
 from imagepiece_jax.benchmark import device, suite
 from imagepiece_jax.common import timer, xla_options
@@ -46,11 +45,10 @@ EXPERIMENTS = {
     "evit-table": tables.evit_table,
     "throughput": throughput,
     "schedule": schedule,
-    "search": search,
     "compare": compare,
     "adapt": adapt,
 }
-APART = ("search", "compare", "adapt")  # not of the paper, so not among "all"
+APART = ("compare", "adapt")  # not of the paper, so not among "all"
 NO_WEIGHTS = ("throughput", "schedule")  # nor images
 ONE_CHECKPOINT = ("table3", "tome-offtheshelf", *NO_WEIGHTS, *APART)  # no --small
 FINETUNING = "deit_ti_finetune_small.py"  # the config of --small
@@ -84,9 +82,7 @@ class Settings:
     size: str
     mask_fill: str
     mask_grid: bool
-    budget: list[str]
     metric: str
-    candidates: int
     shares: list[str]
     methods: list[str]
     folds: int
@@ -108,22 +104,20 @@ def select(words: list[str], small: bool, timed: bool) -> list[str]:
 
 def check(names: list[str], settings: Settings) -> tuple[list[int], Options]:
     """(seeds, options) of the settings; InputError for those that contradict."""
-    for name in ("seeds", "budget", "batch_sizes", "shares"):
+    for name in ("seeds", "batch_sizes", "shares"):
         if not getattr(settings, name):
             raise InputError(f"--{name} is empty; allowed is one or more")
     seeds = list(dict.fromkeys(map(_seed, settings.seeds)))
     options = Options(
         mask_fill=settings.mask_fill,
         mask_grid=settings.mask_grid,
-        budget=tuple(dict.fromkeys(map(_share("budget"), settings.budget))),
         metric=settings.metric,
-        candidates=settings.candidates,
         folds=settings.folds,
         size=settings.size,
         batch_sizes=tuple(suite.batch_sizes(settings.batch_sizes)),
         modes=tuple(suite.modes(settings.modes, "modes")),
         dtype=settings.dtype,
-        shares=tuple(sorted(set(map(_share("shares"), settings.shares)))[::-1]),
+        shares=tuple(sorted(set(map(_share, settings.shares)))[::-1]),
         methods=tuple(_methods(settings.methods)),
     )
     if names[0] in APART and settings.metric == "ms" and not settings.speed:
@@ -150,22 +144,17 @@ def _seed(text):
     return int(text)
 
 
-def _share(flag):
-    """A function that reads a share of this flag."""
-
-    def read(text):
-        try:
-            value = float(text)
-        except ValueError:
-            value = 0.0
-        if not 0 < value < 1:
-            raise InputError(
-                f"--{flag} is {text!r}; allowed are shares of the dense model's cost, "
-                "between 0 and 1, such as 0.5"
-            )
-        return value
-
-    return read
+def _share(text):
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise InputError(
+            f"--shares is {text!r}; allowed are shares of the dense model's cost, "
+            "between 0 and 1, such as 0.5"
+        )
+    return value
 
 
 def _methods(words):

@@ -49,11 +49,7 @@ def test_all_are_those_that_the_flags_allow():
         (["table1"], "--data is missing"),
         (["table1", "--data", "digits"], "--weights is missing"),
         (["table1", "--data", "digits", "--small"], "--weights is missing"),
-        (
-            ["search", "--data=digits", "--budget=2"],
-            "--budget is '2'; allowed are shares",
-        ),
-        (["search", "--data=digits", "--budget=x"], "--budget is 'x'; allowed are sh"),
+        (["compare", "--data=digits", "--shares=x"], "--shares is 'x'; allowed are sh"),
         (
             ["table1", "--data=digits", "--seeds=-1"],
             "--seeds is '-1'; allowed are whole",
@@ -61,7 +57,6 @@ def test_all_are_those_that_the_flags_allow():
         (["throughput", "--batch_sizes=0"], "--batch_size is '0'"),
         (["throughput", "--batch_sizes="], "--batch_sizes is empty; allowed is one or"),
         (["throughput", "--modes="], "--modes is empty; allowed are inference, copy"),
-        (["search", "--data=digits", "--budget="], "--budget is empty; allowed is one"),
         (
             ["table1", "--data=digits", "--seeds="],
             "--seeds is empty; allowed is one",
@@ -85,7 +80,6 @@ def test_mistakes_in_flags(tmp_path, given, message):
     "given, message",
     [
         (["table1", "--small", "--runs=x"], "--runs and --small are both given"),
-        (["search", "--metric=ms"], "--metric ms measures speed; allowed"),
         (["compare", "--metric=ms"], "--metric ms measures speed; allowed"),
         (["compare", "--small"], "--small: compare has no such form; allowed are tab"),
         (["table3", "--small"], "--small: table3 has no such form; allowed are table1"),

@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from experiments import finetune, hyperspeed, match_cost, published, search, tables
+from experiments import finetune, hyperspeed, match_cost, published, tables
 from imagepiece_jax.pretrained.load import Pretrained
 from imagepiece_jax.reduction import methods, settings
 from imagepiece_jax.reduction.methods.method import RATES
@@ -146,29 +146,3 @@ def test_nearest_is_the_nearest():
     )
     best = min(costs, key=lambda rate: abs(costs[rate] - 0.66))
     assert found == {"name": "evit", "fuse_token": True, "keep_rate": best}
-
-
-@pytest.mark.parametrize("limit", [-1, 0, 7, 35.5, 99, 200])
-@pytest.mark.parametrize("step", [1, -1])
-def test_most_expensive_is_that_of_a_slow_search(limit, step):
-    rates = list(range(0, 100, 7))[::step]
-    allowed = [rate for rate in rates if rate <= limit]
-    expected = (max(allowed),) * 2 if allowed else None
-    assert match_cost.most_expensive(lambda rate: rate, rates, limit) == expected
-
-
-def test_every_shape_of_the_search_makes_models_of_falling_cost():
-    one = pretrained(name="deit_ti")
-    shapes = search.other_shapes(12)
-    assert len(shapes) > 200
-    assert {shape["name"] for shape in shapes[:4]} == {
-        "tome",
-        "evit",
-        "imagepiece",
-        "imagepiece_tome",
-    }
-    for shape in [*search.PUBLISHED, *shapes[:24]]:
-        costs = [one.gmacs(rate) for rate in search.at_all_rates(shape, 12)[::6]]
-        falling = costs[0] > costs[-1]
-        assert len(costs) > 3 and costs == sorted(costs, reverse=falling)
-        assert min(costs) < 0.7 * one.gmacs(settings.DENSE)
