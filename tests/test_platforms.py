@@ -1,6 +1,6 @@
 """Branches for other platforms, more devices and small limits, taken by stand-ins.
 
-docs/clusters.md lists all of these branches; what it says is checked here, too.
+tests/platforms.md lists all of these branches; what it says is checked here, too.
 """
 
 import ctypes
@@ -44,8 +44,7 @@ def gpu(capability="9.0", **attributes):
 
 def rows():
     """(branch, module, tests here, what only a GPU or a cluster shows) of each row."""
-    text = (ROOT / "docs" / "clusters.md").read_text()
-    text = text.partition("## What depends on the machine")[2].partition("\n## ")[0]
+    text = (ROOT / "tests" / "platforms.md").read_text()
     lines = [x for x in text.splitlines() if x.startswith("| ") and "`" in x]
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
 

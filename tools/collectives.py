@@ -42,7 +42,7 @@ MARKDOWN = flags.DEFINE_string("markdown", None, "a file for the tables")
 HEAD = """# Collectives of a training step
 
 Written by `python -m tools.collectives`. Compiled for a host of eight NVIDIA H200s, not
-run. The time of a step is estimated from bytes and products (see performance.md), that
+run. The time of a step is estimated from bytes and products (see PERFORMANCE.md), that
 of the collectives is calculated: rings, {nvlink:g} GB/s NVLink (half of it in each
 direction), {network:g} GB/s between a host and the others, {latency:g} us a collective
 and {farther:g} us more between hosts (assumed), none of it hidden behind other work.

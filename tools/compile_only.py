@@ -35,7 +35,7 @@ KERNELS = flags.DEFINE_boolean("kernels", False, "list every kernel of every pro
 
 NOTE = (
     "Compiled for an NVIDIA H200, not run: the times are estimates, good for comparing "
-    "two versions of a program and 10 % off as times (see docs/performance.md)."
+    "two versions of a program and 10 % off as times (see PERFORMANCE.md)."
 )
 OPTIONS = xla_options.options("gpu")
 

@@ -1,4 +1,4 @@
-"""docs/models_table.md, from what parity tests measured: python -m tools.model_table
+"""docs/tables/parity.md, from what parity tests measured: python -m tools.model_table
 
 Reads tests/fixtures/parity.jsonl, which the tests write:
 
@@ -20,7 +20,7 @@ from imagepiece_jax.reduction import reducers
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MEASURED = ROOT / "tests" / "fixtures" / "parity.jsonl"
 WHOLE = ROOT / "tests" / "fixtures" / "whole_models.json"
-OUT = ROOT / "docs" / "models_table.md"
+OUT = ROOT / "docs" / "tables" / "parity.md"
 PACKAGES = ("jax", "timm", "transformers", "torch")
 FAMILIES = ["family", "model by timm's name", "scores of tokens", "parameters"]
 FAMILIES += ["logits", "tokens"]
@@ -89,7 +89,7 @@ def page(
     families, layouts = last(measured, "family"), last(measured, "layout")
     parts = [
         "# Models, measured",
-        "Written by `python -m tools.model_table`; [models.md](models.md) explains it.",
+        "Written by `python -m tools.model_table` for [models](../models.md).",
         "## Families",
         "Whole width, random weights, float32 with the highest precision of products. "
         "Parameters are those of what was compared: its head, and where it says so its "

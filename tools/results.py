@@ -28,7 +28,12 @@ from imagepiece_jax.evaluate import statistics
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILE = ROOT / "docs" / "tables" / "results.json"
 PLOT = ROOT / "docs" / "comparison.png"
-PAGES = ("README.md", "docs/comparison.md", "docs/imagepiece.md")
+PAGES = (
+    "README.md",
+    "docs/comparison.md",
+    "docs/imagepiece.md",
+    "docs/tables/settings.md",
+)
 STUDIES = ("comparison", "controls", "adaptation", "scratch")
 COMMAND = "python -m experiments "
 MARKED = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)

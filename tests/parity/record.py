@@ -1,4 +1,4 @@
-"""What parity tests measured, for the table of docs/models_table.md."""
+"""What parity tests measured, for the table of docs/tables/parity.md."""
 
 import importlib.metadata
 import json

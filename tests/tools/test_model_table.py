@@ -9,7 +9,7 @@ from tools import model_table
 def test_the_page_is_that_of_the_stored_measurements():
     lines = model_table.MEASURED.read_text("utf-8").splitlines()
     rows, whole = [*map(json.loads, lines)], json.loads(model_table.WHOLE.read_text())
-    page = ROOT / "docs" / "models_table.md"
+    page = ROOT / "docs" / "tables" / "parity.md"
     assert page.read_text("utf-8") == model_table.page(rows, whole)
     assert len(model_table.last(rows, "family")) > 15
     assert len(model_table.last(rows, "layout")) > 20

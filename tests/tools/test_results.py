@@ -352,8 +352,8 @@ def test_claims_on_imagepiece_with_tome(kept):
 
 
 def test_claims_of_the_limits(kept):
-    """Prototypes on a GPU, from docs/performance.md; DynamicViT from scratch."""
-    page, said = text_of("docs/performance.md"), text_of("README.md")
+    """Prototypes on a GPU, from PERFORMANCE.md; DynamicViT from scratch."""
+    page, said = text_of("PERFORMANCE.md"), text_of("README.md")
 
     def speeds(row):
         cell = page.split(f"| {row} | ")[1].split(" |")[0]
