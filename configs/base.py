@@ -77,7 +77,6 @@ def get_config():
     config.data.threads = 2  # that read and decode in each of them; 0: none
 
     config.augment = config_dict.ConfigDict()
-    config.augment.where = "device"  # or "host": Pillow, in the reading processes
     config.augment.layers = 2  # operations an image (RandAugment); 0: off
     config.augment.prob = 0.5  # of each being applied
     config.augment.magnitude = 9.0  # of 10, mean of the draws

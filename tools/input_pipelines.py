@@ -10,13 +10,12 @@ import numpy as np
 from PIL import Image
 
 from imagepiece_jax.data import loader, transforms
-from imagepiece_jax.data.augment import randaugment_pil
 from imagepiece_jax.data.decode import UnreadableImage, decode
 from imagepiece_jax.data.imagenet import writer
 from imagepiece_jax.data.sources import FileSource
 from imagepiece_jax.errors import InputError
 
-BASE = "Pillow: decode, crop, flip, RandAugment"
+BASE = "Pillow: decode, crop, flip"
 BATCH = 128  # images a step of the loader
 TRIED = 24  # images that the quality of a size is found on
 
@@ -77,7 +76,6 @@ def compare_loader(sets, size, canvas, copies, workers, threads, seconds):
 def pipelines(size, canvas, copies):
     """Name -> (function of a path and a generator, images that it makes)."""
     crop = transforms.TrainTransform(size)
-    host = transforms.TrainTransform(size, policy=randaugment_pil.Policy())
     fit = transforms.CanvasTransform(canvas)
 
     def ours(transform, times):
@@ -87,17 +85,16 @@ def pipelines(size, canvas, copies):
 
         return make
 
-    def pillow(*arguments):
-        return lambda path, rng: _pillow(path, rng, size, *arguments)
+    def pillow(flip):
+        return lambda path, rng: _pillow(path, rng, size, flip)
 
     return {
         "Pillow: decode": (lambda path, rng: _opened(path), 1),
-        "Pillow: decode, crop": (pillow(), 1),
-        BASE: (pillow(randaugment_pil.Policy()), 1),
+        "Pillow: decode, crop": (pillow(False), 1),
+        BASE: (pillow(True), 1),
         **_timm(size),
         "ours: decode": (lambda path, rng: decode(path, path), 1),
         "ours: decode, crop, flip": (ours(crop, 1), 1),
-        "ours: decode, crop, flip, RandAugment on the host": (ours(host, 1), 1),
         f"ours: decode; crop, flip {copies} times": (ours(crop, copies), copies),
         f"ours: decode to a canvas of {canvas}": (ours(fit, 1), 1),
         f"ours: the same for {copies} copies": (ours(fit, 1), copies),
@@ -108,17 +105,15 @@ def _opened(path):
     return Image.open(path).convert("RGB")
 
 
-def _pillow(path, rng, size, policy=None):
-    """What torchvision and timm do with Pillow; the generator is NumPy's."""
+def _pillow(path, rng, size, flip):
+    """What torchvision does with Pillow; the generator is NumPy's."""
     picture = _opened(path)
     top, left, height, width = transforms.crop_box(picture.height, picture.width, rng)
     picture = picture.crop((left, top, left + width, top + height))
     picture = picture.resize((size, size), Image.Resampling.BICUBIC)
-    if policy is None:
-        return np.asarray(picture)
-    if rng.random() < 0.5:
+    if flip and rng.random() < 0.5:
         picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return randaugment_pil.randaugment(np.asarray(picture), rng, policy)
+    return np.asarray(picture)
 
 
 def _timm(size):

@@ -4,9 +4,9 @@ python -m tools.input_speed --data folder:PATH
 
 Input pipelines take turns over the same files with one core and one thread; images/s
 are per second of that core's time, so that other work on the machine does not count.
-They are what PyTorch users have (Pillow: decode, random resized crop, flip,
-RandAugment; timm's own code too where it is installed) and ours, which leaves the
-augmentation to the device. The files are the data set's and a temporary copy at short
+They are what PyTorch users have (Pillow: decode, random resized crop, flip; timm's own
+code with RandAugment too where it is installed) and ours, which leaves RandAugment to
+the device. The files are the data set's and a temporary copy at short
 side 256, as `python -m imagepiece_jax prepare --short_side 256` makes it.
 
 Then the loader reads with all its processes: images/s of the clock, and memory.

@@ -100,18 +100,11 @@ def check(config):
 
 def _check_augmentation(config, canvas):
     """InputError where host and device cannot share the augmentation this way."""
-    where, crop = _value(config, "augment.where"), _value(config, "data.crop")
-    if where not in ("device", "host"):
-        raise InputError(f"config.augment.where is {where!r}; allowed are device, host")
+    crop = _value(config, "data.crop")
     if canvas and crop != "random_resized":
         raise InputError(
             f"config.data.crop is {crop!r}; with config.data.canvas={canvas} the "
             "device crops, and allowed is random_resized"
-        )
-    if canvas and where == "host":
-        raise InputError(
-            "config.augment.where is 'host'; RandAugment comes after the crop, so with "
-            f"config.data.canvas={canvas} allowed is device"
         )
 
 

@@ -19,8 +19,6 @@ import numpy as np
 
 from imagepiece_jax.common.image_size import described, sides
 from imagepiece_jax.data import resize
-from imagepiece_jax.data.augment import randaugment_pil
-from imagepiece_jax.data.augment.randaugment_pil import Policy
 from imagepiece_jax.errors import InputError
 
 TRIES = 10
@@ -143,11 +141,10 @@ def unresized(image, size, why=""):
 
 @dataclasses.dataclass(frozen=True)
 class TrainTransform:
-    """Random crop, flip, RandAugment; called with (image, rng) -> [S, S, 3] uint8.
+    """Random crop and flip; called with (image, rng) -> [S, S, 3] uint8.
 
     `crop`: "random_resized" (shares of the area in `area`), "shift" (by up to `shift`
-    pixels) or "none"; the latter two need images of image_size x image_size. `policy`
-    is RandAugment's, None where it is off or done on the device.
+    pixels) or "none"; the latter two need images of image_size x image_size.
     """
 
     image_size: int
@@ -155,7 +152,6 @@ class TrainTransform:
     area: tuple[float, float] = (0.08, 1.0)
     shift: int = 4
     flip: bool = True
-    policy: Policy | None = None
 
     fields: ClassVar = ("image",)
     random: ClassVar = True
@@ -176,8 +172,6 @@ class TrainTransform:
                 image = shift(image, rng, self.shift)
         if self.flip:
             image = flip(image, rng)
-        if self.policy is not None:
-            image = randaugment_pil.randaugment(image, rng, self.policy)
         return image
 
 

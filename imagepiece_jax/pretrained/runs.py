@@ -94,6 +94,8 @@ def with_current_fields(config: dict[str, Any]) -> dict[str, Any]:
         if group in config:
             given = {k: v for k, v in config[group].items() if v is not None}
             config[group] = config[group] | fields | given
+    if config.get("augment", {}).get("where") == "device":  # there was a choice then
+        config["augment"] = {k: v for k, v in config["augment"].items() if k != "where"}
     if "ema_decay" in config:
         config = {"best_by": "weights"} | config
     if "teacher" in config:

@@ -10,7 +10,7 @@ import optax
 from imagepiece_jax.common import field_checks, parallel
 from imagepiece_jax.data import decode, loader, sources, transforms
 from imagepiece_jax.data.augment import pipeline
-from imagepiece_jax.data.augment.randaugment_pil import Policy, fill_color
+from imagepiece_jax.data.augment.policy import Policy, fill_color
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.vit import MEAN, ViT
@@ -140,7 +140,7 @@ def augmentation(config):
     """The part of the augmentation of training images that the device does."""
     return pipeline.Augment(
         crop=_device_crop(config) if config.data.canvas else None,
-        policy=_policy(config, "device"),
+        policy=_policy(config),
         erase_prob=config.augment.erase_prob,
     )
 
@@ -151,9 +151,9 @@ def _device_crop(config):
     )
 
 
-def _policy(config, where):
-    """RandAugment of `config`, or None where it is off or done elsewhere."""
-    if config.augment.where != where or config.augment.layers == 0:
+def _policy(config):
+    """RandAugment of `config`, or None where it is off."""
+    if config.augment.layers == 0:
         return None
     return Policy(
         layers=config.augment.layers,
@@ -213,7 +213,6 @@ def train_transform(config):
         area=tuple(config.data.area),
         shift=config.data.shift,
         flip=config.data.flip,
-        policy=_policy(config, "host"),
     )
 
 

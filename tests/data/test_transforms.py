@@ -7,8 +7,6 @@ import pytest
 from PIL import Image
 
 from imagepiece_jax.data import transforms
-from imagepiece_jax.data.augment import randaugment_pil
-from imagepiece_jax.data.augment.randaugment_pil import Policy
 from imagepiece_jax.data.resize import exact
 from imagepiece_jax.data.transforms import (
     CanvasTransform,
@@ -311,16 +309,3 @@ def test_train_transform_chains_crop_and_flip():
     expected = transforms.random_resized_crop(image, 8, generator)
     expected = transforms.flip(expected, generator)
     np.testing.assert_array_equal(default(image, rng(2)), expected)
-
-
-def test_host_augments_after_crop_and_flip():
-    image, policy = ramp(16, 16), Policy(layers=2, prob=1.0)
-    plain = TrainTransform(16, crop="none", policy=policy, flip=False)
-    expected = randaugment_pil.randaugment(image, rng(4), policy)
-    np.testing.assert_array_equal(plain(image, rng(4)), expected)
-    generator = rng(5)
-    expected = transforms.random_resized_crop(image, 8, generator)
-    expected = transforms.flip(expected, generator)
-    expected = randaugment_pil.randaugment(expected, generator, policy)
-    out = TrainTransform(8, policy=policy)(image, rng(5))
-    np.testing.assert_array_equal(out, expected)

@@ -10,7 +10,7 @@ import pytest
 from configs import base
 from imagepiece_jax.common import parallel
 from imagepiece_jax.data.augment.pipeline import Augment, Crop
-from imagepiece_jax.data.augment.randaugment_pil import Policy
+from imagepiece_jax.data.augment.policy import Policy
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.training import from_config, train_step
 from imagepiece_jax.training.train_step import Recipe
@@ -69,30 +69,19 @@ def test_what_the_config_leaves_to_the_device():
     """DeiT's rand-m9-mstd0.5-inc1 and erasing with .25, unless it says otherwise."""
     deit = Policy(layers=2, prob=0.5, magnitude=9.0, magnitude_std=0.5)
     assert from_config.recipe(config()).augment == Augment(None, deit, 0.25)
-    assert from_config.train_transform(config()).policy is None
     other = {"augment.layers": 0, "augment.erase_prob": 0.0, "data.canvas": 384}
     made = config(**other, **{"data.flip": False, "data.area": (0.3, 0.9)})
     assert from_config.augmentation(made) == Augment(
         Crop(224, (0.3, 0.9), False), None, 0.0
     )
-    host = config(**{"augment.where": "host", "augment.magnitude": 4.0})
-    assert from_config.augmentation(host) == Augment(None, None, 0.25)
-    assert from_config.train_transform(host).policy == Policy(2, 0.5, 4.0, 0.5)
-    off = config(**{"augment.where": "host", "augment.layers": 0})
-    assert from_config.train_transform(off).policy is None
 
 
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"augment.where": "gpu"}, "augment.where is 'gpu'; allowed are device, host"),
         (
             {"data.canvas": 384, "data.crop": "shift"},
             r"data.crop is 'shift'; .*data.canvas=384 .* allowed is random_resized",
-        ),
-        (
-            {"data.canvas": 384, "augment.where": "host"},
-            r"augment.where is 'host'; .*data.canvas=384 allowed is device",
         ),
         ({"augment.prob": 1.5}, "augment.prob is 1.5; allowed are 0 to 1"),
         ({"augment.magnitude": 11.0}, "augment.magnitude is 11.0; allowed are 0 to 10"),

@@ -113,6 +113,15 @@ def test_a_run_from_before_normalization_was_a_field_has_imagenets(tmp_path):
         check_config(tmp_path, changed(model={"depth": 2, "mean": MEAN, "std": half}))
 
 
+def test_a_run_from_before_randaugment_was_on_the_device_alone(tmp_path):
+    now = changed(augment={"layers": 2})
+    started(tmp_path / "device", changed(augment={"layers": 2, "where": "device"}))
+    check_config(tmp_path / "device", now)
+    started(tmp_path / "host", changed(augment={"layers": 2, "where": "host"}))
+    with pytest.raises(InputError, match='augment.where = "host", but this config'):
+        check_config(tmp_path / "host", now)
+
+
 def test_unreadable_config_is_named(tmp_path):
     started(tmp_path)
     (tmp_path / "config.json").write_text("{")

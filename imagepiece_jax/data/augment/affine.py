@@ -7,7 +7,7 @@ A gather of 4 x 4 pixels around each position does all of them in one pass.
 import jax
 import jax.numpy as jnp
 
-from imagepiece_jax.data.augment.randaugment_pil import OPS
+from imagepiece_jax.data.augment.policy import OPS
 
 # Pillow cuts its double-precision result off to an integer. Sums of float32 may end up
 # just below the integer that they stand for: a flat area must stay what it is.

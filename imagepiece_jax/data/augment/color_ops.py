@@ -10,7 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from imagepiece_jax.data.augment.randaugment_pil import OPS
+from imagepiece_jax.data.augment.policy import OPS
 
 # Weights of red, green and blue, in 65,536ths (ITU-R 601, as in Pillow).
 LUMINANCE = (19595, 38470, 7471)

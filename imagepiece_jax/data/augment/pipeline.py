@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from imagepiece_jax.data.augment.crop import random_resized_crop
+from imagepiece_jax.data.augment.policy import Policy
 from imagepiece_jax.data.augment.randaugment import randaugment
-from imagepiece_jax.data.augment.randaugment_pil import Policy
 from imagepiece_jax.data.normalize import normalize
 
 TRIES = 10

@@ -3,25 +3,31 @@
 Every image draws its own operations. A branch for each of the fifteen would compute
 them all for all images; here a layer is one lookup (`color_ops`), one affine transform
 (`affine`) and one blend (below), and each image takes the one that it drew. The results
-are those of `randaugment_pil` to one level of 256.
+are those of Pillow and timm to one level of 256.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from imagepiece_jax.data.augment import affine, color_ops
-from imagepiece_jax.data.augment.randaugment_pil import (
-    FILL,
-    MAX_MAGNITUDE,
-    OPS,
-    Draws,
-)
+from imagepiece_jax.data.augment.policy import FILL, MAX_MAGNITUDE, OPS
 
 _AFFINE = tuple(
     OPS.index(name)
     for name in ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
 )
 _COLOR, _SHARPNESS = OPS.index("Color"), OPS.index("Sharpness")
+
+
+class Draws(NamedTuple):
+    """Drawn operations, arrays [B, layers]."""
+
+    op: jax.Array  # place in OPS
+    applied: jax.Array  # bool; else the image stays as it is
+    magnitude: jax.Array  # 0 .. 10
+    sign: jax.Array  # 1 or -1: the direction of operations that have two
 
 
 def randaugment(images, keys, policy):

@@ -1,4 +1,4 @@
-"""RandAugment on the device and on the host against Pillow, on photographs."""
+"""RandAugment on the device against Pillow, on photographs."""
 
 import functools
 
@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagepiece_jax.data.augment import color_ops, randaugment, randaugment_pil
-from imagepiece_jax.data.augment.randaugment_pil import OPS, Draws, Policy, fill_color
+from imagepiece_jax.data.augment import color_ops, randaugment
+from imagepiece_jax.data.augment.policy import OPS, Policy, fill_color
+from imagepiece_jax.data.augment.randaugment import Draws
+from tests import oracles_randaugment
 from tests.oracles_augment import at_nine, photographs
 
 INTERPOLATED = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
@@ -59,18 +61,18 @@ def assert_close(out, expected, name):
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("name", OPS)
 def test_operations_at_magnitude_nine(name, sign):
-    """On the device to rounding, on the host exactly."""
+    """On the device to rounding; the Pillow oracle of other tests exactly."""
     drawn = draws(OPS.index(name), 9.0, sign, applied=[True, False])
     pictures = [Image.fromarray(image) for image in images()]
     expected = np.stack([np.asarray(at_nine(p, name, sign)) for p in pictures])
     assert_close(np.asarray(apply(images(), drawn)), expected, name)
-    on_host = [
-        randaugment_pil.apply(image, Draws(*(x[i] for x in drawn)))
+    by_pillow = [
+        oracles_randaugment.apply(image, Draws(*(x[i] for x in drawn)))
         for i, image in enumerate(images())
     ]
-    assert np.abs(np.stack(on_host).astype(int) - expected).max() <= 1
+    assert np.abs(np.stack(by_pillow).astype(int) - expected).max() <= 1
     if name not in INTERPOLATED:
-        np.testing.assert_array_equal(on_host, expected)
+        np.testing.assert_array_equal(by_pillow, expected)
 
 
 @pytest.mark.parametrize("name", ["Rotate", "ShearX", "ShearY", "TranslateX"])
@@ -85,14 +87,14 @@ def test_bare_places_have_the_mean_that_the_model_was_trained_with(name):
     first = Draws(*(x[0] for x in drawn))
     for found in (
         np.asarray(apply(white, drawn, fill))[0],
-        randaugment_pil.apply(white[0], first, fill),
+        oracles_randaugment.apply(white[0], first, fill),
     ):
         colors, counts = np.unique(found.reshape(-1, 3), axis=0, return_counts=True)
         assert (colors[counts.argsort()[-2:]] == [[128] * 3, [255] * 3]).all()
         assert not (found == [124, 116, 104]).all(-1).any()
 
 
-def test_device_and_host_agree_on_any_draw():
+def test_device_and_pillow_agree_on_any_draw():
     """Any two operations, magnitudes and signs, in this order, half of them skipped."""
     rng = np.random.default_rng(1)
     shape = (len(images()), 2)
@@ -106,7 +108,7 @@ def test_device_and_host_agree_on_any_draw():
     off, changed = [], 0
     for i, image in enumerate(images()):
         mine = Draws(*(x[i] for x in drawn))
-        expected = randaugment_pil.apply(image, mine).astype(int)
+        expected = oracles_randaugment.apply(image, mine).astype(int)
         changed += (expected != image).any()
         # A second operation may widen what the first left: Solarize flips a level that
         # crosses its threshold. What is asked is that such pixels are few.
@@ -154,8 +156,8 @@ RAMP = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)
 def test_arguments_at_the_ends(name, magnitude, expected):
     wanted = np.array([expected(v) for v in range(256)])
     drawn = Draws([OPS.index(name)], [True], [magnitude], [1.0])
-    on_host = randaugment_pil.apply(RAMP[0], drawn)
-    np.testing.assert_array_equal(on_host[:, :, 1].ravel(), wanted)
+    by_pillow = oracles_randaugment.apply(RAMP[0], drawn)
+    np.testing.assert_array_equal(by_pillow[:, :, 1].ravel(), wanted)
     arrays = (jnp.array(x) for x in (drawn.op, drawn.magnitude, drawn.sign))
     np.testing.assert_array_equal(tables(RAMP, *arrays)[0, 2], wanted)
 
@@ -164,8 +166,8 @@ def test_blends_never_lose_the_image():
     """max(.1, .1): at magnitude 10 a tenth of the image is left."""
     drawn = Draws([OPS.index("Brightness")], [True], [10.0], [-1.0])
     wanted = (np.arange(256) * np.float32(0.1)).astype(int)
-    on_host = randaugment_pil.apply(RAMP[0], drawn)
-    np.testing.assert_array_equal(on_host[:, :, 0].ravel(), wanted)
+    by_pillow = oracles_randaugment.apply(RAMP[0], drawn)
+    np.testing.assert_array_equal(by_pillow[:, :, 0].ravel(), wanted)
     arrays = (jnp.array(x) for x in (drawn.op, drawn.magnitude, drawn.sign))
     np.testing.assert_array_equal(tables(RAMP, *arrays)[0, 0], wanted)
 
@@ -184,19 +186,12 @@ def test_an_image_does_not_depend_on_its_batch():
     np.testing.assert_array_equal(other, out[order])
 
 
-def drawn_on_device(policy, count):
+def drawn(policy, count):
     keys = jax.random.split(jax.random.key(3), count)
     return Draws(*map(np.asarray, draw(keys, policy)))
 
 
-def drawn_on_host(policy, count):
-    rng = np.random.default_rng(3)
-    each = [randaugment_pil.draw(rng, policy) for _ in range(count)]
-    return Draws(*(np.stack(x) for x in zip(*each, strict=True)))
-
-
-@pytest.mark.parametrize("drawn", [drawn_on_device, drawn_on_host])
-def test_draws_have_the_recipe_s_distribution(drawn):
+def test_draws_have_the_recipe_s_distribution():
     """Tolerances are four standard deviations."""
     out = drawn(POLICY, 6000)
     assert all(x.shape == (6000, 2) for x in out)
@@ -217,23 +212,10 @@ def test_draws_have_the_recipe_s_distribution(drawn):
     assert abs(low - 8.5) < 0.03 and abs(high - 9.5) < 0.03
 
 
-@pytest.mark.parametrize("drawn", [drawn_on_device, drawn_on_host])
-def test_draws_of_other_policies(drawn):
+def test_draws_of_other_policies():
     sure = drawn(Policy(layers=3, prob=1.0, magnitude=4.0, magnitude_std=0.0), 50)
     assert sure.op.shape == (50, 3) and sure.applied.all()
     assert (sure.magnitude == 4).all()
     never = drawn(Policy(layers=1, prob=0.0, magnitude=0.0, magnitude_std=9.0), 200)
     assert not never.applied.any()
     assert (never.magnitude == 0).any() and never.magnitude.min() == 0
-
-
-def test_host_draws_from_its_generator():
-    image = images()[3]
-    one = randaugment_pil.randaugment(image, np.random.default_rng(5), POLICY)
-    drawn = randaugment_pil.draw(np.random.default_rng(5), POLICY)
-    np.testing.assert_array_equal(one, randaugment_pil.apply(image, drawn))
-    kinds = {
-        randaugment_pil.randaugment(image, np.random.default_rng(s), POLICY).tobytes()
-        for s in range(20)
-    }
-    assert len(kinds) > 8

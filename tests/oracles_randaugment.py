@@ -1,83 +1,9 @@
-"""RandAugment: its policy, and its operations with Pillow on the host.
-
-(Cubuk et al., 2020.) The operations are timm's fifteen; the defaults are DeiT's
-`rand-m9-mstd0.5-inc1`, where those that can grow stronger with the magnitude do.
-Pillow's results are the reference of `randaugment`, which works on the device, and what
-`config.augment.where="host"` asks for. Nothing here imports JAX, so that worker
-processes start without it.
-"""
-
-import dataclasses
-from typing import Any, NamedTuple
+"""RandAugment's operations with Pillow, one image after the other, at any magnitude."""
 
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps, ImageStat
 
-OPS = (
-    "AutoContrast",
-    "Equalize",
-    "Invert",
-    "Rotate",
-    "Posterize",
-    "Solarize",
-    "SolarizeAdd",
-    "Color",
-    "Contrast",
-    "Brightness",
-    "Sharpness",
-    "ShearX",
-    "ShearY",
-    "TranslateX",
-    "TranslateY",
-)
-FILL = (124, 116, 104)  # ImageNet's mean as a pixel
-MAX_MAGNITUDE = 10.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Policy:
-    """How RandAugment draws: `layers` operations, with replacement, for each image.
-
-    Each is applied with probability `prob`, with a magnitude from the normal
-    distribution around `magnitude` with deviation `magnitude_std`. What a moved image
-    leaves bare gets the color `fill`.
-    """
-
-    layers: int = 2
-    prob: float = 0.5
-    magnitude: float = 9.0
-    magnitude_std: float = 0.5
-    fill: tuple[int, int, int] = FILL
-
-
-class Draws(NamedTuple):
-    """Drawn operations: arrays [layers] of one image or [B, layers] of a batch."""
-
-    op: Any  # place in OPS
-    applied: Any  # bool; else the image stays as it is
-    magnitude: Any  # 0 .. 10
-    sign: Any  # 1 or -1: the direction of operations that have two
-
-
-def fill_color(mean):
-    """The color nearest to a model's mean of pixels in [0, 1], as in timm."""
-    return tuple(min(255, round(255 * x)) for x in mean)
-
-
-def randaugment(image, rng, policy):
-    """Draw `policy` from the generator `rng`, apply it. uint8 [H, W, 3] -> the same."""
-    return apply(image, draw(rng, policy), policy.fill)
-
-
-def draw(rng, policy):
-    """`Draws` [layers] for one image from a NumPy generator."""
-    magnitude = rng.normal(policy.magnitude, policy.magnitude_std, policy.layers)
-    return Draws(
-        op=rng.integers(len(OPS), size=policy.layers),
-        applied=rng.random(policy.layers) < policy.prob,
-        magnitude=np.clip(magnitude, 0.0, MAX_MAGNITUDE),
-        sign=np.where(rng.random(policy.layers) < 0.5, -1.0, 1.0),
-    )
+from imagepiece_jax.data.augment.policy import FILL, OPS
 
 
 def apply(image, draws, fill=FILL):
