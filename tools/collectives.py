@@ -1,7 +1,7 @@
 """Collectives of a training step on hosts of eight H200s, compiled without a GPU.
 
 python -m tools.collectives --config configs/deit_s.py --images_per_gpu 128,64,16 \
-    --config configs/deit_s_imagepiece.py --markdown docs/collectives.md
+    --config configs/deit_s_imagepiece.py --markdown docs/tables/collectives.md
 
 Needs JAX's CUDA wheels (pip install "jax[cuda13]"), no GPU and no driver. Compiles the
 step of each config for one host of eight at each number of images per GPU, lists its

@@ -1,6 +1,6 @@
 """Large public models on an H200, dense and reduced, compiled without a GPU.
 
-python -m tools.large_models --out docs/large_models.md
+python -m tools.large_models --out docs/tables/large_models.md
 
 A reduced model has the setting whose MACs are nearest to a share of the dense model's.
 As for tools.compile_only: needs JAX's CUDA wheels, times are estimates.
