@@ -31,7 +31,7 @@ APART = {("data", "reduction"), ("inference", "training"), ("visualize", "benchm
 TOP = {"__init__", "__main__", "cli", "errors"}
 # Inside the reduction room: counts know no arrays, operations know no method.
 REDUCTION = (
-    {"layer_plan", "token_counts", "validate", "flops"},
+    {"layer_plan", "token_counts", "flops"},
     {"tokens"},
     {"ops", "contract"},
     {"merging"},

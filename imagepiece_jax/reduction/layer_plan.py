@@ -8,9 +8,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from imagepiece_jax.common.fields import is_whole
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.token_counts import Rule
-from imagepiece_jax.reduction.validate import check_blocks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,8 +85,7 @@ def build(
     """
     at = {}
     for step in steps:
-        check_blocks("blocks", (step.block,))
-        if not 0 <= step.block < depth:
+        if not is_whole(step.block) or not 0 <= step.block < depth:
             raise InputError(
                 f"config.reduction has a step at block {step.block}, but the model has "
                 f"blocks 0 to {depth - 1}"

@@ -10,6 +10,7 @@ from ml_collections import config_dict
 
 from configs import quickstart
 from imagepiece_jax.commands import describe
+from imagepiece_jax.common.fields import blocks, choice
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import block
 from imagepiece_jax.models.architecture import Architecture
@@ -26,7 +27,6 @@ from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.token_counts import Keep
 from imagepiece_jax.reduction.tokens import Assignment, Masking, Mixing, Taps
-from imagepiece_jax.reduction.validate import blocks, choice
 from imagepiece_jax.training import trainer
 from tests.command import call, sentence
 from tests.models import tiny

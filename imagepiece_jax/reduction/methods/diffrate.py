@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from imagepiece_jax.common.fields import choice, counts, optional, weight
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.assignments import find_partners, keep_and_join
 from imagepiece_jax.reduction.layer_plan import Step
@@ -18,13 +19,6 @@ from imagepiece_jax.reduction.ops import cosine, gather_rows, invert, rank
 from imagepiece_jax.reduction.reducers import SCORES, Ranking
 from imagepiece_jax.reduction.token_counts import Rule
 from imagepiece_jax.reduction.tokens import DROPPED, Assignment, SlotIndex
-from imagepiece_jax.reduction.validate import (
-    check_counts,
-    check_most,
-    check_weight,
-    choice,
-    optional,
-)
 
 BY_WIDTH = {192: "deit_ti", 384: "deit_s", 768: "deit_b"}
 # Of those that a model has, the target that its authors report accuracies of; DeiT-Ti:
@@ -91,9 +85,9 @@ class DiffRate(Method):
     model_fields: ClassVar[dict[str, bool]] = {"prop_attn": True}
     small: ClassVar[dict[str, Any]] = {"prune": (26, 22, 17), "merge": (26, 19, 14)}
 
-    target: float | None = optional(check_weight)
-    prune: tuple[int, ...] | None = optional(check_counts, least=2)
-    merge: tuple[int, ...] | None = optional(check_counts, least=2)
+    target: float | None = optional(weight())
+    prune: tuple[int, ...] | None = optional(counts(least=2))
+    merge: tuple[int, ...] | None = optional(counts(least=2))
     score: str = choice("auto", tuple(SCORES))
 
     def __post_init__(self):
@@ -121,7 +115,7 @@ class DiffRate(Method):
         method = super().resolved(model)
         if self.prune is not None:
             tokens = f"the {model.patches} image tokens and the class token"
-            check_most("prune", self.prune, 2, model.patches + 1, tokens)
+            self.check_most("prune", model.patches + 1, tokens, least=2)
             return method
         name = BY_WIDTH.get(model.embed_dim)
         mae = model.pool == "mean" or ".mae" in (model.name or "")

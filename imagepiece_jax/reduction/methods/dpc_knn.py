@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from imagepiece_jax.common.fields import blocks, count, rate, switch
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.merging import slot_index
 from imagepiece_jax.reduction.methods.method import Method
@@ -23,7 +24,6 @@ from imagepiece_jax.reduction.ops import (
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.token_counts import KeepInitial, initial_shares
 from imagepiece_jax.reduction.tokens import Assignment
-from imagepiece_jax.reduction.validate import blocks, count, rate, switch
 
 
 def density_peaks(x, neighbors, n_out):

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from imagepiece_jax.common.fields import count, counts, optional
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import Group, Method, along, check_merges
 from imagepiece_jax.reduction.ops import (
@@ -24,7 +25,6 @@ from imagepiece_jax.reduction.ops import (
 from imagepiece_jax.reduction.reducers import Bipartite, Reducer
 from imagepiece_jax.reduction.token_counts import Remove
 from imagepiece_jax.reduction.tokens import Mixing
-from imagepiece_jax.reduction.validate import check_counts, count, optional
 
 NEIGHBORS = 3  # partners that a token may be spread over in training
 TEMPERATURE = 0.1 * 0.1  # of the soft choice: the authors divide twice
@@ -129,7 +129,7 @@ class DTEM(Method):
     small: ClassVar[dict[str, Any]] = {"r_list": (3, 4)}
 
     r: int = count(16)
-    r_list: tuple[int, ...] | None = optional(check_counts)
+    r_list: tuple[int, ...] | None = optional(counts())
 
     def knob(self, depth):
         return along("r", range(100))

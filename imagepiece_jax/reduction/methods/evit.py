@@ -4,11 +4,11 @@ import dataclasses
 import math
 from typing import Any, ClassVar
 
+from imagepiece_jax.common.fields import blocks, choice, rate, switch, weight
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.reducers import SCORES, TopK
 from imagepiece_jax.reduction.token_counts import Keep
-from imagepiece_jax.reduction.validate import blocks, choice, rate, switch, weight
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,13 +5,13 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
+from imagepiece_jax.common.fields import count
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import Method, along
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.token_counts import Fixed
 from imagepiece_jax.reduction.tokens import Assignment
-from imagepiece_jax.reduction.validate import count
 
 
 @dataclasses.dataclass(frozen=True)

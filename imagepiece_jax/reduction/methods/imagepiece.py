@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any, ClassVar
 
+from imagepiece_jax.common.fields import blocks, choice, optional, rate, switch
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import Method, along
@@ -18,13 +19,6 @@ from imagepiece_jax.reduction.token_counts import (
     Keep,
     Merge,
     MergeTo,
-)
-from imagepiece_jax.reduction.validate import (
-    check_blocks,
-    choice,
-    optional,
-    rate,
-    switch,
 )
 
 INATTENTIVE = ("merge", "drop", "random", "tome")
@@ -57,8 +51,8 @@ class ImagePiece(Method):
     merge_ratio: float = rate(0.08)
     candidate_ratio: float = rate(0.3)
     schedule: str = choice("B", ("A", "B"))
-    merge_blocks: tuple[int, ...] | None = optional(check_blocks)
-    prune_blocks: tuple[int, ...] | None = optional(check_blocks)
+    merge_blocks: tuple[int, ...] | None = optional(blocks())
+    prune_blocks: tuple[int, ...] | None = optional(blocks())
     merge_base: str = choice("all", ("all", "candidates"))
     order: str = choice("descending", ("descending", "ascending"))
     parity: int = choice(0, (0, 1))

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from imagepiece_jax.common.fields import choice
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import token_selector
 from imagepiece_jax.reduction.assignments import keep_highest
@@ -21,7 +22,6 @@ from imagepiece_jax.reduction.methods.imagepiece import ImagePiece
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.token_counts import Keep
 from imagepiece_jax.reduction.tokens import Masking
-from imagepiece_jax.reduction.validate import choice
 
 
 class NoisyTopK(nn.Module, Reducer):

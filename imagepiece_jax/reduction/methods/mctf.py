@@ -12,34 +12,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.common.fields import (
+    blocks,
+    checked,
+    is_number,
+    is_whole,
+    optional,
+    positive,
+)
 from imagepiece_jax.reduction.assignments import find_partners, keep_and_join
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import Method, along
 from imagepiece_jax.reduction.ops import cosine, gather_rows, invert, place_among, rank
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.token_counts import Rule, floor
-from imagepiece_jax.reduction.validate import (
-    check_blocks,
-    check_most,
-    check_temperature,
-    checked,
-    is_number,
-    is_whole,
-    optional,
-)
 
 FEWEST = 10  # tokens, class token included, that always stay
 
 
-def _check_r(name, value):
-    share = is_number(value) and 0 <= value < 1
-    if not share and not (is_whole(value) and value >= 1):
-        raise InputError(
-            f"config.reduction.{name} is {value!r}; allowed are whole numbers, and "
-            "shares from 0 to below 1"
-        )
-    return float(value) if share else int(value)
+def _removed(value):
+    if is_number(value) and 0 <= value < 1:
+        return float(value)
+    if is_whole(value) and value >= 1:
+        return int(value)
+    raise ValueError(value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,11 +126,11 @@ class MCTF(Method):
     model_fields: ClassVar[dict[str, bool]] = {"prop_attn": True}
     small: ClassVar[dict[str, Any]] = {"r": 7}
 
-    r: float = checked(16, _check_r)
-    blocks: tuple[int, ...] | None = optional(check_blocks)
-    similarity: float = checked(1.0, check_temperature)
-    attention: float = checked(20.0, check_temperature)
-    sizes: float = checked(40.0, check_temperature)
+    r: float = checked(16, _removed, "whole numbers, and shares from 0 to below 1")
+    blocks: tuple[int, ...] | None = optional(blocks())
+    similarity: float = positive(1.0)
+    attention: float = positive(20.0)
+    sizes: float = positive(40.0)
 
     def knob(self, depth):
         return along("r", range(1, 100))
@@ -142,7 +138,7 @@ class MCTF(Method):
     def resolved(self, model):
         patches = model.patches
         reason = f"half of the {patches} image tokens of the first block"
-        check_most("r", self.r, 0, patches // 2, reason)
+        self.check_most("r", patches // 2, reason)
         return super().resolved(model)
 
     def steps(self, depth):

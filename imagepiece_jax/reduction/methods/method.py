@@ -4,8 +4,9 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
+from imagepiece_jax.common.fields import CheckedFields
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.layer_plan import Step
-from imagepiece_jax.reduction.validate import check_most
 
 RATES = tuple(i / 100 for i in range(5, 101))  # positions of most knobs
 # What score="auto" is where no class token says which tokens matter: docs/models.md has
@@ -50,7 +51,7 @@ def check_merges(method, patches):
     """
     name = "r" if method.r_list is None else "r_list"
     reason = f"half of the {patches} image tokens of the first block"
-    check_most(name, getattr(method, name), 0, patches // 2, reason)
+    method.check_most(name, patches // 2, reason)
 
 
 def along(field: str, values: Iterable[Any]) -> tuple[dict[str, Any], ...]:
@@ -59,10 +60,10 @@ def along(field: str, values: Iterable[Any]) -> tuple[dict[str, Any], ...]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
+class Method(CheckedFields):
     """A token reduction; a subclass's fields are the fields of `config.reduction`.
 
-    Each field has a default and a check (`reduction.validate`), made when a method is
+    Each field has a default and a check (`common.fields`), made when a method is
     created. A method that trains in its own way overrides, with a function or a value:
 
     needs_teacher: whether training compares with a frozen dense model.
@@ -75,18 +76,13 @@ class Method:
     rate_at: (epoch) -> keep rate during that epoch, for warm-ups.
     """
 
+    group: ClassVar[str] = "reduction"
     needs_teacher: ClassVar[bool] = False
     small: ClassVar[Mapping[str, Any]] = {}
     model_fields: ClassVar[Mapping[str, Any]] = {}
     loss: ClassVar[Callable[..., dict[str, Any]] | None] = None
     param_groups: ClassVar[Callable[[str], Group] | None] = None
     rate_at: ClassVar[Callable[[int], float] | None] = None
-
-    def __post_init__(self):
-        for field in dataclasses.fields(self):
-            if check := field.metadata.get("check"):
-                value = check(field.name, getattr(self, field.name))
-                object.__setattr__(self, field.name, value)
 
     def steps(self, depth: int) -> Sequence[Step]:
         """The steps in a model of `depth` blocks."""
@@ -109,6 +105,17 @@ class Method:
             return self
         score = "class" if model.class_token else WITHOUT_CLASS_TOKEN
         return dataclasses.replace(self, score=score)
+
+    def check_most(self, field: str, most: int, reason: str, least: int = 0):
+        """InputError where a count, or one of several, is more than a model allows."""
+        value = getattr(self, field)
+        verb, counts = ("has", value) if isinstance(value, tuple) else ("is", (value,))
+        highest = max(counts, default=0)
+        if highest > most:
+            raise InputError(
+                f"{self.path(field)} {verb} {highest}; allowed are {least} to {most}, "
+                f"{reason}"
+            )
 
     def inference_fields(self) -> dict[str, Any]:
         """The fields, by name, but for those that training alone reads."""

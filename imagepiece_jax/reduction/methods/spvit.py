@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from imagepiece_jax.common.fields import blocks, choice, rate, several, switch
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import token_selector
 from imagepiece_jax.reduction.assignments import keep_and_sum
@@ -22,13 +23,6 @@ from imagepiece_jax.reduction.ops import rank
 from imagepiece_jax.reduction.reducers import MaskingReducer
 from imagepiece_jax.reduction.token_counts import KeepInitial
 from imagepiece_jax.reduction.tokens import Masking
-from imagepiece_jax.reduction.validate import (
-    blocks,
-    check_rate,
-    checked,
-    choice,
-    switch,
-)
 
 
 class Selector(nn.Module, MaskingReducer):
@@ -106,22 +100,17 @@ def package_weights(probability, dropped, norm):
     return weight / jnp.where(total > 0, total + token_selector.EPS, 1.0)
 
 
-def _check_rates(name, value):
-    if not isinstance(value, tuple | list):
-        raise InputError(
-            f"config.reduction.{name} is {value!r}; allowed is a rate for each of "
-            "config.reduction.blocks, such as (0.617, 0.369, 0.137)"
-        )
-    return tuple(check_rate(name, rate) for rate in value)
-
-
 @dataclasses.dataclass(frozen=True)
 class SPViT(LearnedSelection):
     """Before `blocks` keep these shares of the first tokens, and one package a step."""
 
     small: ClassVar[dict[str, Any]] = {"blocks": (1, 2), "keep_rates": (0.7, 0.4)}
 
-    keep_rates: tuple[float, ...] = checked((0.617, 0.369, 0.137), _check_rates)
+    keep_rates: tuple[float, ...] = several(
+        (0.617, 0.369, 0.137),
+        rate(),
+        "numbers from 0 to 1, one for each of config.reduction.blocks",
+    )
     blocks: tuple[int, ...] = blocks(3, 6, 9)
     package_norm: str = choice("score", ("none", "score", "count"))
     share_heads: bool = switch(True)

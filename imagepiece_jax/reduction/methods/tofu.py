@@ -9,13 +9,13 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
+from imagepiece_jax.common.fields import choice, rate
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import Method, along
 from imagepiece_jax.reduction.ops import gather_rows
 from imagepiece_jax.reduction.reducers import METRICS, Bipartite
 from imagepiece_jax.reduction.token_counts import Rule, floor
 from imagepiece_jax.reduction.tokens import DROPPED, SlotIndex
-from imagepiece_jax.reduction.validate import choice, rate
 
 
 def norms(x):

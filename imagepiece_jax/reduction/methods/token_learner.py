@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from imagepiece_jax.common.fields import choice, count
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.token_counts import Fixed
 from imagepiece_jax.reduction.tokens import Mixing
-from imagepiece_jax.reduction.validate import check_most, choice, count
 
 
 def layer_norm(name):
@@ -151,7 +151,7 @@ class TokenLearner(Method):
 
     def resolved(self, model):
         reason = "the image tokens of the first block"
-        check_most("num_tokens", self.num_tokens, 1, model.patches, reason)
+        self.check_most("num_tokens", model.patches, reason, least=1)
         return super().resolved(model)
 
     def steps(self, depth):

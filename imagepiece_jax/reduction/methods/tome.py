@@ -3,27 +3,18 @@
 import dataclasses
 from typing import Any, ClassVar
 
+from imagepiece_jax.common.fields import (
+    choice,
+    count,
+    counts,
+    number,
+    optional,
+)
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import Method, along, check_merges
 from imagepiece_jax.reduction.reducers import METRICS, Bipartite
 from imagepiece_jax.reduction.token_counts import Remove
-from imagepiece_jax.reduction.validate import (
-    check_counts,
-    checked,
-    choice,
-    count,
-    is_number,
-    optional,
-)
-
-
-def _check_inflection(name, value):
-    if not is_number(value) or not -1 <= value <= 1:
-        raise InputError(
-            f"config.reduction.{name} is {value!r}; allowed are numbers from -1 to 1"
-        )
-    return float(value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +32,8 @@ class ToMe(Method):
     model_fields: ClassVar[dict[str, bool]] = {"prop_attn": True}
 
     r: int = count(13)
-    inflection: float = checked(0.0, _check_inflection)
-    r_list: tuple[int, ...] | None = optional(check_counts)
+    inflection: float = number(0.0, least=-1, most=1)
+    r_list: tuple[int, ...] | None = optional(counts())
     metric: str = choice("key", METRICS)
 
     def knob(self, depth):

@@ -5,11 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
+from imagepiece_jax.common.fields import count, weight
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.layer_plan import build
 from imagepiece_jax.reduction.methods import METHODS, create
 from imagepiece_jax.reduction.methods.method import Method, ModelFacts
-from imagepiece_jax.reduction.validate import count, weight
 
 DEPTH = 10
 FIELDS = [

@@ -1,0 +1,223 @@
+"""Fields of methods and config groups: type, check and default in one place.
+
+A frozen dataclass whose base is `CheckedFields` names the kind of each of its fields:
+`keep_rate: float = rate(0.7)`. A field without a default has to be given.
+"""
+
+import dataclasses
+import math
+import numbers
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple, Self
+
+from imagepiece_jax.errors import InputError
+
+REQUIRED = dataclasses.MISSING
+
+
+class Kind(NamedTuple):
+    """What a field may be: a value's plain Python form, and the allowed in words."""
+
+    convert: Callable[[Any], Any]  # ValueError for what is not allowed
+    allowed: str
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckedFields:
+    """Fields that are checked, and made plain Python, when an object is made.
+
+    group: the group of a config that they are; "": they stand in no group.
+    """
+
+    group: ClassVar[str] = ""
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            if kind := field.metadata.get("kind"):
+                value = getattr(self, field.name)
+                try:
+                    value = kind.convert(value)
+                except ValueError:
+                    self.refuse(field.name, kind.allowed)
+                object.__setattr__(self, field.name, value)
+
+    @classmethod
+    def path(cls, field: str) -> str:
+        """The field's place in a config: "config.reduction.keep_rate"."""
+        return ".".join(filter(None, ("config", cls.group, field)))
+
+    def refuse(self, field: str, allowed: str):
+        """Raise the InputError for the value of a field."""
+        value = getattr(self, field)
+        raise InputError(f"{self.path(field)} is {value!r}; allowed are {allowed}")
+
+    @classmethod
+    def read(cls, config: Mapping[str, Any]) -> Self:
+        """The fields as they stand in a whole config; those of groups in their group.
+
+        InputError for the first that is missing or not allowed.
+        """
+        values = config.get(cls.group, {}) if cls.group else config
+        read = {}
+        for field in dataclasses.fields(cls):
+            if isinstance(field.type, type) and issubclass(field.type, CheckedFields):
+                read[field.name] = field.type.read(config)
+            elif field.name in values:
+                read[field.name] = values[field.name]
+            elif field.default is REQUIRED:
+                raise InputError(
+                    f"{cls.path(field.name)} is missing; a config starts from "
+                    "configs/base.py"
+                )
+        return cls(**read)
+
+
+def is_number(value) -> bool:
+    """Whether it is a real number, NumPy's included, and not a truth value."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def is_whole(value) -> bool:
+    """Whether it is a whole number, NumPy's included, and not a truth value."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def checked(default, convert, allowed, training=False):
+    """A field of a kind of its own; `training`: inference does not read it.
+
+    convert: from a value to its plain Python form, ValueError for what is not allowed;
+    allowed: what is, in words.
+    """
+    metadata = {"kind": Kind(convert, allowed), "training": training}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def number(
+    default=REQUIRED, least=None, most=None, above=None, below=None, training=False
+):
+    """A finite number; `least` and `most` are allowed, `above` and `below` are not."""
+
+    def convert(value):
+        fits = (
+            is_number(value)
+            and math.isfinite(value)
+            and (least is None or value >= least)
+            and (above is None or value > above)
+            and (most is None or value <= most)
+            and (below is None or value < below)
+        )
+        return float(_require(fits, value))
+
+    allowed = "numbers" + _bounds(least, most, above, below)
+    return checked(default, convert, allowed, training)
+
+
+def rate(default=REQUIRED, training=False):
+    """A number from 0 to 1."""
+    return number(default, least=0, most=1, training=training)
+
+
+def weight(default=REQUIRED, training=False):
+    """A number of 0 or more."""
+    return number(default, least=0, training=training)
+
+
+def positive(default=REQUIRED):
+    """A number above 0, such as one that divides."""
+    return number(default, above=0)
+
+
+def count(default=REQUIRED, least=0, most=None):
+    """A whole number of `least` or more."""
+
+    def convert(value):
+        fits = is_whole(value) and value >= least and (most is None or value <= most)
+        return int(_require(fits, value))
+
+    return checked(default, convert, "whole numbers" + _bounds(least, most))
+
+
+def blocks(*default):
+    """Indices of blocks."""
+    return checked(default, _wholes, "whole numbers, such as (3, 6, 9)")
+
+
+def counts(default=REQUIRED, least=0):
+    """Whole numbers of `least` or more."""
+
+    def convert(value):
+        return tuple(_require(entry >= least, entry) for entry in _wholes(value))
+
+    allowed = f"whole numbers from {least}, such as (13, 13, 8)"
+    return checked(default, convert, allowed)
+
+
+def several(default, of, allowed):
+    """Several values, each as the field `of` has it; allowed: what they are."""
+    one = of.metadata["kind"].convert
+    return checked(default, lambda value: tuple(map(one, _listed(value))), allowed)
+
+
+def choice(default=REQUIRED, allowed=()):
+    """One of `allowed`."""
+
+    def convert(value):
+        # 1 == True: what is equal must be of the same kind, too.
+        fits = any(
+            value is entry or (value == entry and type(value) is type(entry))
+            for entry in allowed
+        )
+        return _require(fits, value)
+
+    return checked(default, convert, ", ".join(map(repr, allowed)))
+
+
+def switch(default=REQUIRED):
+    """True or False."""
+    return choice(default, (True, False))
+
+
+def text(default=REQUIRED):
+    """A string."""
+    return checked(
+        default, lambda value: _require(isinstance(value, str), value), "texts"
+    )
+
+
+def optional(field):
+    """A field that is None, its default, or what `field` allows."""
+    convert, allowed = field.metadata["kind"]
+    return checked(
+        None,
+        lambda value: None if value is None else convert(value),
+        allowed,
+        field.metadata["training"],
+    )
+
+
+def _require(fits, value):
+    if not fits:
+        raise ValueError(value)
+    return value
+
+
+def _listed(value):
+    return tuple(_require(isinstance(value, tuple | list), value))
+
+
+def _wholes(value):
+    return tuple(int(_require(is_whole(entry), entry)) for entry in _listed(value))
+
+
+def _bounds(least=None, most=None, above=None, below=None):
+    """In words: " from 0 to 1", " above 0 and below 1"."""
+    words = []
+    if least is not None:
+        words = ["from", least]
+    if above is not None:
+        words = ["above", above, "and"]
+    if most is not None:
+        words += ["up"] * (above is not None) + ["to", most]
+    if below is not None:
+        words += ["to"] * (least is not None) + ["below", below]
+    return " ".join(["", *map(str, words)]).removesuffix(" and")
