@@ -5,8 +5,8 @@
 #
 # Needs the packages of requirements.txt, jax[cuda13], pytest, and for the baselines torch
 # and timm. A part that fails or takes too long does not stop the others; what it measured
-# is kept. $OUT gets log.txt, a JSON-lines file from each benchmark, and goals.md, which is
-# also printed last. PYTHON names the interpreter.
+# is kept. $OUT gets log.txt and a JSON-lines file from each benchmark. PYTHON names the
+# interpreter.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 : "${OUT:?name a folder: OUT=folder $0 256}"
@@ -41,7 +41,7 @@ configs() { # files of configs/, such as deit_s.py:deit_ti -> flags
   for file in "$@"; do printf -- '--config\nconfigs/%s\n' "$file"; done
 }
 
-inference() { # batch size: the programs that goals compare
+inference() { # batch size: the programs that are compared
   local all="deit_s.py deit_s_imagepiece.py deit_s_imagepiece_fast.py deit_s_evit.py deit_s_tome.py"
   bench "tanh_$1" 200 $(configs $all) $TANH --batch_size "$1" --against timm
   bench "exact_$1" 110 $(configs deit_s.py deit_s_imagepiece.py) $FUSED \
@@ -84,4 +84,3 @@ case ${1:-256} in
 esac
 grep -hE "largest matmul rate|retokenize|prune|bipartite|passed|failed" "$OUT/log.txt" |
   cut -c 1-100
-"$PYTHON" -m tools.goals "$OUT" | tee "$OUT/goals.md"
