@@ -7,7 +7,7 @@ model alone, with the copy of its pixels, from files to logits, and training.
 import dataclasses
 
 from experiments import published, render
-from imagepiece_jax.benchmark import device, peak_rates, report, suite
+from imagepiece_jax.benchmark import device, report, suite
 from imagepiece_jax.common import xla_options
 from imagepiece_jax.reduction.methods import METHODS
 
@@ -63,7 +63,7 @@ def _group(context, group):
     }
 
     def measure():
-        limits = peak_rates.measure(group.dtype, context.rules)
+        limits = device.peak_rates(group.dtype, context.rules)
         return {"rows": suite.run(group, (), context.rules, limits)}
 
     what = f"{group.mode} of all methods, batches of {group.batch_size}"

@@ -21,7 +21,7 @@ from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.pretrained import convert
 from imagepiece_jax.training import from_config, initial_weights
 from imagepiece_jax.training.checkpoint import Checkpoints
-from imagepiece_jax.visualize import provenance
+from imagepiece_jax.visualize.trace import read_traces
 from tests.command import call, sentence
 from tests.models import tiny
 from tests.runs import ROOT
@@ -186,7 +186,7 @@ def test_visualize_sees_what_the_model_sees(tmp_path, folder, expected):
             words += WORDS
         ended = call(visualize.main, folder / "0.png", *words)
         assert ended.status == 0 and NOTE not in ended.out, ended
-        _, _, (trace,) = provenance.load(out)
+        _, _, (trace,) = read_traces(out)
         logits = expected["halves"][0][0]
         shares = np.exp(logits) / np.exp(logits).sum()
         assert trace.top[0] == shares.argmax()

@@ -15,7 +15,7 @@ import pytest
 
 from configs import quickstart
 from experiments.images import Images
-from imagepiece_jax.benchmark import device, peak_rates, torch_baselines, workloads
+from imagepiece_jax.benchmark import device, torch_baselines, workloads
 from imagepiece_jax.commands import prepare
 from imagepiece_jax.common import parallel, timer, xla_options
 from imagepiece_jax.data import worker_pool
@@ -193,9 +193,9 @@ def test_peak_rates_are_measured_in_sizes_that_fill_the_device(
 ):
     tried = []
     monkeypatch.setattr(device, "platform", lambda: platform)
-    monkeypatch.setattr(peak_rates, "_matmul", lambda side, *_: tried.append(side) or 1)
-    monkeypatch.setattr(peak_rates, "_copy", lambda size, _: tried.append(size) or 1)
-    peak_rates.measure("bfloat16", None)
+    monkeypatch.setattr(device, "_matmul", lambda side, *_: tried.append(side) or 1)
+    monkeypatch.setattr(device, "_copy", lambda size, _: tried.append(size) or 1)
+    device.peak_rates("bfloat16", None)
     assert tried == [*sides, copied]
 
 

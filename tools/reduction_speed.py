@@ -25,7 +25,7 @@ JSON = flags.DEFINE_string("json", None, "a line each", allow_override=True)
 
 def main():
     # They import JAX: after the flags.
-    from imagepiece_jax.benchmark import device, peak_rates
+    from imagepiece_jax.benchmark import device
     from imagepiece_jax.common import timer, xla_options
     from imagepiece_jax.models.summary import format_table
     from tools import reduction_workloads
@@ -34,7 +34,7 @@ def main():
         check_writable("--json", JSON.value)
     rules = timer.Rules(*TIMING())
     dtype = DTYPE.value or xla_options.fast_dtype()
-    copy = peak_rates.measure(dtype, rules).copy
+    copy = device.peak_rates(dtype, rules).copy
     if lacking := reduction_workloads.obstacle(dtype):
         print(f"note: no fused reduction here, it needs {lacking}")
     works = reduction_workloads.workloads(BATCH.value, TOKENS.value, HEADS.value, dtype)

@@ -5,9 +5,8 @@ import dataclasses
 import pathlib
 from collections.abc import Mapping
 
-from imagepiece_jax.benchmark import device, peak_rates, report, torch_baselines
-from imagepiece_jax.benchmark.input_stream import InputStreams
-from imagepiece_jax.benchmark.workloads import INPUTS, MODES, Case
+from imagepiece_jax.benchmark import device, report, torch_baselines
+from imagepiece_jax.benchmark.workloads import INPUTS, MODES, Case, InputStreams
 from imagepiece_jax.common import timer
 from imagepiece_jax.common.files import git_revision
 from imagepiece_jax.common.progress import working
@@ -130,7 +129,7 @@ def run_all(groups, against, rules, files):
     dtype = groups[0].dtype
     of = report.weights(_path(groups[0]))
     print(f"{device.name()}, {dtype}, {of}", flush=True)
-    peaks = peak_rates.measure(dtype, rules)
+    peaks = device.peak_rates(dtype, rules)
     print(
         f"largest matmul rate {peaks.matmul / 1e12:.3f} TFLOP/s, copy "
         f"{peaks.copy / 1e9:,.0f} GB/s",

@@ -46,8 +46,8 @@ def main(words):
     from imagepiece_jax.data.transforms import EvalTransform
     from imagepiece_jax.reduction.settings import parse
     from imagepiece_jax.training.weights_config import for_analysis
-    from imagepiece_jax.visualize import figure, html, provenance
-    from imagepiece_jax.visualize.trace import trace
+    from imagepiece_jax.visualize import figure, html
+    from imagepiece_jax.visualize.trace import trace, write_traces
 
     files, out = image_files.find(words), pathlib.Path(OUT.value or "runs/visualize")
     blocks = block_numbers(BLOCKS.value)
@@ -79,7 +79,7 @@ def main(words):
         figure.save_all(figures, drawn_images, names, variant.label, drawn)
         patches = math.prod(seen.grid)
         print(f"{variant.label}: {patches} patches, {seen.tokens} tokens of them left")
-    provenance.save(out, names, methods, traces)
+    write_traces(out, names, methods, traces)
     name, classes = weights.name, weights.class_names
     name += " (averaged weights)" * weights.averaged
     text = html.page(drawn_images, names, methods, traces, name, classes)

@@ -3,7 +3,7 @@
 import jax
 
 from configs import quickstart
-from imagepiece_jax.benchmark import peak_rates, workloads
+from imagepiece_jax.benchmark import device, workloads
 from tests.runs import ROOT
 
 TINY = ["--config", f"{ROOT}/configs/quickstart.py", "--config.model.depth=2"]
@@ -43,5 +43,5 @@ class Mean:
 def simplify(patch):
     """Nothing that takes long: no model to compile, small products as peak rates."""
     patch.setattr(workloads.optimize, "optimize", Mean)
-    patch.setattr(peak_rates, "SIDES", {"cpu": (8, 16)})
-    patch.setattr(peak_rates, "COPIED", {"cpu": 4096})
+    patch.setattr(device, "SIDES", {"cpu": (8, 16)})
+    patch.setattr(device, "COPIED", {"cpu": 4096})

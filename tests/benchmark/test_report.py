@@ -5,7 +5,7 @@ import json
 import pytest
 
 from imagepiece_jax.benchmark import report
-from imagepiece_jax.benchmark.peak_rates import PeakRates
+from imagepiece_jax.benchmark.device import PeakRates
 from imagepiece_jax.benchmark.workloads import Workload
 from imagepiece_jax.common.timer import Job
 

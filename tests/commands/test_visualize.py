@@ -11,7 +11,7 @@ from imagepiece_jax.data import image_files
 from imagepiece_jax.data.transforms import EvalTransform
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.pretrained import convert
-from imagepiece_jax.visualize import provenance
+from imagepiece_jax.visualize.trace import read_traces
 from tests.command import call, sentence
 from tests.models import tiny
 
@@ -53,7 +53,7 @@ def test_a_folder_of_images_under_two_methods(tmp_path, weights, folder):
         "tome r=4: 25 patches, 21 tokens of them left",
         f"{label}: 25 patches, 3 tokens of them left",
     ]
-    names, methods, (tome, learner) = provenance.load(out)
+    names, methods, (tome, learner) = read_traces(out)
     assert names == ["a.png", "c.png"]
     assert [m["label"] for m in methods] == ["tome r=4", label]
     assert [m["setting"]["name"] for m in methods] == ["tome", "token_learner"]
@@ -109,7 +109,7 @@ def test_a_config_defines_the_model_and_flags_come_in_any_order(
         *("--weights", weights, folder, "--out", out),
     )
     assert ended.status == 0, ended
-    names, (method,), (trace,) = provenance.load(out)
+    names, (method,), (trace,) = read_traces(out)
     assert names == ["a.png", "a.png", "c.png"]
     assert method["label"] == "imagepiece merge_blocks=(0,) prune_blocks=()"
     assert trace.grid == (5, 5)
@@ -159,7 +159,7 @@ def test_any_file_name(tmp_path, weights):
     words = ("--weights", weights, "--sweep=tome:r=4", "--out", out)
     ended = call(visualize.main, folder, *words)
     assert ended.status == 0 and ended.err == ""
-    assert provenance.load(out)[0] == names
+    assert read_traces(out)[0] == names
     page = (out / "index.html").read_text(encoding="utf-8")
     for shown in ("$^$.png", "&lt;b&gt;&amp;.png", r"caf\udce9.png", "f\u00fcr.png"):
         assert f">{shown}<" in page

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from imagepiece_jax.benchmark import peak_rates
+from imagepiece_jax.benchmark import device
 from imagepiece_jax.common import timer
 from tests.command import call, sentence
 from tools import reduction_speed, reduction_workloads
@@ -21,9 +21,7 @@ def test_figures_are_per_reduction(tmp_path, monkeypatch):
         called.append({name: job.call(0) for name, job in jobs.items()})
         return {name: [0.8, 0.4, 1.6] for name in jobs}
 
-    monkeypatch.setattr(
-        peak_rates, "measure", lambda *_: peak_rates.PeakRates(1.0, 2e6)
-    )
+    monkeypatch.setattr(device, "peak_rates", lambda *_: device.PeakRates(1.0, 2e6))
     monkeypatch.setattr(timer, "measure", measure)
     monkeypatch.setattr(reduction_workloads, "CHAIN", 2)
     monkeypatch.setattr(reduction_workloads, "obstacle", lambda dtype: "a compiler")

@@ -1,13 +1,18 @@
-"""Traces against the outputs of the same model without tracing."""
+"""Traces against the outputs of the same model without tracing; saved traces."""
+
+import dataclasses
+import json
 
 import numpy as np
 import pytest
 
 from imagepiece_jax.data.normalize import normalize
+from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.visualize import trace as trace_module
-from imagepiece_jax.visualize.trace import trace
+from imagepiece_jax.visualize.trace import read_traces, trace, write_traces
 from tests.models import tiny
+from tests.visualize import traces
 
 # 25 image tokens, 23, 19
 SHORT = tiny.IMAGEPIECE | {"merge_blocks": (0,), "prune_blocks": (1,)}
@@ -90,3 +95,35 @@ def test_without_a_class_token_there_is_no_class_attention(images):
     traced = trace(model, tiny.variables(model), images[:1])
     assert traced.attention is None and traced.stages[0].attention is None
     assert traced.tokens == traced.stages[0].tokens == 22
+
+
+def flat(trace):
+    """Every field of a Trace and its Stages, arrays as lists."""
+    return json.loads(json.dumps(dataclasses.asdict(trace), default=np.ndarray.tolist))
+
+
+def test_traces_are_restored(tmp_path):
+    methods, saved = traces.methods()
+    write_traces(tmp_path, ["a.jpg", "b.jpg"], methods, saved)
+    names, described, loaded = read_traces(tmp_path)
+    assert names == ["a.jpg", "b.jpg"] and described == methods
+    assert [flat(trace) for trace in loaded] == [flat(trace) for trace in saved]
+    assert loaded[0].stages[0].source.dtype == np.int32
+    assert loaded[0].grid == traces.GRID
+
+
+def test_json_alone_holds_the_slot_of_every_patch(tmp_path):
+    write_traces(tmp_path, ["a.jpg", "b.jpg"], *traces.methods())
+    saved = json.loads((tmp_path / "provenance.json").read_text())
+    imagepiece, learner, dense = saved["methods"]
+    sources = [stage["source"] for stage in imagepiece["stages"]]
+    assert sources == [[traces.MERGED.tolist()] * 2, [traces.PRUNED.tolist()] * 2]
+    assert [stage["source"] for stage in learner["stages"]] == [None]
+    assert dense["stages"] == [] and dense["tokens"] == 6
+
+
+def test_files_that_cannot_be_read_or_written(tmp_path):
+    with pytest.raises(InputError, match="has no provenance that can be read"):
+        read_traces(tmp_path)
+    with pytest.raises(RunError, match=r"provenance.npz cannot be written \(No such"):
+        write_traces(tmp_path / "gone", ["a", "b"], *traces.methods())

@@ -1,11 +1,11 @@
 """Rates from simulated times."""
 
-from imagepiece_jax.benchmark import peak_rates
+from imagepiece_jax.benchmark import device
 from imagepiece_jax.common import timer
 
 
 def test_peak_rates_are_those_of_the_fastest_product_and_of_the_copy(monkeypatch):
     seconds = iter([2.0, 4.0, 8.0])
     monkeypatch.setattr(timer, "measure", lambda jobs, rules: {"": [next(seconds)]})
-    found = peak_rates.measure("float32", timer.Rules(), sides=(10, 20), copied=4000)
+    found = device.peak_rates("float32", timer.Rules(), sides=(10, 20), copied=4000)
     assert found == (2 * 20**3 / 4.0, 2 * 4000 / 8.0)
