@@ -29,7 +29,7 @@ from tests import runs
 from tests.command import call
 from tests.models import tiny
 from tests.runs import ROOT
-from tools import faults, reduction_workloads, tiny_runs
+from tools import fault_drill, reduction_speed, tiny_runs
 
 
 def gpu(capability="9.0", **attributes):
@@ -163,11 +163,11 @@ def test_kernels_for_the_cpu_are_built_for_its_kind(monkeypatch, machine, flag):
 
 def test_the_reduction_benchmark_runs_without_fused_kernels(monkeypatch):
     monkeypatch.setattr(device, "platform", lambda: "tpu")
-    assert "a CPU or an NVIDIA GPU" in reduction_workloads.obstacle("float32")
-    assert reduction_workloads.versions("float32") == ("plain",)
+    assert "a CPU or an NVIDIA GPU" in reduction_speed.obstacle("float32")
+    assert reduction_speed.versions("float32") == ("plain",)
     monkeypatch.setattr(fused, "obstacle", lambda platform: None)
-    assert reduction_workloads.versions("float32") == ("plain", "fused")
-    assert reduction_workloads.versions("float16") == ("plain",)
+    assert reduction_speed.versions("float32") == ("plain", "fused")
+    assert reduction_speed.versions("float16") == ("plain",)
 
 
 def test_the_benchmarked_device(monkeypatch):
@@ -279,7 +279,7 @@ def test_the_drill_fills_a_disk_that_it_cannot_mount_by_a_limit(tmp_path):
             return "full"
 
     trial = Asleep(tmp_path / "run", None, {})
-    row = faults.fill_disk(trial, 5, 4000)
+    row = fault_drill.fill_disk(trial, 5, 4000)
     assert row.passed and trial.limit[0] == 4000
     assert row.moment == "room for 4,000 bytes, after step 5"
 

@@ -34,7 +34,7 @@ sys.path.insert(0, str(ROOT))
 from imagepiece_jax import cli  # noqa: E402
 from imagepiece_jax.common.files import make_folder  # noqa: E402
 from imagepiece_jax.errors import InputError, RunError  # noqa: E402
-from tools.input_pipelines import (  # noqa: E402
+from tools.input_speed import (  # noqa: E402
     process_tree,
     proportional_memory,
 )

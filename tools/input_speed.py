@@ -12,16 +12,25 @@ side 256, as `python -m imagepiece_jax prepare --short_side 256` makes it.
 Then the loader reads with all its processes: images/s of the clock, and memory.
 """
 
+import contextlib
+import io
 import json
 import os
 import pathlib
 import re
 import tempfile
+import time
 
+import numpy as np
 from absl import flags
+from PIL import Image
 
 from imagepiece_jax import cli
 from imagepiece_jax.common.files import check_writable, replace_file
+from imagepiece_jax.data import loader, sources, transforms
+from imagepiece_jax.data.decode import UnreadableImage, decode
+from imagepiece_jax.data.imagenet import writer
+from imagepiece_jax.data.sources import FileSource
 from imagepiece_jax.errors import InputError
 
 DATA = cli.data()
@@ -46,13 +55,12 @@ RESAVE = flags.DEFINE_string(
 )
 JSON = flags.DEFINE_string("json", None, "also write the results to this file")
 SHORT_SIDE = 256
+BASE = "Pillow: decode, crop, flip"
+BATCH = 128  # images a step of the loader
+TRIED = 24  # images that the quality of a size is found on
 
 
 def main():
-    # They import JAX: after the flags.
-    from imagepiece_jax.data import sources
-    from tools import input_pipelines
-
     cli.finite(SECONDS)
     data = cli.required(DATA)
     if JSON.value:
@@ -65,20 +73,16 @@ def main():
         folder = pathlib.Path(folder)
         files, small = folder / "as they are", folder / "short side"
         count, mean_bytes = IMAGES.value or 200, 1000 * (kilobytes or 0)
-        paths = input_pipelines.save(source, count, files, size, mean_bytes)
+        paths = save(source, count, files, size, mean_bytes)
         sets = {
             "as they are": paths,
-            f"short side {SHORT_SIDE}": input_pipelines.shrink(
-                paths, small, SHORT_SIDE
-            ),
+            f"short side {SHORT_SIDE}": shrink(paths, small, SHORT_SIDE),
         }
         sizes = (SIZE.value, CANVAS.value, COPIES.value)
-        rows = input_pipelines.compare(sets, *sizes, ROUNDS.value)
+        rows = compare(sets, *sizes, ROUNDS.value)
         if SECONDS.value:
             readers = (WORKERS.value, THREADS.value)
-            rows += input_pipelines.compare_loader(
-                sets, *sizes, *readers, SECONDS.value
-            )
+            rows += compare_loader(sets, *sizes, *readers, SECONDS.value)
     if JSON.value:
         text = json.dumps(rows, indent=2) + "\n"
         replace_file(JSON.value, text)
@@ -92,6 +96,280 @@ def _resave(text):
         )
     width, height, kilobytes = map(int, found.groups())
     return (width, height), kilobytes
+
+
+def compare(sets, size, canvas, copies, rounds):
+    """Print and return images/s of one core: a row for each pipeline and set of files.
+
+    sets: name -> paths; size, canvas, copies: of the images that pipelines make.
+    """
+    measured = rates(sets, pipelines(size, canvas, copies), rounds)
+    base = np.array(next(iter(measured.values()))[BASE])
+    rows = []
+    for files, paths in sets.items():
+        kilobytes = np.mean([os.path.getsize(path) for path in paths]) / 1000
+        print(
+            f"\nfiles {files}: {len(paths)} of {kilobytes:.0f} KB on average\n"
+            f"{'one core, images/s':50}{'median':>8}{'lowest':>8}{'highest':>8}  ratio"
+        )
+        for name, values in measured[files].items():
+            row = {"files": files, "kilobytes": kilobytes, "way": name}
+            row |= {"lowest": min(values), "highest": max(values)}
+            row |= {"median": np.median(values), "ratio": np.median(values / base)}
+            rows.append(row)
+            print(
+                f"{name:50}{row['median']:8,.0f}{row['lowest']:8,.0f}"
+                f"{row['highest']:8,.0f}  {row['ratio']:.2f}"
+            )
+    print(f"ratio: to {BASE!r} on the files as they are, round by round")
+    return rows
+
+
+def compare_loader(sets, size, canvas, copies, workers, threads, seconds):
+    """Print and return images/s and memory of the loader with all its processes."""
+    rows = []
+    print(f"\nloader with {workers} processes of {threads} threads")
+    for files, paths in sets.items():
+        for transform, repeats in (
+            (transforms.TrainTransform(size), 1),
+            (transforms.TrainTransform(size), copies),
+            (transforms.CanvasTransform(canvas), copies),
+        ):
+            rate, memory = read_all(
+                paths,
+                transform,
+                repeats=repeats,
+                workers=workers,
+                threads=threads,
+                seconds=seconds,
+            )
+            kind = type(transform).__name__
+            row = {"files": files, "way": f"loader: {kind}, {repeats} copies"}
+            rows.append(row | {"images_per_s": rate, "memory_mb": memory})
+            held = "" if None in memory else f", {max(memory):,.0f} MB at most"
+            print(f"{files}, {kind}, {repeats} copies: {rate:,.0f} images/s{held}")
+    return rows
+
+
+def pipelines(size, canvas, copies):
+    """Name -> (function of a path and a generator, images that it makes)."""
+    crop = transforms.TrainTransform(size)
+    fit = transforms.CanvasTransform(canvas)
+
+    def ours(transform, times):
+        def make(path, rng):
+            image = decode(path, path)
+            return [transform(image, rng) for _ in range(times)]
+
+        return make
+
+    def pillow(flip):
+        return lambda path, rng: _pillow(path, rng, size, flip)
+
+    return {
+        "Pillow: decode": (lambda path, rng: _opened(path), 1),
+        "Pillow: decode, crop": (pillow(False), 1),
+        BASE: (pillow(True), 1),
+        **_timm(size),
+        "ours: decode": (lambda path, rng: decode(path, path), 1),
+        "ours: decode, crop, flip": (ours(crop, 1), 1),
+        f"ours: decode; crop, flip {copies} times": (ours(crop, copies), copies),
+        f"ours: decode to a canvas of {canvas}": (ours(fit, 1), 1),
+        f"ours: the same for {copies} copies": (ours(fit, 1), copies),
+    }
+
+
+def _opened(path):
+    return Image.open(path).convert("RGB")
+
+
+def _pillow(path, rng, size, flip):
+    """What torchvision does with Pillow; the generator is NumPy's."""
+    picture = _opened(path)
+    top, left, height, width = transforms.crop_box(picture.height, picture.width, rng)
+    picture = picture.crop((left, top, left + width, top + height))
+    picture = picture.resize((size, size), Image.Resampling.BICUBIC)
+    if flip and rng.random() < 0.5:
+        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return np.asarray(picture)
+
+
+def _timm(size):
+    """timm's own code, where it is installed; without its conversion to tensors."""
+    try:
+        from timm.data import create_transform
+    except ImportError:
+        return {}
+    recipe = dict(auto_augment="rand-m9-mstd0.5-inc1", interpolation="bicubic")
+    transform = create_transform(
+        size, is_training=True, use_prefetcher=True, color_jitter=None, **recipe
+    )
+
+    def make(path, rng):
+        with contextlib.suppress(ValueError):  # Pillow 13 refuses a posterize to 0 bits
+            return transform(_opened(path))
+
+    return {"timm: decode, crop, flip, RandAugment": (make, 1)}
+
+
+def rates(sets, compared, rounds):
+    """Images/s of one core's time: [set][pipeline] -> one for each round.
+
+    The process is held on one core, and everything takes its turn in every round.
+    """
+    rng = np.random.default_rng(0)
+    result = {files: {name: [] for name in compared} for files in sets}
+    with _one_core():
+        for _ in range(rounds):
+            for files, paths in sets.items():
+                for name, (make, images) in compared.items():
+                    began = time.thread_time()
+                    for path in paths:
+                        make(path, rng)
+                    seconds = time.thread_time() - began
+                    result[files][name].append(images * len(paths) / seconds)
+    return result
+
+
+@contextlib.contextmanager
+def _one_core():
+    if not hasattr(os, "sched_setaffinity"):  # only Linux can
+        yield
+        return
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+def save(source, count, folder, size=None, mean_bytes=None):
+    """Write `count` images of `source`, spread over it, as they are: their paths.
+
+    With `size` (width, height) they are cut and resized to that instead, and saved as
+    JPEGs of `mean_bytes` on average, as near as one quality for all of them comes.
+    InputError where no image can be read.
+    """
+    folder.mkdir()
+    count = min(count, len(source))
+    chosen = [i * len(source) // count for i in range(count)]
+    stored = [data for i in chosen if (data := _readable(source, i)) is not None]
+    if not stored:
+        raise InputError(f"none of {count} images of the data set can be read")
+    if size:
+        pictures = [_cut(data, size) for data in stored]
+        quality = _quality(pictures[:: -(-len(pictures) // TRIED)], mean_bytes)
+        stored = [_jpeg(picture, quality) for picture in pictures]
+    return _write(folder, stored)
+
+
+def shrink(paths, folder, short_side):
+    """The images of `paths` as the prepare command stores them: new paths."""
+    folder.mkdir()
+    read = (pathlib.Path(path).read_bytes() for path in paths)
+    return _write(folder, [writer.encode(data, "image", short_side) for data in read])
+
+
+def _write(folder, stored):
+    paths = [str(folder / f"{number}.jpg") for number in range(len(stored))]
+    for path, data in zip(paths, stored, strict=True):
+        pathlib.Path(path).write_bytes(data)
+    return paths
+
+
+def _readable(source, index):
+    data = source.encoded(index)
+    try:
+        decode(io.BytesIO(data), source.name(index))
+    except UnreadableImage:
+        return None
+    return data
+
+
+def _cut(data, size):
+    """The middle of an image in the aspect of `size`, bicubic at that size."""
+    picture = Image.open(io.BytesIO(data)).convert("RGB")
+    scale = min(picture.width / size[0], picture.height / size[1])
+    # Rounding must not move the box beyond the image, which Pillow refuses.
+    width = min(picture.width, scale * size[0])
+    height = min(picture.height, scale * size[1])
+    left, top = (picture.width - width) / 2, (picture.height - height) / 2
+    box = (left, top, left + width, top + height)
+    return picture.resize(size, Image.Resampling.BICUBIC, box=box)
+
+
+def _quality(pictures, mean_bytes):
+    """The quality whose files come nearest to `mean_bytes` on average."""
+
+    def distance(quality):
+        sizes = [len(_jpeg(picture, quality)) for picture in pictures]
+        return abs(np.mean(sizes) - mean_bytes)
+
+    return min(range(50, 101), key=distance)
+
+
+def _jpeg(picture, quality):
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=quality)
+    return file.getvalue()
+
+
+def read_all(paths, transform, *, repeats, workers, threads, seconds):
+    """The loader over these files for so long: (images/s of the clock, memory).
+
+    Memory [MB] of this process and its workers, where the system reports it: a list
+    over the time. The start of the processes does not count.
+    """
+    source = FileSource("", paths, [0] * len(paths), 1)
+    size = min(BATCH, len(paths))
+    batches = loader.train_batches(
+        source,
+        transform,
+        batch_size=size,
+        seed=0,
+        start_step=0,
+        stop_step=10**9,
+        repeats=repeats,
+        workers=workers,
+        threads=threads,
+    )
+    with contextlib.closing(batches):
+        for _ in range(8):  # what was read ahead while the processes started
+            next(batches)
+        held, steps, passed = [memory()], 0, 0.0
+        began = time.perf_counter()
+        while passed < seconds:
+            next(batches)
+            steps, passed = steps + 1, time.perf_counter() - began
+            if passed > len(held) * seconds / 10:
+                held.append(memory())
+    return steps * size / passed, held
+
+
+def memory():
+    """MB of this process and its children, shared pages counted once; or None."""
+    try:
+        return sum(map(proportional_memory, process_tree()))
+    except OSError:
+        return None
+
+
+def process_tree():
+    """Numbers of this process, first, and of all below it; OSError but on Linux."""
+    found = [os.getpid()]
+    for pid in found:
+        tasks = pathlib.Path(f"/proc/{pid}/task")
+        for task in tasks.iterdir():
+            found += map(int, (task / "children").read_text().split())
+    return found
+
+
+def proportional_memory(pid):
+    """MB of a process, a page shared by n processes counted as 1/n; OSError."""
+    text = pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text()
+    (line,) = (line for line in text.splitlines() if line.startswith("Pss:"))
+    return int(line.split()[1]) / 1e3
 
 
 if __name__ == "__main__":

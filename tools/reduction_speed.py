@@ -10,10 +10,18 @@ once; what stays in a cache can be faster.
 import dataclasses
 import json
 
+import jax
+import jax.numpy as jnp
 from absl import flags
 
 from imagepiece_jax import cli
+from imagepiece_jax.benchmark import device
+from imagepiece_jax.common import timer, xla_options
 from imagepiece_jax.common.files import check_writable, replace_file
+from imagepiece_jax.models.attention import class_attention
+from imagepiece_jax.models.summary import format_table
+from imagepiece_jax.reduction.kernel_agreement import Reduction, random_inputs
+from imagepiece_jax.reduction.kernels import fused
 
 BATCH = flags.DEFINE_integer("images", 256, "reduced at once", 1)
 TOKENS = flags.DEFINE_integer("tokens", 196, "of an image, before the step", 8)
@@ -21,28 +29,24 @@ HEADS = flags.DEFINE_integer("heads", 6, "of attention, each 64 wide", 1)
 DTYPE = cli.dtype("of tokens")
 TIMING = cli.timing()
 JSON = flags.DEFINE_string("json", None, "a line each", allow_override=True)
+CHAIN = 8  # reductions per program
+HEAD_WIDTH = 64
 
 
 def main():
-    # They import JAX: after the flags.
-    from imagepiece_jax.benchmark import device
-    from imagepiece_jax.common import timer, xla_options
-    from imagepiece_jax.models.summary import format_table
-    from tools import reduction_workloads
-
     if JSON.value:
         check_writable("--json", JSON.value)
     rules = timer.Rules(*TIMING())
     dtype = DTYPE.value or xla_options.fast_dtype()
     copy = device.peak_rates(dtype, rules).copy
-    if lacking := reduction_workloads.obstacle(dtype):
+    if lacking := obstacle(dtype):
         print(f"note: no fused reduction here, it needs {lacking}")
-    works = reduction_workloads.workloads(BATCH.value, TOKENS.value, HEADS.value, dtype)
+    works = workloads(BATCH.value, TOKENS.value, HEADS.value, dtype)
     readings = timer.measure({(w.rule, w.version): w.job for w in works}, rules)
     rows = []
     for work in works:
         seconds = readings[work.rule, work.version]
-        ms = [1e3 * s / reduction_workloads.CHAIN for s in seconds]
+        ms = [1e3 * s / CHAIN for s in seconds]
         row = {"rule": work.rule, "way": work.version, **timer.spread(ms)._asdict()}
         row |= {"floor": 1e3 * work.bytes / copy, "batch_size": BATCH.value}
         row |= {"tokens": TOKENS.value, "heads": HEADS.value, "dtype": dtype}
@@ -55,6 +59,78 @@ def main():
     print(format_table(table))
     if JSON.value:
         replace_file(JSON.value, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+@dataclasses.dataclass(frozen=True)
+class ReductionWorkload:
+    """A job of `CHAIN` reductions, and the fewest bytes that one of them must move.
+
+    rule: as in Reduction; version: "plain" or "fused".
+    """
+
+    rule: str
+    version: str
+    job: timer.Job
+    bytes: int
+
+
+def workloads(batch, tokens, heads, dtype):
+    """Return the compiled ReductionWorkloads of every rule and available version."""
+    width = heads * HEAD_WIDTH
+    inputs = [
+        random_inputs(seed, batch, tokens, heads, HEAD_WIDTH, dtype)
+        for seed in range(CHAIN)
+    ]
+    found = []
+    for reduction in reductions(tokens):
+        # Keys and tokens read and tokens written, each once.
+        rows = 2 * (tokens + 1) + reduction.n_out + 1
+        moved = batch * rows * width * jnp.dtype(dtype).itemsize
+        for version in versions(dtype):
+            run = _chained(getattr(reduction, version))
+            program = jax.jit(run).lower(inputs).compile()
+            job = timer.job(lambda number, program=program: program(inputs))
+            found.append(ReductionWorkload(reduction.rule, version, job, moved))
+    return found
+
+
+def reductions(tokens):
+    """Return what ImagePiece merges, EViT keeps and ToMe merges of `tokens` tokens."""
+    candidates = int(0.3 * tokens)
+    merged = min(round(0.08 * (tokens + 1)), candidates // 2)
+    return (
+        Reduction("retokenize", class_attention, tokens - merged, candidates),
+        Reduction("prune", class_attention, round(0.7 * tokens)),
+        Reduction("bipartite", class_attention, tokens - min(13, tokens // 2)),
+    )
+
+
+def versions(dtype):
+    """Return ("plain", "fused"), or "plain" alone where the device lacks the kernel."""
+    return ("plain",) if obstacle(dtype) else ("plain", "fused")
+
+
+def obstacle(dtype):
+    """What the fused reduction lacks on this device, in words; None where it runs."""
+    if dtype not in fused.DTYPES:
+        return f"dtype {' or '.join(fused.DTYPES)}"
+    return fused.obstacle(device.platform())
+
+
+def _chained(reduce):
+    """Return a function of a list of inputs that reduces one after the other."""
+
+    def run(inputs):
+        results = []
+        for arrays in inputs:
+            if results:  # else XLA may join their small kernels
+                arrays, results[-1] = jax.lax.optimization_barrier(
+                    (arrays, results[-1])
+                )
+            results.append(reduce(*arrays))
+        return results
+
+    return run
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from imagepiece_jax.training.checkpoint import KINDS, Checkpoints
 from imagepiece_jax.training.logging import MetricWriter
 from tests.command import call, sentence
 from tests.training.states import make_state
-from tools import fault_drill, faults, tiny_runs
+from tools import fault_drill, tiny_runs
 
 
 @pytest.fixture
@@ -61,8 +61,8 @@ def test_one_other_bit_makes_another_outcome(run, kind):
 def test_damages_are_counted_and_undone(run):
     before = run.outcome()
     counts = {}
-    for fault, changes in faults.damages(run, np.random.default_rng(0), bits=6):
-        row, (path, content) = faults.damage(run, fault, changes)
+    for fault, changes in fault_drill.damages(run, np.random.default_rng(0), bits=6):
+        row, (path, content) = fault_drill.damage(run, fault, changes)
         assert row.passed and row.on_disk == 2
         assert run.outcome() == before
         counts[fault] = len(changes)
@@ -78,9 +78,9 @@ def test_damage_that_is_not_noticed_does_not_pass(run, monkeypatch):
     for step in (3, 4):
         checkpoints.save(step, make_state(step), {})
     checkpoints.close()
-    fault, changes = next(faults.damages(run, np.random.default_rng(0), bits=40))
+    fault, changes = next(fault_drill.damages(run, np.random.default_rng(0), bits=40))
     of_arrays = [(path, data) for path, data in changes if path.parent.name == "d"]
-    row, _ = faults.damage(run, fault, of_arrays)
+    row, _ = fault_drill.damage(run, fault, of_arrays)
     assert not row.passed and ", 0 read wrong" not in row.result
 
 

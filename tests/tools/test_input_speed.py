@@ -9,7 +9,7 @@ from PIL import Image
 
 from imagepiece_jax.data.sources import open_source
 from tests.command import call, sentence
-from tools import input_pipelines, input_speed
+from tools import input_speed
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +38,14 @@ def test_every_pipeline_is_timed_on_both_kinds_of_files(data, tmp_path):
     assert (ended.status, ended.err) == (0, "")
     rows = json.loads(out.read_text())
     core = [row for row in rows if "ratio" in row]
-    names = list(input_pipelines.pipelines(32, 48, 2))
+    names = list(input_speed.pipelines(32, 48, 2))
     assert [(row["files"], row["way"]) for row in core] == [
         (files, name) for files in ("as they are", "short side 256") for name in names
     ]
     for row in core:
         assert 0 < row["lowest"] <= row["median"] <= row["highest"]
         assert row["way"] in ended.out
-    base = {r["files"]: r["ratio"] for r in core if r["way"] == input_pipelines.BASE}
+    base = {r["files"]: r["ratio"] for r in core if r["way"] == input_speed.BASE}
     assert base["as they are"] == 1
     loader = [row for row in rows if "images_per_s" in row]
     assert len(loader) == 6 and all(row["images_per_s"] > 0 for row in loader)
@@ -54,12 +54,12 @@ def test_every_pipeline_is_timed_on_both_kinds_of_files(data, tmp_path):
 
 def test_images_made_at_once_count_as_several(monkeypatch):
     clock = iter(range(100))
-    monkeypatch.setattr(input_pipelines.time, "thread_time", lambda: next(clock))
+    monkeypatch.setattr(input_speed.time, "thread_time", lambda: next(clock))
     compared = {
         "one": (lambda path, rng: None, 1),
         "three": (lambda path, rng: None, 3),
     }
-    rates = input_pipelines.rates({"files": ["a", "b"]}, compared, rounds=2)
+    rates = input_speed.rates({"files": ["a", "b"]}, compared, rounds=2)
     assert rates == {"files": {"one": [2, 2], "three": [6, 6]}}  # one second each
 
 
@@ -68,9 +68,9 @@ def test_pipelines_make_images_of_the_sizes_they_say(data):
     rng = np.random.default_rng(0)
     made = {
         way: make(path, rng)
-        for way, (make, _) in input_pipelines.pipelines(32, 48, 3).items()
+        for way, (make, _) in input_speed.pipelines(32, 48, 3).items()
     }
-    assert made[input_pipelines.BASE].shape == made["Pillow: decode, crop"].shape
+    assert made[input_speed.BASE].shape == made["Pillow: decode, crop"].shape
     assert made["ours: decode, crop, flip"][0].shape == (32, 32, 3)
     assert [image.shape for image in made["ours: decode; crop, flip 3 times"]] == [
         (32, 32, 3)
@@ -80,7 +80,7 @@ def test_pipelines_make_images_of_the_sizes_they_say(data):
 
 
 def test_resaved_files_have_the_size_and_weight_that_were_asked_for(data, tmp_path):
-    paths = input_pipelines.save(
+    paths = input_speed.save(
         open_source(data, "val"), 9, tmp_path / "a", (200, 100), 5e3
     )
     assert len(paths) == 4
@@ -90,9 +90,7 @@ def test_resaved_files_have_the_size_and_weight_that_were_asked_for(data, tmp_pa
             assert (image.format, image.size) == ("JPEG", (200, 100))
         weights.append(os.path.getsize(path))
     assert 4500 < np.mean(weights) < 5500
-    light = input_pipelines.save(
-        open_source(data, "val"), 9, tmp_path / "b", (200, 100), 1
-    )
+    light = input_speed.save(open_source(data, "val"), 9, tmp_path / "b", (200, 100), 1)
     assert sum(map(os.path.getsize, light)) < 0.7 * sum(weights)
 
 
@@ -103,7 +101,7 @@ def test_an_image_is_cut_although_its_box_is_rounded_up(tmp_path):
     source = open_source(f"csv:{tmp_path}/set.csv", "val")
     for size in ((50, 40), (40, 50)):
         folder = tmp_path / f"{size}"
-        (path,) = input_pipelines.save(source, 1, folder, size, 5e3)
+        (path,) = input_speed.save(source, 1, folder, size, 5e3)
         with Image.open(path) as image:
             assert image.size == size
 

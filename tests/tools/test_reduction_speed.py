@@ -8,7 +8,7 @@ import pytest
 from imagepiece_jax.benchmark import device
 from imagepiece_jax.common import timer
 from tests.command import call, sentence
-from tools import reduction_speed, reduction_workloads
+from tools import reduction_speed
 
 TINY = ["--images=2", "--tokens=12", "--heads=1", "--dtype=float32"]
 
@@ -23,8 +23,8 @@ def test_figures_are_per_reduction(tmp_path, monkeypatch):
 
     monkeypatch.setattr(device, "peak_rates", lambda *_: device.PeakRates(1.0, 2e6))
     monkeypatch.setattr(timer, "measure", measure)
-    monkeypatch.setattr(reduction_workloads, "CHAIN", 2)
-    monkeypatch.setattr(reduction_workloads, "obstacle", lambda dtype: "a compiler")
+    monkeypatch.setattr(reduction_speed, "CHAIN", 2)
+    monkeypatch.setattr(reduction_speed, "obstacle", lambda dtype: "a compiler")
     out = tmp_path / "a.json"
     ended = call(reduction_speed.main, *TINY, f"--json={out}")
     assert (ended.status, ended.err) == (0, "")

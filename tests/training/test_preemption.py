@@ -14,7 +14,7 @@ import pytest
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.training.preemption import Interrupted, StopRequest
 from imagepiece_jax.training.run_dir import RunLock
-from tools import faults, tiny_runs
+from tools import fault_drill, tiny_runs
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -169,6 +169,6 @@ def test_a_workdir_that_vanishes_or_is_replaced_is_noticed(tmp_path):
 def test_sigterm_in_the_first_compile_ends_at_once(tmp_path):
     """Ctrl-C in a step, and SIGTERM in an evaluation: see test_resume."""
     trial = tiny_runs.TinyRun(tmp_path / "run", tmp_path / "cache", {})
-    row = faults.terminate_in_compile(trial)
+    row = fault_drill.terminate_in_compile(trial)
     assert row.passed and row.status == 143, row
     assert row.said.startswith("stopped with nothing to save")

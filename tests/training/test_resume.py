@@ -13,7 +13,7 @@ from imagepiece_jax.training import from_config, trainer
 from imagepiece_jax.training.checkpoint import Checkpoints
 from imagepiece_jax.training.logging import MEASURED, read_metrics
 from tests import runs
-from tools import faults, tiny_runs
+from tools import fault_drill, tiny_runs
 
 # 1,438 digits, 256 a step: 10 steps, in this process, of two programs: all tokens in
 # the first epoch, half of them in the second.
@@ -102,10 +102,10 @@ def test_a_run_with_many_faults_ends_bit_identical(tmp_path):
     """
     tiny = tiny_runs.TinyRuns(tmp_path, **TINY)
     run, delay = tiny.run("faults"), np.random.default_rng(0).uniform(0, 0.005)
-    rows = [_met(faults.kill_in_save, run, 1, delay)]
-    rows.append(_met(faults.terminate_in_evaluation, run))
+    rows = [_met(fault_drill.kill_in_save, run, 1, delay)]
+    rows.append(_met(fault_drill.terminate_in_evaluation, run))
     step = run.step()
-    rows.append(faults.vanish(run, step + 3))
+    rows.append(fault_drill.vanish(run, step + 3))
 
     assert all(row.passed for row in rows), rows
     assert [row.status for row in rows] == [137, 143, 1]
