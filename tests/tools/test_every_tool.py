@@ -1,0 +1,61 @@
+"""Every tool has a line in CONTRIBUTING, and those without tests have one here."""
+
+import importlib
+
+import jax
+import pytest
+
+from tests.runs import ROOT
+from tools import h200, large_models, onnx_speed
+
+TOOLS = sorted(path.stem for path in (ROOT / "tools").glob("*.py"))
+OTHERS = ("public_models", "whole_models", "layout_fixtures", "rope_fixture")
+COPY = """HloModule jit_f
+
+ENTRY %main (x: f32[1000,1000]) -> f32[1000,1000] {
+  %x = f32[1000,1000]{1,0} parameter(0)
+  ROOT %w = f32[1000,1000]{1,0} copy(%x)
+}
+"""
+
+
+def test_contributing_names_every_tool_and_no_other():
+    text = (ROOT / "CONTRIBUTING.md").read_text().partition("\n## Tools\n")[2]
+    text = text.partition("\n## ")[0]
+    assert [name for name in TOOLS if f"`{name}`" not in text] == []
+    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    names = [word.strip(" `,") for row in rows for word in row.split(",")]
+    assert {name for name in names if "." not in name} <= set(TOOLS)
+
+
+@pytest.mark.parametrize("name", [*OTHERS, "imagenet_classes"])
+def test_tools_that_read_other_libraries_start(name):
+    pytest.importorskip("timm")
+    importlib.import_module(f"tools.{name}")
+
+
+def test_a_row_of_large_models_is_matched_in_cost(monkeypatch):
+    monkeypatch.setattr(h200, "device", lambda: jax.devices("cpu")[0])
+    monkeypatch.setattr(h200, "compile_for", lambda *args, **options: COPY)
+    rows = large_models.compared("deit_ti", 64)
+    dense, tome, imagepiece = rows
+    assert dense[:4] == ["deit_ti", 64, "dense", 17]
+    assert [row[5:8] for row in rows] == [[1, "0.004", "1.00"]] * 3
+    for row in (tome, imagepiece):
+        assert 1.4 < float(row[8]) < 2 and row[3] < 17
+
+
+def test_the_table_of_runtimes_has_a_column_for_each_batch_size():
+    row = {"model": "dense", "runtime": "JAX", "macs": 1.0, "ratio": [1, 1, 1]}
+    rows = [row | {"batch": batch, "rate": [batch * 10.0, 0, 0]} for batch in (8, 1)]
+    rows.append(
+        row
+        | {"model": "EViT .7", "batch": 8, "rate": [120.0, 0, 0], "macs": 1.5}
+        | {"ratio": [1.5, 1.4, 1.6]}
+    )
+    head, _, *lines = onnx_speed.table(rows)
+    assert head == "| runtime | model | batch 1 | batch 8 | by MACs |"
+    assert lines == [
+        "| JAX | dense | 10.0 | 80.0 | 1.00 |",
+        "| JAX | EViT .7 |  | 120.0 (1.50 [1.40, 1.60]) | 1.50 |",
+    ]
