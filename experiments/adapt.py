@@ -32,6 +32,7 @@ from imagepiece_jax.pretrained.load import for_analysis
 from imagepiece_jax.pretrained.runs import CHECKPOINTS, reduction_of
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.training import from_config
+from imagepiece_jax.training.config import DistillConfig
 from imagepiece_jax.training.trainer import train_and_evaluate
 
 if TYPE_CHECKING:
@@ -194,8 +195,7 @@ def _check_sets(context, configs, labels, parts):
 
 def _unlabeled(config):
     """Whether labels of training images are not read."""
-    distill = from_config.distillation(config)
-    return distill is not None and distill.unlabeled
+    return DistillConfig.read(config).unlabeled
 
 
 def _fold(context, config, reduction, labels, fold, parts) -> Result:
@@ -317,8 +317,8 @@ def _notes(context, config, dense, found):
     """How the figures came to be, and what their intervals leave out."""
     count, images = len(found[0].folds), len(context.images)
     steps = from_config.length(config, images - len(found[0].folds[0])).steps
-    distill, how = from_config.distillation(config), "labels alone"
-    if distill is not None:
+    distill, how = DistillConfig.read(config), "labels alone"
+    if distill.active:
         soft = f" at temperature {distill.temperature:g}" * (distill.kind == "soft")
         how = f"the teacher's {distill.kind} answers{soft}, weight {distill.weight:g}"
         how += ", labels unread" * distill.unlabeled

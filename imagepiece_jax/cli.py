@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from absl import app, flags, logging
 
-from imagepiece_jax.common import compiled, field_checks
+from imagepiece_jax.common import compiled
 from imagepiece_jax.errors import InputError, RunError, Stopped, closest
 
 if TYPE_CHECKING:  # else imported where it is used: not every command has a config
@@ -359,6 +359,8 @@ def configs():
     InputError for what a config alone shows to be wrong, but for its model and its
     reduction, whose checks import JAX.
     """
+    from imagepiece_jax.training.config import RunConfig
+
     found, typed = {}, flags.FLAGS["config"].value
     if not typed:
         raise InputError(f"--config is missing: {flags.FLAGS['config'].help}")
@@ -372,7 +374,7 @@ def configs():
         found[own] = load_config(path)
         try:
             _overrides(found[own])
-            field_checks.check(found[own])
+            RunConfig.read(found[own])
         except InputError as error:
             raise InputError(f"{path}: {error}" if typed[1:] else error) from None
     return found

@@ -13,10 +13,11 @@ import pytest
 
 from configs import base
 from imagepiece_jax import cli
-from imagepiece_jax.common import field_checks
+from imagepiece_jax.data.config import AugmentConfig, DataConfig
 from imagepiece_jax.models import summary
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.training import from_config, run_dir
+from imagepiece_jax.training.config import DistillConfig, OptimConfig, RunConfig
 from tests.runs import ROOT
 
 FILES = sorted((ROOT / "configs").glob("*.py"))
@@ -79,8 +80,7 @@ def test_config_builds_a_model_and_passes_the_checks(configs, name):
     from_config.check(config)
     from_config.placement(config)
     from_config.train_transform(config), from_config.eval_transform(config)
-    from_config.schedule(config, steps_per_epoch=10)
-    from_config.adamw(config, rate=1e-3, steps_per_epoch=10)
+    from_config.rate_and_optimizer(config, steps_per_epoch=10)
     model, size = from_config.model(config), config.image_size
     images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
 
@@ -299,12 +299,17 @@ def test_every_field_can_be_overridden(path):
 def test_numbers_of_base_are_checked():
     """A field that is a number has a range, or is looked at where it is used."""
     numbers = {
-        name
+        f"config.{name}"
         for name, value in fields(base.get_config())
         if isinstance(value, (int, float)) and not isinstance(value, bool)
     }
-    elsewhere = {"model.drop_path_rate", "lr_offset"}
-    assert numbers == set(field_checks.RANGES) | elsewhere
+    groups = (RunConfig, OptimConfig, DataConfig, AugmentConfig, DistillConfig)
+    checked = {
+        group.path(field.name)
+        for group in groups
+        for field in dataclasses.fields(group)
+    }
+    assert numbers <= checked | {"config.model.drop_path_rate"}
 
 
 def test_fields_that_may_change_exist():

@@ -5,14 +5,14 @@ import functools
 import types
 
 import jax
-import optax
 
 from experiments import match_cost
 from experiments.scratch.options import Options
-from imagepiece_jax.data.augment.pipeline import Augment, Crop
+from imagepiece_jax.data.augment.policy import Augment, Crop
 from imagepiece_jax.models import registry, summary
 from imagepiece_jax.reduction import methods, settings
 from imagepiece_jax.training import optimizer
+from imagepiece_jax.training.config import REFERENCE_BATCH, OptimConfig
 from imagepiece_jax.training.train_step import Recipe, train_step
 
 NEAR = 0.02  # share of ImagePiece's cost within which another one counts as equal
@@ -157,35 +157,24 @@ def recipe(options, num_classes, seed) -> Recipe:
 
 
 def adamw(system, options, steps):
-    """(optimizer, rate) of a run of `steps`, which may be traced.
+    """(rate, optimizer) of a run of `steps`, which may be traced.
 
     The schedule takes the run for one epoch: so its length is no part of the program.
     """
-    peak = options.peak_lr
-
-    def rate(step):
-        return optimizer.learning_rate(
-            step,
-            lr=peak,
-            min_lr=RECIPE["min_lr"],
-            warmup_lr=RECIPE["warmup_lr"],
-            warmup_epochs=RECIPE["warmup_share"],
-            epochs=1,
-            steps_per_epoch=steps,
-        )
-
-    adam = optimizer.adamw(
-        rate,
+    optim = OptimConfig(
+        epochs=1,
+        batch_size=REFERENCE_BATCH,  # the rate is not scaled
+        lr=options.peak_lr,
+        min_lr=RECIPE["min_lr"],
+        warmup_lr=RECIPE["warmup_lr"],
+        warmup_epochs=RECIPE["warmup_share"],
+        lr_offset=0,
         weight_decay=RECIPE["weight_decay"],
-        b1=0.9,
-        b2=0.999,
+        betas=(0.9, 0.999),
         eps=1e-8,
-        clip_norm=RECIPE["clip_norm"],
+        clip_grad_norm=RECIPE["clip_norm"],
     )
-    groups = system.method.param_groups
-    if groups is None:
-        return adam, rate
-    return optax.chain(adam, optimizer.scale_by_group(groups, rate, peak, steps)), rate
+    return optimizer.create(optim, steps, system.method.param_groups)
 
 
 def steps(system, options, num_classes, model, teacher_model):
@@ -198,7 +187,7 @@ def steps(system, options, num_classes, model, teacher_model):
     terms = loss and functools.partial(loss, plan=model.plan)
 
     def several(state, indices, run, data, teacher):
-        adam, rate = adamw(system, options, run["steps"])
+        rate, adam = adamw(system, options, run["steps"])
         one = functools.partial(
             train_step,
             teacher=teacher,

@@ -95,7 +95,7 @@ class Trainee:
         self._first = jax.jit(self._drawn)
 
     def _drawn(self, seed):
-        adam, _ = systems.adamw(self.system, self.options, 1)
+        _, adam = systems.adamw(self.system, self.options, 1)
         variables = summary.fresh(self.model, self.options.image_size, seed)
         return init_state(variables, adam, with_ema=False)
 

@@ -163,8 +163,7 @@ def training_step(config, place=lambda model: model):
     first_state: of the model's variables.
     """
     model = from_config.train_model(config, config.epochs - 1, parallel.AXIS)
-    rate = from_config.schedule(config, STEPS_PER_EPOCH)
-    optimizer = from_config.adamw(config, rate, STEPS_PER_EPOCH)
+    rate, optimizer = from_config.rate_and_optimizer(config, STEPS_PER_EPOCH)
     teacher = placed = None
     if from_config.has_teacher(config):  # timed as one of the student's size
         teacher = from_config.dense(config, drop_path_rate=0.0)

@@ -152,10 +152,15 @@ def counts(default=REQUIRED, least=0):
     return checked(default, convert, allowed)
 
 
-def several(default, of, allowed):
+def several(default, of, allowed, length=None):
     """Several values, each as the field `of` has it; allowed: what they are."""
     one = of.metadata["kind"].convert
-    return checked(default, lambda value: tuple(map(one, _listed(value))), allowed)
+
+    def convert(value):
+        value = _listed(value)
+        return tuple(map(one, _require(length in (None, len(value)), value)))
+
+    return checked(default, convert, allowed)
 
 
 def choice(default=REQUIRED, allowed=()):

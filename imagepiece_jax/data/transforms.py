@@ -17,8 +17,10 @@ from typing import ClassVar
 import cv2
 import numpy as np
 
+from imagepiece_jax.common.fields import CheckedFields, choice, number, optional
 from imagepiece_jax.common.image_size import described, sides
 from imagepiece_jax.data import resize
+from imagepiece_jax.data.resize import INTERPOLATIONS
 from imagepiece_jax.errors import InputError
 
 TRIES = 10
@@ -160,9 +162,6 @@ class TrainTransform:
     def shape(self):
         return sides(self.image_size)
 
-    def __post_init__(self):
-        _check("crop", self.crop, CROPS)
-
     def __call__(self, image, rng):
         if self.crop == "random_resized":
             image = random_resized_crop(image, self.image_size, rng, self.area)
@@ -197,7 +196,7 @@ class CanvasTransform:
 
 
 @dataclasses.dataclass(frozen=True)
-class EvalTransform:
+class EvalTransform(CheckedFields):
     """The fixed crop of evaluation; called with (image) -> [H, W, 3] uint8.
 
     image_size: pixels a side, or (height, width); `resize`: "deit" or "none" for images
@@ -206,10 +205,10 @@ class EvalTransform:
     """
 
     image_size: int | tuple[int, int]
-    resize: str = "deit"
-    crop: float | None = None
-    crop_mode: str = "center"
-    interpolation: str = "bicubic"
+    resize: str = choice("deit", RESIZES)
+    crop: float | None = optional(number(above=0, most=1))
+    crop_mode: str = choice("center", CROP_MODES)
+    interpolation: str = choice("bicubic", INTERPOLATIONS)
 
     fields: ClassVar = ("image",)
     random: ClassVar = False
@@ -217,16 +216,6 @@ class EvalTransform:
     @property
     def shape(self):
         return sides(self.image_size)
-
-    def __post_init__(self):
-        _check("resize", self.resize, RESIZES)
-        _check("eval_crop_mode", self.crop_mode, CROP_MODES)
-        _check("eval_interpolation", self.interpolation, resize.INTERPOLATIONS)
-        if self.crop is not None and not 0 < self.crop <= 1:
-            raise InputError(
-                f"config.data.eval_crop is {self.crop!r}; allowed are numbers above 0 "
-                "and up to 1"
-            )
 
     @property
     def resizes(self) -> bool:
@@ -290,11 +279,4 @@ class EvalTransform:
             return unresized(image, self.image_size, why)
         return resize_crop(
             image, self.image_size, self.share, self.crop_mode, self.interpolation
-        )
-
-
-def _check(field, value, allowed):
-    if value not in allowed:
-        raise InputError(
-            f"config.data.{field} is {value!r}: allowed are {', '.join(allowed)}"
         )

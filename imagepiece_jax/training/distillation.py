@@ -5,56 +5,41 @@ first class, as a label (Touvron et al., 2021, section 3). A model with a distil
 token has a head for the labels and one for the teacher; others learn both with one.
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 
+from imagepiece_jax.training.config import DistillConfig
 from imagepiece_jax.training.losses import soft_cross_entropy
 
 
-@dataclasses.dataclass(frozen=True)
-class Distillation:
-    """(1 - weight) of the loss by the labels, and `weight` of that by the teacher.
+def losses(distill: DistillConfig, outputs, targets, teacher_logits):
+    """(loss by the labels, {"distill": loss by the teacher}), weighted means.
 
-    kind: "soft" or "hard"; temperature: of soft, which divides the logits of both.
+    (1 - weight) of the loss is by the labels, and `weight` by the teacher. outputs: of
+    the student; targets [B, C] of the labels; teacher_logits [B, C].
     """
+    first, *second = outputs.head_logits or (outputs.logits,)
+    answers = second[0] if second else first
+    term = distill.weight * jnp.mean(distance(distill, answers, teacher_logits))
+    if distill.unlabeled:
+        return jnp.float32(0), {"distill": term}
+    loss = jnp.mean(soft_cross_entropy(first, targets))
+    return (1 - distill.weight) * loss, {"distill": term}
 
-    kind: str
-    temperature: float = 3.0
-    weight: float = 0.5
 
-    @property
-    def unlabeled(self) -> bool:
-        """Whether the labels have no part in the loss: then nothing reads them."""
-        return self.weight == 1
+def distance(distill: DistillConfig, logits, teacher_logits):
+    """Loss by the teacher alone, an image. [B, C] twice -> [B] float32.
 
-    def losses(self, outputs, targets, teacher_logits):
-        """(loss by the labels, {"distill": loss by the teacher}), weighted means.
-
-        outputs: of the student; targets [B, C] of the labels; teacher_logits [B, C].
-        """
-        first, *second = outputs.head_logits or (outputs.logits,)
-        answers = second[0] if second else first
-        term = self.weight * jnp.mean(self.distance(answers, teacher_logits))
-        if self.unlabeled:
-            return jnp.float32(0), {"distill": term}
-        loss = jnp.mean(soft_cross_entropy(first, targets))
-        return (1 - self.weight) * loss, {"distill": term}
-
-    def distance(self, logits, teacher_logits):
-        """Loss by the teacher alone, an image. [B, C] twice -> [B] float32.
-
-        Soft: T^2 KL(teacher || student), both softmax(logits / T): what F.kl_div
-        computes of the student's logarithms. T^2 keeps the size of the gradient.
-        """
-        teacher_logits = jax.lax.stop_gradient(teacher_logits).astype(jnp.float32)
-        if self.kind == "hard":
-            answer = jnp.argmax(teacher_logits, axis=-1)
-            one_hot = jax.nn.one_hot(answer, logits.shape[-1], dtype=jnp.float32)
-            return soft_cross_entropy(logits, one_hot)
-        scale = 1 / self.temperature
-        student = jax.nn.log_softmax(logits.astype(jnp.float32) * scale)
-        teacher = jax.nn.log_softmax(teacher_logits * scale)
-        distance = jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1)
-        return self.temperature**2 * distance
+    Soft: T^2 KL(teacher || student), both softmax(logits / T): what F.kl_div computes
+    of the student's logarithms. T^2 keeps the size of the gradient.
+    """
+    teacher_logits = jax.lax.stop_gradient(teacher_logits).astype(jnp.float32)
+    if distill.kind == "hard":
+        answer = jnp.argmax(teacher_logits, axis=-1)
+        one_hot = jax.nn.one_hot(answer, logits.shape[-1], dtype=jnp.float32)
+        return soft_cross_entropy(logits, one_hot)
+    scale = 1 / distill.temperature
+    student = jax.nn.log_softmax(logits.astype(jnp.float32) * scale)
+    teacher = jax.nn.log_softmax(teacher_logits * scale)
+    kl = jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1)
+    return distill.temperature**2 * kl

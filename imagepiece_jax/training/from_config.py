@@ -5,25 +5,22 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from imagepiece_jax.common import field_checks, parallel
-from imagepiece_jax.data import decode, loader, sources, transforms
-from imagepiece_jax.data.augment import pipeline
-from imagepiece_jax.data.augment.policy import Policy, fill_color
+from imagepiece_jax.common import parallel
+from imagepiece_jax.data import decode, loader
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.vit import MEAN, ViT
 from imagepiece_jax.pretrained import runs
 from imagepiece_jax.reduction import methods, settings
 from imagepiece_jax.training import optimizer
-from imagepiece_jax.training.distillation import Distillation
+from imagepiece_jax.training.config import DistillConfig, OptimConfig, RunConfig
 from imagepiece_jax.training.train_step import Recipe, train_step
 
 
 def check(config):
     """InputError for the first field of `config` that is missing or out of range."""
-    field_checks.check(config)
+    RunConfig.read(config)
     method(config)  # its own mistakes
 
 
@@ -88,24 +85,26 @@ def recipe(config) -> Recipe:
             "config.model.dtype is 'float16', in which small gradients vanish; allowed "
             "in training are float32, bfloat16"
         )
-    fields = ("seed", "num_classes", "label_smoothing", "mixup", "cutmix")
-    fields += ("mixup_prob", "mixup_switch_prob", "ema_decay", "log_every_steps")
+    run = RunConfig.read(config)
+    mean = config.model.get("mean") or MEAN
     return Recipe(
-        augment=augmentation(config),
-        distill=distillation(config),
-        **{name: config[name] for name in fields},
+        seed=run.seed,
+        num_classes=run.num_classes,
+        label_smoothing=run.label_smoothing,
+        mixup=run.mixup,
+        cutmix=run.cutmix,
+        mixup_prob=run.mixup_prob,
+        mixup_switch_prob=run.mixup_switch_prob,
+        ema_decay=run.ema_decay,
+        log_every_steps=run.log_every_steps,
+        augment=run.augment.create(run.data, run.image_size, mean),
+        distill=run.distill if run.distill.active else None,
     )
-
-
-def distillation(config) -> Distillation | None:
-    """The part of the loss that a teacher has; None where it has none."""
-    fields = config.distill.to_dict()
-    return None if fields["kind"] == "none" else Distillation(**fields)
 
 
 def has_teacher(config) -> bool:
     """Whether a training step evaluates a teacher, too."""
-    return method(config).needs_teacher or distillation(config) is not None
+    return method(config).needs_teacher or DistillConfig.read(config).active
 
 
 def step(config, model, optimizer, rate, teacher_model=None):
@@ -136,34 +135,6 @@ def batch_shapes(config, leading):
     return batch
 
 
-def augmentation(config):
-    """The part of the augmentation of training images that the device does."""
-    return pipeline.Augment(
-        crop=_device_crop(config) if config.data.canvas else None,
-        policy=_policy(config),
-        erase_prob=config.augment.erase_prob,
-    )
-
-
-def _device_crop(config):
-    return pipeline.Crop(
-        size=config.image_size, area=tuple(config.data.area), flip=config.data.flip
-    )
-
-
-def _policy(config):
-    """RandAugment of `config`, or None where it is off."""
-    if config.augment.layers == 0:
-        return None
-    return Policy(
-        layers=config.augment.layers,
-        prob=config.augment.prob,
-        magnitude=config.augment.magnitude,
-        magnitude_std=config.augment.magnitude_std,
-        fill=fill_color(config.model.get("mean") or MEAN),
-    )
-
-
 def dense(config, **changes) -> ViT:
     """The same model without reduction, with `changes` of its fields."""
     fields = config.model.to_dict() | changes
@@ -173,20 +144,8 @@ def dense(config, **changes) -> ViT:
 
 
 def source(config, split, labels_by_name=None):
-    """The images of `split`, "train" or "val", that `config.data` names.
-
-    Labels of training images that the loss does not read are not read here either;
-    labels_by_name: of folders, as open_source takes them.
-    """
-    distill = distillation(config)
-    return sources.open_source(
-        config.data.name,
-        split,
-        num_classes=config.num_classes,
-        data_dir=config.data.dir or None,
-        labeled=distill is None or not distill.unlabeled,
-        labels_by_name=labels_by_name,
-    )
+    """The images of `split`, "train" or "val", that `config.data` names."""
+    return RunConfig.read(config).source(split, labels_by_name)
 
 
 def try_first(source, transform, **options):
@@ -205,26 +164,12 @@ def try_first(source, transform, **options):
 
 def train_transform(config):
     """What the host does to one training image; a canvas where the device crops."""
-    if config.data.canvas:
-        return transforms.CanvasTransform(config.data.canvas)
-    return transforms.TrainTransform(
-        image_size=config.image_size,
-        crop=config.data.crop,
-        area=tuple(config.data.area),
-        shift=config.data.shift,
-        flip=config.data.flip,
-    )
+    return RunConfig.read(config).train_transform()
 
 
 def eval_transform(config):
     """The fixed crop of evaluation."""
-    return transforms.EvalTransform(
-        config.image_size,
-        resize=config.data.resize,
-        crop=config.data.eval_crop,
-        crop_mode=config.data.eval_crop_mode,
-        interpolation=config.data.eval_interpolation,
-    )
+    return RunConfig.read(config).eval_transform()
 
 
 def placement(config) -> loader.Placement:
@@ -236,9 +181,8 @@ def placement(config) -> loader.Placement:
         accumulation=config.grad_accum_steps,
     )
     place.positions(config.batch_size)
-    mixes = (config.mixup > 0 or config.cutmix > 0) and config.mixup_prob > 0
     micro = config.batch_size // config.grad_accum_steps
-    if mixes and micro % 2:
+    if RunConfig.read(config).mixes and micro % 2:
         raise InputError(
             f"config.batch_size is {config.batch_size}, {micro} a micro-batch; mixup "
             "and cutmix pair images, so allowed are even numbers"
@@ -283,43 +227,7 @@ def length(config, images: int) -> Length:
     return Length(loader.steps_per_epoch(images, config.batch_size), config.epochs)
 
 
-def schedule(config, steps_per_epoch):
-    """Learning rate as a function of the step, for the global batch of `config`."""
-
-    def rate(step):
-        return optimizer.learning_rate(
-            step,
-            lr=optimizer.scaled_lr(config.lr, config.batch_size),
-            min_lr=config.min_lr,
-            warmup_lr=config.warmup_lr,
-            warmup_epochs=config.warmup_epochs,
-            epochs=config.epochs,
-            steps_per_epoch=steps_per_epoch,
-            lr_offset=config.lr_offset,
-        )
-
-    jax.eval_shape(rate, jnp.int32(0))  # its checks run now, not in a compile
-    return rate
-
-
-def adamw(config, rate, steps_per_epoch):
-    """The optimizer of `config` with the learning-rate function `rate`."""
-    b1, b2 = config.betas
-    adam = optimizer.adamw(
-        rate,
-        weight_decay=config.weight_decay,
-        b1=b1,
-        b2=b2,
-        eps=config.eps,
-        clip_norm=config.clip_grad_norm,
-    )
-    param_groups = method(config).param_groups
-    if param_groups is None:
-        return adam
-    groups = optimizer.scale_by_group(
-        param_groups,
-        rate,
-        optimizer.scaled_lr(config.lr, config.batch_size),
-        steps_per_epoch,
-    )
-    return optax.chain(adam, groups)
+def rate_and_optimizer(config, steps_per_epoch):
+    """The learning rate as a function of the step, and the optimizer of `config`."""
+    groups = method(config).param_groups
+    return optimizer.create(OptimConfig.read(config), steps_per_epoch, groups)

@@ -20,6 +20,7 @@ from imagepiece_jax.pretrained.load import (
     unknown_normalization,
 )
 from imagepiece_jax.training import from_config, run_dir
+from imagepiece_jax.training.config import DistillConfig
 
 # What no tensor tells of an architecture, and logits depend on.
 UNTOLD = ("gelu", "norm_eps", "rotary", "pool", "pool_include_prefix")
@@ -39,7 +40,7 @@ def settle_normalization(config, workdir):
     if not found.get(workdir):
         paths = [*filter(None, (config.init.weights, config.teacher.weights))]
         any_teacher = not from_config.method(config).needs_teacher
-        if from_config.distillation(config) is not None and any_teacher:
+        if DistillConfig.read(config).active and any_teacher:
             paths = paths[:1]
         found = {path: normalization(path) for path in paths}
     source = next((path for path, values in found.items() if values), None)

@@ -25,7 +25,7 @@ from imagepiece_jax.common import parallel
 from imagepiece_jax.common.files import append_line, replace_file
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.models import summary
-from imagepiece_jax.training import optimizer
+from imagepiece_jax.training.config import REFERENCE_BATCH, OptimConfig
 from imagepiece_jax.training.sample_images import PICTURE
 
 FILE = "metrics.jsonl"
@@ -365,8 +365,8 @@ def data_text(config, train, val):
     else:
         shown = ", ".join(map(str, names[:SHOWN_CLASSES]))
         classes += f": {shown}{', ...' * (len(names) > SHOWN_CLASSES)}"
-    peak = optimizer.scaled_lr(config.lr, config.batch_size)
-    by = f"{config.batch_size} / {optimizer.REFERENCE_BATCH}"
+    peak = OptimConfig.read(config).peak_lr
+    by = f"{config.batch_size} / {REFERENCE_BATCH}"
     return (
         f"data: {config.data.name}, {len(train):,} training images, {len(val):,} test "
         f"images, {classes}\n"

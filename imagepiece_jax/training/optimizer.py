@@ -5,66 +5,59 @@ of the warm-up the cosine has already fallen a little), and a rate that is propo
 to the global batch.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
 
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.training.config import OptimConfig
 
-REFERENCE_BATCH = 512  # `config.lr` is the rate for a global batch of this many images
 NEVER_DECAYED = ("bias", "pos_embed", "cls_token", "dist_token", "reg_token")
 
 
-def scaled_lr(lr, batch_size):
-    """Peak rate for a global batch: `lr` is per 512 images (5e-4 at 1024: 1e-3)."""
-    return lr * batch_size / REFERENCE_BATCH
+def create(optim: OptimConfig, steps_per_epoch: int, param_groups=None):
+    """(learning rate as a function of the step, optax transformation) of a run.
+
+    param_groups: of a method whose parameters have rates of their own. InputError for a
+    warm-up longer than the run.
+    """
+    if optim.warmup_epochs > optim.epochs:
+        optim.refuse("warmup_epochs", f"0 to config.epochs, {optim.epochs}")
+    rate = functools.partial(
+        learning_rate, optim=optim, steps_per_epoch=steps_per_epoch
+    )
+    optimizer = adamw(optim, rate)
+    if param_groups is not None:
+        groups = scale_by_group(param_groups, rate, optim.peak_lr, steps_per_epoch)
+        optimizer = optax.chain(optimizer, groups)
+    return rate, optimizer
 
 
-def learning_rate(
-    step,
-    *,
-    lr,
-    min_lr,
-    warmup_lr,
-    warmup_epochs,
-    epochs,
-    steps_per_epoch,
-    lr_offset=0,
-):
+def learning_rate(step, optim: OptimConfig, steps_per_epoch: int):
     """Rate of iteration `step` (integer array of any shape) as float32 of that shape.
 
-    With t in epochs: `warmup_lr + t (lr - warmup_lr) / warmup_epochs` below
-    `warmup_epochs`, then `min_lr + (lr - min_lr) (1 + cos(pi t / epochs)) / 2`; past
-    the last epoch it stays at `min_lr`. `lr` is the peak (see `scaled_lr`), the two
-    other rates are absolute.
+    With t in epochs: `warmup_lr + t (peak_lr - warmup_lr) / warmup_epochs` below
+    `warmup_epochs`, then `min_lr + (peak_lr - min_lr) (1 + cos(pi t / epochs)) / 2`;
+    past the last epoch it stays at `min_lr`.
 
     `lr_offset=0` takes the fractional epoch, t = step / steps_per_epoch. `lr_offset=1`
     is what DeiT's published code does: one rate for a whole epoch e, at t = max(e - 1,
     0), so that epochs 0 and 1 both run at `warmup_lr`.
     """
-    if lr_offset not in (0, 1):
-        raise InputError(
-            f"config.lr_offset is {lr_offset!r}; allowed are 0 (a rate for each "
-            "iteration) and 1 (DeiT's: a rate for each epoch, one epoch late)"
-        )
-    if not 0 <= warmup_epochs <= epochs:
-        raise InputError(
-            f"config.warmup_epochs is {warmup_epochs}; allowed are 0 to config.epochs, "
-            f"{epochs}"
-        )
     # Whole epochs in integers: t is then exact where an epoch begins, on any device.
     epoch, rest = jnp.divmod(jnp.asarray(step), steps_per_epoch)
-    if lr_offset:
-        t = jnp.maximum(epoch - lr_offset, 0).astype(jnp.float32)
+    if optim.lr_offset:
+        t = jnp.maximum(epoch - optim.lr_offset, 0).astype(jnp.float32)
     else:
         t = epoch.astype(jnp.float32) + rest.astype(jnp.float32) / steps_per_epoch
     # (1 + cos x) / 2 as cos(x / 2)^2: the sum would cancel in the last epochs.
-    half_angle = jnp.pi / 2 * jnp.minimum(t / epochs, 1.0)
-    cosine = min_lr + (lr - min_lr) * jnp.cos(half_angle) ** 2
-    if warmup_epochs == 0:
+    half_angle = jnp.pi / 2 * jnp.minimum(t / optim.epochs, 1.0)
+    cosine = optim.min_lr + (optim.peak_lr - optim.min_lr) * jnp.cos(half_angle) ** 2
+    if optim.warmup_epochs == 0:
         return cosine
-    warmup = warmup_lr + t * ((lr - warmup_lr) / warmup_epochs)
-    return jnp.where(t < warmup_epochs, warmup, cosine)
+    rise = (optim.peak_lr - optim.warmup_lr) / optim.warmup_epochs
+    return jnp.where(t < optim.warmup_epochs, optim.warmup_lr + t * rise, cosine)
 
 
 def decay_mask(params):
@@ -80,23 +73,25 @@ def decay_mask(params):
     return jax.tree_util.tree_map_with_path(decays, params)
 
 
-def adamw(schedule, *, weight_decay, b1, b2, eps, clip_norm):
-    """AdamW as an optax transformation; `schedule` maps its step count to a rate.
+def adamw(optim: OptimConfig, rate):
+    """AdamW as an optax transformation; `rate` maps its step count to a rate.
 
     The decay is decoupled and multiplied by the rate, `p -= lr * weight_decay * p`, as
     in torch (the paper multiplies by the schedule's factor alone). Gradients are first
-    scaled down to a global norm of `clip_norm`; 0.0 means no clipping.
+    scaled down to a global norm of `clip_grad_norm`; 0.0 means no clipping.
     """
-    if clip_norm < 0:
-        raise InputError(
-            f"config.clip_grad_norm is {clip_norm}; allowed are 0.0 (none) or more"
-        )
+    b1, b2 = optim.betas
     optimizer = optax.adamw(
-        schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decay_mask
+        rate,
+        b1=b1,
+        b2=b2,
+        eps=optim.eps,
+        weight_decay=optim.weight_decay,
+        mask=decay_mask,
     )
-    if clip_norm == 0:
+    if optim.clip_grad_norm == 0:
         return optimizer
-    return optax.chain(optax.clip_by_global_norm(clip_norm), optimizer)
+    return optax.chain(optax.clip_by_global_norm(optim.clip_grad_norm), optimizer)
 
 
 def scale_by_group(group_of, rate, peak, steps_per_epoch):

@@ -18,6 +18,7 @@ from imagepiece_jax.pretrained import load
 from imagepiece_jax.pretrained.load import IMAGENET, unknown_normalization
 from imagepiece_jax.reduction.settings import DENSE
 from imagepiece_jax.training import from_config, initial_weights
+from imagepiece_jax.training.config import DistillConfig
 from imagepiece_jax.training.logging import say
 
 # Of config.teacher, beside weights.
@@ -67,7 +68,7 @@ def of(config, dense):
     teacher and has none, has one and does not need it, or has one that does not fit.
     """
     path, method = config.teacher.weights, from_config.method(config)
-    distill = from_config.distillation(config)
+    distill = DistillConfig.read(config)
     if method.needs_teacher:
         for field in FIELDS:
             if config.teacher.get(field) is not None:
@@ -78,7 +79,7 @@ def of(config, dense):
                 )
         model = dense.clone(drop_path_rate=0.0)
         variables = initial_weights.teacher(config, model)
-    elif distill is None:
+    elif not distill.active:
         if path:
             raise InputError(
                 f"config.teacher.weights is {path!r}, but nothing learns from it: "
@@ -95,7 +96,7 @@ def of(config, dense):
                 "or hf://OWNER/NAME"
             )
         model, variables = _any(config, dense)
-    if distill is not None and distill.unlabeled and dense.arch.dist_token:
+    if distill.unlabeled and dense.arch.dist_token:
         raise InputError(
             "config.distill.weight is 1 for a model with a distillation token, whose "
             "other head learns from the labels; allowed are weights below 1"

@@ -11,10 +11,11 @@ from flax import struct
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.rng import Purpose, batch_key, sample_keys
 from imagepiece_jax.data.augment import mixup, pipeline
-from imagepiece_jax.data.augment.pipeline import Augment
+from imagepiece_jax.data.augment.policy import Augment
 from imagepiece_jax.data.normalize import to_pixels
 from imagepiece_jax.evaluate.accuracy import correct_at
-from imagepiece_jax.training.distillation import Distillation
+from imagepiece_jax.training import distillation
+from imagepiece_jax.training.config import DistillConfig
 from imagepiece_jax.training.losses import soft_cross_entropy
 from imagepiece_jax.training.optimizer import ema, global_norm, skip_update
 
@@ -58,7 +59,7 @@ class Recipe:
     ema_decay: float = 0.0
     log_every_steps: int = 50
     augment: Augment = Augment()
-    distill: Distillation | None = None
+    distill: DistillConfig | None = None
 
 
 def init_state(variables, optimizer, with_ema):
@@ -135,7 +136,9 @@ def train_step(
             if distill is None:
                 loss, own = jnp.mean(soft_cross_entropy(outputs.logits, targets)), {}
             else:
-                loss, own = distill.losses(outputs, targets, teacher_outputs.logits)
+                loss, own = distillation.losses(
+                    distill, outputs, targets, teacher_outputs.logits
+                )
             own |= loss_terms(outputs, teacher_outputs) if loss_terms else {}
             loss = sum(own.values(), loss)
             return loss, (outputs.logits, changed.get("batch_stats", {}), own)

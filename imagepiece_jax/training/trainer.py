@@ -13,7 +13,6 @@ import jax
 import numpy as np
 
 from imagepiece_jax.common import parallel
-from imagepiece_jax.common.field_checks import BEST_BY
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.data import loader
@@ -30,6 +29,7 @@ from imagepiece_jax.training import (
     teacher,
 )
 from imagepiece_jax.training.checkpoint import Checkpoints
+from imagepiece_jax.training.config import BEST_BY
 from imagepiece_jax.training.logging import MEASURED, RunLog, say
 from imagepiece_jax.training.preemption import PATIENCE, Interrupted, StopRequest
 from imagepiece_jax.training.sample_images import SampleImages
@@ -107,8 +107,7 @@ class Trainer:
         from_config.try_first(self.val_source, self.eval_transform)
         self.length = from_config.length(config, len(self.train_source))
         epoch = self.length.steps_per_epoch
-        self.rate = from_config.schedule(config, epoch)
-        self.optimizer = from_config.adamw(config, self.rate, epoch)
+        self.rate, self.optimizer = from_config.rate_and_optimizer(config, epoch)
 
     def identity(self):
         """What all processes of this run must have in common."""

@@ -1,5 +1,6 @@
 """Training from scratch: the plan, runs that stop and resume, and what they leave."""
 
+import dataclasses
 import functools
 import json
 import types
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs import base
 from experiments import __main__ as command
 from experiments.scratch import contrasts, measures, plan, runs, systems, train
 from experiments.scratch.options import SYSTEMS
@@ -16,6 +18,7 @@ from imagepiece_jax import cli
 from imagepiece_jax.data import resident, sources, transforms
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.training import optimizer, train_step
+from imagepiece_jax.training.config import OptimConfig
 from tests.command import call, sentence, start
 from tests.experiments.scratch_pages import TINY, tiny_options
 
@@ -214,17 +217,12 @@ def test_systems_of_a_seed_see_the_same_images(images, monkeypatch):
 def test_the_rate_is_the_schedule_of_the_package():
     options = systems.Options(peak_lr=3e-3)
     (dense, *_) = systems.systems(options, 10, "float32")
-    _, rate = systems.adamw(dense, options, 70)
+    rate, _ = systems.adamw(dense, options, 70)
     steps = np.arange(75)
-    expected = optimizer.learning_rate(
-        steps,
-        lr=3e-3,
-        min_lr=1e-5,
-        warmup_lr=1e-6,
-        warmup_epochs=1,
-        epochs=10,
-        steps_per_epoch=7,
+    optim = dataclasses.replace(
+        OptimConfig.read(base.get_config()), lr=1.5e-3, warmup_epochs=1, epochs=10
     )
+    expected = optimizer.learning_rate(steps, optim, 7)
     np.testing.assert_allclose(rate(steps), expected, rtol=1e-5)
 
 

@@ -53,8 +53,7 @@ def small():
 def texts(config):
     """A step as it trains, by `parallel.pmap`, and as compiled for described GPUs."""
     model = from_config.train_model(config, 0, parallel.AXIS)
-    rate = from_config.schedule(config, 10)
-    optimizer = from_config.adamw(config, rate, 10)
+    rate, optimizer = from_config.rate_and_optimizer(config, 10)
     first = functools.partial(init_state, optimizer=optimizer, with_ema=True)
     state = jax.eval_shape(first, summary.shapes(model, config.image_size))
     batch = from_config.batch_shapes(config, (8, 1, 2))

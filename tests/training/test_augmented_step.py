@@ -9,8 +9,7 @@ import pytest
 
 from configs import base
 from imagepiece_jax.common import parallel
-from imagepiece_jax.data.augment.pipeline import Augment, Crop
-from imagepiece_jax.data.augment.policy import Policy
+from imagepiece_jax.data.augment.policy import Augment, Crop, Policy
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.training import from_config, train_step
 from imagepiece_jax.training.train_step import Recipe
@@ -71,7 +70,7 @@ def test_what_the_config_leaves_to_the_device():
     assert from_config.recipe(config()).augment == Augment(None, deit, 0.25)
     other = {"augment.layers": 0, "augment.erase_prob": 0.0, "data.canvas": 384}
     made = config(**other, **{"data.flip": False, "data.area": (0.3, 0.9)})
-    assert from_config.augmentation(made) == Augment(
+    assert from_config.recipe(made).augment == Augment(
         Crop(224, (0.3, 0.9), False), None, 0.0
     )
 
@@ -83,9 +82,9 @@ def test_what_the_config_leaves_to_the_device():
             {"data.canvas": 384, "data.crop": "shift"},
             r"data.crop is 'shift'; .*data.canvas=384 .* allowed is random_resized",
         ),
-        ({"augment.prob": 1.5}, "augment.prob is 1.5; allowed are 0 to 1"),
-        ({"augment.magnitude": 11.0}, "augment.magnitude is 11.0; allowed are 0 to 10"),
-        ({"augment.layers": -1}, "augment.layers is -1; allowed are 0 or more"),
+        ({"augment.prob": 1.5}, "augment.prob is 1.5; .* numbers from 0 to 1"),
+        ({"augment.magnitude": 11.0}, "augment.magnitude is 11.0; .* from 0 to 10"),
+        ({"augment.layers": -1}, "augment.layers is -1; .* whole numbers from 0"),
     ],
 )
 def test_augmentation_that_cannot_be_is_refused(fields, message):

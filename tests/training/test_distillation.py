@@ -18,7 +18,8 @@ from imagepiece_jax.models import registry, summary
 from imagepiece_jax.models.vit import MEAN, STD, Outputs
 from imagepiece_jax.pretrained import convert
 from imagepiece_jax.training import from_config, teacher, trainer
-from imagepiece_jax.training.distillation import Distillation
+from imagepiece_jax.training.config import DistillConfig
+from imagepiece_jax.training.distillation import distance, losses
 from imagepiece_jax.training.logging import MEASURED, read_metrics
 from imagepiece_jax.training.train_step import Recipe
 from tests import runs
@@ -57,23 +58,31 @@ def hard_oracle(student, teacher, t):
 ORACLES = {"soft": soft_oracle, "hard": hard_oracle}
 
 
+def soft(temperature):
+    return DistillConfig(kind="soft", temperature=temperature, weight=0.5)
+
+
+def hard(weight):
+    return DistillConfig(kind="hard", temperature=3.0, weight=weight)
+
+
 @pytest.mark.parametrize("temperature", KL_DIV)
 def test_soft_is_the_formula_of_torch(temperature):
-    distill = Distillation("soft", temperature)
-    found = distill.distance(jnp.float32(STUDENT), jnp.float32(TEACHER))
+    distill = soft(temperature)
+    found = distance(distill, jnp.float32(STUDENT), jnp.float32(TEACHER))
     np.testing.assert_allclose(found, KL_DIV[temperature], rtol=1e-5)
     oracle = soft_oracle(STUDENT, TEACHER, temperature)
     np.testing.assert_allclose(oracle, KL_DIV[temperature], rtol=1e-6)
 
 
 def test_hard_is_cross_entropy_with_the_teachers_class():
-    found = Distillation("hard").distance(jnp.float32(STUDENT), jnp.float32(TEACHER))
+    found = distance(hard(0.5), jnp.float32(STUDENT), jnp.float32(TEACHER))
     np.testing.assert_allclose(found, HARD, rtol=1e-5)
 
 
 def test_high_temperatures_compare_centered_logits():
     """T to infinity: half the mean square of centered differences (Hinton et al.)."""
-    found = Distillation("soft", 100.0).distance(*map(jnp.float32, (STUDENT, TEACHER)))
+    found = distance(soft(100.0), *map(jnp.float32, (STUDENT, TEACHER)))
     centered = [z - z.mean(1, keepdims=True) for z in (STUDENT, TEACHER)]
     wanted = 0.5 * ((centered[0] - centered[1]) ** 2).mean(1)
     np.testing.assert_allclose(found, wanted, rtol=0.05)
@@ -96,8 +105,8 @@ def test_terms_and_their_heads(kind, weight, dist_token):
     both = dist_token and weight < 1
     given = outputs((STUDENT + other) / 2, (STUDENT, other)) if both else None
     given = given or outputs(STUDENT)
-    distill = Distillation(kind, 2.0, weight)
-    loss, terms = distill.losses(given, jnp.float32(TARGETS), jnp.float32(TEACHER))
+    distill = DistillConfig(kind=kind, temperature=2.0, weight=weight)
+    loss, terms = losses(distill, given, jnp.float32(TARGETS), jnp.float32(TEACHER))
     by_labels = -(TARGETS * log_softmax(STUDENT)).sum(1).mean()
     read = other if both else STUDENT
     by_teacher = ORACLES[kind](read, TEACHER, 2.0).mean()
@@ -154,7 +163,9 @@ def test_the_teacher_sees_its_own_size_and_normalization():
 @pytest.mark.parametrize("kind", ORACLES)
 def test_the_loss_of_a_step(kind):
     """From pixels, by NumPy but for the two forward passes."""
-    step, state, frozen = distilling(Distillation(kind, 2.0, 0.25))
+    step, state, frozen = distilling(
+        DistillConfig(kind=kind, temperature=2.0, weight=0.25)
+    )
     one = batch(0)
     images, labels = (one[name][0, 0] for name in ("image", "label"))
     student = registry.create_model("vit_mini", **DENSE)
@@ -180,11 +191,14 @@ def test_the_loss_of_a_step(kind):
 
 
 def test_the_teacher_has_no_gradient():
-    distill = Distillation("soft", 2.0, 0.5)
+    distill = soft(2.0)
 
     def loss(student, answers):
-        loss, terms = distill.losses(
-            outputs(0 * STUDENT).replace(logits=student), jnp.float32(TARGETS), answers
+        loss, terms = losses(
+            distill,
+            outputs(0 * STUDENT).replace(logits=student),
+            jnp.float32(TARGETS),
+            answers,
         )
         return loss + terms["distill"]
 
@@ -196,7 +210,7 @@ def test_the_teacher_has_no_gradient():
 @pytest.mark.parametrize("micro", [1, 2])
 def test_weight_1_reads_no_labels(micro):
     """Bit for bit, with labels that are none; accuracies are by the teacher."""
-    step, state, frozen = distilling(Distillation("hard", weight=1.0))
+    step, state, frozen = distilling(hard(1.0))
     one, other = batch(0, micro), batch(0, micro)
     other["label"] = np.full_like(one["label"], -1)
     found = [step(state, given, frozen) for given in (one, other)]
@@ -215,7 +229,7 @@ def test_each_head_of_a_distilled_model_learns_its_own():
     """The class head not from the teacher, that of distillation not from labels."""
     moved = {}
     for weight in (0.0, 0.5):
-        distill = Distillation("hard", weight=weight)
+        distill = hard(weight)
         step, state, frozen = distilling(
             distill, optax.sgd(1.0), arch={"dist_token": True}, axis_name=None
         )
@@ -335,9 +349,9 @@ def test_mistakes(weights, monkeypatch, fields, reduction, message):
 @pytest.mark.parametrize(
     "field, value, allowed",
     [
-        ("kind", "firm", "none, soft, hard"),
-        ("temperature", 0.0, "0.01 or more"),
-        ("weight", 1.5, "0 to 1"),
+        ("kind", "firm", "'none', 'soft', 'hard'"),
+        ("temperature", 0.0, "numbers from 0.01"),
+        ("weight", 1.5, "numbers from 0 to 1"),
     ],
 )
 def test_fields_are_checked(field, value, allowed):

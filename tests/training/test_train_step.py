@@ -1,5 +1,6 @@
 """The training step: sums, averages, skipped steps and draws."""
 
+import dataclasses
 import functools
 import types
 
@@ -10,10 +11,12 @@ import numpy as np
 import optax
 import pytest
 
+from configs import base
 from imagepiece_jax.common import parallel
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.summary import fresh
 from imagepiece_jax.models.vit import MEAN, STD
+from imagepiece_jax.training.config import OptimConfig
 from imagepiece_jax.training.optimizer import adamw, decay_mask
 from imagepiece_jax.training.train_step import (
     Recipe,
@@ -187,9 +190,10 @@ RATES = jnp.array([0.1, 5.0, 6.0, 7.0, 0.2])
 @pytest.fixture(scope="module")
 def poisoned_run():
     """The step, and states and metrics after five of which three are not finite."""
-    numbers = dict(weight_decay=0.1, b1=0.9, b2=0.99, eps=1e-8, clip_norm=1.0)
+    numbers = {"weight_decay": 0.1, "betas": (0.9, 0.99), "clip_grad_norm": 1.0}
+    optim = dataclasses.replace(OptimConfig.read(base.get_config()), **numbers)
     recipe = Recipe(seed=0, num_classes=CLASSES, ema_decay=0.5, log_every_steps=3)
-    optimizer = adamw(lambda step: RATES[step], **numbers)
+    optimizer = adamw(optim, lambda step: RATES[step])
     step, state = make(recipe, optimizer, stem="conv", depth=1)
     step.keywords.update(loss_terms=poisoned, teacher_model=Poison())
     compiled = parallel.pmap(step)

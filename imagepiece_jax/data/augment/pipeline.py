@@ -5,47 +5,18 @@ RandAugment, normalization, random erasing; mixup and cutmix (`mixup`) come afte
 draws of an image come from its own key, so they do not depend on the rest of the batch.
 """
 
-import dataclasses
 import math
 
 import jax
 import jax.numpy as jnp
 
 from imagepiece_jax.data.augment.crop import random_resized_crop
-from imagepiece_jax.data.augment.policy import Policy
 from imagepiece_jax.data.augment.randaugment import randaugment
 from imagepiece_jax.data.normalize import normalize
 
 TRIES = 10
 ERASED_AREA = (0.02, 1 / 3)  # share of the image
 ERASED_ASPECT = (0.3, 1 / 0.3)  # height / width
-
-
-@dataclasses.dataclass(frozen=True)
-class Crop:
-    """The crop of a canvas: output side, shares of the area, and whether to flip."""
-
-    size: int
-    area: tuple[float, float] = (0.08, 1.0)
-    flip: bool = True
-
-
-@dataclasses.dataclass(frozen=True)
-class Augment:
-    """Augmentation on the device; the defaults do nothing.
-
-    crop: for batches of canvases, which come with their extents; policy: RandAugment,
-    None where it is switched off or done on the host; erase_prob: of random erasing.
-    """
-
-    crop: Crop | None = None
-    policy: Policy | None = None
-    erase_prob: float = 0.0
-
-    @property
-    def draws(self):
-        """Whether anything is random, so that keys are needed."""
-        return self != Augment()
 
 
 def device(images, augment, mean, std, keys=None, extent=None):

@@ -1,7 +1,7 @@
-"""What RandAugment draws from, and how (Cubuk et al., 2020).
+"""What the device draws for each training image.
 
-The operations are timm's fifteen; the defaults are DeiT's `rand-m9-mstd0.5-inc1`, where
-those that can grow stronger with the magnitude do.
+RandAugment (Cubuk et al., 2020) has timm's fifteen operations here, and the defaults
+are DeiT's `rand-m9-mstd0.5-inc1`: what can grow stronger with the magnitude does.
 """
 
 import dataclasses
@@ -46,3 +46,30 @@ class Policy:
 def fill_color(mean):
     """The color nearest to a model's mean of pixels in [0, 1], as in timm."""
     return tuple(min(255, round(255 * x)) for x in mean)
+
+
+@dataclasses.dataclass(frozen=True)
+class Crop:
+    """The crop of a canvas: output side, shares of the area, and whether to flip."""
+
+    size: int
+    area: tuple[float, float] = (0.08, 1.0)
+    flip: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment:
+    """Augmentation on the device; the defaults do nothing.
+
+    crop: for batches of canvases, which come with their extents; policy: RandAugment,
+    None where it is switched off; erase_prob: of random erasing.
+    """
+
+    crop: Crop | None = None
+    policy: Policy | None = None
+    erase_prob: float = 0.0
+
+    @property
+    def draws(self):
+        """Whether anything is random, so that keys are needed."""
+        return self != Augment()

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.data.augment import pipeline
-from imagepiece_jax.data.augment.pipeline import Augment, Crop
-from imagepiece_jax.data.augment.policy import Policy
+from imagepiece_jax.data.augment.policy import Augment, Crop, Policy
 from imagepiece_jax.data.normalize import normalize
 from tests.oracles_augment import erased_boxes, photographs
 

@@ -1,0 +1,144 @@
+"""The config of a run: its fields outside of the model, and how they go together.
+
+Nothing here needs JAX: commands find mistakes before they import it. Defaults and
+comments stand in configs/base.py.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar
+
+from imagepiece_jax.common.fields import (
+    REQUIRED,
+    CheckedFields,
+    choice,
+    count,
+    number,
+    rate,
+    several,
+    switch,
+    weight,
+)
+from imagepiece_jax.data.config import AugmentConfig, DataConfig
+from imagepiece_jax.data.sources import Source
+from imagepiece_jax.errors import InputError
+
+# config.best_by -> the figure of an evaluation that chooses the best checkpoint
+BEST_BY = {"weights": "acc1", "averages": "ema_acc1"}
+REFERENCE_BATCH = 512  # `config.lr` is the rate for a global batch of so many images
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimConfig(CheckedFields):
+    """The fields of AdamW and its schedule; `optimizer.create` takes them."""
+
+    epochs: int = count(least=1)
+    batch_size: int = count(least=1)
+    lr: float = weight()
+    min_lr: float = weight()
+    warmup_lr: float = weight()
+    warmup_epochs: float = weight()
+    lr_offset: int = choice(allowed=(0, 1))
+    weight_decay: float = weight()
+    betas: tuple[float, float] = several(
+        REQUIRED, number(least=0, below=1), "two numbers from 0 to below 1", length=2
+    )
+    eps: float = weight()
+    clip_grad_norm: float = weight()
+
+    @property
+    def peak_lr(self) -> float:
+        """The peak rate: `lr` is per 512 images (5e-4 at 1024: 1e-3)."""
+        return self.lr * self.batch_size / REFERENCE_BATCH
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DistillConfig(CheckedFields):
+    """What is learned from a teacher's answers: see `distillation`."""
+
+    group: ClassVar[str] = "distill"
+
+    kind: str = choice(allowed=("none", "soft", "hard"))
+    temperature: float = number(least=0.01)
+    weight: float = rate()
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is learned from a teacher's answers."""
+        return self.kind != "none"
+
+    @property
+    def unlabeled(self) -> bool:
+        """Whether the labels have no part in the loss: then nothing reads them."""
+        return self.active and self.weight == 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig(CheckedFields):
+    """All fields of a run but those of the model, its reduction and first weights."""
+
+    seed: int = count(most=2**32 - 1)  # a JAX key cuts more bits off
+    image_size: int = count(least=1)
+    num_classes: int = count()
+    eval_batch_size: int = count(least=1)
+    grad_accum_steps: int = count(least=1)
+    eval_every_epochs: int = count(least=1)
+    checkpoint_every_steps: int = count(least=1)
+    keep_every_steps: int = count()
+    log_every_steps: int = count(least=1)
+    pictures: int = count()
+    progress: bool = switch()
+    profile: bool = switch()
+    max_skipped_steps: int = count()
+    remat: bool = switch()
+    label_smoothing: float = rate()
+    mixup: float = weight()
+    cutmix: float = weight()
+    mixup_prob: float = rate()
+    mixup_switch_prob: float = rate()
+    ema_decay: float = rate()
+    best_by: str = choice(allowed=tuple(BEST_BY))
+    data: DataConfig
+    augment: AugmentConfig
+    optim: OptimConfig
+    distill: DistillConfig
+
+    def __post_init__(self):
+        super().__post_init__()
+        data = self.data
+        if 0 < data.canvas < self.image_size:
+            data.refuse(
+                "canvas", f"0 and config.image_size ({self.image_size}) or more"
+            )
+        if data.canvas and data.crop != "random_resized":
+            raise InputError(
+                f"config.data.crop is {data.crop!r}; with config.data.canvas="
+                f"{data.canvas} the device crops, and allowed is random_resized"
+            )
+        if self.best_by == "averages" and not self.ema_decay:
+            raise InputError(
+                "config.best_by is 'averages', but config.ema_decay is 0, so that "
+                "there are none; allowed are 'weights', or a decay above 0, such as "
+                "0.99996"
+            )
+
+    @property
+    def mixes(self) -> bool:
+        """Whether mixup or cutmix pairs images."""
+        return (self.mixup > 0 or self.cutmix > 0) and self.mixup_prob > 0
+
+    def source(
+        self, split: str, labels_by_name: Mapping[str, int] | None = None
+    ) -> Source:
+        """The images of `split`; labels that the loss does not read are not read."""
+        return self.data.source(
+            split, self.num_classes, not self.distill.unlabeled, labels_by_name
+        )
+
+    def train_transform(self):
+        """What the host does to a training image."""
+        return self.data.train_transform(self.image_size)
+
+    def eval_transform(self):
+        """The fixed crop of evaluation."""
+        return self.data.eval_transform(self.image_size)
