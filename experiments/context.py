@@ -18,8 +18,10 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy, statistics
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.models import summary
-from imagepiece_jax.pretrained.load import Pretrained, for_analysis
+from imagepiece_jax.models.preprocessing import Preprocessing
+from imagepiece_jax.pretrained.load import Weights, for_analysis
 from imagepiece_jax.pretrained.runs import RUN_CONFIG
+from imagepiece_jax.pretrained.trained_model import Pretrained
 from imagepiece_jax.reduction import settings
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ class Models(Protocol):
 
     def find(
         self, reduction: Mapping, stem: str, matched: bool, stems: tuple[str, ...]
-    ) -> list[tuple[Pretrained, Mapping]]:
+    ) -> list[tuple[Weights, Mapping]]:
         """(weights, reduction) pairs of one row, one a seed; [] where there is none.
 
         matched, stems: for models that are made here, whether at equal GMACs, and with
@@ -61,7 +63,7 @@ class Models(Protocol):
 class OffTheShelf:
     """One checkpoint, which every reduction is applied to without training."""
 
-    pretrained: Pretrained
+    pretrained: Weights
     trains = False
     note = (
         "One checkpoint for all rows, off the shelf: but for the reduction that it was "
@@ -86,7 +88,7 @@ class OffTheShelf:
 class TrainedRuns:
     """Runs, each matched with a row by its stem and all fields of its reduction."""
 
-    runs: tuple[Pretrained, ...]
+    runs: tuple[Weights, ...]
     trains = False
     note = "Trained models, each with the reduction it was trained with."
 
@@ -108,7 +110,7 @@ class TrainedRuns:
         return [run.path for run in self.runs]
 
 
-def runs_in(folder: str | os.PathLike, dtype: str | None = None) -> list[Pretrained]:
+def runs_in(folder: str | os.PathLike, dtype: str | None = None) -> list[Weights]:
     """All runs in `folder`, by name; InputError if there are none."""
     found = sorted(pathlib.Path(folder).glob(f"*/{RUN_CONFIG}"))
     if not found:
@@ -157,7 +159,7 @@ class Context:
     programs: dict = dataclasses.field(default_factory=dict)
 
     @property
-    def pretrained(self) -> Pretrained:
+    def pretrained(self) -> Weights:
         """The one checkpoint of an experiment that needs one; InputError without."""
         if not isinstance(self.models, OffTheShelf):
             raise InputError("--weights is missing: a weights file or a run's folder")
@@ -268,9 +270,9 @@ class Context:
         for name, wanted in (("dense", settings.DENSE), ("reduced", reduction)):
             model = pretrained.model(wanted)
             variables, _ = pretrained.variables(model)
+            size = Preprocessing(pretrained.image_size)
             fast = optimize.optimize(
-                model,
-                variables,
+                Pretrained(model, variables, preprocessing=size),
                 batch_size=self.speed_batch,
                 dtype=pretrained.fields.get("dtype", xla_options.fast_dtype()),
             )

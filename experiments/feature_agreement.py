@@ -30,8 +30,8 @@ from imagepiece_jax.data.sources import open_source
 from imagepiece_jax.data.transforms import EvalTransform
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
-from imagepiece_jax.models.features import FILLS, feature_map, final_norm
-from imagepiece_jax.pretrained.load import Variant
+from imagepiece_jax.inference.features import FILLS, feature_map, final_norm
+from imagepiece_jax.pretrained.trained_model import Pretrained
 from imagepiece_jax.reduction.tokens import unmerge
 
 CLUSTERS, NEIGHBORS, SEED = 32, 5, 0
@@ -142,7 +142,7 @@ def read_images(data: str, count: int, transform: EvalTransform) -> np.ndarray:
 
 
 def compare(
-    dense: Variant, reduced: Iterable[Variant], images: np.ndarray
+    dense: Pretrained, reduced: Iterable[Pretrained], images: np.ndarray
 ) -> Iterator[dict[str, Any]]:
     """Rows of the table: the dense model, position alone, then each reduced model.
 
@@ -165,9 +165,9 @@ def compare(
     yield row | figures(pairs, probe(theirs, labels, memory))
     right = probe_position(labels, memory)
     yield {"setting": POSITION} | figures(of_other_images(pairs), right)
-    for variant in reduced:
-        ours, fate, tokens = maps(variant, images)
-        row = {"setting": variant.label, "tokens": tokens, "gmacs": variant.gmacs}
+    for vit in reduced:
+        ours, fate, tokens = maps(vit, images)
+        row = {"setting": vit.label, "tokens": tokens, "gmacs": vit.gmacs}
         drops, fills = "dropped" in fate, list(ours)
         for fill in fills if drops else fills[:1]:
             near = cosine(ours[fill], theirs)
@@ -200,20 +200,20 @@ def cells(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def maps(variant: Variant, images: np.ndarray):
+def maps(vit: Pretrained, images: np.ndarray):
     """(maps [B, n, D] by fill, fate [B, n] of each patch, image tokens at the end).
 
     A fate is "alone", "merged" or "dropped"; after a soft reduction all are merged.
     """
     parts = [
-        jax.device_get(_maps(variant.variables, images[i : i + BATCH], variant.model))
+        jax.device_get(_maps(vit.variables, images[i : i + BATCH], vit.model))
         for i in range(0, len(images), BATCH)
     ]
     features, behind = jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
     fate = np.array(FATES)[np.select([behind == 1, behind > 1], [0, 1], 2)]
     features = {fill: features[fill] for fill in FILLS if fill in features}
-    prefix = variant.model.arch.prefix
-    return features, fate, variant.model.plan[-1].mlp_tokens - prefix
+    prefix = vit.model.arch.prefix
+    return features, fate, vit.model.plan[-1].mlp_tokens - prefix
 
 
 @functools.partial(jax.jit, static_argnames="model")

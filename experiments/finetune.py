@@ -19,7 +19,7 @@ from imagepiece_jax.data.sources import open_source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import summary
 from imagepiece_jax.pretrained.class_names import other_class
-from imagepiece_jax.pretrained.load import Pretrained, for_analysis
+from imagepiece_jax.pretrained.load import Weights, for_analysis
 from imagepiece_jax.reduction import methods, settings
 from imagepiece_jax.training import from_config
 from imagepiece_jax.training.trainer import train_and_evaluate
@@ -44,7 +44,7 @@ class Finetuner:
     def __init__(
         self,
         config: "ConfigDict",
-        pretrained: Pretrained,
+        pretrained: Weights,
         data: str,
         folder: pathlib.Path,
         seeds: list[int],
@@ -100,7 +100,7 @@ class Finetuner:
             "num_classes": self.num_classes,
             "image_size": self.config.image_size,
         }
-        return Pretrained(self.pretrained.path, fields, settings.DENSE)
+        return Weights(self.pretrained.path, fields, settings.DENSE)
 
     def _trained(self, reduction, stem, seed):
         start = self._start(stem, seed)
@@ -152,7 +152,7 @@ class Finetuner:
 
 def finetuning_config(
     config: "ConfigDict",
-    pretrained: Pretrained,
+    pretrained: Weights,
     dtype: str,
     resize: str | None,
     workers: int,

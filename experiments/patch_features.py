@@ -4,7 +4,7 @@ python -m experiments.patch_features \\
     --weights FILE_OR_WORKDIR --data csv:FILE \\
     --sweep imagepiece --sweep tome:r=8 --sweep evit:keep_rate=.7 [--images 100]
 
-The map of every method (`models.features.feature_map`, after the final norm) is
+The map of every method (`inference.features.feature_map`, after the final norm) is
 compared with that of the dense model on the same images, by the figures of
 `feature_agreement`. Methods that drop patches have a row for each way to fill them.
 Sizes and stem come from the run or the weights, else from --config.
@@ -55,8 +55,8 @@ def main():
     reductions = [one for one in reductions if one["name"] != settings.DENSE["name"]]
     out = pathlib.Path(OUT.value or "runs/patch_features")
     weights = for_analysis(path, *cli.config_or_base(), normalization)
-    dense = weights.variant(settings.DENSE)
-    reduced = [weights.variant(reduction) for reduction in reductions]
+    dense = weights.pretrained(settings.DENSE)
+    reduced = [weights.pretrained(reduction) for reduction in reductions]
     resize = RESIZE.value or weights.resize
     transform = EvalTransform(weights.image_size, resize, **weights.crop)
     images = agreement.read_images(data, count, transform)

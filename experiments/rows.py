@@ -12,7 +12,7 @@ from experiments.context import Context, Result
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.models.registry import MODELS
-from imagepiece_jax.pretrained.load import Pretrained
+from imagepiece_jax.pretrained.load import Weights
 from imagepiece_jax.reduction import settings
 
 
@@ -38,7 +38,7 @@ class Measured:
     """What was measured for a Row: a result a seed, and the dense model's beside."""
 
     row: Row
-    pretrained: Pretrained
+    pretrained: Weights
     reduction: Mapping[str, Any]
     results: tuple[Result, ...]
     bases: tuple[Result, ...] = ()

@@ -1,28 +1,48 @@
 """Token reduction for vision transformers in JAX: ImagePiece and its baselines.
 
-The public API is `create_model`, `load`, `save`, `optimize`, `Predictor`, `features`.
-Each is imported on first access, so that `import imagepiece_jax` costs nothing.
+`load` returns a `Pretrained`, which `optimize`, `Predictor`, `features` and `save`
+take; `create_model` makes a model without weights. Each name is imported on first
+access, so that `import imagepiece_jax` costs nothing.
 """
 
 import importlib
 import typing
 
 if typing.TYPE_CHECKING:
+    from imagepiece_jax.data.normalize import normalize
+    from imagepiece_jax.errors import InputError
+    from imagepiece_jax.inference.features import features
     from imagepiece_jax.inference.optimize import optimize
     from imagepiece_jax.inference.predictor import Predictor
-    from imagepiece_jax.models.features import features
+    from imagepiece_jax.models.preprocessing import Preprocessing
     from imagepiece_jax.models.registry import create_model
     from imagepiece_jax.pretrained.load import load
     from imagepiece_jax.pretrained.save import save
+    from imagepiece_jax.pretrained.trained_model import Pretrained
 
 __version__ = "0.2.0"
-__all__ = ["Predictor", "create_model", "features", "load", "optimize", "save"]
+__all__ = [
+    "InputError",
+    "Predictor",
+    "Preprocessing",
+    "Pretrained",
+    "create_model",
+    "features",
+    "load",
+    "normalize",
+    "optimize",
+    "save",
+]
 
 _HOMES = {
+    "InputError": "errors",
     "Predictor": "inference.predictor",
+    "Preprocessing": "models.preprocessing",
+    "Pretrained": "pretrained.trained_model",
     "create_model": "models.registry",
-    "features": "models.features",
+    "features": "inference.features",
     "load": "pretrained.load",
+    "normalize": "data.normalize",
     "optimize": "inference.optimize",
     "save": "pretrained.save",
 }

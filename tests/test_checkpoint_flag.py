@@ -54,8 +54,8 @@ def computed(monkeypatch):
     """The variables that commands compute with, in place of computing."""
     found = []
 
-    def serialized(model, variables, image_size, **options):
-        found.append(variables)
+    def serialized(vit, **options):
+        found.append(vit.variables)
         return b""
 
     def passed(step, variables, batches):
@@ -92,11 +92,11 @@ def test_the_weights_are_those_of_the_flags(
 
 
 def test_predict_visualize_and_load_read_the_averages(run, tmp_path, monkeypatch):
-    _, variables = imagepiece_jax.load(run, checkpoint="latest", averaged=True)
+    variables = imagepiece_jax.load(run, checkpoint="latest", averaged=True).variables
     leaves = jax.tree.leaves(variables)
     assert all((np.asarray(leaf) == LATEST + AVERAGED).all() for leaf in leaves)
     weights = load.for_analysis(run, averaged=True)  # of the last step, too
-    leaves = jax.tree.leaves(weights.variant().variables)
+    leaves = jax.tree.leaves(weights.pretrained().variables)
     assert all((np.asarray(leaf) == LATEST + AVERAGED).all() for leaf in leaves)
     asked = []
     monkeypatch.setattr(load, "read", lambda *args: asked.append(args[3]) or 1 / 0)

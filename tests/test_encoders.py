@@ -14,6 +14,7 @@ from experiments import patch_features
 from imagepiece_jax.cli import Overrides
 from imagepiece_jax.commands import describe, evaluate, export, predict, visualize
 from imagepiece_jax.data.normalize import normalize
+from imagepiece_jax.pretrained.trained_model import Pretrained
 from imagepiece_jax.training import from_config
 from imagepiece_jax.training.weights_config import of_weights
 from tests.command import call, sentence
@@ -28,7 +29,7 @@ def saved(tmp_path_factory):
     """An encoder that reads the mean, in a folder, with four images of its size."""
     folder = tmp_path_factory.mktemp("encoder")
     model = tiny.model(num_classes=0, class_token=False)
-    imagepiece_jax.save(folder / "weights", model, tiny.variables(model))
+    imagepiece_jax.save(folder / "weights", Pretrained(model, tiny.variables(model)))
     rng = np.random.default_rng(0)
     for name in range(4):
         pixels = rng.integers(0, 256, (tiny.SIDE, tiny.SIDE, 3), np.uint8)
@@ -41,7 +42,9 @@ def saved(tmp_path_factory):
 
 def pooled(saved, reduction=None):
     """Pooled vectors of the four images by the plain model, [4, D]."""
-    model, variables = imagepiece_jax.load(saved / "weights", reduction=reduction)
+    model, variables = tiny.pair(
+        imagepiece_jax.load(saved / "weights", reduction=reduction)
+    )
     files = sorted((saved / "images").iterdir())
     pixels = np.stack([np.asarray(Image.open(file)) for file in files])
     images = normalize(pixels, model.mean, model.std)
@@ -80,8 +83,8 @@ def test_predict_has_no_classes_to_name(saved, words):
 
 
 def test_a_predictor_of_an_encoder_gives_pooled_vectors(saved):
-    model, variables = imagepiece_jax.load(saved / "weights")
-    predictor = imagepiece_jax.Predictor(model, variables, resize="none", batch_size=4)
+    vit = imagepiece_jax.load(saved / "weights")
+    predictor = imagepiece_jax.Predictor(vit, resize="none", batch_size=4)
     files = sorted((saved / "images").iterdir())
     found, want = predictor(files), pooled(saved)
     assert predictor(files[0]).shape == (tiny.WIDTH,)
@@ -164,8 +167,8 @@ def test_experiments_compare_accuracies(saved, tmp_path):
 
 def test_proportional_attention_is_a_field_of_a_reduction(saved):
     tome = {"name": "tome", "r": 4, "prop_attn": False}
-    model, _ = imagepiece_jax.load(saved / "weights", reduction=tome)
-    assert not model.prop_attn and model.reduction == {"name": "tome", "r": 4}
+    vit = imagepiece_jax.load(saved / "weights", reduction=tome)
+    assert not vit.model.prop_attn and vit.reduction == {"name": "tome", "r": 4}
     words = ["--config.reduction.name=tome", "--config.reduction.r=4"]
     message = "config.model.prop_attn is 2; allowed are True, False"
     words = [f"--weights={saved / 'weights'}", *words, "--config.reduction.prop_attn=2"]
@@ -177,7 +180,8 @@ def test_proportional_attention_is_a_field_of_a_reduction(saved):
 def test_commands_keep_the_reduction_of_a_saved_model(tmp_path):
     tome = {"name": "tome", "r": 4, "prop_attn": False}
     model = tiny.model(tome)
-    imagepiece_jax.save(tmp_path / "tome", model, tiny.variables(model))
+    vit = Pretrained(model, tiny.variables(model), tome)
+    imagepiece_jax.save(tmp_path / "tome", vit)
     config, weights = of_weights(tmp_path / "tome", base.get_config(), Overrides())
     assert weights.model().plan == model.plan and not weights.model().prop_attn
     assert from_config.model(config).plan == model.plan

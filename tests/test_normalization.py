@@ -139,16 +139,16 @@ def test_load_and_what_predicts_from_it(folder, expected):
     pixels, quick = np.load(folder / "pixels.npy"), {"dtype": "float32"}
     quick["compiler_options"] = {"xla_backend_optimization_level": 0}
     of = {"name": "vit_mini", "num_heads": 1}
-    unnamed = imagepiece_jax.load(folder / "w.npz", **of)
-    assert (unnamed[0].mean, unnamed[0].std) == (MEAN, STD)
+    unnamed = imagepiece_jax.load(folder / "w.npz", **of).model
+    assert (unnamed.mean, unnamed.std) == (MEAN, STD)
     given = imagepiece_jax.load(folder / "w.npz", **of, **HALVES)
     named = imagepiece_jax.load(folder / "own.npz", **of)
-    run = imagepiece_jax.load(folder / "run", reduction={"name": "none"})
-    assert given[0] == named[0] and (run[0].mean, run[0].std) == (HALF, HALF)
-    full, _ = imagepiece_jax.load(folder / "run")
+    run = imagepiece_jax.load(folder / "run", reduction={"name": "none"}).model
+    assert given.model == named.model and (run.mean, run.std) == (HALF, HALF)
+    full = imagepiece_jax.load(folder / "run").model
     assert full.plan[0].mlp_tokens == from_config.model(config()).plan[0].mlp_tokens < 5
     predictor = imagepiece_jax.Predictor(
-        *imagepiece_jax.load(folder / "run"), top=10, batch_size=40, **quick
+        imagepiece_jax.load(folder / "run"), top=10, batch_size=40, **quick
     )
     logits = expected["halves"][0]
     found = np.asarray(predictor.program(pixels))

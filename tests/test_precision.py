@@ -57,7 +57,7 @@ FULL = {("HIGHEST", "HIGHEST")}
 
 
 def test_what_visualize_and_patch_features_show(weights, lowered):
-    variant = for_analysis(weights, dtype="float32").variant(SETTING)
+    variant = for_analysis(weights, dtype="float32").pretrained(SETTING)
     images = np.zeros((2, 16, 16, 3), np.uint8)
     trace(variant.model, variant.variables, images)
     feature_agreement.maps(variant, images)

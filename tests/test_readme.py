@@ -199,8 +199,7 @@ def published(tmp_path_factory):
         folder.mkdir()
         depth, width = 2, 24
         model = registry.create_model(name, depth=depth, embed_dim=width, num_heads=2)
-        shapes = summary.shapes(model, model.preprocessing.image_size)
-        tensors = convert.to_timm(tiny.fill(shapes))
+        tensors = convert.to_timm(tiny.variables(model))
         safetensors.numpy.save_file(tensors, folder / "model.safetensors")
         size = {"depth": depth, "embed_dim": width, "num_heads": 2}
         config = json.dumps({**config, "model_args": size})
@@ -221,15 +220,15 @@ def test_the_first_lines_run(hub_of_pages, capsys):
     """Both blocks of README, on models of two blocks that are the hub's else."""
     space = {}
     exec(compile(block(README, "import imagepiece_jax\n"), "README.md", "exec"), space)
-    assert space["model"].arch == registry.facts(space["clip"][10:])["arch"]
-    assert space["model"].reduction["name"] == "tome"
+    assert space["vit"].model.arch == registry.facts(space["clip"][10:])["arch"]
+    assert space["vit"].reduction["name"] == "tome"
     said = capsys.readouterr().out
     names = imagenet_classes.names()
     assert said.count("Prediction(label=") == 15 and any(n in said for n in names)
     space["pixels"] = np.zeros((2, 224, 224, 3), np.uint8)
     code = block(README, "dinov2 = ")
     exec(compile(code, "README.md", "exec"), space)
-    assert space["model"].arch == registry.facts(space["dinov2"][10:])["arch"]
+    assert space["vit"].model.arch == registry.facts(space["dinov2"][10:])["arch"]
     assert capsys.readouterr().out == "(2, 24) (2, 16, 16, 24)\n"
 
 
@@ -238,9 +237,9 @@ def test_the_page_of_models_runs(hub_of_pages, tmp_path):
     page, space = ROOT / "docs" / "models.md", {}
     for start in ("import imagepiece_jax\n", "imagepiece_jax.save(", "import jax\n"):
         exec(compile(block(page, start), page.name, "exec"), space)
-    model, variables, net = (space[k] for k in ("model", "variables", "net"))
-    assert model.preprocessing.image_size == (224, 280)
-    assert model.reduction["name"] == "tome"
+    vit, net = space["vit"], space["net"]
+    model, variables = vit.model, vit.variables
+    assert vit.image_size == (224, 280) and vit.reduction["name"] == "tome"
     assert (tmp_path / "dinov2_tome" / "model.safetensors").is_file()
     images = jax.random.normal(jax.random.key(0), space["images"].shape)
     wanted = jax.jit(model.apply)(variables, images).pooled

@@ -23,6 +23,7 @@ from imagepiece_jax.common.files import check_writable
 from imagepiece_jax.inference.onnx_model import onnx_model
 from imagepiece_jax.inference.optimize import optimize
 from imagepiece_jax.models import registry, summary
+from imagepiece_jax.pretrained.trained_model import Pretrained
 
 MODELS = {
     "dense": ({"name": "none"}, "patch"),
@@ -64,9 +65,10 @@ def measure(size, batch):
         model = registry.create_model(size, dtype="float32", **options)
         variables = summary.fresh(model, SIDE, 0)
         macs[name] = summary.model_macs(model, SIDE)
-        graph = onnx_model(model, variables, SIDE, batch_size=batch)
+        vit = Pretrained(model, variables)
+        graph = onnx_model(vit, batch_size=batch)
         graph = graph.SerializeToString()
-        program = optimize(model, variables, batch_size=batch, dtype="float32")
+        program = optimize(vit, batch_size=batch, dtype="float32")
         for runtime, call in (
             ("onnxruntime", _onnxruntime(graph, images)),
             ("OpenVINO", _openvino(graph, images)),

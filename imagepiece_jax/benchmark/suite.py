@@ -11,7 +11,7 @@ from imagepiece_jax.common import timer
 from imagepiece_jax.common.files import git_revision
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.pretrained.load import Pretrained
+from imagepiece_jax.pretrained.load import Weights
 from imagepiece_jax.reduction.settings import DENSE
 from imagepiece_jax.training.weights_config import of_weights
 
@@ -48,7 +48,7 @@ class Group:
     batch_size: int
     mode: str
     dtype: str
-    weights: Mapping[str, Pretrained]  # by config; of others they are random
+    weights: Mapping[str, Weights]  # by config; of others they are random
 
     def cases(self, streams=None):
         """{name: Case}; those that read files share `streams`."""
@@ -61,7 +61,7 @@ class Group:
 
 
 def trained(path, configs: dict, base=None) -> tuple[dict, dict]:
-    """(configs, Pretrained of each by name) of the weights at `path`.
+    """(configs, Weights of each by name) of the weights at `path`.
 
     configs: by name, which must agree with the weights; base: without any, what
     `cli.config_or_base` gives, for their own model, after it without its

@@ -25,6 +25,8 @@ from imagepiece_jax.data.transforms import EvalTransform
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.models import summary
+from imagepiece_jax.models.preprocessing import Preprocessing
+from imagepiece_jax.pretrained.trained_model import Pretrained
 from imagepiece_jax.training import from_config
 from imagepiece_jax.training.train_step import init_state
 
@@ -47,7 +49,7 @@ class Workload:
 class Case:
     """A config at one batch size and dtype.
 
-    streams: InputStreams that read its files; weights: Pretrained; None: random ones.
+    streams: InputStreams that read its files; weights: Weights; None: random ones.
     """
 
     def __init__(self, config, batch_size, dtype, streams=None, weights=None):
@@ -79,9 +81,10 @@ class Case:
 
     def _compiled(self, pixels=False):
         """Return the optimized program for normalized images or for uint8 pixels."""
+        reduction, size = self.config.reduction.to_dict(), self.config.image_size
+        vit = Pretrained(self.model, self._variables(), reduction, Preprocessing(size))
         return optimize.optimize(
-            self.model,
-            self._variables(),
+            vit,
             batch_size=self.batch_size,
             dtype=self.config.model.dtype,
             attention=self.config.model.attention,

@@ -121,16 +121,16 @@ def main():
         if JSON.value:
             replace_file(JSON.value, "".join(json.dumps(row) + "\n" for row in rows))
         return
-    variables = weights.restore(model, config.image_size)
+    vit = weights.pretrained()
     if OPTIMIZED.value:
         gelu = GELU.value
-        result = optimized_accuracy.compare(model, variables, batches, config, gelu)
+        result = optimized_accuracy.compare(vit, batches, config, gelu)
     else:
         step = accuracy.compiled(model, config.seed)
-        found = accuracy.evaluate(step, parallel.replicate(variables), batches())
+        found = accuracy.evaluate(step, parallel.replicate(vit.variables), batches())
         print(found.line(*how, f"gmacs {weights.gmacs():.3f}"))
         result = found.figures
-    result |= facts | {"reduction": dict(model.reduction)}
+    result |= facts | {"reduction": dict(vit.reduction)}
     result |= {"gmacs": weights.gmacs(), "unreadable": source.unreadable.count}
     if count := result["unreadable"]:
         print(f"unreadable images left out: {count}")

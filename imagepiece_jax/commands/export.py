@@ -17,6 +17,7 @@ running it needs JAX and flatbuffers, and neither this package nor Flax:
     logits = jax.jit(program.call)(images)
 """
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -59,7 +60,6 @@ def main():
     from imagepiece_jax.inference.onnx_graph import OPSET
     from imagepiece_jax.inference.onnx_model import onnx_model
     from imagepiece_jax.pretrained.runs import own_files
-    from imagepiece_jax.training import from_config
     from imagepiece_jax.training.weights_config import of_weights
 
     out, form = pathlib.Path(cli.required(OUT)), FORMAT.value
@@ -78,18 +78,18 @@ def main():
         CHECKPOINT.value,
         AVERAGED.value,
     )
-    config.model.attention, config.model.kernels = "xla", "plain"  # run on both
-    model = from_config.model(config).clone(class_names=weights.class_names)
+    vit = weights.pretrained()
+    model = vit.model.clone(backend="xla", kernels=None)  # which run on both
+    vit = dataclasses.replace(vit, model=model)
     xla_options.check_dtype("cpu", model.dtype.name)
-    variables = weights.restore(model, config.image_size)
     options = {"batch_size": BATCH.value, "pixels": PIXELS.value}
-    known = jax_export.facts(model, config, **options)
-    inputs = model, variables, config.image_size
+    config.model.attention, config.model.kernels = "xla", "plain"
+    known = jax_export.facts(vit, config, **options)
     with working(f"exporting the model as {form}"):
         if form == "onnx":
-            data = onnx_model(*inputs, **options).SerializeToString()
+            data = onnx_model(vit, **options).SerializeToString()
         else:
-            data = jax_export.serialized(*inputs, **options)
+            data = jax_export.serialized(vit, **options)
     if form == "onnx":
         known |= {"dtype": "float32", "opset": OPSET}
         runs = f"ONNX opset {OPSET}"

@@ -54,18 +54,18 @@ def main(words):
         CHECKPOINT.value,
         AVERAGED.value,
     )
-    model = weights.model().clone(class_names=weights.class_names)
+    vit = weights.pretrained()
+    classes = vit.model.num_classes
     config.data.resize = RESIZE.value or config.data.resize
     transform = from_config.eval_transform(config)
     if note := image_files.note(files, transform):
         print(f"note: {note}", flush=True)
     asked = TOP.value if TOP.present else None
     predict = Predictor(
-        model,
-        weights.restore(model, config.image_size),
+        vit,
         resize="none" if config.data.resize == "none" else None,
         labels=LABELS.value,
-        top=min(TOP.value, model.num_classes) if model.num_classes else asked,
+        top=min(TOP.value, classes) if classes else asked,
         attention=config.model.attention,
         kernels=config.model.kernels,
     )
@@ -75,7 +75,7 @@ def main(words):
             print(f"error: {predictions}", file=sys.stderr)
             found[str(file)], damaged = {"error": str(predictions)}, damaged + 1
             continue
-        if not model.num_classes:
+        if not classes:
             found[str(file)] = {"pooled": predictions.tolist()}
             print(f"{file}: a vector of {len(predictions)} features", flush=True)
             continue

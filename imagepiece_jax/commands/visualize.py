@@ -53,7 +53,7 @@ def main(words):
     blocks = block_numbers(BLOCKS.value)
     reductions = [one for text in SWEEP.value for one in parse(text)]
     weights = for_analysis(path, *typed, normalization, AVERAGED.value)
-    shown = [weights.variant(reduction) for reduction in reductions or [None]]
+    shown = [weights.pretrained(reduction) for reduction in reductions or [None]]
     depth = len(shown[0].model.plan)
     for block in blocks:
         if block >= depth:
@@ -68,17 +68,17 @@ def main(words):
         make_folder("--out", folder)
     methods, traces = [], []
     drawn_images, _ = whole_patches(images, shown[0].model.patch_size)
-    for variant in shown:
-        seen = trace(variant.model, variant.variables, images)
+    for vit in shown:
+        seen, label = trace(vit.model, vit.variables, images), vit.label
         traces.append(seen)
-        facts = {"label": variant.label, "setting": variant.reduction}
-        facts |= {"untrained": variant.untrained, "gmacs": variant.gmacs}
+        facts = {"label": label, "setting": vit.reduction}
+        facts |= {"untrained": vit.untrained, "gmacs": vit.gmacs}
         methods.append(facts)
         stages = tuple(s for s in seen.stages if not blocks or s.block in blocks)
         drawn = dataclasses.replace(seen, stages=stages)
-        figure.save_all(figures, drawn_images, names, variant.label, drawn)
+        figure.save_all(figures, drawn_images, names, label, drawn)
         patches = math.prod(seen.grid)
-        print(f"{variant.label}: {patches} patches, {seen.tokens} tokens of them left")
+        print(f"{label}: {patches} patches, {seen.tokens} tokens of them left")
     write_traces(out, names, methods, traces)
     name, classes = weights.name, weights.class_names
     name += " (averaged weights)" * weights.averaged

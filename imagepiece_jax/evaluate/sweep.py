@@ -15,7 +15,7 @@ from imagepiece_jax.common import parallel, plotting, tables
 from imagepiece_jax.common.files import make_folder, replace_file
 from imagepiece_jax.evaluate import accuracy, statistics
 from imagepiece_jax.evaluate.statistics import Estimate
-from imagepiece_jax.pretrained.load import Pretrained
+from imagepiece_jax.pretrained.load import Weights
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.settings import DENSE
 
@@ -23,7 +23,7 @@ HEAD = ["setting", "acc1, %", "to dense, points (paired)", "acc5, %", "tokens", 
 
 
 def run(
-    weights: Pretrained,
+    weights: Weights,
     reductions: Sequence[Mapping[str, Any]],
     batches: Callable[[], Iterable[Mapping[str, Any]]],
     folder: str | os.PathLike,
@@ -42,8 +42,8 @@ def run(
     make_folder("--out", folder)
     rows, dense = [], None
     for reduction in reductions:
-        variant = weights.variant(reduction)
-        row, right = _measure(variant, weights.seed, batches())
+        vit = weights.pretrained(reduction)
+        row, right = _measure(vit, weights.seed, batches())
         change = Estimate(0.0, 0.0, 0.0)  # the dense model's to itself
         if dense is None:
             dense = right
@@ -65,20 +65,20 @@ def run(
     return rows
 
 
-def _measure(variant, seed, batches):
+def _measure(vit, seed, batches):
     """(row of figures, whether each image was classified right: [images] bool)."""
-    step = accuracy.compiled(variant.model, seed)
-    variables = parallel.replicate(variant.variables)
+    step = accuracy.compiled(vit.model, seed)
+    variables = parallel.replicate(vit.variables)
     result = accuracy.evaluate(step, variables, batches)
     right = result.each["right"]
     row = {
-        "untrained": variant.untrained,
+        "untrained": vit.untrained,
         **_estimate("acc1", statistics.accuracy(right)),
         "acc5": result.acc5,
         "loss": result.loss,
         "images": result.images,
-        "tokens": variant.model.plan[-1].mlp_tokens,
-        "gmacs": variant.gmacs,
+        "tokens": vit.model.plan[-1].mlp_tokens,
+        "gmacs": vit.gmacs,
     }
     return row, right
 

@@ -1,33 +1,26 @@
 """A model with its weights as a program that JAX alone runs, and facts about it."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import jax
 
+from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.inference import optimize
-from imagepiece_jax.models import summary
 from imagepiece_jax.models.vit import ViT
+from imagepiece_jax.pretrained.trained_model import Pretrained
 
 PLATFORMS = ("cpu", "cuda")
 
 
 def serialized(
-    model: ViT,
-    variables: Mapping[str, Any],
-    image_size,
-    *,
-    batch_size: int | None = None,
-    pixels: bool = False,
+    vit: Pretrained, *, batch_size: int | None = None, pixels: bool = False
 ) -> bytes:
     """The bytes of `jax.export` of images [batch, H, W, 3] float32 -> logits.
 
-    image_size: pixels a side, or (height, width). batch_size: None leaves it open;
-    pixels: images are uint8. Layers are of the model's dtype. `model` must have XLA's
-    attention and plain reductions, which both platforms have.
+    batch_size: None leaves it open; pixels: images are uint8. Layers are of the model's
+    dtype. The model must have XLA's attention and plain reductions, which both
+    platforms have.
     """
-    images = optimize.exported_images(model, image_size, batch_size, pixels)
-    fast, fixed = optimize.prepare(model, variables, dtype=model.dtype.name)
+    images, dtype = optimize.exported_images(vit, batch_size, pixels), vit.model.dtype
+    fast, fixed = optimize.prepare(vit.model, vit.variables, dtype=dtype.name)
     logits = optimize.forward(fast)
     program = jax.jit(lambda images: logits(fixed, images))
     return jax.export.export(program, platforms=PLATFORMS)(images).serialize()
@@ -38,15 +31,15 @@ def output_name(model: ViT) -> str:
     return "logits" if model.num_classes else "pooled"
 
 
-def facts(model, config, batch_size=None, pixels=False):
+def facts(vit, config, batch_size=None, pixels=False):
     """Input, output and model of the program, as JSON values."""
-    side, count = config.image_size, batch_size or "batch"
+    model, count = vit.model, batch_size or "batch"
     normalization = {"pixels": "0 to 1", "mean": model.mean, "std": model.std}
     if pixels:
         normalization = {"pixels": "0 to 255, normalized by the model"}
     return {
         "input": {
-            "shape": [count, side, side, 3],
+            "shape": [count, *sides(vit.image_size), 3],
             "dtype": "uint8" if pixels else "float32",
         },
         "normalization": normalization,
@@ -56,9 +49,9 @@ def facts(model, config, batch_size=None, pixels=False):
             "dtype": "float32",
         },
         "labels": model.num_classes,
-        "class_names": model.class_names,
+        "class_names": vit.class_names,
         "model": config.model.to_dict(),
         "method": config.reduction.to_dict(),
         "dtype": model.dtype.name,
-        "gmacs": summary.model_macs(model, side) / 1e9,
+        "gmacs": vit.gmacs,
     }

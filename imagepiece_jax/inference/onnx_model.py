@@ -1,7 +1,6 @@
 """An ONNX model of a ViT: images to logits, weights and reduction included."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -11,8 +10,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import onnx_graph, optimize
 from imagepiece_jax.inference.jax_export import output_name
 from imagepiece_jax.inference.onnx_graph import IR_VERSION, OPSET, Graph, Value
-from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.reduction.settings import changed, label
+from imagepiece_jax.pretrained.trained_model import Pretrained
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -21,29 +19,24 @@ IMAGES = "images"
 
 
 def onnx_model(
-    model: ViT,
-    variables: Mapping[str, Any],
-    image_size,
-    *,
-    batch_size: int | None = None,
-    pixels: bool = False,
+    vit: Pretrained, *, batch_size: int | None = None, pixels: bool = False
 ) -> "ModelProto":
     """The graph of images [batch, H, W, 3] -> logits [batch, classes], both float32.
 
-    image_size: pixels a side, or (height, width). batch_size: None leaves it open.
-    pixels: images are uint8, and are normalized in the graph. Nodes are of opset 20:
-    no Scatter, Loop, If or NonZero, and all shapes but the batch are fixed. Weights are
-    float32. InputError for a model whose reduction has no graph, or draws.
+    batch_size: None leaves it open. pixels: images are uint8, and are normalized in the
+    graph. Nodes are of opset 20: no Scatter, Loop, If or NonZero, and all shapes but
+    the batch are fixed. Weights are float32. InputError for a model whose reduction
+    has no graph, or draws.
     """
-    if optimize.draws(model):
+    if optimize.draws(vit.model):
         raise InputError(
-            f"config.reduction is {label(changed(model.reduction))}, which draws "
+            f"config.reduction is {vit.label}, which draws "
             "random numbers, and has no ONNX graph; allowed are the other methods, or "
             "--format jax"
         )
-    images = optimize.exported_images(model, image_size, batch_size, pixels)
-    plain = model.clone(kernels=None)
-    fast, fixed = optimize.prepare(plain, variables, dtype="float32")
+    images = optimize.exported_images(vit, batch_size, pixels)
+    plain = vit.model.clone(kernels=None)
+    fast, fixed = optimize.prepare(plain, vit.variables, dtype="float32")
     with nodes.kept():
         traced = jax.make_jaxpr(optimize.forward(fast))(fixed, images)
     entry = Value(images.shape, np.dtype(images.dtype), IMAGES)
@@ -54,7 +47,7 @@ def onnx_model(
         for path, leaf in jax.tree_util.tree_leaves_with_path(fixed["params"])
     ]
     (logits,) = graph.walk(traced, [*values, entry])
-    return finished(graph, logits, output_name(model))
+    return finished(graph, logits, output_name(vit.model))
 
 
 def finished(graph: Graph, output: Value, name: str = "logits") -> "ModelProto":

@@ -35,17 +35,16 @@ from imagepiece_jax.inference.program import Program
 from imagepiece_jax.models import registry, stems, summary
 from imagepiece_jax.models.architecture import GELUS
 from imagepiece_jax.models.attention import resolve_backend
-from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.reduction.settings import changed, label
+from imagepiece_jax.pretrained.trained_model import Pretrained, takes_pretrained
 
 # Parts that compute in float32 whatever the dtype: casting would only lose digits.
 STAYS_FLOAT32 = ("norm", "head", "reducer")
 SETTINGS = threading.Lock()  # JAX's own, which all threads share
 
 
+@takes_pretrained
 def optimize(
-    model: ViT,
-    variables: Mapping[str, Any],
+    vit: Pretrained,
     *,
     batch_size: int,
     image_size: int | tuple[int, int] | None = None,
@@ -58,7 +57,7 @@ def optimize(
     compiler_options: Mapping[str, Any] | None = None,
     cache_dir: str | os.PathLike | None = None,
 ) -> Program:
-    """`model` with these `variables`, compiled for one device: a `Program`.
+    """A trained model, compiled for one device: a `Program`.
 
     dtype: of weights and layers; norms, scores, softmax and logits stay float32. None:
     bfloat16, and float32 on CPUs, where bfloat16 is slow.
@@ -82,15 +81,14 @@ def optimize(
     """
     if not isinstance(batch_size, int) or batch_size < 1:
         raise InputError(f"batch_size is {batch_size!r}; allowed are 1, 2, 3, ..")
-    own = model_image_size(model, variables)
+    own = sides(vit.image_size)
     if image_size is not None and sides(image_size) != own:
         raise InputError(
             f"image_size is {image_size}, but the model is for {described(own)}; load "
             "the weights for another size to have the position embeddings resized"
         )
     return compiler(
-        model,
-        variables,
+        vit,
         dtype=dtype,
         gelu=gelu,
         attention=attention,
@@ -103,8 +101,7 @@ def optimize(
 
 
 def compiler(
-    model,
-    variables,
+    vit,
     *,
     dtype=None,
     gelu=None,
@@ -120,15 +117,15 @@ def compiler(
     All Programs share the weights, which are on the device already. InputError for
     options that do not fit.
     """
-    own = model_image_size(model, variables)
-    summary.check_variables(model, variables, own)
+    own = sides(vit.image_size)
+    summary.check_variables(vit.model, vit.variables, own)
     device = _device(device)
     dtype = registry.dtype_name(dtype or xla_options.fast_dtype(device))
     xla_options.check_dtype(device.platform, dtype)
     options = xla_options.options(device.platform) | dict(compiler_options or {})
     _check_options(options, device)
     _make(cache_dir)
-    fast, weights = prepare(model, variables, dtype=dtype, gelu=gelu)
+    fast, weights = prepare(vit.model, vit.variables, dtype=dtype, gelu=gelu)
     fast = placed(fast, device, attention, kernels)
     weights = jax.device_put(weights, device)
     gmacs = summary.model_macs(fast, own) / 1e9
@@ -229,21 +226,20 @@ def forward(model):
     return logits
 
 
-def exported_images(model, image_size, batch_size=None, pixels=False):
+def exported_images(vit, batch_size=None, pixels=False):
     """The images that an exported program takes, as a jax.ShapeDtypeStruct.
 
-    image_size: pixels a side, or (height, width). batch_size: None leaves it open;
-    pixels: they are uint8, else float32. InputError where it is open and the model
-    draws, which JAX cannot for an open number.
+    batch_size: None leaves it open; pixels: they are uint8, else float32. InputError
+    where it is open and the model draws, which JAX cannot for an open number.
     """
     if batch_size is None:
-        if draws(model):
+        if draws(vit.model):
             raise InputError(
-                f"config.reduction is {label(changed(model.reduction))}, which draws "
-                "random numbers; allowed is a batch size, --batch"
+                f"config.reduction is {vit.label}, which draws random "
+                " numbers; allowed is a batch size, --batch"
             )
         (batch_size,) = jax.export.symbolic_shape("batch")
-    shape = batch_size, *sides(image_size), 3
+    shape = batch_size, *sides(vit.image_size), 3
     return jax.ShapeDtypeStruct(shape, jnp.dtype("uint8" if pixels else "float32"))
 
 
@@ -253,20 +249,6 @@ def draws(model):
         layer.counts and layer.step.reducer.draws(layer.counts, train=False)
         for layer in model.plan
     )
-
-
-def model_image_size(model, variables):
-    """(height, width) in pixels of the images that a model is for.
-
-    InputError where these are no model and its variables.
-    """
-    summary.check_types(model, variables)
-    if model.preprocessing is None:
-        raise InputError(
-            "model has no preprocessing, so that the size of its images is not known; "
-            "allowed are models of create_model() and load()"
-        )
-    return sides(model.preprocessing.image_size)
 
 
 def _check_options(options, device):

@@ -9,28 +9,27 @@ from imagepiece_jax.common import parallel
 from imagepiece_jax.data import loader
 from imagepiece_jax.evaluate import accuracy, statistics
 from imagepiece_jax.inference import optimize
-from imagepiece_jax.models.vit import ViT
+from imagepiece_jax.pretrained.trained_model import Pretrained
 
 
 def compare(
-    model: ViT,
-    variables: Any,
+    vit: Pretrained,
     batches: Callable[..., Any],
     config: Any,
     gelu: str | None = None,
 ) -> dict[str, dict[str, Any]]:
     """{"reference": figures, "optimized": figures} of one split; printed on the way.
 
-    The reference is `model` in float32 at highest precision, with XLA's attention; the
-    program is what `optimize` makes of `model` in its dtype with the config's attention
+    The reference is the model in float32 at highest precision, with XLA's attention;
+    the program is what `optimize` makes of it in its dtype with the config's attention
     and, where it is given, another `gelu`, for batches of config.eval_batch_size on the
     first device. `batches` makes the batches of the split; it takes batch_size and
     placement. The figures of the program have the paired difference of acc1 to the
     reference, in points, and its interval.
     """
+    model = vit.model
     program = optimize.optimize(
-        model,
-        variables,
+        vit,
         batch_size=config.eval_batch_size,
         dtype=model.dtype.name,
         gelu=gelu,
@@ -40,7 +39,7 @@ def compare(
     )
     exact = model.clone(dtype=jnp.dtype("float32"), backend="xla")
     step = accuracy.compiled(exact, config.seed, precision="highest")
-    before = accuracy.evaluate(step, parallel.replicate(variables), batches())
+    before = accuracy.evaluate(step, parallel.replicate(vit.variables), batches())
     reference = before.figures | {"dtype": "float32", "gelu": model.arch.gelu}
     print(f"float32, {model.arch.gelu} GELU: {before.line()}", flush=True)
     step = accuracy.of_program(program)

@@ -7,16 +7,17 @@ import itertools
 import os
 import pathlib
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.data import decode, transforms
 from imagepiece_jax.errors import InputError, of_keywords
-from imagepiece_jax.inference.optimize import compiler, model_image_size
-from imagepiece_jax.models.vit import ViT
+from imagepiece_jax.inference.optimize import compiler
 from imagepiece_jax.pretrained import imagenet_classes
+from imagepiece_jax.pretrained.trained_model import Pretrained, takes_pretrained
 
 FILES = str | bytes | pathlib.Path  # a file, by name or whole
 LOADING = threading.Lock()  # Pillow reads a file late, and not for two at once
@@ -43,20 +44,20 @@ class Predictor:
     and for `batch_size`, each when it is first needed, or by `warm_up`; fewer images
     are padded to the next of these.
 
-    variables: as from `load`; labels: a name for each class, "imagenet" for those of
+    vit: as from `load`; labels: a name for each class, "imagenet" for those of
     ImageNet-1k, None for the model's own (`class_names`, as a run has them) or, without
     any, indices; top: how many classes, None for 5, or all of fewer; resize: "deit" is
     DeiT's crop of evaluation, "none" for images that have the right size, None the
-    weights' own crop where it is known (`model.preprocessing`), else DeiT's; threads:
+    weights' own crop where it is known (`preprocessing`), else DeiT's; threads:
     how many decode, None for one a core and 16 at most; batch_size and `options` are
     `optimize`'s. InputError here for any of these that does not fit.
     """
 
     @of_keywords
+    @takes_pretrained
     def __init__(
         self,
-        model: ViT,
-        variables: Mapping[str, Any],
+        vit: Pretrained,
         *,
         labels: Sequence[str] | str | None = None,
         top: int | None = None,
@@ -65,10 +66,9 @@ class Predictor:
         threads: int | None = None,
         **options: Any,
     ):
-        size = model_image_size(model, variables)
         if isinstance(labels, str):
             labels = _known_labels(labels)
-        classes = model.num_classes
+        classes = vit.model.num_classes
         if not classes and (labels is not None or top is not None):
             raise InputError(
                 "the model has no classes, and gives features; labels and top are of "
@@ -81,10 +81,10 @@ class Predictor:
         top = min(5, classes) if top is None else top
         if not isinstance(top, int) or not min(1, classes) <= top <= classes:
             raise InputError(f"top is {top!r}; allowed are 1 to {classes}")
-        self._labels = model.class_names if labels is None else labels
+        self._labels = vit.class_names if labels is None else labels
         self._answer = self._best if classes else np.array
         self._top = top
-        self._transform = _transform(size, resize, model.preprocessing)
+        self._transform = _transform(resize, vit.preprocessing)
         if not isinstance(batch_size, int) or batch_size < 1:
             raise InputError(f"batch_size is {batch_size!r}; allowed are 1, 2, 3, ..")
         threads = min(16, os.cpu_count() or 1) if threads is None else threads
@@ -92,7 +92,7 @@ class Predictor:
             raise InputError(f"threads is {threads!r}; allowed are 1, 2, 3, ..")
         self.sizes = tuple(sorted({size for size in (1, 8) if size < batch_size}))
         self.sizes += (batch_size,)
-        self._compile = compiler(model, variables, pixels=True, **options)
+        self._compile = compiler(vit, pixels=True, **options)
         self._programs, self._lock = {}, threading.Lock()
         self._threads = concurrent.futures.ThreadPoolExecutor(
             threads, thread_name_prefix="decode"
@@ -226,15 +226,16 @@ def _known_labels(name):
     return imagenet_classes.names()
 
 
-def _transform(size, resize, known):
-    """Evaluation's crop: `known` of the weights, unless `resize` is given."""
-    if resize is not None or known is None:
-        return transforms.EvalTransform(size, resize=resize or "deit")
+def _transform(resize, prepared):
+    """Evaluation's crop: that of the weights, unless `resize` is asked for."""
+    size = sides(prepared.image_size)
+    if resize is not None:
+        return transforms.EvalTransform(size, resize=resize)
     return transforms.EvalTransform(
         size,
-        crop=known.crop,
-        crop_mode=known.crop_mode,
-        interpolation=known.interpolation,
+        crop=prepared.crop,
+        crop_mode=prepared.crop_mode,
+        interpolation=prepared.interpolation,
     )
 
 

@@ -42,6 +42,16 @@ class Preprocessing:
                 raise InputError(f"{field} is {value!r}; allowed are {listed}")
 
 
+def fields_of(fields):
+    """`fields` of a Preprocessing but its size; InputError for others."""
+    allowed = [field.name for field in dataclasses.fields(Preprocessing)][1:]
+    if not {*fields} <= {*allowed}:
+        raise InputError(
+            f"preprocessing is {fields!r}; its fields are {', '.join(allowed)}"
+        )
+    return dict(fields)
+
+
 def check_images(images, image_size=None, pixels=False):
     """InputError for others than normalized ones [B, H, W, 3], of a size if given.
 

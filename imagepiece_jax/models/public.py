@@ -91,6 +91,11 @@ def model(name: str) -> dict[str, Any] | None:
     return found | {"arch": Architecture.of(arch)}
 
 
+def named(name: str | None) -> str | None:
+    """`name` where it is a public model's, None for another."""
+    return name if name and name.partition(".")[0] in table() else None
+
+
 def timms_own(name: str) -> dict[str, str]:
     """gelu and resize of an architecture as timm has it, whatever its weights had."""
     arch = Architecture.of(table()[name.partition(".")[0]]["arch"])

@@ -20,7 +20,6 @@ from imagepiece_jax.models.architecture import (
 )
 from imagepiece_jax.models.attention import resolve_backend
 from imagepiece_jax.models.block import check_plan, kernel_of
-from imagepiece_jax.models.preprocessing import Preprocessing
 from imagepiece_jax.models.stems import STEMS, conv_stem_widths
 from imagepiece_jax.models.vit import MEAN, STD, ViT
 from imagepiece_jax.reduction import layer_plan, methods, settings
@@ -64,8 +63,6 @@ def create_model(
     prop_attn=None,
     trace_source=False,
     axis_name=None,
-    class_names=None,
-    preprocessing=None,
     **fields,
 ):
     """A ViT by name, with a reduction such as {"name": "evit", "keep_rate": 0.7}.
@@ -81,20 +78,8 @@ def create_model(
     meant (ToMe: with proportional attention, the others: without), but that weights of
     MAE are used without; it may stand in `reduction`, too. `masked` gives the
     model that training uses: methods that train with a mask keep all tokens there; for
-    the others it is the same. The model keeps, for its predictions, `class_names`, a
-    name for each class, and `preprocessing`, other fields of a
-    preprocessing.Preprocessing. InputError for anything that does not fit.
+    the others it is the same. InputError for anything that does not fit.
     """
-    if not isinstance(reduction or {}, Mapping):
-        raise InputError(
-            f"reduction is {reduction!r}; allowed is a dict with a name and fields, "
-            'such as {"name": "evit", "keep_rate": 0.7}'
-        )
-    if reduction and "name" not in reduction:
-        raise InputError(
-            f"reduction is {dict(reduction)!r}, which has no name; the names are "
-            f"{', '.join(sorted(methods.METHODS))}"
-        )
     own = facts(name)
     size = _size(name, own, fields)
     changes = {"gelu": gelu, "norm_eps": norm_eps, "resize": resize}
@@ -114,34 +99,9 @@ def create_model(
     patches = grid(image_size, size["patch_size"], cut)
     _check(size, num_classes, stem, dtype, drop_path_rate)
     _check_parts(size, stem, arch)
-    if class_names is not None and len(class_names) != num_classes:
-        raise InputError(
-            f"class_names has {len(class_names)} names; the model has {num_classes} "
-            "classes"
-        )
-    told = {"patches": math.prod(patches), "embed_dim": size["embed_dim"]}
-    told |= {"class_token": arch.class_token, "pool": arch.pool, "depth": depth}
-    told |= {"name": name}
-    reduction, inside = settings.split(reduction or settings.DENSE)
-    method = methods.create(**reduction).resolved(ModelFacts(**told))
-    if prop_attn is None:
-        prop_attn = inside.get("prop_attn")
-    if inside.get("prop_attn", prop_attn) != prop_attn:
-        raise InputError(
-            f"config.model.prop_attn is {prop_attn!r}, in config.reduction "
-            f"{inside['prop_attn']!r}; allowed is one of them"
-        )
-    if prop_attn is None:
-        usual = method.model_fields.get("prop_attn", False)
-        prop_attn = own.get("prop_attn", usual)
-    switches = {"prop_attn": prop_attn, "trace_source": trace_source}
-    for field, value in switches.items():
-        _check_switch(field, value)
-    steps = method.steps(depth)
-    plan = layer_plan.build(depth, math.prod(patches), steps, arch.prefix, masked)
-    check_plan(plan, arch, patches)
-    model = ViT(
-        plan=plan,
+    _check_switch("trace_source", trace_source)
+    dense = ViT(
+        plan=layer_plan.build(depth, math.prod(patches), (), arch.prefix),
         num_classes=num_classes,
         stem=stem,
         arch=arch,
@@ -152,16 +112,55 @@ def create_model(
             attention, dtype, size["embed_dim"] // size["num_heads"]
         ),
         drop_path_rate=drop_path_rate,
-        prop_attn=prop_attn,
         trace_source=trace_source,
         axis_name=axis_name,
-        class_names=None if class_names is None else tuple(class_names),
-        reduction=reduction,
-        public_name=None if name in MODELS else name,
-        preprocessing=Preprocessing(image_size, **_preprocessing(name, preprocessing)),
         **size,
     )
+    model = reduced(dense, reduction, patches, name, prop_attn, masked)
     return model.clone(kernels=resolve_kernels(kernels or "plain", model))
+
+
+def reduced(dense, reduction, grid, name=None, prop_attn=None, masked=False):
+    """A dense ViT with a reduction, for images of a `grid` (height, width) of patches.
+
+    name, prop_attn, masked: as for `create_model`.
+    """
+    reduction, prop_attn = split_reduction(reduction, prop_attn)
+    told = {"patches": math.prod(grid), "embed_dim": dense.embed_dim}
+    told |= {"class_token": dense.arch.class_token, "pool": dense.arch.pool}
+    told |= {"depth": dense.depth, "name": name}
+    method = methods.create(**reduction).resolved(ModelFacts(**told))
+    if prop_attn is None:
+        usual = method.model_fields.get("prop_attn", False)
+        prop_attn = facts(name).get("prop_attn", usual)
+    _check_switch("prop_attn", prop_attn)
+    steps, prefix = method.steps(dense.depth), dense.arch.prefix
+    plan = layer_plan.build(dense.depth, math.prod(grid), steps, prefix, masked)
+    check_plan(plan, dense.arch, grid)
+    return dense.clone(plan=plan, prop_attn=prop_attn)
+
+
+def split_reduction(reduction, prop_attn=None):
+    """(fields of the method, prop_attn) of a reduction that may name both."""
+    if not isinstance(reduction or {}, Mapping):
+        raise InputError(
+            f"reduction is {reduction!r}; allowed is a dict with a name and fields, "
+            'such as {"name": "evit", "keep_rate": 0.7}'
+        )
+    if reduction and "name" not in reduction:
+        raise InputError(
+            f"reduction is {dict(reduction)!r}, which has no name; the names are "
+            f"{', '.join(sorted(methods.METHODS))}"
+        )
+    reduction, inside = settings.split(reduction or settings.DENSE)
+    if prop_attn is None:
+        prop_attn = inside.get("prop_attn")
+    if inside.get("prop_attn", prop_attn) != prop_attn:
+        raise InputError(
+            f"config.model.prop_attn is {prop_attn!r}, in config.reduction "
+            f"{inside['prop_attn']!r}; allowed is one of them"
+        )
+    return reduction, prop_attn
 
 
 def facts(name):
@@ -181,15 +180,6 @@ def facts(name):
             hint = f"did you mean {meant}?"
         raise InputError(f"config.model.name is {name!r}; {hint}")
     return found
-
-
-def _preprocessing(name, given):
-    known = [field.name for field in dataclasses.fields(Preprocessing)][1:]
-    if given is not None and not {*given} <= {*known}:
-        raise InputError(
-            f"preprocessing is {given!r}; its fields are {', '.join(known)}"
-        )
-    return public.preprocessing(name) if given is None else given
 
 
 def size_of(own):

@@ -2,7 +2,6 @@
 
 import functools
 import math
-from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,6 @@ from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.rng import Purpose, batch_key
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.stems import stem_macs
-from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.flops import plan_macs
 from imagepiece_jax.reduction.layer_plan import LayerPlan
 
@@ -121,16 +119,6 @@ def check_variables(model, variables, image_size):
                 f"variables: {name} is {ours}, in the model it is {theirs}; allowed "
                 "are variables of this model"
             )
-
-
-def check_types(model, variables):
-    """InputError where these are no model and its variables, such as in other order."""
-    if not isinstance(model, ViT) or not isinstance(variables, Mapping):
-        raise InputError(
-            f"model and variables are a {type(model).__name__} and a "
-            f"{type(variables).__name__}; allowed are a ViT and its variables, a dict, "
-            "such as load() returns"
-        )
 
 
 def _by_name(variables):

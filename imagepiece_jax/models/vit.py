@@ -1,9 +1,5 @@
 """The vision transformer: stem, blocks that reduce their tokens, pooling and head."""
 
-import dataclasses
-from collections.abc import Mapping
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -16,7 +12,7 @@ from imagepiece_jax.models.attention import AttentionTaps
 from imagepiece_jax.models.attention_pool import AttentionPool, pooled_tokens
 from imagepiece_jax.models.block import Block
 from imagepiece_jax.models.layers import INIT, LayerNorm
-from imagepiece_jax.models.preprocessing import Preprocessing, check_images
+from imagepiece_jax.models.preprocessing import check_images
 from imagepiece_jax.models.stems import FOLDED_STEMS, STEMS
 from imagepiece_jax.reduction import tokens
 from imagepiece_jax.reduction.layer_plan import LayerPlan
@@ -61,11 +57,6 @@ def drop_path_scale(keys, depth, rate):
     return jax.vmap(draw)(keys)
 
 
-def _note():
-    """A field that says something about a model, and changes no program."""
-    return dataclasses.field(default=None, compare=False, repr=False)
-
-
 class ViT(nn.Module):
     """A ViT with a plan of token reductions; without one, the dense model.
 
@@ -81,9 +72,6 @@ class ViT(nn.Module):
     is in `dtype`; scores, softmax and logits are float32. `mean` and `std` are those of
     the images that it was trained on: pixels are to be normalized with them first
     (data.normalize).
-    `class_names` belong to the logits: a name, or None, for each class; `reduction` is
-    the name and the fields of what made `plan`, `preprocessing` is of the images,
-    `public_name` timm's, of the public model that it is made as.
     """
 
     plan: tuple[LayerPlan, ...]
@@ -105,32 +93,21 @@ class ViT(nn.Module):
     remat: bool = False
     kernels: str | None = None
     folded: bool = False
-    # These change no program: models that differ in them alone are equal.
-    class_names: tuple[str | None, ...] | None = _note()
-    reduction: Mapping[str, Any] | None = _note()
-    preprocessing: Preprocessing | None = _note()
-    public_name: str | None = _note()
 
     @property
     def depth(self) -> int:
         """Number of blocks."""
         return len(self.plan)
 
-    @property
-    def image_size(self) -> int | tuple[int, int] | None:
-        """Pixels a side, or (height, width), as `create_model` takes it."""
-        return self.preprocessing and self.preprocessing.image_size
-
     @nn.nowrap
     def __getattr__(self, name):
         """Say where it is what other libraries have in the model itself."""
-        for part in ("arch", "preprocessing"):
-            if name in getattr(self.__dict__.get(part), "__dataclass_fields__", ()):
-                raise AttributeError(f"a ViT has no {name}; it is {part}.{name}")
+        if name in getattr(self.__dict__.get("arch"), "__dataclass_fields__", ()):
+            raise AttributeError(f"a ViT has no {name}; it is arch.{name}")
         if name in ("params", "parameters", "state_dict"):
             raise AttributeError(
-                f"a ViT has no {name}; parameters are in the variables that load() "
-                'returns beside the model, variables["params"]'
+                f"a ViT has no {name}; parameters are in the variables beside it, "
+                'variables["params"]'
             )
         return super().__getattr__(name)
 

@@ -19,8 +19,8 @@ from imagepiece_jax.errors import InputError, one_of, suggestion
 from imagepiece_jax.models import public, registry
 from imagepiece_jax.models.architecture import DEIT, Architecture
 from imagepiece_jax.models.rotary import Rotary
-from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.pretrained import imagenet_classes
+from imagepiece_jax.pretrained.trained_model import Pretrained
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 OURS = "imagepiece_jax"  # the part of a config.json that is this package's own
@@ -119,17 +119,17 @@ def _guarded(file, call, *content):
         raise InputError(f"{file} has a field of another type: {error}") from error
 
 
-def describe(model: ViT) -> dict[str, Any]:
+def describe(vit: Pretrained) -> dict[str, Any]:
     """The content of a config.json by which `load` makes a model again.
 
     timm makes its dense part of it, where it has an architecture that is not OURS.
     """
-    prepared = dataclasses.asdict(model.preprocessing)
+    model, prepared = vit.model, dataclasses.asdict(vit.preprocessing)
     size, crop = prepared.pop("image_size"), prepared["crop"]
     own = {
         "version": __version__,
         "model": {
-            "name": model.public_name,
+            "name": vit.name,
             "arch": dataclasses.asdict(model.arch),
             "num_heads": model.num_heads,
             "image_size": size,
@@ -137,10 +137,10 @@ def describe(model: ViT) -> dict[str, Any]:
             "std": model.std,
         },
         "preprocessing": {} if crop is None else prepared,
-        "reduction": {**model.reduction, "prop_attn": model.prop_attn},
+        "reduction": {**vit.reduction, "prop_attn": model.prop_attn},
         "dtype": model.dtype.name,
     }
-    return {"architecture": OURS} | describe_timm(model) | {OURS: own}
+    return {"architecture": OURS} | describe_timm(vit) | {OURS: own}
 
 
 def _own(config):
@@ -328,17 +328,17 @@ def _head(arch, arguments):
     }
 
 
-def describe_timm(model: ViT) -> dict[str, Any]:
+def describe_timm(vit: Pretrained) -> dict[str, Any]:
     """The content of a config.json by which timm makes the dense part of a model.
 
     Without "architecture" where timm has no such models.
     """
-    known = dataclasses.asdict(model.preprocessing)
+    model, known = vit.model, dataclasses.asdict(vit.preprocessing)
     size, crop = known.pop("image_size"), known.pop("crop")
     heads = ["head", "head_dist"] if model.arch.dist_token else "head"
-    labels = _labels(model.class_names)
+    labels = _labels(vit.class_names)
     return {
-        **_architecture(model),
+        **_architecture(model, size),
         "num_classes": model.num_classes,
         "num_features": model.embed_dim,
         **({"label_names": labels} if labels else {}),
@@ -368,9 +368,9 @@ def _labels(names):
     return {str(i): name for i, name in enumerate(names) if name is not None}
 
 
-def _architecture(model):
+def _architecture(model, image_size):
     """timm's architecture and its arguments; {} where timm has none."""
-    arch, image_size = model.arch, model.preprocessing.image_size
+    arch = model.arch
     size, eva = _size(model), is_eva(arch)
     plain = {"resize": DEIT.resize} | ({} if eva else {"gelu": DEIT.gelu})
     parts = dataclasses.replace(arch, **plain)

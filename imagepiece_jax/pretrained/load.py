@@ -2,7 +2,7 @@
 
 The tensors of a file determine sizes, stem and classes; a published model's config says
 the rest, and the config of a run everything. Whatever starts from trained weights
-starts from a `Pretrained`.
+starts from `Weights`.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import hashlib
 import math
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ from imagepiece_jax.data.normalize import channels
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import public, registry, summary
 from imagepiece_jax.models.positions import Positions
+from imagepiece_jax.models.preprocessing import Preprocessing, fields_of
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.pretrained import (
     class_names,
@@ -43,6 +44,7 @@ from imagepiece_jax.pretrained.runs import (
     read_config,
     reduction_of,
 )
+from imagepiece_jax.pretrained.trained_model import Pretrained, selectors
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.settings import DENSE, MODEL_FIELDS, completed, plain
 
@@ -54,9 +56,11 @@ def load(
     averaged: bool = False,
     num_classes: int | None = None,
     seed: int = 0,
+    class_names: Sequence[str | None] | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
     **fields: Any,
-) -> tuple[ViT, Mapping[str, Any]]:
-    """(model, variables) of trained weights, wherever they are.
+) -> Pretrained:
+    """A trained model, wherever its weights are.
 
     path: of a weights file (.npz, .safetensors, .pth), whose tensors determine sizes,
     stem and classes; of a folder with config.json and weights, as timm, transformers
@@ -77,17 +81,17 @@ def load(
     file's own, or name="vit_small_patch16_224.augreg_in1k".
 
     num_classes: another number than the weights' own gives a new head, drawn from
-    `seed` as one that training starts with; 0 leaves the head out. The model has the
-    `class_names` of the weights, where they are known, unless others, of the same
-    classes, are given to be shown. InputError for what does not fit, and for a field
-    that contradicts the weights.
+    `seed` as one that training starts with; 0 leaves the head out. class_names,
+    preprocessing: others than those of the weights, to be shown, and {"crop": 0.9,
+    "crop_mode": "center", "interpolation": "bicubic"}. InputError for what does not
+    fit, and for a field that contradicts the weights.
     """
     found = read(path, fields, checkpoint, averaged)
     reduction, more = settings.split(found.reduction)
     own = found.fields["num_classes"]
     num_classes = own if num_classes is None else num_classes
     same = num_classes == own
-    known = {"reduction": reduction, "class_names": found.class_names if same else None}
+    known = {"reduction": reduction}
     other = fields.get("reduction") is not None
     known |= {} if other else more
     if isinstance(fields.get("reduction"), Mapping):
@@ -97,21 +101,34 @@ def load(
     renamed = fields.get("name") != found.fields.get("name")
     sized = found.path.is_dir() and renamed
     fields = known | found.changed(fields, sized=sized) | {"num_classes": num_classes}
+    crop = fields_of(fields.pop("preprocessing", {}))
+    if preprocessing is not None:
+        crop = fields_of(preprocessing)
     try:
         model = registry.create_model(**fields)
     except InputError as error:
         if found.config is not None:
             raise
         raise InputError(f"{found.kind} {found.path}: {error}") from error
+    image_size = fields["image_size"]
     if other and found.untrained(fields["reduction"]):
         raise InputError(
             f"{found.kind} {found.path} has no selectors of the method "
-            f"{model.reduction['name']!r}, which learns them; allowed are methods that "
-            "do not, or weights trained with it (train.py --config.init.weights)"
+            f"{fields['reduction']['name']!r}, which learns them; allowed are methods "
+            "that do not, or weights trained with it (train.py --config.init.weights)"
         )
-    image_size = fields["image_size"]
     heads = None if same else _new_heads(model, image_size, seed)
-    return model, found.restore(model, image_size, heads, other)
+    if class_names is None and same:
+        class_names = found.class_names
+    return Pretrained(
+        model,
+        found.restore(model, image_size, heads, other),
+        reduction=fields["reduction"],
+        preprocessing=Preprocessing(image_size, **crop),
+        class_names=class_names,
+        name=public.named(fields.get("name")),
+        origin=found,
+    )
 
 
 def _new_heads(model, image_size, seed):
@@ -119,22 +136,6 @@ def _new_heads(model, image_size, seed):
     known = summary.shapes(model, image_size)["params"]
     parts = [head for head in HEADS if head in known]
     return summary.fresh(model, image_size, seed, parts)["params"] if parts else {}
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Variant:
-    """A trained model under one reduction, with its variables.
-
-    untrained: the weights lack what the reduction learns, so its selectors are fresh
-    and their figures say nothing about the method.
-    """
-
-    label: str
-    reduction: Mapping[str, Any]
-    model: ViT
-    variables: Mapping[str, Any]
-    untrained: bool
-    gmacs: float
 
 
 # Fields that weights determine: with another value they do not fit, or lose meaning.
@@ -149,7 +150,7 @@ NOT_ANALYZED = ("drop_path_rate", "trace_source", "kernels", "prop_attn")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Pretrained:
+class Weights:
     """Trained weights and the fields of the models that they fit; made by `read`.
 
     fields: of registry.create_model without reduction, as far as they are known;
@@ -167,7 +168,7 @@ class Pretrained:
     checkpoint: str = "best"
     averaged: bool = False
     seed: int = 0
-    trained: "Pretrained | None" = None
+    trained: "Weights | None" = None
     names: tuple[str | None, ...] | None = None
     says: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     tensors: Mapping[str, np.ndarray] | None = dataclasses.field(
@@ -221,7 +222,9 @@ class Pretrained:
     def model(self, reduction: Mapping[str, Any] | None = None) -> ViT:
         """The model with this reduction; None: with its own."""
         own, more = settings.split(self.reduction if reduction is None else reduction)
-        return registry.create_model(reduction=own, **{**self.fields, **more})
+        fields = {**self.fields, **more}
+        fields.pop("preprocessing", None)
+        return registry.create_model(reduction=own, **fields)
 
     def gmacs(self, reduction: Mapping[str, Any] | None = None) -> float:
         """GMACs of one image through `model(reduction)`."""
@@ -255,7 +258,7 @@ class Pretrained:
         out.
         """
         like = summary.shapes(model, self.image_size)
-        params, lacking = dict(like["params"]), self._lacking(like)
+        params, (_, lacking) = dict(like["params"]), selectors(self.state_dict, like)
         if lacking:
             drawn = summary.fresh(model, self.image_size, self.seed)["params"]
             params |= {name: drawn[name] for name in lacking}
@@ -267,23 +270,25 @@ class Pretrained:
 
     def untrained(self, reduction: Mapping[str, Any]) -> bool:
         """Whether `reduction` has selectors that the weights lack."""
-        model = self.model(reduction)
-        return bool(self._lacking(summary.shapes(model, self.image_size)))
+        like = summary.shapes(self.model(reduction), self.image_size)
+        return bool(selectors(self.state_dict, like)[1])
 
-    def variant(self, reduction: Mapping[str, Any] | None = None) -> Variant:
-        """The model and its variables with this reduction; None: with its own."""
-        own = reduction is None
-        reduction = self.reduction if own else reduction
-        label = settings.label(settings.changed(reduction) if own else reduction)
+    def pretrained(self, reduction: Mapping[str, Any] | None = None) -> Pretrained:
+        """The model and its variables with this reduction; None: with its own.
+
+        Selectors that the weights lack are drawn from their seed.
+        """
         model = self.model(reduction)
         variables, untrained = self.variables(model)
-        return Variant(
-            label=label + " (untrained selectors)" * untrained,
-            reduction=reduction,
-            model=model,
-            variables=variables,
+        return Pretrained(
+            model,
+            variables,
+            reduction=self.reduction if reduction is None else reduction,
+            preprocessing=Preprocessing(self.image_size, **self.crop),
+            class_names=self.class_names,
+            name=public.named(self.fields.get("name")),
+            origin=self,
             untrained=untrained,
-            gmacs=self.gmacs(reduction),
         )
 
     @functools.cached_property
@@ -334,7 +339,7 @@ class Pretrained:
                 self._compare(by + named(field), theirs, ours, instead)
         return fields
 
-    def under(self, config: Mapping[str, Any]) -> "Pretrained":
+    def under(self, config: Mapping[str, Any]) -> "Weights":
         """This with the fields, reduction and seed of `config`, a nested dict.
 
         InputError where it contradicts the weights; of a run in its reduction, image
@@ -354,7 +359,7 @@ class Pretrained:
                 self._compare(name, theirs.get(field), ours.get(field), instead)
         return dataclasses.replace(self.of_config(config), fields=fields)
 
-    def of_config(self, config: Mapping[str, Any]) -> "Pretrained":
+    def of_config(self, config: Mapping[str, Any]) -> "Weights":
         """As `under`, unchecked, with the fields of `config` alone."""
         fields, reduction = model_fields(config), reduction_of(config)
         if prepared := preprocessing_of(config):
@@ -367,7 +372,7 @@ class Pretrained:
             trained=self.trained or self,
         )
 
-    def analyzed(self, dtype: str | None = None) -> "Pretrained":
+    def analyzed(self, dtype: str | None = None) -> "Weights":
         """This with plain reductions, all fields of its own named, layers of `dtype`.
 
         InputError where the fields make no model.
@@ -412,16 +417,6 @@ class Pretrained:
             if not name.startswith("reducer.") or name.startswith(used)
         }
 
-    def _lacking(self, like):
-        """Selectors in `like` that the weights lack, or have in other shapes."""
-        needed = convert.timm_shapes(like)
-        found = {name: tensor.shape for name, tensor in self.state_dict.items()}
-        return [
-            name
-            for name in like["params"]
-            if name.startswith("reducer") and _of(name, needed) != _of(name, found)
-        ]
-
 
 def _different(fields, others):
     """(field, value, other value) of what two models' architectures differ in."""
@@ -437,8 +432,8 @@ def read(
     given: Mapping[str, Any] | None = None,
     checkpoint: str = "best",
     averaged: bool = False,
-) -> Pretrained:
-    """The Pretrained of a weights file, a published model or a run's folder.
+) -> Weights:
+    """The Weights of a weights file, a published model or a run's folder.
 
     path: of a file, of a folder with config.json and weights or of a run, or a hub id.
     given: fields of the model that neither tensors nor a config beside them tell, such
@@ -477,7 +472,7 @@ def read(
 
 
 def _of_file(path, given, averaged):
-    """The Pretrained of a weights file; given: what the caller says of it."""
+    """The Weights of a weights file; given: what the caller says of it."""
     read, known = read_weights(path, averaged), dict(given)
     says = metadata(path, read, given.get("name"))
     name = given.get("name", says.get("name"))
@@ -507,7 +502,7 @@ def _of_run(path, checkpoint, averaged):
     size = registry.size_of(registry.facts(own.get("name")))
     if prepared := preprocessing_of(config):
         own["preprocessing"] = prepared
-    return Pretrained(
+    return Weights(
         path,
         fields=size | own,
         reduction=reduction_of(config),
@@ -529,7 +524,7 @@ def _of_tensors(path, read, given):
         kind = "" if path.is_dir() else "weights file "
         raise InputError(f"{kind}{path}: {error}") from error
     names = imagenet_classes.names_of(given.get("name"), fields["num_classes"])
-    return Pretrained(path, fields, DENSE, tensors=read.tensors, names=names)
+    return Weights(path, fields, DENSE, tensors=read.tensors, names=names)
 
 
 def for_analysis(
@@ -538,8 +533,8 @@ def for_analysis(
     dtype: str | None = None,
     normalization: Mapping[str, Any] | None = None,
     averaged: bool = False,
-) -> Pretrained:
-    """The Pretrained at `path` for commands that analyze what a model does.
+) -> Weights:
+    """The Weights at `path` for commands that analyze what a model does.
 
     Reductions are plain JAX, so that every decision can be seen, and of a run the last
     checkpoint is taken: the best one was chosen on the images that the figures are of.
@@ -560,12 +555,6 @@ def for_analysis(
     found = found if config is None else found.under(config)
     fields = found.changed(typed(normalization))
     return dataclasses.replace(found, fields=fields).analyzed(dtype)
-
-
-def _of(module, shapes):
-    """The part of {timm's name: shape} that is of a module such as "reducer_3"."""
-    start = module.replace("_", ".") + "."
-    return {name: shape for name, shape in shapes.items() if name.startswith(start)}
 
 
 def metadata(

@@ -9,8 +9,6 @@ this package needs to make the same model again.
 import json
 import os
 import pathlib
-from collections.abc import Mapping
-from typing import Any
 
 import jax
 import safetensors
@@ -20,23 +18,22 @@ from imagepiece_jax.common.files import replacing_folder
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry, summary
-from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.pretrained import convert, hub, hub_configs, layouts
 from imagepiece_jax.pretrained.hub import SELECTORS
 from imagepiece_jax.pretrained.hub_configs import CONFIG, EPS, OURS
 from imagepiece_jax.pretrained.infer import infer_config
+from imagepiece_jax.pretrained.trained_model import Pretrained, takes_pretrained
 from imagepiece_jax.reduction import settings
 
 WEIGHTS = hub.WEIGHTS[0]
 CARD = "README.md"
 
 
-def save(
-    folder: str | os.PathLike, model: ViT, variables: Mapping[str, Any]
-) -> pathlib.Path:
-    """Write `model` and its variables to a folder, whole or not at all.
+@takes_pretrained
+def save(folder: str | os.PathLike, vit: Pretrained) -> pathlib.Path:
+    """Write a trained model to a folder, whole or not at all.
 
-    `load(folder)` gives a model with the same logits, bit for bit, its reduction with
+    `load(folder)` gives one with the same logits, bit for bit, its reduction with
     learned selectors, class names and preprocessing included. timm loads the dense part
     by timm.create_model("local-dir:FOLDER", pretrained=True), where it has such models.
     Returns the folder, which can be uploaded as it is. A model that was saved there
@@ -47,7 +44,7 @@ def save(
     if not isinstance(folder, str | os.PathLike):
         raise InputError(
             f"folder is a {type(folder).__name__}; allowed are a string and a "
-            "pathlib.Path, before the model and its variables"
+            "pathlib.Path, before the model"
         )
     if hub.is_id(folder):
         raise InputError(
@@ -56,17 +53,17 @@ def save(
         )
     folder = pathlib.Path(folder)
     _check_folder(folder)
-    _check(model, variables)
-    tensors = convert.to_timm(variables)
+    _check(vit)
+    model, tensors = vit.model, convert.to_timm(vit.variables)
     learned = {k: v for k, v in tensors.items() if k.startswith("reducer.")}
     dense = {k: v for k, v in tensors.items() if k not in learned}
     dense = layouts.as_timm(dense, model.arch)
     # Numbers of NumPy, where a model was made with them, are written as Python's.
-    text = json.dumps(hub_configs.describe(model), indent=2, default=lambda v: v.item())
+    text = json.dumps(hub_configs.describe(vit), indent=2, default=lambda v: v.item())
     config = json.loads(text)
-    _check_way_back(model, dense | learned, config)
+    _check_way_back(vit, dense | learned, config)
     in_timm = config["architecture"] != OURS
-    card = model_card(folder.absolute().name, model, in_timm)
+    card = model_card(folder.absolute().name, vit, in_timm)
     with replacing_folder(folder) as new:
         _write(new / WEIGHTS, dense)
         if learned:
@@ -98,34 +95,36 @@ def _check_folder(folder):
         raise InputError(f"{folder} holds {(others or held)[0]}; {allowed}")
 
 
-def _check(model, variables):
+def _check(vit):
     """InputError for what `load` could not make again."""
-    if not isinstance(model, ViT) or None in (model.reduction, model.preprocessing):
+    if vit.reduction is None:
         raise InputError(
-            f"model is a {type(model).__name__} that create_model has not made; "
-            "allowed are models of create_model and load"
+            "the model reduces tokens, and its reduction is not known; allowed is "
+            'Pretrained(model, variables, reduction={"name": ..})'
         )
-    if model.folded:
+    if vit.model.folded:
         raise InputError(
             "model is in the form of optimize; allowed is what that was made from"
         )
-    summary.check_variables(model, variables, model.preprocessing.image_size)
+    summary.check_variables(vit.model, vit.variables, vit.image_size)
 
 
-def _check_way_back(model, tensors, config):
+def _check_way_back(vit, tensors, config):
     """InputError where `load` would refuse these files, or make another model."""
+    model = vit.model
     try:
         found = hub_configs.parse(config, {})
         read = layouts.to_timm(tensors).tensors
         fields = {**infer_config(read, found.given), **found.fields}
         reduction, more = settings.split(found.reduction)
+        fields.pop("preprocessing", None)
         again = registry.create_model(**fields, **more, reduction=reduction)
         convert.from_timm(read, summary.shapes(again, fields["image_size"]))
     except InputError as error:
         raise InputError(f"model cannot be loaded again: {error}") from error
     if again.plan != model.plan:
         raise InputError(
-            f"model.plan is not that of {dict(model.reduction)}; allowed are models of "
+            f"model.plan is not that of {dict(vit.reduction)}; allowed are models of "
             "create_model with masked=False, unchanged"
         )
     for field in ("arch", "num_heads", "stem", "prop_attn"):
@@ -136,17 +135,16 @@ def _check_way_back(model, tensors, config):
             )
 
 
-def model_card(name: str, model: ViT, in_timm: bool) -> str:
+def model_card(name: str, vit: Pretrained, in_timm: bool) -> str:
     """Markdown on what a model is, what it costs and how to load it.
 
     name: of its folder; in_timm: whether timm has such models.
     """
-    size = model.preprocessing.image_size
+    model, size = vit.model, vit.image_size
     leaves = jax.tree.leaves(summary.shapes(model, size)["params"])
     parameters = sum(leaf.size for leaf in leaves)
     height, width = sides(size)
-    macs = summary.model_macs(model, size) / 1e9
-    reduction = settings.label(settings.changed(model.reduction))
+    reduction = settings.label(settings.changed(vit.reduction))
     task = "image-classification" if model.num_classes else "image-feature-extraction"
     classes = str(model.num_classes) if model.num_classes else "none, features alone"
     eps = model.arch.norm_eps
@@ -177,11 +175,11 @@ A vision transformer of imagepiece_jax.
 | images | {height} x {width} pixels, mean {model.mean}, std {model.std} of [0, 1] |
 | classes | {classes} |
 | parameters | {parameters / 1e6:.1f} million |
-| cost | {macs:.2f} GMACs an image |
+| cost | {vit.gmacs:.2f} GMACs an image |
 
 ```python
 import imagepiece_jax
 
-model, variables = imagepiece_jax.load("{name}")
+vit = imagepiece_jax.load("{name}")
 ```
 {timm if in_timm else ""}"""

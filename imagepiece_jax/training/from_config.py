@@ -11,7 +11,6 @@ from imagepiece_jax.data import decode, loader
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.vit import MEAN, ViT
-from imagepiece_jax.pretrained import runs
 from imagepiece_jax.reduction import methods, settings
 from imagepiece_jax.training import optimizer
 from imagepiece_jax.training.config import DistillConfig, OptimConfig, RunConfig
@@ -54,7 +53,6 @@ def _create(config, reduction, **options):
         image_size=config.image_size,
         num_classes=config.num_classes,
         reduction=reduction,
-        preprocessing=runs.preprocessing_of(config.to_dict()) or None,
         **options,
         **config.model.to_dict(),
     )

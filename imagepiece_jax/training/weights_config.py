@@ -20,7 +20,7 @@ def of_weights(
     checkpoint="best",
     averaged=False,
 ):
-    """Return (config, Pretrained) of the model whose weights are at `path`.
+    """Return (config, Weights) of the model whose weights are at `path`.
 
     config: of --config, which must agree with the weights. Where there are `overrides`,
     even none, it is configs/base.py: a run's own fields replace its fields, or those
@@ -92,7 +92,7 @@ def _typed(config, overrides):
 
 
 def _complete(config, weights):
-    """Replace fields of `config`, that of configs/base.py, by those of a Pretrained."""
+    """Replace fields of `config`, that of configs/base.py, by those of Weights."""
     own = weights.config
     if own is None:
         own = {k: weights.fields[k] for k in ("image_size", "num_classes")}

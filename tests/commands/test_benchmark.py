@@ -11,6 +11,7 @@ import imagepiece_jax
 from imagepiece_jax.commands import benchmark
 from imagepiece_jax.common import timer
 from imagepiece_jax.inference import optimize
+from imagepiece_jax.pretrained.trained_model import Pretrained
 from tests.benchmark.small import SMALL, TINY, simplify
 from tests.command import call, sentence
 from tests.models import tiny
@@ -147,12 +148,12 @@ def test_trained_weights_beside_their_dense_model(tmp_path, monkeypatch):
     made, compiled = tiny.model(depth=2), []
     variables = tiny.variables(made)
     folder = tmp_path / "trained"
-    imagepiece_jax.save(folder, made, variables)
+    imagepiece_jax.save(folder, Pretrained(made, variables))
     stand_in = optimize.optimize
 
-    def seen(model, variables, **options):
-        compiled.append((model.reduction["name"], variables))
-        return stand_in(model, variables, **options)
+    def seen(vit, **options):
+        compiled.append((vit.reduction["name"], vit.variables))
+        return stand_in(vit, **options)
 
     monkeypatch.setattr(optimize, "optimize", seen)
     words = ["--weights", folder, "--json", tmp_path / "a.json", "--dtype=float32"]

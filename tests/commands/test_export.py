@@ -18,6 +18,7 @@ from imagepiece_jax.inference import jax_export
 from imagepiece_jax.models import registry, summary
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.pretrained import convert, load
+from imagepiece_jax.pretrained.trained_model import Pretrained
 from imagepiece_jax.reduction.methods import METHODS
 from tests.command import call, sentence
 from tests.models import tiny
@@ -33,6 +34,7 @@ WORDS += [f"--config.reduction.{name}={value}" for name, value in BLOCKS.items()
 READER = """
 import sys
 sys.modules["imagepiece_jax"] = sys.modules["flax"] = None  # importing them fails
+from imagepiece_jax.pretrained.trained_model import Pretrained
 import jax, numpy as np
 with open(sys.argv[1], "rb") as file:
     program = jax.export.deserialize(bytearray(file.read()))
@@ -127,15 +129,16 @@ def test_a_missing_package_is_named(weights_file, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", sorted(METHODS.keys() - {"random"}))
 def test_every_method_has_an_open_batch(name):
     model = tiny.model({"name": name} | METHODS[name].small, attention="xla")
-    data = jax_export.serialized(model, tiny.variables(model), tiny.SIDE)
+    data = jax_export.serialized(Pretrained(model, tiny.variables(model)))
     program = jax.export.deserialize(bytearray(data))
     assert str(program.out_avals[0].shape) == f"(batch, {tiny.CLASSES})"
 
 
 def test_a_method_that_draws_is_refused():
-    model = tiny.model({"name": "random", "blocks": (1,)})
+    reduction = {"name": "random", "blocks": (1,)}
+    model = tiny.model(reduction)
     with pytest.raises(InputError, match=r"random blocks=\(1,\), which draws random"):
-        jax_export.serialized(model, tiny.variables(model), tiny.SIDE)
+        jax_export.serialized(Pretrained(model, tiny.variables(model), reduction))
 
 
 @pytest.mark.parametrize(

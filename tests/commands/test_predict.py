@@ -9,6 +9,7 @@ from PIL import Image
 from imagepiece_jax.commands import predict
 from imagepiece_jax.inference.predictor import Predictor
 from imagepiece_jax.pretrained import convert
+from imagepiece_jax.pretrained.trained_model import Pretrained
 from tests.command import call, sentence
 from tests.models import tiny
 
@@ -63,7 +64,9 @@ def test_images_are_resized_unless_told_otherwise(tmp_path):
     outs = [call(predict.main, *words, *more).out for more in ([], ["--resize=none"])]
     assert "all 1 images have 40x40 pixels, the model's size" in outs[0]
     assert "40x40" not in outs[1]
-    (want,) = Predictor(model, tiny.variables(model), resize="none", top=1)(pixels)
+    (want,) = Predictor(Pretrained(model, tiny.variables(model)), resize="none", top=1)(
+        pixels
+    )
     assert f"a.png: {want.label} {100 * want.probability:.1f} %" in outs[1]
 
 

@@ -19,6 +19,7 @@ from imagepiece_jax.data import decode, sources
 from imagepiece_jax.errors import InputError, Stopped
 from imagepiece_jax.models import registry, summary
 from imagepiece_jax.pretrained.load import for_analysis
+from imagepiece_jax.pretrained.trained_model import Pretrained
 from tests.experiments import tiny_context
 from tests.models.tiny import fill
 
@@ -50,7 +51,7 @@ def photographs(tmp_path_factory):
     (folder / "set.csv").write_text("\n".join(rows))
     model = registry.create_model(**tiny_context.FIELDS)
     variables = fill(summary.shapes(model, 16), seed=0)
-    imagepiece_jax.save(folder / "weights", model, variables)
+    imagepiece_jax.save(folder / "weights", Pretrained(model, variables))
     return folder
 
 

@@ -10,7 +10,7 @@ from experiments import __main__ as command
 from experiments import runner
 from experiments.context import TrainedRuns
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.pretrained.load import Pretrained
+from imagepiece_jax.pretrained.load import Weights
 from tests.command import call, sentence
 from tests.experiments import tiny_context
 
@@ -123,7 +123,7 @@ def test_one_experiment_alone_ends_with_its_mistake(tmp_path, words):
 
 def test_runs_of_different_data_sets_are_a_mistake():
     made = [
-        Pretrained(None, {"num_classes": classes, "image_size": 16}, {})
+        Weights(None, {"num_classes": classes, "image_size": 16}, {})
         for classes in (10, 11)
     ]
     with pytest.raises(InputError, match="models of different classes or image sizes"):

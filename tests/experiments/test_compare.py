@@ -17,7 +17,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.models import registry, summary
 from imagepiece_jax.pretrained import convert
-from imagepiece_jax.pretrained.load import Pretrained
+from imagepiece_jax.pretrained.load import Weights
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.methods import METHODS
 from tests.experiments import tiny_context
@@ -49,7 +49,7 @@ class Guessing:
         size = {"name": "deit_ti", "image_size": 224, "num_classes": 1000}
         fields = size | {"stem": "patch", "depth": 12}
         tensors = {"cls_token": np.zeros((1, 1, 192), np.float32)}
-        self.pretrained = Pretrained(
+        self.pretrained = Weights(
             pathlib.Path("tiny.pth"), fields, settings.DENSE, tensors=tensors
         )
         vars(self.pretrained)["digest"] = "0"
@@ -239,7 +239,7 @@ def test_a_run_keeps_its_own_fields_and_parameters(tmp_path):
     own = {"name": "dynamicvit", "keep_rate": 0.7, "blocks": (1, 2)}
     model = registry.create_model(**tiny_context.FIELDS, reduction=own)
     tensors = convert.to_timm(fill(summary.shapes(model, 16), 0))
-    pretrained = Pretrained(tmp_path, tiny_context.FIELDS, own, tensors=tensors)
+    pretrained = Weights(tmp_path, tiny_context.FIELDS, own, tensors=tensors)
     context = tiny_context.context(
         tmp_path, pretrained, options=Options(shares=(0.5, 0.9))
     )

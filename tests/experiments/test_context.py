@@ -18,7 +18,7 @@ from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.data.sources import Subset
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.vit import MEAN, STD
-from imagepiece_jax.pretrained.load import Pretrained
+from imagepiece_jax.pretrained.load import Weights
 from imagepiece_jax.reduction import settings
 from tests.experiments import tiny_context
 
@@ -256,7 +256,7 @@ def test_untrained_selectors_are_labeled(context):
 
 def test_no_model_at_all_is_a_mistake(context, pretrained):
     fields = pretrained.fields | {"stem": "conv"}
-    conv = Pretrained(pretrained.path, fields, pretrained.reduction)
+    conv = Weights(pretrained.path, fields, pretrained.reduction)
     lonely = tiny_context.context(context.out / "none", models=TrainedRuns((conv,)))
     with pytest.raises(InputError, match="none of the models of this table is there"):
         rows.measure(lonely, ROWS[:2])

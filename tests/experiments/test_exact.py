@@ -5,7 +5,7 @@ import pathlib
 import pytest
 
 from experiments import finetune, hyperspeed, match_cost, published, tables
-from imagepiece_jax.pretrained.load import Pretrained
+from imagepiece_jax.pretrained.load import Weights
 from imagepiece_jax.reduction import methods, settings
 from imagepiece_jax.reduction.methods.method import RATES
 
@@ -15,7 +15,7 @@ FIELDS = {"name": "deit_s", "image_size": 224, "num_classes": 1000}
 
 def pretrained(stem="patch", **fields):
     fields = FIELDS | {"stem": stem} | fields
-    return Pretrained(pathlib.Path("none"), fields, settings.DENSE)
+    return Weights(pathlib.Path("none"), fields, settings.DENSE)
 
 
 def gmacs(row):

@@ -11,7 +11,7 @@ from experiments import finetune
 from experiments.finetune import Finetuner, label
 from experiments.rows import DENSE, Row, measure, table
 from imagepiece_jax.data import sources
-from imagepiece_jax.pretrained.load import Pretrained
+from imagepiece_jax.pretrained.load import Weights
 from imagepiece_jax.reduction import settings
 from tests.experiments import tiny_context
 
@@ -81,7 +81,7 @@ def test_the_config_of_a_run_has_all_that_differs(tmp_path, config, monkeypatch)
 
     def run(config, name):
         configs[name] = config
-        return Pretrained(tmp_path / name, maker.pretrained.fields, settings.DENSE)
+        return Weights(tmp_path / name, maker.pretrained.fields, settings.DENSE)
 
     monkeypatch.setattr(maker, "_run", run)
     maker._trained({"name": "dynamicvit", "blocks": (1,)}, "patch", 1)

@@ -9,7 +9,7 @@ import pytest
 from experiments import hyperspeed, published, tables
 from experiments.context import OffTheShelf, Result, plan_facts
 from experiments.rows import find
-from imagepiece_jax.pretrained.load import Pretrained
+from imagepiece_jax.pretrained.load import Weights
 from imagepiece_jax.reduction import settings
 
 IMAGES = 1000
@@ -33,7 +33,7 @@ class Monotone:
         self.out, self.evaluated = out, []
         size = {"name": "deit_ti", "image_size": 224, "num_classes": 1000}
         fields = size | {"stem": "patch"}
-        self.pretrained = Pretrained(pathlib.Path("none"), fields, settings.DENSE)
+        self.pretrained = Weights(pathlib.Path("none"), fields, settings.DENSE)
         self.models = OffTheShelf(self.pretrained)
 
     def evaluate(self, pretrained, reduction):

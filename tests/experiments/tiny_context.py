@@ -8,7 +8,7 @@ from experiments.images import Images
 from imagepiece_jax.common.timer import Rules
 from imagepiece_jax.models import registry, summary
 from imagepiece_jax.pretrained import convert
-from imagepiece_jax.pretrained.load import Pretrained
+from imagepiece_jax.pretrained.load import Weights
 from imagepiece_jax.reduction import settings
 from tests.models.tiny import fill
 
@@ -33,7 +33,7 @@ def pretrained(folder, seed=0, **fields):
     variables = fill(summary.shapes(model, 16), seed)
     path = folder / f"tiny{seed}.npz"
     np.savez(path, **convert.to_timm(variables))
-    return Pretrained(path, fields, settings.completed(None), seed=seed)
+    return Weights(path, fields, settings.completed(None), seed=seed)
 
 
 def images(count=24):

@@ -14,6 +14,7 @@ from imagepiece_jax.inference.onnx_model import finished, onnx_model
 from imagepiece_jax.models import public
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.rotary import Rotary
+from imagepiece_jax.pretrained.trained_model import Pretrained
 from imagepiece_jax.reduction.methods import METHODS
 from tests.models import tiny
 from tests.models.test_families import FAMILIES
@@ -49,7 +50,7 @@ def run_openvino(graph, images):
 def check(model, side=tiny.SIDE, batch_size=None, runtimes=(run, run_openvino)):
     """The graph of `model`, which gives the logits of JAX for three images and one."""
     variables = tiny.variables(model)
-    graph = onnx_model(model, variables, side, batch_size=batch_size)
+    graph = onnx_model(Pretrained(model, variables), batch_size=batch_size)
     onnx.checker.check_model(graph, full_check=True)
     assert not FORBIDDEN & {node.op_type for node in graph.graph.node}
     images = tiny.images(batch_size or 3, side=side)
@@ -159,7 +160,7 @@ def test_pixels_are_normalized_inside():
     pixels = np.random.default_rng(0).integers(0, 256, (2, 20, 20, 3), np.uint8)
     images = normalize(jnp.asarray(pixels), model.mean, model.std)
     want = tiny.jit(model.apply)(variables, images).logits
-    found = run(onnx_model(model, variables, tiny.SIDE, pixels=True), pixels)
+    found = run(onnx_model(Pretrained(model, variables), pixels=True), pixels)
     np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
 
 
@@ -175,7 +176,7 @@ def test_nodes_are_whole():
 def test_weights_are_there_once_under_their_names():
     model = tiny.model(tiny.EVIT)
     variables = tiny.variables(model)
-    graph = onnx_model(model, variables, tiny.SIDE)
+    graph = onnx_model(Pretrained(model, variables))
     names = [constant.name for constant in graph.graph.initializer]
     assert "blocks_0.attn.q.kernel" in names and len(set(names)) == len(names)
     weights = 4 * tiny.count(variables)
@@ -192,7 +193,7 @@ def test_equally_good_tokens_are_taken_in_the_order_of_jax():
         )
         images = jnp.ones((2, tiny.SIDE, tiny.SIDE, 3))
         want = tiny.jit(model.apply)(variables, images).logits
-        found = run(onnx_model(model, variables, tiny.SIDE), images)
+        found = run(onnx_model(Pretrained(model, variables)), images)
         np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
 
 
@@ -204,7 +205,7 @@ def test_equally_good_tokens_are_taken_in_the_order_of_jax():
 def test_what_draws_has_no_graph(batch_size, reduction):
     model = tiny.model(reduction)
     with pytest.raises(InputError, match="draws random numbers, and has no ONNX graph"):
-        onnx_model(model, tiny.variables(model), tiny.SIDE, batch_size=batch_size)
+        onnx_model(Pretrained(model, tiny.variables(model)), batch_size=batch_size)
 
 
 def outputs(fn, *shapes):

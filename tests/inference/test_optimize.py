@@ -12,6 +12,7 @@ from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.models.vit import MEAN, STD
+from imagepiece_jax.pretrained.trained_model import Pretrained
 from imagepiece_jax.reduction.kernels import fused
 from tests.models import tiny
 
@@ -21,7 +22,8 @@ EVIT = {"name": "evit", "keep_rate": 0.6, "blocks": (0,)}  # 25 image tokens, 15
 
 def optimized(model, variables, **options):
     return optimize.optimize(
-        model, variables, **{"batch_size": 3, "compiler_options": QUICK} | options
+        Pretrained(model, variables),
+        **{"batch_size": 3, "compiler_options": QUICK} | options,
     )
 
 
@@ -233,4 +235,4 @@ def test_what_is_no_model_or_no_variables(swapped):
         "model and variables are a dict and a ViT" if swapped else "a ViT and a None"
     )
     with pytest.raises(InputError, match=message):
-        optimize.optimize(*given, batch_size=1)
+        optimize.optimize(Pretrained(*given), batch_size=1)

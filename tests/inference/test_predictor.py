@@ -15,6 +15,7 @@ from imagepiece_jax.inference import optimize
 from imagepiece_jax.inference import predictor as api
 from imagepiece_jax.models.preprocessing import Preprocessing
 from imagepiece_jax.models.vit import MEAN, STD
+from imagepiece_jax.pretrained.trained_model import Pretrained
 from tests.models import tiny
 
 NAMES = [f"class {i}" for i in range(tiny.CLASSES)]
@@ -24,7 +25,12 @@ NAMES = [f"class {i}" for i in range(tiny.CLASSES)]
 def predictor(trained):
     options = {"compiler_options": {"xla_backend_optimization_level": 0}}
     return imagepiece_jax.Predictor(
-        *trained, labels=NAMES, top=3, batch_size=2, dtype="float32", **options
+        Pretrained(*trained),
+        labels=NAMES,
+        top=3,
+        batch_size=2,
+        dtype="float32",
+        **options,
     )
 
 
@@ -97,9 +103,9 @@ def test_what_comes_before_a_failing_source_is_answered(predictor, pictures):
 def test_labels_by_the_name_of_their_set(trained):
     model, variables = trained
     with pytest.raises(InputError, match="labels has 1000 names; the model has 7 "):
-        imagepiece_jax.Predictor(model, variables, labels="imagenet")
+        imagepiece_jax.Predictor(Pretrained(model, variables), labels="imagenet")
     with pytest.raises(InputError, match="labels is 'cifar'; allowed are 'imagenet'"):
-        imagepiece_jax.Predictor(model, variables, labels="cifar")
+        imagepiece_jax.Predictor(Pretrained(model, variables), labels="cifar")
 
 
 def test_images_are_read_when_they_are_given(predictor, pictures, tmp_path):
@@ -139,9 +145,11 @@ def test_a_bad_image_loses_no_other(predictor, pictures):
 def test_mistakes_are_told_before_anything_is_compiled(trained, predictor, pictures):
     model, variables = trained
     with pytest.raises(TypeError, match="unexpected keyword argument 'name'"):
-        imagepiece_jax.Predictor(model, variables, name="deit_tiny_patch16_224")
+        imagepiece_jax.Predictor(
+            Pretrained(model, variables), name="deit_tiny_patch16_224"
+        )
     with pytest.raises(InputError, match="model and variables are a dict and a ViT"):
-        imagepiece_jax.Predictor(variables, model)
+        imagepiece_jax.Predictor(Pretrained(variables, model))
     with pytest.raises(InputError, match=r"found uint8 \[20, 20\]; allowed are paths"):
         predictor(pictures[0, ..., 0])
     with (
@@ -161,7 +169,9 @@ def test_mistakes_are_told_before_anything_is_compiled(trained, predictor, pictu
 
 
 def test_an_error_of_the_size_names_the_file(trained, tmp_path):
-    predict = imagepiece_jax.Predictor(*trained, resize="none", dtype="float32")
+    predict = imagepiece_jax.Predictor(
+        Pretrained(*trained), resize="none", dtype="float32"
+    )
     file = tmp_path / "small.png"
     Image.new("RGB", (7, 5)).save(file)
     (found,) = predict([file])
@@ -196,7 +206,7 @@ def test_sizes_are_compiled_once_when_they_are_needed(trained, pictures, monkeyp
     monkeypatch.setattr(api, "compiler", counting)
     options = {"dtype": "float32", "batch_size": 12}
     options["compiler_options"] = {"xla_backend_optimization_level": 0}
-    predict = imagepiece_jax.Predictor(*trained, **options)
+    predict = imagepiece_jax.Predictor(Pretrained(*trained), **options)
     assert predict.sizes == (1, 8, 12) and made == []
     predict(pictures[0])
     predict(pictures[:1])
@@ -211,14 +221,15 @@ def test_images_are_cropped_as_the_weights_say(trained):
     """Unless another way is asked for; DeiT resizes no images of this size."""
     model, variables = trained
     prepared = {"crop": 1.0, "crop_mode": "squash", "interpolation": "bilinear"}
-    known = model.clone(preprocessing=Preprocessing(tiny.SIDE, **prepared))
+    known = Preprocessing(tiny.SIDE, **prepared)
+    vit = Pretrained(model, variables, preprocessing=known)
     options = {"batch_size": 1, "dtype": "float32", "top": 7}
     options["compiler_options"] = {"xla_backend_optimization_level": 0}
-    predict = imagepiece_jax.Predictor(known, variables, **options)
+    predict = imagepiece_jax.Predictor(vit, **options)
     pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
     small = Image.fromarray(pixels).resize((tiny.SIDE,) * 2, Image.Resampling.BILINEAR)
     assert predict(pixels) == predict(np.asarray(small))
-    plain = imagepiece_jax.Predictor(known, variables, resize="none", **options)
+    plain = imagepiece_jax.Predictor(vit, resize="none", **options)
     with pytest.raises(InputError, match="the image has 40x30 pixels"):
         plain(pixels)
 
@@ -226,8 +237,7 @@ def test_images_are_cropped_as_the_weights_say(trained):
 def test_a_model_of_few_classes_predicts_all_of_them(pictures):
     model = tiny.model(depth=1).clone(num_classes=3)
     predict = imagepiece_jax.Predictor(
-        model,
-        tiny.variables(model),
+        Pretrained(model, tiny.variables(model)),
         batch_size=1,
         dtype=jnp.float32,
         compiler_options={"xla_backend_optimization_level": 0},
@@ -291,7 +301,7 @@ def test_what_is_no_image(predictor, image, message):
 )
 def test_impossible_predictors(trained, options, message):
     with pytest.raises(InputError, match=message):
-        imagepiece_jax.Predictor(*trained, **options)
+        imagepiece_jax.Predictor(Pretrained(*trained), **options)
 
 
 def test_an_array_of_images_and_a_model_without_classes(predictor, pictures):
@@ -300,4 +310,4 @@ def test_an_array_of_images_and_a_model_without_classes(predictor, pictures):
     headless = tiny.model(depth=1, num_classes=0)
     for option in ({"top": 1}, {"labels": ()}):
         with pytest.raises(InputError, match="the model has no classes, and gives fea"):
-            api.Predictor(headless, tiny.variables(headless), **option)
+            api.Predictor(Pretrained(headless, tiny.variables(headless)), **option)

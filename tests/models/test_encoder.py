@@ -10,8 +10,9 @@ import pytest
 import imagepiece_jax
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.inference.features import features
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.features import features
+from imagepiece_jax.pretrained.trained_model import Pretrained
 from tests.models import tiny
 
 DINOV2 = Architecture(registers=2, prefix_positions=False, layer_scale=True)
@@ -40,7 +41,7 @@ def test_a_layer_is_what_a_shorter_model_ends_with():
     """One of a block, which is the first of two."""
     model, variables = small(arch=DINOV2, depth=2)
     images = tiny.images(2)
-    found = features(model, variables, images, layers=(1, 0))
+    found = features(Pretrained(model, variables), images, layers=(1, 0))
     assert len(found.layers) == 2 and found.pooled.shape == (2, tiny.WIDTH)
     for depth, layer in zip((2, 1), found.layers, strict=True):
         short = tiny.model(arch=DINOV2, depth=depth)
@@ -58,7 +59,9 @@ def test_a_layer_is_what_a_shorter_model_ends_with():
 def test_after_a_reduction_every_patch_has_the_feature_of_its_token(fill):
     """By the map from patches to tokens, which the model traces itself."""
     model, variables = small(PIECE, trace_source=True, depth=2)
-    found = features(model, variables, tiny.images(2), fill=fill, layers=[0, 1])
+    found = features(
+        Pretrained(model, variables), tiny.images(2), fill=fill, layers=[0, 1]
+    )
     out = tiny.jit(model.apply)(variables, tiny.images(2))
     source = np.asarray(out.state.source)
     dropped = source == -1
@@ -82,7 +85,7 @@ def test_layers_without_norm_are_the_residual_stream():
     """By the model's own epsilon, which counts where features are small."""
     model, variables = small(TOME, arch=Architecture(norm_eps=0.5), depth=2)
     options = {"layers": 1, "reshape": False, "norm": False}
-    found = features(model, variables, tiny.images(2), **options)
+    found = features(Pretrained(model, variables), tiny.images(2), **options)
     (plain,), params = found.layers, variables["params"]["norm"]
     for one, other in zip(plain[:2], (found.patches, found.prefix), strict=True):
         close(slow_norm(one, params, 0.5), other)
@@ -94,7 +97,7 @@ def test_a_pooled_vector_is_what_the_head_reads():
     arch = Architecture(class_token=False, pool="mean", final_norm=False, fc_norm=True)
     model, variables = small(TOME, arch=arch, depth=1, image_size=(12, 20))
     images = tiny.images(2, side=(12, 20))
-    found = features(model, variables, images)
+    found = features(Pretrained(model, variables), images)
     assert found.patches.shape == (2, 3, 5, tiny.WIDTH)
     assert found.prefix.shape == (2, 0, tiny.WIDTH)
     mean = np.asarray(found.patches, float).mean(axis=(1, 2))
@@ -107,9 +110,11 @@ def test_it_is_part_of_the_package_and_of_other_programs():
 
     @jax.jit
     def norms(variables, images):
-        return (features(model, variables, images).patches ** 2).sum(axis=-1)
+        return (features(Pretrained(model, variables), images).patches ** 2).sum(
+            axis=-1
+        )
 
-    found = features(model, variables, tiny.images(2))
+    found = features(Pretrained(model, variables), tiny.images(2))
     close(norms(variables, tiny.images(2)), (found.patches**2).sum(axis=-1))
 
 
@@ -117,14 +122,16 @@ def test_pixels_are_normalized():
     model = tiny.model(TOME, depth=2)
     variables = tiny.variables(model)
     pixels = np.random.default_rng(0).integers(0, 256, (1, 20, 20, 3), np.uint8)
-    want = features(model, variables, normalize(pixels, model.mean, model.std))
+    want = features(
+        Pretrained(model, variables), normalize(pixels, model.mean, model.std)
+    )
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
-        features(model, variables, pixels),
+        features(Pretrained(model, variables), pixels),
         want,
     )
     with pytest.warns(UserWarning, match="from 0 to 1, as pixels that nobody normal"):
-        features(model, variables, jnp.float32(pixels) / 255)
+        features(Pretrained(model, variables), jnp.float32(pixels) / 255)
 
 
 @pytest.mark.parametrize(
@@ -157,10 +164,10 @@ def test_what_does_not_fit_is_refused(images, options, sentence):
     model = tiny.model()
     images = tiny.images(1) if images is None else images
     with pytest.raises(InputError, match=sentence):
-        features(model, tiny.shapes(model), images, **options)
+        features(Pretrained(model, tiny.shapes(model)), images, **options)
 
 
 def test_the_class_tokens_feature_is_not_there_for_models_without_one():
     arch = Architecture(class_token=False, registers=1, pool="mean")
     with pytest.raises(InputError, match="fill is 'class', but this model has no"):
-        features(tiny.model(arch=arch), {}, tiny.images(1), fill="class")
+        features(Pretrained(tiny.model(arch=arch), {}), tiny.images(1), fill="class")

@@ -10,12 +10,14 @@ from imagepiece_jax.cli import Overrides
 from imagepiece_jax.data.transforms import EvalTransform
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
+from imagepiece_jax.inference.features import features
 from imagepiece_jax.models import registry, summary
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.features import features
 from imagepiece_jax.models.positions import Positions
+from imagepiece_jax.models.preprocessing import Preprocessing
 from imagepiece_jax.models.stems import stem_macs
 from imagepiece_jax.pretrained import convert
+from imagepiece_jax.pretrained.trained_model import Pretrained
 from imagepiece_jax.training.weights_config import of_weights
 from imagepiece_jax.visualize.trace import trace
 from tests.models import tiny
@@ -23,6 +25,11 @@ from tests.models.test_published import HALF, STD, TIMM, folder
 
 WIDE = (12, 20)  # of patches of 4: 3 rows of 5
 QUICK = {"compiler_options": {"xla_backend_optimization_level": 0}}
+
+
+def wide(model, variables):
+    """A model of WIDE images with what is known of it."""
+    return Pretrained(model, variables, preprocessing=Preprocessing(WIDE))
 
 
 @pytest.mark.parametrize(
@@ -45,7 +52,7 @@ def test_cells_of_a_grid_are_rows_and_columns_of_patches():
     pooling = {"name": "grid_pooling", "grid_size": 2, "block": 0}
     model = tiny.model(pooling, image_size=WIDE, depth=1)
     images = tiny.images(2, side=WIDE)
-    found = features(model, tiny.variables(model), images)
+    found = features(wide(model, tiny.variables(model)), images)
     patches = np.asarray(found.patches)[0, :, :, 0]
     assert patches.shape == (3, 5)
     values = np.unique(patches, return_inverse=True)[1].reshape(3, 5)
@@ -60,7 +67,11 @@ def test_a_program_and_a_predictor_take_the_images_of_the_model():
     model = tiny.model({"name": "tome", "r": 4}, image_size=WIDE, depth=1)
     variables, images = tiny.variables(model), tiny.images(2, side=WIDE)
     predictor = imagepiece_jax.Predictor(
-        model, variables, batch_size=2, dtype="float32", resize="none", **QUICK
+        wide(model, variables),
+        batch_size=2,
+        dtype="float32",
+        resize="none",
+        **QUICK,
     )
     program = predictor.program
     assert program.images.shape == (2, *WIDE, 3) and "of 12x20," in program.describe()
@@ -74,7 +85,7 @@ def test_a_program_and_a_predictor_take_the_images_of_the_model():
     with pytest.raises(InputError, match="has 20x12 pixels .* needs 12x20"):
         predictor(pixels[0].swapaxes(0, 1))
     with pytest.raises(InputError, match="image_size is 12, but the model is for"):
-        optimize.optimize(model, variables, batch_size=2, image_size=12)
+        optimize.optimize(wide(model, variables), batch_size=2, image_size=12)
     seen = trace(model, variables, pixels)
     assert seen.grid == (3, 5) and seen.stages[0].source.shape == (2, 15)
     assert images.shape == (2, *WIDE, 3)
@@ -105,9 +116,9 @@ def test_weights_for_images_that_are_no_squares_are_loaded(tmp_path):
     variables = tiny.variables(model)
     tensors = convert.to_timm(variables)
     path = folder(tmp_path, TIMM | {"pretrained_cfg": images}, tensors)
-    loaded, found = imagepiece_jax.load(path)
-    assert loaded == model and loaded.preprocessing.image_size == WIDE
-    assert jax.tree.all(jax.tree.map(np.array_equal, found, variables))
+    loaded = imagepiece_jax.load(path)
+    assert loaded.model == model and loaded.image_size == WIDE
+    assert jax.tree.all(jax.tree.map(np.array_equal, loaded.variables, variables))
     with pytest.raises(InputError, match="is for images of 12x20; allowed here are sq"):
         of_weights(path, base.get_config(), Overrides())
 
@@ -148,7 +159,6 @@ def test_so400m_at_384_pixels_has_27_by_27_positions():
     shapes = summary.shapes(model, 384)
     assert shapes["params"]["pos_embed"].shape == (1, 27 * 27, 1152)
     assert model.plan[0].attn_tokens == 27 * 27
-    assert optimize.model_image_size(model, shapes) == (384, 384)
     assert Positions.of(model, 384).grid == (27, 27)
     for size in (386, (384, 392)):
         with pytest.raises(InputError, match="image_size is .* multiples of .* 14"):
@@ -191,11 +201,9 @@ def test_a_file_has_the_grid_of_the_size_that_is_given(tmp_path, size, kind):
     variables = tiny.variables(model)
     np.savez(tmp_path / "w.npz", **convert.to_timm(variables))
     given = {"name": "vit_mini", "num_heads": tiny.HEADS, "mean": HALF, "std": STD}
-    loaded, found = imagepiece_jax.load(
-        tmp_path / "w.npz", image_size=kind(size), **given
-    )
-    assert loaded == model and loaded.preprocessing.image_size == size
-    assert jax.tree.all(jax.tree.map(np.array_equal, found, variables))
+    loaded = imagepiece_jax.load(tmp_path / "w.npz", image_size=kind(size), **given)
+    assert loaded.model == model and loaded.image_size == size
+    assert jax.tree.all(jax.tree.map(np.array_equal, loaded.variables, variables))
     if size == (12, 28):
         with pytest.raises(InputError, match=r"image_size=\(height, width\)"):
             imagepiece_jax.load(tmp_path / "w.npz", **given)
@@ -210,8 +218,10 @@ def test_positions_of_a_published_square_are_resized_to_another_shape(tmp_path):
     variables = tiny.variables(model)
     np.savez(tmp_path / "w.npz", **convert.to_timm(variables))
     size = (112, 448)
-    wide, found = imagepiece_jax.load(tmp_path / "w.npz", name=name, image_size=size)
+    model, found = tiny.pair(
+        imagepiece_jax.load(tmp_path / "w.npz", name=name, image_size=size)
+    )
     old = variables["params"]["pos_embed"]
-    want = Positions.of(wide, size, (224, 224)).fit(old)
+    want = Positions.of(model, size, (224, 224)).fit(old)
     np.testing.assert_array_equal(found["params"]["pos_embed"], want)
     assert not np.array_equal(want, old)

@@ -1,6 +1,5 @@
 """Models of folders in the hub's form: config.json and one file of weights."""
 
-import dataclasses
 import json
 
 import jax
@@ -13,7 +12,9 @@ from configs import base
 from imagepiece_jax.cli import Overrides
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry, summary
+from imagepiece_jax.models.preprocessing import Preprocessing
 from imagepiece_jax.pretrained import convert, imagenet_classes, load, runs
+from imagepiece_jax.pretrained.trained_model import Pretrained
 from imagepiece_jax.training import from_config, initial_weights
 from imagepiece_jax.training.weights_config import of_weights
 from tests.models import tiny
@@ -85,34 +86,35 @@ def test_timms_folder_is_the_model_that_its_config_says(
     tmp_path, model, variables, tensors
 ):
     path = folder(tmp_path / "a", TIMM, tensors)
-    found, values = imagepiece_jax.load(path)
-    assert found == model and same(values, variables)
+    found = imagepiece_jax.load(path)
+    assert found.model == model and same(found.variables, variables)
     assert found.class_names == tuple(NAMES)
     prepared = found.preprocessing
     assert (prepared.image_size, prepared.crop) == (tiny.SIDE, 0.9)
     assert (prepared.crop_mode, prepared.interpolation) == ("center", "bilinear")
-    reduced, _ = imagepiece_jax.load(path, reduction={**tiny.EVIT, "blocks": (0,)})
-    assert reduced.plan != model.plan and reduced.reduction["name"] == "evit"
+    reduced = imagepiece_jax.load(path, reduction={**tiny.EVIT, "blocks": (0,)})
+    assert reduced.model.plan != model.plan and reduced.reduction["name"] == "evit"
     with pytest.raises(InputError, match="image_size is 22; allowed are multiples of"):
         imagepiece_jax.load(path, image_size=22)
-    larger, values = imagepiece_jax.load(path, image_size=24, gelu="tanh")
+    larger, values = tiny.pair(imagepiece_jax.load(path, image_size=24, gelu="tanh"))
     assert larger.arch.gelu == "tanh"
     assert values["params"]["pos_embed"].shape == (1, 1 + 36, 30)
 
 
 def test_transformers_folder_has_what_no_name_says(tmp_path, model, tensors):
     path = folder(tmp_path, HF, tensors, preprocessor_config=PROCESSOR)
-    found, _ = imagepiece_jax.load(path)
-    arch = found.arch
+    vit = imagepiece_jax.load(path)
+    arch, found = vit.model.arch, vit.model
     assert (arch.norm_eps, arch.resize, arch.gelu) == (1e-12, "bicubic", "exact")
     assert (found.num_heads, found.mean, found.std) == (3, HALF, STD)
-    assert found.class_names == tuple(NAMES)
-    prepared = found.preprocessing
+    assert vit.class_names == tuple(NAMES)
+    prepared = vit.preprocessing
     assert (prepared.crop_mode, prepared.interpolation) == ("squash", "bilinear")
     # Nothing else differs from timm's form.
     parts = {"norm_eps": 1e-6, "resize": "antialias"}
     fields = load.read(path).fields
     assert fields["name"] is None
+    fields = {k: v for k, v in fields.items() if k != "preprocessing"}
     assert registry.create_model(**{**fields, **parts}) == model
 
 
@@ -120,14 +122,14 @@ def test_mean_and_std_that_nothing_says_are_asked_for(tmp_path, tensors):
     path = folder(tmp_path, HF, tensors)
     with pytest.raises(InputError, match=f"^{path}: no known model .* its mean, std:"):
         imagepiece_jax.load(path)
-    found, _ = imagepiece_jax.load(path, mean=HALF, std=STD)
+    found = imagepiece_jax.load(path, mean=HALF, std=STD).model
     assert found.std == STD
 
 
 def test_commands_make_the_model_of_a_folder(tmp_path, model, tensors):
     """Without a config, with an override, and to start a training from."""
     path = folder(tmp_path, HF, tensors, preprocessor_config=PROCESSOR)
-    loaded, variables = imagepiece_jax.load(path)
+    loaded, variables = tiny.pair(imagepiece_jax.load(path))
     config, weights = of_weights(path, base.get_config(), Overrides())
     config.model.dtype = "float32"
     assert from_config.model(config).clone(drop_path_rate=0.0) == loaded
@@ -193,7 +195,7 @@ def test_one_file_of_several_is_taken(tmp_path, model, variables, tensors):
     with pytest.raises(InputError, match="of weights none; allowed is one file, such"):
         imagepiece_jax.load(tmp_path)
     np.savez(tmp_path / "tuned.npz", **tensors)
-    assert same(imagepiece_jax.load(tmp_path)[1], variables)
+    assert same(imagepiece_jax.load(tmp_path).variables, variables)
     np.savez(tmp_path / "other.npz", **tensors)
     with pytest.raises(InputError, match="of weights other.npz, tuned.npz; allowed is"):
         imagepiece_jax.load(tmp_path)
@@ -203,10 +205,10 @@ def test_one_file_of_several_is_taken(tmp_path, model, variables, tensors):
         for name, v in values.items()
     }
     write_pth(tmp_path / "pytorch_model.bin", mapping(**content), values)
-    found = imagepiece_jax.load(tmp_path)[1]
+    found = imagepiece_jax.load(tmp_path).variables
     assert same(found, jax.tree.map(lambda value: value + 1, variables))
     folder(tmp_path, TIMM, tensors)
-    assert same(imagepiece_jax.load(tmp_path)[1], variables)
+    assert same(imagepiece_jax.load(tmp_path).variables, variables)
 
 
 def test_a_file_by_a_tagged_name_knows_imagenets_names(tmp_path):
@@ -218,30 +220,31 @@ def test_a_file_by_a_tagged_name_knows_imagenets_names(tmp_path):
         )
         path = tmp_path / f"{name}.npz"
         np.savez(path, **convert.to_timm(zeros))
-        found, _ = imagepiece_jax.load(path)
+        found = imagepiece_jax.load(path)
         known = imagenet_classes.names() if "." in name else None
-        assert found == model and found.class_names == known
+        assert found.model == model and found.class_names == known
     assert imagenet_classes.names_of("test_vit.r160_in1k", 10) is None
     assert imagenet_classes.names_of("vit_small_patch16_224.augreg_in21k", 1000) is None
 
 
 def test_a_new_head_is_that_of_a_training(tmp_path, model, variables, tensors):
     path = folder(tmp_path, TIMM, tensors)
-    fresh, values = imagepiece_jax.load(path, num_classes=3, seed=5)
-    assert (fresh.num_classes, fresh.class_names) == (3, None)
-    drawn = summary.fresh(fresh, tiny.SIDE, 5)["params"]
+    fresh = imagepiece_jax.load(path, num_classes=3, seed=5)
+    values = fresh.variables
+    assert (fresh.model.num_classes, fresh.class_names) == (3, None)
+    drawn = summary.fresh(fresh.model, tiny.SIDE, 5)["params"]
     assert same(values["params"]["head"], drawn["head"])
     assert drawn["head"]["kernel"].std() > 0.01
     rest = {k: v for k, v in values["params"].items() if k != "head"}
     assert same(rest, {k: v for k, v in variables["params"].items() if k != "head"})
-    _, other = imagepiece_jax.load(path, num_classes=3, seed=6)
+    other = imagepiece_jax.load(path, num_classes=3, seed=6).variables
     assert not same(other, values)
-    named, _ = imagepiece_jax.load(path, num_classes=3, class_names=["a", "b", "c"])
+    named = imagepiece_jax.load(path, num_classes=3, class_names=["a", "b", "c"])
     assert named.class_names == ("a", "b", "c")
-    bare, values = imagepiece_jax.load(path, num_classes=0)
+    bare, values = tiny.pair(imagepiece_jax.load(path, num_classes=0))
     assert bare.num_classes == 0 and "head" not in values["params"]
-    own, values = imagepiece_jax.load(path, num_classes=tiny.CLASSES)
-    assert own.class_names == tuple(NAMES) and same(values, variables)
+    own = imagepiece_jax.load(path, num_classes=tiny.CLASSES)
+    assert own.class_names == tuple(NAMES) and same(own.variables, variables)
 
 
 def test_both_heads_of_a_distilled_model_are_new(tmp_path):
@@ -252,10 +255,10 @@ def test_both_heads_of_a_distilled_model_are_new(tmp_path):
     values = tiny.fill(summary.shapes(distilled, 8))
     np.savez(tmp_path / "w.npz", **convert.to_timm(values))
     fields = {"arch": arch, "num_heads": 3, "mean": HALF, "std": STD}
-    _, found = imagepiece_jax.load(tmp_path / "w.npz", num_classes=2, **fields)
+    found = imagepiece_jax.load(tmp_path / "w.npz", num_classes=2, **fields).variables
     for head in ("head", "head_dist"):
         assert found["params"][head]["kernel"].shape == (30, 2)
-    _, found = imagepiece_jax.load(tmp_path / "w.npz", num_classes=0, **fields)
+    found = imagepiece_jax.load(tmp_path / "w.npz", num_classes=0, **fields).variables
     assert not {"head", "head_dist"} & {*found["params"]}
 
 
@@ -300,8 +303,8 @@ def test_what_contradicts_the_name_in_a_folder(tmp_path, vit, fields, message):
     path = of_timm(tmp_path, vit[1])
     with pytest.raises(InputError, match=message):
         imagepiece_jax.load(path, **fields)
-    assert imagepiece_jax.load(path, name=VIT, num_heads=3)[0].num_heads == 3
-    assert imagepiece_jax.load(path, gelu="tanh")[0].arch.gelu == "tanh"
+    assert imagepiece_jax.load(path, name=VIT, num_heads=3).model.num_heads == 3
+    assert imagepiece_jax.load(path, gelu="tanh").model.arch.gelu == "tanh"
 
 
 def test_a_name_with_another_gelu_contradicts_a_folder(tmp_path):
@@ -312,7 +315,7 @@ def test_a_name_with_another_gelu_contradicts_a_folder(tmp_path):
     images = {"tag": None, "mean": HALF, "std": HALF, "input_size": [3, 32, 32]}
     config = {"architecture": name, "num_classes": 3, "model_args": size}
     path = folder(tmp_path, config | {"pretrained_cfg": images}, tensors)
-    assert imagepiece_jax.load(path)[0].arch.gelu == "exact"
+    assert imagepiece_jax.load(path).model.arch.gelu == "exact"
     with pytest.raises(InputError, match="embed_dim of 'vit_base_patch32_clip_224.op"):
         imagepiece_jax.load(path, name=f"{name}.openai")
     weights = load.read(path)
@@ -328,8 +331,8 @@ def test_what_contradicts_the_name_of_a_file(tmp_path, vit, called, fields, mess
     named = {} if called == VIT else {"name": VIT}
     with pytest.raises(InputError, match=message):
         imagepiece_jax.load(path, **named, **fields)
-    assert imagepiece_jax.load(path, **named, num_heads=3)[0] == vit[0]
-    assert imagepiece_jax.load(path, **named, gelu="tanh")[0].arch.gelu == "tanh"
+    assert imagepiece_jax.load(path, **named, num_heads=3).model == vit[0]
+    assert imagepiece_jax.load(path, **named, gelu="tanh").model.arch.gelu == "tanh"
 
 
 def google(tensors):
@@ -378,15 +381,15 @@ def test_a_given_name_means_its_function_and_a_layout_where_there_is_none(
 ):
     """Google's GELU is by tanh; timm's weights of that name have the exact one."""
     np.savez(tmp_path / "w.npz", **google(vit[1]))
-    model, variables = imagepiece_jax.load(tmp_path / "w.npz", name=VIT)
+    model, variables = tiny.pair(imagepiece_jax.load(tmp_path / "w.npz", name=VIT))
     timms = of_timm(tmp_path / "timm", vit[1])
-    assert model == vit[0] == imagepiece_jax.load(timms)[0]
-    assert same(variables, imagepiece_jax.load(timms)[1])
+    assert model == vit[0] == imagepiece_jax.load(timms).model
+    assert same(variables, imagepiece_jax.load(timms).variables)
     # A size says nothing of the weights.
-    sized, _ = imagepiece_jax.load(tmp_path / "w.npz", name="deit_ti")
+    sized = imagepiece_jax.load(tmp_path / "w.npz", name="deit_ti").model
     assert (sized.arch.gelu, sized.arch.resize, sized.mean) == ("tanh", "linear", HALF)
     (tmp_path / "w.npz").rename(tmp_path / f"{VIT}.npz")
-    found, _ = imagepiece_jax.load(tmp_path / f"{VIT}.npz")
+    found = imagepiece_jax.load(tmp_path / f"{VIT}.npz").model
     assert found.arch.gelu == "tanh"
     with pytest.raises(InputError, match="num_heads is 6, but weights file .* has 3"):
         imagepiece_jax.load(tmp_path / f"{VIT}.npz", num_heads=6)
@@ -394,9 +397,9 @@ def test_a_given_name_means_its_function_and_a_layout_where_there_is_none(
 
 def test_a_config_keeps_its_own_way_to_resize(tmp_path, model, variables):
     """What it leaves open is as the weights have it."""
-    crop = {"crop": 0.9, "crop_mode": "squash", "interpolation": "bicubic"}
-    known = dataclasses.replace(model.preprocessing, **crop)
-    imagepiece_jax.save(tmp_path / "a", model.clone(preprocessing=known), variables)
+    known = Preprocessing(tiny.SIDE, 0.9, "squash", "bicubic")
+    vit = Pretrained(model, variables, preprocessing=known)
+    imagepiece_jax.save(tmp_path / "a", vit)
     config, _ = of_weights(tmp_path / "a", base.get_config(), Overrides())
     config.data.eval_crop, config.data.eval_crop_mode = None, "center"
     config.data.eval_interpolation = "bilinear"

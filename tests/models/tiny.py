@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -70,8 +71,19 @@ def fill(shapes, seed=0):
 
 
 def variables(vit, seed=0):
-    """Random values for every variable of a tiny model."""
-    return fill(shapes(vit, vit.preprocessing.image_size), seed)
+    """Random values for every variable of a model."""
+    first = vit.plan[0]
+    patches = first.attn_tokens - vit.arch.prefix
+    if first.counts and first.step.site == "pre":
+        patches = first.counts.n_in
+    side = math.isqrt(patches)
+    grid = (side, side) if side**2 == patches else (1, patches)
+    return fill(shapes(vit, tuple(vit.patch_size * n for n in grid)), seed)
+
+
+def pair(vit):
+    """(model, variables) of a Pretrained."""
+    return vit.model, vit.variables
 
 
 def count(tree):

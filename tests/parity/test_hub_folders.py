@@ -21,6 +21,7 @@ import timm  # noqa: E402
 import transformers  # noqa: E402
 from timm.models import _hub  # noqa: E402
 
+from tests.models import tiny  # noqa: E402
 from tools import originals  # noqa: E402
 from tools.originals import CLASSES, config  # noqa: E402
 
@@ -125,7 +126,8 @@ def test_transformers_folder(tmp_path, name):
     theirs = originals.run(lambda x: forward(originals.randomize(model), x))
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    found, variables = imagepiece_jax.load(tmp_path)
+    vit = imagepiece_jax.load(tmp_path)
+    found, variables = tiny.pair(vit)
     with jax.default_matmul_precision("highest"):
         ours = jax.jit(found.apply)(variables, originals.images()).logits
     assert np.abs(ours - theirs).max() < 1e-5 * np.abs(theirs).max()
@@ -134,7 +136,7 @@ def test_transformers_folder(tmp_path, name):
     read = hub_configs.read(tmp_path)
     assert read.preprocessing == prepared
     labels = name in ("vit", "deit")
-    assert found.class_names == (tuple(LABELS.values()) if labels else None)
+    assert vit.class_names == (tuple(LABELS.values()) if labels else None)
 
 
 @pytest.mark.parametrize("kind", hub_configs.MODEL_TYPES)
@@ -172,11 +174,12 @@ def saved_by_timm(path, name, **arguments):
 
 def agrees(path, images, theirs, **fields):
     """The model that `load` makes, which computes the same."""
-    found, variables = imagepiece_jax.load(path, **fields)
+    vit = imagepiece_jax.load(path, **fields)
+    found, variables = tiny.pair(vit)
     with jax.default_matmul_precision("highest"):
         ours = jax.jit(found.apply)(variables, images).logits
     assert np.abs(ours - theirs).max() < 1e-5 * np.abs(theirs).max()
-    return found
+    return vit
 
 
 # Sizes that compile in a second, and what else a model is made with.
@@ -215,7 +218,10 @@ def test_timms_folder(tmp_path, name):
     model, images, theirs = saved_by_timm(tmp_path, name, **TIMM[name])
     found = agrees(tmp_path, images, theirs)
     cfg = model.pretrained_cfg
-    assert (found.mean, found.std) == (tuple(cfg["mean"]), tuple(cfg["std"]))
+    assert (found.model.mean, found.model.std) == (
+        tuple(cfg["mean"]),
+        tuple(cfg["std"]),
+    )
     prepared = found.preprocessing
     assert (prepared.crop, prepared.image_size) == (cfg["crop_pct"], images.shape[1])
     assert prepared.interpolation == cfg["interpolation"]
@@ -252,7 +258,8 @@ def test_a_pickled_file_of_timm(tmp_path):
     _hub.save_for_hf(model, tmp_path / "safe", safe_serialization=True)
     assert (tmp_path / "bin" / "pytorch_model.bin").exists()
     one, other = (imagepiece_jax.load(tmp_path / kind) for kind in ("bin", "safe"))
-    assert one[0] == other[0] and one[0].class_names is not None
-    assert jax.tree.all(jax.tree.map(np.array_equal, one[1], other[1]))
+    assert one.model == other.model and one.class_names is not None
+    same = jax.tree.map(np.array_equal, one.variables, other.variables)
+    assert jax.tree.all(same)
     config = json.loads((tmp_path / "bin" / "config.json").read_text())
     assert config["pretrained_cfg"]["tag"] == "r160_in1k"

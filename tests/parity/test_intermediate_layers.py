@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
+from imagepiece_jax.inference.features import features
 from imagepiece_jax.models import registry, summary
-from imagepiece_jax.models.features import features
 from imagepiece_jax.pretrained import convert
 
 for package in ("torch", "timm", "transformers"):
@@ -14,6 +14,7 @@ for package in ("torch", "timm", "transformers"):
 import timm  # noqa: E402
 import torch  # noqa: E402
 
+from imagepiece_jax.pretrained.trained_model import Pretrained  # noqa: E402
 from tools import originals  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -45,7 +46,9 @@ def test_layers_are_those_of_timm(name):
     turned = torch.from_numpy(images.transpose(0, 3, 1, 2))
     for norm in (True, False):
         with jax.default_matmul_precision("highest"), torch.no_grad():
-            found = features(ours, variables, images, layers=LAYERS, norm=norm)
+            found = features(
+                Pretrained(ours, variables), images, layers=LAYERS, norm=norm
+            )
             expected = theirs.get_intermediate_layers(
                 turned, n=LAYERS, reshape=True, return_prefix_tokens=True, norm=norm
             )

@@ -18,6 +18,7 @@ for package in ("torch", "timm", "transformers"):
 
 import torch  # noqa: E402
 
+from tests.models import tiny  # noqa: E402
 from tools import layout_fixtures, originals  # noqa: E402
 
 # Of transformers and its own packages, when it is imported and when it saves.
@@ -33,7 +34,7 @@ def original(request):
 def test_the_same_numbers_come_out(original, tmp_path, request):
     path, images = tmp_path / "w.npz", originals.images()
     np.savez(path, **original.tensors)
-    model, variables = imagepiece_jax.load(path, **original.given)
+    model, variables = tiny.pair(imagepiece_jax.load(path, **original.given))
     with jax.default_matmul_precision("highest"):
         ours = jax.jit(model.apply)(variables, images)
     theirs = original.outputs

@@ -6,7 +6,9 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.common.image_size import sides
-from imagepiece_jax.models import registry, summary
+from imagepiece_jax.models import public, registry, summary
+from imagepiece_jax.models.preprocessing import Preprocessing
+from imagepiece_jax.pretrained.trained_model import Pretrained
 from tests.models import tiny
 from tests.pretrained.test_save import MODELS, made
 
@@ -22,18 +24,18 @@ IN_TIMM = [name for name in MODELS if name not in OTHERS]
 NAMES = ("test_vit.r160_in1k", "test_vit2.r160_in1k", "test_vit3.r160_in1k")
 
 
-def agrees(folder, model, variables):
+def agrees(folder, vit):
     """Compare with what timm makes of a folder, of images of the model's size."""
-    imagepiece_jax.save(folder, model, variables)
+    imagepiece_jax.save(folder, vit)
     theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    size = sides(model.preprocessing.image_size)
+    size = sides(vit.image_size)
     images = np.random.default_rng(0).normal(size=(2, *size, 3))
     images = images.astype(np.float32)
     with torch.no_grad():
         wanted = theirs(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
     norms = [m for m in theirs.modules() if isinstance(m, torch.nn.LayerNorm)]
-    assert {norm.eps for norm in norms} == {max(model.arch.norm_eps, 1e-6)}
-    dense, values = imagepiece_jax.load(folder, reduction={"name": "none"})
+    assert {norm.eps for norm in norms} == {max(vit.model.arch.norm_eps, 1e-6)}
+    dense, values = tiny.pair(imagepiece_jax.load(folder, reduction={"name": "none"}))
     with jax.default_matmul_precision("highest"):
         found = tiny.jit(dense.apply)(values, images).logits
     assert np.abs(found - wanted).max() < 1e-5 * np.abs(wanted).max()
@@ -42,8 +44,7 @@ def agrees(folder, model, variables):
 
 @pytest.mark.parametrize("name", IN_TIMM)
 def test_timm_computes_the_same(tmp_path, name):
-    model, variables = made(**MODELS[name])
-    agrees(tmp_path / "m", model, variables)
+    agrees(tmp_path / "m", made(**MODELS[name]))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -53,7 +54,9 @@ def test_public_architectures(tmp_path, name):
     model = registry.create_model(name, num_classes=3, image_size=64, gelu="quick")
     assert arch.gelu == "exact"
     variables = tiny.fill(summary.shapes(model, 64))
-    theirs = agrees(tmp_path / "m", model, variables)
+    crop = public.preprocessing(name)
+    vit = Pretrained(model, variables, None, Preprocessing(64, **crop), name=name)
+    theirs = agrees(tmp_path / "m", vit)
     cfg = resolve_model_data_config(theirs)
     assert cfg["input_size"] == (3, 64, 64) and cfg["crop_pct"] == 0.95
     assert (*cfg["mean"], *cfg["std"]) == (0.5,) * 6
@@ -71,18 +74,16 @@ def test_models_with_rotary_positions(tmp_path, name):
         return leaf / np.sqrt(0.1 * leaf.shape[0]) if leaf.ndim > 1 else leaf
 
     variables = jax.tree.map(scaled, variables)
-    agrees(tmp_path / "m", model, variables)
+    agrees(tmp_path / "m", Pretrained(model, variables))
 
 
 def test_a_grid_that_cuts_pixels(tmp_path):
     """SigLIP So400m at 384 pixels has 27 patches of 14; timm cuts the rest, too."""
-    model, variables = made(**MODELS["siglip"])
-    agrees(tmp_path / "m", model, variables)
+    agrees(tmp_path / "m", made(**MODELS["siglip"]))
 
 
 def test_what_timm_does_not_have_is_called_ours(tmp_path):
-    model, variables = made(**MODELS["conv stem"])
-    imagepiece_jax.save(tmp_path / "m", model, variables)
+    imagepiece_jax.save(tmp_path / "m", made(**MODELS["conv stem"]))
     with pytest.raises(RuntimeError, match="Unknown model .imagepiece_jax."):
         timm.create_model(f"local-dir:{tmp_path}/m", pretrained=True)
     assert "timm" not in (tmp_path / "m" / "README.md").read_text()

@@ -17,6 +17,7 @@ import imagepiece_jax
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.positions import resize
 from imagepiece_jax.pretrained import layouts, load
+from tests.models import tiny
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "fixtures" / "layouts"
 FIXTURES = sorted(FOLDER.glob("*.npz"))
@@ -40,7 +41,7 @@ def test_a_checkpoint_computes_what_its_project_does(name, tmp_path):
     tensors, about = stored(name)
     np.savez(tmp_path / "w.npz", **tensors)
     given = json.loads(str(about["given"]))
-    model, variables = imagepiece_jax.load(tmp_path / "w.npz", **given)
+    model, variables = tiny.pair(imagepiece_jax.load(tmp_path / "w.npz", **given))
     with jax.default_matmul_precision("highest"):
         ours = apply(model, variables, about["images"].astype(np.float32))
     theirs = about["outputs"]

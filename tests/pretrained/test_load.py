@@ -245,23 +245,26 @@ def test_a_run_of_version_0_1_0_loads_and_computes_the_same(tmp_path):
     """Trained and evaluated on random images by that version, TokenLearner included."""
     with zipfile.ZipFile(ROOT / "tests" / "fixtures" / "run_0.1.0.zip") as archive:
         archive.extractall(tmp_path)
-    model, variables = imagepiece_jax.load(tmp_path)
-    assert model.class_names == tuple(map(str, range(10)))
+    vit = imagepiece_jax.load(tmp_path)
+    model, variables = tiny.pair(vit)
+    assert vit.class_names == tuple(map(str, range(10)))
     assert set(variables) == {"params", "batch_stats"}
     images = np.random.default_rng(0).normal(size=(3, 16, 16, 3)).astype(np.float32)
     logits = tiny.jit(model.apply)(variables, images).logits
     np.testing.assert_allclose(logits, np.load(tmp_path / "logits.npy"), atol=1e-6)
     weights = load.read(tmp_path)
     assert weights.seed == 7 and weights.kind == "run"
-    assert not weights.variant().untrained
-    dense = weights.variant(settings.DENSE)  # without the selectors, which are left out
+    assert not weights.pretrained().untrained
+    dense = weights.pretrained(
+        settings.DENSE
+    )  # without the selectors, which are left out
     assert not dense.untrained and model.plan != dense.model.plan
     assert {*variables["params"]} - {*dense.variables["params"]} == {
         name for name in variables["params"] if name.startswith("reducer")
     }
     # An analysis takes the last checkpoint; the archive has the best alone.
     with pytest.raises(InputError, match="checkpoints/latest holds no checkpoint"):
-        load.for_analysis(tmp_path).variant()
+        load.for_analysis(tmp_path).pretrained()
 
 
 @pytest.mark.parametrize("averaged", [False, True])
@@ -273,10 +276,9 @@ def test_a_run_of_version_0_2_0_loads_and_computes_the_same(
 
     Its best weights are of step 66, its latest of 88.
     """
-    model, variables = imagepiece_jax.load(
-        run_of_0_2_0, checkpoint=checkpoint, averaged=averaged
-    )
-    assert model.class_names == tuple(map(str, range(10)))
+    vit = imagepiece_jax.load(run_of_0_2_0, checkpoint=checkpoint, averaged=averaged)
+    model, variables = tiny.pair(vit)
+    assert vit.class_names == tuple(map(str, range(10)))
     images = np.random.default_rng(0).normal(size=(3, 16, 16, 3)).astype(np.float32)
     logits = tiny.jit(model.apply)(variables, images).logits
     recorded = np.load(run_of_0_2_0 / "logits.npz")
@@ -310,7 +312,7 @@ def test_a_file_by_its_authors_name_loads(tmp_path):
     )
     path = tmp_path / "dino_deitsmall16_pretrain.npz"
     np.savez(path, **convert.to_timm(zeros))
-    assert imagepiece_jax.load(path)[0] == model
+    assert imagepiece_jax.load(path).model == model
     assert load.read(path).says_normalization
     path.rename(tmp_path / "tuned.npz")
     with pytest.raises(InputError, match="these tensors could be of deit_s, vit_small"):

@@ -1,5 +1,6 @@
 """Saved models: what `load` makes of them, and what the folder holds."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -17,8 +18,9 @@ from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.inference.optimize import prepare
 from imagepiece_jax.models import registry, summary
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.vit import ViT
+from imagepiece_jax.models.preprocessing import Preprocessing
 from imagepiece_jax.pretrained import convert, hub_configs, imagenet_classes
+from imagepiece_jax.pretrained.trained_model import Pretrained
 from tests.models import tiny
 from tests.models.test_published import same
 from tests.runs import ROOT
@@ -63,31 +65,33 @@ MODELS = {
 }
 
 
-def made(**fields):
-    """(model, random variables) of `fields`, on images of 16 x 16 pixels."""
+def made(class_names=None, preprocessing=None, **fields):
+    """A Pretrained of `fields`, with random variables, on images of 16 x 16 pixels."""
     usual = {"image_size": 16, "num_classes": 7, **SIZE, "arch": Architecture()}
-    model = registry.create_model(None, **{**usual, **fields})
-    size = model.preprocessing.image_size
-    return model, tiny.fill(summary.shapes(model, size))
+    fields = {**usual, **fields}
+    model, size = registry.create_model(None, **fields), fields["image_size"]
+    variables = tiny.fill(summary.shapes(model, size))
+    prepared = Preprocessing(size, **(preprocessing or {}))
+    return Pretrained(model, variables, fields.get("reduction"), prepared, class_names)
 
 
-def logits(model, variables):
-    side = model.preprocessing.image_size
+def logits(vit):
+    side = vit.image_size
     images = np.random.default_rng(0).normal(size=(2, side, side, 3))
-    return tiny.jit(model.apply)(variables, images.astype(np.float32)).logits
+    return tiny.jit(vit.model.apply)(vit.variables, images.astype(np.float32)).logits
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_saved_model_loads_as_it_was(tmp_path, name):
-    model, variables = made(**MODELS[name])
-    assert imagepiece_jax.save(tmp_path / "m", model, variables) == tmp_path / "m"
-    found, values = imagepiece_jax.load(tmp_path / "m")
-    assert found == model and same(values, variables)
-    assert found.preprocessing == model.preprocessing
+    vit = made(**MODELS[name])
+    assert imagepiece_jax.save(tmp_path / "m", vit) == tmp_path / "m"
+    found = imagepiece_jax.load(tmp_path / "m")
+    assert found.model == vit.model and same(found.variables, vit.variables)
+    assert found.preprocessing == vit.preprocessing
     if name in ("siglip", "selectors"):
-        np.testing.assert_array_equal(logits(found, values), logits(model, variables))
+        np.testing.assert_array_equal(logits(found), logits(vit))
     # Saving what was loaded writes the same files.
-    imagepiece_jax.save(tmp_path / "again", found, values)
+    imagepiece_jax.save(tmp_path / "again", found)
     for file in (tmp_path / "m").iterdir():
         one, other = file.read_bytes(), (tmp_path / "again" / file.name).read_bytes()
         assert (
@@ -104,12 +108,13 @@ def test_a_folder_of_version_0_2_0_loads_and_computes_the_same(tmp_path):
     """Learned selectors, names of classes, and a preprocessing of its own."""
     with zipfile.ZipFile(ROOT / "tests" / "fixtures" / "saved_0.2.0.zip") as archive:
         archive.extractall(tmp_path)
-    model, variables = imagepiece_jax.load(tmp_path / "saved")
+    vit = imagepiece_jax.load(tmp_path / "saved")
+    model, variables = tiny.pair(vit)
     images = np.random.default_rng(0).normal(size=(3, 16, 16, 3)).astype(np.float32)
     found = tiny.jit(model.apply)(variables, images).logits
     np.testing.assert_allclose(found, np.load(tmp_path / "logits.npy"), atol=1e-5)
-    assert model.class_names == ("cat", None, "dog")
-    assert dict(model.reduction) == {
+    assert vit.class_names == ("cat", None, "dog")
+    assert dict(vit.reduction) == {
         "name": "dynamicvit",
         "blocks": (1,),
         "keep_rate": 0.6,
@@ -118,7 +123,7 @@ def test_a_folder_of_version_0_2_0_loads_and_computes_the_same(tmp_path):
         (0.5, 0.4, 0.3),
         (0.2, 0.25, 0.3),
     )
-    prepared = model.preprocessing
+    prepared = vit.preprocessing
     assert (prepared.image_size, prepared.crop) == (16, 0.9)
     assert (prepared.crop_mode, prepared.interpolation) == ("squash", "bilinear")
 
@@ -128,8 +133,8 @@ def test_what_a_folder_holds(tmp_path):
     names = ("a", None, "c", "d", "e", "f", "g")
     prepared = {"crop": 0.9, "crop_mode": "squash", "interpolation": "bilinear"}
     fields = {"class_names": names, "preprocessing": prepared, "dtype": "bfloat16"}
-    model, variables = made(reduction=DYNAMICVIT, **fields)
-    imagepiece_jax.save(tmp_path / "m", model, variables)
+    vit = made(reduction=DYNAMICVIT, **fields)
+    imagepiece_jax.save(tmp_path / "m", vit)
     files = {file.name for file in (tmp_path / "m").iterdir()}
     weights, selectors = "model.safetensors", "selectors.safetensors"
     assert files == {"README.md", "config.json", weights, selectors}
@@ -137,7 +142,7 @@ def test_what_a_folder_holds(tmp_path):
     learned = safetensors.numpy.load_file(tmp_path / "m" / selectors)
     assert not any("reducer" in name for name in dense)
     assert all(name.startswith("reducer.1.") for name in learned) and learned
-    together = convert.to_timm(variables)
+    together = convert.to_timm(vit.variables)
     assert {**dense, **learned}.keys() == together.keys()
     config = json.loads((tmp_path / "m" / "config.json").read_text())
     assert config["architecture"] == "vit_base_patch16_224"
@@ -146,10 +151,10 @@ def test_what_a_folder_holds(tmp_path):
     assert images["input_size"] == [3, 16, 16] and images["crop_pct"] == 0.9
     assert images["crop_mode"] == "squash" and images["interpolation"] == "bilinear"
     assert config["label_names"]["2"] == "c" and "1" not in config["label_names"]
-    found, _ = imagepiece_jax.load(tmp_path / "m")
-    assert (found.class_names, found.dtype) == (names, model.dtype)
-    assert found.preprocessing == model.preprocessing
-    assert found.reduction == model.reduction
+    found = imagepiece_jax.load(tmp_path / "m")
+    assert (found.class_names, found.model.dtype) == (names, vit.model.dtype)
+    assert found.preprocessing == vit.preprocessing
+    assert found.reduction == vit.reduction
     card = (tmp_path / "m" / "README.md").read_text()
     assert "dynamicvit keep_rate=0.6 blocks=(1,)" in card and "16 x 16 pixels" in card
     assert 'imagepiece_jax.load("m")' in card and "local-dir:m" in card
@@ -166,10 +171,10 @@ def test_what_a_folder_holds(tmp_path):
 def test_a_public_model_keeps_its_architecture(name, wanted):
     """And the kind of GELU, which timm's architecture of that name may not have."""
     model = registry.create_model(name)
-    found = hub_configs.describe(model)
+    size = registry.facts(name)["image_size"]
+    found = hub_configs.describe(Pretrained(model, {}, name=name))
     assert found["architecture"] == wanted
     gelu = {"exact": "gelu", "quick": "quick_gelu"}[model.arch.gelu]
-    size = model.preprocessing.image_size
     assert found["model_args"] == {"act_layer": gelu, "img_size": size}
 
 
@@ -187,24 +192,23 @@ def test_a_public_model_keeps_its_architecture(name, wanted):
     ],
 )
 def test_another_model_has_arguments_of_one_that_timm_has(name, wanted):
-    assert hub_configs.describe(made(**MODELS[name])[0])["architecture"] == wanted
+    assert hub_configs.describe(made(**MODELS[name]))["architecture"] == wanted
 
 
 def test_a_loaded_model_may_get_another_reduction(tmp_path):
-    model, variables = made(reduction=DYNAMICVIT)
-    path = imagepiece_jax.save(tmp_path / "m", model, variables)
+    path = imagepiece_jax.save(tmp_path / "m", made(reduction=DYNAMICVIT))
     tome = {"name": "tome", "r": 3}
-    found, values = imagepiece_jax.load(path, reduction=tome)
-    assert found.prop_attn and "reducer_1" not in values["params"]
-    imagepiece_jax.save(tmp_path / "tome", found, values)
-    dense, _ = imagepiece_jax.load(tmp_path / "tome", reduction={"name": "none"})
+    found = imagepiece_jax.load(path, reduction=tome)
+    assert found.model.prop_attn and "reducer_1" not in found.variables["params"]
+    imagepiece_jax.save(tmp_path / "tome", found)
+    dense = imagepiece_jax.load(tmp_path / "tome", reduction={"name": "none"}).model
     assert not dense.prop_attn
-    fresh, values = imagepiece_jax.load(path, num_classes=3)
+    fresh, values = tiny.pair(imagepiece_jax.load(path, num_classes=3))
     assert fresh.num_classes == 3 and "reducer_1" in values["params"]
 
 
 def test_a_name_that_contradicts_a_saved_model(tmp_path):
-    path = imagepiece_jax.save(tmp_path / "m", *made(**MODELS["registers"]))
+    path = imagepiece_jax.save(tmp_path / "m", made(**MODELS["registers"]))
     with pytest.raises(
         InputError, match="embed_dim of 'deit_ti' is 192, but folder .* has 32: al"
     ):
@@ -212,17 +216,14 @@ def test_a_name_that_contradicts_a_saved_model(tmp_path):
 
 
 def test_imagenets_names_travel(tmp_path):
-    model, variables = made(num_classes=1000, class_names=imagenet_classes.names())
-    found, _ = imagepiece_jax.load(
-        imagepiece_jax.save(tmp_path / "m", model, variables)
-    )
+    vit = made(num_classes=1000, class_names=imagenet_classes.names())
+    found = imagepiece_jax.load(imagepiece_jax.save(tmp_path / "m", vit))
     assert found.class_names == imagenet_classes.names()
 
 
 def test_a_model_that_is_there_is_replaced_as_a_whole(tmp_path, monkeypatch):
-    model, variables = made(reduction=DYNAMICVIT)
-    imagepiece_jax.save(tmp_path / "m", model, variables)
-    other, values = made()
+    vit, other = made(reduction=DYNAMICVIT), made()
+    imagepiece_jax.save(tmp_path / "m", vit)
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -230,20 +231,19 @@ def test_a_model_that_is_there_is_replaced_as_a_whole(tmp_path, monkeypatch):
     with monkeypatch.context() as broken:
         broken.setattr(pathlib.Path, "write_text", full)
         with pytest.raises(RunError, match=f"{tmp_path}/m cannot be written .No space"):
-            imagepiece_jax.save(tmp_path / "m", other, values)
-    assert imagepiece_jax.load(tmp_path / "m")[0] == model
-    imagepiece_jax.save(tmp_path / "m", other, values)
-    assert imagepiece_jax.load(tmp_path / "m")[0] == other
+            imagepiece_jax.save(tmp_path / "m", other)
+    assert imagepiece_jax.load(tmp_path / "m").model == vit.model
+    imagepiece_jax.save(tmp_path / "m", other)
+    assert imagepiece_jax.load(tmp_path / "m").model == other.model
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
 def test_a_failure_while_it_is_replaced_loses_no_model(tmp_path, monkeypatch):
     """Each rename in turn fails; a link names the folder. The disk, then, is full."""
-    model, variables = made(reduction=DYNAMICVIT)
+    vit, other = made(reduction=DYNAMICVIT), made()
     (tmp_path / "disk").mkdir()
     (tmp_path / "m").symlink_to(tmp_path / "disk" / "m", target_is_directory=True)
-    imagepiece_jax.save(tmp_path / "m", model, variables)
-    other, values = made()
+    imagepiece_jax.save(tmp_path / "m", vit)
     rename = os.replace
     for failing in (0, 1):
         calls = iter(range(2))
@@ -255,19 +255,19 @@ def test_a_failure_while_it_is_replaced_loses_no_model(tmp_path, monkeypatch):
 
         monkeypatch.setattr(os, "replace", broken)
         with pytest.raises(RunError, match="cannot be written .Input/output error"):
-            imagepiece_jax.save(tmp_path / "m", other, values)
-        assert imagepiece_jax.load(tmp_path / "m")[0] == model
+            imagepiece_jax.save(tmp_path / "m", other)
+        assert imagepiece_jax.load(tmp_path / "m").model == vit.model
     monkeypatch.setattr(os, "replace", rename)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
         with pytest.raises(RunError, match="cannot be written .*File too large"):
-            imagepiece_jax.save(tmp_path / "m", other, values)
+            imagepiece_jax.save(tmp_path / "m", other)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert imagepiece_jax.load(tmp_path / "m")[0] == model
-    imagepiece_jax.save(tmp_path / "m", other, values)
-    assert imagepiece_jax.load(tmp_path / "disk" / "m")[0] == other
+    assert imagepiece_jax.load(tmp_path / "m").model == vit.model
+    imagepiece_jax.save(tmp_path / "m", other)
+    assert imagepiece_jax.load(tmp_path / "disk" / "m").model == other.model
     assert (tmp_path / "m").is_symlink()
     assert [path.name for path in (tmp_path / "disk").iterdir()] == ["m"]
 
@@ -278,94 +278,81 @@ def test_a_folder_with_something_else_is_refused(tmp_path, file):
     with pytest.raises(
         InputError, match=f"^{tmp_path} holds {file}; allowed are a new"
     ):
-        imagepiece_jax.save(tmp_path, *made())
+        imagepiece_jax.save(tmp_path, made())
     assert [path.name for path in tmp_path.iterdir()] == [file]
     with pytest.raises(InputError, match="is no folder .Not a directory.; allowed are"):
-        imagepiece_jax.save(tmp_path / file, *made())
+        imagepiece_jax.save(tmp_path / file, made())
 
 
 def test_what_cannot_be_loaded_again_is_not_saved(tmp_path):
-    model, variables = made()
-    reduced, _ = made(reduction={"name": "evit", "blocks": (1,)})
-    masked, learned = made(reduction=DYNAMICVIT, masked=True)
-    plain = ViT(plan=model.plan, embed_dim=32, num_heads=2, patch_size=4)
+    vit = made()
+    model, variables = tiny.pair(vit)
+    evit = made(reduction={"name": "evit", "blocks": (1,)}).model
+    masked = made(reduction=DYNAMICVIT, masked=True)
     wrong = {"params": {**variables["params"], "norm": {}}}
-    for one, values, message in [
+    for other, message in [
+        (Pretrained(evit, variables), "its reduction is not known; allowed is Pretra"),
         (
-            plain,
-            variables,
-            "model is a ViT that create_model has not made; allowed are",
-        ),
-        (
-            None,
-            variables,
-            "model is a NoneType that create_model has not made; allowed",
-        ),
-        (
-            *prepare(model, variables),
+            Pretrained(*prepare(model, variables)),
             "model is in the form of optimize; allowed is wha",
         ),
+        (dataclasses.replace(vit, model=evit), "plan is not that of {'name': 'non"),
+        (masked, "plan is not that of .*; allowed are models of create_model"),
         (
-            model.clone(plan=reduced.plan),
-            variables,
-            "plan is not that of {'name': 'non",
-        ),
-        (masked, learned, "plan is not that of .*; allowed are models of create_model"),
-        (
-            model,
-            wrong,
+            Pretrained(model, wrong),
             r"params/norm/bias is missing, in the model it is \(32,\); allo",
         ),
         (
-            made(num_classes=3)[0],
-            variables,
+            Pretrained(made(num_classes=3).model, variables),
             r"head/bias is \(7,\), in the model it is ",
         ),
     ]:
         with pytest.raises(InputError, match=message):
-            imagepiece_jax.save(tmp_path / "m", one, values)
+            imagepiece_jax.save(tmp_path / "m", other)
     assert not (tmp_path / "m").exists()
 
 
 def test_the_largest_giant_is_packed_as_timm_has_it(tmp_path):
     """SwiGLU's gate first: rows of fc1_g, then those of fc1_x."""
-    model, variables = made(**MODELS["giant"])
-    path = imagepiece_jax.save(tmp_path / "m", model, variables)
+    vit = made(**MODELS["giant"])
+    path = imagepiece_jax.save(tmp_path / "m", vit)
     dense = safetensors.numpy.load_file(path / "model.safetensors")
-    block = variables["params"]["blocks_1"]["mlp"]
+    block = vit.variables["params"]["blocks_1"]["mlp"]
     halves = [block["fc1_g"]["kernel"].T, block["fc1_x"]["kernel"].T]
     np.testing.assert_array_equal(
         dense["blocks.1.mlp.fc1.weight"], np.concatenate(halves)
     )
-    assert jax.tree.leaves(imagepiece_jax.load(path)[1])
+    assert jax.tree.leaves(imagepiece_jax.load(path).variables)
 
 
 def test_weights_of_mae_stay_without_proportional_attention(tmp_path):
     """As their name says, whatever the method; a saved model has no other name."""
     small = {"num_classes": 0, "image_size": 32, **SIZE, "patch_size": 16}
-    model = registry.create_model("vit_base_patch16_224.mae", **small)
+    name = "vit_base_patch16_224.mae"
+    model = registry.create_model(name, **small)
     variables = tiny.fill(summary.shapes(model, 32))
-    imagepiece_jax.save(tmp_path / "m", model, variables)
+    imagepiece_jax.save(tmp_path / "m", Pretrained(model, variables, name=name))
     tome = {"name": "tome", "r": 1}
-    found, _ = imagepiece_jax.load(tmp_path / "m", reduction=tome)
-    assert found.reduction["name"] == "tome" and not found.prop_attn
-    found, _ = imagepiece_jax.load(tmp_path / "m", reduction=tome, prop_attn=True)
+    found = imagepiece_jax.load(tmp_path / "m", reduction=tome)
+    assert found.reduction["name"] == "tome" and not found.model.prop_attn
+    assert not found.with_reduction({"name": "tome", "r": 2}).model.prop_attn
+    found = imagepiece_jax.load(tmp_path / "m", reduction=tome, prop_attn=True).model
     assert found.prop_attn
 
 
 def test_a_reduction_that_is_left_as_it_is_keeps_its_attention(tmp_path):
     tome = {"name": "tome", "r": 3}
-    imagepiece_jax.save(tmp_path / "m", *made(reduction=tome, prop_attn=False))
+    imagepiece_jax.save(tmp_path / "m", made(reduction=tome, prop_attn=False))
     for fields in ({}, {"reduction": None}):
-        assert not imagepiece_jax.load(tmp_path / "m", **fields)[0].prop_attn
-    assert imagepiece_jax.load(tmp_path / "m", reduction=tome)[0].prop_attn
+        assert not imagepiece_jax.load(tmp_path / "m", **fields).model.prop_attn
+    assert imagepiece_jax.load(tmp_path / "m", reduction=tome).model.prop_attn
 
 
 def test_positions_of_a_grid_that_is_no_square_are_resized(tmp_path):
-    model, variables = made(image_size=(16, 36))
-    path = imagepiece_jax.save(tmp_path / "m", model, variables)
-    _, values = imagepiece_jax.load(path, image_size=(32, 36))
-    old = variables["params"]["pos_embed"][0, 1:].reshape(4, 9, 32)
+    vit = made(image_size=(16, 36))
+    path = imagepiece_jax.save(tmp_path / "m", vit)
+    values = imagepiece_jax.load(path, image_size=(32, 36)).variables
+    old = vit.variables["params"]["pos_embed"][0, 1:].reshape(4, 9, 32)
     new = values["params"]["pos_embed"][0, 1:].reshape(8, 9, 32)
     # Twice as many rows: each is next to one of the old, the columns stay.
     apart = np.abs(new[::2] - old).max() / np.abs(old - old[:, ::-1]).max()
@@ -375,22 +362,22 @@ def test_positions_of_a_grid_that_is_no_square_are_resized(tmp_path):
 
 
 def test_what_is_not_finite_is_not_saved(tmp_path):
-    model, variables = made()
-    variables = jax.tree.map(np.array, variables)
+    vit = made()
+    variables = jax.tree.map(np.array, vit.variables)
     variables["params"]["cls_token"][0, 0, 0] = np.nan
     with pytest.raises(InputError, match="cannot be loaded again: tensor cls_token ho"):
-        imagepiece_jax.save(tmp_path / "m", model, variables)
+        imagepiece_jax.save(tmp_path / "m", Pretrained(vit.model, variables))
     assert not (tmp_path / "m").exists()
 
 
 def test_a_method_that_learns_wants_weights_that_have_learned(tmp_path):
-    path = imagepiece_jax.save(tmp_path / "m", *made())
+    path = imagepiece_jax.save(tmp_path / "m", made())
     with pytest.raises(InputError, match="has no selectors of the method 'dynamicvit'"):
         imagepiece_jax.load(path, reduction=DYNAMICVIT)
     with pytest.raises(InputError, match="is an id of the hub; allowed are folders of"):
-        imagepiece_jax.save("hf://me/m", *made())
+        imagepiece_jax.save("hf://me/m", made())
 
 
 def test_the_folder_comes_first(tmp_path):
-    with pytest.raises(InputError, match="folder is a ViT; allowed are a string and a"):
-        imagepiece_jax.save(*made(), tmp_path / "m")
+    with pytest.raises(InputError, match="folder is a Pretrained; allowed are a str"):
+        imagepiece_jax.save(made(), tmp_path / "m")

@@ -46,36 +46,36 @@ def test_a_file_is_read_once(file, monkeypatch):
     )
     weights = load.for_analysis(file)
     for reduction in (settings.DENSE, {"name": "tome", "r": 2}):
-        weights.variant(reduction)
+        weights.pretrained(reduction)
     assert weights.digest and reads == [file]
 
 
 def test_a_reduction_gives_a_model_with_the_weights_of_the_file(weights, variables):
     reductions = [*settings.parse("none"), *settings.parse("tome:r=2,3")]
-    found = [weights.variant(reduction) for reduction in reductions]
+    found = [weights.pretrained(reduction) for reduction in reductions]
     assert [v.label for v in found] == ["dense", "tome r=2", "tome r=3"]
     assert [v.model.plan[-1].mlp_tokens for v in found] == [26, 22, 20]
     assert found[0].gmacs > found[1].gmacs > found[2].gmacs
     assert found[1].model.prop_attn and found[1].model.kernels is None
     assert found[1].model.dtype == np.float32 and weights.image_size == tiny.SIDE
-    for variant in found:
-        assert not variant.untrained
-        same = jax.tree.map(np.array_equal, variant.variables, variables)
+    for vit in found:
+        assert not vit.untrained
+        same = jax.tree.map(np.array_equal, vit.variables, variables)
         assert jax.tree.all(same)
 
 
 def test_without_a_reduction_the_model_is_its_own(weights):
-    variant = weights.variant()
-    assert variant.label == "dense" and not variant.untrained
-    assert variant.model == weights.model(settings.DENSE)
+    vit = weights.pretrained()
+    assert vit.label == "dense" and not vit.untrained
+    assert vit.model == weights.model(settings.DENSE)
 
 
 def test_selectors_that_the_weights_lack_are_fresh_and_reported(weights, variables):
-    variant = weights.variant(DYNAMICVIT)
-    assert variant.untrained and weights.untrained(DYNAMICVIT)
+    vit = weights.pretrained(DYNAMICVIT)
+    assert vit.untrained and weights.untrained(DYNAMICVIT)
     assert not weights.untrained({"name": "tome", "r": 4})
-    assert variant.label == "dynamicvit blocks=(1,) (untrained selectors)"
-    found = dict(variant.variables["params"])
+    assert vit.label == "dynamicvit blocks=(1,) (untrained selectors)"
+    found = dict(vit.variables["params"])
     assert found.pop("reducer_1")
     assert jax.tree.all(jax.tree.map(np.array_equal, found, variables["params"]))
 
@@ -85,12 +85,12 @@ def test_selectors_of_the_weights_are_used_where_they_fit(tmp_path):
     learned = tiny.variables(tiny.model(DYNAMICVIT, **SIZE), seed=3)
     np.savez(tmp_path / "vit_mini.npz", **convert.to_timm(learned))
     weights = load.for_analysis(tmp_path / "vit_mini.npz")
-    own = weights.variant(DYNAMICVIT)
+    own = weights.pretrained(DYNAMICVIT)
     assert not own.untrained
     assert jax.tree.all(jax.tree.map(np.array_equal, own.variables, learned))
-    dense = weights.variant(settings.DENSE)
+    dense = weights.pretrained(settings.DENSE)
     assert not dense.untrained and "reducer_1" not in dense.variables["params"]
-    other = weights.variant({"name": "spvit", "blocks": (1,), "keep_rates": (0.5,)})
+    other = weights.pretrained({"name": "spvit", "blocks": (1,), "keep_rates": (0.5,)})
     assert other.untrained
 
 

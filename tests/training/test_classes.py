@@ -137,7 +137,7 @@ def test_evaluate_says_where_names_cannot_be_compared(run, tmp_path):
 def saved(run, tmp_path_factory):
     """The run as `save` writes it."""
     path = tmp_path_factory.mktemp("saved") / "insects"
-    return imagepiece_jax.save(path, *imagepiece_jax.load(run))
+    return imagepiece_jax.save(path, imagepiece_jax.load(run))
 
 
 def test_names_of_a_saved_folder_are_compared_as_those_of_its_run(saved, tmp_path):

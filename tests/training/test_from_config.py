@@ -150,13 +150,6 @@ def devices(monkeypatch, count):
     monkeypatch.setattr(parallel, "local_devices", lambda: [None] * count)
 
 
-def test_a_model_knows_the_crop_of_its_config():
-    made = config(**{"data.eval_crop": 0.9, "data.eval_interpolation": "bilinear"})
-    found = from_config.model(made).preprocessing
-    assert (found.crop, found.interpolation) == (0.9, "bilinear")
-    assert from_config.model(config()).preprocessing.crop is None
-
-
 def test_batches_must_divide_over_devices_and_micro_batches(monkeypatch):
     devices(monkeypatch, 8)
     assert from_config.placement(config(batch_size=64)).positions(64).shape == (8, 1, 8)

@@ -97,11 +97,9 @@ def test_a_run_keeps_the_names_of_its_classes(finished):
     workdir, _ = finished
     digits = [str(digit) for digit in range(10)]
     assert json.loads((workdir / "classes.json").read_text()) == digits
-    model, variables = imagepiece_jax.load(workdir)
-    assert model.class_names == tuple(digits)
-    predict = imagepiece_jax.Predictor(
-        model, variables, resize="none", top=1, batch_size=1
-    )
+    vit = imagepiece_jax.load(workdir)
+    assert vit.class_names == tuple(digits)
+    predict = imagepiece_jax.Predictor(vit, resize="none", top=1, batch_size=1)
     (best,) = predict(np.zeros((16, 16, 3), np.uint8))
     assert best.label == digits[best.index]
 
@@ -237,8 +235,8 @@ def test_the_dense_model_is_evaluated_as_given(finished, stopped):
 
 
 def test_the_averages_of_a_run_are_loaded(finished):
-    _, averages = imagepiece_jax.load(finished[0], averaged=True)
-    _, last = imagepiece_jax.load(finished[0])
+    averages = imagepiece_jax.load(finished[0], averaged=True).variables
+    last = imagepiece_jax.load(finished[0]).variables
     saved = Checkpoints(finished[0]).restore_variables("best")["ema"]
     jax.tree.map(np.testing.assert_array_equal, averages["params"], saved["params"])
     kernels = (found["params"]["head"]["kernel"] for found in (averages, last))

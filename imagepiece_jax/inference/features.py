@@ -1,6 +1,6 @@
 """What encoders are used for: pooled vectors, patch features, intermediate layers.
 
-    found = features(model, variables, images, layers=4)
+    found = features(vit, images, layers=4)
     found.pooled, found.patches, found.layers[0].patches
 
 The reductions of a forward pass are undone from the last to the first, so that every
@@ -26,6 +26,7 @@ from imagepiece_jax.models.block import Block
 from imagepiece_jax.models.layers import LayerNorm
 from imagepiece_jax.models.preprocessing import check_images
 from imagepiece_jax.models.vit import Outputs, ViT
+from imagepiece_jax.pretrained.trained_model import Pretrained, takes_pretrained
 from imagepiece_jax.reduction.tokens import Masking, Mixing, unmerge
 
 FILLS = ("last", "zero", "class")
@@ -58,9 +59,9 @@ class Features(NamedTuple):
     layers: tuple[Layer, ...]
 
 
+@takes_pretrained
 def features(
-    model: ViT,
-    variables: Mapping[str, Any],
+    vit: Pretrained,
     images: jax.Array | np.ndarray,
     *,
     layers: int | Sequence[int] = (),
@@ -78,7 +79,7 @@ def features(
     last norm; reshape: patches as a grid, else as a list; fill and fuser: as for
     `feature_map`. InputError for what does not fit.
     """
-    summary.check_types(model, variables)
+    model, variables, size = vit.model, vit.variables, vit.image_size
     depth = len(model.plan)
     blocks = range(depth)[depth - layers :] if _is_count(layers, depth + 1) else layers
     blocks = tuple(blocks) if isinstance(blocks, Sequence) else (None,)
@@ -87,7 +88,6 @@ def features(
             f"layers is {layers!r}; allowed are 0 to {depth} for the last blocks, or a "
             f"list of blocks from 0 to {depth - 1}"
         )
-    size = model.preprocessing and model.preprocessing.image_size
     check_images(images, size, pixels=True)
     warn_of_range(images, model.mean, model.std)
     if fill == "class" and not model.arch.class_token:
@@ -97,7 +97,7 @@ def features(
     try:
         return _extract(variables, images, model, blocks, norm, reshape, fill, fuser)
     except errors.FlaxError:
-        summary.check_variables(model, variables, size or images.shape[1:3])
+        summary.check_variables(model, variables, size)
         raise
 
 

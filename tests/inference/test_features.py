@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import features
+from imagepiece_jax.inference import features
 from imagepiece_jax.models.vit import Outputs
+from imagepiece_jax.pretrained.trained_model import Pretrained
 from imagepiece_jax.reduction import merging, tokens
 from imagepiece_jax.reduction.methods.token_learner import TokenFuser
 from imagepiece_jax.reduction.tokens import Assignment, Masking, Mixing, Taps
@@ -199,7 +200,7 @@ def test_what_is_no_model_with_its_variables(what):
         ),
     }[what]
     with pytest.raises(InputError, match=message):
-        features.features(*given, tiny.images())
+        features.features(Pretrained(*given), tiny.images())
 
 
 def test_a_masking_step_is_refused():

@@ -1,0 +1,213 @@
+"""A trained model as one object: `load` returns it, everything else takes it."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import registry, summary
+from imagepiece_jax.models.preprocessing import Preprocessing
+from imagepiece_jax.models.vit import ViT
+from imagepiece_jax.pretrained import convert
+from imagepiece_jax.reduction import settings
+from imagepiece_jax.reduction.settings import DENSE
+
+if TYPE_CHECKING:
+    from imagepiece_jax.pretrained.load import Weights
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pretrained:
+    """A model, its variables, and what is known of both.
+
+        vit = imagepiece_jax.load("deit_tiny_patch16_224.pth")
+        logits = vit.model.apply(vit.variables, images).logits
+
+    Args:
+        model: a ViT, the network and nothing else.
+        variables: its parameters and statistics, {"params": .., ..}.
+        reduction: name and fields of the method that made the model's plan; None is
+            the dense model, or of a model that reduces, not known.
+        preprocessing: size, crop and interpolation of its images; None is the square
+            that has as many patches as the model.
+        class_names: a name, or None, for each class; None where there are none.
+        name: the public model that it is, as timm calls it; None for another.
+        origin: where the weights were read, of `load`.
+        untrained: whether it has selectors that were drawn, not learned.
+
+    Raises:
+        InputError: for what is no model and its variables, or does not fit the model.
+    """
+
+    model: ViT
+    variables: Mapping[str, Any] = dataclasses.field(repr=False)
+    reduction: Mapping[str, Any] | None = None
+    preprocessing: Preprocessing | None = None
+    class_names: tuple[str | None, ...] | None = dataclasses.field(
+        default=None, repr=False
+    )
+    name: str | None = None
+    origin: "Weights | None" = dataclasses.field(default=None, repr=False)
+    untrained: bool = False
+
+    def __post_init__(self):
+        model, variables = self.model, self.variables
+        if not isinstance(model, ViT) or not isinstance(variables, Mapping):
+            raise InputError(
+                f"model and variables are a {type(model).__name__} and a "
+                f"{type(variables).__name__}; allowed are a ViT, as create_model makes "
+                'it, and a dict with "params"'
+            )
+        names, put = self.class_names, functools.partial(object.__setattr__, self)
+        if names is not None and len(names) != model.num_classes:
+            raise InputError(
+                f"class_names has {len(names)} names; the model has "
+                f"{model.num_classes} classes"
+            )
+        put("class_names", names if names is None else tuple(names))
+        if self.preprocessing is None:
+            put("preprocessing", Preprocessing(_square(model)))
+        if self.reduction is None and not any(layer.step for layer in model.plan):
+            put("reduction", DENSE)
+        elif self.reduction is not None:
+            put("reduction", registry.split_reduction(self.reduction)[0])
+
+    @property
+    def image_size(self) -> int | tuple[int, int]:
+        """Pixels a side, or (height, width)."""
+        return self.preprocessing.image_size
+
+    @property
+    def gmacs(self) -> float:
+        """Multiplications and additions of one image, in 10^9 pairs."""
+        return summary.model_macs(self.model, self.image_size) / 1e9
+
+    @property
+    def label(self) -> str:
+        """The reduction in a few words."""
+        if self.reduction is None:
+            return "a reduction without a name"
+        whole = {**self.reduction, "prop_attn": self.model.prop_attn}
+        untrained = " (untrained selectors)" * self.untrained
+        return settings.label(settings.changed(whole)) + untrained
+
+    def with_reduction(
+        self, reduction: Mapping[str, Any] | None, seed: int | None = None
+    ) -> "Pretrained":
+        """The same weights with another reduction, or with none.
+
+        Args:
+            reduction: {"name": "tome", "r": 8}, for one; None is the dense model.
+            seed: of selectors that the method learns and the weights lack.
+
+        Raises:
+            InputError: for a reduction that does not fit the model, and without a
+                seed for one whose selectors the weights lack.
+        """
+        model, size = self.model, self.image_size
+        grid = registry.grid(size, model.patch_size, cut=True)
+        made = registry.reduced(model.clone(kernels=None), reduction, grid, self.name)
+        if model.kernels:
+            made = made.clone(kernels=registry.resolve_kernels("auto", made))
+        params, stats = dict(self.variables["params"]), dict(self.variables)
+        params = {k: v for k, v in params.items() if not k.startswith("reducer")}
+        learned, lacking = selectors(self._tensors, summary.shapes(made, size))
+        if lacking and seed is None:
+            raise InputError(
+                f"{self._source} no selectors of the method {reduction['name']!r}, "
+                "which learns them; allowed are methods that do not, or weights "
+                "trained with it (train.py --config.init.weights)"
+            )
+        if lacking:
+            learned |= summary.fresh(made, size, seed, lacking)["params"]
+        return dataclasses.replace(
+            self,
+            model=made,
+            variables=stats | {"params": params | learned},
+            reduction=reduction or DENSE,
+            untrained=bool(lacking),
+        )
+
+    @property
+    def _tensors(self):
+        """By timm's names, all selectors that were learned among them."""
+        if self.origin is not None:
+            return self.origin.state_dict
+        return convert.to_timm(self.variables)
+
+    @property
+    def _source(self):
+        where = self.origin
+        return "variables have" if where is None else f"{where.kind} {where.path} has"
+
+    def __iter__(self):
+        raise InputError(
+            "load() returns one object, not a pair; write vit = load(..), and then "
+            "vit.model and vit.variables"
+        )
+
+    def __getitem__(self, key):
+        iter(self)
+
+
+def takes_pretrained(call):
+    """`call`, a public function, which says so where it gets no Pretrained."""
+
+    @functools.wraps(call)
+    def checked(*args, **kwargs):
+        if not any(isinstance(a, Pretrained) for a in (*args, *kwargs.values())):
+            name = call.__qualname__.partition(".")[0]
+            raise InputError(
+                f"{name}() takes a trained model as one object; write "
+                f"{name}(vit, ..), where vit is what load() returns, or "
+                "Pretrained(model, variables)"
+            )
+        return call(*args, **kwargs)
+
+    return checked
+
+
+def selectors(
+    tensors: Mapping[str, Any], like: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """What a reduction has learned, as far as tensors have it.
+
+    Args:
+        tensors: by timm's names.
+        like: shapes of a model's variables.
+
+    Returns:
+        The parameters of its selectors by name, and the names of those that tensors
+        lack or have in other shapes.
+    """
+    needed = convert.timm_shapes(like)
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    names = [name for name in like["params"] if name.startswith("reducer")]
+    lacking = [n for n in names if _of(n, needed) != _of(n, shapes)]
+    learned = {name: like["params"][name] for name in names if name not in lacking}
+    tensors = {k: v for name in learned for k, v in _of(name, tensors).items()}
+    found = convert.from_timm(tensors, {"params": learned}, hint=False)
+    return dict(found.get("params", {})), lacking
+
+
+def _of(module, tensors):
+    """The part of {timm's name: ..} that is of a module such as "reducer_3"."""
+    start = module.replace("_", ".") + "."
+    return {name: value for name, value in tensors.items() if name.startswith(start)}
+
+
+def _square(model):
+    """Pixels a side of the square images that a model is for; InputError for others."""
+    first = model.plan[0]
+    patches = first.attn_tokens - model.arch.prefix
+    if first.counts and first.step.site == "pre":
+        patches = first.counts.n_in
+    side = math.isqrt(patches)
+    if side * side != patches:
+        raise InputError(
+            f"preprocessing is missing, and the model's {patches} patches are no "
+            "square; allowed is Preprocessing((height, width))"
+        )
+    return side * model.patch_size

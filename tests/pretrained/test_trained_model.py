@@ -1,0 +1,114 @@
+"""A trained model as one object: defaults, other reductions, and its former form."""
+
+import jax
+import numpy as np
+import pytest
+
+import imagepiece_jax
+from imagepiece_jax import Preprocessing, Pretrained
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.pretrained import convert
+from tests.models import tiny
+
+TOME = {"name": "tome", "r": 4}
+DYNAMICVIT = {"name": "dynamicvit", "blocks": (1,), "keep_rate": 0.6}
+GIVEN = {"name": "vit_mini", "num_heads": tiny.HEADS}
+
+
+def same(one, other):
+    return jax.tree.all(jax.tree.map(np.array_equal, one, other))
+
+
+@pytest.fixture(scope="module")
+def dense():
+    model = tiny.model()
+    return Pretrained(model, tiny.variables(model))
+
+
+def test_a_model_that_someone_made_has_defaults(dense):
+    assert dense.reduction == {"name": "none"} and dense.label == "dense"
+    assert dense.preprocessing == Preprocessing(tiny.SIDE) == Preprocessing(20)
+    assert (dense.class_names, dense.name, dense.origin) == (None, None, None)
+    early = tiny.model({"name": "token_learner", "block": 0})
+    vit = Pretrained(early, tiny.variables(early))
+    assert vit.image_size == tiny.SIDE and vit.reduction is None
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ((None, {}), "model and variables are a NoneType and a dict; allowed are a Vi"),
+        (({}, tiny.model()), "model and variables are a dict and a ViT; allowed are a"),
+        (
+            (tiny.model(image_size=(12, 20)), {}),
+            "the model's 15 patches are no square; allowed is Preprocessing",
+        ),
+        ((tiny.model(), {}, {"r": 4}), "reduction is {'r': 4}, which has no name"),
+        (
+            (tiny.model(), {}, None, None, ["a"]),
+            "class_names has 1 names; the model has 7 classes",
+        ),
+    ],
+)
+def test_what_is_no_trained_model(arguments, message):
+    with pytest.raises(InputError, match=message):
+        Pretrained(*arguments)
+
+
+def test_the_same_weights_with_another_reduction(dense):
+    tome = dense.with_reduction(TOME)
+    assert tome.model == tiny.model(TOME) and tome.model.prop_attn
+    assert same(tome.variables, dense.variables) and tome.reduction == TOME
+    assert tome.label == "tome r=4" and tome.gmacs < dense.gmacs
+    assert dense.reduction == {"name": "none"}  # which is not changed
+    plain = dense.with_reduction(TOME | {"prop_attn": False})
+    assert not plain.model.prop_attn and plain.reduction == TOME
+    assert tome.with_reduction(None).model == dense.model
+    with pytest.raises(InputError, match="step at block 5, but the model has blocks 0"):
+        dense.with_reduction({"name": "evit", "blocks": (5,)})
+
+
+def test_learned_selectors_stay_with_the_weights(tmp_path, dense):
+    """Fresh ones are asked for by a seed, and said to be untrained."""
+    with pytest.raises(
+        InputError, match="have no selectors of the method .dyn"
+    ):
+        dense.with_reduction(DYNAMICVIT)
+    fresh = dense.with_reduction(DYNAMICVIT, seed=1)
+    assert fresh.untrained and fresh.label.endswith("(untrained selectors)")
+    assert not fresh.with_reduction(TOME).untrained
+    model = tiny.model(DYNAMICVIT)
+    learned = Pretrained(model, tiny.variables(model), DYNAMICVIT)
+    np.savez(tmp_path / "w.npz", **convert.to_timm(learned.variables))
+    loaded = imagepiece_jax.load(tmp_path / "w.npz", reduction=DYNAMICVIT, **GIVEN)
+    for vit in (learned, loaded):
+        slower = vit.with_reduction(DYNAMICVIT | {"keep_rate": 0.8})
+        assert not slower.untrained and same(slower.variables, vit.variables)
+    # A reduction without selectors loses none of a file's.
+    again = loaded.with_reduction(TOME)
+    assert "reducer_1" not in again.variables["params"]
+    assert same(again.with_reduction(DYNAMICVIT).variables, learned.variables)
+
+
+def test_a_pair_is_no_longer_what_load_returns(dense):
+    message = "one object, not a pair; write vit = load.*vit.model and vit.variables$"
+    with pytest.raises(InputError, match=message):
+        _model, _variables = dense
+    with pytest.raises(InputError, match=message):
+        dense[0]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda *pair: imagepiece_jax.optimize(*pair, batch_size=1),
+        lambda *pair: imagepiece_jax.Predictor(*pair, labels="imagenet"),
+        lambda *pair: imagepiece_jax.features(*pair, tiny.images()),
+        lambda *pair: imagepiece_jax.features(images=tiny.images(), model=pair[0]),
+        lambda *pair: imagepiece_jax.save("folder", *pair),
+    ],
+)
+def test_a_model_and_variables_are_given_as_one(dense, call):
+    message = r"^(\w+)\(\) takes a trained model as one object; write \1\(vit, \.\.\), "
+    with pytest.raises(InputError, match=message):
+        call(dense.model, dense.variables)
