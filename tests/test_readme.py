@@ -16,7 +16,7 @@ from PIL import Image
 
 from imagepiece_jax import cli
 from imagepiece_jax.__main__ import commands
-from imagepiece_jax.models import registry, summary
+from imagepiece_jax.models import registry
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.pretrained import convert, hub, imagenet_classes, layouts
 from imagepiece_jax.reduction import layer_plan, merging, ops, tokens
