@@ -18,10 +18,8 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy, statistics
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.models import summary
-from imagepiece_jax.models.preprocessing import Preprocessing
 from imagepiece_jax.pretrained.load import Weights, for_analysis
 from imagepiece_jax.pretrained.runs import RUN_CONFIG
-from imagepiece_jax.pretrained.trained_model import Pretrained
 from imagepiece_jax.reduction import settings
 
 if TYPE_CHECKING:
@@ -268,11 +266,8 @@ class Context:
     def _time(self, pretrained, reduction):
         jobs = {}
         for name, wanted in (("dense", settings.DENSE), ("reduced", reduction)):
-            model = pretrained.model(wanted)
-            variables, _ = pretrained.variables(model)
-            size = Preprocessing(pretrained.image_size)
             fast = optimize.optimize(
-                Pretrained(model, variables, preprocessing=size),
+                pretrained.pretrained(wanted),
                 batch_size=self.speed_batch,
                 dtype=pretrained.fields.get("dtype", xla_options.fast_dtype()),
             )

@@ -36,8 +36,7 @@ def infer_config(
     norm_eps, resize, mean, std and image_size; None is not known. Returns name,
     image_size, num_classes, stem, patch_size, embed_dim, depth, num_heads, mlp_ratio,
     mean and std, and those of registry.ONE_BY_ONE that are given: the name says the
-    rest. The name is None, and arch is returned, where no name was needed; with
-    preprocessing, where all models that it can be have the same. InputError
+    rest. The name is None, and arch is returned, where no name was needed. InputError
     where these are no tensors of a vision transformer that can be made here, where they
     contradict the name, and where they could be those of several models.
     """
@@ -70,9 +69,6 @@ def infer_config(
     if name is None or given.get("arch"):
         arch = registry.architecture({**facts, **changes})
         changes = {"arch": arch.changed}
-    prepared = [public.preprocessing(own) for own in known]
-    if prepared[0] and all(own == prepared[0] for own in prepared):
-        changes["preprocessing"] = prepared[0]
     return {"name": name, **sizes, **found, **changes}
 
 

@@ -524,6 +524,8 @@ def _of_tensors(path, read, given):
         kind = "" if path.is_dir() else "weights file "
         raise InputError(f"{kind}{path}: {error}") from error
     names = imagenet_classes.names_of(given.get("name"), fields["num_classes"])
+    if prepared := public.preprocessing(fields["name"]):
+        fields["preprocessing"] = prepared
     return Weights(path, fields, DENSE, tensors=read.tensors, names=names)
 
 

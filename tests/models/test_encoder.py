@@ -12,6 +12,7 @@ from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference.features import features
 from imagepiece_jax.models.architecture import Architecture
+from imagepiece_jax.models.preprocessing import Preprocessing
 from imagepiece_jax.pretrained.trained_model import Pretrained
 from tests.models import tiny
 
@@ -97,7 +98,8 @@ def test_a_pooled_vector_is_what_the_head_reads():
     arch = Architecture(class_token=False, pool="mean", final_norm=False, fc_norm=True)
     model, variables = small(TOME, arch=arch, depth=1, image_size=(12, 20))
     images = tiny.images(2, side=(12, 20))
-    found = features(Pretrained(model, variables), images)
+    prepared = Preprocessing((12, 20))
+    found = features(Pretrained(model, variables, None, prepared), images)
     assert found.patches.shape == (2, 3, 5, tiny.WIDTH)
     assert found.prefix.shape == (2, 0, tiny.WIDTH)
     mean = np.asarray(found.patches, float).mean(axis=(1, 2))
@@ -106,7 +108,7 @@ def test_a_pooled_vector_is_what_the_head_reads():
 
 def test_it_is_part_of_the_package_and_of_other_programs():
     model, variables = small(depth=1)
-    assert inspect.unwrap(imagepiece_jax.features) is features
+    assert inspect.unwrap(imagepiece_jax.features) is inspect.unwrap(features)
 
     @jax.jit
     def norms(variables, images):
