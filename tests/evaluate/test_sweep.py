@@ -75,7 +75,7 @@ def test_differences_are_those_to_the_dense_model(tmp_path, monkeypatch):
         return row | sweep._estimate("acc1", statistics.accuracy(right)), right
 
     monkeypatch.setattr(sweep, "_measure", measure)
-    weights = types.SimpleNamespace(model=dict, variant=dict, seed=0)
+    weights = types.SimpleNamespace(model=dict, pretrained=dict, seed=0)
     rows = sweep.run(weights, [{"name": "tome"}], list, tmp_path)
     assert [row["acc1"] for row in rows] == [50, 75]
     assert [row["difference"] for row in rows] == [0, 25]
