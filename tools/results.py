@@ -1,10 +1,10 @@
-"""Measured figures of README and docs, and the tables that are made from them.
+"""Measured figures of docs, and the tables that are made from them.
 
 python -m tools.results                                 writes all tables anew
 python -m tools.results runs/experiments/compare.json   takes a comparison in, first
 
 docs/tables/results.json has every figure with its method, model, data, cost, interval,
-versions, commit and command. In README and docs a table stands between the lines
+versions, commit and command. In docs a table stands between the lines
 "<!-- table NAME -->" and "<!-- /table -->"; nothing else of a page is written here.
 """
 
@@ -28,12 +28,7 @@ from imagepiece_jax.evaluate import statistics
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILE = ROOT / "docs" / "tables" / "results.json"
 PLOT = ROOT / "docs" / "comparison.png"
-PAGES = (
-    "README.md",
-    "docs/comparison.md",
-    "docs/imagepiece.md",
-    "docs/tables/settings.md",
-)
+PAGES = ("docs/comparison.md", "docs/imagepiece.md", "docs/tables/settings.md")
 STUDIES = ("comparison", "controls", "adaptation", "scratch")
 COMMAND = "python -m experiments "
 MARKED = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
@@ -420,15 +415,10 @@ def scratch_table(results: Results) -> str:
     return render.table(head, rows)
 
 
-# The methods of README's table.
-SHORT = ("tome", "imagepiece", "imagepiece drop (control)", "evit", "random")
-
-
 def tables(results: Results) -> dict[str, str]:
     """The tables of the pages, by the names that stand in their marks."""
     report = comparison_report(results)
     return {
-        "comparison-short": compare_page.table(report, SHORT),
         "comparison": compare_page.table(report),
         "settings": compare_page.settings_table(report),
         "controls": controls_table(results, path_of_controls(results)),
