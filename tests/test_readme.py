@@ -128,7 +128,10 @@ def anchors(page):
     return {heading.replace(" ", "-") for heading in words}
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda p: p.name)
+LINKING = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "docs" / "quickstart.ipynb"]
+
+
+@pytest.mark.parametrize("page", LINKING, ids=lambda path: path.name)
 def test_every_link_leads_to_a_file_and_a_heading(page):
     text = page.read_text(encoding="utf-8")
     for link, anchor in re.findall(r"\]\((?!\w+:)([^)#\s]*)#?([^)\s]*)\)", text):
