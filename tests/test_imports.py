@@ -35,11 +35,10 @@ REDUCTION = (
     {"tokens"},
     {"ops", "contract"},
     {"merging"},
-    {"kernels", "assignments"},
     {"reducers", "token_selector"},
-    {"kernel_agreement"},
     {"methods"},
     {"settings"},
+    {"kernels"},
 )
 PLAIN_PYTHON = REDUCTION[0]
 

@@ -21,8 +21,7 @@ from imagepiece_jax.common import parallel, timer, xla_options
 from imagepiece_jax.data import worker_pool
 from imagepiece_jax.data.imagenet import scan, writer
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import registry
-from imagepiece_jax.reduction.kernels import build, fused
+from imagepiece_jax.reduction.kernels import build, fused, resolve_kernels
 from imagepiece_jax.training import trainer
 from imagepiece_jax.training.preemption import StopRequest
 from tests import runs
@@ -93,7 +92,7 @@ def test_every_module_that_asks_for_the_machine_is_in_the_table():
 
 
 @pytest.mark.parametrize(
-    "here, obstacle, misfit, kernels",
+    "here, of_device, of_shapes, kernels",
     [
         (types.SimpleNamespace(platform="cpu"), None, None, "cpu"),
         (types.SimpleNamespace(platform="cpu"), "a compiler", None, None),
@@ -104,18 +103,22 @@ def test_every_module_that_asks_for_the_machine_is_in_the_table():
     ],
 )
 def test_auto_takes_fused_kernels_where_they_run(
-    monkeypatch, here, obstacle, misfit, kernels
+    monkeypatch, here, of_device, of_shapes, kernels
 ):
     asked = []
-    monkeypatch.setattr(fused, "obstacle", lambda *of: asked.append(of) or obstacle)
-    monkeypatch.setattr(fused, "misfit", lambda *_, **options: misfit)
+    monkeypatch.setattr(
+        fused, "unsupported_reason", lambda *of: asked.append(of) or of_device
+    )
+    monkeypatch.setattr(
+        fused.Kernel, "unsupported_reason", lambda *_, **options: of_shapes
+    )
     model = tiny.model(tiny.IMAGEPIECE, embed_dim=48)
-    assert registry.resolve_kernels("auto", model, here) == kernels
+    assert resolve_kernels("auto", model, here) == kernels
     capability = getattr(here, "compute_capability", None)
     assert asked == [(here.platform, capability)]
-    if obstacle or misfit:
-        with pytest.raises(InputError, match=f"needs {obstacle or misfit}"):
-            registry.resolve_kernels("fused", model, here)
+    if of_device or of_shapes:
+        with pytest.raises(InputError, match=f"needs {of_device or of_shapes}"):
+            resolve_kernels("fused", model, here)
 
 
 @pytest.fixture
@@ -136,7 +139,9 @@ def registered(monkeypatch):
 
 
 def test_compiling_for_a_described_gpu_asks_no_driver(registered):
-    assert fused.obstacle("gpu", "8.9") is None and list(registered) == ["CUDA"]
+    assert fused.unsupported_reason("gpu", "8.9") is None and list(registered) == [
+        "CUDA"
+    ]
 
 
 @pytest.mark.parametrize("capability, fits", [("8.0", True), ("8.9", False)])
@@ -144,8 +149,8 @@ def test_shared_memory_is_that_of_the_card(registered, capability, fits):
     """163 KiB on an A100, 99 KiB on cards that are not named; 150 are needed."""
     key = jax.ShapeDtypeStruct((1, 577, 6, 64), "bfloat16")
     x = jax.ShapeDtypeStruct((1, 577, 384), "bfloat16")
-    reason = fused.misfit(
-        "prune", key, x, platform="gpu", compute_capability=capability
+    reason = fused.Kernel("prune").unsupported_reason(
+        key, x, platform="gpu", capability=capability
     )
     assert reason == (
         None if fits else "at most 101376 bytes of shared memory an image, not 153600"
@@ -163,9 +168,9 @@ def test_kernels_for_the_cpu_are_built_for_its_kind(monkeypatch, machine, flag):
 
 def test_the_reduction_benchmark_runs_without_fused_kernels(monkeypatch):
     monkeypatch.setattr(device, "platform", lambda: "tpu")
-    assert "a CPU or an NVIDIA GPU" in reduction_speed.obstacle("float32")
+    assert "a CPU or an NVIDIA GPU" in reduction_speed.unsupported_reason("float32")
     assert reduction_speed.versions("float32") == ("plain",)
-    monkeypatch.setattr(fused, "obstacle", lambda platform: None)
+    monkeypatch.setattr(fused, "unsupported_reason", lambda platform: None)
     assert reduction_speed.versions("float32") == ("plain", "fused")
     assert reduction_speed.versions("float16") == ("plain",)
 

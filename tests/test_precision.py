@@ -9,10 +9,9 @@ import pytest
 from experiments import feature_agreement
 from imagepiece_jax.commands import evaluate
 from imagepiece_jax.models import registry, summary
-from imagepiece_jax.models.attention import class_attention
 from imagepiece_jax.pretrained import convert
 from imagepiece_jax.pretrained.load import for_analysis
-from imagepiece_jax.reduction import kernel_agreement
+from imagepiece_jax.reduction.kernels import agreement
 from imagepiece_jax.visualize.trace import trace
 from tests.command import call
 from tests.models.tiny import fill
@@ -80,12 +79,12 @@ def test_the_reference_of_evaluate_and_not_the_program(weights, lowered):
 
 @pytest.mark.parametrize(
     "reduction",
-    kernel_agreement.reductions(12, class_attention),
+    agreement.reductions(12),
     ids=lambda reduction: reduction.rule,
 )
 def test_what_kernels_are_compared_with(reduction):
-    arrays = kernel_agreement.random_inputs(0, 2, 12, 2, 8, "float32")
-    text = kernel_agreement._plain.lower(reduction, *arrays).as_text()
+    arrays = agreement.random_inputs(0, 2, 12, 2, 8, "float32")
+    text = agreement._plain.lower(reduction, *arrays).as_text()
     products = re.findall(r"stablehlo\.dot_general[^\n]*", text)
     assert all("[HIGHEST, HIGHEST]" in line for line in products)
     assert products or reduction.rule == "prune"

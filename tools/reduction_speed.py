@@ -18,10 +18,9 @@ from imagepiece_jax import cli
 from imagepiece_jax.benchmark import device
 from imagepiece_jax.common import timer, xla_options
 from imagepiece_jax.common.files import check_writable, replace_file
-from imagepiece_jax.models.attention import class_attention
 from imagepiece_jax.models.summary import format_table
-from imagepiece_jax.reduction.kernel_agreement import Reduction, random_inputs
 from imagepiece_jax.reduction.kernels import fused
+from imagepiece_jax.reduction.kernels.agreement import Reduction, random_inputs
 
 BATCH = flags.DEFINE_integer("images", 256, "reduced at once", 1)
 TOKENS = flags.DEFINE_integer("tokens", 196, "of an image, before the step", 8)
@@ -39,7 +38,7 @@ def main():
     rules = timer.Rules(*TIMING())
     dtype = DTYPE.value or xla_options.fast_dtype()
     copy = device.peak_rates(dtype, rules).copy
-    if lacking := obstacle(dtype):
+    if lacking := unsupported_reason(dtype):
         print(f"note: no fused reduction here, it needs {lacking}")
     works = workloads(BATCH.value, TOKENS.value, HEADS.value, dtype)
     readings = timer.measure({(w.rule, w.version): w.job for w in works}, rules)
@@ -99,22 +98,22 @@ def reductions(tokens):
     candidates = int(0.3 * tokens)
     merged = min(round(0.08 * (tokens + 1)), candidates // 2)
     return (
-        Reduction("retokenize", class_attention, tokens - merged, candidates),
-        Reduction("prune", class_attention, round(0.7 * tokens)),
-        Reduction("bipartite", class_attention, tokens - min(13, tokens // 2)),
+        Reduction("retokenize", tokens - merged, candidates),
+        Reduction("prune", round(0.7 * tokens)),
+        Reduction("bipartite", tokens - min(13, tokens // 2)),
     )
 
 
 def versions(dtype):
     """Return ("plain", "fused"), or "plain" alone where the device lacks the kernel."""
-    return ("plain",) if obstacle(dtype) else ("plain", "fused")
+    return ("plain",) if unsupported_reason(dtype) else ("plain", "fused")
 
 
-def obstacle(dtype):
+def unsupported_reason(dtype):
     """What the fused reduction lacks on this device, in words; None where it runs."""
     if dtype not in fused.DTYPES:
         return f"dtype {' or '.join(fused.DTYPES)}"
-    return fused.obstacle(device.platform())
+    return fused.unsupported_reason(device.platform())
 
 
 def _chained(reduce):

@@ -7,7 +7,7 @@ python -m imagepiece_jax check-kernels --config configs/deit_s_imagepiece.py:dei
 Inputs are random queries, keys and tokens; with --weights also those of a model, at
 every reduction of its plan, on the images of a data set. The table shows how many
 images were decided differently, and the largest gap between what was compared there, in
-units of what rounding explains (reduction/kernel_agreement.py). The exit status
+units of what rounding explains (reduction/kernels/agreement.py). The exit status
 is 1 if a gap is above 1, so that it is no near tie, or if 1 % of the images or more
 differ. On a CPU it takes minutes; --random sets the number of images.
 """
@@ -33,8 +33,7 @@ def main():
     # They import JAX: after the flags.
     import jax
 
-    from imagepiece_jax.reduction import kernel_agreement
-    from imagepiece_jax.reduction.kernels import fused
+    from imagepiece_jax.reduction.kernels import agreement, fused
     from imagepiece_jax.training.weights_config import of_weights
 
     real, normalization = WEIGHTS.value is not None, NORMALIZATION()
@@ -45,18 +44,18 @@ def main():
             "--config, --mean and --std"
         )
     device = jax.local_devices()[0]
-    if lacking := fused.obstacle(device.platform):
-        raise RunError(f"there is no fused reduction to check here: it needs {lacking}")
+    if reason := fused.unsupported_reason(device.platform):
+        raise RunError(f"there is no fused reduction to check here: it needs {reason}")
     if real:
         config, weights = of_weights(WEIGHTS.value, config, overrides, normalization)
     print(f"on {device.device_kind}; gaps over rounding, errors in last places")
     print("| inputs | dtype | rule | images | differ | largest gap | error | |")
     print("|---|---|---|---|---|---|---|---|")
     agree = True
-    for dtype in kernel_agreement.DTYPES:
-        inputs = kernel_agreement.random_batches(RANDOM.value, dtype)
+    for dtype in agreement.DTYPES:
+        inputs = agreement.random_batches(RANDOM.value, dtype)
         agree &= agrees("random", dtype, inputs)
-    for dtype in kernel_agreement.DTYPES if real else ():
+    for dtype in agreement.DTYPES if real else ():
         agree &= agrees("real", dtype, real_inputs(config, weights, DATA.value, dtype))
     if not agree:
         raise RunError("the fused reductions differ from the plain ones: see the table")
@@ -64,10 +63,9 @@ def main():
 
 def agrees(kind, dtype, inputs):
     """Print a line per rule; return whether all rules agree."""
-    from imagepiece_jax.models.attention import class_attention
-    from imagepiece_jax.reduction import kernel_agreement
+    from imagepiece_jax.reduction.kernels import agreement
 
-    found = kernel_agreement.compare(inputs, class_attention)
+    found = agreement.compare(inputs)
     for rule, comparison in found.items():
         gap = max(comparison.gaps, default=0)
         cells = (kind, dtype, rule, comparison.images, len(comparison.gaps))
@@ -83,7 +81,7 @@ def real_inputs(config, weights, data, dtype):
 
     from imagepiece_jax.data import loader
     from imagepiece_jax.data.normalize import normalize
-    from imagepiece_jax.models.kernel_inputs import kernel_inputs
+    from imagepiece_jax.reduction.kernels import agreement
     from imagepiece_jax.training import from_config
 
     config.data.name = data or config.data.name
@@ -96,7 +94,7 @@ def real_inputs(config, weights, data, dtype):
     @jax.jit
     def run(variables, images):
         images = normalize(images, model.mean, model.std)
-        return kernel_inputs(model, variables, images)
+        return agreement.model_inputs(model, variables, images)
 
     for batch in loader.eval_batches(source, transform, batch_size=64):
         kept = batch["mask"][0] > 0

@@ -36,6 +36,7 @@ from imagepiece_jax.models import registry, stems, summary
 from imagepiece_jax.models.architecture import GELUS
 from imagepiece_jax.models.attention import resolve_backend
 from imagepiece_jax.pretrained.trained_model import Pretrained, takes_pretrained
+from imagepiece_jax.reduction.kernels import resolve_kernels
 
 # Parts that compute in float32 whatever the dtype: casting would only lose digits.
 STAYS_FLOAT32 = ("norm", "head", "reducer")
@@ -175,7 +176,7 @@ def placed(model, device, attention="auto", kernels=None):
     kernels = kernels or default_kernels(model, device)
     return model.clone(
         backend=resolve_backend(attention, model.dtype, head_dim, device),
-        kernels=registry.resolve_kernels(kernels, model, device),
+        kernels=resolve_kernels(kernels, model, device),
     )
 
 

@@ -15,7 +15,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import custom_vjp
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.layers import INIT, LayerNorm
-from imagepiece_jax.reduction.ops import cosine
+from imagepiece_jax.reduction.ops import class_attention, uniqueness
 
 BACKENDS = ("auto", "xla", "cudnn")
 
@@ -74,52 +74,6 @@ def _no_cudnn(device, dtype, head_dim):
     if head_dim % 8 or head_dim > 128:
         return f"heads of a width of 8, 16, .. 128, not {head_dim}"
     return None
-
-
-@node
-def class_attention(query, key, key_bias=None):
-    """Attention of the class token to every token, mean over heads, in float32.
-
-    query [B, H, d] of the class token, key [B, N, H, d], key_bias [B, N] added to the
-    logits -> [B, N]. The softmax runs over all N columns, the class
-    token's too; callers drop those they do not rank.
-    """
-    query, key = query.astype(jnp.float32), key.astype(jnp.float32)
-    logits = jnp.sum(query[:, None] * key, axis=-1) * query.shape[-1] ** -0.5
-    return attention_row(logits, key_bias)
-
-
-def attention_row(logits, key_bias=None):
-    """Attention of one query, mean over heads. [B, N, H], [B, N] float32 -> [B, N]."""
-    if key_bias is not None:
-        logits = logits + key_bias[:, :, None]
-    weights = jnp.exp(logits - log_sum_exp(logits)[:, None, :])
-    return jnp.mean(weights, axis=2)
-
-
-@jax.custom_jvp
-def log_sum_exp(logits):
-    """log of the sum over axis 1 of exp: [B, N, H] float32 -> [B, H], in one pass."""
-    # Not minus infinity, whose difference with itself is NaN: e^-1e30 is 0 as well.
-    logits = jnp.maximum(logits, -1e30)
-
-    def join(a, b):
-        top = jnp.maximum(a[0], b[0])
-        return top, a[1] * jnp.exp(a[0] - top) + b[1] * jnp.exp(b[0] - top)
-
-    start = (jnp.float32(-1e30), jnp.float32(0))
-    top, total = jax.lax.reduce((logits, jnp.ones_like(logits)), start, join, (1,))
-    return top + jnp.log(total)
-
-
-@log_sum_exp.defjvp
-def _log_sum_exp_jvp(primals, tangents):
-    (logits,), (tangent,) = primals, tangents
-    out = log_sum_exp(logits)
-    return out, jnp.sum(jnp.exp(logits - out[:, None]) * tangent, axis=1)
-
-
-log_sum_exp = node(log_sum_exp)
 
 
 def padded_length(length, backend):
@@ -212,20 +166,6 @@ def attention_columns(query, key, key_bias=None, live=None):
         return jnp.mean(weights, axis=(1, 2))
     received = jnp.sum(jnp.mean(weights, axis=1) * live[:, :, None], axis=1)
     return received / jnp.sum(live, axis=1, keepdims=True)
-
-
-def uniqueness(key, margin, live=None):
-    """Shares of 1 - E, PiToMe's energy of tokens. [B, n, d] mean keys -> [B, n].
-
-    E is the mean over all tokens, itself included, of ELU(cosine - margin): high, and
-    at most 1, for one of many that are alike (Tran et al. 2024, section 3.2). live: [B,
-    n], 1 or 0, the tokens that count; None: all. float32.
-    """
-    alike = jax.nn.elu(cosine(key, key) - margin)
-    live = jnp.ones(key.shape[:2], jnp.float32) if live is None else live
-    total = jnp.maximum(jnp.sum(live, axis=1, keepdims=True), 1.0)
-    unlike = (1 - jnp.sum(alike * live[:, None, :], axis=2) / total) * live
-    return unlike / jnp.maximum(jnp.sum(unlike, axis=1, keepdims=True), 1e-6)
 
 
 def _pad(x, length):

@@ -4,9 +4,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.attention import attend, attention_row, masked_read
+from imagepiece_jax.models.attention import attend, masked_read
 from imagepiece_jax.models.block import with_prefix
 from imagepiece_jax.models.layers import INIT, LayerNorm, Mlp
+from imagepiece_jax.reduction.ops import attention_row
 
 
 def pooled_tokens(x, state, arch):

@@ -10,20 +10,10 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.attention import Attention, AttentionTaps
 from imagepiece_jax.models.layers import LayerNorm, LayerScale, Mlp
-from imagepiece_jax.reduction import contract, merging
+from imagepiece_jax.reduction import contract, kernels, merging
 from imagepiece_jax.reduction.layer_plan import Counts, LayerPlan
 from imagepiece_jax.reduction.reducers import SCORES
 from imagepiece_jax.reduction.tokens import Taps, TokenState
-
-
-def kernel_of(layer: LayerPlan) -> str | None:
-    """Name of the fused kernel for a layer's reduction; None: it has none.
-
-    Fused kernels stand between attention and MLP, and read keys of that attention.
-    """
-    if layer.step is None or layer.step.site != "mid":
-        return None
-    return layer.step.reducer.kernel
 
 
 def lacking_scores(arch):
@@ -213,21 +203,20 @@ class Block(nn.Module):
             if self.layer.counts is None:
                 reducer(contract.Declared(taps, reducer.needs), counts, train)
                 return state, None
-            if self._fuses(state):
-                state, result = reducer.fused(
-                    seen.query, seen.key, state, counts, self.prop_attn
-                )
+            if kernel := self._kernel(state):
+                state, result = kernel(seen.query, seen.key, state, counts)
             else:
                 result = reducer(contract.Declared(taps, reducer.needs), counts, train)
                 contract.check_form(result, counts)
                 state = merging.apply(state, result)
         return state, (result, taps)
 
-    def _fuses(self, state):
-        """Whether one kernel does the reduction of this block."""
-        plain = self.kernels is None or state.mask is not None
-        plain = plain or state.attn_size is not None  # they count tokens by size
-        return not plain and bool(self.layer.counts) and kernel_of(self.layer)
+    def _kernel(self, state):
+        """The kernel that does the reduction of this block, or None."""
+        if self.layer.counts is None:
+            return None
+        kernel = kernels.find(self.layer.step, self, self.kernels)
+        return kernel if kernel and kernel.supports(state) else None
 
     def _turns(self, state):
         """By how much rotary positions turn each token; None: there are none."""
@@ -247,9 +236,8 @@ class Block(nn.Module):
             step = layer and layer.step
             if not step or step.site not in sites:
                 continue
-            if step.site == "mid" and self._fuses(state):
-                ranks = "cls_attn" in step.reducer.needs
-                needs.add("heads" if ranks else "projected")
+            if step.site == "mid" and (kernel := self._kernel(state)):
+                needs |= kernel.reads
             elif layer.counts or self.is_initializing():
                 needs |= step.reducer.needs
                 metric = step.reducer.metric or metric

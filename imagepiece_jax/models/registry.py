@@ -5,7 +5,6 @@ import math
 import numbers
 from collections.abc import Mapping
 
-import jax
 import jax.numpy as jnp
 
 from imagepiece_jax.common.image_size import sides
@@ -19,11 +18,11 @@ from imagepiece_jax.models.architecture import (
     of_fields,
 )
 from imagepiece_jax.models.attention import resolve_backend
-from imagepiece_jax.models.block import check_plan, kernel_of
+from imagepiece_jax.models.block import check_plan
 from imagepiece_jax.models.stems import STEMS, conv_stem_widths
 from imagepiece_jax.models.vit import MEAN, STD, ViT
 from imagepiece_jax.reduction import layer_plan, methods, settings
-from imagepiece_jax.reduction.kernels import fused
+from imagepiece_jax.reduction.kernels import resolve_kernels
 from imagepiece_jax.reduction.methods.method import ModelFacts
 
 DEIT = dict(patch_size=16, depth=12, mean=MEAN, std=STD)
@@ -33,7 +32,6 @@ MODELS = {
     "deit_b": DEIT | dict(embed_dim=768, num_heads=12),
     "vit_mini": DEIT | dict(patch_size=2, embed_dim=64, depth=6, num_heads=4),
 }
-KERNELS = ("plain", "fused", "auto")  # of reductions
 DTYPES = ("float32", "bfloat16", "float16")
 # Fields of an Architecture that can be given without it.
 ONE_BY_ONE = ("gelu", "norm_eps", "resize", "class_token")
@@ -216,43 +214,6 @@ def dtype_name(dtype):
         return dtype
 
 
-def resolve_kernels(requested, model, device=None):
-    """The device whose fused kernels do the reductions of `model`; None: plain JAX.
-
-    "plain", "fused" (InputError where they do not run) or "auto" (fused where they
-    run). `device` None is the first. Reductions that have no fused kernel stay plain.
-    """
-    if requested not in KERNELS:
-        listed = ", ".join(repr(k) for k in KERNELS)
-        raise InputError(f"config.model.kernels is {requested!r}; allowed are {listed}")
-    fusing = [layer for layer in model.plan if layer.counts and kernel_of(layer)]
-    if requested == "plain" or not fusing:
-        return None
-    device = jax.local_devices()[0] if device is None else device
-    capability = getattr(device, "compute_capability", None)
-    obstacle = fused.obstacle(device.platform, capability) or _unlike(model, fusing)
-    dim, heads, prefix = model.embed_dim, model.num_heads, model.arch.prefix
-    for layer in fusing if obstacle is None else ():
-        tokens = layer.counts.n_in + prefix
-        obstacle = obstacle or fused.misfit(
-            kernel_of(layer),
-            jax.ShapeDtypeStruct((1, tokens, heads, dim // heads), model.dtype),
-            jax.ShapeDtypeStruct((1, tokens, dim), model.dtype),
-            candidates=layer.counts.candidates or 0,
-            num_prefix=prefix,
-            platform=device.platform,
-            compute_capability=capability,
-        )
-    if obstacle is None:
-        return "cpu" if device.platform == "cpu" else str(capability)
-    if requested == "auto":
-        return None
-    raise InputError(
-        f"config.model.kernels is 'fused', which needs {obstacle}; allowed here are "
-        "'plain' and 'auto'"
-    )
-
-
 def _size(name, own, changes):
     """The size in the facts `own`, with those of `changes` that are not None."""
     size = size_of(own)
@@ -356,13 +317,3 @@ def _check_parts(size, stem, arch):
             f"config.model.num_heads is {size['num_heads']}, which makes heads of a "
             f"width of {width}; allowed with rotary positions are multiples of 4"
         )
-
-
-def _unlike(model, fusing):
-    """Why keys of `model` cannot be both ranked and compared by one kernel, or None."""
-    both = {"cls_attn", "metric"}
-    if model.arch.rotary is None:
-        return None
-    if any(both <= layer.step.reducer.needs for layer in fusing):
-        return "positions that are not rotary: these turn the keys that it compares"
-    return None

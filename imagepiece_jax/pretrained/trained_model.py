@@ -12,6 +12,7 @@ from imagepiece_jax.models.preprocessing import Preprocessing
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.pretrained import convert
 from imagepiece_jax.reduction import settings
+from imagepiece_jax.reduction.kernels import resolve_kernels
 from imagepiece_jax.reduction.settings import DENSE
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ class Pretrained:
         grid = registry.grid(size, model.patch_size, cut=True)
         made = registry.reduced(model.clone(kernels=None), reduction, grid, self.name)
         if model.kernels:
-            made = made.clone(kernels=registry.resolve_kernels("auto", made))
+            made = made.clone(kernels=resolve_kernels("auto", made))
         params, stats = dict(self.variables["params"]), dict(self.variables)
         params = {k: v for k, v in params.items() if not k.startswith("reducer")}
         learned, lacking = selectors(self._tensors, summary.shapes(made, size))

@@ -1,7 +1,8 @@
-"""Reducers that several methods use: which tokens stay, and which are merged.
+"""Reducers that several methods use, and what they make assignments of.
 
 A reducer chooses tokens, as many as it is given counts for: it reads `Taps` and returns
-an `Assignment` (or a `Mixing`, or in masked training a `Masking`).
+an `Assignment` (or a `Mixing`, or in masked training a `Masking`): who stays, who joins
+whom, who is dropped.
 """
 
 import dataclasses
@@ -11,25 +12,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imagepiece_jax.reduction.assignments import (
-    after_kernel,
-    find_partners,
-    keep_and_sum,
-    keep_highest,
-    merge_in_place,
-)
-from imagepiece_jax.reduction.kernels import fused
+from imagepiece_jax.common.nodes import node
+from imagepiece_jax.reduction.merging import slot_index
 from imagepiece_jax.reduction.ops import (
     alternate,
     cosine,
-    cosine_within,
+    count_before,
     gather_rows,
     invert,
+    largest,
+    order_key,
     pick,
     place_among,
     rank,
+    sums,
 )
-from imagepiece_jax.reduction.tokens import Assignment, SlotIndex
+from imagepiece_jax.reduction.tokens import DROPPED, Assignment, SlotIndex
 
 METRICS = ("key", "query", "value", "token")  # what a reducer may compare
 # How tokens can be ranked, and the field of Taps that holds it. "auto" is class
@@ -53,8 +51,6 @@ class Reducer:
     needs: ClassVar[frozenset[str]] = frozenset()
     # What is compared, one of METRICS, where it needs a metric.
     metric = None
-    # The fused kernel that decides alike, if any; `fused` calls it.
-    kernel = None
 
     def extra_macs(self, n_in: int, embed_dim: int, num_heads: int) -> int:
         """MACs of its own, for `n_in` image tokens."""
@@ -69,10 +65,6 @@ class Reducer:
 
         None: a former reduction left no grid.
         """
-
-    def fused(self, query, key, state, counts, prop_attn=False):
-        """(state, Assignment) by its kernel: attention scores, decision and move."""
-        raise NotImplementedError
 
 
 class MaskingReducer(Reducer):
@@ -101,11 +93,6 @@ class Ranking(Reducer):
     def needs(self):
         return frozenset({SCORES[self.score]})
 
-    @property
-    def by_class(self):
-        """Whether it ranks by class attention, which the fused kernels compute."""
-        return SCORES[self.score] == "cls_attn"
-
     def scores(self, taps):
         """[B, n] float32. What is masked is gone, and never among the lowest."""
         score = getattr(taps, SCORES[self.score])
@@ -131,100 +118,6 @@ class TopK(Ranking):
             return keep_highest(score, counts.n_out)
         keep = rank(score) < counts.n_out - 1
         return keep_and_sum(keep, score, counts.n_out)
-
-    @property
-    def kernel(self):
-        """The fused kernel that does the same, where there is one."""
-        return "prune" if self.by_class and not self.fuse else None
-
-    def fused(self, query, key, state, counts, prop_attn=False):
-        """Class attention, decision and move in one kernel (kernels.fused.prune)."""
-        moved = fused.prune(
-            query,
-            key,
-            state.x,
-            state.size,
-            n_out=counts.n_out,
-            num_prefix=state.num_prefix,
-            prop_attn=prop_attn,
-        )
-        return after_kernel(state, moved, counts)
-
-
-@dataclasses.dataclass(frozen=True)
-class Retokenize(Ranking):
-    """Merge unimportant tokens with their most similar partners (ImagePiece, step II).
-
-    The `candidates` tokens of the lowest scores, ordered by score (the paper's is class
-    attention), alternate between two sides; the tokens of side A whose best partner on
-    side B is most similar are merged into it, at its place. All other tokens keep their
-    order.
-
-    order: "descending" starts with the highest candidate; parity: which of the first
-    two is on side A; metric: what is compared ("key", "query", "value", "token");
-    size_weighting: a merged token is the mean over patches, else over tokens; random:
-    similarities are drawn instead, uniformly, so that chance makes the pairs (a
-    control).
-    """
-
-    order: str = "descending"
-    parity: int = 0
-    metric: str = "key"
-    size_weighting: bool = True
-    random: bool = False
-
-    @property
-    def needs(self):
-        return super().needs | {"rng" if self.random else "metric"}
-
-    def __call__(self, taps, counts, train=False):
-        n, b, r = counts.n_in, counts.candidates, counts.n_in - counts.n_out
-        score = jax.lax.stop_gradient(self.scores(taps))
-        # The candidates by their place, the highest first; side A before side B.
-        place = np.arange(b) if self.order == "descending" else np.arange(b)[::-1]
-        place = np.concatenate([place[self.parity :: 2], place[1 - self.parity :: 2]])
-        first = (b + 1 - self.parity) // 2
-        candidates = invert(rank(score), n - b + place)  # [B, b]
-        if self.random:
-            similarity = jax.vmap(
-                lambda key: jax.random.uniform(key, (first, b - first))
-            )(taps.rng)
-        else:
-            metric = gather_rows(jax.lax.stop_gradient(taps.metric), candidates)
-            similarity = cosine_within(metric)[:, :first, first:]
-        best, partner = find_partners(similarity, candidates[:, first:])
-        absorbed, partners = pick(rank(best), r, candidates[:, :first], partner)
-        result = merge_in_place(absorbed, partners, counts)
-        if self.size_weighting:
-            return result
-        return result.replace(weight=jnp.ones_like(taps.size))
-
-    @property
-    def kernel(self):
-        """The fused kernel that does the same, where there is one."""
-        alike = self.by_class and self.metric == "key" and not self.random
-        return "retokenize" if alike else None
-
-    def fused(self, query, key, state, counts, prop_attn=False):
-        """Class attention, decision and move in one (kernels.fused.retokenize)."""
-        moved = fused.retokenize(
-            query,
-            key,
-            state.x,
-            state.size,
-            candidates=counts.candidates,
-            n_out=counts.n_out,
-            order=self.order,
-            parity=self.parity,
-            size_weighting=self.size_weighting,
-            num_prefix=state.num_prefix,
-            prop_attn=prop_attn,
-        )
-        state, result = after_kernel(state, moved, counts)
-        if not self.size_weighting:
-            weight = jnp.ones(result.dest.shape, jnp.float32)
-            result = result.replace(weight=weight)
-        return state, result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,15 +173,110 @@ class Bipartite(Reducer):
             n_out=counts.n_out,
         )
 
-    @property
-    def kernel(self):
-        """The fused kernel that does the same, where there is one."""
-        return "bipartite" if self.metric == "key" else None
 
-    def fused(self, query, key, state, counts, prop_attn=False):
-        """Matching and move in one kernel (kernels.fused.bipartite)."""
-        prefix = state.num_prefix
-        moved = fused.bipartite(
-            key, state.x, state.size, n_out=counts.n_out, num_prefix=prefix
-        )
-        return after_kernel(state, moved, counts)
+def keep_highest(score, n_out):
+    """Assignment that keeps the `n_out` highest scores, in spatial order. [B, n]."""
+    place = place_among(rank(score) < n_out)
+    return Assignment(
+        dest=jnp.maximum(place, DROPPED),
+        index=SlotIndex.of_kept(invert(place, n_out)),
+        n_out=n_out,
+    )
+
+
+def keep_and_sum(keep, weight, n_out):
+    """Assignment that keeps the `n_out - 1` tokens of `keep` [B, n], in spatial order.
+
+    The last slot is the sum of all others, by `weight` [B, n].
+    """
+    last = n_out - 1
+    dest = jnp.where(keep, count_before(keep), last)
+    return Assignment(
+        dest=dest,
+        weight=jnp.where(keep, 1.0, weight),
+        index=slot_index(dest, n_out, groups=1),
+        n_out=n_out,
+        mean=False,
+    )
+
+
+@node
+def find_partners(similarity, tokens):
+    """Similarity [B, a, t] to `tokens` [B or 1, t] -> best [B, a], its token [B, a].
+
+    `best` is a key (`ops.order_key`); of equally similar tokens the first in `tokens`.
+    """
+    order = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None] << 16
+    code = jnp.broadcast_to((order + tokens)[:, None, :], similarity.shape)
+    best, code = largest(order_key(similarity), code)
+    return best, code & 0xFFFF
+
+
+def merge_in_place(absorbed, partners, counts):
+    """Assignment in which `absorbed` go to their partners and all others keep order.
+
+    absorbed, partners: [B, r], distinct tokens that leave, and tokens that stay.
+    """
+    index = jnp.arange(counts.n_in, dtype=jnp.int32)[None]
+
+    def before(tokens):  # which of the absorbed stand before each of them
+        return (absorbed[:, None, :] < tokens[:, :, None]).astype(jnp.int32)
+
+    behind, ahead = sums((before(partners), before(absorbed)), axis=2)
+    target, followed = partners - behind, absorbed - ahead
+    leaves = absorbed[:, None, :] == index[:, :, None]
+    joined = jnp.max(jnp.where(leaves, target[:, None, :], DROPPED), axis=-1)
+    stays = index - jnp.sum(before(index), axis=-1)
+    place = jnp.arange(counts.n_out, dtype=jnp.int32)[None]
+    skipped = followed[:, None, :] <= place[:, :, None]
+    keep = place + jnp.sum(skipped, axis=-1, dtype=jnp.int32)
+    return Assignment(
+        dest=jnp.where(joined == DROPPED, stays, joined),
+        index=SlotIndex(
+            keep=keep,
+            absorbed=absorbed,
+            target=target,
+            groups=target,
+            group_keep=partners,
+        ),
+        n_out=counts.n_out,
+    )
+
+
+def keep_and_join(keep, absorbed, target, n):
+    """Assignment whose slots keep one token each and absorb others; the rest drops.
+
+    keep: [B, n_out] tokens in the order of the slots; absorbed: [B, e] other tokens,
+    all distinct, target: [B, e] the slots that they join; n tokens in all.
+    """
+    n_out = keep.shape[1]
+    slots = jnp.broadcast_to(jnp.arange(n_out, dtype=jnp.int32), keep.shape)
+    tokens, slots = (
+        jnp.concatenate(pair, axis=1) for pair in ((keep, absorbed), (slots, target))
+    )
+    holds = tokens[:, None, :] == jnp.arange(n, dtype=jnp.int32)[None, :, None]
+    return Assignment(
+        dest=jnp.max(jnp.where(holds, slots[:, None, :], DROPPED), axis=-1),
+        index=SlotIndex(
+            keep=keep,
+            absorbed=absorbed,
+            target=target,
+            groups=target,
+            group_keep=gather_rows(keep, target),
+        ),
+        n_out=n_out,
+    )
+
+
+def join_most_similar(metric, sources, targets, joining=None):
+    """(joining tokens, their partners): each source's most similar target.
+
+    metric [B, n, d], sources [B, a] and targets [B, t] tokens -> [B, r] twice.
+    joining: how many sources join, those most similar to their partner; None: all, in
+    the order of `sources`. Equally similar: the first of `targets`, or `sources`.
+    """
+    sides = (gather_rows(metric, tokens) for tokens in (sources, targets))
+    best, partners = find_partners(cosine(*sides), targets)
+    if joining is None:
+        return sources, partners
+    return pick(rank(best), joining, sources, partners)

@@ -3,21 +3,21 @@
 import pytest
 
 from imagepiece_jax.commands import check_kernels
-from imagepiece_jax.reduction import kernel_agreement
-from imagepiece_jax.reduction.kernel_agreement import Comparison
-from imagepiece_jax.reduction.kernels import fused
+from imagepiece_jax.reduction.kernels import agreement, fused
+from imagepiece_jax.reduction.kernels.agreement import Comparison
 from tests.command import call
 
 needs_compiler = pytest.mark.skipif(
-    fused.obstacle("cpu") is not None, reason=f"needs {fused.obstacle('cpu')}"
+    fused.unsupported_reason("cpu") is not None,
+    reason=f"needs {fused.unsupported_reason('cpu')}",
 )
 
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(kernel_agreement, "SHAPES", ((12, 2, 8),))
-    monkeypatch.setattr(kernel_agreement, "BATCH", 4)
-    monkeypatch.setattr(kernel_agreement, "DTYPES", ("float32",))
+    monkeypatch.setattr(agreement, "SHAPES", ((12, 2, 8),))
+    monkeypatch.setattr(agreement, "BATCH", 4)
+    monkeypatch.setattr(agreement, "DTYPES", ("float32",))
 
 
 @needs_compiler
@@ -53,7 +53,7 @@ def test_one_percent_is_too_many():
 
 
 def test_missing_kernels_exit_with_status_1(monkeypatch):
-    monkeypatch.setattr(fused, "obstacle", lambda platform: "a compiler")
+    monkeypatch.setattr(fused, "unsupported_reason", lambda platform: "a compiler")
     ended = call(check_kernels.main)
     assert ended.status == 1 and "it needs a compiler" in ended.err
 

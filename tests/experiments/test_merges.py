@@ -10,8 +10,9 @@ import pytest
 from experiments import merges
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.layer_plan import Counts
+from imagepiece_jax.reduction.methods.imagepiece import Retokenize
 from imagepiece_jax.reduction.ops import rank
-from imagepiece_jax.reduction.reducers import Bipartite, Retokenize
+from imagepiece_jax.reduction.reducers import Bipartite
 from imagepiece_jax.reduction.tokens import Taps
 from tests.models import tiny
 

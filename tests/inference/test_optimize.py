@@ -137,8 +137,8 @@ def test_reductions_are_fused_on_cpus(monkeypatch):
     model = tiny.model(tiny.IMAGEPIECE, embed_dim=48)
     cpu, gpu = (types.SimpleNamespace(platform=name) for name in ("cpu", "gpu"))
     gpu.compute_capability = "9.0"
-    monkeypatch.setattr(fused, "obstacle", lambda *of: None)
-    monkeypatch.setattr(fused, "misfit", lambda *of, **options: None)
+    monkeypatch.setattr(fused, "unsupported_reason", lambda *of: None)
+    monkeypatch.setattr(fused.Kernel, "unsupported_reason", lambda *_, **options: None)
     assert optimize.default_kernels(model, cpu) == "auto"
     assert optimize.placed(model, cpu, kernels="auto").kernels == "cpu"
     assert optimize.default_kernels(model, gpu) == "plain"

@@ -13,9 +13,9 @@ from imagepiece_jax.models import attention
 from imagepiece_jax.models.attention import (
     Attention,
     attend,
-    class_attention,
     resolve_backend,
 )
+from imagepiece_jax.reduction.ops import class_attention
 from tests.models import tiny
 
 # One compile a shape instead of one an operation.

@@ -21,7 +21,8 @@ from tests.models import tiny
 from tests.models.traced_programs import SMALL, program
 
 needs_compiler = pytest.mark.skipif(
-    fused.obstacle("cpu") is not None, reason=f"lacks {fused.obstacle('cpu')}"
+    fused.unsupported_reason("cpu") is not None,
+    reason=f"lacks {fused.unsupported_reason('cpu')}",
 )
 DINOV3 = Architecture(
     registers=2,

@@ -10,9 +10,10 @@ import pytest
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.attention import Attention, uniqueness
+from imagepiece_jax.models.attention import Attention
 from imagepiece_jax.models.attention_pool import AttentionPool
 from imagepiece_jax.reduction import tokens
+from imagepiece_jax.reduction.ops import uniqueness
 from imagepiece_jax.reduction.reducers import SCORES, Reducer
 from tests.models import tiny
 
@@ -84,7 +85,7 @@ def test_a_model_has_energies_of_its_own_keys(reduction, blocks):
 class Observed(Reducer):
     """A reducer that decides as another, and is given the keys."""
 
-    metric, kernel = "key", None
+    metric = "key"
 
     def __init__(self, reducer):
         self.reducer, self.needs = reducer, reducer.needs | {"metric"}

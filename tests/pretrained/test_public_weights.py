@@ -15,9 +15,9 @@ import pytest
 
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.models import registry
-from imagepiece_jax.models.attention import class_attention
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.pretrained import load
+from imagepiece_jax.reduction.ops import class_attention
 from imagepiece_jax.reduction.tokens import DROPPED
 from tests.command import start
 from tests.models import tiny

@@ -15,16 +15,16 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import block
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.reduction import contract, layer_plan
-from imagepiece_jax.reduction.assignments import (
-    keep_and_join,
-    keep_highest,
-    merge_in_place,
-)
 from imagepiece_jax.reduction.layer_plan import Counts, Step
 from imagepiece_jax.reduction.merging import slot_index
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.method import Method
-from imagepiece_jax.reduction.reducers import Reducer
+from imagepiece_jax.reduction.reducers import (
+    Reducer,
+    keep_and_join,
+    keep_highest,
+    merge_in_place,
+)
 from imagepiece_jax.reduction.token_counts import Keep
 from imagepiece_jax.reduction.tokens import Assignment, Masking, Mixing, Taps
 from imagepiece_jax.training import trainer

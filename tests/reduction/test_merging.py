@@ -11,9 +11,10 @@ import pytest
 from imagepiece_jax.reduction.layer_plan import Counts
 from imagepiece_jax.reduction.merging import apply as apply_result
 from imagepiece_jax.reduction.merging import slot_index
+from imagepiece_jax.reduction.methods.imagepiece import Retokenize
 from imagepiece_jax.reduction.methods.random import Draw
 from imagepiece_jax.reduction.methods.token_pooling import KMeans, KMedoids
-from imagepiece_jax.reduction.reducers import Bipartite, Retokenize, TopK
+from imagepiece_jax.reduction.reducers import Bipartite, TopK
 from imagepiece_jax.reduction.tokens import DROPPED, Assignment, Taps, TokenState
 from tests import oracles
 

@@ -15,7 +15,8 @@ import pytest
 from imagepiece_jax.reduction import ops
 from imagepiece_jax.reduction.layer_plan import Counts
 from imagepiece_jax.reduction.merging import apply as apply_result
-from imagepiece_jax.reduction.reducers import Retokenize, TopK
+from imagepiece_jax.reduction.methods.imagepiece import Retokenize
+from imagepiece_jax.reduction.reducers import TopK
 from imagepiece_jax.reduction.tokens import DROPPED, Taps, start
 from tests import oracles
 

@@ -24,7 +24,9 @@ def test_figures_are_per_reduction(tmp_path, monkeypatch):
     monkeypatch.setattr(device, "peak_rates", lambda *_: device.PeakRates(1.0, 2e6))
     monkeypatch.setattr(timer, "measure", measure)
     monkeypatch.setattr(reduction_speed, "CHAIN", 2)
-    monkeypatch.setattr(reduction_speed, "obstacle", lambda dtype: "a compiler")
+    monkeypatch.setattr(
+        reduction_speed, "unsupported_reason", lambda dtype: "a compiler"
+    )
     out = tmp_path / "a.json"
     ended = call(reduction_speed.main, *TINY, f"--json={out}")
     assert (ended.status, ended.err) == (0, "")

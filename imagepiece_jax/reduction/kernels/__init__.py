@@ -1,1 +1,115 @@
-"""Reductions as one kernel: read the keys, decide, move the tokens (`fused`)."""
+"""Reductions as one fused kernel: which reducers have one, and where it runs.
+
+The model asks `find` for each step of its plan, and whoever makes a model asks
+`resolve_kernels`; nothing else knows of kernels. To add one: a line in `KERNELS`. They
+are off by default on GPUs until one has measured them.
+"""
+
+import jax
+
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.reduction.kernels import fused
+from imagepiece_jax.reduction.kernels.fused import Kernel
+from imagepiece_jax.reduction.methods.imagepiece import Retokenize
+from imagepiece_jax.reduction.reducers import SCORES, Bipartite, TopK
+
+CHOICES = ("plain", "fused", "auto")
+
+
+def _of_top_k(reducer, prop_attn):
+    if _by_class(reducer) and not reducer.fuse:
+        return Kernel("prune", prop_attn=prop_attn)
+
+
+def _of_retokenize(reducer, prop_attn):
+    if _by_class(reducer) and reducer.metric == "key":
+        return Kernel(
+            "retokenize",
+            ascending=reducer.order == "ascending",
+            parity=reducer.parity,
+            by_size=reducer.size_weighting,
+            prop_attn=prop_attn,
+        )
+
+
+def _of_bipartite(reducer, prop_attn):
+    if reducer.metric == "key":
+        return Kernel("bipartite")
+
+
+def _by_class(reducer):
+    return SCORES[reducer.score] == "cls_attn"
+
+
+# The kernel that decides as a reducer of exactly this type, None for some settings.
+KERNELS = {TopK: _of_top_k, Retokenize: _of_retokenize, Bipartite: _of_bipartite}
+
+
+def find(step, model, device):
+    """The Kernel that does a step of `model`; None: plain JAX does it.
+
+    Kernels stand between attention and MLP, and read keys of that attention. device:
+    what `resolve_kernels` returned, which the model holds as `kernels`.
+    """
+    kernel_of = KERNELS.get(type(step.reducer))
+    if device is None or kernel_of is None or step.site != "mid":
+        return None
+    return kernel_of(step.reducer, model.prop_attn)
+
+
+def unsupported_reason(model, device):
+    """What the kernels lack to do the reductions of `model`, in words, or None.
+
+    device: a jax.Device. Where no reduction of the model has a kernel, None.
+    """
+    layers = _with_kernel(model, device)
+    capability = getattr(device, "compute_capability", None)
+    if layers and (reason := fused.unsupported_reason(device.platform, capability)):
+        return reason
+    for layer, kernel in layers:
+        if model.arch.rotary is not None and kernel.rule == "retokenize":
+            return "positions that are not rotary: these turn the keys that it compares"
+        tokens = layer.counts.n_in + model.arch.prefix
+        heads = (model.num_heads, model.embed_dim // model.num_heads)
+        reason = kernel.unsupported_reason(
+            jax.ShapeDtypeStruct((1, tokens, *heads), model.dtype),
+            jax.ShapeDtypeStruct((1, tokens, model.embed_dim), model.dtype),
+            candidates=layer.counts.candidates or 0,
+            num_prefix=model.arch.prefix,
+            platform=device.platform,
+            capability=capability,
+        )
+        if reason:
+            return reason
+    return None
+
+
+def resolve_kernels(requested, model, device=None):
+    """The device whose kernels do the reductions of `model`: "cpu", or a GPU's "9.0".
+
+    requested: "plain" (None: plain JAX), "fused" (InputError where they do not run) or
+    "auto" (fused where they run). device: a jax.Device, None is the first. Reductions
+    that have no kernel stay plain.
+    """
+    if requested not in CHOICES:
+        listed = ", ".join(map(repr, CHOICES))
+        raise InputError(f"config.model.kernels is {requested!r}; allowed are {listed}")
+    device = device or jax.local_devices()[0]
+    if requested == "plain" or not _with_kernel(model, device):
+        return None
+    reason = unsupported_reason(model, device)
+    if reason is None:
+        return "cpu" if device.platform == "cpu" else str(device.compute_capability)
+    if requested == "auto":
+        return None
+    raise InputError(
+        f"config.model.kernels is 'fused', which needs {reason}; allowed here are "
+        "'plain' and 'auto'"
+    )
+
+
+def _with_kernel(model, device):
+    """[(layer, Kernel)] of the steps that change something and have one."""
+    layers = [layer for layer in model.plan if layer.counts]
+    found = [(layer, find(layer.step, model, device)) for layer in layers]
+    return [(layer, kernel) for layer, kernel in found if kernel]

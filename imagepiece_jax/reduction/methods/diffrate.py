@@ -11,12 +11,16 @@ import jax.numpy as jnp
 
 from imagepiece_jax.common.fields import choice, counts, optional, weight
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction.assignments import find_partners, keep_and_join
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.diffrate_schedules import SCHEDULES
 from imagepiece_jax.reduction.methods.method import Method, along
 from imagepiece_jax.reduction.ops import cosine, gather_rows, invert, rank
-from imagepiece_jax.reduction.reducers import SCORES, Ranking
+from imagepiece_jax.reduction.reducers import (
+    SCORES,
+    Ranking,
+    find_partners,
+    keep_and_join,
+)
 from imagepiece_jax.reduction.token_counts import Rule
 from imagepiece_jax.reduction.tokens import DROPPED, Assignment, SlotIndex
 

@@ -13,10 +13,9 @@ from flax import linen as nn
 
 from imagepiece_jax.common.fields import blocks, rate, weight
 from imagepiece_jax.reduction import token_selector
-from imagepiece_jax.reduction.assignments import keep_highest
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import Group, Method
-from imagepiece_jax.reduction.reducers import MaskingReducer
+from imagepiece_jax.reduction.reducers import MaskingReducer, keep_highest
 from imagepiece_jax.reduction.token_counts import KeepInitial, initial_shares
 from imagepiece_jax.reduction.tokens import Masking
 

@@ -3,16 +3,29 @@
 import dataclasses
 from typing import Any, ClassVar
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from imagepiece_jax.common.fields import blocks, choice, optional, rate, switch
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import Method, along
+from imagepiece_jax.reduction.ops import (
+    cosine_within,
+    gather_rows,
+    invert,
+    pick,
+    rank,
+)
 from imagepiece_jax.reduction.reducers import (
     METRICS,
     SCORES,
     Bipartite,
-    Retokenize,
+    Ranking,
     TopK,
+    find_partners,
+    merge_in_place,
 )
 from imagepiece_jax.reduction.token_counts import (
     DropAsMerge,
@@ -22,6 +35,63 @@ from imagepiece_jax.reduction.token_counts import (
 )
 
 INATTENTIVE = ("merge", "drop", "random", "tome")
+
+
+@dataclasses.dataclass(frozen=True)
+class Retokenize(Ranking):
+    """Merge unimportant tokens with their most similar partners (ImagePiece, step II).
+
+    The `candidates` tokens of the lowest scores, ordered by score (the paper's is class
+    attention), alternate between two sides; the tokens of side A whose best partner on
+    side B is most similar are merged into it, at its place. All other tokens keep their
+    order.
+
+    order: "descending" starts with the highest candidate; parity: which of the first
+    two is on side A; metric: what is compared ("key", "query", "value", "token");
+    size_weighting: a merged token is the mean over patches, else over tokens.
+    """
+
+    order: str = "descending"
+    parity: int = 0
+    metric: str = "key"
+    size_weighting: bool = True
+
+    @property
+    def needs(self):
+        return super().needs | {"metric"}
+
+    def __call__(self, taps, counts, train=False):
+        n, b, r = counts.n_in, counts.candidates, counts.n_in - counts.n_out
+        score = jax.lax.stop_gradient(self.scores(taps))
+        # The candidates by their place, the highest first; side A before side B.
+        place = np.arange(b) if self.order == "descending" else np.arange(b)[::-1]
+        place = np.concatenate([place[self.parity :: 2], place[1 - self.parity :: 2]])
+        first = (b + 1 - self.parity) // 2
+        candidates = invert(rank(score), n - b + place)  # [B, b]
+        similarity = self.similarity(taps, candidates, first)
+        best, partner = find_partners(similarity, candidates[:, first:])
+        absorbed, partners = pick(rank(best), r, candidates[:, :first], partner)
+        result = merge_in_place(absorbed, partners, counts)
+        if self.size_weighting:
+            return result
+        return result.replace(weight=jnp.ones_like(taps.size))
+
+    def similarity(self, taps, candidates, first):
+        """Of side A, the `first` candidates, to side B. -> [B, first, b - first]."""
+        metric = gather_rows(jax.lax.stop_gradient(taps.metric), candidates)
+        return cosine_within(metric)[:, :first, first:]
+
+
+class RandomPairs(Retokenize):
+    """A control: similarities are drawn, uniformly, so that chance makes the pairs."""
+
+    @property
+    def needs(self):
+        return super().needs - {"metric"} | {"rng"}
+
+    def similarity(self, taps, candidates, first):
+        shape = (first, candidates.shape[1] - first)
+        return jax.vmap(lambda key: jax.random.uniform(key, shape))(taps.rng)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,9 +164,8 @@ class ImagePiece(Method):
         if self.inattentive == "tome":
             return Step(block, Bipartite(self.metric), Merge(*counts))
         switches = (self.order, self.parity, self.metric, self.size_weighting)
-        by_chance = self.inattentive == "random"
-        reducer = Retokenize(*switches, random=by_chance, score=self.score)
-        return Step(block, reducer, Merge(*counts))
+        kind = RandomPairs if self.inattentive == "random" else Retokenize
+        return Step(block, kind(*switches, score=self.score), Merge(*counts))
 
     def prune_step(self, block: int) -> Step:
         """A step that removes tokens; combinations with other methods override it."""

@@ -15,11 +15,10 @@ from flax import linen as nn
 from imagepiece_jax.common.fields import choice
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import token_selector
-from imagepiece_jax.reduction.assignments import keep_highest
 from imagepiece_jax.reduction.layer_plan import Step, build
 from imagepiece_jax.reduction.methods.dynamicvit import KeepPredictor, LearnedSelection
 from imagepiece_jax.reduction.methods.imagepiece import ImagePiece
-from imagepiece_jax.reduction.reducers import Reducer
+from imagepiece_jax.reduction.reducers import Reducer, keep_highest
 from imagepiece_jax.reduction.token_counts import Keep
 from imagepiece_jax.reduction.tokens import Masking
 

@@ -20,11 +20,10 @@ from imagepiece_jax.common.fields import (
     optional,
     positive,
 )
-from imagepiece_jax.reduction.assignments import find_partners, keep_and_join
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import Method, along
 from imagepiece_jax.reduction.ops import cosine, gather_rows, invert, place_among, rank
-from imagepiece_jax.reduction.reducers import Reducer
+from imagepiece_jax.reduction.reducers import Reducer, find_partners, keep_and_join
 from imagepiece_jax.reduction.token_counts import Rule, floor
 
 FEWEST = 10  # tokens, class token included, that always stay

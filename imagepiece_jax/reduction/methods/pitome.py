@@ -8,11 +8,15 @@ import jax
 import numpy as np
 
 from imagepiece_jax.common.fields import choice, rate, switch
-from imagepiece_jax.reduction.assignments import join_most_similar, merge_in_place
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import Method, along
 from imagepiece_jax.reduction.ops import invert, rank
-from imagepiece_jax.reduction.reducers import METRICS, Reducer
+from imagepiece_jax.reduction.reducers import (
+    METRICS,
+    Reducer,
+    join_most_similar,
+    merge_in_place,
+)
 from imagepiece_jax.reduction.token_counts import MergeTo
 
 

@@ -6,10 +6,9 @@ from typing import Any, ClassVar
 import jax
 
 from imagepiece_jax.common.fields import blocks, rate
-from imagepiece_jax.reduction.assignments import keep_highest
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.method import Method
-from imagepiece_jax.reduction.reducers import Reducer
+from imagepiece_jax.reduction.reducers import Reducer, keep_highest
 from imagepiece_jax.reduction.token_counts import Keep
 
 

@@ -15,12 +15,11 @@ from flax import linen as nn
 from imagepiece_jax.common.fields import blocks, choice, rate, several, switch
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import token_selector
-from imagepiece_jax.reduction.assignments import keep_and_sum
 from imagepiece_jax.reduction.layer_plan import Step
 from imagepiece_jax.reduction.methods.dynamicvit import LearnedSelection
 from imagepiece_jax.reduction.methods.method import RATES, along
 from imagepiece_jax.reduction.ops import rank
-from imagepiece_jax.reduction.reducers import MaskingReducer
+from imagepiece_jax.reduction.reducers import MaskingReducer, keep_and_sum
 from imagepiece_jax.reduction.token_counts import KeepInitial
 from imagepiece_jax.reduction.tokens import Masking
 

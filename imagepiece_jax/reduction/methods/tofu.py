@@ -39,8 +39,6 @@ class MergeAway(Rule):
 class Discard(Bipartite):
     """As ToMe, but what would merge is dropped."""
 
-    kernel: ClassVar[None] = None
-
     def __call__(self, taps, counts, train=False):
         found = super().__call__(taps, counts, train)
         itself = jnp.arange(counts.n_in, dtype=jnp.int32)[None]
@@ -58,7 +56,6 @@ class Fuse(Bipartite):
     """
 
     rescale: str = "destination"
-    kernel: ClassVar[None] = None
 
     def __call__(self, taps, counts, train=False):
         found = super().__call__(taps, counts, train)

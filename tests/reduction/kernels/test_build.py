@@ -144,20 +144,20 @@ def test_it_compiles_for_gpus_and_hardly_spills(tmp_path):
 @needs_nvcc
 def test_shared_memory_of_an_image(monkeypatch):
     """197 tokens fit on every card, 577 on some, 1025 in bipartite matching on none."""
-    assert fused.obstacle("cuda", "9.0") is None
+    assert fused.unsupported_reason("cuda", "9.0") is None
 
-    def misfit(rule, n, **options):
+    def reason(rule, n, **options):
         key = jax.ShapeDtypeStruct((1, n, 6, 64), "bfloat16")
         x = jax.ShapeDtypeStruct((1, n, 384), "bfloat16")
-        card = {"platform": "cuda", "compute_capability": "9.0"}
-        return fused.misfit(rule, key, x, **card, **options)
+        card = {"platform": "cuda", "capability": "9.0"}
+        return fused.Kernel(rule).unsupported_reason(key, x, **card, **options)
 
-    assert misfit("retokenize", 577, candidates=172) is None
-    assert "232448 bytes" in misfit("bipartite", 1025)
+    assert reason("retokenize", 577, candidates=172) is None
+    assert "232448 bytes" in reason("bipartite", 1025)
     monkeypatch.setattr(fused, "SHARED_KIB", {})  # as cards that it does not name
-    assert misfit("bipartite", 197) is None
-    assert misfit("prune", 1025) is None
-    assert "101376 bytes" in misfit("retokenize", 577, candidates=172)
+    assert reason("bipartite", 197) is None
+    assert reason("prune", 1025) is None
+    assert "101376 bytes" in reason("retokenize", 577, candidates=172)
 
 
 @pytest.mark.parametrize("whose", ["", "kernels", "library"])

@@ -5,7 +5,6 @@ plain version on random inputs, where images that differ must be near ties.
 """
 
 import dataclasses
-import functools
 import itertools
 import types
 
@@ -17,21 +16,17 @@ import pytest
 from imagepiece_jax import cli
 from imagepiece_jax.commands.check_kernels import real_inputs
 from imagepiece_jax.data import loader
-from imagepiece_jax.models.attention import class_attention
 from imagepiece_jax.pretrained import load
-from imagepiece_jax.reduction import kernel_agreement
-from imagepiece_jax.reduction.kernel_agreement import Comparison
-from imagepiece_jax.reduction.kernels import fused
+from imagepiece_jax.reduction.kernels import agreement, fused
+from imagepiece_jax.reduction.kernels.agreement import Comparison, Reduction
+from imagepiece_jax.reduction.kernels.fused import Kernel
 from tests import oracles, oracles_tome
-from tests.reduction.kernel_inputs import random_inputs
+from tests.reduction.kernels.inputs import random_inputs
 
-OBSTACLE = fused.obstacle("cpu")
-pytestmark = pytest.mark.skipif(OBSTACLE is not None, reason=f"needs {OBSTACLE}")
+UNSUPPORTED = fused.unsupported_reason("cpu")
+pytestmark = pytest.mark.skipif(UNSUPPORTED is not None, reason=f"needs {UNSUPPORTED}")
 
 BATCH, N = 3, 19
-Reduction = functools.partial(
-    kernel_agreement.Reduction, class_attention=class_attention
-)
 PRUNE = Reduction("prune", n_out=12)
 RETOKENIZE = Reduction("retokenize", n_out=15, candidates=11)
 BIPARTITE = Reduction("bipartite", n_out=13)
@@ -162,7 +157,7 @@ def test_random_images_are_decided_as_in_the_plain_version(
     dtype, batch, n, heads, width
 ):
     arrays = random_inputs(0, batch, n, heads, width, dtype)
-    for reduction in kernel_agreement.reductions(n, class_attention):
+    for reduction in agreement.reductions(n):
         comparison = Comparison()
         prop_attn = dtype == "float32"
         comparison.add(dataclasses.replace(reduction, prop_attn=prop_attn), arrays)
@@ -191,7 +186,7 @@ def test_photographs_are_decided_as_in_the_plain_version(
     data = f"csv:{tmp_path / 'labels.csv'}"
     # Of the nine reductions the first and the last: shapes are compiled.
     inputs = itertools.islice(real_inputs(config, weights, data, dtype), 0, 9, 8)
-    found = kernel_agreement.compare(inputs, class_attention)
+    found = agreement.compare(inputs)
     assert len(found) == 3
     assert all(c.images == 24 and c.agrees for c in found.values()), found
 
@@ -226,15 +221,13 @@ def test_gap_of_similarities():
 def test_a_wrong_version_does_not_agree():
     """What is no near tie is found: here two options that decide differently."""
 
-    class Wrong(kernel_agreement.Reduction):
+    class Wrong(Reduction):
         def fused(self, *arrays):
             return Reduction(**dataclasses.asdict(self) | {"parity": 1}).fused(*arrays)
 
     arrays = random_inputs(1, 8, 41, 2, 8, "float32")
     comparison = Comparison()
-    comparison.add(
-        Wrong("retokenize", class_attention, n_out=35, candidates=14), arrays
-    )
+    comparison.add(Wrong("retokenize", n_out=35, candidates=14), arrays)
     assert len(comparison.gaps) == 8 and max(comparison.gaps) > 1
     assert not comparison.agrees
 
@@ -319,14 +312,14 @@ def shapes(n=19, heads=2, width=8, dim=16, key="float32", x="float32"):
     ],
 )
 def test_what_does_not_fit_is_named(rule, arrays, options, words):
-    assert words in fused.misfit(rule, *arrays, **options)
+    assert words in Kernel(rule).unsupported_reason(*arrays, **options)
 
 
 def test_what_fits():
-    assert fused.misfit("retokenize", *shapes()) is None
-    assert fused.misfit("bipartite", *shapes(), num_prefix=0) is None
+    assert Kernel("retokenize").unsupported_reason(*shapes()) is None
+    assert Kernel("bipartite").unsupported_reason(*shapes(), num_prefix=0) is None
     half = shapes(n=576, heads=12, width=128, dim=768, key="bfloat16", x="bfloat16")
-    assert fused.misfit("prune", *half) is None
+    assert Kernel("prune").unsupported_reason(*half) is None
 
 
 @pytest.mark.parametrize(
@@ -343,8 +336,8 @@ def test_what_fits():
         ),
     ],
 )
-def test_other_devices_are_an_obstacle(platform, capability, found):
-    assert f"not {found}" in fused.obstacle(platform, capability)
+def test_other_devices_are_unsupported(platform, capability, found):
+    assert f"not {found}" in fused.unsupported_reason(platform, capability)
 
 
 def test_wrong_shapes_end_the_call():
@@ -370,7 +363,7 @@ class Library:
 def test_cuda_kernels_are_loaded_on_every_local_gpu_before_xla_knows_them(
     monkeypatch, broken
 ):
-    """A model with fused kernels is only made, and stepped, after `obstacle`."""
+    """A model with fused kernels is only made, and stepped, after that is asked."""
     gpus = [types.SimpleNamespace(local_hardware_id=number) for number in (0, 1, 2, 3)]
     events = []
     library = Library(events, broken)
@@ -384,7 +377,7 @@ def test_cuda_kernels_are_loaded_on_every_local_gpu_before_xla_knows_them(
 
     monkeypatch.setattr(fused.jax.ffi, "register_ffi_target", register)
     monkeypatch.setattr(fused, "_register", fused._register.__wrapped__)
-    answer = fused.obstacle("cuda", "9.0")
+    answer = fused.unsupported_reason("cuda", "9.0")
     if broken is None:
         assert answer is None
         assert events == [0, 1, 2, 3, (fused.TARGET, "handler", "CUDA")]

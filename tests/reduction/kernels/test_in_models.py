@@ -10,7 +10,8 @@ from imagepiece_jax.reduction.kernels import fused
 from tests.models import tiny
 
 needs_compiler = pytest.mark.skipif(
-    fused.obstacle("cpu") is not None, reason=f"lacks {fused.obstacle('cpu')}"
+    fused.unsupported_reason("cpu") is not None,
+    reason=f"lacks {fused.unsupported_reason('cpu')}",
 )
 # Two blocks, with a step of each kind.
 METHODS = {

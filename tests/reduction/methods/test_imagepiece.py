@@ -1,10 +1,13 @@
 """ImagePiece's schedules, the blocks and rates that its steps get, and its controls."""
 
+import types
+
 import jax
 import numpy as np
 import pytest
 
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.reduction import kernels
 from imagepiece_jax.reduction.flops import plan_macs
 from imagepiece_jax.reduction.layer_plan import build
 from imagepiece_jax.reduction.methods import METHODS
@@ -192,17 +195,16 @@ def test_a_control_by_tome_matches_all_tokens_at_all_nine_steps():
 
 
 def test_no_kernel_stands_in_for_a_control_that_it_does_not_know():
-    kernels = {
-        kind: [
-            step.reducer.kernel for step in ImagePiece(inattentive=kind).steps(3 * 4)
-        ]
-        for kind in ("merge", *CONTROLS)
-    }
-    two = ["retokenize", "retokenize", "prune"] * 3
-    assert kernels["merge"] == two
-    assert kernels["drop"] == ["prune"] * 9
-    assert kernels["tome"] == ["bipartite"] * 9
-    assert kernels["random"] == [None, None, "prune"] * 3
+    model = types.SimpleNamespace(prop_attn=False)
+    rules = {}
+    for kind in ("merge", *CONTROLS):
+        steps = ImagePiece(inattentive=kind).steps(3 * 4)
+        found = [kernels.find(step, model, "cpu") for step in steps]
+        rules[kind] = [kernel and kernel.rule for kernel in found]
+    assert rules["merge"] == ["retokenize", "retokenize", "prune"] * 3
+    assert rules["drop"] == ["prune"] * 9
+    assert rules["tome"] == ["bipartite"] * 9
+    assert rules["random"] == [None, None, "prune"] * 3
 
 
 def test_masked_training_has_no_tome():

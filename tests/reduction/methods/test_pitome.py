@@ -4,10 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.models.attention import uniqueness
 from imagepiece_jax.reduction import merging
 from imagepiece_jax.reduction.layer_plan import Counts
 from imagepiece_jax.reduction.methods.pitome import ByEnergy, PiToMe
+from imagepiece_jax.reduction.ops import uniqueness
 from imagepiece_jax.reduction.tokens import Taps, TokenState
 from tests.reduction.tokens_by_angle import costs, vectors
 

@@ -7,15 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.models.attention import class_attention
-from imagepiece_jax.reduction.kernel_agreement import (
+from imagepiece_jax.reduction.kernels.agreement import (
     EPS,
     Comparison,
     Reduction,
     reductions,
     score_rounding,
 )
-from tests.reduction.kernel_inputs import random_inputs
+from tests.reduction.kernels.inputs import random_inputs
 
 N, HEADS, WIDTH = 48, 6, 64
 
@@ -69,9 +68,7 @@ def compared(other, reduction, arrays):
     return comparison
 
 
-@pytest.mark.parametrize(
-    "reduction", reductions(N, class_attention), ids=lambda r: r.rule
-)
+@pytest.mark.parametrize("reduction", reductions(N), ids=lambda r: r.rule)
 def test_rounding_is_no_fault(reduction):
     arrays = random_inputs(5, 128, N, HEADS, WIDTH)
     comparison = compared(OtherOrder, reduction, arrays)
@@ -83,9 +80,7 @@ def test_equal_scores_are_a_tie_after_rounding():
     query, key, x, size = random_inputs(6, 4, N, HEADS, WIDTH)
     query, key = np.full_like(query, 2), np.copy(key)
     key[:, 1 + N // 2 :] = key[:, 1 : 1 + N // 2, :, ::-1]
-    reduction = Reduction(
-        "prune", class_attention, n_out=N // 2 + 3
-    )  # odd: splits a pair
+    reduction = Reduction("prune", n_out=N // 2 + 3)  # odd: splits a pair
     scores = np.asarray(reduction.scores(query, key, size), np.float64)
     pairs = scores[:, : N // 2], scores[:, N // 2 :]
     apart = np.abs(pairs[0] - pairs[1]) / np.maximum(*pairs)
@@ -96,7 +91,7 @@ def test_equal_scores_are_a_tie_after_rounding():
     assert comparison.gaps and max(comparison.gaps) <= 1
 
 
-PRUNE, RETOKENIZE, BIPARTITE = reductions(N, class_attention)
+PRUNE, RETOKENIZE, BIPARTITE = reductions(N)
 
 
 @pytest.mark.parametrize(

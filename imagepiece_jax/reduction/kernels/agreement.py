@@ -10,14 +10,15 @@ proportion to the sum of the terms' magnitudes, which is far above the typical e
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imagepiece_jax.reduction import merging, ops, reducers
+from imagepiece_jax.reduction import kernels, merging, ops, reducers
 from imagepiece_jax.reduction.layer_plan import Counts
+from imagepiece_jax.reduction.methods.imagepiece import Retokenize
 from imagepiece_jax.reduction.tokens import Taps, TokenState
 
 EPS = float(np.finfo(np.float32).eps)
@@ -33,13 +34,10 @@ SHAPES = ((196, 6, 64), (121, 3, 64))
 class Reduction:
     """A reduction, plain and fused: rule "prune", "retokenize" or "bipartite".
 
-    class_attention: `models.attention.class_attention`, (class query [B, H, d], key,
-    log size or None) -> [B, N]. All inputs are (query, key [B, N, H, d], x [B, N, D],
-    size [B, N]).
+    All inputs are (query, key [B, N, H, d], x [B, N, D], size [B, N]).
     """
 
     rule: str
-    class_attention: Callable = dataclasses.field(repr=False)
     n_out: int
     candidates: int = 0
     num_prefix: int = 1
@@ -50,10 +48,9 @@ class Reduction:
 
     def fused(self, query, key, x, size):
         """Return (x, size, dest), computed by one kernel."""
+        kernel = kernels.KERNELS[type(self._reducer())](self._reducer(), self.prop_attn)
         state = TokenState(x=x, size=size, num_prefix=self.num_prefix)
-        state, result = self._reducer().fused(
-            query, key, state, self._counts(x), self.prop_attn
-        )
+        state, result = kernel(query, key, state, self._counts(x))
         return state.x, state.size, result.dest
 
     def plain(self, query, key, x, size):
@@ -73,7 +70,7 @@ class Reduction:
     def scores(self, query, key, size):
         """Class attention of the image tokens, [B, n] float32."""
         bias = jnp.log(size) if self.prop_attn else None
-        return self.class_attention(query[:, 0], key, bias)[:, self.num_prefix :]
+        return ops.class_attention(query[:, 0], key, bias)[:, self.num_prefix :]
 
     def metric(self, key):
         """Return the features that are compared, [B, n, d] float32."""
@@ -88,7 +85,7 @@ class Reduction:
             return reducers.TopK()
         if self.rule == "bipartite":
             return reducers.Bipartite()
-        return reducers.Retokenize(
+        return Retokenize(
             order=self.order, parity=self.parity, size_weighting=self.size_weighting
         )
 
@@ -192,24 +189,51 @@ class Comparison:
         self.images += len(same)
 
 
-def reductions(n, class_attention):
+def reductions(n):
     """Return a Reduction of each rule, for `n` image tokens."""
     candidates = int(0.3 * n)
     merges = candidates // 3
     return (
-        Reduction("prune", class_attention, int(0.7 * n)),
-        Reduction("retokenize", class_attention, n - merges, candidates),
-        Reduction("bipartite", class_attention, n - min(13, n // 2)),
+        Reduction("prune", int(0.7 * n)),
+        Reduction("retokenize", n - merges, candidates),
+        Reduction("bipartite", n - min(13, n // 2)),
     )
 
 
-def compare(batches: Iterable, class_attention):
+def compare(batches: Iterable):
     """Return {rule: Comparison} over `batches` of (query, key, x, size)."""
     found = {}
     for arrays in batches:
-        for reduction in reductions(arrays[2].shape[1] - 1, class_attention):
+        for reduction in reductions(arrays[2].shape[1] - 1):
             found.setdefault(reduction.rule, Comparison()).add(reduction, arrays)
     return found
+
+
+def model_inputs(model, variables, images):
+    """Return [(query, key, x, size)] of blocks that reduce after their attention.
+
+    images: [B, S, S, 3], normalized; query, key [B, N, H, d], x [B, N, D], size [B, N].
+    """
+
+    def wanted(module, method):
+        projects = method == "__call__" and module.name in ("q", "k")
+        return projects or method == "attend"
+
+    outputs, seen = model.apply(
+        variables, images, capture_intermediates=wanted, mutable=["intermediates"]
+    )
+    reducing = [i for i, layer in enumerate(model.plan) if layer.counts]
+    inputs = []
+    for block, taps in zip(reducing, outputs.taps, strict=True):
+        if model.plan[block].step.site != "mid":
+            continue
+        inside = seen["intermediates"][f"blocks_{block}"]
+        (x, _), *_ = inside["attend"]
+        heads = (*x.shape[:2], model.num_heads, -1)
+        query, key = (inside["attn"][name]["__call__"][0] for name in "qk")
+        size = jnp.pad(taps.size, ((0, 0), (1, 0)), constant_values=1.0)
+        inputs.append((query.reshape(heads), key.reshape(heads), x, size))
+    return inputs
 
 
 def random_batches(images, dtype):
