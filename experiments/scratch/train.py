@@ -13,10 +13,10 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from experiments.scratch import systems
+from experiments.scratch import resident, systems
 from imagepiece_jax.benchmark import device
 from imagepiece_jax.common import parallel
-from imagepiece_jax.data import loader, resident, sources, transforms
+from imagepiece_jax.data import loader, sources, transforms
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.models import summary

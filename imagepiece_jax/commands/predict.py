@@ -38,13 +38,13 @@ def main(words):
     path, normalization = cli.required(WEIGHTS), NORMALIZATION()
     typed = cli.config_or_base()
     # They import JAX: after the flags.
-    from imagepiece_jax.data import image_files
+    from imagepiece_jax.data import sources
     from imagepiece_jax.inference.predictor import Predictor
     from imagepiece_jax.pretrained.runs import own_files
     from imagepiece_jax.training import from_config
     from imagepiece_jax.training.weights_config import of_weights
 
-    files = image_files.find(words)
+    files = sources.find_images(words)
     if JSON.value is not None:
         check_writable("--json", JSON.value, [*map(str, files), *own_files(path)])
     config, weights = of_weights(
@@ -58,7 +58,7 @@ def main(words):
     classes = vit.model.num_classes
     config.data.resize = RESIZE.value or config.data.resize
     transform = from_config.eval_transform(config)
-    if note := image_files.note(files, transform):
+    if note := sources.sizes_note(files, transform):
         print(f"note: {note}", flush=True)
     asked = TOP.value if TOP.present else None
     predict = Predictor(

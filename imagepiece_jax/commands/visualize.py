@@ -42,14 +42,14 @@ def main(words):
     typed = cli.config_or_base()
     # They import JAX: after the flags.
     from imagepiece_jax.common.image_size import whole_patches
-    from imagepiece_jax.data import image_files
+    from imagepiece_jax.data import sources
     from imagepiece_jax.data.transforms import EvalTransform
     from imagepiece_jax.reduction.settings import parse
     from imagepiece_jax.training.weights_config import for_analysis
     from imagepiece_jax.visualize import figure, html
     from imagepiece_jax.visualize.trace import trace, write_traces
 
-    files, out = image_files.find(words), pathlib.Path(OUT.value or "runs/visualize")
+    files, out = sources.find_images(words), pathlib.Path(OUT.value or "runs/visualize")
     blocks = block_numbers(BLOCKS.value)
     reductions = [one for text in SWEEP.value for one in parse(text)]
     weights = for_analysis(path, *typed, normalization, AVERAGED.value)
@@ -60,8 +60,8 @@ def main(words):
             raise InputError(f"--blocks has {block}; allowed are 0 to {depth - 1}")
     resize = RESIZE.value or weights.resize
     transform = EvalTransform(weights.image_size, resize, **weights.crop)
-    images, names = image_files.read(files, transform)
-    if note := image_files.note(files, transform):
+    images, names = sources.read_images(files, transform)
+    if note := sources.sizes_note(files, transform):
         print(f"note: {note}", flush=True)
     figures = out / "figures"
     for folder in (out, figures):

@@ -28,7 +28,6 @@ from imagepiece_jax.data.augment.policy import (
     Policy,
     fill_color,
 )
-from imagepiece_jax.data.resize import INTERPOLATIONS
 
 AREA = "two shares of the image above 0 and up to 1, the lower one first"
 
@@ -50,7 +49,7 @@ class DataConfig(CheckedFields):
     resize: str = choice(allowed=transforms.RESIZES)
     eval_crop: float | None = optional(number(above=0, most=1))
     eval_crop_mode: str = choice(allowed=transforms.CROP_MODES)
-    eval_interpolation: str = choice(allowed=INTERPOLATIONS)
+    eval_interpolation: str = choice(allowed=transforms.INTERPOLATIONS)
     canvas: int = count()
     repeats: int = count(least=1)
     workers: int = count()

@@ -6,6 +6,7 @@ which positions this process holds; order, crop and flip of a position are funct
 worker processes and threads and a restart at any step give the same arrays.
 """
 
+import abc
 import bisect
 import contextlib
 import dataclasses
@@ -13,17 +14,28 @@ import functools
 import itertools
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from imagepiece_jax.common.layout import device_samples
 from imagepiece_jax.data import worker_pool
-from imagepiece_jax.data.decode import MAX_IN_A_ROW
+from imagepiece_jax.data.decode import MAX_IN_A_ROW, UnreadableImage
 from imagepiece_jax.data.sources import Source
 from imagepiece_jax.errors import InputError
 
-CHUNK_IMAGES = 32  # about, in the unit of work of a reading thread or process
+# About, in the unit of work of a reading thread or process: single images would cost
+# more to hand over than to decode. Copies of one image stay in one chunk, so that it is
+# read and decoded once.
+CHUNK_IMAGES = 32
+
+# Fields of a sample beside its pixels: name -> (dtype, shape for one image).
+FIELDS = {
+    "label": (np.int32, ()),
+    "mask": (np.float32, ()),  # 0: there is no image
+    "index": (np.int32, ()),  # in the source
+    "extent": (np.int32, (2,)),  # height and width in a larger square of zeros
+}
 
 # First word of every random stream, so that no two purposes share one.
 _ORDER, _TRANSFORM = 0, 1
@@ -107,36 +119,14 @@ def eval_batches(source, transform, *, workers=0, threads=0, **options) -> Itera
 
 
 def _alone(sequence, workers, threads):
+    """A generator; whoever calls gets the mistakes of the sequence at once."""
     loader = DataLoader([(sequence, 0, sequence.steps)], workers, threads)
-    return _closing(loader, sequence)
 
+    def batches():
+        with contextlib.closing(loader):
+            yield from loader.batches(sequence)
 
-def _closing(loader, sequence):
-    with contextlib.closing(loader):
-        yield from loader.batches(sequence)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class BatchSequence:
-    """Batches in one order, from `train_sequence` or `eval_sequence`."""
-
-    read: Any  # makes chunk 0, 1, ..
-    steps: int
-    shape: tuple[int, ...]  # of the samples of a batch: [local devices, ..]
-    fields: tuple[str, ...]
-    consequence: str  # of an image that cannot be read, for the log
-
-    @property
-    def chunks(self):
-        """Number of chunks that a batch is read in."""
-        return num_chunks(math.prod(self.shape))
-
-    @property
-    def max_bytes(self):
-        """Bytes that the pixels of a chunk have at most."""
-        read, transform = self.read, self.read.transform
-        rows = max_rows(read.positions, read.repeats, transform.random)
-        return rows * math.prod(transform.shape) * 3
+    return batches()
 
 
 def train_sequence(
@@ -149,7 +139,7 @@ def train_sequence(
     stop_step: int,
     placement: Placement = ONE_DEVICE,
     repeats: int = 1,
-) -> BatchSequence:
+) -> "BatchSequence":
     """This process's part of the batches start_step..stop_step-1: a `BatchSequence`.
 
     A batch is dict(image uint8 [L, A, m, S, S, 3], label int32 [L, A, m]) for L local
@@ -170,14 +160,17 @@ def train_sequence(
         raise InputError(f"config.seed is {seed}: allowed are 0..2**64-1")
     positions = placement.positions(batch_size)
     steps_per_epoch(len(source), batch_size)
-    return BatchSequence(
-        _ReadTraining(
-            source, transform, positions.ravel(), batch_size, seed, start_step, repeats
-        ),
+    return _Training(
+        source,
+        transform,
+        positions.ravel(),
+        positions.shape,
+        batch_size,
         steps=max(0, stop_step - start_step),
-        shape=positions.shape,
         fields=(*transform.fields, "label"),
-        consequence="the next readable image of the epoch takes its place",
+        repeats=repeats,
+        seed=seed,
+        start_step=start_step,
     )
 
 
@@ -187,7 +180,7 @@ def eval_sequence(
     *,
     batch_size: int,
     placement: Placement = ONE_DEVICE,
-) -> BatchSequence:
+) -> "BatchSequence":
     """This process's part of all images of the source, in its order: a `BatchSequence`.
 
     A batch is dict(image uint8 [L, m, S, S, 3], label int32, mask float32, index int32
@@ -200,35 +193,63 @@ def eval_sequence(
     """
     placement = dataclasses.replace(placement, accumulation=1)
     positions = placement.positions(batch_size)[:, 0]
-    return BatchSequence(
-        _ReadEvaluation(source, transform, positions.ravel(), batch_size),
+    return _Evaluation(
+        source,
+        transform,
+        positions.ravel(),
+        positions.shape,
+        batch_size,
         steps=math.ceil(len(source) / batch_size),
-        shape=positions.shape,
         fields=(*transform.fields, "label", "mask", "index"),
-        consequence="it is left out of the evaluation",
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _ReadTraining:
-    """Makes chunk 0, 1, ... of a training run; see `train_sequence`."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class BatchSequence(abc.ABC):
+    """Batches in one order, of which workers read one chunk after the other."""
 
-    source: Any
+    source: Source
     transform: Any
     positions: np.ndarray  # [slots] in the global batch
+    shape: tuple[int, ...]  # of the samples of a batch: [local devices, ..]
     batch_size: int
+    steps: int
+    fields: tuple[str, ...]
+    repeats: int = 1
+
+    consequence: ClassVar[str]  # of an image that cannot be read, for the log
+
+    @abc.abstractmethod
+    def read(self, number, allocate) -> "Chunk":
+        """Chunk `number` of all batches; `allocate` as in `Prefetch`."""
+
+    @property
+    def chunks(self):
+        """Number of chunks that a batch is read in."""
+        return num_chunks(len(self.positions))
+
+    @property
+    def max_bytes(self):
+        """Bytes that the pixels of a chunk have at most."""
+        rows = max_rows(self.positions, self.repeats, self.transform.random)
+        return rows * math.prod(self.transform.shape) * 3
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class _Training(BatchSequence):
     seed: int
     start_step: int
-    repeats: int
 
-    def __call__(self, number, allocate):
-        step, chunk = divmod(number, num_chunks(len(self.positions)))
+    consequence = "the next readable image of the epoch takes its place"
+
+    def read(self, number, allocate):
+        step, chunk = divmod(number, self.chunks)
         step += self.start_step
         epoch_steps = steps_per_epoch(len(self.source), self.batch_size)
         epoch, step_in_epoch = divmod(step, epoch_steps)
         order = epoch_order(self.seed, epoch, len(self.source))
         places = (step_in_epoch * self.batch_size + self.positions) // self.repeats
-        builder = worker_pool.ChunkBuilder(self.source, self.transform)
+        builder = ChunkBuilder(self.source, self.transform)
         slots = chunk_slots(self.positions, places, chunk)
         for place, copies in itertools.groupby(slots, key=lambda slot: places[slot]):
             candidates = order[(place + np.arange(MAX_IN_A_ROW)) % len(order)]
@@ -239,24 +260,79 @@ class _ReadTraining:
         return _stream(self.seed, _TRANSFORM, step, int(self.positions[slot]))
 
 
-@dataclasses.dataclass(frozen=True)
-class _ReadEvaluation:
-    """Makes chunk 0, 1, ... of an evaluation; see `eval_sequence`."""
+class _Evaluation(BatchSequence):
+    consequence = "it is left out of the evaluation"
 
-    source: Any
-    transform: Any
-    positions: np.ndarray
-    batch_size: int
-    repeats: int = 1
-
-    def __call__(self, number, allocate):
-        batch, chunk = divmod(number, num_chunks(len(self.positions)))
+    def read(self, number, allocate):
+        batch, chunk = divmod(number, self.chunks)
         indices = batch * self.batch_size + self.positions
-        builder = worker_pool.ChunkBuilder(self.source, self.transform)
+        builder = ChunkBuilder(self.source, self.transform)
         for slot in chunk_slots(self.positions, indices, chunk):
             index = int(indices[slot])
             builder.add([index] if index < len(self.source) else [], {slot: ()}, index)
         return builder.build(allocate)
+
+
+class Chunk(NamedTuple):
+    """Samples in the order of their positions in the global batch."""
+
+    pixels: Any  # uint8 [rows, S, S, 3]; one row for copies that are equal
+    rows: list  # of each sample: its row of the pixels
+    slots: list  # its place in this process's part of the batch
+    fields: dict  # name of FIELDS -> list of one value a sample
+    errors: list  # of each sample: a tuple of the UnreadableImage tried before it
+
+
+class ChunkBuilder:
+    """Makes one `Chunk`, image by image."""
+
+    def __init__(self, source, transform):
+        self._source, self._transform = source, transform
+        self._images, self._samples = [], []
+
+    def add(self, candidates, calls, index=-1):
+        """Put the first readable image among `candidates` into each slot of `calls`.
+
+        `calls` maps a slot to what the transform is called with beside the image.
+        Where no image is readable, zeros come with mask 0 and `index`. InputError for
+        an image that does not fit the transform.
+        """
+        image, label, mask, errors = None, 0, 0.0, []
+        for candidate in map(int, candidates):
+            try:
+                image, label = self._source.read(candidate)
+            except UnreadableImage as error:
+                errors.append(error)
+                continue
+            index, mask = candidate, 1.0
+            break
+        for copy, (slot, arguments) in enumerate(calls.items()):
+            if copy == 0 or self._transform.random:
+                self._images.append(self._transformed(image, index, arguments))
+            values = {"label": label, "mask": mask, "index": index}
+            values["extent"] = self._images[-1].shape[:2]
+            tried = tuple(errors) if copy == 0 else ()
+            self._samples.append((len(self._images) - 1, slot, values, tried))
+
+    def _transformed(self, image, index, arguments):
+        if image is None:
+            return np.zeros((0, 0, 3), np.uint8)
+        try:
+            return self._transform(image, *arguments)
+        except InputError as error:
+            raise InputError(f"{self._source.name(index)}: {error}") from error
+
+    def build(self, allocate):
+        """The `Chunk` of all that was added, its pixels in an array allocate(shape)."""
+        pixels = allocate((len(self._images), *self._transform.shape, 3))
+        for square, image in zip(pixels, self._images, strict=True):
+            height, width = image.shape[:2]
+            square[:height, :width] = image
+            square[:height, width:] = 0
+            square[height:] = 0
+        rows, slots, values, errors = map(list, zip(*self._samples, strict=True))
+        fields = {name: [one[name] for one in values] for name in FIELDS}
+        return Chunk(pixels, rows, slots, fields, errors)
 
 
 def num_chunks(samples):
@@ -300,6 +376,10 @@ class DataLoader:
 
     def __init__(self, turns: list, workers: int = 0, threads: int = 0):
         turns = [turn for turn in turns if turn[2]]
+        groups = [(steps, sequence.chunks) for sequence, _, steps in turns]
+        starts = itertools.accumulate(
+            (times * size for times, size in groups), initial=0
+        )
         order = (itertools.repeat(sequence, steps) for sequence, _, steps in turns)
         order = itertools.chain.from_iterable(order)
 
@@ -308,8 +388,8 @@ class DataLoader:
             return sequence, _join(chunks, sequence.shape, sequence.fields)
 
         self._joined = worker_pool.Prefetch(
-            _ReadTurns.of(turns),
-            [(steps, sequence.chunks) for sequence, _, steps in turns],
+            _ReadTurns(turns, [*starts][:-1]),
+            groups,
             join=join,
             max_bytes=max((sequence.max_bytes for sequence, _, _ in turns), default=0),
             workers=workers,
@@ -322,10 +402,10 @@ class DataLoader:
         Unreadable images are recorded here, in the calling thread and in the order of
         the positions, so that the record does not depend on workers.
         """
-        source, in_a_row = sequence.read.source, ()
+        source, in_a_row = sequence.source, ()
         for _ in range(sequence.steps):
-            found, (batch, history) = next(self._joined)
-            if found is not sequence:
+            read, (batch, history) = next(self._joined)
+            if read is not sequence:
                 raise RuntimeError("a batch was asked for out of turn")
             for errors, mask in history:
                 if errors:
@@ -349,7 +429,7 @@ def _join(chunks, shape, fields):
     The history has for every sample, in the order of positions, its errors and mask.
     """
     side = chunks[0].pixels.shape[1]
-    kinds = {"image": (np.uint8, (side, side, 3))} | worker_pool.FIELDS
+    kinds = {"image": (np.uint8, (side, side, 3))} | FIELDS
     batch, history = {}, []
     for name in fields:
         dtype, of_one = kinds[name]
@@ -370,20 +450,11 @@ def _join(chunks, shape, fields):
 class _ReadTurns:
     """Makes chunk 0, 1, ... of all turns of a `DataLoader`."""
 
-    reads: tuple  # of each turn: what makes the chunks of its sequence
-    starts: tuple  # its first number here
-    firsts: tuple  # and in its sequence
-
-    @classmethod
-    def of(cls, turns):
-        counts = [sequence.chunks * steps for sequence, _, steps in turns]
-        return cls(
-            tuple(sequence.read for sequence, _, _ in turns),
-            tuple(itertools.accumulate([0, *counts[:-1]])),
-            tuple(sequence.chunks * first for sequence, first, _ in turns),
-        )
+    turns: list
+    starts: list  # of each turn: its first number here
 
     def __call__(self, number, allocate):
         turn = bisect.bisect(self.starts, number) - 1
-        first = self.firsts[turn] - self.starts[turn]
-        return self.reads[turn](first + number, allocate)
+        sequence, first, _ = self.turns[turn]
+        skipped = sequence.chunks * first - self.starts[turn]
+        return sequence.read(skipped + number, allocate)

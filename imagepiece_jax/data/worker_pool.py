@@ -1,9 +1,7 @@
-"""Prefetching of batches by threads and processes, over shared memory.
+"""Work ahead by threads and processes, over shared memory.
 
 Work is numbered. Worker `number % workers` does a number, and results are consumed in
-the order of the numbers, so neither workers nor threads change what comes out. The unit
-is a `Chunk` of some tens of images: single images would cost more to hand over than to
-decode. Copies of one image stay in one chunk, so that it is read and decoded once.
+the order of the numbers, so neither workers nor threads change what comes out.
 
 Workers are plain Python processes that import neither JAX nor the script that is run.
 Their pixels lie in one block of shared memory, divided into slots that are reused.
@@ -28,92 +26,20 @@ import threading
 import traceback
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
 
 import numpy as np
 
-from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.errors import InputError, RunError
 
 GROUPS_AHEAD = 2  # being read, beside two that are joined already
-MIN_TASKS = 16  # a worker process is only started for so many chunks
+MIN_TASKS = 16  # a worker process is only started for so many numbers
 SHARED = "/dev/shm"  # where Linux keeps shared memory; a container may have little
-
-# Fields of a sample beside its pixels: name -> (dtype, shape for one image).
-FIELDS = {
-    "label": (np.int32, ()),
-    "mask": (np.float32, ()),  # 0: there is no image
-    "index": (np.int32, ()),  # in the source
-    "extent": (np.int32, (2,)),  # height and width in a larger square of zeros
-}
 
 # Usual causes of a worker's exit status.
 _CAUSES = {
     -signal.SIGKILL: ", often for lack of memory",
     -signal.SIGBUS: f", often because {SHARED} is full (in a container: --shm-size)",
 }
-
-
-class Chunk(NamedTuple):
-    """Samples in the order of their positions in the global batch."""
-
-    pixels: Any  # uint8 [rows, S, S, 3]; one row for copies that are equal
-    rows: list  # of each sample: its row of the pixels
-    slots: list  # its place in this process's part of the batch
-    fields: dict  # name of FIELDS -> list of one value a sample
-    errors: list  # of each sample: a tuple of the UnreadableImage tried before it
-
-
-class ChunkBuilder:
-    """Makes one `Chunk`, image by image."""
-
-    def __init__(self, source, transform):
-        self._source, self._transform = source, transform
-        self._images, self._samples = [], []
-
-    def add(self, candidates, calls, index=-1):
-        """Put the first readable image among `candidates` into each slot of `calls`.
-
-        `calls` maps a slot to what the transform is called with beside the image.
-        Where no image is readable, zeros come with mask 0 and `index`. InputError for
-        an image that does not fit the transform.
-        """
-        image, label, mask, errors = None, 0, 0.0, []
-        for candidate in map(int, candidates):
-            try:
-                image, label = self._source.read(candidate)
-            except UnreadableImage as error:
-                errors.append(error)
-                continue
-            index, mask = candidate, 1.0
-            break
-        for copy, (slot, arguments) in enumerate(calls.items()):
-            if copy == 0 or self._transform.random:
-                self._images.append(self._transformed(image, index, arguments))
-            values = {"label": label, "mask": mask, "index": index}
-            values["extent"] = self._images[-1].shape[:2]
-            tried = tuple(errors) if copy == 0 else ()
-            self._samples.append((len(self._images) - 1, slot, values, tried))
-
-    def _transformed(self, image, index, arguments):
-        if image is None:
-            return np.zeros((0, 0, 3), np.uint8)
-        try:
-            return self._transform(image, *arguments)
-        except InputError as error:
-            raise InputError(f"{self._source.name(index)}: {error}") from error
-
-    def build(self, allocate):
-        """The `Chunk` of all that was added, its pixels in an array allocate(shape)."""
-        pixels = allocate((len(self._images), *self._transform.shape, 3))
-        for square, image in zip(pixels, self._images, strict=True):
-            height, width = image.shape[:2]
-            square[:height, :width] = image
-            square[:height, width:] = 0
-            square[height:] = 0
-        rows, slots, values, errors = map(list, zip(*self._samples, strict=True))
-        fields = {name: [one[name] for one in values] for name in FIELDS}
-        return Chunk(pixels, rows, slots, fields, errors)
 
 
 class Prefetch:

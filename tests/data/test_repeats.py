@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.data import loader
-from imagepiece_jax.data.loader import Placement, train_batches
+from imagepiece_jax.data.loader import ChunkBuilder, Placement, train_batches
 from imagepiece_jax.data.transforms import CanvasTransform, TrainTransform
-from imagepiece_jax.data.worker_pool import ChunkBuilder
 from tests.data.noise import Noise, same, whole
 
 

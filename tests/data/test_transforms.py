@@ -7,11 +7,12 @@ import pytest
 from PIL import Image
 
 from imagepiece_jax.data import transforms
-from imagepiece_jax.data.resize import exact
 from imagepiece_jax.data.transforms import (
     CanvasTransform,
     EvalTransform,
     TrainTransform,
+    resize_exactly,
+    resize_fast,
 )
 from imagepiece_jax.errors import InputError
 
@@ -126,7 +127,9 @@ def test_the_thinnest_images_take_no_memory(shape):
         CanvasTransform(384),
     ]
     with mock.patch.object(
-        transforms.resize, "exact", lambda *size: resized.append(size) or exact(*size)
+        transforms,
+        "resize_exactly",
+        lambda *size: resized.append(size) or resize_exactly(*size),
     ):
         outs = [call(image) for call in calls]
     assert all((out == (1, 128, 254)).all() for out in outs)
@@ -142,7 +145,7 @@ def test_of_a_thin_image_the_middle_is_seen_where_torchvision_sees_it(longer, up
     length = 20 * transforms.LONGEST + longer
     wave = 120 + 100 * np.sin(np.arange(length) / 5)
     image = np.repeat(wave.astype(np.uint8)[None, :, None], 20, 0).repeat(3, 2)
-    whole = exact(image, 32, int(32 * length / 20))
+    whole = resize_exactly(image, 32, int(32 * length / 20))
     left = round((whole.shape[1] - 28) / 2)
     truth = whole[2:30, left : left + 28].astype(int)
     out = transforms.resize_crop(image.swapaxes(0, 1) if upright else image, 28)
@@ -307,3 +310,71 @@ def test_train_transform_chains_crop_and_flip():
     expected = transforms.random_resized_crop(image, 8, generator)
     expected = transforms.flip(expected, generator)
     np.testing.assert_array_equal(default(image, rng(2)), expected)
+
+
+def pillow(image, height, width):
+    image = Image.fromarray(image)
+    return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+
+
+@pytest.fixture(scope="module")
+def photographs(assets):
+    folder = assets / "data" / "nips2017_224_jpg" / "images"
+    files = sorted(folder.iterdir())[:12]
+    return [np.asarray(Image.open(file).convert("RGB")) for file in files]
+
+
+# Enlarged, shrunk a little and much, and each way along the other axis.
+SIZES = [(448, 300), (224, 180), (200, 170), (131, 117), (112, 75), (40, 300), (28, 50)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_fast_is_close_to_pillow_on_photographs(photographs, size):
+    errors = []
+    for image in photographs:
+        out = resize_fast(image, *size)
+        assert out.shape == (*size, 3) and out.dtype == np.uint8
+        errors.append(np.abs(out.astype(int) - pillow(image, *size)))
+    assert np.mean(errors) < 1, np.mean(errors)
+    assert max(error.mean() for error in errors) < 2
+    assert np.quantile(errors, 0.999) < 10
+
+
+def test_exact_is_pillow(photographs):
+    out = resize_exactly(photographs[0], 100, 333)
+    np.testing.assert_array_equal(out, pillow(photographs[0], 100, 333))
+
+
+@pytest.mark.parametrize("size", [9, 16, 25, 31, 47, 63])
+def test_fine_stripes_become_grey(size):
+    """Without antialiasing they would become coarse ones (moire)."""
+    stripes = np.zeros((96, 96, 3), np.uint8)
+    stripes[:, ::2] = 255
+    out = resize_fast(stripes, 96, size)[:, 2:-2].astype(int)
+    truth = pillow(stripes, 96, size)[:, 2:-2].astype(int)
+    assert np.abs(out - 127.5).max() <= np.abs(truth - 127.5).max() + 8
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 7), (8, 300), (500, 8)])
+def test_a_plain_image_stays_plain(size):
+    image = np.full((37, 53, 3), (1, 128, 254), np.uint8)
+    assert (resize_fast(image, *size) == (1, 128, 254)).all()
+
+
+def test_the_smallest_images():
+    image = np.full((1, 1, 3), 77, np.uint8)
+    assert (resize_fast(image, 4, 9) == 77).all()
+    assert resize_fast(np.zeros((1, 1000, 3), np.uint8), 16, 16).shape == (16, 16, 3)
+
+
+def test_the_same_size_is_the_same_image():
+    image = np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)
+    np.testing.assert_array_equal(resize_fast(image, 9, 7), image)
+
+
+def test_a_part_of_an_image_does_not_see_the_rest():
+    image = np.random.default_rng(0).integers(0, 256, (90, 90, 3), np.uint8)
+    part = image[20:70, 10:80]
+    np.testing.assert_array_equal(
+        resize_fast(part, 32, 32), resize_fast(part.copy(), 32, 32)
+    )

@@ -12,10 +12,18 @@ from PIL import Image
 
 from configs import base
 from experiments import __main__ as command
-from experiments.scratch import contrasts, measures, plan, runs, systems, train
+from experiments.scratch import (
+    contrasts,
+    measures,
+    plan,
+    resident,
+    runs,
+    systems,
+    train,
+)
 from experiments.scratch.options import SYSTEMS
 from imagepiece_jax import cli
-from imagepiece_jax.data import resident, sources, transforms
+from imagepiece_jax.data import sources, transforms
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.training import optimizer, train_step
 from imagepiece_jax.training.config import OptimConfig

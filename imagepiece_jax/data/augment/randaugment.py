@@ -1,17 +1,22 @@
 """RandAugment of a batch on the device (Cubuk et al., 2020; timm's operations).
 
 Every image draws its own operations. A branch for each of the fifteen would compute
-them all for all images; here a layer is one lookup (`color_ops`), one affine transform
-(`affine`) and one blend (below), and each image takes the one that it drew. The results
-are those of Pillow and timm to one level of 256.
+them all for all images; here a layer is one lookup, one affine transform and one blend,
+and each image takes the one that it drew. The results are those of Pillow and timm to
+one level of 256.
+
+Lookup: eight operations change every value of a channel in the same way. Each image
+gets a table of 256 new values a channel, with the integers and rounding of Pillow's
+ImageOps and ImageEnhance. Affine: one map for each image, from positions in the result
+to positions in the source, with Pillow's bicubic weights.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from imagepiece_jax.data.augment import affine, color_ops
 from imagepiece_jax.data.augment.policy import FILL, MAX_MAGNITUDE, OPS
 
 _AFFINE = tuple(
@@ -19,6 +24,11 @@ _AFFINE = tuple(
     for name in ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
 )
 _COLOR, _SHARPNESS = OPS.index("Color"), OPS.index("Sharpness")
+# Weights of red, green and blue, in 65,536ths (ITU-R 601, as in Pillow).
+LUMINANCE = (19595, 38470, 7471)
+# Pillow cuts its double-precision result off to an integer. Sums of float32 may end up
+# just below the integer that they stand for: a flat area must stay what it is.
+_NUDGE = 1e-3
 
 
 class Draws(NamedTuple):
@@ -64,29 +74,27 @@ def apply(images, draws, fill=FILL):
 
 def _layer(images, op, magnitude, sign, fill):
     """Apply one operation to each image, none where `op` is -1."""
-    table = color_ops.tables(images, op, magnitude, sign)
-    matrix = affine.matrices(op, magnitude, sign, *images.shape[1:3])
+    table = tables(images, op, magnitude, sign)
+    matrix = matrices(op, magnitude, sign, *images.shape[1:3])
     moves = jnp.isin(op, jnp.array(_AFFINE))[:, None, None, None]
     blends = ((op == _COLOR) | (op == _SHARPNESS))[:, None, None, None]
     return jnp.where(
         moves,
-        affine.affine(images, matrix, fill),
+        affine(images, matrix, fill),
         jnp.where(
             blends,
-            _blend(images, op, color_ops.factor(magnitude, sign)),
-            color_ops.look_up(images, table),
+            _enhanced(images, op, factor(magnitude, sign)),
+            look_up(images, table),
         ),
     )
 
 
-def _blend(images, op, share):
+def _enhanced(images, op, share):
     """Blend each image with its gray (Color) or smoothed (Sharpness) form."""
-    gray = jnp.broadcast_to(color_ops.luminance(images)[..., None], images.shape)
+    gray = jnp.broadcast_to(luminance(images)[..., None], images.shape)
     sharpens = (op == _SHARPNESS)[:, None, None, None]
     degenerate = jnp.where(sharpens, _smooth(images), gray)
-    return color_ops.blend(degenerate, images, share[:, None, None, None]).astype(
-        jnp.uint8
-    )
+    return blend(degenerate, images, share[:, None, None, None]).astype(jnp.uint8)
 
 
 def _smooth(images):
@@ -101,3 +109,203 @@ def _smooth(images):
     row, column = jnp.arange(height)[:, None], jnp.arange(width)[None, :]
     edge = (row == 0) | (row == height - 1) | (column == 0) | (column == width - 1)
     return jnp.where(edge[None, :, :, None], values, padded)
+
+
+def luminance(images):
+    """Gray levels. uint8 [B, H, W, 3] -> int32 [B, H, W]."""
+    red, green, blue = (images[..., c].astype(jnp.int32) for c in range(3))
+    total = LUMINANCE[0] * red + LUMINANCE[1] * green + LUMINANCE[2] * blue
+    return (total + 0x8000) >> 16
+
+
+def factor(magnitude, sign):
+    """Strength of a blend with a degenerate image: 1 is the image itself. float32.
+
+    Of color, contrast, brightness and sharpness: 1.81 or .19 at magnitude 9.
+    """
+    return jnp.maximum(0.1, 1 + sign * 0.9 * magnitude / 10)
+
+
+def blend(degenerate, image, share):
+    """degenerate + share * (image - degenerate), cut off to a level as Pillow does.
+
+    Integer arrays and a float32 share that broadcast; int32 0 .. 255.
+    """
+    start = degenerate.astype(jnp.float32)
+    value = start + share * (image.astype(jnp.float32) - start)
+    return jnp.clip(value, 0, 255).astype(jnp.int32)
+
+
+def tables(images, op, magnitude, sign):
+    """New value of every old one; the values themselves for other operations.
+
+    images: uint8 [B, H, W, 3]; op (index in OPS, or -1), magnitude, sign: [B].
+    -> uint8 [B, 3, 256]
+    """
+    value = jnp.arange(256, dtype=jnp.int32)[None, None, :]
+    m, direction = magnitude[:, None, None], sign[:, None, None]
+    share = factor(m, direction)
+    kept_bits = 4 - (4 * m / 10).astype(jnp.int32)
+    threshold = 256 - jnp.minimum(256, (256 * m / 10).astype(jnp.int32))
+    added = jnp.minimum(128, (110 * m / 10).astype(jnp.int32))
+    made = {
+        "AutoContrast": _autocontrast(images, value),
+        "Equalize": _equalize(_histograms(images, op == OPS.index("Equalize"))),
+        "Invert": 255 - value,
+        "Posterize": (value >> (8 - kept_bits)) << (8 - kept_bits),
+        "Solarize": jnp.where(value < threshold, value, 255 - value),
+        "SolarizeAdd": jnp.where(value < 128, jnp.minimum(255, value + added), value),
+        "Contrast": blend(_mean(images)[:, None, None], value, share),
+        "Brightness": blend(jnp.zeros_like(value), value, share),
+    }
+    shape = (images.shape[0], 3, 256)
+    choices = jnp.stack([jnp.broadcast_to(v, shape) for v in (value, *made.values())])
+    chosen = [op == OPS.index(name) for name in made]
+    takes = jnp.stack([~functools.reduce(jnp.logical_or, chosen), *chosen])
+    # A product with zeros and a one: a compiler folds a chain of selects into the
+    # lookup and makes the table anew for every pixel.
+    table = jnp.einsum(
+        "kb,kbcv->bcv", takes.astype(jnp.float32), choices.astype(jnp.float32)
+    )
+    return table.astype(jnp.uint8)
+
+
+def look_up(images, table):
+    """Replace every value by the one in its image's and channel's table.
+
+    images: uint8 [B, H, W, 3]; table: uint8 [B, 3, 256]. -> uint8 [B, H, W, 3]
+    """
+    return table.reshape(-1).at[_bins(images)].get(mode="promise_in_bounds")
+
+
+def _bins(images):
+    """Index of every value in flattened tables [B, 3, 256]. int32 [B, H, W, 3]."""
+    image = jax.lax.broadcasted_iota(jnp.int32, images.shape, 0)
+    channel = jax.lax.broadcasted_iota(jnp.int32, images.shape, 3)
+    return (image * 3 + channel) * 256 + images.astype(jnp.int32)
+
+
+def _mean(images):
+    """Rounded mean gray level of each image. -> int32 [B].
+
+    Integers throughout: exact up to 2,000 x 2,000 pixels.
+    """
+    pixels = images.shape[1] * images.shape[2]
+    return (2 * luminance(images).sum((1, 2)) + pixels) // (2 * pixels)
+
+
+def _autocontrast(images, value):
+    """Stretch each channel from its darkest and brightest value. -> [B, 3, 256]."""
+    low = images.min((1, 2)).astype(jnp.int32)[:, :, None]
+    span = images.max((1, 2)).astype(jnp.int32)[:, :, None] - low
+    stretched = jnp.clip((value - low) * 255 // jnp.maximum(span, 1), 0, 255)
+    return jnp.where(span > 0, stretched, value)
+
+
+def _histograms(images, chosen):
+    """Number of pixels of each value: int32 [B, 3, 256]; zeros for images not chosen.
+
+    One scatter that drops what is not chosen: a histogram of every image would be the
+    most expensive part of the augmentation, and one in thirty is needed. Integer sums
+    do not depend on their order.
+    """
+    count = images.shape[0] * 3 * 256
+    bins = jnp.where(chosen[:, None, None, None], _bins(images), count)
+    empty = jnp.zeros(count, jnp.int32)
+    counts = empty.at[bins.reshape(-1)].add(1, mode="drop")
+    return counts.reshape(images.shape[0], 3, 256)
+
+
+def _equalize(histograms):
+    """Spread values so that as many pixels lie between any two. [B, 3, 256] -> same.
+
+    A channel whose pixels, those of its brightest value left out, are fewer than 255
+    stays as it is.
+    """
+    value = jnp.arange(256, dtype=jnp.int32)[None, None, :]
+    total = histograms.sum(-1, keepdims=True)
+    brightest = jnp.max(jnp.where(histograms > 0, value, 0), -1, keepdims=True)
+    last = jnp.take_along_axis(histograms, brightest, axis=-1)
+    step = (total - last) // 255
+    below = jnp.cumsum(histograms, -1) - histograms
+    spread = (step // 2 + below) // jnp.maximum(step, 1)
+    return jnp.where(step > 0, jnp.minimum(spread, 255), value)
+
+
+def matrices(op, magnitude, sign, height, width):
+    """The maps of RandAugment's geometric operations, the identity for all others.
+
+    op (index in OPS, or -1), magnitude, sign: [B]; the images are height x width.
+    -> float32 [B, 6], (a, b, c, d, e, f): source x = a x + b y + c, y = d x + e y + f
+    """
+    degrees = sign * 30 * magnitude / 10
+    cos, sin = jnp.cos(jnp.deg2rad(degrees)), jnp.sin(jnp.deg2rad(degrees))
+    shear = sign * 0.3 * magnitude / 10
+    move = sign * 0.45 * magnitude / 10
+    zero, one = jnp.zeros_like(sign), jnp.ones_like(sign)
+    x, y = width / 2, height / 2
+    made = {
+        # Around the center, which stays in place.
+        "Rotate": (cos, -sin, x - x * cos + y * sin, sin, cos, y - x * sin - y * cos),
+        "ShearX": (one, shear, zero, zero, one, zero),
+        "ShearY": (one, zero, zero, shear, one, zero),
+        "TranslateX": (one, zero, move * width, zero, one, zero),
+        "TranslateY": (one, zero, zero, zero, one, move * height),
+    }
+    matrix = jnp.stack([one, zero, zero, zero, one, zero], axis=-1)
+    for name, new in made.items():
+        chosen = (op == OPS.index(name))[:, None]
+        matrix = jnp.where(chosen, jnp.stack(new, axis=-1), matrix)
+    return matrix
+
+
+def affine(images, matrix, fill):
+    """Apply `matrix` to the images. uint8 [B, H, W, 3], float32 [B, 6] -> the same.
+
+    Bicubic with a = -1; a pixel whose center lies outside of the source is `fill` (red,
+    green, blue), and beyond the edge the edge's pixels are repeated.
+    """
+    batch, height, width, _ = images.shape
+    x, y = _source_positions(matrix, height, width)
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    left, weights_x = _neighbors(x - 0.5)
+    top, weights_y = _neighbors(y - 0.5)
+    first = (jnp.arange(batch, dtype=jnp.int32) * (height * width))[:, None, None]
+    columns = [jnp.clip(left + k, 0, width - 1) for k in range(4)]
+    rows = [first + jnp.clip(top + k, 0, height - 1) * width for k in range(4)]
+    pixels = images.reshape(-1, 3)
+    total = jnp.float32(_NUDGE)
+    for row, weight_y in zip(rows, weights_y, strict=True):
+        line = jnp.float32(0)
+        for column, weight_x in zip(columns, weights_x, strict=True):
+            tap = pixels.at[row + column].get(mode="promise_in_bounds")
+            line = line + weight_x[..., None] * tap.astype(jnp.float32)
+        total = total + weight_y[..., None] * line
+    moved = jnp.clip(total, 0, 255).astype(jnp.uint8)
+    bare = jnp.asarray(fill, jnp.uint8)[None, None, None, :]
+    # A program of its own: fused with what follows it needs half as much memory again.
+    return jax.lax.optimization_barrier(jnp.where(inside[..., None], moved, bare))
+
+
+def _source_positions(matrix, height, width):
+    """Position in the source of each pixel's center: x and y, float32 [B, H, W]."""
+    x = jnp.arange(width, dtype=jnp.float32)[None, None, :] + 0.5
+    y = jnp.arange(height, dtype=jnp.float32)[None, :, None] + 0.5
+    a, b, c, d, e, f = (matrix[:, k, None, None] for k in range(6))
+    # Behind the barrier these are two arrays. Without it the compiler keeps every index
+    # and weight that follows from them as an array of its own, and memory traffic on a
+    # GPU is three times as much.
+    return jax.lax.optimization_barrier((a * x + b * y + c, d * x + e * y + f))
+
+
+def _neighbors(position):
+    """First of four neighbors and their weights, of positions counted in pixels."""
+    first = jnp.floor(position)
+    d = position - first
+    weights = (
+        d * (-1 + d * (2 - d)),
+        1 + d * d * (d - 2),
+        d * (1 + d * (1 - d)),
+        d * d * (d - 1),
+    )
+    return first.astype(jnp.int32) - 1, weights

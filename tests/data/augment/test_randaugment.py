@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagepiece_jax.data.augment import color_ops, randaugment
+from imagepiece_jax.data.augment import randaugment
 from imagepiece_jax.data.augment.policy import OPS, Policy, fill_color
 from imagepiece_jax.data.augment.randaugment import Draws
 from tests import oracles_randaugment
@@ -20,7 +20,7 @@ POLICY = Policy(layers=2, prob=0.5, magnitude=9.0, magnitude_std=0.5)
 
 apply = jax.jit(randaugment.apply)
 draw = jax.jit(randaugment.draw, static_argnums=1)
-tables = jax.jit(color_ops.tables)
+tables = jax.jit(randaugment.tables)
 
 
 @functools.cache
