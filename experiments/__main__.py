@@ -17,75 +17,37 @@ lcb-similarity, combos, ablation, tome-offtheshelf, evit-table, throughput, sche
 all of them; compare; adapt; or scratch, which trains from random weights.
 """
 
-import dataclasses
-import pathlib
-
-from absl import flags
-
 from experiments.scratch.options import Options
+from experiments.settings import TableSettings, define_flags
 from imagepiece_jax import cli
 
 cli.define_config(
     "a config file: of --weights that lack a config, of --small's runs, of adapt's"
 )
-WEIGHTS = cli.weights()
+WEIGHTS, DATA = cli.weights(), cli.data()
 NORMALIZATION = cli.normalization()
-RUNS = flags.DEFINE_string("runs", None, "a folder of trained runs, one a model")
-SMALL = flags.DEFINE_bool("small", False, "fine-tune --weights for every model")
-flags.DEFINE_list("seeds", ["0", "1", "2"], "of --small's runs")
-DATA = cli.data()
 cli.resize()
-flags.DEFINE_integer("subset", None, "images of the data, evenly; default: all")
 cli.limit()
-flags.DEFINE_string(
-    "out", None, "folder; default: runs/experiments", allow_override=True
-)
-flags.DEFINE_bool("again", False, "measure what was measured before, too")
-flags.DEFINE_integer("eval_batch_size", 100, "images at once", 1)
-flags.DEFINE_integer("readers", 0, "processes that read images", 0)
 cli.dtype("of the layers")
-SPEED = flags.DEFINE_bool("speed", True, "also measure speeds")
-flags.DEFINE_integer("speed_batch_size", 64, "of speeds in tables", 1)
 TIMING = cli.timing()
-flags.DEFINE_list("batch_sizes", ["1,8,32,64,128,256"], "of throughput")
-flags.DEFINE_list("modes", ["inference", "copy", "train"], "of throughput")
-flags.DEFINE_enum("size", "deit_s", ["deit_ti", "deit_s"], "of throughput")
-flags.DEFINE_enum("mask_fill", "mean", ["mean", "black", "noise"], "masking")
-flags.DEFINE_bool("mask_grid", False, "masking: on different patches")
-flags.DEFINE_enum("metric", "gmacs", ["gmacs", "ms"], "compare: what is cost")
-flags.DEFINE_list(
-    "shares", ["0.9", "0.75", "0.6", "0.5", "0.4"], "compare: of the dense model's cost"
-)
-flags.DEFINE_list("methods", [], "compare: these, tome and random; default: all")
-flags.DEFINE_integer("folds", 5, "adapt: parts of the data, each tested on once")
-SCRATCH = cli.options(Options)
+SETTINGS, SCRATCH = define_flags(TableSettings), define_flags(Options)
 
 
 def main(words):
     # They import JAX: after the flags.
     from experiments import runner
     from experiments.scratch import runs as scratch
-    from imagepiece_jax.common import timer
 
-    names = runner.select(words, small=SMALL.value, timed=SPEED.value)
-    known = {field.name for field in dataclasses.fields(runner.Settings)}
-    given = {k: flags.FLAGS[k].value for k in known if k in flags.FLAGS}
-    given |= {
-        "config": cli.config(required=False),
-        "load_config": lambda name: cli.load_config(f"{cli.CONFIGS}/{name}"),
-        "normalization": NORMALIZATION(),
-        "rules": timer.Rules(*TIMING()),
-    }
-    settings = runner.Settings(**given)
-    seeds, _ = runner.check(names, settings)
+    TIMING()
+    settings = SETTINGS()
+    names = runner.select(words, settings)
     if names == ["scratch"]:
-        out = pathlib.Path(settings.out or "runs/experiments")
-        return scratch.run(SCRATCH(), cli.required(DATA), seeds, settings.dtype, out)
+        return scratch.run(SCRATCH(), cli.required(DATA), settings)
     if not set(names) <= set(runner.NO_WEIGHTS):
         cli.required(DATA)
-        if not RUNS.value:
+        if not settings.runs:
             cli.required(WEIGHTS)
-    runner.run(names, settings)
+    runner.run(names, settings, cli.config(required=False), NORMALIZATION())
 
 
 if __name__ == "__main__":

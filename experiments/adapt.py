@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 from experiments import render
-from experiments.context import Result
+from experiments.context import Result, package_config
 from experiments.finetune import finetuning_config, label
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.data.decode import UnreadableImage
@@ -65,7 +65,7 @@ def adapt(context):
     """Adapt the checkpoint to each reduction, fold by fold, and write the page."""
     images, labels = _readable(context.images)
     context = dataclasses.replace(context, images=images)
-    count = context.options.folds
+    count = context.settings.folds
     if len(images) < 2:
         raise InputError(f"--data has {len(images)} image; allowed are 2 or more")
     if not 2 <= count <= len(images):
@@ -125,7 +125,7 @@ def _configs(context):
     """The given config alone, else those of the three reductions."""
     if context.config is not None:
         return [context.config]
-    return [context.load_config(f"{CONFIG}:{name}") for name in REDUCTIONS]
+    return [package_config(f"{CONFIG}:{name}") for name in REDUCTIONS]
 
 
 def _prepared(context, config) -> "ConfigDict":

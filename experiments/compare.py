@@ -22,7 +22,7 @@ from experiments import compare_page, compare_plot, match_cost
 from imagepiece_jax.benchmark import device
 from imagepiece_jax.common.files import git_revision, replace_file
 from imagepiece_jax.data.sources import short_name
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, suggestion
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.methods import METHODS
@@ -71,9 +71,9 @@ class Entry:
 
 def measure(context) -> dict:
     """The report: everything that page and plot are made from, as JSON has it."""
-    pretrained, options = context.pretrained, context.options
+    pretrained = context.pretrained
     entries, left_out = [], []
-    for method in chosen(options.methods):
+    for method in chosen(context.settings.methods):
         found = _entries(context, method)
         if isinstance(found, str):
             left_out.append({"method": method, "reason": found})
@@ -81,7 +81,7 @@ def measure(context) -> dict:
             entries += found
     near = [entry for entry in entries if entry.is_near]
     if not near:
-        shares = ",".join(f"{share:g}" for share in options.shares)
+        shares = ",".join(f"{share:g}" for share in context.settings.shares)
         raise InputError(
             f"--shares is {shares}: no method has a setting of this cost; allowed are "
             "shares that one has"
@@ -94,8 +94,8 @@ def measure(context) -> dict:
         "fields": {k: v for k, v in pretrained.fields.items() if k != "preprocessing"},
         "trained_as": pretrained.reduction["name"],
         "images": context.images.setting | {"data": short_name(context.images.name)},
-        "metric": options.metric,
-        "shares": list(options.shares),
+        "metric": context.settings.metric,
+        "shares": sorted(context.settings.shares, reverse=True),
         "tolerance": TOLERANCE,
         "timing": _timing(context),
         "git": git_revision(),
@@ -120,9 +120,14 @@ def measure(context) -> dict:
 def chosen(names: tuple[str, ...]) -> list[str]:
     """Methods to compare: these and the references; all where none is named.
 
-    After ImagePiece come its controls.
+    After ImagePiece come its controls. InputError for another name.
     """
-    wanted = {*names, *REFERENCES} if names else {*METHODS} - {settings.DENSE["name"]}
+    known = [name for name in METHODS if name != settings.DENSE["name"]]
+    for name in names:
+        if name not in known:
+            hint = suggestion(name, known, f"allowed are {', '.join(known)}")
+            raise InputError(f"--methods is {name!r}; {hint}")
+    wanted = {*names, *REFERENCES} if names else {*known}
     found = [name for name in METHODS if name in wanted]
     if CONTROLLED in found:
         place = found.index(CONTROLLED) + 1
@@ -149,9 +154,9 @@ def _entries(context, method) -> list[Entry] | str:
     if not priced:
         return "needs training"
     knob = METHODS[name]().knob(depth)[0]
-    find = _by_time if context.options.metric == "ms" else _by_macs
+    find = _by_time if context.settings.metric == "ms" else _by_macs
     found = []
-    for share in context.options.shares:
+    for share in sorted(context.settings.shares, reverse=True):
         reduction, reached, speed = find(context, priced, share)
         shown = {k: reduction[k] for k in knob if k in reduction}
         shown = settings.changed(reduction) | shown
@@ -269,7 +274,11 @@ def _figures(result):
 
 def _timing(context):
     """How speeds were measured; None where costs are MACs."""
-    if context.options.metric != "ms":
+    if context.settings.metric != "ms":
         return None
-    rules = dataclasses.asdict(context.rules)
-    return {"device": device.name(), "batch_size": context.speed_batch, **rules}
+    rules = dataclasses.asdict(context.settings.rules)
+    return {
+        "device": device.name(),
+        "batch_size": context.settings.speed_batch_size,
+        **rules,
+    }

@@ -5,13 +5,15 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from experiments.cache import ResultCache
 from experiments.images import Images
+from experiments.settings import TableSettings
+from imagepiece_jax import cli
 from imagepiece_jax.benchmark import device, workloads
 from imagepiece_jax.common import parallel, timer, xla_options
 from imagepiece_jax.errors import InputError
@@ -20,7 +22,7 @@ from imagepiece_jax.inference import optimize
 from imagepiece_jax.models import summary
 from imagepiece_jax.pretrained.load import Weights, for_analysis
 from imagepiece_jax.pretrained.runs import RUN_CONFIG
-from imagepiece_jax.reduction import settings
+from imagepiece_jax.reduction import settings as reductions
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -91,7 +93,7 @@ class TrainedRuns:
     note = "Trained models, each with the reduction it was trained with."
 
     def find(self, reduction, stem, matched, stems):
-        wanted = settings.completed(reduction)
+        wanted = reductions.completed(reduction)
         return [
             (run, run.reduction)
             for run in self.runs
@@ -119,42 +121,28 @@ def runs_in(folder: str | os.PathLike, dtype: str | None = None) -> list[Weights
     return [for_analysis(path.parent, dtype=dtype) for path in found]
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """Settings of single experiments; their flags have the same names."""
-
-    mask_fill: str = "mean"
-    mask_grid: bool = False
-    metric: str = "gmacs"
-    folds: int = 5
-    size: str = "deit_s"
-    batch_sizes: tuple[int, ...] = (1, 8, 32, 64, 128, 256)
-    modes: tuple[str, ...] = ("inference", "copy", "train")
-    dtype: str | None = None
-    shares: tuple[float, ...] = (0.9, 0.75, 0.6, 0.5, 0.4)
-    methods: tuple[str, ...] = ()
+def package_config(name: str) -> "ConfigDict":
+    """One of the package's configs, by its file name."""
+    return cli.load_config(f"{cli.CONFIGS}/{name}")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Context:
     """Everything that an experiment is given.
 
-    models, images: None for `throughput`, which needs neither; config: what --config
-    gave; load_config: one of the package's configs by its file name; rules,
-    speed_batch, timed: how, and whether, speeds are measured.
+    models, images: None for experiments that need neither; config: of --config.
     """
 
     cache: ResultCache
-    out: pathlib.Path
+    settings: TableSettings
     models: Models | None = None
     images: Images | None = None
     config: "ConfigDict | None" = None
-    load_config: Callable[[str], "ConfigDict"] | None = None
-    rules: timer.Rules = timer.Rules()
-    speed_batch: int = 64
-    timed: bool = True
-    options: Options = Options()
     programs: dict = dataclasses.field(default_factory=dict)
+
+    @property
+    def out(self) -> pathlib.Path:
+        return pathlib.Path(self.settings.out)
 
     @property
     def pretrained(self) -> Weights:
@@ -207,13 +195,13 @@ class Context:
                 "right": _encode(found.each["right"]),
             }
 
-        what = f"{settings.label(reduction)}, {len(images)} images"
+        what = f"{reductions.label(reduction)}, {len(images)} images"
         return Result(self.cache.result(setting, measure, what))
 
     def _step(self, pretrained, reduction, alter):
         """A compiled step, kept for other seeds and images of the same model."""
         fields = [pretrained.fields[name] for name in sorted(pretrained.fields)]
-        key = str(fields), str(settings.completed(reduction)), alter
+        key = str(fields), str(reductions.completed(reduction)), alter
         if key not in self.programs:
             while len(self.programs) >= MAX_PROGRAMS:
                 self.programs.pop(next(iter(self.programs)))
@@ -238,7 +226,7 @@ class Context:
             ).each
             return summarize(arrays) | {"images": len(arrays["index"])}
 
-        what = f"inside {settings.label(reduction)}, {len(self.images)} images"
+        what = f"inside {reductions.label(reduction)}, {len(self.images)} images"
         return self.cache.result(setting, found, what)
 
     def speed(self, pretrained, reduction) -> dict | None:
@@ -247,41 +235,41 @@ class Context:
         ratio, ratio_min, ratio_max, throughput (img/s, median), ms a batch; None where
         nothing is timed.
         """
-        if not self.timed:
+        if not self.settings.speed:
             return None
         setting = {
             "kind": "speed",
             "fields": _plain(pretrained.fields),
-            "reduction": _plain(settings.completed(reduction)),
-            "batch_size": self.speed_batch,
+            "reduction": _plain(reductions.completed(reduction)),
+            "batch_size": self.settings.speed_batch_size,
             "device": device.name(),
-            **dataclasses.asdict(self.rules),
+            **dataclasses.asdict(self.settings.rules),
         }
         return self.cache.result(
             setting,
             functools.partial(self._time, pretrained, reduction),
-            f"the speed of {settings.label(reduction)}",
+            f"the speed of {reductions.label(reduction)}",
         )
 
     def _time(self, pretrained, reduction):
         jobs = {}
-        for name, wanted in (("dense", settings.DENSE), ("reduced", reduction)):
+        for name, wanted in (("dense", reductions.DENSE), ("reduced", reduction)):
             fast = optimize.optimize(
                 pretrained.pretrained(wanted),
-                batch_size=self.speed_batch,
+                batch_size=self.settings.speed_batch_size,
                 dtype=pretrained.fields.get("dtype", xla_options.fast_dtype()),
             )
             jobs[name] = timer.job(workloads.on_noise(fast))
-        times = timer.measure(jobs, self.rules)
+        times = timer.measure(jobs, self.settings.rules)
         ratio = timer.spread(timer.speedups(times["dense"], times["reduced"]))
         ours = timer.spread(times["reduced"])
         return {
             "ratio": ratio.median,
             "ratio_min": ratio.low,
             "ratio_max": ratio.high,
-            "throughput": self.speed_batch / ours.median,
-            "throughput_min": self.speed_batch / ours.high,
-            "throughput_max": self.speed_batch / ours.low,
+            "throughput": self.settings.speed_batch_size / ours.median,
+            "throughput_min": self.settings.speed_batch_size / ours.high,
+            "throughput_max": self.settings.speed_batch_size / ours.low,
             "ms": 1e3 * ours.median,
             "dense_ms": 1e3 * timer.spread(times["dense"]).median,
         }
@@ -291,7 +279,7 @@ class Context:
             "kind": kind,
             "weights": pretrained.digest,
             "fields": _plain(pretrained.fields),
-            "reduction": _plain(settings.completed(reduction)),
+            "reduction": _plain(reductions.completed(reduction)),
             "use": pretrained.use(reduction),
             "trained_as": _plain(pretrained.reduction),
             "seed": pretrained.seed,

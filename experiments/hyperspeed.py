@@ -40,7 +40,7 @@ def hyperspeed(context):
     by_cost = {name: [(p["gmacs"], p["acc1"]) for p in c] for name, c in curves.items()}
     path = context.out / "hyperspeed_gmacs.png"
     render.curves(path, "GMACs an image", "accuracy, %", by_cost)
-    if context.timed:
+    if context.settings.speed:
         by_speed = {
             name: [(p["speed"]["ratio"], p["acc1"]) for p in c]
             for name, c in curves.items()
@@ -50,7 +50,7 @@ def hyperspeed(context):
         parts.append(_areas(curves, "ratio", "times as fast as dense"))
     notes = [render.images_note(context), render.models_note(context)]
     notes += [render.speed_note(context), "No rate was trained for."]
-    parts.append(_at_published_speed(curves, base, context.timed))
+    parts.append(_at_published_speed(curves, base, context.settings.speed))
     parts += [_printed(), " ".join(filter(None, notes))]
     render.page(context, "hyperspeed", "accuracy against speed", *parts)
 

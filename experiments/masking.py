@@ -38,7 +38,7 @@ def masking(context):
         if not pretrained.untrained(reduction)  # says nothing of the method
     }
     counts = (0, *published.MASKS)
-    fill, grid = context.options.mask_fill, context.options.mask_grid
+    fill, grid = context.settings.mask_fill, context.settings.mask_grid
     alter = functools.partial(cover, fill=fill)
     found = {
         row: [_rights(context, model, count, alter, grid) for count in counts]

@@ -47,13 +47,13 @@ def models_note(context) -> str:
 
 def speed_note(context) -> str:
     """How speeds were measured; empty where they were not."""
-    if not context.timed:
+    if not context.settings.speed:
         return ""
-    rules = context.rules
+    settings = context.settings
     return (
-        f"Speeds: {device.name()}, batches of {context.speed_batch}, against the dense "
-        f"model in turns, median of {rules.repeats} repeats of {rules.seconds:g} s or "
-        f"more after {rules.warmup} calls."
+        f"Speeds: {device.name()}, batches of {settings.speed_batch_size}, against the "
+        f"dense model in turns, median of {settings.repeats} repeats of "
+        f"{settings.seconds:g} s or more after {settings.warmup} calls."
     )
 
 

@@ -7,6 +7,7 @@ model alone, with the copy of its pixels, from files to logits, and training.
 import dataclasses
 
 from experiments import published, render
+from experiments.context import package_config
 from imagepiece_jax.benchmark import device, report, suite
 from imagepiece_jax.common import xla_options
 from imagepiece_jax.reduction.methods import METHODS
@@ -30,19 +31,19 @@ def groups(context) -> list[suite.Group]:
 
     InputError for an odd one where training is all that is asked for.
     """
-    options, found = context.options, []
-    dtype, compared = options.dtype or xla_options.fast_dtype(), configs(context)
-    for size in options.batch_sizes:
-        modes = [mode for mode in options.modes if mode != "train" or size % 2 == 0]
-        found += suite.groups(compared, [size], dtype, modes or options.modes)
+    settings, found = context.settings, []
+    dtype, compared = settings.dtype or xla_options.fast_dtype(), configs(context)
+    for size in sorted(settings.batch_sizes, reverse=True):
+        modes = [mode for mode in settings.modes if mode != "train" or size % 2 == 0]
+        found += suite.groups(compared, [size], dtype, modes or settings.modes)
     return found
 
 
 def configs(context) -> dict:
     """{name: config}: dense first, then every method, of the size in the options."""
-    size = context.options.size
+    size = context.settings.size
     ends = ["", *(f"_{name}" for name in METHODS if name != "none")]
-    found = {size + end: context.load_config(f"deit_s{end}.py:{size}") for end in ends}
+    found = {size + end: package_config(f"deit_s{end}.py:{size}") for end in ends}
     for config in found.values():
         if context.images is not None:
             config.data.name = context.images.name
@@ -59,12 +60,12 @@ def _group(context, group):
         "mode": group.mode,
         "dtype": group.dtype,
         "device": device.name(),
-        **dataclasses.asdict(context.rules),
+        **dataclasses.asdict(context.settings.rules),
     }
 
     def measure():
-        limits = device.peak_rates(group.dtype, context.rules)
-        return {"rows": suite.run(group, (), context.rules, limits)}
+        limits = device.peak_rates(group.dtype, context.settings.rules)
+        return {"rows": suite.run(group, (), context.settings.rules, limits)}
 
     what = f"{group.mode} of all methods, batches of {group.batch_size}"
     return report.markdown(context.cache.result(setting, measure, what)["rows"])

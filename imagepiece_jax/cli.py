@@ -8,7 +8,6 @@ in a file or a field is an InputError of one sentence.
 import ast
 import atexit
 import contextlib
-import dataclasses
 import functools
 import gc
 import inspect
@@ -137,22 +136,6 @@ def timing():
     repeats = whole("repeats", 5, "turns of each", 1)
     seconds = flags.DEFINE_float("seconds", 1.0, "of a turn", 0.0, allow_override=True)
     return lambda: (warmup.value, repeats.value, finite(seconds))
-
-
-def options(cls):
-    """Define a flag for every field of the dataclass `cls`; return what makes one.
-
-    A field's metadata has its `kind` (int, float or str) and `help`.
-    """
-    define = {int: flags.DEFINE_integer, float: flags.DEFINE_float}
-    holders = [
-        define.get(field.metadata["kind"], flags.DEFINE_string)(
-            field.name, field.default, field.metadata["help"], allow_override=True
-        )
-        for field in dataclasses.fields(cls)
-    ]
-    # Where another module defines a flag of that name, its default is not ours.
-    return lambda: cls(**{flag.name: flag.value for flag in holders if flag.present})
 
 
 def run(main, *, compiles=True):

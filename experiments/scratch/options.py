@@ -1,7 +1,9 @@
-"""Size and length of the trainings from scratch, as flags."""
+"""Size and length of the trainings from scratch."""
 
 import dataclasses
 
+from experiments.settings import Settings, flag
+from imagepiece_jax.common.fields import count, number, optional, positive, text
 from imagepiece_jax.errors import InputError, suggestion
 
 # In the order of their runs: DynamicViT's starts from the dense model's of its seed.
@@ -11,49 +13,46 @@ SYSTEMS = (
 )
 
 
-def _option(default, kind, help_text):
-    return dataclasses.field(
-        default=default, metadata={"kind": kind, "help": f"scratch: {help_text}"}
-    )
+def _option(kind, help_text):
+    return flag(kind, f"scratch: {help_text}")
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
-    """Size and length of the trainings; the fields are flags of the command."""
+class Options(Settings):
+    """Size and length of the trainings."""
 
-    image_size: int = _option(64, int, "pixels a side")
-    canvas: int = _option(128, int, "pixels a side that training images are held at")
-    patch: int = _option(8, int, "pixels a side of a patch")
-    width: int = _option(128, int, "of a token")
-    depth: int = _option(6, int, "blocks")
-    heads: int | None = _option(None, int, "of attention; default: one for 64 channels")
-    keep_rate: float = _option(0.8, float, "of ImagePiece, whose cost the others have")
-    systems: str | None = _option(
-        None, str, f"trained, separated by commas; default: {','.join(SYSTEMS)}"
+    image_size: int = _option(count(64, least=1), "pixels a side")
+    canvas: int = _option(
+        count(128, least=1), "pixels a side that training images are held at"
     )
-    epochs: int = _option(50, int, "of a run")
-    hours: float | None = _option(None, float, "of all runs: epochs are cut to fit")
-    minutes: float | None = _option(None, float, "of this call: runs that fit in")
-    page: str | None = _option(None, str, "the page; default: OUT/scratch.md")
-    train_batch_size: int = _option(128, int, "images a step")
-    peak_lr: float = _option(1e-3, float, "learning rate after the warm-up")
+    patch: int = _option(count(8, least=1), "pixels a side of a patch")
+    width: int = _option(count(128, least=1), "of a token")
+    # ImagePiece's schedule needs four blocks.
+    depth: int = _option(count(6, least=4), "blocks")
+    heads: int | None = _option(
+        optional(count(least=1)), "of attention; default: one for 64 channels"
+    )
+    keep_rate: float = _option(
+        number(0.8, above=0, most=1), "of ImagePiece, whose cost the others have"
+    )
+    systems: str | None = _option(
+        optional(text()), f"trained, separated by commas; default: {','.join(SYSTEMS)}"
+    )
+    epochs: int = _option(count(50, least=1), "of a run")
+    hours: float | None = _option(
+        optional(positive()), "of all runs: epochs are cut to fit"
+    )
+    minutes: float | None = _option(
+        optional(positive()), "of this call: runs that fit in"
+    )
+    page: str | None = _option(optional(text()), "the page; default: OUT/scratch.md")
+    train_batch_size: int = _option(count(128, least=1), "images a step")
+    peak_lr: float = _option(positive(1e-3), "learning rate after the warm-up")
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, int | float) and not value > 0:
-                raise InputError(
-                    f"--{field.name} is {value}; allowed are numbers above 0"
-                )
-        if self.keep_rate > 1:
-            raise InputError(
-                f"--keep_rate is {self.keep_rate}; allowed are shares up to 1"
-            )
+        super().__post_init__()
         if self.canvas < self.image_size:
-            raise InputError(
-                f"--canvas is {self.canvas}; allowed are --image_size, "
-                f"{self.image_size}, or more"
-            )
+            self.refuse("canvas", f"--image_size, {self.image_size}, or more")
         for name in self.chosen:
             if name not in SYSTEMS:
                 listed = f"allowed are {', '.join(SYSTEMS)}"
@@ -63,11 +62,6 @@ class Options:
             raise InputError(
                 "--systems has dynamicvit, whose runs start from those of dense_conv; "
                 "allowed is both"
-            )
-        if self.depth < 4:
-            raise InputError(
-                f"--depth is {self.depth}; allowed are 4 or more, which ImagePiece's "
-                "schedule needs"
             )
 
     @property

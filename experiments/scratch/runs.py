@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from experiments.scratch import measures, page, systems, train
 from experiments.scratch import plan as planning
-from experiments.scratch.options import SYSTEMS
+from experiments.scratch.options import SYSTEMS, Options
+from experiments.settings import TableSettings
 from imagepiece_jax.benchmark import device
 from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.files import (
@@ -44,22 +45,17 @@ FLAGS = {
 }
 
 
-def run(
-    options: systems.Options,
-    data: str,
-    seeds: list[int],
-    dtype: str | None,
-    out: pathlib.Path,
-):
+def run(options: Options, data: str, settings: TableSettings):
     """Finish as many runs as `options.minutes` allow, and write the page.
 
     What is finished is only read; the data are not opened where everything is.
     """
     began = time.monotonic()
+    out, seeds = pathlib.Path(settings.out), settings.seeds
     folder = out / "scratch"
     if options.page:
         check_writable("--page", options.page)
-    plan = _plan(folder, options, dtype or xla_options.fast_dtype())
+    plan = _plan(folder, options, settings.dtype or xla_options.fast_dtype())
     # A signal ends it within a moment: what is lost was trained since the last save.
     stop = StopRequest(patience=0.01)
     with _flags_named(), contextlib.closing(RunLock(folder)), stop:

@@ -13,7 +13,7 @@ from scipy import stats
 import imagepiece_jax
 from configs import quickstart
 from experiments import adapt
-from experiments.context import OffTheShelf, Options
+from experiments.context import OffTheShelf
 from experiments.images import Images
 from imagepiece_jax.data import decode, sources
 from imagepiece_jax.errors import InputError, Stopped
@@ -70,7 +70,7 @@ def context(photographs, out, **fields):
     )
     made.reduction = {"name": "evit", "keep_rate": 0.5, "blocks": (1,)}
     made.reduction.update(rate_warmup_start=0, rate_warmup_epochs=0)
-    given = {"images": images, "config": made, "options": Options(folds=FOLDS)}
+    given = {"images": images, "config": made, "folds": FOLDS}
     weights = for_analysis(photographs / "weights", dtype="float32")
     return tiny_context.context(out, models=OffTheShelf(weights), **(given | fields))
 
@@ -93,7 +93,7 @@ def test_a_table_keeps_what_is_tested_from_training(photographs, tmp_path):
 
 @pytest.mark.parametrize("folds", [1, COUNT + 1])
 def test_folds_that_there_are_not(photographs, tmp_path, folds):
-    made = context(photographs, tmp_path, options=Options(folds=folds))
+    made = context(photographs, tmp_path, folds=folds)
     with pytest.raises(InputError, match=f"--folds is {folds}; allowed are 2 to 24"):
         adapt.adapt(made)
     made.cache.close()

@@ -12,7 +12,8 @@ import pytest
 from scipy import stats
 
 from experiments import compare, compare_page, compare_plot
-from experiments.context import OffTheShelf, Options, plan_facts
+from experiments.context import OffTheShelf, plan_facts
+from experiments.settings import TableSettings
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.models import registry, summary
@@ -40,12 +41,13 @@ class Photographs:
 class Guessing:
     """A context of DeiT-Ti that errs by chance, the more the less it computes."""
 
-    images, speed_batch, timed = Photographs(), 8, True
-    rules = tiny_context.Rules(2, 1, 0.0)
+    images = Photographs()
 
     def __init__(self, out, shares=SHARES, methods=(), metric="gmacs"):
         self.out, self.known, self.trials = out, set(), []
-        self.options = Options(shares=shares, methods=methods, metric=metric)
+        self.settings = TableSettings(
+            shares=shares, methods=methods, metric=metric, speed_batch_size=8
+        )
         size = {"name": "deit_ti", "image_size": 224, "num_classes": 1000}
         fields = size | {"stem": "patch", "depth": 12}
         tensors = {"cls_token": np.zeros((1, 1, 192), np.float32)}
@@ -240,11 +242,9 @@ def test_a_run_keeps_its_own_fields_and_parameters(tmp_path):
     model = registry.create_model(**tiny_context.FIELDS, reduction=own)
     tensors = convert.to_timm(fill(summary.shapes(model, 16), 0))
     pretrained = Weights(tmp_path, tiny_context.FIELDS, own, tensors=tensors)
-    context = tiny_context.context(
-        tmp_path, pretrained, options=Options(shares=(0.5, 0.9))
-    )
+    context = tiny_context.context(tmp_path, pretrained, shares=(0.5, 0.9))
     context.cache.close()
-    one, other = compare._entries(context, "dynamicvit")
+    other, one = compare._entries(context, "dynamicvit")
     assert one.reduction["blocks"] == (1, 2) and one.reached < other.reached
     assert set(one.shown) == {"keep_rate", "blocks"}
     # Selectors at blocks 3, 6 and 9 do not fit four blocks, SPViT's are not there.
@@ -337,8 +337,8 @@ def test_the_plot_is_written(tmp_path, report):
 def test_a_stopped_comparison_resumes(tmp_path, capsys, monkeypatch):
     """A tiny model on digits, stopped at its third setting."""
     weights = tiny_context.pretrained(tmp_path, depth=12, patch_size=4)
-    options = Options(shares=(0.6,), methods=("random",))
-    first = tiny_context.context(tmp_path, weights, options=options)
+    options = {"shares": (0.6,), "methods": ("random",)}
+    first = tiny_context.context(tmp_path, weights, **options)
     measured, real = [], type(first).evaluate
 
     def evaluate(self, pretrained, reduction, images=None):
@@ -353,7 +353,7 @@ def test_a_stopped_comparison_resumes(tmp_path, capsys, monkeypatch):
     first.cache.close()
     assert not (tmp_path / "compare.json").exists()
     capsys.readouterr()
-    second = tiny_context.context(tmp_path, weights, options=options)
+    second = tiny_context.context(tmp_path, weights, **options)
     compare.compare(second)
     second.cache.close()
     assert capsys.readouterr().err.count("measuring") == 1

@@ -286,7 +286,7 @@ def test_runs_of_several_seeds_are_paired_with_their_own_dense(tmp_path):
 
 @pytest.mark.slow
 def test_speed_is_against_the_dense_model_in_turns(tmp_path, pretrained):
-    timed = tiny_context.context(tmp_path, pretrained, timed=True, speed_batch=2)
+    timed = tiny_context.context(tmp_path, pretrained, speed=True, speed_batch_size=2)
     found = timed.speed(pretrained, TOME)
     assert timed.speed(pretrained, TOME) == found
     timed.cache.close()

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from experiments import masking
-from experiments.context import OffTheShelf, Options, Result
+from experiments.context import OffTheShelf, Result
 from experiments.masking import SIDE, corners_of, cover
 from experiments.published import MASKS
 from experiments.rows import DENSE
+from experiments.settings import TableSettings
 from imagepiece_jax.common import parallel
 from imagepiece_jax.evaluate import accuracy, statistics
 
@@ -120,8 +121,8 @@ class Twenty:
 class FakeContext:
     """Evaluations that are right for images 0 .. 17 - masks / 5."""
 
-    images, timed = Twenty(), False
-    options = Options(mask_fill="black", mask_grid=True)
+    images = Twenty()
+    settings = TableSettings(mask_fill="black", mask_grid=True, speed=False)
 
     def __init__(self, out):
         self.out, self.calls = out, []

@@ -9,6 +9,7 @@ import pytest
 from experiments import hyperspeed, published, tables
 from experiments.context import OffTheShelf, Result, plan_facts
 from experiments.rows import find
+from experiments.settings import TableSettings
 from imagepiece_jax.pretrained.load import Weights
 from imagepiece_jax.reduction import settings
 
@@ -27,7 +28,7 @@ class Photographs:
 class Monotone:
     """A context of DeiT-Ti that is right on IMAGES * (GMACs / 1.3) ** 0.25 images."""
 
-    images, timed = Photographs(), False
+    images, settings = Photographs(), TableSettings(speed=False)
 
     def __init__(self, out):
         self.out, self.evaluated = out, []

@@ -3,7 +3,7 @@
 import pytest
 
 from experiments import throughput
-from experiments.context import Options
+from experiments.settings import TableSettings
 from imagepiece_jax import cli
 from imagepiece_jax.errors import InputError
 from tests.experiments import tiny_context
@@ -11,7 +11,7 @@ from tests.experiments import tiny_context
 
 @pytest.fixture
 def context(tmp_path, monkeypatch):
-    """Makes a context of Options, whose configs are a small recipe with mixup."""
+    """Makes a context of settings, whose configs are a small recipe with mixup."""
     monkeypatch.setattr(throughput, "METHODS", ("none", "tome"))
     opened = []
 
@@ -20,9 +20,10 @@ def context(tmp_path, monkeypatch):
         config.mixup = 0.8
         return config
 
-    def make(options):
-        given = {"images": None, "load_config": load_config, "options": options}
-        opened.append(tiny_context.context(tmp_path, **given))
+    monkeypatch.setattr(throughput, "package_config", load_config)
+
+    def make(**settings):
+        opened.append(tiny_context.context(tmp_path, images=None, **settings))
         return opened[-1]
 
     yield make
@@ -33,16 +34,15 @@ def context(tmp_path, monkeypatch):
 def test_the_default_batch_sizes_can_be_measured(context):
     """Training of a single image is left out: mixup has nothing to mix it with."""
     sizes = (2, 1)
-    found = throughput.groups(context(Options(batch_sizes=sizes)))
+    found = throughput.groups(context(batch_sizes=sizes))
     assert [(group.batch_size, group.mode) for group in found] == [
-        *((2, mode) for mode in Options().modes),
-        *((1, mode) for mode in Options().modes if mode != "train"),
+        *((2, mode) for mode in TableSettings().modes),
+        *((1, mode) for mode in TableSettings().modes if mode != "train"),
     ]
     assert list(found[0].configs) == ["deit_s", "deit_s_tome"]
-    assert 1 in Options().batch_sizes and "train" in Options().modes
+    assert 1 in TableSettings().batch_sizes and "train" in TableSettings().modes
 
 
 def test_training_of_odd_batches_alone_is_refused(context):
-    options = Options(batch_sizes=(3,), modes=("train",))
     with pytest.raises(InputError, match="batch_size is 3, .* allowed are even"):
-        throughput.groups(context(options))
+        throughput.groups(context(batch_sizes=(3,), modes=("train",)))

@@ -3,9 +3,9 @@
 import numpy as np
 
 from experiments.cache import ResultCache
-from experiments.context import Context, OffTheShelf, Options
+from experiments.context import Context, OffTheShelf
 from experiments.images import Images
-from imagepiece_jax.common.timer import Rules
+from experiments.settings import TableSettings
 from imagepiece_jax.models import registry, summary
 from imagepiece_jax.pretrained import convert
 from imagepiece_jax.pretrained.load import Weights
@@ -42,15 +42,14 @@ def images(count=24):
     return Images.open("digits", 10, 16, spaced=count, **options)
 
 
-def context(folder, weights=None, **fields):
-    """A Context of the tiny model `weights`, without speeds."""
-    given = {
-        "cache": ResultCache(folder),
-        "out": folder,
-        "models": None if weights is None else OffTheShelf(weights),
-        "images": images(),
-        "rules": Rules(2, 1, 0.0),
-        "timed": False,
-        "options": Options(),
-    }
-    return Context(**(given | fields))
+def context(folder, weights=None, *, config=None, **given):
+    """A Context of the tiny model `weights`, without speeds.
+
+    given: `models`, `images`, and fields of its settings.
+    """
+    shelf = None if weights is None else OffTheShelf(weights)
+    models = given.pop("models", shelf)
+    shown = given.pop("images") if "images" in given else images()
+    quick = {"out": str(folder), "speed": False, "warmup": 2, "repeats": 1}
+    settings = TableSettings(**quick | {"seconds": 0.0} | given)
+    return Context(ResultCache(folder), settings, models, shown, config)
