@@ -106,11 +106,11 @@ def test_every_command_and_file_that_a_page_names_exists(page):
         if name != "configs/deit_s_NAME.py":
             config = cli.load_config(f"{ROOT / name}{size}")
             from_config.check(config)
+    if page.parent.name == "retokenization":  # of an older commit
+        return
     for name in re.findall(r"(?<![\w/])configs/\w+\.py|(?<=`)[\w/]+\.py(?=`)", text):
         if "NAME" not in name and "norm_merge" not in name:
             assert any((ROOT / folder / name).is_file() for folder in FOLDERS), name
-    if page.parent.name == "retokenization":  # its commands are of an older commit
-        return
     for package, name in re.findall(
         r"python -m (experiments|imagepiece_jax|tools)\.([\w.]+)", text
     ):
