@@ -22,9 +22,6 @@ from imagepiece_jax.data import worker_pool
 from imagepiece_jax.data.imagenet import scan, writer
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.kernels import build, fused, resolve_kernels
-from imagepiece_jax.training import trainer
-from imagepiece_jax.training.preemption import StopRequest
-from tests import runs
 from tests.command import call
 from tests.models import tiny
 from tests.runs import ROOT
@@ -287,22 +284,3 @@ def test_the_drill_fills_a_disk_that_it_cannot_mount_by_a_limit(tmp_path):
     row = fault_drill.fill_disk(trial, 5, 4000)
     assert row.passed and trial.limit[0] == 4000
     assert row.moment == "room for 4,000 bytes, after step 5"
-
-
-def test_a_process_saves_in_the_middle_of_a_step_only_when_it_is_alone(
-    tmp_path, monkeypatch
-):
-    """After a step, never before it, and no more when others join in the fourth."""
-    can_save = []
-    monkeypatch.setattr(
-        StopRequest, "rescue_by", lambda _, save: can_save.append(save is not None)
-    )
-    seen = types.SimpleNamespace(**vars(parallel))  # by the loop alone
-    seen.process_count = lambda: 1 + (len(can_save) > 6)
-    monkeypatch.setattr(trainer, "parallel", seen)
-    config = quickstart.get_config()
-    fields = {"batch_size": 256, "epochs": 1, "warmup_epochs": 0.0}
-    fields |= {"model.depth": 1, "model.stem": "patch"}
-    config.update_from_flattened_dict(runs.DENSE | fields)
-    trainer.train_and_evaluate(config, tmp_path)
-    assert can_save == [False, True] * 3 + [False, False] * 2

@@ -56,9 +56,13 @@ def run(options: Options, data: str, settings: TableSettings):
     if options.page:
         check_writable("--page", options.page)
     plan = _plan(folder, options, settings.dtype or xla_options.fast_dtype())
-    # A signal ends it within a moment: what is lost was trained since the last save.
-    stop = StopRequest(patience=0.01)
-    with _flags_named(), contextlib.closing(RunLock(folder)), stop:
+    # A signal ends it: what is lost was trained since the last save.
+    with (
+        _flags_named(),
+        RunLock(folder),
+        StopRequest() as stop,
+        stop.ending_at_once(),
+    ):
         finished(folder, plan)  # those of another plan, before anything is trained
         if plan["epochs"] is None or _missing(folder, options.chosen, seeds):
             _train(options, data, seeds, plan, folder, began)

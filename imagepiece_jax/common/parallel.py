@@ -30,23 +30,24 @@ def gather(text):
     return [bytes(row[:size]).decode() for row, size in zip(rows, sizes, strict=True)]
 
 
-class Highest:
-    """The highest number that any process gives: the same answer in all of them.
+def max_over_processes():
+    """A function of a number from 0: the highest that any process calls it with.
 
-    All call it equally often, with a number from 0. A process that is alone gets its
-    own number back. Several get the highest of the previous call (at first 0): that
-    answer has arrived by now, and the device need not wait for the host.
+    All call it equally often, and get the same. A process that is alone gets its own
+    number back. Several get the highest of the previous call (at first 0): that answer
+    has arrived by now, and the device need not wait for the host.
     """
+    if process_count() == 1:
+        return int
+    exchange = pmap(lambda number: jax.lax.pmax(number, AXIS))
+    before = None
 
-    def __init__(self):
-        self.exchange = pmap(lambda number: jax.lax.pmax(number, AXIS))
-        self._given = None
+    def highest(number):
+        nonlocal before
+        last, before = before, exchange(replicate(np.int32(number)))
+        return 0 if last is None else int(unreplicate(last))
 
-    def __call__(self, number):
-        if process_count() == 1:
-            return number
-        before, self._given = self._given, self.exchange(replicate(np.int32(number)))
-        return 0 if before is None else int(unreplicate(before))
+    return highest
 
 
 def process_index():
@@ -106,17 +107,35 @@ class _Mapped:
 
     def __call__(self, *args):
         args = jax.tree.map(_of_all, args)
-        leaves, tree = jax.tree.flatten(args)
-        key = tree, *((x.shape, x.dtype) for x in leaves)
+        key = _types(args)
         if key not in self._compiled:
-            self._compiled[key] = self.compile(*args)
+            self.compile(*args)
         return self._compiled[key](*args)
 
     def compile(self, *args):
-        """The program for JAX arrays like these, or shapes (`jax.stages.Compiled`)."""
-        types = jax.tree.map(jax.typeof, args)  # shapes would mean local arrays
-        with working(self._work, shown=self._work is not None and is_main()):
-            return self._mapped.lower(*types).compile(self._options)
+        """The program for arguments like these (`jax.stages.Compiled`), kept for calls.
+
+        A `jax.ShapeDtypeStruct` is of all processes, as a JAX array.
+        """
+        # Shapes, to `lower`, would mean those of this process.
+        types = jax.tree.map(lambda x: jax.typeof(_shape_of_all(x)), args)
+        key = _types(types)
+        if key not in self._compiled:
+            with working(self._work, shown=self._work is not None and is_main()):
+                self._compiled[key] = self._mapped.lower(*types).compile(self._options)
+        return self._compiled[key]
+
+    @property
+    def working_bytes(self):
+        """Memory beside arguments and results, of the program that needs most."""
+        sizes = (program.memory_analysis() for program in self._compiled.values())
+        return max(size.temp_size_in_bytes for size in sizes)
+
+
+def _types(args):
+    """What tells programs apart: the tree of the arguments, their shapes and dtypes."""
+    leaves, tree = jax.tree.flatten(args)
+    return tree, *((x.shape, x.dtype) for x in leaves)
 
 
 def forget_programs():
@@ -204,6 +223,14 @@ def reverse(tree):
         return x[::-1]
 
     return jax.tree.map(flip, tree)
+
+
+def _shape_of_all(x):
+    """Shape and type of `_of_all(x)`, without copying anything."""
+    shape = x.shape
+    if isinstance(x, np.ndarray):
+        shape = (len(x) * process_count(), *shape[1:])
+    return jax.ShapeDtypeStruct(shape, x.dtype)
 
 
 def _of_all(x):

@@ -228,6 +228,14 @@ class BatchSequence(abc.ABC):
         """Number of chunks that a batch is read in."""
         return num_chunks(len(self.positions))
 
+    def empty(self) -> dict[str, np.ndarray]:
+        """A new batch of this process, not filled: its arrays by name."""
+        kinds = {"image": (np.uint8, (*self.transform.shape, 3))} | FIELDS
+        return {
+            name: np.empty((*self.shape, *kinds[name][1]), kinds[name][0])
+            for name in self.fields
+        }
+
     @property
     def max_bytes(self):
         """Bytes that the pixels of a chunk have at most."""
@@ -385,7 +393,7 @@ class DataLoader:
 
         def join(chunks):
             sequence = next(order)
-            return sequence, _join(chunks, sequence.shape, sequence.fields)
+            return sequence, _join(chunks, sequence)
 
         self._joined = worker_pool.Prefetch(
             _ReadTurns(turns, [*starts][:-1]),
@@ -421,26 +429,22 @@ class DataLoader:
         self._joined.close()
 
 
-def _join(chunks, shape, fields):
-    """(batch, history) of the chunks that make up one batch of `shape`.
+def _join(chunks, sequence):
+    """(batch, history) of the chunks that make up one batch of a sequence.
 
-    The batch has the arrays named by `fields`, each of `shape` and then that of one
-    image; they are new each time, because JAX on CPU may use their memory as it is.
-    The history has for every sample, in the order of positions, its errors and mask.
+    The arrays are new each time, because JAX on CPU may use their memory as it is. The
+    history has for every sample, in the order of positions, its errors and mask.
     """
-    side = chunks[0].pixels.shape[1]
-    kinds = {"image": (np.uint8, (side, side, 3))} | FIELDS
-    batch, history = {}, []
-    for name in fields:
-        dtype, of_one = kinds[name]
-        whole = np.empty((math.prod(shape), *of_one), dtype)
+    batch, history = sequence.empty(), []
+    for name, array in batch.items():
+        # The axes of devices and micro-batches as one: a view.
+        whole = array.reshape(-1, *array.shape[len(sequence.shape) :])
         for chunk in chunks:
             if name == "image":
                 for slot, row in zip(chunk.slots, chunk.rows, strict=True):
                     whole[slot] = chunk.pixels[row]
             else:
                 whole[chunk.slots] = chunk.fields[name]
-        batch[name] = whole.reshape(*shape, *of_one)
     for chunk in chunks:
         history += zip(chunk.errors, chunk.fields["mask"], strict=True)
     return batch, history

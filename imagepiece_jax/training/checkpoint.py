@@ -38,18 +38,34 @@ class Checkpoints:
     several processes, every process makes the same calls with the same values, on a
     file system that all of them see; process 0 decides what is there.
 
-    `keep_every`: steps that are multiples of it are never removed (None or 0: only the
-    newest two are kept).
+    `keep_every`: steps that are multiples of it are never removed (0: only the newest
+    two are kept). `save_every`: see `due`. `lock`: the RunLock of the workdir, in the
+    process that has it.
 
     What cannot be written is a RunError: of `save` itself, or, as writing continues in
     the background, of the next call of `save`, `wait` or `close`.
     """
 
-    def __init__(self, workdir, keep_every=None):
+    def __init__(self, workdir, keep_every=0, save_every=0, lock=None):
         self._root = pathlib.Path(workdir).resolve() / CHECKPOINTS
-        self._keep_every = keep_every
+        self._keep_every, self._save_every, self._lock = keep_every, save_every, lock
         self._managers = {}
         self._while_writing = contextlib.ExitStack()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        try:
+            self.close()
+        except RunError:
+            if not isinstance(error, RunError):  # else that is why the run has ended
+                raise
+
+    def due(self, step):
+        """Whether `step` is to be saved even if no evaluation follows it."""
+        every = (self._save_every, self._keep_every)
+        return any(steps and step % steps == 0 for steps in every)
 
     def save(self, step, state, meta):
         """Start saving `state` as the latest; returns when it may be changed again.
@@ -140,6 +156,7 @@ class Checkpoints:
     def _save(self, kind, step, state, meta):
         arrays = {name: np.asarray(leaf) for name, leaf in _named(state).items()}
         content = checksums.described(arrays, meta)
+        self._check_lock()
         with self._reported(kind):
             manager = self._manager(kind)
             manager.wait_until_finished()
@@ -157,6 +174,7 @@ class Checkpoints:
         except (MemoryError, InputError, RunError):
             raise
         except Exception as error:
+            self._check_lock()
             kept = []
             with contextlib.suppress(OSError):  # the folder may be out of reach
                 kept = sorted(self._steps(kind))
@@ -165,6 +183,11 @@ class Checkpoints:
                 f"({_reason(error)}); complete ones there: {kept or 'none'}; fix this, "
                 "and the same command resumes from the newest"
             ) from error
+
+    def _check_lock(self):
+        """RunError if the workdir has vanished, which explains any other error."""
+        if self._lock is not None:
+            self._lock.check()
 
     def _holds(self, kind, step, content):
         """Whether exactly this is already on disk, and undamaged."""

@@ -32,7 +32,6 @@ import sys
 import zlib
 
 import jax
-import numpy as np
 from jax.experimental import multihost_utils
 
 from imagepiece_jax.common import parallel
@@ -213,7 +212,7 @@ def joined(job: Job | None):
     _end_at_abort(lost)
     # Waiting is C++ code, in which Python's own handlers do not run. Training has a
     # request of its own, which saves.
-    with StopRequest(patience=0):
+    with StopRequest() as request, request.ending_at_once():
         print(f"{where} at {job.address}, for up to 5 minutes", file=sys.stderr)
         _initialize(job)
         try:
@@ -302,7 +301,9 @@ def _connect_devices():
     It connects all devices, and on CPUs gives up after 30 seconds.
     """
     _wait_for_all()
-    jax.block_until_ready(parallel.Highest().exchange(parallel.replicate(np.int32(0))))
+    highest = parallel.max_over_processes()
+    for _ in range(2):  # the second call waits for the first one's answer
+        highest(0)
 
 
 def _wait_for_all():

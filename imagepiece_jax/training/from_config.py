@@ -210,19 +210,26 @@ def eval_batches(config, source):
 
 @dataclasses.dataclass(frozen=True)
 class Length:
-    """Length of a run in steps."""
+    """Length of a run in steps, and which of them an evaluation follows."""
 
     steps_per_epoch: int
     epochs: int
+    eval_every_epochs: int = 1
 
     @property
     def steps(self):
         return self.steps_per_epoch * self.epochs
 
+    def is_evaluated(self, step: int) -> bool:
+        """Whether `step` ends an epoch that is evaluated, or the run."""
+        epoch, rest = divmod(step, self.steps_per_epoch)
+        return step == self.steps or (rest == 0 and epoch % self.eval_every_epochs == 0)
+
 
 def length(config, images: int) -> Length:
     """Length of a run over `images` training images; a partial batch is left out."""
-    return Length(loader.steps_per_epoch(images, config.batch_size), config.epochs)
+    steps = loader.steps_per_epoch(images, config.batch_size)
+    return Length(steps, config.epochs, config.eval_every_epochs)
 
 
 def rate_and_optimizer(config, steps_per_epoch):

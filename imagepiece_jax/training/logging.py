@@ -13,7 +13,6 @@ import contextlib
 import json
 import math
 import pathlib
-import statistics
 import sys
 import time
 
@@ -24,9 +23,6 @@ from tqdm import tqdm
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.files import append_line, replace_file
 from imagepiece_jax.errors import InputError, RunError
-from imagepiece_jax.models import summary
-from imagepiece_jax.training.config import REFERENCE_BATCH, OptimConfig
-from imagepiece_jax.training.sample_images import PICTURE
 
 FILE = "metrics.jsonl"
 # Read from clocks and meters: all else is equal when the same run is run again.
@@ -140,15 +136,6 @@ def _plain(value):
 
 TRACE = "profile"  # folder of the trace in the run's folder
 TRACED_STEPS = range(10, 15)  # counted from the start: after compiling, and few
-SHOWN_CLASSES = 5  # names in the text of a dry run
-# (row, path in the run's folder) of the last table, for what exists
-PLACES = (
-    ("checkpoints", "checkpoints"),
-    ("metrics", FILE),
-    ("tensorboard", "tensorboard"),
-    ("picture", PICTURE),
-    ("trace", TRACE),
-)
 
 
 def say(text):
@@ -354,69 +341,3 @@ class _Trace:
         if self._running:
             self._running = False
             jax.profiler.stop_trace()
-
-
-def data_text(config, train, val):
-    """Data and learning rate after the warm-up, for a dry run; train, val: sources."""
-    names = train.class_names
-    classes = f"{config.num_classes} classes"
-    if names is None:
-        classes += ", not named"
-    else:
-        shown = ", ".join(map(str, names[:SHOWN_CLASSES]))
-        classes += f": {shown}{', ...' * (len(names) > SHOWN_CLASSES)}"
-    peak = OptimConfig.read(config).peak_lr
-    by = f"{config.batch_size} / {REFERENCE_BATCH}"
-    return (
-        f"data: {config.data.name}, {len(train):,} training images, {len(val):,} test "
-        f"images, {classes}\n"
-        f"learning rate: {peak:.4g} after the warm-up ({config.lr:.4g} x {by})"
-    )
-
-
-def final_table(workdir, config, model, dense, meta):
-    """Results of a run: accuracy, tokens, cost, time, and where everything is."""
-    last, best = meta["last"], meta["best"]
-    ours = summary.model_macs(model, config.image_size) / 1e9
-    theirs = summary.model_macs(dense, config.image_size) / 1e9
-    layers = [model.plan[0].attn_tokens, *(p.mlp_tokens for p in model.plan)]
-    of = ", of averaged weights" * (config.best_by == "averages")
-    rows = [
-        ("accuracy", _accuracy(last)),
-        ("best", f"{best['acc1']:.2f} % at step {best['step']}{of}"),
-        ("tokens", " ".join(map(str, layers)) + "  (into block 0, then after each)"),
-        ("cost", f"{ours:.4f} GMACs; dense {theirs:.4f}, {theirs / ours:.2f} times"),
-        *_history(read_metrics(workdir), config.batch_size),
-    ]
-    places = [(name, workdir / path) for name, path in PLACES]
-    rows += [(name, path) for name, path in places if path.exists()]
-    return "\n".join(f"{name:12s} {value}" for name, value in rows)
-
-
-def _history(lines, batch_size):
-    """Rows from the log: accuracy at the start, time, and skipped steps."""
-    for line in lines:
-        if line["kind"] == "init":
-            yield "at the start", f"{line['acc1']:.2f} %, the dense model as given"
-    train = [line for line in lines if line["kind"] == "train"]
-    rates = [line["throughput"] for line in train if line["throughput"]]
-    if not rates:  # every step was the first of its program
-        return
-    rate, seconds, before = statistics.median(rates), 0.0, 0
-    for line in train:
-        seconds += (line["step"] - before) * batch_size / (line["throughput"] or rate)
-        before = line["step"]
-    spent = tqdm.format_interval(seconds)
-    text = f"{spent} of training, without compiling and evaluations"
-    yield "time", f"{text}; {rate:,.0f} images a second (median)"
-    skipped = sum(line["skipped"] for line in train)
-    if skipped:
-        yield "skipped", f"{skipped} of {before} steps, which were not finite"
-
-
-def _accuracy(last):
-    text = f"top-1 {last['acc1']:.2f} %, top-5 {last['acc5']:.2f} %"
-    text += f" of {last['images']} images"
-    if last.get("ema_acc1") is not None:
-        text += f"; averaged weights {last['ema_acc1']:.2f} %"
-    return text

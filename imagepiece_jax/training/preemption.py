@@ -1,22 +1,18 @@
-"""Graceful shutdown on SIGTERM and SIGINT.
+"""Stopping at a signal: at Ctrl-C, and at the SIGTERM that precedes a kill by minutes.
 
-Schedulers that preempt a job send SIGTERM and kill it some 30 seconds later. Python
-runs signal handlers only between two of its own instructions, and a compile is one
-instruction that may last minutes. A thread therefore counts the seconds, and ends the
-process when the signal has not been answered in time.
+A signal is answered between two steps, where the state can be saved. Python runs signal
+handlers only between two of its own instructions, and a compile is one instruction that
+may last minutes: there a thread ends the process, which has saved before.
 """
 
+import contextlib
 import os
 import signal
 import socket
 import sys
 import threading
-import time
-
-from imagepiece_jax.errors import Stopped
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-PATIENCE = 20.0  # seconds until a signal must have been answered; saving comes on top
 
 
 class Interrupted(Exception):
@@ -27,19 +23,17 @@ class StopRequest:
     """While entered, Ctrl-C and SIGTERM request a stop.
 
     The main thread calls `asked` as often as it can; after a signal it calls `answered`
-    and saves. After `patience` seconds without that the process ends with status 128 +
-    signum; the function given to `rescue_by` is called before. A second Ctrl-C ends it
-    at once. `patience` may be changed; 0 is for times when there is nothing to save.
+    and saves. A second signal, if it is Ctrl-C, ends the process with status 128 + 2.
 
-    `agree(number)` is the number that all processes of a run agree on.
+    agree: returns the number that all processes of a run agree on; see
+    `parallel.max_over_processes`.
     """
 
-    def __init__(self, patience=PATIENCE, agree=int):
-        self.patience = patience
+    def __init__(self, agree=int):
         self._agree = agree
         self._signum = self._agreed = 0
-        self._rescue = self._writer = None
-        self._lock = threading.Lock()
+        self._at_once = False
+        self._writer = None
 
     def __enter__(self):
         try:
@@ -65,6 +59,17 @@ class StopRequest:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
 
+    @contextlib.contextmanager
+    def ending_at_once(self):
+        """In here a signal ends the process: there is nothing to save."""
+        self._at_once = True
+        if self._signum:  # arrived before
+            _end(self._signum, "stopped with nothing to save")
+        try:
+            yield
+        finally:
+            self._at_once = False
+
     def asked(self):
         """The signal that asks to stop, or 0.
 
@@ -74,26 +79,16 @@ class StopRequest:
         return self._agreed
 
     def answered(self):
-        """Lift the time limit: the run is being saved. Calling twice is allowed.
+        """The run is being saved: signals from now on, until this is left, are ignored.
 
-        Signals that arrive from now on, until this is left, change nothing.
+        Calling twice is allowed.
         """
-        with self._lock:
-            if self._writer is None:
-                return
-            signal.set_wakeup_fd(-1)
-            self._writer.close()
-            self._writer = None
+        if self._writer is None:
+            return
+        signal.set_wakeup_fd(-1)
+        self._writer.close()
+        self._writer = None
         self._thread.join()
-
-    def rescue_by(self, save):
-        """Set the function that saves the run when the time is up; None: nothing can.
-
-        It is called in another thread and returns the step that it saved; afterwards
-        this method does not return.
-        """
-        with self._lock:
-            self._rescue = save
 
     def until_asked(self, items):
         """Yield the items; after a signal, Interrupted instead of the next."""
@@ -106,46 +101,23 @@ class StopRequest:
         self._signum = self._signum or signum
 
     def _watch(self, reader):
-        """Count the seconds, in a thread: each signal arrives as a byte, its number."""
-        asked = deadline = None
+        """Each signal arrives in this thread as a byte, its number."""
+        signals = 0
         with reader:
-            while True:
-                if asked:
-                    reader.settimeout(max(deadline - time.monotonic(), 1e-3))
-                try:
-                    received = reader.recv(1)
-                except TimeoutError:
-                    with self._lock:
-                        if self._writer is not None:
-                            self._give_up(asked)
-                    return
-                if not received:  # answered
-                    return
+            while received := reader.recv(1):  # empty: answered
                 (signum,) = received
-                if asked and signum == signal.SIGINT:
-                    _end_now(signum, "stopped without saving")
-                if signum in SIGNALS and not asked:
-                    asked, deadline = signum, time.monotonic() + self.patience
-
-    def _give_up(self, signum):
-        words = "stopped with nothing to save"
-        if self.patience > 0:
-            words = "stopped in the middle of a step, without saving"
-        if self._rescue is not None:
-            try:
-                _leave(signum, str(Stopped(signum, self._rescue())))
-            except Exception as error:
-                words = f"stopped without saving ({error})"
-        _end_now(signum, words)
+                if signum not in SIGNALS:
+                    continue
+                self._note(signum, None)
+                if self._at_once:
+                    _end(signum, "stopped with nothing to save")
+                if signals and signum == signal.SIGINT:
+                    _end(signum, "stopped without saving")
+                signals += 1
 
 
-def _end_now(signum, words):
-    """End without having saved."""
-    words += "; the same command resumes from the newest checkpoint, if there is one"
-    _leave(signum, words)
-
-
-def _leave(signum, words):
+def _end(signum, words):
     """End this process at once. Workers of the loader end when their pipe closes."""
+    words += "; the same command resumes from the newest checkpoint, if there is one"
     os.write(sys.stderr.fileno(), f"{words}\n".encode())
     os._exit(128 + signum)

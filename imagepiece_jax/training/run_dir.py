@@ -5,6 +5,7 @@ that may change when a run is resumed. `run.json` has one entry for each start.
 `classes.json` is the list of the classes' names by label, where the data name them.
 """
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -112,8 +113,8 @@ def record_classes(workdir, names):
         replace_file(pathlib.Path(workdir) / CLASSES, text + "\n")
 
 
-class RunLock:
-    """Keeps other processes out of `workdir` until it is closed.
+class RunLock(contextlib.AbstractContextManager):
+    """Keeps other processes out of `workdir` until it is closed, or left.
 
     InputError where one is training there, or the folder cannot be made or written.
     """
@@ -153,6 +154,9 @@ class RunLock:
     def close(self):
         """Let others have the folder."""
         self._file.close()
+
+    def __exit__(self, *error):
+        self.close()
 
 
 def _make(workdir):

@@ -1,4 +1,4 @@
-"""The output of a run: rates, a line or a bar, a trace, and the last table."""
+"""The output of a run: rates, a line or a bar, and a trace."""
 
 import gzip
 import io
@@ -13,9 +13,9 @@ import pytest
 from configs import quickstart
 from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import RunError
-from imagepiece_jax.training import from_config, logging
+from imagepiece_jax.training import logging
 from imagepiece_jax.training.from_config import Length
-from imagepiece_jax.training.logging import MetricWriter, read_metrics
+from imagepiece_jax.training.logging import read_metrics
 
 
 def make(workdir, restored=None, saved=None, steps=40, **fields):
@@ -224,73 +224,3 @@ def test_a_short_run_is_traced_at_its_end(tmp_path):
     run.flush()
     run.close()
     assert list((tmp_path / logging.TRACE).rglob("*.trace.json.gz"))
-
-
-# The last table
-
-META = {
-    "last": {"acc1": 97.5, "acc5": 99.9, "loss": 0.1, "images": 359},
-    "best": {"acc1": 98.125, "step": 352},
-}
-
-
-def rows(workdir, meta=META, **fields):
-    config = quickstart.get_config()
-    config.update(fields)
-    model, dense = from_config.model(config), from_config.dense(config)
-    table = logging.final_table(workdir, config, model, dense, meta)
-    return {line[:12].strip(): line[13:] for line in table.split("\n")}
-
-
-def test_results_and_cost(tmp_path):
-    table = rows(tmp_path)
-    assert table["accuracy"] == "top-1 97.50 %, top-5 99.90 % of 359 images"
-    assert table["best"] == "98.12 % at step 352"
-    assert table["tokens"].startswith("65 59 54 44 40 36 29 ")
-    assert table["cost"] == "0.0158 GMACs; dense 0.0228, 1.44 times"
-    best = rows(tmp_path, best_by="averages")["best"]
-    assert best == "98.12 % at step 352, of averaged weights"
-    averaged = META | {"last": META["last"] | {"ema_acc1": 96.25}}
-    assert rows(tmp_path, averaged)["accuracy"].endswith("; averaged weights 96.25 %")
-
-
-def test_contents_of_the_folder_are_listed(tmp_path):
-    assert len(rows(tmp_path)) == 4
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "tokens.png").touch()
-    table = rows(tmp_path)
-    assert table["checkpoints"] == str(tmp_path / "checkpoints")
-    assert table["picture"] == str(tmp_path / "tokens.png")
-    assert "trace" not in table and "metrics" not in table
-
-
-def test_time_and_rate_are_those_of_the_log(tmp_path):
-    """64 images a step: 10 steps at 64 img/s, 10 at 6.4 and 2 at 12.8: 120 s."""
-    writer = MetricWriter(tmp_path)
-    writer.write("init", 0, acc1=72.25)
-    for step, rate, skipped in ((10, 64.0, 0), (20, 6.4, 3), (22, 12.8, 1)):
-        writer.write("train", step, throughput=rate, skipped=skipped)
-        writer.write("eval", step, throughput=1.0)
-    writer.close()
-    table = rows(tmp_path)
-    assert table["at the start"] == "72.25 %, the dense model as given"
-    assert table["time"] == (
-        "02:00 of training, without compiling and evaluations; "
-        "13 images a second (median)"
-    )
-    assert table["skipped"] == "4 of 22 steps, which were not finite"
-    assert table["metrics"] == str(tmp_path / "metrics.jsonl")
-
-
-def test_a_line_without_a_rate_counts_by_the_others(tmp_path):
-    """A first step that compiled was not timed: 1 step at the median of the others."""
-    writer = MetricWriter(tmp_path)
-    for step, rate in ((1, None), (11, 6.4), (21, 6.4)):
-        writer.write("train", step, throughput=rate, skipped=0)
-    writer.close()
-    assert rows(tmp_path)["time"].startswith("03:30 of training")
-    (tmp_path / "metrics.jsonl").unlink()
-    writer = MetricWriter(tmp_path)
-    writer.write("train", 1, throughput=None, skipped=0)
-    writer.close()
-    assert "time" not in rows(tmp_path)

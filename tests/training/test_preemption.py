@@ -70,25 +70,26 @@ def test_all_processes_stop_at_the_same_call():
 
 # Busy where Python's own handlers do not run, as in a compile.
 WORK = """
-import hashlib, sys
+import contextlib, hashlib, signal, sys
 from imagepiece_jax.training.preemption import StopRequest
 
-def work():
-    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
-
 if __name__ == "__main__":
-    with StopRequest(patience=float(sys.argv[1])) as request:
-        if sys.argv[2] == "rescued":
-            request.rescue_by(lambda: print("saved", flush=True) or 7)
-        print(flush=True)
-        work()
+    with StopRequest() as request, contextlib.ExitStack() as stack:
+        if sys.argv[1] == "noted":
+            signal.raise_signal(signal.SIGTERM)
+        if sys.argv[1] != "steps":
+            print(flush=True)
+            stack.enter_context(request.ending_at_once())
+        else:
+            print(flush=True)
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
 """
 
 
-def ended(patience, rescue, *signals):
-    """(seconds, status, stdout, stderr) of that work after these signals."""
+def ended(where, *signals):
+    """(seconds, status, stderr) of that work after these signals."""
     process = subprocess.Popen(
-        [sys.executable, "-c", WORK, str(patience), rescue],
+        [sys.executable, "-c", WORK, where],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -100,32 +101,23 @@ def ended(patience, rescue, *signals):
     for signum in signals:
         process.send_signal(signum)
         time.sleep(0.05)
-    out, err = process.communicate(timeout=30)
-    return time.monotonic() - began, process.returncode, out, err
+    _, err = process.communicate(timeout=30)
+    return time.monotonic() - began, process.returncode, err
 
 
-def test_nothing_to_save_ends_at_once():
-    seconds, status, out, err = ended(0, "alone", signal.SIGTERM)
-    assert (status, out) == (143, "") and seconds < 5
+@pytest.mark.parametrize("where", ["compile", "noted"])
+def test_nothing_to_save_ends_at_once(where):
+    """In a compile; and at the beginning of one, after a signal."""
+    seconds, status, err = ended(where, *[signal.SIGTERM] * (where == "compile"))
+    assert status == 143 and seconds < 5
     assert err.startswith("stopped with nothing to save; the same")
     assert err.count("\n") == 1
 
 
-def test_a_process_that_does_not_answer_ends_when_the_time_is_up():
-    """Two SIGTERMs, as where a shell forwards it, are one."""
-    seconds, status, out, err = ended(0.6, "alone", signal.SIGTERM, signal.SIGTERM)
-    assert (status, out) == (143, "") and 0.6 < seconds < 8
-    assert err.startswith("stopped in the middle of a step, without saving; ")
-
-
-def test_a_run_is_rescued_when_the_time_is_up():
-    seconds, status, out, err = ended(0.3, "rescued", signal.SIGTERM)
-    assert (status, out) == (143, "saved\n") and seconds > 0.3
-    assert err.startswith("stopped at step 7; the same command resumes")
-
-
 def test_a_second_ctrl_c_ends_at_once():
-    seconds, status, _, err = ended(60, "alone", signal.SIGINT, signal.SIGINT)
+    """Two SIGTERMs, as where a shell forwards it, are one."""
+    signals = signal.SIGTERM, signal.SIGTERM, signal.SIGINT
+    seconds, status, err = ended("steps", *signals)
     assert status == 130 and seconds < 8
     assert err.startswith("stopped without saving; ")
 

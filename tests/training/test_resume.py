@@ -9,7 +9,7 @@ import pytest
 from configs import quickstart
 from imagepiece_jax.errors import Stopped
 from imagepiece_jax.evaluate import accuracy
-from imagepiece_jax.training import from_config, trainer
+from imagepiece_jax.training import trainer
 from imagepiece_jax.training.checkpoint import Checkpoints
 from imagepiece_jax.training.logging import MEASURED, read_metrics
 from tests import runs
@@ -36,13 +36,14 @@ def test_an_abandoned_evaluation_is_repeated(tmp_path, monkeypatch, capsys):
     From one of them, in the middle of the second epoch, the run ends the same.
     """
     fields = {"checkpoint_every_steps": 4, "keep_every_steps": 3}
-    evaluate, epochs, model = accuracy.evaluate_each, [], from_config.train_model
+    evaluate, epochs = accuracy.evaluate_each, []
+    compiled_step = trainer.Run.compiled_step
 
-    def model_of(config, epoch, axis_name):
+    def compiled(run, epoch):
         epochs.append(epoch)
-        return model(config, epoch, axis_name)
+        return compiled_step(run, epoch)
 
-    monkeypatch.setattr(from_config, "train_model", model_of)
+    monkeypatch.setattr(trainer.Run, "compiled_step", compiled)
 
     def asked_to_stop(step, models, batches):
         signal.raise_signal(signal.SIGTERM)

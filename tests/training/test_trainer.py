@@ -1,25 +1,23 @@
 """A whole run in this process: its programs, what it leaves, and how it stops."""
 
-import functools
 import itertools
 import json
 import re
 import shutil
-import types
-from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 import imagepiece_jax
 from configs import quickstart
-from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.training import from_config, trainer
 from imagepiece_jax.training.checkpoint import Checkpoints
+from imagepiece_jax.training.config import BEST_BY
 from imagepiece_jax.training.logging import read_metrics
 from tests import runs
 from tests.training.test_metric_writer import events
@@ -244,61 +242,57 @@ def test_the_averages_of_a_run_are_loaded(finished):
 
 
 @pytest.mark.parametrize("best_by, kept", [("weights", [1, 3]), ("averages", [1, 2])])
-def test_the_best_is_chosen_by_the_weights_or_their_averages(
-    tmp_path, monkeypatch, best_by, kept
-):
-    made = trainer.Trainer(config(best_by=best_by, ema_decay=0.9), tmp_path)
-    monkeypatch.setattr(parallel, "is_main", lambda: False)
-    best = []
-    monkeypatch.setattr(made, "_save", lambda *given: best.append(given[-1]))
-    state = types.SimpleNamespace(variables="weights", ema="averages")
-    meta = {"best": {"acc1": -1.0, "step": 0}, "last": None, "evaluated": 0}
+def test_the_best_is_chosen_by_the_weights_or_their_averages(best_by, kept):
+    progress, best = trainer.Progress([], []), []
     rows = [(50, 60), (40, 70), (55, 65), (55, 70)]  # the last is as good, not better
     for step, accuracies in enumerate(rows, start=1):
-        found = [{"acc1": acc1, "acc5": 99.0, "loss": 1.0} for acc1 in accuracies]
-        monkeypatch.setattr(made, "_accuracy", lambda *_, found=found: found)
-        meta = made._evaluate(state, step, meta, mock.Mock(), None)
-    assert [step for step, is_best in enumerate(best, start=1) if is_best] == kept
+        figures = dict(zip(("acc1", "ema_acc1"), accuracies, strict=True))
+        progress = progress.evaluate(
+            step, figures | {"throughput": 9}, BEST_BY[best_by]
+        )
+        assert (progress.evaluated, progress.last) == (step, figures)
+        best.append(progress.best["step"])
+    assert sorted(set(best)) == kept
     highest = {"weights": 55, "averages": 70}[best_by]
-    assert meta["best"] == {"acc1": highest, "step": kept[-1]}
+    assert progress.best == {"acc1": highest, "step": kept[-1]}
 
 
 def loaded():
     return len(jax.devices()[0].client.live_executables())
 
 
-def step(state, batch, teacher, tokens):
-    return 0 * state + tokens * parallel.mean(batch), batch
-
-
 def test_one_program_of_a_rate_that_warms_up_stays_loaded(tmp_path, monkeypatch):
-    """EViT's, from 65 to 45 tokens of the last blocks; those of evaluation stay too."""
-    config = quickstart.get_config()
-    config.reduction = {"name": "evit", "keep_rate": 0.7, "blocks": (1,)}
-    config.reduction.update(rate_warmup_start=1, rate_warmup_epochs=4)
-    made = trainer.Trainer(config, tmp_path)
-    made.optimizer = made.rate = made.teacher_model = None
+    """EViT's, from 65 to 45 tokens of the last blocks; those of evaluation stay too.
+
+    A checkpoint is there before another one is compiled: a signal then would end it.
+    """
+    made = config(epochs=6, checkpoint_every_steps=1000, eval_every_epochs=6)
+    made.reduction = {"name": "evit", "keep_rate": 0.7, "blocks": (1,)}
+    made.reduction.update(rate_warmup_start=1, rate_warmup_epochs=4)
+    counts, on_disk, record = [], [], trainer.RunLog.record
 
     def tiny(config, model, *rest):
-        return functools.partial(step, tokens=model.plan[-1].mlp_tokens)
+        on_disk.append(Checkpoints(tmp_path).latest_step())
+        tokens = jnp.float32(model.plan[-1].mlp_tokens)
+        one = jnp.float32(1)
+        window = {"loss": tokens, "acc1": one, "acc5": one, "samples": one}
+        metrics = {"loss": tokens, "grad_norm": one, "lr": one, "terms": {}}
+        metrics |= {"window": window | {"skipped": 0 * one}, "skipped": 0 * one}
+        return lambda state, batch, teacher: (state, metrics)
+
+    def counted(log, step, metrics):
+        counts.append(loaded())
+        record(log, step, metrics)
 
     monkeypatch.setattr(from_config, "step", tiny)
-    number, state = parallel.replicate((np.float32(1), np.float32(0)))
-    other = parallel.pmap(lambda x: x + 1)
-    other(number)
-    counts, tokens = [], []
-    for epoch in range(7):
-        program = made.compiled_step(epoch)
-        state, _ = program(state, number, None)
-        tokens.append(int(parallel.unreplicate(state)))
-        counts.append(loaded())
-        assert made.compiled_step(epoch) is program
-    assert tokens[0] == tokens[1] == 65 and tokens[-2:] == [46, 46]
+    monkeypatch.setattr(trainer.RunLog, "record", counted)
+    trainer.train_and_evaluate(made, tmp_path)
+    train = [line for line in read_metrics(tmp_path) if line["kind"] == "train"]
+    tokens = [line["loss"] for line in train]
+    assert tokens[:10] == [65] * 10 and tokens[-5:] == [46] * 5
     assert len(set(tokens)) == 5
-    assert max(counts[2:]) <= counts[0]
-    before = loaded()
-    other(number)
-    assert loaded() == before  # compiled once
+    assert on_disk == [None, 10, 15, 20, 25]
+    assert max(counts[2:]) <= counts[1]
 
 
 def test_a_run_is_not_resumed_with_other_images(tmp_path, monkeypatch):
@@ -334,11 +328,12 @@ def test_a_run_is_not_resumed_with_other_images(tmp_path, monkeypatch):
 
 
 def test_a_run_is_resumed_with_as_many_images_as_before(tmp_path):
-    made = trainer.Trainer(quickstart.get_config(), tmp_path)
-    data = {"images": [1438, 359], "digest": ["01", "23"]}
-    made._check_data(data, data)
+    data = trainer.Data(quickstart.get_config())
+    now = trainer.Progress(data.images, ["01", "23"])
+    data.check_same(now, now, tmp_path)
     message = "digits has 1438 training and 359 test images now, but the run in .* was "
     with pytest.raises(
         InputError, match=message + "begun with 1437 and 359: allowed are"
     ):
-        made._check_data(data | {"images": [1437, 359]}, data)
+        before = trainer.Progress([1437, 359], ["01", "23"])
+        data.check_same(before, now, tmp_path)

@@ -12,7 +12,7 @@ from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.data.transforms import EvalTransform
 from imagepiece_jax.errors import RunError
 from imagepiece_jax.models.vit import MEAN, STD
-from imagepiece_jax.training import from_config, initial_weights, sample_images
+from imagepiece_jax.training import evaluation, from_config, initial_weights
 
 
 def config(**fields):
@@ -40,16 +40,16 @@ class Source:
 
 def test_examples_are_spread_over_the_split_and_readable():
     transform = EvalTransform(16, resize="none")
-    images, titles = sample_images.examples(Source(), transform, 5)
+    images, titles = evaluation.examples(Source(), transform, 5)
     assert titles == [f"label {n}" for n in (0, 2, 4, 6, 8)]
     assert [image[0, 0, 0] for image in images] == [0, 40, 80, 120, 160]
-    _, titles = sample_images.examples(Source(0, 3, 4), transform, 5)
+    _, titles = evaluation.examples(Source(0, 3, 4), transform, 5)
     assert titles == [f"label {n}" for n in (2, 6, 8)]
-    assert len(sample_images.examples(Source(), transform, 99)[1]) == 10
-    assert sample_images.examples(Source(), transform, 0)[1] == []
+    assert len(evaluation.examples(Source(), transform, 99)[1]) == 10
+    assert evaluation.examples(Source(), transform, 0)[1] == []
     named = Source()
     named.class_names = ("ant", "bee", None, *"cdefghi")
-    assert sample_images.examples(named, transform, 5)[1] == ["ant", "label 2", *"dfh"]
+    assert evaluation.examples(named, transform, 5)[1] == ["ant", "label 2", *"dfh"]
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_sheet(count, side, shape):
     """Rows of four, no image smaller than 64 pixels, white where there is none."""
     images = np.zeros((count, side, side, 3), np.uint8)
     images += np.arange(count, dtype=np.uint8)[:, None, None, None]
-    got = sample_images.sheet(images)
+    got = evaluation.sheet(images)
     assert got.shape == (*shape, 3) and got.dtype == np.uint8
     columns = min(count, 4)
     tile = shape[1] // columns
@@ -71,11 +71,12 @@ def test_sheet(count, side, shape):
 
 
 def test_no_pictures_no_panels(tmp_path):
-    none = sample_images.SampleImages(
-        tmp_path, from_config.model(config()), from_config.recipe(config()), 0
+    made, transform = config(pictures=0), EvalTransform(16, resize="none")
+    none = evaluation.SampleImages(
+        made, tmp_path, from_config.model(made), Source(), transform
     )
     assert none.augmented({}, 1) is None
-    assert none.tokens(Source(), EvalTransform(16, resize="none"), {}) is None
+    assert none.tokens({}) is None
     assert not list(tmp_path.iterdir())
 
 
@@ -107,10 +108,10 @@ def test_picture_shows_what_became_of_every_patch(tmp_path, monkeypatch, two_ima
         return page(path, images, stages, grid, titles)
 
     monkeypatch.setattr(plotting, "token_page", keep)
-    path = sample_images.save_token_picture(
+    path = evaluation.save_token_picture(
         tmp_path, model, variables, two_images, ["a", "b"]
     )
-    assert path == tmp_path / sample_images.PICTURE
+    assert path == tmp_path / evaluation.PICTURE
     with Image.open(path) as picture:
         assert picture.format == "PNG" and len(picture.getcolors(2**24)) > 20
     ((stages, grid),) = drawn
@@ -126,12 +127,10 @@ def test_picture_shows_what_became_of_every_patch(tmp_path, monkeypatch, two_ima
     with pytest.raises(
         RunError, match=rf"^{gone}/tokens.png cannot be written \(No such"
     ):
-        sample_images.save_token_picture(gone, model, variables, two_images, ["a", "b"])
+        evaluation.save_token_picture(gone, model, variables, two_images, ["a", "b"])
 
 
 def test_no_picture_of_a_dense_model(tmp_path, two_images):
     model = from_config.dense(config())
-    assert (
-        sample_images.save_token_picture(tmp_path, model, {}, two_images, "ab") is None
-    )
+    assert evaluation.save_token_picture(tmp_path, model, {}, two_images, "ab") is None
     assert not list(tmp_path.iterdir())

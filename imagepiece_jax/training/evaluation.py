@@ -1,0 +1,217 @@
+"""The evaluations of a run: accuracy, and images for TensorBoard."""
+
+import functools
+import itertools
+import math
+import pathlib
+
+import jax
+import numpy as np
+from PIL import Image
+
+from imagepiece_jax.common import parallel, plotting
+from imagepiece_jax.common.image_size import whole_patches
+from imagepiece_jax.data.decode import UnreadableImage
+from imagepiece_jax.data.normalize import normalize
+from imagepiece_jax.evaluate import accuracy
+from imagepiece_jax.models import summary
+from imagepiece_jax.reduction.tokens import Assignment, compose
+from imagepiece_jax.training import from_config
+from imagepiece_jax.training.config import BEST_BY
+from imagepiece_jax.training.preemption import Interrupted
+from imagepiece_jax.training.train_step import prepared_images
+
+PICTURE = "tokens.png"  # in the run's folder
+PICTURE = "tokens.png"  # in the run's folder
+SHOWN = 8  # images of an augmented batch
+SMALLEST, WIDEST = 64, 1200  # pixels: a side of a small image, a panel's width
+
+
+class Evaluation:
+    """Evaluates a `Run` between its steps. Everything is compiled when this is made.
+
+    feed: the DataLoader of the run; log: its RunLog; request: its StopRequest.
+    """
+
+    def __init__(self, run, feed, log, request):
+        self._run, self._feed, self._log, self._request = run, feed, log, request
+        self._program = accuracy.compiled(run.model, run.config.seed)
+        self._program.compile(run.state.variables, run.data.evaluation.empty())
+        self._samples = SampleImages(
+            run.config,
+            run.workdir,
+            run.model,
+            run.data.val,
+            run.data.evaluation.transform,
+        )
+
+    def of_dense(self, variables):
+        """Log the accuracy of the dense model that the run starts from."""
+        program = accuracy.compiled(self._run.dense, self._run.config.seed)
+        (figures,) = self._accuracy(program, [parallel.replicate(variables)])
+        what = "the dense model as given has test accuracy"
+        self._log.evaluation("init", 0, figures, what)
+
+    def after_step(self):
+        """The run's Progress with its accuracy now; after a signal unchanged."""
+        run, log = self._run, self._log
+        log.flush()
+        state = run.state
+        models = [state.variables] + ([] if state.ema is None else [state.ema])
+        try:
+            figures, *averages = self._accuracy(self._program, models)
+        except Interrupted:
+            return run.progress
+        for average in averages:
+            figures |= {f"ema_{k}": average[k] for k in ("acc1", "acc5", "loss")}
+        log.evaluation("eval", run.step, figures)
+        if parallel.is_main():
+            variables = parallel.unreplicate(state.variables)
+            log.image("tokens", run.step, self._samples.tokens(variables))
+        log.restart_clock()
+        return run.progress.evaluate(run.step, figures, BEST_BY[run.config.best_by])
+
+    def show_batch(self, batch):
+        """Log some images of the batch of the run's step, as the model saw them."""
+        pixels = self._samples.augmented(batch, self._run.step)
+        self._log.image("augmented", self._run.step, pixels)
+
+    def _accuracy(self, program, models):
+        """One pass over the val split for all these variables: figures of each."""
+        batches = self._feed.batches(self._run.data.evaluation)
+        batches = self._request.until_asked(batches)
+        results = accuracy.evaluate_each(program, models, batches)
+        return [result.figures for result in results]
+
+
+class SampleImages:
+    """Sample images of one run: of a batch, and what becomes of the tokens.
+
+    config.pictures test images are followed through `model`; 0 switches all images off.
+    Those are read, and the program is compiled, when this is made.
+    """
+
+    def __init__(self, config, workdir, model, source, transform):
+        self._workdir, self._count = workdir, config.pictures
+        self._model = model.clone(axis_name=None)
+        self._prepared = parallel.pmap(
+            functools.partial(
+                prepared_images,
+                model=self._model,
+                recipe=from_config.recipe(config),
+                count=SHOWN,
+            )
+        )
+        self._images, self._titles = examples(source, transform, config.pictures)
+        self._decide = None
+        if self._titles and reducing_blocks(model) and parallel.is_main():
+            shapes = summary.shapes(model, config.image_size)
+            # Held, because caches are emptied when the program of a step changes.
+            lowered = _decide.lower(shapes, self._images, self._model)
+            self._decide = lowered.compile()
+
+    def augmented(self, batch, step):
+        """Some images of `batch`, which is that of `step` (from 1), or None.
+
+        [local devices, A, m, ...] -> uint8 [H, W, 3]. All processes must call this:
+        mixing exchanges images between all devices.
+        """
+        if self._count == 0:
+            return None
+        before = parallel.replicate(np.int32(step - 1))
+        return sheet(parallel.unreplicate(self._prepared(batch, before)))
+
+    def tokens(self, variables):
+        """Tokens of some test images after each reduction, uint8 [H, W, 3], or None.
+
+        The full picture is written to the run's folder; a smaller one is returned. Only
+        this process's first device is used.
+        """
+        if self._decide is None:
+            return None
+        path = save_token_picture(
+            self._workdir,
+            self._model,
+            variables,
+            self._images,
+            self._titles,
+            self._decide,
+        )
+        if path is None:
+            return None
+        with Image.open(path) as picture:
+            picture = picture.convert("RGB")
+            picture.thumbnail((WIDEST, 16 * WIDEST))
+            return np.asarray(picture)
+
+
+def sheet(images):
+    """Images side by side in rows of up to four: [B, S, S, 3] -> [H, W, 3].
+
+    Small ones are enlarged; empty places are white.
+    """
+    scale = math.ceil(SMALLEST / images.shape[1])
+    images = images.repeat(scale, axis=1).repeat(scale, axis=2)
+    columns = min(4, len(images))
+    missing = -len(images) % columns
+    images = np.pad(images, [(0, missing), *[(0, 0)] * 3], constant_values=255)
+    rows = [np.concatenate(row, 1) for row in np.split(images, len(images) // columns)]
+    return np.concatenate(rows, axis=0)
+
+
+def examples(source, transform, count):
+    """Up to `count` readable test images, transformed, and their titles.
+
+    They are spread over the split, which is often sorted by class.
+    """
+    count = min(count, len(source))
+    images, titles = [], []
+    for i in range(count):
+        try:
+            image, label = source.read(i * len(source) // count)
+        except UnreadableImage:
+            continue
+        images.append(transform(image))
+        name = source.class_names and source.class_names[label]
+        titles.append(name or f"label {label}")
+    return np.array(images), titles
+
+
+def reducing_blocks(model):
+    """Numbers of the blocks of `model` that reduce tokens."""
+    return [i for i, layer in enumerate(model.plan) if layer.counts]
+
+
+def save_token_picture(workdir, model, variables, images, titles, decide=None):
+    """Write a PNG of the tokens of some test images; returns its path.
+
+    images: uint8 [B, H, W, 3]. Blocks after a soft reduction, whose tokens hold a share
+    of every patch, are left out; None, and no file, where no block remains. decide:
+    `_decide`, if compiled already. RunError where it cannot be written.
+    """
+    blocks = reducing_blocks(model)
+    decide = decide or functools.partial(_decide, model=model)
+    dests = decide(variables, images) if blocks else []
+    if not dests:
+        return None
+
+    images, grid = whole_patches(images, model.patch_size)
+    patches = np.arange(math.prod(grid), dtype=np.int32)
+    source = np.broadcast_to(patches, (len(images), len(patches)))
+    stages = []
+    for block, dest in zip(blocks, dests, strict=False):
+        source = np.asarray(compose(dest, source))
+        stages.append((f"block {block}", source))
+    path = pathlib.Path(workdir) / PICTURE
+    maps = [[(title, stage[i]) for title, stage in stages] for i in range(len(images))]
+    plotting.token_page(path, images, maps, grid, titles)
+    return path
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _decide(variables, images, model):
+    """The slot map of every reduction up to the first soft one."""
+    images = normalize(images, model.mean, model.std)
+    results = model.apply(variables, images).results
+    hard = itertools.takewhile(lambda r: isinstance(r, Assignment), results)
+    return [result.dest for result in hard]

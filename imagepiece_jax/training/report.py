@@ -1,0 +1,135 @@
+"""Texts about a run as a whole: a dry run's, and the table of results at the end."""
+
+import statistics
+import time
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from imagepiece_jax.common import parallel
+from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.models import summary
+from imagepiece_jax.reduction import contract
+from imagepiece_jax.training import from_config
+from imagepiece_jax.training.config import REFERENCE_BATCH, OptimConfig
+from imagepiece_jax.training.evaluation import PICTURE
+from imagepiece_jax.training.logging import FILE, TRACE, read_metrics
+
+SHOWN_CLASSES = 5  # names in the text of a dry run
+# (row, path in the run's folder) of the last table, for what exists
+PLACES = (
+    ("checkpoints", "checkpoints"),
+    ("metrics", FILE),
+    ("tensorboard", "tensorboard"),
+    ("picture", PICTURE),
+    ("trace", TRACE),
+)
+
+
+def dry_run(run):
+    """Data, learning rate, memory and length of a `Run`, whose last step is compiled.
+
+    InputError where a reduction breaks its contract on two random images.
+    """
+    config, length = run.config, run.length
+    _check_reductions(run)
+    began = time.perf_counter()
+    program = run.compiled_step(length.epochs - 1)
+    seconds = time.perf_counter() - began
+    state = parallel.unreplicate(run.state)
+    held = sum(x.nbytes for x in jax.tree.leaves(state))
+    return (
+        f"{data_text(config, run.data.train, run.data.val)}\n"
+        f"memory on each of {parallel.device_count()} devices: {held / 1e6:,.0f} MB of "
+        f"weights, optimizer and averages, {program.working_bytes / 1e6:,.0f} MB of "
+        f"working space ({jax.devices()[0].device_kind}; compiled in {seconds:.0f} s)\n"
+        f"{length.steps} steps: {length.epochs} epochs of {length.steps_per_epoch}; "
+        f"programs to compile: {from_config.train_programs(config)}; dry run: nothing "
+        "was written"
+    )
+
+
+def data_text(config, train, val):
+    """Data and learning rate after the warm-up; train, val: sources."""
+    names = train.class_names
+    classes = f"{config.num_classes} classes"
+    if names is None:
+        classes += ", not named"
+    else:
+        shown = ", ".join(map(str, names[:SHOWN_CLASSES]))
+        classes += f": {shown}{', ...' * (len(names) > SHOWN_CLASSES)}"
+    peak = OptimConfig.read(config).peak_lr
+    by = f"{config.batch_size} / {REFERENCE_BATCH}"
+    return (
+        f"data: {config.data.name}, {len(train):,} training images, {len(val):,} test "
+        f"images, {classes}\n"
+        f"learning rate: {peak:.4g} after the warm-up ({config.lr:.4g} x {by})"
+    )
+
+
+def _check_reductions(run):
+    """InputError where a decision of the last epoch's model breaks the contract."""
+    config, count = run.config, 2
+    model = from_config.train_model(config, run.length.epochs - 1)
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(count, *sides(config.image_size), 3))
+    keys = jax.random.split(jax.random.key(config.seed), count)
+    keys = {"drop_path": keys, "reducer": keys}
+
+    @jax.jit
+    def decide(variables, images):
+        outputs, _ = model.apply(variables, images, True, keys, mutable=["batch_stats"])
+        return outputs.results
+
+    variables = parallel.unreplicate(run.state.variables)
+    results = decide(variables, images.astype(np.float32))
+    contract.check_results(model.plan, results)
+
+
+def final_table(workdir, config, model, dense, progress):
+    """Results of a run: accuracy, tokens, cost, time, and where everything is."""
+    best = progress.best
+    ours = summary.model_macs(model, config.image_size) / 1e9
+    theirs = summary.model_macs(dense, config.image_size) / 1e9
+    layers = [model.plan[0].attn_tokens, *(p.mlp_tokens for p in model.plan)]
+    of = ", of averaged weights" * (config.best_by == "averages")
+    rows = [
+        ("accuracy", _accuracy(progress.last)),
+        ("best", f"{best['acc1']:.2f} % at step {best['step']}{of}"),
+        ("tokens", " ".join(map(str, layers)) + "  (into block 0, then after each)"),
+        ("cost", f"{ours:.4f} GMACs; dense {theirs:.4f}, {theirs / ours:.2f} times"),
+        *_history(read_metrics(workdir), config.batch_size),
+    ]
+    places = [(name, workdir / path) for name, path in PLACES]
+    rows += [(name, path) for name, path in places if path.exists()]
+    return "\n".join(f"{name:12s} {value}" for name, value in rows)
+
+
+def _history(lines, batch_size):
+    """Rows from the log: accuracy at the start, time, and skipped steps."""
+    for line in lines:
+        if line["kind"] == "init":
+            yield "at the start", f"{line['acc1']:.2f} %, the dense model as given"
+    train = [line for line in lines if line["kind"] == "train"]
+    rates = [line["throughput"] for line in train if line["throughput"]]
+    if not rates:  # every step was the first of its program
+        return
+    rate, seconds, before = statistics.median(rates), 0.0, 0
+    for line in train:
+        seconds += (line["step"] - before) * batch_size / (line["throughput"] or rate)
+        before = line["step"]
+    spent = tqdm.format_interval(seconds)
+    text = f"{spent} of training, without compiling and evaluations"
+    yield "time", f"{text}; {rate:,.0f} images a second (median)"
+    skipped = sum(line["skipped"] for line in train)
+    if skipped:
+        yield "skipped", f"{skipped} of {before} steps, which were not finite"
+
+
+def _accuracy(last):
+    text = f"top-1 {last['acc1']:.2f} %, top-5 {last['acc5']:.2f} %"
+    text += f" of {last['images']} images"
+    if last.get("ema_acc1") is not None:
+        text += f"; averaged weights {last['ema_acc1']:.2f} %"
+    return text
