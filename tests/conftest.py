@@ -20,8 +20,10 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 from imagepiece_jax.common import progress  # noqa: E402
+from tests import tracing  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+tracing.remember_initializers()
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

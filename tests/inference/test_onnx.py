@@ -1,6 +1,8 @@
 """ONNX graphs: the logits of JAX in onnxruntime, by operators of every runtime."""
 
 import collections
+import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +15,10 @@ from imagepiece_jax.inference import onnx_graph
 from imagepiece_jax.inference.onnx_model import finished, onnx_model
 from imagepiece_jax.models import public
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.rotary import Rotary
 from imagepiece_jax.pretrained.trained_model import Pretrained
 from imagepiece_jax.reduction.methods import METHODS
 from tests.models import tiny
-from tests.models.test_families import FAMILIES
+from tests.models.test_families import DIFFERENT, FAMILIES, PIECE
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -73,39 +74,55 @@ def test_controls_of_imagepiece_have_the_logits_of_jax(inattentive):
     check(tiny.model(tiny.IMAGEPIECE | {"inattentive": inattentive}))
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
-@pytest.mark.parametrize("name", ["evit", "tome"])
-def test_every_family_has_the_logits_of_jax(name, family):
-    fields = {"blocks": (0,)} if name == "evit" else {"r": 4}
+@pytest.mark.parametrize("family", DIFFERENT)
+@pytest.mark.parametrize("name", ["none", "evit"])
+def test_every_prefix_and_pooling_has_the_logits_of_jax(name, family):
+    """Dense, and reduced by scores; test_pairs_of_fields has merges."""
+    fields = {"blocks": (0,)} if name == "evit" else {}
     check(tiny.model({"name": name} | fields, arch=FAMILIES[family], depth=2))
 
 
 # One public model of each architecture, and of each form of rotary positions.
 PUBLIC = {str(row["arch"]): name for name, row in public.table().items()}
-ROTARY = {
-    str(rotary): name
-    for name in PUBLIC.values()
-    if (rotary := public.table()[name]["arch"].get("rotary"))
+ARCHITECTURES = {
+    name: Architecture.of(public.table()[name]["arch"]) for name in PUBLIC.values()
 }
+ROTARY = {str(arch.rotary): name for name, arch in ARCHITECTURES.items() if arch.rotary}
+
+
+def pairs(arch):
+    """Every two fields with their values; a number of registers is none or some."""
+    fields = dataclasses.asdict(arch) | {"registers": arch.registers > 0}
+    return {*itertools.combinations(((k, str(v)) for k, v in fields.items()), 2)}
+
+
+def with_all_pairs(archs):
+    """The names of a few architectures that have every pair of `archs`, {name: arch}.
+
+    A node of the graph depends on one field or two, not on a whole architecture.
+    """
+    of_each = {name: pairs(arch) for name, arch in sorted(archs.items())}
+    missing, few = set().union(*of_each.values()), []
+    while missing:
+        few.append(max(of_each, key=lambda name: len(of_each[name] & missing)))
+        missing -= of_each[few[-1]]
+    return few
 
 
 def small(name, reduction=None, depth=2):
-    """A tiny model of the architecture of a public one, whose grid is another."""
-    arch = Architecture.of(public.table()[name]["arch"])
+    """A tiny model of an architecture by its name; a public one's grid is another."""
+    arch = (FAMILIES | ARCHITECTURES)[name]
     return tiny.model(reduction, arch=arch, embed_dim=24, depth=depth)
 
 
-@pytest.mark.parametrize("name", sorted(PUBLIC.values()))
-def test_every_architecture_of_the_table_has_the_logits_of_jax(name):
-    """Dense and reduced."""
-    check(small(name, depth=1), runtimes=[run])
-    check(small(name, {"name": "tome", "r": 4}), runtimes=[run])
+@pytest.mark.parametrize("name", with_all_pairs(FAMILIES | ARCHITECTURES))
+def test_pairs_of_fields_of_all_architectures_have_the_logits_of_jax(name):
+    """A first block that attends to all tokens, a second one to merged tokens."""
+    check(small(name, {"name": "tome", "r_list": (4,)}), runtimes=[run])
 
 
 def test_all_forms_of_rotary_positions_are_there():
-    rotary = [
-        Rotary(**public.table()[name]["arch"]["rotary"]) for name in ROTARY.values()
-    ]
+    rotary = [ARCHITECTURES[name].rotary for name in ROTARY.values()]
     assert {r.planes for r in rotary} == {"neighbors", "halves"}
     assert {r.axes for r in rotary} == {"yx", "xy"}
     assert {r.origin for r in rotary} == {"corner", "center"}
@@ -114,10 +131,10 @@ def test_all_forms_of_rotary_positions_are_there():
 
 @pytest.mark.parametrize("name", sorted(ROTARY.values()))
 def test_rotary_positions_travel_with_tokens(name):
-    """Through merges by groups, choices and means of all tokens."""
-    for method in ("evit", "imagepiece", "token_learner"):
-        few = {"blocks": (0,)} if method == "evit" else METHODS[method].small
-        check(small(name, {"name": method} | few, depth=3))
+    """Through merges by groups and choices, and through means of all tokens."""
+    check(small(name, {"name": "imagepiece"} | PIECE, depth=3))
+    means = {"name": "token_learner", "num_tokens": 8, "block": 0}
+    check(small(name, means), runtimes=[run])
 
 
 def test_the_conv_stem():

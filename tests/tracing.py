@@ -1,0 +1,37 @@
+"""How the tests' models are traced fast."""
+
+import functools
+import types
+
+import jax
+from flax.core import scope
+
+
+@functools.cache
+def _initial(init_fn, args, options):
+    return jax.eval_shape(lambda: init_fn(jax.random.key(0), *args, **dict(options)))
+
+
+def _eval_shape(fn, *args):
+    """`jax.eval_shape`, but of one initializer and shape only once."""
+    closure = {
+        name: cell.cell_contents
+        for name, cell in zip(
+            fn.__code__.co_freevars, fn.__closure__ or (), strict=True
+        )
+    }
+    if closure.keys() != {"init_fn", "init_args", "init_kwargs"}:
+        return jax.eval_shape(fn, *args)
+    options = tuple(closure["init_kwargs"].items())
+    try:
+        return _initial(closure["init_fn"], closure["init_args"], options)
+    except TypeError:  # not hashable
+        return jax.eval_shape(fn, *args)
+
+
+def remember_initializers():
+    """Let flax trace an initializer once, not whenever it checks a parameter's shape.
+
+    It does so for every parameter of every model that is traced: an eighth of the time.
+    """
+    scope.jax = types.SimpleNamespace(**vars(jax) | {"eval_shape": _eval_shape})
