@@ -31,10 +31,9 @@ if TYPE_CHECKING:  # else imported where it is used: not every command has a con
     from ml_collections import ConfigDict
 
 
-PACKAGE = pathlib.Path(__file__).resolve().parent
+PACKAGE, ROOT, *_ = pathlib.Path(__file__).resolve().parents
 # The repository's configs; an installed package has a copy inside.
-inside = PACKAGE / "configs"
-CONFIGS = inside if inside.is_dir() else PACKAGE.parent / "configs"
+CONFIGS = next(p / "configs" for p in (PACKAGE, ROOT) if (p / "configs").is_dir())
 BASE = CONFIGS / "base.py"
 METHOD = "reduction.name"
 PROP_ATTN = "reduction.prop_attn"  # of all methods, and in no config file
@@ -48,7 +47,7 @@ _enum = functools.partial(flags.DEFINE_enum, allow_override=True)
 
 def required(holder):
     """Return the value of a flag that the command cannot do without."""
-    if holder.value in (None, ""):
+    if not holder.value:
         raise InputError(f"--{holder.name} is missing: {flags.FLAGS[holder.name].help}")
     return holder.value
 
@@ -77,7 +76,7 @@ def normalization():
     )
     holders = [_string(name, None, help_text) for name in ("mean", "std")]
 
-    def given():
+    def read():
         texts = {h.name: h.value for h in holders if h.value is not None}
         if len(texts) == 1:
             raise InputError(
@@ -85,7 +84,7 @@ def normalization():
             )
         return {name: _numbers(text) for name, text in texts.items()}
 
-    return given
+    return read
 
 
 def checkpoint():
@@ -253,15 +252,15 @@ def _numbers(text):
 
 def _unknown(name):
     """Return one sentence on a flag that does not exist."""
-    known = [flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])]
+    names = [flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])]
     head, dot, tail = name.partition(".")
-    similar = closest(head, known)
+    similar = closest(head, names)
     meant = [] if similar is None else [f"--{similar}{dot}{tail}"]
-    if "config" in known:
+    if "config" in names:
         meant += [f"--config.{field}" for field in fields_named(name)]
     if meant:
         return f"--{name} is not a flag; did you mean {' or '.join(meant)}?"
-    listed = ", ".join(f"--{flag}" for flag in known) or "none"
+    listed = ", ".join(f"--{flag}" for flag in names) or "none"
     return f"--{name} is not a flag; allowed are {listed}"
 
 
@@ -312,17 +311,20 @@ def repeated(name, help_text):
 class Overrides(tuple):
     """(field, text) of every --config.FIELD=VALUE; calling it changes a config.
 
-    The reduction's name comes first: another method has other fields.
+    The reduction's name comes first: another method has other fields, all of which it
+    checks itself.
     """
 
     def __call__(self, config):
-        another = False
+        new_method = False
         for field, text in sorted(self, key=lambda pair: pair[0] != METHOD):
             if field == METHOD and text and text != config.reduction.name:
-                _choose_method(config, text)
-                another = True
-            elif field == PROP_ATTN or (another and field.startswith("reduction.")):
-                _add_field(config, field, text)
+                with config.unlocked():
+                    config.reduction = type(config)({"name": text})
+                new_method = True
+            elif field == PROP_ATTN or (new_method and field.startswith("reduction.")):
+                with config.unlocked():
+                    config.reduction[field.removeprefix("reduction.")] = _literal(text)
             else:
                 override(config, field, text)
 
@@ -344,23 +346,21 @@ def configs():
     """
     from imagepiece_jax.training.config import RunConfig
 
-    found, typed = {}, flags.FLAGS["config"].value
-    if not typed:
-        raise InputError(f"--config is missing: {flags.FLAGS['config'].help}")
-    for path in typed:
-        own = config_name(path)
-        if own in found:
+    paths, read = required(flags.FLAGS["config"]), {}
+    for path in paths:
+        name = config_name(path)
+        if name in read:
             raise InputError(
                 f"--config {path}: a config of this name is there already; allowed are "
                 "files of different names"
             )
-        found[own] = load_config(path)
+        read[name] = load_config(path)
         try:
-            _overrides(found[own])
-            RunConfig.read(found[own])
+            _overrides(read[name])
+            RunConfig.read(read[name])
         except InputError as error:
-            raise InputError(f"{path}: {error}" if typed[1:] else error) from None
-    return found
+            raise InputError(f"{path}: {error}" if paths[1:] else error) from None
+    return read
 
 
 def config(required=True):
@@ -386,11 +386,11 @@ def take_overrides(argv):
     rest, overrides, words = [], [], list(argv)
     while words:
         word = words.pop(0)
-        found = re.fullmatch(r"--?(no)?config\.([^=]*)(?:=(.*))?", word, re.DOTALL)
-        if not found:
+        match = re.fullmatch(r"--?(no)?config\.([^=]*)(?:=(.*))?", word, re.DOTALL)
+        if not match:
             rest.append(word)
             continue
-        negated, field, text = found.groups()
+        negated, field, text = match.groups()
         if negated and text is None:
             text = "false"
         elif text is None and words and not re.match(r"--?[a-z]", words[0]):
@@ -413,9 +413,9 @@ def load_config(path: str | os.PathLike) -> "ConfigDict":
 
     name, _, argument = str(path).partition(":")
     file = pathlib.Path(name)
-    own = CONFIGS / file.name
-    if not file.exists() and file.parent == pathlib.Path("configs") and own.is_file():
-        file = own
+    if not file.exists() and file.parent == pathlib.Path("configs"):
+        packaged = CONFIGS / file.name
+        file = packaged if packaged.is_file() else file
     if not file.is_file() or file.suffix != ".py":
         raise InputError(_no_such_file(file, argument))
     file = file.resolve()
@@ -433,8 +433,10 @@ def load_config(path: str | os.PathLike) -> "ConfigDict":
         example = "see configs/deit_s.py for what a config file is"
         raise InputError(f"config file {file} has no function get_config(); {example}")
     if not isinstance(config, ConfigDict):
-        found = f"returns {type(config).__name__}; allowed is a ConfigDict"
-        raise InputError(f"get_config() of config file {file} {found}")
+        raise InputError(
+            f"get_config() of config file {file} returns {type(config).__name__}; "
+            "allowed is a ConfigDict"
+        )
     return config.lock()
 
 
@@ -444,8 +446,8 @@ def config_name(path: str | os.PathLike) -> str:
     stem = pathlib.Path(file).stem
     if not argument:
         return stem
-    sized, changed = re.subn("^deit_[a-z]+", argument, stem)
-    return sized if changed else f"{stem}_{argument}"
+    name, changed = re.subn("^deit_[a-z]+", argument, stem)
+    return name if changed else f"{stem}_{argument}"
 
 
 def override(config: "ConfigDict", field: str, text: str | None):
@@ -453,22 +455,23 @@ def override(config: "ConfigDict", field: str, text: str | None):
 
     The value gets the type of the field. `text` None means true, for a bool alone.
     """
-    from ml_collections import ConfigDict
-
     *groups, leaf = field.split(".")
     try:
-        group = functools.reduce(ConfigDict.__getitem__, groups, config)
+        group = functools.reduce(type(config).__getitem__, groups, config)
         kind = group.get_type(leaf)
     except (AttributeError, KeyError, TypeError):
         raise InputError(_no_such_field(config, field)) from None
-    if kind is ConfigDict:
-        found = f"a group of fields; set one of them: {', '.join(group[leaf])}"
-        raise InputError(f"config.{field} is {found}")
-    if kind not in _KINDS:
-        known = ", ".join(known.__name__ for known in _KINDS)
-        found = f"of type {kind.__name__}; the command line sets {known}"
-        raise InputError(f"config.{field} is {found}")
-    parse, allowed = _KINDS[kind]
+    if kind is type(config):
+        raise InputError(
+            f"config.{field} is a group of fields; set one of them: "
+            f"{', '.join(group[leaf])}"
+        )
+    if kind not in PARSERS:
+        types = ", ".join(parsed.__name__ for parsed in PARSERS)
+        raise InputError(
+            f"config.{field} is of type {kind.__name__}; the command line sets {types}"
+        )
+    parse, allowed = PARSERS[kind]
     if text is None and kind is not bool:
         raise InputError(f"config.{field} has no value; allowed are {allowed}")
     try:
@@ -477,29 +480,18 @@ def override(config: "ConfigDict", field: str, text: str | None):
         raise InputError(f"config.{field} is {text!r}; allowed are {allowed}") from None
 
 
-def _choose_method(config, name):
-    """Set `config.reduction` to another method, with its defaults."""
-    from ml_collections import ConfigDict
-
-    with config.unlocked():
-        config.reduction = ConfigDict({"name": name})
-
-
-def _add_field(config, field, text):
-    """Set a field of a method that `config` had not; the method checks it."""
-    text = "true" if text is None else text
-    try:
-        value = ast.literal_eval(text)
-    except (SyntaxError, ValueError):
-        value = {"true": True, "false": False}.get(text.lower(), text)
-    with config.unlocked():
-        config.reduction[field.removeprefix("reduction.")] = value
-
-
 def fields_named(name):
     """Return the dotted names of the fields of configs/base.py called `name`."""
     names = _fields(load_config(BASE))
     return [field for field in names if f".{field}".endswith(f".{name}")]
+
+
+def _literal(text):
+    """A Python literal, true or false, or else the text itself; None: true."""
+    try:
+        return ast.literal_eval("True" if text is None else text)
+    except (SyntaxError, ValueError):
+        return {"true": True, "false": False}.get(text.lower(), text)
 
 
 def _boolean(text):
@@ -524,7 +516,7 @@ def _tuple(text):
 
 
 # Type of a field: (its parser, what is allowed).
-_KINDS = {
+PARSERS = {
     bool: (_boolean, "true and false"),
     int: (int, "whole numbers"),
     float: (_number, "finite numbers"),
@@ -534,24 +526,21 @@ _KINDS = {
 
 
 def _no_such_file(file, argument):
-    found = "does not end in .py" if file.is_file() else "does not exist"
-    folder = next(
-        f
-        for f in (file.parent, pathlib.Path("configs"), CONFIGS)
-        if f.is_dir() and f != pathlib.Path()
-    )
+    fault = "does not end in .py" if file.is_file() else "does not exist"
+    folders = (file.parent, pathlib.Path("configs"), CONFIGS)
+    folder = next(f for f in folders if f.is_dir() and f != pathlib.Path())
     if file.is_dir():
-        found, folder = "is a folder", file
-    known = sorted(path.stem for path in folder.glob("*.py"))
-    meant, size = closest(file.stem, known), re.match("deit_[a-z]+", file.stem)
+        fault, folder = "is a folder", file
+    stems = sorted(path.stem for path in folder.glob("*.py"))
+    meant, size = closest(file.stem, stems), re.match("deit_[a-z]+", file.stem)
     default = size and file.stem.replace(size[0], "deit_s", 1)
-    if meant != file.stem and default in known:  # the size is an argument
+    if meant != file.stem and default in stems:  # the size is an argument
         meant, argument = default, size[0]
     if meant:
         meant = f"{folder / meant}.py" + f":{argument}" * bool(argument)
-        return f"config file {file} {found}; did you mean {meant}?"
-    listed = f"; {folder} has {', '.join(known)}" if known else ""
-    return f"config file {file} {found}{listed}"
+        return f"config file {file} {fault}; did you mean {meant}?"
+    listed = f"; {folder} has {', '.join(stems)}" if stems else ""
+    return f"config file {file} {fault}{listed}"
 
 
 def _no_such_field(config, field):
@@ -575,10 +564,8 @@ def _no_such_field(config, field):
 
 def _fields(config, prefix=""):
     """Yield the dotted names of all fields, those of groups included."""
-    from ml_collections import ConfigDict
-
     for name in config:
-        if isinstance(config[name], ConfigDict):
+        if isinstance(config[name], type(config)):
             yield from _fields(config[name], f"{prefix}{name}.")
         else:
             yield prefix + name
