@@ -25,6 +25,7 @@ from experiments import render
 from experiments.context import Result, package_config
 from experiments.finetune import finetuning_config, label
 from imagepiece_jax.common.files import replace_file
+from imagepiece_jax.data import loader
 from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
@@ -32,7 +33,7 @@ from imagepiece_jax.pretrained.load import for_analysis
 from imagepiece_jax.pretrained.runs import CHECKPOINTS, reduction_of
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.training import from_config
-from imagepiece_jax.training.config import DistillConfig
+from imagepiece_jax.training.config import DistillConfig, RunConfig
 from imagepiece_jax.training.trainer import train_and_evaluate
 
 if TYPE_CHECKING:
@@ -187,8 +188,8 @@ def _check_sets(context, configs, labels, parts):
         own = config.copy_and_resolve_references()
         own.data.name = f"csv:{table.absolute()}"
         try:
-            source = from_config.source(own, "train")
-            from_config.length(own, len(source))
+            source = RunConfig.read(own).source("train")
+            loader.steps_per_epoch(len(source), own.batch_size)
         finally:
             table.unlink()
 

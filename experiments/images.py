@@ -101,7 +101,7 @@ class Images:
             self.source,
             transforms.EvalTransform(self.image_size, self.resize, **self.crop),
             batch_size=self.batch_size,
-            placement=loader.Placement(local_devices=len(parallel.local_devices())),
+            placement=parallel.placement(),
             workers=self.workers,
             threads=2 if self.workers else 0,
         )

@@ -139,11 +139,11 @@ def _config(folder):
 
 def start(config, step):
     """Seconds to open both splits and to the first batch, from `step` on."""
-    from imagepiece_jax.training import from_config
+    from imagepiece_jax.training.config import RunConfig
 
     began = time.perf_counter()
-    source = from_config.source(config, "train")
-    from_config.source(config, "val")
+    source = RunConfig.read(config).source("train")
+    RunConfig.read(config).source("val")
     opened = time.perf_counter()
     with contextlib.closing(_batches(config, source, step)) as batches:
         next(batches)
@@ -154,9 +154,9 @@ def start(config, step):
 def epoch_end(config):
     """Median and longest seconds of a batch, and those of the first of a new epoch."""
     from imagepiece_jax.data import loader
-    from imagepiece_jax.training import from_config
+    from imagepiece_jax.training.config import RunConfig
 
-    source = from_config.source(config, "train")
+    source = RunConfig.read(config).source("train")
     end = loader.steps_per_epoch(len(source), config.batch_size)
     with contextlib.closing(_batches(config, source, end - 2 * AROUND)) as batches:
         for _ in itertools.islice(batches, AROUND):  # read ahead of the first
@@ -171,9 +171,9 @@ def epoch_end(config):
 
 def rate(config, workers):
     """Images a second of the clock with so many reading processes."""
-    from imagepiece_jax.training import from_config
+    from imagepiece_jax.training.config import RunConfig
 
-    source, count = from_config.source(config, "train"), 0
+    source, count = RunConfig.read(config).source("train"), 0
     config.data.workers = workers
     with contextlib.closing(_batches(config, source, 0)) as batches:
         for _ in itertools.islice(batches, 8):  # read while processes started
@@ -191,10 +191,10 @@ def growth(config, count):
     The first tenth crosses an epoch's end.
     """
     from imagepiece_jax.data import loader
-    from imagepiece_jax.training import from_config
+    from imagepiece_jax.training.config import RunConfig
 
     config.batch_size = SMALL_BATCH
-    source = from_config.source(config, "train")
+    source = RunConfig.read(config).source("train")
     end = loader.steps_per_epoch(len(source), SMALL_BATCH)
     first, held = max(0, end - count // 20), []
     began = time.perf_counter()
@@ -212,17 +212,18 @@ PARTS = {"start": start, "epoch_end": epoch_end, "rate": rate, "growth": growth}
 
 def _batches(config, source, step):
     """The batches from `step` on as a run reads them."""
+    from imagepiece_jax.common import parallel
     from imagepiece_jax.data import loader
-    from imagepiece_jax.training import from_config
+    from imagepiece_jax.training.config import RunConfig
 
     return loader.train_batches(
         source,
-        from_config.train_transform(config),
+        RunConfig.read(config).train_transform(),
         batch_size=config.batch_size,
         seed=config.seed,
         start_step=step,
         stop_step=step + 10**6,
-        placement=from_config.placement(config),
+        placement=parallel.placement(config.grad_accum_steps),
         repeats=config.data.repeats,
         workers=config.data.workers,
         threads=config.data.threads,

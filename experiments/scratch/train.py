@@ -45,7 +45,7 @@ class Data:
         )
         self.train_images, self.test_images = len(images), len(test)
         self.digest = [train.digest, val.digest]
-        self.placement = loader.Placement(local_devices=len(parallel.local_devices()))
+        self.placement = parallel.placement()
         self.placement.positions(options.train_batch_size)  # its own mistakes
         self.steps = loader.steps_per_epoch(len(images), options.train_batch_size)
         self.batch_size = options.train_batch_size

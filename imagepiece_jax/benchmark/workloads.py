@@ -28,6 +28,7 @@ from imagepiece_jax.models import summary
 from imagepiece_jax.models.preprocessing import Preprocessing
 from imagepiece_jax.pretrained.trained_model import Pretrained
 from imagepiece_jax.training import from_config
+from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.train_step import init_state
 
 MODES = ("inference", "copy", "end_to_end", "train")
@@ -245,16 +246,17 @@ def _check_images(config):
 
 
 def _source(config):
-    source = from_config.source(config, "val")
+    run = RunConfig.read(config)
+    source = run.source("val")
     loader.steps_per_epoch(len(source), config.batch_size)
-    from_config.try_first(source, from_config.eval_transform(config))
+    source.try_first(run.eval_transform())
     return source
 
 
 def _read(config):
     batches = loader.train_batches(
         _source(config),
-        _EvalCrop(from_config.eval_transform(config)),
+        _EvalCrop(RunConfig.read(config).eval_transform()),
         batch_size=config.batch_size,
         seed=config.seed,
         start_step=0,

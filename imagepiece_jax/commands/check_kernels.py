@@ -83,22 +83,23 @@ def real_inputs(config, weights, data, dtype):
     from imagepiece_jax.data.normalize import normalize
     from imagepiece_jax.reduction.kernels import agreement
     from imagepiece_jax.training import from_config
+    from imagepiece_jax.training.config import RunConfig
 
     config.data.name = data or config.data.name
     config.model.dtype = dtype
     model = from_config.model(config)
     variables = weights.restore(model, config.image_size)
-    transform = from_config.eval_transform(config)
-    source = from_config.source(config, "val")
+    run = RunConfig.read(config)
+    source, transform = run.source("val"), run.eval_transform()
 
     @jax.jit
-    def run(variables, images):
+    def inputs(variables, images):
         images = normalize(images, model.mean, model.std)
         return agreement.model_inputs(model, variables, images)
 
     for batch in loader.eval_batches(source, transform, batch_size=64):
         kept = batch["mask"][0] > 0
-        for arrays in run(variables, batch["image"][0]):
+        for arrays in inputs(variables, batch["image"][0]):
             yield tuple(array[kept] for array in arrays)
 
 

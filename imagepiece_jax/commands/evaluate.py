@@ -13,6 +13,7 @@ model: one table, one plot. --optimized evaluates the fast program of
 takes the first 100 images.
 """
 
+import functools
 import json
 
 from absl import flags
@@ -56,7 +57,7 @@ def main():
     from imagepiece_jax.inference import optimized_accuracy
     from imagepiece_jax.pretrained import class_names, runs
     from imagepiece_jax.reduction import settings
-    from imagepiece_jax.training import from_config
+    from imagepiece_jax.training.config import RunConfig
     from imagepiece_jax.training.weights_config import of_weights
 
     if SWEEP.value and OPTIMIZED.value:
@@ -86,14 +87,15 @@ def main():
         check_writable("--json", JSON.value, read)
     names = weights.class_names
     by_name = class_names.labels_by_name(names, config.num_classes)
-    source = from_config.source(config, "val", by_name).first(LIMIT.value)
+    run = RunConfig.read(config)
+    source = run.source("val", by_name).first(LIMIT.value)
     class_names.check_classes(path, source.class_names, data)
     if note := class_names.unnamed_classes(path, source.class_names, data):
         print(note)
     if note := class_names.mapped_classes(source.class_names, data, names):
         print(f"note: {note}")
-    batches = from_config.eval_batches(config, source)
-    transform = from_config.eval_transform(config)
+    placement, transform = parallel.placement(), run.eval_transform()
+    batches = functools.partial(run.eval_batches, source, placement=placement)
     if note := transform.note(source.some_sizes(), len(source)):
         print(f"note: {note}", flush=True)
     facts = {

@@ -41,7 +41,7 @@ def main(words):
     from imagepiece_jax.data import sources
     from imagepiece_jax.inference.predictor import Predictor
     from imagepiece_jax.pretrained.runs import own_files
-    from imagepiece_jax.training import from_config
+    from imagepiece_jax.training.config import RunConfig
     from imagepiece_jax.training.weights_config import of_weights
 
     files = sources.find_images(words)
@@ -57,7 +57,7 @@ def main(words):
     vit = weights.pretrained()
     classes = vit.model.num_classes
     config.data.resize = RESIZE.value or config.data.resize
-    transform = from_config.eval_transform(config)
+    transform = RunConfig.read(config).eval_transform()
     if note := sources.sizes_note(files, transform):
         print(f"note: {note}", flush=True)
     asked = TOP.value if TOP.present else None

@@ -1,6 +1,10 @@
 """Layout of a batch over devices."""
 
+import dataclasses
+
 import numpy as np
+
+from imagepiece_jax.errors import InputError
 
 
 def device_samples(samples, devices):
@@ -14,3 +18,36 @@ def device_samples(samples, devices):
     first = np.arange(devices * half).reshape(devices, half)
     middle = devices * half + np.arange(devices * odd).reshape(devices, odd)
     return np.concatenate([first, middle, samples - 1 - first[:, ::-1]], axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """This process's share of every global batch.
+
+    The batch is `accumulation` micro-batches one after the other; each is split evenly
+    (`device_samples`) over all devices of all processes in order.
+    """
+
+    process_index: int = 0
+    process_count: int = 1
+    local_devices: int = 1
+    accumulation: int = 1
+
+    def positions(self, batch_size: int) -> np.ndarray:
+        """Positions in the global batch, int64 [local_devices, accumulation, m].
+
+        Raises InputError where the batch cannot be split evenly.
+        """
+        devices = self.process_count * self.local_devices
+        if batch_size < 1 or batch_size % (devices * self.accumulation):
+            raise InputError(
+                f"config.batch_size is {batch_size}: it must be a positive multiple of "
+                f"devices * accumulation steps = {devices} * {self.accumulation}"
+            )
+        micro = batch_size // self.accumulation
+        first = self.process_index * self.local_devices
+        mine = device_samples(micro, devices)[first : first + self.local_devices]
+        return mine[:, None] + micro * np.arange(self.accumulation)[:, None]
+
+
+ONE_DEVICE = Placement()

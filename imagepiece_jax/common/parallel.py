@@ -11,7 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from imagepiece_jax.common import xla_options
-from imagepiece_jax.common.layout import device_samples
+from imagepiece_jax.common.layout import Placement, device_samples
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.errors import InputError
 
@@ -73,6 +73,13 @@ def local_devices():
 def device_count():
     """W: devices of all processes together."""
     return jax.device_count()
+
+
+def placement(accumulation=1):
+    """This process's share of batches of so many micro-batches."""
+    return Placement(
+        process_index(), process_count(), len(local_devices()), accumulation
+    )
 
 
 def pmap(fn, *, donate_argnums=(), program=None):

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from imagepiece_jax.common.layout import device_samples
+from imagepiece_jax.common.layout import ONE_DEVICE, Placement
 from imagepiece_jax.data import worker_pool
 from imagepiece_jax.data.decode import MAX_IN_A_ROW, UnreadableImage
 from imagepiece_jax.data.sources import Source
@@ -39,39 +39,6 @@ FIELDS = {
 
 # First word of every random stream, so that no two purposes share one.
 _ORDER, _TRANSFORM = 0, 1
-
-
-@dataclasses.dataclass(frozen=True)
-class Placement:
-    """This process's share of every global batch.
-
-    The batch is `accumulation` micro-batches one after the other; each is split evenly
-    (see `common.layout`) over all devices of all processes in order.
-    """
-
-    process_index: int = 0
-    process_count: int = 1
-    local_devices: int = 1
-    accumulation: int = 1
-
-    def positions(self, batch_size: int) -> np.ndarray:
-        """Positions in the global batch, int64 [local_devices, accumulation, m].
-
-        Raises InputError where the batch cannot be split evenly.
-        """
-        devices = self.process_count * self.local_devices
-        if batch_size < 1 or batch_size % (devices * self.accumulation):
-            raise InputError(
-                f"config.batch_size is {batch_size}: it must be a positive multiple of "
-                f"devices * accumulation steps = {devices} * {self.accumulation}"
-            )
-        micro = batch_size // self.accumulation
-        first = self.process_index * self.local_devices
-        mine = device_samples(micro, devices)[first : first + self.local_devices]
-        return mine[:, None] + micro * np.arange(self.accumulation)[:, None]
-
-
-ONE_DEVICE = Placement()
 
 
 def steps_per_epoch(length: int, batch_size: int) -> int:

@@ -106,6 +106,19 @@ class Source(abc.ABC):
         """Bytes that hold image `index`; empty where its file cannot be read."""
         return self.read(index)[0].tobytes()
 
+    def try_first(self, transform, **options):
+        """InputError where the first readable image does not fit `transform`."""
+        for index in range(min(len(self), decode.MAX_IN_A_ROW)):
+            try:
+                image, _ = self.read(index)
+            except decode.UnreadableImage:
+                continue
+            try:
+                transform(image, **options)
+            except InputError as error:
+                raise InputError(f"{self.name(index)}: {error}") from error
+            return
+
     def first(self, count: int | None) -> "Source":
         """The first `count` images alone; all of a smaller source, and for None."""
         if count is None or count >= len(self):

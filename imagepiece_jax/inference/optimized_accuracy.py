@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from imagepiece_jax.common import parallel
-from imagepiece_jax.data import loader
+from imagepiece_jax.common.layout import ONE_DEVICE
 from imagepiece_jax.evaluate import accuracy, statistics
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.pretrained.trained_model import Pretrained
@@ -43,7 +43,7 @@ def compare(
     reference = before.figures | {"dtype": "float32", "gelu": model.arch.gelu}
     print(f"float32, {model.arch.gelu} GELU: {before.line()}", flush=True)
     step = accuracy.of_program(program)
-    whole = batches(batch_size=config.eval_batch_size, placement=loader.ONE_DEVICE)
+    whole = batches(batch_size=config.eval_batch_size, placement=ONE_DEVICE)
     after = accuracy.evaluate(step, None, whole)
     change = statistics.paired_difference(after.each["right"], before.each["right"])
     gelu = program.model.arch.gelu

@@ -5,7 +5,7 @@ comments stand in configs/base.py.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 from imagepiece_jax.common.fields import (
@@ -19,6 +19,8 @@ from imagepiece_jax.common.fields import (
     switch,
     weight,
 )
+from imagepiece_jax.common.layout import Placement
+from imagepiece_jax.data import loader
 from imagepiece_jax.data.config import AugmentConfig, DataConfig
 from imagepiece_jax.data.sources import Source
 from imagepiece_jax.errors import InputError
@@ -122,17 +124,41 @@ class RunConfig(CheckedFields):
                 "0.99996"
             )
 
-    @property
-    def mixes(self) -> bool:
-        """Whether mixup or cutmix pairs images."""
-        return (self.mixup > 0 or self.cutmix > 0) and self.mixup_prob > 0
-
     def source(
         self, split: str, labels_by_name: Mapping[str, int] | None = None
     ) -> Source:
         """The images of `split`; labels that the loss does not read are not read."""
         return self.data.source(
             split, self.num_classes, not self.distill.unlabeled, labels_by_name
+        )
+
+    def check_batches(self, placement: Placement):
+        """InputError where batches do not divide over devices and micro-batches."""
+        placement.positions(self.optim.batch_size)
+        micro = self.optim.batch_size // self.grad_accum_steps
+        mixes = (self.mixup > 0 or self.cutmix > 0) and self.mixup_prob > 0
+        if mixes and micro % 2:
+            raise InputError(
+                f"config.batch_size is {self.optim.batch_size}, {micro} a micro-batch; "
+                "mixup and cutmix pair images, so allowed are even numbers"
+            )
+
+    def rounded_eval_batch(self, placement: Placement, images: int) -> int:
+        """eval_batch_size, or `images` if fewer, up to a multiple of all devices."""
+        devices = placement.process_count * placement.local_devices
+        return -(-min(self.eval_batch_size, images) // devices) * devices
+
+    def eval_batches(
+        self, source: Source, placement: Placement, batch_size: int | None = None
+    ) -> Iterator:
+        """The batches of one pass over `source` in this process."""
+        return loader.eval_batches(
+            source,
+            self.eval_transform(),
+            batch_size=batch_size or self.rounded_eval_batch(placement, len(source)),
+            placement=placement,
+            workers=self.data.workers,
+            threads=self.data.threads,
         )
 
     def train_transform(self):

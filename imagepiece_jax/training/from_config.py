@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from imagepiece_jax.common import parallel
-from imagepiece_jax.data import decode, loader
+from imagepiece_jax.common.layout import Placement
+from imagepiece_jax.data import loader
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.vit import MEAN, ViT
@@ -146,20 +147,6 @@ def source(config, split, labels_by_name=None):
     return RunConfig.read(config).source(split, labels_by_name)
 
 
-def try_first(source, transform, **options):
-    """InputError if the first readable image of `source` does not fit `transform`."""
-    for index in range(min(len(source), decode.MAX_IN_A_ROW)):
-        try:
-            image, _ = source.read(index)
-        except decode.UnreadableImage:
-            continue
-        try:
-            transform(image, **options)
-        except InputError as error:
-            raise InputError(f"{source.name(index)}: {error}") from error
-        return
-
-
 def train_transform(config):
     """What the host does to one training image; a canvas where the device crops."""
     return RunConfig.read(config).train_transform()
@@ -170,42 +157,16 @@ def eval_transform(config):
     return RunConfig.read(config).eval_transform()
 
 
-def placement(config) -> loader.Placement:
+def placement(config) -> Placement:
     """Which samples of a batch this process holds; checks that batches divide."""
-    place = loader.Placement(
-        process_index=parallel.process_index(),
-        process_count=parallel.process_count(),
-        local_devices=len(parallel.local_devices()),
-        accumulation=config.grad_accum_steps,
-    )
-    place.positions(config.batch_size)
-    micro = config.batch_size // config.grad_accum_steps
-    if RunConfig.read(config).mixes and micro % 2:
-        raise InputError(
-            f"config.batch_size is {config.batch_size}, {micro} a micro-batch; mixup "
-            "and cutmix pair images, so allowed are even numbers"
-        )
+    place = parallel.placement(config.grad_accum_steps)
+    RunConfig.read(config).check_batches(place)
     return place
 
 
 def eval_batch_size(config, place, images):
     """config.eval_batch_size, or `images` if fewer, up to a multiple of all devices."""
-    devices = place.process_count * place.local_devices
-    return -(-min(config.eval_batch_size, images) // devices) * devices
-
-
-def eval_batches(config, source):
-    """A function that makes the batches of one pass over `source` in this process."""
-    place = loader.Placement(local_devices=len(parallel.local_devices()))
-    return functools.partial(
-        loader.eval_batches,
-        source,
-        eval_transform(config),
-        batch_size=eval_batch_size(config, place, len(source)),
-        placement=place,
-        workers=config.data.workers,
-        threads=config.data.threads,
-    )
+    return RunConfig.read(config).rounded_eval_batch(place, images)
 
 
 @dataclasses.dataclass(frozen=True)

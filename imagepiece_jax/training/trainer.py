@@ -94,8 +94,8 @@ class Data:
         self.train = from_config.source(config, "train")
         self.val = from_config.source(config, "val")
         # A size that does not fit shows here, not in the first step.
-        from_config.try_first(self.train, train_transform, rng=np.random.default_rng(0))
-        from_config.try_first(self.val, eval_transform)
+        self.train.try_first(train_transform, rng=np.random.default_rng(0))
+        self.val.try_first(eval_transform)
         self.training = functools.partial(
             loader.train_sequence,
             self.train,

@@ -8,16 +8,15 @@ import time
 import numpy as np
 import pytest
 
+from imagepiece_jax.common.layout import ONE_DEVICE, Placement
 from imagepiece_jax.data import loader, worker_pool
-from imagepiece_jax.data.loader import Placement, eval_batches, train_batches
+from imagepiece_jax.data.loader import eval_batches, train_batches
 from imagepiece_jax.data.transforms import EvalTransform, TrainTransform
 from imagepiece_jax.errors import InputError
 from tests.data.noise import Noise, same, whole
 
 
-def train(
-    source, placement=loader.ONE_DEVICE, start=0, stop=9, seed=3, size=8, **options
-):
+def train(source, placement=ONE_DEVICE, start=0, stop=9, seed=3, size=8, **options):
     batches = train_batches(
         source,
         TrainTransform(8),
@@ -31,7 +30,7 @@ def train(
     return list(batches)
 
 
-def evaluate(source, placement=loader.ONE_DEVICE, size=8, **options):
+def evaluate(source, placement=ONE_DEVICE, size=8, **options):
     transform = EvalTransform(8, resize="none")
     options |= dict(batch_size=size, placement=placement)
     return list(eval_batches(source, transform, **options))

@@ -6,13 +6,14 @@ import math
 import numpy as np
 import pytest
 
+from imagepiece_jax.common.layout import ONE_DEVICE, Placement
 from imagepiece_jax.data import loader
-from imagepiece_jax.data.loader import ChunkBuilder, Placement, train_batches
+from imagepiece_jax.data.loader import ChunkBuilder, train_batches
 from imagepiece_jax.data.transforms import CanvasTransform, TrainTransform
 from tests.data.noise import Noise, same, whole
 
 
-def train(source, size, stop, placement=loader.ONE_DEVICE, transform=None, **options):
+def train(source, size, stop, placement=ONE_DEVICE, transform=None, **options):
     options = dict(repeats=3, seed=3, start_step=0, stop_step=stop) | options
     transform = transform or TrainTransform(8)
     return list(
