@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from absl import app, flags, logging
 
-from imagepiece_jax.common import compiled
+from imagepiece_jax.common import cache_dirs
 from imagepiece_jax.errors import InputError, RunError, Stopped, closest
 
 if TYPE_CHECKING:  # else imported where it is used: not every command has a config
@@ -215,7 +215,7 @@ def _no_backend():
 def _keep_programs():
     if "jax" in sys.modules:  # which has read its settings
         return
-    folder, is_new = compiled.keep_programs()
+    folder, is_new = cache_dirs.keep_programs()
     if is_new:
         print(
             f"compiled programs are kept in {folder} "

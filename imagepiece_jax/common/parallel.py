@@ -1,9 +1,13 @@
-"""Many devices as one: `pmap`, and what devices and processes exchange.
+"""Many devices as one, and many processes: `pmap`, and what they exchange.
 
 The project's only mention of `jax.pmap`: moving to another way of running on many
 devices means rewriting this file. Which samples of a global batch each of the W devices
 (of all processes together) holds is `layout.device_samples`.
 """
+
+import contextlib
+import json
+import socket
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +17,13 @@ from jax.experimental import multihost_utils
 from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.layout import Placement, device_samples
 from imagepiece_jax.common.progress import working
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, RunError
 
 AXIS = "devices"
+
+
+class _ReportedError(InputError):
+    """A mistake that another process has found and reported."""
 
 
 def gather(text):
@@ -28,6 +36,57 @@ def gather(text):
     padded[: data.size] = data
     rows = multihost_utils.process_allgather(padded)
     return [bytes(row[:size]).decode() for row, size in zip(rows, sizes, strict=True)]
+
+
+def exchange(value):
+    """The JSON `value` of every process; InputError if one of them reports an error.
+
+    Tuples come back as lists.
+    """
+    texts = gather(json.dumps({"value": value}))
+    messages = [json.loads(text) for text in texts]
+    for process, message in enumerate(messages):
+        if "error" in message:
+            raise _ReportedError(f"process {process} stopped: {message['error']}")
+    return [message["value"] for message in messages]
+
+
+def from_main(decide):
+    """Return in every process what `decide()` returns in process 0, a JSON value.
+
+    For all that depends on files that processes share: their views of a network file
+    system differ for a while.
+    """
+    return exchange(decide() if is_main() else None)[0]
+
+
+@contextlib.contextmanager
+def shared_errors():
+    """A mistake that one process finds in here is raised in all of them.
+
+    Inside, all processes make the same calls of the functions of this file.
+    """
+    try:
+        yield
+    except _ReportedError:
+        raise
+    except (InputError, RunError) as error:
+        gather(json.dumps({"error": f"{error} ({socket.gethostname()})"}))
+        raise
+    exchange(None)
+
+
+def check_same(values: dict):
+    """InputError for the first of {what: JSON value} that processes disagree on."""
+    first, *others = exchange(values)
+    for process, other in enumerate(others, start=1):
+        for name in [*first, *(name for name in other if name not in first)]:
+            ours, theirs = first.get(name, "missing"), other.get(name, "missing")
+            if ours != theirs:
+                raise InputError(
+                    f"{name} is {theirs} on process {process}, but {ours} on process "
+                    "0: all processes of a run need the same"
+                )
 
 
 def max_over_processes():

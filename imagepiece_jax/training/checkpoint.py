@@ -25,7 +25,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from imagepiece_jax.common import checksums, parallel
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.pretrained.runs import CHECKPOINTS, KINDS
-from imagepiece_jax.training import host_consistency
+from imagepiece_jax.training.run_dir import becomes_true
 
 KEEP = 2  # of each kind: one more than needed, in case the newest is damaged
 
@@ -160,7 +160,7 @@ class Checkpoints:
         with self._reported(kind):
             manager = self._manager(kind)
             manager.wait_until_finished()
-            if host_consistency.decided(lambda: self._holds(kind, step, content)):
+            if parallel.from_main(lambda: self._holds(kind, step, content)):
                 return
             for later in [s for s in manager.all_steps() if s >= step]:
                 manager.delete(later)
@@ -202,7 +202,7 @@ class Checkpoints:
     def _read_newest(self, kind, choose, step=None):
         """Arrays by name, meta, step: of the newest undamaged step, or of `step`."""
         self.wait()
-        steps = host_consistency.decided(lambda: sorted(self._steps(kind)))
+        steps = parallel.from_main(lambda: sorted(self._steps(kind)))
         if step is not None and step not in steps:
             raise InputError(f"{self._root / kind} holds no checkpoint of step {step}")
         among = steps if step is None else [step]
@@ -240,14 +240,14 @@ class Checkpoints:
 
     def _see_the_same(self, kind, manager):
         """Wait until `manager` knows the steps that process 0 has: it looks once."""
-        steps = host_consistency.decided(lambda: sorted(manager.all_steps()))
+        steps = parallel.from_main(lambda: sorted(manager.all_steps()))
 
         def seen():
             if sorted(manager.all_steps()) != steps:
                 manager.reload()
             return sorted(manager.all_steps()) == steps
 
-        if not host_consistency.appears(seen):
+        if not becomes_true(seen):
             raise RunError(
                 f"{self._root / kind} holds steps {steps} on process 0, but "
                 f"{sorted(manager.all_steps())} here: all hosts need to share it"
@@ -257,13 +257,13 @@ class Checkpoints:
 def _read_together(folder, choose):
     """`checksums.read` in every process; damaged for one is damaged for all."""
     if not parallel.is_main():
-        host_consistency.appears(folder.exists)
+        becomes_true(folder.exists)
     arrays, content, damage = {}, None, None
     try:
         arrays, content = checksums.read(folder, choose)
     except checksums.DamagedError as error:
         damage = str(error)
-    found = host_consistency.exchange([content, damage])
+    found = parallel.exchange([content, damage])
     damage = next((damage for _, damage in found if damage is not None), None)
     if damage is not None:
         raise checksums.DamagedError(damage)

@@ -56,7 +56,7 @@ class OptimConfig(CheckedFields):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistillConfig(CheckedFields):
-    """What is learned from a teacher's answers: see `distillation`."""
+    """What is learned from a teacher's answers: see `losses`."""
 
     group: ClassVar[str] = "distill"
 

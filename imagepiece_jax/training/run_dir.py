@@ -11,6 +11,8 @@ import json
 import os
 import pathlib
 import platform
+import secrets
+import socket
 import sys
 import time
 
@@ -39,6 +41,7 @@ MAY_CHANGE = (
     "pictures",
     "profile",
 )
+PATIENCE = 30.0  # seconds until a new file must be seen by every host (NFS caches)
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -111,6 +114,41 @@ def record_classes(workdir, names):
     if names is not None:
         text = json.dumps(names, indent=0, ensure_ascii=False)
         replace_file(pathlib.Path(workdir) / CLASSES, text + "\n")
+
+
+def check_workdir(workdir):
+    """InputError where not every process sees the folder that process 0 writes to.
+
+    The folder is there on process 0's host. Its file system may take a while to show
+    the others what is new.
+    """
+    if parallel.process_count() == 1:
+        return
+    token = parallel.exchange(secrets.token_hex(8))[0]
+    path = pathlib.Path(workdir) / f".seen-{token}"
+    if parallel.is_main():
+        path.touch()
+    parallel.exchange("written")
+    seen = parallel.exchange([becomes_true(path.exists), socket.gethostname()])
+    if parallel.is_main():
+        path.unlink()
+    for process, (found, where) in enumerate(seen):
+        if not found:
+            raise InputError(
+                f"--workdir {workdir} of process {process} ({where}) is not the folder "
+                f"that process 0 ({seen[0][1]}) writes to: choose one on storage that "
+                "all hosts share"
+            )
+
+
+def becomes_true(condition):
+    """Wait until `condition()`: False where that takes longer than PATIENCE."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 class RunLock(contextlib.AbstractContextManager):

@@ -14,9 +14,8 @@ from imagepiece_jax.data.augment import mixup, pipeline
 from imagepiece_jax.data.augment.policy import Augment
 from imagepiece_jax.data.normalize import to_pixels
 from imagepiece_jax.evaluate.accuracy import correct_at
-from imagepiece_jax.training import distillation
 from imagepiece_jax.training.config import DistillConfig
-from imagepiece_jax.training.losses import soft_cross_entropy
+from imagepiece_jax.training.losses import distillation, soft_cross_entropy
 from imagepiece_jax.training.optimizer import ema, global_norm, skip_update
 
 
@@ -136,7 +135,7 @@ def train_step(
             if distill is None:
                 loss, own = jnp.mean(soft_cross_entropy(outputs.logits, targets)), {}
             else:
-                loss, own = distillation.losses(
+                loss, own = distillation(
                     distill, outputs, targets, teacher_outputs.logits
                 )
             own |= loss_terms(outputs, teacher_outputs) if loss_terms else {}

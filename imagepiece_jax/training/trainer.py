@@ -7,11 +7,14 @@ The weights of a run come from, in this order: its own newest checkpoint in the 
 import contextlib
 import dataclasses
 import functools
+import json
 import pathlib
+import zlib
 from typing import Any
 
 import jax
 import numpy as np
+from flax import traverse_util
 
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.progress import working
@@ -21,7 +24,6 @@ from imagepiece_jax.models import summary
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.training import (
     from_config,
-    host_consistency,
     initial_weights,
     report,
     run_dir,
@@ -32,6 +34,9 @@ from imagepiece_jax.training.evaluation import Evaluation
 from imagepiece_jax.training.logging import MEASURED, RunLog, say
 from imagepiece_jax.training.preemption import StopRequest
 from imagepiece_jax.training.train_step import TrainState, init_state
+
+# Fields that say how one host reads, and may differ from host to host.
+OF_ONE_HOST = ("data.dir", "data.workers", "data.threads")
 
 
 def train_and_evaluate(config, workdir, dry_run: bool = False) -> dict | None:
@@ -142,6 +147,40 @@ class Data:
                 )
 
 
+def shared_settings(config: dict, model, data: Data) -> dict:
+    """What all processes of a run must have in common, for `parallel.check_same`.
+
+    config: nested dict of JSON values, of which `OF_ONE_HOST` may differ. With "auto"
+    the model's attention and kernels depend on the devices.
+    """
+    fields = traverse_util.flatten_dict(config, sep=".")
+    names = json.dumps(data.train.class_names)
+    train_images, test_images = data.images
+    return {
+        **{f"config.{n}": fields[n] for n in fields if n not in OF_ONE_HOST},
+        "config.model.attention, resolved for the devices there,": model.backend,
+        "config.model.kernels, resolved for the devices there,": (
+            "plain" if model.kernels is None else f"fused for {model.kernels}"
+        ),
+        "the number of training images": train_images,
+        "the number of test images": test_images,
+        "the checksum of the names of the classes": zlib.crc32(names.encode()),
+    }
+
+
+def shared_start(step: int, arrays) -> dict:
+    """The same of the step that they start from, and of a tree of first arrays."""
+    checksum = 0
+    if parallel.process_count() > 1:
+        for leaf in jax.tree.leaves(arrays):
+            content = np.ascontiguousarray(leaf).view(np.uint8).data
+            checksum = zlib.crc32(content, checksum)
+    return {
+        "the step to resume from": step,
+        "the checksum of the first weights": checksum,
+    }
+
+
 @dataclasses.dataclass(eq=False)
 class Run:
     """One run: its parts, made by `open`, and where it stands."""
@@ -173,7 +212,7 @@ class Run:
         """
         workdir = pathlib.Path(workdir)
         with contextlib.ExitStack() as stack:
-            with host_consistency.shared_errors():
+            with parallel.shared_errors():
                 from_config.check(config)
                 notes = initial_weights.settle_normalization(config, workdir)
                 model = from_config.model(config, axis_name=parallel.AXIS)
@@ -188,14 +227,13 @@ class Run:
                     say(f"note: {line}")
                 say(summary.describe(model, [dense], config.image_size))
                 names, fields = data.train.class_names, config.to_dict()
-                host_consistency.check_same(
-                    {"--dry_run": dry_run}
-                    | host_consistency.of_run(fields, model, names, *data.images)
+                parallel.check_same(
+                    {"--dry_run": dry_run, **shared_settings(fields, model, data)}
                 )
 
                 run_dir.check_config(workdir, fields)
                 checkpoints = Checkpoints(workdir, config.keep_every_steps)
-                newest = host_consistency.decided(checkpoints.latest_step)
+                newest = parallel.from_main(checkpoints.latest_step)
                 resumed = newest is not None
                 initial_weights.check_classes(config, workdir, names, resumed)
                 if not resumed:
@@ -222,20 +260,17 @@ class Run:
                         checkpoints.check_room(state, length.steps)
                         run_dir.record_start(workdir, fields)
                         run_dir.record_classes(workdir, names)
-                    host_consistency.check_workdir(workdir)
+                    run_dir.check_workdir(workdir)
                 step = 0
-                progress = Progress(data.images, host_consistency.decided(data.digest))
+                progress = Progress(data.images, parallel.from_main(data.digest))
                 if resumed:
                     state, meta, step = checkpoints.restore(state)
                     # A former version kept no numbers of images, or no digest.
                     before = Progress(**(dataclasses.asdict(progress) | meta))
                     data.check_same(before, progress, workdir)
                     progress = before
-                host_consistency.check_same(
-                    host_consistency.of_start(
-                        step, (state, teacher_variables, dense_variables)
-                    )
-                )
+                arrays = state, teacher_variables, dense_variables
+                parallel.check_same(shared_start(step, arrays))
             yield cls(
                 config=config,
                 workdir=workdir,

@@ -20,7 +20,7 @@ from configs import quickstart
 from imagepiece_jax.common import parallel, progress, xla_options
 from imagepiece_jax.common.layout import device_samples
 from imagepiece_jax.errors import InputError, RunError
-from imagepiece_jax.training import distributed, host_consistency, trainer
+from imagepiece_jax.training import distributed, run_dir, trainer
 from tests import compiling, runs
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -166,57 +166,62 @@ def check_highest(process):
 
 def check_agreement(process, folder):
     """What differs is refused in both; what may differ, and what is equal, is not."""
-    same, of_run = host_consistency.check_same, host_consistency.of_run
+    same = parallel.check_same
     config = {"lr": 0.1, "model": {"blocks": (1, 2)}, "data": {"dir": f"/{process}"}}
     model = types.SimpleNamespace(backend="xla", kernels=None)
-    data = ("ant", "bee"), 7, 5
-    same(of_run(config, model, *data))
+
+    def settings(config=config, names=("ant", "bee"), images=(7, 5)):
+        train = types.SimpleNamespace(class_names=names)
+        data = types.SimpleNamespace(train=train, images=images)
+        return trainer.shared_settings(config, model, data)
+
+    same(settings())
     with pytest.raises(InputError, match=r"config.lr is 1 on process 1, but 0 on"):
-        same(of_run(config | {"lr": process}, model, *data))
+        same(settings(config | {"lr": process}))
     with pytest.raises(InputError, match="a is missing on process 1, but 5 on process"):
         same([{"a": 5}, {}][process])
     with pytest.raises(InputError, match="training images is 6 on process 1, but 7 on"):
-        same(of_run(config, model, data[0], 7 - process, 5))
+        same(settings(images=(7 - process, 5)))
     with pytest.raises(InputError, match="checksum of the names of the classes is"):
-        same(of_run(config, model, ("ant", f"bee{process}"), 7, 5))
+        same(settings(names=("ant", f"bee{process}")))
 
     model.backend = ("cudnn", "xla")[process]
     with pytest.raises(
         InputError, match="attention, .+ is xla on process 1, but cudnn"
     ):
-        same(of_run(config, model, *data))
+        same(settings())
     model.backend, model.kernels = "cudnn", ("9.0", None)[process]
     with pytest.raises(
         InputError,
         match="config.model.kernels, .+ is plain on process 1, but fused for 9.0 on",
     ):
-        same(of_run(config, model, *data))
-    assert host_consistency.decided(lambda: {"process": process}) == {"process": 0}
+        same(settings())
+    assert parallel.from_main(lambda: {"process": process}) == {"process": 0}
 
     arrays = {"v": np.arange(2.0), "w": np.arange(3.0)}
-    same(host_consistency.of_start(None, arrays))
+    same(trainer.shared_start(0, arrays))
     with pytest.raises(InputError, match="step to resume from is 5 on process 1"):
-        same(host_consistency.of_start(4 + process, arrays))
+        same(trainer.shared_start(4 + process, arrays))
     for differs in arrays:  # any of them, not just the last
         other = arrays | {differs: arrays[differs] + process}
         with pytest.raises(InputError, match="checksum of the first weights is"):
-            same(host_consistency.of_start(4, other))
+            same(trainer.shared_start(4, other))
 
-    host_consistency.PATIENCE = 0.3
-    host_consistency.check_workdir(folder)
+    run_dir.PATIENCE = 0.3
+    run_dir.check_workdir(folder)
     if process == 0:
         assert list(folder.iterdir()) == []
     with pytest.raises(InputError, match=r"of process 1 \(.+\) is not the folder that"):
-        host_consistency.check_workdir((folder, folder / "other")[process])
+        run_dir.check_workdir((folder, folder / "other")[process])
 
-    with host_consistency.shared_errors():
+    with parallel.shared_errors():
         pass
     sentence = "disk is full" if process == 0 else r"process 0 stopped: disk is full \("
     with pytest.raises((InputError, RunError), match=sentence):
-        with host_consistency.shared_errors():
+        with parallel.shared_errors():
             if process == 0:
                 raise RunError("disk is full")
-            host_consistency.check_same({})
+            same({})
 
 
 def check_dry_run(process, workdir):

@@ -285,7 +285,7 @@ def test_kill_while_saving_loses_no_finished_step(tmp_path, delay):
 
 def save_together(workdir, port, process):
     from imagepiece_jax.common import parallel
-    from imagepiece_jax.training import distributed, host_consistency
+    from imagepiece_jax.training import distributed
 
     with distributed.joined(distributed.Job(f"127.0.0.1:{port}", 2, int(process))):
         assert parallel.is_main() == (process == "0")
@@ -297,7 +297,7 @@ def save_together(workdir, port, process):
             checkpoints.save_best(step, numbers(step), {"step": step})
             checkpoints.save(step, numbers(step), {"step": step})
         checkpoints.save(3, numbers(3), {"step": 3})
-        assert host_consistency.decided(checkpoints.latest_step) == 3
+        assert parallel.from_main(checkpoints.latest_step) == 3
         state, meta, step = checkpoints.restore(abstract(numbers(0)))
         assert (meta, step) == ({"step": 3}, 3)
         assert_same(state, numbers(3))

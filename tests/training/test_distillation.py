@@ -19,8 +19,8 @@ from imagepiece_jax.models.vit import MEAN, STD, Outputs
 from imagepiece_jax.pretrained import convert
 from imagepiece_jax.training import from_config, teacher, trainer
 from imagepiece_jax.training.config import DistillConfig
-from imagepiece_jax.training.distillation import distance, losses
 from imagepiece_jax.training.logging import MEASURED, read_metrics
+from imagepiece_jax.training.losses import distillation, teacher_distance
 from imagepiece_jax.training.train_step import Recipe
 from tests import runs
 from tests.models.tiny import fill
@@ -69,20 +69,20 @@ def hard(weight):
 @pytest.mark.parametrize("temperature", KL_DIV)
 def test_soft_is_the_formula_of_torch(temperature):
     distill = soft(temperature)
-    found = distance(distill, jnp.float32(STUDENT), jnp.float32(TEACHER))
+    found = teacher_distance(distill, jnp.float32(STUDENT), jnp.float32(TEACHER))
     np.testing.assert_allclose(found, KL_DIV[temperature], rtol=1e-5)
     oracle = soft_oracle(STUDENT, TEACHER, temperature)
     np.testing.assert_allclose(oracle, KL_DIV[temperature], rtol=1e-6)
 
 
 def test_hard_is_cross_entropy_with_the_teachers_class():
-    found = distance(hard(0.5), jnp.float32(STUDENT), jnp.float32(TEACHER))
+    found = teacher_distance(hard(0.5), jnp.float32(STUDENT), jnp.float32(TEACHER))
     np.testing.assert_allclose(found, HARD, rtol=1e-5)
 
 
 def test_high_temperatures_compare_centered_logits():
     """T to infinity: half the mean square of centered differences (Hinton et al.)."""
-    found = distance(soft(100.0), *map(jnp.float32, (STUDENT, TEACHER)))
+    found = teacher_distance(soft(100.0), *map(jnp.float32, (STUDENT, TEACHER)))
     centered = [z - z.mean(1, keepdims=True) for z in (STUDENT, TEACHER)]
     wanted = 0.5 * ((centered[0] - centered[1]) ** 2).mean(1)
     np.testing.assert_allclose(found, wanted, rtol=0.05)
@@ -106,7 +106,9 @@ def test_terms_and_their_heads(kind, weight, dist_token):
     given = outputs((STUDENT + other) / 2, (STUDENT, other)) if both else None
     given = given or outputs(STUDENT)
     distill = DistillConfig(kind=kind, temperature=2.0, weight=weight)
-    loss, terms = losses(distill, given, jnp.float32(TARGETS), jnp.float32(TEACHER))
+    loss, terms = distillation(
+        distill, given, jnp.float32(TARGETS), jnp.float32(TEACHER)
+    )
     by_labels = -(TARGETS * log_softmax(STUDENT)).sum(1).mean()
     read = other if both else STUDENT
     by_teacher = ORACLES[kind](read, TEACHER, 2.0).mean()
@@ -194,7 +196,7 @@ def test_the_teacher_has_no_gradient():
     distill = soft(2.0)
 
     def loss(student, answers):
-        loss, terms = losses(
+        loss, terms = distillation(
             distill,
             outputs(0 * STUDENT).replace(logits=student),
             jnp.float32(TARGETS),

@@ -18,7 +18,7 @@ import tempfile
 
 import jax
 
-from imagepiece_jax.common import compiled
+from imagepiece_jax.common import cache_dirs
 
 SOURCES = pathlib.Path(__file__).parent
 FLAGS = ("-std=c++17", "-O3", "-shared")
@@ -88,9 +88,9 @@ def _built(command, source):
     """The library that `command` makes of `source`: a CDLL, or what went wrong."""
     folder = "~/.cache"
     try:
-        folder = compiled.folder("kernels")
+        folder = cache_dirs.folder("kernels")
         path = folder / f"{source.stem}-{_fingerprint(command)}.so"
-        compiled.check_own(path)
+        cache_dirs.check_own(path)
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder) as made:
@@ -123,7 +123,7 @@ def _fingerprint(command):
     """Hash of the sources, the command, its compiler, JAX and the processor."""
     compiler = pathlib.Path(command[0]).resolve()
     parts = [*command, jax.__version__, str(compiler), str(compiler.stat().st_mtime_ns)]
-    parts.append(compiled.processor())
+    parts.append(cache_dirs.processor())
     for file in sorted(SOURCES.glob("*")):
         if file.suffix in (".h", ".cc", ".cu"):
             parts += [file.name, file.read_text()]

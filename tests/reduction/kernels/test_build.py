@@ -9,7 +9,7 @@ import subprocess
 import jax
 import pytest
 
-from imagepiece_jax.common import compiled
+from imagepiece_jax.common import cache_dirs
 from imagepiece_jax.reduction.kernels import build, fused
 from tests.runs import ROOT
 
@@ -59,7 +59,7 @@ def test_a_compiler_that_fails_is_named(compilers, tmp_path):
     compilers("bin/g++", "echo reduce.h:1: error: wrong word >&2; exit 1")
     found = library()
     assert "bin/g++ could build: reduce.h:1: error: wrong word" in found
-    assert not any(compiled.folder("kernels").iterdir())
+    assert not any(cache_dirs.folder("kernels").iterdir())
 
 
 def test_a_second_compiler_is_tried(compilers, tmp_path):
@@ -75,12 +75,12 @@ def test_a_library_is_built_once_for_each_that_differs(
     for _ in range(2):
         assert isinstance(library(), ctypes.CDLL)
     assert (tmp_path / "log").read_text() == "ran\n"
-    monkeypatch.setattr(compiled, "processor", lambda: "another")
+    monkeypatch.setattr(cache_dirs, "processor", lambda: "another")
     library()
     monkeypatch.setattr(jax, "__version__", "0.0.1")
     library()
     assert (tmp_path / "log").read_text() == "ran\n" * 3
-    assert len([*compiled.folder("kernels").iterdir()]) == 3
+    assert len([*cache_dirs.folder("kernels").iterdir()]) == 3
 
 
 def test_a_cache_that_cannot_be_written_is_named(compilers, tmp_path, monkeypatch):
@@ -168,9 +168,9 @@ def test_what_another_user_owns_is_not_loaded(compilers, tmp_path, monkeypatch, 
     folder = tmp_path / "cache" / "imagepiece_jax"
     (built,) = (folder / "kernels").iterdir()
     theirs = built if whose == "library" else folder / whose
-    owner_of = compiled.owner
+    owner_of = cache_dirs.owner
     monkeypatch.setattr(
-        compiled, "owner", lambda path: 12345 if path == theirs else owner_of(path)
+        cache_dirs, "owner", lambda path: 12345 if path == theirs else owner_of(path)
     )
     monkeypatch.setattr(ctypes, "CDLL", None)
     found = library()
@@ -182,9 +182,9 @@ def test_programs_of_another_user_are_not_loaded(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     monkeypatch.delenv("JAX_ENABLE_COMPILATION_CACHE", raising=False)
-    folder, is_new = compiled.keep_programs()
+    folder, is_new = cache_dirs.keep_programs()
     assert is_new and os.environ["JAX_COMPILATION_CACHE_DIR"] == str(folder)
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
-    monkeypatch.setattr(compiled, "owner", lambda path: 12345)
-    assert compiled.keep_programs() == (None, False)
+    monkeypatch.setattr(cache_dirs, "owner", lambda path: 12345)
+    assert cache_dirs.keep_programs() == (None, False)
     assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
