@@ -3,7 +3,6 @@
 python -m experiments table1 --data folder:PATH --weights FILE_OR_RUN
 python -m experiments table1 --data ... --runs FOLDER_OF_TRAINED_RUNS
 python -m experiments table1 --data ... --weights FILE --small
-python -m experiments compare --data ... --weights FILE
 python -m experiments adapt --data ... --weights FILE
 python -m experiments scratch --data folder:PATH --hours 2
 
@@ -14,7 +13,7 @@ was stopped.
 
 NAME: table1, table2, hyperspeed, table3, masking, reassess, similarity, overlap,
 lcb-similarity, combos, ablation, tome-offtheshelf, evit-table, throughput, schedule;
-all of them; compare; adapt; or scratch, which trains from random weights.
+all of them; adapt; or scratch, which trains from random weights.
 """
 
 from experiments.scratch.options import Options

@@ -1,25 +1,20 @@
 """Context of an experiment: its models and images, and how they are measured."""
 
-import base64
 import dataclasses
-import functools
 import os
 import pathlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-
-from experiments.cache import ResultCache
 from experiments.images import Images
 from experiments.settings import TableSettings
 from imagepiece_jax import cli
 from imagepiece_jax.benchmark import device, workloads
-from imagepiece_jax.common import parallel, timer, xla_options
+from imagepiece_jax.benchmark.cache import ResultCache
+from imagepiece_jax.benchmark.compare import decode_bits, encode_bits, plan_facts
+from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy, statistics
-from imagepiece_jax.inference import optimize
-from imagepiece_jax.models import summary
 from imagepiece_jax.pretrained.load import Weights, for_analysis
 from imagepiece_jax.pretrained.runs import RUN_CONFIG
 from imagepiece_jax.reduction import settings as reductions
@@ -192,7 +187,7 @@ class Context:
                 "images": found.images,
                 "untrained_selectors": untrained,
                 **plan_facts(model, pretrained.image_size),
-                "right": _encode(found.each["right"]),
+                "right": encode_bits(found.each["right"]),
             }
 
         what = f"{reductions.label(reduction)}, {len(images)} images"
@@ -232,56 +227,37 @@ class Context:
     def speed(self, pretrained, reduction) -> dict | None:
         """Speed relative to the dense model of the same weights, timed in turns.
 
-        ratio, ratio_min, ratio_max, throughput (img/s, median), ms a batch; None where
-        nothing is timed.
+        As `workloads.speed` gives it; None where nothing is timed.
         """
         if not self.settings.speed:
             return None
         setting = {
             "kind": "speed",
-            "fields": _plain(pretrained.fields),
-            "reduction": _plain(reductions.completed(reduction)),
+            "fields": dict(pretrained.fields),
+            "reduction": reductions.completed(reduction),
             "batch_size": self.settings.speed_batch_size,
             "device": device.name(),
             **dataclasses.asdict(self.settings.rules),
         }
         return self.cache.result(
             setting,
-            functools.partial(self._time, pretrained, reduction),
+            lambda: workloads.speed(
+                pretrained,
+                reduction,
+                self.settings.speed_batch_size,
+                self.settings.rules,
+            ),
             f"the speed of {reductions.label(reduction)}",
         )
-
-    def _time(self, pretrained, reduction):
-        jobs = {}
-        for name, wanted in (("dense", reductions.DENSE), ("reduced", reduction)):
-            fast = optimize.optimize(
-                pretrained.pretrained(wanted),
-                batch_size=self.settings.speed_batch_size,
-                dtype=pretrained.fields.get("dtype", xla_options.fast_dtype()),
-            )
-            jobs[name] = timer.job(workloads.on_noise(fast))
-        times = timer.measure(jobs, self.settings.rules)
-        ratio = timer.spread(timer.speedups(times["dense"], times["reduced"]))
-        ours = timer.spread(times["reduced"])
-        return {
-            "ratio": ratio.median,
-            "ratio_min": ratio.low,
-            "ratio_max": ratio.high,
-            "throughput": self.settings.speed_batch_size / ours.median,
-            "throughput_min": self.settings.speed_batch_size / ours.high,
-            "throughput_max": self.settings.speed_batch_size / ours.low,
-            "ms": 1e3 * ours.median,
-            "dense_ms": 1e3 * timer.spread(times["dense"]).median,
-        }
 
     def _setting(self, kind, pretrained, reduction, images):
         return {
             "kind": kind,
             "weights": pretrained.digest,
-            "fields": _plain(pretrained.fields),
-            "reduction": _plain(reductions.completed(reduction)),
+            "fields": dict(pretrained.fields),
+            "reduction": reductions.completed(reduction),
             "use": pretrained.use(reduction),
-            "trained_as": _plain(pretrained.reduction),
+            "trained_as": dict(pretrained.reduction),
             "seed": pretrained.seed,
             **images.setting,
         }
@@ -292,7 +268,13 @@ class Result:
 
     def __init__(self, figures: dict):
         self.figures = figures
-        self.right = _decode(figures["right"], figures["images"])
+        try:
+            self.right = decode_bits(figures["right"], figures["images"])
+        except ValueError as error:
+            raise InputError(
+                f"a line of points.jsonl has {error} in result.right, but "
+                f"{figures['images']} images; remove the line, and it is measured again"
+            ) from error
 
     def __getitem__(self, name):
         return self.figures[name]
@@ -300,32 +282,3 @@ class Result:
     @property
     def accuracy(self) -> statistics.Estimate:
         return statistics.accuracy(self.right)
-
-
-def plan_facts(model, image_size: int) -> dict:
-    """What a plan decides: GMACs, tokens into and out of each block, tokens left."""
-    return {
-        "gmacs": summary.model_macs(model, image_size) / 1e9,
-        "tokens_per_block": [[p.attn_tokens, p.mlp_tokens] for p in model.plan],
-        "tokens": model.plan[-1].mlp_tokens,
-    }
-
-
-def _encode(right):
-    """bool [n] as bits in base64."""
-    return base64.b64encode(np.packbits(right).tobytes()).decode()
-
-
-def _decode(text, count):
-    data = np.frombuffer(base64.b64decode(text), np.uint8)
-    if len(data) != -(-count // 8):
-        raise InputError(
-            f"a line of points.jsonl has {8 * len(data)} bits in result.right, but "
-            f"{count} images; remove the line, and it is measured again"
-        )
-    return np.unpackbits(data)[:count].astype(bool)
-
-
-def _plain(fields):
-    """Tuples as lists, as JSON has them."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import jax
 
-from experiments import match_cost
+from imagepiece_jax.benchmark import match_cost
 from imagepiece_jax.data.sources import open_source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import summary

@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING
 
 from experiments import analysis, tables
 from experiments.adapt import adapt
-from experiments.cache import ResultCache
-from experiments.compare import chosen, compare
 from experiments.context import (
     Context,
     OffTheShelf,
@@ -23,6 +21,7 @@ from experiments.schedule import schedule
 from experiments.settings import TableSettings
 from experiments.throughput import throughput
 from imagepiece_jax.benchmark import device
+from imagepiece_jax.benchmark.cache import ResultCache
 from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.errors import InputError
@@ -48,10 +47,9 @@ EXPERIMENTS = {
     "evit-table": tables.evit_table,
     "throughput": throughput,
     "schedule": schedule,
-    "compare": compare,
     "adapt": adapt,
 }
-APART = ("compare", "adapt")  # not of the paper, so not among "all"
+APART = ("adapt",)  # not of the paper, so not among "all"
 NO_WEIGHTS = ("throughput", "schedule")  # nor images
 ONE_CHECKPOINT = ("table3", "tome-offtheshelf", *NO_WEIGHTS, *APART)  # no --small
 FINETUNING = "deit_ti_finetune_small.py"  # the config of --small
@@ -68,12 +66,6 @@ def select(words: list[str], settings: TableSettings) -> list[str]:
         written = " ".join(words) or "missing"
         raise InputError(f"NAME is {written}; allowed is one of {', '.join(allowed)}")
     (name,) = words
-    if name == "compare" and settings.metric == "ms" and not settings.speed:
-        raise InputError("--metric ms measures speed; allowed is it without --nospeed")
-    if name == "compare":
-        chosen(settings.methods)
-    elif settings.methods:
-        raise InputError(f"--methods is of compare; allowed is {name} without it")
     if settings.small and name in ONE_CHECKPOINT:
         others = [other for other in EXPERIMENTS if other not in ONE_CHECKPOINT]
         raise InputError(

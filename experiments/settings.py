@@ -8,7 +8,7 @@ from typing import get_type_hints
 from absl import flags
 
 from imagepiece_jax.common import fields
-from imagepiece_jax.common.fields import choice, count, optional, several, text
+from imagepiece_jax.common.fields import choice, count, optional, text
 from imagepiece_jax.errors import InputError
 
 OUT = "runs/experiments"
@@ -102,7 +102,6 @@ def _entries(kind, texts):
         return tuple(texts)
 
 
-SHARE = fields.number(0.5, above=0, below=1)
 SEED = count(0, most=2**32 - 1)
 
 
@@ -139,15 +138,6 @@ class TableSettings(Settings):
     size: str = flag(choice("deit_s", ("deit_ti", "deit_s")), "of throughput")
     mask_fill: str = flag(choice("mean", ("mean", "black", "noise")), "masking")
     mask_grid: bool = flag(fields.switch(False), "masking: on different patches")
-    metric: str = flag(choice("gmacs", ("gmacs", "ms")), "compare: what is cost")
-    shares: tuple[float, ...] = flag(
-        one_or_more((0.9, 0.75, 0.6, 0.5, 0.4), SHARE),
-        "compare: of the dense model's cost",
-    )
-    methods: tuple[str, ...] = flag(
-        several((), text(), "names"),
-        "compare: these, tome and random; default: all",
-    )
     folds: int = flag(count(5), "adapt: parts of the data, each tested on once")
 
     def __post_init__(self):

@@ -6,9 +6,10 @@ has its own dense model here.
 
 import functools
 
-from experiments import match_cost, published, render
+from experiments import published, render
 from experiments.context import OffTheShelf
 from experiments.rows import DENSE, Row, measure, notes, present, table
+from imagepiece_jax.benchmark import match_cost
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.models import registry
 

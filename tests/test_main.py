@@ -11,8 +11,8 @@ from imagepiece_jax import __main__ as entry
 from tests.command import sentence, start
 from tests.runs import ROOT
 
-COMMANDS = "benchmark check-kernels describe doctor evaluate export predict prepare"
-COMMANDS = [*COMMANDS.split(), "train", "visualize"]
+COMMANDS = "benchmark check-kernels compare describe doctor evaluate export predict"
+COMMANDS = [*COMMANDS.split(), "prepare", "train", "visualize"]
 
 
 @pytest.mark.parametrize("words", [[], ["--help"]])

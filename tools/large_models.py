@@ -11,8 +11,8 @@ import pathlib
 import jax
 from absl import flags
 
-from experiments import match_cost
 from imagepiece_jax import cli
+from imagepiece_jax.benchmark import match_cost
 from imagepiece_jax.common import tables, xla_options
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.inference import optimize

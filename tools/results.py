@@ -1,7 +1,7 @@
 """Measured figures of docs, and the tables that are made from them.
 
 python -m tools.results                                 writes all tables anew
-python -m tools.results runs/experiments/compare.json   takes a comparison in, first
+python -m tools.results runs/compare/compare.json   takes a comparison in, first
 
 docs/tables/results.json has every figure with its method, model, data, cost, interval,
 versions, commit and command. In docs a table stands between the lines
@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments import compare, compare_page, compare_plot, render
+from experiments import render
 from experiments import schedule as schedules
+from imagepiece_jax.benchmark import compare, compare_tables
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
@@ -30,7 +31,7 @@ FILE = ROOT / "docs" / "tables" / "results.json"
 PLOT = ROOT / "docs" / "comparison.png"
 PAGES = ("docs/comparison.md", "docs/imagepiece.md", "docs/tables/settings.md")
 STUDIES = ("comparison", "controls", "adaptation", "scratch")
-COMMAND = "python -m experiments "
+COMMAND = "python -m imagepiece_jax "
 MARKED = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 
@@ -293,7 +294,7 @@ def compared(results: Results) -> tuple[Row, list[Row]]:
 
 
 def comparison_report(results: Results) -> dict:
-    """A comparison as `experiments compare` writes it, of the first model and images.
+    """A comparison as `compare` writes it, of the first model and images.
 
     Differences are worked out anew, over all of its rows.
     """
@@ -392,7 +393,7 @@ def _change(row, to):
 def adaptation_table(results: Results) -> str:
     """Distillation of a checkpoint to reductions, by folds."""
     rows = [
-        [f"`{row.method}`", compare_page.fields(row.setting), f"{row.gmacs:.3f}"]
+        [f"`{row.method}`", compare_tables.fields(row.setting), f"{row.gmacs:.3f}"]
         + [_interval(row.acc1), _change(row, "unadapted")]
         + [" ".join(f"{part:+.1f}" for part in row.parts)]
         for row in results.of("adaptation")
@@ -419,8 +420,8 @@ def tables(results: Results) -> dict[str, str]:
     """The tables of the pages, by the names that stand in their marks."""
     report = comparison_report(results)
     return {
-        "comparison": compare_page.table(report),
-        "settings": compare_page.settings_table(report),
+        "comparison": compare_tables.table(report),
+        "settings": compare_tables.settings_table(report),
         "controls": controls_table(results, path_of_controls(results)),
         "controls-fixed": controls_table(results, fixed_controls(results)),
         "adaptation": adaptation_table(results),
@@ -444,7 +445,7 @@ def main(words):
         results = take_in(results, report)
     replace_file(FILE, dump_results(results))
     made = tables(results)
-    compare_plot.draw(PLOT, comparison_report(results))
+    compare_tables.draw_plot(PLOT, comparison_report(results))
     for name in PAGES:
         page = ROOT / name
         replace_file(page, filled(page.read_text("utf-8"), made))

@@ -6,8 +6,8 @@ import types
 
 import jax
 
-from experiments import match_cost
 from experiments.scratch.options import Options
+from imagepiece_jax.benchmark import match_cost
 from imagepiece_jax.data.augment.policy import Augment, Crop
 from imagepiece_jax.models import registry, summary
 from imagepiece_jax.reduction import methods, settings

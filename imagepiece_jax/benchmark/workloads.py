@@ -14,19 +14,22 @@ import contextlib
 import dataclasses
 import functools
 import time
+from collections.abc import Mapping
 
 import jax
 import numpy as np
 
 from imagepiece_jax.benchmark import device
-from imagepiece_jax.common import parallel, timer
+from imagepiece_jax.common import parallel, timer, xla_options
 from imagepiece_jax.data import loader
 from imagepiece_jax.data.transforms import EvalTransform
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.models import summary
 from imagepiece_jax.models.preprocessing import Preprocessing
+from imagepiece_jax.pretrained.load import Weights
 from imagepiece_jax.pretrained.trained_model import Pretrained
+from imagepiece_jax.reduction.settings import DENSE
 from imagepiece_jax.training import from_config
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.train_step import init_state
@@ -153,6 +156,38 @@ def on_noise(program):
     takes, keys = program.images, jax.random.split(jax.random.key(0), INPUTS)
     images = [jax.random.normal(key, takes.shape, takes.dtype) for key in keys]
     return lambda number: program(images[number % INPUTS])
+
+
+def speed(
+    weights: Weights, reduction: Mapping, batch_size: int, rules: timer.Rules
+) -> dict[str, float]:
+    """Speed of weights under a reduction, timed in turns with their dense model.
+
+    Returns:
+        ratio to the dense model, throughput (img/s), both with _min and _max, and the
+        milliseconds of a batch, ms and dense_ms.
+    """
+    jobs = {}
+    for name, taken in (("dense", DENSE), ("reduced", reduction)):
+        fast = optimize.optimize(
+            weights.pretrained(taken),
+            batch_size=batch_size,
+            dtype=weights.fields.get("dtype", xla_options.fast_dtype()),
+        )
+        jobs[name] = timer.job(on_noise(fast))
+    times = timer.measure(jobs, rules)
+    ratio = timer.spread(timer.speedups(times["dense"], times["reduced"]))
+    reduced = timer.spread(times["reduced"])
+    return {
+        "ratio": ratio.median,
+        "ratio_min": ratio.low,
+        "ratio_max": ratio.high,
+        "throughput": batch_size / reduced.median,
+        "throughput_min": batch_size / reduced.high,
+        "throughput_max": batch_size / reduced.low,
+        "ms": 1e3 * reduced.median,
+        "dense_ms": 1e3 * timer.spread(times["dense"]).median,
+    }
 
 
 def _measured(seconds):

@@ -55,10 +55,10 @@ def main():
     from imagepiece_jax.data import sources
     from imagepiece_jax.evaluate import accuracy, sweep
     from imagepiece_jax.inference import optimized_accuracy
-    from imagepiece_jax.pretrained import class_names, runs
+    from imagepiece_jax.pretrained import runs
     from imagepiece_jax.reduction import settings
     from imagepiece_jax.training.config import RunConfig
-    from imagepiece_jax.training.weights_config import of_weights
+    from imagepiece_jax.training.weights_config import of_weights, open_images
 
     if SWEEP.value and OPTIMIZED.value:
         raise InputError("--sweep and --optimized are both given; allowed is one")
@@ -73,31 +73,18 @@ def main():
         CHECKPOINT.value,
         AVERAGED.value,
     )
-    if not config.num_classes:
-        raise InputError(
-            f"weights {path} have no classes, so there is no accuracy to measure; "
-            "train a head first (train.py --config.init.weights), or measure features: "
-            "python -m experiments.patch_features"
-        )
     data = config.data.name = DATA.value or config.data.name
     config.data.resize = RESIZE.value or config.data.resize
     model = weights.model()
     if JSON.value:
         read = (*runs.own_files(path), *sources.own_files(data))
         check_writable("--json", JSON.value, read)
-    names = weights.class_names
-    by_name = class_names.labels_by_name(names, config.num_classes)
     run = RunConfig.read(config)
-    source = run.source("val", by_name).first(LIMIT.value)
-    class_names.check_classes(path, source.class_names, data)
-    if note := class_names.unnamed_classes(path, source.class_names, data):
-        print(note)
-    if note := class_names.mapped_classes(source.class_names, data, names):
-        print(f"note: {note}")
+    source, notes = open_images(run, weights, LIMIT.value)
+    for note in notes:
+        print(note, flush=True)
     placement, transform = parallel.placement(), run.eval_transform()
     batches = functools.partial(run.eval_batches, source, placement=placement)
-    if note := transform.note(source.some_sizes(), len(source)):
-        print(f"note: {note}", flush=True)
     facts = {
         "preprocessing": transform.facts,
         "weights": str(path),

@@ -5,7 +5,7 @@ import copy
 from imagepiece_jax.common.image_size import described
 from imagepiece_jax.common.xla_options import fast_dtype
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.pretrained import load, runs
+from imagepiece_jax.pretrained import class_names, load, runs
 from imagepiece_jax.pretrained.load import IMAGENET, unknown_normalization
 from imagepiece_jax.pretrained.load import typed as typed_normalization
 from imagepiece_jax.reduction import settings
@@ -71,6 +71,29 @@ def _take_crop(config, weights):
     if data.eval_crop is None:
         with config.unlocked():
             data.update({k: v for k, v in own.items() if data[k] == usual[k]})
+
+
+def open_images(run, weights, limit=None):
+    """(the test images of a RunConfig, for these weights; notes on both, to print).
+
+    limit: the first so many images. InputError for weights without classes, and for
+    images of other classes.
+    """
+    path, data, names = weights.path, run.data.name, weights.class_names
+    if not run.num_classes:
+        raise InputError(
+            f"weights {path} have no classes, so there is no accuracy to measure; "
+            "train a head first (train.py --config.init.weights), or take their "
+            "vectors: python -m imagepiece_jax predict --json"
+        )
+    by_name = class_names.labels_by_name(names, run.num_classes)
+    source = run.source("val", by_name).first(limit)
+    class_names.check_classes(path, source.class_names, data)
+    resized = run.eval_transform().note(source.some_sizes(), len(source))
+    mapped = class_names.mapped_classes(source.class_names, data, names)
+    unnamed = class_names.unnamed_classes(path, source.class_names, data)
+    notes = [f"note: {note}" for note in (mapped, resized) if note]
+    return source, [unnamed, *notes] if unnamed else notes
 
 
 def for_analysis(path, config, overrides=None, normalization=None, averaged=False):

@@ -10,7 +10,7 @@ import subprocess
 
 import pytest
 
-from experiments.cache import ResultCache
+from imagepiece_jax.benchmark.cache import ResultCache
 from imagepiece_jax.common import files
 from imagepiece_jax.common.files import (
     check_writable,

@@ -50,10 +50,6 @@ def test_all_are_those_that_the_flags_allow():
         (["table1", "--data", "digits"], "--weights is missing"),
         (["table1", "--data", "digits", "--small"], "--weights is missing"),
         (
-            ["compare", "--data=digits", "--shares=x"],
-            "--shares is 'x'; allowed are",
-        ),
-        (
             ["table1", "--data=digits", "--seeds=-1"],
             "--seeds is '-1'; allowed are one or more whole numbers from 0",
         ),
@@ -67,13 +63,6 @@ def test_all_are_those_that_the_flags_allow():
             ["table1", "--data=digits", "--seeds="],
             "--seeds is empty; allowed are",
         ),
-        (["compare", "--data=digits", "--shares=0"], "--shares is '0.0'; allowed are"),
-        (["compare", "--data=digits", "--shares="], "--shares is empty; allowed are"),
-        (
-            ["compare", "--data=digits", "--methods=none"],
-            "--methods is 'none'; allowed are imagepiece, evit",
-        ),
-        (["compare", "--data=digits"], "--weights is missing"),
         (
             ["throughput", "--modes=fly"],
             "--modes is 'fly'; allowed are one or more",
@@ -89,8 +78,6 @@ def test_mistakes_in_flags(tmp_path, given, message):
     "given, message",
     [
         (["table1", "--small", "--runs=x"], "--runs and --small are both given"),
-        (["compare", "--metric=ms"], "--metric ms measures speed; allowed"),
-        (["compare", "--small"], "--small: compare has no such form; allowed are tab"),
         (["table3", "--small"], "--small: table3 has no such form; allowed are table1"),
     ],
 )

@@ -4,7 +4,8 @@ import pathlib
 
 import pytest
 
-from experiments import finetune, hyperspeed, match_cost, published, tables
+from experiments import finetune, hyperspeed, published, tables
+from imagepiece_jax.benchmark import match_cost
 from imagepiece_jax.pretrained.load import Weights
 from imagepiece_jax.reduction import methods, settings
 from imagepiece_jax.reduction.methods.method import RATES
@@ -127,7 +128,7 @@ def test_methods_can_be_matched_at_equal_macs(reduction):
 
 @pytest.mark.parametrize("name", sorted(set(methods.METHODS) - {"none"}))
 def test_every_method_says_what_sets_its_cost(name):
-    """Of DeiT-Ti, down to .65 of the dense model's: `experiments compare` needs it."""
+    """Of DeiT-Ti, down to .65 of the dense model's: `compare` needs it."""
     one, method = pretrained(name="deit_ti"), methods.create(name)
     knob, *others = method.knob(12)
     assert knob.keys() <= set(method.inference_fields())

@@ -415,7 +415,6 @@ def test_hours_change_until_the_epochs_are_planned(tmp_path):
         (["--seeds=4294967296"], "--seeds is '4294967296'; allowed are"),
         (["--train_batch_size=29"], "--train_batch_size is 29, but"),
         (["--patch=5"], "--patch"),
-        (["--methods=tome"], "--methods is of compare; allowed is scratch without"),
     ],
 )
 def test_mistakes_are_reported_at_once(some, data, tmp_path, words, text):

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from experiments.cache import ResultCache
 from experiments.context import Context, OffTheShelf
 from experiments.images import Images
 from experiments.settings import TableSettings
+from imagepiece_jax.benchmark.cache import ResultCache
 from imagepiece_jax.models import registry, summary
 from imagepiece_jax.pretrained import convert
 from imagepiece_jax.pretrained.load import Weights

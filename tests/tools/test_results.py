@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from experiments import compare, compare_page
+from imagepiece_jax.benchmark import compare, compare_tables
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
 from tools import results
@@ -55,7 +55,7 @@ def line(method, share, **more):
 
 
 def made_up(**more):
-    """A comparison of a tiny model, as `experiments compare` writes it."""
+    """A comparison of a tiny model, as `compare` writes it."""
     return {
         "weights": "tiny.pth",
         "digest": "0123",
@@ -219,22 +219,22 @@ def test_claims_of_the_comparison(kept, report):
     rights = {(r.method, r.share): r.bits(1000) for r in kept.of("comparison")}
     others = at[0.75] - lost - set(compare.CONTROLS)
     p = statistics.cochran([rights[method, 0.75] for method in others])
-    assert len(others) == 11 and compare_page.p_value(p) == "p = .022"
+    assert len(others) == 11 and compare_tables.p_value(p) == "p = .022"
     said = text_of("docs/comparison.md")
     assert (
         "the other eleven methods, controls not counted, are not all alike "
         "(Cochran's Q, p = .022)"
     ) in said
     for share in SHARES:  # ImagePiece beside ToMe
-        value, low, high = compare_page.comparison(report, "imagepiece", share, "tome")[
-            "points"
-        ]
+        value, low, high = compare_tables.comparison(
+            report, "imagepiece", share, "tome"
+        )["points"]
         assert -3 < low < high < 3 if share > 0.7 else high < 0
-    behind = compare_page.comparison(report, "imagepiece", 0.6, "tome")["points"]
+    behind = compare_tables.comparison(report, "imagepiece", 0.6, "tome")["points"]
     value, high, low = (f"{-x:.1f}" for x in behind)
     assert f"At 0.6 it is {value} [{low}, {high}] points behind" in said
     for share in (0.6, 0.5, 0.4):  # EViT against random tokens
-        each = compare_page.comparison(report, "evit", share, "random")
+        each = compare_tables.comparison(report, "evit", share, "random")
         assert each["points"][1] < 0
 
 
@@ -313,8 +313,8 @@ def test_claims_on_imagepiece(kept):
     assert f"McNemar's exact p is {p:.3f} or more".replace("0.", ".") in said
     added = mean(right["merge"], right["drop"])
     p = [both_sides(right["merge"], right[kind]) for kind in results.KINDS[1:]]
-    alone = compare_page.p_value(p[0])
-    by_drop, by_random, _ = (compare_page.p_value(x) for x in statistics.holm(p))
+    alone = compare_tables.p_value(p[0])
+    by_drop, by_random, _ = (compare_tables.p_value(x) for x in statistics.holm(p))
     assert f"The mean of {shown(added)} points" in said
     assert f"({alone} by Student's" in said and f"({by_drop})" in said
     assert (
@@ -347,7 +347,9 @@ def test_claims_on_imagepiece_with_tome(kept):
     }
     assert list(pairs) == [0.6, 0.5, 0.4]
     p = [statistics.mcnemar(*pair) for pair in pairs.values()]
-    alone, corrected = (compare_page.p_value(x) for x in (p[1], statistics.holm(p)[1]))
+    alone, corrected = (
+        compare_tables.p_value(x) for x in (p[1], statistics.holm(p)[1])
+    )
     added = shown(statistics.paired_difference(*pairs[0.5]))
     assert (
         f"it added {added} points at 0.5 "

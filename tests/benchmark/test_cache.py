@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from experiments.cache import FILE, ResultCache
+from imagepiece_jax.benchmark.cache import FILE, ResultCache
 from imagepiece_jax.errors import InputError
 
 SETTING = {"kind": "accuracy", "reduction": {"name": "evit", "keep_rate": 0.7}}

@@ -5,15 +5,14 @@ import contextlib
 import dataclasses
 import json
 import pathlib
-import types
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from experiments import compare, compare_page, compare_plot
-from experiments.context import OffTheShelf, plan_facts
-from experiments.settings import TableSettings
+from imagepiece_jax.benchmark import compare, compare_tables
+from imagepiece_jax.benchmark.cache import ResultCache
+from imagepiece_jax.common.timer import Rules
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.models import registry, summary
@@ -28,61 +27,46 @@ IMAGES = 300
 SHARES = (0.75, 0.5)
 
 
-class Photographs:
-    """A set of so many images."""
-
-    name, image_size = "csv:/secret/photos/labels.csv", 224
-    setting = {"data": name, "images": IMAGES}
-
-    def __len__(self):
-        return IMAGES
-
-
 class Guessing:
-    """A context of DeiT-Ti that errs by chance, the more the less it computes."""
+    """A Checkpoint of DeiT-Ti that errs by chance, the more the less it computes."""
 
-    images = Photographs()
+    images = {"data": "csv:labels.csv", "images": IMAGES}
+    speed_batch, rules = 8, Rules(2, 1, 0.0)
 
-    def __init__(self, out, shares=SHARES, methods=(), metric="gmacs"):
-        self.out, self.known, self.trials = out, set(), []
-        self.settings = TableSettings(
-            shares=shares, methods=methods, metric=metric, speed_batch_size=8
-        )
+    def __init__(self):
+        self.known, self.trials = set(), []
         size = {"name": "deit_ti", "image_size": 224, "num_classes": 1000}
         fields = size | {"stem": "patch", "depth": 12}
         tensors = {"cls_token": np.zeros((1, 1, 192), np.float32)}
-        self.pretrained = Weights(
+        self.weights = Weights(
             pathlib.Path("tiny.pth"), fields, settings.DENSE, tensors=tensors
         )
-        vars(self.pretrained)["digest"] = "0"
-        self.dense = self.pretrained.gmacs()
+        vars(self.weights)["digest"] = "0"
+        self.dense = self.weights.gmacs()
 
-    def evaluated(self, pretrained, reduction):
+    def has_evaluated(self, reduction):
         return str(reduction) in self.known
 
-    def evaluate(self, pretrained, reduction):
+    def evaluate(self, reduction):
         self.known.add(str(reduction))
-        figures = plan_facts(pretrained.model(reduction), 224)
+        figures = compare.plan_facts(self.weights.model(reduction), 224)
         name = reduction["name"] + reduction.get("inattentive", "")
         draw = np.random.default_rng(sum(map(ord, name)))
         right = draw.uniform(size=IMAGES) < (figures["gmacs"] / self.dense) ** 0.5
-        bits = base64.b64encode(np.packbits(right).tobytes()).decode()
-        figures |= {"acc5": 99.0, "loss": 1.0, "images": IMAGES, "right": bits}
-        accuracy = statistics.accuracy(right)
-        return types.SimpleNamespace(figures=figures, right=right, accuracy=accuracy)
+        figures |= {"acc5": 99.0, "loss": 1.0, "images": IMAGES}
+        figures["acc1"] = list(statistics.accuracy(right))
+        return figures | {"right": compare.encode_bits(right)}
 
-    def speed(self, pretrained, reduction):
+    def speed(self, reduction):
         """Time falls more slowly than MACs."""
         self.trials.append(reduction)
-        ratio = (self.dense / pretrained.gmacs(reduction)) ** 0.7
+        ratio = (self.dense / self.weights.gmacs(reduction)) ** 0.7
         return {"ratio": ratio, "ratio_min": 0.9 * ratio, "ratio_max": 1.1 * ratio}
 
 
 @pytest.fixture(scope="module")
-def context(tmp_path_factory):
-    made = Guessing(tmp_path_factory.mktemp("compare"))
-    compare.compare(made)
-    return made
+def context():
+    return Guessing()
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +74,7 @@ def learned(context):
     """Methods that have parameters of their own."""
 
     def parameters(name):
-        model = context.pretrained.model({"name": name})
+        model = context.weights.model({"name": name})
         return summary.shapes(model, 224)["params"]
 
     every = set(METHODS) - {"none"}
@@ -100,8 +84,10 @@ def learned(context):
 
 
 @pytest.fixture(scope="module")
-def report(context):
-    return json.loads((context.out / "compare.json").read_text())
+def report(context, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compare")
+    compare_tables.write(folder, compare.compare(context, SHARES))
+    return json.loads((folder / "compare.json").read_text())
 
 
 def test_every_method_is_there_or_says_why_not(report, learned):
@@ -114,8 +100,7 @@ def test_every_method_is_there_or_says_why_not(report, learned):
     assert len(found) == len(set(found))
     there = (every - learned) | set(compare.CONTROLS)
     assert set(found) == {(m, s) for m in there for s in SHARES}
-    page = json.dumps(report)
-    assert "secret" not in page and "acc1" not in json.dumps(report["left_out"])
+    assert "acc1" not in json.dumps(report["left_out"])
 
 
 def test_settings_are_the_nearest_of_all_positions(context, report):
@@ -133,7 +118,7 @@ def test_settings_are_the_nearest_of_all_positions(context, report):
         reached = []
         for setting in method.knob(12):
             with contextlib.suppress(InputError):  # of another size, as published
-                cost = context.pretrained.gmacs(base | setting)
+                cost = context.weights.gmacs(base | setting)
                 reached.append(cost / context.dense)
         off = min(abs(share - line["share"]) for share in reached)
         assert abs(line["reached"] - line["share"]) == pytest.approx(off, abs=1e-12)
@@ -200,24 +185,26 @@ def test_controls_stand_beside_imagepiece_at_its_cost(report):
     assert not set(compare.CONTROLS) & set(compare.chosen(("evit",)))
 
 
-def test_nothing_is_measured_twice_and_the_rest_is_counted(tmp_path, capsys):
-    made = Guessing(tmp_path, methods=("evit",))
-    made.evaluate(made.pretrained, settings.DENSE)
-    compare.measure(made)
+def test_nothing_is_measured_twice_and_the_rest_is_counted(capsys):
+    made = Guessing()
+    made.evaluate(settings.DENSE)
+    compare.compare(made, SHARES, ["evit"])
     lines = capsys.readouterr().err
     assert lines.startswith("1 of 6: 2 of 6, about 1 min left: 3 of 6, about 1 min")
-    compare.measure(made)
+    compare.compare(made, SHARES, ["evit"])
     assert not capsys.readouterr().err
 
 
-def test_shares_that_nothing_reaches_are_a_mistake(tmp_path):
+def test_shares_that_nothing_reaches_are_a_mistake():
     with pytest.raises(InputError, match="--shares is 0.01: no method has a setting"):
-        compare.measure(Guessing(tmp_path, shares=(0.01,), methods=("evit",)))
+        compare.compare(Guessing(), (0.01,), ["evit"])
 
 
 def test_by_time_settings_are_the_nearest_that_were_timed(tmp_path):
-    made = Guessing(tmp_path, methods=("evit",), metric="ms")
-    compare.compare(made)
+    made = Guessing()
+    page = compare_tables.write(
+        tmp_path, compare.compare(made, SHARES, ["evit"], metric="ms")
+    )
     assert len(made.trials) <= compare.MAX_TRIALS * 3 * len(SHARES)
     found = json.loads((tmp_path / "compare.json").read_text())
     assert {(s["method"], s["share"]) for s in found["settings"]} == {
@@ -229,7 +216,7 @@ def test_by_time_settings_are_the_nearest_that_were_timed(tmp_path):
         # MACs fall further than time, so the nearest by MACs would have been too slow.
         assert line["gmacs"] / made.dense < 0.97 * line["share"]
     assert found["timing"]["batch_size"] == 8
-    page = (tmp_path / "compare.md").read_text()
+    assert page == (tmp_path / "compare.md").read_text()
     line = next(s for s in found["settings"] if s["method"] == "evit")
     low, high = line["reached"] / 1.1, line["reached"] / 0.9
     assert f"| {line['reached']:.3f} ({low:.3f} to {high:.3f}) |" in page
@@ -242,17 +229,16 @@ def test_a_run_keeps_its_own_fields_and_parameters(tmp_path):
     model = registry.create_model(**tiny_context.FIELDS, reduction=own)
     tensors = convert.to_timm(fill(summary.shapes(model, 16), 0))
     pretrained = Weights(tmp_path, tiny_context.FIELDS, own, tensors=tensors)
-    context = tiny_context.context(tmp_path, pretrained, shares=(0.5, 0.9))
-    context.cache.close()
-    other, one = compare._entries(context, "dynamicvit")
+    made = Guessing()
+    made.weights = pretrained
+    one, other = compare._entries(made, "dynamicvit", (0.5, 0.9), "gmacs")
     assert one.reduction["blocks"] == (1, 2) and one.reached < other.reached
     assert set(one.shown) == {"keep_rate", "blocks"}
     # Selectors at blocks 3, 6 and 9 do not fit four blocks, SPViT's are not there.
-    without = dataclasses.replace(pretrained, reduction=settings.DENSE)
-    context = dataclasses.replace(context, models=OffTheShelf(without))
-    reason = compare._entries(context, "dynamicvit")
+    made.weights = dataclasses.replace(pretrained, reduction=settings.DENSE)
+    reason = compare._entries(made, "dynamicvit", SHARES, "gmacs")
     assert reason.startswith("does not fit this model: config.reduction has a step at")
-    assert compare._entries(context, "token_learner") == "needs training"
+    assert compare._entries(made, "token_learner", SHARES, "gmacs") == "needs training"
 
 
 def line(method, share, value, **more):
@@ -296,7 +282,7 @@ MADE_UP = {
 
 
 def test_the_tables_have_the_figures():
-    page = compare_page.page(MADE_UP, "plot.png")
+    page = compare_tables.page(MADE_UP, "plot.png")
     rows = [row for row in page.splitlines() if row.startswith("| `")]
     assert rows[1:4] == [
         "| `clever` |  | 76.0 (-4.0) |",
@@ -310,7 +296,7 @@ def test_the_tables_have_the_figures():
         "| `clever` | 0.9 | 0.700 |",
         "| `spvit` | all | needs training |",
     ]
-    one = compare_page.table(MADE_UP, ["tome"]).splitlines()
+    one = compare_tables.table(MADE_UP, ["tome"]).splitlines()
     assert one[2:] == [rows[2]]
 
 
@@ -318,18 +304,18 @@ def test_the_tables_have_the_figures():
     "p, text", [(1.0, "p = 1.000"), (0.0204, "p = .020"), (4e-7, "p < .001")]
 )
 def test_p_as_it_is_printed(p, text):
-    assert compare_page.p_value(p) == text
+    assert compare_tables.p_value(p) == text
 
 
 def test_the_json_is_read_back_as_it_was(report):
-    assert json.loads(compare_page.dumps(MADE_UP)) == MADE_UP
-    text = compare_page.dumps(report)
+    assert json.loads(compare_tables.dumps(MADE_UP)) == MADE_UP
+    text = compare_tables.dumps(report)
     assert json.loads(text) == report
     assert len(text.splitlines()) > len(report["settings"] + report["comparisons"])
 
 
 def test_the_plot_is_written(tmp_path, report):
-    compare_plot.draw(tmp_path / "plot.png", report)
+    compare_tables.draw_plot(tmp_path / "plot.png", report)
     assert (tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"
 
 
@@ -337,26 +323,29 @@ def test_the_plot_is_written(tmp_path, report):
 def test_a_stopped_comparison_resumes(tmp_path, capsys, monkeypatch):
     """A tiny model on digits, stopped at its third setting."""
     weights = tiny_context.pretrained(tmp_path, depth=12, patch_size=4)
-    options = {"shares": (0.6,), "methods": ("random",)}
-    first = tiny_context.context(tmp_path, weights, **options)
-    measured, real = [], type(first).evaluate
+    images = tiny_context.images()
 
-    def evaluate(self, pretrained, reduction, images=None):
+    def compared():
+        cache = ResultCache(tmp_path)
+        with contextlib.closing(cache):
+            made = compare.Checkpoint(weights, images.batches, images.setting, cache)
+            return compare.compare(made, (0.6,), ["random"])
+
+    measured, real = [], compare.Checkpoint._evaluate
+
+    def evaluate(self, reduction):
         measured.append(reduction["name"])
         if measured == ["none", "tome", "random"]:
             raise KeyboardInterrupt
-        return real(self, pretrained, reduction, images)
+        return real(self, reduction)
 
-    monkeypatch.setattr(type(first), "evaluate", evaluate)
+    monkeypatch.setattr(compare.Checkpoint, "_evaluate", evaluate)
     with pytest.raises(KeyboardInterrupt):
-        compare.compare(first)
-    first.cache.close()
-    assert not (tmp_path / "compare.json").exists()
+        compared()
     capsys.readouterr()
-    second = tiny_context.context(tmp_path, weights, **options)
-    compare.compare(second)
-    second.cache.close()
+    report = compared()
     assert capsys.readouterr().err.count("measuring") == 1
-    found = json.loads((tmp_path / "compare.json").read_text())
-    assert [line["method"] for line in found["settings"]] == ["tome", "random"]
-    assert found["dense"]["images"] == 24
+    assert [line["method"] for line in report["settings"]] == ["tome", "random"]
+    assert report["dense"]["images"] == 24
+    right = compare.decode_bits(report["dense"]["right"], 24)
+    assert report["dense"]["acc1"][0] == 100 * right.mean()

@@ -1,15 +1,19 @@
-"""Tables of a comparison, from its JSON; its plot: compare_plot.
+"""Tables and the plot of a comparison, from its JSON.
 
 p is that of McNemar's test, corrected by Holm's rule over all comparisons of the JSON.
 """
 
 import itertools
 import json
-from collections.abc import Mapping
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments import render
+from imagepiece_jax.common import plotting, tables
+from imagepiece_jax.common.files import make_folder, replace_file
 from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.evaluate.statistics import Estimate
 
 NAMES = {
     "dense": "dense",
@@ -19,6 +23,17 @@ NAMES = {
 }
 COSTS = {"gmacs": "MACs", "ms": "time"}
 Report = Mapping[str, Any]
+
+
+def write(folder: str | os.PathLike, report: Report) -> str:
+    """Write compare.json, .md and .png into a folder; the page of tables as text."""
+    folder = pathlib.Path(folder)
+    make_folder("--out", folder)
+    text = page(report, plot="compare.png")
+    replace_file(folder / "compare.json", dumps(report))
+    replace_file(folder / "compare.md", text)
+    draw_plot(folder / "compare.png", report)
+    return text
 
 
 def dumps(report: Report) -> str:
@@ -51,13 +66,13 @@ def _measured(report):
     head = ["weights", "trained with", "images", "dense acc1, %", "dense GMACs"]
     row = [f"`{report['weights']}`", report["trained_as"]]
     row += [f"{dense['images']:,} of {report['images']['data']}"]
-    row += [statistics.format_estimate(render.estimate(dense["acc1"]))]
+    row += [statistics.format_estimate(Estimate(*dense["acc1"]))]
     row += [f"{dense['gmacs']:.3f}"]
     if report["timing"]:
         timing = report["timing"]
         head += ["timed on", "batch", "repeats"]
         row += [timing["device"], timing["batch_size"], timing["repeats"]]
-    return render.table(head, [row])
+    return _table(head, [row])
 
 
 def comparison(report: Report, method: str, share: float, to: str) -> dict | None:
@@ -85,7 +100,7 @@ def table(report: Report, methods: list[str] | None = None) -> str:
         for method in methods or order(report)
     ]
     head = [f"share of the dense {COSTS[report['metric']]}"]
-    return render.table([*head, *(f"{share:g}" for share in shares)], rows)
+    return _table([*head, *(f"{share:g}" for share in shares)], rows)
 
 
 def _cell(report, line):
@@ -119,8 +134,12 @@ def _at(report, share):
 
 def settings_table(report: Report) -> str:
     """Table of every setting, by share and accuracy."""
-    head = ["share", "method", "setting", "share reached", "GMACs", render.TOKENS_LEFT]
-    head += ["acc1, %", *(f"points to {name}" for name in NAMES.values())]
+    head = ["share", "method", "setting", "share reached", "GMACs"]
+    head += [
+        "tokens left, with class token",
+        "acc1, %",
+        *(f"points to {name}" for name in NAMES.values()),
+    ]
     rows = []
     for line in itertools.chain(*(_at(report, share) for share in report["shares"])):
         reached = f"{line['reached']:.3f}"
@@ -130,12 +149,12 @@ def settings_table(report: Report) -> str:
             reached += f" ({low:.3f} to {high:.3f})"
         row = [f"{line['share']:g}", f"`{line['method']}`", fields(line["setting"])]
         row += [reached, f"{line['gmacs']:.3f}", line["tokens"]]
-        row += [statistics.format_estimate(render.estimate(line["acc1"]))]
+        row += [statistics.format_estimate(Estimate(*line["acc1"]))]
         for to in NAMES:
             change = comparison(report, line["method"], line["share"], to)
             row.append("" if change is None else difference(change))
         rows.append(row)
-    return render.table(head, rows)
+    return _table(head, rows)
 
 
 def difference(line: Mapping[str, Any]) -> str:
@@ -168,4 +187,59 @@ def _absent(report):
     rows += [
         [f"`{each['method']}`", "all", each["reason"]] for each in report["left_out"]
     ]
-    return render.table(["not compared", "share", "nearest, or why"], rows)
+    return _table(["not compared", "share", "nearest, or why"], rows)
+
+
+def _table(head, rows):
+    return "\n".join(tables.markdown(head, rows))
+
+
+def draw_plot(path: str | os.PathLike, report: Report):
+    """Write a PNG: accuracy by share, a line a method, the best on average first.
+
+    Bars are intervals of the paired difference to dense. Methods stand side by side at
+    their share, so that bars do not hide each other.
+    """
+    from matplotlib import colormaps
+
+    figure = plotting.new_figure(9, 5.5, layout="constrained")
+    axes = figure.add_subplot()
+    names, shares = order(report), reached(report)
+    palette = colormaps["tab20"].colors
+    palette = [*palette[:14], *palette[16:]]  # gray is the random tokens'
+    palette = [*palette[::2], *palette[1::2]]  # the strong ones first
+    gap = min((a - b for a, b in itertools.pairwise(shares)), default=0.1)
+    for place, name in enumerate(names):
+        lines = [line for line in report["settings"] if line["method"] == name]
+        shift = 0.4 * gap * (place / max(len(names) - 1, 1) - 0.5)
+        changes = [comparison(report, name, s["share"], "dense") for s in lines]
+        strong = name in NAMES
+        axes.errorbar(
+            [line["share"] + shift for line in lines],
+            [line["acc1"][0] for line in lines],
+            yerr=_bars(changes),
+            color={"tome": "black", "random": "gray"}.get(name, palette[place % 18]),
+            linestyle="--" if name == "random" else "-",
+            linewidth=2 if strong else 1.2,
+            marker="osD^vP*X<>ph"[place % 12],
+            markersize=5,
+            capsize=2,
+            elinewidth=0.8,
+            label=name,
+            zorder=3 if strong else 2,
+        )
+    dense = report["dense"]["acc1"][0]
+    axes.axhline(dense, color="black", linewidth=0.8, linestyle=":", label="dense")
+    axes.set_xticks(shares)
+    cost, within = COSTS[report["metric"]], 100 * report["tolerance"]
+    axes.set_xlabel(f"share of the dense model's {cost}, matched within {within:g} %")
+    axes.set_ylabel("acc1, % (bars: 95 %, paired difference to dense)")
+    axes.grid(alpha=0.3)
+    figure.legend(frameon=False, fontsize=8, loc="outside right upper")
+    plotting.save_figure(figure, path)
+
+
+def _bars(changes: Sequence[dict]):
+    """[below, above] of the intervals' ends."""
+    ends = [change["points"] for change in changes]
+    return [[v - low for v, low, _ in ends], [high - v for v, _, high in ends]]

@@ -1,0 +1,370 @@
+"""All methods on one checkpoint, matched in cost: what each loses, and the tests of it.
+
+Every method stands at the setting of its knob whose cost is nearest to a share of the
+dense model's, by MACs or by time on this device; all other fields are its defaults,
+those that it was published with. Settings are chosen by cost alone, so no image
+chooses. Differences are paired, on the same images: to the dense model, to ToMe and
+random tokens at the same share, and of ImagePiece's controls (with its token counts) to
+ImagePiece. All of them are one family of exact McNemar tests, corrected by Holm's rule.
+"""
+
+import base64
+import dataclasses
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from flax import linen as nn
+
+from imagepiece_jax.benchmark import device, match_cost, workloads
+from imagepiece_jax.benchmark.cache import ResultCache
+from imagepiece_jax.common import parallel
+from imagepiece_jax.common.files import git_revision
+from imagepiece_jax.common.timer import Rules
+from imagepiece_jax.errors import InputError, suggestion
+from imagepiece_jax.evaluate import accuracy, statistics
+from imagepiece_jax.models import summary
+from imagepiece_jax.pretrained.load import Weights
+from imagepiece_jax.reduction import settings
+from imagepiece_jax.reduction.methods import METHODS
+
+# Of a share; a method that comes no nearer is not compared there. DiffRate's published
+# lists for DeiT-Ti are 3.5 to 4.4 % away from the shares .75, .6 and .5.
+TOLERANCE = 0.05
+MAX_TRIALS = 4  # settings that are timed for one share
+REFERENCES = ("tome", "random")  # beside the dense model
+# ImagePiece with its token counts, but another fate of the least attended tokens: they
+# are compared where it is, and with it.
+CONTROLLED = "imagepiece"
+CONTROLS = {
+    f"{CONTROLLED} {kind} (control)": {"name": CONTROLLED, "inattentive": kind}
+    for kind in ("drop", "random", "tome")
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """Weights under any reduction: figures on images, and speed, each measured once.
+
+    batches: makes the batches of a pass over the images; images: what decides figures
+    on them, as JSON values; speed_batch, rules: how speeds are measured.
+    """
+
+    weights: Weights
+    batches: Callable[[], Iterable[Mapping[str, Any]]]
+    images: Mapping[str, Any]
+    cache: ResultCache
+    speed_batch: int = 64
+    rules: Rules = Rules()
+
+    def evaluate(self, reduction: Mapping[str, Any]) -> dict[str, Any]:
+        """Figures on the images: acc1 as [value, low, high], `right` as bits."""
+        return self.cache.result(
+            self._setting(reduction),
+            lambda: self._evaluate(reduction),
+            settings.label(reduction),
+        )
+
+    def has_evaluated(self, reduction: Mapping[str, Any]) -> bool:
+        """Whether `evaluate` has its result already."""
+        return self._setting(reduction) in self.cache
+
+    def speed(self, reduction: Mapping[str, Any]) -> dict[str, float]:
+        """Speed as `workloads.speed` measures it, in turns with the dense model."""
+        timing = {"batch_size": self.speed_batch, **dataclasses.asdict(self.rules)}
+        return self.cache.result(
+            self._setting(reduction) | {"device": device.name(), **timing},
+            lambda: workloads.speed(
+                self.weights, reduction, self.speed_batch, self.rules
+            ),
+            f"the speed of {settings.label(reduction)}",
+        )
+
+    def _setting(self, reduction):
+        return {
+            "weights": self.weights.digest,
+            "fields": dict(self.weights.fields),
+            "reduction": settings.completed(reduction),
+            "seed": self.weights.seed,
+            **self.images,
+        }
+
+    def _evaluate(self, reduction):
+        vit = self.weights.pretrained(reduction)
+        step = accuracy.compiled(vit.model, self.weights.seed)
+        variables = parallel.replicate(vit.variables)
+        result = accuracy.evaluate(step, variables, self.batches())
+        right = result.each["right"]
+        return {
+            "acc1": list(map(float, statistics.accuracy(right))),
+            "acc5": result.acc5,
+            "loss": result.loss,
+            **plan_facts(vit.model, vit.image_size),
+            "images": result.images,
+            "right": encode_bits(right),
+        }
+
+
+def plan_facts(model, image_size) -> dict[str, Any]:
+    """What a plan decides: GMACs, tokens into and out of each block, tokens left."""
+    return {
+        "gmacs": summary.model_macs(model, image_size) / 1e9,
+        "tokens_per_block": [[p.attn_tokens, p.mlp_tokens] for p in model.plan],
+        "tokens": model.plan[-1].mlp_tokens,
+    }
+
+
+def encode_bits(right) -> str:
+    """bool [n] as bits in base64."""
+    return base64.b64encode(np.packbits(right).tobytes()).decode()
+
+
+def decode_bits(text: str, count: int) -> np.ndarray:
+    """What `encode_bits` wrote of `count` values; ValueError for another number."""
+    bits = np.frombuffer(base64.b64decode(text), np.uint8)
+    if len(bits) != -(-count // 8):
+        raise ValueError(f"{8 * len(bits)} bits")
+    return np.unpackbits(bits)[:count].astype(bool)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Entry:
+    """A method at one share: its reduction, the cost reached, and how it was timed."""
+
+    method: str
+    share: float
+    reduction: dict
+    shown: dict  # fields of the knob, and those that are not the method's defaults
+    reached: float
+    speed: dict | None = None
+
+    @property
+    def is_near(self) -> bool:
+        return abs(self.reached - self.share) <= TOLERANCE * self.share
+
+
+def compare(
+    checkpoint: Checkpoint,
+    shares: Iterable[float],
+    methods: Iterable[str] = (),
+    metric: str = "gmacs",
+) -> dict[str, Any]:
+    """Compare all methods, or these with ToMe and random tokens.
+
+    Args:
+        checkpoint: whose reductions are compared.
+        shares: of the dense model's cost.
+        methods: by name; none stands for all.
+        metric: "gmacs", or "ms" on this device.
+
+    Returns:
+        A report of JSON values: `compare_tables` makes tables and a plot of it.
+
+    Raises:
+        InputError: for an unknown method, and where no method reaches a share.
+    """
+    weights, shares = checkpoint.weights, sorted(set(shares), reverse=True)
+    entries, left_out = [], []
+    for method in chosen(methods):
+        settled = _entries(checkpoint, method, shares, metric)
+        if isinstance(settled, str):
+            left_out.append({"method": method, "reason": settled})
+        else:
+            entries += settled
+    near = [entry for entry in entries if entry.is_near]
+    if not near:
+        listed = ",".join(f"{share:g}" for share in shares)
+        raise InputError(
+            f"--shares is {listed}: no method has a setting of this cost; allowed are "
+            "shares that one has"
+        )
+    dense, *figures = evaluate_all(
+        checkpoint, [settings.DENSE, *(entry.reduction for entry in near)]
+    )
+    pairs = [*zip(near, figures, strict=True)]
+    timing = None
+    if metric == "ms":
+        timing = {"device": device.name(), "batch_size": checkpoint.speed_batch}
+        timing |= dataclasses.asdict(checkpoint.rules)
+    return {
+        "weights": weights.name,
+        "digest": weights.digest,
+        "fields": {k: v for k, v in weights.fields.items() if k != "preprocessing"},
+        "trained_as": weights.reduction["name"],
+        "images": dict(checkpoint.images),
+        "metric": metric,
+        "shares": shares,
+        "tolerance": TOLERANCE,
+        "timing": timing,
+        "git": git_revision(),
+        "versions": device.versions(),
+        "left_out": left_out,
+        "out_of_reach": [_line(entry) for entry in entries if not entry.is_near],
+        "dense": dense,
+        "settings": [_line(entry) | figures for entry, figures in pairs],
+        "comparisons": comparisons(
+            {(entry.method, entry.share): _right(figures) for entry, figures in pairs},
+            _right(dense),
+        ),
+    }
+
+
+def chosen(names: Iterable[str]) -> list[str]:
+    """Methods to compare: these and the references; all where none is named.
+
+    After ImagePiece come its controls. InputError for another name.
+    """
+    every = [name for name in METHODS if name != settings.DENSE["name"]]
+    for name in names:
+        if name not in every:
+            hint = suggestion(name, every, f"allowed are {', '.join(every)}")
+            raise InputError(f"--methods is {name!r}; {hint}")
+    wanted = {*names, *REFERENCES} if names else {*every}
+    listed = [name for name in every if name in wanted]
+    if CONTROLLED in listed:
+        place = listed.index(CONTROLLED) + 1
+        listed[place:place] = CONTROLS
+    return listed
+
+
+def _entries(checkpoint, method, shares, metric) -> list[Entry] | str:
+    """An Entry for each share, or why the method is left out."""
+    weights = checkpoint.weights
+    fields = CONTROLS.get(method, {"name": method})
+    name = fields["name"]
+    if weights.reduction["name"] == name:  # a run: its fields, not the defaults
+        fields = {**weights.reduction, **fields}
+    depth = len(weights.model(settings.DENSE).plan)
+    priced = match_cost.priced(weights.gmacs, match_cost.settings(fields, depth))
+    if not priced:
+        try:
+            weights.model(fields)
+        except InputError as error:
+            return f"does not fit this model: {error}"
+        return "does not fit this model"
+    priced = _trained(weights, priced)
+    if not priced:
+        return "needs training"
+    knob = METHODS[name]().knob(depth)[0]
+    entries = []
+    for share in shares:
+        if metric == "ms":
+            reduction, reached, speed = _by_time(checkpoint, priced, share)
+        else:
+            reduction, reached = _by_macs(weights, priced, share)
+            speed = None
+        shown = {k: reduction[k] for k in knob if k in reduction}
+        shown = settings.changed(reduction) | shown
+        shown.pop("name")
+        entries.append(Entry(method, share, reduction, shown, reached, speed))
+    return entries
+
+
+def _trained(weights, priced):
+    """Those of `priced` whose parameters the weights hold.
+
+    From the cheapest on: a step that keeps every token has no parameters.
+    """
+    if not any(name.startswith("reducer") for name in weights.state_dict):
+        return [] if weights.untrained(priced[-1][1]) else priced
+    lacking, trained = {}, []
+    for cost, reduction in reversed(priced):
+        # A reducer that learns and its block decide the parameters, whatever it keeps.
+        plan = enumerate(weights.model(reduction).plan)
+        steps = [(block, layer.step.reducer) for block, layer in plan if layer.counts]
+        key = str([step for step in steps if isinstance(step[1], nn.Module)])
+        if key not in lacking:
+            lacking[key] = weights.untrained(reduction)
+        if not lacking[key]:
+            trained.append((cost, reduction))
+    return trained
+
+
+def _by_macs(weights, priced, share):
+    """(reduction, share reached) of the nearest cost."""
+    dense = weights.gmacs(settings.DENSE)
+    cost, reduction = match_cost.closest(priced, share * dense)
+    return reduction, cost / dense
+
+
+def _by_time(checkpoint, priced, share):
+    """(reduction, share reached, its speed) of the nearest of MAX_TRIALS timed ones.
+
+    The first is the nearest by MACs, each further one as if time fell as MACs do.
+    """
+    target, tried = share, {}
+    for _ in range(MAX_TRIALS):
+        reduction, macs = _by_macs(checkpoint.weights, priced, target)
+        if macs in tried:
+            break
+        speed = checkpoint.speed(reduction)
+        tried[macs] = reduction, 1 / speed["ratio"], speed
+        target *= share * speed["ratio"]
+    return min(tried.values(), key=lambda trial: abs(trial[1] - share))
+
+
+def evaluate_all(checkpoint: Checkpoint, reductions: list[dict]) -> list[dict]:
+    """Figures of each; stderr says how many are left to be measured, and how long.
+
+    The time is estimated from those measured before, as if it rose with the MACs.
+    """
+    waiting = {
+        str(settings.completed(reduction)): reduction
+        for reduction in reductions
+        if not checkpoint.has_evaluated(reduction)
+    }
+    costs = [checkpoint.weights.gmacs(reduction) for reduction in waiting.values()]
+    began = time.monotonic()
+    for place, reduction in enumerate(waiting.values()):
+        left = ""
+        if place:
+            seconds = (time.monotonic() - began) / sum(costs[:place])
+            left = f", about {math.ceil(seconds * sum(costs[place:]) / 60)} min left"
+        count = f"{place + 1} of {len(waiting)}{left}: "
+        print(count, end="", file=sys.stderr, flush=True)
+        checkpoint.evaluate(reduction)
+    return [checkpoint.evaluate(reduction) for reduction in reductions]
+
+
+def comparisons(rights: dict[tuple[str, float], np.ndarray], dense) -> list[dict]:
+    """Every comparison, each pair once, with p before and after Holm's correction.
+
+    rights: which images each method has right at each share; dense: the dense model.
+    """
+    lines = []
+    for (method, share), right in rights.items():
+        # ToMe's comparison with random tokens is that of random tokens with ToMe.
+        names = REFERENCES if method not in REFERENCES else REFERENCES[:1]
+        names += (CONTROLLED,) if method in CONTROLS else ()
+        others = {"dense": dense} | {
+            name: rights[name, share]
+            for name in names
+            if name != method and (name, share) in rights
+        }
+        for name, other in others.items():
+            gained, lost = statistics.discordant(right, other)
+            line = {"method": method, "share": share, "to": name}
+            line["points"] = list(statistics.paired_difference(right, other))
+            line |= {"gained": gained, "lost": lost}
+            lines.append(line | {"p": statistics.mcnemar(right, other)})
+    corrected = statistics.holm([line["p"] for line in lines])
+    return [line | {"holm": p} for line, p in zip(lines, corrected, strict=True)]
+
+
+def _line(entry):
+    """An Entry as JSON has it."""
+    return {
+        "method": entry.method,
+        "share": entry.share,
+        "reached": entry.reached,
+        "setting": entry.shown,
+        "reduction": settings.completed(entry.reduction),
+        **({} if entry.speed is None else {"speed": entry.speed}),
+    }
+
+
+def _right(figures):
+    return decode_bits(figures["right"], figures["images"])
