@@ -160,7 +160,11 @@ def test_training_needs_classes():
 
 
 def test_experiments_compare_accuracies(saved, tmp_path):
-    words = ["compare", f"--weights={saved / 'weights'}", f"--out={tmp_path / 'out'}"]
+    words = [
+        "hyperspeed",
+        f"--weights={saved / 'weights'}",
+        f"--out={tmp_path / 'out'}",
+    ]
     ended = call(experiments.main, *words, f"--data=csv:{saved / 'set.csv'}")
     assert "--weights has no classes" in sentence(ended)
 
