@@ -22,7 +22,6 @@ from imagepiece_jax.training.preemption import Interrupted
 from imagepiece_jax.training.train_step import prepared_images
 
 PICTURE = "tokens.png"  # in the run's folder
-PICTURE = "tokens.png"  # in the run's folder
 SHOWN = 8  # images of an augmented batch
 SMALLEST, WIDEST = 64, 1200  # pixels: a side of a small image, a panel's width
 
@@ -30,11 +29,11 @@ SMALLEST, WIDEST = 64, 1200  # pixels: a side of a small image, a panel's width
 class Evaluation:
     """Evaluates a `Run` between its steps. Everything is compiled when this is made.
 
-    feed: the DataLoader of the run; log: its RunLog; request: its StopRequest.
+    reader: the DataLoader of the run; log: its RunLog; request: its StopRequest.
     """
 
-    def __init__(self, run, feed, log, request):
-        self._run, self._feed, self._log, self._request = run, feed, log, request
+    def __init__(self, run, reader, log, request):
+        self._run, self._reader, self._log, self._request = run, reader, log, request
         self._program = accuracy.compiled(run.model, run.config.seed)
         self._program.compile(run.state.variables, run.data.evaluation.empty())
         self._samples = SampleImages(
@@ -78,7 +77,7 @@ class Evaluation:
 
     def _accuracy(self, program, models):
         """One pass over the val split for all these variables: figures of each."""
-        batches = self._feed.batches(self._run.data.evaluation)
+        batches = self._reader.batches(self._run.data.evaluation)
         batches = self._request.until_asked(batches)
         results = accuracy.evaluate_each(program, models, batches)
         return [result.figures for result in results]

@@ -35,12 +35,12 @@ QUEUE = 10_000
 class MetricWriter:
     """Appends lines to `workdir/metrics.jsonl` and scalars to `workdir/tensorboard`.
 
-    `restored_step` is the step that the run resumes from: later lines, which a killed
-    run left behind, are cut, and so is an unfinished last line. None means that nothing
-    was restored: every line goes. Where `is_main` is false nothing is written.
+    `step` is the one that the run resumes from: later lines, which a killed run left
+    behind, are cut, and so is an unfinished last line. 0 means that nothing was
+    restored: every line goes. Where `is_main` is false nothing is written.
     """
 
-    def __init__(self, workdir, restored_step=None, is_main=True):
+    def __init__(self, workdir, step=0, is_main=True):
         self._lines = self._scalars = None
         if not is_main:
             return
@@ -48,7 +48,7 @@ class MetricWriter:
 
         workdir = pathlib.Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
-        last_kept = -1 if restored_step is None else restored_step
+        last_kept = step or -1
         _cut(workdir / FILE, last_kept)
         self._lines = open(workdir / FILE, "ab", buffering=0)
         self._scalars = SummaryWriter(
@@ -146,34 +146,33 @@ def say(text):
 
 
 class RunLog:
-    """The output of one run from `restored` (a step or None) on, of `length` steps.
+    """The output of one run after `step`, from 0, of `length` steps.
 
     `last_saved()` is the step of the newest checkpoint, or None, for the message of a
     run that cannot continue. With `config.progress` there is a bar with the time left
     where the output is a terminal; without a bar, a line whenever metrics are logged.
     """
 
-    def __init__(self, workdir, config, length, restored, last_saved):
+    def __init__(self, workdir, config, length, step, last_saved):
         self._workdir, self._config, self._length = workdir, config, length
         self._last_saved = last_saved
-        self._first = (restored or 0) + 1
         main = parallel.is_main()
-        self._writer = MetricWriter(workdir, restored, main)
+        self._writer = MetricWriter(workdir, step, main)
         shown = config.progress and main
         self._bar = tqdm(
             total=length.steps,
-            initial=self._first - 1,
+            initial=step,
             disable=None if shown else True,  # None: unless the output is a terminal
             unit="step",
             dynamic_ncols=True,
         )
         self._lines = main and self._bar.disable
-        first = min(self._first - 1 + TRACED_STEPS.start, length.steps)
+        first = min(step + TRACED_STEPS.start, length.steps)
         last = min(first + len(TRACED_STEPS) - 1, length.steps)
         self._trace = _Trace(workdir / TRACE, first, last, config.profile and main)
         self._waiting = None
         self.restart_clock()
-        self._pause(self._first)
+        self._pause(step + 1)
 
     def restart_clock(self):
         """Count img/s from here on: evaluation and checkpoints are not training."""

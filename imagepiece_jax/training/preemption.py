@@ -22,8 +22,8 @@ class Interrupted(Exception):
 class StopRequest:
     """While entered, Ctrl-C and SIGTERM request a stop.
 
-    The main thread calls `asked` as often as it can; after a signal it calls `answered`
-    and saves. A second signal, if it is Ctrl-C, ends the process with status 128 + 2.
+    The main thread calls `asked` as often as it can, and saves where that gives a
+    signal. Until then a second signal, if it is Ctrl-C, ends the process at once.
 
     agree: returns the number that all processes of a run agree on; see
     `parallel.max_over_processes`.
@@ -53,7 +53,7 @@ class StopRequest:
         return self
 
     def __exit__(self, *error):
-        self.answered()
+        self.ignore_signals()
         if self._before:
             signal.set_wakeup_fd(self._wakeup_before)
         for signum, handler in self._before.items():
@@ -71,18 +71,17 @@ class StopRequest:
             self._at_once = False
 
     def asked(self):
-        """The signal that asks to stop, or 0.
+        """The signal that asks to stop, or 0; after it, signals are ignored.
 
         All processes of a run ask equally often, and get the same.
         """
         self._agreed = self._agreed or self._agree(self._signum)
+        if self._agreed:
+            self.ignore_signals()
         return self._agreed
 
-    def answered(self):
-        """The run is being saved: signals from now on, until this is left, are ignored.
-
-        Calling twice is allowed.
-        """
+    def ignore_signals(self):
+        """From now on, until this is left, signals change nothing."""
         if self._writer is None:
             return
         signal.set_wakeup_fd(-1)
@@ -104,7 +103,7 @@ class StopRequest:
         """Each signal arrives in this thread as a byte, its number."""
         signals = 0
         with reader:
-            while received := reader.recv(1):  # empty: answered
+            while received := reader.recv(1):  # empty: closed
                 (signum,) = received
                 if signum not in SIGNALS:
                     continue

@@ -51,7 +51,7 @@ def train_and_evaluate(config, workdir, dry_run: bool = False) -> dict | None:
         if dry_run:
             say(report.dry_run(run))
             return None
-        if run.step == steps == run.progress.evaluated:
+        if run.complete:
             say(f"this run is complete: {steps} steps; nothing is left to do")
         else:
             if run.step > 0:
@@ -289,6 +289,11 @@ class Run:
                 progress=progress,
             )
 
+    @property
+    def complete(self):
+        """Whether nothing is left to do."""
+        return self.step == self.length.steps == self.progress.evaluated
+
     def train(self):
         """Take all remaining steps, with their evaluations and checkpoints.
 
@@ -310,11 +315,11 @@ class Run:
                     self.workdir,
                     config,
                     self.length,
-                    self.step or None,
+                    self.step,
                     checkpoints.latest_step,
                 )
             ) as log,
-            contextlib.closing(self._loader(training)) as batches,
+            contextlib.closing(self._loader(training)) as reader,
         ):
 
             def save():
@@ -326,14 +331,14 @@ class Run:
                 checkpoints.save(self.step, state, meta)
 
             with request.ending_at_once():
-                evaluation = Evaluation(self, batches, log, request)
+                evaluation = Evaluation(self, reader, log, request)
                 if self.dense_variables is not None:
                     evaluation.of_dense(self.dense_variables)
                 if self._lacks_evaluation():
                     self.progress = evaluation.after_step()
                     save()
 
-            for batch in log.timed(batches.batches(training)):
+            for batch in log.timed(reader.batches(training)):
                 step = self.step + 1
                 if step == first or self._changes_program(step):
                     if step > first:
@@ -357,15 +362,12 @@ class Run:
                     self.progress = evaluation.after_step()
                 evaluated = self.progress.evaluated == step
 
-                complete = evaluated and step == self.length.steps
-                stop = 0 if complete else request.asked()
-                if stop:
-                    request.answered()
-                if stop or evaluated or checkpoints.due(step):
+                signum = request.asked()
+                if signum or evaluated or checkpoints.due(step):
                     save()
-                if stop:
-                    raise Stopped(stop, step)
-            request.answered()
+                if signum and not self.complete:
+                    raise Stopped(signum, step)
+            request.ignore_signals()
 
     def compiled_step(self, epoch: int):
         """`train_step` of `epoch` for all devices, compiled, with its state donated."""

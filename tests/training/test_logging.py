@@ -18,13 +18,13 @@ from imagepiece_jax.training.from_config import Length
 from imagepiece_jax.training.logging import read_metrics
 
 
-def make(workdir, restored=None, saved=None, steps=40, **fields):
+def make(workdir, step=0, saved=None, steps=40, **fields):
     """A RunLog of a run of 20 steps an epoch, 64 images each."""
     config = quickstart.get_config()
     fields = {"progress": False, "log_every_steps": 2} | fields
     config.update_from_flattened_dict(fields)
     length = Length(steps_per_epoch=20, epochs=steps // 20)
-    return logging.RunLog(workdir, config, length, restored, lambda: saved)
+    return logging.RunLog(workdir, config, length, step, lambda: saved)
 
 
 def numbers(loss=0.5, skipped=0, samples=128.0, norm=2.0):
@@ -96,7 +96,7 @@ def test_no_compile_is_in_a_rate(tmp_path, monkeypatch):
             clock[0] += 3
             yield number
 
-    run = make(tmp_path, restored=2, log_every_steps=3)
+    run = make(tmp_path, step=2, log_every_steps=3)
     for step, _ in enumerate(run.timed(batches()), start=3):
         if step in (3, 5, 8):
             run.compiles(step)
@@ -174,7 +174,7 @@ def test_a_terminal_gets_a_bar_with_the_time_left(tmp_path, monkeypatch, capsys)
     terminal = io.StringIO()
     terminal.isatty = lambda: True
     monkeypatch.setattr("sys.stderr", terminal)
-    run = make(tmp_path, restored=10, progress=True)
+    run = make(tmp_path, step=10, progress=True)
     time.sleep(0.15)  # a bar draws ten times a second at most
     for step in (11, 12):
         run.record(step, numbers(skipped=1))
@@ -202,7 +202,7 @@ def test_other_processes_show_and_write_nothing(tmp_path, monkeypatch, capsys):
 
 def test_trace_holds_some_early_steps_by_number(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(logging, "TRACED_STEPS", range(2, 4))
-    run = make(tmp_path, restored=20, profile=True)
+    run = make(tmp_path, step=20, profile=True)
     for step in range(21, 26):
         with run.dispatch(step):
             metrics = numbers()
@@ -217,7 +217,7 @@ def test_trace_holds_some_early_steps_by_number(tmp_path, monkeypatch, capsys):
 
 
 def test_a_short_run_is_traced_at_its_end(tmp_path):
-    run = make(tmp_path, restored=39, profile=True)
+    run = make(tmp_path, step=39, profile=True)
     with run.dispatch(40):
         metrics = numbers()
     run.record(40, metrics)

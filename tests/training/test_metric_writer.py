@@ -12,8 +12,8 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.training.logging import MetricWriter, read_metrics
 
 
-def write_run(workdir, steps, restored_step=None):
-    writer = MetricWriter(workdir, restored_step)
+def write_run(workdir, steps, step=0):
+    writer = MetricWriter(workdir, step)
     for step in steps:
         writer.write("train", step, epoch=step / 10, loss=1 / (step + 1))
     writer.close()
@@ -57,7 +57,7 @@ def test_one_json_object_a_line_at_once(tmp_path):
 def test_resumed_run_leaves_the_file_of_an_uninterrupted_one(tmp_path):
     write_run(tmp_path / "whole", range(0, 60, 10))
     write_run(tmp_path / "killed", range(0, 50, 10))
-    write_run(tmp_path / "killed", [30, 40, 50], restored_step=20)
+    write_run(tmp_path / "killed", [30, 40, 50], step=20)
     assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
     assert [line["step"] for line in read_metrics(tmp_path / "killed")] == [
         *range(0, 60, 10)
@@ -78,7 +78,7 @@ def test_torn_last_line_is_dropped(tmp_path, torn):
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write(torn)
     assert [line["step"] for line in read_metrics(tmp_path)] == [10]
-    write_run(tmp_path, [20], restored_step=10)
+    write_run(tmp_path, [20], step=10)
     assert [line["step"] for line in read_metrics(tmp_path)] == [10, 20]
 
 
@@ -86,7 +86,7 @@ def test_last_line_that_lacks_only_its_end_is_kept(tmp_path):
     write_run(tmp_path, [10])
     path = tmp_path / "metrics.jsonl"
     path.write_text(path.read_text().rstrip("\n"))
-    write_run(tmp_path, [20], restored_step=10)
+    write_run(tmp_path, [20], step=10)
     assert [line["step"] for line in read_metrics(tmp_path)] == [10, 20]
 
 
@@ -121,7 +121,7 @@ def events(workdir):
 
 
 def test_tensorboard_gets_finite_numbers_and_hides_what_was_cut(tmp_path):
-    writer = MetricWriter(tmp_path, restored_step=20)
+    writer = MetricWriter(tmp_path, step=20)
     writer.write("train", 30, loss=0.5, lr=math.nan, note="x")
     writer.close()
     got = events(tmp_path)
