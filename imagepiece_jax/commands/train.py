@@ -36,7 +36,7 @@ def main():
     from imagepiece_jax.training import distributed, from_config, trainer
 
     from_config.check(config)  # before others are waited for
-    job = distributed.find(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+    job = distributed.find_job(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     workdir = WORKDIR.value or pathlib.Path("runs") / name
     with distributed.joined(job):
         trainer.train_and_evaluate(config, workdir, DRY_RUN.value)

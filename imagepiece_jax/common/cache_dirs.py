@@ -17,12 +17,12 @@ def folder(kind: str) -> pathlib.Path:
         base = os.path.expanduser("~/.cache")
     if not os.path.isabs(base):
         raise FileNotFoundError(errno.ENOENT, "there is no home folder")
-    found = pathlib.Path(base) / "imagepiece_jax" / kind
-    check_own(found.parent, found)
-    return found
+    path = pathlib.Path(base) / "imagepiece_jax" / kind
+    check_owner(path.parent, path)
+    return path
 
 
-def check_own(*paths: pathlib.Path) -> None:
+def check_owner(*paths: pathlib.Path) -> None:
     """PermissionError for what another user has made: what is kept here is run.
 
     Root is no other user: it can do anything anyway.
@@ -63,7 +63,7 @@ def keep_programs() -> tuple[pathlib.Path | None, bool]:
         return None, False
     try:
         programs = folder("programs") / f"{zlib.crc32(processor().encode()):08x}"
-        check_own(programs)
+        check_owner(programs)
         is_new = not programs.exists()
         programs.mkdir(parents=True, exist_ok=True)
     except OSError:

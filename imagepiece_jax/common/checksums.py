@@ -118,8 +118,7 @@ def _read_item(folder, **restore):
     handler = ocp.CompositeCheckpointHandler(**handlers())
     checkpointer = ocp.Checkpointer(handler, multiprocessing_options=alone)
     with checkpointer, patient_event_loops():
-        found = checkpointer.restore(folder, ocp.args.Composite(**restore))
-    (item,) = found.values()
+        (item,) = checkpointer.restore(folder, ocp.args.Composite(**restore)).values()
     return item
 
 

@@ -47,8 +47,8 @@ def node(fn):
             return fn(*args, **options)
 
         shapes = jax.eval_shape(whole, *arrays)
-        found, structure = jax.tree.flatten(shapes)
-        results = tuple((leaf.shape, leaf.dtype) for leaf in found)
+        shapes, structure = jax.tree.flatten(shapes)
+        results = tuple((x.shape, x.dtype) for x in shapes)
         out = node_p.bind(
             *arrays,
             name=fn.__name__,

@@ -112,7 +112,7 @@ class Checkpoints:
         `abstract_state` has the structure of the state and leaves with `shape` and
         `dtype`. InputError for a step that does not fit it, and where there is none.
         """
-        wanted = _named(abstract_state)
+        wanted = _leaves_by_name(abstract_state)
 
         def choose(folder, table):
             _check_fit(folder, wanted, table)
@@ -154,7 +154,9 @@ class Checkpoints:
                 stack.callback(manager.close)
 
     def _save(self, kind, step, state, meta):
-        arrays = {name: np.asarray(leaf) for name, leaf in _named(state).items()}
+        arrays = {
+            name: np.asarray(leaf) for name, leaf in _leaves_by_name(state).items()
+        }
         content = checksums.described(arrays, meta)
         self._check_lock()
         with self._reported(kind):
@@ -263,11 +265,10 @@ def _read_together(folder, choose):
         arrays, content = checksums.read(folder, choose)
     except checksums.DamagedError as error:
         damage = str(error)
-    found = parallel.exchange([content, damage])
-    damage = next((damage for _, damage in found if damage is not None), None)
-    if damage is not None:
-        raise checksums.DamagedError(damage)
-    return arrays, found[0][0]
+    contents, damages = zip(*parallel.exchange([content, damage]), strict=True)
+    if any(damages):
+        raise checksums.DamagedError(next(filter(None, damages)))
+    return arrays, contents[0]
 
 
 def _check_fit(folder, wanted, table):
@@ -286,7 +287,7 @@ def _check_fit(folder, wanted, table):
             )
 
 
-def _named(tree):
+def _leaves_by_name(tree):
     """Leaves by path: {"params/head/bias": array, "opt_state/0/mu/...": ...}."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {
@@ -297,9 +298,9 @@ def _named(tree):
 
 def _reason(error):
     """Why something was not written, in few words: the system's if there are any."""
-    found = re.search(r"os_error_code='(\d+)'", str(error))
-    if found:
-        return os.strerror(int(found[1]))
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    if code:
+        return os.strerror(int(code[1]))
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return f"{type(error).__name__}: {error}".splitlines()[0][:200]

@@ -66,7 +66,7 @@ class Job:
         return self.coordinator or f"port {self.port} of the first host"
 
 
-def find(
+def find_job(
     coordinator: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
@@ -80,14 +80,14 @@ def find(
     """
     if num_processes == 1 and coordinator is None and process_id in (None, 0):
         return None
-    given = coordinator not in (None, "auto")
-    if not given and (num_processes is not None or process_id is not None):
+    named = coordinator not in (None, "auto")
+    if not named and (num_processes is not None or process_id is not None):
         raise InputError(
             f"--coordinator is missing although --num_processes is {num_processes} and "
             f"--process_id {process_id}: give HOST:PORT of process 0"
         )
     host, _, port = (coordinator or "").rpartition(":")
-    if given and not (host and re.fullmatch("[0-9]{1,5}", port) and int(port) < 2**16):
+    if named and not (host and re.fullmatch("[0-9]{1,5}", port) and int(port) < 2**16):
         raise InputError(
             f"--coordinator is {coordinator}: allowed are HOST:PORT of process 0, and "
             "auto under SLURM and Open MPI"
@@ -95,7 +95,7 @@ def find(
     if num_processes is None and process_id is None:
         for tasks in (_open_mpi(environment), _slurm(environment)):
             if tasks is not None:
-                return tasks.job(coordinator if given else None, environment)
+                return tasks.job(coordinator if named else None, environment)
     if coordinator == "auto":
         raise InputError(
             "--coordinator is auto, but neither SLURM nor Open MPI is found here: "

@@ -132,10 +132,10 @@ def check_workdir(workdir):
     seen = parallel.exchange([becomes_true(path.exists), socket.gethostname()])
     if parallel.is_main():
         path.unlink()
-    for process, (found, where) in enumerate(seen):
-        if not found:
+    for process, (visible, host) in enumerate(seen):
+        if not visible:
             raise InputError(
-                f"--workdir {workdir} of process {process} ({where}) is not the folder "
+                f"--workdir {workdir} of process {process} ({host}) is not the folder "
                 f"that process 0 ({seen[0][1]}) writes to: choose one on storage that "
                 "all hosts share"
             )

@@ -98,12 +98,12 @@ def test_the_same_layout_may_not_differ_at_all(stage):
 
 def test_tasks_on_gpus_take_their_shares(tmp_path):
     stage = rehearsal.Stage(tmp_path, "gpu", 8)
-    jobs = [distributed.find(environment=found) for found in stage.environments(2)]
+    jobs = [distributed.find_job(environment=found) for found in stage.environments(2)]
     assert [job.local_devices for job in jobs] == [(0, 1, 2, 3), (4, 5, 6, 7)]
     assert [job.process_id for job in jobs] == [0, 1]
     assert jobs[0].coordinator == jobs[1].coordinator
     (alone,) = stage.environments(1)
-    assert distributed.find(environment=alone) is None
+    assert distributed.find_job(environment=alone) is None
 
 
 def test_a_promise_that_is_not_kept_ends_with_status_1(tmp_path, monkeypatch):

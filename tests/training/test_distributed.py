@@ -17,7 +17,7 @@ import pytest
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.training import distributed
-from imagepiece_jax.training.distributed import FIRST_PORT, PORTS, Job, find
+from imagepiece_jax.training.distributed import FIRST_PORT, PORTS, Job, find_job
 
 SLURM = {
     "SLURM_JOB_ID": "4711",
@@ -56,17 +56,17 @@ def run(script, **variables):
 
 
 def scheduled(environment=SLURM, **variables):
-    return find(environment=environment | variables)
+    return find_job(environment=environment | variables)
 
 
 def test_alone_without_flags_or_scheduler():
-    assert find(environment={}) is None
+    assert find_job(environment={}) is None
 
 
 def test_flags_name_the_job():
-    job = find("gpu1:1234", 3, 2, environment={})
+    job = find_job("gpu1:1234", 3, 2, environment={})
     assert job == Job("gpu1:1234", 3, 2)
-    assert find("gpu1:1234", 3, 2, environment=SLURM) == job
+    assert find_job("gpu1:1234", 3, 2, environment=SLURM) == job
 
 
 def test_slurm_gives_number_count_and_port():
@@ -74,8 +74,8 @@ def test_slurm_gives_number_count_and_port():
     assert (job.coordinator, job.num_processes, job.process_id) == (None, 4, 2)
     assert FIRST_PORT <= job.port < FIRST_PORT + PORTS <= 65536
     assert job.local_devices == ()
-    assert find("auto", environment=SLURM) == job
-    assert find("gpu1:9", environment=SLURM).coordinator == "gpu1:9"
+    assert find_job("auto", environment=SLURM) == job
+    assert find_job("gpu1:9", environment=SLURM).coordinator == "gpu1:9"
     # The other tasks of the step meet at the same port, those of another step do not.
     assert scheduled(SLURM_PROCID="0", SLURM_NODEID="0").port == job.port
     assert scheduled(SLURM_STEP_ID="1").port != job.port
@@ -84,10 +84,10 @@ def test_slurm_gives_number_count_and_port():
 def test_a_single_task_and_a_batch_script_join_nothing():
     assert scheduled(SLURM_STEP_NUM_TASKS="1") is None
     script = {k: v for k, v in SLURM.items() if "STEP" not in k} | {"SLURM_NTASKS": "4"}
-    assert find(environment=script) is None
+    assert find_job(environment=script) is None
     shell = SLURM | {"SLURM_STEP_NUM_TASKS": "1"}  # interactive, in a job of four tasks
-    assert find(environment=shell) is None
-    assert find(num_processes=1, environment=SLURM) is None
+    assert find_job(environment=shell) is None
+    assert find_job(num_processes=1, environment=SLURM) is None
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_gpus_are_shared_by_the_tasks_of_a_host(tasks, number, visible, mine):
     del environment["CUDA_VISIBLE_DEVICES"]
     if visible is not None:
         environment["CUDA_VISIBLE_DEVICES"] = visible
-    assert find(environment=environment).local_devices == mine
+    assert find_job(environment=environment).local_devices == mine
 
 
 def test_open_mpi_gives_number_and_count():
@@ -122,10 +122,10 @@ def test_open_mpi_5_needs_an_address_on_several_hosts():
     """JAX finds none, or asks for mpi4py; the sentence comes before any waiting."""
     version_5 = {k: v for k, v in OPEN_MPI.items() if "MCA" not in k}
     version_5["PMIX_NAMESPACE"] = "prterun-gpu1-1234@1"
-    job = find("gpu1:9", environment=version_5)
+    job = find_job("gpu1:9", environment=version_5)
     assert (job.coordinator, job.num_processes, job.process_id) == ("gpu1:9", 2, 1)
     done = run(
-        "try:\n    with distributed.joined(distributed.find()): pass\n"
+        "try:\n    with distributed.joined(distributed.find_job()): pass\n"
         "except distributed.InputError as error: print(error)",
         **version_5,
     )
@@ -148,7 +148,7 @@ def test_open_mpi_5_needs_an_address_on_several_hosts():
 )
 def test_flags_that_do_not_fit_together_are_named(arguments, sentence):
     with pytest.raises(InputError, match=sentence):
-        find(*arguments, environment={})
+        find_job(*arguments, environment={})
 
 
 # Joining

@@ -90,7 +90,7 @@ def _built(command, source):
     try:
         folder = cache_dirs.folder("kernels")
         path = folder / f"{source.stem}-{_fingerprint(command)}.so"
-        cache_dirs.check_own(path)
+        cache_dirs.check_owner(path)
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder) as made:
