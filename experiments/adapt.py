@@ -143,7 +143,9 @@ def _prepared(context, config) -> "ConfigDict":
     config.image_size = images.image_size
     config.num_classes = pretrained.fields["num_classes"]
     config.init.weights = str(pretrained.path)
-    if from_config.has_teacher(config) and not config.teacher.weights:
+    learns = from_config.method(config).needs_teacher
+    learns = learns or DistillConfig.read(config).active
+    if learns and not config.teacher.weights:
         config.teacher.weights = str(pretrained.path)
     # One evaluation, at the end: no checkpoint is chosen on the test images.
     config.eval_every_epochs, config.init.evaluate = config.epochs, False
@@ -317,7 +319,7 @@ def _present(context, config, dense, found):
 def _notes(context, config, dense, found):
     """How the figures came to be, and what their intervals leave out."""
     count, images = len(found[0].folds), len(context.images)
-    steps = from_config.length(config, images - len(found[0].folds[0])).steps
+    steps = RunConfig.read(config).length(images - len(found[0].folds[0])).steps
     distill, how = DistillConfig.read(config), "labels alone"
     if distill.active:
         soft = f" at temperature {distill.temperature:g}" * (distill.kind == "soft")

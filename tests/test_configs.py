@@ -13,10 +13,11 @@ import pytest
 
 from configs import base
 from imagepiece_jax import cli
+from imagepiece_jax.common.layout import Placement
 from imagepiece_jax.data.config import AugmentConfig, DataConfig
 from imagepiece_jax.models import summary
 from imagepiece_jax.reduction.methods import METHODS
-from imagepiece_jax.training import from_config, run_dir
+from imagepiece_jax.training import from_config, optimizer, run_dir
 from imagepiece_jax.training.config import DistillConfig, OptimConfig, RunConfig
 from tests.runs import ROOT
 
@@ -78,9 +79,9 @@ def test_every_method_has_a_config_for_both_sizes(name):
 def test_config_builds_a_model_and_passes_the_checks(configs, name):
     config = configs[name]
     from_config.check(config)
-    from_config.placement(config)
-    from_config.train_transform(config), from_config.eval_transform(config)
-    from_config.rate_and_optimizer(config, steps_per_epoch=10)
+    run = RunConfig.read(config)
+    run.check_batches(Placement())
+    optimizer.create(run.optim, 10, from_config.method(config).param_groups)
     model, size = from_config.model(config), config.image_size
     images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
 

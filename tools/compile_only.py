@@ -21,6 +21,8 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.models import summary
 from imagepiece_jax.training import from_config
+from imagepiece_jax.training.config import RunConfig
+from imagepiece_jax.training.train_step import batch_shapes
 from tools import h200
 
 cli.define_config("a config file; several are compared with the first")
@@ -150,7 +152,8 @@ def train_text(config, devices=1):
     if teacher is not None:
         teacher = summary.shapes(teacher, config.image_size)
     micro = config.batch_size // (devices * config.grad_accum_steps)
-    batch = from_config.batch_shapes(config, (devices, config.grad_accum_steps, micro))
+    leading = (devices, config.grad_accum_steps, micro)
+    batch = batch_shapes(RunConfig.read(config), leading)
     fn, places = mapped(step, mesh)
     return h200.compile_for(
         fn, state, batch, teacher, options=OPTIONS, donate=(0,), places=places

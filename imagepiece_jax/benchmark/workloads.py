@@ -32,7 +32,8 @@ from imagepiece_jax.pretrained.trained_model import Pretrained
 from imagepiece_jax.reduction.settings import DENSE
 from imagepiece_jax.training import from_config
 from imagepiece_jax.training.config import RunConfig
-from imagepiece_jax.training.train_step import init_state
+from imagepiece_jax.training.optimizer import create
+from imagepiece_jax.training.train_step import batch_shapes, init_state
 
 MODES = ("inference", "copy", "end_to_end", "train")
 INPUTS = 4  # different batches, in rotation
@@ -69,7 +70,8 @@ class Case:
         """InputError for mistakes that would otherwise show only while measuring."""
         from_config.check(self.config)
         if mode == "train":
-            from_config.placement(self.config)
+            run = RunConfig.read(self.config)
+            run.check_batches(parallel.placement(run.grad_accum_steps))
             if parallel.device_count() > 1:
                 raise InputError(
                     f"--mode train is measured on one device, but JAX finds "
@@ -202,9 +204,10 @@ def training_step(config, place=lambda model: model):
     first_state: of the model's variables.
     """
     model = from_config.train_model(config, config.epochs - 1, parallel.AXIS)
-    rate, optimizer = from_config.rate_and_optimizer(config, STEPS_PER_EPOCH)
+    run, method = RunConfig.read(config), from_config.method(config)
+    rate, optimizer = create(run.optim, STEPS_PER_EPOCH, method.param_groups)
     teacher = placed = None
-    if from_config.has_teacher(config):  # timed as one of the student's size
+    if method.needs_teacher or run.distill.active:  # timed as one of the student's size
         teacher = from_config.dense(config, drop_path_rate=0.0)
         placed = place(teacher)
     step = from_config.step(config, place(model), optimizer, rate, placed)
@@ -242,7 +245,7 @@ def _labelled(config, seed):
     """Return a batch as the loader yields it: uint8 [A, m, S, S, 3], labels [A, m]."""
     rng = np.random.default_rng(seed)
     split = (config.grad_accum_steps, config.batch_size // config.grad_accum_steps)
-    shapes = from_config.batch_shapes(config, split)
+    shapes = batch_shapes(RunConfig.read(config), split)
     batch = {
         "image": _pixels(rng, shapes["image"].shape),
         "label": rng.integers(0, config.num_classes, split, np.int32),

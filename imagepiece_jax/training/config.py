@@ -132,6 +132,11 @@ class RunConfig(CheckedFields):
             split, self.num_classes, not self.distill.unlabeled, labels_by_name
         )
 
+    def length(self, images: int) -> "Length":
+        """The run over `images` training images; a partial batch is left out."""
+        steps = loader.steps_per_epoch(images, self.optim.batch_size)
+        return Length(steps, self.optim.epochs, self.eval_every_epochs)
+
     def check_batches(self, placement: Placement):
         """InputError where batches do not divide over devices and micro-batches."""
         placement.positions(self.optim.batch_size)
@@ -168,3 +173,21 @@ class RunConfig(CheckedFields):
     def eval_transform(self):
         """The fixed crop of evaluation."""
         return self.data.eval_transform(self.image_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Length:
+    """Length of a run in steps, and which of them an evaluation follows."""
+
+    steps_per_epoch: int
+    epochs: int
+    eval_every_epochs: int = 1
+
+    @property
+    def steps(self):
+        return self.steps_per_epoch * self.epochs
+
+    def is_evaluated(self, step: int) -> bool:
+        """Whether `step` ends an epoch that is evaluated, or the run."""
+        epoch, rest = divmod(step, self.steps_per_epoch)
+        return step == self.steps or (rest == 0 and epoch % self.eval_every_epochs == 0)

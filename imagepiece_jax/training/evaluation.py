@@ -16,10 +16,9 @@ from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.models import summary
 from imagepiece_jax.reduction.tokens import Assignment, compose
-from imagepiece_jax.training import from_config
-from imagepiece_jax.training.config import BEST_BY
+from imagepiece_jax.training.config import BEST_BY, RunConfig
 from imagepiece_jax.training.preemption import Interrupted
-from imagepiece_jax.training.train_step import prepared_images
+from imagepiece_jax.training.train_step import Recipe, prepared_images
 
 PICTURE = "tokens.png"  # in the run's folder
 SHOWN = 8  # images of an augmented batch
@@ -97,7 +96,7 @@ class SampleImages:
             functools.partial(
                 prepared_images,
                 model=self._model,
-                recipe=from_config.recipe(config),
+                recipe=Recipe.of(RunConfig.read(config), self._model),
                 count=SHOWN,
             )
         )

@@ -13,8 +13,10 @@ from imagepiece_jax.common.rng import Purpose, batch_key, sample_keys
 from imagepiece_jax.data.augment import mixup, pipeline
 from imagepiece_jax.data.augment.policy import Augment
 from imagepiece_jax.data.normalize import to_pixels
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate.accuracy import correct_at
-from imagepiece_jax.training.config import DistillConfig
+from imagepiece_jax.models.vit import ViT
+from imagepiece_jax.training.config import DistillConfig, RunConfig
 from imagepiece_jax.training.losses import distillation, soft_cross_entropy
 from imagepiece_jax.training.optimizer import ema, global_norm, skip_update
 
@@ -59,6 +61,51 @@ class Recipe:
     log_every_steps: int = 50
     augment: Augment = Augment()
     distill: DistillConfig | None = None
+
+    @classmethod
+    def of(cls, run: RunConfig, model: ViT) -> "Recipe":
+        """The recipe of a run.
+
+        The loss is not scaled: InputError for float16, which would need it, and for a
+        model without classes, which has no loss.
+        """
+        if not run.num_classes:
+            raise InputError(
+                "config.num_classes is 0; allowed in training are 1 or more"
+            )
+        if model.dtype == jnp.float16:
+            raise InputError(
+                "config.model.dtype is 'float16', in which small gradients vanish; "
+                "allowed in training are float32, bfloat16"
+            )
+        return cls(
+            seed=run.seed,
+            num_classes=run.num_classes,
+            label_smoothing=run.label_smoothing,
+            mixup=run.mixup,
+            cutmix=run.cutmix,
+            mixup_prob=run.mixup_prob,
+            mixup_switch_prob=run.mixup_switch_prob,
+            ema_decay=run.ema_decay,
+            log_every_steps=run.log_every_steps,
+            augment=run.augment.create(run.data, run.image_size, model.mean),
+            distill=run.distill if run.distill.active else None,
+        )
+
+
+def batch_shapes(run: RunConfig, leading: tuple[int, ...]) -> dict:
+    """A batch of the loader, as shapes and types.
+
+    leading: sizes of the first axes, [A, m] or [local devices, A, m].
+    """
+    side = run.data.canvas or run.image_size
+    batch = {
+        "image": jax.ShapeDtypeStruct((*leading, side, side, 3), jnp.uint8),
+        "label": jax.ShapeDtypeStruct(leading, jnp.int32),
+    }
+    if run.data.canvas:
+        batch["extent"] = jax.ShapeDtypeStruct((*leading, 2), jnp.int32)
+    return batch
 
 
 def init_state(variables, optimizer, with_ema):

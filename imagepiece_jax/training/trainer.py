@@ -25,15 +25,17 @@ from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.training import (
     from_config,
     initial_weights,
+    optimizer,
     report,
     run_dir,
     teacher,
 )
 from imagepiece_jax.training.checkpoint import Checkpoints
+from imagepiece_jax.training.config import Length, RunConfig
 from imagepiece_jax.training.evaluation import Evaluation
 from imagepiece_jax.training.logging import MEASURED, RunLog, say
 from imagepiece_jax.training.preemption import StopRequest
-from imagepiece_jax.training.train_step import TrainState, init_state
+from imagepiece_jax.training.train_step import Recipe, TrainState, init_state
 
 # Fields that say how one host reads, and may differ from host to host.
 OF_ONE_HOST = ("data.dir", "data.workers", "data.threads")
@@ -91,13 +93,12 @@ class Progress:
 class Data:
     """Both splits of a run: images, and this process's share of their batches."""
 
-    def __init__(self, config):
-        self._config = config
-        self._place = from_config.placement(config)
-        train_transform = from_config.train_transform(config)
-        eval_transform = from_config.eval_transform(config)
-        self.train = from_config.source(config, "train")
-        self.val = from_config.source(config, "val")
+    def __init__(self, run: RunConfig):
+        self._name = run.data.name
+        placement = parallel.placement(run.grad_accum_steps)
+        run.check_batches(placement)
+        train_transform, eval_transform = run.train_transform(), run.eval_transform()
+        self.train, self.val = run.source("train"), run.source("val")
         # A size that does not fit shows here, not in the first step.
         self.train.try_first(train_transform, rng=np.random.default_rng(0))
         self.val.try_first(eval_transform)
@@ -105,16 +106,16 @@ class Data:
             loader.train_sequence,
             self.train,
             train_transform,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            placement=self._place,
-            repeats=config.data.repeats,
+            batch_size=run.optim.batch_size,
+            seed=run.seed,
+            placement=placement,
+            repeats=run.data.repeats,
         )
         self.evaluation = loader.eval_sequence(
             self.val,
             eval_transform,
-            batch_size=from_config.eval_batch_size(config, self._place, len(self.val)),
-            placement=self._place,
+            batch_size=run.rounded_eval_batch(placement, len(self.val)),
+            placement=placement,
         )
 
     @property
@@ -129,7 +130,7 @@ class Data:
 
     def check_same(self, before: Progress, now: Progress, workdir):
         """InputError where the data are not those that the run began with."""
-        name = self._config.data.name
+        name = self._name
         if before.images != now.images:
             (train, test), (train_before, test_before) = now.images, before.images
             raise InputError(
@@ -194,7 +195,7 @@ class Run:
     dense_variables: Any  # whose accuracy is reported first; None: no report
     teacher_model: Any  # what evaluates the frozen teacher, and its variables
     teacher: Any  # on all devices
-    length: from_config.Length
+    length: Length
     rate: Any  # learning rate by step
     optimizer: Any
     state: TrainState  # on all devices, after `step` steps
@@ -217,11 +218,13 @@ class Run:
                 notes = initial_weights.settle_normalization(config, workdir)
                 model = from_config.model(config, axis_name=parallel.AXIS)
                 dense = from_config.dense(config)
-                from_config.recipe(config)  # for its own mistakes
-                data = Data(config)
-                length = from_config.length(config, len(data.train))
-                rate, optimizer = from_config.rate_and_optimizer(
-                    config, length.steps_per_epoch
+                settings = RunConfig.read(config)
+                Recipe.of(settings, model)  # for its own mistakes
+                data = Data(settings)
+                length = settings.length(len(data.train))
+                groups = from_config.method(config).param_groups
+                rate, transformation = optimizer.create(
+                    settings.optim, length.steps_per_epoch, groups
                 )
                 for line in notes:
                     say(f"note: {line}")
@@ -245,7 +248,7 @@ class Run:
                     dense_variables = initial_weights.as_given(config, dense)
                 teacher_model, teacher_variables = teacher.of(config, dense)
                 new_state = functools.partial(
-                    init_state, optimizer=optimizer, with_ema=config.ema_decay > 0
+                    init_state, optimizer=transformation, with_ema=config.ema_decay > 0
                 )
                 if resumed:  # the checkpoint has the values: shapes are enough
                     shapes = summary.shapes(model, config.image_size)
@@ -283,7 +286,7 @@ class Run:
                 teacher=parallel.replicate(teacher_variables),
                 length=length,
                 rate=rate,
-                optimizer=optimizer,
+                optimizer=transformation,
                 state=parallel.replicate(state),
                 step=step,
                 progress=progress,

@@ -14,6 +14,7 @@ from imagepiece_jax.commands import describe, doctor, evaluate
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.pretrained import convert
 from imagepiece_jax.training import from_config, initial_weights
+from imagepiece_jax.training.config import RunConfig
 from tests.command import call, sentence, start
 from tests.runs import ROOT
 
@@ -260,7 +261,7 @@ def test_evaluate_compares_the_optimized_program(
 
 def test_evaluate_digits_and_folder_agree(tmp_path, weights_file):
     """The same 359 digits, from the package and from PNG files."""
-    source = from_config.source(tiny_config(), "val")
+    source = RunConfig.read(tiny_config()).source("val")
     for index in range(len(source)):
         image, label = source.read(index)
         for split in ("train", "val"):

@@ -16,6 +16,7 @@ from imagepiece_jax.models.preprocessing import Preprocessing
 from imagepiece_jax.pretrained import convert, imagenet_classes, load, runs
 from imagepiece_jax.pretrained.trained_model import Pretrained
 from imagepiece_jax.training import from_config, initial_weights
+from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.weights_config import of_weights
 from tests.models import tiny
 from tests.pretrained.test_files import mapping, tensor, write_pth
@@ -135,7 +136,7 @@ def test_commands_make_the_model_of_a_folder(tmp_path, model, tensors):
     assert from_config.model(config).clone(drop_path_rate=0.0) == loaded
     assert same(weights.restore(loaded, tiny.SIDE), variables)
     json.dumps(config.to_dict())  # as a run keeps it
-    crop = from_config.eval_transform(config)
+    crop = RunConfig.read(config).eval_transform()
     assert (crop.crop, crop.crop_mode, crop.interpolation) == (
         1.0,
         "squash",
@@ -403,6 +404,6 @@ def test_a_config_keeps_its_own_way_to_resize(tmp_path, model, variables):
     config, _ = of_weights(tmp_path / "a", base.get_config(), Overrides())
     config.data.eval_crop, config.data.eval_crop_mode = None, "center"
     config.data.eval_interpolation = "bilinear"
-    made = from_config.eval_transform(of_weights(tmp_path / "a", config)[0])
+    made = RunConfig.read(of_weights(tmp_path / "a", config)[0]).eval_transform()
     assert (made.crop, made.crop_mode) == (0.9, "squash")
     assert made.interpolation == "bilinear"

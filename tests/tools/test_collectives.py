@@ -14,7 +14,9 @@ from configs import quickstart
 from imagepiece_jax.common import parallel
 from imagepiece_jax.models import summary
 from imagepiece_jax.training import from_config
-from imagepiece_jax.training.train_step import init_state
+from imagepiece_jax.training.config import RunConfig
+from imagepiece_jax.training.optimizer import create
+from imagepiece_jax.training.train_step import batch_shapes, init_state
 from tests import compiling
 from tools import collectives, compile_only, h200, hlo
 
@@ -53,10 +55,11 @@ def small():
 def texts(config):
     """A step as it trains, by `parallel.pmap`, and as compiled for described GPUs."""
     model = from_config.train_model(config, 0, parallel.AXIS)
-    rate, optimizer = from_config.rate_and_optimizer(config, 10)
+    run = RunConfig.read(config)
+    rate, optimizer = create(run.optim, 10)
     first = functools.partial(init_state, optimizer=optimizer, with_ema=True)
     state = jax.eval_shape(first, summary.shapes(model, config.image_size))
-    batch = from_config.batch_shapes(config, (8, 1, 2))
+    batch = batch_shapes(run, (8, 1, 2))
     step = from_config.step(config, model, optimizer, rate)
 
     of_all = jax.tree.map(lambda x: jax.ShapeDtypeStruct((8, *x.shape), x.dtype), state)

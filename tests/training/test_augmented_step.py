@@ -12,6 +12,7 @@ from imagepiece_jax.common import parallel
 from imagepiece_jax.data.augment.policy import Augment, Crop, Policy
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.training import from_config, train_step
+from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.train_step import Recipe
 
 SIDE, CANVAS, BATCH = 8, 12, 8
@@ -64,15 +65,17 @@ def config(**fields):
     return made
 
 
+def recipe(config):
+    return Recipe.of(RunConfig.read(config), from_config.model(config))
+
+
 def test_what_the_config_leaves_to_the_device():
     """DeiT's rand-m9-mstd0.5-inc1 and erasing with .25, unless it says otherwise."""
     deit = Policy(layers=2, prob=0.5, magnitude=9.0, magnitude_std=0.5)
-    assert from_config.recipe(config()).augment == Augment(None, deit, 0.25)
+    assert recipe(config()).augment == Augment(None, deit, 0.25)
     other = {"augment.layers": 0, "augment.erase_prob": 0.0, "data.canvas": 384}
     made = config(**other, **{"data.flip": False, "data.area": (0.3, 0.9)})
-    assert from_config.recipe(made).augment == Augment(
-        Crop(224, (0.3, 0.9), False), None, 0.0
-    )
+    assert recipe(made).augment == Augment(Crop(224, (0.3, 0.9), False), None, 0.0)
 
 
 @pytest.mark.parametrize(

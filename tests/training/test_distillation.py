@@ -291,7 +291,7 @@ def test_any_teacher_brings_its_size_and_images(weights):
 def test_without_distillation_there_is_no_teacher():
     made = config()
     assert teacher.of(made, from_config.dense(made)) == (None, None)
-    assert from_config.recipe(made).distill is None
+    assert not DistillConfig.read(made).active
 
 
 SOFT, LEARNED = {"distill.kind": "soft"}, {"name": "dynamicvit", "blocks": (0,)}

@@ -13,6 +13,7 @@ from imagepiece_jax.data.transforms import EvalTransform
 from imagepiece_jax.errors import RunError
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.training import evaluation, from_config, initial_weights
+from imagepiece_jax.training.config import RunConfig
 
 
 def config(**fields):
@@ -82,7 +83,7 @@ def test_no_pictures_no_panels(tmp_path):
 
 @pytest.fixture(scope="module")
 def two_images():
-    source = from_config.source(config(), "val")
+    source = RunConfig.read(config()).source("val")
     return np.stack([source.read(index)[0] for index in range(2)])
 
 

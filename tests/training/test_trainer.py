@@ -17,7 +17,7 @@ from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.training import from_config, trainer
 from imagepiece_jax.training.checkpoint import Checkpoints
-from imagepiece_jax.training.config import BEST_BY
+from imagepiece_jax.training.config import BEST_BY, RunConfig
 from imagepiece_jax.training.logging import read_metrics
 from tests import runs
 from tests.training.test_metric_writer import events
@@ -221,7 +221,7 @@ def test_the_dense_model_is_evaluated_as_given(finished, stopped):
     (line,) = [line for line in stopped[2][0] if line["kind"] == "init"]
     saved = Checkpoints(finished[0]).restore_variables("best")
     weights = {name: saved[name] for name in ("params", "batch_stats")}
-    source, dense = from_config.source(config(), "val"), from_config.dense(config())
+    source, dense = RunConfig.read(config()).source("val"), from_config.dense(config())
     images, labels = zip(*(source.read(i) for i in range(len(source))), strict=True)
     pixels = (np.stack(images) / 255 - np.array(MEAN)) / np.array(STD)
     logits = jax.jit(dense.apply)(weights, pixels.astype(np.float32)).logits
@@ -328,7 +328,7 @@ def test_a_run_is_not_resumed_with_other_images(tmp_path, monkeypatch):
 
 
 def test_a_run_is_resumed_with_as_many_images_as_before(tmp_path):
-    data = trainer.Data(quickstart.get_config())
+    data = trainer.Data(RunConfig.read(quickstart.get_config()))
     now = trainer.Progress(data.images, ["01", "23"])
     data.check_same(now, now, tmp_path)
     message = "digits has 1438 training and 359 test images now, but the run in .* was "

@@ -1,0 +1,230 @@
+"""The config of a run: values out of range are refused, and what is made of it."""
+
+import dataclasses
+import math
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from configs import base, quickstart
+from imagepiece_jax.common.layout import Placement
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.training.config import OptimConfig, RunConfig
+from imagepiece_jax.training.optimizer import adamw, create
+from imagepiece_jax.training.train_step import batch_shapes
+
+
+def config(**fields):
+    made = quickstart.get_config()
+    made.update_from_flattened_dict(fields)
+    return made
+
+
+NUMBERS = {
+    "num_classes": "whole numbers from 0",
+    "keep_every_steps": "whole numbers from 0",
+    "pictures": "whole numbers from 0",
+    "data.workers": "whole numbers from 0",
+    "data.threads": "whole numbers from 0",
+    "data.canvas": "whole numbers from 0",
+    "data.shift": "whole numbers from 0",
+    "augment.layers": "whole numbers from 0",
+    "max_skipped_steps": "whole numbers from 0",
+    "image_size": "whole numbers from 1",
+    "epochs": "whole numbers from 1",
+    "batch_size": "whole numbers from 1",
+    "eval_batch_size": "whole numbers from 1",
+    "grad_accum_steps": "whole numbers from 1",
+    "eval_every_epochs": "whole numbers from 1",
+    "checkpoint_every_steps": "whole numbers from 1",
+    "log_every_steps": "whole numbers from 1",
+    "data.repeats": "whole numbers from 1",
+    "augment.magnitude_std": "numbers from 0",
+    "lr": "numbers from 0",
+    "min_lr": "numbers from 0",
+    "warmup_lr": "numbers from 0",
+    "warmup_epochs": "numbers from 0",
+    "weight_decay": "numbers from 0",
+    "eps": "numbers from 0",
+    "clip_grad_norm": "numbers from 0",
+    "mixup": "numbers from 0",
+    "cutmix": "numbers from 0",
+    "augment.prob": "numbers from 0 to 1",
+    "augment.erase_prob": "numbers from 0 to 1",
+    "label_smoothing": "numbers from 0 to 1",
+    "mixup_prob": "numbers from 0 to 1",
+    "mixup_switch_prob": "numbers from 0 to 1",
+    "ema_decay": "numbers from 0 to 1",
+    "distill.weight": "numbers from 0 to 1",
+    "seed": "whole numbers from 0 to 4294967295",
+    "augment.magnitude": "numbers from 0 to 10",
+    "distill.temperature": "numbers from 0.01",
+}
+
+
+@pytest.mark.parametrize("field", NUMBERS)
+def test_numbers_out_of_range(field):
+    low, *high = map(float, re.findall(r"[0-9.]+", NUMBERS[field]))
+    kind = int if "whole" in NUMBERS[field] else float
+    RunConfig.read(config(**{field: kind(low)}))
+    for value in (low - 1, *(bound + 1 for bound in high)):
+        value = kind(value)
+        message = rf"^config\.{field} is {value}; allowed are {NUMBERS[field]}$"
+        with pytest.raises(InputError, match=message):
+            RunConfig.read(config(**{field: value}))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_numbers_that_are_not_finite(value):
+    message = f"config.lr is {value}; allowed are numbers from 0"
+    with pytest.raises(InputError, match=message):
+        RunConfig.read(config(lr=value))
+
+
+@pytest.mark.parametrize("betas", [(0.9,), (0.9, 1.0), (-0.1, 0.9), ("a", 0.9), ()])
+def test_betas(betas):
+    with pytest.raises(InputError, match=r"config\.betas is .* from 0 to below 1"):
+        RunConfig.read(config(betas=betas))
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        (
+            {"best_by": "ema"},
+            "best_by is 'ema'; allowed are 'weights', 'averages'",
+        ),
+        (
+            {"best_by": "averages", "ema_decay": 0.0},
+            "config.best_by is 'averages', but config.ema_decay is 0, so that there",
+        ),
+    ],
+)
+def test_what_the_best_checkpoint_is_chosen_by(fields, message):
+    with pytest.raises(InputError, match=message):
+        RunConfig.read(config(**fields))
+
+
+@pytest.mark.parametrize("area", [(0.0, 1.0), (0.5, 0.4), (0.5, 1.5), (1.0,)])
+def test_area(area):
+    with pytest.raises(InputError, match=r"config\.data\.area is .* lower one first"):
+        RunConfig.read(config(**{"data.area": area}))
+
+
+def test_a_canvas_holds_what_is_cropped_from_it():
+    made = config(**{"data.canvas": 15, "data.crop": "random_resized"})
+    with pytest.raises(InputError, match="data.canvas is 15; allowed are 0 and .*16"):
+        RunConfig.read(made)
+    made.data.canvas = 16
+    RunConfig.read(made)
+    assert RunConfig.read(made).train_transform().shape == (16, 16)
+
+
+@pytest.mark.parametrize(
+    "removed, named",
+    [("eval_batch_size", "eval_batch_size"), ("data", "data.name"), ("eps", "eps")],
+)
+def test_a_config_that_does_not_start_from_base(removed, named):
+    made = config()
+    with made.unlocked():
+        del made[removed]
+    message = f"config.{named} is missing; a config starts from configs/base.py"
+    with pytest.raises(InputError, match=message):
+        RunConfig.read(made)
+
+
+def test_batches_must_divide_over_devices_and_micro_batches():
+    eight = Placement(local_devices=8)
+    RunConfig.read(config(batch_size=64)).check_batches(eight)
+    message = r"config.batch_size is 60: .* multiple of .* = 8 \* 1"
+    with pytest.raises(InputError, match=message):
+        RunConfig.read(config(batch_size=60)).check_batches(eight)
+    two_each = dataclasses.replace(eight, accumulation=2)
+    with pytest.raises(InputError, match=r"config.batch_size is 40: .* = 8 \* 2"):
+        RunConfig.read(config(batch_size=40)).check_batches(two_each)
+
+
+def test_mixing_needs_pairs():
+    message = "config.batch_size is 6, 3 a micro-batch; .* even numbers"
+    placement = Placement(accumulation=2)
+    for on in ({"mixup": 0.8}, {"cutmix": 1.0}):
+        made = config(batch_size=6, grad_accum_steps=2, **on)
+        with pytest.raises(InputError, match=message):
+            RunConfig.read(made).check_batches(placement)
+        made.mixup_prob = 0.0
+        RunConfig.read(made).check_batches(placement)
+    RunConfig.read(config(batch_size=6, grad_accum_steps=2)).check_batches(placement)
+
+
+@pytest.mark.parametrize("count, size", [(1, 359), (2, 360), (8, 360), (100, 400)])
+def test_evaluation_batch_is_rounded_up(count, size):
+    run = RunConfig.read(config(eval_batch_size=359))
+    assert run.rounded_eval_batch(Placement(local_devices=count), 1000) == size
+
+
+@pytest.mark.parametrize("count, size", [(1, 40), (8, 40), (16, 48)])
+def test_a_small_set_is_one_batch_of_its_own_size(count, size):
+    run = RunConfig.read(config(eval_batch_size=512))
+    assert run.rounded_eval_batch(Placement(local_devices=count), 40) == size
+
+
+def test_length():
+    """1281167 // 1024 = 1251 steps an epoch."""
+    length = RunConfig.read(base.get_config()).length(1281167)
+    assert (length.steps_per_epoch, length.steps) == (1251, 375300)
+
+
+def test_rate_is_that_of_the_global_batch():
+    """5e-4 per 512 images: 1e-3 for DeiT's 1,024, reached after five epochs."""
+    rate, _ = create(OptimConfig.read(base.get_config()), 1251)
+    assert float(rate(0)) == pytest.approx(1e-6)
+    assert float(rate(5 * 1251)) == pytest.approx(9.99322e-4, rel=1e-5)
+
+
+def test_impossible_schedules_are_found_when_it_is_made():
+    message = "config.warmup_epochs is 41.0; allowed are 0 to config.epochs, 40"
+    with pytest.raises(InputError, match=message):
+        create(OptimConfig.read(config(warmup_epochs=41.0)), 11)
+    with pytest.raises(InputError, match="config.lr_offset is 2; allowed are 0, 1"):
+        RunConfig.read(config(lr_offset=2))
+
+
+def test_first_step_of_the_optimizer():
+    """AdamW's first step is the rate, against the sign; then decay of 2-D weights."""
+    made = config(weight_decay=0.5, eps=0.0, clip_grad_norm=0.0)
+    optimizer = adamw(OptimConfig.read(made), lambda step: 0.1)
+    params = {"kernel": np.full((1, 2), 2.0, np.float32), "bias": np.ones(2, "f")}
+    grads = {"kernel": np.array([[3.0, -4.0]], "f"), "bias": np.array([1.0, -1], "f")}
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["kernel"], [[-0.2, 0.0]], atol=1e-6)
+    np.testing.assert_allclose(updates["bias"], [-0.1, 0.1], atol=1e-6)
+
+
+def test_sources_and_transforms_are_those_of_the_config():
+    made = config()
+    run = RunConfig.read(made)
+    train, val = run.source("train"), run.source("val")
+    assert (len(train), len(val)) == (1438, 359)
+    image, _ = val.read(0)
+    assert (run.eval_transform()(image) == image).all()
+    rng = np.random.default_rng(0)
+    moved = run.train_transform()(image, rng)
+    assert moved.shape == image.shape and not (moved == image).all()
+    with pytest.raises(InputError, match="config.data.crop is 'wild'; allowed are"):
+        RunConfig.read(config(**{"data.crop": "wild"}))
+    with pytest.raises(InputError, match="config.data.resize is 'big'; allowed are"):
+        RunConfig.read(config(**{"data.resize": "big"}))
+
+
+def test_shapes_of_a_batch_are_what_the_loader_gives():
+    config = base.get_config()
+    config.image_size, config.data.canvas = 16, 20
+    batch = batch_shapes(RunConfig.read(config), (3, 2))
+    shapes = jax.tree.map(lambda leaf: leaf.shape, batch)
+    assert shapes == {"image": (3, 2, 20, 20, 3), "label": (3, 2), "extent": (3, 2, 2)}
+    assert batch["image"].dtype == np.uint8
+    config.data.canvas = 0
+    batch = batch_shapes(RunConfig.read(config), (4, 3, 2))
+    assert batch["image"].shape == (4, 3, 2, 16, 16, 3)
