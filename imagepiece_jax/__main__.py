@@ -36,15 +36,15 @@ def run(name):
 
 def main():
     name = sys.argv[1] if sys.argv[1:] else "--help"
-    known = commands()
+    names = commands()
     if name in ("--help", "-help", "-h"):
         print(listing())
-    elif name in known:
+    elif name in names:
         del sys.argv[1]
         run(name)
     else:
-        meant = closest(name, known)
-        rest = f"did you mean {meant}?" if meant else f"allowed are {', '.join(known)}"
+        meant = closest(name, names)
+        rest = f"did you mean {meant}?" if meant else f"allowed are {', '.join(names)}"
         print(f"error: {name!r} is not a command; {rest}", file=sys.stderr)
         return InputError.status
     return 0

@@ -50,20 +50,20 @@ class Stopped(Exception):
         self.signum, self.status = signum, 128 + signum
 
 
-def closest(word, known):
-    """Return the most similar of the `known` words, None if none is similar."""
-    return next(iter(difflib.get_close_matches(word, known, n=1)), None)
+def closest(word, words):
+    """Return the most similar of the `words`, None if none is similar."""
+    return next(iter(difflib.get_close_matches(word, words, n=1)), None)
 
 
-def suggestion(word, known, otherwise):
-    """What to type instead of `word`: the closest that is known, or `otherwise`."""
-    meant = closest(word, known)
+def suggestion(word, words, otherwise):
+    """What to type instead of `word`: the closest of `words`, or `otherwise`."""
+    meant = closest(word, words)
     return f"did you mean {meant}?" if meant else otherwise
 
 
-def one_of(name, value, known):
-    """`known[value]`; InputError, which says `name`, for a value that is not there."""
-    if value not in [*known]:
-        listed = ", ".join(map(str, known))
+def one_of(name, value, options):
+    """`options[value]`; InputError, which says `name`, for a value that is none."""
+    if value not in [*options]:
+        listed = ", ".join(map(str, options))
         raise InputError(f"{name} is {value!r}; allowed are {listed}")
-    return known[value]
+    return options[value]

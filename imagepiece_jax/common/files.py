@@ -44,16 +44,16 @@ def lock(file, busy):
 def read_json(path):
     """The object in a JSON file, a dict; InputError for anything else that it holds."""
     try:
-        found = json.loads(pathlib.Path(path).read_text("utf-8"))
+        content = json.loads(pathlib.Path(path).read_text("utf-8"))
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
         raise InputError(
             f"{path} is no JSON ({error}); allowed is an object"
         ) from error
-    if not isinstance(found, dict):
-        raise InputError(f"{path} is a {type(found).__name__}; allowed is an object")
-    return found
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is a {type(content).__name__}; allowed is an object")
+    return content
 
 
 def memory_bytes():

@@ -3,8 +3,9 @@
 
 def sides(image_size) -> tuple[int, int]:
     """(height, width) of an image size that is a number or these two."""
-    given = isinstance(image_size, tuple | list)
-    return tuple(image_size) if given else (image_size, image_size)
+    if isinstance(image_size, tuple | list):
+        return tuple(image_size)
+    return image_size, image_size
 
 
 def described(image_size) -> str:

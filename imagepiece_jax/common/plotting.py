@@ -64,13 +64,13 @@ def mean_colors(image, source, grid):
     """
     (height, width), (h, w) = image.shape[:2], grid
     patches = image.reshape(h, height // h, w, width // w, 3).astype(np.float64)
-    own = patches.mean(axis=(1, 3)).reshape(-1, 3)
+    colors = patches.mean(axis=(1, 3)).reshape(-1, 3)
     kept = source >= 0
     _, group, counts = np.unique(source[kept], return_inverse=True, return_counts=True)
     sums = np.zeros((len(counts), 3))
-    np.add.at(sums, group, own[kept])
-    own[kept] = (sums / counts[:, None])[group]
-    return own.reshape(h, w, 3).astype(np.float32)
+    np.add.at(sums, group, colors[kept])
+    colors[kept] = (sums / counts[:, None])[group]
+    return colors.reshape(h, w, 3).astype(np.float32)
 
 
 def value_colors(values, colormap="inferno"):
@@ -181,8 +181,8 @@ def accuracy_plot(path: str | os.PathLike, points):
     axes = figure.add_subplot()
     markers = "osD^vP*X<>ph"
     for i, method in enumerate(dict.fromkeys(point[0] for point in points)):
-        own = sorted(point[1:] for point in points if point[0] == method)
-        gmacs, accuracy, error = zip(*own, strict=True)
+        rows = sorted(point[1:] for point in points if point[0] == method)
+        gmacs, accuracy, error = zip(*rows, strict=True)
         style = dict(marker=markers[i % len(markers)], markersize=5, capsize=2)
         axes.errorbar(gmacs, accuracy, yerr=error, linewidth=1.2, label=method, **style)
     axes.set_xlabel("GMACs an image")

@@ -65,13 +65,13 @@ def warn_of_range(images, mean, std):
         return
     ends = [(pixel - m) / s for pixel in (0, 1) for m, s in zip(mean, std, strict=True)]
     if max(-low, high) > max(10, *(2 * abs(end) for end in ends)):
-        found = "far from 0, as pixels of 0 .. 255"
+        fault = "far from 0, as pixels of 0 .. 255"
     elif low >= 0 and high <= 1 and min(ends) < 0:
-        found = "all from 0 to 1, as pixels that nobody normalized"
+        fault = "all from 0 to 1, as pixels that nobody normalized"
     else:
         return
     warnings.warn(
-        f"the values of images are {found}; allowed are images normalized by the "
+        f"the values of images are {fault}; allowed are images normalized by the "
         f"model's mean {mean} and std {std} (data.normalize)",
         stacklevel=3,
     )
@@ -92,12 +92,12 @@ def channels(field, values, positive=False):
     """
     values = values.tolist() if hasattr(values, "tolist") else values
     listed = isinstance(values, Sequence) and not isinstance(values, str)
-    found = tuple(values) if listed else ()
-    right = all(isinstance(v, numbers.Real) and 0 <= v <= 1 for v in found)
-    if len(found) != 3 or not right or (positive and min(found) == 0):
+    triple = tuple(values) if listed else ()
+    right = all(isinstance(v, numbers.Real) and 0 <= v <= 1 for v in triple)
+    if len(triple) != 3 or not right or (positive and min(triple) == 0):
         bounds = "above 0 and up to 1" if positive else "from 0 to 1"
         raise InputError(
             f"{field} is {values!r}; allowed are three numbers {bounds}, of pixels in "
             "[0, 1], such as (0.5, 0.5, 0.5)"
         )
-    return tuple(map(float, found))
+    return tuple(map(float, triple))

@@ -50,8 +50,8 @@ class ArrayRecords:
     def inventory(self):
         """Names of the files, the last record of each and sizes, as bytes."""
         files = zip(self._paths, self._ends, strict=True)
-        found = [[os.path.basename(p), end, os.path.getsize(p)] for p, end in files]
-        return json.dumps(found).encode()
+        rows = [[os.path.basename(p), end, os.path.getsize(p)] for p, end in files]
+        return json.dumps(rows).encode()
 
     def __getitem__(self, index):
         """Bytes of record `index`; RunError where its file cannot be read."""
@@ -141,13 +141,13 @@ def _example_class():
     def message(name, *fields, within=file.message_type):
         made = within.add(name=name)
         for number, (field, label, kind) in enumerate(fields, start=1):
-            own = isinstance(kind, str)
+            is_message = isinstance(kind, str)
             made.field.add(
                 name=field,
                 number=number,
                 label=label,
-                type=kinds.TYPE_MESSAGE if own else kind,
-                type_name=f".example.{kind}" if own else None,
+                type=kinds.TYPE_MESSAGE if is_message else kind,
+                type_name=f".example.{kind}" if is_message else None,
             )
         return made
 
@@ -175,8 +175,8 @@ def _example_class():
     message("Example", ("features", one, "Features"))
     pool = descriptor_pool.DescriptorPool()  # TFDS may have its own in the default one
     pool.Add(file)
-    found = pool.FindMessageTypeByName("example.Example")
-    return message_factory.GetMessageClass(found)
+    example = pool.FindMessageTypeByName("example.Example")
+    return message_factory.GetMessageClass(example)
 
 
 def find_tfrecords(source, name):
@@ -185,7 +185,7 @@ def find_tfrecords(source, name):
     Empty where there are no such files. InputError where some of a split are missing,
     and for several versions of the set.
     """
-    found = {}
+    sets = {}
     for folder in (".", f"{name}/*", "*"):
         pattern = os.path.join(glob.escape(os.fspath(source)), folder)
         for path in sorted(glob.glob(f"{pattern}/{name}-*.tfrecord-*-of-*")):
@@ -193,12 +193,12 @@ def find_tfrecords(source, name):
             match = re.fullmatch(rf"{name}-(\w+)\.tfrecord-(\d+)-of-(\d+)", file)
             if match:
                 split, number, count = match[1], int(match[2]), int(match[3])
-                files = found.setdefault((os.path.normpath(parent), count, split), {})
+                files = sets.setdefault((os.path.normpath(parent), count, split), {})
                 files[number] = os.path.normpath(path)
-        if found:
+        if sets:
             break
     splits = {}
-    for (parent, count, split), files in found.items():
+    for (parent, count, split), files in sets.items():
         if split in splits:
             other = os.path.dirname(splits[split][0])
             raise InputError(

@@ -201,10 +201,10 @@ def open_source(
     )
 
 
-def _check_classes(num_classes, found, what):
-    if num_classes not in (None, found):
+def _check_classes(num_classes, classes, what):
+    if num_classes not in (None, classes):
         raise InputError(
-            f"config.num_classes is {num_classes}, but {what} has {found} classes"
+            f"config.num_classes is {num_classes}, but {what} has {classes} classes"
         )
 
 
@@ -274,26 +274,26 @@ def _open_folder(root, split, num_classes, labeled, labels_by_name):
         _check_apart(root, classes)
     # Names of folders may be any bytes; those of classes are printed.
     shown = [os.fsencode(name).decode("utf-8", "replace") for name in classes]
-    known = _labels(root, shown, num_classes, labels_by_name or {})
+    class_labels = _labels(root, shown, num_classes, labels_by_name or {})
     num_classes = num_classes or len(classes)
-    by_label = dict(zip(known, shown, strict=True))
+    by_label = dict(zip(class_labels, shown, strict=True))
     shown = tuple(by_label.get(label) for label in range(num_classes))
     if split == "train" and not labeled:
         files = find_unlabeled(root, split, apart="val")
         return FileSource(root, files, [-1] * len(files), num_classes, shown)
     files, labels, left_out = [], [], []
-    for label, name in zip(known, classes, strict=True):
+    for label, name in zip(class_labels, classes, strict=True):
         folder = os.path.join(root, split, name)
-        found = []
+        images = []
         for entry in _entries(folder):
             image = entry.name.lower().endswith(EXTENSIONS) and entry.is_file()
-            (found if image else left_out).append(entry.name if image else entry.path)
-        if not found:
+            (images if image else left_out).append(entry.name if image else entry.path)
+        if not images:
             raise InputError(
                 f"folder {folder} holds no image: allowed are {', '.join(EXTENSIONS)}"
             )
-        files += [os.path.join(split, name, file) for file in found]
-        labels += [label] * len(found)
+        files += [os.path.join(split, name, file) for file in images]
+        labels += [label] * len(images)
     if left_out:
         log.warning(
             "%s: %d entries are left out, the first is %s: images are files that end "
@@ -308,10 +308,10 @@ def _open_folder(root, split, num_classes, labeled, labels_by_name):
 
 def _labels(root, names, num_classes, labels_by_name):
     """The label of each folder: by its name, if all have one, else by their order."""
-    known = [labels_by_name.get(name) for name in names]
-    if None not in known and len({*known}) == len(known) > 0:
-        return known
-    unknown = [n for n, label in zip(names, known, strict=True) if label is None]
+    labels = [labels_by_name.get(name) for name in names]
+    if None not in labels and len({*labels}) == len(labels) > 0:
+        return labels
+    unknown = [n for n, label in zip(names, labels, strict=True) if label is None]
     if num_classes not in (None, len(names)) and 0 < len(unknown) < len(names):
         raise InputError(
             f"folder {root} has class {unknown[0]!r}, which is none of the model's "
@@ -368,8 +368,7 @@ def own_files(name: str) -> list[str]:
 
 def _open_csv(path, split, num_classes, labeled):
     table = read_csv(path, split, num_classes, labeled)
-    known = (table.files, table.labels, table.num_classes, table.class_names)
-    return FileSource(os.path.dirname(path), *known)
+    return FileSource(os.path.dirname(path), *table)
 
 
 class ArraySource(Source):
@@ -588,8 +587,8 @@ def read_csv(
                         "columns: text with a comma must stand in double quotes"
                     )
                 part = _split(fields["split"], where) if has_split else "val"
-                known = labeled or part == "val"
-                label = _label(fields["label"], num_classes, where) if known else -1
+                has_label = labeled or part == "val"
+                label = _label(fields["label"], num_classes, where) if has_label else -1
                 row = _Row(table.line_num, label, part)
                 highest = max(highest, row.label)
                 if row.split == split:
@@ -597,7 +596,7 @@ def read_csv(
                     files.append(fields["filename"])
                     labels.append(row.label)
                 repeats.check(fields["filename"] or "", row, where)
-                if known and "class" in fields:
+                if has_label and "class" in fields:
                     _note_name(names, row, fields["class"], where)
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})") from error
@@ -612,10 +611,11 @@ def read_csv(
     num_classes = num_classes or highest + 1
     if split == "train" and labeled:
         _check_every_class(path, labels, num_classes)
-    found = None
+    class_names = None
     if names:
-        found = tuple(names[n].name if n in names else None for n in range(num_classes))
-    return Table(files, labels, num_classes, found)
+        noted = map(names.get, range(num_classes))
+        class_names = tuple(note and note.name for note in noted)
+    return Table(files, labels, num_classes, class_names)
 
 
 class _Repeats:
@@ -653,10 +653,10 @@ def _check_columns(path, split, table):
             raise InputError(f"{path} has more than one column {name!r}")
     missing = set(NEEDED) - set(table.fieldnames)
     if missing:
-        found = ", ".join(map(repr, table.fieldnames)) or "none"
+        columns = ", ".join(map(repr, table.fieldnames)) or "none"
         raise InputError(
-            f"{path} has no column {min(missing)!r} (found: {found}): it must have the "
-            "columns filename and label, separated by commas"
+            f"{path} has no column {min(missing)!r} (found: {columns}): it must have "
+            "the columns filename and label, separated by commas"
         )
     has_split = "split" in table.fieldnames
     if split == "train" and not has_split:
@@ -709,9 +709,9 @@ def _note_name(names, row, text, where):
 
 
 def _check_every_class(path, labels, num_classes):
-    found = set(labels)
+    present = set(labels)
     for label in range(num_classes):
-        if label not in found:
+        if label not in present:
             raise InputError(
                 f"{path} has no training image with label {label}: needed are some of "
                 f"each of {num_classes} classes"

@@ -209,10 +209,10 @@ def _middle(image):
 
 def unresized(image, size, why=""):
     """The image itself, which must have this size already; InputError with `why`."""
-    found = image.shape[:2]
-    if found != sides(size):
+    actual = image.shape[:2]
+    if actual != sides(size):
         raise InputError(
-            f"the image has {described(found)} pixels and is used unresized{why}: "
+            f"the image has {described(actual)} pixels and is used unresized{why}: "
             f"config.image_size={size} needs {described(size)}"
         )
     return image

@@ -47,9 +47,9 @@ def boxes(extent, uniforms, area):
     tried = jnp.stack([top, left, tall, wide], axis=-1)
     first = jnp.argmax(fits, axis=1)[:, None, None]
     chosen = jnp.take_along_axis(tried, first, axis=1)[:, 0]
-    found = fits.any(axis=1)[:, None]
+    some_fit = fits.any(axis=1)[:, None]
     centered = _centered(height[:, 0], width[:, 0])
-    return jnp.where(found, chosen, centered).astype(jnp.int32)
+    return jnp.where(some_fit, chosen, centered).astype(jnp.int32)
 
 
 def _centered(height, width):

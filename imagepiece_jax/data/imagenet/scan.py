@@ -70,7 +70,7 @@ def find(source, partial=False, advance=lambda images: None, workers=0):
     source = os.path.expanduser(source)
     if not os.path.isdir(source):
         raise InputError(f"--source {source} is no folder: it must hold {_wanted()}")
-    found, files = {}, records.find_tfrecords(source, NAME)
+    splits, files = {}, records.find_tfrecords(source, NAME)
     for split, (tar, folder, _) in SPLITS.items():
         path = os.path.join(source, tar)
         reader = {"train": _train_tar, "validation": _val_tar}[split]
@@ -78,20 +78,20 @@ def find(source, partial=False, advance=lambda images: None, workers=0):
             path = os.path.join(source, folder)
             reader = {"train": _train_folder, "validation": _val_folder}[split]
         if os.path.exists(path):
-            found[split] = _read(reader, path, advance)
-            _check_complete(split, path, found[split], partial)
+            splits[split] = _read(reader, path, advance)
+            _check_complete(split, path, splits[split], partial)
         elif split in files:
-            found[split] = _read_tfrecords(files[split], advance, workers)
+            splits[split] = _read_tfrecords(files[split], advance, workers)
             path = os.path.dirname(files[split][0])
-            _check_complete(split, f"{split} in {path}", found[split], partial)
+            _check_complete(split, f"{split} in {path}", splits[split], partial)
         elif not partial:
             raise InputError(
                 f"--source {source} has neither {tar} nor a folder {folder}: it must "
                 "hold both splits, unless --partial is given"
             )
-    if not found:
+    if not splits:
         raise InputError(f"--source {source} holds no ImageNet: expected {_wanted()}")
-    return found
+    return splits
 
 
 def _wanted():
@@ -116,9 +116,9 @@ def _read(reader, path, advance):
 
 def _read_tfrecords(files, advance, workers):
     entries = []
-    for found in run_jobs(_tfrecord, [(path,) for path in files], workers):
-        entries += found
-        advance(len(found))
+    for of_file in run_jobs(_tfrecord, [(path,) for path in files], workers):
+        entries += of_file
+        advance(len(of_file))
     return entries
 
 

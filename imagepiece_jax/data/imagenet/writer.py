@@ -57,8 +57,8 @@ def existing(data_dir):
         name: (split.num_examples, split.num_shards, split.num_bytes)
         for name, split in target.info.splits.items()
     }
-    known = {"folder": str(target.data_path), "splits": splits}
-    return known | AS_BY_TFDS | dict(target.info.metadata.items())
+    facts = {"folder": str(target.data_path), "splits": splits}
+    return facts | AS_BY_TFDS | dict(target.info.metadata.items())
 
 
 def summary(data_dir, note):
@@ -76,7 +76,8 @@ def summary(data_dir, note):
         names = ", ".join(note["left_out"])
         rows["damaged"] = f"{len(note['left_out'])} images left out: {names}"
     missing = [name for name in ("train", "validation") if name not in rows]
-    rows |= dict.fromkeys(missing, "missing: nothing can be trained on this set")
+    for name in missing:
+        rows[name] = "missing: nothing can be trained on this set"
     if not missing:
         words = f"--config.data.name=imagenet2012 --config.data.dir={data_dir}"
         rows["train with"] = words
