@@ -79,6 +79,7 @@ def image_files(*names):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Where the commands run: configs, weights, two runs and sets of images."""
+    jax.clear_caches()  # what other files compiled would not be compiled again
     folder = tmp_path_factory.mktemp("errors")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

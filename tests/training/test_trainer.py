@@ -286,6 +286,7 @@ def test_one_program_of_a_rate_that_warms_up_stays_loaded(tmp_path, monkeypatch)
 
     monkeypatch.setattr(from_config, "step", tiny)
     monkeypatch.setattr(trainer.RunLog, "record", counted)
+    jax.clear_caches()  # else programs of other tests are counted
     trainer.train_and_evaluate(made, tmp_path)
     train = [line for line in read_metrics(tmp_path) if line["kind"] == "train"]
     tokens = [line["loss"] for line in train]
