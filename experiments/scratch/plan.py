@@ -1,38 +1,38 @@
-"""How long runs take: a measured epoch of each system, epochs that fit, time left."""
+"""How long runs take: a measured epoch of each system, and epochs that fit."""
 
-import sys
+import statistics
 import time
 
-from tqdm import tqdm
-
-from experiments.scratch import train
+from imagepiece_jax.benchmark import workloads
+from imagepiece_jax.common import timer
+from imagepiece_jax.data import loader
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import summary
 
-MOST_SECONDS = 20.0  # of training that are timed, where an epoch takes longer
+RULES = timer.Rules(warmup=2, repeats=2, seconds=5.0)
 RESERVE = 0.03  # share of the time that is not planned
-LINE_EVERY = 5.0  # seconds between lines of progress
 
 
-def measure(trainee, dense, images) -> dict[str, float]:
-    """Seconds to compile, of an epoch and of an evaluation of a `train.Trainee`.
+def measure(config, train_images: int, test_images: int) -> dict[str, float]:
+    """Seconds to compile, of an epoch and of an evaluation of a config's model.
 
-    dense: the Trainee that stands for its teacher. What is trained is thrown away.
+    The images are random, and are not read: that happens beside the steps.
     """
-    start = None
-    if trainee.system.start:
-        start = summary.fresh(dense.model, trainee.options.image_size, 0)
+    batch = config.batch_size
     began = time.monotonic()
-    run = train.Run(trainee, images, seed=0, epochs=1, start=start)
-    seconds, steps, state = run.time_steps(MOST_SECONDS)
-    rate = trainee.evaluate(train.variables(state), 0, images).throughput
-    evaluation = images.test_images / rate
-    compilation = time.monotonic() - began - seconds - evaluation
+    train = workloads.Case(config, batch, config.model.dtype).workload("train")
+    compilation = time.monotonic() - began
+    step = _seconds(train.job)
+    test = min(config.eval_batch_size, test_images)
+    infer = workloads.Case(config, test, config.model.dtype).workload("inference")
     return {
-        "compile": round(max(0.0, compilation), 2),
-        "epoch": round(seconds / steps * images.steps, 3),
-        "evaluate": round(evaluation, 2),
+        "compile": round(compilation, 2),
+        "epoch": round(step * loader.steps_per_epoch(train_images, batch), 3),
+        "evaluate": round(_seconds(infer.job) * test_images / test, 2),
     }
+
+
+def _seconds(job):
+    return statistics.median(timer.measure({"": job}, RULES)[""])
 
 
 def epochs_that_fit(
@@ -44,52 +44,18 @@ def epochs_that_fit(
     """
     if seconds is None:
         return asked
-    evaluations = seeds * sum(each["evaluate"] for each in measured.values())
+    once = seeds * sum(seconds_of(each, 0) for each in measured.values())
     epoch = seeds * sum(each["epoch"] for each in measured.values())
-    fitting = int((seconds * (1 - RESERVE) - evaluations) / epoch)
+    fitting = int((seconds * (1 - RESERVE) - once) / epoch)
     if fitting < 1:
         raise InputError(
-            f"--hours leaves {seconds / 3600:.2f} hours, but one epoch of all runs and "
-            f"their evaluations take {(epoch + evaluations) / 3600:.2f}; allowed are "
-            "more hours, or fewer seeds"
+            f"--hours leaves {seconds / 3600:.2f} hours, but one epoch of all runs, "
+            f"their compilation and evaluations take {(epoch + once) / 3600:.2f}; "
+            "allowed are more hours, or fewer seeds"
         )
     return min(asked, fitting)
 
 
-def seconds_of(plan: dict, system: str, epochs: int | None = None) -> float:
-    """Of a run of `system`, or of what is left of it."""
-    measured = plan["seconds"][system]
-    epochs = plan["epochs"] if epochs is None else epochs
-    return epochs * measured["epoch"] + measured["evaluate"]
-
-
-class Progress:
-    """Lines on a run among others: its epochs, its time left, and that of all.
-
-    missing: (system, seed) of all runs that are left, `number` the place of this one.
-    """
-
-    def __init__(self, plan, missing, number, total):
-        self.plan, self.total = plan, total
-        (self.system, self.seed), *after = missing[number:]
-        self.place = total - len(after)
-        self.after = sum(seconds_of(plan, system) for system, _ in after)
-        self.last, self.told = 0.0, 0
-
-    def __call__(self, epoch: int, loss: float, seconds: float):
-        self.told += 1
-        if self.told > 1:  # the first of a call may have compiled
-            self.plan["seconds"][self.system]["epoch"] = seconds
-        epochs = self.plan["epochs"]
-        if epoch < epochs and time.monotonic() - self.last < LINE_EVERY:
-            return
-        self.last = time.monotonic()
-        own = seconds_of(self.plan, self.system, epochs - epoch)
-        left, all_left = map(tqdm.format_interval, (own, own + self.after))
-        print(
-            f"run {self.place} of {self.total}, {self.system} seed {self.seed}: epoch "
-            f"{epoch} of {epochs}, loss {loss:.3f}, {seconds:.1f} s; left {left}, all "
-            f"runs {all_left}",
-            file=sys.stderr,
-            flush=True,
-        )
+def seconds_of(measured: dict, epochs: int) -> float:
+    """Of a run of a system, from `measure`."""
+    return measured["compile"] + epochs * measured["epoch"] + measured["evaluate"]

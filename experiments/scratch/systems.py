@@ -3,21 +3,21 @@
 import dataclasses
 import functools
 import types
+from typing import TYPE_CHECKING
 
-import jax
-
+from experiments.context import package_config
 from experiments.scratch.options import Options
 from imagepiece_jax.benchmark import match_cost
-from imagepiece_jax.data.augment.policy import Augment, Crop
-from imagepiece_jax.models import registry, summary
+from imagepiece_jax.models import summary
 from imagepiece_jax.reduction import methods, settings
-from imagepiece_jax.training import optimizer
-from imagepiece_jax.training.config import REFERENCE_BATCH, OptimConfig
-from imagepiece_jax.training.train_step import Recipe, train_step
+from imagepiece_jax.training import from_config
+from imagepiece_jax.training.config import REFERENCE_BATCH
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 NEAR = 0.02  # share of ImagePiece's cost within which another one counts as equal
 HEAD_DIM = 64  # of attention, as in DeiT
-
 
 # The same for all systems: DeiT's recipe toned down for ten thousand images.
 RECIPE = types.MappingProxyType(
@@ -51,16 +51,6 @@ class System:
     start: str | None = None
     harsher: tuple[float, ...] = ()
 
-    @property
-    def method(self):
-        """The Method of its reduction, as it is trained."""
-        own, _ = settings.split(self.reduction)
-        known = {f.name for f in dataclasses.fields(methods.create(**own))}
-        training = {"backbone_lr": RECIPE["backbone_lr"], "frozen_epochs": 0.0}
-        return methods.create(
-            **own, **{k: v for k, v in training.items() if k in known}
-        )
-
 
 DENSE = "dense_conv"  # the first: others start from it, all are compared with it
 RANDOM = "random"
@@ -74,16 +64,18 @@ def systems(options: Options, num_classes: int, dtype: str) -> list[System]:
     patch stem as with the convolutional one steps leave the same counts.
     """
     first = System(DENSE, "dense, conv stem", "conv", settings.DENSE)
-    cost = functools.partial(gmacs, first, options, num_classes, dtype)
     reference = {"name": "imagepiece", "keep_rate": options.keep_rate}
     blocks = tuple(options.depth * k // 4 for k in (1, 2, 3))  # 3, 6, 9 of twelve
     at = {"blocks": blocks}
 
+    def cost(reduction):
+        system = dataclasses.replace(first, reduction=reduction)
+        return gmacs(system, options, num_classes, dtype)
+
     def matched(title, reduction, start=None):
-        candidates = _candidates(reduction, options)
-        priced = match_cost.priced(cost, candidates)
-        _, found = match_cost.closest(priced, cost(reference))
-        return System(reduction["name"], title, "conv", found, start)
+        priced = match_cost.priced(cost, _candidates(reduction, options))
+        _, nearest = match_cost.closest(priced, cost(reference))
+        return System(reduction["name"], title, "conv", nearest, start)
 
     harsher = tuple(rate for rate in HARSHER if rate < options.keep_rate)
 
@@ -91,7 +83,7 @@ def systems(options: Options, num_classes: int, dtype: str) -> list[System]:
         return System(name, title, stem, reference | control, harsher=harsher)
 
     drop = {"inattentive": "drop"}
-    found = [
+    compared = [
         first,
         System("dense_patch", "dense, patch stem", "patch", settings.DENSE),
         nine_steps("imagepiece_conv", "ImagePiece, conv stem", "conv"),
@@ -106,8 +98,8 @@ def systems(options: Options, num_classes: int, dtype: str) -> list[System]:
         ("random tokens", {"name": RANDOM} | at, None),
     ):
         if reduction["name"] in options.chosen:
-            found.append(matched(title, reduction, start))
-    return [system for system in found if system.name in options.chosen]
+            compared.append(matched(title, reduction, start))
+    return [system for system in compared if system.name in options.chosen]
 
 
 def _candidates(reduction, options):
@@ -121,92 +113,66 @@ def _candidates(reduction, options):
     ]
 
 
-def create(system, options, num_classes, dtype, reduction=None, **fields):
-    """The model of `system`, or with another reduction of its method."""
-    return registry.create_model(
-        "vit_mini",
-        image_size=options.image_size,
-        num_classes=num_classes,
-        reduction=reduction or system.reduction,
-        stem=system.stem,
-        patch_size=options.patch,
-        embed_dim=options.width,
-        depth=options.depth,
-        num_heads=options.heads or max(1, options.width // HEAD_DIM),
-        dtype=dtype,
-        attention="xla",  # the same for every reduction
-        **fields,
-    )
+def config(
+    system: System, options: Options, num_classes: int, dtype: str
+) -> "ConfigDict":
+    """The config of a run of `system`, but for its data, seed, length and start."""
+    from ml_collections import ConfigDict
 
-
-def gmacs(system, options, num_classes, dtype, reduction=None):
-    """GMACs of one image, counted from the plan."""
-    model = create(system, options, num_classes, dtype, reduction)
-    return summary.model_macs(model, options.image_size) / 1e9
-
-
-def recipe(options, num_classes, seed) -> Recipe:
-    """Augmentation and targets; `seed` may be traced."""
-    crop = Crop(options.image_size, RECIPE["crop_area"], flip=True)
-    return Recipe(
-        seed=seed,
-        num_classes=num_classes,
-        label_smoothing=RECIPE["label_smoothing"],
-        augment=Augment(crop=crop),
-    )
-
-
-def adamw(system, options, steps):
-    """(rate, optimizer) of a run of `steps`, which may be traced.
-
-    The schedule takes the run for one epoch: so its length is no part of the program.
-    """
-    optim = OptimConfig(
-        epochs=1,
-        batch_size=REFERENCE_BATCH,  # the rate is not scaled
-        lr=options.peak_lr,
-        min_lr=RECIPE["min_lr"],
-        warmup_lr=RECIPE["warmup_lr"],
-        warmup_epochs=RECIPE["warmup_share"],
-        lr_offset=0,
-        weight_decay=RECIPE["weight_decay"],
-        betas=(0.9, 0.999),
-        eps=1e-8,
-        clip_grad_norm=RECIPE["clip_norm"],
-    )
-    return optimizer.create(optim, steps, system.method.param_groups)
-
-
-def steps(system, options, num_classes, model, teacher_model):
-    """Some training steps from resident images, in one program.
-
-    (state, index int32 [k, 1, m] of the images, run, data, teacher) -> (state, losses
-    [k]); run: seed and number of steps, data: `Resident.fields`.
-    """
-    loss = system.method.loss
-    terms = loss and functools.partial(loss, plan=model.plan)
-
-    def several(state, indices, run, data, teacher):
-        rate, adam = adamw(system, options, run["steps"])
-        one = functools.partial(
-            train_step,
-            teacher=teacher,
-            model=model,
-            optimizer=adam,
-            rate=rate,
-            recipe=recipe(options, num_classes, run["seed"]),
-            loss_terms=terms,
-            teacher_model=teacher_model,
+    made = _base(options, num_classes, dtype).copy_and_resolve_references()
+    made.model.stem = system.stem
+    fields = {f.name for f in dataclasses.fields(methods.create(**system.reduction))}
+    training = {"backbone_lr": RECIPE["backbone_lr"], "frozen_epochs": 0.0}
+    with made.unlocked():
+        made.reduction = ConfigDict(
+            system.reduction | {k: v for k, v in training.items() if k in fields}
         )
+    return made
 
-        def take(state, index):
-            batch = {name: values[index] for name, values in data.items()}
-            state, metrics = one(state, batch)
-            return state, metrics["loss"]
 
-        if len(indices) == 1:  # in a loop XLA's convolutions on CPUs are 7 times slower
-            state, loss = take(state, indices[0])
-            return state, loss[None]
-        return jax.lax.scan(take, state, indices)
+@functools.cache
+def _base(options, num_classes, dtype):
+    """What the configs of all systems have in common."""
+    made = package_config("base.py")
+    made.update_from_flattened_dict(
+        {
+            "image_size": options.image_size,
+            "num_classes": num_classes,
+            "model.name": "vit_mini",
+            "model.patch_size": options.patch,
+            "model.embed_dim": options.width,
+            "model.depth": options.depth,
+            "model.num_heads": options.heads or max(1, options.width // HEAD_DIM),
+            "model.drop_path_rate": 0.0,
+            "model.dtype": dtype,
+            "model.attention": "xla",  # the same for every reduction
+            "model.kernels": "plain",
+            "data.canvas": options.canvas,
+            "data.area": RECIPE["crop_area"],
+            "data.eval_crop": 1.0,
+            "data.eval_crop_mode": "squash",
+            "data.repeats": 1,
+            "augment.layers": 0,
+            "augment.erase_prob": 0.0,
+            "batch_size": options.train_batch_size,
+            "lr": options.peak_lr * REFERENCE_BATCH / options.train_batch_size,
+            "min_lr": RECIPE["min_lr"],
+            "warmup_lr": RECIPE["warmup_lr"],
+            "weight_decay": RECIPE["weight_decay"],
+            "clip_grad_norm": RECIPE["clip_norm"],
+            "label_smoothing": RECIPE["label_smoothing"],
+            "mixup": 0.0,
+            "cutmix": 0.0,
+            "ema_decay": 0.0,
+            "max_skipped_steps": 0,
+            "progress": False,  # a line an epoch
+            "pictures": 0,
+        }
+    )
+    return made
 
-    return several
+
+def gmacs(system: System, options: Options, num_classes: int, dtype: str) -> float:
+    """GMACs of one image, counted from the plan."""
+    model = from_config.model(config(system, options, num_classes, dtype))
+    return summary.model_macs(model, options.image_size) / 1e9
