@@ -160,12 +160,6 @@ class Context:
             pretrained, reduction, self.images, alteration, alter, prepare
         )
 
-    def evaluated(self, pretrained, reduction) -> bool:
-        """Whether `evaluate` has its result already."""
-        return self._setting("accuracy", pretrained, reduction, self.images) in (
-            self.cache
-        )
-
     def _evaluate(
         self, pretrained, reduction, images, alteration=None, alter=None, prepare=None
     ):

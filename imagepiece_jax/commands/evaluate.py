@@ -53,8 +53,8 @@ def main():
     # They import JAX: after the flags.
     from imagepiece_jax.common import parallel
     from imagepiece_jax.data import sources
-    from imagepiece_jax.evaluate import accuracy, sweep
-    from imagepiece_jax.inference import optimized_accuracy
+    from imagepiece_jax.evaluate import accuracy, statistics, sweep
+    from imagepiece_jax.inference import optimize
     from imagepiece_jax.pretrained import runs
     from imagepiece_jax.reduction import settings
     from imagepiece_jax.training.config import RunConfig
@@ -112,8 +112,25 @@ def main():
         return
     vit = weights.pretrained()
     if OPTIMIZED.value:
-        gelu = GELU.value
-        result = optimized_accuracy.compare(vit, batches, config, gelu)
+        program = optimize.optimize(
+            vit,
+            batch_size=config.eval_batch_size,
+            dtype=model.dtype.name,
+            gelu=GELU.value,
+            attention=config.model.attention,
+            kernels=config.model.kernels,
+            pixels=True,
+        )
+        result = accuracy.evaluate_program(vit, program, batches, config.seed)
+        for figures in result.values():
+            made = f"{figures['dtype']}, {figures['gelu']} GELU"
+            print(f"{made}: {accuracy.line(figures)}", flush=True)
+        names = ("difference", "difference_low", "difference_high")
+        change = statistics.Estimate(*(figures[name] for name in names))
+        print(
+            f"the program's cost: acc1 {statistics.format_difference(change, 2)} "
+            f"(points, 95 %, paired, {figures['images']} images)"
+        )
     else:
         step = accuracy.compiled(model, config.seed)
         found = accuracy.evaluate(step, parallel.replicate(vit.variables), batches())

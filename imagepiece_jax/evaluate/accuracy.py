@@ -13,8 +13,11 @@ import numpy as np
 import optax
 
 from imagepiece_jax.common import parallel, xla_options
+from imagepiece_jax.common.layout import ONE_DEVICE
 from imagepiece_jax.common.rng import Purpose, sample_keys
 from imagepiece_jax.data.normalize import normalize
+from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.pretrained.trained_model import Pretrained
 
 FIGURES = ("acc1", "acc5", "loss", "images", "throughput")
 
@@ -43,9 +46,14 @@ class EvalResult:
 
     def line(self, *more: str) -> str:
         """The numbers, and what `more` there is, as a line of text."""
-        parts = [f"acc1 {self.acc1:.2f} %", f"acc5 {self.acc5:.2f} %"]
-        parts += [f"loss {self.loss:.4f}", f"images {self.images}", *more]
-        return "  ".join([*parts, f"throughput {self.throughput:.1f} img/s"])
+        return line(self.figures, *more)
+
+
+def line(figures: Mapping[str, float], *more: str) -> str:
+    """The figures of an EvalResult, and what `more` there is, as a line of text."""
+    parts = [f"acc1 {figures['acc1']:.2f} %", f"acc5 {figures['acc5']:.2f} %"]
+    parts += [f"loss {figures['loss']:.4f}", f"images {figures['images']}", *more]
+    return "  ".join([*parts, f"throughput {figures['throughput']:.1f} img/s"])
 
 
 def correct_at(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
@@ -180,6 +188,43 @@ def evaluate_each(
         jax.block_until_ready([step(variables, batch) for variables in models])
     seconds = time.perf_counter() - began
     return [one.result(seen, seconds) for one in passes]
+
+
+def evaluate_program(
+    vit: Pretrained,
+    program,
+    batches: Callable[..., Iterable[Mapping[str, Any]]],
+    seed: int = 0,
+) -> dict[str, dict[str, Any]]:
+    """Accuracy of a program that `inference.optimize` made, beside that of its model.
+
+    Args:
+        vit: the model, evaluated in float32 at highest precision with XLA's attention.
+        program: made of it for pixels, on the first device.
+        batches: makes those of a split, of `batch_size` and `placement`.
+        seed: of reducers that draw.
+
+    Returns:
+        Figures of both by name, "reference" and "optimized"; the program's have the
+        paired difference of acc1 to the reference, in points, and its interval.
+    """
+    exact = vit.model.clone(dtype=jnp.dtype("float32"), backend="xla")
+    step = compiled(exact, seed, precision="highest")
+    before = evaluate(step, parallel.replicate(vit.variables), batches())
+    whole = batches(batch_size=program.batch_size, placement=ONE_DEVICE)
+    after = evaluate(of_program(program), None, whole)
+    change = statistics.paired_difference(after.each["right"], before.each["right"])
+    return {
+        "reference": before.figures | {"dtype": "float32", "gelu": vit.model.arch.gelu},
+        "optimized": after.figures
+        | {
+            "dtype": program.model.dtype.name,
+            "gelu": program.model.arch.gelu,
+            "difference": change.value,
+            "difference_low": change.low,
+            "difference_high": change.high,
+        },
+    }
 
 
 class _Pass:
