@@ -214,17 +214,17 @@ class Run:
         workdir = pathlib.Path(workdir)
         with contextlib.ExitStack() as stack:
             with parallel.shared_errors():
-                from_config.check(config)
+                # What the config asks for.
+                settings = RunConfig.read(config)
+                method = from_config.method(config)
                 notes = initial_weights.settle_normalization(config, workdir)
                 model = from_config.model(config, axis_name=parallel.AXIS)
                 dense = from_config.dense(config)
-                settings = RunConfig.read(config)
                 Recipe.of(settings, model)  # for its own mistakes
                 data = Data(settings)
                 length = settings.length(len(data.train))
-                groups = from_config.method(config).param_groups
                 rate, transformation = optimizer.create(
-                    settings.optim, length.steps_per_epoch, groups
+                    settings.optim, length.steps_per_epoch, method.param_groups
                 )
                 for line in notes:
                     say(f"note: {line}")
@@ -234,6 +234,7 @@ class Run:
                     {"--dry_run": dry_run, **shared_settings(fields, model, data)}
                 )
 
+                # What the workdir holds, and the state to start from.
                 run_dir.check_config(workdir, fields)
                 checkpoints = Checkpoints(workdir, config.keep_every_steps)
                 newest = parallel.from_main(checkpoints.latest_step)
@@ -256,6 +257,7 @@ class Run:
                 else:
                     state = jax.jit(new_state)(initial_weights.initial(config, model))
 
+                # Nothing has been written so far.
                 lock = None
                 if not dry_run:
                     if parallel.is_main():
