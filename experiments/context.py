@@ -195,7 +195,7 @@ class Context:
             while len(self.programs) >= MAX_PROGRAMS:
                 self.programs.pop(next(iter(self.programs)))
             model = pretrained.model(reduction)
-            self.programs[key] = accuracy.compiled(model, alter=alter)
+            self.programs[key] = accuracy.model_step(model, alter=alter)
         return self.programs[key]
 
     def analyze(self, kind, pretrained, reduction, measure, model, summarize) -> dict:
@@ -208,7 +208,7 @@ class Context:
 
         def found():
             variables, _ = pretrained.variables(pretrained.model(reduction))
-            step = accuracy.compiled(model, measure=measure)
+            step = accuracy.model_step(model, measure=measure)
             batches = self.images.batches()
             arrays = accuracy.evaluate(
                 step, parallel.replicate(variables), batches

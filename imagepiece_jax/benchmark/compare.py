@@ -94,7 +94,7 @@ class Checkpoint:
 
     def _evaluate(self, reduction):
         vit = self.weights.pretrained(reduction)
-        step = accuracy.compiled(vit.model, self.weights.seed)
+        step = accuracy.model_step(vit.model, self.weights.seed)
         variables = parallel.replicate(vit.variables)
         result = accuracy.evaluate(step, variables, self.batches())
         right = result.each["right"]

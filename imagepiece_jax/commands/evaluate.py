@@ -132,7 +132,7 @@ def main():
             f"(points, 95 %, paired, {figures['images']} images)"
         )
     else:
-        step = accuracy.compiled(model, config.seed)
+        step = accuracy.model_step(model, config.seed)
         found = accuracy.evaluate(step, parallel.replicate(vit.variables), batches())
         print(found.line(*how, f"gmacs {weights.gmacs():.3f}"))
         result = found.figures

@@ -114,7 +114,7 @@ def _sums(each, mask):
     }
 
 
-def compiled(
+def model_step(
     model,
     seed: int = 0,
     precision: str | None = None,
@@ -134,8 +134,8 @@ def compiled(
     return parallel.pmap(step, program="evaluation")
 
 
-def of_program(program: Callable[[np.ndarray], jax.Array]):
-    """A step as from `compiled`, of a function of pixels: (anything, batch).
+def program_step(program: Callable[[np.ndarray], jax.Array]):
+    """A step as from `model_step`, of a function of pixels: (anything, batch).
 
     `program`: uint8 [m, S, S, 3] -> logits, on one device; it has its own weights.
     """
@@ -156,9 +156,10 @@ def of_program(program: Callable[[np.ndarray], jax.Array]):
 def evaluate(step, variables, batches: Iterable[Mapping[str, Any]]) -> EvalResult:
     """The result of one pass over `batches`.
 
-    `step` is from `compiled` or `of_program`, `variables` replicated. The rate includes
-    reading and decoding; the first batch, which may compile, is left out. A set of one
-    batch goes through the model once more: its rate is that of the model alone.
+    `step` is from `model_step` or `program_step`, `variables` replicated. The rate
+    includes reading and decoding; the first batch, which may compile, is left out. A
+    set of one batch goes through the model once more: its rate is that of the model
+    alone.
     """
     return evaluate_each(step, [variables], batches)[0]
 
@@ -209,10 +210,10 @@ def evaluate_program(
         paired difference of acc1 to the reference, in points, and its interval.
     """
     exact = vit.model.clone(dtype=jnp.dtype("float32"), backend="xla")
-    step = compiled(exact, seed, precision="highest")
+    step = model_step(exact, seed, precision="highest")
     before = evaluate(step, parallel.replicate(vit.variables), batches())
     whole = batches(batch_size=program.batch_size, placement=ONE_DEVICE)
-    after = evaluate(of_program(program), None, whole)
+    after = evaluate(program_step(program), None, whole)
     change = statistics.paired_difference(after.each["right"], before.each["right"])
     return {
         "reference": before.figures | {"dtype": "float32", "gelu": vit.model.arch.gelu},

@@ -67,7 +67,7 @@ def run(
 
 def _measure(vit, seed, batches):
     """(row of figures, whether each image was classified right: [images] bool)."""
-    step = accuracy.compiled(vit.model, seed)
+    step = accuracy.model_step(vit.model, seed)
     variables = parallel.replicate(vit.variables)
     result = accuracy.evaluate(step, variables, batches)
     right = result.each["right"]

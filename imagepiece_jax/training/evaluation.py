@@ -33,7 +33,7 @@ class Evaluation:
 
     def __init__(self, run, reader, log, request):
         self._run, self._reader, self._log, self._request = run, reader, log, request
-        self._program = accuracy.compiled(run.model, run.config.seed)
+        self._program = accuracy.model_step(run.model, run.config.seed)
         self._program.compile(run.state.variables, run.data.evaluation.empty())
         self._samples = SampleImages(
             run.config,
@@ -45,7 +45,7 @@ class Evaluation:
 
     def of_dense(self, variables):
         """Log the accuracy of the dense model that the run starts from."""
-        program = accuracy.compiled(self._run.dense, self._run.config.seed)
+        program = accuracy.model_step(self._run.dense, self._run.config.seed)
         (figures,) = self._accuracy(program, [parallel.replicate(variables)])
         what = "the dense model as given has test accuracy"
         self._log.evaluation("init", 0, figures, what)

@@ -75,7 +75,7 @@ def batch(rows, labels, mask=None):
 
 def run(table, batches):
     variables = parallel.replicate({"scale": np.float32(1)})
-    step = accuracy.compiled(Lookup(table))
+    step = accuracy.model_step(Lookup(table))
     return accuracy.evaluate(step, variables, iter(batches))
 
 
@@ -127,7 +127,7 @@ def random_pass(model, images, order, batch_size):
     for part in np.reshape(order, (-1, batch_size)):
         one = batch([0] * batch_size, part % tiny.CLASSES)
         batches.append(one | {"image": images[part][None], "index": part[None]})
-    return accuracy.evaluate(accuracy.compiled(model, seed=3), variables, batches)
+    return accuracy.evaluate(accuracy.model_step(model, seed=3), variables, batches)
 
 
 def test_draws_of_an_image_depend_on_its_index_not_on_its_batch():
@@ -151,7 +151,7 @@ def test_a_step_may_alter_images_and_measure_more():
     def measure(outputs, batch):
         return {"largest": outputs.logits.argmax(-1), "image": batch["image"][:, 0]}
 
-    step = accuracy.compiled(Lookup(TABLE), measure=measure, alter=alter)
+    step = accuracy.model_step(Lookup(TABLE), measure=measure, alter=alter)
     variables = parallel.replicate({"scale": np.float32(1)})
     result = accuracy.evaluate(step, variables, [batch([0, 1, 0], [6, 6, 0])])
     assert result.each["largest"].tolist() == [6, 6, 6]
@@ -185,7 +185,7 @@ def test_throughput_leaves_the_first_batch_out(monkeypatch):
 def test_throughput_of_a_single_batch_is_without_its_compile():
     """The first call takes a second, as if it compiled; the images count once."""
     variables = parallel.replicate({"scale": np.float32(1)})
-    compiled, calls = accuracy.compiled(Lookup(TABLE)), []
+    compiled, calls = accuracy.model_step(Lookup(TABLE)), []
 
     def step(*args):
         calls.append(args)
@@ -201,7 +201,7 @@ def test_throughput_of_a_single_batch_is_without_its_compile():
 def test_several_sets_of_variables_share_one_pass():
     """Each gets its own result; every batch is read once. Scale -1 turns ranks over."""
     batches = [batch([0, 1, 1], [0, 6, 0]), batch([1, 0], [0, 0])]
-    step = accuracy.compiled(Lookup(TABLE))
+    step = accuracy.model_step(Lookup(TABLE))
     models = [parallel.replicate({"scale": np.float32(s)}) for s in (1, -1)]
     each = accuracy.evaluate_each(step, models, iter(batches))
     alone = [accuracy.evaluate(step, model, iter(batches)) for model in models]
@@ -213,4 +213,4 @@ def test_several_sets_of_variables_share_one_pass():
 def test_a_dtype_that_cpus_cannot_compute_in_is_refused():
     model = tiny.model(dtype="float16")
     with pytest.raises(InputError, match="dtype is 'float16', in which CPUs compute"):
-        accuracy.compiled(model)
+        accuracy.model_step(model)

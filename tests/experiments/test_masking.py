@@ -96,7 +96,7 @@ def test_accuracy_falls_with_every_mask_of_a_model_that_counts_pixels(tmp_path):
         "mask": np.ones((1, 6), np.float32),
         "index": index.astype(np.int32),
     }
-    step = accuracy.compiled(Brightness(), alter=cover)
+    step = accuracy.model_step(Brightness(), alter=cover)
     variables, found = parallel.replicate({}), []
     for count in (0, *MASKS):
         corners = corners_of(index, count, 0, 224)
