@@ -347,10 +347,10 @@ class Run:
                 step = self.step + 1
                 if step == first or self._changes_program(step):
                     if step > first:
+                        log.compiles(step)
                         save()  # a signal during the compile ends the process
                         checkpoints.wait()
-                        log.compiles(step)
-                        program = None
+                        program = None  # unloaded
                         parallel.forget_programs()
                     with request.ending_at_once():
                         program = self.compiled_step(self._epoch(step))
