@@ -310,30 +310,27 @@ def _present(context, config, dense, found):
     result = {"images": len(context.images), "dense": accuracy._asdict()}
     result |= {"dense_gmacs": dense["gmacs"], "adapted": figures}
     replace_file(context.out / "adapt.json", json.dumps(result, indent=2) + "\n")
-    own = f"Dense, as given: {statistics.format_estimate(accuracy)} %"
     title = "a checkpoint adapted to reductions, each image tested by a fold's model"
-    parts = render.table(HEAD, rows), _notes(context, config, own, found)
+    parts = render.table(HEAD, rows), _facts(context, config, accuracy, found)
     render.page(context, "adapt", title, *parts)
 
 
-def _notes(context, config, dense, found):
-    """How the figures came to be, and what their intervals leave out."""
-    count, images = len(found[0].folds), len(context.images)
-    steps = RunConfig.read(config).length(images - len(found[0].folds[0])).steps
-    distill, how = DistillConfig.read(config), "labels alone"
+def _facts(context, config, dense, found):
+    """How the figures came to be."""
+    folds, images = len(found[0].folds), len(context.images)
+    length = RunConfig.read(config).length(images - len(found[0].folds[0]))
+    distill, learned = DistillConfig.read(config), "labels"
     if distill.active:
         soft = f" at temperature {distill.temperature:g}" * (distill.kind == "soft")
-        how = f"the teacher's {distill.kind} answers{soft}, weight {distill.weight:g}"
-        how += ", labels unread" * distill.unlabeled
-    return " ".join(
-        (
-            render.images_note(context),
-            f"{dense} ({context.pretrained.gmacs():.3f} GMACs).",
-            f"{count} folds: each model learned from all others ({steps} steps, "
-            f"{config.epochs} epochs of batches of {config.batch_size}) by {how}, and "
-            "answers for its own fold alone.",
-            "The unadapted model is the checkpoint with the same reduction. Intervals "
-            "of differences are Student's, over the folds, each of which has images, a "
-            "training set and a seed of its own.",
-        )
-    )
+        learned = f"{distill.kind} answers{soft}, weight {distill.weight:g}"
+        learned += ", labels unread" * distill.unlabeled
+    rows = {
+        "dense, as given, acc1, %": statistics.format_estimate(dense),
+        "dense, GMACs": f"{context.pretrained.gmacs():.3f}",
+        "folds, each answered by what learned from the others": folds,
+        "intervals of differences": "Student's over the folds",
+        "learned from": learned,
+        "training": f"{config.epochs} epochs, {length.steps} steps of "
+        f"{config.batch_size} images, a seed for each fold",
+    }
+    return render.facts(context, rows)

@@ -16,7 +16,6 @@ REDUCTION = {"name": "imagepiece"}
 ROWS = (tables.TOME, tables.IMAGEPIECE, tables.IMAGEPIECE_PATCH)
 STEMS = {stem: Row(f"{stem} stem", REDUCTION, stem) for stem in ("patch", "conv")}
 LOWEST = 0.01  # share of the images: the paper shows the mean of 500 of 50,000
-FEW_IMAGES = 10
 ENDS = ("first", "last")
 KINDS = {"src": False, "both": True}  # are tokens that others merge into counted, too?
 STEM_FIGURES = {
@@ -54,8 +53,8 @@ def reassess(context):
         [*head, "counts as attentive if", "%, by (a) everywhere"], lines
     )
     title = "merged tokens judged again"
-    stem = f"Stem: {pretrained.stem}."
-    render.page(context, "reassess", title, text, _note(context, after=stem))
+    facts = render.facts(context, {"stem": pretrained.stem})
+    render.page(context, "reassess", title, text, facts)
 
 
 def attentive_ratios(context, pretrained, reduction):
@@ -128,14 +127,10 @@ def similarity(context):
     head += [f"{at} merge, lowest 1 %" for at in ENDS] + ["last - first"]
     head += [f"{at} merge, all images" for at in ENDS]
     count = lowest_count(len(context.images))
-    note = (
-        f"The lowest 1 % are {count} of {len(context.images)} images, chosen anew for "
-        f"each figure (published: 500 of 50,000). {_note(context)}"
-    )
-    if count < FEW_IMAGES:
-        note += f" Of {count} image{'s' * (count > 1)} an interval means little."
+    chosen = f"{count} of {len(context.images)} images, anew for each figure"
+    facts = render.facts(context, {"lowest 1 % (published: 500 of 50,000)": chosen})
     title = "likeness of merged pairs"
-    render.page(context, "similarity", title, render.table(head, lines), note)
+    render.page(context, "similarity", title, render.table(head, lines), facts)
 
 
 def first_and_last(context, pretrained, reduction):
@@ -210,11 +205,11 @@ def overlap(context):
     head = ["model", "merged are", *(f"top {k} %" for k in published.OVERLAP_K)]
     note = (
         "src: the tokens that leave; both: and those they are merged into. ImagePiece "
-        "merges among the least attended 30 %, so its zeros are by construction. "
-        f"{_note(context)}"
+        "merges among the least attended 30 %, so its zeros are by construction."
     )
     title = "merged tokens among the most attended, %"
-    render.page(context, "overlap", title, render.table(head, lines), note)
+    parts = render.table(head, lines), note, render.facts(context)
+    render.page(context, "overlap", title, *parts)
 
 
 def attended_shares(context, pretrained, reduction):
@@ -259,12 +254,12 @@ def lcb_similarity(context):
             cells = [format_estimate(estimate(found[name]), 3) for name in STEM_FIGURES]
             lines.append([*line, pretrained.seed, *cells])
     head = ["model", f"DeiT-S, lowest 1 % ({published.LABEL})", "seed"]
-    note = f"Of ImagePiece's first merge. {_note(context)}"
+    note = {"merge": "ImagePiece's first"}
     if context.models.trains:
-        note += " Here the convolutional stem is fresh, and has learned little."
+        note["convolutional stem"] = "fresh, and has learned little"
     text = render.table([*head, *STEM_FIGURES.values()], lines)
     title = "likeness of candidates by stem"
-    render.page(context, "lcb-similarity", title, text, note)
+    render.page(context, "lcb-similarity", title, text, render.facts(context, note))
 
 
 def first_merge(context, pretrained, reduction):
@@ -300,8 +295,3 @@ def first_pairs(model, width):
         return found
 
     return measure, summarize
-
-
-def _note(context, after=""):
-    parts = [render.models_note(context), after, render.images_note(context)]
-    return " ".join(filter(None, parts))

@@ -177,7 +177,6 @@ class Context:
                 "acc1": found.acc1,
                 "acc5": found.acc5,
                 "loss": found.loss,
-                "probability": float(found.each["probability"].mean()),
                 "images": found.images,
                 "untrained_selectors": untrained,
                 **plan_facts(model, pretrained.image_size),

@@ -48,10 +48,8 @@ def hyperspeed(context):
         path = context.out / "hyperspeed_speed.png"
         render.curves(path, "times as fast as dense", "accuracy, %", by_speed)
         parts.append(_areas(curves, "ratio", "times as fast as dense"))
-    notes = [render.images_note(context), render.models_note(context)]
-    notes += [render.speed_note(context), "No rate was trained for."]
     parts.append(_at_published_speed(curves, base, context.settings.speed))
-    parts += [_printed(), " ".join(filter(None, notes))]
+    parts += [_printed(), render.facts(context, {"trained for these rates": "none"})]
     render.page(context, "hyperspeed", "accuracy against speed", *parts)
 
 

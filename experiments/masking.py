@@ -48,11 +48,6 @@ def masking(context):
     lines = []
     for row in ROWS:
         lines += _lines(row, found.get(row), found.get(DENSE))
-    note = (
-        f"Squares of {SIDE} pixels, filled with {fill}, "
-        f"{'on different patches' if grid else 'anywhere'}; {len(SEEDS)} mask seeds, "
-        "whose spread is in the intervals."
-    )
     path = context.out / "masking.png"
     series = {
         row.name: [
@@ -61,9 +56,11 @@ def masking(context):
         for row, rights in found.items()
     }
     render.curves(path, "masks of 16 x 16 pixels", "accuracy, %", series)
-    notes = f"{render.images_note(context)} {render.models_note(context)}"
     title = "accuracy behind random masks"
-    render.page(context, "masking", title, render.table(head, lines), note, notes)
+    squares = f"{SIDE} pixels, {fill}, {'on different patches' if grid else 'anywhere'}"
+    notes = {"squares": squares, "mask seeds, in the intervals": len(SEEDS)}
+    page = render.table(head, lines), render.facts(context, notes)
+    render.page(context, "masking", title, *page)
 
 
 def _lines(row, rights, dense):

@@ -1,7 +1,8 @@
 """Pages of Markdown, their notes, and plots of curves with bands of their intervals."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from imagepiece_jax.benchmark import device
 from imagepiece_jax.common import plotting, tables
@@ -25,36 +26,26 @@ def page(context, name: str, title: str, *parts: str):
     print(text, flush=True)
 
 
-def images_note(context) -> str:
-    """On which images, as a sentence."""
-    images = context.images
-    return (
-        f"{len(images)} images of {short_name(images.name)}, {images.image_size} "
-        "pixels a side; brackets are 95 % intervals."
-    )
+LEGEND = (
+    "Brackets are 95 % intervals. Published figures are of trained models on "
+    "ImageNet's validation set: to be read, not to be compared with."
+)
 
 
-def models_note(context) -> str:
-    """How the models came to be, and what their figures may be compared with."""
-    note = context.models.note
-    if context.images.name != "imagenet2012":
-        note += (
-            " Other images than ImageNet's validation set: published figures are there "
-            "to be read, not to be compared with."
+def facts(context, more: Mapping[str, Any] | None = None) -> str:
+    """What the figures of a page are of, as a table; `more` of its rows, by name."""
+    images, settings = context.images, context.settings
+    rows = {
+        "images": f"{len(images)} of {short_name(images.name)}",
+        "pixels a side": images.image_size,
+        "models": context.models.note,
+    }
+    if settings.speed:
+        rows["speeds"] = (
+            f"{device.name()}, batches of {settings.speed_batch_size}, in turns with "
+            f"the dense model, {settings.repeats} repeats of {settings.seconds:g} s"
         )
-    return note
-
-
-def speed_note(context) -> str:
-    """How speeds were measured; empty where they were not."""
-    if not context.settings.speed:
-        return ""
-    settings = context.settings
-    return (
-        f"Speeds: {device.name()}, batches of {settings.speed_batch_size}, against the "
-        f"dense model in turns, median of {settings.repeats} repeats of "
-        f"{settings.seconds:g} s or more after {settings.warmup} calls."
-    )
+    return f"{LEGEND}\n\n" + table(["", ""], (rows | dict(more or {})).items())
 
 
 def speed_cell(speed: dict | None) -> str:

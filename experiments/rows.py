@@ -31,6 +31,7 @@ class Row:
 
 
 DENSE = Row("DeiT", settings.DENSE)
+UNTRAINED = "keep tokens by fresh weights: their rows say what the counts cost"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +128,7 @@ def table(rows, found, printed, whose) -> str:
     """The Markdown table of `rows`; `printed` maps a row's name to (acc1, img/s).
 
     `whose` figures those are, as the heading says; they may have no speeds. Rows
-    without a model and a printed figure are left out (see `notes`).
+    without a model and a printed figure are left out (see `facts`).
     """
     dense = found[DENSE.name]
     label = f"{whose}, {published.LABEL}"
@@ -187,18 +188,17 @@ def _cells(measured, dense, several):
     return [*cells, measured.facts["tokens"], f"{gmacs:.3f}", ratio, speed]
 
 
-def notes(context: Context, found: dict[str, Measured | None]) -> str:
-    """What the figures of a table are, and are not: a paragraph."""
-    parts = [render.images_note(context), render.models_note(context)]
+def facts(context: Context, found: dict[str, Measured | None]) -> str:
+    """What the figures of a table are of, and what it lacks."""
     lacking = [name for name, measured in found.items() if measured is None]
-    if lacking:
-        parts.append(f"There is no model here of: {'; '.join(lacking)}.")
-    if any(m is not None and m.facts["untrained_selectors"] for m in found.values()):
-        parts.append(
-            "Untrained selectors keep tokens by fresh weights: their rows say what "
-            "the counts cost, nothing of the method."
-        )
-    return " ".join(filter(None, [*parts, render.speed_note(context)]))
+    untrained = any(
+        m is not None and m.facts["untrained_selectors"] for m in found.values()
+    )
+    more = {
+        "no model of": "; ".join(lacking),
+        "untrained selectors": UNTRAINED * untrained,
+    }
+    return render.facts(context, {k: v for k, v in more.items() if v})
 
 
 def present(
@@ -220,7 +220,7 @@ def present(
     found = measure(context, rows, matched, stems)
     parts = [part(found) for part in more]
     text = table(rows, found, *printed_for(found, sizes))
-    render.page(context, name, title, text, notes(context, found), *parts)
+    render.page(context, name, title, text, facts(context, found), *parts)
 
 
 def printed_for(found, sizes):

@@ -8,7 +8,7 @@ import functools
 
 from experiments import published, render
 from experiments.context import OffTheShelf
-from experiments.rows import DENSE, Row, measure, notes, present, table
+from experiments.rows import DENSE, Row, facts, measure, present, table
 from imagepiece_jax.benchmark import match_cost
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.models import registry
@@ -76,22 +76,20 @@ def table2(context):
 
 
 def _clustering(context, found):
-    """A sentence on the time of Token Pooling's loop, which MACs do not count.
+    """Table of the time of Token Pooling's loop, which MACs do not count.
 
-    It is timed beside DynamicViT, whose blocks have the same token counts.
+    It is timed beside DynamicViT, whose blocks have the same token counts, and whose
+    selectors are small.
     """
     pooling = found[POOLING.name]
     if pooling is None or pooling.speed is None:
         return ""
-    rate = pooling.reduction["keep_rate"]
-    same = {"name": "dynamicvit", "keep_rate": rate}
+    same = {"name": "dynamicvit", "keep_rate": pooling.reduction["keep_rate"]}
     other = context.speed(pooling.pretrained, same)
-    ours, theirs = pooling.speed["ms"], other["ms"]
-    return (
-        f"Clustering: a batch takes {ours:.1f} ms with Token Pooling and {theirs:.1f} "
-        f"ms with DynamicViT at the same counts (keep {rate}), whose selectors are "
-        f"small, so clustering takes about {ours - theirs:.1f} ms."
-    )
+    times = pooling.speed["ms"], other["ms"], pooling.speed["ms"] - other["ms"]
+    head = ["ms a batch at equal counts", "Token Pooling", "DynamicViT", "clustering"]
+    row = [f"keep {same['keep_rate']}", *(f"{ms:.1f}" for ms in times)]
+    return render.table(head, [row])
 
 
 def table3(context):
@@ -312,7 +310,7 @@ def evit_table(context):
     found = measure(context, EVIT_TABLE, matched=False)
     text = table(EVIT_TABLE, found, printed, "DeiT-S, EViT's authors")
     title = "EViT by keep rate"
-    render.page(context, "evit-table", title, text, notes(context, found))
+    render.page(context, "evit-table", title, text, facts(context, found))
 
 
 TOME_RATES = (0, 4, 8, 10, 13, 16, 20, 25)
@@ -342,13 +340,13 @@ def tome_offtheshelf(context):
         )
     head = ["r", render.TOKENS_LEFT, "GMACs", "acc1, %", "to r = 0, points (paired)"]
     text = render.table([*head, "x dense, measured"], lines)
-    about = render.images_note, render.models_note, render.speed_note
-    note = " ".join(filter(None, (said(context) for said in about)))
     printed = _printed_by_tome(pretrained)
     path = context.out / "tome-offtheshelf.png"
     render.curves(path, "GMACs an image", "accuracy, %", {"ToMe": curve})
     title = "ToMe without training, by r"
-    render.page(context, "tome-offtheshelf", title, text, printed, note)
+    render.page(
+        context, "tome-offtheshelf", title, text, printed, render.facts(context)
+    )
 
 
 def tome_by(r: int) -> dict:

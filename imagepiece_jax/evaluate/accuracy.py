@@ -29,7 +29,7 @@ class EvalResult:
     acc1, acc5: percent; loss: mean cross-entropy; throughput: images a second; each:
     arrays with a row for every image that was read by this process, in the order of the
     split: index (its place there), right and right5 (the label is the first, among the
-    first five), loss, probability (of the label), and what the step measures beside.
+    first five), loss, and what the step measures beside.
     """
 
     acc1: float
@@ -99,7 +99,6 @@ def _score(logits, label):
         "right": correct_at(logits, label, 1),
         "right5": correct_at(logits, label, min(5, logits.shape[-1])),
         "loss": loss,
-        "probability": jnp.exp(-loss),
     }
 
 

@@ -56,7 +56,6 @@ def test_figures_are_those_of_plain_numpy(context, pretrained):
     among = (order[:, :5] == label[:, None]).any(axis=1)
     assert found["acc5"] == pytest.approx(100 * among.mean())
     assert found["loss"] == pytest.approx(-np.log(chance).mean(), rel=1e-5)
-    assert found["probability"] == pytest.approx(chance.mean(), rel=1e-5)
 
 
 def test_merging_nothing_is_the_dense_model(context, pretrained):
@@ -229,10 +228,10 @@ def test_a_table_measures_what_it_can_and_leaves_the_rest_blank(context):
         ROWS[1:2], found | {"ToMe": fitted}, {"ToMe": (79.36, None)}, ""
     )
     assert "ImagePiece" not in rows.table(ROWS, found, {}, "")
-    notes = rows.notes(context, found)
-    assert "There is no model here of: ImagePiece." in notes
-    assert "One checkpoint for all rows" in notes and "24 images of digits" in notes
-    assert "not to be compared" in notes
+    notes = rows.facts(context, found)
+    assert "| no model of | ImagePiece |" in notes and "| 24 of digits |" in notes
+    assert "One checkpoint for all rows" in notes
+    assert "not to be compared with" in notes
 
 
 def test_published_figures_of_another_size_are_labeled(context):
@@ -251,7 +250,7 @@ def test_untrained_selectors_are_labeled(context):
     row = Row("DynamicViT", {"name": "dynamicvit", "blocks": (1,)})
     found = rows.measure(context, (row,))
     assert "off-the-shelf, untrained selectors" in rows.table((row,), found, {}, "")
-    assert "Untrained selectors" in rows.notes(context, found)
+    assert "untrained selectors" in rows.facts(context, found)
 
 
 def test_no_model_at_all_is_a_mistake(context, pretrained):

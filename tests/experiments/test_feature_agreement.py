@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments import feature_agreement as agreement
+from experiments import patch_features as agreement
 
 
 def test_cosines_of_all_pairs():
