@@ -171,7 +171,7 @@ class _Processes:
         payload = pickle.dumps(work)  # once, in memory that all of them read
         size = slots * max_bytes + len(payload)
         _check_space(size)
-        self._found, self._workers = {}, []
+        self._arrived, self._workers = {}, []
         # Without a name nothing is left of it, even if all processes are killed.
         with tempfile.TemporaryFile(dir=SHARED if os.path.isdir(SHARED) else None) as f:
             f.truncate(size)
@@ -191,13 +191,13 @@ class _Processes:
 
     def result(self, number):
         worker = self._workers[number % len(self._workers)]
-        while number not in self._found:
+        while number not in self._arrived:
             try:
                 other, shape, result = pickle.load(worker.results)
             except (EOFError, OSError, pickle.UnpicklingError):
                 raise worker.death() from None
-            self._found[other] = shape, result
-        shape, result = self._found.pop(number)
+            self._arrived[other] = shape, result
+        shape, result = self._arrived.pop(number)
         if shape is None:
             raise result
         offset = number % self._slots * self._max_bytes
