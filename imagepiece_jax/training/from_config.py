@@ -52,8 +52,8 @@ def _create(config, reduction, **options):
 
 def method(config):
     """The Method that `config.reduction` names."""
-    own, _ = settings.split(config.reduction.to_dict())
-    return methods.create(**own)
+    fields, _ = settings.split(config.reduction.to_dict())
+    return methods.create(**fields)
 
 
 def step(config, model, optimizer, rate, teacher_model=None):

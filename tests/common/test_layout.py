@@ -2,7 +2,8 @@
 
 import pytest
 
-from imagepiece_jax.common.layout import device_samples
+from imagepiece_jax.common.layout import Placement, device_samples
+from imagepiece_jax.errors import InputError
 
 
 @pytest.mark.parametrize("samples, devices", [(12, 3), (12, 4), (9, 3), (4, 4), (5, 1)])
@@ -17,3 +18,18 @@ def test_mixup_partners_are_in_mirrored_places(samples, devices):
         partner = (devices - 1 - d if middle else d, m - 1 - k)
         assert places[samples - 1 - sample] == partner
     assert devices > 1 or held.tolist() == [list(range(samples))]
+
+
+def test_placement_splits_micro_batches_by_pairs():
+    # 2 hosts of 2 devices, 2 accumulation steps, 16 images: m = 2
+    first = Placement(0, 2, 2, 2).positions(16)
+    second = Placement(1, 2, 2, 2).positions(16)
+    assert first.tolist() == [[[0, 7], [8, 15]], [[1, 6], [9, 14]]]
+    assert second.tolist() == [[[2, 5], [10, 13]], [[3, 4], [11, 12]]]
+
+
+@pytest.mark.parametrize("batch_size", [12, 0, -8])
+def test_batches_that_do_not_split_evenly_are_refused(batch_size):
+    message = f"config.batch_size is {batch_size}: .* accumulation steps = 4 . 2"
+    with pytest.raises(InputError, match=message):
+        Placement(0, 2, 2, 2).positions(batch_size)

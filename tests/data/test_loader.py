@@ -36,21 +36,6 @@ def evaluate(source, placement=ONE_DEVICE, size=8, **options):
     return list(eval_batches(source, transform, **options))
 
 
-def test_placement_splits_micro_batches_by_pairs():
-    # 2 hosts of 2 devices, 2 accumulation steps, 16 images: m = 2
-    first = Placement(0, 2, 2, 2).positions(16)
-    second = Placement(1, 2, 2, 2).positions(16)
-    assert first.tolist() == [[[0, 7], [8, 15]], [[1, 6], [9, 14]]]
-    assert second.tolist() == [[[2, 5], [10, 13]], [[3, 4], [11, 12]]]
-
-
-@pytest.mark.parametrize("batch_size", [12, 0, -8])
-def test_batches_that_do_not_split_evenly_are_refused(batch_size):
-    message = f"config.batch_size is {batch_size}: .* accumulation steps = 4 . 2"
-    with pytest.raises(InputError, match=message):
-        Placement(0, 2, 2, 2).positions(batch_size)
-
-
 def test_epoch_order_is_a_permutation_of_its_own():
     orders = [loader.epoch_order(s, e, 50) for s in (0, 1) for e in (0, 1, 2)]
     for order in orders:
