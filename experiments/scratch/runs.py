@@ -24,7 +24,7 @@ from experiments.scratch.options import SYSTEMS, Options
 from experiments.settings import TableSettings
 from imagepiece_jax.benchmark import device
 from imagepiece_jax.benchmark.cache import ResultCache
-from imagepiece_jax.common import xla_options
+from imagepiece_jax.common import parallel, xla_options
 from imagepiece_jax.common.files import (
     check_writable,
     git_revision,
@@ -36,6 +36,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import summary
 from imagepiece_jax.pretrained.load import for_analysis
 from imagepiece_jax.training import from_config
+from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.logging import read_metrics
 from imagepiece_jax.training.trainer import train_and_evaluate
 
@@ -117,7 +118,7 @@ def _train(options, data, settings, made, folder, cache, began):
         config.data.name, config.data.workers = data, settings.readers
         config.data.threads = 2 if settings.readers else 0
         from_config.check(config)
-        from_config.placement(config)
+        RunConfig.read(config).check_batches(parallel.placement())
     written = {one["name"]: one for one in made.get("systems", [])}
     written |= {
         name: _facts(one, configs[name], options) for name, one in compared.items()
