@@ -101,12 +101,25 @@ def format_table(rows):
 
 def shapes(model, image_size):
     """Variables of `model` as shapes and types, without computing anything."""
+    model = model.clone(axis_name=None)
     steps = [layer.step for layer in model.plan if layer.step]
-    if not any(isinstance(step.reducer, nn.Module) for step in steps):
-        # All reductions have those of the dense model, which is traced once.
-        model = model.clone(plan=(LayerPlan(0, 0),) * len(model.plan))
-    found = _shapes(model.clone(axis_name=None), image_size)
-    return jax.tree.map(lambda x: x, found)  # dicts of the caller's own
+    if any(isinstance(step.reducer, nn.Module) for step in steps):
+        return jax.tree.map(lambda x: x, _shapes(model, image_size))
+    # Reductions have no variables, and all blocks have the same: one is traced.
+    one = _shapes(model.clone(plan=(LayerPlan(0, 0),)), image_size)
+    return {
+        collection: {
+            new: jax.tree.map(lambda x: x, values[name])
+            for name in values
+            for new in _names(name, len(model.plan))
+        }
+        for collection, values in one.items()
+    }
+
+
+def _names(name, depth):
+    """Those of all blocks for that of the first, others as they are."""
+    return [f"blocks_{i}" for i in range(depth)] if name == "blocks_0" else [name]
 
 
 def check_variables(model, variables, image_size):

@@ -8,6 +8,7 @@ from imagepiece_jax import cli
 from imagepiece_jax.models import summary
 from imagepiece_jax.training import from_config
 from tests.models import tiny
+from tests.models.test_families import FAMILIES
 from tests.runs import ROOT
 
 
@@ -20,6 +21,18 @@ def config(**fields):
 def test_a_step_that_changes_nothing_is_not_in_the_table():
     model = tiny.model(tiny.EVIT | {"keep_rate": 1.0})
     assert [summary.action(layer) for layer in model.plan] == ["", "", ""]
+
+
+@pytest.mark.parametrize("family", ["deit", "dinov2", "siglip"])
+@pytest.mark.parametrize(
+    "reduction", [None, tiny.EVIT, {"name": "dtem", "r_list": (3,)}]
+)
+def test_shapes_are_those_of_what_is_drawn(family, reduction):
+    """One block is traced for all; not where some learn what to reduce."""
+    model = tiny.model(reduction, arch=FAMILIES[family], depth=3, stem="conv")
+    images = jax.ShapeDtypeStruct((1, tiny.SIDE, tiny.SIDE, 3), "float32")
+    drawn = jax.eval_shape(model.init, jax.random.key(0), images)
+    assert summary.shapes(model, tiny.SIDE) == drawn
 
 
 def test_columns_line_up():

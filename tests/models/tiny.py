@@ -1,6 +1,5 @@
 """A vision transformer that compiles in a second, with weights that leave no tie."""
 
-import dataclasses
 import functools
 import math
 
@@ -11,7 +10,7 @@ from flax import linen as nn
 from flax import traverse_util
 
 from imagepiece_jax.common.image_size import sides
-from imagepiece_jax.models import registry
+from imagepiece_jax.models import registry, summary
 
 # No two of these, and no token count below, are the same number.
 SIDE, PATCH, TOKENS, WIDTH, DEPTH, HEADS, CLASSES = 20, 4, 25, 30, 3, 3, 7
@@ -42,12 +41,12 @@ def shapes(module, side=SIDE):
 
     Reductions without parameters are left out: tracing them takes longer than the rest.
     """
-    steps = [layer.step for layer in getattr(module, "plan", ()) if layer.step]
-    if steps and not any(isinstance(step.reducer, nn.Module) for step in steps):
-        plan = (
-            dataclasses.replace(layer, step=None, counts=None) for layer in module.plan
-        )
-        module = module.clone(plan=tuple(plan))
+    plan = getattr(module, "plan", ())
+    learned = (
+        layer.step and isinstance(layer.step.reducer, nn.Module) for layer in plan
+    )
+    if plan and not any(learned):
+        return summary.shapes(module, side)
     return jax.tree.map(lambda leaf: leaf, _traced_shapes(module, side))
 
 

@@ -23,6 +23,7 @@ from tests import runs
 from tests.training.test_metric_writer import events
 
 # 1,438 digits, 256 a step: 5 steps an epoch.
+PLAIN = {"model.depth": 1, "model.stem": "patch"}  # compiles fast
 NO_REDUCTION = {"reduction.merge_blocks": (), "reduction.prune_blocks": ()}
 FIELDS = runs.SMALL | {
     "batch_size": 256,
@@ -169,7 +170,7 @@ def test_another_config_is_refused_and_changes_nothing(finished):
 
 
 def test_dry_run_says_what_would_happen_and_writes_nothing(tmp_path, capsys):
-    made = config(**{"model.depth": 1, "model.stem": "patch"}, **NO_REDUCTION)
+    made = config(**PLAIN, **NO_REDUCTION)
     trainer.train_and_evaluate(made, tmp_path / "run", dry_run=True)
     printed = capsys.readouterr().out
     assert "GMACs" in printed and "MB of working space" in printed
@@ -266,7 +267,8 @@ def test_one_program_of_a_rate_that_warms_up_stays_loaded(tmp_path, monkeypatch)
 
     A checkpoint is there before another one is compiled: a signal then would end it.
     """
-    made = config(epochs=6, checkpoint_every_steps=1000, eval_every_epochs=6)
+    fields = {"checkpoint_every_steps": 1000, "eval_every_epochs": 6}
+    made = config(**fields, **{"model.stem": "patch", "epochs": 6})
     made.reduction = {"name": "evit", "keep_rate": 0.7, "blocks": (1,)}
     made.reduction.update(rate_warmup_start=1, rate_warmup_epochs=4)
     counts, on_disk, record = [], [], trainer.RunLog.record
@@ -303,7 +305,7 @@ def test_a_run_is_not_resumed_with_other_images(tmp_path, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (16, 16), (shade,) * 3).save(path)
     made = config(
-        **runs.DENSE,
+        **runs.DENSE | PLAIN,
         **{"data.name": f"folder:{tmp_path}/set", "num_classes": 2, "epochs": 1},
     )
     made.update_from_flattened_dict({"batch_size": 8, "eval_batch_size": 16})
