@@ -24,7 +24,7 @@ from tests.experiments import tiny_context
 from tests.models.tiny import fill
 
 COUNT, FOLDS = 24, 3
-SIZE = tiny_context.SIZE | {"mlp_ratio": 2.0, "stem": "patch"}
+SIZE = tiny_context.SIZE | {"depth": 2, "mlp_ratio": 2.0, "stem": "patch"}
 
 
 def test_every_image_is_in_one_fold():
@@ -49,7 +49,7 @@ def photographs(tmp_path_factory):
         Image.fromarray(pixels).save(folder / f"{index}.png")
         rows.append(f"{index}.png,{label}")
     (folder / "set.csv").write_text("\n".join(rows))
-    model = registry.create_model(**tiny_context.FIELDS)
+    model = registry.create_model(**tiny_context.FIELDS | SIZE)
     variables = fill(summary.shapes(model, 16), seed=0)
     imagepiece_jax.save(folder / "weights", Pretrained(model, variables))
     return folder
