@@ -14,7 +14,7 @@ from configs import quickstart
 from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import RunError
 from imagepiece_jax.training import logging
-from imagepiece_jax.training.from_config import Length
+from imagepiece_jax.training.config import Length
 from imagepiece_jax.training.logging import read_metrics
 
 
