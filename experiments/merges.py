@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.reduction.layer_plan import with_reducers
 from imagepiece_jax.reduction.ops import cosine, gather_rows, rank
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.token_counts import ceil
@@ -49,14 +50,10 @@ def observed(model):
             "token; allowed are weights of a model that has one"
         )
 
-    def wrap(layer):
-        if layer.step is None or isinstance(layer.step.reducer, nn.Module):
-            return layer
-        reducer = Observed(layer.step.reducer)
-        step = dataclasses.replace(layer.step, reducer=reducer)
-        return dataclasses.replace(layer, step=step)
+    def wrap(reducer):
+        return reducer if isinstance(reducer, nn.Module) else Observed(reducer)
 
-    return model.clone(plan=tuple(map(wrap, model.plan)), kernels=None)
+    return model.clone(plan=with_reducers(model.plan, wrap), kernels=None)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,9 +33,10 @@ TOP = {"__init__", "__main__", "cli", "errors"}
 REDUCTION = (
     {"layer_plan", "token_counts", "flops"},
     {"tokens"},
-    {"ops", "contract"},
+    {"ops"},
     {"merging"},
     {"reducers", "token_selector"},
+    {"contract"},
     {"methods"},
     {"settings"},
     {"kernels"},

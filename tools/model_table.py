@@ -14,8 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from imagepiece_jax.common.tables import markdown
-from imagepiece_jax.models import block, registry
-from imagepiece_jax.reduction import reducers
+from imagepiece_jax.models import registry
+from imagepiece_jax.reduction import contract, reducers
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MEASURED = ROOT / "tests" / "fixtures" / "parity.jsonl"
@@ -57,7 +57,7 @@ def of_families(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def scores(name: str) -> str:
     """The scores by which tokens of a public model can be ranked."""
-    lacking = block.lacking_scores(registry.architecture({"name": name}))
+    lacking = contract.lacking_scores(registry.architecture({"name": name}))
     known = [score for score in reducers.SCORES if score != "auto"]
     return ", ".join(score for score in known if score not in lacking)
 

@@ -33,7 +33,7 @@ def main():
     others = [dense, from_config.dense(config, stem="patch")]
     grid = registry.grid(config.image_size, model.patch_size, cut=True)
     width, heads, prefix = model.embed_dim, model.num_heads, model.arch.prefix
-    contract.check_plan(model.plan, grid, width, heads, prefix)
+    contract.try_reducers(model.plan, grid, width, heads, prefix)
     print(summary.describe(model, others, config.image_size))
 
 

@@ -17,7 +17,7 @@ from jax.extend import core
 
 from imagepiece_jax.common import nodes
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.custom_vjp import QUICK
+from imagepiece_jax.models.layers import QUICK
 
 OPSET = 20  # the first with Gelu
 IR_VERSION = 10  # of ONNX files, of the time of that opset

@@ -1,41 +1,23 @@
-"""Self-attention with taps for reducers, without building the N x N matrix.
+"""Self-attention with scores for reducers, without building the N x N matrix.
 
 The class token's attention row is one extra q.k product, so the values can go through a
 fused kernel. Query, key and value are separate projections: each is then one product
 with its bias in the epilogue and a contiguous result, where a joint one must be split.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax import struct
 
 from imagepiece_jax.common.nodes import node
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import custom_vjp
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.layers import INIT, LayerNorm
-from imagepiece_jax.reduction.ops import class_attention, uniqueness
+from imagepiece_jax.models.layers import INIT, LayerNorm, padded_from
+from imagepiece_jax.reduction.ops import class_attention
 
 BACKENDS = ("auto", "xla", "cudnn")
-
-
-@struct.dataclass
-class AttentionTaps:
-    """What a reducer needs of an attention, the rest None; without prefix columns.
-
-    cls_attn: [B, n] float32, mean over heads; attn_columns: [B, n] float32, attention
-    received, mean over heads and queries; energy: [B, n] float32 (`uniqueness`);
-    metric: [B, n, d], mean over heads, before rotary positions turn them; query, key:
-    [B, N, H, d], prefix included, for a kernel that makes its own of them.
-    """
-
-    cls_attn: jax.Array | None = None
-    attn_columns: jax.Array | None = None
-    energy: jax.Array | None = None
-    metric: jax.Array | None = None
-    query: jax.Array | None = None
-    key: jax.Array | None = None
 
 
 def resolve_backend(requested, dtype, head_dim=64, device=None):
@@ -52,16 +34,16 @@ def resolve_backend(requested, dtype, head_dim=64, device=None):
     if requested == "xla":
         return requested
     device = device or jax.local_devices()[0]
-    obstacle = _no_cudnn(device, jnp.dtype(dtype), head_dim)
-    if requested == "cudnn" and obstacle:
+    reason = _unsupported_reason(device, jnp.dtype(dtype), head_dim)
+    if requested == "cudnn" and reason:
         raise InputError(
-            f"config.model.attention is 'cudnn', which needs {obstacle}; allowed here "
+            f"config.model.attention is 'cudnn', which needs {reason}; allowed here "
             "are 'xla' and 'auto'"
         )
-    return "xla" if obstacle else "cudnn"
+    return "xla" if reason else "cudnn"
 
 
-def _no_cudnn(device, dtype, head_dim):
+def _unsupported_reason(device, dtype, head_dim):
     """What cuDNN's fused attention lacks, in words; None where it runs."""
     try:
         capability = float(device.compute_capability)
@@ -93,7 +75,7 @@ def attend(query, key, value, key_bias=None, *, backend="xla", length=None):
     bias = None if key_bias is None else key_bias[:, None, None, :]
     lengths = {}
     if length is not None and length != padded:
-        key, value = (custom_vjp.padded_from(a, length) for a in (key, value))
+        key, value = (padded_from(a, length) for a in (key, value))
         sizes = {"query_seq_lengths": padded, "key_value_seq_lengths": length}
         lengths = {k: jnp.full((batch,), n, jnp.int32) for k, n in sizes.items()}
     if bias is not None and backend == "cudnn":  # which wants a row for every query
@@ -109,8 +91,12 @@ def masked_attend(query, key, value, mask, key_bias=None, eps=1e-6):
     [B, N, H, d] three times, mask [B, N] (1 live, 0 masked, differentiable) -> [B, N,
     H, d]. Needs the whole matrix (`attention_map`).
     """
-    share = attention_map(query, key, key_bias, mask, eps)
-    return jnp.einsum("bhqk,bkhd->bqhd", share.astype(value.dtype), value)
+    return read_by(attention_map(query, key, key_bias, mask, eps), value)
+
+
+def read_by(weights, value):
+    """weights [B, H, N, M], value [B, M, H, d] -> [B, N, H, d]."""
+    return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value)
 
 
 def attention_map(query, key, key_bias=None, mask=None, eps=1e-6):
@@ -175,127 +161,143 @@ def _pad(x, length):
     return jnp.pad(x, [(0, 0), (0, length - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
 
 
-def attention_taps(
-    needs, held, query, key, key_bias=None, live=None, *, metric, margin, num_prefix
-) -> AttentionTaps:
-    """Those of `needs`, without prefix where a reducer chooses by them.
+class Heads(NamedTuple):
+    """What an attention is computed of: projections of N tokens, prefix and all.
 
-    held: what is compared, by name: [B, N, H, d] before rotary positions turn it, and
-    "input" [B, N, D]. query, key [B, N, H, d]: as they are multiplied. key_bias and
-    live [B, N] (1, else 0): with the prefix. metric, margin, num_prefix: as `Attention`
-    takes them.
+    query, key, value: [B, N, H, d], as they are multiplied, or no value yet; plain: the
+    same before rotary positions turn them, and x [B, N, D] itself, "input", by name:
+    what tokens hold is compared wherever they stand; key_bias: [B, N], log sizes of
+    proportional attention, or None; mask: [B, N], that of masked training, or None.
     """
 
-    def mean(name):
-        """[B, n, d] without prefix: the mean over heads in float32; x as it is."""
-        own = held[name][:, num_prefix:]
-        return own if name == "input" else jnp.mean(own, axis=2, dtype=jnp.float32)
-
-    found = {}
-    if "projected" in needs:
-        found |= {name: held[name] for name in ("query", "key")}
-    if "heads" in needs:
-        found |= {"query": query, "key": key}
-    if "cls_attn" in needs:
-        row = class_attention(query[:, 0], key, key_bias)
-        found["cls_attn"] = row[:, num_prefix:]
-    if "attn_columns" in needs:
-        received = attention_columns(query, key, key_bias, live)
-        found["attn_columns"] = received[:, num_prefix:]
-    if "energy" in needs:
-        counted = None if live is None else live[:, num_prefix:]
-        found["energy"] = uniqueness(mean("key"), margin, counted)
-    if "metric" in needs and metric != "token":
-        found["metric"] = mean(metric)
-    return AttentionTaps(**found)
+    query: jax.Array
+    key: jax.Array
+    value: jax.Array | None
+    plain: dict[str, jax.Array]
+    key_bias: jax.Array | None
+    mask: jax.Array | None
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, with taps for a reducer."""
+    """Multi-head self-attention of the tokens of a state, with scores for reducers.
 
+    Its parts, `project`, `scores` and `read`, are there for blocks that reduce tokens
+    between them. `prop_attn`: log(size) is added to the logits.
+    """
+
+    dim: int
     num_heads: int
+    arch: Architecture = Architecture()
+    prop_attn: bool = False
     backend: str = "xla"
     dtype: jnp.dtype = jnp.float32
-    arch: Architecture = Architecture()
 
-    @nn.compact
-    def __call__(
-        self,
-        x,
-        key_bias=None,
-        mask=None,
-        turns=None,
-        *,
-        needs=(),
-        metric=None,
-        margin=0.0,
-        num_prefix=1,
-        train=False,
-        merge=None,
-    ):
-        """x [B, N, D] -> ([B, N, D], AttentionTaps).
+    def setup(self):
+        def dense(use_bias=True):
+            return nn.Dense(
+                self.dim, kernel_init=INIT, dtype=self.dtype, use_bias=use_bias
+            )
 
-        `needs` is a reducer's: "cls_attn", "attn_columns", "energy", "metric"; or query
-        and key themselves, "heads" as they are multiplied or "projected" as they were
-        before rotary positions turned them. `metric` names the projection that is
-        compared: "key", "query" or "value", or x itself, "input"; `margin` is the
-        energy's. `mask` [B, N] is masked training's; `turns` are those of rotary
-        positions (rotary.Rotary). `merge` is a reduction before the values: (map
-        [B, H, N, N], taps) -> (map [B, H, M, M], x [B, M, D] of the values); the taps
-        then have no value, and the result is [B, M, D].
-        """
-        batch, length, dim = x.shape
-        padded = length
-        if train and mask is None and merge is None:
+        arch = self.arch
+        self.q, self.v = dense(arch.qkv_bias), dense(arch.qkv_bias)
+        self.k = dense(arch.qkv_bias and arch.key_bias)
+        self.proj = dense()
+        if arch.attn_norm:
+            self.norm = LayerNorm(self.dtype, arch.norm_eps)
+
+    def __call__(self, x, state, reads=frozenset(), train=False):
+        """x [B, N, D], the normed tokens of `state` -> ([B, N, D], `scores`)."""
+        length = x.shape[1]
+        if train and state.mask is None:
             # Here x is written anyway: no copies of query, key and value for it.
-            padded = padded_length(length, self.backend)
-            x = _pad(x, padded)
-        heads = (batch, padded, self.num_heads, dim // self.num_heads)
+            x = _pad(x, padded_length(length, self.backend))
+        heads = self.project(x, state)
+        out = self.read(heads, length)
+        scores = self.scores(heads, reads, state)
+        return self.output(out)[:, :length], scores
 
-        def project(name, x, use_bias=True):
-            options = {"kernel_init": INIT, "dtype": self.dtype, "use_bias": use_bias}
-            return nn.Dense(dim, name=name, **options)(x)
-
+    def project(self, x, state, with_value=True) -> Heads:
+        """Queries, keys and values of the normed tokens x of `state`, padded or not."""
         # One matrix of tokens: with [B, N, D] XLA may choose batch-minor layouts, and
         # then transposes whole arrays in the backward pass.
-        flat = x.reshape(-1, dim)
-        arch = self.arch
-        biased = dict.fromkeys("qkv", arch.qkv_bias)
-        biased["k"] = arch.qkv_bias and arch.key_bias
-        names = ("query", "key", "value")[: 3 if merge is None else 2]
-        query, key, *value = (
-            project(name[0], flat, biased[name[0]]).reshape(heads) for name in names
-        )
-        projected, live, seen_bias = (query, key), None, key_bias
-        if turns is not None:
-            turns = tuple(_pad(a, padded) for a in turns)
-            query, key = (arch.rotary.rotate(a, turns) for a in (query, key))
+        rows, shape = x.reshape(-1, self.dim), (*x.shape[:2], self.num_heads, -1)
+        query, key = self.q(rows).reshape(shape), self.k(rows).reshape(shape)
+        value = self.v(rows).reshape(shape) if with_value else None
+        plain = {"query": query, "key": key, "value": value, "input": x}
+        if (turns := self._turns(state)) is not None:
+            turns = tuple(_pad(a, x.shape[1]) for a in turns)
+            query, key = (self.arch.rotary.rotate(a, turns) for a in (query, key))
+        # Before the first reduction all sizes are 1.
+        sized = self.prop_attn and not state.grid
+        key_bias = jnp.log(state.effective_size) if sized else None
+        return Heads(query, key, value, plain, key_bias, state.full_mask)
+
+    def value(self, x):
+        """[B, N, D] -> [B, N, H, d]."""
+        value = self.v(x.reshape(-1, self.dim))
+        return value.reshape(*x.shape[:2], self.num_heads, -1)
+
+    def scores(self, heads, reads, state):
+        """{name: array} of those that `reads` names, of the unpadded tokens.
+
+        "cls_attn", "attn_columns": [B, n] float32, as in Taps; "key", "query", "value":
+        [B, n, d], means over heads; "input": [B, n, D]. For kernels, with the prefix:
+        "heads", (query, key) as they are multiplied, or "projected", as they were
+        before rotary positions turned them, [B, N, H, d] each.
+        """
+        length, prefix = state.x.shape[1], state.num_prefix
+        query, key = heads.query[:, :length], heads.key[:, :length]
+        bias, live = heads.key_bias, None
+        if heads.mask is not None:
+            # Scores choose tokens: they see live ones alone, and carry no gradient.
+            live = (heads.mask > 0.5).astype(jnp.float32)
+            gone = jnp.where(heads.mask > 0.5, 0.0, -jnp.inf)
+            bias = gone if bias is None else bias + gone
+        plain, scores = heads.plain, {}
+        if "heads" in reads:
+            scores["heads"] = query, key
+        if "projected" in reads:
+            scores["projected"] = tuple(plain[k][:, :length] for k in ("query", "key"))
+        if "cls_attn" in reads:
+            scores["cls_attn"] = class_attention(query[:, 0], key, bias)[:, prefix:]
+        if "attn_columns" in reads:
+            received = attention_columns(query, key, bias, live)
+            scores["attn_columns"] = received[:, prefix:]
+        for name in ("key", "query", "value"):
+            if name in reads:
+                image = plain[name][:, prefix:length]
+                scores[name] = jnp.mean(image, axis=2, dtype=jnp.float32)
+        if "input" in reads:
+            scores["input"] = plain["input"][:, prefix:length]
+        return scores
+
+    def weights(self, heads):
+        """Attention of every token to every token, [B, H, N, N] float32."""
+        return attention_map(heads.query, heads.key, heads.key_bias, heads.mask)
+
+    def read(self, heads, length):
+        """What each token reads of the first `length`, others are padding.
+
+        -> [B, N, H, d].
+        """
+        query, key, value, _, bias, mask = heads
         if mask is not None:
-            # Taps choose tokens: they see live ones alone, and carry no gradient.
-            live = (mask > 0.5).astype(jnp.float32)
-            gone = jnp.where(mask > 0.5, 0.0, -jnp.inf)
-            seen_bias = gone if key_bias is None else key_bias + gone
-        if merge is not None:
-            weights = attention_map(query, key, key_bias, mask)
-        elif mask is None:
-            bias = None if key_bias is None else _pad(key_bias, padded)
-            out = attend(query, key, *value, bias, backend=self.backend, length=length)
-        else:
-            out = masked_attend(query, key, *value, mask, key_bias)
-        # What tokens hold is compared, wherever they stand: before positions turn it.
-        held = dict(zip(names, (*projected, *value), strict=True)) | {"input": x}
-        held = {name: a[:, :length] for name, a in held.items()}
-        multiplied = query[:, :length], key[:, :length]
-        options = {"metric": metric, "margin": margin, "num_prefix": num_prefix}
-        taps = attention_taps(needs, held, *multiplied, seen_bias, live, **options)
-        if merge is not None:
-            weights, x = merge(weights, taps)
-            length = x.shape[1]
-            value = project("v", x.reshape(-1, dim), biased["v"])
-            value = value.reshape(*x.shape[:2], *heads[2:])
-            out = jnp.einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value)
-        out = out.reshape(-1, dim)
-        if arch.attn_norm:
-            out = LayerNorm(self.dtype, arch.norm_eps, name="norm")(out)
-        out = project("proj", out).reshape(x.shape)[:, :length]
-        return out, taps
+            return masked_attend(query, key, value, mask, bias)
+        bias = None if bias is None else _pad(bias, query.shape[1])
+        return attend(query, key, value, bias, backend=self.backend, length=length)
+
+    def output(self, out):
+        """What the heads read, projected. [B, N, H, d] -> [B, N, D]."""
+        rows = out.reshape(-1, self.dim)
+        if self.arch.attn_norm:
+            rows = self.norm(rows)
+        return self.proj(rows).reshape(*out.shape[:2], self.dim)
+
+    def _turns(self, state):
+        """By how much rotary positions turn each token; None: there are none."""
+        rotary, width = self.arch.rotary, self.dim // self.num_heads
+        if rotary is None:
+            return None
+        if state.grid:  # up to the first reduction the same for all images
+            return rotary.grid_turns(state.grid, width, state.num_prefix)
+        return rotary.turns(state.coordinates, width, state.num_prefix)

@@ -5,7 +5,6 @@ from flax import linen as nn
 
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.attention import attend, masked_read
-from imagepiece_jax.models.block import with_prefix
 from imagepiece_jax.models.layers import INIT, LayerNorm, Mlp
 from imagepiece_jax.reduction.ops import attention_row
 
@@ -16,10 +15,9 @@ def pooled_tokens(x, state, arch):
     sizes [B, n] as attention counts the tokens of `state`; mask [B, n], or None.
     """
     if arch.pool_include_prefix:
-        return x, state.counted, with_prefix(state.mask, state.num_prefix)
-    if not state.num_prefix:
-        return x, state.counted, state.mask
-    return x[:, state.num_prefix :], state.counted[:, state.num_prefix :], state.mask
+        return x, state.effective_size, state.full_mask
+    front = state.num_prefix
+    return x[:, front:], state.effective_size[:, front:], state.mask
 
 
 class AttentionPool(nn.Module):

@@ -1,11 +1,21 @@
-"""Layers that blocks are made of: norm, LayerScale and MLP."""
+"""Layers of blocks, and functions of them with a hand-written backward pass.
 
+What automatic differentiation keeps for the backward pass is written and read as whole
+arrays. These functions keep their input alone and compute the rest again where it is
+needed, in float32 and in the same pass over the tokens.
+"""
+
+import functools
+import math
+
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from imagepiece_jax.models import custom_vjp
+from imagepiece_jax.common.nodes import node
 
 INIT = nn.initializers.normal(0.02)
+QUICK = 1.702  # of QuickGELU
 
 
 class LayerNorm(nn.Module):
@@ -19,7 +29,7 @@ class LayerNorm(nn.Module):
         dim = x.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, dim)
         bias = self.param("bias", nn.initializers.zeros, dim)
-        return custom_vjp.layer_norm(x, scale, bias, self.dtype, self.eps)
+        return layer_norm(x, scale, bias, self.dtype, self.eps)
 
 
 class LayerScale(nn.Module):
@@ -53,7 +63,142 @@ class Mlp(nn.Module):
         if self.kind == "swiglu":
             x = nn.silu(dense("fc1_g", hidden)(x)) * dense("fc1_x", hidden)(x)
         else:
-            x = custom_vjp.gelu(dense("fc1", hidden)(x), self.gelu)
+            x = gelu(dense("fc1", hidden)(x), self.gelu)
         if self.norm_eps is not None:
             x = LayerNorm(self.dtype, self.norm_eps, name="norm")(x)
         return dense("fc2", dim)(x)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def padded_from(x, length):
+    """x [B, N, ...], of which rows from `length` on are padding without a gradient.
+
+    A fused kernel may leave anything there, also what is not a number.
+    """
+    return x
+
+
+def _padded_backward(length, _, gradient):
+    return (gradient.at[:, length:].set(0),)
+
+
+padded_from.defvjp(lambda x, length: (x, None), _padded_backward)
+
+
+@jax.custom_vjp
+def token_major(x):
+    """x [B, N, D], whose gradient stays in this order too.
+
+    The sum over the batch that a parameter of all images takes of it would else turn
+    the whole backward pass around: XLA puts the batch innermost, and transposes an
+    array of all tokens before every product.
+    """
+    return x
+
+
+def _token_major_backward(_, gradient):
+    rows = gradient.reshape(-1, gradient.shape[-1])
+    return (jax.lax.optimization_barrier(rows).reshape(gradient.shape),)
+
+
+token_major.defvjp(lambda x: (x, None), _token_major_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def gelu(x, form="exact"):
+    """x Phi(x), elementwise; `form` "tanh" and "quick" are approximations.
+
+    Hendrycks & Gimpel 2016, section 2: 0.5 (1 + tanh u) or sigmoid(1.702 x) for Phi.
+    Only x is kept: with "tanh" the forward pass is then an epilogue of the product
+    before it, on GPUs.
+    """
+    if form == "tanh":
+        return jax.nn.gelu(x, approximate=True)
+    wide = x.astype(jnp.float32)
+    if form == "quick":
+        return (wide * jax.nn.sigmoid(QUICK * wide)).astype(x.dtype)
+    return (wide * _share_below(wide)).astype(x.dtype)
+
+
+def _share_below(x):
+    """Phi(x), by erf as PyTorch has it: erfc, which JAX takes, is much more work.
+
+    The difference is below 1e-6 everywhere.
+    """
+    return 0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5)))
+
+
+def _gelu_forward(x, form):
+    return gelu(x, form), x
+
+
+def _gelu_backward(form, x, gradient):
+    wide = x.astype(jnp.float32)
+    if form == "tanh":
+        # x sigmoid(2 u) with u = c (x + 0.044715 x^3).
+        c, cubic = math.sqrt(2 / math.pi), 0.044715
+        share = jax.nn.sigmoid(2 * c * (wide + cubic * wide**3))
+        slope = 2 * c * (1 + 3 * cubic * wide**2)
+        derivative = share + wide * share * (1 - share) * slope
+    elif form == "quick":
+        share = jax.nn.sigmoid(QUICK * wide)
+        derivative = share + QUICK * wide * share * (1 - share)
+    else:
+        density = jnp.exp(-0.5 * wide**2) / math.sqrt(2 * math.pi)
+        derivative = _share_below(wide) + wide * density
+    return ((gradient.astype(jnp.float32) * derivative).astype(x.dtype),)
+
+
+gelu.defvjp(_gelu_forward, _gelu_backward)
+gelu = node(gelu)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def layer_norm(x, scale, bias, dtype, eps=1e-6):
+    """(x - mean) / deviation * scale + bias over the last axis, in `dtype`.
+
+    [..., D], [D], [D]; statistics in float32, `eps` added to the variance (Ba et al.
+    2016). Kept for the backward
+    pass are x, as it is anyway, and two numbers a token.
+    """
+    return _normalized(x, *_statistics(x, eps), scale, bias).astype(dtype)
+
+
+def _statistics(x, eps):
+    """Mean and 1 / deviation, [..., 1] float32.
+
+    The variance is the mean of squared distances: in inference XLA makes one kernel of
+    it all, and nothing cancels.
+    """
+    x = x.astype(jnp.float32)
+    mean = jnp.mean(x, axis=-1, keepdims=True)
+    variance = jnp.mean((x - mean) ** 2, axis=-1, keepdims=True)
+    return mean, jax.lax.rsqrt(variance + eps)
+
+
+def _normalized(x, mean, factor, scale, bias):
+    scale, bias = (jnp.expand_dims(a, range(x.ndim - 1)) for a in (scale, bias))
+    return (x.astype(jnp.float32) - mean) * (factor * scale) + bias
+
+
+def _norm_forward(x, scale, bias, dtype, eps):
+    # Without the barrier XLA would keep whole arrays of float32 instead.
+    mean, factor = jax.lax.optimization_barrier(_statistics(x, eps))
+    out = _normalized(x, mean, factor, scale, bias).astype(dtype)
+    return out, (x, mean, factor, scale)
+
+
+def _norm_backward(dtype, eps, saved, gradient):
+    x, mean, factor, scale = saved
+    unit = (x.astype(jnp.float32) - mean) * factor
+    gradient = gradient.astype(jnp.float32)
+    inner = gradient * jnp.expand_dims(scale, range(x.ndim - 1))
+    along = jnp.mean(inner * unit, axis=-1, keepdims=True)
+    d_x = factor * (inner - jnp.mean(inner, axis=-1, keepdims=True) - unit * along)
+    tokens = tuple(range(x.ndim - 1))
+    d_scale, d_bias = (jnp.sum(g, axis=tokens) for g in (gradient * unit, gradient))
+    return d_x.astype(x.dtype), d_scale.astype(scale.dtype), d_bias.astype(scale.dtype)
+
+
+layer_norm.defvjp(_norm_forward, _norm_backward)
+layer_norm = node(layer_norm)

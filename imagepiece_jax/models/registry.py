@@ -18,10 +18,9 @@ from imagepiece_jax.models.architecture import (
     of_fields,
 )
 from imagepiece_jax.models.attention import resolve_backend
-from imagepiece_jax.models.block import check_plan
 from imagepiece_jax.models.stems import STEMS, conv_stem_widths
 from imagepiece_jax.models.vit import MEAN, STD, ViT
-from imagepiece_jax.reduction import layer_plan, methods, settings
+from imagepiece_jax.reduction import contract, layer_plan, methods, settings
 from imagepiece_jax.reduction.kernels import resolve_kernels
 from imagepiece_jax.reduction.methods.method import ModelFacts
 
@@ -134,7 +133,7 @@ def reduced(dense, reduction, grid, name=None, prop_attn=None, masked=False):
     _check_switch("prop_attn", prop_attn)
     steps, prefix = method.steps(dense.depth), dense.arch.prefix
     plan = layer_plan.build(dense.depth, math.prod(grid), steps, prefix, masked)
-    check_plan(plan, dense.arch, grid)
+    contract.check_plan(plan, dense.arch, grid)
     return dense.clone(plan=plan, prop_attn=prop_attn)
 
 

@@ -6,16 +6,14 @@ from flax import linen as nn
 from flax import struct
 
 from imagepiece_jax.data.normalize import warn_of_range
-from imagepiece_jax.models import custom_vjp
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.attention import AttentionTaps
 from imagepiece_jax.models.attention_pool import AttentionPool, pooled_tokens
-from imagepiece_jax.models.block import Block
-from imagepiece_jax.models.layers import INIT, LayerNorm
+from imagepiece_jax.models.block import Block, Reduction
+from imagepiece_jax.models.layers import INIT, LayerNorm, token_major
 from imagepiece_jax.models.preprocessing import check_images
 from imagepiece_jax.models.stems import FOLDED_STEMS, STEMS
-from imagepiece_jax.reduction import tokens
-from imagepiece_jax.reduction.layer_plan import LayerPlan
+from imagepiece_jax.reduction import contract, kernels, tokens
+from imagepiece_jax.reduction.layer_plan import Counts, LayerPlan
 from imagepiece_jax.reduction.tokens import Taps, TokenState
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet's, RGB, of pixels in [0, 1]
@@ -99,18 +97,6 @@ class ViT(nn.Module):
         """Number of blocks."""
         return len(self.plan)
 
-    @nn.nowrap
-    def __getattr__(self, name):
-        """Say where it is what other libraries have in the model itself."""
-        if name in getattr(self.__dict__.get("arch"), "__dataclass_fields__", ()):
-            raise AttributeError(f"a ViT has no {name}; it is arch.{name}")
-        if name in ("params", "parameters", "state_dict"):
-            raise AttributeError(
-                f"a ViT has no {name}; parameters are in the variables beside it, "
-                'variables["params"]'
-            )
-        return super().__getattr__(name)
-
     @nn.compact
     def __call__(self, images, train=False, keys=None):
         """images [B, H, W, 3], normalized by `mean` and `std` -> Outputs.
@@ -121,19 +107,15 @@ class ViT(nn.Module):
         """
         check_images(images)
         warn_of_range(images, self.mean, self.std)
-        state, taps, records = self._embed(images, train), AttentionTaps(), []
-        scale = self._drop_path(keys, train)
+        state, scores, records = self._embed(images, train), {}, []
+        drop_path = self._drop_path(keys, train)
         norm = self._norm("norm") if self.arch.final_norm else lambda x: x
         pool = self._attention_pool()
-        for index in range(len(self.plan)):
-            state, taps, record = self._block(index)(
-                state,
-                taps,
-                self._reducer(index),
-                keys,
-                scale,
-                train,
-                pool and (lambda state: pool.scores(norm(state.x), state)),
+        probe = pool and (lambda state: pool.scores(norm(state.x), state))
+        for index in range(self.depth):
+            reduction = self._reduction(index, keys, probe)
+            state, scores, record = self._block(index)(
+                state, scores, reduction, drop_path[index], train
             )
             records += [record] if record else []
         return self._classify(state, records, norm, pool)
@@ -141,9 +123,7 @@ class ViT(nn.Module):
     def _block(self, index):
         return Block(
             index=index,
-            depth=len(self.plan),
             layer=self.plan[index],
-            following=self.plan[index + 1] if index + 1 < len(self.plan) else None,
             dim=self.embed_dim,
             num_heads=self.num_heads,
             mlp_ratio=self.mlp_ratio,
@@ -151,35 +131,41 @@ class ViT(nn.Module):
             backend=self.backend,
             dtype=self.dtype,
             prop_attn=self.prop_attn,
-            kernels=self.kernels,
             remat=self.remat,
             name=f"blocks_{index}",
         )
 
-    def _reducer(self, index):
-        """The reducer of a block, its parameters bound; None: it has nothing to do.
+    def _reduction(self, index, keys, probe):
+        """The Reduction of a block, its reducer bound; None: it has nothing to do.
 
-        One that learns has parameters at every rate, so it takes part in `init`.
+        One that learns has parameters at every rate.
         """
         layer = self.plan[index]
-        reducer = layer.step.reducer if layer.step else None
-        learns = isinstance(reducer, nn.Module)
-        if layer.counts is None and not (learns and self.is_initializing()):
+        if layer.step is None:
             return None
-        if learns:
-            return reducer.clone(parent=self, name=f"reducer_{index}")
-        return reducer
+        reducer = layer.step.reducer
+        if isinstance(reducer, nn.Module):
+            reducer = reducer.clone(parent=self, name=f"reducer_{index}")
+            if layer.counts is None and self.is_initializing():
+                n = layer.mlp_tokens - self.arch.prefix
+                sizes = n, self.embed_dim, self.num_heads
+                reducer(contract.random_taps(reducer, *sizes), Counts(n, n))
+        if layer.counts is None:
+            return None
+        kernel = kernels.find(layer.step, self, self.kernels)
+        return Reduction(index, layer, reducer, self.num_heads, kernel, keys, probe)
 
     def _drop_path(self, keys, train):
-        """Factors of all residual branches, [B, depth, 2]; None: there are none."""
+        """Factors of both residual branches of each block, [B] or None each."""
         if not (train and self.drop_path_rate):
-            return None
+            return [(None, None)] * self.depth
         if keys is None:
             raise ValueError(
                 'train=True draws for drop path: keys={"drop_path": [B] keys} is '
                 "missing"
             )
-        return drop_path_scale(keys["drop_path"], len(self.plan), self.drop_path_rate)
+        scale = drop_path_scale(keys["drop_path"], self.depth, self.drop_path_rate)
+        return [(scale[:, b, 0], scale[:, b, 1]) for b in range(self.depth)]
 
     def _attention_pool(self):
         """The pooling that has a probe; None: the head reads something else."""
@@ -245,25 +231,17 @@ class ViT(nn.Module):
 
     def _embed(self, images, train):
         """Tokens with positions, those of the prefix first. [B, H, W, 3]."""
-        arch, stems = self.arch, FOLDED_STEMS if self.folded else STEMS
-        normed = self.stem == "conv" and not self.folded
-        options = {"axis_name": self.axis_name} if normed else {}
-        if not (arch.patch_bias or self.folded):
-            options["use_bias"] = False
-        stem = stems[self.stem](
-            self.embed_dim,
-            self.patch_size,
-            dtype=self.dtype,
-            name="patch_embed",
-            **options,
-        )
+        arch, stem = self.arch, self._stem()
         # Pixels that fill no patch are cut, as a convolution of that stride would.
         height, width = (side - side % self.patch_size for side in images.shape[1:3])
         x = stem(images[:, :height, :width].astype(self.dtype), train)
         batch, height, width, dim = x.shape
         x = x.reshape(batch, height * width, dim)
-        counts = {"cls_token": arch.class_token, "dist_token": arch.dist_token}
-        counts |= {"reg_token": arch.registers}
+        counts = {
+            "cls_token": arch.class_token,
+            "dist_token": arch.dist_token,
+            "reg_token": arch.registers,
+        }
         prefix = [
             self.param(name, INIT, (1, int(count), dim)).astype(self.dtype)
             for name, count in counts.items()
@@ -277,11 +255,25 @@ class ViT(nn.Module):
         if arch.pre_norm:
             x = self._norm("norm_pre")(x)
         return tokens.start(
-            custom_vjp.token_major(x),
+            token_major(x),
             arch.prefix,
             self.trace_source,
             grid=(height, width),
             coordinates=arch.rotary and arch.rotary.coordinates((height, width)),
+        )
+
+    def _stem(self):
+        kind, options = FOLDED_STEMS if self.folded else STEMS, {}
+        if not self.folded and self.stem == "conv":
+            options["axis_name"] = self.axis_name
+        elif not self.folded:
+            options["use_bias"] = self.arch.patch_bias
+        return kind[self.stem](
+            self.embed_dim,
+            self.patch_size,
+            dtype=self.dtype,
+            name="patch_embed",
+            **options,
         )
 
     def _with_positions(self, x):

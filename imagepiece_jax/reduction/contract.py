@@ -1,9 +1,10 @@
 """The contract of reducers, checked: every token has a place, every slot a token.
 
-A reduction that breaks it still gives logits, of other tokens than it says. Shapes and
-counts are checked wherever a step is traced (`check_form`), and so is what a reducer
-reads (`Declared`). Values exist only once a program runs: `check` looks at them, called
-by whoever writes a method, by `describe`, by dry runs and by the tests of all methods.
+A reduction that breaks it still gives logits, of other tokens than it says. What steps
+ask for is checked once, when a model gets its plan (`check_plan`). Shapes, counts and
+what a reducer reads are checked wherever a step is traced (`decide`). Values exist only
+once a program runs: `check` looks at them, called by whoever writes a method, by
+`describe`, by dry runs and by the tests of all methods.
 """
 
 import contextlib
@@ -15,12 +16,13 @@ import numpy as np
 from flax import linen as nn
 
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.reduction.reducers import METRICS, SCORES
 from imagepiece_jax.reduction.tokens import DROPPED, Assignment, Masking, Mixing, Taps
 
 # Taps that are there where a reducer's `needs` names them.
-ON_REQUEST = ("metric", "cls_attn", "attn_columns", "energy", "probe", "rng")
+ON_REQUEST = ("metric", "key", "cls_attn", "attn_columns", "probe", "rng")
 
-COMPARED = ("key", "query", "value", "token", "input")  # what the tap "metric" may be
+COMPARED = (*METRICS, "input")  # what the tap "metric" may be
 
 
 @jax.tree_util.register_pytree_node_class
@@ -50,14 +52,80 @@ class Declared:
         return cls(*children, needs)
 
 
-def check_needs(reducer):
-    """InputError for a tap that attention cannot compute."""
+def check_plan(plan, arch, grid):
+    """InputError for a step that asks for what attention, model or grid do not have.
+
+    arch: an `Architecture`; grid: (height, width) of the patches.
+    """
+    lacking = lacking_scores(arch)
+    for block, layer in enumerate(plan):
+        if layer.step is None:
+            continue
+        reducer, site = layer.step.reducer, layer.step.site
+        with naming(reducer, block):
+            _check_needs(reducer)
+        for score in lacking:
+            if SCORES[score] in reducer.needs:
+                _refuse_score(score, reducer, block, lacking)
+        before = plan[block - 1] if block else None
+        if site == "pre" and reducer.reads:
+            if before is None:
+                raise InputError(
+                    "config.reduction has a step before block 0 that reads the "
+                    "attention of the block before it; allowed are blocks from 1"
+                )
+            if before.counts and before.step.site != "pre":
+                raise InputError(
+                    f"config.reduction has a step before block {block} that reads the "
+                    f"attention of block {block - 1}, in which tokens change; allowed "
+                    "are other blocks"
+                )
+        if site == "attention" and "value" in reducer.reads:
+            raise InputError(
+                f"config.reduction compares values at block {block} before they are "
+                "made; allowed are 'key', 'query', 'token'"
+            )
+        if layer.counts:
+            reducer.check_grid(grid)
+            grid = None
+
+
+def lacking_scores(arch):
+    """{score: the part that it needs} of the scores that a model does not have."""
+    lacking = {}
+    if not arch.class_token:
+        lacking["class"] = "class token"
+    if arch.pool != "map":
+        lacking["probe"] = "attention-pooling head"
+    return lacking
+
+
+def _refuse_score(score, reducer, block, lacking):
+    allowed = f"allowed is a model that has a {lacking[score]}"
+    if hasattr(reducer, "score"):
+        listed = ", ".join(name for name in SCORES if name not in lacking)
+        allowed = f"allowed values of config.reduction.score are {listed}"
+    raise InputError(
+        f"config.reduction at block {block} ranks tokens by the score {score!r}, but "
+        f"the model has no {lacking[score]}; {allowed}"
+    )
+
+
+def _check_needs(reducer):
+    """InputError for a tap that there is not."""
     for name in sorted(reducer.needs - {*ON_REQUEST}):
         allowed = ", ".join(ON_REQUEST)
         raise InputError(f"its `needs` has {name!r}; allowed are {allowed}")
     if "metric" in reducer.needs and reducer.metric not in COMPARED:
         allowed = ", ".join(map(repr, COMPARED))
         raise InputError(f"its `metric` is {reducer.metric!r}; allowed are {allowed}")
+
+
+def decide(reducer, taps, counts, train=False):
+    """What a reducer returns; InputError for taps or shapes that break the contract."""
+    result = reducer(Declared(taps, reducer.needs), counts, train)
+    check_form(result, counts)
+    return result
 
 
 def check_form(result, counts):
@@ -128,7 +196,7 @@ def check_results(plan, results):
             check(result, layer.counts)
 
 
-def check_plan(plan, grid, embed_dim, num_heads, num_prefix=1):
+def try_reducers(plan, grid, embed_dim, num_heads, num_prefix=1):
     """Check the first step of each kind of reducer on random tokens, without a model.
 
     grid: (height, width) of the patches. It takes a second for a kind; `check_results`
@@ -141,10 +209,10 @@ def check_plan(plan, grid, embed_dim, num_heads, num_prefix=1):
     for block, layer in first.values():
         reducer, counts = layer.step.reducer, layer.counts
         whole = counts.n_in == grid[0] * grid[1]
-        taps = _random_taps(reducer, counts.n_in, embed_dim, num_heads)
+        taps = random_taps(reducer, counts.n_in, embed_dim, num_heads)
         taps = taps.replace(grid=grid if whole else None, num_prefix=num_prefix)
         with naming(reducer, block):
-            check(_decide(reducer, Declared(taps, reducer.needs), counts), counts)
+            check(_run(reducer, Declared(taps, reducer.needs), counts), counts)
 
 
 @contextlib.contextmanager
@@ -157,7 +225,7 @@ def naming(reducer, block):
         raise InputError(f"{where}: {error}") from error
 
 
-def _random_taps(reducer, n, embed_dim, num_heads):
+def random_taps(reducer, n, embed_dim, num_heads):
     """Taps of two images of `n` random tokens."""
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(2, n, embed_dim)), jnp.float32)
@@ -169,9 +237,9 @@ def _random_taps(reducer, n, embed_dim, num_heads):
         size=size,
         attn_size=size,
         metric=x if whole else x[..., : embed_dim // num_heads],
+        key=x[..., : embed_dim // num_heads],
         cls_attn=scores,
         attn_columns=scores,
-        energy=scores,
         probe=scores,
         rng=jax.random.split(jax.random.key(0), 2),
         num_heads=num_heads,
@@ -179,7 +247,7 @@ def _random_taps(reducer, n, embed_dim, num_heads):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
-def _decide(reducer, taps, counts):
+def _run(reducer, taps, counts):
     """Result of a reducer; one that learns has fresh parameters."""
     if isinstance(reducer, nn.Module):
         return reducer.init_with_output(jax.random.key(0), taps, counts)[0]
@@ -215,28 +283,23 @@ def _check_slots(dest, n_out):
 
 def _check_partners(result):
     """What others are merged into stays itself."""
-    index = result.index
-    rows = zip(
-        result.dest,
-        index.absorbed,
-        index.target,
-        index.groups,
-        index.group_keep,
-        strict=True,
-    )
-    for image, (dest, absorbed, target, groups, partners) in enumerate(rows):
-        real = target < result.n_out
-        gone = {*absorbed[real].tolist(), *np.flatnonzero(dest == DROPPED).tolist()}
-        for place, partner in enumerate(partners.tolist()):
-            joining = absorbed[target == groups[place]]
-            if partner in gone and joining.size:
-                token = joining[0]
-                if groups.shape == target.shape and groups[place] == target[place]:
-                    token = absorbed[place]
-                raise InputError(
-                    f"image {image}: token {token} is merged into token {partner}, "
-                    f"which leaves, at slot {groups[place]}"
-                )
+    for image, dest in enumerate(result.dest):
+        index = jax.tree.map(lambda field, image=image: field[image], result.index)
+        left = index.absorbed[index.target < result.n_out]
+        gone = {*left.tolist(), *np.flatnonzero(dest == DROPPED).tolist()}
+        for place, (slot, partner) in enumerate(
+            zip(index.groups.tolist(), index.group_keep.tolist(), strict=True)
+        ):
+            joining = index.absorbed[index.target == slot]
+            if partner not in gone or not joining.size:
+                continue
+            token = joining[0]
+            if len(index.target) == len(index.groups) and index.target[place] == slot:
+                token = index.absorbed[place]
+            raise InputError(
+                f"image {image}: token {token} is merged into token {partner}, which "
+                f"leaves, at slot {slot}"
+            )
 
 
 def _check_index(dest, index):

@@ -17,7 +17,7 @@ from imagepiece_jax.reduction.token_counts import Rule
 class Step:
     """One reduction: at `block`, to the count of `rule`, decided by `reducer`.
 
-    reducer: a frozen dataclass or an unbound Flax module; nothing here looks inside it.
+    reducer: a frozen dataclass or an unbound Flax module (`reducers.Reducer`).
     site: "pre" (before the block), "attention" (in it, between the scores of all tokens
     and the values of those that are left) or "mid" (between attention and MLP).
     when_masked:
@@ -31,19 +31,26 @@ class Step:
     site: str = "mid"
     when_masked: int | None = None
 
+    @property
+    def attention_block(self) -> int:
+        """The block whose attention its reducer reads; -1: there is none before."""
+        return self.block - (self.site == "pre")
+
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
     """Image tokens into and out of a step, candidates of a merge, step number.
 
-    `stage` counts, from 1, the steps that change something; `evaluation`, of a step
-    that removes nothing in masked training, are its counts in evaluation.
+    `stage` counts, from 1, the steps that change something; `progress` is the share of
+    the model's blocks that come before the attention that the step reads; `evaluation`,
+    of a step that removes nothing in masked training, are its counts in evaluation.
     """
 
     n_in: int
     n_out: int
     candidates: int | None = None
     stage: int = 1
+    progress: float = 0.0
     evaluation: "Counts | None" = None
 
 
@@ -53,12 +60,15 @@ class LayerPlan:
 
     `counts` is None where there is no step, or where a step changes nothing: the
     program is then the dense one, yet the step stays, so that its parameters exist.
+    `reads`: what reducers read of the block's attention (`Reducer.reads`): that of its
+    own step, and that of the next block's where it comes before its block.
     """
 
     attn_tokens: int
     mlp_tokens: int
     step: Step | None = None
     counts: Counts | None = None
+    reads: frozenset[str] = frozenset()
 
 
 def count(step: Step, n: int, n0: int, stage: int = 1) -> Counts | None:
@@ -103,12 +113,34 @@ def build(
         counts = count(step, n, n0, stage) if step else None
         if counts:
             n, stage = counts.n_out, stage + 1
+            progress = max(step.attention_block, 0) / depth
+            counts = dataclasses.replace(counts, progress=progress)
             counts = _held_counts(step, counts, held) if masked else counts
         after = counts.n_out if counts else held
         before = after if step and step.site == "pre" else held
         plan.append(LayerPlan(before + num_prefix, after + num_prefix, step, counts))
         held = after
-    return tuple(plan)
+    return _with_reads(plan)
+
+
+def with_reducers(plan, change) -> tuple[LayerPlan, ...]:
+    """`plan` with change(reducer) in place of the reducer of each step."""
+    layers = []
+    for layer in plan:
+        if step := layer.step:
+            step = dataclasses.replace(step, reducer=change(step.reducer))
+        layers.append(dataclasses.replace(layer, step=step))
+    return _with_reads(layers)
+
+
+def _with_reads(plan):
+    """`plan` with what each block's attention computes for reducers."""
+    reads = [frozenset() for _ in plan]
+    for layer in plan:
+        if layer.counts and layer.step.attention_block >= 0:
+            reads[layer.step.attention_block] |= layer.step.reducer.reads
+    pairs = zip(plan, reads, strict=True)
+    return tuple(dataclasses.replace(layer, reads=names) for layer, names in pairs)
 
 
 def _held_counts(step, counts, held):

@@ -114,7 +114,7 @@ def _attn_sizes(state, result, index):
         added = state.attn_size[:, prefix:]
     total = _totals(added.astype(jnp.float32), result, index)
     total = jnp.maximum(total, jnp.finfo(jnp.float32).tiny)
-    return jnp.concatenate([state.counted[:, :prefix], total], axis=1)
+    return jnp.concatenate([state.effective_size[:, :prefix], total], axis=1)
 
 
 def _apply_mixing(state, result):
@@ -132,7 +132,9 @@ def _apply_mixing(state, result):
         coordinates = _mean_by(result.matrix.astype(jnp.float32), coordinates)
     attn_size = result.attn_size
     if attn_size is not None:
-        attn_size = jnp.concatenate([state.counted[:, :prefix], attn_size], axis=1)
+        attn_size = jnp.concatenate(
+            [state.effective_size[:, :prefix], attn_size], axis=1
+        )
     return TokenState(
         x=x,
         size=jnp.ones(x.shape[:2], jnp.float32),

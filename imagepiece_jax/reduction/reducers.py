@@ -26,17 +26,18 @@ from imagepiece_jax.reduction.ops import (
     place_among,
     rank,
     sums,
+    uniqueness,
 )
 from imagepiece_jax.reduction.tokens import DROPPED, Assignment, SlotIndex
 
 METRICS = ("key", "query", "value", "token")  # what a reducer may compare
-# How tokens can be ranked, and the field of Taps that holds it. "auto" is class
+# How tokens can be ranked, and the field of Taps that this reads. "auto" is class
 # attention here: `Method.resolved` names another for models without class token.
 SCORES = {
     "auto": "cls_attn",
     "class": "cls_attn",
     "received": "attn_columns",
-    "energy": "energy",
+    "energy": "key",
     "probe": "probe",
 }
 
@@ -47,10 +48,18 @@ class Reducer:
     Called as reducer(taps, counts, train).
     """
 
-    # What is computed for it: values of SCORES, "metric"; "rng": keys, if it `draws`.
+    # The fields of Taps that it reads, of those of `contract.ON_REQUEST`.
     needs: ClassVar[frozenset[str]] = frozenset()
     # What is compared, one of METRICS, where it needs a metric.
     metric = None
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """What attention computes for it: scores, and projections that it compares."""
+        names = self.needs & {"cls_attn", "attn_columns", "key"}
+        if "metric" in self.needs and self.metric != "token":
+            names |= {self.metric}
+        return frozenset(names)
 
     def extra_macs(self, n_in: int, embed_dim: int, num_heads: int) -> int:
         """MACs of its own, for `n_in` image tokens."""
@@ -93,12 +102,24 @@ class Ranking(Reducer):
     def needs(self):
         return frozenset({SCORES[self.score]})
 
-    def scores(self, taps):
+    def scores(self, taps, counts):
         """[B, n] float32. What is masked is gone, and never among the lowest."""
-        score = getattr(taps, SCORES[self.score])
+        if self.score == "energy":
+            score = unlike_others(taps, counts)
+        else:
+            score = getattr(taps, SCORES[self.score])
         if taps.mask is None:
             return score
         return jnp.where(taps.mask > 0.5, score, jnp.inf)
+
+
+def unlike_others(taps, counts):
+    """Shares of 1 - PiToMe's energy of the keys: high for what is rare. -> [B, n].
+
+    Its margin falls from 3/4 by the depth (Tran et al. 2024, section 3.2).
+    """
+    live = None if taps.mask is None else (taps.mask > 0.5).astype(jnp.float32)
+    return uniqueness(taps.key, 0.75 * (1 - counts.progress), live)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +134,7 @@ class TopK(Ranking):
     fuse: bool = False
 
     def __call__(self, taps, counts, train=False):
-        score = self.scores(taps)
+        score = self.scores(taps, counts)
         if not self.fuse:
             return keep_highest(score, counts.n_out)
         keep = rank(score) < counts.n_out - 1

@@ -35,9 +35,16 @@ class TokenState:
     grid: tuple[int, int] | None = struct.field(pytree_node=False, default=None)
 
     @property
-    def counted(self):
+    def effective_size(self):
         """[B, prefix + n], as how many tokens attention counts each."""
         return self.size if self.attn_size is None else self.attn_size
+
+    @property
+    def full_mask(self):
+        """[B, prefix + n] of all tokens: the prefix is always live; None: no mask."""
+        if self.mask is None:
+            return None
+        return jnp.pad(self.mask, ((0, 0), (self.num_prefix, 0)), constant_values=1)
 
 
 @struct.dataclass
@@ -47,25 +54,24 @@ class Taps:
     x: [B, n, D] residual stream at the step's site; size: [B, n] patches of each token;
     attn_size: [B, n] as how many tokens attention counts each; metric: [B, n, d] what
     is compared (mean over heads of key, query or value; the token itself; or, normed,
-    the attention's input);
+    the attention's input); key: [B, n, d] mean over heads of the key;
     cls_attn: [B, n] float32 class-attention row, mean over heads, class column dropped;
     attn_columns: [B, n] float32 attention received, mean over heads and queries;
-    energy: [B, n] float32, shares of 1 - PiToMe's energy; probe: [B, n] float32,
-    attention of the head's probe, mean over heads; mask: [B, n] live tokens in masked
-    training; rng: [B] keys of (seed, step, position in the global batch, block), in
-    evaluation of (seed, index in the data set, block). At site "pre" the attention
-    fields are those of the block before. A field that the reducer's `needs` does not
-    name is None. grid: (height, width) while there is one; num_heads: heads of the
-    block's attention, slices of D that belong together.
+    probe: [B, n] float32, attention of the head's probe, mean over heads; mask: [B, n]
+    live tokens in masked training; rng: [B] keys of (seed, step, position in the global
+    batch, block), in evaluation of (seed, index in the data set, block). At site "pre"
+    the attention fields are those of the block before. A field that the reducer's
+    `needs` does not name is None. grid: (height, width) while there is one; num_heads:
+    heads of the block's attention, slices of D that belong together.
     """
 
     x: Array
     size: Array
     attn_size: Array | None = None
     metric: Array | None = None
+    key: Array | None = None
     cls_attn: Array | None = None
     attn_columns: Array | None = None
-    energy: Array | None = None
     probe: Array | None = None
     mask: Array | None = None
     rng: Array | None = None

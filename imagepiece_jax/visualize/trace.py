@@ -138,32 +138,23 @@ def _run(variables, images, model):
 
     A decision is a slot map [B, n] or, where it is soft, a matrix [B, n_out, n].
     """
-    attention = []
+    attention, class_row = [], {"cls_attn"} if model.arch.class_token else set()
+    plan = tuple(
+        dataclasses.replace(layer, reads=layer.reads | class_row)
+        for layer in model.plan
+    )
 
-    def ask(attend, args, kwargs, context):
-        """Let the attention of each block also return the class token's row."""
-        name, more = context.method_name, {"cls_attn"}
-        if not isinstance(context.module, Block):
-            return attend(*args, **kwargs)
-        if name == "attend":
-            kwargs = kwargs | {"needs": kwargs["needs"] | more}
-        elif name == "attend_merging":
-            state, given, options, reduce = args
-            options = options | {"needs": options["needs"] | more}
-            args = (state, given, options, reduce)
-        else:
-            return attend(*args, **kwargs)
-        found = attend(*args, **kwargs)
-        attention.append(found[1].cls_attn)
-        return found
+    def note(call, args, kwargs, context):
+        out = call(*args, **kwargs)
+        if context.method_name == "__call__" and isinstance(context.module, Block):
+            _, scores, _ = out
+            attention.extend(scores[name] for name in class_row)
+        return out
 
     images = normalize(images, model.mean, model.std)
-    intercept = (
-        ask if model.arch.class_token else (lambda call, args, kw, _: call(*args, **kw))
-    )
     # Full float32: GPUs would round the factors of products, and near ties differ.
-    with jax.default_matmul_precision("highest"), nn.intercept_methods(intercept):
-        outputs = model.apply(variables, images)
+    with jax.default_matmul_precision("highest"), nn.intercept_methods(note):
+        outputs = model.clone(plan=plan).apply(variables, images)
     decisions = []
     for result in outputs.results:
         if isinstance(result, Mixing):

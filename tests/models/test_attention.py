@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import attention
 from imagepiece_jax.models.attention import (
     Attention,
     attend,
     resolve_backend,
 )
+from imagepiece_jax.reduction import tokens
 from imagepiece_jax.reduction.ops import class_attention
 from tests.models import tiny
 
@@ -150,16 +150,17 @@ spoilt.defvjp(lambda keys: (keys, None), lambda _, g: (g.at[:, -1].set(jnp.nan),
 )
 def test_training_pads_odd_lengths_and_changes_nothing(cudnn_calls, length, biased):
     """Output, taps and all gradients are those of a layer that does not train."""
-    layer = Attention(num_heads=3, backend="cudnn")
+    layer = Attention(15, num_heads=3, backend="cudnn", prop_attn=biased)
     rng = np.random.default_rng(0)
     x, probe = rng.normal(size=(2, 2, length, 15)).astype(np.float32)
-    bias = random_bias(length) if biased else None
-    variables = tiny.fill(jax.eval_shape(layer.init, jax.random.key(0), x))
+    state = tokens.start(jnp.asarray(x))
+    if biased:
+        state = state.replace(size=jnp.exp(random_bias(length)))
+    variables = tiny.fill(jax.eval_shape(layer.init, jax.random.key(0), x, state))
     del cudnn_calls[:]
 
     def loss(variables, x, train):
-        needs = {"cls_attn", "metric"}
-        out = layer.apply(variables, x, bias, needs=needs, metric="key", train=train)
+        out = layer.apply(variables, x, state, {"cls_attn", "key"}, train)
         return jnp.sum(out[0] * probe), out
 
     both = tiny.jit(
@@ -241,31 +242,32 @@ def test_an_unknown_kernel_lists_the_known_ones():
 
 
 def test_only_what_is_needed_is_tapped():
-    module = attention.Attention(num_heads=3)
-    x = jax.ShapeDtypeStruct((2, 7, 12), jnp.float32)
-    variables = jax.eval_shape(module.init, jax.random.key(0), x)
+    module = Attention(12, num_heads=3)
+    x = jnp.zeros((2, 7, 12))
+    state = tokens.start(x)
+    variables = jax.eval_shape(module.init, jax.random.key(0), x, state)
 
-    def taps(**options):
-        apply = functools.partial(module.apply, **options)
-        return jax.eval_shape(apply, variables, x)[1]
+    def shapes(*reads, num_prefix=1):
+        state = tokens.start(x, num_prefix)
+        call = functools.partial(module.apply, reads=reads)
+        _, scores = jax.eval_shape(call, variables, x, state)
+        return {name: score.shape for name, score in scores.items()}
 
-    assert taps() == attention.AttentionTaps()
-    row = taps(needs=("cls_attn",), num_prefix=2)
-    assert row.metric is None and row.cls_attn.shape == (2, 5)
-    tokens = taps(needs=("cls_attn", "metric"), metric="token")
-    assert tokens.metric is None and tokens.cls_attn.shape == (2, 6)
-    key = taps(needs=("metric",), metric="key")
-    assert key.cls_attn is None and key.metric.shape == (2, 6, 4)
+    assert shapes() == {}
+    assert shapes("cls_attn", num_prefix=2) == {"cls_attn": (2, 5)}
+    assert shapes("cls_attn", "key") == {"cls_attn": (2, 6), "key": (2, 6, 4)}
+    assert shapes("input") == {"input": (2, 6, 12)}
 
 
 @pytest.mark.parametrize("metric", ["query", "key", "value"])
 def test_the_metric_is_the_mean_over_heads_of_one_projection(metric):
-    module = attention.Attention(num_heads=3)
+    module = Attention(12, num_heads=3)
     x = np.random.default_rng(0).normal(size=(2, 7, 12)).astype(np.float32)
-    variables = tiny.fill(jax.eval_shape(module.init, jax.random.key(0), x))
-    apply = functools.partial(module.apply, needs=("metric",), metric=metric)
-    _, taps = tiny.jit(apply)(variables, x)
+    state = tokens.start(jnp.asarray(x))
+    variables = tiny.fill(jax.eval_shape(module.init, jax.random.key(0), x, state))
+    apply = functools.partial(module.apply, reads={metric})
+    _, scores = tiny.jit(apply)(variables, x, state)
     layer = variables["params"][metric[0]]
     want = (x.astype(float) @ layer["kernel"] + layer["bias"]).reshape(2, 7, 3, 4)
-    assert taps.metric.dtype == jnp.float32
-    np.testing.assert_allclose(taps.metric, want[:, 1:].mean(axis=2), atol=2e-6)
+    assert scores[metric].dtype == jnp.float32
+    np.testing.assert_allclose(scores[metric], want[:, 1:].mean(axis=2), atol=2e-6)

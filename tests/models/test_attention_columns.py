@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.models.attention import Attention, attention_columns
+from imagepiece_jax.reduction.tokens import start
 from tests.models import tiny
 
 
@@ -65,15 +66,18 @@ def test_logits_that_are_far_apart_stay_finite():
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_tap_has_image_columns_of_all_live_queries(prefix, masked):
     """The prefix reads as well; masked tokens neither read nor are read."""
-    module = Attention(num_heads=3)
+    module = Attention(12, num_heads=3)
     x = np.random.default_rng(0).normal(size=(2, 7, 12)).astype(np.float32)
-    variables = tiny.fill(jax.eval_shape(module.init, jax.random.key(0), x))
+    state = start(jnp.asarray(x), prefix)
+    variables = tiny.fill(jax.eval_shape(module.init, jax.random.key(0), x, state))
     mask = np.float32([[1, 1, 0, 1, 1, 0, 1], [1] * 7]) if masked else None
+    if masked:
+        state = state.replace(mask=jnp.asarray(mask[:, prefix:]))
 
     @tiny.jit
     def tap(variables, x):
-        options = {"needs": ("attn_columns",), "num_prefix": prefix}
-        return module.apply(variables, x, mask=mask, **options)[1].attn_columns
+        _, scores = module.apply(variables, x, state, {"attn_columns"})
+        return scores["attn_columns"]
 
     params = variables["params"]
     heads = (

@@ -13,10 +13,9 @@ import itertools
 import jax
 import numpy as np
 import pytest
-from flax import linen as nn
 
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.block import Block
+from imagepiece_jax.models.block import Reduction
 from imagepiece_jax.reduction.methods import METHODS
 from tests import oracles
 from tests.models import masked, tiny
@@ -116,15 +115,15 @@ def shapes_of(name, family):
 
 def facts(model, variables):
     """What the test reads of two images: with all Outputs it would compile for long."""
-    states, prefix = [], model.arch.prefix
+    states, prefix, reduce = [], model.arch.prefix, Reduction.__call__
 
-    def note(call, args, kwargs, context):
-        after = call(*args, **kwargs)
-        if context.method_name == "reduce" and isinstance(context.module, Block):
-            states.append([state.x[:, :prefix] for state in (args[0], after[0])])
-        return after
+    def note(reduction, state, *args):
+        after, record = reduce(reduction, state, *args)
+        states.append([state.x[:, :prefix] for state in (state, after)])
+        return after, record
 
-    with nn.intercept_methods(note):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Reduction, "__call__", note)
         out = model.apply(variables, tiny.images(2))
     return out.logits, out.state.size, out.state.source, states
 

@@ -101,7 +101,7 @@ def test_attention_counts_tokens_as_its_authors_do(case):
     theirs, model, outputs = case
     if not hasattr(theirs, "size"):
         pytest.skip("not published")
-    ours = outputs.state.counted
+    ours = outputs.state.effective_size
     np.testing.assert_allclose(np.sort(ours), np.sort(theirs.size), rtol=2e-5)
     fractions = np.asarray(ours) % 1 > 1e-3
     assert fractions.any() == (model.reduction["name"] == "diffrate")

@@ -13,8 +13,10 @@ from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.attention import Attention
 from imagepiece_jax.models.attention_pool import AttentionPool
 from imagepiece_jax.reduction import tokens
+from imagepiece_jax.reduction.layer_plan import Counts
 from imagepiece_jax.reduction.ops import uniqueness
-from imagepiece_jax.reduction.reducers import SCORES, Reducer
+from imagepiece_jax.reduction.reducers import SCORES, Ranking
+from imagepiece_jax.reduction.tokens import Taps
 from tests.models import tiny
 
 SHORT = tiny.IMAGEPIECE | {"merge_blocks": (0,), "prune_blocks": (1,)}  # 25, 23, 19
@@ -69,35 +71,13 @@ def run(arch, reduction, **options):
 def test_a_model_has_energies_of_its_own_keys(reduction, blocks):
     """The margin falls from 3/4 by the depth; the prefix has no part."""
     model = tiny.model(reduction | {"score": "energy"}, depth=2)
-    plan = []
-    for layer in model.plan:  # reducers that get the keys, too
-        reducer = layer.step and layer.step.reducer
-        plan.append(Observed.around(layer) if reducer else layer)
-    model = model.clone(plan=tuple(plan))
     out = tiny.jit(model.apply)(tiny.variables(model), tiny.images(2))
-    assert len(out.taps) == len(blocks)
-    for block, taps in zip(blocks, out.taps, strict=True):
+    steps = [layer for layer in model.plan if layer.counts]
+    for block, layer, taps in zip(blocks, steps, out.taps, strict=True):
+        got = layer.step.reducer.scores(taps, layer.counts)
         for image in range(2):
-            energy = slow_energy(taps.metric[image], 0.75 * (1 - block / 2))
-            np.testing.assert_allclose(taps.energy[image], shares(energy), atol=1e-6)
-
-
-class Observed(Reducer):
-    """A reducer that decides as another, and is given the keys."""
-
-    metric = "key"
-
-    def __init__(self, reducer):
-        self.reducer, self.needs = reducer, reducer.needs | {"metric"}
-
-    def __call__(self, taps, counts, train=False):
-        return self.reducer(taps, counts, train)
-
-    @classmethod
-    def around(cls, layer):
-        step = layer.step
-        step = type(step)(step.block, cls(step.reducer), step.rule, step.site)
-        return type(layer)(layer.attn_tokens, layer.mlp_tokens, step, layer.counts)
+            energy = slow_energy(taps.key[image], 0.75 * (1 - block / 2))
+            np.testing.assert_allclose(got[image], shares(energy), atol=1e-6)
 
 
 def slow_probe(params, x, sizes, heads=tiny.HEADS):
@@ -160,11 +140,13 @@ def test_every_score_decides_for_itself():
     arch = Architecture(class_token=True, pool="map")
     kept = {}
     for score, tap in SCORES.items():
-        _, out = run(arch, {"name": "evit", "blocks": (1,), "score": score})
+        reduction = {"name": "evit", "blocks": (1,), "score": score}
+        _, out = run(arch, reduction)
         (first, *_), (taps, *_) = out.results, out.taps
+        step = tiny.model(reduction, arch=arch, depth=2).plan[1]
         others = set(SCORES.values()) - {tap}
         assert all(getattr(taps, other) is None for other in others)
-        values = np.asarray(getattr(taps, tap))
+        values = np.asarray(step.step.reducer.scores(taps, step.counts))
         assert (values > 0).all() and (values.sum(axis=1) < 1 + 1e-5).all()
         lowest = np.where(first.dest >= 0, values, np.inf).min(axis=1)
         assert (lowest >= np.where(first.dest < 0, values, 0).max(axis=1)).all()
@@ -194,21 +176,25 @@ def test_an_unknown_score_is_refused():
 # Masked training
 
 
-@pytest.mark.parametrize("need", ["attn_columns", "energy"])
-def test_masked_tokens_have_no_part_in_scores_of_the_others(need):
+@pytest.mark.parametrize("score", ["received", "energy"])
+def test_masked_tokens_have_no_part_in_scores_of_the_others(score):
     """They are as if they were not there; two of the five tokens are the prefix."""
-    module = Attention(num_heads=3)
+    module, reducer = Attention(12, num_heads=3), Ranking(score=score)
     x = np.random.default_rng(0).normal(size=(1, 7, 12)).astype(np.float32)
-    variables = tiny.fill(jax.eval_shape(module.init, jax.random.key(0), x))
-    mask = np.float32([[1, 1, 1, 0, 1, 0, 1]])
-    there = np.flatnonzero(mask)
+    state = tokens.start(x, 2)
+    variables = tiny.fill(jax.eval_shape(module.init, jax.random.key(0), x, state))
+    mask = np.float32([[1, 0, 1, 0, 1]])
+    there = np.flatnonzero(np.append([1, 1], mask))
 
-    def tap(x, mask):
-        options = {"needs": (need,), "num_prefix": 2, "margin": 0.5}
-        return getattr(module.apply(variables, x, mask=mask, **options)[1], need)
+    def scores(x, mask=None):
+        state = tokens.start(x, 2).replace(mask=mask)
+        _, found = module.apply(variables, x, state, reducer.reads)
+        taps = Taps(x[:, 2:], state.size[:, 2:], mask=mask, **found)
+        return reducer.scores(taps, Counts(5, 4, progress=1 / 3))
 
-    got = tiny.jit(tap)(x, mask)
-    want = tiny.jit(lambda x: tap(x, None))(x[:, there])
+    got = tiny.jit(scores)(x, mask)
+    got = jnp.where(mask > 0.5, got, 0)
+    want = tiny.jit(scores)(x[:, there])
     np.testing.assert_allclose(got[:, there[2:] - 2], want, rtol=1e-5)
     np.testing.assert_array_equal(got[:, [1, 3]], 0)
 

@@ -322,16 +322,10 @@ def test_one_trace_serves_all_values(jitted, run_first_block):
 
 
 def test_what_a_model_says_of_itself():
-    """And where that is which other libraries have in the model."""
     model = tiny.model(FIRST_BLOCK, depth=2, image_size=(20, 24))
     assert (model.depth, model.embed_dim) == (2, 30)
-    for name, where in {
-        "registers": "it is arch.registers",
-        "params": "in the variables beside it",
-        "zebra": "no attribute",
-    }.items():
-        with pytest.raises(AttributeError, match=where):
-            getattr(model, name)
+    with pytest.raises(AttributeError, match="no attribute"):
+        _ = model.zebra
 
 
 # Parts that stand in an order, in models whose branches add a bias alone

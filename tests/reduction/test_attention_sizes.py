@@ -33,13 +33,13 @@ def test_attention_sizes_add_up_beside_the_sizes(form):
         for slot in range(3):
             total = sum(given[image][np.asarray(assignment.dest[image]) == slot])
             want[image, slot] = max(total, want[image, slot])
-    np.testing.assert_allclose(got.counted[:, 1:], want, rtol=1e-6)
-    np.testing.assert_array_equal(got.counted[:, :1], state.size[:, :1])
+    np.testing.assert_allclose(got.effective_size[:, 1:], want, rtol=1e-6)
+    np.testing.assert_array_equal(got.effective_size[:, :1], state.size[:, :1])
     np.testing.assert_allclose(got.x, x, rtol=1e-5)
     np.testing.assert_array_equal(got.size, size)
     one = Assignment(dest=jnp.zeros((3, 3), jnp.int32), n_out=1)
     again = apply(got, one, form=form)
-    np.testing.assert_allclose(again.counted[:, 1], want.sum(axis=1), rtol=1e-6)
+    np.testing.assert_allclose(again.effective_size[:, 1], want.sum(axis=1), rtol=1e-6)
     np.testing.assert_array_equal(again.size[:, 1], size[:, 1:].sum(axis=1))
 
 
@@ -47,7 +47,7 @@ def test_without_other_attention_sizes_there_is_one_array():
     state, assignment = make(7, 3)
     got = apply(state, assignment)
     assert got.attn_size is None
-    np.testing.assert_array_equal(got.counted, got.size)
+    np.testing.assert_array_equal(got.effective_size, got.size)
 
 
 @pytest.mark.parametrize("weighted", [True, False])

@@ -12,7 +12,6 @@ from configs import quickstart
 from imagepiece_jax.commands import describe
 from imagepiece_jax.common.fields import blocks, choice
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import block
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.reduction import contract, layer_plan
 from imagepiece_jax.reduction.layer_plan import Counts, Step
@@ -109,7 +108,7 @@ def test_a_tap_is_read_only_where_it_was_asked_for():
 @pytest.mark.parametrize(
     "needs, metric, said",
     [
-        ({"class"}, None, "its `needs` has 'class'; allowed are metric, cls_attn, at"),
+        ({"class"}, None, "its `needs` has 'class'; allowed are metric, key, cls_at"),
         ({"metric"}, None, "its `metric` is None; allowed are 'key', 'query', 'value'"),
     ],
 )
@@ -117,7 +116,7 @@ def test_what_attention_cannot_compute_is_named(needs, metric, said):
     reducer = type("Odd", (Reducer,), {"needs": frozenset(needs), "metric": metric})()
     plan = layer_plan.build(2, 25, [Step(1, reducer, Keep(0.5))])
     with pytest.raises(InputError, match=f"config.reduction at block 1, Odd: {said}"):
-        block.check_plan(plan, Architecture(), (5, 5))
+        contract.check_plan(plan, Architecture(), (5, 5))
 
 
 @dataclasses.dataclass(frozen=True)

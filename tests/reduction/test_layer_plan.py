@@ -6,11 +6,12 @@ import pytest
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.layer_plan import Step, build
+from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.token_counts import Keep, Merge
 
 
 def step(rule, block=0, site="mid"):
-    return Step(block=block, reducer=None, rule=rule, site=site)
+    return Step(block=block, reducer=Reducer(), rule=rule, site=site)
 
 
 def test_build_puts_mid_steps_between_attention_and_mlp():

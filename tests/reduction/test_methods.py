@@ -140,11 +140,11 @@ def walk(plan, x, form=None, keys=None):
             taps = Taps(
                 x=x,
                 size=size,
-                attn_size=states[-1].counted[:, 1:],
+                attn_size=states[-1].effective_size[:, 1:],
                 metric=x,
                 cls_attn=scores,
                 attn_columns=scores,
-                energy=scores,
+                key=x,
                 rng=jax.vmap(jax.random.fold_in, (0, None))(keys, block),
                 grid=grid,
                 num_heads=2,

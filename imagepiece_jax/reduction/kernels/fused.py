@@ -66,13 +66,13 @@ class Kernel:
     prop_attn: bool = False
 
     @property
-    def reads(self) -> frozenset[str]:
+    def reads(self) -> str:
         """The queries and keys that it is called with, as attention names them.
 
         "heads", as they are multiplied, for class attention; "projected", as they were
         before rotary positions turned them, where they are only compared.
         """
-        return frozenset({"projected" if self.rule == "bipartite" else "heads"})
+        return "projected" if self.rule == "bipartite" else "heads"
 
     def supports(self, state):
         """Whether it moves all that a TokenState holds: it counts tokens by size."""
@@ -122,6 +122,7 @@ class Kernel:
         candidates = counts.candidates or 0
         if self.rule == "bipartite":
             candidates, parity = _bipartite_sides(counts.n_in, prefix)
+            query = key  # which it does not read
         call = _Call(self, counts.n_out, prefix, candidates, parity)
         # Decisions carry no gradient: that of query and key is none.
         query, key = jax.lax.stop_gradient((query, key))

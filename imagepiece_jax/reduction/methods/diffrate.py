@@ -54,7 +54,7 @@ class PruneAndMerge(Ranking):
 
     def __call__(self, taps, counts, train=False):
         n, n_out = counts.n_in, counts.n_out
-        x, score = jax.lax.stop_gradient((taps.x, self.scores(taps)))
+        x, score = jax.lax.stop_gradient((taps.x, self.scores(taps, counts)))
         order = rank(score)
         tokens = invert(order, min(self.kept, n))
         if tokens.shape[1] == n_out:  # none joins: no arrays of no tokens

@@ -62,7 +62,7 @@ class Retokenize(Ranking):
 
     def __call__(self, taps, counts, train=False):
         n, b, r = counts.n_in, counts.candidates, counts.n_in - counts.n_out
-        score = jax.lax.stop_gradient(self.scores(taps))
+        score = jax.lax.stop_gradient(self.scores(taps, counts))
         # The candidates by their place, the highest first; side A before side B.
         place = np.arange(b) if self.order == "descending" else np.arange(b)[::-1]
         place = np.concatenate([place[self.parity :: 2], place[1 - self.parity :: 2]])

@@ -16,6 +16,7 @@ from imagepiece_jax.reduction.reducers import (
     Reducer,
     join_most_similar,
     merge_in_place,
+    unlike_others,
 )
 from imagepiece_jax.reduction.token_counts import MergeTo
 
@@ -31,12 +32,13 @@ class ByEnergy(Reducer):
 
     protect: bool
     metric: str = "key"
-    needs: ClassVar[frozenset[str]] = frozenset({"energy", "metric"})
+    needs: ClassVar[frozenset[str]] = frozenset({"key", "metric"})
 
     def __call__(self, taps, counts, train=False):
-        unlike, metric = jax.lax.stop_gradient((taps.energy, taps.metric))
+        unlike = jax.lax.stop_gradient(unlike_others(taps, counts))
+        metric = jax.lax.stop_gradient(taps.metric)
         merges = counts.n_in - counts.n_out
-        order = rank(-unlike)  # `Taps.energy` is large where PiToMe's is small
+        order = rank(-unlike)
         seen = 2 * merges if self.protect else counts.n_in
         sides = (invert(order, np.arange(side, seen, 2)) for side in (0, 1))
         joining = None if self.protect else merges

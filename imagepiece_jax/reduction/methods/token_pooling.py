@@ -32,7 +32,7 @@ class Clustering(Ranking):
 
     def __call__(self, taps, counts, train=False):
         x = jax.lax.stop_gradient(taps.x).astype(jnp.float32)
-        score = jax.lax.stop_gradient(self.scores(taps))
+        score = jax.lax.stop_gradient(self.scores(taps, counts))
         first = rank(score) < counts.n_out
         # Weights of a softmax can underflow; a cluster's must not add up to zero.
         tiny = jnp.finfo(jnp.float32).tiny

@@ -87,7 +87,7 @@ def test_pruned_merged_and_counted_by_hand():
     want.append((-0.6523, 5.4563))
     np.testing.assert_allclose(after.x[0], want, atol=1e-4)
     sizes = [1, 1.9994, 1, 4.9544, 1.9962]
-    np.testing.assert_allclose(after.counted[0], sizes, atol=1e-4)
+    np.testing.assert_allclose(after.effective_size[0], sizes, atol=1e-4)
     assert after.size.tolist() == [[1, 2, 1, 5, 2]]
     fewer = PruneAndMerge(kept=5)(taps, Counts(n_in=7, n_out=4))
     assert fewer.dest.tolist() == [[0, 1, 2, 3, 0, DROPPED, DROPPED]]

@@ -7,8 +7,7 @@ import pytest
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
-from imagepiece_jax.models.block import check_plan
-from imagepiece_jax.reduction import merging
+from imagepiece_jax.reduction import contract, merging
 from imagepiece_jax.reduction.layer_plan import Counts, build
 from imagepiece_jax.reduction.methods.mctf import MCTF, Fusion
 from imagepiece_jax.reduction.tokens import Taps, TokenState
@@ -116,7 +115,7 @@ def test_a_step_before_the_next_block_would_read_what_is_gone():
     both = (*steps, model.plan[2].step)
     plan = build(4, 196, both)
     with pytest.raises(InputError, match="block 1, in which tokens change"):
-        check_plan(plan, model.arch, (14, 14))
+        contract.check_plan(plan, model.arch, (14, 14))
 
 
 @pytest.mark.parametrize("field", ["similarity", "attention", "sizes"])

@@ -7,7 +7,6 @@ import pytest
 from imagepiece_jax.reduction import merging
 from imagepiece_jax.reduction.layer_plan import Counts
 from imagepiece_jax.reduction.methods.pitome import ByEnergy, PiToMe
-from imagepiece_jax.reduction.ops import uniqueness
 from imagepiece_jax.reduction.tokens import Taps, TokenState
 from tests.reduction.tokens_by_angle import costs, vectors
 
@@ -28,17 +27,18 @@ def test_counts_and_costs_are_its_authors(rate, tokens, macs):
 
 
 @pytest.mark.parametrize(
-    "protect, margin, together",
+    "protect, progress, together",
     [
-        (False, 0.75, [{2, 3}, {4, 5}]),
-        (True, 0.25, [{1, 2, 3}]),
+        (False, 0, [{2, 3}, {4, 5}]),
+        (True, 2 / 3, [{1, 2, 3}]),
     ],
 )
-def test_the_halves_by_hand(protect, margin, together):
+def test_the_halves_by_hand(protect, progress, together):
+    """With margins of 3/4 and 1/4."""
     key = vectors([0, 8, 20, 24, 90, 96, 150, 200])
     x, size = jnp.arange(1.0, 9)[None, :, None], jnp.ones((1, 8))
-    taps = Taps(x, size, size, key, energy=uniqueness(key, margin), num_prefix=0)
-    found = ByEnergy(protect)(taps, Counts(n_in=8, n_out=6))
+    taps = Taps(x, size, size, key, key, num_prefix=0)
+    found = ByEnergy(protect)(taps, Counts(n_in=8, n_out=6, progress=progress))
     dest = np.asarray(found.dest[0])
     groups = [set(np.flatnonzero(dest == slot)) for slot in range(6)]
     assert [g for g in groups if len(g) > 1] == together

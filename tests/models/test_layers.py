@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from imagepiece_jax.models import custom_vjp
+from imagepiece_jax.models import layers
 from tests.models import tiny
 
 
@@ -42,17 +42,17 @@ def test_slope_of_gelu_is_that_of_its_differences(form):
         return np.array([0.5 * v * (1 + math.erf(v / np.sqrt(2))) for v in x])
 
     want = (slow(x + 1e-5) - slow(x - 1e-5)) / 2e-5
-    slope = jax.vmap(jax.grad(lambda v: custom_vjp.gelu(v, form)))
+    slope = jax.vmap(jax.grad(lambda v: layers.gelu(v, form)))
     np.testing.assert_allclose(slope(x.astype(np.float32)), want, atol=2e-6)
     np.testing.assert_allclose(
-        custom_vjp.gelu(x.astype(np.float32), form), slow(x), atol=2e-6
+        layers.gelu(x.astype(np.float32), form), slow(x), atol=2e-6
     )
 
 
 @pytest.mark.parametrize("form", ["exact", "tanh"])
 def test_gelu_keeps_its_input_alone_and_its_type(form):
     x = jnp.asarray([-3e4, -4.0, 0.0, 3.0, 3e4], jnp.bfloat16)
-    out, pull = jax.vjp(lambda x: custom_vjp.gelu(x, form), x)
+    out, pull = jax.vjp(lambda x: layers.gelu(x, form), x)
     (slope,) = pull(jnp.ones_like(x))
     assert out.dtype == slope.dtype == jnp.bfloat16
     kept = [leaf.shape for leaf in jax.tree.leaves(pull) if hasattr(leaf, "shape")]
@@ -76,7 +76,7 @@ def test_layer_norm_is_flaxs_and_so_is_its_gradient(shape, eps):
         return norm.apply({"params": {"scale": scale, "bias": bias}}, x)
 
     def ours(x, scale, bias):
-        return custom_vjp.layer_norm(x, scale, bias, jnp.float32, eps)
+        return layers.layer_norm(x, scale, bias, jnp.float32, eps)
 
     got, want = (pulled_back(fn, x, scale, bias) for fn in (ours, flaxs))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, want)
@@ -94,7 +94,7 @@ def test_gradient_of_layer_norm_is_that_of_its_differences():
 
     point = [a.astype(float) for a in (x, scale, bias)]
     _, slopes = pulled_back(
-        lambda *a: custom_vjp.layer_norm(*a, jnp.float32), x, scale, bias
+        lambda *a: layers.layer_norm(*a, jnp.float32), x, scale, bias
     )
     for seed in range(10, 13):
         along = [draw(*a.shape, seed=seed).astype(float) for a in point]
@@ -110,10 +110,10 @@ def test_layer_norm_of_bfloat16_works_in_float32():
     scale, bias = 1 + 0.3 * draw(33, seed=2), draw(33, seed=3)
 
     def half(x, scale, bias):
-        return custom_vjp.layer_norm(x, scale, bias, jnp.bfloat16)
+        return layers.layer_norm(x, scale, bias, jnp.bfloat16)
 
     def whole(x, scale, bias):
-        return custom_vjp.layer_norm(x, scale, bias, jnp.float32)
+        return layers.layer_norm(x, scale, bias, jnp.float32)
 
     out, slopes = pulled_back(half, x, scale, bias)
     assert out.dtype == slopes[0].dtype == jnp.bfloat16
@@ -132,7 +132,7 @@ def test_layer_norm_of_bfloat16_works_in_float32():
 def test_what_comes_back_to_padding_is_dropped():
     """Also what is not a number, where a kernel wrote nothing."""
     x = draw(2, 4, 3)
-    out, pull = jax.vjp(lambda x: custom_vjp.padded_from(x, 3), x)
+    out, pull = jax.vjp(lambda x: layers.padded_from(x, 3), x)
     np.testing.assert_array_equal(out, x)
     gradient = draw(2, 4, 3, seed=1)
     gradient[:, 3] = np.nan
@@ -143,6 +143,6 @@ def test_what_comes_back_to_padding_is_dropped():
 
 def test_token_major_changes_no_number():
     x = draw(2, 4, 3)
-    out, (back,) = pulled_back(custom_vjp.token_major, x)
+    out, (back,) = pulled_back(layers.token_major, x)
     np.testing.assert_array_equal(out, x)
     np.testing.assert_array_equal(back, draw(2, 4, 3, seed=9))
