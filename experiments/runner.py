@@ -156,8 +156,8 @@ def _images(settings, models):
             "weights with a head"
         )
     alone = isinstance(models, OffTheShelf)
-    known = models.pretrained.class_names if alone else None
-    by_name = class_names.labels_by_name(known, classes) if alone else None
+    names_of_weights = models.pretrained.class_names if alone else None
+    by_name = class_names.labels_by_name(names_of_weights, classes) if alone else None
     images = Images.open(
         settings.data,
         classes,
@@ -173,6 +173,6 @@ def _images(settings, models):
     names, data = images.source.class_names, f"--data {settings.data}"
     for path in models.paths():
         class_names.check_classes(path, names, data)
-    if line := class_names.mapped_classes(names, settings.data, known):
+    if line := class_names.mapped_classes(names, settings.data, names_of_weights):
         print(f"note: {line}", flush=True)
     return images

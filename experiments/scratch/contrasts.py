@@ -52,11 +52,11 @@ class Contrast:
 
     def verdict(self, holm: float) -> str:
         """ "supported", "refuted" or "open", by the interval and Holm's p."""
-        found = self.estimate
-        if found.low > self.bound and holm < LEVEL:
+        interval = self.estimate
+        if interval.low > self.bound and holm < LEVEL:
             return "supported"
-        at_end = found.high == self.refuted_at and not self.strictly
-        return "refuted" if found.high < self.refuted_at or at_end else "open"
+        at_end = interval.high == self.refuted_at and not self.strictly
+        return "refuted" if interval.high < self.refuted_at or at_end else "open"
 
 
 def contrasts(accuracies: Mapping[str, Mapping[int, Mapping[str, float]]]):
@@ -90,14 +90,14 @@ def contrasts(accuracies: Mapping[str, Mapping[int, Mapping[str, float]]]):
 
 def read(results: list[dict]) -> dict[str, dict[int, dict[str, float]]]:
     """`accuracies` of the JSONs of those runs that were made for the contrasts."""
-    found = {}
+    accuracies = {}
     for result in results:
         trained = {f"{result['settings']['keep_rate']:g}": result["acc1"]}
         harsher = {rate: each["acc1"] for rate, each in result["harsher"].items()}
-        own = {"trained": result["acc1"], **trained, **harsher}
-        if result["system"] in SYSTEMS and own.keys() >= _needed(result["system"]):
-            found.setdefault(result["system"], {})[result["seed"]] = own
-    return found
+        by_rate = {"trained": result["acc1"], **trained, **harsher}
+        if result["system"] in SYSTEMS and by_rate.keys() >= _needed(result["system"]):
+            accuracies.setdefault(result["system"], {})[result["seed"]] = by_rate
+    return accuracies
 
 
 def _needed(system):
@@ -107,10 +107,10 @@ def _needed(system):
 def section(results: list[dict]) -> str:
     """A part of the page; empty without two seeds of all six systems."""
     accuracies = read(results)
-    found = contrasts(accuracies)
-    if found is None:
+    declared = contrasts(accuracies)
+    if declared is None:
         return ""
-    corrected = statistics.holm([each.p for each in found])
+    corrected = statistics.holm([each.p for each in declared])
     lines = [
         [
             each.name,
@@ -121,14 +121,14 @@ def section(results: list[dict]) -> str:
             f"{holm:.3g}",
             each.verdict(holm),
         ]
-        for each, holm in zip(found, corrected, strict=True)
+        for each, holm in zip(declared, corrected, strict=True)
     ]
     head = ["", "claim", "points", "tested: it is", "p", "p, Holm", "verdict"]
     beside = [
         [name, statistics.format_estimate(statistics.student(points), 2)]
         for name, points in _descriptive(accuracies)
     ]
-    count = len(found[0].points)
+    count = len(declared[0].points)
     return "\n\n".join(
         [
             "## The declared contrasts",

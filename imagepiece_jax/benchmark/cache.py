@@ -48,11 +48,11 @@ class ResultCache:
             "another --out",
         )
         try:
-            known = _read(self._file, path)  # also cuts off a torn last line
+            results = _read(self._file, path)  # also cuts off a torn last line
         except InputError:
             self._file.close()
             raise
-        self._known = {} if again else known
+        self._results = {} if again else results
         self._versions = versions or {}
         self.experiment = None  # the name that new lines carry
 
@@ -61,7 +61,7 @@ class ResultCache:
 
     def __contains__(self, setting: dict) -> bool:
         """Whether `result` of `setting` needs no measurement."""
-        return _key(setting) in self._known or _older(setting) in self._known
+        return _key(setting) in self._results or _older(setting) in self._results
 
     def result(
         self, setting: dict, measure: Callable[[], dict], what: str = "a point"
@@ -72,9 +72,9 @@ class ResultCache:
         is being measured, and how long it took.
         """
         key, older = _key(setting), _older(setting)
-        if key not in self._known and older in self._known:
-            self._add(setting, self._known.pop(older))
-        if key not in self._known:
+        if key not in self._results and older in self._results:
+            self._add(setting, self._results.pop(older))
+        if key not in self._results:
             began = time.monotonic()
             print(f"measuring {what} ...", end="", file=sys.stderr, flush=True)
             try:
@@ -83,7 +83,7 @@ class ResultCache:
                 seconds = time.monotonic() - began
                 print(f" {seconds:.0f} s", file=sys.stderr, flush=True)
             self._add(setting, result)
-        return self._known[key]
+        return self._results[key]
 
     def _add(self, setting, result):
         line = {
@@ -95,13 +95,14 @@ class ResultCache:
             "time": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         }
         append_line(self._file, json.dumps(line))
-        self._known[_key(setting)] = json.loads(json.dumps(result))
+        self._results[_key(setting)] = json.loads(json.dumps(result))
 
 
 def _key(setting):
     """A setting of any version as text."""
-    own = {k: current(setting[k]) for k in ("reduction", "trained_as") if k in setting}
-    return json.dumps(setting | own, sort_keys=True)
+    names = [k for k in ("reduction", "trained_as") if k in setting]
+    now = {k: current(setting[k]) for k in names}
+    return json.dumps(setting | now, sort_keys=True)
 
 
 def _older(setting):
@@ -112,14 +113,14 @@ def _older(setting):
 def _read(file, path):
     """{key: result} of all whole lines; a torn last line is cut off."""
     file.seek(0)
-    known, whole = {}, 0
+    results, whole = {}, 0
     lines = file.read().split(b"\n")
     for number, line in enumerate(lines[:-1], start=1):
         try:
             entry = json.loads(line)
             if "digest" in entry["setting"]:
-                known.pop(_older(entry["setting"]), None)
-            known[_key(entry["setting"])] = entry["result"]
+                results.pop(_older(entry["setting"]), None)
+            results[_key(entry["setting"])] = entry["result"]
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"{path}, line {number} is not a measured point ({error!r}): fix or "
@@ -127,4 +128,4 @@ def _read(file, path):
             ) from error
         whole += len(line) + 1
     os.ftruncate(file.fileno(), whole)
-    return known
+    return results

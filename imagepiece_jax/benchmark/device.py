@@ -32,14 +32,14 @@ def use(name: str):
     if name == "cpu":
         jax.config.update("jax_platforms", "cpu")
     try:
-        found = platform()
+        here = platform()
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
         raise InputError(f"--device is {name}, but JAX finds none: {reason}") from error
-    if name not in ("default", found):
+    if name not in ("default", here):
         raise InputError(
             f"--device is {name}, but JAX finds no such device here, or lacks its "
-            f"plugin; allowed are {', '.join(dict.fromkeys(('default', 'cpu', found)))}"
+            f"plugin; allowed are {', '.join(dict.fromkeys(('default', 'cpu', here)))}"
         )
 
 
@@ -87,11 +87,11 @@ def needed(compiled):
 
 def versions(libraries=()) -> dict[str, str]:
     """Return versions of Python, JAX with its backend, and further `libraries`."""
-    found = {
+    installed = {
         name: importlib.metadata.version(name) for name in (*LIBRARIES, *libraries)
     }
     backend = " ".join(jax.devices()[0].client.platform_version.split())
-    return {"python": host.python_version(), **found, "backend": backend}
+    return {"python": host.python_version(), **installed, "backend": backend}
 
 
 class PeakRates(NamedTuple):

@@ -69,8 +69,8 @@ def _or_blank(value, unit):
 
 def weights(path):
     """What was measured, in words; path: of trained weights, None: they are random."""
-    found = "random weights" if path is None else f"weights of {path}"
-    return f"{found}, random images"
+    text = "random weights" if path is None else f"weights of {path}"
+    return f"{text}, random images"
 
 
 def text(rows):

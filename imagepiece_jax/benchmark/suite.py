@@ -68,18 +68,18 @@ def trained(path, configs: dict, base=None) -> tuple[dict, dict]:
     reduction.
     """
     if base is None:
-        found = {k: of_weights(path, config) for k, config in configs.items()}
+        pairs = {k: of_weights(path, config) for k, config in configs.items()}
     else:
         name = pathlib.Path(path).name
         config, weights = of_weights(path, *base)
-        found = {name: (config, weights)}
+        pairs = {name: (config, weights)}
         if config.reduction.name != DENSE["name"]:
             dense = config.copy_and_resolve_references()
             with dense.unlocked():
                 dense.reduction = dict(DENSE)
-            found = {"dense": (dense, weights), name: found[name]}
-    configs = {name: config for name, (config, _) in found.items()}
-    return configs, {name: weights for name, (_, weights) in found.items()}
+            pairs = {"dense": (dense, weights), name: pairs[name]}
+    configs = {name: config for name, (config, _) in pairs.items()}
+    return configs, {name: weights for name, (_, weights) in pairs.items()}
 
 
 def groups(configs: dict, batch_sizes, dtype: str, modes, weights=None) -> list[Group]:
@@ -87,7 +87,7 @@ def groups(configs: dict, batch_sizes, dtype: str, modes, weights=None) -> list[
 
     InputError for what cannot be measured, as far as that shows without compiling.
     """
-    found = []
+    made = []
     for batch_size in batch_sizes:
         for mode in modes:
             group = Group(configs, batch_size, mode, dtype, weights or {})
@@ -98,8 +98,8 @@ def groups(configs: dict, batch_sizes, dtype: str, modes, weights=None) -> list[
                     raise InputError(f"{name}: {error}") from error
                 pixels = 4 * INPUTS * batch_size * case.config.image_size**2 * 3
                 _check_memory(name, batch_size, pixels)
-            found.append(group)
-    return found
+            made.append(group)
+    return made
 
 
 def run(group: Group, against, rules, peaks) -> list[dict]:

@@ -49,18 +49,18 @@ def workloads(names, cases, mode):
     Only "inference" and "train" have baselines; ToMe is not trained.
     """
     sizes = {_size(case): case for case in reversed(cases)}
-    found = {}
+    made = {}
     for size, case in reversed(sizes.items()):
         model = case.config.model.name
         for variant in VARIANTS:
             if mode == "inference" and "timm" in names:
-                found[f"timm {model}, {variant}"] = _infer(size, case, variant)
+                made[f"timm {model}, {variant}"] = _infer(size, case, variant)
             if mode == "inference" and "tome" in names:
                 label = f"ToMe r={R} on timm {model}, {variant}"
-                found[label] = _infer(size, case, variant, R)
+                made[label] = _infer(size, case, variant, R)
             if mode == "train" and "timm" in names:
-                found[f"timm {model}, {variant}"] = _train(size, case, variant)
-    return found
+                made[f"timm {model}, {variant}"] = _train(size, case, variant)
+    return made
 
 
 def _size(case):

@@ -159,18 +159,18 @@ class _Drawing:
     def end(self):
         """The method's result: one figure, or a sentence, of each kind."""
         last = {kind: _last(self._kinds[kind]) for kind in figure.KINDS}
-        found = {kind: self._figure(last[kind], kind) for kind in figure.KINDS}
+        figures = {kind: self._figure(last[kind], kind) for kind in figure.KINDS}
         if self._kinds["weights"]:
-            found["tokens"] = self._sheet(self._kinds["weights"])
-        return "".join(found.values())
+            figures["tokens"] = self._sheet(self._kinds["weights"])
+        return "".join(figures.values())
 
     def strip(self):
         """All views in order; learned tokens stand with the groups."""
         kinds = {kind: list(filter(None, self._kinds[kind])) for kind in figure.KINDS}
         kinds["tokens"] = kinds["tokens"] + self._kinds["weights"]
         return "".join(
-            "".join(self._figure(view, kind) for view in found or [None])
-            for kind, found in kinds.items()
+            "".join(self._figure(view, kind) for view in views or [None])
+            for kind, views in kinds.items()
         )
 
     def _figure(self, view, shown):
@@ -229,8 +229,8 @@ def _framed(shown, source, alt, title, note, shape, frame="groups"):
     )
 
 
-def _last(found):
-    return next((view for view in reversed(found) if view), None)
+def _last(views):
+    return next((view for view in reversed(views) if view), None)
 
 
 def _count(number, noun):

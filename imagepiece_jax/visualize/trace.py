@@ -206,17 +206,17 @@ def read_traces(folder):
             f"{folder} has no provenance that can be read ({error!r}); allowed is a "
             f"folder in which visualize wrote {JSON} and {NPZ}"
         ) from error
-    known = {field.name for field in dataclasses.fields(Trace)}
+    fields = {field.name for field in dataclasses.fields(Trace)}
     methods = [
-        {k: v for k, v in of.items() if k not in known} for of in saved["methods"]
+        {k: v for k, v in of.items() if k not in fields} for of in saved["methods"]
     ]
     return saved["images"], methods, traces
 
 
 def _arrays(prefix, of, fields):
     """Arrays of a Stage or Trace by their names in the archive."""
-    found = {f"{prefix}_{field}": getattr(of, field) for field in fields}
-    return {name: array for name, array in found.items() if array is not None}
+    arrays = {f"{prefix}_{field}": getattr(of, field) for field in fields}
+    return {name: array for name, array in arrays.items() if array is not None}
 
 
 def _trace(m, saved, arrays):
