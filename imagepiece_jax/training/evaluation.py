@@ -43,7 +43,7 @@ class Evaluation:
             run.data.evaluation.transform,
         )
 
-    def of_dense(self, variables):
+    def log_dense(self, variables):
         """Log the accuracy of the dense model that the run starts from."""
         program = accuracy.model_step(self._run.dense, self._run.config.seed)
         (figures,) = self._accuracy(program, [parallel.replicate(variables)])
@@ -67,7 +67,9 @@ class Evaluation:
             variables = parallel.unreplicate(state.variables)
             log.image("tokens", run.step, self._samples.tokens(variables))
         log.restart_clock()
-        return run.progress.evaluate(run.step, figures, BEST_BY[run.config.best_by])
+        return run.progress.with_evaluation(
+            run.step, figures, BEST_BY[run.config.best_by]
+        )
 
     def show_batch(self, batch):
         """Log some images of the batch of the run's step, as the model saw them."""

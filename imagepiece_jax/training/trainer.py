@@ -80,7 +80,7 @@ class Progress:
     last: dict | None = None
     evaluated: int = 0
 
-    def evaluate(self, step: int, figures: dict, best_by: str) -> "Progress":
+    def with_evaluation(self, step: int, figures: dict, best_by: str) -> "Progress":
         """With the figures of an evaluation, of which `best_by` chooses the best."""
         best = self.best
         if figures[best_by] > best["acc1"]:
@@ -336,7 +336,7 @@ class Run:
             with request.ending_at_once():
                 evaluation = Evaluation(self, reader, log, request)
                 if self.dense_variables is not None:
-                    evaluation.of_dense(self.dense_variables)
+                    evaluation.log_dense(self.dense_variables)
                 if self._lacks_evaluation():
                     self.progress = evaluation.after_step()
                     save()

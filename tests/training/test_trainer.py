@@ -248,7 +248,7 @@ def test_the_best_is_chosen_by_the_weights_or_their_averages(best_by, kept):
     rows = [(50, 60), (40, 70), (55, 65), (55, 70)]  # the last is as good, not better
     for step, accuracies in enumerate(rows, start=1):
         figures = dict(zip(("acc1", "ema_acc1"), accuracies, strict=True))
-        progress = progress.evaluate(
+        progress = progress.with_evaluation(
             step, figures | {"throughput": 9}, BEST_BY[best_by]
         )
         assert (progress.evaluated, progress.last) == (step, figures)
