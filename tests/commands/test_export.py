@@ -22,6 +22,7 @@ from imagepiece_jax.pretrained.trained_model import Pretrained
 from imagepiece_jax.reduction.methods import METHODS
 from tests.command import call, sentence
 from tests.models import tiny
+from tests.models.test_families import few
 from tests.runs import ROOT
 
 FIELDS = {"embed_dim": 8, "depth": 2, "num_heads": 2, "dtype": "float32"}
@@ -34,7 +35,6 @@ WORDS += [f"--config.reduction.{name}={value}" for name, value in BLOCKS.items()
 READER = """
 import sys
 sys.modules["imagepiece_jax"] = sys.modules["flax"] = None  # importing them fails
-from imagepiece_jax.pretrained.trained_model import Pretrained
 import jax, numpy as np
 with open(sys.argv[1], "rb") as file:
     program = jax.export.deserialize(bytearray(file.read()))
@@ -128,7 +128,8 @@ def test_a_missing_package_is_named(weights_file, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", sorted(METHODS.keys() - {"random"}))
 def test_every_method_has_an_open_batch(name):
-    model = tiny.model({"name": name} | METHODS[name].small, attention="xla")
+    depth, fields, _ = few(name)
+    model = tiny.model({"name": name} | fields, depth=depth, attention="xla")
     data = jax_export.serialized(Pretrained(model, tiny.variables(model)))
     program = jax.export.deserialize(bytearray(data))
     assert str(program.out_avals[0].shape) == f"(batch, {tiny.CLASSES})"
