@@ -29,12 +29,12 @@ from imagepiece_jax.data import loader
 from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
-from imagepiece_jax.pretrained.load import for_analysis
 from imagepiece_jax.pretrained.runs import CHECKPOINTS, reduction_of
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.training import from_config
 from imagepiece_jax.training.config import DistillConfig, RunConfig
 from imagepiece_jax.training.trainer import train_and_evaluate
+from imagepiece_jax.training.weights_config import for_analysis
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -135,13 +135,13 @@ def _prepared(context, config) -> "ConfigDict":
     config = finetuning_config(
         config.copy_and_resolve_references(),
         pretrained,
-        pretrained.fields["dtype"],
+        pretrained.config.dtype,
         images.resize,
         images.workers,
         given=context.config is not None,
     )
     config.image_size = images.image_size
-    config.num_classes = pretrained.fields["num_classes"]
+    config.num_classes = pretrained.config.num_classes
     config.init.weights = str(pretrained.path)
     learns = from_config.method(config).needs_teacher
     learns = learns or DistillConfig.read(config).active
@@ -234,7 +234,7 @@ def _fold(context, config, reduction, labels, fold, parts) -> Result:
         own.data.name = f"csv:{table.absolute()}"
         train_and_evaluate(own, workdir)
         jax.clear_caches()  # its programs would stay, and no other run uses them
-        trained = for_analysis(workdir, dtype=pretrained.fields["dtype"])
+        trained = for_analysis(workdir, dtype=pretrained.config.dtype)
         result = context.evaluate(trained, reduction, images.subset(parts[fold]))
         # Of a hundred megabytes a fold only these figures are needed.
         shutil.rmtree(workdir / CHECKPOINTS)

@@ -15,9 +15,10 @@ from imagepiece_jax.benchmark.compare import decode_bits, encode_bits, plan_fact
 from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy, statistics
-from imagepiece_jax.pretrained.load import Weights, for_analysis
+from imagepiece_jax.pretrained.load import Weights
 from imagepiece_jax.pretrained.runs import RUN_CONFIG
 from imagepiece_jax.reduction import settings as reductions
+from imagepiece_jax.training.weights_config import for_analysis
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -73,7 +74,7 @@ class OffTheShelf:
         return []
 
     def sizes(self):
-        return {(self.pretrained.fields["num_classes"], self.pretrained.image_size)}
+        return {(self.pretrained.config.num_classes, self.pretrained.image_size)}
 
     def paths(self):
         return [self.pretrained.path]
@@ -99,7 +100,7 @@ class TrainedRuns:
         return [f"{r.path.name} ({r.reduction['name']}, {r.stem})" for r in self.runs]
 
     def sizes(self):
-        return {(run.fields["num_classes"], run.image_size) for run in self.runs}
+        return {(run.config.num_classes, run.image_size) for run in self.runs}
 
     def paths(self):
         return [run.path for run in self.runs]
@@ -188,8 +189,7 @@ class Context:
 
     def _step(self, pretrained, reduction, alter):
         """A compiled step, kept for other seeds and images of the same model."""
-        fields = [pretrained.fields[name] for name in sorted(pretrained.fields)]
-        key = str(fields), str(reductions.completed(reduction)), alter
+        key = pretrained.config, str(reductions.completed(reduction)), alter
         if key not in self.programs:
             while len(self.programs) >= MAX_PROGRAMS:
                 self.programs.pop(next(iter(self.programs)))

@@ -18,11 +18,13 @@ from imagepiece_jax.benchmark import match_cost
 from imagepiece_jax.data.sources import open_source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import summary
+from imagepiece_jax.models.registry import ModelConfig
 from imagepiece_jax.pretrained.class_names import other_class
-from imagepiece_jax.pretrained.load import Weights, for_analysis
+from imagepiece_jax.pretrained.load import Weights
 from imagepiece_jax.reduction import methods, settings
 from imagepiece_jax.training import from_config
 from imagepiece_jax.training.trainer import train_and_evaluate
+from imagepiece_jax.training.weights_config import for_analysis
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -100,7 +102,7 @@ class Finetuner:
             "num_classes": self.num_classes,
             "image_size": self.config.image_size,
         }
-        return Weights(self.pretrained.path, fields, settings.DENSE)
+        return Weights(self.pretrained.path, ModelConfig(**fields), settings.DENSE)
 
     def _trained(self, reduction, stem, seed):
         start = self._start(stem, seed)
@@ -118,7 +120,7 @@ class Finetuner:
         config = self._prepared(settings.DENSE, stem, seed)
         given = self.pretrained
         fresh = () if stem == given.stem else ("patch_embed",)
-        others = self.num_classes != given.fields["num_classes"]
+        others = self.num_classes != given.config.num_classes
         if others or other_class(given.path, self.class_names):
             fresh += ("head",)
         config.init.weights, config.init.fresh = str(given.path), fresh
@@ -147,7 +149,7 @@ class Finetuner:
         print(f"training {name}", flush=True)
         train_and_evaluate(config, self.folder / name)
         jax.clear_caches()  # its programs would stay, and no other run uses them
-        return for_analysis(self.folder / name)
+        return for_analysis(self.folder / name, dtype=None)
 
 
 def finetuning_config(
@@ -167,14 +169,17 @@ def finetuning_config(
     config.data.resize = resize or config.data.resize
     config.data.workers = workers
     config.data.threads = 2 if workers else 0
-    for name in ("stem", "class_token", "mean", "std"):
+    trained = pretrained.config
+    own = {"stem": trained.stem, "class_token": trained.architecture.class_token}
+    own |= {"mean": trained.mean, "std": trained.std}
+    for name, ours in own.items():
         value = config.model[name]
         if not given or value is None:
-            config.model[name] = pretrained.fields.get(name, value)
-        elif value != pretrained.fields.get(name, value):
+            config.model[name] = value if ours is None else ours
+        elif ours not in (None, value):
             raise InputError(
-                f"config.model.{name} is {value!r}, but the weights have "
-                f"{pretrained.fields[name]!r}; allowed is {pretrained.fields[name]!r}"
+                f"config.model.{name} is {value!r}, but the weights have {ours!r}; "
+                f"allowed is {ours!r}"
             )
     return config
 

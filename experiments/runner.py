@@ -26,7 +26,7 @@ from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.pretrained import class_names
-from imagepiece_jax.pretrained.load import for_analysis
+from imagepiece_jax.training.weights_config import for_analysis
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -126,7 +126,9 @@ def _models(settings, config, of_weights, normalization):
     dtype = settings.dtype or xla_options.fast_dtype()
     if settings.runs:
         return TrainedRuns(tuple(runs_in(settings.runs, dtype)))
-    pretrained = for_analysis(settings.weights, of_weights, dtype, normalization)
+    pretrained = for_analysis(
+        settings.weights, of_weights, normalization=normalization, dtype=dtype
+    )
     if not settings.small:
         return OffTheShelf(pretrained)
     recipe = finetuning_config(

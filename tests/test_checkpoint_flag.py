@@ -18,6 +18,7 @@ from imagepiece_jax.models import summary
 from imagepiece_jax.pretrained import convert, load
 from imagepiece_jax.training import from_config
 from imagepiece_jax.training.checkpoint import Checkpoints
+from imagepiece_jax.training.weights_config import for_analysis
 from tests.command import call, sentence
 from tests.models import tiny
 
@@ -95,7 +96,7 @@ def test_predict_visualize_and_load_read_the_averages(run, tmp_path, monkeypatch
     variables = imagepiece_jax.load(run, checkpoint="latest", averaged=True).variables
     leaves = jax.tree.leaves(variables)
     assert all((np.asarray(leaf) == LATEST + AVERAGED).all() for leaf in leaves)
-    weights = load.for_analysis(run, averaged=True)  # of the last step, too
+    weights = for_analysis(run, averaged=True)  # of the last step, too
     leaves = jax.tree.leaves(weights.pretrained().variables)
     assert all((np.asarray(leaf) == LATEST + AVERAGED).all() for leaf in leaves)
     asked = []

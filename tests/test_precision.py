@@ -10,8 +10,8 @@ from experiments import patch_features
 from imagepiece_jax.commands import evaluate
 from imagepiece_jax.models import registry, summary
 from imagepiece_jax.pretrained import convert
-from imagepiece_jax.pretrained.load import for_analysis
 from imagepiece_jax.reduction.kernels import agreement
+from imagepiece_jax.training.weights_config import for_analysis
 from imagepiece_jax.visualize.trace import trace
 from tests.command import call
 from tests.models.tiny import fill

@@ -57,7 +57,7 @@ def of_families(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def scores(name: str) -> str:
     """The scores by which tokens of a public model can be ranked."""
-    lacking = contract.lacking_scores(registry.architecture({"name": name}))
+    lacking = contract.lacking_scores(registry.ModelConfig(name=name).architecture)
     known = [score for score in reducers.SCORES if score != "auto"]
     return ", ".join(score for score in known if score not in lacking)
 

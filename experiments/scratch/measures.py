@@ -23,7 +23,7 @@ def measure(context: Context, weights, system: System, seed: int) -> dict:
     weights: of the run; masks are drawn by (seed, image): all systems of a seed have
     the same.
     """
-    reduction, patch = weights.reduction, weights.fields["patch_size"]
+    reduction, patch = weights.reduction, weights.config.patch_size
     counts = mask_counts(context.images.image_size // patch)
     cover = functools.partial(masking.cover, square=patch)
 

@@ -34,11 +34,11 @@ from imagepiece_jax.common.files import (
 from imagepiece_jax.data import loader, sources
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import summary
-from imagepiece_jax.pretrained.load import for_analysis
 from imagepiece_jax.training import from_config
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.logging import read_metrics
 from imagepiece_jax.training.trainer import train_and_evaluate
+from imagepiece_jax.training.weights_config import for_analysis
 
 PLAN = "plan.json"
 FREE = ("minutes", "page", "systems")  # options that may change between calls

@@ -192,7 +192,7 @@ def compare(
     return {
         "weights": weights.name,
         "digest": weights.digest,
-        "fields": {k: v for k, v in weights.fields.items() if k != "preprocessing"},
+        "fields": weights.fields,
         "trained_as": weights.reduction["name"],
         "images": dict(checkpoint.images),
         "metric": metric,

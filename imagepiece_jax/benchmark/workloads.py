@@ -174,7 +174,7 @@ def speed(
         fast = optimize.optimize(
             weights.pretrained(taken),
             batch_size=batch_size,
-            dtype=weights.fields.get("dtype", xla_options.fast_dtype()),
+            dtype=weights.config.dtype or xla_options.fast_dtype(),
         )
         jobs[name] = timer.job(on_noise(fast))
     times = timer.measure(jobs, rules)

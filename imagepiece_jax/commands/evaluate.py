@@ -88,14 +88,14 @@ def main():
     facts = {
         "preprocessing": transform.facts,
         "weights": str(path),
-        "checkpoint": None if weights.config is None else weights.checkpoint,
+        "checkpoint": None if weights.run is None else weights.checkpoint,
         "averaged": weights.averaged,
         "data": data,
         "limit": LIMIT.value,
         "dtype": model.dtype.name,
         "trained": {
-            "reduction": weights.trained.known_reduction,
-            "image_size": weights.trained.image_size,
+            "reduction": weights.known_reduction,
+            "image_size": weights.trained_size,
         },
     }
     how = [

@@ -37,6 +37,8 @@ class CheckedFields:
                 value = getattr(self, field.name)
                 try:
                     value = kind.convert(value)
+                except InputError:  # of the fields of what it is
+                    raise
                 except ValueError:
                     self.refuse(field.name, kind.allowed)
                 object.__setattr__(self, field.name, value)

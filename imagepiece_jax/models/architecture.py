@@ -1,22 +1,38 @@
 """Parts in which vision transformers differ, beyond their sizes."""
 
 import dataclasses
-import numbers
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
+from imagepiece_jax.common.fields import (
+    CheckedFields,
+    checked,
+    choice,
+    count,
+    number,
+    optional,
+    switch,
+)
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.rotary import Rotary
 
 GELUS = ("exact", "tanh", "quick")
-MLPS = ("gelu", "swiglu")
-POOLS = ("token", "mean", "map")
 RESIZES = ("antialias", "bicubic", "offset", "linear")
-CHOICES = {"gelu": GELUS, "mlp": MLPS, "pool": POOLS, "resize": RESIZES}
+
+
+ROTARY = [field.name for field in dataclasses.fields(Rotary)]
+
+
+def _rotary(value):
+    if isinstance(value, Rotary):
+        return value
+    if not isinstance(value, Mapping) or not {*value} <= {*ROTARY}:
+        raise ValueError(value)
+    return Rotary(**value)
 
 
 @dataclasses.dataclass(frozen=True)
-class Architecture:
+class Architecture(CheckedFields):
     """What a vision transformer computes; the defaults are DeiT's.
 
     Tokens in front of the patches: `class_token`; `dist_token`, DeiT's distillation
@@ -38,33 +54,46 @@ class Architecture:
     (positions.resize).
     """
 
-    class_token: bool = True
-    dist_token: bool = False
-    registers: int = 0
-    positions: bool = True
-    prefix_positions: bool = True
-    rotary: Rotary | None = None
-    patch_bias: bool = True
-    qkv_bias: bool = True
-    key_bias: bool = True
-    pre_norm: bool = False
-    attn_norm: bool = False
-    mlp_norm: bool = False
-    norm_eps: float = 1e-6
-    layer_scale: bool = False
-    gelu: str = "exact"
-    mlp: str = "gelu"
-    pool: str = "token"
-    pool_include_prefix: bool = False
-    final_norm: bool = True
-    fc_norm: bool = False
-    resize: str = "antialias"
+    group: ClassVar[str] = "model.arch"
+
+    class_token: bool = switch(True)
+    dist_token: bool = switch(False)
+    registers: int = count(0)
+    positions: bool = switch(True)
+    prefix_positions: bool = switch(True)
+    rotary: Rotary | None = optional(
+        checked(None, _rotary, f"None and a dict of {', '.join(ROTARY)}")
+    )
+    patch_bias: bool = switch(True)
+    qkv_bias: bool = switch(True)
+    key_bias: bool = switch(True)
+    pre_norm: bool = switch(False)
+    attn_norm: bool = switch(False)
+    mlp_norm: bool = switch(False)
+    norm_eps: float = number(1e-6, above=0, below=1)
+    layer_scale: bool = switch(False)
+    gelu: str = choice("exact", GELUS)
+    mlp: str = choice("gelu", ("gelu", "swiglu"))
+    pool: str = choice("token", ("token", "mean", "map"))
+    pool_include_prefix: bool = switch(False)
+    final_norm: bool = switch(True)
+    fc_norm: bool = switch(False)
+    resize: str = choice("antialias", RESIZES)
 
     @classmethod
-    def of(cls, facts):
-        """The Architecture by a dict such as a file holds; `rotary` is one too."""
-        rotary = facts.get("rotary")
-        return cls(**facts | ({"rotary": Rotary(**rotary)} if rotary else {}))
+    def of(cls, fields: "Mapping[str, Any] | Architecture") -> "Architecture":
+        """The Architecture by a dict of what differs from the defaults.
+
+        InputError for a field, or a value, that there is not.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        if isinstance(fields, Mapping) and {*fields} <= {*names}:
+            fields = cls(**fields)
+        if not isinstance(fields, cls):
+            raise InputError(
+                f"config.model.arch is {fields!r}; its fields are {', '.join(names)}"
+            )
+        return fields
 
     @property
     def prefix(self) -> int:
@@ -77,55 +106,18 @@ class Architecture:
         own, usual = dataclasses.asdict(self), dataclasses.asdict(DEIT)
         return {k: v for k, v in own.items() if v != usual[k]}
 
+    def check_parts(self) -> None:
+        """InputError for parts that do not go together."""
+        if self.pool == "token" and not self.class_token:
+            raise InputError(
+                "config.model.arch.pool is 'token' without a class token; allowed are "
+                "'mean' and 'map'"
+            )
+        if self.dist_token and self.pool != "token":
+            raise InputError(
+                f"config.model.arch.pool is {self.pool!r} with a distillation token, "
+                "whose head reads it; allowed is 'token'"
+            )
+
 
 DEIT = Architecture()
-
-
-def of_fields(name: str, fields: Mapping[str, Any]) -> Architecture:
-    """The Architecture with these fields, the others as by default.
-
-    InputError, which says `name`, for a field or a value that there is not.
-    """
-    if not isinstance(fields, Mapping) or not {*fields} <= {*vars(DEIT)}:
-        found = dict(fields) if isinstance(fields, Mapping) else fields
-        raise InputError(f"{name} is {found!r}; its fields are {', '.join(vars(DEIT))}")
-    check_fields(name, fields)
-    return Architecture.of(fields)
-
-
-def check_parts(name: str, arch: Architecture) -> None:
-    """InputError, which says `name`, for parts that do not go together."""
-    if arch.pool == "token" and not arch.class_token:
-        raise InputError(
-            f"{name}.pool is 'token' without a class token; allowed are 'mean' and "
-            "'map'"
-        )
-    if arch.dist_token and arch.pool != "token":
-        raise InputError(
-            f"{name}.pool is {arch.pool!r} with a distillation token, whose head reads "
-            "it; allowed is 'token'"
-        )
-
-
-def check_fields(name: str, fields: Mapping[str, Any]) -> None:
-    """InputError, which says `name`, for a value that a field cannot have."""
-    for field, value in fields.items():
-        usual = getattr(DEIT, field)
-        if field == "rotary":
-            known = [f.name for f in dataclasses.fields(Rotary)]
-            right = value is None or (
-                isinstance(value, Mapping) and {*value} <= {*known}
-            )
-            allowed = f"None and a dict of {', '.join(known)}"
-        elif field in CHOICES:
-            right, allowed = value in CHOICES[field], ", ".join(CHOICES[field])
-        elif isinstance(usual, bool):
-            right, allowed = isinstance(value, bool), "True, False"
-        elif isinstance(usual, int):
-            whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-            right, allowed = whole and value >= 0, "0, 1, 2, .."
-        else:
-            right = isinstance(value, numbers.Real) and 0 < value < 1
-            allowed = "numbers above 0 and below 1"
-        if not right:
-            raise InputError(f"{name}.{field} is {value!r}; allowed are {allowed}")

@@ -1,19 +1,16 @@
 """Images that a model takes, and how they become so: size, crop and interpolation."""
 
 import dataclasses
-import numbers
 
 import jax.numpy as jnp
 
+from imagepiece_jax.common.fields import CheckedFields, choice, number, optional
 from imagepiece_jax.common.image_size import described, sides
 from imagepiece_jax.errors import InputError
 
-CROP_MODES = ("center", "squash")
-INTERPOLATIONS = ("bicubic", "bilinear")
-
 
 @dataclasses.dataclass(frozen=True)
-class Preprocessing:
+class Preprocessing(CheckedFields):
     """How weights were evaluated, in timm's terms.
 
     image_size: pixels a side, or (height, width), that the model gets. They are cut out
@@ -22,34 +19,24 @@ class Preprocessing:
     """
 
     image_size: int | tuple[int, int]
-    crop: float | None = None
-    crop_mode: str = "center"
-    interpolation: str = "bicubic"
+    crop: float | None = optional(number(above=0, most=1))
+    crop_mode: str = choice("center", ("center", "squash"))
+    interpolation: str = choice("bicubic", ("bicubic", "bilinear"))
 
-    def __post_init__(self):
-        crop = self.crop
-        number = isinstance(crop, numbers.Real) and not isinstance(crop, bool)
-        if crop is not None and not (number and 0 < crop <= 1):
+    @classmethod
+    def path(cls, field: str) -> str:
+        """The field's name: it stands in no group of a config."""
+        return field
+
+    @classmethod
+    def of(cls, image_size, fields) -> "Preprocessing":
+        """The Preprocessing of this size by a dict of the others; InputError."""
+        allowed = [field.name for field in dataclasses.fields(cls)][1:]
+        if not {*fields} <= {*allowed}:
             raise InputError(
-                f"crop is {crop!r}; allowed are numbers above 0 and up to 1"
+                f"preprocessing is {fields!r}; its fields are {', '.join(allowed)}"
             )
-        for field, allowed in (
-            ("crop_mode", CROP_MODES),
-            ("interpolation", INTERPOLATIONS),
-        ):
-            if (value := getattr(self, field)) not in allowed:
-                listed = ", ".join(allowed)
-                raise InputError(f"{field} is {value!r}; allowed are {listed}")
-
-
-def fields_of(fields):
-    """`fields` of a Preprocessing but its size; InputError for others."""
-    allowed = [field.name for field in dataclasses.fields(Preprocessing)][1:]
-    if not {*fields} <= {*allowed}:
-        raise InputError(
-            f"preprocessing is {fields!r}; its fields are {', '.join(allowed)}"
-        )
-    return dict(fields)
+        return cls(image_size, **fields)
 
 
 def check_images(images, image_size=None, pixels=False):

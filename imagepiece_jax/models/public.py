@@ -73,7 +73,8 @@ def model(name: str) -> dict[str, Any] | None:
     row = table().get(base)
     if row is None or (dot and tag not in row["weights"]):
         return None
-    found = {k: v for k, v in row.items() if k not in ("arch", "weights")}
+    sizes = {k: v for k, v in row.items() if k not in ("arch", "weights")}
+    found = {"mlp_ratio": 4.0} | sizes
     weights = [row["weights"][tag]] if dot else [*row["weights"].values()]
     for field in ("image_size", "num_classes", "mean", "std"):
         values = [

@@ -1,120 +1,244 @@
-"""Models by name, and the checks of their fields."""
+"""Models by name, their fields, and what is made of both."""
 
 import dataclasses
 import math
 import numbers
 from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
+from imagepiece_jax.common.fields import (
+    CheckedFields,
+    checked,
+    choice,
+    count,
+    number,
+    optional,
+    switch,
+)
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.data.normalize import channels
 from imagepiece_jax.errors import InputError, suggestion
 from imagepiece_jax.models import public
-from imagepiece_jax.models.architecture import (
-    Architecture,
-    check_fields,
-    check_parts,
-    of_fields,
-)
+from imagepiece_jax.models.architecture import DEIT, GELUS, RESIZES, Architecture
 from imagepiece_jax.models.attention import resolve_backend
 from imagepiece_jax.models.stems import STEMS, conv_stem_widths
 from imagepiece_jax.models.vit import MEAN, STD, ViT
 from imagepiece_jax.reduction import contract, layer_plan, methods, settings
-from imagepiece_jax.reduction.kernels import resolve_kernels
+from imagepiece_jax.reduction import kernels as fused_kernels
 from imagepiece_jax.reduction.methods.method import ModelFacts
 
-DEIT = dict(patch_size=16, depth=12, mean=MEAN, std=STD)
+SIZE = dict(patch_size=16, depth=12, mlp_ratio=4.0, mean=MEAN, std=STD)
 MODELS = {
-    "deit_ti": DEIT | dict(embed_dim=192, num_heads=3),
-    "deit_s": DEIT | dict(embed_dim=384, num_heads=6),
-    "deit_b": DEIT | dict(embed_dim=768, num_heads=12),
-    "vit_mini": DEIT | dict(patch_size=2, embed_dim=64, depth=6, num_heads=4),
+    "deit_ti": SIZE | dict(embed_dim=192, num_heads=3),
+    "deit_s": SIZE | dict(embed_dim=384, num_heads=6),
+    "deit_b": SIZE | dict(embed_dim=768, num_heads=12),
+    "vit_mini": SIZE | dict(patch_size=2, embed_dim=64, depth=6, num_heads=4),
 }
 DTYPES = ("float32", "bfloat16", "float16")
 # Fields of an Architecture that can be given without it.
 ONE_BY_ONE = ("gelu", "norm_eps", "resize", "class_token")
-MLP_RATIO = 4.0  # of models whose facts name none
 SIZES = ("mlp_ratio", "patch_size", "embed_dim", "depth", "num_heads")
+# What a model has that neither its name nor its fields say.
+USUAL = dict(image_size=224, num_classes=1000, mlp_ratio=4.0, stem="patch", arch=DEIT)
+USUAL |= dict(dtype="float32", attention="auto", kernels="plain", drop_path_rate=0.0)
+USUAL |= dict(trace_source=False, masked=False)
+
+
+def dtype_name(dtype):
+    """The name of a type such as jnp.bfloat16; anything else unchanged."""
+    if dtype is None or isinstance(dtype, str):
+        return dtype
+    try:
+        return jnp.dtype(dtype).name
+    except (TypeError, ValueError):
+        return dtype
+
+
+def _dtype(value):
+    if dtype_name(value) not in DTYPES:
+        raise ValueError(value)
+    return dtype_name(value)
+
+
+def _size_of_images(value):
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _arch(value):
+    return Architecture.of(value) if value else None  # {}: as the name has it
+
+
+def optional_choice(allowed):
+    """A field that is None, or one of `allowed`."""
+    return optional(choice(None, allowed))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig(CheckedFields):
+    """Fields of a model; None is as its name has it, or is not known.
+
+    name: of MODELS, or timm's of a public model with or without its tag, such as
+    "vit_small_patch14_reg4_dinov2.lvd142m"; None where `arch` and the size say it all.
+    image_size: pixels a side, or (height, width). num_classes: 0 is no head. arch: an
+    Architecture, or a dict of its fields; `gelu`, `norm_eps`, `resize` and
+    `class_token` change these of it alone: without class token the head reads the mean
+    over patches. mean, std: of the images that it is for, of pixels in [0, 1].
+    prop_attn: None is as the reduction is meant (ToMe: with proportional attention, the
+    others: without), but that weights of MAE are used without. masked: the model that
+    training uses: methods that train with a mask keep all tokens there; for the others
+    it is the same. axis_name: as a ViT has it.
+    """
+
+    group: ClassVar[str] = "model"
+
+    name: str | None = None
+    image_size: int | tuple[int, int] | None = optional(
+        checked(None, _size_of_images, "numbers of pixels")
+    )
+    num_classes: int | None = optional(count())
+    patch_size: int | None = optional(count(least=1))
+    embed_dim: int | None = optional(count(least=1))
+    depth: int | None = optional(count(least=1))
+    num_heads: int | None = optional(count(least=1))
+    mlp_ratio: float | None = optional(number(above=0))
+    stem: str | None = optional_choice(tuple(STEMS))
+    arch: Architecture | None = optional(checked(None, _arch, "its fields"))
+    gelu: str | None = optional_choice(GELUS)
+    norm_eps: float | None = optional(number(above=0, below=1))
+    resize: str | None = optional_choice(RESIZES)
+    class_token: bool | None = optional(switch())
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    dtype: str | None = optional(checked(None, _dtype, ", ".join(DTYPES)))
+    attention: str | None = None
+    kernels: str | None = optional_choice(fused_kernels.CHOICES)
+    drop_path_rate: float | None = optional(number(least=0, below=1))
+    prop_attn: bool | None = optional(switch())
+    trace_source: bool | None = optional(switch())
+    masked: bool | None = optional(switch())
+    axis_name: str | None = None
+    # How a sentence calls fields that stand elsewhere than in a config's model.
+    labels: Mapping[str, str] = dataclasses.field(
+        default_factory=dict, compare=False, repr=False
+    )
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> "ModelConfig":
+        """The config with these fields; InputError for one that there is not."""
+        names = [field.name for field in dataclasses.fields(cls)][:-1]
+        unknown = next((name for name in fields if name not in names), None)
+        if unknown is not None:
+            raise InputError(
+                f"{cls.path(unknown)} is not a field; allowed are {', '.join(names)}"
+            )
+        return cls(**fields)
+
+    @classmethod
+    def path(cls, field: str) -> str:
+        """The field's place in a config."""
+        top = field in ("image_size", "num_classes")
+        return f"config.{field}" if top else f"config.model.{field}"
+
+    @property
+    def stated(self) -> dict[str, Any]:
+        """The fields that are not None."""
+        names = [field.name for field in dataclasses.fields(self)][:-1]
+        fields = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in fields.items() if value is not None}
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """The same as a file has them: of `arch` what differs from the name's."""
+        fields, own = self.stated, facts(self.name).get("arch", DEIT)
+        if self.arch is not None:
+            fields["arch"] = self.arch.changed
+        if self.arch == own:
+            del fields["arch"]
+        elif self.arch == DEIT:
+            fields.pop("name", None), fields.pop("arch")
+        return fields
+
+    def label(self, field: str) -> str:
+        """How a sentence calls a field."""
+        return self.labels.get(field, self.path(field))
+
+    def over(self, *others: "ModelConfig") -> "ModelConfig":
+        """The first that states a field says it: this, then the others in turn."""
+        fields, labels = {}, {}
+        for config in (*reversed(others), self):
+            fields |= config.stated
+            labels |= {field: config.label(field) for field in config.stated}
+        return ModelConfig(**fields, labels=labels)
+
+    @property
+    def architecture(self) -> Architecture:
+        """The Architecture that arch, the name and the single fields make."""
+        arch = self.arch or facts(self.name).get("arch", DEIT)
+        alone = {k: v for k, v in self.stated.items() if k in ONE_BY_ONE}
+        if alone.get("class_token", arch.class_token) != arch.class_token:
+            alone["pool"] = "token" if alone["class_token"] else "mean"
+        return dataclasses.replace(arch, **alone)
+
+    def create(self, reduction: Mapping[str, Any] | None = None) -> ViT:
+        """The model, with a reduction; InputError for what does not go together."""
+        named, arch = facts(self.name), self.architecture
+        known = USUAL | named | self.stated
+        arch.check_parts()
+        if lacking := [field for field in SIZES if field not in known]:
+            raise InputError(
+                f"config.model.name is {self.name!r} and config.model.{lacking[0]} is "
+                f"empty; allowed are a name, or all of arch, {', '.join(SIZES)}"
+            )
+        mean, std = self.mean, self.std
+        if mean is None and std is None:
+            mean, std = named.get("mean"), named.get("std")
+        mean, std = normalization(mean, std)
+        size = {field: known[field] for field in SIZES if field != "depth"}
+        image_size, depth = known["image_size"], known["depth"]
+        cut = self.name is None or image_size == named.get("image_size")
+        patches = grid(image_size, known["patch_size"], cut)
+        _check_size(size, known["stem"], arch)
+        head_width = known["embed_dim"] // known["num_heads"]
+        dense = ViT(
+            plan=layer_plan.build(depth, math.prod(patches), (), arch.prefix),
+            num_classes=known["num_classes"],
+            stem=known["stem"],
+            arch=arch,
+            mean=mean,
+            std=std,
+            dtype=jnp.dtype(known["dtype"]),
+            backend=resolve_backend(known["attention"], known["dtype"], head_width),
+            drop_path_rate=known["drop_path_rate"],
+            trace_source=known["trace_source"],
+            axis_name=self.axis_name,
+            **size,
+        )
+        made = reduced(
+            dense, reduction, patches, self.name, self.prop_attn, known["masked"]
+        )
+        return made.clone(kernels=fused_kernels.resolve_kernels(known["kernels"], made))
 
 
 def create_model(
-    name,
-    *,
-    image_size=None,
-    num_classes=None,
-    reduction=None,
-    arch=None,
-    stem="patch",
-    gelu=None,
-    norm_eps=None,
-    resize=None,
-    class_token=None,
-    mean=None,
-    std=None,
-    masked=False,
-    dtype="float32",
-    attention="auto",
-    kernels=None,
-    drop_path_rate=0.0,
-    prop_attn=None,
-    trace_source=False,
-    axis_name=None,
-    **fields,
-):
-    """A ViT by name, with a reduction such as {"name": "evit", "keep_rate": 0.7}.
+    name: str | None, reduction: Mapping[str, Any] | None = None, **changes: Any
+) -> ViT:
+    """A ViT by name, without weights.
 
-    name: of MODELS, or timm's of a public model with or without its tag, such as
-    "vit_small_patch14_reg4_dinov2.lvd142m", or None where `arch` and the size are
-    given. Whatever is None is as the name has it: image_size (pixels a side, or
-    (height, width)), num_classes (0: no head), `arch` (an architecture.Architecture or
-    its fields), `mean` and `std` (of the images that it is for, of pixels in [0, 1]),
-    and the size: patch_size, embed_dim, depth, num_heads, mlp_ratio. `gelu`,
-    `norm_eps`, `resize` and `class_token` change these of `arch` alone; without class
-    token the head reads the mean over patches. `prop_attn` None: as the reduction is
-    meant (ToMe: with proportional attention, the others: without), but that weights of
-    MAE are used without; it may stand in `reduction`, too. `masked` gives the
-    model that training uses: methods that train with a mask keep all tokens there; for
-    the others it is the same. InputError for anything that does not fit.
+    Args:
+        name: of MODELS, or timm's of a public model with or without its tag, such as
+            "vit_small_patch14_reg4_dinov2.lvd142m"; None where `arch` and the size are
+            given.
+        reduction: {"name": "evit", "keep_rate": 0.7}, for one; it may have `prop_attn`,
+            too. None is the dense model.
+        changes: fields of a ModelConfig that differ from what the name stands for,
+            such as image_size=(224, 280), num_classes=10 or dtype="bfloat16".
+
+    Raises:
+        InputError: for anything that does not fit.
     """
-    own = facts(name)
-    size = _size(name, own, fields)
-    changes = {"gelu": gelu, "norm_eps": norm_eps, "resize": resize}
-    changes |= {"arch": arch, "class_token": class_token}
-    arch = architecture({"name": name, **changes})
-    check_parts("config.model.arch", arch)
-    image_size = own.get("image_size", 224) if image_size is None else image_size
-    num_classes = own.get("num_classes", 1000) if num_classes is None else num_classes
-    if mean is None and std is None:
-        mean, std = own.get("mean"), own.get("std")
-    if isinstance(image_size, list):
-        image_size = tuple(image_size)
-    depth = size.pop("depth")
-    dtype = dtype_name(dtype)
-    mean, std = normalization(mean, std)
-    cut = name is None or image_size == own.get("image_size")
-    patches = grid(image_size, size["patch_size"], cut)
-    _check(size, num_classes, stem, dtype, drop_path_rate)
-    _check_parts(size, stem, arch)
-    _check_switch("trace_source", trace_source)
-    dense = ViT(
-        plan=layer_plan.build(depth, math.prod(patches), (), arch.prefix),
-        num_classes=num_classes,
-        stem=stem,
-        arch=arch,
-        mean=mean,
-        std=std,
-        dtype=jnp.dtype(dtype),
-        backend=resolve_backend(
-            attention, dtype, size["embed_dim"] // size["num_heads"]
-        ),
-        drop_path_rate=drop_path_rate,
-        trace_source=trace_source,
-        axis_name=axis_name,
-        **size,
-    )
-    model = reduced(dense, reduction, patches, name, prop_attn, masked)
-    return model.clone(kernels=resolve_kernels(kernels or "plain", model))
+    return ModelConfig.of({"name": name, **changes}).create(reduction)
 
 
 def reduced(dense, reduction, grid, name=None, prop_attn=None, masked=False):
@@ -130,7 +254,7 @@ def reduced(dense, reduction, grid, name=None, prop_attn=None, masked=False):
     if prop_attn is None:
         usual = method.model_fields.get("prop_attn", False)
         prop_attn = facts(name).get("prop_attn", usual)
-    _check_switch("prop_attn", prop_attn)
+    prop_attn = ModelConfig(prop_attn=prop_attn).prop_attn
     steps, prefix = method.steps(dense.depth), dense.arch.prefix
     plan = layer_plan.build(dense.depth, math.prod(grid), steps, prefix, masked)
     contract.check_plan(plan, dense.arch, grid)
@@ -179,66 +303,10 @@ def facts(name):
     return found
 
 
-def size_of(own):
-    """The SIZES in facts of a model."""
-    return {"mlp_ratio": MLP_RATIO} | {k: own[k] for k in SIZES if k in own}
-
-
-def architecture(fields):
-    """The Architecture by the fields name, arch, and those of ONE_BY_ONE."""
-    arch = fields.get("arch") or facts(fields.get("name")).get("arch", Architecture())
-    if isinstance(arch, Architecture):
-        check_fields("config.model.arch", dataclasses.asdict(arch))
-    else:
-        arch = of_fields("config.model.arch", arch)
-    given = {k: fields[k] for k in ONE_BY_ONE if fields.get(k) is not None}
-    check_fields("config.model", given)
-    if given.get("class_token", arch.class_token) != arch.class_token:
-        given["pool"] = "token" if given["class_token"] else "mean"
-    return dataclasses.replace(arch, **given)
-
-
-def _check_switch(field, value):
-    if not isinstance(value, bool):
-        raise InputError(f"config.model.{field} is {value!r}; allowed are True, False")
-
-
-def dtype_name(dtype):
-    """The name of a type such as jnp.bfloat16; anything else unchanged."""
-    if dtype is None or isinstance(dtype, str):
-        return dtype
-    try:
-        return jnp.dtype(dtype).name
-    except (TypeError, ValueError):
-        return dtype
-
-
-def _size(name, own, changes):
-    """The size in the facts `own`, with those of `changes` that are not None."""
-    size = size_of(own)
-    for field, value in changes.items():
-        if field not in SIZES:
-            raise InputError(
-                f"config.model.{field} is not a field; a size has {', '.join(SIZES)}"
-            )
-        if value is None:
-            continue
-        kind, whole = numbers.Integral, "whole "
-        if field == "mlp_ratio":
-            kind, whole = numbers.Real, ""
-        right = isinstance(value, kind) and not isinstance(value, bool)
-        if not right or not 0 < value < 1e9:
-            raise InputError(
-                f"config.model.{field} is {value!r}; allowed are positive {whole}"
-                "numbers"
-            )
-        size[field] = value
-    if lacking := [field for field in SIZES if field not in size]:
-        raise InputError(
-            f"config.model.name is {name!r} and config.model.{lacking[0]} is empty; "
-            f"allowed are a name, or all of arch, {', '.join(SIZES)}"
-        )
-    return size
+def size_of(name: str | None) -> ModelConfig:
+    """The sizes that a name stands for."""
+    known = facts(name)
+    return ModelConfig(**{field: known[field] for field in SIZES if field in known})
 
 
 def normalization(mean, std):
@@ -272,47 +340,28 @@ def grid(image_size, patch_size, cut=False):
     return both[0] // patch_size, both[1] // patch_size
 
 
-def _check(size, num_classes, stem, dtype, drop_path_rate):
-    if size["embed_dim"] % size["num_heads"]:
+def _check_size(size, stem, arch):
+    """InputError for sizes and parts that do not go together."""
+    width, heads = size["embed_dim"], size["num_heads"]
+    if width % heads:
         raise InputError(
-            f"config.model.num_heads is {size['num_heads']}; allowed are divisors of "
-            f"config.model.embed_dim, {size['embed_dim']}"
+            f"config.model.num_heads is {heads}; allowed are divisors of "
+            f"config.model.embed_dim, {width}"
         )
-    if size["embed_dim"] * size["mlp_ratio"] < 1:
+    if width * size["mlp_ratio"] < 1:
         raise InputError(
             f"config.model.mlp_ratio is {size['mlp_ratio']}; allowed are those that "
-            f"leave an MLP of {size['embed_dim']}-wide tokens a width of 1 or more"
-        )
-    if not isinstance(num_classes, numbers.Integral) or num_classes < 0:
-        raise InputError(
-            f"config.num_classes is {num_classes!r}; allowed are 0 (no head) or more"
-        )
-    if stem not in STEMS:
-        raise InputError(
-            f"config.model.stem is {stem!r}; the stems are {', '.join(STEMS)}"
+            f"leave an MLP of {width}-wide tokens a width of 1 or more"
         )
     if stem == "conv":
-        conv_stem_widths(size["embed_dim"], size["patch_size"])
-    if dtype not in DTYPES:
-        raise InputError(
-            f"config.model.dtype is {dtype!r}; allowed are {', '.join(DTYPES)}"
-        )
-    if not isinstance(drop_path_rate, numbers.Real) or not 0 <= drop_path_rate < 1:
-        raise InputError(
-            f"config.model.drop_path_rate is {drop_path_rate!r}; allowed are numbers "
-            "from 0 to below 1"
-        )
-
-
-def _check_parts(size, stem, arch):
+        conv_stem_widths(width, size["patch_size"])
     if stem == "conv" and not arch.patch_bias:
         raise InputError(
             "config.model.stem is 'conv', whose projection has a bias, which "
             "config.model.arch.patch_bias is False for; allowed is 'patch'"
         )
-    width = size["embed_dim"] // size["num_heads"]
-    if arch.rotary is not None and width % 4:
+    if arch.rotary is not None and width // heads % 4:
         raise InputError(
-            f"config.model.num_heads is {size['num_heads']}, which makes heads of a "
-            f"width of {width}; allowed with rotary positions are multiples of 4"
+            f"config.model.num_heads is {heads}, which makes heads of a width of "
+            f"{width // heads}; allowed with rotary positions are multiples of 4"
         )

@@ -9,24 +9,23 @@ so merged tokens have one, too.
 
 import dataclasses
 import functools
-import math
-import numbers
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imagepiece_jax.errors import InputError
-
-CHOICES = {
-    "origin": ("corner", "center"),
-    "axes": ("yx", "xy"),
-    "planes": ("neighbors", "halves"),
-}
+from imagepiece_jax.common.fields import (
+    CheckedFields,
+    choice,
+    number,
+    optional,
+    several,
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class Rotary:
+class Rotary(CheckedFields):
     """How patches get coordinates, and how these turn the channels of a head.
 
     origin: "corner", where rows and columns are counted from `start` and scaled from
@@ -38,32 +37,16 @@ class Rotary:
     stand at the same place of both "halves" of a head.
     """
 
-    origin: str = "corner"
-    temperature: float = 10000.0
-    reference: tuple[int, int] | None = None
-    start: float = 0.0
-    axes: str = "yx"
-    planes: str = "neighbors"
+    group: ClassVar[str] = "model.arch.rotary"
 
-    def __post_init__(self):
-        for field, allowed in CHOICES.items():
-            if (value := getattr(self, field)) not in allowed:
-                listed = ", ".join(allowed)
-                raise InputError(f"rotary.{field} is {value!r}; allowed are {listed}")
-        for field, least in (("temperature", 0), ("start", -math.inf)):
-            value = getattr(self, field)
-            if not isinstance(value, numbers.Real) or not least < value < math.inf:
-                raise InputError(f"rotary.{field} is {value!r}; allowed are numbers")
-        if self.reference is None:
-            return
-        grid = self.reference
-        right = isinstance(grid, tuple | list) and len(grid) == 2
-        if not right or not all(isinstance(side, numbers.Real) for side in grid):
-            raise InputError(
-                f"rotary.reference is {grid!r}; allowed are None and two numbers of "
-                "patches"
-            )
-        object.__setattr__(self, "reference", tuple(grid))  # a list in files
+    origin: str = choice("corner", ("corner", "center"))
+    temperature: float = number(10000.0, above=0)
+    reference: tuple[float, float] | None = optional(
+        several(None, number(), "None and two numbers of patches", length=2)
+    )
+    start: float = number(0.0)
+    axes: str = choice("yx", ("yx", "xy"))
+    planes: str = choice("neighbors", ("neighbors", "halves"))
 
     def coordinates(self, grid: tuple[int, int]) -> np.ndarray:
         """(y, x) of all patches of a grid (height, width). -> [n, 2] float32."""

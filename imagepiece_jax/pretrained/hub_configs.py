@@ -18,6 +18,7 @@ from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.errors import InputError, one_of, suggestion
 from imagepiece_jax.models import public, registry
 from imagepiece_jax.models.architecture import DEIT, Architecture
+from imagepiece_jax.models.registry import ModelConfig
 from imagepiece_jax.models.rotary import Rotary
 from imagepiece_jax.pretrained import imagenet_classes
 from imagepiece_jax.pretrained.trained_model import Pretrained
@@ -30,31 +31,23 @@ OURS = "imagepiece_jax"  # the part of a config.json that is this package's own
 class HubConfig:
     """What a published model's config files say.
 
-    given: what no tensor tells, as `infer_config` takes it; told: what tensors tell
-    too; preprocessing: fields of a Preprocessing but the size; reduction and dtype: of
-    a model that this package saved; class_names: by label, None for a class without.
+    config: what no tensor tells; sizes: what tensors tell too; preprocessing: fields of
+    a Preprocessing but the size; reduction: of a model that this package saved;
+    class_names: by label, None for a class without.
     """
 
-    given: Mapping[str, Any]
-    told: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    config: ModelConfig
+    sizes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     preprocessing: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     reduction: Mapping[str, Any] | None = None
-    dtype: str | None = None
     class_names: tuple[str | None, ...] | None = None
 
-    @property
-    def fields(self) -> dict[str, Any]:
-        """Fields of create_model that are no matter of tensors."""
-        found = {"preprocessing": self.preprocessing} if self.preprocessing else {}
-        return found | ({"dtype": self.dtype} if self.dtype else {})
-
-    def check(self, fields: Mapping[str, Any]) -> None:
-        """InputError where `fields`, which tensors tell, are others than here."""
-        for field, value in self.told.items():
-            found = fields[field]
-            if found != value:
+    def check(self, config: ModelConfig) -> None:
+        """InputError where sizes that tensors tell are others than here."""
+        for field, value in self.sizes.items():
+            if (told := getattr(config, field)) != value:
                 raise InputError(
-                    f"{CONFIG} says {field} {value!r}, but its tensors have {found!r}; "
+                    f"{CONFIG} says {field} {value!r}, but its tensors have {told!r}; "
                     "allowed are files of one model"
                 )
 
@@ -85,26 +78,25 @@ def is_own(folder: pathlib.Path) -> bool:
 def parse(config: Mapping[str, Any], images: Mapping[str, Any]) -> HubConfig:
     """As `read`, of the contents of config.json and of preprocessor_config.json."""
     if OURS in config:
-        return _checked(HubConfig(**_guarded(CONFIG, _own, config)))
+        return _checked(_guarded(CONFIG, _parse_ours, config))
     if "architecture" in config:
-        return _checked(HubConfig(**_guarded(CONFIG, parse_timm, config)))
-    found = _guarded(CONFIG, parse_transformers, config)
-    read = processor
-    given, prepared = _guarded(PREPROCESSOR, read, images, config)
-    given |= found.pop("given")
-    return _checked(HubConfig(given=given, preprocessing=prepared, **found))
+        return _checked(_guarded(CONFIG, parse_timm, config))
+    parsed = _guarded(CONFIG, parse_transformers, config)
+    normalization, crop = _guarded(PREPROCESSOR, processor, images, config)
+    whole = parsed.config.over(ModelConfig(**normalization))
+    return _checked(dataclasses.replace(parsed, config=whole, preprocessing=crop))
 
 
-def _checked(found):
-    """`found`, whose size of images is one, as far as there is one."""
-    size = found.given.get("image_size", 1)
+def _checked(parsed):
+    """`parsed`, whose size of images is one, as far as there is one."""
+    size = parsed.config.image_size or 1
     right = [isinstance(side, int) and side > 0 for side in sides(size)]
     if right not in ([True], [True, True]):
         raise InputError(
             f"{CONFIG}: the size of images is {size!r}; allowed are one or two numbers "
             "of pixels"
         )
-    return found
+    return parsed
 
 
 def _guarded(file, call, *content):
@@ -143,19 +135,19 @@ def describe(vit: Pretrained) -> dict[str, Any]:
     return {"architecture": OURS} | describe_timm(vit) | {OURS: own}
 
 
-def _own(config):
+def _parse_ours(config):
     """Of what `describe` wrote, the part that is of our own."""
-    own, classes = config[OURS], config["num_classes"]
-    if not isinstance(own["model"]["arch"], Mapping):
-        raise TypeError(f"arch is {own['model']['arch']!r}")
-    return {
-        "given": {k: _plain(v) for k, v in own["model"].items()},
-        "told": {"num_classes": classes},
-        "preprocessing": own["preprocessing"],
-        "reduction": {k: _plain(v) for k, v in own["reduction"].items()},
-        "dtype": own["dtype"],
-        "class_names": labels(config, classes),
-    }
+    ours, classes = config[OURS], config["num_classes"]
+    if not isinstance(ours["model"]["arch"], Mapping):
+        raise TypeError(f"arch is {ours['model']['arch']!r}")
+    fields = {k: _plain(v) for k, v in ours["model"].items()}
+    return HubConfig(
+        ModelConfig(dtype=ours["dtype"], **fields),
+        {"num_classes": classes},
+        ours["preprocessing"],
+        {k: _plain(v) for k, v in ours["reduction"].items()},
+        labels(config, classes),
+    )
 
 
 def _plain(value):
@@ -186,8 +178,8 @@ BASES = {
 EVA = ("positions", "rotary", "key_bias", "attn_norm", "mlp_norm")
 
 
-def parse_timm(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a HubConfig; what was written before timm 0.9 is flat."""
+def parse_timm(config: Mapping[str, Any]) -> HubConfig:
+    """A HubConfig; what was written before timm 0.9 is flat."""
     images = config.get("pretrained_cfg", config)
     name, classes = config["architecture"], _classes(config, images)
     if name not in registry.MODELS and public.model(name) is None:
@@ -203,19 +195,20 @@ def parse_timm(config: Mapping[str, Any]) -> dict[str, Any]:
     says, sizes = _arguments(arguments, known)
     if known == name and name in public.table():  # trained by timm's code
         says = public.timms_own(name) | says
-    told = sizes if classes is None else {"num_classes": classes} | sizes
+    if classes is not None:
+        sizes = {"num_classes": classes} | sizes
     if images.get("fixed_input_size", True):
-        told = told | {"image_size": size}
-    own = {"crop": "crop_pct", "crop_mode": "crop_mode"}
-    own |= {"interpolation": "interpolation"}
-    prepared = {k: images.get(theirs) for k, theirs in own.items()}
-    return {
-        "given": values | {"image_size": size} | says,
-        "told": told,
-        "preprocessing": {k: v for k, v in prepared.items() if v is not None},
-        "class_names": labels(images | config, classes)
+        sizes = sizes | {"image_size": size}
+    keys = {"crop": "crop_pct", "crop_mode": "crop_mode"}
+    keys |= {"interpolation": "interpolation"}
+    crop = {k: images[key] for k, key in keys.items() if images.get(key) is not None}
+    return HubConfig(
+        ModelConfig(**values | {"image_size": size} | says),
+        sizes,
+        crop,
+        class_names=labels(images | config, classes)
         or imagenet_classes.names_of(known, classes),
-    }
+    )
 
 
 def _classes(config, images):
@@ -247,7 +240,7 @@ def labels(config: Mapping[str, Any], classes: int | None):
 
 def _arguments(arguments, name):
     """(what the name and model_args say that no tensor tells, sizes that they say)."""
-    arch, changes = registry.architecture({"name": name}), {}
+    arch, changes = ModelConfig(name=name).architecture, {}
     for field, value in arguments.items():
         if field == "num_heads":
             changes[field] = value
@@ -261,22 +254,21 @@ def _arguments(arguments, name):
             one_of(f"model_args.{field}", value, {3: 3})
         elif field not in (*PARTS, *SIZES, *IDLE):
             raise InputError(f"model_args has {field}={value!r}, which no model has")
-    sizes = {k: v for k, v in arguments.items() if k in SIZES and v is not None}
-    own = registry.size_of(registry.facts(name))
+    others = {k: v for k, v in arguments.items() if k in SIZES and v is not None}
+    own = registry.size_of(name).stated
     own = {k: own[k] for k in (*SIZES, "mlp_ratio") if k in own}
     if {"mlp_ratio", "embed_dim"} & {*arguments}:
         # timm's counts packed layers twice, and is cut to whole widths: tensors tell.
         del own["mlp_ratio"]
-    told = own | sizes
+    sizes = own | others
     null = ("init_values", "fc_norm")  # where None is not what is left out
     parts = {k: v for k, v in arguments.items() if k in PARTS}
     parts = {k: v for k, v in parts.items() if v is not None or k in null}
-    if not parts and not sizes and "mlp_ratio" not in arguments:
-        return {"name": name} | changes, told
+    if not parts and not others and "mlp_ratio" not in arguments:
+        return {"name": name} | changes, sizes
     arch = _changed(arch, parts)
     heads = registry.facts(name)["num_heads"]
-    given = {"name": name, "arch": dataclasses.asdict(arch), "num_heads": heads}
-    return given | changes, told
+    return {"name": name, "arch": arch, "num_heads": heads} | changes, sizes
 
 
 def _changed(arch: Architecture, arguments) -> Architecture:
@@ -377,8 +369,8 @@ def _architecture(model, image_size):
     same = [
         name
         for name in public.table()
-        if registry.size_of(facts := registry.facts(name)) == size
-        and dataclasses.replace(facts["arch"], **plain) == parts
+        if registry.size_of(name).stated == size
+        and dataclasses.replace(registry.facts(name)["arch"], **plain) == parts
     ]
     same.sort(key=lambda name: registry.facts(name).get("image_size") != image_size)
     arguments = {"img_size": image_size}
@@ -515,8 +507,8 @@ MODEL_TYPES = {
 TOWERS = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
 
 
-def parse_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a HubConfig in a config.json."""
+def parse_transformers(config: Mapping[str, Any]) -> HubConfig:
+    """A HubConfig of a config.json."""
     kind, fields = _kind(config), config
     if config["model_type"] in TOWERS:
         fields = config.get("vision_config") or {}
@@ -530,23 +522,22 @@ def parse_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
     size, patch = _square(fields["image_size"]), _square(fields["patch_size"])
     classify = any("ImageClass" in name for name in config.get("architectures") or ())
     labels = config.get("id2label") if classify else None
-    told = {"embed_dim": fields["hidden_size"], "depth": fields["num_hidden_layers"]}
-    told |= {"patch_size": patch} | model.parts(fields)
-    told |= {"num_classes": len(labels)} if labels else {}
+    sizes = {"embed_dim": fields["hidden_size"], "depth": fields["num_hidden_layers"]}
+    sizes |= {"patch_size": patch} | model.parts(fields)
+    sizes |= {"num_classes": len(labels)} if labels else {}
     gated = fields.get("use_gated_mlp", False)
     acts = SILUS if gated else GELUS
-    given = {
-        "num_heads": fields["num_attention_heads"],
-        "gelu": one_of("hidden_act", fields["hidden_act"], acts),
-        "norm_eps": float(fields["layer_norm_eps"]),
-        "resize": model.resize,
-        "image_size": size,
-    }
-    if model.arch:
-        given["arch"] = dataclasses.asdict(model.arch(fields))
-    else:
-        told["image_size"] = size
-    return {"given": given, "told": told, "class_names": _names(labels)}
+    if model.arch is None:
+        sizes["image_size"] = size
+    whole = ModelConfig(
+        num_heads=fields["num_attention_heads"],
+        gelu=one_of("hidden_act", fields["hidden_act"], acts),
+        norm_eps=float(fields["layer_norm_eps"]),
+        resize=model.resize,
+        image_size=size,
+        arch=model.arch and model.arch(fields),
+    )
+    return HubConfig(whole, sizes, class_names=_names(labels))
 
 
 def processor(

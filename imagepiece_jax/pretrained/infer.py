@@ -1,81 +1,83 @@
-"""Fields of the model that a state dict belongs to, from its tensors and a name.
+"""What the tensors of a model tell of it, and what they leave open.
 
 Shapes tell sizes and parts. The number of heads, the kind of GELU, the epsilon of norms
-and the normalization of the images are in no tensor: they come from what the caller
-knows, or from the public models of these sizes and parts, where all of them agree.
+and the normalization of the images are in no tensor. Nothing is guessed: a name, a
+layout, a config.json or the caller says them.
 """
 
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import public, registry
 from imagepiece_jax.models.architecture import DEIT, Architecture
+from imagepiece_jax.models.registry import ModelConfig
 from imagepiece_jax.pretrained.hub_configs import is_eva
 
-SIZES = ("patch_size", "embed_dim", "depth", "mlp_ratio")  # that shapes tell
-# Of an Architecture, which no shape tells; the pool is told where it has parameters.
+# Of an Architecture, what no shape tells; the pool is told where it has parameters.
 UNTOLD = ("norm_eps", "gelu", "resize", "rotary", "pool", "pool_include_prefix")
 ALWAYS = ("norm_eps", "gelu", "resize")  # those of them that every model has to have
-IMAGES = ("mean", "std")
-# Fields of create_model that can be given beside a name, or instead.
-GIVEN = ("num_heads", *ALWAYS, "image_size", *IMAGES)
+# What can be given beside a name, or instead.
+ALONE = ("num_heads", *ALWAYS, "image_size", "mean", "std")
 MOST = 5  # names in a sentence
 
 
-def infer_config(
-    state_dict: Mapping[str, np.ndarray], given: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """Fields with which `registry.create_model` makes the model of a timm state dict.
+def infer(tensors: Mapping[str, np.ndarray], known: ModelConfig) -> ModelConfig:
+    """The config of the model that tensors are of.
 
-    given: fields that are known already, such as name or arch, num_heads, gelu,
-    norm_eps, resize, mean, std and image_size; None is not known. Returns name,
-    image_size, num_classes, stem, patch_size, embed_dim, depth, num_heads, mlp_ratio,
-    mean and std, and those of registry.ONE_BY_ONE that are given: the name says the
-    rest. The name is None, and arch is returned, where no name was needed. InputError
-    where these are no tensors of a vision transformer that can be made here, where they
-    contradict the name, and where they could be those of several models.
+    Args:
+        tensors: by timm's names.
+        known: what its name, its layout, a config.json or the caller says.
+
+    Returns:
+        All sizes, the whole Architecture, mean and std, and the name that is known.
+
+    Raises:
+        InputError: where these are no tensors of a vision transformer that can be made
+            here, where they contradict what is known, and where that is not enough.
     """
-    given = {k: v for k, v in (given or {}).items() if v is not None}
-    shapes = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
-    sizes = _sizes(shapes, given)
-    parts = _parts(shapes, sizes)
-    told = ["num_heads", *IMAGES]
-    always = [*told, *ALWAYS, *_open_parts(parts)]
-    if "name" in given or given.get("arch"):
-        known = {given.get("name"): _checked(given, shapes, sizes, parts)}
-    elif all(field in given for field in always):
-        known = {None: {"arch": parts}}
-    else:
-        known = _public(sizes, parts)
+    if (known.mean is None) != (known.std is None):
+        registry.normalization(known.mean, known.std)  # which says so
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    sizes = _sizes(shapes, known)
+    parts, named = _parts(shapes, sizes), registry.facts(known.name)
+    told = known.stated
+    if named.get("embed_dim") == sizes["embed_dim"]:
+        told = {"num_heads": named["num_heads"]} | told
+    if {"mean", "std"} <= {*named}:
+        told = {"mean": named["mean"], "std": named["std"]} | told
     if sizes["image_size"] is None:
-        del sizes["image_size"]
-        told.append("image_size")
-    fields = (*told, *UNTOLD)
-    asked = fields if known else always
-    values = {field: _values(field, known, given) for field in (*fields, *asked)}
-    unknown = [field for field in asked if len(values[field]) != 1]
-    if unknown:
-        raise InputError(_several(known, unknown, sizes, parts))
-    found = {field: next(iter(values[field])) for field in told}
-    changes = {k: given[k] for k in registry.ONE_BY_ONE if k in given}
-    name, facts = next(iter(known.items()))
-    if "name" not in given and name not in registry.MODELS:
-        name = None  # a guess, which must not bring what a tag alone says
-    if name is None or given.get("arch"):
-        arch = registry.architecture({**facts, **changes})
-        changes = {"arch": arch.changed}
-    return {"name": name, **sizes, **found, **changes}
+        told = {k: v for k, v in named.items() if k == "image_size"} | told
+        sizes["image_size"] = told.get("image_size")
+    lacking = [f for f in ("num_heads", "mean", "std") if f not in told]
+    lacking += ["image_size"] if sizes["image_size"] is None else []
+    if named or known.arch:
+        arch = known.architecture
+        _check_parts(known, arch, parts, shapes)
+    else:
+        lacking += [f for f in (*ALWAYS, *_open_parts(parts)) if f not in told]
+        values = {field: told.get(field, getattr(DEIT, field)) for field in ALWAYS}
+        arch = dataclasses.replace(parts, **values)
+    if lacking:
+        raise InputError(_question(lacking, known, sizes, parts))
+    mean, std = registry.normalization(told["mean"], told["std"])
+    return ModelConfig(
+        name=known.name,
+        arch=arch,
+        num_heads=told["num_heads"],
+        mean=mean,
+        std=std,
+        **sizes,
+    )
 
 
-def _sizes(shapes, given):
-    """image_size, num_classes, stem and SIZES, told by shapes.
+def _sizes(shapes, known):
+    """image_size, num_classes, stem and sizes that shapes tell.
 
-    image_size is as given, or as the name has it, where that makes this grid: it need
+    image_size is as known, or as the name has it, where that makes this grid: it need
     be no square, and no multiple of the patch size. None: there are no positions.
     """
     if "pos_embed" in shapes:
@@ -89,7 +91,7 @@ def _sizes(shapes, given):
     image_size = None
     if "pos_embed" in shapes:
         rows = shapes["pos_embed"][1]
-        image_size = _image_size(rows, _prefix(shapes), patch_size, given)
+        image_size = _image_size(rows, _prefix(shapes), patch_size, known)
     classes = _shape(shapes, "head.weight", 2)[0] if "head.weight" in shapes else 0
     return {
         "image_size": image_size,
@@ -102,10 +104,10 @@ def _sizes(shapes, given):
     }
 
 
-def _image_size(rows, prefix, patch_size, given):
+def _image_size(rows, prefix, patch_size, known):
     """Of `rows` positions, those of the prefix among them or not."""
-    named = registry.facts(given.get("name")).get("image_size")
-    for size in filter(None, (given.get("image_size"), named)):
+    named = registry.facts(known.name).get("image_size")
+    for size in filter(None, (known.image_size, named)):
         if _patches(size, patch_size) in (rows - prefix, rows):
             return size
     side = _side(rows, prefix)
@@ -173,20 +175,20 @@ def _side(rows, prefix):
 
 
 def _shape(shapes, name, rank):
-    found = shapes.get(name)
-    if found is None or len(found) != rank:
+    shape = shapes.get(name)
+    if shape is None or len(shape) != rank:
         raise InputError(
-            f"tensor {name} is {'missing' if found is None else f'of {found}'}; "
+            f"tensor {name} is {'missing' if shape is None else f'of {shape}'}; "
             f"a vision transformer has it with {rank} axes"
         )
-    return found
+    return shape
 
 
 def _stem(shapes):
     """(name, patch size): each convolution of the conv stem halves the sides."""
     convolutions = sum(
-        name.startswith("patch_embed.conv.") and len(found) == 4
-        for name, found in shapes.items()
+        name.startswith("patch_embed.conv.") and len(shape) == 4
+        for name, shape in shapes.items()
     )
     if convolutions:
         return "conv", 2**convolutions
@@ -201,12 +203,11 @@ def _told(arch):
     return dataclasses.replace(arch, **plain)
 
 
-def _checked(given, shapes, sizes, parts):
-    """Facts of the model that is named; InputError where tensors contradict them."""
-    facts, arch = registry.facts(given.get("name")), registry.architecture(given)
+def _check_parts(known, arch, parts, shapes):
+    """InputError where tensors contradict the Architecture that is known."""
     if arch.positions:
         _shape(shapes, "pos_embed", 3)
-    whose = "it is given with" if given.get("arch") else f"{given['name']!r} has"
+    whose = "it is given with" if known.arch else f"{known.name!r} has"
     for field in (f.name for f in dataclasses.fields(Architecture)):
         ours, theirs = getattr(_told(arch), field), getattr(_told(parts), field)
         if ours != theirs:
@@ -215,23 +216,6 @@ def _checked(given, shapes, sizes, parts):
                 f"{field}={ours!r}; allowed is the name of a model that has what they "
                 "have"
             )
-    same = facts.get("embed_dim") == sizes["embed_dim"]
-    facts = facts if same else {k: v for k, v in facts.items() if k != "num_heads"}
-    return facts | {"arch": arch}
-
-
-def _public(sizes, parts):
-    """{name: facts} of the known models of these sizes and parts."""
-    known = {
-        name: registry.facts(name) for name in (*registry.MODELS, *public.tagged())
-    }
-    told = {field: sizes[field] for field in SIZES}
-    return {
-        name: facts
-        for name, facts in known.items()
-        if all(registry.size_of(facts)[field] == told[field] for field in told)
-        and _told(facts.get("arch", DEIT)) == _told(parts)
-    }
 
 
 def _open_parts(parts):
@@ -240,88 +224,43 @@ def _open_parts(parts):
     alike = [arch for arch in archs if _told(arch) == _told(parts)]
     turns = is_eva(parts) or any(arch.rotary for arch in alike)
     reads = parts.pool == "map" and parts.prefix
-    found = ["rotary"] * turns + ["pool_include_prefix"] * bool(reads)
+    fields = ["rotary"] * turns + ["pool_include_prefix"] * bool(reads)
     # Of parts that no known model has together, what else differs is not known either:
     # vit_base_patch16_rpn_224 has its norms behind the branches.
-    return found if found or alike else ["arch"]
+    return fields if fields or alike else ["arch"]
 
 
-def _values(field, known, given):
-    """What a field can be: by what is given, else by each of the `known` models."""
-    if field in given:
-        value = given[field]
-        several = field in IMAGES or isinstance(value, list)
-        return {tuple(value) if several else value}
-    if field in UNTOLD:
-        return {getattr(m.get("arch", DEIT), field) for m in known.values()}
-    return {
-        tuple(m[field]) if field in IMAGES else m[field]
-        for m in known.values()
-        if field in m
-    }
-
-
-def _several(known, unknown, sizes, parts):
-    """One sentence on what cannot be known, and how to say it."""
-    listed = ", ".join(unknown)
-    fields = " ".join(f"{field}=.." for field in unknown)
-    if not known:
-        return _unheard_of(unknown, sizes, parts)
-    if len(known) == 1:
-        ((name, facts),) = known.items()
-        name, width = (
-            name or "what is given",
-            facts.get("embed_dim", sizes["embed_dim"]),
-        )
-        if width != sizes["embed_dim"]:
-            found = sizes["embed_dim"]
-            alike = [*_public(sizes, parts)][:MOST]
-            listed = f" ({', '.join(alike)}, as FILE.py:{alike[0]})" if alike else ""
-            return (
-                f"{name!r} is {width} wide and these tensors are {found}: name a model "
-                f"of that width, in commands a config of it{listed}, or give {fields}"
-            )
+def _question(lacking, known, sizes, parts):
+    """One sentence on what is not known, and how to say it."""
+    listed, name = ", ".join(lacking), known.name
+    fields = " ".join(f"{field}=.." for field in lacking)
+    give = f"give {fields}, in commands --config.model.{lacking[0]}=.."
+    width = registry.facts(name).get("embed_dim", sizes["embed_dim"])
+    if width != sizes["embed_dim"]:
         return (
-            f"{name!r} does not say, and no tensor does, its {listed}: "
-            f"give {fields}, in commands --config.model.{unknown[0]}=.."
+            f"{name!r} is {width} wide and these tensors are {sizes['embed_dim']}: "
+            f"name a model of that width{_candidates(sizes, parts)}, or {give}"
         )
-    remedy = "name one, name=.., in commands --config.model.name=.."
-    if set(unknown) <= set(GIVEN):
-        remedy += f", or give {fields}"
-    rest = len(known) - MOST
-    names = ", ".join([*known][:MOST]) + f" and {rest} others" * (rest > 0)
-    return f"these tensors could be of {names}, which differ in {listed}: {remedy}"
-
-
-def _unheard_of(unknown, sizes, parts):
-    """The sentence on tensors of sizes that no public model has."""
-    if is_eva(parts) and parts.positions:
+    if name or known.arch:
         return (
-            "these are EVA's tensors, of no known size, which do not tell whether a "
-            "norm is in front of a branch or behind it, nor whether positions are "
-            "rotary: give a name, name=.., in commands --config.model.name=.., or a "
-            "folder with its config.json"
+            f"{name or 'what is given'!r} does not say, and no tensor does, its "
+            f"{listed}: {give}"
         )
-    size = ", ".join(f"{field} {sizes[field]:g}" for field in SIZES)
+    return (
+        f"no tensor says its {listed}: say which model it is, name=.., in commands "
+        f"--config.model.name=..{_candidates(sizes, parts)}, or place its config.json "
+        "beside it" + (f", or give {fields}" if {*lacking} <= {*ALONE} else "")
+    )
+
+
+def _candidates(sizes, parts):
+    """In brackets, known models of these sizes and parts; "" where there are none."""
+    told = ("patch_size", "embed_dim", "depth", "mlp_ratio")
     alike = [
         name
         for name in (*registry.MODELS, *public.table())
-        if _told(registry.facts(name).get("arch", DEIT)) == _told(parts)
+        if all(registry.facts(name)[field] == sizes[field] for field in told)
+        and _told(registry.facts(name).get("arch", DEIT)) == _told(parts)
     ]
-    remedies = []
-    if set(unknown) <= set(GIVEN):
-        fields = " ".join(f"{field}=.." for field in unknown)
-        remedies.append(f"give {fields}, in commands --config.model.{unknown[0]}=..")
-    if alike:
-        heads = ", num_heads=.." if "num_heads" in unknown else ""
-        remedies.append(
-            f"name a model that is alike in all else, such as name={alike[0]!r}{heads}"
-            f", in commands --config.model.name={alike[0]}"
-        )
-    if not remedies:
-        remedies.append("give its arch=.. and name=None, as create_model takes them")
-    kind = "model" if parts.positions else "model without pos_embed"
-    return (
-        f"no known {kind} has {size}, and no tensor says its {', '.join(unknown)}: "
-        f"{', or '.join(remedies)}"
-    )
+    rest = f" and {len(alike) - MOST} others" if len(alike) > MOST else ""
+    return f" ({', '.join(alike[:MOST])}{rest})" if alike else ""

@@ -10,12 +10,13 @@ import os
 import pathlib
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
+from imagepiece_jax.models.registry import ModelConfig
 from imagepiece_jax.pretrained.files import read_state_dict
 from imagepiece_jax.pretrained.hub_configs import is_eva
 from imagepiece_jax.pretrained.layout_tables import FOREIGN, LAYOUTS, TIMM, TIMM_NAMES
@@ -24,27 +25,17 @@ MOST = 3  # names in a sentence
 _WRAPPERS = ("module.", "_orig_mod.")  # of parallel training and of torch.compile
 
 
-class Recognized(NamedTuple):
+class Checkpoint(NamedTuple):
     """A checkpoint by timm's names, and what its layout says of the model.
 
-    says: fields as in `infer_config`'s `given`: gelu, norm_eps, resize, num_heads, mean
-    and std, as far as the layout knows.
+    config: gelu, norm_eps, resize, num_heads, mean and std, as far as the layout knows.
     """
 
     tensors: dict[str, np.ndarray]
-    says: dict[str, Any]
-
-    def check(self, given: Mapping[str, Any]) -> None:
-        """InputError where `given` has another number of heads than the tensors."""
-        asked, own = given.get("num_heads"), self.says.get("num_heads")
-        if None not in (asked, own) and asked != own:
-            raise InputError(
-                f"num_heads is {asked!r}, but its tensors are those of {own} heads; "
-                f"allowed is {own}"
-            )
+    config: ModelConfig
 
 
-def read_weights(path: str | os.PathLike, averaged: bool = False) -> Recognized:
+def read_weights(path: str | os.PathLike, averaged: bool = False) -> Checkpoint:
     """A weights file by timm's names; InputError as `read_state_dict` and `to_timm`."""
     if not pathlib.Path(path).exists():
         raise InputError(f"weights {path}: no such file or folder")
@@ -55,7 +46,7 @@ def read_weights(path: str | os.PathLike, averaged: bool = False) -> Recognized:
         raise InputError(f"weights file {path}: {error}") from error
 
 
-def to_timm(state_dict: Mapping[str, np.ndarray]) -> Recognized:
+def to_timm(state_dict: Mapping[str, np.ndarray]) -> Checkpoint:
     """A checkpoint of any layout by timm's names.
 
     Text towers, decoders, mask tokens, poolers and the heads of self-distillation are
@@ -86,8 +77,8 @@ def to_timm(state_dict: Mapping[str, np.ndarray]) -> Recognized:
         if place:
             renamed[place], origin[place] = tensor, name
     try:
-        says = layout.says({**tensors, **renamed})
-        return Recognized(_canonical(renamed), says)
+        config = ModelConfig(**layout.says({**tensors, **renamed}))
+        return Checkpoint(_canonical(renamed), config)
     except InputError:
         raise
     except (IndexError, KeyError, TypeError, ValueError) as error:
@@ -200,7 +191,7 @@ def _canonical(tensors):
 
 
 _ROWS = ("cls_token", "dist_token", "register_tokens", "pos_embed", "attn_pool.latent")
-_NO_GRID = ("pos_embed", 1)  # a mistake, for `infer_config` to report
+_NO_GRID = ("pos_embed", 1)  # a mistake, for `infer` to report
 
 
 def _from_flax(module, kernel):

@@ -10,7 +10,7 @@ from flax import traverse_util
 from imagepiece_jax.common import checksums
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.registry import MODELS
+from imagepiece_jax.models.registry import MODELS, ModelConfig
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.pretrained import convert, hub
 from imagepiece_jax.reduction.settings import MODEL_FIELDS, current, plain
@@ -39,6 +39,12 @@ LATER = {
     "teacher": dict.fromkeys(("name", "num_heads", "image_size", "mean", "std")),
 }
 WITHOUT_DISTILLATION = {"kind": "none", "temperature": 3.0, "weight": 0.5}
+
+
+def is_run(path: str | os.PathLike) -> bool:
+    """Whether there is the folder of a run at `path`."""
+    path = pathlib.Path(path)
+    return (path / RUN_CONFIG).is_file() and not hub.is_published(path)
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any]:
@@ -151,6 +157,11 @@ def model_fields(config):
     """The fields of registry.create_model in a nested dict, without the reduction."""
     own = {name: config[name] for name in ("image_size", "num_classes")}
     return {name: plain(value) for name, value in config["model"].items()} | own
+
+
+def model_config(config) -> ModelConfig:
+    """The fields of the model in a nested dict."""
+    return ModelConfig.of(model_fields(config))
 
 
 def preprocessing_of(config):

@@ -6,6 +6,7 @@ timm's architecture, with arguments where the model differs, and beside that all
 this package needs to make the same model again.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -17,11 +18,11 @@ import safetensors.numpy
 from imagepiece_jax.common.files import replacing_folder
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import registry, summary
+from imagepiece_jax.models import summary
 from imagepiece_jax.pretrained import convert, hub, hub_configs, layouts
 from imagepiece_jax.pretrained.hub import SELECTORS
 from imagepiece_jax.pretrained.hub_configs import CONFIG, EPS, OURS
-from imagepiece_jax.pretrained.infer import infer_config
+from imagepiece_jax.pretrained.infer import infer
 from imagepiece_jax.pretrained.trained_model import Pretrained, takes_pretrained
 from imagepiece_jax.reduction import settings
 
@@ -113,13 +114,11 @@ def _check_way_back(vit, tensors, config):
     """InputError where `load` would refuse these files, or make another model."""
     model = vit.model
     try:
-        found = hub_configs.parse(config, {})
-        read = layouts.to_timm(tensors).tensors
-        fields = {**infer_config(read, found.given), **found.fields}
-        reduction, more = settings.split(found.reduction)
-        fields.pop("preprocessing", None)
-        again = registry.create_model(**fields, **more, reduction=reduction)
-        convert.from_timm(read, summary.shapes(again, fields["image_size"]))
+        parsed, read = hub_configs.parse(config, {}), layouts.to_timm(tensors).tensors
+        found = infer(read, parsed.config)
+        found = dataclasses.replace(found, dtype=parsed.config.dtype)
+        again = found.create(parsed.reduction)
+        convert.from_timm(read, summary.shapes(again, found.image_size))
     except InputError as error:
         raise InputError(f"model cannot be loaded again: {error}") from error
     if again.plan != model.plan:

@@ -12,13 +12,12 @@ from imagepiece_jax.models.summary import fresh, shapes
 from imagepiece_jax.pretrained import class_names as classes
 from imagepiece_jax.pretrained.hub import exists
 from imagepiece_jax.pretrained.load import (
-    IMAGENET,
-    metadata,
     normalization,
     restore,
     stated,
     unknown_normalization,
 )
+from imagepiece_jax.pretrained.runs import IMAGENET
 from imagepiece_jax.training import from_config, run_dir
 from imagepiece_jax.training.config import DistillConfig
 
@@ -125,15 +124,18 @@ def _restored(config, path, model, allowed_fresh=None):
     """Variables of `model` at `path`. InputError if they do not fit, or if they were
     trained with a function, or for images, that no tensor tells and that is not ours.
     """
-    size, told = config.image_size, metadata(path)
-    theirs = stated(told)
+    size, said = config.image_size, stated(path)
+    facts = registry.facts(said.name)
+    theirs = facts | said.stated
+    if said.name or said.arch:
+        theirs |= vars(said.architecture)
     places = Positions.of(model, size, theirs.get("image_size"))
     if "resize" in theirs:  # by the code that these positions were trained for
         places = dataclasses.replace(places, how=theirs["resize"])
     loaded = restore(path, shapes(model, size), allowed_fresh, positions=places)
-    if theirs.get("embed_dim", model.embed_dim) != model.embed_dim:
+    if facts.get("embed_dim", model.embed_dim) != model.embed_dim:
         # The name's number of heads goes with a width that these tensors do not have.
-        theirs["num_heads"] = told.get("num_heads", model.num_heads)
+        theirs["num_heads"] = said.num_heads or model.num_heads
     ours = {k: getattr(model.arch, k) for k in UNTOLD} | {"num_heads": model.num_heads}
     ours |= {k: tuple(config.model.get(k) or IMAGENET[k]) for k in IMAGENET}
     if "head" in (allowed_fresh or ()):

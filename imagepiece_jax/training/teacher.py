@@ -13,10 +13,11 @@ import numpy as np
 
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.models.registry import ModelConfig
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.pretrained import load
-from imagepiece_jax.pretrained.load import IMAGENET, unknown_normalization
-from imagepiece_jax.reduction.settings import DENSE
+from imagepiece_jax.pretrained.load import unknown_normalization
+from imagepiece_jax.pretrained.runs import IMAGENET
 from imagepiece_jax.training import from_config, initial_weights
 from imagepiece_jax.training.config import DistillConfig
 from imagepiece_jax.training.logging import say
@@ -106,28 +107,26 @@ def of(config, dense):
 
 def _any(config, dense):
     """(Teacher, its variables) of whatever model config.teacher names."""
-    given = {name: config.teacher[name] for name in FIELDS}
+    fields = {name: config.teacher[name] for name in FIELDS}
+    labels = {name: f"config.teacher.{name}" for name in FIELDS}
+    asked = ModelConfig(**fields, labels=labels)
     try:
-        found = load.read(config.teacher.weights, given)
-        fields = found.changed(given, "config.teacher.{}".format)
-        unlike = (*load.NOT_ANALYZED, "attention")  # of a run's training
-        fields = {k: v for k, v in fields.items() if k not in unlike}
-        fields |= {"dtype": config.model.dtype, "attention": config.model.attention}
-        found = dataclasses.replace(found, fields=fields)
-        model = found.model(DENSE)
+        weights = load.read(config.teacher.weights, asked).analyzed(config.model.dtype)
+        whole = dataclasses.replace(weights.config, attention=config.model.attention)
+        model = whole.create()
         if model.num_classes != config.num_classes:
             raise InputError(
                 f"it has {model.num_classes} classes, but config.num_classes is "
                 f"{config.num_classes}: allowed is a teacher of the same classes"
             )
-        variables = found.restore(model, fields["image_size"], other=True)
+        variables = weights.restore(model, whole.image_size, other=True)
     except InputError as error:
         text = str(error).replace("--config.model.", "--config.teacher.")
         raise InputError(f"config.teacher.weights: {text}") from error
-    if not (given["mean"] or found.says_normalization):
+    if not weights.normalized:
         flags = "config.teacher.mean and config.teacher.std"
-        say(f"note: {unknown_normalization(found.path, flags)}")
+        say(f"note: {unknown_normalization(weights.path, flags)}")
     images = {
         name: tuple(config.model.get(name) or IMAGENET[name]) for name in IMAGENET
     }
-    return Teacher(model, fields["image_size"], **images), variables
+    return Teacher(model, whole.image_size, **images), variables

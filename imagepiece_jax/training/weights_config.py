@@ -1,20 +1,21 @@
 """The config of trained weights: a run's own, or a file's sizes in the defaults."""
 
 import copy
+import dataclasses
 
 from imagepiece_jax.common.image_size import described
 from imagepiece_jax.common.xla_options import fast_dtype
+from imagepiece_jax.data.normalize import channels
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.models.registry import ModelConfig
 from imagepiece_jax.pretrained import class_names, load, runs
-from imagepiece_jax.pretrained.load import IMAGENET, unknown_normalization
-from imagepiece_jax.pretrained.load import typed as typed_normalization
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.training import from_config
 
 
 def of_weights(
     path,
-    config,
+    config=None,
     overrides=None,
     normalization=None,
     checkpoint="best",
@@ -22,55 +23,89 @@ def of_weights(
 ):
     """Return (config, Weights) of the model whose weights are at `path`.
 
-    config: of --config, which must agree with the weights. Where there are `overrides`,
-    even none, it is configs/base.py: a run's own fields replace its fields, or those
-    that a file's tensors show and this device's fast dtype. Then `overrides` change it:
-    a reduction, an image size, but not what the weights decide. normalization: of
-    --mean and --std, {} where they are not typed, None of a command that has no such
-    flags; checkpoint: of a run; averaged: as load takes it. InputError for the first
-    contradiction.
+    Args:
+        path: as `load` takes it.
+        config: of --config, which must agree with the weights. Where there are
+            `overrides`, even none, it is configs/base.py: a run's own fields replace
+            its fields, or those that a file's tensors show and this device's fast
+            dtype. None: the weights say it all.
+        overrides: what is typed alone: a reduction, an image size, but nothing that the
+            weights decide.
+        normalization: of --mean and --std, {} where they are not typed, None of a
+            command that has no such flags.
+        checkpoint: of a run.
+        averaged: as `load` takes it.
+
+    Raises:
+        InputError: for the first contradiction.
     """
-    reads_images = normalization is not None
-    normalization = typed_normalization(normalization)
-    if overrides is None:
+    flags = {
+        name: channels(f"--{name}", values, positive=name == "std")
+        for name, values in (normalization or {}).items()
+    }
+    asked = ModelConfig(**flags, labels={name: f"--{name}" for name in flags})
+    whole = config is not None and overrides is None
+    if whole:
         from_config.check(config)
         from_config.model(config)  # its own mistakes first
-        given = runs.model_fields(config.to_dict()) | normalization
-        weights = load.read(path, given, checkpoint, averaged)
-        weights.under(config.to_dict())
+        said = runs.model_config(config.to_dict())
+        asked = asked.over(said, load.named_fields(said.name))
+    elif config is not None:
+        asked = asked.over(_typed(config, overrides))
+    try:
+        weights = load.read(path, asked, checkpoint, averaged)
+        if whole and weights.run is not None:
+            _check_run(config.to_dict(), weights)
+    except load.Contradiction as error:
+        if whole and runs.is_run(path):
+            raise InputError(f"{error} or no --config") from error
+        raise
+    if normalization is not None and not weights.normalized:
+        print(f"note: {load.unknown_normalization(path)}", flush=True)
+    if config is None:
+        return None, weights
+    if whole:
         _take_crop(config, weights)
-        asked = runs.model_fields(config.to_dict())
     else:
-        given = _typed(config, overrides) | normalization
-        weights = load.read(path, given, checkpoint, averaged)
         _complete(config, weights)
         overrides(config)
         from_config.check(config)
-        typed = {field.removeprefix("model.") for field, _ in overrides}
-        asked = runs.model_fields(config.to_dict())
-        asked = {name: value for name, value in asked.items() if name in typed}
-
-    def named(field):
-        return f"--{field}" if field in normalization else runs.in_config(field)
-
-    sized = overrides is None or weights.config is not None
-    fields = weights.changed(asked | normalization, named, sized=sized)
-    known = normalization or asked.get("mean") or weights.says_normalization
-    if reads_images and not known:
-        print(f"note: {unknown_normalization(path)}", flush=True)
     with config.unlocked():
-        for name in IMAGENET:
-            config.model[name] = fields[name]
-    return config, weights.of_config(config.to_dict())
+        config.model.mean, config.model.std = weights.config.mean, weights.config.std
+    of_training = {
+        name: config.model[name]
+        for name in ("dtype", "attention", "kernels", "drop_path_rate", "prop_attn")
+    }
+    plain = config.to_dict()
+    return config, dataclasses.replace(
+        weights,
+        config=dataclasses.replace(weights.config, **of_training),
+        trained_reduction=weights.reduction,
+        reduction=runs.reduction_of(plain),
+        crop=runs.preprocessing_of(plain),
+        seed=config.seed,
+    )
 
 
-def _take_crop(config, weights):
-    """Fill in the crop of evaluation and how it resizes, where `config` is as usual."""
-    data, usual = config.data, runs.LATER["data"]
-    own = {f"eval_{k}": v for k, v in weights.crop.items()}
-    if data.eval_crop is None:
-        with config.unlocked():
-            data.update({k: v for k, v in own.items() if data[k] == usual[k]})
+def for_analysis(
+    path,
+    config=None,
+    overrides=None,
+    normalization=None,
+    averaged=False,
+    dtype="float32",
+):
+    """The Weights at `path` for what looks into a model, with layers of `dtype`.
+
+    Reductions are plain JAX, so that every decision can be seen, and of a run the last
+    checkpoint is taken: the best one was chosen on the images that the figures are of.
+    Arguments are those of `of_weights`; configs/base.py without overrides says nothing.
+    """
+    if not overrides and overrides is not None:
+        config = overrides = None
+    flags = normalization or {}
+    _, weights = of_weights(path, config, overrides, flags, "latest", averaged)
+    return weights.analyzed(dtype)
 
 
 def open_images(run, weights, limit=None):
@@ -96,43 +131,70 @@ def open_images(run, weights, limit=None):
     return source, [unnamed, *notes] if unnamed else notes
 
 
-def for_analysis(path, config, overrides=None, normalization=None, averaged=False):
-    """`load.for_analysis` in float32, where `overrides` are typed alone, too."""
-    if not overrides:
-        config = config if overrides is None else None
-        return load.for_analysis(path, config, "float32", normalization, averaged)
-    _, weights = of_weights(path, config, overrides, normalization, "latest", averaged)
-    return weights.analyzed("float32")
+def _check_run(config, weights):
+    """InputError where a config says another model than that of a run."""
+    pairs = [("image_size", weights.config.image_size, weights.trained.image_size)]
+    for field in dataclasses.fields(weights.config.arch):
+        pairs.append(
+            (
+                f"model.{field.name}",
+                getattr(weights.config.arch, field.name),
+                getattr(weights.trained.arch, field.name),
+            )
+        )
+    asked = settings.completed(runs.reduction_of(config))
+    own = settings.completed(weights.reduction)
+    for field in dict.fromkeys((*asked, *own)):
+        group = "model" if field in settings.MODEL_FIELDS else "reduction"
+        pairs.append((f"{group}.{field}", asked.get(field), own.get(field)))
+    for field, theirs, ours in pairs:
+        if settings.plain(theirs) != settings.plain(ours):
+            raise load.Contradiction(
+                f"config.{field} is {settings.plain(theirs)!r}, but run {weights.path} "
+                f"has {settings.plain(ours)!r}: allowed is {settings.plain(ours)!r}"
+            )
+
+
+def _take_crop(config, weights):
+    """Fill in the crop of evaluation and how it resizes, where `config` is as usual."""
+    data, usual = config.data, runs.LATER["data"]
+    own = {f"eval_{k}": v for k, v in weights.crop.items()}
+    if data.eval_crop is None:
+        with config.unlocked():
+            data.update({k: v for k, v in own.items() if data[k] == usual[k]})
 
 
 def _typed(config, overrides):
     """The fields of the model that `overrides` of `config` name, with their types."""
-    of_model = [pair for pair in overrides if pair[0].startswith("model.")]
+    top = ("image_size", "num_classes")
+    typed = [
+        pair for pair in overrides if pair[0].startswith("model.") or pair[0] in top
+    ]
     changed = copy.deepcopy(config)
-    type(overrides)(of_model)(changed)
-    names = (field.removeprefix("model.") for field, _ in of_model)
-    return {name: changed.model[name] for name in names}
+    type(overrides)(typed)(changed)
+    names = {field.removeprefix("model.") for field, _ in typed}
+    fields = runs.model_fields(changed.to_dict())
+    return ModelConfig.of({k: v for k, v in fields.items() if k in names})
 
 
 def _complete(config, weights):
     """Replace fields of `config`, that of configs/base.py, by those of Weights."""
-    own = weights.config
+    own = weights.run
     if own is None:
-        own = {k: weights.fields[k] for k in ("image_size", "num_classes")}
+        sizes = weights.trained.plain
+        own = {k: sizes.pop(k) for k in ("image_size", "num_classes")}
         if not isinstance(own["image_size"], int):
             raise InputError(
                 f"{weights.kind} {weights.path} is for images of "
                 f"{described(own['image_size'])}; allowed here are squares, others in "
                 "Python: load(), optimize() and Predictor"
             )
-        sizes = {k: v for k, v in weights.fields.items() if k not in own}
-        prepared = sizes.pop("preprocessing", {})
-        own["model"] = sizes | {"dtype": fast_dtype()}
-        own["data"] = {f"eval_{k}": v for k, v in prepared.items()}
+        own["model"] = {"name": None} | sizes | {"dtype": fast_dtype()}
+        own["data"] = {f"eval_{k}": v for k, v in weights.crop.items()}
     try:
         with config.unlocked():
             config.update(_with_tuples(own))
-            if weights.config is None and weights.reduction["name"] != "none":
+            if weights.run is None and weights.reduction["name"] != "none":
                 reduction = settings.completed(weights.reduction)  # a saved model's
                 named = {k: v for k, v in reduction.items() if v is not None}
                 config.reduction = named

@@ -16,6 +16,7 @@ from imagepiece_jax.common.timer import Rules
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.models import registry, summary
+from imagepiece_jax.models.registry import ModelConfig
 from imagepiece_jax.pretrained import convert
 from imagepiece_jax.pretrained.load import Weights
 from imagepiece_jax.reduction import settings
@@ -39,7 +40,10 @@ class Guessing:
         fields = size | {"stem": "patch", "depth": 12}
         tensors = {"cls_token": np.zeros((1, 1, 192), np.float32)}
         self.weights = Weights(
-            pathlib.Path("tiny.pth"), fields, settings.DENSE, tensors=tensors
+            pathlib.Path("tiny.pth"),
+            ModelConfig(**fields),
+            settings.DENSE,
+            tensors=tensors,
         )
         vars(self.weights)["digest"] = "0"
         self.dense = self.weights.gmacs()
@@ -228,7 +232,8 @@ def test_a_run_keeps_its_own_fields_and_parameters(tmp_path):
     own = {"name": "dynamicvit", "keep_rate": 0.7, "blocks": (1, 2)}
     model = registry.create_model(**tiny_context.FIELDS, reduction=own)
     tensors = convert.to_timm(fill(summary.shapes(model, 16), 0))
-    pretrained = Weights(tmp_path, tiny_context.FIELDS, own, tensors=tensors)
+    fields = ModelConfig(**tiny_context.FIELDS)
+    pretrained = Weights(tmp_path, fields, own, tensors=tensors)
     made = Guessing()
     made.weights = pretrained
     one, other = compare._entries(made, "dynamicvit", (0.5, 0.9), "gmacs")

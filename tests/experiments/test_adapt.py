@@ -18,8 +18,8 @@ from experiments.images import Images
 from imagepiece_jax.data import decode, sources
 from imagepiece_jax.errors import InputError, Stopped
 from imagepiece_jax.models import registry, summary
-from imagepiece_jax.pretrained.load import for_analysis
 from imagepiece_jax.pretrained.trained_model import Pretrained
+from imagepiece_jax.training.weights_config import for_analysis
 from tests.experiments import tiny_context
 from tests.models.tiny import fill
 

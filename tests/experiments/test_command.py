@@ -11,6 +11,7 @@ from experiments import runner
 from experiments.context import TrainedRuns
 from experiments.settings import TableSettings
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.models.registry import ModelConfig
 from imagepiece_jax.pretrained.load import Weights
 from tests.command import call, sentence
 from tests.experiments import tiny_context
@@ -119,7 +120,7 @@ def test_one_experiment_alone_ends_with_its_mistake(tmp_path, words):
 
 def test_runs_of_different_data_sets_are_a_mistake():
     made = [
-        Weights(None, {"num_classes": classes, "image_size": 16}, {})
+        Weights(None, ModelConfig(num_classes=classes, image_size=16), {})
         for classes in (10, 11)
     ]
     with pytest.raises(InputError, match="models of different classes or image sizes"):

@@ -17,6 +17,7 @@ from experiments.rows import DENSE, Row
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.data.sources import Subset
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.models.registry import ModelConfig
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.pretrained.load import Weights
 from imagepiece_jax.reduction import settings
@@ -255,7 +256,7 @@ def test_untrained_selectors_are_labeled(context):
 
 def test_no_model_at_all_is_a_mistake(context, pretrained):
     fields = pretrained.fields | {"stem": "conv"}
-    conv = Weights(pretrained.path, fields, pretrained.reduction)
+    conv = Weights(pretrained.path, ModelConfig(**fields), pretrained.reduction)
     lonely = tiny_context.context(context.out / "none", models=TrainedRuns((conv,)))
     with pytest.raises(InputError, match="none of the models of this table is there"):
         rows.measure(lonely, ROWS[:2])

@@ -6,6 +6,7 @@ import pytest
 
 from experiments import finetune, hyperspeed, published, tables
 from imagepiece_jax.benchmark import match_cost
+from imagepiece_jax.models.registry import ModelConfig
 from imagepiece_jax.pretrained.load import Weights
 from imagepiece_jax.reduction import methods, settings
 from imagepiece_jax.reduction.methods.method import RATES
@@ -16,7 +17,7 @@ FIELDS = {"name": "deit_s", "image_size": 224, "num_classes": 1000}
 
 def pretrained(stem="patch", **fields):
     fields = FIELDS | {"stem": stem} | fields
-    return Weights(pathlib.Path("none"), fields, settings.DENSE)
+    return Weights(pathlib.Path("none"), ModelConfig(**fields), settings.DENSE)
 
 
 def gmacs(row):

@@ -81,7 +81,7 @@ def test_the_config_of_a_run_has_all_that_differs(tmp_path, config, monkeypatch)
 
     def run(config, name):
         configs[name] = config
-        return Weights(tmp_path / name, maker.pretrained.fields, settings.DENSE)
+        return Weights(tmp_path / name, maker.pretrained.config, settings.DENSE)
 
     monkeypatch.setattr(maker, "_run", run)
     maker._trained({"name": "dynamicvit", "blocks": (1,)}, "patch", 1)

@@ -10,6 +10,7 @@ from experiments import hyperspeed, published, tables
 from experiments.context import OffTheShelf, Result, plan_facts
 from experiments.rows import find
 from experiments.settings import TableSettings
+from imagepiece_jax.models.registry import ModelConfig
 from imagepiece_jax.pretrained.load import Weights
 from imagepiece_jax.reduction import settings
 
@@ -34,7 +35,9 @@ class Monotone:
         self.out, self.evaluated = out, []
         size = {"name": "deit_ti", "image_size": 224, "num_classes": 1000}
         fields = size | {"stem": "patch"}
-        self.pretrained = Weights(pathlib.Path("none"), fields, settings.DENSE)
+        self.pretrained = Weights(
+            pathlib.Path("none"), ModelConfig(**fields), settings.DENSE
+        )
         self.models = OffTheShelf(self.pretrained)
 
     def evaluate(self, pretrained, reduction):

@@ -7,6 +7,7 @@ from experiments.images import Images
 from experiments.settings import TableSettings
 from imagepiece_jax.benchmark.cache import ResultCache
 from imagepiece_jax.models import registry, summary
+from imagepiece_jax.models.registry import ModelConfig
 from imagepiece_jax.pretrained import convert
 from imagepiece_jax.pretrained.load import Weights
 from imagepiece_jax.reduction import settings
@@ -33,7 +34,7 @@ def pretrained(folder, seed=0, **fields):
     variables = fill(summary.shapes(model, 16), seed)
     path = folder / f"tiny{seed}.npz"
     np.savez(path, **convert.to_timm(variables))
-    return Weights(path, fields, settings.completed(None), seed=seed)
+    return Weights(path, ModelConfig(**fields), settings.completed(None), seed=seed)
 
 
 def images(count=24):

@@ -81,20 +81,20 @@ def test_macs_by_hand():
 @pytest.mark.parametrize(
     "field, value, allowed",
     [
-        ("patch_size", 0, "positive"),
-        ("embed_dim", -384, "positive"),
-        ("depth", 0, "positive"),
-        ("num_heads", 0, "positive"),
-        ("mlp_ratio", 0.0, "positive"),
-        ("mlp_ratio", float("nan"), "positive numbers"),
+        ("patch_size", 0, "whole numbers from 1"),
+        ("embed_dim", -384, "whole numbers from 1"),
+        ("depth", 0, "whole numbers from 1"),
+        ("num_heads", 0, "whole numbers from 1"),
+        ("mlp_ratio", 0.0, "numbers above 0"),
+        ("mlp_ratio", float("nan"), "numbers above 0"),
         ("mlp_ratio", 1e-4, "a width of 1 or more"),
-        ("depth", 1.5, "positive whole numbers"),
-        ("embed_dim", "384", "positive whole numbers"),
+        ("depth", 1.5, "whole numbers from 1"),
+        ("embed_dim", "384", "whole numbers from 1"),
         ("prop_attn", "no", "True, False"),
         ("class_token", 0, "True, False"),
         ("num_heads", 5, "divisors of config.model.embed_dim, 384"),
         ("hidden_size", 384, "patch_size, embed_dim, depth, num_heads"),
-        ("stem", "convolution", "patch, conv"),
+        ("stem", "convolution", "'patch', 'conv'"),
         ("dtype", "float8", "float32, bfloat16, float16"),
         ("attention", "flash", "'auto', 'xla', 'cudnn'"),
         ("drop_path_rate", 1.0, "from 0 to below 1"),
@@ -218,8 +218,8 @@ def test_a_model_without_a_name_is_made_of_its_fields():
             r"config.model.arch is {'rope': 1}; its fields are c",
         ),
         ({"arch": "vit"}, "config.model.arch is 'vit'; its fields are class_token, "),
-        ({"arch": {"gelu": "relu"}}, "arch.gelu is 'relu'; allowed are exact, tanh, q"),
-        ({"arch": {"registers": -1}}, "arch.registers is -1; allowed are 0, 1, 2, .."),
+        ({"arch": {"gelu": "relu"}}, "arch.gelu is 'relu'; allowed are 'exact', 'ta"),
+        ({"arch": {"registers": -1}}, "arch.registers is -1; allowed are whole numb"),
         ({"arch": {"pre_norm": 1}}, "arch.pre_norm is 1; allowed are True, False"),
         (
             {"arch": {"rotary": {"base": 1}}},
@@ -238,11 +238,9 @@ def test_a_model_without_a_name_is_made_of_its_fields():
             {"arch": {"rotary": {"reference": 5}}},
             "rotary.reference is 5; allowed are N",
         ),
-        ({"arch": Architecture(gelu="relu")}, "arch.gelu is 'relu'; allowed are exact"),
-        ({"arch": Architecture(registers=-1)}, "arch.registers is -1; allowed are 0"),
         ({"arch": {"patch_bias": False}, "stem": "conv"}, "stem is 'conv', whose proj"),
         ({"norm_eps": 5}, "config.model.norm_eps is 5; allowed are numbers above 0 an"),
-        ({"resize": "nearest"}, "config.model.resize is 'nearest'; allowed are antial"),
+        ({"resize": "nearest"}, "config.model.resize is 'nearest'; allowed are 'anti"),
     ],
 )
 def test_parts_that_there_are_not(fields, message):
@@ -258,7 +256,7 @@ def test_an_image_that_patches_do_not_tile_is_refused(image_size):
 
 
 def test_a_negative_number_of_classes_is_refused():
-    with pytest.raises(InputError, match="config.num_classes is -1; allowed are 0"):
+    with pytest.raises(InputError, match="config.num_classes is -1; allowed are whole"):
         registry.create_model("deit_s", num_classes=-1)
 
 

@@ -16,7 +16,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry, summary
 from imagepiece_jax.models.positions import Positions
 from imagepiece_jax.pretrained import convert, layouts
-from imagepiece_jax.pretrained.infer import infer_config
+from imagepiece_jax.pretrained.infer import infer
 from tests.runs import ROOT
 
 FILE = ROOT / "tests" / "fixtures" / "whole_models.json"
@@ -55,7 +55,7 @@ def test_the_whole_model_has_timms_tensors(name):
     published = row["published"]
     digit = 10 ** (len(f"{published:.0f}") - len(f"{published:.0f}".rstrip("0")))
     assert abs(count - published) <= max(0.04 * published, digit / 2)
-    assert registry.create_model(**infer_config(found, {"name": name})) == model
+    assert infer(found, registry.ModelConfig(name=name)).create() == model
     # Joining EVA-02's q, k and v takes 300 MB; the largest has 27 GB of weights.
     assert memory("VmHWM") - before < 500
 

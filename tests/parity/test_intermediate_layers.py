@@ -6,6 +6,7 @@ import pytest
 
 from imagepiece_jax.inference.features import features
 from imagepiece_jax.models import registry, summary
+from imagepiece_jax.models.preprocessing import Preprocessing
 from imagepiece_jax.pretrained import convert
 
 for package in ("torch", "timm", "transformers"):
@@ -47,7 +48,10 @@ def test_layers_are_those_of_timm(name):
     for norm in (True, False):
         with jax.default_matmul_precision("highest"), torch.no_grad():
             found = features(
-                Pretrained(ours, variables), images, layers=LAYERS, norm=norm
+                Pretrained(ours, variables, None, Preprocessing(size)),
+                images,
+                layers=LAYERS,
+                norm=norm,
             )
             expected = theirs.get_intermediate_layers(
                 turned, n=LAYERS, reshape=True, return_prefix_tokens=True, norm=norm

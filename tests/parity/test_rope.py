@@ -10,8 +10,9 @@ import pytest
 
 from imagepiece_jax.models import registry, summary
 from imagepiece_jax.models.positions import Positions
+from imagepiece_jax.models.registry import ModelConfig
 from imagepiece_jax.pretrained import convert, hub_configs, layouts
-from imagepiece_jax.pretrained.infer import infer_config
+from imagepiece_jax.pretrained.infer import infer
 from tests.parity.record import record
 
 torch = pytest.importorskip("torch")
@@ -102,7 +103,7 @@ def test_logits_and_features_are_timms(name):
     assert back.keys() == raw.keys()
     assert all(np.array_equal(back[key], raw[key]) for key in raw)
     if size[0] == size[1]:
-        found = registry.create_model(**infer_config(tensors, {"name": name}))
+        found = infer(tensors, ModelConfig(name=name)).create()
         assert found.arch == ours.arch and found.num_heads == ours.num_heads
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
+from imagepiece_jax.models.registry import ModelConfig
 from imagepiece_jax.pretrained import hub_configs, imagenet_classes
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -49,9 +50,9 @@ def timm(**fields):
 def test_timms_form():
     found = hub_configs.parse(timm(), {})
     name = "vit_small_patch14_reg4_dinov2.lvd142m"
-    assert found.given == IMAGENET | {"name": name, "image_size": 518}
+    assert found.config.stated == IMAGENET | {"name": name, "image_size": 518}
     sizes = {"patch_size": 14, "embed_dim": 384, "depth": 12, "mlp_ratio": 4.0}
-    assert found.told == sizes | {"num_classes": 0, "image_size": 518}
+    assert found.sizes == sizes | {"num_classes": 0, "image_size": 518}
     assert found.preprocessing == {
         "crop": 1.0,
         "crop_mode": "center",
@@ -79,17 +80,16 @@ def test_the_tag_of_a_fine_tuned_model_is_that_of_its_start(changes, tag):
     about = {field: public[field] for field in ("mean", "std", "num_classes")}
     about |= {"tag": "openai", "input_size": [3, 224, 224]}
     config["pretrained_cfg"] |= about | changes
-    given = hub_configs.parse(config, {}).given
-    assert given["name"] == (f"{name}.{tag}" if tag else name)
-    gelu = registry.architecture({"name": given["name"]}).gelu
+    said = hub_configs.parse(config, {}).config
+    assert said.name == (f"{name}.{tag}" if tag else name)
+    gelu = ModelConfig(name=said.name).architecture.gelu
     assert gelu == ("quick" if tag else "exact")
 
 
 @pytest.mark.parametrize("value, there", [(None, False), (0, False), (1e-4, True)])
 def test_layer_scale_is_what_timm_makes_of_init_values(value, there):
     config = timm(model_args={"init_values": value})
-    given = hub_configs.parse(config, {}).given
-    assert given["arch"]["layer_scale"] is there
+    assert hub_configs.parse(config, {}).config.arch.layer_scale is there
 
 
 @pytest.mark.parametrize("tag, named", [("augreg_in1k", True), ("my_flowers", False)])
@@ -97,7 +97,7 @@ def test_imagenets_names_are_of_weights_that_say_so(tag, named):
     config = timm(architecture="vit_small_patch16_224", num_classes=1000)
     config["pretrained_cfg"] |= {"tag": tag, "input_size": [3, 224, 224]} | HALF
     found = hub_configs.parse(config, {})
-    assert found.given["name"].partition(".")[2] == (tag if named else "")
+    assert found.config.name.partition(".")[2] == (tag if named else "")
     assert found.class_names == (imagenet_classes.names() if named else None)
     names = imagenet_classes.names()
     assert len(names) == 1000 and all(names)
@@ -140,9 +140,9 @@ def test_labels_of_timms_form(fields, names):
     ],
 )
 def test_arguments_that_leave_the_parts(arguments, wanted):
-    found = hub_configs.parse(timm(model_args=arguments), {}).given
+    found = hub_configs.parse(timm(model_args=arguments), {}).config
     size = arguments.get("img_size", 518)  # what timm makes the model for
-    assert found == IMAGENET | {"image_size": size} | wanted
+    assert found.stated == IMAGENET | {"image_size": size} | wanted
 
 
 # (architecture, arguments, what of its parts they change, as fields of Architecture)
@@ -202,13 +202,13 @@ def test_arguments_that_change_the_parts(name, arguments, wanted):
     config = timm(architecture=name, model_args=arguments, num_classes=0)
     found = hub_configs.parse(config, {})
     facts = registry.facts(name)
-    assert found.given["name"] == name
-    assert found.given["num_heads"] == facts["num_heads"]
+    assert found.config.name == name
+    assert found.config.num_heads == facts["num_heads"]
     changed = dataclasses.replace(facts["arch"], **wanted)
-    assert registry.architecture({"arch": found.given["arch"]}) == changed
+    assert found.config.arch == changed
     sizes = {k: v for k, v in arguments.items() if k in ("depth", "embed_dim")}
-    own = registry.size_of(facts) | sizes
-    assert all(found.told[k] == own[k] for k in ("patch_size", "embed_dim", "depth"))
+    own = registry.size_of(name).stated | sizes
+    assert all(found.sizes[k] == own[k] for k in ("patch_size", "embed_dim", "depth"))
 
 
 def test_a_gated_mlp_has_no_gelu():
@@ -216,7 +216,7 @@ def test_a_gated_mlp_has_no_gelu():
     config = timm(architecture="vit_giant_patch14_dinov2")
     for silu in ("silu", "swish"):
         found = hub_configs.parse(config | {"model_args": {"act_layer": silu}}, {})
-        assert "gelu" not in found.given
+        assert found.config.gelu is None
     with pytest.raises(InputError, match="act_layer is 'gelu'; allowed are silu, swi"):
         hub_configs.parse(config | {"model_args": {"act_layer": "gelu"}}, {})
     config = timm(architecture="eva02_tiny_patch14_224")
@@ -228,9 +228,9 @@ def test_a_width_of_its_own_has_a_hidden_layer_that_tensors_tell():
     """timm cuts width * ratio to a whole number, and 4304 / 1152 is no round one."""
     name = "vit_so400m_patch14_siglip_224"
     found = hub_configs.parse(timm(architecture=name, model_args={"depth": 2}), {})
-    assert found.told["mlp_ratio"] == 4304 / 1152
+    assert found.sizes["mlp_ratio"] == 4304 / 1152
     found = hub_configs.parse(timm(architecture=name, model_args={"embed_dim": 64}), {})
-    assert "mlp_ratio" not in found.told and found.told["embed_dim"] == 64
+    assert "mlp_ratio" not in found.sizes and found.sizes["embed_dim"] == 64
 
 
 # (model type, fields as in config.json, wanted of them); what a file leaves out is as
@@ -352,16 +352,16 @@ def test_transformers_form(name):
     found = hub_configs.parse(config, processor)
     size = config.get("vision_config", config).get("image_size", 224)
     wanted = given | {"resize": "bicubic", "image_size": size}
-    assert found.given == wanted
+    assert found.config.stated == wanted
     assert found.preprocessing == prepared
     own = config.get("vision_config", config)
-    assert found.told["embed_dim"] == own["hidden_size"]
-    assert found.told["depth"] == own["num_hidden_layers"]
+    assert found.sizes["embed_dim"] == own["hidden_size"]
+    assert found.sizes["depth"] == own["num_hidden_layers"]
     hidden = own.get("intermediate_size", 4 * own["hidden_size"])
-    assert found.told["mlp_ratio"] == hidden / own["hidden_size"]
+    assert found.sizes["mlp_ratio"] == hidden / own["hidden_size"]
     named = name == "google/vit-base-patch16-224"
     assert found.class_names == (("tench, Tinca tinca", "goldfish") if named else None)
-    assert found.told.get("num_classes") == (2 if named else None)
+    assert found.sizes.get("num_classes") == (2 if named else None)
 
 
 @pytest.mark.parametrize("size, gated", [("small", False), ("small_plus", True)])
@@ -379,10 +379,10 @@ def test_dinov3s_parts_are_those_of_the_public_model(size, gated):
     found = hub_configs.parse(config, {})
     public = registry.facts(f"vit_{size}_patch16_dinov3_qkvb.lvd1689m")["arch"]
     wanted = dataclasses.replace(public, pool="token")
-    assert registry.architecture(found.given) == wanted
-    assert found.given["image_size"] == 224 and "image_size" not in found.told
+    assert found.config.architecture == wanted
+    assert found.config.image_size == 224 and "image_size" not in found.sizes
     other = {"rope_theta": 50.0, "key_bias": True, "num_register_tokens": 0}
-    arch = registry.architecture(hub_configs.parse(config | other, {}).given)
+    arch = hub_configs.parse(config | other, {}).config.architecture
     assert (arch.rotary.temperature, arch.key_bias, arch.registers) == (50.0, True, 0)
 
 
@@ -404,13 +404,13 @@ def test_a_crop_gives_the_size_that_it_is_of(size):
 
 def test_what_a_processor_leaves_out_is_not_known():
     found = hub_configs.parse({"model_type": "vit"}, {})
-    assert not {"mean", "std"} & {*found.given} and found.preprocessing == {}
+    assert found.config.mean is found.config.std is None and found.preprocessing == {}
     found = hub_configs.parse({"model_type": "vit"}, {"do_normalize": False})
-    assert (found.given["mean"], found.given["std"]) == ((0.0,) * 3, (1.0,) * 3)
+    assert (found.config.mean, found.config.std) == ((0.0,) * 3, (1.0,) * 3)
 
 
 def test_placeholders_are_no_names():
     labels = {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}
     config = {"model_type": "vit", "architectures": ["ViTForImageClassification"]}
     found = hub_configs.parse(config | labels, {})
-    assert found.class_names is None and found.told["num_classes"] == 2
+    assert found.class_names is None and found.sizes["num_classes"] == 2

@@ -1,11 +1,13 @@
 """Config files that say what no model here has: one sentence, which names the field."""
 
+import dataclasses
 import json
 
 import pytest
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
+from imagepiece_jax.models.registry import ModelConfig
 from imagepiece_jax.pretrained import hub_configs
 from tests.pretrained.test_hub_configs import timm
 
@@ -122,14 +124,14 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, text, message):
 
 def test_a_config_beside_other_tensors_contradicts_them():
     found = hub_configs.parse(json.loads(json.dumps(timm())), {})
-    own = {**found.told}
+    own = ModelConfig(**found.sizes)
     found.check(own)
     with pytest.raises(
         InputError, match="says image_size 518, but its tensors have 22"
     ):
-        found.check(own | {"image_size": 224})
+        found.check(dataclasses.replace(own, image_size=224))
     with pytest.raises(InputError, match="says embed_dim 384, but its tensors have 19"):
-        found.check(own | {"embed_dim": 192})
+        found.check(dataclasses.replace(own, embed_dim=192))
 
 
 def test_a_rotary_model_of_timm_says_its_own_pool():
@@ -137,11 +139,9 @@ def test_a_rotary_model_of_timm_says_its_own_pool():
     name = "eva02_tiny_patch14_224"
     config = timm(architecture=name, model_args={"global_pool": "avg"})
     own = registry.facts(name)["arch"]
-    given = hub_configs.parse(config, {}).given
-    assert registry.architecture({"arch": given["arch"]}) == own
+    assert hub_configs.parse(config, {}).config.arch == own
     config["model_args"] = {"global_pool": "token"}
-    given = hub_configs.parse(config, {}).given
-    found = registry.architecture({"arch": given["arch"]})
+    found = hub_configs.parse(config, {}).config.arch
     assert (found.pool, found.final_norm, found.fc_norm) == ("token", True, False)
     assert found.rotary == own.rotary
 
@@ -153,7 +153,5 @@ def test_fine_tunes_compute_what_timm_does():
     images |= {"tag": "webli", "input_size": [3, 224, 224]}
     for classes, gelu in ((0, "tanh"), (10, "exact")):
         config = timm(architecture=name, pretrained_cfg=images, num_classes=classes)
-        given = hub_configs.parse(config, {}).given
-        named = registry.architecture({"name": given["name"]})
-        assert given.get("gelu", named.gelu) == gelu
+        assert hub_configs.parse(config, {}).config.architecture.gelu == gelu
     assert registry.facts(name)["arch"].gelu == "tanh"  # as all its weights

@@ -6,8 +6,9 @@ import pytest
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry, summary
+from imagepiece_jax.models.registry import ModelConfig
 from imagepiece_jax.pretrained import convert
-from imagepiece_jax.pretrained.infer import infer_config
+from imagepiece_jax.pretrained.infer import infer
 
 SMALL = {"embed_dim": 128, "depth": 2, "num_heads": 2}
 
@@ -38,67 +39,76 @@ def named_shapes(model, image_size):
 def test_the_same_model_is_made_again(name, image_size, options):
     model = registry.create_model(name, image_size=image_size, **options)
     given = {"name": name} | {k: v for k, v in options.items() if k != "num_classes"}
-    fields = infer_config(tensors(model, image_size), given)
-    assert registry.create_model(**fields) == model
-    assert fields["image_size"] == image_size and fields["name"] == name
+    found = infer(tensors(model, image_size), ModelConfig(**given))
+    assert found.create() == model
+    assert found.image_size == image_size and found.name == name
 
 
-# Names, and what makes each of them known without its name, or not.
 @pytest.mark.parametrize(
-    "name, given",
+    "name",
     [
-        ("vit_small_patch14_reg4_dinov2.lvd142m", {}),
-        ("vit_giant_patch14_dinov2.lvd142m", {}),
-        ("vit_giantopt_patch16_siglip_256.v2_webli", {}),
-        ("deit_small_distilled_patch16_224.fb_in1k", {}),
-        ("deit3_huge_patch14_224.fb_in1k", {}),
-        ("eva02_tiny_patch14_336.mim_in22k_ft_in1k", {}),
-        ("eva02_base_patch16_clip_224.merged2b", {}),
-        ("vit_small_patch16_dinov3.lvd1689m", {}),
-        ("vit_7b_patch16_dinov3.sat493m", {"name": "vit_7b_patch16_dinov3.sat493m"}),
-        ("vit_base_patch16_rope_reg1_gap_256.sbb_in1k", {}),
-        ("vit_huge_patch14_clip_224.laion2b", {"gelu": "exact"}),
-        ("vit_base_patch32_clip_224.openai", {"gelu": "quick"}),
-        ("deit_ti", {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}),
+        "vit_small_patch14_reg4_dinov2.lvd142m",
+        "vit_giant_patch14_dinov2.lvd142m",
+        "vit_giantopt_patch16_siglip_256.v2_webli",
+        "deit_small_distilled_patch16_224.fb_in1k",
+        "deit3_huge_patch14_224.fb_in1k",
+        "eva02_tiny_patch14_336.mim_in22k_ft_in1k",
+        "eva02_base_patch16_clip_224.merged2b",
+        "vit_small_patch16_dinov3.lvd1689m",
+        "vit_7b_patch16_dinov3.sat493m",
+        "vit_base_patch16_rope_reg1_gap_256.sbb_in1k",
+        "vit_base_patch32_clip_224.openai",
+        "deit_ti",
     ],
 )
-def test_a_public_model_is_known_by_its_tensors(name, given):
-    """Where all public models of these sizes and parts agree in what no shape tells."""
-    model = registry.create_model(name, image_size=56 if "14" in name else 64)
+def test_a_public_model_is_known_by_its_name(name):
     side = 56 if "14" in name else 64
-    found = infer_config(named_shapes(model, side), given)
-    assert registry.create_model(**found).clone(plan=()) == model.clone(
-        plan=(), **{k: v for k, v in given.items() if k in ("mean", "std")}
-    )
+    model = registry.create_model(name, image_size=side)
+    found = infer(named_shapes(model, side), ModelConfig(name=name, image_size=side))
+    assert found.create() == model
 
 
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("deit_ti", "could be of deit_ti, .*, which differ in mean, std: name one"),
         (
-            "vit_base_patch16_clip_224.openai",
-            "could be of vit_base_patch16_clip_224.*, which differ in gelu",
+            "deit_ti",
+            r"its num_heads, mean, std, .*name=.. \(deit_ti, vit_tiny",
         ),
-        ("vit_large_patch16_dinov3.lvd1689m", "which differ in mean, std: name one, "),
         (
-            "vit_small_patch16_dinov3_qkvb.lvd1689m",
-            "_lingbot.robbyant, which differ in image_size, pool: .*model.name=..$",
+            "vit_small_patch14_reg4_dinov2.lvd142m",
+            "vit_small_patch14_reg4_dinov2.*conf",
         ),
-        ("deit3_small_patch16_224.fb_in1k", "differ in rotary: .*model.name=..$"),
-        ("vit_base_patch16_224.mae", "could be of deit_b, .* others, which differ in "),
+        (
+            "vit_large_patch16_dinov3.lvd1689m",
+            "num_heads, mean, std, image_size, norm_",
+        ),
+        ("vit_small_patch16_dinov3_qkvb.lvd1689m", "robbyant|qkvb.*config.json beside"),
+        (
+            "deit3_small_patch16_224.fb_in1k",
+            "resize, rotary: say which model .*ide it$",
+        ),
+        (
+            "vit_base_patch16_224.mae",
+            r"\(deit_b, .*_384\), or place its config.json",
+        ),
     ],
 )
-def test_tensors_of_several_models_are_refused(name, message):
-    model = registry.create_model(name, image_size=64)
+def test_nothing_is_guessed(name, message):
+    """Not even where one known model alone has these sizes and parts."""
+    model = registry.create_model(name, image_size=64 if "14" not in name else 56)
+    shapes = named_shapes(model, 64 if "14" not in name else 56)
     with pytest.raises(InputError, match=message):
-        infer_config(named_shapes(model, 64))
+        infer(shapes, ModelConfig())
 
 
 @pytest.mark.parametrize(
     "given, message",
     [
-        ({}, "no known model has patch_size 16, embed_dim 128, .* name a model"),
+        (
+            {},
+            "say which model it is, name=.., in commands --config.model.name=.., or p",
+        ),
         (
             {"name": "deit_s"},
             "'deit_s' is 384 wide and these tensors are 128: name a model of that",
@@ -110,31 +120,35 @@ def test_tensors_of_several_models_are_refused(name, message):
 def test_what_neither_tensors_nor_name_say(given, message):
     model = registry.create_model("deit_s", image_size=32, **SMALL)
     with pytest.raises(InputError, match=message):
-        infer_config(named_shapes(model, 32), given)
+        infer(named_shapes(model, 32), ModelConfig(**given))
 
 
 def test_without_position_embedding_a_model_is_known_or_lacks_it():
     """No tensor says that positions are rotary: the file could be a broken one."""
     model = registry.create_model("vit_small_patch16_dinov3", depth=3)
     found = named_shapes(model, 64)
-    with pytest.raises(InputError, match="no known model without pos_embed has patch"):
-        infer_config(found)
+    with pytest.raises(
+        InputError, match="no tensor says its num_heads, mean, std, image_"
+    ):
+        infer(found, ModelConfig())
     name = {"name": "vit_small_patch16_dinov3", "image_size": 64}
-    fields = infer_config(found, name)
-    assert registry.create_model(**fields) == registry.create_model(
+    fields = infer(found, ModelConfig(**name))
+    assert fields.create() == registry.create_model(
         "vit_small_patch16_dinov3", depth=3, image_size=64
     )
     with pytest.raises(InputError, match="tensor pos_embed is missing; a vision trans"):
-        infer_config(found, {"name": "deit_s"})
+        infer(found, ModelConfig(name="deit_s"))
     told = {"num_heads": 6, "gelu": "exact", "norm_eps": 1e-5, "resize": "antialias"}
     told |= {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
-    with pytest.raises(InputError, match="no tensor says its rotary: name a model"):
-        infer_config(found, told)
+    with pytest.raises(
+        InputError, match="no tensor says its image_size, rotary: say which"
+    ):
+        infer(found, ModelConfig(**told))
     arch = {"positions": False, "rotary": {"origin": "center"}}
     turned = registry.create_model("deit_s", image_size=32, arch=arch, **SMALL)
     own = {"arch": arch, "num_heads": 2, "image_size": 32}
-    fields = infer_config(named_shapes(turned, 32), told | own)
-    assert registry.create_model(**fields).arch.rotary == turned.arch.rotary
+    fields = infer(named_shapes(turned, 32), ModelConfig(**told | own))
+    assert fields.create().arch.rotary == turned.arch.rotary
 
 
 ONE_BY_ONE = {"num_heads": 2, "gelu": "exact", "norm_eps": 1e-6, "resize": "antialias"}
@@ -146,14 +160,12 @@ def test_evas_tensors_need_a_name():
     eva = registry.create_model("eva_giant_patch14_224", image_size=28, **SMALL)
     found = named_shapes(eva, 28)
     for given in ({}, ONE_BY_ONE):
-        with pytest.raises(InputError, match="EVA.*in front of a branch or beh") as why:
-            infer_config(found, given)
-        assert "such as" not in str(why.value)  # which has norms in front
-        assert "name=.., in commands --config.model.name=..," in str(why.value)
+        with pytest.raises(InputError, match="says its .*(arch|rotary): say which mod"):
+            infer(found, ModelConfig(**given))
     given = {"name": "eva_giant_patch14_224", "num_heads": 2}
-    assert registry.create_model(**infer_config(found, given)).arch == eva.arch
+    assert infer(found, ModelConfig(**given)).create().arch == eva.arch
     given = ONE_BY_ONE | {"arch": eva.arch}
-    assert registry.create_model(**infer_config(found, given)).arch == eva.arch
+    assert infer(found, ModelConfig(**given)).create().arch == eva.arch
 
 
 def test_parts_that_no_known_model_has_are_to_be_given():
@@ -161,33 +173,35 @@ def test_parts_that_no_known_model_has_are_to_be_given():
     arch = {"class_token": False, "qkv_bias": False, "pool": "mean"}
     arch |= {"final_norm": False, "fc_norm": True}
     model = registry.create_model("deit_s", image_size=32, arch=arch, **SMALL)
-    with pytest.raises(InputError, match="no tensor says its arch: give its arch=.. a"):
-        infer_config(named_shapes(model, 32), ONE_BY_ONE)
-    found = infer_config(named_shapes(model, 32), ONE_BY_ONE | {"arch": arch})
-    assert registry.create_model(**found).arch == model.arch
+    with pytest.raises(
+        InputError, match="no tensor says its arch: say which model it is,"
+    ):
+        infer(named_shapes(model, 32), ModelConfig(**ONE_BY_ONE))
+    found = infer(named_shapes(model, 32), ModelConfig(**ONE_BY_ONE, arch=arch))
+    assert found.create().arch == model.arch
 
 
 def test_whether_a_pool_reads_registers_is_not_guessed():
     arch = {"registers": 2, "pool": "map"}
     model = registry.create_model("deit_s", image_size=32, arch=arch, **SMALL)
     with pytest.raises(InputError, match="no tensor says its pool_include_prefix: "):
-        infer_config(named_shapes(model, 32), ONE_BY_ONE)
+        infer(named_shapes(model, 32), ModelConfig(**ONE_BY_ONE))
     siglip = {"class_token": False, "pool": "map"}
     model = registry.create_model("deit_s", image_size=32, arch=siglip, **SMALL)
-    found = infer_config(named_shapes(model, 32), ONE_BY_ONE)
-    assert registry.create_model(**found).arch == model.arch
+    found = infer(named_shapes(model, 32), ModelConfig(**ONE_BY_ONE))
+    assert found.create().arch == model.arch
 
 
 def test_the_sentence_on_an_unknown_size_says_what_is_enough():
-    """Only mean and std are lacking; the name of another kind of model would not do."""
     fields = {"num_heads": 2, "gelu": "exact", "norm_eps": 1e-6, "resize": "bicubic"}
     clip = registry.create_model("vit_base_patch16_clip_224", image_size=32, **SMALL)
     with pytest.raises(InputError) as caught:
-        infer_config(named_shapes(clip, 32), fields)
-    assert "no tensor says its mean, std: give mean=.. std=.., in" in str(caught.value)
-    assert "such as name='vit_base_patch16_clip_224'," in str(caught.value)
+        infer(named_shapes(clip, 32), ModelConfig(**fields))
+    assert "no tensor says its mean, std: say which model" in str(caught.value)
+    assert str(caught.value).endswith("beside it, or give mean=.. std=..")
     images = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
-    assert infer_config(named_shapes(clip, 32), fields | images)["name"] is None
+    whole = infer(named_shapes(clip, 32), ModelConfig(**fields, **images))
+    assert whole.name is None and whole.arch.pre_norm
 
 
 def test_a_norm_behind_the_pool_does_not_say_what_is_pooled():
@@ -196,5 +210,5 @@ def test_a_norm_behind_the_pool_does_not_say_what_is_pooled():
         arch = {"fc_norm": True, "final_norm": False, "pool": pool}
         model = registry.create_model("deit_s", image_size=32, arch=arch, **SMALL)
         given = {"arch": arch, "num_heads": 2, "mean": (0.5,) * 3, "std": (0.5,) * 3}
-        found = infer_config(named_shapes(model, 32), given)
-        assert registry.create_model(**found).arch == model.arch
+        found = infer(named_shapes(model, 32), ModelConfig(**given))
+        assert found.create().arch == model.arch

@@ -16,6 +16,7 @@ import scipy.ndimage
 import imagepiece_jax
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.positions import resize
+from imagepiece_jax.models.registry import ModelConfig
 from imagepiece_jax.pretrained import layouts, load
 from tests.models import tiny
 
@@ -60,14 +61,14 @@ GOOGLE |= {"mean": (0.5,) * 3, "std": (0.5,) * 3}
     [("vit_jax", GOOGLE), ("big_vision_siglip", GOOGLE), ("openclip", {})],
 )
 def test_what_a_layout_says_of_the_model(name, says):
-    assert layouts.to_timm(stored(name)[0]).says == says
+    assert layouts.to_timm(stored(name)[0]).config.stated == says
 
 
 def test_openai_says_that_a_file_is_its_own():
     width = {"visual.class_embedding": np.zeros(768), "visual.proj": np.ones((768, 9))}
     found = layouts.to_timm(width | {"input_resolution": np.array(224)})
     fixed = {"gelu": "quick", "norm_eps": 1e-5, "num_heads": 12}
-    assert found.says == fixed | CLIP
+    assert found.config.stated == fixed | CLIP
     assert found.tensors["head.weight"].shape == (9, 768)
 
 
@@ -75,15 +76,15 @@ def test_what_is_given_comes_before_what_the_layout_says(tmp_path):
     tensors, _ = stored("vit_jax")
     np.savez(tmp_path / "w.npz", **tensors)
     given = {"name": "deit_s"}
-    fields = load.read(tmp_path / "w.npz", given).fields
-    assert fields["gelu"] == "tanh" and fields["num_heads"] == 3
-    assert fields["mean"] == fields["std"] == (0.5,) * 3
+    config = load.read(tmp_path / "w.npz", ModelConfig(**given)).config
+    assert config.arch.gelu == "tanh" and config.num_heads == 3
+    assert config.mean == config.std == (0.5,) * 3
     other = {"gelu": "exact", "mean": (0.4,) * 3, "std": (0.2,) * 3}
-    fields = load.read(tmp_path / "w.npz", given | other).fields
-    assert fields["gelu"] == "exact" and fields["mean"] == (0.4,) * 3
+    config = load.read(tmp_path / "w.npz", ModelConfig(**given, **other)).config
+    assert config.arch.gelu == "exact" and config.mean == (0.4,) * 3
     given = {"name": "vit_base_patch16_224.augreg_in21k"}  # whose function is timm's
-    fields = load.read(tmp_path / "w.npz", given).fields
-    assert "gelu" not in fields and fields["num_heads"] == 3
+    config = load.read(tmp_path / "w.npz", ModelConfig(**given)).config
+    assert config.arch.gelu == "exact" and config.num_heads == 3
 
 
 @pytest.mark.parametrize(

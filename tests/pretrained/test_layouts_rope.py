@@ -16,7 +16,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry, summary
 from imagepiece_jax.models.positions import Positions
 from imagepiece_jax.pretrained import convert, layouts
-from imagepiece_jax.pretrained.infer import infer_config
+from imagepiece_jax.pretrained.infer import infer
 
 FIXTURE = pathlib.Path(__file__).parents[1] / "fixtures" / "rope.npz"
 DINOV3, EVA02 = "vit_small_plus_patch16_dinov3_qkvb", "eva02_base_patch16_clip_224"
@@ -170,7 +170,7 @@ def test_a_bias_of_keys_without_a_mask_is_kept(fixture, tmp_path):
     arch = registry.facts(DINOV3)["arch"]
     given = {"num_heads": 2, "mean": (0.5,) * 3, "std": (0.5,) * 3, "image_size": 16}
     given["arch"] = vars(arch) | {"key_bias": True, "rotary": vars(arch.rotary)}
-    model = registry.create_model(**infer_config(found, given))
+    model = infer(found, registry.ModelConfig(**given)).create()
     assert model.arch == dataclasses.replace(arch, key_bias=True)
 
 

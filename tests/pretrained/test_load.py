@@ -14,11 +14,12 @@ from configs import quickstart
 from imagepiece_jax.commands import evaluate
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
+from imagepiece_jax.models.registry import ModelConfig
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.pretrained import convert, load
-from imagepiece_jax.pretrained.infer import infer_config
 from imagepiece_jax.pretrained.load import named
 from imagepiece_jax.reduction import settings
+from imagepiece_jax.training.weights_config import for_analysis, of_weights
 from tests.command import call, sentence
 from tests.models import tiny
 from tests.runs import ROOT
@@ -55,13 +56,12 @@ def run_folder(path, **fields):
 
 @pytest.mark.parametrize("name", ["w.npz", "w.safetensors"])
 def test_a_file_may_hold_the_normalization_of_its_images(tmp_path, tensors, name):
-    found = load.read(written(tmp_path / name, tensors, NORMALIZATION), OF)
-    assert {k: found.fields[k] for k in NORMALIZATION} == NORMALIZATION
-    assert registry.create_model(**found.fields) == tiny.model(**SIZE, **NORMALIZATION)
-    unknown = load.read(written(tmp_path / f"un{name}", tensors, {}), OF)
-    assert found.says_normalization and not unknown.says_normalization
-    model = registry.create_model(**unknown.fields)
-    assert (model.mean, model.std) == (MEAN, STD)
+    of = ModelConfig(**OF)
+    found = load.read(written(tmp_path / name, tensors, NORMALIZATION), of)
+    assert found.model() == tiny.model(**SIZE, **NORMALIZATION)
+    unknown = load.read(written(tmp_path / f"un{name}", tensors, {}), of)
+    assert found.normalized and not unknown.normalized
+    assert (unknown.model().mean, unknown.model().std) == (MEAN, STD)
 
 
 @pytest.mark.parametrize("name", ["w.npz", "w.safetensors"])
@@ -91,11 +91,11 @@ def test_a_run_has_its_normalization_and_an_older_one_imagenets(tmp_path):
     config["reduction"]["round_to"] = 0  # a field of former versions, switched off
     (older / "config.json").write_text(json.dumps(config))
     new = run_folder(tmp_path / "new", **{"model.mean": HALF, "model.std": HALF})
-    found = [load.read(path).fields for path in (older, new)]
+    found = [load.read(path).config for path in (older, new)]
     assert load.normalization(older) == {"mean": MEAN, "std": STD}
-    assert [(f["mean"], f["std"]) for f in found] == [(MEAN, STD), (HALF, HALF)]
+    assert [(f.mean, f.std) for f in found] == [(MEAN, STD), (HALF, HALF)]
     assert "round_to" not in load.read(older).reduction
-    assert found[0]["num_heads"] == 4  # of vit_mini, which its config only names
+    assert found[0].num_heads == 4  # of vit_mini, which its config only names
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,6 @@ def test_a_run_has_its_normalization_and_an_older_one_imagenets(tmp_path):
         ({"num_classes": 10}, "num_classes is 10, but .* has 7"),
         ({"patch_size": 2}, "patch_size is 2, but .* has 4"),
         ({"stem": "conv"}, "stem is 'conv', but .* has 'patch'"),
-        ({"class_token": False}, "class_token is False, but .* has True"),
         ({"mlp_ratio": 3.0}, "mlp_ratio is 3.0, but .* has 4.0"),
         ({"mean": (0.0, 0.0, 0.0)}, r"mean is \(0.0, 0.0, 0.0\), but .* has \(0.5, 0"),
         ({"std": "x"}, "std is 'x', but .* has "),
@@ -116,17 +115,19 @@ def test_a_field_that_contradicts_the_weights_is_named(
     tmp_path, tensors, changes, message
 ):
     path = written(tmp_path / "w.npz", tensors, NORMALIZATION)
-    with pytest.raises(InputError, match=rf"^{message}.*: allowed is .+$") as caught:
-        load.read(path, OF).changed(changes)
+    asked = ModelConfig(**OF | changes)
+    message = rf"^config\.(model\.)?{message}.*: allowed is .+$"
+    with pytest.raises(InputError, match=message) as caught:
+        load.read(path, asked)
     assert f"weights file {path}" in str(caught.value)
 
 
 def test_fields_that_may_differ_do(tmp_path, tensors):
-    found = load.read(written(tmp_path / "w.npz", tensors, NORMALIZATION), OF)
-    changes = {"image_size": 32, "gelu": "tanh", "name": None, "mean": list(HALF)}
-    fields = found.changed(changes)
-    assert (fields["image_size"], fields["gelu"]) == (32, "tanh")
-    assert fields["name"] == found.fields["name"]
+    path = written(tmp_path / "w.npz", tensors, NORMALIZATION)
+    changes = {"image_size": 32, "gelu": "tanh", "mean": list(HALF)}
+    weights = load.read(path, ModelConfig(**OF | changes))
+    assert (weights.image_size, weights.trained_size) == (32, tiny.SIDE)
+    assert weights.config.arch.gelu == "tanh" and weights.config.name == "vit_mini"
 
 
 @pytest.mark.parametrize(
@@ -134,8 +135,8 @@ def test_fields_that_may_differ_do(tmp_path, tensors):
     [
         ({"reduction.keep_rate": 0.5}, "config.reduction.keep_rate is 0.5, but .* 0.8"),
         (
-            {"reduction.prune_blocks": (3, 5)},
-            r"config.reduction.prune_blocks is \(3, 5\), but .* \(2, ",
+            {"reduction.prune_blocks": (5,)},
+            r"config.reduction.prune_blocks is \(5,\), but .* \(2, ",
         ),
         ({"model.prop_attn": True}, "config.model.prop_attn is True, but .* has False"),
         ({"image_size": 32}, "config.image_size is 32, but run .* has 16"),
@@ -144,16 +145,18 @@ def test_fields_that_may_differ_do(tmp_path, tensors):
         ({"model.stem": "patch"}, "config.model.stem is 'patch', but .* has 'conv'"),
         ({"model.depth": 7}, "config.model.depth is 7, but run .* has 6"),
         ({"model.name": "deit_ti"}, "config.model.embed_dim of 'deit_ti' is 192, but"),
-        ({"model.mean": HALF}, r"config.model.mean is \(0.5, 0.5, 0.5\), but run .*"),
+        (
+            {"model.mean": HALF, "model.std": HALF},
+            r"config.model.mean is \(0.5, 0.5, 0.5\), but run .*",
+        ),
     ],
 )
 def test_a_config_that_contradicts_a_run(tmp_path, fields, message):
     other = quickstart.get_config()
     other.update_from_flattened_dict(fields)
-    run = load.read(run_folder(tmp_path / "run"))
     message = rf"^{message}.*: allowed is .+ or no --config$"
     with pytest.raises(InputError, match=message):
-        run.under(other.to_dict())
+        of_weights(run_folder(tmp_path / "run"), other)
 
 
 def test_what_training_alone_reads_may_differ(tmp_path):
@@ -161,10 +164,11 @@ def test_what_training_alone_reads_may_differ(tmp_path):
     changes = {"lr": 9.0, "epochs": 1, "batch_size": 2, "model.drop_path_rate": 0.5}
     changes |= {"model.dtype": "bfloat16", "data.name": "folder:x", "seed": 3}
     other.update_from_flattened_dict(changes)
-    run = load.read(run_folder(tmp_path / "run"))
-    found = run.under(other.to_dict())
-    assert found.fields["dtype"] == "bfloat16" and found.seed == 3
-    assert settings.completed(found.reduction) == settings.completed(run.reduction)
+    path = run_folder(tmp_path / "run")
+    _, found = of_weights(path, other)
+    assert found.config.dtype == "bfloat16" and found.seed == 3
+    own = load.read(path).reduction
+    assert settings.completed(found.reduction) == settings.completed(own)
 
 
 @pytest.mark.parametrize(
@@ -264,7 +268,7 @@ def test_a_run_of_version_0_1_0_loads_and_computes_the_same(tmp_path):
     }
     # An analysis takes the last checkpoint; the archive has the best alone.
     with pytest.raises(InputError, match="checkpoints/latest holds no checkpoint"):
-        load.for_analysis(tmp_path).pretrained()
+        for_analysis(tmp_path).pretrained()
 
 
 @pytest.mark.parametrize("averaged", [False, True])
@@ -302,7 +306,7 @@ def test_a_run_of_version_0_2_0_loads_and_computes_the_same(
     ],
 )
 def test_the_authors_names_of_files(file, name):
-    assert named(f"folder/{file}.pth") == ({"name": name} if name else {})
+    assert named(f"folder/{file}.pth") == name
 
 
 def test_a_file_by_its_authors_name_loads(tmp_path):
@@ -313,9 +317,9 @@ def test_a_file_by_its_authors_name_loads(tmp_path):
     path = tmp_path / "dino_deitsmall16_pretrain.npz"
     np.savez(path, **convert.to_timm(zeros))
     assert imagepiece_jax.load(path).model == model
-    assert load.read(path).says_normalization
+    assert load.read(path).normalized
     path.rename(tmp_path / "tuned.npz")
-    with pytest.raises(InputError, match="these tensors could be of deit_s, vit_small"):
+    with pytest.raises(InputError, match=r"name=.. \(deit_s, vit_small"):
         imagepiece_jax.load(tmp_path / "tuned.npz")
 
 
@@ -326,21 +330,9 @@ def test_a_known_file_is_cropped_as_its_name_says(tmp_path, called):
     model = registry.create_model(name, num_classes=5, **small)
     path = tmp_path / f"{called}.npz"
     np.savez(path, **convert.to_timm(tiny.fill(tiny.shapes(model, 32))))
-    given = {} if called == name else {"name": name}
-    found = load.read(path, given)
-    assert found.crop["crop"] == 0.9 and found.fields["mean"] == HALF
-    assert found.says_normalization
-
-
-def test_a_guess_brings_no_crop_on_which_public_models_differ(tmp_path):
-    """These tensors are of eva02_tiny at 224 and at 336, whose crops differ."""
-    name = "eva02_tiny_patch14_336.mim_in22k_ft_in1k"
-    model = registry.create_model(name, image_size=56)
-    shapes = convert.timm_shapes(tiny.shapes(model, 56))
-    tensors = {k: np.zeros(shape, np.float32) for k, shape in shapes.items()}
-    fields = infer_config(tensors)
-    assert fields["name"] is None and "preprocessing" not in fields
-    assert registry.create_model(**fields).arch == model.arch
+    found = load.read(path, ModelConfig(name=None if called == name else name))
+    assert found.crop["crop"] == 0.9 and found.config.mean == HALF
+    assert found.normalized
 
 
 def test_the_name_of_another_model_is_no_name_of_a_run(tmp_path):

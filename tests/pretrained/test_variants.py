@@ -11,6 +11,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.pretrained import convert, layouts, load
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.training import from_config
+from imagepiece_jax.training.weights_config import for_analysis
 from tests.models import tiny
 
 SIZE = {"embed_dim": 64, "num_heads": 4, "depth": 2}
@@ -34,7 +35,7 @@ def file(tmp_path_factory, variables):
 
 @pytest.fixture(scope="module")
 def weights(file):
-    return load.for_analysis(file, dtype="float32")
+    return for_analysis(file, dtype="float32")
 
 
 def test_a_file_is_read_once(file, monkeypatch):
@@ -44,7 +45,7 @@ def test_a_file_is_read_once(file, monkeypatch):
         "read_state_dict",
         lambda path, averaged: reads.append(path) or read(path, averaged),
     )
-    weights = load.for_analysis(file)
+    weights = for_analysis(file)
     for reduction in (settings.DENSE, {"name": "tome", "r": 2}):
         weights.pretrained(reduction)
     assert weights.digest and reads == [file]
@@ -84,7 +85,7 @@ def test_selectors_of_the_weights_are_used_where_they_fit(tmp_path):
     """Under another reduction they are left out, or fresh where they differ."""
     learned = tiny.variables(tiny.model(DYNAMICVIT, **SIZE), seed=3)
     np.savez(tmp_path / "vit_mini.npz", **convert.to_timm(learned))
-    weights = load.for_analysis(tmp_path / "vit_mini.npz")
+    weights = for_analysis(tmp_path / "vit_mini.npz")
     own = weights.pretrained(DYNAMICVIT)
     assert not own.untrained
     assert jax.tree.all(jax.tree.map(np.array_equal, own.variables, learned))
@@ -98,10 +99,10 @@ def test_other_weights_have_another_digest(tmp_path, weights):
     other = tiny.variables(tiny.model(**SIZE), seed=1)
     path = tmp_path / "vit_mini.npz"
     np.savez(path, **convert.to_timm(other))
-    digest = load.for_analysis(path).digest
+    digest = for_analysis(path).digest
     assert digest != weights.digest and len(digest) == 16
     np.savez(path, **weights.state_dict)
-    assert load.for_analysis(path).digest == weights.digest
+    assert for_analysis(path).digest == weights.digest
 
 
 def test_weights_of_another_stem_are_a_mistake(weights):
@@ -116,14 +117,16 @@ def test_a_config_has_what_shapes_leave_open(tmp_path):
     model = load.registry.create_model("vit_mini", **fields)
     path = tmp_path / "w.npz"
     np.savez(path, **convert.to_timm(tiny.fill(tiny.shapes(model, 16))))
-    with pytest.raises(InputError, match="name the model by --config"):
-        load.for_analysis(path)
+    with pytest.raises(
+        InputError, match="say which model it is, name=.., in commands --config"
+    ):
+        for_analysis(path)
     config = quickstart.get_config()
     config.model.stem = "patch"
     config.reduction.merge_blocks, config.reduction.prune_blocks = (0, 1), (2,)
     for name, value in NARROW.items():
         config.model[name] = value
-    found = load.for_analysis(path, config)
+    found = for_analysis(path, config)
     assert found.model(settings.DENSE) == model
     given = {k: v for k, v in config.reduction.to_dict().items() if v is not None}
     assert found.use(given) == "as trained"
@@ -136,7 +139,7 @@ def test_a_run_has_its_model_and_the_reduction_it_was_trained_with(tmp_path):
         config.model.prop_attn = prop_attn
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(config.to_dict()))
-        found[name] = load.for_analysis(tmp_path / name)
+        found[name] = for_analysis(tmp_path / name)
     usual, other = found["usual"], found["other"]
     assert usual.seed == 7
     assert usual.model() == from_config.model(quickstart.get_config())
@@ -157,4 +160,4 @@ def test_a_run_has_its_model_and_the_reduction_it_was_trained_with(tmp_path):
 )
 def test_a_path_without_a_model_is_named(tmp_path, path, reason):
     with pytest.raises(InputError, match=reason):
-        load.for_analysis(tmp_path / path)
+        for_analysis(tmp_path / path)

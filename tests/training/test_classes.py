@@ -1,5 +1,6 @@
 """A run knows its classes by name, and whoever uses it is message of other ones."""
 
+import dataclasses
 import json
 import re
 
@@ -312,7 +313,8 @@ def test_short_runs_give_other_classes_a_new_head(run, tmp_path, monkeypatch):
         )
         given = tiny_context.pretrained(tmp_path)
         object.__setattr__(given, "path", run)
-        object.__setattr__(given, "fields", given.fields | {"num_classes": 2})
+        classes = dataclasses.replace(given.config, num_classes=2)
+        object.__setattr__(given, "config", classes)
         Finetuner(config(), given, "folder:x", tmp_path, [0])._start("patch", 0)
         assert starts.pop().init.fresh == fresh
 

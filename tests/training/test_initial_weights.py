@@ -9,6 +9,7 @@ import pytest
 from configs import quickstart
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import summary
+from imagepiece_jax.models.registry import ModelConfig
 from imagepiece_jax.pretrained import convert, load
 from imagepiece_jax.training import from_config, initial_weights
 from imagepiece_jax.training.checkpoint import Checkpoints
@@ -158,9 +159,10 @@ def google(tmp_path_factory):
         beside = ("images", "outputs", "given")
         np.savez(path, **{k: file[k] for k in file.files if k not in beside})
     given = {"name": "deit_s", "stem": "patch"}
-    fields = load.read(path, given).fields
+    fields = load.read(path, ModelConfig(**given)).config.plain
     top = {name: fields[name] for name in ("image_size", "num_classes")}
-    model = {k: v for k, v in fields.items() if k not in (*top, "resize")}
+    model = {k: v for k, v in fields.items() if k not in (*top, "arch")}
+    model |= {"gelu": "tanh", "norm_eps": 1e-6}
     return path, top | {f"model.{k}": v for k, v in model.items()}
 
 
