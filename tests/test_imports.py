@@ -175,7 +175,7 @@ def test_imports_point_one_way():
         ("imagepiece_jax.evaluate.accuracy", "import imagepiece_jax.training.trainer"),
         ("imagepiece_jax.training.trainer", "import imagepiece_jax.commands.describe"),
         ("imagepiece_jax.models.vit", "from imagepiece_jax.pretrained import load"),
-        ("imagepiece_jax.inference.program", "import imagepiece_jax.training.trainer"),
+        ("imagepiece_jax.inference.optimize", "import imagepiece_jax.training.trainer"),
         ("imagepiece_jax.training.trainer", "from configs import base"),
         ("imagepiece_jax.training.trainer", "from imagepiece_jax import cli"),
         ("imagepiece_jax.training.trainer", "from imagepiece_jax import __main__"),

@@ -287,7 +287,7 @@ def test_what_is_no_image(predictor, image, message):
     [
         ({"labels": ["cat"]}, "labels has 1 names; the model has 7 classes"),
         ({"top": 8}, "top is 8; allowed are 1 to 7"),
-        ({"resize": "big"}, "is 'big': allowed are deit, none"),
+        ({"resize": "big"}, "resize is 'big'; allowed are 'deit', 'none'"),
         ({"batch_size": -1}, "batch_size is -1"),
         ({"threads": 0}, "threads is 0; allowed are 1, 2, 3"),
         ({"dtype": "int8"}, "dtype is 'int8'; allowed are float32, bfloat16"),
