@@ -143,6 +143,19 @@ def test_every_link_leads_to_a_file_and_a_heading(page):
         assert not anchor or anchor in anchors(target), f"{link}#{anchor}"
 
 
+def test_the_tour_quotes_lines_that_stand_in_its_files_in_their_order():
+    text = (ROOT / "docs" / "tour.md").read_text(encoding="utf-8")
+    stops = re.findall(
+        r"^## \d.*?\]\(\.\./(.+?\.py)\).*?```python\n(.*?)```", text, re.M | re.S
+    )
+    assert len(stops) == len(re.findall(r"^## \d", text, re.M)) >= 6
+    for file, code in stops:
+        lines = iter((ROOT / file).read_text(encoding="utf-8").splitlines())
+        source = (line.strip() for line in lines)
+        for line in code.splitlines():
+            assert line.strip() in source, f"{file}: {line}"  # reads on to the line
+
+
 def test_fields_that_may_change_are_those_it_lists():
     text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     listed = text.split("these fields may differ:")[1].split(". Anything")[0]
