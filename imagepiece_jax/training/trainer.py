@@ -230,9 +230,8 @@ class Run:
                     say(f"note: {line}")
                 say(summary.describe(model, [dense], config.image_size))
                 names, fields = data.train.class_names, config.to_dict()
-                parallel.check_same(
-                    {"--dry_run": dry_run, **shared_settings(fields, model, data)}
-                )
+                common = shared_settings(fields, model, data)
+                parallel.check_same({"--dry_run": dry_run, **common})
 
                 # What the workdir holds, and the state to start from.
                 run_dir.check_config(workdir, fields)
@@ -273,7 +272,8 @@ class Run:
                     data.check_same(before, progress, workdir)
                     progress = before
                 arrays = state, teacher_variables, dense_variables
-                parallel.check_same(shared_start(step, arrays))
+                common = shared_start(step, arrays)
+                parallel.check_same(common)
             yield cls(
                 config=config,
                 workdir=workdir,
