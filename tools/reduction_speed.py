@@ -20,7 +20,7 @@ from imagepiece_jax.common import timer, xla_options
 from imagepiece_jax.common.files import check_writable, replace_file
 from imagepiece_jax.models.summary import format_table
 from imagepiece_jax.reduction.kernels import fused
-from imagepiece_jax.reduction.kernels.agreement import Reduction, random_inputs
+from imagepiece_jax.reduction.kernels.agreement import PlainAndFused, random_inputs
 
 BATCH = flags.DEFINE_integer("images", 256, "reduced at once", 1)
 TOKENS = flags.DEFINE_integer("tokens", 196, "of an image, before the step", 8)
@@ -64,7 +64,7 @@ def main():
 class ReductionWorkload:
     """A job of `CHAIN` reductions, and the fewest bytes that one of them must move.
 
-    rule: as in Reduction; version: "plain" or "fused".
+    rule: as in PlainAndFused; version: "plain" or "fused".
     """
 
     rule: str
@@ -98,9 +98,9 @@ def reductions(tokens):
     candidates = int(0.3 * tokens)
     merged = min(round(0.08 * (tokens + 1)), candidates // 2)
     return (
-        Reduction("retokenize", tokens - merged, candidates),
-        Reduction("prune", round(0.7 * tokens)),
-        Reduction("bipartite", tokens - min(13, tokens // 2)),
+        PlainAndFused("retokenize", tokens - merged, candidates),
+        PlainAndFused("prune", round(0.7 * tokens)),
+        PlainAndFused("bipartite", tokens - min(13, tokens // 2)),
     )
 
 

@@ -31,7 +31,7 @@ SHAPES = ((196, 6, 64), (121, 3, 64))
 
 
 @dataclasses.dataclass(frozen=True)
-class Reduction:
+class PlainAndFused:
     """A reduction, plain and fused: rule "prune", "retokenize" or "bipartite".
 
     All inputs are (query, key [B, N, H, d], x [B, N, D], size [B, N]).
@@ -190,13 +190,13 @@ class Comparison:
 
 
 def reductions(n):
-    """Return a Reduction of each rule, for `n` image tokens."""
+    """Return a PlainAndFused of each rule, for `n` image tokens."""
     candidates = int(0.3 * n)
     merges = candidates // 3
     return (
-        Reduction("prune", int(0.7 * n)),
-        Reduction("retokenize", n - merges, candidates),
-        Reduction("bipartite", n - min(13, n // 2)),
+        PlainAndFused("prune", int(0.7 * n)),
+        PlainAndFused("retokenize", n - merges, candidates),
+        PlainAndFused("bipartite", n - min(13, n // 2)),
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 from imagepiece_jax.reduction.kernels.agreement import (
     EPS,
     Comparison,
-    Reduction,
+    PlainAndFused,
     reductions,
     score_rounding,
 )
@@ -19,14 +19,14 @@ from tests.reduction.kernels.inputs import random_inputs
 N, HEADS, WIDTH = 48, 6, 64
 
 
-class Instead(Reduction):
-    """A Reduction whose fused version is the plain one of another class."""
+class Instead(PlainAndFused):
+    """A PlainAndFused whose fused version is the plain one of another class."""
 
     def fused(self, *arrays):
         return self.other(**dataclasses.asdict(self)).plain(*arrays)
 
 
-class OtherOrder(Reduction):
+class OtherOrder(PlainAndFused):
     """Sums in another order, and an exp that is 2 ulp off."""
 
     def scores(self, query, key, size):
@@ -38,7 +38,7 @@ class OtherOrder(Reduction):
         return super().metric(key[:, :, ::-1, ::-1])
 
 
-class SwappedCandidates(Reduction):
+class SwappedCandidates(PlainAndFused):
     """In one image the last token kept and the first token dropped are swapped."""
 
     def scores(self, query, key, size):
@@ -47,14 +47,14 @@ class SwappedCandidates(Reduction):
         return scores.at[0, swapped].set(scores[0, swapped[::-1]])
 
 
-class DroppedHead(Reduction):
+class DroppedHead(PlainAndFused):
     """The last head is ignored."""
 
     def plain(self, query, key, x, size):
         return super().plain(query[:, :, :-1], key[:, :, :-1], x, size)
 
 
-class OtherPartner(Reduction):
+class OtherPartner(PlainAndFused):
     """The metric lacks its first feature."""
 
     def metric(self, key):
@@ -80,7 +80,7 @@ def test_equal_scores_are_a_tie_after_rounding():
     query, key, x, size = random_inputs(6, 4, N, HEADS, WIDTH)
     query, key = np.full_like(query, 2), np.copy(key)
     key[:, 1 + N // 2 :] = key[:, 1 : 1 + N // 2, :, ::-1]
-    reduction = Reduction("prune", n_out=N // 2 + 3)  # odd: splits a pair
+    reduction = PlainAndFused("prune", n_out=N // 2 + 3)  # odd: splits a pair
     scores = np.asarray(reduction.scores(query, key, size), np.float64)
     pairs = scores[:, : N // 2], scores[:, N // 2 :]
     apart = np.abs(pairs[0] - pairs[1]) / np.maximum(*pairs)

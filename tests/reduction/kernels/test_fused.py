@@ -18,7 +18,7 @@ from imagepiece_jax.commands.check_kernels import real_inputs
 from imagepiece_jax.data import loader
 from imagepiece_jax.pretrained import load
 from imagepiece_jax.reduction.kernels import agreement, fused
-from imagepiece_jax.reduction.kernels.agreement import Comparison, Reduction
+from imagepiece_jax.reduction.kernels.agreement import Comparison, PlainAndFused
 from imagepiece_jax.reduction.kernels.fused import Kernel
 from tests import oracles, oracles_tome
 from tests.reduction.kernels.inputs import random_inputs
@@ -27,9 +27,9 @@ UNSUPPORTED = fused.unsupported_reason("cpu")
 pytestmark = pytest.mark.skipif(UNSUPPORTED is not None, reason=f"needs {UNSUPPORTED}")
 
 BATCH, N = 3, 19
-PRUNE = Reduction("prune", n_out=12)
-RETOKENIZE = Reduction("retokenize", n_out=15, candidates=11)
-BIPARTITE = Reduction("bipartite", n_out=13)
+PRUNE = PlainAndFused("prune", n_out=12)
+RETOKENIZE = PlainAndFused("retokenize", n_out=15, candidates=11)
+BIPARTITE = PlainAndFused("bipartite", n_out=13)
 ALL = (PRUNE, RETOKENIZE, BIPARTITE)
 
 
@@ -201,10 +201,10 @@ def test_gap_of_the_class_row():
     query[..., 0], key[0, :, 0, 0] = np.sqrt(8), np.arange(n + 1)
     key[0, 3, 0, 0] += 1e-6  # tokens 3 and 4 of all, 2 and 3 of the image
     arrays = jnp.float32(query), jnp.float32(key), jnp.ones((1, n + 1))
-    wide = Reduction("prune", n_out=3).gap(*arrays)
+    wide = PlainAndFused("prune", n_out=3).gap(*arrays)
     key[0, 3, 0, 0] = key[0, 4, 0, 0] - 1e-6
     arrays = jnp.float32(query), jnp.float32(key), jnp.ones((1, n + 1))
-    narrow = Reduction("prune", n_out=3).gap(*arrays)
+    narrow = PlainAndFused("prune", n_out=3).gap(*arrays)
     assert wide > 1e4 and 0 < narrow < 1  # 1e-6 of a score is some 10 ulp
 
 
@@ -213,17 +213,20 @@ def test_gap_of_similarities():
     keys = np.zeros((1, 5, 1, 8), np.float32)
     keys[0, 1:, 0, :2] = [[1, 0], [1, 0], [0, 1], [0, 1]]
     arrays = jnp.asarray(keys), jnp.asarray(keys), jnp.ones((1, 5))
-    # A: image tokens 1 and 3, B: 0 and 2; each has a partner at 1 and one at 0.
-    assert Reduction("bipartite", n_out=3).gap(*arrays) == 0  # which of the two leaves
-    assert Reduction("bipartite", n_out=2).gap(*arrays) > 1e4
+    # A: image tokens 1 and 3, B: 0 and 2; each has a partner at 1 and one at 0. For
+    # three tokens it has to be said which of the two leaves.
+    assert PlainAndFused("bipartite", n_out=3).gap(*arrays) == 0
+    assert PlainAndFused("bipartite", n_out=2).gap(*arrays) > 1e4
 
 
 def test_a_wrong_version_does_not_agree():
     """What is no near tie is found: here two options that decide differently."""
 
-    class Wrong(Reduction):
+    class Wrong(PlainAndFused):
         def fused(self, *arrays):
-            return Reduction(**dataclasses.asdict(self) | {"parity": 1}).fused(*arrays)
+            return PlainAndFused(**dataclasses.asdict(self) | {"parity": 1}).fused(
+                *arrays
+            )
 
     arrays = random_inputs(1, 8, 41, 2, 8, "float32")
     comparison = Comparison()
@@ -282,7 +285,7 @@ def test_vmap_and_single_images():
 def test_many_calls_at_once_give_the_same():
     """Threads of the pool are shared by calls that run side by side."""
     arrays = random_inputs(4, 16, 41, 2, 8, "float32")
-    reduction = Reduction("bipartite", n_out=30)
+    reduction = PlainAndFused("bipartite", n_out=30)
     run = jax.jit(lambda *a: [reduction.fused(*a) for _ in range(8)])
     first, *others = run(*arrays)
     for other in others:
