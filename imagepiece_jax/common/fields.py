@@ -26,10 +26,11 @@ class Kind(NamedTuple):
 class CheckedFields:
     """Fields that are checked, and made plain Python, when an object is made.
 
-    group: the group of a config that they are; "": they stand in no group.
+    group: the group of a config that they are; "": they stand in no group of it; None:
+    they are of no config.
     """
 
-    group: ClassVar[str] = ""
+    group: ClassVar[str | None] = None
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -45,7 +46,9 @@ class CheckedFields:
 
     @classmethod
     def path(cls, field: str) -> str:
-        """The field's place in a config: "config.reduction.keep_rate"."""
+        """The field's name in errors: "config.reduction.keep_rate"."""
+        if cls.group is None:
+            return field
         return ".".join(filter(None, ("config", cls.group, field)))
 
     def refuse(self, field: str, allowed: str):

@@ -24,11 +24,6 @@ class Preprocessing(CheckedFields):
     interpolation: str = choice("bicubic", ("bicubic", "bilinear"))
 
     @classmethod
-    def path(cls, field: str) -> str:
-        """The field's name: it stands in no group of a config."""
-        return field
-
-    @classmethod
     def of(cls, image_size, fields) -> "Preprocessing":
         """The Preprocessing of this size by a dict of the others; InputError."""
         allowed = [field.name for field in dataclasses.fields(cls)][1:]

@@ -34,6 +34,8 @@ REFERENCE_BATCH = 512  # `config.lr` is the rate for a global batch of so many i
 class OptimConfig(CheckedFields):
     """The fields of AdamW and its schedule; `optimizer.create` takes them."""
 
+    group: ClassVar[str] = ""
+
     epochs: int = count(least=1)
     batch_size: int = count(least=1)
     lr: float = weight()
@@ -78,6 +80,8 @@ class DistillConfig(CheckedFields):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig(CheckedFields):
     """All fields of a run but those of the model, its reduction and first weights."""
+
+    group: ClassVar[str] = ""
 
     seed: int = count(most=2**32 - 1)  # a JAX key cuts more bits off
     image_size: int = count(least=1)

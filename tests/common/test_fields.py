@@ -102,6 +102,8 @@ class Light(CheckedFields):
 
 @dataclasses.dataclass(frozen=True)
 class Street(CheckedFields):
+    group: ClassVar[str] = ""
+
     length: float = fields.weight()
     light: Light
 
@@ -114,3 +116,13 @@ def test_fields_are_read_from_their_places_in_a_config():
             Street.read(config)
     with pytest.raises(InputError, match="^config.light.color is 'blue'; .* 'red', "):
         Street.read({"length": 3, "light": {"color": "blue"}})
+
+
+@dataclasses.dataclass(frozen=True)
+class Lamp(CheckedFields):
+    watts: float = fields.positive(3)
+
+
+def test_fields_of_no_config_are_named_alone():
+    with pytest.raises(InputError, match="^watts is 0; allowed are numbers above 0$"):
+        Lamp(0)
