@@ -1,4 +1,4 @@
-"""Stopping at a signal: at Ctrl-C, and at the SIGTERM that precedes a kill by minutes.
+"""Stopping at a signal: Ctrl-C, and the SIGTERM that schedulers send before a kill.
 
 A signal is answered between two steps, where the state can be saved. Python runs signal
 handlers only between two of its own instructions, and a compile is one instruction that

@@ -271,9 +271,11 @@ class Run:
                     before = Progress(**(dataclasses.asdict(progress) | meta))
                     data.check_same(before, progress, workdir)
                     progress = before
-                arrays = state, teacher_variables, dense_variables
-                common = shared_start(step, arrays)
+                common = shared_start(step, (state, teacher_variables, dense_variables))
                 parallel.check_same(common)
+            # By the same names: the copies on one device or the host are freed.
+            state = parallel.replicate(state)
+            teacher_variables = parallel.replicate(teacher_variables)
             yield cls(
                 config=config,
                 workdir=workdir,
@@ -283,11 +285,11 @@ class Run:
                 dense=dense,
                 dense_variables=dense_variables,
                 teacher_model=teacher_model,
-                teacher=parallel.replicate(teacher_variables),
+                teacher=teacher_variables,
                 length=length,
                 rate=rate,
                 optimizer=transformation,
-                state=parallel.replicate(state),
+                state=state,
                 step=step,
                 progress=progress,
             )
