@@ -22,6 +22,7 @@ from imagepiece_jax.pretrained.load import Weights
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.methods import METHODS
 from tests.experiments import tiny_context
+from tests.models import tiny
 from tests.models.tiny import fill
 
 IMAGES = 300
@@ -74,12 +75,12 @@ def context():
 
 
 @pytest.fixture(scope="module")
-def learned(context):
+def learned():
     """Methods that have parameters of their own."""
 
     def parameters(name):
-        model = context.weights.model({"name": name})
-        return summary.shapes(model, 224)["params"]
+        model = tiny.model({"name": name} | METHODS[name].small)
+        return tiny.shapes(model)["params"]
 
     every = set(METHODS) - {"none"}
     found = {m for m in every if any(p.startswith("reducer") for p in parameters(m))}
