@@ -154,26 +154,33 @@ def test_evit_keeps_the_tokens_that_its_authors_keep(evit, image):
 # Accuracy
 
 
-def test_accuracy_on_a_thousand_images_is_timms(assets, tmp_path):
-    """84.9 and 97.3, measured with timm; by the evaluate command, compiled in full."""
+def test_accuracy_on_two_hundred_images_is_timms(assets, tmp_path):
+    """To the image, by the evaluate command, compiled in full.
+
+    In timm 167 are right, and 187 among five; of all 1,000 it has 84.9 and 97.3 %. No
+    logit is nearer than .0017 to one that would make another image right, or wrong.
+    """
     data, out = assets / "data/nips2017_224_jpg/labels.csv", tmp_path / "out.json"
     ended = start(
         *("-m", "imagepiece_jax", "evaluate", "--config", "configs/deit_s.py:deit_ti"),
         *("--weights", assets / f"{WEIGHTS}.npz", "--data", f"csv:{data}"),
         *("--resize", "none", "--json", out, "--config.model.dtype=float32"),
-        *("--config.eval_batch_size=40", "--config.data.workers=0"),
+        *("--config.eval_batch_size=40", "--config.data.workers=0", "--limit=200"),
         XLA_FLAGS="",
     )
     assert ended.status == 0, ended
     result = json.loads(out.read_text())
-    assert result["images"] == 1000
-    assert abs(result["acc1"] - 84.9) <= 0.2 + 1e-9
-    assert abs(result["acc5"] - 97.3) <= 0.2 + 1e-9
+    assert result["images"] == 200
+    assert result["acc1"] == pytest.approx(100 * 167 / 200)
+    assert result["acc5"] == pytest.approx(100 * 187 / 200)
     assert round(result["gmacs"], 3) == 1.254
 
 
 def test_dropping_has_the_accuracy_that_was_measured_first(assets, tmp_path):
-    """77.8 at .6 of the MACs, by code of its own when the control was proposed."""
+    """152 of the first 200 at .6 of the MACs.
+
+    Of all 1,000 they are 77.8 %, as by code of its own when the control was proposed.
+    """
     data, out = assets / "data/nips2017_224_jpg/labels.csv", tmp_path / "out.json"
     ended = start(
         *("-m", "imagepiece_jax", "evaluate"),
@@ -181,10 +188,11 @@ def test_dropping_has_the_accuracy_that_was_measured_first(assets, tmp_path):
         *("--weights", assets / f"{WEIGHTS}.npz", "--data", f"csv:{data}"),
         *("--resize", "none", "--json", out, "--config.model.stem=patch"),
         *("--config.reduction.inattentive=drop", "--config.reduction.keep_rate=.9"),
-        *("--config.model.dtype=float32", "--config.data.workers=0"),
+        *("--config.model.dtype=float32", "--config.data.workers=0", "--limit=200"),
+        *("--config.eval_batch_size=40",),
         XLA_FLAGS="",
     )
     assert ended.status == 0, ended
     result = json.loads(out.read_text())
-    assert (result["images"], round(result["acc1"], 1)) == (1000, 77.8)
+    assert (result["images"], result["acc1"]) == (200, pytest.approx(100 * 152 / 200))
     assert round(result["gmacs"], 3) == 0.754
