@@ -3,6 +3,8 @@
 import dataclasses
 import math
 import numbers
+import os
+import pathlib
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -40,6 +42,9 @@ DTYPES = ("float32", "bfloat16", "float16")
 # Fields of an Architecture that can be given without it.
 ONE_BY_ONE = ("gelu", "norm_eps", "resize", "class_token")
 SIZES = ("mlp_ratio", "patch_size", "embed_dim", "depth", "num_heads")
+# Fields that weights decide.
+DECIDED = ("embed_dim", "depth", "patch_size", "num_heads", "mlp_ratio", "stem")
+DECIDED += ("num_classes", "mean", "std")
 # What a model has that neither its name nor its fields say.
 USUAL = dict(image_size=224, num_classes=1000, mlp_ratio=4.0, stem="patch", arch=DEIT)
 USUAL |= dict(dtype="float32", attention="auto", kernels="plain", drop_path_rate=0.0)
@@ -73,6 +78,10 @@ def _arch(value):
 def optional_choice(allowed):
     """A field that is None, or one of `allowed`."""
     return optional(choice(None, allowed))
+
+
+class Contradiction(InputError):
+    """A field that is asked for with another value than the weights have."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -180,6 +189,49 @@ class ModelConfig(CheckedFields):
         if alone.get("class_token", arch.class_token) != arch.class_token:
             alone["pool"] = "token" if alone["class_token"] else "mean"
         return dataclasses.replace(arch, **alone)
+
+    def changed(self, asked: "ModelConfig", where: str, whole: bool) -> "ModelConfig":
+        """This config of trained weights with what is asked for.
+
+        Args:
+            asked: fields that are to differ, or are said to be so.
+            where: what has the weights, as a sentence calls it.
+            whole: a name that is asked for stands for its sizes, too, not only for
+                what tensors do not tell.
+
+        Raises:
+            Contradiction: for a field that weights decide: with another value they do
+                not fit, or lose meaning.
+        """
+        compared, base = asked, asked.arch or self.arch
+        if whole and asked.name not in (None, self.name):
+            compared = asked.over(named_fields(asked.name))
+            base = asked.arch or facts(asked.name).get("arch", DEIT)
+        pairs = [
+            (compared.label(field), getattr(compared, field), getattr(self, field))
+            for field in DECIDED
+        ]
+        alone = {k: v for k, v in asked.stated.items() if k in ONE_BY_ONE}
+        arch = ModelConfig(arch=base, **alone).architecture
+        for field in (f.name for f in dataclasses.fields(arch)):
+            label = asked.label(field)
+            if asked.arch and field not in alone:
+                label = f"{asked.label('arch')}.{field}"
+            elif asked.name and field not in alone:
+                label += f" of {asked.name!r}"
+            if field != "gelu" or asked.gelu is None:  # which may be another
+                pairs.append((label, getattr(arch, field), getattr(self.arch, field)))
+        for label, value, ours in pairs:
+            value, ours = settings.plain(value), settings.plain(ours)
+            if None not in (value, ours) and value != ours:
+                raise Contradiction(
+                    f"{label} is {value!r}, but {where} has {ours!r}: allowed is "
+                    f"{ours!r}"
+                )
+        if asked.image_size and sides(asked.image_size) != sides(self.image_size):
+            grid(asked.image_size, self.patch_size)  # their own need be no multiple
+        free = {k: v for k, v in asked.stated.items() if k not in ONE_BY_ONE}
+        return dataclasses.replace(self, **free | {"arch": arch})
 
     def create(self, reduction: Mapping[str, Any] | None = None) -> ViT:
         """The model, with a reduction; InputError for what does not go together."""
@@ -295,10 +347,11 @@ def facts(name):
         return MODELS[name]
     found = public.model(name) if isinstance(name, str) else None
     if found is None:
-        listed = f"the models are {', '.join(MODELS)} and timm's"
-        hint = suggestion(str(name), [*MODELS, *public.names()], listed)
         if meant := public.similar(str(name)):
             hint = f"did you mean {meant}?"
+        else:
+            listed = f"the models are {', '.join(MODELS)} and timm's"
+            hint = suggestion(str(name), [*MODELS, *public.names()], listed)
         raise InputError(f"config.model.name is {name!r}; {hint}")
     return found
 
@@ -307,6 +360,21 @@ def size_of(name: str | None) -> ModelConfig:
     """The sizes that a name stands for."""
     known = facts(name)
     return ModelConfig(**{field: known[field] for field in SIZES if field in known})
+
+
+def named_fields(name: str | None) -> ModelConfig:
+    """The sizes that a name stands for, of a public model mean and std too."""
+    images = () if name in MODELS else ("mean", "std")
+    known = facts(name)
+    fields = {k: known[k] for k in (*SIZES, *images) if k in known}
+    labels = {field: f"{ModelConfig.path(field)} of {name!r}" for field in fields}
+    return ModelConfig(**fields, labels=labels)
+
+
+def named(path: str | os.PathLike) -> str | None:
+    """The known model that a weights file is called by; None for another."""
+    name = public.original(pathlib.Path(path).stem)
+    return name if name in MODELS or public.model(name) else None
 
 
 def normalization(mean, std):

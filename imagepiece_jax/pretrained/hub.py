@@ -105,6 +105,13 @@ def is_published(folder: str | os.PathLike) -> bool:
     return any(key in config for key in keys)
 
 
+def kind(path: pathlib.Path) -> str:
+    """What is at a path: a "weights file", a published "folder", or a "run"."""
+    if not path.is_dir():
+        return "weights file"
+    return "folder" if is_published(path) else "run"
+
+
 def weights_files(folder: pathlib.Path) -> list[pathlib.Path]:
     """Files of weights in a folder.
 

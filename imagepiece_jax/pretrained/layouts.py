@@ -14,10 +14,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from imagepiece_jax.data.normalize import channels
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.registry import ModelConfig
-from imagepiece_jax.pretrained.files import read_state_dict
+from imagepiece_jax.pretrained import hub
+from imagepiece_jax.pretrained.files import read_normalization, read_state_dict
 from imagepiece_jax.pretrained.hub_configs import is_eva
 from imagepiece_jax.pretrained.layout_tables import FOREIGN, LAYOUTS, TIMM, TIMM_NAMES
 
@@ -28,22 +30,37 @@ _WRAPPERS = ("module.", "_orig_mod.")  # of parallel training and of torch.compi
 class Checkpoint(NamedTuple):
     """A checkpoint by timm's names, and what its layout says of the model.
 
-    config: gelu, norm_eps, resize, num_heads, mean and std, as far as the layout knows.
+    config: gelu, norm_eps, resize, num_heads, mean and std, as far as the layout knows;
+    images: mean and std, where the file itself holds them.
     """
 
     tensors: dict[str, np.ndarray]
     config: ModelConfig
+    images: ModelConfig = ModelConfig()
 
 
 def read_weights(path: str | os.PathLike, averaged: bool = False) -> Checkpoint:
     """A weights file by timm's names; InputError as `read_state_dict` and `to_timm`."""
-    if not pathlib.Path(path).exists():
+    path = pathlib.Path(path)
+    if not path.exists():
         raise InputError(f"weights {path}: no such file or folder")
-    found = read_state_dict(path, averaged)
+    state_dict, images = read_state_dict(path, averaged), read_normalization(path)
+    for name, values in images.items():
+        images[name] = channels(f"{path}: {name}", values, positive=name == "std")
     try:
-        return to_timm(found)
+        checkpoint = to_timm(state_dict)
     except InputError as error:
         raise InputError(f"weights file {path}: {error}") from error
+    return checkpoint._replace(images=ModelConfig(**images))
+
+
+def read_folder(folder: pathlib.Path, averaged: bool = False) -> Checkpoint:
+    """The weights of a folder, with what a saved reduction learned."""
+    checkpoint = read_weights(hub.weights_file(folder), averaged)
+    if not (folder / hub.SELECTORS).exists():
+        return checkpoint
+    learned = read_state_dict(folder / hub.SELECTORS)
+    return checkpoint._replace(tensors=checkpoint.tensors | learned)
 
 
 def to_timm(state_dict: Mapping[str, np.ndarray]) -> Checkpoint:

@@ -21,31 +21,22 @@ from imagepiece_jax.common.image_size import described, sides
 from imagepiece_jax.data.normalize import channels
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import public, registry, summary
-from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.positions import Positions
 from imagepiece_jax.models.preprocessing import Preprocessing
 from imagepiece_jax.models.registry import ModelConfig
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.pretrained import class_names as classes
 from imagepiece_jax.pretrained import convert, hub, hub_configs, imagenet_classes, runs
-from imagepiece_jax.pretrained.files import read_normalization, read_state_dict
 from imagepiece_jax.pretrained.infer import infer
-from imagepiece_jax.pretrained.layouts import Checkpoint, read_weights
+from imagepiece_jax.pretrained.layouts import read_folder, read_weights
 from imagepiece_jax.pretrained.trained_model import Pretrained, selectors
 from imagepiece_jax.reduction import settings
-from imagepiece_jax.reduction.settings import DENSE, completed, plain
+from imagepiece_jax.reduction.settings import DENSE, completed
 
 HEADS = ("head", "head_dist")  # what a model reads classes with
-# Fields that weights decide: with another value they do not fit, or lose meaning.
-DECIDED = ("embed_dim", "depth", "patch_size", "num_heads", "mlp_ratio", "stem")
-DECIDED += ("num_classes", "mean", "std")
 # Fields of training, of the device or of a method, which an analysis sets itself.
 NOT_ANALYZED = ("drop_path_rate", "trace_source", "kernels", "prop_attn")
 NOTHING = ModelConfig()
-
-
-class Contradiction(InputError):
-    """A field that is asked for with another value than the weights have."""
 
 
 def load(
@@ -103,7 +94,8 @@ def load(
     except InputError as error:
         raise InputError(f"{weights.kind} {weights.path}: {error}") from error
     size = config.image_size
-    if other and weights.untrained(reduction):
+    like = summary.shapes(model, size)
+    if other and selectors(weights.state_dict, like)[1]:
         raise InputError(
             f"{weights.kind} {weights.path} has no selectors of the method "
             f"{reduction['name']!r}, which learns them; allowed are methods that do "
@@ -352,28 +344,31 @@ def read(
             config.json contradicts the tensors, and where `asked` contradicts both.
     """
     path = hub.existing(path)
-    if not path.is_dir():
+    kind = hub.kind(path)
+    if kind == "weights file":
         weights = _of_file(path, asked, averaged)
-    elif hub.is_published(path):
+    elif kind == "folder":
         weights = _of_folder(path, asked, averaged)
     else:
         weights = _of_run(path, checkpoint, averaged)
     if asked.mean is not None:
         weights = dataclasses.replace(weights, normalized=True)
-    config = _changed(weights, asked)
+    whole = kind != "weights file"  # there a name stands for its sizes, too
+    config = weights.config.changed(asked, f"{kind} {path}", whole)
     return dataclasses.replace(weights, config=config, trained=weights.config)
 
 
 def _of_run(path, checkpoint, averaged):
     run = runs.read_config(path)
-    said = runs.model_config(run)
+    said, reduction = runs.model_config(run), runs.reduction_of(run)
+    crop = runs.preprocessing_of(run)
     whole = {"arch": said.architecture, "stem": said.stem or "patch"}
     whole |= dict.fromkeys(registry.ONE_BY_ONE)
     return Weights(
         path,
         dataclasses.replace(said.over(registry.size_of(said.name)), **whole),
-        reduction=runs.reduction_of(run),
-        crop=runs.preprocessing_of(run),
+        reduction=reduction,
+        crop=crop,
         run=run,
         checkpoint=checkpoint,
         averaged=averaged,
@@ -382,11 +377,11 @@ def _of_run(path, checkpoint, averaged):
 
 
 def _of_folder(path, asked, averaged):
-    published, checkpoint = hub_configs.read(path), _checkpoint(path, averaged)
+    published, checkpoint = hub_configs.read(path), read_folder(path, averaged)
     said, settled = published.config, ("image_size",)
     if said.name or said.arch:
         settled += ("name", "arch", "num_heads", *registry.ONE_BY_ONE)
-    # What is asked for completes what the config leaves open; `_changed` compares it.
+    # What is asked for completes what the config leaves open; `changed` compares it.
     known = said.over(_without(asked, settled), checkpoint.config)
     try:
         config = infer(checkpoint.tensors, known)
@@ -405,8 +400,9 @@ def _of_folder(path, asked, averaged):
 
 
 def _of_file(path, asked, averaged):
-    checkpoint, images = read_weights(path, averaged), _images(path)
-    layout, name = checkpoint.config, asked.name or named(path)
+    checkpoint = read_weights(path, averaged)
+    images, layout = checkpoint.images, checkpoint.config
+    name = asked.name or registry.named(path)
     said, meant = asked, {} if name in registry.MODELS else registry.facts(name)
     if meant and asked.name:  # the function of that model, whatever the layout
         layout = ModelConfig(num_heads=layout.num_heads)
@@ -443,50 +439,6 @@ def _of_file(path, asked, averaged):
     )
 
 
-def _changed(weights, asked):
-    """The config of weights with what is asked for; InputError for contradictions."""
-    own, compared, base = weights.config, asked, asked.arch or weights.config.arch
-    if weights.path.is_dir() and asked.name not in (None, own.name):
-        compared = asked.over(named_fields(asked.name))
-        base = asked.arch or registry.facts(asked.name).get("arch", Architecture())
-    for field in DECIDED:
-        _compare(weights, compared.label(field), getattr(compared, field), own, field)
-    if asked.image_size and sides(asked.image_size) != sides(own.image_size):
-        registry.grid(asked.image_size, own.patch_size)  # their own need be no multiple
-    alone = {k: v for k, v in asked.stated.items() if k in registry.ONE_BY_ONE}
-    arch = ModelConfig(arch=base, **alone).architecture
-    for field in (f.name for f in dataclasses.fields(arch)):
-        if field != "gelu" or asked.gelu is None:
-            label = asked.label(field)
-            if asked.arch and field not in alone:
-                label = f"{asked.label('arch')}.{field}"
-            elif field not in alone and asked.name:
-                label += f" of {asked.name!r}"
-            _compare(weights, label, getattr(arch, field), own.arch, field)
-    # Another name means other weights of the same model.
-    free = {k: v for k, v in asked.stated.items() if k not in registry.ONE_BY_ONE}
-    return dataclasses.replace(own, **free | {"arch": arch})
-
-
-def _compare(weights, label, asked, of, field):
-    """InputError where `asked` is another value than the weights' own."""
-    own = plain(getattr(of, field))
-    if None not in (asked, own) and plain(asked) != own:
-        raise Contradiction(
-            f"{label} is {plain(asked)!r}, but {weights.kind} {weights.path} has "
-            f"{own!r}: allowed is {own!r}"
-        )
-
-
-def named_fields(name: str | None) -> ModelConfig:
-    """The sizes that a name stands for, of a public model mean and std too."""
-    images = () if name in registry.MODELS else ("mean", "std")
-    facts = registry.facts(name)
-    fields = {k: facts[k] for k in (*registry.SIZES, *images) if k in facts}
-    labels = {field: f"{ModelConfig.path(field)} of {name!r}" for field in fields}
-    return ModelConfig(**fields, labels=labels)
-
-
 def _without(config, fields):
     return dataclasses.replace(config, **dict.fromkeys(fields))
 
@@ -498,12 +450,14 @@ def stated(path: str | os.PathLike) -> ModelConfig:
     name; NOTHING of a folder without a config.
     """
     path = hub.local(path)
-    if path.is_dir() and hub.is_published(path):
+    kind = hub.kind(path)
+    if kind == "folder":
         return hub_configs.read(path).config
-    if path.is_dir():
+    if kind == "run":
         return runs.model_config(runs.read_config(path))
-    layout = read_weights(path).config
-    return _images(path).over(layout, ModelConfig(name=named(path)))
+    checkpoint = read_weights(path)
+    named = ModelConfig(name=registry.named(path))
+    return checkpoint.images.over(checkpoint.config, named)
 
 
 def normalization(path: str | os.PathLike) -> dict[str, tuple[float, ...]]:
@@ -512,28 +466,16 @@ def normalization(path: str | os.PathLike) -> dict[str, tuple[float, ...]]:
     {} also of a folder that holds neither weights nor a run yet.
     """
     path = hub.local(path)
-    empty = path.is_dir() and not hub.is_published(path)
-    if not path.exists() or (empty and not (path / runs.RUN_CONFIG).is_file()):
+    empty = hub.kind(path) == "run" and not (path / runs.RUN_CONFIG).is_file()
+    if not path.exists() or empty:
         return {}
     said = stated(path)
     values = registry.facts(said.name) | said.stated
     return {k: _channels(path, k, values[k]) for k in runs.IMAGENET if k in values}
 
 
-def _images(path):
-    """What a weights file holds on its images: mean and std."""
-    values = read_normalization(path).items()
-    return ModelConfig(**{k: _channels(path, k, v) for k, v in values})
-
-
 def _channels(path, name, values):
     return channels(f"{path}: {name}", values, positive=name == "std")
-
-
-def named(path: str | os.PathLike) -> str | None:
-    """The known model that a weights file is called by; None for another."""
-    name = public.original(pathlib.Path(path).stem)
-    return name if name in registry.MODELS or public.model(name) else None
 
 
 def unknown_normalization(path, flags="--mean and --std", taken="ImageNet's"):
@@ -552,19 +494,11 @@ def tensors(
     averaged: over the steps of the training, instead of those after its last.
     """
     path = hub.existing(path)
-    if path.is_dir() and not hub.is_published(path):
+    kind = hub.kind(path)
+    if kind == "run":
         return runs.read_checkpoint(path, checkpoint, averaged)
-    return _checkpoint(path, averaged).tensors
-
-
-def _checkpoint(path, averaged):
-    """As `layouts.read_weights`, of a folder with what a saved reduction learned."""
-    if not path.is_dir():
-        return read_weights(path, averaged)
-    checkpoint, learned = read_weights(hub.weights_file(path), averaged), {}
-    if (path / hub.SELECTORS).exists():
-        learned = read_state_dict(path / hub.SELECTORS)
-    return Checkpoint(checkpoint.tensors | learned, checkpoint.config)
+    read_tensors = read_folder if kind == "folder" else read_weights
+    return read_tensors(path, averaged).tensors
 
 
 def fit(path, tensors, like, fresh=(), hint=False, positions=None):
@@ -573,9 +507,7 @@ def fit(path, tensors, like, fresh=(), hint=False, positions=None):
         return convert.from_timm(tensors, like, fresh, hint, positions)
     except InputError as error:
         path = hub.local(path)
-        run = path.is_dir() and not hub.is_published(path)
-        kind = "run " if run else "" if path.is_dir() else "weights file "
-        raise InputError(f"{kind}{path}: {error}") from error
+        raise InputError(f"{hub.kind(path)} {path}: {error}") from error
 
 
 def restore(

@@ -7,6 +7,7 @@ from imagepiece_jax.common.image_size import described
 from imagepiece_jax.common.xla_options import fast_dtype
 from imagepiece_jax.data.normalize import channels
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import registry
 from imagepiece_jax.models.registry import ModelConfig
 from imagepiece_jax.pretrained import class_names, load, runs
 from imagepiece_jax.reduction import settings
@@ -49,14 +50,14 @@ def of_weights(
         from_config.check(config)
         from_config.model(config)  # its own mistakes first
         said = runs.model_config(config.to_dict())
-        asked = asked.over(said, load.named_fields(said.name))
+        asked = asked.over(said, registry.named_fields(said.name))
     elif config is not None:
         asked = asked.over(_typed(config, overrides))
     try:
         weights = load.read(path, asked, checkpoint, averaged)
         if whole and weights.run is not None:
             _check_run(config.to_dict(), weights)
-    except load.Contradiction as error:
+    except registry.Contradiction as error:
         if whole and runs.is_run(path):
             raise InputError(f"{error} or no --config") from error
         raise
@@ -149,7 +150,7 @@ def _check_run(config, weights):
         pairs.append((f"{group}.{field}", asked.get(field), own.get(field)))
     for field, theirs, ours in pairs:
         if settings.plain(theirs) != settings.plain(ours):
-            raise load.Contradiction(
+            raise registry.Contradiction(
                 f"config.{field} is {settings.plain(theirs)!r}, but run {weights.path} "
                 f"has {settings.plain(ours)!r}: allowed is {settings.plain(ours)!r}"
             )

@@ -17,7 +17,6 @@ from imagepiece_jax.models import registry
 from imagepiece_jax.models.registry import ModelConfig
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.pretrained import convert, load
-from imagepiece_jax.pretrained.load import named
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.training.weights_config import for_analysis, of_weights
 from tests.command import call, sentence
@@ -306,7 +305,7 @@ def test_a_run_of_version_0_2_0_loads_and_computes_the_same(
     ],
 )
 def test_the_authors_names_of_files(file, name):
-    assert named(f"folder/{file}.pth") == name
+    assert registry.named(f"folder/{file}.pth") == name
 
 
 def test_a_file_by_its_authors_name_loads(tmp_path):
