@@ -11,7 +11,7 @@ from imagepiece_jax.models.attention_pool import AttentionPool, pooled_tokens
 from imagepiece_jax.models.block import Block, Reduction
 from imagepiece_jax.models.layers import INIT, LayerNorm, token_major
 from imagepiece_jax.models.preprocessing import check_images
-from imagepiece_jax.models.stems import FOLDED_STEMS, STEMS
+from imagepiece_jax.models.stems import FOLDED_STEMS, ConvStem, PatchStem
 from imagepiece_jax.reduction import contract, kernels, tokens
 from imagepiece_jax.reduction.layer_plan import Counts, LayerPlan
 from imagepiece_jax.reduction.tokens import Taps, TokenState
@@ -117,7 +117,8 @@ class ViT(nn.Module):
             state, scores, record = self._block(index)(
                 state, scores, reduction, drop_path[index], train
             )
-            records += [record] if record else []
+            if record:
+                records.append(record)
         return self._classify(state, records, norm, pool)
 
     def _block(self, index):
@@ -263,18 +264,17 @@ class ViT(nn.Module):
         )
 
     def _stem(self):
-        kind, options = FOLDED_STEMS if self.folded else STEMS, {}
-        if not self.folded and self.stem == "conv":
-            options["axis_name"] = self.axis_name
-        elif not self.folded:
-            options["use_bias"] = self.arch.patch_bias
-        return kind[self.stem](
-            self.embed_dim,
-            self.patch_size,
-            dtype=self.dtype,
-            name="patch_embed",
-            **options,
-        )
+        shared = {
+            "embed_dim": self.embed_dim,
+            "patch_size": self.patch_size,
+            "dtype": self.dtype,
+            "name": "patch_embed",
+        }
+        if self.folded:
+            return FOLDED_STEMS[self.stem](**shared)
+        if self.stem == "conv":
+            return ConvStem(axis_name=self.axis_name, **shared)
+        return PatchStem(use_bias=self.arch.patch_bias, **shared)
 
     def _with_positions(self, x):
         if not self.arch.positions:
