@@ -15,6 +15,7 @@ from imagepiece_jax.inference import onnx_graph
 from imagepiece_jax.inference.onnx_model import finished, onnx_model
 from imagepiece_jax.models import public
 from imagepiece_jax.models.architecture import Architecture
+from imagepiece_jax.models.preprocessing import Preprocessing
 from imagepiece_jax.pretrained.trained_model import Pretrained
 from imagepiece_jax.reduction.methods import METHODS
 from tests.models import tiny
@@ -51,7 +52,8 @@ def run_openvino(graph, images):
 def check(model, side=tiny.SIDE, batch_size=None, runtimes=(run, run_openvino)):
     """The graph of `model`, which gives the logits of JAX for three images and one."""
     variables = tiny.variables(model)
-    graph = onnx_model(Pretrained(model, variables), batch_size=batch_size)
+    vit = Pretrained(model, variables, preprocessing=Preprocessing(side))
+    graph = onnx_model(vit, batch_size=batch_size)
     onnx.checker.check_model(graph, full_check=True)
     assert not FORBIDDEN & {node.op_type for node in graph.graph.node}
     images = tiny.images(batch_size or 3, side=side)
