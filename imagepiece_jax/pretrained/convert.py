@@ -33,6 +33,17 @@ _TO_FLAX = {2: (1, 0), 4: (2, 3, 1, 0)}
 _REPLACEABLE = ("head", "head_dist", "patch_embed", "pos_embed", "reducer")
 
 
+class Misfit(InputError):
+    """Tensors that do not fit a model; `fresh`: what would have to be new for the rest.
+
+    fresh: names of parts, () where the rest would not fit either.
+    """
+
+    def __init__(self, text: str, fresh: tuple[str, ...] = ()):
+        super().__init__(text)
+        self.fresh = fresh
+
+
 class _Place(NamedTuple):
     """Where a parameter of ours stands in a timm state dict."""
 
@@ -47,7 +58,6 @@ def from_timm(
     state_dict: Mapping[str, np.ndarray],
     like: Mapping[str, Any],
     fresh: Iterable[str] = (),
-    hint: bool = True,
     positions: Positions | None = None,
 ) -> dict[str, Any]:
     """Variables of the shapes and types of `like`, with the values of `state_dict`.
@@ -57,20 +67,19 @@ def from_timm(
     whatever the file says: paths such as "head" or "blocks_3/mlp"; a name without
     block number, such as "reducer", stands for those of all blocks. Position embeddings
     of another grid are resized to that of `positions`. All else must fit: a tensor that
-    is missing or left over, of another shape, or not finite raises InputError, which
-    with `hint` says what `fresh` would have to name for the rest to fit. Apart from
-    `fresh`, the values
+    is missing or left over, of another shape, or not finite raises Misfit, which has
+    what `fresh` would have to name for the rest to fit. Apart from `fresh`, the values
     are NumPy arrays.
     """
     leaves = traverse_util.flatten_dict(like, sep="/")
-    state_dict, needed = check_fit(state_dict, like, fresh, hint, positions)
+    state_dict, needed = check_fit(state_dict, like, fresh, positions)
     for key, place in needed.items():
         leaves[key] = _take(state_dict, place, leaves[key].dtype)
     return traverse_util.unflatten_dict(leaves, sep="/")
 
 
-def check_fit(state_dict, like, fresh=(), hint=True, positions=None):
-    """InputError where tensors do not fit, as `from_timm`, by names, shapes and types.
+def check_fit(state_dict, like, fresh=(), positions=None):
+    """Misfit where tensors do not fit, as `from_timm`, by names, shapes and types.
 
     Returns the state dict with fitting positions, and the place of every parameter.
     """
@@ -81,7 +90,7 @@ def check_fit(state_dict, like, fresh=(), hint=True, positions=None):
     state_dict = _fit_pos_embed(state_dict, needed.values(), positions)
     problem, remedy = _misfit(state_dict, places.values(), needed.values(), fresh)
     if problem:
-        raise InputError(problem + (remedy if hint else ""))
+        raise Misfit(problem, remedy)
     return state_dict, needed
 
 
@@ -175,13 +184,13 @@ def _check_fresh(fresh, places):
 
 
 def _misfit(state_dict, places, needed, fresh):
-    """The first tensor left over, missing or of another shape, and the remedy.
+    """The first tensor left over, missing or of another shape, and `Misfit.fresh`.
 
-    Two texts, None and empty where everything fits.
+    None and () where everything fits.
     """
     wrong_size = _size_differs(state_dict, needed)
     if wrong_size:
-        return wrong_size, ""
+        return wrong_size, ()
     known = {place.name for place in places}
     problems = []  # (path, sentence)
     for name, tensor in state_dict.items():
@@ -202,7 +211,7 @@ def _misfit(state_dict, places, needed, fresh):
             continue
         problems.append((path, problem))
     if not problems:
-        return None, ""
+        return None, ()
     wrong = [path for path, _ in problems]
     return problems[0][1], _remedy(wrong, places, fresh)
 
@@ -226,16 +235,16 @@ def _size_differs(state_dict, needed):
 
 
 def _remedy(wrong, places, fresh):
-    """The `config.init.fresh` that would allow all of `wrong`; empty if none does."""
+    """The `fresh` that would allow all of `wrong`; () if none does."""
     parts = [
         part
         for part in _REPLACEABLE
         if any(_matches(place.path, [part]) for place in places)
     ]
     if not all(_matches(path, parts) for path in wrong):
-        return ""
+        return ()
     parts = [part for part in parts if any(_matches(path, [part]) for path in wrong)]
-    return f" (to train it anew: config.init.fresh={(*fresh, *parts)})"
+    return (*fresh, *parts)
 
 
 def _fit_pos_embed(state_dict, needed, positions):

@@ -501,28 +501,27 @@ def tensors(
     return read_tensors(path, averaged).tensors
 
 
-def fit(path, tensors, like, fresh=(), hint=False, positions=None):
+def fit(path, tensors, like, fresh=(), positions=None):
     """As `restore`, of tensors that have been read from `path`."""
     try:
-        return convert.from_timm(tensors, like, fresh, hint, positions)
+        return convert.from_timm(tensors, like, fresh, positions)
     except InputError as error:
-        path = hub.local(path)
-        raise InputError(f"{hub.kind(path)} {path}: {error}") from error
+        path, remedy = hub.local(path), getattr(error, "fresh", ())
+        raise convert.Misfit(f"{hub.kind(path)} {path}: {error}", remedy) from error
 
 
 def restore(
     path: str | os.PathLike,
     like: Mapping[str, Any],
-    fresh: Iterable[str] | None = None,
+    fresh: Iterable[str] = (),
     checkpoint: str = "best",
     positions: Positions | None = None,
 ):
     """Variables of the shapes of `like` from whatever has weights.
 
-    `fresh` names the parts that keep what `like` has for them; None: there are none,
-    and errors suggest none; position embeddings are resized to `positions`. InputError
-    for anything else that is missing, left over or of another shape.
+    `fresh` names the parts that keep what `like` has for them; position embeddings are
+    resized to `positions`. Misfit for anything else that is missing, left over or of
+    another shape.
     """
-    hint = fresh is not None
     found = tensors(path, checkpoint)
-    return fit(path, found, like, fresh or (), hint, positions)
+    return fit(path, found, like, fresh, positions)

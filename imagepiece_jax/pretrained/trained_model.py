@@ -189,7 +189,7 @@ def selectors(
     lacking = [n for n in names if _of(n, needed) != _of(n, shapes)]
     learned = {name: like["params"][name] for name in names if name not in lacking}
     tensors = {k: v for name in learned for k, v in _of(name, tensors).items()}
-    found = convert.from_timm(tensors, {"params": learned}, hint=False)
+    found = convert.from_timm(tensors, {"params": learned})
     return dict(found.get("params", {})), lacking
 
 

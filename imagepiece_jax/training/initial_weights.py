@@ -10,6 +10,7 @@ from imagepiece_jax.models import registry
 from imagepiece_jax.models.positions import Positions
 from imagepiece_jax.models.summary import fresh, shapes
 from imagepiece_jax.pretrained import class_names as classes
+from imagepiece_jax.pretrained.convert import Misfit
 from imagepiece_jax.pretrained.hub import exists
 from imagepiece_jax.pretrained.load import (
     normalization,
@@ -74,7 +75,11 @@ def initial(config, model):
                 "run, or set config.init.fresh=() to train everything anew"
             )
         return fresh(model, config.image_size, config.seed)
-    loaded = _restored(config, config.init.weights, model, allowed)
+    try:
+        loaded = _restored(config, config.init.weights, model, allowed)
+    except Misfit as error:
+        remedy = f" (to train it anew: config.init.fresh={error.fresh})"
+        raise InputError(f"{error}{remedy * bool(error.fresh)}") from error
     if not allowed:
         return loaded
     drawn = fresh(model, config.image_size, config.seed)
@@ -120,7 +125,7 @@ def teacher(config, model):
         raise InputError(f"config.teacher.weights: {error}") from error
 
 
-def _restored(config, path, model, allowed_fresh=None):
+def _restored(config, path, model, allowed_fresh=()):
     """Variables of `model` at `path`. InputError if they do not fit, or if they were
     trained with a function, or for images, that no tensor tells and that is not ours.
     """
@@ -138,7 +143,7 @@ def _restored(config, path, model, allowed_fresh=None):
         theirs["num_heads"] = said.num_heads or model.num_heads
     ours = {k: getattr(model.arch, k) for k in UNTOLD} | {"num_heads": model.num_heads}
     ours |= {k: tuple(config.model.get(k) or IMAGENET[k]) for k in IMAGENET}
-    if "head" in (allowed_fresh or ()):
+    if "head" in allowed_fresh:
         del ours["pool"], ours["pool_include_prefix"]  # a new head's own matter
     for field in ours:
         if field in theirs and not _equal(theirs[field], ours[field]):

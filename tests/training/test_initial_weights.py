@@ -102,6 +102,12 @@ def test_unknown_part_and_wrong_shape_are_named(saved):
     made = config(**{"init.weights": str(path), "model.embed_dim": 16})
     with pytest.raises(InputError, match="one.npz: it holds a model of depth 1 and"):
         initial_weights.initial(made, from_config.model(made))
+    made = config(**{"init.weights": str(path), "num_classes": 5})
+    remedy = (
+        r"head/bias needs \(5,\) \(to train it anew: config.init.fresh=\('head',\)\)$"
+    )
+    with pytest.raises(InputError, match=remedy):
+        initial_weights.initial(made, from_config.model(made))
 
 
 def test_a_run_can_start_from_another_ones_folder(saved, tmp_path):
