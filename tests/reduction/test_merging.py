@@ -23,6 +23,7 @@ FORMS = ("gather", "one_hot")
 # Compiling is what takes the time here: leave out what only makes programs faster.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 apply = jit(apply_result, static_argnames="form")
+index_of = jit(slot_index, static_argnums=(1, 2))
 NAN, INF = np.nan, np.inf
 
 
@@ -45,7 +46,7 @@ def make(n, n_out, prefix=1, weighted=False, mean=True, dtype=np.float32, seed=0
     state = TokenState(
         x=jnp.asarray(rng.normal(size=(3, prefix + n, 4)), dtype),
         size=jnp.asarray(rng.integers(1, 5, size=(3, prefix + n)), jnp.float32),
-        source=jnp.tile(jnp.arange(n, dtype=jnp.int32), (3, 1)),
+        source=jnp.asarray(np.tile(np.arange(n, dtype=np.int32), (3, 1))),
         num_prefix=prefix,
     )
     weight = jnp.asarray(rng.uniform(0.1, 2.0, (3, n)), jnp.float32)
@@ -54,7 +55,7 @@ def make(n, n_out, prefix=1, weighted=False, mean=True, dtype=np.float32, seed=0
         weight=weight if weighted else None,
         n_out=n_out,
         mean=mean,
-        index=slot_index(jnp.asarray(dest), n_out),
+        index=index_of(jnp.asarray(dest), n_out),
     )
 
 
@@ -135,7 +136,7 @@ def test_groups_are_only_an_upper_bound(n, n_out):
     state, assignment = make(n, n_out)
     want = apply(state, assignment, form="one_hot")
     for groups in (busiest(np.asarray(assignment.dest)), None, n):
-        index = slot_index(assignment.dest, n_out, groups)
+        index = index_of(assignment.dest, n_out, groups)
         got = apply(state, assignment.replace(index=index))
         chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-6)
 
