@@ -67,27 +67,26 @@ def initial(config, model):
         raise InputError(
             f"config.init.fresh is {allowed}; allowed are names of parts, such as head"
         )
-    if not config.init.weights:
-        if allowed:
-            raise InputError(
-                f"config.init.fresh is {allowed}, so the rest has been trained, but "
-                "config.init.weights is empty: name a weights file or the folder of a "
-                "run, or set config.init.fresh=() to train everything anew"
-            )
-        return fresh(model, config.image_size, config.seed)
+    path = config.init.weights
+    if allowed and not path:
+        raise InputError(
+            f"config.init.fresh is {allowed}, so the rest has been trained, but "
+            "config.init.weights is empty: name a weights file or the folder of a "
+            "run, or set config.init.fresh=() to train everything anew"
+        )
     try:
-        loaded = _restored(config, config.init.weights, model, allowed)
+        loaded = _restored(config, path, model, allowed) if path else None
     except Misfit as error:
         remedy = f" (to train it anew: config.init.fresh={error.fresh})"
         raise InputError(f"{error}{remedy * bool(error.fresh)}") from error
-    if not allowed:
+    if loaded and not allowed:
         return loaded
     drawn = fresh(model, config.image_size, config.seed)
 
-    def choose(value, new):
+    def choose(new, value):
         return new if isinstance(value, jax.ShapeDtypeStruct) else value
 
-    return jax.tree.map(choose, loaded, drawn)
+    return jax.tree.map(choose, drawn, loaded) if loaded else drawn
 
 
 def as_given(config, dense):

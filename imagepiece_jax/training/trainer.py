@@ -239,20 +239,22 @@ class Run:
                 newest = parallel.from_main(checkpoints.latest_step)
                 resumed = newest is not None
                 initial_weights.check_classes(config, workdir, names, resumed)
+                if not resumed:
+                    unnamed = initial_weights.unnamed_classes(config, names)
+                    if unnamed is not None:
+                        say(f"note: {unnamed}")
                 teacher_model, teacher_variables = teacher.of(config, dense)
                 new_state = functools.partial(
                     init_state, optimizer=transformation, with_ema=config.ema_decay > 0
                 )
                 dense_variables = None
-                if resumed:  # the checkpoint has the values: shapes are enough
-                    shapes = summary.shapes(model, config.image_size)
-                    state = jax.eval_shape(new_state, shapes)
-                else:
-                    if unnamed := initial_weights.unnamed_classes(config, names):
-                        say(f"note: {unnamed}")
+                if not resumed:
                     if config.init.evaluate:
                         dense_variables = initial_weights.as_given(config, dense)
                     state = jax.jit(new_state)(initial_weights.initial(config, model))
+                else:  # the checkpoint has the values: shapes are enough
+                    shapes = summary.shapes(model, config.image_size)
+                    state = jax.eval_shape(new_state, shapes)
 
                 # Nothing has been written so far.
                 lock = None
