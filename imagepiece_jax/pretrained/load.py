@@ -416,7 +416,7 @@ def _of_file(path, asked, averaged):
         grids = (registry.grid(s, meant["patch_size"], cut=True) for s in (size, own))
         if len({*map(math.prod, grids)}) == 1:  # positions are resized from its own
             said = dataclasses.replace(said, image_size=own)
-    known = images.over(said, layout, ModelConfig(name=name))
+    known = said.over(images, layout, ModelConfig(name=name))
     try:
         if layout.num_heads not in (None, known.num_heads):
             raise InputError(

@@ -106,8 +106,6 @@ def test_a_run_has_its_normalization_and_an_older_one_imagenets(tmp_path):
         ({"patch_size": 2}, "patch_size is 2, but .* has 4"),
         ({"stem": "conv"}, "stem is 'conv', but .* has 'patch'"),
         ({"mlp_ratio": 3.0}, "mlp_ratio is 3.0, but .* has 4.0"),
-        ({"mean": (0.0, 0.0, 0.0)}, r"mean is \(0.0, 0.0, 0.0\), but .* has \(0.5, 0"),
-        ({"std": "x"}, "std is 'x', but .* has "),
     ],
 )
 def test_a_field_that_contradicts_the_weights_is_named(
@@ -123,10 +121,11 @@ def test_a_field_that_contradicts_the_weights_is_named(
 
 def test_fields_that_may_differ_do(tmp_path, tensors):
     path = written(tmp_path / "w.npz", tensors, NORMALIZATION)
-    changes = {"image_size": 32, "gelu": "tanh", "mean": list(HALF)}
+    changes = {"image_size": 32, "gelu": "tanh", "mean": (0.0, 0.0, 0.0), "std": HALF}
     weights = load.read(path, ModelConfig(**OF | changes))
     assert (weights.image_size, weights.trained_size) == (32, tiny.SIDE)
     assert weights.config.arch.gelu == "tanh" and weights.config.name == "vit_mini"
+    assert (weights.config.mean, weights.config.std) == ((0.0, 0.0, 0.0), HALF)
 
 
 @pytest.mark.parametrize(
