@@ -93,7 +93,8 @@ def test_random_weights_take_the_place_of_trained_ones(shallow, monkeypatch, cap
     monkeypatch.setenv("IMAGEPIECE_ASSETS", str(shallow))
     space = run(CODE[:2])
     assert capsys.readouterr().out == "random weights\n"
-    found = jax.tree.map(np.shape, space["variables"])
-    needed = summary.shapes(space["reduced"], 224)
+    reduced = space["reduced"]
+    found = jax.tree.map(np.shape, reduced.variables)
+    needed = summary.shapes(reduced.model, 224)
     assert found == jax.tree.map(lambda leaf: leaf.shape, needed)
-    assert len(space["reduced"].plan) == DEPTH
+    assert len(reduced.model.plan) == DEPTH
