@@ -217,7 +217,8 @@ class Run:
                 # What the config asks for.
                 settings = RunConfig.read(config)
                 method = from_config.method(config)
-                notes = initial_weights.settle_normalization(config, workdir)
+                for line in initial_weights.settle_normalization(config, workdir):
+                    say(f"note: {line}")
                 model = from_config.model(config, axis_name=parallel.AXIS)
                 dense = from_config.dense(config)
                 Recipe.of(settings, model)  # for its own mistakes
@@ -226,8 +227,6 @@ class Run:
                 rate, transformation = optimizer.create(
                     settings.optim, length.steps_per_epoch, method.param_groups
                 )
-                for line in notes:
-                    say(f"note: {line}")
                 say(summary.describe(model, [dense], config.image_size))
                 names, fields = data.train.class_names, config.to_dict()
                 common = shared_settings(fields, model, data)
