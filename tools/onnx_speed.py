@@ -38,8 +38,8 @@ SIDE = 224
 RUNTIMES = ("onnxruntime", "OpenVINO", "JAX", "PyTorch")
 RULES = timer.Rules(warmup=3, repeats=7, seconds=0.4)
 SIZE = flags.DEFINE_enum("size", "deit_s", list(TIMM), "of the models")
-BATCH = flags.DEFINE_list("batch_size", ["1", "8", "32"], "one or more")
-THREADS = flags.DEFINE_integer("threads", 2, "of onnxruntime and PyTorch", 1)
+BATCH = flags.DEFINE_list("batch_sizes", ["1", "8", "32"], "one or more")
+THREADS = flags.DEFINE_integer("cpu_threads", 2, "of onnxruntime and PyTorch", 1)
 TIMES = flags.DEFINE_string("times", None, "a file of one line per program")
 
 

@@ -59,7 +59,7 @@ def with_embeddings(variables, depth=12):
 
 @pytest.fixture(scope="module", params=CASES)
 def case(request, given):
-    """The authors' arrays of a case, our model and our Outputs."""
+    """The authors' arrays of a case, among them its `method`; our model and Outputs."""
     theirs, images, variables = given
     named = {
         key.removeprefix(f"{request.param}_"): value
@@ -73,7 +73,8 @@ def case(request, given):
     if reduction["name"] == "dtem":
         variables = with_embeddings(variables)
     outputs = jax.jit(model.apply)(variables, images)
-    return types.SimpleNamespace(**named, dense=theirs["dense"]), model, outputs
+    named |= {"dense": theirs["dense"], "method": reduction["name"]}
+    return types.SimpleNamespace(**named), model, outputs
 
 
 def test_token_counts_are_its_authors(case):
@@ -104,11 +105,11 @@ def test_patches_are_together_where_its_authors_have_them(case):
 
 def test_attention_counts_tokens_as_its_authors_do(case):
     """DiffRate's sizes are fractions, the others' numbers of patches."""
-    theirs, model, outputs = case
+    theirs, _, outputs = case
     if not hasattr(theirs, "size"):
         pytest.skip("not published")
     ours = outputs.state.effective_size
     np.testing.assert_allclose(np.sort(ours), np.sort(theirs.size), rtol=2e-5)
     fractions = np.asarray(ours) % 1 > 1e-3
-    assert fractions.any() == (model.reduction["name"] == "diffrate")
+    assert fractions.any() == (theirs.method == "diffrate")
     assert not (np.asarray(outputs.state.size) % 1).any()
