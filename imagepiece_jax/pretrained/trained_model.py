@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry, summary
@@ -14,9 +14,6 @@ from imagepiece_jax.pretrained import convert
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.kernels import resolve_kernels
 from imagepiece_jax.reduction.settings import DENSE
-
-if TYPE_CHECKING:
-    from imagepiece_jax.pretrained.load import Weights
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,7 +32,7 @@ class Pretrained:
             that has as many patches as the model.
         class_names: a name, or None, for each class; None where there are none.
         name: the public model that it is, as timm calls it; None for another.
-        origin: where the weights were read, of `load`.
+        origin: the load.Weights that it was made of; None for a model of one's own.
         untrained: whether it has selectors that were drawn, not learned.
 
     Raises:
@@ -50,7 +47,7 @@ class Pretrained:
         default=None, repr=False
     )
     name: str | None = None
-    origin: "Weights | None" = dataclasses.field(default=None, repr=False)
+    origin: Any = dataclasses.field(default=None, repr=False)
     untrained: bool = False
 
     def __post_init__(self):
