@@ -19,6 +19,7 @@ all of them; adapt; or scratch, which trains from random weights.
 from experiments.scratch.options import Options
 from experiments.settings import TableSettings, define_flags
 from imagepiece_jax import cli
+from imagepiece_jax.errors import InputError
 
 cli.define_config(
     "a config file: of --weights that lack a config, of --small's runs, of adapt's"
@@ -38,15 +39,22 @@ def main(words):
     from experiments.scratch import runs as scratch
 
     TIMING()
+    config, normalization = cli.config(required=False), NORMALIZATION()
     settings = SETTINGS()
     names = runner.select(words, settings)
     if names == ["scratch"]:
+        if config or normalization or settings.weights:
+            raise InputError(
+                "scratch trains from random weights, by flags of its own: allowed are "
+                "those of --help that name it, without --config, --weights, --mean and "
+                "--std"
+            )
         return scratch.run(SCRATCH(), cli.required(DATA), settings)
     if not set(names) <= set(runner.NO_WEIGHTS):
         cli.required(DATA)
         if not settings.runs:
             cli.required(WEIGHTS)
-    runner.run(names, settings, cli.config(required=False), NORMALIZATION())
+    runner.run(names, settings, config, normalization)
 
 
 if __name__ == "__main__":

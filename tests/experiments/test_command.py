@@ -69,6 +69,15 @@ def test_all_are_those_that_the_flags_allow():
             "--modes is 'fly'; allowed are one or more",
         ),
         (["table1", "--data=digits", "--runs=none"], "--runs none holds no run"),
+        (
+            ["scratch", "--data=digits", "--config=configs/none.py"],
+            "config file configs/none.py does not exist",
+        ),
+        (
+            ["scratch", "--data=digits", "--config=configs/quickstart.py"],
+            "scratch trains from random weights, by flags of its own",
+        ),
+        (["scratch", "--data=digits", "--mean=.5"], "--mean is given alone"),
     ],
 )
 def test_mistakes_in_flags(tmp_path, given, message):
