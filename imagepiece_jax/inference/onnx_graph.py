@@ -72,7 +72,7 @@ class Graph:
         self.nodes, self.constants = [], {}
         self._made, self._count = {}, {}
         self._reshaped, self._transposed, self._truths = {}, {}, {}
-        self.notes = {}  # what is known of a Value, by its name: see onnx_nodes
+        self.notes = {}  # what is known of a Value, by its name
 
     # Nodes
 

@@ -74,6 +74,10 @@ class Predictor:
                 "the model has no classes, and gives features; labels and top are of "
                 "models with a head, such as load(num_classes=..) makes"
             )
+        if labels is not None and not isinstance(labels, Sequence | np.ndarray):
+            raise InputError(
+                f"labels is {labels!r}; allowed are 'imagenet', and a list of names"
+            )
         if labels is not None and len(labels) != classes:
             raise InputError(
                 f"labels has {len(labels)} names; the model has {classes} classes"

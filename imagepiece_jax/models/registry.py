@@ -315,7 +315,8 @@ def reduced(dense, reduction, grid, name=None, prop_attn=None, masked=False):
 
 def split_reduction(reduction, prop_attn=None):
     """(fields of the method, prop_attn) of a reduction that may name both."""
-    if not isinstance(reduction or {}, Mapping):
+    mapping = reduction is None or isinstance(reduction, Mapping)
+    if not mapping or not all(isinstance(field, str) for field in reduction or ()):
         raise InputError(
             f"reduction is {reduction!r}; allowed is a dict with a name and fields, "
             'such as {"name": "evit", "keep_rate": 0.7}'

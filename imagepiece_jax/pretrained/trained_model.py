@@ -2,9 +2,12 @@
 
 import dataclasses
 import functools
+import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry, summary
@@ -52,13 +55,20 @@ class Pretrained:
 
     def __post_init__(self):
         model, variables = self.model, self.variables
-        if not isinstance(model, ViT) or not isinstance(variables, Mapping):
+        whole = isinstance(variables, Mapping) and "params" in variables
+        if not isinstance(model, ViT) or not whole:
             raise InputError(
                 f"model and variables are a {type(model).__name__} and a "
                 f"{type(variables).__name__}; allowed are a ViT, as create_model makes "
                 'it, and a dict with "params"'
             )
         names, put = self.class_names, functools.partial(object.__setattr__, self)
+        listed = isinstance(names, Sequence | np.ndarray) and not isinstance(names, str)
+        if names is not None and not listed:
+            raise InputError(
+                f"class_names is {names!r}; allowed are a name, or None, for each of "
+                f"the model's {model.num_classes} classes"
+            )
         if names is not None and len(names) != model.num_classes:
             raise InputError(
                 f"class_names has {len(names)} names; the model has "
@@ -67,6 +77,11 @@ class Pretrained:
         put("class_names", names if names is None else tuple(names))
         if self.preprocessing is None:
             put("preprocessing", Preprocessing(_square(model)))
+        elif not isinstance(self.preprocessing, Preprocessing):
+            raise InputError(
+                f"preprocessing is {self.preprocessing!r}; allowed is a Preprocessing, "
+                "such as Preprocessing(224, crop=0.9)"
+            )
         if self.reduction is None and not any(layer.step for layer in model.plan):
             put("reduction", DENSE)
         elif self.reduction is not None:
@@ -111,7 +126,7 @@ class Pretrained:
             made = made.clone(kernels=resolve_kernels("auto", made))
         params, stats = dict(self.variables["params"]), dict(self.variables)
         params = {k: v for k, v in params.items() if not k.startswith("reducer")}
-        learned, lacking = selectors(self._tensors, summary.shapes(made, size))
+        learned, lacking = selectors(self._learned, summary.shapes(made, size))
         if lacking and seed is None:
             raise InputError(
                 f"{self._source} no selectors of the method {reduction['name']!r}, "
@@ -129,11 +144,15 @@ class Pretrained:
         )
 
     @property
-    def _tensors(self):
-        """By timm's names, all selectors that were learned among them."""
-        if self.origin is not None:
-            return self.origin.state_dict
-        return convert.to_timm(self.variables)
+    def _learned(self):
+        """By timm's names, all selectors that were learned among them.
+
+        Those of the variables come first, which may have been trained since.
+        """
+        tensors = {} if self.origin is None else self.origin.state_dict
+        params = {} if self.untrained else self.variables["params"]
+        params = {k: v for k, v in params.items() if k.startswith("reducer")}
+        return {**tensors, **convert.to_timm({"params": params})}
 
     @property
     def _source(self):
@@ -152,14 +171,19 @@ class Pretrained:
 
 def takes_pretrained(call):
     """`call`, a public function, which says so where it gets no Pretrained."""
+    names = list(inspect.signature(call).parameters)
+    place = names.index("vit")
+    first = [name for name in names[: place + 1] if name != "self"]
+    form = ", ".join(first + [".."] * (place + 1 < len(names)))
 
     @functools.wraps(call)
     def checked(*args, **kwargs):
-        if not any(isinstance(a, Pretrained) for a in (*args, *kwargs.values())):
+        vit = kwargs.get("vit", args[place] if len(args) > place else None)
+        if not isinstance(vit, Pretrained):
             name = call.__qualname__.partition(".")[0]
             raise InputError(
                 f"{name}() takes a trained model as one object; write "
-                f"{name}(vit, ..), where vit is what load() returns, or "
+                f"{name}({form}), where vit is what load() returns, or "
                 "Pretrained(model, variables)"
             )
         return call(*args, **kwargs)

@@ -285,6 +285,7 @@ def test_what_is_no_image(predictor, image, message):
 @pytest.mark.parametrize(
     "options, message",
     [
+        ({"labels": 7}, "labels is 7; allowed are 'imagenet', and a list of names"),
         ({"labels": ["cat"]}, "labels has 1 names; the model has 7 classes"),
         ({"top": 8}, "top is 8; allowed are 1 to 7"),
         ({"resize": "big"}, "resize is 'big'; allowed are 'deit', 'none'"),

@@ -172,4 +172,8 @@ def test_what_does_not_fit_is_refused(images, options, sentence):
 def test_the_class_tokens_feature_is_not_there_for_models_without_one():
     arch = Architecture(class_token=False, registers=1, pool="mean")
     with pytest.raises(InputError, match="fill is 'class', but this model has no"):
-        features(Pretrained(tiny.model(arch=arch), {}), tiny.images(1), fill="class")
+        features(
+            Pretrained(tiny.model(arch=arch), {"params": {}}),
+            tiny.images(1),
+            fill="class",
+        )

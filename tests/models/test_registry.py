@@ -270,6 +270,9 @@ def test_a_conv_stem_needs_a_patch_size_that_halving_reaches():
     [
         ({"name": "tomee"}, "config.reduction.name is 'tomee'; did you mean tome?"),
         ("tome", r"reduction is 'tome'; allowed is a dict with a name and fields"),
+        (False, "reduction is False; allowed is a dict with a name and fields"),
+        ({"name": "evit", 3: 4}, "reduction is .*3: 4}; allowed is a dict with a name"),
+        ({"name": ["evit"]}, r"config.reduction.name is \['evit'\]; did you mean evit"),
         ({"name": "evit", "r": 13}, "config.reduction.r is not a field of 'evit'"),
         ({"name": "none", "keep_rate": 0.7}, "config.reduction.keep_rate is not a"),
         ({"name": "evit", "blocks": (3, 12)}, "step at block 12, .*blocks 0 to 11"),

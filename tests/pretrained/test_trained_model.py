@@ -1,5 +1,7 @@
 """A trained model as one object: defaults, other reductions, and its former form."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -39,14 +41,30 @@ def test_a_model_that_someone_made_has_defaults(dense):
     [
         ((None, {}), "model and variables are a NoneType and a dict; allowed are a Vi"),
         (({}, tiny.model()), "model and variables are a dict and a ViT; allowed are a"),
+        ((tiny.model(), {}), 'allowed are a ViT, .* and a dict with "params"'),
         (
-            (tiny.model(image_size=(12, 20)), {}),
+            (tiny.model(image_size=(12, 20)), {"params": {}}),
             "the model's 15 patches are no square; allowed is Preprocessing",
         ),
-        ((tiny.model(), {}, {"r": 4}), "reduction is {'r': 4}, which has no name"),
         (
-            (tiny.model(), {}, None, None, ["a"]),
+            (tiny.model(), {"params": {}}, {"r": 4}),
+            "reduction is {'r': 4}, which has no name",
+        ),
+        (
+            (tiny.model(), {"params": {}}, None, {"crop": 0.9}),
+            "preprocessing is {'crop': 0.9}; allowed is a Preprocessing",
+        ),
+        (
+            (tiny.model(), {"params": {}}, None, None, ["a"]),
             "class_names has 1 names; the model has 7 classes",
+        ),
+        (
+            (tiny.model(), {"params": {}}, None, None, "abcdefg"),
+            "class_names is 'abcdefg'; allowed are a name, or None, for each of the",
+        ),
+        (
+            (tiny.model(), {"params": {}}, None, None, 7),
+            "class_names is 7; allowed are a name",
         ),
     ],
 )
@@ -88,6 +106,20 @@ def test_learned_selectors_stay_with_the_weights(tmp_path, dense):
     assert same(again.with_reduction(DYNAMICVIT).variables, learned.variables)
 
 
+def test_selectors_are_those_of_the_variables(tmp_path, dense):
+    """Drawn ones stay untrained; ones trained after loading replace the file's."""
+    fresh = dense.with_reduction(DYNAMICVIT, seed=1)
+    with pytest.raises(InputError, match="have no selectors of the method .dyn"):
+        fresh.with_reduction(DYNAMICVIT | {"keep_rate": 0.8})
+    model = tiny.model(DYNAMICVIT)
+    np.savez(tmp_path / "w.npz", **convert.to_timm(tiny.variables(model)))
+    loaded = imagepiece_jax.load(tmp_path / "w.npz", reduction=DYNAMICVIT, **GIVEN)
+    trained = jax.tree.map(lambda leaf: leaf + 1, loaded.variables)
+    vit = dataclasses.replace(loaded, variables=trained)
+    slower = vit.with_reduction(DYNAMICVIT | {"keep_rate": 0.8})
+    assert not slower.untrained and same(slower.variables, trained)
+
+
 def test_a_pair_is_no_longer_what_load_returns(dense):
     message = "one object, not a pair; write vit = load.*vit.model and vit.variables$"
     with pytest.raises(InputError, match=message):
@@ -104,9 +136,11 @@ def test_a_pair_is_no_longer_what_load_returns(dense):
         lambda *pair: imagepiece_jax.features(*pair, tiny.images()),
         lambda *pair: imagepiece_jax.features(images=tiny.images(), model=pair[0]),
         lambda *pair: imagepiece_jax.save("folder", *pair),
+        lambda *pair: imagepiece_jax.features(tiny.images(), Pretrained(*pair)),
     ],
 )
 def test_a_model_and_variables_are_given_as_one(dense, call):
-    message = r"^(\w+)\(\) takes a trained model as one object; write \1\(vit, \.\.\), "
+    message = r"^(\w+)\(\) takes a trained model as one object; write "
+    message += r"\1\((vit, \.\.|folder, vit)\), where"
     with pytest.raises(InputError, match=message):
         call(dense.model, dense.variables)

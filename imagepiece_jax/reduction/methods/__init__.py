@@ -49,7 +49,7 @@ METHODS: dict[str, type[Method]] = {
 
 def create(name: str = "none", **fields) -> Method:
     """The named method; InputError for an unknown name, field or value."""
-    if name not in METHODS:
+    if name not in [*METHODS]:  # a list has no hash
         word = str(name).lower().replace("-", "_")
         listed = f"the methods are {', '.join(sorted(METHODS))}"
         hint = suggestion(word, METHODS, listed)
