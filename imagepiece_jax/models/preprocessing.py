@@ -1,6 +1,7 @@
 """Images that a model takes, and how they become so: size, crop and interpolation."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax.numpy as jnp
 
@@ -27,7 +28,7 @@ class Preprocessing(CheckedFields):
     def of(cls, image_size, fields) -> "Preprocessing":
         """The Preprocessing of this size by a dict of the others; InputError."""
         allowed = [field.name for field in dataclasses.fields(cls)][1:]
-        if not {*fields} <= {*allowed}:
+        if not isinstance(fields, Mapping) or not {*fields} <= {*allowed}:
             raise InputError(
                 f"preprocessing is {fields!r}; its fields are {', '.join(allowed)}"
             )

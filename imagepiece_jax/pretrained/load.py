@@ -87,9 +87,10 @@ def load(
     if not other:
         reduction, inside = settings.split(weights.reduction)
         prop_attn = inside.get("prop_attn") if prop_attn is None else prop_attn
-    elif prop_attn is None and "prop_attn" not in reduction:
-        prop_attn = config.prop_attn
     try:
+        if other:
+            reduction, prop_attn = registry.split_reduction(reduction, prop_attn)
+            prop_attn = config.prop_attn if prop_attn is None else prop_attn
         model = dataclasses.replace(config, prop_attn=prop_attn).create(reduction)
     except InputError as error:
         raise InputError(f"{weights.kind} {weights.path}: {error}") from error

@@ -106,6 +106,23 @@ def test_learned_selectors_stay_with_the_weights(tmp_path, dense):
     assert same(again.with_reduction(DYNAMICVIT).variables, learned.variables)
 
 
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"reduction": 3}, "reduction is 3; allowed is a dict with a name and fields"),
+        (
+            {"preprocessing": 0.9},
+            "preprocessing is 0.9; its fields are crop, crop_mode",
+        ),
+        ({"class_names": ["a"]}, "class_names has 1 names; the model has 7 classes"),
+    ],
+)
+def test_what_load_refuses(tmp_path, dense, changes, message):
+    np.savez(tmp_path / "w.npz", **convert.to_timm(dense.variables))
+    with pytest.raises(InputError, match=message):
+        imagepiece_jax.load(tmp_path / "w.npz", **changes, **GIVEN)
+
+
 def test_selectors_are_those_of_the_variables(tmp_path, dense):
     """Drawn ones stay untrained; ones trained after loading replace the file's."""
     fresh = dense.with_reduction(DYNAMICVIT, seed=1)
