@@ -339,7 +339,7 @@ def exported_images(vit, batch_size=None, pixels=False):
         if draws(vit.model):
             raise InputError(
                 f"config.reduction is {vit.label}, which draws random "
-                " numbers; allowed is a batch size, --batch"
+                "numbers; allowed is a batch size, --batch"
             )
         (batch_size,) = jax.export.symbolic_shape("batch")
     shape = batch_size, *sides(vit.image_size), 3

@@ -20,9 +20,8 @@ class Step:
     reducer: a frozen dataclass or an unbound Flax module (`reducers.Reducer`).
     site: "pre" (before the block), "attention" (in it, between the scores of all tokens
     and the values of those that are left) or "mid" (between attention and MLP).
-    when_masked:
-    for methods that train with a mask instead of removing tokens, how many tokens the
-    step adds then; None: it removes what it removes in evaluation.
+    when_masked: for methods that train with a mask instead of removing tokens, how many
+    tokens the step adds then; None: it removes what it removes in evaluation.
     """
 
     block: int
@@ -88,10 +87,10 @@ def build(
 ) -> tuple[LayerPlan, ...]:
     """Token counts of every block: `depth` LayerPlans.
 
-    `n0` image tokens enter block 0, beside `num_prefix` class and distillation tokens,
-    which no step touches. `masked` gives the plan of masked training: a step with
-    `when_masked` removes nothing there. Raises InputError for a step outside the model
-    and for two steps on one block.
+    `n0` image tokens enter block 0, beside `num_prefix` class, distillation and
+    register tokens, which no step touches. `masked` gives the plan of masked training:
+    a step with `when_masked` removes nothing there. Raises InputError for a step
+    outside the model and for two steps on one block.
     """
     at = {}
     for step in steps:

@@ -138,7 +138,9 @@ def test_every_method_has_an_open_batch(name):
 def test_a_method_that_draws_is_refused():
     reduction = {"name": "random", "blocks": (1,)}
     model = tiny.model(reduction)
-    with pytest.raises(InputError, match=r"random blocks=\(1,\), which draws random"):
+    with pytest.raises(
+        InputError, match=r"random blocks=\(1,\), which draws random numbers;"
+    ):
         jax_export.serialized(Pretrained(model, tiny.variables(model), reduction))
 
 
