@@ -182,17 +182,3 @@ def reduction_of(config):
     fields = {k: plain(v) for k, v in config["reduction"].items() if v is not None}
     own = {k: config["model"].get(k) for k in MODEL_FIELDS}
     return fields | {k: v for k, v in own.items() if v is not None}
-
-
-def heads(config):
-    """The number of attention heads in a nested dict; None where it is left open."""
-    if config is None:
-        return None
-    size = MODELS.get(config["model"].get("name"), {})
-    return config["model"].get("num_heads") or size.get("num_heads")
-
-
-def in_config(field):
-    """How a field of registry.create_model is called in a config."""
-    top = ("image_size", "num_classes")
-    return f"config.{field}" if field in top else f"config.model.{field}"

@@ -96,7 +96,7 @@ def of(config, dense):
                 f"{distill.kind!r}: name a weights file, a folder, the folder of a run "
                 "or hf://OWNER/NAME"
             )
-        model, variables = _any(config, dense)
+        model, variables = _any(config)
     if distill.unlabeled and dense.arch.dist_token:
         raise InputError(
             "config.distill.weight is 1 for a model with a distillation token, whose "
@@ -105,7 +105,7 @@ def of(config, dense):
     return model, variables
 
 
-def _any(config, dense):
+def _any(config):
     """(Teacher, its variables) of whatever model config.teacher names."""
     fields = {name: config.teacher[name] for name in FIELDS}
     labels = {name: f"config.teacher.{name}" for name in FIELDS}
