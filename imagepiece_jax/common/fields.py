@@ -62,8 +62,8 @@ class CheckedFields:
 
         InputError for the first that is missing or not allowed.
         """
-        values = config.get(cls.group, {}) if cls.group else config
-        read = {}
+        values = config.get(cls.group) if cls.group else config
+        values, read = values if hasattr(values, "keys") else {}, {}
         for field in dataclasses.fields(cls):
             if isinstance(field.type, type) and issubclass(field.type, CheckedFields):
                 read[field.name] = field.type.read(config)

@@ -27,6 +27,8 @@ from imagepiece_jax.errors import InputError
 
 # config.best_by -> the figure of an evaluation that chooses the best checkpoint
 BEST_BY = {"weights": "acc1", "averages": "ema_acc1"}
+# Groups of a config that are read field by field elsewhere.
+OTHER_GROUPS = ("model", "reduction", "teacher", "init")
 REFERENCE_BATCH = 512  # `config.lr` is the rate for a global batch of so many images
 
 
@@ -108,6 +110,15 @@ class RunConfig(CheckedFields):
     augment: AugmentConfig
     optim: OptimConfig
     distill: DistillConfig
+
+    @classmethod
+    def read(cls, config):
+        for group in OTHER_GROUPS:
+            if not hasattr(config.get(group), "keys"):
+                raise InputError(
+                    f"config.{group} is missing; a config starts from configs/base.py"
+                )
+        return super().read(config)
 
     def __post_init__(self):
         super().__post_init__()

@@ -228,3 +228,13 @@ def test_shapes_of_a_batch_are_what_the_loader_gives():
     config.data.canvas = 0
     batch = batch_shapes(RunConfig.read(config), (4, 3, 2))
     assert batch["image"].shape == (4, 3, 2, 16, 16, 3)
+
+
+@pytest.mark.parametrize(
+    "group", ["model", "reduction", "teacher", "init", "data", "distill"]
+)
+def test_a_config_without_one_of_its_groups_is_refused(group):
+    for value in (None, "digits", 3):
+        made = base.get_config().to_dict() | {group: value}
+        with pytest.raises(InputError, match=rf"config.{group}.* is missing; a config"):
+            RunConfig.read(made)
