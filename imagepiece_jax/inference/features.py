@@ -73,11 +73,10 @@ def features(
     """Features of images, of a model with any reduction or none; compiled once.
 
     images: [B, H, W, 3] floats, normalized with the model's mean and std, or uint8,
-    which is normalized so here; layers: of
-    the last so many blocks, or of blocks by their index from 0, as DINOv2's
-    get_intermediate_layers (Oquab et al. 2024); norm: whether these pass the model's
-    last norm; reshape: patches as a grid, else as a list; fill and fuser: as for
-    `feature_map`. InputError for what does not fit.
+    which is normalized so here; layers: of the last so many blocks, or of blocks by
+    their index from 0, as DINOv2's get_intermediate_layers (Oquab et al. 2024); norm:
+    whether these pass the model's last norm; reshape: patches as a grid, else as a
+    list; fill and fuser: as for `feature_map`. InputError for what does not fit.
     """
     model, variables, size = vit.model, vit.variables, vit.image_size
     depth = len(model.plan)

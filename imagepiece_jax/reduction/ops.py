@@ -199,8 +199,8 @@ def class_attention(query, key, key_bias=None):
     """Attention of the class token to every token, mean over heads, in float32.
 
     query [B, H, d] of the class token, key [B, N, H, d], key_bias [B, N] added to the
-    logits -> [B, N]. The softmax runs over all N columns, the class
-    token's too; callers drop those they do not rank.
+    logits -> [B, N]. The softmax runs over all N columns, the class token's too;
+    callers drop those they do not rank.
     """
     query, key = query.astype(jnp.float32), key.astype(jnp.float32)
     logits = jnp.sum(query[:, None] * key, axis=-1) * query.shape[-1] ** -0.5
