@@ -211,8 +211,8 @@ def test_logits_and_features_are_those_of_transformers(fields):
     with torch.no_grad():
         want = theirs(pixels_of_torch)
     read = hub_configs.parse_transformers(config.to_dict())
-    fields = read["told"] | read["given"] | {"num_classes": 0, "image_size": (48, 64)}
-    ours = registry.create_model(None, **fields)
+    asked = ModelConfig(num_classes=0, image_size=(48, 64))
+    ours = asked.over(read.config, ModelConfig.of(read.sizes)).create()
     out = outputs(ours, layouts.to_timm(arrays(theirs)).tensors, pixels)
     assert difference(out.tokens, want.last_hidden_state) < ALLOWED / 10
     assert difference(out.pooled, want.pooler_output) < ALLOWED / 10
