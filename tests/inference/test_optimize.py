@@ -189,7 +189,7 @@ def test_variables_of_another_stem(trained):
 
 def test_variables_of_another_shape(trained):
     with pytest.raises(InputError, match="variables: .*/.* is missing"):
-        optimized(trained[0], {})
+        optimized(trained[0], {"params": {}})
     larger = tiny.model(EVIT, depth=1, stem="conv", image_size=24)
     other = r"pos_embed is \(1, 26, 30\), in the model it is \(1, 37, 30\)"
     with pytest.raises(InputError, match=other):
