@@ -29,7 +29,11 @@ from imagepiece_jax.pretrained import class_names as classes
 from imagepiece_jax.pretrained import convert, hub, hub_configs, imagenet_classes, runs
 from imagepiece_jax.pretrained.infer import infer
 from imagepiece_jax.pretrained.layouts import read_folder, read_weights
-from imagepiece_jax.pretrained.trained_model import Pretrained, selectors
+from imagepiece_jax.pretrained.trained_model import (
+    Pretrained,
+    no_selectors,
+    selectors,
+)
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.settings import DENSE, completed
 
@@ -97,11 +101,7 @@ def load(
     size = config.image_size
     like = summary.shapes(model, size)
     if other and selectors(weights.state_dict, like)[1]:
-        raise InputError(
-            f"{weights.kind} {weights.path} has no selectors of the method "
-            f"{reduction['name']!r}, which learns them; allowed are methods that do "
-            "not, or weights trained with it (train.py --config.init.weights)"
-        )
+        raise no_selectors(f"{weights.kind} {weights.path} has", reduction)
     heads = None if same else _new_heads(model, size, seed)
     if class_names is None and same:
         class_names = weights.class_names
@@ -228,9 +228,7 @@ class Weights:
             like = {**like, "params": {**like["params"], **heads}}
             own = tuple(f"{head}." for head in HEADS)
             tensors = {k: v for k, v in tensors.items() if not k.startswith(own)}
-        places = Positions.of(
-            model, image_size, (self.trained or self.config).image_size
-        )
+        places = Positions.of(model, image_size, self.trained_size)
         return fit(self.path, tensors, like, heads or (), positions=places)
 
     def variables(self, model: ViT) -> tuple[Mapping[str, Any], bool]:

@@ -128,11 +128,7 @@ class Pretrained:
         params = {k: v for k, v in params.items() if not k.startswith("reducer")}
         learned, lacking = selectors(self._learned, summary.shapes(made, size))
         if lacking and seed is None:
-            raise InputError(
-                f"{self._source} no selectors of the method {reduction['name']!r}, "
-                "which learns them; allowed are methods that do not, or weights "
-                "trained with it (train.py --config.init.weights)"
-            )
+            raise no_selectors(self._source, reduction)
         if lacking:
             learned |= summary.fresh(made, size, seed, lacking)["params"]
         return dataclasses.replace(
@@ -212,6 +208,15 @@ def selectors(
     tensors = {k: v for name in learned for k, v in _of(name, tensors).items()}
     found = convert.from_timm(tensors, {"params": learned})
     return dict(found.get("params", {})), lacking
+
+
+def no_selectors(source: str, reduction: Mapping[str, Any]) -> InputError:
+    """The error where weights lack what a method learns; source: "variables have"."""
+    return InputError(
+        f"{source} no selectors of the method {reduction['name']!r}, which learns "
+        "them; allowed are methods that do not, or weights trained with it "
+        "(train.py --config.init.weights)"
+    )
 
 
 def _of(module, tensors):
