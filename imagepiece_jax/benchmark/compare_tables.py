@@ -22,6 +22,7 @@ NAMES = {
     "imagepiece": "ImagePiece",
 }
 COSTS = {"gmacs": "MACs", "ms": "time"}
+SIGNIFICANT = 0.05  # p below it is shown
 Report = Mapping[str, Any]
 
 
@@ -134,21 +135,18 @@ def _at(report, share):
 
 def settings_table(report: Report) -> str:
     """Table of every setting, by share and accuracy."""
-    head = ["share", "method", "setting", "share reached", "GMACs"]
-    head += [
-        "tokens left, with class token",
-        "acc1, %",
-        *(f"points to {name}" for name in NAMES.values()),
-    ]
+    timed = ["share reached"] if report["timing"] else []
+    head = ["share", "method", "setting", *timed, "GMACs"]
+    head += ["tokens left, with class token", "acc1, %", "points to dense, p if < .05"]
+    head += [f"points to {name}" for kind, name in NAMES.items() if kind != "dense"]
     rows = []
     for line in itertools.chain(*(_at(report, share) for share in report["shares"])):
-        reached = f"{line['reached']:.3f}"
-        if report["timing"]:
+        row = [f"{line['share']:g}", f"`{line['method']}`", fields(line["setting"])]
+        if timed:
             speed = line["speed"]
             low, high = 1 / speed["ratio_max"], 1 / speed["ratio_min"]
-            reached += f" ({low:.3f} to {high:.3f})"
-        row = [f"{line['share']:g}", f"`{line['method']}`", fields(line["setting"])]
-        row += [reached, f"{line['gmacs']:.3f}", line["tokens"]]
+            row.append(f"{line['reached']:.3f} ({low:.3f} to {high:.3f})")
+        row += [f"{line['gmacs']:.3f}", line["tokens"]]
         row += [statistics.format_estimate(Estimate(*line["acc1"]))]
         for to in NAMES:
             change = comparison(report, line["method"], line["share"], to)
@@ -158,9 +156,10 @@ def settings_table(report: Report) -> str:
 
 
 def difference(line: Mapping[str, Any]) -> str:
-    """ "-1.8 [-3.0, -0.6], p = .023", of a comparison."""
+    """ "-1.8 [-3.0, -0.6], p = .023", of a comparison; p is left out from .05 on."""
     value, low, high = (f"{number:+.1f}" for number in line["points"])
-    return f"{value} [{low}, {high}], {p_value(line['holm'])}"
+    p = f", {p_value(line['holm'])}" if line["holm"] < SIGNIFICANT else ""
+    return f"{value} [{low}, {high}]{p}"
 
 
 def p_value(p: float) -> str:

@@ -295,7 +295,8 @@ def test_the_tables_have_the_figures():
         "| `tome` | 79.0 (-1.0) | 70.0 (-10.0) |",
         "| `random` |  | 60.0 (-20.0) |",
     ]
-    assert "76.0 [71.0, 81.0] | -4.0 [-6.0, -2.0], p = .300 |" in page
+    # p is shown where it is below .05.
+    assert "76.0 [71.0, 81.0] | -4.0 [-6.0, -2.0] | +6.0 [+4.0, +8.0], p = .040" in page
     # Turned: ToMe has ten more than random tokens.
     assert "p = .010 |  | +10.0 [+8.0, +12.0], p = .010 |  |" in page
     assert rows[-2:] == [
