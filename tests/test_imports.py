@@ -27,7 +27,10 @@ ROOMS = (
     "visualize",
     "commands",
 )
-APART = {("data", "reduction"), ("inference", "training"), ("visualize", "benchmark")}
+APART = {
+    *(("data", "reduction"), ("evaluate", "models"), ("evaluate", "pretrained")),
+    *(("inference", "training"), ("visualize", "benchmark")),
+}
 TOP = {"__init__", "__main__", "cli", "errors"}
 # Inside the reduction room: counts know no arrays, operations know no method.
 REDUCTION = (
@@ -173,8 +176,12 @@ def test_imports_point_one_way():
         ("imagepiece_jax.data.loader", "def f():\n    import imagepiece_jax.cli"),
         ("imagepiece_jax.data.loader", "from imagepiece_jax.models import vit"),
         ("imagepiece_jax.evaluate.accuracy", "import imagepiece_jax.training.trainer"),
+        (
+            "imagepiece_jax.evaluate.accuracy",
+            "from imagepiece_jax.pretrained import load",
+        ),
         ("imagepiece_jax.training.trainer", "import imagepiece_jax.commands.describe"),
-        ("imagepiece_jax.models.vit", "from imagepiece_jax.pretrained import load"),
+        ("imagepiece_jax.models.vit", "import imagepiece_jax.pretrained.load"),
         ("imagepiece_jax.inference.optimize", "import imagepiece_jax.training.trainer"),
         ("imagepiece_jax.training.trainer", "from configs import base"),
         ("imagepiece_jax.training.trainer", "from imagepiece_jax import cli"),

@@ -21,10 +21,10 @@ from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.pretrained import convert
 from imagepiece_jax.training import from_config, initial_weights
 from imagepiece_jax.training.checkpoint import Checkpoints
-from imagepiece_jax.visualize.trace import read_traces
 from tests.command import call, sentence
 from tests.models import tiny
 from tests.runs import ROOT
+from tests.visualize.traces import read_traces
 
 HALF = (0.5, 0.5, 0.5)
 HALVES = {"mean": HALF, "std": HALF}

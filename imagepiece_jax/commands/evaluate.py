@@ -51,9 +51,10 @@ def main():
     path, normalization = cli.required(WEIGHTS), NORMALIZATION()
     typed = cli.config_or_base()
     # They import JAX: after the flags.
+    from imagepiece_jax.benchmark import sweep
     from imagepiece_jax.common import parallel
     from imagepiece_jax.data import sources
-    from imagepiece_jax.evaluate import accuracy, statistics, sweep
+    from imagepiece_jax.evaluate import accuracy, statistics
     from imagepiece_jax.inference import optimize
     from imagepiece_jax.pretrained import runs
     from imagepiece_jax.reduction import settings
@@ -121,7 +122,9 @@ def main():
             kernels=config.model.kernels,
             pixels=True,
         )
-        result = accuracy.evaluate_program(vit, program, batches, config.seed)
+        result = accuracy.evaluate_program(
+            vit.model, vit.variables, program, batches, config.seed
+        )
         for figures in result.values():
             made = f"{figures['dtype']}, {figures['gelu']} GELU"
             print(f"{made}: {accuracy.line(figures)}", flush=True)

@@ -17,7 +17,6 @@ from imagepiece_jax.common.layout import ONE_DEVICE
 from imagepiece_jax.common.rng import Purpose, sample_keys
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.evaluate import statistics
-from imagepiece_jax.pretrained.trained_model import Pretrained
 
 FIGURES = ("acc1", "acc5", "loss", "images", "throughput")
 
@@ -191,7 +190,8 @@ def evaluate_each(
 
 
 def evaluate_program(
-    vit: Pretrained,
+    model,
+    variables,
     program,
     batches: Callable[..., Iterable[Mapping[str, Any]]],
     seed: int = 0,
@@ -199,8 +199,9 @@ def evaluate_program(
     """Accuracy of a program that `inference.optimize` made, beside that of its model.
 
     Args:
-        vit: the model, evaluated in float32 at highest precision with XLA's attention.
-        program: made of it for pixels, on the first device.
+        model, variables: evaluated in float32 at highest precision with XLA's
+            attention.
+        program: made of them for pixels, on the first device.
         batches: makes those of a split, of `batch_size` and `placement`.
         seed: of reducers that draw.
 
@@ -208,14 +209,14 @@ def evaluate_program(
         Figures of both by name, "reference" and "optimized"; the program's have the
         paired difference of acc1 to the reference, in points, and its interval.
     """
-    exact = vit.model.clone(dtype=jnp.dtype("float32"), backend="xla")
+    exact = model.clone(dtype=jnp.dtype("float32"), backend="xla")
     step = model_step(exact, seed, precision="highest")
-    before = evaluate(step, parallel.replicate(vit.variables), batches())
+    before = evaluate(step, parallel.replicate(variables), batches())
     whole = batches(batch_size=program.batch_size, placement=ONE_DEVICE)
     after = evaluate(program_step(program), None, whole)
     change = statistics.paired_difference(after.each["right"], before.each["right"])
     return {
-        "reference": before.figures | {"dtype": "float32", "gelu": vit.model.arch.gelu},
+        "reference": before.figures | {"dtype": "float32", "gelu": model.arch.gelu},
         "optimized": after.figures
         | {
             "dtype": program.model.dtype.name,

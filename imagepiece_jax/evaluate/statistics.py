@@ -5,10 +5,9 @@ the same interval wherever it is printed. Accuracies are in percent, their diffe
 in points. Two models are always compared on the same images, in the same order.
 
 Sources: Wilson (1927), a proportion; Agresti and Min (2005), a difference of paired
-proportions; McNemar (1947), its test; Cochran (1950), that of several models; Holm
-(1979), many tests at once; Student (1908), a mean over few trainings; Efron (1979), the
-percentile bootstrap of any statistic; Davison and Hinkley (1997, 3.8), the bootstrap of
-nested samples.
+proportions; McNemar (1947), its test; Holm (1979), many tests at once; Student (1908),
+a mean over few trainings; Efron (1979), the percentile bootstrap of any statistic;
+Davison and Hinkley (1997, 3.8), the bootstrap of nested samples.
 """
 
 import math
@@ -84,21 +83,6 @@ def mcnemar(right: ArrayLike, base: ArrayLike) -> float:
     gained, lost = discordant(right, base)
     trials, fewer = gained + lost, min(gained, lost)
     return min(1.0, 2 * float(special.bdtr(fewer, trials, 0.5)))
-
-
-def cochran(right: ArrayLike) -> float:
-    """p of Cochran's Q that all models are right equally often. bool [models, images].
-
-    By the chi-square distribution of many images; 1 where no image tells models apart.
-    """
-    right = np.asarray(right, np.float64)
-    models, totals = len(right), right.sum(axis=1)
-    solved = right.sum(axis=0)  # by how many models
-    differ = float(np.sum(solved * (models - solved)))
-    if differ == 0:
-        return 1.0
-    q = models * (models - 1) * float(np.sum((totals - totals.mean()) ** 2)) / differ
-    return float(special.chdtrc(models - 1, q))
 
 
 def holm(p: ArrayLike) -> list[float]:

@@ -19,7 +19,6 @@ from flax import linen as nn
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.common.image_size import whole_patches
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.block import Block
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.tokens import DROPPED, Mixing, compose
@@ -193,44 +192,7 @@ def write_traces(folder, names, methods, traces):
     replace_file(folder / JSON, text)
 
 
-def read_traces(folder):
-    """Return (names, methods, traces) as saved; InputError for anything else."""
-    folder = pathlib.Path(folder)
-    try:
-        saved = json.loads((folder / JSON).read_text(encoding="utf-8"))
-        with np.load(folder / NPZ) as archive:
-            arrays = dict(archive)
-        traces = [_trace(m, of, arrays) for m, of in enumerate(saved["methods"])]
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f"{folder} has no provenance that can be read ({error!r}); allowed is a "
-            f"folder in which visualize wrote {JSON} and {NPZ}"
-        ) from error
-    fields = {field.name for field in dataclasses.fields(Trace)}
-    methods = [
-        {k: v for k, v in of.items() if k not in fields} for of in saved["methods"]
-    ]
-    return saved["images"], methods, traces
-
-
 def _arrays(prefix, of, fields):
     """Arrays of a Stage or Trace by their names in the archive."""
     arrays = {f"{prefix}_{field}": getattr(of, field) for field in fields}
     return {name: array for name, array in arrays.items() if array is not None}
-
-
-def _trace(m, saved, arrays):
-    stages = [
-        Stage(
-            **{key: stage[key] for key in ("block", "site", "tokens")},
-            **{f: arrays.get(f"method{m}_stage{s}_{f}") for f in _OF_STAGE},
-        )
-        for s, stage in enumerate(saved["stages"])
-    ]
-    return Trace(
-        grid=tuple(saved["grid"]),
-        depth=saved["depth"],
-        tokens=saved["tokens"],
-        stages=tuple(stages),
-        **{field: arrays.get(f"method{m}_{field}") for field in _OF_TRACE},
-    )

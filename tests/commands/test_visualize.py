@@ -11,9 +11,9 @@ from imagepiece_jax.data import sources
 from imagepiece_jax.data.transforms import EvalTransform
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.pretrained import convert
-from imagepiece_jax.visualize.trace import read_traces
 from tests.command import call, sentence
 from tests.models import tiny
+from tests.visualize.traces import read_traces
 
 
 @pytest.fixture(scope="module")

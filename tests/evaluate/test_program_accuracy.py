@@ -23,8 +23,7 @@ def test_the_difference_is_the_program_less_the_reference(monkeypatch):
     tanh = model.clone(arch=dataclasses.replace(model.arch, gelu="tanh"))
     program = types.SimpleNamespace(model=tanh, batch_size=2)
     monkeypatch.setattr(accuracy, "evaluate", evaluate)
-    vit = types.SimpleNamespace(model=model, variables={})
-    result = accuracy.evaluate_program(vit, program, lambda **options: [])
+    result = accuracy.evaluate_program(model, {}, program, lambda **options: [])
     assert result["reference"]["acc1"] == 75 and result["reference"]["gelu"] == "exact"
     optimized = result["optimized"]
     assert (optimized["acc1"], optimized["gelu"]) == (50, "tanh")

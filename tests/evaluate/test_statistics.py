@@ -150,18 +150,6 @@ def test_few_trainings_have_students_interval(points, low, high):
     assert (round(found.low, 1), round(found.high, 1)) == (low, high)
 
 
-def test_cochrans_q_by_hand():
-    """Totals 2, 2, 5 of five images, of which three are solved by one model alone."""
-    right = np.array([[1, 1, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 1, 1]], bool)
-    q = 3 * 2 * (1 + 1 + 4) / (3 * (1 * 2))  # images solved by all say nothing
-    assert statistics.cochran(right) == pytest.approx(stats.chi2.sf(q, 2))
-    assert statistics.cochran(right[:2]) == 1.0
-    two = np.random.default_rng(0).uniform(size=(2, 400)) < [[0.6], [0.7]]
-    gained, lost = statistics.discordant(*two)
-    mcnemar = stats.chi2.sf((gained - lost) ** 2 / (gained + lost), 1)
-    assert statistics.cochran(two) == pytest.approx(mcnemar)
-
-
 @pytest.mark.parametrize("seeds", [2, 4, 6, 40])
 def test_students_p_is_scipys(seeds):
     values = np.random.default_rng(seeds).normal(0.5, size=seeds)

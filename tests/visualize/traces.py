@@ -1,4 +1,7 @@
-"""Handmade traces of two images with a grid of 2 x 3 patches."""
+"""Handmade traces of two images with a grid of 2 x 3 patches, and saved ones."""
+
+import dataclasses
+import json
 
 import numpy as np
 
@@ -69,3 +72,28 @@ def methods():
     settings = [{"name": "imagepiece"}, {"name": "token_learner"}, {"name": "none"}]
     facts = [a | {"setting": b} for a, b in zip(facts, settings, strict=True)]
     return facts, [hard(), soft(), dense()]
+
+
+def read_traces(folder):
+    """(names of images, facts of methods, Traces) as write_traces wrote them."""
+    saved = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    with np.load(folder / "provenance.npz") as archive:
+        arrays = dict(archive)
+
+    def restored(cls, prefix, facts):
+        """A Stage or Trace, whose fields are arrays by name, or of its facts."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        named = {k: arrays[f"{prefix}_{k}"] for k in names if f"{prefix}_{k}" in arrays}
+        return cls(**{k: v for k, v in facts.items() if k in names} | named)
+
+    methods, traces = [], []
+    for m, facts in enumerate(saved["methods"]):
+        stages = tuple(
+            restored(Stage, f"method{m}_stage{s}", stage)
+            for s, stage in enumerate(facts["stages"])
+        )
+        facts |= {"stages": stages, "grid": tuple(facts["grid"])}
+        traces.append(restored(Trace, f"method{m}", facts))
+        of_traces = ("stages", "grid", "depth", "tokens")
+        methods.append({k: v for k, v in facts.items() if k not in of_traces})
+    return saved["images"], methods, traces

@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from configs import quickstart
+from imagepiece_jax.benchmark import sweep
 from imagepiece_jax.commands import evaluate
-from imagepiece_jax.evaluate import statistics, sweep
+from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.models import summary
 from imagepiece_jax.pretrained import convert
 from imagepiece_jax.training import from_config
