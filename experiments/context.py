@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from experiments.images import Images
 from experiments.settings import TableSettings
 from imagepiece_jax import cli
-from imagepiece_jax.benchmark import device, workloads
-from imagepiece_jax.benchmark.cache import ResultCache
-from imagepiece_jax.benchmark.compare import decode_bits, encode_bits, plan_facts
+from imagepiece_jax.benchmark.cache import Checkpoint, ResultCache, decode_bits
 from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy, statistics
@@ -22,8 +20,6 @@ from imagepiece_jax.training.weights_config import for_analysis
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
-
-MAX_PROGRAMS = 64  # compiled evaluation steps that are kept
 
 
 class Models(Protocol):
@@ -147,55 +143,26 @@ class Context:
             raise InputError("--weights is missing: a weights file or a run's folder")
         return self.models.pretrained
 
-    def evaluate(self, pretrained, reduction, images: Images | None = None):
-        """Result of `pretrained` with `reduction` on all images, or on these."""
-        return self._evaluate(pretrained, reduction, images or self.images)
-
-    def evaluate_altered(self, pretrained, reduction, alteration, alter, prepare):
-        """`evaluate` on images changed by `alter` (see accuracy.eval_step).
-
-        alteration: what it does, as part of the setting; prepare(batch): the batch with
-        what `alter` reads. The same `alter` is compiled once for a model.
-        """
-        return self._evaluate(
-            pretrained, reduction, self.images, alteration, alter, prepare
+    def checkpoint(self, pretrained, images: Images | None = None) -> Checkpoint:
+        """What measures `pretrained` on all images, or on these."""
+        return Checkpoint(
+            pretrained,
+            images or self.images,
+            self.cache,
+            self.settings.speed_batch_size,
+            self.settings.rules,
+            seed=0,  # of reducers that draw: one program for all trainings of a row
+            programs=self.programs,
         )
 
-    def _evaluate(
-        self, pretrained, reduction, images, alteration=None, alter=None, prepare=None
-    ):
-        setting = self._setting("accuracy", pretrained, reduction, images)
-        setting |= alteration or {}
+    def evaluate(self, pretrained, reduction, images: Images | None = None):
+        """Result of `pretrained` with `reduction` on all images, or on these."""
+        return Result(self.checkpoint(pretrained, images).evaluate(reduction))
 
-        def measure():
-            model = pretrained.model(reduction)
-            variables, untrained = pretrained.variables(model)
-            batches = images.batches()
-            batches = map(prepare, batches) if prepare else batches
-            step = self._step(pretrained, reduction, alter)
-            found = accuracy.evaluate(step, parallel.replicate(variables), batches)
-            return {
-                "acc1": found.acc1,
-                "acc5": found.acc5,
-                "loss": found.loss,
-                "images": found.images,
-                "untrained_selectors": untrained,
-                **plan_facts(model, pretrained.image_size),
-                "right": encode_bits(found.each["right"]),
-            }
-
-        what = f"{reductions.label(reduction)}, {len(images)} images"
-        return Result(self.cache.result(setting, measure, what))
-
-    def _step(self, pretrained, reduction, alter):
-        """A compiled step, kept for other seeds and images of the same model."""
-        key = pretrained.config, str(reductions.completed(reduction)), alter
-        if key not in self.programs:
-            while len(self.programs) >= MAX_PROGRAMS:
-                self.programs.pop(next(iter(self.programs)))
-            model = pretrained.model(reduction)
-            self.programs[key] = accuracy.model_step(model, alter=alter)
-        return self.programs[key]
+    def evaluate_altered(self, pretrained, reduction, alteration, alter, prepare):
+        """`evaluate` on images changed by `alter`; see `Checkpoint.evaluate`."""
+        checkpoint = self.checkpoint(pretrained)
+        return Result(checkpoint.evaluate(reduction, alteration, alter, prepare))
 
     def analyze(self, kind, pretrained, reduction, measure, model, summarize) -> dict:
         """Figures inside of `model`: summarize({name: [images, ...]}), JSON values.
@@ -203,57 +170,25 @@ class Context:
         kind: the name of the analysis in the setting; measure(outputs, batch): {name:
         [m, ...]} of the images of a batch.
         """
-        setting = self._setting(kind, pretrained, reduction, self.images)
 
-        def found():
+        def analyzed():
             variables, _ = pretrained.variables(pretrained.model(reduction))
             step = accuracy.model_step(model, measure=measure)
-            batches = self.images.batches()
-            arrays = accuracy.evaluate(
-                step, parallel.replicate(variables), batches
-            ).each
+            placed, batches = parallel.replicate(variables), self.images.batches()
+            arrays = accuracy.evaluate(step, placed, batches).each
             return summarize(arrays) | {"images": len(arrays["index"])}
 
+        setting = self.checkpoint(pretrained).setting(kind, reduction)
         what = f"inside {reductions.label(reduction)}, {len(self.images)} images"
-        return self.cache.result(setting, found, what)
+        return self.cache.result(setting, analyzed, what)
 
     def speed(self, pretrained, reduction) -> dict | None:
         """Speed relative to the dense model of the same weights, timed in turns.
 
         As `workloads.speed` gives it; None where nothing is timed.
         """
-        if not self.settings.speed:
-            return None
-        setting = {
-            "kind": "speed",
-            "fields": dict(pretrained.fields),
-            "reduction": reductions.completed(reduction),
-            "batch_size": self.settings.speed_batch_size,
-            "device": device.name(),
-            **dataclasses.asdict(self.settings.rules),
-        }
-        return self.cache.result(
-            setting,
-            lambda: workloads.speed(
-                pretrained,
-                reduction,
-                self.settings.speed_batch_size,
-                self.settings.rules,
-            ),
-            f"the speed of {reductions.label(reduction)}",
-        )
-
-    def _setting(self, kind, pretrained, reduction, images):
-        return {
-            "kind": kind,
-            "weights": pretrained.digest,
-            "fields": dict(pretrained.fields),
-            "reduction": reductions.completed(reduction),
-            "use": pretrained.use(reduction),
-            "trained_as": dict(pretrained.reduction),
-            "seed": pretrained.seed,
-            **images.setting,
-        }
+        timed = self.settings.speed
+        return self.checkpoint(pretrained).speed(reduction) if timed else None
 
 
 class Result:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import jax
 
-from imagepiece_jax.benchmark import match_cost
+from imagepiece_jax.benchmark import compare
 from imagepiece_jax.data.sources import open_source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import summary
@@ -93,7 +93,7 @@ class Finetuner:
         """`reduction` at the rate whose GMACs are nearest to the reference's."""
         cost = self._dense.gmacs
         depth = len(self._dense.model().plan)
-        return match_cost.nearest(cost, reduction, cost(REFERENCE), depth)
+        return compare.nearest(cost, reduction, cost(REFERENCE), depth)
 
     @functools.cached_property
     def _dense(self):

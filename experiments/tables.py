@@ -9,7 +9,7 @@ import functools
 from experiments import published, render
 from experiments.context import OffTheShelf
 from experiments.rows import DENSE, Row, facts, measure, present, table
-from imagepiece_jax.benchmark import match_cost
+from imagepiece_jax.benchmark import compare
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.models import registry
 
@@ -152,7 +152,7 @@ def fewest_tokens(context, pretrained, reduction):
     """
     depth = len(pretrained.model().plan)
     base = context.evaluate(pretrained, DENSE.reduction)
-    ordered = match_cost.priced(pretrained.gmacs, match_cost.settings(reduction, depth))
+    ordered = compare.priced(pretrained.gmacs, compare.along_knob(reduction, depth))
     best, low, high = None, 0, len(ordered) - 1
     for _ in range(BISECTIONS):
         if low > high:

@@ -12,7 +12,7 @@ import jax
 from absl import flags
 
 from imagepiece_jax import cli
-from imagepiece_jax.benchmark import match_cost
+from imagepiece_jax.benchmark import compare
 from imagepiece_jax.common import tables, xla_options
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.inference import optimize
@@ -68,7 +68,7 @@ def compared(name, size):
         if reduction["name"] == "imagepiece":  # its 8 % a block are for 12 blocks
             reduction = reduction | {"merge_ratio": round(0.96 / depth, 4)}
         if reduction["name"] != "none":
-            reduction = match_cost.nearest(cost, reduction, SHARE * dense, depth)
+            reduction = compare.nearest(cost, reduction, SHARE * dense, depth)
         made = model(reduction)
         found = h200.summary(compiled(made, size))
         kernels, ms = (sum(part) for part in zip(*found.values(), strict=True))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from experiments.context import package_config
 from experiments.scratch.options import Options
-from imagepiece_jax.benchmark import match_cost
+from imagepiece_jax.benchmark import compare
 from imagepiece_jax.models import summary
 from imagepiece_jax.reduction import methods, settings
 from imagepiece_jax.training import from_config
@@ -73,8 +73,8 @@ def systems(options: Options, num_classes: int, dtype: str) -> list[System]:
         return gmacs(system, options, num_classes, dtype)
 
     def matched(title, reduction, start=None):
-        priced = match_cost.priced(cost, _candidates(reduction, options))
-        _, nearest = match_cost.closest(priced, cost(reference))
+        priced = compare.priced(cost, _candidates(reduction, options))
+        _, nearest = compare.closest(priced, cost(reference))
         return System(reduction["name"], title, "conv", nearest, start)
 
     harsher = tuple(rate for rate in HARSHER if rate < options.keep_rate)
@@ -105,7 +105,7 @@ def systems(options: Options, num_classes: int, dtype: str) -> list[System]:
 def _candidates(reduction, options):
     """`reduction` in small steps of its cost: for ToMe by single tokens in all."""
     if reduction["name"] != "tome":
-        return match_cost.settings(reduction, options.depth)
+        return compare.along_knob(reduction, options.depth)
     depth, patches = options.depth, (options.image_size // options.patch) ** 2
     return [
         reduction | {"r_list": tuple((total + i) // depth for i in range(depth))[::-1]}

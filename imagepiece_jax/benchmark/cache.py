@@ -1,4 +1,4 @@
-"""Cache of measured results: one line of JSON each in a folder's points.jsonl.
+"""Measured results, each measured once: one line of JSON in a folder's points.jsonl.
 
 A result is identified by its whole setting: what was measured with the same one is
 read, not measured again. A line is on disk before the next measurement starts, so a
@@ -6,19 +6,30 @@ command that was stopped resumes where it was. Lines of former versions have no 
 of the data: they count for the data that first ask for them, and for no others then.
 """
 
+import base64
+import dataclasses
 import json
 import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
+import numpy as np
+
+from imagepiece_jax.benchmark import device, workloads
+from imagepiece_jax.common import parallel
 from imagepiece_jax.common.files import append_line, git_revision, lock, make_folder
+from imagepiece_jax.common.timer import Rules
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction.settings import current
+from imagepiece_jax.evaluate import accuracy
+from imagepiece_jax.models import summary
+from imagepiece_jax.pretrained.load import Weights
+from imagepiece_jax.reduction import settings
 
 FILE = "points.jsonl"
+MAX_PROGRAMS = 64  # compiled evaluation steps that are kept
 
 
 class ResultCache:
@@ -101,7 +112,7 @@ class ResultCache:
 def _key(setting):
     """A setting of any version as text."""
     names = [k for k in ("reduction", "trained_as") if k in setting]
-    now = {k: current(setting[k]) for k in names}
+    now = {k: settings.current(setting[k]) for k in names}
     return json.dumps(setting | now, sort_keys=True)
 
 
@@ -129,3 +140,143 @@ def _read(file, path):
         whole += len(line) + 1
     os.ftruncate(file.fileno(), whole)
     return results
+
+
+class Split(NamedTuple):
+    """Images to measure on: what decides figures on them, and a pass over them.
+
+    setting: JSON values, the number of `images` among them; batches: makes the batches.
+    """
+
+    setting: Mapping[str, Any]
+    batches: Callable[[], Iterable[Mapping[str, Any]]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """Weights under any reduction: figures on images, and speed, each measured once.
+
+    Args:
+        weights: whose reductions are measured.
+        images: a Split, or what has its two fields.
+        cache: keeps the results.
+        speed_batch, rules: how speeds are measured.
+        seed: of reducers that draw; None is that of the weights.
+        programs: compiled evaluation steps, which checkpoints of one model may share.
+    """
+
+    weights: Weights
+    images: Split
+    cache: ResultCache
+    speed_batch: int = 64
+    rules: Rules = Rules()
+    seed: int | None = None
+    programs: dict = dataclasses.field(default_factory=dict)
+
+    def evaluate(
+        self,
+        reduction: Mapping[str, Any],
+        alteration: Mapping[str, Any] | None = None,
+        alter: Callable | None = None,
+        prepare: Callable | None = None,
+    ) -> dict[str, Any]:
+        """Figures on the images: JSON values, which of them are `right` as bits.
+
+        Args:
+            reduction: of the model that is evaluated.
+            alteration: what `alter` does, as part of the setting.
+            alter: changes the images (accuracy.eval_step). The same one is compiled
+                once for a model.
+            prepare: returns a batch with what `alter` reads.
+        """
+        setting = self.setting("accuracy", reduction) | (alteration or {})
+        return self.cache.result(
+            setting,
+            lambda: self._evaluate(reduction, alter, prepare),
+            f"{settings.label(reduction)}, {setting['images']} images",
+        )
+
+    def has_evaluated(self, reduction: Mapping[str, Any]) -> bool:
+        """Whether `evaluate` has its result already."""
+        return self.setting("accuracy", reduction) in self.cache
+
+    def speed(self, reduction: Mapping[str, Any]) -> dict[str, float]:
+        """Speed as `workloads.speed` measures it, in turns with the dense model."""
+        setting = {
+            "kind": "speed",
+            "fields": dict(self.weights.fields),
+            "reduction": settings.completed(reduction),
+            "batch_size": self.speed_batch,
+            "device": device.name(),
+            **dataclasses.asdict(self.rules),
+        }
+        return self.cache.result(
+            setting,
+            lambda: workloads.speed(
+                self.weights, reduction, self.speed_batch, self.rules
+            ),
+            f"the speed of {settings.label(reduction)}",
+        )
+
+    def setting(self, kind: str, reduction: Mapping[str, Any]) -> dict[str, Any]:
+        """What decides figures of this kind on the images, as JSON values."""
+        return {
+            "kind": kind,
+            "weights": self.weights.digest,
+            "fields": dict(self.weights.fields),
+            "reduction": settings.completed(reduction),
+            "use": self.weights.use(reduction),
+            "trained_as": dict(self.weights.reduction),
+            "seed": self.weights.seed,
+            **self.images.setting,
+        }
+
+    def _evaluate(self, reduction, alter, prepare):
+        model = self.weights.model(reduction)
+        variables, untrained = self.weights.variables(model)
+        batches = self.images.batches()
+        batches = map(prepare, batches) if prepare else batches
+        step = self._step(model, reduction, alter)
+        result = accuracy.evaluate(step, parallel.replicate(variables), batches)
+        return {
+            "acc1": result.acc1,
+            "acc5": result.acc5,
+            "loss": result.loss,
+            "images": result.images,
+            "untrained_selectors": untrained,
+            **plan_facts(model, self.weights.image_size),
+            "right": encode_bits(result.each["right"]),
+        }
+
+    def _step(self, model, reduction, alter):
+        """A compiled step, kept for other weights and images of the same model."""
+        seed = self.weights.seed if self.seed is None else self.seed
+        reduction = str(settings.completed(reduction))
+        key = self.weights.config, reduction, seed, alter
+        if key not in self.programs:
+            while len(self.programs) >= MAX_PROGRAMS:
+                self.programs.pop(next(iter(self.programs)))
+            self.programs[key] = accuracy.model_step(model, seed, alter=alter)
+        return self.programs[key]
+
+
+def plan_facts(model, image_size) -> dict[str, Any]:
+    """What a plan decides: GMACs, tokens into and out of each block, tokens left."""
+    return {
+        "gmacs": summary.model_macs(model, image_size) / 1e9,
+        "tokens_per_block": [[p.attn_tokens, p.mlp_tokens] for p in model.plan],
+        "tokens": model.plan[-1].mlp_tokens,
+    }
+
+
+def encode_bits(right) -> str:
+    """bool [n] as bits in base64."""
+    return base64.b64encode(np.packbits(right).tobytes()).decode()
+
+
+def decode_bits(text: str, count: int) -> np.ndarray:
+    """What `encode_bits` wrote of `count` values; ValueError for another number."""
+    bits = np.frombuffer(base64.b64decode(text), np.uint8)
+    if len(bits) != -(-count // 8):
+        raise ValueError(f"{8 * len(bits)} bits")
+    return np.unpackbits(bits)[:count].astype(bool)

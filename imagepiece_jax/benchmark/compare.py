@@ -8,27 +8,22 @@ random tokens at the same share, and of ImagePiece's controls (with its token co
 ImagePiece. All of them are one family of exact McNemar tests, corrected by Holm's rule.
 """
 
-import base64
 import dataclasses
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 from flax import linen as nn
 
-from imagepiece_jax.benchmark import device, match_cost, workloads
-from imagepiece_jax.benchmark.cache import ResultCache
-from imagepiece_jax.common import parallel
+from imagepiece_jax.benchmark import device
+from imagepiece_jax.benchmark.cache import Checkpoint, decode_bits
 from imagepiece_jax.common.files import git_revision
-from imagepiece_jax.common.timer import Rules
 from imagepiece_jax.errors import InputError, suggestion
-from imagepiece_jax.evaluate import accuracy, statistics
-from imagepiece_jax.models import summary
-from imagepiece_jax.pretrained.load import Weights
-from imagepiece_jax.reduction import settings
+from imagepiece_jax.evaluate import statistics
+from imagepiece_jax.reduction import methods, settings
 from imagepiece_jax.reduction.methods import METHODS
 
 # Of a share; a method that comes no nearer is not compared there. DiffRate's published
@@ -43,91 +38,6 @@ CONTROLS = {
     f"{CONTROLLED} {kind} (control)": {"name": CONTROLLED, "inattentive": kind}
     for kind in ("drop", "random", "tome")
 }
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Checkpoint:
-    """Weights under any reduction: figures on images, and speed, each measured once.
-
-    batches: makes the batches of a pass over the images; images: what decides figures
-    on them, as JSON values; speed_batch, rules: how speeds are measured.
-    """
-
-    weights: Weights
-    batches: Callable[[], Iterable[Mapping[str, Any]]]
-    images: Mapping[str, Any]
-    cache: ResultCache
-    speed_batch: int = 64
-    rules: Rules = Rules()
-
-    def evaluate(self, reduction: Mapping[str, Any]) -> dict[str, Any]:
-        """Figures on the images: acc1 as [value, low, high], `right` as bits."""
-        return self.cache.result(
-            self._setting(reduction),
-            lambda: self._evaluate(reduction),
-            settings.label(reduction),
-        )
-
-    def has_evaluated(self, reduction: Mapping[str, Any]) -> bool:
-        """Whether `evaluate` has its result already."""
-        return self._setting(reduction) in self.cache
-
-    def speed(self, reduction: Mapping[str, Any]) -> dict[str, float]:
-        """Speed as `workloads.speed` measures it, in turns with the dense model."""
-        timing = {"batch_size": self.speed_batch, **dataclasses.asdict(self.rules)}
-        return self.cache.result(
-            self._setting(reduction) | {"device": device.name(), **timing},
-            lambda: workloads.speed(
-                self.weights, reduction, self.speed_batch, self.rules
-            ),
-            f"the speed of {settings.label(reduction)}",
-        )
-
-    def _setting(self, reduction):
-        return {
-            "weights": self.weights.digest,
-            "fields": dict(self.weights.fields),
-            "reduction": settings.completed(reduction),
-            "seed": self.weights.seed,
-            **self.images,
-        }
-
-    def _evaluate(self, reduction):
-        vit = self.weights.pretrained(reduction)
-        step = accuracy.model_step(vit.model, self.weights.seed)
-        variables = parallel.replicate(vit.variables)
-        result = accuracy.evaluate(step, variables, self.batches())
-        right = result.each["right"]
-        return {
-            "acc1": list(map(float, statistics.accuracy(right))),
-            "acc5": result.acc5,
-            "loss": result.loss,
-            **plan_facts(vit.model, vit.image_size),
-            "images": result.images,
-            "right": encode_bits(right),
-        }
-
-
-def plan_facts(model, image_size) -> dict[str, Any]:
-    """What a plan decides: GMACs, tokens into and out of each block, tokens left."""
-    return {
-        "gmacs": summary.model_macs(model, image_size) / 1e9,
-        "tokens_per_block": [[p.attn_tokens, p.mlp_tokens] for p in model.plan],
-        "tokens": model.plan[-1].mlp_tokens,
-    }
-
-
-def encode_bits(right) -> str:
-    """bool [n] as bits in base64."""
-    return base64.b64encode(np.packbits(right).tobytes()).decode()
-
-
-def decode_bits(text: str, count: int) -> np.ndarray:
-    """What `encode_bits` wrote of `count` values; ValueError for another number."""
-    bits = np.frombuffer(base64.b64decode(text), np.uint8)
-    if len(bits) != -(-count // 8):
-        raise ValueError(f"{8 * len(bits)} bits")
-    return np.unpackbits(bits)[:count].astype(bool)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -181,8 +91,9 @@ def compare(
             f"--shares is {listed}: no method has a setting of this cost; allowed are "
             "shares that one has"
         )
-    dense, *figures = evaluate_all(
-        checkpoint, [settings.DENSE, *(entry.reduction for entry in near)]
+    dense, *figures = map(
+        _figures,
+        evaluate_all(checkpoint, [settings.DENSE, *(e.reduction for e in near)]),
     )
     pairs = [*zip(near, figures, strict=True)]
     timing = None
@@ -194,7 +105,7 @@ def compare(
         "digest": weights.digest,
         "fields": weights.fields,
         "trained_as": weights.reduction["name"],
-        "images": dict(checkpoint.images),
+        "images": dict(checkpoint.images.setting),
         "metric": metric,
         "shares": shares,
         "tolerance": TOLERANCE,
@@ -238,23 +149,23 @@ def _entries(checkpoint, method, shares, metric) -> list[Entry] | str:
     if weights.reduction["name"] == name:  # a run: its fields, not the defaults
         fields = {**weights.reduction, **fields}
     depth = len(weights.model(settings.DENSE).plan)
-    priced = match_cost.priced(weights.gmacs, match_cost.settings(fields, depth))
-    if not priced:
+    choices = priced(weights.gmacs, along_knob(fields, depth))
+    if not choices:
         try:
             weights.model(fields)
         except InputError as error:
             return f"does not fit this model: {error}"
         return "does not fit this model"
-    priced = _trained(weights, priced)
-    if not priced:
+    choices = _trained(weights, choices)
+    if not choices:
         return "needs training"
     knob = METHODS[name]().knob(depth)[0]
     entries = []
     for share in shares:
         if metric == "ms":
-            reduction, reached, speed = _by_time(checkpoint, priced, share)
+            reduction, reached, speed = _by_time(checkpoint, choices, share)
         else:
-            reduction, reached = _by_macs(weights, priced, share)
+            reduction, reached = _by_macs(weights, choices, share)
             speed = None
         shown = {k: reduction[k] for k in knob if k in reduction}
         shown = settings.changed(reduction) | shown
@@ -263,15 +174,15 @@ def _entries(checkpoint, method, shares, metric) -> list[Entry] | str:
     return entries
 
 
-def _trained(weights, priced):
-    """Those of `priced` whose parameters the weights hold.
+def _trained(weights, choices):
+    """Those of `choices` whose parameters the weights hold.
 
     From the cheapest on: a step that keeps every token has no parameters.
     """
     if not any(name.startswith("reducer") for name in weights.state_dict):
-        return [] if weights.untrained(priced[-1][1]) else priced
+        return [] if weights.untrained(choices[-1][1]) else choices
     lacking, trained = {}, []
-    for cost, reduction in reversed(priced):
+    for cost, reduction in reversed(choices):
         # A reducer that learns and its block decide the parameters, whatever it keeps.
         plan = enumerate(weights.model(reduction).plan)
         steps = [(block, layer.step.reducer) for block, layer in plan if layer.counts]
@@ -283,27 +194,71 @@ def _trained(weights, priced):
     return trained
 
 
-def _by_macs(weights, priced, share):
+def _by_macs(weights, choices, share):
     """(reduction, share reached) of the nearest cost."""
     dense = weights.gmacs(settings.DENSE)
-    cost, reduction = match_cost.closest(priced, share * dense)
+    cost, reduction = closest(choices, share * dense)
     return reduction, cost / dense
 
 
-def _by_time(checkpoint, priced, share):
+def _by_time(checkpoint, choices, share):
     """(reduction, share reached, its speed) of the nearest of MAX_TRIALS timed ones.
 
     The first is the nearest by MACs, each further one as if time fell as MACs do.
     """
     target, tried = share, {}
     for _ in range(MAX_TRIALS):
-        reduction, macs = _by_macs(checkpoint.weights, priced, target)
+        reduction, macs = _by_macs(checkpoint.weights, choices, target)
         if macs in tried:
             break
         speed = checkpoint.speed(reduction)
         tried[macs] = reduction, 1 / speed["ratio"], speed
         target *= share * speed["ratio"]
     return min(tried.values(), key=lambda trial: abs(trial[1] - share))
+
+
+def along_knob(reduction: dict, depth: int = 12) -> list[dict]:
+    """`reduction` at every position of the knob that its method declares."""
+    fields, _ = settings.split(reduction)
+    return [reduction | setting for setting in methods.create(**fields).knob(depth)]
+
+
+def priced(
+    cost: Callable[[dict], float], reductions: Iterable[dict]
+) -> list[tuple[float, dict]]:
+    """[(cost, reduction)] of those that make a model, most expensive first."""
+    choices = []
+    for reduction in reductions:
+        try:
+            choices.append((cost(reduction), reduction))
+        except InputError:  # a position of the knob that this model has not
+            continue
+    return sorted(choices, key=lambda pair: -pair[0])
+
+
+def closest(choices: Iterable[tuple[float, dict]], target: float) -> tuple[float, dict]:
+    """Of (cost, reduction) as from `priced` the one whose cost is nearest."""
+    return min(choices, key=lambda pair: abs(pair[0] - target))
+
+
+def nearest(
+    cost: Callable[[dict], float], reduction: dict, target: float, depth: int = 12
+) -> dict:
+    """The position of a reduction's knob whose cost is nearest to `target`.
+
+    Args:
+        cost: of a reduction; InputError for one that does not fit the model.
+        reduction: name and fields; the knob's fields may be left out.
+        target: in the unit of `cost`.
+        depth: blocks of the model.
+
+    Raises:
+        InputError: where no position fits the model.
+    """
+    choices = priced(cost, along_knob(reduction, depth))
+    if not choices:
+        raise InputError(f"no rate of {reduction['name']!r} fits this model")
+    return closest(choices, target)[1]
 
 
 def evaluate_all(checkpoint: Checkpoint, reductions: list[dict]) -> list[dict]:
@@ -364,6 +319,12 @@ def _line(entry):
         "reduction": settings.completed(entry.reduction),
         **({} if entry.speed is None else {"speed": entry.speed}),
     }
+
+
+def _figures(result):
+    """What is measured of a model, as JSON has it: acc1 with its interval."""
+    acc1 = statistics.accuracy(_right(result))
+    return result | {"acc1": list(map(float, acc1))}
 
 
 def _right(figures):

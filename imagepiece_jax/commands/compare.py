@@ -47,7 +47,7 @@ def main():
         raise InputError("--shares is empty; allowed are one or more, such as 0.9,0.5")
     # They import JAX: after the flags.
     from imagepiece_jax.benchmark import compare, compare_tables, device
-    from imagepiece_jax.benchmark.cache import ResultCache
+    from imagepiece_jax.benchmark.cache import Checkpoint, ResultCache, Split
     from imagepiece_jax.common import parallel
     from imagepiece_jax.common.timer import Rules
     from imagepiece_jax.data.sources import short_name
@@ -64,19 +64,20 @@ def main():
     source, notes = open_images(run, weights, LIMIT.value)
     for note in notes:
         print(note, flush=True)
-    images = {"data": short_name(config.data.name), "digest": source.digest}
-    images |= {"limit": LIMIT.value, **run.eval_transform().facts}
+    images = Split(
+        {
+            "data": short_name(config.data.name),
+            "digest": source.digest,
+            "images": len(source),
+            "limit": LIMIT.value,
+            **run.eval_transform().facts,
+        },
+        functools.partial(run.eval_batches, source, placement=parallel.placement()),
+    )
     out = OUT.value or "runs/compare"
     cache = ResultCache(out, AGAIN.value, device.versions())
-    checkpoint = compare.Checkpoint(
-        weights=weights.analyzed(),
-        batches=functools.partial(
-            run.eval_batches, source, placement=parallel.placement()
-        ),
-        images=images,
-        cache=cache,
-        speed_batch=SPEED_BATCH.value,
-        rules=Rules(*timing),
+    checkpoint = Checkpoint(
+        weights.analyzed(), images, cache, SPEED_BATCH.value, Rules(*timing)
     )
     try:
         report = compare.compare(checkpoint, shares, METHODS.value, METRIC.value)

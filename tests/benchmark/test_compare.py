@@ -11,10 +11,16 @@ import pytest
 from scipy import stats
 
 from imagepiece_jax.benchmark import compare, compare_tables
-from imagepiece_jax.benchmark.cache import ResultCache
+from imagepiece_jax.benchmark.cache import (
+    Checkpoint,
+    ResultCache,
+    Split,
+    decode_bits,
+    encode_bits,
+    plan_facts,
+)
 from imagepiece_jax.common.timer import Rules
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.models import registry, summary
 from imagepiece_jax.models.registry import ModelConfig
 from imagepiece_jax.pretrained import convert
@@ -32,7 +38,7 @@ SHARES = (0.75, 0.5)
 class Guessing:
     """A Checkpoint of DeiT-Ti that errs by chance, the more the less it computes."""
 
-    images = {"data": "csv:labels.csv", "images": IMAGES}
+    images = Split({"data": "csv:labels.csv", "images": IMAGES}, list)
     speed_batch, rules = 8, Rules(2, 1, 0.0)
 
     def __init__(self):
@@ -54,13 +60,12 @@ class Guessing:
 
     def evaluate(self, reduction):
         self.known.add(str(reduction))
-        figures = compare.plan_facts(self.weights.model(reduction), 224)
+        figures = plan_facts(self.weights.model(reduction), 224)
         name = reduction["name"] + reduction.get("inattentive", "")
         draw = np.random.default_rng(sum(map(ord, name)))
         right = draw.uniform(size=IMAGES) < (figures["gmacs"] / self.dense) ** 0.5
         figures |= {"acc5": 99.0, "loss": 1.0, "images": IMAGES}
-        figures["acc1"] = list(statistics.accuracy(right))
-        return figures | {"right": compare.encode_bits(right)}
+        return figures | {"right": encode_bits(right)}
 
     def speed(self, reduction):
         """Time falls more slowly than MACs."""
@@ -335,18 +340,18 @@ def test_a_stopped_comparison_resumes(tmp_path, capsys, monkeypatch):
     def compared():
         cache = ResultCache(tmp_path)
         with contextlib.closing(cache):
-            made = compare.Checkpoint(weights, images.batches, images.setting, cache)
+            made = Checkpoint(weights, images, cache)
             return compare.compare(made, (0.6,), ["random"])
 
-    measured, real = [], compare.Checkpoint._evaluate
+    measured, real = [], Checkpoint._evaluate
 
-    def evaluate(self, reduction):
+    def evaluate(self, reduction, *altered):
         measured.append(reduction["name"])
         if measured == ["none", "tome", "random"]:
             raise KeyboardInterrupt
-        return real(self, reduction)
+        return real(self, reduction, *altered)
 
-    monkeypatch.setattr(compare.Checkpoint, "_evaluate", evaluate)
+    monkeypatch.setattr(Checkpoint, "_evaluate", evaluate)
     with pytest.raises(KeyboardInterrupt):
         compared()
     capsys.readouterr()
@@ -354,5 +359,5 @@ def test_a_stopped_comparison_resumes(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().err.count("measuring") == 1
     assert [line["method"] for line in report["settings"]] == ["tome", "random"]
     assert report["dense"]["images"] == 24
-    right = compare.decode_bits(report["dense"]["right"], 24)
+    right = decode_bits(report["dense"]["right"], 24)
     assert report["dense"]["acc1"][0] == 100 * right.mean()

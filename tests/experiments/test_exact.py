@@ -5,7 +5,7 @@ import pathlib
 import pytest
 
 from experiments import finetune, hyperspeed, published, tables
-from imagepiece_jax.benchmark import match_cost
+from imagepiece_jax.benchmark import compare
 from imagepiece_jax.models.registry import ModelConfig
 from imagepiece_jax.pretrained.load import Weights
 from imagepiece_jax.reduction import methods, settings
@@ -118,7 +118,7 @@ def test_methods_can_be_matched_at_equal_macs(reduction):
     """Of DeiT-Ti at 160 pixels, as --small trains it, within three percent."""
     one = pretrained(name="deit_ti", image_size=160)
     target = one.gmacs(finetune.REFERENCE)
-    found = match_cost.nearest(one.gmacs, reduction, target)
+    found = compare.nearest(one.gmacs, reduction, target)
     assert found["name"] == reduction["name"]
     if reduction == tables.MERGE_ONLY:  # half of the candidates is all it can merge
         assert found["merge_ratio"] >= 0.14
@@ -134,16 +134,16 @@ def test_every_method_says_what_sets_its_cost(name):
     knob, *others = method.knob(12)
     assert knob.keys() <= set(method.inference_fields())
     assert all(setting.keys() == knob.keys() for setting in others)
-    found = match_cost.settings({"name": name}, 12)
+    found = compare.along_knob({"name": name}, 12)
     assert all(set(reduction) == {"name", *knob} for reduction in found)
-    costs = [cost for cost, _ in match_cost.priced(one.gmacs, found)]
+    costs = [cost for cost, _ in compare.priced(one.gmacs, found)]
     assert len(set(costs)) > 3
     assert min(costs) < 0.65 * one.gmacs(settings.DENSE) < max(costs)
 
 
 def test_nearest_is_the_nearest():
     costs = {rate: (rate - 0.5) ** 2 + rate for rate in RATES}
-    found = match_cost.nearest(
+    found = compare.nearest(
         lambda r: costs[r["keep_rate"]], {"name": "evit", "fuse_token": True}, 0.66
     )
     best = min(costs, key=lambda rate: abs(costs[rate] - 0.66))

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from experiments import hyperspeed, published, tables
-from experiments.context import OffTheShelf, Result, plan_facts
+from experiments.context import OffTheShelf, Result
 from experiments.rows import find
 from experiments.settings import TableSettings
+from imagepiece_jax.benchmark.cache import plan_facts
 from imagepiece_jax.models.registry import ModelConfig
 from imagepiece_jax.pretrained.load import Weights
 from imagepiece_jax.reduction import settings
