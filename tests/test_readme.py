@@ -19,7 +19,7 @@ from imagepiece_jax.__main__ import commands
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.pretrained import convert, hub, imagenet_classes, layouts
-from imagepiece_jax.reduction import layer_plan, merging, ops, tokens
+from imagepiece_jax.reduction import layer_plan, ops, tokens
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.training import from_config, run_dir
@@ -82,7 +82,7 @@ def test_the_reducer_by_hand_fills_every_slot_and_drops_the_rest():
     space |= {"Reducer": Reducer, "rank": ops.rank, "cosine": ops.cosine}
     space |= {"gather_rows": ops.gather_rows, "invert": ops.invert}
     space |= {"Assignment": tokens.Assignment, "DROPPED": tokens.DROPPED}
-    space |= {"slot_index": merging.slot_index}
+    space |= {"slot_index": tokens.slot_index}
     page = ROOT / "docs" / "methods.md"
     code = block(page, "@dataclasses.dataclass(frozen=True)\nclass PruneAndMerge")
     exec(compile(code, page.name, "exec"), space)

@@ -11,7 +11,7 @@ from flax import linen as nn
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.attention import Attention, read_by
 from imagepiece_jax.models.layers import LayerNorm, LayerScale, Mlp
-from imagepiece_jax.reduction import contract, merging
+from imagepiece_jax.reduction import contract, tokens
 from imagepiece_jax.reduction.kernels.fused import Kernel
 from imagepiece_jax.reduction.layer_plan import LayerPlan
 from imagepiece_jax.reduction.tokens import Taps, TokenState
@@ -42,8 +42,10 @@ class Reduction:
             if kernel:
                 state, result = kernel(*scores[kernel.reads], state, counts)
             else:
-                result = contract.decide(self.reducer, taps, counts, train)
-                state = merging.apply(state, result)
+                readable = contract.Declared(taps, self.reducer.needs)
+                result = self.reducer(readable, counts, train)
+                contract.check_form(result, counts)
+                state = tokens.apply(state, result)
         return state, (result, taps)
 
     def kernel_for(self, state):
@@ -158,7 +160,7 @@ class Block(nn.Module):
         scores = self.attn.scores(heads, self.layer.reads, state)
         size = state.size[:, state.num_prefix :]
         state, record = reduction(state, scores, train)
-        weights = merging.merge_map(weights, record[0], size)
+        weights = tokens.merge_map(weights, record[0], size)
         value = self.attn.value(self._normed(state.x))
         out = self.attn.output(read_by(weights, value))
         x = self._after_attention(state.x, out, factor)

@@ -12,8 +12,7 @@ from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.rng import Purpose, batch_key
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.stems import stem_macs
-from imagepiece_jax.reduction.flops import plan_macs
-from imagepiece_jax.reduction.layer_plan import LayerPlan
+from imagepiece_jax.reduction.layer_plan import LayerPlan, plan_macs
 
 HEAD = ("norm", "fc_norm", "attn_pool", "head", "head_dist")
 

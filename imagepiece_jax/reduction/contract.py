@@ -1,10 +1,10 @@
 """The contract of reducers, checked: every token has a place, every slot a token.
 
 A reduction that breaks it still gives logits, of other tokens than it says. What steps
-ask for is checked once, when a model gets its plan (`check_plan`). Shapes, counts and
-what a reducer reads are checked wherever a step is traced (`decide`). Values exist only
-once a program runs: `check` looks at them, called by whoever writes a method, by
-`describe`, by dry runs and by the tests of all methods.
+ask for is checked once, when a model gets its plan (`check_plan`). What a reducer reads
+(`Declared`) and the shapes of what it returns (`check_form`) are checked wherever a
+step is traced. Values exist only once a program runs: `check` looks at them, called by
+whoever writes a method, by `describe`, by dry runs and by the tests of all methods.
 """
 
 import contextlib
@@ -119,13 +119,6 @@ def _check_needs(reducer):
     if "metric" in reducer.needs and reducer.metric not in COMPARED:
         allowed = ", ".join(map(repr, COMPARED))
         raise InputError(f"its `metric` is {reducer.metric!r}; allowed are {allowed}")
-
-
-def decide(reducer, taps, counts, train=False):
-    """What a reducer returns; InputError for taps or shapes that break the contract."""
-    result = reducer(Declared(taps, reducer.needs), counts, train)
-    check_form(result, counts)
-    return result
 
 
 def check_form(result, counts):

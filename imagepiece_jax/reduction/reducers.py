@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagepiece_jax.common.nodes import node
-from imagepiece_jax.reduction.merging import slot_index
 from imagepiece_jax.reduction.ops import (
     alternate,
     cosine,
@@ -28,7 +27,7 @@ from imagepiece_jax.reduction.ops import (
     sums,
     uniqueness,
 )
-from imagepiece_jax.reduction.tokens import DROPPED, Assignment, SlotIndex
+from imagepiece_jax.reduction.tokens import DROPPED, Assignment, SlotIndex, slot_index
 
 METRICS = ("key", "query", "value", "token")  # what a reducer may compare
 # How tokens can be ranked, and the field of Taps that this reads. "auto" is class

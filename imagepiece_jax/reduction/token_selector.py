@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction import merging
+from imagepiece_jax.reduction import tokens
 from imagepiece_jax.reduction.tokens import Assignment, start
 
 INIT = nn.initializers.normal(0.02)
@@ -120,7 +120,7 @@ def token_loss(outputs, teacher_outputs):
     state = start(teacher_outputs.tokens, teacher_outputs.state.num_prefix)
     for result in outputs.results:
         if isinstance(result, Assignment):
-            state = merging.apply(state, result)
+            state = tokens.apply(state, result)
     teacher = jax.lax.stop_gradient(state.x[:, state.num_prefix :])
     n, prefix, mask = teacher.shape[1], outputs.state.num_prefix, outputs.state.mask
     student = outputs.tokens[:, prefix : prefix + n]

@@ -1,9 +1,19 @@
-"""Token states, what reducers read and return, and the map from patches to tokens."""
+"""Token states, what reducers read and return, and how tokens move.
+
+A result of a reducer is applied to the tokens by `apply`, and undone by `unmerge`:
+every patch reads its token. Tokens are moved by gathers alone, forward and backward:
+nothing here scatters.
+"""
+
+import functools
 
 import chex
 import jax
 import jax.numpy as jnp
 from flax import struct
+
+from imagepiece_jax.common.nodes import node
+from imagepiece_jax.reduction.ops import gather_rows, invert, place_among
 
 Array = jax.Array
 
@@ -110,7 +120,7 @@ class Assignment:
     dest: [B, n] int32 in [0, n_out) or DROPPED, onto all slots; weight: [B, n] feature
     weights, None means size; mean: weighted mean of a slot's tokens, else weighted sum;
     attn_size: [B, n] what each token adds to the attention size of its slot, None means
-    its own; index: the same map as token indices, as `merging.slot_index` makes it of
+    its own; index: the same map as token indices, as `tokens.slot_index` makes it of
     any map: tokens are then gathered, without it they are moved by a product.
     """
 
@@ -164,6 +174,333 @@ def start(x, num_prefix=1, trace_source=False, grid=None, coordinates=None):
         num_prefix=num_prefix,
         grid=grid,
     )
+
+
+def apply(state, result, form=None):
+    """`state` after a reduction: an Assignment, a Mixing or a Masking -> TokenState.
+
+    The prefix stays in front. An Assignment moves tokens to the slots it names:
+    features are the weighted mean (or sum) of a slot's tokens, sizes add up, the source
+    map is composed, coordinates are the mean of a slot's patches. `form`: "gather",
+    "one_hot" (a batched product, for every map: the oracle), None: gather where the
+    result has an index.
+    """
+    chex.assert_rank(state.x, 3)
+    if isinstance(result, Masking):
+        return _apply_masking(state, result)
+    if isinstance(result, Mixing):
+        return _apply_mixing(state, result)
+    n_in, n_out, prefix = result.dest.shape[1], result.n_out, state.num_prefix
+    chex.assert_shape(state.x, (None, prefix + n_in, None))
+    if form not in (None, "gather", "one_hot"):
+        raise ValueError(f"form is {form!r}; allowed are None, 'gather', 'one_hot'")
+    index = None if form == "one_hot" else result.index
+    if form == "gather" and index is None:
+        index = slot_index(result.dest, n_out)
+    image_size = state.size[:, prefix:]
+    size = _totals(image_size, result, index)
+    if index is None:
+        share = _shares(result, image_size)
+        x = _move_by_product(state.x, share, result.dest, n_out)
+    else:
+        if result.weight is None and result.mean and index.groups.shape[1]:
+            share, total = image_size, size
+        else:
+            share, total = _shares(result, image_size, index), None
+        x = _move_by_index(state.x, share, total, index, result.dest, result.mean)
+    return TokenState(
+        x=x,
+        size=jnp.concatenate([state.size[:, :prefix], size], axis=1),
+        source=None if state.source is None else compose(result.dest, state.source),
+        mask=None if state.mask is None else _live(state.mask, result),
+        coordinates=mean_coordinates(state, result, index),
+        attn_size=_attn_sizes(state, result, index),
+        num_prefix=prefix,
+    )
+
+
+def merge_map(weights, result, size):
+    """Attention of merged tokens to merged tokens, without another softmax.
+
+    weights [B, H, N, N] of all tokens, size [B, n] of image tokens before the merge ->
+    [B, H, N_out, N_out]. Rows are the means of a slot's tokens, weighted as `result`,
+    an Assignment, weighs features; columns add up (Lee et al. 2024, section 3.3).
+    """
+    batch, heads, tokens, _ = weights.shape
+    dest = result.dest
+    index = result.index or slot_index(dest, result.n_out)
+    share, one = _shares(result, size, index), jnp.ones(dest.shape, jnp.float32)
+    by_row = weights.transpose(0, 2, 1, 3).reshape(batch, tokens, -1)
+    by_row = _move_by_index(by_row, share, None, index, dest, True)
+    by_column = by_row.reshape(batch, -1, heads, tokens).transpose(0, 3, 2, 1)
+    by_column = by_column.reshape(batch, tokens, -1)
+    by_column = _move_by_index(by_column, one, None, index, dest, False)
+    merged = by_column.reshape(batch, by_column.shape[1], heads, -1)
+    return merged.transpose(0, 2, 3, 1)
+
+
+def mean_coordinates(state, result, index=None):
+    """Means over the patches of each slot of an Assignment. -> [B, n_out, 2] or None.
+
+    index: the SlotIndex of its map, if there is one.
+    """
+    if state.coordinates is None:
+        return None
+
+    size = state.size[:, state.num_prefix :]
+    both = (size * state.coordinates[..., axis] for axis in range(2))
+    columns = [_totals(values, result, index) for values in both]
+    return jnp.stack(columns, axis=-1) / _totals(size, result, index)[..., None]
+
+
+def _totals(values, result, index):
+    """Sums over the tokens of each slot. [B, n] -> [B, n_out]."""
+    if index is None:
+        return _sum_by_slot(values, result.dest, result.n_out)
+    return _sum_by_index(values, index)
+
+
+def _attn_sizes(state, result, index):
+    """Attention sizes of the slots, kept positive; None: they are the sizes."""
+    if state.attn_size is None and result.attn_size is None:
+        return None
+    prefix, added = state.num_prefix, result.attn_size
+    if added is None:
+        added = state.attn_size[:, prefix:]
+    total = _totals(added.astype(jnp.float32), result, index)
+    total = jnp.maximum(total, jnp.finfo(jnp.float32).tiny)
+    return jnp.concatenate([state.effective_size[:, :prefix], total], axis=1)
+
+
+def _apply_mixing(state, result):
+    """Rows overlap: every token counts as one, and no patch is in one token alone."""
+    prefix = state.num_prefix
+    mixed = jnp.einsum(
+        "bon,bnd->bod",
+        result.matrix.astype(jnp.float32),
+        state.x[:, prefix:].astype(jnp.float32),
+        precision="highest",
+    )
+    x = jnp.concatenate([state.x[:, :prefix], mixed.astype(state.x.dtype)], axis=1)
+    coordinates = state.coordinates
+    if coordinates is not None:
+        coordinates = _mean_by(result.matrix.astype(jnp.float32), coordinates)
+    attn_size = result.attn_size
+    if attn_size is not None:
+        attn_size = jnp.concatenate(
+            [state.effective_size[:, :prefix], attn_size], axis=1
+        )
+    return TokenState(
+        x=x,
+        size=jnp.ones(x.shape[:2], jnp.float32),
+        coordinates=coordinates,
+        attn_size=attn_size,
+        num_prefix=prefix,
+    )
+
+
+def _mean_by(weight, coordinates):
+    """Weighted means. [B, m, n] not negative, [B, n, 2] -> [B, m, 2]."""
+    # Where there is no weight at all, the mean of all.
+    weight = jnp.where(jnp.sum(weight, axis=-1, keepdims=True) > 0, weight, 1.0)
+    weight = weight / jnp.sum(weight, axis=-1, keepdims=True)
+    return jnp.einsum("bmn,bnd->bmd", weight, coordinates, precision="highest")
+
+
+def _apply_masking(state, result):
+    """Shapes stay, or grow by the appended token; where patches are is not traced.
+
+    That token stands where those stood that are masked now.
+    """
+    before, coordinates = state.mask, state.coordinates
+    state = state.replace(mask=result.keep, source=None, grid=None)
+    if result.append is None:
+        return state
+    if coordinates is not None:
+        gone = (1.0 if before is None else before) - result.keep
+        gone = jax.lax.stop_gradient(gone * state.size[:, state.num_prefix :])
+        middle = _mean_by(gone[:, None], coordinates)
+        coordinates = jnp.concatenate([coordinates, middle], axis=1)
+    last = result.append[:, None].astype(state.x.dtype)
+    one = jnp.ones((last.shape[0], 1), jnp.float32)
+    attn_size = state.attn_size
+    if attn_size is not None:
+        attn_size = jnp.concatenate([attn_size, one], axis=1)
+    return state.replace(
+        x=jnp.concatenate([state.x, last], axis=1),
+        size=jnp.concatenate([state.size, one], axis=1),
+        attn_size=attn_size,
+        mask=jnp.concatenate([result.keep, one.astype(result.keep.dtype)], axis=1),
+        coordinates=coordinates,
+    )
+
+
+def slot_index(dest, n_out, groups=None):
+    """SlotIndex of any slot map: a slot keeps its first token and absorbs the others.
+
+    dest [B, n] in [0, n_out) or DROPPED. groups: how many slots can have several
+    tokens, from callers whose map is built so; None: as many as any map can have.
+    """
+    n = dest.shape[1]
+    belongs = _belongs(dest, n_out)
+    place = jnp.arange(n, dtype=jnp.int32)[None, None, :]
+    keep = jnp.min(jnp.where(belongs, place, n - 1), axis=-1)
+    groups = min(n_out, n - n_out) if groups is None else groups
+    if groups == 0:
+        return SlotIndex.of_kept(keep)
+    kept = gather_rows(keep, jnp.maximum(dest, 0)) == place[:, 0]
+    leaves = (dest != DROPPED) & ~kept
+    absorbed = invert(place_among(leaves), n - n_out)
+    real = jnp.arange(n - n_out)[None] < jnp.sum(leaves, axis=-1, keepdims=True)
+    several = jnp.sum(belongs, axis=-1, dtype=jnp.int32) > 1
+    # Padding of `groups` names slot 0: its row is right there, too.
+    groups = invert(place_among(several), groups)
+    return SlotIndex(
+        keep=keep,
+        absorbed=absorbed,
+        target=jnp.where(real, gather_rows(dest, absorbed), n_out),
+        groups=groups,
+        group_keep=gather_rows(keep, groups),
+    )
+
+
+def _belongs(dest, n_out):
+    """Which tokens go to which slot. [B, n] -> [B, n_out, n] bool."""
+    return dest[:, None, :] == jnp.arange(n_out, dtype=dest.dtype)[None, :, None]
+
+
+def _sum_by_slot(values, dest, n_out):
+    """[B, n] -> [B, n_out], the sum of what goes to each slot."""
+    return jnp.sum(jnp.where(_belongs(dest, n_out), values[:, None, :], 0), axis=-1)
+
+
+def _sum_by_index(values, index):
+    """As `_sum_by_slot`, by a SlotIndex. [B, n] -> [B, n_out]."""
+    own = gather_rows(values, index.keep)
+    if not index.absorbed.shape[1]:
+        return own
+    absorbed = gather_rows(values, index.absorbed)
+    return own + _sum_by_slot(absorbed, index.target, own.shape[1])
+
+
+def _live(mask, result):
+    """A slot is live if any of its tokens is. [B, n] -> [B, n_out]."""
+    belongs = _belongs(result.dest, result.n_out)
+    return jnp.max(jnp.where(belongs, mask[:, None, :], 0), axis=-1)
+
+
+def _shares(result, size, index=None):
+    """Factor of each token within its slot, [B, n] float32; None where all are 1.
+
+    A token that is alone in its slot of a mean has exactly 1 (w / w).
+    """
+    alone = index is not None and not index.groups.shape[1]
+    if result.weight is None and alone and result.mean:
+        return None
+    weight = size if result.weight is None else result.weight
+    weight = weight.astype(jnp.float32)
+    if not result.mean:
+        return weight
+    together = result.dest[:, :, None] == result.dest[:, None, :]
+    return weight / jnp.sum(jnp.where(together, weight[:, None, :], 0), axis=-1)
+
+
+def _move_by_product(x, share, dest, n_out):
+    """[B, N, D] -> [B, N_out, D] as a product with the map written out as a matrix."""
+    share = jnp.ones(dest.shape, jnp.float32) if share is None else share
+    matrix = jnp.where(_belongs(dest, n_out), share[:, None, :], 0)
+    prefix = x.shape[1] - dest.shape[1]
+    moved = jnp.einsum(
+        "bon,bnd->bod", matrix, x[:, prefix:].astype(jnp.float32), precision="highest"
+    )
+    return jnp.concatenate([x[:, :prefix], moved.astype(x.dtype)], axis=1)
+
+
+# The map is known, so the backward pass is a gather too: without a rule of its own a
+# gather differentiates into a scatter-add, slow and on GPUs not deterministic.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _move_by_index(x, weight, total, index, dest, mean):
+    """[B, prefix + n, D] -> [B, prefix + n_out, D] in one pass over x.
+
+    `weight` [B, n], `total` [B, n_out] its sums by slot, or None where the weights are
+    shares already. Each slot reads the row of x that it keeps or, where it absorbs
+    others, a row of a small [B, m, D] array of weighted sums.
+    """
+    prefix = x.shape[1] - dest.shape[1]
+    place = jnp.arange(prefix + index.keep.shape[1], dtype=jnp.int32)[None]
+    front = ((0, 0), (prefix, 0))
+    row = jnp.where(place < prefix, place, jnp.pad(index.keep + prefix, front))
+    alone = gather_rows(x, row)
+    if weight is not None and not mean:
+        factor = jnp.pad(gather_rows(weight, index.keep), front, constant_values=1.0)
+        alone = (alone.astype(jnp.float32) * factor[:, :, None]).astype(x.dtype)
+    if weight is None or not index.groups.shape[1]:
+        return alone
+    rows = _group_rows(x, weight, total, index, prefix)
+    grouped = _belongs(index.groups, index.keep.shape[1])  # [B, n_out, m]
+    which = jnp.arange(rows.shape[1], dtype=jnp.int32)[None, None, :]
+    which, several = last_and_any(jnp.where(grouped, which, 0), grouped)
+    together = gather_rows(rows.astype(x.dtype), jnp.pad(which, front))
+    return jnp.where(jnp.pad(several, front)[:, :, None], together, alone)
+
+
+def _group_rows(x, weight, total, index, prefix):
+    """Weighted sum of what each group keeps and absorbs. -> [B, m, D] float32.
+
+    As a sum over the few absorbed tokens, not as a product: a matrix product here would
+    want its operand gathered, converted and padded first.
+    """
+    absorbs = index.groups[:, :, None] == index.target[:, None, :]  # [B, m, e]
+    absorbed = jnp.where(absorbs, index.absorbed[:, None, :], 0)
+    tokens = jnp.concatenate([index.group_keep[:, :, None], absorbed], axis=2)
+    taken = jnp.pad(absorbs, ((0, 0), (0, 0), (1, 0)), constant_values=True)
+    factor = jnp.where(taken, gather_rows(weight, tokens), 0)
+    if total is not None:
+        factor = factor / gather_rows(total, index.groups)[:, :, None]
+    rows = gather_rows(x, tokens + prefix).astype(jnp.float32)
+    return jnp.sum(rows * factor[..., None], axis=2)
+
+
+@node
+def last_and_any(values, flags):
+    """Largest of int32 >= 0 and any of bool over the last axis, in one pass."""
+
+    def join(a, b):
+        return jnp.maximum(a[0], b[0]), a[1] | b[1]
+
+    zero = (jnp.int32(0), jnp.bool_(False))
+    return jax.lax.reduce((values, flags), zero, join, (values.ndim - 1,))
+
+
+def _move_forward(x, weight, total, index, dest, mean):
+    moved = _move_by_index(x, weight, total, index, dest, mean)
+    share = weight
+    if total is not None:
+        share = weight / gather_rows(total, jnp.maximum(dest, 0))
+    return moved, (x, share, total, dest)
+
+
+def _move_backward(mean, saved, gradient):
+    x, share, total, dest = saved
+    prefix = x.shape[1] - dest.shape[1]
+    front = ((0, 0), (prefix, 0))
+    place = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
+    slot = jnp.pad(jnp.maximum(dest, 0) + prefix, front)
+    rows = gather_rows(gradient, jnp.where(place < prefix, place, slot))
+    dropped = jnp.pad(dest == DROPPED, front)[:, :, None]
+    rows = jnp.where(dropped, 0, rows)
+    if share is None:
+        return rows, None, None, None, None
+    rows = rows.astype(jnp.float32)
+    d_share = None
+    if total is None:
+        d_share = jnp.sum(rows * x.astype(jnp.float32), axis=-1)[:, prefix:]
+    factor = jnp.pad(share, front, constant_values=1.0)[:, :, None]
+    return (rows * factor).astype(x.dtype), d_share, None, None, None
+
+
+_move_by_index.defvjp(_move_forward, _move_backward)
+_move_by_index = node(_move_by_index)
 
 
 def compose(outer, inner):

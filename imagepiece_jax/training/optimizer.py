@@ -98,7 +98,7 @@ def scale_by_group(group_of, rate, peak, steps_per_epoch):
     """Scale AdamW's updates, made with `rate(step)`, where a parameter has its own
     rate.
 
-    `group_of(path)` is the Group of the parameter "blocks_3/attn/q/kernel", whose `lr`
+    `group_of(path)` is the ParamGroup of a path ("blocks_3/attn/q/kernel"): its `lr`
     maps (the schedule's rate, its peak) to the rate it gets, and whose updates are zero
     in its first `frozen_epochs`. Moments are updated meanwhile, as with a rate of zero.
     """

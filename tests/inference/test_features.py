@@ -9,7 +9,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import features
 from imagepiece_jax.models.vit import Outputs
 from imagepiece_jax.pretrained.trained_model import Pretrained
-from imagepiece_jax.reduction import merging, tokens
+from imagepiece_jax.reduction import tokens
 from imagepiece_jax.reduction.methods.token_learner import TokenFuser
 from imagepiece_jax.reduction.tokens import Assignment, Masking, Mixing, Taps
 from tests.models import tiny
@@ -35,7 +35,7 @@ def outputs_of(state, *steps):
     for result, more in steps:
         taps.append(Taps(state.x[:, 1:], state.size[:, 1:]))
         results.append(result)
-        state = merging.apply(state, result)
+        state = tokens.apply(state, result)
         state = state.replace(x=state.x + more)
     return Outputs(None, None, state.x, state, tuple(results), tuple(taps))
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from imagepiece_jax.reduction import merging
+from imagepiece_jax.reduction import tokens
 from tests.models import tiny, traced_programs
 
 # kind -> (fields, passes, operations) of one step, class attention and move included.
@@ -70,11 +70,11 @@ def test_a_step_is_as_small_as_it_was(kind):
 @pytest.mark.parametrize("kind", ALLOWED)
 def test_one_needless_pass_is_noticed(kind, monkeypatch):
     """The bounds are not loose: one sum over the tokens is too much."""
-    move = merging.apply
+    move = tokens.apply
 
     def wasteful(state, result):
         extra = jnp.sum(state.x, axis=1, keepdims=True)
         return move(state.replace(x=state.x + 0 * extra), result)
 
-    monkeypatch.setattr(merging, "apply", wasteful)
+    monkeypatch.setattr(tokens, "apply", wasteful)
     assert step(kind)[0] > ALLOWED[kind][1]

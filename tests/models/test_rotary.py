@@ -13,7 +13,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry, summary
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.rotary import Rotary
-from imagepiece_jax.reduction import merging, tokens
+from imagepiece_jax.reduction import tokens
 from imagepiece_jax.reduction.kernels import fused
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.tokens import Assignment, Masking, Mixing
@@ -158,14 +158,14 @@ def test_a_merged_token_stands_in_the_middle_of_its_patches(form):
     dest = jnp.asarray([[0, 1, 0, -1]], jnp.int32)
     # What weighs the features does not move the token.
     result = Assignment(dest, weight=jnp.asarray([[1.0, 1, 9, 1]]), n_out=2)
-    after = tiny.jit(merging.apply, static_argnums=2)(state, result, form)
+    after = tiny.jit(tokens.apply, static_argnums=2)(state, result, form)
     assert after.coordinates.tolist() == [[[1, 2], [5, 5]]]
 
 
 def test_a_soft_token_stands_where_its_weights_are():
     """Weights that do not add up to one; without any, in the middle of all."""
     matrix = jnp.asarray([[[1.0, 3, 0], [0, 0, 0.5], [0, 0, 0]]])
-    after = merging.apply(state_at([[0, 0], [4, 8], [5, 4]]), Mixing(matrix))
+    after = tokens.apply(state_at([[0, 0], [4, 8], [5, 4]]), Mixing(matrix))
     assert after.coordinates.tolist() == [[[3, 6], [5, 4], [3, 4]]]
 
 
@@ -173,9 +173,9 @@ def test_a_package_stands_where_stood_what_is_masked_now():
     state = state_at([[0, 0], [2, 6], [4, 8], [9, 9]])
     state = state.replace(mask=jnp.asarray([[1.0, 1, 1, 0]]))
     result = Masking(jnp.asarray([[1.0, 0, 0, 0]]), append=jnp.ones((1, 3)))
-    after = merging.apply(state, result)
+    after = tokens.apply(state, result)
     assert after.coordinates.tolist() == [[[0, 0], [2, 6], [4, 8], [9, 9], [3, 7]]]
-    unchanged = merging.apply(state, dataclasses.replace(result, append=None))
+    unchanged = tokens.apply(state, dataclasses.replace(result, append=None))
     assert unchanged.coordinates.tolist() == state.coordinates.tolist()
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.reduction import merging
+from imagepiece_jax.reduction import tokens
 from imagepiece_jax.reduction.methods import METHODS
 from tests.models import tiny
 from tests.models.traced_programs import (
@@ -141,8 +141,8 @@ def test_columns_of_the_weights_need_them(without_core):
 
 
 def test_the_search_finds_a_one_hot_product(without_core, monkeypatch):
-    one_hot = functools.partial(merging.apply, form="one_hot")
-    monkeypatch.setattr(merging, "apply", one_hot)
+    one_hot = functools.partial(tokens.apply, form="one_hot")
+    monkeypatch.setattr(tokens, "apply", one_hot)
     found = unwanted(tiny.model(tiny.IMAGEPIECE), backward=False)
     assert any("product" in line for line in found)
 
@@ -156,6 +156,6 @@ def test_the_search_finds_sorts_and_scatters(without_core, monkeypatch):
     def sorted_rows(x, index):
         return jnp.sort(x)[:, index[0]]
 
-    monkeypatch.setattr(merging, "gather_rows", sorted_rows)
+    monkeypatch.setattr(tokens, "gather_rows", sorted_rows)
     found = unwanted(tiny.model(tiny.IMAGEPIECE), backward=False)
     assert any(line.startswith("sort") for line in found)

@@ -8,12 +8,11 @@ import pytest
 
 from imagepiece_jax.reduction import layer_plan
 from imagepiece_jax.reduction.layer_plan import Step
-from imagepiece_jax.reduction.merging import merge_map
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.token_counts import Fixed
-from imagepiece_jax.reduction.tokens import DROPPED, Assignment
+from imagepiece_jax.reduction.tokens import DROPPED, Assignment, merge_map
 from tests.models import tiny
-from tests.reduction.test_merging import FORMS, apply, expected, jit, make
+from tests.reduction.test_tokens import FORMS, apply, expected, jit, make
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -15,7 +15,6 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.reduction import contract, layer_plan
 from imagepiece_jax.reduction.layer_plan import Counts, Step
-from imagepiece_jax.reduction.merging import slot_index
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.reducers import (
@@ -25,7 +24,13 @@ from imagepiece_jax.reduction.reducers import (
     merge_in_place,
 )
 from imagepiece_jax.reduction.token_counts import Keep
-from imagepiece_jax.reduction.tokens import Assignment, Masking, Mixing, Taps
+from imagepiece_jax.reduction.tokens import (
+    Assignment,
+    Masking,
+    Mixing,
+    Taps,
+    slot_index,
+)
 from imagepiece_jax.training import trainer
 from tests.command import call, sentence
 from tests.models import tiny

@@ -12,8 +12,13 @@ import re
 import pytest
 
 from imagepiece_jax.models.stems import stem_macs
-from imagepiece_jax.reduction import flops
-from imagepiece_jax.reduction.layer_plan import LayerPlan, Step, build
+from imagepiece_jax.reduction.layer_plan import (
+    LayerPlan,
+    Step,
+    block_macs,
+    build,
+    plan_macs,
+)
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.token_counts import Keep
@@ -150,9 +155,9 @@ def test_published_trace_and_macs(entry, method, fields):
     assert trace[-1][1] == entry["final"]
     embed_dim, num_heads = MODELS[entry["model"]]
     if "blocks only" in entry["name"]:
-        blocks = [flops.block_macs(layer, embed_dim) for layer in plan]
+        blocks = [block_macs(layer, embed_dim) for layer in plan]
     else:
-        blocks = flops.plan_macs(plan, embed_dim, num_heads)
+        blocks = plan_macs(plan, embed_dim, num_heads)
     total = stem_macs(entry["stem"], embed_dim) + sum(blocks) + embed_dim * 1000
     assert total == entry["macs"]
     assert type(total) is int
@@ -164,15 +169,15 @@ def test_published_trace_and_macs(entry, method, fields):
 def test_evit_gmacs_are_those_of_its_authors(rate, gmacs):
     """EViT-DeiT-S with its fused token, as its repository prints the costs."""
     plan = build(12, 196, METHODS["evit"](keep_rate=rate, fuse_token=True).steps(12))
-    total = stem_macs("patch", 384) + sum(flops.plan_macs(plan, 384, 6)) + 384 * 1000
+    total = stem_macs("patch", 384) + sum(plan_macs(plan, 384, 6)) + 384 * 1000
     assert round(total / 1e9, 1) == gmacs
 
 
 def test_block_macs_by_hand():
     """D = 4: projections 4 * 3 * 16 + attention 2 * 9 * 4 + MLP 8 * 2 * 16."""
     layer = LayerPlan(attn_tokens=3, mlp_tokens=2)
-    assert flops.block_macs(layer, 4, 4) == 192 + 72 + 256
-    assert flops.block_macs(layer, 4, 2) == 192 + 72 + 128
+    assert block_macs(layer, 4, 4) == 192 + 72 + 256
+    assert block_macs(layer, 4, 2) == 192 + 72 + 128
 
 
 def test_reducers_cost_in_the_steps_that_change_something():
@@ -182,5 +187,5 @@ def test_reducers_cost_in_the_steps_that_change_something():
 
     rules = Keep(1.0), Keep(0.5)
     plan = build(2, 16, [Step(i, Costly(), rule) for i, rule in enumerate(rules)])
-    blocks = [flops.block_macs(layer, 8) for layer in plan]
-    assert sum(flops.plan_macs(plan, 8, 2)) - sum(blocks) == 16082
+    blocks = [block_macs(layer, 8) for layer in plan]
+    assert sum(plan_macs(plan, 8, 2)) - sum(blocks) == 16082

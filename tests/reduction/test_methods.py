@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from imagepiece_jax.reduction import contract, flops, merging
+from imagepiece_jax.reduction import contract, layer_plan, tokens
 from imagepiece_jax.reduction.layer_plan import build
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.token_counts import Merge
@@ -152,7 +152,7 @@ def walk(plan, x, form=None, keys=None):
             reducer, grid = layer.step.reducer, None
             taps = contract.Declared(taps, reducer.needs)
             results.append(decide(reducer, taps, layer.counts))
-            states.append(merging.apply(states[-1], results[-1], form))
+            states.append(tokens.apply(states[-1], results[-1], form))
     return states, results
 
 
@@ -373,6 +373,6 @@ def test_a_method_that_reduces_nothing_is_the_dense_plan(name, fields):
     plan = plan_of(name, fields, n0=196)
     dense = build(len(plan), 196, ())
     assert [layer.counts for layer in plan] == [None] * len(plan)
-    assert flops.plan_macs(plan, 384, 6) == flops.plan_macs(dense, 384, 6)
+    assert layer_plan.plan_macs(plan, 384, 6) == layer_plan.plan_macs(dense, 384, 6)
     x = random_tokens()
     np.testing.assert_array_equal(walk(plan, x)[0][-1].x, x)

@@ -14,10 +14,10 @@ import pytest
 
 from imagepiece_jax.reduction import ops
 from imagepiece_jax.reduction.layer_plan import Counts
-from imagepiece_jax.reduction.merging import apply as apply_result
 from imagepiece_jax.reduction.methods.imagepiece import Retokenize
 from imagepiece_jax.reduction.reducers import TopK
 from imagepiece_jax.reduction.tokens import DROPPED, Taps, start
+from imagepiece_jax.reduction.tokens import apply as apply_result
 from tests import oracles
 
 NAN = np.nan

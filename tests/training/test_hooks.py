@@ -12,7 +12,7 @@ from configs import deit_s_evit, quickstart
 from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.pretrained import convert
-from imagepiece_jax.reduction.methods.method import Group
+from imagepiece_jax.reduction.methods.method import ParamGroup
 from imagepiece_jax.training import from_config, initial_weights, optimizer
 from tests.training.test_train_step import batch, make, run
 
@@ -32,8 +32,8 @@ def group_of(path):
     if path.startswith("reducer"):
         return None
     if path == "cls_token":
-        return Group(frozen_epochs=math.inf)
-    return Group(lr=lambda lr, peak: jnp.minimum(0.25 * peak, lr), frozen_epochs=2)
+        return ParamGroup(frozen_epochs=math.inf)
+    return ParamGroup(lr=lambda lr, peak: jnp.minimum(0.25 * peak, lr), frozen_epochs=2)
 
 
 def test_groups_scale_the_updates_of_the_optimizer():

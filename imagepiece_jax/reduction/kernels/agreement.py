@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imagepiece_jax.reduction import kernels, merging, ops, reducers
+from imagepiece_jax.reduction import kernels, ops, reducers, tokens
 from imagepiece_jax.reduction.layer_plan import Counts
 from imagepiece_jax.reduction.methods.imagepiece import Retokenize
 from imagepiece_jax.reduction.tokens import Taps, TokenState
@@ -64,7 +64,7 @@ class PlainAndFused:
             num_prefix=prefix,
         )
         result = self._reducer()(taps, self._counts(x))
-        state = merging.apply(TokenState(x=x, size=size, num_prefix=prefix), result)
+        state = tokens.apply(TokenState(x=x, size=size, num_prefix=prefix), result)
         return state.x, state.size, result.dest
 
     def scores(self, query, key, size):

@@ -1,6 +1,6 @@
 """Whole reductions in one kernel: keys and x are read once, decided on, and moved.
 
-A `Kernel` does what class attention, a reducer and `merging.apply` do together, with
+A `Kernel` does what class attention, a reducer and `tokens.apply` do together, with
 the same decisions from the same scores, ties included. Where it runs
 (`unsupported_reason`) it replaces a chain of small kernels; gradients are the plain
 version's. The code is the same for CPU and GPU: reduce.h. Programs find the kernels of
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imagepiece_jax.reduction import merging
+from imagepiece_jax.reduction import tokens
 from imagepiece_jax.reduction.kernels import build
 from imagepiece_jax.reduction.tokens import Assignment, TokenState, compose
 
@@ -136,7 +136,7 @@ class Kernel:
             x=x,
             size=size,
             source=None if state.source is None else compose(dest, state.source),
-            coordinates=merging.mean_coordinates(state, result),
+            coordinates=tokens.mean_coordinates(state, result),
             num_prefix=prefix,
         )
         return state, result
@@ -203,10 +203,10 @@ def _backward(call, saved, gradients):
         result = Assignment(
             dest=dest,
             weight=None if call.kernel.by_size else jnp.ones_like(size[:, prefix:]),
-            index=merging.slot_index(dest, call.n_out, groups),
+            index=tokens.slot_index(dest, call.n_out, groups),
             n_out=call.n_out,
         )
-        state = merging.apply(state, result)
+        state = tokens.apply(state, result)
         return state.x, state.size
 
     _, pull = jax.vjp(plain, x, size)

@@ -14,8 +14,7 @@ from imagepiece_jax.reduction.methods.imagepiece import ImagePiece
 from imagepiece_jax.reduction.methods.imagepiece_dynamicvit import ImagePieceDynamicViT
 from imagepiece_jax.reduction.methods.imagepiece_tome import ImagePieceToMe
 from imagepiece_jax.reduction.methods.mctf import MCTF
-from imagepiece_jax.reduction.methods.method import Method
-from imagepiece_jax.reduction.methods.none import NoReduction
+from imagepiece_jax.reduction.methods.method import Method, NoReduction
 from imagepiece_jax.reduction.methods.pitome import PiToMe
 from imagepiece_jax.reduction.methods.random import Random
 from imagepiece_jax.reduction.methods.spvit import SPViT

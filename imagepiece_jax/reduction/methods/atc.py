@@ -12,12 +12,11 @@ import jax.numpy as jnp
 
 from imagepiece_jax.common.fields import blocks, choice, rate, switch
 from imagepiece_jax.reduction.layer_plan import Step
-from imagepiece_jax.reduction.merging import slot_index
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.ops import cosine, count_before, gather_rows
 from imagepiece_jax.reduction.reducers import METRICS, Reducer
 from imagepiece_jax.reduction.token_counts import KeepInitial, initial_shares
-from imagepiece_jax.reduction.tokens import Assignment
+from imagepiece_jax.reduction.tokens import Assignment, slot_index
 
 # Distances of two clusters to all others, [B, n], and their members, [B, 1] -> [B, n].
 LINKAGES = {

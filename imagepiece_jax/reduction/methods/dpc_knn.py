@@ -12,7 +12,6 @@ from flax import linen as nn
 
 from imagepiece_jax.common.fields import blocks, count, rate, switch
 from imagepiece_jax.reduction.layer_plan import Step
-from imagepiece_jax.reduction.merging import slot_index
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.ops import (
     count_before,
@@ -23,7 +22,7 @@ from imagepiece_jax.reduction.ops import (
 )
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.token_counts import KeepInitial, initial_shares
-from imagepiece_jax.reduction.tokens import Assignment
+from imagepiece_jax.reduction.tokens import Assignment, slot_index
 
 
 def density_peaks(x, neighbors, n_out):

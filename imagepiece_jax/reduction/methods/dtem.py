@@ -13,7 +13,12 @@ from flax import linen as nn
 
 from imagepiece_jax.common.fields import count, counts, optional
 from imagepiece_jax.reduction.layer_plan import Step
-from imagepiece_jax.reduction.methods.method import Group, Method, along, check_merges
+from imagepiece_jax.reduction.methods.method import (
+    Method,
+    ParamGroup,
+    along,
+    check_merges,
+)
 from imagepiece_jax.reduction.ops import (
     alternate,
     cosine,
@@ -149,4 +154,4 @@ class DTEM(Method):
     def param_groups(self, path):
         """The embeddings learn, all else stays as it is."""
         learns = path.startswith("reducer_")
-        return Group() if learns else Group(frozen_epochs=math.inf)
+        return ParamGroup() if learns else ParamGroup(frozen_epochs=math.inf)

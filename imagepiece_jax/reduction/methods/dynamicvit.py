@@ -14,7 +14,7 @@ from flax import linen as nn
 from imagepiece_jax.common.fields import blocks, rate, weight
 from imagepiece_jax.reduction import token_selector
 from imagepiece_jax.reduction.layer_plan import Step
-from imagepiece_jax.reduction.methods.method import Group, Method
+from imagepiece_jax.reduction.methods.method import Method, ParamGroup
 from imagepiece_jax.reduction.reducers import MaskingReducer, keep_highest
 from imagepiece_jax.reduction.token_counts import KeepInitial, initial_shares
 from imagepiece_jax.reduction.tokens import Masking
@@ -70,10 +70,10 @@ class LearnedSelection(Method):
         """
         name = path.split("/")[0]
         if name.startswith("reducer_"):
-            return Group()
+            return ParamGroup()
         if name in ("cls_token", "dist_token", "reg_token", "pos_embed"):
-            return Group(frozen_epochs=math.inf)
-        return Group(self.backbone_rate, self.frozen_epochs)
+            return ParamGroup(frozen_epochs=math.inf)
+        return ParamGroup(self.backbone_rate, self.frozen_epochs)
 
 
 @dataclasses.dataclass(frozen=True)

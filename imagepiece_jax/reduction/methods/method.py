@@ -15,7 +15,7 @@ WITHOUT_CLASS_TOKEN = "received"
 
 
 @dataclasses.dataclass(frozen=True)
-class Group:
+class ParamGroup:
     """How one parameter is trained where that differs from the rest.
 
     lr: (rate of the schedule at this step, its peak) -> rate; frozen_epochs: first
@@ -72,7 +72,7 @@ class Method(CheckedFields):
     model_fields: fields of the model that the method is meant to be used with, for
         those that are left open.
     loss: (outputs, teacher_outputs, plan) -> {name: extra loss term}.
-    param_groups: (path such as "blocks_3/attn/q/kernel") -> Group.
+    param_groups: (path such as "blocks_3/attn/q/kernel") -> ParamGroup.
     rate_at: (epoch) -> keep rate during that epoch, for warm-ups.
     """
 
@@ -81,7 +81,7 @@ class Method(CheckedFields):
     small: ClassVar[Mapping[str, Any]] = {}
     model_fields: ClassVar[Mapping[str, Any]] = {}
     loss: ClassVar[Callable[..., dict[str, Any]] | None] = None
-    param_groups: ClassVar[Callable[[str], Group] | None] = None
+    param_groups: ClassVar[Callable[[str], ParamGroup] | None] = None
     rate_at: ClassVar[Callable[[int], float] | None] = None
 
     def steps(self, depth: int) -> Sequence[Step]:
@@ -124,3 +124,11 @@ class Method(CheckedFields):
             for field in dataclasses.fields(self)
             if not field.metadata.get("training")
         }
+
+
+@dataclasses.dataclass(frozen=True)
+class NoReduction(Method):
+    """No steps: the dense model."""
+
+    def steps(self, depth):
+        return ()

@@ -11,12 +11,11 @@ import jax.numpy as jnp
 
 from imagepiece_jax.common.fields import blocks, choice, count, rate
 from imagepiece_jax.reduction.layer_plan import Step
-from imagepiece_jax.reduction.merging import slot_index
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.ops import count_before, rank, squared_distances
 from imagepiece_jax.reduction.reducers import SCORES, Ranking
 from imagepiece_jax.reduction.token_counts import KeepInitial, initial_shares
-from imagepiece_jax.reduction.tokens import DROPPED, Assignment
+from imagepiece_jax.reduction.tokens import DROPPED, Assignment, slot_index
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,10 +7,9 @@ import pytest
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry, summary
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.reduction import merging
+from imagepiece_jax.reduction import tokens
 from imagepiece_jax.reduction.layer_plan import Counts
-from imagepiece_jax.reduction.methods.diffrate import PruneAndMerge
-from imagepiece_jax.reduction.methods.diffrate_schedules import SCHEDULES
+from imagepiece_jax.reduction.methods.diffrate import SCHEDULES, PruneAndMerge
 from imagepiece_jax.reduction.tokens import DROPPED, Taps, TokenState
 from tests.reduction.tokens_by_angle import costs, vectors
 
@@ -82,7 +81,7 @@ def test_pruned_merged_and_counted_by_hand():
     taps = Taps(x[:, 1:], size[:, 1:], size[:, 1:], cls_attn=attention)
     found = PruneAndMerge(kept=7)(taps, Counts(n_in=7, n_out=4))
     assert found.dest.tolist() == [[0, 1, 2, 3, 0, 2, 3]]
-    after = merging.apply(state, found)
+    after = tokens.apply(state, found)
     want = [(1, 0), (2.9378, 0.6066), (1.5321, 1.2856), (2.013, 4.0076)]
     want.append((-0.6523, 5.4563))
     np.testing.assert_allclose(after.x[0], want, atol=1e-4)

@@ -10,7 +10,7 @@ import pytest
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry, summary
-from imagepiece_jax.reduction import merging
+from imagepiece_jax.reduction import tokens
 from imagepiece_jax.reduction.layer_plan import Counts, build
 from imagepiece_jax.reduction.methods.grid_pooling import Cells, GridPooling
 from imagepiece_jax.reduction.tokens import Taps, start
@@ -28,7 +28,7 @@ def pooled(x, grid, size, prefix=1):
     """State after pooling the tokens x [B, prefix + n, D]."""
     counts = Counts(n_in=grid[0] * grid[1], n_out=size * size)
     result = Cells(size)(taps_of(grid, len(x)), counts)
-    return merging.apply(start(x, prefix, trace_source=True), result)
+    return tokens.apply(start(x, prefix, trace_source=True), result)
 
 
 def slow_cells(x, grid, size):

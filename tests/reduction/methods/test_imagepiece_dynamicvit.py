@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction import flops, merging
-from imagepiece_jax.reduction.layer_plan import Counts, build
+from imagepiece_jax.reduction import tokens
+from imagepiece_jax.reduction.layer_plan import Counts, build, plan_macs
 from imagepiece_jax.reduction.methods.dynamicvit import LearnedSelection
 from imagepiece_jax.reduction.methods.imagepiece_dynamicvit import (
     ImagePieceDynamicViT,
@@ -88,7 +88,7 @@ def test_the_score_is_read_where_the_field_says():
     )
     assert (mid[2].attn_tokens, mid[2].mlp_tokens) == (166, 133)
     assert (pre[2].attn_tokens, pre[2].mlp_tokens) == (133, 133)
-    assert sum(flops.plan_macs(pre, 384, 6)) < sum(flops.plan_macs(mid, 384, 6))
+    assert sum(plan_macs(pre, 384, 6)) < sum(plan_macs(mid, 384, 6))
 
 
 # Evaluation
@@ -238,7 +238,7 @@ def test_the_score_learns_from_the_kept_tokens():
 
     def objective(parameters):
         result = run(parameters, x)
-        state = merging.apply(start(x, num_prefix=0), result)
+        state = tokens.apply(start(x, num_prefix=0), result)
         return jnp.sum(state.x * weight), result.dest
 
     slopes, dest = tiny.jit(jax.grad(objective, has_aux=True))(parameters)

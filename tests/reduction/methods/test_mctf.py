@@ -7,7 +7,7 @@ import pytest
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
-from imagepiece_jax.reduction import contract, merging
+from imagepiece_jax.reduction import contract, tokens
 from imagepiece_jax.reduction.layer_plan import Counts, build
 from imagepiece_jax.reduction.methods.mctf import MCTF, Fusion
 from imagepiece_jax.reduction.tokens import Taps, TokenState
@@ -45,12 +45,12 @@ def test_a_fusion_by_hand():
     found = Fusion()(taps, Counts(n_in=7, n_out=4))
     # {2, 3}, {4, 5, 6}, {1}, {7}
     assert found.dest.tolist() == [[2, 0, 0, 1, 1, 1, 3]]
-    after = merging.apply(TokenState(x, size), found)
+    after = tokens.apply(TokenState(x, size), found)
     want = [(1, 0), (1.4, 0.9475), (0.3297, 0.9374), (0.9848, 0.1736)]
     want.append((-0.9397, 0.342))
     np.testing.assert_allclose(after.x[0], want, atol=1e-4)
     assert after.size.tolist() == [[1, 3, 6, 1, 1]]
-    merged = merging.merge_map(weights, found, image)
+    merged = tokens.merge_map(weights, found, image)
     want = np.tile([0.1052, 0.3496, 0.3332, 0.1734, 0.0387], (5, 1))
     np.testing.assert_allclose(merged[0, 0], want, atol=1e-4)
 

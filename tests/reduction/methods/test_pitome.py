@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.reduction import merging
+from imagepiece_jax.reduction import tokens
 from imagepiece_jax.reduction.layer_plan import Counts
 from imagepiece_jax.reduction.methods.pitome import ByEnergy, PiToMe
 from imagepiece_jax.reduction.tokens import Taps, TokenState
@@ -42,7 +42,7 @@ def test_the_halves_by_hand(protect, progress, together):
     dest = np.asarray(found.dest[0])
     groups = [set(np.flatnonzero(dest == slot)) for slot in range(6)]
     assert [g for g in groups if len(g) > 1] == together
-    after = merging.apply(TokenState(x, size, num_prefix=0), found)
+    after = tokens.apply(TokenState(x, size, num_prefix=0), found)
     means = [np.mean([1 + t for t in group]) for group in groups]
     np.testing.assert_allclose(after.x[0, :, 0], means, rtol=1e-6)
 

@@ -11,10 +11,9 @@ import pytest
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
-from imagepiece_jax.reduction import merging
 from imagepiece_jax.reduction.layer_plan import Counts, build
 from imagepiece_jax.reduction.methods.spvit import Selector, SPViT, package_weights
-from imagepiece_jax.reduction.tokens import Assignment, Masking, Taps, start
+from imagepiece_jax.reduction.tokens import Assignment, Masking, Taps, apply, start
 from tests import oracles, oracles_learned
 from tests.models import masked, tiny
 
@@ -131,7 +130,7 @@ def test_evaluation_equals_the_oracle(share_heads, norm):
     counts = Counts(n_in=10, n_out=6, stage=3)  # two packages: 3 + 2 + 1 stay
     parameters, result = run(Selector(share_heads, norm), counts, x)
     assert isinstance(result, Assignment) and result.n_out == 6
-    state = tiny.jit(lambda x: merging.apply(start(x, num_prefix=0), result))(x)
+    state = tiny.jit(lambda x: apply(start(x, num_prefix=0), result))(x)
     for image in range(BATCH):
         tokens = x[image].astype(float)
         _, probability = oracles_learned.select(parameters, tokens, HEADS)

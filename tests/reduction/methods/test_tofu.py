@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.reduction import merging
+from imagepiece_jax.reduction import tokens
 from imagepiece_jax.reduction.layer_plan import Counts
 from imagepiece_jax.reduction.methods.tofu import Discard, Fuse, ToFu
 from imagepiece_jax.reduction.tokens import Taps, TokenState
@@ -46,7 +46,7 @@ def test_tokens_by_hand(reducer, third, fifth):
     x, size = jnp.asarray([x], jnp.float32), jnp.ones((1, 7))
     taps = Taps(x[:, 1:], size[:, 1:], size[:, 1:], key[:, 1:])
     found = reducer(taps, Counts(n_in=6, n_out=4))
-    after = merging.apply(TokenState(x, size), found)
+    after = tokens.apply(TokenState(x, size), found)
     want = [(1, 0), (0, 3), (2, 0), third, fifth]
     np.testing.assert_allclose(after.x[0], want, atol=1e-4)
     fused = isinstance(reducer, Fuse)

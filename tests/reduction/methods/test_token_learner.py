@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction import merging
 from imagepiece_jax.reduction.layer_plan import Counts, build
 from imagepiece_jax.reduction.methods.token_learner import (
     ConvLearner,
@@ -17,7 +16,7 @@ from imagepiece_jax.reduction.methods.token_learner import (
     TokenFuser,
     TokenLearner,
 )
-from imagepiece_jax.reduction.tokens import Taps, start
+from imagepiece_jax.reduction.tokens import Taps, apply, start
 from tests.models import tiny
 
 
@@ -212,7 +211,7 @@ def test_all_parameters_learn(version, dtype):
     def slopes(params, x):
         taps = taps_of(x[:, 1:], (3, 3))
         result = learner.apply({"params": params}, taps, Counts(9, 4))
-        return jnp.sum(jnp.sin(merging.apply(start(x), result).x.astype(jnp.float32)))
+        return jnp.sum(jnp.sin(apply(start(x), result).x.astype(jnp.float32)))
 
     for leaf in jax.tree.leaves(slopes(params, x)):
         assert np.isfinite(np.asarray(leaf, float)).all()

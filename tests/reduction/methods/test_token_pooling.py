@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction import merging
+from imagepiece_jax.reduction import tokens
 from imagepiece_jax.reduction.layer_plan import Counts
 from imagepiece_jax.reduction.methods.token_pooling import (
     KMeans,
@@ -31,9 +31,7 @@ def run(reducer, x, weight, n_out, prefix=0):
     taps = Taps(x=image, size=size, attn_columns=weight)
     result = reducer(taps, Counts(image.shape[1], n_out))
     before = start(x, prefix, trace_source=True)
-    return result.dest, [
-        merging.apply(before, result, f) for f in ("gather", "one_hot")
-    ]
+    return result.dest, [tokens.apply(before, result, f) for f in ("gather", "one_hot")]
 
 
 def pool(reducer, x, weight, n_out):
@@ -276,7 +274,7 @@ def test_the_gradient_is_that_of_a_gather_or_of_a_mean():
     def slope(reducer):
         def loss(x, weight):
             taps = Taps(x=x, size=jnp.ones((1, 5)), attn_columns=weight)
-            state = merging.apply(start(x, 0), reducer(taps, Counts(5, 2)))
+            state = tokens.apply(start(x, 0), reducer(taps, Counts(5, 2)))
             return jnp.sum(state.x * probe)
 
         return tiny.jit(jax.grad(loss, (0, 1)))(LINE, WEIGHT)

@@ -10,11 +10,11 @@ import pytest
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction.layer_plan import Counts, Step, build, count
-from imagepiece_jax.reduction.merging import apply as apply_result
 from imagepiece_jax.reduction.methods.tome import ToMe
 from imagepiece_jax.reduction.reducers import Bipartite
 from imagepiece_jax.reduction.token_counts import Remove
 from imagepiece_jax.reduction.tokens import Taps, start
+from imagepiece_jax.reduction.tokens import apply as apply_result
 from tests import oracles, oracles_tome
 
 FORMS = ("gather", "one_hot")
