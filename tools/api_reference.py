@@ -9,15 +9,17 @@ from typing import Any
 
 import imagepiece_jax
 from imagepiece_jax.inference.features import Features
-from imagepiece_jax.inference.optimize import Program
+from imagepiece_jax.inference.optimize import CompileOptions, Program
 from imagepiece_jax.inference.predictor import Prediction
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 OUT = ROOT / "docs" / "tables" / "api.md"
-RETURNED = (Features, Prediction, Program)  # what public functions and methods return
+# What public functions and methods take and return.
+BESIDE = (CompileOptions, Features, Prediction, Program)
 HEAD = """\
 Written by `python -m tools.api_reference` from the docstrings of the public names and
-of what they return. In shapes B counts images, H and W pixels, n tokens and D channels.
+of what they take and return. In shapes B counts images, H and W pixels, n tokens and D
+channels.
 [Models](../models.md), [inference](../inference.md) and [features](../features.md) show
 these names in use."""
 LINE, WIDTH = 88, 120  # columns of code, of text
@@ -30,7 +32,7 @@ def page() -> str:
     public = [getattr(imagepiece_jax, name) for name in imagepiece_jax.__all__]
     public.sort(key=lambda member: (isinstance(member, type), member.__name__))
     parts = ["# API", textwrap.fill(HEAD, WIDTH)]
-    for member in (*public, *RETURNED):
+    for member in (*public, *BESIDE):
         name = member.__name__
         parts += [f"## {name}", signature(name, member), *described(member)]
         if isinstance(member, type):

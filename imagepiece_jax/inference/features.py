@@ -1,7 +1,7 @@
 """What encoders are used for: pooled vectors, patch features, intermediate layers.
 
-    found = features(vit, images, layers=4)
-    found.pooled, found.patches, found.layers[0].patches
+    maps = features(vit, images, layers=4)
+    maps.pooled, maps.patches, maps.layers[0].patches
 
 The reductions of a forward pass are undone from the last to the first, so that every
 patch has a feature: patches that were merged share that of their token, those of a soft
@@ -9,7 +9,6 @@ reduction (TokenLearner) are put together from its tokens, and dropped ones are 
 """
 
 import functools
-import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ import numpy as np
 from flax import errors
 from flax import linen as nn
 
+from imagepiece_jax.common.fields import is_whole
 from imagepiece_jax.data.normalize import as_normalized, warn_of_range
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import summary
@@ -73,20 +73,30 @@ def features(
     """Features of images, of a model with any reduction or none; compiled once.
 
     images: [B, H, W, 3] floats, normalized with the model's mean and std, or uint8,
-    which is normalized so here; layers: of the last so many blocks, or of blocks by
-    their index from 0, as DINOv2's get_intermediate_layers (Oquab et al. 2024); norm:
-    whether these pass the model's last norm; reshape: patches as a grid, else as a
-    list; fill and fuser: as for `feature_map`. InputError for what does not fit.
+    which is normalized so here
+    layers: of the last so many blocks, or of blocks by their index from 0
+    norm: whether these pass the model's last norm
+    reshape: patches as a grid, else as a list
+    fill, fuser: as for `feature_map`
+    Raises InputError for what does not fit.
+    Source: `layers` is as in DINOv2's get_intermediate_layers (Oquab et al., 2024).
     """
     model, variables, size = vit.model, vit.variables, vit.image_size
     depth = len(model.plan)
-    blocks = range(depth)[depth - layers :] if _is_count(layers, depth + 1) else layers
+    last = is_whole(layers) and 0 <= layers <= depth
+    blocks = range(depth - layers, depth) if last else layers
     blocks = tuple(blocks) if isinstance(blocks, Sequence) else (None,)
-    if not all(_is_count(block, depth) for block in blocks):
+    if not all(is_whole(block) and 0 <= block < depth for block in blocks):
         raise InputError(
             f"layers is {layers!r}; allowed are 0 to {depth} for the last blocks, or a "
             f"list of blocks from 0 to {depth - 1}"
         )
+    for name, value in (("norm", norm), ("reshape", reshape)):
+        if not isinstance(value, bool):
+            raise InputError(f"{name} is {value!r}; allowed are True, False")
+    _check_fill(fill)
+    if fuser is not None and not callable(fuser):
+        raise InputError(f"fuser is {fuser!r}; allowed is a function of two arrays")
     check_images(images, size, pixels=True)
     warn_of_range(images, model.mean, model.std)
     if fill == "class" and not model.arch.class_token:
@@ -136,8 +146,8 @@ def _extract(variables, images, model, blocks, norm, reshape, fill, fuser):
         return Layer(patches, prefix, dropped)
 
     whole = layer(len(model.plan) - 1, last)
-    found = tuple(layer(block, last if norm else None) for block in blocks)
-    return Features(outputs.pooled, *whole, found)
+    layers = tuple(layer(block, last if norm else None) for block in blocks)
+    return Features(outputs.pooled, *whole, layers)
 
 
 def feature_map(
@@ -147,17 +157,21 @@ def feature_map(
     norm: Callable[[jax.Array], jax.Array] | None = None,
     fuser: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
-    """Features of all patches, row by row. -> [B, *grid, D].
+    """Features of all patches, row by row.
 
-    outputs: what the model returned, of any reduction or of none; grid: (height, width)
-    of its patches; fill: the feature of a dropped patch, "last" (that of its token when
-    it was dropped), "zero" or "class" (the class token's final feature); norm: function
-    of [.., D] for tokens of whatever block (`final_norm`); None leaves the residual
-    stream as it is, which is larger in later blocks. fuser: how patches are made of
-    tokens that a soft reduction learned, (learned [B, S, D], tokens before it [B, n,
-    D]) -> [B, n, D], such as a trained TokenFuser; None: each patch is the mean of the
-    learned tokens by the weight that they gave it, normalized per patch. InputError for
-    another fill or grid, and for outputs of masked training, where all tokens are left.
+    outputs: what the model returned, of any reduction or of none
+    grid: (height, width) of its patches
+    fill: the feature of a dropped patch, "last" (that of its token when it was
+    dropped), "zero" or "class" (the class token's final feature)
+    norm: function of [.., D] for tokens of whatever block (`final_norm`); None leaves
+    the residual stream as it is, which is larger in later blocks
+    fuser: how patches are made of tokens that a soft reduction learned, (learned [B, S,
+    D], tokens before it [B, n, D]) -> [B, n, D], such as a trained TokenFuser; None:
+    each patch is the mean of the learned tokens by the weight that they gave it,
+    normalized per patch
+    Returns [B, *grid, D].
+    Raises InputError for another fill or grid, and for outputs of masked training,
+    where all tokens are left.
     """
     values, _ = _mapped(outputs, grid, fill, norm, fuser)
     return values.reshape(values.shape[0], *grid, values.shape[2])
@@ -174,8 +188,7 @@ def _mapped(outputs, grid, fill, norm, fuser):
             values = (fuser or _by_weight(result.matrix))(values, taps.x)
             held = jnp.ones((*values.shape[:2], 1), jnp.float32)
         else:
-            own = [(taps.x, result.dest)]
-            values = unmerge(values, result.dest, history=own)
+            values = unmerge(values, result.dest, history=[(taps.x, result.dest)])
             held = unmerge(held, result.dest)
     norm = norm or (lambda x: x)
     values = norm(values)
@@ -197,11 +210,6 @@ def final_norm(model: ViT, variables: Mapping[str, Any]):
     return lambda x: norm.apply({"params": variables["params"]["norm"]}, x)
 
 
-def _is_count(value, limit):
-    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    return whole and 0 <= value < limit
-
-
 def _by_weight(matrix):
     """Fuser that averages learned tokens by the weights that made them [B, S, n]."""
 
@@ -220,9 +228,13 @@ def _by_weight(matrix):
     return fuse
 
 
-def _check(outputs, steps, grid, fill):
+def _check_fill(fill):
     if fill not in FILLS:
         raise InputError(f"fill is {fill!r}; allowed are {', '.join(FILLS)}")
+
+
+def _check(outputs, steps, grid, fill):
+    _check_fill(fill)
     if outputs.state.mask is not None or any(isinstance(r, Masking) for r, _ in steps):
         raise InputError(
             "outputs are those of masked training, where no token is gone; allowed are "

@@ -7,8 +7,7 @@ import numpy as np
 
 from imagepiece_jax.common import nodes
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.inference import onnx_graph, optimize
-from imagepiece_jax.inference.jax_export import output_name
+from imagepiece_jax.inference import jax_export, onnx_graph, optimize
 from imagepiece_jax.inference.onnx_graph import IR_VERSION, OPSET, Graph, Value
 from imagepiece_jax.pretrained.trained_model import Pretrained
 
@@ -28,13 +27,13 @@ def onnx_model(
     the batch are fixed. Weights are float32. InputError for a model whose reduction
     has no graph, or draws.
     """
-    if optimize.draws(vit.model):
+    if jax_export.draws(vit.model):
         raise InputError(
             f"config.reduction is {vit.label}, which draws "
             "random numbers, and has no ONNX graph; allowed are the other methods, or "
             "--format jax"
         )
-    images = optimize.exported_images(vit, batch_size, pixels)
+    images = jax_export.exported_images(vit, batch_size, pixels)
     plain = vit.model.clone(kernels=None)
     fast, fixed = optimize.prepare(plain, vit.variables, dtype="float32")
     with nodes.kept():
@@ -47,7 +46,7 @@ def onnx_model(
         for path, leaf in jax.tree_util.tree_leaves_with_path(fixed["params"])
     ]
     (logits,) = graph.walk(traced, [*values, entry])
-    return finished(graph, logits, output_name(vit.model))
+    return finished(graph, logits, jax_export.output_name(vit.model))
 
 
 def finished(graph: Graph, output: Value, name: str = "logits") -> "ModelProto":

@@ -15,10 +15,9 @@ XLA refuses their memory.
 import contextlib
 import dataclasses
 import os
-import pathlib
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -29,19 +28,27 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import SingleDeviceSharding
 
 from imagepiece_jax.common import xla_options
+from imagepiece_jax.common.fields import (
+    CheckedFields,
+    checked,
+    choice,
+    count,
+    optional,
+    switch,
+)
 from imagepiece_jax.common.image_size import described, sides
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.data.normalize import as_normalized, normalize, warn_of_range
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry, stems, summary
 from imagepiece_jax.models.architecture import GELUS
-from imagepiece_jax.models.attention import resolve_backend
+from imagepiece_jax.models.attention import BACKENDS, resolve_backend
 from imagepiece_jax.pretrained.trained_model import Pretrained, takes_pretrained
-from imagepiece_jax.reduction.kernels import resolve_kernels
+from imagepiece_jax.reduction.kernels import CHOICES, resolve_kernels
 
 # Parts that compute in float32 whatever the dtype: casting would only lose digits.
 STAYS_FLOAT32 = ("norm", "head", "reducer")
-SETTINGS = threading.Lock()  # JAX's own, which all threads share
+CONFIG = threading.Lock()  # of JAX, whose settings all threads share
 _normalized = jax.jit(normalize, static_argnames=("mean", "std"))
 
 
@@ -73,12 +80,13 @@ class Program:
         return self.compiled.memory_analysis()
 
     def __call__(self, images: np.ndarray | jax.Array) -> jax.Array:
-        """Logits [b, num_classes] float32 of normalized images [b, H, W, 3].
+        """Logits of images, which are left as they are.
 
-        Any array of floats, on the host or on a device, or of uint8, which is
-        normalized first; of uint8 alone, where the program was made for pixels. 1 <= b
-        <= batch_size: fewer images are padded with zeros to a whole batch, at the cost
-        of one. The images are left as they are. InputError for other shapes and types.
+        images: [b, H, W, 3] with 1 <= b <= batch_size, floats, normalized, or uint8,
+        which is normalized first; uint8 alone where the program was made for pixels.
+        Fewer than batch_size are padded to a whole batch, at the cost of one.
+        Returns [b, num_classes] float32.
+        Raises InputError for other shapes and types.
         """
         self._check(images)
         missing = self.batch_size - images.shape[0]
@@ -96,10 +104,10 @@ class Program:
     def _check(self, images):
         takes, shape = self.images, getattr(images, "shape", None)
         if shape is None or len(shape) != 4 or shape[1:] != takes.shape[1:]:
-            found = type(images).__name__ if shape is None else f"of shape {shape}"
+            kind = type(images).__name__ if shape is None else f"of shape {shape}"
             _, *rest = takes.shape
             raise InputError(
-                f"images is {found}; allowed is an array of shape "
+                f"images is {kind}; allowed is an array of shape "
                 f"[1 .. {self.batch_size}, {', '.join(map(str, rest))}]"
             )
         if not 1 <= shape[0] <= self.batch_size:
@@ -145,107 +153,132 @@ class Program:
         )
 
 
-@takes_pretrained
-def optimize(
-    vit: Pretrained,
-    *,
-    batch_size: int,
-    image_size: int | tuple[int, int] | None = None,
-    dtype: str | None = None,
-    gelu: str | None = None,
-    attention: str = "auto",
-    kernels: str | None = None,
-    pixels: bool = False,
-    device: jax.Device | str | None = None,
-    compiler_options: Mapping[str, Any] | None = None,
-    cache_dir: str | os.PathLike | None = None,
-) -> Program:
-    """A trained model, compiled for one device: a `Program`.
+def _dtype(value):
+    if registry.dtype_name(value) not in registry.DTYPES:
+        raise ValueError(value)
+    return registry.dtype_name(value)
 
+
+def _device(value):
+    if isinstance(value, jax.Device):
+        return value
+    platform, _, number = str(value).partition(":")
+    with contextlib.suppress(RuntimeError, IndexError, ValueError):
+        return jax.local_devices(backend=platform or "none")[int(number or 0)]
+    here = {each.platform for each in (*jax.local_devices(), *jax.devices("cpu"))}
+    raise InputError(
+        f"device is {value!r}; allowed are a jax.Device, and the platforms of this "
+        f"process: {', '.join(sorted(here))}"
+    )
+
+
+def _compiler_options(value):
+    if not isinstance(value, Mapping):
+        raise ValueError(value)
+    return dict(value)
+
+
+def _path(value):
+    if not isinstance(value, str | os.PathLike):
+        raise ValueError(value)
+    return value
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompileOptions(CheckedFields):
+    """What a model is compiled for.
+
+    batch_size: images at a time.
     dtype: of weights and layers; norms, scores, softmax and logits stay float32. None:
-    bfloat16, and float32 on CPUs, where bfloat16 is slow.
+        bfloat16, and float32 on CPUs, where bfloat16 is slow.
     gelu: None, as the model was made; "tanh" is the faster form on GPUs, whose products
-    end in it. It is another function: DeiT-Ti, trained with the exact one, changes by
-    -0.1 +- 0.2 points of acc1 (float32, 1,000 photographs, 95 %, paired).
+        end in it. It is another function: DeiT-Ti, trained with the exact one, changes
+        by -0.1 +- 0.2 points of acc1 (float32, 1,000 photographs, 95 %, paired).
     attention: "auto", "xla" or "cudnn", as config.model.attention.
     kernels: of the reductions, "plain", "fused" or "auto", as config.model.kernels;
-    None: on CPUs "auto" (they compile in a third of the time and run faster), elsewhere
-    as the model was made.
+        None: on CPUs "auto" (they compile in a third of the time and run faster),
+        elsewhere as the model was made.
     pixels: the program takes uint8 images and normalizes them itself, which saves three
-    quarters of the copy to the device.
+        quarters of the copy to the device.
     device: one of jax.devices(), or a platform such as "cpu" or "cuda" for its first,
-    "cuda:1" for its second; None is the first of all.
+        "cuda:1" for its second; None is the first of all.
     compiler_options: XLA's, over those of common.xla_options.
     cache_dir: a folder that keeps compiled programs for later processes (JAX's
-    persistent compilation cache, for this program alone; for all of them set
-    JAX_COMPILATION_CACHE_DIR instead).
-    image_size: None is the size that the model was made for, any other is refused.
-    InputError for anything that does not fit.
+        persistent compilation cache, for this program alone; for all of them set
+        JAX_COMPILATION_CACHE_DIR instead).
+    Raises InputError for a field that is not allowed.
     """
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise InputError(f"batch_size is {batch_size!r}; allowed are 1, 2, 3, ..")
-    own = sides(vit.image_size)
-    if image_size is not None and sides(image_size) != own:
+
+    batch_size: int = count(least=1)
+    dtype: str | None = optional(checked(None, _dtype, ", ".join(registry.DTYPES)))
+    gelu: str | None = registry.optional_choice(GELUS)
+    attention: str = choice("auto", BACKENDS)
+    kernels: str | None = registry.optional_choice(CHOICES)
+    pixels: bool = switch(False)
+    device: jax.Device | str | None = optional(checked(None, _device, "devices"))
+    compiler_options: Mapping[str, Any] | None = optional(
+        checked(None, _compiler_options, "dicts of options of XLA")
+    )
+    cache_dir: str | os.PathLike | None = optional(
+        checked(None, _path, "paths of a folder")
+    )
+
+
+@takes_pretrained
+def optimize(
+    vit: Pretrained, *, image_size: int | tuple[int, int] | None = None, **options: Any
+) -> Program:
+    """A trained model, compiled for one device.
+
+    image_size: None is the size that the model was made for, any other is refused
+    options: batch_size, which must be there, and the other fields of `CompileOptions`:
+    dtype, gelu, attention, kernels, pixels, device, compiler_options, cache_dir
+    Returns a `Program`.
+    Raises InputError for anything that does not fit.
+    """
+    expected = sides(vit.image_size)
+    if image_size is not None and sides(image_size) != expected:
         raise InputError(
-            f"image_size is {image_size}, but the model is for {described(own)}; load "
-            "the weights for another size to have the position embeddings resized"
+            f"image_size is {image_size}, but the model is for {described(expected)}; "
+            "load the weights for another size to have the position embeddings resized"
         )
-    return compiler(
-        vit,
-        dtype=dtype,
-        gelu=gelu,
-        attention=attention,
-        kernels=kernels,
-        pixels=pixels,
-        device=device,
-        compiler_options=compiler_options,
-        cache_dir=cache_dir,
-    )(batch_size)
+    options = CompileOptions(**options)
+    return compiler(vit, options)(options.batch_size)
 
 
-def compiler(
-    vit,
-    *,
-    dtype=None,
-    gelu=None,
-    attention="auto",
-    kernels=None,
-    pixels=False,
-    device=None,
-    compiler_options=None,
-    cache_dir=None,
-):
-    """What `optimize` does before it compiles: batch size -> Program, for any number.
+def compiler(vit: Pretrained, asked: CompileOptions) -> Callable[[int], Program]:
+    """What `optimize` does before it compiles, for any number of batch sizes.
 
-    All Programs share the weights, which are on the device already. InputError for
-    options that do not fit.
+    Returns a function from a batch size to its Program. All Programs share the weights,
+    which are on the device already.
+    Raises InputError for options that do not fit the model or the device.
     """
-    own = sides(vit.image_size)
-    summary.check_variables(vit.model, vit.variables, own)
-    device = _device(device)
-    dtype = registry.dtype_name(dtype or xla_options.fast_dtype(device))
+    size = sides(vit.image_size)
+    summary.check_variables(vit.model, vit.variables, size)
+    device = asked.device or jax.local_devices()[0]
+    dtype = asked.dtype or xla_options.fast_dtype(device)
     xla_options.check_dtype(device.platform, dtype)
-    options = xla_options.options(device.platform) | dict(compiler_options or {})
+    options = xla_options.options(device.platform) | (asked.compiler_options or {})
     _check_options(options, device)
-    _make(cache_dir)
-    fast, weights = prepare(vit.model, vit.variables, dtype=dtype, gelu=gelu)
-    fast = placed(fast, device, attention, kernels)
+    _make_folder(asked.cache_dir)
+    model, weights = prepare(vit.model, vit.variables, dtype=dtype, gelu=asked.gelu)
+    model = placed(model, device, asked.attention, asked.kernels)
     weights = jax.device_put(weights, device)
-    gmacs = summary.model_macs(fast, own) / 1e9
+    gmacs = summary.model_macs(model, size) / 1e9
 
     def compiled(batch_size):
         images = jax.ShapeDtypeStruct(
-            (batch_size, *own, 3),
-            jnp.dtype("uint8" if pixels else dtype),
+            (batch_size, *size, 3),
+            jnp.dtype("uint8" if asked.pixels else dtype),
             sharding=SingleDeviceSharding(device),
         )
         began = time.perf_counter()
         work = working(f"compiling the model for {batch_size} images at a time")
-        with _kept_in(cache_dir), work:
-            lowered = jax.jit(forward(fast)).lower(weights, images)
+        with _cached_in(asked.cache_dir), work:
+            lowered = jax.jit(forward(model)).lower(weights, images)
             executable = lowered.compile(compiler_options=options)
         return Program(
-            model=fast,
+            model=model,
             variables=weights,
             compiled=executable,
             images=images,
@@ -256,20 +289,6 @@ def compiler(
         )
 
     return compiled
-
-
-def _device(asked):
-    """The jax.Device that `optimize` is asked for."""
-    if asked is None or isinstance(asked, jax.Device):
-        return asked or jax.local_devices()[0]
-    platform, _, number = str(asked).partition(":")
-    with contextlib.suppress(RuntimeError, IndexError, ValueError):
-        return jax.local_devices(backend=platform)[int(number or 0)]
-    here = {each.platform for each in (*jax.local_devices(), *jax.devices("cpu"))}
-    raise InputError(
-        f"device is {asked!r}; allowed are a jax.Device, and the platforms of this "
-        f"process: {', '.join(sorted(here))}"
-    )
 
 
 def placed(model, device, attention="auto", kernels=None):
@@ -293,17 +312,8 @@ def prepare(model, variables, *, dtype="bfloat16", gelu=None):
     """(model, variables) in the form that `optimize` compiles.
 
     The stem is folded; weights are arrays of `dtype`, except those of STAYS_FLOAT32.
-    It can be traced, so `jax.eval_shape` gives the shapes without weights. InputError
-    for an unknown dtype or gelu.
+    It can be traced, so `jax.eval_shape` gives the shapes without weights.
     """
-    gelu = model.arch.gelu if gelu is None else gelu
-    for name, value, allowed in (
-        ("dtype", dtype, registry.DTYPES),
-        ("gelu", gelu, GELUS),
-    ):
-        if value not in allowed:
-            listed = ", ".join(allowed)
-            raise InputError(f"{name} is {value!r}; allowed are {listed}")
     params = dict(variables["params"])
     if not model.folded:
         stats = variables.get("batch_stats", {}).get("patch_embed", {})
@@ -314,7 +324,7 @@ def prepare(model, variables, *, dtype="bfloat16", gelu=None):
         return jnp.asarray(value, jnp.float32 if stays else dtype)
 
     params = jax.tree_util.tree_map_with_path(cast, params)
-    arch = dataclasses.replace(model.arch, gelu=gelu)
+    arch = dataclasses.replace(model.arch, gelu=gelu or model.arch.gelu)
     fast = model.clone(folded=True, arch=arch, dtype=jnp.dtype(dtype))
     return fast, {"params": params}
 
@@ -327,31 +337,6 @@ def forward(model):
         return model.apply(variables, images).logits
 
     return logits
-
-
-def exported_images(vit, batch_size=None, pixels=False):
-    """The images that an exported program takes, as a jax.ShapeDtypeStruct.
-
-    batch_size: None leaves it open; pixels: they are uint8, else float32. InputError
-    where it is open and the model draws, which JAX cannot for an open number.
-    """
-    if batch_size is None:
-        if draws(vit.model):
-            raise InputError(
-                f"config.reduction is {vit.label}, which draws random "
-                "numbers; allowed is a batch size, --batch"
-            )
-        (batch_size,) = jax.export.symbolic_shape("batch")
-    shape = batch_size, *sides(vit.image_size), 3
-    return jax.ShapeDtypeStruct(shape, jnp.dtype("uint8" if pixels else "float32"))
-
-
-def draws(model):
-    """Whether a step of the reduction draws random numbers, out of training too."""
-    return any(
-        layer.counts and layer.step.reducer.draws(layer.counts, train=False)
-        for layer in model.plan
-    )
 
 
 def _check_options(options, device):
@@ -368,19 +353,19 @@ def _check_options(options, device):
         ) from error
 
 
-def _make(folder):
+def _make_folder(path):
     try:
-        if folder is not None:
-            pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+        if path is not None:
+            os.makedirs(path, exist_ok=True)
     except OSError as error:
         raise InputError(
-            f"cache_dir {folder} cannot be made ({error.strerror}); allowed is a folder"
+            f"cache_dir {path} cannot be made ({error.strerror}); allowed is a folder"
         ) from error
 
 
 @contextlib.contextmanager
-def _kept_in(folder):
-    """Keep JAX's persistent cache in `folder` while entered; None changes nothing."""
+def _cached_in(folder):
+    """JAX's persistent cache is in `folder` while entered; None changes nothing."""
     if folder is None:
         yield
         return
@@ -388,7 +373,7 @@ def _kept_in(folder):
         "jax_compilation_cache_dir": str(folder),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
     }
-    with SETTINGS:
+    with CONFIG:
         before = {name: getattr(jax.config, name) for name in settings}
         _configure(settings)
         try:

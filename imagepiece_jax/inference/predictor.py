@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from imagepiece_jax.common.fields import is_whole
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.data import decode, transforms
 from imagepiece_jax.errors import InputError, of_keywords
-from imagepiece_jax.inference.optimize import compiler
+from imagepiece_jax.inference.optimize import CompileOptions, compiler
 from imagepiece_jax.pretrained import imagenet_classes
 from imagepiece_jax.pretrained.trained_model import Pretrained, takes_pretrained
 
@@ -44,13 +45,15 @@ class Predictor:
     and for `batch_size`, each when it is first needed, or by `warm_up`; fewer images
     are padded to the next of these.
 
-    vit: as from `load`; labels: a name for each class, "imagenet" for those of
-    ImageNet-1k, None for the model's own (`class_names`, as a run has them) or, without
-    any, indices; top: how many classes, None for 5, or all of fewer; resize: "deit" is
-    DeiT's crop of evaluation, "none" for images that have the right size, None the
-    weights' own crop where it is known (`preprocessing`), else DeiT's; threads:
-    how many decode, None for one a core and 16 at most; batch_size and `options` are
-    `optimize`'s. InputError here for any of these that does not fit.
+    vit: as from `load`
+    labels: a name for each class, "imagenet" for those of ImageNet-1k, None for the
+    model's own (`class_names`) or, without any, indices
+    top: how many classes, None for 5, or all of fewer
+    batch_size, options: as `optimize` has them
+    resize: "deit" is DeiT's crop of evaluation, "none" for images that have the right
+    size, None the weights' own crop (`preprocessing`)
+    threads: how many decode, None for one a core and 16 at most
+    Raises InputError for any of these that does not fit.
     """
 
     @of_keywords
@@ -66,37 +69,25 @@ class Predictor:
         threads: int | None = None,
         **options: Any,
     ):
-        if isinstance(labels, str):
-            labels = _known_labels(labels)
         classes = vit.model.num_classes
         if not classes and (labels is not None or top is not None):
             raise InputError(
                 "the model has no classes, and gives features; labels and top are of "
                 "models with a head, such as load(num_classes=..) makes"
             )
-        if labels is not None and not isinstance(labels, Sequence | np.ndarray):
-            raise InputError(
-                f"labels is {labels!r}; allowed are 'imagenet', and a list of names"
-            )
-        if labels is not None and len(labels) != classes:
-            raise InputError(
-                f"labels has {len(labels)} names; the model has {classes} classes"
-            )
-        top = min(5, classes) if top is None else top
-        if not isinstance(top, int) or not min(1, classes) <= top <= classes:
+        self._labels = vit.class_names if labels is None else _names(labels, classes)
+        self._top = min(5, classes) if top is None else top
+        if not is_whole(self._top) or not min(1, classes) <= self._top <= classes:
             raise InputError(f"top is {top!r}; allowed are 1 to {classes}")
-        self._labels = vit.class_names if labels is None else labels
-        self._answer = self._best if classes else np.array
-        self._top = top
-        self._transform = _transform(resize, vit.preprocessing)
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise InputError(f"batch_size is {batch_size!r}; allowed are 1, 2, 3, ..")
         threads = min(16, os.cpu_count() or 1) if threads is None else threads
-        if not isinstance(threads, int) or threads < 1:
+        if not is_whole(threads) or threads < 1:
             raise InputError(f"threads is {threads!r}; allowed are 1, 2, 3, ..")
-        self.sizes = tuple(sorted({size for size in (1, 8) if size < batch_size}))
-        self.sizes += (batch_size,)
-        self._compile = compiler(vit, pixels=True, **options)
+        options = CompileOptions(batch_size=batch_size, pixels=True, **options)
+        batch_size = options.batch_size
+        self.sizes = (*(size for size in (1, 8) if size < batch_size), batch_size)
+        self._answer = self._most_probable if classes else np.array
+        self._transform = _transform(resize, vit.preprocessing)
+        self._compile = compiler(vit, options)
         self._programs, self._lock = {}, threading.Lock()
         self._threads = concurrent.futures.ThreadPoolExecutor(
             threads, thread_name_prefix="decode"
@@ -114,21 +105,22 @@ class Predictor:
             np.asarray(program(np.zeros(program.images.shape, np.uint8)))
 
     def __call__(self, images) -> list:
-        """`top` Predictions for one image, or a list of such lists for several.
+        """The most probable classes of one image, or of each of several.
 
-        Of a model without classes it is the pooled vector, [D] float32, instead.
-        One image is the path of a file, its bytes, the file opened in binary mode, a
+        images: one is the path of a file, its bytes, the file opened in binary mode, a
         PIL image (all turned as their EXIF orientation says), or an array [H, W, 3]
-        uint8; several are an iterable of
-        these or an array [B, H, W, 3]. InputError for one image that cannot be read; of
-        several, the error stands in its place, and the others are answered.
+        uint8; several are an iterable of these or an array [B, H, W, 3]
+        Returns `top` Predictions, of a model without classes the pooled vector, [D]
+        float32; of several images a list of these, with an InputError in the place of
+        one that cannot be read.
+        Raises InputError for one image that cannot be read.
         """
         if not _is_one(images):
             return list(self.stream(images))
-        (found,) = self.stream([images])
-        if isinstance(found, InputError):
-            raise found
-        return found
+        (answer,) = self.stream([images])
+        if isinstance(answer, InputError):
+            raise answer
+        return answer
 
     def stream(self, images: Iterable) -> Iterator:
         """Yield what a call gives for several images, one after the other.
@@ -204,7 +196,7 @@ class Predictor:
         except InputError as error:
             return InputError(f"{name}{error}")
 
-    def _best(self, logits):
+    def _most_probable(self, logits):
         probabilities = np.exp(logits - logits.max())
         probabilities /= probabilities.sum()
         order = np.argsort(-logits, kind="stable")[: self._top].tolist()
@@ -221,13 +213,19 @@ def _outcome(future):
     return future.result() if error is None else Raised(error)
 
 
-def _known_labels(name):
-    """The names of the classes of a set that the package knows."""
-    if name != "imagenet":
+def _names(labels, classes):
+    """The name of each class, of `labels` as they were asked for."""
+    if isinstance(labels, str) and labels == "imagenet":
+        labels = imagenet_classes.names()
+    if isinstance(labels, str) or not isinstance(labels, Sequence | np.ndarray):
         raise InputError(
-            f"labels is {name!r}; allowed are 'imagenet', and a list of names"
+            f"labels is {labels!r}; allowed are 'imagenet', and a list of names"
         )
-    return imagenet_classes.names()
+    if len(labels) != classes:
+        raise InputError(
+            f"labels has {len(labels)} names; the model has {classes} classes"
+        )
+    return labels
 
 
 def _transform(resize, prepared):
@@ -265,6 +263,10 @@ def _rgb(image):
         image = _whole(image)
     if isinstance(image, bytearray | memoryview):
         image = bytes(image)
+    if isinstance(image, str | pathlib.Path) and os.path.isdir(image):
+        raise InputError(
+            f"{image} is a folder; allowed is a file, or a list of the folder's files"
+        )
     if isinstance(image, FILES):
         name = "the image" if isinstance(image, bytes) else str(image)
         file = io.BytesIO(image) if isinstance(image, bytes) else image
@@ -282,9 +284,9 @@ def _rgb(image):
             raise InputError(f"the PIL image cannot be read: {error}") from error
     shape, dtype = getattr(image, "shape", ()), getattr(image, "dtype", None)
     if len(shape) != 3 or shape[2] != 3 or 0 in shape or dtype != np.uint8:
-        found = type(image).__name__ if dtype is None else f"{dtype} {list(shape)}"
+        kind = type(image).__name__ if dtype is None else f"{dtype} {list(shape)}"
         raise InputError(
-            f"found {found}; allowed are paths, bytes, open files, PIL images and "
+            f"found {kind}; allowed are paths, bytes, open files, PIL images and "
             "uint8 arrays [H, W, 3]"
         )
     return np.array(image)

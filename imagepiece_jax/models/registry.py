@@ -18,6 +18,7 @@ from imagepiece_jax.common.fields import (
     number,
     optional,
     switch,
+    text,
 )
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.data.normalize import channels
@@ -127,7 +128,7 @@ class ModelConfig(CheckedFields):
     prop_attn: bool | None = optional(switch())
     trace_source: bool | None = optional(switch())
     masked: bool | None = optional(switch())
-    axis_name: str | None = None
+    axis_name: str | None = optional(text())
     # How a sentence calls fields that stand elsewhere than in a config's model.
     labels: Mapping[str, str] = dataclasses.field(
         default_factory=dict, compare=False, repr=False

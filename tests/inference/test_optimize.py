@@ -155,22 +155,29 @@ def test_programs_are_kept_where_asked_and_others_are_not(program, cache):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"batch_size": 0}, "batch_size is 0; allowed are 1, 2, 3, .."),
+        ({"batch_size": 0}, "batch_size is 0; allowed are whole numbers from 1"),
+        ({"batch_size": True}, "batch_size is True; allowed are whole numbers from 1"),
         (
             {"image_size": 24},
             "image_size is 24, but the model is for 20x20; load the weights",
         ),
+        ({"dtype": []}, "dtype is []; allowed are float32, bfloat16, float16"),
         ({"dtype": "int8"}, "dtype is 'int8'; allowed are float32, bfloat16, float16"),
         (
             {"dtype": "float16"},
             "dtype is 'float16', in which CPUs compute no attention",
         ),
-        ({"gelu": "relu"}, "gelu is 'relu'; allowed are exact, tanh, quick"),
+        ({"gelu": "relu"}, "gelu is 'relu'; allowed are 'exact', 'tanh', 'quick'"),
         ({"attention": "flash"}, "attention is 'flash'; allowed are"),
         ({"kernels": "quick"}, "kernels is 'quick'; allowed are"),
+        ({"kernels": []}, "kernels is []; allowed are 'plain', 'fused', 'auto'"),
+        ({"pixels": "no"}, "pixels is 'no'; allowed are True, False"),
+        ({"compiler_options": 3}, "compiler_options is 3; allowed are dicts of"),
         ({"compiler_options": {"xla_no": 1}}, "No such compile option: 'xla_no'"),
+        ({"device": ""}, "device is ''; allowed are a jax.Device, and the platforms"),
         ({"device": "cuda:9"}, "device is 'cuda:9'; allowed are a jax.Device, and the"),
         ({"device": "cpu:x"}, "device is 'cpu:x'; allowed are a jax.Device, and the p"),
+        ({"cache_dir": 3}, "cache_dir is 3; allowed are paths of a folder"),
         ({"cache_dir": "/dev/null/x"}, "cache_dir /dev/null/x cannot be made"),
     ],
 )

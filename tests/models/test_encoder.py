@@ -152,6 +152,10 @@ def test_pixels_are_normalized():
         ),
         (None, {"layers": True}, "layers is True; allowed are"),
         (None, {"fill": "mean"}, "fill is 'mean'; allowed are last, zero, class"),
+        (None, {"fill": ["x"]}, r"fill is \['x'\]; allowed are last, zero, class"),
+        (None, {"norm": "x"}, "norm is 'x'; allowed are True, False"),
+        (None, {"reshape": 1}, "reshape is 1; allowed are True, False"),
+        (None, {"fuser": 1}, "fuser is 1; allowed is a function of two arrays"),
         (
             np.zeros((1, 20, 20, 3), np.int32),
             {},

@@ -95,6 +95,7 @@ def test_macs_by_hand():
         ("num_heads", 5, "divisors of config.model.embed_dim, 384"),
         ("hidden_size", 384, "patch_size, embed_dim, depth, num_heads"),
         ("stem", "convolution", "'patch', 'conv'"),
+        ("axis_name", 3, "texts"),
         ("dtype", "float8", "float32, bfloat16, float16"),
         ("attention", "flash", "'auto', 'xla', 'cudnn'"),
         ("drop_path_rate", 1.0, "from 0 to below 1"),
