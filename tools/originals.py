@@ -1,8 +1,9 @@
-"""Small models of transformers and timm, with checkpoints and what they compute.
+"""Small models of other projects, with checkpoints and what they compute.
 
 Weights are random, so that each part shows. Checkpoints have the names that a project
-gives them: those of transformers and timm, and those of original repositories whose
-models are as timm's or transformers' by other names. Needs torch, timm, transformers.
+gives them: transformers, timm, original repositories whose models are as timm's or
+transformers' by other names, OpenAI's CLIP and OpenCLIP, and Google's vit_jax and
+big_vision. Needs torch, timm and transformers.
 """
 
 import collections
@@ -12,12 +13,15 @@ import tempfile
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 import timm.layers
 import timm.models.vision_transformer as timm_vit
 import torch
 import transformers
+from flax import linen, traverse_util
 from torch import nn
 
 WIDTH, DEPTH, HEADS, HIDDEN, CLASSES = 24, 2, 3, 48, 5
@@ -30,13 +34,15 @@ HALF = (0.5, 0.5, 0.5)
 class Original:
     """A checkpoint and what the model computes of `images()`.
 
-    tensors: by the project's names; outputs: logits, or pooled features; given: fields
-    that neither tensors nor layout tell; also: the same checkpoint by other names.
+    tensors: by the project's names
+    outputs: logits, or pooled features
+    fields: of the model, those that neither tensors nor layout tell
+    also: the same checkpoint by other names
     """
 
     tensors: Mapping[str, np.ndarray]
     outputs: np.ndarray
-    given: Mapping[str, Any]
+    fields: Mapping[str, Any]
     also: tuple[Mapping[str, np.ndarray], ...] = ()
 
 
@@ -88,10 +94,10 @@ def noise(*shape):
     return np.random.default_rng(len(shape)).normal(size=shape).astype(np.float16)
 
 
-def given(name, images=HALF, heads=HEADS):
+def fields_like(name, images=HALF, heads=HEADS):
     """Fields of a model that is as `name` but for its size."""
-    found = {"name": name, "num_heads": heads, "mean": images, "std": images}
-    return {k: v for k, v in found.items() if v is not None}
+    fields = {"name": name, "num_heads": heads, "mean": images, "std": images}
+    return {k: v for k, v in fields.items() if v is not None}
 
 
 # transformers
@@ -111,7 +117,7 @@ def of_transformers(kind, config, name, pooled, **options):
     model = randomize(kind(config))
     outputs = run(lambda x: pooled(model, x))
     return Original(
-        saved(model), outputs, given(name, **options), also=(memory(model),)
+        saved(model), outputs, fields_like(name, **options), also=(memory(model),)
     )
 
 
@@ -124,40 +130,40 @@ def pooler(model, x):
 
 
 def transformers_vit():
-    found = config(transformers.ViTConfig, num_labels=CLASSES, layer_norm_eps=1e-6)
+    sizes = config(transformers.ViTConfig, num_labels=CLASSES, layer_norm_eps=1e-6)
     kind = transformers.ViTForImageClassification
-    return of_transformers(kind, found, "deit_s", logits)
+    return of_transformers(kind, sizes, "deit_s", logits)
 
 
 def transformers_vit_features():
     """With a pooler, which we leave out, and without a classifier."""
-    found = config(transformers.ViTConfig, layer_norm_eps=1e-6)
+    sizes = config(transformers.ViTConfig, layer_norm_eps=1e-6)
     first = lambda model, x: model(x).last_hidden_state[:, 0]  # noqa: E731
-    return of_transformers(transformers.ViTModel, found, "deit_s", first)
+    return of_transformers(transformers.ViTModel, sizes, "deit_s", first)
 
 
 def transformers_deit():
-    found = config(transformers.DeiTConfig, num_labels=CLASSES, layer_norm_eps=1e-6)
+    sizes = config(transformers.DeiTConfig, num_labels=CLASSES, layer_norm_eps=1e-6)
     kind = transformers.DeiTForImageClassificationWithTeacher
-    return of_transformers(kind, found, "deit_small_distilled_patch16_224", logits)
+    return of_transformers(kind, sizes, "deit_small_distilled_patch16_224", logits)
 
 
 def transformers_dinov2():
-    found = config(transformers.Dinov2Config)
+    sizes = config(transformers.Dinov2Config)
     name = "vit_small_patch14_dinov2"
-    return of_transformers(transformers.Dinov2Model, found, name, pooler)
+    return of_transformers(transformers.Dinov2Model, sizes, name, pooler)
 
 
 def transformers_dinov2_swiglu():
-    found = config(transformers.Dinov2Config, use_swiglu_ffn=True)
+    sizes = config(transformers.Dinov2Config, use_swiglu_ffn=True)
     name = "vit_giant_patch14_dinov2"
-    return of_transformers(transformers.Dinov2Model, found, name, pooler)
+    return of_transformers(transformers.Dinov2Model, sizes, name, pooler)
 
 
 def transformers_dinov2_registers():
-    found = config(transformers.Dinov2WithRegistersConfig, num_register_tokens=4)
+    sizes = config(transformers.Dinov2WithRegistersConfig, num_register_tokens=4)
     kind, name = transformers.Dinov2WithRegistersModel, "vit_small_patch14_reg4_dinov2"
-    return of_transformers(kind, found, name, pooler)
+    return of_transformers(kind, sizes, name, pooler)
 
 
 TEXT = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -172,7 +178,7 @@ def clip_config(**fields):
 def transformers_clip():
     """Both towers; OpenCLIP's models have the exact GELU there."""
     vision = clip_config(hidden_act="gelu").to_dict()
-    found = transformers.CLIPConfig(
+    sizes = transformers.CLIPConfig(
         text_config=TEXT, vision_config=vision, projection_dim=CLASSES
     )
 
@@ -180,22 +186,22 @@ def transformers_clip():
         return model.visual_projection(model.vision_model(x).pooler_output)
 
     name = "vit_base_patch32_clip_224.laion2b"
-    return of_transformers(transformers.CLIPModel, found, name, embedding)
+    return of_transformers(transformers.CLIPModel, sizes, name, embedding)
 
 
 def transformers_clip_projection():
-    found, kind = clip_config(), transformers.CLIPVisionModelWithProjection
+    sizes, kind = clip_config(), transformers.CLIPVisionModelWithProjection
     name = "vit_base_patch32_clip_224.openai"
-    return of_transformers(kind, found, name, lambda model, x: model(x).image_embeds)
+    return of_transformers(kind, sizes, name, lambda model, x: model(x).image_embeds)
 
 
 def transformers_clip_vision():
     """Its file has "vision_model." in front of all names, until version 5."""
     name, kind = "vit_base_patch32_clip_224.openai", transformers.CLIPVisionModel
-    found = of_transformers(kind, clip_config(), name, pooler)
-    old = {f"vision_model.{name}": tensor for name, tensor in found.tensors.items()}
+    original = of_transformers(kind, clip_config(), name, pooler)
+    old = {f"vision_model.{name}": tensor for name, tensor in original.tensors.items()}
     old["vision_model.embeddings.position_ids"] = np.arange(GRID + 1)[None]
-    return dataclasses.replace(found, also=(*found.also, old))
+    return dataclasses.replace(original, also=(*original.also, old))
 
 
 def siglip_config(**fields):
@@ -233,7 +239,7 @@ def timm_swiglu():
     """DINOv2's giant, whose layer has gate and value in one."""
     layers = {"mlp_layer": timm.layers.SwiGLUPacked, "act_layer": nn.SiLU}
     model = of_timm(init_values=1e-5, **layers)
-    return Original(memory(model), run(model), given("vit_giant_patch14_dinov2"))
+    return Original(memory(model), run(model), fields_like("vit_giant_patch14_dinov2"))
 
 
 def deit3():
@@ -242,7 +248,7 @@ def deit3():
         name.replace(".ls1.gamma", ".gamma_1").replace(".ls2.gamma", ".gamma_2"): tensor
         for name, tensor in memory(model).items()
     }
-    return Original(tensors, run(model), given("deit3_small_patch16_224"))
+    return Original(tensors, run(model), fields_like("deit3_small_patch16_224"))
 
 
 def mae():
@@ -256,13 +262,15 @@ def mae():
         "decoder_norm.weight": noise(8),
         "decoder_pred.bias": noise(48),
     }
-    return Original(memory(model) | more, run(model), given("vit_base_patch16_224.mae"))
+    return Original(
+        memory(model) | more, run(model), fields_like("vit_base_patch16_224.mae")
+    )
 
 
 def mae_finetuned():
     """The head reads the mean of the patches through a norm of its own."""
     model = of_timm(global_pool="avg", num_classes=CLASSES)
-    return Original(memory(model), run(model), given("eva_large_patch14_196"))
+    return Original(memory(model), run(model), fields_like("eva_large_patch14_196"))
 
 
 def dino():
@@ -271,7 +279,7 @@ def dino():
     tensors = {f"module.backbone.{k}": v for k, v in memory(model).items()}
     tensors["module.head.mlp.0.weight"] = noise(8, WIDTH)
     tensors["module.head.last_layer.weight_g"] = noise(9, 1)
-    return Original(tensors, run(model), given("vit_small_patch16_224.dino"))
+    return Original(tensors, run(model), fields_like("vit_small_patch16_224.dino"))
 
 
 # DINOv2's names, beside those of transformers' models in memory.
@@ -309,19 +317,268 @@ def as_dinov2(tensors):
 
 def dinov2():
     """The giant's layers, and as its training saves them, in chunks of blocks."""
-    found = transformers_dinov2_swiglu()
-    tensors = as_dinov2(found.also[0])
+    original = transformers_dinov2_swiglu()
+    tensors = as_dinov2(original.also[0])
     chunks = {k.replace("blocks.", "blocks.0."): v for k, v in tensors.items()}
-    return dataclasses.replace(found, tensors=tensors, also=(chunks,))
+    return dataclasses.replace(original, tensors=tensors, also=(chunks,))
 
 
 def dinov2_registers():
     """And as a teacher of training is saved."""
-    found = transformers_dinov2_registers()
-    tensors = as_dinov2(found.also[0])
+    original = transformers_dinov2_registers()
+    tensors = as_dinov2(original.also[0])
     teacher = {f"backbone.{name}": tensor for name, tensor in tensors.items()}
     heads = {
         "dino_head.mlp.0.weight": noise(8, WIDTH),
         "ibot_head.mlp.0.bias": noise(8),
     }
-    return dataclasses.replace(found, tensors=tensors, also=(teacher | heads,))
+    return dataclasses.replace(original, tensors=tensors, also=(teacher | heads,))
+
+
+# CLIP's image tower: modules and names are those of OpenAI's clip/model.py and of
+# open_clip/transformer.py (Radford et al. 2021).
+
+
+class QuickGELU(nn.Module):
+    def forward(self, x):
+        return x * torch.sigmoid(1.702 * x)
+
+
+class ResidualAttentionBlock(nn.Module):
+    def __init__(self, width, heads, gelu):
+        super().__init__()
+        self.attn = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.ln_1 = nn.LayerNorm(width)
+        first, last = nn.Linear(width, HIDDEN), nn.Linear(HIDDEN, width)
+        layers = {"c_fc": first, "gelu": gelu, "c_proj": last}
+        self.mlp = nn.Sequential(collections.OrderedDict(layers))
+        self.ln_2 = nn.LayerNorm(width)
+
+    def forward(self, x):
+        y = self.ln_1(x)
+        x = x + self.attn(y, y, y, need_weights=False)[0]
+        return x + self.mlp(self.ln_2(x))
+
+
+class ClipTower(nn.Module):
+    def __init__(self, width, heads, gelu):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, PATCH, PATCH, bias=False)
+        self.class_embedding = nn.Parameter(torch.zeros(width))
+        self.positional_embedding = nn.Parameter(torch.zeros(GRID + 1, width))
+        self.ln_pre = nn.LayerNorm(width)
+        self.transformer = nn.Module()
+        self.transformer.resblocks = nn.Sequential(
+            *(ResidualAttentionBlock(width, heads, gelu) for _ in range(DEPTH))
+        )
+        self.ln_post = nn.LayerNorm(width)
+        self.proj = nn.Parameter(torch.zeros(width, CLASSES))
+
+    def forward(self, x):
+        x = self.conv1(x).flatten(2).transpose(1, 2)
+        first = self.class_embedding.expand(len(x), 1, -1)
+        x = torch.cat([first, x], dim=1) + self.positional_embedding
+        x = self.transformer.resblocks(self.ln_pre(x))
+        return self.ln_post(x[:, 0]) @ self.proj
+
+
+CLIP_TEXT = {
+    "token_embedding.weight": noise(9, 8),
+    "positional_embedding": noise(4, 8),
+    "transformer.resblocks.0.attn.in_proj_weight": noise(24, 8),
+    "ln_final.weight": noise(8),
+    "text_projection": noise(8, CLASSES),
+    "logit_scale": noise(),
+}
+
+
+def visual(model, start="visual."):
+    return {f"{start}{name}": tensor for name, tensor in memory(model).items()}
+
+
+def openai_clip():
+    """A head is 64 channels wide there; three numbers are OpenAI's alone."""
+    model = randomize(ClipTower(64, 1, QuickGELU()))
+    alone = ("input_resolution", "context_length", "vocab_size")
+    tensors = visual(model) | CLIP_TEXT | dict.fromkeys(alone, noise())
+    name = fields_like("vit_base_patch32_clip_224.openai", images=None, heads=None)
+    return Original(tensors, run(model), name)
+
+
+def openclip():
+    """Both towers; also of parallel training."""
+    model = randomize(ClipTower(WIDTH, HEADS, nn.GELU()))
+    name = fields_like("vit_base_patch32_clip_224.laion2b")
+    parallel = {f"module.{k}": v for k, v in (visual(model) | CLIP_TEXT).items()}
+    return Original(visual(model) | CLIP_TEXT, run(model), name, also=(parallel,))
+
+
+def openclip_trunk():
+    """A tower of timm's, with a projection beside it."""
+    trunk = of_timm()
+    project = randomize(nn.Linear(WIDTH, CLASSES, bias=False))
+    text = {f"text.{name}": tensor for name, tensor in CLIP_TEXT.items()}
+    tensors = visual(trunk, "visual.trunk.") | text | {"logit_scale": noise()}
+    tensors["visual.head.proj.weight"] = memory(project)["weight"]
+    return Original(tensors, run(lambda x: project(trunk(x))), fields_like("deit_s"))
+
+
+# Vision transformers in Flax, with the names of google-research/vision_transformer and
+# google-research/big_vision (Dosovitskiy et al. 2021, Zhai et al. 2023): checkpoints
+# are what `init` gives, with random values.
+
+LINEN, BEFORE = (0, 0, 1, 0), (0, 1, 2, 3)  # numbers of a block's four modules
+
+
+class MlpBlock(linen.Module):
+    @linen.compact
+    def __call__(self, x):
+        hidden = linen.gelu(linen.Dense(HIDDEN)(x))  # Dense_0: it is made first
+        return linen.Dense(x.shape[-1])(hidden)
+
+
+class GoogleBlock(linen.Module):
+    numbers: tuple[int, ...]
+
+    @linen.compact
+    def __call__(self, x):
+        kinds = "LayerNorm", "MultiHeadDotProductAttention", "LayerNorm", "MlpBlock"
+        names = [f"{k}_{i}" for k, i in zip(kinds, self.numbers, strict=True)]
+        y = linen.LayerNorm(name=names[0])(x)
+        x = x + linen.MultiHeadDotProductAttention(HEADS, name=names[1])(y, y)
+        return x + MlpBlock(name=names[3])(linen.LayerNorm(name=names[2])(x))
+
+
+class Encoder(linen.Module):
+    numbers: tuple[int, ...]
+    positions: bool  # in here, as in vit_jax
+
+    @linen.compact
+    def __call__(self, x):
+        if self.positions:
+            x = AddPositions(name="posembed_input")(x)
+        for index in range(DEPTH):
+            x = GoogleBlock(self.numbers, name=f"encoderblock_{index}")(x)
+        return linen.LayerNorm(name="encoder_norm")(x)
+
+
+class AddPositions(linen.Module):
+    @linen.compact
+    def __call__(self, x):
+        shape = (1, *x.shape[1:])
+        return x + self.param("pos_embedding", linen.initializers.normal(), shape)
+
+
+class MAPHead(linen.Module):
+    @linen.compact
+    def __call__(self, x):
+        probe = self.param("probe", linen.initializers.normal(), (1, 1, x.shape[-1]))
+        probe = jnp.tile(probe, (len(x), 1, 1))
+        x = linen.MultiHeadDotProductAttention(HEADS)(probe, x)
+        y = linen.LayerNorm()(x)
+        return (x + MlpBlock()(y))[:, 0]
+
+
+class GoogleViT(linen.Module):
+    """pool: "tok", "gap" or "map", as in big_vision."""
+
+    pool: str
+    numbers: tuple[int, ...] = LINEN
+    positions: bool = False
+    classes: int = CLASSES
+
+    @linen.compact
+    def __call__(self, x):
+        sides = (PATCH, PATCH)
+        x = linen.Conv(WIDTH, sides, sides, padding="VALID", name="embedding")(x)
+        x = x.reshape(len(x), -1, WIDTH)
+        normal = linen.initializers.normal()
+        if not self.positions:
+            x = x + self.param("pos_embedding", normal, (1, GRID, WIDTH))
+        if self.pool == "tok":
+            first = self.param("cls", normal, (1, 1, WIDTH))
+            x = jnp.concatenate([jnp.tile(first, (len(x), 1, 1)), x], axis=1)
+        x = Encoder(self.numbers, self.positions, name="Transformer")(x)
+        if self.pool == "map":
+            x = MAPHead(name="MAPHead_0")(x)
+        else:
+            x = x[:, 0] if self.pool == "tok" else x.mean(1)
+        return linen.Dense(self.classes, name="head")(x) if self.classes else x
+
+
+def random_tensors(model):
+    """{path: value} of trained magnitude, of values that float16 has."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images())["params"]
+    rng, out = np.random.default_rng(0), {}
+    for path, leaf in traverse_util.flatten_dict(shapes, sep="/").items():
+        value, kind = rng.normal(size=leaf.shape), path.rpartition("/")[2]
+        if kind == "scale":
+            value = 1 + 0.3 * value
+        elif kind == "kernel":
+            apart = path.split("/")[-2] in ("query", "key", "value")  # [D, heads, d]
+            value = value / np.prod(leaf.shape[: 1 if apart else -1]) ** 0.5
+        else:
+            value = (0.3 if kind == "bias" else 0.5) * value
+        out[path] = value.astype(np.float16).astype(np.float32)
+    return out
+
+
+def of_google(model, name, start="", more=()):
+    """The model with its parameters under `start`, beside tensors of no use here."""
+    tensors = random_tensors(model)
+    params = traverse_util.unflatten_dict(tensors, sep="/")
+    with jax.default_matmul_precision("highest"):
+        outputs = np.asarray(model.apply({"params": params}, images()))
+    tensors = {f"{start}{path}": value for path, value in tensors.items()}
+    # Heads, normalization, GELU, epsilon and resizing are the layout's to say.
+    fields = fields_like(name, images=None, heads=None)
+    return Original(tensors | dict(more), outputs, fields)
+
+
+def vit_jax():
+    """As released, with the numbers of Flax before linen; also as fine-tuning saves."""
+    name = "deit_s"  # its parts; a name of timm's would mean timm's function
+    original = of_google(GoogleViT("tok", BEFORE, positions=True), name)
+    also = of_google(GoogleViT("tok", positions=True), name, "opt/target/")
+    also.tensors["opt/state/step"] = noise()
+    return dataclasses.replace(original, also=(also.tensors,))
+
+
+GOOGLE_TEXT = {
+    "params/txt/Embed_0/embedding": noise(9, 8),
+    "params/txt/Encoder_0/encoderblock_0/LayerNorm_0/scale": noise(8),
+    "params/t": noise(1),
+    "params/b": noise(1),
+}
+
+
+def big_vision_siglip():
+    """Both towers; also with the blocks of a scan."""
+    name = "vit_base_patch16_siglip_224"
+    original = of_google(GoogleViT("map", classes=0), name, "params/img/", GOOGLE_TEXT)
+    scan, blocks = {}, {}
+    for path, value in original.tensors.items():
+        start, block, rest = path.partition("encoderblock_")
+        if block and "txt" not in path:
+            number, _, rest = rest.partition("/")
+            blocks.setdefault(f"{start}encoderblock/{rest}", {})[int(number)] = value
+        else:
+            scan[path] = value
+    for path, parts in blocks.items():
+        scan[path] = np.stack([parts[i] for i in range(DEPTH)])
+    return dataclasses.replace(original, also=(scan,))
+
+
+def big_vision_mean():
+    """A classifier of the mean of the patches, without a class token."""
+    name = "vit_base_patch16_siglip_gap_224"
+    return of_google(GoogleViT("gap"), name, "params/")
+
+
+def big_vision_token():
+    """Positions come before the class token; until 2022 they were the encoder's."""
+    original = of_google(GoogleViT("tok"), "flexivit_base")
+    original.fields["gelu"] = "tanh"  # the name means timm's function, which has not
+    old = dict(original.tensors)
+    old["Transformer/pos_embedding"] = old.pop("pos_embedding")
+    return dataclasses.replace(original, also=(old,))

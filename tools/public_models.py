@@ -1,16 +1,19 @@
-"""Facts of public models, read from timm: python -m tools.public_models
+"""Files of the package that are read from timm: python -m tools.public_models
 
-Writes imagepiece_jax/models/public_models.json: what each of timm's vision transformers
+imagepiece_jax/models/public_models.json has what each of timm's vision transformers
 that `architecture.Architecture` can express is made of, and the images of each of its
-published weights. Needs torch and timm; allocates no weights.
+published weights; imagepiece_jax/pretrained/imagenet_classes.txt has ImageNet-1k's
+classes in the order of the labels. Needs torch and timm; allocates no weights.
 """
 
 import dataclasses
+import importlib.metadata
 import json
 import pathlib
 
 import timm
 import torch
+from timm.data import ImageNetInfo
 from timm.layers import (
     Attention,
     AttentionRope,
@@ -26,7 +29,8 @@ from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.rotary import Rotary
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-OUT = ROOT / "imagepiece_jax" / "models" / "public_models.json"
+MODELS = ROOT / "imagepiece_jax" / "models" / "public_models.json"
+CLASSES = ROOT / "imagepiece_jax" / "pretrained" / "imagenet_classes.txt"
 KINDS = (
     vision_transformer.VisionTransformer,
     deit.VisionTransformerDistilled,
@@ -94,16 +98,16 @@ def facts(model):
         arch["pool_include_prefix"] = include
     if not prefix or not arch.get("positions", True):
         arch["prefix_positions"] = True  # there is no prefix, or there are no positions
-    found = {
+    fields = {
         "patch_size": patch.kernel_size[0],
         "embed_dim": width,
         "depth": len(model.blocks),
         "num_heads": block.attn.num_heads,
         "mlp_ratio": hidden / width,
     }
-    if found["mlp_ratio"] == 4:
-        del found["mlp_ratio"]
-    return found | {"arch": {k: v for k, v in arch.items() if v != DEFAULT[k]}}
+    if fields["mlp_ratio"] == 4:
+        del fields["mlp_ratio"]
+    return fields | {"arch": {k: v for k, v in arch.items() if v != DEFAULT[k]}}
 
 
 def eva_facts(model):
@@ -120,11 +124,11 @@ def eva_facts(model):
     else:
         need(attention.qkv is not None, "queries apart from keys")
         biases = {"qkv_bias": attention.qkv.bias is not None}
-    found = {"positions": model.pos_embed is not None, **biases}
-    found["layer_scale"] = block.gamma_1 is not None
+    fields = {"positions": model.pos_embed is not None, **biases}
+    fields["layer_scale"] = block.gamma_1 is not None
     if rope is not None:
-        found["rotary"] = rotary_facts(rope)
-    return found
+        fields["rotary"] = rotary_facts(rope)
+    return fields
 
 
 def rotary_facts(rope):
@@ -137,17 +141,17 @@ def rotary_facts(rope):
             rope.normalize_coords == "separate" and not rope.grid_offset, "coordinates"
         )
         need(rope.min_period is None and rope.max_period is None, "periods")
-        found = {"origin": "center"}
+        fields = {"origin": "center"}
     else:
         need(rope.grid_type == "index", "coordinates")
         reference = rope.ref_feat_shape
-        found = {"reference": None if reference is None else tuple(reference)}
-        found["start"] = float(rope.grid_offset)
-    found["temperature"] = float(rope.temperature)
-    found["axes"] = {"ij": "yx", "xy": "xy"}[rope.grid_indexing]
-    found["planes"] = "halves" if rope.rotate_half else "neighbors"
+        fields = {"reference": None if reference is None else tuple(reference)}
+        fields["start"] = float(rope.grid_offset)
+    fields["temperature"] = float(rope.temperature)
+    fields["axes"] = {"ij": "yx", "xy": "xy"}[rope.grid_indexing]
+    fields["planes"] = "halves" if rope.rotate_half else "neighbors"
     plain = dataclasses.asdict(Rotary())
-    return {k: v for k, v in found.items() if v != plain[k]}
+    return {k: v for k, v in fields.items() if v != plain[k]}
 
 
 def mlp_facts(mlp):
@@ -171,7 +175,7 @@ def images(name):
     cfg = timm.get_pretrained_cfg(name)
     _, height, width = cfg.input_size
     need(height == width, "images")
-    found = {
+    fields = {
         "image_size": height,
         "num_classes": cfg.num_classes,
         "mean": cfg.mean,
@@ -180,40 +184,56 @@ def images(name):
         "interpolation": cfg.interpolation,
     }
     if cfg.crop_mode != "center":
-        found["crop_mode"] = cfg.crop_mode
+        fields["crop_mode"] = cfg.crop_mode
     # Trained with QuickGELU, though the name without "quickgelu" has timm's GELU.
     if cfg.notes and "quickgelu" in cfg.notes[0]:
-        found["gelu"] = "quick"
+        fields["gelu"] = "quick"
     if "_siglip_" in name:
-        found["gelu"] = "tanh"  # as trained: timm has it so for the newer ones alone
+        fields["gelu"] = "tanh"  # as trained: timm has it so for the newer ones alone
     if name.endswith(".dino") or "_dinov2." in name and "_reg" not in name:
-        found["resize"] = "offset"  # DINO's and DINOv2's own code, not timm's
+        fields["resize"] = "offset"  # DINO's and DINOv2's own code, not timm's
     if name.endswith(".mae"):
-        found["prop_attn"] = False  # off the shelf, as ToMe's authors use MAE
-    return found
+        fields["prop_attn"] = False  # off the shelf, as ToMe's authors use MAE
+    return fields
 
 
-def main():
+def write_models():
     modules = ("vision_transformer", "deit", "eva")
     table, skipped = {}, {}
     for name in (n for m in modules for n in timm.list_models(module=m)):
         try:
             with torch.device("meta"):
                 model = timm.create_model(name, pretrained=False)
-            found = facts(model)
+            fields = facts(model)
             tags = timm.list_pretrained(name) or [name]
             tagged = [n for n in timm.list_models(name, pretrained=True) if "." in n]
             weights = {n.partition(".")[2]: images(n) for n in tagged or tags}
         except Unsupported as error:
             skipped[name] = str(error)
             continue
-        table[name] = found | {"weights": weights}
+        table[name] = fields | {"weights": weights}
     rows = [f"{json.dumps(name)}: {json.dumps(row)}" for name, row in table.items()]
-    OUT.write_text("{\n" + ",\n".join(rows) + "\n}\n")
-    print(f"{len(table)} models, {OUT.stat().st_size} bytes; without:")
+    MODELS.write_text("{\n" + ",\n".join(rows) + "\n}\n")
+    print(f"{len(table)} models, {MODELS.stat().st_size} bytes; without:")
     for name, why in skipped.items():
         print(f"  {name}: {why}")
 
 
+def write_classes():
+    """A line a class: WordNet synset and its lemmas."""
+    info = ImageNetInfo("imagenet-1k")
+    version = importlib.metadata.version("timm")
+    lines = [
+        "# ImageNet-1k's classes by label: WordNet synset and its lemmas (WordNet 3.0,",
+        "# Princeton University), as in timm's data/_info/imagenet_synsets.txt and",
+        f"# imagenet_synset_to_lemma.txt ({version}), by tools.public_models",
+        *map(
+            "\t".join, zip(info.label_names(), info.label_descriptions(), strict=True)
+        ),
+    ]
+    CLASSES.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 if __name__ == "__main__":
-    main()
+    write_models()
+    write_classes()

@@ -1,4 +1,4 @@
-"""Small DINOv3 and EVA02 models against what timm computes (tools/rope_fixture.py)."""
+"""Small DINOv3 and EVA02 models against what timm computes (tools/fixtures.py)."""
 
 import dataclasses
 import pathlib

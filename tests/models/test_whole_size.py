@@ -1,7 +1,7 @@
 """The largest public models, by names and shapes: nothing is allocated.
 
 What timm's own models have is tests/fixtures/whole_models.json, which
-tools/whole_models.py writes.
+tools/fixtures.py writes.
 """
 
 import json

@@ -19,22 +19,22 @@ for package in ("torch", "timm", "transformers"):
 import torch  # noqa: E402
 
 from tests.models import tiny  # noqa: E402
-from tools import layout_fixtures, originals  # noqa: E402
+from tools import fixtures, originals  # noqa: E402
 
 # Of transformers and its own packages, when it is imported and when it saves.
 pytestmark = pytest.mark.filterwarnings("ignore")
-NAMES = tuple(layout_fixtures.ORIGINALS)
+NAMES = tuple(fixtures.ORIGINALS)
 
 
 @pytest.fixture(scope="module", params=NAMES)
 def original(request):
-    return layout_fixtures.ORIGINALS[request.param]()
+    return fixtures.ORIGINALS[request.param]()
 
 
 def test_the_same_numbers_come_out(original, tmp_path, request):
     path, images = tmp_path / "w.npz", originals.images()
     np.savez(path, **original.tensors)
-    model, variables = tiny.pair(imagepiece_jax.load(path, **original.given))
+    model, variables = tiny.pair(imagepiece_jax.load(path, **original.fields))
     with jax.default_matmul_precision("highest"):
         ours = jax.jit(model.apply)(variables, images)
     theirs = original.outputs
@@ -79,9 +79,9 @@ def test_what_torch_saves_is_read(wrapper, tmp_path):
 
 
 def test_stored_fixtures_are_these_checkpoints():
-    for name in layout_fixtures.STORED:
-        with np.load(layout_fixtures.OUT / f"{name}.npz") as stored:
-            found = layout_fixtures.ORIGINALS[name]()
+    for name in fixtures.STORED:
+        with np.load(fixtures.FIXTURES / "layouts" / f"{name}.npz") as stored:
+            found = fixtures.ORIGINALS[name]()
             np.testing.assert_allclose(stored["outputs"], found.outputs, atol=1e-5)
             for key, tensor in found.tensors.items():
                 np.testing.assert_array_equal(stored[key], tensor, err_msg=key)

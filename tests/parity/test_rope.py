@@ -1,6 +1,6 @@
 """DINOv3, EVA02 and their kin at full width against timm and transformers.
 
-Weights are random, of a magnitude that lets no fault hide (tools/rope_fixture.py);
+Weights are random, of a magnitude that lets no fault hide (tools/fixtures.py);
 tests/models/test_rope_fixture.py shows that faults exceed what is allowed here tenfold.
 """
 
@@ -17,7 +17,7 @@ from tests.parity.record import record
 
 torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")
-rope_fixture = pytest.importorskip("tools.rope_fixture")
+fixtures = pytest.importorskip("tools.fixtures")
 
 ALLOWED = 1e-4  # of the largest value
 # Models by timm's names, and images that are not of their published size.
@@ -79,7 +79,7 @@ def test_logits_and_features_are_timms(name):
     theirs = timm.create_model(
         name, pretrained=False, **{"img_size": size} if size else {}
     )
-    rope_fixture.randomize(theirs.eval())
+    fixtures.randomize(theirs.eval())
     ours, raw = registry.create_model(name, image_size=size), arrays(theirs)
     tensors = layouts.to_timm(raw).tensors
     size = size or (registry.facts(name)["image_size"],) * 2
@@ -111,7 +111,7 @@ def test_logits_and_features_are_timms(name):
 def test_learned_and_rotary_positions_are_resized_as_timm_does(new):
     name = "eva02_tiny_patch14_336.mim_in22k_ft_in1k"
     theirs = timm.create_model(name, pretrained=False)
-    rope_fixture.randomize(theirs.eval())
+    fixtures.randomize(theirs.eval())
     tensors = layouts.to_timm(arrays(theirs)).tensors
     theirs.set_input_size(new)
     pixels, pixels_of_torch = image(new)
@@ -170,7 +170,7 @@ def eva02_names(tensors):
 def test_names_of_their_own_code_are_read_as_timm_reads_them(name, renamed, wrapper):
     size = {"embed_dim": 24, "depth": 2, "num_heads": 2}
     model = timm.create_model(name, pretrained=False, **size)
-    rope_fixture.randomize(model)
+    fixtures.randomize(model)
     theirs = renamed(arrays(model))
     torched = {k: torch.from_numpy(v) for k, v in theirs.items()}
     by_timm = timm.models.eva.checkpoint_filter_fn(torched, model)
@@ -206,7 +206,7 @@ def test_logits_and_features_are_those_of_transformers(fields):
     transformers = pytest.importorskip("transformers")
     config = transformers.DINOv3ViTConfig(**HUGGING_FACE | fields)
     theirs = transformers.DINOv3ViTModel(config).eval()
-    rope_fixture.randomize(theirs)
+    fixtures.randomize(theirs)
     pixels, pixels_of_torch = image((48, 64))
     with torch.no_grad():
         want = theirs(pixels_of_torch)

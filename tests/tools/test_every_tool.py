@@ -9,7 +9,6 @@ from tests.runs import ROOT
 from tools import h200, large_models, onnx_speed
 
 TOOLS = sorted(path.stem for path in (ROOT / "tools").glob("*.py"))
-OTHERS = ("public_models", "whole_models", "layout_fixtures", "rope_fixture")
 COPY = """HloModule jit_f
 
 ENTRY %main (x: f32[1000,1000]) -> f32[1000,1000] {
@@ -28,7 +27,7 @@ def test_contributing_names_every_tool_and_no_other():
     assert {name for name in names if "." not in name} <= set(TOOLS)
 
 
-@pytest.mark.parametrize("name", [*OTHERS, "imagenet_classes"])
+@pytest.mark.parametrize("name", ["public_models", "fixtures"])
 def test_tools_that_read_other_libraries_start(name):
     pytest.importorskip("timm")
     importlib.import_module(f"tools.{name}")
