@@ -31,7 +31,6 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.pretrained.runs import CHECKPOINTS, reduction_of
 from imagepiece_jax.reduction import settings
-from imagepiece_jax.training import from_config
 from imagepiece_jax.training.config import DistillConfig, RunConfig
 from imagepiece_jax.training.trainer import train_and_evaluate
 from imagepiece_jax.training.weights_config import for_analysis
@@ -143,14 +142,14 @@ def _prepared(context, config) -> "ConfigDict":
     config.image_size = images.image_size
     config.num_classes = pretrained.config.num_classes
     config.init.weights = str(pretrained.path)
-    learns = from_config.method(config).needs_teacher
+    learns = RunConfig.read(config).create_method().needs_teacher
     learns = learns or DistillConfig.read(config).active
     if learns and not config.teacher.weights:
         config.teacher.weights = str(pretrained.path)
     # One evaluation, at the end: no checkpoint is chosen on the test images.
     config.eval_every_epochs, config.init.evaluate = config.epochs, False
     config.progress, config.pictures = False, 0
-    from_config.check(config)
+    RunConfig.read(config).create_model()
     return config
 
 

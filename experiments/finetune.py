@@ -22,7 +22,7 @@ from imagepiece_jax.models.registry import ModelConfig
 from imagepiece_jax.pretrained.class_names import other_class
 from imagepiece_jax.pretrained.load import Weights
 from imagepiece_jax.reduction import methods, settings
-from imagepiece_jax.training import from_config
+from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.trainer import train_and_evaluate
 from imagepiece_jax.training.weights_config import for_analysis
 
@@ -107,7 +107,8 @@ class Finetuner:
     def _trained(self, reduction, stem, seed):
         start = self._start(stem, seed)
         config = self._prepared(reduction, stem, seed)
-        names = summary.shapes(from_config.model(config), config.image_size)["params"]
+        model = RunConfig.read(config).create_model()
+        names = summary.shapes(model, config.image_size)["params"]
         config.init.weights = str(start)
         if any(name.startswith("reducer") for name in names):
             config.init.fresh = ("reducer",)

@@ -17,7 +17,7 @@ from imagepiece_jax.common.layout import Placement
 from imagepiece_jax.data.config import AugmentConfig, DataConfig
 from imagepiece_jax.models import summary
 from imagepiece_jax.reduction.methods import METHODS
-from imagepiece_jax.training import from_config, optimizer, run_dir
+from imagepiece_jax.training import optimizer, run_dir
 from imagepiece_jax.training.config import DistillConfig, OptimConfig, RunConfig
 from tests.runs import ROOT
 
@@ -78,11 +78,11 @@ def test_every_method_has_a_config_for_both_sizes(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_config_builds_a_model_and_passes_the_checks(configs, name):
     config = configs[name]
-    from_config.check(config)
+    RunConfig.read(config).create_model()
     run = RunConfig.read(config)
-    run.check_batches(Placement())
-    optimizer.create(run.optim, 10, from_config.method(config).param_groups)
-    model, size = from_config.model(config), config.image_size
+    run.check_training(Placement())
+    optimizer.create(run.optim, 10, RunConfig.read(config).create_method().param_groups)
+    model, size = RunConfig.read(config).create_model(), config.image_size
     images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
 
     def forward(images):
@@ -98,14 +98,16 @@ def test_every_config_has_its_control_with_the_other_stem(configs, name):
     config = configs[name].copy_and_resolve_references()
     stems = {}
     for config.model.stem in ("patch", "conv"):
-        model = from_config.model(config)
+        model = RunConfig.read(config).create_model()
         stems[config.model.stem] = summary.model_macs(model, config.image_size)
         assert model.stem == config.model.stem
         tokens = {layer.attn_tokens for layer in model.plan}
     assert tokens == {
-        layer.attn_tokens for layer in from_config.model(configs[name]).plan
+        layer.attn_tokens for layer in RunConfig.read(configs[name]).create_model().plan
     }
-    dense = [from_config.dense(config, stem=stem) for stem in ("conv", "patch")]
+    dense = [
+        RunConfig.read(config).create_dense(stem=stem) for stem in ("conv", "patch")
+    ]
     conv, patch = (summary.model_macs(model, config.image_size) for model in dense)
     assert stems["conv"] - stems["patch"] == conv - patch > 0
 
@@ -127,10 +129,10 @@ def test_docstring_has_the_command(name):
 @pytest.mark.parametrize("name, line, cost", commands(), ids=lambda value: value[:60])
 def test_a_command_runs_and_costs_what_is_stated(name, line, cost):
     config = configured(line)
-    from_config.check(config)
+    RunConfig.read(config).create_model()
     if name == "quickstart" or "--config.data.name" in line and not cost:
         return
-    model = from_config.model(config)
+    model = RunConfig.read(config).create_model()
     gmacs, tokens = re.match(r"([\d.]+) GMACs, (\d+) final tokens", cost).groups()
     assert gmacs == f"{summary.model_macs(model, config.image_size) / 1e9:.2f}"
     assert int(tokens) == model.plan[-1].mlp_tokens

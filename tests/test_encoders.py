@@ -15,7 +15,7 @@ from imagepiece_jax.cli import Overrides
 from imagepiece_jax.commands import describe, evaluate, export, predict, visualize
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.pretrained.trained_model import Pretrained
-from imagepiece_jax.training import from_config
+from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.weights_config import of_weights
 from tests.command import call, sentence
 from tests.models import tiny
@@ -188,8 +188,8 @@ def test_commands_keep_the_reduction_of_a_saved_model(tmp_path):
     imagepiece_jax.save(tmp_path / "tome", vit)
     config, weights = of_weights(tmp_path / "tome", base.get_config(), Overrides())
     assert weights.model().plan == model.plan and not weights.model().prop_attn
-    assert from_config.model(config).plan == model.plan
-    assert not from_config.model(config).prop_attn
+    assert RunConfig.read(config).create_model().plan == model.plan
+    assert not RunConfig.read(config).create_model().prop_attn
     for words, plan in (
         ([("reduction.r", "2")], tiny.model(tome | {"r": 2}).plan),
         ([("reduction.name", "none")], tiny.model().plan),

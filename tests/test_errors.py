@@ -19,7 +19,8 @@ from imagepiece_jax.commands import benchmark, describe, evaluate, export, train
 from imagepiece_jax.common import parallel
 from imagepiece_jax.models import summary
 from imagepiece_jax.pretrained import convert
-from imagepiece_jax.training import from_config, initial_weights
+from imagepiece_jax.training import initial_weights
+from imagepiece_jax.training.config import RunConfig
 from tests.command import call, sentence, start
 from tests.runs import ROOT
 
@@ -87,7 +88,7 @@ def folder(tmp_path_factory):
         pathlib.Path("mine").mkdir()
         for name, text in CONFIG_FILES.items():
             pathlib.Path(f"mine/{name}.py").write_text(text)
-        variables = summary.shapes(from_config.model(tiny_config()), 16)
+        variables = summary.shapes(RunConfig.read(tiny_config()).create_model(), 16)
         zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), variables)
         np.savez("w.npz", **convert.to_timm(zeros))
         weights = pathlib.Path("w.npz").read_bytes()
@@ -134,7 +135,7 @@ def compiled():
 
 
 def test_a_compiled_model_would_be_seen(compiled):
-    model = from_config.model(tiny_config(**{"model.depth": 2}))
+    model = RunConfig.read(tiny_config(**{"model.depth": 2})).create_model()
     initial_weights.fresh(model, 16, seed=0)
     assert [name for name in compiled if "init" in name]
 

@@ -19,8 +19,9 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import summary
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.pretrained import convert
-from imagepiece_jax.training import from_config, initial_weights
+from imagepiece_jax.training import initial_weights
 from imagepiece_jax.training.checkpoint import Checkpoints
+from imagepiece_jax.training.config import RunConfig
 from tests.command import call, sentence
 from tests.models import tiny
 from tests.runs import ROOT
@@ -55,7 +56,7 @@ def config(**fields):
 
 @pytest.fixture(scope="module")
 def model():
-    return from_config.model(config())
+    return RunConfig.read(config()).create_model()
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +147,11 @@ def test_load_and_what_predicts_from_it(folder, expected):
     run = imagepiece_jax.load(folder / "run", reduction={"name": "none"}).model
     assert given.model == named.model and (run.mean, run.std) == (HALF, HALF)
     full = imagepiece_jax.load(folder / "run").model
-    assert full.plan[0].mlp_tokens == from_config.model(config()).plan[0].mlp_tokens < 5
+    assert (
+        full.plan[0].mlp_tokens
+        == RunConfig.read(config()).create_model().plan[0].mlp_tokens
+        < 5
+    )
     predictor = imagepiece_jax.Predictor(
         imagepiece_jax.load(folder / "run"), top=10, batch_size=40, **quick
     )
@@ -202,7 +207,9 @@ def test_fields_of_the_run_can_be_changed_deliberately(
     ended = call(evaluate.main, f"--weights={folder}/run", *words)
     assert ended.status == 0, ended
     images = jnp.asarray(2 * np.load(folder / "pixels.npy") / 255 - 1, jnp.float32)
-    logits = tiny.jit(from_config.dense(config()).apply)(variables, images).logits
+    logits = tiny.jit(RunConfig.read(config()).create_dense().apply)(
+        variables, images
+    ).logits
     losses = -jax.nn.log_softmax(logits)[np.arange(40), np.arange(40) % 10]
     found = json.loads(out.read_text())["loss"]
     assert found == pytest.approx(float(losses.mean()), rel=1e-4)

@@ -20,7 +20,6 @@ from imagepiece_jax.common import parallel, xla_options
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.models import summary
-from imagepiece_jax.training import from_config
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.train_step import batch_shapes
 from tools import h200
@@ -101,10 +100,8 @@ def _cell(found):
 
 def _gmacs(config):
     """GMACs of one image, forward."""
-    return (
-        summary.model_macs(from_config.model(_unplaced(config)), config.image_size)
-        / 1e9
-    )
+    model = RunConfig.read(_unplaced(config)).create_model()
+    return summary.model_macs(model, config.image_size) / 1e9
 
 
 def _unplaced(config):
@@ -122,7 +119,8 @@ def _placed(model, config):
 
 def inference_text(config):
     """Return the compiled text of `inference.optimize`'s program for `config`."""
-    model, dtype = from_config.model(_unplaced(config)), config.model.dtype
+    model = RunConfig.read(_unplaced(config)).create_model()
+    dtype = config.model.dtype
     shapes = summary.shapes(model, config.image_size)
     prepare = functools.partial(optimize.prepare, model, dtype=dtype)
     fast = []

@@ -34,7 +34,6 @@ from imagepiece_jax.common.files import (
 from imagepiece_jax.data import loader, sources
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import summary
-from imagepiece_jax.training import from_config
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.logging import read_metrics
 from imagepiece_jax.training.trainer import train_and_evaluate
@@ -117,8 +116,9 @@ def _train(options, data, settings, made, folder, cache, began):
     for config in configs.values():
         config.data.name, config.data.workers = data, settings.readers
         config.data.threads = 2 if settings.readers else 0
-        from_config.check(config)
-        RunConfig.read(config).check_batches(parallel.placement())
+        run = RunConfig.read(config)
+        run.create_model()  # its own mistakes
+        run.check_training(parallel.placement())
     written = {one["name"]: one for one in made.get("systems", [])}
     written |= {
         name: _facts(one, configs[name], options) for name, one in compared.items()
@@ -204,7 +204,7 @@ def _check_data(made, data, train, test, folder):
 
 def _facts(system, config, options):
     """What the page says of a system beside its runs."""
-    model = from_config.model(config)
+    model = RunConfig.read(config).create_model()
     return {
         "name": system.name,
         "title": system.title,

@@ -10,8 +10,7 @@ from experiments.scratch.options import Options
 from imagepiece_jax.benchmark import compare
 from imagepiece_jax.models import summary
 from imagepiece_jax.reduction import methods, settings
-from imagepiece_jax.training import from_config
-from imagepiece_jax.training.config import REFERENCE_BATCH
+from imagepiece_jax.training.config import REFERENCE_BATCH, RunConfig
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -174,5 +173,5 @@ def _base(options, num_classes, dtype):
 
 def gmacs(system: System, options: Options, num_classes: int, dtype: str) -> float:
     """GMACs of one image, counted from the plan."""
-    model = from_config.model(config(system, options, num_classes, dtype))
+    model = RunConfig.read(config(system, options, num_classes, dtype)).create_model()
     return summary.model_macs(model, options.image_size) / 1e9

@@ -30,10 +30,9 @@ from imagepiece_jax.models.preprocessing import Preprocessing
 from imagepiece_jax.pretrained.load import Weights
 from imagepiece_jax.pretrained.trained_model import Pretrained
 from imagepiece_jax.reduction.settings import DENSE
-from imagepiece_jax.training import from_config
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.optimizer import create
-from imagepiece_jax.training.train_step import batch_shapes, init_state
+from imagepiece_jax.training.train_step import batch_shapes, create_step, init_state
 
 MODES = ("inference", "copy", "end_to_end", "train")
 INPUTS = 4  # different batches, in rotation
@@ -63,15 +62,14 @@ class Case:
         self.config.model.dtype = dtype
         self.batch_size, self.streams = batch_size, streams
         self.weights = weights
-        self.model = from_config.model(self.config)
+        self.model = RunConfig.read(self.config).create_model()
         self.shape = (batch_size, config.image_size, config.image_size, 3)
 
     def check(self, mode):
         """InputError for mistakes that would otherwise show only while measuring."""
-        from_config.check(self.config)
+        run = RunConfig.read(self.config)
         if mode == "train":
-            run = RunConfig.read(self.config)
-            run.check_batches(parallel.placement(run.grad_accum_steps))
+            run.check_training(parallel.placement(run.grad_accum_steps))
             if parallel.device_count() > 1:
                 raise InputError(
                     f"--mode train is measured on one device, but JAX finds "
@@ -203,14 +201,15 @@ def training_step(config, place=lambda model: model):
     step: of (state, batch, teacher), computed by place(model) and the placed teacher;
     first_state: of the model's variables.
     """
-    model = from_config.train_model(config, config.epochs - 1, parallel.AXIS)
-    run, method = RunConfig.read(config), from_config.method(config)
+    run = RunConfig.read(config)
+    method = run.create_method()
+    model = run.create_train_model(run.optim.epochs - 1, parallel.AXIS)
     rate, optimizer = create(run.optim, STEPS_PER_EPOCH, method.param_groups)
     teacher = placed = None
     if method.needs_teacher or run.distill.active:  # timed as one of the student's size
-        teacher = from_config.dense(config, drop_path_rate=0.0)
+        teacher = run.create_dense(drop_path_rate=0.0)
         placed = place(teacher)
-    step = from_config.step(config, place(model), optimizer, rate, placed)
+    step = create_step(run, place(model), optimizer, rate, placed)
     first_state = functools.partial(
         init_state, optimizer=optimizer, with_ema=config.ema_decay > 0
     )

@@ -82,14 +82,13 @@ def real_inputs(config, weights, data, dtype):
     from imagepiece_jax.data import loader
     from imagepiece_jax.data.normalize import normalize
     from imagepiece_jax.reduction.kernels import agreement
-    from imagepiece_jax.training import from_config
     from imagepiece_jax.training.config import RunConfig
 
     config.data.name = data or config.data.name
     config.model.dtype = dtype
-    model = from_config.model(config)
-    variables = weights.restore(model, config.image_size)
     run = RunConfig.read(config)
+    model = run.create_model()
+    variables = weights.restore(model, config.image_size)
     source, transform = run.source("val"), run.eval_transform()
 
     @jax.jit

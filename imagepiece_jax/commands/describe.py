@@ -20,17 +20,16 @@ def main():
     # They import JAX: after the flags.
     from imagepiece_jax.models import registry, summary
     from imagepiece_jax.reduction import contract
-    from imagepiece_jax.training import from_config
+    from imagepiece_jax.training.config import RunConfig
     from imagepiece_jax.training.weights_config import of_weights
 
     config = typed[0]
-    if alone:
-        from_config.check(config)
-    else:
+    if not alone:
         config, _ = of_weights(path, *typed)
-    model, dense = from_config.model(config), from_config.dense(config)
+    run = RunConfig.read(config)
+    model = run.create_model()
     # The same stem shows what the reduction saves; papers compare with the patch stem.
-    others = [dense, from_config.dense(config, stem="patch")]
+    others = [run.create_dense(), run.create_dense(stem="patch")]
     grid = registry.grid(config.image_size, model.patch_size, cut=True)
     width, heads, prefix = model.embed_dim, model.num_heads, model.arch.prefix
     contract.try_reducers(model.plan, grid, width, heads, prefix)

@@ -33,9 +33,10 @@ PROCESS_ID = flags.DEFINE_integer("process_id", None, "number of this host, from
 def main():
     name, config = [*cli.configs().items()][-1]
     # Imports JAX: after the flags.
-    from imagepiece_jax.training import distributed, from_config, trainer
+    from imagepiece_jax.training import distributed, trainer
+    from imagepiece_jax.training.config import RunConfig
 
-    from_config.check(config)  # before others are waited for
+    RunConfig.read(config).create_method()  # mistakes, before others are waited for
     job = distributed.find_job(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     workdir = WORKDIR.value or pathlib.Path("runs") / name
     with distributed.joined(job):

@@ -39,8 +39,7 @@ class Checkpoints:
     file system that all of them see; process 0 decides what is there.
 
     `keep_every`: steps that are multiples of it are never removed (0: only the newest
-    two are kept). `save_every`: see `due`. `lock`: the RunLock of the workdir, in the
-    process that has it.
+    two are kept). `save_every`: see `due`. `lock`: the RunLock of the workdir.
 
     What cannot be written is a RunError: of `save` itself, or, as writing continues in
     the background, of the next call of `save`, `wait` or `close`.
@@ -197,7 +196,10 @@ class Checkpoints:
             return False
         try:
             folder = self._folder(kind, step)
-            return checksums.read(folder, lambda _, table: table)[1] == content
+            if checksums.read(folder, lambda _, table: ())[1] != content:
+                return False  # told by the table, which is read in no time
+            checksums.read(folder, lambda _, table: table)  # every array
+            return True
         except checksums.DamagedError:
             return False
 

@@ -1,22 +1,25 @@
-"""The config of a run: its fields outside of the model, and how they go together.
+"""The config of a run: its fields, how they go together, and what is made of them.
 
-Nothing here needs JAX: commands find mistakes before they import it. Defaults and
-comments stand in configs/base.py.
+Reading it needs no JAX: commands find mistakes before they import it. The fields of the
+model and of the reduction are checked where they are made. Defaults and comments stand
+in configs/base.py.
 """
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from imagepiece_jax.common.fields import (
     REQUIRED,
     CheckedFields,
+    checked,
     choice,
     count,
     number,
     rate,
     several,
     switch,
+    text,
     weight,
 )
 from imagepiece_jax.common.layout import Placement
@@ -25,10 +28,12 @@ from imagepiece_jax.data.config import AugmentConfig, DataConfig
 from imagepiece_jax.data.sources import Source
 from imagepiece_jax.errors import InputError
 
+if TYPE_CHECKING:
+    from imagepiece_jax.models.vit import ViT
+    from imagepiece_jax.reduction.methods.method import Method
+
 # config.best_by -> the figure of an evaluation that chooses the best checkpoint
 BEST_BY = {"weights": "acc1", "averages": "ema_acc1"}
-# Groups of a config that are read field by field elsewhere.
-OTHER_GROUPS = ("model", "reduction", "teacher", "init")
 REFERENCE_BATCH = 512  # `config.lr` is the rate for a global batch of so many images
 
 
@@ -60,7 +65,7 @@ class OptimConfig(CheckedFields):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistillConfig(CheckedFields):
-    """What is learned from a teacher's answers: see `losses`."""
+    """What is learned from a teacher's answers: see `train_step.distillation`."""
 
     group: ClassVar[str] = "distill"
 
@@ -80,8 +85,54 @@ class DistillConfig(CheckedFields):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class InitConfig(CheckedFields):
+    """The weights that a run starts from; those named in `fresh` are drawn anew."""
+
+    group: ClassVar[str] = "init"
+
+    weights: str = text()
+    fresh: tuple[str, ...] = several(REQUIRED, text(), "names of parts, such as head")
+    evaluate: bool = switch()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TeacherConfig(CheckedFields):
+    """The frozen model that a run learns from, and what its weights do not say of it.
+
+    All but `weights` are fields of the ModelConfig that checks them.
+    """
+
+    group: ClassVar[str] = "teacher"
+
+    weights: str = text()
+    name: str | None = None
+    num_heads: int | None = None
+    image_size: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    @property
+    def stated(self) -> dict[str, Any]:
+        """The fields of the teacher's model that are not None."""
+        fields = dataclasses.asdict(self)
+        del fields["weights"]
+        return {name: value for name, value in fields.items() if value is not None}
+
+
+def _group():
+    """The fields of a group as a dict, to be checked by what is made of them."""
+
+    def convert(value):
+        if not hasattr(value, "keys"):
+            raise ValueError(value)
+        return value.to_dict() if hasattr(value, "to_dict") else dict(value)
+
+    return checked(REQUIRED, convert, "the fields of configs/base.py")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig(CheckedFields):
-    """All fields of a run but those of the model, its reduction and first weights."""
+    """All fields of a run."""
 
     group: ClassVar[str] = ""
 
@@ -106,19 +157,14 @@ class RunConfig(CheckedFields):
     mixup_switch_prob: float = rate()
     ema_decay: float = rate()
     best_by: str = choice(allowed=tuple(BEST_BY))
+    model: dict[str, Any] = _group()
+    reduction: dict[str, Any] = _group()
     data: DataConfig
     augment: AugmentConfig
     optim: OptimConfig
+    teacher: TeacherConfig
     distill: DistillConfig
-
-    @classmethod
-    def read(cls, config):
-        for group in OTHER_GROUPS:
-            if not hasattr(config.get(group), "keys"):
-                raise InputError(
-                    f"config.{group} is missing; a config starts from configs/base.py"
-                )
-        return super().read(config)
+    init: InitConfig
 
     def __post_init__(self):
         super().__post_init__()
@@ -139,6 +185,37 @@ class RunConfig(CheckedFields):
                 "0.99996"
             )
 
+    def create_model(self, axis_name: str | None = None) -> "ViT":
+        """The model as it is evaluated; `axis_name` synchronizes batch norm."""
+        return self._model(self.reduction, axis_name=axis_name)
+
+    def create_dense(self, **changes: Any) -> "ViT":
+        """The same without reduction, with `changes` of its fields."""
+        return self._model(None, **changes)
+
+    def create_train_model(self, epoch: int, axis_name: str | None = None) -> "ViT":
+        """The model as `epoch` trains it: masked, or with that epoch's rate."""
+        reduction = self.reduction
+        if rate_at := self.create_method().rate_at:
+            reduction = {**reduction, "keep_rate": rate_at(epoch)}
+        model = self._model(reduction, axis_name=axis_name, masked=True)
+        return model.clone(remat=self.remat)
+
+    def _model(self, reduction, **changes):
+        from imagepiece_jax.models.registry import create_model  # imports JAX
+
+        fields = {"image_size": self.image_size, "num_classes": self.num_classes}
+        return create_model(
+            **{"name": None, **self.model, **fields, **changes}, reduction=reduction
+        )
+
+    def create_method(self) -> "Method":
+        """The reduction's method."""
+        from imagepiece_jax.reduction import methods, settings  # imports JAX
+
+        fields, _ = settings.split(self.reduction)
+        return methods.create(**fields)
+
     def source(
         self, split: str, labels_by_name: Mapping[str, int] | None = None
     ) -> Source:
@@ -152,8 +229,20 @@ class RunConfig(CheckedFields):
         steps = loader.steps_per_epoch(images, self.optim.batch_size)
         return Length(steps, self.optim.epochs, self.eval_every_epochs)
 
-    def check_batches(self, placement: Placement):
-        """InputError where batches do not divide over devices and micro-batches."""
+    def check_training(self, placement: Placement):
+        """InputError for a model without a loss, or batches that do not divide.
+
+        The loss is not scaled, which float16 would need.
+        """
+        if not self.num_classes:
+            raise InputError(
+                "config.num_classes is 0; allowed in training are 1 or more"
+            )
+        if self.model.get("dtype") == "float16":
+            raise InputError(
+                "config.model.dtype is 'float16', in which small gradients vanish; "
+                "allowed in training are float32, bfloat16"
+            )
         placement.positions(self.optim.batch_size)
         micro = self.optim.batch_size // self.grad_accum_steps
         mixes = (self.mixup > 0 or self.cutmix > 0) and self.mixup_prob > 0

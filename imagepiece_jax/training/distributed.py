@@ -1,4 +1,4 @@
-"""Joining the processes of a run, and ending when another one is lost.
+"""Joining the processes of a run, what they must agree on, and the loss of one.
 
 The project's only mention of `jax.distributed`. A process is one task of SLURM or Open
 MPI, usually one for each host with all of its GPUs. JAX finds the coordinator's host in
@@ -24,6 +24,7 @@ import collections
 import contextlib
 import ctypes
 import dataclasses
+import json
 import os
 import re
 import signal
@@ -32,6 +33,8 @@ import sys
 import zlib
 
 import jax
+import numpy as np
+from flax import traverse_util
 from jax.experimental import multihost_utils
 
 from imagepiece_jax.common import parallel
@@ -46,6 +49,9 @@ HEARTBEAT, SHUTDOWN = 30, 15
 LOST = 1  # exit status of a process that cannot continue without another
 # What JAX, gloo and NCCL call the loss of a peer.
 SIGNS = ("gloo", "nccl", "coordination", "barrier", "connection", "socket")
+
+# Fields that say how one host reads, and may differ from host to host.
+OF_ONE_HOST = ("data.dir", "data.workers", "data.threads")
 
 _handlers = []  # C code calls them: they must not be freed
 
@@ -293,6 +299,46 @@ def check_devices(devices):
                 f"process {process} has {count} devices, but process 0 has "
                 f"{counts[0]}: give every process equally many"
             )
+
+
+def check_same_settings(dry_run: bool, config: dict, model, data):
+    """InputError where the processes of a run disagree on what they are to do.
+
+    config: nested dict of JSON values, of which `OF_ONE_HOST` may differ
+    model: whose attention and kernels depend on the devices where they are "auto"
+    data: `trainer.Data`
+    """
+    fields = traverse_util.flatten_dict(config, sep=".")
+    names = json.dumps(data.train.class_names)
+    train_images, test_images = data.images
+    parallel.check_same(
+        {
+            "--dry_run": dry_run,
+            **{f"config.{n}": fields[n] for n in fields if n not in OF_ONE_HOST},
+            "config.model.attention, resolved for the devices there,": model.backend,
+            "config.model.kernels, resolved for the devices there,": (
+                "plain" if model.kernels is None else f"fused for {model.kernels}"
+            ),
+            "the number of training images": train_images,
+            "the number of test images": test_images,
+            "the checksum of the names of the classes": zlib.crc32(names.encode()),
+        }
+    )
+
+
+def check_same_start(step: int, arrays):
+    """InputError where they start from other steps, or other trees of first arrays."""
+    checksum = 0
+    if parallel.process_count() > 1:
+        for leaf in jax.tree.leaves(arrays):
+            content = np.ascontiguousarray(leaf).view(np.uint8).data
+            checksum = zlib.crc32(content, checksum)
+    parallel.check_same(
+        {
+            "the step to resume from": step,
+            "the checksum of the first weights": checksum,
+        }
+    )
 
 
 def _connect_devices():

@@ -1,5 +1,6 @@
 """The evaluations of a run: accuracy, and images for TensorBoard."""
 
+import contextlib
 import functools
 import itertools
 import math
@@ -16,7 +17,7 @@ from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.models import summary
 from imagepiece_jax.reduction.tokens import Assignment, compose
-from imagepiece_jax.training.config import BEST_BY, RunConfig
+from imagepiece_jax.training.config import BEST_BY
 from imagepiece_jax.training.preemption import Interrupted
 from imagepiece_jax.training.train_step import Recipe, prepared_images
 
@@ -26,29 +27,43 @@ SMALLEST, WIDEST = 64, 1200  # pixels: a side of a small image, a panel's width
 
 
 class Evaluation:
-    """Evaluates a `Run` between its steps. Everything is compiled when this is made.
+    """Evaluates a `Run` between its steps.
+
+    What evaluates is compiled when this is made, before there is anything to save; what
+    shows a batch of training images when the first is shown.
 
     reader: the DataLoader of the run; log: its RunLog; request: its StopRequest.
     """
 
     def __init__(self, run, reader, log, request):
         self._run, self._reader, self._log, self._request = run, reader, log, request
-        self._program = accuracy.model_step(run.model, run.config.seed)
-        self._program.compile(run.state.variables, run.data.evaluation.empty())
-        self._samples = SampleImages(
-            run.config,
-            run.workdir,
-            run.model,
-            run.data.val,
-            run.data.evaluation.transform,
-        )
+        with request.ending_at_once():
+            self._program = self._compiled(run.model, run.state.variables)
+            self._samples = SampleImages(
+                run.config,
+                run.workdir,
+                run.model,
+                run.data.val,
+                run.data.evaluation.transform,
+            )
+
+    def _compiled(self, model, variables):
+        program = accuracy.model_step(model, self._run.config.seed)
+        program.compile(variables, self._run.data.evaluation.empty())
+        return program
 
     def log_dense(self, variables):
-        """Log the accuracy of the dense model that the run starts from."""
-        program = accuracy.model_step(self._run.dense, self._run.config.seed)
-        (figures,) = self._accuracy(program, [parallel.replicate(variables)])
-        what = "the dense model as given has test accuracy"
-        self._log.evaluation("init", 0, figures, what)
+        """Log the accuracy of the dense model that the run starts from.
+
+        After a signal nothing is logged.
+        """
+        variables = parallel.replicate(variables)
+        with self._request.ending_at_once():
+            program = self._compiled(self._run.config.create_dense(), variables)
+        with contextlib.suppress(Interrupted):
+            (figures,) = self._accuracy(program, [variables])
+            what = "the dense model as given has test accuracy"
+            self._log.evaluation("init", 0, figures, what)
 
     def after_step(self):
         """The run's Progress with its accuracy now; after a signal unchanged."""
@@ -98,7 +113,7 @@ class SampleImages:
             functools.partial(
                 prepared_images,
                 model=self._model,
-                recipe=Recipe.of(RunConfig.read(config), self._model),
+                recipe=Recipe.of(config, self._model),
                 count=SHOWN,
             )
         )

@@ -146,7 +146,7 @@ def say(text):
 
 
 class RunLog:
-    """The output of one run after `step`, from 0, of `length` steps.
+    """The output of one run after `step`, from 0, of `length` steps; config: RunConfig.
 
     `last_saved()` is the step of the newest checkpoint, or None, for the message of a
     run that cannot continue. With `config.progress` there is a bar with the time left
@@ -195,7 +195,7 @@ class RunLog:
         if step == self._untimed:
             self._began, self._waited = time.perf_counter(), self._before[1]
         else:
-            self._images += self._config.batch_size
+            self._images += self._config.optim.batch_size
         seconds = self._before[0] + time.perf_counter() - self._began
         return self._images, seconds, self._waited
 
@@ -279,7 +279,7 @@ class RunLog:
             part.close()
 
     def _print_line(self, step, values):
-        images = (self._length.steps - step) * self._config.batch_size
+        images = (self._length.steps - step) * self._config.optim.batch_size
         rate = values["throughput"]
         left = "?" if math.isnan(rate) else tqdm.format_interval(images / rate)
         say(

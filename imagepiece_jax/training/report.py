@@ -11,10 +11,10 @@ from imagepiece_jax.common import parallel
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.models import summary
 from imagepiece_jax.reduction import contract
-from imagepiece_jax.training import from_config
-from imagepiece_jax.training.config import REFERENCE_BATCH, OptimConfig
+from imagepiece_jax.training.config import REFERENCE_BATCH
 from imagepiece_jax.training.evaluation import PICTURE
 from imagepiece_jax.training.logging import FILE, TRACE, read_metrics
+from imagepiece_jax.training.train_step import count_programs
 
 SHOWN_CLASSES = 5  # names in the text of a dry run
 # (row, path in the run's folder) of the last table, for what exists
@@ -32,7 +32,7 @@ def dry_run(run):
 
     InputError where a reduction breaks its contract on two random images.
     """
-    config, length = run.config, run.length
+    config, length = run.config, run.data.length
     _check_reductions(run)
     began = time.perf_counter()
     program = run.compiled_step(length.epochs - 1)
@@ -40,17 +40,17 @@ def dry_run(run):
     state = parallel.unreplicate(run.state)
     held = sum(x.nbytes for x in jax.tree.leaves(state))
     return (
-        f"{data_text(config, run.data.train, run.data.val)}\n"
+        f"{_data_text(config, run.data.train, run.data.val)}\n"
         f"memory on each of {parallel.device_count()} devices: {held / 1e6:,.0f} MB of "
         f"weights, optimizer and averages, {program.working_bytes / 1e6:,.0f} MB of "
         f"working space ({jax.devices()[0].device_kind}; compiled in {seconds:.0f} s)\n"
         f"{length.steps} steps: {length.epochs} epochs of {length.steps_per_epoch}; "
-        f"programs to compile: {from_config.train_programs(config)}; dry run: nothing "
+        f"programs to compile: {count_programs(config)}; dry run: nothing "
         "was written"
     )
 
 
-def data_text(config, train, val):
+def _data_text(config, train, val):
     """Data and learning rate after the warm-up; train, val: sources."""
     names = train.class_names
     classes = f"{config.num_classes} classes"
@@ -59,19 +59,19 @@ def data_text(config, train, val):
     else:
         shown = ", ".join(map(str, names[:SHOWN_CLASSES]))
         classes += f": {shown}{', ...' * (len(names) > SHOWN_CLASSES)}"
-    peak = OptimConfig.read(config).peak_lr
-    by = f"{config.batch_size} / {REFERENCE_BATCH}"
+    optim = config.optim
+    by = f"{optim.batch_size} / {REFERENCE_BATCH}"
     return (
         f"data: {config.data.name}, {len(train):,} training images, {len(val):,} test "
         f"images, {classes}\n"
-        f"learning rate: {peak:.4g} after the warm-up ({config.lr:.4g} x {by})"
+        f"learning rate: {optim.peak_lr:.4g} after the warm-up ({optim.lr:.4g} x {by})"
     )
 
 
 def _check_reductions(run):
     """InputError where a decision of the last epoch's model breaks the contract."""
     config, count = run.config, 2
-    model = from_config.train_model(config, run.length.epochs - 1)
+    model = config.create_train_model(run.data.length.epochs - 1)
     rng = np.random.default_rng(0)
     images = rng.normal(size=(count, *sides(config.image_size), 3))
     keys = jax.random.split(jax.random.key(config.seed), count)
@@ -87,19 +87,22 @@ def _check_reductions(run):
     contract.check_results(model.plan, results)
 
 
-def final_table(workdir, config, model, dense, progress):
-    """Results of a run: accuracy, tokens, cost, time, and where everything is."""
+def final_table(workdir, config, model, progress):
+    """Results of a run: accuracy, tokens, cost, time, and where everything is.
+
+    config: RunConfig; model: as it is evaluated; progress: the run's Progress.
+    """
     best = progress.best
-    ours = summary.model_macs(model, config.image_size) / 1e9
-    theirs = summary.model_macs(dense, config.image_size) / 1e9
+    macs = summary.model_macs(model, config.image_size) / 1e9
+    dense = summary.model_macs(config.create_dense(), config.image_size) / 1e9
     layers = [model.plan[0].attn_tokens, *(p.mlp_tokens for p in model.plan)]
     of = ", of averaged weights" * (config.best_by == "averages")
     rows = [
         ("accuracy", _accuracy(progress.last)),
         ("best", f"{best['acc1']:.2f} % at step {best['step']}{of}"),
         ("tokens", " ".join(map(str, layers)) + "  (into block 0, then after each)"),
-        ("cost", f"{ours:.4f} GMACs; dense {theirs:.4f}, {theirs / ours:.2f} times"),
-        *_history(read_metrics(workdir), config.batch_size),
+        ("cost", f"{macs:.4f} GMACs; dense {dense:.4f}, {dense / macs:.2f} times"),
+        *_history(read_metrics(workdir), config.optim.batch_size),
     ]
     places = [(name, workdir / path) for name, path in PLACES]
     rows += [(name, path) for name, path in places if path.exists()]

@@ -152,14 +152,19 @@ def becomes_true(condition):
 
 
 class RunLock(contextlib.AbstractContextManager):
-    """Keeps other processes out of `workdir` until it is closed, or left.
+    """While entered, keeps other processes out of `workdir`.
 
-    InputError where one is training there, or the folder cannot be made or written.
+    Entering raises InputError where one is training there, or the folder cannot be made
+    or written.
     """
 
     def __init__(self, workdir):
         self._path = pathlib.Path(workdir) / LOCK
-        _make(self._path.parent)
+        self._file = None
+
+    def __enter__(self):
+        workdir = self._path.parent
+        _make(workdir)
         try:
             self._file = open(self._path, "w", encoding="utf-8")
         except OSError as error:
@@ -172,12 +177,16 @@ class RunLock(contextlib.AbstractContextManager):
             f"another process is training in {workdir}: wait for it, or choose another "
             "--workdir",
         )
+        return self
 
     def check(self):
-        """RunError if the folder is no longer where it was: moved, removed, unmounted.
+        """RunError if the locked folder is no longer where it was.
 
-        What is written then would start a new folder, or end up in the removed one.
+        It was moved, removed or unmounted: what is written then would start a new
+        folder, or end up in the removed one.
         """
+        if self._file is None:
+            return
         try:
             same = os.path.samestat(os.fstat(self._file.fileno()), self._path.stat())
         except OSError:
@@ -189,12 +198,9 @@ class RunLock(contextlib.AbstractContextManager):
                 "command resumes from its newest checkpoint"
             )
 
-    def close(self):
-        """Let others have the folder."""
-        self._file.close()
-
     def __exit__(self, *error):
-        self.close()
+        self._file.close()
+        self._file = None
 
 
 def _make(workdir):

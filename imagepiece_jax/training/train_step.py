@@ -1,8 +1,16 @@
-"""One training step: a function of state and batch, inside `pmap`."""
+"""One training step: a function of state and batch, inside `pmap`; and its losses.
+
+Distillation is soft: the teacher's probabilities at a temperature (Hinton et al.,
+2015); or hard: its first class, as a label (Touvron et al., 2021, section 3). A model
+with a distillation token has a head for the labels and one for the teacher; others
+learn both with one.
+"""
 
 import dataclasses
+import functools
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -13,11 +21,9 @@ from imagepiece_jax.common.rng import Purpose, batch_key, sample_keys
 from imagepiece_jax.data.augment import mixup, pipeline
 from imagepiece_jax.data.augment.policy import Augment
 from imagepiece_jax.data.normalize import to_pixels
-from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate.accuracy import correct_at
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.training.config import DistillConfig, RunConfig
-from imagepiece_jax.training.losses import distillation, soft_cross_entropy
 from imagepiece_jax.training.optimizer import ema, global_norm, skip_update
 
 
@@ -64,20 +70,7 @@ class Recipe:
 
     @classmethod
     def of(cls, run: RunConfig, model: ViT) -> "Recipe":
-        """The recipe of a run.
-
-        The loss is not scaled: InputError for float16, which would need it, and for a
-        model without classes, which has no loss.
-        """
-        if not run.num_classes:
-            raise InputError(
-                "config.num_classes is 0; allowed in training are 1 or more"
-            )
-        if model.dtype == jnp.float16:
-            raise InputError(
-                "config.model.dtype is 'float16', in which small gradients vanish; "
-                "allowed in training are float32, bfloat16"
-            )
+        """The recipe of a run, for `model`."""
         return cls(
             seed=run.seed,
             num_classes=run.num_classes,
@@ -106,6 +99,35 @@ def batch_shapes(run: RunConfig, leading: tuple[int, ...]) -> dict:
     if run.data.canvas:
         batch["extent"] = jax.ShapeDtypeStruct((*leading, 2), jnp.int32)
     return batch
+
+
+def token_counts(model: ViT) -> tuple:
+    """The token counts of every block: one program of a step for each."""
+    return tuple(layer.counts for layer in model.plan)
+
+
+def count_programs(run: RunConfig) -> int:
+    """Number of programs that the steps of a run compile to."""
+    models = map(run.create_train_model, range(run.optim.epochs))
+    return len(set(map(token_counts, models)))
+
+
+def create_step(run: RunConfig, model: ViT, optimizer, rate, teacher_model=None):
+    """`train_step` of a run: a function of (state, batch, teacher's variables).
+
+    model: of an epoch, see `RunConfig.create_train_model`
+    optimizer, rate: of `optimizer.create`
+    """
+    loss = run.create_method().loss
+    return functools.partial(
+        train_step,
+        model=model,
+        optimizer=optimizer,
+        rate=rate,
+        recipe=Recipe.of(run, model),
+        loss_terms=loss and functools.partial(loss, plan=model.plan),
+        teacher_model=teacher_model,
+    )
 
 
 def init_state(variables, optimizer, with_ema):
@@ -311,3 +333,48 @@ def _sums(loss, logits, targets):
         "samples": jnp.float32(samples),
         "skipped": jnp.float32(0),
     }
+
+
+def soft_cross_entropy(logits, targets):
+    """Cross entropy with class probabilities: -sum(y log_softmax). [B, C] -> [B].
+
+    `targets` include label smoothing and mixup. Float32 whatever the inputs are; the
+    mean over the batch is left to the caller, who knows devices and padding.
+    """
+    chex.assert_rank([logits, targets], 2)
+    chex.assert_equal_shape([logits, targets])
+    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    return -jnp.sum(targets.astype(jnp.float32) * log_probs, axis=-1)
+
+
+def distillation(distill: DistillConfig, outputs, targets, teacher_logits):
+    """(loss by the labels, {"distill": loss by the teacher}), weighted means.
+
+    (1 - weight) of the loss is by the labels, and `weight` by the teacher. outputs: of
+    the student; targets [B, C] of the labels; teacher_logits [B, C].
+    """
+    first, *second = outputs.head_logits or (outputs.logits,)
+    answers = second[0] if second else first
+    term = distill.weight * jnp.mean(teacher_distance(distill, answers, teacher_logits))
+    if distill.unlabeled:
+        return jnp.float32(0), {"distill": term}
+    loss = jnp.mean(soft_cross_entropy(first, targets))
+    return (1 - distill.weight) * loss, {"distill": term}
+
+
+def teacher_distance(distill: DistillConfig, logits, teacher_logits):
+    """Loss by the teacher alone, an image. [B, C] twice -> [B] float32.
+
+    Soft: T^2 KL(teacher || student), both softmax(logits / T): what F.kl_div computes
+    of the student's logarithms. T^2 keeps the size of the gradient.
+    """
+    teacher_logits = jax.lax.stop_gradient(teacher_logits).astype(jnp.float32)
+    if distill.kind == "hard":
+        answer = jnp.argmax(teacher_logits, axis=-1)
+        one_hot = jax.nn.one_hot(answer, logits.shape[-1], dtype=jnp.float32)
+        return soft_cross_entropy(logits, one_hot)
+    scale = 1 / distill.temperature
+    student = jax.nn.log_softmax(logits.astype(jnp.float32) * scale)
+    teacher = jax.nn.log_softmax(teacher_logits * scale)
+    kl = jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1)
+    return distill.temperature**2 * kl

@@ -7,14 +7,13 @@ The weights of a run come from, in this order: its own newest checkpoint in the 
 import contextlib
 import dataclasses
 import functools
-import json
 import pathlib
-import zlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
-from flax import traverse_util
+import optax
 
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.progress import working
@@ -23,7 +22,7 @@ from imagepiece_jax.errors import InputError, Stopped
 from imagepiece_jax.models import summary
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.training import (
-    from_config,
+    distributed,
     initial_weights,
     optimizer,
     report,
@@ -31,14 +30,16 @@ from imagepiece_jax.training import (
     teacher,
 )
 from imagepiece_jax.training.checkpoint import Checkpoints
-from imagepiece_jax.training.config import Length, RunConfig
+from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.evaluation import Evaluation
 from imagepiece_jax.training.logging import MEASURED, RunLog, say
 from imagepiece_jax.training.preemption import StopRequest
-from imagepiece_jax.training.train_step import Recipe, TrainState, init_state
-
-# Fields that say how one host reads, and may differ from host to host.
-OF_ONE_HOST = ("data.dir", "data.workers", "data.threads")
+from imagepiece_jax.training.train_step import (
+    TrainState,
+    create_step,
+    init_state,
+    token_counts,
+)
 
 
 def train_and_evaluate(config, workdir, dry_run: bool = False) -> dict | None:
@@ -49,7 +50,7 @@ def train_and_evaluate(config, workdir, dry_run: bool = False) -> dict | None:
     a config or file that does not fit, RunError where training cannot continue.
     """
     with Run.open(config, workdir, dry_run) as run:
-        steps = run.length.steps
+        steps = run.data.length.steps
         if dry_run:
             say(report.dry_run(run))
             return None
@@ -60,8 +61,8 @@ def train_and_evaluate(config, workdir, dry_run: bool = False) -> dict | None:
                 say(f"resuming from step {run.step} of {steps}")
             run.train()
         if parallel.is_main():
-            models = run.model, run.dense
-            say(report.final_table(run.workdir, config, *models, run.progress))
+            parts = run.config, run.model, run.progress
+            say(report.final_table(run.workdir, *parts))
         return run.progress.last
 
 
@@ -89,16 +90,44 @@ class Progress:
         last = {k: v for k, v in figures.items() if k not in MEASURED}
         return dataclasses.replace(self, best=best, last=last, evaluated=step)
 
+    def resumed(self, saved: dict, name: str, workdir) -> "Progress":
+        """The progress that a checkpoint has, over the same data as this new one.
+
+        saved: fields; a former version kept no numbers of images, or no digest
+        name: `config.data.name`
+        Raises InputError where the run in `workdir` was begun with other data.
+        """
+        before = Progress(**(dataclasses.asdict(self) | saved))
+        if before.images != self.images:
+            (train, test), (train_before, test_before) = self.images, before.images
+            raise InputError(
+                f"{name} has {train} training and {test} test images now, but the run "
+                f"in {workdir} was begun with {train_before} and {test_before}: "
+                "allowed are the same, or another --workdir"
+            )
+        splits = zip(("training", "test"), self.digest, before.digest, strict=True)
+        for split, ours, theirs in splits:
+            if ours != theirs:
+                raise InputError(
+                    f"{name} has other {split} images or labels now (digest {ours}) "
+                    f"than the run in {workdir} was begun with ({theirs}): allowed are "
+                    "the same, or another --workdir"
+                )
+        return before
+
 
 class Data:
-    """Both splits of a run: images, and this process's share of their batches."""
+    """Both splits of a run: images, and this process's share of their batches.
+
+    length: of a run over them.
+    """
 
     def __init__(self, run: RunConfig):
-        self._name = run.data.name
         placement = parallel.placement(run.grad_accum_steps)
-        run.check_batches(placement)
+        run.check_training(placement)
         train_transform, eval_transform = run.train_transform(), run.eval_transform()
         self.train, self.val = run.source("train"), run.source("val")
+        self.length = run.length(len(self.train))
         # A size that does not fit shows here, not in the first step.
         self.train.try_first(train_transform, rng=np.random.default_rng(0))
         self.val.try_first(eval_transform)
@@ -123,82 +152,70 @@ class Data:
         """Numbers of images."""
         return [len(self.train), len(self.val)]
 
-    def digest(self) -> list[str]:
-        """Of the content of both splits; long for files over a network."""
-        with working("making a digest of the data"):
-            return [self.train.digest, self.val.digest]
+    def progress(self) -> Progress:
+        """That of a new run. Every process calls it, and gets process 0's digest.
 
-    def check_same(self, before: Progress, now: Progress, workdir):
-        """InputError where the data are not those that the run began with."""
-        name = self._name
-        if before.images != now.images:
-            (train, test), (train_before, test_before) = now.images, before.images
-            raise InputError(
-                f"{name} has {train} training and {test} test images now, but the run "
-                f"in {workdir} was begun with {train_before} and {test_before}: "
-                "allowed are the same, or another --workdir"
-            )
-        splits = zip(("training", "test"), now.digest, before.digest, strict=True)
-        for split, ours, theirs in splits:
-            if ours != theirs:
-                raise InputError(
-                    f"{name} has other {split} images or labels now (digest {ours}) "
-                    f"than the run in {workdir} was begun with ({theirs}): allowed are "
-                    "the same, or another --workdir"
-                )
+        The digest takes long for files over a network.
+        """
+
+        def digest():
+            with working("making a digest of the data"):
+                return [self.train.digest, self.val.digest]
+
+        return Progress(self.images, parallel.from_main(digest))
 
 
-def shared_settings(config: dict, model, data: Data) -> dict:
-    """What all processes of a run must have in common, for `parallel.check_same`.
-
-    config: nested dict of JSON values, of which `OF_ONE_HOST` may differ. With "auto"
-    the model's attention and kernels depend on the devices.
-    """
-    fields = traverse_util.flatten_dict(config, sep=".")
-    names = json.dumps(data.train.class_names)
-    train_images, test_images = data.images
-    return {
-        **{f"config.{n}": fields[n] for n in fields if n not in OF_ONE_HOST},
-        "config.model.attention, resolved for the devices there,": model.backend,
-        "config.model.kernels, resolved for the devices there,": (
-            "plain" if model.kernels is None else f"fused for {model.kernels}"
-        ),
-        "the number of training images": train_images,
-        "the number of test images": test_images,
-        "the checksum of the names of the classes": zlib.crc32(names.encode()),
-    }
+def _settled(config, workdir) -> RunConfig:
+    """The checked config, with the normalization of the images filled in."""
+    RunConfig.read(config).create_method()  # their mistakes before what is read of it
+    for line in initial_weights.settle_normalization(config, workdir):
+        say(f"note: {line}")
+    return RunConfig.read(config)
 
 
-def shared_start(step: int, arrays) -> dict:
-    """The same of the step that they start from, and of a tree of first arrays."""
-    checksum = 0
-    if parallel.process_count() > 1:
-        for leaf in jax.tree.leaves(arrays):
-            content = np.ascontiguousarray(leaf).view(np.uint8).data
-            checksum = zlib.crc32(content, checksum)
-    return {
-        "the step to resume from": step,
-        "the checksum of the first weights": checksum,
-    }
+def _check_classes(config, workdir, names, resumed):
+    """InputError where the data have other classes than the weights of the run."""
+    initial_weights.check_classes(config, workdir, names, resumed)
+    if not resumed:
+        unnamed = initial_weights.unnamed_classes(config, names)
+        if unnamed is not None:
+            say(f"note: {unnamed}")
+
+
+def _first_state(config, run: RunConfig, model, transformation, resumed):
+    """The state of step 0; its shapes where a checkpoint has the values."""
+    new_state = functools.partial(
+        init_state, optimizer=transformation, with_ema=run.ema_decay > 0
+    )
+    if resumed:
+        return jax.eval_shape(new_state, summary.shapes(model, run.image_size))
+    return jax.jit(new_state)(initial_weights.initial(config, model))
 
 
 @dataclasses.dataclass(eq=False)
 class Run:
-    """One run: its parts, made by `open`, and where it stands."""
+    """One run: its parts, made by `open`, and where it stands.
 
-    config: Any
+    model: as it is evaluated
+    teacher_model, teacher: what evaluates the frozen teacher, and its variables on all
+        devices; None where there is none
+    dense_variables: of the model without reduction, whose accuracy is reported first;
+        None: no report
+    rate: the learning rate by step
+    state: on all devices, after `step` steps
+    """
+
+    config: RunConfig
     workdir: pathlib.Path
-    lock: run_dir.RunLock | None  # of the main process
+    checkpoints: Checkpoints
     data: Data
-    model: ViT  # as it is evaluated
-    dense: ViT  # the same without reduction
-    dense_variables: Any  # whose accuracy is reported first; None: no report
-    teacher_model: Any  # what evaluates the frozen teacher, and its variables
-    teacher: Any  # on all devices
-    length: Length
-    rate: Any  # learning rate by step
-    optimizer: Any
-    state: TrainState  # on all devices, after `step` steps
+    model: ViT
+    teacher_model: ViT | teacher.Teacher | None
+    teacher: Any
+    dense_variables: Any
+    rate: Callable
+    optimizer: optax.GradientTransformation
+    state: TrainState
     step: int
     progress: Progress
 
@@ -214,80 +231,54 @@ class Run:
         workdir = pathlib.Path(workdir)
         with contextlib.ExitStack() as stack:
             with parallel.shared_errors():
-                # What the config asks for.
-                settings = RunConfig.read(config)
-                method = from_config.method(config)
-                for line in initial_weights.settle_normalization(config, workdir):
-                    say(f"note: {line}")
-                model = from_config.model(config, axis_name=parallel.AXIS)
-                dense = from_config.dense(config)
-                Recipe.of(settings, model)  # for its own mistakes
-                data = Data(settings)
-                length = settings.length(len(data.train))
+                run = _settled(config, workdir)
+                data = Data(run)
+                model, dense = run.create_model(parallel.AXIS), run.create_dense()
                 rate, transformation = optimizer.create(
-                    settings.optim, length.steps_per_epoch, method.param_groups
+                    run.optim,
+                    data.length.steps_per_epoch,
+                    run.create_method().param_groups,
                 )
-                say(summary.describe(model, [dense], config.image_size))
-                names, fields = data.train.class_names, config.to_dict()
-                common = shared_settings(fields, model, data)
-                parallel.check_same({"--dry_run": dry_run, **common})
+                say(summary.describe(model, [dense], run.image_size))
+                fields = config.to_dict()
+                distributed.check_same_settings(dry_run, fields, model, data)
 
-                # What the workdir holds, and the state to start from.
+                lock = run_dir.RunLock(workdir)
+                checkpoints = Checkpoints(
+                    workdir, run.keep_every_steps, run.checkpoint_every_steps, lock
+                )
                 run_dir.check_config(workdir, fields)
-                checkpoints = Checkpoints(workdir, config.keep_every_steps)
-                newest = parallel.from_main(checkpoints.latest_step)
-                resumed = newest is not None
-                initial_weights.check_classes(config, workdir, names, resumed)
-                if not resumed:
-                    unnamed = initial_weights.unnamed_classes(config, names)
-                    if unnamed is not None:
-                        say(f"note: {unnamed}")
-                teacher_model, teacher_variables = teacher.of(config, dense)
-                new_state = functools.partial(
-                    init_state, optimizer=transformation, with_ema=config.ema_decay > 0
-                )
+                resumed = parallel.from_main(checkpoints.latest_step) is not None
+                _check_classes(config, workdir, data.train.class_names, resumed)
+                teacher_model, frozen = teacher.of(config, dense)
                 dense_variables = None
-                if not resumed:
-                    if config.init.evaluate:
-                        dense_variables = initial_weights.as_given(config, dense)
-                    state = jax.jit(new_state)(initial_weights.initial(config, model))
-                else:  # the checkpoint has the values: shapes are enough
-                    shapes = summary.shapes(model, config.image_size)
-                    state = jax.eval_shape(new_state, shapes)
+                if run.init.evaluate and not resumed:
+                    dense_variables = initial_weights.as_given(config, dense)
+                state = _first_state(config, run, model, transformation, resumed)
 
-                # Nothing has been written so far.
-                lock = None
-                if not dry_run:
+                if not dry_run:  # nothing has been written so far
                     if parallel.is_main():
-                        lock = stack.enter_context(run_dir.RunLock(workdir))
-                        checkpoints.check_room(state, length.steps)
+                        stack.enter_context(lock)
+                        checkpoints.check_room(state, data.length.steps)
                         run_dir.record_start(workdir, fields)
-                        run_dir.record_classes(workdir, names)
+                        run_dir.record_classes(workdir, data.train.class_names)
                     run_dir.check_workdir(workdir)
-                step = 0
-                progress = Progress(data.images, parallel.from_main(data.digest))
+                step, progress = 0, data.progress()
                 if resumed:
-                    state, meta, step = checkpoints.restore(state)
-                    # A former version kept no numbers of images, or no digest.
-                    before = Progress(**(dataclasses.asdict(progress) | meta))
-                    data.check_same(before, progress, workdir)
-                    progress = before
-                common = shared_start(step, (state, teacher_variables, dense_variables))
-                parallel.check_same(common)
+                    state, saved, step = checkpoints.restore(state)
+                    progress = progress.resumed(saved, run.data.name, workdir)
+                distributed.check_same_start(step, (state, frozen, dense_variables))
             # By the same names: the copies on one device or the host are freed.
-            state = parallel.replicate(state)
-            teacher_variables = parallel.replicate(teacher_variables)
+            state, frozen = parallel.replicate(state), parallel.replicate(frozen)
             yield cls(
-                config=config,
+                config=run,
                 workdir=workdir,
-                lock=lock,
+                checkpoints=checkpoints,
                 data=data,
                 model=model,
-                dense=dense,
-                dense_variables=dense_variables,
                 teacher_model=teacher_model,
-                teacher=teacher_variables,
-                length=length,
+                teacher=frozen,
+                dense_variables=dense_variables,
                 rate=rate,
                 optimizer=transformation,
                 state=state,
@@ -298,7 +289,7 @@ class Run:
     @property
     def complete(self):
         """Whether nothing is left to do."""
-        return self.step == self.length.steps == self.progress.evaluated
+        return self.step == self.data.length.steps == self.progress.evaluated
 
     def train(self):
         """Take all remaining steps, with their evaluations and checkpoints.
@@ -306,24 +297,14 @@ class Run:
         After a signal Stopped, once the state is saved; RunError where the run cannot
         continue.
         """
-        config, first = self.config, self.step + 1
-        training = self.data.training(start_step=self.step, stop_step=self.length.steps)
+        length, first = self.data.length, self.step + 1
+        training = self.data.training(start_step=self.step, stop_step=length.steps)
+        saved = self.checkpoints.latest_step
         with (
             StopRequest(parallel.max_over_processes()) as request,
-            Checkpoints(
-                self.workdir,
-                keep_every=config.keep_every_steps,
-                save_every=config.checkpoint_every_steps,
-                lock=self.lock,
-            ) as checkpoints,
+            self.checkpoints as checkpoints,
             contextlib.closing(
-                RunLog(
-                    self.workdir,
-                    config,
-                    self.length,
-                    self.step,
-                    checkpoints.latest_step,
-                )
+                RunLog(self.workdir, self.config, length, self.step, saved)
             ) as log,
             contextlib.closing(self._loader(training)) as reader,
         ):
@@ -336,13 +317,17 @@ class Run:
                     checkpoints.save_best(self.step, state, meta)
                 checkpoints.save(self.step, state, meta)
 
-            with request.ending_at_once():
-                evaluation = Evaluation(self, reader, log, request)
-                if self.dense_variables is not None:
-                    evaluation.log_dense(self.dense_variables)
-                if self._lacks_evaluation():
-                    self.progress = evaluation.after_step()
-                    save()
+            def stop_at(signum):
+                if signum and not self.complete:
+                    raise Stopped(signum, self.step)
+
+            evaluation = Evaluation(self, reader, log, request)
+            if self.dense_variables is not None:
+                evaluation.log_dense(self.dense_variables)
+            if self._lacks_evaluation():
+                self.progress = evaluation.after_step()
+                save()
+            stop_at(request.asked())
 
             for batch in log.timed(reader.batches(training)):
                 step = self.step + 1
@@ -361,7 +346,7 @@ class Run:
                 self.step = step
                 log.record(step, metrics)
 
-                evaluates = self.length.is_evaluated(step)
+                evaluates = length.is_evaluated(step)
                 if step == first or evaluates:
                     evaluation.show_batch(batch)
                 if evaluates:
@@ -371,14 +356,13 @@ class Run:
                 signum = request.asked()
                 if signum or evaluated or checkpoints.due(step):
                     save()
-                if signum and not self.complete:
-                    raise Stopped(signum, step)
+                stop_at(signum)
             request.ignore_signals()
 
     def compiled_step(self, epoch: int):
         """`train_step` of `epoch` for all devices, compiled, with its state donated."""
-        model = from_config.train_model(self.config, epoch, parallel.AXIS)
-        step = from_config.step(
+        model = self.config.create_train_model(epoch, parallel.AXIS)
+        step = create_step(
             self.config, model, self.optimizer, self.rate, self.teacher_model
         )
         program = parallel.pmap(step, donate_argnums=(0,), program="training step")
@@ -388,19 +372,19 @@ class Run:
 
     def _epoch(self, step):
         """The epoch, from 0, of `step`, from 1."""
-        return (step - 1) // self.length.steps_per_epoch
+        return (step - 1) // self.data.length.steps_per_epoch
 
     def _changes_program(self, step):
         """Whether `step` has another program than the one before: a rate warms up."""
         epochs = self._epoch(step - 1), self._epoch(step)
         if epochs[0] == epochs[1]:
             return False
-        models = (from_config.train_model(self.config, epoch) for epoch in epochs)
-        return len(set(map(from_config.program_key, models))) > 1
+        before, now = map(self.config.create_train_model, epochs)
+        return token_counts(before) != token_counts(now)
 
     def _lacks_evaluation(self):
         """Whether the run was stopped in the evaluation after its last step."""
-        due = self.step > 0 and self.length.is_evaluated(self.step)
+        due = self.step > 0 and self.data.length.is_evaluated(self.step)
         return due and self.progress.evaluated < self.step
 
     def _loader(self, training):
@@ -409,12 +393,13 @@ class Run:
         These alternate in an order that is known beforehand: readers are never
         restarted, and never idle at the end of a turn.
         """
-        config, epoch = self.config, self.length.steps_per_epoch
+        config, length = self.config.data, self.data.length
         evaluation = (self.data.evaluation, 0, self.data.evaluation.steps)
         first = (self.dense_variables is not None) + self._lacks_evaluation()
         turns, done = [evaluation] * first, self.step
-        for step in range(epoch, self.length.steps + 1, epoch):
-            if step > self.step and self.length.is_evaluated(step):
+        epoch = length.steps_per_epoch
+        for step in range(epoch, length.steps + 1, epoch):
+            if step > self.step and length.is_evaluated(step):
                 turns += [(training, done - self.step, step - done), evaluation]
                 done = step
-        return loader.DataLoader(turns, config.data.workers, config.data.threads)
+        return loader.DataLoader(turns, config.workers, config.threads)

@@ -7,7 +7,7 @@ import pytest
 
 from imagepiece_jax.benchmark import workloads
 from imagepiece_jax.models import summary
-from imagepiece_jax.training import from_config
+from imagepiece_jax.training.config import RunConfig
 from tests.benchmark.small import Mean, simplify, tiny_config
 
 
@@ -58,7 +58,7 @@ def test_the_optimized_model_is_timed():
     work.job.wait(logits)
     assert logits.shape == (4, 10) and np.isfinite(logits).all()
     assert work.facts["compile_s"] > 0 and work.facts["peak_memory"] > 4 * 16 * 16 * 3
-    expected = summary.model_macs(from_config.model(tiny_config()), 16)
+    expected = summary.model_macs(RunConfig.read(tiny_config()).create_model(), 16)
     assert (work.images, work.macs) == (4, 4 * expected)
 
 

@@ -37,7 +37,7 @@ def failing(code):
 def holds(tmp_path):
     """What each command locks, as functions, with what it says where it is taken."""
     return {
-        "another process is training in": lambda: RunLock(tmp_path / "run"),
+        "another process is training in": RunLock(tmp_path / "run").__enter__,
         "another process is measuring into": lambda: ResultCache(tmp_path / "points"),
         "another process is writing": lambda: writer._locked(
             tmp_path / "set"

@@ -166,46 +166,45 @@ def check_highest(process):
 
 def check_agreement(process, folder):
     """What differs is refused in both; what may differ, and what is equal, is not."""
-    same = parallel.check_same
     config = {"lr": 0.1, "model": {"blocks": (1, 2)}, "data": {"dir": f"/{process}"}}
     model = types.SimpleNamespace(backend="xla", kernels=None)
 
     def settings(config=config, names=("ant", "bee"), images=(7, 5)):
         train = types.SimpleNamespace(class_names=names)
         data = types.SimpleNamespace(train=train, images=images)
-        return trainer.shared_settings(config, model, data)
+        distributed.check_same_settings(False, config, model, data)
 
-    same(settings())
+    settings()
     with pytest.raises(InputError, match=r"config.lr is 1 on process 1, but 0 on"):
-        same(settings(config | {"lr": process}))
+        settings(config | {"lr": process})
     with pytest.raises(InputError, match="a is missing on process 1, but 5 on process"):
-        same([{"a": 5}, {}][process])
+        parallel.check_same([{"a": 5}, {}][process])
     with pytest.raises(InputError, match="training images is 6 on process 1, but 7 on"):
-        same(settings(images=(7 - process, 5)))
+        settings(images=(7 - process, 5))
     with pytest.raises(InputError, match="checksum of the names of the classes is"):
-        same(settings(names=("ant", f"bee{process}")))
+        settings(names=("ant", f"bee{process}"))
 
     model.backend = ("cudnn", "xla")[process]
     with pytest.raises(
         InputError, match="attention, .+ is xla on process 1, but cudnn"
     ):
-        same(settings())
+        settings()
     model.backend, model.kernels = "cudnn", ("9.0", None)[process]
     with pytest.raises(
         InputError,
         match="config.model.kernels, .+ is plain on process 1, but fused for 9.0 on",
     ):
-        same(settings())
+        settings()
     assert parallel.from_main(lambda: {"process": process}) == {"process": 0}
 
     arrays = {"v": np.arange(2.0), "w": np.arange(3.0)}
-    same(trainer.shared_start(0, arrays))
+    distributed.check_same_start(0, arrays)
     with pytest.raises(InputError, match="step to resume from is 5 on process 1"):
-        same(trainer.shared_start(4 + process, arrays))
+        distributed.check_same_start(4 + process, arrays)
     for differs in arrays:  # any of them, not just the last
         other = arrays | {differs: arrays[differs] + process}
         with pytest.raises(InputError, match="checksum of the first weights is"):
-            same(trainer.shared_start(4, other))
+            distributed.check_same_start(4, other)
 
     run_dir.PATIENCE = 0.3
     run_dir.check_workdir(folder)
@@ -221,7 +220,7 @@ def check_agreement(process, folder):
         with parallel.shared_errors():
             if process == 0:
                 raise RunError("disk is full")
-            same({})
+            parallel.check_same({})
 
 
 def check_dry_run(process, workdir):

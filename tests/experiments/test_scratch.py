@@ -15,8 +15,7 @@ from experiments.settings import TableSettings
 from imagepiece_jax.common.timer import Rules
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import summary
-from imagepiece_jax.training import from_config
-from imagepiece_jax.training.config import OptimConfig
+from imagepiece_jax.training.config import OptimConfig, RunConfig
 from tests.command import call, sentence
 from tests.experiments.scratch_pages import TINY, tiny_options
 
@@ -82,7 +81,9 @@ def test_costs_are_equal(size):
 
 
 def model_of(system, options, classes=10):
-    return from_config.model(systems.config(system, options, classes, "float32"))
+    return RunConfig.read(
+        systems.config(system, options, classes, "float32")
+    ).create_model()
 
 
 def declared_options(**fields):
@@ -163,7 +164,7 @@ def test_a_run_has_the_recipe_of_its_options(tmp_path):
     for one in compared:
         config = systems.config(one, options, 2, "float32")
         config = runs._of_run(config, one, made, tmp_path, 5)
-        from_config.check(config)
+        RunConfig.read(config).create_model()
         optim = OptimConfig.read(config)
         assert optim.peak_lr == pytest.approx(3e-3)
         assert (optim.warmup_epochs, optim.epochs, config.seed) == (2.0, 20, 5)

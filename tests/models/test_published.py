@@ -16,7 +16,7 @@ from imagepiece_jax.models import registry, summary
 from imagepiece_jax.models.preprocessing import Preprocessing
 from imagepiece_jax.pretrained import convert, imagenet_classes, load, runs
 from imagepiece_jax.pretrained.trained_model import Pretrained
-from imagepiece_jax.training import from_config, initial_weights
+from imagepiece_jax.training import initial_weights
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.weights_config import of_weights
 from tests.models import tiny
@@ -133,7 +133,7 @@ def test_commands_make_the_model_of_a_folder(tmp_path, model, tensors):
     loaded, variables = tiny.pair(imagepiece_jax.load(path))
     config, weights = of_weights(path, base.get_config(), Overrides())
     config.model.dtype = "float32"
-    assert from_config.model(config).clone(drop_path_rate=0.0) == loaded
+    assert RunConfig.read(config).create_model().clone(drop_path_rate=0.0) == loaded
     assert same(weights.restore(loaded, tiny.SIDE), variables)
     json.dumps(config.to_dict())  # as a run keeps it
     crop = RunConfig.read(config).eval_transform()
@@ -145,7 +145,7 @@ def test_commands_make_the_model_of_a_folder(tmp_path, model, tensors):
     assert runs.model_fields(config.to_dict())["arch"]["norm_eps"] == 1e-12
     assert initial_weights.settle_normalization(config, tmp_path / "no") == []
     config.init.weights = str(path)
-    started = initial_weights.initial(config, from_config.model(config))
+    started = initial_weights.initial(config, RunConfig.read(config).create_model())
     assert same(started, variables)
     tuned = Overrides([("reduction.name", "random")])
     assert of_weights(path, base.get_config(), tuned)[0].reduction.name == "random"

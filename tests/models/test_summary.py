@@ -6,7 +6,7 @@ import pytest
 
 from imagepiece_jax import cli
 from imagepiece_jax.models import summary
-from imagepiece_jax.training import from_config
+from imagepiece_jax.training.config import RunConfig
 from tests.models import tiny
 from tests.models.test_families import FAMILIES
 from tests.runs import ROOT
@@ -49,11 +49,16 @@ def test_columns_line_up():
 )
 def test_parts_add_up_to_the_model(name):
     made = cli.load_config(ROOT / "configs" / name)
-    model, size = from_config.model(made), made.image_size
-    *_, total = summary.cost_table(model, from_config.dense(made), size).split("\n")
+    model, size = RunConfig.read(made).create_model(), made.image_size
+    *_, total = summary.cost_table(
+        model, RunConfig.read(made).create_dense(), size
+    ).split("\n")
     _, ours, theirs, parameters = total.split()
     assert ours == f"{summary.model_macs(model, size) / 1e6:.1f}"
-    assert theirs == f"{summary.model_macs(from_config.dense(made), size) / 1e6:.1f}"
+    assert (
+        theirs
+        == f"{summary.model_macs(RunConfig.read(made).create_dense(), size) / 1e6:.1f}"
+    )
     leaves = jax.tree.leaves(summary.shapes(model, size)["params"])
     assert parameters == f"{sum(np.prod(leaf.shape) for leaf in leaves):,.0f}"
 
@@ -73,8 +78,10 @@ def test_cost_table_of_a_model_counted_by_hand():
             "reduction.keep_rate": 0.5,
         },
     )
-    model = from_config.model(made)
-    table = summary.cost_table(model, from_config.dense(made), 4).split("\n")
+    model = RunConfig.read(made).create_model()
+    table = summary.cost_table(model, RunConfig.read(made).create_dense(), 4).split(
+        "\n"
+    )
     rows = [line.split() for line in table]
     # Parameters. Stem: 12 * 4 + 4, class token 4, positions 5 * 4. Block: norms 4 * 4,
     # attention 4 * (16 + 4), MLP 4 * 16 + 16 + 16 * 4 + 4. Head: norm 8, 4 * 3 + 3.
@@ -87,7 +94,7 @@ def test_cost_table_of_a_model_counted_by_hand():
     macs = 192 + 12 + (320 + 200 + 384) + (192 + 72 + 384)
     dense = 192 + 12 + 2 * (320 + 200 + 640)
     assert (macs, dense) == (1756, 2524)
-    assert summary.cost_line(model, [from_config.dense(made)], 4) == (
+    assert summary.cost_line(model, [RunConfig.read(made).create_dense()], 4) == (
         "1.756e-06 GMACs an image; dense 2.524e-06 with a patch stem, 1.44 times as "
         "many"
     )

@@ -10,7 +10,7 @@ from configs import quickstart
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.pretrained import convert, layouts, load
 from imagepiece_jax.reduction import settings
-from imagepiece_jax.training import from_config
+from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.weights_config import for_analysis
 from tests.models import tiny
 
@@ -142,7 +142,7 @@ def test_a_run_has_its_model_and_the_reduction_it_was_trained_with(tmp_path):
         found[name] = for_analysis(tmp_path / name)
     usual, other = found["usual"], found["other"]
     assert usual.seed == 7
-    assert usual.model() == from_config.model(quickstart.get_config())
+    assert usual.model() == RunConfig.read(quickstart.get_config()).create_model()
     assert other.reduction["prop_attn"] is True
     reduction = quickstart.get_config().reduction.to_dict()
     given = {k: v for k, v in reduction.items() if v is not None}

@@ -13,10 +13,9 @@ import pytest
 from configs import quickstart
 from imagepiece_jax.common import parallel
 from imagepiece_jax.models import summary
-from imagepiece_jax.training import from_config
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.optimizer import create
-from imagepiece_jax.training.train_step import batch_shapes, init_state
+from imagepiece_jax.training.train_step import batch_shapes, create_step, init_state
 from tests import compiling
 from tools import collectives, compile_only, h200, hlo
 
@@ -54,13 +53,13 @@ def small():
 
 def texts(config):
     """A step as it trains, by `parallel.pmap`, and as compiled for described GPUs."""
-    model = from_config.train_model(config, 0, parallel.AXIS)
+    model = RunConfig.read(config).create_train_model(0, parallel.AXIS)
     run = RunConfig.read(config)
     rate, optimizer = create(run.optim, 10)
     first = functools.partial(init_state, optimizer=optimizer, with_ema=True)
     state = jax.eval_shape(first, summary.shapes(model, config.image_size))
     batch = batch_shapes(run, (8, 1, 2))
-    step = from_config.step(config, model, optimizer, rate)
+    step = create_step(RunConfig.read(config), model, optimizer, rate)
 
     of_all = jax.tree.map(lambda x: jax.ShapeDtypeStruct((8, *x.shape), x.dtype), state)
     trained = parallel.pmap(step, donate_argnums=(0,), program="step")

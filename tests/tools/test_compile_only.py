@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from configs import quickstart
-from imagepiece_jax.training import from_config
+from imagepiece_jax.training.config import RunConfig
 from tests.benchmark.small import TINY
 from tests.command import call, sentence
 from tools import compile_only, h200
@@ -85,14 +85,14 @@ def test_attention_is_that_of_the_described_gpu(monkeypatch):
 
     def backend(**model):
         made = config(**model)
-        plain = from_config.model(compile_only._unplaced(made))
+        plain = RunConfig.read(compile_only._unplaced(made)).create_model()
         return compile_only._placed(plain, made).backend
 
     assert backend() == backend(attention="cudnn") == "cudnn"
     assert backend(attention="xla") == "xla"
     wide = config()
     wide.model.dtype = "float32"
-    plain = from_config.model(compile_only._unplaced(wide))
+    plain = RunConfig.read(compile_only._unplaced(wide)).create_model()
     assert compile_only._placed(plain, wide).backend == "xla"
 
 

@@ -11,7 +11,7 @@ from configs import base
 from imagepiece_jax.common import parallel
 from imagepiece_jax.data.augment.policy import Augment, Crop, Policy
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.training import from_config, train_step
+from imagepiece_jax.training import train_step
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.train_step import Recipe
 
@@ -66,7 +66,7 @@ def config(**fields):
 
 
 def recipe(config):
-    return Recipe.of(RunConfig.read(config), from_config.model(config))
+    return Recipe.of(RunConfig.read(config), RunConfig.read(config).create_model())
 
 
 def test_what_the_config_leaves_to_the_device():
@@ -92,4 +92,4 @@ def test_what_the_config_leaves_to_the_device():
 )
 def test_augmentation_that_cannot_be_is_refused(fields, message):
     with pytest.raises(InputError, match=f"config.{message}"):
-        from_config.check(config(**fields))
+        RunConfig.read(config(**fields)).create_model()

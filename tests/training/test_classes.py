@@ -17,8 +17,9 @@ from imagepiece_jax.data.sources import open_source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import summary
 from imagepiece_jax.pretrained import class_names, imagenet_classes, runs
-from imagepiece_jax.training import from_config, initial_weights, run_dir
+from imagepiece_jax.training import initial_weights, run_dir
 from imagepiece_jax.training.checkpoint import Checkpoints
+from imagepiece_jax.training.config import RunConfig
 from tests.command import call, sentence
 from tests.experiments import tiny_context
 from tests.models import tiny
@@ -57,7 +58,7 @@ def run(tmp_path_factory):
     made = config()
     run_dir.record_start(workdir, made.to_dict())
     run_dir.record_classes(workdir, ("ant", "bee"))
-    variables = tiny.fill(summary.shapes(from_config.model(made), 16))
+    variables = tiny.fill(summary.shapes(RunConfig.read(made).create_model(), 16))
     checkpoints = Checkpoints(workdir)
     checkpoints.save_best(1, variables, {})
     checkpoints.save(1, variables, {})

@@ -137,13 +137,13 @@ def test_a_config_that_does_not_start_from_base(removed, named):
 
 def test_batches_must_divide_over_devices_and_micro_batches():
     eight = Placement(local_devices=8)
-    RunConfig.read(config(batch_size=64)).check_batches(eight)
+    RunConfig.read(config(batch_size=64)).check_training(eight)
     message = r"config.batch_size is 60: .* multiple of .* = 8 \* 1"
     with pytest.raises(InputError, match=message):
-        RunConfig.read(config(batch_size=60)).check_batches(eight)
+        RunConfig.read(config(batch_size=60)).check_training(eight)
     two_each = dataclasses.replace(eight, accumulation=2)
     with pytest.raises(InputError, match=r"config.batch_size is 40: .* = 8 \* 2"):
-        RunConfig.read(config(batch_size=40)).check_batches(two_each)
+        RunConfig.read(config(batch_size=40)).check_training(two_each)
 
 
 def test_mixing_needs_pairs():
@@ -152,10 +152,10 @@ def test_mixing_needs_pairs():
     for on in ({"mixup": 0.8}, {"cutmix": 1.0}):
         made = config(batch_size=6, grad_accum_steps=2, **on)
         with pytest.raises(InputError, match=message):
-            RunConfig.read(made).check_batches(placement)
+            RunConfig.read(made).check_training(placement)
         made.mixup_prob = 0.0
-        RunConfig.read(made).check_batches(placement)
-    RunConfig.read(config(batch_size=6, grad_accum_steps=2)).check_batches(placement)
+        RunConfig.read(made).check_training(placement)
+    RunConfig.read(config(batch_size=6, grad_accum_steps=2)).check_training(placement)
 
 
 @pytest.mark.parametrize("count, size", [(1, 359), (2, 360), (8, 360), (100, 400)])
@@ -236,5 +236,36 @@ def test_shapes_of_a_batch_are_what_the_loader_gives():
 def test_a_config_without_one_of_its_groups_is_refused(group):
     for value in (None, "digits", 3):
         made = base.get_config().to_dict() | {group: value}
-        with pytest.raises(InputError, match=rf"config.{group}.* is missing; a config"):
+        found = rf"config.{group}(\..* is missing; a config| is .*; allowed are the fi)"
+        with pytest.raises(InputError, match=found):
+            RunConfig.read(made)
+
+
+def test_models_of_a_config():
+    made = config(**{"model.drop_path_rate": 0.2, "model.dtype": "bfloat16"})
+    model = RunConfig.read(made).create_model(axis_name="devices")
+    assert [layer.attn_tokens for layer in model.plan] == [65, 59, 54, 44, 40, 36]
+    assert (model.stem, model.num_classes, model.embed_dim) == ("conv", 10, 64)
+    assert (model.drop_path_rate, model.dtype) == (0.2, np.dtype("bfloat16"))
+    assert model.axis_name == "devices"
+    dense = RunConfig.read(made).create_dense()
+    assert [layer.mlp_tokens for layer in dense.plan] == [65] * 6
+    patch = RunConfig.read(made).create_dense(stem="patch")
+    assert (dense.stem, patch.stem) == ("conv", "patch")
+
+
+@pytest.mark.parametrize("group, field", [("teacher", "weights"), ("init", "fresh")])
+def test_a_missing_field_is_named(group, field):
+    made = base.get_config().to_dict()
+    del made[group][field]
+    with pytest.raises(InputError, match=f"config.{group}.{field} is missing; a conf"):
+        RunConfig.read(made)
+
+
+def test_names_of_fresh_parts():
+    assert RunConfig.read(config(**{"init.fresh": ("head",)})).init.fresh == ("head",)
+    made = base.get_config().to_dict()
+    for fresh in ("head", (3,)):
+        made["init"]["fresh"] = fresh
+        with pytest.raises(InputError, match="config.init.fresh is .*allowed are name"):
             RunConfig.read(made)

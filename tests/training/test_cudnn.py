@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from configs import quickstart
-from imagepiece_jax.training import from_config, trainer
+from imagepiece_jax.training import trainer
+from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.logging import read_metrics
 from tests import runs
 
@@ -27,7 +28,9 @@ def config(attention):
 
 def check_training(workdir, attention):
     """Finite losses, and those of XLA's attention up to bfloat16."""
-    attended = [layer.attn_tokens for layer in from_config.model(config("xla")).plan]
+    attended = [
+        layer.attn_tokens for layer in RunConfig.read(config("xla")).create_model().plan
+    ]
     assert any(count % 2 for count in attended), attended
     losses = []
     for name in ("xla", attention):

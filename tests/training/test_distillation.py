@@ -17,11 +17,10 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry, summary
 from imagepiece_jax.models.vit import MEAN, STD, Outputs
 from imagepiece_jax.pretrained import convert
-from imagepiece_jax.training import from_config, teacher, trainer
-from imagepiece_jax.training.config import DistillConfig
+from imagepiece_jax.training import teacher, trainer
+from imagepiece_jax.training.config import DistillConfig, RunConfig
 from imagepiece_jax.training.logging import MEASURED, read_metrics
-from imagepiece_jax.training.losses import distillation, teacher_distance
-from imagepiece_jax.training.train_step import Recipe
+from imagepiece_jax.training.train_step import Recipe, distillation, teacher_distance
 from tests import runs
 from tests.models.tiny import fill
 from tests.training.test_train_step import BATCH, CLASSES, DENSE, SIZE, batch, make
@@ -276,12 +275,12 @@ def weights(tmp_path_factory):
 def test_any_teacher_brings_its_size_and_images(weights):
     path = f"{weights}/ten.npz"
     made = config(**{"distill.kind": "soft", "teacher.weights": path}, **TOLD)
-    found, variables = teacher.of(made, from_config.dense(made))
+    found, variables = teacher.of(made, RunConfig.read(made).create_dense())
     assert found.model.embed_dim == 12 and len(found.model.plan) == 2
     assert found.model.mean == HALF and found.mean == MEAN
     assert found.image_size == 16
     made.update_from_flattened_dict({"teacher.image_size": 24, "teacher.mean": MEAN})
-    found, variables = teacher.of(made, from_config.dense(made))
+    found, variables = teacher.of(made, RunConfig.read(made).create_dense())
     assert variables["params"]["pos_embed"].shape == (1, 37, 12)
     assert found.model.mean == MEAN and found.model.std == HALF
     images = jnp.zeros((2, 16, 16, 3))
@@ -290,7 +289,7 @@ def test_any_teacher_brings_its_size_and_images(weights):
 
 def test_without_distillation_there_is_no_teacher():
     made = config()
-    assert teacher.of(made, from_config.dense(made)) == (None, None)
+    assert teacher.of(made, RunConfig.read(made).create_dense()) == (None, None)
     assert not DistillConfig.read(made).active
 
 
@@ -344,7 +343,7 @@ def test_mistakes(weights, monkeypatch, fields, reduction, message):
         elif reduction:
             made.reduction = reduction
     with pytest.raises(InputError, match=message) as caught:
-        teacher.of(made, from_config.dense(made))
+        teacher.of(made, RunConfig.read(made).create_dense())
     assert "\n" not in str(caught.value)
 
 
@@ -359,7 +358,7 @@ def test_mistakes(weights, monkeypatch, fields, reduction, message):
 def test_fields_are_checked(field, value, allowed):
     message = f"config.distill.{field} is {value!r}; allowed are {allowed}$"
     with pytest.raises(InputError, match=message):
-        from_config.check(config(**{f"distill.{field}": value}))
+        RunConfig.read(config(**{f"distill.{field}": value})).create_model()
 
 
 def test_one_teacher_for_the_method_and_for_distillation(tmp_path):
@@ -367,7 +366,7 @@ def test_one_teacher_for_the_method_and_for_distillation(tmp_path):
     made = config(**SOFT, **{"init.fresh": ("reducer",), "epochs": 1})
     with made.unlocked():
         made.reduction = LEARNED | {"keep_rate": 0.5}
-    dense = from_config.dense(made)
+    dense = RunConfig.read(made).create_dense()
     tensors = convert.to_timm(fill(summary.shapes(dense, 16), seed=1))
     np.savez(tmp_path / "dense.npz", **tensors)
     made.init.weights = made.teacher.weights = str(tmp_path / "dense.npz")

@@ -12,7 +12,7 @@ from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.data.transforms import EvalTransform
 from imagepiece_jax.errors import RunError
 from imagepiece_jax.models.vit import MEAN, STD
-from imagepiece_jax.training import evaluation, from_config, initial_weights
+from imagepiece_jax.training import evaluation, initial_weights
 from imagepiece_jax.training.config import RunConfig
 
 
@@ -72,9 +72,9 @@ def test_sheet(count, side, shape):
 
 
 def test_no_pictures_no_panels(tmp_path):
-    made, transform = config(pictures=0), EvalTransform(16, resize="none")
+    run, transform = RunConfig.read(config(pictures=0)), EvalTransform(16, "none")
     none = evaluation.SampleImages(
-        made, tmp_path, from_config.model(made), Source(), transform
+        run, tmp_path, run.create_model(), Source(), transform
     )
     assert none.augmented({}, 1) is None
     assert none.tokens({}) is None
@@ -99,7 +99,7 @@ def test_picture_shows_what_became_of_every_patch(tmp_path, monkeypatch, two_ima
             "reduction.prune_blocks": (2,),
         }
     )
-    model = from_config.model(made)
+    model = RunConfig.read(made).create_model()
     variables = initial_weights.fresh(model, 16, seed=0)
     drawn = []
     page = plotting.token_page
@@ -132,6 +132,6 @@ def test_picture_shows_what_became_of_every_patch(tmp_path, monkeypatch, two_ima
 
 
 def test_no_picture_of_a_dense_model(tmp_path, two_images):
-    model = from_config.dense(config())
+    model = RunConfig.read(config()).create_dense()
     assert evaluation.save_token_picture(tmp_path, model, {}, two_images, "ab") is None
     assert not list(tmp_path.iterdir())

@@ -13,7 +13,8 @@ from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.pretrained import convert
 from imagepiece_jax.reduction.methods.method import ParamGroup
-from imagepiece_jax.training import from_config, initial_weights, optimizer
+from imagepiece_jax.training import initial_weights, optimizer
+from imagepiece_jax.training.config import RunConfig
 from tests.training.test_train_step import batch, make, run
 
 PARAMS = {
@@ -93,18 +94,19 @@ def test_a_teacher_is_evaluated_and_stays_frozen():
 def test_the_model_of_an_epoch_has_that_epochs_rate():
     config = deit_s_evit.get_config("deit_ti")
     tokens = [
-        from_config.train_model(config, e).plan[-1].mlp_tokens for e in (0, 60, 110)
+        RunConfig.read(config).create_train_model(e).plan[-1].mlp_tokens
+        for e in (0, 60, 110)
     ]
     # 196 * .85 = 166.6, 167 * .85 = 141.95, 142 * .85 = 120.7, each rounded up.
     assert tokens == [197, 122, 69]
     config.reduction.rate_warmup_epochs = config.reduction.rate_warmup_start = 0
-    assert from_config.train_model(config, 0).plan[-1].mlp_tokens == 69
+    assert RunConfig.read(config).create_train_model(0).plan[-1].mlp_tokens == 69
 
 
 def test_teacher_weights_are_asked_for_and_must_fit(tmp_path):
     config = quickstart.get_config()
     config.model.depth, config.model.embed_dim, config.model.num_heads = 1, 8, 2
-    dense = from_config.dense(config)
+    dense = RunConfig.read(config).create_dense()
     with pytest.raises(InputError, match="config.teacher.weights is empty"):
         initial_weights.teacher(config, dense)
     variables = initial_weights.fresh(dense, 16, seed=0)
@@ -114,4 +116,4 @@ def test_teacher_weights_are_asked_for_and_must_fit(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, loaded, variables)
     config.model.embed_dim = 16
     with pytest.raises(InputError, match="config.teacher.weights: .*depth 1 and"):
-        initial_weights.teacher(config, from_config.dense(config))
+        initial_weights.teacher(config, RunConfig.read(config).create_dense())

@@ -11,8 +11,9 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import summary
 from imagepiece_jax.models.registry import ModelConfig
 from imagepiece_jax.pretrained import convert, load
-from imagepiece_jax.training import from_config, initial_weights
+from imagepiece_jax.training import initial_weights
 from imagepiece_jax.training.checkpoint import Checkpoints
+from imagepiece_jax.training.config import RunConfig
 
 SMALL = {
     "model.stem": "patch",
@@ -31,7 +32,9 @@ def config(**fields):
 
 
 def drawn(made, seed=0):
-    return initial_weights.fresh(from_config.model(made), made.image_size, seed)
+    return initial_weights.fresh(
+        RunConfig.read(made).create_model(), made.image_size, seed
+    )
 
 
 def equal(one, other):
@@ -52,7 +55,7 @@ def test_fresh_is_a_function_of_the_seed():
     first, again, other = drawn(made), drawn(made), drawn(made, seed=1)
     assert all(jax.tree.leaves(equal(first, again)))
     assert not equal(first, other)["params"]["head"]["kernel"]
-    shapes = summary.shapes(from_config.model(made), made.image_size)
+    shapes = summary.shapes(RunConfig.read(made).create_model(), made.image_size)
     assert shapes == jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), first
     )
@@ -61,7 +64,7 @@ def test_fresh_is_a_function_of_the_seed():
 def test_a_run_starts_from_its_file(saved):
     path, variables = saved
     made = config(**{"init.weights": str(path)})
-    loaded = initial_weights.initial(made, from_config.model(made))
+    loaded = initial_weights.initial(made, RunConfig.read(made).create_model())
     assert all(jax.tree.leaves(equal(loaded, variables)))
 
 
@@ -70,14 +73,14 @@ def test_only_the_named_parts_are_new(saved):
     path, variables = saved
     fields = {"num_classes": 3, "seed": 5, "init.weights": str(path)}
     made = config(**fields, **{"init.fresh": ("head",)})
-    started = initial_weights.initial(made, from_config.model(made))
+    started = initial_weights.initial(made, RunConfig.read(made).create_model())
     head = drawn(made, seed=5)["params"]["head"]
     assert all(jax.tree.leaves(equal(started["params"].pop("head"), head)))
     old = dict(variables["params"])
     del old["head"]
     assert all(jax.tree.leaves(equal(started["params"], old)))
     with pytest.raises(InputError, match=r"one.npz: tensor head.*init.fresh=\('head"):
-        initial_weights.initial(config(**fields), from_config.model(made))
+        initial_weights.initial(config(**fields), RunConfig.read(made).create_model())
 
 
 @pytest.mark.parametrize(
@@ -91,23 +94,23 @@ def test_only_the_named_parts_are_new(saved):
 def test_mistakes(fields, message):
     made = config(**fields)
     with pytest.raises(InputError, match=message):
-        initial_weights.initial(made, from_config.model(made))
+        initial_weights.initial(made, RunConfig.read(made).create_model())
 
 
 def test_unknown_part_and_wrong_shape_are_named(saved):
     path, _ = saved
     made = config(**{"init.weights": str(path), "init.fresh": ("tail",)})
     with pytest.raises(InputError, match="config.init.fresh names 'tail', but the par"):
-        initial_weights.initial(made, from_config.model(made))
+        initial_weights.initial(made, RunConfig.read(made).create_model())
     made = config(**{"init.weights": str(path), "model.embed_dim": 16})
     with pytest.raises(InputError, match="one.npz: it holds a model of depth 1 and"):
-        initial_weights.initial(made, from_config.model(made))
+        initial_weights.initial(made, RunConfig.read(made).create_model())
     made = config(**{"init.weights": str(path), "num_classes": 5})
     remedy = (
         r"head/bias needs \(5,\) \(to train it anew: config.init.fresh=\('head',\)\)$"
     )
     with pytest.raises(InputError, match=remedy):
-        initial_weights.initial(made, from_config.model(made))
+        initial_weights.initial(made, RunConfig.read(made).create_model())
 
 
 def test_a_run_can_start_from_another_ones_folder(saved, tmp_path):
@@ -118,12 +121,12 @@ def test_a_run_can_start_from_another_ones_folder(saved, tmp_path):
     checkpoints.save(4, latest, {})
     checkpoints.close()
     made = config()
-    like = summary.shapes(from_config.model(made), made.image_size)
+    like = summary.shapes(RunConfig.read(made).create_model(), made.image_size)
     assert all(jax.tree.leaves(equal(load.restore(tmp_path, like), best)))
     loaded = load.restore(tmp_path, like, checkpoint="latest")
     assert all(jax.tree.leaves(equal(loaded, latest)))
     wider = config(**{"model.embed_dim": 16})
-    like = summary.shapes(from_config.model(wider), wider.image_size)
+    like = summary.shapes(RunConfig.read(wider).create_model(), wider.image_size)
     with pytest.raises(InputError, match=f"run {tmp_path}: it holds a model of"):
         load.restore(tmp_path, like)
     with pytest.raises(InputError, match="is a folder without config.json"):
@@ -133,7 +136,7 @@ def test_a_run_can_start_from_another_ones_folder(saved, tmp_path):
 def test_weights_as_given_are_those_of_the_dense_model(saved):
     path, variables = saved
     made = config(**{"init.weights": str(path), "init.fresh": ("reducer",)})
-    given = initial_weights.as_given(made, from_config.dense(made))
+    given = initial_weights.as_given(made, RunConfig.read(made).create_dense())
     assert all(jax.tree.leaves(equal(given, variables)))
 
 
@@ -151,7 +154,7 @@ def test_fresh_weights_are_not_evaluated(fields, message):
     made = config(**{"init.evaluate": True}, **fields)
     message = f"^config.init.evaluate is True, but config.{message}"
     with pytest.raises(InputError, match=message):
-        initial_weights.as_given(made, from_config.dense(made))
+        initial_weights.as_given(made, RunConfig.read(made).create_dense())
 
 
 GOOGLE = pathlib.Path(__file__).parent.parent / "fixtures/layouts/vit_jax.npz"
@@ -189,7 +192,7 @@ def test_a_start_computes_what_its_weights_were_trained_for(
     path, fields = google
 
     def begin(made):
-        model = from_config.dense(made)
+        model = RunConfig.read(made).create_dense()
         if start == "teacher.weights":
             return initial_weights.teacher(made, model)
         return initial_weights.initial(made, model)
@@ -220,6 +223,6 @@ def test_numbers_are_compared_as_float32_has_them(tmp_path):
     path = tmp_path / "w.npz"
     np.savez(path, **convert.to_timm(variables), mean=mean, std=std)
     made = config(**{"init.weights": str(path)})
-    loaded = initial_weights.initial(made, from_config.model(made))
+    loaded = initial_weights.initial(made, RunConfig.read(made).create_model())
     assert all(jax.tree.leaves(equal(loaded, variables)))
     assert load.normalization(path)["mean"] == (0.485, 0.456, 0.406)

@@ -122,11 +122,14 @@ def test_a_second_ctrl_c_ends_at_once():
 
 
 def test_a_folder_belongs_to_one_process_at_a_time(tmp_path):
-    first = RunLock(tmp_path / "run")
-    with pytest.raises(InputError, match="another process is training in"):
-        RunLock(tmp_path / "run")
-    first.close()
-    RunLock(tmp_path / "run").close()
+    with (
+        RunLock(tmp_path / "run"),
+        pytest.raises(InputError, match="another process is training in"),
+        RunLock(tmp_path / "run"),
+    ):
+        pass
+    with RunLock(tmp_path / "run"):
+        pass
 
 
 @pytest.mark.parametrize("path", ["run", "run/.lock"])
@@ -137,23 +140,23 @@ def test_a_workdir_that_cannot_be_written_is_named(tmp_path, path):
     else:
         (tmp_path / "run" / ".lock").mkdir(parents=True)
         message = r"run cannot be written \(Is a directory\): choose another"
-    with pytest.raises(InputError, match=message):
-        RunLock(tmp_path / "run")
+    with pytest.raises(InputError, match=message), RunLock(tmp_path / "run"):
+        pass
 
 
 def test_a_workdir_that_vanishes_or_is_replaced_is_noticed(tmp_path):
-    lock = RunLock(tmp_path / "run")
-    lock.check()
-    (tmp_path / "run").rename(tmp_path / "away")
-    with pytest.raises(RunError, match="run has vanished, or is not the folder"):
+    with RunLock(tmp_path / "run") as lock:
         lock.check()
-    RunLock(tmp_path / "run").close()
-    with pytest.raises(RunError, match="run has vanished, or is not the folder"):
+        (tmp_path / "run").rename(tmp_path / "away")
+        with pytest.raises(RunError, match="run has vanished, or is not the folder"):
+            lock.check()
+        with RunLock(tmp_path / "run"):
+            pass
+        with pytest.raises(RunError, match="run has vanished, or is not the folder"):
+            lock.check()
+        shutil.rmtree(tmp_path / "run")
+        (tmp_path / "away").rename(tmp_path / "run")
         lock.check()
-    shutil.rmtree(tmp_path / "run")
-    (tmp_path / "away").rename(tmp_path / "run")
-    lock.check()
-    lock.close()
 
 
 @pytest.mark.slow

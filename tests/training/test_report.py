@@ -3,7 +3,8 @@
 import dataclasses
 
 from configs import quickstart
-from imagepiece_jax.training import from_config, report
+from imagepiece_jax.training import report
+from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.logging import MetricWriter
 from imagepiece_jax.training.trainer import Progress
 
@@ -14,8 +15,8 @@ PROGRESS = Progress([1438, 359], [], {"acc1": 98.125, "step": 352}, LAST)
 def rows(workdir, progress=PROGRESS, **fields):
     config = quickstart.get_config()
     config.update(fields)
-    model, dense = from_config.model(config), from_config.dense(config)
-    table = report.final_table(workdir, config, model, dense, progress)
+    run = RunConfig.read(config)
+    table = report.final_table(workdir, run, run.create_model(), progress)
     return {line[:12].strip(): line[13:] for line in table.split("\n")}
 
 

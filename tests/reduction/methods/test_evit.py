@@ -4,7 +4,8 @@ import pytest
 
 from configs import deit_s_evit, deit_s_evit_finetune
 from imagepiece_jax.reduction.methods.evit import EViT
-from imagepiece_jax.training import from_config
+from imagepiece_jax.training.config import RunConfig
+from imagepiece_jax.training.train_step import count_programs
 
 
 @pytest.mark.parametrize(
@@ -34,15 +35,21 @@ def test_programs_of_a_warm_up(fuse_token, traces, programs):
     """
     config = deit_s_evit.get_config()
     config.reduction.fuse_token = fuse_token
-    models = [from_config.train_model(config, epoch) for epoch in range(config.epochs)]
+    models = [
+        RunConfig.read(config).create_train_model(epoch)
+        for epoch in range(config.epochs)
+    ]
     tokens = {tuple(layer.mlp_tokens for layer in model.plan) for model in models}
     assert len(tokens) == traces
-    assert from_config.train_programs(config) == programs
-    assert models[-1].plan == from_config.model(config).plan
+    assert count_programs(RunConfig.read(config)) == programs
+    assert models[-1].plan == RunConfig.read(config).create_model().plan
     assert not any(layer.counts for layer in models[0].plan)
 
 
 def test_the_fine_tuning_variant_is_one_program():
     config = deit_s_evit_finetune.get_config()
-    assert from_config.train_programs(config) == 1
-    assert from_config.train_model(config, 0).plan == from_config.model(config).plan
+    assert count_programs(RunConfig.read(config)) == 1
+    assert (
+        RunConfig.read(config).create_train_model(0).plan
+        == RunConfig.read(config).create_model().plan
+    )
