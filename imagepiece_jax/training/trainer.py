@@ -232,8 +232,8 @@ class Run:
         with contextlib.ExitStack() as stack:
             with parallel.shared_errors():
                 run = _settled(config, workdir)
-                data = Data(run)
                 model, dense = run.create_model(parallel.AXIS), run.create_dense()
+                data = Data(run)
                 rate, transformation = optimizer.create(
                     run.optim,
                     data.length.steps_per_epoch,
