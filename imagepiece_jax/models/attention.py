@@ -21,10 +21,13 @@ BACKENDS = ("auto", "xla", "cudnn")
 
 
 def resolve_backend(requested, dtype, head_dim=64, device=None):
-    """The attention kernel to use on `device` (None: the first): "xla" or "cudnn".
+    """The attention kernel to use on a device.
 
-    "auto" takes cuDNN's fused attention where it runs, XLA's otherwise. InputError for
-    an unknown name, and for "cudnn" where it does not run.
+    requested: one of BACKENDS; "auto" takes cuDNN's fused attention where it runs,
+    XLA's otherwise
+    device: a jax.Device; None: the first
+    Returns "xla" or "cudnn".
+    Raises InputError for an unknown name, and for "cudnn" where it does not run.
     """
     if requested not in BACKENDS:
         listed = ", ".join(repr(b) for b in BACKENDS)
@@ -65,11 +68,13 @@ def padded_length(length, backend):
 
 @node
 def attend(query, key, value, key_bias=None, *, backend="xla", length=None):
-    """softmax(q k^T / sqrt(d) + key_bias) v. [B, N, H, d] three times -> [B, N, H, d].
+    """softmax(q k^T / sqrt(d) + key_bias) v.
 
-    `key_bias` [B, N] float32 is proportional attention's log size. Keys from `length`
-    on (None: there are none) are padding, which no token attends to and whose gradient
-    is zero; as queries they are like any other, so that all outputs are finite.
+    query, key, value: [B, N, H, d]
+    key_bias: [B, N] float32, proportional attention's log sizes
+    length: keys from here on are padding, which no token attends to and whose gradient
+    is zero; as queries they are like any other, so that all outputs are finite
+    Returns [B, N, H, d].
     """
     batch, padded = query.shape[:2]
     bias = None if key_bias is None else key_bias[:, None, None, :]
@@ -88,8 +93,7 @@ def attend(query, key, value, key_bias=None, *, backend="xla", length=None):
 def masked_attend(query, key, value, mask, key_bias=None, eps=1e-6):
     """Attention in which only a masked token itself attends to it.
 
-    [B, N, H, d] three times, mask [B, N] (1 live, 0 masked, differentiable) -> [B, N,
-    H, d]. Needs the whole matrix (`attention_map`).
+    It needs the whole matrix; arguments are those of `attend` and `attention_map`.
     """
     return read_by(attention_map(query, key, key_bias, mask, eps), value)
 
@@ -100,12 +104,16 @@ def read_by(weights, value):
 
 
 def attention_map(query, key, key_bias=None, mask=None, eps=1e-6):
-    """Attention of every token to every token. [B, N, H, d] -> [B, H, N, N] float32.
+    """Attention of every token to every token.
 
-    key_bias [B, N] is added to the logits. mask [B, N] (1 live, 0 masked,
-    differentiable): with P the exponentials and W the mask's columns, 1 on the
-    diagonal, (P W + eps / N) / (sum P W + eps), finite when everything is masked
-    (DynamicViT, Rao et al. 2021).
+    With a mask, of exponentials P and the mask's columns W, 1 on the diagonal, it is
+    (P W + eps / N) / (sum P W + eps): finite when everything is masked.
+
+    query, key: [B, N, H, d]
+    key_bias: [B, N], added to the logits
+    mask: [B, N], 1 for live tokens and 0 for masked ones, differentiable
+    Returns [B, H, N, N] float32.
+    Source: Rao et al. 2021 (DynamicViT), for the mask.
     """
     length, width = key.shape[1], query.shape[-1]
     logits = jnp.einsum(
@@ -127,8 +135,10 @@ def attention_map(query, key, key_bias=None, mask=None, eps=1e-6):
 def masked_read(query, key, value, mask, key_bias=None, eps=1e-6):
     """What one query reads of the tokens that are not masked.
 
-    query [1, 1, H, d], key, value [B, N, H, d], mask [B, N] (1 live, 0 masked,
-    differentiable), key_bias [B, N] -> [B, H, d] float32. `eps` as in `masked_attend`.
+    query: [1, 1, H, d]
+    key, value: [B, N, H, d]
+    mask, key_bias, eps: as for `attention_map`
+    Returns [B, H, d] float32.
     """
     logits = jnp.sum(query.astype(jnp.float32) * key.astype(jnp.float32), axis=-1)
     logits = logits * query.shape[-1] ** -0.5
@@ -142,10 +152,15 @@ def masked_read(query, key, value, mask, key_bias=None, eps=1e-6):
 
 
 def attention_columns(query, key, key_bias=None, live=None):
-    """Attention that each token receives. [B, N, H, d] twice -> [B, N] float32.
+    """Attention that each token receives, mean over heads and queries.
 
-    Mean over heads and queries, those that are `live` [B, N] (1, else 0; None: all);
-    needs the whole matrix (Token Pooling, Marin et al. 2023).
+    It needs the whole matrix.
+
+    query, key: [B, N, H, d]
+    key_bias: [B, N], added to the logits
+    live: [B, N], 1 for the queries that count and 0 for others; None: all count
+    Returns [B, N] float32.
+    Source: Marin et al. 2023 (Token Pooling).
     """
     weights = attention_map(query, key, key_bias)
     if live is None:
@@ -206,7 +221,12 @@ class Attention(nn.Module):
             self.norm = LayerNorm(self.dtype, arch.norm_eps)
 
     def __call__(self, x, state, reads=frozenset(), train=False):
-        """x [B, N, D], the normed tokens of `state` -> ([B, N, D], `scores`)."""
+        """Attend, and score.
+
+        x: [B, N, D], the normed tokens of `state`
+        reads: names of the scores that reducers read
+        Returns what the tokens read, projected, [B, N, D], and `scores`.
+        """
         length = x.shape[1]
         if train and state.mask is None:
             # Here x is written anyway: no copies of query, key and value for it.
@@ -224,9 +244,9 @@ class Attention(nn.Module):
         query, key = self.q(rows).reshape(shape), self.k(rows).reshape(shape)
         value = self.v(rows).reshape(shape) if with_value else None
         plain = {"query": query, "key": key, "value": value, "input": x}
-        if (turns := self._turns(state)) is not None:
-            turns = tuple(_pad(a, x.shape[1]) for a in turns)
-            query, key = (self.arch.rotary.rotate(a, turns) for a in (query, key))
+        if (rotations := self._rotations(state)) is not None:
+            rotations = tuple(_pad(a, x.shape[1]) for a in rotations)
+            query, key = (self.arch.rotary.rotate(a, rotations) for a in (query, key))
         # Before the first reduction all sizes are 1.
         sized = self.prop_attn and not state.grid
         key_bias = jnp.log(state.effective_size) if sized else None
@@ -238,12 +258,14 @@ class Attention(nn.Module):
         return value.reshape(*x.shape[:2], self.num_heads, -1)
 
     def scores(self, heads, reads, state):
-        """{name: array} of those that `reads` names, of the unpadded tokens.
+        """What reducers and kernels read, of the unpadded tokens of `state`.
 
-        "cls_attn", "attn_columns": [B, n] float32, as in Taps; "key", "query", "value":
-        [B, n, d], means over heads; "input": [B, n, D]. For kernels, with the prefix:
-        "heads", (query, key) as they are multiplied, or "projected", as they were
-        before rotary positions turned them, [B, N, H, d] each.
+        reads: the names of what to return
+        Returns arrays by name. "cls_attn", "attn_columns": [B, n] float32, as in Taps;
+        "key", "query", "value": [B, n, d], means over heads; "input": [B, n, D]. For
+        kernels, with the prefix: "heads", (query, key) as they are multiplied, or
+        "projected", as they were before rotary positions turned them, [B, N, H, d]
+        each.
         """
         length, prefix = state.x.shape[1], state.num_prefix
         query, key = heads.query[:, :length], heads.key[:, :length]
@@ -276,10 +298,7 @@ class Attention(nn.Module):
         return attention_map(heads.query, heads.key, heads.key_bias, heads.mask)
 
     def read(self, heads, length):
-        """What each token reads of the first `length`, others are padding.
-
-        -> [B, N, H, d].
-        """
+        """What each token reads of the first `length`. -> [B, N, H, d]."""
         query, key, value, _, bias, mask = heads
         if mask is not None:
             return masked_attend(query, key, value, mask, bias)
@@ -293,11 +312,11 @@ class Attention(nn.Module):
             rows = self.norm(rows)
         return self.proj(rows).reshape(*out.shape[:2], self.dim)
 
-    def _turns(self, state):
-        """By how much rotary positions turn each token; None: there are none."""
+    def _rotations(self, state):
+        """Cosines and sines of each token's rotary position, None without rotary."""
         rotary, width = self.arch.rotary, self.dim // self.num_heads
         if rotary is None:
             return None
         if state.grid:  # up to the first reduction the same for all images
-            return rotary.grid_turns(state.grid, width, state.num_prefix)
-        return rotary.turns(state.coordinates, width, state.num_prefix)
+            return rotary.grid_rotations(state.grid, width, state.num_prefix)
+        return rotary.rotations(state.coordinates, width, state.num_prefix)

@@ -10,9 +10,11 @@ from imagepiece_jax.reduction.ops import attention_row
 
 
 def pooled_tokens(x, state, arch):
-    """What a mean or a map reads of all tokens x [B, N, D]: (x, sizes, mask).
+    """The tokens that pooling by mean or map reads.
 
-    sizes [B, n] as attention counts the tokens of `state`; mask [B, n], or None.
+    x: [B, N, D], all tokens of `state`
+    Returns x, their sizes [B, n] as attention counts them, and their mask [B, n] or
+    None.
     """
     if arch.pool_include_prefix:
         return x, state.effective_size, state.full_mask

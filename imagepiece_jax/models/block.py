@@ -35,7 +35,11 @@ class Reduction:
     probe: Callable[[TokenState], jax.Array] | None = None
 
     def __call__(self, state, scores, train=False):
-        """(state after the reduction, (result, taps)); `scores` are an attention's."""
+        """Reduce.
+
+        scores: of the attention that the step reads, by `Attention.scores`
+        Returns (state after the reduction, (result, taps)).
+        """
         counts, kernel = self.layer.counts, self.kernel_for(state)
         taps = self._taps(state, scores, train)
         with contract.naming(self.reducer, self.block):
@@ -114,10 +118,13 @@ class Block(nn.Module):
     def __call__(
         self, state, scores, reduction=None, drop_path=(None, None), train=False
     ):
-        """State, and scores of the block before -> this block's, and a record.
+        """Attend, reduce, feed forward.
 
-        The record is (result, taps) of the Reduction, None where there is none.
-        `drop_path` has a factor an image for either branch, [B] or None.
+        state, scores: TokenState and scores of the block before
+        reduction: the Reduction of this block, if it has one
+        drop_path: a factor an image for either branch, [B] or None each
+        Returns state and scores of this block, and (result, taps) of its reduction or
+        None.
         """
         site = reduction and self.layer.step.site
         reads, record = self.layer.reads, None

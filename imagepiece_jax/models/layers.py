@@ -71,9 +71,9 @@ class Mlp(nn.Module):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def padded_from(x, length):
-    """x [B, N, ...], of which rows from `length` on are padding without a gradient.
+    """x [B, N, ...], whose rows from `length` on are padding and get no gradient.
 
-    A fused kernel may leave anything there, also what is not a number.
+    A fused kernel may leave anything there, even NaN.
     """
     return x
 
@@ -155,11 +155,15 @@ gelu = node(gelu)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def layer_norm(x, scale, bias, dtype, eps=1e-6):
-    """(x - mean) / deviation * scale + bias over the last axis, in `dtype`.
+    """(x - mean) / deviation * scale + bias over the last axis.
 
-    [..., D], [D], [D]; statistics in float32, `eps` added to the variance (Ba et al.
-    2016). Kept for the backward
-    pass are x, as it is anyway, and two numbers a token.
+    Kept for the backward pass are x, as it is anyway, and two numbers a token.
+
+    x: [..., D]
+    scale, bias: [D]
+    dtype: of the result; statistics are float32
+    eps: added to the variance
+    Source: Ba et al. 2016.
     """
     return _normalized(x, *_statistics(x, eps), scale, bias).astype(dtype)
 

@@ -29,9 +29,10 @@ class Positions:
 
     @classmethod
     def of(cls, model, image_size, old=None):
-        """Those of a ViT for images of `image_size`, a number or (height, width).
+        """The Positions of a ViT for images of a size.
 
-        old: the size of the images that the positions to be resized were trained for.
+        image_size: pixels a side, or (height, width)
+        old: size of the images that the positions to be resized were trained for
         """
         patch, arch = model.patch_size, model.arch
         return cls(
@@ -42,7 +43,10 @@ class Positions:
         )
 
     def fit(self, pos_embed: np.ndarray) -> np.ndarray | None:
-        """`pos_embed` [1, rows, D] for this grid; None where its own is not known."""
+        """Position embedding [1, rows, D] resized to this grid.
+
+        Returns None where the grid that it was trained for is not known.
+        """
         patches, old = pos_embed.shape[1] - self.prefix, self.old
         if old is None or math.prod(old) != patches:
             old = (math.isqrt(max(0, patches)),) * 2
@@ -58,12 +62,15 @@ class Positions:
 
 
 def resize(grid: np.ndarray, new: tuple[int, int], how: str) -> np.ndarray:
-    """grid [h, w, D] float32 -> [*new, D] by bicubic interpolation.
+    """Positions of a grid interpolated to another.
 
+    grid: [h, w, D] float32
+    new: (height, width)
     how: "antialias" (Keys' kernel with a = -0.5, wider where the grid shrinks: timm),
     "bicubic" (a = -0.75, borders repeated: PyTorch without antialiasing), "offset" (the
     same, by DINO's factor of (new + 0.1) / old) or "linear" (corners stay where they
-    are, as in SciPy's zoom of order 1: Google's vit_jax and big_vision).
+    are, as in SciPy's zoom of order 1: Google's vit_jax and big_vision)
+    Returns [*new, D] float32.
     """
     if how == "antialias":
         shape = (*new, grid.shape[2])

@@ -63,22 +63,24 @@ class Rotary(CheckedFields):
         grid = np.meshgrid(*sides, indexing="ij")
         return np.stack(grid, axis=-1).reshape(-1, 2).astype(np.float32)
 
-    def turns(self, coordinates: jax.Array, width: int, prefix: int = 0):
-        """Cosines and sines by which the planes of a head of `width` channels turn.
+    def rotations(self, coordinates: jax.Array, width: int, prefix: int = 0):
+        """Cosines and sines by which the planes of a head turn.
 
-        coordinates [B, n, 2] -> two [B, prefix + n, 1, width / 2] float32: tokens of
-        the prefix stay as they are.
+        coordinates: [B, n, 2], (y, x) of the tokens
+        width: channels of a head
+        prefix: tokens in front of them, which stay as they are
+        Returns two [B, prefix + n, 1, width / 2] float32.
         """
         angles = self.angles(coordinates, width)
         angles = jnp.pad(angles, ((0, 0), (prefix, 0), (0, 0), (0, 0)))
         return jnp.cos(angles), jnp.sin(angles)
 
-    def grid_turns(self, grid: tuple[int, int], width: int, prefix: int = 0):
-        """Constant `turns` of all patches of a grid, the same for all images.
+    def grid_rotations(self, grid: tuple[int, int], width: int, prefix: int = 0):
+        """Constant `rotations` of all patches of a grid, the same for all images.
 
         -> two [1, prefix + n, 1, width / 2] of NumPy.
         """
-        return _grid_turns(self, tuple(grid), width, prefix)
+        return _grid_rotations(self, tuple(grid), width, prefix)
 
     def angles(self, coordinates, width):
         """[B, n, 2] -> [B, n, 1, width / 2], those of one coordinate after another."""
@@ -92,9 +94,9 @@ class Rotary(CheckedFields):
         angles = coordinates[..., None] * frequency
         return angles.reshape(*angles.shape[:2], 1, 2 * bands)
 
-    def rotate(self, heads: jax.Array, turns) -> jax.Array:
-        """`heads` [B, N, H, d], turned by `turns` [B or 1, N, 1, d / 2], in float32."""
-        (cos, sin), x = turns, heads.astype(jnp.float32)
+    def rotate(self, heads: jax.Array, rotations) -> jax.Array:
+        """Heads [B, N, H, d] turned in float32 by `rotations` [B or 1, N, 1, d / 2]."""
+        (cos, sin), x = rotations, heads.astype(jnp.float32)
         if self.planes == "halves":
             a, b = jnp.split(x, 2, axis=-1)
         else:
@@ -108,7 +110,7 @@ class Rotary(CheckedFields):
 
 
 @functools.cache  # so that all blocks of a program share one constant
-def _grid_turns(rotary, grid, width, prefix):
+def _grid_rotations(rotary, grid, width, prefix):
     angles = rotary.angles(rotary.coordinates(grid)[None], width)
     angles = np.pad(angles, ((0, 0), (prefix, 0), (0, 0), (0, 0)))
     return np.cos(angles), np.sin(angles)

@@ -25,7 +25,11 @@ def bias_init(fan_in):
 
 
 def conv_stem_widths(embed_dim, patch_size):
-    """Widths of the stride-2 convolutions: patch 2**k has k, doubling up to D."""
+    """Widths of the stride-2 convolutions, doubling up to D: a patch of 2**k has k.
+
+    Raises InputError for a patch size that is no power of two, and for a width that
+    cannot be halved so often.
+    """
     steps = patch_size.bit_length() - 1
     if patch_size < 2 or patch_size != 2**steps or embed_dim % 2 ** (steps - 1):
         raise InputError(
@@ -180,9 +184,10 @@ FOLDED_STEMS = {"patch": FoldedPatchStem, "conv": FoldedConvStem}
 
 
 def stem_macs(stem, embed_dim, image_size=224, patch_size=16):
-    """MACs that turn an RGB image into tokens by the stem of the name `stem`.
+    """MACs that turn an RGB image into tokens.
 
-    image_size: pixels a side, or (height, width); what fills no patch is cut.
+    stem: a name of STEMS
+    image_size: pixels a side, or (height, width); what fills no patch is cut
     """
     tokens = math.prod(side // patch_size for side in sides(image_size))
     if stem == "patch":
@@ -196,11 +201,15 @@ def stem_macs(stem, embed_dim, image_size=224, patch_size=16):
 
 
 def fold(stem, params, stats):
-    """Parameters of the folded form of a stem of the name `stem`, float32.
+    """Parameters of the folded form of a stem.
 
-    `params` and `stats` (batch norms' means and variances) are those of the stem as it
-    was trained. A norm in evaluation is a product and a sum a channel, which move into
-    the kernel and the bias of the convolution before it.
+    A norm in evaluation is a product and a sum a channel, which move into the kernel
+    and the bias of the convolution before it.
+
+    stem: a name of STEMS
+    params, stats: of the stem as it was trained; stats are the batch norms' means and
+    variances
+    Returns parameters of the class of FOLDED_STEMS, float32.
     """
     if stem == "patch":
         kernel = params["proj"]["kernel"]  # [p, p, 3, D]

@@ -41,10 +41,14 @@ class Outputs:
 
 
 def drop_path_scale(keys, depth, rate):
-    """Factor of each residual branch, 0 or 1 / (1 - p). [B] keys -> [B, depth, 2].
+    """Factor of each residual branch: 0, or 1 / (1 - p), as in DeiT.
 
-    p grows linearly over the blocks up to `rate` and is the same for both branches of a
-    block (stochastic depth as in DeiT). The two draws of a block are independent.
+    p grows linearly over the blocks and is the same for both branches of a block. The
+    two draws of a block are independent.
+
+    keys: [B]
+    rate: p of the last block
+    Returns [B, depth, 2] float32.
     """
     keep = 1 - jnp.linspace(0.0, rate, depth, dtype=jnp.float32)[:, None]
 
@@ -58,18 +62,25 @@ def drop_path_scale(keys, depth, rate):
 class ViT(nn.Module):
     """A ViT with a plan of token reductions; without one, the dense model.
 
-    `plan` has one LayerPlan a block (reduction.layer_plan.build). `prop_attn` adds
-    log(size) to the attention logits; `trace_source` keeps the map from patches to
-    tokens; `axis_name` is the device axis over which batch norm is synchronized;
-    `remat` computes the halves of a block again in the backward pass of training
-    instead of keeping what they computed; `folded` is the form for inference, whose
-    stem has variables of its own (stems.fold). `kernels` names the device whose fused
-    kernels do the reductions that have one ("cpu", or a GPU's compute capability): they
-    decide alike, but leave scores and features out of `taps`.
-    `arch` says what it is made of. Parameters are float32, the arithmetic of the layers
-    is in `dtype`; scores, softmax and logits are float32. `mean` and `std` are those of
-    the images that it was trained on: pixels are to be normalized with them first
-    (data.normalize).
+    Parameters are float32, the arithmetic of the layers is in `dtype`; scores, softmax
+    and logits are float32.
+
+    plan: one LayerPlan a block, by `reduction.layer_plan.build`
+    mlp_ratio: width of the hidden layer of an MLP, in `embed_dim`
+    stem: "patch" or "conv" (`models.stems`)
+    arch: the parts in which ViTs differ
+    mean, std: of the images that it was trained on: pixels are to be normalized with
+    them first (`data.normalize`)
+    prop_attn: log(size) is added to the attention logits
+    trace_source: the map from patches to tokens is kept
+    backend: "xla" or "cudnn", by `attention.resolve_backend`
+    axis_name: the device axis over which batch norm is synchronized
+    remat: the halves of a block are computed again in the backward pass of training
+    instead of being kept
+    kernels: the device whose fused kernels do the reductions that have one ("cpu", or a
+    GPU's compute capability): they decide alike, but leave scores and features out of
+    `taps`
+    folded: the form for inference, whose stem has variables of its own (`stems.fold`)
     """
 
     plan: tuple[LayerPlan, ...]
@@ -99,11 +110,14 @@ class ViT(nn.Module):
 
     @nn.compact
     def __call__(self, images, train=False, keys=None):
-        """images [B, H, W, 3], normalized by `mean` and `std` -> Outputs.
+        """Logits, features and what reducers decided.
 
-        `keys`: {"drop_path": [B] keys, "reducer": [B] keys}, one a sample; drop path
-        needs its in training, reducers that draw take theirs in evaluation too (fixed
-        ones where there are none).
+        images: [B, H, W, 3], normalized by `mean` and `std`
+        keys: {"drop_path": [B] keys, "reducer": [B] keys}; drop path needs its keys in
+        training, reducers that draw take theirs in evaluation too (fixed ones where
+        there are none)
+        Returns Outputs.
+        Raises InputError for images of another shape.
         """
         check_images(images)
         warn_of_range(images, self.mean, self.std)

@@ -38,8 +38,8 @@ class Declared:
 
     def __getattr__(self, name):
         if name in ON_REQUEST and name not in self._needs:
-            named = ", ".join(sorted(self._needs)) or "nothing"
-            raise InputError(f"it reads the tap {name!r}, but its `needs` has {named}")
+            listed = ", ".join(sorted(self._needs)) or "nothing"
+            raise InputError(f"it reads the tap {name!r}, but its `needs` has {listed}")
         return getattr(self._taps, name)
 
     def tree_flatten(self):
@@ -53,9 +53,11 @@ class Declared:
 
 
 def check_plan(plan, arch, grid):
-    """InputError for a step that asks for what attention, model or grid do not have.
+    """Check that attention, model and grid have what the steps of a plan ask for.
 
-    arch: an `Architecture`; grid: (height, width) of the patches.
+    arch: an `Architecture`
+    grid: (height, width) of the patches
+    Raises InputError, which names the block, for the first step that asks for more.
     """
     lacking = lacking_scores(arch)
     for block, layer in enumerate(plan):
@@ -91,7 +93,7 @@ def check_plan(plan, arch, grid):
 
 
 def lacking_scores(arch):
-    """{score: the part that it needs} of the scores that a model does not have."""
+    """The scores that a model of `arch` lacks: {score: the part that it would need}."""
     lacking = {}
     if not arch.class_token:
         lacking["class"] = "class token"
@@ -122,9 +124,11 @@ def _check_needs(reducer):
 
 
 def check_form(result, counts):
-    """InputError where shapes or types of a reducer's result contradict its counts.
+    """Check shapes and types of a reducer's result, which may be traced arrays.
 
-    Needs no values: traced arrays will do.
+    result: an Assignment, a Mixing or a Masking
+    counts: `layer_plan.Counts` that the reducer was called with
+    Raises InputError where the two contradict each other.
     """
     n_in, n_out = counts.n_in, counts.n_out
     if isinstance(result, Assignment):
@@ -158,11 +162,13 @@ def check_form(result, counts):
 
 
 def check(result, counts):
-    """InputError, which names slot and token, for a result that breaks the contract.
+    """Check the values of a reducer's result: not to be called in `jax.jit`.
 
-    result: what a reducer returned for `counts`, of real values: not to be called in
-    `jax.jit`. Every token has a slot or is dropped, every slot has a token, `index` is
-    the map of `dest`, weights are finite.
+    Every token has a slot or is dropped, every slot has a token, `index` is the map of
+    `dest`, weights are finite.
+
+    result: what a reducer returned for `counts`
+    Raises InputError, which names image, slot and token, where that does not hold.
     """
     check_form(result, counts)
     result = jax.tree.map(np.asarray, result)
@@ -182,7 +188,11 @@ def check(result, counts):
 
 
 def check_results(plan, results):
-    """`check` of what each step of `plan` decided, such as `Outputs.results`."""
+    """`check` what each step of `plan` decided.
+
+    results: one for each step that changes something, such as `Outputs.results`
+    Raises InputError, which names the step, for one that breaks the contract.
+    """
     steps = [(block, layer) for block, layer in enumerate(plan) if layer.counts]
     for (block, layer), result in zip(steps, results, strict=True):
         with naming(layer.step.reducer, block):
@@ -192,8 +202,11 @@ def check_results(plan, results):
 def try_reducers(plan, grid, embed_dim, num_heads, num_prefix=1):
     """Check the first step of each kind of reducer on random tokens, without a model.
 
-    grid: (height, width) of the patches. It takes a second for a kind; `check_results`
-    sees all steps, of a model that has run.
+    It takes a second for a kind; `check_results` sees all steps, of a model that has
+    run.
+
+    grid: (height, width) of the patches
+    Raises InputError, which names the step, for one that breaks the contract.
     """
     first = {}
     for block, layer in enumerate(plan):
@@ -210,7 +223,7 @@ def try_reducers(plan, grid, embed_dim, num_heads, num_prefix=1):
 
 @contextlib.contextmanager
 def naming(reducer, block):
-    """An InputError in here says which step it is about."""
+    """While entered, an InputError says which step it is about."""
     try:
         yield
     except InputError as error:
@@ -250,8 +263,8 @@ def _run(reducer, taps, counts):
 def _check_shape(name, array, *sizes):
     """InputError unless it is [B, *sizes], or None."""
     if array is not None and array.shape[1:] != sizes:
-        wanted = ", ".join(["B", *map(str, sizes)])
-        raise InputError(f"{name} has shape {array.shape}; allowed are [{wanted}]")
+        shape = ", ".join(["B", *map(str, sizes)])
+        raise InputError(f"{name} has shape {array.shape}; allowed are [{shape}]")
 
 
 def _first(wrong):
@@ -299,13 +312,14 @@ def _check_index(dest, index):
     """`index` is the map of `dest`, which is in order."""
     n_out, n = index.keep.shape[1], dest.shape[1]
     for image, slots in enumerate(dest):
-        own = jax.tree.map(lambda field, image=image: field[image], index)
-        keep, groups, group_keep = own.keep, own.groups, own.group_keep
-        real = own.target != n_out
-        absorbed, target = own.absorbed[real], own.target[real]
+        of_image = jax.tree.map(lambda field, image=image: field[image], index)
+        keep, groups = of_image.keep, of_image.groups
+        group_keep = of_image.group_keep
+        real = of_image.target != n_out
+        absorbed, target = of_image.absorbed[real], of_image.target[real]
         tokens = np.concatenate([keep, absorbed])
-        named = np.concatenate([np.arange(n_out), target])
-        for token, slot in zip(tokens.tolist(), named.tolist(), strict=True):
+        slots_named = np.concatenate([np.arange(n_out), target])
+        for token, slot in zip(tokens.tolist(), slots_named.tolist(), strict=True):
             if not 0 <= token < n or slots[token] != slot:
                 where = f"slot {slots[token]}" if 0 <= token < n else "nowhere"
                 raise InputError(

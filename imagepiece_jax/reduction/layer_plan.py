@@ -71,7 +71,12 @@ class LayerPlan:
 
 
 def count(step: Step, n: int, n0: int, stage: int = 1) -> Counts | None:
-    """Counts of `step` on `n` image tokens (`n0` before any step); None: no change."""
+    """Counts of one step.
+
+    n, n0: image tokens before it, and before any step
+    stage: its number among the steps that change something, from 1
+    Returns None where the step changes nothing.
+    """
     n_out = step.rule.n_out(n, n0, stage)
     if n_out is None:
         return None
@@ -85,12 +90,15 @@ def build(
     num_prefix: int = 1,
     masked: bool = False,
 ) -> tuple[LayerPlan, ...]:
-    """Token counts of every block: `depth` LayerPlans.
+    """Token counts of every block.
 
-    `n0` image tokens enter block 0, beside `num_prefix` class, distillation and
-    register tokens, which no step touches. `masked` gives the plan of masked training:
-    a step with `when_masked` removes nothing there. Raises InputError for a step
-    outside the model and for two steps on one block.
+    depth: blocks of the model
+    n0: image tokens that enter block 0
+    steps: in any order, at most one a block
+    num_prefix: class, distillation and register tokens, which no step touches
+    masked: the plan of masked training, where a step with `when_masked` removes nothing
+    Returns `depth` LayerPlans.
+    Raises InputError for a step outside the model and for two steps at one block.
     """
     at = {}
     for step in steps:
@@ -123,7 +131,7 @@ def build(
 
 
 def with_reducers(plan, change) -> tuple[LayerPlan, ...]:
-    """`plan` with change(reducer) in place of the reducer of each step."""
+    """`plan` with `change(reducer)` in place of the reducer of each step."""
     layers = []
     for layer in plan:
         if step := layer.step:
@@ -137,7 +145,8 @@ def _with_reads(plan):
     reads = [frozenset() for _ in plan]
     for layer in plan:
         if layer.counts and layer.step.attention_block >= 0:
-            reads[layer.step.attention_block] |= layer.step.reducer.reads
+            block = layer.step.attention_block
+            reads[block] = reads[block] | layer.step.reducer.reads
     pairs = zip(plan, reads, strict=True)
     return tuple(dataclasses.replace(layer, reads=names) for layer, names in pairs)
 
@@ -152,9 +161,10 @@ def _held_counts(step, counts, held):
 
 
 def block_macs(layer, embed_dim, mlp_ratio=4, mlp_layers=2):
-    """MACs of one block: projections and attention, then the MLP's layers.
+    """MACs of one image in one block: projections and attention, then the MLP.
 
-    mlp_layers: two, or three where one of them is a gate.
+    mlp_ratio: width of its hidden layer, in `embed_dim`
+    mlp_layers: 2, or 3 where one of them is a gate
     """
     scored = read = layer.attn_tokens
     if layer.counts and layer.step.site == "attention":

@@ -14,9 +14,10 @@ from imagepiece_jax.common.nodes import node
 
 @node
 def order_key(score):
-    """int32 in the order of a float `score`, equal where it is equal; NaN comes last.
+    """int32 keys in the order of a float `score`, equal where it is equal.
 
-    Integers compare in one operation where floats with ties and NaN take several.
+    A NaN comes last. Integers compare in one operation where floats with ties and NaN
+    take several.
     """
     bits = jax.lax.bitcast_convert_type(score.astype(jnp.float32), jnp.int32)
     infinity, magnitude = 0x7F800000, bits & 0x7FFFFFFF
@@ -27,11 +28,10 @@ def order_key(score):
 
 @node
 def rank(score):
-    """Position of each token by falling score, ties to the lower index. [B, n] -> [B,
-    n].
+    """Position of each token by falling score, ties to the lower index.
 
-    Position 0 has the highest score; a NaN counts as minus infinity. `score` is float,
-    or keys of `order_key`.
+    score: [B, n] float, where a NaN counts as minus infinity, or keys of `order_key`
+    Returns [B, n] int32, 0 for the highest score.
     """
     chex.assert_rank(score, 2)
     key = score if jnp.issubdtype(score.dtype, jnp.integer) else order_key(score)
@@ -49,16 +49,16 @@ def _indices(values):
 
 @node
 def place_among(keep):
-    """Place of each kept token among the kept; of others a negative number.
+    """Place of each kept token among the kept, a negative number for the others.
 
     [B, n] bool -> [B, n] int32.
     """
     chex.assert_rank(keep, 2)
     mine, other = _indices(keep)
     # Its own term makes the sum of a token that is not kept negative: one pass.
-    own = jnp.where((other == mine) & ~keep[:, None, :], -keep.shape[1], 0)
+    not_kept = jnp.where((other == mine) & ~keep[:, None, :], -keep.shape[1], 0)
     earlier = (keep[:, None, :] & (other < mine)).astype(jnp.int32)
-    return jnp.sum(earlier + own, axis=-1)
+    return jnp.sum(earlier + not_kept, axis=-1)
 
 
 @node
@@ -71,11 +71,12 @@ def count_before(keep):
 
 @node
 def invert(position, wanted):
-    """The index that holds each wanted position. [B, n] int, length or [m] -> [B, m].
+    """The index that holds each wanted position.
 
-    `wanted` is a length, for 0..length-1, or the positions themselves. A position that
-    no index holds gives 0, one that several hold their sum: callers pass positions that
-    are distinct where they are wanted.
+    position: [B, n] int, distinct where they are wanted: a position that no index holds
+    gives 0, one that several hold their sum
+    wanted: a length, for the positions 0..length-1, or [m] positions
+    Returns [B, m] int32.
     """
     chex.assert_rank(position, 2)
     wanted = jnp.arange(wanted) if isinstance(wanted, int) else jnp.asarray(wanted)
@@ -86,9 +87,11 @@ def invert(position, wanted):
 
 @node
 def pick(position, length, *values):
-    """What the index of each position 0..length-1 holds of each of `values`.
+    """The values at `invert(position, length)`, in one pass.
 
-    [B, n] int, [B, n] int32 each -> [B, length] each, in one pass; else as `invert`.
+    position: [B, n] int, as for `invert`
+    values: [B, n] int32 each
+    Returns [B, length] int32 for each of the values.
     """
     # Else XLA works out all positions again for every one that is wanted.
     position = jax.lax.optimization_barrier(position)
@@ -109,10 +112,10 @@ def sums(values, axis):
 
 
 def largest(key, payload):
-    """Largest key of each row, and what it carries. [..., n] twice -> [...] twice.
+    """Largest key of each row, and what it carries, in one pass instead of two.
 
-    Both int32; of equal keys that with the smaller payload. One pass, where max and
-    argmax would be two.
+    key, payload: [..., n] int32; of equal keys that with the smaller payload counts
+    Returns key and payload, [...] each.
     """
 
     def better(a, b):
@@ -124,7 +127,7 @@ def largest(key, payload):
 
 
 def smallest(values, k):
-    """Marks the k smallest of each row, ties to the lower index. [..., n] -> bool.
+    """Mark the k smallest of each row, ties to the lower index. [..., n] -> bool.
 
     By k passes, without a sort: for small k.
     """
@@ -137,7 +140,7 @@ def smallest(values, k):
 
 
 def squared_distances(x):
-    """Of all pairs of tokens. [B, n, D] float32 -> [B, n, n].
+    """Squared distances of all pairs of tokens. [B, n, D] float32 -> [B, n, n].
 
     Summed from differences: |a|^2 + |b|^2 - 2 a.b would be a fast product, but noise
     for tokens that are nearly equal. XLA builds no array of the differences, as long as
@@ -149,7 +152,7 @@ def squared_distances(x):
 
 
 def alternate(first, second):
-    """Take turns: [B, ceil(n / 2)] and [B, n // 2] -> [B, n], `first` first."""
+    """Interleave [B, ceil(n / 2)] and [B, n // 2] -> [B, n], `first` at even places."""
     batch, half = first.shape
     n = half + second.shape[1]
     second = jnp.pad(second, ((0, 0), (0, half - second.shape[1])))
@@ -158,7 +161,10 @@ def alternate(first, second):
 
 @node
 def gather_rows(x, index):
-    """Rows `index` of each image: [B, n, ...], [B, ...] in [0, n) -> [B, ..., ...]."""
+    """Rows of each image: [B, n, ...] and an index [B, ...] in [0, n) of them.
+
+    Returns [B, ..., ...]: the shape of the index, then that of a row.
+    """
     batch, n = x.shape[:2]
     # Rows of one matrix: an index of (image, row) would be an array of its own.
     start = n * jnp.arange(batch, dtype=index.dtype)
@@ -196,11 +202,13 @@ def unit(x, eps=1e-6):
 
 @node
 def class_attention(query, key, key_bias=None):
-    """Attention of the class token to every token, mean over heads, in float32.
+    """Attention of the class token to every token, mean over heads.
 
-    query [B, H, d] of the class token, key [B, N, H, d], key_bias [B, N] added to the
-    logits -> [B, N]. The softmax runs over all N columns, the class token's too;
-    callers drop those they do not rank.
+    query: [B, H, d] of the class token
+    key: [B, N, H, d]
+    key_bias: [B, N], added to the logits
+    Returns [B, N] float32. The softmax runs over all N columns, the class token's too:
+    callers drop those that they do not rank.
     """
     query, key = query.astype(jnp.float32), key.astype(jnp.float32)
     logits = jnp.sum(query[:, None] * key, axis=-1) * query.shape[-1] ** -0.5
@@ -241,11 +249,15 @@ log_sum_exp = node(log_sum_exp)
 
 
 def uniqueness(key, margin, live=None):
-    """Shares of 1 - E, PiToMe's energy of tokens. [B, n, d] mean keys -> [B, n].
+    """Shares of 1 - E, where E is PiToMe's energy of a token.
 
     E is the mean over all tokens, itself included, of ELU(cosine - margin): high, and
-    at most 1, for one of many that are alike (Tran et al. 2024, section 3.2). live: [B,
-    n], 1 or 0, the tokens that count; None: all. float32.
+    at most 1, for one of many that are alike.
+
+    key: [B, n, d], means over heads
+    live: [B, n], 1 for the tokens that count and 0 for others; None: all count
+    Returns [B, n] float32.
+    Source: Tran et al. 2024, section 3.2.
     """
     alike = jax.nn.elu(cosine(key, key) - margin)
     live = jnp.ones(key.shape[:2], jnp.float32) if live is None else live

@@ -56,12 +56,11 @@ class Reducer:
     def reads(self) -> frozenset[str]:
         """What attention computes for it: scores, and projections that it compares."""
         names = self.needs & {"cls_attn", "attn_columns", "key"}
-        if "metric" in self.needs and self.metric != "token":
-            names |= {self.metric}
-        return frozenset(names)
+        compares = "metric" in self.needs and self.metric != "token"
+        return frozenset(names | {self.metric} if compares else names)
 
     def extra_macs(self, n_in: int, embed_dim: int, num_heads: int) -> int:
-        """MACs of its own, for `n_in` image tokens."""
+        """MACs of what it computes itself, for one image of `n_in` image tokens."""
         return 0
 
     def draws(self, counts, train: bool) -> bool:
@@ -102,7 +101,7 @@ class Ranking(Reducer):
         return frozenset({SCORES[self.score]})
 
     def scores(self, taps, counts):
-        """[B, n] float32. What is masked is gone, and never among the lowest."""
+        """Scores, [B, n] float32: what is masked is never among the lowest."""
         if self.score == "energy":
             score = unlike_others(taps, counts)
         else:
@@ -113,9 +112,14 @@ class Ranking(Reducer):
 
 
 def unlike_others(taps, counts):
-    """Shares of 1 - PiToMe's energy of the keys: high for what is rare. -> [B, n].
+    """Shares of 1 - PiToMe's energy of the keys: high for what is rare.
 
-    Its margin falls from 3/4 by the depth (Tran et al. 2024, section 3.2).
+    Its margin falls from 3/4 by the depth.
+
+    taps: `Taps` with keys
+    counts: `Counts` of the step, whose `progress` is the depth
+    Returns [B, n] float32.
+    Source: Tran et al. 2024, section 3.2.
     """
     live = None if taps.mask is None else (taps.mask > 0.5).astype(jnp.float32)
     return uniqueness(taps.key, 0.75 * (1 - counts.progress), live)
@@ -195,7 +199,7 @@ class Bipartite(Reducer):
 
 
 def keep_highest(score, n_out):
-    """Assignment that keeps the `n_out` highest scores, in spatial order. [B, n]."""
+    """Assignment that keeps the `n_out` highest of scores [B, n], in spatial order."""
     place = place_among(rank(score) < n_out)
     return Assignment(
         dest=jnp.maximum(place, DROPPED),
@@ -222,9 +226,12 @@ def keep_and_sum(keep, weight, n_out):
 
 @node
 def find_partners(similarity, tokens):
-    """Similarity [B, a, t] to `tokens` [B or 1, t] -> best [B, a], its token [B, a].
+    """The most similar token of each row, of equally similar ones the first.
 
-    `best` is a key (`ops.order_key`); of equally similar tokens the first in `tokens`.
+    similarity: [B, a, t] to the tokens
+    tokens: [B or 1, t] int32
+    Returns (best, partner), [B, a] int32 each: the similarity as a key
+    (`ops.order_key`), and the token.
     """
     order = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None] << 16
     code = jnp.broadcast_to((order + tokens)[:, None, :], similarity.shape)
@@ -235,7 +242,8 @@ def find_partners(similarity, tokens):
 def merge_in_place(absorbed, partners, counts):
     """Assignment in which `absorbed` go to their partners and all others keep order.
 
-    absorbed, partners: [B, r], distinct tokens that leave, and tokens that stay.
+    absorbed: [B, r] int32, distinct tokens that leave
+    partners: [B, r] int32, tokens that stay
     """
     index = jnp.arange(counts.n_in, dtype=jnp.int32)[None]
 
@@ -266,8 +274,10 @@ def merge_in_place(absorbed, partners, counts):
 def keep_and_join(keep, absorbed, target, n):
     """Assignment whose slots keep one token each and absorb others; the rest drops.
 
-    keep: [B, n_out] tokens in the order of the slots; absorbed: [B, e] other tokens,
-    all distinct, target: [B, e] the slots that they join; n tokens in all.
+    keep: [B, n_out] int32, tokens in the order of the slots
+    absorbed: [B, e] int32, other tokens, all distinct
+    target: [B, e] int32, the slots that they join
+    n: tokens in all
     """
     n_out = keep.shape[1]
     slots = jnp.broadcast_to(jnp.arange(n_out, dtype=jnp.int32), keep.shape)
@@ -289,11 +299,13 @@ def keep_and_join(keep, absorbed, target, n):
 
 
 def join_most_similar(metric, sources, targets, joining=None):
-    """(joining tokens, their partners): each source's most similar target.
+    """The most similar target of each source; the first of equally similar ones.
 
-    metric [B, n, d], sources [B, a] and targets [B, t] tokens -> [B, r] twice.
+    metric: [B, n, d], what is compared
+    sources, targets: [B, a] and [B, t] int32, tokens
     joining: how many sources join, those most similar to their partner; None: all, in
-    the order of `sources`. Equally similar: the first of `targets`, or `sources`.
+    the order of `sources`
+    Returns (joining tokens, their partners), [B, r] int32 each.
     """
     sides = (gather_rows(metric, tokens) for tokens in (sources, targets))
     best, partners = find_partners(cosine(*sides), targets)

@@ -17,33 +17,36 @@ SWITCHES = ("true", "false")
 
 
 def completed(reduction):
-    """All fields that decide what a reduction computes, with the method's defaults."""
-    own, model = split(reduction or DENSE)
-    method = methods.create(**own)
-    usual = {field: method.model_fields.get(field, False) for field in MODEL_FIELDS}
-    name = own.get("name", DENSE["name"])
-    return {"name": name, **usual, **model, **method.inference_fields()}
+    """A reduction with all fields that decide what it computes.
 
-
-def changed(reduction, usual=None):
-    """`reduction` with only those fields that differ from `usual`.
-
-    None: from its method's defaults.
+    reduction: a dict of a name and fields; None or empty: the dense model
     """
-    usual = completed(usual or {"name": reduction["name"]})
-    whole = completed(reduction)
-    return {k: v for k, v in whole.items() if k == "name" or v != usual.get(k)}
+    fields, of_model = split(reduction or DENSE)
+    method = methods.create(**fields)
+    defaults = {field: method.model_fields.get(field, False) for field in MODEL_FIELDS}
+    name = fields.get("name", DENSE["name"])
+    return {"name": name, **defaults, **of_model, **method.inference_fields()}
+
+
+def changed(reduction, base=None):
+    """`reduction` with only those fields that differ from those of another.
+
+    base: the other reduction; None: the method with its defaults
+    """
+    base = completed(base or {"name": reduction["name"]})
+    fields = completed(reduction)
+    return {k: v for k, v in fields.items() if k == "name" or v != base.get(k)}
 
 
 def split(reduction):
-    """(fields of the method, name included; fields of the model) of a reduction."""
+    """Split a reduction: (fields of the method, name included; fields of the model)."""
     reduction = dict(reduction)
-    model = {k: reduction.pop(k) for k in MODEL_FIELDS if k in reduction}
-    return reduction, model
+    of_model = {k: reduction.pop(k) for k in MODEL_FIELDS if k in reduction}
+    return reduction, of_model
 
 
 def current(reduction):
-    """`reduction`, as any version saved it, in fields and values of this one."""
+    """A reduction that any version saved, in fields and values of this version."""
     method = methods.METHODS.get(reduction.get("name"), type(None))
     added = {k: getattr(method, k) for k in ADDED if hasattr(method, k)}
     return added | {
@@ -68,11 +71,13 @@ def label(reduction):
 
 
 def parse(text):
-    """Reductions of "METHOD:FIELD=V1,V2:FIELD=V", one for each combination of values.
+    """Reductions of a --sweep, one for each combination of values.
 
-    Values are Python literals; words without quotes are strings. A method without
-    fields is one reduction. InputError for what cannot be read, or for a field that
-    the method does not have.
+    text: "METHOD:FIELD=V1,V2:FIELD=V", whose values are Python literals, or words
+    without quotes; a method without fields is one reduction
+    Returns dicts of a name and fields.
+    Raises InputError for what cannot be read, and for a field that the method does not
+    have or that changes only training.
     """
     name, *parts = text.split(":")
     names, choices = [], []
@@ -90,24 +95,25 @@ def parse(text):
             )
         names.append(field)
         choices.append([_literal(value) for value in _split_at_commas(values)])
-    found = [dict(zip(names, mix, strict=True)) for mix in itertools.product(*choices)]
-    if name not in methods.METHODS and (meant := closest(name, methods.METHODS)):
+    combinations = itertools.product(*choices)
+    reductions = [dict(zip(names, values, strict=True)) for values in combinations]
+    if name not in methods.METHODS and (similar := closest(name, methods.METHODS)):
         raise InputError(
-            f"--sweep {text}: {name!r} is not a method; did you mean {meant}?"
+            f"--sweep {text}: {name!r} is not a method; did you mean {similar}?"
         )
-    for fields in found:
-        own, _ = split(fields)
+    for reduction in reductions:
+        fields, _ = split(reduction)
         try:
-            known = tuple(methods.create(name, **own).inference_fields())
+            allowed = tuple(methods.create(name, **fields).inference_fields())
         except InputError as error:
             raise InputError(f"--sweep {text}: {error}") from None
-        for field in own:
-            if field not in known:
+        for field in fields:
+            if field not in allowed:
                 raise InputError(
                     f"--sweep {text}: {field} changes training alone; allowed are "
-                    f"{', '.join(known + MODEL_FIELDS)}"
+                    f"{', '.join(allowed + MODEL_FIELDS)}"
                 )
-    return [{"name": name, **fields} for fields in found]
+    return [{"name": name, **reduction} for reduction in reductions]
 
 
 def _split_at_commas(values):

@@ -61,7 +61,7 @@ class KeepInitial(Rule):
 
 
 def initial_shares(blocks, keep_rate):
-    """(block, share of the first tokens that it keeps), in order: keep_rate**stage."""
+    """(block, share of the first tokens that stay), in order: keep_rate**stage."""
     return [(b, keep_rate**stage) for stage, b in enumerate(sorted(blocks), start=1)]
 
 

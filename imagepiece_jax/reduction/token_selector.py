@@ -37,13 +37,13 @@ class KeepScores(nn.Module):
             epsilon=1e-5, use_fast_variance=False, dtype=dtype, name="norm"
         )
         z = nn.gelu(dense(dim, "embed")(norm(x)), approximate=False)
-        own, common = z[..., : dim // 2], z[..., dim // 2 :].astype(jnp.float32)
+        single, common = z[..., : dim // 2], z[..., dim // 2 :].astype(jnp.float32)
         live = jnp.ones(x.shape[:2], jnp.float32) if mask is None else mask
         live = live.reshape(live.shape + (1,) * (x.ndim - 2)).astype(jnp.float32)
         # Where nothing is live the mean is zero, not 0 / 0.
         total = jnp.sum(live, axis=1, keepdims=True) + EPS
         mean = (jnp.sum(live * common, axis=1, keepdims=True) / total).astype(dtype)
-        z = jnp.concatenate([own, jnp.broadcast_to(mean, common.shape)], axis=-1)
+        z = jnp.concatenate([single, jnp.broadcast_to(mean, common.shape)], axis=-1)
         z = nn.gelu(dense(dim // 2, "half")(z), approximate=False)
         z = nn.gelu(dense(dim // 4, "quarter")(z), approximate=False)
         return jax.nn.log_softmax(dense(2, "score", jnp.float32)(z))
@@ -61,15 +61,19 @@ def gumbel(rng, shape):
 
 
 def straight_through(value, slope):
-    """`value` to the last bit, with the gradient of `slope`; float32, of one shape."""
+    """`value` to the last bit, with the gradient of `slope`; float32 of one shape."""
     return jax.lax.stop_gradient(value) + (slope - jax.lax.stop_gradient(slope))
 
 
 def draw_mask(scores, mask, rng):
-    """Tokens that stay live in a random draw: exactly 0 or 1. -> [B, n] float32.
+    """Tokens that stay live in a random draw.
 
-    scores [B, n, 2] log probabilities, mask [B, n] of those still live (None: all). The
-    gradient is that of the softmax over scores and Gumbel noise, temperature 1.
+    The gradient is that of the softmax over scores and Gumbel noise, temperature 1.
+
+    scores: [B, n, 2], log probabilities of being kept and dropped
+    mask: [B, n], 1 for tokens that are still live; None: all are
+    rng: [B] keys
+    Returns [B, n] float32, exactly 0 or 1.
     """
     noisy = scores + gumbel(rng, scores.shape[1:])
     hard = (noisy[..., 0] >= noisy[..., 1]).astype(jnp.float32)
@@ -80,8 +84,9 @@ def draw_mask(scores, mask, rng):
 def ratio_loss(shares, targets):
     """Squared distance of live shares from their targets, mean over stages.
 
-    shares: an array a stage, of any shape (its own mean is taken); targets: a number a
-    stage. Without stages it is 0.
+    shares: an array a stage, of any shape: the mean of its squared distances counts
+    targets: a number a stage
+    Returns a number, 0 without stages.
     """
     errors = [
         jnp.mean((share - target) ** 2)
@@ -91,9 +96,11 @@ def ratio_loss(shares, targets):
 
 
 def distillation(outputs, teacher_outputs, kl_weight, token_weight):
-    """Distance of the student from its teacher: {"kl": .., "tokens": ..}, weighted.
+    """Distance of the student from its teacher, weighted.
 
-    InputError for a teacher of other tokens, width or classes.
+    outputs, teacher_outputs: `vit.Outputs` of both
+    Returns {"kl": of the logits, "tokens": of the tokens}.
+    Raises InputError for a teacher of other tokens, width or classes.
     """
     _check_teacher(outputs, teacher_outputs)
     return {
@@ -111,7 +118,7 @@ def logit_loss(logits, teacher_logits):
 
 
 def token_loss(outputs, teacher_outputs):
-    """Mean square between live tokens and the teacher's, over tokens and channels.
+    """Mean squared distance of live tokens from the teacher's, over tokens, channels.
 
     Both are after the final norm. Where the student merged or dropped tokens, so are
     the teacher's; tokens that it appended have no counterpart and count for nothing.
@@ -137,11 +144,12 @@ def _check_teacher(outputs, teacher_outputs):
         width, classes = outputs.tokens.shape[-1], outputs.logits.shape[-1]
         return f"{patches} patches, width {width} and {classes} classes"
 
-    given = teacher_outputs.tokens.shape[1] - teacher_outputs.state.num_prefix
-    wanted = outputs.tokens.shape[1] - outputs.state.num_prefix
+    patches = outputs.tokens.shape[1] - outputs.state.num_prefix
     if outputs.taps:  # of the first step, which saw all patches
-        wanted = outputs.taps[0].x.shape[1]
-    teacher, student = described(given, teacher_outputs), described(wanted, outputs)
+        patches = outputs.taps[0].x.shape[1]
+    student = described(patches, outputs)
+    patches = teacher_outputs.tokens.shape[1] - teacher_outputs.state.num_prefix
+    teacher = described(patches, teacher_outputs)
     if teacher != student:
         raise InputError(
             f"config.teacher is a model of {teacher}; the student needs {student}"

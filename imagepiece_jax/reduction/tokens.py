@@ -157,9 +157,12 @@ class Masking:
 
 
 def start(x, num_prefix=1, trace_source=False, grid=None, coordinates=None):
-    """State before any reduction. x [B, prefix + n, D]: every token is one patch.
+    """The TokenState before any reduction, where every token is one patch.
 
-    coordinates: [n, 2], those of the patches; None: the model does not use them.
+    x: [B, prefix + n, D]
+    trace_source: whether the map from patches to tokens is kept
+    grid: (height, width) of the patches
+    coordinates: [n, 2], those of the patches; None: the model does not use them
     """
     batch, total = x.shape[:2]
     if coordinates is not None:
@@ -177,13 +180,16 @@ def start(x, num_prefix=1, trace_source=False, grid=None, coordinates=None):
 
 
 def apply(state, result, form=None):
-    """`state` after a reduction: an Assignment, a Mixing or a Masking -> TokenState.
+    """The TokenState after a reduction.
 
-    The prefix stays in front. An Assignment moves tokens to the slots it names:
+    The prefix stays in front. An Assignment moves tokens to the slots that it names:
     features are the weighted mean (or sum) of a slot's tokens, sizes add up, the source
-    map is composed, coordinates are the mean of a slot's patches. `form`: "gather",
-    "one_hot" (a batched product, for every map: the oracle), None: gather where the
-    result has an index.
+    map is composed, coordinates are the mean of a slot's patches.
+
+    state: the TokenState before
+    result: an Assignment, a Mixing or a Masking
+    form: how an Assignment moves features: "gather"; "one_hot", a batched product for
+    every map, which is the oracle; None: gather where the result has an index
     """
     chex.assert_rank(state.x, 3)
     if isinstance(result, Masking):
@@ -222,9 +228,13 @@ def apply(state, result, form=None):
 def merge_map(weights, result, size):
     """Attention of merged tokens to merged tokens, without another softmax.
 
-    weights [B, H, N, N] of all tokens, size [B, n] of image tokens before the merge ->
-    [B, H, N_out, N_out]. Rows are the means of a slot's tokens, weighted as `result`,
-    an Assignment, weighs features; columns add up (Lee et al. 2024, section 3.3).
+    Rows are the means of a slot's tokens, weighted as features are; columns add up.
+
+    weights: [B, H, N, N], of all tokens before the merge
+    result: an Assignment
+    size: [B, n], of image tokens before the merge
+    Returns [B, H, N_out, N_out].
+    Source: Lee et al. 2024, section 3.3.
     """
     batch, heads, tokens, _ = weights.shape
     dest = result.dest
@@ -240,16 +250,17 @@ def merge_map(weights, result, size):
 
 
 def mean_coordinates(state, result, index=None):
-    """Means over the patches of each slot of an Assignment. -> [B, n_out, 2] or None.
+    """Coordinates of each slot of an Assignment: means over its patches.
 
-    index: the SlotIndex of its map, if there is one.
+    result: the Assignment
+    index: the SlotIndex of its map, if there is one
+    Returns [B, n_out, 2], or None where the state has no coordinates.
     """
     if state.coordinates is None:
         return None
-
     size = state.size[:, state.num_prefix :]
-    both = (size * state.coordinates[..., axis] for axis in range(2))
-    columns = [_totals(values, result, index) for values in both]
+    weighted = (size * state.coordinates[..., axis] for axis in range(2))
+    columns = [_totals(values, result, index) for values in weighted]
     return jnp.stack(columns, axis=-1) / _totals(size, result, index)[..., None]
 
 
@@ -338,8 +349,9 @@ def _apply_masking(state, result):
 def slot_index(dest, n_out, groups=None):
     """SlotIndex of any slot map: a slot keeps its first token and absorbs the others.
 
-    dest [B, n] in [0, n_out) or DROPPED. groups: how many slots can have several
-    tokens, from callers whose map is built so; None: as many as any map can have.
+    dest: [B, n] int in [0, n_out), or DROPPED
+    groups: how many slots can have several tokens, from callers whose map is built so;
+    None: as many as any map can have
     """
     n = dest.shape[1]
     belongs = _belongs(dest, n_out)
@@ -376,11 +388,11 @@ def _sum_by_slot(values, dest, n_out):
 
 def _sum_by_index(values, index):
     """As `_sum_by_slot`, by a SlotIndex. [B, n] -> [B, n_out]."""
-    own = gather_rows(values, index.keep)
+    kept = gather_rows(values, index.keep)
     if not index.absorbed.shape[1]:
-        return own
+        return kept
     absorbed = gather_rows(values, index.absorbed)
-    return own + _sum_by_slot(absorbed, index.target, own.shape[1])
+    return kept + _sum_by_slot(absorbed, index.target, kept.shape[1])
 
 
 def _live(mask, result):
@@ -506,7 +518,9 @@ _move_by_index = node(_move_by_index)
 def compose(outer, inner):
     """Slots of `inner` sent through `outer`; dropped stays dropped.
 
-    [B, n] int, [B, m] int in [0, n) or DROPPED -> [B, m].
+    outer: [B, n] int
+    inner: [B, m] int in [0, n), or DROPPED
+    Returns [B, m] int.
     """
     chex.assert_rank([outer, inner], 2)
     # Minus one would wrap to the last slot: guard the gather, then mask.
@@ -517,11 +531,14 @@ def compose(outer, inner):
 def unmerge(values, source, fill=0.0, history=None):
     """Spread slot values back over the patches.
 
-    values [B, n, D], source [B, n0] -> [B, n0, D]. Dropped patches get `fill`: a
-    number, or one vector an image [B, D], such as the class token. With `history` they
-    get the value of their token at the step that dropped it: one pair a step, from the
-    first on, of values [B, n, D] of the tokens before it and its dest [B, n]; `fill` is
-    then for those that no step of it drops.
+    values: [B, n, D], of the slots
+    source: [B, n0] int, the slot of each patch, as in TokenState
+    fill: what dropped patches get: a number, or [B, D], a vector an image such as the
+    class token
+    history: where dropped patches are to get the value of their token at the step that
+    dropped it, a pair for each step from the first on: values [B, n, D] of the tokens
+    before it, and its dest [B, n]; `fill` is then for those that no step of it drops
+    Returns [B, n0, D].
     """
     chex.assert_rank([values, source], [3, 2])
     fill = jnp.asarray(fill, values.dtype)

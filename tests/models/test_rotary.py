@@ -101,7 +101,7 @@ def test_those_of_a_grid_are_those_of_its_coordinates(family):
     rotary = ARCHS[family].rotary
     places = jnp.asarray(rotary.coordinates((2, 3)))[None]
     for got, want in zip(
-        rotary.grid_turns((2, 3), 8, 2), rotary.turns(places, 8, 2), strict=True
+        rotary.grid_rotations((2, 3), 8, 2), rotary.rotations(places, 8, 2), strict=True
     ):
         assert got.shape == (1, 8, 1, 4)
         np.testing.assert_allclose(got, want, atol=1e-6)
@@ -112,8 +112,8 @@ def test_patches_are_turned_and_the_prefix_is_not(family):
     rotary, rng = ARCHS[family].rotary, np.random.default_rng(0)
     places = rng.uniform(-3, 3, (2, 4, 2)).astype(np.float32)
     heads = rng.normal(size=(2, 5, 2, 8)).astype(np.float32)
-    turns = rotary.turns(places, 8, prefix=1)
-    got = rotary.rotate(jnp.asarray(heads), turns)
+    rotations = rotary.rotations(places, 8, prefix=1)
+    got = rotary.rotate(jnp.asarray(heads), rotations)
     np.testing.assert_array_equal(got[:, 0], heads[:, 0])
     want = [
         [[turned(family, head, at) for head in token] for token, at in image]
@@ -124,18 +124,18 @@ def test_patches_are_turned_and_the_prefix_is_not(family):
 
 def test_the_other_order_of_axes_turns_by_x_first():
     places = np.float32([[[3, 7]]])
-    turns = [Rotary(axes=axes).turns(places, 8)[0] for axes in ("yx", "xy")]
-    np.testing.assert_array_equal(turns[0], turns[1][..., [2, 3, 0, 1]])
-    assert turns[0].ravel()[0] == pytest.approx(math.cos(3))
+    rotations = [Rotary(axes=axes).rotations(places, 8)[0] for axes in ("yx", "xy")]
+    np.testing.assert_array_equal(rotations[0], rotations[1][..., [2, 3, 0, 1]])
+    assert rotations[0].ravel()[0] == pytest.approx(math.cos(3))
 
 
 def test_half_precision_is_turned_in_full():
     rotary, rng = EVA02.rotary, np.random.default_rng(0)
     heads = jnp.asarray(rng.normal(size=(1, 9, 2, 8)), jnp.bfloat16)
-    turns = rotary.grid_turns((3, 3), 8)
-    got = rotary.rotate(heads, turns)
+    rotations = rotary.grid_rotations((3, 3), 8)
+    got = rotary.rotate(heads, rotations)
     assert got.dtype == jnp.bfloat16
-    want = rotary.rotate(heads.astype(jnp.float32), turns).astype(jnp.bfloat16)
+    want = rotary.rotate(heads.astype(jnp.float32), rotations).astype(jnp.bfloat16)
     np.testing.assert_array_equal(got, want)
 
 

@@ -46,10 +46,12 @@ KERNELS = {TopK: _of_top_k, Retokenize: _of_retokenize, Bipartite: _of_bipartite
 
 
 def find(step, model, device):
-    """The Kernel that does a step of `model`; None: plain JAX does it.
+    """The Kernel that does a step of a model; None: plain JAX does it.
 
-    Kernels stand between attention and MLP, and read keys of that attention. device:
-    what `resolve_kernels` returned, which the model holds as `kernels`.
+    Kernels stand between attention and MLP, and read keys of that attention.
+
+    step: a `layer_plan.Step`
+    device: what `resolve_kernels` returned, which the model holds as `kernels`
     """
     kernel_of = KERNELS.get(type(step.reducer))
     if device is None or kernel_of is None or step.site != "mid":
@@ -58,9 +60,10 @@ def find(step, model, device):
 
 
 def unsupported_reason(model, device):
-    """What the kernels lack to do the reductions of `model`, in words, or None.
+    """What the kernels lack to do the reductions of a model, in words.
 
-    device: a jax.Device. Where no reduction of the model has a kernel, None.
+    device: a jax.Device
+    Returns None where they run, and where no reduction of the model has a kernel.
     """
     layers = _with_kernel(model, device)
     capability = getattr(device, "compute_capability", None)
@@ -85,11 +88,13 @@ def unsupported_reason(model, device):
 
 
 def resolve_kernels(requested, model, device=None):
-    """The device whose kernels do the reductions of `model`: "cpu", or a GPU's "9.0".
+    """The device whose kernels do the reductions of a model.
 
-    requested: "plain" (None: plain JAX), "fused" (InputError where they do not run) or
-    "auto" (fused where they run). device: a jax.Device, None is the first. Reductions
-    that have no kernel stay plain.
+    requested: "plain", "fused", or "auto": fused where they run
+    device: a jax.Device; None: the first
+    Returns "cpu", or a GPU's compute capability such as "9.0"; None: plain JAX does
+    them. Reductions that have no kernel are always plain.
+    Raises InputError for "fused" where kernels do not run.
     """
     if requested not in CHOICES:
         listed = ", ".join(map(repr, CHOICES))
@@ -111,5 +116,5 @@ def resolve_kernels(requested, model, device=None):
 def _with_kernel(model, device):
     """[(layer, Kernel)] of the steps that change something and have one."""
     layers = [layer for layer in model.plan if layer.counts]
-    found = [(layer, find(layer.step, model, device)) for layer in layers]
-    return [(layer, kernel) for layer, kernel in found if kernel]
+    pairs = [(layer, find(layer.step, model, device)) for layer in layers]
+    return [(layer, kernel) for layer, kernel in pairs if kernel]

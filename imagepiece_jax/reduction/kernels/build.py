@@ -27,20 +27,22 @@ TIME_LIMIT = 600  # seconds that a compiler may take
 
 @functools.cache
 def library(device, capability=None):
-    """The library for "cpu" or "cuda": a ctypes.CDLL, or what is missing, in words.
+    """The compiled kernels of a device; the first call may compile for ten seconds.
 
-    `capability`: of the GPU, as "9.0"; the first call may compile for some ten seconds.
+    device: "cpu" or "cuda"
+    capability: of the GPU, such as "9.0"
+    Returns a ctypes.CDLL, or, as a str, what is missing.
     """
     compilers = _host_compilers() if device == "cpu" else _cuda_compilers()
     if not compilers:
-        wanted = "a C++ compiler (g++ or clang++)" if device == "cpu" else "nvcc"
-        return f"{wanted}, and there is none"
+        compiler = "a C++ compiler (g++ or clang++)" if device == "cpu" else "nvcc"
+        return f"{compiler}, and there is none"
     for compiler in compilers:
         command, source = _command(device, compiler, capability)
-        found = _built(command, source)
-        if not isinstance(found, str):
-            return found
-    return found
+        result = _built(command, source)
+        if not isinstance(result, str):
+            break
+    return result
 
 
 def _command(device, compiler, capability):
@@ -64,14 +66,14 @@ def _host_compilers():
 
 def _cuda_compilers():
     """The nvcc of PATH, of $CUDA_HOME, and of JAX's CUDA wheels."""
-    found = [shutil.which("nvcc")]
+    paths = [shutil.which("nvcc")]
     if home := os.environ.get("CUDA_HOME"):
-        found.append(shutil.which("nvcc", path=os.path.join(home, "bin")))
+        paths.append(shutil.which("nvcc", path=os.path.join(home, "bin")))
     wheels = importlib.util.find_spec("nvidia")
     for folder in wheels.submodule_search_locations if wheels else ():
         for path in sorted(pathlib.Path(folder).glob("*/bin/nvcc")):
-            found.append(shutil.which(str(path)))
-    return _unique(found)
+            paths.append(shutil.which(str(path)))
+    return _unique(paths)
 
 
 def _library_folders(nvcc):

@@ -30,9 +30,11 @@ SHARED_KIB = {"8.0": 163, "8.7": 163, "9.0": 227, "10.0": 227, "10.3": 227}
 def unsupported_reason(platform, capability=None):
     """What kernels lack on a platform, in words; None where they run.
 
-    platform: "cpu", "gpu" or "cuda" (NVIDIA), "tpu" ..; capability: of the GPU that
-    programs are compiled for, as "9.0"; None: this machine's first one. The first call
-    builds the library, which takes some seconds.
+    The first call builds the library, which takes some seconds.
+
+    platform: as JAX names it: "cpu", "gpu" or "cuda" (NVIDIA), "tpu"
+    capability: of the GPU that programs are compiled for, such as "9.0"; None: of this
+    machine's first one
     """
     if platform == "cpu":
         return _register("cpu", None)
@@ -83,8 +85,11 @@ class Kernel:
     ):
         """Why arrays of these shapes and types cannot be reduced so; None if they can.
 
-        key [B, N, H, d] and x [B, N, D], arrays or what has their `shape` and `dtype`.
         To be called where the platform's reason is None.
+
+        key, x: [B, N, H, d] and [B, N, D], arrays or what has their shape and dtype
+        candidates: `Counts.candidates`
+        platform, capability: as for the function of this name
         """
         dtypes = sorted({jnp.dtype(key.dtype).name, jnp.dtype(x.dtype).name})
         if len(dtypes) > 1 or dtypes[0] not in DTYPES:
@@ -114,9 +119,11 @@ class Kernel:
         return None
 
     def __call__(self, query, key, state, counts):
-        """(state, Assignment) after the reduction of a TokenState to `counts`.
+        """Reduce a TokenState.
 
-        query, key [B, N, H, d] of all its tokens; of the query only row 0 is read.
+        query, key: [B, N, H, d], of all its tokens; of the query only row 0 is read
+        counts: `Counts` of the step
+        Returns (TokenState, Assignment).
         """
         prefix, parity = state.num_prefix, self.parity
         candidates = counts.candidates or 0

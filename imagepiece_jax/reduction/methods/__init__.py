@@ -47,18 +47,23 @@ METHODS: dict[str, type[Method]] = {
 
 
 def create(name: str = "none", **fields) -> Method:
-    """The named method; InputError for an unknown name, field or value."""
+    """Make a method.
+
+    name: one of METHODS
+    fields: fields of `config.reduction` that differ from the method's defaults
+    Raises InputError for an unknown name, field or value.
+    """
     if name not in [*METHODS]:  # a list has no hash
         word = str(name).lower().replace("-", "_")
         listed = f"the methods are {', '.join(sorted(METHODS))}"
         hint = suggestion(word, METHODS, listed)
         raise InputError(f"config.reduction.name is {name!r}; {hint}")
-    own = dataclasses.fields(METHODS[name])  # those of inference first
-    own = sorted(own, key=lambda field: field.metadata.get("training", False))
-    known = [field.name for field in own]
+    allowed = dataclasses.fields(METHODS[name])  # those of inference first
+    allowed = sorted(allowed, key=lambda field: field.metadata.get("training", False))
+    allowed = [field.name for field in allowed]
     for field in fields:
-        if field not in known:
-            listed = ", ".join(known) or "none"
+        if field not in allowed:
+            listed = ", ".join(allowed) or "none"
             raise InputError(
                 f"config.reduction.{field} is not a field of {name!r}, which "
                 f"has {listed}"

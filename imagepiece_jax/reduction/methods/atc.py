@@ -27,10 +27,11 @@ LINKAGES = {
 
 
 def agglomerate(distance, merges, linkage):
-    """The first token of each token's cluster. [B, n, n] symmetric -> [B, n] int32.
+    """Join the two closest clusters, `merges` times; of equal distances the first.
 
-    `merges` times the two clusters of the smallest distance become one; of equal
-    distances those of the lower tokens.
+    distance: [B, n, n], symmetric, of tokens
+    linkage: distance of two clusters, one of LINKAGES
+    Returns the first token of each token's cluster, [B, n] int32.
     """
     batch, n, _ = distance.shape
     tokens = jnp.arange(n, dtype=jnp.int32)[None]

@@ -199,7 +199,7 @@ class DiffRate(Method):
                 )
 
     def knob(self, depth):
-        targets = {target for own in SCHEDULES.values() for target in own}
+        targets = {target for schedules in SCHEDULES.values() for target in schedules}
         return along("target", sorted(targets))
 
     def resolved(self, model):

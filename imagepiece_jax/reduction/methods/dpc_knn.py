@@ -26,11 +26,15 @@ from imagepiece_jax.reduction.tokens import Assignment, slot_index
 
 
 def density_peaks(x, neighbors, n_out):
-    """Slot of each token, slots in the order of their centers. [B, n, D] -> [B, n].
+    """Slot of each token, slots in the order of their centers.
 
-    Density is exp of minus the mean squared distance to the `neighbors` nearest tokens,
-    itself among them; centers are the `n_out` tokens with the highest products of
-    density and distance to the next token of a higher one.
+    Density is exp of minus the mean squared distance to the nearest tokens; centers are
+    the `n_out` tokens with the highest products of density and distance to the next
+    token of a higher density.
+
+    x: [B, n, D] float32
+    neighbors: how many tokens are the nearest, the token itself among them
+    Returns [B, n] int32.
     """
     squares = squared_distances(x) / x.shape[-1]
     near = smallest(squares, neighbors)
@@ -50,7 +54,7 @@ def density_peaks(x, neighbors, n_out):
 
 @dataclasses.dataclass(frozen=True)
 class DensityPeaks(Reducer):
-    """A cluster becomes the plain mean of its members."""
+    """Cluster around density peaks; a cluster becomes the plain mean of its members."""
 
     neighbors: int = 5
 
@@ -62,15 +66,15 @@ class DensityPeaks(Reducer):
 
 
 class WeighedPeaks(nn.Module, Reducer):
-    """A cluster becomes the mean of its members by exp of a learned score."""
+    """`DensityPeaks`, with means weighted by exp of a learned score."""
 
     neighbors: int = 5
 
     @nn.compact
     def __call__(self, taps, counts, train=False):
         score = nn.Dense(1, name="score")(taps.x.astype(jnp.float32))[..., 0]
-        found = DensityPeaks(self.neighbors)(taps, counts, train)
-        return found.replace(weight=jnp.exp(score))
+        clusters = DensityPeaks(self.neighbors)(taps, counts, train)
+        return clusters.replace(weight=jnp.exp(score))
 
     @nn.nowrap
     def extra_macs(self, n_in, embed_dim, num_heads):

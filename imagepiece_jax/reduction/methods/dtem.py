@@ -41,14 +41,16 @@ def soft_top(similarity, merges):
 
     Each row's entries add up to how much of it is chosen, at most 1. One after the
     other `merges` draws are made, each a softmax over the NEIGHBORS largest entries of
-    all rows, in which what is chosen already counts less (section 3.2).
+    all rows, in which what is chosen already counts less.
+
+    Source: Lee & Hong 2024, section 3.2.
     """
-    seen = smallest(-jax.lax.stop_gradient(similarity), NEIGHBORS)
-    logits = jnp.where(seen, similarity, 0) / TEMPERATURE
+    near = smallest(-jax.lax.stop_gradient(similarity), NEIGHBORS)
+    logits = jnp.where(near, similarity, 0) / TEMPERATURE
 
     def draw(carry, _):
         chosen, left = carry
-        share = jnp.where(seen, logits + left[:, :, None], -jnp.inf)
+        share = jnp.where(near, logits + left[:, :, None], -jnp.inf)
         share = jax.nn.softmax(share.reshape(len(share), -1)).reshape(share.shape)
         drawn = jnp.sum(share, axis=-1)
         left = left + jnp.log(jnp.maximum(1 - drawn, 2.0**-23)) / 0.1
@@ -61,10 +63,15 @@ def soft_top(similarity, merges):
 
 
 def soft_merge(similarity, size, live, merges):
-    """The merges as a Mixing, of tokens by falling size. [B, a, b], [B, n] -> Mixing.
+    """The merges as a Mixing, whose tokens are ordered by falling size.
 
-    Of the first `live` tokens those at even places, [B, a], are spread over the others,
-    [B, b], and lose as much of their size.
+    Of the first `live` tokens those at even places are spread over the others, and lose
+    as much of their size.
+
+    similarity: [B, a, b], of those at even places to the others
+    size: [B, n], attention sizes
+    live: tokens that evaluation would have left here
+    merges: tokens that evaluation would merge
     """
     n = size.shape[1]
     spread = soft_top(similarity, merges)  # [B, a, b]
@@ -79,9 +86,9 @@ def soft_merge(similarity, size, live, merges):
     rest = n - live
     ends = ((0, 0, 0), (1, rest + live % 2, 1), (0, rest + 1 - live % 2, 1))
     matrix = jax.lax.pad(to_b, jnp.float32(0), ends)
-    own = alternate(jnp.ones_like(a), b / safe)
-    own = jnp.pad(own, ((0, 0), (0, rest)), constant_values=1.0)
-    matrix = matrix + own[:, :, None] * jnp.eye(n, dtype=jnp.float32)[None]
+    kept = alternate(jnp.ones_like(a), b / safe)
+    kept = jnp.pad(kept, ((0, 0), (0, rest)), constant_values=1.0)
+    matrix = matrix + kept[:, :, None] * jnp.eye(n, dtype=jnp.float32)[None]
     sizes = alternate(a * clipped, grown)
     order = rank(jax.lax.stop_gradient(sizes))
     order = invert(order, live)

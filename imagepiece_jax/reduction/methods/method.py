@@ -44,10 +44,14 @@ class ModelFacts:
 
 
 def check_merges(method, patches):
-    """InputError where `r`, or an entry of `r_list`, is more than a block can merge.
+    """Check that no block is to merge more than it can.
 
-    That is half of the first block's `patches`; a later block has fewer, and merges
-    half of its own.
+    That is half of the first block's tokens; a later block has fewer, and merges half
+    of those.
+
+    method: has the fields `r` and `r_list`
+    patches: image tokens of the first block
+    Raises InputError, which names the field.
     """
     name = "r" if method.r_list is None else "r_list"
     reason = f"half of the {patches} image tokens of the first block"
@@ -55,7 +59,7 @@ def check_merges(method, patches):
 
 
 def along(field: str, values: Iterable[Any]) -> tuple[dict[str, Any], ...]:
-    """A knob of one field: a setting for each value."""
+    """A knob of one field: a setting for each of its values."""
     return tuple({field: value} for value in values)
 
 
@@ -91,15 +95,15 @@ class Method(CheckedFields):
     def knob(self, depth: int) -> Sequence[Mapping[str, Any]]:
         """The settings by which its cost is set: the same fields with other values.
 
-        Its way from the dense model to the published setting and beyond. Settings that
-        a model of `depth` blocks has no use for may be among them.
+        They lead from the dense model to the published setting and beyond. Some may
+        not fit a model of `depth` blocks.
         """
         return along("keep_rate", RATES) if hasattr(self, "keep_rate") else ()
 
     def resolved(self, model: ModelFacts) -> "Method":
-        """The method for a model: no score is "auto", no default another size's.
+        """The method for a model: no score is "auto", no default that of another size.
 
-        InputError for counts of tokens that the model has not.
+        Raises InputError for counts of tokens that the model does not have.
         """
         if getattr(self, "score", None) != "auto":
             return self
@@ -107,7 +111,12 @@ class Method(CheckedFields):
         return dataclasses.replace(self, score=score)
 
     def check_most(self, field: str, most: int, reason: str, least: int = 0):
-        """InputError where a count, or one of several, is more than a model allows."""
+        """Check that a count, or each of several, is allowed for a model.
+
+        field: the field that has them
+        most, least: what is allowed
+        reason: what `most` is, as the sentence of the InputError has it
+        """
         value = getattr(self, field)
         verb, counts = ("has", value) if isinstance(value, tuple) else ("is", (value,))
         highest = max(counts, default=0)
@@ -118,7 +127,7 @@ class Method(CheckedFields):
             )
 
     def inference_fields(self) -> dict[str, Any]:
-        """The fields, by name, but for those that training alone reads."""
+        """The fields by name, without those that only training reads."""
         return {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)

@@ -39,8 +39,8 @@ class ByEnergy(Reducer):
         metric = jax.lax.stop_gradient(taps.metric)
         merges = counts.n_in - counts.n_out
         order = rank(-unlike)
-        seen = 2 * merges if self.protect else counts.n_in
-        sides = (invert(order, np.arange(side, seen, 2)) for side in (0, 1))
+        matched = 2 * merges if self.protect else counts.n_in
+        sides = (invert(order, np.arange(side, matched, 2)) for side in (0, 1))
         joining = None if self.protect else merges
         absorbed, partners = join_most_similar(metric, *sides, joining)
         return merge_in_place(absorbed, partners, counts)

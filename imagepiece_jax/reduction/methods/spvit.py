@@ -85,10 +85,13 @@ class Selector(nn.Module, MaskingReducer):
 
 
 def package_weights(probability, dropped, norm):
-    """Weight of each token in the package of those `dropped`. [B, n] twice -> [B, n].
+    """Weight of each token in the package of those that are dropped.
 
+    probability: [B, n], of being kept
+    dropped: [B, n], 1 or True for those that are dropped
     norm: "none" sums them by keep probability, "score" makes that a weighted mean,
-    "count" is the plain mean. Nothing dropped: all zero.
+    "count" is the plain mean
+    Returns [B, n] float32, all zero where nothing is dropped.
     """
     dropped = dropped.astype(jnp.float32)
     weight = dropped if norm == "count" else probability * dropped

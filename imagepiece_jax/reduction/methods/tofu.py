@@ -40,11 +40,11 @@ class Discard(Bipartite):
     """As ToMe, but what would merge is dropped."""
 
     def __call__(self, taps, counts, train=False):
-        found = super().__call__(taps, counts, train)
+        merged = super().__call__(taps, counts, train)
         itself = jnp.arange(counts.n_in, dtype=jnp.int32)[None]
-        stays = gather_rows(found.index.keep, found.dest) == itself
-        dest = jnp.where(stays, found.dest, DROPPED)
-        return found.replace(dest=dest, index=SlotIndex.of_kept(found.index.keep))
+        stays = gather_rows(merged.index.keep, merged.dest) == itself
+        dest = jnp.where(stays, merged.dest, DROPPED)
+        return merged.replace(dest=dest, index=SlotIndex.of_kept(merged.index.keep))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,22 +58,22 @@ class Fuse(Bipartite):
     rescale: str = "destination"
 
     def __call__(self, taps, counts, train=False):
-        found = super().__call__(taps, counts, train)
+        merged = super().__call__(taps, counts, train)
         # The scale has a gradient, which gathers would turn into scatters.
         slots = jnp.arange(counts.n_out, dtype=jnp.int32)[None, :, None]
         itself = jnp.arange(counts.n_in, dtype=jnp.int32)[None, None, :]
-        belongs, kept = found.dest[:, None, :] == slots, found.index.keep[..., None]
+        belongs, kept = merged.dest[:, None, :] == slots, merged.index.keep[..., None]
         length = norms(taps.x)[:, None, :]
         tokens = jnp.sum(belongs, axis=-1)
         top = jnp.max(jnp.where(belongs, length, 0), axis=-1)
-        own = jnp.sum(jnp.where(kept == itself, length, 0), axis=-1)
+        divisor = jnp.sum(jnp.where(kept == itself, length, 0), axis=-1)
         if self.rescale == "mean":
             share = belongs / tokens[:, :, None]
             mean = jnp.einsum("bon,bnd->bod", share, taps.x, precision="highest")
-            own = jnp.where(tokens > 1, norms(mean), own)
-        scale = (top / own / tokens)[:, :, None]
+            divisor = jnp.where(tokens > 1, norms(mean), divisor)
+        scale = (top / divisor / tokens)[:, :, None]
         weight = jnp.sum(jnp.where(belongs, scale, 0), axis=1)
-        return found.replace(weight=weight, mean=False)
+        return merged.replace(weight=weight, mean=False)
 
 
 @dataclasses.dataclass(frozen=True)
