@@ -32,7 +32,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 
 from imagepiece_jax import cli
 from imagepiece_jax.common import tables
@@ -50,20 +49,13 @@ from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.tokens import unmerge
 from imagepiece_jax.training.weights_config import for_analysis
 
-cli.define_config()
-WEIGHTS = cli.weights()
-NORMALIZATION = cli.normalization()
+MODEL = cli.trained_model(checkpoint=False)
 DATA = cli.data()
 RESIZE = cli.resize()
 SWEEP = cli.sweep("the methods to compare")
-IMAGES = flags.DEFINE_integer(
-    "images", None, "so many, spread over the set; default: 100", allow_override=True
-)
-OUT = flags.DEFINE_string(
-    "out",
-    None,
-    "folder of the table, replaced if there; default: runs/patch_features",
-    allow_override=True,
+IMAGES = cli.whole("images", None, "so many, spread over the set; default: 100")
+OUT = cli.text(
+    "out", None, "folder of the table, replaced if there; default: runs/patch_features"
 )
 CLUSTERS, NEIGHBORS, SEED = 32, 5, 0
 BATCH = 10
@@ -78,17 +70,16 @@ HEAD = [
 
 
 def main():
-    path, data = cli.required(WEIGHTS), cli.required(DATA)
+    typed, data = MODEL(), cli.required(DATA)
     if not SWEEP.value:
         raise InputError("--sweep is missing: name methods, such as --sweep tome:r=8")
-    normalization = NORMALIZATION()
     count = 100 if IMAGES.value is None else IMAGES.value
     if count < FEWEST:
         raise InputError(f"--images is {count}; allowed are {FEWEST} or more")
-    reductions = [one for text in SWEEP.value for one in settings.parse(text)]
+    reductions = settings.parse_all(SWEEP.value)
     reductions = [one for one in reductions if one["name"] != settings.DENSE["name"]]
     out = pathlib.Path(OUT.value or "runs/patch_features")
-    weights = for_analysis(path, *cli.config_or_base(), normalization)
+    weights = for_analysis(**typed)
     dense = weights.pretrained(settings.DENSE)
     reduced = [weights.pretrained(reduction) for reduction in reductions]
     resize = RESIZE.value or weights.resize

@@ -41,22 +41,40 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 flags.disclaim_key_flags()  # --help of a command shows the flags that it asks for here
 
-_string = functools.partial(flags.DEFINE_string, allow_override=True)
-_enum = functools.partial(flags.DEFINE_enum, allow_override=True)
+# What defines a flag; any command may define it again.
+switch = functools.partial(flags.DEFINE_bool, allow_override=True)
+whole = functools.partial(flags.DEFINE_integer, allow_override=True)
+real = functools.partial(flags.DEFINE_float, allow_override=True)
+text = functools.partial(flags.DEFINE_string, allow_override=True)
+choice = functools.partial(flags.DEFINE_enum, allow_override=True)
+listed = functools.partial(flags.DEFINE_list, allow_override=True)
+
+
+def repeated(name, help_text):
+    """Define a flag that may be repeated, as its help says in our words, not absl's."""
+    help_text += "; may be repeated"
+    holder = flags.DEFINE_multi_string(name, [], help_text, allow_override=True)
+    flags.FLAGS[name].help = help_text
+    return holder
 
 
 def required(holder):
-    """Return the value of a flag that the command cannot do without."""
+    """The value of a flag that the command cannot do without."""
     if not holder.value:
         raise InputError(f"--{holder.name} is missing: {flags.FLAGS[holder.name].help}")
     return holder.value
 
 
 def finite(holder):
-    """Return the value of a float flag; InputError for "nan" and "inf"."""
+    """The value of a float flag; InputError for "nan" and "inf"."""
     if not math.isfinite(holder.value):
         raise InputError(f"--{holder.name} is {holder.value}; allowed are numbers")
     return holder.value
+
+
+def define_config(help_text="a config file, such as configs/quickstart.py"):
+    """Define --config; `config`, `configs` or `config_or_base` reads it."""
+    return repeated("config", f"{help_text}; --config.FIELD=VALUE changes a field")
 
 
 def weights():
@@ -65,7 +83,7 @@ def weights():
         "a .npz, .safetensors or .pth file, a folder with config.json and weights, the "
         "folder of a run, or hf://OWNER/NAME"
     )
-    return _string("weights", None, help_text)
+    return text("weights", None, help_text)
 
 
 def normalization():
@@ -74,47 +92,73 @@ def normalization():
         "of the images of --weights, in [0, 1], such as .5,.5,.5; default: the "
         "weights' own, else ImageNet's"
     )
-    holders = [_string(name, None, help_text) for name in ("mean", "std")]
+    holders = [text(name, None, help_text) for name in ("mean", "std")]
 
     def read():
-        texts = {h.name: h.value for h in holders if h.value is not None}
-        if len(texts) == 1:
+        typed = {h.name: h.value for h in holders if h.value is not None}
+        if len(typed) == 1:
             raise InputError(
-                f"--{next(iter(texts))} is given alone; --mean and --std go together"
+                f"--{next(iter(typed))} is given alone; --mean and --std go together"
             )
-        return {name: _numbers(text) for name, text in texts.items()}
+        return {name: _numbers(value) for name, value in typed.items()}
 
     return read
 
 
-def checkpoint():
-    """Define --checkpoint."""
+def trained_model(checkpoint=True):
+    """Define --config, --weights, --mean, --std, --averaged and maybe --checkpoint.
+
+    Returns a function that reads them: the arguments of `weights_config.of_weights`,
+    and without --checkpoint those of `for_analysis`.
+    """
+    define_config()
+    path, normalized = weights(), normalization()
     kinds = ["best", "latest"]
-    return _enum("checkpoint", "best", kinds, "which of a run's checkpoints")
+    of_steps = "the averages of the weights over the steps of their training"
+    holders = [switch("averaged", False, of_steps)]
+    if checkpoint:
+        which = "which of a run's checkpoints"
+        holders.append(choice("checkpoint", "best", kinds, which))
 
+    def read():
+        typed = {"path": required(path), "normalization": normalized()}
+        typed["config"], typed["overrides"] = config_or_base()
+        return typed | {holder.name: holder.value for holder in holders}
 
-def averaged():
-    """Define --averaged."""
-    help_text = "the averages of the weights over the steps of their training"
-    return flags.DEFINE_bool("averaged", False, help_text, allow_override=True)
+    return read
 
 
 def data(default=""):
     """Define --data; `default`: what a command takes without it, in words."""
     help_text = "csv:FILE, folder:PATH, imagenet2012 or digits"
-    return _string("data", None, help_text + (f"; default: {default}" * bool(default)))
+    return text("data", None, help_text + (f"; default: {default}" * bool(default)))
 
 
 def resize():
     """Define --resize."""
     help_text = "none: images have the right size already; default: the model's own"
-    return _enum("resize", None, ["deit", "none"], help_text)
+    return choice("resize", None, ["deit", "none"], help_text)
 
 
 def limit():
     """Define --limit."""
     help_text = "the first so many images of the data, for a rehearsal; default: all"
-    return flags.DEFINE_integer("limit", None, help_text, 1, allow_override=True)
+    return whole("limit", None, help_text, 1)
+
+
+def evaluated_images():
+    """Define --data, --resize and --limit.
+
+    Returns a function that writes the first two into a config, and returns the third.
+    """
+    name, resized, first = data("config.data"), resize(), limit()
+
+    def read(config):
+        config.data.name = name.value or config.data.name
+        config.data.resize = resized.value or config.data.resize
+        return first.value
+
+    return read
 
 
 def sweep(help_text):
@@ -124,16 +168,16 @@ def sweep(help_text):
 
 def dtype(of):
     """Define --dtype; None stands for the device's fast one."""
-    help_text = f"{of}; default: bfloat16, and float32 on CPUs"
-    return _enum("dtype", None, DTYPES, help_text)
+    return choice(
+        "dtype", None, DTYPES, f"{of}; default: bfloat16, and float32 on CPUs"
+    )
 
 
 def timing():
     """Define --warmup, --repeats and --seconds; return a function that gives them."""
-    whole = functools.partial(flags.DEFINE_integer, allow_override=True)
     warmup = whole("warmup", 20, "calls before", 2)
     repeats = whole("repeats", 5, "turns of each", 1)
-    seconds = flags.DEFINE_float("seconds", 1.0, "of a turn", 0.0, allow_override=True)
+    seconds = real("seconds", 1.0, "of a turn", 0.0)
     return lambda: (warmup.value, repeats.value, finite(seconds))
 
 
@@ -159,22 +203,14 @@ def run(main, *, compiles=True):
             if compiles:
                 _keep_programs()
             return (main(argv[1:]) if takes_words else main()) or 0
-        except (InputError, RunError) as error:
-            return _leave(_complain(error, error.status))
-        except Stopped as stopped:
-            return _leave(_stop(stopped, stopped.status))
-        except MemoryError as error:
-            reason = str(error) or "for an array"
-            text = f"this machine has too little memory: {reason}"
-            return _leave(_complain(text, RunError.status))
-        except (AssertionError, RuntimeError) as error:
-            if not _is_of_backends(error):
-                raise
-            return _leave(_complain(_no_backend(), InputError.status))
         except BrokenPipeError:  # the reader of our output has gone: `... | head`
-            return _unread()
-        except KeyboardInterrupt:
-            return _leave(_stop("interrupted", 128 + signal.SIGINT))
+            return _discard_output()
+        except (Exception, KeyboardInterrupt) as error:
+            line, status = _ending(error)
+            if line is None:
+                raise
+        print(line, file=sys.stderr)
+        return _leave(status)
 
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
@@ -182,21 +218,25 @@ def run(main, *, compiles=True):
     app.run(guarded, flags_parser=functools.partial(_parse, anywhere=takes_words))
 
 
-def _interrupt(signum, frame):
-    """KeyboardInterrupt, a moment later where Python would ignore it.
-
-    So it does in what the garbage collector calls, where a signal that came while it
-    collected is handled. JAX has it call a function, and models are many objects.
-    """
-    if frame is not None and frame.f_code in [_code(call) for call in gc.callbacks]:
-        signal.signal(signal.SIGALRM, _interrupt)
-        signal.setitimer(signal.ITIMER_REAL, 0.01)
-    else:
-        signal.default_int_handler(signum, frame)
-
-
-def _code(function):
-    return getattr(function, "__code__", None)
+def _ending(error):
+    """(last line, exit status) of a command; (None, None) where a traceback is due."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", 128 + signal.SIGINT
+    if isinstance(error, Stopped):
+        return error, error.status
+    if isinstance(error, InputError | RunError):
+        return f"error: {error}", error.status
+    if isinstance(error, MemoryError):
+        reason = str(error) or "for an array"
+        return f"error: this machine has too little memory: {reason}", RunError.status
+    if isinstance(error, AssertionError | RuntimeError) and _is_of_backends(error):
+        platforms = os.environ["JAX_PLATFORMS"]
+        return (
+            f"error: JAX_PLATFORMS is {platforms!r}, which JAX cannot start here; "
+            "allowed are platforms that this machine has, such as cpu",
+            InputError.status,
+        )
+    return None, None
 
 
 def _is_of_backends(error):
@@ -205,73 +245,22 @@ def _is_of_backends(error):
     return last.filename.endswith("xla_bridge.py") and "JAX_PLATFORMS" in os.environ
 
 
-def _no_backend():
-    return (
-        f"JAX_PLATFORMS is {os.environ['JAX_PLATFORMS']!r}, which JAX cannot start "
-        "here; allowed are platforms that this machine has, such as cpu"
-    )
+def _interrupt(signum, frame):
+    """KeyboardInterrupt, a moment later where Python would ignore it.
 
-
-def _keep_programs():
-    if "jax" in sys.modules:  # which has read its settings
-        return
-    folder, is_new = cache_dirs.keep_programs()
-    if is_new:
-        print(
-            f"compiled programs are kept in {folder} "
-            "(set JAX_COMPILATION_CACHE_DIR= to keep none)",
-            file=sys.stderr,
-        )
-
-
-def _parse(argv, anywhere):
-    """Return what is left of `argv` after flags and overrides; exit at a mistake.
-
-    `anywhere`: flags are also read after the first word that is none.
+    So it does in what the garbage collector calls, where a signal that came while it
+    collected is handled. JAX has it call a function, and models are many objects.
     """
-    flags.FLAGS.set_gnu_getopt(anywhere)
-    try:
-        return flags.FLAGS(take_overrides(argv))
-    except SystemExit:  # --help ends absl's commands with 1
-        sys.exit(0)
-    except BrokenPipeError:  # of --help
-        sys.exit(_unread())
-    except flags.UnrecognizedFlagError as error:
-        sys.exit(_complain(_unknown(error.flagname), InputError.status))
-    except (InputError, flags.Error) as error:
-        sys.exit(_complain(error, InputError.status))
+    collecting = [getattr(call, "__code__", None) for call in gc.callbacks]
+    if frame is not None and frame.f_code in collecting:
+        signal.signal(signal.SIGALRM, _interrupt)
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+    else:
+        signal.default_int_handler(signum, frame)
 
 
-def _numbers(text):
-    """Return "1,2" as a tuple of floats, any other text as it is."""
-    try:
-        return tuple(map(float, text.strip("() ").split(",")))
-    except ValueError:
-        return text
-
-
-def _unknown(name):
-    """Return one sentence on a flag that does not exist."""
-    names = [flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])]
-    head, dot, tail = name.partition(".")
-    similar = closest(head, names)
-    meant = [] if similar is None else [f"--{similar}{dot}{tail}"]
-    if "config" in names:
-        meant += [f"--config.{field}" for field in fields_named(name)]
-    if meant:
-        return f"--{name} is not a flag; did you mean {' or '.join(meant)}?"
-    listed = ", ".join(f"--{flag}" for flag in names) or "none"
-    return f"--{name} is not a flag; allowed are {listed}"
-
-
-def _unexpected(word):
-    if ".py" in word:
-        return f"{word} stands alone; did you mean --config {word}?"
-    return f"{word!r} stands alone; allowed are flags, see --help"
-
-
-def _unread():
-    """Discard what is left of our output, which nobody reads, and return a status."""
+def _discard_output():
+    """Discard what is left of our output, which nobody reads; returns a status."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return RunError.status
 
@@ -291,21 +280,71 @@ def _leave(status):
     os._exit(status)
 
 
-def _complain(error, status):
-    return _stop(f"error: {error}", status)
+def _keep_programs():
+    if "jax" in sys.modules:  # which has read its settings
+        return
+    folder, is_new = cache_dirs.keep_programs()
+    if is_new:
+        print(
+            f"compiled programs are kept in {folder} "
+            "(set JAX_COMPILATION_CACHE_DIR= to keep none)",
+            file=sys.stderr,
+        )
 
 
-def _stop(reason, status):
-    print(reason, file=sys.stderr)
-    return status
+def _parse(argv, anywhere):
+    """What is left of `argv` after flags and overrides; exits at a mistake.
+
+    anywhere: flags are also read after the first word that is none.
+    """
+    flags.FLAGS.set_gnu_getopt(anywhere)
+    try:
+        return flags.FLAGS(_take_overrides([*map(_expand_home, argv)]))
+    except SystemExit:  # --help ends absl's commands with 1
+        sys.exit(0)
+    except BrokenPipeError:  # of --help
+        sys.exit(_discard_output())
+    except flags.UnrecognizedFlagError as error:
+        reason = _unknown(error.flagname)
+    except (InputError, flags.Error) as error:
+        reason = str(error)
+    print(f"error: {reason}", file=sys.stderr)
+    sys.exit(InputError.status)
 
 
-def repeated(name, help_text):
-    """Define a flag that may be repeated, as its help says in our words, not absl's."""
-    help_text += "; may be repeated"
-    holder = flags.DEFINE_multi_string(name, [], help_text, allow_override=True)
-    flags.FLAGS[name].help = help_text
-    return holder
+def _expand_home(word):
+    """A word such as --weights=~/w.pth or csv:~/a.csv, which shells leave as it is."""
+    parts = re.fullmatch(r"((?:-[^=]*=)?(?:csv:|folder:)?)(.*)", word, re.DOTALL)
+    return parts[1] + os.path.expanduser(parts[2])
+
+
+def _numbers(text):
+    """ "1,2" as a tuple of floats, any other text as it is."""
+    try:
+        return tuple(map(float, text.strip("() ").split(",")))
+    except ValueError:
+        return text
+
+
+def _unknown(name):
+    """One sentence on a flag that does not exist."""
+    names = [flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])]
+    head, dot, tail = name.partition(".")
+    similar = closest(head, names)
+    meant = [] if similar is None else [f"--{similar}{dot}{tail}"]
+    if "config" in names:
+        fields = _dotted_fields(load_config(BASE))
+        meant += [f"--config.{f}" for f in fields if f".{f}".endswith(f".{name}")]
+    if meant:
+        return f"--{name} is not a flag; did you mean {' or '.join(meant)}?"
+    every = ", ".join(f"--{flag}" for flag in names) or "none"
+    return f"--{name} is not a flag; allowed are {every}"
+
+
+def _unexpected(word):
+    if ".py" in word:
+        return f"{word} stands alone; did you mean --config {word}?"
+    return f"{word!r} stands alone; allowed are flags, see --help"
 
 
 class Overrides(tuple):
@@ -332,58 +371,14 @@ class Overrides(tuple):
 _overrides = Overrides()  # of the command line that `run` has parsed
 
 
-def define_config(help_text="a config file, such as configs/quickstart.py"):
-    """Define --config; `config`, `configs` or `config_or_base` reads it."""
-    help_text += "; --config.FIELD=VALUE changes a field of it"
-    return repeated("config", help_text)
-
-
-def configs():
-    """Return {name: config} of every --config, with the overrides.
-
-    InputError for what a config alone shows to be wrong, but for its model and its
-    reduction, whose checks import JAX.
-    """
-    from imagepiece_jax.training.config import RunConfig
-
-    paths, read = required(flags.FLAGS["config"]), {}
-    for path in paths:
-        name = config_name(path)
-        if name in read:
-            raise InputError(
-                f"--config {path}: a config of this name is there already; allowed are "
-                "files of different names"
-            )
-        read[name] = load_config(path)
-        try:
-            _overrides(read[name])
-            RunConfig.read(read[name])
-        except InputError as error:
-            raise InputError(f"{path}: {error}" if paths[1:] else error) from None
-    return read
-
-
-def config(required=True):
-    """Return the last --config; None where it is missing and not required."""
-    missing = not (flags.FLAGS["config"].value or _overrides or required)
-    return None if missing else [*configs().values()][-1]
-
-
-def config_or_base():
-    """Return (the last --config, None), or without one (base.py, the overrides)."""
-    if flags.FLAGS["config"].value:
-        return config(), None
-    return load_config(BASE), _overrides
-
-
-def take_overrides(argv):
-    """Keep the overrides among the words `argv`, and return the rest.
+def _take_overrides(words):
+    """Keep the overrides among the words of a command line, and return the rest.
 
     An override is --config.FIELD=VALUE or --config.FIELD VALUE; for a switch
     --config.FIELD (its text is None) or --noconfig.FIELD.
     """
     global _overrides
-    rest, overrides, words = [], [], list(argv)
+    rest, overrides = [], []
     while words:
         word = words.pop(0)
         match = re.fullmatch(r"--?(no)?config\.([^=]*)(?:=(.*))?", word, re.DOTALL)
@@ -403,8 +398,51 @@ def take_overrides(argv):
     return rest
 
 
+def is_typed(field: str) -> bool:
+    """Whether the command line has --config.FIELD."""
+    return any(name == field for name, _ in _overrides)
+
+
+def configs() -> dict[str, "ConfigDict"]:
+    """{name: config} of every --config, with the overrides.
+
+    InputError for what a config alone shows to be wrong, but for its model and its
+    reduction, whose checks import JAX.
+    """
+    from imagepiece_jax.training.config import RunConfig
+
+    paths, by_name = required(flags.FLAGS["config"]), {}
+    for path in paths:
+        name = config_name(path)
+        if name in by_name:
+            raise InputError(
+                f"--config {path}: a config of this name is there already; allowed are "
+                "files of different names"
+            )
+        by_name[name] = load_config(path)
+        try:
+            _overrides(by_name[name])
+            RunConfig.read(by_name[name])
+        except InputError as error:
+            raise InputError(f"{path}: {error}" if paths[1:] else error) from None
+    return by_name
+
+
+def config(required=True) -> "ConfigDict | None":
+    """The last --config; None where it is missing and not required."""
+    missing = not (flags.FLAGS["config"].value or _overrides or required)
+    return None if missing else [*configs().values()][-1]
+
+
+def config_or_base() -> tuple["ConfigDict", Overrides | None]:
+    """(the last --config, None), or without one (base.py, the overrides)."""
+    if flags.FLAGS["config"].value:
+        return config(), None
+    return load_config(BASE), _overrides
+
+
 def load_config(path: str | os.PathLike) -> "ConfigDict":
-    """Return the locked config of "FILE.py", or of "FILE.py:ARG": get_config("ARG").
+    """The locked config of "FILE.py", or of "FILE.py:ARG": get_config("ARG").
 
     A relative configs/NAME.py that does not exist here is the package's own. Files of
     one folder can import each other as `from configs import base` from anywhere.
@@ -441,13 +479,49 @@ def load_config(path: str | os.PathLike) -> "ConfigDict":
 
 
 def config_name(path: str | os.PathLike) -> str:
-    """Return a config's name: deit_ti_evit for configs/deit_s_evit.py:deit_ti."""
+    """A config's name: deit_ti_evit for configs/deit_s_evit.py:deit_ti."""
     file, _, argument = str(path).partition(":")
     stem = pathlib.Path(file).stem
     if not argument:
         return stem
     name, changed = re.subn("^deit_[a-z]+", argument, stem)
     return name if changed else f"{stem}_{argument}"
+
+
+def _literal(text):
+    """A Python literal, true or false, or else the text itself; None: true."""
+    try:
+        return ast.literal_eval("True" if text is None else text)
+    except (SyntaxError, ValueError):
+        return {"true": True, "false": False}.get(text.lower(), text)
+
+
+def _number(text):
+    if not math.isfinite(float(text)):
+        raise ValueError(text)
+    return float(text)
+
+
+def _tuple(text):
+    """Parse "(0, 1)", "0,1" and "0" as numbers, "('a',)" and "a,b" as strings."""
+    try:
+        value = ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        value = [word.strip() for word in text.split(",")]
+        if not all(word.isidentifier() for word in value):
+            raise ValueError(text) from None
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
+
+
+BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
+# Type of a field: (its parser, what is allowed).
+PARSERS = {
+    bool: (lambda text: BOOLEANS[text.lower()], "true and false"),
+    int: (int, "whole numbers"),
+    float: (_number, "finite numbers"),
+    str: (str, "texts"),
+    tuple: (_tuple, "tuples, such as (0, 1) or head,norm"),
+}
 
 
 def override(config: "ConfigDict", field: str, text: str | None):
@@ -480,52 +554,8 @@ def override(config: "ConfigDict", field: str, text: str | None):
         raise InputError(f"config.{field} is {text!r}; allowed are {allowed}") from None
 
 
-def fields_named(name):
-    """Return the dotted names of the fields of configs/base.py called `name`."""
-    names = _fields(load_config(BASE))
-    return [field for field in names if f".{field}".endswith(f".{name}")]
-
-
-def _literal(text):
-    """A Python literal, true or false, or else the text itself; None: true."""
-    try:
-        return ast.literal_eval("True" if text is None else text)
-    except (SyntaxError, ValueError):
-        return {"true": True, "false": False}.get(text.lower(), text)
-
-
-def _boolean(text):
-    return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-
-
-def _number(text):
-    if not math.isfinite(float(text)):
-        raise ValueError(text)
-    return float(text)
-
-
-def _tuple(text):
-    """Parse "(0, 1)", "0,1" and "0" as numbers, "('a',)" and "a,b" as strings."""
-    try:
-        value = ast.literal_eval(text)
-    except (SyntaxError, ValueError):
-        value = [word.strip() for word in text.split(",")]
-        if not all(word.isidentifier() for word in value):
-            raise ValueError(text) from None
-    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
-
-
-# Type of a field: (its parser, what is allowed).
-PARSERS = {
-    bool: (_boolean, "true and false"),
-    int: (int, "whole numbers"),
-    float: (_number, "finite numbers"),
-    str: (str, "texts"),
-    tuple: (_tuple, "tuples, such as (0, 1) or head,norm"),
-}
-
-
 def _no_such_file(file, argument):
+    """One sentence on a config file that does not exist, and what may be meant."""
     fault = "does not end in .py" if file.is_file() else "does not exist"
     folders = (file.parent, pathlib.Path("configs"), CONFIGS)
     folder = next(f for f in folders if f.is_dir() and f != pathlib.Path())
@@ -539,12 +569,13 @@ def _no_such_file(file, argument):
     if meant:
         meant = f"{folder / meant}.py" + f":{argument}" * bool(argument)
         return f"config file {file} {fault}; did you mean {meant}?"
-    listed = f"; {folder} has {', '.join(stems)}" if stems else ""
-    return f"config file {file} {fault}{listed}"
+    every = f"; {folder} has {', '.join(stems)}" if stems else ""
+    return f"config file {file} {fault}{every}"
 
 
 def _no_such_field(config, field):
-    names, (group, _, leaf) = [*_fields(config)], field.rpartition(".")
+    """One sentence on a field that no config has, and what may be meant."""
+    names, (group, _, leaf) = [*_dotted_fields(config)], field.rpartition(".")
     siblings = [n.removeprefix(f"{group}.") for n in names if n.startswith(f"{group}.")]
     owner, siblings = (f"config.{group}", siblings) if siblings else ("config", config)
     leaves = {name.rpartition(".")[2] for name in names}
@@ -557,27 +588,27 @@ def _no_such_field(config, field):
     if f"{group}.{leaf}" in names:
         meant = [f"{group}.{leaf}"]
     if meant:
-        listed = " or ".join(f"config.{name}" for name in meant)
-        return f"config.{field} is not a field; did you mean {listed}?"
+        either = " or ".join(f"config.{name}" for name in meant)
+        return f"config.{field} is not a field; did you mean {either}?"
     return f"config.{field} is not a field; {owner} has {', '.join(siblings)}"
 
 
-def _fields(config, prefix=""):
+def _dotted_fields(config, prefix=""):
     """Yield the dotted names of all fields, those of groups included."""
     for name in config:
         if isinstance(config[name], type(config)):
-            yield from _fields(config[name], f"{prefix}{name}.")
+            yield from _dotted_fields(config[name], f"{prefix}{name}.")
         else:
             yield prefix + name
 
 
 def _where(error, file):
-    """Return "FILE, line N: ..." in one line for what a config file raised."""
+    """ "FILE, line N: ..." in one line for what a config file raised."""
     if isinstance(error, SyntaxError):
         return f"{error.filename}, line {error.lineno}: {error.msg}"
     frames = traceback.extract_tb(error.__traceback__)
-    ours = [f for f in frames if pathlib.Path(f.filename).parent == file.parent]
-    where = f"{ours[-1].filename}, line {ours[-1].lineno}" if ours else file
+    here = [f for f in frames if pathlib.Path(f.filename).parent == file.parent]
+    where = f"{here[-1].filename}, line {here[-1].lineno}" if here else file
     kind = type(error).__name__
     while error.args and isinstance(error.args[0], Exception):
         error = error.args[0]  # ConfigDict: AttributeError(KeyError(...))

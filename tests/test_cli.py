@@ -49,6 +49,13 @@ def parsed(*words, config=IMAGEPIECE):
         (["--config.model.prop_attn=True"], "model.prop_attn", True),
         (["--config.data.name=csv:a=b,c.csv"], "data.name", "csv:a=b,c.csv"),
         (["--config.data.dir="], "data.dir", ""),
+        (["--config.data.dir=~/sets"], "data.dir", os.path.expanduser("~/sets")),
+        (
+            ["--config.data.name", "csv:~/a.csv"],
+            "data.name",
+            f"csv:{os.path.expanduser('~/a.csv')}",
+        ),
+        (["--config.data.dir=a~/b"], "data.dir", "a~/b"),
         (["--config.model.depth=6"], "model.depth", 6),
         (["--config.model.mlp_ratio=3"], "model.mlp_ratio", 3.0),
         (["--config.betas=(0.8, 0.9)"], "betas", (0.8, 0.9)),

@@ -189,7 +189,7 @@ class Files:
         flags = {}
         for flag, path in (("json", json), ("markdown", markdown), ("plot", plot)):
             if path:
-                check_writable(f"--{flag}", path)
+                check_writable(f"--{flag}", path, writes=[".png"] * (flag == "plot"))
                 first = flags.setdefault(os.path.realpath(path), flag)
                 if first != flag:
                     raise InputError(

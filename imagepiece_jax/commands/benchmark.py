@@ -21,28 +21,15 @@ BATCH_SIZE = flags.DEFINE_multi_string(
     "batch_size", ["256"], "one or more, such as 1,8,256", allow_override=True
 )
 DTYPE = cli.dtype("of weights and layers")
-MODE = flags.DEFINE_list(
-    "mode",
-    ["inference"],
-    "one or more of inference,copy,end_to_end,train",
-    allow_override=True,
+MODE = cli.listed(
+    "mode", ["inference"], "one or more of inference,copy,end_to_end,train"
 )
-DEVICE = flags.DEFINE_enum(
-    "device",
-    "default",
-    ["default", "cpu", "gpu"],
-    "JAX's, or this",
-    allow_override=True,
-)
-AGAINST = flags.DEFINE_list(
-    "against", [], "timm, tome: PyTorch in turns with ours", allow_override=True
-)
+DEVICE = cli.choice("device", "default", ["default", "cpu", "gpu"], "JAX's, or this")
+AGAINST = cli.listed("against", [], "timm, tome: PyTorch in turns with ours")
 TIMING = cli.timing()
-JSON = flags.DEFINE_string(
-    "json", None, "a file of one line per figure, written at once", allow_override=True
-)
-MARKDOWN = flags.DEFINE_string("markdown", None, "tables", allow_override=True)
-PLOT = flags.DEFINE_string("plot", None, "a PNG", allow_override=True)
+JSON = cli.text("json", None, "a file of one line per figure, written at once")
+MARKDOWN = cli.text("markdown", None, "tables")
+PLOT = cli.text("plot", None, "a PNG")
 
 
 def main():

@@ -12,8 +12,6 @@ is 1 if a gap is above 1, so that it is no near tie, or if 1 % of the images or 
 differ. On a CPU it takes minutes; --random sets the number of images.
 """
 
-from absl import flags
-
 from imagepiece_jax import cli
 from imagepiece_jax.errors import InputError, RunError
 
@@ -21,7 +19,7 @@ cli.define_config("the config of a model, for real inputs")
 WEIGHTS = cli.weights()
 NORMALIZATION = cli.normalization()
 DATA = cli.data("config.data")
-RANDOM = flags.DEFINE_integer(
+RANDOM = cli.whole(
     "random",
     10_000,
     "random images for each rule and dtype, in whole batches of 256",

@@ -16,40 +16,26 @@ takes the first 100 images.
 import functools
 import json
 
-from absl import flags
-
 from imagepiece_jax import cli
 from imagepiece_jax.common.files import check_writable, replace_file
 from imagepiece_jax.errors import InputError
 
-cli.define_config()
-WEIGHTS = cli.weights()
-NORMALIZATION = cli.normalization()
-CHECKPOINT = cli.checkpoint()
-AVERAGED = cli.averaged()
-DATA = cli.data("config.data")
-RESIZE = cli.resize()
-LIMIT = cli.limit()
-JSON = flags.DEFINE_string(
-    "json",
-    None,
-    "also write the results to this file, a line each of a sweep",
-    allow_override=True,
-)
+MODEL, IMAGES = cli.trained_model(), cli.evaluated_images()
+JSON = cli.text("json", None, "also write the results here, a line each of a sweep")
 SWEEP = cli.sweep("these reductions instead of config.reduction")
-OPTIMIZED = flags.DEFINE_bool(
+OPTIMIZED = cli.switch(
     "optimized", False, "compare the optimized program with the float32 model"
 )
-GELU = flags.DEFINE_enum(
+GELU = cli.choice(
     "gelu", None, ["exact", "tanh"], "of the optimized program; default: the model's"
 )
-OUT_HELP = "folder of a sweep's files, which replace those of an earlier one"
-OUT = flags.DEFINE_string("out", "runs/sweep", OUT_HELP, allow_override=True)
+OUT = cli.text(
+    "out", "runs/sweep", "folder of a sweep's files, which replace an earlier one's"
+)
 
 
 def main():
-    path, normalization = cli.required(WEIGHTS), NORMALIZATION()
-    typed = cli.config_or_base()
+    typed = MODEL()
     # They import JAX: after the flags.
     from imagepiece_jax.benchmark import sweep
     from imagepiece_jax.common import parallel
@@ -66,33 +52,25 @@ def main():
     if GELU.value and not OPTIMIZED.value:
         instead = "add --optimized, or set --config.model.gelu for the model itself"
         raise InputError(f"--gelu is of the optimized program: {instead}")
-    reductions = [one for text in SWEEP.value for one in settings.parse(text)]
-    config, weights = of_weights(
-        path,
-        *typed,
-        normalization,
-        CHECKPOINT.value,
-        AVERAGED.value,
-    )
-    data = config.data.name = DATA.value or config.data.name
-    config.data.resize = RESIZE.value or config.data.resize
-    model = weights.model()
+    reductions = settings.parse_all(SWEEP.value)
+    config, weights = of_weights(**typed)
+    limit, model = IMAGES(config), weights.model()
     if JSON.value:
-        read = (*runs.own_files(path), *sources.own_files(data))
+        read = (*runs.own_files(typed["path"]), *sources.own_files(config.data.name))
         check_writable("--json", JSON.value, read)
     run = RunConfig.read(config)
-    source, notes = open_images(run, weights, LIMIT.value)
+    source, notes = open_images(run, weights, limit)
     for note in notes:
         print(note, flush=True)
     placement, transform = parallel.placement(), run.eval_transform()
     batches = functools.partial(run.eval_batches, source, placement=placement)
     facts = {
         "preprocessing": transform.facts,
-        "weights": str(path),
+        "weights": typed["path"],
         "checkpoint": None if weights.run is None else weights.checkpoint,
         "averaged": weights.averaged,
-        "data": data,
-        "limit": LIMIT.value,
+        "data": config.data.name,
+        "limit": limit,
         "dtype": model.dtype.name,
         "trained": {
             "reduction": weights.known_reduction,
@@ -126,8 +104,8 @@ def main():
             vit.model, vit.variables, program, batches, config.seed
         )
         for figures in result.values():
-            made = f"{figures['dtype']}, {figures['gelu']} GELU"
-            print(f"{made}: {accuracy.line(figures)}", flush=True)
+            kind = f"{figures['dtype']}, {figures['gelu']} GELU"
+            print(f"{kind}: {accuracy.line(figures)}", flush=True)
         names = ("difference", "difference_low", "difference_high")
         change = statistics.Estimate(*(figures[name] for name in names))
         print(
@@ -136,14 +114,19 @@ def main():
         )
     else:
         step = accuracy.model_step(model, config.seed)
-        found = accuracy.evaluate(step, parallel.replicate(vit.variables), batches())
-        print(found.line(*how, f"gmacs {weights.gmacs():.3f}"))
-        result = found.figures
-    result |= facts | {"reduction": dict(vit.reduction)}
-    result |= {"gmacs": weights.gmacs(), "unreadable": source.unreadable.count}
-    if count := result["unreadable"]:
-        print(f"unreadable images left out: {count}")
+        measured = accuracy.evaluate(step, parallel.replicate(vit.variables), batches())
+        print(measured.line(*how, f"gmacs {weights.gmacs():.3f}"))
+        result = measured.figures
+    if unreadable := source.unreadable.count:
+        print(f"unreadable images left out: {unreadable}")
     if JSON.value:
+        result = {
+            **result,
+            **facts,
+            "reduction": dict(vit.reduction),
+            "gmacs": weights.gmacs(),
+            "unreadable": unreadable,
+        }
         replace_file(JSON.value, json.dumps(result, indent=2) + "\n")
 
 

@@ -23,35 +23,20 @@ import json
 import os
 import pathlib
 
-from absl import flags
-
 from imagepiece_jax import cli
 from imagepiece_jax.common.files import check_writable, replace_file
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.errors import InputError
 
-cli.define_config()
-WEIGHTS = cli.weights()
-NORMALIZATION = cli.normalization()
-CHECKPOINT = cli.checkpoint()
-AVERAGED = cli.averaged()
-OUT = flags.DEFINE_string(
-    "out", None, "the file to write, replaced if there", allow_override=True
-)
-FORMAT = flags.DEFINE_enum(
-    "format", "jax", ("jax", "onnx"), "of the file", allow_override=True
-)
-BATCH = flags.DEFINE_integer(
-    "batch", None, "images at a time; default: any", 1, allow_override=True
-)
-PIXELS = flags.DEFINE_boolean(
-    "pixels", False, "take uint8 images, normalized inside", allow_override=True
-)
+MODEL = cli.trained_model()
+OUT = cli.text("out", None, "the file to write, replaced if there")
+FORMAT = cli.choice("format", "jax", ("jax", "onnx"), "of the file")
+BATCH = cli.whole("batch", None, "images at a time; default: any", 1)
+PIXELS = cli.switch("pixels", False, "take uint8 images, normalized inside")
 
 
 def main():
-    path, normalization = cli.required(WEIGHTS), NORMALIZATION()
-    typed = cli.config_or_base()
+    typed = MODEL()
     # They import JAX: after the flags.
     import jax
 
@@ -69,37 +54,29 @@ def main():
             f"--format {out.suffix[1:]}, or another name"
         )
     for file in (out, facts_file(out)):
-        check_writable("--out", file, own_files(path))
+        check_writable("--out", file, own_files(typed["path"]))
     _check_installed(form)
-    config, weights = of_weights(
-        path,
-        *typed,
-        normalization,
-        CHECKPOINT.value,
-        AVERAGED.value,
-    )
+    config, weights = of_weights(**typed)
     vit = weights.pretrained()
     model = vit.model.clone(backend="xla", kernels=None)  # which run on both
     vit = dataclasses.replace(vit, model=model)
     xla_options.check_dtype("cpu", model.dtype.name)
     options = {"batch_size": BATCH.value, "pixels": PIXELS.value}
     config.model.attention, config.model.kernels = "xla", "plain"
-    known = jax_export.facts(vit, config, **options)
+    facts = jax_export.facts(vit, config, **options)
     with working(f"exporting the model as {form}"):
         if form == "onnx":
             data = onnx_model(vit, **options).SerializeToString()
+            facts.update(dtype="float32", opset=OPSET)
+            runs = f"ONNX opset {OPSET}"
         else:
             data = jax_export.serialized(vit, **options)
-    if form == "onnx":
-        known |= {"dtype": "float32", "opset": OPSET}
-        runs = f"ONNX opset {OPSET}"
-    else:
-        known |= {"platforms": jax_export.PLATFORMS, "jax": jax.__version__}
-        runs = f"for {' and '.join(jax_export.PLATFORMS)}"
+            facts.update(platforms=jax_export.PLATFORMS, jax=jax.__version__)
+            runs = f"for {' and '.join(jax_export.PLATFORMS)}"
     replace_file(out, data)
-    replace_file(facts_file(out), json.dumps(known, indent=2) + "\n")
+    replace_file(facts_file(out), json.dumps(facts, indent=2) + "\n")
     print(
-        f"{out}: {len(data) / 1e6:.1f} MB, {known['dtype']}, {known['gmacs']:.3f} "
+        f"{out}: {len(data) / 1e6:.1f} MB, {facts['dtype']}, {facts['gmacs']:.3f} "
         f"GMACs an image, {runs}; {facts_file(out).name} describes input and output"
     )
 

@@ -13,30 +13,21 @@ read is named on stderr, the others are answered, and the exit status is 1.
 import json
 import sys
 
-from absl import flags
-
 from imagepiece_jax import cli
 from imagepiece_jax.common.files import check_writable, replace_file
 from imagepiece_jax.errors import InputError
 
-cli.define_config()
-WEIGHTS = cli.weights()
-NORMALIZATION = cli.normalization()
-CHECKPOINT = cli.checkpoint()
-AVERAGED = cli.averaged()
+MODEL = cli.trained_model()
 RESIZE = cli.resize()
-TOP = flags.DEFINE_integer("top", 5, "classes of each image", 1, allow_override=True)
-LABELS = flags.DEFINE_enum(
+TOP = cli.whole("top", 5, "classes of each image", 1)
+LABELS = cli.choice(
     "labels", None, ("imagenet",), "names of the classes, where weights have none"
 )
-JSON = flags.DEFINE_string(
-    "json", None, "a file to write the predictions to, as JSON", allow_override=True
-)
+JSON = cli.text("json", None, "a file to write the predictions to, as JSON")
 
 
 def main(words):
-    path, normalization = cli.required(WEIGHTS), NORMALIZATION()
-    typed = cli.config_or_base()
+    typed = MODEL()
     # They import JAX: after the flags.
     from imagepiece_jax.data import sources
     from imagepiece_jax.inference.predictor import Predictor
@@ -46,14 +37,10 @@ def main(words):
 
     files = sources.find_images(words)
     if JSON.value is not None:
-        check_writable("--json", JSON.value, [*map(str, files), *own_files(path)])
-    config, weights = of_weights(
-        path,
-        *typed,
-        normalization,
-        CHECKPOINT.value,
-        AVERAGED.value,
-    )
+        check_writable(
+            "--json", JSON.value, [*map(str, files), *own_files(typed["path"])]
+        )
+    config, weights = of_weights(**typed)
     vit = weights.pretrained()
     classes = vit.model.num_classes
     config.data.resize = RESIZE.value or config.data.resize
@@ -69,21 +56,21 @@ def main(words):
         attention=config.model.attention,
         kernels=config.model.kernels,
     )
-    found, damaged = {}, 0
+    answers, damaged = {}, 0
     for file, predictions in zip(files, predict.stream(files), strict=True):
         if isinstance(predictions, InputError):
             print(f"error: {predictions}", file=sys.stderr)
-            found[str(file)], damaged = {"error": str(predictions)}, damaged + 1
+            answers[str(file)], damaged = {"error": str(predictions)}, damaged + 1
             continue
         if not classes:
-            found[str(file)] = {"pooled": predictions.tolist()}
+            answers[str(file)] = {"pooled": predictions.tolist()}
             print(f"{file}: a vector of {len(predictions)} features", flush=True)
             continue
-        found[str(file)] = [one._asdict() for one in predictions]
+        answers[str(file)] = [one._asdict() for one in predictions]
         listed = (f"{one.label} {100 * one.probability:.1f} %" for one in predictions)
         print(f"{file}: {'; '.join(listed)}", flush=True)
     if JSON.value is not None:
-        replace_file(JSON.value, json.dumps(found, indent=2) + "\n")
+        replace_file(JSON.value, json.dumps(answers, indent=2) + "\n")
     return int(damaged > 0)
 
 

@@ -12,8 +12,6 @@ run that was stopped resumes.
 import os
 import sys
 
-from absl import flags
-
 from imagepiece_jax import cli
 from imagepiece_jax.common.progress import progress
 from imagepiece_jax.data.imagenet import scan, writer
@@ -21,28 +19,28 @@ from imagepiece_jax.errors import InputError
 
 SHORT_SIDES = (64, 1024)
 
-SOURCE = flags.DEFINE_string(
+SOURCE = cli.text(
     "source",
     None,
     "folder of the ILSVRC2012 tars, of train and val, or of TFDS's TFRECORD files",
 )
-DIR = flags.DEFINE_string("dir", None, "where the data set goes, as config.data.dir")
-SHORT_SIDE = flags.DEFINE_integer(
+DIR = cli.text("dir", None, "where the data set goes, as config.data.dir")
+SHORT_SIDE = cli.whole(
     "short_side",
     0,
     "shrink larger images to this short side, in pixels, which decode several times as "
     "fast; 0: keep the files as they are",
 )
-PROCESSES = flags.DEFINE_integer(
+PROCESSES = cli.whole(
     "processes", None, "that write; 0: this one does; default: one a core"
 )
-PARTIAL = flags.DEFINE_bool(
+PARTIAL = cli.switch(
     "partial", False, "accept one split alone, or fewer images than ImageNet has"
 )
 
 
 def main():
-    source, data_dir = cli.required(SOURCE), os.path.expanduser(cli.required(DIR))
+    source, data_dir = cli.required(SOURCE), cli.required(DIR)
     short_side, workers = SHORT_SIDE.value, PROCESSES.value
     if short_side and not SHORT_SIDES[0] <= short_side <= SHORT_SIDES[1]:
         raise InputError(

@@ -8,26 +8,22 @@ resumes a run that was stopped.
 
 import pathlib
 
-from absl import flags
-
 from imagepiece_jax import cli
 
 cli.define_config()
-WORKDIR = flags.DEFINE_string(
+WORKDIR = cli.text(
     "workdir", None, "folder of the run; default: runs/NAME for configs/NAME.py"
 )
-DRY_RUN = flags.DEFINE_bool(
+DRY_RUN = cli.switch(
     "dry_run", False, "compile everything, print plan, cost and memory, and stop"
 )
-COORDINATOR = flags.DEFINE_string(
+COORDINATOR = cli.text(
     "coordinator",
     None,
     "several hosts: HOST:PORT of process 0; not needed under SLURM and Open MPI",
 )
-NUM_PROCESSES = flags.DEFINE_integer(
-    "num_processes", None, "number of hosts; 1: this one alone"
-)
-PROCESS_ID = flags.DEFINE_integer("process_id", None, "number of this host, from 0")
+NUM_PROCESSES = cli.whole("num_processes", None, "number of hosts; 1: this one alone")
+PROCESS_ID = cli.whole("process_id", None, "number of this host, from 0")
 
 
 def main():

@@ -16,6 +16,9 @@ from imagepiece_jax.errors import InputError, RunError
 
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent
 
+# Photographs and weights, which no command replaces but one that writes such a file.
+KEPT = (".jpg", ".jpeg", ".png", ".webp", ".npz", ".safetensors", ".pth", ".pt", ".bin")
+
 log = logging.getLogger("imagepiece_jax.files")
 
 
@@ -73,15 +76,22 @@ def make_folder(flag, path):
         ) from error
 
 
-def check_writable(flag, path, read=()):
+def check_writable(flag, path, read=(), writes=()):
     """InputError for a file that cannot be written: now, not after the work.
 
-    `flag` names it in the error, such as "--json"; `read` are files that the command
-    reads, which would be lost.
+    flag: names it in the error, such as "--json"
+    read: files that the command reads, which would be lost
+    writes: suffixes of KEPT that the command writes itself
     """
     for source in filter(os.path.exists, read):
         if os.path.exists(path) and os.path.samefile(path, source):
             raise InputError(f"{flag} {path} is read here; allowed is another file")
+    suffix = os.path.splitext(path)[1].lower()
+    if os.path.exists(path) and suffix in KEPT and suffix not in writes:
+        raise InputError(
+            f"{flag} {path} is there, and this command writes no {suffix}; allowed is "
+            "another name"
+        )
     try:
         new = _beside(_target(path))
         new.touch()

@@ -116,6 +116,21 @@ def parse(text):
     return [{"name": name, **reduction} for reduction in reductions]
 
 
+def parse_all(texts):
+    """Reductions of the texts of every --sweep; InputError for the same one twice."""
+    reductions, told_apart = [], set()
+    for text in texts:
+        for reduction in parse(text):
+            if str(completed(reduction)) in told_apart:
+                raise InputError(
+                    f"--sweep {text}: {label(reduction)} is there already; allowed is "
+                    "every reduction once"
+                )
+            told_apart.add(str(completed(reduction)))
+            reductions.append(reduction)
+    return reductions
+
+
 def _split_at_commas(values):
     """Parts between the commas that are outside of brackets."""
     parts, depth = [""], 0

@@ -1,4 +1,4 @@
-"""HTML page that compares methods on a folder of images.
+"""What methods make of a folder of images: an HTML page, figures and data.
 
 The page is one file with style, pictures and text, and no script. Groups are small JPEG
 files with nothing over them; attention, sizes and weights are one pixel per patch, laid
@@ -6,19 +6,71 @@ over the gray photograph.
 """
 
 import base64
+import dataclasses
 import html
 import io
 import math
+import os
+import pathlib
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 from PIL import Image
 
 from imagepiece_jax.common import plotting
+from imagepiece_jax.common.files import make_folder, replace_file
+from imagepiece_jax.common.image_size import whole_patches
+from imagepiece_jax.pretrained.trained_model import Pretrained
 from imagepiece_jax.visualize import figure
+from imagepiece_jax.visualize import trace as tracing
 
 WIDTH = 224  # of pictures before they are loaded, in pixels of the page
 QUALITY = 85  # of JPEG files, with full-resolution chroma: outlines are thin and bright
 SHOWN = {"tokens": "tokens", "attention": "class attention", "sizes": "token sizes"}
+
+
+def write_folder(
+    out: str | os.PathLike,
+    models: Sequence[Pretrained],
+    images: np.ndarray,
+    names: Sequence[str],
+    source: str,
+    blocks: Collection[int] = (),
+) -> Iterator[str]:
+    """Write page, figures and data of images under several reductions of one model.
+
+    out: a folder, made if it is not there
+    models: one for each reduction, of equal weights
+    images: uint8 [B, H, W, 3], which `names` name
+    source: what to call the weights
+    blocks: whose tokens figures show; none stands for all
+    Yields a line on each reduction, and one on what was written.
+    Raises InputError where the folder cannot be made.
+    """
+    figures, methods, traces = pathlib.Path(out) / "figures", [], []
+    for folder in (out, figures):
+        make_folder("--out", folder)
+    images_of_patches, _ = whole_patches(images, models[0].model.patch_size)
+    for vit in models:
+        traces.append(tracing.trace(vit.model, vit.variables, images))
+        methods.append(
+            {
+                "label": vit.label,
+                "setting": vit.reduction,
+                "untrained": vit.untrained,
+                "gmacs": vit.gmacs,
+            }
+        )
+        stages = [s for s in traces[-1].stages if not blocks or s.block in blocks]
+        drawn = dataclasses.replace(traces[-1], stages=tuple(stages))
+        figure.save_all(figures, images_of_patches, names, vit.label, drawn)
+        patches, tokens = math.prod(drawn.grid), drawn.tokens
+        yield f"{vit.label}: {patches} patches, {tokens} tokens of them left"
+    tracing.write_traces(out, names, methods, traces)
+    classes = models[0].class_names
+    text = page(images_of_patches, names, methods, traces, source, classes)
+    replace_file(pathlib.Path(out) / "index.html", text)
+    yield f"page: {out}/index.html; figures: {figures}; data: {out}/provenance.*"
 
 
 def page(images, names, methods, traces, weights, class_names=None):

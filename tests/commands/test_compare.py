@@ -5,6 +5,7 @@ import json
 import pytest
 
 from imagepiece_jax.commands import compare
+from imagepiece_jax.common import xla_options
 from tests.command import call, sentence
 from tests.experiments import tiny_context
 
@@ -29,10 +30,22 @@ def test_mistakes_in_flags(tmp_path, words, message):
     assert not (tmp_path / "out").exists()
 
 
+HALF = """
+from configs import quickstart
+def get_config():
+    config = quickstart.get_config()
+    config.model.dtype = "bfloat16"
+    return config
+"""
+
+
 @pytest.mark.slow
 def test_a_small_comparison_leaves_its_files(tmp_path):
+    config = tmp_path / "mine" / "half.py"
+    config.parent.mkdir()
+    config.write_text(HALF)
     model = [
-        *("--config", "configs/quickstart.py", "--config.model.stem=patch"),
+        *("--config", config, "--config.model.stem=patch"),
         *(f"--config.model.{k}={v}" for k, v in tiny_context.SIZE.items()),
         *("--config.model.mlp_ratio=2", "--config.reduction.merge_blocks=(0,)"),
         "--config.reduction.prune_blocks=(2,)",
@@ -45,6 +58,8 @@ def test_a_small_comparison_leaves_its_files(tmp_path):
     report = json.loads((tmp_path / "out" / "compare.json").read_text())
     assert report["dense"]["images"] == 30 and report["images"]["limit"] == 30
     assert {line["method"] for line in report["settings"]} <= {"tome", "random"}
+    # The config's dtype is for training, on another device.
+    assert report["fields"]["dtype"] == xla_options.fast_dtype() == "float32"
     assert (tmp_path / "out" / "compare.md").read_text() in ended.out
     assert (tmp_path / "out" / "compare.png").exists()
     again = call(compare.main, *words)

@@ -310,3 +310,14 @@ def test_git_revision_of_tracked_code_only(tmp_path, monkeypatch):
     assert files.git_revision() == revision + "-dirty"
     monkeypatch.setenv("PATH", str(tmp_path))
     assert files.git_revision() is None  # no git installed
+
+
+def test_photographs_and_weights_are_not_replaced(tmp_path):
+    """But by what writes such a file itself; a new one may have any name."""
+    for name in ("panda.jpg", "WEIGHTS.PTH", "new.png"):
+        path = tmp_path / name
+        check_writable("--out", path)
+        path.touch()
+        with pytest.raises(InputError, match=f"--out {path} is there, and this"):
+            check_writable("--out", path)
+    check_writable("--plot", path, writes=[".png"])
