@@ -73,8 +73,8 @@ def test_the_new_method_joins_tokens_to_those_of_largest_norm():
         others = np.setdiff1d(np.arange(16), longest)
         np.testing.assert_array_equal(dest[others], best[others])
     # README shows the reducer alone.
-    shown = block(README, "class JoinByNorm(Reducer)")
-    whole = code[code.index("class JoinByNorm(Reducer)") :]
+    start = "@dataclasses.dataclass(frozen=True)\nclass JoinByNorm(Reducer)"
+    shown, whole = block(README, start), code[code.index(start) :]
     assert whole.startswith(shown)
 
 

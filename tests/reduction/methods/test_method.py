@@ -41,6 +41,14 @@ def test_every_default_is_allowed_and_stays_as_it_is(name, field):
     assert type(getattr(again, field)) is type(value)
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_two_of_a_method_have_equal_steps(name):
+    """Else two equal models differ, and jit compiles each."""
+    facts = ModelFacts(depth=12, embed_dim=384, patches=196)
+    one, other = (create(name).resolved(facts).steps(12) for _ in range(2))
+    assert one == other and hash(tuple(one)) == hash(tuple(other))
+
+
 @pytest.mark.parametrize("name, field", BLOCKS)
 @pytest.mark.parametrize("blocks", [(12,), (-1,), (3, 3)])
 def test_blocks_that_do_not_fit_are_refused(name, field, blocks):
