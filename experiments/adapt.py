@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 from experiments import render
-from experiments.context import Result, package_config
+from experiments.context import Answers, package_config
 from experiments.finetune import finetuning_config, label
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.data import loader
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 CONFIG = "deit_ti_distill_finetune_small.py"
-REDUCTIONS = ("imagepiece", "tome", "evit")  # of CONFIG, where none is given
+REDUCTIONS = ("imagepiece", "tome", "evit")  # of CONFIG without --config
 # What of a config is another matter than how is trained.
 ELSEWHERE = ("data.name", "data.dir", "data.workers", "data.threads")
 ELSEWHERE += ("init.weights", "teacher.weights", "progress", "log_every_steps")
@@ -76,8 +76,8 @@ def adapt(context):
     configs = [_prepared(context, config) for config in _configs(context)]
     _check_sets(context, configs, labels, parts)
     dense = context.evaluate(context.pretrained, settings.DENSE)
-    progress = Progress(len(configs) * count)
-    found = []
+    progress = TimeLeft(len(configs) * count)
+    adapted = []
     for config in configs:
         reduction = reduction_of(config.to_dict())
         before = context.evaluate(context.pretrained, reduction)
@@ -87,8 +87,8 @@ def adapt(context):
             with progress.one(f"{name}, fold {fold + 1} of {count}"):
                 result = _fold(context, config, reduction, labels, fold, parts)
             after[part] = result.right
-        found.append(Adapted(name, before["gmacs"], before.right, after, parts))
-    _present(context, configs[0], dense, found)
+        adapted.append(Adapted(name, before["gmacs"], before.right, after, parts))
+    _present(context, configs[0], dense, adapted)
 
 
 def folds(images: int, count: int) -> tuple[np.ndarray, ...]:
@@ -97,7 +97,7 @@ def folds(images: int, count: int) -> tuple[np.ndarray, ...]:
     return tuple(np.sort(part) for part in np.array_split(order, count))
 
 
-class Progress:
+class TimeLeft:
     """Lines on what is done, and on the time that is left by what was trained here."""
 
     def __init__(self, total: int):
@@ -122,7 +122,7 @@ class Progress:
 
 
 def _configs(context):
-    """The given config alone, else those of the three reductions."""
+    """The config of --config alone, else those of the three reductions."""
     if context.config is not None:
         return [context.config]
     return [package_config(f"{CONFIG}:{name}") for name in REDUCTIONS]
@@ -137,7 +137,7 @@ def _prepared(context, config) -> "ConfigDict":
         pretrained.config.dtype,
         images.resize,
         images.workers,
-        given=context.config is not None,
+        typed=context.config is not None,
     )
     config.image_size = images.image_size
     config.num_classes = pretrained.config.num_classes
@@ -186,11 +186,11 @@ def _check_sets(context, configs, labels, parts):
         table = folder / "check.csv"
         text = _table(context.images.source, labels, fold, _unlabeled(config))
         replace_file(table, text)
-        own = config.copy_and_resolve_references()
-        own.data.name = f"csv:{table.absolute()}"
+        of_fold = config.copy_and_resolve_references()
+        of_fold.data.name = f"csv:{table.absolute()}"
         try:
-            source = RunConfig.read(own).source("train")
-            loader.steps_per_epoch(len(source), own.batch_size)
+            source = RunConfig.read(of_fold).source("train")
+            loader.steps_per_epoch(len(source), of_fold.batch_size)
         finally:
             table.unlink()
 
@@ -200,8 +200,8 @@ def _unlabeled(config):
     return DistillConfig.read(config).unlabeled
 
 
-def _fold(context, config, reduction, labels, fold, parts) -> Result:
-    """The Result on one fold of the model that was trained on the others.
+def _fold(context, config, reduction, labels, fold, parts) -> Answers:
+    """The Answers on one fold of the model that was trained on the others.
 
     Each fold has a seed of its own, so that the folds differ in all that is chance.
     """
@@ -229,9 +229,9 @@ def _fold(context, config, reduction, labels, fold, parts) -> Result:
         folder.mkdir(parents=True, exist_ok=True)
         text = _table(images.source, labels, parts[fold], _unlabeled(config))
         replace_file(table, text)
-        own = config.copy_and_resolve_references()
-        own.data.name = f"csv:{table.absolute()}"
-        train_and_evaluate(own, workdir)
+        of_fold = config.copy_and_resolve_references()
+        of_fold.data.name = f"csv:{table.absolute()}"
+        train_and_evaluate(of_fold, workdir)
         jax.clear_caches()  # its programs would stay, and no other run uses them
         trained = for_analysis(workdir, dtype=pretrained.config.dtype)
         result = context.evaluate(trained, reduction, images.subset(parts[fold]))
@@ -239,7 +239,7 @@ def _fold(context, config, reduction, labels, fold, parts) -> Result:
         shutil.rmtree(workdir / CHECKPOINTS)
         return result.figures
 
-    return Result(context.cache.result(setting, measure, f"fold {fold + 1}"))
+    return Answers(context.cache.result(setting, measure, f"fold {fold + 1}"))
 
 
 def _table(source, labels, tested, unlabeled) -> str:
@@ -249,9 +249,9 @@ def _table(source, labels, tested, unlabeled) -> str:
     writer.writerow(("filename", "label", "split"))
     for index, number in enumerate(labels):
         test = index in tested
-        own = number if test or not unlabeled else ""
+        shown = number if test or not unlabeled else ""
         path = os.path.abspath(source.name(index))
-        writer.writerow((path, own, "val" if test else "train"))
+        writer.writerow((path, shown, "val" if test else "train"))
     return text.getvalue()
 
 
@@ -267,10 +267,10 @@ def _recipe(config, pretrained):
     return json.loads(json.dumps(config.to_dict())) | {"other_teacher": sorted(other)}
 
 
-def _present(context, config, dense, found):
+def _present(context, config, dense, adapted):
     """Write adapt.json and the page, and print it."""
     rows, figures = [], []
-    for one in found:
+    for one in adapted:
         by_fold = [
             100 * float(np.mean(one.after[part].astype(int) - one.before[part]))
             for part in one.folds
@@ -310,21 +310,21 @@ def _present(context, config, dense, found):
     result |= {"dense_gmacs": dense["gmacs"], "adapted": figures}
     replace_file(context.out / "adapt.json", json.dumps(result, indent=2) + "\n")
     title = "a checkpoint adapted to reductions, each image tested by a fold's model"
-    parts = render.table(HEAD, rows), _facts(context, config, accuracy, found)
+    parts = render.table(HEAD, rows), _facts(context, config, accuracy, adapted)
     render.page(context, "adapt", title, *parts)
 
 
-def _facts(context, config, dense, found):
+def _facts(context, config, dense, adapted):
     """How the figures came to be."""
-    folds, images = len(found[0].folds), len(context.images)
-    length = RunConfig.read(config).length(images - len(found[0].folds[0]))
+    folds, images = len(adapted[0].folds), len(context.images)
+    length = RunConfig.read(config).length(images - len(adapted[0].folds[0]))
     distill, learned = DistillConfig.read(config), "labels"
     if distill.active:
         soft = f" at temperature {distill.temperature:g}" * (distill.kind == "soft")
         learned = f"{distill.kind} answers{soft}, weight {distill.weight:g}"
         learned += ", labels unread" * distill.unlabeled
     rows = {
-        "dense, as given, acc1, %": statistics.format_estimate(dense),
+        "dense, unadapted, acc1, %": statistics.format_estimate(dense),
         "dense, GMACs": f"{context.pretrained.gmacs():.3f}",
         "folds, each answered by what learned from the others": folds,
         "intervals of differences": "Student's over the folds",

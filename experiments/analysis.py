@@ -4,7 +4,7 @@ import numpy as np
 
 from experiments import merges, published, render, tables
 from experiments.render import estimate
-from experiments.rows import Row, find
+from experiments.rows import TableRow, find
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.statistics import format_difference, format_estimate
@@ -14,7 +14,7 @@ from imagepiece_jax.reduction.token_counts import floor
 
 REDUCTION = {"name": "imagepiece"}
 ROWS = (tables.TOME, tables.IMAGEPIECE, tables.IMAGEPIECE_PATCH)
-STEMS = {stem: Row(f"{stem} stem", REDUCTION, stem) for stem in ("patch", "conv")}
+STEMS = {stem: TableRow(f"{stem} stem", REDUCTION, stem) for stem in ("patch", "conv")}
 LOWEST = 0.01  # share of the images: the paper shows the mean of 500 of 50,000
 ENDS = ("first", "last")
 KINDS = {"src": False, "both": True}  # are tokens that others merge into counted, too?
@@ -60,12 +60,12 @@ def reassess(context):
 def attentive_ratios(context, pretrained, reduction):
     """{block: dict(own, candidates, rule)} of blocks right after a merge, percent."""
     model = merges.observed(pretrained.model(reduction))
-    own, _ = split(reduction)
-    analysis = reassessing(model, methods.create(**own))
-    found = context.analyze(
+    fields, _ = split(reduction)
+    analysis = reassessing(model, methods.create(**fields))
+    ratios = context.analyze(
         "reassess", pretrained, reduction, analysis[0], model, analysis[1]
     )
-    return {block: figures for block, figures in found.items() if block != "images"}
+    return {block: figures for block, figures in ratios.items() if block != "images"}
 
 
 def reassessing(model, method):
@@ -79,7 +79,7 @@ def reassessing(model, method):
     ]
 
     def measure(outputs, batch):
-        found = {}
+        ratios = {}
         for before, here in after:
             merged = merges.merged_slots(outputs.results[before.place])
             attention = outputs.taps[here.place].cls_attn
@@ -88,8 +88,8 @@ def reassessing(model, method):
             kept = upper if here.merges else here.counts.n_out
             for name, count in (("own", kept), ("candidates", upper)):
                 ratio = merges.attentive_share(merged, attention, count)
-                found[f"{here.block} {name}"] = 100 * ratio
-        return found
+                ratios[f"{here.block} {name}"] = 100 * ratio
+        return ratios
 
     def summarize(arrays):
         return {
@@ -118,10 +118,10 @@ def similarity(context):
         if not models:
             lines.append([*line, *[render.BLANK] * 5])
             continue
-        found = first_and_last(context, *models[0])
-        line += [format_estimate(estimate(found[f"lowest {at}"]), 4) for at in ENDS]
-        line += [format_difference(estimate(found["gap"]), 4)]
-        line += [format_estimate(estimate(found[f"all {at}"]), 4) for at in ENDS]
+        estimates = first_and_last(context, *models[0])
+        line += [format_estimate(estimate(estimates[f"lowest {at}"]), 4) for at in ENDS]
+        line += [format_difference(estimate(estimates["gap"]), 4)]
+        line += [format_estimate(estimate(estimates[f"all {at}"]), 4) for at in ENDS]
         lines.append(line)
     head = ["model", *(f"{at} merge, DeiT-S ({published.LABEL})" for at in ENDS)]
     head += [f"{at} merge, lowest 1 %" for at in ENDS] + ["last - first"]
@@ -160,13 +160,13 @@ def first_and_last_pairs(model):
         gap = statistics.bootstrap(
             lambda index: lowest(last[index]) - lowest(first[index]), len(first)
         )
-        found = {"gap": gap}
+        estimates = {"gap": gap}
         for at, values in (("first", first), ("last", last)):
-            found[f"all {at}"] = statistics.mean(values)
-            found[f"lowest {at}"] = statistics.bootstrap(
+            estimates[f"all {at}"] = statistics.mean(values)
+            estimates[f"lowest {at}"] = statistics.bootstrap(
                 lambda index, values=values: lowest(values[index]), len(values)
             )
-        return found
+        return estimates
 
     return measure, summarize
 
@@ -197,8 +197,8 @@ def overlap(context):
     for row in ROWS:
         models = find(context, row)
         for kind in KINDS if models else ():
-            found = attended_shares(context, *models[0])
-            figures = [found[f"{kind} {k}"] for k in published.OVERLAP_K]
+            shares = attended_shares(context, *models[0])
+            figures = [shares[f"{kind} {k}"] for k in published.OVERLAP_K]
             cells = [format_estimate(estimate(figure)) for figure in figures]
             lines.append([row.name, f"{kind} (measured)", *cells])
     lines.append(["chance", "", *(f"{k}" for k in published.OVERLAP_K)])
@@ -250,8 +250,10 @@ def lcb_similarity(context):
         if not models:
             lines.append([*line, "", *[render.BLANK] * len(STEM_FIGURES)])
         for pretrained, reduction in models:
-            found = first_merge(context, pretrained, reduction)
-            cells = [format_estimate(estimate(found[name]), 3) for name in STEM_FIGURES]
+            estimates = first_merge(context, pretrained, reduction)
+            cells = [
+                format_estimate(estimate(estimates[name]), 3) for name in STEM_FIGURES
+            ]
             lines.append([*line, pretrained.seed, *cells])
     head = ["model", f"DeiT-S, lowest 1 % ({published.LABEL})", "seed"]
     note = {"merge": "ImagePiece's first"}
@@ -290,8 +292,10 @@ def first_pairs(model, width):
     def summarize(arrays):
         pairs = arrays["pairs"].astype(np.float64)
         means = ("pairs", "candidates", "distance")
-        found = {name: statistics.mean(arrays[name]) for name in means}
-        found["lowest"] = statistics.bootstrap(lambda i: lowest(pairs[i]), len(pairs))
-        return found
+        estimates = {name: statistics.mean(arrays[name]) for name in means}
+        estimates["lowest"] = statistics.bootstrap(
+            lambda i: lowest(pairs[i]), len(pairs)
+        )
+        return estimates
 
     return measure, summarize

@@ -104,13 +104,13 @@ class TrainedRuns:
 
 def runs_in(folder: str | os.PathLike, dtype: str | None = None) -> list[Weights]:
     """All runs in `folder`, by name; InputError if there are none."""
-    found = sorted(pathlib.Path(folder).glob(f"*/{RUN_CONFIG}"))
-    if not found:
+    configs = sorted(pathlib.Path(folder).glob(f"*/{RUN_CONFIG}"))
+    if not configs:
         raise InputError(
             f"--runs {folder} holds no run; allowed is a folder whose folders are runs "
             "of train.py"
         )
-    return [for_analysis(path.parent, dtype=dtype) for path in found]
+    return [for_analysis(path.parent, dtype=dtype) for path in configs]
 
 
 def package_config(name: str) -> "ConfigDict":
@@ -120,7 +120,7 @@ def package_config(name: str) -> "ConfigDict":
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Context:
-    """Everything that an experiment is given.
+    """What an experiment measures, and where its results go.
 
     models, images: None for experiments that need neither; config: of --config.
     """
@@ -156,13 +156,13 @@ class Context:
         )
 
     def evaluate(self, pretrained, reduction, images: Images | None = None):
-        """Result of `pretrained` with `reduction` on all images, or on these."""
-        return Result(self.checkpoint(pretrained, images).evaluate(reduction))
+        """Answers of `pretrained` with `reduction` on all images, or on these."""
+        return Answers(self.checkpoint(pretrained, images).evaluate(reduction))
 
     def evaluate_altered(self, pretrained, reduction, alteration, alter, prepare):
         """`evaluate` on images changed by `alter`; see `Checkpoint.evaluate`."""
         checkpoint = self.checkpoint(pretrained)
-        return Result(checkpoint.evaluate(reduction, alteration, alter, prepare))
+        return Answers(checkpoint.evaluate(reduction, alteration, alter, prepare))
 
     def analyze(self, kind, pretrained, reduction, measure, model, summarize) -> dict:
         """Figures inside of `model`: summarize({name: [images, ...]}), JSON values.
@@ -191,7 +191,7 @@ class Context:
         return self.checkpoint(pretrained).speed(reduction) if timed else None
 
 
-class Result:
+class Answers:
     """A cached evaluation: figures, and `right`, bool [images] in the set's order."""
 
     def __init__(self, figures: dict):

@@ -1,6 +1,6 @@
 """Short fine-tunings of all methods on a small set, alike in everything else.
 
-Every seed starts with a dense fine-tuning of the given weights. From its last weights
+Every seed starts with a dense fine-tuning of --weights. From its last weights
 every method trains for as long again, the dense model too, by the same config: so all
 have seen the same images equally often, and methods that need a teacher have one. Each
 run is one of train.py's in a folder of its own: a stopped one resumes, a finished one
@@ -97,7 +97,7 @@ class Finetuner:
 
     @functools.cached_property
     def _dense(self):
-        """The dense model that is trained, with the stem of the given weights."""
+        """The dense model that is trained, with the stem of --weights."""
         fields = self.pretrained.fields | {
             "num_classes": self.num_classes,
             "image_size": self.config.image_size,
@@ -119,12 +119,12 @@ class Finetuner:
     def _start(self, stem, seed):
         """Folder of the dense run that the others of this seed start from."""
         config = self._prepared(settings.DENSE, stem, seed)
-        given = self.pretrained
-        fresh = () if stem == given.stem else ("patch_embed",)
-        others = self.num_classes != given.config.num_classes
-        if others or other_class(given.path, self.class_names):
+        pretrained = self.pretrained
+        fresh = () if stem == pretrained.stem else ("patch_embed",)
+        others = self.num_classes != pretrained.config.num_classes
+        if others or other_class(pretrained.path, self.class_names):
             fresh += ("head",)
-        config.init.weights, config.init.fresh = str(given.path), fresh
+        config.init.weights, config.init.fresh = str(pretrained.path), fresh
         return self._run(config, f"start_{stem}_seed{seed}").path
 
     def _prepared(self, reduction, stem, seed):
@@ -132,11 +132,11 @@ class Finetuner:
         from ml_collections import ConfigDict
 
         config = self.config.copy_and_resolve_references()
-        own = {k: v for k, v in reduction.items() if k not in settings.MODEL_FIELDS}
-        known = {field.name for field in dataclasses.fields(methods.create(**own))}
-        own |= {name: value for name, value in LEARNING.items() if name in known}
+        fields = {k: v for k, v in reduction.items() if k not in settings.MODEL_FIELDS}
+        names = {field.name for field in dataclasses.fields(methods.create(**fields))}
+        fields |= {name: value for name, value in LEARNING.items() if name in names}
         with config.unlocked():
-            config.reduction = ConfigDict(own)
+            config.reduction = ConfigDict(fields)
         if "prop_attn" in reduction:
             config.model.prop_attn = reduction["prop_attn"]
         config.seed, config.num_classes = seed, self.num_classes
@@ -159,11 +159,11 @@ def finetuning_config(
     dtype: str,
     resize: str | None,
     workers: int,
-    given: bool,
+    typed: bool,
 ) -> "ConfigDict":
     """`config` completed for a Finetuner: as the command's flags and the weights say.
 
-    given: whether it is the user's own; then InputError where its stem, class token or
+    typed: whether it is the user's; then InputError where its stem, class token or
     normalization are not those of the weights.
     """
     config.model.dtype = dtype
@@ -171,11 +171,14 @@ def finetuning_config(
     config.data.workers = workers
     config.data.threads = 2 if workers else 0
     trained = pretrained.config
-    own = {"stem": trained.stem, "class_token": trained.architecture.class_token}
-    own |= {"mean": trained.mean, "std": trained.std}
-    for name, ours in own.items():
+    for name, ours in (
+        ("stem", trained.stem),
+        ("class_token", trained.architecture.class_token),
+        ("mean", trained.mean),
+        ("std", trained.std),
+    ):
         value = config.model[name]
-        if not given or value is None:
+        if not typed or value is None:
             config.model[name] = value if ours is None else ours
         elif ours not in (None, value):
             raise InputError(

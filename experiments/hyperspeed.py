@@ -30,8 +30,8 @@ def hyperspeed(context):
     base = [context.evaluate(*model) for model in find(context, DENSE)]
     curves = {}
     for rows, rates in SWEEPS.values():
-        found = ((row.name, find(context, row)) for row in rows)
-        name, models = next((pair for pair in found if pair[1]), ("", []))
+        candidates = ((row.name, find(context, row)) for row in rows)
+        name, models = next((pair for pair in candidates if pair[1]), ("", []))
         if models:
             curve = [_point(context, models, rate, base) for rate in rates]
             name += " (untrained selectors)" * curve[0]["untrained"]
@@ -123,8 +123,8 @@ def _areas(curves, axis, name):
         def mean(index, x=x, rights=rights):
             return area(x, 100 * rights[:, index].mean(axis=1), *span)
 
-        found = statistics.bootstrap(mean, rights.shape[1], repeats=500)
-        lines.append([method, format_estimate(found)])
+        mean_accuracy = statistics.bootstrap(mean, rights.shape[1], repeats=500)
+        lines.append([method, format_estimate(mean_accuracy)])
     head = ["method", f"mean acc1 from {span[0]:.3f} to {span[1]:.3f} {name}, %"]
     return render.table(head, lines)
 

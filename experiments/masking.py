@@ -40,20 +40,20 @@ def masking(context):
     counts = (0, *published.MASKS)
     fill, grid = context.settings.mask_fill, context.settings.mask_grid
     alter = functools.partial(cover, fill=fill)
-    found = {
+    by_row = {
         row: [_rights(context, model, count, alter, grid) for count in counts]
         for row, model in models.items()
     }
     head = ["model", "figure", *(f"{count} masks" for count in counts), "mean, masked"]
     lines = []
     for row in ROWS:
-        lines += _lines(row, found.get(row), found.get(DENSE))
+        lines += _lines(row, by_row.get(row), by_row.get(DENSE))
     path = context.out / "masking.png"
     series = {
         row.name: [
             (c, statistics.accuracy(r)) for c, r in zip(counts, rights, strict=True)
         ]
-        for row, rights in found.items()
+        for row, rights in by_row.items()
     }
     render.curves(path, "masks of 16 x 16 pixels", "accuracy, %", series)
     title = "accuracy behind random masks"
@@ -92,14 +92,14 @@ def _rights(context, model, count, alter, grid):
     """bool [mask seeds, images]; without squares one evaluation stands for all."""
     if count == 0:
         return [context.evaluate(*model).right] * len(SEEDS)
-    found, fill = [], alter.keywords["fill"]
+    rights, fill = [], alter.keywords["fill"]
     for seed in SEEDS:
         alteration = {"masks": count, "fill": fill, "grid": grid, "mask_seed": seed}
 
         prepare = functools.partial(with_corners, count=count, seed=seed, grid=grid)
         result = context.evaluate_altered(*model, alteration, alter, prepare)
-        found.append(result.right)
-    return found
+        rights.append(result.right)
+    return rights
 
 
 def with_corners(batch, count, seed, grid=False, square=SIDE, most=MAX_MASKS):
@@ -123,16 +123,16 @@ def corners_of(
     a larger `count` are those of a smaller one. grid: on patches, all different.
     """
     flat = np.ravel(index)
-    found = np.empty((len(flat), count, 2), np.int32)
+    corners = np.empty((len(flat), count, 2), np.int32)
     for place, image in enumerate(flat):
         key = np.random.Philox(key=[seed, 0], counter=[0, 0, 0, int(image)])
         draw = np.random.Generator(key)
         if grid:
             cells = draw.permutation((side // square) ** 2)[:count]
-            found[place] = square * np.stack(np.divmod(cells, side // square), axis=1)
+            corners[place] = square * np.stack(np.divmod(cells, side // square), axis=1)
         else:
-            found[place] = draw.integers(0, side - square + 1, (count, 2))
-    return found.reshape(*np.shape(index), count, 2)
+            corners[place] = draw.integers(0, side - square + 1, (count, 2))
+    return corners.reshape(*np.shape(index), count, 2)
 
 
 def cover(

@@ -1,7 +1,7 @@
 """Measures of the merges inside a forward pass: pairs, their likeness, attention.
 
 Pure functions of `Outputs.results` and `Outputs.taps`, one value an image. Tokens are
-image tokens; a step is known by its place among those that change something.
+image tokens; steps are counted among those that change something.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from imagepiece_jax.reduction.token_counts import ceil
 
 @dataclasses.dataclass(frozen=True)
 class Observed(Reducer):
-    """A reducer that decides as the one inside, and is given class attention and keys.
+    """A reducer that decides as the one inside, and also gets class attention and keys.
 
     So ToMe, which does not use class attention, can be compared with it.
     """

@@ -1,4 +1,4 @@
-"""Rows of a table: their models found, measured, and set beside published figures."""
+"""Rows of a table: their models, measured, beside published figures."""
 
 import dataclasses
 import itertools
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from experiments import published, render
-from experiments.context import Context, Result
+from experiments.context import Answers, Context
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.models.registry import MODELS
@@ -17,7 +17,7 @@ from imagepiece_jax.reduction import settings
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class TableRow:
     """A model of a table: its name there, its reduction and its stem.
 
     trained: the reduction that it is trained with, where the row is another, without
@@ -30,19 +30,19 @@ class Row:
     trained: Mapping[str, Any] | None = dataclasses.field(default=None, hash=False)
 
 
-DENSE = Row("DeiT", settings.DENSE)
+DENSE = TableRow("DeiT", settings.DENSE)
 UNTRAINED = "keep tokens by fresh weights: their rows say what the counts cost"
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What was measured for a Row: a result a seed, and the dense model's beside."""
+    """What was measured for a row: a result a seed, and the dense model's beside."""
 
-    row: Row
+    row: TableRow
     pretrained: Weights
     reduction: Mapping[str, Any]
-    results: tuple[Result, ...]
-    bases: tuple[Result, ...] = ()
+    results: tuple[Answers, ...]
+    bases: tuple[Answers, ...] = ()
     speed: dict | None = None
 
     @property
@@ -67,21 +67,21 @@ class Measured:
         return self.results[0].figures
 
 
-def find(context: Context, row: Row, matched=True, stems=("patch",)) -> list:
-    """(weights, reduction) pairs of a Row, one a seed; [] where there is no model.
+def find(context: Context, row: TableRow, matched=True, stems=("patch",)) -> list:
+    """(weights, reduction) pairs of a TableRow, one a seed; [] where there is no model.
 
     matched, stems: of models that are trained here, whether at equal GMACs, and with
     which stems.
     """
     trained = row.reduction if row.trained is None else row.trained
-    found = context.models.find(trained, row.stem, matched, stems)
+    models = context.models.find(trained, row.stem, matched, stems)
     if row.trained is None:
-        return found
-    return [(pretrained, row.reduction) for pretrained, _ in found]
+        return models
+    return [(pretrained, row.reduction) for pretrained, _ in models]
 
 
 def measure(
-    context: Context, rows: tuple[Row, ...], matched=True, stems=("patch",)
+    context: Context, rows: tuple[TableRow, ...], matched=True, stems=("patch",)
 ) -> dict[str, Measured | None]:
     """Measured of each row by its name, the dense model too; None without a model.
 
@@ -96,15 +96,15 @@ def measure(
         pretrained.seed: context.evaluate(pretrained, reduction)
         for pretrained, reduction in models[DENSE]
     }
-    found = {row.name: _measured(context, row, models[row], bases) for row in models}
-    if not any(found.values()):
+    results = {row.name: _measured(context, row, models[row], bases) for row in models}
+    if not any(results.values()):
         names = ", ".join(context.models.names())
         there = f" (--runs has {names})" if names else ""
         raise InputError(
             f"none of the models of this table is there{there}; allowed are --weights "
             "of one of them, --runs with trained ones, and --small, which trains them"
         )
-    return found
+    return results
 
 
 def _measured(context, row, models, bases):
@@ -124,16 +124,16 @@ def _measured(context, row, models, bases):
     )
 
 
-def table(rows, found, printed, whose) -> str:
+def table(rows, results, printed, whose) -> str:
     """The Markdown table of `rows`; `printed` maps a row's name to (acc1, img/s).
 
     `whose` figures those are, as the heading says; they may have no speeds. Rows
     without a model and a printed figure are left out (see `facts`).
     """
-    dense = found[DENSE.name]
+    dense = results[DENSE.name]
     label = f"{whose}, {published.LABEL}"
     timed = any(speed for _, speed in printed.values())
-    several = any(m is not None and len(m.results) > 1 for m in found.values())
+    several = any(m is not None and len(m.results) > 1 for m in results.values())
     head = [
         "model",
         f"acc1, % ({label})",
@@ -149,16 +149,16 @@ def table(rows, found, printed, whose) -> str:
     ]
     lines = []
     for row in rows:
-        if found[row.name] is None and row.name not in printed:
+        if results[row.name] is None and row.name not in printed:
             continue
         acc1, speed = printed.get(row.name, (None, None))
-        name = row.name + _fitted(row, found[row.name])
+        name = row.name + _fitted(row, results[row.name])
         line = [name, render.number(acc1)]
         line += [render.number(speed, 1)] if timed else []
-        if found[row.name] is None:
+        if results[row.name] is None:
             line += ["none", *[render.BLANK] * (len(head) - len(line) - 1)]
         else:
-            line += _cells(found[row.name], dense, several)
+            line += _cells(results[row.name], dense, several)
         lines.append(line)
     return render.table(head, lines)
 
@@ -188,11 +188,11 @@ def _cells(measured, dense, several):
     return [*cells, measured.facts["tokens"], f"{gmacs:.3f}", ratio, speed]
 
 
-def facts(context: Context, found: dict[str, Measured | None]) -> str:
+def facts(context: Context, results: dict[str, Measured | None]) -> str:
     """What the figures of a table are of, and what it lacks."""
-    lacking = [name for name, measured in found.items() if measured is None]
+    lacking = [name for name, measured in results.items() if measured is None]
     untrained = any(
-        m is not None and m.facts["untrained_selectors"] for m in found.values()
+        m is not None and m.facts["untrained_selectors"] for m in results.values()
     )
     more = {
         "no model of": "; ".join(lacking),
@@ -205,7 +205,7 @@ def present(
     context: Context,
     name: str,
     title: str,
-    rows: tuple[Row, ...],
+    rows: tuple[TableRow, ...],
     *,
     matched: bool = True,
     stems: tuple[str, ...] = ("patch",),
@@ -217,24 +217,24 @@ def present(
     more: functions of what `measure` gives, for further parts of the page; sizes: see
     `printed_for`.
     """
-    found = measure(context, rows, matched, stems)
-    parts = [part(found) for part in more]
-    text = table(rows, found, *printed_for(found, sizes))
-    render.page(context, name, title, text, facts(context, found), *parts)
+    results = measure(context, rows, matched, stems)
+    parts = [part(results) for part in more]
+    text = table(rows, results, *printed_for(results, sizes))
+    render.page(context, name, title, text, facts(context, results), *parts)
 
 
-def printed_for(found, sizes):
+def printed_for(results, sizes):
     """({row name: (acc1, img/s)}, whose these are) of the models' own size.
 
     sizes: those that the paper prints a table of; the first stands in for any other.
     """
-    size = _size(found) if _size(found) in sizes else sizes[0]
+    size = _size(results) if _size(results) in sizes else sizes[0]
     return published.ACCURACY_SPEED[size], published.SIZES[size]
 
 
-def _size(found):
+def _size(results):
     """Name of the models' size, such as "deit_s"; None for one that has no name."""
-    fields = next(m.pretrained.fields for m in found.values() if m is not None)
+    fields = next(m.pretrained.fields for m in results.values() if m is not None)
     named = MODELS.get(fields["name"], {})
     same = all(fields.get(k) in (None, v) for k, v in named.items())
     return fields["name"] if same else None

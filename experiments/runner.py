@@ -137,7 +137,7 @@ def _models(settings, config, of_weights, normalization):
         dtype,
         settings.resize,
         settings.readers,
-        given=config is not None,
+        typed=config is not None,
     )
     folder = pathlib.Path(settings.out) / "small"
     return Finetuner(recipe, pretrained, settings.data, folder, settings.seeds)

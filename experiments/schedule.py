@@ -26,7 +26,7 @@ COMBINED = [row for _, row in tables.PAIRS[3:]]  # ImagePiece added: conv stem
 PAPER = (*tables.TABLE1, *tables.TABLE2, *tables.TABLE3, *COMBINED)
 ROWS = {row.name: row for row in PAPER if SPEEDS.get(row.name)}
 OTHERS = tuple(
-    tables.Row(row.name, {**row.reduction, "schedule": "A"}, row.stem)
+    tables.TableRow(row.name, {**row.reduction, "schedule": "A"}, row.stem)
     for row in (ROWS[name] for name in RATES.values())
 )
 
@@ -55,7 +55,7 @@ def milliseconds(name: str) -> float:
     return 1000 / SPEEDS[name]
 
 
-def gmacs(row: tables.Row) -> float:
+def gmacs(row: tables.TableRow) -> float:
     """GMACs of DeiT-S at 224 pixels."""
     model = registry.create_model("deit_s", stem=row.stem, reduction=row.reduction)
     return summary.model_macs(model, 224) / 1e9
@@ -77,11 +77,11 @@ def implied(schedule: str, keep_rate: float) -> float:
     """Milliseconds beyond the blocks' MACs if ImagePiece had this schedule."""
     reduction = {"name": "imagepiece", "schedule": schedule, "keep_rate": keep_rate}
     name = RATES[keep_rate]
-    blocks = overhead().rate * gmacs(tables.Row(name, reduction))
+    blocks = overhead().rate * gmacs(tables.TableRow(name, reduction))
     return milliseconds(name) - blocks
 
 
-def efficiency(row: tables.Row) -> float:
+def efficiency(row: tables.TableRow) -> float:
     """Published speed in MACs a second, as a share of the dense model's."""
     return overhead().rate * gmacs(row) / milliseconds(row.name)
 
@@ -169,7 +169,7 @@ def _fields(row):
 
 def rounding_table() -> str:
     """The roundings that leave the published number of tokens, of all of them."""
-    found = roundings()
-    rows = [list(variant) for variant, left in found.items() if left == TOKENS]
-    head = [f"{len(rows)} of {len(found)}: merges are rounded by", "a share of"]
+    variants = roundings()
+    rows = [list(variant) for variant, left in variants.items() if left == TOKENS]
+    head = [f"{len(rows)} of {len(variants)}: merges are rounded by", "a share of"]
     return render.table([*head, "prunes, of image tokens, by"], rows)

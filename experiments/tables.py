@@ -8,24 +8,26 @@ import functools
 
 from experiments import published, render
 from experiments.context import OffTheShelf
-from experiments.rows import DENSE, Row, facts, measure, present, table
+from experiments.rows import DENSE, TableRow, facts, measure, present, table
 from imagepiece_jax.benchmark import compare
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.models import registry
 
-DYNAMICVIT = Row("DynamicViT", {"name": "dynamicvit", "keep_rate": 0.7})
-SPVIT = Row("SPViT", {"name": "spvit"})
+DYNAMICVIT = TableRow("DynamicViT", {"name": "dynamicvit", "keep_rate": 0.7})
+SPVIT = TableRow("SPViT", {"name": "spvit"})
 # What its published speed fits, see `_spvit`.
-SPVIT_BY_SPEED = Row(
+SPVIT_BY_SPEED = TableRow(
     "SPViT, keep .7, .49, .343", {"name": "spvit", "keep_rates": (0.7, 0.49, 0.343)}
 )
-EVIT = Row("EViT", {"name": "evit", "keep_rate": 0.7})
-TOME = Row("ToMe", {"name": "tome", "r": 13})
-POOLING = Row("Token Pooling", {"name": "token_pooling", "keep_rate": 0.7})
-LEARNER = Row("TokenLearner", {"name": "token_learner", "num_tokens": 16, "block": 7})
-IMAGEPIECE = Row("ImagePiece", {"name": "imagepiece"}, stem="conv")
-IMAGEPIECE_PATCH = Row("ImagePiece, patch stem", {"name": "imagepiece"})
-DENSE_CONV = Row("DeiT, conv stem", DENSE.reduction, stem="conv")
+EVIT = TableRow("EViT", {"name": "evit", "keep_rate": 0.7})
+TOME = TableRow("ToMe", {"name": "tome", "r": 13})
+POOLING = TableRow("Token Pooling", {"name": "token_pooling", "keep_rate": 0.7})
+LEARNER = TableRow(
+    "TokenLearner", {"name": "token_learner", "num_tokens": 16, "block": 7}
+)
+IMAGEPIECE = TableRow("ImagePiece", {"name": "imagepiece"}, stem="conv")
+IMAGEPIECE_PATCH = TableRow("ImagePiece, patch stem", {"name": "imagepiece"})
+DENSE_CONV = TableRow("DeiT, conv stem", DENSE.reduction, stem="conv")
 MERGE_ONLY = {"name": "imagepiece", "merge_ratio": 0.15, "prune_blocks": ()}
 FAST = {"name": "imagepiece", "keep_rate": 0.6}
 
@@ -37,16 +39,16 @@ TABLE1 = (
 # Table 2: methods that merge.
 TABLE2 = (
     *(DENSE, POOLING, LEARNER, TOME),
-    Row("ImagePiece, no pruning", MERGE_ONLY, stem="conv"),
-    Row("ImagePiece, no pruning, patch stem", MERGE_ONLY),
+    TableRow("ImagePiece, no pruning", MERGE_ONLY, stem="conv"),
+    TableRow("ImagePiece, no pruning, patch stem", MERGE_ONLY),
     *(IMAGEPIECE, IMAGEPIECE_PATCH, DENSE_CONV),
 )
 # Table 3: tokens left at similar accuracy.
 TABLE3 = (
     *(DENSE, DYNAMICVIT, EVIT, TOME),
     # Published where the text is about harsher rates without retraining.
-    Row("ImagePiece, keep .6", FAST, "conv", trained=IMAGEPIECE.reduction),
-    Row("ImagePiece, keep .6, patch stem", FAST, trained=IMAGEPIECE.reduction),
+    TableRow("ImagePiece, keep .6", FAST, "conv", trained=IMAGEPIECE.reduction),
+    TableRow("ImagePiece, keep .6, patch stem", FAST, trained=IMAGEPIECE.reduction),
 )
 MAX_LOSS = 2.0  # points of accuracy that table 3's search may lose
 BISECTIONS = 5  # of a knob of a hundred positions: to about three of them
@@ -64,7 +66,7 @@ def _spvit(_):
         "SPViT's published speed contradicts the keep rates of its first row, 2.463 "
         "GMACs with DeiT-S: by MACs it would be .79 as efficient as DeiT, where other "
         "rows are .88 to .98. Those of the second, 2.930 GMACs, fit (.94); which the "
-        "paper's model has is not known."
+        "paper's model has is unknown."
     )
 
 
@@ -75,13 +77,13 @@ def table2(context):
     present(context, "table2", title, TABLE2, more=(more,))
 
 
-def _clustering(context, found):
+def _clustering(context, measured):
     """Table of the time of Token Pooling's loop, which MACs do not count.
 
     It is timed beside DynamicViT, whose blocks have the same token counts, and whose
     selectors are small.
     """
-    pooling = found[POOLING.name]
+    pooling = measured[POOLING.name]
     if pooling is None or pooling.speed is None:
         return ""
     same = {"name": "dynamicvit", "keep_rate": pooling.reduction["keep_rate"]}
@@ -115,9 +117,9 @@ def plan_tokens(row):
     return model.plan[-1].mlp_tokens
 
 
-def _strongest(context, found):
+def _strongest(context, measured):
     """Table of what the search finds for each method, where there is one checkpoint."""
-    if not isinstance(context.models, OffTheShelf) or found[DENSE.name] is None:
+    if not isinstance(context.models, OffTheShelf) or measured[DENSE.name] is None:
         return ""
     pretrained, lines = context.pretrained, []
     base = context.evaluate(pretrained, DENSE.reduction)
@@ -146,7 +148,7 @@ def _strongest(context, found):
 
 
 def fewest_tokens(context, pretrained, reduction):
-    """(reduction, Result) of the least cost within MAX_LOSS of dense, or None.
+    """(reduction, Answers) of the least cost within MAX_LOSS of dense, or None.
 
     Bisection over the method's knob, which takes accuracy to fall along it.
     """
@@ -178,8 +180,8 @@ COMBINED = (
 
 
 def _with_stem(name, reduction, stem, usual):
-    """A Row whose name says where the stem is not the paper's."""
-    return Row(name if stem == usual else f"{name}, {stem} stem", reduction, stem)
+    """A TableRow whose name says where the stem is not the paper's."""
+    return TableRow(name if stem == usual else f"{name}, {stem} stem", reduction, stem)
 
 
 PAIRS = tuple(
@@ -199,11 +201,11 @@ def combinations(context):
     present(context, "combos", title, COMBINATIONS, more=(_gains,))
 
 
-def _gains(found):
+def _gains(results):
     """Table of what each combination gains, on the same images."""
     lines = []
     for alone, combined in PAIRS:
-        pair = found[alone.name], found[combined.name]
+        pair = results[alone.name], results[combined.name]
         if None in pair or any(m.facts["untrained_selectors"] for m in pair):
             continue
         gain = statistics.paired_difference(pair[1].rights, pair[0].rights)
@@ -232,15 +234,17 @@ CONTROLS = ("drop", "random", "tome")  # values of `inattentive`, at the same co
 
 
 def switched(stem):
-    """A Row for each value of each switch, and of each control, with this stem."""
+    """A TableRow for each value of each switch, and of each control, with this stem."""
     end = "" if stem == "patch" else ", conv stem"
     switches = tuple(
-        Row(f"{field}={value}{end}", {"name": "imagepiece", field: value}, stem)
+        TableRow(f"{field}={value}{end}", {"name": "imagepiece", field: value}, stem)
         for field, values in SWITCHES.items()
         for value in values
     )
     return switches + tuple(
-        Row(f"control: {kind}{end}", {"name": "imagepiece", "inattentive": kind}, stem)
+        TableRow(
+            f"control: {kind}{end}", {"name": "imagepiece", "inattentive": kind}, stem
+        )
         for kind in CONTROLS
     )
 
@@ -266,12 +270,12 @@ def ablation(context):
     )
 
 
-def _to_default(found):
+def _to_default(results):
     """Table of what each switch changes of the default, on the same images."""
     lines = []
     for default in (IMAGEPIECE_PATCH, IMAGEPIECE):
-        base = found.get(default.name)
-        for name, measured in found.items():
+        base = results.get(default.name)
+        for name, measured in results.items():
             if base is None or measured in (None, base):
                 continue
             row = measured.row
@@ -289,9 +293,9 @@ EVIT_KINDS = (("fused", True), ("dropped", False))
 
 
 def evit_row(rate, kind, fuse):
-    """A Row of EViT's own table: a keep rate, with the fused token or without."""
+    """A TableRow of EViT's own table: a keep rate, with the fused token or without."""
     reduction = {"name": "evit", "keep_rate": rate, "fuse_token": fuse}
-    return Row(f"keep {rate}, {kind}", reduction)
+    return TableRow(f"keep {rate}, {kind}", reduction)
 
 
 EVIT_TABLE = (
@@ -307,10 +311,10 @@ def evit_table(context):
         for rate, both in published.EVIT.items()
         for kind, acc1 in zip(EVIT_KINDS, both, strict=True)
     }
-    found = measure(context, EVIT_TABLE, matched=False)
-    text = table(EVIT_TABLE, found, printed, "DeiT-S, EViT's authors")
+    measured = measure(context, EVIT_TABLE, matched=False)
+    text = table(EVIT_TABLE, measured, printed, "DeiT-S, EViT's authors")
     title = "EViT by keep rate"
-    render.page(context, "evit-table", title, text, facts(context, found))
+    render.page(context, "evit-table", title, text, facts(context, measured))
 
 
 TOME_RATES = (0, 4, 8, 10, 13, 16, 20, 25)

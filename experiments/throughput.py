@@ -31,24 +31,24 @@ def groups(context) -> list[suite.Group]:
 
     InputError for an odd one where training is all that is asked for.
     """
-    settings, found = context.settings, []
+    settings, measured = context.settings, []
     dtype, compared = settings.dtype or xla_options.fast_dtype(), configs(context)
     for size in sorted(settings.batch_sizes, reverse=True):
         modes = [mode for mode in settings.modes if mode != "train" or size % 2 == 0]
-        found += suite.groups(compared, [size], dtype, modes or settings.modes)
-    return found
+        measured += suite.groups(compared, [size], dtype, modes or settings.modes)
+    return measured
 
 
 def configs(context) -> dict:
     """{name: config}: dense first, then every method, of the size in the options."""
     size = context.settings.size
     ends = ["", *(f"_{name}" for name in METHODS if name != "none")]
-    found = {size + end: package_config(f"deit_s{end}.py:{size}") for end in ends}
-    for config in found.values():
+    loaded = {size + end: package_config(f"deit_s{end}.py:{size}") for end in ends}
+    for config in loaded.values():
         if context.images is not None:
             config.data.name = context.images.name
             config.data.resize = context.images.resize
-    return found
+    return loaded
 
 
 def _group(context, group):

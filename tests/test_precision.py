@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import patch_features
+from experiments import feature_agreement
 from imagepiece_jax.commands import evaluate
 from imagepiece_jax.models import registry, summary
 from imagepiece_jax.pretrained import convert
@@ -59,7 +59,7 @@ def test_what_visualize_and_patch_features_show(weights, lowered):
     variant = for_analysis(weights, dtype="float32").pretrained(SETTING)
     images = np.zeros((2, 16, 16, 3), np.uint8)
     trace(variant.model, variant.variables, images)
-    patch_features.maps(variant, images)
+    feature_agreement.maps(variant, images)
     assert list(precisions(lowered()).values()) == [FULL, FULL]
 
 

@@ -10,7 +10,7 @@ import functools
 import numpy as np
 
 from experiments import analysis, masking, merges, published
-from experiments.context import Context, Result
+from experiments.context import Answers, Context
 from experiments.scratch.systems import System
 
 PAPER_PATCHES = 196  # of the images that the paper's masks cover, a mask a patch
@@ -72,7 +72,7 @@ def mask_counts(side: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys(max(1, round(m * share)) for m in published.MASKS))
 
 
-def figures(result: Result) -> dict:
+def figures(result: Answers) -> dict:
     """Accuracy, and which images were right: bits in the set's order, as hex."""
     right = np.packbits(result.right).tobytes().hex()
     return {"acc1": result["acc1"], "right": right}

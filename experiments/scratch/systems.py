@@ -15,7 +15,6 @@ from imagepiece_jax.training.config import REFERENCE_BATCH, RunConfig
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-NEAR = 0.02  # share of ImagePiece's cost within which another one counts as equal
 HEAD_DIM = 64  # of attention, as in DeiT
 
 # The same for all systems: DeiT's recipe toned down for ten thousand images.

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from experiments import analysis, merges, rows
-from experiments.context import Result, TrainedRuns
+from experiments.context import Answers, TrainedRuns
 from experiments.images import Images
-from experiments.rows import DENSE, Row
+from experiments.rows import DENSE, TableRow
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.data.sources import Subset
 from imagepiece_jax.errors import InputError
@@ -211,7 +211,11 @@ def test_lowest_one_percent():
     assert analysis.lowest_count(20) == 1 and analysis.lowest_count(50000) == 500
 
 
-ROWS = (DENSE, Row("ToMe", TOME), Row("ImagePiece", {"name": "imagepiece"}, "conv"))
+ROWS = (
+    DENSE,
+    TableRow("ToMe", TOME),
+    TableRow("ImagePiece", {"name": "imagepiece"}, "conv"),
+)
 
 
 def test_a_table_measures_what_it_can_and_leaves_the_rest_blank(context):
@@ -248,7 +252,7 @@ def test_published_figures_of_another_size_are_labeled(context):
 
 @pytest.mark.slow
 def test_untrained_selectors_are_labeled(context):
-    row = Row("DynamicViT", {"name": "dynamicvit", "blocks": (1,)})
+    row = TableRow("DynamicViT", {"name": "dynamicvit", "blocks": (1,)})
     found = rows.measure(context, (row,))
     assert "off-the-shelf, untrained selectors" in rows.table((row,), found, {}, "")
     assert "untrained selectors" in rows.facts(context, found)
@@ -271,7 +275,7 @@ def test_runs_of_several_seeds_are_paired_with_their_own_dense(tmp_path):
     reduced = [dataclasses.replace(d, reduction=kept) for d in dense]
     runs = TrainedRuns((*dense, *reduced))
     several = tiny_context.context(tmp_path / "out", models=runs)
-    found = rows.measure(several, (Row("ToMe", TOME),))["ToMe"]
+    found = rows.measure(several, (TableRow("ToMe", TOME),))["ToMe"]
     several.cache.close()
     assert len(found.results) == len(found.bases) == 2
     text = rows.table((found.row,), {"ToMe": found, "DeiT": found}, {}, "")
@@ -296,6 +300,6 @@ def test_speed_is_against_the_dense_model_in_turns(tmp_path, pretrained):
 
 
 def test_a_cached_result_with_other_bits_than_images_is_refused():
-    assert Result({"right": "AA==", "images": 8}).right.tolist() == [False] * 8
+    assert Answers({"right": "AA==", "images": 8}).right.tolist() == [False] * 8
     with pytest.raises(InputError, match="8 bits in result.right, but 20 images; rem"):
-        Result({"right": "AA==", "images": 20})
+        Answers({"right": "AA==", "images": 20})

@@ -9,7 +9,7 @@ import pytest
 from configs import quickstart
 from experiments import finetune
 from experiments.finetune import Finetuner, label
-from experiments.rows import DENSE, Row, measure, table
+from experiments.rows import DENSE, TableRow, measure, table
 from imagepiece_jax.data import sources
 from imagepiece_jax.pretrained.load import Weights
 from imagepiece_jax.reduction import settings
@@ -123,7 +123,7 @@ def test_methods_are_trained_once_and_compared(tmp_path, config, capfd):
     maker = made(tmp_path, config)
     maker.seeds = [1]
     context = tiny_context.context(tmp_path / "out", models=maker)
-    rows = (DENSE, Row("EViT", EVIT), Row("EViT, conv", EVIT, "conv"))
+    rows = (DENSE, TableRow("EViT", EVIT), TableRow("EViT, conv", EVIT, "conv"))
     found = measure(context, rows, matched=False)
     assert found["EViT, conv"] is None and len(found["EViT"].results) == 1
     names = sorted(path.name for path in (tmp_path / "small").iterdir())

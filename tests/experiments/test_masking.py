@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import masking
-from experiments.context import OffTheShelf, Result
+from experiments.context import Answers, OffTheShelf
 from experiments.masking import SIDE, corners_of, cover
 from experiments.published import MASKS
 from experiments.rows import DENSE
@@ -141,7 +141,7 @@ class FakeContext:
         return self._result(alteration["masks"])
 
     def _result(self, count):
-        result = Result.__new__(Result)
+        result = Answers.__new__(Answers)
         result.right = np.arange(20) < 18 - count // 5
         return result
 

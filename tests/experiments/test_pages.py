@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import hyperspeed, published, tables
-from experiments.context import OffTheShelf, Result
+from experiments.context import Answers, OffTheShelf
 from experiments.rows import find
 from experiments.settings import TableSettings
 from imagepiece_jax.benchmark.cache import plan_facts
@@ -43,7 +43,7 @@ class Monotone:
 
     def evaluate(self, pretrained, reduction):
         self.evaluated.append(reduction)
-        result = Result.__new__(Result)
+        result = Answers.__new__(Answers)
         model = pretrained.model(reduction)
         result.figures = plan_facts(model, 224) | {"untrained_selectors": False}
         share = (result["gmacs"] / 1.3) ** 0.25

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import patch_features
+from experiments import feature_agreement, patch_features
 from imagepiece_jax.pretrained import convert
 from tests.command import call, sentence
 from tests.models import tiny
@@ -91,7 +91,7 @@ def test_cosines_of_all_pairs():
     half = 0.5**0.5
     expected = [[half, 0, 0, half, 0, 0]]  # pairs 01 02 03 12 13 23
     np.testing.assert_allclose(
-        patch_features.self_similarity(features), expected, atol=1e-6
+        feature_agreement.self_similarity(features), expected, atol=1e-6
     )
 
 
@@ -99,14 +99,14 @@ def test_correlation_is_that_of_numpy_whatever_the_scale():
     rng = np.random.default_rng(0)
     ours, theirs = rng.normal(size=(2, 3, 20))
     expected = [np.corrcoef(a, b)[0, 1] for a, b in zip(ours, theirs, strict=True)]
-    np.testing.assert_allclose(patch_features.correlation(ours, theirs), expected)
-    np.testing.assert_allclose(patch_features.correlation(ours, 2 * ours + 1), 1)
-    assert patch_features.correlation(ours, np.ones_like(ours)).tolist() == [0, 0, 0]
+    np.testing.assert_allclose(feature_agreement.correlation(ours, theirs), expected)
+    np.testing.assert_allclose(feature_agreement.correlation(ours, 2 * ours + 1), 1)
+    assert feature_agreement.correlation(ours, np.ones_like(ours)).tolist() == [0, 0, 0]
 
 
 def test_other_images_are_all_but_this_one():
     pairs = np.array([[1.0, 0], [2, 6], [6, 3]])
-    assert patch_features.of_other_images(pairs).tolist() == [
+    assert feature_agreement.of_other_images(pairs).tolist() == [
         [4, 4.5],
         [3.5, 1.5],
         [1.5, 3],
@@ -124,28 +124,28 @@ def two_kinds():
 
 def test_probe_reads_labels_from_features(two_kinds):
     features, labels, memory = two_kinds
-    assert patch_features.probe(features, labels, memory).tolist() == [1.0]
+    assert feature_agreement.probe(features, labels, memory).tolist() == [1.0]
     turned = features.copy()
     turned[1, :10] = turned[1, :10, ::-1]  # a quarter of the patches are wrong
-    assert patch_features.probe(turned, labels, memory).tolist() == [0.75]
+    assert feature_agreement.probe(turned, labels, memory).tolist() == [0.75]
     turned[1] = features[1, :, ::-1]  # all are, and what is tested is not the memory
-    assert patch_features.probe(turned, labels, memory).tolist() == [0.0]
+    assert feature_agreement.probe(turned, labels, memory).tolist() == [0.0]
 
 
 def test_probe_of_position_takes_the_most_frequent_label():
     labels = np.array([[0, 1, 2], [0, 1, 1], [0, 2, 1], [1, 2, 1]])
     memory = np.array([True, True, True, False])
     # 0 is most frequent at the first place, 1 at the other two.
-    assert patch_features.probe_position(labels, memory).tolist() == [1 / 3]
+    assert feature_agreement.probe_position(labels, memory).tolist() == [1 / 3]
 
 
 def test_clusters_are_of_the_images_in_memory(two_kinds, monkeypatch):
     """The two kinds of patches of the other image are both nearer to one of theirs."""
     features, labels, memory = two_kinds
-    monkeypatch.setattr(patch_features, "CLUSTERS", 2)
+    monkeypatch.setattr(feature_agreement, "CLUSTERS", 2)
     features = features.copy()
     features[1] = np.where(labels[1, :, None], (0.1, 1), (0.7, 1))
-    found = patch_features.cluster_labels(features, memory)
+    found = feature_agreement.cluster_labels(features, memory)
     expected = np.where(memory[:, None], labels, 1)
     same = found == expected
     assert same.all() or not same.any()  # clusters have no names
@@ -155,5 +155,5 @@ def test_cosine_of_two_maps():
     ours = np.array([[[2, 0], [1, 1], [0, 0]]])
     theirs = np.array([[[5, 0], [0, 1], [1, 0]]])
     np.testing.assert_allclose(
-        patch_features.cosine(ours, theirs), [[1, 0.5**0.5, 0]], rtol=1e-6
+        feature_agreement.cosine(ours, theirs), [[1, 0.5**0.5, 0]], rtol=1e-6
     )

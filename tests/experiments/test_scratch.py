@@ -72,7 +72,7 @@ def test_costs_are_equal(size):
     compared = systems.systems(options, 10, "float32")
     cost = {s.name: systems.gmacs(s, options, 10, "float32") for s in compared}
     for name in ("evit", "tome", "dynamicvit", "random"):
-        assert abs(cost[name] / cost["imagepiece_conv"] - 1) < systems.NEAR, name
+        assert abs(cost[name] / cost["imagepiece_conv"] - 1) < 0.02, name
     assert cost["imagepiece_conv"] == cost["dropping_conv"] < 0.8 * cost[systems.DENSE]
     assert cost["imagepiece_patch"] == cost["dropping_patch"] < cost["imagepiece_conv"]
     assert tuple(s.name for s in compared) == SYSTEMS
