@@ -1,13 +1,15 @@
 """The page of training from scratch, from runs that were never trained."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 
-from experiments.scratch import page, systems
+from experiments.scratch import contrasts, page, runs, systems
 from imagepiece_jax.evaluate import statistics
 from tests.experiments.scratch_pages import tiny_options
+from tests.runs import ROOT
 
 IMAGES = 400
 RATES = {"dense_conv": 0.8, "random": 0.5, "imagepiece_conv": 0.78}  # the others: 0.65
@@ -132,3 +134,12 @@ def test_the_page_has_the_settings_and_what_started_from_another(plan):
     assert "| hours of training | 1 |" in text and "| devices | a computer |" in text
     assert cells(text, "DynamicViT")[5] == "dense_conv"
     assert cells(text, "EViT")[5] == ""
+
+
+def test_the_runs_of_the_declared_experiment_are_read():
+    folder = ROOT / "docs" / "tables" / "retokenization"
+    plan = json.loads((folder / "plan.json").read_text())
+    results = runs.finished(folder, plan)
+    assert results and f"| runs | {len(results)} of " in page.text(results, plan)
+    read = contrasts.read(results)
+    assert sum(map(len, read.values())) == len(results)
