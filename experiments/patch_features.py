@@ -13,7 +13,6 @@ Sizes and stem come from the run or the weights, else from --config.
 import json
 import pathlib
 
-
 from imagepiece_jax import cli
 from imagepiece_jax.common.files import make_folder, replace_file
 from imagepiece_jax.errors import InputError
