@@ -211,7 +211,7 @@ def _fold(context, config, reduction, labels, fold, parts) -> Answers:
     setting = {
         "kind": "adapt",
         "weights": pretrained.digest,
-        "fields": pretrained.fields,
+        "fields": pretrained.config.plain,
         "reduction": settings.completed(reduction),
         "recipe": _recipe(config, pretrained),
         "folds": len(parts),

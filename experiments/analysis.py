@@ -53,7 +53,7 @@ def reassess(context):
         [*head, "counts as attentive if", "%, by (a) everywhere"], lines
     )
     title = "merged tokens judged again"
-    facts = render.facts(context, {"stem": pretrained.stem})
+    facts = render.facts(context, {"stem": pretrained.config.stem})
     render.page(context, "reassess", title, text, facts)
 
 
@@ -267,7 +267,7 @@ def lcb_similarity(context):
 def first_merge(context, pretrained, reduction):
     """Estimates by the names of STEM_FIGURES."""
     model = merges.observed(pretrained.model(reduction))
-    width = sides(pretrained.image_size)[1] // model.patch_size
+    width = sides(pretrained.config.image_size)[1] // model.patch_size
     measure, summarize = first_pairs(model, width)
     return context.analyze(
         "lcb-similarity", pretrained, reduction, measure, model, summarize

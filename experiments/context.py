@@ -63,14 +63,14 @@ class OffTheShelf:
     )
 
     def find(self, reduction, stem, matched, stems):
-        same = self.pretrained.stem == stem
+        same = self.pretrained.config.stem == stem
         return [(self.pretrained, reduction)] if same else []
 
     def names(self):
         return []
 
     def sizes(self):
-        return {(self.pretrained.config.num_classes, self.pretrained.image_size)}
+        return {(self.pretrained.config.num_classes, self.pretrained.config.image_size)}
 
     def paths(self):
         return [self.pretrained.path]
@@ -89,14 +89,15 @@ class TrainedRuns:
         return [
             (run, run.reduction)
             for run in self.runs
-            if run.stem == stem and run.reduction == wanted
+            if run.config.stem == stem and run.reduction == wanted
         ]
 
     def names(self):
-        return [f"{r.path.name} ({r.reduction['name']}, {r.stem})" for r in self.runs]
+        runs = ((run, run.reduction["name"], run.config.stem) for run in self.runs)
+        return [f"{run.path.name} ({method}, {stem})" for run, method, stem in runs]
 
     def sizes(self):
-        return {(run.config.num_classes, run.image_size) for run in self.runs}
+        return {(run.config.num_classes, run.config.image_size) for run in self.runs}
 
     def paths(self):
         return [run.path for run in self.runs]
@@ -172,7 +173,7 @@ class Context:
         """
 
         def analyzed():
-            variables, _ = pretrained.variables(pretrained.model(reduction))
+            variables = pretrained.pretrained(reduction).variables
             step = accuracy.model_step(model, measure=measure)
             placed, batches = parallel.replicate(variables), self.images.batches()
             arrays = accuracy.evaluate(step, placed, batches).each

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 import jax
 
 from imagepiece_jax.benchmark import compare
+from imagepiece_jax.data.class_names import other_class
 from imagepiece_jax.data.sources import open_source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import summary
 from imagepiece_jax.models.registry import ModelConfig
-from imagepiece_jax.pretrained.class_names import other_class
 from imagepiece_jax.pretrained.load import Weights
 from imagepiece_jax.reduction import methods, settings
 from imagepiece_jax.training.config import RunConfig
@@ -98,7 +98,7 @@ class Finetuner:
     @functools.cached_property
     def _dense(self):
         """The dense model that is trained, with the stem of --weights."""
-        fields = self.pretrained.fields | {
+        fields = self.pretrained.config.plain | {
             "num_classes": self.num_classes,
             "image_size": self.config.image_size,
         }
@@ -120,9 +120,9 @@ class Finetuner:
         """Folder of the dense run that the others of this seed start from."""
         config = self._prepared(settings.DENSE, stem, seed)
         pretrained = self.pretrained
-        fresh = () if stem == pretrained.stem else ("patch_embed",)
+        fresh = () if stem == pretrained.config.stem else ("patch_embed",)
         others = self.num_classes != pretrained.config.num_classes
-        if others or other_class(pretrained.path, self.class_names):
+        if others or other_class(pretrained.names_of_data, self.class_names):
             fresh += ("head",)
         config.init.weights, config.init.fresh = str(pretrained.path), fresh
         return self._run(config, f"start_{stem}_seed{seed}").path

@@ -50,7 +50,7 @@ def main():
     dense = weights.pretrained(settings.DENSE)
     reduced = [weights.pretrained(reduction) for reduction in reductions]
     resize = RESIZE.value or weights.resize
-    transform = EvalTransform(weights.image_size, resize, **weights.crop)
+    transform = EvalTransform(weights.config.image_size, resize, **weights.crop)
     images = feature_agreement.read_images(data, count, transform)
     make_folder("--out", out)
     rows = []

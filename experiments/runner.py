@@ -24,8 +24,9 @@ from imagepiece_jax.benchmark import device
 from imagepiece_jax.benchmark.cache import ResultCache
 from imagepiece_jax.common import xla_options
 from imagepiece_jax.common.files import replace_file
+from imagepiece_jax.data import class_names
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.pretrained import class_names
+from imagepiece_jax.pretrained.load import opened
 from imagepiece_jax.training.weights_config import for_analysis
 
 if TYPE_CHECKING:
@@ -174,7 +175,8 @@ def _images(settings, models):
     )
     names, data = images.source.class_names, f"--data {settings.data}"
     for path in models.paths():
-        class_names.check_classes(path, names, data)
+        weights_names = opened(path).names_of_data
+        class_names.check_classes(weights_names, str(path), names, data)
     if line := class_names.mapped_classes(names, settings.data, names_of_weights):
         print(f"note: {line}", flush=True)
     return images

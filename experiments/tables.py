@@ -361,7 +361,12 @@ def tome_by(r: int) -> dict:
 def _printed_by_tome(pretrained):
     """Table of what ToMe's authors print for models of this shape."""
     model = pretrained.model(tome_by(0))
-    shape = (model.embed_dim, len(model.plan), model.patch_size, pretrained.image_size)
+    shape = (
+        model.embed_dim,
+        len(model.plan),
+        model.patch_size,
+        pretrained.config.image_size,
+    )
     rows = [row for row in published.TOME if row[2] == shape]
     if not rows:
         return ""

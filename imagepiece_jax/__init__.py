@@ -8,6 +8,8 @@ access, so that `import imagepiece_jax` costs nothing.
 import importlib
 import typing
 
+from imagepiece_jax.common.version import __version__ as __version__
+
 if typing.TYPE_CHECKING:
     from imagepiece_jax.data.normalize import normalize
     from imagepiece_jax.errors import InputError
@@ -20,7 +22,6 @@ if typing.TYPE_CHECKING:
     from imagepiece_jax.pretrained.save import save
     from imagepiece_jax.pretrained.trained_model import Pretrained
 
-__version__ = "0.2.0"
 __all__ = [
     "InputError",
     "Predictor",

@@ -19,7 +19,6 @@ from imagepiece_jax.commands import benchmark, describe, evaluate, export, train
 from imagepiece_jax.common import parallel
 from imagepiece_jax.models import summary
 from imagepiece_jax.pretrained import convert
-from imagepiece_jax.training import initial_weights
 from imagepiece_jax.training.config import RunConfig
 from tests.command import call, sentence, start
 from tests.runs import ROOT
@@ -136,7 +135,7 @@ def compiled():
 
 def test_a_compiled_model_would_be_seen(compiled):
     model = RunConfig.read(tiny_config(**{"model.depth": 2})).create_model()
-    initial_weights.fresh(model, 16, seed=0)
+    summary.fresh(model, 16, seed=0)
     assert [name for name in compiled if "init" in name]
 
 

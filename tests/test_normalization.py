@@ -19,9 +19,9 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import summary
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.pretrained import convert
-from imagepiece_jax.training import initial_weights
 from imagepiece_jax.training.checkpoint import Checkpoints
 from imagepiece_jax.training.config import RunConfig
+from imagepiece_jax.training.initial_weights import InitialWeights
 from tests.command import call, sentence
 from tests.models import tiny
 from tests.runs import ROOT
@@ -245,7 +245,7 @@ def test_a_new_run_settles_on_what_it_starts_from(
     tmp_path, folder, fields, mean, taken
 ):
     made = run_config(folder, **fields)
-    found = initial_weights.settle_normalization(made, tmp_path)
+    found = InitialWeights(made).settle_normalization(tmp_path)
     assert len(found) == (taken is not None)
     for line in found:
         assert line.startswith(f"{folder / 'w.npz'} does not say how its images were")
@@ -256,7 +256,7 @@ def test_a_new_run_settles_on_what_it_starts_from(
     (tmp_path / "checkpoints" / "latest" / "1").mkdir(parents=True)
     for path in ("init", "teacher"):  # gone by now
         again[path].weights = "gone.npz"
-    assert initial_weights.settle_normalization(again, tmp_path) == []
+    assert InitialWeights(again).settle_normalization(tmp_path) == []
     assert again.model.mean == mean
 
 
@@ -266,7 +266,7 @@ def test_a_teacher_of_other_images_leaves_the_students_alone(tmp_path, folder):
     for chosen, mean in ((fields, MEAN), ({"teacher.weights": "own.npz"}, HALF)):
         made = run_config(folder, **chosen)
         made.distill.kind = "hard"
-        initial_weights.settle_normalization(made, tmp_path)
+        InitialWeights(made).settle_normalization(tmp_path)
         assert made.model.mean == mean
 
 
@@ -279,12 +279,12 @@ def test_weights_of_other_images_are_refused(folder, model):
         made.update_from_flattened_dict(given)
         with pytest.raises(InputError, match=said):
             if field == "init.weights":
-                initial_weights.initial(made, model)
+                InitialWeights(made).variables(model)
             else:
-                initial_weights.teacher(made, model)
+                InitialWeights(made).teacher_variables(model)
     made = run_config(folder, **{"init.weights": "own.npz"})
     with pytest.raises(InputError, match=said):
-        initial_weights.as_given(made, model)
+        InitialWeights(made).dense_variables(model)
 
 
 def refused(tmp_path, *words):

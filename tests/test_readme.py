@@ -16,9 +16,10 @@ from PIL import Image
 
 from imagepiece_jax import cli
 from imagepiece_jax.__main__ import commands
+from imagepiece_jax.data import class_names
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.pretrained import convert, hub, imagenet_classes, layouts
+from imagepiece_jax.pretrained import convert, hub, layouts
 from imagepiece_jax.reduction import layer_plan, ops, tokens
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.reducers import Reducer
@@ -246,7 +247,7 @@ def test_the_first_lines_run(hub_of_pages, capsys):
     assert space["vit"].model.arch == registry.facts(space["clip"][10:])["arch"]
     assert space["vit"].reduction["name"] == "tome"
     said = capsys.readouterr().out
-    names = imagenet_classes.names()
+    names = class_names.imagenet_names()
     assert said.count("Prediction(label=") == 15 and any(n in said for n in names)
     space["pixels"] = np.zeros((2, 224, 224, 3), np.uint8)
     code = block(README, "dinov2 = ")

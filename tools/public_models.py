@@ -2,7 +2,7 @@
 
 imagepiece_jax/models/public_models.json has what each of timm's vision transformers
 that `architecture.Architecture` can express is made of, and the images of each of its
-published weights; imagepiece_jax/pretrained/imagenet_classes.txt has ImageNet-1k's
+published weights; imagepiece_jax/data/imagenet_classes.txt has ImageNet-1k's
 classes in the order of the labels. Needs torch and timm; allocates no weights.
 """
 
@@ -30,7 +30,7 @@ from imagepiece_jax.models.rotary import Rotary
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MODELS = ROOT / "imagepiece_jax" / "models" / "public_models.json"
-CLASSES = ROOT / "imagepiece_jax" / "pretrained" / "imagenet_classes.txt"
+CLASSES = ROOT / "imagepiece_jax" / "data" / "imagenet_classes.txt"
 KINDS = (
     vision_transformer.VisionTransformer,
     deit.VisionTransformerDistilled,

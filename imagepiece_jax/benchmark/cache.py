@@ -204,7 +204,7 @@ class Checkpoint:
         """Speed as `workloads.speed` measures it, in turns with the dense model."""
         setting = {
             "kind": "speed",
-            "fields": dict(self.weights.fields),
+            "fields": self.weights.config.plain,
             "reduction": settings.completed(reduction),
             "batch_size": self.speed_batch,
             "device": device.name(),
@@ -223,7 +223,7 @@ class Checkpoint:
         return {
             "kind": kind,
             "weights": self.weights.digest,
-            "fields": dict(self.weights.fields),
+            "fields": self.weights.config.plain,
             "reduction": settings.completed(reduction),
             "use": self.weights.use(reduction),
             "trained_as": dict(self.weights.reduction),
@@ -232,19 +232,18 @@ class Checkpoint:
         }
 
     def _evaluate(self, reduction, alter, prepare):
-        model = self.weights.model(reduction)
-        variables, untrained = self.weights.variables(model)
+        vit = self.weights.pretrained(reduction)
         batches = self.images.batches()
         batches = map(prepare, batches) if prepare else batches
-        step = self._step(model, reduction, alter)
-        result = accuracy.evaluate(step, parallel.replicate(variables), batches)
+        step = self._step(vit.model, reduction, alter)
+        result = accuracy.evaluate(step, parallel.replicate(vit.variables), batches)
         return {
             "acc1": result.acc1,
             "acc5": result.acc5,
             "loss": result.loss,
             "images": result.images,
-            "untrained_selectors": untrained,
-            **plan_facts(model, self.weights.image_size),
+            "untrained_selectors": vit.untrained,
+            **plan_facts(vit.model, vit.image_size),
             "right": encode_bits(result.each["right"]),
         }
 

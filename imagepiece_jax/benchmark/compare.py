@@ -103,7 +103,7 @@ def compare(
     return {
         "weights": weights.name,
         "digest": weights.digest,
-        "fields": weights.fields,
+        "fields": weights.config.plain,
         "trained_as": weights.reduction["name"],
         "images": dict(checkpoint.images.setting),
         "metric": metric,
@@ -179,7 +179,7 @@ def _trained(weights, choices):
 
     From the cheapest on: a step that keeps every token has no parameters.
     """
-    if not any(name.startswith("reducer") for name in weights.state_dict):
+    if not any(name.startswith("reducer") for name in weights.tensors):
         return [] if weights.untrained(choices[-1][1]) else choices
     lacking, trained = {}, []
     for cost, reduction in reversed(choices):

@@ -86,7 +86,14 @@ class Case:
     def _compiled(self, pixels=False):
         """Return the optimized program for normalized images or for uint8 pixels."""
         reduction, size = self.config.reduction.to_dict(), self.config.image_size
-        vit = Pretrained(self.model, self._variables(), reduction, Preprocessing(size))
+        if self.weights is None:
+            variables, prepared = (
+                random_variables(self.model, size),
+                Preprocessing(size),
+            )
+            vit = Pretrained(self.model, variables, reduction, prepared)
+        else:
+            vit = self.weights.pretrained(reduction)
         return optimize.optimize(
             vit,
             batch_size=self.batch_size,
@@ -95,12 +102,6 @@ class Case:
             kernels=self.config.model.kernels,
             pixels=pixels,
         )
-
-    def _variables(self):
-        if self.weights is None:
-            return random_variables(self.model, self.config.image_size)
-        variables, _ = self.weights.variables(self.model)
-        return variables
 
     def _inference(self):
         fast = self._compiled()

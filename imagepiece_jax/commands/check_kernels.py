@@ -86,7 +86,7 @@ def real_inputs(config, weights, data, dtype):
     config.model.dtype = dtype
     run = RunConfig.read(config)
     model = run.create_model()
-    variables = weights.restore(model, config.image_size)
+    variables = weights.variables(model)
     source, transform = run.source("val"), run.eval_transform()
 
     @jax.jit

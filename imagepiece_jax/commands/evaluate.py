@@ -73,8 +73,8 @@ def main():
         "limit": limit,
         "dtype": model.dtype.name,
         "trained": {
-            "reduction": weights.known_reduction,
-            "image_size": weights.trained_size,
+            "reduction": weights.trained_reduction,
+            "image_size": weights.trained.config.image_size,
         },
     }
     how = [

@@ -47,7 +47,7 @@ def main(words):
         if block >= depth:
             raise InputError(f"--blocks has {block}; allowed are 0 to {depth - 1}")
     resize = RESIZE.value or weights.resize
-    transform = EvalTransform(weights.image_size, resize, **weights.crop)
+    transform = EvalTransform(weights.config.image_size, resize, **weights.crop)
     images, names = sources.read_images(files, transform)
     if note := sources.sizes_note(files, transform):
         print(f"note: {note}", flush=True)

@@ -14,10 +14,9 @@ import numpy as np
 
 from imagepiece_jax.common.fields import is_whole
 from imagepiece_jax.common.image_size import sides
-from imagepiece_jax.data import decode, transforms
+from imagepiece_jax.data import class_names, decode, transforms
 from imagepiece_jax.errors import InputError, of_keywords
 from imagepiece_jax.inference.optimize import CompileOptions, compiler
-from imagepiece_jax.pretrained import imagenet_classes
 from imagepiece_jax.pretrained.trained_model import Pretrained, takes_pretrained
 
 FILES = str | bytes | pathlib.Path  # a file, by name or whole
@@ -216,7 +215,7 @@ def _outcome(future):
 def _names(labels, classes):
     """The name of each class, of `labels` as they were asked for."""
     if isinstance(labels, str) and labels == "imagenet":
-        labels = imagenet_classes.names()
+        labels = class_names.imagenet_names()
     if isinstance(labels, str) or not isinstance(labels, Sequence | np.ndarray):
         raise InputError(
             f"labels is {labels!r}; allowed are 'imagenet', and a list of names"

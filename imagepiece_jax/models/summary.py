@@ -147,7 +147,7 @@ def _shapes(model, image_size):
 def fresh(model, image_size, seed, parts=None):
     """Variables of `model` drawn from `seed`.
 
-    parts: names of the parameters to return, alone, and no others are computed.
+    parts: names of those to return, alone, and no others are computed.
     """
     images = jnp.zeros((1, *sides(image_size), 3), jnp.float32)
     key = batch_key(seed, 0, Purpose.INIT)
@@ -158,8 +158,10 @@ def fresh(model, image_size, seed, parts=None):
 
     @jax.jit
     def draw(key, images):
-        params = init(key, images)["params"]
-        return {"params": {name: params[name] for name in parts}}
+        return {
+            collection: {name: values[name] for name in parts if name in values}
+            for collection, values in init(key, images).items()
+        }
 
     return draw(key, images)
 

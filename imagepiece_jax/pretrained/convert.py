@@ -11,13 +11,17 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from flax import traverse_util
 
+from imagepiece_jax.common.fields import is_whole
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import summary
 from imagepiece_jax.models.positions import Positions
+from imagepiece_jax.models.vit import ViT
 
 _LEAVES = {
     "kernel": "weight",
@@ -54,6 +58,119 @@ class _Place(NamedTuple):
     shape: tuple[int, ...]  # of the whole timm tensor
 
 
+def model_variables(
+    model: ViT,
+    image_size: int | tuple[int, int],
+    tensors: Mapping[str, np.ndarray],
+    source: str,
+    *,
+    positions: Positions | None = None,
+    fresh: Iterable[str] = (),
+    seed: int = 0,
+    exact: bool = False,
+    kept: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The variables of a model, made of tensors and of what is drawn.
+
+    image_size: pixels a side, or (height, width), of the model
+    tensors: by timm's names
+    source: what has the tensors, as sentences call it, such as "run runs/a"
+    positions: to which the position embedding is resized; None: the model's, from a
+        square
+    fresh: parts that are drawn, whatever the tensors hold, as `from_timm` names them
+    seed: of these
+    exact: selectors that the model lacks are refused too, instead of left out
+    kept: variables that are taken as they are, where there are no tensors of them
+    Returns NumPy arrays, but for what is drawn or kept.
+    Raises Misfit where the tensors do not fit, and where they lack selectors that the
+        reduction learns.
+    """
+    like, kept = summary.shapes(model, image_size), kept or {}
+    fresh = (*fresh, *kept.get("params", {}))
+    if not exact:
+        lacking = [n for n in lacking_selectors(tensors, like) if not matches(n, fresh)]
+        if lacking:
+            raise Misfit(
+                f"{source} has no {lacking[0]}, a selector that this reduction learns; "
+                "allowed are reductions that learn none, or weights trained with this "
+                "one (train.py --config.init.weights)",
+                ("reducer",),
+            )
+        tensors = _without_selectors(tensors, like)
+    like = {name: {**parts, **kept.get(name, {})} for name, parts in like.items()}
+    positions = positions or Positions.of(model, image_size)
+    try:
+        variables = from_timm(tensors, like, fresh, positions)
+    except Misfit as error:
+        raise Misfit(f"{source}: {error}", error.fresh) from error
+    paths = traverse_util.flatten_dict(variables)
+    missing = {k[1] for k, v in paths.items() if isinstance(v, jax.ShapeDtypeStruct)}
+    if not missing:
+        return variables
+    if not is_whole(seed):
+        raise InputError(f"seed is {seed!r}; allowed are whole numbers")
+    drawn = summary.fresh(model, image_size, seed, sorted(missing))
+    drawn = traverse_util.flatten_dict(drawn)
+    return traverse_util.unflatten_dict(
+        {
+            path: drawn[path] if isinstance(value, jax.ShapeDtypeStruct) else value
+            for path, value in paths.items()
+        }
+    )
+
+
+def lacking_selectors(tensors: Mapping[str, Any], like: Mapping[str, Any]) -> list[str]:
+    """Names of the selectors of a model that tensors lack, or have in other shapes.
+
+    tensors: by timm's names
+    like: the model's variables, or their shapes
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    needed = timm_shapes({"params": _selectors(like)})
+    return [
+        name
+        for name in _selectors(like)
+        if _of_module(name, needed) != _of_module(name, shapes)
+    ]
+
+
+def check_parts(names: Iterable[str], like: Mapping[str, Any], field: str) -> None:
+    """InputError for the first name of a `field` that is no part of the variables.
+
+    names: as `fresh` of `from_timm`
+    """
+    leaves = traverse_util.flatten_dict(like, sep="/")
+    paths = [key.partition("/")[2] for key in leaves]
+    for name in names:
+        if not any(matches(path, [name]) for path in paths):
+            parts = {re.sub(r"_\d+$", "", path.partition("/")[0]) for path in paths}
+            raise InputError(
+                f"{field} names {name!r}, but the parts of this model are "
+                f"{', '.join(sorted(parts))}"
+            )
+
+
+def _selectors(variables):
+    params = variables["params"].items()
+    return {name: values for name, values in params if name.startswith("reducer")}
+
+
+def _of_module(module, tensors):
+    """The part of {timm's name: ..} that is of a module such as "reducer_3"."""
+    start = module.replace("_", ".") + "."
+    return {name: value for name, value in tensors.items() if name.startswith(start)}
+
+
+def _without_selectors(tensors, like):
+    """Tensors but for those of selectors that the model lacks."""
+    used = tuple(f"{name.replace('_', '.')}." for name in _selectors(like))
+    return {
+        name: tensor
+        for name, tensor in tensors.items()
+        if not name.startswith("reducer.") or name.startswith(used)
+    }
+
+
 def from_timm(
     state_dict: Mapping[str, np.ndarray],
     like: Mapping[str, Any],
@@ -63,7 +180,7 @@ def from_timm(
     """Variables of the shapes and types of `like`, with the values of `state_dict`.
 
     `like` is the model's variables tree, of arrays or of ShapeDtypeStructs. `fresh`
-    names what keeps the value that it has in `like` (which must be an array there),
+    names what keeps the value, or the shape, that it has in `like`,
     whatever the file says: paths such as "head" or "blocks_3/mlp"; a name without
     block number, such as "reducer", stands for those of all blocks. Position embeddings
     of another grid are resized to that of `positions`. All else must fit: a tensor that
@@ -85,8 +202,7 @@ def check_fit(state_dict, like, fresh=(), positions=None):
     """
     leaves = traverse_util.flatten_dict(like, sep="/")
     places = dict(sorted(_places(leaves).items()))
-    _check_fresh(fresh, places.values())
-    needed = {k: p for k, p in places.items() if not _matches(p.path, fresh)}
+    needed = {k: p for k, p in places.items() if not matches(p.path, fresh)}
     state_dict = _fit_pos_embed(state_dict, needed.values(), positions)
     problem, remedy = _misfit(state_dict, places.values(), needed.values(), fresh)
     if problem:
@@ -168,19 +284,9 @@ def _take(state_dict, place, dtype):
     return array
 
 
-def _matches(path, names):
+def matches(path: str, names: Iterable[str]) -> bool:
     """Whether a path lies in one of `names`, given with or without a block number."""
     return any(re.match(rf"{re.escape(name)}(_\d+)?(/|$)", path) for name in names)
-
-
-def _check_fresh(fresh, places):
-    for name in fresh:
-        if not any(_matches(place.path, [name]) for place in places):
-            parts = {re.sub(r"_\d+$", "", p.path.partition("/")[0]) for p in places}
-            raise InputError(
-                f"config.init.fresh names {name!r}, but the parts of this model are "
-                f"{', '.join(sorted(parts))}"
-            )
 
 
 def _misfit(state_dict, places, needed, fresh):
@@ -195,7 +301,7 @@ def _misfit(state_dict, places, needed, fresh):
     problems = []  # (path, sentence)
     for name, tensor in state_dict.items():
         path = re.sub(r"\.(\d+)", r"_\1", name).replace(".", "/")
-        if name not in known and not _matches(path, fresh):
+        if name not in known and not matches(path, fresh):
             found = f"tensor {name} of shape {tensor.shape} is left over"
             problems.append((path, f"{found}, this model has no such part"))
     for place in needed:
@@ -239,11 +345,11 @@ def _remedy(wrong, places, fresh):
     parts = [
         part
         for part in _REPLACEABLE
-        if any(_matches(place.path, [part]) for place in places)
+        if any(matches(place.path, [part]) for place in places)
     ]
-    if not all(_matches(path, parts) for path in wrong):
+    if not all(matches(path, parts) for path in wrong):
         return ()
-    parts = [part for part in parts if any(_matches(path, [part]) for path in wrong)]
+    parts = [part for part in parts if any(matches(path, [part]) for path in wrong)]
     return (*fresh, *parts)
 
 

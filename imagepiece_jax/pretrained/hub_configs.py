@@ -12,15 +12,15 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from imagepiece_jax import __version__
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.common.version import __version__
+from imagepiece_jax.data import class_names
 from imagepiece_jax.errors import InputError, one_of, suggestion
 from imagepiece_jax.models import public, registry
 from imagepiece_jax.models.architecture import DEIT, Architecture
 from imagepiece_jax.models.registry import ModelConfig
 from imagepiece_jax.models.rotary import Rotary
-from imagepiece_jax.pretrained import imagenet_classes
 from imagepiece_jax.pretrained.trained_model import Pretrained
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
@@ -33,7 +33,8 @@ class HubConfig:
 
     config: what no tensor tells; sizes: what tensors tell too; preprocessing: fields of
     a Preprocessing but the size; reduction: of a model that this package saved;
-    class_names: by label, None for a class without.
+    class_names: by label, None for a class without; untrained: whether its selectors
+    were drawn, not learned.
     """
 
     config: ModelConfig
@@ -41,15 +42,7 @@ class HubConfig:
     preprocessing: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     reduction: Mapping[str, Any] | None = None
     class_names: tuple[str | None, ...] | None = None
-
-    def check(self, config: ModelConfig) -> None:
-        """InputError where sizes that tensors tell are others than here."""
-        for field, value in self.sizes.items():
-            if (told := getattr(config, field)) != value:
-                raise InputError(
-                    f"{CONFIG} says {field} {value!r}, but its tensors have {told!r}; "
-                    "allowed are files of one model"
-                )
+    untrained: bool = False
 
 
 def read(folder: pathlib.Path) -> HubConfig:
@@ -131,6 +124,7 @@ def describe(vit: Pretrained) -> dict[str, Any]:
         "preprocessing": {} if crop is None else prepared,
         "reduction": {**vit.reduction, "prop_attn": model.prop_attn},
         "dtype": model.dtype.name,
+        **({"untrained": True} if vit.untrained else {}),
     }
     return {"architecture": OURS} | describe_timm(vit) | {OURS: own}
 
@@ -147,6 +141,7 @@ def _parse_ours(config):
         ours["preprocessing"],
         {k: _plain(v) for k, v in ours["reduction"].items()},
         labels(config, classes),
+        bool(ours.get("untrained", False)),
     )
 
 
@@ -207,7 +202,7 @@ def parse_timm(config: Mapping[str, Any]) -> HubConfig:
         sizes,
         crop,
         class_names=labels(images | config, classes)
-        or imagenet_classes.names_of(known, classes),
+        or class_names.names_of(known, classes),
     )
 
 

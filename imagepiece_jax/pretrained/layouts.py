@@ -27,7 +27,7 @@ MOST = 3  # names in a sentence
 _WRAPPERS = ("module.", "_orig_mod.")  # of parallel training and of torch.compile
 
 
-class Checkpoint(NamedTuple):
+class Contents(NamedTuple):
     """A checkpoint by timm's names, and what its layout says of the model.
 
     config: gelu, norm_eps, resize, num_heads, mean and std, as far as the layout knows;
@@ -39,7 +39,7 @@ class Checkpoint(NamedTuple):
     images: ModelConfig = ModelConfig()
 
 
-def read_weights(path: str | os.PathLike, averaged: bool = False) -> Checkpoint:
+def read_weights(path: str | os.PathLike, averaged: bool = False) -> Contents:
     """A weights file by timm's names; InputError as `read_state_dict` and `to_timm`."""
     path = pathlib.Path(path)
     if not path.exists():
@@ -54,7 +54,7 @@ def read_weights(path: str | os.PathLike, averaged: bool = False) -> Checkpoint:
     return checkpoint._replace(images=ModelConfig(**images))
 
 
-def read_folder(folder: pathlib.Path, averaged: bool = False) -> Checkpoint:
+def read_folder(folder: pathlib.Path, averaged: bool = False) -> Contents:
     """The weights of a folder, with what a saved reduction learned."""
     checkpoint = read_weights(hub.weights_file(folder), averaged)
     if not (folder / hub.SELECTORS).exists():
@@ -63,7 +63,7 @@ def read_folder(folder: pathlib.Path, averaged: bool = False) -> Checkpoint:
     return checkpoint._replace(tensors=checkpoint.tensors | learned)
 
 
-def to_timm(state_dict: Mapping[str, np.ndarray]) -> Checkpoint:
+def to_timm(state_dict: Mapping[str, np.ndarray]) -> Contents:
     """A checkpoint of any layout by timm's names.
 
     Text towers, decoders, mask tokens, poolers and the heads of self-distillation are
@@ -95,7 +95,7 @@ def to_timm(state_dict: Mapping[str, np.ndarray]) -> Checkpoint:
             renamed[place], origin[place] = tensor, name
     try:
         config = ModelConfig(**layout.says({**tensors, **renamed}))
-        return Checkpoint(_canonical(renamed), config)
+        return Contents(_canonical(renamed), config)
     except InputError:
         raise
     except (IndexError, KeyError, TypeError, ValueError) as error:

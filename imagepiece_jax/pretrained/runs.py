@@ -1,5 +1,7 @@
 """Files of a run's folder: its config as fields of a model, and its checkpoints."""
 
+import dataclasses
+import json
 import os
 import pathlib
 from typing import Any
@@ -10,6 +12,7 @@ from flax import traverse_util
 from imagepiece_jax.common import checksums
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import registry
 from imagepiece_jax.models.registry import MODELS, ModelConfig
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.pretrained import convert, hub
@@ -162,6 +165,40 @@ def model_fields(config):
 def model_config(config) -> ModelConfig:
     """The fields of the model in a nested dict."""
     return ModelConfig.of(model_fields(config))
+
+
+def whole_config(config) -> ModelConfig:
+    """The fields of the model in the config of a run, sizes of its name included."""
+    stated = model_config(config)
+    whole = {"arch": stated.architecture, "stem": stated.stem or "patch"}
+    whole |= dict.fromkeys(registry.ONE_BY_ONE)
+    return dataclasses.replace(stated.over(registry.size_of(stated.name)), **whole)
+
+
+def read_class_names(folder: pathlib.Path, classes: int) -> tuple | None:
+    """Names by label of the classes of the run in `folder`, None for one without.
+
+    classes: of the run
+    Returns None where there are no names: the data name no classes, or the run was
+        trained by a version that kept none.
+    """
+    path = folder / CLASSES
+    if not path.exists():
+        return None
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error})") from error
+    if not isinstance(names, list) or not all(
+        name is None or isinstance(name, str) for name in names
+    ):
+        raise InputError(f"{path} is no list of names, one for each class")
+    if len(names) != classes:
+        raise InputError(
+            f"{path} has {len(names)} names, but the run has {classes} classes: "
+            "allowed is one for each, or no such file"
+        )
+    return tuple(names)
 
 
 def preprocessing_of(config):

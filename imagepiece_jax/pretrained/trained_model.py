@@ -26,20 +26,18 @@ class Pretrained:
         vit = imagepiece_jax.load("deit_tiny_patch16_224.pth")
         logits = vit.model.apply(vit.variables, images).logits
 
-    Args:
-        model: a ViT, the network and nothing else.
-        variables: its parameters and statistics, {"params": .., ..}.
-        reduction: name and fields of the method that made the model's plan; None is
-            the dense model, or of a model that reduces, not known.
-        preprocessing: size, crop and interpolation of its images; None is the square
-            that has as many patches as the model.
-        class_names: a name, or None, for each class; None where there are none.
-        name: the public model that it is, as timm calls it; None for another.
-        origin: the load.Weights that it was made of; None for a model of one's own.
-        untrained: whether it has selectors that were drawn, not learned.
-
-    Raises:
-        InputError: for what is no model and its variables, or does not fit the model.
+    model: a ViT, the network and nothing else
+    variables: its parameters and statistics, {"params": .., ..}
+    reduction: name and fields of the method that made the model's plan; None is the
+        dense model, or of a model that reduces, not known
+    preprocessing: size, crop and interpolation of its images; None is the square that
+        has as many patches as the model
+    class_names: a name, or None, for each class; None where there are none
+    name: the public model that it is, as timm calls it; None for another
+    origin: the load.Weights that it was made of; None for a model of one's own
+    untrained: whether it has selectors that were drawn, not learned
+    selectors: that other reductions have learned, tensors by timm's names
+    Raises InputError for what is no model and its variables, or does not fit the model.
     """
 
     model: ViT
@@ -52,6 +50,9 @@ class Pretrained:
     name: str | None = None
     origin: Any = dataclasses.field(default=None, repr=False)
     untrained: bool = False
+    selectors: Mapping[str, np.ndarray] = dataclasses.field(
+        default_factory=dict, repr=False
+    )
 
     def __post_init__(self):
         model, variables = self.model, self.variables
@@ -111,49 +112,41 @@ class Pretrained:
     ) -> "Pretrained":
         """The same weights with another reduction, or with none.
 
-        Args:
-            reduction: {"name": "tome", "r": 8}, for one; None is the dense model.
-            seed: of selectors that the method learns and the weights lack.
-
-        Raises:
-            InputError: for a reduction that does not fit the model, and without a
-                seed for one whose selectors the weights lack.
+        reduction: {"name": "tome", "r": 8}, for one; None is the dense model
+        seed: of selectors that the method learns and the weights lack
+        Raises InputError for a reduction that does not fit the model, and without a
+            seed for one whose selectors the weights lack.
         """
         model, size = self.model, self.image_size
         grid = registry.grid(size, model.patch_size, cut=True)
         made = registry.reduced(model.clone(kernels=None), reduction, grid, self.name)
         if model.kernels:
             made = made.clone(kernels=resolve_kernels("auto", made))
-        params, stats = dict(self.variables["params"]), dict(self.variables)
-        params = {k: v for k, v in params.items() if not k.startswith("reducer")}
-        learned, lacking = selectors(self._learned, summary.shapes(made, size))
-        if lacking and seed is None:
-            raise no_selectors(self._source, reduction)
-        if lacking:
-            learned |= summary.fresh(made, size, seed, lacking)["params"]
+        dense, selectors = {}, {}
+        for name, values in self.variables["params"].items():
+            part = selectors if name.startswith("reducer") else dense
+            part[name] = values
+        learned = dict(self.selectors)
+        if not self.untrained:  # they may have been trained since they were read
+            learned |= convert.to_timm({"params": selectors})
+        lacking = convert.lacking_selectors(learned, summary.shapes(made, size))
+        variables = convert.model_variables(
+            made,
+            size,
+            learned,
+            "the model" if self.origin is None else str(self.origin),
+            fresh=() if seed is None else lacking,
+            seed=seed or 0,
+            kept={**self.variables, "params": dense},
+        )
         return dataclasses.replace(
             self,
             model=made,
-            variables=stats | {"params": params | learned},
+            variables=variables,
             reduction=reduction or DENSE,
             untrained=bool(lacking),
+            selectors=learned,
         )
-
-    @property
-    def _learned(self):
-        """By timm's names, all selectors that were learned among them.
-
-        Those of the variables come first, which may have been trained since.
-        """
-        tensors = {} if self.origin is None else self.origin.state_dict
-        params = {} if self.untrained else self.variables["params"]
-        params = {k: v for k, v in params.items() if k.startswith("reducer")}
-        return {**tensors, **convert.to_timm({"params": params})}
-
-    @property
-    def _source(self):
-        where = self.origin
-        return "variables have" if where is None else f"{where.kind} {where.path} has"
 
     def __iter__(self):
         raise InputError(
@@ -185,44 +178,6 @@ def takes_pretrained(call):
         return call(*args, **kwargs)
 
     return checked
-
-
-def selectors(
-    tensors: Mapping[str, Any], like: Mapping[str, Any]
-) -> tuple[dict[str, Any], list[str]]:
-    """What a reduction has learned, as far as tensors have it.
-
-    Args:
-        tensors: by timm's names.
-        like: shapes of a model's variables.
-
-    Returns:
-        The parameters of its selectors by name, and the names of those that tensors
-        lack or have in other shapes.
-    """
-    needed = convert.timm_shapes(like)
-    shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    names = [name for name in like["params"] if name.startswith("reducer")]
-    lacking = [n for n in names if _of(n, needed) != _of(n, shapes)]
-    learned = {name: like["params"][name] for name in names if name not in lacking}
-    tensors = {k: v for name in learned for k, v in _of(name, tensors).items()}
-    found = convert.from_timm(tensors, {"params": learned})
-    return dict(found.get("params", {})), lacking
-
-
-def no_selectors(source: str, reduction: Mapping[str, Any]) -> InputError:
-    """The error where weights lack what a method learns; source: "variables have"."""
-    return InputError(
-        f"{source} no selectors of the method {reduction['name']!r}, which learns "
-        "them; allowed are methods that do not, or weights trained with it "
-        "(train.py --config.init.weights)"
-    )
-
-
-def _of(module, tensors):
-    """The part of {timm's name: ..} that is of a module such as "reducer_3"."""
-    start = module.replace("_", ".") + "."
-    return {name: value for name, value in tensors.items() if name.startswith(start)}
 
 
 def _square(model):

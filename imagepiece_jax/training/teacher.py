@@ -15,11 +15,10 @@ from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.registry import ModelConfig
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.pretrained import load
 from imagepiece_jax.pretrained.load import unknown_normalization
 from imagepiece_jax.pretrained.runs import IMAGENET
-from imagepiece_jax.training import from_config, initial_weights
-from imagepiece_jax.training.config import DistillConfig
+from imagepiece_jax.training.config import RunConfig
+from imagepiece_jax.training.initial_weights import InitialWeights
 from imagepiece_jax.training.logging import say
 
 # Of config.teacher, beside weights.
@@ -62,15 +61,17 @@ class Teacher:
         return images
 
 
-def of(config, dense):
+def of(config, dense, initial: InitialWeights):
     """(what evaluates the teacher, its variables); None twice where there is none.
 
-    dense: the trained model without reduction. InputError where the config needs a
-    teacher and has none, has one and does not need it, or has one that does not fit.
+    dense: the trained model without reduction
+    initial: has the weights
+    Raises InputError where the config needs a teacher and has none, has one and does
+        not need it, or has one that does not fit.
     """
-    path, method = config.teacher.weights, from_config.method(config)
-    distill = DistillConfig.read(config)
-    if method.needs_teacher:
+    run = RunConfig.read(config)
+    path, distill = run.teacher.weights, run.distill
+    if run.create_method().needs_teacher:
         for field in FIELDS:
             if config.teacher.get(field) is not None:
                 raise InputError(
@@ -79,7 +80,7 @@ def of(config, dense):
                     " allowed is an empty field"
                 )
         model = dense.clone(drop_path_rate=0.0)
-        variables = initial_weights.teacher(config, model)
+        variables = initial.teacher_variables(model)
     elif not distill.active:
         if path:
             raise InputError(
@@ -96,7 +97,7 @@ def of(config, dense):
                 f"{distill.kind!r}: name a weights file, a folder, the folder of a run "
                 "or hf://OWNER/NAME"
             )
-        model, variables = _any(config)
+        model, variables = _any(config, initial)
     if distill.unlabeled and dense.arch.dist_token:
         raise InputError(
             "config.distill.weight is 1 for a model with a distillation token, whose "
@@ -105,13 +106,13 @@ def of(config, dense):
     return model, variables
 
 
-def _any(config):
+def _any(config, initial):
     """(Teacher, its variables) of whatever model config.teacher names."""
     fields = {name: config.teacher[name] for name in FIELDS}
     labels = {name: f"config.teacher.{name}" for name in FIELDS}
     asked = ModelConfig(**fields, labels=labels)
     try:
-        weights = load.read(config.teacher.weights, asked).analyzed(config.model.dtype)
+        weights = initial.teacher.completed(asked).analyzed(config.model.dtype)
         whole = dataclasses.replace(weights.config, attention=config.model.attention)
         model = whole.create()
         if model.num_classes != config.num_classes:
@@ -119,7 +120,7 @@ def _any(config):
                 f"it has {model.num_classes} classes, but config.num_classes is "
                 f"{config.num_classes}: allowed is a teacher of the same classes"
             )
-        variables = weights.restore(model, whole.image_size, other=True)
+        variables = weights.variables(model)
     except InputError as error:
         text = str(error).replace("--config.model.", "--config.teacher.")
         raise InputError(f"config.teacher.weights: {text}") from error

@@ -23,7 +23,6 @@ from imagepiece_jax.models import summary
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.training import (
     distributed,
-    initial_weights,
     optimizer,
     report,
     run_dir,
@@ -32,6 +31,7 @@ from imagepiece_jax.training import (
 from imagepiece_jax.training.checkpoint import Checkpoints
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.evaluation import Evaluation
+from imagepiece_jax.training.initial_weights import InitialWeights
 from imagepiece_jax.training.logging import MEASURED, RunLog, say
 from imagepiece_jax.training.preemption import StopRequest
 from imagepiece_jax.training.train_step import (
@@ -165,31 +165,24 @@ class Data:
         return Progress(self.images, parallel.from_main(digest))
 
 
-def _settled(config, workdir) -> RunConfig:
+def _settled(config, workdir, initial: InitialWeights) -> RunConfig:
     """The checked config, with the normalization of the images filled in."""
     RunConfig.read(config).create_method()  # their mistakes before what is read of it
-    for line in initial_weights.settle_normalization(config, workdir):
+    for line in initial.settle_normalization(workdir):
         say(f"note: {line}")
     return RunConfig.read(config)
 
 
-def _check_classes(config, workdir, names, resumed):
-    """InputError where the data have other classes than the weights of the run."""
-    initial_weights.check_classes(config, workdir, names, resumed)
-    if not resumed:
-        unnamed = initial_weights.unnamed_classes(config, names)
-        if unnamed is not None:
-            say(f"note: {unnamed}")
-
-
-def _first_state(config, run: RunConfig, model, transformation, resumed):
+def _first_state(
+    initial: InitialWeights, run: RunConfig, model, transformation, resumed
+):
     """The state of step 0; its shapes where a checkpoint has the values."""
     new_state = functools.partial(
         init_state, optimizer=transformation, with_ema=run.ema_decay > 0
     )
     if resumed:
         return jax.eval_shape(new_state, summary.shapes(model, run.image_size))
-    return jax.jit(new_state)(initial_weights.initial(config, model))
+    return jax.jit(new_state)(initial.variables(model))
 
 
 @dataclasses.dataclass(eq=False)
@@ -231,7 +224,8 @@ class Run:
         workdir = pathlib.Path(workdir)
         with contextlib.ExitStack() as stack:
             with parallel.shared_errors():
-                run = _settled(config, workdir)
+                initial = InitialWeights(config)
+                run = _settled(config, workdir, initial)
                 model, dense = run.create_model(parallel.AXIS), run.create_dense()
                 data = Data(run)
                 rate, transformation = optimizer.create(
@@ -249,19 +243,22 @@ class Run:
                 )
                 run_dir.check_config(workdir, fields)
                 resumed = parallel.from_main(checkpoints.latest_step) is not None
-                _check_classes(config, workdir, data.train.class_names, resumed)
-                teacher_model, frozen = teacher.of(config, dense)
+                names = data.train.class_names
+                if unnamed := initial.check_classes(workdir, names, resumed):
+                    say(f"note: {unnamed}")
+                teacher_model, frozen = teacher.of(config, dense, initial)
                 dense_variables = None
                 if run.init.evaluate and not resumed:
-                    dense_variables = initial_weights.as_given(config, dense)
-                state = _first_state(config, run, model, transformation, resumed)
+                    dense_variables = initial.dense_variables(dense)
+                state = _first_state(initial, run, model, transformation, resumed)
+                del initial  # which holds the tensors of its files
 
                 if not dry_run:  # nothing has been written so far
                     if parallel.is_main():
                         stack.enter_context(lock)
                         checkpoints.check_room(state, data.length.steps)
                         run_dir.record_start(workdir, fields)
-                        run_dir.record_classes(workdir, data.train.class_names)
+                        run_dir.record_classes(workdir, names)
                     run_dir.check_workdir(workdir)
                 step, progress = 0, data.progress()
                 if resumed:

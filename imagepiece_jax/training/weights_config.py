@@ -1,17 +1,20 @@
-"""The config of trained weights: a run's own, or a file's sizes in the defaults."""
+"""The config of trained weights: a run's, or a file's sizes in the defaults."""
 
 import copy
 import dataclasses
 
 from imagepiece_jax.common.image_size import described
 from imagepiece_jax.common.xla_options import fast_dtype
+from imagepiece_jax.data import class_names
 from imagepiece_jax.data.normalize import channels
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.registry import ModelConfig
-from imagepiece_jax.pretrained import class_names, load, runs
+from imagepiece_jax.pretrained import load, runs
 from imagepiece_jax.reduction import settings
-from imagepiece_jax.training import from_config
+from imagepiece_jax.training.config import RunConfig
+
+OF_TRAINING = ("dtype", "attention", "kernels", "drop_path_rate", "prop_attn")
 
 
 def of_weights(
@@ -22,23 +25,18 @@ def of_weights(
     checkpoint="best",
     averaged=False,
 ):
-    """Return (config, Weights) of the model whose weights are at `path`.
+    """The config and the Weights of the model whose weights are at `path`.
 
-    Args:
-        path: as `load` takes it.
-        config: of --config, which must agree with the weights. Where there are
-            `overrides`, even none, it is configs/base.py: a run's own fields replace
-            its fields, or those that a file's tensors show and this device's fast
-            dtype. None: the weights say it all.
-        overrides: what is typed alone: a reduction, an image size, but nothing that the
-            weights decide.
-        normalization: of --mean and --std, {} where they are not typed, None of a
-            command that has no such flags.
-        checkpoint: of a run.
-        averaged: as `load` takes it.
-
-    Raises:
-        InputError: for the first contradiction.
+    path, checkpoint, averaged: as `load` takes them
+    config: of --config, which must agree with the weights; where there are `overrides`,
+        even none, it is configs/base.py, whose fields are replaced by a run's, or by
+        those that a file's tensors show and this device's fast dtype; None: the weights
+        say it all
+    overrides: what is typed alone: a reduction, an image size, but nothing that the
+        weights decide
+    normalization: of --mean and --std, {} where they are not typed, None of a command
+        that has no such flags
+    Raises InputError for the first contradiction.
     """
     flags = {
         name: channels(f"--{name}", values, positive=name == "std")
@@ -47,10 +45,9 @@ def of_weights(
     asked = ModelConfig(**flags, labels={name: f"--{name}" for name in flags})
     whole = config is not None and overrides is None
     if whole:
-        from_config.check(config)
-        from_config.model(config)  # its own mistakes first
-        said = runs.model_config(config.to_dict())
-        asked = asked.over(said, registry.named_fields(said.name))
+        RunConfig.read(config).create_model()  # its own mistakes first
+        stated = runs.model_config(config.to_dict())
+        asked = asked.over(stated, registry.named_fields(stated.name))
     elif config is not None:
         asked = asked.over(_typed(config, overrides))
     try:
@@ -65,23 +62,23 @@ def of_weights(
         print(f"note: {load.unknown_normalization(path)}", flush=True)
     if config is None:
         return None, weights
-    if whole:
-        _take_crop(config, weights)
-    else:
-        _complete(config, weights)
-        overrides(config)
-        from_config.check(config)
     with config.unlocked():
+        if not whole:
+            _complete(config, weights)
+            overrides(config)
+            RunConfig.read(config).create_method()
+        elif config.data.eval_crop is None:
+            usual = runs.LATER["data"]
+            crop = {f"eval_{k}": v for k, v in weights.crop.items()}
+            config.data.update(
+                {k: v for k, v in crop.items() if config.data[k] == usual[k]}
+            )
         config.model.mean, config.model.std = weights.config.mean, weights.config.std
-    of_training = {
-        name: config.model[name]
-        for name in ("dtype", "attention", "kernels", "drop_path_rate", "prop_attn")
-    }
     plain = config.to_dict()
+    of_training = {name: plain["model"][name] for name in OF_TRAINING}
     return config, dataclasses.replace(
         weights,
         config=dataclasses.replace(weights.config, **of_training),
-        trained_reduction=weights.reduction,
         reduction=runs.reduction_of(plain),
         crop=runs.preprocessing_of(plain),
         seed=config.seed,
@@ -96,11 +93,14 @@ def for_analysis(
     averaged=False,
     dtype="float32",
 ):
-    """The Weights at `path` for what looks into a model, with layers of `dtype`.
+    """The Weights at `path` for what looks into a model.
 
     Reductions are plain JAX, so that every decision can be seen, and of a run the last
     checkpoint is taken: the best one was chosen on the images that the figures are of.
-    Arguments are those of `of_weights`; configs/base.py without overrides says nothing.
+
+    path, config, overrides, normalization, averaged: as `of_weights` takes them, but
+        that configs/base.py without overrides says nothing
+    dtype: of the layers
     """
     if not overrides and overrides is not None:
         config = overrides = None
@@ -110,12 +110,12 @@ def for_analysis(
 
 
 def open_images(run, weights, limit=None):
-    """(the test images of a RunConfig, for these weights; notes on both, to print).
+    """The test images of a RunConfig, for these weights, and notes on both, to print.
 
-    limit: the first so many images. InputError for weights without classes, and for
-    images of other classes.
+    limit: the first so many images
+    Raises InputError for weights without classes, and for images of other classes.
     """
-    path, data, names = weights.path, run.data.name, weights.class_names
+    path, data, names = str(weights.path), run.data.name, weights.class_names
     if not run.num_classes:
         raise InputError(
             f"weights {path} have no classes, so there is no accuracy to measure; "
@@ -124,53 +124,41 @@ def open_images(run, weights, limit=None):
         )
     by_name = class_names.labels_by_name(names, run.num_classes)
     source = run.source("val", by_name).first(limit)
-    class_names.check_classes(path, source.class_names, data)
+    shown = source.class_names
+    unnamed = class_names.check_classes(weights.names_of_data, path, shown, data)
+    mapped = class_names.mapped_classes(shown, data, names)
     resized = run.eval_transform().note(source.some_sizes(), len(source))
-    mapped = class_names.mapped_classes(source.class_names, data, names)
-    unnamed = class_names.unnamed_classes(path, source.class_names, data)
     notes = [f"note: {note}" for note in (mapped, resized) if note]
-    return source, [unnamed, *notes] if unnamed else notes
+    return source, [unnamed, *notes] if unnamed and weights.run else notes
 
 
 def _check_run(config, weights):
-    """InputError where a config says another model than that of a run."""
-    pairs = [("image_size", weights.config.image_size, weights.trained.image_size)]
-    for field in dataclasses.fields(weights.config.arch):
-        pairs.append(
-            (
-                f"model.{field.name}",
-                getattr(weights.config.arch, field.name),
-                getattr(weights.trained.arch, field.name),
-            )
-        )
-    asked = settings.completed(runs.reduction_of(config))
-    own = settings.completed(weights.reduction)
-    for field in dict.fromkeys((*asked, *own)):
-        group = "model" if field in settings.MODEL_FIELDS else "reduction"
-        pairs.append((f"{group}.{field}", asked.get(field), own.get(field)))
-    for field, theirs, ours in pairs:
-        if settings.plain(theirs) != settings.plain(ours):
+    """Contradiction where a config says another model than that of a run."""
+
+    def decided(model, reduction):
+        fields = {"image_size": model.image_size}
+        fields |= {f"model.{field}": value for field, value in vars(model.arch).items()}
+        for field, value in settings.completed(reduction).items():
+            group = "model" if field in settings.MODEL_FIELDS else "reduction"
+            fields[f"{group}.{field}"] = value
+        return {field: settings.plain(value) for field, value in fields.items()}
+
+    typed = decided(weights.config, runs.reduction_of(config))
+    trained = decided(weights.trained.config, weights.trained.reduction)
+    for field in {**typed, **trained}:
+        value, allowed = typed.get(field), trained.get(field)
+        if value != allowed:
             raise registry.Contradiction(
-                f"config.{field} is {settings.plain(theirs)!r}, but run {weights.path} "
-                f"has {settings.plain(ours)!r}: allowed is {settings.plain(ours)!r}"
+                f"config.{field} is {value!r}, but {weights} has {allowed!r}: allowed "
+                f"is {allowed!r}"
             )
-
-
-def _take_crop(config, weights):
-    """Fill in the crop of evaluation and how it resizes, where `config` is as usual."""
-    data, usual = config.data, runs.LATER["data"]
-    own = {f"eval_{k}": v for k, v in weights.crop.items()}
-    if data.eval_crop is None:
-        with config.unlocked():
-            data.update({k: v for k, v in own.items() if data[k] == usual[k]})
 
 
 def _typed(config, overrides):
     """The fields of the model that `overrides` of `config` name, with their types."""
     top = ("image_size", "num_classes")
-    typed = [
-        pair for pair in overrides if pair[0].startswith("model.") or pair[0] in top
-    ]
+    typed = [pair for pair in overrides if pair[0].startswith("model.")]
+    typed += [pair for pair in overrides if pair[0] in top]
     changed = copy.deepcopy(config)
     type(overrides)(typed)(changed)
     names = {field.removeprefix("model.") for field, _ in typed}
@@ -180,30 +168,29 @@ def _typed(config, overrides):
 
 def _complete(config, weights):
     """Replace fields of `config`, that of configs/base.py, by those of Weights."""
-    own = weights.run
-    if own is None:
-        sizes = weights.trained.plain
-        own = {k: sizes.pop(k) for k in ("image_size", "num_classes")}
-        if not isinstance(own["image_size"], int):
+    fields = weights.run
+    if fields is None:
+        model = weights.trained.config.plain
+        size, classes = model.pop("image_size"), model.pop("num_classes")
+        if not isinstance(size, int):
             raise InputError(
-                f"{weights.kind} {weights.path} is for images of "
-                f"{described(own['image_size'])}; allowed here are squares, others in "
-                "Python: load(), optimize() and Predictor"
+                f"{weights} is for images of {described(size)}; allowed here are "
+                "squares, others in Python: load(), optimize() and Predictor"
             )
-        own["model"] = {"name": None} | sizes | {"dtype": fast_dtype()}
-        own["data"] = {f"eval_{k}": v for k, v in weights.crop.items()}
+        fields = {
+            "image_size": size,
+            "num_classes": classes,
+            "model": {"name": None, **model, "dtype": fast_dtype()},
+            "data": {f"eval_{k}": v for k, v in weights.crop.items()},
+        }
     try:
-        with config.unlocked():
-            config.update(_with_tuples(own))
-            if weights.run is None and weights.reduction["name"] != "none":
-                reduction = settings.completed(weights.reduction)  # a saved model's
-                named = {k: v for k, v in reduction.items() if v is not None}
-                config.reduction = named
+        config.update(_with_tuples(fields))
     except TypeError as error:
         reason = str(error).partition("\n")[0]
-        raise InputError(
-            f"{weights.kind} {weights.path} does not fit configs/base.py: {reason}"
-        ) from error
+        raise InputError(f"{weights} does not fit configs/base.py: {reason}") from error
+    if weights.run is None and weights.trained.reduction["name"] != "none":
+        saved = settings.completed(weights.trained.reduction)
+        config.reduction = {k: v for k, v in saved.items() if v is not None}
 
 
 def _with_tuples(tree):

@@ -24,6 +24,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry, summary
 from imagepiece_jax.models.registry import ModelConfig
 from imagepiece_jax.pretrained import convert
+from imagepiece_jax.pretrained.layouts import Contents
 from imagepiece_jax.pretrained.load import Weights
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.methods import METHODS
@@ -50,7 +51,7 @@ class Guessing:
             pathlib.Path("tiny.pth"),
             ModelConfig(**fields),
             settings.DENSE,
-            tensors=tensors,
+            content=lambda: Contents(tensors, ModelConfig()),
         )
         vars(self.weights)["digest"] = "0"
         self.dense = self.weights.gmacs()
@@ -239,7 +240,8 @@ def test_a_run_keeps_its_own_fields_and_parameters(tmp_path):
     model = registry.create_model(**tiny_context.FIELDS, reduction=own)
     tensors = convert.to_timm(fill(summary.shapes(model, 16), 0))
     fields = ModelConfig(**tiny_context.FIELDS)
-    pretrained = Weights(tmp_path, fields, own, tensors=tensors)
+    content = Contents(tensors, ModelConfig())
+    pretrained = Weights(tmp_path, fields, own, content=lambda: content)
     made = Guessing()
     made.weights = pretrained
     one, other = compare._entries(made, "dynamicvit", (0.5, 0.9), "gmacs")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import shutil
 from types import SimpleNamespace
 
@@ -41,7 +42,7 @@ def context(tmp_path_factory, pretrained):
 def test_figures_are_those_of_plain_numpy(context, pretrained):
     found = context.evaluate(pretrained, settings.DENSE)
     model = pretrained.model()
-    variables, untrained = pretrained.variables(model)
+    variables = pretrained.variables(model)
     batches = list(context.images.batches())
     pixels = np.concatenate([batch["image"][0] for batch in batches])
     label = np.concatenate([batch["label"][0] for batch in batches])
@@ -51,7 +52,7 @@ def test_figures_are_those_of_plain_numpy(context, pretrained):
     right = order[:, 0] == label
     chances = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     chance = chances[np.arange(24), label]
-    assert not untrained and found["images"] == 24
+    assert found["images"] == 24
     assert found.right.tolist() == right.tolist()
     assert found["acc1"] == pytest.approx(100 * right.mean())
     among = (order[:, :5] == label[:, None]).any(axis=1)
@@ -244,7 +245,8 @@ def test_published_figures_of_another_size_are_labeled(context):
     sizes = ("deit_s", "deit_ti")
     assert rows.printed_for(rows.measure(context, ROWS), sizes)[1] == "DeiT-S"
     fields = {"name": "deit_ti", "embed_dim": 192, "depth": 12, "num_heads": 3}
-    ours = {"DeiT": SimpleNamespace(pretrained=SimpleNamespace(fields=fields))}
+    weights = Weights(pathlib.Path("w.npz"), ModelConfig(**fields))
+    ours = {"DeiT": SimpleNamespace(pretrained=weights)}
     printed, whose = rows.printed_for(ours, sizes)
     assert whose == "DeiT-Ti" and printed["ImagePiece"] == (72.61, 9450.2)
     assert rows.printed_for(ours, sizes[:1])[1] == "DeiT-S"
@@ -259,7 +261,7 @@ def test_untrained_selectors_are_labeled(context):
 
 
 def test_no_model_at_all_is_a_mistake(context, pretrained):
-    fields = pretrained.fields | {"stem": "conv"}
+    fields = pretrained.config.plain | {"stem": "conv"}
     conv = Weights(pretrained.path, ModelConfig(**fields), pretrained.reduction)
     lonely = tiny_context.context(context.out / "none", models=TrainedRuns((conv,)))
     with pytest.raises(InputError, match="none of the models of this table is there"):

@@ -11,13 +11,14 @@ import safetensors.numpy
 import imagepiece_jax
 from configs import base
 from imagepiece_jax.cli import Overrides
+from imagepiece_jax.data import class_names
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry, summary
 from imagepiece_jax.models.preprocessing import Preprocessing
-from imagepiece_jax.pretrained import convert, imagenet_classes, load, runs
+from imagepiece_jax.pretrained import convert, load, runs
 from imagepiece_jax.pretrained.trained_model import Pretrained
-from imagepiece_jax.training import initial_weights
 from imagepiece_jax.training.config import RunConfig
+from imagepiece_jax.training.initial_weights import InitialWeights
 from imagepiece_jax.training.weights_config import of_weights
 from tests.models import tiny
 from tests.pretrained.test_files import mapping, tensor, write_pth
@@ -121,7 +122,9 @@ def test_transformers_folder_has_what_no_name_says(tmp_path, model, tensors):
 
 def test_mean_and_std_that_nothing_says_are_asked_for(tmp_path, tensors):
     path = folder(tmp_path, HF, tensors)
-    with pytest.raises(InputError, match=f"^{path}: no tensor says its mean, std: say"):
+    with pytest.raises(
+        InputError, match=f"^folder {path}: no tensor says its mean, std: say"
+    ):
         imagepiece_jax.load(path)
     found = imagepiece_jax.load(path, mean=HALF, std=STD).model
     assert found.std == STD
@@ -134,7 +137,7 @@ def test_commands_make_the_model_of_a_folder(tmp_path, model, tensors):
     config, weights = of_weights(path, base.get_config(), Overrides())
     config.model.dtype = "float32"
     assert RunConfig.read(config).create_model().clone(drop_path_rate=0.0) == loaded
-    assert same(weights.restore(loaded, tiny.SIDE), variables)
+    assert same(weights.variables(loaded), variables)
     json.dumps(config.to_dict())  # as a run keeps it
     crop = RunConfig.read(config).eval_transform()
     assert (crop.crop, crop.crop_mode, crop.interpolation) == (
@@ -143,9 +146,9 @@ def test_commands_make_the_model_of_a_folder(tmp_path, model, tensors):
         "bilinear",
     )
     assert runs.model_fields(config.to_dict())["arch"]["norm_eps"] == 1e-12
-    assert initial_weights.settle_normalization(config, tmp_path / "no") == []
+    assert InitialWeights(config).settle_normalization(tmp_path / "no") == []
     config.init.weights = str(path)
-    started = initial_weights.initial(config, RunConfig.read(config).create_model())
+    started = InitialWeights(config).variables(RunConfig.read(config).create_model())
     assert same(started, variables)
     tuned = Overrides([("reduction.name", "random")])
     assert of_weights(path, base.get_config(), tuned)[0].reduction.name == "random"
@@ -222,10 +225,10 @@ def test_a_file_by_a_tagged_name_knows_imagenets_names(tmp_path):
         path = tmp_path / f"{name}.npz"
         np.savez(path, **convert.to_timm(zeros))
         found = imagepiece_jax.load(path)
-        known = imagenet_classes.names() if "." in name else None
+        known = class_names.imagenet_names() if "." in name else None
         assert found.model == model and found.class_names == known
-    assert imagenet_classes.names_of("test_vit.r160_in1k", 10) is None
-    assert imagenet_classes.names_of("vit_small_patch16_224.augreg_in21k", 1000) is None
+    assert class_names.names_of("test_vit.r160_in1k", 10) is None
+    assert class_names.names_of("vit_small_patch16_224.augreg_in21k", 1000) is None
 
 
 def test_a_new_head_is_that_of_a_training(tmp_path, model, variables, tensors):

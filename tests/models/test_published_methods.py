@@ -15,7 +15,7 @@ import pytest
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.vit import MEAN, STD
-from imagepiece_jax.pretrained import load
+from imagepiece_jax.pretrained import convert, load
 from imagepiece_jax.reduction.tokens import DROPPED
 from tests.models import tiny
 
@@ -41,7 +41,11 @@ def given(assets):
         theirs["dense"] = file["logits"][:2]
     file = assets / "weights/deit_tiny_patch16_224.npz"
     dense = registry.create_model("deit_ti")
-    return theirs, images, load.restore(file, tiny.shapes(dense, 224))
+    return (
+        theirs,
+        images,
+        convert.from_timm(load.tensors(file), tiny.shapes(dense, 224)),
+    )
 
 
 def embedding(block):

@@ -14,7 +14,7 @@ import pytest
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.vit import MEAN, STD
-from imagepiece_jax.pretrained import load
+from imagepiece_jax.pretrained import convert, load
 from imagepiece_jax.reduction.methods import METHODS
 from tests import oracles
 from tests.models import tiny
@@ -39,7 +39,7 @@ def tome(assets):
     )
     file = assets / "weights/deit_tiny_patch16_224.npz"
     dense = registry.create_model("deit_ti")
-    variables = load.restore(file, tiny.shapes(dense, 224))
+    variables = convert.from_timm(load.tensors(file), tiny.shapes(dense, 224))
     outputs = jax.jit(model.apply)(variables, images)
     return types.SimpleNamespace(**named, dense=dense_logits), model.plan, outputs
 

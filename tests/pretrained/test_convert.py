@@ -9,7 +9,9 @@ from PIL import Image
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.positions import Positions
+from imagepiece_jax.models.registry import ModelConfig
 from imagepiece_jax.pretrained import convert, load
+from tests.models import tiny
 
 
 def variables(width=6, depth=2, patch=4, tokens=9, classes=5, stem="patch", seed=0):
@@ -105,7 +107,9 @@ def test_real_weights_give_timms_numbers(assets):
     """Embeddings and the first class-attention row of four lines of NumPy each."""
     like = variables(width=192, depth=12, patch=16, tokens=196, classes=1000)
     path = assets / "weights" / "deit_tiny_patch16_224.npz"
-    params = load.restore(path, jax.eval_shape(lambda: like))["params"]
+    params = convert.from_timm(load.tensors(path), jax.eval_shape(lambda: like))[
+        "params"
+    ]
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 5_717_416
     truth = np.load(assets / "fixtures" / "deit_tiny_timm.npz")
     image = (truth["images_uint8"][0] / 255 - truth["mean"]) / truth["std"]
@@ -294,14 +298,16 @@ def test_fresh_must_name_a_part():
         "cls_token, head, norm, patch_embed, pos_embed, reducer$"
     )
     with pytest.raises(InputError, match=message):
-        convert.from_timm(change(), with_reducers(variables()), ("head", "heads"))
+        names = ("head", "blocks_0/mlp", "reducer", "heads")
+        convert.check_parts(names, with_reducers(variables()), "config.init.fresh")
 
 
 def test_load_names_the_file(tmp_path):
-    path = tmp_path / "a.npz"
-    np.savez(path, **convert.to_timm(variables()))
-    assert_trees_equal(load.restore(path, variables(seed=1)), variables())
+    path, model = tmp_path / "a.npz", tiny.model()
+    np.savez(path, **convert.to_timm(tiny.variables(model)))
+    weights = load.read(path, ModelConfig(name="vit_mini", num_heads=tiny.HEADS))
+    assert_trees_equal(weights.variables(model), tiny.variables(model))
     with pytest.raises(
         InputError, match=r"weights file .*a\.npz: tensor head\.bias has"
     ):
-        load.restore(path, variables(classes=6))
+        weights.variables(model.clone(num_classes=6))

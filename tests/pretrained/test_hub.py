@@ -16,7 +16,6 @@ import imagepiece_jax
 from imagepiece_jax.commands import evaluate
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.pretrained import convert, hub, load
-from imagepiece_jax.pretrained.load import normalization
 from tests.command import call, sentence
 from tests.models import tiny
 from tests.models.test_published import HALF, HF, PROCESSOR, STD, TIMM, same
@@ -75,7 +74,7 @@ def test_a_cached_id_loads_without_a_network(cache, files, variables):
     found, values = tiny.pair(imagepiece_jax.load("hf://org/name"))
     assert same(values, variables) and (found.num_classes, found.std) == (7, STD)
     assert hub.local("hf://org/name") == snapshot
-    assert normalization("hf://org/name")["std"] == STD
+    assert load.opened("hf://org/name").normalization["std"] == STD
     assert hub.local(cache) == cache and not hub.is_id("org/name")
 
 

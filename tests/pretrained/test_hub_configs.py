@@ -4,10 +4,11 @@ import dataclasses
 
 import pytest
 
+from imagepiece_jax.data import class_names
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.registry import ModelConfig
-from imagepiece_jax.pretrained import hub_configs, imagenet_classes
+from imagepiece_jax.pretrained import hub_configs
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 CLIP = {
@@ -98,8 +99,8 @@ def test_imagenets_names_are_of_weights_that_say_so(tag, named):
     config["pretrained_cfg"] |= {"tag": tag, "input_size": [3, 224, 224]} | HALF
     found = hub_configs.parse(config, {})
     assert found.config.name.partition(".")[2] == (tag if named else "")
-    assert found.class_names == (imagenet_classes.names() if named else None)
-    names = imagenet_classes.names()
+    assert found.class_names == (class_names.imagenet_names() if named else None)
+    names = class_names.imagenet_names()
     assert len(names) == 1000 and all(names)
     assert (names[0], names[207]) == ("tench, Tinca tinca", "golden retriever")
     assert names[999] == "toilet tissue, toilet paper, bathroom tissue"

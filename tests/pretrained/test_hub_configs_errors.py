@@ -1,13 +1,11 @@
 """Config files that say what no model here has: one sentence, which names the field."""
 
-import dataclasses
 import json
 
 import pytest
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
-from imagepiece_jax.models.registry import ModelConfig
 from imagepiece_jax.pretrained import hub_configs
 from tests.pretrained.test_hub_configs import timm
 
@@ -122,16 +120,11 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, text, message):
     assert str(error.value).startswith(str(tmp_path))
 
 
-def test_a_config_beside_other_tensors_contradicts_them():
-    found = hub_configs.parse(json.loads(json.dumps(timm())), {})
-    own = ModelConfig(**found.sizes)
-    found.check(own)
-    with pytest.raises(
-        InputError, match="says image_size 518, but its tensors have 22"
-    ):
-        found.check(dataclasses.replace(own, image_size=224))
-    with pytest.raises(InputError, match="says embed_dim 384, but its tensors have 19"):
-        found.check(dataclasses.replace(own, embed_dim=192))
+def test_a_config_says_sizes_that_tensors_must_have():
+    """`load` compares them (test_published)."""
+    parsed = hub_configs.parse(json.loads(json.dumps(timm())), {})
+    sizes = {"image_size": 518, "embed_dim": 384}
+    assert {name: parsed.sizes[name] for name in sizes} == sizes
 
 
 def test_a_rotary_model_of_timm_says_its_own_pool():

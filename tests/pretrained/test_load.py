@@ -91,7 +91,7 @@ def test_a_run_has_its_normalization_and_an_older_one_imagenets(tmp_path):
     (older / "config.json").write_text(json.dumps(config))
     new = run_folder(tmp_path / "new", **{"model.mean": HALF, "model.std": HALF})
     found = [load.read(path).config for path in (older, new)]
-    assert load.normalization(older) == {"mean": MEAN, "std": STD}
+    assert load.opened(older).normalization == {"mean": MEAN, "std": STD}
     assert [(f.mean, f.std) for f in found] == [(MEAN, STD), (HALF, HALF)]
     assert "round_to" not in load.read(older).reduction
     assert found[0].num_heads == 4  # of vit_mini, which its config only names
@@ -123,7 +123,8 @@ def test_fields_that_may_differ_do(tmp_path, tensors):
     path = written(tmp_path / "w.npz", tensors, NORMALIZATION)
     changes = {"image_size": 32, "gelu": "tanh", "mean": (0.0, 0.0, 0.0), "std": HALF}
     weights = load.read(path, ModelConfig(**OF | changes))
-    assert (weights.image_size, weights.trained_size) == (32, tiny.SIDE)
+    assert weights.config.image_size == 32
+    assert weights.trained.config.image_size == tiny.SIDE
     assert weights.config.arch.gelu == "tanh" and weights.config.name == "vit_mini"
     assert (weights.config.mean, weights.config.std) == ((0.0, 0.0, 0.0), HALF)
 
@@ -255,11 +256,9 @@ def test_a_run_of_version_0_1_0_loads_and_computes_the_same(tmp_path):
     logits = tiny.jit(model.apply)(variables, images).logits
     np.testing.assert_allclose(logits, np.load(tmp_path / "logits.npy"), atol=1e-6)
     weights = load.read(tmp_path)
-    assert weights.seed == 7 and weights.kind == "run"
+    assert weights.seed == 7 and str(weights) == f"run {tmp_path}"
     assert not weights.pretrained().untrained
-    dense = weights.pretrained(
-        settings.DENSE
-    )  # without the selectors, which are left out
+    dense = weights.pretrained(settings.DENSE)  # the selectors are left out
     assert not dense.untrained and model.plan != dense.model.plan
     assert {*variables["params"]} - {*dense.variables["params"]} == {
         name for name in variables["params"] if name.startswith("reducer")

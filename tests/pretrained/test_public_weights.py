@@ -16,7 +16,7 @@ import pytest
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.vit import MEAN, STD
-from imagepiece_jax.pretrained import load
+from imagepiece_jax.pretrained import convert, load
 from imagepiece_jax.reduction.ops import class_attention
 from imagepiece_jax.reduction.tokens import DROPPED
 from tests.command import start
@@ -36,7 +36,9 @@ def model():
 
 @pytest.fixture(scope="module")
 def variables(assets, model):
-    return load.restore(assets / f"{WEIGHTS}.npz", tiny.shapes(model, 224))
+    return convert.from_timm(
+        load.tensors(assets / f"{WEIGHTS}.npz"), tiny.shapes(model, 224)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +68,9 @@ def passed(model, variables, images):
 
 
 def test_both_formats_hold_the_same_weights(assets, model, variables):
-    other = load.restore(assets / f"{WEIGHTS}.pth", tiny.shapes(model, 224))
+    other = convert.from_timm(
+        load.tensors(assets / f"{WEIGHTS}.pth"), tiny.shapes(model, 224)
+    )
     jax.tree.map(np.testing.assert_array_equal, other, variables)
     assert tiny.count(variables) == 5_717_416
 

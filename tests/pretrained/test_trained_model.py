@@ -88,7 +88,7 @@ def test_the_same_weights_with_another_reduction(dense):
 
 def test_learned_selectors_stay_with_the_weights(tmp_path, dense):
     """Fresh ones are asked for by a seed, and said to be untrained."""
-    with pytest.raises(InputError, match="have no selectors of the method .dyn"):
+    with pytest.raises(InputError, match="the model has no reducer_1, a selector that"):
         dense.with_reduction(DYNAMICVIT)
     fresh = dense.with_reduction(DYNAMICVIT, seed=1)
     assert fresh.untrained and fresh.label.endswith("(untrained selectors)")
@@ -126,7 +126,7 @@ def test_what_load_refuses(tmp_path, dense, changes, message):
 def test_selectors_are_those_of_the_variables(tmp_path, dense):
     """Drawn ones stay untrained; ones trained after loading replace the file's."""
     fresh = dense.with_reduction(DYNAMICVIT, seed=1)
-    with pytest.raises(InputError, match="have no selectors of the method .dyn"):
+    with pytest.raises(InputError, match="the model has no reducer_1, a selector that"):
         fresh.with_reduction(DYNAMICVIT | {"keep_rate": 0.8})
     model = tiny.model(DYNAMICVIT)
     np.savez(tmp_path / "w.npz", **convert.to_timm(tiny.variables(model)))

@@ -58,7 +58,7 @@ def test_a_reduction_gives_a_model_with_the_weights_of_the_file(weights, variabl
     assert [v.model.plan[-1].mlp_tokens for v in found] == [26, 22, 20]
     assert found[0].gmacs > found[1].gmacs > found[2].gmacs
     assert found[1].model.prop_attn and found[1].model.kernels is None
-    assert found[1].model.dtype == np.float32 and weights.image_size == tiny.SIDE
+    assert found[1].model.dtype == np.float32 and weights.config.image_size == tiny.SIDE
     for vit in found:
         assert not vit.untrained
         same = jax.tree.map(np.array_equal, vit.variables, variables)
@@ -101,7 +101,7 @@ def test_other_weights_have_another_digest(tmp_path, weights):
     np.savez(path, **convert.to_timm(other))
     digest = for_analysis(path).digest
     assert digest != weights.digest and len(digest) == 16
-    np.savez(path, **weights.state_dict)
+    np.savez(path, **weights.tensors)
     assert for_analysis(path).digest == weights.digest
 
 

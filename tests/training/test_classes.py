@@ -1,6 +1,5 @@
 """A run knows its classes by name, and whoever uses it is message of other ones."""
 
-import dataclasses
 import json
 import re
 
@@ -13,15 +12,16 @@ from configs import quickstart
 from experiments import __main__ as experiments
 from experiments.finetune import Finetuner
 from imagepiece_jax.commands import evaluate, export, train
+from imagepiece_jax.data import class_names
 from imagepiece_jax.data.sources import open_source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import summary
-from imagepiece_jax.pretrained import class_names, imagenet_classes, runs
-from imagepiece_jax.training import initial_weights, run_dir
+from imagepiece_jax.pretrained import load, runs
+from imagepiece_jax.training import run_dir
 from imagepiece_jax.training.checkpoint import Checkpoints
 from imagepiece_jax.training.config import RunConfig
+from imagepiece_jax.training.initial_weights import InitialWeights
 from tests.command import call, sentence
-from tests.experiments import tiny_context
 from tests.models import tiny
 from tests.runs import ROOT
 
@@ -76,21 +76,20 @@ def unnamed(run, path):
 
 
 def test_names_are_kept_and_read(tmp_path):
-    assert class_names.read(tmp_path) is None
-    assert class_names.read(tmp_path / "w.npz") is None
+    assert runs.read_class_names(tmp_path, 3) is None
     run_dir.record_classes(tmp_path, None)
     assert not list(tmp_path.iterdir())
     run_dir.record_start(tmp_path, config(num_classes=3).to_dict())
     names = ("ant", None, "Käfer \ufffd")
     run_dir.record_classes(tmp_path, names)
-    assert class_names.read(tmp_path) == names
+    assert runs.read_class_names(tmp_path, 3) == names
     assert "Käfer" in (tmp_path / "classes.json").read_text(encoding="utf-8")
     run_dir.record_classes(tmp_path, names[:2])
     with pytest.raises(InputError, match="has 2 names, but the run has 3 classes: all"):
-        class_names.read(tmp_path)
+        runs.read_class_names(tmp_path, 3)
     (tmp_path / "classes.json").write_text('{"0": "ant"}')
     with pytest.raises(InputError, match="classes.json is no list of names, one for"):
-        class_names.read(tmp_path)
+        runs.read_class_names(tmp_path, 3)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +104,8 @@ def test_names_are_kept_and_read(tmp_path):
     ],
 )
 def test_the_first_class_of_another_name(run, names, other):
-    assert class_names.other_class(run, names) == other
+    weights = load.opened(run).names_of_data
+    assert class_names.other_class(weights, names) == other
 
 
 @pytest.mark.parametrize("more", [[], ["--optimized"], ["--sweep=tome:r=2"]])
@@ -143,7 +143,7 @@ def saved(run, tmp_path_factory):
 
 
 def test_names_of_a_saved_folder_are_compared_as_those_of_its_run(saved, tmp_path):
-    assert class_names.read(saved) == ("ant", "bee")
+    assert load.opened(saved).names_of_data == ("ant", "bee")
     data = folder(tmp_path / "set", "ant", "wasp")
     other = f"class 1 is 'bee' in {{}}{saved}, but 'wasp' in {{}}: {SAME}"
     words = [*WORDS, f"--weights={saved}", f"--data=folder:{data}"]
@@ -154,26 +154,25 @@ def test_names_of_a_saved_folder_are_compared_as_those_of_its_run(saved, tmp_pat
         named = made.copy_and_resolve_references()
         named.update_from_flattened_dict({field: str(saved)})
         with pytest.raises(InputError, match="class 1 is 'bee' in config."):
-            initial_weights.check_classes(named, tmp_path, ("ant", "wasp"))
-        initial_weights.check_classes(named, tmp_path, ("ant", "bee"))
+            InitialWeights(named).check_classes(tmp_path, ("ant", "wasp"))
+        InitialWeights(named).check_classes(tmp_path, ("ant", "bee"))
 
 
-def test_a_synset_and_its_lemmas_are_the_same_class(saved, monkeypatch):
-    words = imagenet_classes.names()
-    monkeypatch.setattr(class_names, "read", lambda path: words)
-    names = list(imagenet_classes.synsets())
-    assert class_names.other_class(saved, names) is None
+def test_a_synset_and_its_lemmas_are_the_same_class():
+    words = class_names.imagenet_names()
+    names = list(class_names.imagenet_synsets())
+    assert class_names.other_class(words, names) is None
     names[:2] = "tench", "a word that is not of ImageNet"
-    assert class_names.other_class(saved, names) is None
+    assert class_names.other_class(words, names) is None
     names[1] = names[2]
-    assert class_names.other_class(saved, names) == (1, words[1], names[2])
+    assert class_names.other_class(words, names) == (1, words[1], names[2])
     # Words of a run that are not WordNet's: compared as they are.
-    monkeypatch.setattr(class_names, "read", lambda path: ("maillot", "bee"))
-    assert class_names.other_class(saved, ("tank suit", "bee")) is not None
+    mixed = ("maillot", "bee")
+    assert class_names.other_class(mixed, ("tank suit", "bee")) is not None
 
 
 def test_labels_by_the_names_of_a_models_classes():
-    words, synsets = imagenet_classes.names(), imagenet_classes.synsets()
+    words, synsets = class_names.imagenet_names(), class_names.imagenet_synsets()
     found = class_names.labels_by_name(words, 1000)
     assert [found[synset] for synset in synsets] == [*range(1000)]
     assert (found["tench"], found["tench, Tinca tinca"]) == (0, 0)
@@ -275,28 +274,34 @@ def test_training_refuses_weights_of_other_classes(run, tmp_path, words, message
 
 def test_a_new_head_may_learn_other_classes(run, tmp_path):
     made = config(**{"init.weights": str(run), "init.fresh": ("head",)})
-    initial_weights.check_classes(made, tmp_path, ("bee", "cat"))
+    InitialWeights(made).check_classes(tmp_path, ("bee", "cat"))
     made.init.fresh = ()
-    initial_weights.check_classes(made, tmp_path, ("ant", "bee"))
-    initial_weights.check_classes(made, tmp_path, None)
+    InitialWeights(made).check_classes(tmp_path, ("ant", "bee"))
+    InitialWeights(made).check_classes(tmp_path, None)
     # A resumed run starts from its own weights.
-    initial_weights.check_classes(made, tmp_path, ("bee", "cat"), resumed=True)
+    InitialWeights(made).check_classes(tmp_path, ("bee", "cat"), resumed=True)
     with pytest.raises(InputError, match="class 0 is 'ant'"):
-        initial_weights.check_classes(made, tmp_path, ("bee", "cat"))
+        InitialWeights(made).check_classes(tmp_path, ("bee", "cat"))
 
 
 def test_a_start_says_where_names_cannot_be_compared(run, tmp_path):
     made, names = config(**{"init.weights": str(run)}), ("ant", "bee")
     message = "classes are compared by number alone: {} does not name them"
-    assert initial_weights.unnamed_classes(made, names) is None
-    assert initial_weights.unnamed_classes(made, None) == message.format("digits")
+
+    def line(names):
+        return InitialWeights(made).check_classes(tmp_path, names)
+
+    assert line(names) is None
+    assert line(None) == message.format("config.data.name 'digits'")
+    assert InitialWeights(made).check_classes(tmp_path, None, resumed=True) is None
     made.init.fresh = ("head",)
-    assert initial_weights.unnamed_classes(made, None) is None
+    assert line(None) is None
     made.init.fresh, old = (), unnamed(run, tmp_path / "old")
     made.init.weights = str(old)
-    assert initial_weights.unnamed_classes(made, names) == message.format(old)
-    made.init.weights = "w.npz"
-    assert initial_weights.unnamed_classes(made, None) is None
+    assert line(names) == message.format(f"config.init.weights {old}")
+    np.savez(tmp_path / "w.npz", **load.tensors(run))
+    made.init.weights = str(tmp_path / "w.npz")
+    assert line(None) is None
 
 
 def test_short_runs_give_other_classes_a_new_head(run, tmp_path, monkeypatch):
@@ -312,11 +317,8 @@ def test_short_runs_give_other_classes_a_new_head(run, tmp_path, monkeypatch):
             "experiments.finetune.open_source",
             lambda *_, names=names: _Named(names),
         )
-        given = tiny_context.pretrained(tmp_path)
-        object.__setattr__(given, "path", run)
-        classes = dataclasses.replace(given.config, num_classes=2)
-        object.__setattr__(given, "config", classes)
-        Finetuner(config(), given, "folder:x", tmp_path, [0])._start("patch", 0)
+        finetuner = Finetuner(config(), load.read(run), "folder:x", tmp_path, [0])
+        finetuner._start("conv", 0)
         assert starts.pop().init.fresh == fresh
 
 

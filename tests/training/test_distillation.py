@@ -19,6 +19,7 @@ from imagepiece_jax.models.vit import MEAN, STD, Outputs
 from imagepiece_jax.pretrained import convert
 from imagepiece_jax.training import teacher, trainer
 from imagepiece_jax.training.config import DistillConfig, RunConfig
+from imagepiece_jax.training.initial_weights import InitialWeights
 from imagepiece_jax.training.logging import MEASURED, read_metrics
 from imagepiece_jax.training.train_step import Recipe, distillation, teacher_distance
 from tests import runs
@@ -275,12 +276,16 @@ def weights(tmp_path_factory):
 def test_any_teacher_brings_its_size_and_images(weights):
     path = f"{weights}/ten.npz"
     made = config(**{"distill.kind": "soft", "teacher.weights": path}, **TOLD)
-    found, variables = teacher.of(made, RunConfig.read(made).create_dense())
+    found, variables = teacher.of(
+        made, RunConfig.read(made).create_dense(), InitialWeights(made)
+    )
     assert found.model.embed_dim == 12 and len(found.model.plan) == 2
     assert found.model.mean == HALF and found.mean == MEAN
     assert found.image_size == 16
     made.update_from_flattened_dict({"teacher.image_size": 24, "teacher.mean": MEAN})
-    found, variables = teacher.of(made, RunConfig.read(made).create_dense())
+    found, variables = teacher.of(
+        made, RunConfig.read(made).create_dense(), InitialWeights(made)
+    )
     assert variables["params"]["pos_embed"].shape == (1, 37, 12)
     assert found.model.mean == MEAN and found.model.std == HALF
     images = jnp.zeros((2, 16, 16, 3))
@@ -289,7 +294,9 @@ def test_any_teacher_brings_its_size_and_images(weights):
 
 def test_without_distillation_there_is_no_teacher():
     made = config()
-    assert teacher.of(made, RunConfig.read(made).create_dense()) == (None, None)
+    assert teacher.of(
+        made, RunConfig.read(made).create_dense(), InitialWeights(made)
+    ) == (None, None)
     assert not DistillConfig.read(made).active
 
 
@@ -343,7 +350,7 @@ def test_mistakes(weights, monkeypatch, fields, reduction, message):
         elif reduction:
             made.reduction = reduction
     with pytest.raises(InputError, match=message) as caught:
-        teacher.of(made, RunConfig.read(made).create_dense())
+        teacher.of(made, RunConfig.read(made).create_dense(), InitialWeights(made))
     assert "\n" not in str(caught.value)
 
 

@@ -11,10 +11,12 @@ import pytest
 from configs import deit_s_evit, quickstart
 from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.models import summary
 from imagepiece_jax.pretrained import convert
 from imagepiece_jax.reduction.methods.method import ParamGroup
-from imagepiece_jax.training import initial_weights, optimizer
+from imagepiece_jax.training import optimizer
 from imagepiece_jax.training.config import RunConfig
+from imagepiece_jax.training.initial_weights import InitialWeights
 from tests.training.test_train_step import batch, make, run
 
 PARAMS = {
@@ -108,12 +110,12 @@ def test_teacher_weights_are_asked_for_and_must_fit(tmp_path):
     config.model.depth, config.model.embed_dim, config.model.num_heads = 1, 8, 2
     dense = RunConfig.read(config).create_dense()
     with pytest.raises(InputError, match="config.teacher.weights is empty"):
-        initial_weights.teacher(config, dense)
-    variables = initial_weights.fresh(dense, 16, seed=0)
+        InitialWeights(config).teacher_variables(dense)
+    variables = summary.fresh(dense, 16, seed=0)
     np.savez(tmp_path / "teacher.npz", **convert.to_timm(variables))
     config.teacher.weights = str(tmp_path / "teacher.npz")
-    loaded = initial_weights.teacher(config, dense)
+    loaded = InitialWeights(config).teacher_variables(dense)
     jax.tree.map(np.testing.assert_array_equal, loaded, variables)
     config.model.embed_dim = 16
     with pytest.raises(InputError, match="config.teacher.weights: .*depth 1 and"):
-        initial_weights.teacher(config, RunConfig.read(config).create_dense())
+        InitialWeights(config).teacher_variables(RunConfig.read(config).create_dense())

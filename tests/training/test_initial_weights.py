@@ -11,9 +11,9 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import summary
 from imagepiece_jax.models.registry import ModelConfig
 from imagepiece_jax.pretrained import convert, load
-from imagepiece_jax.training import initial_weights
 from imagepiece_jax.training.checkpoint import Checkpoints
 from imagepiece_jax.training.config import RunConfig
+from imagepiece_jax.training.initial_weights import InitialWeights
 
 SMALL = {
     "model.stem": "patch",
@@ -32,9 +32,7 @@ def config(**fields):
 
 
 def drawn(made, seed=0):
-    return initial_weights.fresh(
-        RunConfig.read(made).create_model(), made.image_size, seed
-    )
+    return summary.fresh(RunConfig.read(made).create_model(), made.image_size, seed)
 
 
 def equal(one, other):
@@ -64,7 +62,7 @@ def test_fresh_is_a_function_of_the_seed():
 def test_a_run_starts_from_its_file(saved):
     path, variables = saved
     made = config(**{"init.weights": str(path)})
-    loaded = initial_weights.initial(made, RunConfig.read(made).create_model())
+    loaded = InitialWeights(made).variables(RunConfig.read(made).create_model())
     assert all(jax.tree.leaves(equal(loaded, variables)))
 
 
@@ -73,14 +71,14 @@ def test_only_the_named_parts_are_new(saved):
     path, variables = saved
     fields = {"num_classes": 3, "seed": 5, "init.weights": str(path)}
     made = config(**fields, **{"init.fresh": ("head",)})
-    started = initial_weights.initial(made, RunConfig.read(made).create_model())
+    started = InitialWeights(made).variables(RunConfig.read(made).create_model())
     head = drawn(made, seed=5)["params"]["head"]
     assert all(jax.tree.leaves(equal(started["params"].pop("head"), head)))
     old = dict(variables["params"])
     del old["head"]
     assert all(jax.tree.leaves(equal(started["params"], old)))
     with pytest.raises(InputError, match=r"one.npz: tensor head.*init.fresh=\('head"):
-        initial_weights.initial(config(**fields), RunConfig.read(made).create_model())
+        InitialWeights(config(**fields)).variables(RunConfig.read(made).create_model())
 
 
 @pytest.mark.parametrize(
@@ -94,23 +92,23 @@ def test_only_the_named_parts_are_new(saved):
 def test_mistakes(fields, message):
     made = config(**fields)
     with pytest.raises(InputError, match=message):
-        initial_weights.initial(made, RunConfig.read(made).create_model())
+        InitialWeights(made).variables(RunConfig.read(made).create_model())
 
 
 def test_unknown_part_and_wrong_shape_are_named(saved):
     path, _ = saved
     made = config(**{"init.weights": str(path), "init.fresh": ("tail",)})
     with pytest.raises(InputError, match="config.init.fresh names 'tail', but the par"):
-        initial_weights.initial(made, RunConfig.read(made).create_model())
+        InitialWeights(made).variables(RunConfig.read(made).create_model())
     made = config(**{"init.weights": str(path), "model.embed_dim": 16})
     with pytest.raises(InputError, match="one.npz: it holds a model of depth 1 and"):
-        initial_weights.initial(made, RunConfig.read(made).create_model())
+        InitialWeights(made).variables(RunConfig.read(made).create_model())
     made = config(**{"init.weights": str(path), "num_classes": 5})
     remedy = (
         r"head/bias needs \(5,\) \(to train it anew: config.init.fresh=\('head',\)\)$"
     )
     with pytest.raises(InputError, match=remedy):
-        initial_weights.initial(made, RunConfig.read(made).create_model())
+        InitialWeights(made).variables(RunConfig.read(made).create_model())
 
 
 def test_a_run_can_start_from_another_ones_folder(saved, tmp_path):
@@ -122,21 +120,23 @@ def test_a_run_can_start_from_another_ones_folder(saved, tmp_path):
     checkpoints.close()
     made = config()
     like = summary.shapes(RunConfig.read(made).create_model(), made.image_size)
-    assert all(jax.tree.leaves(equal(load.restore(tmp_path, like), best)))
-    loaded = load.restore(tmp_path, like, checkpoint="latest")
+    assert all(
+        jax.tree.leaves(equal(convert.from_timm(load.tensors(tmp_path), like), best))
+    )
+    loaded = convert.from_timm(load.tensors(tmp_path, "latest"), like)
     assert all(jax.tree.leaves(equal(loaded, latest)))
     wider = config(**{"model.embed_dim": 16})
     like = summary.shapes(RunConfig.read(wider).create_model(), wider.image_size)
-    with pytest.raises(InputError, match=f"run {tmp_path}: it holds a model of"):
-        load.restore(tmp_path, like)
+    with pytest.raises(InputError, match="^it holds a model of"):
+        convert.from_timm(load.tensors(tmp_path), like)
     with pytest.raises(InputError, match="is a folder without config.json"):
-        load.restore(tmp_path / "checkpoints", like)
+        convert.from_timm(load.tensors(tmp_path / "checkpoints"), like)
 
 
 def test_weights_as_given_are_those_of_the_dense_model(saved):
     path, variables = saved
     made = config(**{"init.weights": str(path), "init.fresh": ("reducer",)})
-    given = initial_weights.as_given(made, RunConfig.read(made).create_dense())
+    given = InitialWeights(made).dense_variables(RunConfig.read(made).create_dense())
     assert all(jax.tree.leaves(equal(given, variables)))
 
 
@@ -154,7 +154,7 @@ def test_fresh_weights_are_not_evaluated(fields, message):
     made = config(**{"init.evaluate": True}, **fields)
     message = f"^config.init.evaluate is True, but config.{message}"
     with pytest.raises(InputError, match=message):
-        initial_weights.as_given(made, RunConfig.read(made).create_dense())
+        InitialWeights(made).dense_variables(RunConfig.read(made).create_dense())
 
 
 GOOGLE = pathlib.Path(__file__).parent.parent / "fixtures/layouts/vit_jax.npz"
@@ -194,8 +194,8 @@ def test_a_start_computes_what_its_weights_were_trained_for(
     def begin(made):
         model = RunConfig.read(made).create_dense()
         if start == "teacher.weights":
-            return initial_weights.teacher(made, model)
-        return initial_weights.initial(made, model)
+            return InitialWeights(made).teacher_variables(model)
+        return InitialWeights(made).variables(model)
 
     small = {"reduction.merge_blocks": (), "reduction.prune_blocks": ()}
     made = quickstart.get_config()
@@ -212,7 +212,7 @@ def test_a_new_run_takes_the_images_that_the_layout_says(google):
     made = config(**{"init.weights": str(google[0])})
     with made.unlocked():
         made.model.mean = made.model.std = None
-    assert initial_weights.settle_normalization(made, "no_such_run") == []
+    assert InitialWeights(made).settle_normalization("no_such_run") == []
     assert made.model.mean == made.model.std == (0.5,) * 3
 
 
@@ -223,6 +223,6 @@ def test_numbers_are_compared_as_float32_has_them(tmp_path):
     path = tmp_path / "w.npz"
     np.savez(path, **convert.to_timm(variables), mean=mean, std=std)
     made = config(**{"init.weights": str(path)})
-    loaded = initial_weights.initial(made, RunConfig.read(made).create_model())
+    loaded = InitialWeights(made).variables(RunConfig.read(made).create_model())
     assert all(jax.tree.leaves(equal(loaded, variables)))
-    assert load.normalization(path)["mean"] == (0.485, 0.456, 0.406)
+    assert load.opened(path).normalization["mean"] == (0.485, 0.456, 0.406)

@@ -10,7 +10,7 @@ import pytest
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.vit import MEAN, STD
-from imagepiece_jax.pretrained import load
+from imagepiece_jax.pretrained import convert, load
 from imagepiece_jax.reduction.methods import dtem
 from imagepiece_jax.reduction.ops import cosine
 from tests.models import tiny
@@ -88,7 +88,9 @@ def test_a_training_step_is_its_authors(assets, block):
         images = normalize(jnp.asarray(file["images_uint8"][:2]), MEAN, STD)
         labels = file["labels"][:2]
     file = assets / "weights/deit_tiny_patch16_224.npz"
-    dense = load.restore(file, tiny.shapes(registry.create_model("deit_ti"), 224))
+    dense = convert.from_timm(
+        load.tensors(file), tiny.shapes(registry.create_model("deit_ti"), 224)
+    )
     reduction = {"name": "dtem", "r_list": (0,) * block + (16,)}
     model = registry.create_model(
         "deit_ti", reduction=reduction, attention="xla", masked=True

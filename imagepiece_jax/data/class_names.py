@@ -1,0 +1,168 @@
+"""Names of classes: ImageNet's, and those of weights compared with those of data."""
+
+import collections
+import functools
+import pathlib
+from collections.abc import Sequence
+
+from imagepiece_jax.errors import InputError
+
+# Synset and lemmas of each class, by label; its first lines state the source.
+TABLE = pathlib.Path(__file__).with_name("imagenet_classes.txt")
+Names = Sequence[str | None]
+
+
+@functools.cache
+def imagenet_names() -> tuple[str, ...]:
+    """The names of ImageNet-1k's classes by label: the lemmas of each synset."""
+    return tuple(words for _, words in _rows())
+
+
+@functools.cache
+def imagenet_synsets() -> tuple[str, ...]:
+    """The WordNet IDs of ImageNet-1k's classes by label."""
+    return tuple(synset for synset, _ in _rows())
+
+
+def _rows():
+    lines = TABLE.read_text("utf-8").splitlines()
+    return [tuple(line.split("\t")) for line in lines if line[0] != "#"]
+
+
+@functools.cache
+def _labels() -> tuple[dict[str, set[int]], dict[str, set[int]]]:
+    """Labels by WordNet ID or all lemmas of a synset, and by one of its lemmas too."""
+    whole, single = collections.defaultdict(set), collections.defaultdict(set)
+    for label, (synset, words) in enumerate(_rows()):
+        for name in (synset, words):
+            whole[name].add(label)
+        for name in (synset, words, *words.split(", ")):
+            single[name].add(label)
+    return whole, single
+
+
+def imagenet_labels(name: str, lemmas: bool = False) -> set[int]:
+    """The classes of ImageNet-1k that a WordNet ID, or all lemmas of a synset, name.
+
+    lemmas: one of them is enough, such as "tench" for "tench, Tinca tinca"; some words
+        are two classes: a crane is a bird and a machine
+    """
+    return _labels()[lemmas].get(name, set())
+
+
+def names_of(model: str | None, classes: int | None) -> tuple[str, ...] | None:
+    """The names for weights by timm's name, whose tag says that they know them.
+
+    "vit_small_patch16_224.augreg_in21k_ft_in1k" was trained on ImageNet-1k last. None
+    for others, and for another number of classes.
+    """
+    tag = (model or "").partition(".")[2]
+    return imagenet_names() if classes == 1000 and tag.endswith("in1k") else None
+
+
+def labels_by_name(names: Names | None, num_classes: int) -> dict[str, int]:
+    """Labels of a model by the names that data may have for its classes.
+
+    A class of ImageNet's has its WordNet ID, its lemmas and each of them beside its
+    name. A model of 1,000 classes without names is taken for one of ImageNet's, in the
+    usual order. A name of two classes is left out.
+
+    names: of the model's classes
+    """
+    if names is None and num_classes == len(imagenet_names()):
+        names = imagenet_names()
+    labels, twice = {}, set()
+    for label, name in enumerate(names or ()):
+        if name is None:
+            continue
+        forms, places = {name}, imagenet_labels(name)
+        if label in places:  # ImageNet's own order: two classes are called crane
+            places = {label}
+        if len(places) == 1:
+            synset, words = _rows_by_label()[min(places)]
+            forms |= {synset, words, *words.split(", ")}
+        twice |= forms & labels.keys()
+        labels |= dict.fromkeys(forms, label)
+    for label, name in enumerate(names or ()):  # what a class is called is its own
+        if name in twice and names.count(name) == 1:
+            twice.remove(name)
+            labels[name] = label
+    return {name: label for name, label in labels.items() if name not in twice}
+
+
+def _rows_by_label():
+    return [*zip(imagenet_synsets(), imagenet_names(), strict=True)]
+
+
+def mapped_classes(names: Names | None, data: str, known: Names | None) -> str | None:
+    """The line on folders of `data` that have labels by their names, not their order.
+
+    names: of the classes of the data, by label
+    known: of the model's
+    Returns None where the order says the same.
+    """
+    named = {label: name for label, name in enumerate(names or ()) if name is not None}
+    ordered = [*named.values()] == sorted(named.values())
+    if not data.startswith("folder:") or (ordered and len(named) == len(names)):
+        return None
+    (label, name), *_ = named.items()
+    words = (known or imagenet_names())[label]
+    example = f"{name} is {label}" + f" ({words})" * (words != name)
+    order = "" if known else "; the weights name none, ImageNet's order is taken"
+    return (
+        f"the {len(named)} folders of {data} are mapped by name to the model's "
+        f"{len(names)} classes: {example}{order}"
+    )
+
+
+def other_class(weights: Names | None, data: Names | None):
+    """The first class with different names in weights and data.
+
+    A class without a name is not compared, nor ImageNet's words with words that are not
+    of ImageNet.
+
+    weights, data: names by label; None where there are none
+    Returns (label, name of the weights, name of the data), or None.
+    """
+    words = weights is not None and tuple(weights) == imagenet_names()
+    for label, pair in enumerate(zip(weights or (), data or (), strict=False)):
+        if None in pair or _same(*pair):
+            continue
+        if not words or imagenet_labels(pair[1], lemmas=True):
+            return label, *pair
+    return None
+
+
+def _same(one, other):
+    """Whether two names are one class: equal, or of one synset of ImageNet's."""
+    pairs = ((one, other), (other, one))
+    return one == other or any(
+        imagenet_labels(a) & imagenet_labels(b, lemmas=True) for a, b in pairs
+    )
+
+
+def check_classes(
+    weights: Names | None,
+    source: str,
+    names: Names | None,
+    data: str,
+    allowed: str = "allowed are the same classes in the same order",
+) -> str | None:
+    """Compare the classes of weights with those of data, by name.
+
+    weights, names: of both by label; None where there are none
+    source, data: both as a sentence calls them, such as "runs/a"
+    allowed: the end of the sentence
+    Returns the line on what cannot be compared, None where both have names.
+    Raises InputError where a class is another.
+    """
+    if other := other_class(weights, names):
+        label, theirs, ours = other
+        raise InputError(
+            f"class {label} is {theirs!r} in {source}, but {ours!r} in {data}: "
+            f"{allowed}"
+        )
+    if None not in (weights, names):
+        return None
+    unnamed = data if names is None else source
+    return f"classes are compared by number alone: {unnamed} does not name them"
