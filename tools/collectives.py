@@ -93,13 +93,13 @@ def kinds(collective):
     """
     if collective.op == "collective-permute":
         return ("mixed images",)
-    found = set()
+    contents = set()
     for part in collective.parts:
         if "/norm_" in part.source and "[2," in part.shape:
-            found.add(BACKWARD if "transpose(" in part.source else FORWARD)
+            contents.add(BACKWARD if "transpose(" in part.source else FORWARD)
         else:
-            found.add("metrics" if "[]" in part.shape else "gradients")
-    return tuple(kind for kind in KINDS if kind in found)
+            contents.add("metrics" if "[]" in part.shape else "gradients")
+    return tuple(kind for kind in KINDS if kind in contents)
 
 
 def inventory(text):
@@ -111,11 +111,11 @@ def inventory(text):
         "| what | collective | number | arrays | bytes each |",
         "|---|---|---|---|---|",
     ]
-    for (op, found), group in rows.items():
+    for (op, contents), group in rows.items():
         arrays = sum(len(collective.parts) for collective in group)
         sizes = ", ".join(f"{collective.bytes:,}" for collective in group)
         lines.append(
-            f"| {', '.join(found)} | {op} | {len(group)} | {arrays} | {sizes} |"
+            f"| {', '.join(contents)} | {op} | {len(group)} | {arrays} | {sizes} |"
         )
     return "\n".join(lines)
 

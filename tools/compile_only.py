@@ -76,11 +76,11 @@ def report(configs, batch_size, mode="inference", kernels=False):
 
 def _overview(programs):
     """[(name, compiled text, GMACs)] -> a table, one row each, a column per kind."""
-    found = [h200.summary(text) for _, text, _ in programs]
-    kinds = list(dict.fromkeys(kind for row in found for kind in row))
+    summaries = [h200.summary(text) for _, text, _ in programs]
+    kinds = list(dict.fromkeys(kind for row in summaries for kind in row))
     rows = [("kernels", "estimated ms", *kinds, "GMACs", "times as fast", "config")]
-    first = _total(found[0])[1]
-    for (name, _, gmacs), row in zip(programs, found, strict=True):
+    first = _total(summaries[0])[1]
+    for (name, _, gmacs), row in zip(programs, summaries, strict=True):
         count, ms = _total(row)
         cells = (_cell(row.get(kind)) for kind in kinds)
         speed = f"{first / ms:.3f}"
@@ -88,14 +88,14 @@ def _overview(programs):
     return summary.format_table(rows)
 
 
-def _total(found):
-    counts, times = zip(*found.values(), strict=True)
+def _total(by_kind):
+    counts, times = zip(*by_kind.values(), strict=True)
     return sum(counts), sum(times)
 
 
-def _cell(found):
+def _cell(count_and_ms):
     """ "0.401 (12)": milliseconds of 12 kernels."""
-    return f"{found[1]:.3f} ({found[0]})" if found else "-"
+    return f"{count_and_ms[1]:.3f} ({count_and_ms[0]})" if count_and_ms else "-"
 
 
 def _gmacs(config):
@@ -119,22 +119,31 @@ def _placed(model, config):
 
 def inference_text(config):
     """Return the compiled text of `inference.optimize`'s program for `config`."""
-    model = RunConfig.read(_unplaced(config)).create_model()
-    dtype = config.model.dtype
-    shapes = summary.shapes(model, config.image_size)
-    prepare = functools.partial(optimize.prepare, model, dtype=dtype)
-    fast = []
+    return forward_text(
+        RunConfig.read(_unplaced(config)).create_model(),
+        config.batch_size,
+        config.image_size,
+        dtype=config.model.dtype,
+        place=functools.partial(_placed, config=config),
+    )
 
-    def variables(given):
-        made, weights = prepare(given)
-        fast.append(made)
+
+def forward_text(model, batch_size, image_size, dtype, place):
+    """Return the compiled text of `inference.optimize`'s program for a ViT.
+
+    place: from the prepared model to the one with its attention and kernels on an H200
+    """
+    prepared = []
+
+    def prepare(variables):
+        fast, weights = optimize.prepare(model, variables, dtype=dtype)
+        prepared.append(fast)
         return weights
 
-    shapes = jax.eval_shape(variables, shapes)
-    side = config.image_size
-    images = jax.ShapeDtypeStruct((config.batch_size, side, side, 3), dtype)
-    forward = optimize.forward(_placed(fast[0], config))
-    return h200.compile_for(forward, shapes, images, options=OPTIONS)
+    weights = jax.eval_shape(prepare, summary.shapes(model, image_size))
+    images = jax.ShapeDtypeStruct((batch_size, image_size, image_size, 3), dtype)
+    forward = optimize.forward(place(prepared[0]))
+    return h200.compile_for(forward, weights, images, options=OPTIONS)
 
 
 def train_text(config, devices=1):

@@ -128,7 +128,9 @@ def damaged(runs, rng, step):
         shutil.copytree(run.workdir, copy.workdir)
         path, content = example
         copy.path(path.relative_to(run.workdir)).write_bytes(content)
-        yield resumed(runs, copy, Row(fault, "newest checkpoint", on_disk=row.on_disk))
+        yield resumed(
+            runs, copy, Fault(fault, "newest checkpoint", on_disk=row.on_disk)
+        )
     run.remove()
 
 
@@ -188,7 +190,7 @@ def table(rows):
 
 
 @dataclasses.dataclass
-class Row:
+class Fault:
     """One fault, and its consequences."""
 
     fault: str
@@ -224,7 +226,7 @@ def _killed(run):
     if status == 0:
         return None
     saving = ", during a save" if run.unfinished() else ""
-    row = Row("SIGKILL", f"step {run.step()}{saving}", status)
+    row = Fault("SIGKILL", f"step {run.step()}{saving}", status)
     row.on_disk, row.passed = run.on_disk(), status == 128 + signal.SIGKILL
     return row
 
@@ -262,7 +264,7 @@ def _asked(run, ready, moment, signum=signal.SIGTERM, devices=None):
         return None
     reached, on_disk = run.step(), run.on_disk()
     where = f"{moment}, step {reached}" if reached else moment
-    row = Row(signum.name, f"{where}; ended after {seconds:.1f} s", status)
+    row = Fault(signum.name, f"{where}; ended after {seconds:.1f} s", status)
     row.said, row.on_disk = run.said(), on_disk
     in_time = seconds < IN_TIME and status == 128 + signum
     row.passed = in_time and (on_disk or 0) == reached
@@ -283,7 +285,7 @@ def fill_disk(run, step, room, ballast=None):
     else:
         _fill(ballast, room)
     status = run.end()
-    row = Row("full disk", f"room for {room:,} bytes, after step {step}", status)
+    row = Fault("full disk", f"room for {room:,} bytes, after step {step}", status)
     row.said, row.on_disk, row.passed = run.said(), run.on_disk(), status == 1
     if ballast is not None:
         ballast.unlink()
@@ -300,7 +302,7 @@ def vanish(run, step):
     run.until_step(step)
     run.workdir.rename(away)
     status = run.end()
-    row = Row("vanished workdir", f"after step {step}", status, run.said())
+    row = Fault("vanished workdir", f"after step {step}", status, run.said())
     row.passed = status == 1
     shutil.rmtree(run.workdir, ignore_errors=True)
     away.rename(run.workdir)
@@ -337,15 +339,15 @@ def damage(run, fault, changes):
     for path, content in changes:
         before = path.read_bytes()
         path.write_bytes(content)
-        found = run.arrays()
+        arrays = run.arrays()
         path.write_bytes(before)
-        if found["step"] != whole["step"]:
+        if arrays["step"] != whole["step"]:
             counts["noticed"] += 1
             example = example or (path, content)
         else:
-            counts["without effect" if equal(found, whole) else "read wrong"] += 1
+            counts["without effect" if equal(arrays, whole) else "read wrong"] += 1
     result = ", ".join(f"{count} {name}" for name, count in counts.items())
-    row = Row(fault, f"{len(changes)}, each alone", on_disk=run.on_disk())
+    row = Fault(fault, f"{len(changes)}, each alone", on_disk=run.on_disk())
     row.result, row.passed = result, counts["read wrong"] == 0 and counts["noticed"] > 0
     return row, example
 

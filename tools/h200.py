@@ -127,18 +127,18 @@ def _device_known():
 
 
 def estimate(kernel):
-    """Return the estimated seconds of `kernel` (hlo.Kernel): launch and roofline."""
+    """Return the estimated seconds of `kernel` (hlo.GpuKernel): launch and roofline."""
     rate = ATTENTION_FLOPS_PER_S if kernel.kind == "attention" else FLOPS_PER_S
     return LAUNCH_S + max(kernel.bytes / BYTES_PER_S, kernel.flops / rate)
 
 
 def summary(text):
     """Return {kind: (kernels, estimated ms)} of a compiled text, the longest first."""
-    found = {}
+    by_kind = {}
     for kernel in hlo.kernels(text):
-        count, ms = found.get(kernel.kind, (0, 0.0))
-        found[kernel.kind] = (count + 1, ms + 1e3 * estimate(kernel))
-    return dict(sorted(found.items(), key=lambda item: -item[1][1]))
+        count, ms = by_kind.get(kernel.kind, (0, 0.0))
+        by_kind[kernel.kind] = (count + 1, ms + 1e3 * estimate(kernel))
+    return dict(sorted(by_kind.items(), key=lambda item: -item[1][1]))
 
 
 def table(text):

@@ -35,7 +35,7 @@ _HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) .*\{$")
 
 
 @dataclasses.dataclass(frozen=True)
-class Kernel:
+class GpuKernel:
     """One launch: its kind, the bytes that it reads and writes, and its arithmetic.
 
     kind: "gemm", "attention", "convolution", "custom" (a call to other code), "move" (a
@@ -88,17 +88,17 @@ class _Instruction:
 
     def find(self, pattern):
         """Return the first group of `pattern` in the line, or ""."""
-        found = re.search(pattern, self.line)
-        return found[1] if found else ""
+        match = re.search(pattern, self.line)
+        return match[1] if match else ""
 
 
 def kernels(text):
-    """Return the Kernels of a compiled program's text, in the order of their launch.
+    """Return the GpuKernels of a compiled program's text, in the order of their launch.
 
     The body of a loop counts as often as it runs if XLA knows that, else once; of a
     conditional the branch with most bytes counts.
     """
-    return [k for k in _program(text) if isinstance(k, Kernel)]
+    return [k for k in _program(text) if isinstance(k, GpuKernel)]
 
 
 def collectives(text):
@@ -121,15 +121,15 @@ def host_waits(text):
     Transfers, calls of Python, and loops and branches that the host decides: those
     whose trip count XLA does not know.
     """
-    found = []
+    waits = []
     for i in itertools.chain.from_iterable(_parse(text)[1].values()):
         op = i.op.removesuffix("-start")
         called = i.find(r'custom_call_target="([^"]+)"').lower()
         undecided = op == "while" and not i.find(r'"known_trip_count":\{"n":"(\d+)"')
         calls_host = "callback" in called or "host" in called
         if op in HOST_OPS or op == "conditional" or undecided or calls_host:
-            found.append(f"{i.op} {i.name} {i.find(_SOURCE)}".rstrip())
-    return found
+            waits.append(f"{i.op} {i.name} {i.find(_SOURCE)}".rstrip())
+    return waits
 
 
 def _parse(text):
@@ -141,9 +141,9 @@ def _parse(text):
             current = computations[header[2]] = []
             entry = header[2] if header[1] else entry
             continue
-        found = _INSTRUCTION.match(line)
-        if found and current is not None:
-            _, name, shape, op, inside = found.groups()
+        match = _INSTRUCTION.match(line)
+        if match and current is not None:
+            _, name, shape, op, inside = match.groups()
             names = tuple(re.findall(r"%([\w.\-]+)", inside))
             current.append(_Instruction(name, shape, op, names, inside, line))
     return entry, computations
@@ -151,12 +151,12 @@ def _parse(text):
 
 def _launches(body, computations):
     shapes = {i.name: i.shape for i in body}
-    found = []
+    launches = []
     for i in body:
         if i.op in VIEWS or i.op.endswith("-done"):  # the end of a -start
             continue
         if i.op.removesuffix("-start") in COLLECTIVES:
-            found.append(_collective(i, body, computations))
+            launches.append(_collective(i, body, computations))
             continue
         called = [name for name in _called(i) if name in computations]
         if i.op in ("call", "async-start", "while", "conditional"):
@@ -164,11 +164,11 @@ def _launches(body, computations):
             if parts:
                 most = max(parts, key=lambda part: sum(k.bytes for k in part))
                 times = i.find(r'"known_trip_count":\{"n":"(\d+)"')
-                found += most * int(times or 1)
+                launches += most * int(times or 1)
             continue
         fused = computations[called[0]] if i.op == "fusion" and called else None
-        found.append(_kernel(i, fused, shapes))
-    return found
+        launches.append(_kernel(i, fused, shapes))
+    return launches
 
 
 def _called(i):
@@ -193,7 +193,7 @@ def _kernel(i, fused, shapes):
         flops = _product_flops([inner[name] for name in product.operands], product)
     else:
         flops = _call_flops(target, [shapes.get(name, "") for name in i.operands], i)
-    return Kernel(
+    return GpuKernel(
         name=i.name,
         kind="gemm" if product else _kind(i, target, fused),
         op=target or i.find(r"kind=(\w+)") or i.op,
@@ -263,16 +263,16 @@ def _kind(i, target, fused):
 
 def _arrays(shape):
     """[(type, lengths)] of an array or a tuple of arrays."""
-    found = re.findall(r"(\w+)\[([\d,]*)\]", shape)
-    return [(kind, [int(n) for n in dims.split(",") if n]) for kind, dims in found]
+    arrays = re.findall(r"(\w+)\[([\d,]*)\]", shape)
+    return [(kind, [int(n) for n in dims.split(",") if n]) for kind, dims in arrays]
 
 
 def _bytes(shape, without_workspace=False):
     """Bytes of all arrays of a shape; workspaces are int8 arrays beside the results."""
-    found = _arrays(shape)
-    if without_workspace and len(found) > 1:
-        found = [(kind, dims) for kind, dims in found if kind not in ("s8", "u8")]
-    return sum(ITEMSIZE.get(kind, 4) * math.prod(dims) for kind, dims in found)
+    arrays = _arrays(shape)
+    if without_workspace and len(arrays) > 1:
+        arrays = [(kind, dims) for kind, dims in arrays if kind not in ("s8", "u8")]
+    return sum(ITEMSIZE.get(kind, 4) * math.prod(dims) for kind, dims in arrays)
 
 
 def _elements(shape):

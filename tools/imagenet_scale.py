@@ -76,12 +76,12 @@ def main(words):
 def _pair(holder, text=None):
     """Two whole numbers from the text of a flag; InputError."""
     text = text or ",".join(holder.value)
-    found = re.fullmatch(r"(\d+)[,:](\d+)", text)
-    if not found or not all(map(int, found.groups())):
+    pair = re.fullmatch(r"(\d+)[,:](\d+)", text)
+    if not pair or not all(map(int, pair.groups())):
         raise InputError(
             f"--{holder.name} has {text!r}: allowed are two numbers from 1"
         )
-    return tuple(map(int, found.groups()))
+    return tuple(map(int, pair.groups()))
 
 
 def write(folder, sizes):
@@ -306,14 +306,14 @@ class _Run:
 def _grown(held, rate):
     """Values of the table: what processes held at most, and the growth of any."""
     first, last = held[0], held[-1]
-    found = {"rate": rate}
+    values = {"rate": rate}
     for of in HELD:
         most = [max(sample[pid][of] for sample in held) for pid in last]
-        found[f"training process {of}"] = most[0]
-        found[f"largest reader {of}"] = max(most[1:], default=0)
+        values[f"training process {of}"] = most[0]
+        values[f"largest reader {of}"] = max(most[1:], default=0)
         grown = (last[pid][of] / first[pid][of] - 1 for pid in last)
-        found[f"growth {of}"] = max(grown)
-    return found
+        values[f"growth {of}"] = max(grown)
+    return values
 
 
 if __name__ == "__main__":

@@ -89,12 +89,12 @@ def main():
 
 
 def _resave(text):
-    found = re.fullmatch(r"(\d+)x(\d+):(\d+)", text)
-    if not found or not all(map(int, found.groups())):
+    match = re.fullmatch(r"(\d+)x(\d+):(\d+)", text)
+    if not match or not all(map(int, match.groups())):
         raise InputError(
             f"--resave is {text!r}; allowed is WIDTHxHEIGHT:KB, such as 500x375:110"
         )
-    width, height, kilobytes = map(int, found.groups())
+    width, height, kilobytes = map(int, match.groups())
     return (width, height), kilobytes
 
 
@@ -357,12 +357,12 @@ def memory():
 
 def process_tree():
     """Numbers of this process, first, and of all below it; OSError but on Linux."""
-    found = [os.getpid()]
-    for pid in found:
+    pids = [os.getpid()]
+    for pid in pids:
         tasks = pathlib.Path(f"/proc/{pid}/task")
         for task in tasks.iterdir():
-            found += map(int, (task / "children").read_text().split())
-    return found
+            pids += map(int, (task / "children").read_text().split())
+    return pids
 
 
 def proportional_memory(pid):

@@ -8,17 +8,16 @@ As for tools.compile_only: needs JAX's CUDA wheels, times are estimates.
 
 import pathlib
 
-import jax
 from absl import flags
 
 from imagepiece_jax import cli
 from imagepiece_jax.benchmark import compare
-from imagepiece_jax.common import tables, xla_options
+from imagepiece_jax.common import tables
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.models import registry, summary
 from imagepiece_jax.reduction import settings
-from tools import h200
+from tools import compile_only, h200
 
 OUT = flags.DEFINE_string("out", "large_models.md", "the page", allow_override=True)
 SHARE = 0.6  # of the dense model's MACs
@@ -56,9 +55,9 @@ def compared(name, size):
     """A row for the dense model and each reduction."""
 
     def model(reduction):
-        own, more = settings.split(reduction)
+        fields_of_method, more = settings.split(reduction)
         fields = {"image_size": size, "dtype": "bfloat16", "attention": "xla"}
-        return registry.create_model(name, reduction=own, **fields, **more)
+        return registry.create_model(name, reduction=fields_of_method, **fields, **more)
 
     def cost(reduction):
         return summary.model_macs(model(reduction), size)
@@ -70,8 +69,9 @@ def compared(name, size):
         if reduction["name"] != "none":
             reduction = compare.nearest(cost, reduction, SHARE * dense, depth)
         made = model(reduction)
-        found = h200.summary(compiled(made, size))
-        kernels, ms = (sum(part) for part in zip(*found.values(), strict=True))
+        text = compile_only.forward_text(made, BATCH, size, "bfloat16", _placed)
+        by_kind = h200.summary(text)
+        kernels, ms = (sum(part) for part in zip(*by_kind.values(), strict=True))
         first = rows[0][6] if rows else f"{ms:.3f}"
         row = [name, size, settings.label(reduction), made.plan[-1].mlp_tokens]
         row += [f"{cost(reduction) / 1e9:.1f}", kernels, f"{ms:.3f}"]
@@ -81,21 +81,8 @@ def compared(name, size):
     return rows
 
 
-def compiled(model, size):
-    """The compiled text of `inference.optimize`'s program for a ViT."""
-    fast = []
-
-    def prepared(variables):
-        made, weights = optimize.prepare(model, variables, dtype="bfloat16")
-        fast.append(made)
-        return weights
-
-    weights = jax.eval_shape(prepared, summary.shapes(model, size))
-    images = jax.ShapeDtypeStruct((BATCH, size, size, 3), "bfloat16")
-    placed = optimize.placed(fast[0], h200.device(), "auto", "auto")
-    forward = optimize.forward(placed)
-    options = xla_options.options("gpu")
-    return h200.compile_for(forward, weights, images, options=options)
+def _placed(model):
+    return optimize.placed(model, h200.device(), "auto", "auto")
 
 
 if __name__ == "__main__":

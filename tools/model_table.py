@@ -30,17 +30,17 @@ LARGEST = ["model by timm's name", "parameters", "published", "source"]
 
 def last(rows: Iterable[Mapping[str, Any]], field: str) -> list[Mapping[str, Any]]:
     """Rows that have `field`, of each value and name the last one, in their order."""
-    found = {(row[field], row.get("name")): row for row in rows if field in row}
-    return [*found.values()]
+    newest = {(row[field], row.get("name")): row for row in rows if field in row}
+    return [*newest.values()]
 
 
 def versions(rows: Iterable[Mapping[str, Any]]) -> str:
     """The packages that rows were measured with, all their versions."""
-    rows, found = [*rows], []
+    rows, named = [*rows], []
     for package in PACKAGES:
-        known = dict.fromkeys(row[package] for row in rows if package in row)
-        found += [f"{package} {' and '.join(known)}"] if known else []
-    return ", ".join(found)
+        measured_with = dict.fromkeys(row[package] for row in rows if package in row)
+        named += [f"{package} {' and '.join(measured_with)}"] if measured_with else []
+    return ", ".join(named)
 
 
 def of_families(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -58,8 +58,8 @@ def of_families(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def scores(name: str) -> str:
     """The scores by which tokens of a public model can be ranked."""
     lacking = contract.lacking_scores(registry.ModelConfig(name=name).architecture)
-    known = [score for score in reducers.SCORES if score != "auto"]
-    return ", ".join(score for score in known if score not in lacking)
+    named = [score for score in reducers.SCORES if score != "auto"]
+    return ", ".join(score for score in named if score not in lacking)
 
 
 def of_layouts(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -31,7 +31,7 @@ PATIENCE = 900.0  # seconds for the tests of one fault
 CAUGHT, NOT_CAUGHT, STALE, BROKEN = "caught", "NOT caught", "stale", "broken"
 
 
-class Result(NamedTuple):
+class Trial(NamedTuple):
     """What became of a fault; `by`: the test that failed, or the reason."""
 
     verdict: str
@@ -51,11 +51,11 @@ def write_list(mutations, path=LIST):
 def places(mutation, root=ROOT):
     """{file: how often it has the old text} of a fault, files without it left out.
 
-    Where its own file has it no other is looked at.
+    Where its own file has it, no other is looked at.
     """
-    own = root / mutation["file"]
-    files = [own] if own.is_file() else []
-    if not files or mutation["old"] not in own.read_text("utf-8"):
+    expected = root / mutation["file"]
+    files = [expected] if expected.is_file() else []
+    if not files or mutation["old"] not in expected.read_text("utf-8"):
         files = sorted(root.rglob("*.py"))
     counts = {
         str(file.relative_to(root)): file.read_text("utf-8").count(mutation["old"])
@@ -67,13 +67,13 @@ def places(mutation, root=ROOT):
 
 def stale_reason(mutation, root=ROOT):
     """Why a fault cannot be applied, in a sentence; None where it can."""
-    found = places(mutation, root)
-    if found == {mutation["file"]: 1}:
+    counts = places(mutation, root)
+    if counts == {mutation["file"]: 1}:
         return None
-    if mutation["file"] in found:
-        return f"{mutation['file']} has its text {found[mutation['file']]} times"
-    if found:
-        return f"its text is in {', '.join(found)} now (--moved)"
+    if mutation["file"] in counts:
+        return f"{mutation['file']} has its text {counts[mutation['file']]} times"
+    if counts:
+        return f"its text is in {', '.join(counts)} now (--moved)"
     return f"{mutation['file']} does not have its text, nor has another file"
 
 
@@ -85,9 +85,9 @@ def follow(mutations, root=ROOT):
     moved = []
     for mutation in mutations:
         before = mutation["file"], mutation["tests"]
-        found = places(mutation, root)
-        if mutation["file"] not in found and [*found.values()] == [1]:
-            (mutation["file"],) = found
+        counts = places(mutation, root)
+        if mutation["file"] not in counts and [*counts.values()] == [1]:
+            (mutation["file"],) = counts
         mutation["tests"] = [_followed(test, root) for test in mutation["tests"]]
         if before != (mutation["file"], mutation["tests"]):
             moved.append(mutation["id"])
@@ -107,9 +107,9 @@ def _followed(test, root):
     if is_there(test, root) or "::" not in test:
         return test
     name = test.partition("::")[2]
-    found = [str(file.relative_to(root)) for file in (root / "tests").rglob("*.py")]
-    found = [file for file in found if is_there(f"{file}::{name}", root)]
-    return f"{found[0]}::{name}" if len(found) == 1 else test
+    files = [str(file.relative_to(root)) for file in (root / "tests").rglob("*.py")]
+    files = [file for file in files if is_there(f"{file}::{name}", root)]
+    return f"{files[0]}::{name}" if len(files) == 1 else test
 
 
 def copy_tree(folder, root=ROOT):
@@ -124,7 +124,7 @@ def copy_tree(folder, root=ROOT):
 
 
 def run_tests(tests, tree):
-    """The Result of these tests in a copy of the tree, up to the first failure."""
+    """The Trial of these tests in a copy of the tree, up to the first failure."""
     words = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "--tb=no"]
     words += ["-rfE", "-p", "no:cacheprovider", *tests]
     variables = os.environ | {"PYTHONPATH": str(tree)}
@@ -138,14 +138,14 @@ def run_tests(tests, tree):
             timeout=PATIENCE,
         )
     except subprocess.TimeoutExpired:
-        return Result(BROKEN, f"its tests took more than {PATIENCE:.0f} s")
+        return Trial(BROKEN, f"its tests took more than {PATIENCE:.0f} s")
     if done.returncode == 0:
-        return Result(NOT_CAUGHT)
+        return Trial(NOT_CAUGHT)
     failed = re.search(r"^(?:FAILED|ERROR) (\S+::\w+)", done.stdout, re.MULTILINE)
     if done.returncode == 1 and failed:
-        return Result(CAUGHT, failed[1])
-    said = (done.stdout + done.stderr).strip().splitlines()
-    return Result(BROKEN, said[-1] if said else f"status {done.returncode}")
+        return Trial(CAUGHT, failed[1])
+    output = (done.stdout + done.stderr).strip().splitlines()
+    return Trial(BROKEN, output[-1] if output else f"status {done.returncode}")
 
 
 def attempt(mutation, tree, sound):
@@ -154,7 +154,7 @@ def attempt(mutation, tree, sound):
     sound: {test: whether it passes without a fault}, as far as that is known.
     """
     if reason := stale_reason(mutation, tree):
-        return Result(STALE, reason)
+        return Trial(STALE, reason)
     file = tree / mutation["file"]
     right = file.read_text("utf-8")
     compiled = pathlib.Path(importlib.util.cache_from_source(file))
@@ -169,12 +169,12 @@ def attempt(mutation, tree, sound):
     if result.verdict == CAUGHT and result.by not in sound:
         sound[result.by] = run_tests([result.by], tree).verdict == NOT_CAUGHT
     if result.verdict == CAUGHT and not sound[result.by]:
-        return Result(BROKEN, f"{result.by} fails without the fault, too")
+        return Trial(BROKEN, f"{result.by} fails without the fault, too")
     return result
 
 
 def attempt_all(mutations, jobs=1, root=ROOT, report=print):
-    """{id: Result}, `jobs` faults at a time, each job in a copy of its own."""
+    """{id: Trial}, `jobs` faults at a time, each job in a copy of its own."""
     trees, results, sound = queue.SimpleQueue(), {}, {}
 
     def one(mutation):
@@ -228,10 +228,10 @@ def main(argv=None):
         print(f"moved: {', '.join(follow(whole)) or 'none'}")
         write_list(whole)
         return 0
-    known = {mutation["id"]: mutation for mutation in whole}
-    if unknown := [name for name in flags.ids or () if name not in known]:
+    by_id = {mutation["id"]: mutation for mutation in whole}
+    if unknown := [name for name in flags.ids or () if name not in by_id]:
         parser.error(f"no fault is called {', '.join(unknown)}")
-    chosen = [known[name] for name in flags.ids] if flags.ids else whole
+    chosen = [by_id[name] for name in flags.ids] if flags.ids else whole
 
     def report(line):
         print(line, flush=True)
@@ -241,7 +241,7 @@ def main(argv=None):
     if flags.record:
         for name, result in results.items():
             if result.verdict == CAUGHT:
-                known[name]["tests"] = [result.by]
+                by_id[name]["tests"] = [result.by]
         write_list(whole)
     return int(any(result.verdict != CAUGHT for result in results.values()))
 

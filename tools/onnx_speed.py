@@ -49,10 +49,10 @@ def main():
     lines = file.read_text().splitlines() if file.exists() else []
     rows = [row for row in map(json.loads, lines) if row["size"] == size]
     for batch in sorted({*map(int, BATCH.value)} - {row["batch"] for row in rows}):
-        found = measure(size, batch)
+        measured = measure(size, batch)
         with open(file, "a") as out:
-            out.writelines(json.dumps(row) + "\n" for row in found)
-        rows += found
+            out.writelines(json.dumps(row) + "\n" for row in measured)
+        rows += measured
     print("\n".join(table(rows)))
 
 
@@ -89,12 +89,12 @@ def measure(size, batch):
 
 def table(rows):
     """Lines of a table: a line for each program, a column for each batch size."""
-    found = {(row["runtime"], row["model"], row["batch"]): row for row in rows}
+    by_program = {(row["runtime"], row["model"], row["batch"]): row for row in rows}
     batches = sorted({row["batch"] for row in rows})
     lines = []
     for runtime in RUNTIMES:
         for name in MODELS:
-            cells = [found.get((runtime, name, batch)) for batch in batches]
+            cells = [by_program.get((runtime, name, batch)) for batch in batches]
             if any(cells):
                 macs = next(filter(None, cells))["macs"]
                 lines.append([runtime, name, *map(_cell, cells), f"{macs:.2f}"])

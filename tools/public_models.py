@@ -47,8 +47,8 @@ class Unsupported(Exception):
     """A part that no Architecture has."""
 
 
-def need(right, what):
-    if not right:
+def need(holds, what):
+    if not holds:
         raise Unsupported(what)
 
 

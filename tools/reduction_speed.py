@@ -80,7 +80,7 @@ def workloads(batch, tokens, heads, dtype):
         random_inputs(seed, batch, tokens, heads, HEAD_WIDTH, dtype)
         for seed in range(CHAIN)
     ]
-    found = []
+    compiled = []
     for reduction in reductions(tokens):
         # Keys and tokens read and tokens written, each once.
         rows = 2 * (tokens + 1) + reduction.n_out + 1
@@ -89,8 +89,8 @@ def workloads(batch, tokens, heads, dtype):
             run = _chained(getattr(reduction, version))
             program = jax.jit(run).lower(inputs).compile()
             job = timer.job(lambda number, program=program: program(inputs))
-            found.append(ReductionWorkload(reduction.rule, version, job, moved))
-    return found
+            compiled.append(ReductionWorkload(reduction.rule, version, job, moved))
+    return compiled
 
 
 def reductions(tokens):

@@ -61,14 +61,15 @@ Row = collections.namedtuple("Row", HEADINGS)
 def main():
     if DEVICES.value % 2:
         raise InputError(f"--devices is {DEVICES.value}; allowed are even numbers")
-    if PLATFORM.value == "gpu" and (found := gpus()) < DEVICES.value:
+    if PLATFORM.value == "gpu" and (gpus_here := gpus()) < DEVICES.value:
         raise InputError(
-            f"--platform gpu needs {DEVICES.value} GPUs (--devices), JAX finds {found}"
+            f"--platform gpu needs {DEVICES.value} GPUs (--devices), JAX finds "
+            f"{gpus_here}"
         )
     jax.config.update("jax_platforms", "cpu")  # the GPUs are for the runs
     with contextlib.ExitStack() as stack:
         folder = FOLDER.value or stack.enter_context(tempfile.TemporaryDirectory())
-        stage = stack.enter_context(Stage(folder, PLATFORM.value, DEVICES.value))
+        stage = stack.enter_context(HostRuns(folder, PLATFORM.value, DEVICES.value))
         print(line(HEADINGS), line(["---"] * len(HEADINGS)), sep="\n", flush=True)
         kept = []
         for row in rehearse(stage, SHORT.value):
@@ -156,9 +157,9 @@ def _scenario(stage, method, host, step, **fields):
 def dry_run(run):
     """A row: `--dry_run` of two processes succeeds and leaves nothing behind."""
     statuses = run.start(2, "--dry_run").ended()
-    found = f"statuses {statuses}" + ", a folder" * run.workdir.exists()
+    outcome = f"statuses {statuses}" + ", a folder" * run.workdir.exists()
     kept = statuses == [0, 0] and not run.workdir.exists()
-    return Row(run.name, "dry run of two processes", found, "statuses [0, 0]", kept)
+    return Row(run.name, "dry run of two processes", outcome, "statuses [0, 0]", kept)
 
 
 def killed(run, host, step, processes=2):
@@ -170,8 +171,8 @@ def killed(run, host, step, processes=2):
     in_time = time.monotonic() - began < IN_TIME
     wanted = [137 if number == host else 1 for number in range(processes)]
     what = f"process {host} of {processes} killed after step {step}"
-    found = f"statuses {statuses}" + ", but late" * (not in_time)
-    return Row(run.name, what, found, f"{wanted}", in_time and statuses == wanted)
+    outcome = f"statuses {statuses}" + ", but late" * (not in_time)
+    return Row(run.name, what, outcome, f"{wanted}", in_time and statuses == wanted)
 
 
 def stopped(run, host, step):
@@ -180,17 +181,17 @@ def stopped(run, host, step):
     run.processes[host].send_signal(signal.SIGTERM)
     statuses = run.ended()
     same = run.on_disk() == run.step()
-    found = f"statuses {statuses}, step {run.on_disk()} saved of {run.step()}"
+    outcome = f"statuses {statuses}, step {run.on_disk()} saved of {run.step()}"
     what = f"process {host} of 2 asked to stop after step {step}"
     kept = statuses == [143, 143] and same
-    return Row(run.name, what, found, "[143, 143], the newest step", kept)
+    return Row(run.name, what, outcome, "[143, 143], the newest step", kept)
 
 
 def resumed(run, processes):
     """A row: to the end, from the newest checkpoint."""
-    newest, found = run.on_disk(), run.finish(processes)
+    newest, step = run.on_disk(), run.finish(processes)
     promise = f"resumes from the newest checkpoint, processes: {processes}"
-    return Row(run.name, promise, f"step {found}", f"step {newest}", found == newest)
+    return Row(run.name, promise, f"step {step}", f"step {newest}", step == newest)
 
 
 def layouts_agree(ours, theirs):
@@ -218,8 +219,8 @@ def _apart(a, b):
     """Largest difference of two arrays; infinite for NaN and different shapes."""
     if a.shape != b.shape:
         return np.inf
-    found = np.abs(np.float64(a) - np.float64(b)).max(initial=0)
-    return np.inf if np.isnan(found) else found
+    apart = np.abs(np.float64(a) - np.float64(b)).max(initial=0)
+    return np.inf if np.isnan(apart) else apart
 
 
 def identical(ours, theirs):
@@ -227,22 +228,22 @@ def identical(ours, theirs):
     mine, others = ours.outcome(), theirs.outcome()
     count = len(jax.tree.leaves(mine.arrays))
     differ = "the same" if mine == others else "NOT the same"
-    found = f"{differ}: {count} arrays, {len(mine.lines)} lines"
+    outcome = f"{differ}: {count} arrays, {len(mine.lines)} lines"
     name = f"{ours.name} against {theirs.name}"
-    return Row(name, "same layout, bit for bit", found, "the same", mine == others)
+    return Row(name, "same layout, bit for bit", outcome, "the same", mine == others)
 
 
 def evaluated(run):
     """A row: the best checkpoint is as accurate in `evaluate` as in the run."""
     path = run.log.with_suffix(".json")
-    found = json.loads(path.read_text()) if run.evaluate(path) == 0 else {}
-    right = np.rint(found.get("acc1", np.nan) * found.get("images", 0) / 100)
+    result = json.loads(path.read_text()) if run.evaluate(path) == 0 else {}
+    right = np.rint(result.get("acc1", np.nan) * result.get("images", 0) / 100)
     wanted = max(run.right("acc1"))
     what = "images right by evaluate, best checkpoint"
     return Row(run.name, what, f"{right:g}", f"{wanted:g}", bool(right == wanted))
 
 
-class Stage:
+class HostRuns:
     """A folder of runs that share compiled programs; at exit all are killed."""
 
     def __init__(self, folder, platform, devices):
@@ -263,7 +264,7 @@ class Stage:
     def run(self, method, name, **fields):
         words = [f"--config.{field}={value}" for field, value in fields.items()]
         config = f"--config={CONFIG}:{method}"
-        return self.add(Run(self, f"{method}_{name}", [config, *words]))
+        return self.add(HostRun(self, f"{method}_{name}", [config, *words]))
 
     def add(self, run):
         self._runs.append(run)
@@ -299,7 +300,7 @@ class Stage:
         return [shared | {"SLURM_PROCID": r, "SLURM_LOCALID": r} for r in ranks]
 
 
-class Run(tiny_runs.TinyRun):
+class HostRun(tiny_runs.TinyRun):
     """One run in its folder: started on one or two processes, and resumed."""
 
     def __init__(self, stage, name, words):
@@ -347,22 +348,24 @@ class Run(tiny_runs.TinyRun):
     def ended(self):
         """Exit statuses when all processes have ended; 128 + n: by signal n."""
         try:
-            found = [process.wait(tiny_runs.PATIENCE) for process in self.processes]
+            statuses = [process.wait(tiny_runs.PATIENCE) for process in self.processes]
         except subprocess.TimeoutExpired as error:
             raise RunError(f"a run hangs: see {self.log}") from error
-        return [128 - status if status < 0 else status for status in found]
+        return [128 - status if status < 0 else status for status in statuses]
 
     def finish(self, processes):
         """Run to the end: the step that it resumed from, 0 where it started anew."""
         logged = self.log.stat().st_size if self.log.exists() else 0
         if any(self.start(processes).ended()):
             raise RunError(f"a run failed: see {self.log}")
-        found = re.search(r"resuming from step (\d+)", self.log.read_text()[logged:])
-        return int(found[1]) if found else 0
+        resumed_at = re.search(
+            r"resuming from step (\d+)", self.log.read_text()[logged:]
+        )
+        return int(resumed_at[1]) if resumed_at else 0
 
     def copied(self, name):
         """A copy of the run as it is now, in another folder."""
-        copy = self._stage.add(Run(self._stage, f"{self.name}_{name}", self._words))
+        copy = self._stage.add(HostRun(self._stage, f"{self.name}_{name}", self._words))
         shutil.copytree(self.workdir, copy.workdir)
         return copy
 

@@ -1,7 +1,7 @@
 """Measured figures of docs, and the tables that are made from them.
 
 python -m tools.results                                 writes all tables anew
-python -m tools.results runs/compare/compare.json   takes a comparison in, first
+python -m tools.results runs/compare/compare.json       takes a comparison in, first
 
 docs/tables/results.json has every figure with its method, model, data, cost, interval,
 versions, commit and command. In docs a table stands between the lines
@@ -22,6 +22,7 @@ import numpy as np
 from experiments import render
 from experiments import schedule as schedules
 from imagepiece_jax.benchmark import compare, compare_tables
+from imagepiece_jax.common import fields
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import statistics
@@ -35,9 +36,19 @@ COMMAND = "python -m imagepiece_jax "
 MARKED = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 
-def _require(holds, where, found, allowed):
-    if not holds:
-        raise InputError(f"{where} is {found!r}; allowed are {allowed}")
+def _checked(holds, allowed, default=fields.REQUIRED):
+    """A field of values that `holds` is true of; allowed: these in words."""
+
+    def convert(value):
+        if not holds(value):
+            raise ValueError(value)
+        return value
+
+    return fields.checked(default, convert, allowed)
+
+
+def _words():
+    return _checked(lambda value: isinstance(value, str) and value, "words")
 
 
 def _is_interval(values):
@@ -45,89 +56,61 @@ def _is_interval(values):
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class Origin(fields.CheckedFields):
     """One run of a command: what its figures are of.
 
-    training: how the weights came to be; versions: {} where a run did not record them.
+    weights: a digest of the tensors; None where the command trained them
+    training: how the weights came to be
+    versions: by package; {} where a run did not record them
     """
 
-    study: str
-    model: str
-    weights: str | None  # a digest of the tensors; None: trained by the command
-    training: str
-    data: str
-    images: int
-    command: str
-    commit: str
-    versions: Mapping[str, str]
-
-    def __post_init__(self):
-        _require(self.study in STUDIES, "study", self.study, ", ".join(STUDIES))
-        for name in ("model", "training", "data"):
-            value = getattr(self, name)
-            _require(isinstance(value, str) and value, name, value, "words")
-        _require(self.images > 0, "images", self.images, "numbers above 0")
-        _require(
-            self.command.startswith("python "), "command", self.command, "commands"
-        )
-        _require(
-            re.fullmatch("[0-9a-f]{40}", self.commit),
-            "commit",
-            self.commit,
-            "40 digits of a commit",
-        )
-        texts = [*self.versions, *self.versions.values()]
-        _require(
-            all(isinstance(text, str) for text in texts),
-            "versions",
-            self.versions,
-            "texts by package",
-        )
+    study: str = fields.choice(allowed=STUDIES)
+    model: str = _words()
+    weights: str | None
+    training: str = _words()
+    data: str = _words()
+    images: int = fields.count(least=1)
+    command: str = _checked(lambda text: text.startswith("python "), "commands")
+    commit: str = _checked(
+        lambda text: re.fullmatch("[0-9a-f]{40}", text), "40 digits of a commit"
+    )
+    versions: Mapping[str, str] = _checked(
+        lambda texts: all(isinstance(text, str) for text in texts.values()),
+        "texts by package",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class MethodResult(fields.CheckedFields):
     """Accuracy of a method in one setting. Intervals are 95 %, [value, low, high].
 
-    share: of the dense model's MACs, where methods are matched at it; right: which
-    images were right, bits in base64 (`numpy.packbits`); parts: one figure a fold or
-    seed; differences: points that it has more than others, by name, where `right` does
-    not say.
+    source: name of its Origin
+    share: of the dense model's MACs, where methods are matched at it
+    right: which images were right, bits in base64 (`numpy.packbits`)
+    parts: one figure a fold or seed
+    differences: points that it has more than others, by name, where `right` does not
+        say
     """
 
     source: str
-    method: str
-    setting: Mapping[str, Any]
-    gmacs: float
-    acc1: list[float]
+    method: str = _words()
+    setting: Mapping[str, Any] = _checked(
+        lambda value: isinstance(value, dict), "values by field"
+    )
+    gmacs: float = fields.positive()
+    acc1: list[float] = _checked(
+        lambda values: _is_interval(values) and 0 <= values[1] and values[2] <= 100,
+        "[value, low, high] from 0 to 100",
+    )
     tokens: int | None = None
-    share: float | None = None
+    share: float | None = fields.optional(fields.number(above=0, below=1))
     right: str | None = None
     parts: list[float] | None = None
-    differences: Mapping[str, list[float]] = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self):
-        _require(
-            isinstance(self.method, str) and self.method, "method", self.method, "words"
-        )
-        _require(
-            isinstance(self.setting, dict), "setting", self.setting, "values by field"
-        )
-        _require(self.gmacs > 0, "gmacs", self.gmacs, "numbers above 0")
-        _require(
-            _is_interval(self.acc1) and 0 <= self.acc1[1] and self.acc1[2] <= 100,
-            "acc1",
-            self.acc1,
-            "[value, low, high] from 0 to 100",
-        )
-        for name, change in self.differences.items():
-            _require(_is_interval(change), name, change, "[value, low, high]")
-        _require(
-            self.share is None or 0 < self.share < 1,
-            "share",
-            self.share,
-            "numbers between 0 and 1",
-        )
+    differences: Mapping[str, list[float]] | None = _checked(
+        lambda changes: all(map(_is_interval, (changes or {}).values())),
+        "[value, low, high] by name",
+        default=None,
+    )
 
     def bits(self, images: int) -> np.ndarray:
         """Which images were right, bool [images]."""
@@ -139,32 +122,34 @@ class Row:
 class Results:
     """All rows, and the runs that they are from, by name."""
 
-    sources: Mapping[str, Source]
-    rows: tuple[Row, ...]
+    sources: Mapping[str, Origin]
+    rows: tuple[MethodResult, ...]
 
     def __post_init__(self):
         named = {row.source for row in self.rows}
-        _require(
-            named == set(self.sources),
-            "source",
-            sorted(named ^ set(self.sources)),
-            "those of sources, each of which has a row",
-        )
+        if named != set(self.sources):
+            raise InputError(
+                f"source is {sorted(named ^ set(self.sources))}; allowed are those of "
+                "sources, each of which has a row"
+            )
         for row in self.rows:
-            images = self.sources[row.source].images
             if row.right is not None:
-                accuracy = 100 * row.bits(images).mean()
-                _require(abs(accuracy - row.acc1[0]) < 1e-6, "acc1", row.acc1, accuracy)
+                accuracy = 100 * row.bits(self.sources[row.source].images).mean()
+                if abs(accuracy - row.acc1[0]) > 1e-6:
+                    raise InputError(f"acc1 is {row.acc1}; allowed are {accuracy}")
         keys = [row_key(row, self) for row in self.rows]
         twice = [key for key in keys if keys.count(key) > 1]
-        _require(not twice, "a row", twice[:1], "rows of different settings")
+        if twice:
+            raise InputError(
+                f"a row is {twice[:1]}; allowed are rows of different settings"
+            )
 
-    def of(self, study: str) -> list[Row]:
+    def of(self, study: str) -> list[MethodResult]:
         """The rows of a study."""
         return [row for row in self.rows if self.sources[row.source].study == study]
 
 
-def row_key(row: Row, results: Results) -> tuple:
+def row_key(row: MethodResult, results: Results) -> tuple:
     """What no two rows have in common."""
     source = results.sources[row.source]
     setting = json.dumps(row.setting, sort_keys=True)
@@ -173,48 +158,33 @@ def row_key(row: Row, results: Results) -> tuple:
 
 def read_results(text: str) -> Results:
     """The results of a JSON; InputError names the row that is not as it must be."""
-    found = json.loads(text)
+    content = json.loads(text)
 
-    def made(kind, fields, where):
+    def checked(kind, values, where):
         try:
-            return kind(**fields)
+            return kind(**values)
         except (InputError, TypeError) as error:
             raise InputError(f"{where}: {error}") from error
 
     sources = {
-        name: made(Source, fields, f"sources.{name}")
-        for name, fields in found["sources"].items()
+        name: checked(Origin, values, f"sources.{name}")
+        for name, values in content["sources"].items()
     }
     rows = [
-        made(Row, fields, f"results[{place}]")
-        for place, fields in enumerate(found["results"])
+        checked(MethodResult, values, f"results[{place}]")
+        for place, values in enumerate(content["results"])
     ]
     return Results(sources, tuple(rows))
 
 
 def dump_results(results: Results) -> str:
-    """The JSON, a line for each source and row, without fields at their defaults."""
-    usual = {
-        field.name: field.default
-        if field.default is not dataclasses.MISSING
-        else field.default_factory()
-        for field in dataclasses.fields(Row)
-        if field.default is not dataclasses.MISSING
-        or field.default_factory is not dataclasses.MISSING
-    }
+    """The JSON, a line for each source and row, without what a row does not have."""
     sources = ",\n".join(
-        f"  {json.dumps(name)}: {json.dumps(dataclasses.asdict(source))}"
-        for name, source in results.sources.items()
+        f"  {json.dumps(name)}: {json.dumps(dataclasses.asdict(origin))}"
+        for name, origin in results.sources.items()
     )
     rows = ",\n".join(
-        "  "
-        + json.dumps(
-            {
-                name: value
-                for name, value in dataclasses.asdict(row).items()
-                if name not in usual or value != usual[name]
-            }
-        )
+        f"  {json.dumps({k: v for k, v in vars(row).items() if v is not None})}"
         for row in results.rows
     )
     return f'{{\n"sources": {{\n{sources}\n}},\n"results": [\n{rows}\n]\n}}\n'
@@ -232,7 +202,7 @@ def take_in(results: Results, report: Mapping[str, Any]) -> Results:
             "same on every device"
         )
     shares = ",".join(f"{share:g}" for share in report["shares"])
-    source = Source(
+    source = Origin(
         study="comparison",
         model=report["fields"]["name"],
         weights=report["digest"],
@@ -249,9 +219,9 @@ def take_in(results: Results, report: Mapping[str, Any]) -> Results:
     )
     name = f"comparison-{source.commit[:7]}"
 
-    def row(line, **fields):
+    def row(line, **more):
         names = ("acc1", "gmacs", "tokens", "right")
-        return Row(name, **fields, **{key: line[key] for key in names})
+        return MethodResult(name, **more, **{key: line[key] for key in names})
 
     added = [row(report["dense"], method="dense", setting={})]
     added += [
@@ -280,7 +250,7 @@ def take_in(results: Results, report: Mapping[str, Any]) -> Results:
     return Results({k: v for k, v in sources.items() if k in used}, rows)
 
 
-def compared(results: Results) -> tuple[Row, list[Row]]:
+def compared(results: Results) -> tuple[MethodResult, list[MethodResult]]:
     """The dense model of the first model and images compared, and its reductions."""
     rows = results.of("comparison")
     dense = next(row for row in rows if row.method == "dense")
@@ -318,28 +288,29 @@ def comparison_report(results: Results) -> dict:
 KINDS = ("merge", "drop", "random", "tome")  # ImagePiece, and what it is tested by
 
 
-def path_of_controls(results: Results) -> dict[float, dict[str, Row]]:
+def path_of_controls(results: Results) -> dict[float, dict[str, MethodResult]]:
     """ImagePiece and its controls in the comparison, by share and kind."""
     kinds = {name: field["inattentive"] for name, field in compare.CONTROLS.items()}
     kinds[compare.CONTROLLED] = KINDS[0]
     return _by_share(compared(results)[1], lambda row: kinds.get(row.method))
 
 
-def fixed_controls(results: Results) -> dict[float, dict[str, Row]]:
+def fixed_controls(results: Results) -> dict[float, dict[str, MethodResult]]:
     """The same with merge ratio .08 at every share."""
     return _by_share(results.of("controls"), lambda row: row.setting.get("inattentive"))
 
 
 def _by_share(rows, kind_of):
-    found = {}
+    by_share = {}
     for row in sorted(rows, key=lambda row: -row.share):
-        kind = kind_of(row)
-        if kind:
-            found.setdefault(row.share, {})[kind] = row
-    return found
+        if kind := kind_of(row):
+            by_share.setdefault(row.share, {})[kind] = row
+    return by_share
 
 
-def controls_table(results: Results, at: Mapping[float, Mapping[str, Row]]) -> str:
+def controls_table(
+    results: Results, at: Mapping[float, Mapping[str, MethodResult]]
+) -> str:
     """ImagePiece beside its controls of the same token counts, and EViT.
 
     The last row has the means over the shares; their intervals are paired by image.
@@ -385,9 +356,8 @@ def _interval(values):
 
 
 def _change(row, to):
-    if to not in row.differences:
-        return ""
-    return _interval_of_difference(row.differences[to])
+    change = (row.differences or {}).get(to)
+    return "" if change is None else _interval_of_difference(change)
 
 
 def adaptation_table(results: Results) -> str:

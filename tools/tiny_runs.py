@@ -101,8 +101,8 @@ class TinyRun:
         self.start(devices)
         if self.end() != 0:
             raise RunError(f"a run failed: see {self.log}")
-        found = re.search(r"resuming from step (\d+)", self.log.read_text())
-        return int(found[1]) if found else 0
+        resumed_at = re.search(r"resuming from step (\d+)", self.log.read_text())
+        return int(resumed_at[1]) if resumed_at else 0
 
     def until(self, condition, pause=0.002):
         """Wait for it, or for the end of the run."""
@@ -142,9 +142,9 @@ class TinyRun:
 
     def _inodes(self, *patterns):
         patterns = patterns or ("metrics.jsonl", f"checkpoints/*/{UNFINISHED}")
-        found = [path for pattern in patterns for path in self.workdir.glob(pattern)]
+        paths = [path for pattern in patterns for path in self.workdir.glob(pattern)]
         inodes = set()
-        for path in found:
+        for path in paths:
             with contextlib.suppress(FileNotFoundError):  # renamed meanwhile
                 inodes.add(path.stat().st_ino)
         return inodes
@@ -152,8 +152,8 @@ class TinyRun:
     def said(self):
         """The sentence that the run ended with."""
         ends = r"^(?:error: |(?=stopped ))(.*)"
-        found = re.findall(ends, self.log.read_text(), re.MULTILINE)
-        return found[-1].replace(f"{self.workdir}", "WORKDIR") if found else ""
+        sentences = re.findall(ends, self.log.read_text(), re.MULTILINE)
+        return sentences[-1].replace(f"{self.workdir}", "WORKDIR") if sentences else ""
 
     def path(self, *parts):
         """A file or folder in the run's folder."""

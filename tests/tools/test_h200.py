@@ -26,7 +26,7 @@ ENTRY %main (x: f32[1000,1000]) -> f32[1000,1000] {
 
 def kernel(**fields):
     plain = dict(name="k", op="", shape="", source="", kind="fusion", bytes=0, flops=0)
-    return hlo.Kernel(**plain | fields)
+    return hlo.GpuKernel(**plain | fields)
 
 
 @pytest.mark.parametrize(

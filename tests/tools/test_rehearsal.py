@@ -40,7 +40,7 @@ def test_a_run_moves_from_two_hosts_to_one(tmp_path, monkeypatch):
 
 @pytest.fixture
 def stage(tmp_path):
-    return rehearsal.Stage(tmp_path, "cpu", 8)
+    return rehearsal.HostRuns(tmp_path, "cpu", 8)
 
 
 def left(stage, name, loss=1.0, right=500, images=1000, weight=2.0):
@@ -97,7 +97,7 @@ def test_the_same_layout_may_not_differ_at_all(stage):
 
 
 def test_tasks_on_gpus_take_their_shares(tmp_path):
-    stage = rehearsal.Stage(tmp_path, "gpu", 8)
+    stage = rehearsal.HostRuns(tmp_path, "gpu", 8)
     jobs = [distributed.find_job(environment=found) for found in stage.environments(2)]
     assert [job.local_devices for job in jobs] == [(0, 1, 2, 3), (4, 5, 6, 7)]
     assert [job.process_id for job in jobs] == [0, 1]

@@ -158,8 +158,12 @@ def test_the_tool_writes_between_the_marks_alone(tmp_path, monkeypatch, kept):
         (("results", 1, "speed"), 3, r"results\[1\]: .*unexpected .*'speed'"),
         (("results", 1, "setting"), "r=3", r"results\[1\]: setting is 'r=3'"),
         (("sources", "SOURCE", "commit"), "main", "commit is 'main'; allowed are 40"),
-        (("sources", "SOURCE", "study"), "new", "study is 'new'; allowed are comp"),
-        (("sources", "SOURCE", "images"), 0, "images is 0; allowed are numbers above"),
+        (("sources", "SOURCE", "study"), "new", "study is 'new'; allowed are 'comp"),
+        (
+            ("sources", "SOURCE", "images"),
+            0,
+            "images is 0; allowed are whole numbers from 1",
+        ),
         (("sources", "SOURCE", "command"), "by hand", "command is 'by hand'"),
     ],
 )
