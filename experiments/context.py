@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from experiments.images import Images
 from experiments.settings import TableSettings
 from imagepiece_jax import cli
-from imagepiece_jax.benchmark.cache import Checkpoint, ResultCache, decode_bits
+from imagepiece_jax.benchmark.cache import MeasuredWeights, ResultCache, decode_bits
 from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy, statistics
@@ -144,9 +144,9 @@ class Context:
             raise InputError("--weights is missing: a weights file or a run's folder")
         return self.models.pretrained
 
-    def checkpoint(self, pretrained, images: Images | None = None) -> Checkpoint:
+    def checkpoint(self, pretrained, images: Images | None = None) -> MeasuredWeights:
         """What measures `pretrained` on all images, or on these."""
-        return Checkpoint(
+        return MeasuredWeights(
             pretrained,
             images or self.images,
             self.cache,
@@ -161,7 +161,7 @@ class Context:
         return Answers(self.checkpoint(pretrained, images).evaluate(reduction))
 
     def evaluate_altered(self, pretrained, reduction, alteration, alter, prepare):
-        """`evaluate` on images changed by `alter`; see `Checkpoint.evaluate`."""
+        """`evaluate` on images changed by `alter`; see `MeasuredWeights.evaluate`."""
         checkpoint = self.checkpoint(pretrained)
         return Answers(checkpoint.evaluate(reduction, alteration, alter, prepare))
 

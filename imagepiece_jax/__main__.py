@@ -8,7 +8,7 @@ import pathlib
 import runpy
 import sys
 
-from imagepiece_jax.errors import InputError, closest
+from imagepiece_jax.errors import InputError, suggestion
 
 FOLDER = pathlib.Path(__file__).resolve().parent / "commands"
 
@@ -43,9 +43,8 @@ def main():
         del sys.argv[1]
         run(name)
     else:
-        meant = closest(name, names)
-        rest = f"did you mean {meant}?" if meant else f"allowed are {', '.join(names)}"
-        print(f"error: {name!r} is not a command; {rest}", file=sys.stderr)
+        hint = suggestion(name, names, f"allowed are {', '.join(names)}")
+        print(f"error: {name!r} is not a command; {hint}", file=sys.stderr)
         return InputError.status
     return 0
 

@@ -330,13 +330,13 @@ def _unknown(name):
     """One sentence on a flag that does not exist."""
     names = [flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])]
     head, dot, tail = name.partition(".")
-    similar = closest(head, names)
-    meant = [] if similar is None else [f"--{similar}{dot}{tail}"]
+    flag = closest(head, names)
+    candidates = [] if flag is None else [f"--{flag}{dot}{tail}"]
     if "config" in names:
         fields = _dotted_fields(load_config(BASE))
-        meant += [f"--config.{f}" for f in fields if f".{f}".endswith(f".{name}")]
-    if meant:
-        return f"--{name} is not a flag; did you mean {' or '.join(meant)}?"
+        candidates += [f"--config.{f}" for f in fields if f".{f}".endswith(f".{name}")]
+    if candidates:
+        return f"--{name} is not a flag; did you mean {' or '.join(candidates)}?"
     every = ", ".join(f"--{flag}" for flag in names) or "none"
     return f"--{name} is not a flag; allowed are {every}"
 
@@ -562,13 +562,13 @@ def _no_such_file(file, argument):
     if file.is_dir():
         fault, folder = "is a folder", file
     stems = sorted(path.stem for path in folder.glob("*.py"))
-    meant, size = closest(file.stem, stems), re.match("deit_[a-z]+", file.stem)
+    stem, size = closest(file.stem, stems), re.match("deit_[a-z]+", file.stem)
     default = size and file.stem.replace(size[0], "deit_s", 1)
-    if meant != file.stem and default in stems:  # the size is an argument
-        meant, argument = default, size[0]
-    if meant:
-        meant = f"{folder / meant}.py" + f":{argument}" * bool(argument)
-        return f"config file {file} {fault}; did you mean {meant}?"
+    if stem != file.stem and default in stems:  # the size is an argument
+        stem, argument = default, size[0]
+    if stem:
+        path = f"{folder / stem}.py" + f":{argument}" * bool(argument)
+        return f"config file {file} {fault}; did you mean {path}?"
     every = f"; {folder} has {', '.join(stems)}" if stems else ""
     return f"config file {file} {fault}{every}"
 
@@ -584,11 +584,11 @@ def _no_such_field(config, field):
         begun = next((name for name in siblings if name.startswith(leaf)), None)
         elsewhere = () if group in config else leaves
         leaf = begun or closest(leaf, siblings) or closest(leaf, elsewhere)
-    meant = [name for name in names if f".{name}".endswith(f".{leaf}")]
+    candidates = [name for name in names if f".{name}".endswith(f".{leaf}")]
     if f"{group}.{leaf}" in names:
-        meant = [f"{group}.{leaf}"]
-    if meant:
-        either = " or ".join(f"config.{name}" for name in meant)
+        candidates = [f"{group}.{leaf}"]
+    if candidates:
+        either = " or ".join(f"config.{name}" for name in candidates)
         return f"config.{field} is not a field; did you mean {either}?"
     return f"config.{field} is not a field; {owner} has {', '.join(siblings)}"
 

@@ -51,14 +51,14 @@ class Stopped(Exception):
 
 
 def closest(word, words):
-    """Return the most similar of the `words`, None if none is similar."""
+    """The most similar of the `words`, None if none is similar."""
     return next(iter(difflib.get_close_matches(word, words, n=1)), None)
 
 
 def suggestion(word, words, otherwise):
     """What to type instead of `word`: the closest of `words`, or `otherwise`."""
-    meant = closest(word, words)
-    return f"did you mean {meant}?" if meant else otherwise
+    similar = closest(word, words)
+    return f"did you mean {similar}?" if similar else otherwise
 
 
 def one_of(name, value, options):

@@ -74,9 +74,11 @@ def measure(size, batch):
             ("OpenVINO", _openvino(graph, images)),
             ("JAX", lambda number, program=program: np.asarray(program(images))),
         ):
-            jobs[runtime, name] = timer.Job(call, lambda result: result)
+            jobs[runtime, name] = timer.TimedCall(call, lambda result: result)
     if importlib.util.find_spec("timm"):
-        jobs["PyTorch", "dense"] = timer.Job(_timm(size, images), lambda result: result)
+        jobs["PyTorch", "dense"] = timer.TimedCall(
+            _timm(size, images), lambda result: result
+        )
     times, rows = timer.measure(jobs, RULES, rest=lambda: time.sleep(0.1)), []
     for runtime, name in times:
         rates = timer.spread([batch / seconds for seconds in times[runtime, name]])

@@ -69,7 +69,7 @@ class ReductionWorkload:
 
     rule: str
     version: str
-    job: timer.Job
+    job: timer.TimedCall
     bytes: int
 
 

@@ -35,8 +35,9 @@ MAX_PROGRAMS = 64  # compiled evaluation steps that are kept
 class ResultCache:
     """All results in a folder; close it to let other processes measure into it.
 
-    again: measure everything once more, at its first use. `versions` (of libraries and
-    device) stands in each new line.
+    again: measure everything once more, at its first use
+    versions: of libraries and device, for each new line
+    Raises InputError where the folder cannot be written, or another process has it.
     """
 
     def __init__(
@@ -77,10 +78,11 @@ class ResultCache:
     def result(
         self, setting: dict, measure: Callable[[], dict], what: str = "a point"
     ) -> dict:
-        """The result of `measure()` for `setting`, both dicts of JSON values.
+        """What `measure()` returns, from the file where it has a line of this setting.
 
-        From the file where a line has the same setting; else stderr shows that `what`
-        is being measured, and how long it took.
+        setting: all that decides the result, as JSON values
+        measure: returns a dict of JSON values
+        what: is measured, for stderr
         """
         key, older = _key(setting), _older(setting)
         if key not in self._results and older in self._results:
@@ -153,16 +155,15 @@ class Split(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Checkpoint:
+class MeasuredWeights:
     """Weights under any reduction: figures on images, and speed, each measured once.
 
-    Args:
-        weights: whose reductions are measured.
-        images: a Split, or what has its two fields.
-        cache: keeps the results.
-        speed_batch, rules: how speeds are measured.
-        seed: of reducers that draw; None is that of the weights.
-        programs: compiled evaluation steps, which checkpoints of one model may share.
+    weights: whose reductions are measured
+    images: a Split, or what has its two fields
+    cache: keeps the results
+    speed_batch, rules: how speeds are measured
+    seed: of reducers that draw; None is that of the weights
+    programs: compiled evaluation steps, which several weights of one model may share
     """
 
     weights: Weights
@@ -182,12 +183,11 @@ class Checkpoint:
     ) -> dict[str, Any]:
         """Figures on the images: JSON values, which of them are `right` as bits.
 
-        Args:
-            reduction: of the model that is evaluated.
-            alteration: what `alter` does, as part of the setting.
-            alter: changes the images (accuracy.eval_step). The same one is compiled
-                once for a model.
-            prepare: returns a batch with what `alter` reads.
+        reduction: of the model that is evaluated
+        alteration: what `alter` does, as part of the setting
+        alter: changes the images (accuracy.eval_step); the same one is compiled once
+            for a model
+        prepare: returns a batch with what `alter` reads
         """
         setting = self.setting("accuracy", reduction) | (alteration or {})
         return self.cache.result(

@@ -19,7 +19,7 @@ import numpy as np
 from flax import linen as nn
 
 from imagepiece_jax.benchmark import device
-from imagepiece_jax.benchmark.cache import Checkpoint, decode_bits
+from imagepiece_jax.benchmark.cache import MeasuredWeights, decode_bits
 from imagepiece_jax.common.files import git_revision
 from imagepiece_jax.errors import InputError, suggestion
 from imagepiece_jax.evaluate import statistics
@@ -41,7 +41,7 @@ CONTROLS = {
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Entry:
+class MatchedMethod:
     """A method at one share: its reduction, the cost reached, and how it was timed."""
 
     method: str
@@ -57,24 +57,20 @@ class Entry:
 
 
 def compare(
-    checkpoint: Checkpoint,
+    checkpoint: MeasuredWeights,
     shares: Iterable[float],
     methods: Iterable[str] = (),
     metric: str = "gmacs",
 ) -> dict[str, Any]:
     """Compare all methods, or these with ToMe and random tokens.
 
-    Args:
-        checkpoint: whose reductions are compared.
-        shares: of the dense model's cost.
-        methods: by name; none stands for all.
-        metric: "gmacs", or "ms" on this device.
-
-    Returns:
-        A report of JSON values: `compare_tables` makes tables and a plot of it.
-
-    Raises:
-        InputError: for an unknown method, and where no method reaches a share.
+    checkpoint: whose reductions are compared
+    shares: of the dense model's cost, between 0 and 1
+    methods: by name; none stands for all
+    metric: "gmacs", or "ms" on this device
+    Returns a report of JSON values, of which `compare_tables` makes tables and a plot.
+    Raises InputError for an unknown method, and where no method reaches a share.
+    Source: McNemar (1947) and Holm (1979), as `statistics` has them.
     """
     weights, shares = checkpoint.weights, sorted(set(shares), reverse=True)
     entries, left_out = [], []
@@ -96,10 +92,11 @@ def compare(
         evaluate_all(checkpoint, [settings.DENSE, *(e.reduction for e in near)]),
     )
     pairs = [*zip(near, figures, strict=True)]
-    timing = None
-    if metric == "ms":
-        timing = {"device": device.name(), "batch_size": checkpoint.speed_batch}
-        timing |= dataclasses.asdict(checkpoint.rules)
+    timing = {
+        "device": device.name(),
+        "batch_size": checkpoint.speed_batch,
+        **dataclasses.asdict(checkpoint.rules),
+    }
     return {
         "weights": weights.name,
         "digest": weights.digest,
@@ -109,7 +106,7 @@ def compare(
         "metric": metric,
         "shares": shares,
         "tolerance": TOLERANCE,
-        "timing": timing,
+        "timing": timing if metric == "ms" else None,
         "git": git_revision(),
         "versions": device.versions(),
         "left_out": left_out,
@@ -141,8 +138,8 @@ def chosen(names: Iterable[str]) -> list[str]:
     return listed
 
 
-def _entries(checkpoint, method, shares, metric) -> list[Entry] | str:
-    """An Entry for each share, or why the method is left out."""
+def _entries(checkpoint, method, shares, metric) -> list[MatchedMethod] | str:
+    """A MatchedMethod for each share, or why the method is left out."""
     weights = checkpoint.weights
     fields = CONTROLS.get(method, {"name": method})
     name = fields["name"]
@@ -170,7 +167,7 @@ def _entries(checkpoint, method, shares, metric) -> list[Entry] | str:
         shown = {k: reduction[k] for k in knob if k in reduction}
         shown = settings.changed(reduction) | shown
         shown.pop("name")
-        entries.append(Entry(method, share, reduction, shown, reached, speed))
+        entries.append(MatchedMethod(method, share, reduction, shown, reached, speed))
     return entries
 
 
@@ -226,7 +223,7 @@ def along_knob(reduction: dict, depth: int = 12) -> list[dict]:
 def priced(
     cost: Callable[[dict], float], reductions: Iterable[dict]
 ) -> list[tuple[float, dict]]:
-    """[(cost, reduction)] of those that make a model, most expensive first."""
+    """(cost, reduction) of those that make a model, the most expensive first."""
     choices = []
     for reduction in reductions:
         try:
@@ -237,7 +234,7 @@ def priced(
 
 
 def closest(choices: Iterable[tuple[float, dict]], target: float) -> tuple[float, dict]:
-    """Of (cost, reduction) as from `priced` the one whose cost is nearest."""
+    """The pair from `priced` whose cost is nearest to `target`."""
     return min(choices, key=lambda pair: abs(pair[0] - target))
 
 
@@ -246,14 +243,11 @@ def nearest(
 ) -> dict:
     """The position of a reduction's knob whose cost is nearest to `target`.
 
-    Args:
-        cost: of a reduction; InputError for one that does not fit the model.
-        reduction: name and fields; the knob's fields may be left out.
-        target: in the unit of `cost`.
-        depth: blocks of the model.
-
-    Raises:
-        InputError: where no position fits the model.
+    cost: of a reduction; raises InputError for one that does not fit the model
+    reduction: name and fields; the knob's may be left out
+    target: in the unit of `cost`
+    depth: blocks of the model
+    Raises InputError where no position fits the model.
     """
     choices = priced(cost, along_knob(reduction, depth))
     if not choices:
@@ -261,7 +255,7 @@ def nearest(
     return closest(choices, target)[1]
 
 
-def evaluate_all(checkpoint: Checkpoint, reductions: list[dict]) -> list[dict]:
+def evaluate_all(checkpoint: MeasuredWeights, reductions: list[dict]) -> list[dict]:
     """Figures of each; stderr says how many are left to be measured, and how long.
 
     The time is estimated from those measured before, as if it rose with the MACs.
@@ -301,16 +295,23 @@ def comparisons(rights: dict[tuple[str, float], np.ndarray], dense) -> list[dict
         }
         for name, other in others.items():
             gained, lost = statistics.discordant(right, other)
-            line = {"method": method, "share": share, "to": name}
-            line["points"] = list(statistics.paired_difference(right, other))
-            line |= {"gained": gained, "lost": lost}
-            lines.append(line | {"p": statistics.mcnemar(right, other)})
+            lines.append(
+                {
+                    "method": method,
+                    "share": share,
+                    "to": name,
+                    "points": list(statistics.paired_difference(right, other)),
+                    "gained": gained,
+                    "lost": lost,
+                    "p": statistics.mcnemar(right, other),
+                }
+            )
     corrected = statistics.holm([line["p"] for line in lines])
     return [line | {"holm": p} for line, p in zip(lines, corrected, strict=True)]
 
 
 def _line(entry):
-    """An Entry as JSON has it."""
+    """A MatchedMethod as JSON has it."""
     return {
         "method": entry.method,
         "share": entry.share,

@@ -44,19 +44,19 @@ def use(name: str):
 
 
 def platform() -> str:
-    """Return JAX's name of the platform: "cpu", "gpu" or "tpu"."""
+    """JAX's name of the platform: "cpu", "gpu" or "tpu"."""
     return jax.devices()[0].platform
 
 
 def name() -> str:
-    """Return the device's name; for a CPU its model and usable cores."""
+    """The device's name; for a CPU its model and usable cores."""
     if platform() != "cpu":
         return jax.devices()[0].device_kind
     return f"{_cpu_model()}, {cores()} cores"
 
 
 def cores() -> int:
-    """Return the number of processor cores that this process may use."""
+    """The number of processor cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count()
@@ -70,13 +70,13 @@ def _cpu_model():
 
 
 def memory() -> int:
-    """Return the bytes of memory that programs may use on the device."""
+    """The bytes of memory that programs may use on the device."""
     stats = jax.devices()[0].memory_stats() or {}
     return stats.get("bytes_limit", memory_bytes())
 
 
 def needed(compiled):
-    """Return the bytes that a compiled program holds while it runs; None if unknown."""
+    """The bytes that a compiled program holds while it runs; None if unknown."""
     sizes = compiled.memory_analysis()
     if sizes is None:
         return None
@@ -86,7 +86,7 @@ def needed(compiled):
 
 
 def versions(libraries=()) -> dict[str, str]:
-    """Return versions of Python, JAX with its backend, and further `libraries`."""
+    """Versions of Python, JAX with its backend, and further `libraries`."""
     installed = {
         name: importlib.metadata.version(name) for name in (*LIBRARIES, *libraries)
     }
@@ -102,12 +102,14 @@ class PeakRates(NamedTuple):
 
 
 def peak_rates(dtype: str, rules: timer.Rules, sides=None, copied=None) -> PeakRates:
-    """Return the PeakRates of the default device for random arrays of `dtype`.
+    """The highest rates of the default device, on random arrays.
 
     A model's share of the matmul rate says how much of the device it uses. Datasheets
     state rates that no program reaches, so both are measured, before anything else.
 
-    `rules` are the timer's; `sides` and `copied` [bytes] replace the default sizes.
+    dtype: of the factors
+    sides: of the square products, instead of the platform's
+    copied: bytes, instead of the platform's
     """
     sides = sides or SIDES.get(platform(), OTHER_SIDES)
     copied = copied or COPIED.get(platform(), OTHER_COPIED)
@@ -116,14 +118,14 @@ def peak_rates(dtype: str, rules: timer.Rules, sides=None, copied=None) -> PeakR
 
 
 def _matmul(side, dtype, rules):
-    """Return the median seconds of a product of two square matrices."""
+    """The median seconds of a product of two square matrices."""
     inputs = [_normal(i, (side, side), dtype) for i in range(INPUTS + 1)]
     product = jax.jit(jnp.dot)
     return _seconds(lambda i: product(inputs[i % INPUTS], inputs[-1]), rules)
 
 
 def _copy(size, rules):
-    """Return the median seconds of reading `size` bytes and writing as many."""
+    """The median seconds of reading `size` bytes and writing as many."""
     inputs = [_normal(i, (size // 4,), "float32") for i in range(2)]
     negative = jax.jit(jnp.negative)
     return _seconds(lambda i: negative(inputs[i % 2]), rules)

@@ -27,12 +27,16 @@ COLUMNS = (
 
 
 def rows(programs, readings, peaks, setting):
-    """Return one dict of JSON values per program.
+    """A dict of JSON values for each program.
 
-    programs: {name: Workload}; readings: {name: seconds per call} from `timer.measure`;
-    peaks: PeakRates; setting: fields that all rows share. `ratio` is the speed relative
-    to the first program, round by round; `mac_ratio` the ratio that the MACs predict;
-    `ceiling_share` the model's share of the measured matmul rate.
+    `ratio` is the speed relative to the first program, round by round; `mac_ratio` the
+    ratio that the MACs predict; `ceiling_share` the model's share of the measured
+    matmul rate.
+
+    programs: Workloads by name
+    readings: seconds per call by name, from `timer.measure`
+    peaks: PeakRates of the device
+    setting: fields that all rows share
     """
     first = next(iter(programs))
 
@@ -74,12 +78,12 @@ def weights(path):
 
 
 def text(rows):
-    """Return the rows as aligned columns for a terminal."""
+    """The rows as aligned columns for a terminal."""
     return format_table([_titles(), *(_cells(row) for row in rows)])
 
 
 def markdown(rows):
-    """Return a table for each mode, followed by its setting and device."""
+    """A table for each mode, followed by its setting and device."""
     parts = []
     for mode in _in_order(row["mode"] for row in rows):
         shown = [row for row in rows if row["mode"] == mode]
@@ -109,7 +113,7 @@ def _in_order(values):
 
 
 def break_even(rows):
-    """Return sentences: the batch size from which each program beats the first.
+    """Sentences: the batch size from which each program beats the first.
 
     Only for modes that were measured at several batch sizes.
     """
@@ -179,8 +183,10 @@ def plot(path, rows):
 class Files:
     """The result files of a run; a run that is killed keeps what it has measured.
 
-    json: a line per row; markdown: tables; plot: a PNG. Each may be None. InputError if
-    one cannot be written, or two are the same file.
+    json: gets a line for each row; None: not written
+    markdown: gets the tables
+    plot: a PNG
+    Raises InputError if one cannot be written, or two are the same file.
     """
 
     def __init__(self, json=None, markdown=None, plot=None):

@@ -19,7 +19,7 @@ FULL = ("RESOURCE_EXHAUSTED", "out of memory")  # messages of a full memory
 
 
 def modes(values: list[str], flag="mode") -> list[str]:
-    """Return the modes that --`flag` lists; InputError for an unknown one or none."""
+    """The modes that --`flag` lists; InputError for an unknown one or none."""
     if not values:
         raise InputError(f"--{flag} is empty; allowed are {', '.join(MODES)}")
     for mode in values:
@@ -61,11 +61,11 @@ class Group:
 
 
 def trained(path, configs: dict, base=None) -> tuple[dict, dict]:
-    """(configs, Weights of each by name) of the weights at `path`.
+    """Configs of the weights at `path`, and the Weights of each, by name.
 
-    configs: by name, which must agree with the weights; base: without any, what
-    `cli.config_or_base` gives, for their own model, after it without its
-    reduction.
+    configs: by name, which must agree with the weights
+    base: without any configs, what `cli.config_or_base` gives: their own model is
+        measured, after it without its reduction
     """
     if base is None:
         pairs = {k: of_weights(path, config) for k, config in configs.items()}
@@ -83,9 +83,11 @@ def trained(path, configs: dict, base=None) -> tuple[dict, dict]:
 
 
 def groups(configs: dict, batch_sizes, dtype: str, modes, weights=None) -> list[Group]:
-    """Return all Groups, in the order of `batch_sizes`; weights: as of `trained`.
+    """All Groups, in the order of the batch sizes.
 
-    InputError for what cannot be measured, as far as that shows without compiling.
+    weights: by config, as from `trained`
+    Raises InputError for what cannot be measured, as far as that shows without
+    compiling.
     """
     made = []
     for batch_size in batch_sizes:
@@ -103,9 +105,12 @@ def groups(configs: dict, batch_sizes, dtype: str, modes, weights=None) -> list[
 
 
 def run(group: Group, against, rules, peaks) -> list[dict]:
-    """Return the rows of all programs in `group`, and of the baselines `against`.
+    """The rows of all programs of a group, and of its baselines.
 
-    InputError if they do not fit in memory.
+    against: names of PyTorch baselines
+    rules: of the timer
+    peaks: PeakRates of the device
+    Raises InputError if they do not fit in memory.
     """
     programs = {}
     with contextlib.closing(InputStreams()) as streams, _memory_errors(group):
@@ -115,8 +120,8 @@ def run(group: Group, against, rules, peaks) -> list[dict]:
             memory = programs[name].facts["peak_memory"]
             _check_memory(name, group.batch_size, memory or 0)
         if against:
-            programs |= torch_baselines.workloads(
-                against, list(cases.values()), group.mode
+            programs.update(
+                torch_baselines.workloads(against, [*cases.values()], group.mode)
             )
         jobs = {name: program.job for name, program in programs.items()}
         with working(f"measuring {len(jobs)} programs in turns"):

@@ -29,11 +29,13 @@ def run(
     folder: str | os.PathLike,
     facts: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """Evaluate `weights` under the dense model and every reduction; returns the rows.
+    """Evaluate weights under the dense model and every reduction; print and write it.
 
-    `batches` makes the batches of the split, `facts` about them are part of each row,
-    as JSON values. `folder` gets sweep.jsonl (a row as soon as it is measured),
-    sweep.md and sweep.png.
+    batches: makes the batches of a pass over the images
+    folder: gets sweep.jsonl, a row as soon as it is measured, sweep.md and sweep.png
+    facts: about weights and images, as JSON values, for each row
+    Returns the rows.
+    Raises InputError, before anything is measured, for a reduction that does not fit.
     """
     reductions = [DENSE, *(r for r in reductions if r["name"] != DENSE["name"])]
     for reduction in reductions:
@@ -49,9 +51,15 @@ def run(
             dense = right
         else:
             change = statistics.paired_difference(right, dense)
-        row |= _estimate("difference", change)
-        setting = {"setting": settings.label(reduction), "reduction": dict(reduction)}
-        rows.append(setting | row | dict(facts or {}))
+        rows.append(
+            {
+                "setting": settings.label(reduction),
+                "reduction": dict(reduction),
+                **row,
+                **_estimate("difference", change),
+                **(facts or {}),
+            }
+        )
         lines = "".join(json.dumps(r) + "\n" for r in rows)
         replace_file(folder / "sweep.jsonl", lines)
         print(_line(rows[-1]), flush=True)

@@ -44,7 +44,7 @@ def prepare(names):
 
 
 def workloads(names, cases, mode):
-    """Return {label: Workload} in `mode`, for each model size among `cases`.
+    """{label: Workload} in `mode`, for each model size among `cases`.
 
     Only "inference" and "train" have baselines; ToMe is not trained.
     """
@@ -64,12 +64,11 @@ def workloads(names, cases, mode):
 
 
 def _size(case):
-    """Return the arguments of timm's constructor, which identify a model's size."""
+    """The arguments of timm's constructor, which identify a model's size."""
     model, config = case.model, case.config
     fields = ("patch_size", "embed_dim", "num_heads", "mlp_ratio", "num_classes")
     size = {field: getattr(model, field) for field in fields}
-    size |= {"img_size": config.image_size, "depth": len(model.plan)}
-    return tuple(size.items())
+    return *size.items(), ("img_size", config.image_size), ("depth", len(model.plan))
 
 
 def _model(size, **options):
@@ -129,7 +128,7 @@ def _train(size, case, variant):
 
 
 def _place():
-    """Return PyTorch's name of JAX's device; set cores and precision as JAX's."""
+    """PyTorch's name of JAX's device; set cores and precision as JAX's."""
     import torch
 
     torch.set_num_threads(device.cores())
@@ -144,7 +143,7 @@ def _place():
 
 
 def _mark(where):
-    """Return what `_wait` blocks on; None on a CPU, where calls are synchronous."""
+    """What `_wait` blocks on; None on a CPU, where calls are synchronous."""
     import torch
 
     if where == "cpu":
@@ -168,7 +167,7 @@ def _macs(case, reduction):
 
 
 def _workload(case, call, macs, variant, where):
-    """Return the Workload of `call`: compiled by a first call, memory of the second."""
+    """The Workload of `call`: compiled by a first call, memory of the second."""
     import torch
 
     began = time.perf_counter()
@@ -184,10 +183,11 @@ def _workload(case, call, macs, variant, where):
         "kernels": "plain",
         "gelu": "exact",
         "stem": "patch",
+        "compile_s": compile_s,
+        "peak_memory": peak,
     }
-    facts |= {"compile_s": compile_s, "peak_memory": peak}
     images, ahead = case.batch_size, 0 if where == "cpu" else timer.AHEAD
-    return Workload(timer.Job(call, _wait, ahead), images, images * macs, facts)
+    return Workload(timer.TimedCall(call, _wait, ahead), images, images * macs, facts)
 
 
 def tome_forward(vit, images, r):

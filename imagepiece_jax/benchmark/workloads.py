@@ -44,7 +44,7 @@ STEPS_PER_EPOCH = 1000  # for the schedules, which cost the same at any step
 class Workload:
     """A job, images and MACs per call, and further facts to report."""
 
-    job: timer.Job
+    job: timer.TimedCall
     images: int
     macs: float
     facts: dict
@@ -53,7 +53,8 @@ class Workload:
 class Case:
     """A config at one batch size and dtype.
 
-    streams: InputStreams that read its files; weights: Weights; None: random ones.
+    streams: InputStreams that read its files
+    weights: trained ones; None stands for random ones
     """
 
     def __init__(self, config, batch_size, dtype, streams=None, weights=None):
@@ -80,11 +81,11 @@ class Case:
             _check_images(self.config)
 
     def workload(self, mode: str) -> Workload:
-        """Return the compiled Workload of `mode`."""
+        """The compiled Workload of a mode."""
         return getattr(self, f"_{mode}")()
 
     def _compiled(self, pixels=False):
-        """Return the optimized program for normalized images or for uint8 pixels."""
+        """The optimized program for normalized images or for uint8 pixels."""
         reduction, size = self.config.reduction.to_dict(), self.config.image_size
         if self.weights is None:
             variables, prepared = (
@@ -164,9 +165,8 @@ def speed(
 ) -> dict[str, float]:
     """Speed of weights under a reduction, timed in turns with their dense model.
 
-    Returns:
-        ratio to the dense model, throughput (img/s), both with _min and _max, and the
-        milliseconds of a batch, ms and dense_ms.
+    Returns ratio (to the dense model) and throughput (images a second), both with _min
+    and _max, and the milliseconds of a batch, ms and dense_ms.
     """
     jobs = {}
     for name, taken in (("dense", DENSE), ("reduced", reduction)):
@@ -197,10 +197,11 @@ def _measured(seconds):
 
 
 def training_step(config, place=lambda model: model):
-    """Return (step, first_state, model, teacher model or None) of the last epoch.
+    """The training step of a config's last epoch, as `train.py` runs it.
 
-    step: of (state, batch, teacher), computed by place(model) and the placed teacher;
-    first_state: of the model's variables.
+    place: makes of a model the one that computes, such as one with other kernels
+    Returns step(state, batch, teacher), first_state(variables of the model), the model,
+    and the model of a teacher or None.
     """
     run = RunConfig.read(config)
     method = run.create_method()
@@ -218,7 +219,7 @@ def training_step(config, place=lambda model: model):
 
 
 def random_variables(model, image_size):
-    """Return random variables of `model`; scales and variances are near 1."""
+    """Random variables of `model`; scales and variances are near 1."""
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
@@ -242,7 +243,7 @@ def _pixels(rng, shape):
 
 
 def _labelled(config, seed):
-    """Return a batch as the loader yields it: uint8 [A, m, S, S, 3], labels [A, m]."""
+    """A batch as the loader yields it: uint8 [A, m, S, S, 3], labels [A, m]."""
     rng = np.random.default_rng(seed)
     split = (config.grad_accum_steps, config.batch_size // config.grad_accum_steps)
     shapes = batch_shapes(RunConfig.read(config), split)

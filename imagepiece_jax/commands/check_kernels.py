@@ -63,14 +63,16 @@ def agrees(kind, dtype, inputs):
     """Print a line per rule; return whether all rules agree."""
     from imagepiece_jax.reduction.kernels import agreement
 
-    found = agreement.compare(inputs)
-    for rule, comparison in found.items():
+    comparisons = agreement.compare(inputs)
+    for rule, comparison in comparisons.items():
         gap = max(comparison.gaps, default=0)
-        cells = (kind, dtype, rule, comparison.images, len(comparison.gaps))
-        verdict = "agree" if comparison.agrees else "DIFFER"
-        cells += (f"{gap:.2f}", f"{comparison.error:.2f}", verdict)
+        cells = [
+            *(kind, dtype, rule, comparison.images, len(comparison.gaps)),
+            *(f"{gap:.2f}", f"{comparison.error:.2f}"),
+            "agree" if comparison.agrees else "DIFFER",
+        ]
         print(f"| {' | '.join(map(str, cells))} |", flush=True)
-    return all(comparison.agrees for comparison in found.values())
+    return all(comparison.agrees for comparison in comparisons.values())
 
 
 def real_inputs(config, weights, data, dtype):

@@ -33,7 +33,7 @@ def main():
         raise InputError("--shares is empty; allowed are one or more, such as 0.9,0.5")
     # They import JAX: after the flags.
     from imagepiece_jax.benchmark import compare, compare_tables, device
-    from imagepiece_jax.benchmark.cache import Checkpoint, ResultCache, Split
+    from imagepiece_jax.benchmark.cache import MeasuredWeights, ResultCache, Split
     from imagepiece_jax.common import parallel, xla_options
     from imagepiece_jax.common.timer import Rules
     from imagepiece_jax.data.sources import short_name
@@ -60,7 +60,7 @@ def main():
     cache = ResultCache(out, AGAIN.value, device.versions())
     # That of a config is for training, on another device.
     dtype = None if cli.is_typed("model.dtype") else xla_options.fast_dtype()
-    checkpoint = Checkpoint(
+    checkpoint = MeasuredWeights(
         weights.analyzed(dtype), images, cache, SPEED_BATCH.value, Rules(*timing)
     )
     try:

@@ -39,15 +39,14 @@ def lines():
     for dtype in ("bfloat16", "float32"):
         yield f"attention in {dtype}: {resolve_backend('auto', dtype)}"
     for extra, (module, purpose) in EXTRAS.items():
-        found = importlib.util.find_spec(module) is not None
-        state = "installed"
-        if not found:
-            state = f"missing: pip install '.[{extra}]' in a clone"
+        state = f"missing: pip install '.[{extra}]' in a clone"
+        if importlib.util.find_spec(module) is not None:
+            state = "installed"
         yield f"extra {extra} ({purpose}): {state}"
 
 
 def version(name):
-    """Return the installed version of a library, or how to install it."""
+    """The installed version of a library, or how to install it."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

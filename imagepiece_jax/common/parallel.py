@@ -52,7 +52,7 @@ def exchange(value):
 
 
 def from_main(decide):
-    """Return in every process what `decide()` returns in process 0, a JSON value.
+    """What `decide()` returns in process 0, a JSON value, in every process.
 
     For all that depends on files that processes share: their views of a network file
     system differ for a while.

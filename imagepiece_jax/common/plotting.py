@@ -124,7 +124,7 @@ def token_page(path, images, sources, grid, titles):
 
 
 def enlargement(image):
-    """Return the factor by which `image` [H, W, 3] is enlarged on a page."""
+    """The factor by which `image` [H, W, 3] is enlarged on a page."""
     return max(1, -(-_PANEL // image.shape[0]))
 
 

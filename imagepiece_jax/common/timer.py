@@ -20,7 +20,7 @@ AHEAD = 2  # queued calls, so that a device never waits for its host
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class TimedCall:
     """A program to time.
 
     `call(number)` starts call 0, 1, ..., which selects the input, and returns what
@@ -34,13 +34,13 @@ class Job:
     ahead: int = 0
 
 
-def job(call: Callable[[int], Any]) -> Job:
-    """The Job of `call(number)`, which returns JAX arrays.
+def job(call: Callable[[int], Any]) -> TimedCall:
+    """The TimedCall of `call(number)`, which returns JAX arrays.
 
     On a CPU one call runs at a time, as in PyTorch.
     """
     ahead = 0 if jax.devices()[0].platform == "cpu" else AHEAD
-    return Job(call, jax.block_until_ready, ahead)
+    return TimedCall(call, jax.block_until_ready, ahead)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,17 +64,20 @@ class Spread(NamedTuple):
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Return median, lowest and highest of a sequence of numbers."""
+    """Median, lowest and highest of a sequence of numbers."""
     return Spread(statistics.median(values), min(values), max(values))
 
 
 def measure(
-    jobs: dict[Any, Job], rules: Rules, now=time.perf_counter, rest=lambda: None
+    jobs: dict[Any, TimedCall], rules: Rules, now=time.perf_counter, rest=lambda: None
 ) -> dict[Any, list[float]]:
-    """Return seconds per call, one reading per repeat.
+    """Seconds per call, one reading for each repeat, of jobs that take turns.
 
-    {name: Job} -> {name: [float]}; `now` returns the time in seconds. `rest` is called
-    before every turn: threads of another runtime spin for a while after theirs.
+    jobs: by name
+    now: returns the time in seconds
+    rest: called before every turn: threads of another runtime spin for a while after
+        theirs
+    Returns the readings by name, in the order of the repeats.
     """
     runners = {name: _Runner(job, now) for name, job in jobs.items()}
     for runner in runners.values():
@@ -88,7 +91,7 @@ def measure(
 
 
 def speedups(base: Sequence[float], other: Sequence[float]) -> list[float]:
-    """Return speed relative to `base`, round by round: lists of seconds -> list."""
+    """Speeds relative to `base`, round by round, of two lists of seconds."""
     return [b / o for b, o in zip(base, other, strict=True)]
 
 
@@ -105,7 +108,7 @@ class _Runner:
         self.estimate = self._lap(max(calls - 1, 1)) / max(calls - 1, 1)
 
     def repeat(self, seconds):
-        """Return seconds per call over as many calls as last `seconds` or longer."""
+        """Seconds per call over as many calls as last `seconds` or longer."""
         calls, passed = 0, 0.0
         while calls == 0 or passed < seconds:
             more = max(1, math.ceil((seconds - passed) / max(self.estimate, 1e-9)))
@@ -115,7 +118,7 @@ class _Runner:
         return passed / calls
 
     def _lap(self, calls):
-        """Return seconds from the start of the first call to the end of the last."""
+        """Seconds from the start of the first call to the end of the last."""
         pending, began = collections.deque(), self.now()
         for _ in range(calls):
             pending.append(self.job.call(self.started))

@@ -72,13 +72,15 @@ def correct_at(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
 def eval_step(
     variables, batch, *, model, seed=0, precision=None, measure=None, alter=None
 ):
-    """(sums over all devices, arrays [m, ..] of each image) of one device's batch.
+    """Evaluate one device's batch.
 
-    batch: image uint8 [m, S, S, 3], label, mask and index (of the image in its set)
-    [m]. A reducer that draws does so by (seed, index): the same in every pass.
-    `precision` "highest" keeps all of float32 in products, of which GPUs otherwise
-    round the factors (TF32). measure(outputs, batch) -> more arrays by name;
-    alter(images, batch, model) changes the normalized images that the model sees.
+    batch: image uint8 [m, S, S, 3]; label, mask and index (of the image in its set) [m]
+    seed: of reducers that draw, by (seed, index): the same in every pass
+    precision: "highest" keeps all of float32 in products, of which GPUs otherwise round
+        the factors (TF32)
+    measure: (outputs, batch) -> more arrays of each image, by name
+    alter: (images, batch, model) -> the normalized images that the model sees
+    Returns sums over all devices, and arrays [m, ..] of each image, by name.
     """
     keys = {"reducer": sample_keys(seed, 0, batch["index"], Purpose.REDUCER_EVAL)}
     images = normalize(batch["image"], model.mean, model.std)
@@ -135,7 +137,7 @@ def model_step(
 def program_step(program: Callable[[np.ndarray], jax.Array]):
     """A step as from `model_step`, of a function of pixels: (anything, batch).
 
-    `program`: uint8 [m, S, S, 3] -> logits, on one device; it has its own weights.
+    program: uint8 [m, S, S, 3] -> logits, on one device, with its weights inside
     """
 
     @jax.jit
@@ -152,12 +154,15 @@ def program_step(program: Callable[[np.ndarray], jax.Array]):
 
 
 def evaluate(step, variables, batches: Iterable[Mapping[str, Any]]) -> EvalResult:
-    """The result of one pass over `batches`.
+    """Accuracy and loss of one pass over all images.
 
-    `step` is from `model_step` or `program_step`, `variables` replicated. The rate
-    includes reading and decoding; the first batch, which may compile, is left out. A
-    set of one batch goes through the model once more: its rate is that of the model
-    alone.
+    The rate includes reading and decoding; the first batch, which may compile, is left
+    out. A set of one batch goes through the model once more: its rate is that of the
+    model alone.
+
+    step: from `model_step` or `program_step`
+    variables: of the model, replicated
+    batches: as `loader.eval_batches` gives them
     """
     return evaluate_each(step, [variables], batches)[0]
 
@@ -198,16 +203,12 @@ def evaluate_program(
 ) -> dict[str, dict[str, Any]]:
     """Accuracy of a program that `inference.optimize` made, beside that of its model.
 
-    Args:
-        model, variables: evaluated in float32 at highest precision with XLA's
-            attention.
-        program: made of them for pixels, on the first device.
-        batches: makes those of a split, of `batch_size` and `placement`.
-        seed: of reducers that draw.
-
-    Returns:
-        Figures of both by name, "reference" and "optimized"; the program's have the
-        paired difference of acc1 to the reference, in points, and its interval.
+    model, variables: evaluated in float32 at highest precision with XLA's attention
+    program: made of them for pixels, on the first device
+    batches: makes those of a split, of `batch_size` and `placement`
+    seed: of reducers that draw
+    Returns the figures of both by name, "reference" and "optimized"; the program's have
+    the paired difference of acc1 to the reference, in points, and its interval.
     """
     exact = model.clone(dtype=jnp.dtype("float32"), backend="xla")
     step = model_step(exact, seed, precision="highest")

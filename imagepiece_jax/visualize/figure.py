@@ -49,7 +49,7 @@ class View(NamedTuple):
     values: np.ndarray
 
     def draw(self, image, grid, scale=1):
-        """Return the picture over `image`, uint8 [H * scale, W * scale, 3]."""
+        """The picture over `image`, uint8 [H * scale, W * scale, 3]."""
         if self.kind == "tokens":
             return plotting.draw_groups(image, self.values, grid, scale)
         return plotting.draw_values(
@@ -58,7 +58,7 @@ class View(NamedTuple):
 
 
 def views(trace: Trace, index: int) -> dict[str, list[View | None]]:
-    """Return the views of image `index` by kind: lists, with None where there is none.
+    """The views of image `index` by kind: lists, with None where there is none.
 
     "tokens" and "sizes" have a place for each stage; "attention" has what each stage
     saw, and that of the last block; "weights" a map for each token of a soft reduction.

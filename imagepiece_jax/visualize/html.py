@@ -74,7 +74,7 @@ def write_folder(
 
 
 def page(images, names, methods, traces, weights, class_names=None):
-    """Return the page as text.
+    """The page as text.
 
     images: uint8 [B, H, W, 3], called `names`; methods: a dict of label, gmacs and
     untrained for each; traces: their Traces of these images; weights: the name of the

@@ -72,7 +72,7 @@ class Trace:
 
 
 def trace(model: ViT, variables, images: np.ndarray) -> Trace:
-    """Return the Trace of uint8 images [B, H, W, 3].
+    """The Trace of uint8 images [B, H, W, 3].
 
     It ends at the first soft reduction: its tokens overlap, and later ones have no
     place on the image. `model` has plain kernels, and its plan is not that of masked

@@ -12,7 +12,7 @@ from scipy import stats
 
 from imagepiece_jax.benchmark import compare, compare_tables
 from imagepiece_jax.benchmark.cache import (
-    Checkpoint,
+    MeasuredWeights,
     ResultCache,
     Split,
     decode_bits,
@@ -37,7 +37,7 @@ SHARES = (0.75, 0.5)
 
 
 class Guessing:
-    """A Checkpoint of DeiT-Ti that errs by chance, the more the less it computes."""
+    """MeasuredWeights of a DeiT-Ti that errs by chance: the less it computes."""
 
     images = Split({"data": "csv:labels.csv", "images": IMAGES}, list)
     speed_batch, rules = 8, Rules(2, 1, 0.0)
@@ -342,10 +342,10 @@ def test_a_stopped_comparison_resumes(tmp_path, capsys, monkeypatch):
     def compared():
         cache = ResultCache(tmp_path)
         with contextlib.closing(cache):
-            made = Checkpoint(weights, images, cache)
+            made = MeasuredWeights(weights, images, cache)
             return compare.compare(made, (0.6,), ["random"])
 
-    measured, real = [], Checkpoint._evaluate
+    measured, real = [], MeasuredWeights._evaluate
 
     def evaluate(self, reduction, *altered):
         measured.append(reduction["name"])
@@ -353,7 +353,7 @@ def test_a_stopped_comparison_resumes(tmp_path, capsys, monkeypatch):
             raise KeyboardInterrupt
         return real(self, reduction, *altered)
 
-    monkeypatch.setattr(Checkpoint, "_evaluate", evaluate)
+    monkeypatch.setattr(MeasuredWeights, "_evaluate", evaluate)
     with pytest.raises(KeyboardInterrupt):
         compared()
     capsys.readouterr()

@@ -7,7 +7,7 @@ import pytest
 from imagepiece_jax.benchmark import report
 from imagepiece_jax.benchmark.device import PeakRates
 from imagepiece_jax.benchmark.workloads import Workload
-from imagepiece_jax.common.timer import Job
+from imagepiece_jax.common.timer import TimedCall
 
 SETTING = {
     "mode": "inference",
@@ -22,7 +22,7 @@ SETTING = {
 
 def work(macs, **facts):
     facts = {"peak_memory": None, "compile_s": None} | facts
-    return Workload(Job(None, None), 10, macs, facts)
+    return Workload(TimedCall(None, None), 10, macs, facts)
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import pytest
 
 from imagepiece_jax.common import timer
-from imagepiece_jax.common.timer import Job, Rules
+from imagepiece_jax.common.timer import Rules, TimedCall
 
 
 class Device:
@@ -30,7 +30,7 @@ class Device:
         self.world.log.append(self)
 
     def job(self, ahead=0):
-        return Job(self.call, self.wait, ahead)
+        return TimedCall(self.call, self.wait, ahead)
 
 
 class World:
