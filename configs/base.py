@@ -15,8 +15,9 @@ def get_config():
     config.num_classes = 1000  # outputs; labels are 0 .. num_classes - 1
 
     config.model = config_dict.ConfigDict()
-    config.model.name = "deit_s"  # deit_ti, deit_s, deit_b, vit_mini, or timm's name
-    #                     of a public model; empty: `arch` and the size say it all
+    config.model.name = config_dict.FieldReference("deit_s")  # or deit_ti, deit_b,
+    #                     vit_mini, timm's name of a public model; empty: `arch` and
+    #                     the size say it all
     config.model.stem = "patch"  # "patch", or "conv": ImagePiece's local coherence bias
     config.model.gelu = config_dict.placeholder(str)  # "exact", "tanh" (faster on
     #                     GPUs) or "quick", three functions; empty: as the name has it

@@ -527,8 +527,11 @@ PARSERS = {
 def override(config: "ConfigDict", field: str, text: str | None):
     """Set `field`, such as "reduction.keep_rate", to `text` from a command line.
 
-    The value gets the type of the field. `text` None means true, for a bool alone.
+    The value gets the type of the field. `text` None means true, for a bool alone. ""
+    and "None" empty a field that may be empty, a placeholder of configs/base.py.
     """
+    from ml_collections import FieldReference
+
     *groups, leaf = field.split(".")
     try:
         group = functools.reduce(type(config).__getitem__, groups, config)
@@ -536,15 +539,18 @@ def override(config: "ConfigDict", field: str, text: str | None):
     except (AttributeError, KeyError, TypeError):
         raise InputError(_no_such_field(config, field)) from None
     if kind is type(config):
-        raise InputError(
-            f"config.{field} is a group of fields; set one of them: "
-            f"{', '.join(group[leaf])}"
-        )
+        names = ", ".join(group[leaf])
+        way = f"set one of them: {names}" if names else "a config file sets them"
+        raise InputError(f"config.{field} is a group of fields; {way}")
     if kind not in PARSERS:
         types = ", ".join(parsed.__name__ for parsed in PARSERS)
         raise InputError(
             f"config.{field} is of type {kind.__name__}; the command line sets {types}"
         )
+    references = dict(group.items(preserve_field_references=True))
+    if text in ("", "None") and isinstance(references[leaf], FieldReference):
+        group[leaf] = None
+        return
     parse, allowed = PARSERS[kind]
     if text is None and kind is not bool:
         raise InputError(f"config.{field} has no value; allowed are {allowed}")

@@ -29,6 +29,9 @@ def parsed(*words, config=IMAGEPIECE):
     return seen[0]
 
 
+EMPTY = ("data.eval_crop", None)
+
+
 @pytest.mark.parametrize(
     "words, field, value",
     [
@@ -71,6 +74,9 @@ def parsed(*words, config=IMAGEPIECE):
         (["--config.init.fresh=head, norm"], "init.fresh", ("head", "norm")),
         (["--config.init.fresh='blocks_3/mlp'"], "init.fresh", ("blocks_3/mlp",)),
         (["--config.init.fresh=()"], "init.fresh", ()),
+        (["--config.init.weights="], "init.weights", ""),
+        (["--config.model.name="], "model.name", None),
+        (["--config.data.eval_crop=0.9", "--config.data.eval_crop=None"], *EMPTY),
     ],
 )
 def test_override(words, field, value):

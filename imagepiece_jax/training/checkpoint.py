@@ -10,6 +10,7 @@ damaged step is skipped for the one before.
 """
 
 import contextlib
+import dataclasses
 import os
 import pathlib
 import re
@@ -25,9 +26,60 @@ from orbax.checkpoint import checkpoint_managers as policies
 from imagepiece_jax.common import checksums, parallel
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.pretrained.runs import CHECKPOINTS, KINDS
+from imagepiece_jax.training.logging import MEASURED
 from imagepiece_jax.training.run_dir import becomes_true
 
 KEEP = 2  # of each kind: one more than needed, in case the newest is damaged
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """What a checkpoint holds beside the state's arrays, as JSON values.
+
+    images: in the training and the test split; digest: of their content, likewise;
+    best: step and accuracy of the best evaluation; last: figures of the last one, and
+    evaluated: its step.
+    """
+
+    images: list[int]
+    digest: list[str]
+    best: dict = dataclasses.field(default_factory=lambda: {"acc1": -1.0, "step": 0})
+    last: dict | None = None
+    evaluated: int = 0
+
+    def with_evaluation(self, step: int, figures: dict, best_by: str) -> "Progress":
+        """With the figures of an evaluation, of which `best_by` chooses the best."""
+        best = self.best
+        if figures[best_by] > best["acc1"]:
+            best = {"acc1": figures[best_by], "step": step}
+        # A checkpoint holds what is equal in every run of this config.
+        last = {k: v for k, v in figures.items() if k not in MEASURED}
+        return dataclasses.replace(self, best=best, last=last, evaluated=step)
+
+    def resumed(self, saved: dict, name: str, workdir) -> "Progress":
+        """The progress that a checkpoint has, over the same data as this new one.
+
+        saved: fields; a former version kept no numbers of images, or no digest
+        name: `config.data.name`
+        Raises InputError where the run in `workdir` was begun with other data.
+        """
+        before = Progress(**(dataclasses.asdict(self) | saved))
+        if before.images != self.images:
+            (train, test), (train_before, test_before) = self.images, before.images
+            raise InputError(
+                f"{name} has {train} training and {test} test images now, but the run "
+                f"in {workdir} was begun with {train_before} and {test_before}: "
+                "allowed are the same, or another --workdir"
+            )
+        splits = zip(("training", "test"), self.digest, before.digest, strict=True)
+        for split, ours, theirs in splits:
+            if ours != theirs:
+                raise InputError(
+                    f"{name} has other {split} images or labels now (digest {ours}) "
+                    f"than the run in {workdir} was begun with ({theirs}): allowed are "
+                    "the same, or another --workdir"
+                )
+        return before
 
 
 class Checkpoints:

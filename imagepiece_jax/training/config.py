@@ -6,8 +6,11 @@ in configs/base.py.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
 
 from imagepiece_jax.common.fields import (
     REQUIRED,
@@ -23,6 +26,7 @@ from imagepiece_jax.common.fields import (
     weight,
 )
 from imagepiece_jax.common.layout import Placement
+from imagepiece_jax.common.progress import working
 from imagepiece_jax.data import loader
 from imagepiece_jax.data.config import AugmentConfig, DataConfig
 from imagepiece_jax.data.sources import Source
@@ -216,6 +220,14 @@ class RunConfig(CheckedFields):
         fields, _ = settings.split(self.reduction)
         return methods.create(**fields)
 
+    def create_data(self, placement: Placement) -> "Data":
+        """Both splits of a run, opened, with this process's share of their batches.
+
+        Raises InputError where they do not fit the config, or the run cannot be trained
+        on the devices of `placement`.
+        """
+        return Data(self, placement)
+
     def source(
         self, split: str, labels_by_name: Mapping[str, int] | None = None
     ) -> Source:
@@ -295,3 +307,46 @@ class Length:
         """Whether `step` ends an epoch that is evaluated, or the run."""
         epoch, rest = divmod(step, self.steps_per_epoch)
         return step == self.steps or (rest == 0 and epoch % self.eval_every_epochs == 0)
+
+
+class Data:
+    """Both splits of a run: images, and this process's share of their batches.
+
+    length: of a run over them; training: a function of `start_step` and `stop_step`,
+        the batches of these steps; evaluation: those of one pass over `val`
+    """
+
+    def __init__(self, run: RunConfig, placement: Placement):
+        run.check_training(placement)
+        train_transform, eval_transform = run.train_transform(), run.eval_transform()
+        self.train, self.val = run.source("train"), run.source("val")
+        eval_batch_size = run.rounded_eval_batch(placement, len(self.val))
+        # A size that does not fit shows here, not in the first step.
+        self.train.try_first(train_transform, rng=np.random.default_rng(0))
+        self.val.try_first(eval_transform)
+        self.length = run.length(len(self.train))
+        self.training = functools.partial(
+            loader.train_sequence,
+            self.train,
+            train_transform,
+            batch_size=run.optim.batch_size,
+            seed=run.seed,
+            placement=placement,
+            repeats=run.data.repeats,
+        )
+        self.evaluation = loader.eval_sequence(
+            self.val,
+            eval_transform,
+            batch_size=eval_batch_size,
+            placement=placement,
+        )
+
+    @property
+    def images(self) -> list[int]:
+        """Numbers of images."""
+        return [len(self.train), len(self.val)]
+
+    def digest(self) -> list[str]:
+        """Of the content of both splits; long for files over a network."""
+        with working("making a digest of the data"):
+            return [self.train.digest, self.val.digest]

@@ -306,7 +306,7 @@ def check_same_settings(dry_run: bool, config: dict, model, data):
 
     config: nested dict of JSON values, of which `OF_ONE_HOST` may differ
     model: whose attention and kernels depend on the devices where they are "auto"
-    data: `trainer.Data`
+    data: `config.Data`
     """
     fields = traverse_util.flatten_dict(config, sep=".")
     names = json.dumps(data.train.class_names)

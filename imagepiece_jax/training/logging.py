@@ -58,7 +58,7 @@ class MetricWriter:
             max_queue=QUEUE,
         )
 
-    def write(self, kind, step, **values):
+    def write_line(self, kind, step, **values):
         """One line: `kind` ("train", "eval", ...), `step`, then `values` as given.
 
         Values are strings, None, or numbers (0-d arrays too); NaN and infinities become
@@ -257,7 +257,7 @@ class RunLog:
         self._bar.update(1)
         logged = step % self._config.log_every_steps == 0 or step == self._length.steps
         if logged:
-            self._writer.write("train", step, **values)
+            self._writer.write_line("train", step, **values)
             if self._lines:
                 self._print_line(step, values)
             self.restart_clock()
@@ -265,7 +265,7 @@ class RunLog:
     def evaluation(self, kind, step, result, what="test accuracy"):
         """Write and print the `result` of an evaluation after `step`."""
         epoch = step / self._length.steps_per_epoch
-        self._writer.write(kind, step, epoch=epoch, **result)
+        self._writer.write_line(kind, step, epoch=epoch, **result)
         text = f"epoch {epoch:g}, step {step}: {what} {result['acc1']:.2f} %"
         say(f"{text}, loss {result['loss']:.3f}")
 

@@ -12,27 +12,19 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 
 from imagepiece_jax.common import parallel
-from imagepiece_jax.common.progress import working
 from imagepiece_jax.data import loader
-from imagepiece_jax.errors import InputError, Stopped
+from imagepiece_jax.errors import Stopped
 from imagepiece_jax.models import summary
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.training import (
-    distributed,
-    optimizer,
-    report,
-    run_dir,
-    teacher,
-)
-from imagepiece_jax.training.checkpoint import Checkpoints
-from imagepiece_jax.training.config import RunConfig
+from imagepiece_jax.training import distributed, optimizer, report, run_dir, teacher
+from imagepiece_jax.training.checkpoint import Checkpoints, Progress
+from imagepiece_jax.training.config import Data, RunConfig
 from imagepiece_jax.training.evaluation import Evaluation
 from imagepiece_jax.training.initial_weights import InitialWeights
-from imagepiece_jax.training.logging import MEASURED, RunLog, say
+from imagepiece_jax.training.logging import RunLog, say
 from imagepiece_jax.training.preemption import StopRequest
 from imagepiece_jax.training.train_step import (
     TrainState,
@@ -66,123 +58,12 @@ def train_and_evaluate(config, workdir, dry_run: bool = False) -> dict | None:
         return run.progress.last
 
 
-@dataclasses.dataclass(frozen=True)
-class Progress:
-    """What a checkpoint holds beside the state's arrays, as JSON values.
-
-    images: in the training and the test split; digest: of their content, likewise;
-    best: step and accuracy of the best evaluation; last: figures of the last one, and
-    evaluated: its step.
-    """
-
-    images: list[int]
-    digest: list[str]
-    best: dict = dataclasses.field(default_factory=lambda: {"acc1": -1.0, "step": 0})
-    last: dict | None = None
-    evaluated: int = 0
-
-    def with_evaluation(self, step: int, figures: dict, best_by: str) -> "Progress":
-        """With the figures of an evaluation, of which `best_by` chooses the best."""
-        best = self.best
-        if figures[best_by] > best["acc1"]:
-            best = {"acc1": figures[best_by], "step": step}
-        # A checkpoint holds what is equal in every run of this config.
-        last = {k: v for k, v in figures.items() if k not in MEASURED}
-        return dataclasses.replace(self, best=best, last=last, evaluated=step)
-
-    def resumed(self, saved: dict, name: str, workdir) -> "Progress":
-        """The progress that a checkpoint has, over the same data as this new one.
-
-        saved: fields; a former version kept no numbers of images, or no digest
-        name: `config.data.name`
-        Raises InputError where the run in `workdir` was begun with other data.
-        """
-        before = Progress(**(dataclasses.asdict(self) | saved))
-        if before.images != self.images:
-            (train, test), (train_before, test_before) = self.images, before.images
-            raise InputError(
-                f"{name} has {train} training and {test} test images now, but the run "
-                f"in {workdir} was begun with {train_before} and {test_before}: "
-                "allowed are the same, or another --workdir"
-            )
-        splits = zip(("training", "test"), self.digest, before.digest, strict=True)
-        for split, ours, theirs in splits:
-            if ours != theirs:
-                raise InputError(
-                    f"{name} has other {split} images or labels now (digest {ours}) "
-                    f"than the run in {workdir} was begun with ({theirs}): allowed are "
-                    "the same, or another --workdir"
-                )
-        return before
-
-
-class Data:
-    """Both splits of a run: images, and this process's share of their batches.
-
-    length: of a run over them.
-    """
-
-    def __init__(self, run: RunConfig):
-        placement = parallel.placement(run.grad_accum_steps)
-        run.check_training(placement)
-        train_transform, eval_transform = run.train_transform(), run.eval_transform()
-        self.train, self.val = run.source("train"), run.source("val")
-        self.length = run.length(len(self.train))
-        # A size that does not fit shows here, not in the first step.
-        self.train.try_first(train_transform, rng=np.random.default_rng(0))
-        self.val.try_first(eval_transform)
-        self.training = functools.partial(
-            loader.train_sequence,
-            self.train,
-            train_transform,
-            batch_size=run.optim.batch_size,
-            seed=run.seed,
-            placement=placement,
-            repeats=run.data.repeats,
-        )
-        self.evaluation = loader.eval_sequence(
-            self.val,
-            eval_transform,
-            batch_size=run.rounded_eval_batch(placement, len(self.val)),
-            placement=placement,
-        )
-
-    @property
-    def images(self) -> list[int]:
-        """Numbers of images."""
-        return [len(self.train), len(self.val)]
-
-    def progress(self) -> Progress:
-        """That of a new run. Every process calls it, and gets process 0's digest.
-
-        The digest takes long for files over a network.
-        """
-
-        def digest():
-            with working("making a digest of the data"):
-                return [self.train.digest, self.val.digest]
-
-        return Progress(self.images, parallel.from_main(digest))
-
-
 def _settled(config, workdir, initial: InitialWeights) -> RunConfig:
     """The checked config, with the normalization of the images filled in."""
     RunConfig.read(config).create_method()  # their mistakes before what is read of it
     for line in initial.settle_normalization(workdir):
         say(f"note: {line}")
     return RunConfig.read(config)
-
-
-def _first_state(
-    initial: InitialWeights, run: RunConfig, model, transformation, resumed
-):
-    """The state of step 0; its shapes where a checkpoint has the values."""
-    new_state = functools.partial(
-        init_state, optimizer=transformation, with_ema=run.ema_decay > 0
-    )
-    if resumed:
-        return jax.eval_shape(new_state, summary.shapes(model, run.image_size))
-    return jax.jit(new_state)(initial.variables(model))
 
 
 @dataclasses.dataclass(eq=False)
@@ -227,7 +108,7 @@ class Run:
                 initial = InitialWeights(config)
                 run = _settled(config, workdir, initial)
                 model, dense = run.create_model(parallel.AXIS), run.create_dense()
-                data = Data(run)
+                data = run.create_data(parallel.placement(run.grad_accum_steps))
                 rate, transformation = optimizer.create(
                     run.optim,
                     data.length.steps_per_epoch,
@@ -250,7 +131,14 @@ class Run:
                 dense_variables = None
                 if run.init.evaluate and not resumed:
                     dense_variables = initial.dense_variables(dense)
-                state = _first_state(initial, run, model, transformation, resumed)
+                new_state = functools.partial(
+                    init_state, optimizer=transformation, with_ema=run.ema_decay > 0
+                )
+                if resumed:  # the checkpoint has the values: shapes are enough
+                    shapes = summary.shapes(model, run.image_size)
+                    state = jax.eval_shape(new_state, shapes)
+                else:
+                    state = jax.jit(new_state)(initial.variables(model))
                 del initial  # which holds the tensors of its files
 
                 if not dry_run:  # nothing has been written so far
@@ -260,7 +148,8 @@ class Run:
                         run_dir.record_start(workdir, fields)
                         run_dir.record_classes(workdir, names)
                     run_dir.check_workdir(workdir)
-                step, progress = 0, data.progress()
+                digest = parallel.from_main(data.digest)
+                step, progress = 0, Progress(data.images, digest)
                 if resumed:
                     state, saved, step = checkpoints.restore(state)
                     progress = progress.resumed(saved, run.data.name, workdir)

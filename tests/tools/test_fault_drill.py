@@ -21,7 +21,7 @@ def run(tmp_path):
     writer = MetricWriter(workdir)
     checkpoints = Checkpoints(workdir)
     for step in (1, 2):
-        writer.write("train", step, loss=1 / step, throughput=7.0 * step)
+        writer.write_line("train", step, loss=1 / step, throughput=7.0 * step)
         checkpoints.save(step, make_state(step), {})
         checkpoints.save_best(step, make_state(step), {})
     writer.close()

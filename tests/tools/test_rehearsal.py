@@ -48,10 +48,12 @@ def left(stage, name, loss=1.0, right=500, images=1000, weight=2.0):
     run = stage.run("evit", name)
     writer = MetricWriter(run.workdir)
     for step in (1, 2, 3):
-        writer.write("train", step, loss=1.0 if step < 3 else loss, throughput=step)
+        writer.write_line(
+            "train", step, loss=1.0 if step < 3 else loss, throughput=step
+        )
     accuracy = 100 * right / images
     found = {"acc1": accuracy, "loss": 1.0, "ema_acc1": 50.0, "ema_loss": 1.0}
-    writer.write("eval", 3, images=images, **found)
+    writer.write_line("eval", 3, images=images, **found)
     writer.close()
     checkpoints = Checkpoints(run.workdir)
     for save in (checkpoints.save, checkpoints.save_best):

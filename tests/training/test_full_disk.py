@@ -126,10 +126,10 @@ def test_a_line_that_the_system_takes_in_parts_is_written_whole():
 
 def test_metrics_on_a_full_disk_end_in_a_sentence_and_are_not_torn(tmp_path):
     writer = MetricWriter(tmp_path)
-    writer.write("train", 1, loss=1.0)
+    writer.write_line("train", 1, loss=1.0)
     size = (tmp_path / "metrics.jsonl").stat().st_size
     with full_disk(room=size + 10):
         with pytest.raises(RunError, match="metrics.jsonl cannot be written"):
-            writer.write("train", 2, loss=0.5)
+            writer.write_line("train", 2, loss=0.5)
     writer.close()
     assert [line["step"] for line in read_metrics(tmp_path)] == [1]

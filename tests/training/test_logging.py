@@ -232,7 +232,7 @@ def test_a_short_run_is_traced_at_its_end(tmp_path):
 def write_run(workdir, steps, step=0):
     writer = MetricWriter(workdir, step)
     for step in steps:
-        writer.write("train", step, epoch=step / 10, loss=1 / (step + 1))
+        writer.write_line("train", step, epoch=step / 10, loss=1 / (step + 1))
     writer.close()
 
 
@@ -242,7 +242,7 @@ def lines(workdir):
 
 def test_one_json_object_a_line_at_once(tmp_path):
     writer = MetricWriter(tmp_path / "new" / "run")
-    writer.write(
+    writer.write_line(
         "eval",
         jnp.asarray(20),
         epoch=2,
@@ -320,7 +320,7 @@ def test_broken_line_in_the_middle_is_named(tmp_path, bad):
 
 def test_the_writer_of_other_processes_writes_nothing(tmp_path):
     writer = MetricWriter(tmp_path / "run", is_main=False)
-    writer.write("train", 1, loss=1.0)
+    writer.write_line("train", 1, loss=1.0)
     writer.close()
     assert not (tmp_path / "run").exists()
     assert read_metrics(tmp_path / "run") == []
@@ -339,7 +339,7 @@ def events(workdir):
 
 def test_tensorboard_gets_finite_numbers_and_hides_what_was_cut(tmp_path):
     writer = MetricWriter(tmp_path, step=20)
-    writer.write("train", 30, loss=0.5, lr=math.nan, note="x")
+    writer.write_line("train", 30, loss=0.5, lr=math.nan, note="x")
     writer.close()
     got = events(tmp_path)
     scalars = [(e.step, v.tag, v.simple_value) for e in got for v in e.summary.value]

@@ -4,9 +4,9 @@ import dataclasses
 
 from configs import quickstart
 from imagepiece_jax.training import report
+from imagepiece_jax.training.checkpoint import Progress
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.logging import MetricWriter
-from imagepiece_jax.training.trainer import Progress
 
 LAST = {"acc1": 97.5, "acc5": 99.9, "loss": 0.1, "images": 359}
 PROGRESS = Progress([1438, 359], [], {"acc1": 98.125, "step": 352}, LAST)
@@ -45,10 +45,10 @@ def test_contents_of_the_folder_are_listed(tmp_path):
 def test_time_and_rate_are_those_of_the_log(tmp_path):
     """64 images a step: 10 steps at 64 img/s, 10 at 6.4 and 2 at 12.8: 120 s."""
     writer = MetricWriter(tmp_path)
-    writer.write("init", 0, acc1=72.25)
+    writer.write_line("init", 0, acc1=72.25)
     for step, rate, skipped in ((10, 64.0, 0), (20, 6.4, 3), (22, 12.8, 1)):
-        writer.write("train", step, throughput=rate, skipped=skipped)
-        writer.write("eval", step, throughput=1.0)
+        writer.write_line("train", step, throughput=rate, skipped=skipped)
+        writer.write_line("eval", step, throughput=1.0)
     writer.close()
     table = rows(tmp_path)
     assert table["at the start"] == "72.25 %, the dense model as given"
@@ -64,11 +64,11 @@ def test_a_line_without_a_rate_counts_by_the_others(tmp_path):
     """A first step that compiled was not timed: 1 step at the median of the others."""
     writer = MetricWriter(tmp_path)
     for step, rate in ((1, None), (11, 6.4), (21, 6.4)):
-        writer.write("train", step, throughput=rate, skipped=0)
+        writer.write_line("train", step, throughput=rate, skipped=0)
     writer.close()
     assert rows(tmp_path)["time"].startswith("03:30 of training")
     (tmp_path / "metrics.jsonl").unlink()
     writer = MetricWriter(tmp_path)
-    writer.write("train", 1, throughput=None, skipped=0)
+    writer.write_line("train", 1, throughput=None, skipped=0)
     writer.close()
     assert "time" not in rows(tmp_path)

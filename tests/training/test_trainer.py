@@ -13,10 +13,11 @@ from PIL import Image
 
 import imagepiece_jax
 from configs import quickstart
+from imagepiece_jax.common.layout import Placement
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.training import trainer
-from imagepiece_jax.training.checkpoint import Checkpoints
+from imagepiece_jax.training.checkpoint import Checkpoints, Progress
 from imagepiece_jax.training.config import BEST_BY, RunConfig
 from imagepiece_jax.training.logging import read_metrics
 from tests import runs
@@ -247,7 +248,7 @@ def test_the_averages_of_a_run_are_loaded(finished):
 
 @pytest.mark.parametrize("best_by, kept", [("weights", [1, 3]), ("averages", [1, 2])])
 def test_the_best_is_chosen_by_the_weights_or_their_averages(best_by, kept):
-    progress, best = trainer.Progress([], []), []
+    progress, best = Progress([], []), []
     rows = [(50, 60), (40, 70), (55, 65), (55, 70)]  # the last is as good, not better
     for step, accuracies in enumerate(rows, start=1):
         figures = dict(zip(("acc1", "ema_acc1"), accuracies, strict=True))
@@ -334,8 +335,8 @@ def test_a_run_is_not_resumed_with_other_images(tmp_path, monkeypatch):
 
 
 def test_a_run_is_resumed_with_as_many_images_as_before(tmp_path):
-    data = trainer.Data(RunConfig.read(quickstart.get_config()))
-    now = trainer.Progress(data.images, ["01", "23"])
+    data = RunConfig.read(quickstart.get_config()).create_data(Placement())
+    now = Progress(data.images, ["01", "23"])
     assert now.resumed({"evaluated": 3}, "digits", tmp_path).evaluated == 3
     message = "digits has 1438 training and 359 test images now, but the run in .* was "
     with pytest.raises(
