@@ -83,6 +83,8 @@ def read(folder, choose):
             raise DamagedError("its meta data are not what was written (checksum)")
         table = json.loads(content)["arrays"]
     names = list(choose(folder, table))
+    if not names:  # Orbax refuses an empty tree
+        return {}, content
     tree = traverse_util.unflatten_dict(dict.fromkeys(names, 0), sep="/")
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
     restore = ocp.args.PyTreeRestore(tree, restore_args=as_numpy, partial_restore=True)
