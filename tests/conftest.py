@@ -24,6 +24,7 @@ from tests import tracing  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 tracing.remember_initializers()
+tracing.share_mlir_context()
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -80,5 +81,6 @@ def _free_programs():
     take more than twice as long.
     """
     yield
+    tracing.renew_mlir_context()
     if len(jax.devices()[0].client.live_executables()) > 250:
         jax.clear_caches()
