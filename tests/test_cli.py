@@ -303,16 +303,25 @@ def test_programs_are_kept_and_a_broken_one_is_compiled_again(tmp_path):
         assert kept
         for file in kept:  # as a process leaves it that is killed while it writes
             file.write_bytes(file.read_bytes()[:100])
-    # Where nothing can be kept nothing is said.
-    for place in ("/proc/none", "not/absolute"):
-        where = {"XDG_CACHE_HOME": place, "HOME": "/proc/none"}
-        ended = subprocess.run(
-            command, env=variables | where, capture_output=True, text=True
-        )
-        assert (ended.stdout, ended.stderr) == ("7.0\n", "")
-    variables["JAX_COMPILATION_CACHE_DIR"] = ""
-    ended = subprocess.run(command, env=variables, capture_output=True, text=True)
-    assert (ended.stdout, ended.stderr) == ("7.0\n", "")
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"XDG_CACHE_HOME": "/proc/none", "HOME": "/proc/none"},
+        {"XDG_CACHE_HOME": "not/absolute", "HOME": "/proc/none"},
+        {"JAX_COMPILATION_CACHE_DIR": ""},
+    ],
+)
+def test_where_nothing_can_be_kept_nothing_is_said(variables, monkeypatch, capsys):
+    for name in [name for name in os.environ if "JAX" in name]:
+        monkeypatch.delenv(name)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delitem(sys.modules, "jax")  # as if it was not imported
+    cli._keep_programs()
+    assert capsys.readouterr() == ("", "")
+    assert not os.environ.get("JAX_COMPILATION_CACHE_DIR")
 
 
 CRASHES = """

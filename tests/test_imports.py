@@ -209,7 +209,7 @@ def test_imports_point_one_way():
             "from imagepiece_jax.commands import doctor",
         ),
         ("imagepiece_jax.commands.describe", "from experiments import rows"),
-        ("experiments.rows", "from tools import results"),
+        ("experiments.rows", "from tools import h200"),
         ("imagepiece_jax.errors", "import flax"),
         ("imagepiece_jax.common.files", "from imagepiece_jax.training import run_dir"),
         ("imagepiece_jax.cli", "from imagepiece_jax.training import trainer"),

@@ -177,18 +177,23 @@ def _trained(weights, choices):
     From the cheapest on: a step that keeps every token has no parameters.
     """
     if not any(name.startswith("reducer") for name in weights.tensors):
-        return [] if weights.untrained(choices[-1][1]) else choices
+        return [] if _learned_steps(weights, choices[-1][1]) else choices
     lacking, trained = {}, []
     for cost, reduction in reversed(choices):
         # A reducer that learns and its block decide the parameters, whatever it keeps.
-        plan = enumerate(weights.model(reduction).plan)
-        steps = [(block, layer.step.reducer) for block, layer in plan if layer.counts]
-        key = str([step for step in steps if isinstance(step[1], nn.Module)])
+        key = str(_learned_steps(weights, reduction))
         if key not in lacking:
             lacking[key] = weights.untrained(reduction)
         if not lacking[key]:
             trained.append((cost, reduction))
     return trained
+
+
+def _learned_steps(weights, reduction):
+    """(block, reducer) of the steps of a reduction that have parameters."""
+    plan = weights.model(reduction).plan
+    steps = [(b, layer.step.reducer) for b, layer in enumerate(plan) if layer.counts]
+    return [step for step in steps if isinstance(step[1], nn.Module)]
 
 
 def _by_macs(weights, choices, share):

@@ -1,7 +1,7 @@
 """Measured figures of docs, and the tables that are made from them.
 
-python -m tools.results                                 writes all tables anew
-python -m tools.results runs/compare/compare.json       takes a comparison in, first
+python -m experiments.results                               writes all tables anew
+python -m experiments.results runs/compare/compare.json     takes a comparison in, first
 
 docs/tables/results.json has every figure with its method, model, data, cost, interval,
 versions, commit and command. In docs a table stands between the lines
