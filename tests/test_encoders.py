@@ -28,7 +28,7 @@ FLOAT = "--config.model.dtype=float32"
 def saved(tmp_path_factory):
     """An encoder that reads the mean, in a folder, with four images of its size."""
     folder = tmp_path_factory.mktemp("encoder")
-    model = tiny.model(num_classes=0, class_token=False)
+    model = tiny.model(num_classes=0, class_token=False, depth=2)
     imagepiece_jax.save(folder / "weights", Pretrained(model, tiny.variables(model)))
     rng = np.random.default_rng(0)
     for name in range(4):
@@ -135,7 +135,7 @@ def test_fields_alone_change_what_is_analyzed(saved, tmp_path, size):
     words += ["--config.reduction.name=tome", "--config.reduction.r=4"]
     out = done(visualize.main, saved, *words, tmp_path / "0.png")
     patches = (size // tiny.PATCH) ** 2
-    assert f"tome r=4: {patches} patches, {patches - 12} tokens of them left" in out
+    assert f"tome r=4: {patches} patches, {patches - 8} tokens of them left" in out
     words = [f"--data=csv:{tmp_path / 'set.csv'}", "--images=4", "--sweep=tome:r=4"]
     words += [f"--config.image_size={size}", f"--out={tmp_path}"]
     done(patch_features.main, saved, *words)
@@ -145,9 +145,9 @@ def test_fields_alone_change_what_is_analyzed(saved, tmp_path, size):
 
 def test_what_weights_decide_is_not_changed_alone(saved, tmp_path):
     words = [f"--weights={saved / 'weights'}", f"--out={tmp_path / 'out'}"]
-    words += ["--config.model.depth=2", saved / "images" / "0.png"]
+    words += ["--config.model.depth=3", saved / "images" / "0.png"]
     message = sentence(call(visualize.main, *words))
-    assert "config.model.depth is 2, but folder" in message
+    assert "config.model.depth is 3, but folder" in message
 
 
 def test_training_needs_classes():

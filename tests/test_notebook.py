@@ -16,7 +16,7 @@ from imagepiece_jax.pretrained import layouts
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 NOTEBOOK = json.loads((ROOT / "docs" / "quickstart.ipynb").read_text("utf-8"))
 CODE = [cell for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
-DEPTH = 3  # blocks instead of twelve: compiling them takes most of the time
+DEPTH = 2  # blocks instead of twelve: compiling them takes most of the time
 
 
 def test_it_is_a_notebook_without_results():

@@ -33,12 +33,15 @@ class UnreadableImage(Exception):
 
 
 def decode(file, name: str, upright: bool = False) -> np.ndarray:
-    """RGB pixels [H, W, 3] uint8 of an encoded image; UnreadableImage.
+    """RGB pixels of an encoded image. See `rgb` for other modes.
 
-    `file` is a path or an open binary file; `rgb` converts its mode. EXIF orientation
-    is applied only if `upright`: torchvision does not, and published accuracies are
-    those of images as they are stored. An image of more than MAX_PIXELS, which a few
-    bytes can claim to be, is not decoded.
+    file: a path, or an open binary file
+    name: of the file, for errors
+    upright: apply the EXIF orientation; torchvision does not, and published accuracies
+    are those of images as they are stored
+    Returns [H, W, 3] uint8.
+    Raises UnreadableImage, also for more than MAX_PIXELS, which a few bytes can claim
+    to be.
     """
     try:
         data = _bytes(file)
@@ -61,9 +64,9 @@ def decode(file, name: str, upright: bool = False) -> np.ndarray:
 
 
 def size(file) -> tuple[int, int] | None:
-    """(height, width) of an image as it is stored, from its header; None if unreadable.
+    """(height, width) of an image as it is stored, by its header; None if unreadable.
 
-    `file` as `decode` takes it.
+    file: a path, or an open binary file
     """
     try:
         with Image.open(file) as image:
@@ -102,8 +105,9 @@ def _fast_jpeg(data):
 def rgb(image: Image.Image, upright: bool = False) -> np.ndarray:
     """RGB pixels [H, W, 3] uint8 of a PIL image of any mode, turned if `upright`.
 
-    Transparency is ignored, 16-bit gray keeps its upper eight bits. ValueError for
-    numbers (modes I and F) whose range is neither eight bits nor sixteen.
+    Transparency is ignored, 16-bit gray keeps its upper eight bits.
+    Raises ValueError for numbers (modes I and F) whose range is neither eight bits nor
+    sixteen.
     """
     if upright:
         image = ImageOps.exif_transpose(image)
@@ -149,10 +153,12 @@ class Unreadable:
         return len(self.names)
 
     def record(self, row, total, consequence):
-        """Note a `row` of UnreadableImage errors with no readable image between them.
+        """Note UnreadableImage errors.
 
-        `total` is the source's length, `consequence` says in the log what happens
-        instead. Raises InputError for 20 in a row and for more than 1 % of `total`.
+        row: errors with no readable image between them
+        total: length of the source
+        consequence: for the log, what happens instead
+        Raises InputError for 20 in a row and for more than 1 % of `total`.
         """
         for error in row:
             if error.name not in self.names:

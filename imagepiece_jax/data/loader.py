@@ -42,7 +42,10 @@ _ORDER, _TRANSFORM = 0, 1
 
 
 def steps_per_epoch(length: int, batch_size: int) -> int:
-    """Whole batches in `length` images; the remainder is left out. InputError at 0."""
+    """Whole batches in `length` images; the remainder is left out.
+
+    Raises InputError where there is none.
+    """
     if length < batch_size:
         raise InputError(
             f"config.batch_size is {batch_size}, but the training data has only "
@@ -51,8 +54,8 @@ def steps_per_epoch(length: int, batch_size: int) -> int:
     return length // batch_size
 
 
-@functools.lru_cache(maxsize=2)  # asked at every chunk, across one epoch's end
-def epoch_order(seed, epoch, length):
+@functools.lru_cache(maxsize=2)  # for every chunk, across one epoch's end
+def epoch_order(seed: int, epoch: int, length: int) -> np.ndarray:
     """Permutation of 0..length-1 for one epoch, read-only int64 [length]."""
     order = _stream(seed, _ORDER, epoch, 0).permutation(length)
     order.flags.writeable = False
@@ -66,27 +69,32 @@ def _stream(seed, purpose, step, position):
     )
 
 
-def train_batches(source, transform, *, workers=0, threads=0, **options) -> Iterator:
-    """Iterator over this process's part of the batches of `train_sequence(...)` alone.
+def train_batches(
+    source: Source, transform, *, workers: int = 0, threads: int = 0, **options
+) -> Iterator[dict[str, np.ndarray]]:
+    """This process's part of the batches of a training.
 
-    `workers` processes with `threads` threads each read ahead (see `Prefetch`). close()
-    ends processes and threads. InputError as `train_sequence`, and for images that do
-    not fit the transform or too many unreadable ones; RunError where a worker process
-    has died.
+    workers, threads: processes, and threads of each, that read ahead (see `Prefetch`)
+    options: of `train_sequence`
+    Returns an iterator; its close() ends processes and threads.
+    Raises InputError as `train_sequence`, and for images that do not fit the transform
+    or too many that cannot be read; RunError where a worker process has died.
     """
     return _alone(train_sequence(source, transform, **options), workers, threads)
 
 
-def eval_batches(source, transform, *, workers=0, threads=0, **options) -> Iterator:
-    """Iterator over this process's part of the batches of `eval_sequence(...)` alone.
+def eval_batches(
+    source: Source, transform, *, workers: int = 0, threads: int = 0, **options
+) -> Iterator[dict[str, np.ndarray]]:
+    """This process's part of the batches of an evaluation, otherwise `train_batches`.
 
-    Otherwise as `train_batches`.
+    options: of `eval_sequence`
     """
     return _alone(eval_sequence(source, transform, **options), workers, threads)
 
 
 def _alone(sequence, workers, threads):
-    """A generator; whoever calls gets the mistakes of the sequence at once."""
+    # Outside of the generator: the caller gets the mistakes of the sequence at once.
     loader = DataLoader([(sequence, 0, sequence.steps)], workers, threads)
 
     def batches():
@@ -107,21 +115,23 @@ def train_sequence(
     placement: Placement = ONE_DEVICE,
     repeats: int = 1,
 ) -> "BatchSequence":
-    """This process's part of the batches start_step..stop_step-1: a `BatchSequence`.
+    """This process's part of the batches start_step..stop_step-1.
 
     A batch is dict(image uint8 [L, A, m, S, S, 3], label int32 [L, A, m]) for L local
     devices and A accumulation steps; with a `CanvasTransform` also extent int32
-    [L, A, m, 2]. `batch_size` is global, `transform` is called as (image, rng). An
-    image that cannot be read is replaced by the next readable one of the epoch's order
-    and recorded in `source.unreadable`.
+    [L, A, m, 2]. An image that cannot be read is replaced by the next readable one of
+    the epoch's order and recorded in `source.unreadable`.
 
-    With `repeats` (repeated augmentation, Hoffer et al. 2020, as in DeiT) an epoch has
-    as many steps as without, but every image of it comes so many times in a row, each
-    time with other draws. A step then has just the images that DeiT's sampler gives
-    to its devices, however many these are, as long as batches split evenly.
-
-    Raises InputError for a batch that cannot be split or filled and for a seed that is
-    no unsigned 64-bit number.
+    transform: called as (image, rng)
+    batch_size: of all processes together
+    seed: of order, crops and flips, 0..2**64-1
+    placement: of the samples of a batch on devices
+    repeats: every image of an epoch comes so many times in a row, each time with other
+    draws; an epoch has as many steps as without. A step then has just the images that
+    DeiT's sampler gives to its devices, however many these are, as long as batches
+    split evenly.
+    Raises InputError for a batch that cannot be split or filled, and for another seed.
+    Source: repeated augmentation, Hoffer et al., 2020, as in DeiT.
     """
     if not 0 <= seed < 2**64:
         raise InputError(f"config.seed is {seed}: allowed are 0..2**64-1")
@@ -148,14 +158,16 @@ def eval_sequence(
     batch_size: int,
     placement: Placement = ONE_DEVICE,
 ) -> "BatchSequence":
-    """This process's part of all images of the source, in its order: a `BatchSequence`.
+    """This process's part of all images of the source, in its order.
 
     A batch is dict(image uint8 [L, m, S, S, 3], label int32, mask float32, index int32
     [L, m]). Every image comes exactly once over all processes, and every process gets
     the same number of batches. The mask is 0 for an image that cannot be read
     (recorded in `source.unreadable`) and for the padding of the last batch, whose
-    indices lie beyond the source. `transform` is called as (image).
+    indices lie beyond the source.
 
+    transform: called as (image)
+    batch_size, placement: as for `train_sequence`
     Raises InputError for a batch that cannot be split.
     """
     placement = dataclasses.replace(placement, accumulation=1)
@@ -191,7 +203,7 @@ class BatchSequence(abc.ABC):
         """Chunk `number` of all batches; `allocate` as in `Prefetch`."""
 
     @property
-    def chunks(self):
+    def chunks(self) -> int:
         """Number of chunks that a batch is read in."""
         return num_chunks(len(self.positions))
 
@@ -204,7 +216,7 @@ class BatchSequence(abc.ABC):
         }
 
     @property
-    def max_bytes(self):
+    def max_bytes(self) -> int:
         """Bytes that the pixels of a chunk have at most."""
         rows = max_rows(self.positions, self.repeats, self.transform.random)
         return rows * math.prod(self.transform.shape) * 3
@@ -224,12 +236,15 @@ class _Training(BatchSequence):
         epoch, step_in_epoch = divmod(step, epoch_steps)
         order = epoch_order(self.seed, epoch, len(self.source))
         places = (step_in_epoch * self.batch_size + self.positions) // self.repeats
-        builder = ChunkBuilder(self.source, self.transform)
-        slots = chunk_slots(self.positions, places, chunk)
-        for place, copies in itertools.groupby(slots, key=lambda slot: places[slot]):
-            candidates = order[(place + np.arange(MAX_IN_A_ROW)) % len(order)]
-            builder.add(candidates, {slot: (self._rng(step, slot),) for slot in copies})
-        return builder.build(allocate)
+
+        def requests():
+            slots = chunk_slots(self.positions, places, chunk)
+            for place, copies in itertools.groupby(slots, lambda slot: places[slot]):
+                candidates = order[(place + np.arange(MAX_IN_A_ROW)) % len(order)]
+                calls = {slot: (self._rng(step, slot),) for slot in copies}
+                yield Request(candidates, calls)
+
+        return read_chunk(self.source, self.transform, requests(), allocate)
 
     def _rng(self, step, slot):
         return _stream(self.seed, _TRANSFORM, step, int(self.positions[slot]))
@@ -241,11 +256,14 @@ class _Evaluation(BatchSequence):
     def read(self, number, allocate):
         batch, chunk = divmod(number, self.chunks)
         indices = batch * self.batch_size + self.positions
-        builder = ChunkBuilder(self.source, self.transform)
-        for slot in chunk_slots(self.positions, indices, chunk):
-            index = int(indices[slot])
-            builder.add([index] if index < len(self.source) else [], {slot: ()}, index)
-        return builder.build(allocate)
+
+        def requests():
+            for slot in chunk_slots(self.positions, indices, chunk):
+                index = int(indices[slot])
+                candidates = [index] if index < len(self.source) else []
+                yield Request(candidates, {slot: ()}, index)
+
+        return read_chunk(self.source, self.transform, requests(), allocate)
 
 
 class Chunk(NamedTuple):
@@ -258,59 +276,62 @@ class Chunk(NamedTuple):
     errors: list  # of each sample: a tuple of the UnreadableImage tried before it
 
 
-class ChunkBuilder:
-    """Makes one `Chunk`, image by image."""
+class Request(NamedTuple):
+    """The first readable image among `candidates`, for each slot of `calls`.
 
-    def __init__(self, source, transform):
-        self._source, self._transform = source, transform
-        self._images, self._samples = [], []
+    calls: slot -> what the transform is called with beside the image; index: of zeros
+    with mask 0, which come where no image is readable.
+    """
 
-    def add(self, candidates, calls, index=-1):
-        """Put the first readable image among `candidates` into each slot of `calls`.
+    candidates: Any
+    calls: dict
+    index: int = -1
 
-        `calls` maps a slot to what the transform is called with beside the image.
-        Where no image is readable, zeros come with mask 0 and `index`. InputError for
-        an image that does not fit the transform.
-        """
+
+def read_chunk(source, transform, requests, allocate) -> Chunk:
+    """The `Chunk` of all `requests`, its pixels in an array allocate(shape).
+
+    Raises InputError for an image that does not fit the transform.
+    """
+    images, samples = [], []
+    for candidates, calls, index in requests:
         image, label, mask, errors = None, 0, 0.0, []
         for candidate in map(int, candidates):
             try:
-                image, label = self._source.read(candidate)
+                image, label = source.read(candidate)
             except UnreadableImage as error:
                 errors.append(error)
                 continue
             index, mask = candidate, 1.0
             break
         for copy, (slot, arguments) in enumerate(calls.items()):
-            if copy == 0 or self._transform.random:
-                self._images.append(self._transformed(image, index, arguments))
-            values = {"label": label, "mask": mask, "index": index}
-            values["extent"] = self._images[-1].shape[:2]
+            if copy == 0 or transform.random:
+                images.append(_transformed(source, transform, image, index, arguments))
+            extent = images[-1].shape[:2]
+            values = {"label": label, "mask": mask, "index": index, "extent": extent}
             tried = tuple(errors) if copy == 0 else ()
-            self._samples.append((len(self._images) - 1, slot, values, tried))
-
-    def _transformed(self, image, index, arguments):
-        if image is None:
-            return np.zeros((0, 0, 3), np.uint8)
-        try:
-            return self._transform(image, *arguments)
-        except InputError as error:
-            raise InputError(f"{self._source.name(index)}: {error}") from error
-
-    def build(self, allocate):
-        """The `Chunk` of all that was added, its pixels in an array allocate(shape)."""
-        pixels = allocate((len(self._images), *self._transform.shape, 3))
-        for square, image in zip(pixels, self._images, strict=True):
-            height, width = image.shape[:2]
-            square[:height, :width] = image
-            square[:height, width:] = 0
-            square[height:] = 0
-        rows, slots, values, errors = map(list, zip(*self._samples, strict=True))
-        fields = {name: [one[name] for one in values] for name in FIELDS}
-        return Chunk(pixels, rows, slots, fields, errors)
+            samples.append((len(images) - 1, slot, values, tried))
+    pixels = allocate((len(images), *transform.shape, 3))
+    for square, image in zip(pixels, images, strict=True):
+        height, width = image.shape[:2]
+        square[:height, :width] = image
+        square[:height, width:] = 0
+        square[height:] = 0
+    rows, slots, values, errors = map(list, zip(*samples, strict=True))
+    fields = {name: [one[name] for one in values] for name in FIELDS}
+    return Chunk(pixels, rows, slots, fields, errors)
 
 
-def num_chunks(samples):
+def _transformed(source, transform, image, index, arguments):
+    if image is None:
+        return np.zeros((0, 0, 3), np.uint8)
+    try:
+        return transform(image, *arguments)
+    except InputError as error:
+        raise InputError(f"{source.name(index)}: {error}") from error
+
+
+def num_chunks(samples: int) -> int:
     """Number of chunks that so many samples are read in."""
     return math.ceil(samples / CHUNK_IMAGES)
 
@@ -318,8 +339,8 @@ def num_chunks(samples):
 def chunk_slots(positions, places, chunk):
     """Slots of chunk number `chunk`, in the order of their positions: a list.
 
-    positions [slots] lie in the global batch; places [slots] rise with them, and slots
-    of the same place hold copies.
+    positions: [slots], in the global batch
+    places: [slots], rise with the positions; slots of the same place hold copies
     """
     order = np.argsort(positions)
     places = places[order]
@@ -343,10 +364,12 @@ def max_rows(positions, repeats, random):
 class DataLoader:
     """Batches of several sequences, read by one set of workers.
 
-    `turns` are (BatchSequence, first step, steps) in the order in which they will be
-    asked for: some steps of training, an evaluation, the next steps of training. While
-    the last batches of a turn are worked on, the first of the next are read: nothing is
-    started for it. `workers` and `threads` are those of `Prefetch`.
+    While the last batches of a turn are worked on, the first of the next are read:
+    nothing is started for it.
+
+    turns: (BatchSequence, first step, steps) in the order in which they will be asked
+    for: some steps of training, an evaluation, the next steps of training
+    workers, threads: as `Prefetch` has them
     """
 
     def __init__(self, turns: list, workers: int = 0, threads: int = 0):
@@ -379,8 +402,8 @@ class DataLoader:
         """
         source, in_a_row = sequence.source, ()
         for _ in range(sequence.steps):
-            read, (batch, history) = next(self._joined)
-            if read is not sequence:
+            turn, (batch, history) = next(self._joined)
+            if turn is not sequence:
                 raise RuntimeError("a batch was asked for out of turn")
             for errors, mask in history:
                 if errors:

@@ -18,8 +18,9 @@ from imagepiece_jax.errors import InputError
 def normalize(images: jax.Array, mean, std) -> jax.Array:
     """Subtract `mean`, divide by `std`. uint8 [..., 3] -> float32 [..., 3].
 
-    InputError for floats, of which nobody knows whether they reach to 1 or to 255, for
-    other channels, and for a mean and std of pixels in [0, 255].
+    mean, std: three numbers, of pixels in [0, 1]
+    Raises InputError for floats, of which nobody knows whether they reach to 1 or to
+    255, for other channels, and for a mean and std of pixels in [0, 255].
     """
     if images.dtype != jnp.uint8 or images.shape[-1:] != (3,):
         raise InputError(
@@ -84,11 +85,13 @@ def _on_host(images):
     return isinstance(images, np.ndarray)
 
 
-def channels(field, values, positive=False):
+def channels(field: str, values, positive: bool = False) -> tuple[float, float, float]:
     """`values`, of pixels in [0, 1], as a tuple of a float for red, green and blue.
 
-    InputError, which names `field`, for anything but three numbers from 0 to 1, above 0
-    where they must be `positive`: those of pixels in [0, 255] are refused.
+    field: their name in the error
+    positive: they must be above 0
+    Raises InputError for anything but three numbers from 0 to 1: those of pixels in [0,
+    255] are refused.
     """
     values = values.tolist() if hasattr(values, "tolist") else values
     listed = isinstance(values, Sequence) and not isinstance(values, str)

@@ -110,7 +110,7 @@ def parse_example(data):
     """Features of a serialized tf.train.Example by name, as protobuf has them.
 
     features["label"].int64_list.value and features["image"].bytes_list.value are lists.
-    ValueError for another message.
+    Raises ValueError for another message.
     """
     from google.protobuf.message import DecodeError  # only where records are read
 
@@ -120,7 +120,7 @@ def parse_example(data):
         raise ValueError("it holds no tf.train.Example") from error
 
 
-def serialize_example(image, label, file_name):
+def serialize_example(image: bytes, label: int, file_name: str) -> bytes:
     """A record of imagenet2012 as TFDS serializes it, its fields in a fixed order."""
     example = _example_class()()
     features = example.features.feature
@@ -180,10 +180,10 @@ def _example_class():
 
 
 def find_tfrecords(source, name):
-    """{split: [file]} of the data set `name` below the folder `source`, or in it.
+    """The TFRECORD files of the data set `name` below the folder `source`, or in it.
 
-    Empty where there are no such files. InputError where some of a split are missing,
-    and for several versions of the set.
+    Returns {split: [file]}, empty where there are no such files.
+    Raises InputError where some of a split are missing, and for several versions.
     """
     sets = {}
     for folder in (".", f"{name}/*", "*"):
@@ -216,10 +216,11 @@ def find_tfrecords(source, name):
 
 
 def read_examples(path):
-    """For each record of a file (byte at which its data starts, data, features).
+    """The records of a TFRECORD file, each a tf.train.Example.
 
-    Features are those of the tf.train.Example, by name. InputError where the file is
-    torn, a checksum differs or a record is no Example; OSError.
+    Yields (byte at which its data starts, data, features by name).
+    Raises InputError where the file is torn, a checksum differs or a record is no
+    Example; OSError.
     """
     for start, data in read_tfrecords(path):
         try:

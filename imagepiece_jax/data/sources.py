@@ -3,10 +3,6 @@
 `open_source(name, split, ...)` checks everything that can be checked without decoding
 and returns a `Source`, an indexed collection of (RGB image, label). Nothing here knows
 batches, epochs or augmentation.
-
-Columns of a CSV file: `filename`, relative to the file's folder; `label`, a whole
-number from 0; and, where wanted, `split`, train or val, and `class`, the name of the
-label's class. Without `split` every row is a test image, and nothing can be trained on.
 """
 
 import abc
@@ -107,7 +103,7 @@ class Source(abc.ABC):
         return self.read(index)[0].tobytes()
 
     def try_first(self, transform, **options):
-        """InputError where the first readable image does not fit `transform`."""
+        """Raise InputError where the first readable image does not fit `transform`."""
         for index in range(min(len(self), decode.MAX_IN_A_ROW)):
             try:
                 image, _ = self.read(index)
@@ -164,22 +160,24 @@ def open_source(
     labeled: bool = True,
     labels_by_name: Mapping[str, int] | None = None,
 ) -> Source:
-    """The `Source` of `split` ("train" or "val") that `config.data.name` asks for.
+    """The `Source` of a split that `config.data.name` asks for.
 
     imagenet2012    ImageNet-1k as TFDS's array_record files in `data_dir`, which
                     `python -m imagepiece_jax prepare` writes
     digits          scikit-learn's 1,797 handwritten digits, 16x16, inside the package
     folder:PATH     PATH/train/CLASS/..., PATH/val/CLASS/...; classes sorted by name
-    csv:FILE        columns filename,label and, if there are any, split (train or val;
-                    without it all rows are val) and class (its name); paths relative to
-                    FILE
+    csv:FILE        see `read_csv`; paths relative to FILE
 
-    Where training images are not `labeled` theirs is -1, whatever a table says, and
-    those of a folder may be anywhere in PATH/train. labels_by_name: labels of a model
-    of `num_classes`, by names that the folders of its classes may have; where all
-    folders have one, they decide, and some classes may have none. Raises InputError for
-    an unknown name, for missing, empty or unreadable files and for labels that do not
-    fit `num_classes` (None: as many as there are).
+    name: one of these
+    split: "train" or "val"
+    num_classes: None is as many as there are
+    labeled: whether training images have labels; else theirs are -1, whatever a table
+    says, and those of a folder may be anywhere in PATH/train
+    labels_by_name: labels of a model of `num_classes`, by names that the folders of its
+    classes may have; where all folders have one, they decide, and some classes may have
+    none
+    Raises InputError for an unknown name, for missing, empty or unreadable files and
+    for labels that do not fit `num_classes`.
     """
     if split not in SPLITS:
         raise InputError(f"the split is {split!r}: allowed are {' and '.join(SPLITS)}")
@@ -564,14 +562,19 @@ class _Name(NamedTuple):
 def read_csv(
     path: str, split: str, num_classes: int | None = None, labeled: bool = True
 ) -> Table:
-    """The Table of `split` ("train" or "val") of the CSV file `path`, in UTF-8.
+    """The rows of one split of a CSV file in UTF-8.
 
-    All rows are checked, of the other split all but the existence of the file.
-    `num_classes` None: as many as the labels of both splits need. Not `labeled`:
-    training images have the label -1. InputError naming the
-    line for what cannot be read, a label outside the classes, a label with two class
-    names, an image in both splits or twice in the test, and for a training split that
-    lacks a class.
+    Its columns are `filename`, relative to the file's folder; `label`, a whole number
+    from 0; and, where wanted, `split`, train or val, and `class`, the name of the
+    label's class. Without `split` every row is a test image, and nothing can be trained
+    on. All rows are checked, of the other split all but the existence of the file.
+
+    split: "train" or "val"
+    num_classes: None is as many as the labels of both splits need
+    labeled: whether training images have labels, else -1
+    Raises InputError naming the line for what cannot be read, a label outside the
+    classes, a label with two class names, an image in both splits or twice in the test,
+    and for a training split that lacks a class.
     """
     files, labels, highest = [], [], -1
     repeats, names = _Repeats(os.path.dirname(path)), {}
@@ -721,8 +724,11 @@ def _check_every_class(path, labels, num_classes):
 def find_unlabeled(root: str, split: str, apart: str) -> list[str]:
     """Files of images in the folder root/split, by name, relative to `root`.
 
-    Hidden ones are left out. InputError where there are none, and where the folder, or
-    one in it, is root/`apart` or in it, by a link: those images are tested on.
+    Hidden ones are left out.
+
+    apart: the folder beside `split` whose images are tested on
+    Raises InputError where there are none, and where a folder is `apart` or in it, by a
+    link.
     """
     folder, tested = os.path.join(root, split), os.path.join(root, apart)
     tested_on, seen, files = os.path.realpath(tested), set(), []
@@ -751,7 +757,7 @@ def find_unlabeled(root: str, split: str, apart: str) -> list[str]:
 
 
 def find_images(words: list[str]) -> list[pathlib.Path]:
-    """Return the files that `words` name; a folder stands for its images, by name."""
+    """The files that `words` name; a folder stands for its images, by name."""
     if not words:
         raise InputError("no image is named; allowed are image files and folders")
     files = []
@@ -778,10 +784,10 @@ def sizes_note(files: list[pathlib.Path], transform) -> str | None:
 
 
 def read_images(files: list[pathlib.Path], transform) -> tuple[np.ndarray, list[str]]:
-    """Return (uint8 [B, H, W, 3], names) of the readable images among `files`.
+    """The readable images among `files`; of others it prints why they are left out.
 
-    An unreadable file is skipped and reported; InputError if no image is left, and for
-    one that does not fit `transform`.
+    Returns (uint8 [B, H, W, 3], their names).
+    Raises InputError if no image is left, and for one that does not fit `transform`.
     """
     images, names = [], []
     for file in files:

@@ -44,11 +44,13 @@ _OPENCV, _PILLOW = -0.75, -0.5  # the parameter `a` of their cubic kernels
 
 
 def crop_box(height, width, rng, area=(0.08, 1.0), aspect=(3 / 4, 4 / 3)):
-    """A random box (top, left, box height, box width) inside height x width pixels.
+    """A random box inside height x width pixels.
 
-    Its share of the area is uniform in `area` and the logarithm of width / height
-    uniform in `aspect`; after 10 boxes that do not fit, the largest centered box whose
-    aspect is within bounds (the Inception crop as DeiT uses it).
+    area: its share of the area is uniform between these
+    aspect: so is the logarithm of width / height between those of these; after 10 boxes
+    that do not fit it is the largest centered box whose aspect is within bounds
+    Returns (top, left, box height, box width).
+    Source: the Inception crop as DeiT uses it.
     """
     low, high = (math.log(ratio) for ratio in aspect)
     for share, ratio, down, right in rng.random((TRIES, 4)):
@@ -95,9 +97,9 @@ def flip(image, rng):
 def resize_exactly(
     image: np.ndarray, height: int, width: int, interpolation: str = "bicubic"
 ) -> np.ndarray:
-    """Resize by Pillow, "bicubic" or "bilinear". uint8 [H, W, 3] -> [height, width, 3].
+    """Resize by Pillow, with antialiasing. uint8 [H, W, 3] -> [height, width, 3].
 
-    Both with antialiasing.
+    interpolation: "bicubic" or "bilinear"
     """
     how = Image.Resampling[interpolation.upper()]
     return np.asarray(Image.fromarray(image).resize((width, height), how))
@@ -176,12 +178,15 @@ def resize_crop(
 ):
     """DeiT's evaluation crop, or timm's other ones. [H, W, 3] -> [*size, 3].
 
-    The short side is resized to int(size / crop) (256 for 224 and DeiT's 0.875), then
-    the center is cut out; both round as torchvision does, a half goes to the even
-    pixel. Of another shape than a square, the side that is shorter in proportion. With
-    `crop_mode` "squash" both sides are resized so, whatever the aspect. Of an image
-    more than 32 times as long as wide only the middle is resized: the rest is cut away
-    anyway, and 1 x 100,000 pixels would become 256 x 25,600,000.
+    size: pixels a side, or (height, width)
+    crop: the short side is resized to int(size / crop) (256 for 224 and DeiT's 0.875),
+    of another shape than a square the side that is shorter in proportion; then the
+    center is cut out. Both round as torchvision does, a half goes to the even pixel.
+    crop_mode: "center" for that; with "squash" both sides are resized so, whatever the
+    aspect
+
+    Of an image more than 32 times as long as wide only the middle is resized: the rest
+    is cut away anyway, and 1 x 100,000 pixels would become 256 x 25,600,000.
     """
     wanted = sides(size)
     if crop_mode == "squash":
@@ -207,10 +212,15 @@ def _middle(image):
     return image[top : top + most, left : left + most]
 
 
-def unresized(image, size, why=""):
-    """The image itself, which must have this size already; InputError with `why`."""
+def unresized(image, size, small=False):
+    """The image itself.
+
+    small: it is not resized because evaluation resizes none of this size
+    Raises InputError where it does not have this size.
+    """
     actual = image.shape[:2]
     if actual != sides(size):
+        why = f", as evaluation uses all of up to {SMALL}x{SMALL}" * small
         raise InputError(
             f"the image has {described(actual)} pixels and is used unresized{why}: "
             f"config.image_size={size} needs {described(size)}"
@@ -222,8 +232,9 @@ def unresized(image, size, why=""):
 class TrainTransform:
     """Random crop and flip; called with (image, rng) -> [S, S, 3] uint8.
 
-    `crop`: "random_resized" (shares of the area in `area`), "shift" (by up to `shift`
-    pixels) or "none"; the latter two need images of image_size x image_size.
+    image_size: pixels a side
+    crop: "random_resized" (shares of the area in `area`), "shift" (by up to `shift`
+    pixels) or "none"; the latter two need images of this size
     """
 
     image_size: int
@@ -276,9 +287,10 @@ class CanvasTransform:
 class EvalTransform(CheckedFields):
     """The fixed crop of evaluation; called with (image) -> [H, W, 3] uint8.
 
-    image_size: pixels a side, or (height, width); `resize`: "deit" or "none" for images
-    that have that size already. `crop`, `crop_mode` and `interpolation` are those of
-    `resize_crop`; without `crop` it is DeiT's, who resize nothing up to 32 pixels.
+    image_size: pixels a side, or (height, width)
+    resize: "deit", or "none" for images that have that size already
+    crop, crop_mode, interpolation: as `resize_crop` has them; without `crop` it is
+    DeiT's, who resize nothing up to 32 pixels
     """
 
     image_size: int | tuple[int, int]
@@ -333,8 +345,9 @@ class EvalTransform(CheckedFields):
     def note(self, sizes, total: int) -> str | None:
         """A line where images have the model's size, and are resized nevertheless.
 
-        sizes: (height, width) of some of `total` images, or of all. None where one of
-        them has another size, or where resizing leaves them as they are.
+        sizes: (height, width) of some of `total` images, or of all
+        Returns None where one of them has another size, or where resizing leaves them
+        as they are.
         """
         sizes = list(sizes)
         same = {*sizes} == {self.shape}
@@ -351,9 +364,7 @@ class EvalTransform(CheckedFields):
 
     def __call__(self, image):
         if not self.resizes:
-            rule = f", as evaluation uses all of up to {SMALL}x{SMALL}"
-            why = rule if self.resize != "none" else ""
-            return unresized(image, self.image_size, why)
+            return unresized(image, self.image_size, small=self.resize != "none")
         return resize_crop(
             image, self.image_size, self.share, self.crop_mode, self.interpolation
         )

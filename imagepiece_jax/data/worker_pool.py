@@ -45,19 +45,22 @@ _CAUSES = {
 class Prefetch:
     """Iterator over join(results) of one group of results after the other.
 
-    `groups` are pairs (times, size): so many groups of `size` results each, then those
-    of the next pair. The results are work(number, allocate) for the numbers 0, 1, ..,
-    named tuples whose field `pixels` is an array allocate(shape) of uint8 that `work`
-    fills, of at most `max_bytes`. `workers` processes with `threads` threads each work
-    ahead; without processes `threads` threads of this one; with neither the calling
-    thread, on demand. A process is only started for every 16 numbers. `work` must
-    survive pickling, without what the script that is run defines; `join` runs in this
-    process.
+    work: called as work(number, allocate) for the numbers 0, 1, ..; returns a named
+    tuple whose field `pixels` is an array allocate(shape) of uint8 that it fills. It
+    must survive pickling, without what the script that is run defines
+    groups: pairs (times, size): so many groups of `size` results each, then those of
+    the next pair
+    join: runs in this process
+    max_bytes: of `pixels`, at most
+    workers, threads: processes with so many threads each work ahead; without processes
+    so many threads of this one; with neither the calling thread, on demand. A process
+    is only started for every 16 numbers
 
     close() ends threads and processes, as do garbage collection and the end of the
     interpreter. Processes also end with this one, however that ends, and leave Ctrl-C
-    and SIGTERM to it. What `work` raises is raised here. RunError where a process has
-    died, InputError where there is too little shared memory.
+    and SIGTERM to it.
+    Raises what `work` raises; RunError where a process has died, InputError where there
+    is too little shared memory.
     """
 
     def __init__(

@@ -9,7 +9,7 @@ until something needs all of an array.
 import dataclasses
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -61,14 +61,14 @@ class Value:
 class Graph:
     """Nodes and constants of one ONNX graph under construction.
 
-    batch: the open number of images, a dimension of jax.export, None where it is fixed;
-    images: the input, whose first side it is; primitives, functions: what translates
-    them, by name. Nodes that repeat another are that one.
+    batch: the open number of images, a dimension of jax.export; None where it is fixed
+    images: the input, whose first side it is
+
+    Nodes that repeat another are that one.
     """
 
-    def __init__(self, batch, images: Value, primitives: Mapping, functions: Mapping):
+    def __init__(self, batch, images: Value):
         self.batch, self.images = batch, images
-        self.primitives, self.functions = primitives, functions
         self.nodes, self.constants = [], {}
         self._made, self._count = {}, {}
         self._reshaped, self._transposed, self._truths = {}, {}, {}
@@ -294,38 +294,60 @@ class Graph:
         """Add the equations of a jaxpr, closed or not; the Values of its outputs."""
         jaxpr = getattr(closed, "jaxpr", closed)
         constants = map(Value.of, getattr(closed, "consts", ()))
-        known = dict(zip(jaxpr.constvars, constants, strict=True))
-        known |= zip(jaxpr.invars, inputs, strict=True)
+        values = dict(zip(jaxpr.constvars, constants, strict=True))
+        values.update(zip(jaxpr.invars, inputs, strict=True))
 
-        def read(atom):
+        def value(atom):
             if isinstance(atom, core.Literal):
                 return Value.of(np.asarray(atom.val, atom.aval.dtype))
-            return known[atom]
+            return values[atom]
 
         for equation in _needed(jaxpr):
-            values = [read(atom) for atom in equation.invars]
-            found = self._equation(equation, values)
-            known.update(zip(equation.outvars, found, strict=True))
-        return [read(atom) for atom in jaxpr.outvars]
+            results = self._equation(equation, [*map(value, equation.invars)])
+            values.update(zip(equation.outvars, results, strict=True))
+        return [*map(value, jaxpr.outvars)]
 
     def _equation(self, equation, values):
         name, params = equation.primitive.name, equation.params
         if name == "node":
-            name = params["name"]
+            translate = NODES[params["name"]]
             values = self.wholes(equation, values)
             args, options = nodes.rebuilt(params["arguments"], values)
-            found = self.functions[name](self, *args, **options)
-            return found if isinstance(found, list | tuple) else [found]
+            return _listed(translate(self, *args, **options))
         for inner in ("call_jaxpr", "jaxpr"):
             if _calls(equation, params.get(inner)):
                 return self.walk(params[inner], values)
-        folded = _folded(self, equation, values)
-        if folded is not None:
-            return folded
-        if name not in self.primitives:
+        shapes = [atom.aval.shape for atom in (*equation.invars, *equation.outvars)]
+        if all(v.array is not None for v in values) and not any(
+            map(self.is_open, shapes)
+        ):
+            return self._folded(equation, values)
+        if name not in PRIMITIVES:
             raise unknown(name)
-        found = self.primitives[name](self, equation, *values)
-        return found if isinstance(found, list | tuple) else [found]
+        return _listed(PRIMITIVES[name](self, equation, *values))
+
+    def _folded(self, equation, values):
+        """The results of an equation of constants, as constants."""
+        name, outputs = equation.primitive.name, equation.outvars
+        values = self.wholes(equation, values)
+        if name in MOVES:
+            moved = PRIMITIVES[name](self, equation, *values)
+            return [self.whole(moved, outputs[0].aval.shape)]
+        arrays = [
+            np.asarray(value.array, atom.aval.dtype)
+            for value, atom in zip(values, equation.invars, strict=True)
+        ]
+        if name in BY_NUMPY:
+            results = BY_NUMPY[name](*arrays)
+        else:
+            with jax.ensure_compile_time_eval():
+                arrays = map(jax.numpy.asarray, arrays)
+                results = equation.primitive.bind(*arrays, **equation.params)
+        return [Value.of(np.asarray(result)) for result in _listed(results)]
+
+
+def _listed(results):
+    return results if isinstance(results, list | tuple) else [results]
 
 
 def _calls(equation, inner):
@@ -371,24 +393,6 @@ def broadcast(*shapes):
     return tuple(sides)
 
 
-def _folded(graph, equation, values):
-    """Constants that the equation gives of constants; None: it is to be a node."""
-    if any(value.array is None for value in values):
-        return None
-    params = equation.params
-    shapes = [atom.aval.shape for atom in (*equation.invars, *equation.outvars)]
-    if any(map(graph.is_open, shapes)):
-        return None
-    arrays = [
-        np.broadcast_to(value.array, atom.aval.shape)
-        for value, atom in zip(values, equation.invars, strict=True)
-    ]
-    with jax.ensure_compile_time_eval():
-        found = equation.primitive.bind(*map(jax.numpy.asarray, arrays), **params)
-    found = found if equation.primitive.multiple_results else [found]
-    return [Value.of(np.asarray(array)) for array in found]
-
-
 def _permuted(constant, order):
     """A constant that broadcasts with what has been transposed by `order`."""
     array = constant.array
@@ -402,7 +406,7 @@ def _content(array):
 
 
 # JAX's primitives as ONNX operators: (graph, equation, its Values) -> the Value of its
-# output, or the Values of several. Constants alone never come here.
+# output, or the Values of several. Constants alone come here by MOVES.
 PRIMITIVES = {}
 
 
@@ -451,6 +455,23 @@ COMPARISONS = {
     "lt": "Less",
 }
 
+
+# Of constants alone: what moves numbers, by its own entry in PRIMITIVES, and what NumPy
+# computes to the same bit. JAX compiles a program for each such equation and shape.
+MOVES = {"reshape", "squeeze", "broadcast_in_dim", "convert_element_type", "iota"}
+BY_NUMPY = {
+    "add": np.add,
+    "eq": np.equal,
+    "ge": np.greater_equal,
+    "gt": np.greater,
+    "le": np.less_equal,
+    "lt": np.less,
+    "mul": np.multiply,
+    "ne": np.not_equal,
+    "select_n": lambda which, no, yes: np.where(which, yes, no),
+    "sign": np.sign,
+    "sub": np.subtract,
+}
 
 # What is known of a comparison of ranks with a number, for NODES: it holds of the
 # tokens before that place of their order, or of those from there on.

@@ -7,7 +7,7 @@ import numpy as np
 
 from imagepiece_jax.common import nodes
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.inference import jax_export, onnx_graph, optimize
+from imagepiece_jax.inference import jax_export, optimize
 from imagepiece_jax.inference.onnx_graph import IR_VERSION, OPSET, Graph, Value
 from imagepiece_jax.pretrained.trained_model import Pretrained
 
@@ -40,7 +40,7 @@ def onnx_model(
         traced = jax.make_jaxpr(optimize.forward(fast))(fixed, images)
     entry = Value(images.shape, np.dtype(images.dtype), IMAGES)
     batch = images.shape[0] if batch_size is None else None
-    graph = Graph(batch, entry, onnx_graph.PRIMITIVES, onnx_graph.NODES)
+    graph = Graph(batch, entry)
     values = [
         graph.weight(_name(path), leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(fixed["params"])

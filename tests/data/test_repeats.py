@@ -8,7 +8,6 @@ import pytest
 
 from imagepiece_jax.common.layout import ONE_DEVICE, Placement
 from imagepiece_jax.data import loader
-from imagepiece_jax.data.loader import ChunkBuilder, train_batches
 from imagepiece_jax.data.transforms import CanvasTransform, TrainTransform
 from tests.data.noise import Noise, same, whole
 
@@ -17,7 +16,7 @@ def train(source, size, stop, placement=ONE_DEVICE, transform=None, **options):
     options = dict(repeats=3, seed=3, start_step=0, stop_step=stop) | options
     transform = transform or TrainTransform(8)
     return list(
-        train_batches(
+        loader.train_batches(
             source, transform, batch_size=size, placement=placement, **options
         )
     )
@@ -133,22 +132,26 @@ def test_canvases_hold_the_image_and_say_where():
 def test_every_slot_is_in_one_chunk_and_copies_share_it(count, repeats):
     positions = np.random.default_rng(0).permutation(count)
     places = (positions + 5) // repeats
-    found = [
+    slots = [
         loader.chunk_slots(positions, places, part)
         for part in range(loader.num_chunks(count))
     ]
-    assert sorted(sum(found, [])) == list(range(count))
-    in_order = [positions[slot] for part in found for slot in part]
+    assert sorted(sum(slots, [])) == list(range(count))
+    in_order = [positions[slot] for part in slots for slot in part]
     assert in_order == sorted(in_order)
-    kept = [{places[slot] for slot in part} for part in found]
+    kept = [{places[slot] for slot in part} for part in slots]
     assert sum(map(len, kept)) == len(set(places))
 
 
 def test_an_unreadable_image_counts_once_however_many_copies_it_has():
     """20 in a row end a run: seven with three copies each do not."""
-    builder = ChunkBuilder(Noise(9, {4}), CanvasTransform(32))
-    builder.add([4, 5], {0: (), 1: (), 2: ()})
-    chunk = builder.build(lambda shape: np.empty(shape, np.uint8))
+    requests = [loader.Request([4, 5], {0: (), 1: (), 2: ()})]
+    chunk = loader.read_chunk(
+        Noise(9, {4}),
+        CanvasTransform(32),
+        requests,
+        allocate=lambda shape: np.empty(shape, np.uint8),
+    )
     names = [[error.name for error in errors] for errors in chunk.errors]
     assert names == [["4.jpg"], [], []]
     assert (chunk.rows, chunk.fields["index"]) == ([0, 0, 0], [5, 5, 5])

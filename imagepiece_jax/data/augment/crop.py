@@ -17,20 +17,22 @@ ASPECT = (3 / 4, 4 / 3)  # width / height of a box
 def random_resized_crop(canvas, extent, keys, size, area):
     """Resize a random box of each image to size x size.
 
-    canvas: uint8 [B, C, C, 3]; extent: int32 [B, 2], height and width of the image in
-    it; keys [B]; area: lowest and highest share of the image that a box covers.
-    -> uint8 [B, size, size, 3]
+    canvas: uint8 [B, C, C, 3]
+    extent: int32 [B, 2], height and width of the image in it
+    keys: [B]
+    area: lowest and highest share of the image that a box covers
+    Returns uint8 [B, size, size, 3].
     """
     uniforms = jax.vmap(lambda key: jax.random.uniform(key, (TRIES, 4)))(keys)
     return resize(canvas, boxes(extent, uniforms, area), size)
 
 
 def boxes(extent, uniforms, area):
-    """Boxes (top, left, height, width) inside images of `extent`. -> int32 [B, 4]
+    """Boxes inside images of `extent`, as those of `transforms.crop_box`.
 
-    extent: [B, 2]; uniforms: [B, tries, 4] in [0, 1), of a try its area, aspect, top
-    and left. Area is uniform, the logarithm of the aspect too; where no try fits, the
-    largest centered box whose aspect is within bounds (the Inception crop, as in DeiT).
+    extent: [B, 2]
+    uniforms: [B, tries, 4] in [0, 1), of a try its area, aspect, top and left
+    Returns (top, left, height, width), int32 [B, 4].
     """
     height, width = (extent[:, k, None].astype(jnp.float32) for k in range(2))
     share, ratio, down, right = (uniforms[:, :, k] for k in range(4))
@@ -64,9 +66,11 @@ def _centered(height, width):
 def resize(canvas, box, size):
     """Resize each box to size x size: bicubic, antialiased where it shrinks.
 
-    canvas: uint8 [B, C, C, 3]; box: int32 [B, 4] (top, left, height, width). Two
-    products with weights, columns first and rounded between as Pillow does.
-    -> uint8 [B, size, size, 3]
+    Two products with weights, columns first and rounded between as Pillow does.
+
+    canvas: uint8 [B, C, C, 3]
+    box: int32 [B, 4], (top, left, height, width)
+    Returns uint8 [B, size, size, 3].
     """
     pixels = canvas.astype(jnp.float32)
     columns = _weights(box[:, 1], box[:, 3], canvas.shape[2], size)

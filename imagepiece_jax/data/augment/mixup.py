@@ -31,9 +31,9 @@ class Mix:
 def draw(key, height, width, *, mixup, cutmix, prob=1.0, switch_prob=0.5):
     """Draw the `Mix` of a batch of height x width images; None where both are off.
 
-    `mixup` and `cutmix` are the alphas of Beta(alpha, alpha), 0 switches one off. With
-    probability `prob` the batch is mixed at all; where both are on, `switch_prob` is
-    the share of cutmix.
+    mixup, cutmix: the alphas of Beta(alpha, alpha), 0 switches one off
+    prob: whether the batch is mixed at all
+    switch_prob: the share of cutmix where both are on
     """
     if mixup <= 0 and cutmix <= 0:
         return None
@@ -51,10 +51,10 @@ def draw(key, height, width, *, mixup, cutmix, prob=1.0, switch_prob=0.5):
 def beta(key, alpha):
     """One draw of Beta(alpha, alpha) for a number alpha > 0, float32 [].
 
-    Two gamma variables as in Marsaglia and Tsang (2000), "A simple method for
-    generating gamma variables", with all tries made at once: `jax.random.beta` repeats
-    them in a loop, and a GPU waits for the host before each turn of a loop whose length
-    it does not know.
+    Of two gamma variables, with all tries made at once: `jax.random.beta` repeats them
+    in a loop, and a GPU waits for the host before each turn of a loop whose length it
+    does not know.
+    Source: Marsaglia and Tsang, 2000, "A simple method for generating gamma variables".
     """
     normal_key, accept_key, boost_key = jax.random.split(key, 3)
     x = jax.random.normal(normal_key, (2, TRIES))
@@ -88,10 +88,12 @@ def cutmix_box(lam, center, height, width):
 
 
 def apply(mix, images, targets, partner_images, partner_targets):
-    """Mix partners into images [B, H, W, 3] and targets [B, C].
+    """Mix partners into images and targets.
 
-    The caller supplies the partners (the reversed global batch). Images must be
-    normalized floats; they keep their dtype, the arithmetic is float32.
+    images: [B, H, W, 3], normalized floats; they keep their dtype, the arithmetic is
+    float32
+    targets: [B, C]
+    partner_images, partner_targets: the reversed global batch
     """
     if mix is None:
         return images, targets

@@ -22,9 +22,11 @@ ERASED_ASPECT = (0.3, 1 / 0.3)  # height / width
 def device(images, augment, mean, std, keys=None, extent=None):
     """Crop, augment and normalize a batch: all that precedes mixing.
 
-    images: uint8 [B, S, S, 3], or canvases [B, C, C, 3] with their `extent`, int32
-    [B, 2], where `augment.crop` is set. mean, std: of the model, see `normalize`. keys:
-    [B], one an image, or None where `augment` draws nothing. -> float32 [B, S, S, 3]
+    images: uint8 [B, S, S, 3], or canvases [B, C, C, 3] where `augment.crop` is set
+    mean, std: of the model, see `normalize`
+    keys: [B], one an image, or None where `augment` draws nothing
+    extent: int32 [B, 2], height and width of the images in canvases
+    Returns float32 [B, S, S, 3].
     """
     if not augment.draws:
         return normalize(images, mean, std)
@@ -53,8 +55,11 @@ def flip(images, keys):
 def random_erasing(images, keys, prob):
     """Fill a box of each image with standard normal noise, with probability `prob`.
 
-    Zhong et al. (2020), as DeiT has it: the noise is drawn for each pixel and channel
-    of normalized images. float [B, H, W, 3], keys [B] -> the same.
+    The noise is drawn for each pixel and channel.
+
+    images: float [B, H, W, 3], normalized
+    keys: [B]
+    Source: Zhong et al., 2020, as DeiT has it.
     """
     height, width = images.shape[1:3]
 

@@ -58,14 +58,17 @@ def _shipped(name):
 
 
 def find(source, partial=False, advance=lambda images: None, workers=0):
-    """All images below the folder `source`: {"train": [Entry], "validation": [Entry]}.
+    """All images below the folder `source`.
 
     Each split is its ILSVRC2012 tar or a folder, train/WNID/IMAGE and val/WNID/IMAGE;
     val may also hold the images themselves under their official names. Or it is TFDS's
-    imagenet2012 in TFRECORD files, whose checksums `workers` processes verify (0: this
-    one). `partial` accepts one split alone and fewer images than ImageNet has.
-    `advance` is called with numbers of images as they are found. Raises InputError for
-    anything else, RunError where a process dies.
+    imagenet2012 in TFRECORD files, whose checksums are verified.
+
+    partial: accept one split alone and fewer images than ImageNet has
+    advance: called with numbers of images as they are read
+    workers: processes that verify, 0 is this one
+    Returns {"train": [Entry], "validation": [Entry]}.
+    Raises InputError for anything else, RunError where a process dies.
     """
     source = os.path.expanduser(source)
     if not os.path.isdir(source):
@@ -262,10 +265,10 @@ def _whole(image, label):
 
 
 def run_jobs(function, jobs, workers):
-    """Results of function(*job) for each of `jobs`, as so many processes finish them.
+    """Yield function(*job) for each of `jobs`, as processes finish them.
 
-    With 0 workers they run in this process. RunError where a process dies; none is
-    left behind.
+    workers: processes, 0 is this one; none is left behind
+    Raises RunError where a process dies.
     """
     if workers == 0:
         yield from itertools.starmap(function, jobs)

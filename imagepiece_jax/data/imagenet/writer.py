@@ -39,11 +39,12 @@ MARGIN = 1.01  # what files of records need beside the images
 
 
 def existing(data_dir):
-    """What is known about the complete set in the folder `data_dir`; None without one.
+    """What is known about the complete set in the folder `data_dir`.
 
-    folder; splits, for each the numbers of images, files and bytes; and what `write`
-    noted: short_side and quality (0 and None where the images are the original files),
-    reencoded (how many became RGB JPEGs) and left_out (the names of damaged images).
+    Returns None without one, else a dict: folder; splits, for each the numbers of
+    images, files and bytes; and what `write` noted: short_side and quality (0 and None
+    where the images are the original files), reencoded (how many became RGB JPEGs) and
+    left_out (the names of damaged images).
     Raises InputError for a set that is not made of array_record files.
     """
     target = _builder(data_dir)
@@ -109,14 +110,18 @@ def write(
     advance=lambda *_, **__: None,
     files=None,
 ):
-    """Write the set of {split: [Entry]} below the folder `data_dir`; its `existing`.
+    """Write a set below the folder `data_dir`.
 
-    Images are stored as `encode` says, by `workers` processes (0: this one).
-    `files` has the number of files of each split; None: as many as TFDS would write.
-    `advance(images, before=False)` is called with numbers of images as they are done,
-    with `before=True` if by an earlier run. Raises InputError for too many damaged
-    images, too little space, a folder that cannot be written or that holds the
-    unfinished set of other images; RunError where writing ends early.
+    images: {split: [Entry]}, stored as `encode` says
+    short_side: pixels, see `encode`
+    workers: processes, 0 is this one
+    advance: called as advance(images, before=False) with numbers of images as they are
+    done, with `before=True` if by an earlier run
+    files: number of files of each split; None is as many as TFDS would write
+    Returns what `existing` does.
+    Raises InputError for too many damaged images, too little space, a folder that
+    cannot be written or that holds the unfinished set of other images; RunError where
+    writing ends early.
     """
     target = _builder(data_dir)
     work = pathlib.Path(target.data_path)
@@ -145,13 +150,16 @@ def write(
 
 
 def plan(split, entries, number=None):
-    """Names of a split's files with their images in order: {name: [Entry]}.
+    """The files of a split with their images in order.
 
-    Order and, unless given, `number` are TFDS's: 1,024 and 64 files for all of
-    ImageNet, records sorted by the MD5 sum of split and name, so that classes are
-    mixed. Both follow from the original files also where smaller images are stored:
-    image 17 of such a set is image 17 of the other. Raises InputError where two images
-    have one name.
+    Order and number are TFDS's: 1,024 and 64 files for all of ImageNet, records sorted
+    by the MD5 sum of split and name, so that classes are mixed. Both follow from the
+    original files also where smaller images are stored: image 17 of such a set is image
+    17 of the other.
+
+    number: of files, None is TFDS's
+    Returns {name of a file: [Entry]}.
+    Raises InputError where two images have one name.
     """
     from tensorflow_datasets.core.utils import shard_utils
 
@@ -189,7 +197,7 @@ def _locked(work):
 
 
 def make_folder(path):
-    """Make a folder and see whether files can be made in it; InputError."""
+    """Make a folder; InputError where no file can be made in it."""
     try:
         os.makedirs(path, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
@@ -315,15 +323,16 @@ def _write_records(path, records):
 
 
 def encode(data, name, short_side=0):
-    """The bytes to store for the encoded image `data`; UnreadableImage.
+    """The bytes to store for the encoded image `data`.
 
     A JPEG file of a color or gray image keeps its bytes. What else is among ImageNet's
     files (a PNG named .JPEG, 22 JPEGs of printing inks) becomes an RGB JPEG, as in
     TFDS's own preparation, so that every decoder of JPEG reads the whole set. Where its
     short side exceeds `short_side` pixels (0: never) an image is resized to that,
     bicubic and antialiased, the long side rounded down as in evaluation, and encoded
-    with JPEG quality 92. Every image is decoded, which shows the damaged ones; one that
-    would have to become a JPEG, but is longer than a JPEG can be, counts as damaged.
+    with JPEG quality 92. Every image is decoded, which shows the damaged ones.
+    Raises UnreadableImage, also for one that would have to become a JPEG, but is longer
+    than a JPEG can be.
     """
     pixels = decode(io.BytesIO(data), name)
     height, width = pixels.shape[:2]

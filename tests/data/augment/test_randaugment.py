@@ -25,15 +25,15 @@ tables = jax.jit(randaugment.tables)
 
 @functools.cache
 def images():
-    """60 images: 54 pieces of photographs, and some on which formulas could fail."""
-    out = photographs(60, *SIZE)
-    out[54] = 128  # one value only
-    out[55:57] = (250, 1, 90)
-    out[55, 0, 0] = 0  # one pixel differs: nothing to equalise
-    out[56, :32] = (0, 255, 91)
-    out[57] = 255  # 500 pixels below white: equalising steps out of the range
-    out[57].reshape(-1, 3)[:500] = (np.arange(500) // 2)[:, None]
-    out[58:] = np.random.default_rng(0).integers(0, 256, (2, *SIZE, 3))
+    """30 images: 24 pieces of photographs, and some on which formulas could fail."""
+    out = photographs(30, *SIZE)
+    out[24] = 128  # one value only
+    out[25:27] = (250, 1, 90)
+    out[25, 0, 0] = 0  # one pixel differs: nothing to equalise
+    out[26, :32] = (0, 255, 91)
+    out[27] = 255  # 500 pixels below white: equalising steps out of the range
+    out[27].reshape(-1, 3)[:500] = (np.arange(500) // 2)[:, None]
+    out[28:] = np.random.default_rng(0).integers(0, 256, (2, *SIZE, 3))
     return out
 
 
@@ -113,7 +113,7 @@ def test_device_and_pillow_agree_on_any_draw():
         # A second operation may widen what the first left: Solarize flips a level that
         # crosses its threshold. What is asked is that such pixels are few.
         off.append((np.abs(out[i] - expected) > 2).mean())
-    assert changed > 35
+    assert changed > 17
     assert max(off) < 0.01 and np.mean(off) < 5e-4
 
 
@@ -173,13 +173,13 @@ def test_blends_never_lose_the_image():
 
 
 def test_what_is_not_applied_changes_nothing():
-    drawn = draws(np.arange(120).reshape(60, 2) % 15, 9.0, 1.0, applied=False)
+    drawn = draws(np.arange(60).reshape(30, 2) % 15, 9.0, 1.0, applied=False)
     np.testing.assert_array_equal(apply(images(), drawn), images())
 
 
 def test_an_image_does_not_depend_on_its_batch():
-    keys = jax.random.split(jax.random.key(0), 60)
-    order = np.random.default_rng(0).permutation(60)
+    keys = jax.random.split(jax.random.key(0), 30)
+    order = np.random.default_rng(0).permutation(30)
     out = np.asarray(apply(images(), draw(keys, POLICY)))
     assert (out != images()).any((1, 2, 3)).mean() > 0.5
     other = apply(images()[order], draw(keys[order], POLICY))
