@@ -3,15 +3,14 @@
 import json
 import os
 import pathlib
-import re
 
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from imagepiece_jax.models import public, summary
-from imagepiece_jax.pretrained import layouts
+from imagepiece_jax.models import summary
+from tests.shallow import deit_ti
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 NOTEBOOK = json.loads((ROOT / "docs" / "quickstart.ipynb").read_text("utf-8"))
@@ -51,14 +50,7 @@ def drawn(monkeypatch):
 @pytest.fixture
 def shallow(tmp_path, monkeypatch):
     """DeiT-Ti of DEPTH blocks, trained or not, and an empty folder to stand in."""
-    read = layouts.read_state_dict
-    kept = re.compile(rf"(?!blocks\.)|blocks\.[0-{DEPTH - 1}]\.")
-
-    def first_blocks(path, averaged):
-        return {k: v for k, v in read(path).items() if kept.match(k)}
-
-    monkeypatch.setattr(layouts, "read_state_dict", first_blocks)
-    monkeypatch.setitem(public.table()["deit_tiny_patch16_224"], "depth", DEPTH)
+    deit_ti(monkeypatch, DEPTH)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

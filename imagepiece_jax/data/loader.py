@@ -217,8 +217,13 @@ class BatchSequence(abc.ABC):
 
     @property
     def max_bytes(self) -> int:
-        """Bytes that the pixels of a chunk have at most."""
-        rows = max_rows(self.positions, self.repeats, self.transform.random)
+        """Bytes that the pixels of a chunk have at most, at any step of an epoch."""
+        rows = 0
+        for phase in range(self.repeats):
+            places = (phase + self.positions) // self.repeats
+            for slots in chunk_slots(self.positions, places):
+                images = slots if self.transform.random else {*places[slots].tolist()}
+                rows = max(rows, len(images))
         return rows * math.prod(self.transform.shape) * 3
 
 
@@ -238,7 +243,7 @@ class _Training(BatchSequence):
         places = (step_in_epoch * self.batch_size + self.positions) // self.repeats
 
         def requests():
-            slots = chunk_slots(self.positions, places, chunk)
+            slots = chunk_slots(self.positions, places)[chunk]
             for place, copies in itertools.groupby(slots, lambda slot: places[slot]):
                 candidates = order[(place + np.arange(MAX_IN_A_ROW)) % len(order)]
                 calls = {slot: (self._rng(step, slot),) for slot in copies}
@@ -258,7 +263,7 @@ class _Evaluation(BatchSequence):
         indices = batch * self.batch_size + self.positions
 
         def requests():
-            for slot in chunk_slots(self.positions, indices, chunk):
+            for slot in chunk_slots(self.positions, indices)[chunk]:
                 index = int(indices[slot])
                 candidates = [index] if index < len(self.source) else []
                 yield Request(candidates, {slot: ()}, index)
@@ -331,13 +336,8 @@ def _transformed(source, transform, image, index, arguments):
         raise InputError(f"{source.name(index)}: {error}") from error
 
 
-def num_chunks(samples: int) -> int:
-    """Number of chunks that so many samples are read in."""
-    return math.ceil(samples / CHUNK_IMAGES)
-
-
-def chunk_slots(positions, places, chunk):
-    """Slots of chunk number `chunk`, in the order of their positions: a list.
+def chunk_slots(positions: np.ndarray, places: np.ndarray) -> list[list[int]]:
+    """Slots of each chunk of a batch, in the order of their positions.
 
     positions: [slots], in the global batch
     places: [slots], rise with the positions; slots of the same place hold copies
@@ -347,18 +347,12 @@ def chunk_slots(positions, places, chunk):
     count = num_chunks(len(order))
     cuts = np.arange(1, count) * len(order) // count
     cuts = np.searchsorted(places, places[cuts])  # to the first of its copies
-    return np.split(order, cuts)[chunk].tolist()
+    return [slots.tolist() for slots in np.split(order, cuts)]
 
 
-def max_rows(positions, repeats, random):
-    """Largest number of rows of pixels in a chunk, at any step of an epoch."""
-    most = 0
-    for phase in range(repeats):
-        places = (phase + positions) // repeats
-        for chunk in range(num_chunks(len(positions))):
-            slots = chunk_slots(positions, places, chunk)
-            most = max(most, len(slots if random else set(places[slots].tolist())))
-    return most
+def num_chunks(samples: int) -> int:
+    """Number of chunks that so many samples are read in."""
+    return math.ceil(samples / CHUNK_IMAGES)
 
 
 class DataLoader:

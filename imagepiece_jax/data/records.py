@@ -88,10 +88,10 @@ def _raise_limit():
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return WANTED
-    wanted = WANTED if hard == resource.RLIM_INFINITY else min(WANTED, hard)
-    if soft < wanted:
+    most = WANTED if hard == resource.RLIM_INFINITY else min(WANTED, hard)
+    if soft < most:
         with contextlib.suppress(OSError, ValueError):  # a system's own limit
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
     return min(WANTED, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
 

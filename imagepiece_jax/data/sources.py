@@ -192,8 +192,8 @@ def open_source(
     if kind == "csv" and path:
         return _open_csv(path, split, num_classes, labeled)
     path = os.path.expanduser(name)
-    meant = "folder:" * os.path.isdir(path) or "csv:" * os.path.isfile(path)
-    hint = f"; did you mean {meant}{name}?" if meant else ""
+    kind = "folder:" * os.path.isdir(path) or "csv:" * os.path.isfile(path)
+    hint = f"; did you mean {kind}{name}?" if kind else ""
     raise InputError(
         f"config.data.name is {name!r}: allowed are {', '.join(KNOWN_NAMES)}{hint}"
     )
@@ -277,7 +277,7 @@ def _open_folder(root, split, num_classes, labeled, labels_by_name):
     by_label = dict(zip(class_labels, shown, strict=True))
     shown = tuple(by_label.get(label) for label in range(num_classes))
     if split == "train" and not labeled:
-        files = find_unlabeled(root, split, apart="val")
+        files = _unlabeled_files(root)
         return FileSource(root, files, [-1] * len(files), num_classes, shown)
     files, labels, left_out = [], [], []
     for label, name in zip(class_labels, classes, strict=True):
@@ -356,6 +356,37 @@ def _entries(folder):
             "PATH/train and PATH/val with one folder of images for each class"
         ) from error
     return sorted(shown, key=lambda entry: entry.name)
+
+
+def _unlabeled_files(root):
+    """All images in the folder root/train, by name, relative to `root`.
+
+    InputError where there are none, and where a folder is root/val or in it, by a link.
+    """
+    folder, tested = (os.path.join(root, split) for split in SPLITS)
+    tested_on, seen, files = os.path.realpath(tested), set(), []
+    for path, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(path)
+        if real in seen:
+            folders.clear()  # a link to what has been read
+            continue
+        seen.add(real)
+        if os.path.commonpath((real, tested_on)) == tested_on:
+            raise InputError(
+                f"folder {path} is a part of {tested}, by a link: training needs "
+                "images of its own"
+            )
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        files += [
+            os.path.relpath(os.path.join(path, name), root)
+            for name in sorted(names)
+            if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+        ]
+    if not files:
+        raise InputError(
+            f"folder {folder} holds no image: allowed are {', '.join(EXTENSIONS)}"
+        )
+    return files
 
 
 def own_files(name: str) -> list[str]:
@@ -491,17 +522,17 @@ def _open_imagenet(split, num_classes, data_dir):
     import tensorflow_datasets as tfds  # slow to import, and only this source needs it
 
     _check_classes(num_classes, 1000, "data set imagenet2012")
-    wanted = {"train": "train", "val": "validation"}[split]
+    tfds_split = {"train": "train", "val": "validation"}[split]
     try:
         builder = tfds.builder(
             "imagenet2012", data_dir=data_dir, file_format="array_record"
         )
-        if builder.info.splits and wanted not in builder.info.splits:
+        if builder.info.splits and tfds_split not in builder.info.splits:
             raise InputError(
-                f"{builder.data_path} has no split {wanted}: prepare a --source that "
-                "has both into a new folder"
+                f"{builder.data_path} has no split {tfds_split}: prepare a --source "
+                "that has both into a new folder"
             )
-        files = builder.info.splits[wanted].file_instructions
+        files = builder.info.splits[tfds_split].file_instructions
         stored = records.ArrayRecords([(file.filename, file.take) for file in files])
         names = builder.info.features["label"].names  # WordNet IDs
         source = RecordSource(stored, 1000, tuple(names))
@@ -685,7 +716,7 @@ def _label(text, num_classes, where):
 
 def _split(text, where):
     split = (text or "").strip()
-    if split not in ("train", "val"):
+    if split not in SPLITS:
         raise InputError(f"{where} has split {text!r}: allowed are train and val")
     return split
 
@@ -719,41 +750,6 @@ def _check_every_class(path, labels, num_classes):
                 f"{path} has no training image with label {label}: needed are some of "
                 f"each of {num_classes} classes"
             )
-
-
-def find_unlabeled(root: str, split: str, apart: str) -> list[str]:
-    """Files of images in the folder root/split, by name, relative to `root`.
-
-    Hidden ones are left out.
-
-    apart: the folder beside `split` whose images are tested on
-    Raises InputError where there are none, and where a folder is `apart` or in it, by a
-    link.
-    """
-    folder, tested = os.path.join(root, split), os.path.join(root, apart)
-    tested_on, seen, files = os.path.realpath(tested), set(), []
-    for path, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(path)
-        if real in seen:
-            folders.clear()  # a link to what has been read
-            continue
-        seen.add(real)
-        if os.path.commonpath((real, tested_on)) == tested_on:
-            raise InputError(
-                f"folder {path} is a part of {tested}, by a link: training needs "
-                "images of its own"
-            )
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        files += [
-            os.path.relpath(os.path.join(path, name), root)
-            for name in sorted(names)
-            if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
-        ]
-    if not files:
-        raise InputError(
-            f"folder {folder} holds no image: allowed are {', '.join(EXTENSIONS)}"
-        )
-    return files
 
 
 def find_images(words: list[str]) -> list[pathlib.Path]:

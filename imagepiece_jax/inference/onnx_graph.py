@@ -48,9 +48,10 @@ class Value:
     array: np.ndarray | None = None
 
     @classmethod
-    def of(cls, array):
-        """A constant."""
-        array = np.asarray(array, held(np.asarray(array).dtype), order="C")
+    def of(cls, array, dtype=None):
+        """A constant: an array, a number or a list of them."""
+        array = np.asarray(array, dtype)
+        array = np.asarray(array, held(array.dtype), order="C")
         return cls(array.shape, array.dtype, array=array)
 
     @property
@@ -106,7 +107,7 @@ class Graph:
         return self._keep(value.array)
 
     def weight(self, name, array) -> Value:
-        """A constant that is known by a name of its own."""
+        """A constant with a name of its own."""
         value = Value.of(array)
         self._keep(value.array, name)
         return value
@@ -160,7 +161,7 @@ class Graph:
         if value.array is not None:
             return Value.of(value.array.reshape(shape))
         sides = [-1 if self.times(side) is not None else int(side) for side in shape]
-        target = Value.of(np.array(sides, np.int64))
+        target = Value.of(sides, np.int64)
         out = self.op("Reshape", [value, target], shape, value.dtype)
         self._reshaped[out.name] = value
         return out
@@ -192,7 +193,7 @@ class Graph:
         if not chosen:
             return value
         columns = list(zip(*chosen, strict=True))
-        operands = [Value.of(np.array(column, np.int64)) for column in columns]
+        operands = [Value.of(column, np.int64) for column in columns]
         out = self.op("Slice", [value, *operands], shape, value.dtype)
         if value.ndim - 1 not in columns[2]:
             self.notes[out.name] = "rows", value, starts, limits, strides
@@ -215,17 +216,17 @@ class Graph:
     def _sides(self, shape):
         """`shape` as int64 tensor."""
         if not self.is_open(shape):
-            return Value.of(np.array(shape, np.int64))
+            return Value.of(shape, np.int64)
         batch = self.op("Shape", [self.images], (1,), np.int64, start=0, end=1)
         parts = []
         for side in shape:
             times = self.times(side)
             if times is None:
-                parts.append(Value.of(np.array([side], np.int64)))
+                parts.append(Value.of([side], np.int64))
             elif times == 1:
                 parts.append(batch)
             else:
-                factor = Value.of(np.array([times], np.int64))
+                factor = Value.of([times], np.int64)
                 parts.append(self.op("Mul", [batch, factor], (1,), np.int64))
         return self.op("Concat", parts, (len(shape),), np.int64, axis=0)
 
@@ -238,8 +239,8 @@ class Graph:
         dtype = inputs[0].dtype if dtype is None else dtype
         (value, *others) = sorted(inputs, key=lambda value: value.array is not None)
         source, order = self._transposed.get(value.name, (value, None))
-        known = all(other.array is not None for other in others)
-        if order and known and source.ndim == len(shape):
+        constant = all(other.array is not None for other in others)
+        if order and constant and source.ndim == len(shape):
             back = np.argsort(order)
             inputs = [source if v is value else _permuted(v, back) for v in inputs]
             out = self.elementwise(kind, inputs, dtype, **attributes)
@@ -277,7 +278,7 @@ class Graph:
             if value.shape[axes[0]] in range(2, HEADS + 1):
                 total = self._sum_of_parts(value, *axes, shape)
                 return total if keep else self.reshape(total, rest)
-        axes = Value.of(np.array(axes, np.int64))
+        axes = Value.of(axes, np.int64)
         shape = shape if keep else rest
         return self.op(kind, [value, axes], shape, value.dtype, keepdims=int(keep))
 
@@ -481,12 +482,11 @@ OPPOSITE = {"before": "from", "from": "before"}
 
 @primitive(*UNARY)
 def _unary(graph, equation, x):
-    found = graph.elementwise(UNARY[equation.primitive.name], [x])
-    if equation.primitive.name == "not" and x.name in graph.notes:
-        kind, *known = graph.notes[x.name]
-        if kind in OPPOSITE:
-            graph.notes[found.name] = OPPOSITE[kind], *known
-    return found
+    out = graph.elementwise(UNARY[equation.primitive.name], [x])
+    kind, *facts = graph.notes.get(x.name, (None,))
+    if equation.primitive.name == "not" and kind in OPPOSITE:
+        graph.notes[out.name] = OPPOSITE[kind], *facts
+    return out
 
 
 @primitive(*BINARY)
@@ -504,13 +504,13 @@ def _binary(graph, equation, *values):
 def _comparison(graph, equation, *values):
     values = [graph.cast(v, np.int32) if v.dtype.kind == "b" else v for v in values]
     name = equation.primitive.name
-    found = graph.elementwise(COMPARISONS[name], values, bool)
+    out = graph.elementwise(COMPARISONS[name], values, bool)
     place, limit = values
-    note, *known = graph.notes.get(place.name, (None,))
-    if note == "order" and name in SIDES and limit.array is not None:
+    kind, *facts = graph.notes.get(place.name, (None,))
+    if kind == "order" and name in SIDES and limit.array is not None:
         if limit.array.size == 1:
-            graph.notes[found.name] = SIDES[name], *known, int(limit.array.item())
-    return found
+            graph.notes[out.name] = SIDES[name], *facts, int(limit.array.item())
+    return out
 
 
 @primitive("ne")
@@ -533,25 +533,25 @@ def _integer_pow(graph, equation, x):
     power = equation.params["y"]
     if power == 2:
         return graph.elementwise("Mul", [x, x])
-    exponent = Value.of(np.array(power, x.dtype))
+    exponent = Value.of(power, x.dtype)
     return graph.elementwise("Pow", [x, exponent])
 
 
 @primitive("expm1")
 def _expm1(graph, equation, x):
-    one = Value.of(np.ones((), x.dtype))
+    one = Value.of(1, x.dtype)
     return graph.elementwise("Sub", [graph.elementwise("Exp", [x]), one])
 
 
 @primitive("log1p")
 def _log1p(graph, equation, x):
-    one = Value.of(np.ones((), x.dtype))
+    one = Value.of(1, x.dtype)
     return graph.elementwise("Log", [graph.elementwise("Add", [x, one])])
 
 
 @primitive("erfc")
 def _erfc(graph, equation, x):
-    one = Value.of(np.ones((), x.dtype))
+    one = Value.of(1, x.dtype)
     return graph.elementwise("Sub", [one, graph.elementwise("Erf", [x])])
 
 
@@ -626,7 +626,7 @@ def _pad(graph, equation, x, value):
     low, high, inner = zip(*equation.params["padding_config"], strict=True)
     if any(inner) or min(low) < 0 or min(high) < 0:
         raise unknown("padding between or negative")
-    pads = Value.of(np.array([*low, *high], np.int64))
+    pads = Value.of([*low, *high], np.int64)
     dtype = x.dtype
     if dtype.kind == "b":  # which not every runtime pads
         x, value = graph.cast(x, np.int32), graph.cast(value, np.int32)
@@ -658,7 +658,7 @@ def _slice(graph, equation, x):
 @primitive("split")
 def _split(graph, equation, x):
     (x,) = graph.wholes(equation, [x])
-    sizes = Value.of(np.array(equation.params["sizes"], np.int64))
+    sizes = Value.of(equation.params["sizes"], np.int64)
     parts = [(out.aval.shape, x.dtype) for out in equation.outvars]
     return graph.ops("Split", [x, sizes], parts, axis=int(equation.params["axis"]))
 
@@ -737,8 +737,8 @@ def _arg(graph, equation, x):
     (x,), (out,) = graph.wholes(equation, [x]), equation.outvars
     (axis,) = equation.params["axes"]
     kind = {"argmax": "ArgMax", "argmin": "ArgMin"}[equation.primitive.name]
-    found = graph.op(kind, [x], out.aval.shape, np.int64, axis=int(axis), keepdims=0)
-    return graph.cast(found, out.aval.dtype)
+    place = graph.op(kind, [x], out.aval.shape, np.int64, axis=int(axis), keepdims=0)
+    return graph.cast(place, out.aval.dtype)
 
 
 @primitive("dot_general")
@@ -758,8 +758,8 @@ def _dot_general(graph, equation, a, b):
         a = graph.reshape(a, (*a.shape[:batch], rows, inner))
         b = graph.reshape(b, (*b.shape[:batch], inner, columns))
     shape = (*a.shape[:-1], b.shape[-1])
-    found = graph.op("MatMul", [a, b], shape, out.aval.dtype)
-    return graph.reshape(found, out.aval.shape)
+    product = graph.op("MatMul", [a, b], shape, out.aval.dtype)
+    return graph.reshape(product, out.aval.shape)
 
 
 @primitive("conv_general_dilated")
@@ -775,7 +775,7 @@ def _conv(graph, equation, x, kernel):
     kernel = graph.transpose(kernel, numbers.rhs_spec)
     low, high = zip(*params["padding"], strict=True)
     shape = [out.aval.shape[i] for i in numbers.out_spec]
-    found = graph.op(
+    convolved = graph.op(
         "Conv",
         [x, kernel],
         shape,
@@ -785,7 +785,7 @@ def _conv(graph, equation, x, kernel):
         dilations=tuple(params["rhs_dilation"]),
         group=params["feature_group_count"],
     )
-    return graph.transpose(found, np.argsort(numbers.out_spec))
+    return graph.transpose(convolved, np.argsort(numbers.out_spec))
 
 
 # Loops
@@ -800,18 +800,16 @@ def _scan(graph, equation, *values):
     carried = _alike(equation.outvars, body.jaxpr.outvars)
     whole = _alike(equation.invars, body.jaxpr.invars)
     fixed, carry = values[: whole - carried], values[whole - carried : whole]
-    given = values[whole:]
     if params["reverse"]:
         raise unknown("a backward scan")
     for step in range(params["length"]):
-        own = [_at(graph, x, step) for x in given]
-        found = graph.walk(body, [*fixed, *carry, *own])
-        carry = found[:carried]
-        each.append(found[carried:])
+        parts = [_at(graph, x, step) for x in values[whole:]]
+        results = graph.walk(body, [*fixed, *carry, *parts])
+        carry = results[:carried]
+        each.append(results[carried:])
     stacked = []
-    for column, out in zip(
-        zip(*each, strict=True), equation.outvars[carried:], strict=True
-    ):
+    outputs = equation.outvars[carried:]
+    for column, out in zip(zip(*each, strict=True), outputs, strict=True):
         shape = out.aval.shape
         rows = [graph.reshape(v, (1, *shape[1:])) for v in column]
         stacked.append(graph.op("Concat", rows, shape, out.aval.dtype, axis=0))
@@ -858,7 +856,7 @@ def layer_norm(graph, x, scale, bias, dtype, eps=1e-6):
 @stands
 def gelu(graph, x, form="exact"):
     if form == "quick":
-        factor = Value.of(np.array(QUICK, x.dtype))
+        factor = Value.of(QUICK, x.dtype)
         share = graph.elementwise("Sigmoid", [graph.elementwise("Mul", [x, factor])])
         return graph.elementwise("Mul", [x, share])
     kind = {"exact": "none", "tanh": "tanh"}[form]
@@ -877,7 +875,7 @@ def attend(graph, query, key, value, key_bias=None, *, backend="xla", length=Non
 
 def _weights(graph, query, key, key_bias):
     """[B, N, H, d] twice, [B, M] -> [B, H, N, M]."""
-    scale = Value.of(np.array(query.shape[-1] ** -0.5, query.dtype))
+    scale = Value.of(query.shape[-1] ** -0.5, query.dtype)
     query = graph.transpose(graph.elementwise("Mul", [query, scale]), (0, 2, 1, 3))
     key = graph.transpose(key, (0, 2, 3, 1))
     shape = (*query.shape[:3], key.shape[3])
@@ -896,13 +894,13 @@ def class_attention(graph, query, key, key_bias=None):
     batch, heads, width = query.shape
     row = graph.reshape(query, (batch, 1, heads, width))
     weights = None
-    note, *known = graph.notes.get(key.name, (None,))
-    if note == "attended":  # by all tokens, the class token first
-        every, bias, found = known
-        first = graph.slice(every, (0, 0, 0, 0), (batch, 1, heads, width))
+    kind, *facts = graph.notes.get(key.name, (None,))
+    if kind == "attended":  # by all tokens, the class token first
+        queries, bias, all_weights = facts
+        first = graph.slice(queries, (0, 0, 0, 0), (batch, 1, heads, width))
         if first == row and bias == key_bias:
-            limits = batch, heads, 1, found.shape[3]
-            weights = graph.slice(found, (0, 0, 0, 0), limits)
+            limits = batch, heads, 1, all_weights.shape[3]
+            weights = graph.slice(all_weights, (0, 0, 0, 0), limits)
     if weights is None:
         weights = _weights(graph, row, key, key_bias)
     mean = graph.reduce("ReduceMean", weights, (1,))
@@ -916,13 +914,13 @@ def log_sum_exp(graph, logits):
 
 @stands
 def unit(graph, x, eps=1e-6):
-    note, *known = graph.notes.get(x.name, (None,))
-    if note == "rows":  # two sides of one array: all of it at once
-        whole, *sides = known
+    kind, *facts = graph.notes.get(x.name, (None,))
+    if kind == "rows":  # two sides of one array: all of it at once
+        whole, *sides = facts
         return graph.slice(unit(graph, whole, eps), *sides)
     x = graph.cast(x, np.float32)
     squares = graph.reduce("ReduceSumSquare", x, (-1,), keep=True)
-    least = Value.of(np.array(eps, np.float32))
+    least = Value.of(eps, np.float32)
     length = graph.elementwise("Sqrt", [graph.elementwise("Add", [squares, least])])
     return graph.elementwise("Div", [x, length])
 
@@ -940,7 +938,7 @@ def _top(graph, x, count, largest):
     shape = (*x.shape[:-1], count)
     return graph.ops(
         "TopK",
-        [x, Value.of(np.array([count], np.int64))],
+        [x, Value.of([count], np.int64)],
         [(shape, x.dtype), (shape, np.int64)],
         axis=-1,
         largest=int(largest),
@@ -960,7 +958,7 @@ def rank(graph, score):
 
 @stands
 def count_before(graph, keep):
-    axis = Value.of(np.array(1, np.int64))
+    axis = Value.of(1, np.int64)
     keep = graph.cast(keep, np.int32)
     return graph.op("CumSum", [keep, axis], keep.shape, np.int32, exclusive=1)
 
@@ -968,7 +966,7 @@ def count_before(graph, keep):
 @stands
 def place_among(graph, keep):
     before = count_before(graph, keep)
-    none = Value.of(np.array(-keep.shape[1], np.int32))
+    none = Value.of(-keep.shape[1], np.int32)
     place = graph.op("Where", [keep, before, none], keep.shape, np.int32)
     graph.notes[place.name] = "kept", keep
     return place
@@ -981,46 +979,47 @@ def invert(graph, position, wanted):
 
 @stands
 def pick(graph, position, length, *values):
-    kind, known = graph.notes.get(position.name, (None, None))
+    kind, fact = graph.notes.get(position.name, (None, None))
     n = position.shape[1]
-    if not values:
-        values = [Value.of(np.arange(n, dtype=np.int32)[None])]
+    values = values or [Value.of(np.arange(n)[None])]
     if kind == "kept" and isinstance(length, int):
-        return [gather_rows(graph, v, _kept(graph, known, length)) for v in values]
+        return [gather_rows(graph, v, _kept(graph, fact, length)) for v in values]
     if isinstance(length, int):
-        length = Value.of(np.arange(length, dtype=np.int32))
+        length = Value.of(np.arange(length))
     if kind == "order":
         taken = graph.cast(length, np.int64)
         shape = position.shape[0], length.shape[-1]
-        index = graph.op("Gather", [known, taken], shape, np.int64, axis=1)
+        index = graph.op("Gather", [fact, taken], shape, np.int64, axis=1)
         return [gather_rows(graph, value, index) for value in values]
     length = graph.reshape(length, (1, length.shape[-1], 1))
     position = graph.reshape(position, (position.shape[0], 1, n))
     holds = graph.elementwise("Equal", [position, length], bool)
-    none, found = Value.of(np.array(0, np.float32)), []
-    for value in values:
+    none = Value.of(0, np.float32)
+
+    def picked(value):
         value = graph.cast(graph.reshape(value, (value.shape[0], 1, n)), np.float32)
-        held = graph.op("Where", [holds, value, none], holds.shape, np.float32)
-        found.append(graph.cast(graph.reduce("ReduceSum", held, (2,)), np.int32))
-    return found
+        one = graph.op("Where", [holds, value, none], holds.shape, np.float32)
+        return graph.cast(graph.reduce("ReduceSum", one, (2,)), np.int32)
+
+    return [picked(value) for value in values]
 
 
 def _kept(graph, keep, length):
     """The first `length` indices of kept tokens, 0 after their end. -> [B, length]."""
     n = keep.shape[1]
-    side, *known = graph.notes.get(keep.name, (None,))
+    side, *facts = graph.notes.get(keep.name, (None,))
     if side in ("before", "from"):
-        order, place = known
+        order, place = facts
         ends = (0, place) if side == "before" else (place, n)
         if ends[1] - ends[0] == length:
             batch = keep.shape[0]
             chosen = graph.slice(order, (0, ends[0]), (batch, ends[1]))
             return _top(graph, chosen, length, largest=False)[0]
     index = Value.of(np.arange(n, dtype=np.int64)[None])
-    none = Value.of(np.array(n, np.int64))
+    none = Value.of(n, np.int64)
     index = graph.op("Where", [keep, index, none], keep.shape, np.int64)
     first, _ = _top(graph, index, length, largest=False)
-    zero = Value.of(np.array(0, np.int64))
+    zero = Value.of(0, np.int64)
     behind = graph.elementwise("Equal", [first, none], bool)
     return graph.op("Where", [behind, zero, first], first.shape, np.int64)
 
@@ -1040,9 +1039,8 @@ def last_and_any(graph, values, flags):
 def find_partners(graph, similarity, tokens):
     batch, a, t = similarity.shape
     # Both at once: as ArgMax OpenVINO 2026.4 takes six times as long.
-    best, place = (
-        graph.reshape(found, (batch, a)) for found in _top(graph, similarity, 1, True)
-    )
+    top = _top(graph, similarity, 1, largest=True)
+    best, place = (graph.reshape(each, (batch, a)) for each in top)
     if tokens.array is not None:
         (tokens,) = tokens.array
         row = graph.op("Gather", [Value.of(tokens), place], (batch, a), tokens.dtype)
@@ -1075,11 +1073,11 @@ def _move_by_index(graph, x, weight, total, index, dest, mean):
         return kept
 
     def shares(tokens, slots=None):
-        found = gather_rows(graph, weight, tokens)
+        weights = gather_rows(graph, weight, tokens)
         if total is None:
-            return found
+            return weights
         whole = total if slots is None else gather_rows(graph, total, slots)
-        return graph.elementwise("Div", [found, whole])
+        return graph.elementwise("Div", [weights, whole])
 
     ones = Value.of(np.ones((1, prefix), np.float32))
     factor = _behind(graph, ones, shares(index.keep))
@@ -1087,7 +1085,7 @@ def _move_by_index(graph, x, weight, total, index, dest, mean):
     kept = graph.elementwise("Mul", [kept, graph.cast(factor, x.dtype)])
     if not absorbs:
         return kept
-    last = Value.of(np.array(n_out - 1, np.int32))
+    last = Value.of(n_out - 1, np.int32)
     slots = graph.elementwise("Min", [index.target, last])  # padding's is n_out
     share = shares(index.absorbed, slots)
     moved = gather_rows(graph, x, _shifted(graph, index.absorbed, prefix))
@@ -1111,5 +1109,5 @@ def _behind(graph, front, values):
 
 
 def _shifted(graph, index, by):
-    by = Value.of(np.array(by, np.int64))
+    by = Value.of(by, np.int64)
     return graph.elementwise("Add", [graph.cast(index, np.int64), by])

@@ -14,6 +14,7 @@ from imagepiece_jax.reduction.methods.token_learner import TokenFuser
 from imagepiece_jax.reduction.tokens import Assignment, Masking, Mixing, Taps
 from tests.models import tiny
 from tests.runs import ROOT
+from tests.shallow import deit_ti
 
 # Compiled as a whole: one by one, its operations take longer.
 feature_map = tiny.jit(features.feature_map, static_argnums=(1, 2, 3, 4))
@@ -213,7 +214,8 @@ def test_a_masking_step_is_refused():
 
 @pytest.mark.slow
 def test_the_example_of_the_docs_runs(tmp_path, monkeypatch, assets):
-    """With the public weights in the folder where the reader stands."""
+    """With four blocks of the public weights, in the folder of the reader."""
+    deit_ti(monkeypatch, 4)
     weights = assets / "weights" / "deit_tiny_patch16_224.pth"
     (tmp_path / weights.name).symlink_to(weights)
     monkeypatch.chdir(tmp_path)
@@ -223,7 +225,7 @@ def test_the_example_of_the_docs_runs(tmp_path, monkeypatch, assets):
     exec(compile(code, "docs/features.md", "exec"), space)
     assert space["features"].shape == (2, 14, 14, 192)
     assert len(space["found"].layers) == 4
-    found = space["features"][1, space["row"], space["column"]]
+    nearest = space["features"][1, space["row"], space["column"]]
     asked = space["features"][0, 7, 7]
-    cosine = found @ asked / jnp.linalg.norm(found) / jnp.linalg.norm(asked)
+    cosine = nearest @ asked / np.linalg.norm(nearest) / np.linalg.norm(asked)
     assert cosine == pytest.approx(float(space["cosines"].max()), abs=1e-5)

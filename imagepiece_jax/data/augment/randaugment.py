@@ -139,8 +139,10 @@ def blend(degenerate, image, share):
 def tables(images, op, magnitude, sign):
     """New value of every old one; the values themselves for other operations.
 
-    images: uint8 [B, H, W, 3]; op (index in OPS, or -1), magnitude, sign: [B].
-    -> uint8 [B, 3, 256]
+    images: uint8 [B, H, W, 3]
+    op: [B], index in OPS, or -1
+    magnitude, sign: [B]
+    Returns uint8 [B, 3, 256].
     """
     value = jnp.arange(256, dtype=jnp.int32)[None, None, :]
     m, direction = magnitude[:, None, None], sign[:, None, None]
@@ -173,7 +175,9 @@ def tables(images, op, magnitude, sign):
 def look_up(images, table):
     """Replace every value by the one in its image's and channel's table.
 
-    images: uint8 [B, H, W, 3]; table: uint8 [B, 3, 256]. -> uint8 [B, H, W, 3]
+    images: uint8 [B, H, W, 3]
+    table: uint8 [B, 3, 256]
+    Returns uint8 [B, H, W, 3].
     """
     return table.reshape(-1).at[_bins(images)].get(mode="promise_in_bounds")
 
@@ -235,8 +239,11 @@ def _equalize(histograms):
 def matrices(op, magnitude, sign, height, width):
     """The maps of RandAugment's geometric operations, the identity for all others.
 
-    op (index in OPS, or -1), magnitude, sign: [B]; the images are height x width.
-    -> float32 [B, 6], (a, b, c, d, e, f): source x = a x + b y + c, y = d x + e y + f
+    op: [B], index in OPS, or -1
+    magnitude, sign: [B]
+    height, width: of the images, pixels
+    Returns (a, b, c, d, e, f), float32 [B, 6]: source x = a x + b y + c, y = d x + e y
+    + f.
     """
     degrees = sign * 30 * magnitude / 10
     cos, sin = jnp.cos(jnp.deg2rad(degrees)), jnp.sin(jnp.deg2rad(degrees))
@@ -260,10 +267,14 @@ def matrices(op, magnitude, sign, height, width):
 
 
 def affine(images, matrix, fill):
-    """Apply `matrix` to the images. uint8 [B, H, W, 3], float32 [B, 6] -> the same.
+    """Move the pixels of images: bicubic with a = -1.
 
-    Bicubic with a = -1; a pixel whose center lies outside of the source is `fill` (red,
-    green, blue), and beyond the edge the edge's pixels are repeated.
+    Beyond the edge the edge's pixels are repeated.
+
+    images: uint8 [B, H, W, 3]
+    matrix: float32 [B, 6], see `matrices`
+    fill: red, green and blue of a pixel whose center lies outside of the source
+    Returns uint8 [B, H, W, 3].
     """
     batch, height, width, _ = images.shape
     x, y = _source_positions(matrix, height, width)

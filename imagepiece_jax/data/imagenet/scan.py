@@ -72,7 +72,7 @@ def find(source, partial=False, advance=lambda images: None, workers=0):
     """
     source = os.path.expanduser(source)
     if not os.path.isdir(source):
-        raise InputError(f"--source {source} is no folder: it must hold {_wanted()}")
+        raise InputError(f"--source {source} is no folder: it must hold {_accepted()}")
     splits, files = {}, records.find_tfrecords(source, NAME)
     for split, (tar, folder, _) in SPLITS.items():
         path = os.path.join(source, tar)
@@ -93,11 +93,11 @@ def find(source, partial=False, advance=lambda images: None, workers=0):
                 "hold both splits, unless --partial is given"
             )
     if not splits:
-        raise InputError(f"--source {source} holds no ImageNet: expected {_wanted()}")
+        raise InputError(f"--source {source} holds no ImageNet: expected {_accepted()}")
     return splits
 
 
-def _wanted():
+def _accepted():
     tars = " and ".join(tar for tar, _, _ in SPLITS.values())
     return f"{tars}, the folders train and val, or {NAME} in TFRECORD files"
 
@@ -152,11 +152,11 @@ def _tfrecord(path):
 def _check_complete(split, path, entries, partial):
     if not entries:
         raise InputError(f"{path} holds no image of ImageNet")
-    wanted, classes = SPLITS[split][2], len({entry.label for entry in entries})
-    if not partial and (len(entries), classes) != (wanted, NUM_CLASSES):
+    complete, classes = SPLITS[split][2], len({entry.label for entry in entries})
+    if not partial and (len(entries), classes) != (complete, NUM_CLASSES):
         raise InputError(
             f"{path} holds {len(entries):,} images of {classes:,} classes: complete "
-            f"are {wanted:,} of {NUM_CLASSES:,}; --partial takes what is there"
+            f"are {complete:,} of {NUM_CLASSES:,}; --partial takes what is there"
         )
 
 
@@ -287,9 +287,9 @@ def run_jobs(function, jobs, workers):
             "fewer --processes"
         ) from error
     finally:
-        ours = set(multiprocessing.active_children()) - set(before)
+        started = set(multiprocessing.active_children()) - set(before)
         pool.shutdown(wait=False, cancel_futures=True)
-        for process in ours:
+        for process in started:
             process.terminate()
             process.join()
 

@@ -130,21 +130,21 @@ def write(
         split: plan(split, entries, files and files[split])
         for split, entries in images.items()
     }
-    wanted = {name: rows for files in plans.values() for name, rows in files.items()}
+    contents = {name: rows for files in plans.values() for name, rows in files.items()}
     with _locked(work):
-        _check_settings(work, short_side, _fingerprint(wanted))
-        reports = _finished(work, wanted)
-        missing = {name: wanted[name] for name in wanted if name not in reports}
+        _check_settings(work, short_side, _fingerprint(contents))
+        reports = _finished(work, contents)
+        missing = {name: contents[name] for name in contents if name not in reports}
         _check_space(work, missing, short_side)
         (work / REPORTS).mkdir(exist_ok=True)
         jobs = [(work, name, entries, short_side) for name, entries in missing.items()]
-        advance(sum(len(wanted[name]) for name in reports), before=True)
-        damaged, total = Unreadable(), sum(map(len, wanted.values()))
+        advance(sum(len(contents[name]) for name in reports), before=True)
+        damaged, total = Unreadable(), sum(map(len, contents.values()))
         for name, report in run_jobs(_write_file, jobs, workers):
             reports[name] = report
             for image, reason in report["damaged"]:
                 damaged.record([UnreadableImage(image, reason)], total, "left out")
-            advance(len(wanted[name]))
+            advance(len(contents[name]))
         _finish(target, work, plans, reports, short_side)
     return existing(data_dir)
 
@@ -209,10 +209,10 @@ def make_folder(path):
         ) from error
 
 
-def _fingerprint(wanted):
-    """A checksum of what is to be written: names, labels and sizes, file by file."""
+def _fingerprint(contents):
+    """A checksum of {file: [Entry]}: names, labels and sizes."""
     checksum = hashlib.md5(usedforsecurity=False)
-    for name, entries in wanted.items():
+    for name, entries in contents.items():
         rows = [(entry.name, entry.label, entry.size) for entry in entries]
         checksum.update(f"{name} {rows}".encode())
     return checksum.hexdigest()

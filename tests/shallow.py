@@ -1,0 +1,18 @@
+"""DeiT-Ti of a few blocks: compiling twelve takes most of a test's time."""
+
+import re
+
+from imagepiece_jax.models import public
+from imagepiece_jax.pretrained import layouts
+
+
+def deit_ti(monkeypatch, depth):
+    """Its first `depth` blocks are what is read of its file, and what it is."""
+    read = layouts.read_state_dict
+    kept = re.compile(rf"(?!blocks\.)|blocks\.[0-{depth - 1}]\.")
+
+    def first_blocks(path, averaged):
+        return {k: v for k, v in read(path, averaged).items() if kept.match(k)}
+
+    monkeypatch.setattr(layouts, "read_state_dict", first_blocks)
+    monkeypatch.setitem(public.table()["deit_tiny_patch16_224"], "depth", depth)
