@@ -13,6 +13,8 @@ from imagepiece_jax.data.augment import mixup
 
 beta = jax.jit(jax.vmap(mixup.beta, (0, None)))
 cutmix_box = jax.jit(mixup.cutmix_box, static_argnums=(2, 3))
+soft_targets = jax.jit(mixup.soft_targets, static_argnums=(1, 2))
+apply = jax.jit(mixup.apply)
 
 
 @functools.cache
@@ -24,12 +26,12 @@ def draws(**options):
 
 
 def test_soft_targets_of_ten_classes():
-    out = mixup.soft_targets(jnp.array([[3], [9]]), 10, 0.1)
+    out = soft_targets(np.array([[3], [9]]), 10, 0.1)
     expected = np.full((2, 1, 10), 0.01)
     expected[0, 0, 3] = expected[1, 0, 9] = 0.91
     np.testing.assert_allclose(out, expected, atol=1e-7)
     assert out.dtype == jnp.float32
-    hard = mixup.soft_targets(jnp.array([1]), 3, 0.0)
+    hard = soft_targets(np.array([1]), 3, 0.0)
     assert hard.tolist() == [[0, 1, 0]]
 
 
@@ -119,30 +121,29 @@ def test_shares_of_mixed_batches_and_of_cutmix():
     assert abs(out.lam[blended].var() - 1 / 6.4) < 0.012
     unmixed = np.flatnonzero(out.lam == 1)
     assert abs(len(unmixed) / 4000 - 0.4) < 0.032
-    images, partner = jnp.full((1, 32, 48, 3), 2.0), jnp.full((1, 32, 48, 3), 5.0)
+    images, partner = (np.full((1, 32, 48, 3), x, np.float32) for x in (2, 5))
+    targets, others = np.ones((1, 2), np.float32), np.zeros((1, 2), np.float32)
     for index in unmixed[:10]:
         one = mixup.Mix(*(x[index] for x in (out.lam, out.box, out.cut)))
-        mixed, _ = mixup.apply(
-            one, images, jnp.ones((1, 2)), partner, jnp.zeros((1, 2))
-        )
+        mixed, _ = apply(one, images, targets, partner, others)
         assert (mixed == 2).all()
 
 
 def batch(dtype):
     rng = np.random.default_rng(0)
-    images = jnp.asarray(rng.normal(size=(4, 6, 8, 3)), dtype)
-    targets = mixup.soft_targets(jnp.arange(4), 5, 0.1)
+    images = rng.normal(size=(4, 6, 8, 3)).astype(dtype)
+    targets = np.asarray(soft_targets(np.arange(4), 5, 0.1))
     return images, targets, images[::-1], targets[::-1]
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_mixup_blends_images_and_targets(dtype):
     images, targets, *partner = batch(dtype)
-    drawn = mixup.Mix(jnp.float32(0.3), jnp.array([0, 6, 0, 8]), jnp.array(False))
-    mixed, mixed_targets = mixup.apply(drawn, images, targets, *partner)
-    own, other = np.asarray(images, np.float64), np.asarray(partner[0], np.float64)
+    drawn = mixup.Mix(np.float32(0.3), np.array([0, 6, 0, 8]), np.array(False))
+    mixed, mixed_targets = apply(drawn, images, targets, *partner)
+    image, other = np.asarray(images, np.float64), np.asarray(partner[0], np.float64)
     tolerance = 1e-6 if dtype == jnp.float32 else 2**-8  # half a unit of the last place
-    expected = 0.3 * own + 0.7 * other
+    expected = 0.3 * image + 0.7 * other
     np.testing.assert_allclose(
         np.asarray(mixed, np.float64), expected, rtol=tolerance, atol=1e-6
     )
@@ -155,8 +156,8 @@ def test_mixup_blends_images_and_targets(dtype):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_cutmix_pastes_the_partner_s_box_exactly(dtype):
     images, targets, *partner = batch(dtype)
-    drawn = mixup.Mix(jnp.float32(0.75), jnp.array([1, 4, 2, 6]), jnp.array(True))
-    mixed, mixed_targets = mixup.apply(drawn, images, targets, *partner)
+    drawn = mixup.Mix(np.float32(0.75), np.array([1, 4, 2, 6]), np.array(True))
+    mixed, mixed_targets = apply(drawn, images, targets, *partner)
     expected = np.array(images)
     expected[:, 1:4, 2:6] = np.array(partner[0])[:, 1:4, 2:6]
     np.testing.assert_array_equal(np.asarray(mixed), expected)
