@@ -19,8 +19,7 @@ if typing.TYPE_CHECKING:
     from imagepiece_jax.models.preprocessing import Preprocessing
     from imagepiece_jax.models.registry import create_model
     from imagepiece_jax.pretrained.load import load
-    from imagepiece_jax.pretrained.save import save
-    from imagepiece_jax.pretrained.trained_model import Pretrained
+    from imagepiece_jax.pretrained.trained_model import Pretrained, save
 
 __all__ = [
     "InputError",
@@ -45,7 +44,7 @@ _HOMES = {
     "load": "pretrained.load",
     "normalize": "data.normalize",
     "optimize": "inference.optimize",
-    "save": "pretrained.save",
+    "save": "pretrained.trained_model",
 }
 
 
