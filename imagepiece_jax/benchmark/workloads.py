@@ -92,7 +92,8 @@ class Case:
                 random_variables(self.model, size),
                 Preprocessing(size),
             )
-            vit = Pretrained(self.model, variables, reduction, prepared)
+            name = self.config.model.name  # which DiffRate's schedules depend on
+            vit = Pretrained(self.model, variables, reduction, prepared, name=name)
         else:
             vit = self.weights.pretrained(reduction)
         return optimize.optimize(

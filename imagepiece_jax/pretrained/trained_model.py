@@ -120,9 +120,9 @@ class Pretrained:
         same = prop_attn in (None, model.prop_attn) and made.plan == model.plan
         if not same:
             raise InputError(
-                f"reduction is {dict(self.reduction)}, but the model was made with "
-                f"another, or for images that are not {described(self.image_size)}; "
-                "allowed is the reduction that create_model got"
+                f"reduction is {dict(self.reduction)}, but model.plan is another for "
+                f"images of {described(self.image_size)}; allowed is the reduction "
+                "that create_model got, with masked=False"
             )
 
     @property
@@ -323,12 +323,7 @@ def _check_way_back(vit, tensors, config):
         convert.from_timm(read, summary.shapes(again, found.image_size))
     except InputError as error:
         raise InputError(f"model cannot be loaded again: {error}") from error
-    if again.plan != model.plan:
-        raise InputError(
-            f"model.plan is not that of {dict(vit.reduction)}; allowed are models of "
-            "create_model with masked=False, unchanged"
-        )
-    for field in ("arch", "num_heads", "stem", "prop_attn"):
+    for field in ("plan", "arch", "num_heads", "stem", "prop_attn"):
         if getattr(again, field) != getattr(model, field):
             raise InputError(
                 f"model.{field} is {getattr(model, field)!r}, and would be loaded as "

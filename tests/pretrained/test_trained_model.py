@@ -12,6 +12,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.pretrained import convert
 from tests.models import tiny
 
+DENSE = {"name": "none"}
 TOME = {"name": "tome", "r": 4}
 DYNAMICVIT = {"name": "dynamicvit", "blocks": (1,), "keep_rate": 0.6}
 GIVEN = {"name": "vit_mini", "num_heads": tiny.HEADS}
@@ -50,6 +51,21 @@ def test_a_model_that_someone_made_has_defaults(dense):
             (tiny.model(), {"params": {}}, {"r": 4}),
             "reduction is {'r': 4}, which has no name",
         ),
+        (
+            (tiny.model(TOME), {"params": {}}, TOME | {"r": 5}),
+            "reduction is {'name': 'tome', 'r': 5}, but model.plan is another for ima",
+        ),
+        ((tiny.model(TOME), {"params": {}}, DENSE), "model.plan is another"),
+        ((tiny.model(), {"params": {}}, TOME), "model.plan is another"),
+        (
+            (tiny.model(TOME), {"params": {}}, TOME | {"prop_attn": False}),
+            "allowed is the reduction that create_model got",
+        ),
+        (
+            (tiny.model(DYNAMICVIT, masked=True), {"params": {}}, DYNAMICVIT),
+            "model.plan is another for images of 20x20; .* with masked=False",
+        ),
+        ((tiny.model(), {"params": {}}, {"name": "tom"}), "did you mean tome"),
         (
             (tiny.model(), {"params": {}}, None, {"crop": 0.9}),
             "preprocessing is {'crop': 0.9}; allowed is a Preprocessing",
@@ -115,6 +131,8 @@ def test_learned_selectors_stay_with_the_weights(tmp_path, dense):
             "preprocessing is 0.9; its fields are crop, crop_mode",
         ),
         ({"class_names": ["a"]}, "class_names has 1 names; the model has 7 classes"),
+        ({"num_classes": 3, "seed": "a"}, "seed is 'a'; allowed are whole numbers"),
+        ({"num_classes": "x"}, "num_classes is 'x'; allowed are whole numbers from 0"),
     ],
 )
 def test_what_load_refuses(tmp_path, dense, changes, message):
@@ -135,6 +153,12 @@ def test_selectors_are_those_of_the_variables(tmp_path, dense):
     vit = dataclasses.replace(loaded, variables=trained)
     slower = vit.with_reduction(DYNAMICVIT | {"keep_rate": 0.8})
     assert not slower.untrained and same(slower.variables, trained)
+    dense = vit.with_reduction(None)
+    assert same(dense.with_reduction(DYNAMICVIT).variables, trained)
+    with pytest.raises(InputError, match="seed is 'a'; allowed are whole numbers"):
+        dense.with_reduction(
+            {"name": "spvit", "blocks": (1,), "keep_rates": (0.6,)}, seed="a"
+        )
 
 
 def test_a_pair_is_no_longer_what_load_returns(dense):
