@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imagepiece_jax.common import tables
+from imagepiece_jax.common import plotting
 from imagepiece_jax.common.image_size import whole_patches
 from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.data.normalize import normalize
@@ -182,7 +182,7 @@ def compare(
 
 def table(rows: Sequence[dict[str, Any]], images: str) -> str:
     """The rows as a Markdown table; `images` says how many and which."""
-    lines = tables.markdown(HEAD, map(cells, rows))
+    lines = plotting.markdown_table(HEAD, map(cells, rows))
     note = f"{images}; 95 % intervals; the probe is tested on half of them."
     return "\n".join(lines) + f"\n\n{note}\n"
 

@@ -12,7 +12,7 @@ from absl import flags
 
 from imagepiece_jax import cli
 from imagepiece_jax.benchmark import compare
-from imagepiece_jax.common import tables
+from imagepiece_jax.common import plotting
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.models import registry, summary
@@ -47,7 +47,7 @@ def main():
         for size in sizes:
             rows += compared(name, size)
             print(*rows[-3:], sep="\n", flush=True)
-            text = "\n".join(tables.markdown(HEAD, rows))
+            text = "\n".join(plotting.markdown_table(HEAD, rows))
             replace_file(pathlib.Path(OUT.value), f"{NOTE}{text}\n")
 
 

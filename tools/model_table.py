@@ -13,7 +13,7 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from imagepiece_jax.common.tables import markdown
+from imagepiece_jax.common.plotting import markdown_table
 from imagepiece_jax.models import registry
 from imagepiece_jax.reduction import contract, reducers
 
@@ -52,7 +52,7 @@ def of_families(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         name = f"`{row['name']}`{fields}"
         count = f"{row['parameters']:,}"
         cells.append([row["family"], name, scores(row["name"]), count, *apart])
-    return markdown(FAMILIES, cells)
+    return markdown_table(FAMILIES, cells)
 
 
 def scores(name: str) -> str:
@@ -64,7 +64,9 @@ def scores(name: str) -> str:
 
 def of_layouts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Lines of the table of checkpoints' layouts."""
-    return markdown(LAYOUTS, [[f"`{r['layout']}`", f"{r['logits']:.1e}"] for r in rows])
+    return markdown_table(
+        LAYOUTS, [[f"`{r['layout']}`", f"{r['logits']:.1e}"] for r in rows]
+    )
 
 
 def of_largest(models: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -73,7 +75,7 @@ def of_largest(models: Mapping[str, Mapping[str, Any]]) -> list[str]:
         [f"`{name}`", f"{row['parameters']:,}", _short(row["published"]), row["source"]]
         for name, row in models.items()
     ]
-    return markdown(LARGEST, cells)
+    return markdown_table(LARGEST, cells)
 
 
 def _short(count):

@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from imagepiece_jax.common import plotting, tables
+from imagepiece_jax.common import plotting
 from imagepiece_jax.common.files import make_folder, replace_file
 from imagepiece_jax.evaluate import statistics
 from imagepiece_jax.evaluate.statistics import Estimate
@@ -190,7 +190,7 @@ def _absent(report):
 
 
 def _table(head, rows):
-    return "\n".join(tables.markdown(head, rows))
+    return "\n".join(plotting.markdown_table(head, rows))
 
 
 def draw_plot(path: str | os.PathLike, report: Report):

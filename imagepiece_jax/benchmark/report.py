@@ -3,7 +3,7 @@
 import json
 import os
 
-from imagepiece_jax.common import plotting, tables, timer
+from imagepiece_jax.common import plotting, timer
 from imagepiece_jax.common.files import append_line, check_writable, replace_file
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.summary import format_table
@@ -89,7 +89,7 @@ def markdown(rows):
         shown = [row for row in rows if row["mode"] == mode]
         one = shown[0]
         parts.append(f"### {mode}\n")
-        parts += tables.markdown(_titles(), map(_cells, shown))
+        parts += plotting.markdown_table(_titles(), map(_cells, shown))
         parts.append(
             f"\n{one['device']}, {one['dtype']}, {weights(one.get('weights'))}; "
             f"median, lowest and highest of {one['repeats']} repeats of "

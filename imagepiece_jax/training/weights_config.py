@@ -3,6 +3,8 @@
 import copy
 import dataclasses
 
+import numpy as np
+
 from imagepiece_jax.common.image_size import described
 from imagepiece_jax.common.xla_options import fast_dtype
 from imagepiece_jax.data import class_names
@@ -123,13 +125,22 @@ def open_images(run, weights, limit=None):
             "vectors: python -m imagepiece_jax predict --json"
         )
     by_name = class_names.labels_by_name(names, run.num_classes)
-    source = run.source("val", by_name).first(limit)
-    shown = source.class_names
+    every = run.source("val", by_name)
+    source, shown = every.first(limit), every.class_names
     unnamed = class_names.check_classes(weights.names_of_data, path, shown, data)
     mapped = class_names.mapped_classes(shown, data, names)
     resized = run.eval_transform().note(source.some_sizes(), len(source))
-    notes = [f"note: {note}" for note in (mapped, resized) if note]
+    shifted = _shifted_labels_note(every, data)
+    notes = [f"note: {note}" for note in (mapped, shifted, resized) if note]
     return source, [unnamed, *notes] if unnamed and weights.run else notes
+
+
+def _shifted_labels_note(source, data):
+    """A note where the labels of a CSV file may count from 1: accuracy would be 0."""
+    labels = getattr(source, "labels", [0])
+    if data.startswith("csv:") and np.min(labels) == 1:
+        return f"no label of {data} is 0, the lowest is 1; labels count from 0"
+    return None
 
 
 def _check_run(config, weights):
