@@ -71,16 +71,22 @@ def items(arrays, content):
     )
 
 
+def read_content(folder) -> str:
+    """The content text of a step, of `described`; DamagedError if it is not intact."""
+    with _reported_as_damage():
+        meta = _read_item(folder, meta=ocp.args.JsonRestore())
+        if zlib.crc32(meta["content"].encode()) != meta["crc32"]:
+            raise DamagedError("its meta data are not what was written (checksum)")
+        return meta["content"]
+
+
 def read(folder, choose):
     """Arrays by name, and the content text, of a step; DamagedError if not intact.
 
     `choose(folder, table)` names the arrays to read, and may raise an InputError.
     """
+    content = read_content(folder)
     with _reported_as_damage():
-        meta = _read_item(folder, meta=ocp.args.JsonRestore())
-        content = meta["content"]
-        if zlib.crc32(content.encode()) != meta["crc32"]:
-            raise DamagedError("its meta data are not what was written (checksum)")
         table = json.loads(content)["arrays"]
     names = list(choose(folder, table))
     if not names:  # Orbax refuses an empty tree
