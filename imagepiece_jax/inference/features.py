@@ -35,9 +35,11 @@ FILLS = ("last", "zero", "class")
 class Layer(NamedTuple):
     """A feature for every patch after one block.
 
-    patches: [B, h, w, D]; prefix: [B, P, D], class, distillation and register tokens;
-    dropped: [B, h, w] bool, the patches whose token was dropped up to there. Without
-    `reshape` h and w are one axis.
+    Without `reshape` h and w are one axis.
+
+    patches: [B, h, w, D]
+    prefix: [B, P, D], class, distillation and register tokens
+    dropped: [B, h, w] bool, the patches whose token was dropped up to there
     """
 
     patches: jax.Array
@@ -46,10 +48,11 @@ class Layer(NamedTuple):
 
 
 class Features(NamedTuple):
-    """What `features` gives; pooled: [B, D], what the model's head reads.
+    """What `features` returns.
 
-    patches, prefix and dropped are those of a Layer, after the last norm; layers: a
-    Layer for each block that was asked for, in that order.
+    pooled: [B, D], what the model's head reads
+    patches, prefix, dropped: those of a Layer, after the last norm
+    layers: a Layer for each block that was asked for, in that order
     """
 
     pooled: jax.Array
@@ -198,10 +201,12 @@ def _mapped(outputs, grid, fill, norm, fuser):
     return values, held[..., 0] == 0
 
 
-def final_norm(model: ViT, variables: Mapping[str, Any]):
+def final_norm(
+    model: ViT, variables: Mapping[str, Any]
+) -> Callable[[jax.Array], jax.Array]:
     """The norm of all tokens before the head, as a function. [.., D] -> [.., D].
 
-    Of a model that has none there, such as those whose pooled vector is normed, the
+    In a model without one there, such as those whose pooled vector is normed, it leaves
     tokens as they are.
     """
     if not model.arch.final_norm:

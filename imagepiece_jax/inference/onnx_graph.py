@@ -231,10 +231,13 @@ class Graph:
         return self.op("Concat", parts, (len(shape),), np.int64, axis=0)
 
     def elementwise(self, kind, inputs, dtype=None, **attributes):
-        """A node that broadcasts its inputs; of one and constants, before a transpose.
+        """A node that broadcasts its inputs, Values and numbers of their dtype.
 
-        So the transposes around each of several convolutions meet, and cancel.
+        Of one Value and constants it stands before a transpose: so the transposes
+        around each of several convolutions meet, and cancel.
         """
+        like = next(each.dtype for each in inputs if isinstance(each, Value))
+        inputs = [v if isinstance(v, Value) else Value.of(v, like) for v in inputs]
         shape = broadcast(*(value.shape for value in inputs))
         dtype = inputs[0].dtype if dtype is None else dtype
         (value, *others) = sorted(inputs, key=lambda value: value.array is not None)
@@ -533,26 +536,22 @@ def _integer_pow(graph, equation, x):
     power = equation.params["y"]
     if power == 2:
         return graph.elementwise("Mul", [x, x])
-    exponent = Value.of(power, x.dtype)
-    return graph.elementwise("Pow", [x, exponent])
+    return graph.elementwise("Pow", [x, power])
 
 
 @primitive("expm1")
 def _expm1(graph, equation, x):
-    one = Value.of(1, x.dtype)
-    return graph.elementwise("Sub", [graph.elementwise("Exp", [x]), one])
+    return graph.elementwise("Sub", [graph.elementwise("Exp", [x]), 1])
 
 
 @primitive("log1p")
 def _log1p(graph, equation, x):
-    one = Value.of(1, x.dtype)
-    return graph.elementwise("Log", [graph.elementwise("Add", [x, one])])
+    return graph.elementwise("Log", [graph.elementwise("Add", [x, 1])])
 
 
 @primitive("erfc")
 def _erfc(graph, equation, x):
-    one = Value.of(1, x.dtype)
-    return graph.elementwise("Sub", [one, graph.elementwise("Erf", [x])])
+    return graph.elementwise("Sub", [1, graph.elementwise("Erf", [x])])
 
 
 @primitive("rem")
@@ -856,8 +855,7 @@ def layer_norm(graph, x, scale, bias, dtype, eps=1e-6):
 @stands
 def gelu(graph, x, form="exact"):
     if form == "quick":
-        factor = Value.of(QUICK, x.dtype)
-        share = graph.elementwise("Sigmoid", [graph.elementwise("Mul", [x, factor])])
+        share = graph.elementwise("Sigmoid", [graph.elementwise("Mul", [x, QUICK])])
         return graph.elementwise("Mul", [x, share])
     kind = {"exact": "none", "tanh": "tanh"}[form]
     return graph.elementwise("Gelu", [x], approximate=kind)
@@ -875,8 +873,8 @@ def attend(graph, query, key, value, key_bias=None, *, backend="xla", length=Non
 
 def _weights(graph, query, key, key_bias):
     """[B, N, H, d] twice, [B, M] -> [B, H, N, M]."""
-    scale = Value.of(query.shape[-1] ** -0.5, query.dtype)
-    query = graph.transpose(graph.elementwise("Mul", [query, scale]), (0, 2, 1, 3))
+    query = graph.elementwise("Mul", [query, query.shape[-1] ** -0.5])
+    query = graph.transpose(query, (0, 2, 1, 3))
     key = graph.transpose(key, (0, 2, 3, 1))
     shape = (*query.shape[:3], key.shape[3])
     logits = graph.op("MatMul", [query, key], shape, query.dtype)
@@ -920,8 +918,7 @@ def unit(graph, x, eps=1e-6):
         return graph.slice(unit(graph, whole, eps), *sides)
     x = graph.cast(x, np.float32)
     squares = graph.reduce("ReduceSumSquare", x, (-1,), keep=True)
-    least = Value.of(eps, np.float32)
-    length = graph.elementwise("Sqrt", [graph.elementwise("Add", [squares, least])])
+    length = graph.elementwise("Sqrt", [graph.elementwise("Add", [squares, eps])])
     return graph.elementwise("Div", [x, length])
 
 
@@ -1085,8 +1082,7 @@ def _move_by_index(graph, x, weight, total, index, dest, mean):
     kept = graph.elementwise("Mul", [kept, graph.cast(factor, x.dtype)])
     if not absorbs:
         return kept
-    last = Value.of(n_out - 1, np.int32)
-    slots = graph.elementwise("Min", [index.target, last])  # padding's is n_out
+    slots = graph.elementwise("Min", [index.target, n_out - 1])  # padding's is n_out
     share = shares(index.absorbed, slots)
     moved = gather_rows(graph, x, _shifted(graph, index.absorbed, prefix))
     share = graph.reshape(share, (*share.shape, 1))
@@ -1109,5 +1105,4 @@ def _behind(graph, front, values):
 
 
 def _shifted(graph, index, by):
-    by = Value.of(by, np.int64)
     return graph.elementwise("Add", [graph.cast(index, np.int64), by])

@@ -22,10 +22,12 @@ def onnx_model(
 ) -> "ModelProto":
     """The graph of images [batch, H, W, 3] -> logits [batch, classes], both float32.
 
-    batch_size: None leaves it open. pixels: images are uint8, and are normalized in the
-    graph. Nodes are of opset 20: no Scatter, Loop, If or NonZero, and all shapes but
-    the batch are fixed. Weights are float32. InputError for a model whose reduction
-    has no graph, or draws.
+    Nodes are of opset 20: no Scatter, Loop, If or NonZero, and all shapes but the batch
+    are fixed. Weights are float32.
+
+    batch_size: None leaves it open
+    pixels: images are uint8, and are normalized in the graph
+    Raises InputError for a model whose reduction has no graph, or draws.
     """
     if jax_export.draws(vit.model):
         raise InputError(
@@ -50,7 +52,7 @@ def onnx_model(
 
 
 def finished(graph: Graph, output: Value, name: str = "logits") -> "ModelProto":
-    """The model of `graph`, from its images to `output`, called `name`."""
+    """The model of a graph, from its images to `output`, which is called `name`."""
     from onnx import helper, numpy_helper
 
     graph.prune(output)

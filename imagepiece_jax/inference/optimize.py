@@ -56,9 +56,13 @@ _normalized = jax.jit(normalize, static_argnames=("mean", "std"))
 class Program:
     """A compiled model: `program(images)` gives logits.
 
-    model, variables: what was compiled, folded and cast; compiled: JAX's executable,
-    for (variables, images); images: shape and dtype that it takes; device: where it
-    runs; options: of the compiler; gmacs: of one image; compile_seconds.
+    model, variables: what was compiled, folded and cast
+    compiled: JAX's executable, for (variables, images)
+    images: shape and dtype that it takes
+    device: where it runs
+    options: of the compiler
+    gmacs: of one image
+    compile_seconds: how long it took
     """
 
     model: nn.Module

@@ -24,7 +24,11 @@ LOADING = threading.Lock()  # Pillow reads a file late, and not for two at once
 
 
 class Prediction(NamedTuple):
-    """One of the classes that an image may show; `label` is its name, or its index."""
+    """One of the classes that an image may show.
+
+    label: its name, or its index where classes have no names
+    probability: from 0 to 1
+    """
 
     label: str | int
     index: int
