@@ -103,8 +103,8 @@ class Architecture(CheckedFields):
     @property
     def changed(self) -> dict[str, Any]:
         """The fields that differ from the defaults, as `of` takes them."""
-        own, usual = dataclasses.asdict(self), dataclasses.asdict(DEIT)
-        return {k: v for k, v in own.items() if v != usual[k]}
+        parts, usual = dataclasses.asdict(self), dataclasses.asdict(DEIT)
+        return {k: v for k, v in parts.items() if v != usual[k]}
 
     def check_parts(self) -> None:
         """InputError for parts that do not go together."""

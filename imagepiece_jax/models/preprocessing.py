@@ -44,9 +44,9 @@ def check_images(images, image_size=None, pixels=False):
     shape, dtype = getattr(images, "shape", None), getattr(images, "dtype", None)
     right = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
     if not right and not (pixels and dtype == jnp.uint8):
-        found = type(images).__name__ if dtype is None else f"of type {dtype}"
+        kind = type(images).__name__ if dtype is None else f"of type {dtype}"
         raise InputError(
-            f"images is {found}; allowed are floats, normalized by the model's mean "
+            f"images is {kind}; allowed are floats, normalized by the model's mean "
             "and std (data.normalize)" + ", or uint8" * pixels
         )
     size = image_size and sides(image_size)

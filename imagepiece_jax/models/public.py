@@ -74,22 +74,22 @@ def model(name: str) -> dict[str, Any] | None:
     if row is None or (dot and tag not in row["weights"]):
         return None
     sizes = {k: v for k, v in row.items() if k not in ("arch", "weights")}
-    found = {"mlp_ratio": 4.0} | sizes
+    fields = {"mlp_ratio": 4.0} | sizes
     weights = [row["weights"][tag]] if dot else [*row["weights"].values()]
     for field in ("image_size", "num_classes", "mean", "std"):
         values = [
             tuple(w[field]) if field in ("mean", "std") else w[field] for w in weights
         ]
         if len(set(values)) == 1:
-            found[field] = values[0]
+            fields[field] = values[0]
     if dot and "prop_attn" in weights[0]:
-        found["prop_attn"] = weights[0]["prop_attn"]
+        fields["prop_attn"] = weights[0]["prop_attn"]
     arch = row["arch"]
     for field in ("gelu", "resize"):
         values = {w.get(field) for w in weights}
         if len(values) == 1 and None not in values:
             arch = arch | {field: values.pop()}
-    return found | {"arch": Architecture.of(arch)}
+    return fields | {"arch": Architecture.of(arch)}
 
 
 def named(name: str | None) -> str | None:

@@ -161,10 +161,10 @@ class ModelConfig(CheckedFields):
     @property
     def plain(self) -> dict[str, Any]:
         """The same as a file has them: of `arch` what differs from the name's."""
-        fields, own = self.stated, facts(self.name).get("arch", DEIT)
+        fields, usual = self.stated, facts(self.name).get("arch", DEIT)
         if self.arch is not None:
             fields["arch"] = self.arch.changed
-        if self.arch == own:
+        if self.arch == usual:
             del fields["arch"]
         elif self.arch == DEIT:
             fields.pop("name", None), fields.pop("arch")
@@ -237,9 +237,9 @@ class ModelConfig(CheckedFields):
     def create(self, reduction: Mapping[str, Any] | None = None) -> ViT:
         """The model, with a reduction; InputError for what does not go together."""
         named, arch = facts(self.name), self.architecture
-        known = USUAL | named | self.stated
+        fields = USUAL | named | self.stated
         arch.check_parts()
-        if lacking := [field for field in SIZES if field not in known]:
+        if lacking := [field for field in SIZES if field not in fields]:
             raise InputError(
                 f"config.model.name is {self.name!r} and config.model.{lacking[0]} is "
                 f"empty; allowed are a name, or all of arch, {', '.join(SIZES)}"
@@ -248,30 +248,32 @@ class ModelConfig(CheckedFields):
         if mean is None and std is None:
             mean, std = named.get("mean"), named.get("std")
         mean, std = normalization(mean, std)
-        size = {field: known[field] for field in SIZES if field != "depth"}
-        image_size, depth = known["image_size"], known["depth"]
+        size = {field: fields[field] for field in SIZES if field != "depth"}
+        image_size, depth = fields["image_size"], fields["depth"]
         cut = self.name is None or image_size == named.get("image_size")
-        patches = grid(image_size, known["patch_size"], cut)
-        _check_size(size, known["stem"], arch)
-        head_width = known["embed_dim"] // known["num_heads"]
+        patches = grid(image_size, fields["patch_size"], cut)
+        _check_size(size, fields["stem"], arch)
+        head_width = fields["embed_dim"] // fields["num_heads"]
         dense = ViT(
             plan=layer_plan.build(depth, math.prod(patches), (), arch.prefix),
-            num_classes=known["num_classes"],
-            stem=known["stem"],
+            num_classes=fields["num_classes"],
+            stem=fields["stem"],
             arch=arch,
             mean=mean,
             std=std,
-            dtype=jnp.dtype(known["dtype"]),
-            backend=resolve_backend(known["attention"], known["dtype"], head_width),
-            drop_path_rate=known["drop_path_rate"],
-            trace_source=known["trace_source"],
+            dtype=jnp.dtype(fields["dtype"]),
+            backend=resolve_backend(fields["attention"], fields["dtype"], head_width),
+            drop_path_rate=fields["drop_path_rate"],
+            trace_source=fields["trace_source"],
             axis_name=self.axis_name,
             **size,
         )
         made = reduced(
-            dense, reduction, patches, self.name, self.prop_attn, known["masked"]
+            dense, reduction, patches, self.name, self.prop_attn, fields["masked"]
         )
-        return made.clone(kernels=fused_kernels.resolve_kernels(known["kernels"], made))
+        return made.clone(
+            kernels=fused_kernels.resolve_kernels(fields["kernels"], made)
+        )
 
 
 def create_model(
@@ -347,28 +349,28 @@ def facts(name):
         return {}
     if isinstance(name, str) and name in MODELS:
         return MODELS[name]
-    found = public.model(name) if isinstance(name, str) else None
-    if found is None:
+    fields = public.model(name) if isinstance(name, str) else None
+    if fields is None:
         if meant := public.similar(str(name)):
             hint = f"did you mean {meant}?"
         else:
             listed = f"the models are {', '.join(MODELS)} and timm's"
             hint = suggestion(str(name), [*MODELS, *public.names()], listed)
         raise InputError(f"config.model.name is {name!r}; {hint}")
-    return found
+    return fields
 
 
 def size_of(name: str | None) -> ModelConfig:
     """The sizes that a name stands for."""
-    known = facts(name)
-    return ModelConfig(**{field: known[field] for field in SIZES if field in known})
+    fields = facts(name)
+    return ModelConfig(**{field: fields[field] for field in SIZES if field in fields})
 
 
 def named_fields(name: str | None) -> ModelConfig:
     """The sizes that a name stands for, of a public model mean and std too."""
     images = () if name in MODELS else ("mean", "std")
-    known = facts(name)
-    fields = {k: known[k] for k in (*SIZES, *images) if k in known}
+    of_name = facts(name)
+    fields = {k: of_name[k] for k in (*SIZES, *images) if k in of_name}
     labels = {field: f"{ModelConfig.path(field)} of {name!r}" for field in fields}
     return ModelConfig(**fields, labels=labels)
 
@@ -382,9 +384,9 @@ def named(path: str | os.PathLike) -> str | None:
 def normalization(mean, std):
     """Mean and standard deviation of the images, ImageNet's where neither is given."""
     if (mean is None) != (std is None):
-        given, lacking = ("mean", "std") if std is None else ("std", "mean")
+        present, lacking = ("mean", "std") if std is None else ("std", "mean")
         raise InputError(
-            f"config.model.{given} is given, config.model.{lacking} is not; allowed "
+            f"config.model.{present} is given, config.model.{lacking} is not; allowed "
             "are both or neither"
         )
     mean = channels("config.model.mean", MEAN if mean is None else mean)

@@ -123,12 +123,13 @@ def _names(name, depth):
 
 def check_variables(model, variables, image_size):
     """InputError for the first variable that `model` lacks, or has in another shape."""
-    found, needed = _by_name(variables), _by_name(shapes(model, image_size))
-    for name in sorted(found.keys() | needed.keys()):
-        ours, theirs = found.get(name, "missing"), needed.get(name, "no such variable")
-        if ours != theirs:
+    present, needed = _by_name(variables), _by_name(shapes(model, image_size))
+    for name in sorted(present.keys() | needed.keys()):
+        shape = present.get(name, "missing")
+        expected = needed.get(name, "no such variable")
+        if shape != expected:
             raise InputError(
-                f"variables: {name} is {ours}, in the model it is {theirs}; allowed "
+                f"variables: {name} is {shape}, in the model it is {expected}; allowed "
                 "are variables of this model"
             )
 

@@ -297,13 +297,13 @@ def _misfit(state_dict, places, needed, fresh):
     wrong_size = _size_differs(state_dict, needed)
     if wrong_size:
         return wrong_size, ()
-    known = {place.name for place in places}
+    names = {place.name for place in places}
     problems = []  # (path, sentence)
     for name, tensor in state_dict.items():
         path = re.sub(r"\.(\d+)", r"_\1", name).replace(".", "/")
-        if name not in known and not matches(path, fresh):
-            found = f"tensor {name} of shape {tensor.shape} is left over"
-            problems.append((path, f"{found}, this model has no such part"))
+        if name not in names and not matches(path, fresh):
+            leftover = f"tensor {name} of shape {tensor.shape} is left over"
+            problems.append((path, f"{leftover}, this model has no such part"))
     for place in needed:
         path, name, shape = place.path, place.name, place.shape
         tensor = state_dict.get(name)
@@ -330,12 +330,12 @@ def _size_differs(state_dict, needed):
         widths = [shape[:1] for n, shape in named if n == "norm.weight"]
         return (len(blocks), *sum(widths, ()))
 
-    found = size([(name, tensor.shape) for name, tensor in state_dict.items()])
+    held = size([(name, tensor.shape) for name, tensor in state_dict.items()])
     wanted = size([(place.name, place.shape) for place in needed])
-    if found == wanted or len(found) != len(wanted) or not found[0]:
+    if held == wanted or len(held) != len(wanted) or not held[0]:
         return None
     return (
-        f"it holds a model of depth {found[0]} and width {found[-1]}, this one has "
+        f"it holds a model of depth {held[0]} and width {held[-1]}, this one has "
         f"depth {wanted[0]} and width {wanted[-1]}"
     )
 
@@ -359,13 +359,13 @@ def _fit_pos_embed(state_dict, needed, positions):
     Whatever cannot be resized stays as it is, for the check of shapes to report.
     """
     place = next((place for place in needed if place.path == "pos_embed"), None)
-    found = None if place is None else state_dict.get(place.name)
-    if found is None or positions is None:
+    embedding = None if place is None else state_dict.get(place.name)
+    if embedding is None or positions is None:
         return state_dict
-    if found.ndim != 3 or found.shape[::2] != place.shape[::2]:
+    if embedding.ndim != 3 or embedding.shape[::2] != place.shape[::2]:
         return state_dict
-    fitted = positions.fit(found)
-    if fitted is None or fitted is found:
+    fitted = positions.fit(embedding)
+    if fitted is None or fitted is embedding:
         return state_dict
     logging.info("position embeddings resized to %dx%d", *positions.grid)
     return {**state_dict, place.name: fitted}

@@ -76,13 +76,13 @@ def read_normalization(path: str | os.PathLike) -> dict[str, list[float]]:
     path = pathlib.Path(path)
     readers = dict.fromkeys(_READERS, lambda _: {})
     readers |= {".npz": _npz_normalization, ".safetensors": _safetensors_normalization}
-    found = _guarded(path, readers)
-    if len(found) == 1:
+    values = _guarded(path, readers)
+    if len(values) == 1:
         raise InputError(
-            f"weights file {path} has {next(iter(found))} alone; allowed are mean and "
+            f"weights file {path} has {next(iter(values))} alone; allowed are mean and "
             "std, or neither"
         )
-    return found
+    return values
 
 
 def _guarded(path, readers):
@@ -94,8 +94,8 @@ def _guarded(path, readers):
             f"{', '.join(readers)} can be read"
         )
     if not path.is_file():
-        found = "is a folder" if path.is_dir() else "does not exist"
-        raise InputError(f"weights file {path} {found}")
+        obstacle = "is a folder" if path.is_dir() else "does not exist"
+        raise InputError(f"weights file {path} {obstacle}")
     try:
         with open(path, "rb") as file:
             if file.read(len(_LFS)) == _LFS:
@@ -122,14 +122,14 @@ def _guarded(path, readers):
 def _check_size(path, unpacked):
     """InputError for an archive of more bytes than there can be in weights."""
     if unpacked > UNPACKED * path.stat().st_size:
-        found = f"a hundred times its own {path.stat().st_size / 1e6:.3f} MB"
+        limit = f"a hundred times its own {path.stat().st_size / 1e6:.3f} MB"
     elif unpacked > memory_bytes():
-        found = f"this machine's memory, {memory_bytes() / 1e6:.1f} MB"
+        limit = f"this machine's memory, {memory_bytes() / 1e6:.1f} MB"
     else:
         return
     raise InputError(
         f"weights file {path} has {unpacked / 1e6:.1f} MB unpacked, which is more than "
-        f"{found}"
+        f"{limit}"
     )
 
 
@@ -164,8 +164,8 @@ def _named_tensors(path, content):
     for name, value in content.items():
         if not (isinstance(name, str) and isinstance(value, np.ndarray)):
             inner = [key for key, held in content.items() if isinstance(held, dict)]
-            known = ", ".join(repr(key) for key in _WRAPPERS)
-            rest = f"; allowed are they alone, or under {known}" if inner else ""
+            wrappers = ", ".join(repr(key) for key in _WRAPPERS)
+            rest = f"; allowed are they alone, or under {wrappers}" if inner else ""
             raise InputError(
                 f"weights file {path} is not a state dict: {name!r} is of type "
                 f"{type(value).__name__}, only named tensors are allowed{rest}"
@@ -233,8 +233,8 @@ def _read_parts(path):
         if not (path.parent / part).is_file():
             raise InputError(f"weights file {path} lacks its part {part} beside it")
         readers = {".safetensors": safetensors.numpy.load_file}
-        found = _guarded(path.parent / part, readers)
-        tensors |= {k: v for k, v in found.items() if places.get(k) == part}
+        content = _guarded(path.parent / part, readers)
+        tensors |= {k: v for k, v in content.items() if places.get(k) == part}
     lacking = next((name for name in places if name not in tensors), None)
     if lacking is not None:
         raise InputError(
@@ -246,20 +246,20 @@ def _read_parts(path):
 def _npz_normalization(path):
     # Opened here: NumPy leaves its own file open where the archive is damaged.
     with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-        found = {k: archive[k] for k in _NORMALIZATION if k in archive}
+        arrays = {k: archive[k] for k in _NORMALIZATION if k in archive}
     # As written: 0.485 in float32 is another number than in float64.
     return {
         name: [float(str(value)) for value in values.ravel()]
         if values.dtype == np.float32
         else values.tolist()
-        for name, values in found.items()
+        for name, values in arrays.items()
     }
 
 
 def _safetensors_normalization(path):
     with safetensors.safe_open(path, framework="numpy") as file:
-        found = file.metadata() or {}
-        return {k: json.loads(found[k]) for k in _NORMALIZATION if k in found}
+        metadata = file.metadata() or {}
+        return {k: json.loads(metadata[k]) for k in _NORMALIZATION if k in metadata}
 
 
 def _read_torch(path):

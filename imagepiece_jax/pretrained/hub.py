@@ -48,8 +48,8 @@ def local(path: str | os.PathLike) -> pathlib.Path:
 def existing(path: str | os.PathLike) -> pathlib.Path:
     """As `local`; InputError where there is nothing."""
     if not exists(path):
-        meant = _meant(os.fspath(path))
-        raise InputError(f"weights {path}: no such file or folder{meant}")
+        hint = _meant(os.fspath(path))
+        raise InputError(f"weights {path}: no such file or folder{hint}")
     return local(path)
 
 
@@ -129,10 +129,10 @@ def weights_files(folder: pathlib.Path) -> list[pathlib.Path]:
 
 def weights_file(folder: pathlib.Path) -> pathlib.Path:
     """The file of weights in a folder; InputError for none, and for several."""
-    found = weights_files(folder)
-    if len(found) == 1:
-        return found[0]
-    names = ", ".join(file.name for file in found) or "none"
+    candidates = weights_files(folder)
+    if len(candidates) == 1:
+        return candidates[0]
+    names = ", ".join(file.name for file in candidates) or "none"
     raise InputError(
         f"{folder} has a {CONFIG}, and of weights {names}; allowed is one file, such "
         f"as {WEIGHTS[0]}"
@@ -186,9 +186,9 @@ class _Repository:
 
     def needed(self, *names):
         """The path of the first of these files that there is; InputError for none."""
-        found = next(filter(None, map(self._get, names)), None)
-        if found is not None:
-            return found
+        file = next(filter(None, map(self._get, names)), None)
+        if file is not None:
+            return file
         listed = names[0] if len(names) == 1 else f"none of {', '.join(names)}"
         if self._unreachable:
             raise InputError(
@@ -207,10 +207,10 @@ class _Repository:
             return
         import huggingface_hub
 
-        known = huggingface_hub.try_to_load_from_cache(
+        cached = huggingface_hub.try_to_load_from_cache(
             self._name, name, revision=self._revision
         )
-        if known is not huggingface_hub._CACHED_NO_EXIST:
+        if cached is not huggingface_hub._CACHED_NO_EXIST:
             raise InputError(
                 f"{self._text}: the hub cannot be reached, and its cache does not say "
                 f"whether there is a {name}; allowed are a network, or instead of the "
@@ -226,7 +226,7 @@ class _Repository:
         from huggingface_hub import errors
 
         try:
-            found = huggingface_hub.hf_hub_download(
+            file = huggingface_hub.hf_hub_download(
                 self._name,
                 name,
                 revision=self._revision,
@@ -257,7 +257,7 @@ class _Repository:
             raise InputError(
                 f"{self._text}: {name} cannot be fetched ({reason}); try again"
             ) from error
-        path = pathlib.Path(found)
+        path = pathlib.Path(file)
         self.files.append(path)
         self._revision = path.parent.name  # the commit, in the layout of the cache
         return path

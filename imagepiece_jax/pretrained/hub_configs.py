@@ -113,7 +113,7 @@ def describe(vit: "Pretrained") -> dict[str, Any]:
     """
     model, prepared = vit.model, dataclasses.asdict(vit.preprocessing)
     size, crop = prepared.pop("image_size"), prepared["crop"]
-    own = {
+    ours = {
         "version": __version__,
         "model": {
             "name": vit.name,
@@ -128,7 +128,7 @@ def describe(vit: "Pretrained") -> dict[str, Any]:
         "dtype": model.dtype.name,
         **({"untrained": True} if vit.untrained else {}),
     }
-    return {"architecture": OURS} | describe_timm(vit) | {OURS: own}
+    return {"architecture": OURS} | describe_timm(vit) | {OURS: ours}
 
 
 def _parse_ours(config):
@@ -180,17 +180,17 @@ def parse_timm(config: Mapping[str, Any]) -> HubConfig:
     images = config.get("pretrained_cfg", config)
     name, classes = config["architecture"], _classes(config, images)
     if name not in registry.MODELS and public.model(name) is None:
-        known = [*public.table(), *registry.MODELS]
-        hint = suggestion(str(name), known, "allowed are timm's ViTs")
+        names = [*public.table(), *registry.MODELS]
+        hint = suggestion(str(name), names, "allowed are timm's ViTs")
         raise InputError(f"architecture is {name!r}; {hint}")
     arguments = config.get("model_args") or {}
     _, height, width = images["input_size"]
     size = arguments.get("img_size") or (height, width)
     size = sides(size)[0] if len({*sides(size)}) == 1 else tuple(size)
     values = {"mean": tuple(images["mean"]), "std": tuple(images["std"])}
-    known = _known(name, images.get("tag"), values | {"num_classes": classes})
-    says, sizes = _arguments(arguments, known)
-    if known == name and name in public.table():  # trained by timm's code
+    whole_name = _known(name, images.get("tag"), values | {"num_classes": classes})
+    says, sizes = _arguments(arguments, whole_name)
+    if whole_name == name and name in public.table():  # trained by timm's code
         says = public.timms_own(name) | says
     if classes is not None:
         sizes = {"num_classes": classes} | sizes
@@ -204,7 +204,7 @@ def parse_timm(config: Mapping[str, Any]) -> HubConfig:
         sizes,
         crop,
         class_names=labels(images | config, classes)
-        or class_names.names_of(known, classes),
+        or class_names.names_of(whole_name, classes),
     )
 
 
@@ -252,12 +252,12 @@ def _arguments(arguments, name):
         elif field not in (*PARTS, *SIZES, *IDLE):
             raise InputError(f"model_args has {field}={value!r}, which no model has")
     others = {k: v for k, v in arguments.items() if k in SIZES and v is not None}
-    own = registry.size_of(name).stated
-    own = {k: own[k] for k in (*SIZES, "mlp_ratio") if k in own}
+    usual = registry.size_of(name).stated
+    usual = {k: usual[k] for k in (*SIZES, "mlp_ratio") if k in usual}
     if {"mlp_ratio", "embed_dim"} & {*arguments}:
         # timm's counts packed layers twice, and is cut to whole widths: tensors tell.
-        del own["mlp_ratio"]
-    sizes = own | others
+        del usual["mlp_ratio"]
+    sizes = usual | others
     null = ("init_values", "fc_norm")  # where None is not what is left out
     parts = {k: v for k, v in arguments.items() if k in PARTS}
     parts = {k: v for k, v in parts.items() if v is not None or k in null}
@@ -270,19 +270,19 @@ def _arguments(arguments, name):
 
 def _changed(arch: Architecture, arguments) -> Architecture:
     """An Architecture changed by arguments of timm's VisionTransformer, or Eva."""
-    found, eva = _with_arguments(arch, arguments), is_eva(arch)
+    changed, eva = _with_arguments(arch, arguments), is_eva(arch)
     if eva:  # which has no argument for it
-        reads = found.pool == "map" and found.prefix > 0
-        found = dataclasses.replace(found, pool_include_prefix=reads)
+        reads = changed.pool == "map" and changed.prefix > 0
+        changed = dataclasses.replace(changed, pool_include_prefix=reads)
     heads = ("pool", "pool_include_prefix", "final_norm", "fc_norm")
     same = {field: getattr(arch, field) for field in heads}
     asked = "pool_include_prefix" in arguments
-    if eva and (asked or dataclasses.replace(found, **same) != arch):
+    if eva and (asked or dataclasses.replace(changed, **same) != arch):
         raise InputError(
             f"model_args has {', '.join(arguments)} for a model with rotary positions; "
             "allowed are its own parts, and another global_pool"
         )
-    return found
+    return changed
 
 
 def _with_arguments(arch, arguments):
@@ -322,8 +322,8 @@ def describe_timm(vit: "Pretrained") -> dict[str, Any]:
 
     Without "architecture" where timm has no such models.
     """
-    model, known = vit.model, dataclasses.asdict(vit.preprocessing)
-    size, crop = known.pop("image_size"), known.pop("crop")
+    model, prepared = vit.model, dataclasses.asdict(vit.preprocessing)
+    size, crop = prepared.pop("image_size"), prepared.pop("crop")
     heads = ["head", "head_dist"] if model.arch.dist_token else "head"
     labels = _labels(vit.class_names)
     return {
@@ -337,7 +337,7 @@ def describe_timm(vit: "Pretrained") -> dict[str, Any]:
             "mean": model.mean,
             "std": model.std,
             "num_classes": model.num_classes,
-            **({} if crop is None else {"crop_pct": crop} | known),
+            **({} if crop is None else {"crop_pct": crop} | prepared),
             "pool_size": None,
             "first_conv": "patch_embed.proj",
             "classifier": heads,
@@ -420,8 +420,11 @@ def _all_arguments(model):
 
 
 def _size(model):
-    own = [field for field in registry.SIZES if field != "depth"]
-    return {"depth": len(model.plan), **{field: getattr(model, field) for field in own}}
+    fields = [field for field in registry.SIZES if field != "depth"]
+    return {
+        "depth": len(model.plan),
+        **{field: getattr(model, field) for field in fields},
+    }
 
 
 # Activations by their names; those of one kind differ in rounding alone.
@@ -553,32 +556,38 @@ def processor(
     if abs(factor - RESCALE) > 1e-6:
         raise InputError(f"rescale_factor is {factor!r}; allowed is 1/255")
     names = {"mean": "image_mean", "std": "image_std"}
-    given = {k: tuple(images[name]) for k, name in names.items() if name in images}
+    normalization = {
+        k: tuple(images[name]) for k, name in names.items() if name in images
+    }
     if not images.get("do_normalize", True):
-        given = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+        normalization = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
     if not images.get("do_resize", True) or "size" not in images:
-        return given, {}
+        return normalization, {}
     resample = images.get("resample", model.resample)
     interpolation = one_of("resample", resample, RESAMPLE)
     side, squash = _resized(images["size"], model)
     cut = images.get("crop_size")
     cropped = images.get("do_center_crop", cut is not None)
-    known = cut is not None if cropped else squash
-    crop = _share(_square(cut), side) if known and cropped else 1.0
-    if not known or crop > 1:
+    fixed = cut is not None if cropped else squash
+    crop = _share(_square(cut), side) if fixed and cropped else 1.0
+    if not fixed or crop > 1:
         raise InputError(
             f"size is {images['size']!r} and crop_size {cut!r}; allowed are a height "
             "and a width, or a crop_size of at most size"
         )
     mode = "squash" if squash else "center"
-    return given, {"crop": crop, "crop_mode": mode, "interpolation": interpolation}
+    return normalization, {
+        "crop": crop,
+        "crop_mode": mode,
+        "interpolation": interpolation,
+    }
 
 
 def _kind(config):
     """The model type, of two towers that of the images."""
     kind = config["model_type"]
-    known = {kind: kind for kind in MODEL_TYPES} | TOWERS
-    return one_of("model_type", kind, known)
+    kinds = {kind: kind for kind in MODEL_TYPES} | TOWERS
+    return one_of("model_type", kind, kinds)
 
 
 def _names(labels):

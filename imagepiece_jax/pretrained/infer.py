@@ -44,30 +44,30 @@ def infer(tensors: Mapping[str, np.ndarray], known: ModelConfig) -> ModelConfig:
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     sizes = _sizes(shapes, known)
     parts, named = _parts(shapes, sizes), registry.facts(known.name)
-    told = known.stated
+    fields = known.stated
     if named.get("embed_dim") == sizes["embed_dim"]:
-        told = {"num_heads": named["num_heads"]} | told
+        fields = {"num_heads": named["num_heads"]} | fields
     if {"mean", "std"} <= {*named}:
-        told = {"mean": named["mean"], "std": named["std"]} | told
+        fields = {"mean": named["mean"], "std": named["std"]} | fields
     if sizes["image_size"] is None:
-        told = {k: v for k, v in named.items() if k == "image_size"} | told
-        sizes["image_size"] = told.get("image_size")
-    lacking = [f for f in ("num_heads", "mean", "std") if f not in told]
+        fields = {k: v for k, v in named.items() if k == "image_size"} | fields
+        sizes["image_size"] = fields.get("image_size")
+    lacking = [f for f in ("num_heads", "mean", "std") if f not in fields]
     lacking += ["image_size"] if sizes["image_size"] is None else []
     if named or known.arch:
         arch = known.architecture
         _check_parts(known, arch, parts, shapes)
     else:
-        lacking += [f for f in (*ALWAYS, *_open_parts(parts)) if f not in told]
-        values = {field: told.get(field, getattr(DEIT, field)) for field in ALWAYS}
+        lacking += [f for f in (*ALWAYS, *_open_parts(parts)) if f not in fields]
+        values = {field: fields.get(field, getattr(DEIT, field)) for field in ALWAYS}
         arch = dataclasses.replace(parts, **values)
     if lacking:
         raise InputError(_question(lacking, known, sizes, parts))
-    mean, std = registry.normalization(told["mean"], told["std"])
+    mean, std = registry.normalization(fields["mean"], fields["std"])
     return ModelConfig(
         name=known.name,
         arch=arch,
-        num_heads=told["num_heads"],
+        num_heads=fields["num_heads"],
         mean=mean,
         std=std,
         **sizes,
@@ -255,11 +255,11 @@ def _question(lacking, known, sizes, parts):
 
 def _candidates(sizes, parts):
     """In brackets, known models of these sizes and parts; "" where there are none."""
-    told = ("patch_size", "embed_dim", "depth", "mlp_ratio")
+    compared = ("patch_size", "embed_dim", "depth", "mlp_ratio")
     alike = [
         name
         for name in (*registry.MODELS, *public.table())
-        if all(registry.facts(name)[field] == sizes[field] for field in told)
+        if all(registry.facts(name)[field] == sizes[field] for field in compared)
         and _told(registry.facts(name).get("arch", DEIT)) == _told(parts)
     ]
     rest = f" and {len(alike) - MOST} others" if len(alike) > MOST else ""

@@ -65,17 +65,17 @@ class Layout:
                 return ""
             number = re.match(self.blocks, inside)
             if number:
-                found = _renamed(inside[number.end() :], self.inner, self.strict)
-                return found and f"blocks.{number[1]}.{found}"
+                renamed = _renamed(inside[number.end() :], self.inner, self.strict)
+                return renamed and f"blocks.{number[1]}.{renamed}"
             refused = self.refused.get(inside.rpartition(".")[0])
             if refused:
                 raise InputError(f"tensor {name} is {refused}")
-            found = _renamed(inside, self.outer)
-            if found is not None:
-                return found
-        found = _renamed(name, self.beside)
-        if found is not None:
-            return found
+            renamed = _renamed(inside, self.outer)
+            if renamed is not None:
+                return renamed
+        renamed = _renamed(name, self.beside)
+        if renamed is not None:
+            return renamed
         if inside is not None and not self.strict:
             return inside
         outside = prefix and inside is None and re.match(BESIDE, name)
@@ -443,23 +443,23 @@ def as_timm(
     arch: of the model; timm keeps the projections of EVA-02's sub-LN apart, and two
     layers of a gated MLP without a norm together where positions are learned.
     """
-    eva, apart, found = is_eva(arch), arch.mlp_norm and not arch.key_bias, {}
+    eva, apart, renamed = is_eva(arch), arch.mlp_norm and not arch.key_bias, {}
     for name, tensor in tensors.items():
         if eva:
             name = re.sub(r"\.ls([12])\.gamma$", r".gamma_\1", name)
         attention, qkv, _ = name.partition("qkv.weight")
         if qkv and apart:
             for part, third in zip("qkv", np.split(tensor, 3), strict=True):
-                found[f"{attention}{part}_proj.weight"] = third
+                renamed[f"{attention}{part}_proj.weight"] = third
             continue
         if apart:
             name = re.sub(r"\.attn\.([qv])_bias$", r".attn.\1_proj.bias", name)
-        found[name] = tensor
+        renamed[name] = tensor
     if arch.mlp == "swiglu" and arch.positions and not arch.mlp_norm:
-        for gate in [n for n in found if ".mlp.fc1_g." in n]:
-            halves = [found.pop(n) for n in (gate, gate.replace("_g.", "_x."))]
-            found[gate.replace("_g.", ".")] = np.concatenate(halves)
-    return found
+        for gate in [n for n in renamed if ".mlp.fc1_g." in n]:
+            halves = [renamed.pop(n) for n in (gate, gate.replace("_g.", "_x."))]
+            renamed[gate.replace("_g.", ".")] = np.concatenate(halves)
+    return renamed
 
 
 def _layout(tensors):
@@ -469,19 +469,19 @@ def _layout(tensors):
         marked = [name for name in tensors if name == ends[0] or name.endswith(ends[1])]
         prefixes = sorted(name.removesuffix(layout.mark) for name in marked)
         if len(prefixes) > 1:
-            found = ", ".join(prefix.rstrip(".") or "one" for prefix in prefixes)
+            shown = ", ".join(prefix.rstrip(".") or "one" for prefix in prefixes)
             raise InputError(
-                f"it holds {len(prefixes)} vision towers, {found}; allowed is one"
+                f"it holds {len(prefixes)} vision towers, {shown}; allowed is one"
             )
         if prefixes:
             return layout, prefixes[0]
     if any(re.match(TIMM_NAMES, name) for name in tensors):
         return TIMM, ""
     for pattern, kind in FOREIGN:
-        found = next((name for name in tensors if re.match(pattern, name)), None)
-        if found:
+        shown = next((name for name in tensors if re.match(pattern, name)), None)
+        if shown:
             raise InputError(
-                f"it holds {kind}, as tensor {found} shows, and no vision transformer "
+                f"it holds {kind}, as tensor {shown} shows, and no vision transformer "
                 "of a known layout"
             )
     names, titles = ", ".join([*tensors][:MOST]), [layout.title for layout in LAYOUTS]
@@ -558,10 +558,10 @@ def _stack(tensors):
     Where keys have no bias, queries and values keep theirs, by timm's names.
     """
     for name in [*tensors]:
-        found = re.fullmatch(r"(.*\battn|attn_pool)\.([qkv])\.(weight|bias)", name)
-        if not found or name not in tensors:
+        match = re.fullmatch(r"(.*\battn|attn_pool)\.([qkv])\.(weight|bias)", name)
+        if not match or name not in tensors:
             continue
-        module, letter, leaf = found.groups()
+        module, letter, leaf = match.groups()
         letters = "kv" if module == "attn_pool" else "qkv"
         if letter not in letters:
             continue

@@ -202,7 +202,7 @@ class Weights:
 
     def _inferred(self, asked):
         """These weights with the config that their tensors and what is said make."""
-        checkpoint, stated, said = self.content(), self.stated, asked
+        checkpoint, stated, caller = self.content(), self.stated, asked
         name = asked.name or stated.name
         if self.path.is_dir():
             # What is asked for completes a config.json; `changed` compares the rest.
@@ -216,13 +216,13 @@ class Weights:
                 heads = ModelConfig(num_heads=checkpoint.config.num_heads)
                 stated = checkpoint.images.over(heads)
             if facts and not asked.arch:
-                said = _without(said, ("norm_eps", "resize"))
+                caller = _without(caller, ("norm_eps", "resize"))
                 norm = checkpoint.tensors.get("blocks.0.norm1.weight")
                 if np.shape(norm) == (facts["embed_dim"],):
-                    said = dataclasses.replace(said, num_heads=facts["num_heads"])
+                    caller = dataclasses.replace(caller, num_heads=facts["num_heads"])
             size = _size_of_positions(asked.image_size, facts)
-            said = dataclasses.replace(said, image_size=size)
-            known = said.over(stated, ModelConfig(name=name))
+            caller = dataclasses.replace(caller, image_size=size)
+            known = caller.over(stated, ModelConfig(name=name))
         try:
             heads = checkpoint.config.num_heads
             if heads not in (None, known.num_heads):

@@ -101,8 +101,8 @@ def with_current_fields(config: dict[str, Any]) -> dict[str, Any]:
         config["reduction"] = current(config["reduction"])
     for group, fields in LATER.items():
         if group in config:
-            given = {k: v for k, v in config[group].items() if v is not None}
-            config[group] = config[group] | fields | given
+            stated = {k: v for k, v in config[group].items() if v is not None}
+            config[group] = config[group] | fields | stated
     if config.get("augment", {}).get("where") == "device":  # there was a choice then
         config["augment"] = {k: v for k, v in config["augment"].items() if k != "where"}
     if "ema_decay" in config:
@@ -111,8 +111,8 @@ def with_current_fields(config: dict[str, Any]) -> dict[str, Any]:
         config = {"distill": WITHOUT_DISTILLATION} | config
     if "model" in config and config["model"].get("name") in [*MODELS]:
         # Older configs said what these names say.
-        said = {k: None for k, v in NAMED.items() if config["model"].get(k) == v}
-        config["model"] = config["model"] | said
+        implied = {k: None for k, v in NAMED.items() if config["model"].get(k) == v}
+        config["model"] = config["model"] | implied
     return config
 
 
@@ -133,9 +133,9 @@ def read_checkpoint(
 
     def choose(_, table):
         names = tuple(f"{start}{name}/" for name in COLLECTIONS)
-        found = [name for name in table if name.startswith(names)]
-        if found or not averaged:
-            return found
+        wanted = [name for name in table if name.startswith(names)]
+        if wanted or not averaged:
+            return wanted
         raise InputError(
             f"run {folder} has no averaged weights, as config.ema_decay is 0; allowed "
             "are runs with averages, or its weights as they are"
@@ -158,8 +158,8 @@ def own_files(path):
 
 def model_fields(config):
     """The fields of registry.create_model in a nested dict, without the reduction."""
-    own = {name: config[name] for name in ("image_size", "num_classes")}
-    return {name: plain(value) for name, value in config["model"].items()} | own
+    sizes = {name: config[name] for name in ("image_size", "num_classes")}
+    return {name: plain(value) for name, value in config["model"].items()} | sizes
 
 
 def model_config(config) -> ModelConfig:
@@ -208,14 +208,14 @@ def preprocessing_of(config):
     """
     data = config.get("data", {})
     usual = {k: v for k, v in LATER["data"].items() if k.startswith("eval_")}
-    found = {k: data.get(k, v) for k, v in usual.items()}
-    if found == usual:
+    crop = {k: data.get(k, v) for k, v in usual.items()}
+    if crop == usual:
         return {}
-    return {k.removeprefix("eval_"): v for k, v in found.items()}
+    return {k.removeprefix("eval_"): v for k, v in crop.items()}
 
 
 def reduction_of(config):
     """The reduction of a nested dict, with `prop_attn` where it is set."""
     fields = {k: plain(v) for k, v in config["reduction"].items() if v is not None}
-    own = {k: config["model"].get(k) for k in MODEL_FIELDS}
-    return fields | {k: v for k, v in own.items() if v is not None}
+    beside = {k: config["model"].get(k) for k in MODEL_FIELDS}
+    return fields | {k: v for k, v in beside.items() if v is not None}

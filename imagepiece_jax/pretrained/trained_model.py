@@ -317,10 +317,10 @@ def _check_way_back(vit, tensors, config):
     model = vit.model
     try:
         parsed, read = hub_configs.parse(config, {}), layouts.to_timm(tensors).tensors
-        found = infer(read, parsed.config)
-        found = dataclasses.replace(found, dtype=parsed.config.dtype)
-        again = found.create(parsed.reduction)
-        convert.from_timm(read, summary.shapes(again, found.image_size))
+        saved = infer(read, parsed.config)
+        saved = dataclasses.replace(saved, dtype=parsed.config.dtype)
+        again = saved.create(parsed.reduction)
+        convert.from_timm(read, summary.shapes(again, saved.image_size))
     except InputError as error:
         raise InputError(f"model cannot be loaded again: {error}") from error
     for field in ("plan", "arch", "num_heads", "stem", "prop_attn"):

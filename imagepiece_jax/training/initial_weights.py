@@ -120,11 +120,6 @@ class InitialWeights:
         Raises InputError where it does not fit.
         """
         config, fresh = self._config, tuple(self._config.init.fresh)
-        if not all(isinstance(name, str) for name in fresh):
-            raise InputError(
-                f"config.init.fresh is {fresh}; allowed are names of parts, such as "
-                "head"
-            )
         if fresh and not config.init.weights:
             raise InputError(
                 f"config.init.fresh is {fresh}, so the rest has been trained, but "

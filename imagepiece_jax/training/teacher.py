@@ -21,9 +21,6 @@ from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.initial_weights import InitialWeights
 from imagepiece_jax.training.logging import say
 
-# Of config.teacher, beside weights.
-FIELDS = ("name", "num_heads", "image_size", "mean", "std")
-
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
@@ -72,13 +69,11 @@ def of(config, dense, initial: InitialWeights):
     run = RunConfig.read(config)
     path, distill = run.teacher.weights, run.distill
     if run.create_method().needs_teacher:
-        for field in FIELDS:
-            if config.teacher.get(field) is not None:
-                raise InputError(
-                    f"config.teacher.{field} is {config.teacher[field]!r}, but "
-                    f"{config.reduction.name!r} learns from a dense model like its own;"
-                    " allowed is an empty field"
-                )
+        for field, value in run.teacher.stated.items():
+            raise InputError(
+                f"config.teacher.{field} is {value!r}, but {config.reduction.name!r} "
+                "learns from a dense model like its own; allowed is an empty field"
+            )
         model = dense.clone(drop_path_rate=0.0)
         variables = initial.teacher_variables(model)
     elif not distill.active:
@@ -97,7 +92,7 @@ def of(config, dense, initial: InitialWeights):
                 f"{distill.kind!r}: name a weights file, a folder, the folder of a run "
                 "or hf://OWNER/NAME"
             )
-        model, variables = _any(config, initial)
+        model, variables = _any(config, run.teacher.stated, initial)
     if distill.unlabeled and dense.arch.dist_token:
         raise InputError(
             "config.distill.weight is 1 for a model with a distillation token, whose "
@@ -106,10 +101,12 @@ def of(config, dense, initial: InitialWeights):
     return model, variables
 
 
-def _any(config, initial):
-    """(Teacher, its variables) of whatever model config.teacher names."""
-    fields = {name: config.teacher[name] for name in FIELDS}
-    labels = {name: f"config.teacher.{name}" for name in FIELDS}
+def _any(config, fields, initial):
+    """(Teacher, its variables) of whatever model config.teacher names.
+
+    fields: of config.teacher, that are not None
+    """
+    labels = {name: f"config.teacher.{name}" for name in fields}
     asked = ModelConfig(**fields, labels=labels)
     try:
         weights = initial.teacher.completed(asked).analyzed(config.model.dtype)
