@@ -1,13 +1,13 @@
 """ImageNet-1k at its true size, synthetic, and measurements of the input on it.
 
-python tools/imagenet_scale.py write DIR
-python tools/imagenet_scale.py measure DIR
+python -m tools.imagenet_scale write DIR
+python -m tools.imagenet_scale measure DIR
 
 `write` makes imagenet2012 with all its 1,281,167 + 50,000 records in 1,024 + 64
 array_record files. The images are tiny JPEGs, 0.7 GB in all. A run that was stopped
 resumes. `measure` opens and reads the set as training does, with the fields of
 configs/base.py, under several limits of file descriptors, and prints the table of
-docs/training.md. Its exit status is 1 where a goal is missed.
+docs/tables/input.md. Its exit status is 1 where a goal is missed.
 """
 
 import contextlib
@@ -28,16 +28,10 @@ from absl import flags
 from PIL import Image
 from tqdm import tqdm
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from imagepiece_jax import cli  # noqa: E402
-from imagepiece_jax.common.files import make_folder  # noqa: E402
-from imagepiece_jax.errors import InputError, RunError  # noqa: E402
-from tools.input_speed import (  # noqa: E402
-    process_tree,
-    proportional_memory,
-)
+from imagepiece_jax import cli
+from imagepiece_jax.common.files import make_folder
+from imagepiece_jax.errors import InputError, RunError
+from tools.input_speed import process_tree, proportional_memory
 
 cli.define_config("default: configs/base.py")
 TRAIN = flags.DEFINE_list("train", ["1281167", "1024"], "write: images, files")
@@ -293,7 +287,7 @@ class _Run:
         part = f"--part={','.join(map(str, part))}"
         print(*self.limits, part, file=sys.stderr, flush=True)
         done = subprocess.run(
-            [sys.executable, __file__, *sys.argv[1:], part],
+            [sys.executable, "-m", "tools.imagenet_scale", *sys.argv[1:], part],
             stdout=subprocess.PIPE,
             text=True,
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, self.limits),

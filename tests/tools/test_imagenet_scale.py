@@ -16,7 +16,7 @@ FILES, LIMIT = 80, 64
 
 def run(*words, limit=None):
     """What the tool prints, with at most `limit` open files."""
-    command = [sys.executable, "tools/imagenet_scale.py", *map(str, words)]
+    command = [sys.executable, "-m", "tools.imagenet_scale", *map(str, words)]
     if limit:  # by a shell: JAX warns of forks that run Python
         command = ["sh", "-c", f'ulimit -n {limit}; exec "$@"', "sh", *command]
     done = subprocess.run(
