@@ -4,18 +4,20 @@ import inspect
 import pathlib
 import re
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any
 
 import imagepiece_jax
+from imagepiece_jax.common.fields import CheckedFields
 from imagepiece_jax.inference.features import Features
 from imagepiece_jax.inference.optimize import CompileOptions, Program
 from imagepiece_jax.inference.predictor import Prediction
+from imagepiece_jax.models.registry import ModelConfig
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 OUT = ROOT / "docs" / "tables" / "api.md"
 # What public functions and methods take and return.
-BESIDE = (CompileOptions, Features, Prediction, Program)
+BESIDE = (ModelConfig, CompileOptions, Features, Prediction, Program)
 HEAD = """\
 Written by `python -m tools.api_reference` from the docstrings of the public names and
 of what they take and return. In shapes B counts images, H and W pixels, n tokens and D
@@ -35,7 +37,7 @@ def page() -> str:
     for member in (*public, *BESIDE):
         name = member.__name__
         parts += [f"## {name}", signature(name, member), *described(member)]
-        if isinstance(member, type):
+        if isinstance(member, type) and not issubclass(member, CheckedFields):
             parts += members(member)
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -51,20 +53,20 @@ def members(kind: type) -> list[str]:
         elif isinstance(member, classmethod | staticmethod) or inspect.isroutine(
             member
         ):
-            shown = f"{kind.__name__}.{name}"
-            parts += [f"### {shown}", signature(shown, getattr(kind, name))]
-            parts += described(member)
+            shown, bound = f"{kind.__name__}.{name}", getattr(kind, name)
+            parts += [f"### {shown}", signature(shown, bound), *described(bound)]
     return parts
 
 
 def signature(name: str, member: Any) -> str:
     """How `member` is called, as a code block; types without their modules."""
-    if isinstance(member, type) and issubclass(member, Exception):
+    if _is_plain(member):
         return ""
     called = inspect.signature(member)
     arguments = [p for p in called.parameters.values() if p.name != "self"]
     call = str(called.replace(parameters=arguments)).removesuffix(" -> None")
     call = re.sub(r"(?:[a-zA-Z_]+\.)+(?=[a-zA-Z])", "", call)
+    call = call.replace("<factory>", "{}")
     call = re.sub(r"'([A-Z]\w+)'", r"\1", call)  # the type that is being defined
     if len(name + call) > LINE:
         inside, _, result = call.removeprefix("(").rpartition(")")
@@ -76,15 +78,23 @@ def signature(name: str, member: Any) -> str:
 
 def described(member: Any) -> list[str]:
     """Paragraphs, arguments and examples of a docstring, as Markdown."""
+    names = () if _is_plain(member) else inspect.signature(member).parameters
     return [
         f"```python\n{textwrap.dedent(part)}\n```"
         if part.startswith("    ")
-        else "\n".join(_blocks(part)).strip()
+        else "\n".join(_blocks(part, names)).strip()
         for part in re.split(r"\n{2,}", inspect.getdoc(member))
     ]
 
 
-def _blocks(paragraph: str) -> Iterable[str]:
+def _is_plain(member: Any) -> bool:
+    """Whether nobody calls it."""
+    return isinstance(member, property) or (
+        isinstance(member, type) and issubclass(member, Exception)
+    )
+
+
+def _blocks(paragraph: str, names: Container[str]) -> Iterable[str]:
     """Its lines wrapped anew: text, an item for each argument, each section apart."""
     blocks = [""]
     for line in map(str.strip, paragraph.splitlines()):
@@ -93,7 +103,7 @@ def _blocks(paragraph: str) -> Iterable[str]:
             continue
         if section:
             blocks.append(f"\n**{section[1]}** {section[2] or ''}".strip(" "))
-        elif argument and argument[1][0].islower():
+        elif argument and re.split(", | and ", argument[1])[0] in names:
             blocks.append(f"- `{argument[1]}`: {argument[2]}")
         else:
             blocks[-1] += f" {line}"

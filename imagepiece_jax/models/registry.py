@@ -87,18 +87,22 @@ class Contradiction(InputError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig(CheckedFields):
-    """Fields of a model; None is as its name has it, or is not known.
+    """Fields of a model; None is what the name stands for, or unknown.
 
     name: of MODELS, or timm's of a public model with or without its tag, such as
-    "vit_small_patch14_reg4_dinov2.lvd142m"; None where `arch` and the size say it all.
-    image_size: pixels a side, or (height, width). num_classes: 0 is no head. arch: an
-    Architecture, or a dict of its fields; `gelu`, `norm_eps`, `resize` and
-    `class_token` change these of it alone: without class token the head reads the mean
-    over patches. mean, std: of the images that it is for, of pixels in [0, 1].
-    prop_attn: None is as the reduction is meant (ToMe: with proportional attention, the
-    others: without), but that weights of MAE are used without. masked: the model that
-    training uses: methods that train with a mask keep all tokens there; for the others
-    it is the same. axis_name: as a ViT has it.
+        "vit_small_patch14_reg4_dinov2.lvd142m"; None where `arch` and the size are
+        enough
+    image_size: pixels a side, or (height, width)
+    num_classes: 0 leaves the head out
+    arch: an Architecture, or a dict of its fields
+    gelu, norm_eps, resize and class_token: change these fields of `arch` alone; without
+        class token the head reads the mean over patches
+    mean and std: of the images that it is for, of pixels in [0, 1]
+    prop_attn: None is as the reduction is meant (ToMe with proportional attention, other
+        methods without), except that weights of MAE are used without
+    masked: the model that training uses: methods that train with a mask keep all tokens
+        there; for other methods it is the same
+    axis_name: as a ViT has it
     """
 
     group: ClassVar[str] = "model"
