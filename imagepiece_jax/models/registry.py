@@ -95,11 +95,11 @@ class ModelConfig(CheckedFields):
     image_size: pixels a side, or (height, width)
     num_classes: 0 leaves the head out
     arch: an Architecture, or a dict of its fields
-    gelu, norm_eps, resize and class_token: change these fields of `arch` alone; without
+    gelu, norm_eps, resize, class_token: change these fields of `arch` alone; without
         class token the head reads the mean over patches
-    mean and std: of the images that it is for, of pixels in [0, 1]
-    prop_attn: None is as the reduction is meant (ToMe with proportional attention, other
-        methods without), except that weights of MAE are used without
+    mean, std: of the images that it is for, of pixels in [0, 1]
+    prop_attn: None is as the reduction is meant (ToMe with proportional attention,
+        other methods without), except that weights of MAE are used without
     masked: the model that training uses: methods that train with a mask keep all tokens
         there; for other methods it is the same
     axis_name: as a ViT has it
