@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from imagepiece_jax.data.augment import randaugment
-from imagepiece_jax.data.augment.policy import OPS, Policy, fill_color
+from imagepiece_jax.data.augment.policy import FILL, OPS, Policy, fill_color
 from imagepiece_jax.data.augment.randaugment import Draws
 from tests import oracles_randaugment
 from tests.oracles_augment import at_nine, photographs
@@ -18,9 +18,14 @@ INTERPOLATED = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
 SIZE = (64, 48)
 POLICY = Policy(layers=2, prob=0.5, magnitude=9.0, magnitude_std=0.5)
 
-apply = jax.jit(randaugment.apply)
+compiled = jax.jit(randaugment.apply)
 draw = jax.jit(randaugment.draw, static_argnums=1)
 tables = jax.jit(randaugment.tables)
+
+
+def apply(images, draws, fill=FILL):
+    """One program for all tests of `images()`."""
+    return compiled(images, draws, np.array(fill, np.uint8))
 
 
 @functools.cache
@@ -81,17 +86,16 @@ def test_bare_places_have_the_mean_that_the_model_was_trained_with(name):
     assert fill_color((0.485, 0.456, 0.406)) == (124, 116, 104)
     fill = fill_color((0.5, 0.5, 0.5))
     assert fill == (128, 128, 128)
-    one = draws(OPS.index(name), 9.0, 1, applied=[True, False])
-    drawn = Draws(*(x[:1] for x in one))
-    white = np.full((1, 32, 32, 3), 255, np.uint8)
+    drawn = draws(OPS.index(name), 9.0, 1, applied=[True, False])
+    white = np.full_like(images(), 255)
     first = Draws(*(x[0] for x in drawn))
-    for found in (
+    for moved in (
         np.asarray(apply(white, drawn, fill))[0],
         oracles_randaugment.apply(white[0], first, fill),
     ):
-        colors, counts = np.unique(found.reshape(-1, 3), axis=0, return_counts=True)
+        colors, counts = np.unique(moved.reshape(-1, 3), axis=0, return_counts=True)
         assert (colors[counts.argsort()[-2:]] == [[128] * 3, [255] * 3]).all()
-        assert not (found == [124, 116, 104]).all(-1).any()
+        assert not (moved == [124, 116, 104]).all(-1).any()
 
 
 def test_device_and_pillow_agree_on_any_draw():
