@@ -4,6 +4,7 @@ The table is tests/errors.txt; sentences of commands that are tested in their ow
 stand there.
 """
 
+import importlib
 import json
 import pathlib
 import re
@@ -15,7 +16,6 @@ import pytest
 from PIL import Image
 
 from configs import quickstart
-from imagepiece_jax.commands import benchmark, describe, evaluate, export, train
 from imagepiece_jax.common import parallel
 from imagepiece_jax.models import summary
 from imagepiece_jax.pretrained import convert
@@ -23,8 +23,6 @@ from imagepiece_jax.training.config import RunConfig
 from tests.command import call, sentence, start
 from tests.runs import ROOT
 
-COMMANDS = {m.__name__.split(".")[-1]: m.main for m in (describe, export, train)}
-COMMANDS |= {"evaluate": evaluate.main, "benchmark": benchmark.main}
 TINY = {
     "model.depth": 2,
     "model.embed_dim": 64,
@@ -146,8 +144,9 @@ def files(folder):
 def refused(line):
     """The sentence with which a command line ends."""
     command, *words = shlex.split(line)
+    command = importlib.import_module(f"imagepiece_jax.commands.{command}")
     words = [part for word in words for part in WORDS.get(word, [word])]
-    return sentence(call(COMMANDS[command], *words))
+    return sentence(call(command.main, *words))
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,10 @@ from imagepiece_jax import __main__ as entry
 from tests.command import sentence, start
 from tests.runs import ROOT
 
-COMMANDS = "benchmark check-kernels compare describe doctor evaluate export predict"
-COMMANDS = [*COMMANDS.split(), "prepare", "train", "visualize"]
+COMMANDS = """
+benchmark check-kernels compare describe doctor evaluate export predict prepare train
+visualize
+""".split()
 
 
 @pytest.mark.parametrize("words", [[], ["--help"]])

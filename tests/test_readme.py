@@ -38,7 +38,7 @@ PAGES = [
 ]
 # Pages name files from one of these.
 FOLDERS = ("", "configs", "imagepiece_jax", "imagepiece_jax/models")
-FOLDERS += ("imagepiece_jax/reduction/methods",)
+FOLDERS += ("imagepiece_jax/reduction/methods", "tests/commands")
 
 
 def block(page, start):
