@@ -29,6 +29,15 @@ FUSED = EVIT | {"fuse_token": True}  # 25, 16, 11
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
+def compiled(fn, **options):
+    """`fn`, compiled, whose results are NumPy arrays.
+
+    Looking into an array of JAX is a program of its own for each shape.
+    """
+    run = jit(fn, **options)
+    return lambda *args, **named: jax.tree.map(np.asarray, run(*args, **named))
+
+
 def model(reduction=None, **options):
     """The tiny ViT; `options` are create_model's."""
     size = {"patch_size": PATCH, "embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS}

@@ -12,7 +12,7 @@ from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.token_counts import Fixed
 from imagepiece_jax.reduction.tokens import DROPPED, Assignment, merge_map
 from tests.models import tiny
-from tests.reduction.test_tokens import FORMS, apply, expected, jit, make
+from tests.reduction.test_tokens import FORMS, apply, expected, make
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -24,7 +24,7 @@ def test_attention_sizes_add_up_beside_the_sizes(form):
     state, assignment = make(7, 3)
     given = np.linspace(-0.5, 2.5, 21, dtype=np.float32).reshape(3, 7)
     given[1] = -1
-    with_sizes = assignment.replace(attn_size=jnp.asarray(given))
+    with_sizes = assignment.replace(attn_size=given)
     got = apply(state, with_sizes, form=form)
     x, size = expected(state, assignment)
     want = np.full((3, 3), np.finfo(np.float32).tiny)
@@ -36,7 +36,7 @@ def test_attention_sizes_add_up_beside_the_sizes(form):
     np.testing.assert_array_equal(got.effective_size[:, :1], state.size[:, :1])
     np.testing.assert_allclose(got.x, x, rtol=1e-5)
     np.testing.assert_array_equal(got.size, size)
-    one = Assignment(dest=jnp.zeros((3, 3), jnp.int32), n_out=1)
+    one = Assignment(dest=np.zeros((3, 3), np.int32), n_out=1)
     again = apply(got, one, form=form)
     np.testing.assert_allclose(again.effective_size[:, 1], want.sum(axis=1), rtol=1e-6)
     np.testing.assert_array_equal(again.size[:, 1], size[:, 1:].sum(axis=1))
@@ -55,8 +55,9 @@ def test_a_map_of_attention_is_merged_by_rows_and_columns(weighted):
     state, assignment = make(7, 3, prefix=2, weighted=weighted)
     weights = np.random.default_rng(1).uniform(size=(3, 2, 9, 9)).astype(np.float32)
     size = state.size[:, 2:]
-    got = jit(merge_map)(jnp.asarray(weights), assignment, size)
-    loose = jit(merge_map)(jnp.asarray(weights), assignment.replace(index=None), size)
+    merged = tiny.compiled(merge_map)
+    got = merged(weights, assignment, size)
+    loose = merged(weights, assignment.replace(index=None), size)
     np.testing.assert_allclose(got, loose, rtol=1e-6)
     by = np.asarray(assignment.weight if weighted else size)
     for image, head in np.ndindex(3, 2):

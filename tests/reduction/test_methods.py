@@ -108,6 +108,7 @@ def plan_of(name, fields, n0=N0):
     return build(depth, n0, METHODS[name](**fields).steps(depth))
 
 
+@functools.cache
 def image_keys(batch):
     """What reducers that draw are given: one key an image. -> [batch]."""
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(batch))
@@ -156,6 +157,18 @@ def walk(plan, x, form=None, keys=None):
     return states, results
 
 
+def last_values(states, results):
+    """What each patch's token was when it was last there: [B, n0, D]; None if soft."""
+    last = states[-1]
+    if last.source is None:
+        return None
+    history = [
+        (state.x[:, 1:], result.dest)
+        for state, result in zip(states, results, strict=False)
+    ]
+    return unmerge(last.x[:, 1:], last.source, history=history)
+
+
 def random_tokens(dtype="float32", seed=0):
     """Three images of N0 tokens behind a class token. -> [3, 1 + N0, D]."""
     rng = np.random.default_rng(seed)
@@ -164,14 +177,18 @@ def random_tokens(dtype="float32", seed=0):
 
 @functools.cache
 def stacked(name, *items):
-    """Compiled `walk` of a case, over stacked batches: for all tests.
+    """Compiled `walk` and `last_values` of a case, over stacked batches: for all tests.
 
     pmap over one device of vmap over an extra axis.
     """
     plan = plan_of(name, dict(items))
+
+    def run(x, keys):
+        states, results = walk(plan, x, keys=keys)
+        return states, results, last_values(states, results)
+
     chex.clear_trace_counter()  # it counts by source line: the other cases' traces too
-    traced = chex.assert_max_traces(lambda x, keys: walk(plan, x, keys=keys), n=1)
-    return jax.pmap(jax.vmap(traced))
+    return jax.pmap(jax.vmap(chex.assert_max_traces(run, n=1)))
 
 
 def reversed_beside(x):
@@ -185,7 +202,7 @@ def program(name, *items):
 
 
 def walked(x, name, *items):
-    """`walk` of a case, as NumPy arrays."""
+    """`walk` and `last_values` of a case, as NumPy arrays."""
     both = stacked(name, *items)(*reversed_beside(x))
     return jax.tree.map(lambda a: np.asarray(a)[0, 0], both)
 
@@ -194,7 +211,7 @@ def walked(x, name, *items):
 def test_promises_hold_after_every_step(name, fields):
     """Plan and state agree, no slot is empty, sizes are counts, the prefix rests."""
     plan, x = plan_of(name, fields), random_tokens()
-    states, results = walked(x, name, *fields.items())
+    states, results, _ = walked(x, name, *fields.items())
     contract.check_results(plan, results)
     counts = [layer.counts for layer in plan if layer.counts]
     assert len(states) == 1 + len(counts)
@@ -267,15 +284,7 @@ def test_mixtures_are_the_same_for_a_permutation_of_patches(name, fields):
 @pytest.mark.parametrize("name, fields", cases(sorted(set(METHODS) - SOFT)))
 def test_a_patch_can_be_given_the_last_value_of_its_token(name, fields):
     """Whatever was merged and dropped: what its token was when it was last there."""
-    states = jax.tree.map(np.asarray, program(name, *fields.items())(random_tokens()))
-    history = []
-    for before, after in itertools.pairwise(states):
-        dest = np.full(before.size[:, 1:].shape, DROPPED)
-        for slots, old, new in zip(dest, before.source, after.source, strict=True):
-            slots[old[old != DROPPED]] = new[old != DROPPED]
-        history.append((before.x[:, 1:], dest))
-    last = states[-1]
-    got = unmerge(last.x[:, 1:], last.source, history=history)
+    states, _, got = walked(random_tokens(), name, *fields.items())
     for image, patch in itertools.product(range(3), range(N0)):
         *_, there = (s for s in states if s.source[image, patch] != DROPPED)
         want = there.x[image, 1 + there.source[image, patch]]
@@ -293,7 +302,7 @@ def test_one_trace_serves_all_values(name, fields):
 @pytest.mark.parametrize("name, fields", CASES)
 def test_images_do_not_know_of_each_other(name, fields):
     """Of two batches that are stacked, the second is the first in reverse."""
-    both, _ = stacked(name, *fields.items())(*reversed_beside(random_tokens()))
+    both, *_ = stacked(name, *fields.items())(*reversed_beside(random_tokens()))
     both = jax.tree.map(np.asarray, both)
     first = jax.tree.map(lambda a: a[0, 0, ::-1], both)
     second = jax.tree.map(lambda a: a[0, 1], both)

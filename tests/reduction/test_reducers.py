@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.reduction import ops
+from imagepiece_jax.reduction import ops, tokens
 from imagepiece_jax.reduction.layer_plan import Counts
 from imagepiece_jax.reduction.methods.imagepiece import Retokenize
 from imagepiece_jax.reduction.reducers import TopK
-from imagepiece_jax.reduction.tokens import DROPPED, Taps, start
-from imagepiece_jax.reduction.tokens import apply as apply_result
+from imagepiece_jax.reduction.tokens import DROPPED, Taps
 from tests import oracles
+from tests.models import tiny
 
 NAN = np.nan
 FORMS = ("gather", "one_hot")
@@ -27,23 +27,23 @@ SWITCHES = [
 ]
 
 
-# Compiling is what takes the time here: leave out what only makes programs faster.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
-
-@functools.partial(jit, static_argnums=(0, 2))
+@functools.partial(tiny.compiled, static_argnums=(0, 2))
 def decide(reducer, taps, counts):
     return reducer(taps, counts)
 
 
-apply = jit(apply_result, static_argnames="form")
+apply = tiny.compiled(tokens.apply, static_argnames="form")
+start = tiny.compiled(tokens.start, static_argnames="trace_source")
+cosine = tiny.compiled(ops.cosine)
 
 
 def make_taps(scores, metric, x=None, size=None, dtype=jnp.float32):
     """Taps of a batch: scores [B, n], metric [B, n, d]; x defaults to the metric."""
     return Taps(
         x=jnp.asarray(metric if x is None else x, dtype),
-        size=jnp.ones(np.shape(scores)) if size is None else jnp.asarray(size),
+        size=np.ones(np.shape(scores), np.float32)
+        if size is None
+        else jnp.asarray(size),
         metric=jnp.asarray(metric, dtype),
         cls_attn=jnp.asarray(scores, jnp.float32),
     )
@@ -90,7 +90,9 @@ CIRCLE = np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=-1)
 def test_imagepiece_merges_as_computed_by_hand(candidates, merges, values, sizes, form):
     counts = Counts(n_in=10, n_out=10 - merges, candidates=candidates)
     result = decide(Retokenize(), make_taps([ATTENTION], [CIRCLE]), counts)
-    x = jnp.arange(-1.0, 10.0)[None, :, None]  # class token -1, then token i is i
+    x = np.arange(-1.0, 10.0, dtype=np.float32)[
+        None, :, None
+    ]  # class token -1, then token i is i
     got = apply(start(x, trace_source=True), result, form=form)
     np.testing.assert_allclose(got.x[0, :, 0], [-1, *values], rtol=1e-6)
     assert got.size[0].tolist() == [1, *sizes]
@@ -116,7 +118,7 @@ def test_pruning_as_computed_by_hand(form):
     counts = Counts(n_in=5, n_out=3)
     result = decide(TopK(), make_taps(scores, np.ones((1, 5, 1))), counts)
     assert result.dest.tolist() == [[DROPPED, DROPPED, 0, 1, 2]]
-    x = jnp.arange(0.0, 6.0)[None, :, None]  # class token 0, then 1..5
+    x = np.arange(0.0, 6.0, dtype=np.float32)[None, :, None]  # class token 0, then 1..5
     got = apply(start(x), result, form=form)
     assert got.x[0, :, 0].tolist() == [0, 3, 4, 5]
     assert got.size[0].tolist() == [1, 1, 1, 1]
@@ -127,7 +129,7 @@ def test_evit_fuses_as_computed_by_hand(form):
     scores = [[0.10, 0.05, 0.30, 0.15, 0.20]]
     counts = Counts(n_in=5, n_out=4)
     result = decide(TopK(fuse=True), make_taps(scores, np.ones((1, 5, 1))), counts)
-    x = jnp.arange(0.0, 6.0)[None, :, None]
+    x = np.arange(0.0, 6.0, dtype=np.float32)[None, :, None]
     got = apply(start(x, trace_source=True), result, form=form)
     np.testing.assert_allclose(got.x[0, :, 0], [0, 3, 4, 5, 0.2], rtol=1e-6)
     assert got.size[0].tolist() == [1, 1, 1, 1, 2]
@@ -140,7 +142,7 @@ RATES = ("0", "0.7", "1")
 MERGES = [("0", "0.3", "all"), ("0.5", "0.6", "candidates"), ("1", "1", "all")]
 
 
-@functools.partial(jit, static_argnums=1)
+@functools.partial(tiny.compiled, static_argnums=1)
 def decide_all(taps, work):
     """All decisions at one n as one program."""
     return [reducer(taps, counts) for reducer, counts in work]
@@ -192,7 +194,7 @@ SIZES = [
 def test_decisions_equal_the_oracle(n):
     scores, metric = images(n, seed=n)
     taps = make_taps(scores, metric)
-    similarity = np.asarray(ops.cosine(taps.metric, taps.metric))
+    similarity = cosine(taps.metric, taps.metric)
     work = work_at(n)
     assert bool(work) == (n > 1)  # a single token is left alone by every rule
     for (reducer, counts), result in zip(work, decide_all(taps, work), strict=True):
@@ -214,8 +216,8 @@ def test_merged_tokens_equal_the_oracle(size_weighting, dtype, form):
     """Tokens and sizes after a merge, over patches or over tokens."""
     rng = np.random.default_rng(0)
     scores, metric = images(19)
-    state = start(jnp.asarray(rng.normal(size=(8, 20, 5)), dtype))
-    state = state.replace(size=jnp.asarray(rng.integers(1, 9, (8, 20)), jnp.float32))
+    state = start(rng.normal(size=(8, 20, 5)).astype(dtype))
+    state = state.replace(size=np.float32(rng.integers(1, 9, (8, 20))))
     counts = Counts(n_in=19, n_out=14, candidates=11)
     taps = make_taps(scores, metric, state.x[:, 1:], state.size[:, 1:], dtype)
     result = decide(Retokenize(size_weighting=size_weighting), taps, counts)
@@ -241,7 +243,7 @@ def test_merged_tokens_equal_the_oracle(size_weighting, dtype, form):
 @pytest.mark.parametrize("n, kept", [(2, 1), (19, 13), (19, 18)])
 def test_fused_tokens_equal_the_oracle(n, kept, dtype, form):
     rng = np.random.default_rng(0)
-    state = start(jnp.asarray(rng.normal(size=(3, n + 1, 5)), dtype))
+    state = start(rng.normal(size=(3, n + 1, 5)).astype(dtype))
     scores = rng.dirichlet(np.ones(n), size=3).astype(np.float32)
     taps = make_taps(scores, state.x[:, 1:], dtype=dtype)
     counts = Counts(n_in=n, n_out=kept + 1)
@@ -258,13 +260,13 @@ def test_fused_tokens_equal_the_oracle(n, kept, dtype, form):
 def test_fusing_passes_gradient_to_the_attention():
     """The slope of a dropped token's score is the token itself, of a kept one 0."""
     rng = np.random.default_rng(0)
-    state = start(jnp.asarray(rng.normal(size=(2, 8, 5)), jnp.float32))
+    state = tokens.start(jnp.float32(rng.normal(size=(2, 8, 5))))
     scores = jnp.asarray(rng.dirichlet(np.ones(7), size=2), jnp.float32)
     counts = Counts(n_in=7, n_out=5)
 
     def loss(scores):
         result = TopK(fuse=True)(make_taps(scores, state.x[:, 1:]), counts)
-        return apply_result(state, result).x.sum()
+        return tokens.apply(state, result).x.sum()
 
     slope = jax.jit(jax.grad(loss))(scores)
     for image in range(2):
@@ -277,12 +279,12 @@ def test_merging_decides_without_gradient():
     """Indices and similarities only choose: neither score nor metric gets a slope."""
     rng = np.random.default_rng(0)
     scores, metric = rng.random((2, 9)), rng.normal(size=(2, 9, 4))
-    state = start(jnp.asarray(rng.normal(size=(2, 10, 4)), jnp.float32))
+    state = tokens.start(jnp.float32(rng.normal(size=(2, 10, 4))))
     counts = Counts(n_in=9, n_out=6, candidates=8)
 
     def loss(scores, metric):
         result = Retokenize()(make_taps(scores, metric), counts)
-        return apply_result(state, result).x.sum()
+        return tokens.apply(state, result).x.sum()
 
     given = jnp.asarray(scores, jnp.float32), jnp.asarray(metric, jnp.float32)
     slopes = jax.jit(jax.grad(loss, argnums=(0, 1)))(*given)
@@ -358,10 +360,10 @@ def test_equal_attention_makes_the_last_tokens_candidates():
 @pytest.mark.parametrize("reducer, counts", REDUCERS)
 def test_the_same_mapped_and_stacked(reducer, counts):
     taps = make_taps(*images(12))
-    stacked = jax.tree.map(lambda a: jnp.stack([a, a[::-1]])[None], taps)
+    stacked = jax.tree.map(lambda a: np.stack([a, a[::-1]])[None], taps)
     got = jax.pmap(jax.vmap(lambda taps: reducer(taps, counts)))(stacked)
     plain = decide(reducer, taps, counts)
-    want = jax.tree.map(lambda a: jnp.stack([a, a[::-1]])[None], plain)
+    want = jax.tree.map(lambda a: np.stack([a, a[::-1]])[None], plain)
     chex.assert_trees_all_equal(got, want)
 
 

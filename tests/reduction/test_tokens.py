@@ -21,10 +21,8 @@ from tests.models import tiny
 
 FORMS = ("gather", "one_hot")
 
-# Compiling is what takes the time here: leave out what only makes programs faster.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-apply = jit(tokens.apply, static_argnames="form")
-index_of = jit(tokens.slot_index, static_argnums=(1, 2))
+apply = tiny.compiled(tokens.apply, static_argnames="form")
+index_of = tiny.compiled(tokens.slot_index, static_argnums=(1, 2))
 NAN, INF = np.nan, np.inf
 # Compiled as a whole: one by one, their operations take longer.
 compose, unmerge = jax.jit(tokens.compose), jax.jit(tokens.unmerge)
@@ -240,18 +238,18 @@ def make(n, n_out, prefix=1, weighted=False, mean=True, dtype=np.float32, seed=0
     rng = np.random.default_rng(seed)
     dest = np.stack([random_map(rng, n, n_out) for _ in range(3)]).astype(np.int32)
     state = TokenState(
-        x=jnp.asarray(rng.normal(size=(3, prefix + n, 4)), dtype),
-        size=jnp.asarray(rng.integers(1, 5, size=(3, prefix + n)), jnp.float32),
-        source=jnp.asarray(np.tile(np.arange(n, dtype=np.int32), (3, 1))),
+        x=rng.normal(size=(3, prefix + n, 4)).astype(dtype),
+        size=rng.integers(1, 5, size=(3, prefix + n)).astype(np.float32),
+        source=np.tile(np.arange(n, dtype=np.int32), (3, 1)),
         num_prefix=prefix,
     )
-    weight = jnp.asarray(rng.uniform(0.1, 2.0, (3, n)), jnp.float32)
+    weight = rng.uniform(0.1, 2.0, (3, n)).astype(np.float32)
     return state, Assignment(
-        dest=jnp.asarray(dest),
+        dest=dest,
         weight=weight if weighted else None,
         n_out=n_out,
         mean=mean,
-        index=index_of(jnp.asarray(dest), n_out),
+        index=index_of(dest, n_out),
     )
 
 
@@ -309,8 +307,8 @@ def test_apply_in_bfloat16_rounds_once(mean, form):
 
 def test_sizes_are_exact_past_what_bfloat16_can_count():
     state, assignment = make(7, 1, dtype=jnp.bfloat16)
-    state = state.replace(size=jnp.full_like(state.size, 129.0))
-    assignment = assignment.replace(dest=jnp.zeros((3, 7), jnp.int32), index=None)
+    state = state.replace(size=np.full_like(state.size, 129.0))
+    assignment = assignment.replace(dest=np.zeros((3, 7), np.int32), index=None)
     np.testing.assert_array_equal(apply(state, assignment).size[:, 1], 7 * 129)
 
 
@@ -341,7 +339,7 @@ def test_groups_are_only_an_upper_bound(n, n_out):
 def test_a_token_alone_in_its_slot_keeps_its_bits(form):
     """w / w is 1: a mean over one token is that token, not a rounding of it."""
     state, _ = make(7, 7)
-    dest = jnp.tile(jnp.asarray([0, 1, 1, 2, DROPPED, 3, 4]), (3, 1))
+    dest = np.tile(np.int32([0, 1, 1, 2, DROPPED, 3, 4]), (3, 1))
     got = apply(state, Assignment(dest=dest, n_out=5), form=form)
     np.testing.assert_array_equal(got.x[:, [1, 3, 4, 5]], state.x[:, [1, 4, 6, 7]])
 
@@ -364,8 +362,8 @@ def test_a_slot_is_live_if_any_of_its_tokens_is(form):
     The last token is live, and dropped.
     """
     state = TokenState(
-        x=jnp.zeros((1, 7, 1)),
-        size=jnp.ones((1, 7)),
+        x=np.zeros((1, 7, 1), np.float32),
+        size=np.ones((1, 7), np.float32),
         mask=jnp.asarray([[1.0, 0, 0, 1, 0, 1]]),
     )
     dest = jnp.asarray([[0, 0, 1, 2, 1, DROPPED]])
@@ -381,10 +379,10 @@ def test_no_source_map_is_asked_for_none_is_made():
 def test_a_bad_value_in_a_dropped_token_stays_there():
     """The gather reads survivors only; a product would spread 0 * inf."""
     state, _ = make(7, 7)
-    dest = jnp.tile(jnp.asarray([0, 1, 1, 2, DROPPED, 3, 4]), (3, 1))
-    state = state.replace(x=state.x.at[:, 1 + 4].set(jnp.inf))
+    dest = np.tile(np.int32([0, 1, 1, 2, DROPPED, 3, 4]), (3, 1))
+    state.x[:, 1 + 4] = np.inf
     got = apply(state, Assignment(dest=dest, n_out=5), form="gather")
-    assert jnp.isfinite(got.x).all()
+    assert np.isfinite(got.x).all()
 
 
 # Transforms
@@ -397,10 +395,10 @@ def move(form, state, assignment):
 @pytest.mark.parametrize("form", FORMS)
 def test_apply_is_the_same_mapped_and_stacked(form):
     pair = make(7, 3, weighted=True)
-    stacked = jax.tree.map(lambda a: jnp.stack([a, a[::-1]])[None], pair)
+    stacked = jax.tree.map(lambda a: np.stack([a, a[::-1]])[None], pair)
     got = jax.pmap(jax.vmap(functools.partial(move, form)))(*stacked)
     plain = apply(*pair, form=form)
-    want = jax.tree.map(lambda a: jnp.stack([a, a[::-1]])[None], plain)
+    want = jax.tree.map(lambda a: np.stack([a, a[::-1]])[None], plain)
     chex.assert_trees_all_close(got, want, rtol=1e-6)
 
 
@@ -424,7 +422,7 @@ def test_apply_is_traced_once():
 # Gradients
 
 
-@functools.partial(jit, static_argnames="form")
+@functools.partial(tiny.compiled, static_argnames="form")
 def gradients(state, assignment, probe, form):
     """Gradients of sum(tokens * probe): of x and, where there is one, of weight."""
 
@@ -462,7 +460,7 @@ def finite_differences(state, assignment, probe, step=1e-5):
 
 
 def random_probe(*shape):
-    return jnp.asarray(np.random.default_rng(1).normal(size=shape), jnp.float32)
+    return np.random.default_rng(1).normal(size=shape).astype(np.float32)
 
 
 @pytest.mark.parametrize("weighted, mean", WEIGHTS)
@@ -536,7 +534,7 @@ def test_the_walk_finds_slow_primitives_at_any_depth():
 )
 def test_reducing_needs_no_sort_scatter_or_cumsum(reducer, counts):
     """On GPUs each is a chain of kernels, or not deterministic; backward included."""
-    state, _ = make(7, 3)
+    state = jax.tree.map(jnp.asarray, make(7, 3)[0])
 
     def loss(x, cls_attn):
         taps = Taps(

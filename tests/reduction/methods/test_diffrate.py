@@ -1,17 +1,15 @@
 """DiffRate: published schedules and costs, and an example by hand."""
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry, summary
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.reduction import tokens
 from imagepiece_jax.reduction.layer_plan import Counts
 from imagepiece_jax.reduction.methods.diffrate import SCHEDULES, PruneAndMerge
 from imagepiece_jax.reduction.tokens import DROPPED, Taps, TokenState
-from tests.reduction.tokens_by_angle import costs, vectors
+from tests.reduction.tokens_by_angle import apply, costs, decide, vectors
 
 # MACs of the published schedules, counted from their lists.
 MACS = {
@@ -75,20 +73,20 @@ def test_a_list_that_rises_keeps_what_arrives():
 def test_pruned_merged_and_counted_by_hand():
     """Tokens by falling attention, class token first: four stay, three join."""
     x = vectors([0, 10, 40, 70, 100, 12, 60, 95], [1, 1, 2, 3, 4, 5, 6, 7])
-    size = jnp.asarray([[1.0, 1, 1, 2, 1, 1, 3, 1]])
+    size = np.float32([[1, 1, 1, 2, 1, 1, 3, 1]])
     state = TokenState(x=x, size=size)
-    attention = jnp.asarray([[0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]])
+    attention = np.float32([[0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]])
     taps = Taps(x[:, 1:], size[:, 1:], size[:, 1:], cls_attn=attention)
-    found = PruneAndMerge(kept=7)(taps, Counts(n_in=7, n_out=4))
-    assert found.dest.tolist() == [[0, 1, 2, 3, 0, 2, 3]]
-    after = tokens.apply(state, found)
+    result = decide(PruneAndMerge(kept=7), taps, Counts(n_in=7, n_out=4))
+    assert result.dest.tolist() == [[0, 1, 2, 3, 0, 2, 3]]
+    after = apply(state, result)
     want = [(1, 0), (2.9378, 0.6066), (1.5321, 1.2856), (2.013, 4.0076)]
     want.append((-0.6523, 5.4563))
     np.testing.assert_allclose(after.x[0], want, atol=1e-4)
     sizes = [1, 1.9994, 1, 4.9544, 1.9962]
     np.testing.assert_allclose(after.effective_size[0], sizes, atol=1e-4)
     assert after.size.tolist() == [[1, 2, 1, 5, 2]]
-    fewer = PruneAndMerge(kept=5)(taps, Counts(n_in=7, n_out=4))
+    fewer = decide(PruneAndMerge(kept=5), taps, Counts(n_in=7, n_out=4))
     assert fewer.dest.tolist() == [[0, 1, 2, 3, 0, DROPPED, DROPPED]]
 
 

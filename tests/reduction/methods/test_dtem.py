@@ -56,7 +56,7 @@ def merged(metric, unit):
 
 @pytest.mark.slow
 def test_a_soft_merge_is_its_authors(unit):
-    found = merged(jnp.asarray(unit["metric"][:, 1:]), unit)
+    found = tiny.compiled(lambda metric: merged(metric, unit))(unit["metric"][:, 1:])
     wanted = unit["scores"], unit["assign"], unit["x_out"], unit["size_out"]
     for got, want in zip(found, wanted, strict=True):
         want = want if want.shape == got.shape else want[:, 1:]
@@ -69,7 +69,8 @@ def test_its_gradient_is_its_authors(unit):
         *_, x, size = merged(metric, unit)
         return jnp.sum(x * unit["w"][:, 1:]) + jnp.sum(size * jnp.arange(1, 9)[None])
 
-    got, want = jax.grad(loss)(unit["metric"][:, 1:]), unit["grad_metric"][:, 1:]
+    got = tiny.compiled(jax.grad(loss))(unit["metric"][:, 1:])
+    want = unit["grad_metric"][:, 1:]
     # Of 1 / 0.01 times cosines that float32 holds to 1e-7.
     np.testing.assert_allclose(got, want, atol=2e-3 * np.abs(want).max())
 
@@ -125,8 +126,9 @@ def test_a_masked_plan_removes_nothing_and_knows_what_evaluation_does():
 
 def test_the_whole_is_chosen_and_no_token_twice():
     """As many rows in all as merge, as far as the temperature goes; none above 1."""
-    similarity = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (2, 8, 7)))
-    chosen = dtem.soft_top(similarity.astype(jnp.float32), 4)
+    similarity = np.random.default_rng(0).uniform(-1, 1, (2, 8, 7))
+    run = tiny.compiled(dtem.soft_top, static_argnums=1)
+    chosen = run(np.float32(similarity), 4)
     rows = np.asarray(chosen.sum(axis=2))
     assert rows.max() <= 1 + 1e-6 and (chosen >= 0).all()
     np.testing.assert_allclose(rows.sum(axis=1), 4, atol=0.2)

@@ -14,6 +14,7 @@ from imagepiece_jax.reduction.methods.imagepiece import ImagePiece
 from imagepiece_jax.reduction.reducers import Bipartite
 from imagepiece_jax.reduction.token_counts import Keep, Merge
 from imagepiece_jax.reduction.tokens import DROPPED, Taps
+from tests.reduction.tokens_by_angle import decide
 
 
 @pytest.mark.parametrize(
@@ -146,7 +147,7 @@ def first_step(n, **fields):
 def test_dropping_drops_the_least_attended():
     reducer, counts = first_step(40, inattentive="drop")
     seen = taps(5, 40)
-    dropped = np.asarray(reducer(seen, counts).dest) == DROPPED
+    dropped = np.asarray(decide(reducer, seen, counts).dest) == DROPPED
     merged = counts.n_in - counts.n_out
     assert merged == 4  # ceil(.08 * 41)
     lowest = np.argsort(seen.cls_attn, axis=1)[:, :merged]
@@ -161,7 +162,7 @@ def test_what_is_masked_is_not_dropped_again():
     lowest = np.argsort(seen.cls_attn[0])
     mask = np.ones((1, 40), "float32")
     mask[0, lowest[:3]] = 0
-    dest = np.asarray(reducer(seen.replace(mask=mask), counts).dest)[0]
+    dest = np.asarray(decide(reducer, seen.replace(mask=mask), counts).dest)[0]
     np.testing.assert_array_equal(np.flatnonzero(dest == DROPPED), np.sort(lowest[3:7]))
 
 
@@ -169,7 +170,7 @@ def test_random_pairs_are_of_candidates_and_of_all_pairs_alike():
     n, images = 20, 3000
     reducer, counts = first_step(n, inattentive="random", candidate_ratio=0.3)
     seen = taps(images, n)
-    result = reducer(seen, counts)
+    result = decide(reducer, seen, counts)
     left = np.asarray(result.index.absorbed)
     partner = np.take_along_axis(
         np.asarray(result.index.keep), np.asarray(result.index.target), axis=1

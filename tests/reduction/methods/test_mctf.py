@@ -1,18 +1,18 @@
 """MCTF: published counts and costs, and a fusion in both directions by hand."""
 
-import jax
-import jax.numpy as jnp
+import functools
+
 import numpy as np
 import pytest
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
-from imagepiece_jax.reduction import contract, tokens
+from imagepiece_jax.reduction import contract
 from imagepiece_jax.reduction.layer_plan import Counts, build
 from imagepiece_jax.reduction.methods.mctf import MCTF, Fusion
-from imagepiece_jax.reduction.tokens import Taps, TokenState
+from imagepiece_jax.reduction.tokens import Taps, TokenState, merge_map
 from tests.models import tiny
-from tests.reduction.tokens_by_angle import costs, vectors
+from tests.reduction.tokens_by_angle import apply, costs, decide, vectors
 
 FAST = {"r": 0.35, "blocks": (3, 6, 9)}
 
@@ -37,20 +37,21 @@ def test_counts_and_costs_are_its_authors(fields, tokens, macs):
 def test_a_fusion_by_hand():
     """Eight tokens, class token first; groups, features, sizes and the map after it."""
     x = vectors([0, 10, 30, 35, 60, 70, 80, 160], [1, 1, 1, 2, 1, 1, 1, 1])
-    size = jnp.asarray([[1.0, 1, 2, 1, 1, 4, 1, 1]])
-    row = jax.nn.softmax(jnp.asarray([0, 0.5, -0.5, 1, 0, -0.2, 0.3, -1]))
-    weights = jnp.broadcast_to(row[None, None, None, :], (1, 1, 8, 8))
+    size = np.float32([[1, 1, 2, 1, 1, 4, 1, 1]])
+    row = np.exp(np.float32([0, 0.5, -0.5, 1, 0, -0.2, 0.3, -1]))
+    row = row / row.sum()
+    weights = np.broadcast_to(row[None, None, None, :], (1, 1, 8, 8))
     image = size[:, 1:]
     taps = Taps(x[:, 1:], image, image, x[:, 1:], attn_columns=row[None, 1:])
-    found = Fusion()(taps, Counts(n_in=7, n_out=4))
+    result = decide(Fusion(), taps, Counts(n_in=7, n_out=4))
     # {2, 3}, {4, 5, 6}, {1}, {7}
-    assert found.dest.tolist() == [[2, 0, 0, 1, 1, 1, 3]]
-    after = tokens.apply(TokenState(x, size), found)
+    assert result.dest.tolist() == [[2, 0, 0, 1, 1, 1, 3]]
+    after = apply(TokenState(x, size), result)
     want = [(1, 0), (1.4, 0.9475), (0.3297, 0.9374), (0.9848, 0.1736)]
     want.append((-0.9397, 0.342))
     np.testing.assert_allclose(after.x[0], want, atol=1e-4)
     assert after.size.tolist() == [[1, 3, 6, 1, 1]]
-    merged = tokens.merge_map(weights, found, image)
+    merged = tiny.compiled(merge_map)(weights, result, image)
     want = np.tile([0.1052, 0.3496, 0.3332, 0.1734, 0.0387], (5, 1))
     np.testing.assert_allclose(merged[0, 0], want, atol=1e-4)
 
@@ -59,9 +60,10 @@ def test_values_and_residual_are_those_of_the_fused_tokens():
     """One block, against its own parts: attention's map, values, projection and MLP."""
     model = tiny.model({"name": "mctf", "r": 7, "blocks": (0,)}, depth=1)
     variables = tiny.variables(model)
-    out, seen = model.apply(
-        variables, tiny.images(2), capture_intermediates=True, mutable="intermediates"
+    run = functools.partial(
+        model.apply, capture_intermediates=True, mutable="intermediates"
     )
+    out, seen = tiny.compiled(run)(variables, tiny.images(2))
     inside = seen["intermediates"]["blocks_0"]
     attn, params = inside["attn"], variables["params"]["blocks_0"]
     (before, after), heads = inside["norm1"]["__call__"], (tiny.HEADS, -1)

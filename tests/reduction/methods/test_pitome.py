@@ -1,14 +1,12 @@
 """PiToMe: published counts, and both halves of its rule by hand."""
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.reduction import tokens
 from imagepiece_jax.reduction.layer_plan import Counts
 from imagepiece_jax.reduction.methods.pitome import ByEnergy, PiToMe
 from imagepiece_jax.reduction.tokens import Taps, TokenState
-from tests.reduction.tokens_by_angle import costs, vectors
+from tests.reduction.tokens_by_angle import apply, costs, decide, vectors
 
 
 @pytest.mark.parametrize(
@@ -36,13 +34,15 @@ def test_counts_and_costs_are_its_authors(rate, tokens, macs):
 def test_the_halves_by_hand(protect, progress, together):
     """With margins of 3/4 and 1/4."""
     key = vectors([0, 8, 20, 24, 90, 96, 150, 200])
-    x, size = jnp.arange(1.0, 9)[None, :, None], jnp.ones((1, 8))
+    x = np.arange(1, 9, dtype=np.float32)[None, :, None]
+    size = np.ones((1, 8), np.float32)
     taps = Taps(x, size, size, key, key, num_prefix=0)
-    found = ByEnergy(protect)(taps, Counts(n_in=8, n_out=6, progress=progress))
-    dest = np.asarray(found.dest[0])
+    counts = Counts(n_in=8, n_out=6, progress=progress)
+    result = decide(ByEnergy(protect), taps, counts)
+    (dest,) = result.dest
     groups = [set(np.flatnonzero(dest == slot)) for slot in range(6)]
     assert [g for g in groups if len(g) > 1] == together
-    after = tokens.apply(TokenState(x, size, num_prefix=0), found)
+    after = apply(TokenState(x, size, num_prefix=0), result)
     means = [np.mean([1 + t for t in group]) for group in groups]
     np.testing.assert_allclose(after.x[0, :, 0], means, rtol=1e-6)
 

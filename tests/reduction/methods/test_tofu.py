@@ -1,14 +1,12 @@
 """ToFu: published counts, pruned and fused tokens by hand."""
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.reduction import tokens
 from imagepiece_jax.reduction.layer_plan import Counts
 from imagepiece_jax.reduction.methods.tofu import Discard, Fuse, ToFu
 from imagepiece_jax.reduction.tokens import Taps, TokenState
-from tests.reduction.tokens_by_angle import costs, vectors
+from tests.reduction.tokens_by_angle import apply, costs, decide, vectors
 
 
 @pytest.mark.parametrize(
@@ -43,10 +41,10 @@ def test_tokens_by_hand(reducer, third, fifth):
     """Token 4 leaves for 3, and 6 for 5."""
     key = vectors([0, 10, 14, 50, 47, 90, 88])
     x = [(1, 0), (2, 0), (0, 3), (1, 1), (4, 0), (0, 2), (0, 6)]
-    x, size = jnp.asarray([x], jnp.float32), jnp.ones((1, 7))
+    x, size = np.float32([x]), np.ones((1, 7), np.float32)
     taps = Taps(x[:, 1:], size[:, 1:], size[:, 1:], key[:, 1:])
-    found = reducer(taps, Counts(n_in=6, n_out=4))
-    after = tokens.apply(TokenState(x, size), found)
+    result = decide(reducer, taps, Counts(n_in=6, n_out=4))
+    after = apply(TokenState(x, size), result)
     want = [(1, 0), (0, 3), (2, 0), third, fifth]
     np.testing.assert_allclose(after.x[0], want, atol=1e-4)
     fused = isinstance(reducer, Fuse)
