@@ -10,7 +10,7 @@ import dataclasses
 import math
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.common.image_size import sides
@@ -21,9 +21,6 @@ from imagepiece_jax.models import public, registry
 from imagepiece_jax.models.architecture import DEIT, Architecture
 from imagepiece_jax.models.registry import ModelConfig
 from imagepiece_jax.models.rotary import Rotary
-
-if TYPE_CHECKING:
-    from imagepiece_jax.pretrained.trained_model import Pretrained
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 OURS = "imagepiece_jax"  # the part of a config.json that is this package's own
@@ -106,8 +103,8 @@ def _guarded(file, call, *content):
         raise InputError(f"{file} has a field of another type: {error}") from error
 
 
-def describe(vit: "Pretrained") -> dict[str, Any]:
-    """The content of a config.json by which `load` makes a model again.
+def describe(vit) -> dict[str, Any]:
+    """The content of a config.json by which `load` makes a Pretrained again.
 
     timm makes its dense part of it, where it has an architecture that is not OURS.
     """
@@ -317,8 +314,8 @@ def _head(arch, arguments):
     }
 
 
-def describe_timm(vit: "Pretrained") -> dict[str, Any]:
-    """The content of a config.json by which timm makes the dense part of a model.
+def describe_timm(vit) -> dict[str, Any]:
+    """The content of a config.json by which timm makes the dense part of a Pretrained.
 
     Without "architecture" where timm has no such models.
     """

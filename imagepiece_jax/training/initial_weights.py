@@ -96,7 +96,7 @@ class InitialWeights:
             other = "choose another --workdir, or the data that it was trained on"
             before = opened(workdir).names_of_data
             check_classes(before, str(workdir), names, data, other)
-        if config.teacher.weights:
+        if config.teacher.weights and hub.exists(config.teacher.weights):
             source = f"config.teacher.weights {config.teacher.weights}"
             check_classes(self.teacher.names_of_data, source, names, data)
         path = config.init.weights
