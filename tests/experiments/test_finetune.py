@@ -1,7 +1,6 @@
 """Short fine-tunings: matched in cost, from the same start, compared by seed."""
 
 import dataclasses
-import json
 import types
 
 import pytest
@@ -106,9 +105,12 @@ def test_the_head_is_fresh_where_a_class_has_another_name(
     tmp_path, config, monkeypatch, last, fresh
 ):
     maker, names = made(tmp_path, config), [*"012345678", last]
-    (tmp_path / "config.json").write_text(json.dumps(quickstart.get_config().to_dict()))
-    (tmp_path / "classes.json").write_text(json.dumps(names))
-    maker.pretrained = dataclasses.replace(maker.pretrained, path=tmp_path)
+    maker.pretrained = dataclasses.replace(
+        maker.pretrained,
+        path=tmp_path,
+        run=quickstart.get_config().to_dict(),
+        class_names=tuple(names),
+    )
     maker.class_names = tuple("0123456789")
     run = types.SimpleNamespace(path=tmp_path / "start")
     configs = []
