@@ -78,11 +78,10 @@ def test_every_method_has_a_config_for_both_sizes(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_config_builds_a_model_and_passes_the_checks(configs, name):
     config = configs[name]
-    RunConfig.read(config).create_model()
     run = RunConfig.read(config)
     run.check_training(Placement())
-    optimizer.create(run.optim, 10, RunConfig.read(config).create_method().param_groups)
-    model, size = RunConfig.read(config).create_model(), config.image_size
+    optimizer.create(run.optim, 10, run.create_method().param_groups)
+    model, size = run.create_model(), config.image_size
     images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
 
     def forward(images):
@@ -105,9 +104,8 @@ def test_every_config_has_its_control_with_the_other_stem(configs, name):
     assert tokens == {
         layer.attn_tokens for layer in RunConfig.read(configs[name]).create_model().plan
     }
-    dense = [
-        RunConfig.read(config).create_dense(stem=stem) for stem in ("conv", "patch")
-    ]
+    run = RunConfig.read(config)
+    dense = [run.create_dense(stem=stem) for stem in ("conv", "patch")]
     conv, patch = (summary.model_macs(model, config.image_size) for model in dense)
     assert stems["conv"] - stems["patch"] == conv - patch > 0
 
@@ -129,10 +127,9 @@ def test_docstring_has_the_command(name):
 @pytest.mark.parametrize("name, line, cost", commands(), ids=lambda value: value[:60])
 def test_a_command_runs_and_costs_what_is_stated(name, line, cost):
     config = configured(line)
-    RunConfig.read(config).create_model()
+    model = RunConfig.read(config).create_model()
     if name == "quickstart" or "--config.data.name" in line and not cost:
         return
-    model = RunConfig.read(config).create_model()
     gmacs, tokens = re.match(r"([\d.]+) GMACs, (\d+) final tokens", cost).groups()
     assert gmacs == f"{summary.model_macs(model, config.image_size) / 1e9:.2f}"
     assert int(tokens) == model.plan[-1].mlp_tokens

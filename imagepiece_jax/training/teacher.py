@@ -58,7 +58,7 @@ class Teacher:
         return images
 
 
-def of(config, dense, initial: InitialWeights):
+def of(run: RunConfig, dense: ViT, initial: InitialWeights):
     """(what evaluates the teacher, its variables); None twice where there is none.
 
     dense: the trained model without reduction
@@ -66,13 +66,12 @@ def of(config, dense, initial: InitialWeights):
     Raises InputError where the config needs a teacher and has none, has one and does
         not need it, or has one that does not fit.
     """
-    run = RunConfig.read(config)
-    path, distill = run.teacher.weights, run.distill
+    path, distill, reduction = run.teacher.weights, run.distill, run.reduction["name"]
     if run.create_method().needs_teacher:
         for field, value in run.teacher.stated.items():
             raise InputError(
-                f"config.teacher.{field} is {value!r}, but {config.reduction.name!r} "
-                "learns from a dense model like its own; allowed is an empty field"
+                f"config.teacher.{field} is {value!r}, but {reduction!r} learns from a "
+                "dense model like its own; allowed is an empty field"
             )
         model = dense.clone(drop_path_rate=0.0)
         variables = initial.teacher_variables(model)
@@ -81,7 +80,7 @@ def of(config, dense, initial: InitialWeights):
             raise InputError(
                 f"config.teacher.weights is {path!r}, but nothing learns from it: "
                 "config.distill.kind is 'none' and config.reduction.name "
-                f"{config.reduction.name!r}; allowed are an empty field, and "
+                f"{reduction!r}; allowed are an empty field, and "
                 "config.distill.kind soft or hard"
             )
         return None, None
@@ -92,7 +91,7 @@ def of(config, dense, initial: InitialWeights):
                 f"{distill.kind!r}: name a weights file, a folder, the folder of a run "
                 "or hf://OWNER/NAME"
             )
-        model, variables = _any(config, run.teacher.stated, initial)
+        model, variables = _any(run, initial)
     if distill.unlabeled and dense.arch.dist_token:
         raise InputError(
             "config.distill.weight is 1 for a model with a distillation token, whose "
@@ -101,21 +100,19 @@ def of(config, dense, initial: InitialWeights):
     return model, variables
 
 
-def _any(config, fields, initial):
-    """(Teacher, its variables) of whatever model config.teacher names.
-
-    fields: of config.teacher, that are not None
-    """
-    labels = {name: f"config.teacher.{name}" for name in fields}
-    asked = ModelConfig(**fields, labels=labels)
+def _any(run, initial):
+    """(Teacher, its variables) of whatever model config.teacher names."""
+    names = (field.name for field in dataclasses.fields(run.teacher))
+    labels = {name: run.teacher.path(name) for name in names}
+    asked = ModelConfig(**run.teacher.stated, labels=labels)
     try:
-        weights = initial.teacher.completed(asked).analyzed(config.model.dtype)
-        whole = dataclasses.replace(weights.config, attention=config.model.attention)
+        weights = initial.teacher.completed(asked).analyzed(run.model["dtype"])
+        whole = dataclasses.replace(weights.config, attention=run.model["attention"])
         model = whole.create()
-        if model.num_classes != config.num_classes:
+        if model.num_classes != run.num_classes:
             raise InputError(
                 f"it has {model.num_classes} classes, but config.num_classes is "
-                f"{config.num_classes}: allowed is a teacher of the same classes"
+                f"{run.num_classes}: allowed is a teacher of the same classes"
             )
         variables = weights.variables(model)
     except InputError as error:
@@ -124,7 +121,5 @@ def _any(config, fields, initial):
     if not weights.normalized:
         flags = "config.teacher.mean and config.teacher.std"
         say(f"note: {unknown_normalization(weights.path, flags)}")
-    images = {
-        name: tuple(config.model.get(name) or IMAGENET[name]) for name in IMAGENET
-    }
+    images = {name: tuple(run.model.get(name) or IMAGENET[name]) for name in IMAGENET}
     return Teacher(model, whole.image_size, **images), variables

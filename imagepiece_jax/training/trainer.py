@@ -127,7 +127,7 @@ class Run:
                 names = data.train.class_names
                 if unnamed := initial.check_classes(workdir, names, resumed):
                     say(f"note: {unnamed}")
-                teacher_model, frozen = teacher.of(config, dense, initial)
+                teacher_model, frozen = teacher.of(run, dense, initial)
                 dense_variables = None
                 if run.init.evaluate and not resumed:
                     dense_variables = initial.dense_variables(dense)

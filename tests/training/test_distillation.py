@@ -273,19 +273,20 @@ def weights(tmp_path_factory):
     return folder
 
 
+def teacher_of(made):
+    run = RunConfig.read(made)
+    return teacher.of(run, run.create_dense(), InitialWeights(made))
+
+
 def test_any_teacher_brings_its_size_and_images(weights):
     path = f"{weights}/ten.npz"
     made = config(**{"distill.kind": "soft", "teacher.weights": path}, **TOLD)
-    found, variables = teacher.of(
-        made, RunConfig.read(made).create_dense(), InitialWeights(made)
-    )
+    found, variables = teacher_of(made)
     assert found.model.embed_dim == 12 and len(found.model.plan) == 2
     assert found.model.mean == HALF and found.mean == MEAN
     assert found.image_size == 16
     made.update_from_flattened_dict({"teacher.image_size": 24, "teacher.mean": MEAN})
-    found, variables = teacher.of(
-        made, RunConfig.read(made).create_dense(), InitialWeights(made)
-    )
+    found, variables = teacher_of(made)
     assert variables["params"]["pos_embed"].shape == (1, 37, 12)
     assert found.model.mean == MEAN and found.model.std == HALF
     images = jnp.zeros((2, 16, 16, 3))
@@ -294,9 +295,7 @@ def test_any_teacher_brings_its_size_and_images(weights):
 
 def test_without_distillation_there_is_no_teacher():
     made = config()
-    assert teacher.of(
-        made, RunConfig.read(made).create_dense(), InitialWeights(made)
-    ) == (None, None)
+    assert teacher_of(made) == (None, None)
     assert not DistillConfig.read(made).active
 
 
@@ -350,7 +349,7 @@ def test_mistakes(weights, monkeypatch, fields, reduction, message):
         elif reduction:
             made.reduction = reduction
     with pytest.raises(InputError, match=message) as caught:
-        teacher.of(made, RunConfig.read(made).create_dense(), InitialWeights(made))
+        teacher_of(made)
     assert "\n" not in str(caught.value)
 
 
