@@ -198,15 +198,12 @@ class ModelConfig(CheckedFields):
     def changed(self, asked: "ModelConfig", where: str, whole: bool) -> "ModelConfig":
         """This config of trained weights with what is asked for.
 
-        Args:
-            asked: fields that are to differ, or are said to be so.
-            where: what has the weights, as a sentence calls it.
-            whole: a name that is asked for stands for its sizes, too, not only for
-                what tensors do not tell.
-
-        Raises:
-            Contradiction: for a field that weights decide: with another value they do
-                not fit, or lose meaning.
+        asked: fields that are to differ, or are said to be so
+        where: what has the weights, as a sentence calls it
+        whole: a name that is asked for stands for its sizes, too, not only for what
+            tensors do not tell
+        Raises Contradiction for a field that weights decide: with another value they do
+            not fit, or lose meaning.
         """
         compared, base = asked, asked.arch or self.arch
         if whole and asked.name not in (None, self.name):
@@ -285,31 +282,35 @@ def create_model(
 ) -> ViT:
     """A ViT by name, without weights.
 
-    Args:
-        name: of MODELS, or timm's of a public model with or without its tag, such as
-            "vit_small_patch14_reg4_dinov2.lvd142m"; None where `arch` and the size are
-            given.
-        reduction: {"name": "evit", "keep_rate": 0.7}, for one; it may have `prop_attn`,
-            too. None is the dense model.
-        changes: fields of a ModelConfig that differ from what the name stands for,
-            such as image_size=(224, 280), num_classes=10 or dtype="bfloat16".
-
-    Raises:
-        InputError: for anything that does not fit.
+    name: of MODELS, or timm's of a public model with or without its tag, such as
+        "vit_small_patch14_reg4_dinov2.lvd142m"; None where `arch` and the size say it
+    reduction: {"name": "evit", "keep_rate": 0.7}, for one; it may have `prop_attn`,
+        too; None is the dense model
+    changes: fields of a ModelConfig that differ from what the name stands for, such as
+        image_size=(224, 280), num_classes=10 or dtype="bfloat16"
+    Raises InputError for anything that does not fit.
     """
     return ModelConfig.of({"name": name, **changes}).create(reduction)
 
 
 def reduced(dense, reduction, grid, name=None, prop_attn=None, masked=False):
-    """A dense ViT with a reduction, for images of a `grid` (height, width) of patches.
+    """A dense ViT with a reduction.
 
-    name, prop_attn, masked: as for `create_model`.
+    reduction: as `create_model` takes it
+    grid: (height, width) of the images, in patches
+    name, prop_attn, masked: fields of a ModelConfig
+    Raises InputError for a reduction that does not fit the model.
     """
     reduction, prop_attn = split_reduction(reduction, prop_attn)
-    told = {"patches": math.prod(grid), "embed_dim": dense.embed_dim}
-    told |= {"class_token": dense.arch.class_token, "pool": dense.arch.pool}
-    told |= {"depth": dense.depth, "name": name}
-    method = methods.create(**reduction).resolved(ModelFacts(**told))
+    facts_of_model = ModelFacts(
+        patches=math.prod(grid),
+        embed_dim=dense.embed_dim,
+        class_token=dense.arch.class_token,
+        pool=dense.arch.pool,
+        depth=dense.depth,
+        name=name,
+    )
+    method = methods.create(**reduction).resolved(facts_of_model)
     if prop_attn is None:
         usual = method.model_fields.get("prop_attn", False)
         prop_attn = facts(name).get("prop_attn", usual)

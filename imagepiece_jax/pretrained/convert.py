@@ -179,14 +179,15 @@ def from_timm(
 ) -> dict[str, Any]:
     """Variables of the shapes and types of `like`, with the values of `state_dict`.
 
-    `like` is the model's variables tree, of arrays or of ShapeDtypeStructs. `fresh`
-    names what keeps the value, or the shape, that it has in `like`,
-    whatever the file says: paths such as "head" or "blocks_3/mlp"; a name without
-    block number, such as "reducer", stands for those of all blocks. Position embeddings
-    of another grid are resized to that of `positions`. All else must fit: a tensor that
-    is missing or left over, of another shape, or not finite raises Misfit, which has
-    what `fresh` would have to name for the rest to fit. Apart from `fresh`, the values
-    are NumPy arrays.
+    state_dict: tensors by timm's names
+    like: the model's variables, arrays or ShapeDtypeStructs
+    fresh: what keeps the value, or the shape, that it has in `like`, whatever the file
+        says: paths such as "head" or "blocks_3/mlp"; a name without block number, such
+        as "reducer", stands for those of all blocks
+    positions: to whose grid position embeddings are resized
+    Returns NumPy arrays, apart from `fresh`.
+    Raises Misfit for a tensor that is missing or left over, of another shape, or not
+        finite; it has what `fresh` would have to name for the rest to fit.
     """
     leaves = traverse_util.flatten_dict(like, sep="/")
     state_dict, needed = check_fit(state_dict, like, fresh, positions)
@@ -196,9 +197,10 @@ def from_timm(
 
 
 def check_fit(state_dict, like, fresh=(), positions=None):
-    """Misfit where tensors do not fit, as `from_timm`, by names, shapes and types.
+    """The state dict with fitting positions, and the place of every parameter.
 
-    Returns the state dict with fitting positions, and the place of every parameter.
+    state_dict, like, fresh, positions: as `from_timm` takes them
+    Raises Misfit where tensors do not fit by their names, shapes and types.
     """
     leaves = traverse_util.flatten_dict(like, sep="/")
     places = dict(sorted(_places(leaves).items()))

@@ -28,16 +28,11 @@ MOST = 5  # names in a sentence
 def infer(tensors: Mapping[str, np.ndarray], known: ModelConfig) -> ModelConfig:
     """The config of the model that tensors are of.
 
-    Args:
-        tensors: by timm's names.
-        known: what its name, its layout, a config.json or the caller says.
-
-    Returns:
-        All sizes, the whole Architecture, mean and std, and the name that is known.
-
-    Raises:
-        InputError: where these are no tensors of a vision transformer that can be made
-            here, where they contradict what is known, and where that is not enough.
+    tensors: by timm's names
+    known: what its name, its layout, a config.json or the caller says
+    Returns all sizes, the whole Architecture, mean and std, and the name that is known.
+    Raises InputError where these are no tensors of a vision transformer that can be
+        made here, where they contradict what is known, and where that is not enough.
     """
     if (known.mean is None) != (known.std is None):
         registry.normalization(known.mean, known.std)  # which says so
