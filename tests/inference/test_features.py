@@ -224,8 +224,8 @@ def test_the_example_of_the_docs_runs(tmp_path, monkeypatch, assets):
     code = text.partition("```python\n")[2].partition("```")[0]
     exec(compile(code, "docs/features.md", "exec"), space)
     assert space["features"].shape == (2, 14, 14, 192)
-    assert len(space["found"].layers) == 4
+    assert len(space["maps"].layers) == 4
     nearest = space["features"][1, space["row"], space["column"]]
-    asked = space["features"][0, 7, 7]
-    cosine = nearest @ asked / np.linalg.norm(nearest) / np.linalg.norm(asked)
+    query = space["features"][0, 7, 7]
+    cosine = nearest @ query / np.linalg.norm(nearest) / np.linalg.norm(query)
     assert cosine == pytest.approx(float(space["cosines"].max()), abs=1e-5)
