@@ -128,9 +128,9 @@ def score_rounding(query, key):
     """Return the relative error of class attention that rounding explains.
 
     query, key: [1, N, H, d], one image. A logit's absolute error is its exponential's
-    relative
-    one: that of a sum of d products, and of what is subtracted from it, the highest
-    logit or the logarithm of the sum. Then two exps, and sums over tokens and heads.
+    relative one: that of a sum of d products, and of what is subtracted from it, the
+    highest logit or the logarithm of the sum. Then two exps, and sums over tokens and
+    heads.
     """
     query, key = (np.asarray(a, np.float64)[0] for a in (query, key))
     tokens, heads, width = key.shape
@@ -202,11 +202,12 @@ def reductions(n):
 
 def compare(batches: Iterable):
     """Return {rule: Comparison} over `batches` of (query, key, x, size)."""
-    found = {}
+    comparisons = {}
     for arrays in batches:
         for reduction in reductions(arrays[2].shape[1] - 1):
-            found.setdefault(reduction.rule, Comparison()).add(reduction, arrays)
-    return found
+            comparison = comparisons.setdefault(reduction.rule, Comparison())
+            comparison.add(reduction, arrays)
+    return comparisons
 
 
 def model_inputs(model, variables, images):
@@ -219,7 +220,7 @@ def model_inputs(model, variables, images):
         projects = method == "__call__" and module.name in ("q", "k")
         return projects or method == "attend"
 
-    outputs, seen = model.apply(
+    outputs, captured = model.apply(
         variables, images, capture_intermediates=wanted, mutable=["intermediates"]
     )
     reducing = [i for i, layer in enumerate(model.plan) if layer.counts]
@@ -227,7 +228,7 @@ def model_inputs(model, variables, images):
     for block, taps in zip(reducing, outputs.taps, strict=True):
         if model.plan[block].step.site != "mid":
             continue
-        inside = seen["intermediates"][f"blocks_{block}"]
+        inside = captured["intermediates"][f"blocks_{block}"]
         (x, _), *_ = inside["attend"]
         heads = (*x.shape[:2], model.num_heads, -1)
         query, key = (inside["attn"][name]["__call__"][0] for name in "qk")
