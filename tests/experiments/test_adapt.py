@@ -213,10 +213,10 @@ def test_folds_are_trained_once_and_joined(photographs, tmp_path, monkeypatch, c
     parts, after = adapt.folds(COUNT, FOLDS), np.zeros(COUNT, bool)
     for point in points:
         if point["setting"]["kind"] == "adapt":
-            right = adapt.Result(point["result"]).right
+            right = adapt.Answers(point["result"]).right
             after[parts[point["setting"]["fold"]]] = right
     before = next(
-        adapt.Result(point["result"]).right
+        adapt.Answers(point["result"]).right
         for point in points
         if point["setting"]["kind"] == "accuracy"
         and point["setting"]["reduction"]["name"] == "evit"
