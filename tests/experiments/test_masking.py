@@ -128,7 +128,8 @@ class FakeContext:
         self.out, self.calls = out, []
         lacking = ("dynamicvit",)
         weights = types.SimpleNamespace(
-            stem="patch", untrained=lambda reduction: reduction["name"] in lacking
+            config=types.SimpleNamespace(stem="patch"),
+            untrained=lambda reduction: reduction["name"] in lacking,
         )
         self.models = OffTheShelf(weights)
 
