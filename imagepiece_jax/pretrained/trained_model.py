@@ -23,7 +23,7 @@ import safetensors.numpy
 
 from imagepiece_jax.common.files import replacing_folder
 from imagepiece_jax.common.image_size import described, sides
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, of_keywords
 from imagepiece_jax.models import registry, summary
 from imagepiece_jax.models.preprocessing import Preprocessing
 from imagepiece_jax.models.vit import ViT
@@ -74,6 +74,7 @@ class Pretrained:
         default_factory=dict, repr=False
     )
 
+    @of_keywords
     def __post_init__(self):
         model, variables = self.model, self.variables
         whole = isinstance(variables, Mapping) and "params" in variables
@@ -111,14 +112,16 @@ class Pretrained:
 
     def _check_reduction(self):
         """InputError where the model was made with another reduction."""
-        model, (reduction, prop_attn) = (
-            self.model,
-            registry.split_reduction(self.reduction),
-        )
+        model = self.model
+        reduction, prop_attn = registry.split_reduction(self.reduction)
+        if prop_attn not in (None, model.prop_attn):
+            raise InputError(
+                f"prop_attn of reduction is {prop_attn!r}, but model.prop_attn is "
+                f"{model.prop_attn!r}; allowed is the reduction that create_model got"
+            )
         grid = registry.grid(self.image_size, model.patch_size, cut=True)
         made = registry.reduced(model, reduction, grid, self.name, model.prop_attn)
-        same = prop_attn in (None, model.prop_attn) and made.plan == model.plan
-        if not same:
+        if made.plan != model.plan:
             raise InputError(
                 f"reduction is {dict(self.reduction)}, but model.plan is another for "
                 f"images of {described(self.image_size)}; allowed is the reduction "
@@ -144,6 +147,7 @@ class Pretrained:
         untrained = " (untrained selectors)" * self.untrained
         return settings.label(settings.changed(whole)) + untrained
 
+    @of_keywords
     def with_reduction(
         self, reduction: Mapping[str, Any] | None, seed: int | None = None
     ) -> "Pretrained":

@@ -59,7 +59,11 @@ def test_a_model_that_someone_made_has_defaults(dense):
         ((tiny.model(), {"params": {}}, TOME), "model.plan is another"),
         (
             (tiny.model(TOME), {"params": {}}, TOME | {"prop_attn": False}),
-            "allowed is the reduction that create_model got",
+            "prop_attn of reduction is False, but model.prop_attn is True; allowed is",
+        ),
+        (
+            (tiny.model(), {"params": {}}, {"name": "evit", "blocks": (5,)}),
+            "^reduction has a step at block 5, but the model has blocks 0 to 2",
         ),
         (
             (tiny.model(DYNAMICVIT, masked=True), {"params": {}}, DYNAMICVIT),
@@ -98,7 +102,7 @@ def test_the_same_weights_with_another_reduction(dense):
     plain = dense.with_reduction(TOME | {"prop_attn": False})
     assert not plain.model.prop_attn and plain.reduction == TOME
     assert tome.with_reduction(None).model == dense.model
-    with pytest.raises(InputError, match="step at block 5, but the model has blocks 0"):
+    with pytest.raises(InputError, match="^reduction has a step at block 5, but the m"):
         dense.with_reduction({"name": "evit", "blocks": (5,)})
 
 
