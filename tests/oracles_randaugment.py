@@ -3,10 +3,10 @@
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps, ImageStat
 
-from imagepiece_jax.data.augment.policy import FILL, OPS
+from imagepiece_jax.data.augment.policy import OPS
 
 
-def apply(image, draws, fill=FILL):
+def apply(image, draws, fill=(124, 116, 104)):
     """Apply the drawn operations one after the other. uint8 [H, W, 3] -> the same."""
     picture = Image.fromarray(image)
     for op, applied, magnitude, sign in zip(*draws, strict=True):

@@ -25,9 +25,11 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
+from configs import base
 from imagepiece_jax import cli
 from imagepiece_jax.common.files import check_writable, replace_file
 from imagepiece_jax.data import loader, sources, transforms
+from imagepiece_jax.data.config import DataConfig
 from imagepiece_jax.data.decode import UnreadableImage, decode
 from imagepiece_jax.data.imagenet import writer
 from imagepiece_jax.data.sources import FileSource
@@ -131,8 +133,8 @@ def compare_loader(sets, size, canvas, copies, workers, threads, seconds):
     print(f"\nloader with {workers} processes of {threads} threads")
     for files, paths in sets.items():
         for transform, repeats in (
-            (transforms.TrainTransform(size), 1),
-            (transforms.TrainTransform(size), copies),
+            (_crop(size), 1),
+            (_crop(size), copies),
             (transforms.CanvasTransform(canvas), copies),
         ):
             rate, memory = read_all(
@@ -153,7 +155,7 @@ def compare_loader(sets, size, canvas, copies, workers, threads, seconds):
 
 def pipelines(size, canvas, copies):
     """Name -> (function of a path and a generator, images that it makes)."""
-    crop = transforms.TrainTransform(size)
+    crop = _crop(size)
     fit = transforms.CanvasTransform(canvas)
 
     def ours(transform, times):
@@ -179,6 +181,11 @@ def pipelines(size, canvas, copies):
     }
 
 
+def _crop(size):
+    """The training transform of configs/base.py."""
+    return DataConfig.read(base.get_config()).train_transform(size)
+
+
 def _opened(path):
     return Image.open(path).convert("RGB")
 
@@ -186,7 +193,9 @@ def _opened(path):
 def _pillow(path, rng, size, flip):
     """What torchvision does with Pillow; the generator is NumPy's."""
     picture = _opened(path)
-    top, left, height, width = transforms.crop_box(picture.height, picture.width, rng)
+    top, left, height, width = transforms.crop_box(
+        picture.height, picture.width, rng, _crop(size).area
+    )
     picture = picture.crop((left, top, left + width, top + height))
     picture = picture.resize((size, size), Image.Resampling.BICUBIC)
     if flip and rng.random() < 0.5:

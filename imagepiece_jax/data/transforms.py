@@ -43,7 +43,7 @@ INTERPOLATIONS = ("bicubic", "bilinear")  # of evaluation
 _OPENCV, _PILLOW = -0.75, -0.5  # the parameter `a` of their cubic kernels
 
 
-def crop_box(height, width, rng, area=(0.08, 1.0), aspect=(3 / 4, 4 / 3)):
+def crop_box(height, width, rng, area, aspect=(3 / 4, 4 / 3)):
     """A random box inside height x width pixels.
 
     area: its share of the area is uniform between these
@@ -69,7 +69,7 @@ def crop_box(height, width, rng, area=(0.08, 1.0), aspect=(3 / 4, 4 / 3)):
     return top, left, box_height, box_width
 
 
-def random_resized_crop(image, size, rng, area=(0.08, 1.0), aspect=(3 / 4, 4 / 3)):
+def random_resized_crop(image, size, rng, area, aspect=(3 / 4, 4 / 3)):
     """Resize a `crop_box` of the image to size x size. -> [size, size, 3]."""
     height, width = image.shape[:2]
     top, left, box_height, box_width = crop_box(height, width, rng, area, aspect)
@@ -238,10 +238,10 @@ class TrainTransform:
     """
 
     image_size: int
-    crop: str = "random_resized"
-    area: tuple[float, float] = (0.08, 1.0)
-    shift: int = 4
-    flip: bool = True
+    crop: str
+    area: tuple[float, float]
+    shift: int
+    flip: bool
 
     fields: ClassVar = ("image",)
     random: ClassVar = True

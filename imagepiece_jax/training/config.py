@@ -297,7 +297,7 @@ class Length:
 
     steps_per_epoch: int
     epochs: int
-    eval_every_epochs: int = 1
+    eval_every_epochs: int
 
     @property
     def steps(self):

@@ -54,19 +54,22 @@ WINDOW = ("loss", "acc1", "acc5", "samples", "skipped")
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What a training step does besides the model and the optimizer (DeiT's recipe)."""
+    """What a training step does besides the model and the optimizer.
+
+    Its fields are those of a run, whose defaults stand in configs/base.py.
+    """
 
     seed: int
     num_classes: int
-    label_smoothing: float = 0.1
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    mixup_prob: float = 1.0
-    mixup_switch_prob: float = 0.5
-    ema_decay: float = 0.0
-    log_every_steps: int = 50
-    augment: Augment = Augment()
-    distill: DistillConfig | None = None
+    label_smoothing: float
+    mixup: float
+    cutmix: float
+    mixup_prob: float
+    mixup_switch_prob: float
+    ema_decay: float
+    log_every_steps: int
+    augment: Augment
+    distill: DistillConfig | None
 
     @classmethod
     def of(cls, run: RunConfig, model: ViT) -> "Recipe":

@@ -1,9 +1,19 @@
 """A data set of noise images, and the batches that are made of it."""
 
+import dataclasses
+
 import numpy as np
 
+from configs import base
+from imagepiece_jax.data.config import DataConfig
 from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.data.sources import Source
+
+
+def train_transform(image_size, **changes):
+    """The training transform of configs/base.py, with `changes` of its fields."""
+    transform = DataConfig.read(base.get_config()).train_transform(image_size)
+    return dataclasses.replace(transform, **changes)
 
 
 class Noise(Source):

@@ -11,15 +11,15 @@ import pytest
 from imagepiece_jax.common.layout import ONE_DEVICE, Placement
 from imagepiece_jax.data import loader, worker_pool
 from imagepiece_jax.data.loader import eval_batches, train_batches
-from imagepiece_jax.data.transforms import EvalTransform, TrainTransform
+from imagepiece_jax.data.transforms import EvalTransform
 from imagepiece_jax.errors import InputError
-from tests.data.noise import Noise, same, whole
+from tests.data.noise import Noise, same, train_transform, whole
 
 
 def train(source, placement=ONE_DEVICE, start=0, stop=9, seed=3, size=8, **options):
     batches = train_batches(
         source,
-        TrainTransform(8),
+        train_transform(8),
         batch_size=size,
         seed=seed,
         start_step=start,
@@ -122,7 +122,7 @@ def test_threads_end_with_the_iterator(finish):
     stop = 2 if finish == "exhaust" else 1000
     batches = train_batches(
         source,
-        TrainTransform(8),
+        train_transform(8),
         batch_size=4,
         seed=0,
         start_step=0,
@@ -149,7 +149,7 @@ def test_reading_ahead_is_bounded():
     source.read = lambda index: (read.append(index), Noise(1000).read(index))[1]
     batches = train_batches(
         source,
-        TrainTransform(8),
+        train_transform(8),
         batch_size=4,
         seed=0,
         start_step=0,

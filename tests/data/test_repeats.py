@@ -8,13 +8,13 @@ import pytest
 
 from imagepiece_jax.common.layout import ONE_DEVICE, Placement
 from imagepiece_jax.data import loader
-from imagepiece_jax.data.transforms import CanvasTransform, TrainTransform
-from tests.data.noise import Noise, same, whole
+from imagepiece_jax.data.transforms import CanvasTransform
+from tests.data.noise import Noise, same, train_transform, whole
 
 
 def train(source, size, stop, placement=ONE_DEVICE, transform=None, **options):
     options = dict(repeats=3, seed=3, start_step=0, stop_step=stop) | options
-    transform = transform or TrainTransform(8)
+    transform = transform or train_transform(8)
     return list(
         loader.train_batches(
             source, transform, batch_size=size, placement=placement, **options
@@ -67,7 +67,7 @@ def test_copies_continue_in_the_next_step_and_end_with_the_epoch():
 
 
 @pytest.mark.parametrize("bad", [(), (4, 5, 17)])
-@pytest.mark.parametrize("transform", [TrainTransform(8), CanvasTransform(16)])
+@pytest.mark.parametrize("transform", [train_transform(8), CanvasTransform(16)])
 @pytest.mark.parametrize("processes, devices, accumulation", [(1, 8, 1), (2, 2, 2)])
 def test_devices_hosts_and_accumulation_do_not_matter(
     processes, devices, accumulation, transform, bad

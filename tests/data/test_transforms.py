@@ -10,11 +10,13 @@ from imagepiece_jax.data import transforms
 from imagepiece_jax.data.transforms import (
     CanvasTransform,
     EvalTransform,
-    TrainTransform,
     resize_exactly,
     resize_fast,
 )
 from imagepiece_jax.errors import InputError
+from tests.data.noise import train_transform
+
+AREA = (0.08, 1.0)
 
 
 def rng(seed=0):
@@ -123,7 +125,7 @@ def test_the_thinnest_images_take_no_memory(shape):
     resized = []
     calls = [
         EvalTransform(224),
-        lambda image: TrainTransform(224)(image, rng()),
+        lambda image: train_transform(224)(image, rng()),
         CanvasTransform(384),
     ]
     with mock.patch.object(
@@ -194,8 +196,8 @@ def test_evaluation_leaves_small_images_alone():
     [
         EvalTransform(48, resize="none"),
         EvalTransform(16),
-        lambda image: TrainTransform(48, crop="none")(image, rng()),
-        lambda image: TrainTransform(48, crop="shift")(image, rng()),
+        lambda image: train_transform(48, crop="none")(image, rng()),
+        lambda image: train_transform(48, crop="shift")(image, rng()),
     ],
 )
 def test_images_of_another_size_are_refused_where_nothing_resizes(call):
@@ -219,7 +221,7 @@ def test_unknown_names_are_refused():
 def test_crop_boxes_have_the_recipe_s_distribution():
     height, width = 300, 400
     boxes = np.array(
-        [transforms.crop_box(height, width, rng(seed)) for seed in range(4000)]
+        [transforms.crop_box(height, width, rng(seed), AREA) for seed in range(4000)]
     )
     top, left, tall, wide = boxes.T
     assert (top >= 0).all() and (top + tall <= height).all()
@@ -263,8 +265,8 @@ def test_crop_boxes_reach_every_place():
 
 def test_random_resized_crop_shows_the_box_it_drew():
     image = ramp(40, 60)
-    top, left, tall, wide = transforms.crop_box(40, 60, rng(5))
-    out = transforms.random_resized_crop(image, 20, rng(5))
+    top, left, tall, wide = transforms.crop_box(40, 60, rng(5), AREA)
+    out = transforms.random_resized_crop(image, 20, rng(5), AREA)
     along = 4 * (left + (np.arange(20) + 0.5) * wide / 20 - 0.5)
     down = 4 * (top + (np.arange(20) + 0.5) * tall / 20 - 0.5)
     assert np.abs(out[:, :, 1] - along[None, :])[:, 3:-3].max() <= 1.5
@@ -273,8 +275,8 @@ def test_random_resized_crop_shows_the_box_it_drew():
 
 def test_draws_after_a_crop_do_not_depend_on_its_tries():
     one, two = rng(3), rng(3)
-    transforms.crop_box(300, 300, one)  # fits soon
-    transforms.crop_box(3, 3000, two)  # never fits
+    transforms.crop_box(300, 300, one, AREA)  # fits soon
+    transforms.crop_box(3, 3000, two, AREA)  # never fits
     assert one.random() == two.random()
 
 
@@ -299,15 +301,15 @@ def test_flip_mirrors_half_of_the_images():
 
 def test_train_transform_chains_crop_and_flip():
     image = ramp(16, 16)
-    plain = TrainTransform(16, crop="none", flip=False)
+    plain = train_transform(16, crop="none", flip=False)
     np.testing.assert_array_equal(plain(image, rng()), image)
-    shifted = TrainTransform(16, crop="shift", shift=2, flip=False)
+    shifted = train_transform(16, crop="shift", shift=2, flip=False)
     np.testing.assert_array_equal(
         shifted(image, rng(1)), transforms.shift(image, rng(1), 2)
     )
-    default = TrainTransform(8)
+    default = train_transform(8)
     generator = rng(2)
-    expected = transforms.random_resized_crop(image, 8, generator)
+    expected = transforms.random_resized_crop(image, 8, generator, AREA)
     expected = transforms.flip(expected, generator)
     np.testing.assert_array_equal(default(image, rng(2)), expected)
 

@@ -16,12 +16,11 @@ from imagepiece_jax.data import loader, worker_pool
 from imagepiece_jax.data.transforms import (
     CanvasTransform,
     EvalTransform,
-    TrainTransform,
 )
 from imagepiece_jax.data.worker_pool import Prefetch
 from imagepiece_jax.errors import InputError, RunError
 from tests import runs, tars
-from tests.data.noise import Noise, same
+from tests.data.noise import Noise, same, train_transform
 from tools import input_speed
 
 
@@ -230,7 +229,7 @@ def test_sequences_that_take_turns_are_the_same_alone(count, threads):
 
 def test_batches_out_of_turn_are_a_mistake():
     training = loader.train_sequence(
-        Noise(9), TrainTransform(8), batch_size=3, seed=0, start_step=0, stop_step=2
+        Noise(9), train_transform(8), batch_size=3, seed=0, start_step=0, stop_step=2
     )
     evaluation = loader.eval_sequence(Noise(9), EvalTransform(48), batch_size=3)
     reader = loader.DataLoader([(training, 0, 2), (evaluation, 0, 3)])
@@ -253,7 +252,7 @@ def test_memory_does_not_grow():
     """Batches have 5 MB: one kept in each epoch would be 75 MB more at the end."""
     batches = loader.train_batches(
         Noise(64, size=64),
-        TrainTransform(160),
+        train_transform(160),
         batch_size=64,
         seed=0,
         start_step=0,

@@ -1,5 +1,6 @@
 """Augmentation inside the step: draws by position, and the fields of the config."""
 
+import dataclasses
 import functools
 import types
 
@@ -14,9 +15,12 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.training import train_step
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.train_step import Recipe
+from tests.training.test_train_step import PLAIN
 
 SIDE, CANVAS, BATCH = 8, 12, 8
-WHOLE = Augment(Crop(SIDE), Policy(layers=1, prob=1.0), erase_prob=0.5)
+IMAGENET = (124, 116, 104)  # its mean as a pixel
+POLICY = Policy(1, 1.0, magnitude=9.0, magnitude_std=0.5, fill=IMAGENET)
+WHOLE = Augment(Crop(SIDE, (0.08, 1.0), True), POLICY, erase_prob=0.5)
 
 
 def batch():
@@ -30,7 +34,7 @@ def batch():
 
 @functools.cache
 def program():
-    recipe = Recipe(seed=3, num_classes=10, augment=WHOLE)
+    recipe = dataclasses.replace(PLAIN, seed=3, augment=WHOLE)
     model = types.SimpleNamespace(mean=(0.5,) * 3, std=(0.5,) * 3)
     prepare = functools.partial(train_step._prepare, model=model, recipe=recipe)
     return parallel.pmap(prepare)
@@ -71,7 +75,7 @@ def recipe(config):
 
 def test_what_the_config_leaves_to_the_device():
     """DeiT's rand-m9-mstd0.5-inc1 and erasing with .25, unless it says otherwise."""
-    deit = Policy(layers=2, prob=0.5, magnitude=9.0, magnitude_std=0.5)
+    deit = Policy(2, prob=0.5, magnitude=9.0, magnitude_std=0.5, fill=IMAGENET)
     assert recipe(config()).augment == Augment(None, deit, 0.25)
     other = {"augment.layers": 0, "augment.erase_prob": 0.0, "data.canvas": 384}
     made = config(**other, **{"data.flip": False, "data.area": (0.3, 0.9)})

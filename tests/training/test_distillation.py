@@ -1,5 +1,6 @@
 """Distillation: its loss by hand and by NumPy, and inside the step."""
 
+import dataclasses
 import functools
 import shutil
 
@@ -21,10 +22,18 @@ from imagepiece_jax.training import teacher, trainer
 from imagepiece_jax.training.config import DistillConfig, RunConfig
 from imagepiece_jax.training.initial_weights import InitialWeights
 from imagepiece_jax.training.logging import MEASURED, read_metrics
-from imagepiece_jax.training.train_step import Recipe, distillation, teacher_distance
+from imagepiece_jax.training.train_step import distillation, teacher_distance
 from tests import runs
 from tests.models.tiny import fill
-from tests.training.test_train_step import BATCH, CLASSES, DENSE, SIZE, batch, make
+from tests.training.test_train_step import (
+    BATCH,
+    CLASSES,
+    DENSE,
+    PLAIN,
+    SIZE,
+    batch,
+    make,
+)
 
 STUDENT = np.array([[2.0, -1.0, 0.5, 0.0], [0.3, 0.1, -2.0, 1.2]])
 TEACHER = np.array([[1.0, 0.0, 3.0, -1.0], [0.0, 2.0, 0.5, 0.7]])
@@ -131,7 +140,7 @@ def other_teacher():
 
 def distilling(distill, optimizer=None, **fields):
     """(compiled step, first state, variables of the teacher)."""
-    recipe = Recipe(seed=0, num_classes=CLASSES, label_smoothing=0.1, distill=distill)
+    recipe = dataclasses.replace(PLAIN, distill=distill)
     step, state = make(recipe, optimizer, **fields)
     frozen, variables = other_teacher()
     step.keywords.update(teacher_model=frozen)

@@ -14,6 +14,7 @@ import pytest
 
 from configs import base
 from imagepiece_jax.common import parallel
+from imagepiece_jax.data.augment.policy import Augment
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.summary import fresh
 from imagepiece_jax.models.vit import MEAN, STD
@@ -30,6 +31,19 @@ from imagepiece_jax.training.train_step import (
 SIZE, CLASSES, BATCH = 8, 10, 8
 HALF = (0.5,) * 3
 DENSE = dict(image_size=SIZE, num_classes=CLASSES, depth=1, embed_dim=8, num_heads=2)
+PLAIN = Recipe(
+    seed=0,
+    num_classes=CLASSES,
+    label_smoothing=0.1,
+    mixup=0.0,
+    cutmix=0.0,
+    mixup_prob=1.0,
+    mixup_switch_prob=0.5,
+    ema_decay=0.0,
+    log_every_steps=50,
+    augment=Augment(),
+    distill=None,
+)
 
 
 def rate(step):
@@ -45,7 +59,7 @@ def make(recipe=None, optimizer=None, seed=0, **fields):
     model = registry.create_model("vit_mini", **fields)
     if (model, seed) not in _drawn:
         _drawn[model, seed] = fresh(model, SIZE, seed)
-    recipe = recipe or Recipe(seed=seed, num_classes=CLASSES, log_every_steps=3)
+    recipe = recipe or dataclasses.replace(PLAIN, seed=seed, log_every_steps=3)
     optimizer = optimizer or optax.sgd(0.1)
     state = init_state(_drawn[model, seed], optimizer, recipe.ema_decay > 0)
     step = functools.partial(
@@ -93,7 +107,7 @@ def test_the_window_starts_anew_after_each_logged_step():
 
 def test_images_are_normalized_as_the_model_says():
     """The loss of the first step, by NumPy from pixels; ImageNet's gives another."""
-    recipe = Recipe(seed=0, num_classes=CLASSES, label_smoothing=0.0)
+    recipe = dataclasses.replace(PLAIN, label_smoothing=0.0)
     mean, std = (0.1, 0.5, 0.9), (0.01, 0.02, 0.03)
     step, state = make(recipe, mean=mean, std=std)
     images, labels = (batch(0)[name][0, 0] for name in ("image", "label"))
@@ -136,7 +150,7 @@ def test_gradients_are_exchanged_when_the_backward_pass_is_over():
 
 
 def test_average_is_a_moving_one_over_weights_and_statistics():
-    recipe = Recipe(seed=0, num_classes=CLASSES, ema_decay=0.75)
+    recipe = dataclasses.replace(PLAIN, ema_decay=0.75)
     step, state = make(recipe, stem="conv")
     first = parallel.unreplicate(state)
     one, _ = run(step, state, [batch(0)])
@@ -151,8 +165,8 @@ def test_average_is_a_moving_one_over_weights_and_statistics():
 
 def test_mixup_pairs_an_image_with_its_mirror_in_the_batch():
     """With lam drawn once a batch, two equal images stay the same."""
-    recipe = Recipe(seed=0, num_classes=CLASSES, mixup=1.0)
-    plain = Recipe(seed=0, num_classes=CLASSES)
+    recipe = dataclasses.replace(PLAIN, mixup=1.0)
+    plain = PLAIN
     same = batch(0)
     same["image"][:] = same["image"][:, :, :1]
     same["label"][:] = 3
@@ -194,7 +208,7 @@ def poisoned_run():
     """The step, and states and metrics after five of which three are not finite."""
     numbers = {"weight_decay": 0.1, "betas": (0.9, 0.99), "clip_grad_norm": 1.0}
     optim = dataclasses.replace(OptimConfig.read(base.get_config()), **numbers)
-    recipe = Recipe(seed=0, num_classes=CLASSES, ema_decay=0.5, log_every_steps=3)
+    recipe = dataclasses.replace(PLAIN, ema_decay=0.5, log_every_steps=3)
     optimizer = adamw(optim, lambda step: RATES[step])
     step, state = make(recipe, optimizer, stem="conv", depth=1)
     step.keywords.update(loss_terms=poisoned, teacher_model=Poison())
@@ -256,8 +270,8 @@ def test_a_window_counts_skipped_steps_and_leaves_their_numbers_out(poisoned_run
 
 def test_prepared_images_are_the_pixels_of_a_batch():
     """Without mixing the network sees the images as read; with mixing it does not."""
-    plain = Recipe(seed=0, num_classes=CLASSES)
-    mixed = Recipe(seed=0, num_classes=CLASSES, mixup=1.0)
+    plain = PLAIN
+    mixed = dataclasses.replace(PLAIN, mixup=1.0)
     one, model = batch(0), types.SimpleNamespace(mean=HALF, std=HALF)
     seen = []
     for recipe in (plain, mixed):
@@ -277,7 +291,7 @@ def test_draws_depend_on_seed_and_step(depth, equal):
     """A first block is never dropped: nothing draws, the seed changes nothing."""
     losses = []
     for seed in (1, 2):
-        recipe = Recipe(seed=seed, num_classes=CLASSES)
+        recipe = dataclasses.replace(PLAIN, seed=seed)
         step, state = make(recipe, depth=depth, drop_path_rate=0.5)
         losses.append(run(step, state, [batch(0), batch(1)])[1][1]["loss"])
     assert (losses[0] == losses[1]) == equal
@@ -297,7 +311,7 @@ def test_reduced_model_trains_with_finite_gradients():
     fields = dict(depth=2, dtype="bfloat16", drop_path_rate=0.1, stem="conv")
     reduction = dict(name="imagepiece", merge_blocks=(0,), prune_blocks=(1,))
     reduction["candidate_ratio"] = 0.5
-    recipe = Recipe(seed=0, num_classes=CLASSES, mixup=0.8, cutmix=1.0)
+    recipe = dataclasses.replace(PLAIN, mixup=0.8, cutmix=1.0)
     step, state = make(recipe, reduction=reduction, **fields)
     after, metrics = run(step, state, [batch(i) for i in range(2)])
     assert all(np.isfinite(m["grad_norm"]) and m["grad_norm"] > 0 for m in metrics)

@@ -28,12 +28,14 @@ class Mix:
     cut: jax.Array  # [] bool, cutmix; else mixup
 
 
-def draw(key, height, width, *, mixup, cutmix, prob=1.0, switch_prob=0.5):
+def draw(key, height, width, *, mixup, cutmix, prob, switch_prob):
     """Draw the `Mix` of a batch of height x width images; None where both are off.
 
     mixup, cutmix: the alphas of Beta(alpha, alpha), 0 switches one off
     prob: whether the batch is mixed at all
     switch_prob: the share of cutmix where both are on
+    Their defaults stand in configs/base.py: mixup, cutmix, mixup_prob and
+    mixup_switch_prob of a run.
     """
     if mixup <= 0 and cutmix <= 0:
         return None

@@ -1,7 +1,8 @@
 """What the device draws for each training image.
 
-RandAugment (Cubuk et al., 2020) has timm's fifteen operations here, and the defaults
-are DeiT's `rand-m9-mstd0.5-inc1`: what can grow stronger with the magnitude does.
+RandAugment (Cubuk et al., 2020) has timm's fifteen operations here, as DeiT's
+`rand-m9-mstd0.5-inc1` has them: what can grow stronger with the magnitude does.
+Defaults stand in configs/base.py.
 """
 
 import dataclasses
@@ -23,7 +24,6 @@ OPS = (
     "TranslateX",
     "TranslateY",
 )
-FILL = (124, 116, 104)  # ImageNet's mean as a pixel
 MAX_MAGNITUDE = 10.0
 
 
@@ -36,11 +36,11 @@ class Policy:
     leaves bare gets the color `fill`.
     """
 
-    layers: int = 2
-    prob: float = 0.5
-    magnitude: float = 9.0
-    magnitude_std: float = 0.5
-    fill: tuple[int, int, int] = FILL
+    layers: int
+    prob: float
+    magnitude: float
+    magnitude_std: float
+    fill: tuple[int, int, int]
 
 
 def fill_color(mean):
@@ -53,8 +53,8 @@ class Crop:
     """The crop of a canvas: output side, shares of the area, and whether to flip."""
 
     size: int
-    area: tuple[float, float] = (0.08, 1.0)
-    flip: bool = True
+    area: tuple[float, float]
+    flip: bool
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from imagepiece_jax.data.augment.policy import FILL, MAX_MAGNITUDE, OPS
+from imagepiece_jax.data.augment.policy import MAX_MAGNITUDE, OPS
 
 _AFFINE = tuple(
     OPS.index(name)
@@ -62,7 +62,7 @@ def draw(keys, policy):
     return jax.vmap(one)(keys)
 
 
-def apply(images, draws, fill=FILL):
+def apply(images, draws, fill):
     """Apply the drawn operations, layer by layer. uint8 [B, H, W, 3] -> the same."""
     op = jnp.where(draws.applied, draws.op, -1)
     for layer in range(op.shape[1]):

@@ -34,7 +34,7 @@ def test_boxes_are_those_of_the_host():
     uniforms = np.random.default_rng(0).random((len(extent), 10, 4), np.float32)
     out = np.asarray(boxes(extent, uniforms, AREA))
     hosts = [
-        transforms.crop_box(*size, Given(numbers))
+        transforms.crop_box(*size, Given(numbers), AREA)
         for size, numbers in zip(extent.tolist(), uniforms, strict=True)
     ]
     # float32 and float64 may fall on both sides of a half.

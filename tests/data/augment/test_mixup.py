@@ -15,11 +15,13 @@ beta = jax.jit(jax.vmap(mixup.beta, (0, None)))
 cutmix_box = jax.jit(mixup.cutmix_box, static_argnums=(2, 3))
 soft_targets = jax.jit(mixup.soft_targets, static_argnums=(1, 2))
 apply = jax.jit(mixup.apply)
+BOTH = {"mixup": 0.8, "cutmix": 1.0, "prob": 1.0, "switch_prob": 0.5}
 
 
 @functools.cache
 def draws(**options):
     """4000 draws for images of 32 x 48."""
+    options = BOTH | options
     keys = jax.random.split(jax.random.key(0), 4000)
     mixes = jax.jit(jax.vmap(lambda key: mixup.draw(key, 32, 48, **options)))(keys)
     return jax.tree.map(np.asarray, mixes)
@@ -108,7 +110,7 @@ def test_beta_has_the_distribution_of_scipy(alpha):
 
 def test_a_draw_is_no_loop():
     """A GPU waits for the host at each turn of a loop of unknown length."""
-    program = jax.make_jaxpr(lambda key: mixup.draw(key, 6, 8, mixup=0.8, cutmix=1.0))
+    program = jax.make_jaxpr(lambda key: mixup.draw(key, 6, 8, **BOTH))
     assert "while" not in str(program(jax.random.key(0)))
 
 
@@ -168,7 +170,7 @@ def test_cutmix_pastes_the_partner_s_box_exactly(dtype):
 
 def test_both_switched_off_is_no_operation_at_all():
     images, targets, *partner = batch(jnp.bfloat16)
-    drawn = mixup.draw(jax.random.key(0), 6, 8, mixup=0.0, cutmix=0.0)
+    drawn = mixup.draw(jax.random.key(0), 6, 8, **BOTH | {"mixup": 0.0, "cutmix": 0.0})
     assert drawn is None
     out = mixup.apply(drawn, images, targets, *partner)
     assert out[0] is images and out[1] is targets
@@ -180,7 +182,7 @@ def test_one_program_serves_every_draw():
     @jax.jit
     @chex.assert_max_traces(n=1)
     def mixed(key, images, targets, partner, partner_targets):
-        drawn = mixup.draw(key, 6, 8, mixup=0.8, cutmix=1.0)
+        drawn = mixup.draw(key, 6, 8, **BOTH)
         return mixup.apply(drawn, images, targets, partner, partner_targets)
 
     arrays = batch(jnp.float32)

@@ -9,14 +9,15 @@ import pytest
 from PIL import Image
 
 from imagepiece_jax.data.augment import randaugment
-from imagepiece_jax.data.augment.policy import FILL, OPS, Policy, fill_color
+from imagepiece_jax.data.augment.policy import OPS, Policy, fill_color
 from imagepiece_jax.data.augment.randaugment import Draws
 from tests import oracles_randaugment
 from tests.oracles_augment import at_nine, photographs
 
 INTERPOLATED = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
 SIZE = (64, 48)
-POLICY = Policy(layers=2, prob=0.5, magnitude=9.0, magnitude_std=0.5)
+FILL = (124, 116, 104)  # ImageNet's mean as a pixel
+POLICY = Policy(2, prob=0.5, magnitude=9.0, magnitude_std=0.5, fill=FILL)
 
 compiled = jax.jit(randaugment.apply)
 draw = jax.jit(randaugment.draw, static_argnums=1)
@@ -83,7 +84,7 @@ def test_operations_at_magnitude_nine(name, sign):
 @pytest.mark.parametrize("name", ["Rotate", "ShearX", "ShearY", "TranslateX"])
 def test_bare_places_have_the_mean_that_the_model_was_trained_with(name):
     """As timm has it: 128 for .5, and 124, 116, 104 for ImageNet's."""
-    assert fill_color((0.485, 0.456, 0.406)) == (124, 116, 104)
+    assert fill_color((0.485, 0.456, 0.406)) == FILL
     fill = fill_color((0.5, 0.5, 0.5))
     assert fill == (128, 128, 128)
     drawn = draws(OPS.index(name), 9.0, 1, applied=[True, False])
@@ -217,9 +218,9 @@ def test_draws_have_the_recipe_s_distribution():
 
 
 def test_draws_of_other_policies():
-    sure = drawn(Policy(layers=3, prob=1.0, magnitude=4.0, magnitude_std=0.0), 50)
+    sure = drawn(Policy(3, 1.0, magnitude=4.0, magnitude_std=0.0, fill=FILL), 50)
     assert sure.op.shape == (50, 3) and sure.applied.all()
     assert (sure.magnitude == 4).all()
-    never = drawn(Policy(layers=1, prob=0.0, magnitude=0.0, magnitude_std=9.0), 200)
+    never = drawn(Policy(1, 0.0, magnitude=0.0, magnitude_std=9.0, fill=FILL), 200)
     assert not never.applied.any()
     assert (never.magnitude == 0).any() and never.magnitude.min() == 0
