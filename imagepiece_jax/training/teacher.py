@@ -117,6 +117,7 @@ def _any(run, initial):
         variables = weights.variables(model)
     except InputError as error:
         text = str(error).replace("--config.model.", "--config.teacher.")
+        text = text.replace("config.image_size", "config.teacher.image_size")
         raise InputError(f"config.teacher.weights: {text}") from error
     if not weights.normalized:
         flags = "config.teacher.mean and config.teacher.std"

@@ -329,7 +329,7 @@ SOFT, LEARNED = {"distill.kind": "soft"}, {"name": "dynamicvit", "blocks": (0,)}
         (
             SOFT | TOLD | {"teacher.weights": "ten.npz", "teacher.image_size": 18},
             None,
-            "^config.teacher.weights: .*18",
+            "^config.teacher.weights: config.teacher.image_size is 18; allowed are mu",
         ),
         (
             SOFT | {"teacher.weights": "ten.npz"},
