@@ -73,7 +73,7 @@ def warn_of_range(images, mean, std):
         return
     warnings.warn(
         f"the values of images are {fault}; allowed are images normalized by the "
-        f"model's mean {mean} and std {std} (data.normalize)",
+        f"model's mean {mean} and std {std} (imagepiece_jax.normalize)",
         stacklevel=3,
     )
 

@@ -17,7 +17,7 @@ import dataclasses
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -39,7 +39,7 @@ from imagepiece_jax.common.fields import (
 from imagepiece_jax.common.image_size import described, sides
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.data.normalize import as_normalized, normalize, warn_of_range
-from imagepiece_jax.errors import InputError
+from imagepiece_jax.errors import InputError, suggestion
 from imagepiece_jax.models import registry, stems, summary
 from imagepiece_jax.models.architecture import GELUS
 from imagepiece_jax.models.attention import BACKENDS, resolve_backend
@@ -227,6 +227,29 @@ class CompileOptions(CheckedFields):
         checked(None, _path, "paths of a folder")
     )
 
+    @classmethod
+    def of(
+        cls,
+        options: Mapping[str, Any],
+        beside: Sequence[str] = (),
+        **given: Any,
+    ) -> "CompileOptions":
+        """These options and the given ones; InputError for one that there is not.
+
+        beside: what the caller takes beside them, which may have been meant
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        names = [name for name in names if name not in given]
+        unknown = next((name for name in options if name not in names), None)
+        if unknown is not None:
+            known = [*beside, *names]
+            hint = suggestion(unknown, known, f"allowed are {', '.join(known)}")
+            raise InputError(f"{unknown} is not an argument; {hint}")
+        given = {**options, **given}
+        if "batch_size" not in given:
+            raise InputError("batch_size is missing; allowed are whole numbers from 1")
+        return cls(**given)
+
 
 @takes_pretrained
 def optimize(
@@ -246,7 +269,7 @@ def optimize(
             f"image_size is {image_size}, but the model is for {described(expected)}; "
             "load the weights for another size to have the position embeddings resized"
         )
-    options = CompileOptions(**options)
+    options = CompileOptions.of(options, ["image_size"])
     return compiler(vit, options)(options.batch_size)
 
 
@@ -277,7 +300,8 @@ def compiler(vit: Pretrained, asked: CompileOptions) -> Callable[[int], Program]
             sharding=SingleDeviceSharding(device),
         )
         began = time.perf_counter()
-        work = working(f"compiling the model for {batch_size} images at a time")
+        several = "1 image" if batch_size == 1 else f"{batch_size} images"
+        work = working(f"compiling the model for {several} at a time")
         with _cached_in(asked.cache_dir), work:
             lowered = jax.jit(forward(model)).lower(weights, images)
             executable = lowered.compile(compiler_options=options)

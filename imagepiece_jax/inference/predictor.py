@@ -85,7 +85,9 @@ class Predictor:
         threads = min(16, os.cpu_count() or 1) if threads is None else threads
         if not is_whole(threads) or threads < 1:
             raise InputError(f"threads is {threads!r}; allowed are 1, 2, 3, ..")
-        options = CompileOptions(batch_size=batch_size, pixels=True, **options)
+        beside = ["labels", "top", "batch_size", "resize", "threads"]
+        given = {"batch_size": batch_size, "pixels": True}
+        options = CompileOptions.of(options, beside, **given)
         batch_size = options.batch_size
         self.sizes = (*(size for size in (1, 8) if size < batch_size), batch_size)
         self._answer = self._most_probable if classes else np.array

@@ -30,7 +30,8 @@ class Preprocessing(CheckedFields):
         allowed = [field.name for field in dataclasses.fields(cls)][1:]
         if not isinstance(fields, Mapping) or not {*fields} <= {*allowed}:
             raise InputError(
-                f"preprocessing is {fields!r}; its fields are {', '.join(allowed)}"
+                f"preprocessing is {fields!r}; allowed is a dict of "
+                f"{', '.join(allowed)}"
             )
         return cls(image_size, **fields)
 
@@ -47,7 +48,7 @@ def check_images(images, image_size=None, pixels=False):
         kind = type(images).__name__ if dtype is None else f"of type {dtype}"
         raise InputError(
             f"images is {kind}; allowed are floats, normalized by the model's mean "
-            "and std (data.normalize)" + ", or uint8" * pixels
+            "and std (imagepiece_jax.normalize)" + ", or uint8" * pixels
         )
     size = image_size and sides(image_size)
     wanted = described(size) if size else "any size"

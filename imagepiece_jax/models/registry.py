@@ -5,7 +5,7 @@ import math
 import numbers
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -139,14 +139,17 @@ class ModelConfig(CheckedFields):
     )
 
     @classmethod
-    def of(cls, fields: Mapping[str, Any]) -> "ModelConfig":
-        """The config with these fields; InputError for one that there is not."""
+    def of(cls, fields: Mapping[str, Any], beside: Sequence[str] = ()) -> "ModelConfig":
+        """The config with these fields; InputError for one that there is not.
+
+        beside: what the caller takes beside them, which may have been meant
+        """
         names = [field.name for field in dataclasses.fields(cls)][:-1]
         unknown = next((name for name in fields if name not in names), None)
         if unknown is not None:
-            raise InputError(
-                f"{cls.path(unknown)} is not a field; allowed are {', '.join(names)}"
-            )
+            known = [*beside, *names]
+            hint = suggestion(unknown, known, f"allowed are {', '.join(known)}")
+            raise InputError(f"{cls.path(unknown)} is not a field; {hint}")
         return cls(**fields)
 
     @classmethod
@@ -290,7 +293,7 @@ def create_model(
         image_size=(224, 280), num_classes=10 or dtype="bfloat16"
     Raises InputError for anything that does not fit.
     """
-    return ModelConfig.of({"name": name, **changes}).create(reduction)
+    return ModelConfig.of({"name": name, **changes}, ["reduction"]).create(reduction)
 
 
 def reduced(dense, reduction, grid, name=None, prop_attn=None, masked=False):

@@ -5,7 +5,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
+from imagepiece_jax.common.image_size import described
 from imagepiece_jax.data.normalize import warn_of_range
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.attention_pool import AttentionPool, pooled_tokens
 from imagepiece_jax.models.block import Block, Reduction
@@ -252,6 +254,7 @@ class ViT(nn.Module):
         x = stem(images[:, :height, :width].astype(self.dtype), train)
         batch, height, width, dim = x.shape
         x = x.reshape(batch, height * width, dim)
+        self._check_positions(height, width, images.shape[1:3])
         counts = {
             "cls_token": arch.class_token,
             "dist_token": arch.dist_token,
@@ -289,6 +292,19 @@ class ViT(nn.Module):
         if self.stem == "conv":
             return ConvStem(axis_name=self.axis_name, **shared)
         return PatchStem(use_bias=self.arch.patch_bias, **shared)
+
+    def _check_positions(self, height, width, size):
+        """InputError for images of another size than the parameters are for."""
+        arch, held = self.arch, self.variables.get("params", {}).get("pos_embed")
+        if held is None or not arch.positions:
+            return
+        made = held.shape[1] - arch.prefix * arch.prefix_positions
+        if made != height * width:
+            raise InputError(
+                f"images is of {described(size)} pixels, {height * width} patches, but "
+                f"the model has positions for {made}; load(.., image_size=..) resizes "
+                "them"
+            )
 
     def _with_positions(self, x):
         if not self.arch.positions:

@@ -22,6 +22,7 @@ UNTOLD = ("norm_eps", "gelu", "resize", "rotary", "pool", "pool_include_prefix")
 ALWAYS = ("norm_eps", "gelu", "resize")  # those of them that every model has to have
 # What can be given beside a name, or instead.
 ALONE = ("num_heads", *ALWAYS, "image_size", "mean", "std")
+PLACE = "place its config.json beside it"  # what a file alone does not say is there
 MOST = 5  # names in a sentence
 
 
@@ -243,8 +244,8 @@ def _question(lacking, known, sizes, parts):
         )
     return (
         f"no tensor says its {listed}: say which model it is, name=.., in commands "
-        f"--config.model.name=..{_candidates(sizes, parts)}, or place its config.json "
-        "beside it" + (f", or give {fields}" if {*lacking} <= {*ALONE} else "")
+        f"--config.model.name=..{_candidates(sizes, parts)}, or {PLACE}"
+        + (f", or give {fields}" if {*lacking} <= {*ALONE} else "")
     )
 
 

@@ -27,12 +27,16 @@ from imagepiece_jax.models.preprocessing import Preprocessing
 from imagepiece_jax.models.registry import ModelConfig
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.pretrained import convert, hub, hub_configs, layouts, runs
-from imagepiece_jax.pretrained.infer import infer
+from imagepiece_jax.pretrained.infer import PLACE, infer
 from imagepiece_jax.pretrained.layouts import Contents
 from imagepiece_jax.pretrained.trained_model import Pretrained
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.settings import DENSE, completed
 
+# Of `load`, beside the fields of a ModelConfig.
+ARGUMENTS = (
+    *("reduction", "checkpoint", "averaged", "class_names", "preprocessing", "seed"),
+)
 HEADS = ("head", "head_dist")  # what a model reads classes with
 # Fields of training, of the device or of a method, which an analysis sets itself.
 NOT_ANALYZED = ("drop_path_rate", "trace_source", "kernels", "prop_attn")
@@ -75,7 +79,7 @@ def load(
     Raises InputError for what does not fit, for a field that contradicts the weights,
         and for weights that do not say which model they are.
     """
-    asked, fresh = ModelConfig.of(changes), ()
+    asked, fresh = ModelConfig.of(changes, ARGUMENTS), ()
     if reduction is not None:
         registry.split_reduction(reduction, asked.prop_attn)  # may name prop_attn too
     weights = read(path, asked, checkpoint, averaged)
@@ -239,7 +243,11 @@ class Weights:
                         "model"
                     )
         except InputError as error:
-            raise InputError(f"{self}: {error}") from error
+            sentence, folder = f"{self}: {error}", self.path.parent
+            if (folder / hub_configs.CONFIG).is_file():
+                named = f"name its folder, {folder}, which has a config.json"
+                sentence = sentence.replace(PLACE, named)
+            raise InputError(sentence) from error
         if self.path.is_dir():
             config = dataclasses.replace(config, dtype=self.config.dtype)
             crop = self.crop or public.preprocessing(config.name)

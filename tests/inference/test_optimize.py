@@ -157,6 +157,7 @@ def test_programs_are_kept_where_asked_and_others_are_not(program, cache):
     [
         ({"batch_size": 0}, "batch_size is 0; allowed are whole numbers from 1"),
         ({"batch_size": True}, "batch_size is True; allowed are whole numbers from 1"),
+        ({"batchsize": 8}, "batchsize is not an argument; did you mean batch_size?"),
         (
             {"image_size": 24},
             "image_size is 24, but the model is for 20x20; load the weights",
@@ -185,6 +186,11 @@ def test_impossible_options(trained, options, message):
     with pytest.raises(InputError) as caught:
         optimized(*trained, **options)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_batch_size_is_asked_for(trained):
+    with pytest.raises(InputError, match="batch_size is missing; allowed are whole n"):
+        optimize.optimize(Pretrained(*trained), dtype="float32")
 
 
 def test_variables_of_another_stem(trained):

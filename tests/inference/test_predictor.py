@@ -144,10 +144,13 @@ def test_a_bad_image_loses_no_other(predictor, pictures):
 
 def test_mistakes_are_told_before_anything_is_compiled(trained, predictor, pictures):
     model, variables = trained
-    with pytest.raises(TypeError, match="unexpected keyword argument 'name'"):
-        imagepiece_jax.Predictor(
-            Pretrained(model, variables), name="deit_tiny_patch16_224"
-        )
+    vit = Pretrained(model, variables)
+    for wrong, meant in (("batchsize", "batch_size"), ("lables", "labels")):
+        message = rf"{wrong} is not an argument; did you mean {meant}\?"
+        with pytest.raises(InputError, match=message):
+            imagepiece_jax.Predictor(vit, **{wrong: 8})
+    with pytest.raises(InputError, match="name is not an argument; allowed are labels"):
+        imagepiece_jax.Predictor(vit, name="deit_tiny_patch16_224")
     with pytest.raises(InputError, match="model and variables are a dict and a ViT"):
         imagepiece_jax.Predictor(Pretrained(variables, model))
     with pytest.raises(InputError, match=r"found uint8 \[20, 20\]; allowed are paths"):

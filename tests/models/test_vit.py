@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry, vit
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.tokens import Mixing
@@ -339,6 +340,14 @@ def without_branches(model):
             for layer in (block["attn"]["proj"], block["mlp"]["fc2"]):
                 layer["kernel"] = np.zeros_like(layer["kernel"])
     return variables
+
+
+def test_images_of_another_size_than_the_positions():
+    model = tiny.model()
+    message = "images is of 20x24 pixels, 30 patches, but the model has positions for "
+    images = jax.ShapeDtypeStruct((1, 20, 24, 3), jnp.float32)
+    with pytest.raises(InputError, match=message + "25"):
+        jax.eval_shape(model.apply, tiny.shapes(model), images)
 
 
 def test_registers_stand_behind_the_class_token():

@@ -309,6 +309,15 @@ def test_what_cannot_be_loaded_again_is_not_saved(tmp_path):
     assert not (tmp_path / "m").exists()
 
 
+def test_the_file_of_a_folder_is_answered_with_the_folder(tmp_path):
+    path = imagepiece_jax.save(tmp_path / "m", made())
+    with pytest.raises(InputError) as caught:
+        imagepiece_jax.load(path / "model.safetensors")
+    said = str(caught.value)
+    assert f"or name its folder, {path}, which has a config.json" in said
+    assert "beside it" not in said
+
+
 def test_selectors_that_were_drawn_stay_untrained(tmp_path):
     vit = made().with_reduction(DYNAMICVIT, seed=1)
     loaded = imagepiece_jax.load(imagepiece_jax.save(tmp_path / "m", vit))

@@ -132,7 +132,7 @@ def test_learned_selectors_stay_with_the_weights(tmp_path, dense):
         ({"reduction": 3}, "reduction is 3; allowed is a dict with a name and fields"),
         (
             {"preprocessing": 0.9},
-            "preprocessing is 0.9; its fields are crop, crop_mode",
+            "preprocessing is 0.9; allowed is a dict of crop, crop_mode",
         ),
         ({"class_names": ["a"]}, "class_names has 1 names; the model has 7 classes"),
         ({"num_classes": 3, "seed": "a"}, "seed is 'a'; allowed are whole numbers"),
