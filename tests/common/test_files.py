@@ -1,5 +1,6 @@
 """Atomic writes and locks."""
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -35,13 +36,15 @@ def failing(code):
 
 @pytest.fixture
 def holds(tmp_path):
-    """What each command locks, as functions, with what it says where it is taken."""
+    """What each command locks while entered, and what it says where it is taken."""
+
+    def measuring():
+        return contextlib.closing(ResultCache(tmp_path / "points"))
+
     return {
-        "another process is training in": RunLock(tmp_path / "run").__enter__,
-        "another process is measuring into": lambda: ResultCache(tmp_path / "points"),
-        "another process is writing": lambda: writer._locked(
-            tmp_path / "set"
-        ).__enter__(),
+        "another process is training in": lambda: RunLock(tmp_path / "run"),
+        "another process is measuring into": measuring,
+        "another process is writing": lambda: writer._locked(tmp_path / "set"),
     }
 
 
@@ -52,20 +55,18 @@ def test_a_file_system_without_locks_is_no_other_process(
     monkeypatch.setattr(fcntl, "flock", failing(code))
     for busy, hold in holds.items():
         caplog.clear()
-        held = hold()
-        (said,) = [record.getMessage() for record in caplog.records]
+        with hold():
+            (said,) = [record.getMessage() for record in caplog.records]
         assert f"cannot be locked ({os.strerror(code)}): two processes that" in said
         assert busy not in said and "\n" not in said
-        if hasattr(held, "close"):
-            held.close()
 
 
 @pytest.mark.parametrize("code", [errno.EWOULDBLOCK, errno.EAGAIN])
 def test_a_lock_that_is_held_is_another_process(holds, monkeypatch, code):
     monkeypatch.setattr(fcntl, "flock", failing(code))
     for busy, hold in holds.items():
-        with pytest.raises(InputError, match=busy):
-            hold()
+        with pytest.raises(InputError, match=busy), hold():
+            pass
 
 
 def test_a_lock_that_is_refused_closes_the_file(tmp_path):

@@ -149,7 +149,7 @@ def observed(context, pretrained):
     """ImagePiece's model and its outputs for all images."""
     reduction = {"name": "imagepiece"}
     model = merges.observed(pretrained.model(reduction))
-    variables, _ = pretrained.variables(model)
+    variables = pretrained.variables(model)
     batches = [batch["image"] for batch in context.images.batches()]
     pixels = normalize(np.concatenate(batches, axis=1)[0], MEAN, STD)
     return model, jax.jit(model.apply)(variables, pixels)
@@ -179,7 +179,7 @@ def test_ratios_of_merged_tokens_are_those_of_a_slow_count(
 def test_observing_changes_no_decision(context, pretrained, observed):
     _, outputs = observed
     model = pretrained.model({"name": "imagepiece"})
-    variables, _ = pretrained.variables(model)
+    variables = pretrained.variables(model)
     pixels = normalize(context.images.batches()[0]["image"][0], MEAN, STD)
     plain = jax.jit(model.apply)(variables, pixels)
     np.testing.assert_allclose(plain.logits, outputs.logits[:12], rtol=1e-4, atol=1e-5)
