@@ -21,6 +21,7 @@ from imagepiece_jax.reduction.kernels import agreement, fused
 from imagepiece_jax.reduction.kernels.agreement import Comparison, PlainAndFused
 from imagepiece_jax.reduction.kernels.fused import Kernel
 from tests import oracles, oracles_tome
+from tests.models import tiny
 from tests.reduction.kernels.inputs import random_inputs
 
 UNSUPPORTED = fused.unsupported_reason("cpu")
@@ -31,6 +32,9 @@ PRUNE = PlainAndFused("prune", n_out=12)
 RETOKENIZE = PlainAndFused("retokenize", n_out=15, candidates=11)
 BIPARTITE = PlainAndFused("bipartite", n_out=13)
 ALL = (PRUNE, RETOKENIZE, BIPARTITE)
+
+fuse = tiny.compiled(PlainAndFused.fused, static_argnums=0)
+in_plain = tiny.compiled(PlainAndFused.plain, static_argnums=0)
 
 
 def integers(seed, prefix=1, heads=2, width=8, dim=24, dtype="float32"):
@@ -47,7 +51,8 @@ def integers(seed, prefix=1, heads=2, width=8, dim=24, dtype="float32"):
     key[:, :, 1:] = key[:, :, :1]  # the mean over heads is one of them
     x = draw.integers(-4, 5, (BATCH, N + prefix, dim))
     size = 2.0 ** draw.integers(0, 2, (BATCH, N + prefix))
-    return *(jnp.asarray(a, dtype) for a in (query, key, x)), jnp.float32(size)
+    arrays = (a.astype(jnp.dtype(dtype)) for a in (query, key, x))
+    return *arrays, np.float32(size)
 
 
 def truth(reduction, query, key, x, size):
@@ -103,7 +108,7 @@ def truth(reduction, query, key, x, size):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_decisions_with_ties_are_the_oracles(reduction, dtype):
     arrays = integers(7, reduction.num_prefix, dtype=dtype)
-    moved, size, dest = map(np.asarray, reduction.fused(*arrays))
+    moved, size, dest = fuse(reduction, *arrays)
     assert moved.dtype == arrays[2].dtype
     for image in range(BATCH):
         one = [np.asarray(a[image], np.float64) for a in arrays]
@@ -117,9 +122,9 @@ def test_decisions_with_ties_are_the_oracles(reduction, dtype):
 @pytest.mark.parametrize("reduction", ALL, ids=lambda r: r.rule)
 def test_all_equal(reduction):
     """Every comparison is a tie: what stands first stays, or leaves."""
-    ones = jnp.ones((1, N + 1, 2, 8))
-    x = jnp.arange((N + 1) * 8, dtype=jnp.float32).reshape(1, N + 1, 8)
-    _, _, (dest,) = reduction.fused(ones, ones, x, jnp.ones((1, N + 1)))
+    ones = np.ones((1, N + 1, 2, 8), np.float32)
+    x = np.arange((N + 1) * 8, dtype=np.float32).reshape(1, N + 1, 8)
+    _, _, (dest,) = fuse(reduction, ones, ones, x, np.ones((1, N + 1), np.float32))
     leaving = N - reduction.n_out
     want = {
         # the last seven are dropped
@@ -142,9 +147,7 @@ def test_nan_keys_decide_as_in_the_plain_version(reduction, token):
     query, key, x, size = random_inputs(3, 3, 19, 3, 16, "float32")
     key = np.copy(key)
     key[1, token] = np.nan
-    ours, plain = (
-        jax.jit(run)(query, key, x, size) for run in (reduction.fused, reduction.plain)
-    )
+    ours, plain = (run(reduction, query, key, x, size) for run in (fuse, in_plain))
     np.testing.assert_array_equal(ours[2], plain[2])
     np.testing.assert_array_equal(ours[1], plain[1])
 
@@ -200,10 +203,10 @@ def test_gap_of_the_class_row():
     query, key = np.zeros((1, n + 1, 1, 8)), np.zeros((1, n + 1, 1, 8))
     query[..., 0], key[0, :, 0, 0] = np.sqrt(8), np.arange(n + 1)
     key[0, 3, 0, 0] += 1e-6  # tokens 3 and 4 of all, 2 and 3 of the image
-    arrays = jnp.float32(query), jnp.float32(key), jnp.ones((1, n + 1))
+    arrays = np.float32(query), np.float32(key), np.ones((1, n + 1), np.float32)
     wide = PlainAndFused("prune", n_out=3).gap(*arrays)
     key[0, 3, 0, 0] = key[0, 4, 0, 0] - 1e-6
-    arrays = jnp.float32(query), jnp.float32(key), jnp.ones((1, n + 1))
+    arrays = np.float32(query), np.float32(key), np.ones((1, n + 1), np.float32)
     narrow = PlainAndFused("prune", n_out=3).gap(*arrays)
     assert wide > 1e4 and 0 < narrow < 1  # 1e-6 of a score is some 10 ulp
 
@@ -212,7 +215,7 @@ def test_gap_of_similarities():
     """Cosines of three pairs: 1 - 2e-7 (two partners), and 0."""
     keys = np.zeros((1, 5, 1, 8), np.float32)
     keys[0, 1:, 0, :2] = [[1, 0], [1, 0], [0, 1], [0, 1]]
-    arrays = jnp.asarray(keys), jnp.asarray(keys), jnp.ones((1, 5))
+    arrays = keys, keys, np.ones((1, 5), np.float32)
     # A: image tokens 1 and 3, B: 0 and 2; each has a partner at 1 and one at 0. For
     # three tokens it has to be said which of the two leaves.
     assert PlainAndFused("bipartite", n_out=3).gap(*arrays) == 0
@@ -245,14 +248,15 @@ def test_a_wrong_version_does_not_agree():
 )
 def test_gradients_are_the_plain_ones(reduction):
     arrays = random_inputs(2, 2, N, 2, 8, "float32")
-    weight = jax.random.normal(jax.random.key(1), (2, reduction.n_out + 1, 16))
+    draw = np.random.default_rng(1)
+    weight = draw.normal(size=(2, reduction.n_out + 1, 16)).astype(np.float32)
 
     def loss(run):
         def of(query, key, x, size):
             moved, counted, _ = run(query, key, x, size)
             return jnp.sum(moved * weight) + jnp.sum(counted**2)
 
-        return jax.jit(jax.grad(of, argnums=(0, 1, 2, 3)))(*arrays)
+        return tiny.compiled(jax.grad(of, argnums=(0, 1, 2, 3)))(*arrays)
 
     for ours, plain in zip(loss(reduction.fused), loss(reduction.plain), strict=True):
         np.testing.assert_allclose(ours, plain, atol=1e-6)
@@ -261,10 +265,12 @@ def test_gradients_are_the_plain_ones(reduction):
 def test_the_gradient_of_a_pruned_image_by_hand():
     """Kept tokens have their slot's gradient, dropped ones none."""
     query, key, x, size = integers(5)
-    _, _, dest = PRUNE.fused(query, key, x, size)
-    rows = jnp.arange(13.0)[None, :, None]  # the gradient of slot s is s, the prefix 0
-    loss = jax.jit(lambda x: jnp.sum(PRUNE.fused(query, key, x, size)[0] * rows))
-    gradient = jax.jit(jax.grad(loss))(x)
+    _, _, dest = fuse(PRUNE, query, key, x, size)
+    rows = np.arange(13.0, dtype=np.float32)[
+        None, :, None
+    ]  # the gradient of slot s is s, the prefix 0
+    slope = jax.grad(lambda x: jnp.sum(PRUNE.fused(query, key, x, size)[0] * rows))
+    gradient = tiny.compiled(slope)(x)
     want = np.where(dest < 0, 0, dest + 1)
     want = np.concatenate([np.zeros((BATCH, 1)), want], axis=1)
     np.testing.assert_array_equal(gradient, want[:, :, None] + np.zeros(x.shape))
@@ -273,10 +279,10 @@ def test_the_gradient_of_a_pruned_image_by_hand():
 def test_vmap_and_single_images():
     """Images do not know of each other: alone, in a batch, over an axis."""
     arrays = integers(11)
-    whole = RETOKENIZE.fused(*arrays)
+    whole = fuse(RETOKENIZE, *arrays)
     stacked = [a[:, None] for a in arrays]
-    mapped = jax.jit(jax.vmap(RETOKENIZE.fused))(*stacked)
-    alone = RETOKENIZE.fused(*(a[1:2] for a in arrays))
+    mapped = tiny.compiled(jax.vmap(RETOKENIZE.fused))(*stacked)
+    alone = fuse(RETOKENIZE, *(a[1:2] for a in arrays))
     for w, m, a in zip(whole, mapped, alone, strict=True):
         np.testing.assert_array_equal(w, m[:, 0])
         np.testing.assert_array_equal(w[1:2], a)
@@ -286,7 +292,7 @@ def test_many_calls_at_once_give_the_same():
     """Threads of the pool are shared by calls that run side by side."""
     arrays = random_inputs(4, 16, 41, 2, 8, "float32")
     reduction = PlainAndFused("bipartite", n_out=30)
-    run = jax.jit(lambda *a: [reduction.fused(*a) for _ in range(8)])
+    run = tiny.compiled(lambda *a: [reduction.fused(*a) for _ in range(8)])
     first, *others = run(*arrays)
     for other in others:
         for a, b in zip(first, other, strict=True):
