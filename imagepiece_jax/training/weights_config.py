@@ -67,7 +67,11 @@ def of_weights(
     with config.unlocked():
         if not whole:
             _complete(config, weights)
+            decided = config.model.to_dict()
             overrides(config)
+            for name, value in decided.items():
+                if config.model[name] is None and name not in OF_TRAINING:
+                    config.model[name] = value  # emptied: as the weights have it
             RunConfig.read(config).create_method()
         elif config.data.eval_crop is None:
             usual = runs.LATER["data"]
