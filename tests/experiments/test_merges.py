@@ -1,9 +1,5 @@
 """Measures of merges: hand-computed cases and slow loops."""
 
-import functools
-
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -20,13 +16,12 @@ from tests.models import tiny
 def taps(degrees, attention):
     """Tokens whose keys are unit vectors at these angles. One image."""
     angle = np.deg2rad(np.asarray(degrees, np.float32))[None]
-    metric = jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-1)
     n = angle.shape[1]
     return Taps(
-        x=jnp.ones((1, n, 2)),
-        size=jnp.ones((1, n)),
-        metric=metric,
-        cls_attn=jnp.asarray([attention], jnp.float32),
+        x=np.ones((1, n, 2), np.float32),
+        size=np.ones((1, n), np.float32),
+        metric=np.stack([np.cos(angle), np.sin(angle)], axis=-1),
+        cls_attn=np.asarray([attention], np.float32),
     )
 
 
@@ -34,21 +29,41 @@ def drawn(n=19, batch=3, seed=0):
     """Tokens of noise."""
     rng = np.random.default_rng(seed)
     return Taps(
-        x=jnp.ones((batch, n, 2)),
-        size=jnp.ones((batch, n)),
-        metric=jnp.asarray(rng.normal(size=(batch, n, 5)), jnp.float32),
-        cls_attn=jnp.asarray(rng.uniform(size=(batch, n)), jnp.float32),
+        x=np.ones((batch, n, 2), np.float32),
+        size=np.ones((batch, n), np.float32),
+        metric=rng.normal(size=(batch, n, 5)).astype(np.float32),
+        cls_attn=rng.uniform(size=(batch, n)).astype(np.float32),
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def run(reducer, counts, tokens):
+PERCENTS = (15, *range(0, 101, 10))
+
+
+def _run(reducer, counts, tokens):
     """A matching and all that is derived from it, compiled at once, which is quick."""
     result = reducer(tokens, counts)
     members = {
         both: merges.taking_part(result, counts.n_in, both) for both in (False, True)
     }
-    return result, merges.pairs(result), merges.merged_slots(result), members
+    return {
+        "dest": result.dest,
+        "pairs": merges.pairs(result),
+        "similarity": merges.pair_similarity(tokens, result),
+        "distance": {width: merges.pair_distance(result, width) for width in (4, 5)},
+        "slots": merges.merged_slots(result),
+        "members": members,
+        "attended": {
+            both: {
+                percent: merges.percent_attended(taking, tokens.cls_attn, percent)
+                for percent in PERCENTS
+            }
+            for both, taking in members.items()
+        },
+        "rank": rank(tokens.cls_attn),
+    }
+
+
+run = tiny.compiled(_run, static_argnums=(0, 1))
 
 
 # Ten tokens, six candidates in the order 6 1 5 7 3 8, split into A = 6 5 3, B = 1 7 8.
@@ -57,7 +72,7 @@ TEN = taps(
     [0.20, 0.05, 0.15, 0.02, 0.12, 0.04, 0.10, 0.03, 0.01, 0.18],
 )
 TEN_COUNTS = Counts(n_in=10, n_out=7, candidates=6)
-RETOKENIZED, TEN_PAIRS, TEN_SLOTS, _ = run(Retokenize(), TEN_COUNTS, TEN)
+RETOKENIZED = run(Retokenize(), TEN_COUNTS, TEN)
 
 
 def listed(pairs):
@@ -71,44 +86,40 @@ def cosine(degrees):
 
 
 def test_pairs_of_retokenize_by_hand():
-    found = listed(TEN_PAIRS)
-    assert found == {(6, 8), (5, 7), (3, 1)}
+    assert listed(RETOKENIZED["pairs"]) == {(6, 8), (5, 7), (3, 1)}
     expected = np.mean([cosine(8), cosine(5), cosine(3)])
-    likeness = merges.pair_similarity(TEN, RETOKENIZED)
-    np.testing.assert_allclose(likeness, [expected], rtol=1e-5)
+    np.testing.assert_allclose(RETOKENIZED["similarity"], [expected], rtol=1e-5)
 
 
 def test_all_pairs_of_candidates_by_hand():
     degrees = {6: 20, 5: 70, 3: 33, 1: 30, 7: 75, 8: 28}
     pairs = [cosine(degrees[a] - degrees[b]) for a in (6, 5, 3) for b in (1, 7, 8)]
-    found = merges.candidate_similarity(TEN, TEN_COUNTS)
-    np.testing.assert_allclose(found, [np.mean(pairs)], rtol=1e-5)
+    similarity = tiny.compiled(merges.candidate_similarity, static_argnums=1)
+    expected = [np.mean(pairs)]
+    np.testing.assert_allclose(similarity(TEN, TEN_COUNTS), expected, rtol=1e-5)
 
 
 def test_merged_slots_by_hand():
     """Tokens 0 1 2 4 7 8 9 are left; 1, 7 and 8 have swallowed one each."""
     expected = [[False, True, False, False, True, True, False]]
-    assert TEN_SLOTS.tolist() == expected
+    assert RETOKENIZED["slots"].tolist() == expected
 
 
 def test_distance_of_pairs_by_hand():
     """On rows of five: 6 (1,1) to 8 (1,3), 5 (1,0) to 7 (1,2), 3 (0,3) to 1 (0,1);
     on rows of four: 6 (1,2) to 8 (2,0), 5 (1,1) to 7 (1,3), 3 (0,3) to 1 (0,1)."""
-    np.testing.assert_allclose(merges.pair_distance(RETOKENIZED, 5), [2.0])
+    np.testing.assert_allclose(RETOKENIZED["distance"][5], [2.0])
     expected = (np.sqrt(5) + 2 + 2) / 3
-    np.testing.assert_allclose(merges.pair_distance(RETOKENIZED, 4), [expected])
+    np.testing.assert_allclose(RETOKENIZED["distance"][4], [expected])
 
 
 def test_pairs_of_tome_by_hand():
     """Positions with the class token first: 2 goes to 1, 4 to 3, 6 to 5."""
     seven = taps([10, 14, 50, 47, 90, 88], [0.1] * 6)
-    result, pairs, *_ = run(Bipartite(), Counts(n_in=6, n_out=4), seven)
-    found = listed(pairs)
-    assert found == {(5, 4), (3, 2)}  # image tokens: one less
+    merged = run(Bipartite(), Counts(n_in=6, n_out=4), seven)
+    assert listed(merged["pairs"]) == {(5, 4), (3, 2)}  # image tokens: one less
     expected = np.mean([cosine(2), cosine(3)])
-    np.testing.assert_allclose(
-        merges.pair_similarity(seven, result), [expected], rtol=1e-5
-    )
+    np.testing.assert_allclose(merged["similarity"], [expected], rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -120,10 +131,9 @@ def test_pairs_of_tome_by_hand():
 )
 def test_pairs_are_those_of_the_slot_map(reducer, counts):
     """Both ends of a pair are in one slot, and only so many tokens left theirs."""
-    tokens = drawn()
-    result, pairs, slots, members = run(reducer, counts, tokens)
-    left, partner = map(np.asarray, pairs)
-    dest, slots = np.asarray(result.dest), np.asarray(slots)
+    merged = run(reducer, counts, drawn())
+    (left, partner), members = merged["pairs"], merged["members"]
+    dest, slots = merged["dest"], merged["slots"]
     for image in range(3):
         assert (dest[image][left[image]] == dest[image][partner[image]]).all()
         assert len({*left[image], *partner[image]}) > len(set(left[image]))
@@ -137,10 +147,10 @@ def test_pairs_are_those_of_the_slot_map(reducer, counts):
 
 def test_attentive_share_by_hand():
     """Of tokens 0, 3 and 4 one, 3, is among the two most attended."""
-    merged = jnp.asarray([[True, False, False, True, True]])
-    attention = jnp.asarray([[0.1, 0.5, 0.2, 0.3, 0.0]])
-    found = merges.attentive_share(merged, attention, 2)
-    np.testing.assert_allclose(found, [1 / 3], rtol=1e-6)
+    merged = np.asarray([[True, False, False, True, True]])
+    attention = np.asarray([[0.1, 0.5, 0.2, 0.3, 0.0]], np.float32)
+    share = tiny.compiled(merges.attentive_share, static_argnums=2)
+    np.testing.assert_allclose(share(merged, attention, 2), [1 / 3], rtol=1e-6)
 
 
 def slow_overlap(members, attention, percent):
@@ -156,18 +166,15 @@ def slow_overlap(members, attention, percent):
 @pytest.mark.parametrize("both", [False, True])
 def test_overlap_is_that_of_sorted_lists(percent, both):
     tokens = drawn(seed=2)
-    members = run(Bipartite(), Counts(n_in=19, n_out=13), tokens)[-1][both]
-    found = merges.percent_attended(members, tokens.cls_attn, percent)
-    pairs = zip(np.asarray(members), np.asarray(tokens.cls_attn), strict=True)
-    np.testing.assert_allclose(found, [slow_overlap(*p, percent) for p in pairs])
+    merged = run(Bipartite(), Counts(n_in=19, n_out=13), tokens)
+    pairs = zip(merged["members"][both], tokens.cls_attn, strict=True)
+    expected = [slow_overlap(*pair, percent) for pair in pairs]
+    np.testing.assert_allclose(merged["attended"][both][percent], expected)
 
 
 def test_overlap_grows_with_the_share():
-    tokens = drawn(seed=4)
-    members = run(Bipartite(), Counts(n_in=19, n_out=13), tokens)[-1][True]
-    shares = [
-        merges.percent_attended(members, tokens.cls_attn, k) for k in range(0, 101, 10)
-    ]
+    merged = run(Bipartite(), Counts(n_in=19, n_out=13), drawn(seed=4))
+    shares = [merged["attended"][True][k] for k in range(0, 101, 10)]
     assert (np.diff(np.stack(shares), axis=0) >= 0).all()
     assert (shares[0] == 0).all() and (shares[-1] == 100).all()
 
@@ -176,10 +183,10 @@ def test_overlap_grows_with_the_share():
 def test_imagepiece_never_touches_the_top_seventy_percent(n, candidates):
     tokens = drawn(n, batch=2)
     counts = Counts(n_in=n, n_out=n - candidates // 2, candidates=candidates)
-    members = run(Retokenize(), counts, tokens)[-1][True]
-    assert merges.percent_attended(members, tokens.cls_attn, 70).tolist() == [0, 0]
-    lowest = np.asarray(rank(tokens.cls_attn)) >= n - candidates
-    assert (np.asarray(members) <= lowest).all()
+    merged = run(Retokenize(), counts, tokens)
+    assert merged["attended"][True][70].tolist() == [0, 0]
+    lowest = merged["rank"] >= n - candidates
+    assert (merged["members"][True] <= lowest).all()
 
 
 def test_top_count_rounds_up_exactly():
