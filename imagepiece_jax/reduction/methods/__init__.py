@@ -63,7 +63,7 @@ def create(name: str = "none", **fields) -> Method:
     allowed = [field.name for field in allowed]
     for field in fields:
         if field not in allowed:
-            listed = ", ".join(allowed) or "none"
+            listed = ", ".join(allowed) or "no fields"
             raise InputError(
                 f"config.reduction.{field} is not a field of {name!r}, which "
                 f"has {listed}"
