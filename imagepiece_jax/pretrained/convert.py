@@ -101,8 +101,9 @@ def model_variables(
     positions = positions or Positions.of(model, image_size)
     try:
         variables = from_timm(tensors, like, fresh, positions)
-    except Misfit as error:
-        raise Misfit(f"{source}: {error}", error.fresh) from error
+    except InputError as error:
+        remedy = getattr(error, "fresh", ())
+        raise Misfit(f"{source}: {error}", remedy) from error
     paths = traverse_util.flatten_dict(variables)
     missing = {k[1] for k, v in paths.items() if isinstance(v, jax.ShapeDtypeStruct)}
     if not missing:

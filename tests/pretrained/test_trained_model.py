@@ -189,3 +189,11 @@ def test_a_model_and_variables_are_given_as_one(dense, call):
     message += r"\1\((vit, \.\.|folder, vit)\), where"
     with pytest.raises(InputError, match=message):
         call(dense.model, dense.variables)
+
+
+def test_a_tensor_that_is_not_finite_is_named_with_its_file(tmp_path, dense):
+    tensors = convert.to_timm(dense.variables)
+    tensors["head.bias"] = tensors["head.bias"] * np.nan
+    np.savez(tmp_path / "w.npz", **tensors)
+    with pytest.raises(InputError, match="^weights file .*w.npz: tensor head.bias hol"):
+        imagepiece_jax.load(tmp_path / "w.npz", **GIVEN)
