@@ -18,8 +18,8 @@ from imagepiece_jax.benchmark import compare
 from imagepiece_jax.data.class_names import other_class
 from imagepiece_jax.data.sources import open_source
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import summary
 from imagepiece_jax.models.registry import ModelConfig
+from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained.load import Weights
 from imagepiece_jax.reduction import methods, settings
 from imagepiece_jax.training.config import RunConfig
@@ -108,7 +108,7 @@ class Finetuner:
         start = self._start(stem, seed)
         config = self._prepared(reduction, stem, seed)
         model = RunConfig.read(config).create_model()
-        names = summary.shapes(model, config.image_size)["params"]
+        names = variable_shapes(model, config.image_size)["params"]
         config.init.weights = str(start)
         if any(name.startswith("reducer") for name in names):
             config.init.fresh = ("reducer",)

@@ -14,7 +14,8 @@ import math
 from typing import NamedTuple
 
 from experiments import published, render, tables
-from imagepiece_jax.models import registry, summary
+from imagepiece_jax.models import registry
+from imagepiece_jax.models.cost import model_macs
 
 SPEEDS = {name: row[1] for name, row in published.ACCURACY_SPEED["deit_s"].items()}
 MERGES, PRUNES = 6, 3  # of ImagePiece; EViT prunes 3 times, ToMe merges 12 times
@@ -58,7 +59,7 @@ def milliseconds(name: str) -> float:
 def gmacs(row: tables.TableRow) -> float:
     """GMACs of DeiT-S at 224 pixels."""
     model = registry.create_model("deit_s", stem=row.stem, reduction=row.reduction)
-    return summary.model_macs(model, 224) / 1e9
+    return model_macs(model, 224) / 1e9
 
 
 def overhead() -> Overhead:

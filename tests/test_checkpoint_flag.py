@@ -14,7 +14,7 @@ from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.inference import jax_export
-from imagepiece_jax.models import summary
+from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import convert, load
 from imagepiece_jax.training.checkpoint import Checkpoints
 from imagepiece_jax.training.config import RunConfig
@@ -34,7 +34,7 @@ def run(tmp_path_factory):
     blocks = {"reduction.merge_blocks": (0,), "reduction.prune_blocks": (1,)}
     config.update_from_flattened_dict(size | blocks)
     (path / "config.json").write_text(json.dumps(config.to_dict()))
-    shapes = summary.shapes(RunConfig.read(config).create_model(), config.image_size)
+    shapes = variable_shapes(RunConfig.read(config).create_model(), config.image_size)
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     checkpoints = Checkpoints(path)
     for save, step in (

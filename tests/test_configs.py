@@ -15,7 +15,7 @@ from configs import base
 from imagepiece_jax import cli
 from imagepiece_jax.common.layout import Placement
 from imagepiece_jax.data.config import AugmentConfig, DataConfig
-from imagepiece_jax.models import summary
+from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.training import optimizer, run_dir
 from imagepiece_jax.training.config import DistillConfig, OptimConfig, RunConfig
@@ -98,7 +98,7 @@ def test_every_config_has_its_control_with_the_other_stem(configs, name):
     stems = {}
     for config.model.stem in ("patch", "conv"):
         model = RunConfig.read(config).create_model()
-        stems[config.model.stem] = summary.model_macs(model, config.image_size)
+        stems[config.model.stem] = model_macs(model, config.image_size)
         assert model.stem == config.model.stem
         tokens = {layer.attn_tokens for layer in model.plan}
     assert tokens == {
@@ -106,7 +106,7 @@ def test_every_config_has_its_control_with_the_other_stem(configs, name):
     }
     run = RunConfig.read(config)
     dense = [run.create_dense(stem=stem) for stem in ("conv", "patch")]
-    conv, patch = (summary.model_macs(model, config.image_size) for model in dense)
+    conv, patch = (model_macs(model, config.image_size) for model in dense)
     assert stems["conv"] - stems["patch"] == conv - patch > 0
 
 
@@ -131,7 +131,7 @@ def test_a_command_runs_and_costs_what_is_stated(name, line, cost):
     if name == "quickstart" or "--config.data.name" in line and not cost:
         return
     gmacs, tokens = re.match(r"([\d.]+) GMACs, (\d+) final tokens", cost).groups()
-    assert gmacs == f"{summary.model_macs(model, config.image_size) / 1e9:.2f}"
+    assert gmacs == f"{model_macs(model, config.image_size) / 1e9:.2f}"
     assert int(tokens) == model.plan[-1].mlp_tokens
 
 

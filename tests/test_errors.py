@@ -17,7 +17,7 @@ from PIL import Image
 
 from configs import quickstart
 from imagepiece_jax.common import parallel
-from imagepiece_jax.models import summary
+from imagepiece_jax.models.variables import fresh_variables, variable_shapes
 from imagepiece_jax.pretrained import convert
 from imagepiece_jax.training.config import RunConfig
 from tests.command import call, sentence, start
@@ -85,7 +85,7 @@ def folder(tmp_path_factory):
         pathlib.Path("mine").mkdir()
         for name, text in CONFIG_FILES.items():
             pathlib.Path(f"mine/{name}.py").write_text(text)
-        variables = summary.shapes(RunConfig.read(tiny_config()).create_model(), 16)
+        variables = variable_shapes(RunConfig.read(tiny_config()).create_model(), 16)
         zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), variables)
         np.savez("w.npz", **convert.to_timm(zeros))
         weights = pathlib.Path("w.npz").read_bytes()
@@ -133,7 +133,7 @@ def compiled():
 
 def test_a_compiled_model_would_be_seen(compiled):
     model = RunConfig.read(tiny_config(**{"model.depth": 2})).create_model()
-    summary.fresh(model, 16, seed=0)
+    fresh_variables(model, 16, seed=0)
     assert [name for name in compiled if "init" in name]
 
 

@@ -16,7 +16,7 @@ import imagepiece_jax
 from configs import quickstart
 from imagepiece_jax.commands import evaluate, export, train, visualize
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import summary
+from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.pretrained import convert
 from imagepiece_jax.training.checkpoint import Checkpoints
@@ -61,7 +61,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def variables(model):
-    return tiny.fill(summary.shapes(model, 16))
+    return tiny.fill(variable_shapes(model, 16))
 
 
 @pytest.fixture(scope="module")

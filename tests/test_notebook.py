@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from imagepiece_jax.models import summary
+from imagepiece_jax.models.variables import variable_shapes
 from tests.shallow import deit_ti
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -87,6 +87,6 @@ def test_random_weights_take_the_place_of_trained_ones(shallow, monkeypatch, cap
     assert capsys.readouterr().out == "random weights\n"
     reduced = space["reduced"]
     found = jax.tree.map(np.shape, reduced.variables)
-    needed = summary.shapes(reduced.model, 224)
+    needed = variable_shapes(reduced.model, 224)
     assert found == jax.tree.map(lambda leaf: leaf.shape, needed)
     assert len(reduced.model.plan) == DEPTH

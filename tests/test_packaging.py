@@ -17,7 +17,8 @@ import pytest
 import yaml
 
 import imagepiece_jax
-from imagepiece_jax.models import registry, summary
+from imagepiece_jax.models import registry
+from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import convert
 from tests import compiling
 from tests.command import start
@@ -184,7 +185,7 @@ def test_an_installed_wheel_works_in_an_empty_folder(wheel, tmp_path):
     model = registry.create_model(
         "vit_mini", image_size=16, num_classes=10, mlp_ratio=1.0, **fields
     )
-    variables = tiny.fill(summary.shapes(model, 16), 0)
+    variables = tiny.fill(variable_shapes(model, 16), 0)
     np.savez(folder / "vit_mini.npz", **convert.to_timm(variables))
 
     def run(command, *words):

@@ -19,7 +19,8 @@ from imagepiece_jax.benchmark import suite, workloads
 from imagepiece_jax.common import parallel, xla_options
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
-from imagepiece_jax.models import summary
+from imagepiece_jax.models.cost import format_table, model_macs
+from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.train_step import batch_shapes
 from tools import h200
@@ -85,7 +86,7 @@ def _overview(programs):
         cells = (_cell(row.get(kind)) for kind in kinds)
         speed = f"{first / ms:.3f}"
         rows.append((count, f"{ms:.3f}", *cells, f"{gmacs:.3f}", speed, name))
-    return summary.format_table(rows)
+    return format_table(rows)
 
 
 def _total(by_kind):
@@ -101,7 +102,7 @@ def _cell(count_and_ms):
 def _gmacs(config):
     """GMACs of one image, forward."""
     model = RunConfig.read(_unplaced(config)).create_model()
-    return summary.model_macs(model, config.image_size) / 1e9
+    return model_macs(model, config.image_size) / 1e9
 
 
 def _unplaced(config):
@@ -140,7 +141,7 @@ def forward_text(model, batch_size, image_size, dtype, place):
         prepared.append(fast)
         return weights
 
-    weights = jax.eval_shape(prepare, summary.shapes(model, image_size))
+    weights = jax.eval_shape(prepare, variable_shapes(model, image_size))
     images = jax.ShapeDtypeStruct((batch_size, image_size, image_size, 3), dtype)
     forward = optimize.forward(place(prepared[0]))
     return h200.compile_for(forward, weights, images, options=OPTIONS)
@@ -155,9 +156,9 @@ def train_text(config, devices=1):
     step, first_state, model, teacher = workloads.training_step(
         _unplaced(config), lambda model: _placed(model, config)
     )
-    state = jax.eval_shape(first_state, summary.shapes(model, config.image_size))
+    state = jax.eval_shape(first_state, variable_shapes(model, config.image_size))
     if teacher is not None:
-        teacher = summary.shapes(teacher, config.image_size)
+        teacher = variable_shapes(teacher, config.image_size)
     micro = config.batch_size // (devices * config.grad_accum_steps)
     leading = (devices, config.grad_accum_steps, micro)
     batch = batch_shapes(RunConfig.read(config), leading)

@@ -15,7 +15,8 @@ from imagepiece_jax.benchmark import compare
 from imagepiece_jax.common import plotting
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.inference import optimize
-from imagepiece_jax.models import registry, summary
+from imagepiece_jax.models import registry
+from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.reduction import settings
 from tools import compile_only, h200
 
@@ -60,7 +61,7 @@ def compared(name, size):
         return registry.create_model(name, reduction=fields_of_method, **fields, **more)
 
     def cost(reduction):
-        return summary.model_macs(model(reduction), size)
+        return model_macs(model(reduction), size)
 
     dense, depth, rows = cost(REDUCTIONS[0]), len(model(REDUCTIONS[0]).plan), []
     for reduction in REDUCTIONS:

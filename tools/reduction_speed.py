@@ -18,7 +18,7 @@ from imagepiece_jax import cli
 from imagepiece_jax.benchmark import device
 from imagepiece_jax.common import timer, xla_options
 from imagepiece_jax.common.files import check_writable, replace_file
-from imagepiece_jax.models.summary import format_table
+from imagepiece_jax.models.cost import format_table
 from imagepiece_jax.reduction.kernels import fused
 from imagepiece_jax.reduction.kernels.agreement import PlainAndFused, random_inputs
 

@@ -33,7 +33,7 @@ from imagepiece_jax.common.files import (
 )
 from imagepiece_jax.data import loader, sources
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import summary
+from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.logging import read_metrics
 from imagepiece_jax.training.trainer import train_and_evaluate
@@ -211,7 +211,7 @@ def _facts(system, config, options):
         "stem": system.stem,
         "reduction": _as_json(system.reduction),
         "start": system.start,
-        "gmacs": summary.model_macs(model, options.image_size) / 1e9,
+        "gmacs": model_macs(model, options.image_size) / 1e9,
         "tokens": model.plan[-1].mlp_tokens,
     }
 

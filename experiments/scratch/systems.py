@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from experiments.context import package_config
 from experiments.scratch.options import Options
 from imagepiece_jax.benchmark import compare
-from imagepiece_jax.models import summary
+from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.reduction import methods, settings
 from imagepiece_jax.training.config import REFERENCE_BATCH, RunConfig
 
@@ -173,4 +173,4 @@ def _base(options, num_classes, dtype):
 def gmacs(system: System, options: Options, num_classes: int, dtype: str) -> float:
     """GMACs of one image, counted from the plan."""
     model = RunConfig.read(config(system, options, num_classes, dtype)).create_model()
-    return summary.model_macs(model, options.image_size) / 1e9
+    return model_macs(model, options.image_size) / 1e9

@@ -24,7 +24,7 @@ from imagepiece_jax.common.files import append_line, git_revision, lock, make_fo
 from imagepiece_jax.common.timer import Rules
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy
-from imagepiece_jax.models import summary
+from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.pretrained.load import Weights
 from imagepiece_jax.reduction import settings
 
@@ -262,7 +262,7 @@ class MeasuredWeights:
 def plan_facts(model, image_size) -> dict[str, Any]:
     """What a plan decides: GMACs, tokens into and out of each block, tokens left."""
     return {
-        "gmacs": summary.model_macs(model, image_size) / 1e9,
+        "gmacs": model_macs(model, image_size) / 1e9,
         "tokens_per_block": [[p.attn_tokens, p.mlp_tokens] for p in model.plan],
         "tokens": model.plan[-1].mlp_tokens,
     }

@@ -6,7 +6,7 @@ import os
 from imagepiece_jax.common import plotting, timer
 from imagepiece_jax.common.files import append_line, check_writable, replace_file
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.summary import format_table
+from imagepiece_jax.models.cost import format_table
 
 # (title of a column, function from a row to its cell)
 COLUMNS = (

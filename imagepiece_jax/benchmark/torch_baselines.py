@@ -14,7 +14,8 @@ from imagepiece_jax.benchmark import device
 from imagepiece_jax.benchmark.workloads import INPUTS, TRAINING_MACS, Workload
 from imagepiece_jax.common import timer
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import registry, summary
+from imagepiece_jax.models import registry
+from imagepiece_jax.models.cost import model_macs
 
 NAMES = ("timm", "tome")
 LIBRARIES = ("torch", "timm")
@@ -163,7 +164,7 @@ def _macs(case, reduction):
     sizes = {"image_size": case.config.image_size}
     sizes["num_classes"] = case.config.num_classes
     model = registry.create_model(reduction=reduction, **sizes, **fields)
-    return summary.model_macs(model, case.config.image_size)
+    return model_macs(model, case.config.image_size)
 
 
 def _workload(case, call, macs, variant, where):

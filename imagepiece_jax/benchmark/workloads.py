@@ -25,8 +25,9 @@ from imagepiece_jax.data import loader
 from imagepiece_jax.data.transforms import EvalTransform
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
-from imagepiece_jax.models import summary
+from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.preprocessing import Preprocessing
+from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained.load import Weights
 from imagepiece_jax.pretrained.trained_model import Pretrained
 from imagepiece_jax.reduction.settings import DENSE
@@ -123,7 +124,7 @@ class Case:
             "compile_s": _measured(fast.compile_seconds),
             "peak_memory": device.needed(fast.compiled),
         }
-        macs = self.batch_size * summary.model_macs(self.model, self.config.image_size)
+        macs = self.batch_size * model_macs(self.model, self.config.image_size)
         return Workload(timer.job(call), self.batch_size, macs, facts)
 
     def _train(self):
@@ -144,7 +145,7 @@ class Case:
             state, metrics = compiled(state, batches[number % INPUTS], teacher)
             return metrics
 
-        macs = TRAINING_MACS * summary.model_macs(model, config.image_size)
+        macs = TRAINING_MACS * model_macs(model, config.image_size)
         memory = device.needed(compiled)
         return Workload(
             timer.job(call),
@@ -227,7 +228,7 @@ def random_variables(model, image_size):
         around = 1.0 if path[-1].key in ("scale", "var") else 0.0
         return rng.normal(around, 0.02, leaf.shape).astype(leaf.dtype)
 
-    return jax.tree_util.tree_map_with_path(draw, summary.shapes(model, image_size))
+    return jax.tree_util.tree_map_with_path(draw, variable_shapes(model, image_size))
 
 
 def _facts(model):

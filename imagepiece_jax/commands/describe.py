@@ -18,7 +18,7 @@ def main():
     alone = path is None
     typed = (cli.config(), None) if alone else cli.config_or_base()
     # They import JAX: after the flags.
-    from imagepiece_jax.models import registry, summary
+    from imagepiece_jax.models import cost, registry
     from imagepiece_jax.reduction import contract
     from imagepiece_jax.training.config import RunConfig
     from imagepiece_jax.training.weights_config import of_weights
@@ -33,7 +33,7 @@ def main():
     grid = registry.grid(config.image_size, model.patch_size, cut=True)
     width, heads, prefix = model.embed_dim, model.num_heads, model.arch.prefix
     contract.try_reducers(model.plan, grid, width, heads, prefix)
-    print(summary.describe(model, others, config.image_size))
+    print(cost.describe(model, others, config.image_size))
 
 
 if __name__ == "__main__":

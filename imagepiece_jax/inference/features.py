@@ -21,10 +21,10 @@ from flax import linen as nn
 from imagepiece_jax.common.fields import is_whole
 from imagepiece_jax.data.normalize import as_normalized, warn_of_range
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import summary
 from imagepiece_jax.models.block import Block
 from imagepiece_jax.models.layers import LayerNorm
 from imagepiece_jax.models.preprocessing import check_images
+from imagepiece_jax.models.variables import check_variables
 from imagepiece_jax.models.vit import Outputs, ViT
 from imagepiece_jax.pretrained.trained_model import Pretrained, takes_pretrained
 from imagepiece_jax.reduction.tokens import Masking, Mixing, unmerge
@@ -109,7 +109,7 @@ def features(
     try:
         return _extract(variables, images, model, blocks, norm, reshape, fill, fuser)
     except errors.FlaxError:
-        summary.check_variables(model, variables, size)
+        check_variables(model, variables, size)
         raise
 
 

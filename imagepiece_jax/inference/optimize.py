@@ -40,9 +40,11 @@ from imagepiece_jax.common.image_size import described, sides
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.data.normalize import as_normalized, normalize, warn_of_range
 from imagepiece_jax.errors import InputError, suggestion
-from imagepiece_jax.models import registry, stems, summary
+from imagepiece_jax.models import registry, stems
 from imagepiece_jax.models.architecture import GELUS
 from imagepiece_jax.models.attention import BACKENDS, resolve_backend
+from imagepiece_jax.models.cost import model_macs
+from imagepiece_jax.models.variables import check_variables
 from imagepiece_jax.pretrained.trained_model import Pretrained, takes_pretrained
 from imagepiece_jax.reduction.kernels import CHOICES, resolve_kernels
 
@@ -281,7 +283,7 @@ def compiler(vit: Pretrained, asked: CompileOptions) -> Callable[[int], Program]
     Raises InputError for options that do not fit the model or the device.
     """
     size = sides(vit.image_size)
-    summary.check_variables(vit.model, vit.variables, size)
+    check_variables(vit.model, vit.variables, size)
     device = asked.device or jax.local_devices()[0]
     dtype = asked.dtype or xla_options.fast_dtype(device)
     xla_options.check_dtype(device.platform, dtype)
@@ -291,7 +293,7 @@ def compiler(vit: Pretrained, asked: CompileOptions) -> Callable[[int], Program]
     model, weights = prepare(vit.model, vit.variables, dtype=dtype, gelu=asked.gelu)
     model = placed(model, device, asked.attention, asked.kernels)
     weights = jax.device_put(weights, device)
-    gmacs = summary.model_macs(model, size) / 1e9
+    gmacs = model_macs(model, size) / 1e9
 
     def compiled(batch_size):
         images = jax.ShapeDtypeStruct(

@@ -19,8 +19,8 @@ from flax import traverse_util
 
 from imagepiece_jax.common.fields import is_whole
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import summary
 from imagepiece_jax.models.positions import Positions
+from imagepiece_jax.models.variables import fresh_variables, variable_shapes
 from imagepiece_jax.models.vit import ViT
 
 _LEAVES = {
@@ -85,7 +85,7 @@ def model_variables(
     Raises Misfit where the tensors do not fit, and where they lack selectors that the
         reduction learns.
     """
-    like, kept = summary.shapes(model, image_size), kept or {}
+    like, kept = variable_shapes(model, image_size), kept or {}
     fresh = (*fresh, *kept.get("params", {}))
     if not exact:
         lacking = [n for n in lacking_selectors(tensors, like) if not matches(n, fresh)]
@@ -110,7 +110,7 @@ def model_variables(
         return variables
     if not is_whole(seed):
         raise InputError(f"seed is {seed!r}; allowed are whole numbers")
-    drawn = summary.fresh(model, image_size, seed, sorted(missing))
+    drawn = fresh_variables(model, image_size, seed, sorted(missing))
     drawn = traverse_util.flatten_dict(drawn)
     return traverse_util.unflatten_dict(
         {

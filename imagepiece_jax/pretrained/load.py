@@ -21,10 +21,12 @@ from imagepiece_jax.common.image_size import described, sides
 from imagepiece_jax.data import class_names as classes
 from imagepiece_jax.data.normalize import channels
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import public, registry, summary
+from imagepiece_jax.models import public, registry
+from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.positions import Positions
 from imagepiece_jax.models.preprocessing import Preprocessing
 from imagepiece_jax.models.registry import ModelConfig
+from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.pretrained import convert, hub, hub_configs, layouts, runs
 from imagepiece_jax.pretrained.infer import PLACE, infer
@@ -275,7 +277,7 @@ class Weights:
 
     def gmacs(self, reduction: Mapping[str, Any] | None = None) -> float:
         """GMACs of one image through `model(reduction)`."""
-        return summary.model_macs(self.model(reduction), self.config.image_size) / 1e9
+        return model_macs(self.model(reduction), self.config.image_size) / 1e9
 
     def use(self, reduction: Mapping[str, Any]) -> str:
         """Whether figures with `reduction` are "as trained" or "off-the-shelf"."""
@@ -309,7 +311,7 @@ class Weights:
 
     def untrained(self, reduction: Mapping[str, Any]) -> bool:
         """Whether `reduction` has selectors that the weights have not learned."""
-        like = summary.shapes(self.model(reduction), self.config.image_size)
+        like = variable_shapes(self.model(reduction), self.config.image_size)
         return bool(convert.lacking_selectors({} if self.drawn else self.tensors, like))
 
     def pretrained(
@@ -330,7 +332,7 @@ class Weights:
         except InputError as error:
             raise InputError(f"{self}: {error}") from error
         name, size = self.config.name, self.config.image_size
-        like = summary.shapes(model, size)
+        like = variable_shapes(model, size)
         lacking = convert.lacking_selectors(self.tensors, like)
         exact = fresh is not None and reduction is None
         parts = lacking if fresh is None else fresh

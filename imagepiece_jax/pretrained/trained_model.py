@@ -24,8 +24,10 @@ import safetensors.numpy
 from imagepiece_jax.common.files import replacing_folder
 from imagepiece_jax.common.image_size import described, sides
 from imagepiece_jax.errors import InputError, of_keywords
-from imagepiece_jax.models import registry, summary
+from imagepiece_jax.models import registry
+from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.preprocessing import Preprocessing
+from imagepiece_jax.models.variables import check_variables, variable_shapes
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.pretrained import convert, hub, hub_configs, layouts
 from imagepiece_jax.pretrained.hub import SELECTORS
@@ -136,7 +138,7 @@ class Pretrained:
     @property
     def gmacs(self) -> float:
         """Multiplications and additions of one image, in 10^9 pairs."""
-        return summary.model_macs(self.model, self.image_size) / 1e9
+        return model_macs(self.model, self.image_size) / 1e9
 
     @property
     def label(self) -> str:
@@ -170,7 +172,7 @@ class Pretrained:
         learned = dict(self.selectors)
         if not self.untrained:  # they may have been trained since they were read
             learned |= convert.to_timm({"params": selectors})
-        lacking = convert.lacking_selectors(learned, summary.shapes(made, size))
+        lacking = convert.lacking_selectors(learned, variable_shapes(made, size))
         variables = convert.model_variables(
             made,
             size,
@@ -313,7 +315,7 @@ def _check(vit):
         raise InputError(
             "model is in the form of optimize; allowed is what that was made from"
         )
-    summary.check_variables(vit.model, vit.variables, vit.image_size)
+    check_variables(vit.model, vit.variables, vit.image_size)
 
 
 def _check_way_back(vit, tensors, config):
@@ -324,7 +326,7 @@ def _check_way_back(vit, tensors, config):
         saved = infer(read, parsed.config)
         saved = dataclasses.replace(saved, dtype=parsed.config.dtype)
         again = saved.create(parsed.reduction)
-        convert.from_timm(read, summary.shapes(again, saved.image_size))
+        convert.from_timm(read, variable_shapes(again, saved.image_size))
     except InputError as error:
         raise InputError(f"model cannot be loaded again: {error}") from error
     for field in ("plan", "arch", "num_heads", "stem", "prop_attn"):
@@ -341,7 +343,7 @@ def model_card(name: str, vit: Pretrained, in_timm: bool) -> str:
     name: of its folder; in_timm: whether timm has such models.
     """
     model, size = vit.model, vit.image_size
-    leaves = jax.tree.leaves(summary.shapes(model, size)["params"])
+    leaves = jax.tree.leaves(variable_shapes(model, size)["params"])
     parameters = sum(leaf.size for leaf in leaves)
     height, width = sides(size)
     reduction = settings.label(settings.changed(vit.reduction))

@@ -1,7 +1,7 @@
-"""Token counts and cost of every block, in plain Python, before anything is traced.
+"""Token counts of every block, in plain Python, before anything is traced.
 
-A method names `Step`s; `build` turns them into one `LayerPlan` a block. The model, the
-MAC counters below, the benchmark, the visualizer and the tests all read this plan.
+A method names `Step`s; `build` turns them into one `LayerPlan` a block. The model, its
+cost (models/cost.py), the benchmark, the visualizer and the tests all read this plan.
 """
 
 import dataclasses
@@ -158,39 +158,3 @@ def _held_counts(step, counts, held):
         return dataclasses.replace(counts, n_in=held, n_out=held + change)
     after = held + step.when_masked
     return dataclasses.replace(counts, n_in=held, n_out=after, evaluation=counts)
-
-
-def block_macs(layer, embed_dim, mlp_ratio=4, mlp_layers=2):
-    """MACs of one image in one block: projections and attention, then the MLP.
-
-    mlp_ratio: width of its hidden layer, in `embed_dim`
-    mlp_layers: 2, or 3 where one of them is a gate
-    """
-    scored = read = layer.attn_tokens
-    if layer.counts and layer.step.site == "attention":
-        read = layer.mlp_tokens
-    # Queries, keys and their products; then values, what is read of them, and proj.
-    attention = 2 * (scored + read) * embed_dim**2
-    attention += (scored**2 + read**2) * embed_dim
-    mlp = mlp_layers * embed_dim * round(mlp_ratio * embed_dim)
-    return attention + layer.mlp_tokens * mlp
-
-
-def reducer_macs(layer, embed_dim, num_heads):
-    """MACs of what the reducer of a block computes itself (a learned selector)."""
-    if layer.counts is None:
-        return 0
-    return layer.step.reducer.extra_macs(layer.counts.n_in, embed_dim, num_heads)
-
-
-def plan_macs(plan, embed_dim, num_heads, mlp_ratio=4, mlp_layers=2):
-    """Multiply-adds (MACs) of one image in every block, reducers included: ints.
-
-    Most papers print a multiply-add as one "FLOP". Norms, softmax, ranking and gathers
-    are not counted, as in the published figures.
-    """
-    return [
-        block_macs(layer, embed_dim, mlp_ratio, mlp_layers)
-        + reducer_macs(layer, embed_dim, num_heads)
-        for layer in plan
-    ]

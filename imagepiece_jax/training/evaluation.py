@@ -15,7 +15,7 @@ from imagepiece_jax.common.image_size import whole_patches
 from imagepiece_jax.data.decode import UnreadableImage
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.evaluate import accuracy
-from imagepiece_jax.models import summary
+from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.tokens import Assignment, compose
 from imagepiece_jax.training.config import BEST_BY
 from imagepiece_jax.training.preemption import Interrupted
@@ -120,7 +120,7 @@ class SampleImages:
         self._images, self._titles = examples(source, transform, config.pictures)
         self._decide = None
         if self._titles and reducing_blocks(model) and parallel.is_main():
-            shapes = summary.shapes(model, config.image_size)
+            shapes = variable_shapes(model, config.image_size)
             # Held, because caches are emptied when the program of a step changes.
             lowered = _decide.lower(shapes, self._images, self._model)
             self._decide = lowered.compile()

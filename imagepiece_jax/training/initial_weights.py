@@ -7,8 +7,9 @@ import numpy as np
 
 from imagepiece_jax.data.class_names import check_classes
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import registry, summary
+from imagepiece_jax.models import registry
 from imagepiece_jax.models.positions import Positions
+from imagepiece_jax.models.variables import fresh_variables, variable_shapes
 from imagepiece_jax.pretrained import convert, hub, runs
 from imagepiece_jax.pretrained.load import Weights, opened, unknown_normalization
 from imagepiece_jax.pretrained.runs import IMAGENET
@@ -127,8 +128,8 @@ class InitialWeights:
                 "run, or set config.init.fresh=() to train everything anew"
             )
         if self.start is None:
-            return summary.fresh(model, config.image_size, config.seed)
-        like = summary.shapes(model, config.image_size)
+            return fresh_variables(model, config.image_size, config.seed)
+        like = variable_shapes(model, config.image_size)
         convert.check_parts(fresh, like, "config.init.fresh")
         try:
             return self._fitted(self.start, model, fresh)

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.image_size import sides
-from imagepiece_jax.models import summary
+from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.reduction import contract
 from imagepiece_jax.training.config import REFERENCE_BATCH
 from imagepiece_jax.training.evaluation import PICTURE
@@ -93,8 +93,8 @@ def final_table(workdir, config, model, progress):
     config: RunConfig; model: as it is evaluated; progress: the run's Progress.
     """
     best = progress.best
-    macs = summary.model_macs(model, config.image_size) / 1e9
-    dense = summary.model_macs(config.create_dense(), config.image_size) / 1e9
+    macs = model_macs(model, config.image_size) / 1e9
+    dense = model_macs(config.create_dense(), config.image_size) / 1e9
     layers = [model.plan[0].attn_tokens, *(p.mlp_tokens for p in model.plan)]
     of = ", of averaged weights" * (config.best_by == "averages")
     rows = [

@@ -17,7 +17,8 @@ import optax
 from imagepiece_jax.common import parallel
 from imagepiece_jax.data import loader
 from imagepiece_jax.errors import Stopped
-from imagepiece_jax.models import summary
+from imagepiece_jax.models import cost
+from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.training import distributed, optimizer, report, run_dir, teacher
 from imagepiece_jax.training.checkpoint import Checkpoints, Progress
@@ -114,7 +115,7 @@ class Run:
                     data.length.steps_per_epoch,
                     run.create_method().param_groups,
                 )
-                say(summary.describe(model, [dense], run.image_size))
+                say(cost.describe(model, [dense], run.image_size))
                 fields = config.to_dict()
                 distributed.check_same_settings(dry_run, fields, model, data)
 
@@ -135,7 +136,7 @@ class Run:
                     init_state, optimizer=transformation, with_ema=run.ema_decay > 0
                 )
                 if resumed:  # the checkpoint has the values: shapes are enough
-                    shapes = summary.shapes(model, run.image_size)
+                    shapes = variable_shapes(model, run.image_size)
                     state = jax.eval_shape(new_state, shapes)
                 else:
                     state = jax.jit(new_state)(initial.variables(model))

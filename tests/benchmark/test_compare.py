@@ -21,8 +21,9 @@ from imagepiece_jax.benchmark.cache import (
 )
 from imagepiece_jax.common.timer import Rules
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import registry, summary
+from imagepiece_jax.models import registry
 from imagepiece_jax.models.registry import ModelConfig
+from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import convert
 from imagepiece_jax.pretrained.layouts import Contents
 from imagepiece_jax.pretrained.load import Weights
@@ -238,7 +239,7 @@ def test_a_run_keeps_its_own_fields_and_parameters(tmp_path):
     """DynamicViT's weights: its blocks are not the defaults, and nothing is missing."""
     own = {"name": "dynamicvit", "keep_rate": 0.7, "blocks": (1, 2)}
     model = registry.create_model(**tiny_context.FIELDS, reduction=own)
-    tensors = convert.to_timm(fill(summary.shapes(model, 16), 0))
+    tensors = convert.to_timm(fill(variable_shapes(model, 16), 0))
     fields = ModelConfig(**tiny_context.FIELDS)
     content = Contents(tensors, ModelConfig())
     pretrained = Weights(tmp_path, fields, own, content=lambda: content)

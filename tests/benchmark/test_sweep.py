@@ -11,7 +11,7 @@ from configs import quickstart
 from imagepiece_jax.benchmark import sweep
 from imagepiece_jax.commands import evaluate
 from imagepiece_jax.evaluate import statistics
-from imagepiece_jax.models import summary
+from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import convert
 from imagepiece_jax.training.config import RunConfig
 from tests.command import call
@@ -23,7 +23,7 @@ def checkpoint(tmp_path_factory):
     """A tiny dense model's weights as a file, and words that fit it."""
     config = quickstart.get_config()
     config.model.depth, config.model.embed_dim, config.model.num_heads = 4, 8, 2
-    variables = tiny.fill(summary.shapes(RunConfig.read(config).create_dense(), 16))
+    variables = tiny.fill(variable_shapes(RunConfig.read(config).create_dense(), 16))
     path = tmp_path_factory.mktemp("weights") / "tiny.npz"
     np.savez(path, **convert.to_timm(variables))
     fields = ("depth=4", "embed_dim=8", "num_heads=2")

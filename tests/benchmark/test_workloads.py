@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.benchmark import workloads
-from imagepiece_jax.models import summary
+from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.training.config import RunConfig
 from tests.benchmark.small import Mean, simplify, tiny_config
 
@@ -58,7 +58,7 @@ def test_the_optimized_model_is_timed():
     work.job.wait(logits)
     assert logits.shape == (4, 10) and np.isfinite(logits).all()
     assert work.facts["compile_s"] > 0 and work.facts["peak_memory"] > 4 * 16 * 16 * 3
-    expected = summary.model_macs(RunConfig.read(tiny_config()).create_model(), 16)
+    expected = model_macs(RunConfig.read(tiny_config()).create_model(), 16)
     assert (work.images, work.macs) == (4, 4 * expected)
 
 
@@ -69,6 +69,6 @@ def test_a_training_step_changes_the_state_and_counts_three_forward_passes():
     first, second = (work.job.call(number) for number in range(2))
     work.job.wait(second)
     assert first["loss"] != second["loss"]
-    forward = summary.model_macs(case.model, case.config.image_size)
+    forward = model_macs(case.model, case.config.image_size)
     assert (work.images, work.macs) == (4, 3 * 4 * forward)
     assert work.facts["compile_s"] > 0

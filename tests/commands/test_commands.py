@@ -12,7 +12,7 @@ import imagepiece_jax
 from configs import quickstart
 from imagepiece_jax.commands import describe, doctor, evaluate
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.models import summary
+from imagepiece_jax.models.variables import fresh_variables
 from imagepiece_jax.pretrained import convert
 from imagepiece_jax.training.config import RunConfig
 from tests.command import call, sentence, start
@@ -105,7 +105,7 @@ def model_and_variables():
     """The tiny model with weights that tell classes apart by chance alone."""
     config = tiny_config()
     model = RunConfig.read(config).create_model()
-    variables = summary.fresh(model, 16, seed=3)
+    variables = fresh_variables(model, 16, seed=3)
     # Larger than what training starts from, so that logits differ clearly.
     return model, jax.tree.map(lambda x: np.asarray(x) * 3, variables)
 
@@ -124,7 +124,7 @@ def test_describe_of_weights(weights_file, assets):
     file = assets / "weights" / "deit_tiny_patch16_224.npz"
     words = ["--config.model.name=deit_ti", "--config.reduction.name=evit"]
     ended = call(describe.main, "--weights", file, *words)
-    # As in tests/reduction/flops_vectors.json.
+    # As in tests/models/cost_vectors.json.
     assert "0.8121 GMACs an image; dense 1.254" in ended.out, ended
     assert "nowhere.npz" in sentence(call(describe.main, "--weights", "nowhere.npz"))
 
@@ -285,7 +285,7 @@ def test_evaluate_resizes_only_where_asked(tmp_path, weights_file):
         rows.append(f"{i}.png,{i}")
     (tmp_path / "set.csv").write_text("\n".join(rows))
     config = tiny_config(image_size=48, **{"model.stem": "patch"})
-    variables = summary.fresh(RunConfig.read(config).create_model(), 48, seed=0)
+    variables = fresh_variables(RunConfig.read(config).create_model(), 48, seed=0)
     np.savez(tmp_path / "w.npz", **convert.to_timm(variables))
     words = ["--config.image_size=48", "--config.model.stem=patch"]
     words += [f"--data=csv:{tmp_path}/set.csv", f"--weights={tmp_path}/w.npz"]

@@ -15,7 +15,8 @@ from imagepiece_jax.commands import export
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import jax_export
-from imagepiece_jax.models import registry, summary
+from imagepiece_jax.models import registry
+from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.pretrained import convert, load
 from imagepiece_jax.pretrained.trained_model import Pretrained
@@ -91,7 +92,7 @@ def test_it_runs_without_this_package(model, weights_file, tmp_path):
     assert facts["normalization"]["std"] == list(STD)
     assert facts["method"]["name"] == "imagepiece"
     assert facts["platforms"] == ["cpu", "cuda"]
-    assert facts["gmacs"] == pytest.approx(summary.model_macs(model, 16) / 1e9)
+    assert facts["gmacs"] == pytest.approx(model_macs(model, 16) / 1e9)
     assert not list(tmp_path.glob("*.tmp"))
 
 

@@ -17,7 +17,8 @@ from experiments.context import OffTheShelf
 from experiments.images import Images
 from imagepiece_jax.data import decode, sources
 from imagepiece_jax.errors import InputError, Stopped
-from imagepiece_jax.models import registry, summary
+from imagepiece_jax.models import registry
+from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained.trained_model import Pretrained
 from imagepiece_jax.training.weights_config import for_analysis
 from tests.experiments import tiny_context
@@ -50,7 +51,7 @@ def photographs(tmp_path_factory):
         rows.append(f"{index}.png,{label}")
     (folder / "set.csv").write_text("\n".join(rows))
     model = registry.create_model(**tiny_context.FIELDS | SIZE)
-    variables = fill(summary.shapes(model, 16), seed=0)
+    variables = fill(variable_shapes(model, 16), seed=0)
     imagepiece_jax.save(folder / "weights", Pretrained(model, variables))
     return folder
 

@@ -14,7 +14,7 @@ from experiments.scratch.options import SYSTEMS
 from experiments.settings import TableSettings
 from imagepiece_jax.common.timer import Rules
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import summary
+from imagepiece_jax.models.variables import fresh_variables
 from imagepiece_jax.training.config import OptimConfig, RunConfig
 from tests.command import call, sentence
 from tests.experiments.scratch_pages import TINY, tiny_options
@@ -126,7 +126,7 @@ def test_systems_of_a_seed_share_first_weights():
     parts = ("cls_token", "pos_embed", "patch_embed", "blocks_0", "norm", "head")
     parts += (f"blocks_{options.depth - 1}",)
     first = {
-        each.name: summary.fresh(model_of(each, options, 2), 16, 7, parts)["params"]
+        each.name: fresh_variables(model_of(each, options, 2), 16, 7, parts)["params"]
         for each in systems.systems(options, 2, "float32")
     }
     for stem in ("conv", "patch"):

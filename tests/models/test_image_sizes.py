@@ -11,11 +11,13 @@ from imagepiece_jax.data.transforms import EvalTransform
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.inference.features import features
-from imagepiece_jax.models import registry, summary
+from imagepiece_jax.models import cost, registry
 from imagepiece_jax.models.architecture import Architecture
+from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.positions import Positions
 from imagepiece_jax.models.preprocessing import Preprocessing
 from imagepiece_jax.models.stems import stem_macs
+from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import convert
 from imagepiece_jax.pretrained.trained_model import Pretrained
 from imagepiece_jax.training.weights_config import of_weights
@@ -75,7 +77,7 @@ def test_a_program_and_a_predictor_take_the_images_of_the_model():
     )
     program = predictor.program
     assert program.images.shape == (2, *WIDE, 3) and "of 12x20," in program.describe()
-    assert program.gmacs == pytest.approx(summary.model_macs(model, WIDE) / 1e9)
+    assert program.gmacs == pytest.approx(model_macs(model, WIDE) / 1e9)
     pixels = np.random.default_rng(0).integers(0, 256, (2, *WIDE, 3)).astype(np.uint8)
     out = tiny.jit(model.apply)(
         variables, ((pixels / 255 - model.mean) / model.std).astype(np.float32)
@@ -95,15 +97,15 @@ def test_parts_of_a_model_are_counted():
     """Every product by hand: 15 patches of 48 numbers, 16 and then 12 tokens."""
     model = tiny.model({"name": "tome", "r": 4}, image_size=WIDE, depth=1)
     block = 4 * 16 * 30**2 + 2 * 16**2 * 30 + 2 * 12 * 30 * 120
-    assert summary.model_macs(model, WIDE) == 15 * 48 * 30 + block + 30 * 7
+    assert model_macs(model, WIDE) == 15 * 48 * 30 + block + 30 * 7
     assert stem_macs("conv", 6, (8, 12), 4) == 3 * (1296 + 648 + 144) // 2
     arch = Architecture(class_token=False, pool="map", mlp="swiglu")
     model = tiny.model(arch=arch, image_size=WIDE, depth=1)
     block = 4 * 15 * 30**2 + 2 * 15**2 * 30 + 3 * 15 * 30 * 120
     pool = 2 * 15 * 30**2 + 2 * 15 * 30 + 30**2 + 2 * 30 * 120
-    assert summary.model_macs(model, WIDE) == 15 * 48 * 30 + block + pool + 30 * 7
-    leaves = jax.tree.leaves(summary.shapes(model, WIDE)["params"])
-    table = summary.cost_table(model, model, WIDE).splitlines()
+    assert model_macs(model, WIDE) == 15 * 48 * 30 + block + pool + 30 * 7
+    leaves = jax.tree.leaves(variable_shapes(model, WIDE)["params"])
+    table = cost.cost_table(model, model, WIDE).splitlines()
     assert table[-1].split()[-1] == f"{sum(np.prod(leaf.shape) for leaf in leaves):,}"
     head = 4 * (30**2 + 30) + 30 + 4 * 30 + (30 * 120 + 120) + (120 * 30 + 30)
     assert f"{head + 30 * 7 + 7:,}" in table[-2]  # norms, probe, pooling and classes
@@ -156,7 +158,7 @@ def test_so400m_at_384_pixels_has_27_by_27_positions():
     """As published: 384 = 27 * 14 + 6."""
     name = "vit_so400m_patch14_siglip_384.webli"
     model = registry.create_model(name, depth=1)
-    shapes = summary.shapes(model, 384)
+    shapes = variable_shapes(model, 384)
     assert shapes["params"]["pos_embed"].shape == (1, 27 * 27, 1152)
     assert model.plan[0].attn_tokens == 27 * 27
     assert Positions.of(model, 384).grid == (27, 27)
@@ -175,7 +177,7 @@ def test_what_fills_no_patch_is_not_read(folded):
     )
     variables = tiny.fill(tiny.shapes(whole))
     np.testing.assert_equal(
-        jax.tree.map(np.shape, summary.shapes(cut, 23)["params"]),
+        jax.tree.map(np.shape, variable_shapes(cut, 23)["params"]),
         jax.tree.map(np.shape, variables["params"]),
     )
     images = tiny.images(2, side=23)

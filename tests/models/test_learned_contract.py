@@ -11,7 +11,7 @@ import pytest
 from flax import linen as nn
 from flax import traverse_util
 
-from imagepiece_jax.reduction import layer_plan
+from imagepiece_jax.models import cost
 from imagepiece_jax.reduction.methods import METHODS
 from tests.models import masked, tiny
 from tests.models.test_traced_program import SMALL
@@ -78,7 +78,7 @@ def test_what_a_reducer_multiplies_is_counted(name):
     """By `extra_macs`: every weight is used once an image, most for every token."""
     model = tiny.model(LEARNED[name])
     counted = sum(
-        layer_plan.reducer_macs(layer, tiny.WIDTH, tiny.HEADS) for layer in model.plan
+        cost.reducer_macs(layer, tiny.WIDTH, tiny.HEADS) for layer in model.plan
     )
     params = traverse_util.flatten_dict(tiny.shapes(model)["params"], sep="/")
     kernels = [

@@ -13,8 +13,9 @@ from configs import base
 from imagepiece_jax.cli import Overrides
 from imagepiece_jax.data import class_names
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import registry, summary
+from imagepiece_jax.models import registry
 from imagepiece_jax.models.preprocessing import Preprocessing
+from imagepiece_jax.models.variables import fresh_variables, variable_shapes
 from imagepiece_jax.pretrained import convert, load, runs
 from imagepiece_jax.pretrained.trained_model import Pretrained
 from imagepiece_jax.training.config import RunConfig
@@ -220,7 +221,7 @@ def test_a_file_by_a_tagged_name_knows_imagenets_names(tmp_path):
     for name, classes in (("test_vit.r160_in1k", 1000), ("test_vit", 1000)):
         model = registry.create_model(name, num_classes=classes)
         zeros = jax.tree.map(
-            lambda leaf: np.zeros(leaf.shape, leaf.dtype), summary.shapes(model, 160)
+            lambda leaf: np.zeros(leaf.shape, leaf.dtype), variable_shapes(model, 160)
         )
         path = tmp_path / f"{name}.npz"
         np.savez(path, **convert.to_timm(zeros))
@@ -236,7 +237,7 @@ def test_a_new_head_is_that_of_a_training(tmp_path, model, variables, tensors):
     fresh = imagepiece_jax.load(path, num_classes=3, seed=5)
     values = fresh.variables
     assert (fresh.model.num_classes, fresh.class_names) == (3, None)
-    drawn = summary.fresh(fresh.model, tiny.SIDE, 5)["params"]
+    drawn = fresh_variables(fresh.model, tiny.SIDE, 5)["params"]
     assert same(values["params"]["head"], drawn["head"])
     assert drawn["head"]["kernel"].std() > 0.01
     rest = {k: v for k, v in values["params"].items() if k != "head"}
@@ -256,7 +257,7 @@ def test_both_heads_of_a_distilled_model_are_new(tmp_path):
     distilled = registry.create_model(
         None, arch=arch, image_size=8, num_classes=7, **SIZE
     )
-    values = tiny.fill(summary.shapes(distilled, 8))
+    values = tiny.fill(variable_shapes(distilled, 8))
     np.savez(tmp_path / "w.npz", **convert.to_timm(values))
     fields = {"arch": arch, "num_heads": 3, "mean": HALF, "std": STD}
     found = imagepiece_jax.load(tmp_path / "w.npz", num_classes=2, **fields).variables
@@ -276,7 +277,7 @@ VIT = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 def vit():
     """(model, tensors) of VIT for small images."""
     model = registry.create_model(VIT, image_size=32, num_classes=3)
-    return model, convert.to_timm(tiny.fill(summary.shapes(model, 32)))
+    return model, convert.to_timm(tiny.fill(variable_shapes(model, 32)))
 
 
 def of_timm(path, tensors):

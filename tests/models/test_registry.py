@@ -10,8 +10,9 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import registry, summary
+from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import Architecture
+from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.rotary import Rotary
 from tests.models import tiny
 
@@ -62,7 +63,7 @@ def test_fields_override_what_the_name_stands_for():
 )
 def test_macs_of_known_models(name, options, gmacs):
     model = registry.create_model(name, **options)
-    assert round(summary.model_macs(model, 224) / 1e9, 3) == gmacs
+    assert round(model_macs(model, 224) / 1e9, 3) == gmacs
 
 
 def test_macs_by_hand():
@@ -72,7 +73,7 @@ def test_macs_by_hand():
     stem, projections, weights = 4 * (4 * 4 * 3) * 6, 4 * 5 * 6 * 6, 2 * 5 * 5 * 6
     mlp, head = 2 * 5 * 6 * 12, 6 * 2
     by_hand = stem + projections + weights + mlp + head
-    assert summary.model_macs(model, 8) == by_hand
+    assert model_macs(model, 8) == by_hand
 
 
 # Mistakes

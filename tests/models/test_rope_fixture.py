@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from imagepiece_jax.models import registry, summary
+from imagepiece_jax.models import registry
 from imagepiece_jax.models.positions import Positions
+from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import convert, layouts
 from tests.models import tiny
 
@@ -34,7 +35,7 @@ def made(name, fixture):
     model = registry.create_model(name, image_size=IMAGE, mlp_ratio=ratio, **SIZE)
     variables = convert.from_timm(
         layouts.to_timm(tensors).tensors,
-        summary.shapes(model, IMAGE),
+        variable_shapes(model, IMAGE),
         positions=Positions.of(model, IMAGE),
     )
     return model, variables, fixture[f"{name}/image"].astype(np.float32)

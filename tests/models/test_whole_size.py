@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import registry, summary
+from imagepiece_jax.models import registry
 from imagepiece_jax.models.positions import Positions
+from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import convert, layouts
 from imagepiece_jax.pretrained.infer import infer
 from tests.runs import ROOT
@@ -46,7 +47,7 @@ def test_the_whole_model_has_timms_tensors(name):
     before = memory("VmRSS")
     row, size = MODELS[name], registry.facts(name)["image_size"]
     model = registry.create_model(name)
-    ours = summary.shapes(model, size)
+    ours = variable_shapes(model, size)
     count = sum(np.prod(leaf.shape, dtype=int) for leaf in jax.tree.leaves(ours))
     found = layouts.to_timm(tensors(row)).tensors
     convert.check_fit(found, ours, positions=Positions.of(model, size))
@@ -62,7 +63,7 @@ def test_the_whole_model_has_timms_tensors(name):
 
 def test_a_part_of_another_shape_is_named():
     row = MODELS["vit_base_patch8_224.dino"]
-    like = summary.shapes(registry.create_model("vit_base_patch8_224.dino"), 224)
+    like = variable_shapes(registry.create_model("vit_base_patch8_224.dino"), 224)
     found = tensors(row) | {"norm.bias": np.zeros(5, np.float32)}
     with pytest.raises(InputError, match=r"norm.bias has shape \(5,\)"):
         convert.check_fit(found, like)

@@ -10,7 +10,8 @@ from flax import linen as nn
 from flax import traverse_util
 
 from imagepiece_jax.common.image_size import sides
-from imagepiece_jax.models import registry, summary
+from imagepiece_jax.models import registry
+from imagepiece_jax.models.variables import variable_shapes
 
 # No two of these, and no token count below, are the same number.
 SIDE, PATCH, TOKENS, WIDTH, DEPTH, HEADS, CLASSES = 20, 4, 25, 30, 3, 3, 7
@@ -55,7 +56,7 @@ def shapes(module, side=SIDE):
         layer.step and isinstance(layer.step.reducer, nn.Module) for layer in plan
     )
     if plan and not any(learned):
-        return summary.shapes(module, side)
+        return variable_shapes(module, side)
     return jax.tree.map(lambda leaf: leaf, _traced_shapes(module, side))
 
 

@@ -11,8 +11,9 @@ import jax
 import numpy as np
 import pytest
 
-from imagepiece_jax.models import registry, summary
+from imagepiece_jax.models import registry
 from imagepiece_jax.models.positions import Positions
+from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import convert
 from tests.parity.record import record
 
@@ -85,7 +86,7 @@ def compute(model, tensors, images):
     size = images.shape[1:3]
     places = Positions.of(model, size)
     variables = convert.from_timm(
-        tensors, summary.shapes(model, size), positions=places
+        tensors, variable_shapes(model, size), positions=places
     )
     with jax.default_matmul_precision("highest"):
         found = jax.jit(model.apply)(variables, images)

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.inference.features import features
-from imagepiece_jax.models import registry, summary
+from imagepiece_jax.models import registry
 from imagepiece_jax.models.preprocessing import Preprocessing
+from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import convert
 
 for package in ("torch", "timm", "transformers"):
@@ -42,7 +43,7 @@ def test_layers_are_those_of_timm(name):
     originals.randomize(theirs)
     ours = registry.create_model(name, image_size=size, num_classes=5, **SMALL)
     tensors = {key: value.numpy() for key, value in theirs.state_dict().items()}
-    variables = convert.from_timm(tensors, summary.shapes(ours, size))
+    variables = convert.from_timm(tensors, variable_shapes(ours, size))
     images = np.random.default_rng(0).normal(size=(2, *size, 3)).astype(np.float32)
     turned = torch.from_numpy(images.transpose(0, 3, 1, 2))
     for norm in (True, False):

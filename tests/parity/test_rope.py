@@ -8,9 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from imagepiece_jax.models import registry, summary
+from imagepiece_jax.models import registry
 from imagepiece_jax.models.positions import Positions
 from imagepiece_jax.models.registry import ModelConfig
+from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import convert, hub_configs, layouts
 from imagepiece_jax.pretrained.infer import infer
 from tests.parity.record import record
@@ -66,7 +67,7 @@ def arrays(model):
 def outputs(model, tensors, pixels):
     """What ours gives with canonical tensors."""
     size = pixels.shape[1:3]
-    like = summary.shapes(model, size)
+    like = variable_shapes(model, size)
     variables = convert.from_timm(tensors, like, positions=Positions.of(model, size))
     with jax.default_matmul_precision("highest"):
         return jax.jit(model.apply)(variables, pixels)

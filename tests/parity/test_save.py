@@ -6,8 +6,9 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.common.image_size import sides
-from imagepiece_jax.models import public, registry, summary
+from imagepiece_jax.models import public, registry
 from imagepiece_jax.models.preprocessing import Preprocessing
+from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained.trained_model import Pretrained
 from tests.models import tiny
 from tests.pretrained.test_save import MODELS, made
@@ -53,7 +54,7 @@ def test_public_architectures(tmp_path, name):
     arch = registry.create_model(name).arch
     model = registry.create_model(name, num_classes=3, image_size=64, gelu="quick")
     assert arch.gelu == "exact"
-    variables = tiny.fill(summary.shapes(model, 64))
+    variables = tiny.fill(variable_shapes(model, 64))
     crop = public.preprocessing(name)
     vit = Pretrained(model, variables, None, Preprocessing(64, **crop), name=name)
     theirs = agrees(tmp_path / "m", vit)
@@ -68,7 +69,7 @@ def test_public_architectures(tmp_path, name):
 def test_models_with_rotary_positions(tmp_path, name):
     """By the names of timm's class Eva."""
     model = registry.create_model(name, num_classes=3, image_size=112)
-    variables = tiny.fill(summary.shapes(model, 112))
+    variables = tiny.fill(variable_shapes(model, 112))
 
     def scaled(leaf):  # as trained: products of attention are no maxima
         return leaf / np.sqrt(0.1 * leaf.shape[0]) if leaf.ndim > 1 else leaf

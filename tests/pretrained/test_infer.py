@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import registry, summary
+from imagepiece_jax.models import registry
 from imagepiece_jax.models.registry import ModelConfig
+from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import convert
 from imagepiece_jax.pretrained.infer import infer
 
@@ -15,13 +16,13 @@ SMALL = {"embed_dim": 128, "depth": 2, "num_heads": 2}
 
 def tensors(model, image_size):
     """A state dict of zeros: only names and shapes are read."""
-    shapes = summary.shapes(model, image_size)
+    shapes = variable_shapes(model, image_size)
     return convert.to_timm(jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes))
 
 
 def named_shapes(model, image_size):
     """The state dict as names and shapes: nothing is allocated."""
-    found = convert.timm_shapes(summary.shapes(model, image_size))
+    found = convert.timm_shapes(variable_shapes(model, image_size))
     return {
         name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in found.items()
     }

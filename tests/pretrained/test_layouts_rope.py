@@ -13,8 +13,9 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import registry, summary
+from imagepiece_jax.models import registry
 from imagepiece_jax.models.positions import Positions
+from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import convert, layouts
 from imagepiece_jax.pretrained.infer import infer
 
@@ -267,7 +268,7 @@ def test_every_tensor_is_needed_in_its_shape(fixture, file, shape):
     model = registry.create_model(
         name, image_size=GRID, mlp_ratio=ratio, num_classes=0, **size
     )
-    like, positions = summary.shapes(model, GRID), Positions.of(model, GRID)
+    like, positions = variable_shapes(model, GRID), Positions.of(model, GRID)
 
     def check(tensors):
         convert.check_fit(layouts.to_timm(tensors).tensors, like, positions=positions)

@@ -16,9 +16,10 @@ import imagepiece_jax
 from imagepiece_jax.data import class_names
 from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.inference.optimize import prepare
-from imagepiece_jax.models import registry, summary
+from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.preprocessing import Preprocessing
+from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import convert, hub_configs
 from imagepiece_jax.pretrained.trained_model import Pretrained
 from tests.models import tiny
@@ -70,7 +71,7 @@ def made(class_names=None, preprocessing=None, **fields):
     usual = {"image_size": 16, "num_classes": 7, **SIZE, "arch": Architecture()}
     fields = {**usual, **fields}
     model, size = registry.create_model(None, **fields), fields["image_size"]
-    variables = tiny.fill(summary.shapes(model, size))
+    variables = tiny.fill(variable_shapes(model, size))
     prepared = Preprocessing(size, **(preprocessing or {}))
     return Pretrained(model, variables, fields.get("reduction"), prepared, class_names)
 
@@ -348,7 +349,7 @@ def test_weights_of_mae_stay_without_proportional_attention(tmp_path):
     small = {"num_classes": 0, "image_size": 32, **SIZE, "patch_size": 16}
     name = "vit_base_patch16_224.mae"
     model = registry.create_model(name, **small)
-    variables = tiny.fill(summary.shapes(model, 32))
+    variables = tiny.fill(variable_shapes(model, 32))
     imagepiece_jax.save(tmp_path / "m", Pretrained(model, variables, name=name))
     tome = {"name": "tome", "r": 1}
     found = imagepiece_jax.load(tmp_path / "m", reduction=tome)

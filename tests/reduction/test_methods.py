@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from imagepiece_jax.reduction import contract, layer_plan, tokens
+from imagepiece_jax.models import cost
+from imagepiece_jax.reduction import contract, tokens
 from imagepiece_jax.reduction.layer_plan import build
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.token_counts import Merge
@@ -382,6 +383,6 @@ def test_a_method_that_reduces_nothing_is_the_dense_plan(name, fields):
     plan = plan_of(name, fields, n0=196)
     dense = build(len(plan), 196, ())
     assert [layer.counts for layer in plan] == [None] * len(plan)
-    assert layer_plan.plan_macs(plan, 384, 6) == layer_plan.plan_macs(dense, 384, 6)
+    assert cost.plan_macs(plan, 384, 6) == cost.plan_macs(dense, 384, 6)
     x = random_tokens()
     np.testing.assert_array_equal(walk(plan, x)[0][-1].x, x)

@@ -12,7 +12,7 @@ import pytest
 
 from configs import quickstart
 from imagepiece_jax.common import parallel
-from imagepiece_jax.models import summary
+from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.optimizer import create
 from imagepiece_jax.training.train_step import batch_shapes, create_step, init_state
@@ -57,7 +57,7 @@ def texts(config):
     run = RunConfig.read(config)
     rate, optimizer = create(run.optim, 10)
     first = functools.partial(init_state, optimizer=optimizer, with_ema=True)
-    state = jax.eval_shape(first, summary.shapes(model, config.image_size))
+    state = jax.eval_shape(first, variable_shapes(model, config.image_size))
     batch = batch_shapes(run, (8, 1, 2))
     step = create_step(RunConfig.read(config), model, optimizer, rate)
 

@@ -15,7 +15,7 @@ from imagepiece_jax.commands import evaluate, export, train
 from imagepiece_jax.data import class_names
 from imagepiece_jax.data.sources import open_source
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import summary
+from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import load, runs
 from imagepiece_jax.training import run_dir
 from imagepiece_jax.training.checkpoint import Checkpoints
@@ -58,7 +58,7 @@ def run(tmp_path_factory):
     made = config()
     run_dir.record_start(workdir, made.to_dict())
     run_dir.record_classes(workdir, ("ant", "bee"))
-    variables = tiny.fill(summary.shapes(RunConfig.read(made).create_model(), 16))
+    variables = tiny.fill(variable_shapes(RunConfig.read(made).create_model(), 16))
     checkpoints = Checkpoints(workdir)
     checkpoints.save_best(1, variables, {})
     checkpoints.save(1, variables, {})

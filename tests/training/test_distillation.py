@@ -15,7 +15,8 @@ from PIL import Image
 from configs import quickstart
 from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import registry, summary
+from imagepiece_jax.models import registry
+from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import MEAN, STD, Outputs
 from imagepiece_jax.pretrained import convert
 from imagepiece_jax.training import teacher, trainer
@@ -134,7 +135,7 @@ OTHER = DENSE | {"depth": 2, "embed_dim": 12, "image_size": 12, "patch_size": 4}
 def other_teacher():
     """A larger model of other images, and its variables."""
     model = registry.create_model("vit_mini", mean=HALF, std=HALF, **OTHER)
-    variables = fill(summary.shapes(model, 12), seed=3)
+    variables = fill(variable_shapes(model, 12), seed=3)
     return teacher.Teacher(model, 12, MEAN, STD), variables
 
 
@@ -276,7 +277,7 @@ def weights(tmp_path_factory):
         model = registry.create_model(
             "vit_mini", **OTHER | {"num_classes": classes, "image_size": 16}
         )
-        tensors = convert.to_timm(fill(summary.shapes(model, 16), seed=1))
+        tensors = convert.to_timm(fill(variable_shapes(model, 16), seed=1))
         means = {"mean": np.float32(HALF), "std": np.float32(HALF)}
         np.savez(folder / f"{name}.npz", **tensors, **means)
     return folder
@@ -382,7 +383,7 @@ def test_one_teacher_for_the_method_and_for_distillation(tmp_path):
     with made.unlocked():
         made.reduction = LEARNED | {"keep_rate": 0.5}
     dense = RunConfig.read(made).create_dense()
-    tensors = convert.to_timm(fill(summary.shapes(dense, 16), seed=1))
+    tensors = convert.to_timm(fill(variable_shapes(dense, 16), seed=1))
     np.savez(tmp_path / "dense.npz", **tensors)
     made.init.weights = made.teacher.weights = str(tmp_path / "dense.npz")
     trainer.train_and_evaluate(made, tmp_path / "run")

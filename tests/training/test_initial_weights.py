@@ -8,8 +8,8 @@ import pytest
 
 from configs import quickstart
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import summary
 from imagepiece_jax.models.registry import ModelConfig
+from imagepiece_jax.models.variables import fresh_variables, variable_shapes
 from imagepiece_jax.pretrained import convert, load
 from imagepiece_jax.training.checkpoint import Checkpoints
 from imagepiece_jax.training.config import RunConfig
@@ -32,7 +32,7 @@ def config(**fields):
 
 
 def drawn(made, seed=0):
-    return summary.fresh(RunConfig.read(made).create_model(), made.image_size, seed)
+    return fresh_variables(RunConfig.read(made).create_model(), made.image_size, seed)
 
 
 def equal(one, other):
@@ -53,7 +53,7 @@ def test_fresh_is_a_function_of_the_seed():
     first, again, other = drawn(made), drawn(made), drawn(made, seed=1)
     assert all(jax.tree.leaves(equal(first, again)))
     assert not equal(first, other)["params"]["head"]["kernel"]
-    shapes = summary.shapes(RunConfig.read(made).create_model(), made.image_size)
+    shapes = variable_shapes(RunConfig.read(made).create_model(), made.image_size)
     assert shapes == jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), first
     )
@@ -119,14 +119,14 @@ def test_a_run_can_start_from_another_ones_folder(saved, tmp_path):
     checkpoints.save(4, latest, {})
     checkpoints.close()
     made = config()
-    like = summary.shapes(RunConfig.read(made).create_model(), made.image_size)
+    like = variable_shapes(RunConfig.read(made).create_model(), made.image_size)
     assert all(
         jax.tree.leaves(equal(convert.from_timm(load.tensors(tmp_path), like), best))
     )
     loaded = convert.from_timm(load.tensors(tmp_path, "latest"), like)
     assert all(jax.tree.leaves(equal(loaded, latest)))
     wider = config(**{"model.embed_dim": 16})
-    like = summary.shapes(RunConfig.read(wider).create_model(), wider.image_size)
+    like = variable_shapes(RunConfig.read(wider).create_model(), wider.image_size)
     with pytest.raises(InputError, match="^it holds a model of"):
         convert.from_timm(load.tensors(tmp_path), like)
     with pytest.raises(InputError, match="is a folder without config.json"):

@@ -16,7 +16,7 @@ from configs import base
 from imagepiece_jax.common import parallel
 from imagepiece_jax.data.augment.policy import Augment
 from imagepiece_jax.models import registry
-from imagepiece_jax.models.summary import fresh
+from imagepiece_jax.models.variables import fresh_variables
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.training.config import OptimConfig
 from imagepiece_jax.training.optimizer import adamw, decay_mask
@@ -58,7 +58,7 @@ def make(recipe=None, optimizer=None, seed=0, **fields):
     fields = DENSE | {"axis_name": parallel.AXIS} | fields
     model = registry.create_model("vit_mini", **fields)
     if (model, seed) not in _drawn:
-        _drawn[model, seed] = fresh(model, SIZE, seed)
+        _drawn[model, seed] = fresh_variables(model, SIZE, seed)
     recipe = recipe or dataclasses.replace(PLAIN, seed=seed, log_every_steps=3)
     optimizer = optimizer or optax.sgd(0.1)
     state = init_state(_drawn[model, seed], optimizer, recipe.ema_decay > 0)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import registry, summary
+from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import Architecture
+from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.reduction.layer_plan import Counts
 from imagepiece_jax.reduction.methods.diffrate import SCHEDULES, PruneAndMerge
 from imagepiece_jax.reduction.tokens import DROPPED, Taps, TokenState
@@ -62,7 +63,7 @@ def test_the_schedule_of_mae(name, arch, target):
     _, merge = SCHEDULES["mae_b"][target]
     assert [p.mlp_tokens for p in model.plan] == list(map(int, merge.split()))
     if arch:
-        assert summary.model_macs(model, 224) == MAE[target]
+        assert model_macs(model, 224) == MAE[target]
 
 
 def test_a_list_that_rises_keeps_what_arrives():

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.models.cost import plan_macs
 from imagepiece_jax.reduction import kernels
-from imagepiece_jax.reduction.layer_plan import build, plan_macs
+from imagepiece_jax.reduction.layer_plan import build
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.imagepiece import ImagePiece
 from imagepiece_jax.reduction.reducers import Bipartite

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.models.cost import plan_macs
 from imagepiece_jax.reduction import tokens
-from imagepiece_jax.reduction.layer_plan import Counts, build, plan_macs
+from imagepiece_jax.reduction.layer_plan import Counts, build
 from imagepiece_jax.reduction.methods.dynamicvit import LearnedSelection
 from imagepiece_jax.reduction.methods.imagepiece_dynamicvit import (
     ImagePieceDynamicViT,

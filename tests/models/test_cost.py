@@ -1,6 +1,6 @@
-"""Published costs of plans, integer for integer.
+"""Published costs of plans, integer for integer, and the table of a model's cost.
 
-`flops_vectors.json` holds, for every configuration, the tokens into attention and MLP
+`cost_vectors.json` holds, for every configuration, the tokens into attention and MLP
 of each block (class token included) and the MACs, computed apart from this code.
 """
 
@@ -9,22 +9,25 @@ import json
 import pathlib
 import re
 
+import jax
+import numpy as np
 import pytest
 
+from imagepiece_jax import cli
+from imagepiece_jax.models import cost
+from imagepiece_jax.models.cost import block_macs, plan_macs
 from imagepiece_jax.models.stems import stem_macs
-from imagepiece_jax.reduction.layer_plan import (
-    LayerPlan,
-    Step,
-    block_macs,
-    build,
-    plan_macs,
-)
+from imagepiece_jax.models.variables import variable_shapes
+from imagepiece_jax.reduction.layer_plan import LayerPlan, Step, build
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.reducers import Reducer
 from imagepiece_jax.reduction.token_counts import Keep
+from imagepiece_jax.training.config import RunConfig
+from tests.models import tiny
+from tests.runs import ROOT
 
 VECTORS = json.loads(
-    pathlib.Path(__file__).with_name("flops_vectors.json").read_text("utf-8")
+    pathlib.Path(__file__).with_name("cost_vectors.json").read_text("utf-8")
 )
 MODELS = {  # embed_dim, num_heads; depth 12, 196 patches
     "Ti": (192, 3),
@@ -189,3 +192,77 @@ def test_reducers_cost_in_the_steps_that_change_something():
     plan = build(2, 16, [Step(i, Costly(), rule) for i, rule in enumerate(rules)])
     blocks = [block_macs(layer, 8) for layer in plan]
     assert sum(plan_macs(plan, 8, 2)) - sum(blocks) == 16082
+
+
+def config(**fields):
+    made = cli.load_config(ROOT / "configs" / "quickstart.py")
+    made.update_from_flattened_dict(fields)
+    return made
+
+
+def test_a_step_that_changes_nothing_is_not_in_the_table():
+    model = tiny.model(tiny.EVIT | {"keep_rate": 1.0})
+    assert [cost.action(layer) for layer in model.plan] == ["", "", ""]
+
+
+def test_columns_line_up():
+    rows = [("a", "count", "what"), (10, 1, "x"), (9, 1000, "")]
+    assert cost.format_table(rows).splitlines() == [
+        " a  count  what",
+        "10      1  x",
+        " 9   1000",
+    ]
+
+
+@pytest.mark.parametrize(
+    "name", ["quickstart.py", "deit_s.py:deit_b", "deit_s_imagepiece.py"]
+)
+def test_parts_add_up_to_the_model(name):
+    made = cli.load_config(ROOT / "configs" / name)
+    model, size = RunConfig.read(made).create_model(), made.image_size
+    *_, total = cost.cost_table(model, RunConfig.read(made).create_dense(), size).split(
+        "\n"
+    )
+    _, ours, theirs, parameters = total.split()
+    assert ours == f"{cost.model_macs(model, size) / 1e6:.1f}"
+    assert (
+        theirs
+        == f"{cost.model_macs(RunConfig.read(made).create_dense(), size) / 1e6:.1f}"
+    )
+    leaves = jax.tree.leaves(variable_shapes(model, size)["params"])
+    assert parameters == f"{sum(np.prod(leaf.shape) for leaf in leaves):,.0f}"
+
+
+def test_cost_table_of_a_model_counted_by_hand():
+    """Two blocks of width 4 on 2x2 patches of 2x2 pixels, three classes."""
+    made = config(
+        image_size=4,
+        num_classes=3,
+        **{
+            "model.stem": "patch",
+            "model.depth": 2,
+            "model.embed_dim": 4,
+            "model.num_heads": 1,
+            "reduction.merge_blocks": (),
+            "reduction.prune_blocks": (0,),
+            "reduction.keep_rate": 0.5,
+        },
+    )
+    model = RunConfig.read(made).create_model()
+    table = cost.cost_table(model, RunConfig.read(made).create_dense(), 4).split("\n")
+    rows = [line.split() for line in table]
+    # Parameters. Stem: 12 * 4 + 4, class token 4, positions 5 * 4. Block: norms 4 * 4,
+    # attention 4 * (16 + 4), MLP 4 * 16 + 16 + 16 * 4 + 4. Head: norm 8, 4 * 3 + 3.
+    assert [row[-1] for row in (rows[1], rows[4], rows[5])] == ["76", "23", "587"]
+    assert rows[3][-1] == "244" and rows[2][6] == "244"
+    # Image tokens: 4, of which 2 are kept. All MACs round to 0.0 million.
+    assert rows[2][2:4] == ["5", "3"] and rows[3][2:4] == ["3", "3"]
+    assert " ".join(rows[2][7:]) == "TopK: 4 - 2"
+    # Stem 4 * 12 * 4, head 4 * 3. Block: 4 N D^2 + 2 N^2 D and 8 N D^2.
+    macs = 192 + 12 + (320 + 200 + 384) + (192 + 72 + 384)
+    dense = 192 + 12 + 2 * (320 + 200 + 640)
+    assert (macs, dense) == (1756, 2524)
+    assert cost.cost_line(model, [RunConfig.read(made).create_dense()], 4) == (
+        "1.756e-06 GMACs an image; dense 2.524e-06 with a patch stem, 1.44 times as "
+        "many"
+    )

@@ -1,18 +1,15 @@
-"""Cost of a model, part by part, as a table."""
+"""Cost of a model: its MACs, part by part, and the table that `describe` prints.
 
-import functools
+A multiply-add (MAC) is what most papers print as one "FLOP". Norms, softmax, ranking
+and gathers are not counted, as in the published figures.
+"""
+
 import math
 
 import jax
-import jax.numpy as jnp
-from flax import linen as nn
-from flax import traverse_util
 
-from imagepiece_jax.common.image_size import sides
-from imagepiece_jax.common.rng import Purpose, batch_key
-from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.stems import stem_macs
-from imagepiece_jax.reduction.layer_plan import LayerPlan, plan_macs
+from imagepiece_jax.models.variables import variable_shapes
 
 HEAD = ("norm", "fc_norm", "attn_pool", "head", "head_dist")
 
@@ -70,11 +67,6 @@ def cost_line(model, others, image_size):
     return f"{ours:#.4g} GMACs an image" + "".join(f"; dense {part}" for part in parts)
 
 
-def model_macs(model, image_size):
-    """MACs of one image through `model`, counted from its plan: an int."""
-    return sum(_part_macs(model, image_size))
-
-
 def action(layer):
     """What a block's reduction does, in a few words; "" for none."""
     if layer.counts is None:
@@ -98,79 +90,9 @@ def format_table(rows):
     return "\n".join(line(row) for row in rows)
 
 
-def shapes(model, image_size):
-    """Variables of `model` as shapes and types, without computing anything."""
-    model = model.clone(axis_name=None)
-    steps = [layer.step for layer in model.plan if layer.step]
-    if any(isinstance(step.reducer, nn.Module) for step in steps):
-        return jax.tree.map(lambda x: x, _shapes(model, image_size))
-    # Reductions have no variables, and all blocks have the same: one is traced.
-    one = _shapes(model.clone(plan=(LayerPlan(0, 0),)), image_size)
-    return {
-        collection: {
-            new: jax.tree.map(lambda x: x, values[name])
-            for name in values
-            for new in _names(name, len(model.plan))
-        }
-        for collection, values in one.items()
-    }
-
-
-def _names(name, depth):
-    """Those of all blocks for that of the first, others as they are."""
-    return [f"blocks_{i}" for i in range(depth)] if name == "blocks_0" else [name]
-
-
-def check_variables(model, variables, image_size):
-    """InputError for the first variable that `model` lacks, or has in another shape."""
-    present, needed = _by_name(variables), _by_name(shapes(model, image_size))
-    for name in sorted(present.keys() | needed.keys()):
-        shape = present.get(name, "missing")
-        expected = needed.get(name, "no such variable")
-        if shape != expected:
-            raise InputError(
-                f"variables: {name} is {shape}, in the model it is {expected}; allowed "
-                "are variables of this model"
-            )
-
-
-def _by_name(variables):
-    leaves = traverse_util.flatten_dict(variables, sep="/")
-    return {name: tuple(leaf.shape) for name, leaf in leaves.items()}
-
-
-@functools.lru_cache(maxsize=4)
-def _shapes(model, image_size):
-    images = jax.ShapeDtypeStruct((1, *sides(image_size), 3), jnp.float32)
-    return _init(model).eval_shape(jax.random.key(0), images)
-
-
-def fresh(model, image_size, seed, parts=None):
-    """Variables of `model` drawn from `seed`.
-
-    parts: names of those to return, alone, and no others are computed.
-    """
-    images = jnp.zeros((1, *sides(image_size), 3), jnp.float32)
-    key = batch_key(seed, 0, Purpose.INIT)
-    # The device axis exists only inside a step, and statistics do not depend on it.
-    init = _init(model.clone(axis_name=None))
-    if parts is None:
-        return init(key, images)
-
-    @jax.jit
-    def draw(key, images):
-        return {
-            collection: {name: values[name] for name in parts if name in values}
-            for collection, values in init(key, images).items()
-        }
-
-    return draw(key, images)
-
-
-@functools.lru_cache(maxsize=4)
-def _init(model):
-    """`model.init`, traced once for the shapes and the values of its variables."""
-    return jax.jit(model.init)
+def model_macs(model, image_size):
+    """MACs of one image through `model`, counted from its plan: an int."""
+    return sum(_part_macs(model, image_size))
 
 
 def _part_macs(model, image_size):
@@ -188,9 +110,41 @@ def _part_macs(model, image_size):
     return [stem, *blocks, head]
 
 
+def plan_macs(plan, embed_dim, num_heads, mlp_ratio=4, mlp_layers=2):
+    """MACs of one image in every block, reducers included: ints."""
+    return [
+        block_macs(layer, embed_dim, mlp_ratio, mlp_layers)
+        + reducer_macs(layer, embed_dim, num_heads)
+        for layer in plan
+    ]
+
+
+def block_macs(layer, embed_dim, mlp_ratio=4, mlp_layers=2):
+    """MACs of one image in one block: projections and attention, then the MLP.
+
+    mlp_ratio: width of its hidden layer, in `embed_dim`
+    mlp_layers: 2, or 3 where one of them is a gate
+    """
+    scored = read = layer.attn_tokens
+    if layer.counts and layer.step.site == "attention":
+        read = layer.mlp_tokens
+    # Queries, keys and their products; then values, what is read of them, and proj.
+    attention = 2 * (scored + read) * embed_dim**2
+    attention += (scored**2 + read**2) * embed_dim
+    mlp = mlp_layers * embed_dim * round(mlp_ratio * embed_dim)
+    return attention + layer.mlp_tokens * mlp
+
+
+def reducer_macs(layer, embed_dim, num_heads):
+    """MACs of what the reducer of a block computes itself (a learned selector)."""
+    if layer.counts is None:
+        return 0
+    return layer.step.reducer.extra_macs(layer.counts.n_in, embed_dim, num_heads)
+
+
 def _part_parameters(model, image_size):
     """Parameters of the stem, of each block and of the head, without making any."""
-    params = shapes(model, image_size)["params"]
+    params = variable_shapes(model, image_size)["params"]
 
     def size(*names):
         leaves = jax.tree.leaves([params.get(name, {}) for name in names])

@@ -1,0 +1,88 @@
+"""Variables of a model: their shapes, fresh ones, and whether given ones fit it."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import traverse_util
+
+from imagepiece_jax.common.image_size import sides
+from imagepiece_jax.common.rng import Purpose, batch_key
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.reduction.layer_plan import LayerPlan
+
+
+def variable_shapes(model, image_size):
+    """Variables of `model` as shapes and types, without computing anything."""
+    model = model.clone(axis_name=None)
+    steps = [layer.step for layer in model.plan if layer.step]
+    if any(isinstance(step.reducer, nn.Module) for step in steps):
+        return jax.tree.map(lambda x: x, _shapes(model, image_size))
+    # Reductions have no variables, and all blocks have the same: one is traced.
+    one = _shapes(model.clone(plan=(LayerPlan(0, 0),)), image_size)
+    return {
+        collection: {
+            new: jax.tree.map(lambda x: x, values[name])
+            for name in values
+            for new in _names(name, len(model.plan))
+        }
+        for collection, values in one.items()
+    }
+
+
+def fresh_variables(model, image_size, seed, parts=None):
+    """Variables of `model` drawn from `seed`.
+
+    parts: names of those to return, alone, and no others are computed.
+    """
+    images = jnp.zeros((1, *sides(image_size), 3), jnp.float32)
+    key = batch_key(seed, 0, Purpose.INIT)
+    # The device axis exists only inside a step, and statistics do not depend on it.
+    init = _init(model.clone(axis_name=None))
+    if parts is None:
+        return init(key, images)
+
+    @jax.jit
+    def draw(key, images):
+        return {
+            collection: {name: values[name] for name in parts if name in values}
+            for collection, values in init(key, images).items()
+        }
+
+    return draw(key, images)
+
+
+def check_variables(model, variables, image_size):
+    """InputError for the first variable that `model` lacks, or has in another shape."""
+    present, needed = _by_name(variables), _by_name(variable_shapes(model, image_size))
+    for name in sorted(present.keys() | needed.keys()):
+        shape = present.get(name, "missing")
+        expected = needed.get(name, "no such variable")
+        if shape != expected:
+            raise InputError(
+                f"variables: {name} is {shape}, in the model it is {expected}; allowed "
+                "are variables of this model"
+            )
+
+
+def _names(name, depth):
+    """Those of all blocks for that of the first, others as they are."""
+    return [f"blocks_{i}" for i in range(depth)] if name == "blocks_0" else [name]
+
+
+@functools.lru_cache(maxsize=4)
+def _shapes(model, image_size):
+    images = jax.ShapeDtypeStruct((1, *sides(image_size), 3), jnp.float32)
+    return _init(model).eval_shape(jax.random.key(0), images)
+
+
+@functools.lru_cache(maxsize=4)
+def _init(model):
+    """`model.init`, traced once for the shapes and the values of its variables."""
+    return jax.jit(model.init)
+
+
+def _by_name(variables):
+    leaves = traverse_util.flatten_dict(variables, sep="/")
+    return {name: tuple(leaf.shape) for name, leaf in leaves.items()}
