@@ -24,8 +24,7 @@ FORMS = ("gather", "one_hot")
 apply = tiny.compiled(tokens.apply, static_argnames="form")
 index_of = tiny.compiled(tokens.slot_index, static_argnums=(1, 2))
 NAN, INF = np.nan, np.inf
-# Compiled as a whole: one by one, their operations take longer.
-compose, unmerge = jax.jit(tokens.compose), jax.jit(tokens.unmerge)
+compose, unmerge = tiny.compiled(tokens.compose), tiny.compiled(tokens.unmerge)
 
 
 def random_maps(rng, batch, n, n_out, drop=0.2):
@@ -45,7 +44,7 @@ def test_dropped_is_minus_one():
 def test_compose_equals_the_oracle(n0, n, n_out):
     rng = np.random.default_rng(0)
     inner, outer = random_maps(rng, 4, n0, n), random_maps(rng, 4, n, n_out)
-    got = compose(jnp.asarray(outer), jnp.asarray(inner))
+    got = compose(outer, inner)
     assert got.dtype == jnp.int32
     for image in range(4):
         want = oracles.compose(outer[image], inner[image])
@@ -53,7 +52,7 @@ def test_compose_equals_the_oracle(n0, n, n_out):
 
 
 def test_a_dropped_patch_does_not_wrap_to_the_last_slot():
-    inner, outer = jnp.asarray([[0, DROPPED, 1]]), jnp.asarray([[DROPPED, 5]])
+    inner, outer = np.int32([[0, DROPPED, 1]]), np.int32([[DROPPED, 5]])
     assert compose(outer, inner).tolist() == [[DROPPED, DROPPED, 5]]
 
 
@@ -73,9 +72,9 @@ def test_unmerge_equals_the_oracle(fill):
     given = {
         "default": {},
         "number": {"fill": -2.5},
-        "class token": {"fill": jnp.asarray(cls)},
+        "class token": {"fill": cls},
     }
-    got = unmerge(jnp.asarray(values), jnp.asarray(source), **given[fill])
+    got = unmerge(values, source, **given[fill])
     for image in range(3):
         what = {"default": 0.0, "number": -2.5, "class token": cls[image]}[fill]
         want = oracles.unmerge(values[image], source[image], what)
@@ -83,9 +82,10 @@ def test_unmerge_equals_the_oracle(fill):
 
 
 def test_unmerge_keeps_the_dtype():
-    values, source = jnp.ones((1, 2, 3), jnp.bfloat16), jnp.asarray([[1, DROPPED]])
-    assert unmerge(values, source).dtype == jnp.bfloat16
-    assert unmerge(values, source, jnp.zeros((1, 3))).dtype == jnp.bfloat16
+    values, source = np.ones((1, 2, 3), jnp.bfloat16), np.int32([[1, DROPPED]])
+    for fill in (0.0, np.zeros((1, 3), np.float32)):
+        got = jax.eval_shape(tokens.unmerge, values, source, fill)
+        assert got.dtype == jnp.bfloat16
 
 
 def random_stack(rng, counts, drop, dim=4):
@@ -124,38 +124,40 @@ def test_dropped_patches_can_have_the_last_value_they_had(drop):
 
 def test_a_history_by_hand():
     """Patch 1 goes at once, with its own value; 2 and 3 later, as their mean."""
-    first = (jnp.asarray([[[1.0], [2], [3], [5]]]), jnp.asarray([[0, DROPPED, 1, 1]]))
-    second = (jnp.asarray([[[10.0], [40]]]), jnp.asarray([[0, DROPPED]]))
-    source = jnp.asarray([[0, DROPPED, DROPPED, DROPPED]])
-    last = unmerge(jnp.asarray([[[7.0]]]), source, history=[first, second])
+    first = (np.float32([[[1], [2], [3], [5]]]), np.int32([[0, DROPPED, 1, 1]]))
+    second = (np.float32([[[10], [40]]]), np.int32([[0, DROPPED]]))
+    source = np.int32([[0, DROPPED, DROPPED, DROPPED]])
+    values, cls = np.float32([[[7]]]), np.float32([[9]])
+    last = unmerge(values, source, history=[first, second])
     assert last[0, :, 0].tolist() == [7, 2, 40, 40]
     # A history that ends early leaves the rest to `fill`.
-    part = unmerge(jnp.asarray([[[7.0]]]), source, fill=-1.0, history=[first])
+    part = unmerge(values, source, fill=-1.0, history=[first])
     assert part[0, :, 0].tolist() == [7, 2, -1, -1]
-    cls = jnp.asarray([[9.0]])
-    none = unmerge(jnp.asarray([[[7.0]]]), source, fill=cls, history=[])
+    none = unmerge(values, source, fill=cls, history=[])
     assert none[0, :, 0].tolist() == [7, 9, 9, 9]
 
 
 def test_last_values_keep_the_dtype_and_pass_gradients():
-    dest = jnp.asarray([[0, DROPPED, 0]])
+    dest = np.int32([[0, DROPPED, 0]])
 
     def paint(before, values):
-        return unmerge(values, dest, history=[(before, dest)])
+        return tokens.unmerge(values, dest, history=[(before, dest)])
 
-    before, values = jnp.ones((1, 3, 2), jnp.bfloat16), jnp.ones((1, 1, 2))
-    assert paint(before, values).dtype == jnp.float32
-    assert paint(before, values.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+    before = np.ones((1, 3, 2), jnp.bfloat16)
+    values = np.ones((1, 1, 2), np.float32)
+    for dtype in (jnp.float32, jnp.bfloat16):
+        assert jax.eval_shape(paint, before, values.astype(dtype)).dtype == dtype
     slope = jax.grad(lambda *args: paint(*args).sum(), argnums=(0, 1))
-    slopes = tiny.jit(slope)(before, values)
+    slopes = tiny.compiled(slope)(before, values)
     assert slopes[0][0].tolist() == [[0, 0], [1, 1], [0, 0]]
     assert slopes[1][0].tolist() == [[2, 2]]
 
 
 def test_unmerge_has_a_gradient():
     """Every patch of a slot adds to it, dropped patches add to nothing."""
-    source = jnp.asarray([[0, 1, 1, DROPPED, 1]])
-    slope = jax.grad(lambda values: unmerge(values, source).sum())(jnp.ones((1, 2, 1)))
+    source = np.int32([[0, 1, 1, DROPPED, 1]])
+    slope = jax.grad(lambda values: tokens.unmerge(values, source).sum())
+    slope = tiny.compiled(slope)(np.ones((1, 2, 1), np.float32))
     assert slope[0, :, 0].tolist() == [1.0, 3.0]
 
 
@@ -168,46 +170,58 @@ def test_compose_and_unmerge_are_the_same_jitted_mapped_and_stacked():
         source = tokens.compose(outer, inner)
         return source, tokens.unmerge(values, source)
 
-    arrays = tuple(jnp.asarray(a) for a in (outer, inner, values))
-    eager = paint(*arrays)
-    chex.assert_trees_all_equal(eager, jax.jit(paint)(*arrays))
+    arrays = outer, inner, values
+    eager = paint(*map(jnp.asarray, arrays))
+    chex.assert_trees_all_equal(eager, tiny.jit(paint)(*arrays))
     for mapped in (jax.pmap(paint), tiny.jit(jax.vmap(paint))):
         extra = mapped(*(a[None] for a in arrays))
-        chex.assert_trees_all_equal(eager, jax.tree.map(lambda a: a[0], extra))
+        extra = jax.tree.map(lambda a: np.asarray(a)[0], extra)
+        chex.assert_trees_all_equal(eager, extra)
 
 
 def test_start_is_one_patch_a_token():
-    state = start(jnp.zeros((2, 6, 3)), num_prefix=2, trace_source=True)
+    x = np.zeros((2, 6, 3), np.float32)
+    state = start(x, num_prefix=2, trace_source=True)
     assert state.size.tolist() == [[1.0] * 6] * 2
     assert state.size.dtype == jnp.float32
     assert state.source.tolist() == [[0, 1, 2, 3]] * 2
-    assert start(jnp.zeros((2, 6, 3))).source is None
+    assert jax.eval_shape(start, x).source is None
 
 
 def test_the_prefix_is_not_an_array():
     """A traced prefix would make shapes depend on data."""
-    state = TokenState(x=jnp.zeros((1, 3, 2)), size=jnp.ones((1, 3)), num_prefix=2)
+    state = TokenState(x=np.zeros((1, 3, 2)), size=np.ones((1, 3)), num_prefix=2)
     assert len(jax.tree.leaves(state)) == 2
-    again = jax.jit(lambda given: given)(state)
+    again = jax.eval_shape(lambda given: given, state)
     assert again.num_prefix == 2
 
 
-@pytest.mark.parametrize("form", ["gather", "one_hot"])
+@functools.partial(tiny.compiled, static_argnums=2)
+def move_all(state, steps, form):
+    """The state after each of several steps, as one program."""
+    move = functools.partial(tokens.apply, form=form)
+    return list(itertools.accumulate(steps, move, initial=state))[1:]
+
+
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("drop", [0.0, 0.3])
 def test_a_stack_of_reductions_stays_honest(form, drop):
     """Sizes are counts of patches, features their means, slots none empty."""
     rng = np.random.default_rng(3)
     patches = rng.normal(size=(3, 24, 4))
     x = np.concatenate([rng.normal(size=(3, 1, 4)), patches], axis=1)
-    state = start(jnp.asarray(x, jnp.float32), trace_source=True)
-    move = tiny.jit(tokens.apply, static_argnames="form")
     whole = np.tile(np.arange(24), (3, 1))
-    for n, n_out in ((24, 15), (15, 15), (15, 8), (8, 3), (3, 1)):
-        dest = random_maps(rng, 3, n, n_out, drop)
-        step = Assignment(dest=jnp.asarray(dest), n_out=n_out)
-        state = move(state, step, form=form)
+    first = TokenState(
+        x=np.float32(x), size=np.ones((3, 25), np.float32), source=np.int32(whole)
+    )
+    steps = [
+        Assignment(dest=random_maps(rng, 3, n, n_out, drop), n_out=n_out)
+        for n, n_out in ((24, 15), (15, 15), (15, 8), (8, 3), (3, 1))
+    ]
+    for state, step in zip(move_all(first, steps, form), steps, strict=True):
+        n_out = step.n_out
         for image in range(3):
-            whole[image] = oracles.compose(dest[image], whole[image])
+            whole[image] = oracles.compose(step.dest[image], whole[image])
             counts = oracles.count_sources(whole[image], n_out)
             assert counts.min() >= 1
             np.testing.assert_array_equal(state.size[image, 1:], counts)
@@ -328,10 +342,20 @@ def test_the_prefix_is_never_touched(prefix, form):
 def test_groups_are_only_an_upper_bound(n, n_out):
     """As many as there are, as any map can have (None), and more than there can be."""
     state, assignment = make(n, n_out)
-    want = apply(state, assignment, form="one_hot")
-    for groups in (busiest(np.asarray(assignment.dest)), None, n):
-        index = index_of(assignment.dest, n_out, groups)
-        got = apply(state, assignment.replace(index=index))
+
+    @tiny.compiled
+    def move(state, assignment):
+        indexes = [
+            tokens.slot_index(assignment.dest, n_out, groups)
+            for groups in (busiest(dest), None, n)
+        ]
+        return tokens.apply(state, assignment, "one_hot"), [
+            tokens.apply(state, assignment.replace(index=index)) for index in indexes
+        ]
+
+    dest = assignment.dest
+    want, moved = move(state, assignment)
+    for got in moved:
         chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-6)
 
 
@@ -364,16 +388,17 @@ def test_a_slot_is_live_if_any_of_its_tokens_is(form):
     state = TokenState(
         x=np.zeros((1, 7, 1), np.float32),
         size=np.ones((1, 7), np.float32),
-        mask=jnp.asarray([[1.0, 0, 0, 1, 0, 1]]),
+        mask=np.float32([[1, 0, 0, 1, 0, 1]]),
     )
-    dest = jnp.asarray([[0, 0, 1, 2, 1, DROPPED]])
+    dest = np.int32([[0, 0, 1, 2, 1, DROPPED]])
     moved = apply(state, Assignment(dest=dest, n_out=3), form=form)
     assert moved.mask.tolist() == [[1, 0, 1]]
 
 
 def test_no_source_map_is_asked_for_none_is_made():
     state, assignment = make(7, 3)
-    assert apply(state.replace(source=None), assignment).source is None
+    moved = jax.eval_shape(tokens.apply, state.replace(source=None), assignment)
+    assert moved.source is None
 
 
 def test_a_bad_value_in_a_dropped_token_stays_there():
@@ -412,7 +437,7 @@ def test_apply_is_the_same_without_jit():
 
 def test_apply_is_traced_once():
     chex.clear_trace_counter()
-    move = jax.jit(chex.assert_max_traces(tokens.apply, n=1))
+    move = tiny.compiled(chex.assert_max_traces(tokens.apply, n=1))
     for seed in (0, 1):
         state, assignment = make(7, 3, weighted=True, seed=seed)
         got = move(state, assignment)
@@ -535,6 +560,7 @@ def test_the_walk_finds_slow_primitives_at_any_depth():
 def test_reducing_needs_no_sort_scatter_or_cumsum(reducer, counts):
     """On GPUs each is a chain of kernels, or not deterministic; backward included."""
     state = jax.tree.map(jnp.asarray, make(7, 3)[0])
+    keys = jax.random.split(jax.random.key(0), len(state.x))
 
     def loss(x, cls_attn):
         taps = Taps(
@@ -543,7 +569,7 @@ def test_reducing_needs_no_sort_scatter_or_cumsum(reducer, counts):
             metric=x[:, 1:],
             cls_attn=cls_attn,
             attn_columns=cls_attn,
-            rng=jax.random.split(jax.random.key(0), len(x)),
+            rng=keys,
         )
         result = reducer(taps, counts)
         return tokens.apply(state.replace(x=x), result, "gather").x.sum()
