@@ -11,7 +11,7 @@ import hashlib
 import math
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -97,6 +97,26 @@ def load(
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class WeightsFiles:
+    """Tensors of a path on this machine, read once for all Weights that share them."""
+
+    path: pathlib.Path
+    checkpoint: str
+    averaged: bool
+
+    @functools.cached_property
+    def contents(self) -> Contents:
+        path, averaged = self.path, self.averaged
+        kind = hub.kind(path)
+        if kind == "run":
+            state_dict = runs.read_checkpoint(path, self.checkpoint, averaged)
+            return Contents(state_dict, NOTHING)
+        if kind == "folder":
+            return layouts.read_folder(path, averaged)
+        return layouts.read_weights(path, averaged)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Weights:
     """What a path holds: trained weights, and which model they are of.
 
@@ -114,7 +134,7 @@ class Weights:
     sizes: that a config.json says, and tensors must have
     normalized: whether the weights or the caller say mean and std
     trained: the same as they were trained, before a caller changed them
-    content: reads the tensors, once
+    files: have the tensors; None: those of the path
     """
 
     path: pathlib.Path
@@ -130,14 +150,12 @@ class Weights:
     sizes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     normalized: bool = True
     trained: "Weights | None" = None
-    content: Callable[[], Contents] | None = dataclasses.field(default=None, repr=False)
+    files: WeightsFiles | None = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self):
-        if self.content is None:
-            content = functools.partial(
-                _content, self.path, self.checkpoint, self.averaged
-            )
-            object.__setattr__(self, "content", functools.cache(content))
+        if self.files is None:
+            files = WeightsFiles(self.path, self.checkpoint, self.averaged)
+            object.__setattr__(self, "files", files)
 
     def __str__(self):
         """What to call them in a sentence: "run runs/a"."""
@@ -166,14 +184,14 @@ class Weights:
     @property
     def tensors(self) -> Mapping[str, np.ndarray]:
         """By timm's names."""
-        return self.content().tensors
+        return self.files.contents.tensors
 
     @property
     def stated(self) -> ModelConfig:
         """What a name, a layout or a config says of the model, beside the shapes."""
         if self.path.is_dir():
             return self.config
-        return self.content().images.over(self.content().config, self.config)
+        return self.files.contents.images.over(self.files.contents.config, self.config)
 
     @property
     def normalization(self) -> dict[str, tuple[float, ...]]:
@@ -208,7 +226,7 @@ class Weights:
 
     def _inferred(self, asked):
         """These weights with the config that their tensors and what is said make."""
-        checkpoint, stated, caller = self.content(), self.stated, asked
+        checkpoint, stated, caller = self.files.contents, self.stated, asked
         name = asked.name or stated.name
         if self.path.is_dir():
             # What is asked for completes a config.json; `changed` compares the rest.
@@ -463,16 +481,7 @@ def tensors(
 
     path, checkpoint, averaged: as `load` takes them
     """
-    return _content(hub.existing(path), checkpoint, averaged).tensors
-
-
-def _content(path, checkpoint, averaged):
-    """The Contents of a path on this machine."""
-    kind = hub.kind(path)
-    if kind == "run":
-        return Contents(runs.read_checkpoint(path, checkpoint, averaged), NOTHING)
-    read_tensors = layouts.read_folder if kind == "folder" else layouts.read_weights
-    return read_tensors(path, averaged)
+    return WeightsFiles(hub.existing(path), checkpoint, averaged).contents.tensors
 
 
 def _without(config, fields):

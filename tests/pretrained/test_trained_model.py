@@ -1,6 +1,7 @@
 """A trained model as one object: defaults, other reductions, and its former form."""
 
 import dataclasses
+import pickle
 
 import jax
 import numpy as np
@@ -197,3 +198,11 @@ def test_a_tensor_that_is_not_finite_is_named_with_its_file(tmp_path, dense):
     np.savez(tmp_path / "w.npz", **tensors)
     with pytest.raises(InputError, match="^weights file .*w.npz: tensor head.bias hol"):
         imagepiece_jax.load(tmp_path / "w.npz", **GIVEN)
+
+
+def test_a_loaded_model_can_be_given_to_another_process(tmp_path, dense):
+    np.savez(tmp_path / "w.npz", **convert.to_timm(dense.variables))
+    vit = imagepiece_jax.load(tmp_path / "w.npz", **GIVEN)
+    again = pickle.loads(pickle.dumps(vit))
+    assert again.model == vit.model and same(again.variables, vit.variables)
+    assert same(dict(again.origin.tensors), dict(vit.origin.tensors))
