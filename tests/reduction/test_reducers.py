@@ -40,13 +40,17 @@ cosine = tiny.compiled(ops.cosine)
 def make_taps(scores, metric, x=None, size=None, dtype=jnp.float32):
     """Taps of a batch: scores [B, n], metric [B, n, d]; x defaults to the metric."""
     return Taps(
-        x=jnp.asarray(metric if x is None else x, dtype),
-        size=np.ones(np.shape(scores), np.float32)
-        if size is None
-        else jnp.asarray(size),
-        metric=jnp.asarray(metric, dtype),
-        cls_attn=jnp.asarray(scores, jnp.float32),
+        x=_as(metric if x is None else x, dtype),
+        size=np.ones(np.shape(scores), np.float32) if size is None else size,
+        metric=_as(metric, dtype),
+        cls_attn=_as(scores, np.float32),
     )
+
+
+def _as(values, dtype):
+    """`values` of this type: NumPy's, where they are not traced."""
+    values = values if isinstance(values, jax.Array) else np.asarray(values)
+    return values.astype(jnp.dtype(dtype))
 
 
 def images(n, seed=0):
@@ -260,35 +264,34 @@ def test_fused_tokens_equal_the_oracle(n, kept, dtype, form):
 def test_fusing_passes_gradient_to_the_attention():
     """The slope of a dropped token's score is the token itself, of a kept one 0."""
     rng = np.random.default_rng(0)
-    state = tokens.start(jnp.float32(rng.normal(size=(2, 8, 5))))
-    scores = jnp.asarray(rng.dirichlet(np.ones(7), size=2), jnp.float32)
+    state = jax.tree.map(jnp.asarray, start(np.float32(rng.normal(size=(2, 8, 5)))))
+    scores = np.float32(rng.dirichlet(np.ones(7), size=2))
     counts = Counts(n_in=7, n_out=5)
 
     def loss(scores):
         result = TopK(fuse=True)(make_taps(scores, state.x[:, 1:]), counts)
         return tokens.apply(state, result).x.sum()
 
-    slope = jax.jit(jax.grad(loss))(scores)
+    slope = tiny.compiled(jax.grad(loss))(scores)
     for image in range(2):
         dropped = oracles.rank_by_score(scores[image]) >= 4
-        want = np.where(dropped, np.asarray(state.x[image, 1:]).sum(axis=-1), 0)
+        want = np.where(dropped, np.asarray(state.x)[image, 1:].sum(axis=-1), 0)
         np.testing.assert_allclose(slope[image], want, rtol=1e-5)
 
 
 def test_merging_decides_without_gradient():
     """Indices and similarities only choose: neither score nor metric gets a slope."""
     rng = np.random.default_rng(0)
-    scores, metric = rng.random((2, 9)), rng.normal(size=(2, 9, 4))
-    state = tokens.start(jnp.float32(rng.normal(size=(2, 10, 4))))
+    scores, metric = rng.random((2, 9), np.float32), rng.normal(size=(2, 9, 4))
+    state = jax.tree.map(jnp.asarray, start(np.float32(rng.normal(size=(2, 10, 4)))))
     counts = Counts(n_in=9, n_out=6, candidates=8)
 
     def loss(scores, metric):
         result = Retokenize()(make_taps(scores, metric), counts)
         return tokens.apply(state, result).x.sum()
 
-    given = jnp.asarray(scores, jnp.float32), jnp.asarray(metric, jnp.float32)
-    slopes = jax.jit(jax.grad(loss, argnums=(0, 1)))(*given)
-    assert not any(np.asarray(slope).any() for slope in slopes)
+    slopes = tiny.compiled(jax.grad(loss, argnums=(0, 1)))(scores, metric)
+    assert not any(slope.any() for slope in slopes)
 
 
 # What may and may not change a decision
@@ -372,7 +375,8 @@ def test_the_same_without_jit():
     """Merging is tested so with a model."""
     taps, counts = make_taps(*images(12)), Counts(n_in=12, n_out=8)
     fuse = TopK(fuse=True)
-    chex.assert_trees_all_equal(fuse(taps, counts), decide(fuse, taps, counts))
+    eager = fuse(jax.tree.map(jnp.asarray, taps), counts)
+    chex.assert_trees_all_equal(eager, decide(fuse, taps, counts))
 
 
 @pytest.mark.parametrize("reducer, counts", REDUCERS)
