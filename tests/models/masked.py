@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from imagepiece_jax.models import vit
 from imagepiece_jax.reduction import layer_plan
@@ -21,9 +22,16 @@ def keys(batch=3, seed=0):
 
 def train(model):
     """Compiled (variables, images, keys) -> Outputs in training."""
-    return tiny.jit(
+    return tiny.compiled(
         lambda variables, *args: model.apply(variables, args[0], True, args[1])
     )
+
+
+def taught(model, seed=5):
+    """Outputs of random numbers in the shapes of a model's, which teach a student."""
+    draw = np.random.default_rng(seed)
+    outputs = jax.eval_shape(model.apply, tiny.shapes(model), tiny.images())
+    return jax.tree.map(lambda a: draw.normal(size=a.shape).astype(a.dtype), outputs)
 
 
 @dataclasses.dataclass(frozen=True)

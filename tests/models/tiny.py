@@ -31,12 +31,17 @@ jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_lev
 
 
 def compiled(fn, **options):
-    """`fn`, compiled, whose results are NumPy arrays.
+    """`fn`, compiled, whose results are NumPy arrays, random keys excepted.
 
     Looking into an array of JAX is a program of its own for each shape.
     """
     run = jit(fn, **options)
-    return lambda *args, **named: jax.tree.map(np.asarray, run(*args, **named))
+    return lambda *args, **named: jax.tree.map(_fetch, run(*args, **named))
+
+
+def _fetch(leaf):
+    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return leaf if is_key else np.asarray(leaf)
 
 
 def model(reduction=None, **options):

@@ -22,10 +22,11 @@ from tests.models import masked, tiny
 FIELDS = {"name": "dynamicvit", "keep_rate": 0.6, "blocks": (1, 2)}  # 25, 15, 9
 
 
-def student(**options):
+def student(blocks=(1, 2), **options):
     """(evaluation model, training model, variables) of the tiny DynamicViT."""
-    model = tiny.model(FIELDS, **options)
-    return model, tiny.model(FIELDS, masked=True, **options), tiny.variables(model)
+    fields = FIELDS | {"blocks": blocks}
+    model = tiny.model(fields, **options)
+    return model, tiny.model(fields, masked=True, **options), tiny.variables(model)
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +39,9 @@ def training():
 
 def lean(variables, to, spread=1.0):
     """Change both predictors: log odds of keeping are `to`, and so much `spread`."""
-    for block in (1, 2):
-        score = variables["params"][f"reducer_{block}"]["scores"]["score"]
+    _, selectors = split(variables)
+    for selector in selectors.values():
+        score = selector["scores"]["score"]
         score["kernel"] *= np.float32(spread)
         score["bias"] = np.float32([to / 2, -to / 2])
     return variables
@@ -88,7 +90,7 @@ def test_published_parameters_of_a_predictor(name, each):
 
 def test_evaluation_keeps_the_best_scores_of_what_is_left():
     model, _, variables = student()
-    out = tiny.jit(model.apply)(variables, tiny.images())
+    out = tiny.compiled(model.apply)(variables, tiny.images())
     assert out.state.x.shape == (3, 1 + 9, tiny.WIDTH)
     for block, result, taps in zip((1, 2), out.results, out.taps, strict=True):
         params = variables["params"][f"reducer_{block}"]["scores"]
@@ -105,8 +107,8 @@ def test_a_rate_of_one_is_the_dense_model_bit_for_bit(is_masked):
     model = tiny.model(FIELDS | {"keep_rate": 1.0}, masked=is_masked)
     variables, images = tiny.variables(model), tiny.images()
     assert {"reducer_1", "reducer_2"} <= set(variables["params"])
-    got = tiny.jit(model.apply)(variables, images)
-    want = tiny.jit(tiny.model().apply)(variables, images)
+    got = tiny.compiled(model.apply)(variables, images)
+    want = tiny.compiled(tiny.model().apply)(variables, images)
     np.testing.assert_array_equal(got.logits, want.logits)
 
 
@@ -148,18 +150,17 @@ def test_draws_follow_their_keys(training):
 @pytest.mark.parametrize("options", [{}, {"class_token": False, "dtype": "bfloat16"}])
 def test_all_masked_is_finite_with_all_its_gradients(options):
     """A predictor that drops everything: the class token is left, if there is one."""
-    _, model, variables = student(**options)
+    _, model, variables = student(blocks=(0, 1), depth=2, **options)
     variables = lean(variables, -120.0)
-    teacher = tiny.model(depth=1, **options)
+    taught = masked.taught(tiny.model(depth=1, **options))
 
     def objective(params):
-        taught = teacher.apply(tiny.variables(teacher), tiny.images())
         out = model.apply({"params": params}, tiny.images(), True, masked.keys())
         terms = DynamicViT().loss(out, taught, model.plan)
         total = jnp.sum(out.logits**2) + sum(terms.values())
         return total, (out.logits, out.state.mask, terms)
 
-    run = tiny.jit(jax.grad(objective, has_aux=True))
+    run = tiny.compiled(jax.grad(objective, has_aux=True))
     slopes, (logits, mask, terms) = run(variables["params"])
     for path, slope in traverse_util.flatten_dict(slopes).items():
         assert np.isfinite(slope).all(), path
@@ -176,16 +177,22 @@ def test_terms_of_the_loss(training):
     """Shares of both stages at .6 and .36; weights 2, .5 and .5 by default."""
     model, run = training
     out = run(masked.keys())
-    teacher = tiny.model(depth=1)
-    taught = tiny.jit(teacher.apply)(tiny.variables(teacher, seed=5), tiny.images())
-    terms = DynamicViT().loss(out, taught, model.plan)
-    assert list(terms) == ["ratio", "kl", "tokens"]
+    taught = masked.taught(tiny.model(depth=1))
+    weights = {"ratio_weight": 4.0, "kl_weight": 1.0, "token_weight": 0.0}
+
+    @tiny.compiled
+    def losses(out, taught):
+        terms = DynamicViT().loss(out, taught, model.plan)
+        assert list(terms) == ["ratio", "kl", "tokens"]
+        return terms, DynamicViT(**weights).loss(out, taught, model.plan)
+
+    terms, other = losses(out, taught)
     errors = [
         np.mean((np.asarray(result.keep).mean(axis=1) - target) ** 2)
         for result, target in zip(out.results, (0.6, 0.36), strict=True)
     ]
     live = np.asarray(out.state.mask) > 0.5
-    gap = np.asarray(out.tokens - taught.tokens, float)[:, 1:][live]
+    gap = np.float64(out.tokens - taught.tokens)[:, 1:][live]
     wanted = {
         "ratio": 2 * np.mean(errors),
         "kl": 0.5 * oracles_learned.kl(out.logits, taught.logits),
@@ -194,8 +201,6 @@ def test_terms_of_the_loss(training):
     for name, value in wanted.items():
         assert value > 1e-3
         assert float(terms[name]) == pytest.approx(value, rel=1e-4)
-    weights = {"ratio_weight": 4.0, "kl_weight": 1.0, "token_weight": 0.0}
-    other = DynamicViT(**weights).loss(out, taught, model.plan)
     assert float(other["ratio"]) == pytest.approx(2 * wanted["ratio"], rel=1e-4)
     assert float(other["kl"]) == pytest.approx(2 * wanted["kl"], rel=1e-4)
     assert float(other["tokens"]) == 0
@@ -217,7 +222,7 @@ def test_predictors_learn_through_what_attention_reads_and_the_ratio():
             [jnp.sum(out.logits**2), token_selector.ratio_loss(shares, [0.1, 0.1])]
         )
 
-    slopes = tiny.jit(jax.jacrev(objectives))(selectors)
+    slopes = tiny.compiled(jax.jacrev(objectives))(selectors)
     found = {
         block: np.max(
             [
