@@ -38,7 +38,7 @@ def run(selector, counts, x, mask=None, seed=0):
 
     parameters = tiny.fill(jax.eval_shape(init, jax.random.key(0)))
 
-    @tiny.jit
+    @tiny.compiled
     def call(parameters, x, mask):
         return selector.apply(parameters, taps(x, mask), counts)
 
@@ -96,25 +96,28 @@ def test_parameters_of_a_selector(share_heads, each):
 
 def test_package_by_hand():
     """Of four tokens of the values 1 to 4 the second and the third are dropped."""
-    probability, x = jnp.asarray([[0.9, 0.2, 0.4, 0.6]]), np.arange(1.0, 5.0)
-    dropped = jnp.asarray([[0, 1, 1, 0]])
+    probability, x = np.float32([[0.9, 0.2, 0.4, 0.6]]), np.arange(1.0, 5.0)
+    dropped, weigh = (
+        np.int32([[0, 1, 1, 0]]),
+        jax.jit(package_weights, static_argnums=2),
+    )
     for norm, value in (("none", 1.6), ("score", 2.666667), ("count", 2.5)):
-        weight = package_weights(probability, dropped, norm)
+        weight = weigh(probability, dropped, norm)
         assert float(weight[0] @ x) == pytest.approx(value, rel=3e-6)
 
 
 @pytest.mark.parametrize("norm", ["none", "score", "count"])
 def test_nothing_dropped_is_a_package_of_zeros_with_a_tame_gradient(norm):
-    probability, before = jnp.full((1, 4), 0.5), jnp.ones((1, 4))
+    probability, before = np.full((1, 4), 0.5, np.float32), np.ones((1, 4), np.float32)
 
     def package(probability, keep):
         weight = package_weights(probability, before - keep, norm)
         return jnp.sum(weight * jnp.arange(1.0, 5.0)[None])
 
-    run = tiny.jit(jax.value_and_grad(package, argnums=(0, 1)))
+    run = tiny.compiled(jax.value_and_grad(package, argnums=(0, 1)))
     value, slopes = run(probability, before)
     assert float(value) == 0
-    assert max(float(jnp.abs(slope).max()) for slope in slopes) <= 4
+    assert max(np.abs(slope).max() for slope in slopes) <= 4
 
 
 # Selector
@@ -130,7 +133,8 @@ def test_evaluation_equals_the_oracle(share_heads, norm):
     counts = Counts(n_in=10, n_out=6, stage=3)  # two packages: 3 + 2 + 1 stay
     parameters, result = run(Selector(share_heads, norm), counts, x)
     assert isinstance(result, Assignment) and result.n_out == 6
-    state = tiny.jit(lambda x: apply(start(x, num_prefix=0), result))(x)
+    move = tiny.compiled(lambda x, result: apply(start(x, num_prefix=0), result))
+    state = move(x, result)
     for image in range(BATCH):
         tokens = x[image].astype(float)
         _, probability = oracles_learned.select(parameters, tokens, HEADS)
@@ -180,16 +184,16 @@ def test_votes_that_underflow_still_count():
     x = numbers(BATCH, 5, D)
     parameters, _ = run(Selector(), Counts(n_in=5, n_out=3), x)
     parameters["vote_out"]["bias"] = np.float32([-300, -302, -301])
-    size = jnp.ones((BATCH, 5))
+    size = np.ones((BATCH, 5), np.float32)
 
-    @tiny.jit
+    @tiny.compiled
     @jax.value_and_grad
     def total(x):
         taps = Taps(x=x, size=size, num_heads=HEADS)
         selector, counts = Selector(), Counts(n_in=5, n_out=3)
         return jnp.sum(selector.apply({"params": parameters}, taps, counts).weight)
 
-    value, slope = total(jnp.asarray(x))
+    value, slope = total(x)
     assert np.isfinite(value) and np.isfinite(slope).all()
 
 
@@ -228,9 +232,9 @@ def test_packages_travel_at_the_end():
 
 def masks_of(*masks):
     """Outputs that carry nothing but masks, one a stage."""
-    results = tuple(Masking(jnp.asarray(mask, jnp.float32)) for mask in masks)
-    tokens, logits = jnp.zeros((2, 5, 3)), jnp.zeros((2, 4))
-    first = Taps(x=tokens[:, 1:], size=jnp.ones((2, 4)))
+    results = tuple(Masking(np.float32(mask)) for mask in masks)
+    tokens, logits = np.zeros((2, 5, 3), np.float32), np.zeros((2, 4), np.float32)
+    first = Taps(x=tokens[:, 1:], size=np.ones((2, 4), np.float32))
     return types.SimpleNamespace(
         results=results,
         taps=(first,),
