@@ -23,7 +23,7 @@ def pulled_back(fn, *arguments):
         out, pull = jax.vjp(fn, *arguments)
         return out, pull(jnp.asarray(draw(*out.shape, seed=9), out.dtype))
 
-    return tiny.jit(both)(*arguments)
+    return tiny.compiled(both)(*arguments)
 
 
 # GELU
@@ -42,21 +42,25 @@ def test_slope_of_gelu_is_that_of_its_differences(form):
         return np.array([0.5 * v * (1 + math.erf(v / np.sqrt(2))) for v in x])
 
     want = (slow(x + 1e-5) - slow(x - 1e-5)) / 2e-5
-    slope = jax.vmap(jax.grad(lambda v: layers.gelu(v, form)))
-    np.testing.assert_allclose(slope(x.astype(np.float32)), want, atol=2e-6)
-    np.testing.assert_allclose(
-        layers.gelu(x.astype(np.float32), form), slow(x), atol=2e-6
-    )
+    both = jax.vmap(jax.value_and_grad(lambda v: layers.gelu(v, form)))
+    value, slope = tiny.compiled(both)(x.astype(np.float32))
+    np.testing.assert_allclose(slope, want, atol=2e-6)
+    np.testing.assert_allclose(value, slow(x), atol=2e-6)
 
 
 @pytest.mark.parametrize("form", ["exact", "tanh"])
 def test_gelu_keeps_its_input_alone_and_its_type(form):
-    x = jnp.asarray([-3e4, -4.0, 0.0, 3.0, 3e4], jnp.bfloat16)
-    out, pull = jax.vjp(lambda x: layers.gelu(x, form), x)
-    (slope,) = pull(jnp.ones_like(x))
+    x = np.asarray([-3e4, -4.0, 0.0, 3.0, 3e4], jnp.bfloat16)
+
+    @tiny.compiled
+    def both(x):
+        out, pull = jax.vjp(lambda x: layers.gelu(x, form), x)
+        kept = [leaf.shape for leaf in jax.tree.leaves(pull) if hasattr(leaf, "shape")]
+        assert kept == [x.shape]
+        return out, *pull(jnp.ones_like(x))
+
+    out, slope = both(x)
     assert out.dtype == slope.dtype == jnp.bfloat16
-    kept = [leaf.shape for leaf in jax.tree.leaves(pull) if hasattr(leaf, "shape")]
-    assert kept == [x.shape]
     # Phi(x) + x phi(x): -0.0005 at -4, 0.5 at 0, 1.0119 at 3; flat far away.
     want = [0, -0.0005, 0.5, 1.012, 1]
     np.testing.assert_allclose(slope.astype(np.float32), want, atol=0.005)
@@ -106,7 +110,7 @@ def test_gradient_of_layer_norm_is_that_of_its_differences():
 
 def test_layer_norm_of_bfloat16_works_in_float32():
     """Rounded are the input, the gradient and the results, and nothing between."""
-    x = jnp.asarray(draw(4, 33) + 20, jnp.bfloat16)
+    x = (draw(4, 33) + 20).astype(jnp.bfloat16)
     scale, bias = 1 + 0.3 * draw(33, seed=2), draw(33, seed=3)
 
     def half(x, scale, bias):
@@ -118,12 +122,17 @@ def test_layer_norm_of_bfloat16_works_in_float32():
     out, slopes = pulled_back(half, x, scale, bias)
     assert out.dtype == slopes[0].dtype == jnp.bfloat16
     assert slopes[1].dtype == slopes[2].dtype == jnp.float32
-    probe = jnp.asarray(draw(4, 33, seed=9), jnp.bfloat16).astype(jnp.float32)
-    wide = x.astype(jnp.float32)
-    want, pull = jax.vjp(whole, wide, scale, bias)
-    for got, exact in zip((out, *slopes), (want, *pull(probe)), strict=True):
+    probe = draw(4, 33, seed=9).astype(jnp.bfloat16).astype(np.float32)
+
+    @tiny.compiled
+    def exactly(*arguments):
+        want, pull = jax.vjp(whole, *arguments)
+        return want, *pull(probe)
+
+    exact = exactly(x.astype(np.float32), scale, bias)
+    for got, want in zip((out, *slopes), exact, strict=True):
         got = np.asarray(got, np.float32)
-        np.testing.assert_allclose(got, exact, rtol=2**-8, atol=2e-5)
+        np.testing.assert_allclose(got, want, rtol=2**-8, atol=2e-5)
 
 
 # Padding and order
@@ -132,11 +141,16 @@ def test_layer_norm_of_bfloat16_works_in_float32():
 def test_what_comes_back_to_padding_is_dropped():
     """Also what is not a number, where a kernel wrote nothing."""
     x = draw(2, 4, 3)
-    out, pull = jax.vjp(lambda x: layers.padded_from(x, 3), x)
-    np.testing.assert_array_equal(out, x)
     gradient = draw(2, 4, 3, seed=1)
     gradient[:, 3] = np.nan
-    (back,) = pull(jnp.asarray(gradient))
+
+    @tiny.compiled
+    def both(x, gradient):
+        out, pull = jax.vjp(lambda x: layers.padded_from(x, 3), x)
+        return out, *pull(gradient)
+
+    out, back = both(x, gradient)
+    np.testing.assert_array_equal(out, x)
     np.testing.assert_array_equal(back[:, :3], gradient[:, :3])
     np.testing.assert_array_equal(back[:, 3], np.zeros((2, 3)))
 
