@@ -19,20 +19,20 @@ from imagepiece_jax.reduction.ops import class_attention
 from tests.models import tiny
 
 # One compile a shape instead of one an operation.
-attend_jit = tiny.jit(attend)
-class_row = tiny.jit(class_attention)
+attend_jit = tiny.compiled(attend)
+class_row = tiny.compiled(class_attention)
 
 
 def random_qkv(length, heads=3, width=5, batch=2, seed=0):
     """Query, key and value, [batch, length, heads, width] each."""
     values = np.random.default_rng(seed).normal(size=(3, batch, length, heads, width))
-    return tuple(jnp.asarray(v, jnp.float32) for v in values)
+    return tuple(values.astype(np.float32))
 
 
 def random_bias(length, batch=2):
     """Log sizes, [batch, length]."""
     sizes = np.random.default_rng(1).integers(1, 9, size=(batch, length))
-    return jnp.log(jnp.asarray(sizes, jnp.float32))
+    return np.log(sizes, dtype=np.float32)
 
 
 def slow_attention(query, key, value, bias=None):
@@ -60,7 +60,7 @@ def test_attend_and_the_class_row_equal_slow_attention(length, biased):
     bias = random_bias(length) if biased else None
     out, weights = slow_attention(query, key, value, bias)
     np.testing.assert_allclose(attend_jit(query, key, value, bias), out, atol=2e-6)
-    row = class_row(np.asarray(query)[:, 0], key, bias)
+    row = class_row(query[:, 0], key, bias)
     assert row.dtype == jnp.float32
     np.testing.assert_allclose(row, weights[:, :, 0].mean(axis=1), atol=2e-7)
 
@@ -69,7 +69,7 @@ def test_the_class_row_has_the_gradient_of_a_softmax():
     """A token that EViT fuses learns by it; its own rule is that of log_sum_exp."""
     query, key, _ = random_qkv(7)
     bias = random_bias(7)
-    along = jnp.asarray(np.random.default_rng(2).normal(size=(2, 7)), jnp.float32)
+    along = np.random.default_rng(2).normal(size=(2, 7)).astype(np.float32)
 
     def by_softmax(query, key):
         logits = jnp.einsum("bhd,bnhd->bnh", query, key, precision="highest")
@@ -79,7 +79,7 @@ def test_the_class_row_has_the_gradient_of_a_softmax():
     def by_row(query, key):
         return jnp.sum(class_attention(query, key, bias) * along)
 
-    gradients = (tiny.jit(jax.grad(f, (0, 1))) for f in (by_row, by_softmax))
+    gradients = (tiny.compiled(jax.grad(f, (0, 1))) for f in (by_row, by_softmax))
     for found, wanted in zip(*(g(query[:, 0], key) for g in gradients), strict=True):
         assert np.abs(wanted).max() > 0.01
         np.testing.assert_allclose(found, wanted, atol=1e-6)
@@ -87,7 +87,7 @@ def test_the_class_row_has_the_gradient_of_a_softmax():
 
 def test_the_class_row_of_bfloat16_is_computed_in_float32():
     query, key, _ = (a.astype(jnp.bfloat16) for a in random_qkv(40, width=64))
-    row = class_row(np.asarray(query)[:, 0], key)
+    row = class_row(query[:, 0], key)
     _, weights = slow_attention(query, key, key)
     assert row.dtype == jnp.float32
     # bfloat16 logits would be wrong by some 2**-8 of a weight.
@@ -105,10 +105,10 @@ def test_proportional_attention_by_hand():
 
 
 def test_a_token_of_size_three_is_three_copies_of_it():
-    qkv = [np.asarray(a) for a in random_qkv(6)]
+    qkv = random_qkv(6)
     bias = np.log([[1, 1, 3, 1, 1, 1]] * 2).astype(np.float32)
-    want = np.asarray(attend_jit(*(a[:, [0, 1, 2, 2, 2, 3, 4, 5]] for a in qkv)))
-    got = np.asarray(attend_jit(*qkv, bias))
+    want = attend_jit(*(a[:, [0, 1, 2, 2, 2, 3, 4, 5]] for a in qkv))
+    got = attend_jit(*qkv, bias)
     np.testing.assert_allclose(got[:, 2], want[:, 4], atol=2e-6)
     np.testing.assert_allclose(got, want[:, [0, 1, 2, 5, 6, 7]], atol=2e-6)
 
@@ -153,9 +153,8 @@ def test_training_pads_odd_lengths_and_changes_nothing(cudnn_calls, length, bias
     layer = Attention(15, num_heads=3, backend="cudnn", prop_attn=biased)
     rng = np.random.default_rng(0)
     x, probe = rng.normal(size=(2, 2, length, 15)).astype(np.float32)
-    state = tokens.start(jnp.asarray(x))
-    if biased:
-        state = state.replace(size=jnp.exp(random_bias(length)))
+    size = np.exp(random_bias(length)) if biased else np.ones((2, length), np.float32)
+    state = tokens.TokenState(x=x, size=size)
     variables = tiny.fill(jax.eval_shape(layer.init, jax.random.key(0), x, state))
     del cudnn_calls[:]
 
@@ -163,7 +162,7 @@ def test_training_pads_odd_lengths_and_changes_nothing(cudnn_calls, length, bias
         out = layer.apply(variables, x, state, {"cls_attn", "key"}, train)
         return jnp.sum(out[0] * probe), out
 
-    both = tiny.jit(
+    both = tiny.compiled(
         jax.grad(loss, argnums=(0, 1), has_aux=True), static_argnames="train"
     )
     got, want = both(variables, x, train=True), both(variables, x, train=False)
@@ -243,12 +242,12 @@ def test_an_unknown_kernel_lists_the_known_ones():
 
 def test_only_what_is_needed_is_tapped():
     module = Attention(12, num_heads=3)
-    x = jnp.zeros((2, 7, 12))
-    state = tokens.start(x)
+    x = np.zeros((2, 7, 12), np.float32)
+    state = jax.eval_shape(tokens.start, x)
     variables = jax.eval_shape(module.init, jax.random.key(0), x, state)
 
     def shapes(*reads, num_prefix=1):
-        state = tokens.start(x, num_prefix)
+        state = tokens.TokenState(x=x, size=x[..., 0], num_prefix=num_prefix)
         call = functools.partial(module.apply, reads=reads)
         _, scores = jax.eval_shape(call, variables, x, state)
         return {name: score.shape for name, score in scores.items()}
@@ -263,10 +262,10 @@ def test_only_what_is_needed_is_tapped():
 def test_the_metric_is_the_mean_over_heads_of_one_projection(metric):
     module = Attention(12, num_heads=3)
     x = np.random.default_rng(0).normal(size=(2, 7, 12)).astype(np.float32)
-    state = tokens.start(jnp.asarray(x))
+    state = tokens.TokenState(x=x, size=np.ones((2, 7), np.float32))
     variables = tiny.fill(jax.eval_shape(module.init, jax.random.key(0), x, state))
     apply = functools.partial(module.apply, reads={metric})
-    _, scores = tiny.jit(apply)(variables, x, state)
+    _, scores = tiny.compiled(apply)(variables, x, state)
     layer = variables["params"][metric[0]]
     want = (x.astype(float) @ layer["kernel"] + layer["bias"]).reshape(2, 7, 3, 4)
     assert scores[metric].dtype == jnp.float32
