@@ -3,7 +3,6 @@
 import inspect
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -46,7 +45,7 @@ def test_a_layer_is_what_a_shorter_model_ends_with():
     assert len(found.layers) == 2 and found.pooled.shape == (2, tiny.WIDTH)
     for depth, layer in zip((2, 1), found.layers, strict=True):
         short = tiny.model(arch=DINOV2, depth=depth)
-        out = tiny.jit(lambda v, short=short: short.apply(v, images))(variables)
+        out = tiny.compiled(short.apply)(variables, images)
         assert layer.patches.shape == (2, 5, 5, tiny.WIDTH)
         close(layer.patches.reshape(2, 25, -1), out.tokens[:, 3:])
         close(layer.prefix, out.tokens[:, :3])
@@ -63,7 +62,7 @@ def test_after_a_reduction_every_patch_has_the_feature_of_its_token(fill):
     found = features(
         Pretrained(model, variables), tiny.images(2), fill=fill, layers=[0, 1]
     )
-    out = tiny.jit(model.apply)(variables, tiny.images(2))
+    out = tiny.compiled(model.apply)(variables, tiny.images(2))
     source = np.asarray(out.state.source)
     dropped = source == -1
     np.testing.assert_array_equal(found.dropped.reshape(2, 25), dropped)
@@ -110,7 +109,7 @@ def test_it_is_part_of_the_package_and_of_other_programs():
     model, variables = small(depth=1)
     assert inspect.unwrap(imagepiece_jax.features) is inspect.unwrap(features)
 
-    @jax.jit
+    @tiny.jit
     def norms(variables, images):
         return (features(Pretrained(model, variables), images).patches ** 2).sum(
             axis=-1
@@ -133,7 +132,7 @@ def test_pixels_are_normalized():
         want,
     )
     with pytest.warns(UserWarning, match="from 0 to 1, as pixels that nobody normal"):
-        features(Pretrained(model, variables), jnp.float32(pixels) / 255)
+        features(Pretrained(model, variables), np.float32(pixels) / 255)
 
 
 @pytest.mark.parametrize(
