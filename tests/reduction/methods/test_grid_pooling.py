@@ -21,10 +21,11 @@ from tests.models import tiny
 def taps_of(grid, batch=2):
     """Taps of a grid of patches; what they hold does not matter."""
     n = grid[0] * grid[1]
-    return Taps(x=jnp.zeros((batch, n, 1)), size=jnp.ones((batch, n)), grid=grid)
+    x = np.zeros((batch, n, 1), np.float32)
+    return Taps(x=x, size=np.ones((batch, n), np.float32), grid=grid)
 
 
-@functools.partial(tiny.jit, static_argnums=(1, 2, 3))
+@functools.partial(tiny.compiled, static_argnums=(1, 2, 3))
 def pooled(x, grid, size, prefix=1):
     """State after pooling the tokens x [B, prefix + n, D]."""
     counts = Counts(n_in=grid[0] * grid[1], n_out=size * size)
@@ -46,7 +47,7 @@ def slow_cells(x, grid, size):
 
 def test_two_by_two_patches_by_hand():
     """Rows 1 2 3 4 / 5 6 7 8 / ...: the first cell is 1 2 5 6, whose mean is 3.5."""
-    x = jnp.arange(17.0)[None, :, None]  # class token 0, then 1..16
+    x = np.arange(17, dtype=np.float32)[None, :, None]  # class token 0, then 1..16
     got = pooled(x, (4, 4), 2)
     assert got.x[0, :, 0].tolist() == [0, 3.5, 5.5, 11.5, 13.5]
     assert got.size[0].tolist() == [1, 4, 4, 4, 4]
@@ -55,7 +56,7 @@ def test_two_by_two_patches_by_hand():
 
 def test_cells_of_a_grid_that_does_not_divide_by_hand():
     """Five in two: rows 0 1 2 and 3 4."""
-    got = pooled(jnp.zeros((1, 26, 1)), (5, 5), 2)
+    got = pooled(np.zeros((1, 26, 1), np.float32), (5, 5), 2)
     assert got.size[0].tolist() == [1, 9, 6, 6, 4]
 
 
@@ -74,7 +75,7 @@ def test_cells_of_a_grid_that_does_not_divide_by_hand():
 def test_cells_equal_the_slow_truth(grid, size, prefix, dtype):
     n = grid[0] * grid[1]
     rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.normal(size=(2, prefix + n, 3)), dtype)
+    x = rng.normal(size=(2, prefix + n, 3)).astype(jnp.dtype(dtype))
     got = pooled(x, grid, size, prefix)
     assert got.x.dtype == dtype
     tolerance = 1e-6 if dtype == "float32" else 2**-8
@@ -92,7 +93,7 @@ def test_cells_equal_the_slow_truth(grid, size, prefix, dtype):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_as_many_cells_as_patches_change_no_bit(dtype):
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 26, 3)), dtype)
+    x = np.random.default_rng(0).normal(size=(2, 26, 3)).astype(jnp.dtype(dtype))
     got = pooled(x, (5, 5), 5)
     np.testing.assert_array_equal(got.x, x)
     np.testing.assert_array_equal(got.size, 1)
@@ -104,7 +105,8 @@ def test_the_same_jitted_and_stacked():
     want = run(taps)
     chex.assert_trees_all_equal(jax.jit(run)(taps), want)
     one = jax.tree.map(lambda a: a[None], taps)
-    mapped = jax.tree.map(lambda a: a[0], jax.vmap(run)(one))
+    mapped = tiny.compiled(jax.vmap(run))(one)
+    mapped = jax.tree.map(lambda a: a[0], mapped)
     chex.assert_trees_all_equal(mapped, want)
 
 
