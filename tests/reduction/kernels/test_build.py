@@ -118,31 +118,41 @@ def test_a_thread_block_decides_what_one_thread_does(tmp_path):
     assert (done.returncode, done.stdout) == (0, ""), done.stderr[-2000:]
 
 
+@pytest.fixture(scope="module")
+def assembled(tmp_path_factory):
+    """What the assembler reports of the library for GPUs of 9.0, which stays loaded."""
+    reports, run = [], subprocess.run
+
+    def noted(command, **options):
+        done = run(command, **options)
+        reports.append(done.stdout + done.stderr)
+        return done
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(build, "FLAGS", (*build.FLAGS, "-Xptxas=-v"))
+        patch.setattr(subprocess, "run", noted)
+        build.library.cache_clear()
+        library = build.library("cuda", "9.0")
+    assert isinstance(library, ctypes.CDLL), library
+    return reports[-1]
+
+
 @pytest.mark.slow
 @needs_nvcc
-def test_it_compiles_for_gpus_and_hardly_spills(tmp_path):
+def test_it_compiles_for_gpus_and_hardly_spills(assembled):
     """64 registers a thread, so that two blocks of 512 share a multiprocessor; a few
     bytes that are put aside once a thread do no harm, what is spilled in a loop would.
     """
-    command, source = build._command("cuda", NVCC[0], "9.0")
-    command[command.index("-shared")] = "-cubin"  # the GPU's half
-    command += ["-Xptxas=-v"]
-    done = subprocess.run(
-        [*command, str(source), "-o", str(tmp_path / "reduce.cubin")],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    report = done.stdout + done.stderr
-    spills = [int(n) for n in re.findall(r"(\d+) bytes spill loads", report)]
-    registers = [int(n) for n in re.findall(r"Used (\d+) registers", report)]
+    spills = [int(n) for n in re.findall(r"(\d+) bytes spill loads", assembled)]
+    registers = [int(n) for n in re.findall(r"Used (\d+) registers", assembled)]
     assert len(spills) == len(registers) == 12  # rules, types, widths of a head
     assert max(spills) <= 24 and max(registers) <= 64
 
 
 @pytest.mark.slow
 @needs_nvcc
-def test_shared_memory_of_an_image(monkeypatch):
+def test_shared_memory_of_an_image(assembled, monkeypatch):
     """197 tokens fit on every card, 577 on some, 1025 in bipartite matching on none."""
     assert fused.unsupported_reason("cuda", "9.0") is None
 
