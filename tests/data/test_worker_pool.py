@@ -19,7 +19,6 @@ from imagepiece_jax.data.transforms import (
 )
 from imagepiece_jax.data.worker_pool import Prefetch
 from imagepiece_jax.errors import InputError, RunError
-from tests import runs, tars
 from tests.data.noise import Noise, same, train_transform
 from tools import input_speed
 
@@ -336,28 +335,3 @@ def test_too_little_shared_memory_is_refused(monkeypatch, tmp_path):
     message = f"needs 3 MB in {tmp_path}, which has 2 MB free: .*config.data.workers=0"
     with pytest.raises(InputError, match=message):
         Prefetch(fill, [(9, 1)], join=list, max_bytes=10**6, workers=1)
-
-
-@pytest.mark.slow
-def test_a_training_that_stops_for_damaged_images_ends_as_documented(tmp_path):
-    """Every tenth image is torn; processes read ahead while steps run and end."""
-    whole = tars.encoded(tars.photo(0, 16, 16))
-    for split, count in (("train", 400), ("val", 40)):
-        for i in range(count):
-            path = tmp_path / split / "ab"[i % 2] / f"{i}.jpg"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torn = split == "train" and i % 10 == 0
-            path.write_bytes(whole[:200] if torn else whole)
-    fields = runs.DENSE | {
-        "data.name": f"folder:{tmp_path}",
-        "num_classes": 2,
-        "model.depth": 1,
-        "model.stem": "patch",
-        "batch_size": 16,
-        "data.workers": 2,
-        "data.threads": 2,
-    }
-    running = runs.start(tmp_path / "run", fields, tmp_path / "cache", quick=True)
-    assert running.wait(timeout=120) == 2
-    *_, last = (tmp_path / "run.log").read_text().splitlines()
-    assert last.startswith("error: 5 of 400 images cannot be read, the first is ")

@@ -20,7 +20,8 @@ from imagepiece_jax.training import trainer
 from imagepiece_jax.training.checkpoint import Checkpoints, Progress
 from imagepiece_jax.training.config import BEST_BY, RunConfig
 from imagepiece_jax.training.logging import read_metrics
-from tests import runs
+from tests import runs, tars
+from tests.data.test_worker_pool import shared_memory, workers
 from tests.training.test_logging import events
 
 # 1,438 digits, 256 a step: 5 steps an epoch.
@@ -343,3 +344,22 @@ def test_a_run_is_resumed_with_as_many_images_as_before(tmp_path):
         InputError, match=message + "begun with 1437 and 359: allowed are"
     ):
         now.resumed({"images": [1437, 359]}, "digits", tmp_path)
+
+
+@pytest.mark.slow
+def test_a_training_that_stops_for_damaged_images_ends_as_documented(tmp_path):
+    """Every tenth image is torn; processes read ahead while steps run and end."""
+    whole = tars.encoded(tars.photo(0, 16, 16))
+    for split, count in (("train", 400), ("val", 40)):
+        for i in range(count):
+            path = tmp_path / split / "ab"[i % 2] / f"{i}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torn = split == "train" and i % 10 == 0
+            path.write_bytes(whole[:200] if torn else whole)
+    fields = PLAIN | NO_REDUCTION | {"data.name": f"folder:{tmp_path}"}
+    fields |= {"data.workers": 2, "data.threads": 2, "num_classes": 2}
+    made = config(**fields, batch_size=16)
+    with pytest.raises(InputError, match="^5 of 400 images cannot be read, the first"):
+        trainer.train_and_evaluate(made, tmp_path / "run")
+    assert read_metrics(tmp_path / "run")  # of steps before
+    assert not workers() and not shared_memory()
