@@ -18,7 +18,7 @@ from imagepiece_jax.benchmark import compare
 from imagepiece_jax.data.class_names import other_class
 from imagepiece_jax.data.sources import open_source
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.registry import ModelConfig
+from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained.load import Weights
 from imagepiece_jax.reduction import methods, settings

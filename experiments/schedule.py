@@ -14,7 +14,7 @@ import math
 from typing import NamedTuple
 
 from experiments import published, render, tables
-from imagepiece_jax.models import registry
+from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.cost import model_macs
 
 SPEEDS = {name: row[1] for name, row in published.ACCURACY_SPEED["deit_s"].items()}
@@ -58,7 +58,7 @@ def milliseconds(name: str) -> float:
 
 def gmacs(row: tables.TableRow) -> float:
     """GMACs of DeiT-S at 224 pixels."""
-    model = registry.create_model("deit_s", stem=row.stem, reduction=row.reduction)
+    model = create_model("deit_s", stem=row.stem, reduction=row.reduction)
     return model_macs(model, 224) / 1e9
 
 

@@ -11,7 +11,7 @@ from experiments.context import OffTheShelf
 from experiments.rows import DENSE, TableRow, facts, measure, present, table
 from imagepiece_jax.benchmark import compare
 from imagepiece_jax.evaluate import statistics
-from imagepiece_jax.models import registry
+from imagepiece_jax.models.config import create_model
 
 DYNAMICVIT = TableRow("DynamicViT", {"name": "dynamicvit", "keep_rate": 0.7})
 SPVIT = TableRow("SPViT", {"name": "spvit"})
@@ -113,7 +113,7 @@ def printed_tokens(_):
 
 def plan_tokens(row):
     """Tokens of DeiT-S after the last block, class token included."""
-    model = registry.create_model("deit_s", stem=row.stem, reduction=row.reduction)
+    model = create_model("deit_s", stem=row.stem, reduction=row.reduction)
     return model.plan[-1].mlp_tokens
 
 

@@ -16,8 +16,8 @@ if typing.TYPE_CHECKING:
     from imagepiece_jax.inference.features import features
     from imagepiece_jax.inference.optimize import optimize
     from imagepiece_jax.inference.predictor import Predictor
+    from imagepiece_jax.models.config import create_model
     from imagepiece_jax.models.preprocessing import Preprocessing
-    from imagepiece_jax.models.registry import create_model
     from imagepiece_jax.pretrained.load import load
     from imagepiece_jax.pretrained.trained_model import Pretrained, save
 
@@ -39,7 +39,7 @@ _HOMES = {
     "Predictor": "inference.predictor",
     "Preprocessing": "models.preprocessing",
     "Pretrained": "pretrained.trained_model",
-    "create_model": "models.registry",
+    "create_model": "models.config",
     "features": "inference.features",
     "load": "pretrained.load",
     "normalize": "data.normalize",

@@ -2,7 +2,7 @@
 
 import re
 
-from imagepiece_jax.models import public
+from imagepiece_jax.models import registry
 from imagepiece_jax.pretrained import layouts
 
 
@@ -15,4 +15,6 @@ def deit_ti(monkeypatch, depth):
         return {k: v for k, v in read(path, averaged).items() if kept.match(k)}
 
     monkeypatch.setattr(layouts, "read_state_dict", first_blocks)
-    monkeypatch.setitem(public.table()["deit_tiny_patch16_224"], "depth", depth)
+    monkeypatch.setitem(
+        registry.public_models()["deit_tiny_patch16_224"], "depth", depth
+    )

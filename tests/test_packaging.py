@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 import imagepiece_jax
-from imagepiece_jax.models import registry
+from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import convert
 from tests import compiling
@@ -182,7 +182,7 @@ def test_an_installed_wheel_works_in_an_empty_folder(wheel, tmp_path):
     ended = start(*install, "--target", site, wheel)
     assert ended.status == 0, ended.err
     fields = {"patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 4}
-    model = registry.create_model(
+    model = create_model(
         "vit_mini", image_size=16, num_classes=10, mlp_ratio=1.0, **fields
     )
     variables = tiny.fill(variable_shapes(model, 16), 0)

@@ -8,7 +8,7 @@ import pytest
 
 from experiments import feature_agreement
 from imagepiece_jax.commands import evaluate
-from imagepiece_jax.models import registry
+from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import convert
 from imagepiece_jax.reduction.kernels import agreement
@@ -34,7 +34,7 @@ def lowered(tmp_path):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    model = registry.create_model("vit_mini", image_size=16, num_classes=10, **SIZE)
+    model = create_model("vit_mini", image_size=16, num_classes=10, **SIZE)
     path = tmp_path_factory.mktemp("weights") / "vit_mini.npz"
     np.savez(path, **convert.to_timm(fill(variable_shapes(model, 16), 0)))
     return path

@@ -18,6 +18,7 @@ from imagepiece_jax import cli
 from imagepiece_jax.__main__ import commands
 from imagepiece_jax.data import class_names
 from imagepiece_jax.models import registry
+from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.pretrained import convert, hub, layouts
 from imagepiece_jax.reduction import layer_plan, ops, tokens
@@ -222,7 +223,7 @@ def published(tmp_path_factory):
         folder = folders[f"hf://timm/{name}"] = tmp_path_factory.mktemp("hub") / name
         folder.mkdir()
         depth, width = 2, 24
-        model = registry.create_model(name, depth=depth, embed_dim=width, num_heads=2)
+        model = create_model(name, depth=depth, embed_dim=width, num_heads=2)
         tensors = convert.to_timm(tiny.variables(model))
         safetensors.numpy.save_file(tensors, folder / "model.safetensors")
         size = {"depth": depth, "embed_dim": width, "num_heads": 2}

@@ -12,7 +12,7 @@ from imagepiece_jax.common.fields import CheckedFields
 from imagepiece_jax.inference.features import Features
 from imagepiece_jax.inference.optimize import CompileOptions, Program
 from imagepiece_jax.inference.predictor import Prediction
-from imagepiece_jax.models.registry import ModelConfig
+from imagepiece_jax.models.config import ModelConfig
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 OUT = ROOT / "docs" / "tables" / "api.md"

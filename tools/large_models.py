@@ -15,7 +15,7 @@ from imagepiece_jax.benchmark import compare
 from imagepiece_jax.common import plotting
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.inference import optimize
-from imagepiece_jax.models import registry
+from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.reduction import settings
 from tools import compile_only, h200
@@ -58,7 +58,7 @@ def compared(name, size):
     def model(reduction):
         fields_of_method, more = settings.split(reduction)
         fields = {"image_size": size, "dtype": "bfloat16", "attention": "xla"}
-        return registry.create_model(name, reduction=fields_of_method, **fields, **more)
+        return create_model(name, reduction=fields_of_method, **fields, **more)
 
     def cost(reduction):
         return model_macs(model(reduction), size)

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from imagepiece_jax.common.plotting import markdown_table
-from imagepiece_jax.models import registry
+from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.reduction import contract, reducers
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -57,7 +57,7 @@ def of_families(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def scores(name: str) -> str:
     """The scores by which tokens of a public model can be ranked."""
-    lacking = contract.lacking_scores(registry.ModelConfig(name=name).architecture)
+    lacking = contract.lacking_scores(ModelConfig(name=name).architecture)
     named = [score for score in reducers.SCORES if score != "auto"]
     return ", ".join(score for score in named if score not in lacking)
 

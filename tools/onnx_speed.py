@@ -22,7 +22,7 @@ from imagepiece_jax.common import plotting, timer
 from imagepiece_jax.common.files import check_writable
 from imagepiece_jax.inference.onnx_model import onnx_model
 from imagepiece_jax.inference.optimize import optimize
-from imagepiece_jax.models import registry
+from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.variables import fresh_variables
 from imagepiece_jax.pretrained.trained_model import Pretrained
@@ -64,7 +64,7 @@ def measure(size, batch):
     images, jobs, macs = images.astype(np.float32), {}, {}
     for name, (reduction, stem) in MODELS.items():
         options = {"reduction": reduction, "stem": stem}
-        model = registry.create_model(size, dtype="float32", **options)
+        model = create_model(size, dtype="float32", **options)
         variables = fresh_variables(model, SIDE, 0)
         macs[name] = model_macs(model, SIDE)
         vit = Pretrained(model, variables)

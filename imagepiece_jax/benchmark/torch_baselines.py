@@ -14,7 +14,7 @@ from imagepiece_jax.benchmark import device
 from imagepiece_jax.benchmark.workloads import INPUTS, TRAINING_MACS, Workload
 from imagepiece_jax.common import timer
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import registry
+from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.cost import model_macs
 
 NAMES = ("timm", "tome")
@@ -163,7 +163,7 @@ def _macs(case, reduction):
     fields = case.config.model.to_dict() | {"stem": "patch"}
     sizes = {"image_size": case.config.image_size}
     sizes["num_classes"] = case.config.num_classes
-    model = registry.create_model(reduction=reduction, **sizes, **fields)
+    model = create_model(reduction=reduction, **sizes, **fields)
     return model_macs(model, case.config.image_size)
 
 

@@ -18,7 +18,8 @@ def main():
     alone = path is None
     typed = (cli.config(), None) if alone else cli.config_or_base()
     # They import JAX: after the flags.
-    from imagepiece_jax.models import cost, registry
+    from imagepiece_jax.models import cost
+    from imagepiece_jax.models.config import patch_grid
     from imagepiece_jax.reduction import contract
     from imagepiece_jax.training.config import RunConfig
     from imagepiece_jax.training.weights_config import of_weights
@@ -30,7 +31,7 @@ def main():
     model = run.create_model()
     # The same stem shows what the reduction saves; papers compare with the patch stem.
     others = [run.create_dense(), run.create_dense(stem="patch")]
-    grid = registry.grid(config.image_size, model.patch_size, cut=True)
+    grid = patch_grid(config.image_size, model.patch_size, cut=True)
     width, heads, prefix = model.embed_dim, model.num_heads, model.arch.prefix
     contract.try_reducers(model.plan, grid, width, heads, prefix)
     print(cost.describe(model, others, config.image_size))

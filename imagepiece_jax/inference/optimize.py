@@ -40,9 +40,10 @@ from imagepiece_jax.common.image_size import described, sides
 from imagepiece_jax.common.progress import working
 from imagepiece_jax.data.normalize import as_normalized, normalize, warn_of_range
 from imagepiece_jax.errors import InputError, suggestion
-from imagepiece_jax.models import registry, stems
+from imagepiece_jax.models import stems
 from imagepiece_jax.models.architecture import GELUS
 from imagepiece_jax.models.attention import BACKENDS, resolve_backend
+from imagepiece_jax.models.config import DTYPES, dtype_name, optional_choice
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.variables import check_variables
 from imagepiece_jax.pretrained.trained_model import Pretrained, takes_pretrained
@@ -160,9 +161,9 @@ class Program:
 
 
 def _dtype(value):
-    if registry.dtype_name(value) not in registry.DTYPES:
+    if dtype_name(value) not in DTYPES:
         raise ValueError(value)
-    return registry.dtype_name(value)
+    return dtype_name(value)
 
 
 def _device(value):
@@ -216,10 +217,10 @@ class CompileOptions(CheckedFields):
     """
 
     batch_size: int = count(least=1)
-    dtype: str | None = optional(checked(None, _dtype, ", ".join(registry.DTYPES)))
-    gelu: str | None = registry.optional_choice(GELUS)
+    dtype: str | None = optional(checked(None, _dtype, ", ".join(DTYPES)))
+    gelu: str | None = optional_choice(GELUS)
     attention: str = choice("auto", BACKENDS)
-    kernels: str | None = registry.optional_choice(CHOICES)
+    kernels: str | None = optional_choice(CHOICES)
     pixels: bool = switch(False)
     device: jax.Device | str | None = optional(checked(None, _device, "devices"))
     compiler_options: Mapping[str, Any] | None = optional(

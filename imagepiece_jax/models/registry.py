@@ -1,36 +1,20 @@
-"""Models by name, their fields, and what is made of both."""
+"""Models by name: what a name stands for.
 
-import dataclasses
-import math
-import numbers
+MODELS are those that are trained here. Public models have timm's names, of an
+architecture or of weights: "vit_small_patch16_224.augreg_in1k". Their table is
+public_models.json, which tools/public_models.py writes from timm.
+"""
+
+import functools
+import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+import re
+from typing import Any
 
-import jax.numpy as jnp
-
-from imagepiece_jax.common.fields import (
-    CheckedFields,
-    checked,
-    choice,
-    count,
-    number,
-    optional,
-    switch,
-    text,
-)
-from imagepiece_jax.common.image_size import sides
-from imagepiece_jax.data.normalize import channels
 from imagepiece_jax.errors import InputError, suggestion
-from imagepiece_jax.models import public
-from imagepiece_jax.models.architecture import DEIT, GELUS, RESIZES, Architecture
-from imagepiece_jax.models.attention import resolve_backend
-from imagepiece_jax.models.stems import STEMS, conv_stem_widths
-from imagepiece_jax.models.vit import MEAN, STD, ViT
-from imagepiece_jax.reduction import contract, layer_plan, methods, settings
-from imagepiece_jax.reduction import kernels as fused_kernels
-from imagepiece_jax.reduction.methods.method import ModelFacts
+from imagepiece_jax.models.architecture import Architecture
+from imagepiece_jax.models.vit import MEAN, STD
 
 SIZE = dict(patch_size=16, depth=12, mlp_ratio=4.0, mean=MEAN, std=STD)
 MODELS = {
@@ -39,317 +23,29 @@ MODELS = {
     "deit_b": SIZE | dict(embed_dim=768, num_heads=12),
     "vit_mini": SIZE | dict(patch_size=2, embed_dim=64, depth=6, num_heads=4),
 }
-DTYPES = ("float32", "bfloat16", "float16")
-# Fields of an Architecture that can be given without it.
-ONE_BY_ONE = ("gelu", "norm_eps", "resize", "class_token")
-SIZES = ("mlp_ratio", "patch_size", "embed_dim", "depth", "num_heads")
-# Fields that weights decide.
-DECIDED = ("embed_dim", "depth", "patch_size", "num_heads", "mlp_ratio", "stem")
-DECIDED += ("num_classes", "mean", "std")
-# What a model has that neither its name nor its fields say.
-USUAL = dict(image_size=224, num_classes=1000, mlp_ratio=4.0, stem="patch", arch=DEIT)
-USUAL |= dict(dtype="float32", attention="auto", kernels="plain", drop_path_rate=0.0)
-USUAL |= dict(trace_source=False, masked=False)
-
-
-def dtype_name(dtype):
-    """The name of a type such as jnp.bfloat16; anything else unchanged."""
-    if dtype is None or isinstance(dtype, str):
-        return dtype
-    try:
-        return jnp.dtype(dtype).name
-    except (TypeError, ValueError):
-        return dtype
-
-
-def _dtype(value):
-    if dtype_name(value) not in DTYPES:
-        raise ValueError(value)
-    return dtype_name(value)
-
-
-def _size_of_images(value):
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _arch(value):
-    return Architecture.of(value) if value else None  # {}: as the name has it
-
-
-def optional_choice(allowed):
-    """A field that is None, or one of `allowed`."""
-    return optional(choice(None, allowed))
-
-
-class Contradiction(InputError):
-    """A field that is asked for with another value than the weights have."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelConfig(CheckedFields):
-    """Fields of a model; None is what the name stands for, or unknown.
-
-    name: of MODELS, or timm's of a public model with or without its tag, such as
-        "vit_small_patch14_reg4_dinov2.lvd142m"; None where `arch` and the size are
-        enough
-    image_size: pixels a side, or (height, width)
-    num_classes: 0 leaves the head out
-    arch: an Architecture, or a dict of its fields
-    gelu, norm_eps, resize, class_token: change these fields of `arch` alone; without
-        class token the head reads the mean over patches
-    mean, std: of the images that it is for, of pixels in [0, 1]
-    prop_attn: None is as the reduction is meant (ToMe with proportional attention,
-        other methods without), except that weights of MAE are used without
-    masked: the model that training uses: methods that train with a mask keep all tokens
-        there; for other methods it is the same
-    axis_name: as a ViT has it
-    """
-
-    group: ClassVar[str] = "model"
-
-    name: str | None = None
-    image_size: int | tuple[int, int] | None = optional(
-        checked(None, _size_of_images, "numbers of pixels")
-    )
-    num_classes: int | None = optional(count())
-    patch_size: int | None = optional(count(least=1))
-    embed_dim: int | None = optional(count(least=1))
-    depth: int | None = optional(count(least=1))
-    num_heads: int | None = optional(count(least=1))
-    mlp_ratio: float | None = optional(number(above=0))
-    stem: str | None = optional_choice(tuple(STEMS))
-    arch: Architecture | None = optional(checked(None, _arch, "its fields"))
-    gelu: str | None = optional_choice(GELUS)
-    norm_eps: float | None = optional(number(above=0, below=1))
-    resize: str | None = optional_choice(RESIZES)
-    class_token: bool | None = optional(switch())
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
-    dtype: str | None = optional(checked(None, _dtype, ", ".join(DTYPES)))
-    attention: str | None = None
-    kernels: str | None = optional_choice(fused_kernels.CHOICES)
-    drop_path_rate: float | None = optional(number(least=0, below=1))
-    prop_attn: bool | None = optional(switch())
-    trace_source: bool | None = optional(switch())
-    masked: bool | None = optional(switch())
-    axis_name: str | None = optional(text())
-    # How a sentence calls fields that stand elsewhere than in a config's model.
-    labels: Mapping[str, str] = dataclasses.field(
-        default_factory=dict, compare=False, repr=False
-    )
-
-    @classmethod
-    def of(cls, fields: Mapping[str, Any], beside: Sequence[str] = ()) -> "ModelConfig":
-        """The config with these fields; InputError for one that there is not.
-
-        beside: what the caller takes beside them, which may have been meant
-        """
-        names = [field.name for field in dataclasses.fields(cls)][:-1]
-        unknown = next((name for name in fields if name not in names), None)
-        if unknown is not None:
-            known = [*beside, *names]
-            hint = suggestion(unknown, known, f"allowed are {', '.join(known)}")
-            raise InputError(f"{cls.path(unknown)} is not a field; {hint}")
-        return cls(**fields)
-
-    @classmethod
-    def path(cls, field: str) -> str:
-        """The field's place in a config."""
-        top = field in ("image_size", "num_classes")
-        return f"config.{field}" if top else f"config.model.{field}"
-
-    @property
-    def stated(self) -> dict[str, Any]:
-        """The fields that are not None."""
-        names = [field.name for field in dataclasses.fields(self)][:-1]
-        fields = {name: getattr(self, name) for name in names}
-        return {name: value for name, value in fields.items() if value is not None}
-
-    @property
-    def plain(self) -> dict[str, Any]:
-        """The same as a file has them: of `arch` what differs from the name's."""
-        fields, usual = self.stated, facts(self.name).get("arch", DEIT)
-        if self.arch is not None:
-            fields["arch"] = self.arch.changed
-        if self.arch == usual:
-            del fields["arch"]
-        elif self.arch == DEIT:
-            fields.pop("name", None), fields.pop("arch")
-        return fields
-
-    def label(self, field: str) -> str:
-        """How a sentence calls a field."""
-        return self.labels.get(field, self.path(field))
-
-    def over(self, *others: "ModelConfig") -> "ModelConfig":
-        """The first that states a field says it: this, then the others in turn."""
-        fields, labels = {}, {}
-        for config in (*reversed(others), self):
-            fields |= config.stated
-            labels |= {field: config.label(field) for field in config.stated}
-        return ModelConfig(**fields, labels=labels)
-
-    @property
-    def architecture(self) -> Architecture:
-        """The Architecture that arch, the name and the single fields make."""
-        arch = self.arch or facts(self.name).get("arch", DEIT)
-        alone = {k: v for k, v in self.stated.items() if k in ONE_BY_ONE}
-        if alone.get("class_token", arch.class_token) != arch.class_token:
-            alone["pool"] = "token" if alone["class_token"] else "mean"
-        return dataclasses.replace(arch, **alone)
-
-    def changed(self, asked: "ModelConfig", where: str, whole: bool) -> "ModelConfig":
-        """This config of trained weights with what is asked for.
-
-        asked: fields that are to differ, or are said to be so
-        where: what has the weights, as a sentence calls it
-        whole: a name that is asked for stands for its sizes, too, not only for what
-            tensors do not tell
-        Raises Contradiction for a field that weights decide: with another value they do
-            not fit, or lose meaning.
-        """
-        compared, base = asked, asked.arch or self.arch
-        if whole and asked.name not in (None, self.name):
-            compared = asked.over(named_fields(asked.name))
-            base = asked.arch or facts(asked.name).get("arch", DEIT)
-        pairs = [
-            (compared.label(field), getattr(compared, field), getattr(self, field))
-            for field in DECIDED
-        ]
-        alone = {k: v for k, v in asked.stated.items() if k in ONE_BY_ONE}
-        arch = ModelConfig(arch=base, **alone).architecture
-        for field in (f.name for f in dataclasses.fields(arch)):
-            label = asked.label(field)
-            if asked.arch and field not in alone:
-                label = f"{asked.label('arch')}.{field}"
-            elif asked.name and field not in alone:
-                label += f" of {asked.name!r}"
-            if field != "gelu" or asked.gelu is None:  # which may be another
-                pairs.append((label, getattr(arch, field), getattr(self.arch, field)))
-        for label, value, ours in pairs:
-            value, ours = settings.plain(value), settings.plain(ours)
-            if None not in (value, ours) and value != ours:
-                raise Contradiction(
-                    f"{label} is {value!r}, but {where} has {ours!r}: allowed is "
-                    f"{ours!r}"
-                )
-        if asked.image_size and sides(asked.image_size) != sides(self.image_size):
-            grid(asked.image_size, self.patch_size)  # their own need be no multiple
-        free = {k: v for k, v in asked.stated.items() if k not in ONE_BY_ONE}
-        return dataclasses.replace(self, **free | {"arch": arch})
-
-    def create(self, reduction: Mapping[str, Any] | None = None) -> ViT:
-        """The model, with a reduction; InputError for what does not go together."""
-        named, arch = facts(self.name), self.architecture
-        fields = USUAL | named | self.stated
-        arch.check_parts()
-        if lacking := [field for field in SIZES if field not in fields]:
-            raise InputError(
-                f"config.model.name is {self.name!r} and config.model.{lacking[0]} is "
-                f"empty; allowed are a name, or all of arch, {', '.join(SIZES)}"
-            )
-        mean, std = self.mean, self.std
-        if mean is None and std is None:
-            mean, std = named.get("mean"), named.get("std")
-        mean, std = normalization(mean, std)
-        size = {field: fields[field] for field in SIZES if field != "depth"}
-        image_size, depth = fields["image_size"], fields["depth"]
-        cut = self.name is None or image_size == named.get("image_size")
-        patches = grid(image_size, fields["patch_size"], cut)
-        _check_size(size, fields["stem"], arch)
-        head_width = fields["embed_dim"] // fields["num_heads"]
-        dense = ViT(
-            plan=layer_plan.build(depth, math.prod(patches), (), arch.prefix),
-            num_classes=fields["num_classes"],
-            stem=fields["stem"],
-            arch=arch,
-            mean=mean,
-            std=std,
-            dtype=jnp.dtype(fields["dtype"]),
-            backend=resolve_backend(fields["attention"], fields["dtype"], head_width),
-            drop_path_rate=fields["drop_path_rate"],
-            trace_source=fields["trace_source"],
-            axis_name=self.axis_name,
-            **size,
-        )
-        made = reduced(
-            dense, reduction, patches, self.name, self.prop_attn, fields["masked"]
-        )
-        return made.clone(
-            kernels=fused_kernels.resolve_kernels(fields["kernels"], made)
-        )
-
-
-def create_model(
-    name: str | None, reduction: Mapping[str, Any] | None = None, **changes: Any
-) -> ViT:
-    """A ViT by name, without weights.
-
-    name: of MODELS, or timm's of a public model with or without its tag, such as
-        "vit_small_patch14_reg4_dinov2.lvd142m"; None where `arch` and the size say it
-    reduction: {"name": "evit", "keep_rate": 0.7}, for one; it may have `prop_attn`,
-        too; None is the dense model
-    changes: fields of a ModelConfig that differ from what the name stands for, such as
-        image_size=(224, 280), num_classes=10 or dtype="bfloat16"
-    Raises InputError for anything that does not fit.
-    """
-    return ModelConfig.of({"name": name, **changes}, ["reduction"]).create(reduction)
-
-
-def reduced(dense, reduction, grid, name=None, prop_attn=None, masked=False):
-    """A dense ViT with a reduction.
-
-    reduction: as `create_model` takes it
-    grid: (height, width) of the images, in patches
-    name, prop_attn, masked: fields of a ModelConfig
-    Raises InputError for a reduction that does not fit the model.
-    """
-    reduction, prop_attn = split_reduction(reduction, prop_attn)
-    facts_of_model = ModelFacts(
-        patches=math.prod(grid),
-        embed_dim=dense.embed_dim,
-        class_token=dense.arch.class_token,
-        pool=dense.arch.pool,
-        depth=dense.depth,
-        name=name,
-    )
-    method = methods.create(**reduction).resolved(facts_of_model)
-    if prop_attn is None:
-        usual = method.model_fields.get("prop_attn", False)
-        prop_attn = facts(name).get("prop_attn", usual)
-    prop_attn = ModelConfig(prop_attn=prop_attn).prop_attn
-    steps, prefix = method.steps(dense.depth), dense.arch.prefix
-    plan = layer_plan.build(dense.depth, math.prod(grid), steps, prefix, masked)
-    contract.check_plan(plan, dense.arch, grid)
-    return dense.clone(plan=plan, prop_attn=prop_attn)
-
-
-def split_reduction(reduction, prop_attn=None):
-    """(fields of the method, prop_attn) of a reduction that may name both."""
-    mapping = reduction is None or isinstance(reduction, Mapping)
-    if not mapping or not all(isinstance(field, str) for field in reduction or ()):
-        raise InputError(
-            f"reduction is {reduction!r}; allowed is a dict with a name and fields, "
-            'such as {"name": "evit", "keep_rate": 0.7}'
-        )
-    if reduction and "name" not in reduction:
-        raise InputError(
-            f"reduction is {dict(reduction)!r}, which has no name; the names are "
-            f"{', '.join(sorted(methods.METHODS))}"
-        )
-    reduction, inside = settings.split(reduction or settings.DENSE)
-    if prop_attn is None:
-        prop_attn = inside.get("prop_attn")
-    if inside.get("prop_attn", prop_attn) != prop_attn:
-        raise InputError(
-            f"config.model.prop_attn is {prop_attn!r}, in config.reduction "
-            f"{inside['prop_attn']!r}; allowed is one of them"
-        )
-    return reduction, prop_attn
+TABLE = pathlib.Path(__file__).with_name("public_models.json")
+# What the authors' own files are called, without ending, where that says which model it
+# is, and timm's name for it; by the addresses in timm 1.0.31.
+ORIGINALS = {
+    r"(deit_\w+)-[0-9a-f]{8}": r"\1.fb_in1k",
+    r"deit_3_huge_224_1k": "deit3_huge_patch14_224.fb_in1k",
+    r"deit_3_huge_224_21k_v1": "deit3_huge_patch14_224.fb_in22k_ft_in1k",
+    r"deit_3_([a-z]+)_(\d+)_1k": r"deit3_\1_patch16_\2.fb_in1k",
+    r"deit_3_([a-z]+)_(\d+)_21k": r"deit3_\1_patch16_\2.fb_in22k_ft_in1k",
+    r"dino_deitsmall(8|16)_pretrain": r"vit_small_patch\1_224.dino",
+    r"dino_vitbase(8|16)_pretrain": r"vit_base_patch\1_224.dino",
+    r"dinov2_vits14(_reg4|)_pretrain": r"vit_small_patch14\1_dinov2.lvd142m",
+    r"dinov2_vitb14(_reg4|)_pretrain": r"vit_base_patch14\1_dinov2.lvd142m",
+    r"dinov2_vitl14(_reg4|)_pretrain": r"vit_large_patch14\1_dinov2.lvd142m",
+    r"dinov2_vitg14(_reg4|)_pretrain": r"vit_giant_patch14\1_dinov2.lvd142m",
+    r"mae_pretrain_vit_(base|large)": r"vit_\1_patch16_224.mae",
+    r"mae_pretrain_vit_huge": "vit_huge_patch14_224.mae",
+}
+SHORT_SIZES = {"ti": "tiny", "s": "small", "b": "base", "l": "large", "h": "huge"}
 
 
 def facts(name):
-    """What `name` stands for, as fields of `create_model`; InputError if unknown.
+    """What `name` stands for, as fields of a ModelConfig; InputError if unknown.
 
     Nothing for None.
     """
@@ -357,91 +53,105 @@ def facts(name):
         return {}
     if isinstance(name, str) and name in MODELS:
         return MODELS[name]
-    fields = public.model(name) if isinstance(name, str) else None
+    fields = public_facts(name) if isinstance(name, str) else None
     if fields is None:
-        if meant := public.similar(str(name)):
+        if meant := _similar(str(name)):
             hint = f"did you mean {meant}?"
         else:
             listed = f"the models are {', '.join(MODELS)} and timm's"
-            hint = suggestion(str(name), [*MODELS, *public.names()], listed)
+            hint = suggestion(
+                str(name), [*MODELS, *public_models(), *public_weights()], listed
+            )
         raise InputError(f"config.model.name is {name!r}; {hint}")
     return fields
 
 
-def size_of(name: str | None) -> ModelConfig:
-    """The sizes that a name stands for."""
-    fields = facts(name)
-    return ModelConfig(**{field: fields[field] for field in SIZES if field in fields})
+def public_facts(name: str) -> dict[str, Any] | None:
+    """Fields of a ModelConfig that timm's `name` stands for; None: it is unknown.
 
-
-def named_fields(name: str | None) -> ModelConfig:
-    """The sizes that a name stands for, of a public model mean and std too."""
-    images = () if name in MODELS else ("mean", "std")
-    of_name = facts(name)
-    fields = {k: of_name[k] for k in (*SIZES, *images) if k in of_name}
-    labels = {field: f"{ModelConfig.path(field)} of {name!r}" for field in fields}
-    return ModelConfig(**fields, labels=labels)
-
-
-def named(path: str | os.PathLike) -> str | None:
-    """The known model that a weights file is called by; None for another."""
-    name = public.original(pathlib.Path(path).stem)
-    return name if name in MODELS or public.model(name) else None
-
-
-def normalization(mean, std):
-    """Mean and standard deviation of the images, ImageNet's where neither is given."""
-    if (mean is None) != (std is None):
-        present, lacking = ("mean", "std") if std is None else ("std", "mean")
-        raise InputError(
-            f"config.model.{present} is given, config.model.{lacking} is not; allowed "
-            "are both or neither"
-        )
-    mean = channels("config.model.mean", MEAN if mean is None else mean)
-    return mean, channels("config.model.std", STD if std is None else std, True)
-
-
-def grid(image_size, patch_size, cut=False):
-    """(height, width) in patches of images of `image_size`.
-
-    cut: what is left at the sides is, as where a model was published at such a size;
-    else that must be a multiple of the patch size.
+    An architecture without tag has no mean and std, and timm's kind of GELU and way to
+    resize positions, unless all its weights agree on others. prop_attn: of weights that
+    are used without proportional attention by every method (MAE without fine-tuning,
+    Bolya et al. 2023).
     """
-    both = sides(image_size)
-    whole = all(isinstance(side, numbers.Integral) for side in both)
-    right = len(both) == 2 and whole and min(both) >= patch_size
-    if right and not cut:
-        right = not any(side % patch_size for side in both)
-    if not right:
-        raise InputError(
-            f"config.image_size is {image_size!r}; allowed are multiples of "
-            f"config.model.patch_size, {patch_size}"
-        )
-    return both[0] // patch_size, both[1] // patch_size
+    base, dot, tag = name.partition(".")
+    row = public_models().get(base)
+    if row is None or (dot and tag not in row["weights"]):
+        return None
+    sizes = {k: v for k, v in row.items() if k not in ("arch", "weights")}
+    fields = {"mlp_ratio": 4.0} | sizes
+    weights = [row["weights"][tag]] if dot else [*row["weights"].values()]
+    for field in ("image_size", "num_classes", "mean", "std"):
+        values = [
+            tuple(w[field]) if field in ("mean", "std") else w[field] for w in weights
+        ]
+        if len(set(values)) == 1:
+            fields[field] = values[0]
+    if dot and "prop_attn" in weights[0]:
+        fields["prop_attn"] = weights[0]["prop_attn"]
+    arch = row["arch"]
+    for field in ("gelu", "resize"):
+        values = {w.get(field) for w in weights}
+        if len(values) == 1 and None not in values:
+            arch = arch | {field: values.pop()}
+    return fields | {"arch": Architecture.of(arch)}
 
 
-def _check_size(size, stem, arch):
-    """InputError for sizes and parts that do not go together."""
-    width, heads = size["embed_dim"], size["num_heads"]
-    if width % heads:
-        raise InputError(
-            f"config.model.num_heads is {heads}; allowed are divisors of "
-            f"config.model.embed_dim, {width}"
-        )
-    if width * size["mlp_ratio"] < 1:
-        raise InputError(
-            f"config.model.mlp_ratio is {size['mlp_ratio']}; allowed are those that "
-            f"leave an MLP of {width}-wide tokens a width of 1 or more"
-        )
-    if stem == "conv":
-        conv_stem_widths(width, size["patch_size"])
-    if stem == "conv" and not arch.patch_bias:
-        raise InputError(
-            "config.model.stem is 'conv', whose projection has a bias, which "
-            "config.model.arch.patch_bias is False for; allowed is 'patch'"
-        )
-    if arch.rotary is not None and width // heads % 4:
-        raise InputError(
-            f"config.model.num_heads is {heads}, which makes heads of a width of "
-            f"{width // heads}; allowed with rotary positions are multiples of 4"
-        )
+@functools.cache
+def public_models() -> dict[str, dict[str, Any]]:
+    """{architecture: its size, "arch" and {tag: images} of its "weights"}."""
+    return json.loads(TABLE.read_text("utf-8"))
+
+
+def public_weights() -> list[str]:
+    """The names of all public weights."""
+    return [
+        f"{name}.{tag}"
+        for name, row in public_models().items()
+        for tag in row["weights"]
+    ]
+
+
+def timm_functions(name: str) -> dict[str, str]:
+    """gelu and resize of an architecture as timm has it, whatever its weights had."""
+    arch = Architecture.of(public_models()[name.partition(".")[0]]["arch"])
+    return {"gelu": arch.gelu, "resize": arch.resize}
+
+
+def published_crop(name: str | None) -> dict[str, Any]:
+    """crop (share of the side), crop_mode and interpolation of the weights `name`.
+
+    {} for an architecture, and for what is no public name.
+    """
+    base, dot, tag = (name or "").partition(".")
+    if not dot:
+        return {}
+    images = public_models()[base]["weights"][tag]
+    return {"crop_mode": "center"} | {
+        k: images[k] for k in ("crop", "crop_mode", "interpolation") if k in images
+    }
+
+
+def name_of_file(path: str | os.PathLike) -> str | None:
+    """The known model that a weights file is called by; None for another."""
+    name = timm_name(pathlib.Path(path).stem)
+    return name if name in MODELS or public_facts(name) else None
+
+
+def timm_name(file: str) -> str:
+    """timm's name of the model of an original file; any other name unchanged."""
+    for pattern, name in ORIGINALS.items():
+        if match := re.fullmatch(pattern, file):
+            return match.expand(name)
+    return file
+
+
+def _similar(name: str) -> str | None:
+    """The name of a model that has all words of `name`, the shortest; None: none has.
+
+    Sizes may be short, as DeiT's authors write them: "deit_s_patch16".
+    """
+    words = [SHORT_SIZES.get(word, word) for word in re.split("[-_./]", name.lower())]
+    fitting = [one for one in public_models() if {*words} <= {*one.split("_")}]
+    begun = [one for one in fitting if one.startswith(words[0])]
+    return min(begun or fitting, key=len, default=None)

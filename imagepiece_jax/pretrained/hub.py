@@ -14,7 +14,7 @@ import re
 
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import public
+from imagepiece_jax.models import registry
 from imagepiece_jax.pretrained import files
 from imagepiece_jax.pretrained.hub_configs import CONFIG, OURS, PREPROCESSOR
 
@@ -84,9 +84,11 @@ def _meant(text):
     if re.match(r"\w+:/", text):
         return f"; allowed are paths of this machine, and ids, {SCHEME}OWNER/NAME"
     owner, _, name = text.rpartition("/")
-    if owner in ("", "timm") and public.model(name):
+    if owner in ("", "timm") and registry.public_facts(name):
         base, _, tag = name.partition(".")
-        tags = [tag] if tag else [*filter(None, public.table()[base]["weights"])]
+        tags = (
+            [tag] if tag else [*filter(None, registry.public_models()[base]["weights"])]
+        )
         ids = [f"{SCHEME}timm/{base}.{tag}" for tag in tags[:MOST]]
         return f"; did you mean {' or '.join(ids)}?" if ids else ""
     file = text.endswith((*ENDINGS, ".json")) or not owner or os.path.exists(owner)

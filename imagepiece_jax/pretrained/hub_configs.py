@@ -17,9 +17,9 @@ from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.common.version import __version__
 from imagepiece_jax.data import class_names
 from imagepiece_jax.errors import InputError, one_of, suggestion
-from imagepiece_jax.models import public, registry
+from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import DEIT, Architecture
-from imagepiece_jax.models.registry import ModelConfig
+from imagepiece_jax.models.config import SIZE_FIELDS, ModelConfig, size_of
 from imagepiece_jax.models.rotary import Rotary
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
@@ -176,8 +176,8 @@ def parse_timm(config: Mapping[str, Any]) -> HubConfig:
     """A HubConfig; what was written before timm 0.9 is flat."""
     images = config.get("pretrained_cfg", config)
     name, classes = config["architecture"], _classes(config, images)
-    if name not in registry.MODELS and public.model(name) is None:
-        names = [*public.table(), *registry.MODELS]
+    if name not in registry.MODELS and registry.public_facts(name) is None:
+        names = [*registry.public_models(), *registry.MODELS]
         hint = suggestion(str(name), names, "allowed are timm's ViTs")
         raise InputError(f"architecture is {name!r}; {hint}")
     arguments = config.get("model_args") or {}
@@ -187,8 +187,9 @@ def parse_timm(config: Mapping[str, Any]) -> HubConfig:
     values = {"mean": tuple(images["mean"]), "std": tuple(images["std"])}
     whole_name = _known(name, images.get("tag"), values | {"num_classes": classes})
     says, sizes = _arguments(arguments, whole_name)
-    if whole_name == name and name in public.table():  # trained by timm's code
-        says = public.timms_own(name) | says
+    if whole_name == name and name in registry.public_models():
+        # Trained by timm's code.
+        says = registry.timm_functions(name) | says
     if classes is not None:
         sizes = {"num_classes": classes} | sizes
     if images.get("fixed_input_size", True):
@@ -216,7 +217,7 @@ def _known(name, tag, own):
     images, though, and was trained with the functions of timm's architecture, such as
     exact GELU for CLIP's weights, not with those that the tag stands for.
     """
-    published = public.model(f"{name}.{tag}") if tag else None
+    published = registry.public_facts(f"{name}.{tag}") if tag else None
     same = published and all(published.get(k) == v for k, v in own.items())
     return f"{name}.{tag}" if same else name
 
@@ -249,7 +250,7 @@ def _arguments(arguments, name):
         elif field not in (*PARTS, *SIZES, *IDLE):
             raise InputError(f"model_args has {field}={value!r}, which no model has")
     others = {k: v for k, v in arguments.items() if k in SIZES and v is not None}
-    usual = registry.size_of(name).stated
+    usual = size_of(name).stated
     usual = {k: usual[k] for k in (*SIZES, "mlp_ratio") if k in usual}
     if {"mlp_ratio", "embed_dim"} & {*arguments}:
         # timm's counts packed layers twice, and is cut to whole widths: tensors tell.
@@ -362,8 +363,8 @@ def _architecture(model, image_size):
     parts = dataclasses.replace(arch, **plain)
     same = [
         name
-        for name in public.table()
-        if registry.size_of(name).stated == size
+        for name in registry.public_models()
+        if size_of(name).stated == size
         and dataclasses.replace(registry.facts(name)["arch"], **plain) == parts
     ]
     same.sort(key=lambda name: registry.facts(name).get("image_size") != image_size)
@@ -417,7 +418,7 @@ def _all_arguments(model):
 
 
 def _size(model):
-    fields = [field for field in registry.SIZES if field != "depth"]
+    fields = [field for field in SIZE_FIELDS if field != "depth"]
     return {
         "depth": len(model.plan),
         **{field: getattr(model, field) for field in fields},

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import public, registry
+from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import DEIT, Architecture
-from imagepiece_jax.models.registry import ModelConfig
+from imagepiece_jax.models.config import ModelConfig, normalization, patch_grid
 from imagepiece_jax.pretrained.hub_configs import is_eva
 
 # Of an Architecture, what no shape tells; the pool is told where it has parameters.
@@ -36,7 +36,7 @@ def infer(tensors: Mapping[str, np.ndarray], known: ModelConfig) -> ModelConfig:
         made here, where they contradict what is known, and where that is not enough.
     """
     if (known.mean is None) != (known.std is None):
-        registry.normalization(known.mean, known.std)  # which says so
+        normalization(known.mean, known.std)  # which says so
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     sizes = _sizes(shapes, known)
     parts, named = _parts(shapes, sizes), registry.facts(known.name)
@@ -59,7 +59,7 @@ def infer(tensors: Mapping[str, np.ndarray], known: ModelConfig) -> ModelConfig:
         arch = dataclasses.replace(parts, **values)
     if lacking:
         raise InputError(_question(lacking, known, sizes, parts))
-    mean, std = registry.normalization(fields["mean"], fields["std"])
+    mean, std = normalization(fields["mean"], fields["std"])
     return ModelConfig(
         name=known.name,
         arch=arch,
@@ -118,7 +118,7 @@ def _image_size(rows, prefix, patch_size, known):
 
 def _patches(image_size, patch_size):
     """Their number in an image; what is left at its sides is cut."""
-    return math.prod(registry.grid(image_size, patch_size, cut=True))
+    return math.prod(patch_grid(image_size, patch_size, cut=True))
 
 
 def _parts(shapes, sizes):
@@ -216,7 +216,9 @@ def _check_parts(known, arch, parts, shapes):
 
 def _open_parts(parts):
     """Fields of an Architecture that cannot be given alone, nor are the usual ones."""
-    archs = [registry.facts(name).get("arch", DEIT) for name in public.table()]
+    archs = [
+        registry.facts(name).get("arch", DEIT) for name in registry.public_models()
+    ]
     alike = [arch for arch in archs if _told(arch) == _told(parts)]
     turns = is_eva(parts) or any(arch.rotary for arch in alike)
     reads = parts.pool == "map" and parts.prefix
@@ -254,7 +256,7 @@ def _candidates(sizes, parts):
     compared = ("patch_size", "embed_dim", "depth", "mlp_ratio")
     alike = [
         name
-        for name in (*registry.MODELS, *public.table())
+        for name in (*registry.MODELS, *registry.public_models())
         if all(registry.facts(name)[field] == sizes[field] for field in compared)
         and _told(registry.facts(name).get("arch", DEIT)) == _told(parts)
     ]

@@ -18,7 +18,7 @@ import numpy as np
 from imagepiece_jax.data.normalize import channels
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.registry import ModelConfig
+from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.pretrained import hub
 from imagepiece_jax.pretrained.files import read_normalization, read_state_dict
 from imagepiece_jax.pretrained.hub_configs import is_eva

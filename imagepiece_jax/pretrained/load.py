@@ -21,11 +21,16 @@ from imagepiece_jax.common.image_size import described, sides
 from imagepiece_jax.data import class_names as classes
 from imagepiece_jax.data.normalize import channels
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import public, registry
+from imagepiece_jax.models import registry
+from imagepiece_jax.models.config import (
+    ONE_BY_ONE,
+    ModelConfig,
+    patch_grid,
+    split_reduction,
+)
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.positions import Positions
 from imagepiece_jax.models.preprocessing import Preprocessing
-from imagepiece_jax.models.registry import ModelConfig
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.pretrained import convert, hub, hub_configs, layouts, runs
@@ -83,7 +88,7 @@ def load(
     """
     asked, fresh = ModelConfig.of(changes, ARGUMENTS), ()
     if reduction is not None:
-        registry.split_reduction(reduction, asked.prop_attn)  # may name prop_attn too
+        split_reduction(reduction, asked.prop_attn)  # may name prop_attn too
     weights = read(path, asked, checkpoint, averaged)
     if num_classes not in (None, weights.config.num_classes):
         config = dataclasses.replace(weights.config, num_classes=num_classes)
@@ -232,7 +237,7 @@ class Weights:
             # What is asked for completes a config.json; `changed` compares the rest.
             settled = ("image_size",)
             if stated.name or stated.arch:
-                settled += ("name", "arch", "num_heads", *registry.ONE_BY_ONE)
+                settled += ("name", "arch", "num_heads", *ONE_BY_ONE)
             known = stated.over(_without(asked, settled), checkpoint.config)
         else:
             facts = {} if name in registry.MODELS else registry.facts(name)
@@ -270,13 +275,13 @@ class Weights:
             raise InputError(sentence) from error
         if self.path.is_dir():
             config = dataclasses.replace(config, dtype=self.config.dtype)
-            crop = self.crop or public.preprocessing(config.name)
+            crop = self.crop or registry.published_crop(config.name)
             return dataclasses.replace(self, config=config, crop=crop)
         size_alone = asked.name in registry.MODELS  # which says nothing of the images
         return dataclasses.replace(
             self,
             config=config,
-            crop=public.preprocessing(name),
+            crop=registry.published_crop(name),
             class_names=classes.names_of(name, config.num_classes),
             normalized=not size_alone or self.stated.mean is not None,
         )
@@ -287,7 +292,7 @@ class Weights:
         Raises InputError where it does not fit the model.
         """
         reduction = self.reduction if reduction is None else reduction
-        method, prop_attn = registry.split_reduction(reduction)
+        method, prop_attn = split_reduction(reduction)
         config = self.config
         if prop_attn is not None:
             config = dataclasses.replace(config, prop_attn=prop_attn)
@@ -432,7 +437,9 @@ def opened(
     path = hub.existing(path)
     kind = hub.kind(path)
     if kind == "weights file":
-        return Weights(path, ModelConfig(name=registry.named(path)), averaged=averaged)
+        return Weights(
+            path, ModelConfig(name=registry.name_of_file(path)), averaged=averaged
+        )
     if kind == "folder":
         published = hub_configs.read(path)
         return Weights(
@@ -497,7 +504,7 @@ def _size_of_positions(asked, facts):
     if not asked or not usual:
         return asked
     patch = facts["patch_size"]
-    grids = [registry.grid(size, patch, cut=True) for size in (asked, usual)]
+    grids = [patch_grid(size, patch, cut=True) for size in (asked, usual)]
     return usual if math.prod(grids[0]) == math.prod(grids[1]) else asked
 
 

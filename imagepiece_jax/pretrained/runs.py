@@ -12,8 +12,8 @@ from flax import traverse_util
 from imagepiece_jax.common import checksums
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import registry
-from imagepiece_jax.models.registry import MODELS, ModelConfig
+from imagepiece_jax.models.config import ONE_BY_ONE, ModelConfig, size_of
+from imagepiece_jax.models.registry import MODELS
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.pretrained import convert, hub
 from imagepiece_jax.reduction.settings import MODEL_FIELDS, current, plain
@@ -157,7 +157,7 @@ def own_files(path):
 
 
 def model_fields(config):
-    """The fields of registry.create_model in a nested dict, without the reduction."""
+    """The fields of create_model in a nested dict, without the reduction."""
     sizes = {name: config[name] for name in ("image_size", "num_classes")}
     return {name: plain(value) for name, value in config["model"].items()} | sizes
 
@@ -171,8 +171,8 @@ def whole_config(config) -> ModelConfig:
     """The fields of the model in the config of a run, sizes of its name included."""
     stated = model_config(config)
     whole = {"arch": stated.architecture, "stem": stated.stem or "patch"}
-    whole |= dict.fromkeys(registry.ONE_BY_ONE)
-    return dataclasses.replace(stated.over(registry.size_of(stated.name)), **whole)
+    whole |= dict.fromkeys(ONE_BY_ONE)
+    return dataclasses.replace(stated.over(size_of(stated.name)), **whole)
 
 
 def read_class_names(folder: pathlib.Path, classes: int) -> tuple | None:

@@ -24,7 +24,7 @@ import safetensors.numpy
 from imagepiece_jax.common.files import replacing_folder
 from imagepiece_jax.common.image_size import described, sides
 from imagepiece_jax.errors import InputError, of_keywords
-from imagepiece_jax.models import registry
+from imagepiece_jax.models.config import patch_grid, reduced, split_reduction
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.preprocessing import Preprocessing
 from imagepiece_jax.models.variables import check_variables, variable_shapes
@@ -110,19 +110,19 @@ class Pretrained:
             put("reduction", DENSE)
         elif self.reduction is not None:
             self._check_reduction()
-            put("reduction", registry.split_reduction(self.reduction)[0])
+            put("reduction", split_reduction(self.reduction)[0])
 
     def _check_reduction(self):
         """InputError where the model was made with another reduction."""
         model = self.model
-        reduction, prop_attn = registry.split_reduction(self.reduction)
+        reduction, prop_attn = split_reduction(self.reduction)
         if prop_attn not in (None, model.prop_attn):
             raise InputError(
                 f"prop_attn of reduction is {prop_attn!r}, but model.prop_attn is "
                 f"{model.prop_attn!r}; allowed is the reduction that create_model got"
             )
-        grid = registry.grid(self.image_size, model.patch_size, cut=True)
-        made = registry.reduced(model, reduction, grid, self.name, model.prop_attn)
+        grid = patch_grid(self.image_size, model.patch_size, cut=True)
+        made = reduced(model, reduction, grid, self.name, model.prop_attn)
         if made.plan != model.plan:
             raise InputError(
                 f"reduction is {dict(self.reduction)}, but model.plan is another for "
@@ -161,8 +161,8 @@ class Pretrained:
             seed for one whose selectors the weights lack.
         """
         model, size = self.model, self.image_size
-        grid = registry.grid(size, model.patch_size, cut=True)
-        made = registry.reduced(model.clone(kernels=None), reduction, grid, self.name)
+        grid = patch_grid(size, model.patch_size, cut=True)
+        made = reduced(model.clone(kernels=None), reduction, grid, self.name)
         if model.kernels:
             made = made.clone(kernels=resolve_kernels("auto", made))
         dense, selectors = {}, {}

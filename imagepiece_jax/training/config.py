@@ -206,7 +206,7 @@ class RunConfig(CheckedFields):
         return model.clone(remat=self.remat)
 
     def _model(self, reduction, **changes):
-        from imagepiece_jax.models.registry import create_model  # imports JAX
+        from imagepiece_jax.models.config import create_model  # imports JAX
 
         fields = {"image_size": self.image_size, "num_classes": self.num_classes}
         return create_model(

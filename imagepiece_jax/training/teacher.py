@@ -13,7 +13,7 @@ import numpy as np
 
 from imagepiece_jax.common.image_size import sides
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.registry import ModelConfig
+from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.pretrained.load import unknown_normalization
 from imagepiece_jax.pretrained.runs import IMAGENET

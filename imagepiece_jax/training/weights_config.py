@@ -10,8 +10,7 @@ from imagepiece_jax.common.xla_options import fast_dtype
 from imagepiece_jax.data import class_names
 from imagepiece_jax.data.normalize import channels
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import registry
-from imagepiece_jax.models.registry import ModelConfig
+from imagepiece_jax.models.config import Contradiction, ModelConfig, named_fields
 from imagepiece_jax.pretrained import load, runs
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.training.config import RunConfig
@@ -49,14 +48,14 @@ def of_weights(
     if whole:
         RunConfig.read(config).create_model()  # its own mistakes first
         stated = runs.model_config(config.to_dict())
-        asked = asked.over(stated, registry.named_fields(stated.name))
+        asked = asked.over(stated, named_fields(stated.name))
     elif config is not None:
         asked = asked.over(_typed(config, overrides))
     try:
         weights = load.read(path, asked, checkpoint, averaged)
         if whole and weights.run is not None:
             _check_run(config.to_dict(), weights)
-    except registry.Contradiction as error:
+    except Contradiction as error:
         if whole and runs.is_run(path):
             raise InputError(f"{error} or no --config") from error
         raise
@@ -163,7 +162,7 @@ def _check_run(config, weights):
     for field in {**typed, **trained}:
         value, allowed = typed.get(field), trained.get(field)
         if value != allowed:
-            raise registry.Contradiction(
+            raise Contradiction(
                 f"config.{field} is {value!r}, but {weights} has {allowed!r}: allowed "
                 f"is {allowed!r}"
             )

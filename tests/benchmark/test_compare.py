@@ -21,8 +21,7 @@ from imagepiece_jax.benchmark.cache import (
 )
 from imagepiece_jax.common.timer import Rules
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import registry
-from imagepiece_jax.models.registry import ModelConfig
+from imagepiece_jax.models.config import ModelConfig, create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import convert
 from imagepiece_jax.pretrained.layouts import Contents
@@ -238,7 +237,7 @@ def test_by_time_settings_are_the_nearest_that_were_timed(tmp_path):
 def test_a_run_keeps_its_own_fields_and_parameters(tmp_path):
     """DynamicViT's weights: its blocks are not the defaults, and nothing is missing."""
     own = {"name": "dynamicvit", "keep_rate": 0.7, "blocks": (1, 2)}
-    model = registry.create_model(**tiny_context.FIELDS, reduction=own)
+    model = create_model(**tiny_context.FIELDS, reduction=own)
     tensors = convert.to_timm(fill(variable_shapes(model, 16), 0))
     fields = ModelConfig(**tiny_context.FIELDS)
     content = Contents(tensors, ModelConfig())

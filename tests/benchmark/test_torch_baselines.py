@@ -8,7 +8,7 @@ import pytest
 
 from imagepiece_jax.benchmark import torch_baselines
 from imagepiece_jax.commands import benchmark
-from imagepiece_jax.models import registry
+from imagepiece_jax.models.config import create_model
 from imagepiece_jax.pretrained import convert
 from tests.benchmark.small import SMALL, TINY
 from tests.command import call
@@ -41,7 +41,7 @@ def vit():
 def ours(vit, **options):
     """Our model with the same weights, as a function of NHWC images."""
     size = {"patch_size": 16, "embed_dim": 48, "depth": DEPTH, "num_heads": 3}
-    model = registry.create_model("deit_ti", num_classes=tiny.CLASSES, **size | options)
+    model = create_model("deit_ti", num_classes=tiny.CLASSES, **size | options)
     state = {name: value.numpy() for name, value in vit.state_dict().items()}
     variables = convert.from_timm(state, tiny.shapes(model, side=224))
     return lambda images: tiny.jit(model.apply)(variables, images).logits

@@ -15,7 +15,7 @@ from imagepiece_jax.commands import export
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import jax_export
-from imagepiece_jax.models import registry
+from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.pretrained import convert, load
@@ -51,9 +51,7 @@ def model():
     fields = config.model.to_dict() | FIELDS
     reduction = config.reduction.to_dict()
     reduction |= {"merge_blocks": (0,), "prune_blocks": (1,)}
-    return registry.create_model(
-        image_size=16, num_classes=10, reduction=reduction, **fields
-    )
+    return create_model(image_size=16, num_classes=10, reduction=reduction, **fields)
 
 
 @pytest.fixture(scope="module")

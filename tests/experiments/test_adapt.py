@@ -17,7 +17,7 @@ from experiments.context import OffTheShelf
 from experiments.images import Images
 from imagepiece_jax.data import decode, sources
 from imagepiece_jax.errors import InputError, Stopped
-from imagepiece_jax.models import registry
+from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained.trained_model import Pretrained
 from imagepiece_jax.training.weights_config import for_analysis
@@ -50,7 +50,7 @@ def photographs(tmp_path_factory):
         Image.fromarray(pixels).save(folder / f"{index}.png")
         rows.append(f"{index}.png,{label}")
     (folder / "set.csv").write_text("\n".join(rows))
-    model = registry.create_model(**tiny_context.FIELDS | SIZE)
+    model = create_model(**tiny_context.FIELDS | SIZE)
     variables = fill(variable_shapes(model, 16), seed=0)
     imagepiece_jax.save(folder / "weights", Pretrained(model, variables))
     return folder

@@ -11,7 +11,7 @@ from experiments import runner
 from experiments.context import TrainedRuns
 from experiments.settings import TableSettings
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.registry import ModelConfig
+from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.pretrained.load import Weights
 from tests.command import call, sentence
 from tests.experiments import tiny_context

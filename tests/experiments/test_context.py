@@ -18,7 +18,7 @@ from experiments.rows import DENSE, TableRow
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.data.sources import Subset
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models.registry import ModelConfig
+from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.pretrained.load import Weights
 from imagepiece_jax.reduction import settings

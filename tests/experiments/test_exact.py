@@ -6,7 +6,7 @@ import pytest
 
 from experiments import finetune, hyperspeed, published, tables
 from imagepiece_jax.benchmark import compare
-from imagepiece_jax.models.registry import ModelConfig
+from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.pretrained.load import Weights
 from imagepiece_jax.reduction import methods, settings
 from imagepiece_jax.reduction.methods.method import RATES

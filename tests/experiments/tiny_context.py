@@ -6,8 +6,7 @@ from experiments.context import Context, OffTheShelf
 from experiments.images import Images
 from experiments.settings import TableSettings
 from imagepiece_jax.benchmark.cache import ResultCache
-from imagepiece_jax.models import registry
-from imagepiece_jax.models.registry import ModelConfig
+from imagepiece_jax.models.config import ModelConfig, create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import convert
 from imagepiece_jax.pretrained.load import Weights
@@ -31,7 +30,7 @@ FIELDS = {
 def pretrained(folder, seed=0, **fields):
     """Random weights, as a file that a dense model fits."""
     fields = FIELDS | fields
-    model = registry.create_model(**fields)
+    model = create_model(**fields)
     variables = fill(variable_shapes(model, 16), seed)
     path = folder / f"tiny{seed}.npz"
     np.savez(path, **convert.to_timm(variables))

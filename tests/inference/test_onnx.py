@@ -14,7 +14,7 @@ from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import onnx_graph
 from imagepiece_jax.inference.onnx_model import finished, onnx_model
-from imagepiece_jax.models import public
+from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.preprocessing import Preprocessing
 from imagepiece_jax.pretrained.trained_model import Pretrained
@@ -111,9 +111,10 @@ def test_every_prefix_and_pooling_has_the_logits_of_jax(name, family):
 
 
 # One public model of each architecture, and of each form of rotary positions.
-PUBLIC = {str(row["arch"]): name for name, row in public.table().items()}
+PUBLIC = {str(row["arch"]): name for name, row in registry.public_models().items()}
 ARCHITECTURES = {
-    name: Architecture.of(public.table()[name]["arch"]) for name in PUBLIC.values()
+    name: Architecture.of(registry.public_models()[name]["arch"])
+    for name in PUBLIC.values()
 }
 ROTARY = {str(arch.rotary): name for name, arch in ARCHITECTURES.items() if arch.rotary}
 

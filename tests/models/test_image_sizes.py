@@ -11,8 +11,9 @@ from imagepiece_jax.data.transforms import EvalTransform
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.inference.features import features
-from imagepiece_jax.models import cost, registry
+from imagepiece_jax.models import cost
 from imagepiece_jax.models.architecture import Architecture
+from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.positions import Positions
 from imagepiece_jax.models.preprocessing import Preprocessing
@@ -157,14 +158,14 @@ def test_a_crop_that_is_no_square_is_cut_out_of_the_center(size, resized):
 def test_so400m_at_384_pixels_has_27_by_27_positions():
     """As published: 384 = 27 * 14 + 6."""
     name = "vit_so400m_patch14_siglip_384.webli"
-    model = registry.create_model(name, depth=1)
+    model = create_model(name, depth=1)
     shapes = variable_shapes(model, 384)
     assert shapes["params"]["pos_embed"].shape == (1, 27 * 27, 1152)
     assert model.plan[0].attn_tokens == 27 * 27
     assert Positions.of(model, 384).grid == (27, 27)
     for size in (386, (384, 392)):
         with pytest.raises(InputError, match="image_size is .* multiples of .* 14"):
-            registry.create_model(name, image_size=size, depth=1)
+            create_model(name, image_size=size, depth=1)
 
 
 @pytest.mark.parametrize("folded", [False, True])
@@ -172,9 +173,7 @@ def test_what_fills_no_patch_is_not_read(folded):
     """A stride leaves it at the bottom and on the right."""
     size = {"patch_size": 4, "embed_dim": 30, "depth": 1, "num_heads": 3}
     size |= {"arch": Architecture(), "mlp_ratio": 4.0, "num_classes": 7}
-    cut, whole = (
-        registry.create_model(None, image_size=side, **size) for side in (23, 20)
-    )
+    cut, whole = (create_model(None, image_size=side, **size) for side in (23, 20))
     variables = tiny.fill(tiny.shapes(whole))
     np.testing.assert_equal(
         jax.tree.map(np.shape, variable_shapes(cut, 23)["params"]),
@@ -216,7 +215,7 @@ def test_a_file_has_the_grid_of_the_size_that_is_given(tmp_path, size, kind):
 def test_positions_of_a_published_square_are_resized_to_another_shape(tmp_path):
     """196 positions are 14 x 14 by the name, whatever has as many: 7 x 28 is new."""
     name = "vit_tiny_patch16_224.augreg_in21k"
-    model = registry.create_model(name, depth=1, num_classes=3)
+    model = create_model(name, depth=1, num_classes=3)
     variables = tiny.variables(model)
     np.savez(tmp_path / "w.npz", **convert.to_timm(variables))
     size = (112, 448)

@@ -13,7 +13,7 @@ from configs import base
 from imagepiece_jax.cli import Overrides
 from imagepiece_jax.data import class_names
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import registry
+from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.preprocessing import Preprocessing
 from imagepiece_jax.models.variables import fresh_variables, variable_shapes
 from imagepiece_jax.pretrained import convert, load, runs
@@ -219,7 +219,7 @@ def test_one_file_of_several_is_taken(tmp_path, model, variables, tensors):
 def test_a_file_by_a_tagged_name_knows_imagenets_names(tmp_path):
     """Of a model without that name, or of another number of classes, nothing is."""
     for name, classes in (("test_vit.r160_in1k", 1000), ("test_vit", 1000)):
-        model = registry.create_model(name, num_classes=classes)
+        model = create_model(name, num_classes=classes)
         zeros = jax.tree.map(
             lambda leaf: np.zeros(leaf.shape, leaf.dtype), variable_shapes(model, 160)
         )
@@ -254,9 +254,7 @@ def test_a_new_head_is_that_of_a_training(tmp_path, model, variables, tensors):
 
 def test_both_heads_of_a_distilled_model_are_new(tmp_path):
     arch = {"dist_token": True}
-    distilled = registry.create_model(
-        None, arch=arch, image_size=8, num_classes=7, **SIZE
-    )
+    distilled = create_model(None, arch=arch, image_size=8, num_classes=7, **SIZE)
     values = tiny.fill(variable_shapes(distilled, 8))
     np.savez(tmp_path / "w.npz", **convert.to_timm(values))
     fields = {"arch": arch, "num_heads": 3, "mean": HALF, "std": STD}
@@ -276,7 +274,7 @@ VIT = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 @pytest.fixture(scope="module")
 def vit():
     """(model, tensors) of VIT for small images."""
-    model = registry.create_model(VIT, image_size=32, num_classes=3)
+    model = create_model(VIT, image_size=32, num_classes=3)
     return model, convert.to_timm(tiny.fill(variable_shapes(model, 32)))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.models import registry
+from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.pretrained import convert, load
 from imagepiece_jax.reduction.tokens import DROPPED
@@ -40,7 +40,7 @@ def given(assets):
         images = normalize(jnp.asarray(file["images_uint8"][:2]), MEAN, STD)
         theirs["dense"] = file["logits"][:2]
     file = assets / "weights/deit_tiny_patch16_224.npz"
-    dense = registry.create_model("deit_ti")
+    dense = create_model("deit_ti")
     return (
         theirs,
         images,
@@ -71,7 +71,7 @@ def case(request, given):
         if key.startswith(f"{request.param}_")
     }
     reduction = CASES[request.param]
-    model = registry.create_model(
+    model = create_model(
         "deit_ti", reduction=reduction, attention="xla", trace_source=True
     )
     if reduction["name"] == "dtem":
@@ -88,7 +88,7 @@ def test_token_counts_are_its_authors(case):
 
 def test_token_counts_of_another_rate_are_its_authors(given):
     """With 16 a block the last ones run out of tokens, with 13 none does."""
-    model = registry.create_model("deit_ti", reduction={"name": "dtem", "r": 13})
+    model = create_model("deit_ti", reduction={"name": "dtem", "r": 13})
     counts = [layer.mlp_tokens for layer in model.plan]
     assert counts == given[0]["dtem_13_tokens"].tolist()
 

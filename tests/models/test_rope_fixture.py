@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from imagepiece_jax.models import registry
+from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.positions import Positions
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import convert, layouts
@@ -32,7 +32,7 @@ def made(name, fixture):
     mark = f"{name}/tensors/"
     tensors = {k.removeprefix(mark): v for k, v in fixture.items() if mark in k}
     ratio = tensors["blocks.0.mlp.fc2.weight"].shape[1] / SIZE["embed_dim"]
-    model = registry.create_model(name, image_size=IMAGE, mlp_ratio=ratio, **SIZE)
+    model = create_model(name, image_size=IMAGE, mlp_ratio=ratio, **SIZE)
     variables = convert.from_timm(
         layouts.to_timm(tensors).tensors,
         variable_shapes(model, IMAGE),

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import Architecture
+from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.rotary import Rotary
 from imagepiece_jax.models.variables import variable_shapes
@@ -381,7 +381,7 @@ def test_heads_without_whole_planes_are_named():
     ],
 )
 def test_parameters_and_costs_are_the_published_ones(name, millions, gmacs):
-    made = registry.create_model(name)
+    made = create_model(name)
     assert round(tiny.count(variable_shapes(made, 256)) / 1e6, 1) == millions
     # The cards count a little more than matrix products.
     assert model_macs(made, 256) / 1e9 == pytest.approx(gmacs, abs=0.06)

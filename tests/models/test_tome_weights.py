@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.models import registry
+from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.pretrained import convert, load
 from imagepiece_jax.reduction.methods import METHODS
@@ -30,7 +30,7 @@ def tome(assets):
     with np.load(assets / "fixtures/deit_tiny_timm.npz") as file:
         images = normalize(jnp.asarray(file["images_uint8"][:2]), MEAN, STD)
         dense_logits = file["logits"][:2]
-    model = registry.create_model(
+    model = create_model(
         "deit_ti",
         reduction={"name": "tome", "r": 13},
         attention="xla",
@@ -38,7 +38,7 @@ def tome(assets):
         **METHODS["tome"].model_fields,
     )
     file = assets / "weights/deit_tiny_patch16_224.npz"
-    dense = registry.create_model("deit_ti")
+    dense = create_model("deit_ti")
     variables = convert.from_timm(load.tensors(file), tiny.shapes(dense, 224))
     outputs = jax.jit(model.apply)(variables, images)
     return types.SimpleNamespace(**named, dense=dense_logits), model.plan, outputs

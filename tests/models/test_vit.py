@@ -11,7 +11,8 @@ import pytest
 from flax import traverse_util
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import registry, vit
+from imagepiece_jax.models import vit
+from imagepiece_jax.models.config import create_model
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.tokens import Mixing
 from tests import oracles
@@ -135,9 +136,7 @@ def test_shapes_follow_the_plan(name):
     reduction = SMALL[name]
     if name == "token_pooling":
         reduction = reduction | {"score": "received"}
-    model = registry.create_model(
-        "deit_s", reduction=reduction, trace_source=True, depth=3
-    )
+    model = create_model("deit_s", reduction=reduction, trace_source=True, depth=3)
     images = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
     out, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
     counts = [layer.counts for layer in model.plan if layer.counts]

@@ -14,6 +14,7 @@ import pytest
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
+from imagepiece_jax.models.config import ModelConfig, create_model
 from imagepiece_jax.models.positions import Positions
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import convert, layouts
@@ -46,7 +47,7 @@ def test_the_whole_model_has_timms_tensors(name):
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # VmHWM becomes VmRSS
     before = memory("VmRSS")
     row, size = MODELS[name], registry.facts(name)["image_size"]
-    model = registry.create_model(name)
+    model = create_model(name)
     ours = variable_shapes(model, size)
     count = sum(np.prod(leaf.shape, dtype=int) for leaf in jax.tree.leaves(ours))
     found = layouts.to_timm(tensors(row)).tensors
@@ -56,14 +57,14 @@ def test_the_whole_model_has_timms_tensors(name):
     published = row["published"]
     digit = 10 ** (len(f"{published:.0f}") - len(f"{published:.0f}".rstrip("0")))
     assert abs(count - published) <= max(0.04 * published, digit / 2)
-    assert infer(found, registry.ModelConfig(name=name)).create() == model
+    assert infer(found, ModelConfig(name=name)).create() == model
     # Joining EVA-02's q, k and v takes 300 MB; the largest has 27 GB of weights.
     assert memory("VmHWM") - before < 500
 
 
 def test_a_part_of_another_shape_is_named():
     row = MODELS["vit_base_patch8_224.dino"]
-    like = variable_shapes(registry.create_model("vit_base_patch8_224.dino"), 224)
+    like = variable_shapes(create_model("vit_base_patch8_224.dino"), 224)
     found = tensors(row) | {"norm.bias": np.zeros(5, np.float32)}
     with pytest.raises(InputError, match=r"norm.bias has shape \(5,\)"):
         convert.check_fit(found, like)

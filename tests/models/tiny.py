@@ -10,7 +10,7 @@ from flax import linen as nn
 from flax import traverse_util
 
 from imagepiece_jax.common.image_size import sides
-from imagepiece_jax.models import registry
+from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.variables import variable_shapes
 
 # No two of these, and no token count below, are the same number.
@@ -48,7 +48,7 @@ def model(reduction=None, **options):
     """The tiny ViT; `options` are create_model's."""
     size = {"patch_size": PATCH, "embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS}
     size |= {"image_size": SIDE, "num_classes": CLASSES}
-    return registry.create_model("vit_mini", reduction=reduction, **size | options)
+    return create_model("vit_mini", reduction=reduction, **size | options)
 
 
 def shapes(module, side=SIDE):

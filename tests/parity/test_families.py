@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.models import registry
+from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.positions import Positions
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import convert
@@ -97,7 +98,7 @@ def compute(model, tensors, images):
 def pair(request):
     """(family, our model, tensors, images, what timm computes of them)."""
     name, fields = FAMILIES[request.param]
-    ours = registry.create_model(name, num_classes=7, **fields)
+    ours = create_model(name, num_classes=7, **fields)
     side = registry.facts(name)["image_size"]
     options = {"act_layer": ACTIVATIONS[ours.arch.gelu]}
     if ours.arch.mlp == "swiglu":

@@ -6,6 +6,7 @@ import pytest
 
 from imagepiece_jax.inference.features import features
 from imagepiece_jax.models import registry
+from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.preprocessing import Preprocessing
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import convert
@@ -41,7 +42,7 @@ def test_layers_are_those_of_timm(name):
         name, pretrained=False, img_size=size, act_layer=act, num_classes=5, **SMALL
     ).eval()
     originals.randomize(theirs)
-    ours = registry.create_model(name, image_size=size, num_classes=5, **SMALL)
+    ours = create_model(name, image_size=size, num_classes=5, **SMALL)
     tensors = {key: value.numpy() for key, value in theirs.state_dict().items()}
     variables = convert.from_timm(tensors, variable_shapes(ours, size))
     images = np.random.default_rng(0).normal(size=(2, *size, 3)).astype(np.float32)

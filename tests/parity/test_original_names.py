@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from imagepiece_jax.models import public
+from imagepiece_jax.models import registry
 
 timm = pytest.importorskip("timm")
 
@@ -12,7 +12,7 @@ timm = pytest.importorskip("timm")
 def addresses():
     """{stem of the file: timm's name} of PyTorch's files."""
     found = {}
-    for name in public.tagged():
+    for name in registry.public_weights():
         url = timm.get_pretrained_cfg(name.rstrip(".")).url
         if url and url.endswith(".pth"):
             found.setdefault(pathlib.PurePosixPath(url).stem, []).append(name)
@@ -21,7 +21,7 @@ def addresses():
 
 def test_every_original_file_is_the_model_that_timm_takes_it_for():
     found = addresses()
-    named = {file: public.original(file) for file in found}
+    named = {file: registry.timm_name(file) for file in found}
     rest = {file for file, name in named.items() if name == file}
     assert {f: [named[f]] for f in found if f not in rest} == {
         file: names for file, names in found.items() if file not in rest

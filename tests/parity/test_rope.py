@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.models import registry
+from imagepiece_jax.models.config import ModelConfig, create_model
 from imagepiece_jax.models.positions import Positions
-from imagepiece_jax.models.registry import ModelConfig
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import convert, hub_configs, layouts
 from imagepiece_jax.pretrained.infer import infer
@@ -81,7 +81,7 @@ def test_logits_and_features_are_timms(name):
         name, pretrained=False, **{"img_size": size} if size else {}
     )
     fixtures.randomize(theirs.eval())
-    ours, raw = registry.create_model(name, image_size=size), arrays(theirs)
+    ours, raw = create_model(name, image_size=size), arrays(theirs)
     tensors = layouts.to_timm(raw).tensors
     size = size or (registry.facts(name)["image_size"],) * 2
     pixels, pixels_of_torch = image(size)
@@ -116,7 +116,7 @@ def test_learned_and_rotary_positions_are_resized_as_timm_does(new):
     tensors = layouts.to_timm(arrays(theirs)).tensors
     theirs.set_input_size(new)
     pixels, pixels_of_torch = image(new)
-    out = outputs(registry.create_model(name, image_size=new), tensors, pixels)
+    out = outputs(create_model(name, image_size=new), tensors, pixels)
     assert difference(out.logits, theirs(pixels_of_torch)) < ALLOWED
 
 

@@ -6,7 +6,8 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.common.image_size import sides
-from imagepiece_jax.models import public, registry
+from imagepiece_jax.models import registry
+from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.preprocessing import Preprocessing
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained.trained_model import Pretrained
@@ -51,11 +52,11 @@ def test_timm_computes_the_same(tmp_path, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_public_architectures(tmp_path, name):
     """With their own images; another kind of GELU is an argument."""
-    arch = registry.create_model(name).arch
-    model = registry.create_model(name, num_classes=3, image_size=64, gelu="quick")
+    arch = create_model(name).arch
+    model = create_model(name, num_classes=3, image_size=64, gelu="quick")
     assert arch.gelu == "exact"
     variables = tiny.fill(variable_shapes(model, 64))
-    crop = public.preprocessing(name)
+    crop = registry.published_crop(name)
     vit = Pretrained(model, variables, None, Preprocessing(64, **crop), name=name)
     theirs = agrees(tmp_path / "m", vit)
     cfg = resolve_model_data_config(theirs)
@@ -68,7 +69,7 @@ def test_public_architectures(tmp_path, name):
 )
 def test_models_with_rotary_positions(tmp_path, name):
     """By the names of timm's class Eva."""
-    model = registry.create_model(name, num_classes=3, image_size=112)
+    model = create_model(name, num_classes=3, image_size=112)
     variables = tiny.fill(variable_shapes(model, 112))
 
     def scaled(leaf):  # as trained: products of attention are no maxima

@@ -8,8 +8,8 @@ from flax import traverse_util
 from PIL import Image
 
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.models.config import ModelConfig
 from imagepiece_jax.models.positions import Positions
-from imagepiece_jax.models.registry import ModelConfig
 from imagepiece_jax.pretrained import convert, load
 from tests.models import tiny
 

@@ -7,7 +7,7 @@ import pytest
 from imagepiece_jax.data import class_names
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
-from imagepiece_jax.models.registry import ModelConfig
+from imagepiece_jax.models.config import ModelConfig, size_of
 from imagepiece_jax.pretrained import hub_configs
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -208,7 +208,7 @@ def test_arguments_that_change_the_parts(name, arguments, wanted):
     changed = dataclasses.replace(facts["arch"], **wanted)
     assert found.config.arch == changed
     sizes = {k: v for k, v in arguments.items() if k in ("depth", "embed_dim")}
-    own = registry.size_of(name).stated | sizes
+    own = size_of(name).stated | sizes
     assert all(found.sizes[k] == own[k] for k in ("patch_size", "embed_dim", "depth"))
 
 

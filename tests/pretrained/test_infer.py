@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import registry
-from imagepiece_jax.models.registry import ModelConfig
+from imagepiece_jax.models.config import ModelConfig, create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import convert
 from imagepiece_jax.pretrained.infer import infer
@@ -38,7 +37,7 @@ def named_shapes(model, image_size):
     ],
 )
 def test_the_same_model_is_made_again(name, image_size, options):
-    model = registry.create_model(name, image_size=image_size, **options)
+    model = create_model(name, image_size=image_size, **options)
     given = {"name": name} | {k: v for k, v in options.items() if k != "num_classes"}
     found = infer(tensors(model, image_size), ModelConfig(**given))
     assert found.create() == model
@@ -64,7 +63,7 @@ def test_the_same_model_is_made_again(name, image_size, options):
 )
 def test_a_public_model_is_known_by_its_name(name):
     side = 56 if "14" in name else 64
-    model = registry.create_model(name, image_size=side)
+    model = create_model(name, image_size=side)
     found = infer(named_shapes(model, side), ModelConfig(name=name, image_size=side))
     assert found.create() == model
 
@@ -97,7 +96,7 @@ def test_a_public_model_is_known_by_its_name(name):
 )
 def test_nothing_is_guessed(name, message):
     """Not even where one known model alone has these sizes and parts."""
-    model = registry.create_model(name, image_size=64 if "14" not in name else 56)
+    model = create_model(name, image_size=64 if "14" not in name else 56)
     shapes = named_shapes(model, 64 if "14" not in name else 56)
     with pytest.raises(InputError, match=message):
         infer(shapes, ModelConfig())
@@ -119,14 +118,14 @@ def test_nothing_is_guessed(name, message):
     ],
 )
 def test_what_neither_tensors_nor_name_say(given, message):
-    model = registry.create_model("deit_s", image_size=32, **SMALL)
+    model = create_model("deit_s", image_size=32, **SMALL)
     with pytest.raises(InputError, match=message):
         infer(named_shapes(model, 32), ModelConfig(**given))
 
 
 def test_without_position_embedding_a_model_is_known_or_lacks_it():
     """No tensor says that positions are rotary: the file could be a broken one."""
-    model = registry.create_model("vit_small_patch16_dinov3", depth=3)
+    model = create_model("vit_small_patch16_dinov3", depth=3)
     found = named_shapes(model, 64)
     with pytest.raises(
         InputError, match="no tensor says its num_heads, mean, std, image_"
@@ -134,7 +133,7 @@ def test_without_position_embedding_a_model_is_known_or_lacks_it():
         infer(found, ModelConfig())
     name = {"name": "vit_small_patch16_dinov3", "image_size": 64}
     fields = infer(found, ModelConfig(**name))
-    assert fields.create() == registry.create_model(
+    assert fields.create() == create_model(
         "vit_small_patch16_dinov3", depth=3, image_size=64
     )
     with pytest.raises(InputError, match="tensor pos_embed is missing; a vision trans"):
@@ -146,7 +145,7 @@ def test_without_position_embedding_a_model_is_known_or_lacks_it():
     ):
         infer(found, ModelConfig(**told))
     arch = {"positions": False, "rotary": {"origin": "center"}}
-    turned = registry.create_model("deit_s", image_size=32, arch=arch, **SMALL)
+    turned = create_model("deit_s", image_size=32, arch=arch, **SMALL)
     own = {"arch": arch, "num_heads": 2, "image_size": 32}
     fields = infer(named_shapes(turned, 32), ModelConfig(**told | own))
     assert fields.create().arch.rotary == turned.arch.rotary
@@ -158,7 +157,7 @@ ONE_BY_ONE |= {"mean": (0.5,) * 3, "std": (0.5,) * 3}
 
 def test_evas_tensors_need_a_name():
     """Norms behind the branches have the same tensors (eva02_enormous): 72 % off."""
-    eva = registry.create_model("eva_giant_patch14_224", image_size=28, **SMALL)
+    eva = create_model("eva_giant_patch14_224", image_size=28, **SMALL)
     found = named_shapes(eva, 28)
     for given in ({}, ONE_BY_ONE):
         with pytest.raises(InputError, match="says its .*(arch|rotary): say which mod"):
@@ -173,7 +172,7 @@ def test_parts_that_no_known_model_has_are_to_be_given():
     """vit_base_patch16_rpn_224 has these, and its norms behind the branches."""
     arch = {"class_token": False, "qkv_bias": False, "pool": "mean"}
     arch |= {"final_norm": False, "fc_norm": True}
-    model = registry.create_model("deit_s", image_size=32, arch=arch, **SMALL)
+    model = create_model("deit_s", image_size=32, arch=arch, **SMALL)
     with pytest.raises(
         InputError, match="no tensor says its arch: say which model it is,"
     ):
@@ -184,18 +183,18 @@ def test_parts_that_no_known_model_has_are_to_be_given():
 
 def test_whether_a_pool_reads_registers_is_not_guessed():
     arch = {"registers": 2, "pool": "map"}
-    model = registry.create_model("deit_s", image_size=32, arch=arch, **SMALL)
+    model = create_model("deit_s", image_size=32, arch=arch, **SMALL)
     with pytest.raises(InputError, match="no tensor says its pool_include_prefix: "):
         infer(named_shapes(model, 32), ModelConfig(**ONE_BY_ONE))
     siglip = {"class_token": False, "pool": "map"}
-    model = registry.create_model("deit_s", image_size=32, arch=siglip, **SMALL)
+    model = create_model("deit_s", image_size=32, arch=siglip, **SMALL)
     found = infer(named_shapes(model, 32), ModelConfig(**ONE_BY_ONE))
     assert found.create().arch == model.arch
 
 
 def test_the_sentence_on_an_unknown_size_says_what_is_enough():
     fields = {"num_heads": 2, "gelu": "exact", "norm_eps": 1e-6, "resize": "bicubic"}
-    clip = registry.create_model("vit_base_patch16_clip_224", image_size=32, **SMALL)
+    clip = create_model("vit_base_patch16_clip_224", image_size=32, **SMALL)
     with pytest.raises(InputError) as caught:
         infer(named_shapes(clip, 32), ModelConfig(**fields))
     assert "no tensor says its mean, std: say which model" in str(caught.value)
@@ -209,7 +208,7 @@ def test_a_norm_behind_the_pool_does_not_say_what_is_pooled():
     """timm has fc_norm=True with a class token; MAE's fine-tuned models take a mean."""
     for pool in ("token", "mean"):
         arch = {"fc_norm": True, "final_norm": False, "pool": pool}
-        model = registry.create_model("deit_s", image_size=32, arch=arch, **SMALL)
+        model = create_model("deit_s", image_size=32, arch=arch, **SMALL)
         given = {"arch": arch, "num_heads": 2, "mean": (0.5,) * 3, "std": (0.5,) * 3}
         found = infer(named_shapes(model, 32), ModelConfig(**given))
         assert found.create().arch == model.arch

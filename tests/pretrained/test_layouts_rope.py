@@ -14,6 +14,7 @@ import pytest
 import imagepiece_jax
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
+from imagepiece_jax.models.config import ModelConfig, create_model
 from imagepiece_jax.models.positions import Positions
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import convert, layouts
@@ -171,7 +172,7 @@ def test_a_bias_of_keys_without_a_mask_is_kept(fixture, tmp_path):
     arch = registry.facts(DINOV3)["arch"]
     given = {"num_heads": 2, "mean": (0.5,) * 3, "std": (0.5,) * 3, "image_size": 16}
     given["arch"] = vars(arch) | {"key_bias": True, "rotary": vars(arch.rotary)}
-    model = infer(found, registry.ModelConfig(**given)).create()
+    model = infer(found, ModelConfig(**given)).create()
     assert model.arch == dataclasses.replace(arch, key_bias=True)
 
 
@@ -265,9 +266,7 @@ def test_every_tensor_is_needed_in_its_shape(fixture, file, shape):
     tensors = made(fixture[name])
     size = {"embed_dim": WIDTH, "depth": 2, "num_heads": 2, "patch_size": 4}
     ratio = fixture[name]["blocks.0.mlp.fc2.weight"].shape[1] / WIDTH
-    model = registry.create_model(
-        name, image_size=GRID, mlp_ratio=ratio, num_classes=0, **size
-    )
+    model = create_model(name, image_size=GRID, mlp_ratio=ratio, num_classes=0, **size)
     like, positions = variable_shapes(model, GRID), Positions.of(model, GRID)
 
     def check(tensors):

@@ -14,7 +14,7 @@ from configs import quickstart
 from imagepiece_jax.commands import evaluate
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
-from imagepiece_jax.models.registry import ModelConfig
+from imagepiece_jax.models.config import ModelConfig, create_model
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.pretrained import convert, load
 from imagepiece_jax.reduction import settings
@@ -303,11 +303,11 @@ def test_a_run_of_version_0_2_0_loads_and_computes_the_same(
     ],
 )
 def test_the_authors_names_of_files(file, name):
-    assert registry.named(f"folder/{file}.pth") == name
+    assert registry.name_of_file(f"folder/{file}.pth") == name
 
 
 def test_a_file_by_its_authors_name_loads(tmp_path):
-    model = registry.create_model("vit_small_patch16_224.dino")
+    model = create_model("vit_small_patch16_224.dino")
     zeros = jax.tree.map(
         lambda leaf: np.zeros(leaf.shape, leaf.dtype), tiny.shapes(model, 224)
     )
@@ -324,7 +324,7 @@ def test_a_file_by_its_authors_name_loads(tmp_path):
 def test_a_known_file_is_cropped_as_its_name_says(tmp_path, called):
     """The same accuracy, whether weights come as a file or as a saved folder."""
     name, small = "vit_small_patch16_224.augreg_in1k", {"depth": 1, "image_size": 32}
-    model = registry.create_model(name, num_classes=5, **small)
+    model = create_model(name, num_classes=5, **small)
     path = tmp_path / f"{called}.npz"
     np.savez(path, **convert.to_timm(tiny.fill(tiny.shapes(model, 32))))
     found = load.read(path, ModelConfig(name=None if called == name else name))

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.models import registry
+from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.pretrained import convert, load
 from imagepiece_jax.reduction.ops import class_attention
@@ -31,7 +31,7 @@ WEIGHTS = "weights/deit_tiny_patch16_224"
 
 @pytest.fixture(scope="module")
 def model():
-    return registry.create_model("deit_ti", attention="xla")
+    return create_model("deit_ti", attention="xla")
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def evit(assets, variables, images):
     with np.load(assets / "fixtures/deit_tiny_reduced.npz") as file:
         named = {name.removeprefix("evit_keep0.7_fuse_"): file[name] for name in file}
     reduction = {"name": "evit", "keep_rate": 0.7, "fuse_token": True}
-    model = registry.create_model("deit_ti", reduction=reduction, attention="xla")
+    model = create_model("deit_ti", reduction=reduction, attention="xla")
     outputs = jax.jit(model.apply)(variables, images[:2])
     return types.SimpleNamespace(**named), model.plan, outputs
 

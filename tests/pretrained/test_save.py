@@ -18,6 +18,7 @@ from imagepiece_jax.errors import InputError, RunError
 from imagepiece_jax.inference.optimize import prepare
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import Architecture
+from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.preprocessing import Preprocessing
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.pretrained import convert, hub_configs
@@ -70,7 +71,7 @@ def made(class_names=None, preprocessing=None, **fields):
     """A Pretrained of `fields`, with random variables, on images of 16 x 16 pixels."""
     usual = {"image_size": 16, "num_classes": 7, **SIZE, "arch": Architecture()}
     fields = {**usual, **fields}
-    model, size = registry.create_model(None, **fields), fields["image_size"]
+    model, size = create_model(None, **fields), fields["image_size"]
     variables = tiny.fill(variable_shapes(model, size))
     prepared = Preprocessing(size, **(preprocessing or {}))
     return Pretrained(model, variables, fields.get("reduction"), prepared, class_names)
@@ -171,7 +172,7 @@ def test_what_a_folder_holds(tmp_path):
 )
 def test_a_public_model_keeps_its_architecture(name, wanted):
     """And the kind of GELU, which timm's architecture of that name may not have."""
-    model = registry.create_model(name)
+    model = create_model(name)
     size = registry.facts(name)["image_size"]
     found = hub_configs.describe(Pretrained(model, {"params": {}}, name=name))
     assert found["architecture"] == wanted
@@ -348,7 +349,7 @@ def test_weights_of_mae_stay_without_proportional_attention(tmp_path):
     """As their name says, whatever the method; a saved model has no other name."""
     small = {"num_classes": 0, "image_size": 32, **SIZE, "patch_size": 16}
     name = "vit_base_patch16_224.mae"
-    model = registry.create_model(name, **small)
+    model = create_model(name, **small)
     variables = tiny.fill(variable_shapes(model, 32))
     imagepiece_jax.save(tmp_path / "m", Pretrained(model, variables, name=name))
     tome = {"name": "tome", "r": 1}

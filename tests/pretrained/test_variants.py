@@ -8,7 +8,8 @@ import pytest
 
 from configs import quickstart
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.pretrained import convert, layouts, load
+from imagepiece_jax.models.config import create_model
+from imagepiece_jax.pretrained import convert, layouts
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.weights_config import for_analysis
@@ -114,7 +115,7 @@ def test_weights_of_another_stem_are_a_mistake(weights):
 def test_a_config_has_what_shapes_leave_open(tmp_path):
     """Heads of 4 channels; and what the config's reduction makes of other figures."""
     fields = {"patch_size": 2, "num_classes": 10, "image_size": 16} | NARROW
-    model = load.registry.create_model("vit_mini", **fields)
+    model = create_model("vit_mini", **fields)
     path = tmp_path / "w.npz"
     np.savez(path, **convert.to_timm(tiny.fill(tiny.shapes(model, 16))))
     with pytest.raises(

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from imagepiece_jax.models import registry
+from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.reduction import tokens
 from tests.models import tiny
@@ -22,6 +22,6 @@ def vectors(degrees, lengths=1.0):
 
 def costs(reduction, name="deit_ti"):
     """(tokens after each block, MACs of the blocks and the rest) of a DeiT."""
-    model = registry.create_model(name, reduction=reduction)
+    model = create_model(name, reduction=reduction)
     counts = [layer.mlp_tokens for layer in model.plan]
     return counts, model_macs(model, 224)

@@ -15,7 +15,7 @@ from PIL import Image
 from configs import quickstart
 from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import registry
+from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import MEAN, STD, Outputs
 from imagepiece_jax.pretrained import convert
@@ -134,7 +134,7 @@ OTHER = DENSE | {"depth": 2, "embed_dim": 12, "image_size": 12, "patch_size": 4}
 @functools.cache
 def other_teacher():
     """A larger model of other images, and its variables."""
-    model = registry.create_model("vit_mini", mean=HALF, std=HALF, **OTHER)
+    model = create_model("vit_mini", mean=HALF, std=HALF, **OTHER)
     variables = fill(variable_shapes(model, 12), seed=3)
     return teacher.Teacher(model, 12, MEAN, STD), variables
 
@@ -180,7 +180,7 @@ def test_the_loss_of_a_step(kind):
     )
     one = batch(0)
     images, labels = (one[name][0, 0] for name in ("image", "label"))
-    student = registry.create_model("vit_mini", **DENSE)
+    student = create_model("vit_mini", **DENSE)
     ours = (images / 255 - np.array(MEAN)) / np.array(STD)
     variables = parallel.unreplicate(state).variables
     logits = jax.jit(student.apply)(variables, jnp.asarray(ours, jnp.float32)).logits
@@ -231,7 +231,7 @@ def test_weight_1_reads_no_labels(micro):
     images = one["image"].reshape(BATCH, SIZE, SIZE, 3)
     ours = jnp.asarray((images / 255 - np.array(MEAN)) / np.array(STD), jnp.float32)
     answers = jnp.argmax(jax.jit(model.apply)(variables, ours).logits, -1)
-    student = registry.create_model("vit_mini", **DENSE)
+    student = create_model("vit_mini", **DENSE)
     logits = jax.jit(student.apply)(parallel.unreplicate(state).variables, ours).logits
     agree = int(jnp.sum(jnp.argmax(logits, -1) == answers))
     assert parallel.unreplicate(found[0][1])["window"]["acc1"] == agree
@@ -274,7 +274,7 @@ def weights(tmp_path_factory):
     classes too few."""
     folder = tmp_path_factory.mktemp("weights")
     for name, classes in (("ten", 10), ("nine", 9)):
-        model = registry.create_model(
+        model = create_model(
             "vit_mini", **OTHER | {"num_classes": classes, "image_size": 16}
         )
         tensors = convert.to_timm(fill(variable_shapes(model, 16), seed=1))

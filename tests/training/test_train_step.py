@@ -15,7 +15,7 @@ import pytest
 from configs import base
 from imagepiece_jax.common import parallel
 from imagepiece_jax.data.augment.policy import Augment
-from imagepiece_jax.models import registry
+from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.variables import fresh_variables
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.training.config import OptimConfig
@@ -56,7 +56,7 @@ _drawn = {}  # variables by model and seed
 def make(recipe=None, optimizer=None, seed=0, **fields):
     """(one step on one device, its replicated first state) of a tiny model."""
     fields = DENSE | {"axis_name": parallel.AXIS} | fields
-    model = registry.create_model("vit_mini", **fields)
+    model = create_model("vit_mini", **fields)
     if (model, seed) not in _drawn:
         _drawn[model, seed] = fresh_variables(model, SIZE, seed)
     recipe = recipe or dataclasses.replace(PLAIN, seed=seed, log_every_steps=3)
@@ -111,7 +111,7 @@ def test_images_are_normalized_as_the_model_says():
     mean, std = (0.1, 0.5, 0.9), (0.01, 0.02, 0.03)
     step, state = make(recipe, mean=mean, std=std)
     images, labels = (batch(0)[name][0, 0] for name in ("image", "label"))
-    forward = jax.jit(registry.create_model("vit_mini", **DENSE).apply)
+    forward = jax.jit(create_model("vit_mini", **DENSE).apply)
     variables = parallel.unreplicate(state).variables
 
     def cross_entropy(mean, std):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import Architecture
+from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.reduction.layer_plan import Counts
 from imagepiece_jax.reduction.methods.diffrate import SCHEDULES, PruneAndMerge
@@ -57,9 +57,7 @@ def test_costs_of_the_published_schedules(name, target):
 def test_the_schedule_of_mae(name, arch, target):
     """By name, and where the head reads the mean over patches."""
     reduction = {"name": "diffrate", "target": target}
-    model = registry.create_model(
-        name, arch=arch, num_classes=1000, reduction=reduction
-    )
+    model = create_model(name, arch=arch, num_classes=1000, reduction=reduction)
     _, merge = SCHEDULES["mae_b"][target]
     assert [p.mlp_tokens for p in model.plan] == list(map(int, merge.split()))
     if arch:
@@ -103,10 +101,8 @@ def test_pruned_merged_and_counted_by_hand():
 )
 def test_no_other_sizes_schedule_is_taken(model, fields, words):
     with pytest.raises(InputError, match=words):
-        registry.create_model(model, reduction={"name": "diffrate", **fields})
+        create_model(model, reduction={"name": "diffrate", **fields})
     if not fields:
         model = "deit_s"
         with pytest.raises(InputError, match="576 patches"):
-            registry.create_model(
-                "deit_s", image_size=384, reduction={"name": "diffrate"}
-            )
+            create_model("deit_s", image_size=384, reduction={"name": "diffrate"})

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.models import registry
+from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.vit import MEAN, STD
 from imagepiece_jax.pretrained import convert, load
 from imagepiece_jax.reduction.methods import dtem
@@ -90,12 +90,10 @@ def test_a_training_step_is_its_authors(assets, block):
         labels = file["labels"][:2]
     file = assets / "weights/deit_tiny_patch16_224.npz"
     dense = convert.from_timm(
-        load.tensors(file), tiny.shapes(registry.create_model("deit_ti"), 224)
+        load.tensors(file), tiny.shapes(create_model("deit_ti"), 224)
     )
     reduction = {"name": "dtem", "r_list": (0,) * block + (16,)}
-    model = registry.create_model(
-        "deit_ti", reduction=reduction, attention="xla", masked=True
-    )
+    model = create_model("deit_ti", reduction=reduction, attention="xla", masked=True)
 
     def loss(own):
         params = dense["params"] | {f"reducer_{block}": {"embed": own}}
@@ -115,9 +113,7 @@ def test_a_training_step_is_its_authors(assets, block):
 
 
 def test_a_masked_plan_removes_nothing_and_knows_what_evaluation_does():
-    plan = registry.create_model(
-        "deit_ti", reduction={"name": "dtem"}, masked=True
-    ).plan
+    plan = create_model("deit_ti", reduction={"name": "dtem"}, masked=True).plan
     assert {layer.mlp_tokens for layer in plan} == {197}
     live = [layer.counts.evaluation for layer in plan]
     assert [(c.n_in, c.n_out) for c in live[:2]] == [(196, 180), (180, 164)]

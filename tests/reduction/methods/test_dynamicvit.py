@@ -12,7 +12,7 @@ import pytest
 from flax import traverse_util
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import registry
+from imagepiece_jax.models.config import create_model
 from imagepiece_jax.reduction import token_selector
 from imagepiece_jax.reduction.layer_plan import build
 from imagepiece_jax.reduction.methods.dynamicvit import DynamicViT
@@ -77,9 +77,7 @@ def test_blocks_in_any_order_are_stages_by_depth():
 def test_published_parameters_of_a_predictor(name, each):
     reduction = {"name": "dynamicvit", "blocks": (0, 1)}
     for is_masked in (False, True):
-        model = registry.create_model(
-            name, reduction=reduction, masked=is_masked, depth=2
-        )
+        model = create_model(name, reduction=reduction, masked=is_masked, depth=2)
         params = tiny.shapes(model, 224)["params"]
         sizes = {k: tiny.count(v) for k, v in params.items() if "reducer" in k}
         assert sizes == {"reducer_0": each, "reducer_1": each}

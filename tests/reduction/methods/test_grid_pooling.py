@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import registry
+from imagepiece_jax.models.config import create_model
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.reduction import tokens
 from imagepiece_jax.reduction.layer_plan import Counts, build
@@ -118,7 +118,7 @@ def test_it_stands_before_the_block():
 
 def test_the_default_costs_what_the_learned_methods_cost():
     """2.87 GMACs, between ToMe's 2.70 and EViT's 3.00."""
-    model = registry.create_model("deit_s", reduction={"name": "grid_pooling"})
+    model = create_model("deit_s", reduction={"name": "grid_pooling"})
     assert round(model_macs(model, 224) / 1e9, 2) == 2.87
     assert model.plan[-1].mlp_tokens == 50
 

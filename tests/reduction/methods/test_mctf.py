@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import registry
+from imagepiece_jax.models.config import create_model
 from imagepiece_jax.reduction import contract
 from imagepiece_jax.reduction.layer_plan import Counts, build
 from imagepiece_jax.reduction.methods.mctf import MCTF, Fusion
@@ -113,7 +113,7 @@ def test_a_number_or_a_share(r):
 def test_a_step_before_the_next_block_would_read_what_is_gone():
     steps = MCTF(blocks=(1,)).steps(4)
     pooled = {"name": "token_pooling", "blocks": (2,)}
-    model = registry.create_model("deit_ti", reduction=pooled)
+    model = create_model("deit_ti", reduction=pooled)
     both = (*steps, model.plan[2].step)
     plan = build(4, 196, both)
     with pytest.raises(InputError, match="block 1, in which tokens change"):

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import registry
+from imagepiece_jax.models.config import create_model
 from imagepiece_jax.reduction.layer_plan import Counts, build
 from imagepiece_jax.reduction.methods.spvit import Selector, SPViT, package_weights
 from imagepiece_jax.reduction.tokens import Assignment, Masking, Taps, apply, start
@@ -83,9 +83,7 @@ def test_parameters_of_a_selector(share_heads, each):
     reduction = {"name": "spvit", "share_heads": share_heads}
     reduction |= {"blocks": (0, 1), "keep_rates": (0.6, 0.3)}
     for is_masked in (False, True):
-        model = registry.create_model(
-            "deit_s", reduction=reduction, masked=is_masked, depth=2
-        )
+        model = create_model("deit_s", reduction=reduction, masked=is_masked, depth=2)
         params = tiny.shapes(model, 224)["params"]
         sizes = {k: tiny.count(v) for k, v in params.items() if "reducer" in k}
         assert sizes == {"reducer_0": each, "reducer_1": each}
