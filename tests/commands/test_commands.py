@@ -1,5 +1,6 @@
 """describe, evaluate and doctor: what they print, and that it is true."""
 
+import functools
 import json
 import re
 
@@ -12,10 +13,11 @@ import imagepiece_jax
 from configs import quickstart
 from imagepiece_jax.commands import describe, doctor, evaluate
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.models.variables import fresh_variables
+from imagepiece_jax.evaluate import accuracy
 from imagepiece_jax.pretrained import convert
 from imagepiece_jax.training.config import RunConfig
 from tests.command import call, sentence, start
+from tests.models import tiny
 from tests.runs import ROOT
 
 KEYS = {"acc1", "acc5", "loss", "images", "gmacs", "throughput", "unreadable"}
@@ -27,6 +29,17 @@ KEYS |= FACTS
 TINY = ["--config", f"{ROOT}/configs/quickstart.py", "--config.model.depth=2"]
 TINY += ["--config.model.embed_dim=8", "--config.model.num_heads=2"]
 TINY += ["--config.reduction.merge_blocks=(0,)", "--config.reduction.prune_blocks=(1,)"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_program():
+    """Evaluations of one model and batch size share a program: each is compiled once.
+
+    It is the command's own: `evaluate` asks for it by model and seed.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(accuracy, "model_step", functools.cache(accuracy.model_step))
+        yield
 
 
 def tiny_config(**fields):
@@ -105,9 +118,8 @@ def model_and_variables():
     """The tiny model with weights that tell classes apart by chance alone."""
     config = tiny_config()
     model = RunConfig.read(config).create_model()
-    variables = fresh_variables(model, 16, seed=3)
     # Larger than what training starts from, so that logits differ clearly.
-    return model, jax.tree.map(lambda x: np.asarray(x) * 3, variables)
+    return model, tiny.fill(tiny.shapes(model, 16), seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +169,7 @@ def evaluated(tmp_path, *words):
 def logits(model_and_variables, image_set):
     """The model's, float64 [150, 10], one image at a time."""
     model, variables = model_and_variables
-    forward = jax.jit(lambda image: model.apply(variables, image).logits)
+    forward = tiny.compiled(lambda image: model.apply(variables, image).logits)
     images = np.asarray(normalize(image_set[1], model.mean, model.std))
     return np.concatenate([forward(image[None]) for image in images], dtype=float)
 
@@ -284,10 +296,12 @@ def test_evaluate_resizes_only_where_asked(tmp_path, weights_file):
         Image.fromarray(pixels).save(tmp_path / f"{i}.png")
         rows.append(f"{i}.png,{i}")
     (tmp_path / "set.csv").write_text("\n".join(rows))
-    config = tiny_config(image_size=48, **{"model.stem": "patch"})
-    variables = fresh_variables(RunConfig.read(config).create_model(), 48, seed=0)
+    size = {"image_size": 48, "model.depth": 1, "reduction.prune_blocks": ()}
+    config = tiny_config(**size | {"model.stem": "patch"})
+    variables = tiny.fill(tiny.shapes(RunConfig.read(config).create_model(), 48))
     np.savez(tmp_path / "w.npz", **convert.to_timm(variables))
     words = ["--config.image_size=48", "--config.model.stem=patch"]
+    words += ["--config.model.depth=1", "--config.reduction.prune_blocks=()"]
     words += [f"--data=csv:{tmp_path}/set.csv", f"--weights={tmp_path}/w.npz"]
     words += ["--config.eval_batch_size=4"]
     ended, result = evaluated(tmp_path, *words, "--resize=deit")
