@@ -121,15 +121,15 @@ def test_the_head_is_fresh_where_a_class_has_another_name(
 
 @pytest.mark.slow
 def test_methods_are_trained_once_and_compared(tmp_path, config, capfd):
-    config.model.depth = 2
+    config.model.depth, evit = 1, EVIT | {"blocks": (0,)}
     maker = made(tmp_path, config)
     maker.seeds = [1]
     context = tiny_context.context(tmp_path / "out", models=maker)
-    rows = (DENSE, TableRow("EViT", EVIT), TableRow("EViT, conv", EVIT, "conv"))
+    rows = (DENSE, TableRow("EViT", evit), TableRow("EViT, conv", evit, "conv"))
     found = measure(context, rows, matched=False)
     assert found["EViT, conv"] is None and len(found["EViT"].results) == 1
     names = sorted(path.name for path in (tmp_path / "small").iterdir())
-    assert names == ["dense_patch_seed1", f"{label(EVIT)}_patch_seed1"] + [
+    assert names == ["dense_patch_seed1", f"{label(evit)}_patch_seed1"] + [
         "start_patch_seed1"
     ]
     assert found["EViT"].facts["tokens"] == 33
@@ -137,7 +137,7 @@ def test_methods_are_trained_once_and_compared(tmp_path, config, capfd):
     assert "| EViT |  | as trained |" in table(rows, found, {}, "")
     assert "1 epochs dense, then as many" in maker.note
     capfd.readouterr()
-    ((again, _),) = maker.find(EVIT, "patch", False, ("patch",))
+    ((again, _),) = maker.find(evit, "patch", False, ("patch",))
     assert capfd.readouterr().out.count("this run is complete") == 2
     assert again.digest == found["EViT"].pretrained.digest
     context.cache.close()
