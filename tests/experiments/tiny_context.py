@@ -26,6 +26,8 @@ FIELDS = {
     **SIZE,
 }
 
+PROGRAMS = {}  # of all contexts, whose models are mostly the same
+
 
 def pretrained(folder, seed=0, **fields):
     """Random weights, as a file that a dense model fits."""
@@ -53,4 +55,4 @@ def context(folder, weights=None, *, config=None, **given):
     shown = given.pop("images") if "images" in given else images()
     quick = {"out": str(folder), "speed": False, "warmup": 2, "repeats": 1}
     settings = TableSettings(**quick | {"seconds": 0.0} | given)
-    return Context(ResultCache(folder), settings, models, shown, config)
+    return Context(ResultCache(folder), settings, models, shown, config, PROGRAMS)
