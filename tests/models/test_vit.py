@@ -25,7 +25,7 @@ FIRST_BLOCK = tiny.IMAGEPIECE | {"merge_blocks": (0,), "prune_blocks": ()}
 
 def forward(model):
     """Compiled (variables, images) -> Outputs."""
-    return tiny.jit(model.apply)
+    return tiny.compiled(model.apply)
 
 
 def close(got, want, atol=2e-5):
@@ -39,7 +39,7 @@ def slow_outputs(model, variables, images, results=(), **options):
     """The float64 model's answers, stacked: (logits, tokens, size, seen by image)."""
     steps = [block for block, layer in enumerate(model.plan) if layer.counts]
     answers = []
-    for b, image in enumerate(images):
+    for b, image in enumerate(np.asarray(images)):
         moves = {
             block: slow_deit.Move(
                 dest=np.asarray(result.dest[b]),
@@ -118,7 +118,7 @@ def test_what_is_compared_decides_who_merges():
     metrics = ("key", "query", "value", "token")
     models = {m: tiny.model(FIRST_BLOCK | {"metric": m}, depth=1) for m in metrics}
 
-    @tiny.jit
+    @tiny.compiled
     def decide(variables, images):
         return {m: models[m].apply(variables, images).results[0].dest for m in metrics}
 
@@ -138,7 +138,7 @@ def test_shapes_follow_the_plan(name):
         reduction = reduction | {"score": "received"}
     model = create_model("deit_s", reduction=reduction, trace_source=True, depth=3)
     images = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
-    out, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
+    out = jax.eval_shape(model.apply, tiny.shapes(model, 224), images)
     counts = [layer.counts for layer in model.plan if layer.counts]
     last = model.plan[-1].mlp_tokens
     assert out.logits.shape == (2, 1000)
@@ -181,7 +181,7 @@ def test_bfloat16_keeps_parameters_and_logits_in_float32():
         )
         return jnp.sum(out.logits**2), out
 
-    gradients, out = tiny.jit(jax.grad(loss, has_aux=True))(variables["params"])
+    gradients, out = tiny.compiled(jax.grad(loss, has_aux=True))(variables["params"])
     assert out.logits.dtype == jnp.float32
     assert out.state.x.dtype == out.tokens.dtype == jnp.bfloat16
     assert out.state.size.dtype == out.taps[0].cls_attn.dtype == jnp.float32
@@ -198,7 +198,7 @@ def test_bfloat16_keeps_parameters_and_logits_in_float32():
 def test_weights_start_from_an_untruncated_normal_of_std_002():
     """Cut at two deviations it would be another distribution: none beyond 0.04."""
     model = tiny.model(embed_dim=96, depth=1)
-    params = tiny.jit(model.init)(jax.random.key(0), tiny.images(1))["params"]
+    params = tiny.compiled(model.init)(jax.random.key(0), tiny.images(1))["params"]
     params = traverse_util.flatten_dict(params, sep="/")
     normal = {
         name: np.asarray(leaf).ravel()
@@ -225,6 +225,7 @@ def test_weights_start_from_an_untruncated_normal_of_std_002():
 # Drop path
 
 RATE, BLOCKS = 0.4, 5
+path_scale = tiny.compiled(vit.drop_path_scale, static_argnums=(1, 2))
 
 
 def sample_keys(count, seed=0):
@@ -233,7 +234,7 @@ def sample_keys(count, seed=0):
 
 def test_drop_path_drops_linearly_more_with_depth():
     count = 4000
-    scale = np.asarray(vit.drop_path_scale(sample_keys(count), BLOCKS, RATE))
+    scale = path_scale(sample_keys(count), BLOCKS, RATE)
     assert scale.shape == (count, BLOCKS, 2)
     assert (scale[:, 0] == 1).all()
     for block, rate in enumerate([0, 0.1, 0.2, 0.3, 0.4]):
@@ -247,17 +248,18 @@ def test_drop_path_drops_linearly_more_with_depth():
 
 def test_drop_path_of_a_sample_depends_on_its_key_alone():
     keys = sample_keys(6)
-    whole = vit.drop_path_scale(keys, BLOCKS, RATE)
-    part = vit.drop_path_scale(keys[np.array([4, 1])], BLOCKS, RATE)
-    np.testing.assert_array_equal(part, np.asarray(whole)[[4, 1]])
-    assert len({row.tobytes() for row in np.asarray(whole)}) > 1
+    whole = path_scale(keys, BLOCKS, RATE)
+    part = path_scale(keys[np.array([4, 1])], BLOCKS, RATE)
+    np.testing.assert_array_equal(part, whole[[4, 1]])
+    assert len({row.tobytes() for row in whole}) > 1
 
 
 def test_training_scales_both_branches_of_every_block():
     model, images = tiny.model(drop_path_rate=0.5), tiny.images()
     variables, keys = tiny.variables(model), {"drop_path": sample_keys(3)}
-    out = tiny.jit(model.apply, static_argnums=2)(variables, images, True, keys)
-    scale = np.asarray(vit.drop_path_scale(keys["drop_path"], tiny.DEPTH, 0.5), float)
+    run = tiny.compiled(model.apply, static_argnums=2)
+    out = run(variables, images, True, keys)
+    scale = np.float64(path_scale(keys["drop_path"], tiny.DEPTH, 0.5))
     assert (scale == 0).any()
     logits, _, _, _ = slow_outputs(model, variables, images, scale=scale)
     close(out.logits, logits)
@@ -287,7 +289,7 @@ def run_first_block():
     model, *_ = first_block()
     chex.clear_trace_counter()
 
-    @tiny.jit
+    @tiny.compiled
     @chex.assert_max_traces(n=1)
     def run(variables, images):
         return model.apply(variables, images)
@@ -303,9 +305,9 @@ def jitted(run_first_block):
 
 def test_the_same_mapped_and_stacked(jitted):
     model, variables, images = first_block()
-    pairs = images.reshape(2, 2, *images.shape[1:])
+    pairs = np.asarray(images).reshape(1, 2, 2, *images.shape[1:])
     run = jax.pmap(jax.vmap(model.apply, in_axes=(None, 0)), in_axes=(None, 0))
-    got = run(variables, pairs[None])
+    got = jax.tree.map(np.asarray, run(variables, pairs))
     close(jax.tree.map(lambda a: a.reshape(4, *a.shape[3:]), got), jitted)
 
 
