@@ -253,34 +253,47 @@ def numbers(step):
     return {"params": {"a": rng.normal(size=1_000_000), "step": np.asarray(step)}}
 
 
-def save_until_killed(workdir):
-    checkpoints = Checkpoints(workdir)
-    for step in range(1, 1000):
-        checkpoints.save(step, numbers(step), {"step": step})
-        if step > 1:
-            print(step - 1, flush=True)  # `save` has waited for the step before
+def save_until_killed(*workdirs):
+    """In a process for each folder; they share what is imported."""
+    for workdir in workdirs:
+        if child := os.fork():
+            os.waitpid(child, 0)
+            print("killed", flush=True)
+            continue
+        print(os.getpid(), flush=True)
+        checkpoints = Checkpoints(workdir)
+        for step in range(1, 1000):
+            checkpoints.save(step, numbers(step), {"step": step})
+            if step > 1:
+                print(step - 1, flush=True)  # `save` has waited for the step before
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("delay", [0.0, 0.013, 0.04])
-def test_kill_while_saving_loses_no_finished_step(tmp_path, delay):
-    command = [sys.executable, __file__, "kill", str(tmp_path)]
+def test_kill_while_saving_loses_no_finished_step(tmp_path):
+    delays = 0.0, 0.013, 0.04
+    workdirs = [tmp_path / str(delay) for delay in delays]
+    command = [sys.executable, __file__, "kill", *map(str, workdirs)]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as child:
-        for _ in range(4):
-            assert child.stdout.readline()
-        time.sleep(delay)
-        child.send_signal(signal.SIGKILL)
-        rest = child.stdout.read().split()
-    finished = int(rest[-1]) if rest else 4
-    checkpoints = Checkpoints(tmp_path)
+        for workdir, delay in zip(workdirs, delays, strict=True):
+            pid = int(child.stdout.readline())
+            for _ in range(4):
+                assert child.stdout.readline()
+            time.sleep(delay)
+            os.kill(pid, signal.SIGKILL)
+            *_, finished = 4, *iter(child.stdout.readline, "killed\n")
+            check_killed(workdir, int(finished))
+
+
+def check_killed(workdir, finished):
+    checkpoints = Checkpoints(workdir)
     state, meta, step = checkpoints.restore(abstract(numbers(0)))
     assert step in (finished, finished + 1)
     assert meta == {"step": step}
     assert_same(state, numbers(step))
     checkpoints.save(step + 1, numbers(step + 1), {})
     checkpoints.close()
-    assert all(name.isdecimal() for name in folders(tmp_path))
+    assert all(name.isdecimal() for name in folders(workdir))
 
 
 def save_together(workdir, port, process):
