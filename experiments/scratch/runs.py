@@ -119,6 +119,7 @@ def _train(options, data, settings, made, folder, cache, began):
         run = RunConfig.read(config)
         run.create_model()  # its own mistakes
         run.check_training(parallel.placement())
+        loader.steps_per_epoch(len(train), config.batch_size)  # of one at least
     written = {one["name"]: one for one in made.get("systems", [])}
     written |= {
         name: _facts(one, configs[name], options) for name, one in compared.items()

@@ -1,7 +1,8 @@
 """Training from scratch: the plan, the runs, and what they leave."""
 
-import functools
+import dataclasses
 import json
+import types
 
 import jax
 import numpy as np
@@ -21,7 +22,8 @@ from tests.experiments.scratch_pages import TINY, tiny_options
 
 WORDS = [f"--{name}={value}" for name, value in TINY.items()]
 SOME = (systems.DENSE, "imagepiece_conv", "dynamicvit")
-FLAGS = ["--seeds=0", "--dtype=float32"]
+# One of HARSHER's keep rates is below this one.
+FLAGS = ["--seeds=0", "--dtype=float32", "--keep_rate=0.4"]
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +42,31 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def some():
-    """The command with four systems, which compile in less time than ten."""
+    """The command with three systems, which compile in less time than ten.
+
+    DynamicViT chooses in one block, no system is measured, and programs that runs
+    share stay.
+    """
     named = f"--systems={','.join(SOME)}"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "RULES", Rules(1, 1, 0.01))
-        yield functools.partial(call, command.main, "scratch", *WORDS, *FLAGS, named)
+    every = systems.systems
+
+    def shorter(*args):
+        return [
+            dataclasses.replace(each, reduction=each.reduction | {"blocks": (2,)})
+            if each.name == "dynamicvit"
+            else each
+            for each in every(*args)
+        ]
+
+    def run(*words):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(plan, "measure", lambda *_: SECONDS["a"])
+            patch.setattr(systems, "systems", shorter)
+            kept = types.SimpleNamespace(clear_caches=lambda: None)
+            patch.setattr(runs, "jax", kept)
+            return call(command.main, "scratch", *WORDS, *FLAGS, named, *words)
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +100,9 @@ def test_costs_are_equal(size):
     assert tuple(s.name for s in compared) == SYSTEMS
     assert [s.name for s in compared][0] == systems.DENSE
     assert {s.name for s in compared if s.start} == {"dynamicvit"}
+    below = tuple(rate for rate in (0.8, 0.6, 0.4, 0.3) if rate < options.keep_rate)
+    harsher = {s.name: s.harsher for s in compared if s.harsher}
+    assert harsher == dict.fromkeys(SYSTEMS[2:6], below)
 
 
 def model_of(system, options, classes=10):
@@ -125,10 +150,17 @@ def test_systems_of_a_seed_share_first_weights():
     # The blocks between these two take longest to compile.
     parts = ("cls_token", "pos_embed", "patch_embed", "blocks_0", "norm", "head")
     parts += (f"blocks_{options.depth - 1}",)
-    first = {
-        each.name: fresh_variables(model_of(each, options, 2), 16, 7, parts)["params"]
-        for each in systems.systems(options, 2, "float32")
-    }
+
+    @jax.jit  # what several have in common is compiled once
+    def draw():
+        return {
+            each.name: fresh_variables(model_of(each, options, 2), 16, 7, parts)[
+                "params"
+            ]
+            for each in systems.systems(options, 2, "float32")
+        }
+
+    first = draw()
     for stem in ("conv", "patch"):
         dense = first[f"dense_{stem}"]
         for name in ("imagepiece", "dropping"):
@@ -203,7 +235,7 @@ def test_the_command_leaves_a_json_for_each_run(done):
         result = json.loads((folder / f"{name}_seed0.json").read_text())
         assert len(result["train_loss"]) == 2 and result["images"] == 18
         reduces = name == "imagepiece_conv"
-        assert list(result["harsher"]) == ["0.6", "0.4", "0.3"] * reduces
+        assert list(result["harsher"]) == ["0.3"] * reduces
         assert list(result["masked"]) == ["1", "2", "4"]  # of 16 patches
         for found in (result, *result["harsher"].values(), *result["masked"].values()):
             right = np.frombuffer(bytes.fromhex(found["right"]), np.uint8)
@@ -317,6 +349,22 @@ SECONDS = {
     "a": {"compile": 9.0, "epoch": 2.0, "evaluate": 1.0},
     "b": {"compile": 9.0, "epoch": 3.0, "evaluate": 4.0},
 }
+
+
+def test_a_step_and_an_evaluation_are_timed(monkeypatch):
+    """Of one block, which compiles soonest; each job of a batch is run, for "2 s"."""
+    options = tiny_options(systems="dense_patch")
+    (dense,) = systems.systems(options, 2, "float32")
+    config = systems.config(dense, options, 2, "float32")
+    config.model.depth, config.eval_batch_size = 1, 6
+    measure = plan.timer.measure
+    monkeypatch.setattr(plan, "RULES", Rules(1, 1, 0.01))
+    monkeypatch.setattr(
+        plan.timer, "measure", lambda *args: dict.fromkeys(measure(*args), [2.0])
+    )
+    seconds = plan.measure(config, 28, 18)  # three steps of 8, three batches of 6
+    assert seconds.pop("compile") > 0
+    assert seconds == {"epoch": 6.0, "evaluate": 6.0}
 
 
 def test_epochs_are_cut_until_all_runs_fit():
