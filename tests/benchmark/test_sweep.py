@@ -22,11 +22,11 @@ from tests.models import tiny
 def checkpoint(tmp_path_factory):
     """A tiny dense model's weights as a file, and words that fit it."""
     config = quickstart.get_config()
-    config.model.depth, config.model.embed_dim, config.model.num_heads = 4, 8, 2
+    config.model.depth, config.model.embed_dim, config.model.num_heads = 2, 8, 2
     variables = tiny.fill(variable_shapes(RunConfig.read(config).create_dense(), 16))
     path = tmp_path_factory.mktemp("weights") / "tiny.npz"
     np.savez(path, **convert.to_timm(variables))
-    fields = ("depth=4", "embed_dim=8", "num_heads=2")
+    fields = ("depth=2", "embed_dim=8", "num_heads=2")
     words = [f"--config.model.{field}" for field in fields]
     return path, [*words, "--config.reduction.merge_blocks=(0,)"]
 
@@ -39,7 +39,7 @@ def test_sweep_writes_rows_table_and_plot(tmp_path, checkpoint):
         "--config.reduction.prune_blocks=(1,)",
         *("--weights", path, "--out", tmp_path / "out"),
         *("--sweep", "evit:blocks=(1,):keep_rate=1.0"),
-        *("--sweep", "tome:r=8"),
+        *("--sweep", "tome:r=16"),
     )
     assert ended.status == 0, ended
     text = (tmp_path / "out" / "sweep.jsonl").read_text()
@@ -47,7 +47,7 @@ def test_sweep_writes_rows_table_and_plot(tmp_path, checkpoint):
     assert [row["setting"] for row in rows] == [
         "dense",
         "evit blocks=(1,) keep_rate=1.0",
-        "tome r=8",
+        "tome r=16",
     ]
     assert [row["tokens"] for row in rows] == [65, 65, 33]
     assert all(row["images"] == 359 for row in rows)
