@@ -1,5 +1,6 @@
 """Accuracy over a whole split, from a model whose logits are known."""
 
+import functools
 import time
 import types
 
@@ -11,6 +12,9 @@ from imagepiece_jax.common import parallel
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluate import accuracy
 from tests.models import tiny
+
+# One program each: one by one, its operations take longer.
+correct_at = tiny.compiled(accuracy.correct_at, static_argnums=2)
 
 
 def slow_correct_at(logits, labels, k):
@@ -27,21 +31,21 @@ def test_correct_at_agrees_with_sorting(k):
     rng = np.random.default_rng(k)
     logits = rng.integers(0, 4, size=(200, 7)).astype(np.float32)  # many ties
     labels = rng.integers(0, 7, size=200)
-    got = np.asarray(accuracy.correct_at(logits, labels, k))
+    got = correct_at(logits, labels, k)
     assert got.dtype == bool
     assert got.tolist() == slow_correct_at(logits, labels, k)
 
 
 def test_constant_logits_are_right_for_k_classes_only():
     logits, labels = np.ones((10, 10), np.float32), np.arange(10)
-    assert accuracy.correct_at(logits, labels, 1).tolist() == [True] + [False] * 9
-    assert accuracy.correct_at(logits, labels, 5).tolist() == [True] * 5 + [False] * 5
+    assert correct_at(logits, labels, 1).tolist() == [True] + [False] * 9
+    assert correct_at(logits, labels, 5).tolist() == [True] * 5 + [False] * 5
 
 
 def test_a_nan_is_never_right():
     nan = np.nan
     logits = np.array([[nan] * 3, [nan, 1, 0], [nan, 1, 0]], np.float32)
-    right = accuracy.correct_at(logits, np.array([0, 0, 1]), 1)
+    right = correct_at(logits, np.array([0, 0, 1]), 1)
     assert right.tolist() == [False, False, True]
 
 
@@ -73,14 +77,23 @@ def batch(rows, labels, mask=None):
     }
 
 
+@functools.cache
+def variables_of(scale):
+    return parallel.replicate({"scale": np.float32(scale)})
+
+
+@functools.cache
+def step_of(table):
+    """The step of a Lookup: one for all tests of a table, compiled for each shape."""
+    return accuracy.model_step(Lookup(table))
+
+
 def run(table, batches):
-    variables = parallel.replicate({"scale": np.float32(1)})
-    step = accuracy.model_step(Lookup(table))
-    return accuracy.evaluate(step, variables, iter(batches))
+    return accuracy.evaluate(step_of(table), variables_of(1), iter(batches))
 
 
 # Row 0: class 0 first, 6 last. Row 1: the other way round. Row 2: not a number.
-TABLE = [[7, 6, 5, 4, 3, 2, 1], [1, 2, 3, 4, 5, 6, 7], [np.nan] * 7]
+TABLE = ((7, 6, 5, 4, 3, 2, 1), (1, 2, 3, 4, 5, 6, 7), (np.nan,) * 7)
 
 
 def test_sums_of_two_batches():
@@ -151,8 +164,7 @@ def test_a_step_may_alter_images_and_measure_more():
         return {"largest": outputs.logits.argmax(-1), "image": batch["image"][:, 0]}
 
     step = accuracy.model_step(Lookup(TABLE), measure=measure, alter=alter)
-    variables = parallel.replicate({"scale": np.float32(1)})
-    result = accuracy.evaluate(step, variables, [batch([0, 1, 0], [6, 6, 0])])
+    result = accuracy.evaluate(step, variables_of(1), [batch([0, 1, 0], [6, 6, 0])])
     assert result.each["largest"].tolist() == [6, 6, 6]
     assert result.each["image"].shape == (3, 2, 3)
     assert result.acc1 == pytest.approx(100 * 2 / 3)
@@ -160,7 +172,7 @@ def test_a_step_may_alter_images_and_measure_more():
 
 def test_fewer_than_five_classes():
     """Then any answer is among the first five."""
-    result = run([[1, 2, 3]], [batch([0, 0], [2, 0])])
+    result = run(((1, 2, 3),), [batch([0, 0], [2, 0])])
     assert (result.acc1, result.acc5) == (50.0, 100.0)
 
 
@@ -183,8 +195,7 @@ def test_throughput_leaves_the_first_batch_out(monkeypatch):
 
 def test_throughput_of_a_single_batch_is_without_its_compile():
     """The first call takes a second, as if it compiled; the images count once."""
-    variables = parallel.replicate({"scale": np.float32(1)})
-    compiled, calls = accuracy.model_step(Lookup(TABLE)), []
+    compiled, calls = step_of(TABLE), []
 
     def step(*args):
         calls.append(args)
@@ -192,7 +203,7 @@ def test_throughput_of_a_single_batch_is_without_its_compile():
         return compiled(*args)
 
     only = batch([0, 0, 1], [0, 4, 0])
-    result = accuracy.evaluate(step, variables, iter([only]))
+    result = accuracy.evaluate(step, variables_of(1), iter([only]))
     assert result.throughput > 2 * 3 / 1.0
     assert (result.images, result.acc1) == (3, pytest.approx(100 / 3))
 
@@ -200,8 +211,7 @@ def test_throughput_of_a_single_batch_is_without_its_compile():
 def test_several_sets_of_variables_share_one_pass():
     """Each gets its own result; every batch is read once. Scale -1 turns ranks over."""
     batches = [batch([0, 1, 1], [0, 6, 0]), batch([1, 0], [0, 0])]
-    step = accuracy.model_step(Lookup(TABLE))
-    models = [parallel.replicate({"scale": np.float32(s)}) for s in (1, -1)]
+    step, models = step_of(TABLE), [variables_of(scale) for scale in (1, -1)]
     each = accuracy.evaluate_each(step, models, iter(batches))
     alone = [accuracy.evaluate(step, model, iter(batches)) for model in models]
     for result, single in zip(each, alone, strict=True):
