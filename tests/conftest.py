@@ -24,6 +24,7 @@ from tests import tracing  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 tracing.remember_initializers()
+tracing.remember_exports()
 tracing.share_mlir_context()
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
