@@ -33,6 +33,7 @@ def main():
     from imagepiece_jax.data.sources import short_name
     from imagepiece_jax.data.transforms import EvalTransform
     from imagepiece_jax.reduction import settings
+    from imagepiece_jax.reduction.sweep_text import parse_sweeps
     from imagepiece_jax.training.weights_config import for_analysis
 
     typed, data = MODEL(), cli.required(DATA)
@@ -43,7 +44,7 @@ def main():
         raise InputError(
             f"--images is {count}; allowed are {feature_agreement.FEWEST} or more"
         )
-    reductions = settings.parse_all(SWEEP.value)
+    reductions = parse_sweeps(SWEEP.value)
     reductions = [one for one in reductions if one["name"] != settings.DENSE["name"]]
     out = pathlib.Path(OUT.value or "runs/patch_features")
     weights = for_analysis(**typed)

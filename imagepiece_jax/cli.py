@@ -162,7 +162,7 @@ def evaluated_images():
 
 
 def sweep(help_text):
-    """Define --sweep, which can be given more than once."""
+    """Define --sweep, whose texts reduction/sweep_text.py reads; it can be repeated."""
     return repeated("sweep", f"METHOD:FIELD=V1,V2: {help_text}")
 
 

@@ -1,5 +1,7 @@
 """Accuracy and cost of one checkpoint under several reductions: rows, table, plot.
 
+reduction/sweep_text.py reads them from the text of --sweep.
+
 Every reduction is evaluated on the same images, so differences to the dense model are
 paired. Speeds are for `benchmark`, where models take turns: one after the other, on a
 machine that has other work, they would not compare.

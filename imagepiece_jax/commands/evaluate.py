@@ -43,7 +43,7 @@ def main():
     from imagepiece_jax.evaluate import accuracy, statistics
     from imagepiece_jax.inference import optimize
     from imagepiece_jax.pretrained import runs
-    from imagepiece_jax.reduction import settings
+    from imagepiece_jax.reduction.sweep_text import parse_sweeps
     from imagepiece_jax.training.config import RunConfig
     from imagepiece_jax.training.weights_config import of_weights, open_images
 
@@ -52,7 +52,7 @@ def main():
     if GELU.value and not OPTIMIZED.value:
         instead = "add --optimized, or set --config.model.gelu for the model itself"
         raise InputError(f"--gelu is of the optimized program: {instead}")
-    reductions = settings.parse_all(SWEEP.value)
+    reductions = parse_sweeps(SWEEP.value)
     config, weights = of_weights(**typed)
     limit, model = IMAGES(config), weights.model()
     if JSON.value:

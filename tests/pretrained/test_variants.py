@@ -11,6 +11,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import create_model
 from imagepiece_jax.pretrained import convert, layouts
 from imagepiece_jax.reduction import settings
+from imagepiece_jax.reduction.sweep_text import parse_sweep
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.weights_config import for_analysis
 from tests.models import tiny
@@ -53,7 +54,7 @@ def test_a_file_is_read_once(file, monkeypatch):
 
 
 def test_a_reduction_gives_a_model_with_the_weights_of_the_file(weights, variables):
-    reductions = [*settings.parse("none"), *settings.parse("tome:r=2,3")]
+    reductions = [*parse_sweep("none"), *parse_sweep("tome:r=2,3")]
     found = [weights.pretrained(reduction) for reduction in reductions]
     assert [v.label for v in found] == ["dense", "tome r=2", "tome r=3"]
     assert [v.model.plan[-1].mlp_tokens for v in found] == [26, 22, 20]

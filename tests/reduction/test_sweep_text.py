@@ -1,0 +1,42 @@
+"""The text of --sweep: what it stands for, and what it cannot be."""
+
+import pytest
+
+from imagepiece_jax.errors import InputError
+from imagepiece_jax.reduction.sweep_text import parse_sweep
+
+
+def test_lists_of_several_fields_are_combined():
+    assert parse_sweep("evit:keep_rate=.9,.5:fuse_token=True,False") == [
+        {"name": "evit", "keep_rate": rate, "fuse_token": fuse}
+        for rate in (0.9, 0.5)
+        for fuse in (True, False)
+    ]
+
+
+def test_values_may_be_tuples_words_and_fields_of_the_model():
+    (found,) = parse_sweep("imagepiece:prune_blocks=(2,5):schedule=A:prop_attn=True")
+    assert found == {
+        "name": "imagepiece",
+        "prune_blocks": (2, 5),
+        "schedule": "A",
+        "prop_attn": True,
+    }
+    assert parse_sweep("none") == [{"name": "none"}]
+
+
+@pytest.mark.parametrize(
+    "text, reason",
+    [
+        ("evit:keep_rate", "allowed is FIELD=VALUE"),
+        ("evit:keep_rate=", "allowed is FIELD=VALUE"),
+        ("tome:r=1:r=2", "r is there twice; allowed is one list"),
+        ("evot:keep_rate=.5", "--sweep evot:keep_rate=.5: 'evot' .* you mean evit\\?$"),
+        ("zebra", "--sweep zebra: .* the methods are"),
+        ("evit:r=8", "--sweep evit:r=8: config.reduction.r is not a field of 'evit'"),
+        ("evit:rate_warmup_epochs=3", "rate_warmup_epochs changes training alone; al"),
+    ],
+)
+def test_what_cannot_be_read_is_named(text, reason):
+    with pytest.raises(InputError, match=reason):
+        parse_sweep(text)
