@@ -1,4 +1,4 @@
-"""What the tensors of a model tell of it, and what they leave open.
+"""Which model weights are of: who says what, and whose word counts.
 
 Shapes tell sizes and parts. The number of heads, the kind of GELU, the epsilon of norms
 and the normalization of the images are in no tensor. Nothing is guessed: a name, a
@@ -7,6 +7,7 @@ layout, a config.json or the caller says them.
 
 import dataclasses
 import math
+import pathlib
 from collections.abc import Mapping
 
 import numpy as np
@@ -14,8 +15,14 @@ import numpy as np
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import DEIT, Architecture
-from imagepiece_jax.models.config import ModelConfig, normalization, patch_grid
-from imagepiece_jax.pretrained.hub_configs import is_eva
+from imagepiece_jax.models.config import (
+    ONE_BY_ONE,
+    ModelConfig,
+    normalization,
+    patch_grid,
+)
+from imagepiece_jax.pretrained.hub_configs import CONFIG, is_eva
+from imagepiece_jax.pretrained.layouts import Contents
 
 # Of an Architecture, what no shape tells; the pool is told where it has parameters.
 UNTOLD = ("norm_eps", "gelu", "resize", "rotary", "pool", "pool_include_prefix")
@@ -24,6 +31,80 @@ ALWAYS = ("norm_eps", "gelu", "resize")  # those of them that every model has to
 ALONE = ("num_heads", *ALWAYS, "image_size", "mean", "std")
 PLACE = "place its config.json beside it"  # what a file alone does not say is there
 MOST = 5  # names in a sentence
+
+
+def infer_weights(
+    contents: Contents,
+    stated: ModelConfig,
+    asked: ModelConfig,
+    path: pathlib.Path,
+    where: str,
+) -> ModelConfig:
+    """The config of the model that weights are of.
+
+    contents: tensors, and what their layout says of the model
+    stated: what a config.json says, or of a file its layout and its name
+    asked: what the caller says of the model, or wants changed
+    path: of a folder, whose config.json caller and layout only complete; or of a file,
+        of which the caller is right, then the layout, then the name
+    where: what has the weights, as a sentence calls it
+    Raises InputError as `infer`, and where the tensors have another number of heads.
+    """
+    if path.is_dir():
+        # `ModelConfig.changed` compares the rest of what is asked for.
+        settled = ("image_size",)
+        if stated.name or stated.arch:
+            settled += ("name", "arch", "num_heads", *ONE_BY_ONE)
+        known = stated.over(_without(asked, settled), contents.config)
+    else:
+        known = _known_of_file(contents, stated, asked)
+    heads = contents.config.num_heads
+    try:
+        if heads not in (None, known.num_heads):
+            raise InputError(
+                f"num_heads is {known.num_heads!r}, but its tensors are those of "
+                f"{heads} heads; allowed is {heads}"
+            )
+        return infer(contents.tensors, known)
+    except InputError as error:
+        sentence, folder = f"{where}: {error}", path.parent
+        if (folder / CONFIG).is_file():
+            named = f"name its folder, {folder}, which has a config.json"
+            sentence = sentence.replace(PLACE, named)
+        raise InputError(sentence) from error
+
+
+def _known_of_file(contents, stated, asked):
+    """What caller, layout and name say together of the model of a file."""
+    name, caller = asked.name or stated.name, asked
+    facts = {} if name in registry.MODELS else registry.facts(name)
+    if facts and asked.name:  # the function of that model, whatever the layout
+        heads = ModelConfig(num_heads=contents.config.num_heads)
+        stated = contents.images.over(heads)
+    if facts and not asked.arch:
+        caller = _without(caller, ("norm_eps", "resize"))
+        norm = contents.tensors.get("blocks.0.norm1.weight")
+        if np.shape(norm) == (facts["embed_dim"],):
+            caller = dataclasses.replace(caller, num_heads=facts["num_heads"])
+    size = _size_of_positions(asked.image_size, facts)
+    caller = dataclasses.replace(caller, image_size=size)
+    return caller.over(stated, ModelConfig(name=name))
+
+
+def _without(config, fields):
+    return dataclasses.replace(config, **dict.fromkeys(fields))
+
+
+def _size_of_positions(asked, facts):
+    """The size that tells how the positions of a file lie, where one is asked for.
+
+    That of the name where it has as many patches: positions are resized from it.
+    """
+    usual = facts.get("image_size")
+    if not asked or not usual:
+        return asked
+    patches = [_patches(size, facts["patch_size"]) for size in (asked, usual)]
+    return usual if patches[0] == patches[1] else asked
 
 
 def infer(tensors: Mapping[str, np.ndarray], known: ModelConfig) -> ModelConfig:

@@ -8,7 +8,6 @@ name, or the caller, who may change some of them, but nothing that the weights d
 import dataclasses
 import functools
 import hashlib
-import math
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,9 +22,7 @@ from imagepiece_jax.data.normalize import channels
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.config import (
-    ONE_BY_ONE,
     ModelConfig,
-    patch_grid,
     split_reduction,
 )
 from imagepiece_jax.models.cost import model_macs
@@ -34,7 +31,7 @@ from imagepiece_jax.models.preprocessing import Preprocessing
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.pretrained import convert, hub, hub_configs, layouts, runs
-from imagepiece_jax.pretrained.infer import PLACE, infer
+from imagepiece_jax.pretrained.infer import infer_weights
 from imagepiece_jax.pretrained.layouts import Contents
 from imagepiece_jax.pretrained.trained_model import Pretrained
 from imagepiece_jax.reduction import settings
@@ -231,59 +228,27 @@ class Weights:
 
     def _inferred(self, asked):
         """These weights with the config that their tensors and what is said make."""
-        checkpoint, stated, caller = self.files.contents, self.stated, asked
-        name = asked.name or stated.name
-        if self.path.is_dir():
-            # What is asked for completes a config.json; `changed` compares the rest.
-            settled = ("image_size",)
-            if stated.name or stated.arch:
-                settled += ("name", "arch", "num_heads", *ONE_BY_ONE)
-            known = stated.over(_without(asked, settled), checkpoint.config)
-        else:
-            facts = {} if name in registry.MODELS else registry.facts(name)
-            if facts and asked.name:  # the function of that model, whatever the layout
-                heads = ModelConfig(num_heads=checkpoint.config.num_heads)
-                stated = checkpoint.images.over(heads)
-            if facts and not asked.arch:
-                caller = _without(caller, ("norm_eps", "resize"))
-                norm = checkpoint.tensors.get("blocks.0.norm1.weight")
-                if np.shape(norm) == (facts["embed_dim"],):
-                    caller = dataclasses.replace(caller, num_heads=facts["num_heads"])
-            size = _size_of_positions(asked.image_size, facts)
-            caller = dataclasses.replace(caller, image_size=size)
-            known = caller.over(stated, ModelConfig(name=name))
-        try:
-            heads = checkpoint.config.num_heads
-            if heads not in (None, known.num_heads):
+        stated = self.stated
+        config = infer_weights(self.files.contents, stated, asked, self.path, str(self))
+        for field, value in self.sizes.items():
+            if getattr(config, field) != value:
                 raise InputError(
-                    f"num_heads is {known.num_heads!r}, but its tensors are those of "
-                    f"{heads} heads; allowed is {heads}"
+                    f"{self}: {hub_configs.CONFIG} says {field} {value!r}, but its "
+                    f"tensors have {getattr(config, field)!r}; allowed are files of "
+                    "one model"
                 )
-            config = infer(checkpoint.tensors, known)
-            for field, value in self.sizes.items():
-                if getattr(config, field) != value:
-                    raise InputError(
-                        f"{hub_configs.CONFIG} says {field} {value!r}, but its tensors "
-                        f"have {getattr(config, field)!r}; allowed are files of one "
-                        "model"
-                    )
-        except InputError as error:
-            sentence, folder = f"{self}: {error}", self.path.parent
-            if (folder / hub_configs.CONFIG).is_file():
-                named = f"name its folder, {folder}, which has a config.json"
-                sentence = sentence.replace(PLACE, named)
-            raise InputError(sentence) from error
         if self.path.is_dir():
             config = dataclasses.replace(config, dtype=self.config.dtype)
             crop = self.crop or registry.published_crop(config.name)
             return dataclasses.replace(self, config=config, crop=crop)
+        name = asked.name or stated.name
         size_alone = asked.name in registry.MODELS  # which says nothing of the images
         return dataclasses.replace(
             self,
             config=config,
             crop=registry.published_crop(name),
             class_names=classes.names_of(name, config.num_classes),
-            normalized=not size_alone or self.stated.mean is not None,
+            normalized=not size_alone or stated.mean is not None,
         )
 
     def model(self, reduction: Mapping[str, Any] | None = None) -> ViT:
@@ -489,23 +454,6 @@ def tensors(
     path, checkpoint, averaged: as `load` takes them
     """
     return WeightsFiles(hub.existing(path), checkpoint, averaged).contents.tensors
-
-
-def _without(config, fields):
-    return dataclasses.replace(config, **dict.fromkeys(fields))
-
-
-def _size_of_positions(asked, facts):
-    """The size that tells how the positions of a file lie, where one is asked for.
-
-    That of the name where it has as many patches: positions are resized from it.
-    """
-    usual = facts.get("image_size")
-    if not asked or not usual:
-        return asked
-    patch = facts["patch_size"]
-    grids = [patch_grid(size, patch, cut=True) for size in (asked, usual)]
-    return usual if math.prod(grids[0]) == math.prod(grids[1]) else asked
 
 
 def unknown_normalization(path, flags="--mean and --std", taken="ImageNet's"):

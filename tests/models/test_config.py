@@ -60,7 +60,7 @@ def test_macs_by_hand():
         ("prop_attn", "no", "True, False"),
         ("class_token", 0, "True, False"),
         ("num_heads", 5, "divisors of config.model.embed_dim, 384"),
-        ("hidden_size", 384, "patch_size, embed_dim, depth, num_heads"),
+        ("hidden_size", 384, "did you mean image_size?"),
         ("stem", "convolution", "'patch', 'conv'"),
         ("axis_name", 3, "texts"),
         ("dtype", "float8", "float32, bfloat16, float16"),
