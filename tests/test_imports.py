@@ -41,6 +41,7 @@ REDUCTION = (
     {"contract"},
     {"methods"},
     {"settings"},
+    {"sweep_text"},
     {"kernels"},
 )
 PLAIN_PYTHON = REDUCTION[0]
