@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import json
 import pathlib
+import types
 
 import numpy as np
 import pytest
@@ -51,7 +52,7 @@ class Guessing:
             pathlib.Path("tiny.pth"),
             ModelConfig(**fields),
             settings.DENSE,
-            content=lambda: Contents(tensors, ModelConfig()),
+            files=types.SimpleNamespace(contents=Contents(tensors, ModelConfig())),
         )
         vars(self.weights)["digest"] = "0"
         self.dense = self.weights.gmacs()
@@ -240,8 +241,8 @@ def test_a_run_keeps_its_own_fields_and_parameters(tmp_path):
     model = create_model(**tiny_context.FIELDS, reduction=own)
     tensors = convert.to_timm(fill(variable_shapes(model, 16), 0))
     fields = ModelConfig(**tiny_context.FIELDS)
-    content = Contents(tensors, ModelConfig())
-    pretrained = Weights(tmp_path, fields, own, content=lambda: content)
+    files = types.SimpleNamespace(contents=Contents(tensors, ModelConfig()))
+    pretrained = Weights(tmp_path, fields, own, files=files)
     made = Guessing()
     made.weights = pretrained
     one, other = compare._entries(made, "dynamicvit", (0.5, 0.9), "gmacs")
