@@ -172,6 +172,13 @@ def test_rotary_positions_travel_with_tokens(name):
     check(small(name, IMAGEPIECE))
 
 
+def test_rotary_positions_of_merged_tokens_that_are_chosen_from():
+    """The last block attends to what a prune has left of merged tokens."""
+    blocks = {"merge_blocks": (0,), "prune_blocks": (1,)}
+    name = min(ROTARY.values())
+    check(small(name, tiny.IMAGEPIECE | blocks, depth=3), runtimes=[run])
+
+
 @pytest.mark.parametrize("planes", ["neighbors", "halves"])
 def test_rotary_positions_are_those_of_means_of_tokens(planes):
     """Whose coordinates, however they came about, turn heads as those of merges do."""
