@@ -20,9 +20,9 @@ class InputError(ValueError):
 
 
 def of_keywords(function):
-    """`function`, whose InputErrors say num_heads for config.model.num_heads.
+    """`function`, with InputErrors that say num_heads, not config.model.num_heads.
 
-    For what Python calls; commands call what is inside, and name fields of the config.
+    Users of Python call it so; commands call what is inside, and name the config.
     """
 
     @functools.wraps(function)
@@ -62,7 +62,10 @@ def suggestion(word, words, otherwise):
 
 
 def one_of(name, value, options):
-    """`options[value]`; InputError, which says `name`, for a value that is none."""
+    """`options[value]`.
+
+    Raises InputError, with `name` as the field, for a value that is not among them.
+    """
     if value not in [*options]:
         listed = ", ".join(map(str, options))
         raise InputError(f"{name} is {value!r}; allowed are {listed}")

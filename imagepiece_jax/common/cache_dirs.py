@@ -1,4 +1,4 @@
-"""Folders in which what was compiled is kept for later processes."""
+"""Folders that keep compiled code for later processes."""
 
 import errno
 import os
@@ -8,12 +8,12 @@ import zlib
 
 
 def folder(kind: str) -> pathlib.Path:
-    """Where things of this kind are kept: below $XDG_CACHE_HOME, else ~/.cache.
+    """The folder for one kind of compiled code, below $XDG_CACHE_HOME or ~/.cache.
 
-    OSError where there is neither, and where it is another user's.
+    Raises OSError where there is neither, and where it is another user's.
     """
     base = os.environ.get("XDG_CACHE_HOME", "")
-    if not os.path.isabs(base):  # to be ignored, by its specification
+    if not os.path.isabs(base):  # its specification says to ignore a relative path
         base = os.path.expanduser("~/.cache")
     if not os.path.isabs(base):
         raise FileNotFoundError(errno.ENOENT, "there is no home folder")
@@ -23,9 +23,9 @@ def folder(kind: str) -> pathlib.Path:
 
 
 def check_owner(*paths: pathlib.Path) -> None:
-    """PermissionError for what another user has made: what is kept here is run.
+    """Raise PermissionError for a path that another user made: its code would be run.
 
-    Root is no other user: it can do anything anyway.
+    Root's paths pass: root can do anything anyway.
     """
     for path in paths:
         if path.exists() and owner(path) not in (os.geteuid(), 0):
@@ -51,12 +51,12 @@ def processor() -> str:
 def keep_programs() -> tuple[pathlib.Path | None, bool]:
     """Have JAX, not yet imported, keep the programs that it compiles.
 
-    Returns their folder, and whether it was made just now.
+    Each kind of processor has its own folder, since machines may share a home folder
+    and JAX's file names do not tell processors apart.
 
-    One for each kind of processor, since a home may be shared and JAX's names do not
-    tell them apart. (None, False) where the environment has its own
-    JAX_COMPILATION_CACHE_DIR or JAX_ENABLE_COMPILATION_CACHE, or the folder cannot be
-    made or is another user's.
+    Returns the folder, and whether it was made just now; (None, False) where the
+    environment sets JAX_COMPILATION_CACHE_DIR or JAX_ENABLE_COMPILATION_CACHE itself,
+    and where the folder cannot be made or is another user's.
     """
     names = ("JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE")
     if any(name in os.environ for name in names):

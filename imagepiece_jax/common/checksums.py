@@ -33,8 +33,10 @@ def steps(folder):
 def newest(folder, choose, among=None, reader=None):
     """(arrays by name, meta, step) of the newest intact step in `folder`.
 
-    choose: as `read` takes it; among: these steps only; reader: in place of `read`.
-    InputError where there is no step, or none that is intact.
+    choose: as for `read`
+    among: numbers of the steps to try, in order; None: all
+    reader: called in place of `read`
+    Raises InputError where there is no step, or none that is intact.
     """
     folder, reader = pathlib.Path(folder), reader or read
     among = steps(folder) if among is None else among
@@ -56,13 +58,13 @@ def newest(folder, choose, among=None, reader=None):
 
 
 def described(arrays, meta):
-    """The text stored with `arrays` (by name): the table of them, and `meta`."""
+    """The JSON text stored with `arrays` (by name): their table, and `meta`."""
     table = {name: _entry(array) for name, array in arrays.items()}
     return json.dumps({"meta": meta, "arrays": table}, sort_keys=True)
 
 
 def items(arrays, content):
-    """A step's items as Orbax takes them; `content` is from `described`."""
+    """A step's items as Orbax takes them; `content` is the text of `described`."""
     return ocp.args.Composite(
         state=ocp.args.PyTreeSave(traverse_util.unflatten_dict(arrays, sep="/")),
         meta=ocp.args.JsonSave(
@@ -72,18 +74,22 @@ def items(arrays, content):
 
 
 def read_content(folder) -> str:
-    """The content text of a step, of `described`; DamagedError if it is not intact."""
+    """The text of a step that `described` made.
+
+    Raises DamagedError if it is not intact.
+    """
     with _reported_as_damage():
         meta = _read_item(folder, meta=ocp.args.JsonRestore())
         if zlib.crc32(meta["content"].encode()) != meta["crc32"]:
-            raise DamagedError("its meta data are not what was written (checksum)")
+            raise DamagedError("its metadata is not what was written (checksum)")
         return meta["content"]
 
 
 def read(folder, choose):
-    """Arrays by name, and the content text, of a step; DamagedError if not intact.
+    """Arrays by name, and the text of `described`, of a step.
 
-    `choose(folder, table)` names the arrays to read, and may raise an InputError.
+    choose: called with (folder, table), names the arrays to read; may raise InputError
+    Raises DamagedError if any of it is not intact.
     """
     content = read_content(folder)
     with _reported_as_damage():

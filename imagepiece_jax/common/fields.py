@@ -1,7 +1,7 @@
 """Fields of methods and config groups: type, check and default in one place.
 
 A frozen dataclass whose base is `CheckedFields` names the kind of each of its fields:
-`keep_rate: float = rate(0.7)`. A field without a default has to be given.
+`keep_rate: float = rate(0.7)`. A field without a default must be given.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ REQUIRED = dataclasses.MISSING
 
 
 class Kind(NamedTuple):
-    """What a field may be: a value's plain Python form, and the allowed in words."""
+    """What a field may hold: how a value becomes plain Python, and what is allowed."""
 
     convert: Callable[[Any], Any]  # ValueError for what is not allowed
     allowed: str
@@ -26,8 +26,8 @@ class Kind(NamedTuple):
 class CheckedFields:
     """Fields that are checked, and made plain Python, when an object is made.
 
-    group: the group of a config that they are; "": they stand in no group of it; None:
-    they are of no config.
+    group: the group of a config that holds them; "": its top level; None: they are of
+        no config
     """
 
     group: ClassVar[str | None] = None
@@ -38,7 +38,7 @@ class CheckedFields:
                 value = getattr(self, field.name)
                 try:
                     value = kind.convert(value)
-                except InputError:  # of the fields of what it is
+                except InputError:  # of the value's own fields
                     raise
                 except ValueError:
                     self.refuse(field.name, kind.allowed)
@@ -52,15 +52,15 @@ class CheckedFields:
         return ".".join(filter(None, ("config", cls.group, field)))
 
     def refuse(self, field: str, allowed: str):
-        """Raise the InputError for the value of a field."""
+        """Raise InputError for the value of a field; allowed: what it may be."""
         value = getattr(self, field)
         raise InputError(f"{self.path(field)} is {value!r}; allowed are {allowed}")
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> Self:
-        """The fields as they stand in a whole config; those of groups in their group.
+        """The fields, read from a whole config; those of a group from that group.
 
-        InputError for the first that is missing or not allowed.
+        Raises InputError for the first that is missing or not allowed.
         """
         values = config.get(cls.group) if cls.group else config
         values, read = values if hasattr(values, "keys") else {}, {}
@@ -78,20 +78,21 @@ class CheckedFields:
 
 
 def is_number(value) -> bool:
-    """Whether it is a real number, NumPy's included, and not a truth value."""
+    """Whether it is a real number, NumPy's included, and not a bool."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def is_whole(value) -> bool:
-    """Whether it is a whole number, NumPy's included, and not a truth value."""
+    """Whether it is a whole number, NumPy's included, and not a bool."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def checked(default, convert, allowed, training=False):
-    """A field of a kind of its own; `training`: inference does not read it.
+    """A field with a check of its own.
 
-    convert: from a value to its plain Python form, ValueError for what is not allowed;
-    allowed: what is, in words.
+    convert: from a value to its plain Python form; ValueError for one not allowed
+    allowed: the allowed values, in words
+    training: whether only training reads the field
     """
     metadata = {"kind": Kind(convert, allowed), "training": training}
     return dataclasses.field(default=default, metadata=metadata)
@@ -158,7 +159,10 @@ def counts(default=REQUIRED, least=0):
 
 
 def several(default, of, allowed, length=None):
-    """Several values, each as the field `of` has it; allowed: what they are."""
+    """A tuple of `length` values (None: of any number), each checked as the field `of`.
+
+    allowed: the allowed values, in words
+    """
     one = of.metadata["kind"].convert
 
     def convert(value):
@@ -172,7 +176,7 @@ def choice(default=REQUIRED, allowed=()):
     """One of `allowed`."""
 
     def convert(value):
-        # 1 == True: what is equal must be of the same kind, too.
+        # 1 == True: equal values must also be of one type.
         fits = any(
             value is entry or (value == entry and type(value) is type(entry))
             for entry in allowed
@@ -190,7 +194,7 @@ def switch(default=REQUIRED):
 def text(default=REQUIRED):
     """A string."""
     return checked(
-        default, lambda value: _require(isinstance(value, str), value), "texts"
+        default, lambda value: _require(isinstance(value, str), value), "strings"
     )
 
 

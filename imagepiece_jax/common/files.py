@@ -16,7 +16,7 @@ from imagepiece_jax.errors import InputError, RunError
 
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent
 
-# Photographs and weights, which no command replaces but one that writes such a file.
+# Photographs and weights: only a command that writes such files replaces one.
 KEPT = (".jpg", ".jpeg", ".png", ".webp", ".npz", ".safetensors", ".pth", ".pt", ".bin")
 
 log = logging.getLogger("imagepiece_jax.files")
@@ -25,9 +25,11 @@ log = logging.getLogger("imagepiece_jax.files")
 def lock(file, busy):
     """Keep other processes from locking an open file until it is closed.
 
-    Where one has it already the file is closed: InputError, whose sentence is `busy`.
-    File systems without locks (Lustre mounted so, some NFS) leave it open, with a
+    File systems without locks (some mounts of Lustre and NFS) leave it unlocked, with a
     warning: a run there is better than none.
+
+    busy: the sentence of the error
+    Raises InputError, and closes the file, where another process has locked it.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -45,14 +47,17 @@ def lock(file, busy):
 
 
 def read_json(path):
-    """The object in a JSON file, a dict; InputError for anything else that it holds."""
+    """The object in a JSON file, a dict.
+
+    Raises InputError where the file cannot be read or holds anything else.
+    """
     try:
         content = json.loads(pathlib.Path(path).read_text("utf-8"))
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
         raise InputError(
-            f"{path} is no JSON ({error}); allowed is an object"
+            f"{path} is not JSON ({error}); allowed is an object"
         ) from error
     if not isinstance(content, dict):
         raise InputError(f"{path} is a {type(content).__name__}; allowed is an object")
@@ -60,12 +65,15 @@ def read_json(path):
 
 
 def memory_bytes():
-    """The memory of this machine."""
+    """Memory of this machine, in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def make_folder(flag, path):
-    """Make the folder `path` that was given by `flag`; InputError."""
+    """Make the folder `path`, the value of `flag`.
+
+    Raises InputError where it cannot be made.
+    """
     try:
         pathlib.Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -77,11 +85,12 @@ def make_folder(flag, path):
 
 
 def check_writable(flag, path, read=(), writes=()):
-    """InputError for a file that cannot be written: now, not after the work.
+    """Check that a file can be written: now, not after the work.
 
     flag: names it in the error, such as "--json"
     read: files that the command reads, which would be lost
     writes: suffixes of KEPT that the command writes itself
+    Raises InputError where it cannot be written, or must not be replaced.
     """
     for source in filter(os.path.exists, read):
         if os.path.exists(path) and os.path.samefile(path, source):
@@ -89,7 +98,7 @@ def check_writable(flag, path, read=(), writes=()):
     suffix = os.path.splitext(path)[1].lower()
     if os.path.exists(path) and suffix in KEPT and suffix not in writes:
         raise InputError(
-            f"{flag} {path} is there, and this command writes no {suffix}; allowed is "
+            f"{flag} {path} exists, and this command writes no {suffix}; allowed is "
             "another name"
         )
     try:
@@ -106,8 +115,8 @@ def check_writable(flag, path, read=(), writes=()):
 def replace_file(path, content):
     """Write a whole file of text or bytes, or nothing.
 
-    Text is UTF-8; names of files that are not UTF-8 stand in it with backslashes.
-    RunError where it cannot be written.
+    Text is written as UTF-8, with backslash escapes for file names that are not UTF-8.
+    Raises RunError where it cannot be written.
     """
     text = isinstance(content, str)
     data = content.encode(errors="backslashreplace") if text else content
@@ -117,10 +126,11 @@ def replace_file(path, content):
 
 @contextlib.contextmanager
 def replacing(path):
-    """A path to write that takes the place of `path` at the end, if none raises.
+    """A path to write that takes the place of `path` at the end, if nothing raises.
 
     A kill leaves the old file or the new one. What a symbolic link points to is
-    replaced, not the link. RunError where it cannot be written.
+    replaced, not the link.
+    Raises RunError where it cannot be written.
     """
     try:
         target = _target(path)
@@ -138,8 +148,8 @@ def replacing(path):
             raise
     except OSError as error:
         raise RunError(
-            f"{path} cannot be written ({error.strerror or error}); fix this, and "
-            "give the same command again"
+            f"{path} cannot be written ({error.strerror or error}); fix this, and run "
+            "the same command again"
         ) from error
 
 
@@ -147,11 +157,12 @@ def replacing(path):
 def replacing_folder(path):
     """A new folder to fill that becomes `path` at the end, if nothing raises.
 
-    A folder that is there is replaced as a whole; of a symbolic link the one that it
-    names. Between two renames the old one is beside it, under a name that starts with a
-    dot. There it stays after a kill, and where it can neither be replaced nor put back:
-    it is removed only when the new one has its place. A folder that somebody else has
-    made meanwhile is not replaced. RunError where it cannot be written.
+    An existing folder is replaced as a whole; of a symbolic link, the one that it
+    points to. Between two renames the old one lies beside it, under a name that starts
+    with a dot. It stays there after a kill, and where it can be neither replaced nor
+    put back: it is removed only once the new one is in its place. A folder that someone
+    else has made in the meantime is not replaced.
+    Raises RunError where it cannot be written.
     """
     try:
         target = _followed(path)
@@ -196,7 +207,8 @@ def _put_back(old, target):
 def append_line(file, text):
     """Append one line to `file`, open for unbuffered binary appending; or nothing.
 
-    RunError where it cannot be written whole (a full disk): a part is removed again.
+    Raises RunError where it cannot be written whole (a full disk), and removes what was
+    written of it.
     """
     before = os.fstat(file.fileno()).st_size
     data = memoryview((text + "\n").encode())
@@ -244,7 +256,7 @@ def _target(path):
 
 
 def _followed(path):
-    """What `path` names, its symbolic links followed; OSError where they go around."""
+    """What `path` names, with symbolic links followed; OSError where they loop."""
     target = pathlib.Path(os.path.realpath(path))
     if target.is_symlink():  # one that leads back to itself
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))

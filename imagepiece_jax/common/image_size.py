@@ -2,7 +2,7 @@
 
 
 def sides(image_size) -> tuple[int, int]:
-    """(height, width) of an image size that is a number or these two."""
+    """(height, width) of an image size, which is one number or these two."""
     if isinstance(image_size, tuple | list):
         return tuple(image_size)
     return image_size, image_size
@@ -14,9 +14,9 @@ def described(image_size) -> str:
 
 
 def whole_patches(images, patch_size):
-    """(images [B, H, W, 3] as far as patches fill them, their rows and columns).
+    """Images [B, H, W, 3] cut to whole patches, and their (rows, columns) of patches.
 
-    A model cuts what is left at the bottom and on the right.
+    A model cuts off what is left at the bottom and on the right.
     """
     grid = tuple(side // patch_size for side in images.shape[1:3])
     height, width = (patch_size * count for count in grid)

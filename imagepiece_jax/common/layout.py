@@ -11,8 +11,8 @@ def device_samples(samples, devices):
     """Samples of a batch that each device holds, int64 [devices, samples / devices].
 
     Mixup pairs sample i with n - 1 - i: both are on one device, in mirrored places, so
-    that no image travels. Of an odd number of samples a device the middle one's partner
-    is the middle one of the mirrored device.
+    that no image travels. Where a device has an odd number of samples, the partner of
+    the middle one is the middle one of the mirrored device.
     """
     half, odd = divmod(samples // devices, 2)
     first = np.arange(devices * half).reshape(devices, half)

@@ -1,9 +1,8 @@
 """Functions that are one node of a graph for another runtime.
 
 XLA compiles what a function does; another runtime has operators of its own for some of
-it. Inside of `kept` a function marked by `node` is traced as one equation of primitive
-`node_p`, which an exporter translates as a whole; outside of it the mark changes
-nothing.
+it. Inside `kept` a function marked by `node` is traced as one equation of primitive
+`node_p`, which an exporter translates as a whole; outside it the mark changes nothing.
 """
 
 import contextlib
@@ -28,7 +27,7 @@ def _shapes(*_, results, **_options):
 
 
 def node(fn):
-    """Mark `fn`, of arrays, pytrees of them and static arguments, as one node.
+    """Mark `fn`, which takes arrays, pytrees of them and static values, as one node.
 
     The equation has the arrays as operands and the parameters name, `arguments` (how
     to rebuild what `fn` was called with, see `rebuilt`) and `results`, their shapes.
@@ -61,7 +60,7 @@ def node(fn):
 
 
 def rebuilt(arguments, arrays):
-    """(args, options) of a marked call, with `arrays` in place of its own."""
+    """(args, options) of a marked call from its `arguments`, with other `arrays`."""
     tree, places = arguments
     arrays = iter(arrays)
     leaves = [next(arrays) if place is None else place[0] for place in places]

@@ -23,7 +23,7 @@ AXIS = "devices"
 
 
 class _ReportedError(InputError):
-    """A mistake that another process has found and reported."""
+    """A mistake that another process found and reported."""
 
 
 def gather(text):
@@ -39,9 +39,9 @@ def gather(text):
 
 
 def exchange(value):
-    """The JSON `value` of every process; InputError if one of them reports an error.
+    """The JSON `value` of every process, in their order; tuples come back as lists.
 
-    Tuples come back as lists.
+    Raises InputError if one of them reports an error.
     """
     texts = gather(json.dumps({"value": value}))
     messages = [json.loads(text) for text in texts]
@@ -54,8 +54,8 @@ def exchange(value):
 def from_main(decide):
     """What `decide()` returns in process 0, a JSON value, in every process.
 
-    For all that depends on files that processes share: their views of a network file
-    system differ for a while.
+    Whatever depends on shared files is decided so: for a while, processes may see a
+    network file system differently.
     """
     return exchange(decide() if is_main() else None)[0]
 
@@ -77,7 +77,7 @@ def shared_errors():
 
 
 def check_same(values: dict):
-    """InputError for the first of {what: JSON value} that processes disagree on."""
+    """Raise InputError for the first of {what: JSON value} that processes differ in."""
     first, *others = exchange(values)
     for process, other in enumerate(others, start=1):
         for name in [*first, *(name for name in other if name not in first)]:
@@ -92,9 +92,9 @@ def check_same(values: dict):
 def max_over_processes():
     """A function of a number from 0: the highest that any process calls it with.
 
-    All call it equally often, and get the same. A process that is alone gets its own
-    number back. Several get the highest of the previous call (at first 0): that answer
-    has arrived by now, and the device need not wait for the host.
+    All call it equally often, and get the same. A single process gets its number back.
+    Several get the highest of the previous call (at first 0): that answer has arrived
+    by now, and the device need not wait for the host.
     """
     if process_count() == 1:
         return int
@@ -146,9 +146,11 @@ def pmap(fn, *, donate_argnums=(), program=None):
 
     Arguments and results carry a leading axis of devices: NumPy arrays have those of
     this process, JAX arrays (`replicate`, `shard`, results of earlier calls) those of
-    all; `local` and `unreplicate` read them. Donated arguments are JAX arrays, else
-    they would be copied. `program`: what it is of a model, such as "training step": it
-    gets the compiler options for models (xla_options), and its compilation is told.
+    all; `local` and `unreplicate` read them.
+
+    donate_argnums: of arguments whose memory is reused: JAX arrays, others are copied
+    program: what `fn` is of a model, such as "training step": it is compiled with
+        xla_options, and the compilation is reported; None for anything else
     """
     mapped = jax.pmap(
         fn, axis_name=AXIS, donate_argnums=donate_argnums, axis_size=device_count()
@@ -181,7 +183,7 @@ class _Mapped:
     def compile(self, *args):
         """The program for arguments like these (`jax.stages.Compiled`), kept for calls.
 
-        A `jax.ShapeDtypeStruct` is of all processes, as a JAX array.
+        A `jax.ShapeDtypeStruct` is one of all processes, as a JAX array is.
         """
         # Shapes, to `lower`, would mean those of this process.
         types = jax.tree.map(lambda x: jax.typeof(_shape_of_all(x)), args)
@@ -193,7 +195,7 @@ class _Mapped:
 
     @property
     def working_bytes(self):
-        """Memory beside arguments and results, of the program that needs most."""
+        """Memory besides arguments and results, of the program that needs most."""
         sizes = (program.memory_analysis() for program in self._compiled.values())
         return max(size.temp_size_in_bytes for size in sizes)
 
@@ -234,15 +236,18 @@ def local(tree):
 def unreplicate(tree):
     """The first device's copy as NumPy on the host: [devices, ...] -> [...].
 
-    The memory is its own and writable, so the device arrays may be donated while it is
-    being saved.
+    The copy owns its memory and is writable, so the device arrays may be donated while
+    it is being saved.
     """
     first = jax.tree.map(lambda x: x.addressable_shards[0].data, tree)
     return jax.tree.map(lambda x: np.array(x[0]), jax.device_get(first))
 
 
 def shard(tree):
-    """Split this process's samples: [n, ...] -> [devices, n / local devices, ...]."""
+    """Split this process's samples: [n, ...] -> [devices, n / local devices, ...].
+
+    Raises InputError where n is no multiple of the local devices.
+    """
     count = len(local_devices())
 
     def put(x):

@@ -33,7 +33,7 @@ CAPTION = (
 
 
 def markdown_table(head, rows) -> list[str]:
-    """The lines of a Markdown table; None is a blank cell."""
+    """The lines of a Markdown table; None stands for a blank cell."""
     lines = [head, ["---"] * len(head), *rows]
     return [f"| {' | '.join(map(_markdown_cell, line))} |" for line in lines]
 
@@ -45,13 +45,18 @@ def _markdown_cell(value):
 
 
 def draw_groups(image: np.ndarray, source: np.ndarray, grid, scale=1) -> np.ndarray:
-    """Draw the tokens on the image: uint8 [H, W, 3] -> uint8 [H * scale, W * scale, 3].
+    """Draw the tokens on the image.
 
-    `source` is int [h * w] and `grid` (h, w), which divides (H, W). A kept patch is
-    blended with the mean color of its group, a dropped one fades into stripes. Pixels
-    beside another group are outline: two wide and of a bright color where several
-    patches were merged, one wide and pale where the token is a single patch. The bright
-    color belongs to the group's first patch, so it stays from step to step.
+    A kept patch is blended with the mean color of its group, a dropped one fades into
+    stripes. Pixels beside another group are outline: two wide and of a bright color
+    where several patches were merged, one wide and pale where the token is a single
+    patch. The bright color is that of the group's first patch, so it stays from step to
+    step.
+
+    image: uint8 [H, W, 3]
+    source: int [h * w]
+    grid: (h, w), which divides (H, W)
+    Returns uint8 [H * scale, W * scale, 3].
     """
     image, source = np.asarray(image), np.asarray(source)
     _check(image, source, grid)
@@ -86,10 +91,11 @@ def mean_colors(image, source, grid):
 
 
 def value_colors(values, colormap="inferno"):
-    """Color of each of `values` in 0..1: float [...] -> uint8 RGBA [..., 4].
+    """Colors of values, three quarters opaque.
 
-    Three quarters opaque. NaN, which stands for a dropped patch, is a pale tone.
-    `colormap` names one of matplotlib's maps.
+    values: float [...] in 0..1; NaN, for a dropped patch, is a pale tone
+    colormap: matplotlib's name of one
+    Returns uint8 RGBA [..., 4].
     """
     from matplotlib import colormaps
 
@@ -103,7 +109,8 @@ def value_colors(values, colormap="inferno"):
 def draw_values(image, values, grid, colormap="inferno", scale=1):
     """Draw a value per patch over the gray image: uint8 [H * scale, W * scale, 3].
 
-    values: float [h * w] in 0..1, NaN for dropped patches, which fade into stripes.
+    image, grid, scale: as for `draw_groups`
+    values: float [h * w] in 0..1, NaN for dropped patches, which fade into stripes
     """
     image, values = np.asarray(image), np.asarray(values)
     _check(image, values, grid)
@@ -118,10 +125,13 @@ def draw_values(image, values, grid, colormap="inferno", scale=1):
 def token_page(path, images, sources, grid, titles):
     """Write one PNG with a row per image: the input, then its tokens after each step.
 
-    images: uint8 [H, W, 3], all of one size; sources: for each image a list of (title,
-    source), one picture each, such as ("after block 3", source); titles: one for each
-    input. The number of tokens is written under each title. The file appears
-    whole or not at all.
+    The number of tokens is written under each title.
+
+    images: uint8 [H, W, 3], all of one size
+    sources: for each image a list of (title, source), such as ("after block 3", source)
+    grid: as for `draw_groups`
+    titles: one for each image
+    Raises RunError where it cannot be written whole.
     """
     scale = enlargement(images[0])
     rows = [
@@ -136,15 +146,16 @@ def token_page(path, images, sources, grid, titles):
 
 
 def enlargement(image):
-    """The factor by which `image` [H, W, 3] is enlarged on a page."""
+    """The whole factor by which `image` [H, W, 3] is enlarged on a page."""
     return max(1, -(-_PANEL // image.shape[0]))
 
 
 def panel_page(path: str | os.PathLike, rows, caption: str):
-    """Write one PNG of pictures in rows: (title, uint8 [H, W, 3], note), or None.
+    """Write one PNG of pictures in rows.
 
-    All pictures are of one size; None leaves a place empty. `caption` stands below.
-    The file appears whole or not at all.
+    rows: lists of (title, uint8 [H, W, 3], note), all of one size; None: an empty place
+    caption: stands below the pictures
+    Raises RunError where it cannot be written whole.
     """
     height, width = next(panel for row in rows for panel in row if panel)[1].shape[:2]
     columns = max(map(len, rows))
@@ -187,7 +198,8 @@ def panel_page(path: str | os.PathLike, rows, caption: str):
 def accuracy_plot(path: str | os.PathLike, points):
     """Write one PNG: accuracy against cost, a curve per method, bars for the intervals.
 
-    points: (method, GMACs, accuracy in %, half of its 95 % interval), in any order.
+    points: (method, GMACs, accuracy in %, half of its 95 % interval), in any order
+    Raises RunError where it cannot be written whole.
     """
     figure = new_figure(7, 5, layout="constrained")
     axes = figure.add_subplot()
@@ -205,7 +217,7 @@ def accuracy_plot(path: str | os.PathLike, points):
 
 
 def new_figure(width: float, height: float, layout: str | None = None):
-    """A matplotlib figure of these inches, at 100 dots per inch, without a display."""
+    """A matplotlib figure without a display; width and height in inches of 100 dots."""
     # Imported here: it takes a third of a second, and most processes draw nothing.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -216,7 +228,10 @@ def new_figure(width: float, height: float, layout: str | None = None):
 
 
 def save_figure(figure, path: str | os.PathLike):
-    """Write a matplotlib figure as a PNG, whole or not at all; RunError."""
+    """Write a matplotlib figure as a PNG.
+
+    Raises RunError where it cannot be written whole.
+    """
     with replacing(path) as new:
         figure.savefig(new, format="png")
 

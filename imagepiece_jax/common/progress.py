@@ -8,7 +8,7 @@ import time
 from tqdm import tqdm
 
 EVERY = 30  # seconds between lines
-PATIENCE = 3.0  # seconds of work of which nothing is said
+PATIENCE = 3.0  # seconds of work before anything is said
 
 
 @contextlib.contextmanager
@@ -44,10 +44,12 @@ def progress(label, total=None):
 
 @contextlib.contextmanager
 def working(what: str, shown: bool = True):
-    """Say on stderr that `what` is being done, from PATIENCE seconds on.
+    """Say on stderr what is being done, once it has taken PATIENCE seconds.
 
-    A line, such as "compiling the training step ..", which on a terminal has the
-    elapsed time, and goes with the end. Not `shown`: by one of several processes.
+    On a terminal the line shows the elapsed time, and disappears at the end.
+
+    what: such as "compiling the training step"
+    shown: False in all but one of several processes
     """
     if not shown:
         yield

@@ -45,14 +45,11 @@ def job(call: Callable[[int], Any]) -> TimedCall:
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """Calls before timing; turns of every program; minimum seconds of a turn.
+    """How long to measure; the defaults are what a published figure needs."""
 
-    The defaults are what a published figure needs.
-    """
-
-    warmup: int = 20
-    repeats: int = 5
-    seconds: float = 1.0
+    warmup: int = 20  # calls of every program before any is timed
+    repeats: int = 5  # turns of every program
+    seconds: float = 1.0  # least time of a turn
 
 
 class Spread(NamedTuple):

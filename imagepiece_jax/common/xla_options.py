@@ -8,7 +8,7 @@ import jax
 from imagepiece_jax.errors import InputError
 
 # By platform. Triton's matrix products leave bias, GELU and residual to kernels of
-# their own, cuBLASLt's end in them; but not where XLA joins products of one input.
+# their own; cuBLASLt's include them, unless XLA joins products of one input.
 OPTIONS = {
     "gpu": {
         "xla_gpu_enable_triton_gemm": False,
@@ -18,18 +18,18 @@ OPTIONS = {
 
 
 def options(platform):
-    """Options for "cpu", "gpu", ..: a new dict, empty where XLA's own are best."""
+    """Options for "cpu", "gpu", ..: a new dict, empty where XLA's defaults are best."""
     return dict(OPTIONS.get(platform, {}))
 
 
 def fast_dtype(device: jax.Device | None = None) -> str:
-    """The dtype that is fast on a device, None the first: float32 on CPUs alone."""
+    """The fast dtype on a device (None: the first): float32 on CPUs, else bfloat16."""
     device = device or jax.devices()[0]
     return "float32" if device.platform == "cpu" else "bfloat16"
 
 
 def check_dtype(platform, dtype):
-    """InputError for a dtype of layers that `platform` cannot compute in."""
+    """Raise InputError for a dtype of layers that `platform` cannot compute in."""
     if platform == "cpu" and dtype == "float16":
         raise InputError(
             "dtype is 'float16', in which CPUs compute no attention; allowed there are "

@@ -319,6 +319,6 @@ def test_photographs_and_weights_are_not_replaced(tmp_path):
         path = tmp_path / name
         check_writable("--out", path)
         path.touch()
-        with pytest.raises(InputError, match=f"--out {path} is there, and this"):
+        with pytest.raises(InputError, match=f"--out {path} exists, and this"):
             check_writable("--out", path)
     check_writable("--plot", path, writes=[".png"])

@@ -326,7 +326,7 @@ def test_json_that_is_no_index(tmp_path):
     ):
         read_state_dict(tmp_path / "config.json")
     (tmp_path / "config.json").write_text('{"model_type": ')
-    with pytest.raises(InputError, match="config.json is no JSON .*; allowed is an"):
+    with pytest.raises(InputError, match="config.json is not JSON .*; allowed is an"):
         read_state_dict(tmp_path / "config.json")
 
 

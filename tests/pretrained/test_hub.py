@@ -167,9 +167,9 @@ def test_what_is_meant_by_what_is_no_path(path, message, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "file, content, message",
     [
-        ("config.json", b"{", "config.json is no JSON .*; allowed is an object"),
+        ("config.json", b"{", "config.json is not JSON .*; allowed is an object"),
         ("config.json", b"5", "config.json is a int; allowed is an object"),
-        (INDEX, b"{", f"{INDEX} is no JSON .*; allowed is an object"),
+        (INDEX, b"{", f"{INDEX} is not JSON .*; allowed is an object"),
         (INDEX, b"[]", f"{INDEX} is a list; allowed is an object"),
         (INDEX, b"{}", f"{INDEX} has no weight_map; allowed is an index of"),
         (

@@ -108,7 +108,7 @@ def test_what_no_model_here_has(config, processor, message):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("{", "config.json is no JSON"),
+        ("{", "config.json is not JSON"),
         ("[]", "config.json is a list; allowed is an object"),
         ('{"model_type": "resnet"}', ": config.json: model_type is 'resnet'; allowed"),
     ],

@@ -173,8 +173,8 @@ def test_what_training_alone_reads_may_differ(tmp_path):
 @pytest.mark.parametrize(
     "content, message",
     [
-        (b"{", "config.json is no JSON .*; allowed is an object"),
-        (b"\xff", "config.json is no JSON"),
+        (b"{", "config.json is not JSON .*; allowed is an object"),
+        (b"\xff", "config.json is not JSON"),
         (b"[]", "config.json is a list; allowed is an object"),
         (
             b'{"model": {}}',
