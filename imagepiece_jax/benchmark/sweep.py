@@ -20,6 +20,7 @@ from imagepiece_jax.evaluate.statistics import Estimate
 from imagepiece_jax.pretrained.load import Weights
 from imagepiece_jax.reduction import settings
 from imagepiece_jax.reduction.settings import DENSE
+from imagepiece_jax.reduction.sweep_text import naming
 
 HEAD = ["setting", "acc1, %", "to dense, points (paired)", "acc5, %", "tokens", "GMACs"]
 
@@ -39,9 +40,11 @@ def run(
     Returns the rows.
     Raises InputError, before anything is measured, for a reduction that does not fit.
     """
-    reductions = [DENSE, *(r for r in reductions if r["name"] != DENSE["name"])]
+    usual = settings.completed(DENSE)
+    reductions = [DENSE, *(r for r in reductions if settings.completed(r) != usual)]
     for reduction in reductions:
-        weights.model(reduction)  # every mistake before the first evaluation
+        with naming(reduction):  # every mistake before the first evaluation
+            weights.model(reduction)
     folder = pathlib.Path(folder)
     make_folder("--out", folder)
     rows, dense = [], None

@@ -223,7 +223,7 @@ def unresized(image, size, small=False):
         why = f", as evaluation uses all of up to {SMALL}x{SMALL}" * small
         raise InputError(
             f"the image has {described(actual)} pixels and is used unresized{why}: "
-            f"config.image_size={size} needs {described(size)}"
+            f"config.image_size={size} needs {described(size)}; scale it to that first"
         )
     return image
 

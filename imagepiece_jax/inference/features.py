@@ -19,6 +19,7 @@ from flax import errors
 from flax import linen as nn
 
 from imagepiece_jax.common.fields import is_whole
+from imagepiece_jax.common.progress import working
 from imagepiece_jax.data.normalize import as_normalized, warn_of_range
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.block import Block
@@ -107,7 +108,10 @@ def features(
             "fill is 'class', but this model has no class token; allowed are last, zero"
         )
     try:
-        return _extract(variables, images, model, blocks, norm, reshape, fill, fuser)
+        with working("compiling the features"):  # later calls only start the program
+            return _extract(
+                variables, images, model, blocks, norm, reshape, fill, fuser
+            )
     except errors.FlaxError:
         check_variables(model, variables, size)
         raise

@@ -228,7 +228,7 @@ def _names(labels, classes):
         )
     if len(labels) != classes:
         raise InputError(
-            f"labels has {len(labels)} names; the model has {classes} classes"
+            f"labels has length {len(labels)}; the model has {classes} classes"
         )
     return labels
 

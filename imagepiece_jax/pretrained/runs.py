@@ -195,8 +195,8 @@ def read_class_names(folder: pathlib.Path, classes: int) -> tuple | None:
         raise InputError(f"{path} is no list of names, one for each class")
     if len(names) != classes:
         raise InputError(
-            f"{path} has {len(names)} names, but the run has {classes} classes: "
-            "allowed is one for each, or no such file"
+            f"{path} is a list of length {len(names)}, but the run has {classes} "
+            "classes: allowed is a name for each, or no such file"
         )
     return tuple(names)
 

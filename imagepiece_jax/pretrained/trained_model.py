@@ -41,7 +41,7 @@ WEIGHTS = hub.WEIGHTS[0]
 CARD = "README.md"
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Pretrained:
     """A model, its variables, and what is known of both.
 
@@ -63,18 +63,14 @@ class Pretrained:
     """
 
     model: ViT
-    variables: Mapping[str, Any] = dataclasses.field(repr=False)
+    variables: Mapping[str, Any]
     reduction: Mapping[str, Any] | None = None
     preprocessing: Preprocessing | None = None
-    class_names: tuple[str | None, ...] | None = dataclasses.field(
-        default=None, repr=False
-    )
+    class_names: tuple[str | None, ...] | None = None
     name: str | None = None
-    origin: Any = dataclasses.field(default=None, repr=False)
+    origin: Any = None
     untrained: bool = False
-    selectors: Mapping[str, np.ndarray] = dataclasses.field(
-        default_factory=dict, repr=False
-    )
+    selectors: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @of_keywords
     def __post_init__(self):
@@ -95,7 +91,7 @@ class Pretrained:
             )
         if names is not None and len(names) != model.num_classes:
             raise InputError(
-                f"class_names has {len(names)} names; the model has "
+                f"class_names has length {len(names)}; the model has "
                 f"{model.num_classes} classes"
             )
         put("class_names", names if names is None else tuple(names))
@@ -111,6 +107,13 @@ class Pretrained:
         elif self.reduction is not None:
             self._check_reduction()
             put("reduction", split_reduction(self.reduction)[0])
+
+    def __repr__(self):
+        # Short: the model's own goes on for pages.
+        return (
+            f"<Pretrained {self.name or 'ViT'}: {self.label}, images of "
+            f"{described(self.image_size)}, {self.model.num_classes} classes>"
+        )
 
     def _check_reduction(self):
         """InputError where the model was made with another reduction."""

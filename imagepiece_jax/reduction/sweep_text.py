@@ -4,6 +4,7 @@ benchmark/sweep.py measures them.
 """
 
 import ast
+import contextlib
 import itertools
 
 from imagepiece_jax.errors import InputError, closest
@@ -74,8 +75,22 @@ def parse_sweeps(texts):
     return reductions
 
 
+@contextlib.contextmanager
+def naming(reduction):
+    """While entered, an InputError says which reduction of --sweep it is about.
+
+    reduction: one of `parse_sweeps`, or None, which adds nothing
+    """
+    try:
+        yield
+    except InputError as error:
+        if reduction is None:
+            raise
+        raise InputError(f"--sweep {label(reduction)}: {error}") from error
+
+
 def _split_at_commas(values):
-    """Parts between the commas that are outside of brackets."""
+    """Parts between the commas that are outside brackets."""
     parts, depth = [""], 0
     for letter in values:
         depth += (letter in "([") - (letter in ")]")

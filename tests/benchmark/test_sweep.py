@@ -40,6 +40,7 @@ def test_sweep_writes_rows_table_and_plot(tmp_path, checkpoint):
         *("--weights", path, "--out", tmp_path / "out"),
         *("--sweep", "evit:blocks=(1,):keep_rate=1.0"),
         *("--sweep", "tome:r=16"),
+        *("--sweep", "none:prop_attn=true,false"),
     )
     assert ended.status == 0, ended
     text = (tmp_path / "out" / "sweep.jsonl").read_text()
@@ -48,8 +49,9 @@ def test_sweep_writes_rows_table_and_plot(tmp_path, checkpoint):
         "dense",
         "evit blocks=(1,) keep_rate=1.0",
         "tome r=16",
+        "dense prop_attn=True",
     ]
-    assert [row["tokens"] for row in rows] == [65, 65, 33]
+    assert [row["tokens"] for row in rows] == [65, 65, 33, 65]
     assert all(row["images"] == 359 for row in rows)
     assert all(row["acc5"] > row["acc1"] for row in rows)
     dense, same = rows[:2]
@@ -58,7 +60,7 @@ def test_sweep_writes_rows_table_and_plot(tmp_path, checkpoint):
     assert dense["acc1_low"] < dense["acc1"] < dense["acc1_high"]
     assert dense["gmacs"] == same["gmacs"] > rows[2]["gmacs"]
     table = (tmp_path / "out" / "sweep.md").read_text()
-    assert table.count("\n| ") == 1 + 3 and "359 images" in table
+    assert table.count("\n| ") == 1 + 4 and "359 images" in table
     # Models that do not take turns have no speeds that can be compared.
     assert "img/s" not in table + ended.out and "throughput" not in text
     with Image.open(tmp_path / "out" / "sweep.png") as picture:

@@ -75,7 +75,7 @@ def test_images_are_resized_unless_told_otherwise(tmp_path):
     [
         ([], "no image is named"),
         (["--json=no/p.json", "a.png"], "--json no/p.json cannot be written"),
-        (["--labels=imagenet", "images"], "labels has 1000 names; the model has 7"),
+        (["--labels=imagenet", "images"], "labels has length 1000; the model has 7"),
     ],
 )
 def test_mistakes(folder, monkeypatch, words, text):

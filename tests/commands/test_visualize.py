@@ -129,6 +129,10 @@ def test_a_config_defines_the_model_and_flags_come_in_any_order(
             "none of 1 files can be read, the first is a.png;",
         ),
         (["--weights={w}", "a.png", "--sweep=evil"], "--sweep evil: 'evil' is no"),
+        (
+            ["--weights={w}", "{a}", "--sweep=tome:r=4", "--sweep=evit:blocks=(30,)"],
+            "--sweep evit blocks=(30,): weights file {w}: config.reduction has a st",
+        ),
         (["--weights=w.npz", "a.png", "--blocks=1,x"], "--blocks has 'x'; allowed are"),
         (["--weights={w}", "{a}", "--blocks=0,99"], "--blocks has 99; allowed are 0 "),
         (["--weights={w}", "{a}", "--out={a}"], "--out {a} cannot be made (Not a dir"),

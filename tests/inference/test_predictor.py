@@ -102,7 +102,7 @@ def test_what_comes_before_a_failing_source_is_answered(predictor, pictures):
 
 def test_labels_by_the_name_of_their_set(trained):
     model, variables = trained
-    with pytest.raises(InputError, match="labels has 1000 names; the model has 7 "):
+    with pytest.raises(InputError, match="labels has length 1000; the model has 7 "):
         imagepiece_jax.Predictor(Pretrained(model, variables), labels="imagenet")
     with pytest.raises(InputError, match="labels is 'cifar'; allowed are 'imagenet'"):
         imagepiece_jax.Predictor(Pretrained(model, variables), labels="cifar")
@@ -290,7 +290,7 @@ def test_what_is_no_image(predictor, image, message):
     "options, message",
     [
         ({"labels": 7}, "labels is 7; allowed are 'imagenet', and a list of names"),
-        ({"labels": ["cat"]}, "labels has 1 names; the model has 7 classes"),
+        ({"labels": ["cat"]}, "labels has length 1; the model has 7 classes"),
         ({"top": 8}, "top is 8; allowed are 1 to 7"),
         ({"resize": "big"}, "resize is 'big'; allowed are 'deit', 'none'"),
         ({"batch_size": -1}, "batch_size is -1"),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import imagepiece_jax
+from imagepiece_jax.common import progress
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference.features import features
@@ -105,7 +106,7 @@ def test_a_pooled_vector_is_what_the_head_reads():
     close(found.pooled, slow_norm(mean, variables["params"]["fc_norm"]))
 
 
-def test_it_is_part_of_the_package_and_of_other_programs():
+def test_it_is_part_of_the_package_and_of_other_programs(monkeypatch, capsys):
     model, variables = small(depth=1)
     assert inspect.unwrap(imagepiece_jax.features) is inspect.unwrap(features)
 
@@ -115,7 +116,9 @@ def test_it_is_part_of_the_package_and_of_other_programs():
             axis=-1
         )
 
+    monkeypatch.setattr(progress, "PATIENCE", 0.0)
     found = features(Pretrained(model, variables), tiny.images(2))
+    assert capsys.readouterr().err == "compiling the features ..\n"
     close(norms(variables, tiny.images(2)), (found.patches**2).sum(axis=-1))
 
 
