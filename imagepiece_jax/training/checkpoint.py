@@ -34,11 +34,13 @@ KEEP = 2  # of each kind: one more than needed, in case the newest is damaged
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """What a checkpoint holds beside the state's arrays, as JSON values.
+    """What a checkpoint holds besides the state's arrays, as JSON values.
 
-    images: in the training and the test split; digest: of their content, likewise;
-    best: step and accuracy of the best evaluation; last: figures of the last one, and
-    evaluated: its step.
+    images: numbers of them in the training and the test split
+    digest: of the content of both splits
+    best: step and accuracy of the best evaluation
+    last: figures of the last evaluation
+    evaluated: the step of the last evaluation
     """
 
     images: list[int]
@@ -48,7 +50,7 @@ class Progress:
     evaluated: int = 0
 
     def with_evaluation(self, step: int, figures: dict, best_by: str) -> "Progress":
-        """With the figures of an evaluation, of which `best_by` chooses the best."""
+        """With an evaluation after `step`; best_by: the figure that says how good."""
         best = self.best
         if figures[best_by] > best["acc1"]:
             best = {"acc1": figures[best_by], "step": step}
@@ -90,11 +92,12 @@ class Checkpoints:
     several processes, every process makes the same calls with the same values, on a
     file system that all of them see; process 0 decides what is there.
 
-    `keep_every`: steps that are multiples of it are never removed (0: only the newest
-    two are kept). `save_every`: see `due`. `lock`: the RunLock of the workdir.
-
-    What cannot be written is a RunError: of `save` itself, or, as writing continues in
-    the background, of the next call of `save`, `wait` or `close`.
+    keep_every: multiples of so many steps are never removed; 0: only the newest two are
+        kept
+    save_every: see `due`
+    lock: the RunLock of the workdir
+    Raises RunError for what cannot be written: from `save` itself, or, as writing
+        continues in the background, from the next `save`, `wait` or `close`.
     """
 
     def __init__(self, workdir, keep_every=0, save_every=0, lock=None):
@@ -133,10 +136,13 @@ class Checkpoints:
         self._save("best", step, state, meta)
 
     def check_room(self, state, steps):
-        """InputError where the disk cannot hold the checkpoints of so many steps.
+        """Raise InputError where the disk cannot hold a run's checkpoints.
 
-        `state`: any tree with its shapes and dtypes. Counted are the newest of each
-        kind and one more being written, and those that are never removed.
+        Counted are the newest of each kind and one more being written, and those that
+        are never removed.
+
+        state: any tree with its shapes and dtypes
+        steps: of the whole run
         """
         size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
         count = len(KINDS) * (KEEP + 1)
@@ -158,10 +164,10 @@ class Checkpoints:
         return max(self._steps("latest"), default=None)
 
     def restore(self, abstract_state, step=None):
-        """The newest undamaged step, or exactly `step`: (state, meta, step).
+        """(state, meta, step) of the newest undamaged step, or of exactly `step`.
 
-        `abstract_state` has the structure of the state and leaves with `shape` and
-        `dtype`. InputError for a step that does not fit it, and where there is none.
+        abstract_state: the state's structure, whose leaves have `shape` and `dtype`
+        Raises InputError for a step that does not fit it, and where there is none.
         """
         wanted = _leaves_by_name(abstract_state)
 
@@ -177,9 +183,11 @@ class Checkpoints:
     def restore_variables(self, which="best", optimizer=False):
         """The newest undamaged step, whatever its structure.
 
-        A dict by the state's field names ("params", "batch_stats", "step", ...) of
-        nested dicts of NumPy arrays; `which` is "best" or "latest". `optimizer`: also
-        read the optimizer's state ("opt_state").
+        which: "best" or "latest"
+        optimizer: also read the optimizer's state ("opt_state")
+        Returns nested dicts of NumPy arrays by the state's field names ("params",
+            "batch_stats", "step", ...).
+        Raises InputError where there is none.
         """
         if which not in KINDS:
             raise InputError(f"checkpoint {which!r}: allowed are {' and '.join(KINDS)}")
@@ -238,7 +246,7 @@ class Checkpoints:
             ) from error
 
     def _check_lock(self):
-        """RunError if the workdir has vanished, which explains any other error."""
+        """Raise RunError if the workdir has vanished, which explains any other one."""
         if self._lock is not None:
             self._lock.check()
 

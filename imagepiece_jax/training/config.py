@@ -198,7 +198,10 @@ class RunConfig(CheckedFields):
         return self._model(None, **changes)
 
     def create_train_model(self, epoch: int, axis_name: str | None = None) -> "ViT":
-        """The model as `epoch` trains it: masked, or with that epoch's rate."""
+        """The model as `epoch` (from 0) trains it: masked, or with that epoch's rate.
+
+        axis_name: synchronizes batch norm
+        """
         reduction = self.reduction
         if rate_at := self.create_method().rate_at:
             reduction = {**reduction, "keep_rate": rate_at(epoch)}
@@ -231,7 +234,13 @@ class RunConfig(CheckedFields):
     def source(
         self, split: str, labels_by_name: Mapping[str, int] | None = None
     ) -> Source:
-        """The images of `split`; labels that the loss does not read are not read."""
+        """The images of `split`, "train" or "val".
+
+        Labels that the loss does not read are not read.
+
+        labels_by_name: see `data.sources.open_source`
+        Raises InputError where they cannot be opened or do not fit the config.
+        """
         return self.data.source(
             split, self.num_classes, not self.distill.unlabeled, labels_by_name
         )
@@ -242,7 +251,7 @@ class RunConfig(CheckedFields):
         return Length(steps, self.optim.epochs, self.eval_every_epochs)
 
     def check_training(self, placement: Placement):
-        """InputError for a model without a loss, or batches that do not divide.
+        """Raise InputError for a model without a loss, or batches that do not divide.
 
         The loss is not scaled, which float16 would need.
         """
@@ -272,7 +281,10 @@ class RunConfig(CheckedFields):
     def eval_batches(
         self, source: Source, placement: Placement, batch_size: int | None = None
     ) -> Iterator:
-        """The batches of one pass over `source` in this process."""
+        """The batches of one pass over `source` in this process.
+
+        batch_size: over all processes; None: `rounded_eval_batch`
+        """
         return loader.eval_batches(
             source,
             self.eval_transform(),
@@ -312,8 +324,9 @@ class Length:
 class Data:
     """Both splits of a run: images, and this process's share of their batches.
 
-    length: of a run over them; training: a function of `start_step` and `stop_step`,
-        the batches of these steps; evaluation: those of one pass over `val`
+    length: of a run over them
+    training: called with `start_step` and `stop_step`, the batches of these steps
+    evaluation: the batches of one pass over `val`
     """
 
     def __init__(self, run: RunConfig, placement: Placement):
@@ -343,10 +356,10 @@ class Data:
 
     @property
     def images(self) -> list[int]:
-        """Numbers of images."""
+        """Numbers of training and of test images."""
         return [len(self.train), len(self.val)]
 
     def digest(self) -> list[str]:
-        """Of the content of both splits; long for files over a network."""
+        """Digests of the content of both splits; slow for files over a network."""
         with working("making a digest of the data"):
             return [self.train.digest, self.val.digest]

@@ -78,11 +78,13 @@ def find_job(
     process_id: int | None = None,
     environment=os.environ,
 ) -> Job | None:
-    """Return the `Job` of this process from flags and environment; None: it is alone.
+    """The `Job` of this process, from flags and environment; None: it is alone.
 
     coordinator: "host:port" of process 0; None or "auto": from SLURM or Open MPI, which
-    also give the two numbers where they are None. num_processes 1: alone in any case.
-    InputError for what does not fit together.
+        also give the two numbers where they are None
+    num_processes: 1 alone makes it a run of its own under any scheduler
+    process_id: from 0
+    Raises InputError for what does not fit together.
     """
     if num_processes == 1 and coordinator is None and process_id in (None, 0):
         return None
@@ -154,7 +156,7 @@ class _Tasks:
 
 
 def _slurm(environment):
-    """The tasks of this `srun`, or None outside of one.
+    """The tasks of this `srun`, or None outside one.
 
     A batch script and an interactive shell have variables of the job, but only what
     `srun` starts has those of a step.
@@ -176,7 +178,7 @@ def _slurm(environment):
 
 
 def _open_mpi(environment):
-    """The processes of this `mpirun`, or None outside of one.
+    """The processes of this `mpirun`, or None outside one.
 
     On one host they meet there: Open MPI 5 does not say where process 0 is.
     """
@@ -199,11 +201,14 @@ def _open_mpi(environment):
 def joined(job: Job | None):
     """While entered, this process is one of those of `job`.
 
-    Enter it before anything else uses JAX; None: the process is alone, and nothing
-    happens. A process that can no longer reach the others ends with one sentence and
-    status 1; at Ctrl-C and SIGTERM it ends at once, but for what is caught inside. An
-    exception that leaves this block ends the others in the same way.
-    InputError where the processes cannot meet or have unequal numbers of devices.
+    Enter it before anything else uses JAX. A process that can no longer reach the
+    others ends with one sentence and status 1; at Ctrl-C and SIGTERM it ends at once,
+    unless they are caught inside. An exception that leaves this block ends the others
+    in the same way.
+
+    job: None where the process is alone: nothing happens
+    Raises InputError where the processes cannot meet or have unequal numbers of
+        devices.
     """
     if job is None:
         yield
@@ -265,7 +270,7 @@ def _initialize(job):
 
 
 def _check_address(job):
-    """InputError for an unknown host, or a port that another program has opened.
+    """Raise InputError for an unknown host, or a port that another program has opened.
 
     JAX would wait for the host, and crash at the port.
     """
@@ -291,7 +296,7 @@ def _check_address(job):
 
 
 def check_devices(devices):
-    """InputError where the processes do not have equally many of `devices`."""
+    """Raise InputError where processes have unequal numbers of `devices`."""
     counts = collections.Counter(device.process_index for device in devices)
     for process, count in counts.items():
         if count != counts[0]:
@@ -302,7 +307,7 @@ def check_devices(devices):
 
 
 def check_same_settings(dry_run: bool, config: dict, model, data):
-    """InputError where the processes of a run disagree on what they are to do.
+    """Raise InputError where the processes of a run disagree on what they are to do.
 
     config: nested dict of JSON values, of which `OF_ONE_HOST` may differ
     model: whose attention and kernels depend on the devices where they are "auto"
@@ -327,7 +332,7 @@ def check_same_settings(dry_run: bool, config: dict, model, data):
 
 
 def check_same_start(step: int, arrays):
-    """InputError where they start from other steps, or other trees of first arrays."""
+    """Raise InputError where they start from other steps, or other trees of arrays."""
     checksum = 0
     if parallel.process_count() > 1:
         for leaf in jax.tree.leaves(arrays):

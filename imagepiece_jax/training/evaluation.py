@@ -29,10 +29,12 @@ SMALLEST, WIDEST = 64, 1200  # pixels: a side of a small image, a panel's width
 class Evaluation:
     """Evaluates a `Run` between its steps.
 
-    What evaluates is compiled when this is made, before there is anything to save; what
-    shows a batch of training images when the first is shown.
+    Its program is compiled when this is made, before there is anything to save; that of
+    a batch of training images, when the first is shown.
 
-    reader: the DataLoader of the run; log: its RunLog; request: its StopRequest.
+    reader: the DataLoader of the run
+    log: its RunLog
+    request: its StopRequest
     """
 
     def __init__(self, run, reader, log, request):
@@ -55,7 +57,7 @@ class Evaluation:
     def log_dense(self, variables):
         """Log the accuracy of the dense model that the run starts from.
 
-        After a signal nothing is logged.
+        After a signal, nothing is logged.
         """
         variables = parallel.replicate(variables)
         with self._request.ending_at_once():
@@ -66,7 +68,7 @@ class Evaluation:
             self._log.evaluation("init", 0, figures, what)
 
     def after_step(self):
-        """The run's Progress with its accuracy now; after a signal unchanged."""
+        """The run's Progress with its accuracy now; unchanged after a signal."""
         run, log = self._run, self._log
         log.flush()
         state = run.state
@@ -103,7 +105,7 @@ class SampleImages:
     """Sample images of one run: of a batch, and what becomes of the tokens.
 
     config.pictures test images are followed through `model`; 0 switches all images off.
-    Those are read, and the program is compiled, when this is made.
+    They are read, and the program is compiled, when this is made.
     """
 
     def __init__(self, config, workdir, model, source, transform):
@@ -178,6 +180,8 @@ def examples(source, transform, count):
     """Up to `count` readable test images, transformed, and their titles.
 
     They are spread over the split, which is often sorted by class.
+
+    Returns uint8 [B, H, W, 3], where B is `count` at most, and B strings.
     """
     count = min(count, len(source))
     images, titles = [], []
@@ -198,11 +202,16 @@ def reducing_blocks(model):
 
 
 def save_token_picture(workdir, model, variables, images, titles, decide=None):
-    """Write a PNG of the tokens of some test images; returns its path.
+    """Write a PNG of the tokens of some test images.
 
-    images: uint8 [B, H, W, 3]. Blocks after a soft reduction, whose tokens hold a share
-    of every patch, are left out; None, and no file, where no block remains. decide:
-    `_decide`, if compiled already. RunError where it cannot be written.
+    Blocks after a soft reduction, whose tokens hold a share of every patch, are left
+    out.
+
+    images: uint8 [B, H, W, 3]
+    titles: one for each image
+    decide: `_decide`, if compiled already
+    Returns its path; None, and writes no file, where no block remains.
+    Raises RunError where it cannot be written.
     """
     blocks = reducing_blocks(model)
     decide = decide or functools.partial(_decide, model=model)

@@ -16,7 +16,7 @@ from imagepiece_jax.pretrained.runs import IMAGENET
 from imagepiece_jax.training import run_dir
 from imagepiece_jax.training.config import RunConfig
 
-# What no tensor tells of an architecture, and logits depend on.
+# Fields of an architecture that no tensor shows, and that logits depend on.
 UNTOLD = ("gelu", "norm_eps", "rotary", "pool", "pool_include_prefix")
 
 
@@ -44,11 +44,11 @@ class InitialWeights:
     def settle_normalization(self, workdir) -> list[str]:
         """Fill in config.model.mean and std where both are empty.
 
-        A run in `workdir` has its own; a new one takes those of the weights that it
-        starts or learns from, else those of the model's name, else ImageNet's; of a
-        teacher that may have others, only where it starts from none.
+        A run in `workdir` has its own. A new one takes those of the weights that it
+        starts or learns from, else those of the model's name, else ImageNet's. A
+        teacher that may have others counts only where the run starts from no weights.
 
-        Returns a line for each of these weights without them.
+        Returns a line for each of these weights that does not say its own.
         """
         config = self._config
         if config.model.get("mean") is not None or config.model.get("std") is not None:
@@ -158,7 +158,10 @@ class InitialWeights:
         return self._fitted(self.start, dense)
 
     def teacher_variables(self, model):
-        """The frozen variables of the method's teacher, a dense `model`."""
+        """The frozen variables of the method's teacher, a dense `model`.
+
+        Raises InputError where config.teacher.weights is empty or does not fit.
+        """
         if not self._config.teacher.weights:
             raise InputError(
                 "config.teacher.weights is empty, but "
@@ -173,8 +176,8 @@ class InitialWeights:
     def _fitted(self, weights, model, fresh=()):
         """Variables of `model`; InputError where the weights do not fit.
 
-        Nor do they where they were trained with a function, or for images, that no
-        tensor tells and that is another here.
+        They do not fit either where they were trained with a function, or for images,
+        that no tensor shows and that is another here.
         """
         config, size, stated = self._config, self._config.image_size, weights.stated
         facts = registry.facts(stated.name)

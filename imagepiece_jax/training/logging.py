@@ -35,9 +35,9 @@ QUEUE = 10_000
 class MetricWriter:
     """Appends lines to `workdir/metrics.jsonl` and scalars to `workdir/tensorboard`.
 
-    `step` is the one that the run resumes from: later lines, which a killed run left
-    behind, are cut, and so is an unfinished last line. 0 means that nothing was
-    restored: every line goes. Where `is_main` is false nothing is written.
+    step: the one that the run resumes from: later lines, which a killed run left, are
+        cut, and so is an unfinished last one; 0 where nothing was restored: all are cut
+    is_main: whether anything is written
     """
 
     def __init__(self, workdir, step=0, is_main=True):
@@ -59,12 +59,15 @@ class MetricWriter:
         )
 
     def write_line(self, kind, step, **values):
-        """One line: `kind` ("train", "eval", ...), `step`, then `values` as given.
+        """Write one line, and its finite numbers to TensorBoard as `kind/name`.
 
-        Values are strings, None, or numbers (0-d arrays too); NaN and infinities become
-        null. Finite numbers go to TensorBoard as `kind/name`. The line is on disk when
-        this returns: write a step's lines before saving its checkpoint, else a kill
-        between the two loses them.
+        The line is on disk when this returns: write a step's lines before saving its
+        checkpoint, else a kill between the two loses them.
+
+        kind: "train", "eval", ...
+        values: strings, None, or numbers (0-d arrays too); NaN and infinities become
+            null
+        Raises RunError where the line cannot be written.
         """
         if self._lines is None:
             return
@@ -92,8 +95,8 @@ class MetricWriter:
 def read_metrics(workdir):
     """The lines of `workdir/metrics.jsonl` as dicts, in order; [] where there is none.
 
-    An unfinished last line is left out; any other line that is no JSON object with a
-    step is an InputError.
+    An unfinished last line is left out.
+    Raises InputError for any other line that is no JSON object with a step.
     """
     return [line for _, line in _parse(pathlib.Path(workdir) / FILE)]
 
@@ -146,11 +149,16 @@ def say(text):
 
 
 class RunLog:
-    """The output of one run after `step`, from 0, of `length` steps; config: RunConfig.
+    """The output of one run.
 
-    `last_saved()` is the step of the newest checkpoint, or None, for the message of a
-    run that cannot continue. With `config.progress` there is a bar with the time left
-    where the output is a terminal; without a bar, a line whenever metrics are logged.
+    With `config.progress` there is a bar with the time left where the output is a
+    terminal; without a bar, a line whenever metrics are logged.
+
+    config: the RunConfig
+    length: the run's Length
+    step: the one that it resumes from, 0 where it starts
+    last_saved: returns the step of the newest checkpoint, or None, for the message of a
+        run that cannot continue
     """
 
     def __init__(self, workdir, config, length, step, last_saved):
@@ -228,7 +236,10 @@ class RunLog:
         self._waiting = step, metrics
 
     def flush(self):
-        """Write the metrics taken last. RunError after too many skipped steps."""
+        """Write the metrics taken last.
+
+        Raises RunError after too many skipped steps in a row.
+        """
         if self._waiting is None:
             return
         (step, metrics), self._waiting = self._waiting, None
@@ -263,7 +274,11 @@ class RunLog:
             self.restart_clock()
 
     def evaluation(self, kind, step, result, what="test accuracy"):
-        """Write and print the `result` of an evaluation after `step`."""
+        """Write and print the figures of an evaluation after `step`.
+
+        kind: "eval", or "init" before the first step
+        what: the name of the accuracy in the printed line
+        """
         epoch = step / self._length.steps_per_epoch
         self._writer.write_line(kind, step, epoch=epoch, **result)
         text = f"epoch {epoch:g}, step {step}: {what} {result['acc1']:.2f} %"

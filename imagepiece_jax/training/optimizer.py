@@ -19,8 +19,9 @@ NEVER_DECAYED = ("bias", "pos_embed", "cls_token", "dist_token", "reg_token")
 def create(optim: OptimConfig, steps_per_epoch: int, param_groups=None):
     """(learning rate as a function of the step, optax transformation) of a run.
 
-    param_groups: of a method whose parameters have rates of their own. InputError for a
-    warm-up longer than the run.
+    param_groups: of a method whose parameters have rates of their own, see
+        `scale_by_group`
+    Raises InputError for a warm-up longer than the run.
     """
     if optim.warmup_epochs > optim.epochs:
         optim.refuse("warmup_epochs", f"0 to config.epochs, {optim.epochs}")
@@ -61,9 +62,10 @@ def learning_rate(step, optim: OptimConfig, steps_per_epoch: int):
 
 
 def decay_mask(params):
-    """True where weight decay acts: no 1-D parameter, bias, position or prefix token.
+    """True where weight decay acts: on no 1-D parameter, bias, position, prefix token.
 
-    1-D covers the scales of layer and batch norm. Same tree as `params`, Python bools.
+    1-D covers the scales of layer and batch norm. The tree is that of `params`, of
+    Python bools.
     """
 
     def decays(path, leaf):
@@ -95,12 +97,13 @@ def adamw(optim: OptimConfig, rate):
 
 
 def scale_by_group(group_of, rate, peak, steps_per_epoch):
-    """Scale AdamW's updates, made with `rate(step)`, where a parameter has its own
-    rate.
+    """Scale AdamW's updates where a parameter has a rate of its own.
 
-    `group_of(path)` is the ParamGroup of a path ("blocks_3/attn/q/kernel"): its `lr`
-    maps (the schedule's rate, its peak) to the rate it gets, and whose updates are zero
-    in its first `frozen_epochs`. Moments are updated meanwhile, as with a rate of zero.
+    group_of: from a path ("blocks_3/attn/q/kernel") to its ParamGroup, or None. The
+        group's `lr` maps (the schedule's rate, its peak) to its rate; updates are zero
+        in its first `frozen_epochs`, in which moments change, as with a rate of zero
+    rate: the schedule's, by step, with which the updates were made
+    peak: the schedule's highest rate
     """
 
     def factor(path, step):
@@ -128,7 +131,7 @@ def scale_by_group(group_of, rate, peak, steps_per_epoch):
 def global_norm(tree):
     """Root of the sum of the squares of all leaves together, float32 [].
 
-    One sum over all of them: on GPUs one kernel, instead of one or two a leaf.
+    One sum over all of them: on GPUs one kernel, instead of one or two per leaf.
     """
     leaves = [leaf.astype(jnp.float32).ravel() for leaf in jax.tree.leaves(tree)]
     return jnp.sqrt(jnp.sum(jnp.concatenate(leaves) ** 2))

@@ -25,8 +25,8 @@ class StopRequest:
     The main thread calls `asked` as often as it can, and saves where that gives a
     signal. Until then a second signal, if it is Ctrl-C, ends the process at once.
 
-    agree: returns the number that all processes of a run agree on; see
-    `parallel.max_over_processes`.
+    agree: from this process's signal, or 0, to the one that all processes of a run
+        agree on; see `parallel.max_over_processes`
     """
 
     def __init__(self, agree=int):
@@ -61,7 +61,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def ending_at_once(self):
-        """In here a signal ends the process: there is nothing to save."""
+        """While entered, a signal ends the process: there is nothing to save."""
         self._at_once = True
         if self._signum:  # arrived before
             _end(self._signum, "stopped with nothing to save")
@@ -81,7 +81,7 @@ class StopRequest:
         return self._agreed
 
     def ignore_signals(self):
-        """From now on, until this is left, signals change nothing."""
+        """Ignore signals from now on, until this is left."""
         if self._writer is None:
             return
         signal.set_wakeup_fd(-1)
@@ -90,7 +90,7 @@ class StopRequest:
         self._thread.join()
 
     def until_asked(self, items):
-        """Yield the items; after a signal, Interrupted instead of the next."""
+        """Yield the items; after a signal, raise Interrupted instead of the next."""
         for item in items:
             if self.asked():
                 raise Interrupted

@@ -30,7 +30,7 @@ PLACES = (
 def dry_run(run):
     """Data, learning rate, memory and length of a `Run`, whose last step is compiled.
 
-    InputError where a reduction breaks its contract on two random images.
+    Raises InputError where a reduction breaks its contract on two random images.
     """
     config, length = run.config, run.data.length
     _check_reductions(run)
@@ -90,7 +90,9 @@ def _check_reductions(run):
 def final_table(workdir, config, model, progress):
     """Results of a run: accuracy, tokens, cost, time, and where everything is.
 
-    config: RunConfig; model: as it is evaluated; progress: the run's Progress.
+    config: the RunConfig
+    model: as it is evaluated
+    progress: the run's Progress
     """
     best = progress.best
     macs = model_macs(model, config.image_size) / 1e9

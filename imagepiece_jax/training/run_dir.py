@@ -57,16 +57,17 @@ def took_steps(workdir):
 
 
 def check_config(workdir, config: dict):
-    """InputError where `workdir` holds a run with another config, that took a step.
+    """Check that `workdir` holds no run that took a step with another config.
 
-    config: nested dict of JSON values (tuples count as lists). Every field but
-    `MAY_CHANGE` must be equal; 1, 1.0 and True are three different values. The sentence
-    has the first field that differs, both values, and the ways out. InputError for a
-    config.json of anything else, such as a saved model, which would be replaced.
+    Every field but `MAY_CHANGE` must be equal; 1, 1.0 and True are three values.
+
+    config: nested dict of JSON values (tuples count as lists)
+    Raises InputError for the first field that differs, with the ways out, and for a
+        config.json of anything else, such as a saved model, which would be replaced.
     """
     path = pathlib.Path(workdir) / RUN_CONFIG
     if path.exists() and not (path.with_name(RUN).exists() or took_steps(workdir)):
-        raise InputError(f"{path} is of no run: choose another --workdir")
+        raise InputError(f"{path} is not of a run: choose another --workdir")
     if not path.exists() or not took_steps(workdir):
         return
     old = _flat(with_current_fields(_read(path)))
@@ -89,7 +90,8 @@ def check_config(workdir, config: dict):
 def record_start(workdir, config: dict):
     """Write `config.json` and add this start to `run.json`, with versions and devices.
 
-    The git revision is null outside a git repository. InputError as `check_config`.
+    The git revision is null outside a git repository.
+    Raises InputError as `check_config` does.
     """
     workdir = pathlib.Path(workdir)
     check_config(workdir, config)
@@ -117,10 +119,10 @@ def record_classes(workdir, names):
 
 
 def check_workdir(workdir):
-    """InputError where not every process sees the folder that process 0 writes to.
+    """Raise InputError where a process does not see the folder that process 0 writes.
 
-    The folder is there on process 0's host. Its file system may take a while to show
-    the others what is new.
+    The folder exists on process 0's host. A shared file system may take a while to show
+    it to the others.
     """
     if parallel.process_count() == 1:
         return
@@ -142,7 +144,7 @@ def check_workdir(workdir):
 
 
 def becomes_true(condition):
-    """Wait until `condition()`: False where that takes longer than PATIENCE."""
+    """Wait until `condition()` holds; False where that takes longer than PATIENCE."""
     end = time.monotonic() + PATIENCE
     while not condition():
         if time.monotonic() > end:
@@ -154,8 +156,8 @@ def becomes_true(condition):
 class RunLock(contextlib.AbstractContextManager):
     """While entered, keeps other processes out of `workdir`.
 
-    Entering raises InputError where one is training there, or the folder cannot be made
-    or written.
+    Raises InputError, when entered, where one is training there, or the folder cannot
+    be made or written.
     """
 
     def __init__(self, workdir):
@@ -180,10 +182,10 @@ class RunLock(contextlib.AbstractContextManager):
         return self
 
     def check(self):
-        """RunError if the locked folder is no longer where it was.
+        """Raise RunError if the locked folder is no longer where it was.
 
-        It was moved, removed or unmounted: what is written then would start a new
-        folder, or end up in the removed one.
+        If it was moved, removed or unmounted, what is written would start a new folder,
+        or end up in the removed one.
         """
         if self._file is None:
             return
@@ -229,5 +231,5 @@ def _read(path):
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(
-            f"{path} is no valid JSON ({error}): fix it, or choose another --workdir"
+            f"{path} is not JSON ({error}): fix it, or choose another --workdir"
         ) from None

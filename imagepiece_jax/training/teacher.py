@@ -24,9 +24,10 @@ from imagepiece_jax.training.logging import say
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """A model that is given a student's images, in its own size and normalization.
+    """A model that gets a student's images in its own size and normalization.
 
-    image_size: of the model; mean, std: those that the images are normalized with.
+    image_size: the model's
+    mean, std: the student's, with which the images are normalized
     """
 
     model: ViT
@@ -35,14 +36,14 @@ class Teacher:
     std: tuple[float, ...]
 
     def apply(self, variables, images):
-        """Outputs for the student's images. [B, H, W, 3]."""
+        """Outputs for the student's images [B, H, W, 3]."""
         return self.model.apply(variables, self.seen(images))
 
     def seen(self, images):
-        """The images as this model is to see them: resized, normalized anew.
+        """Images [B, H, W, 3] as this model is to see them: resized, normalized anew.
 
-        Resizing is bicubic and antialiased, as Pillow's, of values that are not
-        rounded. Where size and normalization are the student's nothing is computed.
+        Resizing is bicubic and antialiased, as Pillow's, but of values that are not
+        rounded. Where size and normalization are the student's, nothing is computed.
         """
         batch, *size, channels = images.shape
         wanted = sides(self.image_size)

@@ -31,9 +31,10 @@ from imagepiece_jax.training.optimizer import ema, global_norm, skip_update
 class TrainState:
     """Everything that a run carries from step to step and a checkpoint holds.
 
-    ema: {"params", "batch_stats"} averaged, or None; window: sums of the metrics since
-    the last logged step; skipped: steps in a row, up to this one, that changed nothing.
-    Both are part of the state so that a resumed run equals an uninterrupted one.
+    ema: {"params", "batch_stats"} averaged, or None
+    window: sums of the metrics since the last logged step
+    skipped: steps in a row, up to this one, that changed nothing; part of the state, as
+        `window` is, so that a resumed run equals an uninterrupted one
     """
 
     step: jax.Array
@@ -92,7 +93,7 @@ class Recipe:
 def batch_shapes(run: RunConfig, leading: tuple[int, ...]) -> dict:
     """A batch of the loader, as shapes and types.
 
-    leading: sizes of the first axes, [A, m] or [local devices, A, m].
+    leading: sizes of the first axes, [A, m] or [local devices, A, m]
     """
     side = run.data.canvas or run.image_size
     batch = {
@@ -120,6 +121,7 @@ def create_step(run: RunConfig, model: ViT, optimizer, rate, teacher_model=None)
 
     model: of an epoch, see `RunConfig.create_train_model`
     optimizer, rate: of `optimizer.create`
+    teacher_model: of `teacher.of`, or None
     """
     loss = run.create_method().loss
     return functools.partial(
@@ -134,7 +136,11 @@ def create_step(run: RunConfig, model: ViT, optimizer, rate, teacher_model=None)
 
 
 def init_state(variables, optimizer, with_ema):
-    """State of step 0 from the model's variables."""
+    """State of step 0 from the model's variables.
+
+    optimizer: an optax transformation
+    with_ema: whether the run averages its weights
+    """
     params = variables["params"]
     batch_stats = variables.get("batch_stats", {})
     average = {"params": params, "batch_stats": batch_stats}
@@ -161,21 +167,25 @@ def train_step(
     loss_terms=None,
     teacher_model=None,
 ):
-    """One update: (state, metrics).
-
-    batch: image uint8 [A, m, S, S, 3] and label int32 [A, m] of this device, A
-    micro-batches whose gradients are averaged. `loss_terms(outputs, teacher_outputs)`
-    gives a method's own terms by name, which are added to the loss; `teacher` are the
-    frozen variables of `teacher_model`, None where there is none. The teacher sees the
-    images as the student does, augmented and mixed.
+    """One update.
 
     A step whose loss or gradient norm is not finite is skipped: parameters, statistics,
     averages and the optimizer's moments stay, the step and the schedules advance.
 
-    Metrics are of the whole global batch: loss, grad_norm, lr, the terms, `skipped`
-    (such steps in a row, this one included), and `window`, the sums over the steps
-    since the last logged one that were not skipped, and how many were. Accuracies are
-    by the labels, and where the loss does not read them by the teacher's answers.
+    state: a TrainState
+    batch: image uint8 [A, m, S, S, 3] and label int32 [A, m] of this device, A
+        micro-batches whose gradients are averaged
+    teacher: the frozen variables of `teacher_model`, None where there is none; it sees
+        the images as the student does, augmented and mixed
+    optimizer, rate: of `optimizer.create`
+    recipe: a Recipe
+    loss_terms: from (outputs, teacher_outputs) to a method's own terms by name, which
+        are added to the loss
+    Returns (state, metrics). Metrics are of the whole global batch: loss, grad_norm,
+        lr, the terms, `skipped` (skipped steps in a row, this one included), and
+        `window`, the sums over the steps since the last logged one that were not
+        skipped, and how many were. Accuracies are by the labels, or, where the loss
+        does not read these, by the teacher's answers.
     """
     count, micro_batch = batch["label"].shape
     devices = jax.lax.axis_size(parallel.AXIS)
@@ -277,8 +287,12 @@ def _where(condition, new, old):
 def prepared_images(batch, step, *, model, recipe, count):
     """The first `count` images of this device as `model` sees them, uint8.
 
-    Inside `pmap`; `batch` is one of `train_step`'s and `step` the number that the state
-    had then. Values that no pixel can show (noise of random erasing) are clipped.
+    Inside `pmap`. Values that no pixel can show (noise of random erasing) are clipped.
+
+    batch: as `train_step` takes it
+    step: of the state that takes it, from 0
+    recipe: a Recipe
+    Returns [count, S, S, 3].
     """
     part = jax.tree.map(lambda x: x[0], batch)
     positions = parallel.positions(part["label"].shape[0])
@@ -289,9 +303,10 @@ def prepared_images(batch, step, *, model, recipe, count):
 def _prepare(part, positions, step, index, model, recipe):
     """A micro-batch as it was read -> normalized, mixed images and soft targets.
 
-    part: image uint8 [m, S, S, 3] and label int32 [m], at `positions` [m] of the global
-    batch; canvases, to be cropped, also bring extent int32 [m, 2]. `index` is the
-    micro-batch's.
+    part: image uint8 [m, S, S, 3] and label int32 [m]; canvases, to be cropped, also
+        have extent int32 [m, 2]
+    positions: places in the global batch, [m]
+    index: the micro-batch's
     """
     keys = None
     if recipe.augment.draws:
@@ -341,8 +356,8 @@ def _sums(loss, logits, targets):
 def soft_cross_entropy(logits, targets):
     """Cross entropy with class probabilities: -sum(y log_softmax). [B, C] -> [B].
 
-    `targets` include label smoothing and mixup. Float32 whatever the inputs are; the
-    mean over the batch is left to the caller, who knows devices and padding.
+    `targets` include label smoothing and mixup. It is float32 whatever the inputs are;
+    the mean over the batch is left to the caller, who knows devices and padding.
     """
     chex.assert_rank([logits, targets], 2)
     chex.assert_equal_shape([logits, targets])
@@ -353,8 +368,11 @@ def soft_cross_entropy(logits, targets):
 def distillation(distill: DistillConfig, outputs, targets, teacher_logits):
     """(loss by the labels, {"distill": loss by the teacher}), weighted means.
 
-    (1 - weight) of the loss is by the labels, and `weight` by the teacher. outputs: of
-    the student; targets [B, C] of the labels; teacher_logits [B, C].
+    (1 - weight) of the loss is by the labels, and `weight` by the teacher.
+
+    outputs: the student's
+    targets: of the labels, [B, C]
+    teacher_logits: [B, C]
     """
     first, *second = outputs.head_logits or (outputs.logits,)
     answers = second[0] if second else first
@@ -366,10 +384,10 @@ def distillation(distill: DistillConfig, outputs, targets, teacher_logits):
 
 
 def teacher_distance(distill: DistillConfig, logits, teacher_logits):
-    """Loss by the teacher alone, an image. [B, C] twice -> [B] float32.
+    """Loss by the teacher alone, per image. [B, C] twice -> [B] float32.
 
     Soft: T^2 KL(teacher || student), both softmax(logits / T): what F.kl_div computes
-    of the student's logarithms. T^2 keeps the size of the gradient.
+    from the student's logarithms. T^2 keeps the size of the gradient.
     """
     teacher_logits = jax.lax.stop_gradient(teacher_logits).astype(jnp.float32)
     if distill.kind == "hard":

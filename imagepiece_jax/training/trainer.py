@@ -36,11 +36,16 @@ from imagepiece_jax.training.train_step import (
 
 
 def train_and_evaluate(config, workdir, dry_run: bool = False) -> dict | None:
-    """Train as `config` says in `workdir`; return the results of the last evaluation.
+    """Train as `config` says in `workdir`.
 
     A workdir with checkpoints of the same config is resumed, a finished run only
-    reported. `dry_run` prints plan, cost and memory, and writes nothing. InputError for
-    a config or file that does not fit, RunError where training cannot continue.
+    reported.
+
+    config: a ConfigDict with the fields of configs/base.py
+    dry_run: print plan, cost and memory, and write nothing
+    Returns the figures of the last evaluation; None for a dry run.
+    Raises InputError for a config or file that does not fit, RunError where training
+        cannot continue, Stopped after a signal.
     """
     with Run.open(config, workdir, dry_run) as run:
         steps = run.data.length.steps
@@ -61,7 +66,7 @@ def train_and_evaluate(config, workdir, dry_run: bool = False) -> dict | None:
 
 def _settled(config, workdir, initial: InitialWeights) -> RunConfig:
     """The checked config, with the normalization of the images filled in."""
-    RunConfig.read(config).create_method()  # their mistakes before what is read of it
+    RunConfig.read(config).create_method()  # mistakes in the config come first
     for line in initial.settle_normalization(workdir):
         say(f"note: {line}")
     return RunConfig.read(config)
@@ -100,8 +105,11 @@ class Run:
         """The run of `config` in `workdir`, which is locked while this is entered.
 
         Mistakes are found before anything is written, and leave no folder behind; what
-        one process of several finds is raised in all. A dry run neither writes nor
-        locks. InputError for a config, a file or a workdir that does not fit.
+        one process of several finds is raised in all.
+
+        config: as `train_and_evaluate` takes it
+        dry_run: neither write nor lock
+        Raises InputError for a config, a file or a workdir that does not fit.
         """
         workdir = pathlib.Path(workdir)
         with contextlib.ExitStack() as stack:
@@ -181,8 +189,8 @@ class Run:
     def train(self):
         """Take all remaining steps, with their evaluations and checkpoints.
 
-        After a signal Stopped, once the state is saved; RunError where the run cannot
-        continue.
+        Raises Stopped after a signal, once the state is saved, and RunError where the
+        run cannot continue.
         """
         length, first = self.data.length, self.step + 1
         training = self.data.training(start_step=self.step, stop_step=length.steps)
@@ -277,7 +285,7 @@ class Run:
     def _loader(self, training):
         """One set of readers for the batches of all remaining steps and evaluations.
 
-        These alternate in an order that is known beforehand: readers are never
+        They alternate in an order that is known beforehand, so readers are never
         restarted, and never idle at the end of a turn.
         """
         config, length = self.config.data, self.data.length

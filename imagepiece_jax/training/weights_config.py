@@ -35,8 +35,8 @@ def of_weights(
         say it all
     overrides: what is typed alone: a reduction, an image size, but nothing that the
         weights decide
-    normalization: of --mean and --std, {} where they are not typed, None of a command
-        that has no such flags
+    normalization: of --mean and --std, {} where they are not typed, None for a command
+        without these flags
     Raises InputError for the first contradiction.
     """
     flags = {
@@ -100,8 +100,8 @@ def for_analysis(
 ):
     """The Weights at `path` for what looks into a model.
 
-    Reductions are plain JAX, so that every decision can be seen, and of a run the last
-    checkpoint is taken: the best one was chosen on the images that the figures are of.
+    Reductions are plain JAX, so that every decision can be seen. A run's last
+    checkpoint is taken: the best one was chosen on the images of the figures.
 
     path, config, overrides, normalization, averaged: as `of_weights` takes them, but
         that configs/base.py without overrides says nothing
@@ -115,9 +115,9 @@ def for_analysis(
 
 
 def open_images(run, weights, limit=None):
-    """The test images of a RunConfig, for these weights, and notes on both, to print.
+    """The test images of a RunConfig, for these Weights, and notes on both, to print.
 
-    limit: the first so many images
+    limit: how many of the first images; None: all
     Raises InputError for weights without classes, and for images of other classes.
     """
     path, data, names = str(weights.path), run.data.name, weights.class_names
@@ -147,7 +147,7 @@ def _shifted_labels_note(source, data):
 
 
 def _check_run(config, weights):
-    """Contradiction where a config says another model than that of a run."""
+    """Raise Contradiction where a config describes another model than a run's."""
 
     def decided(model, reduction):
         fields = {"image_size": model.image_size}

@@ -125,7 +125,7 @@ def test_a_run_from_before_randaugment_was_on_the_device_alone(tmp_path):
 def test_unreadable_config_is_named(tmp_path):
     started(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(InputError, match="config.json is no valid JSON"):
+    with pytest.raises(InputError, match="config.json is not JSON"):
         record_start(tmp_path, CONFIG)
 
 
@@ -143,7 +143,9 @@ def test_a_folder_with_the_config_of_a_model_is_not_taken(tmp_path, model):
     (tmp_path / "config.json").write_text(model)
     (tmp_path / "model.safetensors").write_text("weights")
     for check in (check_config, record_start):
-        with pytest.raises(InputError, match="config.json is of no run: choose anoth"):
+        with pytest.raises(
+            InputError, match="config.json is not of a run: choose anoth"
+        ):
             check(tmp_path, CONFIG)
     assert (tmp_path / "config.json").read_text() == model
     names = sorted(path.name for path in tmp_path.iterdir())
